@@ -1,0 +1,163 @@
+"""Corpora → documents: rows rendered by a sandboxed template, drawn by a seed, empty and repeated ones left out."""
+
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from distill_lit.config.schema import CorpusConfig
+from distill_lit.data.sources import Row, check_source, open_source
+from distill_lit.errors import UserError
+
+WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")  # letters, with apostrophes inside
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document. `text`: what is read; of a chat, the contents of its `messages` one below the other."""
+
+    corpus: str
+    text: str
+    messages: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass
+class Counts:
+    """What became of the rows of one corpus: read = documents + duplicates + empty."""
+
+    rows: int = 0
+    documents: int = 0
+    duplicates: int = 0
+    empty: int = 0
+
+
+@dataclass
+class Documents:
+    """All documents of some corpora, and per corpus what was left out."""
+
+    items: list[Document] = field(default_factory=list)
+    counts: dict[str, Counts] = field(default_factory=dict)
+
+    def statistics(self) -> dict[str, Any]:
+        """{rows, documents, duplicates, empty, corpora: {name: the same}}."""
+        total: Counter[str] = Counter()
+        for counts in self.counts.values():
+            total.update(asdict(counts))
+        return {**total, "corpora": {name: asdict(counts) for name, counts in self.counts.items()}}
+
+
+def environment() -> ImmutableSandboxedEnvironment:
+    """Where templates are compiled: no access to attributes of Python, unknown columns raise, and lm-eval's filter
+    `regex_replace`."""
+    sandbox = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    sandbox.filters["regex_replace"] = lambda text, pattern, new="", count=0: re.sub(pattern, new, text, count=count)
+    return sandbox
+
+
+def compile_template(key: str, corpus: CorpusConfig) -> Template:
+    """The template of a corpus. Raises UserError for a syntax error."""
+    try:
+        return environment().from_string(corpus.text)
+    except TemplateSyntaxError as error:
+        raise UserError(f"{key}.text: template line {error.lineno}: {error.message}") from error
+
+
+def check_corpora(corpora: Mapping[str, CorpusConfig], origin: str) -> None:
+    """Raises UserError when no corpus is named or one cannot be read, as far as that shows without fetching."""
+    if not corpora:
+        raise UserError("data.corpora names no corpus; add one, or a corpora/… file to `defaults`")
+    for name, corpus in corpora.items():
+        check_source(_key(name), corpus, origin)
+        compile_template(_key(name), corpus)
+
+
+def identify(corpora: Mapping[str, CorpusConfig], origin: str) -> dict[str, Any]:
+    """JSON-like value that changes when a document can: the config and the hashes of the sources."""
+    return {name: [asdict(corpus), open_source(_key(name), corpus, origin).identity()]
+            for name, corpus in sorted(corpora.items())}
+
+
+def read_documents(corpora: Mapping[str, CorpusConfig], seed: int, origin: str,
+                   advance: Callable[[], Any] = lambda: None) -> Documents:
+    """Every document once, corpus by corpus in the order of their names; `advance` is called for each row.
+
+    Two documents are the same when they differ only in white space. Raises UserError for a row that cannot be
+    rendered and when nothing is left.
+    """
+    found = Documents()
+    seen: set[bytes] = set()
+    for name, corpus in sorted(corpora.items()):
+        counts = found.counts[name] = Counts()
+        for document in _render_corpus(name, corpus, seed, origin):
+            advance()
+            counts.rows += 1
+            digest = _digest(document)
+            if not document.text:
+                counts.empty += 1
+            elif digest in seen:
+                counts.duplicates += 1
+            else:
+                seen.add(digest)
+                counts.documents += 1
+                found.items.append(document)
+    if not found.items:
+        rows = sum(counts.rows for counts in found.counts.values())
+        raise UserError(f"data.corpora: no document left of {rows} rows; all are empty")
+    return found
+
+
+def count_words(documents: list[Document]) -> Counter[str]:
+    """How often each lower-case word occurs."""
+    words: Counter[str] = Counter()
+    for document in documents:
+        words.update(WORD.findall(document.text.lower()))
+    return words
+
+
+def _key(name: str) -> str:
+    return f"data.corpora.{name}"
+
+
+def _digest(document: Document) -> bytes:
+    text = json.dumps(document.messages, sort_keys=True) if document.messages else document.text
+    return blake2b(" ".join(text.split()).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _render_corpus(name: str, corpus: CorpusConfig, seed: int, origin: str) -> Iterator[Document]:
+    source = open_source(_key(name), corpus, origin)
+    template = compile_template(_key(name), corpus)
+    keep = None
+    if corpus.documents and corpus.documents < (rows := source.count()):
+        draw = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        keep = set(draw.choice(rows, corpus.documents, replace=False).tolist())
+    for row in source.rows(keep):
+        yield _chat(name, corpus.messages, row) if corpus.messages else Document(name, _render(name, template, row))
+
+
+def _render(name: str, template: Template, row: Row) -> str:
+    try:
+        return template.render(row).strip()
+    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, OverflowError) as error:
+        raise UserError(f"{_key(name)}.text: {error}; the columns are {', '.join(sorted(row))}") from error
+
+
+def _chat(name: str, column: str, row: Row) -> Document:
+    """A chat document; one without a response from the assistant counts as empty."""
+    if column not in row:
+        raise UserError(f"{_key(name)}.messages: no column {column!r}; the columns are {', '.join(sorted(row))}")
+    messages = row[column]
+    is_chat = isinstance(messages, list) and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages)
+    if not is_chat:
+        raise UserError(f"{_key(name)}.messages: column {column!r} must be a list of {{role, content}} with texts")
+    answered = any(m["role"] == "assistant" and m["content"].strip() for m in messages)
+    text = "\n".join(m["content"] for m in messages).strip() if answered else ""
+    return Document(name, text, tuple({"role": m["role"], "content": m["content"]} for m in messages))

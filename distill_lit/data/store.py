@@ -1,0 +1,69 @@
+"""Arrays on disk: a folder of .npy files that is complete or not there, and opens only if its hashes are right."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from distill_lit.files import read_json, sha256_of, write_json, writing_folder
+
+Arrays = dict[str, np.ndarray]
+_verified: set[tuple[Path, str]] = set()  # (file, sha256) hashed by this process
+
+
+def save_arrays(folder: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+    """Writes `<name>.npy` for every array and manifest.json with their sizes, hashes and `facts`, atomically."""
+    with writing_folder(folder) as place:
+        for name, array in arrays.items():
+            np.save(place / f"{name}.npy", array, allow_pickle=False)
+        files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(place.glob("*.npy"))}
+        write_json(place / "manifest.json", {**facts, "files": files})
+
+
+def open_arrays(folder: Path) -> tuple[Arrays, dict[str, Any]] | None:
+    """(memory-mapped arrays, manifest) of a folder that `save_arrays` wrote; None when it is absent or damaged.
+
+    Sizes are compared at every opening, hashes at the first one of this process.
+    """
+    try:
+        manifest = read_json(folder / "manifest.json")
+        for name, entry in manifest["files"].items():
+            if not _is_intact(folder / name, entry):
+                return None
+        arrays = {Path(name).stem: np.load(folder / name, mmap_mode="r", allow_pickle=False)
+                  for name in manifest["files"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return arrays, manifest
+
+
+def _is_intact(path: Path, entry: Mapping[str, Any]) -> bool:
+    if path.stat().st_size != entry["bytes"]:
+        return False
+    if (path, entry["sha256"]) not in _verified:
+        if sha256_of(path) != entry["sha256"]:
+            return False
+        _verified.add((path, entry["sha256"]))
+    return True
+
+
+def open_or_make(
+    folder: Path, make: Callable[[], tuple[Mapping[str, np.ndarray], Mapping[str, Any]]]
+) -> tuple[Arrays, dict[str, Any]]:
+    """The arrays and manifest of `folder`, made by `make` and saved when they are not there or damaged.
+
+    One process makes them, others wait for it.
+    """
+    found = open_arrays(folder)
+    if found is None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            found = open_arrays(folder)
+            if found is None:
+                save_arrays(folder, *make())
+                found = open_arrays(folder)
+    if found is None:
+        raise OSError(f"{folder} cannot be read back after writing")
+    return found

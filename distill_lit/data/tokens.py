@@ -1,0 +1,105 @@
+"""Documents → one long array of tokens, in the order drawn by the seed."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from distill_lit.data.chat import check_template, encode_chat
+from distill_lit.data.corpora import Document
+from distill_lit.errors import UserError
+from distill_lit.files import sha256_of
+
+BATCH_DOCUMENTS = 512  # encoded together
+TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json",
+                   "chat_template*")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokenised documents. `tokens`, `supervised` (bool): (N,); `offsets` (int64): (documents + 1,), document i is
+    tokens[offsets[i]:offsets[i + 1]]."""
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+    supervised: np.ndarray
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a transformers folder. Raises UserError when there is none."""
+    from transformers import AutoTokenizer
+
+    if not hash_tokenizer(folder):
+        raise UserError(f"{folder} holds no tokenizer")
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def hash_tokenizer(folder: Path) -> dict[str, str]:
+    """{file name: sha256} of everything that decides how text becomes tokens."""
+    names = sorted({p for pattern in TOKENIZER_FILES for p in folder.glob(pattern) if p.is_file()})
+    return {p.name: sha256_of(p) for p in names}
+
+
+def tokenize(documents: list[Document], tokenizer: Any, seed: int, first: int, rest: int) -> Tokens:
+    """Tokens of the documents in an order drawn by `seed`, until there are `rest` tokens after the documents that hold
+    the `first` tokens (rest = 0: of all documents).
+
+    Text ends with the end-of-sequence token, and begins with one of its own only if the tokenizer adds it; all of it is
+    supervised. Of chats only the responses are. Raises UserError for a tokenizer without the token or template needed.
+    """
+    order = np.random.default_rng(seed).permutation(len(documents))
+    pieces: list[np.ndarray] = []
+    marks: list[np.ndarray] = []
+    total = after_first = 0
+    wide = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
+    with _progress() as bar:
+        task = bar.add_task("tokenising", total=len(documents))
+        for ids, supervised in _encode_all([documents[i] for i in order], tokenizer):
+            pieces.append(np.array(ids, dtype=wide))
+            marks.append(np.array(supervised, dtype=bool))
+            after_first += len(ids) if total >= first else 0
+            total += len(ids)
+            bar.advance(task)
+            if rest and after_first >= rest:
+                break
+    offsets = np.cumsum([0, *map(len, pieces)], dtype=np.int64)
+    return Tokens(np.concatenate(pieces), offsets, np.concatenate(marks))
+
+
+def _encode_all(documents: list[Document], tokenizer: Any) -> Iterator[tuple[list[int], list[bool]]]:
+    if any(document.messages for document in documents):
+        check_template(tokenizer)
+    for start in range(0, len(documents), BATCH_DOCUMENTS):
+        batch = documents[start : start + BATCH_DOCUMENTS]
+        texts = iter(_encode_texts([document.text for document in batch if not document.messages], tokenizer))
+        for document in batch:
+            if document.messages:
+                yield encode_chat(tokenizer, document.messages)
+            else:
+                ids = next(texts)
+                yield ids, [True] * len(ids)
+
+
+def _encode_texts(texts: list[str], tokenizer: Any) -> list[list[int]]:
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise UserError("the tokenizer has no end-of-sequence token, which ends every document")
+    encoded = tokenizer(texts, verbose=False)["input_ids"] if texts else []
+    return [ids if ids and ids[-1] == end else [*ids, end] for ids in encoded]
+
+
+def _progress() -> Progress:
+    """A bar on the error stream, so that tables on the output stay clean; nothing where nobody watches."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def facts(tokens: Tokens, documents: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of tokenised documents: what became of the corpora, and how much of them was tokenised."""
+    return {"corpus": dict(documents), "tokenised": {"documents": len(tokens.offsets) - 1, "tokens": len(tokens.tokens),
+                                                     "supervised": int(tokens.supervised.sum())}}
