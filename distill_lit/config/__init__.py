@@ -1,0 +1,22 @@
+"""Typed configuration: YAML, `defaults`, `key=value` overrides, grid. The only room that knows OmegaConf."""
+
+from distill_lit.config.load import expand, find_configs, load_experiment, to_dict, to_yaml
+from distill_lit.config.schema import (
+    AnalysisConfig,
+    CorpusConfig,
+    DataConfig,
+    EvaluationConfig,
+    ExperimentConfig,
+    LauncherConfig,
+    ObjectiveConfig,
+    StudentConfig,
+    TeacherConfig,
+    TermConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "AnalysisConfig", "CorpusConfig", "DataConfig", "EvaluationConfig", "ExperimentConfig", "LauncherConfig",
+    "ObjectiveConfig", "StudentConfig", "TeacherConfig", "TermConfig", "TrainingConfig",
+    "expand", "find_configs", "load_experiment", "to_dict", "to_yaml",
+]

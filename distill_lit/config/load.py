@@ -1,0 +1,177 @@
+"""YAML files + `defaults` + `key=value` overrides → a checked experiment, and its grid of cells."""
+
+import copy
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from distill_lit.config.knobs import check_knobs
+from distill_lit.config.schema import BASELINES, ExperimentConfig
+from distill_lit.errors import UserError, suggest
+
+# `from` is a word of Python, so the dataclass field has an underscore that no user should see
+FIELD_OF_KEY = {"from": "from_"}
+KEY_OF_FIELD = {field: key for key, field in FIELD_OF_KEY.items()}
+# an experiment file must not be able to read secrets out of the environment into its manifest
+OmegaConf.clear_resolver("oc.env")
+
+
+def load_experiment(path: Path, overrides: list[str] | None = None) -> ExperimentConfig:
+    """The checked experiment in `path` with `key=value` overrides. Raises UserError for anything wrong in it."""
+    return resolve(_compose(path, ()), overrides or [])
+
+
+def resolve(tree: DictConfig, overrides: list[str]) -> ExperimentConfig:
+    """Merges a composed tree and dotlist overrides into the schema, and checks every value."""
+    for override in overrides:
+        if not re.match(r"[\w.]+=", override):
+            raise UserError(f"override {override!r} is not key=value")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(ExperimentConfig), tree, _renamed(OmegaConf.from_dotlist(overrides)))
+        config = OmegaConf.to_object(merged)
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key}: a value is needed and there is none") from error
+    except OmegaConfBaseException as error:
+        raise UserError(_explain(error)) from error
+    assert isinstance(config, ExperimentConfig)
+    _check(config)
+    return config
+
+
+def expand(config: ExperimentConfig) -> Iterator[tuple[dict[str, Any], ExperimentConfig]]:
+    """({grid key: value}, the experiment with these values) for every cell of the grid, in the order of the file."""
+    base = OmegaConf.create(to_dict(config))
+    for values in itertools.product(*config.grid.values()):
+        point = dict(zip(config.grid, values, strict=True))
+        yield point, resolve(_at_point(base, point, config), [])
+
+
+def _at_point(base: DictConfig, point: dict[str, Any], config: ExperimentConfig) -> DictConfig:
+    tree = copy.deepcopy(base)
+    variant = point.get("variant", config.variant)
+    if variant:
+        if variant not in config.variants:
+            raise UserError(f"variant: unknown value {variant!r}{suggest(variant, config.variants)}")
+        tree = OmegaConf.merge(tree, _nested(config.variants[variant]))  # type: ignore[assignment]
+    for key, value in point.items():
+        OmegaConf.update(tree, _field_path(key), value, merge=True, force_add=True)
+    return _renamed(tree)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config section as plain values under the keys users write."""
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {KEY_OF_FIELD.get(key, key): plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, list) else value
+
+    result: dict[str, Any] = plain(dataclasses.asdict(config))
+    return result
+
+
+def to_yaml(config: Any) -> str:
+    """A config section as YAML that `load_experiment` reads back."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=120)
+
+
+def find_configs(start: Path) -> Path:
+    """The `configs` folder nearest to `start`, upwards."""
+    for folder in (start.resolve(), *start.resolve().parents):
+        if (folder / "configs").is_dir():
+            return folder / "configs"
+    raise UserError(f"no configs/ folder beside or above {start}, needed by `defaults`")
+
+
+def _compose(path: Path, trail: tuple[Path, ...]) -> DictConfig:
+    if path in trail:
+        raise UserError(f"defaults form a cycle: {' → '.join(p.stem for p in (*trail, path))}")
+    tree = _read(path)
+    names = tree.pop("defaults", None) or []
+    if not isinstance(names, list) and not OmegaConf.is_list(names):
+        raise UserError(f"{path}: defaults is a list of names below configs/")
+    merged = OmegaConf.create({})
+    for name in names:
+        merged = OmegaConf.merge(merged, _compose(_default_path(path, str(name)), (*trail, path)))  # type: ignore
+    return OmegaConf.merge(merged, tree)  # type: ignore[return-value]
+
+
+def _default_path(path: Path, name: str) -> Path:
+    if ".." in PurePosixPath(name).parts or name.startswith("/"):
+        raise UserError(f"{path}: defaults: {name!r} leaves the configs folder")
+    folder = find_configs(path.parent)
+    file = folder / f"{name}.yaml"
+    if not file.is_file():
+        known = [str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml")]
+        raise UserError(f"{path}: defaults: unknown {name!r}{suggest(name, known)}")
+    return file
+
+
+def _read(path: Path) -> DictConfig:
+    if not path.is_file():
+        raise UserError(f"no experiment file {path}")
+    try:
+        tree = OmegaConf.load(path)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        line = " ".join(str(error).split())
+        raise UserError(f"{path}: not a plain YAML file: {line}") from error
+    if not isinstance(tree, DictConfig):
+        raise UserError(f"{path}: not a mapping of keys to values")
+    return _renamed(tree)
+
+
+def _renamed(tree: Any) -> DictConfig:
+    def rename(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {FIELD_OF_KEY.get(key, key): rename(item) for key, item in value.items()}
+        return [rename(item) for item in value] if isinstance(value, list) else value
+
+    return OmegaConf.create(rename(OmegaConf.to_container(tree)))
+
+
+def _nested(overrides: dict[str, Any]) -> DictConfig:
+    """{'a.b': 1, 'c': {…}} → {a: {b: 1}, c: {…}}."""
+    tree = OmegaConf.create({})
+    for key, value in overrides.items():
+        OmegaConf.update(tree, _field_path(str(key)), value, merge=True)
+    return tree
+
+
+def _field_path(key: str) -> str:
+    return ".".join(FIELD_OF_KEY.get(part, part) for part in key.split("."))
+
+
+def _explain(error: OmegaConfBaseException) -> str:
+    key = (getattr(error, "full_key", None) or getattr(error, "key", None) or "").replace("from_", "from")
+    kind = getattr(error, "object_type", None)
+    if "not in" in str(error) and kind is not None and dataclasses.is_dataclass(kind):
+        fields = [KEY_OF_FIELD.get(f.name, f.name) for f in dataclasses.fields(kind)]
+        return f"unknown key {key!r}{suggest(str(key).rsplit('.')[-1], fields)}"
+    return f"{key}: {str(error).splitlines()[0]}" if key else str(error).splitlines()[0]
+
+
+def _check(config: ExperimentConfig) -> None:
+    check_knobs(config)
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", config.name) or ".." in config.name:
+        raise UserError(f"name: {config.name!r} must be a plain folder name of letters, digits, '.', '_' and '-'")
+    if not config.students:
+        raise UserError("students: at least one is needed, as in {half: {depth: 15}}")
+    for name in config.students:
+        if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name):
+            raise UserError(f"students.{name}: a name is made of letters, digits, '_' and '-'")
+    if config.student and config.student not in config.students:
+        raise UserError(f"student: unknown value {config.student!r}{suggest(config.student, config.students)}")
+    for name in config.baselines:
+        if name not in BASELINES:
+            raise UserError(f"baselines: unknown value {name!r}{suggest(name, BASELINES)}")
+    for key, values in config.grid.items():
+        if not values:
+            raise UserError(f"grid.{key}: has no values")
+    if "student" not in config.grid and not config.student:
+        config.student = next(iter(config.students))

@@ -1,0 +1,176 @@
+"""The LightningModule: a trainable student, a frozen teacher signal beside it, and the objective between them."""
+
+import math
+import time
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from distill_lit.config import TrainingConfig
+from distill_lit.errors import UserError
+from distill_lit.heads import check_split, head_of
+from distill_lit.objectives import Losses, Objective, fused_losses
+from distill_lit.signals import TeacherSignal, last_hidden
+
+Batch = dict[str, Tensor]
+IGNORED = -100  # label of a position that is not supervised
+
+
+class HeadSettings(NamedTuple):
+    """How the fused head runs: tokens per pass, whether its element-wise part is compiled, format of its products."""
+
+    chunk: int
+    compiled: bool
+    dtype: torch.dtype
+
+
+class Distiller(L.LightningModule):
+    """Trains `student` under `objective`.
+
+    The signal is no nn.Module: the teacher is in no optimizer, no checkpoint, and no `.train()` reaches it. Every logged
+    loss is in nats per supervised token of the whole optimizer step.
+    """
+
+    def __init__(self, student: Any, vocabulary: int, objective: Objective, signal: TeacherSignal | None,
+                 training: TrainingConfig, steps: int, length: int, head: HeadSettings) -> None:
+        """`vocabulary`: real tokens shared with the teacher; `signal`: None for objectives without a teacher, which then
+        has no fidelity metrics; `steps`: optimizer steps of the whole training;
+        `length`: tokens per row."""
+        super().__init__()
+        if objective.needs_teacher and signal is None:
+            raise UserError("objective: a term compares with the teacher, and there is no teacher signal")
+        self.student = student
+        self.vocabulary = vocabulary
+        self.objective = objective
+        self.signal = signal
+        self.training_config = training
+        self.steps = steps
+        self.length = length
+        self.head_settings = head
+        self._window = nn.ModuleDict()
+        self._validation = nn.ModuleDict()
+        self._tokens_seen = 0
+        self._clock = (time.perf_counter(), 0)
+
+    # ---------------------------------------------------------------- losses
+
+    def losses(self, batch: Batch, denominator: Tensor, measure: bool, with_teacher: bool) -> tuple[Losses, int]:
+        """The objective on one batch, and its number of supervised tokens. Shift and mask happen here, once."""
+        targets = batch["labels"][:, 1:]
+        chosen = targets != IGNORED
+        hidden = last_hidden(self.student, batch)[:, :-1][chosen]
+        teacher_hidden = teacher_head = None
+        if self.signal is not None and with_teacher:
+            teacher_hidden, teacher_head = self.signal.hidden(batch)[:, :-1][chosen], self.signal.head
+        chunk, compiled, dtype = self.head_settings
+        with torch.autocast(hidden.device.type, enabled=False):
+            losses = fused_losses(
+                self.objective, hidden.to(dtype), head_of(self.student, self.vocabulary), teacher_hidden, teacher_head,
+                targets[chosen], denominator=denominator, done=self.global_step / self.steps, chunk=chunk,
+                compiled=compiled, measure=measure)
+        return losses, int(chosen.sum())
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        """The loss of a micro-batch; summed over the window and the ranks it is the mean over the step's tokens."""
+        measure = self.global_step % self.training_config.log_every == 0
+        losses, tokens = self.losses(batch, batch["step_tokens"], measure, self.objective.needs_teacher)
+        self._collect(self._window, losses, tokens)
+        self._tokens_seen += batch["input_ids"].numel()
+        # Lightning divides by the accumulated batches and averages over ranks; the denominator has counted them all
+        return losses.total * self.trainer.accumulate_grad_batches * self.trainer.world_size
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        """Collects losses and fidelity over held-out rows."""
+        tokens = (batch["labels"][:, 1:] != IGNORED).sum()
+        losses, count = self.losses(batch, tokens, measure=True, with_teacher=True)
+        self._collect(self._validation, losses, count)
+
+    def _collect(self, metrics: nn.ModuleDict, losses: Losses, tokens: int) -> None:
+        values = {term.name: value for term, value in zip(self.objective.terms, losses.terms, strict=True)}
+        for name, total in {**values, **{f"{n}_": v for n, v in losses.measures.items()}}.items():
+            if name not in metrics:
+                metrics[name] = MeanMetric().to(self.device)
+            metrics[name].update(total.detach() / max(tokens, 1), weight=tokens)
+
+    # ---------------------------------------------------------------- what is logged
+
+    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None,
+                                    gradient_clip_algorithm: Any = None) -> None:
+        """Clips by norm, refuses a step that is not finite, and logs the step."""
+        limit = self.training_config.clip or math.inf
+        norm = nn.utils.clip_grad_norm_(self.student.parameters(), limit)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"gradient norm is {float(norm)} at step {self.global_step}; the step was not taken")
+        if self.global_step % self.training_config.log_every == 0:
+            self.log_dict(self._step_metrics(float(norm)))
+        self._reset(self._window)
+
+    def _step_metrics(self, norm: float) -> dict[str, float]:
+        done = self.global_step / self.steps
+        values = self._means(self._window, "train")
+        weights, temperatures = self.objective.factors(done)
+        for term, weight, temperature in zip(self.objective.terms, weights, temperatures, strict=True):
+            values[f"weight/{term.name}"], values[f"temperature/{term.name}"] = weight, temperature
+        values["train/loss"] = sum(w * values[f"train/{t.name}"] for t, w in zip(self.objective.terms, weights, strict=True))
+        now, (then, seen) = time.perf_counter(), self._clock
+        values["train/tokens_per_second"] = (self._tokens_seen - seen) / max(now - then, 1e-9)
+        self._clock = (now, self._tokens_seen)
+        tokens = (self.global_step + 1) * self.tokens_per_step()
+        return {**values, "train/gradient_norm": norm, "train/tokens": float(tokens)}
+
+    def tokens_per_step(self) -> int:
+        """Positions that all ranks read in one optimizer step, padding included."""
+        config = self.training_config
+        return config.batch * config.accumulate * self.trainer.world_size * self.length
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the means over all validation rows, and the objective at the present weights."""
+        values = self._means(self._validation, "validation")
+        weights, _ = self.objective.factors(self.global_step / self.steps)
+        values["validation/loss"] = sum(
+            w * values[f"validation/{t.name}"] for t, w in zip(self.objective.terms, weights, strict=True))
+        self.log_dict(values)
+        self._reset(self._validation)
+
+    def _means(self, metrics: nn.ModuleDict, stage: str) -> dict[str, float]:
+        """{stage/name: mean}; a measure gives way to a term of the same name."""
+        measured = {f"{stage}/{name.rstrip('_')}": float(m.compute()) for name, m in metrics.items() if name.endswith("_")}
+        trained = {f"{stage}/{name}": float(m.compute()) for name, m in metrics.items() if not name.endswith("_")}
+        return measured | trained
+
+    def _reset(self, metrics: nn.ModuleDict) -> None:
+        for metric in metrics.values():
+            metric.reset()
+
+    # ---------------------------------------------------------------- Lightning
+
+    def on_fit_start(self) -> None:
+        """Brings the teacher to the student's device, and proves that body and head give the student's own logits."""
+        check_split(self.student, self.vocabulary)
+        if self.signal is not None:
+            self.signal.to(self.device)
+        self._clock = (time.perf_counter(), self._tokens_seen)
+
+    def on_validation_end(self) -> None:
+        """Validation does not count as training time."""
+        self._clock = (time.perf_counter(), self._tokens_seen)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with decay on matrices only; linear warm-up, then a cosine to the final share of the peak."""
+        config = self.training_config
+        parameters = [p for p in self.student.parameters() if p.requires_grad]
+        groups = [{"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+                  {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_share)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _learning_rate_share(self, step: int) -> float:
+        config, warm = self.training_config, max(1, round(self.training_config.warmup * self.steps))
+        if step < warm:
+            return (step + 1) / warm
+        share = min(1.0, (step - warm) / max(1, self.steps - warm))
+        return config.final_learning_rate + (1 - config.final_learning_rate) * 0.5 * (1 + math.cos(math.pi * share))

@@ -1,0 +1,69 @@
+"""What this machine does best, measured once and remembered."""
+
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill_lit.errors import UserError
+from distill_lit.files import cache_root, fingerprint, read_json, write_json
+
+SIZES = (1024, 576, 4096)  # tokens, width, output columns of the product that is timed
+REPEATS = 8
+
+
+def describe() -> dict[str, Any]:
+    """Processor, cores, threads, GPU, versions: what a timing depends on."""
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
+    return {"processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu,
+            "torch": torch.__version__, "python": platform.python_version()}
+
+
+def device_for(accelerator: str) -> torch.device:
+    """The device of `training.accelerator`. Raises UserError when CUDA is asked for and not there."""
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise UserError("training.accelerator: cuda was asked for and there is none; use cpu or auto")
+    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def fastest_dtype(device: torch.device) -> str:
+    """`bfloat16` where its matrix products are at least 1.3 times as fast as float32's, else `float32`."""
+    speed = speeds(device)
+    return "bfloat16" if speed["bfloat16"] > 1.3 * speed["float32"] else "float32"
+
+
+def speeds(device: torch.device) -> dict[str, float]:
+    """{dtype: floating-point operations per second} of a matrix product of the size a small model needs."""
+    path = _memory(device)
+    if path.is_file():
+        known: dict[str, float] = read_json(path)
+        return known
+    measured = {name: _measure(device, getattr(torch, name)) for name in ("float32", "bfloat16")}
+    write_json(path, measured)
+    return measured
+
+
+def _memory(device: torch.device) -> Path:
+    return cache_root() / "hardware" / f"{fingerprint({**describe(), 'device': device.type})}.json"
+
+
+def _measure(device: torch.device, dtype: torch.dtype) -> float:
+    rows, width, columns = SIZES
+    left, right = torch.randn(rows, width, device=device, dtype=dtype), torch.randn(columns, width, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        float((left @ right.t())[0, 0])  # reading a number waits for the device
+        best = min(best, time.perf_counter() - start)
+    return 2 * rows * width * columns / best
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    except OSError:
+        return platform.processor()

@@ -1,0 +1,70 @@
+"""A causal language model in two parts: the body, which gives hidden states, and the head, which gives logits."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from distill_lit.errors import UserError
+
+
+class Head(NamedTuple):
+    """logits = softcap · tanh(scale · (hidden @ weightᵀ + bias) / softcap), over the first `vocabulary` columns.
+
+    weight: (rows, width); bias: (rows,) or None; scale and softcap: numbers, softcap 0 for none; vocabulary: real tokens.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    softcap: float
+    vocabulary: int
+
+    def cast(self, dtype: torch.dtype) -> "Head":
+        """This head in another number format, without its padded rows."""
+        bias = None if self.bias is None else self.bias[: self.vocabulary].to(dtype)
+        return self._replace(weight=self.weight[: self.vocabulary].to(dtype), bias=bias)
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Raw products (N, vocabulary) of hidden (N, width), before scale and cap."""
+        bias = None if self.bias is None else self.bias[: self.vocabulary]
+        return nn.functional.linear(hidden, self.weight[: self.vocabulary], bias)
+
+    def finish(self, products: Tensor) -> Tensor:
+        """Logits in float32 (float64 stays) of raw products: bfloat16 log-softmax loses the tail."""
+        logits = products if products.dtype == torch.float64 else products.float()
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
+
+
+def body_of(model: Any) -> nn.Module:
+    """The part of a causal language model that ends in the final norm."""
+    body: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    return body
+
+
+def head_of(model: Any, vocabulary: int) -> Head:
+    """The head of a causal language model, cut to its `vocabulary` real tokens."""
+    output = model.get_output_embeddings()
+    if output is None:
+        raise UserError(f"{type(model).__name__} has no output embeddings, so it is not a causal language model")
+    config = model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+    softcap = getattr(config, "final_logit_softcapping", None) or 0.0
+    return Head(output.weight, getattr(output, "bias", None), float(scale), float(softcap), vocabulary)
+
+
+@torch.inference_mode()
+def check_split(model: Any, vocabulary: int) -> None:
+    """Raises UserError unless `body_of` and `head_of` together give the model's own logits on a few tokens."""
+    device = next(model.parameters()).device
+    ids = torch.arange(3, 11, device=device).unsqueeze(0) % vocabulary
+    was_training = model.training
+    model.eval()
+    head = head_of(model, vocabulary)
+    ours = head.finish(head.project(body_of(model)(input_ids=ids, use_cache=False).last_hidden_state))
+    theirs = model(input_ids=ids, use_cache=False).logits[..., :vocabulary].float()
+    model.train(was_training)
+    if not torch.allclose(ours, theirs, atol=1e-2 * float(theirs.abs().max()) + 1e-3):
+        raise UserError(f"{type(model).__name__}: its logits are not body and head alone; the fused head cannot train it")

@@ -1,0 +1,51 @@
+"""A trained student as a folder that transformers opens with nothing of this suite installed."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from distill_lit.files import writing_folder
+from distill_lit.models.loading import TOKENIZER_FILES
+
+
+def export_student(model: Any, tokenizer_folder: Path, folder: Path, card: str) -> None:
+    """Writes weights (safetensors), config, generation config, tokenizer and model card to `folder`, atomically."""
+    with writing_folder(folder) as temporary:
+        model.save_pretrained(temporary, safe_serialization=True)
+        for name in (*TOKENIZER_FILES, "generation_config.json"):
+            if (tokenizer_folder / name).is_file():
+                shutil.copy(tokenizer_folder / name, temporary / name)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+
+
+def model_card(title: str, base: str, recipe: str, facts: dict[str, str]) -> str:
+    """The first model card of a student: what it is and how it was made. Scores are added after its evaluation.
+
+    recipe: YAML of the resolved objective, data and training.
+    """
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [distillation, distill-lit]
+---
+# {title}
+
+Distilled from `{base}` with distill-lit.
+
+| | |
+|---|---|
+{rows}
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained("path/of/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/of/this/folder")
+```
+
+## Recipe
+
+```yaml
+{recipe.strip()}
+```
+"""

@@ -1,0 +1,92 @@
+"""Teachers and students from references: always safetensors (or GGUF, converted once), never a pickle, no remote code."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from distill_lit import assets
+from distill_lit.errors import UserError
+from distill_lit.files import cache_root, sha256_of, writing_folder
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
+                   "vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json")
+
+
+def model_folder(reference: str) -> Path:
+    """The local transformers folder of a reference, with safetensors. A GGUF is dequantised into the cache once."""
+    path = assets.fetch(reference)
+    if path.suffix == ".gguf":
+        return _convert_gguf(path)
+    if not path.is_dir():
+        raise UserError(f"reference {reference!r}: {path.name} is neither a model folder nor a .gguf file")
+    check_folder(path)
+    return path
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UserError unless `folder` holds a config and safetensors."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no config.json, so no transformers model")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"{folder}: no .safetensors weights; pickles (.bin, .pt) are never loaded")
+
+
+def load_model(folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> PreTrainedModel:
+    """The causal language model in a local folder, in evaluation mode. `options` go to `from_pretrained`."""
+    check_folder(folder)
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True, **options
+        ).eval()
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(f"{folder}: not a causal language model: {str(error).splitlines()[0]}") from error
+
+
+def load_config(folder: Path) -> Any:
+    """The transformers config in a local folder."""
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a local folder."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(f"{folder}: no tokenizer: {str(error).splitlines()[0]}") from error
+
+
+def model_fingerprint(folder: Path) -> dict[str, str]:
+    """{file: sha256} of everything that decides what a model says: weights, config, tokenizer."""
+    decisive = [*folder.glob("*.safetensors"), folder / "config.json", *(folder / name for name in TOKENIZER_FILES)]
+    return {path.name: sha256_of(path) for path in sorted(decisive) if path.is_file()}
+
+
+def _convert_gguf(path: Path) -> Path:
+    folder = cache_root() / "models" / f"{path.stem}-{sha256_of(path)[:16]}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            with writing_folder(folder) as temporary:
+                _dequantise(path, temporary)
+    return folder
+
+
+def _dequantise(path: Path, folder: Path) -> None:
+    # transformers keeps a GGUF packed by default, and a packed model can be neither cast nor trained
+    from transformers import GgufConfig
+
+    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "local_files_only": True}
+    model = AutoModelForCausalLM.from_pretrained(
+        **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    )
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("quantization_config", None)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -1,0 +1,55 @@
+"""How big a model is, and how much arithmetic a token costs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+
+@dataclass(frozen=True)
+class Size:
+    """parameters: unique, tied weights once; embedding: the input table; head_products: weights that the head multiplies;
+    attention_width: Σ over layers of heads × head width, for the part of attention that grows with the context."""
+
+    parameters: int
+    embedding: int
+    head_products: int
+    attention_width: int
+    layers: int
+    is_tied: bool
+
+    @property
+    def non_embedding(self) -> int:
+        """Parameters that are neither input table nor head."""
+        return self.parameters - self.embedding - (0 if self.is_tied else self.head_products)
+
+    def flops_per_token(self, context: float = 0.0, *, head: bool = True) -> float:
+        """Forward multiplications and additions for one token that sees `context` tokens: 2 per weight, and 4 per
+        attention channel and token seen. Kaplan et al. 2020, 2001.08361 §2.1."""
+        weights = self.non_embedding + (self.head_products if head else 0)
+        return 2.0 * weights + 4.0 * self.attention_width * context
+
+
+def size_of(model: Any) -> Size:
+    """The size of a model, which may be on the meta device."""
+    unique = {id(parameter): parameter for parameter in model.parameters()}
+    table, output = model.get_input_embeddings().weight, model.get_output_embeddings()
+    text = model.config.get_text_config()
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return Size(
+        parameters=sum(parameter.numel() for parameter in unique.values()),
+        embedding=table.numel(),
+        head_products=output.weight.numel(),
+        attention_width=text.num_hidden_layers * text.num_attention_heads * width,
+        layers=text.num_hidden_layers,
+        is_tied=output.weight is table,
+    )
+
+
+def size_from_config(config: Any) -> Size:
+    """The size of a model that is never built: its config is enough."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    model.tie_weights()
+    return size_of(model)

@@ -1,0 +1,34 @@
+"""Do teacher and student mean the same token by the same number?"""
+
+from typing import Any
+
+from distill_lit.errors import UserError
+
+
+def check_same_vocabulary(teacher: Any, student: Any) -> int:
+    """The number of real tokens both tokenizers share. Raises UserError at the first id they read differently.
+
+    Sizes alone prove nothing: two tokenizers of equal size can number their tokens differently.
+    """
+    ours, theirs = teacher.get_vocab(), student.get_vocab()
+    if ours == theirs:
+        return max(ours.values()) + 1
+    names = {number: token for token, number in theirs.items()}
+    for token, number in sorted(ours.items(), key=lambda item: item[1]):
+        if names.get(number) != token:
+            raise UserError(
+                f"tokenizers differ: id {number} is {token!r} for the teacher and {names.get(number)!r} for the student; "
+                "only a cross-tokenizer objective can join them"
+            )
+    raise UserError(f"tokenizers differ: the student has {len(theirs) - len(ours)} tokens that the teacher lacks")
+
+
+def shared_vocabulary(tokens: int, *models: Any) -> int:
+    """Columns of the logits that are real tokens in all models: heads are often padded to a round number.
+
+    A padded column must be cut off before the softmax; with logit 0 it would carry probability.
+    """
+    rows = [model.get_output_embeddings().weight.shape[0] for model in models]
+    if min(rows) < tokens:
+        raise UserError(f"a model has {min(rows)} output rows for a tokenizer of {tokens} tokens")
+    return tokens

@@ -1,0 +1,75 @@
+"""A weight or temperature as a function of the share of training that is done."""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from distill_lit.errors import UserError, suggest
+
+SHAPES = ("linear", "cosine", "piecewise")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Values at points of training: `points` are (share done in [0, 1], value) in rising order, joined by `shape`.
+
+    linear and cosine interpolate between points; piecewise holds a value until the next point.
+    """
+
+    points: tuple[tuple[float, float], ...]
+    shape: str = "linear"
+
+    def __call__(self, done: float) -> float:
+        """The value when the share `done` of all steps has been taken."""
+        if done <= self.points[0][0]:
+            return self.points[0][1]
+        for (start, a), (end, b) in pairwise(self.points):
+            if done < end:
+                return a if self.shape == "piecewise" else a + (b - a) * self._ease((done - start) / (end - start))
+        return self.points[-1][1]
+
+    def _ease(self, x: float) -> float:
+        return 0.5 - 0.5 * math.cos(math.pi * x) if self.shape == "cosine" else x
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether it is 0 throughout."""
+        return all(value == 0 for _, value in self.points)
+
+
+def parse_schedule(key: str, value: Any, *, low: float, exclusive: bool = False) -> Schedule:
+    """A number, or {shape: linear | cosine, start, end[, from, until]}, or {shape: piecewise, points: {share: value}}.
+
+    `key` names the knob in errors; values must be ≥ `low`, or > `low` when `exclusive`.
+    """
+    schedule = _parse(key, value)
+    for _, number in schedule.points:
+        if not math.isfinite(number) or number < low or (exclusive and number == low):
+            raise UserError(f"{key}: {number} must be a number {'above' if exclusive else 'of at least'} {low}")
+    return schedule
+
+
+def _parse(key: str, value: Any) -> Schedule:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return Schedule(((0.0, float(value)),))
+    if not isinstance(value, dict):
+        raise UserError(f"{key}: {value!r} is neither a number nor a schedule")
+    shape = value.get("shape", "linear")
+    if shape not in SHAPES:
+        raise UserError(f"{key}.shape: unknown value {shape!r}{suggest(str(shape), SHAPES)}")
+    allowed = {"shape", "points"} if shape == "piecewise" else {"shape", "start", "end", "from_", "from", "until"}
+    if unknown := set(value) - allowed:
+        raise UserError(f"{key}: unknown key {min(unknown)!r}{suggest(min(unknown), allowed)}")
+    try:
+        if shape == "piecewise":
+            points = tuple(sorted((float(share), float(number)) for share, number in value["points"].items()))
+        else:
+            begin, until = float(value.get("from_", value.get("from", 0.0))), float(value.get("until", 1.0))
+            points = ((begin, float(value["start"])), (until, float(value["end"])))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{key}: incomplete schedule: {error}") from error
+    shares = [share for share, _ in points]
+    if not shares or shares != sorted(set(shares)) or shares[0] < 0 or shares[-1] > 1:
+        raise UserError(f"{key}: its points must rise within [0, 1], got {shares}")
+    return Schedule(points, shape)

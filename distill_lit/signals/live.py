@@ -1,0 +1,55 @@
+"""The live teacher: its body runs beside the student, in inference mode, in its own number format."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill_lit.data.loader import attention_mask
+from distill_lit.errors import UserError
+from distill_lit.heads import Head, body_of, head_of
+
+
+def last_hidden(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """Hidden states (B, T, D) after the final norm, documents kept apart.
+
+    batch: `input_ids`, `position_ids`, `document_ids`, each (B, T).
+    """
+    mask: Tensor = attention_mask(batch["document_ids"])
+    if model.config._attn_implementation == "eager":
+        # eager attention adds its mask to the scores
+        number = next(model.parameters()).dtype
+        mask = torch.zeros(mask.shape, dtype=number, device=mask.device).masked_fill_(~mask, torch.finfo(number).min)
+    output = body_of(model)(input_ids=batch["input_ids"], attention_mask=mask, position_ids=batch["position_ids"],
+                            use_cache=False)
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+class LiveTeacher:
+    """A frozen teacher. It is no nn.Module, so that neither optimizer, checkpoint nor `.train()` can reach it."""
+
+    def __init__(self, model: Any, vocabulary: int) -> None:
+        """`model`: a causal language model; `vocabulary`: its real tokens."""
+        self.model = model.eval().requires_grad_(False)
+        self.vocabulary = vocabulary
+
+    @property
+    def head(self) -> Head:
+        """The teacher's output head."""
+        return head_of(self.model, self.vocabulary)
+
+    def to(self, device: torch.device) -> None:
+        """Moves the teacher."""
+        self.model.to(device)
+
+    def hidden(self, batch: dict[str, Tensor]) -> Tensor:
+        """The teacher's last hidden states (B, T, D) for a batch of packed rows."""
+        self.check_frozen()
+        with torch.inference_mode():
+            return last_hidden(self.model, batch)
+
+    def check_frozen(self) -> None:
+        """Raises UserError if something has put the teacher into train mode or made it trainable."""
+        if self.model.training or any(parameter.requires_grad for parameter in self.model.parameters()):
+            raise UserError("the teacher is in train mode or trainable; it must stay frozen")
