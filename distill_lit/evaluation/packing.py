@@ -1,0 +1,78 @@
+"""Token sequences to prefix trees: each distinct prefix is one node, and is computed once.
+
+A pack is a forest of such nodes in one row. A node attends to its ancestors, its position is its depth, and the model's
+head is applied only where a token is scored. Exact for decoders with full attention.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass
+class Scored:
+    """One sequence in a pack: its number, the nodes that predict its last tokens, and these tokens."""
+
+    number: int
+    nodes: list[int]
+    targets: list[int]
+
+
+@dataclass
+class Pack:
+    """Nodes in depth-first order. `parents`: index of the node before, -1 at a root."""
+
+    tokens: list[int] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    scored: list[Scored] = field(default_factory=list)
+
+
+def pack_sequences(sequences: Sequence[tuple[list[int], int]], size: int) -> Iterator[Pack]:
+    """Packs of about `size` nodes. `sequences`: (tokens, how many of the last ones are scored, at least one). A shared
+    context is not cut until the pack is four times that size."""
+    pack, path, previous = Pack(), [], []  # type: Pack, list[int], list[int]
+    for number in sorted(range(len(sequences)), key=lambda n: sequences[n][0]):
+        tokens, count = sequences[number]
+        read = tokens[:-1]  # the last token is predicted, never read
+        shared = _common_prefix(previous, read)
+        grown = len(pack.tokens) + len(read) - shared
+        if pack.scored and grown > size and (2 * shared < len(read) or grown > 4 * size):
+            yield pack
+            pack, path, shared = Pack(), [], 0
+        path = path[:shared]
+        for depth in range(shared, len(read)):
+            pack.parents.append(path[-1] if path else -1)
+            path.append(len(pack.tokens))
+            pack.tokens.append(read[depth])
+            pack.depths.append(depth)
+        pack.scored.append(Scored(number, path[len(read) - count :], tokens[-count:]))
+        previous = read
+    if pack.scored:
+        yield pack
+
+
+def ancestor_mask(parents: Sequence[int]) -> torch.Tensor:
+    """(N, N) booleans: whether node i attends to node j, which is itself or one of its ancestors."""
+    count = len(parents)
+    mask = torch.zeros(count, count, dtype=torch.bool)
+    start = 0
+    while start < count:  # a run of nodes, each the child of the one before, is filled at once
+        end = start + 1
+        while end < count and parents[end] == end - 1:
+            end += 1
+        if parents[start] >= 0:
+            mask[start:end] = mask[parents[start]]
+        mask[start:end, start:end] = torch.ones(end - start, end - start, dtype=torch.bool).tril()
+        start = end
+    return mask
+
+
+def _common_prefix(first: list[int], second: list[int]) -> int:
+    length = 0
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            break
+        length += 1
+    return length

@@ -1,0 +1,171 @@
+"""lm-eval's samples to one row per document: what was asked, and what one model made of it.
+
+`documents` are the same for every model and `records` belong to one; both are keyed by (task, key), where the key is a
+hash of what the model was given, so that any two models can be paired and a different prompt cannot.
+"""
+
+import hashlib
+import json
+import math
+from collections import Counter
+from typing import Any, TypeAlias
+
+from distill_lit.files import fingerprint
+
+TokenCounts: TypeAlias = dict[tuple[str, str], int]
+FORMAT = 1  # raise it when rows mean something else: every stored evaluation is then done again
+DOCUMENT_COLUMNS = ("task", "key", "doc_id", "cluster", "prompt", "choices", "gold", "n_choices", "prompt_chars",
+                    "prompt_hash", "target_hash", "metadata")
+RECORD_COLUMNS = ("task", "key", "ll", "tokens", "greedy", "len_chars", "len_bytes", "pred", "pred_norm", "correct",
+                  "correct_norm", "margin", "margin_norm", "p_gold", "tie", "response", "metrics")
+SHARED_TEXT = ("passage", "article", "support", "story", "context", "source_id")  # documents may share one of these
+METADATA = ("subject", "category", "level", "topic", "difficulty", "activity_label", "split_type", "question_concept")
+NOTHING = math.nan
+
+
+def make_rows(task: Any, samples: list[dict[str, Any]], token_counts: TokenCounts) -> list[dict[str, Any]]:
+    """One row per document, with DOCUMENT_COLUMNS and RECORD_COLUMNS. `samples`: as lm-eval logs them, before anything
+    saves them (which turns numbers into text); of several filters the first one counts."""
+    name = task.config.task
+    first = samples[0]["filter"] if samples else None
+    seen: Counter[str] = Counter()
+    rows = []
+    for sample in samples:
+        if sample["filter"] != first:
+            continue
+        arguments = [list(argument) for argument in sample["arguments"]]
+        key = fingerprint([name, arguments])
+        row = {**_empty_row(), "task": name, "key": f"{key}.{seen[key]}", "doc_id": int(sample["doc_id"])}
+        row |= _describe(name, sample, row["key"]) | _outcome(task, sample, token_counts)
+        seen[key] += 1
+        rows.append(row)
+    return rows
+
+
+def _empty_row() -> dict[str, Any]:
+    lists: dict[str, Any] = {k: [] for k in ("choices", "ll", "tokens", "greedy", "len_chars", "len_bytes")}
+    numbers = dict.fromkeys(("correct", "correct_norm", "margin", "margin_norm", "p_gold"), NOTHING)
+    return {**lists, **numbers, "gold": -1, "n_choices": 0, "pred": -1, "pred_norm": -1, "tie": False, "response": ""}
+
+
+def _describe(name: str, sample: dict[str, Any], key: str) -> dict[str, Any]:
+    """What is known of a document besides its choices."""
+    document, contexts = sample["doc"], [argument[0] for argument in sample["arguments"]]
+    fields = document if isinstance(document, dict) else {}
+    shared = next((str(fields[c]) for c in SHARED_TEXT if isinstance(fields.get(c), str) and fields[c].strip()), "")
+    found = {c: fields[c] for c in METADATA if isinstance(fields.get(c), (str, int)) and fields[c] != ""}
+    prompt = _shared_start([c for c in contexts if c])  # the empty ones are acc_mutual_info's
+    return {
+        "cluster": fingerprint([name, " ".join(shared.split()).lower()]) if shared else key,
+        "prompt": prompt,
+        "prompt_chars": len(prompt),
+        "prompt_hash": _digest("\x1f".join(contexts)),
+        "target_hash": str(sample["target_hash"])[:16],
+        "metadata": json.dumps(found, ensure_ascii=False, sort_keys=True),
+    }
+
+
+def _outcome(task: Any, sample: dict[str, Any], token_counts: TokenCounts) -> dict[str, Any]:
+    scores = {name: _plain(sample[name]) for name in sample["metrics"]}
+    found = {"metrics": json.dumps(scores, sort_keys=True), "correct": _number(scores.get("acc")),
+             "correct_norm": _number(scores.get("acc_norm"))}
+    if task.OUTPUT_TYPE == "generate_until":
+        response = sample["filtered_resps"][0]
+        found["response"] = response if isinstance(response, str) else json.dumps(response, default=str)
+        return {**found, "correct": _number(next(iter(scores.values()), None))}
+    if task.OUTPUT_TYPE == "loglikelihood_rolling":
+        text = sample["arguments"][0][0]
+        return {**found, "ll": [float(sample["filtered_resps"][0])], "len_chars": [len(text)],
+                "len_bytes": [len(text.encode())], "correct": NOTHING}
+    if task.OUTPUT_TYPE == "loglikelihood":
+        return found | _continuation(sample, token_counts)
+    return found | _choice(task, sample, token_counts, found)
+
+
+def _continuation(sample: dict[str, Any], token_counts: TokenCounts) -> dict[str, Any]:
+    """A single continuation, as in LAMBADA: right if greedy decoding writes it."""
+    pair = tuple(sample["arguments"][0][:2])
+    ll, greedy = sample["filtered_resps"][0]
+    text = pair[1]
+    return {"choices": [text], "gold": 0, "ll": [float(ll)], "tokens": [token_counts.get(pair, 0)],
+            "greedy": [bool(greedy)], "len_chars": [len(text)], "len_bytes": [len(text.encode())], "pred": 0,
+            "correct": float(bool(greedy)), "correct_norm": NOTHING, "p_gold": math.exp(ll)}
+
+
+def _choice(
+    task: Any, sample: dict[str, Any], token_counts: TokenCounts, scores: dict[str, Any]
+) -> dict[str, Any]:
+    """One of several choices. Lengths are those that lm-eval's acc_norm divides by: without the delimiter."""
+    texts = task.doc_to_choice(sample["doc"])
+    count = len(texts)  # acc_mutual_info appends as many unconditional requests, which are not choices
+    pairs = [tuple(argument[:2]) for argument in sample["arguments"]][:count]
+    answers = sample["filtered_resps"][:count]
+    ll, lengths = [float(answer[0]) for answer in answers], [len(text) for text in texts]
+    golds = _golds(task, sample, texts)
+    per_char = [score / max(1, length) for score, length in zip(ll, lengths, strict=True)]
+    pred, pred_norm = _argmax(ll), _argmax(per_char)
+    gold = golds[0] if golds else -1
+    right, right_norm = scores["correct"], scores["correct_norm"]
+    return {
+        "choices": _shown_choices(task, pairs, texts), "gold": gold, "n_choices": count, "ll": ll,
+        "tokens": [token_counts.get(pair, 0) for pair in pairs], "greedy": [bool(answer[1]) for answer in answers],
+        "len_chars": lengths, "len_bytes": [len(text.encode()) for text in texts], "pred": pred, "pred_norm": pred_norm,
+        "correct": float(pred in golds) if math.isnan(right) else right,
+        "correct_norm": float(pred_norm in golds) if math.isnan(right_norm) else right_norm,
+        "margin": _margin(ll, gold), "margin_norm": _margin(per_char, gold), "p_gold": _softmax_at(ll, gold),
+        "tie": ll.count(max(ll)) > 1,
+    }  # fmt: skip
+
+
+def _golds(task: Any, sample: dict[str, Any], texts: list[str]) -> list[int]:
+    """The right choices: usually one; none where the label is not among them, which lm-eval counts as wrong."""
+    gold = task.doc_to_text(sample["doc"]) if task.multiple_input else sample["target"]
+    golds = gold if isinstance(gold, list) else [gold]
+    indices = [texts.index(g) if isinstance(g, str) and g in texts else g for g in golds]
+    return [int(i) for i in indices if isinstance(i, int) and 0 <= i < len(texts)]
+
+
+def _shown_choices(task: Any, pairs: list[tuple[Any, ...]], texts: list[str]) -> list[str]:
+    """The choices as a reader sees them: where they stand in the context, what follows the shared part of it."""
+    if not task.multiple_input:
+        return [str(text) for text in texts]
+    shared = len(_shared_start([pair[0] for pair in pairs]))
+    return [pair[0][shared:] + pair[1] for pair in pairs]
+
+
+def _shared_start(contexts: list[str]) -> str:
+    """What all contexts begin with, in whole words: WinoGrande asks with one context per choice."""
+    first, last = min(contexts, default=""), max(contexts, default="")
+    if first == last:
+        return first
+    length = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return first[: first.rfind(" ", 0, length) + 1]
+
+
+def _argmax(values: list[float]) -> int:
+    return max(range(len(values)), key=values.__getitem__)  # the first of equals, as numpy has it
+
+
+def _margin(values: list[float], gold: int) -> float:
+    others = values[:gold] + values[gold + 1 :]
+    return values[gold] - max(others) if gold >= 0 and others else NOTHING
+
+
+def _softmax_at(ll: list[float], gold: int) -> float:
+    top = max(ll)
+    return math.exp(ll[gold] - top) / sum(math.exp(value - top) for value in ll) if gold >= 0 else NOTHING
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (bool, int, float)) else NOTHING
+
+
+def _plain(value: Any) -> Any:
+    """A metric as JSON has it: numpy numbers as numbers, arrays and tuples as lists."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

