@@ -1,0 +1,202 @@
+"""What makes a document common or rare, easy or hard, plain or complex: axes, and their strata within a task.
+
+No axis looks at whether a student was right. Every value grows towards the tail: rarer, harder, longer.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from distill_lit.analysis.results import Results
+
+FUNCTION_WORDS = frozenset(
+    """a about after all also an and any are as at be been before but by can could did do does
+for from had has have he her him his how i if in into is it its just may me might more most must my no nor not of off on
+one only or other our out over own she should so some such than that the their them then there these they this those
+through to too under until up upon very was we were what when where which while who whom whose why will with would you
+your question answer""".split()  # noqa: SIM905
+)
+NEGATION = re.compile(
+    r"\b(?:not|no|never|none|neither|nor|nobody|nothing|nowhere|cannot|without|except|\w+n['’]t)\b", re.I
+)
+WORD = re.compile(r"[^\W\d_]{3,}")
+MISSING = 0  # stratum of documents without a value
+SAMPLE_PERCENTILE = 10  # of the log frequencies of a text's content words
+MAX_CATEGORIES = 30
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis. kind: quantile (strata 1 … k), binary (1 without, 2 with) or category (numbered labels)."""
+
+    name: str
+    family: str
+    kind: str
+    about: str  # what is measured, with its unit, after "by"
+    head: str  # words for its first stratum
+    tail: str  # and for its last
+    labels: tuple[str, ...] = ()  # of a category, stratum i + 1 each
+
+    def label(self, stratum: int, strata: int) -> str:
+        """A stratum in words."""
+        if stratum == MISSING:
+            return "missing"
+        if self.kind == "category":
+            return self.labels[stratum - 1]
+        last = 2 if self.kind == "binary" else strata
+        return self.head if stratum == 1 else self.tail if stratum == last else f"{stratum} of {last}"
+
+
+RARITY = Axis(
+    "rarity_question",
+    "rarity",
+    "quantile",
+    "rarity of the question's content words: their 10th percentile of log10 occurrences per billion words",
+    "most common",
+    "rarest",
+)
+AXES = (
+    RARITY,
+    Axis(
+        "rarity_answer",
+        "rarity",
+        "quantile",
+        "rarity of the right answer's content words, in the same measure",
+        "most common",
+        "rarest",
+    ),
+    Axis(
+        "difficulty",
+        "difficulty",
+        "quantile",
+        "margin between the teacher's two best choices, nats per character",
+        "clearest to the teacher",
+        "closest call for the teacher",
+    ),
+    Axis("prompt_length", "complexity", "quantile", "characters of the prompt", "shortest", "longest"),
+    Axis("answer_length", "complexity", "quantile", "characters of the right answer", "shortest", "longest"),
+    Axis("digits", "complexity", "binary", "digits in question or answer", "no digit", "digits"),
+    Axis("negation", "complexity", "binary", "a negation in the question", "no negation", "negation"),
+)
+
+
+def axis_values(results: Results) -> pd.DataFrame:
+    """Value of every axis of AXES for every document, indexed like `results.documents`; NaN where there is none."""
+    documents = results.documents
+    questions = _questions(results)
+    answers = [_gold(c, g) for c, g in zip(documents["choices"], documents["gold"], strict=True)]
+    zipf = zipf_of(results)
+    frame = pd.DataFrame(
+        {
+            "rarity_question": [-_rare_word(text, zipf) for text in questions],
+            "rarity_answer": [-_rare_word(text, zipf) for text in answers],
+            "difficulty": -_teacher_margin(results),
+            "prompt_length": [len(text) for text in questions],
+            "answer_length": [len(text) if text else math.nan for text in answers],
+            "digits": [float(any(c.isdigit() for c in q + a)) for q, a in zip(questions, answers, strict=True)],
+            "negation": [float(bool(NEGATION.search(text))) for text in questions],
+        },
+        index=documents.index,
+    )
+    return frame.astype(float)
+
+
+def zipf_of(results: Results) -> Callable[[str], float]:
+    """word → log10 occurrences per billion words: in the distillation corpus, or in `wordfreq` without its counts."""
+    if results.frequencies is not None:
+        counts, scale = results.frequencies, 1e9 / results.corpus_words
+        return lambda word: math.log10((counts.get(word, 0) + 0.5) * scale)  # 0.5: unseen is rare, not impossible
+    from wordfreq import zipf_frequency
+
+    return lambda word: float(zipf_frequency(word, "en"))
+
+
+def content_words(text: str) -> list[str]:
+    """Lower-case words of three letters or more that are not function words."""
+    return [word for word in WORD.findall(text.lower()) if word not in FUNCTION_WORDS]
+
+
+def _rare_word(text: str, zipf: Callable[[str], float]) -> float:
+    values = [zipf(word) for word in content_words(text)]
+    return float(np.percentile(values, SAMPLE_PERCENTILE)) if values else math.nan
+
+
+def _questions(results: Results) -> list[str]:
+    """Prompts, without the examples of few-shot prompts."""
+    shots = {task: int(results.settings(task).get("fewshot") or 0) for task in results.tasks}
+    prompts = results.documents["prompt"].astype(str)
+    tasks = prompts.index.get_level_values("task")
+    return [p.split("\n\n")[-1] if shots[t] else p for t, p in zip(tasks, prompts, strict=True)]
+
+
+def _gold(choices: object, gold: object) -> str:
+    texts = list(choices) if isinstance(choices, (list, tuple, np.ndarray)) else []
+    number = pd.to_numeric(pd.Series([gold]), errors="coerce").iloc[0]
+    return str(texts[int(number)]) if number == number and 0 <= number < len(texts) else ""
+
+
+def _teacher_margin(results: Results) -> pd.Series:
+    """Length-normalised log-likelihood of the teacher's best choice less its second best; NaN without two."""
+    teacher = results.teacher()
+    if teacher is None:
+        return pd.Series(np.nan, index=results.documents.index)
+    rows = results.records[teacher]
+    return pd.Series([_margin(a, b) for a, b in zip(rows["ll"], rows["len_chars"], strict=True)], index=rows.index)
+
+
+def _margin(likelihoods: object, lengths: object) -> float:
+    if not isinstance(likelihoods, (list, np.ndarray)) or len(likelihoods) < 2:
+        return math.nan
+    normed = np.sort(np.asarray(likelihoods, float) / np.maximum(np.asarray(lengths, float), 1))
+    return float(normed[-1] - normed[-2])
+
+
+def quantile_strata(values: pd.Series, strata: int) -> pd.Series:
+    """Quantile group 1 … `strata` within each task; equal values stay together; NaN is MISSING."""
+    rank = values.groupby(level="task").rank(pct=True, method="average")
+    # the tolerance keeps 0.2 * 5 = 1.0000000000000002 in the first group
+    return np.ceil(rank * strata - 1e-9).clip(1, strata).fillna(MISSING).astype(int)
+
+
+def stratify(results: Results, values: pd.DataFrame, strata: int) -> tuple[list[Axis], pd.DataFrame]:
+    """The axes that tell documents apart, with the stratum of every document: AXES, then metadata categories."""
+    axes, codes = [], {}
+    for axis in AXES:
+        series = values[axis.name]
+        binary = (series + 1).fillna(MISSING).astype(int)
+        code = binary if axis.kind == "binary" else quantile_strata(series, strata)
+        if code[code != MISSING].nunique() > 1:
+            axes.append(axis)
+            codes[axis.name] = code
+    for axis, code in _categories(results):
+        axes.append(axis)
+        codes[axis.name] = code
+    return axes, pd.DataFrame(codes, index=results.documents.index)
+
+
+def _categories(results: Results) -> list[tuple[Axis, pd.Series]]:
+    """One axis for every metadata key with 2 … MAX_CATEGORIES different values that occur more than once."""
+    parsed = pd.DataFrame([_metadata(m) for m in results.documents["metadata"]], index=results.documents.index)
+    found = []
+    for key in parsed.columns:
+        texts = parsed[key].dropna().astype(str)
+        if not 2 <= texts.nunique() <= min(MAX_CATEGORIES, len(texts) // 2):
+            continue
+        labels = tuple(sorted(texts.unique()))
+        code = parsed[key].astype(str).map({label: i + 1 for i, label in enumerate(labels)}).fillna(MISSING).astype(int)
+        about = f"metadata {key!r}"
+        found.append((Axis(f"metadata:{key}", "metadata", "category", about, labels[0], labels[-1], labels), code))
+    return found
+
+
+def _metadata(text: object) -> dict[str, str]:
+    try:
+        value = json.loads(text) if isinstance(text, str) else {}
+    except ValueError:
+        return {}
+    return {k: str(v) for k, v in value.items() if isinstance(v, (str, int))} if isinstance(value, dict) else {}

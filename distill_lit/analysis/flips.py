@@ -1,0 +1,90 @@
+"""Which answers changed between teacher and student: lost, gained, kept wrong together."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from distill_lit.analysis.panel import TaskPanel
+from distill_lit.analysis.scores import Scores
+from distill_lit.analysis.statistics import mcnemar
+
+MODAL_SEEDS = 3  # from which a flip of the modal prediction counts as lost in distillation
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A group's answer per document: its modal choice over seeds from MODAL_SEEDS on, else its first seed's."""
+
+    chosen: NDArray[np.integer]  # (D,)
+    correct: NDArray[np.floating]  # (D,) 0 or 1; NaN when the group lacks the task
+
+
+def modal_answers(task: TaskPanel, members: list[int]) -> Answers:
+    """The group's answers; a tie between choices goes to the earliest seed among them."""
+    if len(members) < MODAL_SEEDS:
+        column = members[0]
+        return Answers(task.chosen[:, column], task.correct[:, column])
+    chosen, correct = task.chosen[:, members], task.correct[:, members]
+    votes = (chosen[:, :, None] == chosen[:, None, :]).sum(axis=2)
+    pick = votes.argmax(axis=1)
+    rows = np.arange(task.n)
+    return Answers(chosen[rows, pick], correct[rows, pick])
+
+
+def document_flips(scores: Scores, g: int) -> pd.DataFrame:
+    """One row per document that teacher and group answered, indexed by (task, key).
+
+    Columns: right_t, right_s (bool), chosen_t, chosen_s, flip (lost, gained, kept right, kept wrong).
+    """
+    frames = []
+    teacher = scores.teacher
+    if teacher is None or not scores.groups[g].models:
+        return pd.DataFrame(columns=["right_t", "right_s", "chosen_t", "chosen_s", "flip"])
+    for task in scores.panel.tasks:
+        one, two = modal_answers(task, scores.members(teacher)), modal_answers(task, scores.members(g))
+        if np.isnan(one.correct).any() or np.isnan(two.correct).any():
+            continue
+        right_t, right_s = one.correct == 1, two.correct == 1
+        flip = np.select(
+            [right_t & ~right_s, ~right_t & right_s, right_t], ["lost", "gained", "kept right"], "kept wrong"
+        )
+        frames.append(
+            pd.DataFrame(
+                {"right_t": right_t, "right_s": right_s, "chosen_t": one.chosen, "chosen_s": two.chosen, "flip": flip},
+                index=task.index,
+            )
+        )
+    return pd.concat(frames) if frames else document_flips_empty()
+
+
+def document_flips_empty() -> pd.DataFrame:
+    """The frame of `document_flips` without rows."""
+    return pd.DataFrame(columns=["right_t", "right_s", "chosen_t", "chosen_s", "flip"])
+
+
+def flip_counts(flips: pd.DataFrame, by: pd.Series | pd.Index | None = None) -> pd.DataFrame:
+    """Per value of `by` (all documents when None): n, lost, gained, agreement, shared_wrong (shares), p (McNemar)."""
+    key = by if by is not None else pd.Series("all", index=flips.index)
+    both_wrong = ~flips["right_t"].astype(bool) & ~flips["right_s"].astype(bool)
+    same = flips["chosen_t"] == flips["chosen_s"]
+    table = (
+        pd.DataFrame(
+            {
+                "lost": flips["flip"] == "lost",
+                "gained": flips["flip"] == "gained",
+                "n": 1,
+                "same": same,
+                "both_wrong": both_wrong,
+                "same_wrong": same & both_wrong,
+            }
+        )
+        .astype(int)
+        .groupby(key)
+        .sum()
+    )
+    table["agreement"] = table["same"] / table["n"]
+    table["shared_wrong"] = table["same_wrong"] / table["both_wrong"].where(table["both_wrong"] > 0)
+    table["p"] = mcnemar(table["lost"], table["gained"])
+    return table.drop(columns=["same", "both_wrong", "same_wrong"])

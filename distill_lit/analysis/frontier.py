@@ -1,0 +1,183 @@
+"""Quality against cost: who is on the frontier and how surely, and whether "90% at a tenth" holds on a cost axis."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from distill_lit.analysis import scores as sc
+from distill_lit.analysis.groups import cost_of
+from distill_lit.analysis.scores import Scores
+from distill_lit.analysis.statistics import percentile_interval
+
+Floats = NDArray[np.floating]
+
+COST_AXES = {  # column of cells.csv: what it is, in words with its unit
+    "parameters": "parameters",
+    "non_embedding_parameters": "parameters without embeddings",
+    "bytes": "bytes on disk",
+    "flops_per_token": "FLOPs per token",
+}
+HOLDS, FAILS, OPEN = "holds", "does not hold", "not decided"
+
+
+def cost_axes(scores: Scores) -> list[str]:
+    """The cost axes on which at least one group with records has a positive number."""
+    return [name for name in COST_AXES if any(cost_of(g, scores.results, name) > 0 for g in scores.groups if g.models)]
+
+
+def frontier(scores: Scores, axis: str) -> pd.DataFrame:
+    """One row per group that has a cost and a macro score, cheapest first.
+
+    Columns: model, role, student, variant, seeds, cost, score, low, high (above chance), on_frontier (probability over
+    the bootstrap replicates that no other group is at most as costly and better).
+    """
+    rows, draws = [], []
+    for g, group in enumerate(scores.groups):
+        cost, value = cost_of(group, scores.results, axis), sc.macro_score(scores, g)
+        if group.models and cost > 0 and np.isfinite(value.value):
+            rows.append(
+                {
+                    "model": group.label,
+                    "role": group.role,
+                    "student": group.student,
+                    "variant": group.variant,
+                    "seeds": len(group.models),
+                    "cost": cost,
+                    "score": value.value,
+                    "low": value.low,
+                    "high": value.high,
+                }
+            )
+            draws.append(scores.macro_draws(g))
+    if not rows:
+        return pd.DataFrame(
+            columns=["model", "role", "student", "variant", "seeds", "cost", "score", "low", "high", "on_frontier"]
+        )
+    frame = pd.DataFrame(rows)
+    frame["on_frontier"] = on_frontier(frame["cost"].to_numpy(float), np.stack(draws, axis=1)).mean(axis=0)
+    return frame.sort_values(["cost", "score"], kind="stable", ignore_index=True)
+
+
+def on_frontier(costs: Floats, scores: Floats) -> NDArray[np.bool_]:
+    """(draw, group) whether no other group is at most as costly and better, or cheaper and as good."""
+    alone = np.ones(scores.shape, bool)
+    for g, cost in enumerate(costs):
+        for other, price in enumerate(costs):
+            if other != g and price <= cost:
+                better = scores[:, other] >= scores[:, g] if price < cost else scores[:, other] > scores[:, g]
+                alone[:, g] &= ~better
+    return alone
+
+
+def hypervolume(costs: Floats, scores: Floats, reference_cost: float, reference_score: float = 0.0) -> Floats:
+    """Area under the frontier in score × decades of cost, between `reference_score` and up to `reference_cost`.
+
+    scores: (draw, group); returns (draw,). Zitzler & Thiele 1999, with cost on a log10 scale.
+    """
+    order = np.argsort(costs, kind="stable")
+    place = np.log10(np.minimum(costs[order], reference_cost))
+    best = np.maximum.accumulate(np.maximum(scores[:, order], reference_score), axis=1)
+    width = np.diff(place, append=np.log10(reference_cost))
+    return np.asarray(((best - reference_score) * width).sum(axis=1))
+
+
+def hypervolumes(scores: Scores, axis: str) -> pd.DataFrame:
+    """Hypervolume of the distilled students and of those without teacher, and the difference, each with bounds.
+
+    The reference point is the teacher's cost at chance. Empty without a teacher or one of the two kinds.
+    """
+    teacher = scores.teacher
+    price = cost_of(scores.groups[teacher], scores.results, axis) if teacher is not None else float("nan")
+    volumes: dict[str, Floats] = {}
+    for role in ("distilled", "ce_only"):
+        mine = [
+            g
+            for g, group in enumerate(scores.groups)
+            if group.role == role
+            and group.models
+            and cost_of(group, scores.results, axis) > 0
+            and np.isfinite(scores.macro(g))
+        ]
+        if not mine or not price > 0:
+            return pd.DataFrame(columns=["what", "value", "low", "high"])
+        costs = np.array([cost_of(scores.groups[g], scores.results, axis) for g in mine])
+        points = np.stack([np.concatenate([[scores.macro(g)], scores.macro_draws(g)]) for g in mine], axis=1)
+        volumes[role] = hypervolume(costs, points, price)
+    volumes["gain"] = volumes["distilled"] - volumes["ce_only"]
+    rows = [
+        {"what": what, **percentile_interval(v[0], v[1:], scores.analysis.confidence)._asdict()}
+        for what, v in volumes.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def claims(scores: Scores) -> pd.DataFrame:
+    """The claim "at least q of the teacher's quality at most c of its cost", per student and cost axis.
+
+    Columns: model, axis, kept (share of the teacher's macro average), raw (share of its uncentred average), margin,
+    low, high (g_S − q·g_T), ratio, ratio_low, ratio_high (cost_T / cost_S), badge.
+    """
+    teacher, rows = scores.teacher, []
+    for g, group in enumerate(scores.groups):
+        if teacher is None or group.role in ("teacher", "untouched") or not group.models:
+            continue
+        for axis in cost_axes(scores):
+            row = _claim(scores, g, teacher, axis)
+            if row:
+                rows.append({"model": group.label, "role": group.role, "axis": axis} | row)
+    names = [
+        "model",
+        "role",
+        "axis",
+        "kept",
+        "raw",
+        "margin",
+        "low",
+        "high",
+        "ratio",
+        "ratio_low",
+        "ratio_high",
+        "badge",
+    ]
+    return pd.DataFrame(rows, columns=names)
+
+
+def _claim(scores: Scores, g: int, teacher: int, axis: str) -> dict[str, Any]:
+    quality, share = scores.analysis.claim_quality, scores.analysis.claim_cost
+    value = scores.macro(g) - quality * scores.macro(teacher)
+    draws = scores.macro_draws(g) - quality * scores.macro_draws(teacher)
+    margin = percentile_interval(value, draws, scores.analysis.confidence)
+    ratio = [_cost_ratio(scores, g, teacher, axis, bound) for bound in ("", "_low", "_high")]
+    if not np.isfinite(value) or not np.isfinite(ratio[0]):
+        return {}
+    needed = (1 - 1e-9) / share
+    if margin.low > 0 and ratio[1] >= needed:
+        badge = HOLDS
+    elif margin.high < 0 or ratio[2] < needed:
+        badge = FAILS
+    else:
+        badge = OPEN
+    raw = scores.raw[scores.averaged]
+    return {
+        "kept": sc.macro_retention(scores, g).value,
+        "raw": float(raw[:, g].mean() / raw[:, teacher].mean()),
+        "margin": margin.value,
+        "low": margin.low,
+        "high": margin.high,
+        "ratio": ratio[0],
+        "ratio_low": ratio[1],
+        "ratio_high": ratio[2],
+        "badge": badge,
+    }
+
+
+def _cost_ratio(scores: Scores, g: int, teacher: int, axis: str, bound: str) -> float:
+    """cost_T / cost_S; bounds from the columns `<axis>_low` and `<axis>_high` that a measured cost brings."""
+    opposite = {"": "", "_low": "_high", "_high": "_low"}[bound]
+    above = cost_of(scores.groups[teacher], scores.results, axis + bound)
+    below = cost_of(scores.groups[g], scores.results, axis + opposite)
+    above = above if np.isfinite(above) else cost_of(scores.groups[teacher], scores.results, axis)
+    below = below if np.isfinite(below) else cost_of(scores.groups[g], scores.results, axis)
+    return above / below if below > 0 else float("nan")

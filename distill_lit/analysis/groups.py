@@ -1,0 +1,105 @@
+"""Model groups: the same role, student and grid point over all its seeds. A row of a paper's table."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from distill_lit.analysis.results import ROLES, Results
+
+ROLE_WORDS = {"untouched": "before training", "ce_only": "without teacher", "distilled": "distilled"}
+OWN_AXES = ("axis.student", "axis.seed")  # columns of their own
+
+
+@dataclass(frozen=True)
+class Group:
+    """One row of a table. `models` holds the ids that have records; `planned` counts all its cells."""
+
+    role: str
+    student: str
+    axes: tuple[tuple[str, str], ...]  # grid key: value
+    models: tuple[str, ...]
+    seeds: tuple[int, ...]  # of `models`; empty for models without a seed
+    planned: int
+    label: str
+    reason: str = ""  # why cells are missing
+    variant: str = ""  # the grid point in words, empty without one
+
+
+def groups_of(results: Results) -> list[Group]:
+    """All groups, teacher first, then by student size and role; groups without any record are kept."""
+    cells = results.cells.copy()
+    axes = [c for c in cells.columns if c.startswith("axis.") and c not in OWN_AXES and cells[c].notna().any()]
+    short = _short_names(axes)
+    size = cells.groupby("student")["parameters"].max() if "parameters" in cells else pd.Series(dtype=float)
+    found: dict[tuple, list[int]] = {}
+    for row in cells.index:
+        point = tuple((a, str(cells.at[row, a])) for a in axes if pd.notna(cells.at[row, a]))
+        name = cells.at[row, "model"] if cells.at[row, "role"] == "rival" else cells.at[row, "student"]
+        found.setdefault((cells.at[row, "role"], name, point), []).append(row)
+    groups = [_group(results, cells.loc[rows], key, short) for key, rows in found.items()]
+    rank = {role: i for i, role in enumerate(ROLES)}
+    first = {group.label: i for i, group in enumerate(groups)}
+
+    def place(group: Group) -> tuple:
+        top = rank.get(group.role, len(ROLES)) if group.role in ("teacher", "rival") else 2
+        biggest = size.get(group.student, float("nan"))
+        return (
+            top,
+            -biggest if biggest == biggest else 0.0,
+            group.student,
+            rank.get(group.role, 9),
+            first[group.label],
+        )
+
+    return sorted(groups, key=place)
+
+
+def _group(results: Results, rows: pd.DataFrame, key: tuple, short: dict[str, str]) -> Group:
+    role, student, point = key
+    models = tuple(m for m in rows["model"] if m in results.records)
+    seeds = rows.loc[rows["model"].isin(models), "seed"].tolist() if "seed" in rows else []
+    lost = rows[~rows["model"].isin(models)]
+    reason = "; ".join(
+        dict.fromkeys(f"{s}: {r}" if r else str(s) for s, r in zip(lost["state"], lost["reason"], strict=True))
+    )
+    variant = ", ".join(f"{short[axis]}={value}" for axis, value in point)
+    label = "teacher" if role == "teacher" else " ".join(w for w in (student, ROLE_WORDS.get(role, "")) if w)
+    known = tuple(int(s) for s in seeds if s == s)
+    return Group(
+        role=role,
+        student=student,
+        axes=point,
+        models=models,
+        seeds=known if len(known) == len(models) else (),
+        planned=len(rows),
+        label=f"{label} ({variant})" if variant else label,
+        reason=reason,
+        variant=variant,
+    )
+
+
+def _short_names(axes: list[str]) -> dict[str, str]:
+    """The shortest dotted endings that tell the grid keys apart."""
+    parts = {axis: axis.removeprefix("axis.").split(".") for axis in axes}
+    for length in range(1, 10):
+        names = {axis: ".".join(p[-length:]) for axis, p in parts.items()}
+        if len(set(names.values())) == len(axes):
+            break
+    return names if axes else {}
+
+
+def baseline_of(group: Group, role: str, groups: list[Group]) -> Group | None:
+    """The group of that role a distilled `group` is compared with: same student, same grid point where it has one."""
+    point = dict(group.axes)
+    for other in groups:
+        same = role == "teacher" or other.student == group.student
+        if other.role == role and other.models and same and all(point.get(k, v) == v for k, v in other.axes):
+            return other
+    return None
+
+
+def cost_of(group: Group, results: Results, column: str) -> float:
+    """Mean of a numeric column of cells.csv over the group's finished models; NaN when unknown."""
+    if column not in results.cells:
+        return float("nan")
+    return float(results.cells.loc[results.cells["model"].isin(group.models), column].mean())

@@ -1,0 +1,228 @@
+"""The long tail: scores and flips by stratum, and whether the tail lost more than the head.
+
+Scores are above chance, strata are taken within a task and pooled with equal task weight, and only tasks on which
+the teacher is above chance are pooled. Sources: Hooker 1911.05248, Tropeano 2503.21714, Dutta 2407.09141.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from distill_lit.analysis import statistics as st
+from distill_lit.analysis.axes import MISSING, Axis, axis_values, stratify
+from distill_lit.analysis.bootstrap import replicate_sums, seed_weights, task_seed
+from distill_lit.analysis.flips import document_flips, flip_counts
+from distill_lit.analysis.scores import Scores
+from distill_lit.analysis.tabulate import RETENTION_FLOOR, opponents
+
+Floats = NDArray[np.floating]
+TESTABLE_DOCUMENTS = 100
+TESTABLE_DISCORDANT = 10
+AT_CHANCE = "teacher at chance"
+INSUFFICIENT = "insufficient"
+
+
+@dataclass
+class LongTail:
+    """All tables of the report. Frames have a column `model`, the label of a distilled group."""
+
+    axes: list[Axis] = field(default_factory=list)
+    values: pd.DataFrame = field(default_factory=pd.DataFrame)  # axis values per document
+    codes: pd.DataFrame = field(default_factory=pd.DataFrame)  # strata per document
+    flips: dict[str, pd.DataFrame] = field(default_factory=dict)  # model: document_flips
+    tasks: pd.DataFrame = field(default_factory=pd.DataFrame)  # flips per task
+    strata: pd.DataFrame = field(default_factory=pd.DataFrame)  # per axis and stratum
+    contrasts: pd.DataFrame = field(default_factory=pd.DataFrame)  # tail less head per axis
+    worst: pd.DataFrame = field(default_factory=pd.DataFrame)  # the stratum with the lowest retention
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Centred scores of one axis: `point` (stratum, group), `draws` (draw, stratum, group); strata as in `numbers`."""
+
+    numbers: list[int]
+    point: Floats
+    draws: Floats
+
+
+def long_tail(scores: Scores) -> LongTail:
+    """The report of every distilled group; empty without a teacher or without a distilled group."""
+    students = [g for g, group in enumerate(scores.groups) if group.role == "distilled" and group.models]
+    if scores.teacher is None or not students or not scores.panel.tasks:
+        return LongTail()
+    values = axis_values(scores.results)
+    axes, codes = stratify(scores.results, values, scores.analysis.strata)
+    report = LongTail(axes, values, codes)
+    pooled = pool(scores, axes, codes)
+    tasks, strata, contrasts, worst = [], [], [], []
+    for g in students:
+        label = scores.groups[g].label
+        flips = report.flips[label] = document_flips(scores, g)
+        counts = flip_counts(flips, flips.index.get_level_values("task"))
+        tasks.append(counts.rename_axis("task").reset_index().assign(model=label))
+        for axis in axes:
+            strata.append(_stratum_rows(scores, axis, pooled[axis.name], g, flips, codes[axis.name]))
+            if axis.kind != "category":
+                contrasts.append(_contrast(scores, axis, pooled[axis.name], g))
+        worst.append(_worst(scores, axes, pooled, g))
+    report.tasks, report.strata = pd.concat(tasks, ignore_index=True), pd.concat(strata, ignore_index=True)
+    report.contrasts, report.worst = pd.DataFrame(contrasts), pd.DataFrame(worst)
+    _correct(scores, report)
+    return report
+
+
+def pool(scores: Scores, axes: list[Axis], codes: pd.DataFrame) -> dict[str, Pooled]:
+    """Centred scores of all groups in every stratum of every axis, averaged over the tasks that have the stratum."""
+    numbers = {axis.name: sorted(codes[axis.name].unique()) for axis in axes}
+    slots = [(name, s) for name, mine in numbers.items() for s in mine]
+    shape = (len(slots), len(scores.groups))
+    point, seen = np.zeros(shape), np.zeros(shape)
+    draws = np.zeros((scores.analysis.bootstrap, *shape), np.float32)
+    drawn = np.zeros_like(draws)
+    for t in scores.averaged:
+        task = scores.panel.tasks[t]
+        inside = np.stack([(codes.loc[task.index, name] == s).to_numpy() for name, s in slots], axis=1).astype(float)
+        mean, replicates = _task_strata(scores, task.centred(), task.clusters, inside, task.task)
+        for total, number, value in ((point, seen, mean), (draws, drawn, replicates)):
+            known = np.isfinite(value)
+            total += np.where(known, value, 0)
+            number += known
+    with np.errstate(invalid="ignore", divide="ignore"):
+        point, draws = point / seen, draws / drawn
+    place = {name: [i for i, slot in enumerate(slots) if slot[0] == name] for name in numbers}
+    return {name: Pooled(numbers[name], point[rows], draws[:, rows]) for name, rows in place.items()}
+
+
+def _task_strata(
+    scores: Scores, centred: Floats, clusters: NDArray[np.integer], inside: Floats, task: str
+) -> tuple[Floats, Floats]:
+    """Mean score (stratum, group) and its replicates (draw, stratum, group) on one task; NaN in empty strata."""
+    documents, models = centred.shape
+    strata, draws = inside.shape[1], scores.analysis.bootstrap
+    parts = inside[:, :, None] * np.concatenate([centred, np.ones((documents, 1))], axis=1)[:, None, :]
+    flat = parts.reshape(documents, -1)
+    # the observed sample is one more "draw", so that point and replicates go the same way
+    sums = np.concatenate([flat.sum(axis=0, keepdims=True), replicate_sums(flat, clusters, draws, task_seed(task))])
+    sums = sums.reshape(draws + 1, strata, models + 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = sums[:, :, :-1] / sums[:, :, -1:]
+    groups = np.full((draws + 1, strata, len(scores.groups)), np.nan, np.float32)
+    for g, group in enumerate(scores.groups):
+        if group.models:
+            own = scores.members(g)
+            weights = np.concatenate([np.full((1, len(own)), 1 / len(own)), seed_weights(group.seeds, len(own), draws)])
+            groups[:, :, g] = np.einsum("bsk,bk->bs", means[:, :, own], weights)
+    return groups[0].astype(float), groups[1:]
+
+
+def _stratum_rows(
+    scores: Scores, axis: Axis, pooled: Pooled, g: int, flips: pd.DataFrame, codes: pd.Series
+) -> pd.DataFrame:
+    """Per stratum of one axis: n, scores of teacher, student and rival, Δ with bounds, retention, flips."""
+    teacher, rival = scores.teacher, opponents(scores, g).get("rival")
+    averaged = [scores.tasks[t] for t in scores.averaged]
+    used = flips[flips.index.get_level_values("task").isin(averaged)]
+    counts = flip_counts(used, codes.loc[used.index]) if len(used) else pd.DataFrame()
+    rows = []
+    for i, s in enumerate(pooled.numbers):
+        delta = _delta(scores, pooled, i, g, teacher)
+        row = {
+            "model": scores.groups[g].label,
+            "axis": axis.name,
+            "stratum": s,
+            "label": axis.label(s, scores.analysis.strata),
+            "teacher": pooled.point[i, teacher],
+            "student": pooled.point[i, g],
+            "delta": delta.value,
+            "low": delta.low,
+            "high": delta.high,
+        }
+        if rival is not None:
+            other = _delta(scores, pooled, i, rival, teacher)
+            row |= {
+                "rival": pooled.point[i, rival],
+                "rival_delta": other.value,
+                "rival_low": other.low,
+                "rival_high": other.high,
+            }
+        floor = st.percentile_interval(
+            float(pooled.point[i, teacher]), pooled.draws[:, i, teacher], scores.analysis.confidence
+        )
+        above = floor.low > RETENTION_FLOOR
+        row["retention"] = row["student"] / row["teacher"] if above else np.nan
+        row["note"] = "" if above else AT_CHANCE
+        rows.append(row | (counts.loc[s].to_dict() if s in counts.index else {"n": 0, "lost": 0, "gained": 0}))
+    return pd.DataFrame(rows)
+
+
+def _delta(scores: Scores, pooled: Pooled, i: int, g: int, teacher: int | None) -> st.Interval:
+    draws = pooled.draws[:, i, g] - pooled.draws[:, i, teacher]
+    return st.percentile_interval(pooled.point[i, g] - pooled.point[i, teacher], draws, scores.analysis.confidence)
+
+
+def _contrast(scores: Scores, axis: Axis, pooled: Pooled, g: int) -> dict[str, object]:
+    """Δ_tail − Δ_head of the student, of its rival, and the excess of the first over the second, with bounds and p."""
+    teacher, rival = scores.teacher, opponents(scores, g).get("rival")
+    last = 2 if axis.kind == "binary" else scores.analysis.strata
+    row: dict[str, object] = {"model": scores.groups[g].label, "axis": axis.name}
+    if 1 not in pooled.numbers or last not in pooled.numbers:
+        return row | {"note": "no head or no tail"}
+    head, tail = pooled.numbers.index(1), pooled.numbers.index(last)
+
+    def between(values: Floats, group: int) -> Floats:
+        gap = values[..., group] - values[..., teacher]
+        return np.asarray(gap[..., tail] - gap[..., head])
+
+    pairs = {"tail_loss": (between(pooled.point, g), between(pooled.draws, g))}
+    if rival is not None:
+        pairs["rival_tail_loss"] = (between(pooled.point, rival), between(pooled.draws, rival))
+        own, other = pairs["tail_loss"], pairs["rival_tail_loss"]
+        pairs["excess"] = (own[0] - other[0], own[1] - other[1])
+    for name, (value, draws) in pairs.items():
+        found = st.percentile_interval(float(value), draws, scores.analysis.confidence)
+        row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+        row[f"{name}_p"] = st.bootstrap_p(draws) if np.isfinite(found.value) else np.nan
+    return row | {"note": ""}
+
+
+def _worst(scores: Scores, axes: list[Axis], pooled: dict[str, Pooled], g: int) -> dict[str, object]:
+    """The stratum with the lowest retention, with bounds that hold for all strata at once."""
+    names, values, draws = [], [], []
+    for axis in axes:
+        mine = pooled[axis.name]
+        for i, s in enumerate(mine.numbers):
+            base = mine.draws[:, i, scores.teacher]
+            if s != MISSING and st.percentile_interval(0.0, base, scores.analysis.confidence).low > RETENTION_FLOOR:
+                names.append((axis.name, axis.label(s, scores.analysis.strata)))
+                values.append(mine.point[i, g] / mine.point[i, scores.teacher])
+                draws.append(mine.draws[:, i, g] / base)
+    row: dict[str, object] = {"model": scores.groups[g].label}
+    if not names:
+        return row | {"axis": "", "label": "", "retention": np.nan, "low": np.nan, "high": np.nan}
+    low, high = st.simultaneous_intervals(np.array(values), np.stack(draws, axis=1), scores.analysis.confidence)
+    i = int(np.nanargmin(values))
+    return row | {"axis": names[i][0], "label": names[i][1], "retention": values[i], "low": low[i], "high": high[i]}
+
+
+def _correct(scores: Scores, report: LongTail) -> None:
+    """Benjamini–Hochberg over the testable strata and tasks of each model; the rest reads "insufficient"."""
+    report.strata = report.strata.reindex(
+        columns=list(dict.fromkeys([*report.strata, *report.tasks.drop(columns="task")]))
+    )
+    for frame in (report.tasks, report.strata):
+        discordant = frame["lost"] + frame["gained"]
+        frame["testable"] = (frame["n"] >= TESTABLE_DOCUMENTS) & (discordant >= TESTABLE_DISCORDANT)
+        frame["adjusted"] = np.nan
+    for label in report.flips:
+        parts = [frame.index[(frame["model"] == label) & frame["testable"]] for frame in (report.tasks, report.strata)]
+        p = [*report.tasks.loc[parts[0], "p"], *report.strata.loc[parts[1], "p"]]
+        adjusted = st.benjamini_hochberg(p)
+        report.tasks.loc[parts[0], "adjusted"] = adjusted[: len(parts[0])]
+        report.strata.loc[parts[1], "adjusted"] = adjusted[len(parts[0]) :]
+    for frame in (report.tasks, report.strata):
+        significant = frame["adjusted"] <= scores.analysis.false_discovery
+        frame["verdict"] = np.select(
+            [~frame["testable"], significant], [INSUFFICIENT, "significant"], "not significant"
+        )

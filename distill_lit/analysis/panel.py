@@ -1,0 +1,87 @@
+"""Answers as matrices: per task, documents × models."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from distill_lit.analysis.results import Results
+
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class TaskPanel:
+    """One task. Columns of the matrices follow `Panel.models`; a model without this task is NaN (−1 in `chosen`)."""
+
+    task: str
+    metric: str  # acc or acc_norm
+    index: pd.MultiIndex  # (task, key) of its documents, in the order of Results.documents
+    clusters: NDArray[np.integer]  # (D,) codes; documents sharing a passage share one
+    chance: Floats  # (D,) share of right answers by guessing: 1 / choices, 0 without choices
+    correct: Floats  # (D, M) 0 or 1 by the task's metric
+    chosen: NDArray[np.integer]  # (D, M) number of the chosen answer by the same metric
+
+    @property
+    def n(self) -> int:
+        """Documents."""
+        return len(self.chance)
+
+    @property
+    def clustered(self) -> bool:
+        """Whether documents share passages."""
+        return bool(len(np.unique(self.clusters)) < self.n)
+
+    def centred(self) -> Floats:
+        """(D, M) score above chance g = (x − c) / (1 − c): 0 for guessing, 1 for always right."""
+        chance = self.chance[:, None]
+        return np.asarray((self.correct - chance) / (1 - chance))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """All tasks of an experiment."""
+
+    models: list[str]
+    tasks: list[TaskPanel]
+
+    def columns(self, models: tuple[str, ...]) -> list[int]:
+        """Column numbers of these models."""
+        return [self.models.index(model) for model in models]
+
+
+def panel_of(results: Results) -> Panel:
+    """The matrices of every task in `results`, tasks without documents left out."""
+    models = list(results.records)
+    panels = [_task_panel(results, task, models) for task in results.tasks]
+    return Panel(models, [panel for panel in panels if panel.n])
+
+
+def _task_panel(results: Results, task: str, models: list[str]) -> TaskPanel:
+    documents = results.documents[results.documents.index.get_level_values("task") == task]
+    metric = str(results.settings(task).get("metric", "acc"))
+    suffix = "_norm" if metric == "acc_norm" else ""
+    correct = np.full((len(documents), len(models)), np.nan)
+    chosen = np.full((len(documents), len(models)), -1, np.int64)
+    for column, model in enumerate(models):
+        if task not in results.meta[model]:
+            continue
+        rows = results.records[model].loc[documents.index]
+        right = pd.to_numeric(rows.get(f"correct{suffix}", rows["correct"]), errors="coerce").to_numpy(float)
+        correct[:, column] = right
+        pick = pd.to_numeric(rows.get(f"pred{suffix}", rows["pred"]), errors="coerce").to_numpy(float)
+        chosen[:, column] = np.where(np.isfinite(pick), pick, np.where(right == 1, 0, 1)).astype(np.int64)
+    choices = pd.to_numeric(documents["n_choices"], errors="coerce").fillna(1).to_numpy(float)
+    single = choices <= 1
+    chosen[single] = np.where(np.isnan(correct[single]), -1, 1 - correct[single]).astype(np.int64)
+    clusters = documents["cluster"].astype(str).to_numpy()
+    return TaskPanel(
+        task=task,
+        metric=metric,
+        index=documents.index,
+        clusters=np.unique(clusters, return_inverse=True)[1],
+        chance=np.where(single, 0.0, 1 / np.maximum(choices, 1)),
+        correct=correct,
+        chosen=chosen,
+    )

@@ -1,0 +1,157 @@
+"""The records of one experiment, read from its results folder and checked to be comparable."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from distill_lit.errors import UserError
+from distill_lit.files import read_json
+
+MUST_AGREE = ("version", "task_hash", "metric", "fewshot", "limit", "n", "seed", "chat_template", "eval_split")
+ROLES = ("teacher", "rival", "untouched", "ce_only", "distilled")
+TOTAL = "__total__"
+CELL_TEXT = ("model", "role", "student", "state", "reason")
+DOCUMENT_COLUMNS = ("task", "key", "doc_id", "cluster", "prompt", "choices", "gold", "n_choices", "metadata")
+RECORD_COLUMNS = ("task", "key", "ll", "len_chars", "pred", "correct")
+
+
+@dataclass
+class Results:
+    """Everything the analysis reads. `records` and `meta` hold only models that finished and left a record."""
+
+    folder: Path
+    cells: pd.DataFrame  # one row per planned model; `state` is done, failed or missing
+    documents: pd.DataFrame  # one row per (task, key), indexed by them
+    records: dict[str, pd.DataFrame]  # model: rows indexed by (task, key), one per document
+    meta: dict[str, dict[str, dict[str, Any]]]  # model: task: settings and provenance
+    frequencies: dict[str, int] | None = None  # word: occurrences in the distillation corpus
+    corpus_words: int = 0  # words in that corpus
+    tasks: list[str] = field(default_factory=list)
+
+    def teacher(self) -> str | None:
+        """The teacher's model id, or None when it has no record."""
+        found = self.cells.loc[self.cells["role"] == "teacher", "model"]
+        return next((model for model in found if model in self.records), None)
+
+    def settings(self, task: str) -> dict[str, Any]:
+        """The settings and provenance of `task`, as the teacher (else the first model) recorded them."""
+        models = [m for m in (self.teacher(), *self.records) if m is not None]
+        return next((self.meta[m][task] for m in models if task in self.meta[m]), {})
+
+
+def load_results(folder: Path) -> Results:
+    """The results folder of an experiment. Raises UserError when it is incomplete or its models are not comparable."""
+    cells = read_cells(folder / "cells.csv")
+    documents = _read_parquet(folder / "records" / "documents.parquet", DOCUMENT_COLUMNS)
+    records: dict[str, pd.DataFrame] = {}
+    meta: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in cells.index[cells["state"] == "done"]:
+        model = str(cells.at[row, "model"])
+        path = folder / "records" / f"{model}.parquet"
+        if not path.exists() or not path.with_suffix(".json").exists():
+            cells.loc[row, ["state", "reason"]] = ["missing", "no record of its evaluation"]
+            continue
+        records[model] = _read_parquet(path, RECORD_COLUMNS)
+        meta[model] = read_json(path.with_suffix(".json"))
+    frequencies, total = _read_frequencies(folder / "records" / "frequencies.csv")
+    results = Results(folder, cells, documents, records, meta, frequencies, total)
+    _align(results)
+    return results
+
+
+def read_cells(path: Path) -> pd.DataFrame:
+    """cells.csv with text as text and numbers as numbers. Raises UserError when it is absent or malformed."""
+    if not path.exists():
+        raise UserError(f"{path}: not there; run the experiment first")
+    cells = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
+    absent = [name for name in ("model", "role") if name not in cells]
+    if absent:
+        raise UserError(f"{path}: no column {absent[0]!r}")
+    for name in CELL_TEXT:
+        cells[name] = cells[name].astype(object).where(cells[name].notna(), "") if name in cells else ""
+    cells.loc[cells["state"] == "", "state"] = "done"
+    for name in cells.columns:
+        if name not in CELL_TEXT and not name.startswith("axis."):
+            cells[name] = pd.to_numeric(cells[name], errors="coerce")
+    for model in cells["model"]:
+        if not re.fullmatch(r"[\w.+=@-]+", model) or model.startswith("."):
+            raise UserError(f"{path}: {model!r} cannot be the name of a record file")
+    if cells["model"].duplicated().any():
+        raise UserError(f"{path}: model {cells.loc[cells['model'].duplicated(), 'model'].iloc[0]!r} stands there twice")
+    return cells
+
+
+def _read_parquet(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    if not path.exists():
+        raise UserError(f"{path}: not there; run the experiment first")
+    try:
+        frame = pd.read_parquet(path)
+    except Exception as error:
+        raise UserError(f"{path}: cannot be read ({error}); evaluate again") from error
+    absent = [name for name in columns if name not in frame]
+    if absent:
+        raise UserError(f"{path}: no column {absent[0]!r}")
+    frame = frame.set_index(["task", "key"])
+    if frame.index.has_duplicates:
+        raise UserError(f"{path}: {frame.index[frame.index.duplicated()][0]} stands there twice")
+    return frame
+
+
+def _read_frequencies(path: Path) -> tuple[dict[str, int] | None, int]:
+    if not path.exists():
+        return None, 0
+    table = pd.read_csv(path, keep_default_na=False, dtype={"word": str})
+    counts = dict(zip(table["word"], table["count"].astype(int), strict=True))
+    total = counts.pop(TOTAL, 0) or sum(counts.values())
+    return (counts, total) if total else (None, 0)
+
+
+def _align(results: Results) -> None:
+    """Checks every model against the teacher (else the first model), and puts records in the order of documents."""
+    order = [m for m in (results.teacher(), *results.records) if m is not None]
+    known = list(dict.fromkeys(results.documents.index.get_level_values("task")))
+    results.tasks = [t for t in known if any(t in results.meta[m] for m in order)]
+    keep = []
+    for task in results.tasks:
+        holders = [m for m in order if task in results.meta[m]]
+        keys = {m: set(_keys(results.records[m], task)) for m in holders}
+        for model in holders[1:]:
+            check_pair(results, task, holders[0], model)
+            _check_documents(task, holders[0], model, keys)
+        unknown = keys[holders[0]] - set(_keys(results.documents, task)) if holders else set()
+        if unknown:
+            raise UserError(f"{task}: {len(unknown)} documents of {holders[0]!r} are not in documents.parquet")
+        mine = results.documents.loc[[task]]
+        keep.append(mine[mine.index.get_level_values("key").isin(keys[holders[0]])])
+    results.documents = pd.concat(keep) if keep else results.documents.iloc[:0]
+    for model, frame in results.records.items():
+        results.records[model] = frame.reindex(results.documents.index)
+
+
+def _keys(frame: pd.DataFrame, task: str) -> list[str]:
+    return list(frame.index.get_level_values("key")[frame.index.get_level_values("task") == task])
+
+
+def check_pair(results: Results, task: str, first: str, second: str) -> None:
+    """Raises UserError naming the first setting in which two models were evaluated differently on `task`."""
+    one, two = results.meta[first][task], results.meta[second][task]
+    roles = dict(zip(results.cells["model"], results.cells["role"], strict=True))
+    names = MUST_AGREE if "rival" in (roles.get(first), roles.get(second)) else (*MUST_AGREE, "dtype")
+    for name in names:
+        if str(one.get(name)) != str(two.get(name)):
+            raise UserError(
+                f"{task}: {name} is {one.get(name)!r} for {first!r} and {two.get(name)!r} for {second!r}; "
+                "they cannot be compared, evaluate both in the same way"
+            )
+
+
+def _check_documents(task: str, first: str, second: str, keys: dict[str, set[str]]) -> None:
+    one, two = keys[first], keys[second]
+    if one != two:
+        raise UserError(
+            f"{task}: {first!r} and {second!r} answered different prompts "
+            f"({len(one - two)} only the first, {len(two - one)} only the second); evaluate both in the same way"
+        )

@@ -1,0 +1,166 @@
+"""Scores of model groups per task and on the macro average, with joint bootstrap replicates of all of them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill_lit.analysis import statistics as st
+from distill_lit.analysis.bootstrap import replicate_means, seed_weights, task_seed
+from distill_lit.analysis.groups import Group, groups_of
+from distill_lit.analysis.panel import Panel, TaskPanel, panel_of
+from distill_lit.analysis.results import Results
+from distill_lit.config.schema import AnalysisConfig
+
+Floats = NDArray[np.floating]
+Interval = st.Interval
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Point estimates (task, group) and replicates (draw, task, group); `raw` is the metric, `centred` above chance."""
+
+    results: Results
+    analysis: AnalysisConfig
+    panel: Panel
+    groups: list[Group]
+    raw: Floats
+    centred: Floats
+    raw_draws: Floats
+    centred_draws: Floats
+    at_chance: NDArray[np.bool_]  # (task,) the teacher's lower bound does not exceed chance
+
+    @property
+    def tasks(self) -> list[str]:
+        """Task names in the order of the arrays."""
+        return [panel.task for panel in self.panel.tasks]
+
+    @property
+    def teacher(self) -> int | None:
+        """The teacher's group number, or None without its records."""
+        return next((i for i, g in enumerate(self.groups) if g.role == "teacher" and g.models), None)
+
+    @property
+    def averaged(self) -> NDArray[np.integer]:
+        """Task numbers in the macro average: those on which the teacher is above chance."""
+        return np.flatnonzero(~self.at_chance)
+
+    def members(self, group: int) -> list[int]:
+        """Columns of the group's models in the panel."""
+        return self.panel.columns(self.groups[group].models)
+
+    def macro(self, group: int) -> float:
+        """Equal-weight mean of centred scores over `averaged`; NaN when there is none or the group lacks one."""
+        return float(self.centred[self.averaged, group].mean()) if len(self.averaged) else float("nan")
+
+    def macro_draws(self, group: int) -> Floats:
+        """Bootstrap replicates of `macro`."""
+        if not len(self.averaged):
+            return np.full(len(self.centred_draws), np.nan)
+        return np.asarray(self.centred_draws[:, self.averaged, group].mean(axis=1), float)
+
+
+def score(results: Results, analysis: AnalysisConfig) -> Scores:
+    """All scores of an experiment. Documents are redrawn by cluster within tasks, seeds jointly over tasks."""
+    panel, groups = panel_of(results), groups_of(results)
+    shape = (len(panel.tasks), len(groups))
+    raw, centred = np.full(shape, np.nan), np.full(shape, np.nan)
+    raw_draws = np.full((analysis.bootstrap, *shape), np.nan, np.float32)
+    centred_draws = raw_draws.copy()
+    weights = [seed_weights(g.seeds, len(g.models), analysis.bootstrap) for g in groups]
+    for t, task in enumerate(panel.tasks):
+        both = np.concatenate([task.correct, task.centred()], axis=1)
+        draws = replicate_means(both, task.clusters, analysis.bootstrap, task_seed(task.task))
+        for g, group in enumerate(groups):
+            if not group.models:
+                continue
+            own = np.asarray(panel.columns(group.models))
+            raw[t, g] = task.correct[:, own].mean()
+            centred[t, g] = task.centred()[:, own].mean()
+            raw_draws[:, t, g] = (draws[:, own] * weights[g]).sum(axis=1)
+            centred_draws[:, t, g] = (draws[:, own + len(panel.models)] * weights[g]).sum(axis=1)
+    teacher = next((i for i, g in enumerate(groups) if g.role == "teacher" and g.models), None)
+    chance = [teacher is not None and _at_chance(task, panel, groups[teacher], analysis) for task in panel.tasks]
+    return Scores(results, analysis, panel, groups, raw, centred, raw_draws, centred_draws, np.array(chance, bool))
+
+
+def _at_chance(task: TaskPanel, panel: Panel, teacher: Group, analysis: AnalysisConfig) -> bool:
+    right = task.correct[:, panel.columns(teacher.models)[0]]
+    if np.isnan(right).any():
+        return False
+    return bool(st.wilson(right.sum(), task.n, analysis.confidence).low <= task.chance.mean())
+
+
+def task_score(scores: Scores, t: int, g: int) -> Interval:
+    """A group's metric on a task. One model without shared passages: Wilson; else the bootstrap."""
+    task, confidence, members = scores.panel.tasks[t], scores.analysis.confidence, scores.members(g)
+    if len(members) == 1 and not task.clustered and np.isfinite(scores.raw[t, g]):
+        return st.wilson(task.correct[:, members[0]].sum(), task.n, confidence)
+    return st.percentile_interval(scores.raw[t, g], scores.raw_draws[:, t, g], confidence)
+
+
+def macro_score(scores: Scores, g: int) -> Interval:
+    """A group's macro average of centred scores."""
+    return st.percentile_interval(scores.macro(g), scores.macro_draws(g), scores.analysis.confidence)
+
+
+def task_difference(scores: Scores, t: int, first: int, second: int) -> tuple[Interval, float]:
+    """Metric of `first` less `second` on a task, paired, and its p.
+
+    Two single models without shared passages: Newcombe's interval and McNemar's exact test; else the bootstrap.
+    """
+    task, one, two = scores.panel.tasks[t], scores.members(first), scores.members(second)
+    value = float(scores.raw[t, first] - scores.raw[t, second])
+    if len(one) == len(two) == 1 and not task.clustered and np.isfinite(value):
+        a, b = task.correct[:, one[0]], task.correct[:, two[0]]
+        p = float(st.mcnemar(((1 - a) * b).sum(), (a * (1 - b)).sum()))
+        return st.paired_difference(a, b, scores.analysis.confidence), p
+    draws = scores.raw_draws[:, t, first] - scores.raw_draws[:, t, second]
+    return st.percentile_interval(value, draws, scores.analysis.confidence), _p(value, draws)
+
+
+def macro_difference(scores: Scores, first: int, second: int) -> tuple[Interval, float]:
+    """Macro average of `first` less `second`, paired, and its bootstrap p."""
+    value = scores.macro(first) - scores.macro(second)
+    draws = scores.macro_draws(first) - scores.macro_draws(second)
+    return st.percentile_interval(value, draws, scores.analysis.confidence), _p(value, draws)
+
+
+def _p(value: float, draws: Floats) -> float:
+    return st.bootstrap_p(draws) if np.isfinite(value) else float("nan")
+
+
+def macro_retention(scores: Scores, g: int) -> Interval:
+    """Share of the teacher's macro average the group keeps; NaN without a teacher above chance."""
+    if scores.teacher is None:
+        return Interval(np.nan, np.nan, np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        draws = scores.macro_draws(g) / scores.macro_draws(scores.teacher)
+        value = np.float64(scores.macro(g)) / scores.macro(scores.teacher)
+    return st.percentile_interval(float(value), draws, scores.analysis.confidence)
+
+
+def seed_deviation(scores: Scores, g: int, t: int | None = None) -> float:
+    """Standard deviation over the group's seeds, of a task's metric or (t None) of the macro average; NaN for one."""
+    members = scores.members(g)
+    if len(members) < 2:
+        return float("nan")
+    if t is not None:
+        return float(scores.panel.tasks[t].correct[:, members].mean(axis=0).std(ddof=1))
+    if not len(scores.averaged):
+        return float("nan")
+    per_model = np.mean([scores.panel.tasks[i].centred()[:, members].mean(axis=0) for i in scores.averaged], axis=0)
+    return float(per_model.std(ddof=1))
+
+
+def document_error(scores: Scores, g: int, t: int) -> float:
+    """Standard error of a task's metric from the documents alone, mean over seeds, clusters respected."""
+    task, members = scores.panel.tasks[t], scores.members(g)
+    return st.cluster_error(task.correct[:, members].mean(axis=1), task.clusters) if members else float("nan")
+
+
+def discordance(scores: Scores, first: int, second: int, t: int) -> float:
+    """Share of documents on which exactly one of two models is right, mean over the pairs of their seeds."""
+    task = scores.panel.tasks[t]
+    one, two = task.correct[:, scores.members(first)], task.correct[:, scores.members(second)]
+    return float(np.mean(one[:, :, None] != two[:, None, :])) if one.size and two.size else float("nan")

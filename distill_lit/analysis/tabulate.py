@@ -1,0 +1,165 @@
+"""The score frame, from which all tables come: one row per task and model group, one per group for the average."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from distill_lit.analysis import scores as sc
+from distill_lit.analysis.groups import baseline_of, cost_of
+from distill_lit.analysis.scores import Scores
+from distill_lit.analysis.statistics import benjamini_hochberg, detectable_effect, holm
+
+MACRO = "macro average"
+RETENTION_FLOOR = 0.05  # the teacher's lower bound above chance from which a ratio to it means something
+AGAINST = ("teacher", "rival", "before")  # the teacher; the same student without teacher; itself before training
+COSTS = (
+    "parameters",
+    "non_embedding_parameters",
+    "bytes",
+    "flops_per_token",
+    "training_tokens",
+    "student_flops",
+    "teacher_flops",
+    "val_kl",
+    "val_ce",
+    "val_agreement",
+)
+
+
+def score_frame(scores: Scores) -> pd.DataFrame:
+    """Long frame. Scores are in [0, 1]; `score` is the task's metric, for the macro rows the centred average.
+
+    Columns: task, metric, shots, n, chance, at_chance, model, role, student, seeds, planned, state, score, low, high,
+    document_se, seed_deviation, retention(+low, high), detectable, best, costs, and for each of AGAINST:
+    <who>_delta, _low, _high, _p, _adjusted (Holm for the declared comparisons, those of distilled
+    students on the macro average; else Benjamini–Hochberg).
+    """
+    rows = []
+    for g in range(len(scores.groups)):
+        rows += [_task_row(scores, t, g) for t in range(len(scores.tasks))]
+        rows.append(_macro_row(scores, g))
+    frame = pd.DataFrame(rows)
+    frame["best"] = _best(scores, frame)
+    return _mark(frame)
+
+
+def _shared(scores: Scores, g: int) -> dict[str, Any]:
+    group = scores.groups[g]
+    done = len(group.models)
+    state = "done" if done == group.planned else "missing" if not done else "partial"
+    costs = {name: cost_of(group, scores.results, name) for name in COSTS}
+    return {
+        "model": group.label,
+        "role": group.role,
+        "student": group.student,
+        "variant": group.variant,
+        "seeds": done,
+        "planned": group.planned,
+        "state": state,
+        "reason": group.reason,
+        **costs,
+    }
+
+
+def opponents(scores: Scores, g: int) -> dict[str, int]:
+    """{one of AGAINST: group number} of whom group `g` is compared with; empty without records of its own."""
+    group, found = scores.groups[g], {}
+    if not group.models:
+        return {}
+    if scores.teacher not in (None, g):
+        found["teacher"] = scores.teacher
+    for who, role in (("rival", "ce_only"), ("before", "untouched")):
+        other = baseline_of(group, role, scores.groups) if group.role == "distilled" else None
+        if other is not None:
+            found[who] = scores.groups.index(other)
+    return found
+
+
+def _task_row(scores: Scores, t: int, g: int) -> dict[str, Any]:
+    task, settings = scores.panel.tasks[t], scores.results.settings(scores.tasks[t])
+    value = sc.task_score(scores, t, g)
+    row = {
+        "task": task.task,
+        "metric": task.metric,
+        "shots": settings.get("fewshot", 0),
+        "n": task.n,
+        "chance": float(task.chance.mean()),
+        "at_chance": bool(scores.at_chance[t]),
+        **_shared(scores, g),
+        "score": value.value,
+        "low": value.low,
+        "high": value.high,
+        "document_se": sc.document_error(scores, g, t),
+        "seed_deviation": sc.seed_deviation(scores, g, t),
+    }
+    for who, other in opponents(scores, g).items():
+        row |= _difference(who, *sc.task_difference(scores, t, g, other))
+    teacher = opponents(scores, g).get("teacher")
+    if teacher is not None:
+        row["detectable"] = detectable_effect(task.n, sc.discordance(scores, g, teacher, t))
+        draws = scores.centred_draws[:, t, teacher]
+        if np.quantile(draws, (1 - scores.analysis.confidence) / 2) > RETENTION_FLOOR:
+            row["retention"] = scores.centred[t, g] / scores.centred[t, teacher]
+    return row
+
+
+def _macro_row(scores: Scores, g: int) -> dict[str, Any]:
+    value, kept = sc.macro_score(scores, g), sc.macro_retention(scores, g)
+    row = {
+        "task": MACRO,
+        "metric": "above chance",
+        "n": sum(scores.panel.tasks[t].n for t in scores.averaged),
+        "chance": 0.0,
+        "at_chance": False,
+        **_shared(scores, g),
+        "score": value.value,
+        "low": value.low,
+        "high": value.high,
+        "seed_deviation": sc.seed_deviation(scores, g),
+    }
+    for who, other in opponents(scores, g).items():
+        row |= _difference(who, *sc.macro_difference(scores, g, other))
+    if scores.teacher not in (None, g):
+        row |= {"retention": kept.value, "retention_low": kept.low, "retention_high": kept.high}
+    return row
+
+
+def _difference(who: str, delta: sc.Interval, p: float) -> dict[str, float]:
+    return {f"{who}_delta": delta.value, f"{who}_low": delta.low, f"{who}_high": delta.high, f"{who}_p": p}
+
+
+def _best(scores: Scores, frame: pd.DataFrame) -> list[bool]:
+    """Best student of each task and every student not significantly different from it (Holm within the task)."""
+    students = [g for g, group in enumerate(scores.groups) if group.role not in ("teacher", "rival") and group.models]
+    marks: dict[tuple[str, str], bool] = {}
+    for t, task in [*enumerate(scores.tasks), (None, MACRO)]:
+        value = {g: scores.macro(g) if t is None else scores.raw[t, g] for g in students}
+        known = [g for g in students if np.isfinite(value[g])]
+        if not known:
+            continue
+        top = max(known, key=lambda g: value[g])
+        rest = [g for g in known if g != top]
+        tests = [
+            sc.macro_difference(scores, g, top) if t is None else sc.task_difference(scores, t, g, top) for g in rest
+        ]
+        adjusted = holm([p for _, p in tests])
+        marks[task, scores.groups[top].label] = True
+        for g, p in zip(rest, adjusted, strict=True):
+            marks[task, scores.groups[g].label] = bool(p > 1 - scores.analysis.confidence)
+    return [marks.get(key, False) for key in zip(frame["task"], frame["model"], strict=True)]
+
+
+def _mark(frame: pd.DataFrame) -> pd.DataFrame:
+    """Adjusted p: Holm over the macro differences of distilled groups (declared), Benjamini–Hochberg over tasks."""
+    numbers = [f"{who}_{column}" for who in AGAINST for column in ("delta", "low", "high", "p", "adjusted")]
+    numbers += ["retention", "retention_low", "retention_high", "detectable"]
+    frame = frame.reindex(columns=[*frame.columns, *(name for name in numbers if name not in frame)])
+    frame[numbers] = frame[numbers].astype(float)
+    macro = frame["task"] == MACRO
+    declared = macro & (frame["role"] == "distilled")
+    before, after = [f"{who}_p" for who in AGAINST], [f"{who}_adjusted" for who in AGAINST]
+    for rows, adjust in ((declared, holm), (~macro, benjamini_hochberg), (macro & ~declared, benjamini_hochberg)):
+        p = frame.loc[rows, before].to_numpy(float)
+        frame.loc[rows, after] = adjust(p.ravel()).reshape(p.shape)
+    return frame

@@ -1,0 +1,73 @@
+"""The result in plain sentences, computed: what is kept, and where the student without a teacher wins. Plain text."""
+
+import pandas as pd
+
+from distill_lit.analysis.scores import Scores
+from distill_lit.analysis.tabulate import MACRO
+from distill_lit.analysis.wording import bounds, count, listed, number, points, with_bounds
+
+ALPHA = 0.05
+
+
+def verdict(scores: Scores, frame: pd.DataFrame) -> list[str]:
+    """One paragraph per distilled group. `frame` is `score_frame(scores)`."""
+    students = [group for group in scores.groups if group.role == "distilled"]
+    if not students:
+        return ["No distilled student is in this experiment."]
+    said = []
+    for group in students:
+        mine = frame[frame["model"] == group.label]
+        if not group.models:
+            said.append(f"{group.label}: no result ({group.reason or 'missing'}).")
+            continue
+        sentences = [
+            _kept(scores, mine),
+            _against(mine, "rival", "the same student trained without the teacher"),
+            _rival_wins(mine),
+            _against(mine, "before", "itself before training"),
+        ]
+        said.append(" ".join(s for s in sentences if s))
+    return said
+
+
+def _kept(scores: Scores, mine: pd.DataFrame) -> str:
+    macro = mine[mine["task"] == MACRO].iloc[0]
+    name = f"{macro['model']} ({count(macro['parameters'])} parameters)"
+    if scores.teacher is None:
+        return f"{name}: the teacher has no result, so nothing can be said about what is kept of it."
+    if pd.isna(macro["score"]):
+        return f"{name}: no macro average, because no task has the teacher above chance or a task is missing."
+    kept = f"{points(macro['retention'], 0)}% {bounds(macro['retention_low'], macro['retention_high'], 0)}".strip()
+    return (
+        f"{name} keeps {kept} of the teacher's score above chance, averaged over {len(scores.averaged)} "
+        f"task{'s' if len(scores.averaged) > 1 else ''}."
+    )
+
+
+def _against(mine: pd.DataFrame, who: str, words: str) -> str:
+    macro = mine[mine["task"] == MACRO].iloc[0]
+    delta, low, high = (macro[f"{who}_{name}"] for name in ("delta", "low", "high"))
+    if pd.isna(delta):
+        return f"It cannot be compared with {words}: that result is missing." if who == "rival" else ""
+    sure = macro[f"{who}_adjusted"] <= ALPHA
+    way = "ahead of" if delta > 0 else "behind" if delta < 0 else "level with"
+    known = "" if sure else ", which is not decided at this number of documents"
+    return f"It is {way} {words} by {with_bounds(abs(delta), *_turned(delta, low, high))} points{known}."
+
+
+def _turned(delta: float, low: float, high: float) -> tuple[float, float]:
+    return (-high, -low) if delta < 0 else (low, high)
+
+
+def _rival_wins(mine: pd.DataFrame) -> str:
+    """Where the student without teacher scores higher, and where that is significant."""
+    tasks = mine[(mine["task"] != MACRO) & mine["rival_delta"].notna()]
+    if tasks.empty:
+        return ""
+    wins = tasks[tasks["rival_delta"] < 0]
+    if wins.empty:
+        return f"The student without teacher scores higher on none of the {len(tasks)} tasks."
+    named = listed([f"{t} (by {number(-d * 100)})" for t, d in zip(wins["task"], wins["rival_delta"], strict=True)])
+    sure = list(wins.loc[wins["rival_adjusted"] <= ALPHA, "task"])
+    known = f"significantly on {listed(sure)}" if sure else "on none of them significantly"
+    return f"The student without teacher scores higher on {len(wins)} of {len(tasks)} tasks: {named}; {known}."

@@ -1,0 +1,57 @@
+"""Numbers as a reader wants them: points are hundredths of the score, bounds stand in brackets."""
+
+import math
+
+MINUS = "−"
+ABSENT = "—"
+NOT_AVAILABLE = "n/a"
+
+
+def number(value: float, digits: int = 1, signed: bool = False) -> str:
+    """A number with a true minus sign, or a dash for NaN. Never −0."""
+    if value is None or not math.isfinite(value):
+        return ABSENT
+    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    if float(text) == 0:
+        text = text.lstrip("+-")
+    return text.replace("-", MINUS)
+
+
+def points(value: float, digits: int = 1, signed: bool = False) -> str:
+    """A score or difference in [−1, 1] in points (hundredths)."""
+    return number(value * 100, digits, signed)
+
+
+def bounds(low: float, high: float, digits: int = 1, signed: bool = False) -> str:
+    """`[low, high]` in points; empty when unknown."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return ""
+    return f"[{points(low, digits, signed)}, {points(high, digits, signed)}]"
+
+
+def with_bounds(value: float, low: float, high: float, digits: int = 1, signed: bool = False) -> str:
+    """`value [low, high]` in points."""
+    return f"{points(value, digits, signed)} {bounds(low, high, digits, signed)}".strip()
+
+
+def count(value: float) -> str:
+    """A large count in short: 134.5M, 1.2B, 200k."""
+    if value is None or not math.isfinite(value):
+        return ABSENT
+    for size, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            scaled = value / size
+            return f"{scaled:.0f}{letter}" if scaled >= 999.5 or scaled == int(scaled) else f"{scaled:.3g}{letter}"
+    return f"{value:.0f}"
+
+
+def p_value(value: float) -> str:
+    """A p value with three digits, never 0."""
+    if value is None or not math.isfinite(value):
+        return ABSENT
+    return "<.001" if value < 0.001 else f"{value:.3f}".replace("0.", ".", 1)
+
+
+def listed(words: list[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""

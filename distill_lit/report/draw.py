@@ -1,0 +1,108 @@
+"""Everything in a results folder that is drawn: tables, figures, pages. From the records alone, in seconds."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from distill_lit.analysis.frontier import cost_axes, frontier
+from distill_lit.analysis.longtail import LongTail, long_tail
+from distill_lit.analysis.results import load_results
+from distill_lit.analysis.scores import Scores, score
+from distill_lit.analysis.tabulate import score_frame
+from distill_lit.analysis.verdict import verdict
+from distill_lit.config.schema import AnalysisConfig
+from distill_lit.files import write_text
+from distill_lit.report.frontier_figure import frontier_figure
+from distill_lit.report.longtail import longtail_frame, longtail_markdown
+from distill_lit.report.longtail_figure import longtail_figure
+from distill_lit.report.style import save_figure
+from distill_lit.report.table import escape_markdown, paragraphs, to_csv, to_latex, to_markdown
+from distill_lit.report.tables import csv_frame, detail_table, main_table, watermark, with_training_flops
+
+
+@dataclass(frozen=True)
+class Analysed:
+    """An experiment after analysis: what every table, figure and page is drawn from."""
+
+    name: str
+    question: str
+    scores: Scores
+    frame: pd.DataFrame
+    longtail: LongTail
+    verdict: list[str]
+
+    @property
+    def title(self) -> str:
+        """Name and question in one line."""
+        return f"{self.name}: {self.question}" if self.question else self.name
+
+
+def analyse(folder: Path, analysis: AnalysisConfig, name: str, question: str = "") -> Analysed:
+    """Reads the records in `folder` and computes all that is drawn. Raises UserError as `load_results` does."""
+    scores = score(load_results(folder), analysis)
+    frame = with_training_flops(score_frame(scores))
+    return Analysed(name, question, scores, frame, long_tail(scores), verdict(scores, frame))
+
+
+def draw(folder: Path, analysis: AnalysisConfig, name: str, question: str = "") -> list[Path]:
+    """Draws tables, figures and pages into `folder` from its records; returns the paths written."""
+    return draw_analysed(folder, analyse(folder, analysis, name, question))
+
+
+def draw_analysed(folder: Path, result: Analysed) -> list[Path]:
+    """Draws what was analysed into `folder`; returns the paths written."""
+    return [*draw_tables(folder, result), *draw_frontier(folder, result), *draw_longtail(folder, result)]
+
+
+def draw_tables(folder: Path, result: Analysed) -> list[Path]:
+    """table.md, table.tex and table.csv, from one frame."""
+    main = main_table(result.scores, result.frame, result.title)
+    detail = detail_table(result.scores, result.frame, "Every task, with differences")
+    page = [
+        f"# {escape_markdown(result.name)}",
+        "",
+        *paragraphs([result.question] if result.question else []),
+        *paragraphs(result.verdict),
+        to_markdown(main, source=False),
+        "![Frontier](frontier.png)",
+        "",
+        to_markdown(detail),
+    ]
+    head = "% Needs \\usepackage{booktabs,graphicx} in the preamble.\n"
+    texts = {
+        "table.md": "\n".join(page),
+        "table.tex": head
+        + to_latex(main, f"{_label(result.name)}-main")
+        + "\n"
+        + to_latex(detail, f"{_label(result.name)}-detail"),
+        "table.csv": to_csv(csv_frame(result.frame)),
+    }
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    return [folder / name for name in texts]
+
+
+def _label(name: str) -> str:
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in name)
+
+
+def draw_frontier(folder: Path, result: Analysed) -> list[Path]:
+    """frontier.png, .pdf (against parameters) and .csv (against every cost axis)."""
+    analysis = result.scores.analysis
+    known = cost_axes(result.scores) or ["parameters"]
+    frames = {axis: frontier(result.scores, axis) for axis in known}
+    mark = " ".join(watermark(result.scores))
+    figure = frontier_figure(frames[known[0]], known[0], analysis.claim_quality, analysis.confidence, mark)
+    table = pd.concat([frame.assign(axis=axis) for axis, frame in frames.items()], ignore_index=True)
+    write_text(folder / "frontier.csv", to_csv(table[["axis", *(c for c in table if c != "axis")]]))
+    return [*save_figure(figure, folder / "frontier.png"), folder / "frontier.csv"]
+
+
+def draw_longtail(folder: Path, result: Analysed) -> list[Path]:
+    """longtail.md, .csv, and its figure when a teacher and a distilled student have records."""
+    figure = longtail_figure(result.longtail, " ".join(watermark(result.scores)))
+    drawn = save_figure(figure, folder / "longtail.png") if figure is not None else []
+    write_text(folder / "longtail.md", longtail_markdown(result.scores, result.longtail, result.title, result.verdict))
+    write_text(folder / "longtail.csv", to_csv(longtail_frame(result.longtail)))
+    return [folder / "longtail.md", folder / "longtail.csv", *drawn]

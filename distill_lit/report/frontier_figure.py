@@ -1,0 +1,118 @@
+"""The frontier: score above chance against a cost, one series per role, the teacher marked."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from distill_lit.analysis.frontier import COST_AXES
+from distill_lit.analysis.groups import ROLE_WORDS
+from distill_lit.analysis.wording import count
+from distill_lit.report.labels import place_labels, segment_boxes
+from distill_lit.report.style import GREY, RC, marker_options, plain, role_style
+
+DODGE = 0.012  # share of the axis by which roles of one student stand apart
+ROLE_SHIFT = {"untouched": -1, "ce_only": 0, "distilled": 1}
+
+
+def frontier_figure(frame: pd.DataFrame, axis: str, quality: float, confidence: float, watermark: str = "") -> Any:
+    """A matplotlib figure of `frontier(scores, axis)`. quality: share of the teacher's score drawn as a line."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        if frame.empty:
+            axes.text(0.5, 0.5, "no model has both a score and a cost", ha="center", transform=axes.transAxes)
+            return figure
+        _frame(axes, frame, axis, confidence, watermark)
+        labels, obstacles = _series(axes, frame)
+        obstacles += _guides(axes, frame, quality)
+        figure.canvas.draw()
+        place_labels(axes, labels, obstacles)
+    return figure
+
+
+def _frame(axes: Any, frame: pd.DataFrame, axis: str, confidence: float, watermark: str) -> None:
+    """Limits, ticks at the students' costs, axis titles and the watermark."""
+    axes.set_xscale("log")
+    low, high = frame["cost"].min(), frame["cost"].max()
+    span = max(np.log(high / low), 0.3)
+    axes.set_xlim(low * np.exp(-0.12 * span), high * np.exp(0.16 * span))
+    bottom, top = min(frame["low"].min(), 0.0) * 100, frame["high"].max() * 100
+    room = 0.08 * max(top - bottom, 10)
+    axes.set_ylim(bottom - room, top + 1.5 * room)
+    names = frame.groupby("cost")[["student", "role", "model"]].first()
+    shown = [plain(r["student"] or r["model"]) for _, r in names.iterrows()]
+    # neighbours closer than a label is wide step down a line each
+    depth, last = [], {0: -np.inf, 1: -np.inf, 2: -np.inf}
+    for cost in names.index:
+        level = next((d for d, x in last.items() if np.log(cost) - x > 0.16 * span * 1.28), 0)
+        last[level] = np.log(cost)
+        depth.append(level)
+    axes.set_xticks(
+        list(names.index),
+        ["\n" * (2 * d) + f"{n}\n{count(c)}" for d, n, c in zip(depth, shown, names.index, strict=True)],
+    )
+    axes.minorticks_off()
+    axes.set_xlabel(f"{COST_AXES.get(axis, axis)} (log scale)")
+    axes.set_ylabel(f"score above chance, points [{confidence:.0%}]")
+    if watermark:
+        axes.text(
+            0.01, 0.99, plain(watermark), transform=axes.transAxes, va="top", fontsize=7.5, color=GREY, style="italic"
+        )
+
+
+def _series(axes: Any, frame: pd.DataFrame) -> tuple[list, list]:
+    """Draws every (role, variant); returns its labels and what labels must not cover."""
+    labels, obstacles = [], []
+    low, high = axes.get_xlim()
+    step = DODGE * np.log(high / low)
+    variants = {v: i for i, v in enumerate(dict.fromkeys(frame.loc[frame["role"] == "distilled", "variant"]))}
+    for (role, variant), mine in frame.groupby(["role", "variant"], sort=False):
+        style = role_style(role, variants.get(variant, 0))
+        shift = ROLE_SHIFT.get(role, 0) + 0.6 * variants.get(variant, 0) * (role == "distilled")
+        x, y = mine["cost"].to_numpy(float) * np.exp(shift * step), mine["score"].to_numpy(float) * 100
+        down, up = y - mine["low"].to_numpy(float) * 100, mine["high"].to_numpy(float) * 100 - y
+        # a percentile interval need not hold its estimate
+        bars = np.nan_to_num([np.maximum(down, 0), np.maximum(up, 0)])
+        axes.errorbar(x, y, yerr=bars, linestyle="none", **marker_options(style))
+        if len(x) > 1 and role != "rival":
+            axes.plot(x, y, linestyle=style["line"], color=style["color"], linewidth=1.0, alpha=0.7, zorder=2)
+            for a, b in zip(zip(x, y, strict=True), list(zip(x, y, strict=True))[1:], strict=False):
+                obstacles += segment_boxes(a, b, log_x=True)
+        obstacles += [(a, b - c, a, b + d) for a, b, c, d in zip(x, y, *bars, strict=True)]
+        words = ROLE_WORDS.get(role, mine["model"].iloc[0])
+        text = f"{words} ({variant})" if variant else words
+        labels.append((plain(text), style["color"], list(zip(x, y, strict=True))))
+    return labels, obstacles
+
+
+def _guides(axes: Any, frame: pd.DataFrame, quality: float) -> list[tuple]:
+    """The lines of guessing and of `quality` times the teacher's score; returns them as obstacles."""
+    low, high = axes.get_xlim()
+    lines = [(0.0, "guessing", -2)]
+    teacher = frame.loc[frame["role"] == "teacher", "score"]
+    if len(teacher) and teacher.iloc[0] > 0:
+        lines.append((teacher.iloc[0] * 100 * quality, f"{quality:.0%} of the teacher", 2))
+    boxes = []
+    for y, words, rise in lines:
+        axes.axhline(y, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
+        edge, side = (low, "left") if rise > 0 else (high, "right")
+        note = axes.annotate(
+            words,
+            (edge, y),
+            (rise * 1.5, rise),
+            textcoords="offset points",
+            fontsize=7.5,
+            color=GREY,
+            va="bottom" if rise > 0 else "top",
+            ha=side,
+        )
+        extent = note.get_window_extent(axes.get_figure().canvas.get_renderer())
+        (x0, y0), (x1, y1) = axes.transData.inverted().transform([(extent.x0, extent.y0), (extent.x1, extent.y1)])
+        boxes += [(x0, y0, x1, y1), (low, y, high, y)]
+    return boxes

@@ -1,0 +1,80 @@
+"""Labels beside the points they name, placed where they cover nothing."""
+
+from typing import Any
+
+import numpy as np
+
+# offsets in points from the point, with the alignment of the text: right first, the corners, then further away
+PLACES = [
+    (
+        dx * r,
+        dy * r,
+        "left" if dx > 0 else "right" if dx < 0 else "center",
+        "bottom" if dy > 0 else "top" if dy < 0 else "center",
+    )
+    for r in (1.0, 1.7, 2.6, 3.8)
+    for dx, dy in ((9, 0), (-9, 0), (7, 7), (-7, 7), (7, -7), (-7, -7), (0, 11), (0, -11))
+]
+
+
+def place_labels(axes: Any, labels: list[tuple[str, str, list[tuple[float, float]]]], obstacles: list[tuple]) -> None:
+    """Writes each label (text, colour, its candidate points) beside one of its points.
+
+    obstacles: data-space boxes (x0, y0, x1, y1) not to be covered, such as error bars and line segments.
+    """
+    figure = axes.get_figure()
+    renderer = figure.canvas.get_renderer()
+    boxes = [_pixels(axes, box) for box in obstacles]
+    frame = axes.get_window_extent(renderer)
+    for text, colour, points in labels:
+        best: tuple[float, Any, Any] | None = None
+        for rank, point in enumerate(reversed(points)):
+            for order, (dx, dy, ha, va) in enumerate(PLACES):
+                note = axes.annotate(
+                    text,
+                    point,
+                    (dx, dy),
+                    textcoords="offset points",
+                    ha=ha,
+                    va=va,
+                    color=colour,
+                    fontsize=8.5,
+                    zorder=5,
+                    annotation_clip=False,
+                )
+                extent = note.get_window_extent(renderer).padded(2)
+                mine = (extent.x0, extent.y0, extent.x1, extent.y1)
+                cost = sum(_overlap(mine, box) for box in boxes) + 20 * _outside(mine, frame) + order + 3 * rank
+                if best is None or cost < best[0]:
+                    if best is not None:
+                        best[1].remove()
+                    best = (cost, note, mine)
+                else:
+                    note.remove()
+        if best is not None:
+            boxes.append(best[2])
+
+
+def _pixels(axes: Any, box: tuple) -> tuple[float, float, float, float]:
+    (x0, y0), (x1, y1) = axes.transData.transform([(box[0], box[1]), (box[2], box[3])])
+    return min(x0, x1) - 4, min(y0, y1) - 4, max(x0, x1) + 4, max(y0, y1) + 4
+
+
+def _overlap(one: tuple, two: tuple) -> float:
+    width = min(one[2], two[2]) - max(one[0], two[0])
+    height = min(one[3], two[3]) - max(one[1], two[1])
+    return float(max(width, 0) * max(height, 0))
+
+
+def _outside(box: tuple, frame: Any) -> float:
+    """Square pixels of `box` outside the axes."""
+    inside = _overlap(box, (frame.x0, frame.y0, frame.x1, frame.y1))
+    return float((box[2] - box[0]) * (box[3] - box[1]) - inside)
+
+
+def segment_boxes(start: tuple[float, float], end: tuple[float, float], log_x: bool, pieces: int = 24) -> list[tuple]:
+    """Small boxes along a line between two data points (straight on a logarithmic x axis when `log_x`)."""
+    x0, x1 = (np.log(start[0]), np.log(end[0])) if log_x else (start[0], end[0])
+    xs, ys = np.linspace(x0, x1, pieces), np.linspace(start[1], end[1], pieces)
+    xs = np.exp(xs) if log_x else xs
+    return [(x, y, x, y) for x, y in zip(xs, ys, strict=True)]

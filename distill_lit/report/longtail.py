@@ -1,0 +1,200 @@
+"""longtail.md and longtail.csv: what was lost where, and how surely the tail lost more than the head."""
+
+import numpy as np
+import pandas as pd
+
+from distill_lit.analysis.axes import Axis, zipf_of
+from distill_lit.analysis.longtail import AT_CHANCE, INSUFFICIENT, LongTail
+from distill_lit.analysis.scores import Scores
+from distill_lit.analysis.wording import ABSENT, number, p_value, points, with_bounds
+from distill_lit.report.table import Cell, Table, escape_markdown, paragraphs, to_markdown
+from distill_lit.report.tables import provenance, watermark
+
+EXAMPLES = 5  # lost documents shown per student
+PROMPT_CHARS = 300
+DETAILED = ("rarity_question", "difficulty")  # axes whose strata stand in the page; all are in the CSV
+
+
+def longtail_markdown(scores: Scores, report: LongTail, title: str, statements: list[str]) -> str:
+    """The page. `statements`: plain sentences for its top."""
+    lines = [f"# Long tail: {escape_markdown(title)}", "", *(f"> {escape_markdown(w)}\n" for w in watermark(scores))]
+    if not report.flips:
+        missing = "the teacher has no result" if scores.teacher is None else "no distilled student has a result"
+        return "\n".join([*lines, f"Nothing can be said about what was lost: {missing}.", ""])
+    lines += [*paragraphs(statements), "![Long tail](longtail.png)", "", "## Did the tail lose more than the head?", ""]
+    lines += [to_markdown(contrast_table(scores, report)), "## Flips per task", "", to_markdown(flip_table(report))]
+    for model in report.flips:
+        lines += [f"## {escape_markdown(model)}", ""]
+        lines += [
+            to_markdown(stratum_table(scores, report, model, axis)) for axis in report.axes if axis.name in DETAILED
+        ]
+        lines += lost_examples(scores, report, model)
+    return "\n".join(
+        [*lines, "## How this was computed", "", *paragraphs(_method(scores, report)), *paragraphs(provenance(scores))]
+    )
+
+
+def contrast_table(scores: Scores, report: LongTail) -> Table:
+    """Δ_tail − Δ_head per student and axis, the same without teacher, and the excess."""
+    percent = f"{scores.analysis.confidence:.0%}"
+    rows, rules, last = [], set(), None
+    for _, row in report.contrasts.iterrows():
+        if last not in (None, row["model"]):
+            rules.add(len(rows))
+        cells = [_contrast(row, name) for name in ("tail_loss", "rival_tail_loss", "excess")]
+        rows.append([Cell(row["model"] if row["model"] != last else ""), Cell(row["axis"]), *cells])
+        last = row["model"]
+    return Table(
+        "Tail less head of the difference to the teacher, points above chance",
+        ["model", "axis", f"distilled [{percent}]", f"without teacher [{percent}]", f"excess [{percent}]"],
+        rows,
+        left=2,
+        rules=rules,
+        below=[
+            "Negative: the tail lost more than the head. Only the excess over the student trained without a teacher "
+            "can be laid to distillation. Bold: its interval does not hold 0 (not corrected for the number of axes)."
+        ],
+    )
+
+
+def _contrast(row: pd.Series, name: str) -> Cell:
+    value, low, high = (row.get(key, np.nan) for key in (name, f"{name}_low", f"{name}_high"))
+    if pd.isna(value):
+        return Cell(str(row.get("note") or ABSENT))
+    return Cell(with_bounds(value, low, high, signed=True), bold=bool(low > 0 or high < 0))
+
+
+def flip_table(report: LongTail) -> Table:
+    """Lost, gained, agreement per task and student."""
+    rows, last = [], None
+    for _, row in report.tasks.iterrows():
+        rows.append([Cell(row["model"] if row["model"] != last else ""), Cell(row["task"]), *_flip_cells(row)])
+        last = row["model"]
+    return Table(
+        "Answers that changed from teacher to student",
+        ["model", "task", "n", "lost", "gained", "agree", "same wrong", "p", "BH"],
+        rows,
+        left=2,
+        below=[
+            "Lost: teacher right, student wrong; gained: the reverse. Agree: same choice. Same wrong: of those both "
+            "miss, the share with the same wrong choice. p: exact McNemar; BH: after Benjamini–Hochberg over all "
+            f'strata and tasks of the student, "{INSUFFICIENT}" below 100 documents or 10 changed ones.'
+        ],
+    )
+
+
+def _flip_cells(row: pd.Series) -> list[Cell]:
+    judged = INSUFFICIENT if row["verdict"] == INSUFFICIENT else p_value(row["adjusted"])
+    return [
+        Cell(f"{int(row['n'])}"),
+        Cell(f"{int(row['lost'])}"),
+        Cell(f"{int(row['gained'])}"),
+        Cell(_percent(row["agreement"])),
+        Cell(_percent(row["shared_wrong"])),
+        Cell(p_value(row["p"])),
+        Cell(judged),
+    ]
+
+
+def _percent(value: float) -> str:
+    return ABSENT if pd.isna(value) else f"{points(value, 0)}%"
+
+
+def stratum_table(scores: Scores, report: LongTail, model: str, axis: Axis) -> Table:
+    """Every stratum of one axis for one student."""
+    mine = report.strata[(report.strata["model"] == model) & (report.strata["axis"] == axis.name)]
+    percent = f"{scores.analysis.confidence:.0%}"
+    rows = []
+    for _, row in mine.iterrows():
+        kept = AT_CHANCE if row["note"] == AT_CHANCE else _percent(row["retention"])
+        cells = _flip_cells(row) if row["n"] else [Cell("0"), *[Cell(ABSENT)] * 6]
+        rows.append(
+            [
+                Cell(row["label"]),
+                Cell(points(row["teacher"])),
+                Cell(points(row["student"])),
+                Cell(points(row.get("rival", np.nan))),
+                Cell(with_bounds(row["delta"], row["low"], row["high"], signed=True)),
+                Cell(kept),
+                *cells,
+            ]
+        )
+    return Table(
+        f"By {axis.about}",
+        [
+            "stratum",
+            "teacher",
+            "student",
+            "without teacher",
+            f"Δ teacher [{percent}]",
+            "kept",
+            "n",
+            "lost",
+            "gained",
+            "agree",
+            "same wrong",
+            "p",
+            "BH",
+        ],
+        rows,
+    )
+
+
+def lost_examples(scores: Scores, report: LongTail, model: str) -> list[str]:
+    """EXAMPLES documents the student lost, drawn at random with a fixed seed, rarest words first."""
+    flips = report.flips[model]
+    lost = flips[flips["flip"] == "lost"]
+    if lost.empty:
+        return ["No document was lost.", ""]
+    drawn = lost.sample(min(EXAMPLES, len(lost)), random_state=0)
+    documents = scores.results.documents.loc[drawn.index]
+    lines = [f"{len(drawn)} of the {len(lost)} lost documents, drawn at random:", ""]
+    for (index, row), (_, document) in zip(drawn.iterrows(), documents.iterrows(), strict=True):
+        choices = [str(c) for c in document["choices"]] if document["choices"] is not None else []
+        prompt = " ".join(str(document["prompt"]).split())
+        shown = prompt if len(prompt) <= PROMPT_CHARS else f"… {prompt[-PROMPT_CHARS:]}"
+        answer = f"teacher: {_choice(choices, row['chosen_t'])} (right); student: {_choice(choices, row['chosen_s'])}"
+        lines += [f"- {escape_markdown(index[0])}: {escape_markdown(shown)} — {escape_markdown(answer)}"]
+    return [*lines, ""]
+
+
+def _choice(choices: list[str], number: int) -> str:
+    if len(choices) < 2:
+        return "right" if number == 0 else "another text"
+    return choices[number].strip() if 0 <= number < len(choices) else "?"
+
+
+def _method(scores: Scores, report: LongTail) -> list[str]:
+    source = (
+        "the distillation corpus"
+        if scores.results.frequencies is not None
+        else ("wordfreq's general English, because the experiment kept no counts of its corpus")
+    )
+    example = number(zipf_of(scores.results)("the"), 1)
+    excluded = [t for t, bad in zip(scores.tasks, scores.at_chance, strict=True) if bad]
+    axes = "; ".join(f"{axis.name}: {axis.about}" for axis in report.axes if axis.family != "metadata")
+    seeds = sorted({len(g.models) for g in scores.groups if g.role == "distilled" and g.models})
+    modal = (
+        "the modal answer over seeds"
+        if seeds and seeds[0] >= 3
+        else "the answer of the first seed (fewer than 3 seeds)"
+    )
+    lines = [
+        f"Axes: {axes}.",
+        f'Word frequencies are those of {source} ("the": {example}).',
+        f"Strata are {scores.analysis.strata} quantile groups within each task, pooled with equal task weight. Scores "
+        f"are above chance. A flip is of {modal}.",
+    ]
+    if excluded:
+        lines.append(f"Not pooled, because the teacher is at chance there: {', '.join(excluded)}.")
+    return lines
+
+
+def longtail_frame(report: LongTail) -> pd.DataFrame:
+    """Everything as one long frame; `table` is contrast, stratum, task or worst."""
+    parts = {"contrast": report.contrasts, "stratum": report.strata, "task": report.tasks, "worst": report.worst}
+    known = [frame.assign(table=name) for name, frame in parts.items() if not frame.empty]
+    if not known:
+        return pd.DataFrame(columns=["table", "model"])
+    joined = pd.concat(known, ignore_index=True)
+    return joined[["table", "model", *(c for c in joined if c not in ("table", "model"))]]

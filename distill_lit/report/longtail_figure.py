@@ -1,0 +1,116 @@
+"""The long tail in three panels per student: score by word frequency, loss by quintile, tail less head by axis."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from distill_lit.analysis.axes import MISSING, RARITY
+from distill_lit.analysis.longtail import LongTail
+from distill_lit.report.style import GREY, RC, marker_options, plain, role_style
+
+AXIS_WORDS = {
+    "rarity_question": "rare words, question",
+    "rarity_answer": "rare words, answer",
+    "difficulty": "hard for the teacher",
+    "prompt_length": "long prompt",
+    "answer_length": "long answer",
+    "digits": "digits",
+    "negation": "negation",
+}
+MAX_ROWS = 6  # students drawn
+
+
+def longtail_figure(report: LongTail, watermark: str = "") -> Any:
+    """A matplotlib figure with a row per distilled student, at most MAX_ROWS; None when there is nothing to draw."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if report.strata.empty:
+        return None
+    models = list(report.flips)[:MAX_ROWS]
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(10.5, 2.9 * len(models) + 0.5), layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(len(models), 3, squeeze=False, sharex="col")
+        for row, model in zip(panels, models, strict=True):
+            mine = report.strata[(report.strata["model"] == model) & (report.strata["stratum"] != MISSING)]
+            strata = mine[mine["axis"] == RARITY.name]
+            if not strata.empty:
+                _by_frequency(row[0], strata, _frequencies(report))
+                _by_stratum(row[1], strata)
+            _by_axis(row[2], report.contrasts[report.contrasts["model"] == model])
+            row[0].set_title(plain(model), pad=10)
+        panels[-1][0].set_xlabel("occurrences of the question's rarest words\nper billion words (log10), rare → common")
+        panels[-1][1].set_xlabel("score above chance less the teacher's, points")
+        panels[-1][2].set_xlabel("tail less head of that difference, points\n← tail lost more    head lost more →")
+        handles, names = panels[0][0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper right", ncols=3)
+        if watermark:
+            figure.text(0.005, 0.995, plain(watermark), va="top", fontsize=7.5, color=GREY, style="italic")
+    return figure
+
+
+def _frequencies(report: LongTail) -> pd.Series:
+    """Mean log frequency per rarity stratum, tasks weighted equally."""
+    value = -report.values[RARITY.name]
+    per_task = value.groupby([report.codes[RARITY.name], value.index.get_level_values("task")]).mean()
+    return per_task.groupby(level=0).mean()
+
+
+def _by_frequency(axes: Any, strata: pd.DataFrame, frequency: pd.Series) -> None:
+    x = frequency.loc[strata["stratum"]].to_numpy(float)
+    for role, column, words in (
+        ("teacher", "teacher", "teacher"),
+        ("ce_only", "rival", "without teacher"),
+        ("distilled", "student", "distilled"),
+    ):
+        if column not in strata or strata[column].isna().all():
+            continue
+        style = role_style(role)
+        options = {k: v for k, v in marker_options(style).items() if k not in ("elinewidth", "capsize", "capthick")}
+        axes.plot(x, strata[column] * 100, linestyle=style["line"], linewidth=1.2, label=words, **options)
+    axes.axhline(0, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)))
+    axes.set_ylabel("score above chance, points")
+
+
+def _by_stratum(axes: Any, strata: pd.DataFrame) -> None:
+    places = np.arange(len(strata), dtype=float)
+    axes.set_yticks(places, [plain(label) for label in strata["label"]])
+    _forest(
+        axes,
+        places,
+        strata,
+        (("rival_delta", "rival_low", "rival_high", "ce_only", 0.14), ("delta", "low", "high", "distilled", -0.14)),
+    )
+    axes.set_ylabel("words of the question")
+    axes.invert_yaxis()
+
+
+def _by_axis(axes: Any, contrasts: pd.DataFrame) -> None:
+    known = contrasts[contrasts.get("tail_loss", pd.Series(np.nan, contrasts.index)).notna()]
+    places = np.arange(len(known), dtype=float)
+    axes.set_yticks(places, [AXIS_WORDS.get(a, plain(a)) for a in known["axis"]])
+    _forest(
+        axes,
+        places,
+        known,
+        (
+            ("rival_tail_loss", "rival_tail_loss_low", "rival_tail_loss_high", "ce_only", 0.14),
+            ("tail_loss", "tail_loss_low", "tail_loss_high", "distilled", -0.14),
+        ),
+    )
+    axes.invert_yaxis()
+
+
+def _forest(axes: Any, places: Any, frame: pd.DataFrame, series: tuple) -> None:
+    """Estimates with horizontal bars; hollow squares are the student without teacher."""
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.grid(axis="y", visible=False)
+    for value, low, high, role, shift in series:
+        if value not in frame or frame[value].isna().all():
+            continue
+        x = frame[value].to_numpy(float) * 100
+        bars = np.nan_to_num([x - frame[low].to_numpy(float) * 100, frame[high].to_numpy(float) * 100 - x])
+        axes.errorbar(x, places + shift, xerr=np.maximum(bars, 0), linestyle="none", **marker_options(role_style(role)))

@@ -1,0 +1,271 @@
+"""The tables of an experiment: the paper's (models × tasks) and the detailed one, both from one score frame."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from distill_lit.analysis.scores import Scores
+from distill_lit.analysis.tabulate import COSTS, MACRO
+from distill_lit.analysis.wording import ABSENT, NOT_AVAILABLE, bounds, count, number, points, with_bounds
+from distill_lit.report.table import Cell, Table
+
+AT_CHANCE = "†"
+DECLARED, ELSEWHERE = "‡", "*"  # significant after Holm, after Benjamini–Hochberg
+
+
+def main_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
+    """Rows are model groups, columns the tasks, the macro average, what is kept, size and validation KL."""
+    tasks = scores.tasks
+    marks = [f"{t} {AT_CHANCE}" if bad else t for t, bad in zip(tasks, scores.at_chance, strict=True)]
+    costs = [
+        (name, words, show) for name, words, show in _COSTS if frame.get(name, pd.Series(dtype=float)).notna().any()
+    ]
+    percent = f"{scores.analysis.confidence:.0%}"
+    columns = [
+        "model",
+        "seeds",
+        *marks,
+        f"above chance [{percent}]",
+        f"kept [{percent}]",
+        *(words for _, words, _ in costs),
+    ]
+    rows, rules, student = [], set(), None
+    for group in scores.groups:
+        mine = frame[frame["model"] == group.label].set_index("task")
+        if student is not None and group.student != student:
+            rules.add(len(rows))
+        student = group.student
+        macro = mine.loc[MACRO]
+        rows.append(
+            [
+                Cell(group.label),
+                Cell(_seeds(macro)),
+                *[_score_cell(mine.loc[t]) for t in tasks],
+                _macro_cell(macro),
+                Cell(_kept(macro)),
+                *[Cell(show(macro[name])) for name, _, show in costs],
+            ]
+        )
+    chance = [Cell(points(float(panel.chance.mean()))) for panel in scores.panel.tasks]
+    rules.add(len(rows))
+    rows.append([Cell("guessing"), Cell(""), *chance, Cell("0.0"), *[Cell("")] * (len(costs) + 1)])
+    return Table(
+        title,
+        columns,
+        rows,
+        above=watermark(scores),
+        below=_main_notes(scores, frame),
+        source=provenance(scores),
+        rules=rules,
+    )
+
+
+def _training_flops(value: float) -> str:
+    return "0" if value == 0 else count(value)
+
+
+_COSTS = (
+    ("parameters", "parameters", count),
+    ("val_kl", "val. KL, nats", lambda v: number(v, 2)),
+    ("training_flops", "training FLOPs", _training_flops),
+)
+
+
+def with_training_flops(frame: pd.DataFrame) -> pd.DataFrame:
+    """The score frame with the FLOPs of training, the teacher's forward passes included."""
+    both = frame["student_flops"].fillna(0) + frame["teacher_flops"].fillna(0)
+    return frame.assign(training_flops=both.where(frame["student_flops"].notna() & frame["role"].ne("teacher")))
+
+
+def _seeds(row: pd.Series) -> str:
+    if row["role"] in ("teacher", "untouched", "rival"):
+        return "" if row["seeds"] else row["state"]
+    return f"{row['seeds']}" if row["seeds"] == row["planned"] else f"{row['seeds']} of {row['planned']}"
+
+
+def _score_cell(row: pd.Series) -> Cell:
+    text = points(row["score"])
+    if pd.notna(row["seed_deviation"]):
+        text += f" ± {points(row['seed_deviation'])}"
+    return Cell(text, bool(row["best"]))
+
+
+def _macro_cell(row: pd.Series) -> Cell:
+    return Cell(with_bounds(row["score"], row["low"], row["high"]), bool(row["best"]))
+
+
+def _kept(row: pd.Series) -> str:
+    if row["role"] == "teacher" or pd.isna(row["retention"]):
+        return "" if row["role"] == "teacher" else ABSENT
+    return f"{points(row['retention'], 0)}% {bounds(row['retention_low'], row['retention_high'], 0)}"
+
+
+def _main_notes(scores: Scores, frame: pd.DataFrame) -> list[str]:
+    many = frame["seed_deviation"].notna().any()
+    deviation = (
+        "± is the standard deviation over seeds" if many else (f"Seed deviation: {NOT_AVAILABLE}, one seed each")
+    )
+    notes = [
+        f"Scores in points of the task's metric. {deviation}; the error from documents is in the detailed table.",
+        "Above chance: mean over tasks of (score − chance) / (1 − chance), in points; its interval redraws documents "
+        "within tasks and seeds together. Kept: that average as a share of the teacher's. Bold: the best student and "
+        "every student not significantly different from it (Holm within the column).",
+    ]
+    excluded = [t for t, bad in zip(scores.tasks, scores.at_chance, strict=True) if bad]
+    if excluded:
+        notes.append(f"{AT_CHANCE} Not in the average: the teacher is at chance on {', '.join(excluded)}.")
+    if scores.teacher is None:
+        notes.append("The teacher has no result: nothing is compared with it, and tasks at chance cannot be told.")
+    for group in scores.groups:
+        if len(group.models) < group.planned:
+            done, why = len(group.models), group.reason or "missing"
+            notes.append(f"Missing: {group.label}, {group.planned - done} of {group.planned} ({why}).")
+    return notes
+
+
+def watermark(scores: Scores) -> list[str]:
+    """One line when documents were limited, else none."""
+    limits = {int(scores.results.settings(t).get("limit") or 0) for t in scores.tasks} - {0}
+    if not limits:
+        return []
+    seed = scores.results.settings(scores.tasks[0]).get("seed")
+    most = " / ".join(str(limit) for limit in sorted(limits))
+    return [f"Limited to {most} documents per task, drawn at random (seed {seed}): not the full evaluation."]
+
+
+def provenance(scores: Scores) -> list[str]:
+    """Footer lines: harness, settings and every task with version, hash, split, documents and chance."""
+    settings = {t: scores.results.settings(t) for t in scores.tasks}
+    if not settings:
+        return ["No task has been evaluated."]
+    shared = [
+        f"{words} {_all(settings, key)}"
+        for key, words in (
+            ("lm_eval", "lm-eval"),
+            ("harness", "harness"),
+            ("dtype", "dtype"),
+            ("batch", "batch"),
+            ("chat_template", "chat template"),
+            ("seed", "seed"),
+        )
+        if any(key in s for s in settings.values())
+    ]
+    tasks = [_task_line(panel, settings[panel.task]) for panel in scores.panel.tasks]
+    draws, q = scores.analysis.bootstrap, scores.analysis.confidence
+    return [
+        f"Evaluated with {', '.join(shared)}.",
+        f"Tasks: {'; '.join(tasks)}.",
+        f"Intervals {q:.0%}: Wilson and Newcombe for single models, else a paired cluster bootstrap of {draws} draws.",
+    ]
+
+
+def _all(settings: Mapping[str, Mapping[str, Any]], key: str) -> str:
+    return " / ".join(dict.fromkeys(str(s.get(key, "unknown")) for s in settings.values()))
+
+
+def _task_line(panel: Any, settings: Mapping[str, Any]) -> str:
+    total = settings.get("n_total")
+    of = f" of {total}" if total and total != panel.n else ""
+    split = str(settings.get("eval_split", "unknown"))
+    official = settings.get("official_split")
+    if official and official != split:
+        split += f" (official: {official})"
+    revision = f", revision {settings['revision']}" if settings.get("revision") else ""
+    return (
+        f"{panel.task} v{settings.get('version', '?')} ({panel.metric}, {settings.get('fewshot', 0)}-shot, {panel.n}"
+        f"{of} documents, chance {points(float(panel.chance.mean()))}, split {split}, "
+        f"hash {str(settings.get('task_hash', 'unknown'))[:12]}{revision})"
+    )
+
+
+def detail_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
+    """One row per task and model: score, document and seed error, differences to the teacher and to the rival."""
+    percent = f"{scores.analysis.confidence:.0%}"
+    columns = [
+        "task",
+        "model",
+        "seeds",
+        f"score [{percent}]",
+        "document SE",
+        "seed deviation",
+        f"Δ teacher [{percent}]",
+        f"Δ without teacher [{percent}]",
+        "kept",
+        "detectable",
+    ]
+    rows: list[list[Cell]] = []
+    rules: set[int] = set()
+    for task in [*scores.tasks, MACRO]:
+        mine = frame[frame["task"] == task]
+        rules.add(len(rows))
+        for i, (_, row) in enumerate(mine.iterrows()):
+            rows.append([Cell(task if i == 0 else ""), *_detail_cells(row)])
+    notes = [
+        f"Paired differences in points; {DECLARED} significant after Holm over the declared comparisons (distilled "
+        f"students on the average), {ELSEWHERE} after Benjamini–Hochberg over the tasks, both at 5%. Detectable: the "
+        "smallest difference to the teacher that this many documents show with 80% power.",
+    ]
+    return Table(
+        title, columns, rows, left=2, above=watermark(scores), below=notes, source=provenance(scores), rules=rules - {0}
+    )
+
+
+def _detail_cells(row: pd.Series) -> list[Cell]:
+    trained = row["role"] not in ("teacher", "untouched", "rival")
+    deviation = points(row["seed_deviation"]) if pd.notna(row["seed_deviation"]) else NOT_AVAILABLE
+    kept = (
+        "" if row["role"] == "teacher" else f"{points(row['retention'], 0)}%" if pd.notna(row["retention"]) else ABSENT
+    )
+    kept = "teacher at chance" if row["at_chance"] and row["role"] != "teacher" else kept
+    return [
+        Cell(row["model"]),
+        Cell(_seeds(row)),
+        Cell(with_bounds(row["score"], row["low"], row["high"]), bool(row["best"])),
+        Cell(points(row["document_se"])),
+        Cell(deviation if trained else ""),
+        Cell(_difference(row, "teacher")),
+        Cell(_difference(row, "rival")),
+        Cell(kept),
+        Cell(points(row["detectable"])),
+    ]
+
+
+def _difference(row: pd.Series, who: str) -> str:
+    delta = row[f"{who}_delta"]
+    if pd.isna(delta):
+        return ""
+    declared = row["task"] == MACRO and row["role"] == "distilled"
+    mark = (DECLARED if declared else ELSEWHERE) if row[f"{who}_adjusted"] <= 0.05 else ""
+    return with_bounds(delta, row[f"{who}_low"], row[f"{who}_high"], signed=True) + mark
+
+
+def csv_frame(frame: pd.DataFrame) -> pd.DataFrame:
+    """The score frame with its columns in reading order."""
+    first = [
+        "task",
+        "metric",
+        "shots",
+        "n",
+        "chance",
+        "at_chance",
+        "model",
+        "role",
+        "student",
+        "variant",
+        "seeds",
+        "planned",
+        "state",
+        "score",
+        "low",
+        "high",
+        "document_se",
+        "seed_deviation",
+        "best",
+        "retention",
+        "retention_low",
+        "retention_high",
+        "detectable",
+    ]
+    rest = [c for c in frame.columns if c not in (*first, *COSTS, "p")]
+    return frame[[*first, *rest, *(c for c in COSTS if c in frame)]]

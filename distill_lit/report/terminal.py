@@ -1,0 +1,47 @@
+"""The score table in the terminal, at the end of a run."""
+
+from dataclasses import replace
+from typing import Any
+
+from distill_lit.report.draw import Analysed
+from distill_lit.report.table import Table
+from distill_lit.report.tables import main_table
+
+
+def terminal_table(result: Analysed, width: int = 120) -> Any:
+    """A rich renderable for `width` characters: the main table with its watermark, and the verdict below it."""
+    from rich.console import Group
+    from rich.text import Text
+
+    table = _narrowed(main_table(result.scores, result.frame, result.title), width)
+    marks = [Text(line, style="yellow") for line in table.above]
+    return Group(*marks, rich_table(table), *(Text(f"\n{sentence}") for sentence in result.verdict))
+
+
+def _narrowed(table: Table, width: int) -> Table:
+    """`table` without its least needed columns, until it fits."""
+    for name in ("training FLOPs", "seeds", "val. KL, nats", "parameters", "kept"):
+        wide = [max(len(c), *(len(r[i].text) for r in table.rows)) + 2 for i, c in enumerate(table.columns)]
+        if sum(wide) <= width:
+            break
+        keep = [i for i, column in enumerate(table.columns) if not column.startswith(name)]
+        rows = [[row[i] for i in keep] for row in table.rows]
+        table = replace(table, columns=[table.columns[i] for i in keep], rows=rows)
+    return table
+
+
+def rich_table(table: Table) -> Any:
+    """`table` for rich; texts are taken literally, never as markup."""
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    shown = RichTable(title=Text(table.caption), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for number, name in enumerate(table.columns):
+        left = number < table.left
+        shown.add_column(Text(name), justify="left" if left else "right", no_wrap=not left, overflow="fold")
+    for number, row in enumerate(table.rows):
+        if number in table.rules:
+            shown.add_section()
+        shown.add_row(*(Text(cell.text, style="bold" if cell.bold else "") for cell in row))
+    return shown

@@ -1,0 +1,201 @@
+"""Bad and thin input: visible in the tables, never averaged away, never a crash."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from synthetic import build
+
+from distill_lit.analysis.results import load_results
+from distill_lit.config.schema import AnalysisConfig
+from distill_lit.errors import UserError
+from distill_lit.report.draw import analyse, draw, draw_tables
+from distill_lit.report.longtail import longtail_frame, longtail_markdown
+from distill_lit.report.table import to_csv
+from distill_lit.report.terminal import terminal_table
+
+FAST = AnalysisConfig(bootstrap=300)
+
+
+def edit(path: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    if path.suffix == ".csv":
+        change(pd.read_csv(path)).to_csv(path, index=False)
+    else:
+        change(pd.read_parquet(path)).to_parquet(path)
+
+
+def edit_meta(folder: Path, model: str, task: str, **changes: object) -> None:
+    path = folder / "records" / f"{model}.json"
+    meta = json.loads(path.read_text())
+    meta[task] |= changes
+    path.write_text(json.dumps(meta))
+
+
+def page(folder: Path) -> str:
+    result = analyse(folder, FAST, "edge", "does it stand?")
+    draw_tables(folder, result)
+    text = longtail_markdown(result.scores, result.longtail, result.title, result.verdict)
+    (folder / "longtail.md").write_text(text)
+    (folder / "longtail.csv").write_text(to_csv(longtail_frame(result.longtail)))
+    return (folder / "table.md").read_text()
+
+
+def test_one_seed_prints_not_available_and_never_a_zero_deviation(tmp_path: Path) -> None:
+    text = page(build(tmp_path, documents=40))
+    assert "± 0" not in text
+    assert "| n/a |" in text
+
+
+def test_missing_teacher_is_said_and_nothing_is_compared_with_it(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=40)
+    (folder / "records" / "teacher.parquet").unlink()
+    text = page(folder)
+    assert "The teacher has no result" in text
+    assert "Missing: teacher, 1 of 1" in text
+    assert "the teacher has no result" in (folder / "longtail.md").read_text()
+
+
+def test_failed_cells_stay_in_the_table_with_their_reason(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=40, seeds=(0, 1))
+
+    def fail(cells: pd.DataFrame) -> pd.DataFrame:
+        rows = cells["model"].isin(["deep-distilled-1", "shallow-distilled-0", "shallow-distilled-1"])
+        cells.loc[rows, "state"] = "failed"
+        cells["reason"] = cells["reason"].astype(object)
+        cells.loc[rows, "reason"] = "out of memory"
+        return cells
+
+    edit(folder / "cells.csv", fail)
+    text = page(folder)
+    assert "Missing: deep distilled, 1 of 2 (failed: out of memory)." in text
+    assert "| shallow distilled | 0 of 2 | — | — | — | — | — |" in text
+    assert "shallow distilled: no result (failed: out of memory)." in text
+
+
+def test_a_task_at_chance_is_flagged_and_left_out_of_the_average(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=60)
+
+    def guess(frame: pd.DataFrame) -> pd.DataFrame:
+        rows = frame["task"] == "piqa"
+        frame.loc[rows, "correct_norm"] = [i % 2 for i in range(int(rows.sum()))]
+        return frame
+
+    edit(folder / "records" / "teacher.parquet", guess)
+    text = page(folder)
+    assert "piqa †" in text
+    assert "the teacher is at chance on piqa." in text
+    assert "averaged over 3 tasks" in text
+    scores = analyse(folder, FAST, "edge").scores
+    assert scores.macro(0) == pytest.approx(scores.centred[[0, 1, 3], 0].mean())
+
+
+def test_every_task_at_chance_leaves_no_average(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=24, tasks={"arc_easy": (4, "acc_norm")})
+    edit(folder / "records" / "teacher.parquet", lambda f: f.assign(correct_norm=0))
+    assert "no macro average" in page(folder)
+
+
+def test_identical_models_have_no_discordant_pair_and_no_certainty(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=50)
+    source = folder / "records" / "teacher.parquet"
+    (folder / "records" / "deep-distilled-0.parquet").write_bytes(source.read_bytes())
+    page(folder)
+    table = pd.read_csv(folder / "table.csv")
+    row = table[(table["model"] == "deep distilled") & (table["task"] == "sciq")].iloc[0]
+    assert row["teacher_delta"] == 0
+    assert row["teacher_low"] < 0 < row["teacher_high"]
+    assert row["teacher_p"] == 1
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_draw_leaves_every_file_also_without_a_teacher(tmp_path: Path, broken: bool) -> None:
+    folder = build(tmp_path, documents=30)
+    if broken:
+        (folder / "records" / "teacher.parquet").unlink()
+    written = draw(folder, FAST, "edge", "does it stand?")
+    assert all(path.stat().st_size > 10 for path in written)
+    names = {"table.md", "table.tex", "table.csv", "frontier.png", "frontier.pdf", "frontier.csv", "longtail.md"}
+    assert names <= {path.name for path in written}
+
+
+def test_limit_marks_table_and_long_tail(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=40, limit=40)
+    assert "Limited to 40 documents per task" in page(folder)
+    assert "Limited to 40 documents per task" in (folder / "longtail.md").read_text()
+    assert "Limited to 40" in (folder / "table.tex").read_text()
+
+
+def test_constant_axes_and_missing_values_do_not_break_strata(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=40)
+    blank = {"prompt": "…", "metadata": None}
+    edit(folder / "records" / "documents.parquet", lambda f: f.assign(**blank))
+    page(folder)
+    assert "rarity_question" not in pd.read_csv(folder / "longtail.csv")["axis"].dropna().unique()
+
+
+def test_a_model_without_one_task_shows_a_gap(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=40)
+    path = folder / "records" / "deep-distilled-0.json"
+    meta = json.loads(path.read_text())
+    del meta["sciq"]
+    path.write_text(json.dumps(meta))
+    edit(path.with_suffix(".parquet"), lambda f: f[f["task"] != "sciq"])
+    row = next(line for line in page(folder).splitlines() if line.startswith("| deep distilled"))
+    assert "| — |" in row
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("limit", 7),
+        ("fewshot", 5),
+        ("chat_template", True),
+        ("version", 2.0),
+        ("task_hash", "x"),
+        ("dtype", "bfloat16"),
+    ],
+)
+def test_models_evaluated_differently_are_refused_with_the_difference(
+    tmp_path: Path, setting: str, value: object
+) -> None:
+    folder = build(tmp_path, documents=10)
+    edit_meta(folder, "deep-ce_only-0", "piqa", **{setting: value})
+    with pytest.raises(UserError, match=f"piqa: {setting} is .* for 'teacher' and .* for 'deep-ce_only-0'"):
+        load_results(folder)
+
+
+def test_different_documents_are_refused(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=10)
+    path = folder / "records" / "deep-ce_only-0.parquet"
+    edit(path, lambda f: f.assign(key=f["key"].replace("piqa-00003.0", "piqa-other.0")))
+    with pytest.raises(UserError, match=r"piqa: .* answered different prompts \(1 only the first, 1 only the second\)"):
+        load_results(folder)
+
+
+def test_absent_and_broken_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cells\.csv: not there"):
+        load_results(tmp_path)
+    folder = build(tmp_path, documents=10)
+    (folder / "records" / "teacher.parquet").write_bytes(b"PAR1 broken")
+    with pytest.raises(UserError, match=r"teacher\.parquet: cannot be read"):
+        load_results(folder)
+
+
+def test_a_model_name_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=10)
+    edit(folder / "cells.csv", lambda c: c.replace({"model": {"teacher": "../teacher"}}))
+    with pytest.raises(UserError, match=r"'\.\./teacher' cannot be the name of a record file"):
+        load_results(folder)
+
+
+def test_terminal_table_fits_its_width(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    result = analyse(build(tmp_path, documents=30), FAST, "edge", "[bold]literal[/bold]")
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(terminal_table(result, 100))
+    text = console.export_text()
+    assert "[bold]literal[/bold]" in text
+    assert max(map(len, text.splitlines())) <= 100
