@@ -125,15 +125,17 @@ class PrefixTreeLM(HFLM):
     ) -> list[tuple[float, bool]]:
         if not requests:
             return []
-        for _, context, continuation in requests:
-            if not context or not 0 < len(continuation) <= self.max_length:
+        for pair, context, continuation in requests:
+            if not context or not continuation:
+                raise UserError(f"a request has no tokens before or in its continuation: {pair!r:.200}")
+            if len(continuation) > self.max_length:
                 raise UserError(f"a continuation of {len(continuation)} tokens cannot be scored by a model with "
                                 f"{self.max_length} positions")
             self.truncated += len(context) + len(continuation) > self.max_length + 1
         return self._score_packed(requests) if self._can_pack(requests) else self._score_plain(requests)
 
     def _can_pack(self, requests: list[Request]) -> bool:
-        longest = max(len(context) + len(continuation) for _, context, continuation in requests)
+        longest = max(self._read_tokens(request) for request in requests)
         self.fallback = self._distrust or refusal(self.model.config, longest)
         if not self.fallback and longest > self._verified_tokens:  # a longer one can still show that attention is local
             self.fallback = self._distrust = self._self_check(requests)
@@ -145,7 +147,7 @@ class PrefixTreeLM(HFLM):
 
     def _self_check(self, requests: list[Request]) -> str:
         """Why packing cannot be trusted with this model, or nothing."""
-        by_length = sorted(requests, key=lambda r: len(r[1]) + len(r[2]), reverse=True)
+        by_length = sorted(requests, key=self._read_tokens, reverse=True)
         step = max(1, len(by_length) // CHECKED)
         picked = by_length[::step][:CHECKED] if not self._verified_tokens else by_length[:1]
         sample: list[Request] = [(None, context, continuation) for _, context, continuation in picked]
@@ -164,14 +166,14 @@ class PrefixTreeLM(HFLM):
 
     def _score_plain(self, requests: list[Request]) -> list[tuple[float, bool]]:
         """HFLM's own way, in slices so that progress can be told."""
-        order = sorted(range(len(requests)), key=lambda n: -len(requests[n][1]) - len(requests[n][2]))
+        order = sorted(range(len(requests)), key=lambda n: -self._read_tokens(requests[n]))
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         for start in range(0, len(order), 8 * PLAIN_BATCH):
             part = order[start : start + 8 * PLAIN_BATCH]
             scores = super()._loglikelihood_tokens([requests[n] for n in part], disable_tqdm=True)
             for number, score in zip(part, scores, strict=True):
                 answers[number] = score
-                self.tokens_forwarded += min(self.max_length, len(requests[number][1]) + len(requests[number][2]) - 1)
+                self.tokens_forwarded += self._read_tokens(requests[number])
             self._advance(len(part))
         return answers
 
@@ -217,6 +219,10 @@ class PrefixTreeLM(HFLM):
             dtype = self.model.dtype
             return torch.zeros(mask.shape, dtype=dtype, device=self.device).masked_fill_(~mask, torch.finfo(dtype).min)
         return mask
+
+    def _read_tokens(self, request: Request) -> int:
+        """Tokens that the model reads for a request: all but the last one, or as many as it has positions."""
+        return min(self.max_length, len(request[1]) + len(request[2]) - 1)
 
     def _advance(self, count: int) -> None:
         if self._progress and self._total:

@@ -100,7 +100,10 @@ def _choice(
     count = len(texts)  # acc_mutual_info appends as many unconditional requests, which are not choices
     pairs = [tuple(argument[:2]) for argument in sample["arguments"]][:count]
     answers = sample["filtered_resps"][:count]
-    ll, lengths = [float(answer[0]) for answer in answers], [len(text) for text in texts]
+    ll = [float(answer[0]) for answer in answers]
+    # the choices of WinoGrande stand in the context; what is scored, and has a length, is what follows them
+    measured = [pair[1] for pair in pairs] if task.multiple_input and "acc_norm" not in sample["metrics"] else texts
+    lengths = [len(text) for text in measured]
     golds = _golds(task, sample, texts)
     per_char = [score / max(1, length) for score, length in zip(ll, lengths, strict=True)]
     pred, pred_norm = _argmax(ll), _argmax(per_char)
@@ -109,7 +112,8 @@ def _choice(
     return {
         "choices": _shown_choices(task, pairs, texts), "gold": gold, "n_choices": count, "ll": ll,
         "tokens": [token_counts.get(pair, 0) for pair in pairs], "greedy": [bool(answer[1]) for answer in answers],
-        "len_chars": lengths, "len_bytes": [len(text.encode()) for text in texts], "pred": pred, "pred_norm": pred_norm,
+        "len_chars": lengths, "len_bytes": [len(text.encode()) for text in measured],
+        "pred": pred, "pred_norm": pred_norm,
         "correct": float(pred in golds) if math.isnan(right) else right,
         "correct_norm": float(pred_norm in golds) if math.isnan(right_norm) else right_norm,
         "margin": _margin(ll, gold), "margin_norm": _margin(per_char, gold), "p_gold": _softmax_at(ll, gold),

@@ -105,7 +105,7 @@ def _expand(name: str, index: dict[str, Entry], trail: tuple[str, ...] = ()) -> 
     """The tasks below a name, each with the settings its groups add."""
     if name not in index:
         if trail:
-            raise UserError(f"task {trail[0]!r} defines its member {name!r} in place, which is not supported")
+            raise UserError(f"task group {trail[-1]!r} has a member {name!r}, which is not a task")
         raise UserError(f"unknown task {name!r}{_suggest_task(name, index)}")
     entry = index[name]
     if entry.kind in ("task", "python"):
@@ -113,7 +113,9 @@ def _expand(name: str, index: dict[str, Entry], trail: tuple[str, ...] = ()) -> 
     found = []
     for member in entry.members:
         added = {k: v for k, v in member.items() if k != "task"} if isinstance(member, dict) else {}
-        inner = member["task"] if isinstance(member, dict) else member
+        inner = member.get("task") if isinstance(member, dict) else member
+        if not isinstance(inner, str):
+            raise UserError(f"task group {name!r} defines a member in place, which is not supported; name its tasks")
         if inner in trail:
             raise UserError(f"task group {name!r} contains itself")
         found += [(task, {**more, **added}) for task, more in _expand(inner, index, (*trail, name))]
