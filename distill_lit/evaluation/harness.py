@@ -222,7 +222,7 @@ class PrefixTreeLM(HFLM):
 
     def _read_tokens(self, request: Request) -> int:
         """Tokens that the model reads for a request: all but the last one, or as many as it has positions."""
-        return min(self.max_length, len(request[1]) + len(request[2]) - 1)
+        return min(int(self.max_length), len(request[1]) + len(request[2]) - 1)
 
     def _advance(self, count: int) -> None:
         if self._progress and self._total:
