@@ -11,10 +11,10 @@ from synthetic import build
 from distill_lit.analysis.results import load_results
 from distill_lit.config.schema import AnalysisConfig
 from distill_lit.errors import UserError
-from distill_lit.report.draw import analyse, draw, draw_tables
+from distill_lit.report.draw import analyse, draw, draw_tables, statements
 from distill_lit.report.longtail import longtail_frame, longtail_markdown
 from distill_lit.report.table import to_csv
-from distill_lit.report.terminal import terminal_table
+from distill_lit.report.terminal import TerminalTable
 
 FAST = AnalysisConfig(bootstrap=300)
 
@@ -36,7 +36,7 @@ def edit_meta(folder: Path, model: str, task: str, **changes: object) -> None:
 def page(folder: Path) -> str:
     result = analyse(folder, FAST, "edge", "does it stand?")
     draw_tables(folder, result)
-    text = longtail_markdown(result.scores, result.longtail, result.title, result.verdict)
+    text = longtail_markdown(result.scores, result.longtail, result.title, statements(result))
     (folder / "longtail.md").write_text(text)
     (folder / "longtail.csv").write_text(to_csv(longtail_frame(result.longtail)))
     return (folder / "table.md").read_text()
@@ -85,7 +85,7 @@ def test_a_task_at_chance_is_flagged_and_left_out_of_the_average(tmp_path: Path)
     edit(folder / "records" / "teacher.parquet", guess)
     text = page(folder)
     assert "piqa †" in text
-    assert "the teacher is at chance on piqa." in text
+    assert "Not in the average: piqa, because the teacher is at chance." in text
     assert "averaged over 3 tasks" in text
     scores = analyse(folder, FAST, "edge").scores
     assert scores.macro(0) == pytest.approx(scores.centred[[0, 1, 3], 0].mean())
@@ -195,7 +195,7 @@ def test_terminal_table_fits_its_width(tmp_path: Path) -> None:
 
     result = analyse(build(tmp_path, documents=30), FAST, "edge", "[bold]literal[/bold]")
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(terminal_table(result, 100))
+    console.print(TerminalTable(result))
     text = console.export_text()
     assert "[bold]literal[/bold]" in text
     assert max(map(len, text.splitlines())) <= 100

@@ -37,6 +37,7 @@ class Axis:
     name: str
     family: str
     kind: str
+    title: str  # its name in words
     about: str  # what is measured, with its unit, after "by"
     head: str  # words for its first stratum
     tail: str  # and for its last
@@ -56,33 +57,24 @@ RARITY = Axis(
     "rarity_question",
     "rarity",
     "quantile",
-    "rarity of the question's content words: their 10th percentile of log10 occurrences per billion words",
+    "words of the question",
+    "rarity of the question's content words: 10th percentile of their log10 occurrences per billion words",
     "most common",
     "rarest",
 )
 AXES = (
     RARITY,
-    Axis(
-        "rarity_answer",
-        "rarity",
-        "quantile",
-        "rarity of the right answer's content words, in the same measure",
-        "most common",
-        "rarest",
-    ),
-    Axis(
-        "difficulty",
-        "difficulty",
-        "quantile",
-        "margin between the teacher's two best choices, nats per character",
-        "clearest to the teacher",
-        "closest call for the teacher",
-    ),
-    Axis("prompt_length", "complexity", "quantile", "characters of the prompt", "shortest", "longest"),
-    Axis("answer_length", "complexity", "quantile", "characters of the right answer", "shortest", "longest"),
-    Axis("digits", "complexity", "binary", "digits in question or answer", "no digit", "digits"),
-    Axis("negation", "complexity", "binary", "a negation in the question", "no negation", "negation"),
-)
+    Axis("rarity_answer", "rarity", "quantile", "words of the answer",
+         "rarity of the right answer's content words: 10th percentile of their log10 occurrences per billion words",
+         "most common", "rarest"),
+    Axis("difficulty", "difficulty", "quantile", "the teacher's margin",
+         "margin between the teacher's two best choices, nats per character", "widest", "narrowest"),
+    Axis("prompt_length", "complexity", "quantile", "prompt length", "characters of the prompt", "shortest", "longest"),
+    Axis("answer_length", "complexity", "quantile", "answer length", "characters of the right answer", "shortest",
+         "longest"),
+    Axis("digits", "complexity", "binary", "digits", "digits in question or answer", "none", "some"),
+    Axis("negation", "complexity", "binary", "negation", "a negation in the question", "none", "some"),
+)  # fmt: skip
 
 
 def axis_values(results: Results) -> pd.DataFrame:
@@ -190,7 +182,7 @@ def _categories(results: Results) -> list[tuple[Axis, pd.Series]]:
         labels = tuple(sorted(texts.unique()))
         code = parsed[key].astype(str).map({label: i + 1 for i, label in enumerate(labels)}).fillna(MISSING).astype(int)
         about = f"metadata {key!r}"
-        found.append((Axis(f"metadata:{key}", "metadata", "category", about, labels[0], labels[-1], labels), code))
+        found.append((Axis(f"metadata:{key}", "metadata", "category", key, about, labels[0], labels[-1], labels), code))
     return found
 
 

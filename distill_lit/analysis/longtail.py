@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from distill_lit.analysis import statistics as st
 from distill_lit.analysis.axes import MISSING, Axis, axis_values, stratify
 from distill_lit.analysis.bootstrap import replicate_sums, seed_weights, task_seed
+from distill_lit.analysis.confidence import confidence_table
 from distill_lit.analysis.flips import document_flips, flip_counts
 from distill_lit.analysis.scores import Scores
+from distill_lit.analysis.slices import find_slices
 from distill_lit.analysis.tabulate import RETENTION_FLOOR, opponents
 
 Floats = NDArray[np.floating]
@@ -36,6 +38,14 @@ class LongTail:
     strata: pd.DataFrame = field(default_factory=pd.DataFrame)  # per axis and stratum
     contrasts: pd.DataFrame = field(default_factory=pd.DataFrame)  # tail less head per axis
     worst: pd.DataFrame = field(default_factory=pd.DataFrame)  # the stratum with the lowest retention
+    slices: dict[str, pd.DataFrame] = field(default_factory=dict)  # model: find_slices
+    confidence: pd.DataFrame = field(
+        default_factory=pd.DataFrame
+    )  # calibration, worst tenth, coverage; also the rivals
+
+    def title(self, axis: str) -> str:
+        """The name of an axis in words."""
+        return next((a.title for a in self.axes if a.name == axis), axis)
 
 
 @dataclass(frozen=True)
@@ -67,10 +77,20 @@ def long_tail(scores: Scores) -> LongTail:
             if axis.kind != "category":
                 contrasts.append(_contrast(scores, axis, pooled[axis.name], g))
         worst.append(_worst(scores, axes, pooled, g))
+        report.slices[label] = _slices(scores, axes, codes, flips)
     report.tasks, report.strata = pd.concat(tasks, ignore_index=True), pd.concat(strata, ignore_index=True)
     report.contrasts, report.worst = pd.DataFrame(contrasts), pd.DataFrame(worst)
+    report.confidence = confidence_table(scores, codes)
     _correct(scores, report)
     return report
+
+
+def _slices(scores: Scores, axes: list[Axis], codes: pd.DataFrame, flips: pd.DataFrame) -> pd.DataFrame:
+    averaged = [scores.tasks[t] for t in scores.averaged]
+    used = flips[flips.index.get_level_values("task").isin(averaged)]
+    clusters = scores.results.documents.loc[used.index, "cluster"].astype(str)
+    analysis = scores.analysis
+    return find_slices(axes, codes.loc[used.index], used, clusters, analysis.strata, analysis.false_discovery)
 
 
 def pool(scores: Scores, axes: list[Axis], codes: pd.DataFrame) -> dict[str, Pooled]:

@@ -77,7 +77,7 @@ def read_cells(path: Path) -> pd.DataFrame:
         if name not in CELL_TEXT and not name.startswith("axis."):
             cells[name] = pd.to_numeric(cells[name], errors="coerce")
     for model in cells["model"]:
-        if not re.fullmatch(r"[\w.+=@-]+", model) or model.startswith("."):
+        if not model or model.startswith(".") or re.search(r"[/\\\x00-\x1f]", model):
             raise UserError(f"{path}: {model!r} cannot be the name of a record file")
     if cells["model"].duplicated().any():
         raise UserError(f"{path}: model {cells.loc[cells['model'].duplicated(), 'model'].iloc[0]!r} stands there twice")

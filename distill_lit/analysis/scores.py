@@ -15,6 +15,10 @@ from distill_lit.config.schema import AnalysisConfig
 Floats = NDArray[np.floating]
 Interval = st.Interval
 
+AT_CHANCE = "the teacher is at chance"
+NO_TEACHER = "the teacher has no result"
+NO_ANSWERS = "it has no right or wrong answers"
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -28,7 +32,7 @@ class Scores:
     centred: Floats
     raw_draws: Floats
     centred_draws: Floats
-    at_chance: NDArray[np.bool_]  # (task,) the teacher's lower bound does not exceed chance
+    left_out: dict[str, str]  # task: why it is not in the macro average
 
     @property
     def tasks(self) -> list[str]:
@@ -43,7 +47,7 @@ class Scores:
     @property
     def averaged(self) -> NDArray[np.integer]:
         """Task numbers in the macro average: those on which the teacher is above chance."""
-        return np.flatnonzero(~self.at_chance)
+        return np.array([t for t, task in enumerate(self.tasks) if task not in self.left_out], int)
 
     def members(self, group: int) -> list[int]:
         """Columns of the group's models in the panel."""
@@ -80,15 +84,22 @@ def score(results: Results, analysis: AnalysisConfig) -> Scores:
             raw_draws[:, t, g] = (draws[:, own] * weights[g]).sum(axis=1)
             centred_draws[:, t, g] = (draws[:, own + len(panel.models)] * weights[g]).sum(axis=1)
     teacher = next((i for i, g in enumerate(groups) if g.role == "teacher" and g.models), None)
-    chance = [teacher is not None and _at_chance(task, panel, groups[teacher], analysis) for task in panel.tasks]
-    return Scores(results, analysis, panel, groups, raw, centred, raw_draws, centred_draws, np.array(chance, bool))
+    out = {t.task: _left_out(t, panel, None if teacher is None else groups[teacher], analysis) for t in panel.tasks}
+    left_out = {task: why for task, why in out.items() if why}
+    return Scores(results, analysis, panel, groups, raw, centred, raw_draws, centred_draws, left_out)
 
 
-def _at_chance(task: TaskPanel, panel: Panel, teacher: Group, analysis: AnalysisConfig) -> bool:
+def _left_out(task: TaskPanel, panel: Panel, teacher: Group | None, analysis: AnalysisConfig) -> str:
+    """Why a task is not averaged, or an empty text."""
+    if np.isnan(task.correct).all():
+        return NO_ANSWERS
+    if teacher is None:
+        return ""
     right = task.correct[:, panel.columns(teacher.models)[0]]
     if np.isnan(right).any():
-        return False
-    return bool(st.wilson(right.sum(), task.n, analysis.confidence).low <= task.chance.mean())
+        return NO_TEACHER
+    low = st.wilson(right.sum(), task.n, analysis.confidence).low
+    return AT_CHANCE if low <= task.chance.mean() else ""
 
 
 def task_score(scores: Scores, t: int, g: int) -> Interval:

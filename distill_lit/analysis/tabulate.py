@@ -85,7 +85,7 @@ def _task_row(scores: Scores, t: int, g: int) -> dict[str, Any]:
         "shots": settings.get("fewshot", 0),
         "n": task.n,
         "chance": float(task.chance.mean()),
-        "at_chance": bool(scores.at_chance[t]),
+        "at_chance": scores.left_out.get(task.task) == sc.AT_CHANCE,
         **_shared(scores, g),
         "score": value.value,
         "low": value.low,

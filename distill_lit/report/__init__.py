@@ -1,0 +1,34 @@
+"""Tables, figures and pages, drawn from a results folder alone. Heavy imports wait until something is drawn."""
+
+from pathlib import Path
+from typing import Any
+
+from distill_lit.config.schema import AnalysisConfig
+
+
+def draw(folder: Path, analysis: AnalysisConfig, name: str, question: str = "") -> list[Path]:
+    """Draws every table, figure and page of the experiment into its results folder; returns the paths written.
+
+    Raises UserError when records are missing or its models cannot be compared.
+    """
+    from distill_lit.report.draw import draw as drawn
+
+    return drawn(folder, analysis, name, question)
+
+
+def terminal_table(folder: Path, analysis: AnalysisConfig, name: str = "", question: str = "") -> Any:
+    """A rich renderable of the score table and the verdict, as wide as the console it is printed on."""
+    from distill_lit.report.draw import analyse
+    from distill_lit.report.terminal import TerminalTable
+
+    return TerminalTable(analyse(folder, analysis, name or folder.name, question))
+
+
+def loss_statements(folder: Path, analysis: AnalysisConfig) -> dict[str, str]:
+    """{model id of a distilled student: Markdown paragraphs that say what it lost}, for its model card."""
+    from distill_lit.report.draw import analyse, statements
+    from distill_lit.report.table import paragraphs
+
+    result = analyse(folder, analysis, folder.name)
+    texts = {label: "\n".join(paragraphs(said)) for label, said in statements(result).items()}
+    return {model: texts[g.label] for g in result.scores.groups if g.label in texts for model in g.models}

@@ -9,10 +9,13 @@ from distill_lit.analysis.frontier import cost_axes, frontier
 from distill_lit.analysis.longtail import LongTail, long_tail
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scores import Scores, score
+from distill_lit.analysis.statement import loss_statement
 from distill_lit.analysis.tabulate import score_frame
 from distill_lit.analysis.verdict import verdict
 from distill_lit.config.schema import AnalysisConfig
 from distill_lit.files import write_text
+from distill_lit.report.claim import claim_table
+from distill_lit.report.confidence_figure import confidence_figure
 from distill_lit.report.frontier_figure import frontier_figure
 from distill_lit.report.longtail import longtail_frame, longtail_markdown
 from distill_lit.report.longtail_figure import longtail_figure
@@ -45,6 +48,15 @@ def analyse(folder: Path, analysis: AnalysisConfig, name: str, question: str = "
     return Analysed(name, question, scores, frame, long_tail(scores), verdict(scores, frame))
 
 
+def statements(result: Analysed) -> dict[str, list[str]]:
+    """{label of a distilled group: paragraphs of its loss statement}."""
+    return {
+        group.label: loss_statement(result.scores, result.frame, result.longtail, group.label)
+        for group in result.scores.groups
+        if group.role == "distilled"
+    }
+
+
 def draw(folder: Path, analysis: AnalysisConfig, name: str, question: str = "") -> list[Path]:
     """Draws tables, figures and pages into `folder` from its records; returns the paths written."""
     return draw_analysed(folder, analyse(folder, analysis, name, question))
@@ -58,6 +70,7 @@ def draw_analysed(folder: Path, result: Analysed) -> list[Path]:
 def draw_tables(folder: Path, result: Analysed) -> list[Path]:
     """table.md, table.tex and table.csv, from one frame."""
     main = main_table(result.scores, result.frame, result.title)
+    claim = claim_table(result.scores)
     detail = detail_table(result.scores, result.frame, "Every task, with differences")
     page = [
         f"# {escape_markdown(result.name)}",
@@ -67,6 +80,7 @@ def draw_tables(folder: Path, result: Analysed) -> list[Path]:
         to_markdown(main, source=False),
         "![Frontier](frontier.png)",
         "",
+        to_markdown(claim),
         to_markdown(detail),
     ]
     head = "% Needs \\usepackage{booktabs,graphicx} in the preamble.\n"
@@ -103,6 +117,9 @@ def draw_longtail(folder: Path, result: Analysed) -> list[Path]:
     """longtail.md, .csv, and its figure when a teacher and a distilled student have records."""
     figure = longtail_figure(result.longtail, " ".join(watermark(result.scores)))
     drawn = save_figure(figure, folder / "longtail.png") if figure is not None else []
-    write_text(folder / "longtail.md", longtail_markdown(result.scores, result.longtail, result.title, result.verdict))
+    figure = confidence_figure(result.scores)
+    drawn += save_figure(figure, folder / "confidence.png") if figure is not None else []
+    page = longtail_markdown(result.scores, result.longtail, result.title, statements(result))
+    write_text(folder / "longtail.md", page)
     write_text(folder / "longtail.csv", to_csv(longtail_frame(result.longtail)))
     return [folder / "longtail.md", folder / "longtail.csv", *drawn]

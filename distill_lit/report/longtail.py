@@ -6,28 +6,32 @@ import pandas as pd
 from distill_lit.analysis.axes import Axis, zipf_of
 from distill_lit.analysis.longtail import AT_CHANCE, INSUFFICIENT, LongTail
 from distill_lit.analysis.scores import Scores
-from distill_lit.analysis.wording import ABSENT, number, p_value, points, with_bounds
+from distill_lit.analysis.wording import ABSENT, bounds, number, p_value, points, with_bounds
 from distill_lit.report.table import Cell, Table, escape_markdown, paragraphs, to_markdown
-from distill_lit.report.tables import provenance, watermark
+from distill_lit.report.tables import left_out, provenance, watermark
 
 EXAMPLES = 5  # lost documents shown per student
 PROMPT_CHARS = 300
 DETAILED = ("rarity_question", "difficulty")  # axes whose strata stand in the page; all are in the CSV
 
 
-def longtail_markdown(scores: Scores, report: LongTail, title: str, statements: list[str]) -> str:
-    """The page. `statements`: plain sentences for its top."""
+def longtail_markdown(scores: Scores, report: LongTail, title: str, statements: dict[str, list[str]]) -> str:
+    """The page. `statements`: {label: paragraphs of its loss statement}."""
     lines = [f"# Long tail: {escape_markdown(title)}", "", *(f"> {escape_markdown(w)}\n" for w in watermark(scores))]
     if not report.flips:
         missing = "the teacher has no result" if scores.teacher is None else "no distilled student has a result"
         return "\n".join([*lines, f"Nothing can be said about what was lost: {missing}.", ""])
-    lines += [*paragraphs(statements), "![Long tail](longtail.png)", "", "## Did the tail lose more than the head?", ""]
+    for label, said in statements.items():
+        lines += [f"**{escape_markdown(label)}**", "", *paragraphs(said)]
+    lines += ["![Long tail](longtail.png)", "", "## Did the tail lose more than the head?", ""]
     lines += [to_markdown(contrast_table(scores, report)), "## Flips per task", "", to_markdown(flip_table(report))]
+    lines += ["## Confidence", "", to_markdown(confidence_table(report)), "![Confidence](confidence.png)", ""]
     for model in report.flips:
         lines += [f"## {escape_markdown(model)}", ""]
         lines += [
             to_markdown(stratum_table(scores, report, model, axis)) for axis in report.axes if axis.name in DETAILED
         ]
+        lines += [to_markdown(slice_table(report, model)), *slice_examples(scores, report, model)]
         lines += lost_examples(scores, report, model)
     return "\n".join(
         [*lines, "## How this was computed", "", *paragraphs(_method(scores, report)), *paragraphs(provenance(scores))]
@@ -42,7 +46,7 @@ def contrast_table(scores: Scores, report: LongTail) -> Table:
         if last not in (None, row["model"]):
             rules.add(len(rows))
         cells = [_contrast(row, name) for name in ("tail_loss", "rival_tail_loss", "excess")]
-        rows.append([Cell(row["model"] if row["model"] != last else ""), Cell(row["axis"]), *cells])
+        rows.append([Cell(row["model"] if row["model"] != last else ""), Cell(report.title(row["axis"])), *cells])
         last = row["model"]
     return Table(
         "Tail less head of the difference to the teacher, points above chance",
@@ -140,15 +144,56 @@ def stratum_table(scores: Scores, report: LongTail, model: str, axis: Axis) -> T
     )
 
 
+def slice_table(report: LongTail, model: str) -> Table:
+    """Slices that SliceLine proposed for one student, with what the held-out half says."""
+    rows = [
+        [
+            Cell(row["slice"], bold=bool(row["confirmed"])),
+            Cell(f"{row['n']}"),
+            Cell(f"{row['lost']}"),
+            Cell(f"{row['gained']}"),
+            Cell(_percent(row["lost_rate"])),
+            Cell(_percent(row["rest_rate"])),
+            Cell(p_value(row["adjusted"])),
+            Cell("confirmed" if row["confirmed"] else "not confirmed"),
+        ]
+        for _, row in report.slices[model].iterrows()
+    ]
+    columns = ["slice", "n", "lost", "gained", "loss rate", "elsewhere", "BH", "verdict"]
+    notes = [
+        "Found by SliceLine on one half of the documents, counted on the other. Loss rate: of what the teacher answers "
+        "rightly, the share the student loses."
+    ]
+    empty = ["No group of documents with higher loss was found, or there are too few documents to look for one."]
+    return Table("Groups of documents with higher loss", columns, rows, below=notes if rows else empty)
+
+
+def slice_examples(scores: Scores, report: LongTail, model: str) -> list[str]:
+    """EXAMPLES lost documents of every confirmed slice."""
+    lines = []
+    for _, row in report.slices[model].iterrows():
+        if row["confirmed"]:
+            mine = report.codes.loc[report.flips[model].index]
+            inside = np.logical_and.reduce(
+                [(mine[axis] == stratum).to_numpy() for axis, stratum in row["rule"].items()]
+            )
+            lines += _examples(scores, report.flips[model][inside], f'lost documents in "{row["slice"]}"')
+    return lines
+
+
 def lost_examples(scores: Scores, report: LongTail, model: str) -> list[str]:
-    """EXAMPLES documents the student lost, drawn at random with a fixed seed, rarest words first."""
-    flips = report.flips[model]
+    """EXAMPLES documents the student lost."""
+    return _examples(scores, report.flips[model], "lost documents")
+
+
+def _examples(scores: Scores, flips: pd.DataFrame, what: str) -> list[str]:
+    """Lost documents among `flips`, drawn at random with a fixed seed, with both answers."""
     lost = flips[flips["flip"] == "lost"]
     if lost.empty:
         return ["No document was lost.", ""]
     drawn = lost.sample(min(EXAMPLES, len(lost)), random_state=0)
     documents = scores.results.documents.loc[drawn.index]
-    lines = [f"{len(drawn)} of the {len(lost)} lost documents, drawn at random:", ""]
+    lines = [escape_markdown(f"{len(drawn)} of {len(lost)} {what}, drawn at random:"), ""]
     for (index, row), (_, document) in zip(drawn.iterrows(), documents.iterrows(), strict=True):
         choices = [str(c) for c in document["choices"]] if document["choices"] is not None else []
         prompt = " ".join(str(document["prompt"]).split())
@@ -156,6 +201,29 @@ def lost_examples(scores: Scores, report: LongTail, model: str) -> list[str]:
         answer = f"teacher: {_choice(choices, row['chosen_t'])} (right); student: {_choice(choices, row['chosen_s'])}"
         lines += [f"- {escape_markdown(index[0])}: {escape_markdown(shown)} — {escape_markdown(answer)}"]
     return [*lines, ""]
+
+
+def confidence_table(report: LongTail) -> Table:
+    """Worst tenth, calibration head against tail, and the share that can be answered at the teacher's risk."""
+    rows = []
+    for _, row in report.confidence.iterrows():
+        scores = [Cell(points(row.get(f"ece_{part}", np.nan))) for part in ("all", "head", "tail")]
+        brier = [Cell(number(row.get(f"brier_{part}", np.nan), 2)) for part in ("all", "head", "tail")]
+        shares = [row.get(name, np.nan) for name in ("coverage", "coverage_low", "coverage_high")]
+        cover = "" if pd.isna(shares[0]) else f"{points(shares[0], 0)}% {bounds(shares[1], shares[2], 0)}"
+        nll = [Cell(number(row.get(name, np.nan), 2, signed=True)) for name in ("excess_nll", "cvar")]
+        rows.append([Cell(row["model"]), *nll, *scores, *brier, Cell(cover)])
+    columns = ["model", "excess NLL", "worst tenth", "ECE", "head", "tail", "Brier", "head", "tail", "answerable"]
+    return Table(
+        "How much its probabilities can be trusted", columns, rows,
+        below=[
+            "Excess NLL: nats by which the right answer is less likely than under the teacher, on average and "
+            "over the worst tenth of documents. ECE: points between confidence and accuracy, 10 bins of equal "
+            "mass. Head, tail: questions with the most common and the rarest words. Answerable: the share of "
+            "documents it can answer, most confident first and the rest left to the teacher, with the two as "
+            "often right as the teacher alone. All from unnormalised likelihoods, tasks weighted equally."
+        ],
+    )  # fmt: skip
 
 
 def _choice(choices: list[str], number: int) -> str:
@@ -171,7 +239,6 @@ def _method(scores: Scores, report: LongTail) -> list[str]:
         else ("wordfreq's general English, because the experiment kept no counts of its corpus")
     )
     example = number(zipf_of(scores.results)("the"), 1)
-    excluded = [t for t, bad in zip(scores.tasks, scores.at_chance, strict=True) if bad]
     axes = "; ".join(f"{axis.name}: {axis.about}" for axis in report.axes if axis.family != "metadata")
     seeds = sorted({len(g.models) for g in scores.groups if g.role == "distilled" and g.models})
     modal = (
@@ -185,9 +252,7 @@ def _method(scores: Scores, report: LongTail) -> list[str]:
         f"Strata are {scores.analysis.strata} quantile groups within each task, pooled with equal task weight. Scores "
         f"are above chance. A flip is of {modal}.",
     ]
-    if excluded:
-        lines.append(f"Not pooled, because the teacher is at chance there: {', '.join(excluded)}.")
-    return lines
+    return [*lines, *left_out(scores)]
 
 
 def longtail_frame(report: LongTail) -> pd.DataFrame:

@@ -9,15 +9,6 @@ from distill_lit.analysis.axes import MISSING, RARITY
 from distill_lit.analysis.longtail import LongTail
 from distill_lit.report.style import GREY, RC, marker_options, plain, role_style
 
-AXIS_WORDS = {
-    "rarity_question": "rare words, question",
-    "rarity_answer": "rare words, answer",
-    "difficulty": "hard for the teacher",
-    "prompt_length": "long prompt",
-    "answer_length": "long answer",
-    "digits": "digits",
-    "negation": "negation",
-}
 MAX_ROWS = 6  # students drawn
 
 
@@ -40,7 +31,7 @@ def longtail_figure(report: LongTail, watermark: str = "") -> Any:
             if not strata.empty:
                 _by_frequency(row[0], strata, _frequencies(report))
                 _by_stratum(row[1], strata)
-            _by_axis(row[2], report.contrasts[report.contrasts["model"] == model])
+            _by_axis(row[2], report.contrasts[report.contrasts["model"] == model], report)
             row[0].set_title(plain(model), pad=10)
         panels[-1][0].set_xlabel("occurrences of the question's rarest words\nper billion words (log10), rare → common")
         panels[-1][1].set_xlabel("score above chance less the teacher's, points")
@@ -88,10 +79,10 @@ def _by_stratum(axes: Any, strata: pd.DataFrame) -> None:
     axes.invert_yaxis()
 
 
-def _by_axis(axes: Any, contrasts: pd.DataFrame) -> None:
+def _by_axis(axes: Any, contrasts: pd.DataFrame, report: LongTail) -> None:
     known = contrasts[contrasts.get("tail_loss", pd.Series(np.nan, contrasts.index)).notna()]
     places = np.arange(len(known), dtype=float)
-    axes.set_yticks(places, [AXIS_WORDS.get(a, plain(a)) for a in known["axis"]])
+    axes.set_yticks(places, [plain(report.title(a)) for a in known["axis"]])
     _forest(
         axes,
         places,

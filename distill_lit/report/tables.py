@@ -7,17 +7,17 @@ import pandas as pd
 
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.tabulate import COSTS, MACRO
-from distill_lit.analysis.wording import ABSENT, NOT_AVAILABLE, bounds, count, number, points, with_bounds
+from distill_lit.analysis.wording import ABSENT, NOT_AVAILABLE, bounds, count, listed, number, points, with_bounds
 from distill_lit.report.table import Cell, Table
 
-AT_CHANCE = "†"
+LEFT_OUT = "†"
 DECLARED, ELSEWHERE = "‡", "*"  # significant after Holm, after Benjamini–Hochberg
 
 
 def main_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
     """Rows are model groups, columns the tasks, the macro average, what is kept, size and validation KL."""
     tasks = scores.tasks
-    marks = [f"{t} {AT_CHANCE}" if bad else t for t, bad in zip(tasks, scores.at_chance, strict=True)]
+    marks = [f"{t} {LEFT_OUT}" if t in scores.left_out else t for t in tasks]
     costs = [
         (name, words, show) for name, words, show in _COSTS if frame.get(name, pd.Series(dtype=float)).notna().any()
     ]
@@ -112,9 +112,7 @@ def _main_notes(scores: Scores, frame: pd.DataFrame) -> list[str]:
         "within tasks and seeds together. Kept: that average as a share of the teacher's. Bold: the best student and "
         "every student not significantly different from it (Holm within the column).",
     ]
-    excluded = [t for t, bad in zip(scores.tasks, scores.at_chance, strict=True) if bad]
-    if excluded:
-        notes.append(f"{AT_CHANCE} Not in the average: the teacher is at chance on {', '.join(excluded)}.")
+    notes += left_out(scores)
     if scores.teacher is None:
         notes.append("The teacher has no result: nothing is compared with it, and tasks at chance cannot be told.")
     for group in scores.groups:
@@ -122,6 +120,13 @@ def _main_notes(scores: Scores, frame: pd.DataFrame) -> list[str]:
             done, why = len(group.models), group.reason or "missing"
             notes.append(f"Missing: {group.label}, {group.planned - done} of {group.planned} ({why}).")
     return notes
+
+
+def left_out(scores: Scores) -> list[str]:
+    """A line per reason for which tasks are not averaged."""
+    reasons = dict.fromkeys(scores.left_out.values())
+    tasks = {why: listed([t for t, because in scores.left_out.items() if because == why]) for why in reasons}
+    return [f"{LEFT_OUT} Not in the average: {names}, because {why}." for why, names in tasks.items()]
 
 
 def watermark(scores: Scores) -> list[str]:
@@ -143,6 +148,7 @@ def provenance(scores: Scores) -> list[str]:
         f"{words} {_all(settings, key)}"
         for key, words in (
             ("lm_eval", "lm-eval"),
+            ("lm_eval_version", "lm-eval"),
             ("harness", "harness"),
             ("dtype", "dtype"),
             ("batch", "batch"),

@@ -1,6 +1,7 @@
 """The score table in the terminal, at the end of a run."""
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from distill_lit.report.draw import Analysed
@@ -8,14 +9,19 @@ from distill_lit.report.table import Table
 from distill_lit.report.tables import main_table
 
 
-def terminal_table(result: Analysed, width: int = 120) -> Any:
-    """A rich renderable for `width` characters: the main table with its watermark, and the verdict below it."""
-    from rich.console import Group
-    from rich.text import Text
+@dataclass(frozen=True)
+class TerminalTable:
+    """A rich renderable: the main table with its watermark, and the verdict below it, fitted to the console."""
 
-    table = _narrowed(main_table(result.scores, result.frame, result.title), width)
-    marks = [Text(line, style="yellow") for line in table.above]
-    return Group(*marks, rich_table(table), *(Text(f"\n{sentence}") for sentence in result.verdict))
+    result: Analysed
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from rich.text import Text
+
+        full = main_table(self.result.scores, self.result.frame, self.result.title)
+        yield from (Text(line, style="yellow") for line in full.above)
+        yield rich_table(_narrowed(full, options.max_width))
+        yield from (Text(f"{sentence}\n") for sentence in self.result.verdict)
 
 
 def _narrowed(table: Table, width: int) -> Table:

@@ -1,0 +1,215 @@
+"""What a deployer asks: how bad is the worst, can confidence be trusted, when is the teacher needed.
+
+Tasks are pooled with equal weight; only documents with at least two choices count.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from distill_lit.analysis import statistics as st
+from distill_lit.analysis.axes import RARITY
+from distill_lit.analysis.bootstrap import cluster_counts, task_seed
+from distill_lit.analysis.scores import Scores
+from distill_lit.analysis.tabulate import opponents
+
+Floats = NDArray[np.floating]
+WORST_SHARE = 0.1
+BINS = 10  # of equal mass, for the calibration error
+COVERAGE_DRAWS = 1000
+TOLERANCE = 1e-12  # equal risks that differ by rounding
+
+
+def choice_probabilities(scores: Scores, model: str) -> pd.DataFrame:
+    """Per document: p_top (softmax probability of the likeliest choice), right (it is the gold one), p_gold, brier
+    (Σ over choices of (p − y)²), gold_nll (nats of the gold answer's text), chosen; NaN without two choices."""
+    rows, gold = scores.results.records[model], scores.results.documents["gold"]
+    found = [_probabilities(ll, g) for ll, g in zip(rows["ll"], gold, strict=True)]
+    names = ["p_top", "right", "p_gold", "brier", "gold_nll", "chosen"]
+    return pd.DataFrame(found, index=rows.index, columns=names)
+
+
+def _probabilities(likelihoods: Any, gold: Any) -> tuple[float, ...]:
+    known = isinstance(likelihoods, (list, np.ndarray)) and len(likelihoods) > 1 and 0 <= int(gold) < len(likelihoods)
+    if not known or not np.isfinite(np.asarray(likelihoods, float)).all():
+        return (np.nan,) * 6
+    ll, g = np.asarray(likelihoods, float), int(gold)
+    p = np.exp(ll - ll.max())
+    p /= p.sum()
+    top = int(p.argmax())
+    brier = float(((p - (np.arange(len(p)) == g)) ** 2).sum())
+    return float(p[top]), float(top == g), float(p[g]), brier, float(-ll[g]), float(top)
+
+
+def calibration_error(confidence: Floats, right: Floats, weights: Floats | None = None, bins: int = BINS) -> float:
+    """Expected calibration error over `bins` bins of equal mass: weighted mean of |accuracy − confidence|.
+
+    Nixon et al. 1904.01685. NaN without documents.
+    """
+    if not len(confidence):
+        return float("nan")
+    weight = np.ones(len(confidence)) if weights is None else weights
+    gap = np.bincount(equal_mass_bins(confidence, weight, bins), weights=weight * (right - confidence), minlength=bins)
+    return float(np.abs(gap).sum() / weight.sum())
+
+
+def equal_mass_bins(confidence: Floats, weights: Floats, bins: int = BINS) -> NDArray[np.integer]:
+    """Bin number 0 … bins − 1 of each document, least confident first, each bin with the same weight."""
+    order = np.argsort(confidence, kind="stable")
+    share = weights[order] / weights.sum()
+    numbers = np.empty(len(confidence), np.int64)
+    numbers[order] = np.minimum((bins * (np.cumsum(share) - share / 2)).astype(int), bins - 1)
+    return numbers
+
+
+def worst_mean(values: Floats, weights: Floats, share: float = WORST_SHARE) -> float:
+    """Conditional value at risk: weighted mean of the largest `share` of the values. Rockafellar & Uryasev 2000."""
+    order = np.argsort(-values, kind="stable")
+    mass = weights[order] / weights.sum()
+    taken = np.clip(share - (np.cumsum(mass) - mass), 0, mass)
+    return float((values[order] * taken).sum() / taken.sum()) if len(values) else float("nan")
+
+
+def coverage_at_teacher_risk(confidence: Floats, student: Floats, teacher: Floats, weights: Floats) -> Floats:
+    """The largest share of documents the student can answer, most confident first and the rest deferred to the teacher,
+    with the whole as often right as the teacher alone. weights: (..., D); returns (...).
+    """
+    order = np.argsort(-confidence, kind="stable")
+    gain = np.cumsum(weights[..., order] * (student - teacher)[order], axis=-1)
+    mass = np.cumsum(weights[..., order], axis=-1)
+    # answers of one confidence stand or fall together
+    last = np.append(np.diff(confidence[order]) != 0, True)
+    fine = (gain >= -TOLERANCE) & last
+    return np.asarray(np.where(fine, mass, 0).max(axis=-1) / mass[..., -1])
+
+
+def coverage_curve(confidence: Floats, student: Floats, teacher: Floats, weights: Floats) -> pd.DataFrame:
+    """coverage, accuracy of student-then-teacher at it, and the accuracy of the student alone on what it answers."""
+    order = np.argsort(-confidence, kind="stable")
+    mass = weights[order].cumsum()
+    own = (weights * student)[order].cumsum()
+    deferred = (weights * teacher).sum() - (weights * teacher)[order].cumsum()
+    return pd.DataFrame({"coverage": mass / mass[-1], "together": (own + deferred) / mass[-1], "answered": own / mass})
+
+
+def confidence_table(scores: Scores, codes: pd.DataFrame) -> pd.DataFrame:
+    """One row for the teacher and per trained group: means over seeds; coverage is the first seed's.
+
+    Columns: model, excess_nll, cvar (mean and worst tenth of the gold answer's NLL above the teacher's, nats), and for
+    `all`, `head`, `tail` of RARITY: ece_<part>, brier_<part>; coverage with bounds.
+    """
+    if scores.teacher is None:
+        return pd.DataFrame()
+    teacher = choice_probabilities(scores, scores.groups[scores.teacher].models[0])
+    rows: list[dict[str, Any]] = [{"model": "teacher", **_calibration(scores, teacher, codes)}]
+    for g, group in enumerate(scores.groups):
+        if group.role not in ("distilled", "ce_only", "rival") or not group.models:
+            continue
+        per_seed = [_one_model(scores, choice_probabilities(scores, m), teacher, codes) for m in group.models]
+        row = pd.DataFrame(per_seed).mean().to_dict()
+        first = choice_probabilities(scores, group.models[0])
+        rows.append({"model": group.label, **row, **_coverage(scores, first, teacher, g)})
+    return pd.DataFrame(rows)
+
+
+def document_weights(scores: Scores, index: pd.MultiIndex) -> Floats:
+    """Weights that sum to 1 over `index` and give each averaged task the same; 0 for other tasks."""
+    tasks = index.get_level_values("task")
+    sizes = pd.Series(1, index=index).groupby(tasks).sum()
+    names = {scores.tasks[t] for t in scores.averaged}
+    shares = {task: 1 / n if task in names else 0.0 for task, n in sizes.items()}
+    weight = np.array([shares[task] for task in tasks])
+    return np.asarray(weight / weight.sum()) if weight.sum() > 0 else weight
+
+
+def _known(*frames: pd.DataFrame) -> NDArray[np.bool_]:
+    return np.asarray(np.logical_and.reduce([frame["p_top"].notna() for frame in frames]))
+
+
+def _one_model(scores: Scores, own: pd.DataFrame, teacher: pd.DataFrame, codes: pd.DataFrame) -> dict[str, float]:
+    rows = _known(own, teacher)
+    excess = (own["gold_nll"] - teacher["gold_nll"])[rows].to_numpy(float)
+    weight = document_weights(scores, own.index[rows])
+    if not weight.sum():
+        return {}
+    return {"excess_nll": float(np.average(excess, weights=weight)), "cvar": worst_mean(excess, weight),
+            **_calibration(scores, own, codes)}  # fmt: skip
+
+
+def _calibration(scores: Scores, own: pd.DataFrame, codes: pd.DataFrame) -> dict[str, float]:
+    parts = {"all": np.ones(len(own), bool)}
+    if RARITY.name in codes:
+        stratum = codes.loc[own.index, RARITY.name].to_numpy()
+        parts |= {"head": stratum == 1, "tail": stratum == scores.analysis.strata}
+    found = {}
+    for name, inside in parts.items():
+        rows = inside & _known(own)
+        weight = document_weights(scores, own.index[rows])
+        if weight.sum():
+            confidence, right = own["p_top"][rows].to_numpy(float), own["right"][rows].to_numpy(float)
+            found[f"ece_{name}"] = calibration_error(confidence, right, weight)
+            found[f"brier_{name}"] = float(np.average(own["brier"][rows], weights=weight))
+    return found
+
+
+def _coverage(scores: Scores, own: pd.DataFrame, teacher: pd.DataFrame, g: int) -> dict[str, float]:
+    """Coverage at the teacher's risk with percentile bounds over redrawn documents, for right-by-likelihood answers."""
+    rows = _known(own, teacher)
+    weight = document_weights(scores, own.index[rows])
+    if not weight.sum() or "teacher" not in opponents(scores, g):
+        return {}
+    used = weight > 0
+    index = own.index[rows][used]
+    confidence, right, taught = (
+        frame[name][rows][used].to_numpy(float) for frame, name in ((own, "p_top"), (own, "right"), (teacher, "right"))
+    )
+    value = float(coverage_at_teacher_risk(confidence, right, taught, weight[used]))
+    draws = [
+        coverage_at_teacher_risk(confidence, right, taught, weight[used] * counts) for counts in _redrawn(scores, index)
+    ]
+    found = st.percentile_interval(value, np.concatenate(draws), scores.analysis.confidence)
+    return {"coverage": found.value, "coverage_low": found.low, "coverage_high": found.high}
+
+
+def _redrawn(scores: Scores, index: pd.MultiIndex) -> Iterator[Floats]:
+    """Blocks (≤ draws, D) of how often each document of `index` is drawn, by cluster within its task."""
+    draws, block = min(scores.analysis.bootstrap, COVERAGE_DRAWS), 100
+    panels = {panel.task: panel for panel in scores.panel.tasks}
+    tasks = index.get_level_values("task")
+    streams, columns = [], []
+    for task in dict.fromkeys(tasks):
+        place = panels[task].index.get_indexer(index[tasks == task])
+        codes = panels[task].clusters[place]
+        columns.append(np.flatnonzero(tasks == task))
+        counts = np.concatenate(list(cluster_counts(int(panels[task].clusters.max()) + 1, draws, task_seed(task))))
+        streams.append(counts[:, codes])
+    for start in range(0, draws, block):
+        counts = np.empty((min(block, draws - start), len(index)), np.float64)
+        for column, stream in zip(columns, streams, strict=True):
+            counts[:, column] = stream[start : start + block]
+        yield counts
+
+
+def confidence_curves(scores: Scores, models: dict[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """For {label: model id}: coverage curves (label, coverage, together, answered) and reliability (label, confidence,
+    accuracy) in BINS bins of equal mass. Empty without a teacher."""
+    coverage, reliability = [pd.DataFrame()], [pd.DataFrame()]
+    if scores.teacher is None:
+        return coverage[0], reliability[0]
+    teacher = choice_probabilities(scores, scores.groups[scores.teacher].models[0])
+    for label, model in models.items():
+        own = choice_probabilities(scores, model)
+        rows = _known(own, teacher)
+        weight = document_weights(scores, own.index[rows])
+        if not weight.sum():
+            continue
+        confidence, right = own["p_top"][rows].to_numpy(float), own["right"][rows].to_numpy(float)
+        taught = teacher["right"][rows].to_numpy(float)
+        coverage.append(coverage_curve(confidence, right, taught, weight).assign(label=label))
+        values = pd.DataFrame({"confidence": confidence * weight, "accuracy": right * weight, "weight": weight})
+        sums = values.groupby(equal_mass_bins(confidence, weight)).sum()
+        reliability.append(sums[["confidence", "accuracy"]].div(sums["weight"], axis=0).assign(label=label))
+    return pd.concat(coverage, ignore_index=True), pd.concat(reliability, ignore_index=True)

@@ -1,0 +1,79 @@
+"""Slices in which a student loses more than elsewhere: found by SliceLine on one half, confirmed on the other.
+
+Sagadeeva & Boehm, SIGMOD 2021. The halves are split by a hash of the cluster, so no passage is in both.
+"""
+
+import zlib
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from distill_lit.analysis.axes import MISSING, Axis
+from distill_lit.analysis.statistics import benjamini_hochberg, fisher_greater
+
+CANDIDATES = 10  # slices taken from the discovery half
+LEVEL = 2  # axes that may define a slice together
+SUPPORT = (100, 0.01)  # documents in the discovery half: at least this many and this share
+ALPHA = 0.9  # SliceLine's weight of the error against the size of a slice
+COLUMNS = ["slice", "n", "lost", "gained", "lost_rate", "rest_rate", "p", "adjusted", "confirmed", "rule"]
+
+
+def discovery_half(clusters: pd.Series) -> NDArray[np.bool_]:
+    """Whether each document belongs to the half on which slices are searched."""
+    return np.array([zlib.crc32(f"slices:{name}".encode()) % 2 == 0 for name in clusters])
+
+
+def find_slices(
+    axes: list[Axis], codes: pd.DataFrame, flips: pd.DataFrame, clusters: pd.Series, strata: int, q: float = 0.05
+) -> pd.DataFrame:
+    """Slices in which the teacher's right answers are lost more often than outside, with the verdict of the other half.
+
+    All arguments are indexed by the same documents. Confirmed: Fisher's exact test among documents the teacher answers
+    rightly, after Benjamini–Hochberg, is at most `q`, and the slice loses more than it gains. Columns: COLUMNS, counts
+    of the confirming half; `rule` is {axis: stratum}.
+    """
+    names = [axis.name for axis in axes]
+    half = discovery_half(clusters)
+    if not names or not len(flips) or half.all() or not half.any():
+        return pd.DataFrame(columns=COLUMNS)
+    lost = (flips["flip"] == "lost").to_numpy()
+    rules = _search(codes[names].to_numpy()[half], lost[half], names)
+    words = {axis.name: axis for axis in axes}
+    rows = []
+    for rule in rules:
+        inside = np.logical_and.reduce([(codes[name] == s).to_numpy() for name, s in rule.items()])
+        label = " and ".join(f"{words[name].title}: {words[name].label(s, strata)}" for name, s in rule.items())
+        rows.append({"slice": label, "rule": rule, **_confirm(flips[~half], inside[~half])})
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    frame["adjusted"] = benjamini_hochberg(frame["p"].astype(float).tolist())
+    frame["confirmed"] = (frame["adjusted"] <= q) & (frame["gained"] < frame["lost"])
+    return frame.sort_values("adjusted", kind="stable", ignore_index=True)
+
+
+def _search(codes: NDArray[np.integer], lost: NDArray[np.bool_], names: list[str]) -> list[dict[str, int]]:
+    """The CANDIDATES highest-scoring slices as {axis: stratum}; none when nothing was lost."""
+    from sliceline.slicefinder import Slicefinder
+
+    support = int(max(SUPPORT[0], np.ceil(SUPPORT[1] * len(codes))))
+    if not lost.any() or len(codes) < 2 * support:
+        return []
+    finder = Slicefinder(alpha=ALPHA, k=CANDIDATES, max_l=LEVEL, min_sup=support, verbose=False)
+    finder.fit(codes, lost.astype(float))
+    rules = []
+    for row in finder.top_slices_:
+        rule = {name: int(value) for name, value in zip(names, row, strict=True) if value is not None}
+        if rule and MISSING not in rule.values():
+            rules.append(rule)
+    return rules
+
+
+def _confirm(flips: pd.DataFrame, inside: NDArray[np.bool_]) -> dict[str, Any]:
+    """Counts in the confirming half and Fisher's p that teacher-right documents are lost more often inside."""
+    right = flips["right_t"].to_numpy(bool)
+    lost, gained = (flips["flip"] == "lost").to_numpy(), (flips["flip"] == "gained").to_numpy()
+    tables = [(int((lost & part).sum()), int((right & ~lost & part).sum())) for part in (inside, ~inside)]
+    rates = [a / (a + b) if a + b else float("nan") for a, b in tables]
+    return {"n": int(inside.sum()), "lost": tables[0][0], "gained": int((gained & inside).sum()),
+            "lost_rate": rates[0], "rest_rate": rates[1], "p": fisher_greater(*tables)}  # fmt: skip

@@ -1,0 +1,133 @@
+"""The loss statement: what a student lost against its teacher, in plain words, for its model card. Plain text."""
+
+import pandas as pd
+
+from distill_lit.analysis.axes import RARITY
+from distill_lit.analysis.longtail import LongTail
+from distill_lit.analysis.scores import Scores
+from distill_lit.analysis.tabulate import MACRO
+from distill_lit.analysis.wording import bounds, listed, number, points, with_bounds
+
+SLICES_NAMED = 3
+
+
+def loss_statement(scores: Scores, frame: pd.DataFrame, report: LongTail, label: str) -> list[str]:
+    """Sentences about the distilled group `label`, grouped in paragraphs; `frame` is `score_frame(scores)`."""
+    if scores.teacher is None:
+        return ["The teacher was not evaluated, so nothing can be said about what was lost."]
+    if label not in report.flips or report.flips[label].empty:
+        return ["This student has no result to compare with its teacher's."]
+    sentences = [
+        _kept(scores, frame, label),
+        _flips(report, label),
+        _tail(report, label),
+        _worst(report, label),
+        _slices(report, label),
+    ]
+    deployer = [_confidence(report, label), _coverage(report, label)]
+    limits = (
+        f"All of this was measured on {listed(scores.tasks)}; text it writes by itself, other languages and safety "
+        "were not measured."
+    )
+    return [" ".join(s for s in part if s) for part in (sentences, deployer, [limits]) if any(part)]
+
+
+def _kept(scores: Scores, frame: pd.DataFrame, label: str) -> str:
+    macro = frame[(frame["model"] == label) & (frame["task"] == MACRO)].iloc[0]
+    if pd.isna(macro["retention"]):
+        return "No average against the teacher can be given, because no task has the teacher above chance."
+    tasks = len(scores.averaged)
+    kept = f"{points(macro['retention'], 0)}% {bounds(macro['retention_low'], macro['retention_high'], 0)}".strip()
+    return (
+        f"On {tasks} task{'s' if tasks > 1 else ''} with {int(macro['n'])} documents this student keeps {kept} of its "
+        "teacher's score above chance."
+    )
+
+
+def _flips(report: LongTail, label: str) -> str:
+    flips = report.flips[label]
+    right = int(flips["right_t"].sum())
+    lost, gained = int((flips["flip"] == "lost").sum()), int((flips["flip"] == "gained").sum())
+    share = f" ({points(lost / right, 0)}%)" if right else ""
+    return (
+        f"Of the {right} documents its teacher answers rightly it gets {lost} wrong{share}; it answers {gained} "
+        "rightly that its teacher gets wrong."
+    )
+
+
+def _tail(report: LongTail, label: str) -> str:
+    """Whether rare words cost more than common ones, and whether the distillation is to blame."""
+    mine = report.contrasts[(report.contrasts["model"] == label) & (report.contrasts["axis"] == RARITY.name)]
+    if mine.empty or pd.isna(mine.iloc[0].get("tail_loss")):
+        return ""
+    row = mine.iloc[0]
+    value = with_bounds(row["tail_loss"], row["tail_loss_low"], row["tail_loss_high"], signed=True)
+    if row["tail_loss_low"] <= 0 <= row["tail_loss_high"]:
+        return (
+            "Questions with rare words did not measurably lose more or less than questions with common ones "
+            f"({value} points)."
+        )
+    more = "more" if row["tail_loss"] < 0 else "less"
+    text = f"Questions with the rarest words lost {more} than those with the most common ones ({value} points)"
+    if pd.isna(row.get("excess")):
+        return f"{text}."
+    own = with_bounds(row["excess"], row["excess_low"], row["excess_high"], signed=True)
+    blame = row["excess_low"] > 0 or row["excess_high"] < 0
+    return text + (
+        f", and that is the distillation's: beyond the same student trained without a teacher it is {own} points."
+        if blame
+        else f"; the same student trained without a teacher shows no measurably different "
+        f"pattern (excess {own} points)."
+    )
+
+
+def _worst(report: LongTail, label: str) -> str:
+    mine = report.worst[report.worst["model"] == label]
+    if mine.empty or pd.isna(mine.iloc[0]["retention"]):
+        return ""
+    row = mine.iloc[0]
+    kept = f"{points(row['retention'], 0)}% {bounds(row['low'], row['high'], 0)}".strip()
+    return (
+        f'It keeps least in the group "{report.title(row["axis"])}: {row["label"]}", namely {kept} '
+        "(the interval holds for all groups at once)."
+    )
+
+
+def _slices(report: LongTail, label: str) -> str:
+    found = report.slices.get(label, pd.DataFrame())
+    if found.empty:
+        return ""
+    confirmed = found[found["confirmed"].astype(bool)].head(SLICES_NAMED)
+    if confirmed.empty:
+        return "A search for groups of documents with higher loss confirmed none on held-out documents."
+    named = [
+        f'"{r["slice"]}" (loses {points(r["lost_rate"], 0)}% of what the teacher has, elsewhere '
+        f"{points(r['rest_rate'], 0)}%)"
+        for _, r in confirmed.iterrows()
+    ]
+    return f"Groups with higher loss, confirmed on held-out documents: {listed(named)}."
+
+
+def _confidence(report: LongTail, label: str) -> str:
+    mine = report.confidence[report.confidence["model"] == label] if not report.confidence.empty else pd.DataFrame()
+    if mine.empty or "ece_all" not in mine or pd.isna(mine.iloc[0]["ece_all"]):
+        return ""
+    row, teacher = mine.iloc[0], report.confidence[report.confidence["model"] == "teacher"].iloc[0]
+    tail = f" ({points(row['ece_tail'])} on the rarest questions)" if pd.notna(row.get("ece_tail")) else ""
+    return (
+        f"In the worst tenth of documents the right answer is on average {number(row['cvar'])} nats less likely than "
+        f"under the teacher (over all documents {number(row['excess_nll'])}). Its confidence is off by "
+        f"{points(row['ece_all'])} points{tail}; the teacher's by {points(teacher['ece_all'])}."
+    )
+
+
+def _coverage(report: LongTail, label: str) -> str:
+    mine = report.confidence[report.confidence["model"] == label] if not report.confidence.empty else pd.DataFrame()
+    if mine.empty or pd.isna(mine.iloc[0].get("coverage")):
+        return ""
+    row = mine.iloc[0]
+    share = f"{points(row['coverage'], 0)}% {bounds(row['coverage_low'], row['coverage_high'], 0)}".strip()
+    return (
+        f"If it answers only the {share} of documents on which it is most confident and the teacher answers the rest, "
+        "the two are as often right as the teacher alone."
+    )

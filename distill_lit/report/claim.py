@@ -1,0 +1,46 @@
+"""The claim "most of the quality at a fraction of the cost", judged per student and cost axis."""
+
+from distill_lit.analysis.frontier import COST_AXES, claims, cost_axes, hypervolumes
+from distill_lit.analysis.scores import Scores
+from distill_lit.analysis.wording import number, points, with_bounds
+from distill_lit.report.table import Cell, Table
+
+
+def claim_table(scores: Scores) -> Table:
+    """One row per student and one badge per cost axis; never a badge over all axes."""
+    frame, axes = claims(scores), cost_axes(scores)
+    quality, share = scores.analysis.claim_quality, scores.analysis.claim_cost
+    rows = []
+    for model, mine in frame.groupby("model", sort=False):
+        row = mine.iloc[0]
+        badges = mine.set_index("axis")
+        cells = [f"{points(row['raw'])}%", f"{points(row['kept'])}%"]
+        cells.append(with_bounds(row["margin"], row["low"], row["high"], signed=True))
+        cells += [
+            f"{number(badges.at[a, 'ratio'])}× {badges.at[a, 'badge']}" if a in badges.index else "" for a in axes
+        ]
+        rows.append([Cell(str(model)), *map(Cell, cells)])
+    notes = [
+        "Kept, raw: share of the teacher's plain average; kept: of its average above chance. Margin: the student's score "
+        f"above chance less {quality:.0%} of the teacher's. Per cost axis, how many times the student's cost the teacher's "
+        f"is, and whether the claim holds: the lower bounds of the margin above 0 and of the ratio at least "
+        f"{number(1 / share, 0)}."
+    ]
+    columns = ["model", "kept, raw", "kept", "margin, points", *(COST_AXES[a] for a in axes)]
+    title = f"At least {quality:.0%} of the teacher's score at no more than {share:.0%} of its cost?"
+    return Table(title, columns, rows, below=notes + _volumes(scores))
+
+
+def _volumes(scores: Scores) -> list[str]:
+    """The area under the frontier with and without a teacher, on the first cost axis."""
+    axes = cost_axes(scores)
+    found = hypervolumes(scores, axes[0]) if axes else None
+    if found is None or found.empty:
+        return []
+    value = {row["what"]: with_bounds(row["value"], row["low"], row["high"]) for _, row in found.iterrows()}
+    gain = found[found["what"] == "gain"].iloc[0]
+    return [
+        f"Area under the frontier over {COST_AXES[axes[0]]} (points above chance × decades of cost, up to the "
+        f"teacher's cost): distilled {value['distilled']}, without teacher {value['ce_only']}; the distillation adds "
+        f"{with_bounds(gain['value'], gain['low'], gain['high'], signed=True)}."
+    ]
