@@ -21,9 +21,9 @@ def claim_table(scores: Scores) -> Table:
         ]
         rows.append([Cell(str(model)), *map(Cell, cells)])
     notes = [
-        "Kept, raw: share of the teacher's plain average; kept: of its average above chance. Margin: the student's score "
-        f"above chance less {quality:.0%} of the teacher's. Per cost axis, how many times the student's cost the teacher's "
-        f"is, and whether the claim holds: the lower bounds of the margin above 0 and of the ratio at least "
+        "Kept, raw: share of the teacher's plain average; kept: of its average above chance. Margin: the student's "
+        f"score above chance less {quality:.0%} of the teacher's. Per cost axis, how many times the student's cost the "
+        "teacher's is, and whether the claim holds: the lower bounds of the margin above 0 and of the ratio at least "
         f"{number(1 / share, 0)}."
     ]
     columns = ["model", "kept, raw", "kept", "margin, points", *(COST_AXES[a] for a in axes)]

@@ -1,0 +1,96 @@
+"""The frontier and the claim: by hand, and on students whose standing is known."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic import build
+
+from distill_lit.analysis.frontier import FAILS, HOLDS, OPEN, claims, cost_axes, frontier, hypervolume, hypervolumes
+from distill_lit.analysis.frontier import on_frontier as standing
+from distill_lit.analysis.results import load_results
+from distill_lit.analysis.scores import score
+from distill_lit.config.schema import AnalysisConfig
+
+FAST = AnalysisConfig(bootstrap=500)
+
+
+def test_on_frontier_by_hand() -> None:
+    costs = np.array([1.0, 2.0, 2.0, 4.0])
+    scores = np.array([[0.1, 0.3, 0.2, 0.3], [0.5, 0.3, 0.3, 0.6]])
+    # draw 0: the cheapest; the better of equals; not the worse; not the dearer as good. draw 1: equals dominated by 0
+    assert standing(costs, scores).tolist() == [[True, True, False, False], [True, False, False, True]]
+
+
+def test_equal_models_at_equal_cost_are_both_on_it() -> None:
+    assert standing(np.array([1.0, 1.0]), np.array([[0.4, 0.4]])).all()
+
+
+def test_hypervolume_by_hand() -> None:
+    # .2 from 10 to 100 and .5 from 100 to 1000: one decade each
+    costs, scores = np.array([100.0, 10.0]), np.array([[0.5, 0.2]])
+    assert hypervolume(costs, scores, 1000.0) == pytest.approx([0.7])
+    assert hypervolume(costs, scores, 1000.0, 0.2) == pytest.approx([0.3])
+    assert hypervolume(costs, -scores, 1000.0) == pytest.approx([0.0])
+    # what costs more than the reference adds nothing
+    assert hypervolume(np.array([10.0, 5000.0]), np.array([[0.2, 0.9]]), 1000.0) == pytest.approx([0.4])
+
+
+def test_teacher_is_on_the_frontier_and_untouched_students_are_not(tmp_path: Path) -> None:
+    scores = score(load_results(build(tmp_path, documents=150, students={"deep": 0.3})), FAST)
+    frame = frontier(scores, "parameters").set_index("role")
+    assert frame.loc["teacher", "on_frontier"] == pytest.approx(1.0)
+    assert frame.loc["untouched", "on_frontier"] < 0.05
+    assert (frame["low"] <= frame["score"]).all()
+    assert (frame["score"] <= frame["high"]).all()
+
+
+def test_hypervolume_gain_is_the_difference(tmp_path: Path) -> None:
+    scores = score(load_results(build(tmp_path, documents=60)), FAST)
+    found = hypervolumes(scores, "parameters").set_index("what")
+    assert found.loc["gain", "value"] == pytest.approx(found.loc["distilled", "value"] - found.loc["ce_only", "value"])
+
+
+def claim_at(folder: Path, cost: float, answers: float, documents: int = 400) -> str:
+    """The badge of a student of that cost whose answers are the teacher's but for a share `answers` of wrong ones."""
+    build(folder, documents=documents, students={"deep": 0.5})
+    records = folder / "records"
+    teacher = pd.read_parquet(records / "teacher.parquet")
+    teacher["correct"] = teacher["correct_norm"] = 1
+    teacher.to_parquet(records / "teacher.parquet")
+    wrong = np.random.default_rng(0).random(len(teacher)) < answers
+    teacher.assign(correct=(~wrong).astype(int), correct_norm=(~wrong).astype(int)).to_parquet(
+        records / "deep-distilled-0.parquet"
+    )
+    cells = pd.read_csv(folder / "cells.csv")
+    cells["parameters"] = np.where(cells["role"] == "teacher", 1e9, cost)
+    cells.to_csv(folder / "cells.csv", index=False)
+    frame = claims(score(load_results(folder), FAST))
+    return str(frame[(frame["role"] == "distilled") & (frame["axis"] == "parameters")]["badge"].iloc[0])
+
+
+@pytest.mark.parametrize(
+    ("cost", "wrong", "badge"),
+    [(1e8, 0.01, HOLDS), (1.1e8, 0.01, FAILS), (1e8, 0.3, FAILS), (0.5e8, 0.068, OPEN)],
+)
+def test_claim_needs_both_quality_and_cost(tmp_path: Path, cost: float, wrong: float, badge: str) -> None:
+    assert claim_at(tmp_path, cost, wrong) == badge
+
+
+def test_measured_cost_brings_its_bounds(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=40)
+    cells = pd.read_csv(folder / "cells.csv")
+    teacher = cells["role"] == "teacher"
+    cells["bytes"], cells["bytes_low"], cells["bytes_high"] = np.where(teacher, 120, 10), np.where(teacher, 90, 9), 130
+    cells.to_csv(folder / "cells.csv", index=False)
+    frame = claims(score(load_results(folder), FAST))
+    row = frame[frame["axis"] == "bytes"].iloc[0]
+    assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == pytest.approx((12, 90 / 130, 130 / 9))
+
+
+def test_an_axis_without_numbers_is_left_out(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=20)
+    cells = pd.read_csv(folder / "cells.csv").drop(columns=["bytes"]).assign(flops_per_token=np.nan)
+    cells.to_csv(folder / "cells.csv", index=False)
+    assert cost_axes(score(load_results(folder), FAST)) == ["parameters", "non_embedding_parameters"]

@@ -1,0 +1,259 @@
+"""Axes, strata, flips, contrasts, slices and confidence: by hand, and on planted and permuted data."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic import build
+
+from distill_lit.analysis import axes as ax
+from distill_lit.analysis.confidence import (
+    calibration_error,
+    coverage_at_teacher_risk,
+    coverage_curve,
+    equal_mass_bins,
+    worst_mean,
+)
+from distill_lit.analysis.flips import flip_counts, modal_answers
+from distill_lit.analysis.longtail import LongTail, long_tail
+from distill_lit.analysis.panel import TaskPanel
+from distill_lit.analysis.results import load_results
+from distill_lit.analysis.scores import Scores, score
+from distill_lit.analysis.statement import loss_statement
+from distill_lit.analysis.tabulate import score_frame
+from distill_lit.config.schema import AnalysisConfig
+
+ANALYSIS = AnalysisConfig(bootstrap=1000)
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory: pytest.TempPathFactory) -> Scores:
+    """Three seeds, a tail that only the distilled students lose."""
+    folder = build(
+        tmp_path_factory.mktemp("tail"), seeds=(0, 1, 2), students={"deep": 0.8}, documents=200, tail_loss=1.5
+    )
+    return score(load_results(folder), ANALYSIS)
+
+
+@pytest.fixture(scope="module")
+def report(scores: Scores) -> LongTail:
+    return long_tail(scores)
+
+
+@pytest.fixture(scope="module")
+def simulation() -> ModuleType:
+    path = Path(__file__).parents[1] / "benchmarks" / "statistics.py"
+    spec = importlib.util.spec_from_file_location("simulation", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    before = list(sys.path)
+    spec.loader.exec_module(module)
+    sys.path[:] = before
+    return module
+
+
+def series(values: list[float], tasks: list[str] | None = None) -> pd.Series:
+    tasks = tasks or ["t"] * len(values)
+    return pd.Series(values, index=pd.MultiIndex.from_arrays([tasks, range(len(values))], names=["task", "key"]))
+
+
+# strata
+
+
+def test_quintiles_are_equal_within_each_task() -> None:
+    values = series([*range(10), *range(100, 120)], ["a"] * 10 + ["b"] * 20)
+    codes = ax.quantile_strata(values, 5)
+    assert codes.tolist() == [i // 2 + 1 for i in range(10)] + [i // 4 + 1 for i in range(20)]
+
+
+def test_equal_values_stay_together_and_a_constant_is_neither_head_nor_tail() -> None:
+    assert ax.quantile_strata(series([7.0] * 9), 5).tolist() == [3] * 9
+    codes = ax.quantile_strata(series([1, 1, 1, 1, 2, 3, 4, 5, 6, 7]), 5)
+    assert codes.iloc[:4].nunique() == 1
+
+
+def test_missing_values_are_a_stratum_of_their_own() -> None:
+    codes = ax.quantile_strata(series([np.nan, 1, 2, 3, 4, 5]), 5)
+    assert codes.tolist() == [ax.MISSING, 1, 2, 3, 4, 5]
+
+
+def test_content_words_and_their_frequencies(scores: Scores) -> None:
+    assert ax.content_words("What is the Mitosis of 3 cells? It's an old one.") == ["mitosis", "cells", "old"]
+    zipf, total = ax.zipf_of(scores.results), scores.results.corpus_words
+    counts = scores.results.frequencies or {}
+    assert zipf("water") == pytest.approx(np.log10((counts["water"] + 0.5) / total * 1e9))
+    assert zipf("unheard") == pytest.approx(np.log10(0.5 / total * 1e9))
+
+
+def test_wordfreq_is_the_fallback(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=5)
+    (folder / "records" / "frequencies.csv").unlink()
+    zipf = ax.zipf_of(load_results(folder))
+    assert zipf("water") > zipf("photosynthesis") > zipf("xqzzyw") == 0
+
+
+def test_the_teachers_margin_looks_at_no_gold_answer() -> None:
+    assert ax._margin([-6.0, -2.0, -9.0], [3, 2, 3]) == pytest.approx(-1 - -2)
+    assert np.isnan(ax._margin([-3.0], [2]))
+
+
+def test_negation_words() -> None:
+    assert ax.NEGATION.search("Which is NOT a metal?")
+    assert ax.NEGATION.search("It doesn't burn")
+    assert not ax.NEGATION.search("Note the knot")
+
+
+# flips
+
+
+def panel(chosen: list[list[int]], gold: list[int]) -> TaskPanel:
+    picks = np.array(chosen)
+    index = pd.MultiIndex.from_arrays([["t"] * len(gold), range(len(gold))], names=["task", "key"])
+    right = (picks == np.array(gold)[:, None]).astype(float)
+    return TaskPanel("t", "acc", index, np.arange(len(gold)), np.full(len(gold), 0.25), right, picks)
+
+
+def test_modal_answer_over_three_seeds_and_first_seed_below() -> None:
+    task = panel([[0, 1, 1, 2], [2, 1, 0, 3], [1, 1, 1, 0]], [1, 2, 1])
+    modal = modal_answers(task, [0, 1, 2])
+    assert modal.chosen.tolist() == [1, 2, 1]  # a tie goes to the earliest seed
+    assert modal.correct.tolist() == [1, 1, 1]
+    assert modal_answers(task, [1, 2]).chosen.tolist() == [1, 1, 1]
+
+
+def test_flip_counts_by_hand() -> None:
+    flips = pd.DataFrame({
+        "right_t": [True, True, False, False, False], "right_s": [True, False, True, False, False],
+        "chosen_t": [0, 1, 2, 2, 0], "chosen_s": [0, 2, 3, 2, 1],
+        "flip": ["kept right", "lost", "gained", "kept wrong", "kept wrong"],
+    })  # fmt: skip
+    row = flip_counts(flips).iloc[0]
+    assert (row["n"], row["lost"], row["gained"]) == (5, 1, 1)
+    assert row["agreement"] == pytest.approx(2 / 5)
+    assert row["shared_wrong"] == pytest.approx(1 / 2)
+    assert row["p"] == 1
+
+
+# pooled strata and the contrast
+
+
+def test_pooled_scores_equal_plain_means(scores: Scores, report: LongTail) -> None:
+    codes = report.codes["rarity_question"]
+    row = report.strata[(report.strata["axis"] == "rarity_question") & (report.strata["stratum"] == 5)].iloc[0]
+    student = scores.members(next(i for i, g in enumerate(scores.groups) if g.role == "distilled"))
+    per_task = []
+    for task in scores.panel.tasks:
+        inside = (codes.loc[task.index] == 5).to_numpy()
+        per_task.append(task.centred()[inside][:, student].mean())
+    assert row["student"] == pytest.approx(np.mean(per_task), abs=1e-5)
+
+
+def test_strata_partition_the_documents(report: LongTail) -> None:
+    sizes = report.strata.groupby("axis")["n"].sum()
+    assert (sizes == len(report.codes)).all()
+
+
+def test_the_planted_tail_loss_is_found_and_laid_to_distillation(scores: Scores, report: LongTail) -> None:
+    row = report.contrasts.set_index("axis").loc["rarity_question"]
+    assert row["tail_loss_high"] < 0
+    assert row["excess_high"] < 0
+    assert row["rival_tail_loss_low"] < 0 < row["rival_tail_loss_high"]
+    assert row["excess"] == pytest.approx(row["tail_loss"] - row["rival_tail_loss"], abs=1e-5)
+    text = " ".join(loss_statement(scores, score_frame(scores), report, "deep distilled"))
+    assert "rarest words lost more" in text
+    assert "that is the distillation's" in text
+
+
+def test_without_a_planted_loss_nothing_is_claimed(tmp_path: Path) -> None:
+    folder = build(tmp_path, students={"deep": 0.6}, documents=200, tail_loss=0.0, seed=3)
+    found = score(load_results(folder), ANALYSIS)
+    tail = long_tail(found)
+    row = tail.contrasts.set_index("axis").loc["rarity_question"]
+    assert row["excess_low"] < 0 < row["excess_high"]
+    assert "that is the distillation's" not in " ".join(
+        loss_statement(found, score_frame(found), tail, "deep distilled")
+    )
+
+
+def test_small_strata_are_insufficient(tmp_path: Path) -> None:
+    found = long_tail(
+        score(load_results(build(tmp_path, documents=30, students={"deep": 0.8})), AnalysisConfig(bootstrap=200))
+    )
+    assert set(found.strata.loc[found.strata["n"] < 100, "verdict"]) == {"insufficient"}
+    assert found.strata.loc[found.strata["n"] < 100, "adjusted"].isna().all()
+
+
+def test_worst_group_interval_is_wider_than_its_own(scores: Scores, report: LongTail) -> None:
+    row = report.worst.iloc[0]
+    assert row["axis"] == "rarity_question"
+    assert row["low"] < row["retention"] < row["high"]
+
+
+def test_passages_are_redrawn_whole(tmp_path: Path) -> None:
+    """The same documents in passages of five that agree give wider intervals than single documents."""
+    wide, narrow = (build(tmp_path / name, documents=100, students={"deep": 0.8}) for name in ("wide", "narrow"))
+    path = wide / "records" / "documents.parquet"
+    frame = pd.read_parquet(path)
+    teacher = pd.read_parquet(wide / "records" / "teacher.parquet")
+    order = teacher.groupby("task")["correct"].rank(method="first").astype(int) // 5
+    frame["cluster"] = frame["task"] + order.astype(str).to_numpy()
+    frame.to_parquet(path)
+    one, two = (score(load_results(folder), ANALYSIS) for folder in (wide, narrow))
+    assert one.raw_draws[:, 0, 0].std() > 1.5 * two.raw_draws[:, 0, 0].std()
+
+
+# slices
+
+
+def test_planted_slice_is_found(simulation: ModuleType) -> None:
+    assert simulation.slices_found(np.random.default_rng(1), 20, 6000) >= 0.9
+
+
+def test_permuted_labels_confirm_none(simulation: ModuleType) -> None:
+    assert simulation.slices_invented(np.random.default_rng(1), 40, 6000) <= 0.05
+
+
+# confidence, by hand
+
+
+def test_calibration_error_by_hand() -> None:
+    confidence, right = np.array([0.9, 0.8, 0.6, 0.5]), np.array([1.0, 0.0, 1.0, 1.0])
+    # two bins of two: |(.5 + .6) − 2| and |1.7 − 1|, over 4
+    assert calibration_error(confidence, right, bins=2) == pytest.approx((0.9 + 0.7) / 4)
+    assert calibration_error(np.ones(5), np.ones(5)) == 0
+    assert np.isnan(calibration_error(np.array([]), np.array([])))
+
+
+def test_equal_mass_bins_respect_weights() -> None:
+    assert equal_mass_bins(np.array([0.1, 0.2, 0.3, 0.4]), np.ones(4), 2).tolist() == [0, 0, 1, 1]
+    assert equal_mass_bins(np.array([0.1, 0.2, 0.3, 0.4]), np.array([3.0, 1, 1, 1]), 2).tolist() == [0, 1, 1, 1]
+
+
+def test_worst_tenth_by_hand() -> None:
+    values = np.arange(20.0)
+    assert worst_mean(values, np.ones(20)) == pytest.approx(18.5)
+    assert worst_mean(values[:15], np.ones(15)) == pytest.approx((14 + 0.5 * 13) / 1.5)
+
+
+def test_coverage_at_teacher_risk_by_hand() -> None:
+    confidence = np.array([0.9, 0.8, 0.7, 0.6])
+    student, teacher = np.array([1.0, 0, 1, 0]), np.array([1.0, 1, 0, 1])
+    # gains: 0, −1, 0, −1: three of four can be answered
+    assert coverage_at_teacher_risk(confidence, student, teacher, np.ones(4)) == pytest.approx(0.75)
+    assert coverage_at_teacher_risk(confidence, teacher, teacher, np.ones(4)) == 1
+    assert coverage_at_teacher_risk(confidence, 0 * teacher, teacher + 1, np.ones(4)) == 0
+    # equal confidence stands or falls together
+    assert coverage_at_teacher_risk(np.full(4, 0.5), student, teacher, np.ones(4)) == 0
+
+
+def test_coverage_curve_ends_at_the_student_alone() -> None:
+    confidence = np.array([0.9, 0.8, 0.7, 0.6])
+    student, teacher = np.array([1.0, 0, 1, 0]), np.array([1.0, 1, 1, 1])
+    curve = coverage_curve(confidence, student, teacher, np.full(4, 0.25))
+    assert curve["together"].tolist() == pytest.approx([1.0, 0.75, 0.75, 0.5])
+    assert curve["answered"].tolist() == pytest.approx([1.0, 0.5, 2 / 3, 0.5])

@@ -1,0 +1,226 @@
+"""Tables: escaped for each format, the same numbers everywhere, bold where it is earned."""
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic import build
+
+from distill_lit.analysis.groups import baseline_of, groups_of
+from distill_lit.analysis.results import load_results
+from distill_lit.analysis.scores import macro_retention, score
+from distill_lit.analysis.tabulate import MACRO, score_frame
+from distill_lit.analysis.verdict import verdict
+from distill_lit.analysis.wording import bounds, count, listed, number, p_value, points
+from distill_lit.config.schema import AnalysisConfig
+from distill_lit.report.draw import analyse, draw_tables
+from distill_lit.report.table import (
+    Cell,
+    Table,
+    cell_markdown,
+    escape_latex,
+    escape_markdown,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
+from distill_lit.report.tables import main_table, with_training_flops
+
+FAST = AnalysisConfig(bootstrap=500)
+NASTY = r"a|b`c` *d* _e_ <script>alert(1)</script> [x](javascript:1) $\input{/etc/passwd}$ 50% & #1 {z} ~ ^ \ 学生 ±é"
+
+
+def test_numbers_in_words() -> None:
+    assert (points(-0.123), points(0.1, signed=True), points(float("nan"))) == ("−12.3", "+10.0", "—")
+    assert number(-0.01) == "0.0"
+    assert bounds(-0.5, 0.25, 0) == "[−50, 25]"
+    assert [count(v) for v in (134515008, 1.2e9, 200_000, 42, 999_600)] == ["135M", "1.2B", "200k", "42", "1000k"]
+    assert (p_value(0.0001), p_value(0.042), p_value(1.0)) == ("<.001", ".042", "1.000")
+    assert listed(["a", "b", "c"]) == "a, b and c"
+
+
+def test_markdown_shows_data_literally() -> None:
+    text = escape_markdown(NASTY)
+    assert "<script" not in text
+    assert r"\|" in text
+    assert r"\`c\`" in text
+    assert r"\[x\](" in text
+    assert "[x](" not in cell_markdown(NASTY).replace(r"\[x\](", "")
+    assert cell_markdown("1.0 [−2.0, 3.0]") == "1.0 [−2.0, 3.0]"
+    assert escape_markdown("# title\n- item") == r"\# title - item"
+    assert escape_markdown("arc_easy") == "arc_easy"
+
+
+def test_a_nasty_cell_stays_one_cell() -> None:
+    table = Table(NASTY, ["model", "x"], [[Cell(NASTY), Cell("1")]])
+    row = to_markdown(table).splitlines()[4]
+    assert row.replace(r"\|", "").count("|") == 3
+
+
+def test_csv_cells_cannot_become_formulas() -> None:
+    frame = pd.DataFrame({"model": ["=cmd()", "+1", "@x", "plain"], "delta": [-1.5, 2.0, np.nan, 0.1]})
+    rows = list(csv.reader(io.StringIO(to_csv(frame))))
+    assert [row[0] for row in rows[1:]] == ["'=cmd()", "'+1", "'@x", "plain"]
+    assert rows[1][1] == "-1.5"
+
+
+def test_latex_escapes_every_special_character() -> None:
+    text = escape_latex(r"\ { } $ & # % _ ~ ^ 学 é −1")
+    assert text == (r"\textbackslash{} \{ \} \$ \& \# \% \_ \textasciitilde{} \textasciicircum{} {[}U+5B66{]} e $-$1")
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
+def test_latex_compiles(tmp_path: Path) -> None:
+    result = analyse(build(tmp_path, documents=40, seeds=(0, 1), students={"deep_é&%": 0.8}), FAST, NASTY, NASTY)
+    draw_tables(tmp_path, result)
+    main = "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\\input{table}\\end{document}"
+    (tmp_path / "main.tex").write_text(main)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-1500:]
+    assert "Overfull" not in done.stdout
+
+
+def test_latex_has_as_many_cells_as_columns(tmp_path: Path) -> None:
+    result = analyse(build(tmp_path, documents=30), FAST, "name")
+    table = main_table(result.scores, result.frame, "title")
+    body = to_latex(table, "x").split(r"\midrule", 1)[1].split(r"\bottomrule")[0]
+    rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+    assert len(rows) == len(table.rows)
+    assert all(line.count(" & ") == len(table.columns) - 1 for line in rows)
+
+
+def test_frame_equals_arithmetic_on_the_records(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=120, seeds=(0, 1, 2))
+    scores = score(load_results(folder), FAST)
+    frame = score_frame(scores).set_index(["model", "task"])
+    record = {p.stem: pd.read_parquet(p) for p in (folder / "records").glob("deep-distilled-*.parquet")}
+    accuracy = [r.loc[r["task"] == "piqa", "correct_norm"].mean() for r in record.values()]
+    row = frame.loc[("deep distilled", "piqa")]
+    assert row["score"] == pytest.approx(np.mean(accuracy))
+    assert row["seed_deviation"] == pytest.approx(np.std(accuracy, ddof=1))
+    teacher = pd.read_parquet(folder / "records" / "teacher.parquet")
+    base = teacher.loc[teacher["task"] == "piqa", "correct_norm"].mean()
+    assert row["teacher_delta"] == pytest.approx(np.mean(accuracy) - base)
+    assert row["retention"] == pytest.approx((np.mean(accuracy) - 0.5) / (base - 0.5))
+    macro = np.mean([frame.loc[("deep distilled", t), "score"] - c for t, c in _chances().items()] / _rooms())
+    assert frame.loc[("deep distilled", MACRO), "score"] == pytest.approx(macro)
+
+
+def _chances() -> dict[str, float]:
+    return {"arc_easy": 0.25, "hellaswag": 0.25, "piqa": 0.5, "sciq": 0.25}
+
+
+def _rooms() -> np.ndarray:
+    return 1 - np.array(list(_chances().values()))
+
+
+def test_metric_chooses_the_column(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=50, students={})
+    path = folder / "records" / "teacher.parquet"
+    frame = pd.read_parquet(path)
+    frame["correct"] = 0
+    frame.to_parquet(path)
+    scores = score(load_results(folder), FAST)
+    found = dict(zip(scores.tasks, scores.raw[:, 0], strict=True))
+    assert found["sciq"] == 0  # acc
+    assert found["piqa"] > 0.5  # acc_norm
+
+
+def test_bold_is_the_best_and_what_is_not_significantly_worse(tmp_path: Path) -> None:
+    scores = score(
+        load_results(build(tmp_path, documents=300, students={"deep": 0.3, "shallow": 1.6}, tail_loss=0.0)), FAST
+    )
+    frame = score_frame(scores).set_index(["model", "task"])
+    best = frame.xs(MACRO, level="task")["best"]
+    assert best["deep distilled"]
+    assert not best["shallow distilled"]
+    assert not best["shallow before training"]
+    assert not best["teacher"]  # the reference, not a contestant
+
+
+def test_declared_comparisons_are_corrected_by_holm_among_themselves(tmp_path: Path) -> None:
+    scores = score(load_results(build(tmp_path, documents=60)), FAST)
+    frame = score_frame(scores)
+    rows = frame[(frame["task"] == MACRO) & (frame["role"] == "distilled")]
+    p = rows[["teacher_p", "rival_p", "before_p"]].to_numpy().ravel()
+    order = np.argsort(p)
+    by_hand = np.empty(6)
+    by_hand[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(6, 0, -1)))
+    assert rows[["teacher_adjusted", "rival_adjusted", "before_adjusted"]].to_numpy().ravel() == pytest.approx(by_hand)
+
+
+def test_verdict_names_the_tasks_the_student_without_teacher_wins(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=200, students={"deep": 0.8})
+    path = folder / "records" / "deep-ce_only-0.parquet"
+    frame = pd.read_parquet(path)
+    rows = frame["task"] == "sciq"
+    frame.loc[rows, "correct"] = 1
+    frame.to_parquet(path)
+    scores = score(load_results(folder), FAST)
+    frame = score_frame(scores)
+    text = verdict(scores, frame)[0]
+    delta = frame.set_index(["model", "task"]).loc[("deep distilled", "sciq"), "rival_delta"]
+    assert f"sciq (by {-delta * 100:.1f})" in text
+    assert "significantly on sciq" in text
+
+
+def test_groups_keep_grid_points_apart_and_find_their_rivals(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=10, students={"deep": 0.8, "shallow": 1.4})
+    cells = pd.read_csv(folder / "cells.csv")
+    names = {"objective.terms.kl.temperature": "1", "training.tokens": "100"}
+    for axis, value in names.items():
+        hidden = cells["role"].isin(["teacher", "untouched"]) | (
+            axis.startswith("objective") & (cells["role"] == "ce_only")
+        )
+        cells[f"axis.{axis}"] = np.where(hidden, None, value)
+    cells.loc[cells["model"] == "shallow-distilled-0", "axis.objective.terms.kl.temperature"] = "4"
+    cells.to_csv(folder / "cells.csv", index=False)
+    groups = groups_of(load_results(folder))
+    labels = [g.label for g in groups]
+    assert "shallow distilled (temperature=4, tokens=100)" in labels
+    mine = groups[labels.index("shallow distilled (temperature=4, tokens=100)")]
+    rival = baseline_of(mine, "ce_only", groups)
+    assert rival is not None
+    assert rival.label == "shallow without teacher (tokens=100)"
+    before = baseline_of(mine, "untouched", groups)
+    assert before is not None
+    assert before.label == "shallow before training"
+
+
+def test_a_rival_may_have_another_number_format(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=30, students={"deep": 0.8})
+    records = folder / "records"
+    shutil.copy(records / "teacher.parquet", records / "teacher-int8.parquet")
+    meta = json.loads((records / "teacher.json").read_text())
+    for task in meta.values():
+        task["dtype"] = "int8"
+    (records / "teacher-int8.json").write_text(json.dumps(meta))
+    cells = pd.read_csv(folder / "cells.csv")
+    row = {
+        "model": "teacher-int8",
+        "role": "rival",
+        "student": "",
+        "parameters": 134_515_008,
+        "state": "done",
+    }
+    pd.concat([cells, pd.DataFrame([row])]).to_csv(folder / "cells.csv", index=False)
+    scores = score(load_results(folder), FAST)
+    place = [g.label for g in scores.groups].index("teacher-int8")
+    assert macro_retention(scores, place).value == pytest.approx(1.0)
+
+
+def test_csv_holds_every_model_on_every_task(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=30)
+    result = analyse(folder, FAST, "name")
+    draw_tables(folder, result)
+    table = pd.read_csv(folder / "table.csv")
+    assert len(table) == 7 * 5
+    assert {"score", "low", "high", "document_se", "seed_deviation", "teacher_delta", "rival_adjusted"} <= set(table)
+    assert with_training_flops(score_frame(result.scores))["training_flops"].notna().sum() == 6 * 5
