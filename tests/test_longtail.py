@@ -24,6 +24,7 @@ from distill_lit.analysis.panel import TaskPanel
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scores import Scores, score
 from distill_lit.analysis.statement import loss_statement
+from distill_lit.analysis.strata import pool
 from distill_lit.analysis.tabulate import score_frame
 from distill_lit.config.schema import AnalysisConfig
 
@@ -153,6 +154,25 @@ def test_pooled_scores_equal_plain_means(scores: Scores, report: LongTail) -> No
     assert row["student"] == pytest.approx(np.mean(per_task), abs=1e-5)
 
 
+def test_contrast_uses_only_tasks_with_head_and_tail(scores: Scores) -> None:
+    """A task that lies wholly in the tail would otherwise compare tasks, not documents."""
+    axis = ax.Axis("made_up", "complexity", "binary", "made up", "made up", "none", "some")
+    code = pd.Series(1, index=scores.results.documents.index)
+    task, sciq = code.index.get_level_values("task"), scores.tasks.index("sciq")
+    code[task == "sciq"] = 2
+    half = np.arange(len(code)) % 2 == 0
+    code[(task == "piqa") & half] = 2
+    found = pool(scores, [axis], code.to_frame("made_up"))["made_up"]
+    piqa = scores.panel.tasks[scores.tasks.index("piqa")]
+    tail = (code.loc[piqa.index] == 2).to_numpy()
+    teacher = scores.members(0)[0]
+    expected = [piqa.centred()[~tail, teacher].mean(), piqa.centred()[tail, teacher].mean()]
+    assert found.ends[:, 0] == pytest.approx(expected, abs=1e-5)
+    assert found.ends_size == tail.sum()
+    both = (expected[1] + scores.centred[sciq, 0]) / 2
+    assert found.point[1, 0] == pytest.approx(both, abs=1e-5)
+
+
 def test_strata_partition_the_documents(report: LongTail) -> None:
     sizes = report.strata.groupby("axis")["n"].sum()
     assert (sizes == len(report.codes)).all()
@@ -186,6 +206,10 @@ def test_small_strata_are_insufficient(tmp_path: Path) -> None:
     )
     assert set(found.strata.loc[found.strata["n"] < 100, "verdict"]) == {"insufficient"}
     assert found.strata.loc[found.strata["n"] < 100, "adjusted"].isna().all()
+    few = found.strata["n"] < 30
+    assert few.any()
+    assert found.strata.loc[few, "low"].isna().all()
+    assert set(found.contrasts.loc[found.contrasts["n"] < 30, "note"]) == {"insufficient"}
 
 
 def test_worst_group_interval_is_wider_than_its_own(scores: Scores, report: LongTail) -> None:

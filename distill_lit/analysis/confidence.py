@@ -92,7 +92,13 @@ def coverage_curve(confidence: Floats, student: Floats, teacher: Floats, weights
     mass = weights[order].cumsum()
     own = (weights * student)[order].cumsum()
     deferred = (weights * teacher).sum() - (weights * teacher)[order].cumsum()
-    return pd.DataFrame({"coverage": mass / mass[-1], "together": (own + deferred) / mass[-1], "answered": own / mass})
+    return pd.DataFrame(
+        {
+            "coverage": mass / mass[-1],
+            "together": (own + deferred) / mass[-1],
+            "answered": own / np.maximum(mass, TOLERANCE),
+        }
+    )
 
 
 def confidence_table(scores: Scores, codes: pd.DataFrame) -> pd.DataFrame:

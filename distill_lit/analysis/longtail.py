@@ -12,16 +12,17 @@ from numpy.typing import NDArray
 
 from distill_lit.analysis import statistics as st
 from distill_lit.analysis.axes import MISSING, Axis, axis_values, stratify
-from distill_lit.analysis.bootstrap import replicate_sums, seed_weights, task_seed
 from distill_lit.analysis.confidence import confidence_table
 from distill_lit.analysis.flips import document_flips, flip_counts
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.slices import find_slices
+from distill_lit.analysis.strata import Pooled, pool
 from distill_lit.analysis.tabulate import RETENTION_FLOOR, opponents
 
 Floats = NDArray[np.floating]
 TESTABLE_DOCUMENTS = 100
 TESTABLE_DISCORDANT = 10
+SHOWN_DOCUMENTS = 30  # from which a stratum gets an interval: below it redrawn documents understate chance
 AT_CHANCE = "teacher at chance"
 INSUFFICIENT = "insufficient"
 
@@ -46,15 +47,6 @@ class LongTail:
     def title(self, axis: str) -> str:
         """The name of an axis in words."""
         return next((a.title for a in self.axes if a.name == axis), axis)
-
-
-@dataclass(frozen=True)
-class Pooled:
-    """Centred scores of one axis: `point` (stratum, group), `draws` (draw, stratum, group); strata as in `numbers`."""
-
-    numbers: list[int]
-    point: Floats
-    draws: Floats
 
 
 def long_tail(scores: Scores) -> LongTail:
@@ -91,50 +83,6 @@ def _slices(scores: Scores, axes: list[Axis], codes: pd.DataFrame, flips: pd.Dat
     clusters = scores.results.documents.loc[used.index, "cluster"].astype(str)
     analysis = scores.analysis
     return find_slices(axes, codes.loc[used.index], used, clusters, analysis.strata, analysis.false_discovery)
-
-
-def pool(scores: Scores, axes: list[Axis], codes: pd.DataFrame) -> dict[str, Pooled]:
-    """Centred scores of all groups in every stratum of every axis, averaged over the tasks that have the stratum."""
-    numbers = {axis.name: sorted(codes[axis.name].unique()) for axis in axes}
-    slots = [(name, s) for name, mine in numbers.items() for s in mine]
-    shape = (len(slots), len(scores.groups))
-    point, seen = np.zeros(shape), np.zeros(shape)
-    draws = np.zeros((scores.analysis.bootstrap, *shape), np.float32)
-    drawn = np.zeros_like(draws)
-    for t in scores.averaged:
-        task = scores.panel.tasks[t]
-        inside = np.stack([(codes.loc[task.index, name] == s).to_numpy() for name, s in slots], axis=1).astype(float)
-        mean, replicates = _task_strata(scores, task.centred(), task.clusters, inside, task.task)
-        for total, number, value in ((point, seen, mean), (draws, drawn, replicates)):
-            known = np.isfinite(value)
-            total += np.where(known, value, 0)
-            number += known
-    with np.errstate(invalid="ignore", divide="ignore"):
-        point, draws = point / seen, draws / drawn
-    place = {name: [i for i, slot in enumerate(slots) if slot[0] == name] for name in numbers}
-    return {name: Pooled(numbers[name], point[rows], draws[:, rows]) for name, rows in place.items()}
-
-
-def _task_strata(
-    scores: Scores, centred: Floats, clusters: NDArray[np.integer], inside: Floats, task: str
-) -> tuple[Floats, Floats]:
-    """Mean score (stratum, group) and its replicates (draw, stratum, group) on one task; NaN in empty strata."""
-    documents, models = centred.shape
-    strata, draws = inside.shape[1], scores.analysis.bootstrap
-    parts = inside[:, :, None] * np.concatenate([centred, np.ones((documents, 1))], axis=1)[:, None, :]
-    flat = parts.reshape(documents, -1)
-    # the observed sample is one more "draw", so that point and replicates go the same way
-    sums = np.concatenate([flat.sum(axis=0, keepdims=True), replicate_sums(flat, clusters, draws, task_seed(task))])
-    sums = sums.reshape(draws + 1, strata, models + 1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        means = sums[:, :, :-1] / sums[:, :, -1:]
-    groups = np.full((draws + 1, strata, len(scores.groups)), np.nan, np.float32)
-    for g, group in enumerate(scores.groups):
-        if group.models:
-            own = scores.members(g)
-            weights = np.concatenate([np.full((1, len(own)), 1 / len(own)), seed_weights(group.seeds, len(own), draws)])
-            groups[:, :, g] = np.einsum("bsk,bk->bs", means[:, :, own], weights)
-    return groups[0].astype(float), groups[1:]
 
 
 def _stratum_rows(
@@ -178,26 +126,27 @@ def _stratum_rows(
 
 
 def _delta(scores: Scores, pooled: Pooled, i: int, g: int, teacher: int | None) -> st.Interval:
+    value = float(pooled.point[i, g] - pooled.point[i, teacher])
+    if pooled.size[i] < SHOWN_DOCUMENTS:
+        return st.Interval(value, np.nan, np.nan)
     draws = pooled.draws[:, i, g] - pooled.draws[:, i, teacher]
-    return st.percentile_interval(pooled.point[i, g] - pooled.point[i, teacher], draws, scores.analysis.confidence)
+    return st.percentile_interval(value, draws, scores.analysis.confidence)
 
 
 def _contrast(scores: Scores, axis: Axis, pooled: Pooled, g: int) -> dict[str, object]:
     """Δ_tail − Δ_head of the student, of its rival, and the excess of the first over the second, with bounds and p."""
     teacher, rival = scores.teacher, opponents(scores, g).get("rival")
-    last = 2 if axis.kind == "binary" else scores.analysis.strata
-    row: dict[str, object] = {"model": scores.groups[g].label, "axis": axis.name}
-    if 1 not in pooled.numbers or last not in pooled.numbers:
-        return row | {"note": "no head or no tail"}
-    head, tail = pooled.numbers.index(1), pooled.numbers.index(last)
+    row: dict[str, object] = {"model": scores.groups[g].label, "axis": axis.name, "n": pooled.ends_size}
+    if pooled.ends_size < SHOWN_DOCUMENTS:
+        return row | {"note": INSUFFICIENT}
 
     def between(values: Floats, group: int) -> Floats:
         gap = values[..., group] - values[..., teacher]
-        return np.asarray(gap[..., tail] - gap[..., head])
+        return np.asarray(gap[..., 1] - gap[..., 0])
 
-    pairs = {"tail_loss": (between(pooled.point, g), between(pooled.draws, g))}
+    pairs = {"tail_loss": (between(pooled.ends, g), between(pooled.ends_draws, g))}
     if rival is not None:
-        pairs["rival_tail_loss"] = (between(pooled.point, rival), between(pooled.draws, rival))
+        pairs["rival_tail_loss"] = (between(pooled.ends, rival), between(pooled.ends_draws, rival))
         own, other = pairs["tail_loss"], pairs["rival_tail_loss"]
         pairs["excess"] = (own[0] - other[0], own[1] - other[1])
     for name, (value, draws) in pairs.items():
@@ -214,7 +163,9 @@ def _worst(scores: Scores, axes: list[Axis], pooled: dict[str, Pooled], g: int) 
         mine = pooled[axis.name]
         for i, s in enumerate(mine.numbers):
             base = mine.draws[:, i, scores.teacher]
-            if s != MISSING and st.percentile_interval(0.0, base, scores.analysis.confidence).low > RETENTION_FLOOR:
+            if s == MISSING or mine.size[i] < SHOWN_DOCUMENTS:
+                continue
+            if st.percentile_interval(0.0, base, scores.analysis.confidence).low > RETENTION_FLOOR:
                 names.append((axis.name, axis.label(s, scores.analysis.strata)))
                 values.append(mine.point[i, g] / mine.point[i, scores.teacher])
                 draws.append(mine.draws[:, i, g] / base)

@@ -59,7 +59,7 @@ def _tail(report: LongTail, label: str) -> str:
     """Whether rare words cost more than common ones, and whether the distillation is to blame."""
     mine = report.contrasts[(report.contrasts["model"] == label) & (report.contrasts["axis"] == RARITY.name)]
     if mine.empty or pd.isna(mine.iloc[0].get("tail_loss")):
-        return ""
+        return "There are too few documents to tell whether questions with rare words lose more."
     row = mine.iloc[0]
     value = with_bounds(row["tail_loss"], row["tail_loss_low"], row["tail_loss_high"], signed=True)
     if row["tail_loss_low"] <= 0 <= row["tail_loss_high"]:

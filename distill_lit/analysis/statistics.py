@@ -142,8 +142,9 @@ def simultaneous_intervals(values: Floats, replicates: Floats, confidence: float
     """Bounds that hold for all G values at once; values (G,), replicates (B, G). Max-|t|, Romano & Wolf 2005."""
     error = np.nanstd(replicates, axis=0, ddof=1)
     error = np.where(error > 0, error, np.nan)
-    if not np.isfinite(error).any():
+    known = np.isfinite(replicates).all(axis=1)
+    if not np.isfinite(error).any() or not known.any():
         return np.full_like(values, np.nan), np.full_like(values, np.nan)
-    furthest = np.nanmax(np.abs((replicates - values) / error), axis=1)
+    furthest = np.nanmax(np.abs((replicates[known] - values) / error), axis=1)
     reach = np.nanquantile(furthest, confidence) * error
     return values - reach, values + reach

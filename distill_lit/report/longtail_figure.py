@@ -81,6 +81,8 @@ def _by_stratum(axes: Any, strata: pd.DataFrame) -> None:
 
 def _by_axis(axes: Any, contrasts: pd.DataFrame, report: LongTail) -> None:
     known = contrasts[contrasts.get("tail_loss", pd.Series(np.nan, contrasts.index)).notna()]
+    if known.empty:
+        axes.text(0.5, 0.5, "too few documents", ha="center", color=GREY, transform=axes.transAxes)
     places = np.arange(len(known), dtype=float)
     axes.set_yticks(places, [plain(report.title(a)) for a in known["axis"]])
     _forest(

@@ -136,11 +136,12 @@ def to_latex(table: Table, label: str) -> str:
         body.append(row([rf"\textbf{{{escape_latex(c.text)}}}" if c.bold else escape_latex(c.text) for c in cells]))
     align = "".join("l" if i < table.left else "r" for i in range(len(table.columns)))
     notes = [rf"\par\smallskip {escape_latex(text)}" for text in (*table.below, *table.source)]
-    caption = escape_latex(" ".join([table.caption + ".", *table.above]))
+    end = "" if table.caption.endswith((".", "?", "!")) else "."
+    caption = escape_latex(" ".join([table.caption + end, *table.above]))
     return "\n".join(
         [
             r"\begin{table}[t]",
-            r"\centering",
+            r"\centering\setlength{\tabcolsep}{3pt}",
             rf"\caption{{{caption}}}",
             rf"\label{{tab:{label}}}",
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
@@ -151,7 +152,7 @@ def to_latex(table: Table, label: str) -> str:
             *body,
             r"\bottomrule",
             r"\end{tabular}}",
-            r"\begin{minipage}{\linewidth}\footnotesize",
+            r"\begin{minipage}{\linewidth}\scriptsize",
             *notes,
             r"\end{minipage}",
             r"\end{table}",

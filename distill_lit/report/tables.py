@@ -10,6 +10,7 @@ from distill_lit.analysis.tabulate import COSTS, MACRO
 from distill_lit.analysis.wording import ABSENT, NOT_AVAILABLE, bounds, count, listed, number, points, with_bounds
 from distill_lit.report.table import Cell, Table
 
+FEW_DOCUMENTS = 30
 LEFT_OUT = "†"
 DECLARED, ELSEWHERE = "‡", "*"  # significant after Holm, after Benjamini–Hochberg
 
@@ -115,6 +116,15 @@ def _main_notes(scores: Scores, frame: pd.DataFrame) -> list[str]:
     notes += left_out(scores)
     if scores.teacher is None:
         notes.append("The teacher has no result: nothing is compared with it, and tasks at chance cannot be told.")
+    few = [panel.task for panel in scores.panel.tasks if panel.n < FEW_DOCUMENTS]
+    if few:
+        notes.append(
+            f"Fewer than {FEW_DOCUMENTS} documents on {listed(few)}: too few for redrawn documents to say how "
+            "uncertain an average is."
+        )
+    tied = sum(int(frame["tie"].fillna(False).sum()) for frame in scores.results.records.values() if "tie" in frame)
+    if tied:
+        notes.append(f"{tied} answers of all models have two equally likely best choices; the first one counts.")
     for group in scores.groups:
         if len(group.models) < group.planned:
             done, why = len(group.models), group.reason or "missing"

@@ -1,0 +1,106 @@
+"""Scores by stratum, pooled over tasks of equal weight, with joint bootstrap replicates of all groups."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from distill_lit.analysis.axes import Axis
+from distill_lit.analysis.bootstrap import replicate_sums, seed_weights, task_seed
+from distill_lit.analysis.scores import Scores
+
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Centred scores of one axis. `ends` has head and tail over the tasks that have both, so that tasks do not differ."""
+
+    numbers: list[int]  # strata
+    size: NDArray[np.integer]  # (stratum,) documents
+    point: Floats  # (stratum, group)
+    draws: Floats  # (draw, stratum, group)
+    ends_size: int  # documents in the smaller of head and tail
+    ends: Floats  # (2, group)
+    ends_draws: Floats  # (draw, 2, group)
+
+
+def pool(scores: Scores, axes: list[Axis], codes: pd.DataFrame) -> dict[str, Pooled]:
+    """Centred scores of all groups in every stratum of every axis, averaged over the tasks that have the stratum."""
+    numbers = {axis.name: sorted(codes[axis.name].unique()) for axis in axes}
+    slots = [(axis.name, s) for axis in axes for s in numbers[axis.name]]
+    ends = [(slots.index((a.name, 1)), slots.index((a.name, last))) if {1, last} <= set(numbers[a.name]) else None
+            for a in axes for last in [_last(scores, a)]]  # fmt: skip
+    every = _Average(scores.analysis.bootstrap, len(slots), len(scores.groups))
+    pairs = _Average(scores.analysis.bootstrap, 2 * len(axes), len(scores.groups))
+    for t in scores.averaged:
+        task = scores.panel.tasks[t]
+        inside = np.stack([(codes.loc[task.index, name] == s).to_numpy() for name, s in slots], axis=1).astype(float)
+        mean, draws = _task_strata(scores, task.centred(), task.clusters, inside, task.task)
+        every.add(slice(None), mean, draws, inside.sum(axis=0))
+        for a, pair in enumerate(ends):
+            if pair is not None and inside[:, pair].any(axis=0).all():
+                place = slice(2 * a, 2 * a + 2)
+                pairs.add(place, mean[list(pair)], draws[:, list(pair)], inside[:, pair].sum(axis=0))
+    point, draws = every.means()
+    ends_point, ends_draws = pairs.means()
+    pooled = {}
+    for a, axis in enumerate(axes):
+        rows = [i for i, slot in enumerate(slots) if slot[0] == axis.name]
+        both = slice(2 * a, 2 * a + 2)
+        pooled[axis.name] = Pooled(
+            numbers[axis.name], every.size[rows], point[rows], draws[:, rows],
+            int(pairs.size[both].min()), ends_point[both], ends_draws[:, both],
+        )  # fmt: skip
+    return pooled
+
+
+class _Average:
+    """Running mean over tasks of (slot, group) values and their replicates; NaN values are left out."""
+
+    def __init__(self, draws: int, slots: int, groups: int) -> None:
+        self.size = np.zeros(slots, np.int64)
+        self.point, self.seen = np.zeros((slots, groups)), np.zeros((slots, groups))
+        self.draws = np.zeros((draws, slots, groups), np.float32)
+        self.drawn = np.zeros_like(self.draws)
+
+    def add(self, place: slice, point: Floats, draws: Floats, size: Floats) -> None:
+        """One task's values for the slots in `place`."""
+        self.size[place] += size.astype(np.int64)
+        for total, number, value in ((self.point[place], self.seen[place], point),
+                                     (self.draws[:, place], self.drawn[:, place], draws)):  # fmt: skip
+            known = np.isfinite(value)
+            total += np.where(known, value, 0)
+            number += known
+
+    def means(self) -> tuple[Floats, Floats]:
+        """Point and replicates, NaN where no task had a value."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self.point / self.seen, self.draws / self.drawn
+
+
+def _last(scores: Scores, axis: Axis) -> int:
+    return 2 if axis.kind == "binary" else scores.analysis.strata
+
+
+def _task_strata(
+    scores: Scores, centred: Floats, clusters: NDArray[np.integer], inside: Floats, task: str
+) -> tuple[Floats, Floats]:
+    """Mean score (stratum, group) and its replicates (draw, stratum, group) on one task; NaN in empty strata."""
+    documents, models = centred.shape
+    strata, draws = inside.shape[1], scores.analysis.bootstrap
+    parts = inside[:, :, None] * np.concatenate([centred, np.ones((documents, 1))], axis=1)[:, None, :]
+    flat = parts.reshape(documents, -1)
+    # the observed sample is one more "draw", so that point and replicates go the same way
+    sums = np.concatenate([flat.sum(axis=0, keepdims=True), replicate_sums(flat, clusters, draws, task_seed(task))])
+    sums = sums.reshape(draws + 1, strata, models + 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = sums[:, :, :-1] / sums[:, :, -1:]
+    groups = np.full((draws + 1, strata, len(scores.groups)), np.nan, np.float32)
+    for g, group in enumerate(scores.groups):
+        if group.models:
+            own = scores.members(g)
+            weights = np.concatenate([np.full((1, len(own)), 1 / len(own)), seed_weights(group.seeds, len(own), draws)])
+            groups[:, :, g] = np.einsum("bsk,bk->bs", means[:, :, own], weights)
+    return groups[0].astype(float), groups[1:]
