@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 Request: TypeAlias = tuple[Any, list[int], list[int]]  # (context, continuation) or None, and the tokens of both
 PLAIN_BATCH = 8  # sequences per forward of HFLM itself: a trial of sizes takes longer than the work on CPUs
-CHECKED = 4  # requests compared with HFLM at first; one more whenever a longer one comes
+CHECKED = 3  # requests compared with HFLM at first; one more whenever a longer one comes
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats per token
 LOOSE_TOLERANCE = 0.25  # bfloat16 and float16: the order of their sums differs
 HEAD_ROWS = 256  # rows of logits normalised at a time
@@ -64,7 +64,7 @@ class PrefixTreeLM(HFLM):
         """(log-probability of the continuation in nats, whether greedy decoding writes it) of each request."""
         pairs = [request.args for request in requests]
         encoded = self._encode_requests(pairs)
-        self._total = len(requests)
+        self._done, self._total = 0, len(requests)
         self.token_counts.update({pair: len(continuation) for pair, _, continuation in encoded})
         return self._loglikelihood_tokens(encoded)
 
@@ -152,14 +152,14 @@ class PrefixTreeLM(HFLM):
         picked = by_length[::step][:CHECKED] if not self._verified_tokens else by_length[:1]
         sample: list[Request] = [(None, context, continuation) for _, context, continuation in picked]
         counts = self.tokens_forwarded, self._total
-        self._total = 0
+        self._total, self.batch_size_per_gpu = 0, 1  # in a batch the short ones would be padded to the longest
         try:
             expected = self._score_plain(sample)
             found = self._score_packed(sample)
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-            return f"the model cannot be packed ({type(error).__name__}: {str(error).splitlines()[0]})"
+            return f"the model cannot be packed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         finally:
-            self.tokens_forwarded, self._total = counts
+            (self.tokens_forwarded, self._total), self.batch_size_per_gpu = counts, PLAIN_BATCH
         worst = max(abs(a[0] - b[0]) / len(r[2]) for a, b, r in zip(expected, found, sample, strict=True))
         allowed = TOLERANCE.get(self.model.dtype, LOOSE_TOLERANCE)
         return "" if worst <= allowed else f"packed log-likelihoods differ by {worst:.2g} nats per token from HFLM's"
