@@ -15,7 +15,7 @@ Floats = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Pooled:
-    """Centred scores of one axis. `ends` has head and tail over the tasks that have both, so that tasks do not differ."""
+    """Centred scores of one axis. `ends`: head and tail over the tasks that have both, so that tasks do not differ."""
 
     numbers: list[int]  # strata
     size: NDArray[np.integer]  # (stratum,) documents

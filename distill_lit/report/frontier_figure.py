@@ -8,7 +8,7 @@ import pandas as pd
 from distill_lit.analysis.frontier import COST_AXES
 from distill_lit.analysis.groups import ROLE_WORDS
 from distill_lit.analysis.wording import count
-from distill_lit.report.labels import place_labels, segment_boxes
+from distill_lit.report.labels import ON_LINE, place_labels, segment_boxes
 from distill_lit.report.style import GREY, RC, marker_options, plain, role_style
 
 DODGE = 0.012  # share of the axis by which roles of one student stand apart
@@ -30,9 +30,10 @@ def frontier_figure(frame: pd.DataFrame, axis: str, quality: float, confidence: 
             return figure
         _frame(axes, frame, axis, confidence, watermark)
         labels, obstacles = _series(axes, frame)
-        obstacles += _guides(axes, frame, quality)
+        lines, boxes = _guides(axes, frame, quality)
         figure.canvas.draw()
-        place_labels(axes, labels, obstacles)
+        placed = place_labels(axes, lines, obstacles, ON_LINE)
+        place_labels(axes, labels, obstacles + boxes + placed)
     return figure
 
 
@@ -47,11 +48,12 @@ def _frame(axes: Any, frame: pd.DataFrame, axis: str, confidence: float, waterma
     axes.set_ylim(bottom - room, top + 1.5 * room)
     names = frame.groupby("cost")[["student", "role", "model"]].first()
     shown = [plain(r["student"] or r["model"]) for _, r in names.iterrows()]
-    # neighbours closer than a label is wide step down a line each
-    depth, last = [], {0: -np.inf, 1: -np.inf, 2: -np.inf}
-    for cost in names.index:
-        level = next((d for d, x in last.items() if np.log(cost) - x > 0.16 * span * 1.28), 0)
-        last[level] = np.log(cost)
+    # labels that would touch step down a line each; a letter takes about 1.2% of the axis
+    depth, ends = [], dict.fromkeys(range(4), -np.inf)
+    for cost, name in zip(names.index, shown, strict=True):
+        half = 0.006 * (max(len(name), len(count(cost))) + 1) * 1.28 * span
+        level = next((d for d, end in ends.items() if np.log(cost) - half > end), 0)
+        ends[level] = np.log(cost) + half
         depth.append(level)
     axes.set_xticks(
         list(names.index),
@@ -91,28 +93,17 @@ def _series(axes: Any, frame: pd.DataFrame) -> tuple[list, list]:
     return labels, obstacles
 
 
-def _guides(axes: Any, frame: pd.DataFrame, quality: float) -> list[tuple]:
-    """The lines of guessing and of `quality` times the teacher's score; returns them as obstacles."""
+def _guides(axes: Any, frame: pd.DataFrame, quality: float) -> tuple[list, list]:
+    """The lines of guessing and of `quality` times the teacher's score; returns their labels and their boxes."""
     low, high = axes.get_xlim()
-    lines = [(0.0, "guessing", -2)]
+    lines = [(0.0, "guessing")]
     teacher = frame.loc[frame["role"] == "teacher", "score"]
     if len(teacher) and teacher.iloc[0] > 0:
-        lines.append((teacher.iloc[0] * 100 * quality, f"{quality:.0%} of the teacher", 2))
-    boxes = []
-    for y, words, rise in lines:
+        lines.append((teacher.iloc[0] * 100 * quality, f"{quality:.0%} of the teacher"))
+    places = np.geomspace(low, high, 25)[1:-1]
+    labels, boxes = [], []
+    for y, words in lines:
         axes.axhline(y, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
-        edge, side = (low, "left") if rise > 0 else (high, "right")
-        note = axes.annotate(
-            words,
-            (edge, y),
-            (rise * 1.5, rise),
-            textcoords="offset points",
-            fontsize=7.5,
-            color=GREY,
-            va="bottom" if rise > 0 else "top",
-            ha=side,
-        )
-        extent = note.get_window_extent(axes.get_figure().canvas.get_renderer())
-        (x0, y0), (x1, y1) = axes.transData.inverted().transform([(extent.x0, extent.y0), (extent.x1, extent.y1)])
-        boxes += [(x0, y0, x1, y1), (low, y, high, y)]
-    return boxes
+        labels.append((words, GREY, [(x, y) for x in reversed(places)]))
+        boxes.append((low, y, high, y))
+    return labels, boxes

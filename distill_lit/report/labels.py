@@ -4,8 +4,12 @@ from typing import Any
 
 import numpy as np
 
+Point = tuple[float, float]
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1
+Place = tuple[float, float, str, str]  # offset in points, alignment
+
 # offsets in points from the point, with the alignment of the text: right first, the corners, then further away
-PLACES = [
+PLACES: list[Place] = [
     (
         dx * r,
         dy * r,
@@ -17,42 +21,53 @@ PLACES = [
 ]
 
 
-def place_labels(axes: Any, labels: list[tuple[str, str, list[tuple[float, float]]]], obstacles: list[tuple]) -> None:
-    """Writes each label (text, colour, its candidate points) beside one of its points.
+ON_LINE: list[Place] = [(0, 1, "center", "bottom"), (0, -1, "center", "top")]
+
+
+def place_labels(
+    axes: Any, labels: list[tuple[str, str, list[Point]]], obstacles: list[Box], places: list[Place] = PLACES
+) -> list[Box]:
+    """Writes each label (text, colour, its candidate points) beside one of its points; returns the boxes they take.
 
     obstacles: data-space boxes (x0, y0, x1, y1) not to be covered, such as error bars and line segments.
     """
-    figure = axes.get_figure()
-    renderer = figure.canvas.get_renderer()
+    renderer = axes.get_figure().canvas.get_renderer()
     boxes = [_pixels(axes, box) for box in obstacles]
-    frame = axes.get_window_extent(renderer)
+    taken = []
     for text, colour, points in labels:
-        best: tuple[float, Any, Any] | None = None
-        for rank, point in enumerate(reversed(points)):
-            for order, (dx, dy, ha, va) in enumerate(PLACES):
-                note = axes.annotate(
-                    text,
-                    point,
-                    (dx, dy),
-                    textcoords="offset points",
-                    ha=ha,
-                    va=va,
-                    color=colour,
-                    fontsize=8.5,
-                    zorder=5,
-                    annotation_clip=False,
-                )
-                extent = note.get_window_extent(renderer).padded(2)
-                mine = (extent.x0, extent.y0, extent.x1, extent.y1)
-                cost = sum(_overlap(mine, box) for box in boxes) + 20 * _outside(mine, frame) + order + 3 * rank
-                if best is None or cost < best[0]:
-                    if best is not None:
-                        best[1].remove()
-                    best = (cost, note, mine)
-                else:
-                    note.remove()
-        if best is not None:
-            boxes.append(best[2])
+        tried = [
+            (order + 3 * rank, point, place)
+            for rank, point in enumerate(reversed(points))
+            for order, place in enumerate(places)
+        ]
+        costs = [
+            bias + _cost(_write(axes, text, colour, point, place), axes, boxes, renderer)
+            for bias, point, place in tried
+        ]
+        _, point, place = tried[int(np.argmin(costs))]
+        box = _extent(_write(axes, text, colour, point, place), renderer)
+        boxes.append(box)
+        (x0, y0), (x1, y1) = axes.transData.inverted().transform([box[:2], box[2:]])
+        taken.append((x0, y0, x1, y1))
+    return taken
+
+
+def _write(axes: Any, text: str, colour: str, point: Point, place: Place) -> Any:
+    dx, dy, ha, va = place
+    return axes.annotate(text, point, (dx, dy), textcoords="offset points", ha=ha, va=va, color=colour, fontsize=8.5,
+                         zorder=5, annotation_clip=False)  # fmt: skip
+
+
+def _extent(note: Any, renderer: Any) -> Box:
+    extent = note.get_window_extent(renderer).padded(2)
+    return extent.x0, extent.y0, extent.x1, extent.y1
+
+
+def _cost(note: Any, axes: Any, boxes: list[Box], renderer: Any) -> float:
+    """Square pixels that a trial label covers of `boxes`, and much more for those outside the axes; removes it."""
+    mine = _extent(note, renderer)
+    note.remove()
+    return sum(_overlap(mine, box) for box in boxes) + 20 * _outside(mine, axes.get_window_extent(renderer))
 
 
 def _pixels(axes: Any, box: tuple) -> tuple[float, float, float, float]:
