@@ -11,7 +11,8 @@ from synthetic import build
 from distill_lit.analysis.results import load_results
 from distill_lit.config.schema import AnalysisConfig
 from distill_lit.errors import UserError
-from distill_lit.report.draw import analyse, draw, draw_tables, statements
+from distill_lit.report.analysed import analyse
+from distill_lit.report.draw import draw, draw_tables
 from distill_lit.report.longtail import longtail_frame, longtail_markdown
 from distill_lit.report.table import to_csv
 from distill_lit.report.terminal import TerminalTable
@@ -36,7 +37,7 @@ def edit_meta(folder: Path, model: str, task: str, **changes: object) -> None:
 def page(folder: Path) -> str:
     result = analyse(folder, FAST, "edge", "does it stand?")
     draw_tables(folder, result)
-    text = longtail_markdown(result.scores, result.longtail, result.title, statements(result))
+    text = longtail_markdown(result.scores, result.longtail, result.title, result.statements)
     (folder / "longtail.md").write_text(text)
     (folder / "longtail.csv").write_text(to_csv(longtail_frame(result.longtail)))
     return (folder / "table.md").read_text()

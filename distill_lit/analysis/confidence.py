@@ -37,11 +37,19 @@ def _probabilities(likelihoods: Any, gold: Any) -> tuple[float, ...]:
     if not known or not np.isfinite(np.asarray(likelihoods, float)).all():
         return (np.nan,) * 6
     ll, g = np.asarray(likelihoods, float), int(gold)
-    p = np.exp(ll - ll.max())
-    p /= p.sum()
+    p = choice_softmax(ll)
     top = int(p.argmax())
     brier = float(((p - (np.arange(len(p)) == g)) ** 2).sum())
     return float(p[top]), float(top == g), float(p[g]), brier, float(-ll[g]), float(top)
+
+
+def choice_softmax(likelihoods: Any) -> Floats:
+    """Probabilities of the choices from their log-likelihoods; of a single one, the probability of its text."""
+    ll = np.asarray(likelihoods, float)
+    if len(ll) < 2:
+        return np.asarray(np.exp(ll))
+    p = np.exp(ll - ll.max())
+    return np.asarray(p / p.sum())
 
 
 def calibration_error(confidence: Floats, right: Floats, weights: Floats | None = None, bins: int = BINS) -> float:

@@ -30,6 +30,38 @@ def verdict(scores: Scores, frame: pd.DataFrame) -> list[str]:
     return said
 
 
+def headline(scores: Scores, frame: pd.DataFrame) -> str:
+    """The verdict in a sentence: what the best student keeps, and how often the teacher was worth having."""
+    macro = frame[(frame["task"] == MACRO) & (frame["role"] == "distilled") & frame["score"].notna()]
+    if macro.empty:
+        return "There is no result to judge: no distilled student has an average above chance."
+    best = macro.loc[macro["score"].idxmax()]
+    size = ""
+    teacher = frame[(frame["task"] == MACRO) & (frame["role"] == "teacher")]
+    if len(teacher) and best["parameters"] > 0 and teacher.iloc[0]["parameters"] > 0:
+        size = f" with {points(best['parameters'] / teacher.iloc[0]['parameters'], 0)}% of its parameters"
+    kept = f"{points(best['retention'], 0)}% {bounds(best['retention_low'], best['retention_high'], 0)}".strip()
+    first = f"{best['model']} keeps {kept} of the teacher's score above chance{size}"
+    if pd.isna(best["retention"]):
+        first = f"{best['model']} scores highest, at {points(best['score'])} points above chance"
+    return f"{first}; {_worth(macro[macro['rival_delta'].notna()])}."
+
+
+def _worth(pairs: pd.DataFrame) -> str:
+    """How many distilled students are ahead of themselves without a teacher, and how many surely."""
+    if pairs.empty:
+        return "whether the teacher helped is unknown, because no student was trained without it"
+    ahead, sure = pairs["rival_delta"] > 0, pairs["rival_adjusted"] <= ALPHA
+    many = f"{int(ahead.sum())} of {len(pairs)} distilled students" if len(pairs) > 1 else "the distilled student"
+    verb = "are" if len(pairs) > 1 else "is" if ahead.all() else "is not"
+    text = f"{many} {verb} ahead of the same student trained without the teacher"
+    if not sure.any():
+        return f"{text}, none of these differences is significant" if len(pairs) > 1 else f"{text}, not significantly"
+    if len(pairs) == 1:
+        return f"{text}, significantly"
+    return f"{text}, {int((ahead & sure).sum())} significantly, and {int((~ahead & sure).sum())} significantly behind"
+
+
 def _kept(scores: Scores, mine: pd.DataFrame) -> str:
     macro = mine[mine["task"] == MACRO].iloc[0]
     name = f"{macro['model']} ({count(macro['parameters'])} parameters)"

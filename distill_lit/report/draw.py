@@ -1,60 +1,23 @@
 """Everything in a results folder that is drawn: tables, figures, pages. From the records alone, in seconds."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from distill_lit.analysis.frontier import cost_axes, frontier
-from distill_lit.analysis.longtail import LongTail, long_tail
-from distill_lit.analysis.results import load_results
-from distill_lit.analysis.scores import Scores, score
-from distill_lit.analysis.statement import loss_statement
-from distill_lit.analysis.tabulate import score_frame
-from distill_lit.analysis.verdict import verdict
 from distill_lit.config.schema import AnalysisConfig
 from distill_lit.files import write_text
+from distill_lit.report.analysed import Analysed, analyse
 from distill_lit.report.claim import claim_table
 from distill_lit.report.confidence_figure import confidence_figure
 from distill_lit.report.frontier_figure import frontier_figure
+from distill_lit.report.index import draw_summary
 from distill_lit.report.longtail import longtail_frame, longtail_markdown
 from distill_lit.report.longtail_figure import longtail_figure
+from distill_lit.report.page import draw_page
 from distill_lit.report.style import save_figure
-from distill_lit.report.table import escape_markdown, paragraphs, to_csv, to_latex, to_markdown
-from distill_lit.report.tables import csv_frame, detail_table, main_table, watermark, with_training_flops
-
-
-@dataclass(frozen=True)
-class Analysed:
-    """An experiment after analysis: what every table, figure and page is drawn from."""
-
-    name: str
-    question: str
-    scores: Scores
-    frame: pd.DataFrame
-    longtail: LongTail
-    verdict: list[str]
-
-    @property
-    def title(self) -> str:
-        """Name and question in one line."""
-        return f"{self.name}: {self.question}" if self.question else self.name
-
-
-def analyse(folder: Path, analysis: AnalysisConfig, name: str, question: str = "") -> Analysed:
-    """Reads the records in `folder` and computes all that is drawn. Raises UserError as `load_results` does."""
-    scores = score(load_results(folder), analysis)
-    frame = with_training_flops(score_frame(scores))
-    return Analysed(name, question, scores, frame, long_tail(scores), verdict(scores, frame))
-
-
-def statements(result: Analysed) -> dict[str, list[str]]:
-    """{label of a distilled group: paragraphs of its loss statement}."""
-    return {
-        group.label: loss_statement(result.scores, result.frame, result.longtail, group.label)
-        for group in result.scores.groups
-        if group.role == "distilled"
-    }
+from distill_lit.report.table import cell_markdown, escape_markdown, paragraphs, to_csv, to_latex, to_markdown
+from distill_lit.report.tables import csv_frame, detail_table, main_table, watermark
 
 
 def draw(folder: Path, analysis: AnalysisConfig, name: str, question: str = "") -> list[Path]:
@@ -64,7 +27,8 @@ def draw(folder: Path, analysis: AnalysisConfig, name: str, question: str = "") 
 
 def draw_analysed(folder: Path, result: Analysed) -> list[Path]:
     """Draws what was analysed into `folder`; returns the paths written."""
-    return [*draw_tables(folder, result), *draw_frontier(folder, result), *draw_longtail(folder, result)]
+    figures = [*draw_frontier(folder, result), *draw_longtail(folder, result)]
+    return [*draw_tables(folder, result), *figures, draw_page(folder, result), draw_summary(folder, result)]
 
 
 def draw_tables(folder: Path, result: Analysed) -> list[Path]:
@@ -76,6 +40,8 @@ def draw_tables(folder: Path, result: Analysed) -> list[Path]:
         f"# {escape_markdown(result.name)}",
         "",
         *paragraphs([result.question] if result.question else []),
+        f"**{cell_markdown(result.headline)}**",
+        "",
         *paragraphs(result.verdict),
         to_markdown(main, source=False),
         "![Frontier](frontier.png)",
@@ -119,7 +85,7 @@ def draw_longtail(folder: Path, result: Analysed) -> list[Path]:
     drawn = save_figure(figure, folder / "longtail.png") if figure is not None else []
     figure = confidence_figure(result.scores)
     drawn += save_figure(figure, folder / "confidence.png") if figure is not None else []
-    page = longtail_markdown(result.scores, result.longtail, result.title, statements(result))
+    page = longtail_markdown(result.scores, result.longtail, result.title, result.statements)
     write_text(folder / "longtail.md", page)
     write_text(folder / "longtail.csv", to_csv(longtail_frame(result.longtail)))
     return [folder / "longtail.md", folder / "longtail.csv", *drawn]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from distill_lit.report.draw import Analysed
+from distill_lit.report.analysed import Analysed
 from distill_lit.report.table import Table
 from distill_lit.report.tables import main_table
 
@@ -21,6 +21,7 @@ class TerminalTable:
         full = main_table(self.result.scores, self.result.frame, self.result.title)
         yield from (Text(line, style="yellow") for line in full.above)
         yield rich_table(_narrowed(full, options.max_width))
+        yield Text(f"{self.result.headline}\n", style="bold")
         yield from (Text(f"{sentence}\n") for sentence in self.result.verdict)
 
 

@@ -1,0 +1,59 @@
+"""results/index.html: every experiment that has been drawn, with its question and its verdict."""
+
+from pathlib import Path
+from typing import Any
+
+from distill_lit.files import read_json, write_json, write_text
+from distill_lit.report.analysed import Analysed
+from distill_lit.report.html import document, escape, paragraphs
+from distill_lit.report.tables import watermark
+
+
+def draw_summary(folder: Path, result: Analysed) -> Path:
+    """Writes summary.json: name, question, verdict, tasks and watermark, for the index and for other programs."""
+    summary = {
+        "name": result.name,
+        "question": result.question,
+        "headline": result.headline,
+        "verdict": result.verdict,
+        "tasks": result.scores.tasks,
+        "models": sum(len(group.models) for group in result.scores.groups),
+        "watermark": watermark(result.scores),
+    }
+    write_json(folder / "summary.json", summary)
+    return folder / "summary.json"
+
+
+def draw_index(results_root: Path) -> Path:
+    """Writes index.html into the folder of all results; returns its path. Folders without a summary are left out."""
+    found = [(path.parent, _read(path)) for path in sorted(results_root.glob("*/summary.json"))]
+    cards = [_card(folder, summary) for folder, summary in found if summary]
+    body = "\n".join([
+        '<a class="skip" href="#main">To the experiments</a>', "<header><h1>Experiments</h1></header>",
+        f'<main id="main">{"".join(cards) or "<p>No experiment has been drawn yet.</p>"}</main>',
+    ])  # fmt: skip
+    write_text(results_root / "index.html", document("Experiments", body))
+    return results_root / "index.html"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("name"), str) else {}
+
+
+def _card(folder: Path, summary: dict[str, Any]) -> str:
+    page = folder / "report.html"
+    # the folder's own name, not what a file inside it claims
+    link = f'<a href="{escape(folder.name)}/report.html">{escape(summary["name"])}</a>'
+    title = link if page.exists() else escape(summary["name"])
+    lines = {key: [str(line) for line in summary.get(key) or []] for key in ("watermark", "tasks")}
+    facts = f"{summary.get('models', 0)} models on {len(lines['tasks'])} tasks: {', '.join(lines['tasks'])}."
+    question = escape(summary.get("question", ""))
+    return (
+        f'<section><h2>{title}</h2><p class="question">{question}</p>'
+        f"{paragraphs(lines['watermark'], 'watermark')}{paragraphs([summary.get('headline', '')])}"
+        f"{paragraphs([facts], 'note')}</section>"
+    )

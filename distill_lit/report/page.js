@@ -1,0 +1,312 @@
+"use strict";
+/* Draws the parts of the page that answer to the reader. Every text from data enters as text, never as markup. */
+const data = JSON.parse(document.getElementById("data").textContent);
+const SVG = "http://www.w3.org/2000/svg";
+const STYLES = {
+  teacher: { colour: "#000000", shape: "star", fill: true, dash: "" },
+  rival: { colour: "#8a4a78", shape: "diamond", fill: true, dash: "8 3 2 3" },
+  untouched: { colour: "#767676", shape: "circle", fill: false, dash: "2 3" },
+  ce_only: { colour: "#d55e00", shape: "square", fill: false, dash: "6 4" },
+  distilled: { colour: "#0072b2", shape: "circle", fill: true, dash: "" },
+};
+const VARIANTS = [["#0072b2", "circle"], ["#009e73", "triangle"], ["#56b4e9", "diamond"], ["#e69f00", "square"], ["#cc79a7", "star"]];
+const CURVES = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#767676"];
+
+const $ = (id) => document.getElementById(id);
+const format = (x, digits = 1) => (x === null || x === undefined ? "—" : x.toFixed(digits).replace("-", "−"));
+const points = (x, digits = 1) => (x === null || x === undefined ? "—" : format(100 * x, digits));
+const bounds = (low, high) => (low === null || low === undefined ? "" : ` [${points(low)}, ${points(high)}]`);
+const short = (x) => {
+  const step = [[1e18, "E"], [1e15, "P"], [1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]].find(([size]) => x >= size);
+  return step ? `${Number((x / step[0]).toPrecision(3))}${step[1]}` : String(Number(x.toPrecision(3)));
+};
+
+function make(name, options = {}, ...children) {
+  const element = document.createElement(name);
+  for (const [key, value] of Object.entries(options)) {
+    if (key === "text") element.textContent = value;
+    else if (key === "class") element.className = value;
+    else element.setAttribute(key, value);
+  }
+  element.append(...children);
+  return element;
+}
+
+function draw(parent, name, attributes, text) {
+  const element = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  if (text !== undefined) element.textContent = text;
+  parent.append(element);
+  return element;
+}
+
+function canvas(holder, width, height, title) {
+  holder.replaceChildren();
+  const svg = draw(holder, "svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": title });
+  return svg;
+}
+
+function marker(parent, x, y, shape, colour, filled, size = 6) {
+  const look = { fill: filled ? colour : "#fff", stroke: colour, "stroke-width": 1.6 };
+  if (shape === "circle") return draw(parent, "circle", { cx: x, cy: y, r: size, ...look });
+  const corner = (angle, r) => `${x + r * Math.sin(angle)},${y - r * Math.cos(angle)}`;
+  const polygon = (n, r, turn = 0) => Array.from({ length: n }, (_, i) => corner(turn + (2 * Math.PI * i) / n, r)).join(" ");
+  const star = Array.from({ length: 10 }, (_, i) => corner((Math.PI * i) / 5, i % 2 ? size * 0.62 : size * 1.55)).join(" ");
+  const corners = { star, triangle: polygon(3, size * 1.3), diamond: polygon(4, size * 1.25), square: polygon(4, size * 1.3, Math.PI / 4) };
+  return draw(parent, "polygon", { points: corners[shape], ...look });
+}
+
+function ticks(low, high, wanted = 6) {
+  const rough = (high - low) / wanted, power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((n) => n * power).find((n) => n >= rough);
+  const found = [];
+  for (let x = Math.ceil(low / step) * step; x <= high + step * 1e-9; x += step) found.push(Math.round(x / step) * step);
+  return found;
+}
+
+function fill(select, options, chosen) {
+  select.replaceChildren(...options.map(([value, text]) => make("option", { value, text })));
+  if (chosen !== undefined && options.some(([value]) => String(value) === String(chosen))) select.value = chosen;
+}
+
+/* What is chosen stands in the address, so that a view can be sent to a colleague. */
+const CHOICES = ["cost", "student", "task", "axis", "stratum", "flip", "curve"];
+const start = new URLSearchParams(location.hash.slice(1));
+function remember() {
+  const state = new URLSearchParams();
+  for (const id of CHOICES) if ($(id) && $(id).value) state.set(id, $(id).value);
+  history.replaceState(null, "", `#${state}`);
+}
+
+/* The frontier */
+function lookOf(point, variants) {
+  const look = { ...(STYLES[point.role] || STYLES.rival) };
+  if (point.role === "distilled") [look.colour, look.shape] = VARIANTS[variants.indexOf(point.variant) % VARIANTS.length];
+  return look;
+}
+
+function frontier() {
+  const axis = $("cost").value, rows = data.frontier[axis], width = 900, height = 470;
+  const left = 58, right = width - 30, top = 18, bottom = height - 58;
+  const svg = canvas($("frontier"), width, height, `Score above chance against ${data.costs[axis]}`);
+  const logs = rows.map((r) => Math.log(r.cost)), span = Math.max(Math.max(...logs) - Math.min(...logs), 0.3);
+  const x0 = Math.min(...logs) - 0.1 * span, x1 = Math.max(...logs) + 0.16 * span;
+  const low = Math.min(0, ...rows.map((r) => r.low)) - 0.03, high = Math.max(...rows.map((r) => r.high)) + 0.05;
+  const x = (cost) => left + ((Math.log(cost) - x0) / (x1 - x0)) * (right - left);
+  const y = (score) => bottom - ((score - low) / (high - low)) * (bottom - top);
+  for (const tick of ticks(low * 100, high * 100)) {
+    draw(svg, "line", { x1: left, x2: right, y1: y(tick / 100), y2: y(tick / 100), stroke: "#e6e6e6" });
+    draw(svg, "text", { x: left - 8, y: y(tick / 100) + 4, "text-anchor": "end" }, format(tick, 0));
+  }
+  draw(svg, "text", { x: -(top + bottom) / 2, y: 14, transform: "rotate(-90)", "text-anchor": "middle" }, "score above chance, points");
+  draw(svg, "text", { x: (left + right) / 2, y: height - 6, "text-anchor": "middle" }, `${data.costs[axis]} (log scale)`);
+  let end = -1e9, level = 0;
+  for (const cost of [...new Set(rows.map((r) => r.cost))].sort((a, b) => a - b)) {
+    const row = rows.find((r) => r.cost === cost), name = row.student || row.model;
+    const half = 3.6 * Math.max(name.length, 6);
+    level = x(cost) - half < end ? 1 - level : 0;
+    end = x(cost) + half;
+    draw(svg, "line", { x1: x(cost), x2: x(cost), y1: bottom, y2: bottom + 5, stroke: "#1a1a1a" });
+    draw(svg, "text", { x: x(cost), y: bottom + 18 + level * 14, "text-anchor": "middle" }, `${name} ${short(cost)}`);
+  }
+  draw(svg, "line", { x1: left, x2: right, y1: bottom, y2: bottom, stroke: "#1a1a1a" });
+  const teacher = rows.find((r) => r.role === "teacher");
+  const lines = [[0, "guessing"]].concat(teacher ? [[teacher.score * data.quality, `${format(100 * data.quality, 0)}% of the teacher`]] : []);
+  for (const [score] of lines) {
+    draw(svg, "line", { x1: left, x2: right, y1: y(score), y2: y(score), stroke: "#767676", "stroke-dasharray": "2 4" });
+  }
+  const variants = [...new Set(rows.filter((r) => r.role === "distilled").map((r) => r.variant))];
+  const shift = { untouched: -1, ce_only: 0, distilled: 1 };
+  const place = (r) => x(r.cost) + 10 * ((shift[r.role] || 0) + (r.role === "distilled" ? 0.7 * variants.indexOf(r.variant) : 0));
+  const series = new Map();
+  for (const r of rows) series.set(`${r.role}|${r.variant}`, [...(series.get(`${r.role}|${r.variant}`) || []), r]);
+  for (const mine of series.values()) {
+    const look = lookOf(mine[0], variants);
+    if (mine.length > 1 && mine[0].role !== "rival") {
+      const path = mine.map((r) => `${place(r)},${y(r.score)}`).join(" ");
+      draw(svg, "polyline", { points: path, fill: "none", stroke: look.colour, "stroke-dasharray": look.dash, opacity: 0.7 });
+    }
+  }
+  for (const r of rows) spot(svg, r, place(r), y, lookOf(r, variants));
+  for (const [score, words] of lines) draw(svg, "text", { x: left + 6, y: y(score) - 5, class: "soft halo" }, words);
+  legend(rows, variants);
+  frontierTable(rows, axis);
+}
+
+function spot(svg, r, x, y, look) {
+  const said = `${r.model}: ${points(r.score)}${bounds(r.low, r.high)} points above chance, ${short(r.cost)}, ` +
+    `on the frontier with probability ${format(r.on_frontier, 2)}${r.seeds > 1 ? `, ${r.seeds} seeds` : ""}`;
+  const group = draw(svg, "g", { tabindex: 0, role: "img", "aria-label": said });
+  draw(group, "title", {}, said);
+  draw(group, "rect", { x: x - 8, y: y(r.high) - 4, width: 16, height: y(r.low) - y(r.high) + 8, fill: "transparent" });
+  for (const [x1, y1, x2, y2] of [[x, y(r.low), x, y(r.high)], [x - 4, y(r.low), x + 4, y(r.low)], [x - 4, y(r.high), x + 4, y(r.high)]])
+    draw(group, "line", { x1, y1, x2, y2, stroke: look.colour, "stroke-width": 1.4 });
+  marker(group, x, y(r.score), look.shape, look.colour, look.fill);
+  const tell = () => { $("tip").textContent = said; };
+  group.addEventListener("mouseenter", tell);
+  group.addEventListener("focus", tell);
+}
+
+function legend(rows, variants) {
+  const seen = new Map(rows.map((r) => [`${r.role}|${r.variant}`, r]));
+  $("legend").replaceChildren(...[...seen.values()].map((r) => {
+    const svg = document.createElementNS(SVG, "svg"), look = lookOf(r, variants);
+    for (const [k, v] of Object.entries({ viewBox: "0 0 20 20", style: "width:1.1em;display:inline-block;vertical-align:middle", "aria-hidden": "true" }))
+      svg.setAttribute(k, v);
+    marker(svg, 10, 10, look.shape, look.colour, look.fill, 5.5);
+    const words = data.roles[r.role] || r.model;
+    return make("span", {}, svg, ` ${r.variant ? `${words} (${r.variant})` : words}`);
+  }));
+}
+
+function frontierTable(rows, axis) {
+  const head = ["model", data.costs[axis], "above chance", "on the frontier"];
+  const body = rows.map((r) => [r.model, short(r.cost), points(r.score) + bounds(r.low, r.high), format(r.on_frontier, 2)]);
+  $("frontier-table").replaceChildren(table(head, body));
+}
+
+function table(head, rows, first = "left") {
+  const cell = (text, i) => (i ? make("td", { text }) : make("th", { scope: "row", class: first, text }));
+  return make("table", {},
+    make("thead", {}, make("tr", {}, ...head.map((text, i) => make("th", { scope: "col", class: i ? "" : first, text })))),
+    make("tbody", {}, ...rows.map((row) => make("tr", {}, ...row.map(cell)))));
+}
+
+/* The long tail */
+const PER_PAGE = 10;
+let shown = PER_PAGE;
+
+function chosenAxis() { return data.axes.find((a) => a.name === $("axis").value); }
+
+function setStrata(chosen) {
+  const axis = chosenAxis();
+  const found = data.strata.filter((s) => s.axis === axis.name && s.model === $("student").value);
+  fill($("stratum"), [["", "all"], ...found.map((s) => [s.stratum, s.label])], chosen);
+}
+
+function strata() {
+  const axis = chosenAxis(), student = $("student").value;
+  const rows = data.strata.filter((s) => s.axis === axis.name && s.model === student);
+  const rowHeight = 40, width = 430, left = 130, right = width - 16, height = 30 + rowHeight * rows.length + 40;
+  const svg = canvas($("strata"), width, height, `Difference to the teacher by ${axis.title}`);
+  const known = rows.flatMap((r) => [r.low, r.high, r.rival_low, r.rival_high, r.delta, r.rival_delta]).filter((v) => v !== null && v !== undefined);
+  const low = Math.min(0, ...known) - 0.02, high = Math.max(0, ...known) + 0.02;
+  const x = (v) => left + ((v - low) / (high - low)) * (right - left);
+  for (const tick of ticks(low * 100, high * 100, 5)) {
+    draw(svg, "line", { x1: x(tick / 100), x2: x(tick / 100), y1: 14, y2: height - 40, stroke: tick ? "#e6e6e6" : "#767676" });
+    draw(svg, "text", { x: x(tick / 100), y: height - 24, "text-anchor": "middle" }, format(tick, 0));
+  }
+  draw(svg, "text", { x: (left + right) / 2, y: height - 6, "text-anchor": "middle" }, "score above chance less the teacher's, points");
+  rows.forEach((r, i) => {
+    const middle = 34 + i * rowHeight;
+    const said = `${r.label}: ${r.n} documents, distilled ${points(r.delta)}${bounds(r.low, r.high)}` +
+      (r.rival_delta === null || r.rival_delta === undefined ? "" : `, without teacher ${points(r.rival_delta)}${bounds(r.rival_low, r.rival_high)}`) +
+      `; ${r.lost} lost, ${r.gained} gained${r.note ? `; ${r.note}` : ""}`;
+    const group = draw(svg, "g", { tabindex: 0, role: "button", "aria-label": said });
+    draw(group, "title", {}, said);
+    const picked = String($("stratum").value) === String(r.stratum);
+    draw(group, "rect", { x: 0, y: middle - rowHeight / 2, width, height: rowHeight, fill: picked ? "#e8f1f8" : "transparent" });
+    draw(group, "text", { x: left - 10, y: middle + 4, "text-anchor": "end" }, r.label.length > 18 ? `${r.label.slice(0, 17)}…` : r.label);
+    for (const [value, a, b, role, dy] of [[r.rival_delta, r.rival_low, r.rival_high, "ce_only", 7], [r.delta, r.low, r.high, "distilled", -7]]) {
+      if (value === null || value === undefined) continue;
+      const look = STYLES[role];
+      if (a !== null && a !== undefined) draw(group, "line", { x1: x(a), x2: x(b), y1: middle + dy, y2: middle + dy, stroke: look.colour, "stroke-width": 1.6 });
+      marker(group, x(value), middle + dy, look.shape, look.colour, look.fill, 5);
+    }
+    const pick = () => { $("stratum").value = picked ? "" : r.stratum; update(); $("strata").querySelectorAll("[role=button]")[i].focus(); };
+    group.addEventListener("click", pick);
+    group.addEventListener("keydown", (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); pick(); } });
+  });
+  $("axis-about").textContent = `By ${axis.about}. Filled: distilled; hollow squares: the same student without teacher. Choose a row to read its documents.`;
+}
+
+function matching() {
+  const [student, task, stratum, flip] = ["student", "task", "stratum", "flip"].map((id) => $(id).value);
+  const number = data.students.indexOf(student), axis = data.axes.findIndex((a) => a.name === $("axis").value);
+  return data.documents.filter((d) => {
+    const answer = d.students[number];
+    return answer && (!task || d.task === task) && (!flip || answer.flip === flip) && (stratum === "" || String(d.strata[axis]) === stratum);
+  }).map((d) => ({ document: d, answer: d.students[number] }));
+}
+
+function documents() {
+  const found = matching();
+  $("count").textContent = `${found.length} document${found.length === 1 ? "" : "s"}` + (data.left_out_documents ? ` (${data.left_out_documents} more changed documents are in records/ only)` : "");
+  $("documents").replaceChildren(...found.slice(0, shown).map(card));
+  $("more").hidden = found.length <= shown;
+}
+
+function card({ document: d, answer }) {
+  const mark = (p, own) => `${p === null || p === undefined ? "—" : `${format(100 * p, 1)}%`}${own ? " ◀ chosen" : ""}`;
+  const rows = d.choices.map((choice, i) => {
+    const row = make("tr", {},
+      make("th", { scope: "row", class: "left", text: choice.trim() + (i === d.gold ? " (right)" : "") }),
+      make("td", { text: mark(d.teacher.p[i], d.teacher.chosen === i) }),
+      make("td", { text: mark(answer.p[i], answer.chosen === i) }));
+    if (i === d.gold) row.className = "gold";
+    return row;
+  });
+  const head = make("tr", {}, ...["choice", "teacher", $("student").value].map((text, i) => make("th", { scope: "col", class: i ? "" : "left", text })));
+  return make("article", {},
+    make("h4", {}, make("span", { class: `chip ${answer.flip}`, text: answer.flip }), `${d.task}, document ${d.id}`),
+    make("p", { text: d.prompt }),
+    make("div", { class: "scroll" }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows))));
+}
+
+/* Training curves */
+function curves() {
+  const name = $("curve").value, rows = Object.entries(data.curves[name]), width = 900, height = 340;
+  const left = 66, right = width - 20, top = 14, bottom = height - 46;
+  const svg = canvas($("curves"), width, height, `${name} during training`);
+  const all = rows.flatMap(([, line]) => line), xs = all.map((p) => p[0]), ys = all.map((p) => p[1]);
+  const pad = 0.05 * (Math.max(...ys) - Math.min(...ys) || 1), x1 = Math.max(...xs) || 1;
+  const low = Math.min(...ys) - pad, high = Math.max(...ys) + pad;
+  const x = (v) => left + (v / x1) * (right - left), y = (v) => bottom - ((v - low) / (high - low)) * (bottom - top);
+  for (const tick of ticks(low, high)) {
+    draw(svg, "line", { x1: left, x2: right, y1: y(tick), y2: y(tick), stroke: "#e6e6e6" });
+    draw(svg, "text", { x: left - 8, y: y(tick) + 4, "text-anchor": "end" }, String(Number(tick.toPrecision(6))));
+  }
+  for (const tick of ticks(0, x1)) draw(svg, "text", { x: x(tick), y: bottom + 18, "text-anchor": "middle" }, short(tick));
+  draw(svg, "line", { x1: left, x2: right, y1: bottom, y2: bottom, stroke: "#1a1a1a" });
+  draw(svg, "text", { x: (left + right) / 2, y: height - 6, "text-anchor": "middle" }, "optimizer steps");
+  $("curve-legend").replaceChildren(...rows.map(([model, line], i) => {
+    const colour = CURVES[i % CURVES.length], dash = ["", "7 4", "2 3"][Math.floor(i / CURVES.length) % 3];
+    const path = draw(svg, "polyline", { points: line.map((p) => `${x(p[0])},${y(p[1])}`).join(" "), fill: "none", stroke: colour, "stroke-width": 1.6, "stroke-dasharray": dash });
+    draw(path, "title", {}, model);
+    if (line.length === 1) marker(svg, x(line[0][0]), y(line[0][1]), "circle", colour, true, 3);
+    return make("span", {}, make("span", { style: `display:inline-block;width:1.6em;border-top:3px ${dash ? "dashed" : "solid"} ${colour};vertical-align:middle` }), ` ${model}`);
+  }));
+}
+
+function update(full = true) {
+  if (full) shown = PER_PAGE;
+  strata();
+  documents();
+  remember();
+}
+
+function begin() {
+  if ($("cost")) {
+    fill($("cost"), Object.entries(data.costs), start.get("cost"));
+    $("cost").addEventListener("change", () => { frontier(); remember(); });
+    frontier();
+  }
+  if ($("student")) {
+    fill($("student"), data.students.map((s) => [s, s]), start.get("student"));
+    fill($("task"), [["", "all"], ...data.tasks.map((t) => [t, t])], start.get("task"));
+    fill($("axis"), data.axes.map((a) => [a.name, a.title]), start.get("axis"));
+    fill($("flip"), [["lost", "lost: teacher right, student wrong"], ["gained", "gained: teacher wrong, student right"], ["", "both"]], start.has("student") ? start.get("flip") ?? "" : "lost");
+    setStrata(start.get("stratum") ?? "");
+    for (const id of ["student", "axis"]) $(id).addEventListener("change", () => { setStrata(""); update(); });
+    for (const id of ["task", "stratum", "flip"]) $(id).addEventListener("change", () => update());
+    $("more").addEventListener("click", () => { shown += PER_PAGE; documents(); });
+    update();
+  }
+  if ($("curve")) {
+    fill($("curve"), Object.keys(data.curves).map((c) => [c, c]), start.get("curve"));
+    $("curve").addEventListener("change", () => { curves(); remember(); });
+    curves();
+  }
+  document.documentElement.dataset.ready = "yes";
+}
+begin();

@@ -1,0 +1,256 @@
+"""The page: self-contained, everything escaped, and alive in a real browser."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from synthetic import build
+
+from distill_lit import report
+from distill_lit.config.schema import AnalysisConfig
+from distill_lit.report.analysed import Analysed, analyse
+from distill_lit.report.html import document, embed_json, escape, to_html
+from distill_lit.report.index import draw_index, draw_summary
+from distill_lit.report.page import curve_lines, draw_page
+from distill_lit.report.table import Cell, Table
+
+FAST = AnalysisConfig(bootstrap=300)
+ATTACK = "</script><script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\">"
+CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+
+# changes every control as a reader would and leaves what the page then shows in the body's data-test
+DRIVE = """<script>
+{
+const pick = (id, value) => {
+  const select = document.getElementById(id);
+  select.value = value;
+  select.dispatchEvent(new Event("change"));
+};
+const text = (id) => document.getElementById(id).textContent;
+const title = (id) => document.querySelector(`#${id} svg`).getAttribute("aria-label");
+const cards = () => document.querySelectorAll("#documents article").length;
+const row = () => document.querySelector("#strata [role=button]");
+const out = { ready: document.documentElement.dataset.ready, cost0: title("frontier") };
+pick("cost", "bytes");
+out.cost1 = title("frontier");
+document.querySelector("#frontier [tabindex]").dispatchEvent(new FocusEvent("focus"));
+out.tip = text("tip");
+out.lost = text("count");
+pick("task", "piqa");
+out.tasks = [...document.querySelectorAll("#documents h4")].every((h) => h.textContent.includes("piqa"));
+pick("task", "");
+pick("flip", "gained");
+out.gained = text("count");
+pick("flip", "");
+out.both = text("count");
+const first = cards();
+document.getElementById("more").click();
+out.more = cards() > first;
+row().dispatchEvent(new MouseEvent("click"));
+out.stratum = document.getElementById("stratum").value;
+out.inStratum = text("count");
+row().dispatchEvent(new KeyboardEvent("keydown", { key: "Enter" }));
+out.cleared = document.getElementById("stratum").value;
+out.curve0 = title("curves");
+pick("curve", "train/loss");
+out.curve1 = title("curves");
+out.hash = location.hash;
+out.title = document.title;
+document.body.dataset.test = JSON.stringify(out);
+}
+</script>"""
+
+
+class Outline(HTMLParser):
+    """Collects what an accessible page needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An experiment whose data try to break out of the page."""
+    folder = build(tmp_path_factory.mktemp("results") / "nasty", documents=80, seeds=(0,))
+    path = folder / "records" / "documents.parquet"
+    frame = pd.read_parquet(path)
+    frame["prompt"] = ATTACK + frame["prompt"]
+    frame["choices"] = [[ATTACK + c for c in choices] for choices in frame["choices"]]
+    frame["metadata"] = [json.dumps({"subject": ATTACK if i % 2 else "plain"}) for i in range(len(frame))]
+    frame.to_parquet(path)
+    curves = {
+        "model": ["a", "a", ATTACK],
+        "step": [0, 10, 5],
+        "train/loss": [2.0, 1.0, 1.5],
+        "validation/agreement": 0.5,
+    }
+    pd.DataFrame(curves).to_csv(folder / "curves.csv", index=False)
+    (folder / "provenance.json").write_text(json.dumps({"teacher": {"commit": ATTACK, "versions": {"torch": "2"}}}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result(folder: Path) -> Analysed:
+    return analyse(folder, FAST, f"name {ATTACK}", f"question {ATTACK}")
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path, result: Analysed) -> str:
+    return draw_page(folder, result).read_text()
+
+
+def test_nothing_from_data_becomes_markup(page: str) -> None:
+    outline = Outline()
+    outline.feed(page)
+    assert not [tag for tag, _ in outline.tags if tag == "img"]
+    scripts = [attributes for tag, attributes in outline.tags if tag == "script"]
+    assert scripts == [{"type": "application/json", "id": "data"}, {}]
+    assert not [a for _, attributes in outline.tags for a in attributes if a.startswith("on")]
+
+
+def test_the_page_needs_no_network(page: str) -> None:
+    outline = Outline()
+    outline.feed(page)
+    loaded = [a.get("src") or a.get("href") for tag, a in outline.tags if tag in ("script", "link", "img", "iframe")]
+    assert not [source for source in loaded if source]
+    assert not re.findall(r"url\(|@import|fetch\(|XMLHttpRequest", page)
+    assert "default-src 'none'" in page
+
+
+def test_headings_labels_and_captions(page: str) -> None:
+    outline = Outline()
+    outline.feed(page)
+    levels = [int(tag[1]) for tag, _ in outline.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(b - a <= 1 for a, b in pairwise(levels))
+    labelled = {a["for"] for tag, a in outline.tags if tag == "label"}
+    assert {a["id"] for tag, a in outline.tags if tag == "select"} == labelled
+    tables = sum(tag == "table" for tag, _ in outline.tags)
+    assert tables == sum(tag == "caption" for tag, _ in outline.tags)
+    assert ("html", {"lang": "en"}) in outline.tags
+
+
+def test_text_has_contrast() -> None:
+    """WCAG AA, 4.5 to 1, of the page's text colours on white."""
+    css = (Path(report.__file__).parent / "page.css").read_text()
+    for name in ("ink", "soft", "link"):
+        colour = re.search(rf"--{name}: #([0-9a-f]{{6}})", css)
+        assert colour
+        channels = [int(colour[1][i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+        assert 1.05 / (luminance + 0.05) >= 4.5, name
+
+
+def test_embedded_json_is_safe_and_whole() -> None:
+    value = {"x": [ATTACK, float("nan"), float("inf"), "<!--", "\u2028", True, None]}
+    text = embed_json(value)
+    assert "<" not in text
+    assert "\u2028" not in text
+    assert json.loads(text) == {"x": [ATTACK, None, None, "<!--", "\u2028", True, None]}
+
+
+def test_tables_in_html_are_escaped() -> None:
+    text = to_html(Table(ATTACK, [ATTACK], [[Cell(ATTACK, bold=True)]], below=[ATTACK]))
+    assert "<script" not in text
+    assert "<img" not in text
+    assert text.count(escape(ATTACK)) == 4
+
+
+def test_a_page_without_teacher_students_or_curves_stands(tmp_path: Path) -> None:
+    folder = build(tmp_path / "bare", documents=20, students={})
+    text = draw_page(folder, analyse(folder, FAST, "bare")).read_text()
+    assert 'id="student"' not in text
+    folder = build(tmp_path / "orphan", documents=20)
+    (folder / "records" / "teacher.parquet").unlink()
+    assert "the teacher has no result" in draw_page(folder, analyse(folder, FAST, "orphan")).read_text()
+
+
+def test_curves_are_read_and_thinned(tmp_path: Path) -> None:
+    path = tmp_path / "curves.csv"
+    assert curve_lines(path) == {"curves": {}}
+    pd.DataFrame({"model": "a", "step": range(2000), "train/loss": 1.0}).to_csv(path, index=False)
+    line = curve_lines(path)["curves"]["train/loss"]["a"]
+    assert len(line) == 300
+    assert (line[0], line[-1]) == ([0.0, 1.0], [1999.0, 1.0])
+
+
+def test_index_lists_experiments_and_escapes_them(folder: Path, result: Analysed) -> None:
+    draw_summary(folder, result)
+    (folder.parent / "broken").mkdir(exist_ok=True)
+    (folder.parent / "broken" / "summary.json").write_text("{")
+    text = draw_index(folder.parent).read_text()
+    assert 'href="nasty/report.html"' in text
+    assert escape(result.headline) in text
+    assert "<script" not in text
+    assert "<img" not in text
+
+
+def test_package_functions_draw_everything(tmp_path: Path) -> None:
+    folder = build(tmp_path / "results" / "one", documents=30, limit=30)
+    written = {path.relative_to(tmp_path / "results").as_posix() for path in report.draw(folder, FAST, "one", "why?")}
+    assert {"one/report.html", "one/table.md", "one/longtail.md", "one/summary.json", "index.html"} <= written
+    statements = report.loss_statements(folder, FAST)
+    assert set(statements) == {"deep-distilled-0", "shallow-distilled-0"}
+    assert "of its teacher's score above chance" in statements["deep-distilled-0"]
+
+
+def browse(page: Path) -> tuple[str, str]:
+    """(document after its scripts ran, what the browser logged)."""
+    assert CHROMIUM
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom",
+               "--virtual-time-budget=2000", f"--user-data-dir={page.parent / 'profile'}", page.as_uri()]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout, done.stderr
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_the_page_answers_in_a_browser(tmp_path: Path, page: str, result: Analysed) -> None:
+    driven = tmp_path / "driven.html"
+    driven.write_text(page.replace("</body>", f"{DRIVE}</body>"))
+    dom, log = browse(driven)
+    assert "CONSOLE" not in log, [line for line in log.splitlines() if "CONSOLE" in line]
+    found = re.search(r'<body data-test="([^"]*)"', dom)
+    assert found
+    out = json.loads(html.unescape(found[1]))
+    assert out["ready"] == "yes"
+    assert (out["cost0"], out["cost1"]) == (
+        "Score above chance against parameters",
+        "Score above chance against bytes on disk",
+    )
+    assert "points above chance" in out["tip"]
+    flips = result.longtail.flips["deep distilled"]["flip"].value_counts()
+    counts = [int(out[name].split()[0]) for name in ("lost", "gained", "both")]
+    assert counts == [flips["lost"], flips["gained"], flips["lost"] + flips["gained"]]
+    assert out["tasks"]
+    assert out["more"]
+    axis = result.longtail.codes[result.longtail.axes[0].name]
+    assert out["stratum"] == str(axis.min())
+    rows = result.longtail.flips["deep distilled"]
+    head = rows[rows["flip"].isin(["lost", "gained"]) & (axis.loc[rows.index] == axis.min())]
+    assert int(out["inStratum"].split()[0]) == len(head)
+    assert out["cleared"] == ""
+    assert (out["curve0"], out["curve1"]) == ("validation/agreement during training", "train/loss during training")
+    assert "cost=bytes" in out["hash"]
+    assert "pwned" in out["title"]  # as text, because it is in the name
+    assert out["title"] == result.title
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_the_policy_blocks_the_network(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(document("t", "<img src='http://127.0.0.1:9/x.png'>"))
+    _, log = browse(path)
+    assert "Content Security Policy" in log
