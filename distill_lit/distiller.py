@@ -112,19 +112,20 @@ class Distiller(L.LightningModule):
         done = self.global_step / self.steps
         values = self._means(self._window, "train")
         weights, temperatures = self.objective.factors(done)
-        for term, weight, temperature in zip(self.objective.terms, weights, temperatures, strict=True):
-            values[f"weight/{term.name}"], values[f"temperature/{term.name}"] = weight, temperature
+        for term, temperature in zip(self.objective.terms, temperatures, strict=True):
+            values[f"weight/{term.name}"], values[f"temperature/{term.name}"] = term.weight(done), temperature
         values["train/loss"] = sum(w * values[f"train/{t.name}"] for t, w in zip(self.objective.terms, weights, strict=True))
         now, (then, seen) = time.perf_counter(), self._clock
         values["train/tokens_per_second"] = (self._tokens_seen - seen) / max(now - then, 1e-9)
         self._clock = (now, self._tokens_seen)
-        tokens = (self.global_step + 1) * self.tokens_per_step()
+        tokens = (self.global_step + 1) * self.tokens_per_step
         return {**values, "train/gradient_norm": norm, "train/tokens": float(tokens)}
 
+    @property
     def tokens_per_step(self) -> int:
         """Positions that all ranks read in one optimizer step, padding included."""
         config = self.training_config
-        return config.batch * config.accumulate * self.trainer.world_size * self.length
+        return config.batch * config.accumulate * config.devices * self.length
 
     def on_validation_epoch_end(self) -> None:
         """Logs the means over all validation rows, and the objective at the present weights."""

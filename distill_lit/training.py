@@ -80,6 +80,7 @@ def build_trainer(run: Run, resumed_at: int | None) -> L.Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
+        inference_mode=False,  # metrics made in inference mode could not be updated in training
     )
 
 
@@ -161,7 +162,7 @@ class Progress(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         """Reports after every batch."""
-        per_step = module.tokens_per_step()
+        per_step = module.tokens_per_step
         metrics = {name: float(value) for name, value in trainer.logged_metrics.items()}
         self.run.report("train", trainer.global_step * per_step, self.run.data.steps * per_step, "tokens", metrics)
 

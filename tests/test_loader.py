@@ -256,5 +256,5 @@ def test_a_resumed_trainer_sees_each_batch_once(tmp_path, saved):
     assert first.trained[: 2 * saved] + second.trained == whole.trained
     assert trainer.global_step == 6
     assert second.weight.item() == whole.weight.item()
-    # validation after steps 2, 4 and 6, and a first look
-    assert [v for v in whole.validated if v[0] == 0] == [[0, 1]] * 4
+    # validation after steps 2, 4 and 6, and a first look; its rows are numbered after the seven training rows
+    assert [v for v in whole.validated if v[0] == 7] == [[7, 8]] * 4

@@ -1,6 +1,6 @@
 """Typed configuration: YAML, `defaults`, `key=value` overrides, grid. The only room that knows OmegaConf."""
 
-from distill_lit.config.load import expand, find_configs, load_experiment, to_dict, to_yaml
+from distill_lit.config.load import expand, find_configs, load_experiment, load_section, to_dict, to_yaml
 from distill_lit.config.schema import (
     AnalysisConfig,
     CorpusConfig,
@@ -18,5 +18,5 @@ from distill_lit.config.schema import (
 __all__ = [
     "AnalysisConfig", "CorpusConfig", "DataConfig", "EvaluationConfig", "ExperimentConfig", "LauncherConfig",
     "ObjectiveConfig", "StudentConfig", "TeacherConfig", "TermConfig", "TrainingConfig",
-    "expand", "find_configs", "load_experiment", "to_dict", "to_yaml",
+    "expand", "find_configs", "load_experiment", "load_section", "to_dict", "to_yaml",
 ]

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -16,6 +16,7 @@ from distill_lit.config.knobs import check_knobs
 from distill_lit.config.schema import BASELINES, ExperimentConfig
 from distill_lit.errors import UserError, suggest
 
+Section = TypeVar("Section")
 # `from` is a word of Python, so the dataclass field has an underscore that no user should see
 FIELD_OF_KEY = {"from": "from_"}
 KEY_OF_FIELD = {field: key for key, field in FIELD_OF_KEY.items()}
@@ -28,20 +29,32 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
     return resolve(_compose(path, ()), overrides or [])
 
 
+def load_section(schema: type[Section], overrides: list[str]) -> Section:
+    """One checked section of the config from `key=value` overrides alone."""
+    section = _merge(schema, OmegaConf.create({}), overrides)
+    check_knobs(section)
+    return section
+
+
 def resolve(tree: DictConfig, overrides: list[str]) -> ExperimentConfig:
     """Merges a composed tree and dotlist overrides into the schema, and checks every value."""
+    config = _merge(ExperimentConfig, tree, overrides)
+    _check(config)
+    return config
+
+
+def _merge(schema: type[Section], tree: DictConfig, overrides: list[str]) -> Section:
     for override in overrides:
         if not re.match(r"[\w.]+=", override):
             raise UserError(f"override {override!r} is not key=value")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(ExperimentConfig), tree, _renamed(OmegaConf.from_dotlist(overrides)))
+        merged = OmegaConf.merge(OmegaConf.structured(schema), tree, _renamed(OmegaConf.from_dotlist(overrides)))
         config = OmegaConf.to_object(merged)
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key}: a value is needed and there is none") from error
     except OmegaConfBaseException as error:
         raise UserError(_explain(error)) from error
-    assert isinstance(config, ExperimentConfig)
-    _check(config)
+    assert isinstance(config, schema)
     return config
 
 

@@ -117,12 +117,12 @@ class PackedLoader:
 class ValidationLoader:
     """All rows once, in their order; the ranks share out each batch. A rank that gets fewer rows than the others fills
     up with row 0 without labels, so that all ranks see equally many batches. step_tokens: targets of the batch, on all
-    ranks together."""
+    ranks together. `rows` counts on from `first_row`, so that held-out rows have numbers of their own."""
 
-    def __init__(self, packed: Packed, *, batch: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, packed: Packed, *, batch: int, first_row: int = 0, rank: int = 0, world_size: int = 1) -> None:
         if not len(packed) or not packed.targets.any():
             raise UserError("no sequence to validate on has a supervised token")
-        self.packed, self.batch, self.rank, self.world_size = packed, batch, rank, world_size
+        self.packed, self.batch, self.first_row, self.rank, self.world_size = packed, batch, first_row, rank, world_size
 
     def __len__(self) -> int:
         return -(-len(self.packed) // (self.batch * self.world_size))
@@ -137,6 +137,7 @@ class ValidationLoader:
             batch = make_batch(self.packed, np.concatenate([mine, np.zeros(each - len(mine), int)]),
                                int(targets[rows].sum()))
             batch["labels"][len(mine) :] = IGNORED
+            batch["rows"] += self.first_row
             yield batch
 
 
@@ -158,4 +159,4 @@ class PackedDataModule(LightningDataModule):
                             steps=self.steps, seed=self.seed, **self._place())
 
     def val_dataloader(self) -> ValidationLoader:
-        return ValidationLoader(self.validation, batch=self.training.batch, **self._place())
+        return ValidationLoader(self.validation, batch=self.training.batch, first_row=len(self.train), **self._place())

@@ -1,5 +1,6 @@
 """Documents → rows of fixed length, several to a row, none across rows unless longer than one."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,6 +66,12 @@ class Packed:
     def take(self, rows: np.ndarray) -> "Packed":
         """The rows with these numbers, in this order."""
         return Packed(self.input_ids[rows], self.document_ids[rows], self.supervised[rows])
+
+    @staticmethod
+    def concatenate(parts: Sequence["Packed"]) -> "Packed":
+        """The rows of several, one after the other."""
+        return Packed(*(np.concatenate([getattr(part, name) for part in parts])
+                        for name in ("input_ids", "document_ids", "supervised")))
 
 
 def pack(documents: Tokens, length: int) -> tuple[Packed, int]:

@@ -29,10 +29,11 @@ def check_student(name: str, student: StudentConfig) -> None:
 
 
 def initial_student(student: StudentConfig, teacher: Path, calibration: list[dict[str, torch.Tensor]], calibration_id: str,
-                    seed: int, progress: Progress | None = None) -> PreTrainedModel:
+                    seed: int, dtype: torch.dtype = torch.float32, progress: Progress | None = None) -> PreTrainedModel:
     """The untrained student in float32.
 
-    teacher: its folder; calibration: batches for measured layer importance, and their fingerprint; seed: for new weights.
+    teacher: its folder; calibration: batches for measured layer importance, and their fingerprint; seed: for new weights;
+    dtype: number format in which importance is measured.
     """
     if student.from_:
         folder = model_folder(student.from_)
@@ -41,20 +42,20 @@ def initial_student(student: StudentConfig, teacher: Path, calibration: list[dic
     if student.config:
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(changed_config(load_config(teacher), student.config)).float().eval()
-    return keep_layers(load_model(teacher), kept_layers(student, teacher, calibration, calibration_id, progress))
+    return keep_layers(load_model(teacher), kept_layers(student, teacher, calibration, calibration_id, dtype, progress))
 
 
 def kept_layers(student: StudentConfig, teacher: Path, calibration: list[dict[str, torch.Tensor]], calibration_id: str,
-                progress: Progress | None = None) -> list[int]:
+                dtype: torch.dtype = torch.float32, progress: Progress | None = None) -> list[int]:
     """The teacher's layers that a depth-pruned student keeps, rising. Measured choices are remembered in the cache."""
     if isinstance(student.layers, list):
         return list(student.layers)
-    key = fingerprint([model_fingerprint(teacher), student.layers, student.depth, calibration_id])
+    key = fingerprint([model_fingerprint(teacher), student.layers, student.depth, calibration_id, str(dtype)])
     memory = cache_root() / "layers" / f"{key}.json"
     if memory.is_file():
         layers: list[int] = read_json(memory)
         return layers
-    layers = choose_layers(load_model(teacher), student.depth, student.layers, calibration, progress)
+    layers = choose_layers(load_model(teacher, dtype), student.depth, student.layers, calibration, progress)
     write_json(memory, layers)
     return layers
 

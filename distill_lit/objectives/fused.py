@@ -8,7 +8,7 @@ import functools
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -62,10 +62,38 @@ def fused_losses(objective: Objective, hidden: Tensor, head: Head, teacher_hidde
     """
     weights, temperatures = _factors(objective, done, denominator, hidden)
     settings = Settings(objective, weights, temperatures, chunk, compiled, measure)
+    if not torch.is_grad_enabled():
+        return _evaluate(hidden, head, teacher_hidden, teacher_head, labels, settings)
     measures: dict[str, Tensor] = {}
     total, terms = _FusedLosses.apply(hidden, head.weight, head.bias, head, teacher_hidden, teacher_head, labels, settings,
                                       measures)
     return Losses(total, terms, measures)
+
+
+def _evaluate(hidden: Tensor, head: Head, teacher_hidden: Tensor | None, teacher_head: Head | None, labels: Tensor,
+              settings: Settings) -> Losses:
+    """The same sums without a gradient."""
+    measures: dict[str, Tensor] = {}
+    head, terms = head.cast(hidden.dtype), torch.zeros_like(settings.weights)
+    for rows in _chunks(hidden, settings.chunk):
+        student = head.finish(head.project(hidden[rows]))
+        teacher = None
+        if teacher_hidden is not None and teacher_head is not None:
+            teacher = teacher_head.finish(teacher_head.project(teacher_hidden[rows]))
+        sums = _function(term_sums, settings.compiled)
+        terms = terms + sums(settings.objective, student, teacher, labels[rows], settings.temperatures)
+        if settings.measure:
+            _add(measures, _function(measure_sums, settings.compiled)(student, teacher, labels[rows]))
+    return Losses((settings.weights * terms).sum(), terms, measures)
+
+
+def _chunks(hidden: Tensor, chunk: int) -> Iterator[slice]:
+    return (slice(start, start + chunk) for start in range(0, hidden.shape[0], chunk))
+
+
+def _add(sums: dict[str, Tensor], more: dict[str, Tensor]) -> None:
+    for name, value in more.items():
+        sums[name] = sums[name] + value if name in sums else value
 
 
 def _factors(objective: Objective, done: float, denominator: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,8 +113,7 @@ class _FusedLosses(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=number)
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=number)
         head = head.cast(hidden.dtype)
-        for start in range(0, hidden.shape[0], settings.chunk):
-            rows = slice(start, start + settings.chunk)
+        for rows in _chunks(hidden, settings.chunk):
             teacher = None if teacher_hidden is None or teacher_head is None else teacher_head.project(teacher_hidden[rows])
             loss, sums, grad = _chunk(head, hidden[rows], teacher, teacher_head, labels[rows], settings, measures)
             total, terms = total + loss, terms + sums
@@ -113,15 +140,14 @@ def _chunk(head: Head, hidden: Tensor, teacher_products: Tensor | None, teacher_
            settings: Settings, measures: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """(weighted loss, term sums (K,), gradient (n, V) with respect to the raw products) of one chunk."""
     products = head.project(hidden).detach().requires_grad_()
-    function = _loss_function(settings.compiled)
+    function = _function(_chunk_loss, settings.compiled)
     with torch.enable_grad():
         loss, sums = function(settings.objective, head, teacher_head, products, teacher_products, labels,
                               settings.weights, settings.temperatures)
         (grad,) = torch.autograd.grad(loss, products)
     if settings.measure:
         teacher = None if teacher_products is None or teacher_head is None else teacher_head.finish(teacher_products)
-        for name, value in measure_sums(head.finish(products.detach()), teacher, labels).items():
-            measures[name] = measures.get(name, 0.0) + value
+        _add(measures, _function(measure_sums, settings.compiled)(head.finish(products.detach()), teacher, labels))
     return loss.detach(), sums.detach(), grad
 
 
@@ -133,8 +159,8 @@ def _chunk_loss(objective: Objective, head: Head, teacher_head: Head | None, pro
 
 
 @functools.cache
-def _loss_function(compiled: bool) -> Callable[..., tuple[Tensor, Tensor]]:
-    return torch.compile(_chunk_loss, dynamic=True) if compiled else _chunk_loss
+def _function(function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=True) if compiled else function
 
 
 def can_compile(device: torch.device) -> bool:

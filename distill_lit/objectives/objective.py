@@ -26,7 +26,7 @@ DIVERGENCES: dict[str, Kind] = {
     "jensen_shannon": Kind(jensen_shannon, {"beta": (0.5, 0.0, 1.0)}),
 }
 CROSS_ENTROPY = "ce"
-MEASURES = ("teacher_nll", "student_nll", "teacher_entropy", "student_entropy", "agreement", "kl")
+MEASURES = ("teacher_nll", "student_nll", "teacher_entropy", "student_entropy", "agreement", "teacher_kl")
 
 
 @dataclass(frozen=True)
@@ -145,10 +145,12 @@ def measure_sums(student: Tensor, teacher: Tensor | None, labels: Tensor) -> dic
         sums["teacher_nll"] = _cross_entropy(log_p, labels, 0.0).sum()
         sums["teacher_entropy"] = entropy(log_p).sum()
         sums["agreement"] = (student.argmax(-1) == teacher.argmax(-1)).sum().float()
-        sums["kl"] = forward_kl(log_q, log_p).sum()
+        sums["teacher_kl"] = forward_kl(log_q, log_p).sum()
     return sums
 
 
-def chunk_for(budget_mebibytes: float, vocabulary: int) -> int:
-    """Tokens per pass of the fused head so that about ten float32 tensors (tokens, vocabulary) fit the budget."""
-    return max(16, math.floor(budget_mebibytes * 2**20 / (vocabulary * 4 * 10)))
+def chunk_for(budget_mebibytes: float, vocabulary: int, compiled: bool) -> int:
+    """Tokens per pass of the fused head so that its (tokens, vocabulary) tensors fit the budget: compiled, both products
+    and the gradient; eager, about ten in float32."""
+    tensors = 4 if compiled else 10
+    return max(16, math.floor(budget_mebibytes * 2**20 / (vocabulary * 4 * tensors)))

@@ -1,0 +1,221 @@
+"""One cell, from its config to a student folder and its evaluation records, each stage done once."""
+
+import functools
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from distill_lit import data, hardware
+from distill_lit.config import ExperimentConfig, to_yaml
+from distill_lit.data.loader import PackedDataModule, attention_mask, make_batch
+from distill_lit.distiller import Distiller, HeadSettings
+from distill_lit.evaluation.evaluate import evaluate_model
+from distill_lit.experiment import SIGNAL, TEACHER, UNTOUCHED, Cell, evaluation_identity
+from distill_lit.files import hashes_of, read_json, write_json, write_text, writing
+from distill_lit.heads import head_of
+from distill_lit.models import (
+    Size, export_student, initial_student, load_model, load_tokenizer, model_card, model_fingerprint, model_folder, size_of,
+)
+from distill_lit.objectives import build_objective, can_compile, chunk_for
+from distill_lit.provenance import provenance
+from distill_lit.signals import CachedTeacher, LiveTeacher, TeacherSignal
+from distill_lit.signals.cached import cache_folder, is_complete, write_cache
+from distill_lit.training import Report, Run, train, validate
+
+log = logging.getLogger(__name__)
+CALIBRATION_ROWS = 4
+
+
+def run_cell(cell: Cell, folder: Path, report: Report) -> None:
+    """Does whatever of a cell is not done: builds its model, evaluates it. Each stage ends with its manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", to_yaml(cell.config))
+    if not is_built(cell, folder):
+        build(cell, folder, report)
+    if cell.is_model and not is_evaluated(cell, folder):
+        evaluate(cell, folder, report)
+
+
+def is_done(cell: Cell, folder: Path) -> bool:
+    """Whether a cell needs nothing more, judged by what is on disk."""
+    return is_built(cell, folder) and (not cell.is_model or is_evaluated(cell, folder))
+
+
+def is_built(cell: Cell, folder: Path) -> bool:
+    """Whether the manifest says so and every file it lists has the hash it lists."""
+    manifest = _manifest(folder / "manifest.json")
+    if manifest.get("identity") != cell.identity:
+        return False
+    if cell.role == SIGNAL:
+        return is_complete(Path(manifest["signal"]), manifest["rows"])
+    if cell.role == TEACHER:
+        return Path(manifest["model"]).is_dir()
+    return hashes_of(folder / "student") == manifest["files"]
+
+
+def is_evaluated(cell: Cell, folder: Path) -> bool:
+    """Whether records of this model under these questions are on disk and intact."""
+    manifest = _manifest(folder / "evaluation.json")
+    return (manifest.get("evaluation") == evaluation_identity(cell.config)
+            and manifest.get("model") == _manifest(folder / "manifest.json").get("fingerprint")
+            and hashes_of(folder / "records") == manifest.get("files"))
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = read_json(path)
+        return found
+    except (OSError, ValueError):
+        return {}
+
+
+# ---------------------------------------------------------------- build
+
+
+def build(cell: Cell, folder: Path, report: Report) -> None:
+    """Makes a cell's model or signal, and then its manifest."""
+    teacher = model_folder(cell.config.teacher.model)
+    if cell.role == TEACHER:
+        facts: dict[str, Any] = {"model": str(teacher), **_size_facts(size_of(load_model(teacher)))}
+    elif cell.role == SIGNAL:
+        facts = _build_signal(cell.config, teacher, report)
+    else:
+        facts = _build_student(cell, folder, teacher, report)
+    if cell.role != SIGNAL:
+        facts["fingerprint"] = model_fingerprint(teacher if cell.role == TEACHER else folder / "student")
+    write_json(folder / "manifest.json", {
+        "identity": cell.identity, "role": cell.role, "label": cell.label, **facts, "provenance": provenance()})
+
+
+def _build_signal(config: ExperimentConfig, teacher: Path, report: Report) -> dict[str, Any]:
+    prepared = data.prepare(config.data, teacher, config.benchmarks)
+    place = _signal_folder(config, teacher, prepared)
+    rows = data.Packed.concatenate([prepared.train, prepared.validation])
+    model = load_model(teacher, _dtype(config.teacher.dtype)).to(hardware.device_for(config.training.accelerator))
+    per_row = prepared.train.length
+    write_cache(place, model, rows, config.training.batch,
+                lambda done, total: report("cache", done * per_row, total * per_row, "tokens", {}))
+    used = sum(path.stat().st_size for path in place.glob("*.safetensors"))
+    return {"signal": str(place), "rows": len(rows), "bytes_per_token": used / (len(rows) * per_row)}
+
+
+def _build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> dict[str, Any]:
+    config = cell.config
+    prepared = data.prepare(config.data, teacher, config.benchmarks)
+    vocabulary = max(load_tokenizer(teacher).get_vocab().values()) + 1
+    student = initial_student(config.students[cell.student], teacher, calibration(prepared), prepared.fingerprint,
+                              cell.config.seed, _dtype(config.teacher.dtype),
+                              lambda done, total: report("choose layers", done, total, "trials", {}))
+    size = size_of(student)
+    run = _training_run(cell, folder, student, vocabulary, prepared, _signal(config, teacher, prepared, vocabulary), report)
+    if config.training.gradient_checkpointing:
+        student.gradient_checkpointing_enable({"use_reentrant": False})
+    metrics = (validate if cell.role == UNTOUCHED else train)(run)
+    report("export", 0, 1, "", {})
+    card = model_card(cell.label, config.teacher.model, _recipe(cell), {"parameters": f"{size.parameters:,}"})
+    export_student(student, teacher, folder / "student", card)
+    if not config.training.keep_checkpoints:
+        for path in (folder / "checkpoints").glob("*"):
+            path.unlink()
+    return {"files": hashes_of(folder / "student"), "metrics": metrics, "data": prepared.statistics,
+            **_size_facts(size), **_cost_facts(cell, run, size, teacher, prepared)}
+
+
+def _training_run(cell: Cell, folder: Path, student: Any, vocabulary: int, prepared: data.PreparedData,
+                  signal: TeacherSignal, report: Report) -> Run:
+    config, length = cell.config, prepared.train.length
+    module = PackedDataModule(prepared.train, prepared.validation, config.training, config.seed)
+    objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
+    distiller = Distiller(student, vocabulary, objective, signal, config.training, module.steps, length,
+                          _head_settings(config, vocabulary))
+    return Run(folder, distiller, module, config.training, config.seed, report)
+
+
+def _head_settings(config: ExperimentConfig, vocabulary: int) -> HeadSettings:
+    objective = config.objective
+    compiled = objective.compile == "on" or (
+        objective.compile == "auto" and can_compile(hardware.device_for(config.training.accelerator)))
+    chunk = objective.chunk or chunk_for(objective.memory_budget, vocabulary, compiled)
+    return HeadSettings(chunk, compiled, _dtype(config.training.precision))
+
+
+def _signal(config: ExperimentConfig, teacher: Path, prepared: data.PreparedData, vocabulary: int) -> TeacherSignal:
+    model = load_model(teacher, _dtype(config.teacher.dtype))
+    if config.teacher.source == "live":
+        return LiveTeacher(model, vocabulary)
+    head = head_of(model.requires_grad_(False), vocabulary)
+    rows = len(prepared.train) + len(prepared.validation)
+    return CachedTeacher(_signal_folder(config, teacher, prepared), rows, head)
+
+
+def _signal_folder(config: ExperimentConfig, teacher: Path, prepared: data.PreparedData) -> Path:
+    return cache_folder(model_fingerprint(teacher), prepared.fingerprint, _dtype(config.teacher.dtype))
+
+
+def calibration(prepared: data.PreparedData) -> list[dict[str, torch.Tensor]]:
+    """The first training rows as inputs for measured layer importance."""
+    batch = make_batch(prepared.train, np.arange(min(CALIBRATION_ROWS, len(prepared.train))), 1)
+    return [{"input_ids": batch["input_ids"], "position_ids": batch["position_ids"],
+             "attention_mask": attention_mask(batch["document_ids"]), "valid": batch["document_ids"] > 0}]
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _recipe(cell: Cell) -> str:
+    config = cell.config
+    head = f"student: {cell.student}\nseed: {config.seed}\n"
+    if cell.role == UNTOUCHED:
+        return head + "training: none\n"
+    return head + "objective:\n" + _indented(to_yaml(config.objective)) + "training:\n" + _indented(to_yaml(config.training))
+
+
+def _indented(text: str) -> str:
+    return "".join(f"  {line}\n" for line in text.splitlines())
+
+
+def _size_facts(size: Size) -> dict[str, Any]:
+    return {"parameters": size.parameters, "non_embedding_parameters": size.non_embedding, "layers": size.layers,
+            "flops_per_token": size.flops_per_token()}
+
+
+def _cost_facts(cell: Cell, run: Run, size: Size, teacher: Path, prepared: data.PreparedData) -> dict[str, Any]:
+    """Tokens read and arithmetic spent. A backward pass costs twice a forward pass; a cached teacher's body ran once,
+    for all cells, and is charged to each."""
+    tokens = 0 if cell.role == UNTOUCHED else run.data.steps * run.distiller.tokens_per_step
+    teacher_size = _teacher_size(str(teacher))
+    needs_teacher = run.distiller.objective.needs_teacher
+    return {"training_tokens": tokens, "student_flops": 3 * size.flops_per_token() * tokens,
+            "teacher_flops": teacher_size.flops_per_token() * tokens if needs_teacher else 0.0}
+
+
+@functools.lru_cache(maxsize=2)
+def _teacher_size(folder: str) -> Size:
+    from distill_lit.models import load_config, size_from_config
+
+    return size_from_config(load_config(Path(folder)))
+
+
+# ---------------------------------------------------------------- evaluate
+
+
+def evaluate(cell: Cell, folder: Path, report: Report) -> None:
+    """Asks a cell's model the experiment's questions; writes records, then `evaluation.json`."""
+    manifest = read_json(folder / "manifest.json")
+    model = Path(manifest["model"]) if cell.role == TEACHER else folder / "student"
+    result = evaluate_model(model, cell.config.evaluation, cell.config.benchmarks,
+                            device=str(hardware.device_for(cell.config.training.accelerator)),
+                            progress=lambda done, total, task: report(f"evaluate {task}", done, total, "requests", {}))
+    records = folder / "records"
+    with writing(records / "documents.parquet") as path:
+        result.documents.to_parquet(path, compression="zstd", index=False)
+    with writing(records / "records.parquet") as path:
+        result.records.to_parquet(path, compression="zstd", index=False)
+    write_json(records / "meta.json", result.meta)
+    write_json(folder / "evaluation.json", {
+        "evaluation": evaluation_identity(cell.config), "model": manifest["fingerprint"], "files": hashes_of(records)})

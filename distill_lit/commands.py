@@ -1,0 +1,181 @@
+"""What the commands do. Imported after the arguments are known to be right, since it brings torch with it."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from distill_lit import assets, cells, experiment
+from distill_lit.cli import DONE, SOME_CELLS_FAILED
+from distill_lit.collect import collect
+from distill_lit.config import ExperimentConfig, load_experiment, load_section
+from distill_lit.config.schema import EvaluationConfig
+from distill_lit.errors import UserError
+from distill_lit.estimate import Estimate, estimates
+from distill_lit.evaluation.evaluate import evaluate_model
+from distill_lit.evaluation.tasks import check_tasks
+from distill_lit.experiment import Cell
+from distill_lit.files import read_json
+from distill_lit.launch import Terminated, run_cells
+from distill_lit.models import model_folder
+from distill_lit.progress import Display
+from distill_lit.report.draw import analyse, draw_analysed
+from distill_lit.report.terminal import terminal_table
+
+
+def run_experiment(path: Path, overrides: list[str], root: Path, console: Console) -> int:
+    """Plan, run what is missing, collect, report. Returns the exit code."""
+    began = time.monotonic()
+    config = load_experiment(path, overrides)
+    experiment.check(config)
+    for reference in experiment.references(config):
+        assets.fetch(reference)
+    config = experiment.settle(config)
+    planned = experiment.plan(config)
+    _print_plan(config, planned, console)
+    _check_disk(planned, root)
+    try:
+        with Display(console) as display:
+            outcome = run_cells(config, planned, root.resolve(), display)
+    except Terminated as stop:
+        console.print(f"stopped; the same command goes on from here (exit code {stop.code})")
+        return stop.code
+    folder = collect(config, planned, root, outcome.failed)
+    _draw(folder, config, console)
+    console.print(f"{folder} drawn after {(time.monotonic() - began) / 60:.1f} minutes", highlight=False)
+    return SOME_CELLS_FAILED if outcome.failed else DONE
+
+
+def _draw(folder: Path, config: ExperimentConfig, console: Console) -> None:
+    analysed = analyse(folder, config.analysis, config.name, config.question)
+    for path in draw_analysed(folder, analysed):
+        console.print(f"  {path}", highlight=False, soft_wrap=True)
+    console.print(terminal_table(analysed, console.width))
+
+
+def show_plan(path: Path, overrides: list[str], console: Console) -> int:
+    """Prints the plan."""
+    config = load_experiment(path, overrides)
+    experiment.check(config)
+    config = experiment.settle(config)
+    _print_plan(config, experiment.plan(config), console)
+    return DONE
+
+
+def _print_plan(config: ExperimentConfig, planned: list[Cell], console: Console) -> None:
+    if config.question:
+        console.print(f"[bold]{config.name}[/bold]: {config.question}", highlight=False)
+    known = estimates(planned)
+    missing = [(reference, assets.download_megabytes(reference)) for reference in experiment.references(config)
+               if not assets.is_fetched(reference)]
+    for reference, size in missing:
+        console.print(f"to download: {reference}" + (f", {size} MB" if size else ""), highlight=False)
+    table = Table("cell", "role", "tokens", "PFLOPs", "disk MB", "minutes", title=None)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for cell in planned:
+        table.add_row(cell.label, cell.role, *(_numbers(known[cell.name]) if known else ("–",) * 4))
+    if known:
+        table.add_section()
+        table.add_row(f"{len(planned)} cells", "", *_numbers(_total(list(known.values()))))
+    console.print(table)
+    if not known:
+        console.print("minutes and disk are known once the teacher is here: distill-lit fetch")
+
+
+def _numbers(estimate: Estimate) -> tuple[str, ...]:
+    return (f"{estimate.tokens:,}", f"{estimate.flops / 1e15:.2f}", f"{estimate.bytes / 1e6:,.0f}", f"{estimate.minutes:.1f}")
+
+
+def _total(every: list[Estimate]) -> Estimate:
+    return Estimate(sum(e.tokens for e in every), sum(e.flops for e in every), sum(e.bytes for e in every),
+                    sum(e.bytes for e in every) + max(e.peak_bytes - e.bytes for e in every), sum(e.minutes for e in every))
+
+
+def _check_disk(planned: list[Cell], root: Path) -> None:
+    known = estimates(planned)
+    if known is None:
+        return
+    needed, free = _total(list(known.values())).peak_bytes, assets.disk_free(root.resolve() / "runs")
+    if needed > free:
+        raise UserError(f"the experiment needs about {needed / 1e9:.1f} GB and {root.resolve()} has {free / 1e9:.1f} GB free; "
+                        "make room or give --root on another disk")
+
+
+def show_status(path: Path, overrides: list[str], root: Path, console: Console) -> int:
+    """Prints the state of every cell, as it is on disk."""
+    config = experiment.settle(load_experiment(path, overrides))
+    runs = experiment.runs_folder(root, config)
+    failures: dict[str, str] = read_json(runs / "failures.json") if (runs / "failures.json").is_file() else {}
+    table = Table("cell", "state", "note")
+    counts = {"done": 0, "failed": 0, "started": 0, "missing": 0}
+    for cell in experiment.plan(config):
+        state, note = _state(cell, runs / cell.name, failures)
+        counts[state] += 1
+        table.add_row(cell.label, state, note)
+    console.print(table)
+    console.print(", ".join(f"{count} {state}" for state, count in counts.items() if count))
+    return DONE
+
+
+def _state(cell: Cell, folder: Path, failures: dict[str, str]) -> tuple[str, str]:
+    if cells.is_done(cell, folder):
+        return "done", ""
+    if cell.name in failures:
+        return "failed", f"{failures[cell.name]}; {folder / 'log.txt'}"
+    if not folder.is_dir():
+        return "missing", ""
+    saved = sorted((folder / "checkpoints").glob("*.ckpt"))
+    return "started", "model built, not evaluated" if cells.is_built(cell, folder) else saved[-1].stem if saved else ""
+
+
+def fetch_assets(path: Path, overrides: list[str], console: Console) -> int:
+    """Downloads and prepares all that the experiment needs from elsewhere."""
+    config = load_experiment(path, overrides)
+    experiment.check(config)
+    for reference in experiment.references(config):
+        console.print(f"{reference} → {assets.fetch(reference)}", highlight=False, soft_wrap=True)
+    experiment.prepare(config)
+    console.print("everything is here; HF_HUB_OFFLINE=1 works from now on")
+    return DONE
+
+
+def evaluate_reference(reference: str, overrides: list[str], benchmarks: str, console: Console) -> int:
+    """Evaluates one model and prints its scores."""
+    settings = load_section(EvaluationConfig, overrides)
+    assets.check(reference)
+    if not settings.tasks:
+        raise UserError("tasks: give at least one, as in tasks=[arc_easy,piqa]")
+    check_tasks(settings, benchmarks)
+    settings.dtype = experiment.settle_dtype(settings.dtype)
+    with _request_bar(console) as progress:
+        result = evaluate_model(model_folder(reference), settings, benchmarks, progress=progress)
+    table = Table("task", "metric", "score", "documents", "chance")
+    for task, meta in result.meta.items():
+        for metric in meta["metrics"]:
+            score = next((v for k, v in meta["lm_eval_results"].items() if k.split(",")[0] == metric), float("nan"))
+            table.add_row(task, metric, f"{score:.3f}", f"{meta['n']:,}", f"{meta['chance']:.2f}")
+    console.print(table)
+    return DONE
+
+
+@contextmanager
+def _request_bar(console: Console) -> Iterator[Any]:
+    from rich.progress import Progress
+
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("evaluate", total=None)
+        yield lambda done, total, name: bar.update(task, completed=done, total=total, description=name)
+
+
+def draw_report(folder: Path, overrides: list[str], console: Console) -> int:
+    """Draws everything again from a results folder."""
+    if not (folder / "plan.yaml").is_file() or not (folder / "records").is_dir():
+        raise UserError(f"{folder}: no plan.yaml and records/ in it, so it is no results folder")
+    _draw(folder, load_experiment(folder / "plan.yaml", overrides), console)
+    return DONE
+

@@ -1,0 +1,194 @@
+"""Runs the cells of an experiment that are not done, on this machine; what fails does not stop the rest."""
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from distill_lit.cells import is_done
+from distill_lit.config import ExperimentConfig, to_yaml
+from distill_lit.errors import UserError
+from distill_lit.experiment import Cell, runs_folder
+from distill_lit.files import write_json, write_text
+from distill_lit.progress import Display
+
+
+class Terminated(Exception):
+    """The driver was asked to stop; `code` is its exit code: 130 after Ctrl-C, 143 after SIGTERM."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"stopped, exit code {code}")
+        self.code = code
+
+
+@dataclass
+class Outcome:
+    """What became of the cells: {cell name: reason} of those that failed."""
+
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def run_cells(config: ExperimentConfig, cells: list[Cell], root: Path, display: Display) -> Outcome:
+    """Runs all cells that are not done. Raises UserError when another process is at it, Terminated when asked to stop."""
+    folder = runs_folder(root, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _only_driver(folder), _stopping_on_signals():
+        write_text(folder / "experiment.yaml", to_yaml(config))
+        todo = [cell for cell in cells if not is_done(cell, folder / cell.name)]
+        display.start(cells, todo)
+        outcome = Outcome()
+        if todo:
+            _Launcher(config, root, todo, display, outcome).run()
+        write_json(folder / "failures.json", outcome.failed)
+        return outcome
+
+
+@contextlib.contextmanager
+def _only_driver(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder / "lock", timeout=0)  # the kernel frees it when its owner dies
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{folder} is in use by another process; wait for it or stop it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _stopping_on_signals() -> Iterator[None]:
+    def stop(number: int, _: Any) -> None:
+        raise Terminated(130 if number == signal.SIGINT else 143)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class _Worker:
+    """A worker process and the cell it is at."""
+
+    def __init__(self, number: int, root: Path, experiment: Path, threads: int, inbox: "queue.Queue[Any]") -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        self.number, self.cell = number, None
+        self.log = (experiment.parent / f"worker-{number}.log").open("a")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "distill_lit.worker", str(root), str(experiment), str(threads)], text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=environment, start_new_session=True)
+        threading.Thread(target=self._listen, args=(inbox,), daemon=True).start()
+
+    cell: Cell | None
+
+    def _listen(self, inbox: "queue.Queue[Any]") -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with contextlib.suppress(json.JSONDecodeError):
+                inbox.put((self, json.loads(line)))
+        self.process.wait()
+        inbox.put((self, {"event": "exit", "code": self.process.returncode}))
+
+    def give(self, cell: Cell) -> None:
+        """Starts a cell. A worker that has just died is noticed by its exit event."""
+        self.cell = cell
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            print(cell.name, file=self.process.stdin, flush=True)
+
+    def stop(self) -> None:
+        """Asks for a checkpoint and an end, and waits for it."""
+        self.process.terminate()
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        self.log.close()
+
+
+class _Launcher:
+    """Hands cells to workers in order, each once what it needs is done."""
+
+    def __init__(self, config: ExperimentConfig, root: Path, todo: list[Cell], display: Display, outcome: Outcome) -> None:
+        self.experiment = runs_folder(root, config) / "experiment.yaml"
+        self.root, self.waiting, self.display, self.outcome = root, list(todo), display, outcome
+        self.inbox: queue.Queue[Any] = queue.Queue()
+        self.count = min(config.launcher.workers, len(todo))
+        self.threads = config.launcher.threads or max(1, (os.cpu_count() or 1) // self.count)
+        self.pending = {cell.name for cell in todo}
+        self.workers: dict[int, _Worker] = {}
+
+    def run(self) -> None:
+        """Until no cell is pending."""
+        try:
+            for number in range(self.count):
+                self._hire(number)
+            while self.pending:
+                worker, event = self.inbox.get()
+                self._handle(worker, event)
+        finally:
+            for worker in self.workers.values():
+                worker.stop()
+
+    def _hire(self, number: int) -> None:
+        self.workers[number] = _Worker(number, self.root, self.experiment, self.threads, self.inbox)
+
+    def _handle(self, worker: _Worker, event: dict[str, Any]) -> None:
+        kind, cell = event["event"], worker.cell
+        if kind == "progress" and cell is not None:
+            self.display.progress(cell, event)
+        elif kind in ("done", "failed") and cell is not None:
+            self._finish(worker, cell, event.get("reason", ""))
+        elif kind == "exit":
+            if cell is not None:
+                self._finish(worker, cell, _death(event["code"]))
+            elif event["code"] and self.pending:
+                raise UserError(f"a worker could not start; see {self.experiment.parent / f'worker-{worker.number}.log'}")
+            if self.waiting:
+                self._hire(worker.number)
+        if kind in ("ready", "done", "failed"):
+            self._employ(worker)
+
+    def _finish(self, worker: _Worker, cell: Cell, reason: str) -> None:
+        worker.cell = None
+        self.pending.discard(cell.name)
+        if reason:
+            self.outcome.failed[cell.name] = reason
+        self.display.finish(cell, reason)
+        self._drop_hopeless()
+        for idle in self.workers.values():
+            if idle is not worker and idle.cell is None and idle.process.poll() is None:
+                self._employ(idle)
+
+    def _drop_hopeless(self) -> None:
+        for cell in [c for c in self.waiting if any(need in self.outcome.failed for need in c.needs)]:
+            self.waiting.remove(cell)
+            self.pending.discard(cell.name)
+            self.outcome.failed[cell.name] = f"needs {cell.needs[0]}, which failed"
+            self.display.finish(cell, self.outcome.failed[cell.name])
+
+    def _employ(self, worker: _Worker) -> None:
+        ready = next((c for c in self.waiting if not self.pending.intersection(c.needs)), None)
+        if ready is not None and worker.cell is None:
+            self.waiting.remove(ready)
+            worker.give(ready)
+            self.display.begin(ready)
+
+
+def _death(code: int) -> str:
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"killed by {name}" + (", perhaps out of memory" if name == "SIGKILL" else "")
+    return f"the worker ended with exit code {code}"

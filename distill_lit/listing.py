@@ -1,0 +1,80 @@
+"""`distill-lit list`: what there is to choose from, a line each."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from distill_lit.config import ExperimentConfig, find_configs
+
+Line = tuple[str, str]
+
+
+def show(what: str, console: Console) -> int:
+    """Prints the lines of one kind."""
+    makers = {"objectives": _objectives, "students": _students, "tasks": _tasks, "experiments": _experiments,
+              "assets": _assets, "knobs": _knobs}
+    lines = list(makers[what]())
+    width = max((len(name) for name, _ in lines), default=0)
+    for name, about in lines:
+        console.print(f"{name:<{width}}  {about}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _objectives() -> Iterable[Line]:
+    from distill_lit.objectives import DIVERGENCES
+
+    yield "ce", "−log q(y): cross-entropy with the labels; option label_smoothing"
+    for name, kind in DIVERGENCES.items():
+        yield name, (kind.function.__doc__ or "").strip().splitlines()[0]
+
+
+def _students() -> Iterable[Line]:
+    from distill_lit.models.surgery import METHODS
+
+    yield "depth: n", f"n layers of the teacher, chosen by layers: {', '.join(METHODS)}, or listed"
+    yield "from: reference", "a pretrained model with the teacher's tokenizer"
+    yield "config: {…}", "random weights; the teacher's transformers config with these changes"
+
+
+def _tasks() -> Iterable[Line]:
+    from distill_lit.evaluation.tasks import GROUPS, task_index
+
+    for name, members in GROUPS.items():
+        yield name, f"group of ours: {', '.join(members)}"
+    for name in sorted(task_index()):
+        if name not in GROUPS:
+            yield name, "lm-eval"
+
+
+def _experiments() -> Iterable[Line]:
+    folder = find_configs(Path.cwd()).parent / "experiments"
+    for path in sorted(folder.glob("*.yaml")):
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        yield str(path.relative_to(folder.parent)), first.lstrip("# ")
+
+
+def _assets() -> Iterable[Line]:
+    from distill_lit import assets
+
+    for name, digest in assets.PINNED_WHEELS.items():
+        here = "here" if assets.is_fetched(f"pypi:{name}") else f"{assets.WHEEL_MEGABYTES.get(name, '?')} MB to download"
+        yield f"pypi:{name}", f"sha256 {digest[:12]}…, {here}"
+
+
+def _knobs() -> Iterable[Line]:
+    yield from _knobs_of(ExperimentConfig, "")
+
+
+def _knobs_of(section: Any, path: str) -> Iterable[Line]:
+    for field in dataclasses.fields(section):
+        made = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+        key = f"{path}{field.name.rstrip('_')}"
+        if dataclasses.is_dataclass(made):
+            yield from _knobs_of(made, f"{key}.")
+        elif "about" in field.metadata:
+            choices = field.metadata["choices"]
+            extra = f" [{', '.join(choices)}]" if choices else ""
+            yield f"{key}={made!r}", field.metadata["about"] + extra

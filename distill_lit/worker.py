@@ -1,0 +1,109 @@
+"""A worker process: takes cells from its standard input, runs them one after the other, tells its driver how it goes.
+
+One process serves many cells, so that libraries are imported once; a cell that kills the process costs only itself.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any, TextIO
+
+EVENTS_PER_SECOND = 4
+
+
+def main(arguments: list[str]) -> None:
+    """`python -m distill_lit.worker ROOT EXPERIMENT.yaml THREADS`; cell names arrive as lines, events leave as lines."""
+    root, experiment, threads = Path(arguments[0]), Path(arguments[1]), int(arguments[2])
+    events = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    watch = _Inbox()
+    import torch
+
+    from distill_lit.config import load_experiment
+    from distill_lit.experiment import plan, runs_folder
+
+    torch.set_num_threads(threads)
+    config = load_experiment(experiment)
+    cells = {cell.name: cell for cell in plan(config)}
+    _tell(events, event="ready")
+    while (name := watch.next()) is not None:
+        _run(cells[name], runs_folder(root, config) / name, events)
+
+
+class _Inbox:
+    """Cell names from standard input. When the driver is gone, the process asks itself to stop."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._arrived = threading.Condition()
+        self._closed = False
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in sys.stdin:
+            with self._arrived:
+                self._lines.append(line.strip())
+                self._arrived.notify()
+        with self._arrived:
+            self._closed = True
+            self._arrived.notify()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def next(self) -> str | None:
+        """The next name, or None when there will be no more."""
+        with self._arrived:
+            self._arrived.wait_for(lambda: self._lines or self._closed)
+            return self._lines.pop(0) if self._lines else None
+
+
+def _run(cell: Any, folder: Path, events: TextIO) -> None:
+    from distill_lit.cells import run_cell
+    from distill_lit.errors import UserError
+    from distill_lit.training import Preempted
+
+    folder.mkdir(parents=True, exist_ok=True)
+    _redirect_output(folder / "log.txt")
+    last = 0.0
+
+    def report(stage: str, done: float, total: float, unit: str, metrics: dict[str, float]) -> None:
+        nonlocal last
+        if time.monotonic() - last > 1 / EVENTS_PER_SECOND or done >= total:
+            last = time.monotonic()
+            _tell(events, event="progress", cell=cell.name, stage=stage, done=done, total=total, unit=unit, metrics=metrics)
+
+    try:
+        run_cell(cell, folder, report)
+        _tell(events, event="done", cell=cell.name)
+    except Preempted as reason:
+        _tell(events, event="preempted", cell=cell.name, reason=str(reason))
+        sys.exit(143)
+    except UserError as error:
+        traceback.print_exc()
+        _tell(events, event="failed", cell=cell.name, reason=str(error))
+    except Exception as error:
+        traceback.print_exc()
+        _tell(events, event="failed", cell=cell.name, reason=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+
+
+def _redirect_output(path: Path) -> None:
+    """What libraries print belongs to the cell, not to the terminal of the driver."""
+    log = path.open("a", buffering=1)
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    logging.basicConfig(level=logging.INFO, stream=log, force=True, format="%(asctime)s %(name)s %(message)s")
+
+
+def _tell(events: TextIO, **event: Any) -> None:
+    try:
+        print(json.dumps(event), file=events, flush=True)
+    except (BrokenPipeError, ValueError):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

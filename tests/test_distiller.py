@@ -1,0 +1,167 @@
+"""Training invariants on a tiny random teacher: what may not change a gradient does not; the teacher stays frozen."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill_lit import data
+from distill_lit.config import CorpusConfig, DataConfig, StudentConfig, TermConfig, TrainingConfig
+from distill_lit.data.loader import PackedDataModule, make_batch
+from distill_lit.distiller import Distiller, HeadSettings
+from distill_lit.errors import UserError
+from distill_lit.files import hashes_of
+from distill_lit.models import initial_student, load_model
+from distill_lit.objectives import build_objective
+from distill_lit.signals import LiveTeacher
+from distill_lit.signals.cached import CachedTeacher, cache_folder, write_cache
+from distill_lit.heads import head_of
+from distill_lit.training import Run, train
+
+VOCABULARY, LENGTH, STEPS = 300, 32, 6
+TERMS = {"ce": TermConfig(weight=0.5), "kl": TermConfig(kind="forward_kl", temperature=2.0)}
+TRAINING = TrainingConfig(tokens=LENGTH * 8 * STEPS, batch=8, accumulate=1, precision="float32", accelerator="cpu",
+                          learning_rate=1e-2, weight_decay=0.0, checkpoint_every=1000)
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_teacher: Path, tiny_corpus: Path) -> data.PreparedData:
+    config = DataConfig(corpora={"text": CorpusConfig(path=f"file:{tiny_corpus}")}, length=LENGTH, validation=4)
+    return data.prepare(config, tiny_teacher, "pypi")
+
+
+def new_student(teacher: Path, dropout: float = 0.0) -> torch.nn.Module:
+    student = initial_student(StudentConfig(depth=1, layers="uniform"), teacher, [], "", seed=0)
+    for layer in student.model.layers:
+        layer.self_attn.attention_dropout = dropout
+    return student
+
+
+def run(folder: Path, teacher: Path, prepared: data.PreparedData, training: TrainingConfig = TRAINING,
+        terms: dict = TERMS, signal: object = None, dropout: float = 0.0) -> tuple[torch.nn.Module, dict]:
+    student = new_student(teacher, dropout)
+    module = PackedDataModule(prepared.train, prepared.validation, training, 0)
+    signal = signal or LiveTeacher(load_model(teacher), VOCABULARY)
+    distiller = Distiller(student, VOCABULARY, build_objective(terms), signal, training, module.steps, LENGTH,
+                          HeadSettings(64, False, torch.float32))
+    return student, train(Run(folder, distiller, module, training, 0, lambda *_: None))
+
+
+def weights(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_accumulation_does_not_change_the_training(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:
+    whole, first = run(tmp_path / "a", tiny_teacher, prepared)
+    parts, second = run(tmp_path / "b", tiny_teacher, prepared, replace(TRAINING, batch=2, accumulate=4))
+    torch.testing.assert_close(weights(whole), weights(parts), rtol=1e-4, atol=1e-5)
+    assert first["train/loss"] == pytest.approx(second["train/loss"], rel=1e-4)
+
+
+def test_padding_does_not_change_the_loss(tiny_teacher: Path, prepared: data.PreparedData) -> None:
+    distiller = Distiller(new_student(tiny_teacher), VOCABULARY, build_objective(TERMS),
+                          LiveTeacher(load_model(tiny_teacher), VOCABULARY), TRAINING, STEPS, LENGTH,
+                          HeadSettings(64, False, torch.float32))
+    batch = make_batch(prepared.train, torch.arange(3).numpy(), 1)
+    padded = {name: torch.nn.functional.pad(value, (0, 9), value=-100 if name == "labels" else 0)
+              for name, value in batch.items() if value.ndim == 2}
+    plain, count = distiller.losses(batch, torch.tensor(5), False, True)
+    other, padded_count = distiller.losses(padded, torch.tensor(5), False, True)
+    assert count == padded_count == int((batch["labels"][:, 1:] != -100).sum())
+    torch.testing.assert_close(plain.total, other.total, rtol=1e-5, atol=1e-5)
+
+
+def test_loss_equals_a_loop_over_documents(tiny_teacher: Path, prepared: data.PreparedData) -> None:
+    """Shift, mask and packing against the plainest computation: each document alone through both models."""
+    student, teacher = new_student(tiny_teacher), load_model(tiny_teacher)
+    distiller = Distiller(student, VOCABULARY, build_objective({"kl": TermConfig(kind="forward_kl"), "ce": TermConfig()}),
+                          LiveTeacher(teacher, VOCABULARY), TRAINING, STEPS, LENGTH, HeadSettings(5, False, torch.float32))
+    batch = make_batch(prepared.train, torch.arange(3).numpy(), 1)
+    kl = ce = count = 0
+    for ids, documents in zip(batch["input_ids"], batch["document_ids"], strict=True):
+        for number in range(1, int(documents.max()) + 1):
+            text = ids[documents == number].unsqueeze(0)
+            with torch.no_grad():
+                q, p = (m(text).logits[0, :-1].log_softmax(-1) for m in (student, teacher))
+            kl += float((p.exp() * (p - q)).sum())
+            ce -= float(q.gather(-1, text[0, 1:, None]).sum())
+            count += len(text[0]) - 1
+    losses, tokens = distiller.losses(batch, torch.tensor(1), False, True)
+    assert tokens == count
+    assert losses.terms.tolist() == pytest.approx([kl, ce], rel=1e-4)
+
+
+def test_training_brings_the_student_nearer(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:
+    longer = replace(TRAINING, tokens=LENGTH * 8 * 40)
+    _, final = run(tmp_path, tiny_teacher, prepared, longer, {"kl": TermConfig(kind="forward_kl")})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    start = __import__("json").loads(lines[0])["validation/teacher_kl"]
+    assert final["validation/teacher_kl"] < 0.7 * start
+
+
+def test_teacher_is_untouched(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:
+    before, teacher = hashes_of(tiny_teacher), load_model(tiny_teacher)
+    start = weights(teacher).clone()
+    student, _ = run(tmp_path, tiny_teacher, prepared, replace(TRAINING, checkpoint_every=2),
+                     signal=LiveTeacher(teacher, VOCABULARY))
+    assert hashes_of(tiny_teacher) == before
+    assert torch.equal(weights(teacher), start)
+    checkpoint = torch.load(next((tmp_path / "checkpoints").glob("*.ckpt")), weights_only=True)
+    own = {name for name, _ in student.named_parameters(prefix="student")} | {"student.lm_head.weight"}
+    assert set(checkpoint["state_dict"]) == own
+    optimised = sum(len(group["params"]) for group in checkpoint["optimizer_states"][0]["param_groups"])
+    assert optimised == len(list(student.parameters()))
+
+
+def test_a_teacher_in_train_mode_is_refused(tiny_teacher: Path) -> None:
+    teacher = LiveTeacher(load_model(tiny_teacher), VOCABULARY)
+    teacher.model.train()
+    with pytest.raises(UserError, match="frozen"):
+        teacher.hidden({})
+
+
+def test_cached_teacher_trains_the_same_student(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
+    model = load_model(tiny_teacher)
+    folder = cache_folder({"model": "x"}, prepared.fingerprint, torch.float32)
+    rows = data.Packed.concatenate([prepared.train, prepared.validation])
+    write_cache(folder, model, rows, batch=8)
+    cached = CachedTeacher(folder, len(rows), head_of(model.requires_grad_(False), VOCABULARY))
+    live_student, live = run(tmp_path / "live", tiny_teacher, prepared)
+    cached_student, other = run(tmp_path / "cached", tiny_teacher, prepared, signal=cached)
+    torch.testing.assert_close(weights(live_student), weights(cached_student), rtol=1e-4, atol=1e-5)
+    assert other["validation/teacher_kl"] == pytest.approx(live["validation/teacher_kl"], rel=1e-4)
+
+
+def test_corrupt_shard_is_rebuilt_and_only_it(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:
+    model, rows = load_model(tiny_teacher), prepared.train
+    write_cache(tmp_path, model, rows, batch=8)
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) == -(-len(rows) // 64)
+    before = hashes_of(tmp_path)
+    times = {path: path.stat().st_mtime_ns for path in shards}
+    content = bytearray(shards[1].read_bytes())
+    content[-1] ^= 1
+    shards[1].write_bytes(content)
+    with pytest.raises(UserError, match="corrupt"):
+        CachedTeacher(tmp_path, len(rows), head_of(model, VOCABULARY))
+    write_cache(tmp_path, model, rows, batch=8)
+    assert hashes_of(tmp_path) == before
+    assert shards[0].stat().st_mtime_ns == times[shards[0]]
+
+
+def test_a_step_that_is_not_finite_is_not_taken(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:
+    class Broken(LiveTeacher):
+        def hidden(self, batch: dict) -> torch.Tensor:
+            return super().hidden(batch) * float("nan")
+
+    with pytest.raises(FloatingPointError, match="step 0"):
+        run(tmp_path, tiny_teacher, prepared, signal=Broken(load_model(tiny_teacher), VOCABULARY))
+
+
+def test_objective_with_a_teacher_term_needs_a_teacher(tiny_teacher: Path) -> None:
+    with pytest.raises(UserError, match="no teacher signal"):
+        Distiller(new_student(tiny_teacher), VOCABULARY, build_objective(TERMS), None, TRAINING, 1, LENGTH,
+                  HeadSettings(64, False, torch.float32))

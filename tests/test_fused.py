@@ -1,0 +1,123 @@
+"""The fused head against whole logits and autograd."""
+
+import pytest
+import torch
+
+from distill_lit.config import TermConfig
+from distill_lit.heads import Head
+from distill_lit.objectives import DIVERGENCES, build_objective, fused_losses, plain_losses
+
+N, D, D_T, V, PADDED = 37, 8, 12, 29, 32
+TERMS = {
+    **{kind: {kind: TermConfig(temperature=1.5)} for kind in DIVERGENCES},
+    "ce": {"ce": TermConfig(options={"label_smoothing": 0.1})},
+    "ce + forward_kl": {"ce": TermConfig(weight=0.3), "kl": TermConfig(kind="forward_kl", weight=0.7)},
+    "three": {"ce": TermConfig(weight=0.3), "a": TermConfig(kind="forward_kl"), "b": TermConfig(kind="reverse_kl", temperature=3)},
+}
+HEADS = {"plain": {}, "scaled": {"scale": 0.25}, "capped": {"softcap": 5.0}, "both": {"scale": 2.0, "softcap": 3.0}}
+
+
+def make(dtype: torch.dtype, bias: bool, scale: float = 1.0, softcap: float = 0.0) -> tuple:
+    torch.manual_seed(0)
+    hidden = torch.randn(N, D, dtype=dtype, requires_grad=True)
+    weight = torch.randn(PADDED, D, dtype=dtype, requires_grad=True)
+    offset = torch.randn(PADDED, dtype=dtype, requires_grad=True) if bias else None
+    teacher_head = Head(torch.randn(PADDED + 5, D_T, dtype=dtype), None, 1.0, softcap, V)
+    head = Head(weight, offset, scale, softcap, V)
+    return hidden, head, torch.randn(N, D_T, dtype=dtype), teacher_head, torch.randint(0, V, (N,))
+
+
+def gradients(head: Head, hidden: torch.Tensor) -> list[torch.Tensor]:
+    found = [t.grad.clone() for t in (hidden, head.weight, head.bias) if t is not None]
+    for tensor in (hidden, head.weight, head.bias):
+        if tensor is not None:
+            tensor.grad = None
+    return found
+
+
+def compare(terms: dict, dtype: torch.dtype, bias: bool, tolerance: float, compiled: bool = False, **head: float) -> None:
+    objective = build_objective(terms)
+    hidden, student, teacher_hidden, teacher, labels = make(dtype, bias, **head)
+    denominator = torch.tensor(50)
+    fused = fused_losses(objective, hidden, student, teacher_hidden, teacher, labels, denominator=denominator, chunk=10,
+                         compiled=compiled, measure=True)
+    (2.0 * fused.total).backward()
+    got = gradients(student, hidden)
+    plain = plain_losses(objective, student.finish(student.project(hidden)), teacher.finish(teacher.project(teacher_hidden)),
+                         labels, denominator=denominator, measure=True)
+    (2.0 * plain.total).backward()
+    wanted = gradients(student, hidden)
+    torch.testing.assert_close(fused.total, plain.total, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(fused.terms, plain.terms, rtol=tolerance, atol=tolerance * N)
+    for name, value in plain.measures.items():
+        torch.testing.assert_close(fused.measures[name], value, rtol=tolerance, atol=tolerance * N, msg=name)
+    for ours, theirs in zip(got, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("terms", TERMS.values(), ids=TERMS.keys())
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS.keys())
+def test_equal_in_float64(terms: dict, head: dict) -> None:
+    compare(terms, torch.float64, bias=True, tolerance=1e-11, **head)
+
+
+@pytest.mark.parametrize("terms", TERMS.values(), ids=TERMS.keys())
+def test_equal_in_float32_without_bias(terms: dict) -> None:
+    compare(terms, torch.float32, bias=False, tolerance=2e-5)
+
+
+@pytest.mark.slow
+def test_equal_when_compiled() -> None:
+    compare(TERMS["three"], torch.float32, bias=True, tolerance=2e-5, compiled=True, softcap=5.0)
+
+
+def test_padded_columns_get_no_gradient_and_no_probability() -> None:
+    hidden, student, teacher_hidden, teacher, labels = make(torch.float64, bias=True)
+    objective = build_objective(TERMS["ce + forward_kl"])
+    arguments = (teacher_hidden, teacher, labels)
+    first = fused_losses(objective, hidden, student, *arguments, denominator=torch.tensor(N))
+    with torch.no_grad():
+        student.weight[V:] += 100.0
+    second = fused_losses(objective, hidden, student, *arguments, denominator=torch.tensor(N))
+    second.total.backward()
+    assert first.total.item() == second.total.item()
+    assert student.weight.grad[V:].abs().max() == 0
+    assert student.weight.grad[:V].abs().min() > 0
+
+
+def test_chunk_size_does_not_matter() -> None:
+    objective = build_objective(TERMS["three"])
+    hidden, student, teacher_hidden, teacher, labels = make(torch.float64, bias=False)
+    totals = [fused_losses(objective, hidden, student, teacher_hidden, teacher, labels, denominator=torch.tensor(N),
+                           chunk=chunk).total.item() for chunk in (1, 7, N, 1000)]
+    assert totals == pytest.approx([totals[0]] * 4, rel=1e-12)
+
+
+def test_without_gradient_the_same_numbers() -> None:
+    objective = build_objective(TERMS["three"])
+    hidden, student, teacher_hidden, teacher, labels = make(torch.float64, bias=True)
+    arguments = (objective, hidden, student, teacher_hidden, teacher, labels)
+    trained = fused_losses(*arguments, denominator=torch.tensor(N), measure=True)
+    with torch.no_grad():
+        evaluated = fused_losses(*arguments, denominator=torch.tensor(N), measure=True)
+    torch.testing.assert_close(evaluated.total, trained.total.detach())
+    torch.testing.assert_close(evaluated.terms, trained.terms)
+    assert evaluated.measures.keys() == trained.measures.keys()
+
+
+def test_second_derivative_is_refused() -> None:
+    objective = build_objective(TERMS["forward_kl"])
+    hidden, student, teacher_hidden, teacher, labels = make(torch.float64, bias=False)
+    total = fused_losses(objective, hidden, student, teacher_hidden, teacher, labels, denominator=torch.tensor(N)).total
+    (first,) = torch.autograd.grad(total, hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable|does not require grad"):
+        first.sum().backward()
+
+
+def test_teacher_in_inference_mode_is_accepted() -> None:
+    objective = build_objective(TERMS["three"])
+    hidden, student, teacher_hidden, teacher, labels = make(torch.float32, bias=False)
+    with torch.inference_mode():
+        frozen = teacher_hidden * 1.0
+    fused_losses(objective, hidden, student, frozen, teacher, labels, denominator=torch.tensor(N)).total.backward()
+    assert torch.isfinite(hidden.grad).all()
