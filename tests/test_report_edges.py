@@ -8,11 +8,12 @@ import pandas as pd
 import pytest
 from synthetic import build
 
+from distill_lit import report
 from distill_lit.analysis.results import load_results
 from distill_lit.config.schema import AnalysisConfig
 from distill_lit.errors import UserError
 from distill_lit.report.analysed import analyse
-from distill_lit.report.draw import draw, draw_tables
+from distill_lit.report.drawing import draw_tables
 from distill_lit.report.longtail import longtail_frame, longtail_markdown
 from distill_lit.report.table import to_csv
 from distill_lit.report.terminal import TerminalTable
@@ -115,7 +116,7 @@ def test_draw_leaves_every_file_also_without_a_teacher(tmp_path: Path, broken: b
     folder = build(tmp_path, documents=30)
     if broken:
         (folder / "records" / "teacher.parquet").unlink()
-    written = draw(folder, FAST, "edge", "does it stand?")
+    written = report.draw(folder, FAST, "edge", "does it stand?")
     assert all(path.stat().st_size > 10 for path in written)
     names = {"table.md", "table.tex", "table.csv", "frontier.png", "frontier.pdf", "frontier.csv", "longtail.md"}
     assert names <= {path.name for path in written}

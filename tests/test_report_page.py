@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -198,10 +199,11 @@ def test_index_lists_experiments_and_escapes_them(folder: Path, result: Analysed
     assert "<img" not in text
 
 
-def test_package_functions_draw_everything(tmp_path: Path) -> None:
+def test_everything_is_drawn_twice_over(tmp_path: Path) -> None:
     folder = build(tmp_path / "results" / "one", documents=30, limit=30)
     written = {path.relative_to(tmp_path / "results").as_posix() for path in report.draw(folder, FAST, "one", "why?")}
     assert {"one/report.html", "one/table.md", "one/longtail.md", "one/summary.json", "index.html"} <= written
+    assert {path.name for path in report.draw(folder, FAST, "one", "why?")} == {Path(name).name for name in written}
     statements = report.loss_statements(folder, FAST)
     assert set(statements) == {"deep-distilled-0", "shallow-distilled-0"}
     assert "of its teacher's score above chance" in statements["deep-distilled-0"]
@@ -254,3 +256,11 @@ def test_the_policy_blocks_the_network(tmp_path: Path) -> None:
     path.write_text(document("t", "<img src='http://127.0.0.1:9/x.png'>"))
     _, log = browse(path)
     assert "Content Security Policy" in log
+
+
+def test_drawing_needs_neither_torch_nor_transformers_nor_lm_eval() -> None:
+    code = (
+        "import sys, distill_lit.report.drawing; print(sorted({'torch', 'transformers', 'lm_eval'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

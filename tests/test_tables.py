@@ -20,7 +20,7 @@ from distill_lit.analysis.verdict import verdict
 from distill_lit.analysis.wording import bounds, count, listed, number, p_value, points
 from distill_lit.config.schema import AnalysisConfig
 from distill_lit.report.analysed import analyse
-from distill_lit.report.draw import draw_tables
+from distill_lit.report.drawing import draw_tables
 from distill_lit.report.table import (
     Cell,
     Table,

@@ -7,14 +7,14 @@ from distill_lit.config.schema import AnalysisConfig
 
 
 def draw(folder: Path, analysis: AnalysisConfig, name: str, question: str = "") -> list[Path]:
-    """Draws every table, figure and page of the experiment into its results folder, and the index beside it.
+    """Draws every table, figure and page of an experiment into its results folder, and the index of all beside it.
 
-    Returns the paths written.
-    Raises UserError when records are missing or its models cannot be compared.
+    Returns the paths written. Raises UserError when records are missing or models cannot be compared.
     """
-    from distill_lit.report.draw import draw as drawn
+    from distill_lit.report.analysed import analyse
+    from distill_lit.report.drawing import draw_analysed
 
-    return [*drawn(folder, analysis, name, question), draw_index(folder.parent)]
+    return draw_analysed(folder, analyse(folder, analysis, name, question))
 
 
 def draw_index(results_root: Path) -> Path:

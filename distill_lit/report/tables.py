@@ -23,14 +23,7 @@ def main_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
         (name, words, show) for name, words, show in _COSTS if frame.get(name, pd.Series(dtype=float)).notna().any()
     ]
     percent = f"{scores.analysis.confidence:.0%}"
-    columns = [
-        "model",
-        "seeds",
-        *marks,
-        f"above chance [{percent}]",
-        f"kept [{percent}]",
-        *(words for _, words, _ in costs),
-    ]
+    head = ["model", "seeds", *marks, f"above chance [{percent}]", f"kept [{percent}]"]
     rows, rules, student = [], set(), None
     for group in scores.groups:
         mine = frame[frame["model"] == group.label].set_index("task")
@@ -53,7 +46,7 @@ def main_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
     rows.append([Cell("guessing"), Cell(""), *chance, Cell("0.0"), *[Cell("")] * (len(costs) + 1)])
     return Table(
         title,
-        columns,
+        [*head, *(words for _, words, _ in costs)],
         rows,
         above=watermark(scores),
         below=_main_notes(scores, frame),

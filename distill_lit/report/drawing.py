@@ -5,13 +5,12 @@ from pathlib import Path
 import pandas as pd
 
 from distill_lit.analysis.frontier import cost_axes, frontier
-from distill_lit.config.schema import AnalysisConfig
 from distill_lit.files import write_text
-from distill_lit.report.analysed import Analysed, analyse
+from distill_lit.report.analysed import Analysed
 from distill_lit.report.claim import claim_table
 from distill_lit.report.confidence_figure import confidence_figure
 from distill_lit.report.frontier_figure import frontier_figure
-from distill_lit.report.index import draw_summary
+from distill_lit.report.index import draw_index, draw_summary
 from distill_lit.report.longtail import longtail_frame, longtail_markdown
 from distill_lit.report.longtail_figure import longtail_figure
 from distill_lit.report.page import draw_page
@@ -20,15 +19,16 @@ from distill_lit.report.table import cell_markdown, escape_markdown, paragraphs,
 from distill_lit.report.tables import csv_frame, detail_table, main_table, watermark
 
 
-def draw(folder: Path, analysis: AnalysisConfig, name: str, question: str = "") -> list[Path]:
-    """Draws tables, figures and pages into `folder` from its records; returns the paths written."""
-    return draw_analysed(folder, analyse(folder, analysis, name, question))
-
-
 def draw_analysed(folder: Path, result: Analysed) -> list[Path]:
-    """Draws what was analysed into `folder`; returns the paths written."""
+    """Draws what was analysed into `folder`, and the index of all experiments beside it; returns the paths written."""
     figures = [*draw_frontier(folder, result), *draw_longtail(folder, result)]
-    return [*draw_tables(folder, result), *figures, draw_page(folder, result), draw_summary(folder, result)]
+    return [
+        *draw_tables(folder, result),
+        *figures,
+        draw_page(folder, result),
+        draw_summary(folder, result),
+        draw_index(folder.parent),
+    ]
 
 
 def draw_tables(folder: Path, result: Analysed) -> list[Path]:
