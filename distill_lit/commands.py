@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from distill_lit import assets, cells, experiment
+from distill_lit import assets, cells, experiment, report
 from distill_lit.cli import DONE, SOME_CELLS_FAILED
 from distill_lit.collect import collect
 from distill_lit.config import ExperimentConfig, load_experiment, load_section
@@ -23,8 +23,6 @@ from distill_lit.files import read_json
 from distill_lit.launch import Terminated, run_cells
 from distill_lit.models import model_folder
 from distill_lit.progress import Display
-from distill_lit.report.draw import analyse, draw_analysed
-from distill_lit.report.terminal import terminal_table
 
 
 def run_experiment(path: Path, overrides: list[str], root: Path, console: Console) -> int:
@@ -51,10 +49,9 @@ def run_experiment(path: Path, overrides: list[str], root: Path, console: Consol
 
 
 def _draw(folder: Path, config: ExperimentConfig, console: Console) -> None:
-    analysed = analyse(folder, config.analysis, config.name, config.question)
-    for path in draw_analysed(folder, analysed):
+    for path in report.draw(folder, config.analysis, config.name, config.question):
         console.print(f"  {path}", highlight=False, soft_wrap=True)
-    console.print(terminal_table(analysed, console.width))
+    console.print(report.terminal_table(folder, config.analysis, config.name, config.question))
 
 
 def show_plan(path: Path, overrides: list[str], console: Console) -> int:
