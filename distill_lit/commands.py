@@ -67,8 +67,11 @@ def _print_plan(config: ExperimentConfig, planned: list[Cell], console: Console)
     if config.question:
         console.print(f"[bold]{config.name}[/bold]: {config.question}", highlight=False)
     known = estimates(planned)
-    missing = [(reference, assets.download_megabytes(reference)) for reference in experiment.references(config)
-               if not assets.is_fetched(reference)]
+    missing = [
+        (reference, assets.download_megabytes(reference))
+        for reference in experiment.references(config)
+        if not assets.is_fetched(reference)
+    ]
     for reference, size in missing:
         console.print(f"to download: {reference}" + (f", {size} MB" if size else ""), highlight=False)
     table = Table("cell", "role", "tokens", "PFLOPs", "disk MB", "minutes", title=None)
@@ -85,12 +88,22 @@ def _print_plan(config: ExperimentConfig, planned: list[Cell], console: Console)
 
 
 def _numbers(estimate: Estimate) -> tuple[str, ...]:
-    return (f"{estimate.tokens:,}", f"{estimate.flops / 1e15:.2f}", f"{estimate.bytes / 1e6:,.0f}", f"{estimate.minutes:.1f}")
+    return (
+        f"{estimate.tokens:,}",
+        f"{estimate.flops / 1e15:.2f}",
+        f"{estimate.bytes / 1e6:,.0f}",
+        f"{estimate.minutes:.1f}",
+    )
 
 
 def _total(every: list[Estimate]) -> Estimate:
-    return Estimate(sum(e.tokens for e in every), sum(e.flops for e in every), sum(e.bytes for e in every),
-                    sum(e.bytes for e in every) + max(e.peak_bytes - e.bytes for e in every), sum(e.minutes for e in every))
+    return Estimate(
+        sum(e.tokens for e in every),
+        sum(e.flops for e in every),
+        sum(e.bytes for e in every),
+        sum(e.bytes for e in every) + max(e.peak_bytes - e.bytes for e in every),
+        sum(e.minutes for e in every),
+    )
 
 
 def _check_disk(planned: list[Cell], root: Path) -> None:
@@ -99,8 +112,10 @@ def _check_disk(planned: list[Cell], root: Path) -> None:
         return
     needed, free = _total(list(known.values())).peak_bytes, assets.disk_free(root.resolve() / "runs")
     if needed > free:
-        raise UserError(f"the experiment needs about {needed / 1e9:.1f} GB and {root.resolve()} has {free / 1e9:.1f} GB free; "
-                        "make room or give --root on another disk")
+        raise UserError(
+            f"the experiment needs about {needed / 1e9:.1f} GB and {root.resolve()} has {free / 1e9:.1f} GB free; "
+            "make room or give --root on another disk"
+        )
 
 
 def show_status(path: Path, overrides: list[str], root: Path, console: Console) -> int:
@@ -175,4 +190,3 @@ def draw_report(folder: Path, overrides: list[str], console: Console) -> int:
         raise UserError(f"{folder}: no plan.yaml and records/ in it, so it is no results folder")
     _draw(folder, load_experiment(folder / "plan.yaml", overrides), console)
     return DONE
-

@@ -34,8 +34,17 @@ class Distiller(L.LightningModule):
     loss is in nats per supervised token of the whole optimizer step.
     """
 
-    def __init__(self, student: Any, vocabulary: int, objective: Objective, signal: TeacherSignal | None,
-                 training: TrainingConfig, steps: int, length: int, head: HeadSettings) -> None:
+    def __init__(
+        self,
+        student: Any,
+        vocabulary: int,
+        objective: Objective,
+        signal: TeacherSignal | None,
+        training: TrainingConfig,
+        steps: int,
+        length: int,
+        head: HeadSettings,
+    ) -> None:
         """`vocabulary`: real tokens shared with the teacher; `signal`: None for objectives without a teacher, which then
         has no fidelity metrics; `steps`: optimizer steps of the whole training;
         `length`: tokens per row."""
@@ -50,8 +59,8 @@ class Distiller(L.LightningModule):
         self.steps = steps
         self.length = length
         self.head_settings = head
-        self._window = nn.ModuleDict()
-        self._validation = nn.ModuleDict()
+        self._window: dict[str, MeanMetric] = {}
+        self._validation: dict[str, MeanMetric] = {}
         self._tokens_seen = 0
         self._clock = (time.perf_counter(), 0)
 
@@ -68,9 +77,18 @@ class Distiller(L.LightningModule):
         chunk, compiled, dtype = self.head_settings
         with torch.autocast(hidden.device.type, enabled=False):
             losses = fused_losses(
-                self.objective, hidden.to(dtype), head_of(self.student, self.vocabulary), teacher_hidden, teacher_head,
-                targets[chosen], denominator=denominator, done=self.global_step / self.steps, chunk=chunk,
-                compiled=compiled, measure=measure)
+                self.objective,
+                hidden.to(dtype),
+                head_of(self.student, self.vocabulary),
+                teacher_hidden,
+                teacher_head,
+                targets[chosen],
+                denominator=denominator,
+                done=self.global_step / self.steps,
+                chunk=chunk,
+                compiled=compiled,
+                measure=measure,
+            )
         return losses, int(chosen.sum())
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
@@ -80,7 +98,8 @@ class Distiller(L.LightningModule):
         self._collect(self._window, losses, tokens)
         self._tokens_seen += batch["input_ids"].numel()
         # Lightning divides by the accumulated batches and averages over ranks; the denominator has counted them all
-        return losses.total * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        total: Tensor = losses.total * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return total
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """Collects losses and fidelity over held-out rows."""
@@ -88,7 +107,7 @@ class Distiller(L.LightningModule):
         losses, count = self.losses(batch, tokens, measure=True, with_teacher=True)
         self._collect(self._validation, losses, count)
 
-    def _collect(self, metrics: nn.ModuleDict, losses: Losses, tokens: int) -> None:
+    def _collect(self, metrics: dict[str, MeanMetric], losses: Losses, tokens: int) -> None:
         values = {term.name: value for term, value in zip(self.objective.terms, losses.terms, strict=True)}
         for name, total in {**values, **{f"{n}_": v for n, v in losses.measures.items()}}.items():
             if name not in metrics:
@@ -97,13 +116,16 @@ class Distiller(L.LightningModule):
 
     # ---------------------------------------------------------------- what is logged
 
-    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None,
-                                    gradient_clip_algorithm: Any = None) -> None:
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
         """Clips by norm, refuses a step that is not finite, and logs the step."""
         limit = self.training_config.clip or math.inf
         norm = nn.utils.clip_grad_norm_(self.student.parameters(), limit)
         if not torch.isfinite(norm):
-            raise FloatingPointError(f"gradient norm is {float(norm)} at step {self.global_step}; the step was not taken")
+            raise FloatingPointError(
+                f"gradient norm is {float(norm)} at step {self.global_step}; the step was not taken"
+            )
         if self.global_step % self.training_config.log_every == 0:
             self.log_dict(self._step_metrics(float(norm)))
         self._reset(self._window)
@@ -114,7 +136,9 @@ class Distiller(L.LightningModule):
         weights, temperatures = self.objective.factors(done)
         for term, temperature in zip(self.objective.terms, temperatures, strict=True):
             values[f"weight/{term.name}"], values[f"temperature/{term.name}"] = term.weight(done), temperature
-        values["train/loss"] = sum(w * values[f"train/{t.name}"] for t, w in zip(self.objective.terms, weights, strict=True))
+        values["train/loss"] = sum(
+            w * values[f"train/{t.name}"] for t, w in zip(self.objective.terms, weights, strict=True)
+        )
         now, (then, seen) = time.perf_counter(), self._clock
         values["train/tokens_per_second"] = (self._tokens_seen - seen) / max(now - then, 1e-9)
         self._clock = (now, self._tokens_seen)
@@ -132,17 +156,20 @@ class Distiller(L.LightningModule):
         values = self._means(self._validation, "validation")
         weights, _ = self.objective.factors(self.global_step / self.steps)
         values["validation/loss"] = sum(
-            w * values[f"validation/{t.name}"] for t, w in zip(self.objective.terms, weights, strict=True))
+            w * values[f"validation/{t.name}"] for t, w in zip(self.objective.terms, weights, strict=True)
+        )
         self.log_dict(values)
         self._reset(self._validation)
 
-    def _means(self, metrics: nn.ModuleDict, stage: str) -> dict[str, float]:
+    def _means(self, metrics: dict[str, MeanMetric], stage: str) -> dict[str, float]:
         """{stage/name: mean}; a measure gives way to a term of the same name."""
-        measured = {f"{stage}/{name.rstrip('_')}": float(m.compute()) for name, m in metrics.items() if name.endswith("_")}
+        measured = {
+            f"{stage}/{name.rstrip('_')}": float(m.compute()) for name, m in metrics.items() if name.endswith("_")
+        }
         trained = {f"{stage}/{name}": float(m.compute()) for name, m in metrics.items() if not name.endswith("_")}
         return measured | trained
 
-    def _reset(self, metrics: nn.ModuleDict) -> None:
+    def _reset(self, metrics: dict[str, MeanMetric]) -> None:
         for metric in metrics.values():
             metric.reset()
 
@@ -163,8 +190,10 @@ class Distiller(L.LightningModule):
         """AdamW with decay on matrices only; linear warm-up, then a cosine to the final share of the peak."""
         config = self.training_config
         parameters = [p for p in self.student.parameters() if p.requires_grad]
-        groups = [{"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-                  {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}]
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -79,7 +79,9 @@ def plan(config: ExperimentConfig) -> list[Cell]:
 
 def _all_cells(config: ExperimentConfig) -> Iterable[Cell]:
     points = list(expand(config))
-    signals = {_signal_cell(point).identity: _signal_cell(point) for _, point in points if point.teacher.source == "cached"}
+    signals = {
+        _signal_cell(point).identity: _signal_cell(point) for _, point in points if point.teacher.source == "cached"
+    }
     yield from signals.values()
     if TEACHER in config.baselines:
         yield _teacher_cell(config)
@@ -118,7 +120,7 @@ def _student_cell(role: str, values: dict[str, Any], config: ExperimentConfig) -
 
 def _student_identity(role: str, config: ExperimentConfig) -> str:
     training = {key: value for key, value in to_dict(config.training).items() if key not in WITHOUT_EFFECT}
-    decisive = {
+    decisive: dict[str, Any] = {
         "role": UNTOUCHED if role == UNTOUCHED else "trained",
         "student": to_dict(config.students[config.student]),
         "teacher": to_dict(config.teacher),

@@ -18,8 +18,14 @@ REPEATS = 8
 def describe() -> dict[str, Any]:
     """Processor, cores, threads, GPU, versions: what a timing depends on."""
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
-    return {"processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu,
-            "torch": torch.__version__, "python": platform.python_version()}
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def device_for(accelerator: str) -> torch.device:
@@ -52,7 +58,10 @@ def _memory(device: torch.device) -> Path:
 
 def _measure(device: torch.device, dtype: torch.dtype) -> float:
     rows, width, columns = SIZES
-    left, right = torch.randn(rows, width, device=device, dtype=dtype), torch.randn(columns, width, device=device, dtype=dtype)
+    left, right = (
+        torch.randn(rows, width, device=device, dtype=dtype),
+        torch.randn(columns, width, device=device, dtype=dtype),
+    )
     best = float("inf")
     for _ in range(REPEATS):
         start = time.perf_counter()
@@ -64,6 +73,8 @@ def _measure(device: torch.device, dtype: torch.dtype) -> float:
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+        return next(
+            (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+        )
     except OSError:
         return platform.processor()

@@ -87,8 +87,14 @@ class _Worker:
         self.number, self.cell = number, None
         self.log = (experiment.parent / f"worker-{number}.log").open("a")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "distill_lit.worker", str(root), str(experiment), str(threads)], text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=environment, start_new_session=True)
+            [sys.executable, "-m", "distill_lit.worker", str(root), str(experiment), str(threads)],
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            env=environment,
+            start_new_session=True,
+        )
         threading.Thread(target=self._listen, args=(inbox,), daemon=True).start()
 
     cell: Cell | None
@@ -121,7 +127,9 @@ class _Worker:
 class _Launcher:
     """Hands cells to workers in order, each once what it needs is done."""
 
-    def __init__(self, config: ExperimentConfig, root: Path, todo: list[Cell], display: Display, outcome: Outcome) -> None:
+    def __init__(
+        self, config: ExperimentConfig, root: Path, todo: list[Cell], display: Display, outcome: Outcome
+    ) -> None:
         self.experiment = runs_folder(root, config) / "experiment.yaml"
         self.root, self.waiting, self.display, self.outcome = root, list(todo), display, outcome
         self.inbox: queue.Queue[Any] = queue.Queue()
@@ -155,7 +163,9 @@ class _Launcher:
             if cell is not None:
                 self._finish(worker, cell, _death(event["code"]))
             elif event["code"] and self.pending:
-                raise UserError(f"a worker could not start; see {self.experiment.parent / f'worker-{worker.number}.log'}")
+                raise UserError(
+                    f"a worker could not start; see {self.experiment.parent / f'worker-{worker.number}.log'}"
+                )
             if self.waiting:
                 self._hire(worker.number)
         if kind in ("ready", "done", "failed"):

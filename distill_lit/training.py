@@ -60,8 +60,13 @@ def validate(run: Run) -> dict[str, float]:
 def build_trainer(run: Run, resumed_at: int | None) -> L.Trainer:
     """A Trainer that shows, logs and stores nothing but what this suite wants."""
     config, window = run.config, run.config.accumulate
-    board = TensorBoardLogger(run.folder, name="", version="", default_hp_metric=False,
-                              purge_step=None if resumed_at is None else resumed_at + 1)
+    board = TensorBoardLogger(
+        run.folder,
+        name="",
+        version="",
+        default_hp_metric=False,
+        purge_step=None if resumed_at is None else resumed_at + 1,
+    )
     return L.Trainer(
         default_root_dir=run.folder,
         accelerator="gpu" if config.accelerator == "cuda" else config.accelerator,
@@ -91,8 +96,11 @@ class JsonLines(Logger):
         """`resumed_at`: optimizer steps of the checkpoint that training goes on from; None: start anew."""
         super().__init__()
         self.path = path
-        kept = [] if resumed_at is None or not path.is_file() else [
-            line for line in path.read_text().splitlines() if _is_before(line, resumed_at)]
+        kept = (
+            []
+            if resumed_at is None or not path.is_file()
+            else [line for line in path.read_text().splitlines() if _is_before(line, resumed_at)]
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(f"{line}\n" for line in kept))
 
@@ -106,7 +114,7 @@ class JsonLines(Logger):
         """No version: there is one file per run."""
         return ""
 
-    @rank_zero_only
+    @rank_zero_only  # type: ignore[untyped-decorator]
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Appends a line."""
         values = {name: value for name, value in metrics.items() if name != "epoch"}
@@ -166,8 +174,9 @@ class Progress(L.Callback):
         metrics = {name: float(value) for name, value in trainer.logged_metrics.items()}
         self.run.report("train", trainer.global_step * per_step, self.run.data.steps * per_step, "tokens", metrics)
 
-    def on_validation_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any,
-                                index: int, *_: Any) -> None:
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int, *_: Any
+    ) -> None:
         """Reports validation as a stage of its own."""
         total = trainer.num_val_batches[0] if trainer.num_val_batches else 0
         self.run.report("validate", index + 1, float(total), "batches", {})
@@ -191,5 +200,3 @@ def _final_metrics(path: Path) -> dict[str, float]:
         latest.update(json.loads(line))
     latest.pop("step", None)
     return latest
-
-

@@ -74,7 +74,16 @@ def _run(cell: Any, folder: Path, events: TextIO) -> None:
         nonlocal last
         if time.monotonic() - last > 1 / EVENTS_PER_SECOND or done >= total:
             last = time.monotonic()
-            _tell(events, event="progress", cell=cell.name, stage=stage, done=done, total=total, unit=unit, metrics=metrics)
+            _tell(
+                events,
+                event="progress",
+                cell=cell.name,
+                stage=stage,
+                done=done,
+                total=total,
+                unit=unit,
+                metrics=metrics,
+            )
 
     try:
         run_cell(cell, folder, report)
@@ -87,7 +96,12 @@ def _run(cell: Any, folder: Path, events: TextIO) -> None:
         _tell(events, event="failed", cell=cell.name, reason=str(error))
     except Exception as error:
         traceback.print_exc()
-        _tell(events, event="failed", cell=cell.name, reason=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        _tell(
+            events,
+            event="failed",
+            cell=cell.name,
+            reason=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+        )
 
 
 def _redirect_output(path: Path) -> None:

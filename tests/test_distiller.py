@@ -12,17 +12,25 @@ from distill_lit.data.loader import PackedDataModule, make_batch
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.errors import UserError
 from distill_lit.files import hashes_of
+from distill_lit.heads import head_of
 from distill_lit.models import initial_student, load_model
 from distill_lit.objectives import build_objective
 from distill_lit.signals import LiveTeacher
 from distill_lit.signals.cached import CachedTeacher, cache_folder, write_cache
-from distill_lit.heads import head_of
 from distill_lit.training import Run, train
 
 VOCABULARY, LENGTH, STEPS = 300, 32, 6
 TERMS = {"ce": TermConfig(weight=0.5), "kl": TermConfig(kind="forward_kl", temperature=2.0)}
-TRAINING = TrainingConfig(tokens=LENGTH * 8 * STEPS, batch=8, accumulate=1, precision="float32", accelerator="cpu",
-                          learning_rate=1e-2, weight_decay=0.0, checkpoint_every=1000)
+TRAINING = TrainingConfig(
+    tokens=LENGTH * 8 * STEPS,
+    batch=8,
+    accumulate=1,
+    precision="float32",
+    accelerator="cpu",
+    learning_rate=1e-2,
+    weight_decay=0.0,
+    checkpoint_every=1000,
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +46,28 @@ def new_student(teacher: Path, dropout: float = 0.0) -> torch.nn.Module:
     return student
 
 
-def run(folder: Path, teacher: Path, prepared: data.PreparedData, training: TrainingConfig = TRAINING,
-        terms: dict = TERMS, signal: object = None, dropout: float = 0.0) -> tuple[torch.nn.Module, dict]:
+def run(
+    folder: Path,
+    teacher: Path,
+    prepared: data.PreparedData,
+    training: TrainingConfig = TRAINING,
+    terms: dict = TERMS,
+    signal: object = None,
+    dropout: float = 0.0,
+) -> tuple[torch.nn.Module, dict]:
     student = new_student(teacher, dropout)
     module = PackedDataModule(prepared.train, prepared.validation, training, 0)
     signal = signal or LiveTeacher(load_model(teacher), VOCABULARY)
-    distiller = Distiller(student, VOCABULARY, build_objective(terms), signal, training, module.steps, LENGTH,
-                          HeadSettings(64, False, torch.float32))
+    distiller = Distiller(
+        student,
+        VOCABULARY,
+        build_objective(terms),
+        signal,
+        training,
+        module.steps,
+        LENGTH,
+        HeadSettings(64, False, torch.float32),
+    )
     return student, train(Run(folder, distiller, module, training, 0, lambda *_: None))
 
 
@@ -52,7 +75,9 @@ def weights(model: torch.nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def test_accumulation_does_not_change_the_training(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:
+def test_accumulation_does_not_change_the_training(
+    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData
+) -> None:
     whole, first = run(tmp_path / "a", tiny_teacher, prepared)
     parts, second = run(tmp_path / "b", tiny_teacher, prepared, replace(TRAINING, batch=2, accumulate=4))
     torch.testing.assert_close(weights(whole), weights(parts), rtol=1e-4, atol=1e-5)
@@ -60,12 +85,22 @@ def test_accumulation_does_not_change_the_training(tmp_path: Path, tiny_teacher:
 
 
 def test_padding_does_not_change_the_loss(tiny_teacher: Path, prepared: data.PreparedData) -> None:
-    distiller = Distiller(new_student(tiny_teacher), VOCABULARY, build_objective(TERMS),
-                          LiveTeacher(load_model(tiny_teacher), VOCABULARY), TRAINING, STEPS, LENGTH,
-                          HeadSettings(64, False, torch.float32))
+    distiller = Distiller(
+        new_student(tiny_teacher),
+        VOCABULARY,
+        build_objective(TERMS),
+        LiveTeacher(load_model(tiny_teacher), VOCABULARY),
+        TRAINING,
+        STEPS,
+        LENGTH,
+        HeadSettings(64, False, torch.float32),
+    )
     batch = make_batch(prepared.train, torch.arange(3).numpy(), 1)
-    padded = {name: torch.nn.functional.pad(value, (0, 9), value=-100 if name == "labels" else 0)
-              for name, value in batch.items() if value.ndim == 2}
+    padded = {
+        name: torch.nn.functional.pad(value, (0, 9), value=-100 if name == "labels" else 0)
+        for name, value in batch.items()
+        if value.ndim == 2
+    }
     plain, count = distiller.losses(batch, torch.tensor(5), False, True)
     other, padded_count = distiller.losses(padded, torch.tensor(5), False, True)
     assert count == padded_count == int((batch["labels"][:, 1:] != -100).sum())
@@ -75,8 +110,16 @@ def test_padding_does_not_change_the_loss(tiny_teacher: Path, prepared: data.Pre
 def test_loss_equals_a_loop_over_documents(tiny_teacher: Path, prepared: data.PreparedData) -> None:
     """Shift, mask and packing against the plainest computation: each document alone through both models."""
     student, teacher = new_student(tiny_teacher), load_model(tiny_teacher)
-    distiller = Distiller(student, VOCABULARY, build_objective({"kl": TermConfig(kind="forward_kl"), "ce": TermConfig()}),
-                          LiveTeacher(teacher, VOCABULARY), TRAINING, STEPS, LENGTH, HeadSettings(5, False, torch.float32))
+    distiller = Distiller(
+        student,
+        VOCABULARY,
+        build_objective({"kl": TermConfig(kind="forward_kl"), "ce": TermConfig()}),
+        LiveTeacher(teacher, VOCABULARY),
+        TRAINING,
+        STEPS,
+        LENGTH,
+        HeadSettings(5, False, torch.float32),
+    )
     batch = make_batch(prepared.train, torch.arange(3).numpy(), 1)
     kl = ce = count = 0
     for ids, documents in zip(batch["input_ids"], batch["document_ids"], strict=True):
@@ -103,8 +146,9 @@ def test_training_brings_the_student_nearer(tmp_path: Path, tiny_teacher: Path, 
 def test_teacher_is_untouched(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:
     before, teacher = hashes_of(tiny_teacher), load_model(tiny_teacher)
     start = weights(teacher).clone()
-    student, _ = run(tmp_path, tiny_teacher, prepared, replace(TRAINING, checkpoint_every=2),
-                     signal=LiveTeacher(teacher, VOCABULARY))
+    student, _ = run(
+        tmp_path, tiny_teacher, prepared, replace(TRAINING, checkpoint_every=2), signal=LiveTeacher(teacher, VOCABULARY)
+    )
     assert hashes_of(tiny_teacher) == before
     assert torch.equal(weights(teacher), start)
     checkpoint = torch.load(next((tmp_path / "checkpoints").glob("*.ckpt")), weights_only=True)
@@ -121,8 +165,9 @@ def test_a_teacher_in_train_mode_is_refused(tiny_teacher: Path) -> None:
         teacher.hidden({})
 
 
-def test_cached_teacher_trains_the_same_student(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData,
-                                               monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_teacher_trains_the_same_student(
+    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
     model = load_model(tiny_teacher)
     folder = cache_folder({"model": "x"}, prepared.fingerprint, torch.float32)
@@ -152,7 +197,9 @@ def test_corrupt_shard_is_rebuilt_and_only_it(tmp_path: Path, tiny_teacher: Path
     assert shards[0].stat().st_mtime_ns == times[shards[0]]
 
 
-def test_a_step_that_is_not_finite_is_not_taken(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:
+def test_a_step_that_is_not_finite_is_not_taken(
+    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData
+) -> None:
     class Broken(LiveTeacher):
         def hidden(self, batch: dict) -> torch.Tensor:
             return super().hidden(batch) * float("nan")
@@ -163,5 +210,13 @@ def test_a_step_that_is_not_finite_is_not_taken(tmp_path: Path, tiny_teacher: Pa
 
 def test_objective_with_a_teacher_term_needs_a_teacher(tiny_teacher: Path) -> None:
     with pytest.raises(UserError, match="no teacher signal"):
-        Distiller(new_student(tiny_teacher), VOCABULARY, build_objective(TERMS), None, TRAINING, 1, LENGTH,
-                  HeadSettings(64, False, torch.float32))
+        Distiller(
+            new_student(tiny_teacher),
+            VOCABULARY,
+            build_objective(TERMS),
+            None,
+            TRAINING,
+            1,
+            LENGTH,
+            HeadSettings(64, False, torch.float32),
+        )

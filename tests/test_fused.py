@@ -12,7 +12,11 @@ TERMS = {
     **{kind: {kind: TermConfig(temperature=1.5)} for kind in DIVERGENCES},
     "ce": {"ce": TermConfig(options={"label_smoothing": 0.1})},
     "ce + forward_kl": {"ce": TermConfig(weight=0.3), "kl": TermConfig(kind="forward_kl", weight=0.7)},
-    "three": {"ce": TermConfig(weight=0.3), "a": TermConfig(kind="forward_kl"), "b": TermConfig(kind="reverse_kl", temperature=3)},
+    "three": {
+        "ce": TermConfig(weight=0.3),
+        "a": TermConfig(kind="forward_kl"),
+        "b": TermConfig(kind="reverse_kl", temperature=3),
+    },
 }
 HEADS = {"plain": {}, "scaled": {"scale": 0.25}, "capped": {"softcap": 5.0}, "both": {"scale": 2.0, "softcap": 3.0}}
 
@@ -35,16 +39,34 @@ def gradients(head: Head, hidden: torch.Tensor) -> list[torch.Tensor]:
     return found
 
 
-def compare(terms: dict, dtype: torch.dtype, bias: bool, tolerance: float, compiled: bool = False, **head: float) -> None:
+def compare(
+    terms: dict, dtype: torch.dtype, bias: bool, tolerance: float, compiled: bool = False, **head: float
+) -> None:
     objective = build_objective(terms)
     hidden, student, teacher_hidden, teacher, labels = make(dtype, bias, **head)
     denominator = torch.tensor(50)
-    fused = fused_losses(objective, hidden, student, teacher_hidden, teacher, labels, denominator=denominator, chunk=10,
-                         compiled=compiled, measure=True)
+    fused = fused_losses(
+        objective,
+        hidden,
+        student,
+        teacher_hidden,
+        teacher,
+        labels,
+        denominator=denominator,
+        chunk=10,
+        compiled=compiled,
+        measure=True,
+    )
     (2.0 * fused.total).backward()
     got = gradients(student, hidden)
-    plain = plain_losses(objective, student.finish(student.project(hidden)), teacher.finish(teacher.project(teacher_hidden)),
-                         labels, denominator=denominator, measure=True)
+    plain = plain_losses(
+        objective,
+        student.finish(student.project(hidden)),
+        teacher.finish(teacher.project(teacher_hidden)),
+        labels,
+        denominator=denominator,
+        measure=True,
+    )
     (2.0 * plain.total).backward()
     wanted = gradients(student, hidden)
     torch.testing.assert_close(fused.total, plain.total, rtol=tolerance, atol=tolerance)
@@ -88,8 +110,12 @@ def test_padded_columns_get_no_gradient_and_no_probability() -> None:
 def test_chunk_size_does_not_matter() -> None:
     objective = build_objective(TERMS["three"])
     hidden, student, teacher_hidden, teacher, labels = make(torch.float64, bias=False)
-    totals = [fused_losses(objective, hidden, student, teacher_hidden, teacher, labels, denominator=torch.tensor(N),
-                           chunk=chunk).total.item() for chunk in (1, 7, N, 1000)]
+    totals = [
+        fused_losses(
+            objective, hidden, student, teacher_hidden, teacher, labels, denominator=torch.tensor(N), chunk=chunk
+        ).total.item()
+        for chunk in (1, 7, N, 1000)
+    ]
     assert totals == pytest.approx([totals[0]] * 4, rel=1e-12)
 
 

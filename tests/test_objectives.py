@@ -71,11 +71,16 @@ class TestLaws:
 
     def test_gradient_against_finite_differences(self, kind: str) -> None:
         torch.manual_seed(1)
-        student, teacher = torch.randn(3, 7, dtype=torch.float64, requires_grad=True), torch.randn(3, 7, dtype=torch.float64)
+        student, teacher = (
+            torch.randn(3, 7, dtype=torch.float64, requires_grad=True),
+            torch.randn(3, 7, dtype=torch.float64),
+        )
         objective = build_objective({kind: TermConfig(temperature=1.7, weight=0.3)})
 
         def loss(logits: torch.Tensor) -> torch.Tensor:
-            return plain_losses(objective, logits, teacher, torch.zeros(3, dtype=torch.long), denominator=torch.tensor(3)).total
+            return plain_losses(
+                objective, logits, teacher, torch.zeros(3, dtype=torch.long), denominator=torch.tensor(3)
+            ).total
 
         assert torch.autograd.gradcheck(loss, (student,))
 
@@ -99,7 +104,9 @@ def test_mixture_is_the_weighted_sum() -> None:
     terms = {"ce": TermConfig(weight=0.25), "kl": TermConfig(kind="forward_kl", weight=0.75)}
     mixed = plain_losses(build_objective(terms), student, teacher, labels, denominator=torch.tensor(6))
     ce = torch.nn.functional.cross_entropy(student, labels)
-    kl = torch.nn.functional.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="batchmean")
+    kl = torch.nn.functional.kl_div(
+        student.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="batchmean"
+    )
     assert mixed.total.item() == pytest.approx((0.25 * ce + 0.75 * kl).item(), rel=1e-12)
 
 
@@ -112,15 +119,18 @@ def test_label_smoothing_equals_torch() -> None:
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-12)
 
 
-@pytest.mark.parametrize(("value", "done", "expected"), [
-    (2.0, 0.3, 2.0),
-    ({"shape": "linear", "start": 1.0, "end": 0.0}, 0.25, 0.75),
-    ({"start": 4.0, "end": 1.0, "from": 0.5, "until": 1.0}, 0.75, 2.5),
-    ({"shape": "cosine", "start": 1.0, "end": 0.0}, 0.5, 0.5),
-    ({"shape": "cosine", "start": 1.0, "end": 0.0}, 1 / 3, 0.75),
-    ({"shape": "piecewise", "points": {0.0: 1.0, 0.5: 0.1}}, 0.49, 1.0),
-    ({"shape": "piecewise", "points": {0.0: 1.0, 0.5: 0.1}}, 0.5, 0.1),
-])
+@pytest.mark.parametrize(
+    ("value", "done", "expected"),
+    [
+        (2.0, 0.3, 2.0),
+        ({"shape": "linear", "start": 1.0, "end": 0.0}, 0.25, 0.75),
+        ({"start": 4.0, "end": 1.0, "from": 0.5, "until": 1.0}, 0.75, 2.5),
+        ({"shape": "cosine", "start": 1.0, "end": 0.0}, 0.5, 0.5),
+        ({"shape": "cosine", "start": 1.0, "end": 0.0}, 1 / 3, 0.75),
+        ({"shape": "piecewise", "points": {0.0: 1.0, 0.5: 0.1}}, 0.49, 1.0),
+        ({"shape": "piecewise", "points": {0.0: 1.0, 0.5: 0.1}}, 0.5, 0.1),
+    ],
+)
 def test_schedules_by_hand(value: object, done: float, expected: float) -> None:
     assert parse_schedule("k", value, low=0)(done) == pytest.approx(expected)
 
@@ -132,21 +142,24 @@ def test_schedules_stay_between_their_ends(start: float, end: float, done: float
     assert min(start, end) - 1e-9 <= value <= max(start, end) + 1e-9
 
 
-@pytest.mark.parametrize(("terms", "words"), [
-    ({"forward_kls": TermConfig()}, "did you mean 'forward_kl'"),
-    ({"kl": TermConfig(kind="forward_kl", weight=-1)}, "objective.terms.kl.weight"),
-    ({"kl": TermConfig(kind="forward_kl", weight="0.5")}, "neither a number nor a schedule"),
-    ({"kl": TermConfig(kind="forward_kl", temperature=0)}, "above 0"),
-    ({"kl": TermConfig(kind="forward_kl", temperature=float("nan"))}, "objective.terms.kl.temperature"),
-    ({"kl": TermConfig(kind="forward_kl", temperature={"start": 1, "end": 0})}, "above 0"),
-    ({"ce": TermConfig(temperature=2.0)}, "labels have no temperature"),
-    ({"js": TermConfig(kind="jensen_shannon", options={"beta": 0.0})}, "objective.terms.js.options.beta"),
-    ({"js": TermConfig(kind="jensen_shannon", options={"beta": 1})}, "objective.terms.js.options.beta"),
-    ({"js": TermConfig(kind="jensen_shannon", options={"bta": 0.5})}, "did you mean 'beta'"),
-    ({"kl": TermConfig(kind="forward_kl", weight={"start": 1, "end": 0, "util": 1})}, "unknown key 'util'"),
-    ({}, "at least one term"),
-    ({"ce": TermConfig(weight=0), "kl": None}, "at least one term"),
-])
+@pytest.mark.parametrize(
+    ("terms", "words"),
+    [
+        ({"forward_kls": TermConfig()}, "did you mean 'forward_kl'"),
+        ({"kl": TermConfig(kind="forward_kl", weight=-1)}, "objective.terms.kl.weight"),
+        ({"kl": TermConfig(kind="forward_kl", weight="0.5")}, "neither a number nor a schedule"),
+        ({"kl": TermConfig(kind="forward_kl", temperature=0)}, "above 0"),
+        ({"kl": TermConfig(kind="forward_kl", temperature=float("nan"))}, "objective.terms.kl.temperature"),
+        ({"kl": TermConfig(kind="forward_kl", temperature={"start": 1, "end": 0})}, "above 0"),
+        ({"ce": TermConfig(temperature=2.0)}, "labels have no temperature"),
+        ({"js": TermConfig(kind="jensen_shannon", options={"beta": 0.0})}, "objective.terms.js.options.beta"),
+        ({"js": TermConfig(kind="jensen_shannon", options={"beta": 1})}, "objective.terms.js.options.beta"),
+        ({"js": TermConfig(kind="jensen_shannon", options={"bta": 0.5})}, "did you mean 'beta'"),
+        ({"kl": TermConfig(kind="forward_kl", weight={"start": 1, "end": 0, "util": 1})}, "unknown key 'util'"),
+        ({}, "at least one term"),
+        ({"ce": TermConfig(weight=0), "kl": None}, "at least one term"),
+    ],
+)
 def test_refusals_name_the_key(terms: dict, words: str) -> None:
     with pytest.raises(UserError, match=words.replace(".", r"\.")):
         build_objective(terms)

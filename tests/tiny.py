@@ -8,8 +8,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-WORDS = ("river stone bridge water light house garden winter summer music paper window table morning evening forest "
-         "mountain letter story city people number answer question reason animal plant metal glass energy").split()
+WORDS = (
+    "river stone bridge water light house garden winter summer music paper window table morning evening forest "
+    "mountain letter story city people number answer question reason animal plant metal glass energy"
+).split()
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
@@ -23,20 +25,35 @@ def make_tokenizer(folder: Path, size: int = 300) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=["<pad>", "<s>", "</s>"], show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     tokenizer.train_from_iterator(sentences(200), trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
-                            model_max_length=256).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", model_max_length=256
+    ).save_pretrained(folder)
 
 
 def make_model(folder: Path, layers: int = 2, vocabulary: int = 300, seed: int = 0, **changes: object) -> Path:
     """Saves a random Llama with its tokenizer."""
     torch.manual_seed(seed)
-    settings = {"vocab_size": vocabulary, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers,
-                "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
-                "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
-                "initializer_range": 0.2}
+    settings = {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "initializer_range": 0.2,
+    }
     LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).save_pretrained(folder)
     make_tokenizer(folder)
     return folder

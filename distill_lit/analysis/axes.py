@@ -19,7 +19,7 @@ FUNCTION_WORDS = frozenset(
 for from had has have he her him his how i if in into is it its just may me might more most must my no nor not of off on
 one only or other our out over own she should so some such than that the their them then there these they this those
 through to too under until up upon very was we were what when where which while who whom whose why will with would you
-your question answer""".split()  # noqa: SIM905
+your question answer""".split()
 )
 NEGATION = re.compile(
     r"\b(?:not|no|never|none|neither|nor|nobody|nothing|nowhere|cannot|without|except|\w+n['’]t)\b", re.I

@@ -16,7 +16,21 @@ from distill_lit.config.schema import (
 )
 
 __all__ = [
-    "AnalysisConfig", "CorpusConfig", "DataConfig", "EvaluationConfig", "ExperimentConfig", "LauncherConfig",
-    "ObjectiveConfig", "StudentConfig", "TeacherConfig", "TermConfig", "TrainingConfig",
-    "expand", "find_configs", "load_experiment", "load_section", "to_dict", "to_yaml",
+    "AnalysisConfig",
+    "CorpusConfig",
+    "DataConfig",
+    "EvaluationConfig",
+    "ExperimentConfig",
+    "LauncherConfig",
+    "ObjectiveConfig",
+    "StudentConfig",
+    "TeacherConfig",
+    "TermConfig",
+    "TrainingConfig",
+    "expand",
+    "find_configs",
+    "load_experiment",
+    "load_section",
+    "to_dict",
+    "to_yaml",
 ]

@@ -18,7 +18,13 @@ def knob(
     choices: Iterable[str] | None = None,
 ) -> Any:
     """A dataclass field. `about`: unit and meaning; `low`, `high`: inclusive bounds; `above`: exclusive lower bound."""
-    metadata = {"about": about, "low": low, "high": high, "above": above, "choices": tuple(choices) if choices else None}
+    metadata = {
+        "about": about,
+        "low": low,
+        "high": high,
+        "above": above,
+        "choices": tuple(choices) if choices else None,
+    }
     if isinstance(default, (dict, list)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

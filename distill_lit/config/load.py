@@ -80,6 +80,7 @@ def _at_point(base: DictConfig, point: dict[str, Any], config: ExperimentConfig)
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config section as plain values under the keys users write."""
+
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {KEY_OF_FIELD.get(key, key): plain(item) for key, item in value.items()}
@@ -91,7 +92,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def to_yaml(config: Any) -> str:
     """A config section as YAML that `load_experiment` reads back."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=120)
+    text: str = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=120)
+    return text
 
 
 def find_configs(start: Path) -> Path:
@@ -145,7 +147,8 @@ def _renamed(tree: Any) -> DictConfig:
             return {FIELD_OF_KEY.get(key, key): rename(item) for key, item in value.items()}
         return [rename(item) for item in value] if isinstance(value, list) else value
 
-    return OmegaConf.create(rename(OmegaConf.to_container(tree)))
+    renamed: DictConfig = OmegaConf.create(rename(OmegaConf.to_container(tree)))
+    return renamed
 
 
 def _nested(overrides: dict[str, Any]) -> DictConfig:

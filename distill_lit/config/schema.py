@@ -16,9 +16,14 @@ class TeacherConfig:
     """The frozen model whose output distribution the students learn."""
 
     model: str = MISSING  # reference: hf:org/name[@revision], pypi:package==version/file.gguf, file:folder
-    source: str = knob("live", "live: teacher forward beside the student; cached: its last hidden states, computed once",
-                       choices=("live", "cached"))
-    dtype: str = knob("auto", "number format of the teacher; auto: the fastest measured on this machine", choices=DTYPES)
+    source: str = knob(
+        "live",
+        "live: teacher forward beside the student; cached: its last hidden states, computed once",
+        choices=("live", "cached"),
+    )
+    dtype: str = knob(
+        "auto", "number format of the teacher; auto: the fastest measured on this machine", choices=DTYPES
+    )
 
 
 @dataclass
@@ -26,7 +31,9 @@ class StudentConfig:
     """One student shape: layers of the teacher, another model, or a model from scratch."""
 
     depth: int = knob(0, "layers kept of the teacher; 0: not a pruned teacher", low=0)
-    layers: Any = knob("kl_greedy", "which layers are kept: uniform, first_last, block_influence, kl_greedy, or their numbers")
+    layers: Any = knob(
+        "kl_greedy", "which layers are kept: uniform, first_last, block_influence, kl_greedy, or their numbers"
+    )
     from_: str = knob("", "reference of a pretrained student")
     config: dict[str, Any] = knob({}, "changes to the teacher's transformers config for a student from random weights")
 
@@ -90,8 +97,11 @@ class TrainingConfig:
     beta1: float = knob(0.9, "AdamW", low=0, high=0.9999)
     beta2: float = knob(0.95, "AdamW", low=0, high=0.9999)
     clip: float = knob(1.0, "largest gradient norm; 0: no clipping", low=0)
-    precision: str = knob("auto", "of the student's matrix products; auto: the fastest measured on this machine",
-                          choices=("auto", "float32", "bfloat16"))
+    precision: str = knob(
+        "auto",
+        "of the student's matrix products; auto: the fastest measured on this machine",
+        choices=("auto", "float32", "bfloat16"),
+    )
     gradient_checkpointing: bool = knob(False, "recompute activations to save memory")
     compile: bool = knob(False, "torch.compile the student's body")
     validate_every: float = knob(0.25, "share of the steps between validations", above=0, high=1)

@@ -7,7 +7,19 @@ from distill_lit.models.students import changed_config, check_student, initial_s
 from distill_lit.models.vocabulary import check_same_vocabulary, shared_vocabulary
 
 __all__ = [
-    "Size", "changed_config", "check_same_vocabulary", "check_student", "export_student", "initial_student", "load_config",
-    "load_model", "load_tokenizer", "model_card", "model_fingerprint", "model_folder", "shared_vocabulary",
-    "size_from_config", "size_of",
+    "Size",
+    "changed_config",
+    "check_same_vocabulary",
+    "check_student",
+    "export_student",
+    "initial_student",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "model_card",
+    "model_fingerprint",
+    "model_folder",
+    "shared_vocabulary",
+    "size_from_config",
+    "size_of",
 ]

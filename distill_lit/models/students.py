@@ -18,8 +18,15 @@ from distill_lit.models.vocabulary import check_same_vocabulary
 
 def check_student(name: str, student: StudentConfig) -> None:
     """Raises UserError unless exactly one of depth, from and config says what the student is."""
-    given = [key for key, value in (("depth", student.depth or isinstance(student.layers, list)), ("from", student.from_),
-                                    ("config", student.config)) if value]
+    given = [
+        key
+        for key, value in (
+            ("depth", student.depth or isinstance(student.layers, list)),
+            ("from", student.from_),
+            ("config", student.config),
+        )
+        if value
+    ]
     if len(given) != 1:
         said = " and ".join(given) or "none"
         raise UserError(f"students.{name}: give exactly one of depth (or a list of layers), from, config; got {said}")
@@ -28,8 +35,15 @@ def check_student(name: str, student: StudentConfig) -> None:
         assets.check(student.from_)
 
 
-def initial_student(student: StudentConfig, teacher: Path, calibration: list[dict[str, torch.Tensor]], calibration_id: str,
-                    seed: int, dtype: torch.dtype = torch.float32, progress: Progress | None = None) -> PreTrainedModel:
+def initial_student(
+    student: StudentConfig,
+    teacher: Path,
+    calibration: list[dict[str, torch.Tensor]],
+    calibration_id: str,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    progress: Progress | None = None,
+) -> PreTrainedModel:
     """The untrained student in float32.
 
     teacher: its folder; calibration: batches for measured layer importance, and their fingerprint; seed: for new weights;
@@ -45,8 +59,14 @@ def initial_student(student: StudentConfig, teacher: Path, calibration: list[dic
     return keep_layers(load_model(teacher), kept_layers(student, teacher, calibration, calibration_id, dtype, progress))
 
 
-def kept_layers(student: StudentConfig, teacher: Path, calibration: list[dict[str, torch.Tensor]], calibration_id: str,
-                dtype: torch.dtype = torch.float32, progress: Progress | None = None) -> list[int]:
+def kept_layers(
+    student: StudentConfig,
+    teacher: Path,
+    calibration: list[dict[str, torch.Tensor]],
+    calibration_id: str,
+    dtype: torch.dtype = torch.float32,
+    progress: Progress | None = None,
+) -> list[int]:
     """The teacher's layers that a depth-pruned student keeps, rising. Measured choices are remembered in the cache."""
     if isinstance(student.layers, list):
         return list(student.layers)
@@ -72,6 +92,11 @@ def changed_config(config: Any, changes: dict[str, Any]) -> Any:
     changed = copy.deepcopy(config)
     for key, value in changes.items():
         setattr(changed, key, value)
-    if "layer_types" in known and "num_hidden_layers" in changes and "layer_types" not in changes and known["layer_types"]:
+    if (
+        "layer_types" in known
+        and "num_hidden_layers" in changes
+        and "layer_types" not in changes
+        and known["layer_types"]
+    ):
         changed.layer_types = (known["layer_types"] * changed.num_hidden_layers)[: changed.num_hidden_layers]
     return changed

@@ -32,13 +32,18 @@ def layer_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """(dotted name, list) of a model's decoder layers: the module list as long as the config says."""
     count = model.config.get_text_config().num_hidden_layers
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count and name.rsplit(".")[-1] in ("layers", "h", "blocks"):
+        if (
+            isinstance(module, nn.ModuleList)
+            and len(module) == count
+            and name.rsplit(".")[-1] in ("layers", "h", "blocks")
+        ):
             return name, module
     raise UserError(f"{type(model).__name__}: its decoder layers were not found, so depth surgery cannot be done")
 
 
-def choose_layers(model: PreTrainedModel, depth: int, method: str, batches: list[dict[str, Tensor]],
-                  progress: Progress | None = None) -> list[int]:
+def choose_layers(
+    model: PreTrainedModel, depth: int, method: str, batches: list[dict[str, Tensor]], progress: Progress | None = None
+) -> list[int]:
     """The numbers of the `depth` layers to keep, rising.
 
     batches: calibration inputs, each with `input_ids` (B, T), `attention_mask` and `position_ids`, and `valid` (B, T).
@@ -67,15 +72,20 @@ def block_influence(model: PreTrainedModel, batches: list[dict[str, Tensor]]) ->
         valid = batch["valid"]
         hidden = model(**_inputs(batch), output_hidden_states=True, use_cache=False, logits_to_keep=1).hidden_states
         # the last entry of hidden_states has passed the final norm; a cosine is taken before it where it can be had
-        change = torch.stack([1 - torch.cosine_similarity(a[valid].float(), b[valid].float(), dim=-1).mean()
-                              for a, b in zip(hidden, hidden[1:], strict=False)])
+        change = torch.stack(
+            [
+                1 - torch.cosine_similarity(a[valid].float(), b[valid].float(), dim=-1).mean()
+                for a, b in zip(hidden, hidden[1:], strict=False)
+            ]
+        )
         sums = change if sums is None else sums + change
     assert sums is not None
     return [float(value) / len(batches) for value in sums]
 
 
-def kl_greedy(model: PreTrainedModel, depth: int, batches: list[dict[str, Tensor]],
-              progress: Progress | None = None) -> list[int]:
+def kl_greedy(
+    model: PreTrainedModel, depth: int, batches: list[dict[str, Tensor]], progress: Progress | None = None
+) -> list[int]:
     """Layers that remain after removing, one at a time, the layer whose absence raises KL(whole ‖ rest) least."""
     whole = [_log_probabilities(model, batch) for batch in batches]
     kept = list(range(len(layer_list(model)[1])))
@@ -127,7 +137,7 @@ def keep_layers(model: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
         if match is None:
             weights[key] = value
         elif int(match[1]) in place:
-            weights[f"{name}.{place[int(match[1])]}.{key[match.end():]}"] = value
+            weights[f"{name}.{place[int(match[1])]}.{key[match.end() :]}"] = value
     student: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     student.load_state_dict(weights)
     student.tie_weights()

@@ -12,7 +12,7 @@ def check_same_vocabulary(teacher: Any, student: Any) -> int:
     """
     ours, theirs = teacher.get_vocab(), student.get_vocab()
     if ours == theirs:
-        return max(ours.values()) + 1
+        return int(max(ours.values())) + 1
     names = {number: token for token, number in theirs.items()}
     for token, number in sorted(ours.items(), key=lambda item: item[1]):
         if names.get(number) != token:

@@ -4,6 +4,13 @@ from distill_lit.objectives.fused import Losses, can_compile, fused_losses, plai
 from distill_lit.objectives.objective import DIVERGENCES, MEASURES, Objective, build_objective, chunk_for
 
 __all__ = [
-    "DIVERGENCES", "MEASURES", "Losses", "Objective", "build_objective", "can_compile", "chunk_for", "fused_losses",
+    "DIVERGENCES",
+    "MEASURES",
+    "Losses",
+    "Objective",
+    "build_objective",
+    "can_compile",
+    "chunk_for",
+    "fused_losses",
     "plain_losses",
 ]

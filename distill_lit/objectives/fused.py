@@ -40,8 +40,16 @@ class Settings(NamedTuple):
     measure: bool
 
 
-def plain_losses(objective: Objective, student: Tensor, teacher: Tensor | None, labels: Tensor, *, denominator: Tensor,
-                 done: float = 0.0, measure: bool = False) -> Losses:
+def plain_losses(
+    objective: Objective,
+    student: Tensor,
+    teacher: Tensor | None,
+    labels: Tensor,
+    *,
+    denominator: Tensor,
+    done: float = 0.0,
+    measure: bool = False,
+) -> Losses:
     """The reference: the same losses from whole logits (N, V), differentiated by autograd. See `fused_losses`."""
     weights, temperatures = _factors(objective, done, denominator, student)
     sums = term_sums(objective, student, teacher, labels, temperatures)
@@ -50,9 +58,20 @@ def plain_losses(objective: Objective, student: Tensor, teacher: Tensor | None, 
     return Losses((weights * sums).sum(), sums.detach(), measures)
 
 
-def fused_losses(objective: Objective, hidden: Tensor, head: Head, teacher_hidden: Tensor | None, teacher_head: Head | None,
-                 labels: Tensor, *, denominator: Tensor, done: float = 0.0, chunk: int = 256, compiled: bool = False,
-                 measure: bool = False) -> Losses:
+def fused_losses(
+    objective: Objective,
+    hidden: Tensor,
+    head: Head,
+    teacher_hidden: Tensor | None,
+    teacher_head: Head | None,
+    labels: Tensor,
+    *,
+    denominator: Tensor,
+    done: float = 0.0,
+    chunk: int = 256,
+    compiled: bool = False,
+    measure: bool = False,
+) -> Losses:
     """The objective over N supervised tokens from hidden states.
 
     hidden: (N, D), teacher_hidden: (N, D_t), labels: (N,) ids of the predicted tokens; denominator: scalar, supervised
@@ -65,13 +84,20 @@ def fused_losses(objective: Objective, hidden: Tensor, head: Head, teacher_hidde
     if not torch.is_grad_enabled():
         return _evaluate(hidden, head, teacher_hidden, teacher_head, labels, settings)
     measures: dict[str, Tensor] = {}
-    total, terms = _FusedLosses.apply(hidden, head.weight, head.bias, head, teacher_hidden, teacher_head, labels, settings,
-                                      measures)
+    total, terms = _FusedLosses.apply(
+        hidden, head.weight, head.bias, head, teacher_hidden, teacher_head, labels, settings, measures
+    )
     return Losses(total, terms, measures)
 
 
-def _evaluate(hidden: Tensor, head: Head, teacher_hidden: Tensor | None, teacher_head: Head | None, labels: Tensor,
-              settings: Settings) -> Losses:
+def _evaluate(
+    hidden: Tensor,
+    head: Head,
+    teacher_hidden: Tensor | None,
+    teacher_head: Head | None,
+    labels: Tensor,
+    settings: Settings,
+) -> Losses:
     """The same sums without a gradient."""
     measures: dict[str, Tensor] = {}
     head, terms = head.cast(hidden.dtype), torch.zeros_like(settings.weights)
@@ -105,8 +131,18 @@ def _factors(objective: Objective, done: float, denominator: Tensor, like: Tenso
 
 class _FusedLosses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, teacher_hidden: Tensor | None,
-                teacher_head: Head | None, labels: Tensor, settings: Settings, measures: dict[str, Tensor]) -> Any:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: Head,
+        teacher_hidden: Tensor | None,
+        teacher_head: Head | None,
+        labels: Tensor,
+        settings: Settings,
+        measures: dict[str, Tensor],
+    ) -> Any:
         number = settings.weights.dtype
         total, terms = torch.zeros((), dtype=number, device=hidden.device), torch.zeros_like(settings.weights)
         grad_hidden = torch.empty_like(hidden)
@@ -114,7 +150,9 @@ class _FusedLosses(torch.autograd.Function):
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=number)
         head = head.cast(hidden.dtype)
         for rows in _chunks(hidden, settings.chunk):
-            teacher = None if teacher_hidden is None or teacher_head is None else teacher_head.project(teacher_hidden[rows])
+            teacher = (
+                None if teacher_hidden is None or teacher_head is None else teacher_head.project(teacher_hidden[rows])
+            )
             loss, sums, grad = _chunk(head, hidden[rows], teacher, teacher_head, labels[rows], settings, measures)
             total, terms = total + loss, terms + sums
             grad = grad.to(hidden.dtype)
@@ -132,18 +170,42 @@ class _FusedLosses(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> Any:
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
         scaled_bias = None if grad_bias is None else (upstream * grad_bias).to(ctx.weight_dtype)
-        return ((upstream * grad_hidden).to(grad_hidden.dtype), (upstream * grad_weight).to(ctx.weight_dtype), scaled_bias,
-                None, None, None, None, None, None)
+        return (
+            (upstream * grad_hidden).to(grad_hidden.dtype),
+            (upstream * grad_weight).to(ctx.weight_dtype),
+            scaled_bias,
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
-def _chunk(head: Head, hidden: Tensor, teacher_products: Tensor | None, teacher_head: Head | None, labels: Tensor,
-           settings: Settings, measures: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def _chunk(
+    head: Head,
+    hidden: Tensor,
+    teacher_products: Tensor | None,
+    teacher_head: Head | None,
+    labels: Tensor,
+    settings: Settings,
+    measures: dict[str, Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
     """(weighted loss, term sums (K,), gradient (n, V) with respect to the raw products) of one chunk."""
     products = head.project(hidden).detach().requires_grad_()
     function = _function(_chunk_loss, settings.compiled)
     with torch.enable_grad():
-        loss, sums = function(settings.objective, head, teacher_head, products, teacher_products, labels,
-                              settings.weights, settings.temperatures)
+        loss, sums = function(
+            settings.objective,
+            head,
+            teacher_head,
+            products,
+            teacher_products,
+            labels,
+            settings.weights,
+            settings.temperatures,
+        )
         (grad,) = torch.autograd.grad(loss, products)
     if settings.measure:
         teacher = None if teacher_products is None or teacher_head is None else teacher_head.finish(teacher_products)
@@ -151,8 +213,16 @@ def _chunk(head: Head, hidden: Tensor, teacher_products: Tensor | None, teacher_
     return loss.detach(), sums.detach(), grad
 
 
-def _chunk_loss(objective: Objective, head: Head, teacher_head: Head | None, products: Tensor, teacher_products: Tensor | None,
-                labels: Tensor, weights: Tensor, temperatures: Tensor) -> tuple[Tensor, Tensor]:
+def _chunk_loss(
+    objective: Objective,
+    head: Head,
+    teacher_head: Head | None,
+    products: Tensor,
+    teacher_products: Tensor | None,
+    labels: Tensor,
+    weights: Tensor,
+    temperatures: Tensor,
+) -> tuple[Tensor, Tensor]:
     teacher = None if teacher_products is None or teacher_head is None else teacher_head.finish(teacher_products)
     sums = term_sums(objective, head.finish(products), teacher, labels, temperatures)
     return (weights * sums).sum(), sums

@@ -33,7 +33,9 @@ def cache_folder(teacher: dict[str, str], data: str, dtype: torch.dtype) -> Path
     return cache_root() / "signals" / key
 
 
-def write_cache(folder: Path, model: Any, rows: Packed, batch: int, progress: Callable[[int, int], None] | None = None) -> None:
+def write_cache(
+    folder: Path, model: Any, rows: Packed, batch: int, progress: Callable[[int, int], None] | None = None
+) -> None:
     """Runs the teacher over all rows and writes shards of hidden states (rows, T, D). A half-written cache goes on."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):

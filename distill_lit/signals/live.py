@@ -20,8 +20,9 @@ def last_hidden(model: Any, batch: dict[str, Tensor]) -> Tensor:
         # eager attention adds its mask to the scores
         number = next(model.parameters()).dtype
         mask = torch.zeros(mask.shape, dtype=number, device=mask.device).masked_fill_(~mask, torch.finfo(number).min)
-    output = body_of(model)(input_ids=batch["input_ids"], attention_mask=mask, position_ids=batch["position_ids"],
-                            use_cache=False)
+    output = body_of(model)(
+        input_ids=batch["input_ids"], attention_mask=mask, position_ids=batch["position_ids"], use_cache=False
+    )
     hidden: Tensor = output.last_hidden_state
     return hidden
 

@@ -1,0 +1,28 @@
+# `make quickstart` and `make test` need Python ≥ 3.10, pip and make; nothing else, no hub, no GPU.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install quickstart test test-all check tensorboard
+
+install: .venv/installed
+
+.venv/installed: constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+quickstart: install
+	$(BIN)/distill-lit run experiments/quickstart.yaml
+
+test: install
+	$(BIN)/python -m pytest
+
+test-all: install
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+tensorboard: install
+	$(BIN)/distill-lit tensorboard runs

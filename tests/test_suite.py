@@ -1,0 +1,152 @@
+"""The whole way through the command line on a tiny teacher, the shipped files, and the direction of the imports."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from distill_lit import experiment
+from distill_lit.config import expand, load_experiment
+
+ROOT = Path(__file__).parent.parent
+ALLOWED = {
+    "config": set(), "objectives": set(), "assets": set(), "benchmarks": {"assets"},
+    "data": {"config", "assets", "benchmarks"}, "models": {"config", "assets"}, "signals": {"config", "data", "models"},
+    "evaluation": {"config", "models", "assets", "benchmarks"}, "analysis": {"config"}, "report": {"config", "analysis"},
+    "distiller": {"config", "objectives", "signals", "models"},
+}
+NEUTRAL = {"errors", "files", "heads"}
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "distill_lit.cli", *arguments], capture_output=True, text=True, cwd=ROOT,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, timeout=540)
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_imports_run_in_one_direction(room: str) -> None:
+    place = ROOT / "distill_lit" / room
+    for path in place.rglob("*.py") if place.is_dir() else [place.with_suffix(".py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("distill_lit"):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            for name in names:
+                other = name.split(".")[1]
+                assert other in ALLOWED[room] | NEUTRAL | {room}, f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_experiments_are_valid(path: Path) -> None:
+    config = load_experiment(path)
+    experiment.check(config)
+    assert len(experiment.plan(config)) >= len(list(expand(config)))
+
+
+def test_seven_models_of_the_quickstart() -> None:
+    cells = [cell for cell in experiment.plan(load_experiment(ROOT / "experiments/quickstart.yaml")) if cell.is_model]
+    assert [cell.label for cell in cells] == ["teacher", "deep-untouched", "shallow-untouched", "deep-ce_only",
+                                              "shallow-ce_only", "deep", "shallow"]
+
+
+def test_identity_ignores_what_cannot_change_a_result() -> None:
+    path = ROOT / "experiments/quickstart.yaml"
+    names = [[c.name for c in experiment.plan(load_experiment(path, [change]))]
+             for change in ("seed=0", "training.checkpoint_every=7", "analysis.bootstrap=200", "training.learning_rate=1e-3")]
+    assert names[0] == names[1] == names[2]
+    assert sum(a != b for a, b in zip(names[0], names[3], strict=True)) == 4  # the trained ones
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ("training.tokns=5", "did you mean 'tokens'"),
+    ("objective.terms.kl.weight=-1", "objective.terms.kl.weight"),
+    ("objective.terms.kl.temperature=0", "above 0"),
+    ("evaluation.tasks=[arc_esy]", "arc_easy"),
+    ("students.deep.depth=5", "students.deep"),
+    ("teacher.model=smollm", "unknown kind"),
+    ("name=../out", "plain folder name"),
+    ("training.accelerator=cuda", "cuda"),
+])
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, change: str, words: str) -> None:
+    result = run("run", "experiments/quickstart.yaml", change, "--root", str(tmp_path))
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, tiny_corpus: Path) -> tuple[Path, Path]:
+    """A tiny experiment that has been run: (its root, its file)."""
+    root = tmp_path_factory.mktemp("suite")
+    file = root / "tiny.yaml"
+    file.write_text(f"""
+name: tiny
+question: Does it run?
+teacher: {{model: "file:{tiny_teacher}", source: cached, dtype: float32}}
+students: {{one: {{depth: 1, layers: block_influence}}, fresh: {{config: {{num_hidden_layers: 1}}}}}}
+data: {{length: 32, validation: 4, tokens: 2048, corpora: {{text: {{path: "file:{tiny_corpus}"}}}}}}
+objective: {{terms: {{ce: {{weight: 0.5}}, kl: {{kind: forward_kl, temperature: 2}}}}, compile: "off"}}
+training: {{tokens: 2048, batch: 4, accumulate: 2, precision: float32, accelerator: cpu}}
+evaluation: {{tasks: [sciq], limit: 12}}
+grid: {{student: [one, fresh]}}
+""")
+    result = run("run", str(file), "--root", str(root))
+    assert result.returncode == 0, result.stdout + result.stderr
+    return root, file
+
+
+def test_results_are_complete(finished: tuple[Path, Path]) -> None:
+    folder = finished[0] / "results" / "tiny"
+    for name in ("table.md", "table.tex", "table.csv", "frontier.png", "longtail.md", "cells.csv", "plan.yaml", "curves.csv",
+                 "records/documents.parquet", "records/teacher.parquet"):
+        assert (folder / name).stat().st_size > 0, name
+    cells = pd.read_csv(folder / "cells.csv")
+    assert len(cells) == 7
+    assert set(cells["state"]) == {"done"}
+    trained = cells[cells["role"].isin(["ce_only", "distilled"])]
+    assert (trained["training_tokens"] == 2048).all()
+    assert (cells.loc[cells["role"] == "ce_only", "teacher_flops"] == 0).all()
+
+
+def test_second_run_does_nothing_and_says_the_same(finished: tuple[Path, Path]) -> None:
+    root, file = finished
+    table = (root / "results/tiny/table.md").read_text()
+    manifests = {path: path.stat().st_mtime_ns for path in root.rglob("manifest.json")}
+    result = run("run", str(file), "--root", str(root))
+    assert result.returncode == 0
+    assert (root / "results/tiny/table.md").read_text() == table
+    assert manifests == {path: path.stat().st_mtime_ns for path in root.rglob("manifest.json")}
+    assert "8 done" in run("status", str(file), "--root", str(root)).stdout
+
+
+def test_student_opens_without_this_suite(finished: tuple[Path, Path]) -> None:
+    student = next((finished[0] / "runs/tiny").glob("one-*")) / "student"
+    code = ("import sys; from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
+            f"m = M.from_pretrained({str(student)!r}); t = T.from_pretrained({str(student)!r}); "
+            "assert 'distill_lit' not in sys.modules; print(m(**t('river stone', return_tensors='pt')).logits.shape[-1])")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.stdout.strip() == "300", result.stderr
+
+
+def test_a_failing_cell_does_not_stop_the_others(finished: tuple[Path, Path]) -> None:
+    root, file = finished
+    result = run("run", str(file), "--root", str(root), "name=broken", "students.fresh.config.hidden_size=33",
+                 "evaluation.limit=4")
+    assert result.returncode == 3, result.stdout + result.stderr
+    cells = pd.read_csv(root / "results/broken/cells.csv").set_index("model")
+    assert set(cells.loc[cells["student"] == "fresh", "state"]) == {"failed"}
+    assert set(cells.loc[cells["student"] != "fresh", "state"]) == {"done"}
+    assert cells.loc[cells["student"] == "fresh", "reason"].str.len().min() > 0
+
+
+def test_report_and_lists_run(finished: tuple[Path, Path]) -> None:
+    assert run("report", str(finished[0] / "results/tiny"), "analysis.bootstrap=200").returncode == 0
+    for what in ("objectives", "students", "experiments", "assets", "knobs", "tasks"):
+        assert run("list", what).stdout.strip(), what
+    assert run("plan", "experiments/quickstart.yaml").returncode == 0
+    assert "examples:" in run("--help").stdout
