@@ -32,7 +32,7 @@ VALIDATION = {
 
 
 def collect(config: ExperimentConfig, cells: list[Cell], root: Path, failed: dict[str, str]) -> Path:
-    """Writes cells.csv, plan.yaml, curves.csv and records/; returns the folder. Cells that are missing stay in the table."""
+    """Writes cells.csv, plan.yaml, curves.csv and records/; returns the folder. Missing cells stay in the table."""
     target, runs = results_folder(root, config), runs_folder(root, config)
     models = [cell for cell in cells if cell.is_model]
     done = [cell for cell in models if work.is_done(cell, runs / cell.name)]

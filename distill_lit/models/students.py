@@ -30,7 +30,10 @@ def check_student(name: str, student: StudentConfig) -> None:
     if len(given) != 1:
         said = " and ".join(given) or "none"
         raise UserError(f"students.{name}: give exactly one of depth (or a list of layers), from, config; got {said}")
-    check_layers(student.layers, student.depth)
+    try:
+        check_layers(student.layers, student.depth)
+    except UserError as error:
+        raise UserError(f"students.{name}.{error}") from None
     if student.from_:
         assets.check(student.from_)
 
