@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from distill_lit import data, hardware
+from distill_lit.board import write_final
 from distill_lit.config import ExperimentConfig, to_yaml
 from distill_lit.data.loader import PackedDataModule, attention_mask, make_batch
 from distill_lit.distiller import Distiller, HeadSettings
@@ -133,9 +134,7 @@ def _build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> d
         lambda done, total: report("choose layers", done, total, "trials", {}),
     )
     size = size_of(student)
-    run = _training_run(
-        cell, folder, student, vocabulary, prepared, _signal(config, teacher, prepared, vocabulary), report
-    )
+    run = _training_run(cell, folder, student, vocabulary, prepared, _signal(config, teacher, prepared, vocabulary), report)
     if config.training.gradient_checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
     metrics = (validate if cell.role == UNTOUCHED else train)(run)
@@ -225,11 +224,7 @@ def _recipe(cell: Cell) -> str:
     if cell.role == UNTOUCHED:
         return head + "training: none\n"
     return (
-        head
-        + "objective:\n"
-        + _indented(to_yaml(config.objective))
-        + "training:\n"
-        + _indented(to_yaml(config.training))
+        head + "objective:\n" + _indented(to_yaml(config.objective)) + "training:\n" + _indented(to_yaml(config.training))
     )
 
 
@@ -286,7 +281,32 @@ def evaluate(cell: Cell, folder: Path, report: Report) -> None:
     with writing(records / "records.parquet") as path:
         result.records.to_parquet(path, compression="zstd", index=False)
     write_json(records / "meta.json", result.meta)
+    scores = _scores(result.meta)
+    validation = {name: value for name, value in manifest.get("metrics", {}).items() if name.startswith("validation/")}
+    write_final(folder, _hyperparameters(cell), {**validation, **scores}, to_yaml(cell.config))
     write_json(
         folder / "evaluation.json",
         {"evaluation": evaluation_identity(cell.config), "model": manifest["fingerprint"], "files": hashes_of(records)},
     )
+
+
+def _scores(meta: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """{evaluation/task: lm-eval's own score in the task's main metric}."""
+    named = {
+        task: {key.split(",")[0]: value for key, value in facts["lm_eval_results"].items()} for task, facts in meta.items()
+    }
+    return {
+        f"evaluation/{task}": named[task][facts["metric"]] for task, facts in meta.items() if facts["metric"] in named[task]
+    }
+
+
+def _hyperparameters(cell: Cell) -> dict[str, Any]:
+    training = cell.config.training
+    return {
+        "role": cell.role,
+        "student": cell.student,
+        "seed": cell.config.seed,
+        **cell.axes,
+        "learning_rate": training.learning_rate,
+        "tokens": training.tokens,
+    }

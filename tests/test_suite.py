@@ -14,17 +14,30 @@ from distill_lit.config import expand, load_experiment
 
 ROOT = Path(__file__).parent.parent
 ALLOWED = {
-    "config": set(), "objectives": set(), "assets": set(), "benchmarks": {"assets"},
-    "data": {"config", "assets", "benchmarks"}, "models": {"config", "assets"}, "signals": {"config", "data", "models"},
-    "evaluation": {"config", "models", "assets", "benchmarks"}, "analysis": {"config"}, "report": {"config", "analysis"},
+    "config": set(),
+    "objectives": set(),
+    "assets": set(),
+    "benchmarks": {"assets"},
+    "data": {"config", "assets", "benchmarks"},
+    "models": {"config", "assets"},
+    "signals": {"config", "data", "models"},
+    "evaluation": {"config", "models", "assets", "benchmarks"},
+    "analysis": {"config"},
+    "report": {"config", "analysis"},
     "distiller": {"config", "objectives", "signals", "models"},
 }
 NEUTRAL = {"errors", "files", "heads"}
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "distill_lit.cli", *arguments], capture_output=True, text=True, cwd=ROOT,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, timeout=540)
+    return subprocess.run(
+        [sys.executable, "-m", "distill_lit.cli", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        timeout=540,
+    )
 
 
 @pytest.mark.parametrize("room", ALLOWED)
@@ -49,28 +62,40 @@ def test_shipped_experiments_are_valid(path: Path) -> None:
 
 def test_seven_models_of_the_quickstart() -> None:
     cells = [cell for cell in experiment.plan(load_experiment(ROOT / "experiments/quickstart.yaml")) if cell.is_model]
-    assert [cell.label for cell in cells] == ["teacher", "deep-untouched", "shallow-untouched", "deep-ce_only",
-                                              "shallow-ce_only", "deep", "shallow"]
+    assert [cell.label for cell in cells] == [
+        "teacher",
+        "deep-untouched",
+        "shallow-untouched",
+        "deep-ce_only",
+        "shallow-ce_only",
+        "deep",
+        "shallow",
+    ]
 
 
 def test_identity_ignores_what_cannot_change_a_result() -> None:
     path = ROOT / "experiments/quickstart.yaml"
-    names = [[c.name for c in experiment.plan(load_experiment(path, [change]))]
-             for change in ("seed=0", "training.checkpoint_every=7", "analysis.bootstrap=200", "training.learning_rate=1e-3")]
+    names = [
+        [c.name for c in experiment.plan(load_experiment(path, [change]))]
+        for change in ("seed=0", "training.checkpoint_every=7", "analysis.bootstrap=200", "training.learning_rate=1e-3")
+    ]
     assert names[0] == names[1] == names[2]
     assert sum(a != b for a, b in zip(names[0], names[3], strict=True)) == 4  # the trained ones
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    ("training.tokns=5", "did you mean 'tokens'"),
-    ("objective.terms.kl.weight=-1", "objective.terms.kl.weight"),
-    ("objective.terms.kl.temperature=0", "above 0"),
-    ("evaluation.tasks=[arc_esy]", "arc_easy"),
-    ("students.deep.depth=5", "students.deep"),
-    ("teacher.model=smollm", "unknown kind"),
-    ("name=../out", "plain folder name"),
-    ("training.accelerator=cuda", "cuda"),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("training.tokns=5", "did you mean 'tokens'"),
+        ("objective.terms.kl.weight=-1", "objective.terms.kl.weight"),
+        ("objective.terms.kl.temperature=0", "above 0"),
+        ("evaluation.tasks=[arc_esy]", "arc_easy"),
+        ("students.deep.depth=5", "students.deep"),
+        ("teacher.model=smollm", "unknown kind"),
+        ("name=../out", "plain folder name"),
+        ("training.accelerator=cuda", "cuda"),
+    ],
+)
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, change: str, words: str) -> None:
     result = run("run", "experiments/quickstart.yaml", change, "--root", str(tmp_path))
     assert result.returncode == 2
@@ -102,8 +127,18 @@ grid: {{student: [one, fresh]}}
 
 def test_results_are_complete(finished: tuple[Path, Path]) -> None:
     folder = finished[0] / "results" / "tiny"
-    for name in ("table.md", "table.tex", "table.csv", "frontier.png", "longtail.md", "cells.csv", "plan.yaml", "curves.csv",
-                 "records/documents.parquet", "records/teacher.parquet"):
+    for name in (
+        "table.md",
+        "table.tex",
+        "table.csv",
+        "frontier.png",
+        "longtail.md",
+        "cells.csv",
+        "plan.yaml",
+        "curves.csv",
+        "records/documents.parquet",
+        "records/teacher.parquet",
+    ):
         assert (folder / name).stat().st_size > 0, name
     cells = pd.read_csv(folder / "cells.csv")
     assert len(cells) == 7
@@ -126,17 +161,70 @@ def test_second_run_does_nothing_and_says_the_same(finished: tuple[Path, Path]) 
 
 def test_student_opens_without_this_suite(finished: tuple[Path, Path]) -> None:
     student = next((finished[0] / "runs/tiny").glob("one-*")) / "student"
-    code = ("import sys; from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
-            f"m = M.from_pretrained({str(student)!r}); t = T.from_pretrained({str(student)!r}); "
-            "assert 'distill_lit' not in sys.modules; print(m(**t('river stone', return_tensors='pt')).logits.shape[-1])")
+    code = (
+        "import sys; from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
+        f"m = M.from_pretrained({str(student)!r}); t = T.from_pretrained({str(student)!r}); "
+        "assert 'distill_lit' not in sys.modules; print(m(**t('river stone', return_tensors='pt')).logits.shape[-1])"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert result.stdout.strip() == "300", result.stderr
 
 
+def test_tensorboard_has_curves_and_final_scores(finished: tuple[Path, Path]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folders = (finished[0] / "runs/tiny").glob("one-*")
+    folder = next(path for path in folders if "only" not in path.name and "untouched" not in path.name)
+    board = EventAccumulator(str(folder)).Reload()
+    tags = set(board.Tags()["scalars"])
+    assert {
+        "train/loss",
+        "train/ce",
+        "train/kl",
+        "train/agreement",
+        "train/teacher_nll",
+        "train/student_entropy",
+        "train/teacher_entropy",
+        "train/tokens_per_second",
+        "train/gradient_norm",
+        "weight/kl",
+        "temperature/kl",
+        "validation/teacher_kl",
+        "validation/loss",
+        "evaluation/sciq",
+    } <= tags
+    steps = [event.step for event in board.Scalars("train/loss")]
+    assert steps == sorted(set(steps)) == list(range(8))
+    assert "_hparams_/session_start_info" in board.summary_metadata
+
+
+@pytest.mark.slow
+def test_real_teacher_from_end_to_end(tmp_path: Path) -> None:
+    result = run(
+        "run",
+        "experiments/quickstart.yaml",
+        "--root",
+        str(tmp_path),
+        "training.tokens=2048",
+        "data.tokens=2048",
+        "training.batch=4",
+        "data.validation=2",
+        "evaluation.limit=4",
+        "grid.student=[shallow]",
+        "objective.compile=off",
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    cells = pd.read_csv(tmp_path / "results/quickstart/cells.csv").set_index("model")
+    assert set(cells["state"]) == {"done"}
+    assert cells.loc["teacher", "parameters"] == 134_515_008
+    assert cells.loc["shallow", "val_kl"] < cells.loc["shallow-untouched", "val_kl"]
+
+
 def test_a_failing_cell_does_not_stop_the_others(finished: tuple[Path, Path]) -> None:
     root, file = finished
-    result = run("run", str(file), "--root", str(root), "name=broken", "students.fresh.config.hidden_size=33",
-                 "evaluation.limit=4")
+    result = run(
+        "run", str(file), "--root", str(root), "name=broken", "students.fresh.config.hidden_size=33", "evaluation.limit=4"
+    )
     assert result.returncode == 3, result.stdout + result.stderr
     cells = pd.read_csv(root / "results/broken/cells.csv").set_index("model")
     assert set(cells.loc[cells["student"] == "fresh", "state"]) == {"failed"}
