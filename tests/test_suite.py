@@ -115,7 +115,7 @@ question: Does it run?
 teacher: {{model: "file:{tiny_teacher}", source: cached, dtype: float32}}
 students: {{one: {{depth: 1, layers: block_influence}}, fresh: {{config: {{num_hidden_layers: 1}}}}}}
 data: {{length: 32, validation: 4, tokens: 2048, corpora: {{text: {{path: "file:{tiny_corpus}"}}}}}}
-objective: {{terms: {{ce: {{weight: 0.5}}, kl: {{kind: forward_kl, temperature: 2}}}}, compile: "off"}}
+objective: {{terms: {{ce: {{weight: 0.5}}, kl: {{kind: forward_kl, temperature: 2}}}}, compile: never}}
 training: {{tokens: 2048, batch: 4, accumulate: 2, precision: float32, accelerator: cpu}}
 evaluation: {{tasks: [sciq], limit: 12}}
 grid: {{student: [one, fresh]}}
@@ -211,7 +211,7 @@ def test_real_teacher_from_end_to_end(tmp_path: Path) -> None:
         "data.validation=2",
         "evaluation.limit=4",
         "grid.student=[shallow]",
-        "objective.compile=off",
+        "objective.compile=never",
     )
     assert result.returncode == 0, result.stdout + result.stderr
     cells = pd.read_csv(tmp_path / "results/quickstart/cells.csv").set_index("model")

@@ -80,7 +80,7 @@ class ObjectiveConfig:
     temperature_scaling: str = knob("hinton", "hinton: soft terms times T²; none", choices=("hinton", "none"))
     chunk: int = knob(0, "tokens per pass of the fused head; 0: from memory_budget", low=0)
     memory_budget: float = knob(512.0, "MiB for logits in the fused head", above=0)
-    compile: str = knob("auto", "element-wise part of the fused head", choices=("auto", "on", "off"))
+    compile: str = knob("auto", "element-wise part of the fused head", choices=("auto", "always", "never"))
 
 
 @dataclass
