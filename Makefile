@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test test-all check tensorboard
+.PHONY: install quickstart test test-slow check tensorboard
 
 install: .venv/installed
 
@@ -17,8 +17,8 @@ quickstart: install
 test: install
 	$(BIN)/python -m pytest
 
-test-all: install
-	$(BIN)/python -m pytest -m "slow or not slow"
+test-slow: install
+	$(BIN)/python -m pytest -m slow
 
 check: install
 	$(BIN)/ruff check .
