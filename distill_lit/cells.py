@@ -1,7 +1,6 @@
 """One cell, from its config to a student folder and its evaluation records, each stage done once."""
 
 import functools
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,6 @@ from distill_lit.signals import CachedTeacher, LiveTeacher, TeacherSignal
 from distill_lit.signals.cached import cache_folder, is_complete, write_cache
 from distill_lit.training import Report, Run, train, validate
 
-log = logging.getLogger(__name__)
 CALIBRATION_ROWS = 4
 
 
@@ -55,7 +53,7 @@ def is_done(cell: Cell, folder: Path) -> bool:
 
 def is_built(cell: Cell, folder: Path) -> bool:
     """Whether the manifest says so and every file it lists has the hash it lists."""
-    manifest = _manifest(folder / "manifest.json")
+    manifest = read_manifest(folder / "manifest.json")
     if manifest.get("identity") != cell.identity:
         return False
     if cell.role == SIGNAL:
@@ -67,15 +65,16 @@ def is_built(cell: Cell, folder: Path) -> bool:
 
 def is_evaluated(cell: Cell, folder: Path) -> bool:
     """Whether records of this model under these questions are on disk and intact."""
-    manifest = _manifest(folder / "evaluation.json")
+    manifest = read_manifest(folder / "evaluation.json")
     return (
         manifest.get("evaluation") == evaluation_identity(cell.config)
-        and manifest.get("model") == _manifest(folder / "manifest.json").get("fingerprint")
+        and manifest.get("model") == read_manifest(folder / "manifest.json").get("fingerprint")
         and hashes_of(folder / "records") == manifest.get("files")
     )
 
 
-def _manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What a manifest says; empty where there is none or it cannot be read."""
     try:
         found: dict[str, Any] = read_json(path)
         return found

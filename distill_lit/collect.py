@@ -31,7 +31,7 @@ VALIDATION = {
 }
 
 
-def collect(config: ExperimentConfig, cells: list[Cell], root: Path, failed: dict[str, str]) -> Path:
+def collect(config: ExperimentConfig, cells: list[Cell], root: Path, failed: dict[str, str], command: str) -> Path:
     """Writes cells.csv, plan.yaml, curves.csv and records/; returns the folder. Missing cells stay in the table."""
     target, runs = results_folder(root, config), runs_folder(root, config)
     models = [cell for cell in cells if cell.is_model]
@@ -44,20 +44,13 @@ def collect(config: ExperimentConfig, cells: list[Cell], root: Path, failed: dic
     documents = _copy_records(done, runs, target / "records")
     if documents is not None:
         _write_frame(target / "records" / "frequencies.csv", _frequencies(config, documents))
-    write_json(target / "provenance.json", {cell.label: _manifest(runs / cell.name).get("provenance") for cell in done})
+    made = {cell.label: work.read_manifest(runs / cell.name / "manifest.json").get("provenance", {}) for cell in done}
+    write_json(target / "provenance.json", {label: {**facts, "command": command} for label, facts in made.items()})
     return target
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = read_json(folder / "manifest.json")
-        return found
-    except (OSError, ValueError):
-        return {}
-
-
 def _row(cell: Cell, folder: Path, is_done: bool, failed: dict[str, str]) -> dict[str, Any]:
-    manifest = _manifest(folder) if is_done else {}
+    manifest = work.read_manifest(folder / "manifest.json") if is_done else {}
     metrics = manifest.get("metrics", {})
     axes = {f"axis.{key}": value for key, value in cell.axes.items()}
     return {

@@ -34,15 +34,14 @@ def run_experiment(path: Path, overrides: list[str], root: Path, console: Consol
         assets.fetch(reference)
     config = experiment.settle(config)
     planned = experiment.plan(config)
-    _print_plan(config, planned, console)
-    _check_disk(planned, root)
+    _check_disk(_print_plan(config, planned, console), root)
     try:
         with Display(console) as display:
             outcome = run_cells(config, planned, root.resolve(), display)
     except Terminated as stop:
         console.print(f"stopped; the same command goes on from here (exit code {stop.code})")
         return stop.code
-    folder = collect(config, planned, root, outcome.failed)
+    folder = collect(config, planned, root, outcome.failed, " ".join(["distill-lit run", str(path), *overrides]))
     _draw(folder, config, console)
     console.print(f"{folder} drawn after {(time.monotonic() - began) / 60:.1f} minutes", highlight=False)
     return SOME_CELLS_FAILED if outcome.failed else DONE
@@ -63,7 +62,8 @@ def show_plan(path: Path, overrides: list[str], console: Console) -> int:
     return DONE
 
 
-def _print_plan(config: ExperimentConfig, planned: list[Cell], console: Console) -> None:
+def _print_plan(config: ExperimentConfig, planned: list[Cell], console: Console) -> dict[str, Estimate] | None:
+    """Prints the plan; returns its estimates."""
     if config.question:
         console.print(f"[bold]{config.name}[/bold]: {config.question}", highlight=False)
     known = estimates(planned)
@@ -85,6 +85,7 @@ def _print_plan(config: ExperimentConfig, planned: list[Cell], console: Console)
     console.print(table)
     if not known:
         console.print("minutes and disk are known once the teacher is here: distill-lit fetch")
+    return known
 
 
 def _numbers(estimate: Estimate) -> tuple[str, ...]:
@@ -106,8 +107,7 @@ def _total(every: list[Estimate]) -> Estimate:
     )
 
 
-def _check_disk(planned: list[Cell], root: Path) -> None:
-    known = estimates(planned)
+def _check_disk(known: dict[str, Estimate] | None, root: Path) -> None:
     if known is None:
         return
     needed, free = _total(list(known.values())).peak_bytes, assets.disk_free(root.resolve() / "runs")

@@ -2,7 +2,6 @@
 
 import hashlib
 import subprocess
-import sys
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -30,7 +29,6 @@ def provenance() -> dict[str, Any]:
     return {
         "commit": _git("rev-parse", "HEAD"),
         "changes": _changes(),
-        "command": " ".join(Path(sys.argv[0]).parts[-1:]),
         "versions": {name: _version(name) for name in PACKAGES},
         "hardware": hardware.describe(),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
