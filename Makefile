@@ -22,6 +22,7 @@ test-slow: install
 
 check: install
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 
 tensorboard: install

@@ -68,9 +68,7 @@ def cluster_coverage(rng: np.random.Generator, repeats: int, clusters: int, size
     return float(np.mean(found))
 
 
-def seed_coverage(
-    rng: np.random.Generator, repeats: int, seeds: int, deviation: float, stretched: bool = True
-) -> float:
+def seed_coverage(rng: np.random.Generator, repeats: int, seeds: int, deviation: float, stretched: bool = True) -> float:
     """Share of joint document-and-seed intervals that hold the mean difference to a teacher, 200 documents.
 
     deviation: of the student's accuracy over seeds. stretched: with √(K/(K−1)), as the suite does.

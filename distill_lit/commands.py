@@ -21,7 +21,7 @@ from distill_lit.evaluation.tasks import check_tasks
 from distill_lit.experiment import Cell
 from distill_lit.files import read_json
 from distill_lit.launch import Terminated, run_cells
-from distill_lit.models import model_folder
+from distill_lit.models import add_results, model_folder
 from distill_lit.progress import Display
 
 
@@ -42,15 +42,25 @@ def run_experiment(path: Path, overrides: list[str], root: Path, console: Consol
         console.print(f"stopped; the same command goes on from here (exit code {stop.code})")
         return stop.code
     folder = collect(config, planned, root, outcome.failed, " ".join(["distill-lit run", str(path), *overrides]))
-    _draw(folder, config, console)
+    result = _draw(folder, config, console)
+    for model, text in report.cards(result).items():
+        add_results(_folder_of(model, planned, experiment.runs_folder(root, config)), text)
     console.print(f"{folder} drawn after {(time.monotonic() - began) / 60:.1f} minutes", highlight=False)
     return SOME_CELLS_FAILED if outcome.failed else DONE
 
 
-def _draw(folder: Path, config: ExperimentConfig, console: Console) -> None:
-    for path in report.draw(folder, config.analysis, config.name, config.question):
+def _draw(folder: Path, config: ExperimentConfig, console: Console) -> Any:
+    """Draws and shows everything; returns what was analysed."""
+    result = report.analyse(folder, config.analysis, config.name, config.question)
+    for path in report.draw(folder, result):
         console.print(f"  {path}", highlight=False, soft_wrap=True)
-    console.print(report.terminal_table(folder, config.analysis, config.name, config.question))
+    console.print(report.terminal_table(result))
+    return result
+
+
+def _folder_of(model: str, planned: list[Cell], runs: Path) -> Path:
+    """The exported student that a row of cells.csv is about."""
+    return next(runs / cell.name / "student" for cell in planned if cell.label == model)
 
 
 def show_plan(path: Path, overrides: list[str], console: Console) -> int:

@@ -123,9 +123,7 @@ class Distiller(L.LightningModule):
         limit = self.training_config.clip or math.inf
         norm = nn.utils.clip_grad_norm_(self.student.parameters(), limit)
         if not torch.isfinite(norm):
-            raise FloatingPointError(
-                f"gradient norm is {float(norm)} at step {self.global_step}; the step was not taken"
-            )
+            raise FloatingPointError(f"gradient norm is {float(norm)} at step {self.global_step}; the step was not taken")
         if self.global_step % self.training_config.log_every == 0:
             self.log_dict(self._step_metrics(float(norm)))
         self._reset(self._window)
@@ -163,9 +161,7 @@ class Distiller(L.LightningModule):
 
     def _means(self, metrics: dict[str, MeanMetric], stage: str) -> dict[str, float]:
         """{stage/name: mean}; a measure gives way to a term of the same name."""
-        measured = {
-            f"{stage}/{name.rstrip('_')}": float(m.compute()) for name, m in metrics.items() if name.endswith("_")
-        }
+        measured = {f"{stage}/{name.rstrip('_')}": float(m.compute()) for name, m in metrics.items() if name.endswith("_")}
         trained = {f"{stage}/{name}": float(m.compute()) for name, m in metrics.items() if not name.endswith("_")}
         return measured | trained
 

@@ -41,9 +41,7 @@ def _student_size(cell: Cell, teacher_config: object, teacher: Size) -> Size:
     if student is None:
         return teacher
     if student.from_:
-        return (
-            size_from_config(load_config(model_folder(student.from_))) if assets.is_fetched(student.from_) else teacher
-        )
+        return size_from_config(load_config(model_folder(student.from_))) if assets.is_fetched(student.from_) else teacher
     if student.config:
         return size_from_config(changed_config(teacher_config, student.config))
     layers = len(student.layers) if isinstance(student.layers, list) else student.depth

@@ -79,9 +79,7 @@ def plan(config: ExperimentConfig) -> list[Cell]:
 
 def _all_cells(config: ExperimentConfig) -> Iterable[Cell]:
     points = list(expand(config))
-    signals = {
-        _signal_cell(point).identity: _signal_cell(point) for _, point in points if point.teacher.source == "cached"
-    }
+    signals = {_signal_cell(point).identity: _signal_cell(point) for _, point in points if point.teacher.source == "cached"}
     yield from signals.values()
     if TEACHER in config.baselines:
         yield _teacher_cell(config)

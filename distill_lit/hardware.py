@@ -73,8 +73,6 @@ def _measure(device: torch.device, dtype: torch.dtype) -> float:
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-        )
+        return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     except OSError:
         return platform.processor()

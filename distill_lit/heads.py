@@ -67,6 +67,4 @@ def check_split(model: Any, vocabulary: int) -> None:
     theirs = model(input_ids=ids, use_cache=False).logits[..., :vocabulary].float()
     model.train(was_training)
     if not torch.allclose(ours, theirs, atol=1e-2 * float(theirs.abs().max()) + 1e-3):
-        raise UserError(
-            f"{type(model).__name__}: its logits are not body and head alone; the fused head cannot train it"
-        )
+        raise UserError(f"{type(model).__name__}: its logits are not body and head alone; the fused head cannot train it")

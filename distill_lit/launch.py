@@ -127,9 +127,7 @@ class _Worker:
 class _Launcher:
     """Hands cells to workers in order, each once what it needs is done."""
 
-    def __init__(
-        self, config: ExperimentConfig, root: Path, todo: list[Cell], display: Display, outcome: Outcome
-    ) -> None:
+    def __init__(self, config: ExperimentConfig, root: Path, todo: list[Cell], display: Display, outcome: Outcome) -> None:
         self.experiment = runs_folder(root, config) / "experiment.yaml"
         self.root, self.waiting, self.display, self.outcome = root, list(todo), display, outcome
         self.inbox: queue.Queue[Any] = queue.Queue()
@@ -163,9 +161,7 @@ class _Launcher:
             if cell is not None:
                 self._finish(worker, cell, _death(event["code"]))
             elif event["code"] and self.pending:
-                raise UserError(
-                    f"a worker could not start; see {self.experiment.parent / f'worker-{worker.number}.log'}"
-                )
+                raise UserError(f"a worker could not start; see {self.experiment.parent / f'worker-{worker.number}.log'}")
             if self.waiting:
                 self._hire(worker.number)
         if kind in ("ready", "done", "failed"):

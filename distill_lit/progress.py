@@ -94,6 +94,4 @@ class Display:
         if self.all is not None:
             self.bars.update(self.all, completed=self.done)
         mark = "failed" if reason else "done"
-        self.console.print(
-            f"{mark:>6}  {cell.label}" + (f": {reason}" if reason else ""), markup=False, highlight=False
-        )
+        self.console.print(f"{mark:>6}  {cell.label}" + (f": {reason}" if reason else ""), markup=False, highlight=False)

@@ -131,8 +131,13 @@ def test_planted_rows_are_dropped() -> None:
 def test_unexpected_content_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "oe_eval_tasks" / "arc_easy" / "test_rc_5shot"
     folder.mkdir(parents=True)
-    request = {"doc": {"id": "a", "query": "Question: Why?\nAnswer:", "choices": ["x", "y"], "gold": 1}, "idx": 0,
-               "doc_id": 0, "label": 0, "task_name": "arc_easy"}
+    request = {
+        "doc": {"id": "a", "query": "Question: Why?\nAnswer:", "choices": ["x", "y"], "gold": 1},
+        "idx": 0,
+        "doc_id": 0,
+        "label": 0,
+        "task_name": "arc_easy",
+    }
     with gzip.open(folder / "requests.jsonl.gz", "wt") as file:
         file.write(json.dumps(request) + "\n")
     broken = Sources(tmp_path, tmp_path)

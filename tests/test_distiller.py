@@ -75,9 +75,7 @@ def weights(model: torch.nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def test_accumulation_does_not_change_the_training(
-    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData
-) -> None:
+def test_accumulation_does_not_change_the_training(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:
     whole, first = run(tmp_path / "a", tiny_teacher, prepared)
     parts, second = run(tmp_path / "b", tiny_teacher, prepared, replace(TRAINING, batch=2, accumulate=4))
     torch.testing.assert_close(weights(whole), weights(parts), rtol=1e-4, atol=1e-5)
@@ -197,9 +195,7 @@ def test_corrupt_shard_is_rebuilt_and_only_it(tmp_path: Path, tiny_teacher: Path
     assert shards[0].stat().st_mtime_ns == times[shards[0]]
 
 
-def test_a_step_that_is_not_finite_is_not_taken(
-    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData
-) -> None:
+def test_a_step_that_is_not_finite_is_not_taken(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:
     class Broken(LiveTeacher):
         def hidden(self, batch: dict) -> torch.Tensor:
             return super().hidden(batch) * float("nan")

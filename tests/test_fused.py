@@ -39,9 +39,7 @@ def gradients(head: Head, hidden: torch.Tensor) -> list[torch.Tensor]:
     return found
 
 
-def compare(
-    terms: dict, dtype: torch.dtype, bias: bool, tolerance: float, compiled: bool = False, **head: float
-) -> None:
+def compare(terms: dict, dtype: torch.dtype, bias: bool, tolerance: float, compiled: bool = False, **head: float) -> None:
     objective = build_objective(terms)
     hidden, student, teacher_hidden, teacher, labels = make(dtype, bias, **head)
     denominator = torch.tensor(50)

@@ -38,7 +38,12 @@ def test_mask_by_hand():
     mask = attention_mask(torch.tensor([[1, 1, 2, 0, 0]]))
     assert mask.shape == (1, 1, 5, 5)
     assert mask[0, 0].int().tolist() == [
-        [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1]]
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [0, 0, 1, 0, 0],
+        [0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 1],
+    ]
 
 
 @settings(max_examples=60, deadline=None)
@@ -52,10 +57,18 @@ def test_mask_laws(drawn):
 
 
 MODELS = {
-    "llama": LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64),
-    "gpt2": GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64, resid_pdrop=0, embd_pdrop=0,
-                       attn_pdrop=0),
+    "llama": LlamaConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    ),
+    "gpt2": GPT2Config(
+        vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+    ),
 }
 
 
@@ -106,8 +119,10 @@ def test_another_seed_or_pass_is_another_order():
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(1, 30))
 def test_ranks_share_out_the_same_step(batch, accumulate, world_size, rows):
     packed = random_rows(rows, 8)
-    ranks = [loader(packed, batch=batch, accumulate=accumulate, world_size=world_size, rank=r, steps=3)
-             for r in range(world_size)]
+    ranks = [
+        loader(packed, batch=batch, accumulate=accumulate, world_size=world_size, rank=r, steps=3)
+        for r in range(world_size)
+    ]
     size = batch * accumulate * world_size
     for step in range(3):
         here = [one.batch_at(step * accumulate + i) for one in ranks for i in range(accumulate)]
@@ -121,8 +136,13 @@ def test_batch_by_hand():
     packed, _ = pack(tokens_of([5, 6, 7], [8, 9]), 6)
     batch = make_batch(packed, np.array([0]), packed.targets.sum())
     assert {name: value.tolist() for name, value in batch.items()} == {
-        "input_ids": [[5, 6, 7, 8, 9, 0]], "labels": [[-100, 6, 7, -100, 9, -100]],
-        "position_ids": [[0, 1, 2, 0, 1, 0]], "document_ids": [[1, 1, 1, 2, 2, 0]], "rows": [0], "step_tokens": 3}
+        "input_ids": [[5, 6, 7, 8, 9, 0]],
+        "labels": [[-100, 6, 7, -100, 9, -100]],
+        "position_ids": [[0, 1, 2, 0, 1, 0]],
+        "document_ids": [[1, 1, 1, 2, 2, 0]],
+        "rows": [0],
+        "step_tokens": 3,
+    }
     assert {value.dtype for value in batch.values()} == {torch.int64}
 
 
@@ -134,8 +154,11 @@ def test_the_denominator_is_never_zero():
 @pytest.mark.parametrize("kind", ["empty", "masked"])
 def test_nothing_to_learn_is_refused(kind):
     full = random_rows(2, 8)
-    useless = full.take(np.arange(0)) if kind == "empty" else Packed(full.input_ids, full.document_ids,
-                                                                    np.zeros_like(full.supervised))
+    useless = (
+        full.take(np.arange(0))
+        if kind == "empty"
+        else Packed(full.input_ids, full.document_ids, np.zeros_like(full.supervised))
+    )
     with pytest.raises(UserError, match="supervised token"):
         loader(useless)
     with pytest.raises(UserError, match="supervised token"):
@@ -148,8 +171,13 @@ def test_validation_reads_every_row_once(rows, batch, world_size):
     ranks = [list(ValidationLoader(packed, batch=batch, rank=r, world_size=world_size)) for r in range(world_size)]
     length = len(ValidationLoader(packed, batch=batch, world_size=world_size))
     assert {len(batches) for batches in ranks} == {length}
-    read = [int(row) for batches in ranks for b in batches
-            for row, labels in zip(b["rows"], b["labels"], strict=True) if (labels >= 0).any()]
+    read = [
+        int(row)
+        for batches in ranks
+        for b in batches
+        for row, labels in zip(b["rows"], b["labels"], strict=True)
+        if (labels >= 0).any()
+    ]
     assert sorted(read) == np.flatnonzero(packed.targets).tolist()
     for i in range(length):
         targets = sum(int((batches[i]["labels"] >= 0).sum()) for batches in ranks)
@@ -232,12 +260,24 @@ class StopAfter(Callback):
 
 def fit(folder, rows, resume=None, stop=None):
     module = Reader()
-    data = PackedDataModule(rows.take(np.arange(7)), rows.take(np.arange(7, 10)),
-                            TrainingConfig(tokens=12 * 2 * 8, batch=2, accumulate=2), seed=3)
+    data = PackedDataModule(
+        rows.take(np.arange(7)),
+        rows.take(np.arange(7, 10)),
+        TrainingConfig(tokens=12 * 2 * 8, batch=2, accumulate=2),
+        seed=3,
+    )
     saving = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1, save_on_train_epoch_end=False)
-    trainer = pl.Trainer(max_steps=data.steps, max_epochs=1, accumulate_grad_batches=2, val_check_interval=4,
-                         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-                         callbacks=[saving, *([StopAfter(stop)] if stop else [])])
+    trainer = pl.Trainer(
+        max_steps=data.steps,
+        max_epochs=1,
+        accumulate_grad_batches=2,
+        val_check_interval=4,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[saving, *([StopAfter(stop)] if stop else [])],
+    )
     with contextlib.suppress(Stop):
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     return module, trainer

@@ -34,9 +34,7 @@ ANALYSIS = AnalysisConfig(bootstrap=1000)
 @pytest.fixture(scope="module")
 def scores(tmp_path_factory: pytest.TempPathFactory) -> Scores:
     """Three seeds, a tail that only the distilled students lose."""
-    folder = build(
-        tmp_path_factory.mktemp("tail"), seeds=(0, 1, 2), students={"deep": 0.8}, documents=200, tail_loss=1.5
-    )
+    folder = build(tmp_path_factory.mktemp("tail"), seeds=(0, 1, 2), students={"deep": 0.8}, documents=200, tail_loss=1.5)
     return score(load_results(folder), ANALYSIS)
 
 
@@ -195,9 +193,7 @@ def test_without_a_planted_loss_nothing_is_claimed(tmp_path: Path) -> None:
     tail = long_tail(found)
     row = tail.contrasts.set_index("axis").loc["rarity_question"]
     assert row["excess_low"] < 0 < row["excess_high"]
-    assert "that is the distillation's" not in " ".join(
-        loss_statement(found, score_frame(found), tail, "deep distilled")
-    )
+    assert "that is the distillation's" not in " ".join(loss_statement(found, score_frame(found), tail, "deep distilled"))
 
 
 def test_small_strata_are_insufficient(tmp_path: Path) -> None:

@@ -63,11 +63,12 @@ def test_laws(drawn):
     assert split == sum(size > length for size in sizes)
     assert not packed.input_ids[~real].any()
     assert not packed.position_ids[~real].any()
-    for ids, numbers, positions, labels in zip(packed.input_ids, packed.document_ids, packed.position_ids,
-                                               packed.labels, strict=True):
+    for ids, numbers, positions, labels in zip(
+        packed.input_ids, packed.document_ids, packed.position_ids, packed.labels, strict=True
+    ):
         used = numbers[numbers > 0]
         assert (np.diff(used.astype(int)) >= 0).all()
-        assert (numbers[len(used):] == 0).all()
+        assert (numbers[len(used) :] == 0).all()
         for number in range(1, used.max() + 1):
             piece = ids[numbers == number].tolist()
             whole = next(d for d in documents if piece[0] in d)

@@ -52,8 +52,13 @@ def test_rows_equal_what_simple_evaluate_logs(task: str, model_folder: Path, eva
     spec = resolve_tasks(EvaluationConfig(tasks=[task]), "pypi")[0]
     lm = HFLM(pretrained=load_model(model_folder), tokenizer=load_tokenizer(model_folder), softmax_dtype="float32")
     with quiet_lm_eval():
-        result = simple_evaluate(model=lm, tasks=[load_task(spec)], samples={task: [row["doc_id"] for row in rows]},
-                                 bootstrap_iters=0, task_manager=TaskManager(include_defaults=False))
+        result = simple_evaluate(
+            model=lm,
+            tasks=[load_task(spec)],
+            samples={task: [row["doc_id"] for row in rows]},
+            bootstrap_iters=0,
+            task_manager=TaskManager(include_defaults=False),
+        )
     samples = result["samples"][task]
     assert [row["doc_id"] for row in rows] == [sample["doc_id"] for sample in samples]
     for row, sample in zip(rows, samples, strict=True):
@@ -113,9 +118,17 @@ def fake_task(gold: Any, choices: list[str], multiple_input: bool = False) -> An
 def sample(
     gold: Any, answers: list[tuple[float, bool]], contexts: list[str], choices: list[str], **scores: float
 ) -> dict[str, Any]:
-    return {"doc": {"question": "q"}, "doc_id": 5, "filter": "none", "target": gold, "target_hash": "f" * 64,
-            "arguments": [(c, f" {text}") for c, text in zip(contexts, choices, strict=True)],
-            "filtered_resps": answers, "metrics": list(scores), **scores}
+    return {
+        "doc": {"question": "q"},
+        "doc_id": 5,
+        "filter": "none",
+        "target": gold,
+        "target_hash": "f" * 64,
+        "arguments": [(c, f" {text}") for c, text in zip(contexts, choices, strict=True)],
+        "filtered_resps": answers,
+        "metrics": list(scores),
+        **scores,
+    }
 
 
 def test_a_row_by_hand() -> None:

@@ -116,7 +116,7 @@ def test_draw_leaves_every_file_also_without_a_teacher(tmp_path: Path, broken: b
     folder = build(tmp_path, documents=30)
     if broken:
         (folder / "records" / "teacher.parquet").unlink()
-    written = report.draw(folder, FAST, "edge", "does it stand?")
+    written = report.draw(folder, report.analyse(folder, FAST, "edge", "does it stand?"))
     assert all(path.stat().st_size > 10 for path in written)
     names = {"table.md", "table.tex", "table.csv", "frontier.png", "frontier.pdf", "frontier.csv", "longtail.md"}
     assert names <= {path.name for path in written}
@@ -159,9 +159,7 @@ def test_a_model_without_one_task_shows_a_gap(tmp_path: Path) -> None:
         ("dtype", "bfloat16"),
     ],
 )
-def test_models_evaluated_differently_are_refused_with_the_difference(
-    tmp_path: Path, setting: str, value: object
-) -> None:
+def test_models_evaluated_differently_are_refused_with_the_difference(tmp_path: Path, setting: str, value: object) -> None:
     folder = build(tmp_path, documents=10)
     edit_meta(folder, "deep-ce_only-0", "piqa", **{setting: value})
     with pytest.raises(UserError, match=f"piqa: {setting} is .* for 'teacher' and .* for 'deep-ce_only-0'"):

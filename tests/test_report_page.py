@@ -201,12 +201,17 @@ def test_index_lists_experiments_and_escapes_them(folder: Path, result: Analysed
 
 def test_everything_is_drawn_twice_over(tmp_path: Path) -> None:
     folder = build(tmp_path / "results" / "one", documents=30, limit=30)
-    written = {path.relative_to(tmp_path / "results").as_posix() for path in report.draw(folder, FAST, "one", "why?")}
+    result = report.analyse(folder, FAST, "one", "why?")
+    written = {path.relative_to(tmp_path / "results").as_posix() for path in report.draw(folder, result)}
     assert {"one/report.html", "one/table.md", "one/longtail.md", "one/summary.json", "index.html"} <= written
-    assert {path.name for path in report.draw(folder, FAST, "one", "why?")} == {Path(name).name for name in written}
-    statements = report.loss_statements(folder, FAST)
-    assert set(statements) == {"deep-distilled-0", "shallow-distilled-0"}
-    assert "of its teacher's score above chance" in statements["deep-distilled-0"]
+    assert {path.name for path in report.draw(folder, result)} == {Path(name).name for name in written}
+    cards = report.cards(result)
+    assert {"deep-distilled-0", "shallow-distilled-0"} <= set(cards)
+    assert "teacher" not in cards
+    assert "of its teacher's score above chance" in cards["deep-distilled-0"]
+    row = next(line for line in cards["deep-distilled-0"].splitlines() if line.startswith("| sciq"))
+    mine = result.frame[(result.frame["task"] == "sciq") & (result.frame["model"] == "deep distilled")].iloc[0]
+    assert row.endswith(f"| {100 * mine['score']:.1f} |")
 
 
 def browse(page: Path) -> tuple[str, str]:
@@ -259,8 +264,6 @@ def test_the_policy_blocks_the_network(tmp_path: Path) -> None:
 
 
 def test_drawing_needs_neither_torch_nor_transformers_nor_lm_eval() -> None:
-    code = (
-        "import sys, distill_lit.report.drawing; print(sorted({'torch', 'transformers', 'lm_eval'} & set(sys.modules)))"
-    )
+    code = "import sys, distill_lit.report.drawing; print(sorted({'torch', 'transformers', 'lm_eval'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

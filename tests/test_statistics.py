@@ -195,9 +195,7 @@ def test_wilson_covers_exactly_computed(n: int) -> None:
     """Coverage at a given accuracy jumps between neighbours, its mean over accuracies does not."""
     intervals = [st.wilson(k, n) for k in range(n + 1)]
     low, high = (np.array([getattr(i, bound) for i in intervals]) for bound in ("low", "high"))
-    found = [
-        stats.binom.pmf(np.arange(n + 1), n, p)[(low <= p) & (p <= high)].sum() for p in np.linspace(0.05, 0.95, 91)
-    ]
+    found = [stats.binom.pmf(np.arange(n + 1), n, p)[(low <= p) & (p <= high)].sum() for p in np.linspace(0.05, 0.95, 91)]
     assert np.mean(found) == pytest.approx(0.95, abs=0.005)
     assert min(found) > 0.92
 

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -157,6 +158,17 @@ def test_second_run_does_nothing_and_says_the_same(finished: tuple[Path, Path]) 
     assert (root / "results/tiny/table.md").read_text() == table
     assert manifests == {path: path.stat().st_mtime_ns for path in root.rglob("manifest.json")}
     assert "8 done" in run("status", str(file), "--root", str(root)).stdout
+
+
+def test_model_card_has_recipe_and_scores(finished: tuple[Path, Path]) -> None:
+    folders = (finished[0] / "runs/tiny").glob("one-*")
+    folder = next(path for path in folders if "only" not in path.name and "untouched" not in path.name)
+    card = (folder / "student" / "README.md").read_text()
+    score = pd.read_parquet(folder / "records" / "records.parquet")["correct_norm"].mean()
+    assert re.search(rf"\| sciq \| acc_norm, 0-shot \| 12 \| [\d.]+ \| {100 * score:.1f} \|", card), card
+    assert "forward_kl" in card
+    assert card.count("## Results") == 1
+    assert "teacher" in card.split("## Results")[1]
 
 
 def test_student_opens_without_this_suite(finished: tuple[Path, Path]) -> None:

@@ -27,8 +27,9 @@ def byte_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> Any:
     tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>",
-                                      extra_special_tokens=list(SPECIAL))
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", extra_special_tokens=list(SPECIAL)
+    )
     wrapped.chat_template = chat_template
     return wrapped
 
@@ -47,8 +48,11 @@ def tokens_of(*documents: list[int], supervised: list[list[bool]] | None = None)
     """Documents given as their token ids."""
     marks = supervised or [[True] * len(document) for document in documents]
     offsets = np.cumsum([0, *map(len, documents)])
-    return Tokens(np.array([t for d in documents for t in d], dtype=np.uint16), offsets,
-                  np.array([m for d in marks for m in d], dtype=bool))
+    return Tokens(
+        np.array([t for d in documents for t in d], dtype=np.uint16),
+        offsets,
+        np.array([m for d in marks for m in d], dtype=bool),
+    )
 
 
 def random_rows(rows: int, length: int, seed: int = 0) -> Packed:

@@ -29,8 +29,15 @@ def make_documents(path: Path, count: int = 24, seed: int = 0) -> Path:
     rows = []
     for number, question in enumerate(questions):
         choices = [" ".join(draw.choices(tiny.WORDS, k=draw.randint(1, 5))) for _ in range(3 + number % 2)]
-        rows.append({"question": question, "passage": questions[number // 2], "choices": choices,
-                     "label": draw.randrange(len(choices)), "subject": tiny.WORDS[number % 3]})
+        rows.append(
+            {
+                "question": question,
+                "passage": questions[number // 2],
+                "choices": choices,
+                "label": draw.randrange(len(choices)),
+                "subject": tiny.WORDS[number % 3],
+            }
+        )
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 

@@ -21,9 +21,7 @@ one only or other our out over own she should so some such than that the their t
 through to too under until up upon very was we were what when where which while who whom whose why will with would you
 your question answer""".split()
 )
-NEGATION = re.compile(
-    r"\b(?:not|no|never|none|neither|nor|nobody|nothing|nowhere|cannot|without|except|\w+n['’]t)\b", re.I
-)
+NEGATION = re.compile(r"\b(?:not|no|never|none|neither|nor|nobody|nothing|nowhere|cannot|without|except|\w+n['’]t)\b", re.I)
 WORD = re.compile(r"[^\W\d_]{3,}")
 MISSING = 0  # stratum of documents without a value
 SAMPLE_PERCENTILE = 10  # of the log frequencies of a text's content words

@@ -47,9 +47,7 @@ def document_flips(scores: Scores, g: int) -> pd.DataFrame:
         if np.isnan(one.correct).any() or np.isnan(two.correct).any():
             continue
         right_t, right_s = one.correct == 1, two.correct == 1
-        flip = np.select(
-            [right_t & ~right_s, ~right_t & right_s, right_t], ["lost", "gained", "kept right"], "kept wrong"
-        )
+        flip = np.select([right_t & ~right_s, ~right_t & right_s, right_t], ["lost", "gained", "kept right"], "kept wrong")
         frames.append(
             pd.DataFrame(
                 {"right_t": right_t, "right_s": right_s, "chosen_t": one.chosen, "chosen_s": two.chosen, "flip": flip},

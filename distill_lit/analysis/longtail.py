@@ -40,9 +40,7 @@ class LongTail:
     contrasts: pd.DataFrame = field(default_factory=pd.DataFrame)  # tail less head per axis
     worst: pd.DataFrame = field(default_factory=pd.DataFrame)  # the stratum with the lowest retention
     slices: dict[str, pd.DataFrame] = field(default_factory=dict)  # model: find_slices
-    confidence: pd.DataFrame = field(
-        default_factory=pd.DataFrame
-    )  # calibration, worst tenth, coverage; also the rivals
+    confidence: pd.DataFrame = field(default_factory=pd.DataFrame)  # calibration, worst tenth, coverage; also the rivals
 
     def title(self, axis: str) -> str:
         """The name of an axis in words."""
@@ -179,9 +177,7 @@ def _worst(scores: Scores, axes: list[Axis], pooled: dict[str, Pooled], g: int) 
 
 def _correct(scores: Scores, report: LongTail) -> None:
     """Benjamini–Hochberg over the testable strata and tasks of each model; the rest reads "insufficient"."""
-    report.strata = report.strata.reindex(
-        columns=list(dict.fromkeys([*report.strata, *report.tasks.drop(columns="task")]))
-    )
+    report.strata = report.strata.reindex(columns=list(dict.fromkeys([*report.strata, *report.tasks.drop(columns="task")])))
     for frame in (report.tasks, report.strata):
         discordant = frame["lost"] + frame["gained"]
         frame["testable"] = (frame["n"] >= TESTABLE_DOCUMENTS) & (discordant >= TESTABLE_DISCORDANT)
@@ -194,6 +190,4 @@ def _correct(scores: Scores, report: LongTail) -> None:
         report.strata.loc[parts[1], "adjusted"] = adjusted[len(parts[0]) :]
     for frame in (report.tasks, report.strata):
         significant = frame["adjusted"] <= scores.analysis.false_discovery
-        frame["verdict"] = np.select(
-            [~frame["testable"], significant], [INSUFFICIENT, "significant"], "not significant"
-        )
+        frame["verdict"] = np.select([~frame["testable"], significant], [INSUFFICIENT, "significant"], "not significant")

@@ -76,8 +76,7 @@ def _tail(report: LongTail, label: str) -> str:
     return text + (
         f", and that is the distillation's: beyond the same student trained without a teacher it is {own} points."
         if blame
-        else f"; the same student trained without a teacher shows no measurably different "
-        f"pattern (excess {own} points)."
+        else f"; the same student trained without a teacher shows no measurably different pattern (excess {own} points)."
     )
 
 

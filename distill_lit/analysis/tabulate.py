@@ -140,9 +140,7 @@ def _best(scores: Scores, frame: pd.DataFrame) -> list[bool]:
             continue
         top = max(known, key=lambda g: value[g])
         rest = [g for g in known if g != top]
-        tests = [
-            sc.macro_difference(scores, g, top) if t is None else sc.task_difference(scores, t, g, top) for g in rest
-        ]
+        tests = [sc.macro_difference(scores, g, top) if t is None else sc.task_difference(scores, t, g, top) for g in rest]
         adjusted = holm([p for _, p in tests])
         marks[task, scores.groups[top].label] = True
         for g, p in zip(rest, adjusted, strict=True):

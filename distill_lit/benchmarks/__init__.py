@@ -91,14 +91,19 @@ def _build(folder: Path, sources: Sources) -> None:
             for path, split, rows in _splits({repository: configurations}):
                 kept = drop_asked(rows, evaluation) if split == "train" else rows
                 _write_rows(place / path / f"{split}.parquet", kept)
-                files[f"{path}/{split}"] = {"rows": len(kept), "dropped": len(rows) - len(kept),
-                                            "content": fingerprint(kept.to_list())}
+                files[f"{path}/{split}"] = {
+                    "rows": len(kept),
+                    "dropped": len(rows) - len(kept),
+                    "content": fingerprint(kept.to_list()),
+                }
             _write_readme(place / repository, configurations)
             bar.advance(task)
         write_json(place / "manifest.json", {"wheels": REFERENCES, "layout": LAYOUT_VERSION, "files": files})
     dropped = sum(entry["dropped"] for entry in files.values())
-    bar.console.print(f"benchmark data: {len(tables)} repositories, {dropped} training rows left out "
-                      "because an evaluation document asks the same")
+    bar.console.print(
+        f"benchmark data: {len(tables)} repositories, {dropped} training rows left out "
+        "because an evaluation document asks the same"
+    )
 
 
 @contextmanager

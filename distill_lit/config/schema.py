@@ -21,9 +21,7 @@ class TeacherConfig:
         "live: teacher forward beside the student; cached: its last hidden states, computed once",
         choices=("live", "cached"),
     )
-    dtype: str = knob(
-        "auto", "number format of the teacher; auto: the fastest measured on this machine", choices=DTYPES
-    )
+    dtype: str = knob("auto", "number format of the teacher; auto: the fastest measured on this machine", choices=DTYPES)
 
 
 @dataclass

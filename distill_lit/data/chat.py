@@ -24,8 +24,9 @@ def encode_chat(tokenizer: Any, messages: Messages) -> tuple[list[int], list[boo
     of a prompt are not the first tokens of the whole chat.
     """
     if GENERATION_BLOCK.search(_template(tokenizer)):
-        encoded = tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True,
-                                                return_assistant_tokens_mask=True)
+        encoded = tokenizer.apply_chat_template(
+            list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
         return list(encoded["input_ids"]), [bool(m) for m in encoded["assistant_masks"]]
     ids = _encode(tokenizer, messages)
     supervised = [False] * len(ids)
@@ -42,8 +43,7 @@ def _template(tokenizer: Any) -> str:
 
 
 def _encode(tokenizer: Any, messages: Messages, prompt: bool = False) -> list[int]:
-    encoded = tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True,
-                                            add_generation_prompt=prompt)
+    encoded = tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True, add_generation_prompt=prompt)
     return list(encoded["input_ids"])
 
 
@@ -54,8 +54,10 @@ def _response(tokenizer: Any, messages: Messages, i: int, ids: list[int]) -> tup
     prompt = _encode(tokenizer, messages[:i], prompt=True)
     turn = _encode(tokenizer, messages[: i + 1])
     if ids[: len(prompt)] != prompt or ids[: len(turn)] != turn or not len(prompt) < len(turn):
-        raise UserError(f"data.corpora: the chat template is not prefix-stable: the prompt of message {i + 1} "
-                        "is not how the whole chat begins; use a template with {% generation %} around responses")
+        raise UserError(
+            f"data.corpora: the chat template is not prefix-stable: the prompt of message {i + 1} "
+            "is not how the whole chat begins; use a template with {% generation %} around responses"
+        )
     special = set(tokenizer.all_special_ids)
     end = len(turn)
     while end > len(prompt) and ids[end - 1] not in special and not tokenizer.decode(ids[end - 1 : end]).strip():

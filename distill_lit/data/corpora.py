@@ -81,12 +81,15 @@ def check_corpora(corpora: Mapping[str, CorpusConfig], origin: str) -> None:
 
 def identify(corpora: Mapping[str, CorpusConfig], origin: str) -> dict[str, Any]:
     """JSON-like value that changes when a document can: the config and the hashes of the sources."""
-    return {name: [asdict(corpus), open_source(_key(name), corpus, origin).identity()]
-            for name, corpus in sorted(corpora.items())}
+    return {
+        name: [asdict(corpus), open_source(_key(name), corpus, origin).identity()]
+        for name, corpus in sorted(corpora.items())
+    }
 
 
-def read_documents(corpora: Mapping[str, CorpusConfig], seed: int, origin: str,
-                   advance: Callable[[], Any] = lambda: None) -> Documents:
+def read_documents(
+    corpora: Mapping[str, CorpusConfig], seed: int, origin: str, advance: Callable[[], Any] = lambda: None
+) -> Documents:
     """Every document once, corpus by corpus in the order of their names; `advance` is called for each row.
 
     Two documents are the same when they differ only in white space. Raises UserError for a row that cannot be
@@ -155,7 +158,8 @@ def _chat(name: str, column: str, row: Row) -> Document:
         raise UserError(f"{_key(name)}.messages: no column {column!r}; the columns are {', '.join(sorted(row))}")
     messages = row[column]
     is_chat = isinstance(messages, list) and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages)
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
+    )
     if not is_chat:
         raise UserError(f"{_key(name)}.messages: column {column!r} must be a list of {{role, content}} with texts")
     answered = any(m["role"] == "assistant" and m["content"].strip() for m in messages)

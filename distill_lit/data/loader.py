@@ -52,8 +52,13 @@ def make_batch(packed: Packed, rows: np.ndarray, step_tokens: int) -> Batch:
     """input_ids, labels (-100 where not supervised, not shifted), position_ids, document_ids: (B, T) int64; rows: (B,)
     int64; step_tokens: () int64, supervised targets of the whole optimizer step, at least 1."""
     part = packed.take(rows)
-    arrays = {"input_ids": part.input_ids, "labels": part.labels, "position_ids": part.position_ids,
-              "document_ids": part.document_ids, "rows": rows}
+    arrays = {
+        "input_ids": part.input_ids,
+        "labels": part.labels,
+        "position_ids": part.position_ids,
+        "document_ids": part.document_ids,
+        "rows": rows,
+    }
     batch = {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
     return {**batch, "step_tokens": torch.tensor(max(1, step_tokens))}
 
@@ -65,8 +70,9 @@ class PackedLoader:
     state, so a run resumed from a checkpoint sees each batch once. A loader read to its end begins again.
     """
 
-    def __init__(self, packed: Packed, *, batch: int, accumulate: int, steps: int, seed: int,
-                 rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, packed: Packed, *, batch: int, accumulate: int, steps: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
         if not len(packed) or not packed.targets.any():
             raise UserError("no sequence to train on has a supervised token")
         self.packed, self.batch, self.accumulate, self.steps = packed, batch, accumulate, steps
@@ -98,8 +104,14 @@ class PackedLoader:
         return make_batch(self.packed, rows[part, self.rank], int(self._targets[rows].sum()))
 
     def _settings(self) -> dict[str, int]:
-        return {"rows": len(self.packed), "length": self.packed.length, "batch": self.batch,
-                "accumulate": self.accumulate, "seed": self.seed, "world_size": self.world_size}
+        return {
+            "rows": len(self.packed),
+            "length": self.packed.length,
+            "batch": self.batch,
+            "accumulate": self.accumulate,
+            "seed": self.seed,
+            "world_size": self.world_size,
+        }
 
     def state_dict(self) -> dict[str, int]:
         """Its place and what the order of the batches depends on; the same on every rank."""
@@ -109,8 +121,10 @@ class PackedLoader:
         """Goes to a saved place. Raises UserError when the order of the batches is another one now."""
         for name, value in self._settings().items():
             if state[name] != value:
-                raise UserError(f"the checkpoint was read with {name} = {state[name]}, this run has {value}; "
-                                "resume with the same or start anew")
+                raise UserError(
+                    f"the checkpoint was read with {name} = {state[name]}, this run has {value}; "
+                    "resume with the same or start anew"
+                )
         self.position = state["position"]
 
 
@@ -134,8 +148,9 @@ class ValidationLoader:
             rows = np.arange(start, min(start + size, len(self.packed)))
             mine = rows[self.rank :: self.world_size]
             each = -(-len(rows) // self.world_size)
-            batch = make_batch(self.packed, np.concatenate([mine, np.zeros(each - len(mine), int)]),
-                               int(targets[rows].sum()))
+            batch = make_batch(
+                self.packed, np.concatenate([mine, np.zeros(each - len(mine), int)]), int(targets[rows].sum())
+            )
             batch["labels"][len(mine) :] = IGNORED
             batch["rows"] += self.first_row
             yield batch
@@ -155,8 +170,14 @@ class PackedDataModule(LightningDataModule):
         return {"rank": trainer.global_rank, "world_size": trainer.world_size} if trainer else {}
 
     def train_dataloader(self) -> PackedLoader:
-        return PackedLoader(self.train, batch=self.training.batch, accumulate=self.training.accumulate,
-                            steps=self.steps, seed=self.seed, **self._place())
+        return PackedLoader(
+            self.train,
+            batch=self.training.batch,
+            accumulate=self.training.accumulate,
+            steps=self.steps,
+            seed=self.seed,
+            **self._place(),
+        )
 
     def val_dataloader(self) -> ValidationLoader:
         return ValidationLoader(self.validation, batch=self.training.batch, first_row=len(self.train), **self._place())

@@ -70,8 +70,12 @@ class Packed:
     @staticmethod
     def concatenate(parts: Sequence["Packed"]) -> "Packed":
         """The rows of several, one after the other."""
-        return Packed(*(np.concatenate([getattr(part, name) for part in parts])
-                        for name in ("input_ids", "document_ids", "supervised")))
+        return Packed(
+            *(
+                np.concatenate([getattr(part, name) for part in parts])
+                for name in ("input_ids", "document_ids", "supervised")
+            )
+        )
 
 
 def pack(documents: Tokens, length: int) -> tuple[Packed, int]:
@@ -137,8 +141,7 @@ def split_pool(documents: Tokens, length: int, validation: int, cap: int) -> tup
 
 def _between(documents: Tokens, first: int, last: int) -> Tokens:
     start, end = documents.offsets[first], documents.offsets[last]
-    return Tokens(documents.tokens[start:end], documents.offsets[first : last + 1] - start,
-                  documents.supervised[start:end])
+    return Tokens(documents.tokens[start:end], documents.offsets[first : last + 1] - start, documents.supervised[start:end])
 
 
 def _is_first(document_ids: np.ndarray) -> np.ndarray:

@@ -44,8 +44,9 @@ def prepare(data: DataConfig, tokenizer_folder: Path, benchmarks: str) -> Prepar
     check(data, benchmarks)
     corpus = _identify_corpus(data, benchmarks)
     capped = data.tokens > 0
-    tokens_key = fingerprint([corpus, hash_tokenizer(tokenizer_folder), data.tokens,
-                              data.validation * data.length if capped else 0])
+    tokens_key = fingerprint(
+        [corpus, hash_tokenizer(tokenizer_folder), data.tokens, data.validation * data.length if capped else 0]
+    )
     key = fingerprint([tokens_key, data.length, data.validation])
 
     def make_tokens() -> tuple[Arrays, dict[str, Any]]:
@@ -81,8 +82,10 @@ def _identify_corpus(data: DataConfig, benchmarks: str) -> list[Any]:
 def _pack_both(data: DataConfig, tokens: Tokens, manifest: Mapping[str, Any]) -> tuple[Arrays, dict[str, Any]]:
     held, pool = split_pool(tokens, data.length, data.validation, data.tokens)
     if len(pool.offsets) < 2:
-        raise UserError(f"data.validation: {data.validation} sequences of {data.length} tokens need all "
-                        f"{len(tokens.offsets) - 1} documents; none is left to train on")
+        raise UserError(
+            f"data.validation: {data.validation} sequences of {data.length} tokens need all "
+            f"{len(tokens.offsets) - 1} documents; none is left to train on"
+        )
     validation, _ = pack(held, data.length)
     if len(validation) < data.validation:
         raise UserError(f"data.validation: the corpora fill only {len(validation)} of {data.validation} sequences")
@@ -91,16 +94,26 @@ def _pack_both(data: DataConfig, tokens: Tokens, manifest: Mapping[str, Any]) ->
     for name, packed in (("training", train), ("validation", validation)):
         if not packed.targets.any():
             raise UserError(f"data.corpora: no token of the {name} sequences is supervised")
-    arrays = {f"{name}_{field}": array for name, packed in (("train", train), ("validation", validation))
-              for field, array in vars(packed).items()}
+    arrays = {
+        f"{name}_{field}": array
+        for name, packed in (("train", train), ("validation", validation))
+        for field, array in vars(packed).items()
+    }
     return arrays, {"statistics": _statistics(manifest["corpus"], train, validation, split)}
 
 
 def _statistics(corpus: Mapping[str, Any], train: Packed, validation: Packed, split: int) -> dict[str, Any]:
     """Of the corpora: rows, documents, duplicates, empty. Of the training rows: the rest."""
-    return {**corpus, "split": split, "tokens": train.tokens, "targets": int(train.targets.sum()),
-            "padding_share": train.padding_share, "train_rows": len(train), "validation_rows": len(validation),
-            "validation_tokens": validation.tokens}
+    return {
+        **corpus,
+        "split": split,
+        "tokens": train.tokens,
+        "targets": int(train.targets.sum()),
+        "padding_share": train.padding_share,
+        "train_rows": len(train),
+        "validation_rows": len(validation),
+        "validation_tokens": validation.tokens,
+    }
 
 
 def _packed(arrays: Mapping[str, np.ndarray], name: str) -> Packed:

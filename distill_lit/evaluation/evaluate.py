@@ -196,8 +196,13 @@ def _primary_metric(output_type: str, metrics: list[str]) -> str:
 
 def _effort(lm: "PrefixTreeLM", task: Any) -> dict[str, Any]:
     packed = task.OUTPUT_TYPE != "generate_until" and not lm.fallback
-    return {"harness": "prefix_tree" if packed else "hflm", "fallback": lm.fallback, "truncated": lm.truncated,
-            "tokens_forwarded": lm.tokens_forwarded, "pack_tokens": lm.pack_tokens}
+    return {
+        "harness": "prefix_tree" if packed else "hflm",
+        "fallback": lm.fallback,
+        "truncated": lm.truncated,
+        "tokens_forwarded": lm.tokens_forwarded,
+        "pack_tokens": lm.pack_tokens,
+    }
 
 
 def _scores(results: dict[str, Any]) -> dict[str, float]:

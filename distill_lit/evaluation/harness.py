@@ -42,8 +42,9 @@ class PrefixTreeLM(HFLM):
         keep_token_logprobs: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", softmax_dtype="float32",
-                         batch_size=PLAIN_BATCH)
+        super().__init__(
+            pretrained=model, tokenizer=tokenizer, backend="causal", softmax_dtype="float32", batch_size=PLAIN_BATCH
+        )
         self.pack_tokens = pack_tokens
         self.token_logprobs: dict[tuple[str, str], list[float]] | None = {} if keep_token_logprobs else None
         self._distrust = ""  # why this model is never packed
@@ -114,8 +115,9 @@ class PrefixTreeLM(HFLM):
         for has_start, option in options.items():
             part = [s for s in strings if has_bos_prefix(s, start) == has_start]
             if part:
-                found.update(zip(part, self.tokenizer(part, return_attention_mask=False, **option)["input_ids"],
-                                 strict=True))
+                found.update(
+                    zip(part, self.tokenizer(part, return_attention_mask=False, **option)["input_ids"], strict=True)
+                )
         return found
 
     # ------------------------------------------------------------------ scores
@@ -129,8 +131,10 @@ class PrefixTreeLM(HFLM):
             if not context or not continuation:
                 raise UserError(f"a request has no tokens before or in its continuation: {pair!r:.200}")
             if len(continuation) > self.max_length:
-                raise UserError(f"a continuation of {len(continuation)} tokens cannot be scored by a model with "
-                                f"{self.max_length} positions")
+                raise UserError(
+                    f"a continuation of {len(continuation)} tokens cannot be scored by a model with "
+                    f"{self.max_length} positions"
+                )
             self.truncated += len(context) + len(continuation) > self.max_length + 1
         return self._score_packed(requests) if self._can_pack(requests) else self._score_plain(requests)
 

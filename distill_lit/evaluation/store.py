@@ -1,6 +1,6 @@
 """Evaluations on disk, addressed by everything that can change them: each model × task × settings is done once ever.
 
-    <cache>/evaluations/<key>/records.parquet, meta.json
+<cache>/evaluations/<key>/records.parquet, meta.json
 """
 
 import math

@@ -18,8 +18,17 @@ from distill_lit.evaluation.sources import Source, check_source, find_source
 from distill_lit.files import fingerprint
 
 GROUPS = {
-    "commonsense": ["arc_easy", "arc_challenge", "hellaswag", "piqa", "winogrande", "openbookqa", "boolq", "social_iqa",
-                    "copa"],
+    "commonsense": [
+        "arc_easy",
+        "arc_challenge",
+        "hellaswag",
+        "piqa",
+        "winogrande",
+        "openbookqa",
+        "boolq",
+        "social_iqa",
+        "copa",
+    ],
     "knowledge": ["mmlu"],
     "language": ["lambada_openai"],
     "reading": ["boolq", "sciq"],

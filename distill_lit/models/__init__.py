@@ -1,13 +1,15 @@
 """Teachers and students: loading, vocabulary agreement, surgery, size, export."""
 
-from distill_lit.models.export import export_student, model_card
+from distill_lit.models.export import CARD, add_results, export_student, model_card
 from distill_lit.models.loading import load_config, load_model, load_tokenizer, model_fingerprint, model_folder
 from distill_lit.models.size import Size, size_from_config, size_of
 from distill_lit.models.students import changed_config, check_student, initial_student
 from distill_lit.models.vocabulary import check_same_vocabulary, shared_vocabulary
 
 __all__ = [
+    "CARD",
     "Size",
+    "add_results",
     "changed_config",
     "check_same_vocabulary",
     "check_student",

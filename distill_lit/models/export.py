@@ -4,8 +4,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from distill_lit.files import writing_folder
+from distill_lit.files import write_text, writing_folder
 from distill_lit.models.loading import TOKENIZER_FILES
+
+CARD = "README.md"
+RESULTS = "\n## Results\n"
 
 
 def export_student(model: Any, tokenizer_folder: Path, folder: Path, card: str) -> None:
@@ -15,11 +18,11 @@ def export_student(model: Any, tokenizer_folder: Path, folder: Path, card: str) 
         for name in (*TOKENIZER_FILES, "generation_config.json"):
             if (tokenizer_folder / name).is_file():
                 shutil.copy(tokenizer_folder / name, temporary / name)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
+        (temporary / CARD).write_text(card, encoding="utf-8")
 
 
 def model_card(title: str, base: str, recipe: str, facts: dict[str, str]) -> str:
-    """The first model card of a student: what it is and how it was made. Scores are added after its evaluation.
+    """The first model card of a student: what it is and how it was made. `add_results` follows its evaluation.
 
     recipe: YAML of the resolved objective, data and training.
     """
@@ -49,3 +52,10 @@ tokenizer = AutoTokenizer.from_pretrained("path/of/this/folder")
 {recipe.strip()}
 ```
 """
+
+
+def add_results(folder: Path, results: str) -> None:
+    """Puts `results` (Markdown) at the end of the model card in `folder`, in place of earlier ones."""
+    card = folder / CARD
+    made = card.read_text(encoding="utf-8").split(RESULTS)[0].rstrip()
+    write_text(card, f"{made}\n{RESULTS}\n{results.strip()}\n")

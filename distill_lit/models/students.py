@@ -95,11 +95,6 @@ def changed_config(config: Any, changes: dict[str, Any]) -> Any:
     changed = copy.deepcopy(config)
     for key, value in changes.items():
         setattr(changed, key, value)
-    if (
-        "layer_types" in known
-        and "num_hidden_layers" in changes
-        and "layer_types" not in changes
-        and known["layer_types"]
-    ):
+    if "layer_types" in known and "num_hidden_layers" in changes and "layer_types" not in changes and known["layer_types"]:
         changed.layer_types = (known["layer_types"] * changed.num_hidden_layers)[: changed.num_hidden_layers]
     return changed

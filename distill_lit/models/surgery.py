@@ -32,11 +32,7 @@ def layer_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """(dotted name, list) of a model's decoder layers: the module list as long as the config says."""
     count = model.config.get_text_config().num_hidden_layers
     for name, module in model.named_modules():
-        if (
-            isinstance(module, nn.ModuleList)
-            and len(module) == count
-            and name.rsplit(".")[-1] in ("layers", "h", "blocks")
-        ):
+        if isinstance(module, nn.ModuleList) and len(module) == count and name.rsplit(".")[-1] in ("layers", "h", "blocks"):
             return name, module
     raise UserError(f"{type(model).__name__}: its decoder layers were not found, so depth surgery cannot be done")
 

@@ -150,9 +150,7 @@ class _FusedLosses(torch.autograd.Function):
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=number)
         head = head.cast(hidden.dtype)
         for rows in _chunks(hidden, settings.chunk):
-            teacher = (
-                None if teacher_hidden is None or teacher_head is None else teacher_head.project(teacher_hidden[rows])
-            )
+            teacher = None if teacher_hidden is None or teacher_head is None else teacher_head.project(teacher_hidden[rows])
             loss, sums, grad = _chunk(head, hidden[rows], teacher, teacher_head, labels[rows], settings, measures)
             total, terms = total + loss, terms + sums
             grad = grad.to(hidden.dtype)

@@ -89,18 +89,14 @@ def _build_term(name: str, term: Any) -> Term:
     return Term(name, kind, weight, temperature, _check_options(key, dict(term.options), limits))
 
 
-def _check_options(
-    key: str, given: dict[str, Any], limits: Mapping[str, tuple[float, float, float]]
-) -> dict[str, float]:
+def _check_options(key: str, given: dict[str, Any], limits: Mapping[str, tuple[float, float, float]]) -> dict[str, float]:
     options = {}
     for name, value in given.items():
         if name not in limits:
             raise UserError(f"{key}.options: unknown option {name!r}{suggest(name, limits)}")
         _, low, high = limits[name]
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value < high:
-            raise UserError(
-                f"{key}.options.{name}: {value!r} is not a number between {max(low, 0)} and {high}, exclusive"
-            )
+            raise UserError(f"{key}.options.{name}: {value!r} is not a number between {max(low, 0)} and {high}, exclusive")
         options[name] = float(value)
     return options
 

@@ -6,15 +6,22 @@ from typing import Any
 from distill_lit.config.schema import AnalysisConfig
 
 
-def draw(folder: Path, analysis: AnalysisConfig, name: str, question: str = "") -> list[Path]:
-    """Draws every table, figure and page of an experiment into its results folder, and the index of all beside it.
+def analyse(folder: Path, analysis: AnalysisConfig, name: str, question: str = "") -> Any:
+    """Reads the records in a results folder and computes all that is drawn.
 
-    Returns the paths written. Raises UserError when records are missing or models cannot be compared.
+    Raises UserError when records are missing or models cannot be compared.
     """
-    from distill_lit.report.analysed import analyse
+    from distill_lit.report.analysed import analyse as analysed
+
+    return analysed(folder, analysis, name, question)
+
+
+def draw(folder: Path, result: Any) -> list[Path]:
+    """Draws every table, figure and page of an analysed experiment into its results folder, and the index of all
+    beside it; returns the paths written."""
     from distill_lit.report.drawing import draw_analysed
 
-    return draw_analysed(folder, analyse(folder, analysis, name, question))
+    return draw_analysed(folder, result)
 
 
 def draw_index(results_root: Path) -> Path:
@@ -24,19 +31,15 @@ def draw_index(results_root: Path) -> Path:
     return drawn(results_root)
 
 
-def terminal_table(folder: Path, analysis: AnalysisConfig, name: str = "", question: str = "") -> Any:
+def terminal_table(result: Any) -> Any:
     """A rich renderable of the score table and the verdict, as wide as the console it is printed on."""
-    from distill_lit.report.analysed import analyse
     from distill_lit.report.terminal import TerminalTable
 
-    return TerminalTable(analyse(folder, analysis, name or folder.name, question))
+    return TerminalTable(result)
 
 
-def loss_statements(folder: Path, analysis: AnalysisConfig) -> dict[str, str]:
-    """{model id of a distilled student: Markdown paragraphs that say what it lost}, for its model card."""
-    from distill_lit.report.analysed import analyse
-    from distill_lit.report.table import paragraphs
+def cards(result: Any) -> dict[str, str]:
+    """{model id of a student: Markdown of its scores beside its teacher's and what it lost}, for its model card."""
+    from distill_lit.report.card import cards as written
 
-    result = analyse(folder, analysis, folder.name)
-    texts = {label: "\n".join(paragraphs(said)) for label, said in result.statements.items()}
-    return {model: texts[g.label] for g in result.scores.groups if g.label in texts for model in g.models}
+    return written(result)

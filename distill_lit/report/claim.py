@@ -16,9 +16,7 @@ def claim_table(scores: Scores) -> Table:
         badges = mine.set_index("axis")
         cells = [f"{points(row['raw'])}%", f"{points(row['kept'])}%"]
         cells.append(with_bounds(row["margin"], row["low"], row["high"], signed=True))
-        cells += [
-            f"{number(badges.at[a, 'ratio'])}× {badges.at[a, 'badge']}" if a in badges.index else "" for a in axes
-        ]
+        cells += [f"{number(badges.at[a, 'ratio'])}× {badges.at[a, 'badge']}" if a in badges.index else "" for a in axes]
         rows.append([Cell(str(model)), *map(Cell, cells)])
     notes = [
         "Kept, raw: share of the teacher's plain average; kept: of its average above chance. Margin: the student's "

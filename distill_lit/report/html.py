@@ -54,8 +54,7 @@ def to_html(table: Table) -> str:
         return f'<th scope="row"{side}>{body}</th>' if number == table.left - 1 else f"<td{side}>{body}</td>"
 
     heads = [
-        f'<th scope="col"{" class=left" if i < table.left else ""}>{escape(c)}</th>'
-        for i, c in enumerate(table.columns)
+        f'<th scope="col"{" class=left" if i < table.left else ""}>{escape(c)}</th>' for i, c in enumerate(table.columns)
     ]
     rows = []
     for number, row in enumerate(table.rows):

@@ -41,8 +41,7 @@ def place_labels(
             for order, place in enumerate(places)
         ]
         costs = [
-            bias + _cost(_write(axes, text, colour, point, place), axes, boxes, renderer)
-            for bias, point, place in tried
+            bias + _cost(_write(axes, text, colour, point, place), axes, boxes, renderer) for bias, point, place in tried
         ]
         _, point, place = tried[int(np.argmin(costs))]
         box = _extent(_write(axes, text, colour, point, place), renderer)

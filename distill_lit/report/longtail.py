@@ -28,9 +28,7 @@ def longtail_markdown(scores: Scores, report: LongTail, title: str, statements: 
     lines += ["## Confidence", "", to_markdown(confidence_table(report)), "![Confidence](confidence.png)", ""]
     for model in report.flips:
         lines += [f"## {escape_markdown(model)}", ""]
-        lines += [
-            to_markdown(stratum_table(scores, report, model, axis)) for axis in report.axes if axis.name in DETAILED
-        ]
+        lines += [to_markdown(stratum_table(scores, report, model, axis)) for axis in report.axes if axis.name in DETAILED]
         lines += [to_markdown(slice_table(report, model)), *slice_examples(scores, report, model)]
         lines += lost_examples(scores, report, model)
     return "\n".join(
@@ -174,9 +172,7 @@ def slice_examples(scores: Scores, report: LongTail, model: str) -> list[str]:
     for _, row in report.slices[model].iterrows():
         if row["confirmed"]:
             mine = report.codes.loc[report.flips[model].index]
-            inside = np.logical_and.reduce(
-                [(mine[axis] == stratum).to_numpy() for axis, stratum in row["rule"].items()]
-            )
+            inside = np.logical_and.reduce([(mine[axis] == stratum).to_numpy() for axis, stratum in row["rule"].items()])
             lines += _examples(scores, report.flips[model][inside], f'lost documents in "{row["slice"]}"')
     return lines
 
@@ -242,9 +238,7 @@ def _method(scores: Scores, report: LongTail) -> list[str]:
     axes = "; ".join(f"{axis.name}: {axis.about}" for axis in report.axes if axis.family != "metadata")
     seeds = sorted({len(g.models) for g in scores.groups if g.role == "distilled" and g.models})
     modal = (
-        "the modal answer over seeds"
-        if seeds and seeds[0] >= 3
-        else "the answer of the first seed (fewer than 3 seeds)"
+        "the modal answer over seeds" if seeds and seeds[0] >= 3 else "the answer of the first seed (fewer than 3 seeds)"
     )
     lines = [
         f"Axes: {axes}.",

@@ -19,9 +19,7 @@ def main_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
     """Rows are model groups, columns the tasks, the macro average, what is kept, size and validation KL."""
     tasks = scores.tasks
     marks = [f"{t} {LEFT_OUT}" if t in scores.left_out else t for t in tasks]
-    costs = [
-        (name, words, show) for name, words, show in _COSTS if frame.get(name, pd.Series(dtype=float)).notna().any()
-    ]
+    costs = [(name, words, show) for name, words, show in _COSTS if frame.get(name, pd.Series(dtype=float)).notna().any()]
     percent = f"{scores.analysis.confidence:.0%}"
     head = ["model", "seeds", *marks, f"above chance [{percent}]", f"kept [{percent}]"]
     rows, rules, student = [], set(), None
@@ -97,9 +95,7 @@ def _kept(row: pd.Series) -> str:
 
 def _main_notes(scores: Scores, frame: pd.DataFrame) -> list[str]:
     many = frame["seed_deviation"].notna().any()
-    deviation = (
-        "± is the standard deviation over seeds" if many else (f"Seed deviation: {NOT_AVAILABLE}, one seed each")
-    )
+    deviation = "± is the standard deviation over seeds" if many else (f"Seed deviation: {NOT_AVAILABLE}, one seed each")
     notes = [
         f"Scores in points of the task's metric. {deviation}; the error from documents is in the detailed table.",
         "Above chance: mean over tasks of (score − chance) / (1 − chance), in points; its interval redraws documents "
@@ -223,9 +219,7 @@ def detail_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
 def _detail_cells(row: pd.Series) -> list[Cell]:
     trained = row["role"] not in ("teacher", "untouched", "rival")
     deviation = points(row["seed_deviation"]) if pd.notna(row["seed_deviation"]) else NOT_AVAILABLE
-    kept = (
-        "" if row["role"] == "teacher" else f"{points(row['retention'], 0)}%" if pd.notna(row["retention"]) else ABSENT
-    )
+    kept = "" if row["role"] == "teacher" else f"{points(row['retention'], 0)}%" if pd.notna(row["retention"]) else ABSENT
     kept = "teacher at chance" if row["at_chance"] and row["role"] != "teacher" else kept
     return [
         Cell(row["model"]),

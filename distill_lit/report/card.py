@@ -1,0 +1,39 @@
+"""What a student's model card says of its evaluation: scores beside the teacher's, and the loss statement."""
+
+import pandas as pd
+
+from distill_lit.analysis.tabulate import MACRO
+from distill_lit.analysis.wording import points
+from distill_lit.report.analysed import Analysed
+from distill_lit.report.table import Cell, Table, paragraphs, to_markdown
+from distill_lit.report.tables import provenance, watermark
+
+
+def cards(result: Analysed) -> dict[str, str]:
+    """{model id of a student: Markdown}. Seeds of one group share their text, which gives their mean."""
+    students = [group for group in result.scores.groups if group.role in ("untouched", "ce_only", "distilled")]
+    texts = {group.label: _card(result, group.label, len(group.models)) for group in students if group.models}
+    return {model: texts[group.label] for group in students if group.label in texts for model in group.models}
+
+
+def _card(result: Analysed, label: str, seeds: int) -> str:
+    frame = result.frame
+    mine, teacher = (_by_task(frame[mask]) for mask in (frame["model"] == label, frame["role"] == "teacher"))
+    rows = []
+    for task, row in mine.iterrows():
+        where = "above chance" if task == MACRO else f"{row['metric']}, {row['shots']:.0f}-shot"
+        other = points(teacher.loc[task, "score"]) if task in teacher.index else "—"
+        rows.append([Cell(str(task)), Cell(where), Cell(f"{row['n']:.0f}"), Cell(other), Cell(points(row["score"]))])
+    shown = Table(
+        f"Scores in points, {label}" + (f", mean of {seeds} seeds" if seeds > 1 else ""),
+        ["task", "metric", "documents", "teacher", "this student"],
+        rows,
+        left=2,
+        above=watermark(result.scores),
+        source=provenance(result.scores),
+    )
+    return "\n".join([to_markdown(shown), *paragraphs(result.statements.get(label, []))])
+
+
+def _by_task(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.drop_duplicates("task").set_index("task")
