@@ -15,7 +15,7 @@ from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.evaluation.evaluate import evaluate_model
 from distill_lit.experiment import SIGNAL, TEACHER, UNTOUCHED, Cell, evaluation_identity
 from distill_lit.files import hashes_of, read_json, write_json, write_text, writing
-from distill_lit.heads import body_of, head_of
+from distill_lit.heads import head_of
 from distill_lit.models import (
     CARD,
     Size,
@@ -140,10 +140,6 @@ def _build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> d
     )
     size = size_of(student)
     run = _training_run(cell, folder, student, vocabulary, prepared, _signal(config, teacher, prepared, vocabulary), report)
-    if config.training.gradient_checkpointing:
-        student.gradient_checkpointing_enable({"use_reentrant": False})
-    if config.training.compile:
-        body_of(student).compile()
     metrics = (validate if cell.role == UNTOUCHED else train)(run)
     report("export", 0, 1, "", {})
     card = model_card(cell.label, config.teacher.model, _recipe(cell), {"parameters": f"{size.parameters:,}"})

@@ -11,7 +11,7 @@ from torchmetrics import MeanMetric
 
 from distill_lit.config import TrainingConfig
 from distill_lit.errors import UserError
-from distill_lit.heads import check_split, head_of
+from distill_lit.heads import body_of, check_split, head_of
 from distill_lit.objectives import Losses, Objective, fused_losses
 from distill_lit.signals import TeacherSignal, last_hidden
 
@@ -51,6 +51,10 @@ class Distiller(L.LightningModule):
         super().__init__()
         if objective.needs_teacher and signal is None:
             raise UserError("objective: a term compares with the teacher, and there is no teacher signal")
+        if training.gradient_checkpointing:
+            student.gradient_checkpointing_enable({"use_reentrant": False})
+        if training.compile:
+            body_of(student).compile()
         self.student = student
         self.vocabulary = vocabulary
         self.objective = objective

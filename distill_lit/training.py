@@ -1,15 +1,19 @@
 """One training: the Trainer around a distiller, in a run folder that can be killed and goes on where it stopped."""
 
 import json
+import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch.multiprocessing.spawn import ProcessException
 
 from distill_lit.checkpoints import GeneratorState, SafeCheckpointIO, newest_checkpoint
 from distill_lit.config import TrainingConfig
@@ -47,7 +51,8 @@ def train(run: Run) -> dict[str, float]:
     if checkpoint is None:
         trainer.validate(run.distiller, run.data, verbose=False)
     run.distiller.train()
-    trainer.fit(run.distiller, run.data, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
+    with passing_on_termination():
+        trainer.fit(run.distiller, run.data, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
     return _final_metrics(run.folder / "metrics.jsonl")
 
 
@@ -71,6 +76,8 @@ def build_trainer(run: Run, resumed_at: int | None) -> L.Trainer:
         default_root_dir=run.folder,
         accelerator="gpu" if config.accelerator == "cuda" else config.accelerator,
         devices=config.devices,
+        # forked ranks share data and teacher; re-running the program, Lightning's default, would start the worker twice
+        strategy="ddp_fork" if config.devices > 1 else "auto",
         precision="bf16-mixed" if config.precision == "bfloat16" else "32-true",
         max_steps=run.data.steps,
         accumulate_grad_batches=window,
@@ -87,6 +94,30 @@ def build_trainer(run: Run, resumed_at: int | None) -> L.Trainer:
         use_distributed_sampler=False,
         inference_mode=False,  # metrics made in inference mode could not be updated in training
     )
+
+
+@contextmanager
+def passing_on_termination() -> Iterator[None]:
+    """Inside, SIGTERM goes on to forked ranks, which save and stop; the end of a rank is then Preempted, no failure."""
+    heard = []
+
+    def pass_on(number: int, _: Any) -> None:
+        heard.append(number)
+        ranks = active_children()
+        for rank in ranks:
+            os.kill(rank.pid or 0, number)
+        if not ranks:  # before or after training: nothing to save
+            raise Preempted("SIGTERM")
+
+    previous = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield
+    except ProcessException as error:
+        if heard:
+            raise Preempted("SIGTERM, passed on to every rank") from error
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 class JsonLines(Logger):
@@ -142,9 +173,10 @@ class Checkpoints(L.Callback):
         step = trainer.global_step
         if trainer.fit_loop.epoch_loop._should_accumulate():
             return
-        if self.terminated or (step % self.every == 0 and step < (trainer.max_steps or 0)):
+        terminated = trainer.strategy.reduce_boolean_decision(self.terminated, all=False)  # of any rank
+        if terminated or (step % self.every == 0 and step < (trainer.max_steps or 0)):
             self._save(trainer, step)
-        if self.terminated:
+        if terminated:
             raise Preempted(f"SIGTERM at step {step}")
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -157,7 +189,7 @@ class Checkpoints(L.Callback):
     def _save(self, trainer: L.Trainer, step: int) -> None:
         trainer.save_checkpoint(self.folder / f"step={step}.ckpt")
         paths = sorted(self.folder.glob("step=*.ckpt"), key=lambda path: _step_of(path) or 0)
-        for path in paths[:-2]:
+        for path in paths[:-2] if trainer.is_global_zero else []:
             trainer.strategy.checkpoint_io.remove_checkpoint(path)
 
 

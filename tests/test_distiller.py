@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from distill_lit.errors import UserError
 from distill_lit.files import hashes_of
 from distill_lit.heads import head_of
 from distill_lit.models import initial_student, load_model
-from distill_lit.objectives import build_objective
+from distill_lit.objectives import build_objective, can_compile
 from distill_lit.signals import LiveTeacher
 from distill_lit.signals.cached import CachedTeacher, cache_folder, write_cache
 from distill_lit.training import Run, train
@@ -80,6 +81,45 @@ def test_accumulation_does_not_change_the_training(tmp_path: Path, tiny_teacher:
     parts, second = run(tmp_path / "b", tiny_teacher, prepared, replace(TRAINING, batch=2, accumulate=4))
     torch.testing.assert_close(weights(whole), weights(parts), rtol=1e-4, atol=1e-5)
     assert first["train/loss"] == pytest.approx(second["train/loss"], rel=1e-4)
+
+
+def test_ranks_do_not_change_the_training(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:
+    whole, first = run(tmp_path / "a", tiny_teacher, prepared)
+    parts, second = run(tmp_path / "b", tiny_teacher, prepared, replace(TRAINING, batch=2, accumulate=2, devices=2))
+    torch.testing.assert_close(weights(whole), weights(parts), rtol=1e-4, atol=1e-5)
+    assert first["train/loss"] == pytest.approx(second["train/loss"], rel=1e-4)
+    assert first["validation/teacher_kl"] == pytest.approx(second["validation/teacher_kl"], rel=1e-4)
+    assert first["train/tokens"] == second["train/tokens"]
+
+
+def test_gradient_checkpointing_does_not_change_the_training(
+    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    recomputed, call = [], GradientCheckpointingLayer.__call__
+
+    def counted(layer: Any, *args: Any, **options: Any) -> Any:
+        recomputed.append(layer.gradient_checkpointing)
+        return call(layer, *args, **options)
+
+    monkeypatch.setattr(GradientCheckpointingLayer, "__call__", counted)
+    plain, _ = run(tmp_path / "a", tiny_teacher, prepared, dropout=0.1)
+    assert not any(recomputed)
+    other, _ = run(tmp_path / "b", tiny_teacher, prepared, replace(TRAINING, gradient_checkpointing=True), dropout=0.1)
+    assert any(recomputed)
+    torch.testing.assert_close(weights(plain), weights(other), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="no C++ compiler here")
+def test_compiling_the_body_does_not_change_the_training(
+    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData
+) -> None:
+    plain, _ = run(tmp_path / "a", tiny_teacher, prepared)
+    other, _ = run(tmp_path / "b", tiny_teacher, prepared, replace(TRAINING, compile=True))
+    torch.testing.assert_close(weights(plain), weights(other), rtol=1e-4, atol=1e-5)
+    assert set(other.state_dict()) == set(plain.state_dict())
 
 
 def test_padding_does_not_change_the_loss(tiny_teacher: Path, prepared: data.PreparedData) -> None:
