@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from distill_lit import assets, benchmarks, data, hardware
-from distill_lit.config import ExperimentConfig, TermConfig, expand, to_dict
+from distill_lit.config import ExperimentConfig, TermConfig, decisive, expand
 from distill_lit.evaluation.tasks import check_tasks
 from distill_lit.files import fingerprint
 from distill_lit.models import check_student, model_folder
 from distill_lit.objectives import build_objective
 
 TEACHER, UNTOUCHED, CE_ONLY, DISTILLED, SIGNAL = "teacher", "untouched", "ce_only", "distilled", "signal"
+VERSION = 1  # raise it when a default, or what a value means, changes: every cell is then a new one
 # knobs of training that cannot change a result
 WITHOUT_EFFECT = ("keep_checkpoints", "checkpoint_every", "log_every")
 
@@ -90,11 +91,11 @@ def _all_cells(config: ExperimentConfig) -> Iterable[Cell]:
 
 
 def _teacher_cell(config: ExperimentConfig) -> Cell:
-    return Cell(TEACHER, TEACHER, fingerprint({"teacher": config.teacher.model}), config)
+    return Cell(TEACHER, TEACHER, _identity(teacher=config.teacher.model), config)
 
 
 def _signal_cell(config: ExperimentConfig) -> Cell:
-    identity = fingerprint({"signal": to_dict(config.teacher), "data": _data_identity(config)})
+    identity = _identity(signal=decisive(config.teacher), data=_data_identity(config))
     return Cell(SIGNAL, "teacher-signal", identity, config)
 
 
@@ -117,28 +118,39 @@ def _student_cell(role: str, values: dict[str, Any], config: ExperimentConfig) -
 
 
 def _student_identity(role: str, config: ExperimentConfig) -> str:
-    training = {key: value for key, value in to_dict(config.training).items() if key not in WITHOUT_EFFECT}
-    decisive: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "role": UNTOUCHED if role == UNTOUCHED else "trained",
-        "student": to_dict(config.students[config.student]),
-        "teacher": to_dict(config.teacher),
+        "student": decisive(config.students[config.student]),
+        "teacher": decisive(config.teacher),
         "data": _data_identity(config),
     }
     if role != UNTOUCHED:
-        objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
-        decisive |= {"objective": repr(objective), "training": training, "seed": config.seed}
+        training = {key: value for key, value in decisive(config.training).items() if key not in WITHOUT_EFFECT}
+        facts |= {"objective": _objective_identity(config), "training": training, "seed": config.seed}
     elif config.students[config.student].config:
-        decisive["seed"] = config.seed
-    return fingerprint(decisive)
+        facts["seed"] = config.seed
+    return _identity(**facts)
+
+
+def _objective_identity(config: ExperimentConfig) -> dict[str, Any]:
+    """The terms that have a weight, and the scaling of those with a teacher; how the head computes them decides nothing."""
+    objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
+    used = {term.name for term in objective.terms}
+    terms = {name: decisive(term) for name, term in config.objective.terms.items() if name in used and term is not None}
+    return {"terms": terms, **({"scaling": config.objective.temperature_scaling} if objective.needs_teacher else {})}
+
+
+def _identity(**facts: Any) -> str:
+    return fingerprint({"version": VERSION, **facts})
 
 
 def _data_identity(config: ExperimentConfig) -> dict[str, Any]:
-    return {**to_dict(config.data), "benchmarks": config.benchmarks}
+    return {**decisive(config.data), "benchmarks": config.benchmarks}
 
 
 def evaluation_identity(config: ExperimentConfig) -> str:
     """Identifies the questions a model is asked: a cell is evaluated again when they change."""
-    return fingerprint({**to_dict(config.evaluation), "benchmarks": config.benchmarks})
+    return _identity(**decisive(config.evaluation), benchmarks=config.benchmarks)
 
 
 def references(config: ExperimentConfig) -> list[str]:

@@ -1,6 +1,6 @@
 """Typed configuration: YAML, `defaults`, `key=value` overrides, grid. The only room that knows OmegaConf."""
 
-from distill_lit.config.load import expand, find_configs, load_experiment, load_section, to_dict, to_yaml
+from distill_lit.config.load import decisive, expand, find_configs, load_experiment, load_section, to_dict, to_yaml
 from distill_lit.config.schema import (
     AnalysisConfig,
     CorpusConfig,
@@ -27,6 +27,7 @@ __all__ = [
     "TeacherConfig",
     "TermConfig",
     "TrainingConfig",
+    "decisive",
     "expand",
     "find_configs",
     "load_experiment",

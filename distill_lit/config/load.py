@@ -90,6 +90,27 @@ def to_dict(config: Any) -> dict[str, Any]:
     return result
 
 
+def decisive(section: Any) -> dict[str, Any]:
+    """The values of a section that are not its defaults, and those without a default: what identifies it.
+
+    A knob that is added later, and left alone, changes no identity. Whoever changes a default or what a value means
+    raises `experiment.VERSION`.
+    """
+    known = {}
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        if value != default:
+            known[KEY_OF_FIELD.get(field.name, field.name)] = _decisive_value(value)
+    return known
+
+
+def _decisive_value(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return decisive(value)
+    return {key: _decisive_value(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
 def to_yaml(config: Any) -> str:
     """A config section as YAML that `load_experiment` reads back."""
     text: str = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=120)

@@ -13,7 +13,7 @@ import numpy as np
 from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from distill_lit.config.schema import CorpusConfig
+from distill_lit.config import CorpusConfig, decisive
 from distill_lit.data.sources import Row, check_source, open_source
 from distill_lit.errors import UserError
 
@@ -82,7 +82,7 @@ def check_corpora(corpora: Mapping[str, CorpusConfig], origin: str) -> None:
 def identify(corpora: Mapping[str, CorpusConfig], origin: str) -> dict[str, Any]:
     """JSON-like value that changes when a document can: the config and the hashes of the sources."""
     return {
-        name: [asdict(corpus), open_source(_key(name), corpus, origin).identity()]
+        name: [decisive(corpus), open_source(_key(name), corpus, origin).identity()]
         for name, corpus in sorted(corpora.items())
     }
 

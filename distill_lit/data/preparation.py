@@ -16,7 +16,7 @@ from distill_lit.data.tokens import Tokens, facts, hash_tokenizer, load_tokenize
 from distill_lit.errors import UserError
 from distill_lit.files import cache_root, fingerprint, read_json, write_json
 
-VERSION = 1  # raise it when the same input becomes other documents, tokens or rows
+VERSION = 2  # raise it when the same input becomes other documents, tokens or rows
 
 
 @dataclass(frozen=True)

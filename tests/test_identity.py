@@ -1,0 +1,90 @@
+"""What makes a cell another cell: every value that can change its result, and nothing else."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from distill_lit import experiment
+from distill_lit.config import (
+    CorpusConfig,
+    DataConfig,
+    EvaluationConfig,
+    ObjectiveConfig,
+    StudentConfig,
+    TeacherConfig,
+    TermConfig,
+    TrainingConfig,
+    decisive,
+    load_experiment,
+    to_dict,
+)
+
+ROOT = Path(__file__).parents[1]
+SECTIONS = (
+    TeacherConfig,
+    StudentConfig,
+    CorpusConfig,
+    DataConfig,
+    TermConfig,
+    ObjectiveConfig,
+    TrainingConfig,
+    EvaluationConfig,
+)
+DEFAULTS = Path(__file__).parent / "data" / f"defaults_{experiment.VERSION}.yaml"
+QUICKSTART = ROOT / "experiments" / "quickstart.yaml"
+
+
+def test_defaults_are_those_of_this_version() -> None:
+    """Identities leave defaults out, so a default that changes must raise experiment.VERSION (and get a file here)."""
+    known = yaml.safe_load(DEFAULTS.read_text())
+    for section in SECTIONS:
+        now = to_dict(section())
+        changed = {key: now.get(key) for key, value in known[section.__name__].items() if now.get(key) != value}
+        assert not changed, section.__name__
+        assert set(now) == set(known[section.__name__]), f"add the new knobs of {section.__name__} to {DEFAULTS.name}"
+
+
+def test_decisive_leaves_defaults_out_at_every_depth() -> None:
+    data = DataConfig(corpora={"a": CorpusConfig(path="file:x"), "b": CorpusConfig(dataset="d", documents=5)}, seed=0)
+    assert decisive(data) == {"corpora": {"a": {"path": "file:x"}, "b": {"dataset": "d", "documents": 5}}}
+    assert decisive(StudentConfig(from_="hf:a/b")) == {"from": "hf:a/b"}
+
+
+def names(*changes: str) -> dict[str, str]:
+    return {cell.label: cell.name for cell in experiment.plan(load_experiment(QUICKSTART, list(changes)))}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "seed=0",
+        "training.checkpoint_every=7",
+        "training.log_every=1",
+        "analysis.bootstrap=200",
+        "launcher.workers=2",
+        "objective.chunk=64",
+        "evaluation.limit=50",
+        "name=other",
+        "question=why",
+        "objective.terms.none={kind: reverse_kl, weight: 0}",
+    ],
+)
+def test_what_cannot_change_a_student_does_not_change_its_cell(change: str) -> None:
+    assert names(change) == names()
+
+
+@pytest.mark.parametrize(
+    ("change", "new"),
+    [
+        ("training.learning_rate=1e-3", {"deep", "shallow", "deep-ce_only", "shallow-ce_only"}),
+        ("objective.terms.kl.temperature=2", {"deep", "shallow"}),
+        ("objective.temperature_scaling=none", {"deep", "shallow"}),
+        ("students.deep.layers=[0,1,2]", {"deep", "deep-ce_only", "deep-untouched"}),
+        ("seed=1", {"deep", "shallow", "deep-ce_only", "shallow-ce_only"}),
+        ("data.seed=1", set(names()) - {"teacher"}),
+    ],
+)
+def test_what_changes_a_student_makes_a_new_cell(change: str, new: set[str]) -> None:
+    before, after = names(), names(change)
+    assert {label for label in before if before[label] != after[label]} == new
