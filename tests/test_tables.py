@@ -206,14 +206,14 @@ def test_a_rival_may_have_another_number_format(tmp_path: Path) -> None:
     cells = pd.read_csv(folder / "cells.csv")
     row = {
         "model": "teacher-int8",
-        "role": "rival",
+        "role": "quantised",
         "student": "",
         "parameters": 134_515_008,
         "state": "done",
     }
     pd.concat([cells, pd.DataFrame([row])]).to_csv(folder / "cells.csv", index=False)
     scores = score(load_results(folder), FAST)
-    place = [g.label for g in scores.groups].index("teacher-int8")
+    place = [g.label for g in scores.groups].index("teacher in int8")
     assert macro_retention(scores, place).value == pytest.approx(1.0)
 
 

@@ -120,7 +120,7 @@ def confidence_table(scores: Scores, codes: pd.DataFrame) -> pd.DataFrame:
     teacher = choice_probabilities(scores, scores.groups[scores.teacher].models[0])
     rows: list[dict[str, Any]] = [{"model": "teacher", **_calibration(scores, teacher, codes)}]
     for g, group in enumerate(scores.groups):
-        if group.role not in ("distilled", "ce_only", "rival") or not group.models:
+        if group.role not in ("distilled", "ce_only", "quantised", "rival") or not group.models:
             continue
         per_seed = [_one_model(scores, choice_probabilities(scores, m), teacher, codes) for m in group.models]
         row = pd.DataFrame(per_seed).mean().to_dict()

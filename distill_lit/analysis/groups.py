@@ -6,7 +6,14 @@ import pandas as pd
 
 from distill_lit.analysis.results import ROLES, Results
 
-ROLE_WORDS = {"untouched": "before training", "ce_only": "without teacher", "distilled": "distilled"}
+ROLE_WORDS = {
+    "quantised": "in int8",
+    "rival": "off the shelf",
+    "untouched": "before training",
+    "ce_only": "without teacher",
+    "distilled": "distilled",
+}
+AS_THEY_ARE = ("teacher", "quantised", "rival")  # roles of models that no cell trains or prunes
 OWN_AXES = ("axis.student", "axis.seed")  # columns of their own
 
 
@@ -34,14 +41,14 @@ def groups_of(results: Results) -> list[Group]:
     found: dict[tuple, list[int]] = {}
     for row in cells.index:
         point = tuple((a, str(cells.at[row, a])) for a in axes if pd.notna(cells.at[row, a]))
-        name = cells.at[row, "model"] if cells.at[row, "role"] == "rival" else cells.at[row, "student"]
+        name = cells.at[row, "model" if cells.at[row, "role"] in AS_THEY_ARE[1:] else "student"]
         found.setdefault((cells.at[row, "role"], name, point), []).append(row)
     groups = [_group(results, cells.loc[rows], key, short) for key, rows in found.items()]
     rank = {role: i for i, role in enumerate(ROLES)}
     first = {group.label: i for i, group in enumerate(groups)}
 
     def place(group: Group) -> tuple:
-        top = rank.get(group.role, len(ROLES)) if group.role in ("teacher", "rival") else 2
+        top = rank[group.role] if group.role in AS_THEY_ARE else len(ROLES)
         biggest = size.get(group.student, float("nan"))
         return (
             top,
@@ -63,7 +70,8 @@ def _group(results: Results, rows: pd.DataFrame, key: tuple, short: dict[str, st
         dict.fromkeys(f"{s}: {r}" if r else str(s) for s, r in zip(lost["state"], lost["reason"], strict=True))
     )
     variant = ", ".join(f"{short[axis]}={value}" for axis, value in point)
-    label = "teacher" if role == "teacher" else " ".join(w for w in (student, ROLE_WORDS.get(role, "")) if w)
+    known_as = "teacher" if role == "quantised" else student
+    label = "teacher" if role == "teacher" else " ".join(w for w in (known_as, ROLE_WORDS.get(role, "")) if w)
     known = tuple(int(s) for s in seeds if s == s)
     return Group(
         role=role,

@@ -11,7 +11,7 @@ from distill_lit.errors import UserError
 from distill_lit.files import read_json
 
 MUST_AGREE = ("version", "task_hash", "metric", "fewshot", "limit", "n", "seed", "chat_template", "eval_split")
-ROLES = ("teacher", "rival", "untouched", "ce_only", "distilled")
+ROLES = ("teacher", "quantised", "rival", "untouched", "ce_only", "distilled")
 TOTAL = "__total__"
 CELL_TEXT = ("model", "role", "student", "state", "reason")
 DOCUMENT_COLUMNS = ("task", "key", "doc_id", "cluster", "prompt", "choices", "gold", "n_choices", "metadata")
@@ -139,7 +139,7 @@ def check_pair(results: Results, task: str, first: str, second: str) -> None:
     """Raises UserError naming the first setting in which two models were evaluated differently on `task`."""
     one, two = results.meta[first][task], results.meta[second][task]
     roles = dict(zip(results.cells["model"], results.cells["role"], strict=True))
-    names = MUST_AGREE if "rival" in (roles.get(first), roles.get(second)) else (*MUST_AGREE, "dtype")
+    names = MUST_AGREE if {"quantised", "rival"} & {roles.get(first), roles.get(second)} else (*MUST_AGREE, "dtype")
     for name in names:
         if str(one.get(name)) != str(two.get(name)):
             raise UserError(

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from distill_lit.analysis import scores as sc
-from distill_lit.analysis.groups import baseline_of, cost_of
+from distill_lit.analysis.groups import AS_THEY_ARE, baseline_of, cost_of
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.statistics import benjamini_hochberg, detectable_effect, holm
 
@@ -131,7 +131,7 @@ def _difference(who: str, delta: sc.Interval, p: float) -> dict[str, float]:
 
 def _best(scores: Scores, frame: pd.DataFrame) -> list[bool]:
     """Best student of each task and every student not significantly different from it (Holm within the task)."""
-    students = [g for g, group in enumerate(scores.groups) if group.role not in ("teacher", "rival") and group.models]
+    students = [g for g, group in enumerate(scores.groups) if group.role not in AS_THEY_ARE and group.models]
     marks: dict[tuple[str, str], bool] = {}
     for t, task in [*enumerate(scores.tasks), (None, MACRO)]:
         value = {g: scores.macro(g) if t is None else scores.raw[t, g] for g in students}

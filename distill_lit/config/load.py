@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from distill_lit.config.knobs import check_knobs
-from distill_lit.config.schema import BASELINES, ExperimentConfig
+from distill_lit.config.schema import BASELINES, RIVAL_BASELINES, ExperimentConfig
 from distill_lit.errors import UserError, suggest
 
 Section = TypeVar("Section")
@@ -205,8 +205,11 @@ def _check(config: ExperimentConfig) -> None:
     if config.student and config.student not in config.students:
         raise UserError(f"student: unknown value {config.student!r}{suggest(config.student, config.students)}")
     for name in config.baselines:
-        if name not in BASELINES:
-            raise UserError(f"baselines: unknown value {name!r}{suggest(name, BASELINES)}")
+        if name not in (*BASELINES, *RIVAL_BASELINES):
+            raise UserError(f"baselines: unknown value {name!r}{suggest(name, (*BASELINES, *RIVAL_BASELINES))}")
+    for name in config.rivals:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name in (*config.students, *BASELINES, *RIVAL_BASELINES):
+            raise UserError(f"rivals.{name}: a name is made of letters, digits, '_', '.' and '-', and is not taken")
     for key, values in config.grid.items():
         if not values:
             raise UserError(f"grid.{key}: has no values")

@@ -9,6 +9,7 @@ from distill_lit.config.knobs import knob
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 BASELINES = ("teacher", "untouched", "ce_only")
+RIVAL_BASELINES = ("teacher_int8",)  # only where asked for
 
 
 @dataclass
@@ -165,3 +166,4 @@ class ExperimentConfig:
     variant: str = knob("", "one of `variants`; the grid usually sets it")
     grid: dict[str, list[Any]] = field(default_factory=dict)  # dotted key: values
     baselines: list[str] = field(default_factory=lambda: list(BASELINES))
+    rivals: dict[str, str] = knob({}, "off-the-shelf models to compare with, {name: reference}")

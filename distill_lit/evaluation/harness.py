@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from distill_lit.errors import UserError
 from distill_lit.evaluation.packing import Pack, ancestor_mask, pack_sequences
 from distill_lit.models.loading import load_model, load_tokenizer
+from distill_lit.models.quantise import is_quantised
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +166,8 @@ class PrefixTreeLM(HFLM):
         finally:
             (self.tokens_forwarded, self._total), self.batch_size_per_gpu = counts, PLAIN_BATCH
         worst = max(abs(a[0] - b[0]) / len(r[2]) for a, b, r in zip(expected, found, sample, strict=True))
-        allowed = TOLERANCE.get(self.model.dtype, LOOSE_TOLERANCE)
+        strict = not is_quantised(self.model)  # int8 activations round: a last bit can move a whole step
+        allowed = TOLERANCE.get(self.model.dtype, LOOSE_TOLERANCE) if strict else LOOSE_TOLERANCE
         return "" if worst <= allowed else f"packed log-likelihoods differ by {worst:.2g} nats per token from HFLM's"
 
     def _score_plain(self, requests: list[Request]) -> list[tuple[float, bool]]:

@@ -2,25 +2,30 @@
 
 from distill_lit.models.export import CARD, add_results, export_student, model_card
 from distill_lit.models.loading import load_config, load_model, load_tokenizer, model_fingerprint, model_folder
+from distill_lit.models.quantise import INT8, check_int8, is_quantised, quantise
 from distill_lit.models.size import Size, size_from_config, size_of
 from distill_lit.models.students import changed_config, check_student, initial_student
 from distill_lit.models.vocabulary import check_same_vocabulary, shared_vocabulary
 
 __all__ = [
     "CARD",
+    "INT8",
     "Size",
     "add_results",
     "changed_config",
+    "check_int8",
     "check_same_vocabulary",
     "check_student",
     "export_student",
     "initial_student",
+    "is_quantised",
     "load_config",
     "load_model",
     "load_tokenizer",
     "model_card",
     "model_fingerprint",
     "model_folder",
+    "quantise",
     "shared_vocabulary",
     "size_from_config",
     "size_of",

@@ -50,8 +50,13 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, **options: Any)
         return AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True, **options
         ).eval()
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, OSError, KeyError, ImportError) as error:
         raise UserError(f"{folder}: not a causal language model: {str(error).splitlines()[0]}") from error
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes on disk of the weights in a model folder."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def load_config(folder: Path) -> Any:

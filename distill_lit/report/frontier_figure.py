@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from distill_lit.analysis.frontier import COST_AXES
-from distill_lit.analysis.groups import ROLE_WORDS
+from distill_lit.analysis.groups import AS_THEY_ARE, ROLE_WORDS
 from distill_lit.analysis.wording import count
 from distill_lit.report.labels import ON_LINE, place_labels, segment_boxes
 from distill_lit.report.style import GREY, RC, marker_options, plain, role_style
@@ -74,7 +74,9 @@ def _series(axes: Any, frame: pd.DataFrame) -> tuple[list, list]:
     low, high = axes.get_xlim()
     step = DODGE * np.log(high / low)
     variants = {v: i for i, v in enumerate(dict.fromkeys(frame.loc[frame["role"] == "distilled", "variant"]))}
-    for (role, variant), mine in frame.groupby(["role", "variant"], sort=False):
+    series = frame["variant"].where(~frame["role"].isin(AS_THEY_ARE), frame["model"])
+    for (role, _), mine in frame.groupby(["role", series], sort=False):
+        variant = str(mine["variant"].iloc[0])
         style = role_style(role, variants.get(variant, 0))
         shift = ROLE_SHIFT.get(role, 0) + 0.6 * variants.get(variant, 0) * (role == "distilled")
         x, y = mine["cost"].to_numpy(float) * np.exp(shift * step), mine["score"].to_numpy(float) * 100
@@ -82,12 +84,12 @@ def _series(axes: Any, frame: pd.DataFrame) -> tuple[list, list]:
         # a percentile interval need not hold its estimate
         bars = np.nan_to_num([np.maximum(down, 0), np.maximum(up, 0)])
         axes.errorbar(x, y, yerr=bars, linestyle="none", **marker_options(style))
-        if len(x) > 1 and role != "rival":
+        if len(x) > 1 and role not in AS_THEY_ARE:
             axes.plot(x, y, linestyle=style["line"], color=style["color"], linewidth=1.0, alpha=0.7, zorder=2)
             for a, b in zip(zip(x, y, strict=True), list(zip(x, y, strict=True))[1:], strict=False):
                 obstacles += segment_boxes(a, b, log_x=True)
         obstacles += [(a, b - c, a, b + d) for a, b, c, d in zip(x, y, *bars, strict=True)]
-        words = ROLE_WORDS.get(role, mine["model"].iloc[0])
+        words = mine["model"].iloc[0] if role in AS_THEY_ARE else ROLE_WORDS[role]
         text = f"{words} ({variant})" if variant else words
         labels.append((plain(text), style["color"], list(zip(x, y, strict=True))))
     return labels, obstacles

@@ -4,6 +4,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const SVG = "http://www.w3.org/2000/svg";
 const STYLES = {
   teacher: { colour: "#000000", shape: "star", fill: true, dash: "" },
+  quantised: { colour: "#000000", shape: "star", fill: false, dash: "" },
   rival: { colour: "#8a4a78", shape: "diamond", fill: true, dash: "8 3 2 3" },
   untouched: { colour: "#767676", shape: "circle", fill: false, dash: "2 3" },
   ce_only: { colour: "#d55e00", shape: "square", fill: false, dash: "6 4" },
@@ -85,6 +86,9 @@ function lookOf(point, variants) {
   return look;
 }
 
+/* Models of one role are one line; a model that was taken as it is stands alone. */
+const seriesOf = (r) => `${r.role}|${r.role in data.roles ? r.variant : r.model}`;
+
 function frontier() {
   const axis = $("cost").value, rows = data.frontier[axis], width = 900, height = 470;
   const left = 58, right = width - 30, top = 18, bottom = height - 58;
@@ -119,10 +123,10 @@ function frontier() {
   const shift = { untouched: -1, ce_only: 0, distilled: 1 };
   const place = (r) => x(r.cost) + 10 * ((shift[r.role] || 0) + (r.role === "distilled" ? 0.7 * variants.indexOf(r.variant) : 0));
   const series = new Map();
-  for (const r of rows) series.set(`${r.role}|${r.variant}`, [...(series.get(`${r.role}|${r.variant}`) || []), r]);
+  for (const r of rows) series.set(seriesOf(r), [...(series.get(seriesOf(r)) || []), r]);
   for (const mine of series.values()) {
     const look = lookOf(mine[0], variants);
-    if (mine.length > 1 && mine[0].role !== "rival") {
+    if (mine.length > 1) {
       const path = mine.map((r) => `${place(r)},${y(r.score)}`).join(" ");
       draw(svg, "polyline", { points: path, fill: "none", stroke: look.colour, "stroke-dasharray": look.dash, opacity: 0.7 });
     }
@@ -148,7 +152,7 @@ function spot(svg, r, x, y, look) {
 }
 
 function legend(rows, variants) {
-  const seen = new Map(rows.map((r) => [`${r.role}|${r.variant}`, r]));
+  const seen = new Map(rows.map((r) => [seriesOf(r), r]));
   $("legend").replaceChildren(...[...seen.values()].map((r) => {
     const svg = document.createElementNS(SVG, "svg"), look = lookOf(r, variants);
     for (const [k, v] of Object.entries({ viewBox: "0 0 20 20", style: "width:1.1em;display:inline-block;vertical-align:middle", "aria-hidden": "true" }))

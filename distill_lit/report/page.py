@@ -8,7 +8,7 @@ import pandas as pd
 
 from distill_lit.analysis.confidence import choice_softmax
 from distill_lit.analysis.frontier import COST_AXES, cost_axes, frontier
-from distill_lit.analysis.groups import ROLE_WORDS
+from distill_lit.analysis.groups import AS_THEY_ARE, ROLE_WORDS
 from distill_lit.files import read_json, write_text
 from distill_lit.report.analysed import Analysed
 from distill_lit.report.claim import claim_table
@@ -122,7 +122,7 @@ def payload(result: Analysed) -> dict[str, Any]:
     """What the page's script draws: frontier per cost axis, strata, and the changed documents."""
     scores, tail = result.scores, result.longtail
     documents, left_out = changed_documents(result)
-    words = {"teacher": "teacher", **ROLE_WORDS}
+    words = {role: word for role, word in ROLE_WORDS.items() if role not in AS_THEY_ARE}
     return {
         "costs": {axis: COST_AXES[axis] for axis in cost_axes(scores)},
         "frontier": {axis: frontier(scores, axis).to_dict("records") for axis in cost_axes(scores)},

@@ -18,6 +18,7 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE, GREY = (
 )
 ROLE_STYLE: dict[str, dict[str, Any]] = {
     "teacher": {"color": BLACK, "marker": "*", "markersize": 13, "fill": True, "line": "-"},
+    "quantised": {"color": BLACK, "marker": "*", "markersize": 13, "fill": False, "line": "-"},
     "rival": {"color": PURPLE, "marker": "D", "markersize": 6, "fill": True, "line": "-."},
     "untouched": {"color": GREY, "marker": "o", "markersize": 6, "fill": False, "line": ":"},
     "ce_only": {"color": RED, "marker": "s", "markersize": 6, "fill": False, "line": "--"},

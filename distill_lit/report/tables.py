@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from distill_lit.analysis.groups import AS_THEY_ARE
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.tabulate import COSTS, MACRO
 from distill_lit.analysis.wording import ABSENT, NOT_AVAILABLE, bounds, count, listed, number, points, with_bounds
@@ -67,11 +68,11 @@ _COSTS = (
 def with_training_flops(frame: pd.DataFrame) -> pd.DataFrame:
     """The score frame with the FLOPs of training, the teacher's forward passes included."""
     both = frame["student_flops"].fillna(0) + frame["teacher_flops"].fillna(0)
-    return frame.assign(training_flops=both.where(frame["student_flops"].notna() & frame["role"].ne("teacher")))
+    return frame.assign(training_flops=both.where(frame["student_flops"].notna() & ~frame["role"].isin(AS_THEY_ARE)))
 
 
 def _seeds(row: pd.Series) -> str:
-    if row["role"] in ("teacher", "untouched", "rival"):
+    if row["role"] in (*AS_THEY_ARE, "untouched"):
         return "" if row["seeds"] else row["state"]
     return f"{row['seeds']}" if row["seeds"] == row["planned"] else f"{row['seeds']} of {row['planned']}"
 
@@ -217,7 +218,7 @@ def detail_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
 
 
 def _detail_cells(row: pd.Series) -> list[Cell]:
-    trained = row["role"] not in ("teacher", "untouched", "rival")
+    trained = row["role"] not in (*AS_THEY_ARE, "untouched")
     deviation = points(row["seed_deviation"]) if pd.notna(row["seed_deviation"]) else NOT_AVAILABLE
     kept = "" if row["role"] == "teacher" else f"{points(row['retention'], 0)}%" if pd.notna(row["retention"]) else ABSENT
     kept = "teacher at chance" if row["at_chance"] and row["role"] != "teacher" else kept

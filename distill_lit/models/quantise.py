@@ -1,0 +1,47 @@
+"""The teacher in 8-bit integers: the cheapest way to a smaller model, which every distilled student must beat."""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from distill_lit.errors import UserError
+from distill_lit.models.export import export_student
+from distill_lit.models.loading import check_folder
+
+# in the identity of a cell, so that another recipe is another model
+INT8 = "torchao: int8 weights per output channel, int8 activations per token, head and embeddings as they were"
+
+
+def check_int8() -> None:
+    """Raises UserError when torchao is not installed."""
+    if importlib.util.find_spec("torchao") is None:
+        raise UserError("baselines: teacher_int8 needs torchao; pip install 'distill-lit[int8]'")
+
+
+def quantise(folder: Path, target: Path) -> None:
+    """Writes the model in `folder` to `target` with the linear layers in int8, scaled per token while it runs.
+
+    The result is a transformers folder (safetensors) like any other. torch's own `quantize_dynamic` is deprecated, and
+    scales whole batches by one number, so that an answer depends on its neighbours; torchao scales every token alone.
+    """
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig
+    from transformers import TorchAoConfig
+
+    check_folder(folder)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        quantization_config=TorchAoConfig(Int8DynamicActivationInt8WeightConfig()),
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+    )
+    export_student(model, folder, target, f"# int8\n\n{INT8}\n")
+
+
+def is_quantised(model: torch.nn.Module) -> bool:
+    """Whether weights are kept in fewer bits than they are computed with: rounding then jumps, and small differences
+    in the order of sums do not stay small."""
+    return getattr(getattr(model, "config", None), "quantization_config", None) is not None
