@@ -49,7 +49,8 @@ def parse(reference: str) -> Reference:
     """The parts of a reference. Raises UserError for an unknown kind or form; touches neither disk nor network."""
     kind, colon, rest = reference.partition(":")
     if not colon or kind not in KINDS:
-        raise UserError(f"reference {reference!r}: unknown kind {kind!r}{suggest(kind, KINDS)}, as in file:{reference}")
+        example = f"file:{rest if colon else reference}"
+        raise UserError(f"reference {reference!r}: unknown kind {kind!r}{suggest(kind, KINDS)}, as in {example}")
     if kind == "file":
         if not rest:
             raise UserError(f"reference {reference!r} names no path")
