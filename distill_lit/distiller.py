@@ -160,7 +160,8 @@ class Distiller(L.LightningModule):
         values["validation/loss"] = sum(
             w * values[f"validation/{t.name}"] for t, w in zip(self.objective.terms, weights, strict=True)
         )
-        self.log_dict(values)
+        # the number of steps done, under which Lightning logs: its own count lags by one here
+        self.log_dict({**values, "step": float(self.global_step)})
         self._reset(self._validation)
 
     def _means(self, metrics: dict[str, MeanMetric], stage: str) -> dict[str, float]:
