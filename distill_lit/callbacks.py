@@ -116,6 +116,9 @@ class Checkpoints(L.Callback):
         if trainer.fit_loop.epoch_loop._should_accumulate():
             return
         if self.termination.came or step % self.every == 0 or self._is_validated(step) or step == trainer.max_steps:
+            for logger in trainer.loggers:
+                # what is logged must be as durable as the checkpoint that comes after it
+                logger.experiment.flush()
             trainer.save_checkpoint(self.folder / f"step={step}.ckpt")
             prune(self.folder, self.budget)
         self._stop_if_asked(step)
@@ -184,7 +187,7 @@ class Progress(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         """Reports after every batch."""
         per_step = module.tokens_per_step
-        metrics = {name: float(value) for name, value in trainer.logged_metrics.items()}
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.report("train", trainer.global_step * per_step, self.steps * per_step, "tokens", metrics)
 
     def on_validation_batch_end(

@@ -183,13 +183,12 @@ def _best_stem(folder: Path) -> str:
 
 def prune(folder: Path, budget_gigabytes: float) -> None:
     """Keeps the newest checkpoint whatever it weighs; then, within the budget, the best and the one before the newest."""
-    newest, *older = saved_checkpoints(folder) or [None]
+    newest, *older = saved_checkpoints(folder)
     best = _best_stem(folder)
+    room = budget_gigabytes * 1e9 - newest.stat().st_size
     wanted = [p for p in older if p.stem == best] + [p for p in older if p.stem != best][: KEPT - 1]
-    room = budget_gigabytes * 1e9 - (newest.stat().st_size if newest else 0)
-    for path in older:
-        size = path.stat().st_size
-        if path in wanted and size <= room:
-            room -= size
+    for path in [*wanted, *(p for p in older if p not in wanted)]:
+        if path in wanted and path.stat().st_size <= room:
+            room -= path.stat().st_size
         else:
             SafeCheckpointIO().remove_checkpoint(path)

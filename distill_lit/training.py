@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,16 @@ class JsonLines(Logger):
         values = {name: value for name, value in metrics.items() if name != "epoch"}
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
+
+    @property
+    def experiment(self) -> "JsonLines":
+        """What has a `flush`, as Lightning calls it."""
+        return self
+
+    def flush(self) -> None:
+        """Makes the lines durable."""
+        with self.path.open("a") as file:
+            os.fsync(file.fileno())
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """The resolved config is in the run folder already."""

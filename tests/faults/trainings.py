@@ -4,6 +4,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -95,7 +97,7 @@ def _build(experiment: str, root: str, stop: str, overrides: tuple[str, ...], pa
     torch.set_num_threads(1)
     config = load_experiment(Path(experiment), list(overrides))
     cell = next(cell for cell in plan(config) if cell.role == DISTILLED)
-    number, stage, count = (stop.split() + ["", "", ""])[:3]
+    number, stage, count = [*stop.split(), "", "", ""][:3]
     seen: dict[str, int] = {}
 
     def report(where: str, *_: Any) -> None:
@@ -114,8 +116,6 @@ def _build(experiment: str, root: str, stop: str, overrides: tuple[str, ...], pa
 
 def half_written_checkpoint() -> None:
     """The third checkpoint is cut off by kill -9 in the middle of writing."""
-    import torch
-
     from distill_lit import checkpoints
 
     saved = [0]
@@ -130,7 +130,22 @@ def half_written_checkpoint() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     checkpoints._save = cut
-    assert torch
+
+
+def small_files() -> None:
+    """No file may grow beyond 100 kB: what a full disk does, with another errno."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
+def hold_lock(path: str) -> None:
+    """Takes a lock and never gives it back."""
+    from filelock import FileLock
+
+    with FileLock(path):
+        Path(f"{path}.held").touch()
+        time.sleep(1000)
 
 
 def forgotten_generators() -> None:
@@ -144,6 +159,37 @@ def random_seconds(seed: int, longest: float, count: int) -> list[float]:
     """When to kill."""
     draw = random.Random(seed)
     return [draw.uniform(0.05, longest) for _ in range(count)]
+
+
+def command(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
+    """The command line in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "distill_lit.cli", *map(str, arguments)],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment},
+    )
+
+
+def outcome(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """(exit code, everything said) once it has ended."""
+    said, errors = process.communicate(timeout=300)
+    return process.returncode, said + errors
+
+
+def cli(*arguments: str | Path, **environment: str) -> tuple[int, str]:
+    """(exit code, everything said) of a command."""
+    return outcome(command(*arguments, **environment))
+
+
+def wait_until(happened: Callable[[], Any], longest: float = 120.0) -> Any:
+    """What `happened` returns once it is true."""
+    end = time.monotonic() + longest
+    while not (found := happened()):
+        assert time.monotonic() < end, "did not happen"
+        time.sleep(0.02)
+    return found
 
 
 def seconds(work: Callable[[], Any]) -> float:
