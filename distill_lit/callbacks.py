@@ -1,17 +1,20 @@
 """What happens between the steps of a training: generators, checkpoints, signals, non-finite numbers, progress."""
 
 import logging
+import os
 import random
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.multiprocessing.spawn import ProcessException
 
 from distill_lit.checkpoints import OURS, Origin, note_validation, prune
 from distill_lit.files import write_json
@@ -38,11 +41,22 @@ class Termination:
 
 @contextmanager
 def noting_sigterm() -> Iterator[Termination]:
-    """Inside, SIGTERM does not end the process but is noted, so that a checkpoint can be written first."""
+    """Inside, SIGTERM does not end the process but is noted, so that a checkpoint can be written first. It goes on to
+    forked ranks, which save and stop; the end of a rank is then Preempted, no failure."""
     termination = Termination()
-    previous = signal.signal(signal.SIGTERM, termination.note)
+
+    def note(number: int, _: Any) -> None:
+        termination.came = True
+        for rank in active_children():
+            os.kill(rank.pid or 0, number)
+
+    previous = signal.signal(signal.SIGTERM, note)
     try:
         yield termination
+    except ProcessException as error:
+        if termination.came:
+            raise Preempted("SIGTERM, passed on to every rank") from error
+        raise
     finally:
         signal.signal(signal.SIGTERM, previous)
 
@@ -51,7 +65,15 @@ class GeneratorState(L.Callback):
     """Saves and restores the generators of Python, NumPy and torch, so that dropout goes on where it stopped."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The generators' states as plain values and tensors."""
+        """The generators' states of every rank as plain values and tensors."""
+        mine = self._mine()
+        ranks = [mine]
+        if distributed.is_available() and distributed.is_initialized():
+            ranks = [mine] * distributed.get_world_size()
+            distributed.all_gather_object(ranks, mine)
+        return {"ranks": ranks}
+
+    def _mine(self) -> dict[str, Any]:
         version, words, gauss = random.getstate()
         name, keys, position, has_gauss, cached = np.random.get_state()
         state: dict[str, Any] = {
@@ -69,9 +91,10 @@ class GeneratorState(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Restores the generators after Lightning's own set-up."""
-        state = self.__dict__.pop("_pending", None)
-        if state is None:
+        pending = self.__dict__.pop("_pending", None)
+        if pending is None or trainer.world_size != len(pending["ranks"]):
             return
+        state = pending["ranks"][trainer.global_rank]
         version, words, gauss = state["python"]
         random.setstate((version, tuple(words), gauss))
         name, keys, position, has_gauss, cached = state["numpy"]
@@ -105,39 +128,56 @@ class Checkpoints(L.Callback):
         signal.signal(signal.SIGTERM, self.termination.note)
         trainer._signal_connector.received_sigterm = False
         if self._is_validated(trainer.global_step):
-            trainer.validating = True
-            trainer.fit_loop.epoch_loop.val_loop.restarting = False  # from its first batch
-            trainer.fit_loop.epoch_loop.val_loop.run()
-            trainer.training = True
+            _validate_now(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         """Saves between optimizer steps only: an accumulation window is never cut."""
         step = trainer.global_step
         if trainer.fit_loop.epoch_loop._should_accumulate():
             return
-        if self.termination.came or step % self.every == 0 or self._is_validated(step) or step == trainer.max_steps:
-            for logger in trainer.loggers:
-                # what is logged must be as durable as the checkpoint that comes after it
-                logger.experiment.flush()
-            trainer.save_checkpoint(self.folder / f"step={step}.ckpt")
-            prune(self.folder, self.budget)
-        self._stop_if_asked(step)
+        asked = self._is_asked(trainer)
+        if asked or step % self.every == 0 or self._is_validated(step) or step == trainer.max_steps:
+            self._save(trainer, step)
+        if asked:
+            raise Preempted(f"SIGTERM at step {step}")
 
     def on_validation_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         """Stops inside a validation too: its checkpoint is on disk, or there is no step to save yet."""
-        self._stop_if_asked(trainer.global_step)
+        if self._is_asked(trainer):
+            raise Preempted(f"SIGTERM at step {trainer.global_step}")
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Judges the checkpoint of this step."""
         loss = float(trainer.callback_metrics.get("validation/loss", torch.nan))
-        note_validation(self.folder, trainer.global_step, loss)
+        if trainer.is_global_zero:
+            note_validation(self.folder, trainer.global_step, loss)
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Validates what comes out, where the last step is not one that is validated anyway."""
+        if not self._is_validated(trainer.global_step):
+            _validate_now(trainer)
 
     def _is_validated(self, step: int) -> bool:
         return step > 0 and step % self.validate_every == 0
 
-    def _stop_if_asked(self, step: int) -> None:
-        if self.termination.came:
-            raise Preempted(f"SIGTERM at step {step}")
+    def _is_asked(self, trainer: L.Trainer) -> bool:
+        """Whether SIGTERM has come to any rank."""
+        return bool(trainer.strategy.reduce_boolean_decision(self.termination.came, all=False))
+
+    def _save(self, trainer: L.Trainer, step: int) -> None:
+        for logger in trainer.loggers:
+            logger.experiment.flush()  # what is logged must be as durable as the checkpoint that comes after it
+        trainer.save_checkpoint(self.folder / f"step={step}.ckpt")
+        if trainer.is_global_zero:
+            prune(self.folder, self.budget)
+
+
+def _validate_now(trainer: L.Trainer) -> None:
+    """Validates within a training, from the first row."""
+    trainer.validating = True
+    trainer.fit_loop.epoch_loop.val_loop.restarting = False
+    trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.training = True
 
 
 class FiniteSteps(L.Callback):

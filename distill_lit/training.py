@@ -118,6 +118,8 @@ def build_trainer(run: Run, resumed_at: int | None, termination: Termination) ->
         default_root_dir=run.folder,
         accelerator="gpu" if config.accelerator == "cuda" else config.accelerator,
         devices=config.devices,
+        # forked ranks share data and teacher; re-running the program, Lightning's default, would start the worker twice
+        strategy="ddp_fork" if config.devices > 1 else "auto",
         precision="bf16-mixed" if config.precision == "bfloat16" else "32-true",
         max_steps=run.data.steps,
         accumulate_grad_batches=config.accumulate,
