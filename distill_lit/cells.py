@@ -9,12 +9,21 @@ import torch
 
 from distill_lit import data, hardware
 from distill_lit.board import write_final
-from distill_lit.config import ExperimentConfig, to_yaml
+from distill_lit.config import ExperimentConfig, to_dict, to_yaml
 from distill_lit.data.loader import PackedDataModule, attention_mask, make_batch
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.evaluation.evaluate import evaluate_model
-from distill_lit.experiment import QUANTISED, RIVAL, SIGNAL, TEACHER, UNTOUCHED, Cell, evaluation_identity
-from distill_lit.files import hashes_of, read_json, write_json, write_text, writing
+from distill_lit.experiment import (
+    QUANTISED,
+    RIVAL,
+    SIGNAL,
+    TEACHER,
+    UNTOUCHED,
+    Cell,
+    evaluation_identity,
+    training_identity,
+)
+from distill_lit.files import fingerprint, hashes_of, read_json, write_json, write_text, writing
 from distill_lit.heads import head_of
 from distill_lit.models import (
     CARD,
@@ -31,7 +40,7 @@ from distill_lit.models import (
     size_of,
 )
 from distill_lit.models.loading import weight_bytes
-from distill_lit.objectives import build_objective, can_compile, chunk_for
+from distill_lit.objectives import Objective, build_objective, can_compile, chunk_for
 from distill_lit.provenance import provenance
 from distill_lit.signals import CachedTeacher, LiveTeacher, TeacherSignal
 from distill_lit.signals.cached import cache_folder, is_complete, write_cache
@@ -158,7 +167,9 @@ def _build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> d
         lambda done, total: report("choose layers", done, total, "trials", {}),
     )
     size = size_of(student)
-    run = _training_run(cell, folder, student, vocabulary, prepared, _signal(config, teacher, prepared, vocabulary), report)
+    run = _training_run(
+        cell, folder, student, vocabulary, prepared, _signal(config, teacher, prepared, vocabulary), report, teacher
+    )
     metrics = (validate if cell.role == UNTOUCHED else train)(run)
     report("export", 0, 1, "", {})
     card = model_card(cell.label, config.teacher.model, _recipe(cell), {"parameters": f"{size.parameters:,}"})
@@ -183,6 +194,7 @@ def _training_run(
     prepared: data.PreparedData,
     signal: TeacherSignal,
     report: Report,
+    teacher: Path,
 ) -> Run:
     config, length = cell.config, prepared.train.length
     module = PackedDataModule(prepared.train, prepared.validation, config.training, config.seed)
@@ -197,7 +209,23 @@ def _training_run(
         length,
         _head_settings(config, vocabulary),
     )
-    return Run(folder, distiller, module, config.training, config.seed, report)
+    origin = _origin(cell, teacher, student, prepared, objective)
+    return Run(folder, distiller, module, config.training, config.seed, report, origin, config.launcher.changed)
+
+
+def _origin(cell: Cell, teacher: Path, student: Any, prepared: data.PreparedData, objective: Objective) -> dict[str, str]:
+    """What a checkpoint belongs to. A cell's identity holds references; this holds the contents behind them."""
+    config = cell.config.students[cell.student]
+    shapes = {name: list(parameter.shape) for name, parameter in student.named_parameters()}
+    origin = {
+        "teacher": fingerprint(model_fingerprint(teacher)),
+        "student": fingerprint([to_dict(config), shapes]),
+        "data": prepared.fingerprint,
+        "objective": repr(objective),
+        "training": str(training_identity(cell.config)),
+        "seed": str(cell.config.seed),
+    }
+    return origin | ({"student.from": fingerprint(model_fingerprint(model_folder(config.from_)))} if config.from_ else {})
 
 
 def _head_settings(config: ExperimentConfig, vocabulary: int) -> HeadSettings:

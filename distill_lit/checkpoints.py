@@ -1,43 +1,102 @@
-"""Checkpoints that are whole, checksummed, read as plain tensors, and complete enough to resume exactly."""
+"""Checkpoints that are whole, checksummed, read as plain tensors, kept within a budget, and say what they belong to."""
 
+import errno
 import logging
-import random
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
 from distill_lit.errors import UserError
 from distill_lit.files import read_json, sha256_of, write_json, writing
 
 log = logging.getLogger(__name__)
+RESERVE_BYTES = 32 << 20  # left free beside a checkpoint, for event files and manifests
+KEPT = 2  # the newest, and one to fall back on
+OURS = "distill_lit"  # our entry in a checkpoint
+BEST = "best.json"
+Origin = dict[str, str]
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Writes beside, syncs, renames, then writes the checksum; loads tensors and plain values only."""
+    """Asks for room, writes beside, syncs, writes the checksum, renames; loads tensors and plain values only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Saves atomically, with `<name>.sha256.json` beside it."""
+        """Saves atomically, with `<name>.sha256.json` beside it. Raises OSError when the disk is too full."""
         target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        check_room(target.parent, _bytes_of(checkpoint))
         with writing(target) as temporary:
-            torch.save(checkpoint, temporary)
-            digest = sha256_of(temporary)
-        write_json(checksum_of(target), {"sha256": digest})
+            with temporary.open("wb") as file:
+                _save(checkpoint, file)
+            # before the rename: a checkpoint under its final name always has its checksum
+            write_json(checksum_of(target), {"sha256": sha256_of(temporary)})
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        """Loads with `weights_only`, whatever the caller says: a checkpoint may not build objects."""
+        """Loads with `weights_only`, whatever the caller or the environment says: a checkpoint may not build objects."""
         if not is_intact(Path(path)):
             raise UserError(f"checkpoint {path} is corrupt")
-        checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
-        return checkpoint
+        return load_plain(Path(path), map_location or "cpu")
 
     def remove_checkpoint(self, path: Any) -> None:
         """Removes a checkpoint and its checksum."""
         Path(path).unlink(missing_ok=True)
         checksum_of(Path(path)).unlink(missing_ok=True)
+
+
+def load_plain(path: Path, device: Any = "cpu", mapped: bool = False) -> dict[str, Any]:
+    """A checkpoint of tensors and plain values in a local file. Raises UserError for one that would build objects.
+
+    `mapped`: tensors stay on disk until they are used.
+    """
+    if "://" in str(path) or not path.is_file():
+        raise UserError(f"checkpoint {path}: no such local file; checkpoints are never loaded from an address")
+    # torch reads this variable and would build whatever a file names
+    forced = os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
+    try:
+        found: dict[str, Any] = torch.load(path, map_location=device, weights_only=True, mmap=mapped or None)
+        return found
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"checkpoint {path} is refused: {reason}") from error
+    finally:
+        if forced is not None:
+            os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = forced
+
+
+def _save(checkpoint: dict[str, Any], file: Any) -> None:
+    try:
+        torch.save(checkpoint, file)
+    except RuntimeError as error:  # torch's writer reports a full disk so
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
+
+
+def _bytes_of(value: Any) -> int:
+    """Bytes of the tensors anywhere in a checkpoint."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        return sum(_bytes_of(item) for item in value.values())
+    return sum(_bytes_of(item) for item in value) if isinstance(value, (list, tuple)) else 0
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Makes room for `needed` bytes by removing what is older than the newest checkpoint; raises OSError if it is not
+    enough."""
+    for path in [*saved_checkpoints(folder)[1:][::-1], None]:
+        free = shutil.disk_usage(folder).free
+        if free >= needed + RESERVE_BYTES:
+            return
+        if path is not None and path.stem != _best_stem(folder):
+            SafeCheckpointIO().remove_checkpoint(path)
+    said = f"a checkpoint needs {needed / 1e6:,.0f} MB and {folder} has {free / 1e6:,.0f} MB free"
+    raise OSError(errno.ENOSPC, said)
 
 
 def checksum_of(path: Path) -> Path:
@@ -49,51 +108,87 @@ def is_intact(path: Path) -> bool:
     """Whether a checkpoint has the hash that was written with it."""
     try:
         return path.is_file() and read_json(checksum_of(path))["sha256"] == sha256_of(path)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest intact checkpoint, by step; corrupt ones are named and passed over. None if there never was one."""
-    found = sorted(folder.glob("step=*.ckpt"), key=lambda path: int(path.stem.split("=")[1]), reverse=True)
+def step_of(checkpoint: Path) -> int:
+    """The optimizer steps that a checkpoint has behind it."""
+    return int(checkpoint.stem.split("=")[1])
+
+
+def saved_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, the newest first."""
+    return sorted((p for p in folder.glob("step=*.ckpt") if p.stem[5:].isdigit()), key=step_of, reverse=True)
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
+    """(the newest intact checkpoint, None if there never was one; what is to be said about corrupt ones).
+
+    Raises UserError when there are checkpoints and none is intact.
+    """
+    said: list[str] = []
+    found = saved_checkpoints(folder)
     for path in found:
         if is_intact(path):
-            return path
-        log.warning("checkpoint %s does not have its checksum and is passed over", path.name)
+            return path, [f"{line}; {path.name} is used" for line in said]
+        said.append(f"checkpoint {path} does not have its checksum")
     if found:
-        raise UserError(f"{folder}: no checkpoint is intact; remove the folder to start this cell again")
-    return None
+        raise UserError(f"{folder}: no checkpoint is intact; remove this folder to start its cell again")
+    return None, []
 
 
-class GeneratorState(L.Callback):
-    """Saves and restores the generators of Python, NumPy and torch, so that dropout goes on where it stopped."""
+def differences(checkpoint: Path, origin: Origin) -> list[str]:
+    """How what a checkpoint was made from differs from `origin`, a phrase for each part."""
+    entry = load_plain(checkpoint, mapped=True).get(OURS)
+    saved = entry.get("origin", {}) if isinstance(entry, dict) else {}
+    return [
+        f"{name} was {_short(saved.get(name))} and is {_short(origin.get(name))}"
+        for name in dict.fromkeys([*origin, *saved])
+        if saved.get(name) != origin.get(name)
+    ]
 
-    def state_dict(self) -> dict[str, Any]:
-        """The generators' states as plain values and tensors."""
-        version, words, gauss = random.getstate()
-        name, keys, position, has_gauss, cached = np.random.get_state()
-        state: dict[str, Any] = {
-            "python": [version, list(words), gauss],
-            "numpy": [name, [int(key) for key in keys], int(position), int(has_gauss), float(cached)],
-            "torch": torch.get_rng_state(),
-        }
-        if torch.cuda.is_available():
-            state["cuda"] = torch.cuda.get_rng_state_all()
-        return state
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Keeps the states until training starts: Lightning still draws numbers after this."""
-        self._pending = state
+def _short(value: str | None) -> str:
+    return "unknown" if value is None else value if len(value) <= 120 else f"{value[:117]}…"
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Restores the generators after Lightning's own set-up."""
-        state = self.__dict__.pop("_pending", None)
-        if state is None:
-            return
-        version, words, gauss = state["python"]
-        random.setstate((version, tuple(words), gauss))
-        name, keys, position, has_gauss, cached = state["numpy"]
-        np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
-        torch.set_rng_state(state["torch"])
-        if "cuda" in state and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda"])
+
+# ---------------------------------------------------------------- what is kept
+
+
+def note_validation(folder: Path, step: int, loss: float) -> None:
+    """Remembers the checkpoint of `step` as the best when its validation loss is the lowest finite one so far."""
+    if not (folder / f"step={step}.ckpt").is_file() or not loss < float("inf"):  # NaN is below nothing
+        return
+    best = read_best(folder)
+    if best is None or loss < best["loss"]:
+        write_json(folder / BEST, {"step": step, "loss": loss})
+
+
+def read_best(folder: Path) -> dict[str, Any] | None:
+    """{step, loss} of the best checkpoint that is there and intact; None if there is none."""
+    try:
+        best: dict[str, Any] = read_json(folder / BEST)
+        return best if is_intact(folder / f"step={best['step']}.ckpt") else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _best_stem(folder: Path) -> str:
+    try:
+        return f"step={read_json(folder / BEST)['step']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def prune(folder: Path, budget_gigabytes: float) -> None:
+    """Keeps the newest checkpoint whatever it weighs; then, within the budget, the best and the one before the newest."""
+    newest, *older = saved_checkpoints(folder)
+    best = _best_stem(folder)
+    room = budget_gigabytes * 1e9 - newest.stat().st_size
+    wanted = [p for p in older if p.stem == best] + [p for p in older if p.stem != best][: KEPT - 1]
+    for path in [*wanted, *(p for p in older if p not in wanted)]:
+        if path in wanted and path.stat().st_size <= room:
+            room -= path.stat().st_size
+        else:
+            SafeCheckpointIO().remove_checkpoint(path)

@@ -3,12 +3,13 @@
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 
-from distill_lit.errors import UserError
+from distill_lit.errors import Failure, UserError
 
 DONE, FAILED, BAD_INPUT, SOME_CELLS_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 Command = Callable[[argparse.Namespace, Console], int]
@@ -129,11 +130,40 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = options.run(options, console)
     except UserError as error:
-        Console(stderr=True).print(f"distill-lit: {error}", markup=False, highlight=False, soft_wrap=True)
-        code = BAD_INPUT
+        code = _complain(str(error), BAD_INPUT)
+    except Failure as error:
+        code = _complain(str(error), FAILED)
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except Exception as error:
+        code = _complain(f"{_one_line(error)} (traceback: {_keep_traceback()})", FAILED)
     sys.exit(code)
+
+
+def _complain(message: str, code: int) -> int:
+    from distill_lit.secrets import redact
+
+    Console(stderr=True).print(f"distill-lit: {redact(message)}", markup=False, highlight=False, soft_wrap=True)
+    return code
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _keep_traceback() -> Path | str:
+    """Appends the present traceback to a log in the cache; returns where."""
+    from distill_lit.files import cache_root
+    from distill_lit.secrets import redact
+
+    path = cache_root() / "errors.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as log:
+            log.write(redact(traceback.format_exc()))
+    except OSError:
+        return redact(traceback.format_exc())
+    return path
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:

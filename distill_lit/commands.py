@@ -1,6 +1,7 @@
 """What the commands do. Imported after the arguments are known to be right, since it brings torch with it."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from distill_lit import assets, cells, experiment, report
+from distill_lit import assets, experiment, report
 from distill_lit.cli import DONE, SOME_CELLS_FAILED
 from distill_lit.collect import collect
 from distill_lit.config import ExperimentConfig, load_experiment, load_section
@@ -19,10 +21,10 @@ from distill_lit.estimate import Estimate, estimates
 from distill_lit.evaluation.evaluate import evaluate_model
 from distill_lit.evaluation.tasks import check_tasks
 from distill_lit.experiment import Cell
-from distill_lit.files import read_json
 from distill_lit.launch import Terminated, run_cells
 from distill_lit.models import add_results, model_folder
 from distill_lit.progress import Display
+from distill_lit.state import state_of
 
 
 def run_experiment(path: Path, overrides: list[str], root: Path, console: Console) -> int:
@@ -132,27 +134,15 @@ def show_status(path: Path, overrides: list[str], root: Path, console: Console) 
     """Prints the state of every cell, as it is on disk."""
     config = experiment.settle(load_experiment(path, overrides))
     runs = experiment.runs_folder(root, config)
-    failures: dict[str, str] = read_json(runs / "failures.json") if (runs / "failures.json").is_file() else {}
     table = Table("cell", "state", "note")
-    counts = {"done": 0, "failed": 0, "started": 0, "missing": 0}
+    counts: Counter[str] = Counter()
     for cell in experiment.plan(config):
-        state, note = _state(cell, runs / cell.name, failures)
+        state, note = state_of(cell, runs / cell.name)
         counts[state] += 1
-        table.add_row(cell.label, state, note)
+        table.add_row(Text(cell.label), state, Text(note))
     console.print(table)
-    console.print(", ".join(f"{count} {state}" for state, count in counts.items() if count))
+    console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
     return DONE
-
-
-def _state(cell: Cell, folder: Path, failures: dict[str, str]) -> tuple[str, str]:
-    if cells.is_done(cell, folder):
-        return "done", ""
-    if cell.name in failures:
-        return "failed", f"{failures[cell.name]}; {folder / 'log.txt'}"
-    if not folder.is_dir():
-        return "missing", ""
-    saved = sorted((folder / "checkpoints").glob("*.ckpt"))
-    return "started", "model built, not evaluated" if cells.is_built(cell, folder) else saved[-1].stem if saved else ""
 
 
 def fetch_assets(path: Path, overrides: list[str], console: Console) -> int:

@@ -129,8 +129,15 @@ class Distiller(L.LightningModule):
         if not torch.isfinite(norm):
             raise FloatingPointError(f"gradient norm is {float(norm)} at step {self.global_step}; the step was not taken")
         if self.global_step % self.training_config.log_every == 0:
-            self.log_dict(self._step_metrics(float(norm)))
+            self._log_step(self._step_metrics(float(norm)))
         self._reset(self._window)
+
+    def _log_step(self, values: dict[str, float]) -> None:
+        """Writes a step's metrics at once: Lightning would after the checkpoint of this step, and a kill in between
+        would lose them."""
+        self.log_dict(values, logger=False)
+        for logger in self.loggers:
+            logger.log_metrics(values, self.global_step)
 
     def _step_metrics(self, norm: float) -> dict[str, float]:
         done = self.global_step / self.steps
@@ -160,7 +167,8 @@ class Distiller(L.LightningModule):
         values["validation/loss"] = sum(
             w * values[f"validation/{t.name}"] for t, w in zip(self.objective.terms, weights, strict=True)
         )
-        self.log_dict(values)
+        # the number of steps done, under which Lightning logs: its own count lags by one here
+        self.log_dict({**values, "step": float(self.global_step)})
         self._reset(self._validation)
 
     def _means(self, metrics: dict[str, MeanMetric], stage: str) -> dict[str, float]:

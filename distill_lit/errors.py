@@ -8,6 +8,10 @@ class UserError(Exception):
     """Bad input: nothing was written and no model was loaded. The message names the key or path and the remedy."""
 
 
+class Failure(Exception):
+    """What went wrong while running and concerns every cell, such as a full disk: one line, exit code 1."""
+
+
 def suggest(value: str, choices: Iterable[str]) -> str:
     """`; did you mean 'x'? choose from a, b, c` for the end of an error line."""
     known = sorted(choices)

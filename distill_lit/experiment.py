@@ -18,7 +18,7 @@ QUANTISED, RIVAL = "quantised", "rival"
 TEACHER_INT8 = "teacher_int8"  # name of a baseline
 VERSION = 1  # raise it when a default, or what a value means, changes: every cell is then a new one
 # knobs of training that cannot change a result
-WITHOUT_EFFECT = ("keep_checkpoints", "checkpoint_every", "log_every")
+WITHOUT_EFFECT = ("keep_checkpoints", "checkpoint_every", "checkpoint_budget", "log_every")
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,7 @@ def _student_identity(role: str, config: ExperimentConfig) -> str:
         "data": _data_identity(config),
     }
     if role != UNTOUCHED:
-        training = {key: value for key, value in decisive(config.training).items() if key not in WITHOUT_EFFECT}
-        facts |= {"objective": _objective_identity(config), "training": training, "seed": config.seed}
+        facts |= {"objective": _objective_identity(config), "training": training_identity(config), "seed": config.seed}
     elif config.students[config.student].config:
         facts["seed"] = config.seed
     return _identity(**facts)
@@ -158,6 +157,11 @@ def _objective_identity(config: ExperimentConfig) -> dict[str, Any]:
 
 def _identity(**facts: Any) -> str:
     return fingerprint({"version": VERSION, **facts})
+
+
+def training_identity(config: ExperimentConfig) -> dict[str, Any]:
+    """The knobs of training that decide its result."""
+    return {key: value for key, value in decisive(config.training).items() if key not in WITHOUT_EFFECT}
 
 
 def _data_identity(config: ExperimentConfig) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 CHUNK_BYTES = 1 << 20
+TEMPORARY = ".writing-"  # begins the name of whatever is not complete
 
 
 def cache_root() -> Path:
@@ -55,7 +56,7 @@ def sync_folder(folder: Path) -> None:
 def writing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on leaving without an error it is synced and renamed to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=f"{TEMPORARY}{path.stem}.", suffix=path.suffix, dir=path.parent)
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -73,7 +74,7 @@ def writing(path: Path) -> Iterator[Path]:
 def writing_folder(path: Path) -> Iterator[Path]:
     """Like `writing`, for a folder: all its files are synced, then it is renamed to `path`, replacing an old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{path.name}.", dir=path.parent))
     try:
         yield temporary
         for file in temporary.rglob("*"):
@@ -104,3 +105,12 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """The JSON value in `path`."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes temporary files and folders that a killed process left in `folder` or one level below. Only for the one
+    process that may write there."""
+    for pattern in (".*", "*/.*"):
+        for path in folder.glob(pattern):
+            if path.name.startswith(TEMPORARY):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

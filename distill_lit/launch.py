@@ -15,12 +15,17 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from distill_lit.cells import is_done
+from distill_lit.cells import is_built, is_done
+from distill_lit.checkpoints import newest_checkpoint
 from distill_lit.config import ExperimentConfig, to_yaml
-from distill_lit.errors import UserError
+from distill_lit.errors import Failure, UserError
 from distill_lit.experiment import Cell, runs_folder
-from distill_lit.files import write_json, write_text
+from distill_lit.files import write_text
 from distill_lit.progress import Display
+from distill_lit.secrets import scrub
+from distill_lit.state import FAILED, PREEMPTED, STOPPED, note_state
+
+STOP_SECONDS = 60  # for a worker to write its checkpoint
 
 
 class Terminated(Exception):
@@ -39,18 +44,26 @@ class Outcome:
 
 
 def run_cells(config: ExperimentConfig, cells: list[Cell], root: Path, display: Display) -> Outcome:
-    """Runs all cells that are not done. Raises UserError when another process is at it, Terminated when asked to stop."""
+    """Runs all cells that are not done. Raises UserError when another process is at it or a cell has only corrupt
+    checkpoints, Terminated when asked to stop, Failure when going on is hopeless."""
     folder = runs_folder(root, config)
     folder.mkdir(parents=True, exist_ok=True)
     with _only_driver(folder), _stopping_on_signals():
-        write_text(folder / "experiment.yaml", to_yaml(config))
         todo = [cell for cell in cells if not is_done(cell, folder / cell.name)]
+        for line in _check_checkpoints(todo, folder):
+            display.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        write_text(folder / "experiment.yaml", to_yaml(config))
         display.start(cells, todo)
         outcome = Outcome()
         if todo:
             _Launcher(config, root, todo, display, outcome).run()
-        write_json(folder / "failures.json", outcome.failed)
         return outcome
+
+
+def _check_checkpoints(todo: list[Cell], folder: Path) -> list[str]:
+    """What is to be said about checkpoints that will be passed over. Raises UserError when a cell has only such."""
+    unbuilt = [cell for cell in todo if not is_built(cell, folder / cell.name)]
+    return [line for cell in unbuilt for line in newest_checkpoint(folder / cell.name / "checkpoints")[1]]
 
 
 @contextlib.contextmanager
@@ -84,8 +97,9 @@ class _Worker:
 
     def __init__(self, number: int, root: Path, experiment: Path, threads: int, inbox: "queue.Queue[Any]") -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-        self.number, self.cell = number, None
-        self.log = (experiment.parent / f"worker-{number}.log").open("a")
+        self.number, self.cell, self.preempted = number, None, ""
+        self.path = experiment.parent / f"worker-{number}.log"
+        self.log = self.path.open("a")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "distill_lit.worker", str(root), str(experiment), str(threads)],
             text=True,
@@ -98,6 +112,7 @@ class _Worker:
         threading.Thread(target=self._listen, args=(inbox,), daemon=True).start()
 
     cell: Cell | None
+    preempted: str
 
     def _listen(self, inbox: "queue.Queue[Any]") -> None:
         assert self.process.stdout is not None
@@ -118,10 +133,11 @@ class _Worker:
         """Asks for a checkpoint and an end, and waits for it."""
         self.process.terminate()
         try:
-            self.process.wait(60)
+            self.process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
         self.log.close()
+        scrub(self.path)
 
 
 class _Launcher:
@@ -144,9 +160,26 @@ class _Launcher:
             while self.pending:
                 worker, event = self.inbox.get()
                 self._handle(worker, event)
+        except Terminated as stop:
+            self._stop_workers()
+            self._note_stopped(stop)
+            raise
         finally:
-            for worker in self.workers.values():
-                worker.stop()
+            self._stop_workers()
+
+    def _stop_workers(self) -> None:
+        for worker in self.workers.values():
+            worker.process.terminate()  # all at once, as each writes a checkpoint
+        for worker in self.workers.values():
+            worker.stop()
+
+    def _note_stopped(self, stop: Terminated) -> None:
+        """The last word about cells whose workers were stopped before they could say one."""
+        state = PREEMPTED if stop.code == 143 else STOPPED
+        for cell in (worker.cell for worker in self.workers.values() if worker.cell):
+            folder = self.experiment.parent / cell.name
+            if folder.is_dir() and not (folder / "state.json").is_file() and not is_done(cell, folder):
+                note_state(folder, state, "")
 
     def _hire(self, number: int) -> None:
         self.workers[number] = _Worker(number, self.root, self.experiment, self.threads, self.inbox)
@@ -155,13 +188,21 @@ class _Launcher:
         kind, cell = event["event"], worker.cell
         if kind == "progress" and cell is not None:
             self.display.progress(cell, event)
-        elif kind in ("done", "failed") and cell is not None:
-            self._finish(worker, cell, event.get("reason", ""))
+        elif kind == "done" and cell is not None:
+            # what counts is what is on disk
+            done = is_done(cell, self.experiment.parent / cell.name)
+            self._finish(worker, cell, "" if done else "ended, but its files are not complete")
+        elif kind == "failed" and cell is not None:
+            self._finish(worker, cell, event["reason"])
+            if event["fatal"]:
+                raise Failure(f"{cell.label}: {event['reason']}; make room, and the same command goes on from here")
+        elif kind == "preempted":
+            worker.preempted = event["reason"]
         elif kind == "exit":
             if cell is not None:
-                self._finish(worker, cell, _death(event["code"]))
+                self._finish(worker, cell, worker.preempted or _death(event["code"]))
             elif event["code"] and self.pending:
-                raise UserError(f"a worker could not start; see {self.experiment.parent / f'worker-{worker.number}.log'}")
+                raise Failure(f"a worker could not start; see {worker.path}")
             if self.waiting:
                 self._hire(worker.number)
         if kind in ("ready", "done", "failed"):
@@ -171,18 +212,27 @@ class _Launcher:
         worker.cell = None
         self.pending.discard(cell.name)
         if reason:
-            self.outcome.failed[cell.name] = reason
+            self._fail(cell, reason)
         self.display.finish(cell, reason)
         self._drop_hopeless()
         for idle in self.workers.values():
             if idle is not worker and idle.cell is None and idle.process.poll() is None:
                 self._employ(idle)
 
+    def _fail(self, cell: Cell, reason: str) -> None:
+        """Notes a failure, unless the worker has said more about it."""
+        self.outcome.failed[cell.name] = reason
+        folder = self.experiment.parent / cell.name
+        if not (folder / "state.json").is_file():
+            with contextlib.suppress(OSError):  # the disk may be full
+                note_state(folder, FAILED, reason)
+        scrub(folder / "log.txt")
+
     def _drop_hopeless(self) -> None:
         for cell in [c for c in self.waiting if any(need in self.outcome.failed for need in c.needs)]:
             self.waiting.remove(cell)
             self.pending.discard(cell.name)
-            self.outcome.failed[cell.name] = f"needs {cell.needs[0]}, which failed"
+            self._fail(cell, f"needs {cell.needs[0]}, which failed")
             self.display.finish(cell, self.outcome.failed[cell.name])
 
     def _employ(self, worker: _Worker) -> None:

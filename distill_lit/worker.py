@@ -3,6 +3,8 @@
 One process serves many cells, so that libraries are imported once; a cell that kills the process costs only itself.
 """
 
+import contextlib
+import errno
 import json
 import logging
 import os
@@ -11,10 +13,13 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
 EVENTS_PER_SECOND = 4
+GRACE_SECONDS = 120.0  # between the death of the driver and the end of a worker that does not come to its senses
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(arguments: list[str]) -> None:
@@ -30,13 +35,17 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(threads)
     config = load_experiment(experiment)
     cells = {cell.name: cell for cell in plan(config)}
-    _tell(events, event="ready")
+
+    def tell(**event: Any) -> None:
+        _tell(events, **event)
+
+    tell(event="ready")
     while (name := watch.next()) is not None:
-        _run(cells[name], runs_folder(root, config) / name, events)
+        run(cells[name], runs_folder(root, config) / name, _reporter(name, tell), tell)
 
 
 class _Inbox:
-    """Cell names from standard input. When the driver is gone, the process asks itself to stop."""
+    """Cell names from standard input. When the driver is gone, the process asks itself to stop, and then insists."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
@@ -53,6 +62,8 @@ class _Inbox:
             self._closed = True
             self._arrived.notify()
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def next(self) -> str | None:
         """The next name, or None when there will be no more."""
@@ -61,47 +72,49 @@ class _Inbox:
             return self._lines.pop(0) if self._lines else None
 
 
-def _run(cell: Any, folder: Path, events: TextIO) -> None:
-    from distill_lit.cells import run_cell
-    from distill_lit.errors import UserError
-    from distill_lit.training import Preempted
-
-    folder.mkdir(parents=True, exist_ok=True)
-    _redirect_output(folder / "log.txt")
+def _reporter(cell: str, tell: Callable[..., None]) -> Callable[..., None]:
+    """A function that passes progress on, a few times a second."""
     last = 0.0
 
     def report(stage: str, done: float, total: float, unit: str, metrics: dict[str, float]) -> None:
         nonlocal last
         if time.monotonic() - last > 1 / EVENTS_PER_SECOND or done >= total:
             last = time.monotonic()
-            _tell(
-                events,
-                event="progress",
-                cell=cell.name,
-                stage=stage,
-                done=done,
-                total=total,
-                unit=unit,
-                metrics=metrics,
-            )
+            tell(event="progress", cell=cell, stage=stage, done=done, total=total, unit=unit, metrics=metrics)
 
+    return report
+
+
+def run(cell: Any, folder: Path, report: Callable[..., None], tell: Callable[..., None]) -> None:
+    """Runs one cell, alone in its folder, and says how it ended. Exits with 143 after SIGTERM."""
+    from distill_lit import cells
+    from distill_lit.errors import UserError
+    from distill_lit.secrets import redact, scrub
+    from distill_lit.state import FAILED, PREEMPTED, note_state, working
+    from distill_lit.training import Preempted
+
+    folder.mkdir(parents=True, exist_ok=True)
+    _redirect_output(folder / "log.txt")
     try:
-        run_cell(cell, folder, report)
-        _tell(events, event="done", cell=cell.name)
-    except Preempted as reason:
-        _tell(events, event="preempted", cell=cell.name, reason=str(reason))
+        with working(folder):
+            cells.run_cell(cell, folder, report)
+        tell(event="done", cell=cell.name)
+    except Preempted as stop:
+        note_state(folder, PREEMPTED, str(stop))
+        tell(event="preempted", cell=cell.name, reason=str(stop))
         sys.exit(143)
-    except UserError as error:
-        traceback.print_exc()
-        _tell(events, event="failed", cell=cell.name, reason=str(error))
     except Exception as error:
-        traceback.print_exc()
-        _tell(
-            events,
-            event="failed",
-            cell=cell.name,
-            reason=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-        )
+        with contextlib.suppress(OSError):  # the disk may be full
+            traceback.print_exc()
+        first = (str(error).splitlines() or [""])[0]
+        reason = redact(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first}")
+        with contextlib.suppress(OSError):
+            note_state(folder, FAILED, reason)
+        fatal = isinstance(error, OSError) and error.errno in FULL_DISK
+        tell(event="failed", cell=cell.name, reason=reason, fatal=fatal)
+    finally:
+        with contextlib.suppress(OSError):
+            scrub(folder / "log.txt")
 
 
 def _redirect_output(path: Path) -> None:

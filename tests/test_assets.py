@@ -95,7 +95,8 @@ class Hub(BaseHTTPRequestHandler):
         path = self.path.split("?")[0]
         if path.startswith("/api/models/org/tiny/tree"):
             tree = [
-                {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": "0"} for file in self.folder.iterdir()
+                {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": "0"}
+                for file in self.folder.iterdir()
             ]
             return self.send(json.dumps(tree).encode(), body)
         if path.startswith("/api/models/org/tiny"):

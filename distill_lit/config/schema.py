@@ -106,7 +106,8 @@ class TrainingConfig:
     validate_every: float = knob(0.25, "share of the steps between validations", above=0, high=1)
     checkpoint_every: int = knob(100, "optimizer steps between checkpoints", low=1)
     log_every: int = knob(1, "optimizer steps between logged points", low=1)
-    keep_checkpoints: bool = knob(False, "keep the last checkpoint of a finished cell")
+    checkpoint_budget: float = knob(20.0, "GB of checkpoints a cell may hold; its newest is kept in any case", above=0)
+    keep_checkpoints: bool = knob(False, "keep the last and the best checkpoint of a finished cell")
     accelerator: str = knob("auto", "where students train", choices=("auto", "cpu", "cuda"))
     devices: int = knob(1, "processes or GPUs", low=1)
 
@@ -143,6 +144,11 @@ class LauncherConfig:
 
     workers: int = knob(1, "cells at a time", low=1)
     threads: int = knob(0, "CPU threads per worker; 0: all cores, shared out", low=0)
+    changed: str = knob(
+        "refuse",
+        "a checkpoint of another model, data or objective: refuse it, resume all the same, or restart the cell",
+        choices=("refuse", "resume", "restart"),
+    )
 
 
 @dataclass

@@ -1,0 +1,75 @@
+"""Where a cell stands, told by what is on disk: its manifests, a lock that dies with its owner, and the last word said."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from distill_lit.cells import is_built, is_done, read_manifest
+from distill_lit.checkpoints import saved_checkpoints
+from distill_lit.errors import UserError
+from distill_lit.experiment import Cell
+from distill_lit.files import remove_leftovers, write_json
+
+DONE, RUNNING, FAILED, PREEMPTED, STOPPED, MISSING = "done", "running", "failed", "preempted", "stopped", "missing"
+HANDOVER_SECONDS = 120.0  # for a worker whose driver has died to write its checkpoint and leave
+
+
+@contextlib.contextmanager
+def working(folder: Path) -> Iterator[None]:
+    """Inside, this process alone works on a cell. What a killed predecessor left half-written is removed.
+
+    Raises UserError when another process keeps the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock", timeout=HANDOVER_SECONDS)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{folder} is in use by another process; wait for it or stop it") from None
+    try:
+        remove_leftovers(folder)
+        (folder / "state.json").unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a living process works on a cell."""
+    if not (folder / "lock").is_file():
+        return False
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def note_state(folder: Path, state: str, reason: str) -> None:
+    """Leaves the last word of a cell that ended before it was done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "state.json", {"state": state, "reason": reason})
+
+
+def state_of(cell: Cell, folder: Path) -> tuple[str, str]:
+    """(state, what is to be said about it)."""
+    if is_locked(folder):
+        return RUNNING, _progress(cell, folder)
+    if is_done(cell, folder):
+        return DONE, ""
+    if not folder.is_dir():
+        return MISSING, ""
+    said = read_manifest(folder / "state.json")
+    state, reason = str(said.get("state", STOPPED)), str(said.get("reason", ""))
+    if state == FAILED:
+        return state, f"{reason}; {folder / 'log.txt'}"
+    return state, "; ".join(part for part in (reason, _progress(cell, folder)) if part)
+
+
+def _progress(cell: Cell, folder: Path) -> str:
+    if is_built(cell, folder):
+        return "built, not evaluated"
+    saved = saved_checkpoints(folder / "checkpoints")
+    return f"checkpoint {saved[0].stem}" if saved else ""

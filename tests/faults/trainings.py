@@ -1,0 +1,199 @@
+"""Trainings in processes of their own, which can be killed. Imported by a fork server, so that each starts in no time."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+SERVER = get_context("forkserver")
+SERVER.set_forkserver_preload(["trainings", "distill_lit.cells", "distill_lit.experiment", "lm_eval.api.task"])
+Stop = Callable[[str, int, Path], bool]  # (stage, how often it was reported, cell folder) → now
+
+EXPERIMENT = """
+name: tiny
+teacher: {{model: "file:{teacher}", source: {source}, dtype: float32}}
+students: {{one: {{layers: [0]}}}}
+data: {{length: 32, validation: 6, tokens: 4096, corpora: {{text: {{path: "file:{corpus}"}}}}}}
+objective:
+  compile: never
+  terms:
+    ce: {{weight: {{shape: linear, start: 1.0, end: 0.2}}}}
+    kl: {{kind: forward_kl, temperature: {{shape: cosine, start: 4.0, end: 1.0}}}}
+training: {{tokens: 4608, batch: 2, accumulate: 3, precision: float32, accelerator: cpu, checkpoint_every: 5,
+           validate_every: 0.17, keep_checkpoints: true}}
+evaluation: {{tasks: [colours], include_path: "{tasks}"}}
+baselines: []
+"""
+STEPS, WINDOW = 24, 3
+
+
+def write_experiment(folder: Path, teacher: Path, corpus: Path, tasks: Path, source: str = "live", more: str = "") -> Path:
+    """An experiment of 24 steps of three micro-batches, with schedules and six validations."""
+    path = folder / "tiny.yaml"
+    path.write_text(EXPERIMENT.format(teacher=teacher, corpus=corpus, tasks=tasks, source=source) + more)
+    return path
+
+
+def start(experiment: Path, root: Path, stop: str = "", overrides: tuple[str, ...] = (), patch: str = "") -> BaseProcess:
+    """Builds the distilled student below `root` in a new process. `stop`: '<signal> <stage> <n>', sent by the process to
+    itself at the n-th report of a stage; `patch`: name of a function below, called first."""
+    process = SERVER.Process(target=_build, args=(str(experiment), str(root), stop, overrides, patch), daemon=True)
+    process.start()
+    return process
+
+
+def finish(process: BaseProcess) -> int:
+    """Waits for the end; returns the exit code, negative for a signal."""
+    process.join(120)
+    assert process.exitcode is not None, "hangs"
+    return process.exitcode
+
+
+def kill_after(process: BaseProcess, seconds: float) -> int:
+    """kill -9 from outside, unless it ends before."""
+    process.join(seconds)
+    if process.exitcode is None:
+        process.kill()
+    return finish(process)
+
+
+def cell_folder(root: Path) -> Path:
+    """The one cell below a root."""
+    return next(path for path in (root / "runs/tiny").iterdir() if path.name.startswith("one-"))
+
+
+def lines(root: Path) -> list[dict[str, Any]]:
+    """The logged steps, without the clock's."""
+    found = [json.loads(line) for line in (cell_folder(root) / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "train/tokens_per_second"} for line in found]
+
+
+def weights(root: Path) -> bytes:
+    """The bytes of the exported student."""
+    return (cell_folder(root) / "student/model.safetensors").read_bytes()
+
+
+def log_of(root: Path) -> str:
+    """What the process said."""
+    return (cell_folder(root) / "log.txt").read_text()
+
+
+def _build(experiment: str, root: str, stop: str, overrides: tuple[str, ...], patch: str) -> None:
+    import torch
+
+    from distill_lit import cells
+    from distill_lit.config import load_experiment
+    from distill_lit.experiment import DISTILLED, plan, runs_folder
+    from distill_lit.worker import run
+
+    torch.set_num_threads(1)
+    config = load_experiment(Path(experiment), list(overrides))
+    cell = next(cell for cell in plan(config) if cell.role == DISTILLED)
+    number, stage, count = [*stop.split(), "", "", ""][:3]
+    seen: dict[str, int] = {}
+
+    def report(where: str, *_: Any) -> None:
+        seen[where] = seen.get(where, 0) + 1
+        if where == stage and seen[where] == int(count):
+            os.kill(os.getpid(), getattr(signal, number))
+
+    if patch:
+        globals()[patch]()
+    cells.evaluate = lambda *_: None  # building is what is tested
+    ended: dict[str, Any] = {}
+    run(cell, runs_folder(Path(root), config) / cell.name, report, lambda **event: ended.update(event))
+    if ended["event"] != "done":
+        raise SystemExit(1)
+
+
+def half_written_checkpoint() -> None:
+    """The third checkpoint is cut off by kill -9 in the middle of writing."""
+    from distill_lit import checkpoints
+
+    saved = [0]
+    whole = checkpoints._save
+
+    def cut(checkpoint: dict[str, Any], file: Any) -> None:
+        saved[0] += 1
+        whole(checkpoint, file)
+        if saved[0] == 3:
+            file.truncate(file.tell() // 2)
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoints._save = cut
+
+
+def small_files() -> None:
+    """No file may grow beyond 100 kB: what a full disk does, with another errno."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
+def hold_lock(path: str) -> None:
+    """Takes a lock and never gives it back."""
+    from filelock import FileLock
+
+    with FileLock(path):
+        Path(f"{path}.held").touch()
+        time.sleep(1000)
+
+
+def forgotten_generators() -> None:
+    """Resumes without the states of the generators."""
+    from distill_lit import callbacks
+
+    callbacks.GeneratorState.load_state_dict = lambda self, state: None
+
+
+def random_seconds(seed: int, longest: float, count: int) -> list[float]:
+    """When to kill."""
+    draw = random.Random(seed)
+    return [draw.uniform(0.05, longest) for _ in range(count)]
+
+
+def command(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
+    """The command line in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "distill_lit.cli", *map(str, arguments)],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment},
+    )
+
+
+def outcome(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """(exit code, everything said) once it has ended."""
+    said, errors = process.communicate(timeout=300)
+    return process.returncode, said + errors
+
+
+def cli(*arguments: str | Path, **environment: str) -> tuple[int, str]:
+    """(exit code, everything said) of a command."""
+    return outcome(command(*arguments, **environment))
+
+
+def wait_until(happened: Callable[[], Any], longest: float = 120.0) -> Any:
+    """What `happened` returns once it is true."""
+    end = time.monotonic() + longest
+    while not (found := happened()):
+        assert time.monotonic() < end, "did not happen"
+        time.sleep(0.02)
+    return found
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """How long it takes."""
+    begin = time.monotonic()
+    work()
+    return time.monotonic() - begin
