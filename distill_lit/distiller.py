@@ -71,23 +71,25 @@ class Distiller(L.LightningModule):
     # ---------------------------------------------------------------- losses
 
     def losses(self, batch: Batch, denominator: Tensor, measure: bool, with_teacher: bool) -> tuple[Losses, int]:
-        """The objective on one batch, and its number of supervised tokens. Shift and mask happen here, once."""
+        """The objective on one batch, and its number of supervised tokens. Shift and mask happen here, once.
+
+        `by_student` in the batch, (B, T) bool, marks tokens that the student wrote, for losses that ask.
+        """
         targets = batch["labels"][:, 1:]
         chosen = targets != IGNORED
         hidden = last_hidden(self.student, batch)[:, :-1][chosen]
-        teacher_hidden = teacher_head = None
-        if self.signal is not None and with_teacher:
-            teacher_hidden, teacher_head = self.signal.hidden(batch)[:, :-1][chosen], self.signal.head
+        target = self.signal.target(batch, chosen) if self.signal is not None and with_teacher else None
+        by_student = batch["by_student"][:, 1:][chosen] if "by_student" in batch else None
         chunk, compiled, dtype = self.head_settings
         with torch.autocast(hidden.device.type, enabled=False):
             losses = fused_losses(
                 self.objective,
                 hidden.to(dtype),
                 head_of(self.student, self.vocabulary),
-                teacher_hidden,
-                teacher_head,
+                target,
                 targets[chosen],
                 denominator=denominator,
+                by_student=by_student,
                 done=self.global_step / self.steps,
                 chunk=chunk,
                 compiled=compiled,

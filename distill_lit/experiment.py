@@ -11,7 +11,7 @@ from distill_lit.config import ExperimentConfig, TermConfig, decisive, expand
 from distill_lit.evaluation.tasks import check_tasks
 from distill_lit.files import fingerprint
 from distill_lit.models import INT8, check_int8, check_student, model_folder
-from distill_lit.objectives import build_objective
+from distill_lit.objectives import build_objective, check_signal
 
 TEACHER, UNTOUCHED, CE_ONLY, DISTILLED, SIGNAL = "teacher", "untouched", "ce_only", "distilled", "signal"
 QUANTISED, RIVAL = "quantised", "rival"
@@ -57,7 +57,8 @@ def check(config: ExperimentConfig) -> None:
     for name, student in config.students.items():
         check_student(name, student)
     for _, point in expand(config):
-        build_objective(point.objective.terms, point.objective.temperature_scaling)
+        objective = build_objective(point.objective.terms, point.objective.temperature_scaling)
+        check_signal(objective, "dense", f"teacher.source {point.teacher.source}")
     check_tasks(config.evaluation, config.benchmarks)
 
 

@@ -30,11 +30,11 @@ def show(what: str, console: Console) -> int:
 
 
 def _objectives() -> Iterable[Line]:
-    from distill_lit.objectives import DIVERGENCES
+    from distill_lit.objectives import LOSSES
 
-    yield "ce", "−log q(y): cross-entropy with the labels; option label_smoothing"
-    for name, kind in DIVERGENCES.items():
-        yield name, (kind.function.__doc__ or "").strip().splitlines()[0]
+    for name, kind in LOSSES.items():
+        options = f" [{', '.join(kind.options)}]" if kind.options else ""
+        yield name, kind.about + options
 
 
 def _students() -> Iterable[Line]:

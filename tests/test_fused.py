@@ -2,15 +2,17 @@
 
 import pytest
 import torch
+from losses import authors, softened, sparse_targets
 
 from distill_lit.config import TermConfig
 from distill_lit.heads import Head
-from distill_lit.objectives import DIVERGENCES, build_objective, fused_losses, plain_losses
+from distill_lit.objectives import LOSSES, build_objective, fused_losses, plain_losses
+from distill_lit.targets import DenseTarget, Target
 
 N, D, D_T, V, PADDED = 37, 8, 12, 29, 32
 TERMS = {
-    **{kind: {kind: TermConfig(temperature=1.5)} for kind in DIVERGENCES},
-    "ce": {"ce": TermConfig(options={"label_smoothing": 0.1})},
+    **{kind: softened(kind, 1.5) for kind in LOSSES if kind != "sampled_kl"},
+    "smooth": {"ce": TermConfig(options={"label_smoothing": 0.1})},
     "ce + forward_kl": {"ce": TermConfig(weight=0.3), "kl": TermConfig(kind="forward_kl", weight=0.7)},
     "three": {
         "ce": TermConfig(weight=0.3),
@@ -18,17 +20,24 @@ TERMS = {
         "b": TermConfig(kind="reverse_kl", temperature=3),
     },
 }
+SPARSE = [(kind, form) for kind, loss in LOSSES.items() for form in loss.targets if form != "dense"]
 HEADS = {"plain": {}, "scaled": {"scale": 0.25}, "capped": {"softcap": 5.0}, "both": {"scale": 2.0, "softcap": 3.0}}
 
 
 def make(dtype: torch.dtype, bias: bool, scale: float = 1.0, softcap: float = 0.0) -> tuple:
+    """(hidden, head, dense target, labels): a padded head, and a teacher of another width and another cap."""
     torch.manual_seed(0)
     hidden = torch.randn(N, D, dtype=dtype, requires_grad=True)
     weight = torch.randn(PADDED, D, dtype=dtype, requires_grad=True)
     offset = torch.randn(PADDED, dtype=dtype, requires_grad=True) if bias else None
     teacher_head = Head(torch.randn(PADDED + 5, D_T, dtype=dtype), None, 1.0, softcap, V)
     head = Head(weight, offset, scale, softcap, V)
-    return hidden, head, torch.randn(N, D_T, dtype=dtype), teacher_head, torch.randint(0, V, (N,))
+    return hidden, head, DenseTarget(torch.randn(N, D_T, dtype=dtype), teacher_head), torch.randint(0, V, (N,))
+
+
+def logits_of(target: Target) -> object:
+    """What `plain_losses` takes for a target."""
+    return target.head.finish(target.head.project(target.hidden)) if isinstance(target, DenseTarget) else target
 
 
 def gradients(head: Head, hidden: torch.Tensor) -> list[torch.Tensor]:
@@ -39,36 +48,29 @@ def gradients(head: Head, hidden: torch.Tensor) -> list[torch.Tensor]:
     return found
 
 
-def compare(terms: dict, dtype: torch.dtype, bias: bool, tolerance: float, compiled: bool = False, **head: float) -> None:
+def compare(
+    terms: dict,
+    dtype: torch.dtype,
+    bias: bool,
+    tolerance: float,
+    compiled: bool = False,
+    form: str = "dense",
+    **head: float,
+) -> None:
     objective = build_objective(terms)
-    hidden, student, teacher_hidden, teacher, labels = make(dtype, bias, **head)
-    denominator = torch.tensor(50)
-    fused = fused_losses(
-        objective,
-        hidden,
-        student,
-        teacher_hidden,
-        teacher,
-        labels,
-        denominator=denominator,
-        chunk=10,
-        compiled=compiled,
-        measure=True,
-    )
+    hidden, student, dense, labels = make(dtype, bias, **head)
+    target = sparse_targets(dense, labels)[form]
+    options = {"denominator": torch.tensor(50), "by_student": authors(N), "measure": True}
+    fused = fused_losses(objective, hidden, student, target, labels, chunk=10, compiled=compiled, **options)
     (2.0 * fused.total).backward()
     got = gradients(student, hidden)
-    plain = plain_losses(
-        objective,
-        student.finish(student.project(hidden)),
-        teacher.finish(teacher.project(teacher_hidden)),
-        labels,
-        denominator=denominator,
-        measure=True,
-    )
+    logits = student.finish(student.project(hidden))
+    plain = plain_losses(objective, logits, logits_of(target), labels, **options)
     (2.0 * plain.total).backward()
     wanted = gradients(student, hidden)
     torch.testing.assert_close(fused.total, plain.total, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(fused.terms, plain.terms, rtol=tolerance, atol=tolerance * N)
+    assert fused.measures.keys() == plain.measures.keys()
     for name, value in plain.measures.items():
         torch.testing.assert_close(fused.measures[name], value, rtol=tolerance, atol=tolerance * N, msg=name)
     for ours, theirs in zip(got, wanted, strict=True):
@@ -86,15 +88,40 @@ def test_equal_in_float32_without_bias(terms: dict) -> None:
     compare(terms, torch.float32, bias=False, tolerance=2e-5)
 
 
+@pytest.mark.parametrize(("kind", "form"), SPARSE)
+def test_equal_for_a_sparse_teacher(kind: str, form: str) -> None:
+    compare({"ce": TermConfig(), kind: TermConfig()}, torch.float64, bias=True, tolerance=1e-11, form=form, softcap=5.0)
+
+
+def test_draws_are_the_same_for_the_same_seed() -> None:
+    hidden, student, target, labels = make(torch.float64, bias=False)
+    options = {"denominator": torch.tensor(N), "chunk": N}
+    totals = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        totals.append(
+            fused_losses(build_objective({"sampled_kl": TermConfig()}), hidden, student, target, labels, **options)
+            .total.detach()
+            .item()
+        )
+    assert totals[0] == totals[1] != totals[2]
+
+
 @pytest.mark.slow
-def test_equal_when_compiled() -> None:
-    compare(TERMS["three"], torch.float32, bias=True, tolerance=2e-5, compiled=True, softcap=5.0)
+@pytest.mark.parametrize("form", ["dense", "top_k", "draws"])
+def test_equal_when_compiled(form: str) -> None:
+    """All losses that can read the target in one objective, at two temperatures where they have one."""
+    kinds = [kind for kind, loss in LOSSES.items() if form in loss.targets and (kind, form) != ("sampled_kl", "dense")]
+    terms = {kind: TermConfig() for kind in kinds} | {"ce": TermConfig(options={"label_smoothing": 0.1})}
+    if form == "dense":
+        terms |= {f"soft {kind}": TermConfig(kind=kind, temperature=1.7) for kind in kinds if LOSSES[kind].softens}
+    compare(terms, torch.float32, bias=True, tolerance=1e-4, compiled=True, form=form, softcap=5.0)
 
 
 def test_padded_columns_get_no_gradient_and_no_probability() -> None:
-    hidden, student, teacher_hidden, teacher, labels = make(torch.float64, bias=True)
+    hidden, student, target, labels = make(torch.float64, bias=True)
     objective = build_objective(TERMS["ce + forward_kl"])
-    arguments = (teacher_hidden, teacher, labels)
+    arguments = (target, labels)
     first = fused_losses(objective, hidden, student, *arguments, denominator=torch.tensor(N))
     with torch.no_grad():
         student.weight[V:] += 100.0
@@ -107,11 +134,9 @@ def test_padded_columns_get_no_gradient_and_no_probability() -> None:
 
 def test_chunk_size_does_not_matter() -> None:
     objective = build_objective(TERMS["three"])
-    hidden, student, teacher_hidden, teacher, labels = make(torch.float64, bias=False)
+    hidden, student, target, labels = make(torch.float64, bias=False)
     totals = [
-        fused_losses(
-            objective, hidden, student, teacher_hidden, teacher, labels, denominator=torch.tensor(N), chunk=chunk
-        ).total.item()
+        fused_losses(objective, hidden, student, target, labels, denominator=torch.tensor(N), chunk=chunk).total.item()
         for chunk in (1, 7, N, 1000)
     ]
     assert totals == pytest.approx([totals[0]] * 4, rel=1e-12)
@@ -119,8 +144,8 @@ def test_chunk_size_does_not_matter() -> None:
 
 def test_without_gradient_the_same_numbers() -> None:
     objective = build_objective(TERMS["three"])
-    hidden, student, teacher_hidden, teacher, labels = make(torch.float64, bias=True)
-    arguments = (objective, hidden, student, teacher_hidden, teacher, labels)
+    hidden, student, target, labels = make(torch.float64, bias=True)
+    arguments = (objective, hidden, student, target, labels)
     trained = fused_losses(*arguments, denominator=torch.tensor(N), measure=True)
     with torch.no_grad():
         evaluated = fused_losses(*arguments, denominator=torch.tensor(N), measure=True)
@@ -131,8 +156,8 @@ def test_without_gradient_the_same_numbers() -> None:
 
 def test_second_derivative_is_refused() -> None:
     objective = build_objective(TERMS["forward_kl"])
-    hidden, student, teacher_hidden, teacher, labels = make(torch.float64, bias=False)
-    total = fused_losses(objective, hidden, student, teacher_hidden, teacher, labels, denominator=torch.tensor(N)).total
+    hidden, student, target, labels = make(torch.float64, bias=False)
+    total = fused_losses(objective, hidden, student, target, labels, denominator=torch.tensor(N)).total
     (first,) = torch.autograd.grad(total, hidden, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable|does not require grad"):
         first.sum().backward()
@@ -140,8 +165,8 @@ def test_second_derivative_is_refused() -> None:
 
 def test_teacher_in_inference_mode_is_accepted() -> None:
     objective = build_objective(TERMS["three"])
-    hidden, student, teacher_hidden, teacher, labels = make(torch.float32, bias=False)
+    hidden, student, target, labels = make(torch.float32, bias=False)
     with torch.inference_mode():
-        frozen = teacher_hidden * 1.0
-    fused_losses(objective, hidden, student, frozen, teacher, labels, denominator=torch.tensor(N)).total.backward()
+        frozen = DenseTarget(target.hidden * 1.0, target.head)
+    fused_losses(objective, hidden, student, frozen, labels, denominator=torch.tensor(N)).total.backward()
     assert torch.isfinite(hidden.grad).all()

@@ -27,7 +27,7 @@ ALLOWED = {
     "report": {"config", "analysis"},
     "distiller": {"config", "objectives", "signals", "models"},
 }
-NEUTRAL = {"errors", "files", "heads"}
+NEUTRAL = {"errors", "files", "heads", "targets"}
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

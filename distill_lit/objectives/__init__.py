@@ -1,15 +1,16 @@
-"""Losses as pure functions of tensors: divergences, schedules, their mixture, and the fused head."""
+"""Losses as pure functions of tensors: the family, schedules, their mixture, and the fused head."""
 
-from distill_lit.objectives.fused import Losses, can_compile, fused_losses, plain_losses
-from distill_lit.objectives.objective import DIVERGENCES, MEASURES, Objective, build_objective, chunk_for
+from distill_lit.objectives.family import LOSSES
+from distill_lit.objectives.fused import Losses, can_compile, chunk_for, fused_losses, plain_losses
+from distill_lit.objectives.objective import Objective, build_objective, check_signal
 
 __all__ = [
-    "DIVERGENCES",
-    "MEASURES",
+    "LOSSES",
     "Losses",
     "Objective",
     "build_objective",
     "can_compile",
+    "check_signal",
     "chunk_for",
     "fused_losses",
     "plain_losses",

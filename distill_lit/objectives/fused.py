@@ -1,11 +1,11 @@
 """The objective from hidden states, a chunk of tokens at a time, its gradient formed in the same pass.
 
-One student projection and one teacher projection per chunk serve every term. No (tokens, vocabulary) tensor outlives
-its chunk, so peak memory does not grow with the sequence.
+One student projection and one teacher projection per chunk serve every term; a sparse teacher needs none. No
+(tokens, vocabulary) tensor outlives its chunk, so peak memory does not grow with the sequence.
 """
 
 import functools
-import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,25 +15,29 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from distill_lit.errors import UserError
 from distill_lit.heads import Head
-from distill_lit.objectives.objective import Objective, measure_sums, term_sums
-
-log = logging.getLogger(__name__)
+from distill_lit.objectives.objective import Objective, check_signal
+from distill_lit.objectives.sums import Tokens, term_sums
+from distill_lit.targets import DenseTarget, Sparse, Target, form_of, rows_of
 
 
 class Losses(NamedTuple):
-    """total: scalar to minimise, nats per token; terms: (K,) unweighted sums over tokens; measures: sums over tokens."""
+    """total: scalar to minimise, per token; terms: (K,) unweighted sums over tokens; measures: sums over tokens."""
 
     total: Tensor
     terms: Tensor
     measures: dict[str, Tensor]
 
 
-class Settings(NamedTuple):
-    """What stays the same over chunks."""
+class Pass(NamedTuple):
+    """What one pass over the tokens reads besides the student: the same for every chunk, or cut into chunks."""
 
     objective: Objective
-    weights: Tensor  # (K,) with T² where it applies, divided by the step's denominator
+    target: Target | None
+    labels: Tensor
+    by_student: Tensor | None
+    weights: Tensor  # (K,) with T^power where it applies, divided by the step's denominator
     temperatures: Tensor  # (K,)
     chunk: int
     compiled: bool
@@ -43,18 +47,18 @@ class Settings(NamedTuple):
 def plain_losses(
     objective: Objective,
     student: Tensor,
-    teacher: Tensor | None,
+    teacher: Tensor | Sparse | None,
     labels: Tensor,
     *,
     denominator: Tensor,
+    by_student: Tensor | None = None,
     done: float = 0.0,
     measure: bool = False,
 ) -> Losses:
     """The reference: the same losses from whole logits (N, V), differentiated by autograd. See `fused_losses`."""
+    _check(objective, teacher, by_student)
     weights, temperatures = _factors(objective, done, denominator, student)
-    sums = term_sums(objective, student, teacher, labels, temperatures)
-    with torch.no_grad():
-        measures = measure_sums(student, teacher, labels) if measure else {}
+    sums, measures = term_sums(objective, Tokens(student, teacher, labels, by_student), temperatures, measure)
     return Losses((weights * sums).sum(), sums.detach(), measures)
 
 
@@ -62,11 +66,11 @@ def fused_losses(
     objective: Objective,
     hidden: Tensor,
     head: Head,
-    teacher_hidden: Tensor | None,
-    teacher_head: Head | None,
+    target: Target | None,
     labels: Tensor,
     *,
     denominator: Tensor,
+    by_student: Tensor | None = None,
     done: float = 0.0,
     chunk: int = 256,
     compiled: bool = False,
@@ -74,52 +78,28 @@ def fused_losses(
 ) -> Losses:
     """The objective over N supervised tokens from hidden states.
 
-    hidden: (N, D), teacher_hidden: (N, D_t), labels: (N,) ids of the predicted tokens; denominator: scalar, supervised
-    tokens of the whole optimizer step; done: share of training that is over, for schedules; chunk: tokens per pass;
-    compiled: compile the element-wise part. Gradients reach `hidden`, `head.weight` and `head.bias`; a second
-    derivative is refused.
+    hidden: (N, D); target: what the teacher says of the same tokens, None for objectives without a teacher; labels: (N,)
+    ids of the predicted tokens; denominator: scalar, supervised tokens of the whole optimizer step; by_student: (N,) bool,
+    whether the student wrote the text, for losses that ask; done: share of training that is over, for schedules; chunk:
+    tokens per pass; compiled: compile the element-wise part. Gradients reach `hidden`, `head.weight` and `head.bias`; a
+    second derivative is refused. Raises UserError where a term cannot read the target.
     """
+    _check(objective, target, by_student)
     weights, temperatures = _factors(objective, done, denominator, hidden)
-    settings = Settings(objective, weights, temperatures, chunk, compiled, measure)
-    if not torch.is_grad_enabled():
-        return _evaluate(hidden, head, teacher_hidden, teacher_head, labels, settings)
+    plan = Pass(objective, target, labels, by_student, weights, temperatures, chunk, compiled, measure)
     measures: dict[str, Tensor] = {}
-    total, terms = _FusedLosses.apply(
-        hidden, head.weight, head.bias, head, teacher_hidden, teacher_head, labels, settings, measures
-    )
+    if not torch.is_grad_enabled():
+        total, terms = _evaluate(hidden, head.cast(hidden.dtype), plan, measures)
+    else:
+        total, terms = _FusedLosses.apply(hidden, head.weight, head.bias, head, plan, measures)
     return Losses(total, terms, measures)
 
 
-def _evaluate(
-    hidden: Tensor,
-    head: Head,
-    teacher_hidden: Tensor | None,
-    teacher_head: Head | None,
-    labels: Tensor,
-    settings: Settings,
-) -> Losses:
-    """The same sums without a gradient."""
-    measures: dict[str, Tensor] = {}
-    head, terms = head.cast(hidden.dtype), torch.zeros_like(settings.weights)
-    for rows in _chunks(hidden, settings.chunk):
-        student = head.finish(head.project(hidden[rows]))
-        teacher = None
-        if teacher_hidden is not None and teacher_head is not None:
-            teacher = teacher_head.finish(teacher_head.project(teacher_hidden[rows]))
-        sums = _function(term_sums, settings.compiled)
-        terms = terms + sums(settings.objective, student, teacher, labels[rows], settings.temperatures)
-        if settings.measure:
-            _add(measures, _function(measure_sums, settings.compiled)(student, teacher, labels[rows]))
-    return Losses((settings.weights * terms).sum(), terms, measures)
-
-
-def _chunks(hidden: Tensor, chunk: int) -> Iterator[slice]:
-    return (slice(start, start + chunk) for start in range(0, hidden.shape[0], chunk))
-
-
-def _add(sums: dict[str, Tensor], more: dict[str, Tensor]) -> None:
-    for name, value in more.items():
-        sums[name] = sums[name] + value if name in sums else value
+def _check(objective: Objective, target: Target | Tensor | None, by_student: Tensor | None) -> None:
+    if target is None and objective.needs_teacher:
+        raise UserError("objective: a term compares with the teacher, and there is no teacher signal")
+    form = "absent" if target is None else form_of(target)
+    check_signal(objective, form, "this signal", tells_author=by_student is not None)
 
 
 def _factors(objective: Objective, done: float, denominator: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,27 +117,22 @@ class _FusedLosses(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         head: Head,
-        teacher_hidden: Tensor | None,
-        teacher_head: Head | None,
-        labels: Tensor,
-        settings: Settings,
+        plan: Pass,
         measures: dict[str, Tensor],
     ) -> Any:
-        number = settings.weights.dtype
-        total, terms = torch.zeros((), dtype=number, device=hidden.device), torch.zeros_like(settings.weights)
+        number = plan.weights.dtype
+        total, terms = torch.zeros((), dtype=number, device=hidden.device), torch.zeros_like(plan.weights)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=number)
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=number)
         head = head.cast(hidden.dtype)
-        for rows in _chunks(hidden, settings.chunk):
-            teacher = None if teacher_hidden is None or teacher_head is None else teacher_head.project(teacher_hidden[rows])
-            loss, sums, grad = _chunk(head, hidden[rows], teacher, teacher_head, labels[rows], settings, measures)
+        for rows in _chunks(hidden, plan.chunk):
+            loss, sums, grad = _chunk(head, hidden[rows], plan, rows, measures)
             total, terms = total + loss, terms + sums
-            grad = grad.to(hidden.dtype)
             grad_hidden[rows] = grad @ head.weight
             grad_weight[: head.vocabulary] += grad.t() @ hidden[rows]
             if grad_bias is not None:
-                grad_bias[: head.vocabulary] += grad.sum(0)
+                grad_bias[: head.vocabulary] += grad.sum(0, dtype=number)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(terms)
@@ -175,60 +150,80 @@ class _FusedLosses(torch.autograd.Function):
             None,
             None,
             None,
-            None,
-            None,
-            None,
         )
 
 
 def _chunk(
-    head: Head,
-    hidden: Tensor,
-    teacher_products: Tensor | None,
-    teacher_head: Head | None,
-    labels: Tensor,
-    settings: Settings,
-    measures: dict[str, Tensor],
+    head: Head, hidden: Tensor, plan: Pass, rows: slice, measures: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(weighted loss, term sums (K,), gradient (n, V) with respect to the raw products) of one chunk."""
     products = head.project(hidden).detach().requires_grad_()
-    function = _function(_chunk_loss, settings.compiled)
     with torch.enable_grad():
-        loss, sums = function(
-            settings.objective,
-            head,
-            teacher_head,
-            products,
-            teacher_products,
-            labels,
-            settings.weights,
-            settings.temperatures,
-        )
+        loss, sums, measured = _run(head, products, plan, rows)
         (grad,) = torch.autograd.grad(loss, products)
-    if settings.measure:
-        teacher = None if teacher_products is None or teacher_head is None else teacher_head.finish(teacher_products)
-        _add(measures, _function(measure_sums, settings.compiled)(head.finish(products.detach()), teacher, labels))
+    _add(measures, measured)
     return loss.detach(), sums.detach(), grad
+
+
+def _evaluate(hidden: Tensor, head: Head, plan: Pass, measures: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """(total, term sums) without a gradient."""
+    total, terms = torch.zeros_like(plan.weights).sum(), torch.zeros_like(plan.weights)
+    for rows in _chunks(hidden, plan.chunk):
+        loss, sums, measured = _run(head, head.project(hidden[rows]), plan, rows)
+        total, terms = total + loss, terms + sums
+        _add(measures, measured)
+    return total, terms
+
+
+def _chunks(hidden: Tensor, chunk: int) -> Iterator[slice]:
+    return (slice(start, start + chunk) for start in range(0, hidden.shape[0], chunk))
+
+
+def _add(sums: dict[str, Tensor], more: dict[str, Tensor]) -> None:
+    for name, value in more.items():
+        sums[name] = sums[name] + value if name in sums else value
+
+
+def _run(head: Head, products: Tensor, plan: Pass, rows: slice) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Brings the teacher's part of a chunk beside the student's products, and calls the element-wise part."""
+    target, teacher_head = plan.target, None
+    if isinstance(target, DenseTarget):
+        teacher_head = target.head
+        teacher: Tensor | Sparse | None = teacher_head.project(target.hidden[rows])
+    else:
+        teacher = None if target is None else rows_of(target, rows)
+    by_student = None if plan.by_student is None else plan.by_student[rows]
+    tokens = Tokens(products, teacher, plan.labels[rows], by_student)
+    found: tuple[Tensor, Tensor, dict[str, Tensor]] = _function(plan.compiled)(
+        plan.objective, head, teacher_head, tokens, plan.weights, plan.temperatures, plan.measure
+    )
+    return found
 
 
 def _chunk_loss(
     objective: Objective,
     head: Head,
     teacher_head: Head | None,
-    products: Tensor,
-    teacher_products: Tensor | None,
-    labels: Tensor,
+    tokens: Tokens,
     weights: Tensor,
     temperatures: Tensor,
-) -> tuple[Tensor, Tensor]:
-    teacher = None if teacher_products is None or teacher_head is None else teacher_head.finish(teacher_products)
-    sums = term_sums(objective, head.finish(products), teacher, labels, temperatures)
-    return (weights * sums).sum(), sums
+    measure: bool,
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """(weighted loss, term sums (K,), measures) of tokens whose logits are still raw products."""
+    if teacher_head is not None and isinstance(tokens.teacher, Tensor):
+        tokens = tokens._replace(teacher=teacher_head.finish(tokens.teacher))
+    tokens = tokens._replace(student=head.finish(tokens.student))
+    sums, measures = term_sums(objective, tokens, temperatures, measure)
+    return (weights * sums).sum(), sums, measures
 
 
 @functools.cache
-def _function(function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=True) if compiled else function
+def _function(compiled: bool) -> Callable[..., Any]:
+    if not compiled:
+        return _chunk_loss
+    # one process trains many objectives; past this limit the compiler would fall back without a word
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
+    return torch.compile(_chunk_loss, dynamic=True)
 
 
 def can_compile(device: torch.device) -> bool:
@@ -238,3 +233,10 @@ def can_compile(device: torch.device) -> bool:
     from torch.utils._triton import has_triton
 
     return bool(has_triton())
+
+
+def chunk_for(budget_mebibytes: float, vocabulary: int, compiled: bool) -> int:
+    """Tokens per pass of the fused head so that its (tokens, vocabulary) tensors fit the budget: compiled, both products
+    and the gradient; eager, about ten in float32."""
+    tensors = 4 if compiled else 10
+    return max(16, math.floor(budget_mebibytes * 2**20 / (vocabulary * 4 * tensors)))

@@ -1,25 +1,21 @@
-"""What the teacher tells its students, wherever it lives. A signal has `head`, `hidden(batch)` and `to(device)`."""
+"""What the teacher tells its students, wherever it lives. A signal has `target(batch, chosen)` and `to(device)`."""
 
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from distill_lit.heads import Head
 from distill_lit.signals.cached import CachedTeacher
 from distill_lit.signals.live import LiveTeacher, last_hidden
+from distill_lit.targets import Target
 
 
 class TeacherSignal(Protocol):
     """The teacher as the distiller sees it."""
 
-    @property
-    def head(self) -> Head:
-        """The teacher's output head."""
-        ...
-
-    def hidden(self, batch: dict[str, Tensor]) -> Tensor:
-        """Last hidden states (B, T, D) for a batch of packed rows."""
+    def target(self, batch: dict[str, Tensor], chosen: Tensor) -> Target:
+        """What it says of the N tokens to predict. batch: packed rows; chosen: (B, T − 1) bool, True at the N positions
+        whose next token is supervised."""
         ...
 
     def to(self, device: torch.device) -> None:

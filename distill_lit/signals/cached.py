@@ -22,6 +22,7 @@ from distill_lit.errors import UserError
 from distill_lit.files import cache_root, fingerprint, read_json, sha256_of, write_json, writing
 from distill_lit.heads import Head
 from distill_lit.signals.live import last_hidden
+from distill_lit.targets import DenseTarget
 
 SHARD_ROWS = 64
 FORMAT = 1  # raise when the bytes of a shard change their meaning
@@ -96,6 +97,10 @@ class CachedTeacher:
         """Moves the head; shards stay on disk."""
         bias = None if self.head.bias is None else self.head.bias.to(device)
         self.head = self.head._replace(weight=self.head.weight.to(device), bias=bias)
+
+    def target(self, batch: dict[str, Tensor], chosen: Tensor) -> DenseTarget:
+        """Its whole distribution at the chosen positions (B, T − 1)."""
+        return DenseTarget(self.hidden(batch)[:, :-1][chosen], self.head)
 
     def hidden(self, batch: dict[str, Tensor]) -> Tensor:
         """Hidden states (B, T, D) of the rows in `batch["rows"]`."""

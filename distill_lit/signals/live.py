@@ -8,6 +8,7 @@ from torch import Tensor
 from distill_lit.data.loader import attention_mask
 from distill_lit.errors import UserError
 from distill_lit.heads import Head, body_of, head_of
+from distill_lit.targets import DenseTarget
 
 
 def last_hidden(model: Any, batch: dict[str, Tensor]) -> Tensor:
@@ -43,6 +44,10 @@ class LiveTeacher:
     def to(self, device: torch.device) -> None:
         """Moves the teacher."""
         self.model.to(device)
+
+    def target(self, batch: dict[str, Tensor], chosen: Tensor) -> DenseTarget:
+        """Its whole distribution at the chosen positions (B, T − 1)."""
+        return DenseTarget(self.hidden(batch)[:, :-1][chosen], self.head)
 
     def hidden(self, batch: dict[str, Tensor]) -> Tensor:
         """The teacher's last hidden states (B, T, D) for a batch of packed rows."""

@@ -1,0 +1,40 @@
+"""Inputs for tests over the whole family of losses."""
+
+import torch
+
+from distill_lit.config import TermConfig
+from distill_lit.objectives import LOSSES, Objective, build_objective
+from distill_lit.targets import DenseTarget, Draws, Target, TopK
+
+# what vanishes where student and teacher agree, and is positive elsewhere
+DIVERGENCES = sorted(set(LOSSES) - {"ce", "soft_cross_entropy", "sampled_kl", "ranking", "policy_reverse_kl"})
+# no stop-gradient inside and nothing drawn, so that finite differences agree
+DIFFERENTIABLE = sorted(set(LOSSES) - {"adaptive_kl", "policy_reverse_kl", "sampled_kl"})
+
+
+def one_term(kind: str, **changes: object) -> Objective:
+    """The objective of one loss, softened where it can be unless `temperature` says otherwise."""
+    return build_objective({kind: TermConfig(**changes)})
+
+
+def softened(kind: str, temperature: float) -> dict[str, TermConfig]:
+    """Terms of one loss at a temperature, at 1 where it has none."""
+    return {kind: TermConfig(temperature=temperature if LOSSES[kind].softens else 1.0)}
+
+
+def authors(count: int) -> torch.Tensor:
+    """Every other token written by the student."""
+    return torch.arange(count) % 2 == 0
+
+
+def sparse_targets(target: DenseTarget, labels: torch.Tensor, k: int = 5, draws: int = 7) -> dict[str, Target]:
+    """The dense target itself, and its k best tokens and some draws."""
+    log_p = target.head.finish(target.head.project(target.hidden)).log_softmax(-1)
+    best, drawn = log_p.topk(k), torch.multinomial(log_p.exp(), draws, replacement=True)
+    label_log_probs = log_p.gather(-1, labels[:, None])[:, 0]
+    weights = torch.full_like(drawn, 1, dtype=log_p.dtype) / draws
+    return {
+        "dense": target,
+        "top_k": TopK(best.indices, best.values, label_log_probs),
+        "draws": Draws(drawn, log_p.gather(-1, drawn), weights, label_log_probs),
+    }
