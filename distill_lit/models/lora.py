@@ -42,7 +42,7 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig) -> PreTrainedModel:
         peft.inject_adapter_in_model(config, model)
     except ValueError as error:
         raise UserError(f"lora.targets: {str(error).splitlines()[0]}") from error
-    return model
+    return model.eval()
 
 
 @torch.no_grad()

@@ -120,7 +120,7 @@ def removal_order(
 
 @contextmanager
 def only_layers(model: PreTrainedModel, layers: list[int]) -> Iterator[None]:
-    """Inside, `model` runs through these of its layers alone."""
+    """Inside, `model` runs through these of its layers alone. A key-value cache would count wrongly: use_cache=False."""
     name, everything = layer_list(model)
     parent = model.get_submodule(name.rpartition(".")[0])
     config = model.config.get_text_config()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -89,6 +90,10 @@ def narrow_config(config: Any, width: WidthConfig) -> Any:
         text.num_key_value_heads = new["num_key_value_heads"]
     text.hidden_size, text.num_attention_heads = new["hidden_size"], new["num_attention_heads"]
     setattr(text, "n_inner" if text.model_type == "gpt2" else "intermediate_size", new["intermediate_size"])
+    try:
+        text.validate()
+    except StrictDataclassError as error:
+        raise UserError(f"width: transformers refuses these sizes: {error.__cause__!s}") from error
     return config
 
 
