@@ -10,7 +10,7 @@ import torch
 from distill_lit import data, hardware
 from distill_lit.board import write_final
 from distill_lit.config import ExperimentConfig, to_dict, to_yaml
-from distill_lit.data.loader import PackedDataModule, attention_mask, make_batch
+from distill_lit.data.loader import PackedDataModule, calibration_batch
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.evaluation.evaluate import evaluate_model
 from distill_lit.experiment import (
@@ -28,16 +28,19 @@ from distill_lit.heads import head_of
 from distill_lit.models import (
     CARD,
     INT8,
+    Calibration,
     Size,
     export_student,
     initial_student,
     load_model,
     load_tokenizer,
+    merge_adapters,
     model_card,
     model_fingerprint,
     model_folder,
     quantise,
     size_of,
+    trained_share,
 )
 from distill_lit.models.loading import weight_bytes
 from distill_lit.objectives import Objective, build_objective, can_compile, chunk_for
@@ -46,7 +49,7 @@ from distill_lit.signals import CachedTeacher, LiveTeacher, TeacherSignal
 from distill_lit.signals.cached import cache_folder, is_complete, write_cache
 from distill_lit.training import Report, Run, train, validate
 
-CALIBRATION_ROWS = 4
+CALIBRATION_ROWS, CALIBRATION_BATCHES = 4, 4
 
 
 def run_cell(cell: Cell, folder: Path, report: Report) -> None:
@@ -160,18 +163,21 @@ def _build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> d
     student = initial_student(
         config.students[cell.student],
         teacher,
-        calibration(prepared),
-        prepared.fingerprint,
-        cell.config.seed,
-        _dtype(config.teacher.dtype),
-        lambda done, total: report("choose layers", done, total, "trials", {}),
+        Calibration(
+            calibration(prepared),
+            prepared.fingerprint,
+            _dtype(config.teacher.dtype),
+            lambda done, total: report("choose layers", done, total, "trials", {}),
+        ),
+        config.seed,
     )
-    size = size_of(student)
+    trained = trained_share(student)
     run = _training_run(
         cell, folder, student, vocabulary, prepared, _signal(config, teacher, prepared, vocabulary), report, teacher
     )
     metrics = (validate if cell.role == UNTOUCHED else train)(run)
     report("export", 0, 1, "", {})
+    size = size_of(merge_adapters(student))
     card = model_card(cell.label, config.teacher.model, _recipe(cell), {"parameters": f"{size.parameters:,}"})
     export_student(student, teacher, folder / "student", card)
     if not config.training.keep_checkpoints:
@@ -182,7 +188,7 @@ def _build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> d
         "metrics": metrics,
         "data": prepared.statistics,
         **_size_facts(size),
-        **_cost_facts(cell, run, size, teacher, prepared),
+        **_cost_facts(cell, run, size, trained, teacher),
     }
 
 
@@ -251,15 +257,10 @@ def _signal_folder(config: ExperimentConfig, teacher: Path, prepared: data.Prepa
 
 
 def calibration(prepared: data.PreparedData) -> list[dict[str, torch.Tensor]]:
-    """The first training rows as inputs for measured layer importance."""
-    batch = make_batch(prepared.train, np.arange(min(CALIBRATION_ROWS, len(prepared.train))), 1)
+    """The first training rows as inputs for measured importance."""
+    rows = np.arange(min(CALIBRATION_ROWS * CALIBRATION_BATCHES, len(prepared.train)))
     return [
-        {
-            "input_ids": batch["input_ids"],
-            "position_ids": batch["position_ids"],
-            "attention_mask": attention_mask(batch["document_ids"]),
-            "valid": batch["document_ids"] > 0,
-        }
+        calibration_batch(prepared.train, rows[i : i + CALIBRATION_ROWS]) for i in range(0, len(rows), CALIBRATION_ROWS)
     ]
 
 
@@ -291,15 +292,15 @@ def _size_facts(size: Size) -> dict[str, Any]:
     }
 
 
-def _cost_facts(cell: Cell, run: Run, size: Size, teacher: Path, prepared: data.PreparedData) -> dict[str, Any]:
-    """Tokens read and arithmetic spent. A backward pass costs twice a forward pass; a cached teacher's body ran once,
-    for all cells, and is charged to each."""
+def _cost_facts(cell: Cell, run: Run, size: Size, trained: float, teacher: Path) -> dict[str, Any]:
+    """Tokens read and arithmetic spent. A backward pass costs a forward pass for the activations and another for the
+    share of the weights that is trained; a cached teacher's body ran once, for all cells, and is charged to each."""
     tokens = 0 if cell.role == UNTOUCHED else run.data.steps * run.distiller.tokens_per_step
     teacher_size = _teacher_size(str(teacher))
     needs_teacher = run.distiller.objective.needs_teacher
     return {
         "training_tokens": tokens,
-        "student_flops": 3 * size.flops_per_token() * tokens,
+        "student_flops": (2 + trained) * size.flops_per_token() * tokens,
         "teacher_flops": teacher_size.flops_per_token() * tokens if needs_teacher else 0.0,
     }
 

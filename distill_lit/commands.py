@@ -34,6 +34,7 @@ def run_experiment(path: Path, overrides: list[str], root: Path, console: Consol
     experiment.check(config)
     for reference in experiment.references(config):
         assets.fetch(reference)
+    experiment.check_against_teacher(config)
     config = experiment.settle(config)
     planned = experiment.plan(config)
     _check_disk(_print_plan(config, planned, console), root)
@@ -69,6 +70,8 @@ def show_plan(path: Path, overrides: list[str], console: Console) -> int:
     """Prints the plan."""
     config = load_experiment(path, overrides)
     experiment.check(config)
+    if assets.is_fetched(config.teacher.model):
+        experiment.check_against_teacher(config)
     config = experiment.settle(config)
     _print_plan(config, experiment.plan(config), console)
     return DONE

@@ -196,6 +196,19 @@ class Distiller(L.LightningModule):
         """Validation does not count as training time."""
         self._clock = (time.perf_counter(), self._tokens_seen)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves out what is frozen: under adapters, a checkpoint holds the adapters alone."""
+        for name in self._frozen_weights():
+            del checkpoint["state_dict"][name]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Puts back what was left out, as it is in the student just built."""
+        checkpoint["state_dict"].update(self._frozen_weights())
+
+    def _frozen_weights(self) -> dict[str, Tensor]:
+        parameters = self.named_parameters(remove_duplicate=False)
+        return {name: parameter.detach() for name, parameter in parameters if not parameter.requires_grad}
+
     def configure_optimizers(self) -> Any:
         """AdamW with decay on matrices only; linear warm-up, then a cosine to the final share of the peak."""
         config = self.training_config

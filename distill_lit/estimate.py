@@ -6,7 +6,7 @@ from distill_lit import assets, hardware
 from distill_lit.config import ExperimentConfig
 from distill_lit.data.loader import optimizer_steps
 from distill_lit.experiment import CE_ONLY, DISTILLED, QUANTISED, SIGNAL, Cell
-from distill_lit.models import Size, changed_config, load_config, model_folder, size_from_config
+from distill_lit.models import Size, load_config, model_folder, size_from_config, student_config
 from distill_lit.objectives import build_objective
 
 # shares of the speed of a plain matrix product that whole passes reach: measured with SmolLM2-135M on two cores
@@ -40,12 +40,9 @@ def _student_size(cell: Cell, teacher_config: object, teacher: Size) -> Size:
     student = cell.config.students.get(cell.student)
     if student is None:
         return teacher
-    if student.from_:
-        return size_from_config(load_config(model_folder(student.from_))) if assets.is_fetched(student.from_) else teacher
-    if student.config:
-        return size_from_config(changed_config(teacher_config, student.config))
-    layers = len(student.layers) if isinstance(student.layers, list) else student.depth
-    return size_from_config(changed_config(teacher_config, {"num_hidden_layers": layers}))
+    if student.from_ and not assets.is_fetched(student.from_):
+        return teacher
+    return size_from_config(student_config(student, teacher_config))
 
 
 def _estimate(cell: Cell, teacher: Size, student: Size) -> Estimate:

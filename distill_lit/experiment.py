@@ -10,7 +10,7 @@ from distill_lit import assets, benchmarks, data, hardware
 from distill_lit.config import ExperimentConfig, TermConfig, decisive, expand
 from distill_lit.evaluation.tasks import check_tasks
 from distill_lit.files import fingerprint
-from distill_lit.models import INT8, check_int8, check_student, model_folder
+from distill_lit.models import INT8, check_int8, check_student, check_student_fits, model_folder
 from distill_lit.objectives import build_objective, check_signal
 
 TEACHER, UNTOUCHED, CE_ONLY, DISTILLED, SIGNAL = "teacher", "untouched", "ce_only", "distilled", "signal"
@@ -60,6 +60,13 @@ def check(config: ExperimentConfig) -> None:
         objective = build_objective(point.objective.terms, point.objective.temperature_scaling)
         check_signal(objective, "dense", f"teacher.source {point.teacher.source}")
     check_tasks(config.evaluation, config.benchmarks)
+
+
+def check_against_teacher(config: ExperimentConfig) -> None:
+    """Raises UserError for what the teacher's config shows to be wrong: a student it cannot give. The teacher must have
+    been fetched; its weights are not loaded."""
+    for _, point in expand(config):
+        check_student_fits(point.student, point.students[point.student], model_folder(point.teacher.model))
 
 
 def settle(config: ExperimentConfig) -> ExperimentConfig:

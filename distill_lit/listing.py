@@ -41,8 +41,10 @@ def _students() -> Iterable[Line]:
     from distill_lit.models.surgery import METHODS
 
     yield "depth: n", f"n layers of the teacher, chosen by layers: {', '.join(METHODS)}, or listed"
+    yield "width: {…}", "fewer hidden channels, heads, key-value groups, neurons of the teacher, by activation importance"
     yield "from: reference", "a pretrained model with the teacher's tokenizer"
     yield "config: {…}", "random weights; the teacher's transformers config with these changes"
+    yield "lora: {rank: r}", "low-rank adapters on any of these, or on the whole teacher; merged when training is done"
 
 
 def _tasks() -> Iterable[Line]:

@@ -14,7 +14,7 @@ from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.errors import UserError
 from distill_lit.files import hashes_of
 from distill_lit.heads import head_of
-from distill_lit.models import initial_student, load_model
+from distill_lit.models import Calibration, initial_student, load_model
 from distill_lit.objectives import build_objective, can_compile
 from distill_lit.signals import LiveTeacher
 from distill_lit.signals.cached import CachedTeacher, cache_folder, write_cache
@@ -41,7 +41,7 @@ def prepared(tiny_teacher: Path, tiny_corpus: Path) -> data.PreparedData:
 
 
 def new_student(teacher: Path, dropout: float = 0.0) -> torch.nn.Module:
-    student = initial_student(StudentConfig(depth=1, layers="uniform"), teacher, [], "", seed=0)
+    student = initial_student(StudentConfig(depth=1, layers="uniform"), teacher, Calibration([], ""), seed=0)
     for layer in student.model.layers:
         layer.self_attn.attention_dropout = dropout
     return student

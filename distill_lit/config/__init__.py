@@ -8,11 +8,13 @@ from distill_lit.config.schema import (
     EvaluationConfig,
     ExperimentConfig,
     LauncherConfig,
+    LoraConfig,
     ObjectiveConfig,
     StudentConfig,
     TeacherConfig,
     TermConfig,
     TrainingConfig,
+    WidthConfig,
 )
 
 __all__ = [
@@ -22,11 +24,13 @@ __all__ = [
     "EvaluationConfig",
     "ExperimentConfig",
     "LauncherConfig",
+    "LoraConfig",
     "ObjectiveConfig",
     "StudentConfig",
     "TeacherConfig",
     "TermConfig",
     "TrainingConfig",
+    "WidthConfig",
     "decisive",
     "expand",
     "find_configs",

@@ -26,15 +26,37 @@ class TeacherConfig:
 
 
 @dataclass
-class StudentConfig:
-    """One student shape: layers of the teacher, another model, or a model from scratch."""
+class WidthConfig:
+    """Sizes of a teacher's layers after pruning, under transformers' names. 0: as the teacher's."""
 
-    depth: int = knob(0, "layers kept of the teacher; 0: not a pruned teacher", low=0)
+    hidden_size: int = knob(0, "channels of the residual stream", low=0)
+    intermediate_size: int = knob(0, "neurons of each feed-forward part", low=0)
+    num_attention_heads: int = knob(0, "query heads of each layer; their width stays", low=0)
+    num_key_value_heads: int = knob(0, "key-value heads (groups) of each layer", low=0)
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adapters that are trained instead of the student's weights, and merged into them at the end."""
+
+    rank: int = knob(0, "rank of the adapters; 0: no adapters, all weights are trained", low=0)
+    alpha: int = knob(16, "adapters are scaled by alpha / rank", above=0)
+    dropout: float = knob(0.0, "before an adapter", low=0, high=0.99)
+    targets: Any = knob("all-linear", "all-linear: every linear layer but the head; or a list of names such as q_proj")
+
+
+@dataclass
+class StudentConfig:
+    """One student shape: layers and width cut from the teacher, another model, or a model from scratch."""
+
+    depth: int = knob(0, "layers kept of the teacher; 0: all, or not a pruned teacher", low=0)
     layers: Any = knob(
         "kl_greedy", "which layers are kept: uniform, first_last, block_influence, kl_greedy, or their numbers"
     )
     from_: str = knob("", "reference of a pretrained student")
     config: dict[str, Any] = knob({}, "changes to the teacher's transformers config for a student from random weights")
+    width: WidthConfig = field(default_factory=WidthConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
 
 @dataclass

@@ -63,6 +63,18 @@ def make_batch(packed: Packed, rows: np.ndarray, step_tokens: int) -> Batch:
     return {**batch, "step_tokens": torch.tensor(max(1, step_tokens))}
 
 
+def calibration_batch(packed: Packed, rows: np.ndarray) -> Batch:
+    """Rows as a model's own inputs (input_ids, position_ids, attention_mask), and `valid` (B, T) bool: not padding."""
+    batch = make_batch(packed, rows, 1)
+    documents = batch["document_ids"]
+    return {
+        "input_ids": batch["input_ids"],
+        "position_ids": batch["position_ids"],
+        "attention_mask": attention_mask(documents),
+        "valid": documents > 0,
+    }
+
+
 class PackedLoader:
     """Batches of one rank for all optimizer steps of a run: `steps` × `accumulate` of them.
 

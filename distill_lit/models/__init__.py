@@ -2,26 +2,29 @@
 
 from distill_lit.models.export import CARD, add_results, export_student, model_card
 from distill_lit.models.loading import load_config, load_model, load_tokenizer, model_fingerprint, model_folder
+from distill_lit.models.lora import merge_adapters, trained_share
 from distill_lit.models.quantise import INT8, check_int8, is_quantised, quantise
 from distill_lit.models.size import Size, size_from_config, size_of
-from distill_lit.models.students import changed_config, check_student, initial_student
+from distill_lit.models.students import Calibration, check_student, check_student_fits, initial_student, student_config
 from distill_lit.models.vocabulary import check_same_vocabulary, shared_vocabulary
 
 __all__ = [
     "CARD",
     "INT8",
+    "Calibration",
     "Size",
     "add_results",
-    "changed_config",
     "check_int8",
     "check_same_vocabulary",
     "check_student",
+    "check_student_fits",
     "export_student",
     "initial_student",
     "is_quantised",
     "load_config",
     "load_model",
     "load_tokenizer",
+    "merge_adapters",
     "model_card",
     "model_fingerprint",
     "model_folder",
@@ -29,4 +32,6 @@ __all__ = [
     "shared_vocabulary",
     "size_from_config",
     "size_of",
+    "student_config",
+    "trained_share",
 ]

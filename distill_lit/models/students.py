@@ -1,86 +1,152 @@
-"""A student before training: layers of the teacher, another pretrained model, or random weights."""
+"""A student before training: cut out of the teacher, another pretrained model, or random weights; adapters on top."""
 
 import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from distill_lit import assets
-from distill_lit.config import StudentConfig
+from distill_lit.config import StudentConfig, WidthConfig, to_dict
 from distill_lit.errors import UserError, suggest
 from distill_lit.files import cache_root, fingerprint, read_json, write_json
+from distill_lit.models import surgery
 from distill_lit.models.loading import load_config, load_model, load_tokenizer, model_fingerprint, model_folder
-from distill_lit.models.surgery import Progress, check_layers, choose_layers, keep_layers
+from distill_lit.models.lora import add_adapters, check_lora
+from distill_lit.models.surgery import Cut, Progress
 from distill_lit.models.vocabulary import check_same_vocabulary
+
+KL_GREEDY = "kl_greedy"
+
+
+class Calibration(NamedTuple):
+    """Text on which importance is measured: batches of model inputs with `valid` (B, T), the fingerprint of the data
+    they are from, and the number format to measure in. kl_greedy tries hundreds of removals: it reads the first batch."""
+
+    batches: list[dict[str, torch.Tensor]]
+    identity: str
+    dtype: torch.dtype = torch.float32
+    progress: Progress | None = None
 
 
 def check_student(name: str, student: StudentConfig) -> None:
-    """Raises UserError unless exactly one of depth, from and config says what the student is."""
-    given = [
-        key
-        for key, value in (
-            ("depth", student.depth or isinstance(student.layers, list)),
-            ("from", student.from_),
-            ("config", student.config),
-        )
-        if value
-    ]
-    if len(given) != 1:
+    """Raises UserError unless the student is either cut out of the teacher, or `from`, or `config`."""
+    is_cut = bool(student.depth or isinstance(student.layers, list) or student.width != WidthConfig())
+    given = [key for key, value in (("depth", is_cut), ("from", student.from_), ("config", student.config)) if value]
+    if len(given) != 1 and (given or not student.lora.rank):
         said = " and ".join(given) or "none"
-        raise UserError(f"students.{name}: give exactly one of depth (or a list of layers), from, config; got {said}")
-    try:
-        check_layers(student.layers, student.depth)
-    except UserError as error:
-        raise UserError(f"students.{name}.{error}") from None
+        raise UserError(
+            f"students.{name}: give exactly one of depth (or a list of layers, or width), from, config; got {said}"
+        )
+    with _key(name):
+        surgery.check_layers(student.layers, student.depth)
+        check_lora(student.lora)
     if student.from_:
         assets.check(student.from_)
 
 
-def initial_student(
-    student: StudentConfig,
-    teacher: Path,
-    calibration: list[dict[str, torch.Tensor]],
-    calibration_id: str,
-    seed: int,
-    dtype: torch.dtype = torch.float32,
-    progress: Progress | None = None,
-) -> PreTrainedModel:
-    """The untrained student in float32.
+def check_student_fits(name: str, student: StudentConfig, teacher: Path) -> None:
+    """Raises UserError when the teacher's config cannot give the student. No weights are loaded."""
+    with _key(name):
+        student_config(student, load_config(teacher))
 
-    teacher: its folder; calibration: batches for measured layer importance, and their fingerprint; seed: for new weights;
-    dtype: number format in which importance is measured.
-    """
+
+def student_config(student: StudentConfig, teacher: Any) -> Any:
+    """The transformers config of a student; teacher: that of the teacher. Which layers a method will keep is not known
+    yet; their number is."""
+    if student.from_:
+        return load_config(model_folder(student.from_))
+    if student.config:
+        return changed_config(teacher, student.config)
+    total = teacher.get_text_config().num_hidden_layers
+    surgery.check_depth(student.layers, student.depth, total)
+    layers = student.layers if isinstance(student.layers, list) else list(range(student.depth or total))
+    config = surgery.shallow_config(teacher, layers)
+    return config if student.width == WidthConfig() else surgery.narrow_config(config, student.width)
+
+
+def initial_student(student: StudentConfig, teacher: Path, calibration: Calibration, seed: int) -> PreTrainedModel:
+    """The untrained student in float32. teacher: its folder; seed: for new weights."""
+    torch.manual_seed(seed)
     if student.from_:
         folder = model_folder(student.from_)
         check_same_vocabulary(load_tokenizer(teacher), load_tokenizer(folder))
-        return load_model(folder)
-    if student.config:
-        torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(changed_config(load_config(teacher), student.config)).float().eval()
-    return keep_layers(load_model(teacher), kept_layers(student, teacher, calibration, calibration_id, dtype, progress))
+        model = load_model(folder)
+    elif student.config:
+        model = AutoModelForCausalLM.from_config(changed_config(load_config(teacher), student.config)).float().eval()
+    else:
+        model = _cut_out(student, teacher, calibration)
+    return add_adapters(model, student.lora) if student.lora.rank else model
 
 
-def kept_layers(
-    student: StudentConfig,
-    teacher: Path,
-    calibration: list[dict[str, torch.Tensor]],
-    calibration_id: str,
-    dtype: torch.dtype = torch.float32,
-    progress: Progress | None = None,
-) -> list[int]:
-    """The teacher's layers that a depth-pruned student keeps, rising. Measured choices are remembered in the cache."""
+def _cut_out(student: StudentConfig, teacher: Path, calibration: Calibration) -> PreTrainedModel:
+    layers = kept_layers(student, teacher, calibration)
+    model = surgery.keep_layers(load_model(teacher), layers)
+    if student.width == WidthConfig():
+        return model
+    return surgery.cut_width(model, _cut(student, layers, teacher, calibration))
+
+
+def kept_layers(student: StudentConfig, teacher: Path, calibration: Calibration) -> list[int]:
+    """The teacher's layers that a student cut out of it keeps, rising. Measured choices are remembered in the cache; the
+    order in which kl_greedy drops layers serves every depth."""
+    total = load_config(teacher).get_text_config().num_hidden_layers
     if isinstance(student.layers, list):
         return list(student.layers)
-    key = fingerprint([model_fingerprint(teacher), student.layers, student.depth, calibration_id, str(dtype)])
-    memory = cache_root() / "layers" / f"{key}.json"
-    if memory.is_file():
-        layers: list[int] = read_json(memory)
-        return layers
-    layers = choose_layers(load_model(teacher, dtype), student.depth, student.layers, calibration, progress)
-    write_json(memory, layers)
-    return layers
+    if not student.depth:
+        return list(range(total))
+    if student.layers != KL_GREEDY:
+
+        def choose() -> list[int]:
+            model = load_model(teacher, calibration.dtype)
+            return surgery.choose_layers(model, student.depth, student.layers, calibration.batches)
+
+        return list(_remembered("layers", [student.layers, student.depth], teacher, calibration, choose))
+    return _greedily_kept(student.depth, total, teacher, calibration)
+
+
+def _greedily_kept(depth: int, total: int, teacher: Path, calibration: Calibration) -> list[int]:
+    memory = _memory("layers", [KL_GREEDY], teacher, calibration)
+    order: list[int] = read_json(memory) if memory.is_file() else []
+    if len(order) < total - depth:
+        model = load_model(teacher, calibration.dtype)
+        order = surgery.removal_order(model, depth, calibration.batches[:1], order, calibration.progress)
+        write_json(memory, order)
+    return sorted(set(range(total)) - set(order[: total - depth]))
+
+
+def _cut(student: StudentConfig, layers: list[int], teacher: Path, calibration: Calibration) -> Cut:
+    """The cut of a student's width, measured on the layers that it keeps."""
+
+    def choose() -> dict[str, Any]:
+        model = surgery.keep_layers(load_model(teacher, calibration.dtype), layers)
+        return vars(surgery.choose_cut(model, student.width, calibration.batches))
+
+    return Cut(**_remembered("cuts", [layers, to_dict(student.width)], teacher, calibration, choose))
+
+
+def _remembered(kind: str, what: list[Any], teacher: Path, calibration: Calibration, make: Callable[[], Any]) -> Any:
+    memory = _memory(kind, what, teacher, calibration)
+    if not memory.is_file():
+        write_json(memory, make())
+    return read_json(memory)
+
+
+def _memory(kind: str, what: list[Any], teacher: Path, calibration: Calibration) -> Path:
+    key = fingerprint([model_fingerprint(teacher), what, calibration.identity, str(calibration.dtype)])
+    return cache_root() / kind / f"{key}.json"
+
+
+@contextmanager
+def _key(name: str) -> Iterator[None]:
+    """Inside, a UserError is told with the key of the student it is about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"students.{name}.{error}") from None
 
 
 def changed_config(config: Any, changes: dict[str, Any]) -> Any:
@@ -88,7 +154,7 @@ def changed_config(config: Any, changes: dict[str, Any]) -> Any:
     known = config.to_dict()
     for key in changes:
         if key not in known:
-            raise UserError(f"students.*.config: unknown key {key!r}{suggest(key, known)}")
+            raise UserError(f"config: unknown key {key!r}{suggest(key, known)}")
     if "head_dim" in known and "head_dim" not in changes and {"hidden_size", "num_attention_heads"} & set(changes):
         heads = changes.get("num_attention_heads", known["num_attention_heads"])
         changes = {**changes, "head_dim": changes.get("hidden_size", known["hidden_size"]) // heads}

@@ -1,0 +1,122 @@
+"""Where a causal language model keeps its layers, heads, neurons and norms, and along which axes its weights are cut.
+
+Known: Llama, Mistral, Qwen2, Qwen3, Gemma 1 to 3 and GPT-2, that is every model made of the parts in `PARTS`. A model
+with any other weight is refused rather than cut wrongly.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from distill_lit.errors import UserError
+
+HIDDEN, QUERY, KEY, INNER, FUSED, WHOLE = "hidden", "query", "key", "inner", "fused", "whole"
+
+# end of a module's name: axes of its weight, outputs first (a Conv1D stores inputs first)
+PARTS: dict[str, tuple[str, ...]] = {
+    "embed_tokens": (WHOLE, HIDDEN),
+    "wte": (WHOLE, HIDDEN),
+    "wpe": (WHOLE, HIDDEN),
+    "lm_head": (WHOLE, HIDDEN),
+    "self_attn.q_proj": (QUERY, HIDDEN),
+    "self_attn.k_proj": (KEY, HIDDEN),
+    "self_attn.v_proj": (KEY, HIDDEN),
+    "self_attn.o_proj": (HIDDEN, QUERY),
+    "attn.c_attn": (FUSED, HIDDEN),
+    "attn.c_proj": (HIDDEN, QUERY),
+    "mlp.gate_proj": (INNER, HIDDEN),
+    "mlp.up_proj": (INNER, HIDDEN),
+    "mlp.down_proj": (HIDDEN, INNER),
+    "mlp.c_fc": (INNER, HIDDEN),
+    "mlp.c_proj": (HIDDEN, INNER),
+}
+ATTENTION_OUTPUTS, FFN_OUTPUTS = ("self_attn.o_proj", "attn.c_proj"), ("mlp.down_proj", "mlp.c_proj")
+HEAD_NORMS = ("q_norm", "k_norm")
+PER_LAYER = ("layer_types", "no_rope_layers", "mlp_only_layers")  # lists in a config with an entry per layer
+
+
+def layer_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """(dotted name, list) of a model's decoder layers: the module list as long as the config says."""
+    count = model.config.get_text_config().num_hidden_layers
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count and name.rsplit(".")[-1] in ("layers", "h", "blocks"):
+            return name, module
+    raise UserError(f"{type(model).__name__}: its decoder layers were not found, so no surgery can be done on it")
+
+
+def weighted_modules(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, tuple[str, ...]]]:
+    """(dotted name, module, axes of its weight) of every module that has weights of its own.
+
+    Raises UserError for the first one that is not known.
+    """
+    config = model.config.get_text_config()
+    for name, module in model.named_modules(remove_duplicate=False):
+        if not any(True for _ in module.parameters(recurse=False)):
+            continue
+        parts = next((axes for end, axes in PARTS.items() if name == end or name.endswith(f".{end}")), None)
+        weight = getattr(module, "weight", None)
+        if parts is None and weight is not None and weight.ndim == 1:
+            if name.rsplit(".")[-1] in HEAD_NORMS and len(weight) == head_width(config):
+                parts = (WHOLE,)
+            elif "norm" in type(module).__name__.lower() and len(weight) == config.hidden_size:
+                parts = (HIDDEN,)
+        if parts is None:
+            raise UserError(f"width: {type(model).__name__} has a part {name!r} that width surgery does not know")
+        yield name, module, parts
+
+
+def residual_norms(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """{dotted name: norm} of all norms as wide as the residual stream."""
+    return {name: module for name, module, axes in weighted_modules(model) if axes == (HIDDEN,)}
+
+
+def final_norm(model: PreTrainedModel) -> str:
+    """The dotted name of the norm in front of the head."""
+    layers, _ = layer_list(model)
+    return next(name for name in residual_norms(model) if not name.startswith(f"{layers}."))
+
+
+def submodules(model: PreTrainedModel, ends: tuple[str, ...]) -> list[nn.Module]:
+    """The module of each layer, in order, whose name below the layer is one of `ends`."""
+    found = []
+    for layer in layer_list(model)[1]:
+        match = [module for name, module in layer.named_modules() if name in ends]
+        if len(match) != 1:
+            raise UserError(f"{type(model).__name__}: a layer has {len(match)} modules of {', '.join(ends)}, not one")
+        found.append(match[0])
+    return found
+
+
+def head_width(config: Any) -> int:
+    """Channels of one attention head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def key_value_heads(config: Any) -> int:
+    """Key-value heads; as many as query heads where a config does not say."""
+    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+
+def inner_width(config: Any) -> int:
+    """Neurons of a layer's feed-forward part."""
+    if config.model_type == "gpt2":
+        return int(config.n_inner or 4 * config.hidden_size)
+    return int(config.intermediate_size)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether its weight is stored with the inputs first."""
+    return isinstance(module, Conv1D)
+
+
+def rebuild(model: PreTrainedModel, config: Any, weights: dict[str, torch.Tensor]) -> PreTrainedModel:
+    """A model of `config` with exactly these weights, in the number format and with the generation config of `model`."""
+    student: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    student.load_state_dict(weights)
+    student.tie_weights()
+    student.generation_config = model.generation_config
+    return student.eval()

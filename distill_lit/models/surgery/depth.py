@@ -1,0 +1,188 @@
+"""A shallower student from a teacher: which layers to keep, and a model that has only these."""
+
+import copy
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from distill_lit.errors import UserError, suggest
+from distill_lit.models.surgery.anatomy import PER_LAYER, layer_list, rebuild
+
+Progress = Callable[[int, int], None]
+Batch = dict[str, Tensor]
+METHODS = ("uniform", "first_last", "block_influence", "kl_greedy")
+
+
+def check_layers(layers: Any, depth: int) -> None:
+    """Raises UserError unless `layers` is a method or `depth` distinct layer numbers."""
+    if isinstance(layers, str):
+        if layers not in METHODS:
+            raise UserError(f"layers: unknown method {layers!r}{suggest(layers, METHODS)}")
+        return
+    if not isinstance(layers, list) or not all(isinstance(i, int) and i >= 0 for i in layers):
+        raise UserError(f"layers: {layers!r} is neither a method ({', '.join(METHODS)}) nor a list of layer numbers")
+    if not layers or layers != sorted(set(layers)) or (depth and len(layers) != depth):
+        raise UserError(f"layers: {layers} must be rising, distinct and as many as depth ({depth})")
+
+
+def check_depth(layers: Any, depth: int, total: int) -> None:
+    """Raises UserError when a teacher of `total` layers cannot give these."""
+    if depth > total:
+        raise UserError(f"depth: {depth} exceeds the teacher's {total} layers")
+    if isinstance(layers, list) and layers[-1] >= total:
+        raise UserError(f"layers: {layers[-1]} is beyond the teacher's last layer {total - 1}")
+
+
+def choose_layers(
+    model: PreTrainedModel, depth: int, method: str, batches: list[Batch], progress: Progress | None = None
+) -> list[int]:
+    """The numbers of the `depth` layers to keep, rising.
+
+    batches: calibration inputs, each with `input_ids` (B, T), `attention_mask` and `position_ids`, and `valid` (B, T).
+    uniform: evenly spaced, first and last included; first_last: the ends, nothing of the middle;
+    block_influence: 1 − cosine of each layer's input and output, ShortGPT, 2403.03853;
+    kl_greedy: drops one layer after the other, each time the one whose loss costs least KL to the whole model.
+    """
+    total = len(layer_list(model)[1])
+    check_depth(method, depth, total)
+    if method == "uniform":
+        return [round(i * (total - 1) / max(1, depth - 1)) for i in range(depth)]
+    if method == "first_last":
+        return [*range(depth - depth // 2), *range(total - depth // 2, total)]
+    if method == "block_influence":
+        scores = block_influence(model, batches)
+        return sorted(sorted(range(total), key=lambda i: -scores[i])[:depth])
+    removed = removal_order(model, depth, batches, progress=progress)
+    return sorted(set(range(total)) - set(removed))
+
+
+@torch.inference_mode()
+def block_influence(model: PreTrainedModel, batches: list[Batch]) -> list[float]:
+    """Per layer, mean over valid tokens of 1 − cos(input, output). ShortGPT, 2403.03853 eq. 1."""
+    layers = layer_list(model)[1]
+    sums = torch.zeros(len(layers), dtype=torch.float64)
+    valid = torch.empty(0)
+
+    def note(number: int, before: Tensor, after: Any) -> None:
+        after = after[0] if isinstance(after, tuple) else after
+        change = 1 - torch.cosine_similarity(before[valid].float(), after[valid].float(), dim=-1)
+        sums[number] += change.double().sum().cpu()
+
+    # hooks, because the last of `output_hidden_states` has passed the final norm
+    handles = [
+        layer.register_forward_hook(
+            lambda _, arguments, named, output, i=i: note(i, [*arguments, *named.values()][0], output), with_kwargs=True
+        )
+        for i, layer in enumerate(layers)
+    ]
+    try:
+        for batch in batches:
+            valid = batch["valid"]
+            model(**model_inputs(batch), use_cache=False, logits_to_keep=1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return (sums / sum(int(batch["valid"].sum()) for batch in batches)).tolist()
+
+
+@torch.inference_mode()
+def removal_order(
+    model: PreTrainedModel,
+    depth: int,
+    batches: list[Batch],
+    removed: list[int] | None = None,
+    progress: Progress | None = None,
+) -> list[int]:
+    """Layers in the order in which they are dropped until `depth` are left, each time the layer whose absence raises
+    KL(whole ‖ rest) least. `removed`: the beginning of this order, where it is known. Every shorter order begins a
+    longer one."""
+    whole = [_log_probabilities(model, batch) for batch in batches]
+    order, total = list(removed or []), len(layer_list(model)[1])
+    kept = [i for i in range(total) if i not in order]
+    done, trials = 0, sum(range(depth + 1, len(kept) + 1))
+    while len(kept) > depth:
+        costs = {}
+        for layer in kept:
+            with only_layers(model, [i for i in kept if i != layer]):
+                costs[layer] = sum(divergence(model, batch, p) for batch, p in zip(batches, whole, strict=True))
+            done += 1
+            if progress:
+                progress(done, trials)
+        order.append(min(costs, key=lambda layer: costs[layer]))
+        kept.remove(order[-1])
+    return order
+
+
+@contextmanager
+def only_layers(model: PreTrainedModel, layers: list[int]) -> Iterator[None]:
+    """Inside, `model` runs through these of its layers alone. A key-value cache would count wrongly: use_cache=False."""
+    name, everything = layer_list(model)
+    parent = model.get_submodule(name.rpartition(".")[0])
+    config = model.config.get_text_config()
+    before = _layer_settings(config, list(range(len(everything))))
+    try:
+        setattr(parent, name.rsplit(".")[-1], nn.ModuleList([everything[i] for i in layers]))
+        _apply(config, _layer_settings(config, layers))
+        yield
+    finally:
+        setattr(parent, name.rsplit(".")[-1], everything)
+        _apply(config, before)
+
+
+def keep_layers(model: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
+    """A new model with copies of these layers of `model`; embeddings, norms and head are copied whole."""
+    name, everything = layer_list(model)
+    check_depth(layers, len(layers), len(everything))
+    place = {old: new for new, old in enumerate(layers)}
+    pattern = re.compile(rf"{re.escape(name)}\.(\d+)\.")
+    weights = {}
+    for key, value in model.state_dict().items():
+        match = pattern.match(key)
+        if match is None:
+            weights[key] = value
+        elif int(match[1]) in place:
+            weights[f"{name}.{place[int(match[1])]}.{key[match.end() :]}"] = value
+    return rebuild(model, shallow_config(model.config, layers), weights)
+
+
+def shallow_config(config: Any, layers: list[int]) -> Any:
+    """A copy of a transformers config with these of its layers."""
+    config = copy.deepcopy(config)
+    _apply(config.get_text_config(), _layer_settings(config.get_text_config(), layers))
+    return config
+
+
+def _layer_settings(config: Any, layers: list[int]) -> dict[str, Any]:
+    """What a config says about layers, for these of its layers."""
+    settings: dict[str, Any] = {"num_hidden_layers": len(layers)}
+    for name in PER_LAYER:
+        values = getattr(config, name, None)
+        if isinstance(values, list) and len(values) == config.num_hidden_layers:
+            settings[name] = [values[i] for i in layers]
+    return settings
+
+
+def _apply(config: Any, settings: dict[str, Any]) -> None:
+    for name, value in settings.items():
+        setattr(config, name, value)
+
+
+def model_inputs(batch: Batch) -> dict[str, Tensor]:
+    """What a model's forward takes of a calibration batch."""
+    return {key: batch[key] for key in ("input_ids", "attention_mask", "position_ids") if key in batch}
+
+
+def _log_probabilities(model: PreTrainedModel, batch: Batch) -> Tensor:
+    logits = model(**model_inputs(batch), use_cache=False).logits[batch["valid"]]
+    return torch.log_softmax(logits.float(), -1)
+
+
+def divergence(model: PreTrainedModel, batch: Batch, whole: Tensor) -> float:
+    """KL(whole ‖ model), mean over valid tokens, nats. whole: (N, V) log-probabilities."""
+    rest = _log_probabilities(model, batch)
+    return float((whole.exp() * (whole - rest)).sum(-1).mean())

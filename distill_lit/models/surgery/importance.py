@@ -1,0 +1,114 @@
+"""How much each channel, head and neuron is used on calibration text, and what norms need when channels are gone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from distill_lit.models.surgery.anatomy import (
+    ATTENTION_OUTPUTS,
+    FFN_OUTPUTS,
+    head_width,
+    residual_norms,
+    submodules,
+)
+from distill_lit.models.surgery.depth import Batch, model_inputs
+
+
+@dataclass(frozen=True)
+class Importance:
+    """hidden: (D,); heads: (layers, query heads); neurons: (layers, FFN width). Larger is used more."""
+
+    hidden: Tensor
+    heads: Tensor
+    neurons: Tensor
+
+
+class Probe(NamedTuple):
+    """Where to look, at what goes in or comes out, and what to make of the tokens seen there: (N, D) → (N, …)."""
+
+    module: nn.Module
+    is_input: bool
+    function: Callable[[Tensor], Tensor]
+
+
+def measure_importance(model: PreTrainedModel, batches: list[Batch]) -> Importance:
+    """Means over valid tokens of activations. Muralidharan et al. 2024 (Minitron), 2407.14679 §2.2.
+
+    A hidden channel: |output| of every norm of the residual stream, summed over the norms. A head: the length of its
+    output. A neuron: |activation| behind the non-linearity.
+    """
+    width = head_width(model.config.get_text_config())
+    norms = list(residual_norms(model).values())
+    heads, neurons = submodules(model, ATTENTION_OUTPUTS), submodules(model, FFN_OUTPUTS)
+    probes = [
+        *(Probe(module, False, torch.abs) for module in norms),
+        *(Probe(module, True, lambda x: x.unflatten(-1, (-1, width)).norm(dim=-1)) for module in heads),
+        *(Probe(module, True, torch.abs) for module in neurons),
+    ]
+    means = token_means(model, batches, probes)
+    rest = means[len(norms) :]
+    return Importance(
+        torch.stack(means[: len(norms)]).sum(0), torch.stack(rest[: len(heads)]), torch.stack(rest[len(heads) :])
+    )
+
+
+def norm_corrections(model: PreTrainedModel, batches: list[Batch], kept: list[int]) -> dict[str, tuple[float, float]]:
+    """{name of a norm: (factor, shift)} that make a norm over the `kept` channels alone say what it said before.
+
+    A norm divides by the spread over all channels; over the kept ones the spread is another. The factor is the mean
+    over valid tokens of spread(kept) / spread(all); the shift, for a LayerNorm, of (mean(kept) − mean(all)) / spread(all).
+    """
+    norms = residual_norms(model)
+    channels = torch.tensor(kept, device=model.device)
+
+    def compare_root_mean_squares(x: Tensor) -> Tensor:
+        ratio = _root_mean_square(x[:, channels]) / _root_mean_square(x)
+        return torch.stack([ratio, torch.zeros_like(ratio)], -1)
+
+    def compare_deviations(x: Tensor) -> Tensor:
+        part, spread = x[:, channels], x.std(-1, correction=0).clamp(min=1e-12)
+        return torch.stack([part.std(-1, correction=0) / spread, (part.mean(-1) - x.mean(-1)) / spread], -1)
+
+    means = token_means(
+        model,
+        batches,
+        [
+            Probe(norm, True, compare_deviations if isinstance(norm, nn.LayerNorm) else compare_root_mean_squares)
+            for norm in norms.values()
+        ],
+    )
+    return {name: (float(factor), float(shift)) for name, (factor, shift) in zip(norms, means, strict=True)}
+
+
+def _root_mean_square(x: Tensor) -> Tensor:
+    return x.pow(2).mean(-1).sqrt().clamp(min=1e-12)
+
+
+@torch.inference_mode()
+def token_means(model: PreTrainedModel, batches: list[Batch], probes: list[Probe]) -> list[Tensor]:
+    """For each probe, the mean of its function over the valid tokens of all batches, in float64 on the CPU."""
+    sums = [torch.zeros((), dtype=torch.float64) for _ in probes]
+    valid = torch.empty(0)
+
+    def add(number: int, values: Tensor) -> None:
+        sums[number] = sums[number] + probes[number].function(values[valid].float()).double().sum(0).cpu()
+
+    handles = [
+        probe.module.register_forward_hook(
+            lambda _, inputs, output, i=i, is_input=probe.is_input: add(i, inputs[0] if is_input else output)
+        )
+        for i, probe in enumerate(probes)
+    ]
+    try:
+        for batch in batches:
+            valid = batch["valid"]
+            model(**model_inputs(batch), use_cache=False, logits_to_keep=1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    count = sum(int(batch["valid"].sum()) for batch in batches)
+    return [total / count for total in sums]

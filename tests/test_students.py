@@ -1,0 +1,289 @@
+"""Students as a config asks for them: cut, pretrained, from scratch, with adapters; and what is remembered of them."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from test_distiller import LENGTH, TRAINING, VOCABULARY
+from transformers import AutoModelForCausalLM
+
+from distill_lit import data
+from distill_lit.config import CorpusConfig, DataConfig, LoraConfig, StudentConfig, TermConfig, WidthConfig
+from distill_lit.data.loader import PackedDataModule, calibration_batch
+from distill_lit.distiller import Distiller, HeadSettings
+from distill_lit.errors import UserError
+from distill_lit.models import (
+    Calibration,
+    check_student,
+    check_student_fits,
+    export_student,
+    initial_student,
+    load_config,
+    load_model,
+    merge_adapters,
+    size_from_config,
+    size_of,
+    student_config,
+    students,
+    trained_share,
+)
+from distill_lit.objectives import build_objective
+from distill_lit.signals import LiveTeacher
+from distill_lit.training import Run, train
+
+LORA = LoraConfig(rank=2, alpha=8, dropout=0.5)
+IDS = torch.arange(3, 15)[None]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four layers of six heads in two groups."""
+    sizes = {"hidden_size": 36, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8}
+    return tiny.make_model(tmp_path_factory.mktemp("teacher"), layers=4, **sizes)
+
+
+@pytest.fixture(scope="module")
+def prepared(teacher: Path, tiny_corpus: Path) -> data.PreparedData:
+    config = DataConfig(corpora={"text": CorpusConfig(path=f"file:{tiny_corpus}")}, length=LENGTH, validation=4)
+    return data.prepare(config, teacher, "pypi")
+
+
+@pytest.fixture
+def calibration(prepared: data.PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calibration:
+    monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
+    rows = torch.arange(4).numpy()
+    return Calibration([calibration_batch(prepared.train, rows), calibration_batch(prepared.train, rows + 4)], "text")
+
+
+@pytest.mark.parametrize(
+    ("student", "words"),
+    [
+        (StudentConfig(), "students.s: give exactly one of depth .* got none"),
+        (StudentConfig(depth=2, from_="file:x"), "got depth and from"),
+        (StudentConfig(width=WidthConfig(hidden_size=8), config={"hidden_size": 8}), "got depth and config"),
+        (StudentConfig(depth=2, layers="uniforn"), "students.s.layers: unknown method 'uniforn'; did you mean 'uniform'"),
+        (StudentConfig(lora=LoraConfig(rank=2, targets="q_proj")), "students.s.lora.targets: 'q_proj' is neither"),
+        (StudentConfig(lora=LoraConfig(rank=2, targets=[])), "students.s.lora.targets: \\[\\] is neither"),
+        (StudentConfig(from_="smollm"), "unknown kind"),
+    ],
+)
+def test_students_that_make_no_sense_are_refused(student: StudentConfig, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        check_student("s", student)
+
+
+@pytest.mark.parametrize(
+    "student",
+    [
+        StudentConfig(depth=2),
+        StudentConfig(layers=[0, 3]),
+        StudentConfig(width=WidthConfig(intermediate_size=32)),
+        StudentConfig(depth=2, width=WidthConfig(hidden_size=24)),
+        StudentConfig(lora=LORA),
+        StudentConfig(depth=2, lora=LORA),
+    ],
+)
+def test_students_that_make_sense_are_taken(student: StudentConfig, teacher: Path) -> None:
+    check_student("s", student)
+    check_student_fits("s", student, teacher)
+
+
+@pytest.mark.parametrize(
+    ("student", "words"),
+    [
+        (StudentConfig(depth=5), "students.s.depth: 5 exceeds the teacher's 4 layers"),
+        (StudentConfig(layers=[0, 4]), "students.s.layers: 4 is beyond the teacher's last layer 3"),
+        (StudentConfig(width=WidthConfig(hidden_size=64)), "students.s.width.hidden_size: 64 exceeds the teacher's 36"),
+        (
+            StudentConfig(config={"hiden_size": 8}),
+            "students.s.config: unknown key 'hiden_size'; did you mean 'hidden_size'",
+        ),
+    ],
+)
+def test_students_that_the_teacher_cannot_give_are_refused_without_its_weights(
+    student: StudentConfig, words: str, teacher: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text((teacher / "config.json").read_text())
+    with pytest.raises(UserError, match=words):
+        check_student_fits("s", student, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "student",
+    [
+        StudentConfig(depth=2, layers="block_influence"),
+        StudentConfig(width=WidthConfig(hidden_size=24, intermediate_size=32, num_attention_heads=4)),
+        StudentConfig(depth=3, width=WidthConfig(num_key_value_heads=1)),
+        StudentConfig(config={"num_hidden_layers": 1, "intermediate_size": 16}),
+    ],
+)
+def test_a_student_has_the_shape_that_its_config_foretells(
+    student: StudentConfig, teacher: Path, calibration: Calibration
+) -> None:
+    built = initial_student(student, teacher, calibration, seed=0)
+    foretold = student_config(student, load_config(teacher))
+    assert size_of(built) == size_from_config(foretold)
+    assert built.dtype == torch.float32
+
+
+def test_a_measured_choice_is_made_once(teacher: Path, calibration: Calibration, monkeypatch: pytest.MonkeyPatch) -> None:
+    student = StudentConfig(depth=2, layers="block_influence", width=WidthConfig(intermediate_size=20))
+    first = initial_student(student, teacher, calibration, seed=0)
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(students.surgery, "choose_layers", refuse)
+    monkeypatch.setattr(students.surgery, "choose_cut", refuse)
+    again = initial_student(student, teacher, calibration, seed=0)
+    assert torch.equal(first(IDS).logits, again(IDS).logits)
+    with pytest.raises(AssertionError, match="measured again"):  # other text, another choice
+        initial_student(student, teacher, calibration._replace(identity="other"), seed=0)
+
+
+def test_one_greedy_order_serves_every_depth(
+    teacher: Path, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = []
+    calibration = calibration._replace(progress=lambda done, total: trials.append(total))
+    three = students.kept_layers(StudentConfig(depth=3), teacher, calibration)
+    assert trials == [4] * 4
+    one = students.kept_layers(StudentConfig(depth=1), teacher, calibration)
+    assert trials[4:] == [5] * 5  # three layers tried, then two: not the first four again
+    two = students.kept_layers(StudentConfig(depth=2), teacher, calibration)
+    assert len(trials) == 9
+    assert set(one) < set(two) < set(three) < set(range(4))
+
+
+def test_a_pretrained_student_needs_the_teachers_tokenizer(teacher: Path, tmp_path: Path) -> None:
+    other = tiny.make_model(tmp_path / "same", layers=1, seed=3)
+    built = initial_student(StudentConfig(from_=f"file:{other}"), teacher, Calibration([], ""), seed=0)
+    assert torch.equal(built(IDS).logits, load_model(other)(IDS).logits)
+    tiny.make_tokenizer(other, size=280)
+    with pytest.raises(UserError, match="tokenizers differ"):
+        initial_student(StudentConfig(from_=f"file:{other}"), teacher, Calibration([], ""), seed=0)
+
+
+# ---------------------------------------------------------------- adapters
+
+
+def adapted(teacher: Path, lora: LoraConfig = LORA, **student: Any) -> Any:
+    return initial_student(
+        StudentConfig(**{"depth": 2, "layers": "uniform", **student}, lora=lora), teacher, Calibration([], ""), seed=0
+    )
+
+
+def test_adapters_start_at_nothing_and_are_all_that_trains(teacher: Path) -> None:
+    student = adapted(teacher)
+    plain = initial_student(StudentConfig(depth=2, layers="uniform"), teacher, Calibration([], ""), seed=0)
+    assert torch.equal(student(IDS).logits, plain(IDS).logits)
+    trained = [name for name, parameter in student.named_parameters() if parameter.requires_grad]
+    assert len(trained) == 2 * 2 * 7  # two layers of seven linear maps, A and B each
+    assert all("lora_" in name for name in trained)
+    assert trained_share(student) < 0.2
+    assert trained_share(plain) == 1.0
+
+
+def test_merging_changes_no_logit_and_leaves_no_trace(teacher: Path) -> None:
+    student = adapted(teacher)
+    with torch.no_grad():
+        for name, parameter in student.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    before = student(IDS).logits
+    names = [name for name, _ in initial_names(teacher)]
+    merged = merge_adapters(student)
+    torch.testing.assert_close(merged(IDS).logits, before, rtol=0, atol=1e-4)
+    assert [name for name, _ in merged.named_parameters()] == names
+    assert trained_share(merged) == 1.0
+
+
+def initial_names(teacher: Path) -> list[tuple[str, torch.Tensor]]:
+    plain = initial_student(StudentConfig(depth=2, layers="uniform"), teacher, Calibration([], ""), seed=0)
+    return list(plain.named_parameters())
+
+
+def test_targets_can_be_named(teacher: Path) -> None:
+    student = adapted(teacher, LoraConfig(rank=2, targets=["q_proj", "v_proj"]))
+    assert sum(parameter.requires_grad for parameter in student.parameters()) == 2 * 2 * 2
+
+
+@pytest.mark.parametrize(("target", "words"), [("lm_head", "lm_head cannot have an adapter"), ("qproj", "qproj")])
+def test_wrong_targets_are_refused(teacher: Path, target: str, words: str) -> None:
+    with pytest.raises(UserError, match=f"lora.targets: .*{words}"):
+        adapted(teacher, LoraConfig(rank=2, targets=[target]))
+
+
+def lora_run(folder: Path, teacher: Path, prepared: data.PreparedData, student: Any, signal: LiveTeacher) -> Run:
+    training = replace(TRAINING, checkpoint_every=2)
+    module = PackedDataModule(prepared.train, prepared.validation, training, 0)
+    head = HeadSettings(64, False, torch.float32)
+    terms = build_objective({"kl": TermConfig(kind="forward_kl")})
+    distiller = Distiller(student, VOCABULARY, terms, signal, training, module.steps, LENGTH, head)
+    return Run(folder, distiller, module, training, 0, lambda *_: None)
+
+
+def test_training_adapters(tmp_path: Path, teacher: Path, prepared: data.PreparedData) -> None:
+    """Only adapters are optimised and saved; the student learns; its folder opens with plain transformers."""
+    student = adapted(teacher, replace(LORA, dropout=0.0))
+    frozen = {name: value.clone() for name, value in student.state_dict().items() if "lora_" not in name}
+    signal = LiveTeacher(load_model(teacher), VOCABULARY)
+    run = lora_run(tmp_path, teacher, prepared, student, signal)
+    final = train(run)
+    start = __import__("json").loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert final["validation/kl"] < start["validation/kl"]
+    for name, value in student.state_dict().items():
+        assert "lora_" in name or torch.equal(value, frozen[name]), name
+    path = next((tmp_path / "checkpoints").glob("*.ckpt"))
+    checkpoint = torch.load(path, weights_only=True)
+    assert all("lora_" in name for name in checkpoint["state_dict"])
+    optimised = sum(len(group["params"]) for group in checkpoint["optimizer_states"][0]["param_groups"])
+    assert optimised == len(checkpoint["state_dict"]) == 2 * 2 * 7
+    export_student(merge_adapters(student), teacher, tmp_path / "student", "")
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
+    torch.testing.assert_close(opened(IDS).logits, student(IDS).logits)
+
+
+def test_adapters_resume_exactly(tmp_path: Path, teacher: Path, prepared: data.PreparedData) -> None:
+    """Dropout on: a run cut off after a checkpoint ends with the same adapters as one that was not."""
+
+    def weights(student: Any) -> torch.Tensor:
+        return torch.cat([p.detach().flatten() for p in student.parameters() if p.requires_grad])
+
+    signal = LiveTeacher(load_model(teacher), VOCABULARY)
+    whole = adapted(teacher)
+    train(lora_run(tmp_path / "a", teacher, prepared, whole, signal))
+    torch.manual_seed(123)
+    again = adapted(teacher)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a" / "checkpoints").rename(tmp_path / "b" / "checkpoints")
+    (tmp_path / "a" / "metrics.jsonl").rename(tmp_path / "b" / "metrics.jsonl")
+    train(lora_run(tmp_path / "b", teacher, prepared, again, signal))
+    assert torch.equal(weights(whole), weights(again))
+
+
+def test_eval_of_the_teacher_leaves_the_dropout_of_adapters_on(
+    tmp_path: Path, teacher: Path, prepared: data.PreparedData
+) -> None:
+    """trl #5862: a teacher that is the student without its adapters, put into eval mode, takes the student along."""
+    student, dropping = adapted(teacher, depth=0), []
+    for name, module in student.named_modules():
+        if name.endswith("q_proj.lora_dropout.default"):
+            module.register_forward_hook(lambda module, inputs, output: dropping.append(bool((output == 0).any())))
+    run = lora_run(tmp_path, teacher, prepared, student, LiveTeacher(load_model(teacher), VOCABULARY))
+    modes = []
+    step = run.distiller.training_step
+
+    def watched(batch: Any, batch_idx: int = 0) -> torch.Tensor:
+        dropping.clear()
+        loss = step(batch, batch_idx)
+        modes.append(student.training and len(dropping) == 4 and all(dropping))
+        return loss
+
+    run.distiller.training_step = watched
+    train(run)
+    assert modes
+    assert all(modes)
