@@ -9,11 +9,11 @@ import torch
 
 from distill_lit import data, hardware
 from distill_lit.board import write_final
-from distill_lit.config import ExperimentConfig, to_yaml
+from distill_lit.config import DataConfig, ExperimentConfig, to_yaml
 from distill_lit.data.loader import PackedDataModule, attention_mask, make_batch
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.evaluation.evaluate import evaluate_model
-from distill_lit.experiment import SIGNAL, TEACHER, UNTOUCHED, Cell, evaluation_identity
+from distill_lit.experiment import GENERATED, SIGNAL, TEACHER, UNTOUCHED, Cell, evaluation_identity
 from distill_lit.files import hashes_of, read_json, write_json, write_text, writing
 from distill_lit.heads import head_of
 from distill_lit.models import (
@@ -32,6 +32,7 @@ from distill_lit.objectives import build_objective, can_compile, chunk_for
 from distill_lit.provenance import provenance
 from distill_lit.signals import CachedTeacher, LiveTeacher, TeacherSignal
 from distill_lit.signals.cached import cache_folder, is_complete, write_cache
+from distill_lit.signals.generated import Writer, is_written, resolve_corpora, write_corpus
 from distill_lit.training import Report, Run, train, validate
 
 CALIBRATION_ROWS = 4
@@ -59,6 +60,8 @@ def is_built(cell: Cell, folder: Path) -> bool:
         return False
     if cell.role == SIGNAL:
         return is_complete(Path(manifest["signal"]), manifest["rows"])
+    if cell.role == GENERATED:
+        return all(is_written(Path(facts["corpus"])) for facts in manifest["corpora"].values())
     if cell.role == TEACHER:
         return Path(manifest["model"]).is_dir()
     return bool(_hashes(folder) == manifest["files"])
@@ -98,9 +101,11 @@ def build(cell: Cell, folder: Path, report: Report) -> None:
         facts: dict[str, Any] = {"model": str(teacher), **_size_facts(size_of(load_model(teacher)))}
     elif cell.role == SIGNAL:
         facts = _build_signal(cell.config, teacher, report)
+    elif cell.role == GENERATED:
+        facts = {"corpora": _build_generated(cell.config, report)}
     else:
         facts = _build_student(cell, folder, teacher, report)
-    if cell.role != SIGNAL:
+    if cell.is_model:
         facts["fingerprint"] = model_fingerprint(teacher if cell.role == TEACHER else folder / "student")
     write_json(
         folder / "manifest.json",
@@ -108,8 +113,37 @@ def build(cell: Cell, folder: Path, report: Report) -> None:
     )
 
 
+def _build_generated(config: ExperimentConfig, report: Report) -> dict[str, Any]:
+    """{corpus: what was written, kept and left out}."""
+    return {
+        name: write_corpus(
+            name,
+            corpus.generated,
+            _writer(config),
+            config.benchmarks,
+            lambda stage, done, total: report(stage, done, total, "answers", {}),
+        )
+        for name, corpus in config.data.corpora.items()
+        if corpus.generated is not None
+    }
+
+
+def _writer(config: ExperimentConfig) -> Writer:
+    device = hardware.device_for(config.training.accelerator)
+    return Writer(config.teacher.model, _dtype(config.teacher.dtype), device)
+
+
+def readable_data(config: ExperimentConfig) -> DataConfig:
+    """The data of an experiment with every generated corpus as the file it was written to."""
+    return resolve_corpora(config.data, _writer(config), config.benchmarks)
+
+
+def _prepare(config: ExperimentConfig, teacher: Path) -> data.PreparedData:
+    return data.prepare(readable_data(config), teacher, config.benchmarks)
+
+
 def _build_signal(config: ExperimentConfig, teacher: Path, report: Report) -> dict[str, Any]:
-    prepared = data.prepare(config.data, teacher, config.benchmarks)
+    prepared = _prepare(config, teacher)
     place = _signal_folder(config, teacher, prepared)
     rows = data.Packed.concatenate([prepared.train, prepared.validation])
     model = load_model(teacher, _dtype(config.teacher.dtype)).to(hardware.device_for(config.training.accelerator))
@@ -127,7 +161,7 @@ def _build_signal(config: ExperimentConfig, teacher: Path, report: Report) -> di
 
 def _build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> dict[str, Any]:
     config = cell.config
-    prepared = data.prepare(config.data, teacher, config.benchmarks)
+    prepared = _prepare(config, teacher)
     vocabulary = max(load_tokenizer(teacher).get_vocab().values()) + 1
     student = initial_student(
         config.students[cell.student],
@@ -162,7 +196,7 @@ def _training_run(
     student: Any,
     vocabulary: int,
     prepared: data.PreparedData,
-    signal: TeacherSignal,
+    signal: TeacherSignal | None,
     report: Report,
 ) -> Run:
     config, length = cell.config, prepared.train.length
@@ -190,7 +224,9 @@ def _head_settings(config: ExperimentConfig, vocabulary: int) -> HeadSettings:
     return HeadSettings(chunk, compiled, _dtype(config.training.precision))
 
 
-def _signal(config: ExperimentConfig, teacher: Path, prepared: data.PreparedData, vocabulary: int) -> TeacherSignal:
+def _signal(config: ExperimentConfig, teacher: Path, prepared: data.PreparedData, vocabulary: int) -> TeacherSignal | None:
+    if config.teacher.source == "none":
+        return None
     model = load_model(teacher, _dtype(config.teacher.dtype))
     if config.teacher.source == "live":
         return LiveTeacher(model, vocabulary)
