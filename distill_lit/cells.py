@@ -9,11 +9,12 @@ import torch
 
 from distill_lit import data, hardware
 from distill_lit.board import write_final
-from distill_lit.config import ExperimentConfig, to_dict, to_yaml
+from distill_lit.config import DataConfig, ExperimentConfig, to_dict, to_yaml
 from distill_lit.data.loader import PackedDataModule, calibration_batch
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.evaluation.evaluate import evaluate_model
 from distill_lit.experiment import (
+    GENERATED,
     QUANTISED,
     RIVAL,
     SIGNAL,
@@ -47,6 +48,7 @@ from distill_lit.objectives import Objective, build_objective, can_compile, chun
 from distill_lit.provenance import provenance
 from distill_lit.signals import CachedTeacher, LiveTeacher, TeacherSignal
 from distill_lit.signals.cached import cache_folder, is_complete, write_cache
+from distill_lit.signals.generated import Writer, is_written, resolve_corpora, write_corpus
 from distill_lit.training import Report, Run, train, validate
 
 CALIBRATION_ROWS, CALIBRATION_BATCHES = 4, 4
@@ -74,6 +76,8 @@ def is_built(cell: Cell, folder: Path) -> bool:
         return False
     if cell.role == SIGNAL:
         return is_complete(Path(manifest["signal"]), manifest["rows"])
+    if cell.role == GENERATED:
+        return all(is_written(Path(facts["corpus"])) for facts in manifest["corpora"].values())
     if cell.role in (TEACHER, RIVAL):
         return Path(manifest["model"]).is_dir()
     return bool(_hashes(folder) == manifest["files"])
@@ -118,9 +122,11 @@ def build(cell: Cell, folder: Path, report: Report) -> None:
         facts: dict[str, Any] = _take_model(cell, folder)
     elif cell.role == SIGNAL:
         facts = _build_signal(cell.config, teacher, report)
+    elif cell.role == GENERATED:
+        facts = {"corpora": _build_generated(cell.config, report)}
     else:
         facts = _build_student(cell, folder, teacher, report)
-    if cell.role != SIGNAL:
+    if cell.is_model:
         place = model_place(folder, facts)
         facts |= {"fingerprint": model_fingerprint(place), "bytes": weight_bytes(place)}
     write_json(
@@ -139,8 +145,37 @@ def _take_model(cell: Cell, folder: Path) -> dict[str, Any]:
     return {"files": _hashes(folder), "format": INT8, **_size_facts(size)}
 
 
+def _build_generated(config: ExperimentConfig, report: Report) -> dict[str, Any]:
+    """{corpus: what was written, kept and left out}."""
+    return {
+        name: write_corpus(
+            name,
+            corpus.generated,
+            _writer(config),
+            config.benchmarks,
+            lambda stage, done, total: report(stage, done, total, "answers", {}),
+        )
+        for name, corpus in config.data.corpora.items()
+        if corpus.generated is not None
+    }
+
+
+def _writer(config: ExperimentConfig) -> Writer:
+    device = hardware.device_for(config.training.accelerator)
+    return Writer(config.teacher.model, _dtype(config.teacher.dtype), device)
+
+
+def readable_data(config: ExperimentConfig) -> DataConfig:
+    """The data of an experiment with every generated corpus as the file it was written to."""
+    return resolve_corpora(config.data, _writer(config), config.benchmarks)
+
+
+def _prepare(config: ExperimentConfig, teacher: Path) -> data.PreparedData:
+    return data.prepare(readable_data(config), teacher, config.benchmarks)
+
+
 def _build_signal(config: ExperimentConfig, teacher: Path, report: Report) -> dict[str, Any]:
-    prepared = data.prepare(config.data, teacher, config.benchmarks)
+    prepared = _prepare(config, teacher)
     place = _signal_folder(config, teacher, prepared)
     rows = data.Packed.concatenate([prepared.train, prepared.validation])
     model = load_model(teacher, _dtype(config.teacher.dtype)).to(hardware.device_for(config.training.accelerator))
@@ -158,7 +193,7 @@ def _build_signal(config: ExperimentConfig, teacher: Path, report: Report) -> di
 
 def _build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> dict[str, Any]:
     config = cell.config
-    prepared = data.prepare(config.data, teacher, config.benchmarks)
+    prepared = _prepare(config, teacher)
     vocabulary = max(load_tokenizer(teacher).get_vocab().values()) + 1
     student = initial_student(
         config.students[cell.student],
@@ -198,7 +233,7 @@ def _training_run(
     student: Any,
     vocabulary: int,
     prepared: data.PreparedData,
-    signal: TeacherSignal,
+    signal: TeacherSignal | None,
     report: Report,
     teacher: Path,
 ) -> Run:
@@ -243,7 +278,9 @@ def _head_settings(config: ExperimentConfig, vocabulary: int) -> HeadSettings:
     return HeadSettings(chunk, compiled, _dtype(config.training.precision))
 
 
-def _signal(config: ExperimentConfig, teacher: Path, prepared: data.PreparedData, vocabulary: int) -> TeacherSignal:
+def _signal(config: ExperimentConfig, teacher: Path, prepared: data.PreparedData, vocabulary: int) -> TeacherSignal | None:
+    if config.teacher.source == "none":
+        return None
     model = load_model(teacher, _dtype(config.teacher.dtype))
     if config.teacher.source == "live":
         return LiveTeacher(model, vocabulary)

@@ -68,6 +68,18 @@ def build_parser() -> argparse.ArgumentParser:
             _status,
         ),
         (
+            "generate",
+            "Write the generated corpora of an experiment, and nothing else.",
+            "distill-lit generate experiments/sequence_level.yaml",
+            _generate,
+        ),
+        (
+            "cache",
+            "Write the teacher caches of an experiment, and what they need.",
+            "distill-lit cache experiments/cached_teacher.yaml",
+            _cache,
+        ),
+        (
             "fetch",
             "Download every asset of an experiment, so that it then runs offline.",
             "distill-lit fetch experiments/quickstart.yaml",
@@ -184,6 +196,18 @@ def _status(options: argparse.Namespace, console: Console) -> int:
     from distill_lit.commands import show_status
 
     return show_status(options.experiment, options.overrides, options.root, console)
+
+
+def _generate(options: argparse.Namespace, console: Console) -> int:
+    from distill_lit.commands import write_signals
+
+    return write_signals(options.experiment, options.overrides, options.root, console, "generated")
+
+
+def _cache(options: argparse.Namespace, console: Console) -> int:
+    from distill_lit.commands import write_signals
+
+    return write_signals(options.experiment, options.overrides, options.root, console, "signal")
 
 
 def _fetch(options: argparse.Namespace, console: Console) -> int:

@@ -10,7 +10,8 @@ import pandas as pd
 
 from distill_lit import cells as work
 from distill_lit import data
-from distill_lit.config import ExperimentConfig, to_yaml
+from distill_lit.config import ExperimentConfig, expand, to_yaml
+from distill_lit.errors import UserError
 from distill_lit.experiment import Cell, results_folder, runs_folder
 from distill_lit.files import read_json, write_json, write_text, writing
 
@@ -104,11 +105,20 @@ def _curves(done: list[Cell], runs: Path) -> pd.DataFrame:
 
 def _frequencies(config: ExperimentConfig, documents: pd.DataFrame) -> pd.DataFrame:
     """How often the words of the evaluation documents occur in the distillation corpus, and its number of words."""
-    counts: Counter[str] = data.word_counts(config.data, config.benchmarks)
+    counts = _corpus_words(config)
     texts = [*documents["prompt"], *(choice for choices in documents["choices"] for choice in choices)]
     words = sorted({word for text in texts for word in re.findall(r"\w+", text.lower())})
     rows = [("__total__", sum(counts.values())), *((word, counts.get(word, 0)) for word in words)]
     return pd.DataFrame(rows, columns=["word", "count"])
+
+
+def _corpus_words(config: ExperimentConfig) -> Counter[str]:
+    """Words of what the first grid point reads; none where its generated corpora were not written."""
+    _, point = next(expand(config))
+    try:
+        return data.word_counts(work.readable_data(point), point.benchmarks)
+    except UserError:
+        return Counter()
 
 
 def _write_frame(path: Path, frame: pd.DataFrame) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distill_lit import assets, experiment, report
+from distill_lit import assets, cells, experiment, report
 from distill_lit.cli import DONE, SOME_CELLS_FAILED
 from distill_lit.collect import collect
 from distill_lit.config import ExperimentConfig, load_experiment, load_section
@@ -30,25 +30,58 @@ from distill_lit.state import state_of
 def run_experiment(path: Path, overrides: list[str], root: Path, console: Console) -> int:
     """Plan, run what is missing, collect, report. Returns the exit code."""
     began = time.monotonic()
-    config = load_experiment(path, overrides)
-    experiment.check(config)
-    for reference in experiment.references(config):
-        assets.fetch(reference)
-    experiment.check_against_teacher(config)
-    config = experiment.settle(config)
+    config = _ready(path, overrides)
     planned = experiment.plan(config)
     _check_disk(_print_plan(config, planned, console), root)
     try:
         with Display(console) as display:
             outcome = run_cells(config, planned, root.resolve(), display)
     except Terminated as stop:
-        console.print(f"stopped; the same command goes on from here (exit code {stop.code})")
-        return stop.code
+        return _stopped(stop, console)
     folder = collect(config, planned, root, outcome.failed, " ".join(["distill-lit run", str(path), *overrides]))
     result = _draw(folder, config, console)
     for model, text in report.cards(result).items():
         add_results(_folder_of(model, planned, experiment.runs_folder(root, config)), text)
     console.print(f"{folder} drawn after {(time.monotonic() - began) / 60:.1f} minutes", highlight=False)
+    return SOME_CELLS_FAILED if outcome.failed else DONE
+
+
+def _ready(path: Path, overrides: list[str]) -> ExperimentConfig:
+    """The checked experiment, settled for this machine, all its assets here."""
+    config = load_experiment(path, overrides)
+    experiment.check(config)
+    for reference in experiment.references(config):
+        assets.fetch(reference)
+    experiment.check_against_teacher(config)
+    return experiment.settle(config)
+
+
+def _stopped(stop: Terminated, console: Console) -> int:
+    console.print(f"stopped; the same command goes on from here (exit code {stop.code})")
+    return stop.code
+
+
+def write_signals(path: Path, overrides: list[str], root: Path, console: Console, role: str) -> int:
+    """Runs the cells of one role, `generated` or `signal`, and those they need; prints what they made."""
+    config = _ready(path, overrides)
+    every = experiment.plan(config)
+    wanted = [cell for cell in every if cell.role == role]
+    if not wanted:
+        what = "a corpus with `generated`" if role == "generated" else "teacher.source: cached"
+        raise UserError(f"{path}: nothing to write; it has not {what}")
+    names = {name for cell in wanted for name in (*cell.needs, cell.name)}
+    planned = [cell for cell in every if cell.name in names]
+    _check_disk(_print_plan(config, planned, console), root)
+    try:
+        with Display(console) as display:
+            outcome = run_cells(config, planned, root.resolve(), display)
+    except Terminated as stop:
+        return _stopped(stop, console)
+    for cell in planned:
+        manifest = cells.read_manifest(experiment.runs_folder(root, config) / cell.name / "manifest.json")
+        for fact in ("corpora", "signal", "bytes_per_token"):
+            if fact in manifest:
+                console.print(f"{cell.label} {fact}: {manifest[fact]}", highlight=False, soft_wrap=True, markup=False)
     return SOME_CELLS_FAILED if outcome.failed else DONE
 
 

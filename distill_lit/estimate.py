@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from distill_lit import assets, hardware
 from distill_lit.config import ExperimentConfig
 from distill_lit.data.loader import optimizer_steps
-from distill_lit.experiment import CE_ONLY, DISTILLED, QUANTISED, SIGNAL, Cell
+from distill_lit.experiment import CE_ONLY, DISTILLED, GENERATED, QUANTISED, SIGNAL, Cell
 from distill_lit.models import Size, load_config, model_folder, size_from_config, student_config
 from distill_lit.objectives import build_objective
 
 # shares of the speed of a plain matrix product that whole passes reach: measured with SmolLM2-135M on two cores
 TRAINING_EFFICIENCY, FORWARD_EFFICIENCY = 0.45, 0.55
+DECODING_EFFICIENCY = 0.1  # one token at a time, 16 sequences beside each other
+TEXT_BYTES = 12  # of a token in JSON: text, id, log-probability
 TOKENS_PER_DOCUMENT = 120  # of the benchmark questions, shared prefixes once
 WHOLE_TASK_DOCUMENTS = 1500  # a guess where no limit is given
 BYTES_PER_WEIGHT, BYTES_PER_CHECKPOINTED_WEIGHT = 4, 12
@@ -50,6 +52,8 @@ def _estimate(cell: Cell, teacher: Size, student: Size) -> Estimate:
     speed = hardware.speeds(hardware.device_for(config.training.accelerator))
     train_speed, teacher_speed = speed[config.training.precision], speed.get(config.teacher.dtype, speed["float32"])
     evaluation_speed = speed.get(config.evaluation.dtype, speed["float32"])
+    if cell.role == GENERATED:
+        return _writing(config, teacher, teacher_speed)
     if cell.role == SIGNAL:
         tokens = config.data.tokens
         flops = teacher.flops_per_token(head=False) * tokens
@@ -65,6 +69,18 @@ def _estimate(cell: Cell, teacher: Size, student: Size) -> Estimate:
     weights = student.parameters * (BYTES_PER_WEIGHT if cell.student else 2 if cell.role == QUANTISED else 0)
     peak = weights + (2 * student.parameters * BYTES_PER_CHECKPOINTED_WEIGHT if tokens else 0)
     return Estimate(tokens, asking + learning + teaching, weights, peak, minutes)
+
+
+def _writing(config: ExperimentConfig, teacher: Size, speed: float) -> Estimate:
+    """Prompts and answers of a local writer; a server's work costs this machine nothing but the disk."""
+    tokens = local = 0
+    for generated in [corpus.generated for corpus in config.data.corpora.values() if corpus.generated is not None]:
+        templates = len(generated.prompts.text) if isinstance(generated.prompts.text, list) else 1
+        answers = (generated.prompts.documents or WHOLE_TASK_DOCUMENTS) * templates * generated.samples
+        tokens += answers * (generated.max_new_tokens + TOKENS_PER_DOCUMENT)
+        local += 0 if generated.remote else answers * generated.max_new_tokens
+    flops = teacher.flops_per_token() * local
+    return Estimate(0, flops, 2 * tokens * TEXT_BYTES, 2 * tokens * TEXT_BYTES, flops / (speed * DECODING_EFFICIENCY) / 60)
 
 
 def _width(size: Size) -> int:

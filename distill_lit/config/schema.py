@@ -5,6 +5,7 @@ from typing import Any, Optional
 
 from omegaconf import MISSING
 
+from distill_lit.config.generated import GeneratedConfig, RowsConfig
 from distill_lit.config.knobs import knob
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -19,8 +20,8 @@ class TeacherConfig:
     model: str = MISSING  # reference: hf:org/name[@revision], pypi:package==version/file.gguf, file:folder
     source: str = knob(
         "live",
-        "live: teacher forward beside the student; cached: its last hidden states, computed once",
-        choices=("live", "cached"),
+        "live: teacher forward beside the student; cached: its last hidden states, computed once; none: no teacher",
+        choices=("live", "cached", "none"),
     )
     dtype: str = knob("auto", "number format of the teacher; auto: the fastest measured on this machine", choices=DTYPES)
 
@@ -60,16 +61,12 @@ class StudentConfig:
 
 
 @dataclass
-class CorpusConfig:
-    """Training text: rows of a dataset repository or of a file, each rendered to one document."""
+class CorpusConfig(RowsConfig):
+    """Training text: rows of a dataset repository or of a file, each rendered to one document, or written by a teacher."""
 
-    dataset: str = knob("", "dataset repository, org/name, from where `benchmarks` says")
-    name: str = knob("default", "configuration of that repository")
-    path: str = knob("", "instead of `dataset`: reference of a .jsonl, .parquet or .txt file, or a folder of them")
-    split: str = knob("train", "split of the dataset")
     text: str = knob("{{ text }}", "Jinja template of a document over the columns of a row")
     messages: str = knob("", "instead of `text`: column of chat messages; the loss is then on the responses only")
-    documents: int = knob(0, "documents drawn at random; 0: all", low=0)
+    generated: Optional[GeneratedConfig] = None  # instead of `dataset` and `path`
 
 
 @dataclass

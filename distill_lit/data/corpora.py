@@ -9,12 +9,11 @@ from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from typing import Any
 
-import numpy as np
 from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from distill_lit.config import CorpusConfig, decisive
-from distill_lit.data.sources import Row, check_source, open_source
+from distill_lit.data.sources import Row, check_source, draw_rows, open_source
 from distill_lit.errors import UserError
 
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")  # letters, with apostrophes inside
@@ -75,7 +74,10 @@ def check_corpora(corpora: Mapping[str, CorpusConfig], origin: str) -> None:
     if not corpora:
         raise UserError("data.corpora names no corpus; add one, or a corpora/… file to `defaults`")
     for name, corpus in corpora.items():
-        check_source(_key(name), corpus, origin)
+        if corpus.generated is None:
+            check_source(_key(name), corpus, origin)
+        elif corpus.dataset or corpus.path:
+            raise UserError(f"{_key(name)} has both generated and {'dataset' if corpus.dataset else 'path'}; give one")
         compile_template(_key(name), corpus)
 
 
@@ -137,11 +139,7 @@ def _digest(document: Document) -> bytes:
 def _render_corpus(name: str, corpus: CorpusConfig, seed: int, origin: str) -> Iterator[Document]:
     source = open_source(_key(name), corpus, origin)
     template = compile_template(_key(name), corpus)
-    keep = None
-    if corpus.documents and corpus.documents < (rows := source.count()):
-        draw = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        keep = set(draw.choice(rows, corpus.documents, replace=False).tolist())
-    for row in source.rows(keep):
+    for row in draw_rows(source, corpus.documents, [seed, zlib.crc32(name.encode())]):
         yield _chat(name, corpus.messages, row) if corpus.messages else Document(name, _render(name, template, row))
 
 

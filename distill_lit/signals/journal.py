@@ -1,0 +1,47 @@
+"""What a server answered and what it cost, on disk before anything else: nothing paid for is asked twice."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from distill_lit.files import cache_root, fingerprint
+from distill_lit.signals.shards import append_line
+
+Entry = dict[str, Any]
+
+
+class Journal:
+    """An append-only file of replies by request. `entries`: {request key: reply}; `spent`: sum of all costs in it."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads what is there; a line cut short by a crash counts for nothing."""
+        self.path = path
+        self.entries: dict[str, Entry] = {}
+        self.spent = 0.0
+        if path.is_file():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    self._take(json.loads(line))
+                except (ValueError, TypeError, AttributeError, KeyError):
+                    continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def add(self, entry: Entry) -> None:
+        """Appends a reply and syncs it. An entry without `key` is money spent on nothing usable."""
+        append_line(self.path, entry)
+        self._take(entry)
+
+    def _take(self, entry: Entry) -> None:
+        self.spent += float(entry["cost"])
+        if entry.get("key"):
+            self.entries[entry["key"]] = entry
+
+
+def journal_path(base_url: str, model: str) -> Path:
+    """One journal for each server and model, shared by all experiments."""
+    return cache_root() / "remote" / fingerprint([base_url, model]) / "journal.jsonl"
+
+
+def request_key(request: dict[str, Any]) -> str:
+    """Identifies a request by everything in it."""
+    return fingerprint(request)

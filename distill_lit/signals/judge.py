@@ -1,0 +1,62 @@
+"""A judge: how probable a model of your choice finds each answer, read in whole, not written."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from distill_lit.data.chat import encode_chat
+from distill_lit.heads import body_of, head_of
+from distill_lit.signals.answers import Answer
+
+BATCH = 8
+
+
+def judge_answers(model: Any, tokenizer: Any, answers: Sequence[Answer], chat: bool, batch: int = BATCH) -> list[float]:
+    """Mean log-probability per token of every answer after its prompt, nats, −inf for one that the context cannot hold.
+
+    The judge may have another tokenizer than the writer: it gets text.
+    """
+    vocabulary = max(tokenizer.get_vocab().values()) + 1  # heads are often padded
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    encoded = [_encode(tokenizer, answer, chat) for answer in answers]
+    order = sorted(range(len(answers)), key=lambda i: len(encoded[i][0]))
+    scores = [float("-inf")] * len(answers)
+    fitting = [i for i in order if len(encoded[i][0]) <= room]
+    for start in range(0, len(fitting), batch):
+        numbers = fitting[start : start + batch]
+        for i, score in zip(numbers, _read(model, vocabulary, [encoded[i] for i in numbers]), strict=True):
+            scores[i] = score
+    return scores
+
+
+def _encode(tokenizer: Any, answer: Answer, chat: bool) -> tuple[list[int], list[bool]]:
+    """(token ids, which of them belong to the answer)."""
+    if chat and tokenizer.chat_template:
+        return encode_chat(tokenizer, answer.messages)
+    gap = " " if chat else ""
+    encoded = tokenizer(answer.prompt + gap + answer.text, return_offsets_mapping=True)
+    start = len(answer.prompt)
+    return list(encoded["input_ids"]), [end > start for _, end in encoded["offset_mapping"]]
+
+
+@torch.inference_mode()
+def _read(model: Any, vocabulary: int, rows: list[tuple[list[int], list[bool]]]) -> list[float]:
+    device = next(model.parameters()).device
+    longest = max(len(ids) for ids, _ in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long, device=device)
+    chosen = torch.zeros(len(rows), longest, dtype=torch.bool, device=device)
+    mask = torch.zeros_like(ids)
+    for row, (tokens, marks) in enumerate(rows):
+        ids[row, : len(tokens)] = torch.tensor(tokens, device=device)
+        chosen[row, : len(tokens)] = torch.tensor(marks, device=device)
+        mask[row, : len(tokens)] = 1
+    hidden = body_of(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    head = head_of(model, vocabulary)
+    scores = []
+    for row in range(len(rows)):
+        targets = chosen[row, 1:]
+        logits = head.finish(head.project(hidden[row, :-1][targets]))  # the answer's positions only: vocabularies are big
+        taken = torch.log_softmax(logits, -1).gather(-1, ids[row, 1:][targets][:, None])
+        scores.append(float(taken.mean()) if len(taken) else float("-inf"))
+    return scores

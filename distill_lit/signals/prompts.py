@@ -1,0 +1,70 @@
+"""What a teacher is asked: rows of a data set, each rendered to one prompt or several."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError, TemplateSyntaxError
+
+from distill_lit.config import PromptsConfig
+from distill_lit.data.corpora import environment
+from distill_lit.data.sources import check_source, draw_rows, open_source
+from distill_lit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt. `answer`: the known right one, or empty."""
+
+    text: str
+    system: str = ""
+    answer: str = ""
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The prompt as the beginning of a chat."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, {"role": "user", "content": self.text}]
+
+
+def check_prompts(key: str, prompts: PromptsConfig, origin: str) -> None:
+    """Raises UserError for a source or template that cannot work, as far as that shows without fetching."""
+    check_source(key, prompts, origin)
+    _templates(key, prompts)
+
+
+def identify_prompts(key: str, prompts: PromptsConfig, origin: str) -> list[Any]:
+    """JSON-like value that changes when a row of the source changes."""
+    return open_source(key, prompts, origin).identity()
+
+
+def read_prompts(key: str, prompts: PromptsConfig, seed: int, origin: str) -> list[Prompt]:
+    """Every prompt once, in the order of the rows. Raises UserError where one cannot be rendered, or none is left."""
+    found: dict[str, Prompt] = {}
+    for prompt in _render_all(key, prompts, seed, origin):
+        if prompt.text:
+            found.setdefault(prompt.text, prompt)
+    if not found:
+        raise UserError(f"{key}: no row gives a prompt; all are empty")
+    return list(found.values())
+
+
+def _templates(key: str, prompts: PromptsConfig) -> tuple[list[Any], Any]:
+    """(templates of the prompts, template of the right answer)."""
+    texts = prompts.text if isinstance(prompts.text, list) else [prompts.text]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{key}.text: {prompts.text!r} is neither a template nor a list of templates")
+    try:
+        return [environment().from_string(text) for text in texts], environment().from_string(prompts.answer)
+    except TemplateSyntaxError as error:
+        raise UserError(f"{key}: template line {error.lineno}: {error.message}") from error
+
+
+def _render_all(key: str, prompts: PromptsConfig, seed: int, origin: str) -> Iterator[Prompt]:
+    texts, answer = _templates(key, prompts)
+    for row in draw_rows(open_source(key, prompts, origin), prompts.documents, [seed]):
+        try:
+            right = answer.render(row).strip()
+            yield from (Prompt(text.render(row).strip(), prompts.system, right) for text in texts)
+        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+            raise UserError(f"{key}: {error}; the columns are {', '.join(sorted(row))}") from error

@@ -1,0 +1,157 @@
+"""Answers from an OpenAI-compatible server: the black-box recipe, where only text comes back.
+
+Requests go out side by side, failed ones again after a pause; every reply is in the journal before the next is asked for.
+"""
+
+import asyncio
+import functools
+import importlib.util
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from filelock import FileLock
+
+from distill_lit.config import GeneratedConfig, RemoteConfig
+from distill_lit.errors import UserError
+from distill_lit.signals.answers import Answer, write_answers
+from distill_lit.signals.asking import Asker, Stopped, cost_of
+from distill_lit.signals.journal import Entry, Journal, journal_path, request_key
+from distill_lit.signals.prompts import Prompt
+from distill_lit.signals.shards import Shards
+
+SHARD_ANSWERS = 256
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+Job = tuple[Prompt, int, dict[str, Any]]  # prompt, sample, request
+
+
+def check_remote(key: str, remote: RemoteConfig, system: str = "") -> None:
+    """Raises UserError for a server that cannot be asked, as far as that shows without asking."""
+    parts = urlsplit(remote.base_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(f"{key}.base_url: {remote.base_url!r} is no address, as in https://api.openai.com/v1")
+    if parts.username or parts.password or parts.query:
+        raise UserError(f"{key}.base_url: holds a secret or a query; the key comes from the environment only")
+    if parts.scheme == "http" and not is_loopback(remote):
+        raise UserError(f"{key}.base_url: {remote.base_url!r} would send key and prompts unencrypted; use https")
+    if not remote.model:
+        raise UserError(f"{key}.model: a value is needed, the server's name for its model")
+    if remote.budget and not (remote.price.input or remote.price.output):
+        raise UserError(f"{key}.budget: needs {key}.price to count against")
+    if remote.protocol == "completions" and system:
+        raise UserError(f"{key}.protocol: completions have no system message; use chat")
+    if not is_loopback(remote) and not os.environ.get(remote.key_variable):
+        raise UserError(f"{key}.key_variable: the environment has no {remote.key_variable}; set it to the server's key")
+    if importlib.util.find_spec("openai") is None:
+        raise UserError(f"{key}: needs the openai package; pip install 'distill-lit[remote]'")
+
+
+def is_loopback(remote: RemoteConfig) -> bool:
+    """Whether the server runs on this machine."""
+    return urlsplit(remote.base_url).hostname in LOOPBACK
+
+
+def write_remotely(
+    folder: Path,
+    generated: GeneratedConfig,
+    prompts: list[Prompt],
+    progress: Callable[[int, int], Any] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Asks for every answer that the journal lacks, then writes all into shards of `folder`.
+
+    Returns {requests: asked now, input_tokens, output_tokens, cost: of all answers, without_log_probabilities}.
+    Raises UserError when the server cannot be reached, refuses the key, or the budget is spent; what was answered is kept.
+    """
+    remote = generated.remote
+    assert remote is not None
+    jobs = [(p, sample, _request(generated, remote, p, sample)) for p in prompts for sample in range(generated.samples)]
+    path = journal_path(remote.base_url, remote.model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        journal = Journal(path)
+        missing = [request for _, _, request in jobs if request_key(request) not in journal.entries]
+        if missing:
+            _ask(remote, missing, journal, lambda done: progress(len(jobs) - len(missing) + done, len(jobs)))
+    entries = [journal.entries[request_key(request)] for _, _, request in jobs]
+    _write_shards(folder, jobs, entries)
+    progress(len(jobs), len(jobs))
+    return {
+        "requests": len(missing),
+        "input_tokens": sum(entry["input_tokens"] for entry in entries),
+        "output_tokens": sum(entry["output_tokens"] for entry in entries),
+        "cost": round(sum(cost_of(entry, remote.price) for entry in entries), 6),
+        "without_log_probabilities": sum(not entry["log_probabilities"] for entry in entries),
+    }
+
+
+def _request(generated: GeneratedConfig, remote: RemoteConfig, prompt: Prompt, sample: int) -> dict[str, Any]:
+    """The body of a request. Answers to one prompt differ in their seed, so each is asked for, and kept, by itself."""
+    said: dict[str, Any] = {"messages": prompt.messages} if remote.protocol == "chat" else {"prompt": prompt.text}
+    wanted = {"logprobs": True if remote.protocol == "chat" else 0} if remote.logprobs else {}
+    return {
+        "model": remote.model,
+        **said,
+        "max_tokens": generated.max_new_tokens,
+        "temperature": generated.temperature,
+        "top_p": generated.top_p,
+        "seed": generated.seed + sample,
+        **wanted,
+    }
+
+
+def _ask(remote: RemoteConfig, requests: list[dict[str, Any]], journal: Journal, advance: Callable[[int], Any]) -> None:
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE") and not is_loopback(remote):
+        raise UserError(f"{remote.base_url}: {len(requests)} answers are missing and HF_HUB_OFFLINE is set")
+    key = os.environ.get(remote.key_variable) or "none"
+    asker = Asker(remote, key, journal, advance)
+    try:
+        asyncio.run(_ask_until_stopped(asker, requests))
+    except Stopped as stop:
+        left = len(requests) - asker.done
+        raise UserError(
+            f"{remote.base_url}: {stop}; {left} answers are missing, all others are kept: run again to go on"
+        ) from stop
+
+
+async def _ask_until_stopped(asker: Asker, requests: list[dict[str, Any]]) -> None:
+    """After SIGTERM or Ctrl-C no new request goes out; replies on their way, which cost money, are waited for and kept."""
+    loop = asyncio.get_running_loop()
+    taken = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        try:
+            loop.add_signal_handler(number, asker.interrupt, number)
+            taken.append(number)
+        except (RuntimeError, ValueError):  # not the main thread
+            break
+    try:
+        await asker.ask_all(requests)
+    finally:
+        for number in taken:
+            loop.remove_signal_handler(number)
+    if asker.signal:
+        raise SystemExit(128 + asker.signal)
+
+
+def _write_shards(folder: Path, jobs: list[Job], entries: list[Entry]) -> None:
+    answers = [
+        Answer(
+            prompt.text,
+            sample,
+            entry["text"],
+            entry["finish"],
+            prompt.system,
+            prompt.answer,
+            log_probabilities=entry["log_probabilities"],
+        )
+        for (prompt, sample, _), entry in zip(jobs, entries, strict=True)
+    ]
+    starts = range(0, len(answers), SHARD_ANSWERS)
+    Shards(folder).make_all(
+        {
+            f"answers-{number:05d}.jsonl": functools.partial(write_answers, answers=answers[start : start + SHARD_ANSWERS])
+            for number, start in enumerate(starts)
+        }
+    )

@@ -1,0 +1,106 @@
+"""A local model writes answers: shorter prompts first, a shard at a time, so that a killed run loses one shard at most.
+
+Sequence-level distillation, Kim & Rush 2016, 1606.07947 §3.2: students are trained on the teacher's own outputs.
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from distill_lit.config import GeneratedConfig
+from distill_lit.data.chat import check_template
+from distill_lit.signals.answers import CUT, FINISHED, TOO_LONG, Answer, write_answers
+from distill_lit.signals.decoding import Sampling, end_tokens, seed_of, write_batch
+from distill_lit.signals.prompts import Prompt
+from distill_lit.signals.shards import Shards
+
+SHARD_BATCHES = 4
+Job = tuple[Prompt, int, list[int]]  # prompt, sample, token ids
+
+
+def write_locally(
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    prompts: list[Prompt],
+    config: GeneratedConfig,
+    progress: Callable[[int, int], Any] = lambda done, total: None,
+) -> None:
+    """Writes `config.samples` answers to every prompt into shards of `folder`. What is there already is not done again.
+
+    Raises UserError when a chat is asked for and the tokenizer has no template.
+    """
+    if config.chat:
+        check_template(tokenizer)
+    jobs = [
+        (prompt, sample, ids)
+        for prompt, ids in _by_length(tokenizer, prompts, config.chat)
+        for sample in range(config.samples)
+    ]
+    ends = end_tokens(model, tokenizer, config.chat)
+    size, done = config.batch * SHARD_BATCHES, 0
+
+    def advance() -> None:
+        nonlocal done
+        done = min(done + size, len(jobs))
+        progress(done, len(jobs))
+
+    writers = {
+        f"answers-{number:05d}.jsonl": functools.partial(
+            _write_shard,
+            model=model,
+            tokenizer=tokenizer,
+            jobs=jobs[start : start + size],
+            ends=ends,
+            config=config,
+            number=number,
+        )
+        for number, start in enumerate(range(0, len(jobs), size))
+    }
+    Shards(folder).make_all(writers, advance)
+
+
+def encode_prompt(tokenizer: Any, prompt: Prompt, chat: bool) -> list[int]:
+    """Token ids that an answer follows."""
+    if not chat:
+        return list(tokenizer(prompt.text)["input_ids"])
+    encoded = tokenizer.apply_chat_template(prompt.messages, tokenize=True, return_dict=True, add_generation_prompt=True)
+    return list(encoded["input_ids"])
+
+
+def _by_length(tokenizer: Any, prompts: list[Prompt], chat: bool) -> list[tuple[Prompt, list[int]]]:
+    """Prompts of like length side by side, so that batches hold little padding."""
+    encoded = [(prompt, encode_prompt(tokenizer, prompt, chat)) for prompt in prompts]
+    return sorted(encoded, key=lambda pair: len(pair[1]))
+
+
+def _write_shard(
+    path: Path, *, model: Any, tokenizer: Any, jobs: list[Job], ends: list[int], config: GeneratedConfig, number: int
+) -> None:
+    sampling = Sampling(config.temperature, config.top_p, config.max_new_tokens)
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    fitting = [job for job in jobs if len(job[2]) + config.max_new_tokens <= room]
+    answers = [_answer(job, "", TOO_LONG) for job in jobs if len(job[2]) + config.max_new_tokens > room]
+    for start in range(0, len(fitting), config.batch):
+        batch = fitting[start : start + config.batch]
+        # a seed of its own: the text of a batch depends on no other, so a resumed run writes the same
+        seed = seed_of(config.seed, number * SHARD_BATCHES + start // config.batch)
+        for job, written in zip(batch, write_batch(model, [job[2] for job in batch], ends, sampling, seed), strict=True):
+            text = tokenizer.decode(written.tokens, skip_special_tokens=True)
+            text = text.strip() if config.chat else text  # plain text goes on where its prompt ends
+            answers.append(
+                _answer(
+                    job,
+                    text,
+                    FINISHED if written.finished else CUT,
+                    tokens=written.tokens,
+                    log_probabilities=written.log_probabilities,
+                )
+            )
+    write_answers(path, answers)
+
+
+def _answer(job: Job, text: str, finish: str, **facts: Any) -> Answer:
+    prompt, sample, _ = job
+    return Answer(prompt.text, sample, text, finish, prompt.system, prompt.answer, **facts)

