@@ -1,17 +1,17 @@
 """An experiment as a list of cells: what each trains, how it is called, and what identifies it."""
 
 import copy
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from distill_lit import assets, benchmarks, data, hardware
-from distill_lit.config import ExperimentConfig, TermConfig, decisive, expand
+from distill_lit.config import ExperimentConfig, ObjectiveConfig, TermConfig, decisive, expand, to_dict
 from distill_lit.evaluation.tasks import check_tasks
 from distill_lit.files import fingerprint
 from distill_lit.models import INT8, check_int8, check_student, model_folder
-from distill_lit.objectives import build_objective, check_signal
+from distill_lit.objectives import build_objective, check_signal, resolve_preset
 
 TEACHER, UNTOUCHED, CE_ONLY, DISTILLED, SIGNAL = "teacher", "untouched", "ce_only", "distilled", "signal"
 QUANTISED, RIVAL = "quantised", "rival"
@@ -56,7 +56,7 @@ def check(config: ExperimentConfig) -> None:
     data.check(config.data, config.benchmarks)
     for name, student in config.students.items():
         check_student(name, student)
-    for _, point in expand(config):
+    for _, point in settled_points(config):
         objective = build_objective(point.objective.terms, point.objective.temperature_scaling)
         check_signal(objective, "dense", f"teacher.source {point.teacher.source}")
     check_tasks(config.evaluation, config.benchmarks)
@@ -76,6 +76,23 @@ def settle_dtype(dtype: str, accelerator: str = "auto") -> str:
     return hardware.fastest_dtype(hardware.device_for(accelerator)) if dtype == "auto" else dtype
 
 
+def settled_points(config: ExperimentConfig) -> Iterable[tuple[dict[str, Any], ExperimentConfig]]:
+    """`config.expand`, every objective spelled out: its preset as terms and scaling."""
+    for values, point in expand(config):
+        point.objective = settle_objective(point.objective)
+        yield values, point
+
+
+def settle_objective(objective: ObjectiveConfig) -> ObjectiveConfig:
+    """The same objective without a preset and without `auto` in its scaling. Raises UserError for an unknown preset."""
+    given: dict[str, Mapping[str, Any] | None] = {
+        name: None if term is None else to_dict(term) for name, term in objective.terms.items()
+    }
+    terms, scaling = resolve_preset(objective.preset, given, objective.temperature_scaling)
+    spelled: dict[str, TermConfig | None] = {name: TermConfig(**fields) for name, fields in terms.items()}
+    return replace(objective, preset="", terms=spelled, temperature_scaling=scaling)
+
+
 def plan(config: ExperimentConfig) -> list[Cell]:
     """All cells in the order they run: signal, teacher, int8, rivals; then per grid point baselines before the student."""
     config = settle(config)
@@ -86,7 +103,7 @@ def plan(config: ExperimentConfig) -> list[Cell]:
 
 
 def _all_cells(config: ExperimentConfig) -> Iterable[Cell]:
-    points = list(expand(config))
+    points = list(settled_points(config))
     signals = {_signal_cell(point).identity: _signal_cell(point) for _, point in points if point.teacher.source == "cached"}
     yield from signals.values()
     if TEACHER in config.baselines:
@@ -153,7 +170,12 @@ def _objective_identity(config: ExperimentConfig) -> dict[str, Any]:
     """The terms that have a weight, and the scaling of those with a teacher; how the head computes them decides nothing."""
     objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
     used = {term.name for term in objective.terms}
-    terms = {name: decisive(term) for name, term in config.objective.terms.items() if name in used and term is not None}
+    unless_said = TermConfig(weight=1.0, temperature=1.0)
+    terms = {
+        name: {key: value for key, value in decisive(term).items() if value != getattr(unless_said, key)}
+        for name, term in config.objective.terms.items()
+        if name in used and term is not None
+    }
     return {"terms": terms, **({"scaling": config.objective.temperature_scaling} if objective.needs_teacher else {})}
 
 
