@@ -272,7 +272,7 @@ def test_trap_12_both_models_read_the_same_ids_whatever_their_bos(tmp_path: Path
 
     Text is tokenised once; what a tokenizer would add of itself reaches neither model.
     """
-    texts = [f"{name} says 漢字 and 🎉." for name in ("Zoë", "Chloé")]
+    texts = [f"{name} says 漢字 and 🎉." for name in ("Zoë", "Chloé", "Jörg", "Łukasz", "Ömer", "Şule")]
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     config = DataConfig(corpora={"text": CorpusConfig(path=f"file:{tmp_path / 'text.jsonl'}")}, length=64, validation=1)
     found = []
