@@ -267,30 +267,46 @@ def test_trap_11_unknown_options_are_not_swallowed(change: str, words: str) -> N
         build_objective(load_section(ObjectiveConfig, ["terms.kl.kind=forward_kl", change]).terms)
 
 
-def test_trap_12_both_models_read_the_same_ids_whatever_their_bos(tmp_path: Path, tiny_teacher: Path) -> None:
+@pytest.mark.parametrize("add_bos", [False, True])
+def test_trap_12_both_models_read_the_same_ids_whatever_their_bos(tmp_path: Path, add_bos: bool) -> None:
     """trl 4392, 5885: one side with a beginning-of-text token, or tokens that end within a letter, shift all that follows.
 
-    Text is tokenised once; what a tokenizer would add of itself reaches neither model.
+    Text is tokenised once, by the teacher; what the student's tokenizer would add of itself reaches no model.
     """
     texts = [f"{name} says 漢字 and 🎉." for name in ("Zoë", "Chloé", "Jörg", "Łukasz", "Ömer", "Şule")]
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     config = DataConfig(corpora={"text": CorpusConfig(path=f"file:{tmp_path / 'text.jsonl'}")}, length=64, validation=1)
-    found = []
-    for add in (False, True):
-        folder = make_model(tmp_path / str(add), layers=1)
-        tokenizer = json.loads((folder / "tokenizer.json").read_text())
-        if add:
-            bos = {"id": "<s>", "ids": [1], "tokens": ["<s>"]}
-            single = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
-            template = {"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": {"<s>": bos}}
-            tokenizer["post_processor"] = template
-        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-        loaded = AutoTokenizer.from_pretrained(folder)
-        assert (loaded(texts[0])["input_ids"][0] == 1) == add
-        packed = data.prepare(config, folder, "pypi").train
-        found.append(packed.input_ids[0][packed.document_ids[0] == 1].tolist())
-        assert loaded.decode(found[-1], skip_special_tokens=True) in texts
-    assert found[0] == found[1]
+    folders = [make_model(tmp_path / name, layers=1) for name in ("teacher", "student")]
+    set_bos(folders[0], add_bos)
+    set_bos(folders[1], not add_bos)
+    ours, theirs = (AutoTokenizer.from_pretrained(folder) for folder in folders)
+    assert (ours(texts[0])["input_ids"][0] == 1, theirs(texts[0])["input_ids"][0] == 1) == (add_bos, not add_bos)
+    check_same_vocabulary(ours, theirs)
+    packed = data.prepare(config, folders[0], "pypi").train
+    document = packed.input_ids[0][packed.document_ids[0] == 1].tolist()
+    assert (document[0] == 1) == add_bos
+    assert ours.decode(document, skip_special_tokens=True) in texts
+    read: list[Tensor] = []
+    models = [load_model(folder) for folder in folders]
+    for model in models:
+        model.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    distiller_of(models[1], models[0], KL).losses(make_batch(packed, np.arange(1), 1), torch.tensor(1), False, True)
+    assert len(read) == 2 and torch.equal(read[0], read[1])
+
+
+def set_bos(folder: Path, added: bool) -> None:
+    """Makes a tokenizer put <s> before every text, or not."""
+    state = json.loads((folder / "tokenizer.json").read_text())
+    single = [{"SpecialToken": {"id": "<s>", "type_id": 0}}] * added + [{"Sequence": {"id": "A", "type_id": 0}}]
+    tokens = {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}
+    pair = [*single, {"Sequence": {"id": "B", "type_id": 1}}]
+    state["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": pair,
+        "special_tokens": tokens,
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(state))
 
 
 def test_trap_13_the_teachers_own_nll_is_logged(
