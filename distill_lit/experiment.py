@@ -1,18 +1,18 @@
 """An experiment as a list of cells: what each trains, how it is called, and what identifies it."""
 
 import copy
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from distill_lit import assets, benchmarks, data, hardware
-from distill_lit.config import CorpusConfig, ExperimentConfig, TermConfig, decisive, expand
+from distill_lit.config import CorpusConfig, ExperimentConfig, ObjectiveConfig, TermConfig, decisive, expand, to_dict
 from distill_lit.errors import UserError
 from distill_lit.evaluation.tasks import check_tasks
 from distill_lit.files import fingerprint
 from distill_lit.models import INT8, check_int8, check_student, check_student_fits, model_folder
-from distill_lit.objectives import build_objective, check_signal
+from distill_lit.objectives import build_objective, check_signal, resolve_preset
 from distill_lit.signals.generated import REMOTE_WITHOUT_EFFECT, check_generated
 from distill_lit.signals.generated import references as generated_references
 
@@ -59,7 +59,7 @@ def check(config: ExperimentConfig) -> None:
     hardware.device_for(config.training.accelerator)
     for name, student in config.students.items():
         check_student(name, student)
-    for _, point in expand(config):
+    for _, point in settled_points(config):
         objective = build_objective(point.objective.terms, point.objective.temperature_scaling)
         if point.teacher.source == "none" and objective.needs_teacher:
             raise UserError("teacher.source: none, and a term of the objective compares with the teacher")
@@ -90,6 +90,23 @@ def settle_dtype(dtype: str, accelerator: str = "auto") -> str:
     return hardware.fastest_dtype(hardware.device_for(accelerator)) if dtype == "auto" else dtype
 
 
+def settled_points(config: ExperimentConfig) -> Iterable[tuple[dict[str, Any], ExperimentConfig]]:
+    """`config.expand`, every objective spelled out: its preset as terms and scaling."""
+    for values, point in expand(config):
+        point.objective = settle_objective(point.objective)
+        yield values, point
+
+
+def settle_objective(objective: ObjectiveConfig) -> ObjectiveConfig:
+    """The same objective without a preset and without `auto` in its scaling. Raises UserError for an unknown preset."""
+    given: dict[str, Mapping[str, Any] | None] = {
+        name: None if term is None else to_dict(term) for name, term in objective.terms.items()
+    }
+    terms, scaling = resolve_preset(objective.preset, given, objective.temperature_scaling)
+    spelled: dict[str, TermConfig | None] = {name: TermConfig(**fields) for name, fields in terms.items()}
+    return replace(objective, preset="", terms=spelled, temperature_scaling=scaling)
+
+
 def plan(config: ExperimentConfig) -> list[Cell]:
     """All cells in the order they run: what the teacher tells, the teacher, the baselines, the distilled students."""
     config = settle(config)
@@ -100,7 +117,7 @@ def plan(config: ExperimentConfig) -> list[Cell]:
 
 
 def _all_cells(config: ExperimentConfig) -> Iterable[Cell]:
-    points = list(expand(config))
+    points = list(settled_points(config))
     for _, point in points:
         yield from _generated_cells(point)
     for _, point in points:
@@ -184,7 +201,12 @@ def _objective_identity(config: ExperimentConfig) -> dict[str, Any]:
     """The terms that have a weight, and the scaling of those with a teacher; how the head computes them decides nothing."""
     objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
     used = {term.name for term in objective.terms}
-    terms = {name: decisive(term) for name, term in config.objective.terms.items() if name in used and term is not None}
+    unless_said = TermConfig(weight=1.0, temperature=1.0)
+    terms = {
+        name: {key: value for key, value in decisive(term).items() if value != getattr(unless_said, key)}
+        for name, term in config.objective.terms.items()
+        if name in used and term is not None
+    }
     return {"terms": terms, **({"scaling": config.objective.temperature_scaling} if objective.needs_teacher else {})}
 
 

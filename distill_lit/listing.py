@@ -30,11 +30,13 @@ def show(what: str, console: Console) -> int:
 
 
 def _objectives() -> Iterable[Line]:
-    from distill_lit.objectives import LOSSES
+    from distill_lit.objectives import LOSSES, PRESETS
 
     for name, kind in LOSSES.items():
         options = f" [{', '.join(kind.options)}]" if kind.options else ""
         yield name, kind.about + options
+    for name, preset in PRESETS.items():
+        yield f"preset: {name}", preset.about
 
 
 def _students() -> Iterable[Line]:

@@ -84,9 +84,9 @@ class DataConfig:
 class TermConfig:
     """One term of the objective."""
 
-    kind: str = knob("", "its loss; empty: the term's own name")
-    weight: Any = knob(1.0, "factor, or a schedule {shape, start, end} over the steps")
-    temperature: Any = knob(1.0, "of both softmaxes, or a schedule")
+    kind: str = knob("", "its loss; empty: the preset's, or the term's own name")
+    weight: Any = knob(None, "factor, or a schedule {shape, start, end} over the steps; none: the preset's, or 1")
+    temperature: Any = knob(None, "of both softmaxes, or a schedule; none: the preset's, or 1")
     options: dict[str, Any] = knob({}, "parameters of the loss, such as beta")
 
 
@@ -94,8 +94,11 @@ class TermConfig:
 class ObjectiveConfig:
     """The loss: a weighted sum of named terms."""
 
+    preset: str = knob("", "conventions of others, which `terms` may change: hinton, trl, torchtune, distillm, …")
     terms: dict[str, Optional[TermConfig]] = field(default_factory=dict)  # null removes an inherited term
-    temperature_scaling: str = knob("hinton", "hinton: soft terms times T²; none", choices=("hinton", "none"))
+    temperature_scaling: str = knob(
+        "auto", "hinton: soft terms times T²; none; auto: the preset's, or hinton", choices=("auto", "hinton", "none")
+    )
     chunk: int = knob(0, "tokens per pass of the fused head; 0: from memory_budget", low=0)
     memory_budget: float = knob(512.0, "MiB for logits in the fused head", above=0)
     compile: str = knob("auto", "element-wise part of the fused head", choices=("auto", "always", "never"))

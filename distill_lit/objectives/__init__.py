@@ -3,9 +3,11 @@
 from distill_lit.objectives.family import LOSSES
 from distill_lit.objectives.fused import Losses, can_compile, chunk_for, fused_losses, plain_losses
 from distill_lit.objectives.objective import Objective, build_objective, check_signal
+from distill_lit.objectives.presets import PRESETS, resolve_preset
 
 __all__ = [
     "LOSSES",
+    "PRESETS",
     "Losses",
     "Objective",
     "build_objective",
@@ -14,4 +16,5 @@ __all__ = [
     "chunk_for",
     "fused_losses",
     "plain_losses",
+    "resolve_preset",
 ]

@@ -1,0 +1,67 @@
+"""Conventions of others, by name: the terms and the scaling that reproduce their loss on the same logits."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from distill_lit.errors import UserError, suggest
+
+
+class Preset(NamedTuple):
+    """about: whose convention; terms: fields of each term as in a config; temperature_scaling: hinton or none."""
+
+    about: str
+    terms: Mapping[str, Mapping[str, Any]]
+    temperature_scaling: str = "none"
+
+
+UNLESS_SAID: dict[str, Any] = {"weight": 1.0, "temperature": 1.0, "options": {}}
+PRESETS: dict[str, Preset] = {
+    "hinton": Preset(
+        "½ CE + ½ T² KL(p ‖ q) at T = 2. Hinton et al. 2015, 1503.02531 §2.1",
+        {"ce": {"weight": 0.5}, "kl": {"kind": "forward_kl", "weight": 0.5, "temperature": 2.0}},
+        "hinton",
+    ),
+    "trl": Preset(
+        "generalised Jensen-Shannon divergence, β = ½, no T². trl's GKDTrainer; its β = 0 and 1 are forward and reverse_kl",
+        {"jsd": {"kind": "jensen_shannon", "options": {"beta": 0.5}}},
+    ),
+    "torchtune": Preset(
+        "½ CE + ½ ForwardKLLoss, which is −Σ p log q. torchtune's knowledge distillation recipe, kd_ratio = ½",
+        {"ce": {"weight": 0.5}, "kd": {"kind": "soft_cross_entropy", "weight": 0.5}},
+    ),
+    "distillm": Preset(
+        "skew reverse KL, λ = 0.1, kd_ratio 1. DistiLLM's skewed_reverse_kl",
+        {"srkl": {"kind": "skew_reverse_kl", "options": {"skew": 0.1}}},
+    ),
+    "minillm": Preset(
+        "reverse KL at every token of the student's text: MiniLLM's single-step part. Gu et al. 2023, 2306.08543",
+        {"rkl": {"kind": "reverse_kl"}},
+    ),
+    "distillkit": Preset(
+        "½ CE + ½ T² KL(p ‖ q) at T = 1. DistillKit's default losses on a dense teacher",
+        {"ce": {"weight": 0.5}, "kl": {"kind": "forward_kl", "weight": 0.5}},
+        "hinton",
+    ),
+}
+
+
+def resolve_preset(
+    preset: str, terms: Mapping[str, Mapping[str, Any] | None], temperature_scaling: str
+) -> tuple[dict[str, dict[str, Any]], str]:
+    """({term: its fields}, temperature scaling) of a preset with what a config says on top.
+
+    Of a term that both name, a config replaces single fields and single options; a term of None is taken away; fields of
+    None are not said. Raises UserError for an unknown preset.
+    """
+    if preset and preset not in PRESETS:
+        raise UserError(f"objective.preset: unknown value {preset!r}{suggest(preset, PRESETS)}")
+    chosen = PRESETS[preset] if preset else Preset("", {}, "hinton")
+    resolved = {name: {**UNLESS_SAID, **fields} for name, fields in chosen.terms.items()}
+    for name, fields in terms.items():
+        if fields is None:
+            resolved.pop(name, None)
+            continue
+        given = {field: value for field, value in fields.items() if value not in (None, "")}
+        before = resolved.get(name, UNLESS_SAID)
+        resolved[name] = {**before, **given, "options": {**before["options"], **given.get("options", {})}}
+    return resolved, chosen.temperature_scaling if temperature_scaling == "auto" else temperature_scaling

@@ -1,0 +1,177 @@
+"""Presets: what they resolve to, and that they are the losses of those they are named after, in float64."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rivals
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from distill_lit import experiment
+from distill_lit.config import ObjectiveConfig, TermConfig, load_experiment, to_dict
+from distill_lit.errors import UserError
+from distill_lit.objectives import PRESETS, build_objective, plain_losses
+
+IGNORED = -100
+QUICKSTART = Path(__file__).parents[1] / "experiments" / "quickstart.yaml"
+
+
+def example() -> tuple[Tensor, Tensor, Tensor]:
+    """(student (2, 5, 17), teacher, shifted labels (2, 5)) in float64; some tokens are not supervised."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 2, 5, 17, dtype=torch.float64) * 3
+    labels = torch.randint(0, 17, (2, 5))
+    labels[0, :2] = labels[1, -1] = IGNORED
+    return student, teacher, labels
+
+
+def ours(objective: ObjectiveConfig) -> tuple[Tensor, Tensor]:
+    """(loss, gradient) of the example."""
+    student, teacher, labels = example()
+    student.requires_grad_()
+    settled, chosen = experiment.settle_objective(objective), labels != IGNORED
+    built = build_objective(settled.terms, settled.temperature_scaling)
+    total = plain_losses(built, student[chosen], teacher[chosen], labels[chosen], denominator=chosen.sum()).total
+    total.backward()
+    return total.detach(), student.grad
+
+
+def batchmean_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """The textbook line: KL of softened logits, mean over tokens, times T²."""
+    log_q, p = (student / temperature).log_softmax(-1), (teacher / temperature).softmax(-1)
+    return F.kl_div(log_q, p, reduction="batchmean") * temperature**2
+
+
+def skewed_reverse_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """As DistiLLM's code has it: −Σ q log(0.9 p + 0.1 q) + Σ q log q."""
+    p, q = teacher.softmax(-1), student.softmax(-1)
+    return -(q * (0.9 * p + 0.1 * q).log() - q * student.log_softmax(-1)).sum(-1).mean()
+
+
+FORMULAS = {
+    "hinton": lambda s, t, y: 0.5 * F.cross_entropy(s, y) + 0.5 * batchmean_kl(s, t, 2.0),
+    "distillkit": lambda s, t, y: 0.5 * F.cross_entropy(s, y) + 0.5 * batchmean_kl(s, t, 1.0),
+    "distillm": lambda s, t, y: skewed_reverse_kl(s, t),
+    "minillm": lambda s, t, y: (s.softmax(-1) * (s.log_softmax(-1) - t.log_softmax(-1))).sum(-1).mean(),
+    "torchtune": lambda s, t, y: 0.5 * F.cross_entropy(s, y) - 0.5 * (t.softmax(-1) * s.log_softmax(-1)).sum(-1).mean(),
+}
+
+
+@pytest.mark.parametrize("preset", FORMULAS)
+def test_presets_equal_their_authors_formula(preset: str) -> None:
+    student, teacher, labels = example()
+    student.requires_grad_()
+    chosen = labels != IGNORED
+    expected = FORMULAS[preset](student[chosen], teacher[chosen], labels[chosen])
+    expected.backward()
+    loss, gradient = ours(ObjectiveConfig(preset=preset))
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(gradient, student.grad, rtol=1e-13, atol=1e-15)
+
+
+RIVALS = {
+    "torchtune forward": {"kind": "soft_cross_entropy"},
+    "torchtune reverse": {"kind": "reverse_kl"},
+    **{f"trl beta=0.0 T={t}": {"kind": "forward_kl", "temperature": t} for t in (1.0, 2.0)},
+    **{f"trl beta=1.0 T={t}": {"kind": "reverse_kl", "temperature": t} for t in (1.0, 2.0)},
+    **{
+        f"trl beta={b} T={t}": {"kind": "jensen_shannon", "temperature": t, "options": {"beta": b}}
+        for b in (0.1, 0.5)
+        for t in (1.0, 2.0)
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """Losses and gradients of the rivals' own code on the example."""
+    folder = tmp_path_factory.mktemp("rivals")
+    names = ("student", "teacher", "labels")
+    np.savez(folder / "in.npz", **{name: part.numpy() for name, part in zip(names, example(), strict=True)})
+    script = Path(__file__).parent / "rival_losses.py"
+    rivals.run_script(script, str(folder / "in.npz"), str(folder / "out.npz"))
+    return dict(np.load(folder / "out.npz"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RIVALS)
+def test_equal_to_the_rivals_own_code(name: str, theirs: dict[str, np.ndarray]) -> None:
+    objective = ObjectiveConfig(terms={"it": TermConfig(**RIVALS[name])}, temperature_scaling="none")
+    compare(ours(objective), name, theirs)
+
+
+@pytest.mark.slow
+def test_torchtunes_symmetric_loss_is_two_terms(theirs: dict[str, np.ndarray]) -> None:
+    terms = {
+        "forward": TermConfig(kind="soft_cross_entropy", weight=0.3),
+        "reverse": TermConfig(kind="reverse_kl", weight=0.7),
+    }
+    compare(ours(ObjectiveConfig(terms=terms)), "torchtune symmetric 0.3", theirs)
+
+
+@pytest.mark.slow
+def test_presets_equal_the_rivals_own_code(theirs: dict[str, np.ndarray]) -> None:
+    compare(ours(ObjectiveConfig(preset="trl")), "trl beta=0.5 T=1.0", theirs)
+    only_kd = ObjectiveConfig(preset="torchtune", terms={"ce": None, "kd": TermConfig(weight=1.0)})
+    compare(ours(only_kd), "torchtune forward", theirs)
+
+
+def compare(found: tuple[Tensor, Tensor], name: str, theirs: dict[str, np.ndarray]) -> None:
+    torch.testing.assert_close(found[0], torch.from_numpy(theirs[f"{name}/loss"]), rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(found[1], torch.from_numpy(theirs[f"{name}/grad"]), rtol=1e-12, atol=1e-15)
+
+
+# ---------------------------------------------------------------- in a config
+
+
+def settled(*changes: str) -> dict:
+    config = load_experiment(QUICKSTART, ["objective.terms.kl=null", *changes])
+    (_, point), *_ = experiment.settled_points(config)
+    return to_dict(point.objective)
+
+
+def test_a_preset_is_spelled_out() -> None:
+    objective = settled("objective.preset=hinton")
+    assert objective["preset"] == ""
+    assert objective["temperature_scaling"] == "hinton"
+    assert objective["terms"]["ce"]["weight"] == 0.5
+    assert objective["terms"]["ce"]["temperature"] == 1.0
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_builds(preset: str) -> None:
+    config = experiment.settle_objective(ObjectiveConfig(preset=preset))
+    assert build_objective(config.terms, config.temperature_scaling).squared_temperature == (
+        PRESETS[preset].temperature_scaling == "hinton"
+    )
+
+
+def test_terms_change_single_fields_of_a_preset() -> None:
+    terms = {"kl": TermConfig(temperature=4.0), "ce": None, "rkl": TermConfig(kind="reverse_kl", weight=0.1)}
+    changed = experiment.settle_objective(ObjectiveConfig(preset="hinton", terms=terms, temperature_scaling="none"))
+    assert {name: (t.kind, t.weight, t.temperature) for name, t in changed.terms.items()} == {
+        "kl": ("forward_kl", 0.5, 4.0),
+        "rkl": ("reverse_kl", 0.1, 1.0),
+    }
+    assert changed.temperature_scaling == "none"
+    skewed = experiment.settle_objective(
+        ObjectiveConfig(preset="distillm", terms={"srkl": TermConfig(options={"skew": 0.2})})
+    )
+    assert skewed.terms["srkl"].options == {"skew": 0.2}
+    assert skewed.terms["srkl"].kind == "skew_reverse_kl"
+
+
+def test_presets_are_an_axis_of_a_grid() -> None:
+    changes = ["grid={objective.preset: [trl, hinton], student: [deep]}", "objective.terms.kl=null"]
+    cells = [cell for cell in experiment.plan(load_experiment(QUICKSTART, changes)) if cell.role == "distilled"]
+    assert [cell.label for cell in cells] == ["deep-preset=trl", "deep-preset=hinton"]
+    assert [sorted(cell.config.objective.terms) for cell in cells] == [["jsd"], ["ce"]]
+    plain = [cell for cell in experiment.plan(load_experiment(QUICKSTART, changes)) if cell.role == "ce_only"]
+    assert [sorted(cell.config.objective.terms) for cell in plain] == [["ce"]]
+
+
+def test_an_unknown_preset_is_refused() -> None:
+    with pytest.raises(UserError, match=r"objective\.preset: unknown value 'hintn'; did you mean 'hinton'"):
+        experiment.check(load_experiment(QUICKSTART, ["objective.preset=hintn"]))
