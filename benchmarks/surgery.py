@@ -27,7 +27,7 @@ from distill_lit.heads import head_of
 from distill_lit.models import Calibration, initial_student, load_model, load_tokenizer, model_folder, size_of
 from distill_lit.models.students import kept_layers
 from distill_lit.models.surgery import METHODS
-from distill_lit.objectives.objective import measure_sums
+from distill_lit.objectives.sums import Tokens, measure_sums, soften
 from distill_lit.signals import last_hidden
 
 ROWS_AT_A_TIME = 2
@@ -79,11 +79,11 @@ def fidelity(student: Any, teacher: Any, rows: data.Packed, vocabulary: int) -> 
         numbers = torch.arange(start, min(start + ROWS_AT_A_TIME, len(rows))).numpy()
         batch = make_batch(rows, numbers, 1)
         chosen = batch["labels"][:, 1:] >= 0
-        logits = [
+        q, p = (
             head.finish(head.project(last_hidden(model, batch)[:, :-1][chosen]))
             for model, head in zip((student, teacher), heads, strict=True)
-        ]
-        for name, value in measure_sums(*logits, batch["labels"][:, 1:][chosen]).items():
+        )
+        for name, value in measure_sums(soften(Tokens(q, p, batch["labels"][:, 1:][chosen]), None)).items():
             sums[name] = sums.get(name, 0.0) + float(value)
         count += int(chosen.sum())
     perplexity = float(torch.tensor(sums["student_nll"] / count).exp())
