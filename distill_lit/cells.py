@@ -4,13 +4,12 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from distill_lit import data, hardware
 from distill_lit.board import write_final
 from distill_lit.config import DataConfig, ExperimentConfig, to_dict, to_yaml
-from distill_lit.data.loader import PackedDataModule, calibration_batch
+from distill_lit.data.loader import PackedDataModule, calibration_batches
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.evaluation.evaluate import evaluate_model
 from distill_lit.experiment import (
@@ -50,8 +49,6 @@ from distill_lit.signals import CachedTeacher, LiveTeacher, TeacherSignal
 from distill_lit.signals.cached import cache_folder, is_complete, write_cache
 from distill_lit.signals.generated import Writer, is_written, resolve_corpora, write_corpus
 from distill_lit.training import Report, Run, train, validate
-
-CALIBRATION_ROWS, CALIBRATION_BATCHES = 4, 4
 
 
 def run_cell(cell: Cell, folder: Path, report: Report) -> None:
@@ -199,7 +196,7 @@ def _build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> d
         config.students[cell.student],
         teacher,
         Calibration(
-            calibration(prepared),
+            calibration_batches(prepared.train),
             prepared.fingerprint,
             _dtype(config.teacher.dtype),
             lambda done, total: report("choose layers", done, total, "trials", {}),
@@ -291,14 +288,6 @@ def _signal(config: ExperimentConfig, teacher: Path, prepared: data.PreparedData
 
 def _signal_folder(config: ExperimentConfig, teacher: Path, prepared: data.PreparedData) -> Path:
     return cache_folder(model_fingerprint(teacher), prepared.fingerprint, _dtype(config.teacher.dtype))
-
-
-def calibration(prepared: data.PreparedData) -> list[dict[str, torch.Tensor]]:
-    """The first training rows as inputs for measured importance."""
-    rows = np.arange(min(CALIBRATION_ROWS * CALIBRATION_BATCHES, len(prepared.train)))
-    return [
-        calibration_batch(prepared.train, rows[i : i + CALIBRATION_ROWS]) for i in range(0, len(rows), CALIBRATION_ROWS)
-    ]
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from distill_lit import data
 from distill_lit.config import CorpusConfig, DataConfig, LoraConfig, StudentConfig, TermConfig, WidthConfig
-from distill_lit.data.loader import PackedDataModule, calibration_batch
+from distill_lit.data.loader import PackedDataModule, calibration_batches
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.errors import UserError
 from distill_lit.models import (
@@ -54,8 +54,7 @@ def prepared(teacher: Path, tiny_corpus: Path) -> data.PreparedData:
 @pytest.fixture
 def calibration(prepared: data.PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calibration:
     monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
-    rows = torch.arange(4).numpy()
-    return Calibration([calibration_batch(prepared.train, rows), calibration_batch(prepared.train, rows + 4)], "text")
+    return Calibration(calibration_batches(prepared.train, rows=8), "text")
 
 
 @pytest.mark.parametrize(

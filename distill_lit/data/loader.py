@@ -63,16 +63,21 @@ def make_batch(packed: Packed, rows: np.ndarray, step_tokens: int) -> Batch:
     return {**batch, "step_tokens": torch.tensor(max(1, step_tokens))}
 
 
-def calibration_batch(packed: Packed, rows: np.ndarray) -> Batch:
-    """Rows as a model's own inputs (input_ids, position_ids, attention_mask), and `valid` (B, T) bool: not padding."""
-    batch = make_batch(packed, rows, 1)
-    documents = batch["document_ids"]
-    return {
-        "input_ids": batch["input_ids"],
-        "position_ids": batch["position_ids"],
-        "attention_mask": attention_mask(documents),
-        "valid": documents > 0,
-    }
+def calibration_batches(packed: Packed, rows: int = 16, size: int = 4) -> list[Batch]:
+    """The first rows, `size` at a time, as a model's own inputs (input_ids, position_ids, attention_mask) with `valid`
+    (B, T) bool: not padding."""
+    batches = [
+        make_batch(packed, np.arange(i, min(i + size, len(packed))), 1) for i in range(0, min(rows, len(packed)), size)
+    ]
+    return [
+        {
+            "input_ids": batch["input_ids"],
+            "position_ids": batch["position_ids"],
+            "attention_mask": attention_mask(batch["document_ids"]),
+            "valid": batch["document_ids"] > 0,
+        }
+        for batch in batches
+    ]
 
 
 class PackedLoader:
