@@ -30,7 +30,7 @@ from transformers import (
 from distill_lit.errors import UserError
 from distill_lit.evaluation import harness
 from distill_lit.evaluation.harness import PrefixTreeLM
-from distill_lit.evaluation.packing import ancestor_mask, pack_sequences
+from distill_lit.evaluation.packing import Pack, ancestor_mask, batch_packs, pack_sequences
 
 SMALL = {
     "vocab_size": 300,
@@ -97,6 +97,12 @@ def hflm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> HFLM:
 
 
 # ---------------------------------------------------------------------- packing
+
+
+def test_batches_of_rows_by_hand() -> None:
+    packs = [Pack(tokens=[0] * size) for size in (3, 9, 4, 10, 30, 5)]
+    sizes = [[len(pack.tokens) for pack in batch] for batch in batch_packs(packs, 20)]
+    assert sizes == [[30], [10, 9], [5, 4, 3]]
 
 
 def test_a_pack_by_hand() -> None:
@@ -191,7 +197,7 @@ def test_bfloat16_scores_in_float32(tokenizer: PreTrainedTokenizerFast) -> None:
 def test_counts(tokenizer: PreTrainedTokenizerFast) -> None:
     requests = pairs()
     steps: list[tuple[int, int]] = []
-    lm = PrefixTreeLM(llama(), tokenizer, pack_tokens=10_000, keep_token_logprobs=True)
+    lm = PrefixTreeLM(llama(), tokenizer, pack_tokens=10_000, row_tokens=10_000, keep_token_logprobs=True)
     lm.start(lambda done, total: steps.append((done, total)))
     found = lm.loglikelihood(instances(requests))
     encoded = [lm._encode_pair(c, t) for c, t in requests if c]

@@ -5,7 +5,8 @@ itself with HFLM on a few requests before it is trusted, and steps aside where a
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,7 +16,7 @@ from lm_eval.models.utils import _add_special_kwargs, has_bos_prefix
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill_lit.errors import UserError
-from distill_lit.evaluation.packing import Pack, ancestor_mask, pack_sequences
+from distill_lit.evaluation.packing import Pack, ancestor_mask, batch_packs, pack_sequences
 from distill_lit.models.loading import load_model, load_tokenizer
 from distill_lit.models.quantise import is_quantised
 
@@ -26,7 +27,8 @@ PLAIN_BATCH = 8  # sequences per forward of HFLM itself: a trial of sizes takes 
 CHECKED = 3  # requests compared with HFLM at first; one more whenever a longer one comes
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats per token
 LOOSE_TOLERANCE = 0.25  # bfloat16 and float16: the order of their sums differs
-HEAD_ROWS = 256  # rows of logits normalised at a time
+ROW_TOKENS = 160  # nodes of a row, unless one context has more: measured, see benchmarks/harness.md
+HEAD_ROWS = 16  # rows of logits normalised at a time: what the sums need then stays in the processor's cache
 
 
 class PrefixTreeLM(HFLM):
@@ -40,13 +42,14 @@ class PrefixTreeLM(HFLM):
         tokenizer: PreTrainedTokenizerBase,
         *,
         pack_tokens: int = 512,
+        row_tokens: int = ROW_TOKENS,
         keep_token_logprobs: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         super().__init__(
             pretrained=model, tokenizer=tokenizer, backend="causal", softmax_dtype="float32", batch_size=PLAIN_BATCH
         )
-        self.pack_tokens = pack_tokens
+        self.pack_tokens, self.row_tokens = pack_tokens, min(row_tokens, pack_tokens)
         self.token_logprobs: dict[tuple[str, str], list[float]] | None = {} if keep_token_logprobs else None
         self._distrust = ""  # why this model is never packed
         self._verified_tokens = 0
@@ -187,40 +190,52 @@ class PrefixTreeLM(HFLM):
         kept = self.max_length + 1
         sequences = [((context + continuation)[-kept:], len(continuation)) for _, context, continuation in requests]
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        for pack in pack_sequences(sequences, self.pack_tokens):
-            logprobs, greedy = self._score_pack(pack)
+        rows = pack_sequences(sequences, self.row_tokens, 4 * self.pack_tokens)
+        for batch in batch_packs(rows, self.pack_tokens):
+            every = [scored for pack in batch for scored in pack.scored]
+            logprobs, greedy = self._score_batch(batch)
             start = 0
-            for scored in pack.scored:
+            for scored in every:
                 part = slice(start, start := start + len(scored.targets))
                 answers[scored.number] = (sum(logprobs[part]), all(greedy[part]))
                 pair = requests[scored.number][0]
                 if self.token_logprobs is not None and pair is not None:
                     self.token_logprobs[pair] = logprobs[part]
-            self.tokens_forwarded += len(pack.tokens)
-            self._advance(len(pack.scored))
+            self.tokens_forwarded += sum(len(pack.tokens) for pack in batch)
+            self._advance(len(every))
         return answers
 
     @torch.inference_mode()
-    def _score_pack(self, pack: Pack) -> tuple[list[float], list[bool]]:
+    def _score_batch(self, batch: list[Pack]) -> tuple[list[float], list[bool]]:
         """(log-probability, whether it is the most probable token) of every scored token, sequence after sequence."""
-        nodes = sorted({node for scored in pack.scored for node in scored.nodes})
-        row_of = {node: row for row, node in enumerate(nodes)}
-        rows = torch.tensor([row_of[node] for scored in pack.scored for node in scored.nodes], device=self.device)
-        targets = torch.tensor([token for scored in pack.scored for token in scored.targets], device=self.device)
-        logits = self.model(
-            input_ids=torch.tensor([pack.tokens], device=self.device),
-            attention_mask=self._attention_mask(pack),
-            position_ids=torch.tensor([pack.depths], device=self.device),
-            logits_to_keep=torch.tensor(nodes, device=self.device),
-            use_cache=False,
-        ).logits[0]  # (nodes, V)
+        width = len(batch[0].tokens)  # the longest is the first
+        places = [(row * width + node, token) for row, pack in enumerate(batch) for scored in pack.scored
+                  for node, token in zip(scored.nodes, scored.targets, strict=True)]  # fmt: skip
+        nodes = sorted({node for node, _ in places})
+        line_of = {node: line for line, node in enumerate(nodes)}
+        lines = torch.tensor([line_of[node] for node, _ in places], device=self.device)
+        targets = torch.tensor([token for _, token in places], device=self.device)
+        with _head_only_at(self.model, torch.tensor(nodes, device=self.device)):
+            logits = self.model(
+                input_ids=self._padded([pack.tokens for pack in batch], width),
+                attention_mask=self._attention_mask(batch, width),
+                position_ids=self._padded([pack.depths for pack in batch], width),
+                use_cache=False,
+            ).logits[0]  # (nodes, V)
         totals, best = _normalise(logits)
-        chosen = logits[rows, targets].to(totals.dtype)
-        return (chosen - totals[rows]).tolist(), (best[rows] == targets).tolist()
+        chosen = logits[lines, targets].to(totals.dtype)
+        return (chosen - totals[lines]).tolist(), (best[lines] == targets).tolist()
 
-    def _attention_mask(self, pack: Pack) -> torch.Tensor:
-        """(1, 1, N, N): booleans, or numbers to add where the attention is written out."""
-        mask = ancestor_mask(pack.parents)[None, None].to(self.device)
+    def _padded(self, rows: list[list[int]], width: int) -> torch.Tensor:
+        return torch.tensor([row + [0] * (width - len(row)) for row in rows], device=self.device)
+
+    def _attention_mask(self, batch: list[Pack], width: int) -> torch.Tensor:
+        """(rows, 1, N, N): booleans, or numbers to add where the attention is written out."""
+        mask = torch.eye(width, dtype=torch.bool).repeat(len(batch), 1, 1)  # padding sees itself, for no row is empty
+        for row, pack in enumerate(batch):
+            count = len(pack.parents)
+            mask[row, :count, :count] = ancestor_mask(pack.parents)
+        mask = mask[:, None].to(self.device)
         if self.model.config._attn_implementation == "eager":
             dtype = self.model.dtype
             return torch.zeros(mask.shape, dtype=dtype, device=self.device).masked_fill_(~mask, torch.finfo(dtype).min)
@@ -262,6 +277,18 @@ def _move_blanks(context: str, continuation: str) -> tuple[str, str]:
     """Blanks at the end of the context go to the continuation, as HFLM does it, so that words keep their tokens."""
     blanks = len(context) - len(context.rstrip())
     return (context[:-blanks], context[-blanks:] + continuation) if blanks else (context, continuation)
+
+
+@contextmanager
+def _head_only_at(model: PreTrainedModel, nodes: torch.Tensor) -> Iterator[None]:
+    """Inside: logits are (1, len(nodes), V), for these places of the flattened batch. `logits_to_keep` of transformers
+    takes the same places in every row, and not every model knows it."""
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].flatten(0, -2)[nodes][None], *inputs[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _normalise(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,10 +1,11 @@
 """Token sequences to prefix trees: each distinct prefix is one node, and is computed once.
 
 A pack is a forest of such nodes in one row. A node attends to its ancestors, its position is its depth, and the model's
-head is applied only where a token is scored. Exact for decoders with full attention.
+head is applied only where a token is scored. Exact for decoders with full attention. Rows are kept short, and several go
+through the model together: attention costs the square of a row, everything else only its length.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -29,16 +30,17 @@ class Pack:
     scored: list[Scored] = field(default_factory=list)
 
 
-def pack_sequences(sequences: Sequence[tuple[list[int], int]], size: int) -> Iterator[Pack]:
+def pack_sequences(sequences: Sequence[tuple[list[int], int]], size: int, most: int | None = None) -> Iterator[Pack]:
     """Packs of about `size` nodes. `sequences`: (tokens, how many of the last ones are scored, at least one). A shared
-    context is not cut until the pack is four times that size."""
+    context is not cut until the pack has `most` nodes, by default four times that size."""
+    most = most or 4 * size
     pack, path, previous = Pack(), [], []  # type: Pack, list[int], list[int]
     for number in sorted(range(len(sequences)), key=lambda n: sequences[n][0]):
         tokens, count = sequences[number]
         read = tokens[:-1]  # the last token is predicted, never read
         shared = _common_prefix(previous, read)
         grown = len(pack.tokens) + len(read) - shared
-        if pack.scored and grown > size and (2 * shared < len(read) or grown > 4 * size):
+        if pack.scored and grown > size and (2 * shared < len(read) or grown > most):
             yield pack
             pack, path, shared = Pack(), [], 0
         path = path[:shared]
@@ -51,6 +53,19 @@ def pack_sequences(sequences: Sequence[tuple[list[int], int]], size: int) -> Ite
         previous = read
     if pack.scored:
         yield pack
+
+
+def batch_packs(packs: Iterable[Pack], size: int) -> Iterator[list[Pack]]:
+    """Packs of about the same length together, largest first, so that they fill at most `size` nodes with their padding
+    (one that is larger stands alone)."""
+    batch: list[Pack] = []
+    for pack in sorted(packs, key=lambda pack: -len(pack.tokens)):
+        if batch and len(batch[0].tokens) * (len(batch) + 1) > size:
+            yield batch
+            batch = []
+        batch.append(pack)
+    if batch:
+        yield batch
 
 
 def ancestor_mask(parents: Sequence[int]) -> torch.Tensor:

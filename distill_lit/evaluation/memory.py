@@ -1,0 +1,37 @@
+"""The peak memory of this process since a moment, in bytes: resident pages on CPUs, allocations on a GPU."""
+
+import contextlib
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def start_peak(device: torch.device) -> int:
+    """Forgets the peak so far; returns the bytes in use now."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    with contextlib.suppress(OSError):
+        CLEAR.write_text("5")  # Linux: sets the peak to what is resident now
+    return _status("VmRSS") or read_peak(device)
+
+
+def read_peak(device: torch.device) -> int:
+    """The most bytes in use since `start_peak` (where the system cannot forget: since the process began)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return _status("VmHWM") or most * (1 if sys.platform == "darwin" else 1024)
+
+
+def _status(name: str) -> int:
+    """A line of /proc/self/status in bytes; 0 where there is none."""
+    try:
+        lines = STATUS.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
