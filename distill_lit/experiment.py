@@ -129,10 +129,13 @@ def _all_cells(config: ExperimentConfig) -> Iterable[Cell]:
         yield _int8_cell(config)
     for name, reference in config.rivals.items():
         yield Cell(RIVAL, name, _identity(rival=reference), config, reference=reference)
-    for role in (UNTOUCHED, CE_ONLY, DISTILLED):
-        if role == DISTILLED or role in config.baselines:
-            for values, point in points:
-                yield _student_cell(role, values, point)
+    # seed by seed, so that an experiment that is not finished yet has whole comparisons already
+    for seed in dict.fromkeys(point.seed for _, point in points):
+        for role in (UNTOUCHED, CE_ONLY, DISTILLED):
+            if role == DISTILLED or role in config.baselines:
+                for values, point in points:
+                    if point.seed == seed:
+                        yield _student_cell(role, values, point)
 
 
 def _teacher_cell(config: ExperimentConfig) -> Cell:
