@@ -25,6 +25,7 @@ from distill_lit.experiment import (
 )
 from distill_lit.files import fingerprint, hashes_of, read_json, write_json, write_text, writing
 from distill_lit.heads import head_of
+from distill_lit.matching import build_matching
 from distill_lit.models import (
     CARD,
     INT8,
@@ -237,6 +238,8 @@ def _training_run(
     config, length = cell.config, prepared.train.length
     module = PackedDataModule(prepared.train, prepared.validation, config.training, config.seed)
     objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
+    model = getattr(signal, "model", None)
+    matching = build_matching(objective, student, model, calibration_batches(prepared.train), config.seed)
     distiller = Distiller(
         student,
         vocabulary,
@@ -246,6 +249,7 @@ def _training_run(
         module.steps,
         length,
         _head_settings(config, vocabulary),
+        matching,
     )
     origin = _origin(cell, teacher, student, prepared, objective)
     return Run(folder, distiller, module, config.training, config.seed, report, origin, config.launcher.changed)

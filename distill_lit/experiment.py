@@ -11,7 +11,8 @@ from distill_lit.config import CorpusConfig, ExperimentConfig, ObjectiveConfig, 
 from distill_lit.errors import UserError
 from distill_lit.evaluation.tasks import check_tasks
 from distill_lit.files import fingerprint
-from distill_lit.models import INT8, check_int8, check_student, check_student_fits, model_folder
+from distill_lit.matching import check_fit, check_source
+from distill_lit.models import INT8, check_int8, check_student, check_student_fits, load_config, model_folder
 from distill_lit.objectives import build_objective, check_signal, resolve_preset
 from distill_lit.signals.generated import REMOTE_WITHOUT_EFFECT, check_generated
 from distill_lit.signals.generated import references as generated_references
@@ -64,16 +65,20 @@ def check(config: ExperimentConfig) -> None:
         if point.teacher.source == "none" and objective.needs_teacher:
             raise UserError("teacher.source: none, and a term of the objective compares with the teacher")
         check_signal(objective, "dense", f"teacher.source {point.teacher.source}")
+        check_source(objective, point.teacher.source, point.training.compile)
         data.check(point.data, point.benchmarks)
         check_generated(point.data, point.benchmarks)
     check_tasks(config.evaluation, config.benchmarks)
 
 
 def check_against_teacher(config: ExperimentConfig) -> None:
-    """Raises UserError for what the teacher's config shows to be wrong: a student it cannot give. The teacher must have
-    been fetched; its weights are not loaded."""
+    """Raises UserError for what the teacher's config shows to be wrong: a student it cannot give, a term that does not fit
+    both. The teacher must have been fetched; no weights are loaded."""
     for _, point in expand(config):
-        check_student_fits(point.student, point.students[point.student], model_folder(point.teacher.model))
+        folder = model_folder(point.teacher.model)
+        student = check_student_fits(point.student, point.students[point.student], folder)
+        objective = build_objective(point.objective.terms, point.objective.temperature_scaling)
+        check_fit(objective, student, load_config(folder))
 
 
 def settle(config: ExperimentConfig) -> ExperimentConfig:
@@ -203,7 +208,7 @@ def _student_identity(role: str, config: ExperimentConfig) -> str:
 def _objective_identity(config: ExperimentConfig) -> dict[str, Any]:
     """The terms that have a weight, and the scaling of those with a teacher; how the head computes them decides nothing."""
     objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
-    used = {term.name for term in objective.terms}
+    used = set(objective.names)
     unless_said = TermConfig(weight=1.0, temperature=1.0)
     terms = {
         name: {key: value for key, value in decisive(term).items() if value != getattr(unless_said, key)}

@@ -30,11 +30,13 @@ def show(what: str, console: Console) -> int:
 
 
 def _objectives() -> Iterable[Line]:
-    from distill_lit.objectives import LOSSES, PRESETS
+    from distill_lit.objectives import LOSSES, PRESETS, REPRESENTATIONS
 
     for name, kind in LOSSES.items():
         options = f" [{', '.join(kind.options)}]" if kind.options else ""
         yield name, kind.about + options
+    for name, other in REPRESENTATIONS.items():
+        yield name, f"{other.about} [{', '.join(other.options)}]; needs a live teacher"
     for name, preset in PRESETS.items():
         yield f"preset: {name}", preset.about
 

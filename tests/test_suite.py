@@ -25,7 +25,8 @@ ALLOWED = {
     "evaluation": {"config", "models", "assets", "benchmarks"},
     "analysis": {"config"},
     "report": {"config", "analysis"},
-    "distiller": {"config", "objectives", "signals", "models"},
+    "matching": {"objectives", "models", "data"},
+    "distiller": {"config", "objectives", "signals", "models", "matching"},
 }
 NEUTRAL = {"errors", "files", "heads", "targets"}
 

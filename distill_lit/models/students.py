@@ -48,10 +48,11 @@ def check_student(name: str, student: StudentConfig) -> None:
         assets.check(student.from_)
 
 
-def check_student_fits(name: str, student: StudentConfig, teacher: Path) -> None:
-    """Raises UserError when the teacher's config cannot give the student. No weights are loaded."""
+def check_student_fits(name: str, student: StudentConfig, teacher: Path) -> Any:
+    """The student's transformers config, see `student_config`. Raises UserError when the teacher cannot give it. No
+    weights are loaded."""
     with _key(name):
-        student_config(student, load_config(teacher))
+        return student_config(student, load_config(teacher))
 
 
 def student_config(student: StudentConfig, teacher: Any) -> Any:
