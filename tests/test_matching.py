@@ -235,7 +235,9 @@ name: tiny
 teacher: {{model: "file:{teacher}", dtype: float32}}
 students: {{one: {{depth: 2, layers: uniform, width: {{hidden_size: 24}}, lora: {{rank: 2}}}}}}
 data: {{length: 32, validation: 4, tokens: 2048, corpora: {{text: {{path: "file:{corpus}"}}}}}}
-objective: {{terms: {{hidden: {{options: {{projector: true, layers: similar}}}}, kl: {{kind: forward_kl}}}}, compile: never}}
+objective:
+  compile: never
+  terms: {{hidden: {{options: {{projector: true, layers: similar}}}}, kl: {{kind: forward_kl}}}}
 training: {{tokens: 1024, batch: 4, precision: float32, accelerator: cpu}}
 evaluation: {{tasks: [sciq], limit: 4}}
 baselines: [untouched]
