@@ -74,7 +74,7 @@ def check(config: ExperimentConfig) -> None:
 def check_against_teacher(config: ExperimentConfig) -> None:
     """Raises UserError for what the teacher's config shows to be wrong: a student it cannot give, a term that does not fit
     both. The teacher must have been fetched; no weights are loaded."""
-    for _, point in expand(config):
+    for _, point in settled_points(config):
         folder = model_folder(point.teacher.model)
         student = check_student_fits(point.student, point.students[point.student], folder)
         objective = build_objective(point.objective.terms, point.objective.temperature_scaling)
