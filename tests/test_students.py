@@ -16,6 +16,7 @@ from distill_lit.config import CorpusConfig, DataConfig, LoraConfig, StudentConf
 from distill_lit.data.loader import PackedDataModule, calibration_batches
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.errors import UserError
+from distill_lit.heads import Head
 from distill_lit.models import (
     Calibration,
     check_student,
@@ -32,7 +33,7 @@ from distill_lit.models import (
     trained_share,
 )
 from distill_lit.models.lora import add_adapters
-from distill_lit.objectives import build_objective
+from distill_lit.objectives import build_objective, fused_losses
 from distill_lit.signals import LiveTeacher
 from distill_lit.training import Run, train
 
@@ -304,3 +305,16 @@ def test_adapters_on_every_shape_of_model(name: str) -> None:
     before = model(IDS).logits
     assert (before - make_family(name)(IDS).logits).abs().max() > 0.01
     torch.testing.assert_close(merge_adapters(model)(IDS).logits, before, rtol=0, atol=1e-4)
+
+
+def test_a_frozen_head_gets_no_gradient_and_changes_no_other() -> None:
+    weight, hidden = torch.randn(50, 8), torch.randn(6, 8)
+    labels, objective = torch.randint(50, (6,)), build_objective({"ce": TermConfig()})
+    grads = []
+    for is_frozen in (False, True):
+        head = Head(weight.clone().requires_grad_(not is_frozen), None, 1.0, 0.0, 50)
+        inputs = hidden.clone().requires_grad_()
+        fused_losses(objective, inputs, head, None, labels, denominator=torch.tensor(6), chunk=4).total.backward()
+        assert (head.weight.grad is None) == is_frozen
+        grads.append(inputs.grad)
+    assert torch.equal(*grads)

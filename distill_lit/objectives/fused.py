@@ -123,14 +123,16 @@ class _FusedLosses(torch.autograd.Function):
         number = plan.weights.dtype
         total, terms = torch.zeros((), dtype=number, device=hidden.device), torch.zeros_like(plan.weights)
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=number)
+        # under adapters the head is frozen: its gradient would be as large as the head, and thrown away
+        grad_weight = torch.zeros_like(weight, dtype=number) if ctx.needs_input_grad[1] else None
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=number)
         head = head.cast(hidden.dtype)
         for rows in _chunks(hidden, plan.chunk):
             loss, sums, grad = _chunk(head, hidden[rows], plan, rows, measures)
             total, terms = total + loss, terms + sums
             grad_hidden[rows] = grad @ head.weight
-            grad_weight[: head.vocabulary] += grad.t() @ hidden[rows]
+            if grad_weight is not None:
+                grad_weight[: head.vocabulary] += grad.t() @ hidden[rows]
             if grad_bias is not None:
                 grad_bias[: head.vocabulary] += grad.sum(0, dtype=number)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
@@ -142,10 +144,12 @@ class _FusedLosses(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> Any:
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
-        scaled_bias = None if grad_bias is None else (upstream * grad_bias).to(ctx.weight_dtype)
+        scaled_weight, scaled_bias = (
+            None if grad is None else (upstream * grad).to(ctx.weight_dtype) for grad in (grad_weight, grad_bias)
+        )
         return (
             (upstream * grad_hidden).to(grad_hidden.dtype),
-            (upstream * grad_weight).to(ctx.weight_dtype),
+            scaled_weight,
             scaled_bias,
             None,
             None,
