@@ -8,7 +8,7 @@ import torch
 
 from distill_lit import data, hardware
 from distill_lit.board import write_final
-from distill_lit.config import DataConfig, ExperimentConfig, to_dict, to_yaml
+from distill_lit.config import DataConfig, ExperimentConfig, StudentConfig, to_dict, to_yaml
 from distill_lit.data.loader import PackedDataModule, calibration_batches
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.evaluation.evaluate import evaluate_model
@@ -25,7 +25,7 @@ from distill_lit.experiment import (
 )
 from distill_lit.files import fingerprint, hashes_of, read_json, write_json, write_text, writing
 from distill_lit.heads import head_of
-from distill_lit.matching import build_matching
+from distill_lit.matching import Matching, build_matching
 from distill_lit.models import (
     CARD,
     INT8,
@@ -44,6 +44,7 @@ from distill_lit.models import (
     trained_share,
 )
 from distill_lit.models.loading import weight_bytes
+from distill_lit.models.students import kept_layers
 from distill_lit.objectives import Objective, build_objective, can_compile, chunk_for
 from distill_lit.provenance import provenance
 from distill_lit.signals import CachedTeacher, LiveTeacher, TeacherSignal
@@ -193,17 +194,13 @@ def _build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> d
     config = cell.config
     prepared = _prepare(config, teacher)
     vocabulary = max(load_tokenizer(teacher).get_vocab().values()) + 1
-    student = initial_student(
-        config.students[cell.student],
-        teacher,
-        Calibration(
-            calibration_batches(prepared.train),
-            prepared.fingerprint,
-            _dtype(config.teacher.dtype),
-            lambda done, total: report("choose layers", done, total, "trials", {}),
-        ),
-        config.seed,
+    measured = Calibration(
+        calibration_batches(prepared.train),
+        prepared.fingerprint,
+        _dtype(config.teacher.dtype),
+        lambda done, total: report("choose layers", done, total, "trials", {}),
     )
+    student = initial_student(config.students[cell.student], teacher, measured, config.seed)
     trained = trained_share(student)
     run = _training_run(
         cell, folder, student, vocabulary, prepared, _signal(config, teacher, prepared, vocabulary), report, teacher
@@ -222,7 +219,15 @@ def _build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> d
         "data": prepared.statistics,
         **_size_facts(size),
         **_cost_facts(cell, run, size, trained, teacher),
+        **_choices(config.students[cell.student], teacher, measured, run.distiller.matching),
     }
+
+
+def _choices(student: StudentConfig, teacher: Path, measured: Calibration, matching: Matching | None) -> dict[str, Any]:
+    """Which of the teacher's layers the student kept, and which layers were compared with which."""
+    is_cut = not student.from_ and not student.config
+    kept = {"kept_layers": kept_layers(student, teacher, measured)} if is_cut else {}
+    return kept | ({"layer_maps": {term.name: pairs for term, pairs in matching.matched}} if matching else {})
 
 
 def _training_run(

@@ -274,5 +274,7 @@ def test_the_whole_way_with_inner_states_width_and_adapters(tmp_path: Path, teac
     assert opened.config.hidden_size == 24
     assert not information["unexpected_keys"]
     assert not information["missing_keys"]
-    metrics = json.loads((folder / "manifest.json").read_text())["metrics"]
-    assert {"train/hidden", "validation/hidden", "train/kl"} <= set(metrics)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert {"train/hidden", "validation/hidden", "train/kl"} <= set(manifest["metrics"])
+    assert manifest["kept_layers"] == [0, 3]
+    assert [pair[0] for pair in manifest["layer_maps"]["hidden"]] == [0, 1]
