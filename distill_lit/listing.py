@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from distill_lit.config import ExperimentConfig, find_configs
+from distill_lit.config import CorpusConfig, ExperimentConfig, StudentConfig, TermConfig, find_configs
 
 Line = tuple[str, str]
 
@@ -78,6 +78,8 @@ def _assets() -> Iterable[Line]:
 
 def _knobs() -> Iterable[Line]:
     yield from _knobs_of(ExperimentConfig, "")
+    for path, section in (("students", StudentConfig), ("data.corpora", CorpusConfig), ("objective.terms", TermConfig)):
+        yield from _knobs_of(section, f"{path}.NAME.")
 
 
 def _knobs_of(section: Any, path: str) -> Iterable[Line]:
