@@ -1,5 +1,7 @@
 """Which layer of the student learns from which of the teacher. Layers count from 0."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -32,7 +34,8 @@ def similar_pairs(student: list[Tensor], teacher: list[Tensor]) -> list[Pair]:
 
     student, teacher: outputs (N, D) of each layer for the same N tokens.
     """
-    scores = torch.stack([torch.stack([linear_cka(a, b) for b in teacher]) for a in student])
+    ours, theirs = ([_Features.of(states) for states in layers] for layers in (student, teacher))
+    scores = torch.stack([torch.stack([_alignment(a, b) for b in theirs]) for a in ours])
     best, came_from = scores[0], []
     for row in scores[1:]:
         # best[t]: largest sum of the layers so far, the last of them with teacher layer t
@@ -52,11 +55,22 @@ def linear_cka(a: Tensor, b: Tensor) -> Tensor:
 
     Tokens are brought to length 1 first: else the few of enormous norm that language models have decide alone.
     """
-    a, b = (_centred(features) for features in (a, b))
-    alignment: Tensor = (b.T @ a).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm()).clamp(min=1e-12)
-    return alignment
+    return _alignment(_Features.of(a), _Features.of(b))
 
 
-def _centred(features: Tensor) -> Tensor:
-    features = torch.nn.functional.normalize(features.float(), dim=-1)
-    return features - features.mean(0)
+class _Features(NamedTuple):
+    """Centred features (N, D) and the norm of their own covariance."""
+
+    values: Tensor
+    size: Tensor
+
+    @classmethod
+    def of(cls, states: Tensor) -> "_Features":
+        values = torch.nn.functional.normalize(states.float(), dim=-1)
+        values = values - values.mean(0)
+        return cls(values, (values.T @ values).norm())
+
+
+def _alignment(a: _Features, b: _Features) -> Tensor:
+    overlap: Tensor = (b.values.T @ a.values).square().sum()
+    return overlap / (a.size * b.size).clamp(min=1e-12)
