@@ -199,6 +199,7 @@ def _build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> d
         prepared.fingerprint,
         _dtype(config.teacher.dtype),
         lambda done, total: report("choose layers", done, total, "trials", {}),
+        hardware.device_for(config.training.accelerator),
     )
     student = initial_student(config.students[cell.student], teacher, measured, config.seed)
     trained = trained_share(student)
