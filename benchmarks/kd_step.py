@@ -167,8 +167,8 @@ def check_equal(tokens: Tokens, losses: dict[str, Loss]) -> None:
 # ---------------------------------------------------------------- whole steps
 
 
-def step_runs(dtype: torch.dtype, device: torch.device, quick: bool) -> dict[str, Callable[[], None]]:
-    """{contender: a training step}: SmolLM2-135M live, a student of 6 of its layers, 8 × 256 tokens, AdamW."""
+def step_runs(dtype: torch.dtype, device: torch.device, quick: bool, cached: bool) -> dict[str, Callable[[], None]]:
+    """{contender: a training step}: SmolLM2-135M, live or its hidden states known, 6 of its layers, 8 × 256 tokens, AdamW."""
     folder = model_folder(TEACHER)
     teacher = load_model(folder, dtype).to(device)
     shape = StudentConfig(depth=2 if quick else 6, layers="uniform")
@@ -179,12 +179,14 @@ def step_runs(dtype: torch.dtype, device: torch.device, quick: bool) -> dict[str
     distiller = Distiller(student, vocabulary, ONE_TERM, LiveTeacher(teacher, vocabulary), TrainingConfig(), 100, 256, head)
     optimizer = distiller.configure_optimizers()["optimizer"]
     batch = random_batch(vocabulary, (2, 64) if quick else (8, 256), device)
+    chosen = torch.ones_like(batch["labels"][:, 1:], dtype=torch.bool)
+    known = distiller.signal.target(batch, chosen) if cached else None
 
     def step(loss: Loss) -> None:
         optimizer.zero_grad()
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             hidden = last_hidden(student, batch)[:, :-1].flatten(0, 1).to(dtype)
-            target = distiller.signal.target(batch, torch.ones_like(batch["labels"][:, 1:], dtype=torch.bool))
+            target = known or distiller.signal.target(batch, chosen)
         labels = batch["labels"][:, 1:].flatten()
         loss(
             Tokens(hidden, head_of(student, vocabulary).weight, target.hidden.clone(), target.head.weight, labels)
@@ -307,8 +309,10 @@ def main(arguments: argparse.Namespace) -> None:
         rows += rows_of(f"head alone, {count:,} tokens, vocabulary {vocabulary:,}", found)
         print(write(rows, dtype, device, arguments), flush=True)
     if not arguments.heads_only:
-        rows += rows_of("whole step", measure(step_runs(dtype, device, arguments.quick), arguments.rounds, device))
-        print(write(rows, dtype, device, arguments), flush=True)
+        for case, cached in (("live teacher", False), ("cached teacher", True)):
+            runs = step_runs(dtype, device, arguments.quick, cached)
+            rows += rows_of(f"whole step, {case}", measure(runs, arguments.rounds, device))
+            print(write(rows, dtype, device, arguments), flush=True)
 
 
 if __name__ == "__main__":
