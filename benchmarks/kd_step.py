@@ -29,7 +29,7 @@ from distill_lit import hardware
 from distill_lit.config import StudentConfig, TermConfig, TrainingConfig
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.heads import Head, head_of
-from distill_lit.models import initial_student, load_model, model_folder
+from distill_lit.models import Calibration, initial_student, load_model, model_folder
 from distill_lit.objectives import build_objective, can_compile, chunk_for, fused_losses
 from distill_lit.signals import LiveTeacher, last_hidden
 from distill_lit.targets import DenseTarget
@@ -168,11 +168,11 @@ def check_equal(tokens: Tokens, losses: dict[str, Loss]) -> None:
 
 
 def step_runs(dtype: torch.dtype, device: torch.device, quick: bool, cached: bool) -> dict[str, Callable[[], None]]:
-    """{contender: a training step}: SmolLM2-135M, live or its hidden states known, 6 of its layers, 8 × 256 tokens, AdamW."""
+    """{contender: a training step}: SmolLM2-135M live or cached, 6 of its layers, 8 × 256 tokens, AdamW."""
     folder = model_folder(TEACHER)
     teacher = load_model(folder, dtype).to(device)
     shape = StudentConfig(depth=2 if quick else 6, layers="uniform")
-    student = initial_student(shape, folder, [], "", seed=0).to(device).train()
+    student = initial_student(shape, folder, Calibration([], ""), seed=0).to(device).train()
     vocabulary = head_of(student, 1).weight.shape[0]
     compiled = can_compile(device)
     head = HeadSettings(chunk_for(BUDGET, vocabulary, compiled, dtype), compiled, dtype)
