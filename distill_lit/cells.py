@@ -281,8 +281,9 @@ def _head_settings(config: ExperimentConfig, vocabulary: int) -> HeadSettings:
     compiled = objective.compile == "always" or (
         objective.compile == "auto" and can_compile(hardware.device_for(config.training.accelerator))
     )
-    chunk = objective.chunk or chunk_for(objective.memory_budget, vocabulary, compiled)
-    return HeadSettings(chunk, compiled, _dtype(config.training.precision))
+    dtype = _dtype(config.training.precision)
+    chunk = objective.chunk or chunk_for(objective.memory_budget, vocabulary, compiled, dtype)
+    return HeadSettings(chunk, compiled, dtype)
 
 
 def _signal(config: ExperimentConfig, teacher: Path, prepared: data.PreparedData, vocabulary: int) -> TeacherSignal | None:
