@@ -51,6 +51,8 @@ from distill_lit.training import Report, Run, train, validate
 
 CALIBRATION_ROWS, CALIBRATION_BATCHES = 4, 4
 
+BYTES_PER_NUMBER = 2  # of cached keys and values: bfloat16 or float16
+
 
 def run_cell(cell: Cell, folder: Path, report: Report) -> None:
     """Does whatever of a cell is not done: builds its model, evaluates it. Each stage ends with its manifest."""
@@ -289,6 +291,7 @@ def _size_facts(size: Size) -> dict[str, Any]:
         "non_embedding_parameters": size.non_embedding,
         "layers": size.layers,
         "flops_per_token": size.flops_per_token(),
+        "kv_bytes_per_token": BYTES_PER_NUMBER * size.cache_width,
     }
 
 

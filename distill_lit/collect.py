@@ -19,6 +19,7 @@ FACTS = (
     "non_embedding_parameters",
     "layers",
     "flops_per_token",
+    "kv_bytes_per_token",
     "training_tokens",
     "student_flops",
     "teacher_flops",

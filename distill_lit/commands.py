@@ -16,6 +16,7 @@ from distill_lit.cli import DONE, SOME_CELLS_FAILED
 from distill_lit.collect import collect
 from distill_lit.config import ExperimentConfig, load_experiment, load_section
 from distill_lit.config.schema import EvaluationConfig
+from distill_lit.costing import measure_experiment
 from distill_lit.errors import UserError
 from distill_lit.estimate import Estimate, estimates
 from distill_lit.evaluation.evaluate import evaluate_model
@@ -45,6 +46,8 @@ def run_experiment(path: Path, overrides: list[str], root: Path, console: Consol
         console.print(f"stopped; the same command goes on from here (exit code {stop.code})")
         return stop.code
     folder = collect(config, planned, root, outcome.failed, " ".join(["distill-lit run", str(path), *overrides]))
+    if config.cost.measure and not outcome.failed:
+        measure_experiment(config, planned, root, console)
     result = _draw(folder, config, console)
     for model, text in report.cards(result).items():
         add_results(_folder_of(model, planned, experiment.runs_folder(root, config)), text)
@@ -64,6 +67,17 @@ def _draw(folder: Path, config: ExperimentConfig, console: Console) -> Any:
 def _folder_of(model: str, planned: list[Cell], runs: Path) -> Path:
     """The exported student that a row of cells.csv is about."""
     return next(runs / cell.name / "student" for cell in planned if cell.label == model)
+
+
+def measure_cost(path: Path, overrides: list[str], root: Path, console: Console) -> int:
+    """Measures what the models of an experiment cost to run, and draws its report again."""
+    config = load_experiment(path, overrides)
+    experiment.check(config)
+    config = experiment.settle(config)
+    folder = measure_experiment(config, experiment.plan(config), root, console)
+    if (folder / "cells.csv").is_file():
+        _draw(folder, config, console)
+    return DONE
 
 
 def show_plan(path: Path, overrides: list[str], console: Console) -> int:

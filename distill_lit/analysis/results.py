@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from distill_lit.analysis.cost import add_costs, read_costs
 from distill_lit.errors import UserError
 from distill_lit.files import read_json
 
@@ -30,6 +31,7 @@ class Results:
     frequencies: dict[str, int] | None = None  # word: occurrences in the distillation corpus
     corpus_words: int = 0  # words in that corpus
     tasks: list[str] = field(default_factory=list)
+    costs: dict[str, Any] = field(default_factory=dict)  # cost.json, empty without measurements
 
     def teacher(self) -> str | None:
         """The teacher's model id, or None when it has no record."""
@@ -57,7 +59,9 @@ def load_results(folder: Path) -> Results:
         records[model] = _read_parquet(path, RECORD_COLUMNS)
         meta[model] = read_json(path.with_suffix(".json"))
     frequencies, total = _read_frequencies(folder / "records" / "frequencies.csv")
-    results = Results(folder, cells, documents, records, meta, frequencies, total)
+    costs = read_costs(folder)
+    results = Results(folder, add_costs(cells, costs), documents, records, meta, frequencies, total)
+    results.costs = costs
     _align(results)
     return results
 

@@ -4,6 +4,7 @@ from distill_lit.config.load import decisive, expand, find_configs, load_experim
 from distill_lit.config.schema import (
     AnalysisConfig,
     CorpusConfig,
+    CostConfig,
     DataConfig,
     EvaluationConfig,
     ExperimentConfig,
@@ -20,6 +21,7 @@ from distill_lit.config.schema import (
 __all__ = [
     "AnalysisConfig",
     "CorpusConfig",
+    "CostConfig",
     "DataConfig",
     "EvaluationConfig",
     "ExperimentConfig",

@@ -149,6 +149,21 @@ class EvaluationConfig:
 
 
 @dataclass
+class CostConfig:
+    """How speed, memory and energy are measured; on idle cores, or the numbers are those of the other programs."""
+
+    measure: bool = knob(False, "measure at the end of a run; else with `distill-lit cost`")
+    blocks: int = knob(5, "turns of every model, all models in each", low=5)
+    batches: list[int] = knob([1, 8], "sequences at a time", low=1)
+    prompts: list[int] = knob([64, 256], "tokens of a prompt", low=1)
+    outputs: list[int] = knob([32], "tokens written after it", low=2)
+    requests: int = knob(100, "single requests behind the latencies, in all blocks together", low=100)
+    warmup: int = knob(1, "generations at every point of the grid that do not count", low=1)
+    dtype: str = knob("float32", "number format of the models", choices=DTYPES[1:])
+    price: float = knob(0.0, "of an hour of this machine, in any currency; 0: unknown, no money is shown", low=0)
+
+
+@dataclass
 class AnalysisConfig:
     """How tables and the long-tail report judge."""
 
@@ -188,6 +203,7 @@ class ExperimentConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    cost: CostConfig = field(default_factory=CostConfig)
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     variants: dict[str, dict[str, Any]] = knob({}, "named sets of overrides, chosen by grid key `variant`")
