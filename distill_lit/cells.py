@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning import Callback
 
 from distill_lit import data, hardware
-from distill_lit.board import write_final
+from distill_lit.board import Layout, Session, write_final
 from distill_lit.config import ExperimentConfig, to_dict, to_yaml
 from distill_lit.data.loader import PackedDataModule, calibration_batch
 from distill_lit.distiller import Distiller, HeadSettings
-from distill_lit.evaluation.evaluate import evaluate_model
+from distill_lit.evaluation.evaluate import evaluate_model, main_scores
 from distill_lit.experiment import (
     QUANTISED,
     RIVAL,
@@ -25,6 +26,7 @@ from distill_lit.experiment import (
 )
 from distill_lit.files import fingerprint, hashes_of, read_json, write_json, write_text, writing
 from distill_lit.heads import head_of
+from distill_lit.midway import MidwayEvaluation
 from distill_lit.models import (
     CARD,
     INT8,
@@ -218,7 +220,10 @@ def _training_run(
         _head_settings(config, vocabulary),
     )
     origin = _origin(cell, teacher, student, prepared, objective)
-    return Run(folder, distiller, module, config.training, config.seed, report, origin, config.launcher.changed)
+    callbacks: list[Callback] = [Layout([term.name for term in objective.terms])]
+    if config.evaluation.every:
+        callbacks.append(MidwayEvaluation(teacher, config.evaluation, config.benchmarks, module.steps))
+    return Run(folder, distiller, module, config.training, config.seed, report, origin, config.launcher.changed, callbacks)
 
 
 def _origin(cell: Cell, teacher: Path, student: Any, prepared: data.PreparedData, objective: Objective) -> dict[str, str]:
@@ -334,23 +339,19 @@ def evaluate(cell: Cell, folder: Path, report: Report) -> None:
     with writing(records / "records.parquet") as path:
         result.records.to_parquet(path, compression="zstd", index=False)
     write_json(records / "meta.json", result.meta)
-    scores = _scores(result.meta)
-    validation = {name: value for name, value in manifest.get("metrics", {}).items() if name.startswith("validation/")}
-    write_final(folder, _hyperparameters(cell), {**validation, **scores}, to_yaml(cell.config))
+    write_final(folder, session_of(cell, folder), to_yaml(cell.config))
     write_json(
         folder / "evaluation.json",
         {"evaluation": evaluation_identity(cell.config), "model": manifest["fingerprint"], "files": hashes_of(records)},
     )
 
 
-def _scores(meta: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """{evaluation/task: lm-eval's own score in the task's main metric}."""
-    named = {
-        task: {key.split(",")[0]: value for key, value in facts["lm_eval_results"].items()} for task, facts in meta.items()
-    }
-    return {
-        f"evaluation/{task}": named[task][facts["metric"]] for task, facts in meta.items() if facts["metric"] in named[task]
-    }
+def session_of(cell: Cell, folder: Path) -> Session:
+    """(knobs, final scores) of an evaluated cell, for TensorBoard's table of hyperparameters."""
+    metrics = read_json(folder / "manifest.json").get("metrics", {})
+    validation = {name: value for name, value in metrics.items() if name.startswith("validation/")}
+    scores = main_scores(read_json(folder / "records" / "meta.json"))
+    return _hyperparameters(cell), {**validation, **{f"final/{task}": value for task, value in scores.items()}}
 
 
 def _hyperparameters(cell: Cell) -> dict[str, Any]:

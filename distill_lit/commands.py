@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distill_lit import assets, experiment, report
+from distill_lit import assets, cells, experiment, report
+from distill_lit.board import write_experiment
 from distill_lit.cli import DONE, SOME_CELLS_FAILED
 from distill_lit.collect import collect
 from distill_lit.config import ExperimentConfig, load_experiment, load_section
@@ -49,6 +50,7 @@ def run_experiment(path: Path, overrides: list[str], root: Path, console: Consol
     if config.cost.measure and not outcome.failed:
         measure_experiment(config, planned, root, console)
     result = _draw(folder, config, console)
+    _write_board(planned, experiment.runs_folder(root, config), folder, result.headline)
     for model, text in report.cards(result).items():
         add_results(_folder_of(model, planned, experiment.runs_folder(root, config)), text)
     console.print(f"{folder} drawn after {(time.monotonic() - began) / 60:.1f} minutes", highlight=False)
@@ -62,6 +64,14 @@ def _draw(folder: Path, config: ExperimentConfig, console: Console) -> Any:
         console.print(f"  {path}", highlight=False, soft_wrap=True)
     console.print(report.terminal_table(result))
     return result
+
+
+def _write_board(planned: list[Cell], runs: Path, folder: Path, headline: str) -> None:
+    """The experiment as a run of TensorBoard: columns to compare cells by, figures, the verdict."""
+    done = [cell for cell in planned if cell.is_model and cells.is_evaluated(cell, runs / cell.name)]
+    sessions = [cells.session_of(cell, runs / cell.name) for cell in done]
+    figures = {path.stem: path for path in sorted(folder.glob("*.png"))}
+    write_experiment(runs / "report", sessions, figures, {"verdict": headline})
 
 
 def _folder_of(model: str, planned: list[Cell], runs: Path) -> Path:
