@@ -14,6 +14,7 @@ from distill_lit.config import ExperimentConfig, to_dict, to_yaml
 from distill_lit.data.loader import PackedDataModule, calibration_batch
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.evaluation.evaluate import evaluate_model, main_scores
+from distill_lit.evaluation.surprisal import measure_surprisal
 from distill_lit.experiment import (
     QUANTISED,
     RIVAL,
@@ -53,6 +54,7 @@ from distill_lit.training import Report, Run, train, validate
 
 CALIBRATION_ROWS, CALIBRATION_BATCHES = 4, 4
 
+SURPRISAL = "surprisal.parquet"  # beside the teacher's records: axes of the long tail that need a model
 BYTES_PER_NUMBER = 2  # of cached keys and values: bfloat16 or float16
 
 
@@ -100,6 +102,7 @@ def is_evaluated(cell: Cell, folder: Path) -> bool:
         manifest.get("evaluation") == evaluation_identity(cell.config)
         and manifest.get("model") == read_manifest(folder / "manifest.json").get("fingerprint")
         and hashes_of(folder / "records") == manifest.get("files")
+        and (cell.role != TEACHER or SURPRISAL in manifest["files"])
     )
 
 
@@ -339,6 +342,17 @@ def evaluate(cell: Cell, folder: Path, report: Report) -> None:
     with writing(records / "records.parquet") as path:
         result.records.to_parquet(path, compression="zstd", index=False)
     write_json(records / "meta.json", result.meta)
+    if cell.role == TEACHER:
+        surprisal = measure_surprisal(
+            model_place(folder, manifest),
+            result.documents,
+            cell.config.evaluation,
+            cell.config.benchmarks,
+            device=str(hardware.device_for(cell.config.training.accelerator)),
+            progress=lambda done, total, task: report(f"surprisal {task}", done, total, "requests", {}),
+        )
+        with writing(records / SURPRISAL) as path:
+            surprisal.to_parquet(path, compression="zstd", index=False)
     write_final(folder, session_of(cell, folder), to_yaml(cell.config))
     write_json(
         folder / "evaluation.json",
