@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import Callback
 
 from distill_lit import data, hardware
-from distill_lit.board import write_final
+from distill_lit.board import Layout, Session, write_final
 from distill_lit.config import DataConfig, ExperimentConfig, StudentConfig, to_dict, to_yaml
 from distill_lit.data.loader import PackedDataModule, calibration_batches
 from distill_lit.distiller import Distiller, HeadSettings
-from distill_lit.evaluation.evaluate import evaluate_model
+from distill_lit.evaluation.evaluate import evaluate_model, main_scores
+from distill_lit.evaluation.surprisal import measure_surprisal
 from distill_lit.experiment import (
     GENERATED,
     QUANTISED,
@@ -26,6 +28,7 @@ from distill_lit.experiment import (
 from distill_lit.files import fingerprint, hashes_of, read_json, write_json, write_text, writing
 from distill_lit.heads import head_of
 from distill_lit.matching import Matching, build_matching
+from distill_lit.midway import MidwayEvaluation
 from distill_lit.models import (
     CARD,
     INT8,
@@ -51,6 +54,9 @@ from distill_lit.signals import CachedTeacher, LiveTeacher, TeacherSignal
 from distill_lit.signals.cached import cache_folder, is_complete, write_cache
 from distill_lit.signals.generated import Writer, is_written, resolve_corpora, write_corpus
 from distill_lit.training import Report, Run, train, validate
+
+SURPRISAL = "surprisal.parquet"  # beside the teacher's records: axes of the long tail that need a model
+BYTES_PER_NUMBER = 2  # of cached keys and values: bfloat16 or float16
 
 
 def run_cell(cell: Cell, folder: Path, report: Report) -> None:
@@ -99,6 +105,7 @@ def is_evaluated(cell: Cell, folder: Path) -> bool:
         manifest.get("evaluation") == evaluation_identity(cell.config)
         and manifest.get("model") == read_manifest(folder / "manifest.json").get("fingerprint")
         and hashes_of(folder / "records") == manifest.get("files")
+        and (cell.role != TEACHER or SURPRISAL in manifest["files"])
     )
 
 
@@ -258,7 +265,10 @@ def _training_run(
         matching,
     )
     origin = _origin(cell, teacher, student, prepared, objective)
-    return Run(folder, distiller, module, config.training, config.seed, report, origin, config.launcher.changed)
+    callbacks: list[Callback] = [Layout([term.name for term in objective.terms])]
+    if config.evaluation.every:
+        callbacks.append(MidwayEvaluation(teacher, config.evaluation, config.benchmarks, module.steps))
+    return Run(folder, distiller, module, config.training, config.seed, report, origin, config.launcher.changed, callbacks)
 
 
 def _origin(cell: Cell, teacher: Path, student: Any, prepared: data.PreparedData, objective: Objective) -> dict[str, str]:
@@ -326,6 +336,7 @@ def _size_facts(size: Size) -> dict[str, Any]:
         "non_embedding_parameters": size.non_embedding,
         "layers": size.layers,
         "flops_per_token": size.flops_per_token(),
+        "kv_bytes_per_token": BYTES_PER_NUMBER * size.cache_width,
     }
 
 
@@ -368,23 +379,30 @@ def evaluate(cell: Cell, folder: Path, report: Report) -> None:
     with writing(records / "records.parquet") as path:
         result.records.to_parquet(path, compression="zstd", index=False)
     write_json(records / "meta.json", result.meta)
-    scores = _scores(result.meta)
-    validation = {name: value for name, value in manifest.get("metrics", {}).items() if name.startswith("validation/")}
-    write_final(folder, _hyperparameters(cell), {**validation, **scores}, to_yaml(cell.config))
+    if cell.role == TEACHER:
+        surprisal = measure_surprisal(
+            model_place(folder, manifest),
+            result.documents,
+            cell.config.evaluation,
+            cell.config.benchmarks,
+            device=str(hardware.device_for(cell.config.training.accelerator)),
+            progress=lambda done, total, task: report(f"surprisal {task}", done, total, "requests", {}),
+        )
+        with writing(records / SURPRISAL) as path:
+            surprisal.to_parquet(path, compression="zstd", index=False)
+    write_final(folder, session_of(cell, folder), to_yaml(cell.config))
     write_json(
         folder / "evaluation.json",
         {"evaluation": evaluation_identity(cell.config), "model": manifest["fingerprint"], "files": hashes_of(records)},
     )
 
 
-def _scores(meta: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """{evaluation/task: lm-eval's own score in the task's main metric}."""
-    named = {
-        task: {key.split(",")[0]: value for key, value in facts["lm_eval_results"].items()} for task, facts in meta.items()
-    }
-    return {
-        f"evaluation/{task}": named[task][facts["metric"]] for task, facts in meta.items() if facts["metric"] in named[task]
-    }
+def session_of(cell: Cell, folder: Path) -> Session:
+    """(knobs, final scores) of an evaluated cell, for TensorBoard's table of hyperparameters."""
+    metrics = read_json(folder / "manifest.json").get("metrics", {})
+    validation = {name: value for name, value in metrics.items() if name.startswith("validation/")}
+    scores = main_scores(read_json(folder / "records" / "meta.json"))
+    return _hyperparameters(cell), {**validation, **{f"final/{task}": value for task, value in scores.items()}}
 
 
 def _hyperparameters(cell: Cell) -> dict[str, Any]:

@@ -80,6 +80,12 @@ def build_parser() -> argparse.ArgumentParser:
             _cache,
         ),
         (
+            "cost",
+            "Measure speed, latency, memory and energy of the finished models; leave the machine alone meanwhile.",
+            "distill-lit cost experiments/quickstart.yaml cost.blocks=10",
+            _cost,
+        ),
+        (
             "fetch",
             "Download every asset of an experiment, so that it then runs offline.",
             "distill-lit fetch experiments/quickstart.yaml",
@@ -208,6 +214,12 @@ def _cache(options: argparse.Namespace, console: Console) -> int:
     from distill_lit.commands import write_signals
 
     return write_signals(options.experiment, options.overrides, options.root, console, "signal")
+
+
+def _cost(options: argparse.Namespace, console: Console) -> int:
+    from distill_lit.commands import measure_cost
+
+    return measure_cost(options.experiment, options.overrides, options.root, console)
 
 
 def _fetch(options: argparse.Namespace, console: Console) -> int:

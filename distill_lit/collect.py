@@ -20,6 +20,7 @@ FACTS = (
     "non_embedding_parameters",
     "layers",
     "flops_per_token",
+    "kv_bytes_per_token",
     "training_tokens",
     "student_flops",
     "teacher_flops",
@@ -77,12 +78,15 @@ def _copy_records(done: list[Cell], runs: Path, target: Path) -> pd.DataFrame | 
         with writing(target / f"{cell.label}.parquet") as path:
             path.write_bytes((source / "records.parquet").read_bytes())
         write_json(target / f"{cell.label}.json", read_json(source / "meta.json"))
+        if (source / work.SURPRISAL).is_file():
+            with writing(target / work.SURPRISAL) as path:
+                path.write_bytes((source / work.SURPRISAL).read_bytes())
     if not documents:
         return None
     every = pd.concat(documents, ignore_index=True).drop_duplicates(["task", "key"])
     with writing(target / "documents.parquet") as path:
         every.to_parquet(path, compression="zstd", index=False)
-    _remove_strangers(target, {cell.label for cell in done} | {"documents", "frequencies"})
+    _remove_strangers(target, {cell.label for cell in done} | {"documents", "frequencies", "surprisal"})
     return every
 
 

@@ -12,10 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from distill_lit import assets, cells, experiment, report
+from distill_lit.board import write_experiment
 from distill_lit.cli import DONE, SOME_CELLS_FAILED
 from distill_lit.collect import collect
 from distill_lit.config import ExperimentConfig, load_experiment, load_section
 from distill_lit.config.schema import EvaluationConfig
+from distill_lit.costing import measure_experiment
 from distill_lit.errors import UserError
 from distill_lit.estimate import Estimate, estimates
 from distill_lit.evaluation.evaluate import evaluate_model
@@ -39,7 +41,10 @@ def run_experiment(path: Path, overrides: list[str], root: Path, console: Consol
     except Terminated as stop:
         return _stopped(stop, console)
     folder = collect(config, planned, root, outcome.failed, " ".join(["distill-lit run", str(path), *overrides]))
+    if config.cost.measure and not outcome.failed:
+        measure_experiment(config, planned, root, console)
     result = _draw(folder, config, console)
+    _write_board(planned, experiment.runs_folder(root, config), folder, result.headline)
     for model, text in report.cards(result).items():
         add_results(_folder_of(model, planned, experiment.runs_folder(root, config)), text)
     console.print(f"{folder} drawn after {(time.monotonic() - began) / 60:.1f} minutes", highlight=False)
@@ -94,9 +99,28 @@ def _draw(folder: Path, config: ExperimentConfig, console: Console) -> Any:
     return result
 
 
+def _write_board(planned: list[Cell], runs: Path, folder: Path, headline: str) -> None:
+    """The experiment as a run of TensorBoard: columns to compare cells by, figures, the verdict."""
+    done = [cell for cell in planned if cell.is_model and cells.is_evaluated(cell, runs / cell.name)]
+    sessions = [cells.session_of(cell, runs / cell.name) for cell in done]
+    figures = {path.stem: path for path in sorted(folder.glob("*.png"))}
+    write_experiment(runs / "report", sessions, figures, {"verdict": headline})
+
+
 def _folder_of(model: str, planned: list[Cell], runs: Path) -> Path:
     """The exported student that a row of cells.csv is about."""
     return next(runs / cell.name / "student" for cell in planned if cell.label == model)
+
+
+def measure_cost(path: Path, overrides: list[str], root: Path, console: Console) -> int:
+    """Measures what the models of an experiment cost to run, and draws its report again."""
+    config = load_experiment(path, overrides)
+    experiment.check(config)
+    config = experiment.settle(config)
+    folder = measure_experiment(config, experiment.plan(config), root, console)
+    if (folder / "cells.csv").is_file():
+        _draw(folder, config, console)
+    return DONE
 
 
 def show_plan(path: Path, overrides: list[str], console: Console) -> int:

@@ -57,7 +57,7 @@ def _estimate(cell: Cell, teacher: Size, student: Size) -> Estimate:
     if cell.role == SIGNAL:
         tokens = config.data.tokens
         flops = teacher.flops_per_token(head=False) * tokens
-        size = tokens * 2 * teacher.embedding // max(1, teacher.head_products // _width(teacher))
+        size = tokens * 2 * _width(teacher)
         return Estimate(0, flops, size, size, flops / (teacher_speed * FORWARD_EFFICIENCY) / 60)
     questions = len(config.evaluation.tasks) * (config.evaluation.limit or WHOLE_TASK_DOCUMENTS) * TOKENS_PER_DOCUMENT
     asking = student.flops_per_token() * questions

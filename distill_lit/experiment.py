@@ -243,7 +243,8 @@ def _corpus_identity(corpus: CorpusConfig) -> dict[str, Any]:
 
 def evaluation_identity(config: ExperimentConfig) -> str:
     """Identifies the questions a model is asked: a cell is evaluated again when they change."""
-    return _identity(**decisive(config.evaluation), benchmarks=config.benchmarks)
+    asked = {key: value for key, value in decisive(config.evaluation).items() if key not in ("every", "every_limit")}
+    return _identity(**asked, benchmarks=config.benchmarks)
 
 
 def references(config: ExperimentConfig) -> list[str]:

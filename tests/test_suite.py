@@ -204,7 +204,7 @@ def test_tensorboard_has_curves_and_final_scores(finished: tuple[Path, Path]) ->
         "temperature/kl",
         "validation/teacher_kl",
         "validation/loss",
-        "evaluation/sciq",
+        "final/sciq",
     } <= tags
     steps = [event.step for event in board.Scalars("train/loss")]
     assert steps == sorted(set(steps)) == list(range(8))

@@ -146,6 +146,23 @@ class EvaluationConfig:
     seed: int = knob(1234, "draws the documents of a limit and the few-shot examples", low=0)
     pack_tokens: int = knob(512, "tokens per forward pass of the prefix tree", low=16)
     include_path: str = knob("", "folder with task files of your own")
+    every: float = knob(0.0, "share of a training between evaluations on the way; 0: none", low=0, high=1)
+    every_limit: int = knob(100, "documents per task of an evaluation on the way; 0: all", low=0)
+
+
+@dataclass
+class CostConfig:
+    """How speed, memory and energy are measured; on idle cores, or the numbers are those of the other programs."""
+
+    measure: bool = knob(False, "measure at the end of a run; else with `distill-lit cost`")
+    blocks: int = knob(5, "turns of every model, all models in each", low=5)
+    batches: list[int] = knob([1, 8], "sequences at a time", low=1)
+    prompts: list[int] = knob([64, 256], "tokens of a prompt", low=1)
+    outputs: list[int] = knob([32], "tokens written after it", low=2)
+    requests: int = knob(100, "single requests behind the latencies, in all blocks together", low=100)
+    warmup: int = knob(1, "generations at every point of the grid that do not count", low=1)
+    dtype: str = knob("float32", "number format of the models", choices=DTYPES[1:])
+    price: float = knob(0.0, "of an hour of this machine, in any currency; 0: unknown, no money is shown", low=0)
 
 
 @dataclass
@@ -188,6 +205,7 @@ class ExperimentConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    cost: CostConfig = field(default_factory=CostConfig)
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     variants: dict[str, dict[str, Any]] = knob({}, "named sets of overrides, chosen by grid key `variant`")

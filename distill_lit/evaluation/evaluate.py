@@ -205,6 +205,14 @@ def _effort(lm: "PrefixTreeLM", task: Any) -> dict[str, Any]:
     }
 
 
+def main_scores(meta: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """{task: lm-eval's own score in the task's main metric}, where it has one."""
+    named = {
+        task: {key.split(",")[0]: value for key, value in facts["lm_eval_results"].items()} for task, facts in meta.items()
+    }
+    return {task: named[task][facts["metric"]] for task, facts in meta.items() if facts["metric"] in named[task]}
+
+
 def _scores(results: dict[str, Any]) -> dict[str, float]:
     """lm-eval's own aggregates, by its own names."""
     return {name: float(value) for name, value in results.items() if isinstance(value, (int, float))}

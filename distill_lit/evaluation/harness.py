@@ -186,6 +186,22 @@ class PrefixTreeLM(HFLM):
             self._advance(len(part))
         return answers
 
+    def score_tokens(self, sequences: list[list[int]]) -> list[list[float]] | None:
+        """The log-probability of every token but the first of each sequence, in nats; None where this model cannot be
+        packed. Sequences longer than the context are cut from the left."""
+        cut = [tokens[-(self.max_length + 1) :] for tokens in sequences]
+        requests: list[Request] = [(("", str(n)), tokens[:1], tokens[1:]) for n, tokens in enumerate(cut)]
+        scored = [request for request in requests if request[2]]
+        if scored and not self._can_pack(scored):
+            return None
+        self._done, self._total = 0, len(scored)
+        before, self.token_logprobs = self.token_logprobs, {}
+        try:
+            self._score_packed(scored)
+            return [self.token_logprobs.get(request[0], []) for request in requests]
+        finally:
+            self.token_logprobs = before
+
     def _score_packed(self, requests: list[Request]) -> list[tuple[float, bool]]:
         kept = self.max_length + 1
         sequences = [((context + continuation)[-kept:], len(continuation)) for _, context, continuation in requests]

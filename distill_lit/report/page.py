@@ -12,6 +12,7 @@ from distill_lit.analysis.groups import AS_THEY_ARE, ROLE_WORDS
 from distill_lit.files import read_json, write_text
 from distill_lit.report.analysed import Analysed
 from distill_lit.report.claim import claim_table
+from distill_lit.report.cost import cost_table
 from distill_lit.report.html import asset, document, embed_json, escape, paragraphs, to_html
 from distill_lit.report.longtail import contrast_table, flip_table
 from distill_lit.report.tables import detail_table, main_table, provenance, watermark
@@ -63,7 +64,7 @@ def _frontier_section(result: Analysed) -> str:
 Point at a model, or reach it with the tab key, to read its numbers.</figcaption></figure>
 <div class="tip" id="tip" aria-live="polite">No model chosen.</div>
 <details><summary>The same as a table</summary><div id="frontier-table" class="scroll"></div></details>
-{to_html(claim_table(result.scores))}</section>"""
+{to_html(claim_table(result.scores))}{to_html(cost_table(result.scores))}</section>"""
 
 
 def _tail_section(result: Analysed) -> str:
