@@ -426,7 +426,7 @@ def smollm2_server() -> Iterator[tuple[str, str]]:
     ]
     with subprocess.Popen(command, env={**environment, "HF_HUB_OFFLINE": "1"}, cwd=ROOT) as process:
         try:
-            _wait_for(f"http://127.0.0.1:{port}/v1/models", process)
+            _wait_for(f"http://127.0.0.1:{port}/health", process)
             yield f"http://127.0.0.1:{port}/v1", folder
         finally:
             process.terminate()
