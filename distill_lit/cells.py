@@ -30,7 +30,6 @@ from distill_lit.models import (
     export_student,
     initial_student,
     load_model,
-    load_tokenizer,
     merge_adapters,
     model_card,
     model_fingerprint,
@@ -45,7 +44,7 @@ from distill_lit.provenance import provenance
 from distill_lit.signals import TeacherSignal
 from distill_lit.signals.cached import is_complete
 from distill_lit.signals.generated import is_written
-from distill_lit.teaching import dtype_of, open_signal, prepare_data, write_generated, write_signal
+from distill_lit.teaching import dtype_of, open_signal, prepare_data, real_tokens, write_generated, write_signal
 from distill_lit.training import Report, Run, train, validate
 
 
@@ -143,7 +142,7 @@ def _take_model(cell: Cell, folder: Path) -> dict[str, Any]:
 def _build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> dict[str, Any]:
     config = cell.config
     prepared = prepare_data(config, teacher)
-    vocabulary = max(load_tokenizer(teacher).get_vocab().values()) + 1
+    vocabulary = real_tokens(teacher)
     student = initial_student(
         config.students[cell.student],
         teacher,

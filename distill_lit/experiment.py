@@ -7,11 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from distill_lit import assets, benchmarks, data, hardware
-from distill_lit.config import CorpusConfig, ExperimentConfig, ObjectiveConfig, TermConfig, decisive, expand, to_dict
+from distill_lit.config import (
+    CorpusConfig,
+    ExperimentConfig,
+    ObjectiveConfig,
+    TeacherConfig,
+    TermConfig,
+    decisive,
+    expand,
+    to_dict,
+)
 from distill_lit.errors import UserError
 from distill_lit.evaluation.tasks import check_tasks
 from distill_lit.files import fingerprint
-from distill_lit.models import INT8, check_int8, check_student, check_student_fits, model_folder
+from distill_lit.models import INT8, check_int8, check_student, check_student_fits, load_config, model_folder
 from distill_lit.objectives import build_objective, check_signal, resolve_preset
 from distill_lit.signals.generated import REMOTE_WITHOUT_EFFECT, check_generated
 from distill_lit.signals.generated import references as generated_references
@@ -61,19 +70,30 @@ def check(config: ExperimentConfig) -> None:
         check_student(name, student)
     for _, point in settled_points(config):
         objective = build_objective(point.objective.terms, point.objective.temperature_scaling)
-        if point.teacher.source == "none" and objective.needs_teacher:
+        if objective.needs_teacher and point.teacher.source == "none":
             raise UserError("teacher.source: none, and a term of the objective compares with the teacher")
-        check_signal(objective, "dense", f"teacher.source {point.teacher.source}")
+        check_signal(objective, *_form_of(point.teacher))
         data.check(point.data, point.benchmarks)
         check_generated(point.data, point.benchmarks)
     check_tasks(config.evaluation, config.benchmarks)
+
+
+def _form_of(teacher: TeacherConfig) -> tuple[str, str]:
+    """(what losses get of this teacher, what users call it)."""
+    if teacher.source != "cached":
+        return "dense", f"teacher.source {teacher.source}"
+    forms = {"hidden": "dense", "top_k": "top_k", "sampled": "draws"}
+    return forms[teacher.cache], f"teacher.cache {teacher.cache}"
 
 
 def check_against_teacher(config: ExperimentConfig) -> None:
     """Raises UserError for what the teacher's config shows to be wrong: a student it cannot give. The teacher must have
     been fetched; its weights are not loaded."""
     for _, point in expand(config):
-        check_student_fits(point.student, point.students[point.student], model_folder(point.teacher.model))
+        folder = model_folder(point.teacher.model)
+        check_student_fits(point.student, point.students[point.student], folder)
+        if _form_of(point.teacher)[0] == "top_k" and point.teacher.k > (words := load_config(folder).vocab_size):
+            raise UserError(f"teacher.k: {point.teacher.k} is above the teacher's vocabulary of {words}")
 
 
 def settle(config: ExperimentConfig) -> ExperimentConfig:
@@ -190,7 +210,7 @@ def _student_identity(role: str, config: ExperimentConfig) -> str:
     facts: dict[str, Any] = {
         "role": UNTOUCHED if role == UNTOUCHED else "trained",
         "student": decisive(config.students[config.student]),
-        "teacher": decisive(config.teacher),
+        "teacher": _teacher_identity(role, config),
         "data": _data_identity(config),
     }
     if role != UNTOUCHED:
@@ -198,6 +218,12 @@ def _student_identity(role: str, config: ExperimentConfig) -> str:
     elif config.students[config.student].config:
         facts["seed"] = config.seed
     return _identity(**facts)
+
+
+def _teacher_identity(role: str, config: ExperimentConfig) -> dict[str, Any]:
+    """What of the teacher decides a student: for one that learns nothing from it, not how it would have told."""
+    found = decisive(config.teacher)
+    return found if role == DISTILLED else {key: found[key] for key in ("model", "dtype") if key in found}
 
 
 def _objective_identity(config: ExperimentConfig) -> dict[str, Any]:

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 
 from distill_lit import data, hardware
-from distill_lit.config import DataConfig, ExperimentConfig
+from distill_lit.config import DataConfig, ExperimentConfig, TeacherConfig
 from distill_lit.heads import head_of
-from distill_lit.models import load_model, model_fingerprint
-from distill_lit.signals import CachedTeacher, LiveTeacher, TeacherSignal
-from distill_lit.signals.cached import cache_folder, write_cache
+from distill_lit.models import load_model, load_tokenizer, model_fingerprint
+from distill_lit.signals import CachedTeacher, LiveTeacher, SparseTeacher, TeacherSignal
+from distill_lit.signals.cached import bytes_per_token, cache_facts, cache_folder, write_cache
+from distill_lit.signals.compress import HIDDEN, SAMPLED, TOP_K, Form
 from distill_lit.signals.generated import Writer, resolve_corpora, write_corpus
 from distill_lit.training import Report
 
@@ -42,20 +43,34 @@ def prepare_data(config: ExperimentConfig, tokenizer_folder: Path) -> data.Prepa
 
 def write_signal(config: ExperimentConfig, teacher: Path, report: Report) -> dict[str, Any]:
     """Writes the teacher's cache; {signal: its folder, rows, bytes_per_token}."""
-    prepared = prepare_data(config, teacher)
-    place = _signal_folder(config, teacher, prepared)
-    rows = data.Packed.concatenate([prepared.train, prepared.validation])
+    prepared, form = prepare_data(config, teacher), cache_form(config.teacher)
+    facts = _cache_facts(config, teacher, prepared)
+    place, per_row = cache_folder(facts), prepared.train.length
     model = load_model(teacher, dtype_of(config.teacher.dtype)).to(hardware.device_for(config.training.accelerator))
-    per_row = prepared.train.length
     write_cache(
         place,
-        model,
-        rows,
+        model.requires_grad_(False),
+        prepared.train,
+        prepared.validation,
         config.training.batch,
+        form,
+        real_tokens(teacher),
+        facts,
         lambda done, total: report("cache", done * per_row, total * per_row, "tokens", {}),
     )
-    used = sum(path.stat().st_size for path in place.glob("*.safetensors"))
-    return {"signal": str(place), "rows": len(rows), "bytes_per_token": used / (len(rows) * per_row)}
+    rows = len(prepared.train) + len(prepared.validation)
+    return {"signal": str(place), "rows": rows, "bytes_per_token": bytes_per_token(place, prepared.train, form)}
+
+
+def cache_form(teacher: TeacherConfig) -> Form:
+    """What the cache of a teacher keeps."""
+    widths = {HIDDEN: 0, TOP_K: teacher.k, SAMPLED: teacher.draws}
+    return Form(teacher.cache, widths[teacher.cache], teacher.draw_temperature if teacher.cache == SAMPLED else 1.0)
+
+
+def real_tokens(tokenizer_folder: Path) -> int:
+    """Columns of the logits that are tokens: heads are often padded."""
+    return int(max(load_tokenizer(tokenizer_folder).get_vocab().values())) + 1
 
 
 def open_signal(
@@ -67,9 +82,11 @@ def open_signal(
     model = load_model(teacher, dtype_of(config.teacher.dtype))
     if config.teacher.source == "live":
         return LiveTeacher(model, vocabulary)
-    head = head_of(model.requires_grad_(False), vocabulary)
-    rows = len(prepared.train) + len(prepared.validation)
-    return CachedTeacher(_signal_folder(config, teacher, prepared), rows, head)
+    head, form = head_of(model.requires_grad_(False), vocabulary), cache_form(config.teacher)
+    folder, held_out = cache_folder(_cache_facts(config, teacher, prepared)), len(prepared.validation)
+    if form.kind == HIDDEN:
+        return CachedTeacher(folder, len(prepared.train) + held_out, head)
+    return SparseTeacher(folder, prepared.train, held_out, form, head)
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -83,5 +100,6 @@ def _writer(config: ExperimentConfig) -> Writer:
     return Writer(config.teacher.model, dtype_of(config.teacher.dtype), device)
 
 
-def _signal_folder(config: ExperimentConfig, teacher: Path, prepared: data.PreparedData) -> Path:
-    return cache_folder(model_fingerprint(teacher), prepared.fingerprint, dtype_of(config.teacher.dtype))
+def _cache_facts(config: ExperimentConfig, teacher: Path, prepared: data.PreparedData) -> dict[str, Any]:
+    dtype = dtype_of(config.teacher.dtype)
+    return cache_facts(model_fingerprint(teacher), prepared.fingerprint, dtype, cache_form(config.teacher))
