@@ -1,6 +1,7 @@
 """An experiment as a list of cells: what each trains, how it is called, and what identifies it."""
 
 import copy
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from distill_lit.evaluation.tasks import check_tasks
 from distill_lit.files import fingerprint
 from distill_lit.models import INT8, check_int8, check_student, check_student_fits, load_config, model_folder
 from distill_lit.objectives import build_objective, check_signal, resolve_preset
-from distill_lit.signals.generated import REMOTE_WITHOUT_EFFECT, check_generated
+from distill_lit.signals.generated import REMOTE_WITHOUT_EFFECT, check_generated, check_keys
 from distill_lit.signals.generated import references as generated_references
 
 TEACHER, UNTOUCHED, CE_ONLY, DISTILLED = "teacher", "untouched", "ce_only", "distilled"
@@ -86,6 +87,12 @@ def _form_of(teacher: TeacherConfig) -> tuple[str, str]:
     return forms[teacher.cache], f"teacher.cache {teacher.cache}"
 
 
+def check_environment(config: ExperimentConfig) -> None:
+    """Raises UserError for what running needs of the environment and planning does not: keys of servers."""
+    for _, point in expand(config):
+        check_keys(point.data)
+
+
 def check_against_teacher(config: ExperimentConfig) -> None:
     """Raises UserError for what the teacher's config shows to be wrong: a student it cannot give. The teacher must have
     been fetched; its weights are not loaded."""
@@ -133,7 +140,18 @@ def plan(config: ExperimentConfig) -> list[Cell]:
     cells: dict[str, Cell] = {}
     for cell in _all_cells(config):
         cells.setdefault(cell.identity, cell)
-    return list(cells.values())
+    return _with_plain_labels(list(cells.values()), "seed" in config.grid)
+
+
+def _with_plain_labels(cells: list[Cell], names_seed: bool) -> list[Cell]:
+    """A teacher-free student that all variants share is not called after one of them."""
+    counts = Counter((cell.student, cell.seed) for cell in cells if cell.role == CE_ONLY)
+    return [
+        replace(cell, axes={}, label="-".join([cell.student, CE_ONLY, *([f"seed={cell.seed}"] if names_seed else [])]))
+        if cell.role == CE_ONLY and counts[cell.student, cell.seed] == 1
+        else cell
+        for cell in cells
+    ]
 
 
 def _all_cells(config: ExperimentConfig) -> Iterable[Cell]:
@@ -181,7 +199,9 @@ def _generated_cells(config: ExperimentConfig) -> Iterable[Cell]:
 
 def _signal_cell(config: ExperimentConfig) -> Cell:
     identity = _identity(signal=decisive(config.teacher), data=_data_identity(config))
-    return Cell(SIGNAL, "teacher-signal", identity, config, needs=_generated_names(config))
+    teacher, widths = config.teacher, {"top_k": config.teacher.k, "sampled": config.teacher.draws}
+    kept = f"-{teacher.cache}_{widths[teacher.cache]}" if teacher.cache in widths else ""
+    return Cell(SIGNAL, f"teacher-signal{kept}", identity, config, needs=_generated_names(config))
 
 
 def _generated_names(config: ExperimentConfig) -> tuple[str, ...]:

@@ -63,6 +63,15 @@ def _check(key: str, generated: GeneratedConfig, origin: str) -> None:
         check_remote(f"{key}.remote", generated.remote, generated.prompts.system)
 
 
+def check_keys(data: DataConfig) -> None:
+    """Raises UserError when the environment lacks the key of a server that would be asked."""
+    for name, corpus in data.corpora.items():
+        if corpus.generated is not None and corpus.generated.remote is not None:
+            from distill_lit.signals.remote import check_key
+
+            check_key(f"data.corpora.{name}.generated.remote", corpus.generated.remote)
+
+
 def references(data: DataConfig) -> list[str]:
     """Models and files, beside the teacher, that generated corpora need."""
     every = [corpus.generated for corpus in data.corpora.values() if corpus.generated is not None]

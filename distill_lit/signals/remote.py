@@ -43,10 +43,14 @@ def check_remote(key: str, remote: RemoteConfig, system: str = "") -> None:
         raise UserError(f"{key}.budget: needs {key}.price to count against")
     if remote.protocol == "completions" and system:
         raise UserError(f"{key}.protocol: completions have no system message; use chat")
-    if not is_loopback(remote) and not os.environ.get(remote.key_variable):
-        raise UserError(f"{key}.key_variable: the environment has no {remote.key_variable}; set it to the server's key")
     if importlib.util.find_spec("openai") is None:
         raise UserError(f"{key}: needs the openai package; pip install 'distill-lit[remote]'")
+
+
+def check_key(key: str, remote: RemoteConfig) -> None:
+    """Raises UserError when the environment lacks the server's key. A plan can be drawn without."""
+    if not is_loopback(remote) and not os.environ.get(remote.key_variable):
+        raise UserError(f"{key}.key_variable: the environment has no {remote.key_variable}; set it to the server's key")
 
 
 def is_loopback(remote: RemoteConfig) -> bool:
