@@ -193,7 +193,7 @@ def _generated_cells(config: ExperimentConfig) -> Iterable[Cell]:
             alone = copy.deepcopy(config)
             alone.data.corpora = {name: corpus}
             writer = {} if corpus.generated.remote else {"model": config.teacher.model, "dtype": config.teacher.dtype}
-            identity = _identity(corpus=_corpus_identity(corpus), writer=writer, benchmarks=config.benchmarks)
+            identity = _identity(corpus=_corpus_identity(corpus, config), writer=writer, benchmarks=config.benchmarks)
             yield Cell(GENERATED, f"generated-{name}", identity, alone)
 
 
@@ -270,12 +270,14 @@ def training_identity(config: ExperimentConfig) -> dict[str, Any]:
 
 def _data_identity(config: ExperimentConfig) -> dict[str, Any]:
     found = {**decisive(config.data), "benchmarks": config.benchmarks}
-    return {**found, "corpora": {name: _corpus_identity(corpus) for name, corpus in config.data.corpora.items()}}
+    return {**found, "corpora": {name: _corpus_identity(corpus, config) for name, corpus in config.data.corpora.items()}}
 
 
-def _corpus_identity(corpus: CorpusConfig) -> dict[str, Any]:
+def _corpus_identity(corpus: CorpusConfig, config: ExperimentConfig) -> dict[str, Any]:
     """A corpus without the knobs that cannot change its documents."""
     found = decisive(corpus)
+    if corpus.generated is not None and corpus.generated.filters.contamination:
+        found["asked"] = [sorted(config.evaluation.tasks), config.evaluation.include_path]
     if corpus.generated is not None and corpus.generated.remote is not None:
         remote = found["generated"]["remote"]
         found["generated"]["remote"] = {name: value for name, value in remote.items() if name not in REMOTE_WITHOUT_EFFECT}

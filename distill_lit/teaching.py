@@ -1,5 +1,6 @@
 """What the teacher tells the cells of an experiment: generated corpora, caches, and the signal that a training reads."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,13 @@ import torch
 
 from distill_lit import data, hardware
 from distill_lit.config import DataConfig, ExperimentConfig, TeacherConfig
+from distill_lit.evaluation.evaluate import document_texts
 from distill_lit.heads import head_of
 from distill_lit.models import load_model, load_tokenizer, model_fingerprint
 from distill_lit.signals import CachedTeacher, LiveTeacher, SparseTeacher, TeacherSignal
 from distill_lit.signals.cached import bytes_per_token, cache_facts, cache_folder, write_cache
 from distill_lit.signals.compress import HIDDEN, SAMPLED, TOP_K, Form
-from distill_lit.signals.generated import Writer, resolve_corpora, write_corpus
+from distill_lit.signals.generated import Evaluation, Writer, resolve_corpora, write_corpus
 from distill_lit.training import Report
 
 
@@ -97,7 +99,11 @@ def dtype_of(name: str) -> torch.dtype:
 
 def _writer(config: ExperimentConfig) -> Writer:
     device = hardware.device_for(config.training.accelerator)
-    return Writer(config.teacher.model, dtype_of(config.teacher.dtype), device)
+    tasks = dataclasses.replace(config.evaluation, limit=0)  # every document, whichever are drawn
+    asked = Evaluation(
+        [sorted(tasks.tasks), tasks.include_path, config.benchmarks], lambda: document_texts(tasks, config.benchmarks)
+    )
+    return Writer(config.teacher.model, dtype_of(config.teacher.dtype), device, asked)
 
 
 def _cache_facts(config: ExperimentConfig, teacher: Path, prepared: data.PreparedData) -> dict[str, Any]:

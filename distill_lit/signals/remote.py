@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from distill_lit.config import GeneratedConfig, RemoteConfig
 from distill_lit.errors import UserError
-from distill_lit.signals.answers import Answer, write_answers
+from distill_lit.signals.answers import answer_to, write_answers
 from distill_lit.signals.asking import Asker, Stopped, cost_of
 from distill_lit.signals.journal import Entry, Journal, journal_path, request_key
 from distill_lit.signals.prompts import Prompt
@@ -141,15 +141,7 @@ async def _ask_until_stopped(asker: Asker, requests: list[dict[str, Any]]) -> No
 
 def _write_shards(folder: Path, jobs: list[Job], entries: list[Entry]) -> None:
     answers = [
-        Answer(
-            prompt.text,
-            sample,
-            entry["text"],
-            entry["finish"],
-            prompt.system,
-            prompt.answer,
-            log_probabilities=entry["log_probabilities"],
-        )
+        answer_to(prompt, sample, entry["text"], entry["finish"], log_probabilities=entry["log_probabilities"])
         for (prompt, sample, _), entry in zip(jobs, entries, strict=True)
     ]
     starts = range(0, len(answers), SHARD_ANSWERS)
