@@ -140,15 +140,15 @@ def plan(config: ExperimentConfig) -> list[Cell]:
     cells: dict[str, Cell] = {}
     for cell in _all_cells(config):
         cells.setdefault(cell.identity, cell)
-    return _with_plain_labels(list(cells.values()), "seed" in config.grid)
+    return _with_plain_labels(list(cells.values()))
 
 
-def _with_plain_labels(cells: list[Cell], names_seed: bool) -> list[Cell]:
-    """A teacher-free student that all variants share is not called after one of them."""
-    counts = Counter((cell.student, cell.seed) for cell in cells if cell.role == CE_ONLY)
+def _with_plain_labels(cells: list[Cell]) -> list[Cell]:
+    """A baseline that all grid points share is not called after the first of them."""
+    shared = Counter((cell.role, cell.student, cell.seed) for cell in cells if cell.role in (UNTOUCHED, CE_ONLY))
     return [
-        replace(cell, axes={}, label="-".join([cell.student, CE_ONLY, *([f"seed={cell.seed}"] if names_seed else [])]))
-        if cell.role == CE_ONLY and counts[cell.student, cell.seed] == 1
+        replace(cell, axes={}, label=_label(cell.role, cell.student, {}, cell.seed if "seed" in cell.config.grid else None))
+        if shared[cell.role, cell.student, cell.seed] == 1
         else cell
         for cell in cells
     ]
@@ -214,16 +214,20 @@ def _student_cell(role: str, values: dict[str, Any], config: ExperimentConfig) -
     if role == CE_ONLY:
         config = copy.deepcopy(config)
         config.objective.terms = {"ce": TermConfig(weight=1.0)}
+    if role == UNTOUCHED and not config.students[config.student].config:
+        seed = None
+    if role != DISTILLED:
         axes = {key: value for key, value in axes.items() if not key.startswith("objective")}
-    if role == UNTOUCHED:
-        axes, seed = {}, config.seed if config.students[config.student].config else None
-    parts = [config.student, *([] if role == DISTILLED else [role])]
-    parts += [str(value) if key == "variant" else f"{key.rsplit('.')[-1]}={value}" for key, value in axes.items()]
-    if "seed" in values and role != UNTOUCHED:
-        parts.append(f"seed={seed}")
+    label = _label(role, config.student, axes, seed if "seed" in values else None)
     needs = _generated_names(config) + ((_signal_cell(config).name,) if config.teacher.source == "cached" else ())
-    label = "-".join(parts).replace("/", "_").replace(" ", "")
     return Cell(role, label, _student_identity(role, config), config, config.student, seed, axes, needs)
+
+
+def _label(role: str, student: str, axes: dict[str, Any], seed: int | None) -> str:
+    parts = [student, *([] if role == DISTILLED else [role])]
+    parts += [str(value) if key == "variant" else f"{key.rsplit('.')[-1]}={value}" for key, value in axes.items()]
+    parts += [] if seed is None else [f"seed={seed}"]
+    return "-".join(parts).replace("/", "_").replace(" ", "")
 
 
 def _student_identity(role: str, config: ExperimentConfig) -> str:

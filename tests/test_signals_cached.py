@@ -298,6 +298,17 @@ def test_an_objective_the_cache_cannot_feed_is_refused(changes: list[str], words
         experiment.check(load_experiment(ROOT / "experiments/quickstart.yaml", changes))
 
 
+def test_no_two_models_of_a_shipped_experiment_have_one_name() -> None:
+    """A baseline that all variants share has a plain name, one per variant has the variant's."""
+    for path in sorted((ROOT / "experiments").glob("*.yaml")):
+        labels = [cell.label for cell in experiment.plan(load_experiment(path)) if cell.is_model]
+        assert len(set(labels)) == len(labels), path.stem
+        if path.stem == "cached_teacher":
+            assert labels[:3] == ["teacher", "shallow-untouched", "shallow-ce_only"]
+        if path.stem == "reasoning_traces":
+            assert labels[1:3] == ["shallow-untouched-all", "shallow-untouched-right"]
+
+
 def test_baselines_are_the_same_cells_whatever_the_cache_keeps() -> None:
     kinds = {"hidden": "forward_kl", "top_k": "top_k_kl", "sampled": "sampled_kl"}
     plans = {}
