@@ -4,12 +4,11 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Callback
 
 from distill_lit import data, hardware
 from distill_lit.board import Layout, Session, write_final
-from distill_lit.config import DataConfig, ExperimentConfig, StudentConfig, to_dict, to_yaml
+from distill_lit.config import ExperimentConfig, StudentConfig, to_dict, to_yaml
 from distill_lit.data.loader import PackedDataModule, calibration_batches
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.evaluation.evaluate import evaluate_model, main_scores
@@ -26,7 +25,6 @@ from distill_lit.experiment import (
     training_identity,
 )
 from distill_lit.files import fingerprint, hashes_of, read_json, write_json, write_text, writing
-from distill_lit.heads import head_of
 from distill_lit.matching import Matching, build_matching
 from distill_lit.midway import MidwayEvaluation
 from distill_lit.models import (
@@ -37,7 +35,6 @@ from distill_lit.models import (
     export_student,
     initial_student,
     load_model,
-    load_tokenizer,
     merge_adapters,
     model_card,
     model_fingerprint,
@@ -50,9 +47,10 @@ from distill_lit.models.loading import weight_bytes
 from distill_lit.models.students import kept_layers
 from distill_lit.objectives import Objective, build_objective, can_compile, chunk_for
 from distill_lit.provenance import provenance
-from distill_lit.signals import CachedTeacher, LiveTeacher, TeacherSignal
-from distill_lit.signals.cached import cache_folder, is_complete, write_cache
-from distill_lit.signals.generated import Writer, is_written, resolve_corpora, write_corpus
+from distill_lit.signals import TeacherSignal
+from distill_lit.signals.cached import is_complete
+from distill_lit.signals.generated import is_written
+from distill_lit.teaching import dtype_of, open_signal, prepare_data, real_tokens, write_generated, write_signal
 from distill_lit.training import Report, Run, train, validate
 
 SURPRISAL = "surprisal.parquet"  # beside the teacher's records: axes of the long tail that need a model
@@ -127,9 +125,9 @@ def build(cell: Cell, folder: Path, report: Report) -> None:
     if cell.reference:
         facts: dict[str, Any] = _take_model(cell, folder)
     elif cell.role == SIGNAL:
-        facts = _build_signal(cell.config, teacher, report)
+        facts = write_signal(cell.config, teacher, report)
     elif cell.role == GENERATED:
-        facts = {"corpora": _build_generated(cell.config, report)}
+        facts = {"corpora": write_generated(cell.config, report)}
     else:
         facts = _build_student(cell, folder, teacher, report)
     if cell.is_model:
@@ -151,67 +149,21 @@ def _take_model(cell: Cell, folder: Path) -> dict[str, Any]:
     return {"files": _hashes(folder), "format": INT8, **_size_facts(size)}
 
 
-def _build_generated(config: ExperimentConfig, report: Report) -> dict[str, Any]:
-    """{corpus: what was written, kept and left out}."""
-    return {
-        name: write_corpus(
-            name,
-            corpus.generated,
-            _writer(config),
-            config.benchmarks,
-            lambda stage, done, total: report(stage, done, total, "answers", {}),
-        )
-        for name, corpus in config.data.corpora.items()
-        if corpus.generated is not None
-    }
-
-
-def _writer(config: ExperimentConfig) -> Writer:
-    device = hardware.device_for(config.training.accelerator)
-    return Writer(config.teacher.model, _dtype(config.teacher.dtype), device)
-
-
-def readable_data(config: ExperimentConfig) -> DataConfig:
-    """The data of an experiment with every generated corpus as the file it was written to."""
-    return resolve_corpora(config.data, _writer(config), config.benchmarks)
-
-
-def _prepare(config: ExperimentConfig, teacher: Path) -> data.PreparedData:
-    return data.prepare(readable_data(config), teacher, config.benchmarks)
-
-
-def _build_signal(config: ExperimentConfig, teacher: Path, report: Report) -> dict[str, Any]:
-    prepared = _prepare(config, teacher)
-    place = _signal_folder(config, teacher, prepared)
-    rows = data.Packed.concatenate([prepared.train, prepared.validation])
-    model = load_model(teacher, _dtype(config.teacher.dtype)).to(hardware.device_for(config.training.accelerator))
-    per_row = prepared.train.length
-    write_cache(
-        place,
-        model,
-        rows,
-        config.training.batch,
-        lambda done, total: report("cache", done * per_row, total * per_row, "tokens", {}),
-    )
-    used = sum(path.stat().st_size for path in place.glob("*.safetensors"))
-    return {"signal": str(place), "rows": len(rows), "bytes_per_token": used / (len(rows) * per_row)}
-
-
 def _build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> dict[str, Any]:
     config = cell.config
-    prepared = _prepare(config, teacher)
-    vocabulary = max(load_tokenizer(teacher).get_vocab().values()) + 1
+    prepared = prepare_data(config, teacher)
+    vocabulary = real_tokens(teacher)
     measured = Calibration(
         calibration_batches(prepared.train),
         prepared.fingerprint,
-        _dtype(config.teacher.dtype),
+        dtype_of(config.teacher.dtype),
         lambda done, total: report("choose layers", done, total, "trials", {}),
         hardware.device_for(config.training.accelerator),
     )
     student = initial_student(config.students[cell.student], teacher, measured, config.seed)
     trained = trained_share(student)
     run = _training_run(
-        cell, folder, student, vocabulary, prepared, _signal(config, teacher, prepared, vocabulary), report, teacher
+        cell, folder, student, vocabulary, prepared, open_signal(config, teacher, prepared, vocabulary), report, teacher
     )
     metrics = (validate if cell.role == UNTOUCHED else train)(run)
     report("export", 0, 1, "", {})
@@ -291,29 +243,9 @@ def _head_settings(config: ExperimentConfig, vocabulary: int) -> HeadSettings:
     compiled = objective.compile == "always" or (
         objective.compile == "auto" and can_compile(hardware.device_for(config.training.accelerator))
     )
-    dtype = _dtype(config.training.precision)
+    dtype = dtype_of(config.training.precision)
     chunk = objective.chunk or chunk_for(objective.memory_budget, vocabulary, compiled, dtype)
     return HeadSettings(chunk, compiled, dtype)
-
-
-def _signal(config: ExperimentConfig, teacher: Path, prepared: data.PreparedData, vocabulary: int) -> TeacherSignal | None:
-    if config.teacher.source == "none":
-        return None
-    model = load_model(teacher, _dtype(config.teacher.dtype))
-    if config.teacher.source == "live":
-        return LiveTeacher(model, vocabulary)
-    head = head_of(model.requires_grad_(False), vocabulary)
-    rows = len(prepared.train) + len(prepared.validation)
-    return CachedTeacher(_signal_folder(config, teacher, prepared), rows, head)
-
-
-def _signal_folder(config: ExperimentConfig, teacher: Path, prepared: data.PreparedData) -> Path:
-    return cache_folder(model_fingerprint(teacher), prepared.fingerprint, _dtype(config.teacher.dtype))
-
-
-def _dtype(name: str) -> torch.dtype:
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
 
 
 def _recipe(cell: Cell) -> str:

@@ -14,6 +14,7 @@ from distill_lit.config import ExperimentConfig, expand, to_yaml
 from distill_lit.errors import UserError
 from distill_lit.experiment import Cell, results_folder, runs_folder
 from distill_lit.files import read_json, write_json, write_text, writing
+from distill_lit.teaching import readable_data
 
 FACTS = (
     "parameters",
@@ -120,7 +121,7 @@ def _corpus_words(config: ExperimentConfig) -> Counter[str]:
     """Words of what the first grid point reads; none where its generated corpora were not written."""
     _, point = next(expand(config))
     try:
-        return data.word_counts(work.readable_data(point), point.benchmarks)
+        return data.word_counts(readable_data(point), point.benchmarks)
     except UserError:
         return Counter()
 

@@ -55,6 +55,7 @@ def _ready(path: Path, overrides: list[str]) -> ExperimentConfig:
     """The checked experiment, settled for this machine, all its assets here."""
     config = load_experiment(path, overrides)
     experiment.check(config)
+    experiment.check_environment(config)
     for reference in experiment.references(config):
         assets.fetch(reference)
     experiment.check_against_teacher(config)

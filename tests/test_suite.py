@@ -96,6 +96,7 @@ def test_identity_ignores_what_cannot_change_a_result() -> None:
         ("teacher.model=smollm", "unknown kind"),
         ("name=../out", "plain folder name"),
         ("training.accelerator=cuda", "cuda"),
+        ("data.corpora.piqa.generated.samples=2", "data.corpora.piqa has both generated and dataset"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, change: str, words: str) -> None:

