@@ -281,7 +281,7 @@ def _signal(config: ExperimentConfig, teacher: Path, prepared: data.PreparedData
         return None
     model = load_model(teacher, _dtype(config.teacher.dtype))
     if config.teacher.source == "live":
-        return LiveTeacher(model, vocabulary)
+        return LiveTeacher(model, vocabulary, config.training.compile)
     head = head_of(model.requires_grad_(False), vocabulary)
     rows = len(prepared.train) + len(prepared.validation)
     return CachedTeacher(_signal_folder(config, teacher, prepared), rows, head)
