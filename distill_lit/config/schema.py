@@ -132,7 +132,7 @@ class TrainingConfig:
         choices=("auto", "float32", "bfloat16"),
     )
     gradient_checkpointing: bool = knob(False, "recompute activations to save memory")
-    compile: bool = knob(False, "torch.compile the student's body")
+    compile: bool = knob(False, "torch.compile the body of the student, and of a live teacher")
     validate_every: float = knob(0.25, "share of the steps between validations", above=0, high=1)
     checkpoint_every: int = knob(100, "optimizer steps between checkpoints", low=1)
     log_every: int = knob(1, "optimizer steps between logged points", low=1)
