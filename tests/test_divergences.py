@@ -223,12 +223,20 @@ def test_policy_reverse_kl_has_value_and_gradient_of_the_reverse_kl_in_the_mean(
     logits = torch.tensor([[0.3, -0.4, 1.0]], dtype=torch.float64, requires_grad=True)
     q = logits.detach().softmax(-1)
     labels = torch.arange(3)  # every token once, weighted by its probability: the exact mean
-    each = sp.policy_reverse_kl(logits.log_softmax(-1).expand(3, 3), P.log().expand(3, 3), labels)
+    own = torch.ones(3, dtype=torch.bool)
+    each = sp.policy_reverse_kl(logits.log_softmax(-1).expand(3, 3), P.log().expand(3, 3), labels, own)
     mean = (q[0] * each).sum()
     (gradient,) = torch.autograd.grad(mean, logits)
     exact = dv.reverse_kl(logits.log_softmax(-1), P.log()).sum()
     torch.testing.assert_close(mean, exact)
     torch.testing.assert_close(gradient, torch.autograd.grad(exact, logits)[0])
+
+
+def test_policy_reverse_kl_leaves_the_text_of_others_alone() -> None:
+    student, teacher, labels = draw_logits(4)
+    own = torch.tensor([True, False, False, True])
+    values = sp.policy_reverse_kl(student.log_softmax(-1), teacher.log_softmax(-1), labels, own)
+    assert (values[1:3] == 0).all() and (values[[0, 3]] != 0).all()
 
 
 # ---------------------------------------------------------------- laws of the whole family

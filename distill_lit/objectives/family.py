@@ -116,7 +116,9 @@ LOSSES: dict[str, Kind] = {
         power=1,
     ),
     "policy_reverse_kl": Kind(
-        sparse.policy_reverse_kl, ("log_q", "teacher", "labels"), targets=("dense", "top_k", "draws")
+        sparse.policy_reverse_kl,
+        ("log_q", "teacher", "labels", "by_student"),
+        targets=("dense", "top_k", "draws"),
     ),
 }
 

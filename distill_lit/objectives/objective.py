@@ -130,6 +130,6 @@ def check_signal(objective: Objective, form: str, source: str, tells_author: boo
             )
         if "by_student" in loss.reads and not tells_author:
             raise UserError(
-                f"{key}: {term.kind} treats the student's own text and the teacher's differently, and {source} does "
+                f"{key}: {term.kind} treats the student's own text and that of others differently, and {source} does "
                 "not tell them apart"
             )
