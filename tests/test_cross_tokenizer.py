@@ -20,7 +20,7 @@ from distill_lit.data.loader import make_batch
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.errors import UserError
 from distill_lit.heads import head_of
-from distill_lit.models import load_model, load_tokenizer
+from distill_lit.models import load_model, load_tokenizer, model_folder
 from distill_lit.objectives import build_objective, fused_losses, label_log_probs
 from distill_lit.objectives.cross_tokenizer import span_likelihood, uld
 from distill_lit.signals import ForeignTeacher, LiveTeacher
@@ -322,3 +322,27 @@ QUICK = ROOT / "experiments/quickstart.yaml"
 def test_bad_input_is_refused(changes: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words):
         experiment.check(load_experiment(QUICK, changes))
+
+
+@pytest.mark.slow
+def test_gemma_and_smollm2_agree_on_bytes_and_the_teacher_knows_the_text() -> None:
+    """The real pair: every text comes back byte by byte, nearly all tokens are in spans, a correct teacher finds plain
+    English probable (a shifted or mis-joined one would not), and a first span is not lost to Gemma's BOS."""
+    config = load_experiment(ROOT / "experiments/cross_tokenizer.yaml")
+    teacher, student = model_folder(config.teacher.model), model_folder(config.students["smollm2"].from_)
+    tables = {folder: token_bytes(load_tokenizer(folder)) for folder in (teacher, student)}
+    texts = [*TEXTS, "def f(x):\n    return x  # 1,234.5", "ﬁne\u00a0print\u200b and a\u0301", "The quick brown fox."]
+    for folder, table in tables.items():
+        tokenizer = load_tokenizer(folder)
+        for text in texts:
+            assert b"".join(table[i] for i in tokenizer(text)["input_ids"]) == text.encode(), (folder.name, text)
+    tokenizer = load_tokenizer(student)
+    text = "Water freezes at zero degrees Celsius and boils at one hundred degrees Celsius at sea level."
+    ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+    batch = {"input_ids": torch.tensor([ids]), "document_ids": torch.ones(1, len(ids), dtype=torch.long)}
+    chosen = torch.ones(1, len(ids) - 1, dtype=torch.bool)
+    target = foreign(teacher, student).target(batch, chosen)
+    assert (target.said.size > 0).float().mean() > 0.9
+    assert bool(target.said.same[0])
+    nll = -float(target.said.label_log_probs.sum()) / len(text.encode())
+    assert nll < 0.7  # nats per byte
