@@ -50,7 +50,7 @@ from distill_lit.provenance import provenance
 from distill_lit.signals import TeacherSignal
 from distill_lit.signals.cached import is_complete
 from distill_lit.signals.generated import is_written
-from distill_lit.teaching import dtype_of, open_signal, prepare_data, real_tokens, write_generated, write_signal
+from distill_lit.teaching import base_of, dtype_of, open_signal, prepare_data, real_tokens, write_generated, write_signal
 from distill_lit.training import Report, Run, train, validate
 
 SURPRISAL = "surprisal.parquet"  # beside the teacher's records: axes of the long tail that need a model
@@ -151,8 +151,9 @@ def _take_model(cell: Cell, folder: Path) -> dict[str, Any]:
 
 def _build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> dict[str, Any]:
     config = cell.config
-    prepared = prepare_data(config, teacher)
-    vocabulary = real_tokens(teacher)
+    base = base_of(config, teacher)
+    prepared = prepare_data(config, base)
+    vocabulary = real_tokens(base)
     measured = Calibration(
         calibration_batches(prepared.train),
         prepared.fingerprint,
@@ -160,7 +161,7 @@ def _build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> d
         lambda done, total: report("choose layers", done, total, "trials", {}),
         hardware.device_for(config.training.accelerator),
     )
-    student = initial_student(config.students[cell.student], teacher, measured, config.seed)
+    student = initial_student(config.students[cell.student], base, measured, config.seed)
     trained = trained_share(student)
     run = _training_run(
         cell, folder, student, vocabulary, prepared, open_signal(config, teacher, prepared, vocabulary), report, teacher
@@ -169,7 +170,7 @@ def _build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> d
     report("export", 0, 1, "", {})
     size = size_of(merge_adapters(student))
     card = model_card(cell.label, config.teacher.model, _recipe(cell), {"parameters": f"{size.parameters:,}"})
-    export_student(student, teacher, folder / "student", card)
+    export_student(student, base, folder / "student", card)
     if not config.training.keep_checkpoints:
         for path in (folder / "checkpoints").glob("*"):
             path.unlink()

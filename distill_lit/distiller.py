@@ -15,8 +15,9 @@ from distill_lit.errors import UserError
 from distill_lit.heads import body_of, check_split, head_of
 from distill_lit.matching import Matching
 from distill_lit.models.states import States, watching
-from distill_lit.objectives import Losses, Objective, fused_losses
+from distill_lit.objectives import Losses, Objective, fused_losses, label_log_probs
 from distill_lit.signals import TeacherSignal, last_hidden
+from distill_lit.targets import ForeignTarget
 
 Batch = dict[str, Tensor]
 IGNORED = -100  # label of a position that is not supervised
@@ -92,6 +93,9 @@ class Distiller(L.LightningModule):
         by_student = batch["by_student"][:, 1:][chosen] if "by_student" in batch else None
         chunk, compiled, dtype = self.head_settings
         with torch.autocast(hidden.device.type, enabled=False), self._head_gradient():
+            if isinstance(target, ForeignTarget) and self.objective.reads_spans:
+                head = head_of(self.student, self.vocabulary)
+                target = target.with_student(label_log_probs(hidden.to(dtype), head, targets[chosen], chunk))
             losses = fused_losses(
                 self.objective,
                 hidden.to(dtype),

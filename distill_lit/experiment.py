@@ -77,14 +77,23 @@ def check(config: ExperimentConfig) -> None:
         check_signal(objective, *_form_of(point.teacher))
         check_source(objective, point.teacher.source, point.training.compile)
         data.check(point.data, point.benchmarks)
+        _check_plain_text(point)
         check_generated(point.data, point.benchmarks)
     check_tasks(config.evaluation, config.benchmarks)
+
+
+def _check_plain_text(config: ExperimentConfig) -> None:
+    """A chat template belongs to a tokenizer: a foreign teacher would read another text than the student."""
+    for name, corpus in config.data.corpora.items():
+        is_chat = corpus.messages or (corpus.generated is not None and corpus.generated.chat)
+        if config.teacher.source == "foreign" and is_chat:
+            raise UserError(f"data.corpora.{name}: teacher.source foreign reads plain text only, and this is a chat")
 
 
 def _form_of(teacher: TeacherConfig) -> tuple[str, str]:
     """(what losses get of this teacher, what users call it)."""
     if teacher.source != "cached":
-        return "dense", f"teacher.source {teacher.source}"
+        return "foreign" if teacher.source == "foreign" else "dense", f"teacher.source {teacher.source}"
     forms = {"hidden": "dense", "top_k": "top_k", "sampled": "draws"}
     return forms[teacher.cache], f"teacher.cache {teacher.cache}"
 
@@ -251,7 +260,8 @@ def _student_identity(role: str, config: ExperimentConfig) -> str:
 def _teacher_identity(role: str, config: ExperimentConfig) -> dict[str, Any]:
     """What of the teacher decides a student: for one that learns nothing from it, not how it would have told."""
     found = decisive(config.teacher)
-    return found if role == DISTILLED else {key: found[key] for key in ("model", "dtype") if key in found}
+    known = ("model", "dtype", *(["source"] if config.teacher.source == "foreign" else []))  # then it has another tokenizer
+    return found if role == DISTILLED else {key: found[key] for key in known if key in found}
 
 
 def _objective_identity(config: ExperimentConfig) -> dict[str, Any]:

@@ -20,8 +20,8 @@ class TeacherConfig:
     model: str = MISSING  # reference: hf:org/name[@revision], pypi:package==version/file.gguf, file:folder
     source: str = knob(
         "live",
-        "live: teacher forward beside the student; cached: what it says, written once; none: no teacher",
-        choices=("live", "cached", "none"),
+        "live: forward beside the student; foreign: the same, with a tokenizer of its own; cached: written once; none",
+        choices=("live", "foreign", "cached", "none"),
     )
     cache: str = knob(
         "hidden",

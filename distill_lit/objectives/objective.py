@@ -64,6 +64,16 @@ class Objective:
         """Whether any term asks who wrote a text, the teacher or the student."""
         return any("by_student" in term.loss.reads for term in self.terms)
 
+    @property
+    def reads_foreign_logits(self) -> bool:
+        """Whether any term reads the whole distribution of a teacher with another tokenizer."""
+        return any(term.kind == "uld" for term in self.terms)
+
+    @property
+    def reads_spans(self) -> bool:
+        """Whether any term compares spans of bytes."""
+        return any(term.kind == "span_likelihood" for term in self.terms)
+
     def factors(self, done: float) -> tuple[list[float], list[float]]:
         """(weights with T^power where it applies, temperatures) of the terms from logits when the share `done` of
         training is over.

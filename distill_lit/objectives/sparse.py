@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from distill_lit.objectives.divergences import forward_kl
-from distill_lit.targets import Draws, Sparse, TopK
+from distill_lit.targets import Draws, Foreign, Sparse, TopK
 
 
 def top_k_kl(log_q: Tensor, teacher: Tensor | TopK, k: int = 64) -> Tensor:
@@ -89,7 +89,7 @@ def draw(teacher: Tensor | Draws, count: int) -> tuple[Tensor, Tensor, Tensor]:
     return ids, log_probs, torch.full_like(log_probs, 1 / count)
 
 
-def label_log_probs(teacher: Tensor | Sparse, labels: Tensor) -> Tensor:
+def label_log_probs(teacher: Tensor | Sparse | Foreign, labels: Tensor) -> Tensor:
     """The teacher's log-probabilities (N,) of the labels."""
     return pick(teacher, labels) if isinstance(teacher, Tensor) else teacher.label_log_probs
 
