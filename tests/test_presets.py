@@ -182,5 +182,5 @@ def test_an_unknown_preset_is_refused() -> None:
 
 @pytest.mark.parametrize("kind", ["contrastive", "policy_reverse_kl"])
 def test_losses_that_ask_who_wrote_a_text_are_refused_for_a_corpus(kind: str) -> None:
-    with pytest.raises(UserError, match=rf"objective\.terms\.new: {kind} .*teacher\.source cached does not tell them"):
+    with pytest.raises(UserError, match=rf"objective\.terms\.new: {kind} .* does not tell them apart"):
         experiment.check(load_experiment(QUICKSTART, [f"objective.terms.new={{kind: {kind}}}"]))
