@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from losses import DIFFERENTIABLE, DIVERGENCES, authors, one_term, softened
+from losses import DIFFERENTIABLE, DIVERGENCES, LOSSES, authors, one_term, softened
 from torch import Tensor
 
 from distill_lit.config import TermConfig
-from distill_lit.objectives import LOSSES, build_objective, plain_losses
+from distill_lit.objectives import build_objective, plain_losses
 from distill_lit.objectives import divergences as dv
 from distill_lit.objectives import sparse as sp
 from distill_lit.targets import Draws, TopK

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from losses import authors, softened, sparse_targets
+from losses import LOSSES, authors, softened, sparse_targets
 
 from distill_lit.config import TermConfig
 from distill_lit.heads import Head
-from distill_lit.objectives import LOSSES, build_objective, fused_losses, plain_losses
+from distill_lit.objectives import build_objective, fused_losses, plain_losses
 from distill_lit.targets import DenseTarget, Target
 
 N, D, D_T, V, PADDED = 37, 8, 12, 29, 32

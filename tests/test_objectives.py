@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from losses import LOSSES
 
 from distill_lit.config import TermConfig
 from distill_lit.errors import UserError
-from distill_lit.objectives import LOSSES, build_objective, check_signal, plain_losses
+from distill_lit.objectives import build_objective, check_signal, plain_losses
 from distill_lit.objectives.schedules import parse_schedule
 
 

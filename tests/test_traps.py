@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from losses import authors
+from losses import LOSSES, authors
 from test_distiller import LENGTH, TRAINING, VOCABULARY, new_student, prepared, run  # noqa: F401
 from tiny import make_model
 from tiny_data import tokens_of
@@ -24,7 +24,7 @@ from distill_lit.data.packing import IGNORED, pack
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.errors import UserError
 from distill_lit.models import check_same_vocabulary, load_model
-from distill_lit.objectives import LOSSES, build_objective
+from distill_lit.objectives import build_objective
 from distill_lit.objectives.sparse import top_k_kl, top_k_tail_kl
 from distill_lit.signals import LiveTeacher
 

@@ -246,7 +246,7 @@ def label_log_probs(hidden: Tensor, head: Head, labels: Tensor, chunk: int) -> T
     head = head.cast(hidden.dtype)
     parts = [
         head.finish(head.project(hidden[rows])).log_softmax(-1).gather(-1, labels[rows, None])[:, 0]
-        for rows in _chunks(hidden, chunk)
+        for rows in _chunks(len(hidden), chunk)
     ]
     return torch.cat(parts) if parts else hidden.new_zeros(0)
 
