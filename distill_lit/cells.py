@@ -9,7 +9,8 @@ import torch
 from distill_lit import data, hardware
 from distill_lit.board import write_final
 from distill_lit.config import DataConfig, ExperimentConfig, to_dict, to_yaml
-from distill_lit.data.loader import PackedDataModule, calibration_batches
+from distill_lit.data.loader import calibration_batches
+from distill_lit.data.module import PackedDataModule
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.evaluation.evaluate import evaluate_model
 from distill_lit.experiment import (
@@ -281,9 +282,11 @@ def _signal(config: ExperimentConfig, teacher: Path, prepared: data.PreparedData
     model = load_model(teacher, _dtype(config.teacher.dtype))
     if config.teacher.source == "live":
         return LiveTeacher(model, vocabulary)
-    head = head_of(model.requires_grad_(False), vocabulary)
-    rows = len(prepared.train) + len(prepared.validation)
-    return CachedTeacher(_signal_folder(config, teacher, prepared), rows, head)
+    place, rows = _signal_folder(config, teacher, prepared), data.Packed.concatenate([prepared.train, prepared.validation])
+    if not is_complete(place, len(rows)):
+        # damaged, or of a teacher that has changed behind its path, since the signal's own cell was done
+        write_cache(place, model.to(hardware.device_for(config.training.accelerator)), rows, config.training.batch)
+    return CachedTeacher(place, len(rows), head_of(model.requires_grad_(False), vocabulary))
 
 
 def _signal_folder(config: ExperimentConfig, teacher: Path, prepared: data.PreparedData) -> Path:

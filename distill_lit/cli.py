@@ -6,10 +6,14 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from distill_lit.errors import Failure, UserError
+
+if TYPE_CHECKING:
+    from distill_lit.config import ExperimentConfig
 
 DONE, FAILED, BAD_INPUT, SOME_CELLS_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 Command = Callable[[argparse.Namespace, Console], int]
@@ -178,54 +182,93 @@ def _keep_traceback() -> Path | str:
     return path
 
 
+def _checked(options: argparse.Namespace) -> "ExperimentConfig":
+    """The experiment of a command. Raises UserError for whatever can be wrong with it before torch's friends, a model or
+    a data set are loaded."""
+    from distill_lit.config import load_experiment
+
+    config = load_experiment(options.experiment, options.overrides)
+    _check_root(options.root)
+    from distill_lit.experiment import check
+
+    check(config)
+    return config
+
+
+def _check_root(root: Path) -> None:
+    place = root.resolve()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise UserError(f"--root {root}: {place} is no folder that can be written to")
+
+
 def _run(options: argparse.Namespace, console: Console) -> int:
+    config = _checked(options)
     from distill_lit.commands import run_experiment, show_plan
 
     if options.dry_run:
-        return show_plan(options.experiment, options.overrides, console)
-    return run_experiment(options.experiment, options.overrides, options.root, console)
+        return show_plan(config, console)
+    command = " ".join(["distill-lit run", str(options.experiment), *options.overrides])
+    return run_experiment(config, options.root, console, command)
 
 
 def _plan(options: argparse.Namespace, console: Console) -> int:
+    config = _checked(options)
     from distill_lit.commands import show_plan
 
-    return show_plan(options.experiment, options.overrides, console)
+    return show_plan(config, console)
 
 
 def _status(options: argparse.Namespace, console: Console) -> int:
+    from distill_lit.config import load_experiment
+
+    config = load_experiment(options.experiment, options.overrides)
     from distill_lit.commands import show_status
 
-    return show_status(options.experiment, options.overrides, options.root, console)
+    return show_status(config, options.root, console)
 
 
 def _generate(options: argparse.Namespace, console: Console) -> int:
+    config = _checked(options)
     from distill_lit.commands import write_signals
 
-    return write_signals(options.experiment, options.overrides, options.root, console, "generated")
+    return write_signals(config, options.root, console, "generated")
 
 
 def _cache(options: argparse.Namespace, console: Console) -> int:
+    config = _checked(options)
     from distill_lit.commands import write_signals
 
-    return write_signals(options.experiment, options.overrides, options.root, console, "signal")
+    return write_signals(config, options.root, console, "signal")
 
 
 def _fetch(options: argparse.Namespace, console: Console) -> int:
+    config = _checked(options)
     from distill_lit.commands import fetch_assets
 
-    return fetch_assets(options.experiment, options.overrides, console)
+    return fetch_assets(config, console)
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> int:
+    from distill_lit.experiment import check_evaluation
+
+    settings = check_evaluation(options.model, options.overrides, options.benchmarks)
     from distill_lit.commands import evaluate_reference
 
-    return evaluate_reference(options.model, options.overrides, options.benchmarks, console)
+    return evaluate_reference(options.model, settings, options.benchmarks, console)
 
 
 def _report(options: argparse.Namespace, console: Console) -> int:
+    from distill_lit.config import load_experiment
+
+    folder = options.folder
+    if not (folder / "plan.yaml").is_file() or not (folder / "records").is_dir():
+        raise UserError(f"{folder}: no plan.yaml and records/ in it, so it is no results folder")
+    config = load_experiment(folder / "plan.yaml", options.overrides)
     from distill_lit.commands import draw_report
 
-    return draw_report(options.folder, options.overrides, console)
+    return draw_report(folder, config, console)
 
 
 def _list(options: argparse.Namespace, console: Console) -> int:

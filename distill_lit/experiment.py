@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from distill_lit import assets, benchmarks, data, hardware
-from distill_lit.config import CorpusConfig, ExperimentConfig, ObjectiveConfig, TermConfig, decisive, expand, to_dict
+from distill_lit.config import (
+    CorpusConfig,
+    EvaluationConfig,
+    ExperimentConfig,
+    ObjectiveConfig,
+    TermConfig,
+    decisive,
+    expand,
+    load_section,
+    to_dict,
+)
 from distill_lit.errors import UserError
 from distill_lit.evaluation.tasks import check_tasks
 from distill_lit.files import fingerprint
@@ -74,6 +84,16 @@ def check_against_teacher(config: ExperimentConfig) -> None:
     been fetched; its weights are not loaded."""
     for _, point in expand(config):
         check_student_fits(point.student, point.students[point.student], model_folder(point.teacher.model))
+
+
+def check_evaluation(reference: str, overrides: list[str], benchmarks: str) -> EvaluationConfig:
+    """The checked settings for evaluating one model outside an experiment. Raises UserError like `check`."""
+    settings = load_section(EvaluationConfig, overrides)
+    assets.check(reference)
+    if not settings.tasks:
+        raise UserError("tasks: give at least one, as in tasks=[arc_easy,piqa]")
+    check_tasks(settings, benchmarks)
+    return settings
 
 
 def settle(config: ExperimentConfig) -> ExperimentConfig:

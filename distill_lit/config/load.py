@@ -12,7 +12,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from distill_lit.config.knobs import check_knobs
+from distill_lit.config.knobs import check_knobs, check_types
 from distill_lit.config.schema import BASELINES, RIVAL_BASELINES, ExperimentConfig
 from distill_lit.errors import UserError, suggest
 
@@ -48,7 +48,10 @@ def _merge(schema: type[Section], tree: DictConfig, overrides: list[str]) -> Sec
         if not re.match(r"[\w.]+=", override):
             raise UserError(f"override {override!r} is not key=value")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), tree, _renamed(OmegaConf.from_dotlist(overrides)))
+        given = _renamed(OmegaConf.from_dotlist(overrides))
+        for part in (tree, given):
+            check_types(schema, OmegaConf.to_container(part))
+        merged = OmegaConf.merge(OmegaConf.structured(schema), tree, given)
         config = OmegaConf.to_object(merged)
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key}: a value is needed and there is none") from error

@@ -19,7 +19,7 @@ from torch import Tensor
 from distill_lit.data import Packed
 from distill_lit.data.loader import make_batch
 from distill_lit.errors import UserError
-from distill_lit.files import cache_root, fingerprint, read_json, sha256_of, write_json, writing
+from distill_lit.files import cache_root, fingerprint, read_json, sha256_of, sha256_once, write_json, writing
 from distill_lit.heads import Head
 from distill_lit.signals.live import last_hidden
 from distill_lit.targets import DenseTarget
@@ -68,7 +68,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _is_intact(path: Path, manifest: dict[str, Any]) -> bool:
-    return path.is_file() and manifest["shards"].get(path.name) == sha256_of(path)
+    return path.is_file() and manifest["shards"].get(path.name) == sha256_once(path)
 
 
 def _write_shard(path: Path, model: Any, rows: Packed, numbers: range, batch: int) -> None:

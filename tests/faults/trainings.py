@@ -33,6 +33,7 @@ evaluation: {{tasks: [colours], include_path: "{tasks}"}}
 baselines: []
 """
 STEPS, WINDOW = 24, 3
+SABOTAGE = os.pathsep.join([str(Path(__file__).parent / "sabotage"), os.environ.get("PYTHONPATH", "")])
 
 
 def write_experiment(folder: Path, teacher: Path, corpus: Path, tasks: Path, source: str = "live", more: str = "") -> Path:
