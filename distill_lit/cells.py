@@ -1,6 +1,7 @@
 """One cell, from its config to a student folder and its evaluation records, each stage done once."""
 
 import functools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from distill_lit.experiment import (
     UNTOUCHED,
     Cell,
     evaluation_identity,
+    references,
     training_identity,
 )
 from distill_lit.files import fingerprint, hashes_of, read_json, write_json, write_text, writing
@@ -127,10 +129,13 @@ def build(cell: Cell, folder: Path, report: Report) -> None:
     if cell.is_model:
         place = model_place(folder, facts)
         facts |= {"fingerprint": model_fingerprint(place), "bytes": weight_bytes(place)}
+    made = provenance(cell.config, references(cell.config))
     write_json(
         folder / "manifest.json",
-        {"identity": cell.identity, "role": cell.role, "label": cell.label, **facts, "provenance": provenance()},
+        {"identity": cell.identity, "role": cell.role, "label": cell.label, **facts, "provenance": made},
     )
+    if not cell.config.training.keep_checkpoints:  # only now: without a manifest the cell would begin anew
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def _take_model(cell: Cell, folder: Path) -> dict[str, Any]:
@@ -213,11 +218,9 @@ def _build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> d
     size = size_of(merge_adapters(student))
     card = model_card(cell.label, config.teacher.model, _recipe(cell), {"parameters": f"{size.parameters:,}"})
     export_student(student, teacher, folder / "student", card)
-    if not config.training.keep_checkpoints:
-        for path in (folder / "checkpoints").glob("*"):
-            path.unlink()
     return {
         "files": _hashes(folder),
+        "origin": run.origin,
         "metrics": metrics,
         "data": prepared.statistics,
         **_size_facts(size),

@@ -30,6 +30,7 @@ objective:
 training: {{tokens: 4608, batch: 2, accumulate: 3, precision: float32, accelerator: cpu, checkpoint_every: 5,
            validate_every: 0.17, keep_checkpoints: true}}
 evaluation: {{tasks: [colours], include_path: "{tasks}"}}
+analysis: {{bootstrap: 100}}
 baselines: []
 """
 STEPS, WINDOW = 24, 3

@@ -60,13 +60,14 @@ def sabotaged(label, report):
 if FAULTS:
     sys.meta_path.insert(0, Finder())
 if log := os.environ.get("NO_SOCKETS"):
+    connect = socket.socket.connect
 
     def refuse(self, address, *_):
         if self.family in (socket.AF_INET, socket.AF_INET6):
             with open(log, "a") as file:
                 file.write(f"{sys.argv} {address}\n")
             raise OSError("connections are forbidden here")
-        return
+        return connect(self, address)
 
     def resolve(*address, **_):
         with open(log, "a") as file:
