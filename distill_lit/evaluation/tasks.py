@@ -14,7 +14,7 @@ import yaml
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.errors import UserError, suggest
 from distill_lit.evaluation.index import Entry, built_in_index, user_index
-from distill_lit.evaluation.sources import Source, check_source, find_source
+from distill_lit.evaluation.sources import Source, check_source, find_source, is_local
 from distill_lit.files import fingerprint
 
 GROUPS = {
@@ -61,6 +61,11 @@ def check_tasks(settings: EvaluationConfig, benchmarks: str) -> list[str]:
     for entry, _, _ in checked:
         check_source(entry, benchmarks)
     return [entry.name for entry, _, _ in checked]
+
+
+def need_packages(settings: EvaluationConfig) -> bool:
+    """Whether any task has documents that are not the user's own files."""
+    return any(not is_local(entry) for entry, _, _ in _expand_all(settings))
 
 
 def resolve_tasks(settings: EvaluationConfig, benchmarks: str) -> list[TaskSpec]:
