@@ -146,6 +146,7 @@ class EvaluationConfig:
     seed: int = knob(1234, "draws the documents of a limit and the few-shot examples", low=0)
     pack_tokens: int = knob(512, "tokens per forward pass of the prefix tree", low=16)
     include_path: str = knob("", "folder with task files of your own")
+    run_generated_code: bool = knob(False, "let tasks execute code that the model writes, in a process with limits")
 
 
 @dataclass

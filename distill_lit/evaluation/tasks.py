@@ -53,6 +53,11 @@ class TaskSpec:
         """lm-eval's name of the task."""
         return self.entry.name
 
+    @property
+    def runs_code(self) -> bool:
+        """Whether it executes code that the model writes."""
+        return bool(self.entry.config["unsafe_code"])
+
 
 def check_tasks(settings: EvaluationConfig, benchmarks: str) -> list[str]:
     """The names of all tasks that the settings lead to. Raises UserError for an unknown task, one whose data is not to
@@ -108,7 +113,7 @@ def _expand_all(settings: EvaluationConfig) -> list[tuple[Entry, dict[str, Any],
     for asked_as in settings.tasks:
         for name in GROUPS.get(asked_as, [asked_as]):
             for entry, overrides in _expand(name, index):
-                _refuse(entry, overrides)
+                _refuse(entry, overrides, settings.run_generated_code)
                 found.setdefault(entry.name, (entry, overrides, asked_as))
     if not found:
         raise UserError(f"evaluation.tasks is empty; choose from {', '.join(GROUPS)}, or name tasks of lm-eval")
@@ -136,11 +141,14 @@ def _expand(name: str, index: dict[str, Entry], trail: tuple[str, ...] = ()) -> 
     return found
 
 
-def _refuse(entry: Entry, overrides: dict[str, Any]) -> None:
+def _refuse(entry: Entry, overrides: dict[str, Any], run_generated_code: bool) -> None:
     if entry.kind == "python":
         raise UserError(f"task {entry.name!r} is a Python class, not a task file; it cannot be evaluated here")
-    if entry.config["unsafe_code"]:
-        raise UserError(f"task {entry.name!r} executes code that the model writes; this is refused")
+    if entry.config["unsafe_code"] and not run_generated_code:
+        raise UserError(
+            f"task {entry.name!r} executes code that the model writes; this is refused unless "
+            "evaluation.run_generated_code=true says that it may"
+        )
     bound = [key for key, value in overrides.items() if isinstance(value, str) and value.startswith("/")]
     if bound:
         raise UserError(f"task {entry.name!r}: its group binds {bound[0]!r} to a function, which is not supported")

@@ -266,6 +266,22 @@ def wait_until(happened: Callable[[], Any], longest: float = 120.0) -> Any:
     return found
 
 
+def python(code: str, **environment: str) -> tuple[int, str]:
+    """(exit code, everything said) of a piece of Python in a process of its own."""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, timeout=300
+    )
+    return result.returncode, result.stdout + result.stderr
+
+
+def processor_seconds(work: Callable[[], Any]) -> float:
+    """Processor time that child processes spend on it."""
+    begin = os.times()
+    work()
+    end = os.times()
+    return end.children_user - begin.children_user + end.children_system - begin.children_system
+
+
 def seconds(work: Callable[[], Any]) -> float:
     """How long it takes."""
     begin = time.monotonic()
