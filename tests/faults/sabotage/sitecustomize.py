@@ -23,6 +23,9 @@ def do(deed):
         numpy.empty(1 << 60, dtype=numpy.uint8)
     elif deed == "raise":
         raise RuntimeError("a bug, with <b>markup</b> | and _more_")
+    elif deed == "tell":
+        print("the token is", os.environ["HF_TOKEN"], flush=True)
+        raise RuntimeError(f"401 for {os.environ['HF_TOKEN']}")
     elif deed == "slow":
         time.sleep(0.08)
 
