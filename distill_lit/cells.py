@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from distill_lit import data, hardware
+from distill_lit import assets, data, hardware
 from distill_lit.board import write_final
 from distill_lit.config import DataConfig, ExperimentConfig, to_dict, to_yaml
 from distill_lit.data.loader import calibration_batches
@@ -45,7 +45,7 @@ from distill_lit.models import (
     size_of,
     trained_share,
 )
-from distill_lit.models.loading import weight_bytes
+from distill_lit.models.loading import allow_code, weight_bytes
 from distill_lit.objectives import Objective, build_objective, can_compile, chunk_for
 from distill_lit.provenance import provenance
 from distill_lit.signals import CachedTeacher, LiveTeacher, TeacherSignal
@@ -58,6 +58,10 @@ def run_cell(cell: Cell, folder: Path, report: Report) -> None:
     """Does whatever of a cell is not done: builds its model, evaluates it. Each stage ends with its manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", to_yaml(cell.config))
+    for reference in references(cell.config):
+        if assets.parse(reference).code:  # the student is of the same classes
+            allow_code(model_folder(reference))
+            allow_code(folder / "student")
     if not is_built(cell, folder):
         build(cell, folder, report)
     if cell.is_model and not is_evaluated(cell, folder):

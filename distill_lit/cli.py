@@ -159,7 +159,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _complain(message: str, code: int) -> int:
     from distill_lit.secrets import redact
 
-    Console(stderr=True).print(f"distill-lit: {redact(message)}", markup=False, highlight=False, soft_wrap=True)
+    line = " ".join(redact(message).split())
+    Console(stderr=True).print(f"distill-lit: {line}", markup=False, highlight=False, soft_wrap=True)
     return code
 
 

@@ -1,4 +1,5 @@
-"""Teachers and students from references: always safetensors (or GGUF, converted once), never a pickle, no remote code."""
+"""Teachers and students from references: always safetensors (or GGUF, converted once), never a pickle; a model's own code
+runs only where its reference asks for it."""
 
 import json
 from pathlib import Path
@@ -6,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from distill_lit import assets
 from distill_lit.errors import UserError
@@ -26,6 +28,14 @@ TOKENIZER_FILES = (
 )
 
 
+_may_run_code: set[Path] = set()
+
+
+def allow_code(folder: Path) -> None:
+    """Lets the model in `folder` run its own code in this process. Only for what a reference with `+code` stands for."""
+    _may_run_code.add(folder)
+
+
 def model_folder(reference: str) -> Path:
     """The local transformers folder of a reference, with safetensors. A GGUF is dequantised into the cache once."""
     path = assets.fetch(reference)
@@ -34,6 +44,8 @@ def model_folder(reference: str) -> Path:
     if not path.is_dir():
         raise UserError(f"reference {reference!r}: {path.name} is neither a model folder nor a .gguf file")
     check_folder(path)
+    if assets.parse(reference).code:
+        allow_code(path)
     return path
 
 
@@ -52,7 +64,12 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, **options: Any)
     check_folder(folder)
     try:
         return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True, **options
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=folder in _may_run_code,
+            local_files_only=True,
+            **options,
         ).eval()
     except (ValueError, OSError, KeyError, ImportError) as error:
         raise UserError(f"{folder}: not a causal language model: {str(error).splitlines()[0]}") from error
@@ -67,7 +84,7 @@ def load_config(folder: Path) -> Any:
     """The transformers config in a local folder."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    return AutoConfig.from_pretrained(folder, trust_remote_code=folder in _may_run_code, local_files_only=True)
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
@@ -75,7 +92,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=folder in _may_run_code, local_files_only=True)
     except (ValueError, OSError, KeyError) as error:
         raise UserError(f"{folder}: no tokenizer: {str(error).splitlines()[0]}") from error
 
