@@ -71,7 +71,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, **options: Any)
             local_files_only=True,
             **options,
         ).eval()
-    except (ValueError, OSError, KeyError, ImportError) as error:
+    except (ValueError, OSError, KeyError, ImportError, SafetensorError) as error:
         raise UserError(f"{folder}: not a causal language model: {str(error).splitlines()[0]}") from error
 
 
