@@ -3,13 +3,13 @@
 import argparse
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from distill_lit.complaints import complain, keep_traceback, one_line
 from distill_lit.errors import Failure, UserError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ EXAMPLES = """examples:
   distill-lit evaluate file:runs/quickstart/…/student tasks=[piqa,sciq] limit=200
   distill-lit report results/quickstart                             draw tables and figures again, from records alone
   distill-lit tensorboard runs/quickstart
+  distill-lit doctor                                                is this machine fit, and what is to be done if not
 
 exit codes: 0 done, 1 failed, 2 bad input (nothing was written), 3 some cells failed, 130 interrupted, 143 terminated
 """
@@ -122,6 +123,14 @@ def build_parser() -> argparse.ArgumentParser:
         "list", "List objectives, students, tasks, experiments or assets, a line each.", "distill-lit list tasks", _list
     )
     listing.add_argument("what", choices=("objectives", "students", "tasks", "experiments", "assets", "knobs"))
+    doctor = add(
+        "doctor",
+        "Look at versions, threads, number formats, disk, caches, network and GPU; say what is wrong and what to do.",
+        "distill-lit doctor",
+        _doctor,
+    )
+    doctor.add_argument("--root", type=Path, default=Path(), help="where runs/ are (default: here)")
+    doctor.add_argument("--quick", action="store_true", help="do not hash the caches")
     board = add(
         "tensorboard",
         "Serve the curves of an experiment on this machine only.",
@@ -146,41 +155,14 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = options.run(options, console)
     except UserError as error:
-        code = _complain(str(error), BAD_INPUT)
+        code = complain(str(error), BAD_INPUT)
     except Failure as error:
-        code = _complain(str(error), FAILED)
+        code = complain(str(error), FAILED)
     except KeyboardInterrupt:
         code = INTERRUPTED
     except Exception as error:
-        code = _complain(f"{_one_line(error)} (traceback: {_keep_traceback()})", FAILED)
+        code = complain(f"{one_line(error)} (traceback: {keep_traceback()})", FAILED)
     sys.exit(code)
-
-
-def _complain(message: str, code: int) -> int:
-    from distill_lit.secrets import redact
-
-    line = " ".join(redact(message).split())
-    Console(stderr=True).print(f"distill-lit: {line}", markup=False, highlight=False, soft_wrap=True)
-    return code
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-
-
-def _keep_traceback() -> Path | str:
-    """Appends the present traceback to a log in the cache; returns where."""
-    from distill_lit.files import cache_root
-    from distill_lit.secrets import redact
-
-    path = cache_root() / "errors.log"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as log:
-            log.write(redact(traceback.format_exc()))
-    except OSError:
-        return redact(traceback.format_exc())
-    return path
 
 
 def _checked(options: argparse.Namespace) -> "ExperimentConfig":
@@ -276,6 +258,12 @@ def _list(options: argparse.Namespace, console: Console) -> int:
     from distill_lit.listing import show
 
     return show(options.what, console)
+
+
+def _doctor(options: argparse.Namespace, console: Console) -> int:
+    from distill_lit.doctor import show
+
+    return show(options.root.resolve(), console, deep=not options.quick)
 
 
 def _tensorboard(options: argparse.Namespace, console: Console) -> int:
