@@ -56,12 +56,20 @@ def check_types(schema: Any, values: Any, path: str = "") -> None:
         kind, key = hints.get(str(name)), f"{path}{str(name).rstrip('_')}"
         inner = [*typing.get_args(kind), kind]
         section = next((t for t in inner if dataclasses.is_dataclass(t)), None)
+        if value is None or (isinstance(value, str) and "${" in value):
+            continue
+        if (section is not None or typing.get_origin(kind) is dict) and not isinstance(value, dict):
+            raise UserError(f"{key}: {value!r} is not a mapping of keys to values")
+        if typing.get_origin(kind) is list and not isinstance(value, list):
+            raise UserError(f"{key}: {value!r} is not a list")
         if section is not None and typing.get_origin(kind) is dict:
-            for item, entry in value.items() if isinstance(value, dict) else ():
+            for item, entry in value.items():
+                if entry is not None and not isinstance(entry, dict):
+                    raise UserError(f"{key}.{item}: {entry!r} is not a mapping of keys to values")
                 check_types(section, entry, f"{key}.{item}.")
         elif section is not None:
             check_types(section, value, f"{key}.")
-        elif kind in (int, float, bool) and isinstance(value, str) and value != "???" and "${" not in value:
+        elif kind in (int, float, bool) and isinstance(value, str) and value != "???":
             raise UserError(f"{key}: {value!r} is text; write it without quotes, as a {_WORDS[kind]}")
         elif kind in (int, float) and isinstance(value, bool):
             raise UserError(f"{key}: {str(value).lower()} is not a number")

@@ -4,7 +4,6 @@ For a width far below the vocabulary this is exact and small: SmolLM2 needs 1,15
 its logits would need 98,304. Many students and seeds then train without running the teacher's body.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,9 +61,11 @@ def is_complete(folder: Path, rows: int) -> bool:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = read_json(folder / "manifest.json")
-        return manifest
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {"shards": {}}
+        if isinstance(manifest["shards"], dict):
+            return manifest
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return {"shards": {}}
 
 
 def _is_intact(path: Path, manifest: dict[str, Any]) -> bool:
