@@ -1,23 +1,89 @@
-"""What TensorBoard shows beside the curves: hyperparameters with final scores, and the resolved config as text."""
+"""What TensorBoard shows beside the curves: hyperparameters with final scores, figures, the config as text, a layout."""
 
 from pathlib import Path
 from typing import Any
 
+import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+Session = tuple[dict[str, Any], dict[str, float]]  # a cell's knobs, its final scores
 
-def write_final(folder: Path, parameters: dict[str, Any], scores: dict[str, float], config: str) -> None:
+
+class Layout(L.Callback):
+    """Opens the custom scalars on what belongs together: the terms of the loss in one chart."""
+
+    def __init__(self, terms: list[str]) -> None:
+        """`terms`: names of the objective's terms."""
+        self.terms = terms
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Writes the layout into the event file of the curves."""
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                logger.experiment.add_custom_scalars(layout_of(self.terms))
+
+
+def layout_of(terms: list[str]) -> dict[str, dict[str, list[Any]]]:
+    """{category: {chart: [kind, tags]}} for `add_custom_scalars`."""
+
+    def chart(*tags: str) -> list[Any]:
+        return ["Multiline", [f"^{tag}$" for tag in tags]]
+
+    return {
+        "loss": {
+            "terms in training": chart("train/loss", *(f"train/{term}" for term in terms)),
+            "terms in validation": chart("validation/loss", *(f"validation/{term}" for term in terms)),
+            "weights": chart(*(f"weight/{term}" for term in terms)),
+            "temperatures": chart(*(f"temperature/{term}" for term in terms)),
+        },
+        "student and teacher": {
+            "nats per token": chart("validation/student_nll", "validation/teacher_nll", "validation/teacher_kl"),
+            "entropy": chart("train/student_entropy", "train/teacher_entropy"),
+            "agreement": chart("train/agreement", "validation/agreement"),
+        },
+        "evaluation": {"score": ["Multiline", ["^evaluation/"]]},
+    }
+
+
+def write_final(folder: Path, session: Session, config: str) -> None:
     """Adds a cell's knobs, final scores and config (YAML) to the event files in `folder`.
 
     `add_hparams` of the writer would make a run of its own for them, beside the one with the curves.
     """
-    plain = {
-        name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in parameters.items()
-    }
+    parameters, scores = _plain(session[0]), session[1]
     with SummaryWriter(str(folder), filename_suffix=".final") as writer:
-        for summary in hparams(plain, scores):
+        # without the description of an experiment: TensorBoard takes the first it finds, and columns that only other
+        # cells have would never be seen; `write_experiment` describes all of them
+        for summary in hparams(parameters, scores)[1:]:
             writer.file_writer.add_summary(summary)
         for name, value in scores.items():
             writer.add_scalar(name, value)
-        writer.add_text("config", "".join(f"    {line}\n" for line in config.splitlines()))
+        writer.add_text("config", _verbatim(config))
+
+
+def write_experiment(folder: Path, sessions: list[Session], figures: dict[str, Path], said: dict[str, str]) -> None:
+    """Writes what belongs to a whole experiment as a run of its own: the columns of all cells' hyperparameters,
+    figures ({name: PNG}) and texts ({name: plain text}). Replaces what was there."""
+    from matplotlib.image import imread
+
+    for old in folder.glob("events.out.*"):
+        old.unlink()
+    parameters = {name: value for session in sessions for name, value in _plain(session[0]).items()}
+    metrics = {name: 0.0 for session in sessions for name in session[1]}
+    with SummaryWriter(str(folder)) as writer:
+        if sessions:
+            writer.file_writer.add_summary(hparams(parameters, metrics)[0])
+        for name, path in figures.items():
+            writer.add_image(name, imread(path), dataformats="HWC")
+        for name, text in said.items():
+            writer.add_text(name, _verbatim(text))
+
+
+def _plain(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {name: v if isinstance(v, (bool, int, float, str)) else str(v) for name, v in parameters.items()}
+
+
+def _verbatim(text: str) -> str:
+    return "".join(f"    {line}\n" for line in text.splitlines())

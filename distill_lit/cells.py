@@ -5,15 +5,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
+from lightning import Callback
 
 from distill_lit import assets, data, hardware
-from distill_lit.board import write_final
-from distill_lit.config import DataConfig, ExperimentConfig, to_dict, to_yaml
+from distill_lit.board import Layout, Session, write_final
+from distill_lit.config import ExperimentConfig, StudentConfig, to_dict, to_yaml
 from distill_lit.data.loader import calibration_batches
 from distill_lit.data.module import PackedDataModule
 from distill_lit.distiller import Distiller, HeadSettings
-from distill_lit.evaluation.evaluate import evaluate_model
+from distill_lit.evaluation.evaluate import evaluate_model, main_scores
+from distill_lit.evaluation.surprisal import measure_surprisal
 from distill_lit.experiment import (
     GENERATED,
     QUANTISED,
@@ -27,7 +28,8 @@ from distill_lit.experiment import (
     training_identity,
 )
 from distill_lit.files import fingerprint, hashes_of, read_json, write_json, write_text, writing
-from distill_lit.heads import head_of
+from distill_lit.matching import Matching, build_matching
+from distill_lit.midway import MidwayEvaluation
 from distill_lit.models import (
     CARD,
     INT8,
@@ -36,7 +38,6 @@ from distill_lit.models import (
     export_student,
     initial_student,
     load_model,
-    load_tokenizer,
     merge_adapters,
     model_card,
     model_fingerprint,
@@ -46,12 +47,17 @@ from distill_lit.models import (
     trained_share,
 )
 from distill_lit.models.loading import allow_code, weight_bytes
+from distill_lit.models.students import kept_layers
 from distill_lit.objectives import Objective, build_objective, can_compile, chunk_for
 from distill_lit.provenance import provenance
-from distill_lit.signals import CachedTeacher, LiveTeacher, TeacherSignal
-from distill_lit.signals.cached import cache_folder, is_complete, write_cache
-from distill_lit.signals.generated import Writer, is_written, resolve_corpora, write_corpus
+from distill_lit.signals import TeacherSignal
+from distill_lit.signals.cached import is_complete
+from distill_lit.signals.generated import is_written
+from distill_lit.teaching import dtype_of, open_signal, prepare_data, real_tokens, write_generated, write_signal
 from distill_lit.training import Report, Run, train, validate
+
+SURPRISAL = "surprisal.parquet"  # beside the teacher's records: axes of the long tail that need a model
+BYTES_PER_NUMBER = 2  # of cached keys and values: bfloat16 or float16
 
 
 def run_cell(cell: Cell, folder: Path, report: Report) -> None:
@@ -104,6 +110,7 @@ def is_evaluated(cell: Cell, folder: Path) -> bool:
         manifest.get("evaluation") == evaluation_identity(cell.config)
         and manifest.get("model") == read_manifest(folder / "manifest.json").get("fingerprint")
         and hashes_of(folder / "records") == manifest.get("files")
+        and (cell.role != TEACHER or SURPRISAL in manifest["files"])
     )
 
 
@@ -125,9 +132,9 @@ def build(cell: Cell, folder: Path, report: Report) -> None:
     if cell.reference:
         facts: dict[str, Any] = _take_model(cell, folder)
     elif cell.role == SIGNAL:
-        facts = _build_signal(cell.config, teacher, report)
+        facts = write_signal(cell.config, teacher, report)
     elif cell.role == GENERATED:
-        facts = {"corpora": _build_generated(cell.config, report)}
+        facts = {"corpora": write_generated(cell.config, report)}
     else:
         facts = _build_student(cell, folder, teacher, report)
     if cell.is_model:
@@ -152,70 +159,21 @@ def _take_model(cell: Cell, folder: Path) -> dict[str, Any]:
     return {"files": _hashes(folder), "format": INT8, **_size_facts(size)}
 
 
-def _build_generated(config: ExperimentConfig, report: Report) -> dict[str, Any]:
-    """{corpus: what was written, kept and left out}."""
-    return {
-        name: write_corpus(
-            name,
-            corpus.generated,
-            _writer(config),
-            config.benchmarks,
-            lambda stage, done, total: report(stage, done, total, "answers", {}),
-        )
-        for name, corpus in config.data.corpora.items()
-        if corpus.generated is not None
-    }
-
-
-def _writer(config: ExperimentConfig) -> Writer:
-    device = hardware.device_for(config.training.accelerator)
-    return Writer(config.teacher.model, _dtype(config.teacher.dtype), device)
-
-
-def readable_data(config: ExperimentConfig) -> DataConfig:
-    """The data of an experiment with every generated corpus as the file it was written to."""
-    return resolve_corpora(config.data, _writer(config), config.benchmarks)
-
-
-def _prepare(config: ExperimentConfig, teacher: Path) -> data.PreparedData:
-    return data.prepare(readable_data(config), teacher, config.benchmarks)
-
-
-def _build_signal(config: ExperimentConfig, teacher: Path, report: Report) -> dict[str, Any]:
-    prepared = _prepare(config, teacher)
-    place = _signal_folder(config, teacher, prepared)
-    rows = data.Packed.concatenate([prepared.train, prepared.validation])
-    model = load_model(teacher, _dtype(config.teacher.dtype)).to(hardware.device_for(config.training.accelerator))
-    per_row = prepared.train.length
-    write_cache(
-        place,
-        model,
-        rows,
-        config.training.batch,
-        lambda done, total: report("cache", done * per_row, total * per_row, "tokens", {}),
-    )
-    used = sum(path.stat().st_size for path in place.glob("*.safetensors"))
-    return {"signal": str(place), "rows": len(rows), "bytes_per_token": used / (len(rows) * per_row)}
-
-
 def _build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> dict[str, Any]:
     config = cell.config
-    prepared = _prepare(config, teacher)
-    vocabulary = max(load_tokenizer(teacher).get_vocab().values()) + 1
-    student = initial_student(
-        config.students[cell.student],
-        teacher,
-        Calibration(
-            calibration_batches(prepared.train),
-            prepared.fingerprint,
-            _dtype(config.teacher.dtype),
-            lambda done, total: report("choose layers", done, total, "trials", {}),
-        ),
-        config.seed,
+    prepared = prepare_data(config, teacher)
+    vocabulary = real_tokens(teacher)
+    measured = Calibration(
+        calibration_batches(prepared.train),
+        prepared.fingerprint,
+        dtype_of(config.teacher.dtype),
+        lambda done, total: report("choose layers", done, total, "trials", {}),
+        hardware.device_for(config.training.accelerator),
     )
+    student = initial_student(config.students[cell.student], teacher, measured, config.seed)
     trained = trained_share(student)
     run = _training_run(
-        cell, folder, student, vocabulary, prepared, _signal(config, teacher, prepared, vocabulary), report, teacher
+        cell, folder, student, vocabulary, prepared, open_signal(config, teacher, prepared, vocabulary), report, teacher
     )
     metrics = (validate if cell.role == UNTOUCHED else train)(run)
     report("export", 0, 1, "", {})
@@ -229,7 +187,15 @@ def _build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> d
         "data": prepared.statistics,
         **_size_facts(size),
         **_cost_facts(cell, run, size, trained, teacher),
+        **_choices(config.students[cell.student], teacher, measured, run.distiller.matching),
     }
+
+
+def _choices(student: StudentConfig, teacher: Path, measured: Calibration, matching: Matching | None) -> dict[str, Any]:
+    """Which of the teacher's layers the student kept, and which layers were compared with which."""
+    is_cut = not student.from_ and not student.config
+    kept = {"kept_layers": kept_layers(student, teacher, measured)} if is_cut else {}
+    return kept | ({"layer_maps": {term.name: pairs for term, pairs in matching.matched}} if matching else {})
 
 
 def _training_run(
@@ -245,6 +211,8 @@ def _training_run(
     config, length = cell.config, prepared.train.length
     module = PackedDataModule(prepared.train, prepared.validation, config.training, config.seed)
     objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
+    model = getattr(signal, "model", None)
+    matching = build_matching(objective, student, model, calibration_batches(prepared.train), config.seed)
     distiller = Distiller(
         student,
         vocabulary,
@@ -254,9 +222,13 @@ def _training_run(
         module.steps,
         length,
         _head_settings(config, vocabulary),
+        matching,
     )
     origin = _origin(cell, teacher, student, prepared, objective)
-    return Run(folder, distiller, module, config.training, config.seed, report, origin, config.launcher.changed)
+    callbacks: list[Callback] = [Layout([term.name for term in objective.terms])]
+    if config.evaluation.every:
+        callbacks.append(MidwayEvaluation(teacher, config.evaluation, config.benchmarks, module.steps))
+    return Run(folder, distiller, module, config.training, config.seed, report, origin, config.launcher.changed, callbacks)
 
 
 def _origin(cell: Cell, teacher: Path, student: Any, prepared: data.PreparedData, objective: Objective) -> dict[str, str]:
@@ -279,30 +251,9 @@ def _head_settings(config: ExperimentConfig, vocabulary: int) -> HeadSettings:
     compiled = objective.compile == "always" or (
         objective.compile == "auto" and can_compile(hardware.device_for(config.training.accelerator))
     )
-    chunk = objective.chunk or chunk_for(objective.memory_budget, vocabulary, compiled)
-    return HeadSettings(chunk, compiled, _dtype(config.training.precision))
-
-
-def _signal(config: ExperimentConfig, teacher: Path, prepared: data.PreparedData, vocabulary: int) -> TeacherSignal | None:
-    if config.teacher.source == "none":
-        return None
-    model = load_model(teacher, _dtype(config.teacher.dtype))
-    if config.teacher.source == "live":
-        return LiveTeacher(model, vocabulary)
-    place, rows = _signal_folder(config, teacher, prepared), data.Packed.concatenate([prepared.train, prepared.validation])
-    if not is_complete(place, len(rows)):
-        # damaged, or of a teacher that has changed behind its path, since the signal's own cell was done
-        write_cache(place, model.to(hardware.device_for(config.training.accelerator)), rows, config.training.batch)
-    return CachedTeacher(place, len(rows), head_of(model.requires_grad_(False), vocabulary))
-
-
-def _signal_folder(config: ExperimentConfig, teacher: Path, prepared: data.PreparedData) -> Path:
-    return cache_folder(model_fingerprint(teacher), prepared.fingerprint, _dtype(config.teacher.dtype))
-
-
-def _dtype(name: str) -> torch.dtype:
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
+    dtype = dtype_of(config.training.precision)
+    chunk = objective.chunk or chunk_for(objective.memory_budget, vocabulary, compiled, dtype)
+    return HeadSettings(chunk, compiled, dtype)
 
 
 def _recipe(cell: Cell) -> str:
@@ -325,6 +276,7 @@ def _size_facts(size: Size) -> dict[str, Any]:
         "non_embedding_parameters": size.non_embedding,
         "layers": size.layers,
         "flops_per_token": size.flops_per_token(),
+        "kv_bytes_per_token": BYTES_PER_NUMBER * size.cache_width,
     }
 
 
@@ -367,23 +319,30 @@ def evaluate(cell: Cell, folder: Path, report: Report) -> None:
     with writing(records / "records.parquet") as path:
         result.records.to_parquet(path, compression="zstd", index=False)
     write_json(records / "meta.json", result.meta)
-    scores = _scores(result.meta)
-    validation = {name: value for name, value in manifest.get("metrics", {}).items() if name.startswith("validation/")}
-    write_final(folder, _hyperparameters(cell), {**validation, **scores}, to_yaml(cell.config))
+    if cell.role == TEACHER:
+        surprisal = measure_surprisal(
+            model_place(folder, manifest),
+            result.documents,
+            cell.config.evaluation,
+            cell.config.benchmarks,
+            device=str(hardware.device_for(cell.config.training.accelerator)),
+            progress=lambda done, total, task: report(f"surprisal {task}", done, total, "requests", {}),
+        )
+        with writing(records / SURPRISAL) as path:
+            surprisal.to_parquet(path, compression="zstd", index=False)
+    write_final(folder, session_of(cell, folder), to_yaml(cell.config))
     write_json(
         folder / "evaluation.json",
         {"evaluation": evaluation_identity(cell.config), "model": manifest["fingerprint"], "files": hashes_of(records)},
     )
 
 
-def _scores(meta: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """{evaluation/task: lm-eval's own score in the task's main metric}."""
-    named = {
-        task: {key.split(",")[0]: value for key, value in facts["lm_eval_results"].items()} for task, facts in meta.items()
-    }
-    return {
-        f"evaluation/{task}": named[task][facts["metric"]] for task, facts in meta.items() if facts["metric"] in named[task]
-    }
+def session_of(cell: Cell, folder: Path) -> Session:
+    """(knobs, final scores) of an evaluated cell, for TensorBoard's table of hyperparameters."""
+    metrics = read_json(folder / "manifest.json").get("metrics", {})
+    validation = {name: value for name, value in metrics.items() if name.startswith("validation/")}
+    scores = main_scores(read_json(folder / "records" / "meta.json"))
+    return _hyperparameters(cell), {**validation, **{f"final/{task}": value for task, value in scores.items()}}
 
 
 def _hyperparameters(cell: Cell) -> dict[str, Any]:

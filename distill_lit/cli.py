@@ -85,6 +85,12 @@ def build_parser() -> argparse.ArgumentParser:
             _cache,
         ),
         (
+            "cost",
+            "Measure speed, latency, memory and energy of the finished models; leave the machine alone meanwhile.",
+            "distill-lit cost experiments/quickstart.yaml cost.blocks=10",
+            _cost,
+        ),
+        (
             "fetch",
             "Download every asset of an experiment, so that it then runs offline.",
             "distill-lit fetch experiments/quickstart.yaml",
@@ -224,6 +230,13 @@ def _cache(options: argparse.Namespace, console: Console) -> int:
     from distill_lit.commands import write_signals
 
     return write_signals(config, options.root, console, "signal")
+
+
+def _cost(options: argparse.Namespace, console: Console) -> int:
+    config = _checked(options)
+    from distill_lit.commands import measure_cost
+
+    return measure_cost(config, options.root, console)
 
 
 def _fetch(options: argparse.Namespace, console: Console) -> int:

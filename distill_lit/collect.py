@@ -14,12 +14,14 @@ from distill_lit.config import ExperimentConfig, expand, to_yaml
 from distill_lit.errors import UserError
 from distill_lit.experiment import Cell, results_folder, runs_folder
 from distill_lit.files import read_json, write_json, write_text, writing
+from distill_lit.teaching import readable_data
 
 FACTS = (
     "parameters",
     "non_embedding_parameters",
     "layers",
     "flops_per_token",
+    "kv_bytes_per_token",
     "training_tokens",
     "student_flops",
     "teacher_flops",
@@ -77,12 +79,15 @@ def _copy_records(done: list[Cell], runs: Path, target: Path) -> pd.DataFrame | 
         with writing(target / f"{cell.label}.parquet") as path:
             path.write_bytes((source / "records.parquet").read_bytes())
         write_json(target / f"{cell.label}.json", read_json(source / "meta.json"))
+        if (source / work.SURPRISAL).is_file():
+            with writing(target / work.SURPRISAL) as path:
+                path.write_bytes((source / work.SURPRISAL).read_bytes())
     if not documents:
         return None
     every = pd.concat(documents, ignore_index=True).drop_duplicates(["task", "key"])
     with writing(target / "documents.parquet") as path:
         every.to_parquet(path, compression="zstd", index=False)
-    _remove_strangers(target, {cell.label for cell in done} | {"documents", "frequencies"})
+    _remove_strangers(target, {cell.label for cell in done} | {"documents", "frequencies", "surprisal"})
     return every
 
 
@@ -116,7 +121,7 @@ def _corpus_words(config: ExperimentConfig) -> Counter[str]:
     """Words of what the first grid point reads; none where its generated corpora were not written."""
     _, point = next(expand(config))
     try:
-        return data.word_counts(work.readable_data(point), point.benchmarks)
+        return data.word_counts(readable_data(point), point.benchmarks)
     except UserError:
         return Counter()
 

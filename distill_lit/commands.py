@@ -12,10 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from distill_lit import assets, cells, experiment, report
+from distill_lit.board import write_experiment
 from distill_lit.cli import DONE, SOME_CELLS_FAILED
 from distill_lit.collect import collect
 from distill_lit.config import ExperimentConfig
 from distill_lit.config.schema import EvaluationConfig
+from distill_lit.costing import measure_experiment
 from distill_lit.errors import UserError
 from distill_lit.estimate import Estimate, estimates
 from distill_lit.evaluation.evaluate import evaluate_model
@@ -38,7 +40,10 @@ def run_experiment(config: ExperimentConfig, root: Path, console: Console, comma
     except Terminated as stop:
         return _stopped(stop, console)
     folder = collect(config, planned, root, outcome.failed, command)
+    if config.cost.measure and not outcome.failed:
+        measure_experiment(config, planned, root, console)
     result = _draw(folder, config, console)
+    _write_board(planned, experiment.runs_folder(root, config), folder, result.headline)
     for model, text in report.cards(result).items():
         add_results(_folder_of(model, planned, experiment.runs_folder(root, config)), text)
     console.print(f"{folder} drawn after {(time.monotonic() - began) / 60:.1f} minutes", highlight=False)
@@ -47,6 +52,7 @@ def run_experiment(config: ExperimentConfig, root: Path, console: Console, comma
 
 def _ready(config: ExperimentConfig) -> ExperimentConfig:
     """A checked experiment settled for this machine, with all its assets here."""
+    experiment.check_environment(config)
     for reference in experiment.references(config):
         assets.fetch(reference)
     experiment.check_against_teacher(config)
@@ -91,9 +97,26 @@ def _draw(folder: Path, config: ExperimentConfig, console: Console) -> Any:
     return result
 
 
+def _write_board(planned: list[Cell], runs: Path, folder: Path, headline: str) -> None:
+    """The experiment as a run of TensorBoard: columns to compare cells by, figures, the verdict."""
+    done = [cell for cell in planned if cell.is_model and cells.is_evaluated(cell, runs / cell.name)]
+    sessions = [cells.session_of(cell, runs / cell.name) for cell in done]
+    figures = {path.stem: path for path in sorted(folder.glob("*.png"))}
+    write_experiment(runs / "report", sessions, figures, {"verdict": headline})
+
+
 def _folder_of(model: str, planned: list[Cell], runs: Path) -> Path:
     """The exported student that a row of cells.csv is about."""
     return next(runs / cell.name / "student" for cell in planned if cell.label == model)
+
+
+def measure_cost(config: ExperimentConfig, root: Path, console: Console) -> int:
+    """Measures what the models of an experiment cost to run, and draws its report again."""
+    config = experiment.settle(config)
+    folder = measure_experiment(config, experiment.plan(config), root, console)
+    if (folder / "cells.csv").is_file():
+        _draw(folder, config, console)
+    return DONE
 
 
 def show_plan(config: ExperimentConfig, console: Console) -> int:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -12,6 +13,8 @@ from torchmetrics import MeanMetric
 from distill_lit.config import TrainingConfig
 from distill_lit.errors import UserError
 from distill_lit.heads import body_of, check_split, head_of
+from distill_lit.matching import Matching
+from distill_lit.models.states import States, watching
 from distill_lit.objectives import Losses, Objective, fused_losses
 from distill_lit.signals import TeacherSignal, last_hidden
 
@@ -44,11 +47,14 @@ class Distiller(L.LightningModule):
         steps: int,
         length: int,
         head: HeadSettings,
+        matching: Matching | None = None,
     ) -> None:
         """`vocabulary`: real tokens shared with the teacher; `signal`: None for objectives without a teacher, which then
         has no fidelity metrics; `steps`: optimizer steps of the whole training;
-        `length`: tokens per row."""
+        `length`: tokens per row; `matching`: what terms on inner states need, whose teacher is live."""
         super().__init__()
+        if bool(objective.representations) != (matching is not None):
+            raise UserError("objective: terms on inner states need a matching of student and teacher, and only they do")
         if objective.needs_teacher and signal is None:
             raise UserError("objective: a term compares with the teacher, and there is no teacher signal")
         if training.gradient_checkpointing:
@@ -59,6 +65,7 @@ class Distiller(L.LightningModule):
         self.vocabulary = vocabulary
         self.objective = objective
         self.signal = signal
+        self.matching = matching
         self.training_config = training
         self.steps = steps
         self.length = length
@@ -77,11 +84,14 @@ class Distiller(L.LightningModule):
         """
         targets = batch["labels"][:, 1:]
         chosen = targets != IGNORED
-        hidden = last_hidden(self.student, batch)[:, :-1][chosen]
-        target = self.signal.target(batch, chosen) if self.signal is not None and with_teacher else None
+        ours_wanted, theirs_wanted = self.matching.wanted if self.matching is not None else ({}, {})
+        with watching(self.student, ours_wanted) as ours:
+            hidden = last_hidden(self.student, batch)[:, :-1][chosen]
+        with watching(getattr(self.signal, "model", None), theirs_wanted) as theirs:
+            target = self.signal.target(batch, chosen) if self.signal is not None and with_teacher else None
         by_student = batch["by_student"][:, 1:][chosen] if "by_student" in batch else None
         chunk, compiled, dtype = self.head_settings
-        with torch.autocast(hidden.device.type, enabled=False):
+        with torch.autocast(hidden.device.type, enabled=False), self._head_gradient():
             losses = fused_losses(
                 self.objective,
                 hidden.to(dtype),
@@ -95,7 +105,24 @@ class Distiller(L.LightningModule):
                 compiled=compiled,
                 measure=measure,
             )
+        if self.matching is not None:
+            losses = self._with_representations(losses, self.matching, ours, theirs, batch, denominator)
         return losses, int(chosen.sum())
+
+    def _head_gradient(self) -> AbstractContextManager[None]:
+        """No gradient is asked of the head when all terms are on inner states; it then only measures."""
+        return nullcontext() if self.objective.terms else torch.no_grad()
+
+    def _with_representations(
+        self, losses: Losses, matching: Matching, ours: States, theirs: States, batch: Batch, denominator: Tensor
+    ) -> Losses:
+        """The same losses with the terms on inner states added: the same tokens, the same denominator."""
+        chosen, done = batch["labels"][:, 1:] != IGNORED, self.global_step / self.steps
+        with torch.autocast(chosen.device.type, enabled=False):
+            sums = matching(ours, theirs, batch["document_ids"], chosen)
+        weights = sums.new_tensor([term.weight(done) for term in self.objective.representations])
+        total = losses.total + (weights * sums).sum() / denominator.clamp(min=1)
+        return losses._replace(total=total, terms=torch.cat([losses.terms, sums.detach()]))
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """The loss of a micro-batch; summed over the window and the ranks it is the mean over the step's tokens."""
@@ -114,7 +141,7 @@ class Distiller(L.LightningModule):
         self._collect(self._validation, losses, count)
 
     def _collect(self, metrics: dict[str, MeanMetric], losses: Losses, tokens: int) -> None:
-        values = {term.name: value for term, value in zip(self.objective.terms, losses.terms, strict=True)}
+        values = dict(zip(self.objective.names, losses.terms, strict=True))
         for name, total in {**values, **{f"{n}_": v for n, v in losses.measures.items()}}.items():
             if name not in metrics:
                 metrics[name] = MeanMetric().to(self.device)
@@ -127,7 +154,7 @@ class Distiller(L.LightningModule):
     ) -> None:
         """Clips by norm, refuses a step that is not finite, and logs the step."""
         limit = self.training_config.clip or math.inf
-        norm = nn.utils.clip_grad_norm_(self.student.parameters(), limit)
+        norm = nn.utils.clip_grad_norm_(self.parameters(), limit)
         if not torch.isfinite(norm):
             raise FloatingPointError(f"gradient norm is {float(norm)} at step {self.global_step}; the step was not taken")
         if self.global_step % self.training_config.log_every == 0:
@@ -144,12 +171,11 @@ class Distiller(L.LightningModule):
     def _step_metrics(self, norm: float) -> dict[str, float]:
         done = self.global_step / self.steps
         values = self._means(self._window, "train")
-        weights, temperatures = self.objective.factors(done)
-        for term, temperature in zip(self.objective.terms, temperatures, strict=True):
-            values[f"weight/{term.name}"], values[f"temperature/{term.name}"] = term.weight(done), temperature
-        values["train/loss"] = sum(
-            w * values[f"train/{t.name}"] for t, w in zip(self.objective.terms, weights, strict=True)
-        )
+        for term in self.objective.terms:
+            values[f"weight/{term.name}"], values[f"temperature/{term.name}"] = term.weight(done), term.temperature(done)
+        for other in self.objective.representations:
+            values[f"weight/{other.name}"] = other.weight(done)
+        values["train/loss"] = self._weighted(values, "train")
         now, (then, seen) = time.perf_counter(), self._clock
         values["train/tokens_per_second"] = (self._tokens_seen - seen) / max(now - then, 1e-9)
         self._clock = (now, self._tokens_seen)
@@ -165,10 +191,7 @@ class Distiller(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Logs the means over all validation rows, and the objective at the present weights."""
         values = self._means(self._validation, "validation")
-        weights, _ = self.objective.factors(self.global_step / self.steps)
-        values["validation/loss"] = sum(
-            w * values[f"validation/{t.name}"] for t, w in zip(self.objective.terms, weights, strict=True)
-        )
+        values["validation/loss"] = self._weighted(values, "validation")
         # the number of steps done, under which Lightning logs: its own count lags by one here
         self.log_dict({**values, "step": float(self.global_step)})
         self._reset(self._validation)
@@ -178,6 +201,11 @@ class Distiller(L.LightningModule):
         measured = {f"{stage}/{name.rstrip('_')}": float(m.compute()) for name, m in metrics.items() if name.endswith("_")}
         trained = {f"{stage}/{name}": float(m.compute()) for name, m in metrics.items() if not name.endswith("_")}
         return measured | trained
+
+    def _weighted(self, values: dict[str, float], stage: str) -> float:
+        """The objective of logged terms at the present weights."""
+        weights = self.objective.weights(self.global_step / self.steps)
+        return sum(weight * values[f"{stage}/{name}"] for name, weight in weights.items())
 
     def _reset(self, metrics: dict[str, MeanMetric]) -> None:
         for metric in metrics.values():
@@ -212,7 +240,7 @@ class Distiller(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW with decay on matrices only; linear warm-up, then a cosine to the final share of the peak."""
         config = self.training_config
-        parameters = [p for p in self.student.parameters() if p.requires_grad]
+        parameters = [p for p in self.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},

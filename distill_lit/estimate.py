@@ -8,6 +8,8 @@ from distill_lit.data.loader import optimizer_steps
 from distill_lit.experiment import CE_ONLY, DISTILLED, GENERATED, QUANTISED, SIGNAL, Cell
 from distill_lit.models import Size, load_config, model_folder, size_from_config, student_config
 from distill_lit.objectives import build_objective
+from distill_lit.signals.compress import HIDDEN
+from distill_lit.teaching import cache_form
 
 # shares of the speed of a plain matrix product that whole passes reach: measured with SmolLM2-135M on two cores
 TRAINING_EFFICIENCY, FORWARD_EFFICIENCY = 0.45, 0.55
@@ -57,7 +59,7 @@ def _estimate(cell: Cell, teacher: Size, student: Size) -> Estimate:
     if cell.role == SIGNAL:
         tokens = config.data.tokens
         flops = teacher.flops_per_token(head=False) * tokens
-        size = tokens * 2 * teacher.embedding // max(1, teacher.head_products // _width(teacher))
+        size = tokens * _cached_bytes(config, teacher)
         return Estimate(0, flops, size, size, flops / (teacher_speed * FORWARD_EFFICIENCY) / 60)
     questions = len(config.evaluation.tasks) * (config.evaluation.limit or WHOLE_TASK_DOCUMENTS) * TOKENS_PER_DOCUMENT
     asking = student.flops_per_token() * questions
@@ -83,6 +85,13 @@ def _writing(config: ExperimentConfig, teacher: Size, speed: float) -> Estimate:
     return Estimate(0, flops, 2 * tokens * TEXT_BYTES, 2 * tokens * TEXT_BYTES, flops / (speed * DECODING_EFFICIENCY) / 60)
 
 
+def _cached_bytes(config: ExperimentConfig, teacher: Size) -> int:
+    """Bytes per token of the teacher's cache: two for each channel of a hidden state, or a few numbers."""
+    vocabulary = max(1, teacher.head_products // _width(teacher))
+    form = cache_form(config.teacher)
+    return 2 * teacher.embedding // vocabulary if form.kind == HIDDEN else form.bytes_per_token(vocabulary)
+
+
 def _width(size: Size) -> int:
     return max(1, size.attention_width // size.layers)
 
@@ -97,4 +106,6 @@ def _teaching(config: ExperimentConfig, teacher: Size) -> float:
     """The teacher's forward arithmetic per training token."""
     if not build_objective(config.objective.terms, config.objective.temperature_scaling).needs_teacher:
         return 0.0
-    return 2.0 * teacher.head_products if config.teacher.source == "cached" else teacher.flops_per_token()
+    if config.teacher.source == "cached":
+        return 2.0 * teacher.head_products if config.teacher.cache == HIDDEN else 0.0
+    return teacher.flops_per_token()

@@ -1,6 +1,7 @@
 """An experiment as a list of cells: what each trains, how it is called, and what identifies it."""
 
 import copy
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from distill_lit.config import (
     EvaluationConfig,
     ExperimentConfig,
     ObjectiveConfig,
+    TeacherConfig,
     TermConfig,
     decisive,
     expand,
@@ -21,9 +23,10 @@ from distill_lit.config import (
 from distill_lit.errors import UserError
 from distill_lit.evaluation.tasks import check_tasks, need_packages
 from distill_lit.files import fingerprint
-from distill_lit.models import INT8, check_int8, check_student, check_student_fits, model_folder
+from distill_lit.matching import check_fit, check_source
+from distill_lit.models import INT8, check_int8, check_student, check_student_fits, load_config, model_folder
 from distill_lit.objectives import build_objective, check_signal, resolve_preset
-from distill_lit.signals.generated import REMOTE_WITHOUT_EFFECT, check_generated
+from distill_lit.signals.generated import REMOTE_WITHOUT_EFFECT, check_generated, check_keys
 from distill_lit.signals.generated import references as generated_references
 
 TEACHER, UNTOUCHED, CE_ONLY, DISTILLED = "teacher", "untouched", "ce_only", "distilled"
@@ -71,19 +74,39 @@ def check(config: ExperimentConfig) -> None:
         check_student(name, student)
     for _, point in settled_points(config):
         objective = build_objective(point.objective.terms, point.objective.temperature_scaling)
-        if point.teacher.source == "none" and objective.needs_teacher:
+        if objective.needs_teacher and point.teacher.source == "none":
             raise UserError("teacher.source: none, and a term of the objective compares with the teacher")
-        check_signal(objective, "dense", f"teacher.source {point.teacher.source}")
+        check_signal(objective, *_form_of(point.teacher))
+        check_source(objective, point.teacher.source, point.training.compile)
         data.check(point.data, point.benchmarks)
         check_generated(point.data, point.benchmarks)
     check_tasks(config.evaluation, config.benchmarks)
 
 
-def check_against_teacher(config: ExperimentConfig) -> None:
-    """Raises UserError for what the teacher's config shows to be wrong: a student it cannot give. The teacher must have
-    been fetched; its weights are not loaded."""
+def _form_of(teacher: TeacherConfig) -> tuple[str, str]:
+    """(what losses get of this teacher, what users call it)."""
+    if teacher.source != "cached":
+        return "dense", f"teacher.source {teacher.source}"
+    forms = {"hidden": "dense", "top_k": "top_k", "sampled": "draws"}
+    return forms[teacher.cache], f"teacher.cache {teacher.cache}"
+
+
+def check_environment(config: ExperimentConfig) -> None:
+    """Raises UserError for what running needs of the environment and planning does not: keys of servers."""
     for _, point in expand(config):
-        check_student_fits(point.student, point.students[point.student], model_folder(point.teacher.model))
+        check_keys(point.data)
+
+
+def check_against_teacher(config: ExperimentConfig) -> None:
+    """Raises UserError for what the teacher's config shows to be wrong: a student it cannot give, a term that does not fit
+    both. The teacher must have been fetched; no weights are loaded."""
+    for _, point in settled_points(config):
+        folder = model_folder(point.teacher.model)
+        student = check_student_fits(point.student, point.students[point.student], folder)
+        teacher = load_config(folder)
+        check_fit(build_objective(point.objective.terms, point.objective.temperature_scaling), student, teacher)
+        if _form_of(point.teacher)[0] == "top_k" and point.teacher.k > teacher.vocab_size:
+            raise UserError(f"teacher.k: {point.teacher.k} is above the teacher's vocabulary of {teacher.vocab_size}")
 
 
 def check_evaluation(reference: str, overrides: list[str], benchmarks: str) -> EvaluationConfig:
@@ -133,7 +156,18 @@ def plan(config: ExperimentConfig) -> list[Cell]:
     cells: dict[str, Cell] = {}
     for cell in _all_cells(config):
         cells.setdefault(cell.identity, cell)
-    return list(cells.values())
+    return _with_plain_labels(list(cells.values()))
+
+
+def _with_plain_labels(cells: list[Cell]) -> list[Cell]:
+    """A baseline that all grid points share is not called after the first of them."""
+    shared = Counter((cell.role, cell.student, cell.seed) for cell in cells if cell.role in (UNTOUCHED, CE_ONLY))
+    return [
+        replace(cell, axes={}, label=_label(cell.role, cell.student, {}, cell.seed if "seed" in cell.config.grid else None))
+        if shared[cell.role, cell.student, cell.seed] == 1
+        else cell
+        for cell in cells
+    ]
 
 
 def _all_cells(config: ExperimentConfig) -> Iterable[Cell]:
@@ -175,13 +209,15 @@ def _generated_cells(config: ExperimentConfig) -> Iterable[Cell]:
             alone = copy.deepcopy(config)
             alone.data.corpora = {name: corpus}
             writer = {} if corpus.generated.remote else {"model": config.teacher.model, "dtype": config.teacher.dtype}
-            identity = _identity(corpus=_corpus_identity(corpus), writer=writer, benchmarks=config.benchmarks)
+            identity = _identity(corpus=_corpus_identity(corpus, config), writer=writer, benchmarks=config.benchmarks)
             yield Cell(GENERATED, f"generated-{name}", identity, alone)
 
 
 def _signal_cell(config: ExperimentConfig) -> Cell:
     identity = _identity(signal=decisive(config.teacher), data=_data_identity(config))
-    return Cell(SIGNAL, "teacher-signal", identity, config, needs=_generated_names(config))
+    teacher, widths = config.teacher, {"top_k": config.teacher.k, "sampled": config.teacher.draws}
+    kept = f"-{teacher.cache}_{widths[teacher.cache]}" if teacher.cache in widths else ""
+    return Cell(SIGNAL, f"teacher-signal{kept}", identity, config, needs=_generated_names(config))
 
 
 def _generated_names(config: ExperimentConfig) -> tuple[str, ...]:
@@ -194,23 +230,27 @@ def _student_cell(role: str, values: dict[str, Any], config: ExperimentConfig) -
     if role == CE_ONLY:
         config = copy.deepcopy(config)
         config.objective.terms = {"ce": TermConfig(weight=1.0)}
+    if role == UNTOUCHED and not config.students[config.student].config:
+        seed = None
+    if role != DISTILLED:
         axes = {key: value for key, value in axes.items() if not key.startswith("objective")}
-    if role == UNTOUCHED:
-        axes, seed = {}, config.seed if config.students[config.student].config else None
-    parts = [config.student, *([] if role == DISTILLED else [role])]
-    parts += [str(value) if key == "variant" else f"{key.rsplit('.')[-1]}={value}" for key, value in axes.items()]
-    if "seed" in values and role != UNTOUCHED:
-        parts.append(f"seed={seed}")
+    label = _label(role, config.student, axes, seed if "seed" in values else None)
     needs = _generated_names(config) + ((_signal_cell(config).name,) if config.teacher.source == "cached" else ())
-    label = "-".join(parts).replace("/", "_").replace(" ", "")
     return Cell(role, label, _student_identity(role, config), config, config.student, seed, axes, needs)
+
+
+def _label(role: str, student: str, axes: dict[str, Any], seed: int | None) -> str:
+    parts = [student, *([] if role == DISTILLED else [role])]
+    parts += [str(value) if key == "variant" else f"{key.rsplit('.')[-1]}={value}" for key, value in axes.items()]
+    parts += [] if seed is None else [f"seed={seed}"]
+    return "-".join(parts).replace("/", "_").replace(" ", "")
 
 
 def _student_identity(role: str, config: ExperimentConfig) -> str:
     facts: dict[str, Any] = {
         "role": UNTOUCHED if role == UNTOUCHED else "trained",
         "student": decisive(config.students[config.student]),
-        "teacher": decisive(config.teacher),
+        "teacher": _teacher_identity(role, config),
         "data": _data_identity(config),
     }
     if role != UNTOUCHED:
@@ -220,10 +260,16 @@ def _student_identity(role: str, config: ExperimentConfig) -> str:
     return _identity(**facts)
 
 
+def _teacher_identity(role: str, config: ExperimentConfig) -> dict[str, Any]:
+    """What of the teacher decides a student: for one that learns nothing from it, not how it would have told."""
+    found = decisive(config.teacher)
+    return found if role == DISTILLED else {key: found[key] for key in ("model", "dtype") if key in found}
+
+
 def _objective_identity(config: ExperimentConfig) -> dict[str, Any]:
     """The terms that have a weight, and the scaling of those with a teacher; how the head computes them decides nothing."""
     objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
-    used = {term.name for term in objective.terms}
+    used = set(objective.names)
     unless_said = TermConfig(weight=1.0, temperature=1.0)
     terms = {
         name: {key: value for key, value in decisive(term).items() if value != getattr(unless_said, key)}
@@ -244,12 +290,14 @@ def training_identity(config: ExperimentConfig) -> dict[str, Any]:
 
 def _data_identity(config: ExperimentConfig) -> dict[str, Any]:
     found = {**decisive(config.data), "benchmarks": config.benchmarks}
-    return {**found, "corpora": {name: _corpus_identity(corpus) for name, corpus in config.data.corpora.items()}}
+    return {**found, "corpora": {name: _corpus_identity(corpus, config) for name, corpus in config.data.corpora.items()}}
 
 
-def _corpus_identity(corpus: CorpusConfig) -> dict[str, Any]:
+def _corpus_identity(corpus: CorpusConfig, config: ExperimentConfig) -> dict[str, Any]:
     """A corpus without the knobs that cannot change its documents."""
     found = decisive(corpus)
+    if corpus.generated is not None and corpus.generated.filters.contamination:
+        found["asked"] = [sorted(config.evaluation.tasks), config.evaluation.include_path]
     if corpus.generated is not None and corpus.generated.remote is not None:
         remote = found["generated"]["remote"]
         found["generated"]["remote"] = {name: value for name, value in remote.items() if name not in REMOTE_WITHOUT_EFFECT}
@@ -258,7 +306,8 @@ def _corpus_identity(corpus: CorpusConfig) -> dict[str, Any]:
 
 def evaluation_identity(config: ExperimentConfig) -> str:
     """Identifies the questions a model is asked: a cell is evaluated again when they change."""
-    return _identity(**decisive(config.evaluation), benchmarks=config.benchmarks)
+    asked = {key: value for key, value in decisive(config.evaluation).items() if key not in ("every", "every_limit")}
+    return _identity(**asked, benchmarks=config.benchmarks)
 
 
 def references(config: ExperimentConfig) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from distill_lit.config import ExperimentConfig, find_configs
+from distill_lit.config import CorpusConfig, ExperimentConfig, StudentConfig, TermConfig, find_configs
 
 Line = tuple[str, str]
 
@@ -30,11 +30,13 @@ def show(what: str, console: Console) -> int:
 
 
 def _objectives() -> Iterable[Line]:
-    from distill_lit.objectives import LOSSES, PRESETS
+    from distill_lit.objectives import LOSSES, PRESETS, REPRESENTATIONS
 
     for name, kind in LOSSES.items():
         options = f" [{', '.join(kind.options)}]" if kind.options else ""
         yield name, kind.about + options
+    for name, other in REPRESENTATIONS.items():
+        yield name, f"{other.about} [{', '.join(other.options)}]; needs a live teacher"
     for name, preset in PRESETS.items():
         yield f"preset: {name}", preset.about
 
@@ -76,6 +78,8 @@ def _assets() -> Iterable[Line]:
 
 def _knobs() -> Iterable[Line]:
     yield from _knobs_of(ExperimentConfig, "")
+    for path, section in (("students", StudentConfig), ("data.corpora", CorpusConfig), ("objective.terms", TermConfig)):
+        yield from _knobs_of(section, f"{path}.NAME.")
 
 
 def _knobs_of(section: Any, path: str) -> Iterable[Line]:

@@ -51,6 +51,7 @@ class Run:
     report: Report
     origin: Origin = field(default_factory=dict)
     changed: str = "refuse"
+    callbacks: list[L.Callback] = field(default_factory=list)
 
     @property
     def checkpoints(self) -> Path:
@@ -133,6 +134,7 @@ def build_trainer(run: Run, resumed_at: int | None, termination: Termination) ->
             GeneratorState(),
             Checkpoints(run.checkpoints, every, validate_every, budget, run.origin, termination),
             Progress(run.report, run.data.steps),
+            *run.callbacks,
         ],
         plugins=[SafeCheckpointIO()],
         enable_checkpointing=False,

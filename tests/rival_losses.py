@@ -1,30 +1,15 @@
 """Run where the rivals are importable: their losses and gradients on given logits. `rival_losses.py IN.npz OUT.npz`."""
 
-import importlib.util
 import sys
 import types
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
+from rivals import torchtune_losses
 from torch import Tensor
 
 IGNORED = -100
-
-
-def torchtune_losses() -> object:
-    """torchtune's module of losses alone: the package around it needs torchao."""
-    found = importlib.util.find_spec("torchtune")
-    assert found is not None and found.submodule_search_locations
-    path = Path(found.submodule_search_locations[0]) / "modules" / "loss" / "kd_losses.py"
-    spec = importlib.util.spec_from_file_location("kd_losses", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    # it takes every softmax in float32; the same code with the name bound to float64 shows the last digits
-    module.torch = types.SimpleNamespace(**{**vars(torch), "float32": torch.float64})
-    return module
 
 
 def rivals() -> Iterator[tuple[str, Callable[[Tensor, Tensor, Tensor], Tensor]]]:
@@ -37,6 +22,8 @@ def rivals() -> Iterator[tuple[str, Callable[[Tensor, Tensor, Tensor], Tensor]]]
             name = f"trl beta={beta} T={temperature}"
             yield name, lambda s, t, y, b=beta, u=temperature: jsd(s, t, labels=y, beta=b, temperature=u)
     tune = torchtune_losses()
+    # it takes every softmax in float32; the same code with that name bound to float64 shows the last digits
+    tune.torch = types.SimpleNamespace(**{**vars(torch), "float32": torch.float64})
     flat = lambda loss: lambda s, t, y: loss(s.flatten(0, 1), t.flatten(0, 1), y.flatten())  # noqa: E731
     yield "torchtune forward", flat(tune.ForwardKLLoss())
     yield "torchtune reverse", flat(tune.ReverseKLLoss())

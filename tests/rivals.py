@@ -1,9 +1,11 @@
-"""Other libraries' own loss functions, in a folder of their own: installed without dependencies beside our torch."""
+"""Other libraries' own losses, in a folder of their own: installed without dependencies beside our torch."""
 
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from distill_lit.files import cache_root
 
@@ -22,5 +24,16 @@ def install() -> Path:
 
 def run_script(script: Path, *arguments: str) -> None:
     """Runs a Python file in a process that sees the rivals."""
-    environment = {**os.environ, "PYTHONPATH": str(install())}
+    paths = [str(install()), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
     subprocess.run([sys.executable, str(script), *arguments], check=True, timeout=300, env=environment)
+
+
+def torchtune_losses() -> ModuleType:
+    """torchtune's module of distillation losses alone: the package around it needs torchao."""
+    path = install() / "torchtune" / "modules" / "loss" / "kd_losses.py"
+    spec = importlib.util.spec_from_file_location("kd_losses", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

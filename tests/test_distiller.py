@@ -18,7 +18,7 @@ from distill_lit.heads import head_of
 from distill_lit.models import Calibration, initial_student, load_model
 from distill_lit.objectives import build_objective, can_compile
 from distill_lit.signals import LiveTeacher
-from distill_lit.signals.cached import CachedTeacher, cache_folder, write_cache
+from distill_lit.signals.cached import CachedTeacher, cache_facts, cache_folder, write_cache
 from distill_lit.training import Run, train
 
 VOCABULARY, LENGTH, STEPS = 300, 32, 6
@@ -209,10 +209,10 @@ def test_cached_teacher_trains_the_same_student(
 ) -> None:
     monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
     model = load_model(tiny_teacher)
-    folder = cache_folder({"model": "x"}, prepared.fingerprint, torch.float32)
-    rows = data.Packed.concatenate([prepared.train, prepared.validation])
-    write_cache(folder, model, rows, batch=8)
-    cached = CachedTeacher(folder, len(rows), head_of(model.requires_grad_(False), VOCABULARY))
+    folder = cache_folder(cache_facts({"model": "x"}, prepared.fingerprint, torch.float32))
+    write_cache(folder, model, prepared.train, prepared.validation, batch=8)
+    rows = len(prepared.train) + len(prepared.validation)
+    cached = CachedTeacher(folder, rows, head_of(model.requires_grad_(False), VOCABULARY))
     live_student, live = run(tmp_path / "live", tiny_teacher, prepared)
     cached_student, other = run(tmp_path / "cached", tiny_teacher, prepared, signal=cached)
     torch.testing.assert_close(weights(live_student), weights(cached_student), rtol=1e-4, atol=1e-5)
@@ -221,17 +221,18 @@ def test_cached_teacher_trains_the_same_student(
 
 def test_corrupt_shard_is_rebuilt_and_only_it(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:
     model, rows = load_model(tiny_teacher), prepared.train
-    write_cache(tmp_path, model, rows, batch=8)
+    total = len(rows) + len(prepared.validation)
+    write_cache(tmp_path, model, rows, prepared.validation, batch=8)
     shards = sorted(tmp_path.glob("*.safetensors"))
-    assert len(shards) == -(-len(rows) // 64)
+    assert len(shards) == -(-total // 64)
     before = hashes_of(tmp_path)
     times = {path: path.stat().st_mtime_ns for path in shards}
     content = bytearray(shards[1].read_bytes())
     content[-1] ^= 1
     shards[1].write_bytes(content)
     with pytest.raises(UserError, match="corrupt"):
-        CachedTeacher(tmp_path, len(rows), head_of(model, VOCABULARY))
-    write_cache(tmp_path, model, rows, batch=8)
+        CachedTeacher(tmp_path, total, head_of(model, VOCABULARY))
+    write_cache(tmp_path, model, rows, prepared.validation, batch=8)
     assert hashes_of(tmp_path) == before
     assert shards[0].stat().st_mtime_ns == times[shards[0]]
 

@@ -154,6 +154,74 @@ def test_without_gradient_the_same_numbers() -> None:
     assert evaluated.measures.keys() == trained.measures.keys()
 
 
+def test_autocast_changes_neither_numbers_nor_gradient() -> None:
+    """The formats are those of the arguments: bfloat16 products where hidden states are bfloat16, a float32 softmax."""
+    objective = build_objective(TERMS["three"])
+    hidden, student, target, labels = make(torch.float32, bias=True)
+    states = hidden.detach().bfloat16().requires_grad_()
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            target_ = DenseTarget(target.hidden.bfloat16(), target.head.cast(torch.bfloat16))
+            total = fused_losses(objective, states, student, target_, labels, denominator=torch.tensor(N)).total
+        total.backward()
+        assert total.dtype == torch.float32 and student.weight.grad.dtype == torch.float32
+        found.append((total.detach(), states.grad, *gradients(student, states)))
+    for first, second in zip(*found, strict=True):
+        assert torch.equal(first, second)
+
+
+def test_bfloat16_products_stay_near_float32() -> None:
+    objective = build_objective(TERMS["three"])
+    hidden, student, target, labels = make(torch.float32, bias=True)
+    fused_losses(objective, hidden, student, target, labels, denominator=torch.tensor(N)).total.backward()
+    exact = gradients(student, hidden)
+    states = hidden.detach().bfloat16().requires_grad_()
+    target_ = DenseTarget(target.hidden.bfloat16(), target.head.cast(torch.bfloat16))
+    fused_losses(objective, states, student, target_, labels, denominator=torch.tensor(N)).total.backward()
+    for near, wanted in zip(gradients(student, states), exact, strict=True):
+        assert (near.float() - wanted).norm() < 0.02 * wanted.norm()
+
+
+def test_a_second_backward_pass_is_refused_in_words() -> None:
+    hidden, student, target, labels = make(torch.float64, bias=False)
+    total = fused_losses(
+        build_objective(TERMS["forward_kl"]), hidden, student, target, labels, denominator=torch.tensor(N)
+    ).total
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="compute them again"):
+        total.backward()
+
+
+def test_no_tokens_give_a_loss_of_zero_and_a_gradient_of_zero() -> None:
+    """A rank whose rows have no label left must still take part in the step."""
+    hidden, student, target, labels = make(torch.float64, bias=True)
+    none = DenseTarget(target.hidden[:0], target.head)
+    total = fused_losses(
+        build_objective(TERMS["three"]), hidden[:0], student, none, labels[:0], denominator=torch.tensor(N)
+    ).total
+    total.backward()
+    assert total.item() == 0.0
+    assert student.weight.grad.abs().max() == 0 and student.bias.grad.abs().max() == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_equal_on_cuda() -> None:
+    objective = build_objective(TERMS["three"])
+    hidden, student, target, labels = make(torch.float32, bias=False)
+    cpu = fused_losses(objective, hidden, student, target, labels, denominator=torch.tensor(N))
+    there = fused_losses(
+        objective,
+        hidden.cuda(),
+        student._replace(weight=student.weight.cuda()),
+        DenseTarget(target.hidden.cuda(), target.head._replace(weight=target.head.weight.cuda())),
+        labels.cuda(),
+        denominator=torch.tensor(N),
+        compiled=True,
+    )
+    torch.testing.assert_close(there.terms.cpu(), cpu.terms, rtol=1e-4, atol=1e-4)
+
+
 def test_second_derivative_is_refused() -> None:
     objective = build_objective(TERMS["forward_kl"])
     hidden, student, target, labels = make(torch.float64, bias=False)

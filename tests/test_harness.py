@@ -28,9 +28,9 @@ from transformers import (
 )
 
 from distill_lit.errors import UserError
-from distill_lit.evaluation import harness
+from distill_lit.evaluation import forward, harness
 from distill_lit.evaluation.harness import PrefixTreeLM
-from distill_lit.evaluation.packing import Pack, ancestor_mask, batch_packs, pack_sequences
+from distill_lit.evaluation.packing import Pack, ancestor_mask, batch_packs, pack_sequences, split_runs
 
 SMALL = {
     "vocab_size": 300,
@@ -97,6 +97,14 @@ def hflm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> HFLM:
 
 
 # ---------------------------------------------------------------------- packing
+
+
+def test_runs_by_hand() -> None:
+    """Three sequences share `1 2 3`, of which the second scores the token after `1 2 3`; two others share too little."""
+    sequences = [([1, 2, 3, 4, 5, 6], 1), ([9, 9, 9], 1), ([1, 2, 3, 7, 8], 2), ([1, 2, 3, 4, 5, 7], 2), ([9, 8, 7], 1)]
+    assert split_runs(sequences, 2, 4) == [([1, 2], [0, 3, 2])]
+    assert split_runs(sequences, 2, 9) == []
+    assert split_runs(sequences, 3, 4) == []
 
 
 def test_batches_of_rows_by_hand() -> None:
@@ -194,6 +202,41 @@ def test_bfloat16_scores_in_float32(tokenizer: PreTrainedTokenizerFast) -> None:
     assert len(set(found)) == len(tiny.WORDS)
 
 
+@pytest.mark.parametrize("name", ["llama", "llama_eager", "gpt2", "neox"])
+def test_a_shared_context_is_read_once(
+    name: str, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "LONG_PREFIX", 40)
+    model, shots = MODELS[name](), " ".join(tiny.sentences(4))
+    requests = [
+        (f"{shots} {sentence}", f" {word}") for sentence in tiny.sentences(12, 5) for word in ("river", "stone bridge")
+    ]
+    lm = PrefixTreeLM(model, tokenizer, pack_tokens=64)
+    found = lm.loglikelihood(instances(requests))
+    expected = hflm(model, tokenizer).loglikelihood(instances(requests), disable_tqdm=True)
+    assert lm._reads_prefixes is True
+    assert [flag for _, flag in found] == [flag for _, flag in expected]
+    assert [ll for ll, _ in found] == pytest.approx([ll for ll, _ in expected], abs=1e-4)
+    encoded = [(c + t)[:-1] for c, t in (lm._encode_pair(*pair) for pair in requests)]
+    nodes = len({tuple(tokens[:n]) for tokens in encoded for n in range(1, len(tokens) + 1)})
+    assert nodes <= lm.tokens_forwarded < nodes + 40  # the context once, though it takes several packs
+
+
+def test_a_model_without_a_plain_cache_reads_contexts_again(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "LONG_PREFIX", 40)
+    monkeypatch.setattr(harness, "read_prefix", lambda *_: (_ for _ in ()).throw(TypeError("keeps more")))
+    shots = " ".join(tiny.sentences(4))
+    requests = [(f"{shots} {sentence}", " river") for sentence in tiny.sentences(12, 5)]
+    model = llama()
+    lm = PrefixTreeLM(model, tokenizer, pack_tokens=64)
+    found = lm.loglikelihood(instances(requests))
+    assert (lm._reads_prefixes, lm.fallback) == (False, "")
+    expected = hflm(model, tokenizer).loglikelihood(instances(requests), disable_tqdm=True)
+    assert [ll for ll, _ in found] == pytest.approx([ll for ll, _ in expected], abs=1e-4)
+
+
 def test_counts(tokenizer: PreTrainedTokenizerFast) -> None:
     requests = pairs()
     steps: list[tuple[int, int]] = []
@@ -271,7 +314,7 @@ def test_self_check_finds_a_wrong_mask(tokenizer: PreTrainedTokenizerFast, monke
     """With every node attending to all before it the numbers are wrong; they must not be returned."""
     model = llama()
     expected = hflm(model, tokenizer).loglikelihood(instances(pairs()), disable_tqdm=True)
-    monkeypatch.setattr(harness, "ancestor_mask", lambda parents: torch.ones(len(parents), len(parents)).tril().bool())
+    monkeypatch.setattr(forward, "ancestor_mask", lambda parents: torch.ones(len(parents), len(parents)).tril().bool())
     lm = PrefixTreeLM(model, tokenizer)
     found = lm.loglikelihood(instances(pairs()))
     assert "differ by" in lm.fallback

@@ -21,7 +21,7 @@ from distill_lit.errors import UserError
 from distill_lit.signals import asking
 from distill_lit.signals.answers import Answer, read_answers
 from distill_lit.signals.asking import parse_reply, retry_after
-from distill_lit.signals.generated import Writer, check_generated, write_corpus
+from distill_lit.signals.generated import Writer, check_generated, check_keys, write_corpus
 from distill_lit.signals.journal import Journal, journal_path
 from distill_lit.signals.prompts import Prompt
 from distill_lit.signals.remote import write_remotely
@@ -366,7 +366,6 @@ def test_the_key_is_sent_and_nowhere_written(tmp_path: Path, monkeypatch: pytest
         ({"base_url": "api.openai.com"}, "is no address"),
         ({"base_url": "http://api.example.com/v1"}, "unencrypted"),
         ({"base_url": "https://me:secret@api.example.com/v1"}, "holds a secret"),
-        ({"base_url": "https://api.example.com/v1", "key_variable": "NO_SUCH_KEY"}, "NO_SUCH_KEY"),
         ({"budget": 1.0, "price": PriceConfig()}, "price"),
     ],
 )
@@ -378,6 +377,18 @@ def test_bad_input_is_refused_by_name(tmp_path: Path, changes: dict, words: str)
         check_generated(DataConfig({"a": CorpusConfig(generated=generated)}), "pypi")
     assert "data.corpora.a.generated.remote" in str(found.value)
     assert "secret@" not in str(found.value)
+
+
+def test_a_key_is_needed_to_run_and_not_to_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = RemoteConfig(base_url="https://api.example.com/v1", model="m", key_variable="NO_SUCH_KEY")
+    (tmp_path / "q.jsonl").write_text('{"text": "a"}\n')
+    generated = GeneratedConfig(PromptsConfig(path=str(tmp_path / "q.jsonl")), remote=remote)
+    data = DataConfig({"a": CorpusConfig(generated=generated)})
+    check_generated(data, "pypi")
+    with pytest.raises(UserError, match="data.corpora.a.generated.remote.key_variable: .* NO_SUCH_KEY"):
+        check_keys(data)
+    monkeypatch.setenv("NO_SUCH_KEY", "x")
+    check_keys(data)
 
 
 def test_offline_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -426,7 +437,7 @@ def smollm2_server() -> Iterator[tuple[str, str]]:
     ]
     with subprocess.Popen(command, env={**environment, "HF_HUB_OFFLINE": "1"}, cwd=ROOT) as process:
         try:
-            _wait_for(f"http://127.0.0.1:{port}/v1/models", process)
+            _wait_for(f"http://127.0.0.1:{port}/health", process)
             yield f"http://127.0.0.1:{port}/v1", folder
         finally:
             process.terminate()

@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 from test_distiller import LENGTH, TRAINING, VOCABULARY
+from tiny_families import FAMILIES, make_family
 from transformers import AutoModelForCausalLM
 
 from distill_lit import data
@@ -16,6 +17,7 @@ from distill_lit.data.loader import calibration_batches
 from distill_lit.data.module import PackedDataModule
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.errors import UserError
+from distill_lit.heads import Head
 from distill_lit.models import (
     Calibration,
     check_student,
@@ -31,7 +33,8 @@ from distill_lit.models import (
     students,
     trained_share,
 )
-from distill_lit.objectives import build_objective
+from distill_lit.models.lora import add_adapters
+from distill_lit.objectives import build_objective, fused_losses
 from distill_lit.signals import LiveTeacher
 from distill_lit.training import Run, train
 
@@ -287,3 +290,32 @@ def test_eval_of_the_teacher_leaves_the_dropout_of_adapters_on(
     train(run)
     assert modes
     assert all(modes)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_adapters_on_every_shape_of_model(name: str) -> None:
+    """All linear layers but the head, Conv1D as well; merged, they say what they said."""
+    model = add_adapters(make_family(name), replace(LORA, dropout=0.0))
+    adapted_to = {name.split(".lora_A")[0].rsplit(".")[-1] for name, _ in model.named_parameters() if "lora_A" in name}
+    linear = {"c_attn", "c_proj", "c_fc"} if name == "gpt2" else {*"qkvo", "gate", "up", "down"}
+    assert {part.removesuffix("_proj") if name != "gpt2" else part for part in adapted_to} == linear
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "lora_B" in key:
+                parameter.normal_(std=0.1)
+    before = model(IDS).logits
+    assert (before - make_family(name)(IDS).logits).abs().max() > 0.01
+    torch.testing.assert_close(merge_adapters(model)(IDS).logits, before, rtol=0, atol=1e-4)
+
+
+def test_a_frozen_head_gets_no_gradient_and_changes_no_other() -> None:
+    weight, hidden = torch.randn(50, 8), torch.randn(6, 8)
+    labels, objective = torch.randint(50, (6,)), build_objective({"ce": TermConfig()})
+    grads = []
+    for is_frozen in (False, True):
+        head = Head(weight.clone().requires_grad_(not is_frozen), None, 1.0, 0.0, 50)
+        inputs = hidden.clone().requires_grad_()
+        fused_losses(objective, inputs, head, None, labels, denominator=torch.tensor(6), chunk=4).total.backward()
+        assert (head.weight.grad is None) == is_frozen
+        grads.append(inputs.grad)
+    assert torch.equal(*grads)

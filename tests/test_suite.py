@@ -25,7 +25,8 @@ ALLOWED = {
     "evaluation": {"config", "models", "assets", "benchmarks"},
     "analysis": {"config"},
     "report": {"config", "analysis"},
-    "distiller": {"config", "objectives", "signals", "models"},
+    "matching": {"objectives", "models", "data"},
+    "distiller": {"config", "objectives", "signals", "models", "matching"},
 }
 NEUTRAL = {"errors", "files", "heads", "targets"}
 
@@ -95,6 +96,7 @@ def test_identity_ignores_what_cannot_change_a_result() -> None:
         ("teacher.model=smollm", "unknown kind"),
         ("name=../out", "plain folder name"),
         ("training.accelerator=cuda", "cuda"),
+        ("data.corpora.piqa.generated.samples=2", "data.corpora.piqa has both generated and dataset"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, change: str, words: str) -> None:
@@ -203,7 +205,7 @@ def test_tensorboard_has_curves_and_final_scores(finished: tuple[Path, Path]) ->
         "temperature/kl",
         "validation/teacher_kl",
         "validation/loss",
-        "evaluation/sciq",
+        "final/sciq",
     } <= tags
     steps = [event.step for event in board.Scalars("train/loss")]
     assert steps == sorted(set(steps)) == list(range(8))

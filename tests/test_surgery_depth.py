@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_families import FAMILIES, LAYERS, make_family, text_batches
 from torch.nn import functional
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from distill_lit.errors import UserError
 from distill_lit.models import surgery
@@ -146,3 +147,13 @@ def test_layers_beyond_the_teacher_are_refused() -> None:
         surgery.choose_layers(make_family("llama"), 5, "uniform", [])
     with pytest.raises(UserError, match="4 is beyond the teacher's last layer 3"):
         surgery.keep_layers(make_family("llama"), [0, 4])
+
+
+def test_a_model_whose_layers_depend_on_their_number_is_refused() -> None:
+    """Every second layer of this one is a mixture of experts."""
+    shape = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 40}
+    experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8, "decoder_sparse_step": 2}
+    model = AutoModelForCausalLM.from_config(Qwen3MoeConfig(**shape, **experts, intermediate_size=8, num_hidden_layers=4))
+    with pytest.raises(UserError, match="Qwen3MoeForCausalLM: its parts do not fit a smaller model"):
+        surgery.keep_layers(model, [0, 2])
+    assert len(surgery.keep_layers(model, [0, 1]).model.layers) == 2

@@ -28,7 +28,18 @@ def resolve(*names: str, data: str = "pypi", **settings: Any) -> list[tasks.Task
 
 def test_our_groups_all_have_their_data() -> None:
     for group, members in tasks.GROUPS.items():
-        assert check(group) == members or group == "knowledge"
+        there = [name for name in members if name not in tasks.WHERE_DATA_IS]
+        assert check(group) == there or group == "knowledge"
+
+
+def test_blimp_is_in_its_group_where_its_data_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "check_source", lambda *_: None)
+    assert check("language") == ["lambada_openai"]
+    on_hub = tasks.check_tasks(EvaluationConfig(tasks=["language"]), "hub")
+    assert on_hub[0] == "lambada_openai"
+    assert len(on_hub) == 68 and all(name.startswith("blimp_") for name in on_hub[1:])
+    mine = tiny_tasks.make_tasks(tmp_path / "mine", "blimp")
+    assert check("language", include_path=str(mine)) == ["lambada_openai", "blimp"]
 
 
 def test_groups_and_tags_of_lm_eval_expand() -> None:

@@ -67,6 +67,10 @@ AXES = (
          "most common", "rarest"),
     Axis("difficulty", "difficulty", "quantile", "the teacher's margin",
          "margin between the teacher's two best choices, nats per character", "widest", "narrowest"),
+    Axis("surprisal", "difficulty", "quantile", "surprise of the prompt",
+         "bits per byte of the prompt under the teacher", "least surprising", "most surprising"),
+    Axis("gold_gain", "difficulty", "quantile", "what the prompt tells of the answer",
+         "log p(right answer | prompt) − log p(right answer) under the teacher, nats", "most", "least"),
     Axis("prompt_length", "complexity", "quantile", "prompt length", "characters of the prompt", "shortest", "longest"),
     Axis("answer_length", "complexity", "quantile", "answer length", "characters of the right answer", "shortest",
          "longest"),
@@ -86,6 +90,7 @@ def axis_values(results: Results) -> pd.DataFrame:
             "rarity_question": [-_rare_word(text, zipf) for text in questions],
             "rarity_answer": [-_rare_word(text, zipf) for text in answers],
             "difficulty": -_teacher_margin(results),
+            **_surprisal(results),
             "prompt_length": [len(text) for text in questions],
             "answer_length": [len(text) if text else math.nan for text in answers],
             "digits": [float(any(c.isdigit() for c in q + a)) for q, a in zip(questions, answers, strict=True)],
@@ -94,6 +99,16 @@ def axis_values(results: Results) -> pd.DataFrame:
         index=documents.index,
     )
     return frame.astype(float)
+
+
+def _surprisal(results: Results) -> dict[str, pd.Series]:
+    """The axes that need the teacher's own pass over a document; NaN where it was not made."""
+    index = results.documents.index
+    known = results.surprisal
+    if known is None:
+        return {name: pd.Series(np.nan, index=index) for name in ("surprisal", "gold_gain")}
+    known = known.reindex(index)
+    return {"surprisal": known["prompt_bits_per_byte"], "gold_gain": -known["gold_gain"]}
 
 
 def zipf_of(results: Results) -> Callable[[str], float]:

@@ -18,6 +18,15 @@ COST_AXES = {  # column of cells.csv: what it is, in words with its unit
     "non_embedding_parameters": "parameters without embeddings",
     "bytes": "bytes on disk",
     "flops_per_token": "FLOPs per token",
+    "kv_bytes_per_token": "bytes of keys and values per token",
+    "prefill_s": "seconds per prompt token",
+    "decode_s": "seconds per written token",
+    "first_token_s": "seconds to the first token",
+    "token_p50_s": "seconds per token, median",
+    "token_p95_s": "seconds per token, 95th percentile",
+    "memory_bytes": "peak memory, bytes",
+    "joules_per_token": "joules per written token",
+    "money_per_million": "price of a million written tokens",
 }
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decided"
 
@@ -174,7 +183,10 @@ def _claim(scores: Scores, g: int, teacher: int, axis: str) -> dict[str, Any]:
 
 
 def _cost_ratio(scores: Scores, g: int, teacher: int, axis: str, bound: str) -> float:
-    """cost_T / cost_S; bounds from the columns `<axis>_low` and `<axis>_high` that a measured cost brings."""
+    """cost_T / cost_S with its bounds: measured in the same blocks where there are columns `<axis>_ratio…`."""
+    paired = cost_of(scores.groups[g], scores.results, f"{axis}_ratio{bound}")
+    if np.isfinite(paired):
+        return paired
     opposite = {"": "", "_low": "_high", "_high": "_low"}[bound]
     above = cost_of(scores.groups[teacher], scores.results, axis + bound)
     below = cost_of(scores.groups[g], scores.results, axis + opposite)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from distill_lit.analysis.cost import add_costs, read_costs
 from distill_lit.errors import UserError
 from distill_lit.files import read_json
 
@@ -15,6 +16,7 @@ ROLES = ("teacher", "quantised", "rival", "untouched", "ce_only", "distilled")
 TOTAL = "__total__"
 CELL_TEXT = ("model", "role", "student", "state", "reason")
 DOCUMENT_COLUMNS = ("task", "key", "doc_id", "cluster", "prompt", "choices", "gold", "n_choices", "metadata")
+SURPRISAL_COLUMNS = ("task", "key", "prompt_bits_per_byte", "gold_gain")
 RECORD_COLUMNS = ("task", "key", "ll", "len_chars", "pred", "correct")
 
 
@@ -29,7 +31,9 @@ class Results:
     meta: dict[str, dict[str, dict[str, Any]]]  # model: task: settings and provenance
     frequencies: dict[str, int] | None = None  # word: occurrences in the distillation corpus
     corpus_words: int = 0  # words in that corpus
+    surprisal: pd.DataFrame | None = None  # of the teacher, indexed by (task, key); None where it was not measured
     tasks: list[str] = field(default_factory=list)
+    costs: dict[str, Any] = field(default_factory=dict)  # cost.json, empty without measurements
 
     def teacher(self) -> str | None:
         """The teacher's model id, or None when it has no record."""
@@ -68,7 +72,11 @@ def _load_results(folder: Path) -> Results:
         records[model] = _read_parquet(path, RECORD_COLUMNS)
         meta[model] = read_json(path.with_suffix(".json"))
     frequencies, total = _read_frequencies(folder / "records" / "frequencies.csv")
-    results = Results(folder, cells, documents, records, meta, frequencies, total)
+    costs = read_costs(folder)
+    results = Results(folder, add_costs(cells, costs), documents, records, meta, frequencies, total)
+    results.costs = costs
+    path = folder / "records" / "surprisal.parquet"
+    results.surprisal = _read_parquet(path, SURPRISAL_COLUMNS) if path.exists() else None
     _align(results)
     return results
 

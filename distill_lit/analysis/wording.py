@@ -42,7 +42,7 @@ def count(value: float) -> str:
         if abs(value) >= size:
             scaled = value / size
             return f"{scaled:.0f}{letter}" if scaled >= 999.5 or scaled == int(scaled) else f"{scaled:.3g}{letter}"
-    return f"{value:.0f}"
+    return f"{value:.0f}" if value == int(value) or value >= 100 else f"{value:.3g}"
 
 
 def p_value(value: float) -> str:

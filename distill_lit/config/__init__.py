@@ -12,6 +12,7 @@ from distill_lit.config.load import decisive, expand, find_configs, load_experim
 from distill_lit.config.schema import (
     AnalysisConfig,
     CorpusConfig,
+    CostConfig,
     DataConfig,
     EvaluationConfig,
     ExperimentConfig,
@@ -28,6 +29,7 @@ from distill_lit.config.schema import (
 __all__ = [
     "AnalysisConfig",
     "CorpusConfig",
+    "CostConfig",
     "DataConfig",
     "EvaluationConfig",
     "ExperimentConfig",

@@ -37,6 +37,10 @@ class FiltersConfig:
     pattern: str = knob("", "regular expression whose first group, last match, is the final answer; empty: all of it")
     agreement: float = knob(0.0, "smallest mean word overlap (F1) with the prompt's other answers", low=0, high=1)
     correct: bool = knob(False, "only where the final answer is prompts.answer, apart from case and punctuation")
+    duplicates: float = knob(
+        1.0, "largest overlap of word 5-grams (Jaccard, by MinHash) with an answer kept before; 1: any", above=0, high=1
+    )
+    contamination: int = knob(0, "words in a row that no evaluation document may share; 0: not looked at", low=0)
     judge: str = knob("", "reference of a model that reads every answer")
     judge_log_probability: float = knob(-5.0, "smallest mean log-probability of a token to the judge, nats", high=0)
 

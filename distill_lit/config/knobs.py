@@ -80,6 +80,10 @@ _WORDS = {int: "whole number", float: "number", bool: "truth value, true or fals
 
 def check_value(key: str, value: Any, limits: Any) -> None:
     """Raises UserError when `value` breaks the bounds or choices of its knob."""
+    if isinstance(value, list):
+        for item in value:
+            check_value(key, item, limits)
+        return
     choices = limits.get("choices")
     if choices and value not in choices:
         raise UserError(f"{key}: unknown value {value!r}{suggest(str(value), choices)}")

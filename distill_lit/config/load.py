@@ -230,6 +230,9 @@ def _check(config: ExperimentConfig) -> None:
     for name in config.rivals:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name in (*config.students, *BASELINES, *RIVAL_BASELINES):
             raise UserError(f"rivals.{name}: a name is made of letters, digits, '_', '.' and '-', and is not taken")
+    for name in ("batches", "prompts", "outputs"):
+        if not getattr(config.cost, name):
+            raise UserError(f"cost.{name}: has no values")
     for key, values in config.grid.items():
         if not values:
             raise UserError(f"grid.{key}: has no values")

@@ -20,9 +20,17 @@ class TeacherConfig:
     model: str = MISSING  # reference: hf:org/name[@revision], pypi:package==version/file.gguf, file:folder
     source: str = knob(
         "live",
-        "live: teacher forward beside the student; cached: its last hidden states, computed once; none: no teacher",
+        "live: teacher forward beside the student; cached: what it says, written once; none: no teacher",
         choices=("live", "cached", "none"),
     )
+    cache: str = knob(
+        "hidden",
+        "what is cached, hidden: last hidden states, exact; top_k: its k best tokens; sampled: tokens drawn from it",
+        choices=("hidden", "top_k", "sampled"),
+    )
+    k: int = knob(50, "tokens per position of cache: top_k", low=1)
+    draws: int = knob(12, "tokens per position of cache: sampled, drawn with replacement", low=1)
+    draw_temperature: float = knob(1.0, "tokens are drawn from p^(1/this); weights make up for it", above=0)
     dtype: str = knob("auto", "number format of the teacher; auto: the fastest measured on this machine", choices=DTYPES)
 
 
@@ -124,7 +132,7 @@ class TrainingConfig:
         choices=("auto", "float32", "bfloat16"),
     )
     gradient_checkpointing: bool = knob(False, "recompute activations to save memory")
-    compile: bool = knob(False, "torch.compile the student's body")
+    compile: bool = knob(False, "torch.compile the body of the student, and of a live teacher")
     validate_every: float = knob(0.25, "share of the steps between validations", above=0, high=1)
     checkpoint_every: int = knob(100, "optimizer steps between checkpoints", low=1)
     log_every: int = knob(1, "optimizer steps between logged points", low=1)
@@ -147,6 +155,23 @@ class EvaluationConfig:
     pack_tokens: int = knob(512, "tokens per forward pass of the prefix tree", low=16)
     include_path: str = knob("", "folder with task files of your own")
     run_generated_code: bool = knob(False, "let tasks execute code that the model writes, in a process with limits")
+    every: float = knob(0.0, "share of a training between evaluations on the way; 0: none", low=0, high=1)
+    every_limit: int = knob(100, "documents per task of an evaluation on the way; 0: all", low=0)
+
+
+@dataclass
+class CostConfig:
+    """How speed, memory and energy are measured; on idle cores, or the numbers are those of the other programs."""
+
+    measure: bool = knob(False, "measure at the end of a run; else with `distill-lit cost`")
+    blocks: int = knob(5, "turns of every model, all models in each", low=5)
+    batches: list[int] = knob([1, 8], "sequences at a time", low=1)
+    prompts: list[int] = knob([64, 256], "tokens of a prompt", low=1)
+    outputs: list[int] = knob([32], "tokens written after it", low=2)
+    requests: int = knob(100, "single requests behind the latencies, in all blocks together", low=100)
+    warmup: int = knob(1, "generations at every point of the grid that do not count", low=1)
+    dtype: str = knob("float32", "number format of the models", choices=DTYPES[1:])
+    price: float = knob(0.0, "of an hour of this machine, in any currency; 0: unknown, no money is shown", low=0)
 
 
 @dataclass
@@ -189,6 +214,7 @@ class ExperimentConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    cost: CostConfig = field(default_factory=CostConfig)
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     variants: dict[str, dict[str, Any]] = knob({}, "named sets of overrides, chosen by grid key `variant`")

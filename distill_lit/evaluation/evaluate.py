@@ -189,6 +189,22 @@ def evaluate_task(
     return rows, {**_settings(spec, settings, rows), **counts, **scores, **_effort(lm, task)}
 
 
+def document_texts(settings: EvaluationConfig, benchmarks: str) -> Iterator[str]:
+    """Every text of every evaluation document of the tasks, as its data set has it: questions, passages, choices."""
+    with quiet_lm_eval(), isolated_random_state():
+        for spec in resolve_tasks(settings, benchmarks):
+            for document in load_task(spec).eval_docs:
+                yield from _texts(dict(document))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
+
+
 def draw_documents(total: int, limit: int, seed: int, task: str) -> list[int]:
     """Which of `total` documents a limit takes: sorted numbers, drawn at random, the same for every model and on every
     machine; a smaller limit takes some of those that a larger one takes."""
@@ -242,6 +258,14 @@ def _effort(lm: "PrefixTreeLM", task: Any) -> dict[str, Any]:
         "tokens_forwarded": lm.tokens_forwarded,
         "pack_tokens": lm.pack_tokens,
     }
+
+
+def main_scores(meta: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """{task: lm-eval's own score in the task's main metric}, where it has one."""
+    named = {
+        task: {key.split(",")[0]: value for key, value in facts["lm_eval_results"].items()} for task, facts in meta.items()
+    }
+    return {task: named[task][facts["metric"]] for task, facts in meta.items() if facts["metric"] in named[task]}
 
 
 def _scores(results: dict[str, Any]) -> dict[str, float]:

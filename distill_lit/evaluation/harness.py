@@ -6,7 +6,6 @@ itself with HFLM on a few requests before it is trusted, and steps aside where a
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,7 +15,8 @@ from lm_eval.models.utils import _add_special_kwargs, has_bos_prefix
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill_lit.errors import UserError
-from distill_lit.evaluation.packing import Pack, ancestor_mask, batch_packs, pack_sequences
+from distill_lit.evaluation.forward import read_prefix, score_batch
+from distill_lit.evaluation.packing import batch_packs, pack_sequences, split_runs
 from distill_lit.models.loading import load_model, load_tokenizer
 from distill_lit.models.quantise import is_quantised
 
@@ -28,7 +28,7 @@ CHECKED = 3  # requests compared with HFLM at first; one more whenever a longer 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats per token
 LOOSE_TOLERANCE = 0.25  # bfloat16 and float16: the order of their sums differs
 ROW_TOKENS = 160  # nodes of a row, unless one context has more: measured, see benchmarks/harness.md
-HEAD_ROWS = 16  # rows of logits normalised at a time: what the sums need then stays in the processor's cache
+LONG_PREFIX = 256  # tokens of a context from which it is read once, if what follows it fills several packs
 
 
 class PrefixTreeLM(HFLM):
@@ -54,6 +54,7 @@ class PrefixTreeLM(HFLM):
         self._distrust = ""  # why this model is never packed
         self._verified_tokens = 0
         self._warned = False
+        self._reads_prefixes: bool | None = None  # not known yet
         self.start(progress)
 
     def start(self, progress: Callable[[int, int], None] | None = None) -> None:
@@ -163,14 +164,25 @@ class PrefixTreeLM(HFLM):
         self._total, self.batch_size_per_gpu = 0, 1  # in a batch the short ones would be padded to the longest
         try:
             expected = self._score_plain(sample)
-            found = self._score_packed(sample)
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-            return f"the model cannot be packed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            if self._reads_prefixes is None and split_runs(self._sequences(sample), LONG_PREFIX, 1):
+                self._reads_prefixes = True  # which is tried here
+            problem = self._compare(sample, expected)
+            if problem and self._reads_prefixes:  # that may be to blame
+                self._reads_prefixes = False
+                problem = self._compare(sample, expected)
+            return problem
         finally:
             (self.tokens_forwarded, self._total), self.batch_size_per_gpu = counts, PLAIN_BATCH
+
+    def _compare(self, sample: list[Request], expected: list[tuple[float, bool]]) -> str:
+        """How packs fail to give what HFLM gives, or nothing."""
+        try:
+            found = self._score_packed(sample, worth=1)
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+            return f"the model cannot be packed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         worst = max(abs(a[0] - b[0]) / len(r[2]) for a, b, r in zip(expected, found, sample, strict=True))
-        strict = not is_quantised(self.model)  # int8 activations round: a last bit can move a whole step
-        allowed = TOLERANCE.get(self.model.dtype, LOOSE_TOLERANCE) if strict else LOOSE_TOLERANCE
+        # int8 activations round: a last bit can move a whole step
+        allowed = LOOSE_TOLERANCE if is_quantised(self.model) else TOLERANCE.get(self.model.dtype, LOOSE_TOLERANCE)
         return "" if worst <= allowed else f"packed log-likelihoods differ by {worst:.2g} nats per token from HFLM's"
 
     def _score_plain(self, requests: list[Request]) -> list[tuple[float, bool]]:
@@ -186,60 +198,60 @@ class PrefixTreeLM(HFLM):
             self._advance(len(part))
         return answers
 
-    def _score_packed(self, requests: list[Request]) -> list[tuple[float, bool]]:
+    def score_tokens(self, sequences: list[list[int]]) -> list[list[float]] | None:
+        """The log-probability of every token but the first of each sequence, in nats; None where this model cannot be
+        packed. Sequences longer than the context are cut from the left."""
+        cut = [tokens[-(self.max_length + 1) :] for tokens in sequences]
+        requests: list[Request] = [(("", str(n)), tokens[:1], tokens[1:]) for n, tokens in enumerate(cut)]
+        scored = [request for request in requests if request[2]]
+        if scored and not self._can_pack(scored):
+            return None
+        self._done, self._total = 0, len(scored)
+        before, self.token_logprobs = self.token_logprobs, {}
+        try:
+            self._score_packed(scored)
+            return [self.token_logprobs.get(request[0], []) for request in requests]
+        finally:
+            self.token_logprobs = before
+
+    def _sequences(self, requests: list[Request]) -> list[tuple[list[int], int]]:
         kept = self.max_length + 1
-        sequences = [((context + continuation)[-kept:], len(continuation)) for _, context, continuation in requests]
+        return [((context + continuation)[-kept:], len(continuation)) for _, context, continuation in requests]
+
+    def _score_packed(self, requests: list[Request], worth: int = 0) -> list[tuple[float, bool]]:
+        """`worth`: nodes after a shared context from which it is read once; 0: as many as fill two packs."""
+        sequences = self._sequences(requests)
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        rows = pack_sequences(sequences, self.row_tokens, 4 * self.pack_tokens)
-        for batch in batch_packs(rows, self.pack_tokens):
-            every = [scored for pack in batch for scored in pack.scored]
-            logprobs, greedy = self._score_batch(batch)
-            start = 0
-            for scored in every:
-                part = slice(start, start := start + len(scored.targets))
-                answers[scored.number] = (sum(logprobs[part]), all(greedy[part]))
-                pair = requests[scored.number][0]
+        runs = split_runs(sequences, LONG_PREFIX, worth or 2 * self.pack_tokens)
+        if runs and self._reads_prefixes is None:
+            self._self_check([requests[n] for n in runs[0][1]])
+        runs = runs if self._reads_prefixes else []
+        alone = sorted(set(range(len(requests))) - {number for _, numbers in runs for number in numbers})
+        for prefix, numbers in [*runs, ([], alone)]:
+            for number, logprobs, greedy in self._score_run(sequences, prefix, numbers):
+                answers[number] = (sum(logprobs), all(greedy))
+                pair = requests[number][0]
                 if self.token_logprobs is not None and pair is not None:
-                    self.token_logprobs[pair] = logprobs[part]
-            self.tokens_forwarded += sum(len(pack.tokens) for pack in batch)
-            self._advance(len(every))
+                    self.token_logprobs[pair] = logprobs
         return answers
 
-    @torch.inference_mode()
-    def _score_batch(self, batch: list[Pack]) -> tuple[list[float], list[bool]]:
-        """(log-probability, whether it is the most probable token) of every scored token, sequence after sequence."""
-        width = len(batch[0].tokens)  # the longest is the first
-        places = [(row * width + node, token) for row, pack in enumerate(batch) for scored in pack.scored
-                  for node, token in zip(scored.nodes, scored.targets, strict=True)]  # fmt: skip
-        nodes = sorted({node for node, _ in places})
-        line_of = {node: line for line, node in enumerate(nodes)}
-        lines = torch.tensor([line_of[node] for node, _ in places], device=self.device)
-        targets = torch.tensor([token for _, token in places], device=self.device)
-        with _head_only_at(self.model, torch.tensor(nodes, device=self.device)):
-            logits = self.model(
-                input_ids=self._padded([pack.tokens for pack in batch], width),
-                attention_mask=self._attention_mask(batch, width),
-                position_ids=self._padded([pack.depths for pack in batch], width),
-                use_cache=False,
-            ).logits[0]  # (nodes, V)
-        totals, best = _normalise(logits)
-        chosen = logits[lines, targets].to(totals.dtype)
-        return (chosen - totals[lines]).tolist(), (best[lines] == targets).tolist()
-
-    def _padded(self, rows: list[list[int]], width: int) -> torch.Tensor:
-        return torch.tensor([row + [0] * (width - len(row)) for row in rows], device=self.device)
-
-    def _attention_mask(self, batch: list[Pack], width: int) -> torch.Tensor:
-        """(rows, 1, N, N): booleans, or numbers to add where the attention is written out."""
-        mask = torch.eye(width, dtype=torch.bool).repeat(len(batch), 1, 1)  # padding sees itself, for no row is empty
-        for row, pack in enumerate(batch):
-            count = len(pack.parents)
-            mask[row, :count, :count] = ancestor_mask(pack.parents)
-        mask = mask[:, None].to(self.device)
-        if self.model.config._attn_implementation == "eager":
-            dtype = self.model.dtype
-            return torch.zeros(mask.shape, dtype=dtype, device=self.device).masked_fill_(~mask, torch.finfo(dtype).min)
-        return mask
+    def _score_run(
+        self, sequences: list[tuple[list[int], int]], prefix: list[int], numbers: list[int]
+    ) -> Iterator[tuple[int, list[float], list[bool]]]:
+        """(number, log-probabilities, greedy flags) of each sequence of a run; `prefix`, which may be empty, is how all
+        of them begin."""
+        rest = [(sequences[n][0][len(prefix) :], sequences[n][1]) for n in numbers]
+        past = read_prefix(self.model, prefix) if prefix else None
+        self.tokens_forwarded += len(prefix)
+        packs = pack_sequences(rest, self.pack_tokens if prefix else self.row_tokens, 4 * self.pack_tokens)
+        for batch in ([pack] for pack in packs) if prefix else batch_packs(packs, self.pack_tokens):
+            logprobs, greedy = score_batch(self.model, batch, past)
+            start = 0
+            for scored in (scored for pack in batch for scored in pack.scored):
+                part = slice(start, start := start + len(scored.targets))
+                yield numbers[scored.number], logprobs[part], greedy[part]
+            self.tokens_forwarded += sum(len(pack.tokens) for pack in batch)
+            self._advance(sum(len(pack.scored) for pack in batch))
 
     def _read_tokens(self, request: Request) -> int:
         """Tokens that the model reads for a request: all but the last one, or as many as it has positions."""
@@ -277,25 +289,3 @@ def _move_blanks(context: str, continuation: str) -> tuple[str, str]:
     """Blanks at the end of the context go to the continuation, as HFLM does it, so that words keep their tokens."""
     blanks = len(context) - len(context.rstrip())
     return (context[:-blanks], context[-blanks:] + continuation) if blanks else (context, continuation)
-
-
-@contextmanager
-def _head_only_at(model: PreTrainedModel, nodes: torch.Tensor) -> Iterator[None]:
-    """Inside: logits are (1, len(nodes), V), for these places of the flattened batch. `logits_to_keep` of transformers
-    takes the same places in every row, and not every model knows it."""
-    head = model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].flatten(0, -2)[nodes][None], *inputs[1:]))
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def _normalise(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(log of the sum of exponentials, the most probable token) of each row; float32, because bfloat16 makes ties."""
-    totals, best = [], []
-    for part in logits.split(HEAD_ROWS):
-        wide = part if part.dtype == torch.float64 else part.float()
-        totals.append(torch.logsumexp(wide, -1))
-        best.append(part.argmax(-1))
-    return torch.cat(totals), torch.cat(best)

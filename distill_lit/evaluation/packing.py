@@ -55,6 +55,27 @@ def pack_sequences(sequences: Sequence[tuple[list[int], int]], size: int, most: 
         yield pack
 
 
+def split_runs(sequences: Sequence[tuple[list[int], int]], least: int, worth: int) -> list[tuple[list[int], list[int]]]:
+    """[(prefix, numbers of the sequences that begin with it)] where a prefix of `least` tokens or more is shared and at
+    least `worth` different nodes follow it; no token of the prefix is scored. As arguments of `pack_sequences`."""
+    order = sorted(range(len(sequences)), key=lambda n: sequences[n][0])
+    runs, start = [], 0
+    while start < len(order):
+        first, count = sequences[order[start]]
+        length, end, nodes = len(first) - count - 1, start + 1, len(first) - 1
+        while end < len(order):
+            tokens, count = sequences[order[end]]
+            shared = _common_prefix(sequences[order[end - 1]][0], tokens)
+            if min(length, shared, len(tokens) - count - 1) < least:
+                break
+            length, nodes = min(length, shared, len(tokens) - count - 1), nodes + max(0, len(tokens) - 1 - shared)
+            end += 1
+        if length >= least and nodes - length >= worth:
+            runs.append((first[:length], order[start:end]))
+        start = end
+    return runs
+
+
 def batch_packs(packs: Iterable[Pack], size: int) -> Iterator[list[Pack]]:
     """Packs of about the same length together, largest first, so that they fill at most `size` nodes with their padding
     (one that is larger stands alone)."""

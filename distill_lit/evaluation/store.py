@@ -31,18 +31,20 @@ def effective_seed(spec: TaskSpec, settings: EvaluationConfig) -> int | None:
     return settings.seed if settings.limit or spec.fewshot else None
 
 
-def store_key(model: str, spec: TaskSpec, settings: EvaluationConfig) -> str:
-    """The address of an evaluation: 16 hexadecimal digits."""
+def store_key(model: str, spec: TaskSpec, settings: EvaluationConfig, kind: str = "") -> str:
+    """The address of an evaluation, or of what else (`kind`) is known of the same documents: 16 hexadecimal digits."""
     return fingerprint({
         "format": FORMAT, "model": model, "task": spec.name, "task_digest": spec.digest,
         "data": spec.source.fingerprint, "lm_eval": lm_eval_version(), "fewshot": spec.fewshot,
         "limit": settings.limit, "seed": effective_seed(spec, settings), "chat_template": settings.chat_template,
-        "dtype": settings.dtype,
+        "dtype": settings.dtype, **({"kind": kind} if kind else {}),
     })  # fmt: skip
 
 
-def read_entry(key: str) -> tuple[list[dict[str, Any]], dict[str, Any]] | None:
-    """(rows, meta) of a stored evaluation; None when it is not there, or is there and damaged, which is said."""
+def read_entry(
+    key: str, columns: tuple[str, ...] = (*DOCUMENT_COLUMNS, *RECORD_COLUMNS)
+) -> tuple[list[dict[str, Any]], dict[str, Any]] | None:
+    """(rows, meta) of a stored evaluation, rows with these columns; None when not there, or damaged, which it says."""
     folder = _folder(key)
     if not folder.is_dir():
         return None
@@ -50,7 +52,7 @@ def read_entry(key: str) -> tuple[list[dict[str, Any]], dict[str, Any]] | None:
         meta: dict[str, Any] = read_json(folder / "meta.json")
         if sha256_of(folder / "records.parquet") != meta["sha256"]:
             raise ValueError("its hash is not the recorded one")
-        return _read_rows(folder / "records.parquet"), meta
+        return _read_rows(folder / "records.parquet", columns), meta
     except (OSError, ValueError, KeyError, TypeError) as error:
         Console(stderr=True).print(f"stored evaluation {folder} is damaged ({error}) and is done again", soft_wrap=True)
         return None
@@ -85,13 +87,13 @@ def _folder(key: str) -> Path:
     return cache_root() / "evaluations" / key
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
+def _read_rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
     """Rows as they were written: lists as lists, not as numpy arrays, and NaN where Parquet has null."""
     import pyarrow.parquet
 
     rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
     for row in rows:
-        missing = [column for column in (*DOCUMENT_COLUMNS, *RECORD_COLUMNS) if column not in row]
+        missing = [column for column in columns if column not in row]
         if missing:
             raise ValueError(f"no column {missing[0]!r}")
         row.update({name: math.nan for name, value in row.items() if value is None})

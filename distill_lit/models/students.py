@@ -28,12 +28,24 @@ KL_GREEDY = "kl_greedy"
 
 class Calibration(NamedTuple):
     """Text on which importance is measured: batches of model inputs with `valid` (B, T), the fingerprint of the data
-    they are from, and the number format to measure in. kl_greedy tries hundreds of removals: it reads the first batch."""
+    they are from, the number format to measure in, and where. kl_greedy tries hundreds of removals: it reads the first
+    batch."""
 
     batches: list[dict[str, torch.Tensor]]
     identity: str
     dtype: torch.dtype = torch.float32
     progress: Progress | None = None
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def inputs(self) -> list[dict[str, torch.Tensor]]:
+        """The batches where they are read."""
+        return [{name: value.to(self.device) for name, value in batch.items()} for batch in self.batches]
+
+    def load(self, teacher: Path) -> PreTrainedModel:
+        """The teacher as it is measured."""
+        model: PreTrainedModel = load_model(teacher, self.dtype).to(self.device)
+        return model
 
 
 def check_student(name: str, student: StudentConfig) -> None:
@@ -52,10 +64,11 @@ def check_student(name: str, student: StudentConfig) -> None:
         assets.check(student.from_)
 
 
-def check_student_fits(name: str, student: StudentConfig, teacher: Path) -> None:
-    """Raises UserError when the teacher's config cannot give the student. No weights are loaded."""
+def check_student_fits(name: str, student: StudentConfig, teacher: Path) -> Any:
+    """The student's transformers config, see `student_config`. Raises UserError when the teacher cannot give it. No
+    weights are loaded."""
     with _key(name):
-        student_config(student, load_config(teacher))
+        return student_config(student, load_config(teacher))
 
 
 def student_config(student: StudentConfig, teacher: Any) -> Any:
@@ -107,8 +120,7 @@ def kept_layers(student: StudentConfig, teacher: Path, calibration: Calibration)
     if student.layers != KL_GREEDY:
 
         def choose() -> list[int]:
-            model = load_model(teacher, calibration.dtype)
-            return surgery.choose_layers(model, student.depth, student.layers, calibration.batches)
+            return surgery.choose_layers(calibration.load(teacher), student.depth, student.layers, calibration.inputs)
 
         return list(_remembered("layers", [student.layers, student.depth], teacher, calibration, choose))
     return _greedily_kept(student.depth, total, teacher, calibration)
@@ -118,8 +130,8 @@ def _greedily_kept(depth: int, total: int, teacher: Path, calibration: Calibrati
     memory = _memory("layers", [KL_GREEDY], teacher, calibration)
     order: list[int] = read_json(memory) if memory.is_file() else []
     if len(order) < total - depth:
-        model = load_model(teacher, calibration.dtype)
-        order = surgery.removal_order(model, depth, calibration.batches[:1], order, calibration.progress)
+        model, first = calibration.load(teacher), calibration.inputs[:1]
+        order = surgery.removal_order(model, depth, first, order, calibration.progress)
         write_json(memory, order)
     return sorted(set(range(total)) - set(order[: total - depth]))
 
@@ -128,8 +140,8 @@ def _cut(student: StudentConfig, layers: list[int], teacher: Path, calibration: 
     """The cut of a student's width, measured on the layers that it keeps."""
 
     def choose() -> dict[str, Any]:
-        model = surgery.keep_layers(load_model(teacher, calibration.dtype), layers)
-        return vars(surgery.choose_cut(model, student.width, calibration.batches))
+        model = surgery.keep_layers(calibration.load(teacher), layers).to(calibration.device)
+        return vars(surgery.choose_cut(model, student.width, calibration.inputs))
 
     return Cut(**_remembered("cuts", [layers, to_dict(student.width)], teacher, calibration, choose))
 

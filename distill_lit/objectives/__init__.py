@@ -4,10 +4,12 @@ from distill_lit.objectives.family import LOSSES
 from distill_lit.objectives.fused import Losses, can_compile, chunk_for, fused_losses, plain_losses
 from distill_lit.objectives.objective import Objective, build_objective, check_signal
 from distill_lit.objectives.presets import PRESETS, resolve_preset
+from distill_lit.objectives.representation import REPRESENTATIONS
 
 __all__ = [
     "LOSSES",
     "PRESETS",
+    "REPRESENTATIONS",
     "Losses",
     "Objective",
     "build_objective",

@@ -123,34 +123,34 @@ class _FusedLosses(torch.autograd.Function):
         number = plan.weights.dtype
         total, terms = torch.zeros((), dtype=number, device=hidden.device), torch.zeros_like(plan.weights)
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=number)
+        # under adapters the head is frozen: its gradient would be as large as the head, and thrown away
+        grad_weight = torch.zeros_like(weight, dtype=number) if ctx.needs_input_grad[1] else None
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=number)
         head = head.cast(hidden.dtype)
-        for rows in _chunks(hidden, plan.chunk):
+        for rows in _chunks(hidden.shape[0], plan.chunk):
             loss, sums, grad = _chunk(head, hidden[rows], plan, rows, measures)
             total, terms = total + loss, terms + sums
             grad_hidden[rows] = grad @ head.weight
-            grad_weight[: head.vocabulary] += grad.t() @ hidden[rows]
+            if grad_weight is not None:
+                _function(_accumulate, plan.compiled)(grad_weight[: head.vocabulary], grad.t() @ hidden[rows])
             if grad_bias is not None:
                 grad_bias[: head.vocabulary] += grad.sum(0, dtype=number)
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-        ctx.weight_dtype = weight.dtype
+        # not by save_for_backward: a second reference would make autograd copy what it could take
+        ctx.gradients = [grad_hidden, grad_weight, grad_bias]
+        ctx.formats = [hidden.dtype, weight.dtype, weight.dtype]
         ctx.mark_non_differentiable(terms)
         return total, terms
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> Any:
-        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
-        scaled_bias = None if grad_bias is None else (upstream * grad_bias).to(ctx.weight_dtype)
-        return (
-            (upstream * grad_hidden).to(grad_hidden.dtype),
-            (upstream * grad_weight).to(ctx.weight_dtype),
-            scaled_bias,
-            None,
-            None,
-            None,
-        )
+        if not ctx.gradients:
+            raise RuntimeError("the fused losses gave their gradient away; compute them again for a second backward pass")
+        gradients = []
+        for gradient, dtype in zip(ctx.gradients, ctx.formats, strict=True):
+            gradients.append(None if gradient is None else gradient.mul_(upstream).to(dtype))
+        ctx.gradients = []
+        return *gradients, None, None, None
 
 
 def _chunk(
@@ -168,15 +168,17 @@ def _chunk(
 def _evaluate(hidden: Tensor, head: Head, plan: Pass, measures: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """(total, term sums) without a gradient."""
     total, terms = torch.zeros_like(plan.weights).sum(), torch.zeros_like(plan.weights)
-    for rows in _chunks(hidden, plan.chunk):
+    for rows in _chunks(hidden.shape[0], plan.chunk):
         loss, sums, measured = _run(head, head.project(hidden[rows]), plan, rows)
         total, terms = total + loss, terms + sums
         _add(measures, measured)
     return total, terms
 
 
-def _chunks(hidden: Tensor, chunk: int) -> Iterator[slice]:
-    return (slice(start, start + chunk) for start in range(0, hidden.shape[0], chunk))
+def _chunks(count: int, chunk: int) -> Iterator[slice]:
+    """As few pieces as the chunk size allows, and even ones."""
+    size = math.ceil(count / max(1, math.ceil(count / chunk)))
+    return (slice(start, start + size) for start in range(0, count, max(size, 1)))
 
 
 def _add(sums: dict[str, Tensor], more: dict[str, Tensor]) -> None:
@@ -194,7 +196,7 @@ def _run(head: Head, products: Tensor, plan: Pass, rows: slice) -> tuple[Tensor,
         teacher = None if target is None else rows_of(target, rows)
     by_student = None if plan.by_student is None else plan.by_student[rows]
     tokens = Tokens(products, teacher, plan.labels[rows], by_student)
-    found: tuple[Tensor, Tensor, dict[str, Tensor]] = _function(plan.compiled)(
+    found: tuple[Tensor, Tensor, dict[str, Tensor]] = _function(_chunk_loss, plan.compiled)(
         plan.objective, head, teacher_head, tokens, plan.weights, plan.temperatures, plan.measure
     )
     return found
@@ -217,13 +219,18 @@ def _chunk_loss(
     return (weights * sums).sum(), sums, measures
 
 
+def _accumulate(total: Tensor, part: Tensor) -> None:
+    """total += part, of another number format: eager code would first copy the part into that of the total."""
+    total += part
+
+
 @functools.cache
-def _function(compiled: bool) -> Callable[..., Any]:
+def _function(function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
     if not compiled:
-        return _chunk_loss
+        return function
     # one process trains many objectives; past this limit the compiler would fall back without a word
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
-    return torch.compile(_chunk_loss, dynamic=True)
+    return torch.compile(function, dynamic=True)
 
 
 def can_compile(device: torch.device) -> bool:
@@ -235,8 +242,10 @@ def can_compile(device: torch.device) -> bool:
     return bool(has_triton())
 
 
-def chunk_for(budget_mebibytes: float, vocabulary: int, compiled: bool) -> int:
-    """Tokens per pass of the fused head so that its (tokens, vocabulary) tensors fit the budget: compiled, both products
-    and the gradient; eager, about ten in float32."""
-    tensors = 4 if compiled else 10
-    return max(16, math.floor(budget_mebibytes * 2**20 / (vocabulary * 4 * tensors)))
+def chunk_for(budget_mebibytes: float, vocabulary: int, compiled: bool, dtype: torch.dtype = torch.float32) -> int:
+    """Tokens per pass of the fused head so that its (tokens, vocabulary) tensors fit the budget.
+
+    dtype: of the products. Compiled: both products, the gradient and a spare; eager: those and about eight in float32.
+    """
+    per_element = 4 * dtype.itemsize + (0 if compiled else 8 * 4)
+    return max(16, math.floor(budget_mebibytes * 2**20 / (vocabulary * per_element)))

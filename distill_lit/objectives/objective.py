@@ -6,6 +6,7 @@ from typing import Any
 
 from distill_lit.errors import UserError, suggest
 from distill_lit.objectives.family import LOSSES, Kind, check_options
+from distill_lit.objectives.representation import REPRESENTATIONS, RepresentationTerm, build_representation
 from distill_lit.objectives.schedules import Schedule, parse_schedule
 
 
@@ -39,13 +40,24 @@ class Term:
 class Objective:
     """Σ weight · [T^power] · term. Terms whose weight is always 0 are left out."""
 
-    terms: tuple[Term, ...]
+    terms: tuple[Term, ...]  # from logits
     squared_temperature: bool = True
+    representations: tuple[RepresentationTerm, ...] = ()  # from inner states
 
     @property
     def needs_teacher(self) -> bool:
         """Whether any term compares with the teacher."""
-        return any(term.needs_teacher for term in self.terms)
+        return bool(self.representations) or any(term.needs_teacher for term in self.terms)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all terms, those from logits first."""
+        return [*(term.name for term in self.terms), *(term.name for term in self.representations)]
+
+    def weights(self, done: float) -> dict[str, float]:
+        """{name of a term: its weight, with T^power where it applies} when the share `done` of training is over."""
+        others = [term.weight(done) for term in self.representations]
+        return dict(zip(self.names, [*self.factors(done)[0], *others], strict=True))
 
     @property
     def needs_author(self) -> bool:
@@ -53,7 +65,8 @@ class Objective:
         return any("by_student" in term.loss.reads for term in self.terms)
 
     def factors(self, done: float) -> tuple[list[float], list[float]]:
-        """(weights with T^power where it applies, temperatures) of the terms when the share `done` of training is over.
+        """(weights with T^power where it applies, temperatures) of the terms from logits when the share `done` of
+        training is over.
 
         The power is 2 as in Hinton et al. 2015, 1503.02531 §2.1, 1 for total variation, whose gradient fades as 1/T.
         """
@@ -71,15 +84,22 @@ def build_objective(terms: Mapping[str, Any], temperature_scaling: str = "auto")
     built = [term for term in built if not term.weight.is_zero]
     if not built:
         raise UserError("objective.terms: at least one term with a weight is needed, as in {ce: {weight: 1}}")
-    return Objective(tuple(built), temperature_scaling != "none")
+    logits = tuple(term for term in built if isinstance(term, Term))
+    others = tuple(term for term in built if isinstance(term, RepresentationTerm))
+    return Objective(logits, temperature_scaling != "none", others)
 
 
-def _build_term(name: str, term: Any) -> Term:
+def _build_term(name: str, term: Any) -> Term | RepresentationTerm:
     key, kind = f"objective.terms.{name}", term.kind or name
-    if kind not in LOSSES:
-        raise UserError(f"{key}: unknown loss {kind!r}{suggest(kind, LOSSES)}")
+    known = (*LOSSES, *REPRESENTATIONS)
+    if kind not in known:
+        raise UserError(f"{key}: unknown loss {kind!r}{suggest(kind, known)}")
     weight = parse_schedule(f"{key}.weight", _or_one(term.weight), low=0)
     temperature = parse_schedule(f"{key}.temperature", _or_one(term.temperature), low=0, exclusive=True)
+    if kind in REPRESENTATIONS:
+        if any(value != 1 for _, value in temperature.points):
+            raise UserError(f"{key}.temperature: {kind} has no temperature; leave it at 1")
+        return build_representation(name, kind, weight, dict(term.options))
     built = Term(name, kind, weight, temperature, check_options(f"{key}.options", kind, dict(term.options)))
     if built.is_softened and not built.loss.softens:
         raise UserError(f"{key}.temperature: {kind} has no temperature; leave it at 1")

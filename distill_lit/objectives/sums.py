@@ -53,7 +53,7 @@ def term_sums(
     ]
     with torch.no_grad():
         measures = measure_sums(view(None, 0)) if measure else {}
-    return torch.stack(sums), measures
+    return torch.stack(sums) if sums else tokens.student.new_zeros(0), measures
 
 
 def soften(tokens: Tokens, temperature: Tensor | None) -> View:

@@ -9,6 +9,7 @@ from distill_lit.files import write_text
 from distill_lit.report.analysed import Analysed
 from distill_lit.report.claim import claim_table
 from distill_lit.report.confidence_figure import confidence_figure
+from distill_lit.report.cost import cost_table
 from distill_lit.report.frontier_figure import frontier_figure
 from distill_lit.report.index import draw_index, draw_summary
 from distill_lit.report.longtail import longtail_frame, longtail_markdown
@@ -34,7 +35,7 @@ def draw_analysed(folder: Path, result: Analysed) -> list[Path]:
 def draw_tables(folder: Path, result: Analysed) -> list[Path]:
     """table.md, table.tex and table.csv, from one frame."""
     main = main_table(result.scores, result.frame, result.title)
-    claim = claim_table(result.scores)
+    claim, cost = claim_table(result.scores), cost_table(result.scores)
     detail = detail_table(result.scores, result.frame, "Every task, with differences")
     page = [
         f"# {escape_markdown(result.name)}",
@@ -47,6 +48,7 @@ def draw_tables(folder: Path, result: Analysed) -> list[Path]:
         "![Frontier](frontier.png)",
         "",
         to_markdown(claim),
+        to_markdown(cost),
         to_markdown(detail),
     ]
     head = "% Needs \\usepackage{booktabs,graphicx} in the preamble.\n"
@@ -54,6 +56,8 @@ def draw_tables(folder: Path, result: Analysed) -> list[Path]:
         "table.md": "\n".join(page),
         "table.tex": head
         + to_latex(main, f"{_label(result.name)}-main")
+        + "\n"
+        + to_latex(cost, f"{_label(result.name)}-cost")
         + "\n"
         + to_latex(detail, f"{_label(result.name)}-detail"),
         "table.csv": to_csv(csv_frame(result.frame)),

@@ -12,6 +12,7 @@ from distill_lit.analysis.groups import AS_THEY_ARE, ROLE_WORDS
 from distill_lit.files import read_json, write_text
 from distill_lit.report.analysed import Analysed
 from distill_lit.report.claim import claim_table
+from distill_lit.report.cost import cost_table
 from distill_lit.report.html import asset, document, embed_json, escape, paragraphs, to_html
 from distill_lit.report.longtail import contrast_table, flip_table
 from distill_lit.report.tables import detail_table, main_table, provenance, watermark
@@ -63,7 +64,7 @@ def _frontier_section(result: Analysed) -> str:
 Point at a model, or reach it with the tab key, to read its numbers.</figcaption></figure>
 <div class="tip" id="tip" aria-live="polite">No model chosen.</div>
 <details><summary>The same as a table</summary><div id="frontier-table" class="scroll"></div></details>
-{to_html(claim_table(result.scores))}</section>"""
+{to_html(claim_table(result.scores))}{to_html(cost_table(result.scores))}</section>"""
 
 
 def _tail_section(result: Analysed) -> str:
@@ -142,7 +143,7 @@ def changed_documents(result: Analysed) -> tuple[list[dict[str, Any]], int]:
     tail, scores = result.longtail, result.scores
     changed = {label: flips[flips["flip"].isin(["lost", "gained"])] for label, flips in tail.flips.items()}
     known = [frame.index for frame in changed.values()]
-    if scores.teacher is None or not known:
+    if scores.teacher is None or not any(len(index) for index in known):
         return [], 0
     places = scores.results.documents.index.isin(pd.MultiIndex.from_tuples([key for index in known for key in index]))
     rows = np.flatnonzero(places)

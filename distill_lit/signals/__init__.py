@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from distill_lit.signals.cached import CachedTeacher
+from distill_lit.signals.cached import CachedTeacher, SparseTeacher
 from distill_lit.signals.live import LiveTeacher, last_hidden
 from distill_lit.targets import Target
 
@@ -23,4 +23,4 @@ class TeacherSignal(Protocol):
         ...
 
 
-__all__ = ["CachedTeacher", "LiveTeacher", "TeacherSignal", "last_hidden"]
+__all__ = ["CachedTeacher", "LiveTeacher", "SparseTeacher", "TeacherSignal", "last_hidden"]

@@ -4,8 +4,10 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from distill_lit.files import cache_root, fingerprint
+from distill_lit.signals.prompts import Prompt
 from distill_lit.signals.shards import Shards
 
 FINISHED, CUT, TOO_LONG, REFUSED = "stop", "length", "too_long", "refused"
@@ -23,6 +25,8 @@ class Answer:
     finish: str
     system: str = ""
     right: str = ""  # the known answer, where the prompts have one
+    row: int = 0  # of the source, and template: where the prompt comes from
+    template: int = 0
     tokens: list[int] = field(default_factory=list)
     log_probabilities: list[float] = field(default_factory=list)
 
@@ -31,6 +35,17 @@ class Answer:
         """The whole chat."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, {"role": "user", "content": self.prompt}, {"role": "assistant", "content": self.text}]
+
+
+def answer_to(prompt: Prompt, sample: int, text: str, finish: str, **facts: Any) -> Answer:
+    """An answer with what is known of its prompt."""
+    known: dict[str, Any] = {
+        "system": prompt.system,
+        "right": prompt.answer,
+        "row": prompt.row,
+        "template": prompt.template,
+    }
+    return Answer(prompt.text, sample, text, finish, **known, **facts)
 
 
 def answers_folder(key: object) -> Path:

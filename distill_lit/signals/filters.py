@@ -1,13 +1,15 @@
 """Which answers become training text: pure functions of one answer, or of all answers to one prompt."""
 
+import importlib.util
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 
 from distill_lit.config import FiltersConfig
 from distill_lit.errors import UserError
 from distill_lit.signals.answers import FINISHED, REFUSED, TOO_LONG, Answer
+from distill_lit.signals.overlap import WordRuns, drop_duplicates
 
 NGRAM = 3
 Judge = Callable[[Sequence[Answer]], Sequence[float]]
@@ -21,6 +23,8 @@ def check_filters(key: str, filters: FiltersConfig, samples: int, has_right_answ
         raise UserError(f"{key}.agreement: needs several answers per prompt; set samples to 2 or more")
     if filters.correct and not has_right_answers:
         raise UserError(f"{key}.correct: the right answer is not known; give prompts.answer")
+    if filters.duplicates < 1 and importlib.util.find_spec("datasketch") is None:
+        raise UserError(f"{key}.duplicates: needs the datasketch package; pip install 'distill-lit[synthetic]'")
     try:
         groups = re.compile(filters.pattern).groups
     except re.error as error:
@@ -30,11 +34,15 @@ def check_filters(key: str, filters: FiltersConfig, samples: int, has_right_answ
 
 
 def filter_answers(
-    answers: Sequence[Answer], filters: FiltersConfig, judge: Judge | None = None
+    answers: Sequence[Answer],
+    filters: FiltersConfig,
+    judge: Judge | None = None,
+    evaluation: Callable[[], Iterable[str]] = tuple,
 ) -> tuple[list[Answer], dict[str, int]]:
     """(answers kept, {reason: answers left out for it first}). `answers`: those to one prompt side by side.
 
-    `judge`: mean log-probabilities of answers; it reads only what the other filters have left.
+    judge: mean log-probabilities of answers; it reads only what the other filters have left. evaluation: gives the texts
+    that no answer may share words with, called only if asked for.
     """
     dropped: Counter[str] = Counter()
     kept: list[Answer] = []
@@ -47,6 +55,13 @@ def filter_answers(
                 dropped[reason] += 1
             else:
                 kept.append(answer)
+    if filters.contamination:
+        shared = WordRuns(evaluation(), filters.contamination)
+        clean = [answer for answer in kept if not shared.occur_in(f"{answer.prompt}\n{answer.text}")]
+        dropped["contaminated"], kept = len(kept) - len(clean), clean
+    if filters.duplicates < 1:
+        fresh = drop_duplicates(kept, filters.duplicates)
+        dropped["duplicate"], kept = len(kept) - len(fresh), fresh
     if judge is not None and kept:
         scores = judge(kept)
         good = [answer for answer, score in zip(kept, scores, strict=True) if score >= filters.judge_log_probability]

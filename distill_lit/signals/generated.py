@@ -32,12 +32,21 @@ Progress = Callable[[str, int, int], Any]  # stage, done, total
 
 
 @dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What students will be asked: for filters.contamination. identity: JSON-like; texts: gives all documents' texts."""
+
+    identity: Any
+    texts: Callable[[], Iterable[str]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Writer:
     """Who writes when `generated.model` and `generated.remote` do not say otherwise: the experiment's teacher."""
 
     model: str  # reference
     dtype: torch.dtype
     device: torch.device = torch.device("cpu")
+    evaluation: Evaluation | None = None
 
 
 def check_generated(data: DataConfig, origin: str) -> None:
@@ -60,6 +69,15 @@ def _check(key: str, generated: GeneratedConfig, origin: str) -> None:
         from distill_lit.signals.remote import check_remote
 
         check_remote(f"{key}.remote", generated.remote, generated.prompts.system)
+
+
+def check_keys(data: DataConfig) -> None:
+    """Raises UserError when the environment lacks the key of a server that would be asked."""
+    for name, corpus in data.corpora.items():
+        if corpus.generated is not None and corpus.generated.remote is not None:
+            from distill_lit.signals.remote import check_key
+
+            check_key(f"data.corpora.{name}.generated.remote", corpus.generated.remote)
 
 
 def references(data: DataConfig) -> list[str]:
@@ -94,6 +112,8 @@ def corpus_path(key: str, generated: GeneratedConfig, writer: Writer, origin: st
         filters["judge"] = model_fingerprint(model_folder(generated.filters.judge))
     else:
         filters.pop("judge_log_probability", None)
+    if generated.filters.contamination and writer.evaluation is not None:
+        filters["evaluation"] = writer.evaluation.identity
     return answers_folder(_decisive(key, generated, writer, origin)) / f"corpus-{fingerprint(filters)}.jsonl"
 
 
@@ -152,7 +172,7 @@ def write_corpus(name: str, generated: GeneratedConfig, writer: Writer, origin: 
     kept, dropped = _keep(generated, answers, writer)
     if not kept:
         raise UserError(f"{key}: none of {len(answers)} answers is left; {_said(dropped)}")
-    shards.make_all({path.name: functools.partial(_write_lines, rows=_rows(kept, generated.chat))})
+    shards.make_all({path.name: functools.partial(_write_lines, rows=_rows(kept, generated, writer))})
     tokens = sum(len(answer.tokens) or len(answer.log_probabilities) for answer in answers)
     counts = {"prompts": len(prompts), "answers": len(answers), "tokens": tokens, "kept": len(kept), "dropped": dropped}
     return {"corpus": str(path), **counts, **cost}
@@ -174,17 +194,21 @@ def _keep(generated: GeneratedConfig, answers: list[Answer], writer: Writer) -> 
                 load_model(folder, writer.dtype).to(writer.device), load_tokenizer(folder), some, generated.chat
             )
 
-    return filter_answers(answers, generated.filters, judge)
+    texts = tuple if writer.evaluation is None else writer.evaluation.texts
+    return filter_answers(answers, generated.filters, judge, texts)
 
 
 def _said(dropped: dict[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in dropped.items())
 
 
-def _rows(kept: Iterable[Answer], chat: bool) -> Iterator[dict[str, Any]]:
+def _rows(kept: Iterable[Answer], generated: GeneratedConfig, writer: Writer) -> Iterator[dict[str, Any]]:
+    """Documents with their provenance: who wrote them, to which prompt, from which row and template."""
+    who = generated.remote.model if generated.remote is not None else generated.model or writer.model
     for answer in kept:
-        text: dict[str, Any] = {"messages": answer.messages} if chat else {"text": answer.prompt + answer.text}
-        yield {**text, "prompt": answer.prompt, "sample": answer.sample, "finish": answer.finish}
+        text: dict[str, Any] = {"messages": answer.messages} if generated.chat else {"text": answer.prompt + answer.text}
+        asked = {"prompt": answer.prompt, "row": answer.row, "template": answer.template, "sample": answer.sample}
+        yield {**text, "writer": who, **asked, "finish": answer.finish}
 
 
 def _write_lines(path: Path, *, rows: Iterable[dict[str, Any]]) -> None:

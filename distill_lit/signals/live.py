@@ -31,9 +31,11 @@ def last_hidden(model: Any, batch: dict[str, Tensor]) -> Tensor:
 class LiveTeacher:
     """A frozen teacher. It is no nn.Module, so that neither optimizer, checkpoint nor `.train()` can reach it."""
 
-    def __init__(self, model: Any, vocabulary: int) -> None:
-        """`model`: a causal language model; `vocabulary`: its real tokens."""
+    def __init__(self, model: Any, vocabulary: int, compiled: bool = False) -> None:
+        """`model`: a causal language model; `vocabulary`: its real tokens; `compiled`: compile its body."""
         self.model = model.eval().requires_grad_(False)
+        if compiled:
+            body_of(model).compile()
         self.vocabulary = vocabulary
 
     @property

@@ -14,11 +14,14 @@ from distill_lit.errors import UserError
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt. `answer`: the known right one, or empty."""
+    """One prompt. answer: the known right one, or empty; row, template: where it comes from, counted from 0 among the rows
+    drawn and the templates of `prompts.text`."""
 
     text: str
     system: str = ""
     answer: str = ""
+    row: int = 0
+    template: int = 0
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -62,9 +65,10 @@ def _templates(key: str, prompts: PromptsConfig) -> tuple[list[Any], Any]:
 
 def _render_all(key: str, prompts: PromptsConfig, seed: int, origin: str) -> Iterator[Prompt]:
     texts, answer = _templates(key, prompts)
-    for row in draw_rows(open_source(key, prompts, origin), prompts.documents, [seed]):
+    for number, row in enumerate(draw_rows(open_source(key, prompts, origin), prompts.documents, [seed])):
         try:
             right = answer.render(row).strip()
-            yield from (Prompt(text.render(row).strip(), prompts.system, right) for text in texts)
+            for template, text in enumerate(texts):
+                yield Prompt(text.render(row).strip(), prompts.system, right, number, template)
         except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise UserError(f"{key}: {error}; the columns are {', '.join(sorted(row))}") from error

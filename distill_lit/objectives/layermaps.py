@@ -1,0 +1,76 @@
+"""Which layer of the student learns from which of the teacher. Layers count from 0."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from distill_lit.errors import UserError
+from distill_lit.objectives.representation import Pair, RepresentationTerm
+
+
+def fixed_pairs(term: RepresentationTerm, student: int, teacher: int) -> list[Pair]:
+    """The (student layer, teacher layer) pairs of a term whose map needs no measuring; [] for `similar`.
+
+    student, teacher: their numbers of layers. uniform: each student layer with the teacher's at the same share of the
+    depth, as TinyBERT, 1909.10351 §3.1; last: the last of both. Raises UserError for layers beyond a model.
+    """
+    layers = term.options["layers"]
+    if layers == "similar":
+        return []
+    if layers == "last":
+        return [(student - 1, teacher - 1)]
+    if layers == "uniform":
+        return [(i, max(0, (i + 1) * teacher // student - 1)) for i in range(student)]
+    for number, owner, count in ((0, "student", student), (1, "teacher", teacher)):
+        beyond = [pair[number] for pair in layers if pair[number] >= count]
+        if beyond:
+            raise UserError(f"{term.key}.options.layers: {beyond[0]} is beyond the {owner}'s last layer {count - 1}")
+    return list(layers)
+
+
+def similar_pairs(student: list[Tensor], teacher: list[Tensor]) -> list[Pair]:
+    """Each student layer with a teacher layer, so that the sum of their similarities is largest and no two pairs cross.
+
+    student, teacher: outputs (N, D) of each layer for the same N tokens.
+    """
+    ours, theirs = ([_Features.of(states) for states in layers] for layers in (student, teacher))
+    scores = torch.stack([torch.stack([_alignment(a, b) for b in theirs]) for a in ours])
+    best, came_from = scores[0], []
+    for row in scores[1:]:
+        # best[t]: largest sum of the layers so far, the last of them with teacher layer t
+        highest, where = torch.cummax(best, 0)
+        came_from.append(where)
+        best = highest + row
+    last = int(best.argmax())
+    path = [last]
+    for where in reversed(came_from):
+        path.append(int(where[path[-1]]))
+    return list(enumerate(reversed(path)))
+
+
+def linear_cka(a: Tensor, b: Tensor) -> Tensor:
+    """Linear centred kernel alignment of two sets of features for the same tokens, between 0 and 1, 1 for equal up to
+    rotation and scale. a: (N, D_a), b: (N, D_b). Kornblith et al. 2019, 1905.00414 §3.
+
+    Tokens are brought to length 1 first: else the few of enormous norm that language models have decide alone.
+    """
+    return _alignment(_Features.of(a), _Features.of(b))
+
+
+class _Features(NamedTuple):
+    """Centred features (N, D) and the norm of their own covariance."""
+
+    values: Tensor
+    size: Tensor
+
+    @classmethod
+    def of(cls, states: Tensor) -> "_Features":
+        values = torch.nn.functional.normalize(states.float(), dim=-1)
+        values = values - values.mean(0)
+        return cls(values, (values.T @ values).norm())
+
+
+def _alignment(a: _Features, b: _Features) -> Tensor:
+    overlap: Tensor = (b.values.T @ a.values).square().sum()
+    return overlap / (a.size * b.size).clamp(min=1e-12)

@@ -1,0 +1,169 @@
+"""Losses between inner states of teacher and student: hidden states, attention maps, relations of queries, keys, values.
+
+Terms of the objective like any other, but computed from what the layers hold rather than from logits. All are zero where
+student and teacher agree. Every one is per predicted token, so that the supervised tokens of the optimizer step are the
+denominator here too; none sees padding or another document.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from distill_lit.errors import UserError, suggest
+from distill_lit.objectives.family import Flag, Number, Word
+from distill_lit.objectives.schedules import Schedule
+
+TINY = 1e-12  # below this an attention probability is taken for this: its logarithm stays finite
+RELATIONS = {"q": "queries", "k": "keys", "v": "values"}
+LAYER_MAPS = ("uniform", "last", "similar")
+Pair = tuple[int, int]
+
+
+def hidden_mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over channels of (s − t)². student, teacher: (N, D). (N,). Jiao et al. 2019 (TinyBERT), 1909.10351 eq. 8.
+
+    In large models a few channels of a few tokens are thousands of times larger than the rest and decide this.
+    """
+    return (student - teacher).square().mean(-1)
+
+
+def hidden_cosine(student: Tensor, teacher: Tensor) -> Tensor:
+    """1 − cos(s, t), between 0 and 2. student, teacher: (N, D). (N,). Sanh et al. 2019 (DistilBERT), 1910.01108 §3."""
+    return 1 - torch.cosine_similarity(student, teacher, dim=-1)
+
+
+def hidden_normalised(student: Tensor, teacher: Tensor) -> Tensor:
+    """‖s − t‖² / ‖t‖²: the squared error as a share of the teacher's own size. student, teacher: (N, D). (N,)."""
+    return (student - teacher).square().sum(-1) / teacher.square().sum(-1).clamp(min=TINY)
+
+
+def attention_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher ‖ student) of what each token attends to, mean over heads, nats. student, teacher: (N, H, T), rows that
+    sum to 1. (N,). Wang et al. 2020 (MiniLM), 2002.10957 eq. 5."""
+    return (torch.xlogy(teacher, teacher) - teacher * student.clamp(min=TINY).log()).sum(-1).mean(-1)
+
+
+def attention_mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """Σ over keys of (s − t)², mean over heads. student, teacher: (N, H, T). (N,). TinyBERT, 1909.10351 eq. 7, but after
+    the softmax, and summed over keys: a mean would depend on the padding."""
+    return (student - teacher).square().sum(-1).mean(-1)
+
+
+def relation_kl(student: Tensor, teacher: Tensor, heads: int, allowed: Tensor) -> Tensor:
+    """KL(teacher ‖ student) of softmax(A Aᵀ / √d), mean over `heads` relation heads into which the channels are split.
+
+    student: (B, T, D_s), teacher: (B, T, D_t): queries, keys or values of all heads side by side, before any rotation;
+    allowed: (B, 1, T, T) bool, which tokens are related. (B, T) nats. Widths may differ, so no projector is needed.
+    Wang et al. 2020 (MiniLMv2), 2012.15828 eq. 5 and §3.2; for the values alone 2002.10957 eq. 8.
+    """
+    log_q, log_p = (_relations(states, heads, allowed) for states in (student, teacher))
+    gap: Tensor = torch.where(allowed, log_p.exp() * (log_p - log_q), 0.0)
+    return gap.sum(-1).mean(1)
+
+
+def _relations(states: Tensor, heads: int, allowed: Tensor) -> Tensor:
+    """Log-probabilities (B, heads, T, T)."""
+    split = states.unflatten(-1, (heads, -1)).transpose(1, 2)
+    scores: Tensor = split @ split.transpose(-1, -2) / split.shape[-1] ** 0.5
+    return scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).log_softmax(-1)
+
+
+HIDDEN_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": hidden_mse,
+    "cosine": hidden_cosine,
+    "normalised": hidden_normalised,
+}
+ATTENTION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": attention_kl, "mse": attention_mse}
+
+
+class Layers(NamedTuple):
+    """An option: a named map of layers, or a list of [student layer, teacher layer]."""
+
+    def check(self, key: str, value: Any) -> str | tuple[Pair, ...]:
+        """The value. Raises UserError."""
+        if isinstance(value, str):
+            if value not in LAYER_MAPS:
+                raise UserError(f"{key}: unknown map {value!r}{suggest(value, LAYER_MAPS)}")
+            return value
+        pairs = [tuple(pair) for pair in value] if isinstance(value, (list, tuple)) else []
+        whole = all(len(pair) == 2 and all(type(i) is int and i >= 0 for i in pair) for pair in pairs)
+        if not pairs or not whole:
+            raise UserError(f"{key}: {value!r} is neither one of {', '.join(LAYER_MAPS)} nor a list of [student, teacher]")
+        return tuple((first, second) for first, second in pairs)
+
+
+class Subset(NamedTuple):
+    """An option: a list of some of q, k, v."""
+
+    def check(self, key: str, value: Any) -> tuple[str, ...]:
+        """The value. Raises UserError."""
+        given = list(value) if isinstance(value, (list, tuple)) else []
+        if not given or len(set(given)) < len(given) or not set(given) <= set(RELATIONS):
+            raise UserError(f"{key}: {value!r} is not a list of some of {', '.join(RELATIONS)}")
+        return tuple(given)
+
+
+class Representation(NamedTuple):
+    """A kind of term: what it says of itself, and its options with their defaults."""
+
+    about: str
+    options: Mapping[str, tuple[Any, Any]]  # name: (check, default)
+
+
+REPRESENTATIONS: dict[str, Representation] = {
+    "hidden": Representation(
+        "outputs of mapped layers: loss mse, cosine or normalised; a projector where widths differ",
+        {
+            "loss": (Word(tuple(HIDDEN_LOSSES)), "mse"),
+            "layers": (Layers(), "uniform"),
+            "projector": (Flag(), False),
+        },
+    ),
+    "attention": Representation(
+        "attention maps of mapped layers: loss kl or mse; heads one to one, or their mean",
+        {
+            "loss": (Word(tuple(ATTENTION_LOSSES)), "kl"),
+            "layers": (Layers(), "uniform"),
+            "heads": (Word(("each", "mean")), "each"),
+        },
+    ),
+    "relations": Representation(
+        "how queries, keys, values of mapped layers relate to each other; no projector needed",
+        {
+            "relations": (Subset(), ("q", "k", "v")),
+            "layers": (Layers(), "last"),
+            "relation_heads": (Number(0, whole=True), 0),
+        },
+    ),
+}
+
+
+@dataclass(frozen=True)
+class RepresentationTerm:
+    """One named term; `weight` is a function of the share of training done; `options` are complete."""
+
+    name: str
+    kind: str
+    weight: Schedule
+    options: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Where its config stands."""
+        return f"objective.terms.{self.name}"
+
+
+def build_representation(name: str, kind: str, weight: Schedule, options: Mapping[str, Any]) -> RepresentationTerm:
+    """A checked term. Raises UserError for an unknown option or value."""
+    known, key = REPRESENTATIONS[kind].options, f"objective.terms.{name}.options"
+    for option in options:
+        if option not in known:
+            raise UserError(f"{key}: unknown option {option!r}{suggest(option, known)}")
+    values = {
+        option: check.check(f"{key}.{option}", options[option]) if option in options else default
+        for option, (check, default) in known.items()
+    }
+    return RepresentationTerm(name, kind, weight, values)

@@ -1,0 +1,104 @@
+"""What every model costs: size, arithmetic, measured speed, memory and energy, and the training that must pay off."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from distill_lit.analysis.cost import MEASURED
+from distill_lit.analysis.groups import Group, cost_of
+from distill_lit.analysis.scores import Scores
+from distill_lit.analysis.wording import ABSENT, count, number
+from distill_lit.report.table import Cell, Table
+
+Show = Callable[[float], str]
+RATES = {"prefill_s", "decode_s"}  # shown as tokens per second, which people compare
+AXES: dict[str, tuple[str, Show]] = {
+    "parameters": ("parameters", count),
+    "non_embedding_parameters": ("without embeddings", count),
+    "bytes": ("bytes on disk", count),
+    "kv_bytes_per_token": ("KV bytes per token", count),
+    "flops_per_token": ("FLOPs per token", count),
+    "prefill_s": ("prompt tokens/s", count),
+    "decode_s": ("written tokens/s", count),
+    "first_token_s": ("first token, ms", lambda s: number(1000 * s)),
+    "token_p50_s": ("token p50, ms", lambda s: number(1000 * s)),
+    "token_p95_s": ("token p95, ms", lambda s: number(1000 * s)),
+    "memory_bytes": ("peak memory, bytes", count),
+    "joules_per_token": ("J per token", lambda joules: number(joules, 3)),
+    "money_per_million": ("price of 1M tokens", lambda money: number(money, 3)),
+    "student_flops": ("training FLOPs, student", count),
+    "teacher_flops": ("… its teacher's", count),
+}
+BREAK_EVEN = "pays off after, tokens"
+
+
+def cost_table(scores: Scores) -> Table:
+    """One row per model with records; columns for every cost that is known of at least one."""
+    groups = [group for group in scores.groups if group.models]
+    known = [axis for axis in AXES if any(cost_of(g, scores.results, axis) > 0 for g in groups)]
+    pays = [break_even(scores, group) for group in groups]
+    show_pays = any(np.isfinite(value) for value in pays)
+    columns = ["model", *(AXES[axis][0] for axis in known), *([BREAK_EVEN] if show_pays else [])]
+    rows = []
+    for group, tokens in zip(groups, pays, strict=True):
+        cells = [Cell(group.label), *(Cell(_entry(scores, group, axis)) for axis in known)]
+        rows.append(cells + ([Cell(count(tokens) if np.isfinite(tokens) else ABSENT)] if show_pays else []))
+    return Table("What it costs", columns, rows, below=_notes(scores, known, show_pays))
+
+
+def break_even(scores: Scores, group: Group) -> float:
+    """Tokens that a student must serve until the arithmetic it saves against the teacher exceeds that of its training;
+    NaN where it saves nothing or was not trained."""
+    if scores.teacher is None:
+        return float("nan")
+    saved = cost_of(scores.groups[scores.teacher], scores.results, "flops_per_token")
+    saved -= cost_of(group, scores.results, "flops_per_token")
+    spent = np.nansum([cost_of(group, scores.results, name) for name in ("student_flops", "teacher_flops")])
+    return float(spent / saved) if saved > 0 and spent > 0 else float("nan")
+
+
+def _entry(scores: Scores, group: Group, axis: str) -> str:
+    """The number, and where it was measured how many times the teacher's cost is this one's, with its interval."""
+    value = cost_of(group, scores.results, axis)
+    if not np.isfinite(value):
+        return ABSENT
+    text = AXES[axis][1](1 / value if axis in RATES else value)
+    ratio, low, high = (cost_of(group, scores.results, f"{axis}_ratio{bound}") for bound in ("", "_low", "_high"))
+    if group.role == "teacher" or not np.isfinite(ratio):
+        return text
+    interval = f" [{number(low, 2)}, {number(high, 2)}]" if low != high else ""
+    return f"{text} ({number(ratio, 2)}×{interval})"
+
+
+def _notes(scores: Scores, known: list[str], pays: bool) -> list[str]:
+    notes = ["FLOPs per token: forward, 2 per weight, attention over the context left out. KV bytes in 16 bits."]
+    if pays:
+        notes.append(
+            "Pays off after: tokens served until the FLOPs saved per token exceed those of training, the teacher's "
+            "forward passes included; choosing and cutting the student is not."
+        )
+    if set(known) & set(MEASURED):
+        notes += _measurement(scores)
+    else:
+        notes.append("Speed, memory and energy have not been measured: `distill-lit cost` does it, on idle cores.")
+    return notes
+
+
+def _measurement(scores: Scores) -> list[str]:
+    costs = scores.results.costs
+    machine: dict[str, Any] = costs.get("machine", {})
+    settings: dict[str, Any] = costs.get("settings", {})
+    grid = " × ".join(
+        f"{words} {'/'.join(map(str, settings.get(name, [])))}"
+        for name, words in (("batches", "batch"), ("prompts", "prompt"), ("outputs", "output"))
+    )
+    where = machine.get("gpu") if machine.get("device") == "cuda" else machine.get("processor")
+    return [
+        f"Measured in {settings.get('blocks')} turns of all models on {where} ({machine.get('device')}, "
+        f"{machine.get('threads')} threads, torch {machine.get('torch')}, {settings.get('dtype')}), greedy, {grid}; load "
+        f"{number(float(machine.get('load') or 0), 1)} at the start. In brackets: the teacher's cost over this one's, with "
+        f"the {scores.analysis.confidence:.0%} interval from redrawn turns. Speeds: geometric mean over the grid; first "
+        f"token and latencies: {settings.get('requests')} single requests; memory: of a process that only serves the "
+        "largest point of the grid."
+    ]

@@ -1,0 +1,281 @@
+"""Terms on inner states in training: the right tokens, the right denominator, projectors, what is logged and exported."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from test_distiller import LENGTH, TRAINING, VOCABULARY, weights
+from test_suite import run as run_cli
+from transformers import AutoModelForCausalLM
+
+from distill_lit import data
+from distill_lit.config import CorpusConfig, DataConfig, StudentConfig, TermConfig, TrainingConfig, WidthConfig
+from distill_lit.data.loader import calibration_batches, make_batch
+from distill_lit.data.module import PackedDataModule
+from distill_lit.distiller import Distiller, HeadSettings
+from distill_lit.errors import UserError
+from distill_lit.matching import build_matching
+from distill_lit.models import Calibration, export_student, initial_student, load_model
+from distill_lit.models.states import watching
+from distill_lit.objectives import build_objective
+from distill_lit.objectives import representation as r
+from distill_lit.signals import LiveTeacher
+from distill_lit.training import Run, train
+
+HIDDEN = {"hidden": TermConfig(options={"loss": "normalised", "layers": [[0, 1], [1, 3]]})}
+EVERY = {
+    "kl": TermConfig(kind="forward_kl"),
+    **HIDDEN,
+    "attention": TermConfig(weight=2.0, options={"layers": "last"}),
+    "relations": TermConfig(weight=0.5, options={"layers": "last"}),
+}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sizes = {"hidden_size": 36, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8}
+    return tiny.make_model(tmp_path_factory.mktemp("teacher"), layers=4, **sizes)
+
+
+@pytest.fixture(scope="module")
+def prepared(teacher: Path, tiny_corpus: Path) -> data.PreparedData:
+    config = DataConfig(corpora={"text": CorpusConfig(path=f"file:{tiny_corpus}")}, length=LENGTH, validation=4)
+    return data.prepare(config, teacher, "pypi")
+
+
+def build(
+    teacher: Path,
+    prepared: data.PreparedData,
+    terms: dict[str, TermConfig],
+    training: TrainingConfig = TRAINING,
+    width: WidthConfig | None = None,
+) -> tuple[Distiller, PackedDataModule]:
+    batches = calibration_batches(prepared.train)
+    config = StudentConfig(depth=2, layers="uniform", width=width or WidthConfig())
+    student = initial_student(config, teacher, Calibration(batches, prepared.fingerprint), seed=0)
+    signal = LiveTeacher(load_model(teacher), VOCABULARY)
+    objective = build_objective(terms)
+    matching = build_matching(objective, student, signal.model, batches, seed=0)
+    module = PackedDataModule(prepared.train, prepared.validation, training, 0)
+    head = HeadSettings(64, False, torch.float32)
+    steps = module.steps
+    return Distiller(student, VOCABULARY, objective, signal, training, steps, LENGTH, head, matching), module
+
+
+def run(folder: Path, distiller: Distiller, module: PackedDataModule) -> dict[str, float]:
+    return train(Run(folder, distiller, module, distiller.training_config, 0, lambda *_: None))
+
+
+def test_sums_equal_a_loop_over_documents(teacher: Path, prepared: data.PreparedData) -> None:
+    """Each document alone through both models: packing, padding and the shift change nothing."""
+    distiller, _ = build(teacher, prepared, EVERY)
+    student, model = distiller.student, distiller.signal.model
+    batch = make_batch(prepared.train, torch.arange(3).numpy(), 1)
+    wanted = {"hidden": {0, 1, 3}, "attention": {1, 3}, "queries": {1, 3}, "keys": {1, 3}, "values": {1, 3}}
+    expected, count = torch.zeros(3), 0
+    for ids, documents in zip(batch["input_ids"], batch["document_ids"], strict=True):
+        for number in range(1, int(documents.max()) + 1):
+            text = ids[documents == number].unsqueeze(0)
+            with torch.no_grad():
+                with watching(student, {what: layers - {3} for what, layers in wanted.items()}) as s:
+                    student(text)
+                with watching(model, wanted) as t:
+                    model(text)
+            pairs = [r.hidden_normalised(s["hidden", i][0, :-1], t["hidden", j][0, :-1]) for i, j in ((0, 1), (1, 3))]
+            expected[0] += torch.stack(pairs).mean(0).sum()
+            maps = (states["attention", i][0].transpose(0, 1)[:-1] for states, i in ((s, 1), (t, 3)))
+            expected[1] += r.attention_kl(*maps).sum()
+            allowed = torch.ones(text.shape[1], text.shape[1], dtype=torch.bool).tril()[None, None]
+            for what in ("queries", "keys", "values"):
+                expected[2] += r.relation_kl(s[what, 1], t[what, 3], 2, allowed)[0, :-1].sum() / 3
+            count += text.shape[1] - 1
+    losses, tokens = distiller.losses(batch, torch.tensor(count), measure=False, with_teacher=True)
+    assert tokens == count
+    torch.testing.assert_close(losses.terms[1:], expected, rtol=1e-4, atol=1e-4)
+    weighted = losses.terms[0] + losses.terms[1] + 2 * losses.terms[2] + 0.5 * losses.terms[3]
+    assert float(losses.total.detach()) == pytest.approx(float(weighted) / count, rel=1e-5)
+
+
+def test_padding_does_not_change_the_terms(teacher: Path, prepared: data.PreparedData) -> None:
+    distiller, _ = build(teacher, prepared, EVERY)
+    batch = make_batch(prepared.train, torch.arange(3).numpy(), 1)
+    padded = {
+        name: torch.nn.functional.pad(value, (0, 9), value=-100 if name == "labels" else 0)
+        for name, value in batch.items()
+        if value.ndim == 2
+    }
+    plain, other = (distiller.losses(b, torch.tensor(5), False, True)[0] for b in (batch, padded))
+    torch.testing.assert_close(plain.terms, other.terms, rtol=1e-4, atol=1e-4)
+
+
+def test_unsupervised_tokens_do_not_count(teacher: Path, prepared: data.PreparedData) -> None:
+    distiller, _ = build(teacher, prepared, EVERY)
+    batch = make_batch(prepared.train, torch.arange(2).numpy(), 1)
+    parts = []
+    for half in (slice(0, LENGTH // 2), slice(LENGTH // 2, LENGTH)):
+        labels = torch.full_like(batch["labels"], -100)
+        labels[:, half] = batch["labels"][:, half]
+        parts.append(distiller.losses({**batch, "labels": labels}, torch.tensor(5), False, True)[0].terms)
+    whole = distiller.losses(batch, torch.tensor(5), False, True)[0].terms
+    torch.testing.assert_close(parts[0] + parts[1], whole, rtol=1e-4, atol=1e-4)
+
+
+def test_accumulation_does_not_change_the_training(tmp_path: Path, teacher: Path, prepared: data.PreparedData) -> None:
+    terms = {**EVERY, "hidden": TermConfig(options={"projector": True})}
+    whole, one = build(teacher, prepared, terms)
+    parts, four = build(teacher, prepared, terms, replace(TRAINING, batch=2, accumulate=4))
+    first, second = run(tmp_path / "a", whole, one), run(tmp_path / "b", parts, four)
+    torch.testing.assert_close(weights(whole), weights(parts), rtol=1e-3, atol=1e-4)
+    for name in ("loss", *terms):
+        assert first[f"train/{name}"] == pytest.approx(second[f"train/{name}"], rel=1e-3)
+
+
+def test_each_term_falls_when_it_is_trained_alone_and_is_logged_by_itself(
+    tmp_path: Path, teacher: Path, prepared: data.PreparedData
+) -> None:
+    """No term from logits at all: the head only measures."""
+    for name in ("hidden", "attention", "relations"):
+        distiller, module = build(teacher, prepared, {name: replace(EVERY[name], weight=1.0)})
+        final = run(tmp_path / name, distiller, module)
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        assert final[f"validation/{name}"] < 0.9 * lines[0][f"validation/{name}"], name
+        assert final["validation/loss"] == pytest.approx(final[f"validation/{name}"])
+        assert {f"train/{name}", f"weight/{name}", "train/teacher_kl"} <= set(final)
+        assert f"temperature/{name}" not in final
+
+
+def test_projectors_train_and_stay_behind(tmp_path: Path, teacher: Path, prepared: data.PreparedData) -> None:
+    terms = {"ce": TermConfig(), "hidden": TermConfig(options={"projector": True})}
+    narrow = WidthConfig(hidden_size=24, num_attention_heads=4)
+    distiller, module = build(teacher, prepared, terms, replace(TRAINING, checkpoint_every=2), narrow)
+    projector = distiller.matching.projectors["hidden"]
+    assert [tuple(p.weight.shape) for p in projector] == [(36, 24), (36, 24)]
+    before = weights(projector).clone()
+    run(tmp_path, distiller, module)
+    assert not torch.equal(weights(projector), before)
+    checkpoint = torch.load(next((tmp_path / "checkpoints").glob("*.ckpt")), weights_only=True)
+    saved = {name for name in checkpoint["state_dict"] if name.startswith("matching")}
+    assert saved == {"matching.projectors.hidden.0.weight", "matching.projectors.hidden.1.weight"}
+    export_student(distiller.student, teacher, tmp_path / "student", "")
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "student", output_loading_info=True)
+    assert not opened[1]["unexpected_keys"]
+    ids = torch.arange(3, 15)[None]
+    torch.testing.assert_close(opened[0](ids).logits, distiller.student(ids).logits)
+
+
+def test_a_projector_between_equal_widths_starts_as_the_identity(teacher: Path, prepared: data.PreparedData) -> None:
+    plain, _ = build(teacher, prepared, {"hidden": TermConfig()})
+    projected, _ = build(teacher, prepared, {"hidden": TermConfig(options={"projector": True})})
+    batch = make_batch(prepared.train, torch.arange(2).numpy(), 1)
+    first, second = (d.losses(batch, torch.tensor(1), False, True)[0].terms for d in (plain, projected))
+    torch.testing.assert_close(first, second)
+
+
+def test_only_attention_maps_switch_to_eager_attention(tmp_path: Path, teacher: Path, prepared: data.PreparedData) -> None:
+    def implementations(terms: dict[str, TermConfig]) -> list[str]:
+        distiller, _ = build(teacher, prepared, terms)
+        return [m.config._attn_implementation for m in (distiller.student, distiller.signal.model)]
+
+    assert implementations({"hidden": TermConfig(), "relations": TermConfig()}) == ["sdpa", "sdpa"]
+    assert implementations({"attention": TermConfig()}) == ["eager", "eager"]
+    distiller, _ = build(teacher, prepared, {"attention": TermConfig()})
+    export_student(distiller.student, teacher, tmp_path / "student", "")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "student").config._attn_implementation == "sdpa"
+
+
+def test_similar_layers_are_found_on_calibration_rows(teacher: Path, prepared: data.PreparedData) -> None:
+    """A student whose two layers are the teacher's first two gives what these give."""
+    batches = calibration_batches(prepared.train)
+    student = initial_student(StudentConfig(layers=[0, 1]), teacher, Calibration([], ""), seed=0)
+    objective = build_objective({"hidden": TermConfig(options={"layers": "similar"}), "attention": TermConfig()})
+    matching = build_matching(objective, student, load_model(teacher), batches, seed=0)
+    assert matching.matched[0][1] == [(0, 0), (1, 1)]
+    assert matching.matched[1][1] == [(0, 1), (1, 3)]
+
+
+def test_gradient_checkpointing_changes_nothing(teacher: Path, prepared: data.PreparedData) -> None:
+    batch = make_batch(prepared.train, torch.arange(2).numpy(), 1)
+    grads = []
+    for training in (TRAINING, replace(TRAINING, gradient_checkpointing=True)):
+        distiller, _ = build(teacher, prepared, EVERY, training)
+        distiller.train()
+        distiller.losses(batch, torch.tensor(5), False, True)[0].total.backward()
+        grads.append(torch.cat([p.grad.flatten() for p in distiller.student.parameters()]))
+    torch.testing.assert_close(*grads)
+
+
+def test_a_run_cut_off_ends_with_the_same_projectors(tmp_path: Path, teacher: Path, prepared: data.PreparedData) -> None:
+    terms = {"kl": EVERY["kl"], "hidden": TermConfig(options={"projector": True, "layers": "similar"})}
+    training = replace(TRAINING, checkpoint_every=2)
+    whole, module = build(teacher, prepared, terms, training)
+    run(tmp_path / "a", whole, module)
+    (tmp_path / "b").mkdir()
+    for name in ("checkpoints", "metrics.jsonl"):
+        (tmp_path / "a" / name).rename(tmp_path / "b" / name)
+    torch.manual_seed(5)
+    again, module = build(teacher, prepared, terms, training)
+    run(tmp_path / "b", again, module)
+    assert torch.equal(weights(whole), weights(again))
+
+
+def test_terms_on_inner_states_and_a_matching_come_together(teacher: Path, prepared: data.PreparedData) -> None:
+    distiller, module = build(teacher, prepared, {"ce": TermConfig()})
+    arguments: list[Any] = [distiller.student, VOCABULARY, build_objective(HIDDEN), distiller.signal, TRAINING]
+    with pytest.raises(UserError, match="matching"):
+        Distiller(*arguments, module.steps, LENGTH, HeadSettings(64, False, torch.float32))
+
+
+def run_command(tmp_path: Path, teacher: Path, corpus: Path, *overrides: str) -> Any:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(f"""
+name: tiny
+teacher: {{model: "file:{teacher}", dtype: float32}}
+students: {{one: {{depth: 2, layers: uniform, width: {{hidden_size: 24}}, lora: {{rank: 2}}}}}}
+data: {{length: 32, validation: 4, tokens: 2048, corpora: {{text: {{path: "file:{corpus}"}}}}}}
+objective:
+  compile: never
+  terms: {{hidden: {{options: {{projector: true, layers: similar}}}}, kl: {{kind: forward_kl}}}}
+training: {{tokens: 1024, batch: 4, precision: float32, accelerator: cpu}}
+evaluation: {{tasks: [sciq], limit: 4}}
+baselines: [untouched]
+""")
+    return run_cli("run", str(file), "--root", str(tmp_path / "root"), *overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("teacher.source=cached", "teacher.source cached lacks"),
+        ("objective.terms.hidden.options.layers=[[0,4]]", "4 is beyond the teacher's last layer 3"),
+        ("objective.terms.hidden.options.projector=false", "set projector: true"),
+        ("students.one.width.hidden_size=25", "students.one.width: transformers refuses these sizes"),
+        ("students.one.depth=9", "students.one.depth: 9 exceeds the teacher's 4 layers"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_before_anything_is_loaded(
+    tmp_path: Path, teacher: Path, tiny_corpus: Path, override: str, words: str
+) -> None:
+    result = run_command(tmp_path, teacher, tiny_corpus, override)
+    assert result.returncode == 2, result.stderr
+    assert words in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.slow
+def test_the_whole_way_with_inner_states_width_and_adapters(tmp_path: Path, teacher: Path, tiny_corpus: Path) -> None:
+    result = run_command(tmp_path, teacher, tiny_corpus)
+    assert result.returncode == 0, result.stdout + result.stderr
+    folder = next(path for path in (tmp_path / "root/runs/tiny").glob("one-*") if "untouched" not in path.name)
+    opened, information = AutoModelForCausalLM.from_pretrained(folder / "student", output_loading_info=True)
+    assert opened.config.hidden_size == 24
+    assert not information["unexpected_keys"]
+    assert not information["missing_keys"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert {"train/hidden", "validation/hidden", "train/kl"} <= set(manifest["metrics"])
+    assert manifest["kept_layers"] == [0, 3]
+    assert [pair[0] for pair in manifest["layer_maps"]["hidden"]] == [0, 1]
