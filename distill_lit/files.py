@@ -1,5 +1,6 @@
 """Files that are either complete or not there: temporary file in the same folder, fsync, rename; and their hashes."""
 
+import functools
 import hashlib
 import json
 import os
@@ -29,6 +30,17 @@ def sha256_of(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def sha256_once(path: Path) -> str:
+    """Like `sha256_of`, but a file that has not been touched since is hashed once per process: weights are gigabytes."""
+    stat = path.stat()
+    return _remembered_sha256(path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@functools.lru_cache(maxsize=4096)
+def _remembered_sha256(path: Path, *_: int) -> str:
+    return sha256_of(path)
 
 
 def _digest(file: Any) -> str:

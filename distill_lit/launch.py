@@ -97,7 +97,7 @@ class _Worker:
 
     def __init__(self, number: int, root: Path, experiment: Path, threads: int, inbox: "queue.Queue[Any]") -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-        self.number, self.cell, self.preempted = number, None, ""
+        self.number, self.cell, self.preempted, self.is_ready = number, None, "", False
         self.path = experiment.parent / f"worker-{number}.log"
         self.log = self.path.open("a")
         self.process = subprocess.Popen(
@@ -113,6 +113,7 @@ class _Worker:
 
     cell: Cell | None
     preempted: str
+    is_ready: bool
 
     def _listen(self, inbox: "queue.Queue[Any]") -> None:
         assert self.process.stdout is not None
@@ -201,10 +202,11 @@ class _Launcher:
         elif kind == "exit":
             if cell is not None:
                 self._finish(worker, cell, worker.preempted or _death(event["code"]))
-            elif event["code"] and self.pending:
+            elif event["code"] > 0 and not worker.is_ready and self.pending:
                 raise Failure(f"a worker could not start; see {worker.path}")
             if self.waiting:
                 self._hire(worker.number)
+        worker.is_ready = worker.is_ready or kind == "ready"
         if kind in ("ready", "done", "failed"):
             self._employ(worker)
 

@@ -1,13 +1,14 @@
 """Where a result comes from: commit, uncommitted changes, versions, hardware. No secrets: the environment is not read."""
 
-import hashlib
 import subprocess
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from distill_lit import hardware
+from distill_lit import assets, hardware
+from distill_lit.config import ExperimentConfig, to_dict
+from distill_lit.files import fingerprint
 
 PACKAGES = (
     "distill-lit",
@@ -24,11 +25,16 @@ PACKAGES = (
 )
 
 
-def provenance() -> dict[str, Any]:
-    """Commit, hash of what differs from it, versions, machine, time. Without git both are `unknown`."""
+def provenance(config: ExperimentConfig, references: list[str]) -> dict[str, Any]:
+    """Commit, hash of what differs from it, hash of the resolved config, seeds, what is behind each reference, versions,
+    machine, time. Without git the first two are `unknown`."""
+    is_ours = _git("ls-files", "--error-unmatch", Path(__file__).name) != "unknown"
     return {
-        "commit": _git("rev-parse", "HEAD"),
-        "changes": _changes(),
+        "commit": _git("rev-parse", "HEAD") if is_ours else "unknown",
+        "changes": _changes() if is_ours else "unknown",
+        "config": fingerprint(to_dict(config)),
+        "seeds": {"seed": config.seed, "data.seed": config.data.seed, "evaluation.seed": config.evaluation.seed},
+        "revisions": {reference: assets.revision(reference) for reference in references},
         "versions": {name: _version(name) for name in PACKAGES},
         "hardware": hardware.describe(),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -36,14 +42,22 @@ def provenance() -> dict[str, Any]:
 
 
 def _changes() -> str:
-    """Empty for a clean checkout, else a hash of the difference."""
+    """Empty for a clean checkout, else a hash of the difference, new Python files included."""
     difference = _git("diff", "HEAD", "--", ":!results")
-    return difference if difference in ("", "unknown") else hashlib.sha256(difference.encode()).hexdigest()[:16]
+    new = _git("ls-files", "--others", "--exclude-standard", "--", "*.py", ":!results")
+    if "unknown" in (difference, new):
+        return "unknown"
+    root = Path(_git("rev-parse", "--show-toplevel"))
+    texts = [path.read_text("utf-8", "replace") for name in new.splitlines() if (path := root / name).is_file()]
+    return fingerprint([difference, new, texts]) if difference or new else ""
 
 
 def _git(*arguments: str) -> str:
+    """What git says about the code of this suite; `unknown` without git, or where it is installed and not checked out."""
     try:
-        result = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=30)
+        result = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent.resolve(), capture_output=True, text=True, timeout=30
+        )
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     return result.stdout.strip() if result.returncode == 0 else "unknown"

@@ -30,7 +30,7 @@ from distill_lit.checkpoints import (
     step_of,
 )
 from distill_lit.config import TrainingConfig
-from distill_lit.data.loader import PackedDataModule
+from distill_lit.data.module import PackedDataModule
 from distill_lit.distiller import Distiller
 from distill_lit.errors import UserError
 

@@ -9,7 +9,8 @@ import torch
 
 from distill_lit import data
 from distill_lit.config import CorpusConfig, DataConfig, StudentConfig, TermConfig, TrainingConfig
-from distill_lit.data.loader import PackedDataModule, make_batch
+from distill_lit.data.loader import make_batch
+from distill_lit.data.module import PackedDataModule
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.errors import UserError
 from distill_lit.files import hashes_of

@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from distill_lit.config.schema import TrainingConfig
 from distill_lit.data import Packed
 from distill_lit.data.loader import (
-    PackedDataModule,
     PackedLoader,
     ValidationLoader,
     attention_mask,
@@ -23,6 +22,7 @@ from distill_lit.data.loader import (
     make_batch,
     optimizer_steps,
 )
+from distill_lit.data.module import PackedDataModule
 from distill_lit.data.packing import pack
 from distill_lit.errors import UserError
 

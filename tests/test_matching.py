@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from distill_lit import data
 from distill_lit.config import CorpusConfig, DataConfig, StudentConfig, TermConfig, TrainingConfig, WidthConfig
-from distill_lit.data.loader import PackedDataModule, calibration_batches, make_batch
+from distill_lit.data.loader import calibration_batches, make_batch
+from distill_lit.data.module import PackedDataModule
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.errors import UserError
 from distill_lit.matching import build_matching

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from distill_lit import data
 from distill_lit.config import CorpusConfig, DataConfig, LoraConfig, StudentConfig, TermConfig, WidthConfig
-from distill_lit.data.loader import PackedDataModule, calibration_batches
+from distill_lit.data.loader import calibration_batches
+from distill_lit.data.module import PackedDataModule
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.errors import UserError
 from distill_lit.heads import Head

@@ -47,7 +47,18 @@ class Results:
 
 
 def load_results(folder: Path) -> Results:
-    """The results folder of an experiment. Raises UserError when it is incomplete or its models are not comparable."""
+    """The results folder of an experiment. Raises UserError when it is incomplete or damaged, or its models are not
+    comparable."""
+    try:
+        return _load_results(folder)
+    except UserError:
+        raise
+    except Exception as error:  # what pandas raises for a damaged file can be anything
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(f"{folder}: cannot be read ({type(error).__name__}: {reason}); run the experiment again") from error
+
+
+def _load_results(folder: Path) -> Results:
     cells = read_cells(folder / "cells.csv")
     documents = _read_parquet(folder / "records" / "documents.parquet", DOCUMENT_COLUMNS)
     records: dict[str, pd.DataFrame] = {}

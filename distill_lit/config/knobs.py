@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import typing
 from collections.abc import Iterable
 from typing import Any
 
@@ -43,6 +44,38 @@ def check_knobs(section: Any, path: str = "") -> None:
                     check_knobs(item, f"{key}.{name}.")
         else:
             check_value(key, value, field.metadata)
+
+
+def check_types(schema: Any, values: Any, path: str = "") -> None:
+    """Raises UserError for a number or a truth value that is written as text, which OmegaConf would quietly convert.
+
+    values: the plain tree that will be merged into the dataclass `schema`; other mismatches are left to the merge.
+    """
+    hints = typing.get_type_hints(schema)
+    for name, value in values.items() if isinstance(values, dict) else ():
+        kind, key = hints.get(str(name)), f"{path}{str(name).rstrip('_')}"
+        inner = [*typing.get_args(kind), kind]
+        section = next((t for t in inner if dataclasses.is_dataclass(t)), None)
+        if value is None or (isinstance(value, str) and "${" in value):
+            continue
+        if (section is not None or typing.get_origin(kind) is dict) and not isinstance(value, dict):
+            raise UserError(f"{key}: {value!r} is not a mapping of keys to values")
+        if typing.get_origin(kind) is list and not isinstance(value, list):
+            raise UserError(f"{key}: {value!r} is not a list")
+        if section is not None and typing.get_origin(kind) is dict:
+            for item, entry in value.items():
+                if entry is not None and not isinstance(entry, dict):
+                    raise UserError(f"{key}.{item}: {entry!r} is not a mapping of keys to values")
+                check_types(section, entry, f"{key}.{item}.")
+        elif section is not None:
+            check_types(section, value, f"{key}.")
+        elif kind in (int, float, bool) and isinstance(value, str) and value != "???":
+            raise UserError(f"{key}: {value!r} is text; write it without quotes, as a {_WORDS[kind]}")
+        elif kind in (int, float) and isinstance(value, bool):
+            raise UserError(f"{key}: {str(value).lower()} is not a number")
+
+
+_WORDS = {int: "whole number", float: "number", bool: "truth value, true or false"}
 
 
 def check_value(key: str, value: Any, limits: Any) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from distill_lit.config.knobs import check_knobs
+from distill_lit.config.knobs import check_knobs, check_types
 from distill_lit.config.schema import BASELINES, RIVAL_BASELINES, ExperimentConfig
 from distill_lit.errors import UserError, suggest
 
@@ -20,6 +21,8 @@ Section = TypeVar("Section")
 # `from` is a word of Python, so the dataclass field has an underscore that no user should see
 FIELD_OF_KEY = {"from": "from_"}
 KEY_OF_FIELD = {field: key for key, field in FIELD_OF_KEY.items()}
+# what OmegaConf and PyYAML raise beside their own kinds where a value has a shape they did not expect
+SURPRISES = (TypeError, ValueError, AttributeError, AssertionError, LookupError, RecursionError, yaml.YAMLError)
 # an experiment file must not be able to read secrets out of the environment into its manifest
 OmegaConf.clear_resolver("oc.env")
 
@@ -47,15 +50,28 @@ def _merge(schema: type[Section], tree: DictConfig, overrides: list[str]) -> Sec
     for override in overrides:
         if not re.match(r"[\w.]+=", override):
             raise UserError(f"override {override!r} is not key=value")
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), tree, _renamed(OmegaConf.from_dotlist(overrides)))
+    with _telling():
+        given = _renamed(OmegaConf.from_dotlist(overrides))
+        for part in (tree, given):
+            check_types(schema, OmegaConf.to_container(part))
+        merged = OmegaConf.merge(OmegaConf.structured(schema), tree, given)
         config = OmegaConf.to_object(merged)
+    assert isinstance(config, schema)
+    return config
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    """Inside, whatever OmegaConf raises becomes a UserError."""
+    try:
+        yield
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key}: a value is needed and there is none") from error
     except OmegaConfBaseException as error:
         raise UserError(_explain(error)) from error
-    assert isinstance(config, schema)
-    return config
+    except SURPRISES as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"a value does not have the form that its key needs: {said}") from error
 
 
 def expand(config: ExperimentConfig) -> Iterator[tuple[dict[str, Any], ExperimentConfig]]:
@@ -72,10 +88,12 @@ def _at_point(base: DictConfig, point: dict[str, Any], config: ExperimentConfig)
     if variant:
         if variant not in config.variants:
             raise UserError(f"variant: unknown value {variant!r}{suggest(variant, config.variants)}")
-        tree = OmegaConf.merge(tree, _nested(config.variants[variant]))  # type: ignore[assignment]
-    for key, value in point.items():
-        OmegaConf.update(tree, _field_path(key), value, merge=True, force_add=True)
-    return _renamed(tree)
+        with _telling():
+            tree = OmegaConf.merge(tree, _nested(config.variants[variant]))  # type: ignore[assignment]
+    with _telling():
+        for key, value in point.items():
+            OmegaConf.update(tree, _field_path(key), value, merge=True, force_add=True)
+        return _renamed(tree)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -129,13 +147,14 @@ def _compose(path: Path, trail: tuple[Path, ...]) -> DictConfig:
     if path in trail:
         raise UserError(f"defaults form a cycle: {' → '.join(p.stem for p in (*trail, path))}")
     tree = _read(path)
-    names = tree.pop("defaults", None) or []
-    if not isinstance(names, list) and not OmegaConf.is_list(names):
-        raise UserError(f"{path}: defaults is a list of names below configs/")
-    merged = OmegaConf.create({})
-    for name in names:
-        merged = OmegaConf.merge(merged, _compose(_default_path(path, str(name)), (*trail, path)))  # type: ignore
-    return OmegaConf.merge(merged, tree)  # type: ignore[return-value]
+    with _telling():
+        names = tree.pop("defaults", None) or []
+        if not isinstance(names, list) and not OmegaConf.is_list(names):
+            raise UserError(f"{path}: defaults is a list of names below configs/")
+        merged = OmegaConf.create({})
+        for name in names:
+            merged = OmegaConf.merge(merged, _compose(_default_path(path, str(name)), (*trail, path)))  # type: ignore
+        return OmegaConf.merge(merged, tree)  # type: ignore[return-value]
 
 
 def _default_path(path: Path, name: str) -> Path:
@@ -154,12 +173,13 @@ def _read(path: Path) -> DictConfig:
         raise UserError(f"no experiment file {path}")
     try:
         tree = OmegaConf.load(path)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    except (OmegaConfBaseException, OSError, *SURPRISES) as error:
         line = " ".join(str(error).split())
         raise UserError(f"{path}: not a plain YAML file: {line}") from error
     if not isinstance(tree, DictConfig):
         raise UserError(f"{path}: not a mapping of keys to values")
-    return _renamed(tree)
+    with _telling():
+        return _renamed(tree)
 
 
 def _renamed(tree: Any) -> DictConfig:

@@ -154,6 +154,7 @@ class EvaluationConfig:
     seed: int = knob(1234, "draws the documents of a limit and the few-shot examples", low=0)
     pack_tokens: int = knob(512, "tokens per forward pass of the prefix tree", low=16)
     include_path: str = knob("", "folder with task files of your own")
+    run_generated_code: bool = knob(False, "let tasks execute code that the model writes, in a process with limits")
     every: float = knob(0.0, "share of a training between evaluations on the way; 0: none", low=0, high=1)
     every_limit: int = knob(100, "documents per task of an evaluation on the way; 0: all", low=0)
 

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from distill_lit.files import read_json, sha256_of, write_json, writing_folder
+from distill_lit.files import read_json, sha256_of, sha256_once, write_json, writing_folder
 
 Arrays = dict[str, np.ndarray]
-_verified: set[tuple[Path, str]] = set()  # (file, sha256) hashed by this process
 
 
 def save_arrays(folder: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
@@ -25,7 +24,7 @@ def save_arrays(folder: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[s
 def open_arrays(folder: Path) -> tuple[Arrays, dict[str, Any]] | None:
     """(memory-mapped arrays, manifest) of a folder that `save_arrays` wrote; None when it is absent or damaged.
 
-    Sizes are compared at every opening, hashes at the first one of this process.
+    Hashes are taken at the first opening by this process, and again when a file has been touched.
     """
     try:
         manifest = read_json(folder / "manifest.json")
@@ -41,11 +40,7 @@ def open_arrays(folder: Path) -> tuple[Arrays, dict[str, Any]] | None:
 def _is_intact(path: Path, entry: Mapping[str, Any]) -> bool:
     if path.stat().st_size != entry["bytes"]:
         return False
-    if (path, entry["sha256"]) not in _verified:
-        if sha256_of(path) != entry["sha256"]:
-            return False
-        _verified.add((path, entry["sha256"]))
-    return True
+    return bool(sha256_once(path) == entry["sha256"])
 
 
 def open_or_make(

@@ -42,7 +42,7 @@ def load_tokenizer(folder: Path) -> Any:
 
     if not hash_tokenizer(folder):
         raise UserError(f"{folder} holds no tokenizer")
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def hash_tokenizer(folder: Path) -> dict[str, str]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.errors import UserError
+from distill_lit.evaluation.confined import evaluate_confined
 from distill_lit.evaluation.index import lm_eval_version
 from distill_lit.evaluation.quiet import isolated_random_state, quiet_lm_eval
 from distill_lit.evaluation.records import make_rows
@@ -59,6 +60,34 @@ def evaluate_model(
     `settings.dtype` must be a number format, not auto; `benchmarks` is pypi or hub. Raises UserError for a task, data,
     model or device that is not to be had. Leaves the random state of the process as it was."""
     started = time.monotonic()
+    _evaluate_unsafe(folder, settings, benchmarks, device)
+    result = evaluate_here(folder, settings, benchmarks, progress=progress, device=device)
+    result.elapsed_s = time.monotonic() - started
+    return result
+
+
+def _evaluate_unsafe(folder: Path, settings: EvaluationConfig, benchmarks: str, device: str) -> None:
+    """Fills the store with what must not run in this process."""
+    if not settings.run_generated_code:
+        return
+    unsafe = [spec for spec in resolve_tasks(settings, benchmarks) if spec.runs_code]
+    model = fingerprint_model(folder) if unsafe else ""
+    for spec in unsafe:
+        if read_entry(store_key(model, spec, settings)) is None:
+            evaluate_confined(folder, spec.asked_as, settings, benchmarks, device)
+
+
+def evaluate_here(
+    folder: Path,
+    settings: EvaluationConfig,
+    benchmarks: str,
+    *,
+    progress: Progress | None = None,
+    device: str = "cpu",
+    confined: bool = False,
+) -> Evaluation:
+    """`evaluate_model` in this process; `confined`: it is one in which generated code may run."""
+    started = time.monotonic()
     if settings.dtype == "auto":
         raise ValueError("evaluation.dtype 'auto' must be resolved before a model is evaluated")
     specs = resolve_tasks(settings, benchmarks)
@@ -68,9 +97,17 @@ def evaluate_model(
     cached = list(done)
     missing = [spec for spec in specs if spec.name not in done]
     if missing:
+        if not confined:
+            _refuse_code(missing)
         with quiet_lm_eval():
             _evaluate_missing(folder, missing, keys, settings, device, progress, done)
     return _assemble(specs, done, cached, time.monotonic() - started)
+
+
+def _refuse_code(specs: list[TaskSpec]) -> None:
+    for spec in specs:
+        if spec.runs_code:
+            raise UserError(f"task {spec.name!r} executes code that the model writes, which this process must not")
 
 
 def _evaluate_missing(
@@ -113,6 +150,7 @@ def evaluate_loaded(
 
     started = time.monotonic()
     specs = resolve_tasks(settings, benchmarks)
+    _refuse_code(specs)
     with quiet_lm_eval(), _evaluation_mode(model):
         lm = PrefixTreeLM(model, tokenizer, pack_tokens=settings.pack_tokens)
         done = {spec.name: evaluate_task(lm, spec, settings, progress) for spec in specs}
@@ -141,6 +179,7 @@ def evaluate_task(
             samples={spec.name: chosen} if len(chosen) < total else None,
             bootstrap_iters=0,  # intervals are ours; 100,000 draws of a perplexity take minutes
             apply_chat_template=settings.chat_template,
+            confirm_run_unsafe_code=spec.runs_code,
             fewshot_as_multiturn=settings.chat_template,
         )
         rows = make_rows(task, results["samples"][spec.name], lm.token_counts)

@@ -56,6 +56,11 @@ class TaskSpec:
         """lm-eval's name of the task."""
         return self.entry.name
 
+    @property
+    def runs_code(self) -> bool:
+        """Whether it executes code that the model writes."""
+        return bool(self.entry.config["unsafe_code"])
+
 
 def check_tasks(settings: EvaluationConfig, benchmarks: str) -> list[str]:
     """The names of all tasks that the settings lead to. Raises UserError for an unknown task, one whose data is not to
@@ -64,6 +69,11 @@ def check_tasks(settings: EvaluationConfig, benchmarks: str) -> list[str]:
     for entry, _, _ in checked:
         check_source(entry, benchmarks)
     return [entry.name for entry, _, _ in checked]
+
+
+def need_packages(settings: EvaluationConfig) -> bool:
+    """Whether any task reads the benchmark packages, and not the user's own files."""
+    return any(not is_local(entry) for entry, _, _ in _expand_all(settings, "pypi"))
 
 
 def resolve_tasks(settings: EvaluationConfig, benchmarks: str) -> list[TaskSpec]:
@@ -108,7 +118,7 @@ def _expand_all(settings: EvaluationConfig, benchmarks: str) -> list[tuple[Entry
             if name != asked_as and name in WHERE_DATA_IS and benchmarks != "hub" and not _is_local(name, index):
                 continue
             for entry, overrides in _expand(name, index):
-                _refuse(entry, overrides)
+                _refuse(entry, overrides, settings.run_generated_code)
                 found.setdefault(entry.name, (entry, overrides, asked_as))
     if not found:
         raise UserError(f"evaluation.tasks is empty; choose from {', '.join(GROUPS)}, or name tasks of lm-eval")
@@ -141,11 +151,14 @@ def _expand(name: str, index: dict[str, Entry], trail: tuple[str, ...] = ()) -> 
     return found
 
 
-def _refuse(entry: Entry, overrides: dict[str, Any]) -> None:
+def _refuse(entry: Entry, overrides: dict[str, Any], run_generated_code: bool) -> None:
     if entry.kind == "python":
         raise UserError(f"task {entry.name!r} is a Python class, not a task file; it cannot be evaluated here")
-    if entry.config["unsafe_code"]:
-        raise UserError(f"task {entry.name!r} executes code that the model writes; this is refused")
+    if entry.config["unsafe_code"] and not run_generated_code:
+        raise UserError(
+            f"task {entry.name!r} executes code that the model writes; this is refused unless "
+            "evaluation.run_generated_code=true says that it may"
+        )
     bound = [key for key, value in overrides.items() if isinstance(value, str) and value.startswith("/")]
     if bound:
         raise UserError(f"task {entry.name!r}: its group binds {bound[0]!r} to a function, which is not supported")

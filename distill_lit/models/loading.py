@@ -1,16 +1,20 @@
-"""Teachers and students from references: always safetensors (or GGUF, converted once), never a pickle, no remote code."""
+"""Teachers and students from references: always safetensors (or GGUF, converted once), never a pickle; a model's own code
+runs only where its reference asks for it."""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import SafetensorError
 
 from distill_lit import assets
 from distill_lit.errors import UserError
-from distill_lit.files import cache_root, sha256_of, writing_folder
+from distill_lit.files import cache_root, sha256_of, sha256_once, writing_folder
+
+if TYPE_CHECKING:  # transformers takes seconds to import, and bad input is refused without it
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -24,6 +28,14 @@ TOKENIZER_FILES = (
 )
 
 
+_may_run_code: set[Path] = set()
+
+
+def allow_code(folder: Path) -> None:
+    """Lets the model in `folder` run its own code in this process. Only for what a reference with `+code` stands for."""
+    _may_run_code.add(folder)
+
+
 def model_folder(reference: str) -> Path:
     """The local transformers folder of a reference, with safetensors. A GGUF is dequantised into the cache once."""
     path = assets.fetch(reference)
@@ -32,6 +44,8 @@ def model_folder(reference: str) -> Path:
     if not path.is_dir():
         raise UserError(f"reference {reference!r}: {path.name} is neither a model folder nor a .gguf file")
     check_folder(path)
+    if assets.parse(reference).code:
+        allow_code(path)
     return path
 
 
@@ -43,14 +57,21 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"{folder}: no .safetensors weights; pickles (.bin, .pt) are never loaded")
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> PreTrainedModel:
+def load_model(folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> "PreTrainedModel":
     """The causal language model in a local folder, in evaluation mode. `options` go to `from_pretrained`."""
+    from transformers import AutoModelForCausalLM
+
     check_folder(folder)
     try:
         return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True, **options
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=folder in _may_run_code,
+            local_files_only=True,
+            **options,
         ).eval()
-    except (ValueError, OSError, KeyError, ImportError) as error:
+    except (ValueError, OSError, KeyError, ImportError, SafetensorError) as error:
         raise UserError(f"{folder}: not a causal language model: {str(error).splitlines()[0]}") from error
 
 
@@ -61,13 +82,17 @@ def weight_bytes(folder: Path) -> int:
 
 def load_config(folder: Path) -> Any:
     """The transformers config in a local folder."""
-    return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, trust_remote_code=folder in _may_run_code, local_files_only=True)
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer in a local folder."""
+    from transformers import AutoTokenizer
+
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=folder in _may_run_code, local_files_only=True)
     except (ValueError, OSError, KeyError) as error:
         raise UserError(f"{folder}: no tokenizer: {str(error).splitlines()[0]}") from error
 
@@ -75,7 +100,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def model_fingerprint(folder: Path) -> dict[str, str]:
     """{file: sha256} of everything that decides what a model says: weights, config, tokenizer."""
     decisive = [*folder.glob("*.safetensors"), folder / "config.json", *(folder / name for name in TOKENIZER_FILES)]
-    return {path.name: sha256_of(path) for path in sorted(decisive) if path.is_file()}
+    return {path.name: sha256_once(path) for path in sorted(decisive) if path.is_file()}
 
 
 def _convert_gguf(path: Path) -> Path:
@@ -90,7 +115,7 @@ def _convert_gguf(path: Path) -> Path:
 
 def _dequantise(path: Path, folder: Path) -> None:
     # transformers keeps a GGUF packed by default, and a packed model can be neither cast nor trained
-    from transformers import GgufConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "local_files_only": True}
     model = AutoModelForCausalLM.from_pretrained(

@@ -4,14 +4,18 @@ They are put into the student itself, so it keeps its class, and body and head a
 `pip install distill-lit[lora]`.
 """
 
+from __future__ import annotations
+
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
 
 from distill_lit.config import LoraConfig
 from distill_lit.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ALL_LINEAR = "all-linear"
 

@@ -4,7 +4,6 @@ import importlib.util
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from distill_lit.errors import UserError
 from distill_lit.models.export import export_student
@@ -27,7 +26,7 @@ def quantise(folder: Path, target: Path) -> None:
     scales whole batches by one number, so that an answer depends on its neighbours; torchao scales every token alone.
     """
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig
-    from transformers import TorchAoConfig
+    from transformers import AutoModelForCausalLM, TorchAoConfig
 
     check_folder(folder)
     model = AutoModelForCausalLM.from_pretrained(

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,8 @@ def _key_heads(text: Any) -> int:
 
 def size_from_config(config: Any) -> Size:
     """The size of a model that is never built: its config is enough."""
+    from transformers import AutoModelForCausalLM
+
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     model.tie_weights()

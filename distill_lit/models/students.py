@@ -1,13 +1,14 @@
 """A student before training: cut out of the teacher, another pretrained model, or random weights; adapters on top."""
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from distill_lit import assets
 from distill_lit.config import StudentConfig, WidthConfig, to_dict
@@ -18,6 +19,9 @@ from distill_lit.models.loading import load_config, load_model, load_tokenizer, 
 from distill_lit.models.lora import add_adapters, check_lora
 from distill_lit.models.surgery import Cut, Progress
 from distill_lit.models.vocabulary import check_same_vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 KL_GREEDY = "kl_greedy"
 
@@ -89,6 +93,8 @@ def initial_student(student: StudentConfig, teacher: Path, calibration: Calibrat
         check_same_vocabulary(load_tokenizer(teacher), load_tokenizer(folder))
         model = load_model(folder)
     elif student.config:
+        from transformers import AutoModelForCausalLM
+
         model = AutoModelForCausalLM.from_config(changed_config(load_config(teacher), student.config)).float().eval()
     else:
         model = _cut_out(student, teacher, calibration)

@@ -25,8 +25,8 @@ from distill_lit.errors import UserError
 from distill_lit.files import cache_root, fingerprint
 from distill_lit.heads import Head, head_of
 from distill_lit.signals.compress import HIDDEN, Form, compress, expand
-from distill_lit.signals.decoding import seed_of
 from distill_lit.signals.live import last_hidden
+from distill_lit.signals.seeds import seed_of
 from distill_lit.signals.shards import Shards
 from distill_lit.targets import DenseTarget, Draws, Target, TopK
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
@@ -56,11 +55,6 @@ def write_batch(
     return [
         _cut(row, values, ends) for row, values in zip(written.tolist(), recorder.finish(sequences).tolist(), strict=True)
     ]
-
-
-def seed_of(*numbers: int) -> int:
-    """32 bits that depend on every number: torch's CPU generator looks at no more of its seed."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def end_tokens(model: Any, tokenizer: Any, chat: bool) -> list[int]:

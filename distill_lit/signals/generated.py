@@ -24,7 +24,6 @@ from distill_lit.signals.filters import check_filters, filter_answers
 from distill_lit.signals.judge import judge_answers
 from distill_lit.signals.prompts import check_prompts, identify_prompts, read_prompts
 from distill_lit.signals.shards import Shards
-from distill_lit.signals.writer import write_locally
 
 FORMAT = 1  # raise it when the same config means other answers
 # knobs of a server that cannot change what it answers
@@ -159,6 +158,8 @@ def write_corpus(name: str, generated: GeneratedConfig, writer: Writer, origin: 
         folder = model_folder(generated.model or writer.model)
         if not _all_there(shards, len(prompts) * generated.samples):
             model = load_model(folder, writer.dtype).to(writer.device)
+            from distill_lit.signals.writer import write_locally
+
             write_locally(
                 shards.folder, model, load_tokenizer(folder), prompts, generated, functools.partial(progress, "write")
             )

@@ -11,8 +11,9 @@ from typing import Any
 from distill_lit.config import GeneratedConfig
 from distill_lit.data.chat import check_template
 from distill_lit.signals.answers import CUT, FINISHED, TOO_LONG, answer_to, write_answers
-from distill_lit.signals.decoding import Sampling, end_tokens, seed_of, write_batch
+from distill_lit.signals.decoding import Sampling, end_tokens, write_batch
 from distill_lit.signals.prompts import Prompt
+from distill_lit.signals.seeds import seed_of
 from distill_lit.signals.shards import Shards
 
 SHARD_BATCHES = 4

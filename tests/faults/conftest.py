@@ -1,10 +1,23 @@
 """What the tests of faults share: a tiny teacher with dropout, text, a task, and one experiment that has been run."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import tiny
 import tiny_tasks
+import trainings
+from trainings import SECRETS
+
+
+class Finished(NamedTuple):
+    """An experiment that has been run: where, from which file, with which cache, and how it ended."""
+
+    root: Path
+    file: Path
+    cache: Path
+    code: int
+    said: str
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +30,23 @@ def dropping_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tasks_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one small task, `colours`."""
     return tiny_tasks.make_tasks(tmp_path_factory.mktemp("tasks") / "tasks", "colours")
+
+
+@pytest.fixture(scope="session")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, dropping_teacher: Path, tiny_corpus: Path, tasks_folder: Path
+) -> Finished:
+    """An experiment that has been run offline, with every connection forbidden, and with secrets in its environment."""
+    root = tmp_path_factory.mktemp("finished")
+    file = trainings.write_experiment(root, dropping_teacher, tiny_corpus, tasks_folder, source="cached")
+    file.write_text(file.read_text().replace("baselines: []", "baselines: [teacher]"))
+    cache = root / "cache"
+    environment = {
+        **SECRETS,
+        "DISTILL_LIT_CACHE": str(cache),
+        "HF_HUB_OFFLINE": "1",
+        "NO_SOCKETS": str(root / "connections"),
+        "PYTHONPATH": trainings.SABOTAGE,
+    }
+    code, said = trainings.cli("run", file, "--root", root, **environment)
+    return Finished(root, file, cache, code, said)

@@ -5,6 +5,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -223,6 +224,18 @@ def test_05_an_objective_is_compared_too(tmp_path: Path) -> None:
     SafeCheckpointIO().save_checkpoint({OURS: {"origin": {"objective": "kl", "data": "a"}}}, path)
     assert differences(path, {"objective": "ce", "data": "a"}) == ["objective was kl and is ce"]
     assert differences(path, {"objective": "kl", "data": "a"}) == []
+
+
+def test_06_a_finished_experiment_is_run_again_and_nothing_happens(finished: Any) -> None:
+    assert finished.code == 0, finished.said
+    runs = finished.root / "runs"
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file() and path.name != "lock"}
+    code, said = cli("run", finished.file, "--root", finished.root, DISTILL_LIT_CACHE=str(finished.cache))
+    assert code == 0, said
+    after = {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file() and path.name != "lock"}
+    changed = {path.name for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    assert changed <= {"experiment.yaml", "README.md"}  # written again with the same content
+    assert "to run" not in said
 
 
 def test_07_tensorboard_shows_one_curve_with_rising_steps(experiment: Path, tmp_path: Path) -> None:

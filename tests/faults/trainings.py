@@ -30,9 +30,12 @@ objective:
 training: {{tokens: 4608, batch: 2, accumulate: 3, precision: float32, accelerator: cpu, checkpoint_every: 5,
            validate_every: 0.17, keep_checkpoints: true}}
 evaluation: {{tasks: [colours], include_path: "{tasks}"}}
+analysis: {{bootstrap: 100}}
 baselines: []
 """
 STEPS, WINDOW = 24, 3
+SECRETS = {"HF_TOKEN": "hf_0123456789abcdefSECRET", "OPENAI_API_KEY": "sk-proj-0123456789SECRET"}
+SABOTAGE = os.pathsep.join([str(Path(__file__).parent / "sabotage"), os.environ.get("PYTHONPATH", "")])
 
 
 def write_experiment(folder: Path, teacher: Path, corpus: Path, tasks: Path, source: str = "live", more: str = "") -> Path:
@@ -42,10 +45,17 @@ def write_experiment(folder: Path, teacher: Path, corpus: Path, tasks: Path, sou
     return path
 
 
-def start(experiment: Path, root: Path, stop: str = "", overrides: tuple[str, ...] = (), patch: str = "") -> BaseProcess:
+def start(
+    experiment: Path,
+    root: Path,
+    stop: str = "",
+    overrides: tuple[str, ...] = (),
+    patch: str = "",
+    cache: Path | None = None,
+) -> BaseProcess:
     """Builds the distilled student below `root` in a new process. `stop`: '<signal> <stage> <n>', sent by the process to
     itself at the n-th report of a stage; `patch`: name of a function below, called first."""
-    process = SERVER.Process(target=_build, args=(str(experiment), str(root), stop, overrides, patch), daemon=True)
+    process = SERVER.Process(target=_build, args=(str(experiment), str(root), stop, overrides, patch, cache), daemon=True)
     process.start()
     return process
 
@@ -86,7 +96,9 @@ def log_of(root: Path) -> str:
     return (cell_folder(root) / "log.txt").read_text()
 
 
-def _build(experiment: str, root: str, stop: str, overrides: tuple[str, ...], patch: str) -> None:
+def _build(experiment: str, root: str, stop: str, overrides: tuple[str, ...], patch: str, cache: Path | None) -> None:
+    if cache is not None:
+        os.environ["DISTILL_LIT_CACHE"] = str(cache)
     import torch
 
     from distill_lit import cells
@@ -106,6 +118,7 @@ def _build(experiment: str, root: str, stop: str, overrides: tuple[str, ...], pa
             os.kill(os.getpid(), getattr(signal, number))
 
     if patch:
+        os.environ["CELL"] = str(runs_folder(Path(root), config) / cell.name)
         globals()[patch]()
     cells.evaluate = lambda *_: None  # building is what is tested
     ended: dict[str, Any] = {}
@@ -155,6 +168,67 @@ def forgotten_generators() -> None:
     callbacks.GeneratorState.load_state_dict = lambda self, state: None
 
 
+def poisoned_loss() -> None:
+    """The loss of the twentieth micro-batch is not a number; which rows were read is written down."""
+    _poison(lambda loss: loss * float("nan"))
+
+
+def poisoned_gradient() -> None:
+    """The loss of the twentieth micro-batch is fine and its gradient is infinite."""
+
+    def change(loss: Any) -> Any:
+        loss.register_hook(lambda gradient: gradient * float("inf"))
+        return loss
+
+    _poison(change)
+
+
+def _poison(change: Callable[[Any], Any]) -> None:
+    from distill_lit.distiller import Distiller
+
+    step, rows = Distiller.training_step, []
+
+    def training_step(self: Any, batch: Any, index: int) -> Any:
+        rows.append(batch["rows"].tolist())
+        (Path(os.environ["CELL"]) / "rows.json").write_text(json.dumps(rows))
+        loss = step(self, batch, index)
+        return change(loss) if len(rows) == 20 else loss
+
+    Distiller.training_step = training_step
+
+
+def poisoned_validation() -> None:
+    """The last validation's loss is not a number."""
+    from distill_lit.distiller import Distiller
+
+    means = Distiller._means
+
+    def poisoned(self: Any, metrics: Any, stage: str) -> dict[str, float]:
+        found = means(self, metrics, stage)
+        return {k: float("nan") for k in found} if stage == "validation" and self.global_step == STEPS else found
+
+    Distiller._means = poisoned
+
+
+def watched_teacher() -> None:
+    """Compares the teacher's weights in memory before and after the training."""
+    import torch
+
+    from distill_lit import cells
+
+    train = cells.train
+
+    def watched(run: Any) -> Any:
+        model = run.distiller.signal.model
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        metrics = train(run)
+        same = all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+        (Path(os.environ["CELL"]) / "teacher.txt").write_text("the same" if same else "changed")
+        return metrics
+
+    cells.train = watched
+
+
 def random_seconds(seed: int, longest: float, count: int) -> list[float]:
     """When to kill."""
     draw = random.Random(seed)
@@ -190,6 +264,22 @@ def wait_until(happened: Callable[[], Any], longest: float = 120.0) -> Any:
         assert time.monotonic() < end, "did not happen"
         time.sleep(0.02)
     return found
+
+
+def python(code: str, **environment: str) -> tuple[int, str]:
+    """(exit code, everything said) of a piece of Python in a process of its own."""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, timeout=300
+    )
+    return result.returncode, result.stdout + result.stderr
+
+
+def processor_seconds(work: Callable[[], Any]) -> float:
+    """Processor time that child processes spend on it."""
+    begin = os.times()
+    work()
+    end = os.times()
+    return end.children_user - begin.children_user + end.children_system - begin.children_system
 
 
 def seconds(work: Callable[[], Any]) -> float:

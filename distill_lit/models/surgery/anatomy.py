@@ -4,15 +4,18 @@ Known: Llama, Mistral, Qwen2, Qwen3, Gemma 1 to 3 and GPT-2, that is every model
 with any other weight is refused rather than cut wrongly.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from distill_lit.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 HIDDEN, QUERY, KEY, INNER, FUSED, WHOLE = "hidden", "query", "key", "inner", "fused", "whole"
 
@@ -110,6 +113,8 @@ def inner_width(config: Any) -> int:
 
 def is_transposed(module: nn.Module) -> bool:
     """Whether its weight is stored with the inputs first."""
+    from transformers.pytorch_utils import Conv1D
+
     return isinstance(module, Conv1D)
 
 
@@ -118,6 +123,8 @@ def rebuild(model: PreTrainedModel, config: Any, weights: dict[str, torch.Tensor
 
     Raises UserError where such a model has other weights, as when the kind of a layer depends on its number.
     """
+    from transformers import AutoModelForCausalLM
+
     student: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     try:
         student.load_state_dict(weights)

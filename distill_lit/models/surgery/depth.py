@@ -1,17 +1,21 @@
 """A shallower student from a teacher: which layers to keep, and a model that has only these."""
 
+from __future__ import annotations
+
 import copy
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from distill_lit.errors import UserError, suggest
 from distill_lit.models.surgery.anatomy import PER_LAYER, layer_list, rebuild
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Progress = Callable[[int, int], None]
 Batch = dict[str, Tensor]

@@ -1,12 +1,13 @@
 """How much each channel, head and neuron is used on calibration text, and what norms need when channels are gone."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from distill_lit.models.surgery.anatomy import (
     ATTENTION_OUTPUTS,
@@ -16,6 +17,9 @@ from distill_lit.models.surgery.anatomy import (
     submodules,
 )
 from distill_lit.models.surgery.depth import Batch, model_inputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)

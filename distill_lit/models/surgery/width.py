@@ -5,14 +5,15 @@ The rotary width of a head never changes. Cutting hidden channels changes what n
 of the embeddings; both are made good, see `norm_corrections` and `cut_width`.
 """
 
+from __future__ import annotations
+
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from distill_lit.config import WidthConfig
 from distill_lit.errors import UserError
@@ -20,6 +21,9 @@ from distill_lit.models.surgery import anatomy
 from distill_lit.models.surgery.anatomy import FUSED, HIDDEN, INNER, KEY, WHOLE
 from distill_lit.models.surgery.depth import Batch
 from distill_lit.models.surgery.importance import measure_importance, norm_corrections
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FIXED_HEAD_WIDTH = ("gpt2",)  # architectures whose hidden size must be heads × head width
 

@@ -1,0 +1,244 @@
+"""Durability, shown: one experiment of 60 cells, a fifth of its cells killed at random moments and its driver killed twice,
+against the same experiment left alone. Every table of both must be equal.
+
+    python benchmarks/soak.py                     # results/soak/: soak.png, soak.md, kills.csv; half an hour on two cores
+    python benchmarks/soak.py --seeds 2 --out /tmp/soak     # a small one
+
+The model is a random two-layer Llama: what is tested is the suite, not a student. Exit code 0 when nothing was lost.
+"""
+
+# ruff: noqa: E402
+import argparse
+import contextlib
+import csv
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent.parent
+sys.path[0] = str(HERE / "tests")  # this folder would hide the standard library's `statistics`
+
+import pandas as pd
+import psutil
+import tiny
+import tiny_tasks
+
+EXPERIMENT = """
+name: soak
+question: Is anything lost when cells and their driver are killed at random?
+teacher: {{model: "file:{place}/teacher", source: cached, dtype: float32}}
+students:
+  first: {{layers: [0]}}
+  second: {{layers: [1]}}
+  both: {{layers: [0, 1]}}
+  fresh: {{config: {{num_hidden_layers: 1}}}}
+data: {{length: 32, validation: 4, tokens: 4096, corpora: {{text: {{path: "file:{place}/text.jsonl"}}}}}}
+objective: {{compile: never, terms: {{ce: {{weight: 0.5}}, kl: {{kind: forward_kl, temperature: 2}}}}}}
+training: {{tokens: 8192, batch: 2, accumulate: 2, precision: float32, accelerator: cpu, checkpoint_every: 8}}
+evaluation: {{tasks: [colours], include_path: "{place}/tasks"}}
+analysis: {{bootstrap: 200}}
+launcher: {{workers: {workers}, threads: 1}}
+grid: {{student: [first, second, both, fresh], objective.terms.kl.weight: [{weights}], seed: [{seeds}]}}
+baselines: []
+"""
+KILLED_SHARE, DRIVER_KILLS = 0.2, 2
+TABLES = ("table.csv", "table.md", "table.tex", "longtail.csv", "longtail.md", "frontier.csv", "curves.csv")
+CLOCK = ("train/tokens_per_second",)  # columns that tell the time of day and not the result
+
+
+@dataclass
+class Disturbed:
+    """What was done to the disturbed run: (seconds since its start, what was killed, cells done then)."""
+
+    kills: list[tuple[float, str, int]] = field(default_factory=list)
+    done: list[tuple[float, int]] = field(default_factory=list)
+
+    def of(self, what: str) -> int:
+        """How many of a kind were killed."""
+        return sum(kind == what for _, kind, _ in self.kills)
+
+
+def main() -> None:
+    """Runs both, compares, draws."""
+    options = parse()
+    place = Path(tempfile.mkdtemp(prefix="soak-"))
+    try:
+        file = prepare(place, options)
+        calm, wild = place / "calm", place / "wild"
+        print("undisturbed", flush=True)
+        began = time.monotonic()
+        finish(start(file, calm, place / "cache-calm"))
+        calm_seconds = time.monotonic() - began
+        cells = len(pd.read_csv(calm / "results/soak/cells.csv"))
+        print(f"{cells} cells in {calm_seconds:.0f} s; now with kills", flush=True)
+        disturbed, wild_seconds = disturb(file, wild, place / "cache-wild", cells, options.seed)
+        lost = differences(calm, wild)
+        write(options.out, cells, disturbed, lost, calm_seconds, wild_seconds, command())
+        print(f"{disturbed.of('worker')} workers and {disturbed.of('driver')} drivers killed, {len(lost)} losses")
+        sys.exit(1 if lost else 0)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def parse() -> argparse.Namespace:
+    """The arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5, help="seeds; cells are 4 students × 3 weights × seeds")
+    parser.add_argument("--weights", default="0.25, 0.5, 1.0", help="weights of the divergence")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    parser.add_argument("--out", type=Path, default=HERE / "results/soak")
+    return parser.parse_args()
+
+
+def command() -> str:
+    """What was typed."""
+    return " ".join(["python benchmarks/soak.py", *sys.argv[1:]])
+
+
+def prepare(place: Path, options: argparse.Namespace) -> Path:
+    """Teacher, text, task and experiment file."""
+    tiny.make_model(place / "teacher", attention_dropout=0.1)
+    tiny.make_corpus(place / "text.jsonl")
+    tiny_tasks.make_tasks(place / "tasks", "colours")
+    seeds = ", ".join(map(str, range(options.seeds)))
+    text = EXPERIMENT.format(place=place, weights=options.weights, seeds=seeds, workers=options.workers)
+    (place / "soak.yaml").write_text(text)
+    return place / "soak.yaml"
+
+
+def start(file: Path, root: Path, cache: Path) -> subprocess.Popen[bytes]:
+    """The experiment, with a cache of its own, so that neither run finds what the other has made."""
+    root.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "DISTILL_LIT_CACHE": str(cache), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    log = (root / "driver.log").open("ab")
+    words = [sys.executable, "-m", "distill_lit.cli", "run", str(file), "--root", str(root)]
+    return subprocess.Popen(words, cwd=HERE, env=environment, stdout=log, stderr=log)
+
+
+def finish(driver: subprocess.Popen[bytes]) -> None:
+    """Waits; a run that nobody disturbs must end well."""
+    if driver.wait():
+        sys.exit(f"the undisturbed run ended with {driver.returncode}")
+
+
+def disturb(file: Path, root: Path, cache: Path, cells: int, seed: int) -> tuple[Disturbed, float]:
+    """Runs the experiment until it is complete, killing workers and drivers on the way."""
+    draw, disturbed, began = random.Random(seed), Disturbed(), time.monotonic()
+    victims = round(KILLED_SHARE * cells)
+    # a driver dies when about a third and two thirds of the cells are done
+    driver_marks = [round(cells * (i + 1) / (DRIVER_KILLS + 1)) for i in range(DRIVER_KILLS)]
+    marks = sorted(draw.sample(range(round(0.9 * cells)), victims))
+    while True:
+        driver = start(file, root, cache)
+        for done in watch(driver, root):
+            now = time.monotonic() - began
+            disturbed.done.append((now, done))
+            if driver_marks and done >= driver_marks[0]:
+                driver_marks.pop(0)
+                driver.kill()
+                disturbed.kills.append((now, "driver", done))
+            elif marks and done >= marks[0] and kill_worker(driver.pid, draw):
+                marks.pop(0)
+                disturbed.kills.append((now, "worker", done))
+        if driver.returncode == 0:
+            return disturbed, time.monotonic() - began
+        if driver.returncode not in (3, -signal.SIGKILL):
+            sys.exit(f"the disturbed run ended with {driver.returncode}; see {root / 'driver.log'}")
+
+
+def watch(driver: subprocess.Popen[bytes], root: Path) -> Iterator[int]:
+    """The number of evaluated cells, several times a second, until the driver ends."""
+    while driver.poll() is None:
+        yield len(list(root.glob("runs/soak/*/evaluation.json")))
+        time.sleep(0.2)
+
+
+def kill_worker(driver: int, draw: random.Random) -> bool:
+    """kill -9 to a worker of the driver after a random moment; whether there was one at work."""
+    time.sleep(draw.uniform(0, 2.0))
+    with contextlib.suppress(psutil.NoSuchProcess):
+        workers = [p for p in psutil.Process(driver).children() if "distill_lit.worker" in " ".join(p.cmdline())]
+        busy = [p for p in workers if p.cpu_times().user > 1]
+        if busy:
+            draw.choice(busy).kill()
+            return True
+    return False
+
+
+def differences(calm: Path, wild: Path) -> list[str]:
+    """Tables that are not equal, cells that are not done, students whose weights differ."""
+    found = []
+    one, two = calm / "results/soak", wild / "results/soak"
+    for name in TABLES:
+        if not (one / name).is_file():
+            continue
+        if not (two / name).is_file() or comparable(one / name) != comparable(two / name):
+            found.append(name)
+    states = pd.read_csv(two / "cells.csv").set_index("model")["state"]
+    found += [f"{model} is {state}" for model, state in states.items() if state != "done"]
+    for path in sorted(calm.glob("runs/soak/*/student/model.safetensors")):
+        twin = wild / path.relative_to(calm)
+        if not twin.is_file() or path.read_bytes() != twin.read_bytes():
+            found.append(str(path.relative_to(calm)))
+    return found
+
+
+def comparable(path: Path) -> str:
+    """A table without what tells the time of day."""
+    if path.suffix == ".csv":
+        frame = pd.read_csv(path)
+        return frame.drop(columns=[name for name in frame if name in CLOCK]).to_csv()
+    return path.read_text()
+
+
+def write(out: Path, cells: int, disturbed: Disturbed, lost: list[str], calm: float, wild: float, typed: str) -> None:
+    """kills.csv, soak.md and soak.png."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "kills.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("seconds", "killed", "cells done"), *disturbed.kills])
+    workers, drivers = disturbed.of("worker"), disturbed.of("driver")
+    rows = [
+        ("cells", cells), ("workers killed with kill -9", workers), ("drivers killed with kill -9", drivers),
+        ("cells lost", sum("is " in line for line in lost)), ("tables and students that differ", len(lost)),
+        ("seconds undisturbed", round(calm)), ("seconds disturbed", round(wild)),
+    ]  # fmt: skip
+    lines = ["# Soak", "", f"`{typed}`", "", "| | |", "| --- | ---: |", *(f"| {k} | {v} |" for k, v in rows)]
+    lines += ["", *(f"* differs: {name}" for name in lost)]
+    (out / "soak.md").write_text("\n".join(lines).rstrip() + "\n")
+    draw_figure(out / "soak.png", cells, disturbed, len(lost))
+
+
+def draw_figure(path: Path, cells: int, disturbed: Disturbed, lost: int) -> None:
+    """Cells done over time, with every kill."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    axes.step(
+        [t for t, _ in disturbed.done], [n for _, n in disturbed.done], where="post", color="#4878a8", label="cells done"
+    )
+    for kind, mark, colour in (("worker", "x", "#c44e52"), ("driver", "D", "#222222")):
+        points = [(t, n) for t, what, n in disturbed.kills if what == kind]
+        axes.scatter(
+            *zip(*points, strict=True), marker=mark, color=colour, zorder=3, label=f"{len(points)} {kind}s killed"
+        ) if points else None
+    axes.axhline(cells, color="#999999", linewidth=0.8, linestyle=":")
+    axes.set(xlabel="seconds", ylabel="cells", ylim=(0, cells * 1.08))
+    axes.set_title(f"{cells} cells, {len(disturbed.kills)} kills, {lost} losses", loc="left")
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path, dpi=160)
+
+
+if __name__ == "__main__":
+    main()

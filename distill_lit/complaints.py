@@ -1,0 +1,33 @@
+"""What a command says when it fails: one line, without secrets; the traceback goes to a file."""
+
+import traceback
+from pathlib import Path
+
+from rich.console import Console
+
+from distill_lit.files import cache_root
+from distill_lit.secrets import redact
+
+
+def complain(message: str, code: int) -> int:
+    """Prints one line on the error stream; returns `code`."""
+    line = " ".join(redact(message).split())
+    Console(stderr=True).print(f"distill-lit: {line}", markup=False, highlight=False, soft_wrap=True)
+    return code
+
+
+def one_line(error: Exception) -> str:
+    """The kind of an error, and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def keep_traceback() -> Path | str:
+    """Appends the present traceback to a log in the cache; returns where, or all of it where it cannot be written."""
+    path = cache_root() / "errors.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as log:
+            log.write(redact(traceback.format_exc()))
+    except OSError:
+        return redact(traceback.format_exc())
+    return path

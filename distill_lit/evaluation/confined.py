@@ -1,0 +1,95 @@
+"""Tasks that execute code which a model wrote: only where the config asks for it, and in a process of their own with an
+empty environment, an empty working folder, limits, and no network where the system can take it away.
+
+This keeps accidents and secrets in; it is no prison for code that wants to break out. For that, use a container.
+"""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from distill_lit.config.schema import EvaluationConfig
+from distill_lit.errors import UserError
+from distill_lit.files import cache_root
+
+FILE_BYTES = 256 << 20  # largest file that may be written
+PROCESSES = 512
+CORE_BYTES = 0
+SECONDS = 6 * 3600  # of wall clock for a whole task, the model included
+
+
+def evaluate_confined(folder: Path, task: str, settings: EvaluationConfig, benchmarks: str, device: str) -> None:
+    """Evaluates the model in `folder` on one task and leaves the result in the store. Raises UserError when it fails."""
+    job = {"folder": str(folder), "settings": {**asdict(settings), "tasks": [task]}}
+    with tempfile.TemporaryDirectory(prefix="distill-lit-confined-") as place:
+        command = [sys.executable, "-m", __name__, json.dumps({**job, "benchmarks": benchmarks, "device": device})]
+        result = subprocess.run(
+            [*_without_network(), *command],
+            cwd=place,
+            env=clean_environment(Path(place)),
+            preexec_fn=_limit,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=SECONDS,
+        )
+    if result.returncode:
+        said = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
+        raise UserError(f"task {task!r}, which runs generated code, failed in its own process: {said}")
+
+
+def clean_environment(home: Path) -> dict[str, str]:
+    """What a confined process sees: where Python and the caches are, and nothing else."""
+    from huggingface_hub import constants
+
+    return {
+        "PATH": os.defpath,
+        "HOME": str(home),
+        "TMPDIR": str(home),
+        "PYTHONPATH": os.pathsep.join(path for path in [*sys.path, os.getcwd()] if path),
+        "DISTILL_LIT_CACHE": str(cache_root()),
+        "HF_HUB_CACHE": constants.HF_HUB_CACHE,
+        "HF_HUB_OFFLINE": "1",
+        "HF_ALLOW_CODE_EVAL": "1",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count() or 1)),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def _without_network() -> list[str]:
+    """A prefix that takes the network away, where the system lets us."""
+    prefix = ["unshare", "--user", "--map-current-user", "--net"]
+    if shutil.which("unshare") is None:
+        return []
+    works = subprocess.run([*prefix, "true"], capture_output=True, timeout=10).returncode == 0
+    return prefix if works else []
+
+
+def _limit() -> None:
+    for kind, value in (
+        (resource.RLIMIT_FSIZE, FILE_BYTES),
+        (resource.RLIMIT_CORE, CORE_BYTES),
+        (resource.RLIMIT_NPROC, PROCESSES),
+        (resource.RLIMIT_CPU, SECONDS),
+    ):
+        _, most = resource.getrlimit(kind)
+        resource.setrlimit(kind, (value if most == resource.RLIM_INFINITY else min(value, most),) * 2)
+
+
+def main(text: str) -> None:
+    """The confined process: one task, its result into the store."""
+    from distill_lit.evaluation.evaluate import evaluate_here
+
+    job = json.loads(text)
+    settings = EvaluationConfig(**job["settings"])
+    evaluate_here(Path(job["folder"]), settings, job["benchmarks"], device=job["device"], confined=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

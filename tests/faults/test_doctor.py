@@ -1,0 +1,115 @@
+"""`distill-lit doctor`: each thing that can be wrong, with its remedy; exit code 1."""
+
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from distill_lit import doctor
+from distill_lit.data.store import save_arrays
+
+
+def shown(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    monkeypatch.setattr(doctor, "_places", list)
+    text = io.StringIO()
+    code = doctor.show(root, Console(file=text, width=400))
+    return code, text.getvalue()
+
+
+def test_a_fit_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path))
+    code, said = shown(tmp_path, monkeypatch)
+    assert code == 0, said
+    assert "nothing is wrong" in said
+    for what in ("python", "torch", "lightning", "transformers", "threads", "processor", "gpu", "disk", "cache packed"):
+        assert what in said, what
+
+
+def test_a_version_below_its_floor() -> None:
+    found = {one.what: one for one in doctor.check_versions({"torch": "99.1", "nosuchpackage": "1", "numpy": "1.26"})}
+    assert found["torch"].state == found["nosuchpackage"].state == doctor.BAD
+    assert "pip install -c constraints.txt 'torch>=99.1'" in found["torch"].remedy
+    assert found["nosuchpackage"].found == "not installed"
+    assert found["numpy"].state == doctor.GOOD
+    assert doctor._numbers("2.10.0+cu130") > doctor._numbers("2.9.1")
+
+
+def test_floors_are_those_of_the_project() -> None:
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    for package in ("torch", "lightning", "transformers"):
+        assert f'"{package}>={doctor.FLOORS[package]}"' in text
+    pins = dict(line.split("==") for line in (Path(__file__).parents[2] / "constraints.txt").read_text().split())
+    for package, floor in doctor.FLOORS.items():
+        assert doctor._numbers(pins[package]) >= doctor._numbers(floor)
+
+
+@pytest.mark.parametrize("kind", ["tokens", "packed"])
+def test_a_damaged_cache_is_wrong_and_its_remedy_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path))
+    for name in ("one", "two"):
+        save_arrays(tmp_path / kind / name, {"rows": np.arange(9)}, {})
+    path = tmp_path / kind / "two/rows.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    code, said = shown(tmp_path, monkeypatch)
+    assert code == 1
+    assert "1 of 2 entries" in said
+    assert f"rm -r {tmp_path / kind / 'two'}" in said
+    shutil.rmtree(tmp_path / kind / "two")
+    assert shown(tmp_path, monkeypatch)[0] == 0
+
+
+def test_a_full_or_closed_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**9))
+    full = doctor.check_disk(tmp_path / "not/there/yet")
+    assert (full.state, full.remedy) == (doctor.BAD, "make room, or choose another --root or DISTILL_LIT_CACHE")
+    monkeypatch.setattr(doctor.os, "access", lambda *_: False)
+    assert doctor.check_disk(tmp_path).state == doctor.BAD
+
+
+def test_too_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda _: set())
+    threads = next(iter(doctor.check_processor()))
+    assert (threads.state, threads.remedy) == (doctor.BAD, "export OMP_NUM_THREADS=0")
+
+
+def test_a_gpu_that_torch_does_not_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    (gpu,) = doctor.check_gpu()
+    assert gpu.state == doctor.BAD
+    assert "training.accelerator=cpu" in gpu.remedy
+
+
+def answering(error: Exception | None) -> Any:
+    def opening(request: Any, timeout: float) -> Any:
+        assert timeout <= 5
+        if error is not None:
+            raise error
+        return io.BytesIO()
+
+    return opening
+
+
+def test_the_network_is_a_note_and_shows_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    address = "https://user:secret@index.example/simple/x"
+    far = doctor.check_reach("package index", address, "do this", answering(URLError("no route")))
+    assert (far.state, far.remedy) == (doctor.WARNING, "do this")
+    assert "secret" not in far.found
+    assert doctor.check_reach("hub", address, "", answering(None)).state == doctor.GOOD
+    refused = HTTPError(address, 401, "no", {}, None)  # type: ignore[arg-type]
+    assert doctor.check_reach("hub", address, "", answering(refused)).state == doctor.GOOD
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    offline = doctor.check_reach("hub", address, "", answering(AssertionError("asked")))
+    assert offline.state == doctor.WARNING

@@ -1,0 +1,177 @@
+"""faults.md, evaluation: lines 19 to 22."""
+
+import json
+import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import synthetic
+import torch
+import trainings
+from trainings import cli, command, outcome
+
+from distill_lit import cells, experiment
+from distill_lit.analysis.results import load_results
+from distill_lit.config import load_experiment
+from distill_lit.config.schema import EvaluationConfig
+from distill_lit.errors import UserError
+from distill_lit.evaluation.evaluate import evaluate_model
+
+QUICKSTART = Path(__file__).parents[2] / "experiments/quickstart.yaml"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A hub on which every dataset is gated."""
+
+    def do_GET(self) -> None:
+        gated = "gated" in self.path
+        self.send_response(403 if gated else 404)
+        self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def hub() -> Any:
+    server = HTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def task_on(folder: Path, repository: str) -> Path:
+    """A folder with a task whose documents are a dataset of the hub."""
+    folder.mkdir()
+    (folder / "mine.yaml").write_text(
+        f"task: mine\ndataset_path: {repository}\noutput_type: multiple_choice\ntest_split: test\n"
+        'doc_to_text: "{{q}}"\ndoc_to_choice: "{{c}}"\ndoc_to_target: "{{l}}"\nmetric_list: [{metric: acc}]\n'
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("repository", "words"),
+    [
+        ("org/gated", "dataset 'org/gated' is gated; ask for access on the hub and set HF_TOKEN"),
+        ("org/none", "the hub has no dataset 'org/none'"),
+        ("org/off", "the hub cannot be reached for dataset 'org/off'"),
+    ],
+)
+def test_19_gated_unknown_and_unreachable_data_sets_are_refused_first(
+    tmp_path: Path, hub: str, repository: str, words: str
+) -> None:
+    """Against a real server, before a model is loaded: there is none at the reference."""
+    folder = task_on(tmp_path / "tasks", repository)
+    nothing = tmp_path / "model"
+    nothing.mkdir()
+    endpoint = "http://127.0.0.1:9" if repository == "org/off" else hub
+    arguments = ("evaluate", f"file:{nothing}", "tasks=[mine]", f"include_path={folder}", "--benchmarks", "hub")
+    code, said = cli(*arguments, HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="0")
+    assert code == 2
+    assert words in said
+
+
+def test_19_an_unknown_task_is_refused_first(tmp_path: Path) -> None:
+    nothing = tmp_path / "model"
+    nothing.mkdir()
+    code, said = cli("evaluate", f"file:{nothing}", "tasks=[helaswag]")
+    assert code == 2
+    assert "unknown task 'helaswag'; did you mean 'hellaswag'?" in said
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "training.tokns=5",
+        "teacher.model=file:/nowhere",
+        "data.corpora.hellaswag.path=/nowhere.jsonl",
+        "evaluation.tasks=[arc_esy]",
+        "training.accelerator=tpu",
+        "students.deep.depth=5",
+    ],
+)
+def test_19_bad_input_is_refused_within_two_seconds(change: str, tmp_path: Path) -> None:
+    """Processor time of the whole command, since other work may slow the clock; lm-eval's task index is warm."""
+    experiment.check(load_experiment(QUICKSTART))
+
+    def refused() -> None:
+        code, said = outcome(command("run", QUICKSTART, change, "--root", tmp_path))
+        assert code == 2
+        assert len(said.strip().splitlines()) == 1
+
+    assert min(trainings.processor_seconds(refused) for _ in range(2)) < 2.0
+    assert not list(tmp_path.iterdir())
+
+
+def test_19_nothing_heavy_is_imported_for_that(tmp_path: Path) -> None:
+    code = (
+        "import sys; from distill_lit import cli\n"
+        f"try: cli.main(['run', {str(QUICKSTART)!r}, 'evaluation.tasks=[arc_esy]', '--root', {str(tmp_path)!r}])\n"
+        "except SystemExit as end: assert end.code == 2\n"
+        "heavy = {'lightning', 'transformers', 'datasets', 'pandas', 'matplotlib', 'accelerate'} & sys.modules.keys()\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    found, said = trainings.python(code)
+    assert found == 0, said
+
+
+def test_20_files_that_were_not_written_or_are_damaged_are_noticed(finished: Any, tmp_path: Path) -> None:
+    """lm-eval says 'could not save results' as a warning; here a cell without whole records is not done."""
+    root = tmp_path / "copy"
+    shutil.copytree(finished.root / "runs", root / "runs")
+    config = load_experiment(finished.file)
+    planned = [cell for cell in experiment.plan(experiment.settle(config)) if cell.is_model]
+    folders = [(cell, experiment.runs_folder(root, config) / cell.name) for cell in planned]
+    assert all(cells.is_evaluated(cell, folder) for cell, folder in folders)
+    for name, damage in (
+        ("records.parquet", lambda path: path.unlink()),
+        ("documents.parquet", lambda path: path.write_bytes(path.read_bytes()[:-1])),
+        ("meta.json", lambda path: path.write_text(path.read_text().replace('"n": 24', '"n": 25'))),
+    ):
+        cell, folder = folders[0]
+        path = folder / "records" / name
+        whole = path.read_bytes()
+        damage(path)
+        assert not cells.is_evaluated(cell, folder)
+        path.write_bytes(whole)
+        assert cells.is_evaluated(cell, folder)
+
+
+@pytest.mark.parametrize(("setting", "value"), [("limit", 7), ("fewshot", 5), ("dtype", "bfloat16"), ("seed", 7)])
+def test_21_other_limits_or_shots_are_not_compared(tmp_path: Path, setting: str, value: Any) -> None:
+    folder = synthetic.build(tmp_path, documents=10)
+    path = folder / "records" / "deep-ce_only-0.json"
+    meta = json.loads(path.read_text())
+    meta["piqa"][setting] = value
+    path.write_text(json.dumps(meta))
+    with pytest.raises(UserError, match=f"piqa: {setting} is .* for 'teacher' and .* for 'deep-ce_only-0'"):
+        load_results(folder)
+
+
+def test_21_samples_that_do_not_match_are_not_compared(tmp_path: Path) -> None:
+    import pandas as pd
+
+    folder = synthetic.build(tmp_path, documents=10)
+    path = folder / "records" / "deep-ce_only-0.parquet"
+    frame = pd.read_parquet(path)
+    frame[frame["key"] != "piqa-00003.0"].to_parquet(path)
+    with pytest.raises(UserError, match="answered different prompts"):
+        load_results(folder)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_22_cuda_that_is_not_there_is_refused(tmp_path: Path, tiny_teacher: Path, tasks_folder: Path) -> None:
+    code, said = cli("run", QUICKSTART, "training.accelerator=cuda", "--root", tmp_path)
+    assert code == 2
+    assert "training.accelerator: cuda was asked for and there is none; use cpu or auto" in said
+    settings = EvaluationConfig(tasks=["colours"], include_path=str(tasks_folder))
+    with pytest.raises(UserError, match="cuda"):
+        evaluate_model(tiny_teacher, settings, "pypi", device="cuda")

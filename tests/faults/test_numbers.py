@@ -1,0 +1,290 @@
+"""faults.md, numbers: lines 9 to 15."""
+
+import json
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import trainings
+from tiny_data import tokens_of
+from trainings import cell_folder, finish, start
+
+from distill_lit import data, experiment
+from distill_lit.checkpoints import load_plain, read_best, saved_checkpoints, step_of
+from distill_lit.config import load_experiment
+from distill_lit.config.schema import CorpusConfig, DataConfig
+from distill_lit.data.loader import PackedLoader, ValidationLoader, make_batch
+from distill_lit.data.packing import Packed, pack
+from distill_lit.errors import UserError
+from distill_lit.files import read_json
+from distill_lit.heads import head_of
+from distill_lit.models import check_same_vocabulary, load_model, load_tokenizer, model_fingerprint
+from distill_lit.objectives import build_objective, fused_losses
+from distill_lit.signals import CachedTeacher, LiveTeacher, cached, last_hidden
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory, dropping_teacher: Path, tiny_corpus: Path, tasks_folder: Path) -> Path:
+    folder = tmp_path_factory.mktemp("numbers")
+    return trainings.write_experiment(folder, dropping_teacher, tiny_corpus, tasks_folder)
+
+
+@pytest.fixture(scope="module")
+def prepared(dropping_teacher: Path, tiny_corpus: Path) -> data.PreparedData:
+    corpora = {"text": CorpusConfig(path=f"file:{tiny_corpus}")}
+    return data.prepare(DataConfig(corpora=corpora, length=32, validation=6, tokens=4096), dropping_teacher, "pypi")
+
+
+@pytest.mark.parametrize(
+    ("patch", "words"),
+    [("poisoned_loss", "loss is nan at step 6"), ("poisoned_gradient", "gradient norm is (inf|nan) at step 6")],
+)
+def test_09_nan_or_inf_stops_before_the_step_and_dumps_step_and_rows(
+    file: Path, tmp_path: Path, patch: str, words: str
+) -> None:
+    assert finish(start(file, tmp_path, patch=patch)) == 1
+    folder = cell_folder(tmp_path)
+    reason = read_json(folder / "state.json")["reason"]
+    assert re.fullmatch(f"FloatingPointError: {words}; the step was not taken", reason)
+    dump = read_json(folder / "nonfinite.json")
+    assert dump["step"] == 6
+    seen = json.loads((folder / "rows.json").read_text())
+    assert dump["rows"] == seen[18:21]  # three micro-batches of two rows
+    newest = saved_checkpoints(folder / "checkpoints")[0]
+    assert step_of(newest) == 5
+    assert all(value.isfinite().all() for value in load_plain(newest)["state_dict"].values())
+    assert finish(start(file, tmp_path)) == 0  # without the poison it goes on
+
+
+def test_09_nan_never_becomes_best(file: Path, tmp_path: Path) -> None:
+    assert finish(start(file, tmp_path, patch="poisoned_validation")) == 0
+    best = read_best(cell_folder(tmp_path) / "checkpoints")
+    losses = {line["step"]: line["validation/loss"] for line in trainings.lines(tmp_path) if "validation/loss" in line}
+    assert losses[24] != losses[24]
+    assert best is not None
+    assert best["loss"] == min(losses[step] for step in (4, 8, 12, 16, 20))
+
+
+def test_10_another_vocabulary_is_refused(tmp_path: Path, dropping_teacher: Path) -> None:
+    """Equal sizes prove nothing: the second tokenizer has as many tokens, two of which have changed places."""
+    smaller, swapped = tmp_path / "smaller", tmp_path / "swapped"
+    tiny.make_tokenizer(smaller, 280)
+    tiny.make_tokenizer(swapped)
+    text = json.loads((swapped / "tokenizer.json").read_text())
+    vocabulary = text["model"]["vocab"]
+    first, second = list(vocabulary)[-2:]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (swapped / "tokenizer.json").write_text(json.dumps(text))
+    teacher = load_tokenizer(dropping_teacher)
+    assert check_same_vocabulary(teacher, load_tokenizer(dropping_teacher)) == 300
+    for other in (smaller, swapped):
+        with pytest.raises(UserError, match="tokenizers differ"):
+            check_same_vocabulary(teacher, load_tokenizer(other))
+
+
+def test_11_longer_than_a_row_is_cut_and_counted(dropping_teacher: Path, tmp_path: Path) -> None:
+    packed, split = pack(tokens_of(list(range(1, 20)), [1, 2, 3]), 8)
+    assert split == 1
+    assert sorted(packed.input_ids[packed.document_ids > 0].tolist()) == sorted([*range(1, 20), 1, 2, 3])
+    text = tmp_path / "long.jsonl"
+    lines = [" ".join(tiny.WORDS * 3), *tiny.sentences(60)]
+    text.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    config = DataConfig(corpora={"text": CorpusConfig(path=f"file:{text}")}, length=32, validation=2)
+    assert data.prepare(config, dropping_teacher, "pypi").statistics["split"] >= 1
+
+
+def test_11_padding_has_zero_gradient(dropping_teacher: Path) -> None:
+    packed, _ = pack(tokens_of([5, 6, 7, 8], [9, 10, 11]), 12)
+    batch = make_batch(packed, np.array([0]), int(packed.targets.sum()))
+    student = load_model(dropping_teacher)
+    hidden = last_hidden(student, batch).detach().requires_grad_()
+    chosen = batch["labels"][:, 1:] != -100
+    losses = fused_losses(
+        build_objective({"ce": load_objective("ce")}),
+        hidden[:, :-1][chosen],
+        head_of(student, 300),
+        None,
+        None,
+        batch["labels"][:, 1:][chosen],
+        denominator=batch["step_tokens"],
+        done=0.0,
+        chunk=16,
+        compiled=False,
+        measure=False,
+    )
+    losses.total.backward()
+    assert hidden.grad is not None
+    per_position = hidden.grad[0].abs().sum(-1)
+    document = batch["document_ids"][0] > 0
+    assert (per_position[~document] == 0).all()
+    assert (per_position[:3] > 0).all()
+    embedding = student.get_input_embeddings().weight
+    student.zero_grad()
+    whole = student(input_ids=batch["input_ids"], labels=batch["labels"])
+    whole.loss.backward()
+    assert embedding.grad is not None
+
+
+def load_objective(name: str) -> Any:
+    from distill_lit.config import TermConfig
+
+    return TermConfig(kind=name)
+
+
+def test_12_empty_data_is_refused(tmp_path: Path, dropping_teacher: Path) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text('{"text": ""}\n{"text": "  "}\n')
+    config = DataConfig(corpora={"text": CorpusConfig(path=f"file:{empty}")}, length=32, validation=1)
+    with pytest.raises(UserError, match="no document left of 2 rows; all are empty"):
+        data.prepare(config, dropping_teacher, "pypi")
+
+
+def test_12_every_label_masked_is_refused(prepared: data.PreparedData) -> None:
+    rows = prepared.train
+    masked = Packed(rows.input_ids, rows.document_ids, np.zeros_like(rows.supervised))
+    for useless in (masked, rows.take(np.arange(0))):
+        with pytest.raises(UserError, match="supervised token"):
+            PackedLoader(useless, batch=2, accumulate=1, steps=1, seed=0)
+        with pytest.raises(UserError, match="supervised token"):
+            ValidationLoader(useless, batch=2)
+
+
+def test_13_a_teacher_that_learns_is_refused_and_its_weights_stay(
+    file: Path, dropping_teacher: Path, prepared: data.PreparedData, tmp_path: Path
+) -> None:
+    before = model_fingerprint(dropping_teacher)
+    teacher = LiveTeacher(load_model(dropping_teacher), 300)
+    batch = make_batch(prepared.train, np.arange(2), 1)
+    for disturb in (lambda: teacher.model.train(), lambda: teacher.model.eval().requires_grad_(True)):
+        disturb()
+        with pytest.raises(UserError, match="train mode or trainable"):
+            teacher.hidden(batch)
+    assert finish(start(file, tmp_path, patch="watched_teacher")) == 0
+    assert (cell_folder(tmp_path) / "teacher.txt").read_text() == "the same"
+    assert model_fingerprint(dropping_teacher) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("objective.terms.kl.temperature=0", "objective.terms.kl.temperature: 0.0 must be a number above 0"),
+        ("objective.terms.kl.temperature=-1", "above 0"),
+        ("objective.terms.kl.weight=-0.5", "objective.terms.kl.weight: -0.5 must be a number of at least 0"),
+        ("objective.terms.kl.weight=.nan", "objective.terms.kl.weight"),
+        ("objective.terms.kl.weight=.inf", "objective.terms.kl.weight"),
+        ("objective.terms.kl.weight='1'", "neither a number nor a schedule"),
+        ("training.learning_rate='1e-3'", "training.learning_rate: '1e-3' is text; write it without quotes, as a number"),
+        ("training.batch='8'", "training.batch: '8' is text; write it without quotes, as a whole number"),
+        ("training.batch=true", "training.batch: true is not a number"),
+        ("training.gradient_checkpointing='yes'", "training.gradient_checkpointing: 'yes' is text"),
+        ("training.learning_rate=.inf", "training.learning_rate: inf is not a finite number"),
+        ("training.tokens=0", "training.tokens: 0 is below its minimum 1"),
+        ("training.beta2=1", "training.beta2: 1.0 is above its maximum"),
+        ("data.length=4", "data.length: 4 is below its minimum 8"),
+        ("evaluation.limit=-1", "evaluation.limit: -1 is below its minimum 0"),
+        ("students.one.depth=-2", "students.one.depth: -2 is below its minimum 0"),
+    ],
+)
+def test_14_numbers_out_of_range_or_as_text_are_refused(file: Path, override: str, words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        experiment.check(load_experiment(file, [override]))
+
+
+def test_14_numbers_as_text_in_a_file_are_refused(file: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "text.yaml"
+    changed.write_text(file.read_text().replace("batch: 2", 'batch: "2"'))
+    with pytest.raises(UserError, match=re.escape("training.batch: '2' is text")):
+        load_experiment(changed)
+    changed.write_text(file.read_text() + 'grid: {training.batch: ["8"]}\n')
+    with pytest.raises(UserError, match=re.escape("training.batch: '8' is text")):
+        experiment.check(load_experiment(changed))
+
+
+# ---------------------------------------------------------------- cached signal
+
+
+def test_15_a_corrupt_shard_is_found_and_only_it_is_rebuilt(
+    tmp_path: Path, dropping_teacher: Path, prepared: data.PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cached, "SHARD_ROWS", 16)
+    model, rows = load_model(dropping_teacher), prepared.train
+    cached.write_cache(tmp_path, model, rows, 4)
+    shards = sorted(tmp_path.glob("hidden-*.safetensors"))
+    assert len(shards) > 2
+    before = {path: path.read_bytes() for path in shards}
+    content = bytearray(before[shards[1]])
+    content[-1] ^= 1
+    shards[1].write_bytes(content)
+    shards[2].write_bytes(before[shards[2]][:100])
+    assert not cached.is_complete(tmp_path, len(rows))
+    with pytest.raises(UserError, match="incomplete or corrupt"):
+        CachedTeacher(tmp_path, len(rows), head_of(model, 300))
+    written: list[str] = []
+    write = cached._write_shard
+    monkeypatch.setattr(cached, "_write_shard", lambda path, *rest: (written.append(path.name), write(path, *rest)))
+    cached.write_cache(tmp_path, model, rows, 4)
+    assert written == [shards[1].name, shards[2].name]
+    assert {path: path.read_bytes() for path in shards} == before
+
+
+def test_15_a_cache_of_something_else_is_a_miss(
+    tmp_path: Path, dropping_teacher: Path, tiny_teacher: Path, tiny_corpus: Path
+) -> None:
+    def key(teacher: Path, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
+        settings = {"length": 32, "validation": 6, "tokens": 4096, "seed": 0, **changes}
+        config = DataConfig(corpora={"text": CorpusConfig(path=f"file:{tiny_corpus}")}, **settings)
+        return cached.cache_folder(model_fingerprint(teacher), data.prepare(config, teacher, "pypi").fingerprint, dtype)
+
+    other = tiny.make_model(tmp_path / "other", seed=3, attention_dropout=0.2)
+    retokenised = tiny.make_model(tmp_path / "retokenised", attention_dropout=0.2)
+    settings = json.loads((retokenised / "tokenizer_config.json").read_text())
+    (retokenised / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": 128}))
+    keys = [
+        key(dropping_teacher),
+        key(other),
+        key(retokenised),
+        key(dropping_teacher, length=64),
+        key(dropping_teacher, seed=1),
+        key(dropping_teacher, dtype=torch.bfloat16),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert key(dropping_teacher) == keys[0]
+
+
+def test_15_two_writers_do_no_harm(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two experiments at once on one empty cache, one of them killed while it writes."""
+    text = (
+        file.read_text().replace("source: live", "source: cached").replace("accelerate", "checkpoint_budget: 1, accelerate")
+    )
+    (shared := tmp_path / "shared.yaml").write_text(text)
+    cache = tmp_path / "cache"
+    both = [start(shared, tmp_path / name, cache=cache, stop=stop) for name, stop in (("a", ""), ("b", ""))]
+    assert [finish(one) for one in both] == [0, 0]
+    alone = tmp_path / "alone"
+    assert finish(start(shared, alone, cache=tmp_path / "other")) == 0
+    for name in ("a", "b"):
+        assert trainings.lines(tmp_path / name) == trainings.lines(alone)
+        assert trainings.weights(tmp_path / name) == trainings.weights(alone)
+    (signals,) = (cache / "signals").iterdir()
+    assert not list(signals.glob(".writing-*"))
+
+
+def test_15_two_threads_write_each_shard_once(
+    tmp_path: Path, dropping_teacher: Path, prepared: data.PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    write: Callable[..., Any] = cached._write_shard
+    monkeypatch.setattr(cached, "_write_shard", lambda path, *rest: (written.append(path.name), write(path, *rest)))
+    model = load_model(dropping_teacher)
+    threads = [threading.Thread(target=cached.write_cache, args=(tmp_path, model, prepared.train, 4)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(written) == len(set(written)) == len(list(tmp_path.glob("hidden-*.safetensors")))

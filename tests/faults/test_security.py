@@ -1,0 +1,381 @@
+"""faults.md, security: lines 23 to 31. Hostile files, names and environments."""
+
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import trainings
+from trainings import SABOTAGE, SECRETS, cli, command, outcome, wait_until
+
+from distill_lit import assets
+from distill_lit.checkpoints import SafeCheckpointIO, checksum_of, load_plain
+from distill_lit.config import load_experiment
+from distill_lit.errors import UserError
+from distill_lit.files import read_json, sha256_of, write_json
+from distill_lit.models import load_model, model_folder
+
+FORCED = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
+
+
+class Builds:
+    """Unpickling this makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_23_a_checkpoint_that_names_a_class_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forced: bool
+) -> None:
+    """Also with a right checksum, and with torch's own variable that says to load anything."""
+    if forced:
+        monkeypatch.setenv(*next(iter(FORCED.items())))
+    path, trace = tmp_path / "step=1.ckpt", tmp_path / "built"
+    torch.save({"state_dict": {}, "loops": Builds(trace)}, path)
+    write_json(checksum_of(path), {"sha256": sha256_of(path)})
+    for load in (load_plain, SafeCheckpointIO().load_checkpoint):
+        with pytest.raises(UserError, match="is refused"):
+            load(path)
+    assert not trace.exists()
+    if forced:
+        assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
+        torch.load(path)  # what would have happened
+        assert trace.exists()
+
+
+def test_23_a_checkpoint_from_an_address_is_refused() -> None:
+    for address in ("https://example.org/step=1.ckpt", "s3://bucket/step=1.ckpt"):
+        with pytest.raises(UserError, match="never loaded from an address"):
+            load_plain(Path(address))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.safetensors"])
+def test_23_pickled_weights_are_refused_whatever_the_environment_says(
+    tmp_path: Path, tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The last is a pickle under a safe name."""
+    monkeypatch.setenv(*next(iter(FORCED.items())))
+    folder, trace = tmp_path / "model", tmp_path / "built"
+    shutil.copytree(tiny_teacher, folder)
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(pickle.dumps(Builds(trace)))
+    with pytest.raises(UserError, match=r"pickles \(.bin, .pt\) are never loaded|not a causal language model"):
+        load_model(model_folder(f"file:{folder}"))
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("where", ["config.json", "tokenizer_config.json"])
+def test_24_remote_code_is_not_run(tmp_path: Path, tiny_teacher: Path, where: str) -> None:
+    """A folder that brings its own classes; nothing asks for them, so nothing of it is imported."""
+    folder, trace = tmp_path / "model", tmp_path / "imported"
+    shutil.copytree(tiny_teacher, folder)
+    (folder / "evil.py").write_text(f"import os\nos.mkdir({str(trace)!r})\nclass Evil: pass\n")
+    settings = json.loads((folder / where).read_text())
+    names = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil", "AutoTokenizer": ["evil.Evil", "evil.Evil"]}
+    settings |= {"auto_map": names, "model_type": "evil"} if where == "config.json" else {"auto_map": names}
+    (folder / where).write_text(json.dumps(settings))
+    code = (
+        "import sys; from distill_lit.models import *; from distill_lit.errors import UserError; from pathlib import Path\n"
+        f"folder = model_folder('file:{folder}')\n"
+        "for load in (load_config, load_model, load_tokenizer):\n"
+        "    try: load(folder)\n"
+        "    except (UserError, ValueError) as error: print(error)\n"
+    )
+    found, said = trainings.python(code, HF_HUB_TRUST_REMOTE_CODE="1", TRANSFORMERS_TRUST_REMOTE_CODE="1")
+    assert found == 0, said
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        ("hf:org/name+code", "needs a revision of 40 hexadecimal digits"),
+        ("hf:org/name@main+code", "needs a revision of 40 hexadecimal digits"),
+        ("hf:org/name@" + "a" * 39 + "+code", "needs a revision of 40 hexadecimal digits"),
+        ("hf:org/name@" + "A" * 40 + "+code", "needs a revision of 40 hexadecimal digits"),
+        ("file:/nowhere+code", "no such file or folder"),
+    ],
+)
+def test_24_remote_code_needs_a_pin(reference: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        assets.check(reference)
+
+
+def test_24_remote_code_runs_where_it_is_asked_for_and_pinned(tmp_path: Path, tiny_teacher: Path) -> None:
+    """A repository in the hub's cache whose model class is its own: refused without `+code`, run with it."""
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    folder = tmp_path / "hub/models--org--mine/snapshots" / revision
+    shutil.copytree(tiny_teacher, folder)
+    (folder / "mine.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class MineConfig(LlamaConfig):\n    model_type = 'mine'\n"
+        "class Mine(LlamaForCausalLM):\n    config_class = MineConfig\n"
+    )
+    settings = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": "mine.MineConfig", "AutoModelForCausalLM": "mine.Mine"}
+    (folder / "config.json").write_text(json.dumps({**settings, "model_type": "mine", "auto_map": names}))
+    code = (
+        "import sys; from distill_lit.models import load_model, model_folder\n"
+        f"for reference in ('hf:org/mine@{revision}', 'hf:org/mine@{revision}+code'):\n"
+        "    try: print(type(load_model(model_folder(reference))).__name__)\n"
+        "    except Exception as error: print('refused')\n"
+    )
+    environment = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "m")}
+    _, said = trainings.python(code, **environment)
+    assert [line for line in said.splitlines() if line in ("refused", "Mine")] == ["refused", "Mine"], said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name: !!python/object/apply:os.mkdir [{trace}]",
+        "name: !!python/name:os.mkdir",
+        "students: !!python/object/new:os.mkdir [{trace}]",
+        "name: !include /etc/passwd",
+    ],
+)
+def test_25_object_tags_are_refused(tmp_path: Path, text: str) -> None:
+    trace = tmp_path / "built"
+    (tmp_path / "x.yaml").write_text(text.replace("{trace}", f"'{trace}'") + "\n")
+    with pytest.raises(UserError, match="not a plain YAML file"):
+        load_experiment(tmp_path / "x.yaml")
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("name", ["../out", "/tmp/out", "a/../../b", "..", "a/b", "", ".", "-x", "a\nb", "a\x00b"])
+def test_25_names_that_leave_the_root_are_refused(finished: Any, name: str) -> None:
+    text = finished.file.read_text()
+    changed = finished.root / "names.yaml"
+    changed.write_text(text.replace("name: tiny", f"name: {json.dumps(name)}"))
+    with pytest.raises(UserError, match="name: .* must be a plain folder name"):
+        load_experiment(changed)
+    changed.write_text(text.replace("students: {one:", f"students: {{{json.dumps(name)}:"))
+    with pytest.raises(UserError, match=r"(?s)students\..* a name is made of letters"):
+        load_experiment(changed)
+
+
+def test_25_defaults_and_grid_values_do_not_leave_the_root(finished: Any, tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    for name in ("../../etc/passwd", "/etc/passwd"):
+        (tmp_path / "x.yaml").write_text(f"name: x\ndefaults: [{name}]\n")
+        with pytest.raises(UserError, match="leaves the configs folder"):
+            load_experiment(tmp_path / "x.yaml")
+    from distill_lit import experiment
+
+    text = finished.file.read_text() + 'variants: {"../../out": {seed: 1}}\ngrid: {variant: ["../../out"]}\n'
+    (tmp_path / "y.yaml").write_text(text)
+    for cell in experiment.plan(load_experiment(tmp_path / "y.yaml")):
+        assert Path(cell.name).name == cell.name
+
+
+RUNNER = """
+import json, os, socket, subprocess, resource
+def run(doc, results):
+    seen = {"environment": dict(os.environ), "folder": os.getcwd(), "files": os.listdir(),
+            "largest": resource.getrlimit(resource.RLIMIT_FSIZE)[0]}
+    try:
+        socket.create_connection(("127.0.0.1", int(doc["port"])), 2)
+        seen["connected"] = True
+    except OSError:
+        seen["connected"] = False
+    open(doc["trace"], "w").write(json.dumps(seen))
+    return {"passed": 1.0}
+"""
+
+
+def test_26_generated_code_runs_only_on_request_and_confined(
+    tmp_path: Path, tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import socket
+
+    from distill_lit.config.schema import EvaluationConfig
+    from distill_lit.evaluation.evaluate import evaluate_model
+
+    server = socket.create_server(("127.0.0.1", 0))
+    folder, trace = tmp_path / "tasks", tmp_path / "trace.json"
+    folder.mkdir()
+    (folder / "code.py").write_text(RUNNER)
+    row = {"q": "river", "trace": str(trace), "port": str(server.getsockname()[1])}
+    (folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    (folder / "runs.yaml").write_text(
+        f"task: runs\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder / 'rows.jsonl'}}}}}\n"
+        "output_type: generate_until\ntest_split: test\nunsafe_code: true\n"
+        'doc_to_text: "{{q}}"\ndoc_to_target: "{{q}}"\nprocess_results: !function code.run\n'
+        'generation_kwargs: {until: ["."], max_gen_toks: 4}\n'
+        "metric_list: [{metric: passed, aggregation: mean, higher_is_better: true}]\n"
+    )
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    settings = EvaluationConfig(tasks=["runs"], include_path=str(folder))
+    with pytest.raises(UserError, match="unless evaluation.run_generated_code=true"):
+        evaluate_model(tiny_teacher, settings, "pypi")
+    assert not trace.exists()
+    settings.run_generated_code = True
+    monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
+    result = evaluate_model(tiny_teacher, settings, "pypi")
+    assert result.meta["runs"]["lm_eval_results"]["passed,none"] == 1.0
+    seen = json.loads(trace.read_text())
+    assert not set(seen["environment"].values()) & set(SECRETS.values())
+    allowed = {"PATH", "HOME", "TMPDIR", "PYTHONPATH", "DISTILL_LIT_CACHE", "TOKENIZERS_PARALLELISM", "LC_CTYPE"}
+    assert {name for name in seen["environment"] if not name.startswith(("HF_", "OMP_", "TORCH", "KMP"))} <= allowed
+    assert Path(seen["folder"]).name.startswith("distill-lit-confined-")
+    assert not Path(seen["folder"]).exists()
+    assert seen["largest"] <= 256 << 20
+    if shutil.which("unshare") and not subprocess.run(["unshare", "-Un", "true"], capture_output=True).returncode:
+        assert not seen["connected"]
+
+
+def test_27_secrets_of_the_environment_are_written_nowhere(finished: Any) -> None:
+    assert finished.code == 0, finished.said
+    assert not any(value in finished.said for value in SECRETS.values())
+    searched = 0
+    for path in [p for p in finished.root.rglob("*") if p.is_file()]:
+        content = path.read_bytes()
+        searched += 1
+        for value in SECRETS.values():
+            assert value.encode() not in content, path
+    assert searched > 30
+
+
+def test_27_not_even_where_a_library_says_them(finished: Any, tmp_path: Path) -> None:
+    """A cell fails with the token in its message and its log; the reason, the table and the log have it taken out."""
+    root = tmp_path / "root"
+    secret = SECRETS["HF_TOKEN"]
+    code, said = cli("run", finished.file, "--root", root, **SECRETS, FAULTS="tell one train 3", PYTHONPATH=SABOTAGE)
+    assert code == 3, said
+    assert secret not in said
+    assert "[hidden]" in said
+    for path in [p for p in root.rglob("*") if p.is_file()]:
+        assert secret.encode() not in path.read_bytes(), path
+    log = next(root.glob("runs/tiny/one-*/log.txt")).read_text()
+    assert "the token is [hidden]" in log
+
+
+def test_27_an_experiment_file_cannot_read_the_environment(finished: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", SECRETS["HF_TOKEN"])
+    with pytest.raises(UserError, match=r"oc\.env"):
+        load_experiment(finished.file, ["question=${oc.env:HF_TOKEN}"])
+
+
+HOSTILE = "<script>alert(1)</script> | \\input{x} _&%$ =cmd|' /C calc'!A0"
+
+
+def test_28_what_a_model_or_data_set_wrote_is_escaped(tmp_path: Path) -> None:
+    import pandas as pd
+    import synthetic
+
+    from distill_lit import report
+    from distill_lit.config.schema import AnalysisConfig
+
+    folder = synthetic.build(tmp_path, documents=12)
+    path = folder / "records/documents.parquet"
+    documents = pd.read_parquet(path)
+    documents["prompt"] = HOSTILE
+    documents["choices"] = [[HOSTILE] * len(choices) for choices in documents["choices"]]
+    documents.to_parquet(path)
+    cells = pd.read_csv(folder / "cells.csv").astype(object)
+    cells.loc[cells["model"] == "deep-ce_only-0", ["state", "reason"]] = "failed", HOSTILE
+    cells.to_csv(folder / "cells.csv", index=False)
+    analysed = report.analyse(folder, AnalysisConfig(bootstrap=100), "<b>x</b>", HOSTILE)
+    report.draw(folder, analysed)
+    written = {p.name: p.read_text() for p in folder.iterdir() if p.suffix in (".html", ".md", ".tex", ".csv")}
+    assert {"table.md", "table.tex", "table.csv", "longtail.md", "report.html"} <= set(written)
+    assert "<script>alert(1)" not in written["report.html"]
+    for name in ("table.md", "longtail.md"):
+        assert "<script>" not in written[name], name
+        assert not re.search(r"(?<!\\)\|\s*\\input", written[name])
+    assert "\\input{x}" not in written["table.tex"]
+    assert not re.search(r"(?m)(^|,)\"?[=+@]", written["table.csv"])
+
+
+def test_29_tensorboard_binds_to_loopback(finished: Any) -> None:
+    port = 16000 + os.getpid() % 1000
+    server = command("tensorboard", finished.root / "runs", "--port", str(port))
+    try:
+        process = psutil.Process(server.pid)
+
+        def listening() -> list[Any]:
+            return [c.laddr for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+
+        addresses = wait_until(listening)
+        assert {address.ip for address in addresses} == {"127.0.0.1"}
+        assert port in {address.port for address in addresses}
+    finally:
+        server.terminate()
+        outcome(server)
+
+
+def test_30_offline_runs_from_caches_with_no_connection_attempt(finished: Any) -> None:
+    assert finished.code == 0, finished.said
+    assert not (finished.root / "connections").exists(), (finished.root / "connections").read_text()
+
+
+def test_30_the_guard_itself_notices_an_attempt(tmp_path: Path) -> None:
+    code = "import urllib.request as u\ntry: u.urlopen('http://127.0.0.1:9')\nexcept OSError as error: print(error)"
+    _, said = trainings.python(code, NO_SOCKETS=str(tmp_path / "attempts"), PYTHONPATH=SABOTAGE)
+    assert "forbidden" in said or "not resolved" in said
+    assert (tmp_path / "attempts").read_text()
+
+
+@pytest.mark.slow
+def test_30_offline_with_the_benchmark_packages(tmp_path: Path, finished: Any) -> None:
+    file = tmp_path / "sciq.yaml"
+    file.write_text(finished.file.read_text())
+    change = ("evaluation.tasks=[sciq,piqa]", "evaluation.limit=8", "name=sciq")
+    assert cli("fetch", file, *change)[0] == 0
+    log = tmp_path / "connections"
+    environment = {"HF_HUB_OFFLINE": "1", "NO_SOCKETS": str(log), "PYTHONPATH": SABOTAGE}
+    code, said = cli("run", file, *change, "--root", tmp_path, **environment)
+    assert code == 0, said
+    assert not log.exists(), log.read_text()
+
+
+def test_31_the_manifest_says_where_a_result_comes_from(finished: Any) -> None:
+    manifest = read_json(next(finished.root.glob("runs/tiny/one-*/manifest.json")))
+    made = manifest["provenance"]
+    assert re.fullmatch(r"[0-9a-f]{40}|unknown", made["commit"])
+    assert re.fullmatch(r"[0-9a-f]{16}||unknown", made["changes"])
+    assert re.fullmatch(r"[0-9a-f]{16}", made["config"])
+    assert made["seeds"] == {"seed": 0, "data.seed": 0, "evaluation.seed": 1234}
+    assert made["versions"]["torch"] == torch.__version__
+    (reference,) = [name for name in made["revisions"] if "dropping" in name]
+    assert re.fullmatch(r"[0-9a-f]{16}", made["revisions"][reference])
+    assert {"processor", "cores", "threads", "gpu"} <= set(made["hardware"])
+    assert {"teacher", "data", "objective", "training", "seed"} <= set(manifest["origin"])
+    assert (finished.root / "runs/tiny" / f"one-{manifest['identity'][:8]}" / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize("reason", ["no repository", "no git", "another repository"])
+def test_31_without_git_it_says_unknown(tmp_path: Path, finished: Any, reason: str) -> None:
+    """The package copied to where it is not checked out, also when that is inside the repository of something else."""
+    shutil.copytree(
+        Path(assets.__file__).parent, tmp_path / "place/distill_lit", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    if reason == "another repository":
+        git = ["git", "-c", "user.name=x", "-c", "user.email=x@x", "-C", str(tmp_path)]
+        for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+            subprocess.run([*git, *arguments], check=True)
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'place')!r})\n"
+        "from pathlib import Path; from distill_lit.config import load_experiment\n"
+        "from distill_lit.provenance import provenance\n"
+        f"made = provenance(load_experiment(Path({str(finished.file)!r})), [])\n"
+        "print(made['commit'], made['changes'])"
+    )
+    path = str(Path(sys.executable).parent) if reason == "no git" else os.environ["PATH"]
+    found, said = trainings.python(code, PATH=path, PYTHONPATH=str(tmp_path / "place"))
+    assert found == 0, said
+    assert said.strip() == "unknown unknown"

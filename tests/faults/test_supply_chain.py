@@ -1,0 +1,79 @@
+"""Pins, and what may never be on the default path: pickles, code from elsewhere, open ports."""
+
+import ast
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted((ROOT / "distill_lit").rglob("*.py"))
+
+
+def calls(name: str) -> list[tuple[str, ast.Call]]:
+    """(file, call) of everything whose last name it is."""
+    found = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == name:
+                found.append((str(path.relative_to(ROOT)), node))
+    return found
+
+
+def test_no_pickle_is_read_anywhere() -> None:
+    for path in SOURCES:
+        names = {
+            alias.name.split(".")[0]
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+            for alias in (node.names if isinstance(node, ast.Import) else [ast.alias(node.module or "")])
+        }
+        assert not names & {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}, path
+    loads = [(file, call) for file, call in calls("load") if ast.unparse(call.func) in ("torch.load", "np.load")]
+    assert len(loads) >= 2
+    for file, call in loads:
+        words = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        assert words.get("weights_only") == "True" or words.get("allow_pickle") == "False", (file, words)
+
+
+def test_weights_are_asked_for_as_safetensors_and_code_stays_out() -> None:
+    for file, call in calls("from_pretrained"):
+        words = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        if "**where" in ast.unparse(call):  # a GGUF, which is parsed as data
+            continue
+        assert words.get("local_files_only") == "True", file
+        assert words.get("trust_remote_code") in ("False", "folder in _may_run_code"), file
+        if "AutoModel" in ast.unparse(call.func):
+            assert words.get("use_safetensors") == "True", file
+
+
+def test_every_pin_is_exact() -> None:
+    for line in (ROOT / "constraints.txt").read_text().split():
+        name, _, version = line.partition("==")
+        assert name and version, line
+
+
+@pytest.mark.parametrize(
+    ("vulnerabilities", "skipped", "code", "words"),
+    [
+        ([], False, 0, "no known hole"),
+        ([{"id": "CVE-1", "fix_versions": ["9.9"]}], False, 1, "torch 2.0: CVE-1, fixed in 9.9"),
+        ([], True, 2, "nothing is proven"),
+    ],
+)
+def test_the_audit_proves_something_or_says_that_it_does_not(
+    tmp_path: Path, vulnerabilities: list[dict[str, object]], skipped: bool, code: int, words: str
+) -> None:
+    """.ci/audit with a stand-in for pip-audit, whose own exit code is 0 for packages that its service does not know."""
+    entry: dict[str, object] = {"name": "torch", "version": "2.0", "vulns": vulnerabilities}
+    if skipped:
+        entry = {"name": "torch", "skip_reason": "not found"}
+    tool = tmp_path / "pip-audit"
+    tool.write_text(f"#!/bin/sh\ncat <<'END'\n{json.dumps({'dependencies': [entry]})}\nEND\n")
+    tool.chmod(0o755)
+    environment = {**os.environ, "PIP_AUDIT": str(tool)}
+    result = subprocess.run([ROOT / ".ci/audit"], env=environment, capture_output=True, text=True)
+    assert result.returncode == code, result
+    assert words in result.stdout + result.stderr
