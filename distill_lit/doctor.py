@@ -1,5 +1,6 @@
 """`distill-lit doctor`: is this machine fit to run experiments, and if not, what is to be done about it."""
 
+import functools
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distill_lit.files import cache_root, read_json, sha256_of
+from distill_lit.signals.shards import Shards
 
 GOOD, WARNING, BAD = "ok", "note", "wrong"
 # below these, known holes: torch.load before 2.10, lightning 2.6.2 and 2.6.3 were malicious, transformers before 5.3
@@ -27,7 +29,6 @@ TIMEOUT_SECONDS = 4.0
 ENOUGH_BYTES = 5 * 10**9
 # folder below the cache: the name of its manifests, and the entry that says {file: sha256} or {file: {sha256}}
 CHECKED = {
-    "signals": ("manifest.json", "shards"),
     "tokens": ("manifest.json", "files"),
     "packed": ("manifest.json", "files"),
     "evaluations": ("meta.json", "sha256"),  # of the one file that it is about
@@ -150,9 +151,11 @@ def check_disk(folder: Path) -> Finding:
 def check_cache() -> list[Finding]:
     """Hashes every cached array and shard anew. What is damaged is rebuilt by the run that needs it."""
     found = []
-    for kind, (name, key) in CHECKED.items():
+    tests: dict[str, tuple[str, Callable[[Path], bool]]] = {"signals": ("manifest.json", _signal_is_whole)}
+    tests |= {kind: (name, functools.partial(_is_whole, key=key)) for kind, (name, key) in CHECKED.items()}
+    for kind, (name, is_whole) in tests.items():
         manifests = sorted((cache_root() / kind).glob(f"*/{name}"))
-        damaged = [path.parent for path in manifests if not _is_whole(path, key)]
+        damaged = [path.parent for path in manifests if not is_whole(path)]
         said = f"{len(manifests)} entries in {cache_root() / kind}"
         if damaged:
             names = " ".join(str(folder) for folder in damaged)
@@ -160,6 +163,12 @@ def check_cache() -> list[Finding]:
         else:
             found.append(Finding(f"cache {kind}", GOOD, f"{said}, all whole"))
     return found
+
+
+def _signal_is_whole(manifest: Path) -> bool:
+    shards = Shards(manifest.parent)
+    listed = shards.manifest().get("shards")
+    return isinstance(listed, list) and shards.are_intact(listed)
 
 
 def _is_whole(manifest: Path, key: str) -> bool:

@@ -12,7 +12,7 @@ from distill_lit.evaluation.evaluate import document_texts
 from distill_lit.heads import head_of
 from distill_lit.models import load_model, load_tokenizer, model_fingerprint, model_folder
 from distill_lit.signals import CachedTeacher, ForeignTeacher, LiveTeacher, SparseTeacher, TeacherSignal
-from distill_lit.signals.cached import bytes_per_token, cache_facts, cache_folder, write_cache
+from distill_lit.signals.cached import bytes_per_token, cache_facts, cache_folder, is_complete, write_cache
 from distill_lit.signals.compress import HIDDEN, SAMPLED, TOP_K, Form
 from distill_lit.signals.generated import Evaluation, Writer, resolve_corpora, write_corpus
 from distill_lit.training import Report
@@ -94,7 +94,13 @@ def open_signal(
         tokenizers = load_tokenizer(teacher), load_tokenizer(base_of(config, teacher))
         return ForeignTeacher(model, real_tokens(teacher), *tokenizers)
     head, form = head_of(model.requires_grad_(False), vocabulary), cache_form(config.teacher)
-    folder, held_out = cache_folder(_cache_facts(config, teacher, prepared)), len(prepared.validation)
+    facts, held_out = _cache_facts(config, teacher, prepared), len(prepared.validation)
+    folder = cache_folder(facts)
+    if not is_complete(folder, len(prepared.train) + held_out):
+        # damaged, or of a teacher that has changed behind its path, since the signal's own cell was done
+        model = model.to(hardware.device_for(config.training.accelerator))
+        rows, tokens = (prepared.train, prepared.validation), real_tokens(teacher)
+        write_cache(folder, model, *rows, config.training.batch, form, tokens, facts)
     if form.kind == HIDDEN:
         return CachedTeacher(folder, len(prepared.train) + held_out, head)
     return SparseTeacher(folder, prepared.train, held_out, form, head)

@@ -28,6 +28,7 @@ from distill_lit.data.store import open_arrays, save_arrays
 from distill_lit.errors import UserError
 from distill_lit.evaluation import store
 from distill_lit.signals import cached
+from distill_lit.signals.shards import Shards
 
 FEW, MANY = 60, 3000
 QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -233,18 +234,18 @@ test_checkpoints, test_many_checkpoints = twice(checkpoint_test, name=CHECKPOINT
 def signal_test(tmp_path: Path, name: str, where: float, what: bytes, cut: bool) -> None:
     from safetensors.torch import save_file
 
-    from distill_lit.files import sha256_of, write_json
+    shutil.rmtree(folder := tmp_path / "signal", ignore_errors=True)
+    shards = Shards(folder)
+    shards.make_all({SHARD: lambda path: save_file({"hidden": torch.arange(64.0).reshape(2, 4, 8)}, path)})
+    shards.write_manifest({"rows": 2, "shards": [SHARD]})
+    before = (folder / SHARD).read_bytes()
+    damage(folder / name, where, what, cut)
+    if cached.is_complete(folder, 2) and shards.manifest().get("shards") == [SHARD]:
+        assert (folder / SHARD).read_bytes() == before
 
-    shard = tmp_path / "hidden-00000.safetensors"
-    save_file({"hidden": torch.arange(64.0).reshape(2, 4, 8)}, shard)
-    before = shard.read_bytes()
-    write_json(tmp_path / "manifest.json", {"shards": {shard.name: sha256_of(shard)}, "rows": 2})
-    damage(tmp_path / name, where, what, cut)
-    if cached.is_complete(tmp_path, 2):
-        assert shard.read_bytes() == before
 
-
-SIGNALS = st.sampled_from(["manifest.json", "hidden-00000.safetensors"])
+SHARD = "hidden-00000.safetensors"
+SIGNALS = st.sampled_from(["manifest.json", "shards.jsonl", SHARD])
 test_signals, test_many_signals = twice(signal_test, name=SIGNALS, **DAMAGE)
 
 

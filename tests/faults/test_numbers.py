@@ -3,7 +3,6 @@
 import json
 import re
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,8 @@ from distill_lit.heads import head_of
 from distill_lit.models import check_same_vocabulary, load_model, load_tokenizer, model_fingerprint
 from distill_lit.objectives import build_objective, fused_losses
 from distill_lit.signals import CachedTeacher, LiveTeacher, cached, last_hidden
+from distill_lit.signals.compress import TOP_K, Form
+from distill_lit.signals.shards import Shards
 
 
 @pytest.fixture(scope="module")
@@ -100,16 +101,22 @@ def test_11_longer_than_a_row_is_cut_and_counted(dropping_teacher: Path, tmp_pat
 
 
 def test_11_padding_has_zero_gradient(dropping_teacher: Path) -> None:
+    """Of the loss with respect to what is embedded at each position: nothing for padding, something for the rest."""
     packed, _ = pack(tokens_of([5, 6, 7, 8], [9, 10, 11]), 12)
     batch = make_batch(packed, np.array([0]), int(packed.targets.sum()))
     student = load_model(dropping_teacher)
-    hidden = last_hidden(student, batch).detach().requires_grad_()
+    embedded: list[torch.Tensor] = []
+
+    def keep(_: Any, __: Any, output: torch.Tensor) -> None:
+        output.retain_grad()
+        embedded.append(output)
+
+    student.get_input_embeddings().register_forward_hook(keep)
     chosen = batch["labels"][:, 1:] != -100
     losses = fused_losses(
         build_objective({"ce": load_objective("ce")}),
-        hidden[:, :-1][chosen],
+        last_hidden(student, batch)[:, :-1][chosen],
         head_of(student, 300),
-        None,
         None,
         batch["labels"][:, 1:][chosen],
         denominator=batch["step_tokens"],
@@ -119,16 +126,12 @@ def test_11_padding_has_zero_gradient(dropping_teacher: Path) -> None:
         measure=False,
     )
     losses.total.backward()
-    assert hidden.grad is not None
-    per_position = hidden.grad[0].abs().sum(-1)
+    assert embedded[0].grad is not None
+    per_position = embedded[0].grad[0].abs().sum(-1)
     document = batch["document_ids"][0] > 0
+    assert document.tolist() == [True] * 7 + [False] * 5
     assert (per_position[~document] == 0).all()
-    assert (per_position[:3] > 0).all()
-    embedding = student.get_input_embeddings().weight
-    student.zero_grad()
-    whole = student(input_ids=batch["input_ids"], labels=batch["labels"])
-    whole.loss.backward()
-    assert embedding.grad is not None
+    assert (per_position[[0, 1, 2, 4, 5]] > 0).all()  # the last token of a document predicts nothing
 
 
 def load_objective(name: str) -> Any:
@@ -213,8 +216,8 @@ def test_15_a_corrupt_shard_is_found_and_only_it_is_rebuilt(
     tmp_path: Path, dropping_teacher: Path, prepared: data.PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cached, "SHARD_ROWS", 16)
-    model, rows = load_model(dropping_teacher), prepared.train
-    cached.write_cache(tmp_path, model, rows, 4)
+    model, total = load_model(dropping_teacher), len(prepared.train) + len(prepared.validation)
+    cached.write_cache(tmp_path, model, prepared.train, prepared.validation, 4)
     shards = sorted(tmp_path.glob("hidden-*.safetensors"))
     assert len(shards) > 2
     before = {path: path.read_bytes() for path in shards}
@@ -222,24 +225,31 @@ def test_15_a_corrupt_shard_is_found_and_only_it_is_rebuilt(
     content[-1] ^= 1
     shards[1].write_bytes(content)
     shards[2].write_bytes(before[shards[2]][:100])
-    assert not cached.is_complete(tmp_path, len(rows))
+    assert not cached.is_complete(tmp_path, total)
     with pytest.raises(UserError, match="incomplete or corrupt"):
-        CachedTeacher(tmp_path, len(rows), head_of(model, 300))
-    written: list[str] = []
-    write = cached._write_shard
-    monkeypatch.setattr(cached, "_write_shard", lambda path, *rest: (written.append(path.name), write(path, *rest)))
-    cached.write_cache(tmp_path, model, rows, 4)
+        CachedTeacher(tmp_path, total, head_of(model, 300))
+    written = writes(monkeypatch)
+    cached.write_cache(tmp_path, model, prepared.train, prepared.validation, 4)
     assert written == [shards[1].name, shards[2].name]
     assert {path: path.read_bytes() for path in shards} == before
+
+
+def writes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of shards, as they are written from now on."""
+    written: list[str] = []
+    write = Shards._write
+    monkeypatch.setattr(Shards, "_write", lambda self, name, make: (written.append(name), write(self, name, make)))
+    return written
 
 
 def test_15_a_cache_of_something_else_is_a_miss(
     tmp_path: Path, dropping_teacher: Path, tiny_teacher: Path, tiny_corpus: Path
 ) -> None:
-    def key(teacher: Path, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
-        settings = {"length": 32, "validation": 6, "tokens": 4096, "seed": 0, **changes}
-        config = DataConfig(corpora={"text": CorpusConfig(path=f"file:{tiny_corpus}")}, **settings)
-        return cached.cache_folder(model_fingerprint(teacher), data.prepare(config, teacher, "pypi").fingerprint, dtype)
+    def key(teacher: Path, dtype: torch.dtype = torch.float32, form: Form = cached.WHOLE, **changes: Any) -> Path:
+        given = {"length": 32, "validation": 6, "tokens": 4096, "seed": 0, **changes}
+        config = DataConfig(corpora={"text": CorpusConfig(path=f"file:{tiny_corpus}")}, **given)
+        rows = data.prepare(config, teacher, "pypi").fingerprint
+        return cached.cache_folder(cached.cache_facts(model_fingerprint(teacher), rows, dtype, form))
 
     other = tiny.make_model(tmp_path / "other", seed=3, attention_dropout=0.2)
     retokenised = tiny.make_model(tmp_path / "retokenised", attention_dropout=0.2)
@@ -252,6 +262,7 @@ def test_15_a_cache_of_something_else_is_a_miss(
         key(dropping_teacher, length=64),
         key(dropping_teacher, seed=1),
         key(dropping_teacher, dtype=torch.bfloat16),
+        key(dropping_teacher, form=Form(TOP_K, 8)),
     ]
     assert len(set(keys)) == len(keys)
     assert key(dropping_teacher) == keys[0]
@@ -278,11 +289,10 @@ def test_15_two_writers_do_no_harm(file: Path, tmp_path: Path, monkeypatch: pyte
 def test_15_two_threads_write_each_shard_once(
     tmp_path: Path, dropping_teacher: Path, prepared: data.PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written: list[str] = []
-    write: Callable[..., Any] = cached._write_shard
-    monkeypatch.setattr(cached, "_write_shard", lambda path, *rest: (written.append(path.name), write(path, *rest)))
+    written = writes(monkeypatch)
     model = load_model(dropping_teacher)
-    threads = [threading.Thread(target=cached.write_cache, args=(tmp_path, model, prepared.train, 4)) for _ in range(2)]
+    arguments = (tmp_path, model, prepared.train, prepared.validation, 4)
+    threads = [threading.Thread(target=cached.write_cache, args=arguments) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
