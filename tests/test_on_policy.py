@@ -11,7 +11,8 @@ from test_distiller import LENGTH, TRAINING, VOCABULARY, new_student, weights
 
 from distill_lit import data, experiment
 from distill_lit.config import CorpusConfig, DataConfig, OnPolicyConfig, TermConfig, load_experiment
-from distill_lit.data.loader import PackedDataModule, make_batch
+from distill_lit.data.loader import make_batch
+from distill_lit.data.module import PackedDataModule
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.errors import UserError
 from distill_lit.models import load_model

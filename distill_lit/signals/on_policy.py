@@ -15,7 +15,8 @@ from transformers import LogitsProcessor
 
 from distill_lit.config import OnPolicyConfig
 from distill_lit.errors import UserError
-from distill_lit.signals.decoding import Sampling, Written, seed_of, write_batch
+from distill_lit.signals.decoding import Sampling, Written, write_batch
+from distill_lit.signals.seeds import seed_of
 
 ADAPTIVE = "adaptive"
 STEP_UP = 0.1  # of the adaptive share, each time validation gets worse
