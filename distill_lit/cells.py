@@ -38,6 +38,7 @@ from distill_lit.models import (
     export_student,
     initial_student,
     load_model,
+    load_tokenizer,
     merge_adapters,
     model_card,
     model_fingerprint,
@@ -52,7 +53,9 @@ from distill_lit.objectives import Objective, build_objective, can_compile, chun
 from distill_lit.provenance import provenance
 from distill_lit.signals import TeacherSignal
 from distill_lit.signals.cached import is_complete
+from distill_lit.signals.decoding import end_tokens
 from distill_lit.signals.generated import is_written
+from distill_lit.signals.on_policy import StudentText, is_on
 from distill_lit.teaching import base_of, dtype_of, open_signal, prepare_data, real_tokens, write_generated, write_signal
 from distill_lit.training import Report, Run, train, validate
 
@@ -224,12 +227,21 @@ def _training_run(
         length,
         _head_settings(config, vocabulary),
         matching,
+        _student_text(config, student, base_of(config, teacher), model, module.steps),
     )
     origin = _origin(cell, teacher, student, prepared, objective)
     callbacks: list[Callback] = [Layout([term.name for term in objective.terms])]
     if config.evaluation.every:
-        callbacks.append(MidwayEvaluation(teacher, config.evaluation, config.benchmarks, module.steps))
+        callbacks.append(MidwayEvaluation(base_of(config, teacher), config.evaluation, config.benchmarks, module.steps))
     return Run(folder, distiller, module, config.training, config.seed, report, origin, config.launcher.changed, callbacks)
+
+
+def _student_text(config: ExperimentConfig, student: Any, base: Path, teacher: Any, steps: int) -> StudentText | None:
+    """What makes batches of the student's own text, or None where it writes none."""
+    if not is_on(config.on_policy):
+        return None
+    ends = end_tokens(student, load_tokenizer(base), chat=False)
+    return StudentText(config.on_policy, ends, teacher, config.seed, steps)
 
 
 def _origin(cell: Cell, teacher: Path, student: Any, prepared: data.PreparedData, objective: Objective) -> dict[str, str]:

@@ -7,6 +7,7 @@ from omegaconf import MISSING
 
 from distill_lit.config.generated import GeneratedConfig, RowsConfig
 from distill_lit.config.knobs import knob
+from distill_lit.config.on_policy import OnPolicyConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 BASELINES = ("teacher", "untouched", "ce_only")
@@ -215,6 +216,7 @@ class ExperimentConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     cost: CostConfig = field(default_factory=CostConfig)
+    on_policy: OnPolicyConfig = field(default_factory=OnPolicyConfig)
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     variants: dict[str, dict[str, Any]] = knob({}, "named sets of overrides, chosen by grid key `variant`")
