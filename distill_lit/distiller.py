@@ -8,15 +8,17 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, SumMetric
 
 from distill_lit.config import TrainingConfig
 from distill_lit.errors import UserError
 from distill_lit.heads import body_of, check_split, head_of
 from distill_lit.matching import Matching
 from distill_lit.models.states import States, watching
-from distill_lit.objectives import Losses, Objective, fused_losses
+from distill_lit.objectives import Losses, Objective, fused_losses, label_log_probs
 from distill_lit.signals import TeacherSignal, last_hidden
+from distill_lit.signals.on_policy import StudentText
+from distill_lit.targets import ForeignTarget
 
 Batch = dict[str, Tensor]
 IGNORED = -100  # label of a position that is not supervised
@@ -48,10 +50,12 @@ class Distiller(L.LightningModule):
         length: int,
         head: HeadSettings,
         matching: Matching | None = None,
+        student_text: StudentText | None = None,
     ) -> None:
         """`vocabulary`: real tokens shared with the teacher; `signal`: None for objectives without a teacher, which then
         has no fidelity metrics; `steps`: optimizer steps of the whole training;
-        `length`: tokens per row; `matching`: what terms on inner states need, whose teacher is live."""
+        `length`: tokens per row; `matching`: what terms on inner states need, whose teacher is live;
+        `student_text`: makes some batches text that the student writes."""
         super().__init__()
         if bool(objective.representations) != (matching is not None):
             raise UserError("objective: terms on inner states need a matching of student and teacher, and only they do")
@@ -66,6 +70,8 @@ class Distiller(L.LightningModule):
         self.objective = objective
         self.signal = signal
         self.matching = matching
+        self.student_text = student_text
+        self._written: dict[str, MeanMetric | SumMetric] = {}
         self.training_config = training
         self.steps = steps
         self.length = length
@@ -90,8 +96,13 @@ class Distiller(L.LightningModule):
         with watching(getattr(self.signal, "model", None), theirs_wanted) as theirs:
             target = self.signal.target(batch, chosen) if self.signal is not None and with_teacher else None
         by_student = batch["by_student"][:, 1:][chosen] if "by_student" in batch else None
+        if by_student is None and self.student_text is not None:
+            by_student = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
         chunk, compiled, dtype = self.head_settings
         with torch.autocast(hidden.device.type, enabled=False), self._head_gradient():
+            if isinstance(target, ForeignTarget) and self.objective.reads_spans:
+                head = head_of(self.student, self.vocabulary)
+                target = target.with_student(label_log_probs(hidden.to(dtype), head, targets[chosen], chunk))
             losses = fused_losses(
                 self.objective,
                 hidden.to(dtype),
@@ -127,12 +138,36 @@ class Distiller(L.LightningModule):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """The loss of a micro-batch; summed over the window and the ranks it is the mean over the step's tokens."""
         measure = self.global_step % self.training_config.log_every == 0
+        batch, facts = self._written_by_student(batch, index)
         losses, tokens = self.losses(batch, batch["step_tokens"], measure, self.objective.needs_teacher)
         self._collect(self._window, losses, tokens)
+        if facts is not None:
+            self._note_text(facts, losses, tokens)
         self._tokens_seen += batch["input_ids"].numel()
         # Lightning divides by the accumulated batches and averages over ranks; the denominator has counted them all
         total: Tensor = losses.total * self.trainer.accumulate_grad_batches * self.trainer.world_size
         return total
+
+    def _written_by_student(self, batch: Batch, index: int) -> tuple[Batch, dict[str, float] | None]:
+        """(the batch, or one that the student has written instead; what there is to log of the latter)."""
+        if self.student_text is None:
+            return batch, None
+        found = self.student_text.rewrite(batch, self.student, self.global_step, index)
+        if found is None:
+            return batch, None
+        written, facts = found
+        # how many tokens the other batches of the step will have is not known yet: each counts for its share of the step
+        share = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return {**written, "step_tokens": written["step_tokens"] * share}, facts
+
+    def _note_text(self, facts: dict[str, float], losses: Losses, tokens: int) -> None:
+        """Collects what is logged of student text. On it the mean of log q − log p estimates the reverse KL per token."""
+        if {"teacher_nll", "student_nll"} <= losses.measures.keys():
+            gap = losses.measures["teacher_nll"] - losses.measures["student_nll"]
+            facts = {**facts, "reverse_kl": float(gap) / max(tokens, 1)}
+        for name, value in facts.items():
+            metric = SumMetric() if name == "seconds" else MeanMetric()
+            self._written.setdefault(name, metric.to(self.device)).update(value)
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """Collects losses and fidelity over held-out rows."""
@@ -177,6 +212,12 @@ class Distiller(L.LightningModule):
             values[f"weight/{other.name}"] = other.weight(done)
         values["train/loss"] = self._weighted(values, "train")
         now, (then, seen) = time.perf_counter(), self._clock
+        if self.student_text is not None:
+            written = {f"on_policy/{name}": float(metric.compute()) for name, metric in self._written.items()}
+            seconds = written.pop("on_policy/seconds", 0.0)
+            values |= {**written, "on_policy/time_share": seconds / max(now - then, 1e-9)}
+            values["on_policy/share"] = self.student_text.share
+            self._written = {}
         values["train/tokens_per_second"] = (self._tokens_seen - seen) / max(now - then, 1e-9)
         self._clock = (now, self._tokens_seen)
         tokens = (self.global_step + 1) * self.tokens_per_step
@@ -192,6 +233,8 @@ class Distiller(L.LightningModule):
         """Logs the means over all validation rows, and the objective at the present weights."""
         values = self._means(self._validation, "validation")
         values["validation/loss"] = self._weighted(values, "validation")
+        if self.student_text is not None:
+            self.student_text.note_validation(values["validation/loss"])
         # the number of steps done, under which Lightning logs: its own count lags by one here
         self.log_dict({**values, "step": float(self.global_step)})
         self._reset(self._validation)
@@ -225,13 +268,17 @@ class Distiller(L.LightningModule):
         self._clock = (time.perf_counter(), self._tokens_seen)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves out what is frozen: under adapters, a checkpoint holds the adapters alone."""
+        """Leaves out what is frozen: under adapters, the adapters alone are saved. Adds the state of student text."""
         for name in self._frozen_weights():
             del checkpoint["state_dict"][name]
+        if self.student_text is not None:
+            checkpoint["student_text"] = self.student_text.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Puts back what was left out, as it is in the student just built."""
+        """Puts back what was left out, as it is in the student just built, and the state of student text."""
         checkpoint["state_dict"].update(self._frozen_weights())
+        if self.student_text is not None:
+            self.student_text.load_state_dict(checkpoint["student_text"])
 
     def _frozen_weights(self) -> dict[str, Tensor]:
         parameters = self.named_parameters(remove_duplicate=False)

@@ -68,9 +68,11 @@ def _estimate(cell: Cell, teacher: Size, student: Size) -> Estimate:
     learning = 3 * student.flops_per_token() * tokens
     teaching = _teaching(config, teacher) * tokens
     minutes += (learning / train_speed + teaching / teacher_speed) / TRAINING_EFFICIENCY / 60
+    flops, wait = _student_writing(config, student, tokens if cell.role == DISTILLED else 0, teacher_speed)
+    minutes += wait
     weights = student.parameters * (BYTES_PER_WEIGHT if cell.student else 2 if cell.role == QUANTISED else 0)
     peak = weights + (2 * student.parameters * BYTES_PER_CHECKPOINTED_WEIGHT if tokens else 0)
-    return Estimate(tokens, asking + learning + teaching, weights, peak, minutes)
+    return Estimate(tokens, asking + learning + teaching + flops, weights, peak, minutes)
 
 
 def _writing(config: ExperimentConfig, teacher: Size, speed: float) -> Estimate:
@@ -83,6 +85,14 @@ def _writing(config: ExperimentConfig, teacher: Size, speed: float) -> Estimate:
         local += 0 if generated.remote else answers * generated.max_new_tokens
     flops = teacher.flops_per_token() * local
     return Estimate(0, flops, 2 * tokens * TEXT_BYTES, 2 * tokens * TEXT_BYTES, flops / (speed * DECODING_EFFICIENCY) / 60)
+
+
+def _student_writing(config: ExperimentConfig, student: Size, tokens: int, speed: float) -> tuple[float, float]:
+    """(FLOPs, minutes) of the text that a student writes while it trains: one for each row it would have read."""
+    share = config.on_policy.share if isinstance(config.on_policy.share, (int, float)) else 0.5
+    written = share * tokens / config.data.length * config.on_policy.max_new_tokens
+    flops = student.flops_per_token() * written
+    return flops, flops / (speed * DECODING_EFFICIENCY) / 60
 
 
 def _cached_bytes(config: ExperimentConfig, teacher: Size) -> int:

@@ -13,6 +13,7 @@ from distill_lit.config import (
     EvaluationConfig,
     ExperimentConfig,
     ObjectiveConfig,
+    OnPolicyConfig,
     TeacherConfig,
     TermConfig,
     decisive,
@@ -25,9 +26,10 @@ from distill_lit.evaluation.tasks import check_tasks, need_packages
 from distill_lit.files import fingerprint
 from distill_lit.matching import check_fit, check_source
 from distill_lit.models import INT8, check_int8, check_student, check_student_fits, load_config, model_folder
-from distill_lit.objectives import build_objective, check_signal, resolve_preset
+from distill_lit.objectives import Objective, build_objective, check_signal, resolve_preset
 from distill_lit.signals.generated import REMOTE_WITHOUT_EFFECT, check_generated, check_keys
 from distill_lit.signals.generated import references as generated_references
+from distill_lit.signals.on_policy import check_on_policy, is_on
 
 TEACHER, UNTOUCHED, CE_ONLY, DISTILLED = "teacher", "untouched", "ce_only", "distilled"
 QUANTISED, RIVAL = "quantised", "rival"
@@ -76,17 +78,38 @@ def check(config: ExperimentConfig) -> None:
         objective = build_objective(point.objective.terms, point.objective.temperature_scaling)
         if objective.needs_teacher and point.teacher.source == "none":
             raise UserError("teacher.source: none, and a term of the objective compares with the teacher")
-        check_signal(objective, *_form_of(point.teacher))
+        check_on_policy(point.on_policy, point.teacher.source, point.training.compile)
+        _check_policy_form(objective, point.on_policy)
+        check_signal(objective, *_form_of(point.teacher), tells_author=is_on(point.on_policy))
         check_source(objective, point.teacher.source, point.training.compile)
         data.check(point.data, point.benchmarks)
+        _check_plain_text(point)
         check_generated(point.data, point.benchmarks)
     check_tasks(config.evaluation, config.benchmarks)
+
+
+def _check_policy_form(objective: Objective, on_policy: OnPolicyConfig) -> None:
+    """A policy gradient on text of others, or drawn from a mixture, would follow another mean than the reverse KL's."""
+    for term in objective.terms:
+        if term.kind == "policy_reverse_kl" and (on_policy.share != 1 or on_policy.teacher_mix or on_policy.replay):
+            raise UserError(
+                f"objective.terms.{term.name}: policy_reverse_kl is for the student's own text alone: "
+                "set on_policy.share to 1, without teacher_mix and replay"
+            )
+
+
+def _check_plain_text(config: ExperimentConfig) -> None:
+    """A chat template belongs to a tokenizer: a foreign teacher would read another text than the student."""
+    for name, corpus in config.data.corpora.items():
+        is_chat = corpus.messages or (corpus.generated is not None and corpus.generated.chat)
+        if config.teacher.source == "foreign" and is_chat:
+            raise UserError(f"data.corpora.{name}: teacher.source foreign reads plain text only, and this is a chat")
 
 
 def _form_of(teacher: TeacherConfig) -> tuple[str, str]:
     """(what losses get of this teacher, what users call it)."""
     if teacher.source != "cached":
-        return "dense", f"teacher.source {teacher.source}"
+        return "foreign" if teacher.source == "foreign" else "dense", f"teacher.source {teacher.source}"
     forms = {"hidden": "dense", "top_k": "top_k", "sampled": "draws"}
     return forms[teacher.cache], f"teacher.cache {teacher.cache}"
 
@@ -230,6 +253,7 @@ def _student_cell(role: str, values: dict[str, Any], config: ExperimentConfig) -
     if role == CE_ONLY:
         config = copy.deepcopy(config)
         config.objective.terms = {"ce": TermConfig(weight=1.0)}
+        config.on_policy = OnPolicyConfig()  # nobody judges what it would write
     if role == UNTOUCHED and not config.students[config.student].config:
         seed = None
     if role != DISTILLED:
@@ -255,6 +279,7 @@ def _student_identity(role: str, config: ExperimentConfig) -> str:
     }
     if role != UNTOUCHED:
         facts |= {"objective": _objective_identity(config), "training": training_identity(config), "seed": config.seed}
+        facts |= {"on_policy": decisive(config.on_policy)} if is_on(config.on_policy) else {}
     elif config.students[config.student].config:
         facts["seed"] = config.seed
     return _identity(**facts)
@@ -263,7 +288,8 @@ def _student_identity(role: str, config: ExperimentConfig) -> str:
 def _teacher_identity(role: str, config: ExperimentConfig) -> dict[str, Any]:
     """What of the teacher decides a student: for one that learns nothing from it, not how it would have told."""
     found = decisive(config.teacher)
-    return found if role == DISTILLED else {key: found[key] for key in ("model", "dtype") if key in found}
+    known = ("model", "dtype", *(["source"] if config.teacher.source == "foreign" else []))  # then it has another tokenizer
+    return found if role == DISTILLED else {key: found[key] for key in known if key in found}
 
 
 def _objective_identity(config: ExperimentConfig) -> dict[str, Any]:

@@ -7,7 +7,15 @@ from typing import Any
 
 from rich.console import Console
 
-from distill_lit.config import CorpusConfig, ExperimentConfig, StudentConfig, TermConfig, find_configs
+from distill_lit.config import (
+    CorpusConfig,
+    ExperimentConfig,
+    GeneratedConfig,
+    RemoteConfig,
+    StudentConfig,
+    TermConfig,
+    find_configs,
+)
 
 Line = tuple[str, str]
 
@@ -80,6 +88,8 @@ def _knobs() -> Iterable[Line]:
     yield from _knobs_of(ExperimentConfig, "")
     for path, section in (("students", StudentConfig), ("data.corpora", CorpusConfig), ("objective.terms", TermConfig)):
         yield from _knobs_of(section, f"{path}.NAME.")
+    yield from _knobs_of(GeneratedConfig, "data.corpora.NAME.generated.")
+    yield from _knobs_of(RemoteConfig, "data.corpora.NAME.generated.remote.")
 
 
 def _knobs_of(section: Any, path: str) -> Iterable[Line]:

@@ -5,6 +5,7 @@ A sparse target needs no projection of the teacher, so a cache of k tokens per p
 
 from typing import NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
 from distill_lit.heads import Head
@@ -41,13 +42,56 @@ class Draws(NamedTuple):
     label_log_probs: Tensor
 
 
+class Foreign(NamedTuple):
+    """What a teacher with another tokenizer says of N tokens of the student, on spans of bytes that both cut alike.
+
+    logits: (N, V of the teacher), or None where no loss reads them; same: (N,) bool, whether both have read the same bytes
+    before this token: only there are the logits meant; size: (N,) tokens of the student in the span of this one, 0 for
+    none; teacher_span, student_span: (N,) nats, log-probability of the whole span to each; label_log_probs: (N,) nats, the
+    teacher's of the span shared out over its tokens, 0 without one.
+    """
+
+    logits: Tensor | None
+    same: Tensor
+    size: Tensor
+    teacher_span: Tensor
+    student_span: Tensor
+    label_log_probs: Tensor
+
+    def rows(self, rows: slice) -> "Foreign":
+        """The same for some of its tokens."""
+        logits = None if self.logits is None else self.logits[rows]
+        return Foreign(logits, *(part[rows] for part in self[1:]))
+
+
+class ForeignTarget(NamedTuple):
+    """`Foreign` for all tokens of a batch. hidden: (N, D) of the teacher where `same`, 0 elsewhere; spans: (N,) int64, the
+    number of each token's span, -1 for none."""
+
+    hidden: Tensor
+    head: Head
+    spans: Tensor
+    said: Foreign
+
+    def with_student(self, label_log_probs: Tensor) -> "ForeignTarget":
+        """With the student's log-probabilities of its spans, from those (N,) of its tokens."""
+        inside = self.spans >= 0
+        total = torch.zeros(int(self.spans.max()) + 1 if len(self.spans) else 0, device=label_log_probs.device)
+        total = total.index_add(0, self.spans[inside], label_log_probs[inside].float())
+        student = torch.zeros_like(self.said.student_span)
+        student[inside] = total[self.spans[inside]]
+        return self._replace(said=self.said._replace(student_span=student))
+
+
 Sparse = TopK | Draws
-Target = DenseTarget | TopK | Draws
+Target = DenseTarget | TopK | Draws | ForeignTarget
 AnySparse = TypeVar("AnySparse", bound=Sparse)
 
 
-def form_of(target: Target | Tensor) -> str:
-    """`dense`, `top_k` or `draws`: the word that `Kind.targets` uses. A tensor is logits."""
+def form_of(target: Target | Foreign | Tensor) -> str:
+    """`dense`, `top_k`, `draws` or `foreign`: the word that `Kind.targets` uses. A tensor is logits."""
+    if isinstance(target, (Foreign, ForeignTarget)):
+        return "foreign"
     return "top_k" if isinstance(target, TopK) else "draws" if isinstance(target, Draws) else "dense"
 
 

@@ -10,8 +10,8 @@ from distill_lit import data, hardware
 from distill_lit.config import DataConfig, ExperimentConfig, TeacherConfig
 from distill_lit.evaluation.evaluate import document_texts
 from distill_lit.heads import head_of
-from distill_lit.models import load_model, load_tokenizer, model_fingerprint
-from distill_lit.signals import CachedTeacher, LiveTeacher, SparseTeacher, TeacherSignal
+from distill_lit.models import load_model, load_tokenizer, model_fingerprint, model_folder
+from distill_lit.signals import CachedTeacher, ForeignTeacher, LiveTeacher, SparseTeacher, TeacherSignal
 from distill_lit.signals.cached import bytes_per_token, cache_facts, cache_folder, is_complete, write_cache
 from distill_lit.signals.compress import HIDDEN, SAMPLED, TOP_K, Form
 from distill_lit.signals.generated import Evaluation, Writer, resolve_corpora, write_corpus
@@ -41,6 +41,12 @@ def readable_data(config: ExperimentConfig) -> DataConfig:
 def prepare_data(config: ExperimentConfig, tokenizer_folder: Path) -> data.PreparedData:
     """Packed rows of an experiment, the generated ones among them. Raises UserError for what is not written yet."""
     return data.prepare(readable_data(config), tokenizer_folder, config.benchmarks)
+
+
+def base_of(config: ExperimentConfig, teacher: Path) -> Path:
+    """The folder whose tokenizer the student reads with: the teacher's, or its own where the teacher is foreign to it."""
+    student = config.students[config.student]
+    return model_folder(student.from_) if config.teacher.source == "foreign" and student.from_ else teacher
 
 
 def write_signal(config: ExperimentConfig, teacher: Path, report: Report) -> dict[str, Any]:
@@ -78,12 +84,15 @@ def real_tokens(tokenizer_folder: Path) -> int:
 def open_signal(
     config: ExperimentConfig, teacher: Path, prepared: data.PreparedData, vocabulary: int
 ) -> TeacherSignal | None:
-    """The signal that a training reads; None for `teacher.source: none`."""
+    """The signal that a training reads; None for `teacher.source: none`. vocabulary: real tokens of the student."""
     if config.teacher.source == "none":
         return None
     model = load_model(teacher, dtype_of(config.teacher.dtype))
     if config.teacher.source == "live":
         return LiveTeacher(model, vocabulary, config.training.compile)
+    if config.teacher.source == "foreign":
+        tokenizers = load_tokenizer(teacher), load_tokenizer(base_of(config, teacher))
+        return ForeignTeacher(model, real_tokens(teacher), *tokenizers)
     head, form = head_of(model.requires_grad_(False), vocabulary), cache_form(config.teacher)
     facts, held_out = _cache_facts(config, teacher, prepared), len(prepared.validation)
     folder = cache_folder(facts)

@@ -132,7 +132,7 @@ def build_trainer(run: Run, resumed_at: int | None, termination: Termination) ->
         callbacks=[
             FiniteSteps(run.folder),
             GeneratorState(),
-            Checkpoints(run.checkpoints, every, validate_every, budget, run.origin, termination),
+            Checkpoints(run.checkpoints, every, validate_every, config.keep_checkpoints, budget, run.origin, termination),
             Progress(run.report, run.data.steps),
             *run.callbacks,
         ],

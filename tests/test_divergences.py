@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from losses import DIFFERENTIABLE, DIVERGENCES, authors, one_term, softened
+from losses import DENSE, DIFFERENTIABLE, DIVERGENCES, authors, one_term, softened
 from torch import Tensor
 
 from distill_lit.config import TermConfig
@@ -223,12 +223,20 @@ def test_policy_reverse_kl_has_value_and_gradient_of_the_reverse_kl_in_the_mean(
     logits = torch.tensor([[0.3, -0.4, 1.0]], dtype=torch.float64, requires_grad=True)
     q = logits.detach().softmax(-1)
     labels = torch.arange(3)  # every token once, weighted by its probability: the exact mean
-    each = sp.policy_reverse_kl(logits.log_softmax(-1).expand(3, 3), P.log().expand(3, 3), labels)
+    own = torch.ones(3, dtype=torch.bool)
+    each = sp.policy_reverse_kl(logits.log_softmax(-1).expand(3, 3), P.log().expand(3, 3), labels, own)
     mean = (q[0] * each).sum()
     (gradient,) = torch.autograd.grad(mean, logits)
     exact = dv.reverse_kl(logits.log_softmax(-1), P.log()).sum()
     torch.testing.assert_close(mean, exact)
     torch.testing.assert_close(gradient, torch.autograd.grad(exact, logits)[0])
+
+
+def test_policy_reverse_kl_leaves_the_text_of_others_alone() -> None:
+    student, teacher, labels = draw_logits(4)
+    own = torch.tensor([True, False, False, True])
+    values = sp.policy_reverse_kl(student.log_softmax(-1), teacher.log_softmax(-1), labels, own)
+    assert (values[1:3] == 0).all() and (values[[0, 3]] != 0).all()
 
 
 # ---------------------------------------------------------------- laws of the whole family
@@ -254,7 +262,7 @@ def test_alpha_beta_is_finite_for_extreme_logits(options: dict) -> None:
     check_finite("alpha_beta", options)
 
 
-@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("kind", DENSE)
 def test_finite_for_extreme_logits(kind: str) -> None:
     check_finite(kind, {})
 
@@ -281,7 +289,7 @@ def test_gradient_equals_finite_differences(kind: str) -> None:
     assert torch.autograd.gradcheck(loss, (student,))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in LOSSES if kind != "sampled_kl"])  # draws depend on the number format
+@pytest.mark.parametrize("kind", [kind for kind in DENSE if kind != "sampled_kl"])  # draws depend on the number format
 def test_float32_agrees_with_float64(kind: str) -> None:
     student, teacher, labels = draw_logits(8, 13)
     found = []
@@ -294,7 +302,7 @@ def test_float32_agrees_with_float64(kind: str) -> None:
     torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in LOSSES if kind != "sampled_kl"])
+@pytest.mark.parametrize("kind", [kind for kind in DENSE if kind != "sampled_kl"])
 def test_tokens_are_judged_one_by_one(kind: str) -> None:
     """So neither padding, nor the split into micro-batches, nor accumulation can matter."""
     student, teacher, labels = draw_logits(8)

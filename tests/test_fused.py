@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from losses import authors, softened, sparse_targets
+from losses import DENSE, authors, softened, sparse_targets
 
 from distill_lit.config import TermConfig
 from distill_lit.heads import Head
@@ -11,7 +11,7 @@ from distill_lit.targets import DenseTarget, Target
 
 N, D, D_T, V, PADDED = 37, 8, 12, 29, 32
 TERMS = {
-    **{kind: softened(kind, 1.5) for kind in LOSSES if kind != "sampled_kl"},
+    **{kind: softened(kind, 1.5) for kind in DENSE if kind != "sampled_kl"},
     "smooth": {"ce": TermConfig(options={"label_smoothing": 0.1})},
     "ce + forward_kl": {"ce": TermConfig(weight=0.3), "kl": TermConfig(kind="forward_kl", weight=0.7)},
     "three": {
@@ -20,7 +20,7 @@ TERMS = {
         "b": TermConfig(kind="reverse_kl", temperature=3),
     },
 }
-SPARSE = [(kind, form) for kind, loss in LOSSES.items() for form in loss.targets if form != "dense"]
+SPARSE = [(kind, form) for kind, loss in LOSSES.items() for form in loss.targets if form in ("top_k", "draws")]
 HEADS = {"plain": {}, "scaled": {"scale": 0.25}, "capped": {"softcap": 5.0}, "both": {"scale": 2.0, "softcap": 3.0}}
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill_lit import experiment
-from distill_lit.config import ObjectiveConfig, TermConfig, load_experiment, to_dict
+from distill_lit.config import ExperimentConfig, ObjectiveConfig, TermConfig, load_experiment, to_dict
 from distill_lit.errors import UserError
 from distill_lit.objectives import PRESETS, build_objective, plain_losses
 
@@ -126,18 +126,21 @@ def compare(found: tuple[Tensor, Tensor], name: str, theirs: dict[str, np.ndarra
 # ---------------------------------------------------------------- in a config
 
 
-def settled(*changes: str) -> dict:
-    config = load_experiment(QUICKSTART, ["objective.terms.kl=null", *changes])
-    (_, point), *_ = experiment.settled_points(config)
-    return to_dict(point.objective)
+def without_terms(*changes: str) -> ExperimentConfig:
+    """The quickstart with changes and no terms of its own."""
+    config = load_experiment(QUICKSTART, list(changes))
+    config.objective.terms = {}
+    return config
 
 
 def test_a_preset_is_spelled_out() -> None:
-    objective = settled("objective.preset=hinton")
-    assert objective["preset"] == ""
-    assert objective["temperature_scaling"] == "hinton"
-    assert objective["terms"]["ce"]["weight"] == 0.5
-    assert objective["terms"]["ce"]["temperature"] == 1.0
+    (_, point), *_ = experiment.settled_points(without_terms("objective.preset=hinton"))
+    objective = to_dict(point.objective)
+    assert (objective["preset"], objective["temperature_scaling"]) == ("", "hinton")
+    assert objective["terms"] == {
+        "ce": {"kind": "", "weight": 0.5, "temperature": 1.0, "options": {}},
+        "kl": {"kind": "forward_kl", "weight": 0.5, "temperature": 2.0, "options": {}},
+    }
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -164,14 +167,20 @@ def test_terms_change_single_fields_of_a_preset() -> None:
 
 
 def test_presets_are_an_axis_of_a_grid() -> None:
-    changes = ["grid={objective.preset: [trl, hinton], student: [deep]}", "objective.terms.kl=null"]
-    cells = [cell for cell in experiment.plan(load_experiment(QUICKSTART, changes)) if cell.role == "distilled"]
-    assert [cell.label for cell in cells] == ["deep-preset=trl", "deep-preset=hinton"]
-    assert [sorted(cell.config.objective.terms) for cell in cells] == [["jsd"], ["ce"]]
-    plain = [cell for cell in experiment.plan(load_experiment(QUICKSTART, changes)) if cell.role == "ce_only"]
+    cells = experiment.plan(without_terms("grid={objective.preset: [trl, hinton], student: [deep]}"))
+    distilled = [cell for cell in cells if cell.role == "distilled"]
+    assert [cell.label for cell in distilled] == ["deep-preset=trl", "deep-preset=hinton"]
+    assert [sorted(cell.config.objective.terms) for cell in distilled] == [["jsd"], ["ce", "kl"]]
+    plain = [cell for cell in cells if cell.role == "ce_only"]
     assert [sorted(cell.config.objective.terms) for cell in plain] == [["ce"]]
 
 
 def test_an_unknown_preset_is_refused() -> None:
     with pytest.raises(UserError, match=r"objective\.preset: unknown value 'hintn'; did you mean 'hinton'"):
         experiment.check(load_experiment(QUICKSTART, ["objective.preset=hintn"]))
+
+
+@pytest.mark.parametrize("kind", ["contrastive", "policy_reverse_kl"])
+def test_losses_that_ask_who_wrote_a_text_are_refused_for_a_corpus(kind: str) -> None:
+    with pytest.raises(UserError, match=rf"objective\.terms\.new: {kind} .* does not tell them apart"):
+        experiment.check(load_experiment(QUICKSTART, [f"objective.terms.new={{kind: {kind}}}"]))

@@ -9,6 +9,7 @@ from distill_lit.config.generated import (
     RowsConfig,
 )
 from distill_lit.config.load import decisive, expand, find_configs, load_experiment, load_section, to_dict, to_yaml
+from distill_lit.config.on_policy import OnPolicyConfig
 from distill_lit.config.schema import (
     AnalysisConfig,
     CorpusConfig,
@@ -38,6 +39,7 @@ __all__ = [
     "LauncherConfig",
     "LoraConfig",
     "ObjectiveConfig",
+    "OnPolicyConfig",
     "PriceConfig",
     "PromptsConfig",
     "RemoteConfig",

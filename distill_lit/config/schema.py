@@ -7,6 +7,7 @@ from omegaconf import MISSING
 
 from distill_lit.config.generated import GeneratedConfig, RowsConfig
 from distill_lit.config.knobs import knob
+from distill_lit.config.on_policy import OnPolicyConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 BASELINES = ("teacher", "untouched", "ce_only")
@@ -20,8 +21,8 @@ class TeacherConfig:
     model: str = MISSING  # reference: hf:org/name[@revision], pypi:package==version/file.gguf, file:folder
     source: str = knob(
         "live",
-        "live: teacher forward beside the student; cached: what it says, written once; none: no teacher",
-        choices=("live", "cached", "none"),
+        "live: forward beside the student; foreign: the same, with a tokenizer of its own; cached: written once; none",
+        choices=("live", "foreign", "cached", "none"),
     )
     cache: str = knob(
         "hidden",
@@ -215,6 +216,7 @@ class ExperimentConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     cost: CostConfig = field(default_factory=CostConfig)
+    on_policy: OnPolicyConfig = field(default_factory=OnPolicyConfig)
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     variants: dict[str, dict[str, Any]] = knob({}, "named sets of overrides, chosen by grid key `variant`")

@@ -1,7 +1,7 @@
 """Losses as pure functions of tensors: the family, schedules, their mixture, and the fused head."""
 
 from distill_lit.objectives.family import LOSSES
-from distill_lit.objectives.fused import Losses, can_compile, chunk_for, fused_losses, plain_losses
+from distill_lit.objectives.fused import Losses, can_compile, chunk_for, fused_losses, label_log_probs, plain_losses
 from distill_lit.objectives.objective import Objective, build_objective, check_signal
 from distill_lit.objectives.presets import PRESETS, resolve_preset
 from distill_lit.objectives.representation import REPRESENTATIONS
@@ -17,6 +17,7 @@ __all__ = [
     "check_signal",
     "chunk_for",
     "fused_losses",
+    "label_log_probs",
     "plain_losses",
     "resolve_preset",
 ]

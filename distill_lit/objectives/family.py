@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from distill_lit.errors import UserError, suggest
-from distill_lit.objectives import divergences, sparse
+from distill_lit.objectives import cross_tokenizer, divergences, sparse
 
 
 class Number(NamedTuple):
@@ -115,8 +115,25 @@ LOSSES: dict[str, Kind] = {
         targets=("dense", "top_k"),
         power=1,
     ),
+    "uld": Kind(
+        cross_tokenizer.uld,
+        options={"k": Number(0, whole=True)},
+        targets=("foreign",),
+        softens=(),
+        power=0,
+    ),
+    "span_likelihood": Kind(
+        cross_tokenizer.span_likelihood,
+        ("log_q", "teacher", "labels"),
+        {"tau": Number(0, exclusive=True)},
+        targets=("foreign",),
+        softens=(),
+        power=0,
+    ),
     "policy_reverse_kl": Kind(
-        sparse.policy_reverse_kl, ("log_q", "teacher", "labels"), targets=("dense", "top_k", "draws")
+        sparse.policy_reverse_kl,
+        ("log_q", "teacher", "labels", "by_student"),
+        targets=("dense", "top_k", "draws"),
     ),
 }
 

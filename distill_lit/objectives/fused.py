@@ -19,7 +19,7 @@ from distill_lit.errors import UserError
 from distill_lit.heads import Head
 from distill_lit.objectives.objective import Objective, check_signal
 from distill_lit.objectives.sums import Tokens, term_sums
-from distill_lit.targets import DenseTarget, Sparse, Target, form_of, rows_of
+from distill_lit.targets import DenseTarget, Foreign, ForeignTarget, Sparse, Target, form_of, rows_of
 
 
 class Losses(NamedTuple):
@@ -47,7 +47,7 @@ class Pass(NamedTuple):
 def plain_losses(
     objective: Objective,
     student: Tensor,
-    teacher: Tensor | Sparse | None,
+    teacher: Tensor | Sparse | Foreign | None,
     labels: Tensor,
     *,
     denominator: Tensor,
@@ -95,7 +95,7 @@ def fused_losses(
     return Losses(total, terms, measures)
 
 
-def _check(objective: Objective, target: Target | Tensor | None, by_student: Tensor | None) -> None:
+def _check(objective: Objective, target: Target | Foreign | Tensor | None, by_student: Tensor | None) -> None:
     if target is None and objective.needs_teacher:
         raise UserError("objective: a term compares with the teacher, and there is no teacher signal")
     form = "absent" if target is None else form_of(target)
@@ -191,7 +191,12 @@ def _run(head: Head, products: Tensor, plan: Pass, rows: slice) -> tuple[Tensor,
     target, teacher_head = plan.target, None
     if isinstance(target, DenseTarget):
         teacher_head = target.head
-        teacher: Tensor | Sparse | None = teacher_head.project(target.hidden[rows])
+        teacher: Tensor | Sparse | Foreign | None = teacher_head.project(target.hidden[rows])
+    elif isinstance(target, ForeignTarget):
+        teacher = target.said.rows(rows)
+        if plan.objective.reads_foreign_logits:
+            teacher_head = target.head
+            teacher = teacher._replace(logits=teacher_head.project(target.hidden[rows]))
     else:
         teacher = None if target is None else rows_of(target, rows)
     by_student = None if plan.by_student is None else plan.by_student[rows]
@@ -214,6 +219,8 @@ def _chunk_loss(
     """(weighted loss, term sums (K,), measures) of tokens whose logits are still raw products."""
     if teacher_head is not None and isinstance(tokens.teacher, Tensor):
         tokens = tokens._replace(teacher=teacher_head.finish(tokens.teacher))
+    if teacher_head is not None and isinstance(tokens.teacher, Foreign) and tokens.teacher.logits is not None:
+        tokens = tokens._replace(teacher=tokens.teacher._replace(logits=teacher_head.finish(tokens.teacher.logits)))
     tokens = tokens._replace(student=head.finish(tokens.student))
     sums, measures = term_sums(objective, tokens, temperatures, measure)
     return (weights * sums).sum(), sums, measures
@@ -231,6 +238,17 @@ def _function(function: Callable[..., Any], compiled: bool) -> Callable[..., Any
     # one process trains many objectives; past this limit the compiler would fall back without a word
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
     return torch.compile(function, dynamic=True)
+
+
+@torch.no_grad()
+def label_log_probs(hidden: Tensor, head: Head, labels: Tensor, chunk: int) -> Tensor:
+    """The student's log-probabilities (N,) of its labels, float32, from hidden states (N, D), a chunk at a time."""
+    head = head.cast(hidden.dtype)
+    parts = [
+        head.finish(head.project(hidden[rows])).log_softmax(-1).gather(-1, labels[rows, None])[:, 0]
+        for rows in _chunks(hidden.shape[0], chunk)
+    ]
+    return torch.cat(parts) if parts else hidden.new_zeros(0)
 
 
 def can_compile(device: torch.device) -> bool:

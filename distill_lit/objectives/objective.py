@@ -64,6 +64,16 @@ class Objective:
         """Whether any term asks who wrote a text, the teacher or the student."""
         return any("by_student" in term.loss.reads for term in self.terms)
 
+    @property
+    def reads_foreign_logits(self) -> bool:
+        """Whether any term reads the whole distribution of a teacher with another tokenizer."""
+        return any(term.kind == "uld" for term in self.terms)
+
+    @property
+    def reads_spans(self) -> bool:
+        """Whether any term compares spans of bytes."""
+        return any(term.kind == "span_likelihood" for term in self.terms)
+
     def factors(self, done: float) -> tuple[list[float], list[float]]:
         """(weights with T^power where it applies, temperatures) of the terms from logits when the share `done` of
         training is over.
@@ -130,6 +140,6 @@ def check_signal(objective: Objective, form: str, source: str, tells_author: boo
             )
         if "by_student" in loss.reads and not tells_author:
             raise UserError(
-                f"{key}: {term.kind} treats the student's own text and the teacher's differently, and {source} does "
+                f"{key}: {term.kind} treats the student's own text and that of others differently, and {source} does "
                 "not tell them apart"
             )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from distill_lit.objectives.divergences import forward_kl
-from distill_lit.targets import Draws, Sparse, TopK
+from distill_lit.targets import Draws, Foreign, Sparse, TopK
 
 
 def top_k_kl(log_q: Tensor, teacher: Tensor | TopK, k: int = 64) -> Tensor:
@@ -60,15 +60,16 @@ def cross_entropy(log_q: Tensor, labels: Tensor, label_smoothing: float = 0.0) -
     return nll if label_smoothing == 0 else (1 - label_smoothing) * nll - label_smoothing * log_q.mean(-1)
 
 
-def policy_reverse_kl(log_q: Tensor, teacher: Tensor | Sparse, labels: Tensor) -> Tensor:
+def policy_reverse_kl(log_q: Tensor, teacher: Tensor | Sparse, labels: Tensor, by_student: Tensor) -> Tensor:
     """log q(y) − log p(y) on the student's own tokens y, with the gradient of a policy whose advantage is its negative.
 
     Over draws y of q the mean is KL(q ‖ p), and so is the gradient's: ∇E = E[(log q − log p) ∇log q]. Williams 1992;
-    Gu et al. 2023, 2306.08543, one step. log_q: (N, V), labels: (N,). Returns (N,) nats, of either sign.
+    Gu et al. 2023, 2306.08543, one step. On text of others it would be neither, so there it is 0. log_q: (N, V), labels
+    and by_student: (N,). Returns (N,) nats, of either sign.
     """
     chosen = pick(log_q, labels)
     ratio = chosen.detach() - label_log_probs(teacher, labels)
-    return ratio * (1 + chosen - chosen.detach())
+    return torch.where(by_student, ratio * (1 + chosen - chosen.detach()), 0.0)
 
 
 def largest(teacher: Tensor | TopK, k: int) -> tuple[Tensor, Tensor]:
@@ -88,7 +89,7 @@ def draw(teacher: Tensor | Draws, count: int) -> tuple[Tensor, Tensor, Tensor]:
     return ids, log_probs, torch.full_like(log_probs, 1 / count)
 
 
-def label_log_probs(teacher: Tensor | Sparse, labels: Tensor) -> Tensor:
+def label_log_probs(teacher: Tensor | Sparse | Foreign, labels: Tensor) -> Tensor:
     """The teacher's log-probabilities (N,) of the labels."""
     return pick(teacher, labels) if isinstance(teacher, Tensor) else teacher.label_log_probs
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from distill_lit.objectives.divergences import entropy, forward_kl
 from distill_lit.objectives.objective import Objective, Term
 from distill_lit.objectives.sparse import label_log_probs, pick
-from distill_lit.targets import Draws, Sparse, TopK
+from distill_lit.targets import Draws, Foreign, Sparse, TopK
 
 
 class Tokens(NamedTuple):
@@ -16,7 +16,7 @@ class Tokens(NamedTuple):
     labels: (N,) ids; by_student: (N,) bool, whether the student wrote the text, or None where nobody says."""
 
     student: Tensor
-    teacher: Tensor | Sparse | None
+    teacher: Tensor | Sparse | Foreign | None
     labels: Tensor
     by_student: Tensor | None = None
 
@@ -25,11 +25,11 @@ class View(NamedTuple):
     """What losses read of some tokens at one temperature: log_q (N, V), and the teacher's log-probabilities or k tokens."""
 
     log_q: Tensor
-    teacher: Tensor | Sparse | None
+    teacher: Tensor | Sparse | Foreign | None
     labels: Tensor
     by_student: Tensor | None
     student_logits: Tensor
-    teacher_logits: Tensor | Sparse | None
+    teacher_logits: Tensor | Sparse | Foreign | None
 
 
 def term_sums(
@@ -83,7 +83,7 @@ def measure_sums(view: View) -> dict[str, Tensor]:
     if isinstance(teacher, Tensor):
         sums["teacher_entropy"] = entropy(teacher).sum()
         sums["teacher_kl"] = forward_kl(log_q, teacher).sum()
-    if not isinstance(teacher, Draws):
+    if not isinstance(teacher, (Draws, Foreign)):
         best = teacher.ids[:, 0] if isinstance(teacher, TopK) else teacher.argmax(-1)
         sums["agreement"] = (log_q.argmax(-1) == best).sum().to(log_q.dtype)
     return sums

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from distill_lit.signals.cached import CachedTeacher, SparseTeacher
+from distill_lit.signals.foreign import ForeignTeacher
 from distill_lit.signals.live import LiveTeacher, last_hidden
 from distill_lit.targets import Target
 
@@ -23,4 +24,4 @@ class TeacherSignal(Protocol):
         ...
 
 
-__all__ = ["CachedTeacher", "LiveTeacher", "SparseTeacher", "TeacherSignal", "last_hidden"]
+__all__ = ["CachedTeacher", "ForeignTeacher", "LiveTeacher", "SparseTeacher", "TeacherSignal", "last_hidden"]

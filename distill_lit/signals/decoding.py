@@ -31,9 +31,17 @@ class Written:
 
 
 def write_batch(
-    model: Any, prompts: Sequence[Sequence[int]], ends: list[int], sampling: Sampling, seed: int
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    ends: list[int],
+    sampling: Sampling,
+    seed: int,
+    extra: Sequence[Any] = (),
 ) -> list[Written]:
-    """A continuation of each prompt (token ids). The same prompts, in the same batch, with the same seed give the same."""
+    """A continuation of each prompt (token ids). The same prompts, in the same batch, with the same seed give the same.
+
+    extra: logits processors that change what is drawn from, told of the prompts' attention mask by `start`.
+    """
     device = next(model.parameters()).device
     longest = max(map(len, prompts))
     ids = torch.full((len(prompts), longest), ends[0], device=device)
@@ -42,6 +50,8 @@ def write_batch(
         ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=device)
         mask[row, longest - len(prompt) :] = 1
     recorder = _Recorder()
+    for processor in extra:
+        processor.start(mask)
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.inference_mode():
         torch.manual_seed(seed)
@@ -49,7 +59,7 @@ def write_batch(
             ids,
             attention_mask=mask,
             generation_config=_settings(sampling, ends),
-            logits_processor=LogitsProcessorList([recorder]),
+            logits_processor=LogitsProcessorList([recorder, *extra]),
         )
     written = sequences[:, longest:]
     return [

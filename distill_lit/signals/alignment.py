@@ -1,0 +1,106 @@
+"""The same text in two tokenizers: which tokens of one say the same bytes as which tokens of the other.
+
+Everything is counted in bytes: characters are cut differently by byte-level tokens, and one character may be several.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from distill_lit.errors import UserError
+
+UTF8_TAIL = 3  # bytes that can follow the first of a character
+
+
+class Spans(NamedTuple):
+    """Stretches of bytes that both tokenizers cut at both ends, the shortest there are, in order.
+
+    ours, theirs: (S, 2) int64, first token and the one after the last, of each tokenizer.
+    """
+
+    ours: np.ndarray
+    theirs: np.ndarray
+
+
+def align(ours: Sequence[int] | np.ndarray, theirs: Sequence[int] | np.ndarray) -> Spans:
+    """Spans of two tokenisations of the same bytes. ours, theirs: bytes of each token; tokens without bytes, such as a BOS,
+    belong to no span.
+
+    Raises UserError when they are not of the same length.
+    """
+    a, b = np.cumsum(ours), np.cumsum(theirs)
+    if (a[-1] if len(a) else 0) != (b[-1] if len(b) else 0):
+        raise UserError("two tokenisations of a text have different lengths in bytes and cannot be aligned")
+    ends = np.intersect1d(a, b)
+    ends = ends[ends > 0]
+    return Spans(_ranges(np.asarray(ours), a, ends), _ranges(np.asarray(theirs), b, ends))
+
+
+def _ranges(sizes: np.ndarray, ends_of_tokens: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """(first token, after the last) of the spans that end at `ends`."""
+    real = np.flatnonzero(sizes)  # of tokens that end at the same byte, the one that has bytes
+    last = real[np.searchsorted(ends_of_tokens[real], ends)]
+    first = (
+        real[np.searchsorted(ends_of_tokens[real], np.concatenate([[0], ends[:-1]]), side="right")] if len(ends) else last
+    )
+    return np.stack([first, last + 1], axis=1).astype(np.int64).reshape(-1, 2)
+
+
+def token_bytes(tokenizer: Any) -> list[bytes]:
+    """The bytes that every token id stands for; special tokens stand for none.
+
+    Knows byte-level BPE (GPT-2 and after) and SentencePiece-like pieces with byte fallback. Raises UserError for others.
+    """
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    kinds = _kinds(backend.get("decoder"))
+    if "ByteLevel" in kinds:
+        letters = _byte_of_letter()
+        read = lambda piece: bytes(letters[c] for c in piece) if all(c in letters for c in piece) else piece.encode()  # noqa: E731
+    elif "ByteFallback" in kinds or "Metaspace" in kinds or "Replace" in kinds:
+        read = _read_piece
+    else:
+        raise UserError(
+            f"a tokenizer that decodes by {', '.join(sorted(kinds)) or 'nothing'} cannot be aligned byte by byte"
+        )
+    special = {int(n) for n in tokenizer.all_special_ids} | {t["id"] for t in backend["added_tokens"] if t["special"]}
+    added = {t["id"]: t["content"] for t in backend["added_tokens"]}
+    found = [b""] * (max(tokenizer.get_vocab().values()) + 1)
+    for piece, number in tokenizer.get_vocab().items():
+        if number not in special:
+            found[number] = added[number].encode() if number in added else read(piece)
+    return found
+
+
+def _kinds(decoder: Any) -> set[str]:
+    if not isinstance(decoder, dict):
+        return set()
+    return {decoder["type"]}.union(*(_kinds(inner) for inner in decoder.get("decoders", [])))
+
+
+def _read_piece(piece: str) -> bytes:
+    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+        return bytes([int(piece[3:5], 16)])
+    return piece.replace("▁", " ").encode()
+
+
+def _byte_of_letter() -> dict[str, int]:
+    """GPT-2's visible letter of each byte, turned round (Radford et al. 2019, `bytes_to_unicode`)."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in plain]
+    return {**{chr(byte): byte for byte in plain}, **{chr(256 + i): byte for i, byte in enumerate(hidden)}}
+
+
+def whole_characters(data: bytes) -> tuple[str, int]:
+    """(text, bytes left out before it): `data` without the parts of characters that a cut has left at its ends.
+
+    Empty text where what is between them is no UTF-8.
+    """
+    for start in range(min(UTF8_TAIL, len(data)) + 1):
+        for end in range(len(data), max(start, len(data) - UTF8_TAIL) - 1, -1):
+            try:
+                return data[start:end].decode("utf-8"), start
+            except UnicodeDecodeError:
+                continue
+    return "", 0

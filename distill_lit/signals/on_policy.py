@@ -1,0 +1,185 @@
+"""Batches that the student writes: it continues prompts of the corpora, the live teacher judges every token.
+
+Which losses are taken on them is the objective's business: any divergence (GKD, Agarwal et al. 2023, 2306.13649),
+reverse_kl or policy_reverse_kl (MiniLLM, Gu et al. 2023, 2306.08543), contrastive (DistiLLM-2, 2503.07067). Whether the
+student writes, and what it draws, depends on seed and step alone, so a resumed run goes on with the same text.
+"""
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from distill_lit.config import OnPolicyConfig
+from distill_lit.errors import UserError
+from distill_lit.signals.decoding import Sampling, Written, write_batch
+from distill_lit.signals.seeds import seed_of
+
+ADAPTIVE = "adaptive"
+STEP_UP = 0.1  # of the adaptive share, each time validation gets worse
+IGNORED = -100
+Batch = dict[str, Tensor]
+
+
+def check_on_policy(config: OnPolicyConfig, source: str, compiled: bool) -> None:
+    """Raises UserError for a share that is none, and for what text of the student cannot be judged by."""
+    share = config.share
+    is_number = isinstance(share, (int, float)) and not isinstance(share, bool)
+    if share != ADAPTIVE and not (is_number and 0 <= share <= 1):
+        raise UserError(f"on_policy.share: {share!r} is neither a number from 0 to 1 nor {ADAPTIVE!r}")
+    if not is_on(config):
+        return
+    if source != "live":
+        raise UserError(f"on_policy.share: text that the student writes needs a live teacher; teacher.source is {source}")
+    if compiled:
+        raise UserError("on_policy.share: the student cannot write while training.compile is set")
+
+
+def is_on(config: OnPolicyConfig) -> bool:
+    """Whether the student ever writes."""
+    return bool(config.share != 0)
+
+
+class StudentText:
+    """Turns batches of the corpora into batches of student text. Its state is what a checkpoint must hold."""
+
+    def __init__(self, config: OnPolicyConfig, ends: list[int], teacher: Any, seed: int, steps: int) -> None:
+        """`ends`: tokens that end a text; `teacher`: the model, for `teacher_mix`; `steps`: of the whole training."""
+        self.config, self.ends, self.teacher, self.seed, self.steps = config, ends, teacher, seed, steps
+        self.share = 0.0 if config.share == ADAPTIVE else float(config.share)
+        self._worst = float("inf")  # smallest validation loss so far: one above it is worse
+        self._kept: list[Batch] = []
+
+    def rewrite(self, batch: Batch, student: Any, step: int, part: int) -> tuple[Batch, dict[str, float]] | None:
+        """(a batch of student text, what is logged of it), or None where the corpus is read as it is.
+
+        part: number of the micro-batch within the step. The new batch marks the student's tokens in `by_student`, (B, T)
+        bool, and supervises them alone.
+        """
+        draw = np.random.default_rng([self.seed, step, part])
+        if draw.random() >= self.share:
+            return None
+        # replay fades: at the end every text is new (Ko et al. 2024, 2402.03898 §3.2)
+        if len(self._kept) == self.config.replay > 0 and draw.random() < 1 - step / self.steps:
+            return self._kept[int(draw.integers(len(self._kept)))], {"replayed": 1.0}
+        start = time.perf_counter()
+        prompts = _prompts(batch, self.config, draw)
+        written = self._write(student, prompts, seed_of(self.seed, step, part))
+        fresh = _batch_of(prompts, written, batch)
+        if self.config.replay:
+            self._kept = [*self._kept, {name: value.clone() for name, value in fresh.items()}][-self.config.replay :]
+        return fresh, {**describe([w.tokens for w in written]), "seconds": time.perf_counter() - start, "replayed": 0.0}
+
+    def note_validation(self, loss: float) -> None:
+        """After each validation: an adaptive share grows when the loss got worse. Ko et al. 2024, 2402.03898 §3.2."""
+        if self.config.share == ADAPTIVE and loss > self._worst:
+            self.share = min(1.0, round(self.share + STEP_UP, 6))
+        self._worst = min(self._worst, loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The adaptive share, the best validation loss, the texts kept for replay."""
+        return {"share": self.share, "worst": self._worst, "kept": [dict(batch) for batch in self._kept]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved state."""
+        self.share, self._worst = float(state["share"]), float(state["worst"])
+        self._kept = [dict(batch) for batch in state["kept"]]
+
+    def _write(self, student: Any, prompts: list[list[int]], seed: int) -> list[Written]:
+        config, was_training = self.config, student.training
+        extra = [_TeacherMix(self.teacher, config.teacher_mix)] if config.teacher_mix else []
+        student.eval()
+        try:
+            sampling = Sampling(config.temperature, config.top_p, config.max_new_tokens)
+            return write_batch(student, prompts, self.ends, sampling, seed, extra)
+        finally:
+            student.train(was_training)
+
+
+def describe(texts: list[list[int]]) -> dict[str, float]:
+    """{length: mean tokens; distinct_1, distinct_2: different tokens and pairs as a share of all}. Li et al. 2016,
+    1510.03055."""
+    pairs = [pair for text in texts for pair in zip(text, text[1:], strict=False)]
+    tokens = [token for text in texts for token in text]
+    return {
+        "length": len(tokens) / len(texts),
+        "distinct_1": len(set(tokens)) / max(1, len(tokens)),
+        "distinct_2": len(set(pairs)) / max(1, len(pairs)),
+    }
+
+
+def _prompts(batch: Batch, config: OnPolicyConfig, draw: np.random.Generator) -> list[list[int]]:
+    """One prompt of each row: the beginning of one of its documents."""
+    ids, documents, labels = (batch[name].cpu().numpy() for name in ("input_ids", "document_ids", "labels"))
+    found = []
+    for row in range(len(ids)):
+        number = int(draw.integers(1, max(1, int(documents[row].max())) + 1))
+        columns = np.flatnonzero(documents[row] == number)
+        answers = np.flatnonzero(labels[row, columns] != IGNORED)
+        # the first token of a document is never supervised, so in plain text the first answer is the second token
+        plain = len(answers) == 0 or answers[0] <= 1
+        count = round(config.prompt * len(columns)) if plain else int(answers[0])
+        room = ids.shape[1] - config.max_new_tokens
+        found.append(ids[row, columns][: max(1, min(count, room))].tolist())
+    return found
+
+
+def _batch_of(prompts: list[list[int]], written: list[Written], like: Batch) -> Batch:
+    """Rows of prompt and text, as long as the rows they replace."""
+    shape, device = like["input_ids"].shape, like["input_ids"].device
+    ids = torch.zeros(shape, dtype=torch.long)
+    documents, mine = torch.zeros_like(ids), torch.zeros(shape, dtype=torch.bool)
+    for row, (prompt, text) in enumerate(zip(prompts, written, strict=True)):
+        whole = [*prompt, *text.tokens][: shape[1]]
+        ids[row, : len(whole)] = torch.tensor(whole)
+        documents[row, : len(whole)] = 1
+        mine[row, len(prompt) : len(whole)] = True
+    positions = torch.arange(shape[1]).expand(shape) * documents
+    made = {
+        "input_ids": ids,
+        "labels": torch.where(mine, ids, IGNORED),
+        "position_ids": positions,
+        "document_ids": documents,
+        "rows": torch.full((shape[0],), -1),
+        "by_student": mine,
+        "step_tokens": mine.sum(),
+    }
+    return {name: value.to(device) for name, value in made.items()}
+
+
+class _TeacherMix(LogitsProcessor):  # type: ignore[misc]
+    """Draws from α · teacher + (1 − α) · student, token by token. Gu et al. 2023, 2306.08543 §2.2.
+
+    The teacher keeps a cache of its own."""
+
+    def __init__(self, teacher: Any, share: float) -> None:
+        self.teacher, self.share = teacher, share
+        self._past: Any = None
+        self._mask: Tensor | None = None
+
+    def start(self, mask: Tensor) -> None:
+        """A new batch with this attention mask (B, T) of the prompts."""
+        self._past, self._mask = None, mask
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        assert self._mask is not None
+        new = input_ids if self._past is None else input_ids[:, -1:]
+        if self._past is not None:
+            self._mask = torch.cat([self._mask, self._mask.new_ones(len(new), 1)], 1)
+        positions = (self._mask.cumsum(1) - 1).clamp(min=0)[:, -new.shape[1] :]
+        output = self.teacher(
+            input_ids=new,
+            attention_mask=self._mask,
+            position_ids=positions,
+            past_key_values=self._past,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self._past = output.past_key_values
+        teacher = output.logits[:, -1, : scores.shape[-1]].float().softmax(-1)
+        mixed = (1 - self.share) * scores.float().softmax(-1)
+        mixed[:, : teacher.shape[-1]] += self.share * teacher
+        return mixed.log().to(scores.dtype)

@@ -1,0 +1,348 @@
+"""A teacher with another tokenizer: bytes, spans, losses by hand, and what equal tokenizers must give."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_distiller import LENGTH, TRAINING, VOCABULARY, new_student, run
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from distill_lit import data, experiment
+from distill_lit.config import CorpusConfig, DataConfig, TermConfig, load_experiment
+from distill_lit.data.loader import make_batch
+from distill_lit.distiller import Distiller, HeadSettings
+from distill_lit.errors import UserError
+from distill_lit.heads import head_of
+from distill_lit.models import load_model, load_tokenizer, model_folder
+from distill_lit.objectives import build_objective, fused_losses, label_log_probs
+from distill_lit.objectives.cross_tokenizer import span_likelihood, uld
+from distill_lit.signals import ForeignTeacher, LiveTeacher
+from distill_lit.signals.alignment import align, token_bytes, whole_characters
+from distill_lit.targets import Foreign
+
+ROOT = Path(__file__).parent.parent
+TEXTS = ["A river, a stone.", "Überraschung: 日本語 and 🙂🙂 emoji", "  two  spaces\nand\tlines", "naïve café — 5€"]
+
+
+def piece_tokenizer(folder: Path) -> Path:
+    """SentencePiece-like, as Gemma's: ▁ for a blank, bytes for what it has no piece for, a BOS before every text."""
+    plain = Tokenizer(models.BPE())
+    plain.normalizer, plain.pre_tokenizer = normalizers.Replace(" ", "▁"), pre_tokenizers.Split("▁", "merged_with_next")
+    special = ["<pad>", "<bos>", "<eos>", "<unk>"]
+    plain.train_from_iterator(
+        tiny.sentences(300, seed=5), trainers.BpeTrainer(vocab_size=220, special_tokens=special, show_progress=False)
+    )
+    learned = json.loads(plain.to_str())["model"]
+    vocabulary = {**learned["vocab"], **{f"<0x{b:02X}>": len(learned["vocab"]) + b for b in range(256)}}
+    merges = [tuple(merge) for merge in learned["merges"]]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = plain.normalizer, plain.pre_tokenizer
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens(special)
+    tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
+    wrapped.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny teacher with such a tokenizer and a vocabulary of its own."""
+    folder = tiny.make_model(tmp_path_factory.mktemp("pieces"), vocabulary=512, seed=7)
+    return piece_tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_teacher: Path, tiny_corpus: Path) -> data.PreparedData:
+    config = DataConfig(corpora={"text": CorpusConfig(path=f"file:{tiny_corpus}")}, length=LENGTH, validation=4)
+    return data.prepare(config, tiny_teacher, "pypi")
+
+
+def foreign(teacher: Path, student: Path) -> ForeignTeacher:
+    tokenizer = load_tokenizer(teacher)
+    return ForeignTeacher(load_model(teacher), max(tokenizer.get_vocab().values()) + 1, tokenizer, load_tokenizer(student))
+
+
+# ---------------------------------------------------------------- bytes and spans
+
+
+def test_spans_by_hand() -> None:
+    # "ab" "cde" "f"  against  BOS "a" "bcde" "" "f"
+    spans = align([2, 3, 1], [0, 1, 4, 0, 1])
+    assert spans.ours.tolist() == [[0, 2], [2, 3]]
+    assert spans.theirs.tolist() == [[1, 3], [4, 5]]
+    assert align([], []).ours.shape == (0, 2)
+    with pytest.raises(UserError, match="different lengths"):
+        align([2], [1])
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.integers(0, 4), max_size=20), st.randoms(use_true_random=False))
+def test_spans_cover_every_byte_once_and_cannot_be_shorter(sizes: list[int], draw: object) -> None:
+    total, theirs = sum(sizes), []
+    while sum(theirs) < total:
+        theirs.append(min(draw.randint(0, 5), total - sum(theirs)))
+    spans = align(sizes, theirs)
+    ours_of = [sum(sizes[a:b]) for a, b in spans.ours]
+    assert ours_of == [sum(theirs[a:b]) for a, b in spans.theirs]
+    assert sum(ours_of) == total
+    common = set(np.cumsum(sizes)) & set(np.cumsum(theirs)) - {0}
+    assert len(spans.ours) == len(common)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_bytes_of_tokens_are_the_bytes_of_the_text(tiny_teacher: Path, pieces: Path, text: str) -> None:
+    for folder in (tiny_teacher, pieces):
+        tokenizer = load_tokenizer(folder)
+        table = token_bytes(tokenizer)
+        assert b"".join(table[i] for i in tokenizer(text)["input_ids"]) == text.encode()
+        assert table[tokenizer.bos_token_id] == table[tokenizer.eos_token_id] == b""
+
+
+def test_a_character_cut_in_two_is_left_out() -> None:
+    data = "é日x🙂".encode()
+    assert whole_characters(data) == ("é日x🙂", 0)
+    assert whole_characters(data[1:]) == ("日x🙂", 1)
+    assert whole_characters(data[1:-2]) == ("日x", 1)
+    assert whole_characters("🙂".encode()[1:3]) == ("", 0) or whole_characters("🙂".encode()[1:3])[0] == ""
+
+
+def test_an_unknown_kind_of_tokenizer_is_refused() -> None:
+    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "[U]": 1}, unk_token="[U]")))
+    with pytest.raises(UserError, match="byte by byte"):
+        token_bytes(words)
+
+
+# ---------------------------------------------------------------- losses
+
+
+def said(**parts: torch.Tensor) -> Foreign:
+    count = len(next(iter(parts.values())))
+    empty = {"logits": None, "same": torch.ones(count, dtype=torch.bool), "size": torch.ones(count, dtype=torch.long)}
+    spans = {name: torch.zeros(count) for name in ("teacher_span", "student_span", "label_log_probs")}
+    return Foreign(**{**empty, **spans, **parts})
+
+
+def test_uld_by_hand() -> None:
+    q = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6]])
+    p = torch.tensor([[0.1, 0.7, 0.1, 0.1], [0.25, 0.25, 0.25, 0.25]])
+    teacher = said(logits=p.log(), same=torch.tensor([True, False]))
+    # sorted: .7 .1 .1 .1 against .6 .3 .1 0
+    assert uld(q.log(), teacher).tolist() == pytest.approx([0.1 + 0.2 + 0 + 0.1, 0])
+    assert uld(q.log(), teacher, k=2)[0] == pytest.approx(0.1 + 0.2 + abs(0.8 - 0.9))
+
+
+def test_uld_does_not_see_how_tokens_are_numbered() -> None:
+    logits = torch.randn(5, 40)
+    shuffled = logits[:, torch.randperm(40)]
+    assert uld(logits.log_softmax(-1), said(logits=shuffled)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("tau", [1.0, 20.0])
+def test_span_likelihood_equals_autograd_over_whole_spans(tau: float) -> None:
+    """Value and gradient against the formula written for spans, differentiated through all their tokens at once."""
+    torch.manual_seed(0)
+    logits = torch.randn(6, 9, dtype=torch.float64, requires_grad=True)
+    labels, spans = torch.tensor([3, 1, 4, 1, 5, 2]), torch.tensor([0, 0, 1, -1, 2, 2])
+    log_p = torch.tensor([-1.5, -0.3, -4.0], dtype=torch.float64)
+
+    chosen = logits.log_softmax(-1).gather(-1, labels[:, None])[:, 0]
+    totals = torch.stack([chosen[spans == i].sum() for i in range(3)])
+    p, q = (log_p / tau).exp(), (totals / tau).exp()
+    plain = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum()
+    (right,) = torch.autograd.grad(plain, logits)
+
+    inside = spans >= 0
+    teacher = said(
+        size=torch.where(inside, torch.bincount(spans[inside])[spans], 0),
+        teacher_span=torch.where(inside, log_p[spans], 0.0),
+        student_span=torch.where(inside, totals.detach()[spans], 0.0),
+    )
+    found = span_likelihood(logits.log_softmax(-1), teacher, labels, tau)
+    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    assert found[3] == 0
+    assert float(found.sum()) == pytest.approx(float(plain), rel=1e-9)
+    torch.testing.assert_close(gradient, right, rtol=1e-8, atol=1e-12)
+
+
+def test_span_likelihood_is_finite_where_probabilities_are_0_or_1() -> None:
+    logits = torch.tensor([[60.0, 0.0], [0.0, 60.0]], requires_grad=True)
+    labels = torch.tensor([0, 0])
+    teacher = said(teacher_span=torch.tensor([-50.0, -1e-9]), student_span=torch.tensor([0.0, -60.0]))
+    loss = span_likelihood(logits.log_softmax(-1), teacher, labels)
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    assert torch.isfinite(loss).all()
+    assert torch.isfinite(gradient).all()
+
+
+# ---------------------------------------------------------------- the teacher
+
+
+def test_equal_tokenizers_give_one_span_per_token_and_the_live_teachers_numbers(
+    tiny_teacher: Path, prepared: data.PreparedData
+) -> None:
+    batch = make_batch(prepared.train, np.arange(5), 1)
+    chosen = batch["labels"][:, 1:] >= 0
+    target = foreign(tiny_teacher, tiny_teacher).target(batch, chosen)
+    live = LiveTeacher(load_model(tiny_teacher), VOCABULARY).target(batch, chosen)
+    log_p = live.head.finish(live.head.project(live.hidden)).log_softmax(-1)
+    labels = batch["labels"][:, 1:][chosen]
+    assert (target.said.size == 1).all()
+    assert target.said.same.all()
+    right = log_p.gather(-1, labels[:, None])[:, 0]
+    torch.testing.assert_close(target.said.teacher_span, right, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(target.hidden, live.hidden, atol=1e-4, rtol=1e-3)
+
+
+def test_spans_of_two_tokenizers_against_a_loop_over_documents(
+    tiny_teacher: Path, pieces: Path, prepared: data.PreparedData
+) -> None:
+    """Each document alone: its text through the other tokenizer with its BOS, log-probabilities of its own tokens, summed
+    between the bytes at which both have a cut."""
+    batch = make_batch(prepared.train, np.arange(4), 1)
+    chosen = batch["labels"][:, 1:] >= 0
+    target = foreign(pieces, tiny_teacher).target(batch, chosen)
+    ours, theirs, model = load_tokenizer(tiny_teacher), load_tokenizer(pieces), load_model(pieces)
+    our_bytes, their_bytes = token_bytes(ours), token_bytes(theirs)
+    words = max(theirs.get_vocab().values()) + 1
+    place = (chosen.flatten().cumsum(0) - 1).view(chosen.shape)
+    found = covered = 0
+    for row in range(4):
+        for number in range(1, int(batch["document_ids"][row].max()) + 1):
+            columns = torch.nonzero(batch["document_ids"][row] == number)[:, 0]
+            ids = batch["input_ids"][row, columns].tolist()
+            body = ids[:-1] if ids[-1] == ours.eos_token_id else ids
+            text = b"".join(our_bytes[i] for i in body).decode()
+            mine = theirs(text)["input_ids"]
+            with torch.no_grad():
+                log_p = model(torch.tensor([mine])).logits[0, :-1, :words].log_softmax(-1)
+            values = [0.0, *(float(log_p[i - 1, mine[i]]) for i in range(1, len(mine)))]
+            a = np.cumsum([len(our_bytes[i]) for i in body])
+            b = np.cumsum([len(their_bytes[i]) for i in mine])
+            before = 0
+            for end in sorted(set(a.tolist()) & set(b.tolist()) - {0}):
+                tokens = [i for i in range(len(body)) if before < a[i] <= end]
+                right = sum(v for v, e in zip(values, b, strict=True) if before < e <= end)
+                before = end
+                if tokens[0] == 0:
+                    continue  # the first token of a document is not predicted by the student
+                numbers = [int(place[row, columns[i] - 1]) for i in tokens]
+                assert set(target.said.size[numbers].tolist()) == {len(tokens)}
+                assert target.said.teacher_span[numbers].tolist() == pytest.approx([right] * len(tokens), abs=1e-3)
+                assert target.said.same[numbers].tolist() == [True] + [False] * (len(tokens) - 1)
+                found += 1
+                covered += len(tokens)
+    assert found > 20
+    ends = int((target.said.size > 0).sum()) - covered
+    assert ends == int((batch["labels"][:, 1:][chosen] == ours.eos_token_id).sum())  # both say where a document ends
+    assert covered > 0.6 * int(chosen.sum())
+
+
+def test_the_fused_head_gives_the_plain_losses_of_a_foreign_teacher(
+    tiny_teacher: Path, pieces: Path, prepared: data.PreparedData
+) -> None:
+    batch = make_batch(prepared.train, np.arange(4), 1)
+    chosen = batch["labels"][:, 1:] >= 0
+    labels = batch["labels"][:, 1:][chosen]
+    head = head_of(load_model(tiny_teacher), VOCABULARY)
+    torch.manual_seed(0)
+    hidden = torch.randn(len(labels), 32, requires_grad=True)
+    own = label_log_probs(hidden.detach(), head, labels, 50)
+    target = foreign(pieces, tiny_teacher).target(batch, chosen).with_student(own)
+    terms = {"uld": TermConfig(options={"k": 64}), "span": TermConfig(kind="span_likelihood", weight=0.5)}
+    losses = fused_losses(
+        build_objective(terms), hidden, head, target, labels, denominator=torch.tensor(7), chunk=13, measure=True
+    )
+    log_q = head.finish(head.project(hidden)).log_softmax(-1)
+    logits = target.head.finish(target.head.project(target.hidden))
+    whole = target.said._replace(logits=logits)
+    plain = (uld(log_q, whole, 64).sum() + 0.5 * span_likelihood(log_q, whole, labels).sum()) / 7
+    torch.testing.assert_close(losses.total, plain, rtol=1e-5, atol=1e-6)
+    (fused,) = torch.autograd.grad(losses.total, hidden)
+    (right,) = torch.autograd.grad(plain, hidden)
+    torch.testing.assert_close(fused, right, rtol=1e-3, atol=1e-5)
+    assert set(losses.measures) == {"student_nll", "student_entropy", "teacher_nll"}
+
+
+@pytest.mark.parametrize("kind", ["span_likelihood", "uld"])
+def test_a_student_comes_nearer_to_a_teacher_with_another_tokenizer(
+    tmp_path: Path, tiny_teacher: Path, pieces: Path, prepared: data.PreparedData, kind: str
+) -> None:
+    from dataclasses import replace
+
+    longer = replace(TRAINING, tokens=LENGTH * 8 * 25)
+    _, final = run(tmp_path, tiny_teacher, prepared, longer, {"far": TermConfig(kind=kind)}, foreign(pieces, tiny_teacher))
+    first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert final["validation/far"] < 0.9 * first["validation/far"]
+
+
+# ---------------------------------------------------------------- no id reaches the other model unnoticed
+
+
+def test_a_teacher_in_train_mode_is_refused(tiny_teacher: Path, pieces: Path, prepared: data.PreparedData) -> None:
+    teacher = foreign(pieces, tiny_teacher)
+    teacher.live.model.train()
+    batch = make_batch(prepared.train, np.arange(2), 1)
+    with pytest.raises(UserError, match="frozen"):
+        teacher.target(batch, batch["labels"][:, 1:] >= 0)
+
+
+def test_a_loss_on_token_numbers_cannot_read_a_foreign_teacher(
+    tiny_teacher: Path, pieces: Path, prepared: data.PreparedData
+) -> None:
+    settings = HeadSettings(64, False, torch.float32)
+    objective = build_objective({"kl": TermConfig(kind="forward_kl")})
+    distiller = Distiller(
+        new_student(tiny_teacher), VOCABULARY, objective, foreign(pieces, tiny_teacher), TRAINING, 1, LENGTH, settings
+    )
+    batch = make_batch(prepared.train, np.arange(2), 1)
+    with pytest.raises(UserError, match="foreign"):
+        distiller.losses(batch, torch.tensor(1), False, True)
+
+
+QUICK = ROOT / "experiments/quickstart.yaml"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["teacher.source=foreign"], "forward_kl needs a teacher that is dense, and teacher.source foreign is foreign"),
+        (["teacher.source=live", "objective.terms.kl.kind=uld"], "uld needs a teacher that is foreign"),
+        (["teacher.source=foreign", "objective.terms.kl.kind=uld", "objective.terms.kl.temperature=2"], "temperature"),
+        (["teacher.source=foreign", "objective.terms.kl.kind=uld", "data.corpora.piqa.messages=m"], "plain text only"),
+    ],
+)
+def test_bad_input_is_refused(changes: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        experiment.check(load_experiment(QUICK, changes))
+
+
+@pytest.mark.slow
+def test_gemma_and_smollm2_agree_on_bytes_and_the_teacher_knows_the_text() -> None:
+    """The real pair: every text comes back byte by byte, nearly all tokens are in spans, a correct teacher finds plain
+    English probable (a shifted or mis-joined one would not), and a first span is not lost to Gemma's BOS."""
+    config = load_experiment(ROOT / "experiments/cross_tokenizer.yaml")
+    teacher, student = model_folder(config.teacher.model), model_folder(config.students["smollm2"].from_)
+    tables = {folder: token_bytes(load_tokenizer(folder)) for folder in (teacher, student)}
+    texts = [*TEXTS, "def f(x):\n    return x  # 1,234.5", "ﬁne\u00a0print\u200b and a\u0301", "The quick brown fox."]
+    for folder, table in tables.items():
+        tokenizer = load_tokenizer(folder)
+        for text in texts:
+            assert b"".join(table[i] for i in tokenizer(text)["input_ids"]) == text.encode(), (folder.name, text)
+    tokenizer = load_tokenizer(student)
+    text = "Water freezes at zero degrees Celsius and boils at one hundred degrees Celsius at sea level."
+    ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+    batch = {"input_ids": torch.tensor([ids]), "document_ids": torch.ones(1, len(ids), dtype=torch.long)}
+    chosen = torch.ones(1, len(ids) - 1, dtype=torch.bool)
+    target = foreign(teacher, student).target(batch, chosen)
+    assert (target.said.size > 0).float().mean() > 0.9
+    assert bool(target.said.same[0])
+    nll = -float(target.said.label_log_probs.sum()) / len(text.encode())
+    assert nll < 0.7  # nats per byte

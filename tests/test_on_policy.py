@@ -1,0 +1,254 @@
+"""Text that the student writes while it trains: what becomes of a batch, the mixture with the teacher, replay, resuming."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_distiller import LENGTH, TRAINING, VOCABULARY, new_student, weights
+
+from distill_lit import data, experiment
+from distill_lit.config import CorpusConfig, DataConfig, OnPolicyConfig, TermConfig, load_experiment
+from distill_lit.data.loader import make_batch
+from distill_lit.data.module import PackedDataModule
+from distill_lit.distiller import Distiller, HeadSettings
+from distill_lit.errors import UserError
+from distill_lit.models import load_model
+from distill_lit.objectives import build_objective
+from distill_lit.signals import LiveTeacher
+from distill_lit.signals.decoding import Sampling, write_batch
+from distill_lit.signals.on_policy import StudentText, _TeacherMix, describe
+from distill_lit.training import Run, train
+
+QUICK = Path(__file__).parent.parent / "experiments/quickstart.yaml"
+ALWAYS = OnPolicyConfig(share=1.0, max_new_tokens=10)
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_teacher: Path, tiny_corpus: Path) -> data.PreparedData:
+    config = DataConfig(corpora={"text": CorpusConfig(path=f"file:{tiny_corpus}")}, length=LENGTH, validation=4)
+    return data.prepare(config, tiny_teacher, "pypi")
+
+
+def writer(config: OnPolicyConfig, teacher: object = None, seed: int = 0) -> StudentText:
+    return StudentText(config, [2], teacher, seed, steps=10)
+
+
+def test_only_what_the_student_wrote_is_supervised(tiny_teacher: Path, prepared: data.PreparedData) -> None:
+    batch = make_batch(prepared.train, np.arange(6), 1)
+    student = load_model(tiny_teacher).train()
+    made, facts = writer(ALWAYS).rewrite(batch, student, 3, 0)
+    assert student.training  # as it was
+    lengths = []
+    for row in range(6):
+        own = made["by_student"][row]
+        first, last = int(own.nonzero()[0]), int(own.nonzero()[-1])
+        prompt = made["input_ids"][row, :first].tolist()
+        source = batch["input_ids"][row].tolist()
+        starts = [i for i in range(LENGTH) if source[i : i + first] == prompt]
+        assert starts, "the prompt is the beginning of a document of the row"
+        assert any(i == 0 or batch["document_ids"][row, i] != batch["document_ids"][row, i - 1] for i in starts)
+        assert torch.equal(made["labels"][row] != -100, own)
+        assert torch.equal(made["labels"][row][own], made["input_ids"][row][own])
+        assert made["document_ids"][row].tolist() == [1] * (last + 1) + [0] * (LENGTH - last - 1)
+        assert made["position_ids"][row, : last + 1].tolist() == list(range(last + 1))
+        lengths.append(int(own.sum()))
+    assert int(made["step_tokens"]) == sum(lengths)
+    assert facts["length"] == pytest.approx(sum(lengths) / 6)
+    assert max(lengths) <= 10
+
+
+def test_a_chat_is_continued_where_its_response_begins(prepared: data.PreparedData, tiny_teacher: Path) -> None:
+    batch = make_batch(prepared.train, np.arange(1), 1)
+    size = int((batch["document_ids"][0] == 1).sum())
+    batch["document_ids"] = torch.where(batch["document_ids"] == 1, 1, 0)
+    batch["labels"][0, :5] = -100  # five tokens are the prompt
+    made, _ = writer(ALWAYS).rewrite(batch, load_model(tiny_teacher), 0, 0)
+    assert size > 6
+    assert int(made["by_student"][0].nonzero()[0]) == 5
+    assert made["input_ids"][0, :5].tolist() == batch["input_ids"][0, :5].tolist()
+
+
+def test_seed_and_step_alone_decide(tiny_teacher: Path, prepared: data.PreparedData) -> None:
+    batch, student = make_batch(prepared.train, np.arange(3), 1), load_model(tiny_teacher)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first, _ = writer(ALWAYS).rewrite(batch, student, 4, 1)
+    assert torch.equal(torch.get_rng_state(), state)  # dropout goes on as if nothing had been drawn
+    again, _ = writer(ALWAYS).rewrite(batch, student, 4, 1)
+    assert torch.equal(first["input_ids"], again["input_ids"])
+    for other in ((5, 1), (4, 2)):
+        assert not torch.equal(writer(ALWAYS).rewrite(batch, student, *other)[0]["input_ids"], first["input_ids"])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_share_is_kept(tiny_teacher: Path, prepared: data.PreparedData, share: float) -> None:
+    batch, student = make_batch(prepared.train, np.arange(1), 1), load_model(tiny_teacher)
+    text = writer(OnPolicyConfig(share=share, max_new_tokens=1))
+    wrote = sum(text.rewrite(batch, student, step, 0) is not None for step in range(100))
+    assert abs(wrote - 100 * share) <= 12 if 0 < share < 1 else wrote == 100 * share
+
+
+def test_the_mixture_is_drawn_from_and_the_teacher_sees_what_the_student_sees(tiny_teacher: Path) -> None:
+    """Greedy choices from α p + (1 − α) q, token by token, against whole forward passes of both without a cache."""
+    student, teacher = new_student(tiny_teacher).eval(), load_model(tiny_teacher)
+    prompts = [[5, 9, 40, 7], [61, 33]]
+    mix = _TeacherMix(teacher, 0.4)
+    written = write_batch(student, prompts, [2], Sampling(0.0, 1.0, 6), 0, [mix])
+    for prompt, text in zip(prompts, written, strict=True):
+        for i, token in enumerate(text.tokens):
+            ids = torch.tensor([[*prompt, *text.tokens[:i]]])
+            with torch.no_grad():
+                p, q = (model(ids).logits[0, -1].softmax(-1) for model in (teacher, student))
+            mixed = 0.4 * p + 0.6 * q
+            assert token == int(mixed.argmax())
+            assert text.log_probabilities[i] == pytest.approx(float(q[token].log()), abs=1e-3)  # the student's own
+
+
+def test_texts_are_replayed_ever_less_often(tiny_teacher: Path, prepared: data.PreparedData) -> None:
+    batch, student = make_batch(prepared.train, np.arange(1), 1), load_model(tiny_teacher)
+    text = StudentText(OnPolicyConfig(share=1.0, max_new_tokens=2, replay=3), [2], None, 0, steps=200)
+    replayed = [text.rewrite(batch, student, step, 0)[1]["replayed"] for step in range(200)]
+    assert sum(replayed[:3]) == 0  # nothing to replay yet
+    assert sum(replayed[3:60]) > 2 * sum(replayed[140:])
+    assert len(text.state_dict()["kept"]) == 3
+
+
+def test_an_adaptive_share_grows_when_validation_gets_worse() -> None:
+    text = writer(OnPolicyConfig(share="adaptive"))
+    shares = []
+    for loss in (2.0, 1.5, 1.6, 1.4, 1.5, 1.5):
+        text.note_validation(loss)
+        shares.append(round(text.share, 3))
+    assert shares == [0, 0, 0.1, 0.1, 0.2, 0.3]
+    fixed = writer(OnPolicyConfig(share=0.5))
+    fixed.note_validation(1.0)
+    fixed.note_validation(9.0)
+    assert fixed.share == 0.5
+
+
+def test_state_goes_through_a_checkpoint(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:
+    batch, student = make_batch(prepared.train, np.arange(2), 1), load_model(tiny_teacher)
+    config = OnPolicyConfig(share="adaptive", max_new_tokens=3, replay=2)
+    one = writer(config)
+    for loss in (1.0, 2.0, 3.0, 2.5, 2.0, 1.5, 1.2, 1.1, 1.05, 1.01, 1.5):
+        one.note_validation(loss)
+    one.rewrite(batch, student, 0, 0)
+    torch.save(one.state_dict(), tmp_path / "state")
+    other = writer(config)
+    other.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    assert other.share == one.share == 1.0
+    for step in range(1, 8):
+        a, b = one.rewrite(batch, student, step, 0), other.rewrite(batch, student, step, 0)
+        assert torch.equal(a[0]["input_ids"], b[0]["input_ids"])
+        assert a[1]["replayed"] == b[1]["replayed"]
+
+
+def test_distinct_n_by_hand() -> None:
+    found = describe([[1, 2, 1, 2], [3]])
+    assert found["length"] == 2.5
+    assert found["distinct_1"] == pytest.approx(3 / 5)
+    assert found["distinct_2"] == pytest.approx(2 / 3)
+
+
+# ---------------------------------------------------------------- training
+
+
+def run(
+    folder: Path, teacher: Path, prepared: data.PreparedData, terms: dict, config: OnPolicyConfig, **changes: object
+) -> tuple[torch.nn.Module, dict]:
+    student, training = new_student(teacher), replace(TRAINING, **changes)
+    module = PackedDataModule(prepared.train, prepared.validation, training, 0)
+    live = LiveTeacher(load_model(teacher), VOCABULARY)
+    distiller = Distiller(
+        student,
+        VOCABULARY,
+        build_objective(terms),
+        live,
+        training,
+        module.steps,
+        LENGTH,
+        HeadSettings(64, False, torch.float32),
+        student_text=StudentText(config, [2], live.model, 0, module.steps),
+    )
+    return student, train(Run(folder, distiller, module, training, 0, lambda *_: None))
+
+
+@pytest.mark.parametrize("kind", ["reverse_kl", "jensen_shannon", "policy_reverse_kl", "contrastive"])
+def test_a_student_learns_from_its_own_text(
+    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, kind: str
+) -> None:
+    config = OnPolicyConfig(share=0.7, max_new_tokens=12, teacher_mix=0.2)
+    changes = {"tokens": LENGTH * 8 * 30}
+    if kind == "policy_reverse_kl":  # a noisier gradient, and one that only own text gives
+        config, changes = OnPolicyConfig(share=1.0, max_new_tokens=24, prompt=0.1), {**changes, "learning_rate": 1e-3}
+    _, final = run(tmp_path, tiny_teacher, prepared, {"term": TermConfig(kind=kind)}, config, **changes)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    kl = [line["validation/teacher_kl"] for line in lines if "validation/teacher_kl" in line]
+    assert kl[-1] < (1.02 if kind == "policy_reverse_kl" else 0.9) * kl[0]
+    logged = {name for line in lines for name in line if name.startswith("on_policy/")}
+    names = ("length", "distinct_1", "distinct_2", "reverse_kl", "time_share", "share", "replayed")
+    assert logged == {f"on_policy/{name}" for name in names}
+    assert 0 < final["on_policy/time_share"] <= 1
+
+
+def test_a_run_that_was_cut_goes_on_with_the_same_text(
+    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bitwise, with replay and an adaptive share: six steps at once, and three, a crash, three."""
+    config = OnPolicyConfig(share=0.8, max_new_tokens=6, replay=2)
+    terms = {"kl": TermConfig(kind="reverse_kl")}
+    whole, _ = run(tmp_path / "a", tiny_teacher, prepared, terms, config, checkpoint_every=2)
+    real, calls = StudentText.rewrite, []
+
+    def dying(self: StudentText, *arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 6:
+            raise RuntimeError("power cut")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(StudentText, "rewrite", dying)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(tmp_path / "b", tiny_teacher, prepared, terms, config, checkpoint_every=2)
+    monkeypatch.setattr(StudentText, "rewrite", real)
+    parts, _ = run(tmp_path / "b", tiny_teacher, prepared, terms, config, checkpoint_every=2)
+    assert torch.equal(weights(whole), weights(parts))
+
+
+def test_accumulated_batches_of_student_text_count_alike(
+    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData
+) -> None:
+    terms = {"kl": TermConfig(kind="reverse_kl")}
+    _, final = run(tmp_path, tiny_teacher, prepared, terms, ALWAYS, batch=2, accumulate=4)
+    assert np.isfinite(final["train/gradient_norm"])
+
+
+# ---------------------------------------------------------------- the plan
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["on_policy.share=1.5", "teacher.source=live"], "on_policy.share: 1.5"),
+        (["on_policy.share=often", "teacher.source=live"], "adaptive"),
+        (["on_policy.share=0.5"], "teacher.source is cached"),
+        (["on_policy.share=0.5", "teacher.source=live", "training.compile=true"], "training.compile"),
+        (["teacher.source=live", "objective.terms.kl.kind=contrastive"], "does not tell them apart"),
+        (["teacher.source=live", "objective.terms.kl.kind=policy_reverse_kl"], "set on_policy.share to 1"),
+    ],
+)
+def test_bad_input_is_refused(changes: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        experiment.check(load_experiment(QUICK, changes))
+
+
+def test_only_distilled_cells_are_on_policy() -> None:
+    names = [
+        [(c.role, c.name) for c in experiment.plan(load_experiment(QUICK, ["teacher.source=live", *changes]))]
+        for changes in ([], ["on_policy.share=0.5"], ["on_policy.temperature=0.7"])
+    ]
+    differ = [role for (role, one), (_, other) in zip(names[0], names[1], strict=True) if one != other]
+    assert differ == ["distilled", "distilled"]
+    assert names[0] == names[2]
