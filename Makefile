@@ -36,7 +36,7 @@ audit: .venv/audit/bin/pip-audit
 fuzz: install
 	$(BIN)/python -m pytest tests/faults/test_fuzz.py -m "slow or not slow"
 
-soak: install
+soak: install  # half an hour; results/soak/
 	$(BIN)/python benchmarks/soak.py
 
 tensorboard: install

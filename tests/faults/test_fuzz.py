@@ -4,6 +4,7 @@ The slow twins do the same with many more examples; both are bounded, and CI run
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ from distill_lit.evaluation import store
 from distill_lit.signals import cached
 from distill_lit.signals.shards import Shards
 
-FEW, MANY = 60, 3000
+FEW, MANY = 60, int(os.environ.get("FUZZ_EXAMPLES", "2000"))
 QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
