@@ -124,7 +124,7 @@ def _training_run(
         config.training,
         module.steps,
         length,
-        _head_settings(config, vocabulary),
+        _head_settings(config, max(vocabulary, real_tokens(teacher))),  # a foreign teacher may have more words
         matching,
         _student_text(config, student, base_of(config, teacher), model, module.steps),
     )
