@@ -9,6 +9,7 @@ from lightning import Callback
 from distill_lit import data, hardware
 from distill_lit.board import Layout
 from distill_lit.config import ExperimentConfig, StudentConfig, to_dict, to_yaml
+from distill_lit.config.on_policy import is_on
 from distill_lit.data.loader import calibration_batches
 from distill_lit.data.module import PackedDataModule
 from distill_lit.distiller import Distiller, HeadSettings
@@ -38,7 +39,7 @@ from distill_lit.models.students import kept_layers
 from distill_lit.objectives import Objective, build_objective, can_compile, chunk_for
 from distill_lit.signals import TeacherSignal
 from distill_lit.signals.decoding import end_tokens
-from distill_lit.signals.on_policy import StudentText, is_on
+from distill_lit.signals.on_policy import StudentText
 from distill_lit.teaching import base_of, dtype_of, open_signal, prepare_data, real_tokens
 from distill_lit.training import Report, Run, train, validate
 

@@ -20,6 +20,7 @@ from distill_lit.config import (
     load_section,
     to_dict,
 )
+from distill_lit.config.on_policy import check_on_policy, is_on
 from distill_lit.errors import UserError
 from distill_lit.evaluation.tasks import check_tasks, need_packages
 from distill_lit.identity import (
@@ -42,7 +43,6 @@ from distill_lit.models import INT8, check_int8, check_student, check_student_fi
 from distill_lit.objectives import Objective, build_objective, check_signal, resolve_preset
 from distill_lit.signals.generated import check_generated, check_keys
 from distill_lit.signals.generated import references as generated_references
-from distill_lit.signals.on_policy import check_on_policy, is_on
 
 
 @dataclass(frozen=True)

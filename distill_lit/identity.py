@@ -3,10 +3,10 @@
 from typing import Any
 
 from distill_lit.config import CorpusConfig, ExperimentConfig, TermConfig, decisive
+from distill_lit.config.on_policy import is_on
 from distill_lit.files import fingerprint
 from distill_lit.objectives import build_objective
 from distill_lit.signals.generated import REMOTE_WITHOUT_EFFECT
-from distill_lit.signals.on_policy import is_on
 
 TEACHER, UNTOUCHED, CE_ONLY, DISTILLED = "teacher", "untouched", "ce_only", "distilled"
 QUANTISED, RIVAL = "quantised", "rival"
