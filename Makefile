@@ -15,7 +15,7 @@ quickstart: install
 	$(BIN)/distill-lit run experiments/quickstart.yaml
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
