@@ -1,66 +1,30 @@
 """One cell, from its config to a student folder and its evaluation records, each stage done once."""
 
-import functools
 import shutil
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback
-
-from distill_lit import assets, data, hardware
-from distill_lit.board import Layout, Session, write_final
-from distill_lit.config import ExperimentConfig, StudentConfig, to_dict, to_yaml
-from distill_lit.data.loader import calibration_batches
-from distill_lit.data.module import PackedDataModule
-from distill_lit.distiller import Distiller, HeadSettings
+from distill_lit import assets, hardware
+from distill_lit.board import Session, write_final
+from distill_lit.building import build_student, student_hashes, take_model
+from distill_lit.config import to_yaml
 from distill_lit.evaluation.evaluate import evaluate_model, main_scores
 from distill_lit.evaluation.surprisal import measure_surprisal
-from distill_lit.experiment import (
-    GENERATED,
-    QUANTISED,
-    RIVAL,
-    SIGNAL,
-    TEACHER,
-    UNTOUCHED,
-    Cell,
-    evaluation_identity,
-    references,
-    training_identity,
-)
-from distill_lit.files import fingerprint, hashes_of, read_json, write_json, write_text, writing
-from distill_lit.matching import Matching, build_matching
-from distill_lit.midway import MidwayEvaluation
+from distill_lit.experiment import Cell, references
+from distill_lit.files import hashes_of, read_json, write_json, write_text, writing
+from distill_lit.identity import GENERATED, RIVAL, SIGNAL, TEACHER, evaluation_identity
 from distill_lit.models import (
-    CARD,
-    INT8,
-    Calibration,
-    Size,
-    export_student,
-    initial_student,
-    load_model,
-    load_tokenizer,
-    merge_adapters,
-    model_card,
     model_fingerprint,
     model_folder,
-    quantise,
-    size_of,
-    trained_share,
 )
 from distill_lit.models.loading import allow_code, weight_bytes
-from distill_lit.models.students import kept_layers
-from distill_lit.objectives import Objective, build_objective, can_compile, chunk_for
 from distill_lit.provenance import provenance
-from distill_lit.signals import TeacherSignal
 from distill_lit.signals.cached import is_complete
-from distill_lit.signals.decoding import end_tokens
 from distill_lit.signals.generated import is_written
-from distill_lit.signals.on_policy import StudentText, is_on
-from distill_lit.teaching import base_of, dtype_of, open_signal, prepare_data, real_tokens, write_generated, write_signal
-from distill_lit.training import Report, Run, train, validate
+from distill_lit.teaching import write_generated, write_signal
+from distill_lit.training import Report
 
 SURPRISAL = "surprisal.parquet"  # beside the teacher's records: axes of the long tail that need a model
-BYTES_PER_NUMBER = 2  # of cached keys and values: bfloat16 or float16
 
 
 def run_cell(cell: Cell, folder: Path, report: Report) -> None:
@@ -93,12 +57,7 @@ def is_built(cell: Cell, folder: Path) -> bool:
         return all(is_written(Path(facts["corpus"])) for facts in manifest["corpora"].values())
     if cell.role in (TEACHER, RIVAL):
         return Path(manifest["model"]).is_dir()
-    return bool(_hashes(folder) == manifest["files"])
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    """Hashes of a student's files but the model card, to which the report adds scores."""
-    return {name: digest for name, digest in hashes_of(folder / "student").items() if name != CARD}
+    return bool(student_hashes(folder) == manifest["files"])
 
 
 def model_place(folder: Path, manifest: dict[str, Any]) -> Path:
@@ -126,20 +85,17 @@ def read_manifest(path: Path) -> dict[str, Any]:
         return {}
 
 
-# ---------------------------------------------------------------- build
-
-
 def build(cell: Cell, folder: Path, report: Report) -> None:
     """Makes a cell's model or signal, and then its manifest."""
     teacher = model_folder(cell.config.teacher.model)
     if cell.reference:
-        facts: dict[str, Any] = _take_model(cell, folder)
+        facts: dict[str, Any] = take_model(cell, folder)
     elif cell.role == SIGNAL:
         facts = write_signal(cell.config, teacher, report)
     elif cell.role == GENERATED:
         facts = {"corpora": write_generated(cell.config, report)}
     else:
-        facts = _build_student(cell, folder, teacher, report)
+        facts = build_student(cell, folder, teacher, report)
     if cell.is_model:
         place = model_place(folder, facts)
         facts |= {"fingerprint": model_fingerprint(place), "bytes": weight_bytes(place)}
@@ -150,170 +106,6 @@ def build(cell: Cell, folder: Path, report: Report) -> None:
     )
     if not cell.config.training.keep_checkpoints:  # only now: without a manifest the cell would begin anew
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-
-
-def _take_model(cell: Cell, folder: Path) -> dict[str, Any]:
-    """A model as it is, or the teacher in int8."""
-    place = model_folder(cell.reference)
-    if cell.role != QUANTISED:
-        return {"model": str(place), **_size_facts(size_of(load_model(place)))}
-    quantise(place, folder / "student")
-    size = size_of(load_model(folder / "student"))
-    return {"files": _hashes(folder), "format": INT8, **_size_facts(size)}
-
-
-def _build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> dict[str, Any]:
-    config = cell.config
-    base = base_of(config, teacher)
-    prepared = prepare_data(config, base)
-    vocabulary = real_tokens(base)
-    measured = Calibration(
-        calibration_batches(prepared.train),
-        prepared.fingerprint,
-        dtype_of(config.teacher.dtype),
-        lambda done, total: report("choose layers", done, total, "trials", {}),
-        hardware.device_for(config.training.accelerator),
-    )
-    student = initial_student(config.students[cell.student], base, measured, config.seed)
-    trained = trained_share(student)
-    run = _training_run(
-        cell, folder, student, vocabulary, prepared, open_signal(config, teacher, prepared, vocabulary), report, teacher
-    )
-    metrics = (validate if cell.role == UNTOUCHED else train)(run)
-    report("export", 0, 1, "", {})
-    size = size_of(merge_adapters(student))
-    card = model_card(cell.label, config.teacher.model, _recipe(cell), {"parameters": f"{size.parameters:,}"})
-    export_student(student, base, folder / "student", card)
-    return {
-        "files": _hashes(folder),
-        "origin": run.origin,
-        "metrics": metrics,
-        "data": prepared.statistics,
-        **_size_facts(size),
-        **_cost_facts(cell, run, size, trained, teacher),
-        **_choices(config.students[cell.student], teacher, measured, run.distiller.matching),
-    }
-
-
-def _choices(student: StudentConfig, teacher: Path, measured: Calibration, matching: Matching | None) -> dict[str, Any]:
-    """Which of the teacher's layers the student kept, and which layers were compared with which."""
-    is_cut = not student.from_ and not student.config
-    kept = {"kept_layers": kept_layers(student, teacher, measured)} if is_cut else {}
-    return kept | ({"layer_maps": {term.name: pairs for term, pairs in matching.matched}} if matching else {})
-
-
-def _training_run(
-    cell: Cell,
-    folder: Path,
-    student: Any,
-    vocabulary: int,
-    prepared: data.PreparedData,
-    signal: TeacherSignal | None,
-    report: Report,
-    teacher: Path,
-) -> Run:
-    config, length = cell.config, prepared.train.length
-    module = PackedDataModule(prepared.train, prepared.validation, config.training, config.seed)
-    objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
-    model = getattr(signal, "model", None)
-    matching = build_matching(objective, student, model, calibration_batches(prepared.train), config.seed)
-    distiller = Distiller(
-        student,
-        vocabulary,
-        objective,
-        signal,
-        config.training,
-        module.steps,
-        length,
-        _head_settings(config, vocabulary),
-        matching,
-        _student_text(config, student, base_of(config, teacher), model, module.steps),
-    )
-    origin = _origin(cell, teacher, student, prepared, objective)
-    callbacks: list[Callback] = [Layout([term.name for term in objective.terms])]
-    if config.evaluation.every:
-        callbacks.append(MidwayEvaluation(base_of(config, teacher), config.evaluation, config.benchmarks, module.steps))
-    return Run(folder, distiller, module, config.training, config.seed, report, origin, config.launcher.changed, callbacks)
-
-
-def _student_text(config: ExperimentConfig, student: Any, base: Path, teacher: Any, steps: int) -> StudentText | None:
-    """What makes batches of the student's own text, or None where it writes none."""
-    if not is_on(config.on_policy):
-        return None
-    ends = end_tokens(student, load_tokenizer(base), chat=False)
-    return StudentText(config.on_policy, ends, teacher, config.seed, steps)
-
-
-def _origin(cell: Cell, teacher: Path, student: Any, prepared: data.PreparedData, objective: Objective) -> dict[str, str]:
-    """What a checkpoint belongs to. A cell's identity holds references; this holds the contents behind them."""
-    config = cell.config.students[cell.student]
-    shapes = {name: list(parameter.shape) for name, parameter in student.named_parameters()}
-    origin = {
-        "teacher": fingerprint(model_fingerprint(teacher)),
-        "student": fingerprint([to_dict(config), shapes]),
-        "data": prepared.fingerprint,
-        "objective": repr(objective),
-        "training": str(training_identity(cell.config)),
-        "seed": str(cell.config.seed),
-    }
-    return origin | ({"student.from": fingerprint(model_fingerprint(model_folder(config.from_)))} if config.from_ else {})
-
-
-def _head_settings(config: ExperimentConfig, vocabulary: int) -> HeadSettings:
-    objective = config.objective
-    compiled = objective.compile == "always" or (
-        objective.compile == "auto" and can_compile(hardware.device_for(config.training.accelerator))
-    )
-    dtype = dtype_of(config.training.precision)
-    chunk = objective.chunk or chunk_for(objective.memory_budget, vocabulary, compiled, dtype)
-    return HeadSettings(chunk, compiled, dtype)
-
-
-def _recipe(cell: Cell) -> str:
-    config = cell.config
-    head = f"student: {cell.student}\nseed: {config.seed}\n"
-    if cell.role == UNTOUCHED:
-        return head + "training: none\n"
-    return (
-        head + "objective:\n" + _indented(to_yaml(config.objective)) + "training:\n" + _indented(to_yaml(config.training))
-    )
-
-
-def _indented(text: str) -> str:
-    return "".join(f"  {line}\n" for line in text.splitlines())
-
-
-def _size_facts(size: Size) -> dict[str, Any]:
-    return {
-        "parameters": size.parameters,
-        "non_embedding_parameters": size.non_embedding,
-        "layers": size.layers,
-        "flops_per_token": size.flops_per_token(),
-        "kv_bytes_per_token": BYTES_PER_NUMBER * size.cache_width,
-    }
-
-
-def _cost_facts(cell: Cell, run: Run, size: Size, trained: float, teacher: Path) -> dict[str, Any]:
-    """Tokens read and arithmetic spent. A backward pass costs a forward pass for the activations and another for the
-    share of the weights that is trained; a cached teacher's body ran once, for all cells, and is charged to each."""
-    tokens = 0 if cell.role == UNTOUCHED else run.data.steps * run.distiller.tokens_per_step
-    teacher_size = _teacher_size(str(teacher))
-    needs_teacher = run.distiller.objective.needs_teacher
-    return {
-        "training_tokens": tokens,
-        "student_flops": (2 + trained) * size.flops_per_token() * tokens,
-        "teacher_flops": teacher_size.flops_per_token() * tokens if needs_teacher else 0.0,
-    }
-
-
-@functools.lru_cache(maxsize=2)
-def _teacher_size(folder: str) -> Size:
-    from distill_lit.models import load_config, size_from_config
-
-    return size_from_config(load_config(Path(folder)))
-
-
-# ---------------------------------------------------------------- evaluate
 
 
 def evaluate(cell: Cell, folder: Path, report: Report) -> None:

@@ -32,28 +32,9 @@ exit codes: 0 done, 1 failed, 2 bad input (nothing was written), 3 some cells fa
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """All commands and their help."""
-    parser = argparse.ArgumentParser(
-        prog="distill-lit",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Distil causal language models, benchmark students against their teacher, and see what was lost.",
-    )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-
-    def add(name: str, about: str, example: str, run: Command) -> argparse.ArgumentParser:
-        command = commands.add_parser(
-            name,
-            help=about,
-            description=about,
-            epilog=f"example:\n  {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.set_defaults(run=run)
-        return command
-
-    experiment_commands: list[tuple[str, str, str, Command]] = [
+def _experiment_commands() -> list[tuple[str, str, str, Command]]:
+    """(name, what it does, an example, what runs) of every command that reads an experiment file."""
+    return [
         (
             "run",
             "Run the cells of an experiment that are not done, then draw its report.",
@@ -97,13 +78,42 @@ def build_parser() -> argparse.ArgumentParser:
             _fetch,
         ),
     ]
-    for name, about, example, run in experiment_commands:
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their help."""
+    parser = argparse.ArgumentParser(
+        prog="distill-lit",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Distil causal language models, benchmark students against their teacher, and see what was lost.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, about: str, example: str, run: Command) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=about,
+            description=about,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(run=run)
+        return command
+
+    for name, about, example, run in _experiment_commands():
         command = add(name, about, example, run)
         command.add_argument("experiment", type=Path, help="experiment file, as experiments/quickstart.yaml")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of any key of the experiment")
         command.add_argument("--root", type=Path, default=Path(), help="where runs/ and results/ are (default: here)")
         if name == "run":
             command.add_argument("--dry-run", action="store_true", help="the same as `plan`")
+    _add_others(add)
+    return parser
+
+
+def _add_others(add: Callable[[str, str, str, Command], argparse.ArgumentParser]) -> None:
+    """The commands that read something else."""
     evaluate = add(
         "evaluate",
         "Evaluate a model folder or reference on lm-eval tasks.",
@@ -145,7 +155,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     board.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="folder with event files (default: runs)")
     board.add_argument("--port", type=int, default=6006, help="port on 127.0.0.1 (default: 6006)")
-    return parser
 
 
 def main(arguments: list[str] | None = None) -> None:

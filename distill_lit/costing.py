@@ -17,8 +17,9 @@ from distill_lit.analysis.cost import summarise
 from distill_lit.config import ExperimentConfig, to_dict
 from distill_lit.errors import UserError
 from distill_lit.evaluation.cost import measure_costs
-from distill_lit.experiment import TEACHER, Cell, results_folder, runs_folder
+from distill_lit.experiment import Cell, results_folder, runs_folder
 from distill_lit.files import fingerprint, read_json, write_json, writing
+from distill_lit.identity import TEACHER
 
 # what decides how fast a model is: cells that agree in it are measured once
 SHAPE = ("parameters", "non_embedding_parameters", "layers", "flops_per_token", "kv_bytes_per_token", "bytes")

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from distill_lit import assets, hardware
 from distill_lit.config import ExperimentConfig
 from distill_lit.data.loader import optimizer_steps
-from distill_lit.experiment import CE_ONLY, DISTILLED, GENERATED, QUANTISED, SIGNAL, Cell
+from distill_lit.experiment import Cell
+from distill_lit.identity import CE_ONLY, DISTILLED, GENERATED, QUANTISED, SIGNAL
 from distill_lit.models import Size, load_config, model_folder, size_from_config, student_config
 from distill_lit.objectives import build_objective
 from distill_lit.signals.compress import HIDDEN

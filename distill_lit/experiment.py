@@ -9,7 +9,6 @@ from typing import Any
 
 from distill_lit import assets, benchmarks, data, hardware
 from distill_lit.config import (
-    CorpusConfig,
     EvaluationConfig,
     ExperimentConfig,
     ObjectiveConfig,
@@ -21,23 +20,29 @@ from distill_lit.config import (
     load_section,
     to_dict,
 )
+from distill_lit.config.on_policy import check_on_policy, is_on
 from distill_lit.errors import UserError
 from distill_lit.evaluation.tasks import check_tasks, need_packages
-from distill_lit.files import fingerprint
+from distill_lit.identity import (
+    CE_ONLY,
+    DISTILLED,
+    GENERATED,
+    QUANTISED,
+    RIVAL,
+    SIGNAL,
+    TEACHER,
+    TEACHER_INT8,
+    UNTOUCHED,
+    corpus_identity,
+    data_identity,
+    identity_of,
+    student_identity,
+)
 from distill_lit.matching import check_fit, check_source
 from distill_lit.models import INT8, check_int8, check_student, check_student_fits, load_config, model_folder
 from distill_lit.objectives import Objective, build_objective, check_signal, resolve_preset
-from distill_lit.signals.generated import REMOTE_WITHOUT_EFFECT, check_generated, check_keys
+from distill_lit.signals.generated import check_generated, check_keys
 from distill_lit.signals.generated import references as generated_references
-from distill_lit.signals.on_policy import check_on_policy, is_on
-
-TEACHER, UNTOUCHED, CE_ONLY, DISTILLED = "teacher", "untouched", "ce_only", "distilled"
-QUANTISED, RIVAL = "quantised", "rival"
-SIGNAL, GENERATED = "signal", "generated"  # what the teacher tells, for cells that need it
-TEACHER_INT8 = "teacher_int8"  # name of a baseline
-VERSION = 1  # raise it when a default, or what a value means, changes: every cell is then a new one
-# knobs of training that cannot change a result
-WITHOUT_EFFECT = ("keep_checkpoints", "checkpoint_every", "checkpoint_budget", "log_every")
 
 
 @dataclass(frozen=True)
@@ -205,7 +210,7 @@ def _all_cells(config: ExperimentConfig) -> Iterable[Cell]:
     if TEACHER_INT8 in config.baselines:
         yield _int8_cell(config)
     for name, reference in config.rivals.items():
-        yield Cell(RIVAL, name, _identity(rival=reference), config, reference=reference)
+        yield Cell(RIVAL, name, identity_of(rival=reference), config, reference=reference)
     # seed by seed, so that an experiment that is not finished yet has whole comparisons already
     for seed in dict.fromkeys(point.seed for _, point in points):
         for role in (UNTOUCHED, CE_ONLY, DISTILLED):
@@ -217,12 +222,12 @@ def _all_cells(config: ExperimentConfig) -> Iterable[Cell]:
 
 def _teacher_cell(config: ExperimentConfig) -> Cell:
     reference = config.teacher.model
-    return Cell(TEACHER, TEACHER, _identity(teacher=reference), config, reference=reference)
+    return Cell(TEACHER, TEACHER, identity_of(teacher=reference), config, reference=reference)
 
 
 def _int8_cell(config: ExperimentConfig) -> Cell:
     reference = config.teacher.model
-    return Cell(QUANTISED, TEACHER_INT8, _identity(teacher=reference, form=INT8), config, reference=reference)
+    return Cell(QUANTISED, TEACHER_INT8, identity_of(teacher=reference, form=INT8), config, reference=reference)
 
 
 def _generated_cells(config: ExperimentConfig) -> Iterable[Cell]:
@@ -232,12 +237,12 @@ def _generated_cells(config: ExperimentConfig) -> Iterable[Cell]:
             alone = copy.deepcopy(config)
             alone.data.corpora = {name: corpus}
             writer = {} if corpus.generated.remote else {"model": config.teacher.model, "dtype": config.teacher.dtype}
-            identity = _identity(corpus=_corpus_identity(corpus, config), writer=writer, benchmarks=config.benchmarks)
+            identity = identity_of(corpus=corpus_identity(corpus, config), writer=writer, benchmarks=config.benchmarks)
             yield Cell(GENERATED, f"generated-{name}", identity, alone)
 
 
 def _signal_cell(config: ExperimentConfig) -> Cell:
-    identity = _identity(signal=decisive(config.teacher), data=_data_identity(config))
+    identity = identity_of(signal=decisive(config.teacher), data=data_identity(config))
     teacher, widths = config.teacher, {"top_k": config.teacher.k, "sampled": config.teacher.draws}
     kept = f"-{teacher.cache}_{widths[teacher.cache]}" if teacher.cache in widths else ""
     return Cell(SIGNAL, f"teacher-signal{kept}", identity, config, needs=_generated_names(config))
@@ -260,7 +265,7 @@ def _student_cell(role: str, values: dict[str, Any], config: ExperimentConfig) -
         axes = {key: value for key, value in axes.items() if not key.startswith("objective")}
     label = _label(role, config.student, axes, seed if "seed" in values else None)
     needs = _generated_names(config) + ((_signal_cell(config).name,) if config.teacher.source == "cached" else ())
-    return Cell(role, label, _student_identity(role, config), config, config.student, seed, axes, needs)
+    return Cell(role, label, student_identity(role, config), config, config.student, seed, axes, needs)
 
 
 def _label(role: str, student: str, axes: dict[str, Any], seed: int | None) -> str:
@@ -268,72 +273,6 @@ def _label(role: str, student: str, axes: dict[str, Any], seed: int | None) -> s
     parts += [str(value) if key == "variant" else f"{key.rsplit('.')[-1]}={value}" for key, value in axes.items()]
     parts += [] if seed is None else [f"seed={seed}"]
     return "-".join(parts).replace("/", "_").replace(" ", "")
-
-
-def _student_identity(role: str, config: ExperimentConfig) -> str:
-    facts: dict[str, Any] = {
-        "role": UNTOUCHED if role == UNTOUCHED else "trained",
-        "student": decisive(config.students[config.student]),
-        "teacher": _teacher_identity(role, config),
-        "data": _data_identity(config),
-    }
-    if role != UNTOUCHED:
-        facts |= {"objective": _objective_identity(config), "training": training_identity(config), "seed": config.seed}
-        facts |= {"on_policy": decisive(config.on_policy)} if is_on(config.on_policy) else {}
-    elif config.students[config.student].config:
-        facts["seed"] = config.seed
-    return _identity(**facts)
-
-
-def _teacher_identity(role: str, config: ExperimentConfig) -> dict[str, Any]:
-    """What of the teacher decides a student: for one that learns nothing from it, not how it would have told."""
-    found = decisive(config.teacher)
-    known = ("model", "dtype", *(["source"] if config.teacher.source == "foreign" else []))  # then it has another tokenizer
-    return found if role == DISTILLED else {key: found[key] for key in known if key in found}
-
-
-def _objective_identity(config: ExperimentConfig) -> dict[str, Any]:
-    """The terms that have a weight, and the scaling of those with a teacher; how the head computes them decides nothing."""
-    objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
-    used = set(objective.names)
-    unless_said = TermConfig(weight=1.0, temperature=1.0)
-    terms = {
-        name: {key: value for key, value in decisive(term).items() if value != getattr(unless_said, key)}
-        for name, term in config.objective.terms.items()
-        if name in used and term is not None
-    }
-    return {"terms": terms, **({"scaling": config.objective.temperature_scaling} if objective.needs_teacher else {})}
-
-
-def _identity(**facts: Any) -> str:
-    return fingerprint({"version": VERSION, **facts})
-
-
-def training_identity(config: ExperimentConfig) -> dict[str, Any]:
-    """The knobs of training that decide its result."""
-    return {key: value for key, value in decisive(config.training).items() if key not in WITHOUT_EFFECT}
-
-
-def _data_identity(config: ExperimentConfig) -> dict[str, Any]:
-    found = {**decisive(config.data), "benchmarks": config.benchmarks}
-    return {**found, "corpora": {name: _corpus_identity(corpus, config) for name, corpus in config.data.corpora.items()}}
-
-
-def _corpus_identity(corpus: CorpusConfig, config: ExperimentConfig) -> dict[str, Any]:
-    """A corpus without the knobs that cannot change its documents."""
-    found = decisive(corpus)
-    if corpus.generated is not None and corpus.generated.filters.contamination:
-        found["asked"] = [sorted(config.evaluation.tasks), config.evaluation.include_path]
-    if corpus.generated is not None and corpus.generated.remote is not None:
-        remote = found["generated"]["remote"]
-        found["generated"]["remote"] = {name: value for name, value in remote.items() if name not in REMOTE_WITHOUT_EFFECT}
-    return found
-
-
-def evaluation_identity(config: ExperimentConfig) -> str:
-    """Identifies the questions a model is asked: a cell is evaluated again when they change."""
-    asked = {key: value for key, value in decisive(config.evaluation).items() if key not in ("every", "every_limit")}
-    return _identity(**asked, benchmarks=config.benchmarks)
 
 
 def references(config: ExperimentConfig) -> list[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distill_lit import experiment
+from distill_lit import experiment, identity
 from distill_lit.config import (
     CorpusConfig,
     DataConfig,
@@ -31,12 +31,12 @@ SECTIONS = (
     TrainingConfig,
     EvaluationConfig,
 )
-DEFAULTS = Path(__file__).parent / "data" / f"defaults_{experiment.VERSION}.yaml"
+DEFAULTS = Path(__file__).parent / "data" / f"defaults_{identity.VERSION}.yaml"
 QUICKSTART = ROOT / "experiments" / "quickstart.yaml"
 
 
 def test_defaults_are_those_of_this_version() -> None:
-    """Identities leave defaults out, so a default that changes must raise experiment.VERSION (and get a file here)."""
+    """Identities leave defaults out, so a default that changes must raise identity.VERSION (and get a file here)."""
     known = yaml.safe_load(DEFAULTS.read_text())
     for section in SECTIONS:
         now = to_dict(section())

@@ -112,7 +112,7 @@ def decisive(section: Any) -> dict[str, Any]:
     """The values of a section that are not its defaults, and those without a default: what identifies it.
 
     A knob that is added later, and left alone, changes no identity. Whoever changes a default or what a value means
-    raises `experiment.VERSION`.
+    raises `identity.VERSION`.
     """
     known = {}
     for field in dataclasses.fields(section):

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill_lit.config.knobs import knob
+from distill_lit.errors import UserError
+
+ADAPTIVE = "adaptive"
 
 
 @dataclass
@@ -17,3 +20,22 @@ class OnPolicyConfig:
     max_new_tokens: int = knob(64, "longest text, tokens", low=1)
     teacher_mix: float = knob(0.0, "share of the teacher in the distribution drawn from (MiniLLM)", low=0, high=1)
     replay: int = knob(0, "batches of student text kept and read again, ever less often; 0: each is read once", low=0)
+
+
+def check_on_policy(config: OnPolicyConfig, source: str, compiled: bool) -> None:
+    """Raises UserError for a share that is none, and for what text of the student cannot be judged by."""
+    share = config.share
+    is_number = isinstance(share, (int, float)) and not isinstance(share, bool)
+    if share != ADAPTIVE and not (is_number and 0 <= share <= 1):
+        raise UserError(f"on_policy.share: {share!r} is neither a number from 0 to 1 nor {ADAPTIVE!r}")
+    if not is_on(config):
+        return
+    if source != "live":
+        raise UserError(f"on_policy.share: text that the student writes needs a live teacher; teacher.source is {source}")
+    if compiled:
+        raise UserError("on_policy.share: the student cannot write while training.compile is set")
+
+
+def is_on(config: OnPolicyConfig) -> bool:
+    """Whether the student ever writes."""
+    return bool(config.share != 0)

@@ -19,7 +19,7 @@ class Journal:
         self.entries: dict[str, Entry] = {}
         self.spent = 0.0
         if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     self._take(json.loads(line))
                 except (ValueError, TypeError, AttributeError, KeyError):

@@ -14,33 +14,13 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from distill_lit.config import OnPolicyConfig
-from distill_lit.errors import UserError
+from distill_lit.config.on_policy import ADAPTIVE
 from distill_lit.signals.decoding import Sampling, Written, write_batch
 from distill_lit.signals.seeds import seed_of
 
-ADAPTIVE = "adaptive"
 STEP_UP = 0.1  # of the adaptive share, each time validation gets worse
 IGNORED = -100
 Batch = dict[str, Tensor]
-
-
-def check_on_policy(config: OnPolicyConfig, source: str, compiled: bool) -> None:
-    """Raises UserError for a share that is none, and for what text of the student cannot be judged by."""
-    share = config.share
-    is_number = isinstance(share, (int, float)) and not isinstance(share, bool)
-    if share != ADAPTIVE and not (is_number and 0 <= share <= 1):
-        raise UserError(f"on_policy.share: {share!r} is neither a number from 0 to 1 nor {ADAPTIVE!r}")
-    if not is_on(config):
-        return
-    if source != "live":
-        raise UserError(f"on_policy.share: text that the student writes needs a live teacher; teacher.source is {source}")
-    if compiled:
-        raise UserError("on_policy.share: the student cannot write while training.compile is set")
-
-
-def is_on(config: OnPolicyConfig) -> bool:
-    """Whether the student ever writes."""
-    return bool(config.share != 0)
 
 
 class StudentText:

@@ -59,7 +59,7 @@ class Shards:
     def hashes(self) -> dict[str, str]:
         """{name: sha256} as written down; a line cut short by a crash counts for nothing."""
         try:
-            lines = (self.folder / "shards.jsonl").read_text(encoding="utf-8").splitlines()
+            lines = (self.folder / "shards.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return {}
         found = {}

@@ -103,7 +103,8 @@ def _build(experiment: str, root: str, stop: str, overrides: tuple[str, ...], pa
 
     from distill_lit import cells
     from distill_lit.config import load_experiment
-    from distill_lit.experiment import DISTILLED, plan, runs_folder
+    from distill_lit.experiment import plan, runs_folder
+    from distill_lit.identity import DISTILLED
     from distill_lit.worker import run
 
     torch.set_num_threads(1)
@@ -214,9 +215,9 @@ def watched_teacher() -> None:
     """Compares the teacher's weights in memory before and after the training."""
     import torch
 
-    from distill_lit import cells
+    from distill_lit import building
 
-    train = cells.train
+    train = building.train
 
     def watched(run: Any) -> Any:
         model = run.distiller.signal.model
@@ -226,7 +227,7 @@ def watched_teacher() -> None:
         (Path(os.environ["CELL"]) / "teacher.txt").write_text("the same" if same else "changed")
         return metrics
 
-    cells.train = watched
+    building.train = watched
 
 
 def random_seconds(seed: int, longest: float, count: int) -> list[float]:

@@ -1,0 +1,213 @@
+"""The model of a cell: taken as it is, quantised, or a student that is trained and exported."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback
+
+from distill_lit import data, hardware
+from distill_lit.board import Layout
+from distill_lit.config import ExperimentConfig, StudentConfig, to_dict, to_yaml
+from distill_lit.config.on_policy import is_on
+from distill_lit.data.loader import calibration_batches
+from distill_lit.data.module import PackedDataModule
+from distill_lit.distiller import Distiller, HeadSettings
+from distill_lit.experiment import Cell
+from distill_lit.files import fingerprint, hashes_of
+from distill_lit.identity import QUANTISED, UNTOUCHED, training_identity
+from distill_lit.matching import Matching, build_matching
+from distill_lit.midway import MidwayEvaluation
+from distill_lit.models import (
+    CARD,
+    INT8,
+    Calibration,
+    Size,
+    export_student,
+    initial_student,
+    load_model,
+    load_tokenizer,
+    merge_adapters,
+    model_card,
+    model_fingerprint,
+    model_folder,
+    quantise,
+    size_of,
+    trained_share,
+)
+from distill_lit.models.students import kept_layers
+from distill_lit.objectives import Objective, build_objective, can_compile, chunk_for
+from distill_lit.signals import TeacherSignal
+from distill_lit.signals.decoding import end_tokens
+from distill_lit.signals.on_policy import StudentText
+from distill_lit.teaching import base_of, dtype_of, open_signal, prepare_data, real_tokens
+from distill_lit.training import Report, Run, train, validate
+
+BYTES_PER_NUMBER = 2  # of cached keys and values: bfloat16 or float16
+
+
+def student_hashes(folder: Path) -> dict[str, str]:
+    """Hashes of a student's files but the model card, to which the report adds scores."""
+    return {name: digest for name, digest in hashes_of(folder / "student").items() if name != CARD}
+
+
+def take_model(cell: Cell, folder: Path) -> dict[str, Any]:
+    """A model as it is, or the teacher in int8."""
+    place = model_folder(cell.reference)
+    if cell.role != QUANTISED:
+        return {"model": str(place), **_size_facts(size_of(load_model(place)))}
+    quantise(place, folder / "student")
+    size = size_of(load_model(folder / "student"))
+    return {"files": student_hashes(folder), "format": INT8, **_size_facts(size)}
+
+
+def build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> dict[str, Any]:
+    """Trains (or only validates) a student and exports it; what its manifest says of it."""
+    config = cell.config
+    base = base_of(config, teacher)
+    prepared = prepare_data(config, base)
+    vocabulary = real_tokens(base)
+    measured = Calibration(
+        calibration_batches(prepared.train),
+        prepared.fingerprint,
+        dtype_of(config.teacher.dtype),
+        lambda done, total: report("choose layers", done, total, "trials", {}),
+        hardware.device_for(config.training.accelerator),
+    )
+    student = initial_student(config.students[cell.student], base, measured, config.seed)
+    trained = trained_share(student)
+    run = _training_run(
+        cell, folder, student, vocabulary, prepared, open_signal(config, teacher, prepared, vocabulary), report, teacher
+    )
+    metrics = (validate if cell.role == UNTOUCHED else train)(run)
+    report("export", 0, 1, "", {})
+    size = size_of(merge_adapters(student))
+    card = model_card(cell.label, config.teacher.model, _recipe(cell), {"parameters": f"{size.parameters:,}"})
+    export_student(student, base, folder / "student", card)
+    return {
+        "files": student_hashes(folder),
+        "origin": run.origin,
+        "metrics": metrics,
+        "data": prepared.statistics,
+        **_size_facts(size),
+        **_cost_facts(cell, run, size, trained, teacher),
+        **_choices(config.students[cell.student], teacher, measured, run.distiller.matching),
+    }
+
+
+def _choices(student: StudentConfig, teacher: Path, measured: Calibration, matching: Matching | None) -> dict[str, Any]:
+    """Which of the teacher's layers the student kept, and which layers were compared with which."""
+    is_cut = not student.from_ and not student.config
+    kept = {"kept_layers": kept_layers(student, teacher, measured)} if is_cut else {}
+    return kept | ({"layer_maps": {term.name: pairs for term, pairs in matching.matched}} if matching else {})
+
+
+def _training_run(
+    cell: Cell,
+    folder: Path,
+    student: Any,
+    vocabulary: int,
+    prepared: data.PreparedData,
+    signal: TeacherSignal | None,
+    report: Report,
+    teacher: Path,
+) -> Run:
+    config, length = cell.config, prepared.train.length
+    module = PackedDataModule(prepared.train, prepared.validation, config.training, config.seed)
+    objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
+    model = getattr(signal, "model", None)
+    matching = build_matching(objective, student, model, calibration_batches(prepared.train), config.seed)
+    distiller = Distiller(
+        student,
+        vocabulary,
+        objective,
+        signal,
+        config.training,
+        module.steps,
+        length,
+        _head_settings(config, max(vocabulary, real_tokens(teacher))),  # a foreign teacher may have more words
+        matching,
+        _student_text(config, student, base_of(config, teacher), model, module.steps),
+    )
+    origin = _origin(cell, teacher, student, prepared, objective)
+    callbacks: list[Callback] = [Layout([term.name for term in objective.terms])]
+    if config.evaluation.every:
+        callbacks.append(MidwayEvaluation(base_of(config, teacher), config.evaluation, config.benchmarks, module.steps))
+    return Run(folder, distiller, module, config.training, config.seed, report, origin, config.launcher.changed, callbacks)
+
+
+def _student_text(config: ExperimentConfig, student: Any, base: Path, teacher: Any, steps: int) -> StudentText | None:
+    """What makes batches of the student's own text, or None where it writes none."""
+    if not is_on(config.on_policy):
+        return None
+    ends = end_tokens(student, load_tokenizer(base), chat=False)
+    return StudentText(config.on_policy, ends, teacher, config.seed, steps)
+
+
+def _origin(cell: Cell, teacher: Path, student: Any, prepared: data.PreparedData, objective: Objective) -> dict[str, str]:
+    """What a checkpoint belongs to. A cell's identity holds references; this holds the contents behind them."""
+    config = cell.config.students[cell.student]
+    shapes = {name: list(parameter.shape) for name, parameter in student.named_parameters()}
+    origin = {
+        "teacher": fingerprint(model_fingerprint(teacher)),
+        "student": fingerprint([to_dict(config), shapes]),
+        "data": prepared.fingerprint,
+        "objective": repr(objective),
+        "training": str(training_identity(cell.config)),
+        "seed": str(cell.config.seed),
+    }
+    return origin | ({"student.from": fingerprint(model_fingerprint(model_folder(config.from_)))} if config.from_ else {})
+
+
+def _head_settings(config: ExperimentConfig, vocabulary: int) -> HeadSettings:
+    objective = config.objective
+    compiled = objective.compile == "always" or (
+        objective.compile == "auto" and can_compile(hardware.device_for(config.training.accelerator))
+    )
+    dtype = dtype_of(config.training.precision)
+    chunk = objective.chunk or chunk_for(objective.memory_budget, vocabulary, compiled, dtype)
+    return HeadSettings(chunk, compiled, dtype)
+
+
+def _recipe(cell: Cell) -> str:
+    config = cell.config
+    head = f"student: {cell.student}\nseed: {config.seed}\n"
+    if cell.role == UNTOUCHED:
+        return head + "training: none\n"
+    return (
+        head + "objective:\n" + _indented(to_yaml(config.objective)) + "training:\n" + _indented(to_yaml(config.training))
+    )
+
+
+def _indented(text: str) -> str:
+    return "".join(f"  {line}\n" for line in text.splitlines())
+
+
+def _size_facts(size: Size) -> dict[str, Any]:
+    return {
+        "parameters": size.parameters,
+        "non_embedding_parameters": size.non_embedding,
+        "layers": size.layers,
+        "flops_per_token": size.flops_per_token(),
+        "kv_bytes_per_token": BYTES_PER_NUMBER * size.cache_width,
+    }
+
+
+def _cost_facts(cell: Cell, run: Run, size: Size, trained: float, teacher: Path) -> dict[str, Any]:
+    """Tokens read and arithmetic spent. A backward pass costs a forward pass for the activations and another for the
+    share of the weights that is trained; a cached teacher's body ran once, for all cells, and is charged to each."""
+    tokens = 0 if cell.role == UNTOUCHED else run.data.steps * run.distiller.tokens_per_step
+    teacher_size = _teacher_size(str(teacher))
+    needs_teacher = run.distiller.objective.needs_teacher
+    return {
+        "training_tokens": tokens,
+        "student_flops": (2 + trained) * size.flops_per_token() * tokens,
+        "teacher_flops": teacher_size.flops_per_token() * tokens if needs_teacher else 0.0,
+    }
+
+
+@functools.lru_cache(maxsize=2)
+def _teacher_size(folder: str) -> Size:
+    from distill_lit.models import load_config, size_from_config
+
+    return size_from_config(load_config(Path(folder)))
