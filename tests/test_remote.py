@@ -477,3 +477,11 @@ def test_a_real_server_says_what_the_model_itself_says(
     assert facts["cost"] > 0
     assert ask(tmp_path / "b", settings, prompts)[1]["requests"] == 0
     assert json.loads((tmp_path / "a" / "shards.jsonl").read_text())["name"] == "answers-00000.jsonl"
+
+
+def test_journal_keeps_replies_with_letters_that_end_lines_elsewhere(tmp_path: Path) -> None:
+    path, text = tmp_path / "replies.jsonl", "one\u2028two\x85three\u2029four\x0cfive"
+    Journal(path).add({"key": "k", "cost": 0.5, "text": text})
+    again = Journal(path)
+    assert again.entries["k"]["text"] == text
+    assert again.spent == 0.5

@@ -96,7 +96,7 @@ class Shards:
 
 def append_line(path: Path, value: Any) -> None:
     """Adds a JSON line in one write, and syncs it: whole after a crash or not there. A torn line before it is closed."""
-    line = json.dumps(value, ensure_ascii=False) + "\n"
+    line = json.dumps(value) + "\n"  # ASCII: some letters of other scripts end a line too
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         size = os.fstat(descriptor).st_size
