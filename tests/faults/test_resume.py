@@ -185,6 +185,17 @@ def test_04_sigterm_leaves_a_checkpoint_within_a_step_and_exits_143(
     assert not (cell_folder(tmp_path) / "state.json").exists()
 
 
+def test_04_sigterm_in_a_validation_that_no_checkpoint_stands_before(experiment: Path, whole: Path, tmp_path: Path) -> None:
+    """Without `keep_checkpoints` there is none before a validation: the step is saved in the middle of it."""
+    plain = ("training.keep_checkpoints=false",)
+    assert finish(start(experiment, tmp_path, "SIGTERM validate 8", plain)) == 143
+    assert [path.stem for path in checkpoints(tmp_path)] == ["step=8", "step=5"]
+    assert finish(start(experiment, tmp_path, "SIGTERM validate 2", plain)) == 143  # in the one that is made up for
+    assert finish(start(experiment, tmp_path, "SIGKILL validate 8", plain)) == -signal.SIGKILL
+    assert finish(start(experiment, tmp_path, overrides=plain)) == 0
+    assert same(tmp_path, whole)
+
+
 def test_05_a_checkpoint_of_another_model_data_or_objective_is_refused(
     experiment: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -232,13 +243,18 @@ def stamps(runs: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in files}
 
 
+def written(root: Path) -> dict[Path, int]:
+    """When each file of an experiment's cells was written; locks and the report's own curves aside."""
+    files = [path for path in (root / "runs").rglob("*") if path.is_file()]
+    return {p: p.stat().st_mtime_ns for p in files if p.name != "lock" and p.parent.name != "report"}
+
+
 def test_06_a_finished_experiment_is_run_again_and_nothing_happens(finished: Any) -> None:
     assert finished.code == 0, finished.said
-    runs = finished.root / "runs"
-    before = stamps(runs)
+    before = written(finished.root)
     code, said = cli("run", finished.file, "--root", finished.root, DISTILL_LIT_CACHE=str(finished.cache))
     assert code == 0, said
-    after = stamps(runs)
+    after = written(finished.root)
     changed = {path.name for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
     assert changed <= {"experiment.yaml", "README.md"}  # written again with the same content
     assert "to run" not in said
