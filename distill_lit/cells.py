@@ -10,7 +10,7 @@ from distill_lit.building import build_student, student_hashes, take_model
 from distill_lit.config import to_yaml
 from distill_lit.evaluation.evaluate import evaluate_model, main_scores
 from distill_lit.evaluation.surprisal import measure_surprisal
-from distill_lit.experiment import Cell, references
+from distill_lit.experiment import Cell, references_of
 from distill_lit.files import hashes_of, read_json, write_json, write_text, writing
 from distill_lit.identity import GENERATED, RIVAL, SIGNAL, TEACHER, evaluation_identity
 from distill_lit.models import (
@@ -31,7 +31,7 @@ def run_cell(cell: Cell, folder: Path, report: Report) -> None:
     """Does whatever of a cell is not done: builds its model, evaluates it. Each stage ends with its manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", to_yaml(cell.config))
-    for reference in references(cell.config):
+    for reference in references_of(cell.config):
         if assets.parse(reference).code:  # the student is of the same classes
             allow_code(model_folder(reference))
             allow_code(folder / "student")
@@ -99,7 +99,7 @@ def build(cell: Cell, folder: Path, report: Report) -> None:
     if cell.is_model:
         place = model_place(folder, facts)
         facts |= {"fingerprint": model_fingerprint(place), "bytes": weight_bytes(place)}
-    made = provenance(cell.config, references(cell.config))
+    made = provenance(cell.config, references_of(cell.config))
     write_json(
         folder / "manifest.json",
         {"identity": cell.identity, "role": cell.role, "label": cell.label, **facts, "provenance": made},

