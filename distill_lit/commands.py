@@ -33,21 +33,19 @@ def run_experiment(config: ExperimentConfig, root: Path, console: Console, comma
     began = time.monotonic()
     config = _ready(config)
     planned = experiment.plan(config)
-    _check_disk(_print_plan(config, planned, console), root)
     try:
-        with Display(console) as display:
-            outcome = run_cells(config, planned, root.resolve(), display)
+        failed = _run_cells(config, planned, root, console)
     except Terminated as stop:
-        return _stopped(stop, console)
-    folder = collect(config, planned, root, outcome.failed, command)
-    if config.cost.measure and not outcome.failed:
+        return stop.code
+    folder = collect(config, planned, root, failed, command)
+    if config.cost.measure and not failed:
         measure_experiment(config, planned, root, console)
     result = _draw(folder, config, console)
     _write_board(planned, experiment.runs_folder(root, config), folder, result.headline)
     for model, text in report.cards(result).items():
         add_results(_folder_of(model, planned, experiment.runs_folder(root, config)), text)
     console.print(f"{folder} drawn after {(time.monotonic() - began) / 60:.1f} minutes", highlight=False)
-    return SOME_CELLS_FAILED if outcome.failed else DONE
+    return SOME_CELLS_FAILED if failed else DONE
 
 
 def _ready(config: ExperimentConfig) -> ExperimentConfig:
@@ -59,9 +57,15 @@ def _ready(config: ExperimentConfig) -> ExperimentConfig:
     return experiment.settle(config)
 
 
-def _stopped(stop: Terminated, console: Console) -> int:
-    console.print(f"stopped; the same command goes on from here (exit code {stop.code})")
-    return stop.code
+def _run_cells(config: ExperimentConfig, planned: list[Cell], root: Path, console: Console) -> dict[str, str]:
+    """Shows the plan, runs what is not done; {cell that failed: why}. Raises Terminated, having said so."""
+    _check_disk(_print_plan(config, planned, console), root)
+    try:
+        with Display(console) as display:
+            return run_cells(config, planned, root.resolve(), display).failed
+    except Terminated as stop:
+        console.print(f"stopped; the same command goes on from here (exit code {stop.code})")
+        raise
 
 
 def write_signals(config: ExperimentConfig, root: Path, console: Console, role: str) -> int:
@@ -74,18 +78,16 @@ def write_signals(config: ExperimentConfig, root: Path, console: Console, role: 
         raise UserError(f"{config.name}: nothing to write; it has not {what}")
     names = {name for cell in wanted for name in (*cell.needs, cell.name)}
     planned = [cell for cell in every if cell.name in names]
-    _check_disk(_print_plan(config, planned, console), root)
     try:
-        with Display(console) as display:
-            outcome = run_cells(config, planned, root.resolve(), display)
+        failed = _run_cells(config, planned, root, console)
     except Terminated as stop:
-        return _stopped(stop, console)
+        return stop.code
     for cell in planned:
         manifest = cells.read_manifest(experiment.runs_folder(root, config) / cell.name / "manifest.json")
         for fact in ("corpora", "signal", "bytes_per_token"):
             if fact in manifest:
                 console.print(f"{cell.label} {fact}: {manifest[fact]}", highlight=False, soft_wrap=True, markup=False)
-    return SOME_CELLS_FAILED if outcome.failed else DONE
+    return SOME_CELLS_FAILED if failed else DONE
 
 
 def _draw(folder: Path, config: ExperimentConfig, console: Console) -> Any:
