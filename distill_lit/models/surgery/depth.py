@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,28 +71,37 @@ def block_influence(model: PreTrainedModel, batches: list[Batch]) -> list[float]
     """Per layer, mean over valid tokens of 1 − cos(input, output). ShortGPT, 2403.03853 eq. 1."""
     layers = layer_list(model)[1]
     sums = torch.zeros(len(layers), dtype=torch.float64)
-    valid = torch.empty(0)
 
-    def note(number: int, before: Tensor, after: Any) -> None:
+    def note(number: int, valid: Tensor, before: Tensor, after: Any) -> None:
         after = after[0] if isinstance(after, tuple) else after
         change = 1 - torch.cosine_similarity(before[valid].float(), after[valid].float(), dim=-1)
         sums[number] += change.double().sum().cpu()
 
     # hooks, because the last of `output_hidden_states` has passed the final norm
+    count = watch_modules(model, batches, [(layer, functools.partial(note, i)) for i, layer in enumerate(layers)])
+    return (sums / count).tolist()
+
+
+def watch_modules(
+    model: PreTrainedModel, batches: list[Batch], watched: list[tuple[nn.Module, Callable[[Tensor, Tensor, Any], None]]]
+) -> int:
+    """Runs the batches; each module tells its function (valid (B, T), its first input, its output). The valid tokens."""
+    now: Batch = {}
     handles = [
-        layer.register_forward_hook(
-            lambda _, arguments, named, output, i=i: note(i, [*arguments, *named.values()][0], output), with_kwargs=True
+        module.register_forward_hook(
+            lambda _, arguments, named, output, tell=tell: tell(now["valid"], [*arguments, *named.values()][0], output),
+            with_kwargs=True,
         )
-        for i, layer in enumerate(layers)
+        for module, tell in watched
     ]
     try:
         for batch in batches:
-            valid = batch["valid"]
+            now["valid"] = batch["valid"]
             model(**model_inputs(batch), use_cache=False, logits_to_keep=1)
     finally:
         for handle in handles:
             handle.remove()
-    return (sums / sum(int(batch["valid"].sum()) for batch in batches)).tolist()
+    return sum(int(batch["valid"].sum()) for batch in batches)
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,7 +17,7 @@ from distill_lit.models.surgery.anatomy import (
     residual_norms,
     submodules,
 )
-from distill_lit.models.surgery.depth import Batch, model_inputs
+from distill_lit.models.surgery.depth import Batch, watch_modules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -96,23 +97,11 @@ def _root_mean_square(x: Tensor) -> Tensor:
 def token_means(model: PreTrainedModel, batches: list[Batch], probes: list[Probe]) -> list[Tensor]:
     """For each probe, the mean of its function over the valid tokens of all batches, in float64 on the CPU."""
     sums = [torch.zeros((), dtype=torch.float64) for _ in probes]
-    valid = torch.empty(0)
 
-    def add(number: int, values: Tensor) -> None:
-        sums[number] = sums[number] + probes[number].function(values[valid].float()).double().sum(0).cpu()
+    def add(number: int, valid: Tensor, before: Tensor, after: Tensor) -> None:
+        probe = probes[number]
+        values = before if probe.is_input else after
+        sums[number] = sums[number] + probe.function(values[valid].float()).double().sum(0).cpu()
 
-    handles = [
-        probe.module.register_forward_hook(
-            lambda _, inputs, output, i=i, is_input=probe.is_input: add(i, inputs[0] if is_input else output)
-        )
-        for i, probe in enumerate(probes)
-    ]
-    try:
-        for batch in batches:
-            valid = batch["valid"]
-            model(**model_inputs(batch), use_cache=False, logits_to_keep=1)
-    finally:
-        for handle in handles:
-            handle.remove()
-    count = sum(int(batch["valid"].sum()) for batch in batches)
+    count = watch_modules(model, batches, [(probe.module, functools.partial(add, i)) for i, probe in enumerate(probes)])
     return [total / count for total in sums]
