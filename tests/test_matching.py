@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from test_distiller import LENGTH, TRAINING, VOCABULARY, weights
 from test_suite import run as run_cli
 from transformers import AutoModelForCausalLM
 
 from distill_lit import data
-from distill_lit.config import CorpusConfig, DataConfig, StudentConfig, TermConfig, TrainingConfig, WidthConfig
+from distill_lit.config import StudentConfig, TermConfig, TrainingConfig, WidthConfig
 from distill_lit.data.loader import calibration_batches, make_batch
 from distill_lit.data.module import PackedDataModule
 from distill_lit.distiller import Distiller, HeadSettings
@@ -33,18 +32,6 @@ EVERY = {
     "attention": TermConfig(weight=2.0, options={"layers": "last"}),
     "relations": TermConfig(weight=0.5, options={"layers": "last"}),
 }
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sizes = {"hidden_size": 36, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8}
-    return tiny.make_model(tmp_path_factory.mktemp("teacher"), layers=4, **sizes)
-
-
-@pytest.fixture(scope="module")
-def prepared(teacher: Path, tiny_corpus: Path) -> data.PreparedData:
-    config = DataConfig(corpora={"text": CorpusConfig(path=f"file:{tiny_corpus}")}, length=LENGTH, validation=4)
-    return data.prepare(config, teacher, "pypi")
 
 
 def build(

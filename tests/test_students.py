@@ -12,7 +12,7 @@ from tiny_families import FAMILIES, make_family
 from transformers import AutoModelForCausalLM
 
 from distill_lit import data
-from distill_lit.config import CorpusConfig, DataConfig, LoraConfig, StudentConfig, TermConfig, WidthConfig
+from distill_lit.config import LoraConfig, StudentConfig, TermConfig, WidthConfig
 from distill_lit.data.loader import calibration_batches
 from distill_lit.data.module import PackedDataModule
 from distill_lit.distiller import Distiller, HeadSettings
@@ -40,19 +40,6 @@ from distill_lit.training import Run, train
 
 LORA = LoraConfig(rank=2, alpha=8, dropout=0.5)
 IDS = torch.arange(3, 15)[None]
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four layers of six heads in two groups."""
-    sizes = {"hidden_size": 36, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8}
-    return tiny.make_model(tmp_path_factory.mktemp("teacher"), layers=4, **sizes)
-
-
-@pytest.fixture(scope="module")
-def prepared(teacher: Path, tiny_corpus: Path) -> data.PreparedData:
-    config = DataConfig(corpora={"text": CorpusConfig(path=f"file:{tiny_corpus}")}, length=LENGTH, validation=4)
-    return data.prepare(config, teacher, "pypi")
 
 
 @pytest.fixture

@@ -32,6 +32,14 @@ def tasks_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_tasks.make_tasks(tmp_path_factory.mktemp("tasks") / "tasks", "colours")
 
 
+@pytest.fixture(scope="module")
+def experiment(
+    tmp_path_factory: pytest.TempPathFactory, dropping_teacher: Path, tiny_corpus: Path, tasks_folder: Path
+) -> Path:
+    """The file of a tiny experiment."""
+    return trainings.write_experiment(tmp_path_factory.mktemp("file"), dropping_teacher, tiny_corpus, tasks_folder)
+
+
 @pytest.fixture(scope="session")
 def finished(
     tmp_path_factory: pytest.TempPathFactory, dropping_teacher: Path, tiny_corpus: Path, tasks_folder: Path

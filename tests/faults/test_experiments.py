@@ -30,14 +30,6 @@ leave leaves train 4
 
 
 @pytest.fixture(scope="module")
-def experiment(
-    tmp_path_factory: pytest.TempPathFactory, dropping_teacher: Path, tiny_corpus: Path, tasks_folder: Path
-) -> Path:
-    folder = tmp_path_factory.mktemp("experiments")
-    return trainings.write_experiment(folder, dropping_teacher, tiny_corpus, tasks_folder)
-
-
-@pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory, experiment: Path) -> tuple[Path, Path, int, str]:
     """(root, file, exit code, what was said) of an experiment in which four cells of six fail, each in its own way."""
     root = tmp_path_factory.mktemp("broken")

@@ -29,14 +29,6 @@ from distill_lit.files import read_json
 
 
 @pytest.fixture(scope="module")
-def experiment(
-    tmp_path_factory: pytest.TempPathFactory, dropping_teacher: Path, tiny_corpus: Path, tasks_folder: Path
-) -> Path:
-    folder = tmp_path_factory.mktemp("resume")
-    return trainings.write_experiment(folder, dropping_teacher, tiny_corpus, tasks_folder)
-
-
-@pytest.fixture(scope="module")
 def whole(experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The root of a run that nobody disturbed."""
     root = tmp_path_factory.mktemp("whole")
