@@ -187,9 +187,9 @@ def _checked(options: argparse.Namespace) -> "ExperimentConfig":
 
     config = load_experiment(options.experiment, options.overrides)
     _check_root(options.root)
-    from distill_lit.experiment import check
+    from distill_lit.checks import check_experiment
 
-    check(config)
+    check_experiment(config)
     return config
 
 
@@ -256,7 +256,7 @@ def _fetch(options: argparse.Namespace, console: Console) -> int:
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> int:
-    from distill_lit.experiment import check_evaluation
+    from distill_lit.checks import check_evaluation
 
     settings = check_evaluation(options.model, options.overrides, options.benchmarks)
     from distill_lit.commands import evaluate_reference

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distill_lit import assets, cells, experiment, report
+from distill_lit import assets, cells, checks, experiment, report
 from distill_lit.board import write_experiment
 from distill_lit.cli import DONE, SOME_CELLS_FAILED
 from distill_lit.collect import collect
@@ -50,10 +50,10 @@ def run_experiment(config: ExperimentConfig, root: Path, console: Console, comma
 
 def _ready(config: ExperimentConfig) -> ExperimentConfig:
     """A checked experiment settled for this machine, with all its assets here."""
-    experiment.check_environment(config)
+    checks.check_environment(config)
     for reference in experiment.references(config):
         assets.fetch(reference)
-    experiment.check_against_teacher(config)
+    checks.check_against_teacher(config)
     return experiment.settle(config)
 
 
@@ -124,7 +124,7 @@ def measure_cost(config: ExperimentConfig, root: Path, console: Console) -> int:
 def show_plan(config: ExperimentConfig, console: Console) -> int:
     """Prints the plan."""
     if assets.is_fetched(config.teacher.model):
-        experiment.check_against_teacher(config)
+        checks.check_against_teacher(config)
     config = experiment.settle(config)
     _print_plan(config, experiment.plan(config), console)
     return DONE

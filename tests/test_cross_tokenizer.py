@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from distill_lit import data, experiment
+from distill_lit import checks, data
 from distill_lit.config import CorpusConfig, DataConfig, TermConfig, load_experiment
 from distill_lit.data.loader import make_batch
 from distill_lit.distiller import Distiller, HeadSettings
@@ -321,7 +321,7 @@ QUICK = ROOT / "experiments/quickstart.yaml"
 )
 def test_bad_input_is_refused(changes: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        experiment.check(load_experiment(QUICK, changes))
+        checks.check_experiment(load_experiment(QUICK, changes))
 
 
 @pytest.mark.slow

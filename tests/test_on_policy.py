@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_distiller import LENGTH, TRAINING, VOCABULARY, new_student, weights
 
-from distill_lit import data, experiment
+from distill_lit import checks, data, experiment
 from distill_lit.config import CorpusConfig, DataConfig, OnPolicyConfig, TermConfig, load_experiment
 from distill_lit.data.loader import make_batch
 from distill_lit.data.module import PackedDataModule
@@ -241,7 +241,7 @@ def test_accumulated_batches_of_student_text_count_alike(
 )
 def test_bad_input_is_refused(changes: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        experiment.check(load_experiment(QUICK, changes))
+        checks.check_experiment(load_experiment(QUICK, changes))
 
 
 def test_only_distilled_cells_are_on_policy() -> None:

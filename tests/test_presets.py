@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill_lit import experiment
+from distill_lit import checks, experiment
 from distill_lit.config import ExperimentConfig, ObjectiveConfig, TermConfig, load_experiment, to_dict
 from distill_lit.errors import UserError
 from distill_lit.objectives import PRESETS, build_objective, plain_losses
@@ -177,7 +177,7 @@ def test_presets_are_an_axis_of_a_grid() -> None:
 
 def test_an_unknown_preset_is_refused() -> None:
     with pytest.raises(UserError, match=r"objective\.preset: unknown value 'hintn'; did you mean 'hinton'"):
-        experiment.check(load_experiment(QUICKSTART, ["objective.preset=hintn"]))
+        checks.check_experiment(load_experiment(QUICKSTART, ["objective.preset=hintn"]))
 
 
 @pytest.mark.parametrize(
@@ -185,4 +185,4 @@ def test_an_unknown_preset_is_refused() -> None:
 )
 def test_losses_that_ask_who_wrote_a_text_are_refused_for_a_corpus(kind: str, words: str) -> None:
     with pytest.raises(UserError, match=rf"objective\.terms\.new: {kind} .*{words}"):
-        experiment.check(load_experiment(QUICKSTART, [f"objective.terms.new={{kind: {kind}}}"]))
+        checks.check_experiment(load_experiment(QUICKSTART, [f"objective.terms.new={{kind: {kind}}}"]))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distill_lit import experiment
+from distill_lit import checks, experiment
 from distill_lit.cli import build_parser
 from distill_lit.config import load_experiment
 
@@ -26,7 +26,7 @@ def test_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(ROOT)
     options = build_parser().parse_args(shlex.split(command, comments=True)[1:])
     if hasattr(options, "experiment"):
-        experiment.check(load_experiment(options.experiment, options.overrides))
+        checks.check_experiment(load_experiment(options.experiment, options.overrides))
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -47,7 +47,7 @@ def test_the_experiment_of_the_readme_is_one(tmp_path: Path, monkeypatch: pytest
     file.write_text(text)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     config = load_experiment(file)
-    experiment.check(config)
+    checks.check_experiment(config)
     points = len(yaml.safe_load(text)["grid"]["objective.terms.kl.temperature"]) * len(yaml.safe_load(text)["grid"]["seed"])
     distilled = [cell for cell in experiment.plan(config) if cell.role == "distilled"]
     assert len(distilled) == points

@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 
-from distill_lit import experiment
+from distill_lit import checks, experiment
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scores import score
 from distill_lit.config import AnalysisConfig, load_experiment
@@ -67,7 +67,7 @@ def test_int8_is_close_to_the_teacher_and_smaller(tiny_teacher: Path, tmp_path: 
 def test_plan_has_them_once_with_identities_of_their_own(tmp_path: Path, tiny_teacher: Path, rival: Path,
                                                          tiny_corpus: Path) -> None:  # fmt: skip
     config = load_experiment(write_experiment(tmp_path, tiny_teacher, rival, tiny_corpus))
-    experiment.check(config)
+    checks.check_experiment(config)
     cells = experiment.plan(config)
     assert [(c.role, c.label) for c in cells] == [
         ("teacher", "teacher"), ("quantised", "teacher_int8"), ("rival", "other"), ("distilled", "one")]  # fmt: skip
@@ -79,7 +79,7 @@ def test_int8_without_torchao_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     config = load_experiment(ROOT / "experiments/quickstart.yaml", ["baselines=[teacher,teacher_int8]"])
     with pytest.raises(UserError, match=r"teacher_int8 needs torchao"):
-        experiment.check(config)
+        checks.check_experiment(config)
 
 
 @pytest.mark.parametrize(

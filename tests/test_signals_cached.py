@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_distiller import LENGTH, TRAINING, VOCABULARY, run, weights
 
-from distill_lit import data, experiment
+from distill_lit import checks, data, experiment
 from distill_lit.config import CorpusConfig, DataConfig, TermConfig, load_experiment
 from distill_lit.data.loader import ValidationLoader, make_batch
 from distill_lit.errors import UserError
@@ -295,7 +295,7 @@ def test_hidden_cache_and_live_teacher_train_alike(tmp_path: Path, tiny_teacher:
 )
 def test_an_objective_the_cache_cannot_feed_is_refused(changes: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        experiment.check(load_experiment(ROOT / "experiments/quickstart.yaml", changes))
+        checks.check_experiment(load_experiment(ROOT / "experiments/quickstart.yaml", changes))
 
 
 def test_no_two_models_of_a_shipped_experiment_have_one_name() -> None:

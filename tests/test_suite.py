@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from distill_lit import experiment
+from distill_lit import checks, experiment
 from distill_lit.config import expand, load_experiment
 
 ROOT = Path(__file__).parent.parent
@@ -58,7 +58,7 @@ def test_imports_run_in_one_direction(room: str) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_experiments_are_valid(path: Path) -> None:
     config = load_experiment(path)
-    experiment.check(config)
+    checks.check_experiment(config)
     assert len(experiment.plan(config)) >= len(list(expand(config)))
 
 

@@ -13,7 +13,7 @@ import torch
 import trainings
 from trainings import cli, command, outcome
 
-from distill_lit import cells, experiment
+from distill_lit import cells, checks, experiment
 from distill_lit.analysis.results import load_results
 from distill_lit.config import load_experiment
 from distill_lit.config.schema import EvaluationConfig
@@ -100,7 +100,7 @@ def test_19_an_unknown_task_is_refused_first(tmp_path: Path) -> None:
 )
 def test_19_bad_input_is_refused_within_two_seconds(change: str, tmp_path: Path) -> None:
     """Processor time of the whole command, since other work may slow the clock; lm-eval's task index is warm."""
-    experiment.check(load_experiment(QUICKSTART))
+    checks.check_experiment(load_experiment(QUICKSTART))
 
     def refused() -> None:
         code, said = outcome(command("run", QUICKSTART, change, "--root", tmp_path))

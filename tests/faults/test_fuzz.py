@@ -20,7 +20,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distill_lit import assets, experiment
+from distill_lit import assets, checks, experiment
 from distill_lit.analysis.results import load_results
 from distill_lit.checkpoints import is_intact, load_plain, newest_checkpoint
 from distill_lit.config import load_experiment, load_section, to_dict
@@ -104,7 +104,7 @@ def load_and_check(file: Path, overrides: list[str]) -> None:
     """Succeeds or raises UserError; that is what is tested."""
     with only_clean_errors():
         config = load_experiment(file, overrides)
-        experiment.check(config)
+        checks.check_experiment(config)
         experiment.plan(config)
 
 

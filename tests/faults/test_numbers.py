@@ -14,7 +14,7 @@ import trainings
 from tiny_data import tokens_of
 from trainings import cell_folder, finish, start
 
-from distill_lit import data, experiment
+from distill_lit import checks, data
 from distill_lit.checkpoints import load_plain, read_best, saved_checkpoints, step_of
 from distill_lit.config import load_experiment
 from distill_lit.config.schema import CorpusConfig, DataConfig
@@ -196,7 +196,7 @@ def test_13_a_teacher_that_learns_is_refused_and_its_weights_stay(
 )
 def test_14_numbers_out_of_range_or_as_text_are_refused(file: Path, override: str, words: str) -> None:
     with pytest.raises(UserError, match=re.escape(words)):
-        experiment.check(load_experiment(file, [override]))
+        checks.check_experiment(load_experiment(file, [override]))
 
 
 def test_14_numbers_as_text_in_a_file_are_refused(file: Path, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_14_numbers_as_text_in_a_file_are_refused(file: Path, tmp_path: Path) ->
         load_experiment(changed)
     changed.write_text(file.read_text() + 'grid: {training.batch: ["8"]}\n')
     with pytest.raises(UserError, match=re.escape("training.batch: '8' is text")):
-        experiment.check(load_experiment(changed))
+        checks.check_experiment(load_experiment(changed))
 
 
 # ---------------------------------------------------------------- cached signal

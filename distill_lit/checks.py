@@ -1,0 +1,97 @@
+"""What is refused before anything is run: by the config alone, by the environment, by the teacher's config."""
+
+from distill_lit import assets, data, hardware
+from distill_lit.config import (
+    EvaluationConfig,
+    ExperimentConfig,
+    OnPolicyConfig,
+    TeacherConfig,
+    expand,
+    load_section,
+)
+from distill_lit.config.on_policy import check_on_policy, is_on
+from distill_lit.errors import UserError
+from distill_lit.evaluation.tasks import check_tasks
+from distill_lit.experiment import settled_points
+from distill_lit.identity import TEACHER_INT8
+from distill_lit.matching import check_fit, check_source
+from distill_lit.models import check_int8, check_student, check_student_fits, load_config, model_folder
+from distill_lit.objectives import Objective, build_objective, check_signal
+from distill_lit.signals.generated import check_generated, check_keys
+
+
+def check_experiment(config: ExperimentConfig) -> None:
+    """Raises UserError for anything that can be known to be wrong before a model or data set is touched."""
+    for reference in (config.teacher.model, *config.rivals.values()):
+        assets.check(reference)
+    if TEACHER_INT8 in config.baselines:
+        check_int8()
+    hardware.device_for(config.training.accelerator)
+    for name, student in config.students.items():
+        check_student(name, student)
+    for _, point in settled_points(config):
+        objective = build_objective(point.objective.terms, point.objective.temperature_scaling)
+        if objective.needs_teacher and point.teacher.source == "none":
+            raise UserError("teacher.source: none, and a term of the objective compares with the teacher")
+        check_on_policy(point.on_policy, point.teacher.source, point.training.compile)
+        _check_policy_form(objective, point.on_policy)
+        check_signal(objective, *_form_of(point.teacher), tells_author=is_on(point.on_policy))
+        check_source(objective, point.teacher.source, point.training.compile)
+        data.check(point.data, point.benchmarks)
+        _check_plain_text(point)
+        check_generated(point.data, point.benchmarks)
+    check_tasks(config.evaluation, config.benchmarks)
+
+
+def _check_policy_form(objective: Objective, on_policy: OnPolicyConfig) -> None:
+    """A policy gradient on text of others, or drawn from a mixture, would follow another mean than the reverse KL's."""
+    for term in objective.terms:
+        if term.kind == "policy_reverse_kl" and (on_policy.share != 1 or on_policy.teacher_mix or on_policy.replay):
+            raise UserError(
+                f"objective.terms.{term.name}: policy_reverse_kl is for the student's own text alone: "
+                "set on_policy.share to 1, without teacher_mix and replay"
+            )
+
+
+def _check_plain_text(config: ExperimentConfig) -> None:
+    """A chat template belongs to a tokenizer: a foreign teacher would read another text than the student."""
+    for name, corpus in config.data.corpora.items():
+        is_chat = corpus.messages or (corpus.generated is not None and corpus.generated.chat)
+        if config.teacher.source == "foreign" and is_chat:
+            raise UserError(f"data.corpora.{name}: teacher.source foreign reads plain text only, and this is a chat")
+
+
+def _form_of(teacher: TeacherConfig) -> tuple[str, str]:
+    """(what losses get of this teacher, what users call it)."""
+    if teacher.source != "cached":
+        return "foreign" if teacher.source == "foreign" else "dense", f"teacher.source {teacher.source}"
+    forms = {"hidden": "dense", "top_k": "top_k", "sampled": "draws"}
+    return forms[teacher.cache], f"teacher.cache {teacher.cache}"
+
+
+def check_environment(config: ExperimentConfig) -> None:
+    """Raises UserError for what running needs of the environment and planning does not: keys of servers."""
+    for _, point in expand(config):
+        check_keys(point.data)
+
+
+def check_against_teacher(config: ExperimentConfig) -> None:
+    """Raises UserError for what the teacher's config shows to be wrong: a student it cannot give, a term that does not fit
+    both. The teacher must have been fetched; no weights are loaded."""
+    for _, point in settled_points(config):
+        folder = model_folder(point.teacher.model)
+        student = check_student_fits(point.student, point.students[point.student], folder)
+        teacher = load_config(folder)
+        check_fit(build_objective(point.objective.terms, point.objective.temperature_scaling), student, teacher)
+        if _form_of(point.teacher)[0] == "top_k" and point.teacher.k > teacher.vocab_size:
+            raise UserError(f"teacher.k: {point.teacher.k} is above the teacher's vocabulary of {teacher.vocab_size}")
+
+
+def check_evaluation(reference: str, overrides: list[str], benchmarks: str) -> EvaluationConfig:
+    """The checked settings for evaluating one model outside an experiment. Raises UserError like `check_experiment`."""
+    settings = load_section(EvaluationConfig, overrides)
+    assets.check(reference)
+    if not settings.tasks:
+        raise UserError("tasks: give at least one, as in tasks=[arc_easy,piqa]")
+    check_tasks(settings, benchmarks)
+    return settings
