@@ -13,7 +13,7 @@ from distill_lit.config.on_policy import is_on
 from distill_lit.data.loader import calibration_batches
 from distill_lit.data.module import PackedDataModule
 from distill_lit.distiller import Distiller, HeadSettings
-from distill_lit.experiment import Cell
+from distill_lit.experiment import Cell, base_of
 from distill_lit.files import fingerprint, hashes_of
 from distill_lit.identity import QUANTISED, UNTOUCHED, training_identity
 from distill_lit.matching import Matching, build_matching
@@ -40,7 +40,7 @@ from distill_lit.objectives import Objective, build_objective, can_compile, chun
 from distill_lit.signals import TeacherSignal
 from distill_lit.signals.decoding import end_tokens
 from distill_lit.signals.on_policy import StudentText
-from distill_lit.teaching import base_of, dtype_of, open_signal, prepare_data, real_tokens
+from distill_lit.teaching import dtype_of, open_signal, prepare_data, real_tokens
 from distill_lit.training import Report, Run, train, validate
 
 BYTES_PER_NUMBER = 2  # of cached keys and values: bfloat16 or float16

@@ -215,13 +215,19 @@ def _needs_packages(point: ExperimentConfig) -> bool:
     return any(source.dataset for source in (*corpora, *prompts)) or need_packages(point.evaluation)
 
 
+def base_of(config: ExperimentConfig, teacher: Path) -> Path:
+    """The folder whose tokenizer the student reads with: the teacher's, or its own where the teacher is foreign to it."""
+    student = config.students[config.student]
+    return model_folder(student.from_) if config.teacher.source == "foreign" and student.from_ else teacher
+
+
 def prepare(config: ExperimentConfig) -> None:
-    """Makes everything that needs assets and no model: the teacher's folder, packed data, benchmark files."""
+    """Makes everything that needs assets and no model: model folders, packed data, benchmark files."""
     points = [point for _, point in expand(config)]
     for point in points:
         folder = model_folder(point.teacher.model)
         if not any(corpus.generated for corpus in point.data.corpora.values()):
-            data.prepare(point.data, folder, point.benchmarks)
+            data.prepare(point.data, base_of(point, folder), point.benchmarks)
     if any(_needs_packages(point) for point in points):
         benchmarks.mirror()
 

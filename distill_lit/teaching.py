@@ -9,8 +9,9 @@ import torch
 from distill_lit import data, hardware
 from distill_lit.config import DataConfig, ExperimentConfig, TeacherConfig
 from distill_lit.evaluation.evaluate import document_texts
+from distill_lit.experiment import base_of
 from distill_lit.heads import head_of
-from distill_lit.models import load_model, load_tokenizer, model_fingerprint, model_folder
+from distill_lit.models import load_model, load_tokenizer, model_fingerprint
 from distill_lit.signals import CachedTeacher, ForeignTeacher, LiveTeacher, SparseTeacher, TeacherSignal
 from distill_lit.signals.cached import bytes_per_token, cache_facts, cache_folder, is_complete, write_cache
 from distill_lit.signals.compress import HIDDEN, SAMPLED, TOP_K, Form
@@ -41,12 +42,6 @@ def readable_data(config: ExperimentConfig) -> DataConfig:
 def prepare_data(config: ExperimentConfig, tokenizer_folder: Path) -> data.PreparedData:
     """Packed rows of an experiment, the generated ones among them. Raises UserError for what is not written yet."""
     return data.prepare(readable_data(config), tokenizer_folder, config.benchmarks)
-
-
-def base_of(config: ExperimentConfig, teacher: Path) -> Path:
-    """The folder whose tokenizer the student reads with: the teacher's, or its own where the teacher is foreign to it."""
-    student = config.students[config.student]
-    return model_folder(student.from_) if config.teacher.source == "foreign" and student.from_ else teacher
 
 
 def write_signal(config: ExperimentConfig, teacher: Path, report: Report) -> dict[str, Any]:
