@@ -33,8 +33,8 @@ audit: .venv/audit/bin/pip-audit
 	$(PYTHON) -m venv .venv/audit
 	.venv/audit/bin/pip install --quiet --disable-pip-version-check pip-audit
 
-fuzz: install
-	$(BIN)/python -m pytest tests/faults/test_fuzz.py -m "slow or not slow"
+fuzz: install  # new examples each time; CI always has the same
+	FUZZ_EXAMPLES=10000 $(BIN)/python -m pytest tests/faults/test_fuzz.py -m "slow or not slow"
 
 soak: install  # half an hour; results/soak/
 	$(BIN)/python benchmarks/soak.py

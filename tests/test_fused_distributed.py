@@ -1,6 +1,7 @@
 """Two processes: the gradient of the fused head under DDP and under FSDP2 is that of one process with all tokens."""
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,9 @@ def work(rank: int, kind: str, folder: str, port: int) -> None:
     found = gradients(distiller.student)
     if rank == 0:
         torch.save(found, Path(folder) / f"{kind}.pt")
+    # gloo's thread needs the interpreter's lock to let go of the last reduction, and torch's destructor waits for that
+    # thread with the lock held: without a pause the process stands still one time in four
+    time.sleep(1)
     dist.destroy_process_group()
 
 

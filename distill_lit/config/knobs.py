@@ -62,6 +62,10 @@ def check_types(schema: Any, values: Any, path: str = "") -> None:
             raise UserError(f"{key}: {value!r} is not a mapping of keys to values")
         if typing.get_origin(kind) is list and not isinstance(value, list):
             raise UserError(f"{key}: {value!r} is not a list")
+        if typing.get_origin(kind) in (list, dict) and typing.get_args(kind)[-1] in (str, int, float):
+            for item in value.values() if isinstance(value, dict) else value:
+                if item is None or isinstance(item, (list, dict)):
+                    raise UserError(f"{key}: {item!r} in it is not a single value")
         if section is not None and typing.get_origin(kind) is dict:
             for item, entry in value.items():
                 if entry is not None and not isinstance(entry, dict):

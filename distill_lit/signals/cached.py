@@ -89,7 +89,7 @@ def write_cache(
 def is_complete(folder: Path, rows: int) -> bool:
     """Whether the cache holds all rows and every shard has the hash that was written down for it."""
     manifest = Shards(folder).manifest()
-    return manifest.get("rows") == rows and Shards(folder).are_intact(manifest["shards"])
+    return manifest.get("rows") == rows and Shards(folder).are_intact(manifest.get("shards"))
 
 
 def bytes_per_token(folder: Path, train: Packed, form: Form) -> float:

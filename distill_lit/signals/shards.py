@@ -27,10 +27,10 @@ class Shards:
     def manifest(self) -> dict[str, Any]:
         """What the shards are of; empty where nothing readable says so."""
         try:
-            found: dict[str, Any] = read_json(self.folder / "manifest.json")
-            return found
+            found = read_json(self.folder / "manifest.json")
         except (OSError, ValueError):
             return {}
+        return found if isinstance(found, dict) else {}
 
     def write_manifest(self, facts: Mapping[str, Any]) -> None:
         """Replaces the manifest."""
@@ -51,8 +51,10 @@ class Shards:
         digest = (self.hashes() if known is None else known).get(name)
         return digest is not None and _hash(self.folder / name) == digest
 
-    def are_intact(self, names: list[str]) -> bool:
-        """Whether all these shards are."""
+    def are_intact(self, names: object) -> bool:
+        """Whether all these shards are; False for anything but a list of names, as a damaged manifest may hold."""
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            return False
         known = self.hashes()
         return all(self.is_intact(name, known) for name in names)
 

@@ -334,7 +334,7 @@ def test_30_the_guard_itself_notices_an_attempt(tmp_path: Path) -> None:
 def test_30_offline_with_the_benchmark_packages(tmp_path: Path, finished: Any) -> None:
     file = tmp_path / "sciq.yaml"
     file.write_text(finished.file.read_text())
-    change = ("evaluation.tasks=[sciq,piqa]", "evaluation.limit=8", "name=sciq")
+    change = ("evaluation.tasks=[sciq,boolq]", "evaluation.limit=8", "name=sciq")
     assert cli("fetch", file, *change)[0] == 0
     log = tmp_path / "connections"
     environment = {"HF_HUB_OFFLINE": "1", "NO_SOCKETS": str(log), "PYTHONPATH": SABOTAGE}
