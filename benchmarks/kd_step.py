@@ -8,7 +8,6 @@ benchmarks/kd_step.md and kd_step.csv (with --device cuda: kd_step_cuda.*).
 
 # ruff: noqa: E402
 import argparse
-import gc
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -28,6 +27,7 @@ from torch.nn import functional as F
 from distill_lit import hardware
 from distill_lit.config import StudentConfig, TermConfig, TrainingConfig
 from distill_lit.distiller import Distiller, HeadSettings
+from distill_lit.evaluation.memory import read_peak, start_peak
 from distill_lit.heads import Head, head_of
 from distill_lit.models import Calibration, initial_student, load_model, model_folder
 from distill_lit.objectives import build_objective, can_compile, chunk_for, fused_losses
@@ -237,26 +237,10 @@ def timed(run: Callable[[], None]) -> float:
 
 
 def peak(run: Callable[[], None], device: torch.device) -> float:
-    """MiB in use at the worst moment of a run, beyond what was in use before it; nan where the system does not say."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # the highest mark starts again at what is in use
-    except OSError:
-        run()
-        return float("nan")
-    before = _resident("VmRSS")
+    """MiB in use at the worst moment of a run, beyond what was in use before it."""
+    before = start_peak(device)
     run()
-    return _resident("VmHWM") - before
-
-
-def _resident(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+    return (read_peak(device) - before) / 2**20
 
 
 def measure(runs: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, tuple[float, float]]:
@@ -275,7 +259,7 @@ def rows_of(case: str, found: dict[str, tuple[float, float]]) -> Iterable[dict[s
     """One row per contender, with its ratios to ours."""
     seconds, memory = found[OURS]
     for name, (its_seconds, its_memory) in found.items():
-        ratios = {"time / ours": its_seconds / seconds, "memory / ours": its_memory / max(memory, 1)}
+        ratios = {"time / ours": its_seconds / seconds, "memory / ours": its_memory / memory}
         share = {"time / floor": its_seconds / found[FLOOR][0]} if FLOOR in found else {}
         yield {"case": case, "method": name, "seconds": its_seconds, "peak MiB": its_memory, **ratios, **share}
 

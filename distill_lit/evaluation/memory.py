@@ -1,6 +1,8 @@
 """The peak memory of this process since a moment, in bytes: resident pages on CPUs, allocations on a GPU."""
 
 import contextlib
+import ctypes
+import gc
 import resource
 import sys
 from pathlib import Path
@@ -15,6 +17,9 @@ def start_peak(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # glibc: what was freed would otherwise be used again unseen
     with contextlib.suppress(OSError):
         CLEAR.write_text("5")  # Linux: sets the peak to what is resident now
     return _status("VmRSS") or read_peak(device)
