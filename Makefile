@@ -36,7 +36,7 @@ audit: .venv/audit/bin/pip-audit
 fuzz: install  # new examples each time; CI always has the same
 	FUZZ_EXAMPLES=10000 $(BIN)/python -m pytest tests/faults/test_fuzz.py -m "slow or not slow"
 
-soak: install  # half an hour; results/soak/
+soak: install  # about seven minutes; results/soak/
 	$(BIN)/python benchmarks/soak.py
 
 tensorboard: install

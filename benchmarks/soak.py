@@ -1,7 +1,7 @@
 """Durability, shown: one experiment of 60 cells, a fifth of its cells killed at random moments and its driver killed twice,
 against the same experiment left alone. Every table of both must be equal.
 
-    python benchmarks/soak.py                     # results/soak/: soak.png, soak.md, kills.csv; half an hour on two cores
+    python benchmarks/soak.py                     # results/soak/: soak.png, soak.md, kills.csv; about seven minutes
     python benchmarks/soak.py --seeds 2 --out /tmp/soak     # a small one
 
 The model is a random two-layer Llama: what is tested is the suite, not a student. Exit code 0 when nothing was lost.
