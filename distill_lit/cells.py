@@ -49,8 +49,13 @@ def is_done(cell: Cell, folder: Path) -> bool:
 def is_built(cell: Cell, folder: Path) -> bool:
     """Whether the manifest says so and every file it lists has the hash it lists."""
     manifest = read_manifest(folder / "manifest.json")
-    if manifest.get("identity") != cell.identity:
+    try:
+        return manifest.get("identity") == cell.identity and _has_made(cell, folder, manifest)
+    except (KeyError, TypeError, AttributeError):  # whoever damaged it left it JSON
         return False
+
+
+def _has_made(cell: Cell, folder: Path, manifest: dict[str, Any]) -> bool:
     if cell.role == SIGNAL:
         return is_complete(Path(manifest["signal"]), manifest["rows"])
     if cell.role == GENERATED:
@@ -72,17 +77,17 @@ def is_evaluated(cell: Cell, folder: Path) -> bool:
         manifest.get("evaluation") == evaluation_identity(cell.config)
         and manifest.get("model") == read_manifest(folder / "manifest.json").get("fingerprint")
         and hashes_of(folder / "records") == manifest.get("files")
-        and (cell.role != TEACHER or SURPRISAL in manifest["files"])
+        and (cell.role != TEACHER or SURPRISAL in manifest.get("files", ()))
     )
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """What a manifest says; empty where there is none or it cannot be read."""
     try:
-        found: dict[str, Any] = read_json(path)
-        return found
+        found = read_json(path)
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def build(cell: Cell, folder: Path, report: Report) -> None:

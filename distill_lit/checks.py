@@ -15,7 +15,8 @@ from distill_lit.evaluation.tasks import check_tasks
 from distill_lit.experiment import settled_points
 from distill_lit.identity import TEACHER_INT8
 from distill_lit.matching import check_fit, check_source
-from distill_lit.models import check_int8, check_student, check_student_fits, load_config, model_folder
+from distill_lit.models import check_int8, check_student, check_student_fits, load_config, load_tokenizer, model_folder
+from distill_lit.models.vocabulary import check_tokens
 from distill_lit.objectives import Objective, build_objective, check_signal
 from distill_lit.signals.generated import check_generated, check_keys
 
@@ -78,13 +79,15 @@ def check_environment(config: ExperimentConfig) -> None:
 def check_against_teacher(config: ExperimentConfig) -> None:
     """Raises UserError for what the teacher's config shows to be wrong: a student it cannot give, a term that does not fit
     both. The teacher must have been fetched; no weights are loaded."""
+    folder = model_folder(config.teacher.model)  # no grid varies it
+    teacher = load_config(folder)
+    vocabulary = teacher.get_text_config().vocab_size
+    check_tokens(load_tokenizer(folder), vocabulary, folder)
     for _, point in settled_points(config):
-        folder = model_folder(point.teacher.model)
         student = check_student_fits(point.student, point.students[point.student], folder)
-        teacher = load_config(folder)
         check_fit(build_objective(point.objective.terms, point.objective.temperature_scaling), student, teacher)
-        if _form_of(point.teacher)[0] == "top_k" and point.teacher.k > teacher.vocab_size:
-            raise UserError(f"teacher.k: {point.teacher.k} is above the teacher's vocabulary of {teacher.vocab_size}")
+        if _form_of(point.teacher)[0] == "top_k" and point.teacher.k > vocabulary:
+            raise UserError(f"teacher.k: {point.teacher.k} is above the teacher's vocabulary of {vocabulary}")
 
 
 def check_evaluation(reference: str, overrides: list[str], benchmarks: str) -> EvaluationConfig:

@@ -186,19 +186,21 @@ def _checked(options: argparse.Namespace) -> "ExperimentConfig":
     from distill_lit.config import load_experiment
 
     config = load_experiment(options.experiment, options.overrides)
-    _check_root(options.root)
+    _check_root(options.root, config.name)
     from distill_lit.checks import check_experiment
 
     check_experiment(config)
     return config
 
 
-def _check_root(root: Path) -> None:
-    place = root.resolve()
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise UserError(f"--root {root}: {place} is no folder that can be written to")
+def _check_root(root: Path, name: str) -> None:
+    """Raises UserError unless runs/name and results/name can be folders below `root` that this user may write to."""
+    for kind in ("runs", "results"):
+        place = root.resolve() / kind / name
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir() or not os.access(place, os.W_OK):
+            raise UserError(f"--root {root}: {place} is no folder that can be written to")
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
@@ -222,6 +224,7 @@ def _status(options: argparse.Namespace, console: Console) -> int:
     from distill_lit.config import load_experiment
 
     config = load_experiment(options.experiment, options.overrides)
+    _check_root(options.root, config.name)
     from distill_lit.commands import show_status
 
     return show_status(config, options.root, console)
@@ -291,6 +294,8 @@ def _doctor(options: argparse.Namespace, console: Console) -> int:
 def _tensorboard(options: argparse.Namespace, console: Console) -> int:
     if not options.folder.is_dir():
         raise UserError(f"{options.folder}: no such folder; event files are in runs/<experiment>")
+    if not 0 < options.port < 1 << 16:
+        raise UserError(f"--port {options.port}: a port is a number from 1 to 65535")
     console.print(f"curves of {options.folder} on http://127.0.0.1:{options.port}")
     os.execvp(
         sys.executable,

@@ -83,6 +83,8 @@ def _copy_records(done: list[Cell], runs: Path, target: Path) -> pd.DataFrame | 
             with writing(target / work.SURPRISAL) as path:
                 path.write_bytes((source / work.SURPRISAL).read_bytes())
     if not documents:
+        if target.is_dir():
+            _remove_strangers(target, set())
         return None
     every = pd.concat(documents, ignore_index=True).drop_duplicates(["task", "key"])
     with writing(target / "documents.parquet") as path:
@@ -104,8 +106,21 @@ def _curves(done: list[Cell], runs: Path) -> pd.DataFrame:
     for cell in done:
         path = runs / cell.name / "metrics.jsonl"
         if path.is_file():
-            rows += [{"model": cell.label, **json.loads(line)} for line in path.read_text().splitlines()]
+            rows += [
+                {"model": cell.label, **point}
+                for point in map(_point, path.read_text(errors="replace").splitlines())
+                if point
+            ]
     return pd.DataFrame(rows)
+
+
+def _point(line: str) -> dict[str, Any]:
+    """A logged step; empty where the line was damaged."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _frequencies(config: ExperimentConfig, documents: pd.DataFrame) -> pd.DataFrame:

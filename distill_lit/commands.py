@@ -38,6 +38,9 @@ def run_experiment(config: ExperimentConfig, root: Path, console: Console, comma
     except Terminated as stop:
         return stop.code
     folder = collect(config, planned, root, failed, command)
+    if not (folder / "records" / "documents.parquet").is_file():
+        console.print(f"no model was evaluated, so nothing is drawn; {folder / 'cells.csv'} says why", soft_wrap=True)
+        return SOME_CELLS_FAILED if failed else DONE
     if config.cost.measure and not failed:
         measure_experiment(config, planned, root, console)
     result = _draw(folder, config, console)

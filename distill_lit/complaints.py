@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from distill_lit.errors import UserError
 from distill_lit.files import cache_root
 from distill_lit.secrets import redact
 
@@ -22,12 +23,12 @@ def one_line(error: Exception) -> str:
 
 
 def keep_traceback() -> Path | str:
-    """Appends the present traceback to a log in the cache; returns where, or all of it where it cannot be written."""
-    path = cache_root() / "errors.log"
+    """Appends the present traceback to a log in the cache; returns where, or that it could not be written."""
     try:
+        path = cache_root() / "errors.log"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as log:
             log.write(redact(traceback.format_exc()))
-    except OSError:
-        return redact(traceback.format_exc())
+    except (OSError, UserError) as error:
+        return f"not kept: {error}"
     return path

@@ -17,6 +17,7 @@ from distill_lit.config import (
     expand,
     to_dict,
 )
+from distill_lit.errors import UserError
 from distill_lit.evaluation.tasks import need_packages
 from distill_lit.identity import (
     CE_ONLY,
@@ -100,7 +101,11 @@ def plan(config: ExperimentConfig) -> list[Cell]:
     cells: dict[str, Cell] = {}
     for cell in _all_cells(config):
         cells.setdefault(cell.identity, cell)
-    return _with_plain_labels(list(cells.values()))
+    planned = _with_plain_labels(list(cells.values()))
+    label, times = Counter(cell.label for cell in planned if cell.is_model).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"students: {times} models would be called {label!r}; give a student or a grid value another name")
+    return planned
 
 
 def _with_plain_labels(cells: list[Cell]) -> list[Cell]:

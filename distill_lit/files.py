@@ -11,13 +11,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from distill_lit.errors import UserError
+
 CHUNK_BYTES = 1 << 20
 TEMPORARY = ".writing-"  # begins the name of whatever is not complete
 
 
 def cache_root() -> Path:
     """The folder of everything that can be fetched or computed again: `DISTILL_LIT_CACHE`, or `~/.cache/distill-lit`."""
-    return Path(os.environ.get("DISTILL_LIT_CACHE") or "~/.cache/distill-lit").expanduser().resolve()
+    place = Path(os.environ.get("DISTILL_LIT_CACHE") or "~/.cache/distill-lit").expanduser().resolve()
+    if place.exists() and not place.is_dir():
+        raise UserError(f"DISTILL_LIT_CACHE: {place} is no folder")
+    return place
 
 
 def fingerprint(value: Any) -> str:

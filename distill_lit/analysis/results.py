@@ -70,7 +70,9 @@ def _load_results(folder: Path) -> Results:
             cells.loc[row, ["state", "reason"]] = ["missing", "no record of its evaluation"]
             continue
         records[model] = _read_parquet(path, RECORD_COLUMNS)
-        meta[model] = read_json(path.with_suffix(".json"))
+        meta[model] = _read_meta(path.with_suffix(".json"))
+    if not records:
+        raise UserError(f"{folder}: no model has records; run the experiment again")
     frequencies, total = _read_frequencies(folder / "records" / "frequencies.csv")
     costs = read_costs(folder)
     results = Results(folder, add_costs(cells, costs), documents, records, meta, frequencies, total)
@@ -117,6 +119,16 @@ def _read_parquet(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     if frame.index.has_duplicates:
         raise UserError(f"{path}: {frame.index[frame.index.duplicated()][0]} stands there twice")
     return frame
+
+
+def _read_meta(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        found = read_json(path)
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read ({error}); evaluate again") from error
+    if not isinstance(found, dict) or not found or not all(isinstance(task, dict) for task in found.values()):
+        raise UserError(f"{path}: not a mapping of tasks to what is known of them; evaluate again")
+    return found
 
 
 def _read_frequencies(path: Path) -> tuple[dict[str, int] | None, int]:

@@ -81,6 +81,6 @@ class GeneratedConfig:
     temperature: float = knob(0.0, "of sampling; 0: the most probable token", low=0, high=10)
     top_p: float = knob(1.0, "smallest set of tokens with this probability is drawn from", above=0, high=1)
     max_new_tokens: int = knob(256, "longest answer, tokens", low=1)
-    batch: int = knob(16, "sequences written at a time", low=1)
+    batch: int = knob(16, "sequences written at a time", low=1, high=1 << 20)
     seed: int = knob(0, "draws prompts and tokens", low=0)
     filters: FiltersConfig = field(default_factory=FiltersConfig)

@@ -79,6 +79,7 @@ def check_types(schema: Any, values: Any, path: str = "") -> None:
             raise UserError(f"{key}: {str(value).lower()} is not a number")
 
 
+LARGEST = 2**32 - 1  # of a whole number whose knob names no bound; the largest seed there is
 _WORDS = {int: "whole number", float: "number", bool: "truth value, true or false"}
 
 
@@ -100,5 +101,7 @@ def check_value(key: str, value: Any, limits: Any) -> None:
         raise UserError(f"{key}: {value} is below its minimum {low} ({limits['about']})")
     if above is not None and value <= above:
         raise UserError(f"{key}: {value} must be above {above} ({limits['about']})")
+    if high is None and isinstance(value, int):
+        high = LARGEST
     if high is not None and value > high:
         raise UserError(f"{key}: {value} is above its maximum {high} ({limits['about']})")

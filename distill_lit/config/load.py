@@ -23,6 +23,10 @@ Section = TypeVar("Section")
 # `from` is a word of Python, so the dataclass field has an underscore that no user should see
 FIELD_OF_KEY = {"from": "from_"}
 KEY_OF_FIELD = {field: key for key, field in FIELD_OF_KEY.items()}
+# names of files beside the records of models, and of models that are no students
+TAKEN = (*BASELINES, *RIVAL_BASELINES, "documents", "frequencies", "surprisal")
+WHOLE_EXPERIMENT = ("name", "question", "benchmarks", "evaluation", "cost", "analysis", "launcher", "grid", "variants",
+                    "baselines", "rivals")  # fmt: skip
 # what OmegaConf and PyYAML raise beside their own kinds where a value has a shape they did not expect
 SURPRISES = (TypeError, ValueError, AttributeError, AssertionError, LookupError, RecursionError, yaml.YAMLError)
 # an experiment file must not be able to read secrets out of the environment into its manifest
@@ -50,7 +54,7 @@ def resolve(tree: DictConfig, overrides: list[str]) -> ExperimentConfig:
 
 def _merge(schema: type[Section], tree: DictConfig, overrides: list[str]) -> Section:
     for override in overrides:
-        if not re.match(r"[\w.]+=", override):
+        if not re.match(r"[\w.-]+=", override):
             raise UserError(f"override {override!r} is not key=value")
     with _telling():
         given = _renamed(OmegaConf.from_dotlist(overrides))
@@ -231,22 +235,30 @@ def _explain(error: OmegaConfBaseException) -> str:
     return f"{key}: {str(error).splitlines()[0]}" if key else str(error).splitlines()[0]
 
 
+def _check_varies(what: str, key: str) -> None:
+    """Cells of one experiment answer the same questions beside the same teacher."""
+    if key.split(".")[0] in WHOLE_EXPERIMENT or key in ("teacher", "teacher.model", "students"):
+        raise UserError(f"{what}: holds for the whole experiment; write one experiment for each value")
+
+
 def _check(config: ExperimentConfig) -> None:
     check_knobs(config)
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", config.name) or ".." in config.name:
-        raise UserError(f"name: {config.name!r} must be a plain folder name of letters, digits, '.', '_' and '-'")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{,99}", config.name) or ".." in config.name or config.name == "index.html":
+        raise UserError(f"name: {config.name[:120]!r} must be a folder name of at most 100 letters, digits, '.', '_', '-'")
     if not config.students:
         raise UserError("students: at least one is needed, as in {half: {depth: 15}}")
     for name in config.students:
-        if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name):
-            raise UserError(f"students.{name}: a name is made of letters, digits, '_' and '-'")
+        if not re.fullmatch(r"[A-Za-z0-9][\w-]{,99}", name):
+            raise UserError(f"students.{name}: a name is made of letters, digits, '_' and '-', at most 100")
+        if name in TAKEN:
+            raise UserError(f"students.{name}: the name is taken; choose another")
     if config.student and config.student not in config.students:
         raise UserError(f"student: unknown value {config.student!r}{suggest(config.student, config.students)}")
     for name in config.baselines:
         if name not in (*BASELINES, *RIVAL_BASELINES):
             raise UserError(f"baselines: unknown value {name!r}{suggest(name, (*BASELINES, *RIVAL_BASELINES))}")
     for name in config.rivals:
-        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name in (*config.students, *BASELINES, *RIVAL_BASELINES):
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]{,99}", name) or name in (*config.students, *TAKEN):
             raise UserError(f"rivals.{name}: a name is made of letters, digits, '_', '.' and '-', and is not taken")
     for name in ("batches", "prompts", "outputs"):
         if not getattr(config.cost, name):
@@ -254,5 +266,11 @@ def _check(config: ExperimentConfig) -> None:
     for key, values in config.grid.items():
         if not values:
             raise UserError(f"grid.{key}: has no values")
+        _check_varies(f"grid.{key}", key)
+    for variant, changes in config.variants.items():
+        for key in changes:
+            _check_varies(f"variants.{variant}.{key}", str(key))
+        if "variant" in changes:
+            raise UserError(f"variants.{variant}.variant: a variant cannot choose another one")
     if "student" not in config.grid and not config.student:
         config.student = next(iter(config.students))

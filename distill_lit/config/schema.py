@@ -83,8 +83,8 @@ class DataConfig:
     """What students read, and how it is packed."""
 
     corpora: dict[str, CorpusConfig] = field(default_factory=dict)
-    length: int = knob(256, "tokens per packed sequence", low=8)
-    tokens: int = knob(0, "tokens in the training pool, drawn at random; 0: the whole corpus", low=0)
+    length: int = knob(256, "tokens per packed sequence", low=8, high=1 << 24)
+    tokens: int = knob(0, "tokens in the training pool, drawn at random; 0: the whole corpus", low=0, high=10**15)
     validation: int = knob(16, "packed sequences held out for validation", low=1)
     seed: int = knob(0, "draws and packs documents; the order of batches follows the experiment's seed", low=0)
 
@@ -117,9 +117,9 @@ class ObjectiveConfig:
 class TrainingConfig:
     """How one student is trained."""
 
-    tokens: int = knob(1_000_000, "tokens the student reads", low=1)
-    batch: int = knob(8, "sequences per forward pass", low=1)
-    accumulate: int = knob(1, "forward passes per optimizer step", low=1)
+    tokens: int = knob(1_000_000, "tokens the student reads", low=1, high=10**15)
+    batch: int = knob(8, "sequences per forward pass", low=1, high=1 << 20)
+    accumulate: int = knob(1, "forward passes per optimizer step", low=1, high=1 << 20)
     learning_rate: float = knob(5e-4, "AdamW peak", above=0)
     warmup: float = knob(0.1, "share of the steps in which the learning rate rises", low=0, high=1)
     final_learning_rate: float = knob(0.1, "at the end of the cosine, as a share of the peak", low=0, high=1)
@@ -140,7 +140,7 @@ class TrainingConfig:
     checkpoint_budget: float = knob(20.0, "GB of checkpoints a cell may hold; its newest is kept in any case", above=0)
     keep_checkpoints: bool = knob(False, "keep the last and the best checkpoint of a finished cell")
     accelerator: str = knob("auto", "where students train", choices=("auto", "cpu", "cuda"))
-    devices: int = knob(1, "processes or GPUs", low=1)
+    devices: int = knob(1, "processes or GPUs", low=1, high=4096)
 
 
 @dataclass
@@ -191,8 +191,8 @@ class AnalysisConfig:
 class LauncherConfig:
     """Where cells run. Nothing here can change a result."""
 
-    workers: int = knob(1, "cells at a time", low=1)
-    threads: int = knob(0, "CPU threads per worker; 0: all cores, shared out", low=0)
+    workers: int = knob(1, "cells at a time", low=1, high=4096)
+    threads: int = knob(0, "CPU threads per worker; 0: all cores, shared out", low=0, high=4096)
     changed: str = knob(
         "refuse",
         "a checkpoint of another model, data or objective: refuse it, resume all the same, or restart the cell",

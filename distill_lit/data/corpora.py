@@ -146,8 +146,9 @@ def _render_corpus(name: str, corpus: CorpusConfig, seed: int, origin: str) -> I
 def _render(name: str, template: Template, row: Row) -> str:
     try:
         return template.render(row).strip()
-    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, OverflowError) as error:
-        raise UserError(f"{_key(name)}.text: {error}; the columns are {', '.join(sorted(row))}") from error
+    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, MemoryError) as error:
+        said = str(error) or type(error).__name__
+        raise UserError(f"{_key(name)}.text: {said}; the columns are {', '.join(sorted(row))}") from error
 
 
 def _chat(name: str, column: str, row: Row) -> Document:

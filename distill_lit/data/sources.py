@@ -5,6 +5,7 @@ import json
 import re
 from bisect import bisect_left
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -161,7 +162,8 @@ def _count_rows(path: Path) -> int:
     if path.suffix == ".parquet":
         import pyarrow.parquet as parquet
 
-        return int(parquet.read_metadata(path).num_rows)
+        with _parquet_errors(path):
+            return int(parquet.read_metadata(path).num_rows)
     return sum(1 for _ in (_paragraphs(path) if path.suffix == ".txt" else _lines(path)))
 
 
@@ -174,11 +176,21 @@ def _read_rows(path: Path, keep: Collection[int] | None) -> Iterator[Row]:
         yield from (_parse_line(path, i, line) for i, line in enumerate(_lines(path)) if keep is None or i in keep)
 
 
+@contextmanager
+def _parquet_errors(path: Path) -> Iterator[None]:
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except (ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a whole parquet file: {error}") from error
+
+
 def _parquet_rows(path: Path, keep: Collection[int] | None) -> Iterator[Row]:
     import pyarrow.parquet as parquet
 
     start = 0
-    with parquet.ParquetFile(path) as file:
+    with _parquet_errors(path), parquet.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=1024):
             wanted = range(len(batch)) if keep is None else [i for i in range(len(batch)) if start + i in keep]
             if wanted:
@@ -188,7 +200,7 @@ def _parquet_rows(path: Path, keep: Collection[int] | None) -> Iterator[Row]:
 
 def _lines(path: Path) -> Iterator[str]:
     """Lines that are not blank."""
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+    with gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig") as file:
         try:
             yield from (line for line in file if line.strip())
         except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:

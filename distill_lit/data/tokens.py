@@ -42,7 +42,10 @@ def load_tokenizer(folder: Path) -> Any:
 
     if not hash_tokenizer(folder):
         raise UserError(f"{folder} holds no tokenizer")
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever transformers makes of a damaged file
+        raise UserError(f"{folder}: its tokenizer cannot be read: {type(error).__name__}: {error}") from error
 
 
 def hash_tokenizer(folder: Path) -> dict[str, str]:
@@ -95,8 +98,16 @@ def _encode_texts(texts: list[str], tokenizer: Any) -> list[list[int]]:
     end = tokenizer.eos_token_id
     if end is None:
         raise UserError("the tokenizer has no end-of-sequence token, which ends every document")
-    encoded = tokenizer(texts, verbose=False)["input_ids"] if texts else []
+    try:
+        encoded = tokenizer(texts, verbose=False)["input_ids"] if texts else []
+    except TypeError as error:  # what tokenizers says of half a surrogate pair
+        broken = next((text for text in texts if not _is_text(text)), "")
+        raise UserError(f"a document holds half a surrogate pair, which is no text: {ascii(broken)[:80]}") from error
     return [ids if ids and ids[-1] == end else [*ids, end] for ids in encoded]
+
+
+def _is_text(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _progress() -> Progress:

@@ -5,6 +5,7 @@ itself with HFLM on a few requests before it is trusted, and steps aside where a
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,6 +20,7 @@ from distill_lit.evaluation.forward import read_prefix, score_batch
 from distill_lit.evaluation.packing import batch_packs, pack_sequences, split_runs
 from distill_lit.models.loading import load_model, load_tokenizer
 from distill_lit.models.quantise import is_quantised
+from distill_lit.models.vocabulary import check_tokens
 
 log = logging.getLogger(__name__)
 
@@ -164,6 +166,8 @@ class PrefixTreeLM(HFLM):
         self._total, self.batch_size_per_gpu = 0, 1  # in a batch the short ones would be padded to the longest
         try:
             expected = self._score_plain(sample)
+            if not all(math.isfinite(log_likelihood) for log_likelihood, _ in expected):
+                raise UserError("its log-likelihoods are not finite: damaged weights, or too large for this dtype")
             if self._reads_prefixes is None and split_runs(self._sequences(sample), LONG_PREFIX, 1):
                 self._reads_prefixes = True  # which is tried here
             problem = self._compare(sample, expected)
@@ -268,7 +272,9 @@ def load_harness(folder: Path, dtype: str, device: str, pack_tokens: int) -> Pre
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"evaluation on {device!r}: no CUDA device is there; use cpu")
     model = load_model(folder, getattr(torch, dtype)).to(device)
-    return PrefixTreeLM(model, load_tokenizer(folder), pack_tokens=pack_tokens)
+    tokenizer = load_tokenizer(folder)
+    check_tokens(tokenizer, model.get_input_embeddings().weight.shape[0], folder)
+    return PrefixTreeLM(model, tokenizer, pack_tokens=pack_tokens)
 
 
 def refusal(config: Any, longest: int) -> str:

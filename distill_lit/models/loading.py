@@ -2,12 +2,13 @@
 runs only where its reference asks for it."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock
-from safetensors import SafetensorError
 
 from distill_lit import assets
 from distill_lit.errors import UserError
@@ -26,6 +27,7 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "added_tokens.json",
 )
+SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
 
 
 _may_run_code: set[Path] = set()
@@ -62,17 +64,35 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, **options: Any)
     from transformers import AutoModelForCausalLM
 
     check_folder(folder)
-    try:
-        return AutoModelForCausalLM.from_pretrained(
+    with _telling(folder, "not a causal language model"):
+        model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=folder in _may_run_code,
             local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported like what is missing, by name, instead of on ten lines
             **options,
-        ).eval()
-    except (ValueError, OSError, KeyError, ImportError, SafetensorError) as error:
-        raise UserError(f"{folder}: not a causal language model: {str(error).splitlines()[0]}") from error
+        )
+    # transformers only warns, and fills the gaps with random numbers
+    absent = sorted({*report["missing_keys"], *(name[0] for name in report["mismatched_keys"])})
+    if absent:
+        more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+        raise UserError(f"{folder}: the weights of {absent[0]}{more} are missing or of another shape than config.json says")
+    return model.eval()
+
+
+@contextmanager
+def _telling(folder: Path, what: str) -> Iterator[None]:
+    """Inside, whatever transformers makes of a folder's files becomes a UserError of one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())[:300]
+        raise UserError(f"{folder}: {what}: {said or type(error).__name__}") from error
 
 
 def weight_bytes(folder: Path) -> int:
@@ -84,17 +104,20 @@ def load_config(folder: Path) -> Any:
     """The transformers config in a local folder."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(folder, trust_remote_code=folder in _may_run_code, local_files_only=True)
+    with _telling(folder, "its config.json is not one of a causal language model"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=folder in _may_run_code, local_files_only=True)
+        text = config.get_text_config()
+        if config.is_encoder_decoder or not all(getattr(text, name, 0) for name in SIZES):
+            raise ValueError(f"{config.model_type} has no decoder with {', '.join(SIZES)}")
+    return config
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer in a local folder."""
     from transformers import AutoTokenizer
 
-    try:
+    with _telling(folder, "no tokenizer"):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=folder in _may_run_code, local_files_only=True)
-    except (ValueError, OSError, KeyError) as error:
-        raise UserError(f"{folder}: no tokenizer: {str(error).splitlines()[0]}") from error
 
 
 def model_fingerprint(folder: Path) -> dict[str, str]:

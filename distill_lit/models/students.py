@@ -17,6 +17,7 @@ from distill_lit.files import cache_root, fingerprint, read_json, write_json
 from distill_lit.models import surgery
 from distill_lit.models.loading import load_config, load_model, load_tokenizer, model_fingerprint, model_folder
 from distill_lit.models.lora import add_adapters, check_lora
+from distill_lit.models.size import size_from_config
 from distill_lit.models.surgery import Cut, Progress
 from distill_lit.models.vocabulary import check_same_vocabulary
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 KL_GREEDY = "kl_greedy"
+MOST_LAYERS = 1000
 
 
 class Calibration(NamedTuple):
@@ -68,7 +70,10 @@ def check_student_fits(name: str, student: StudentConfig, teacher: Path) -> Any:
     """The student's transformers config, see `student_config`. Raises UserError when the teacher cannot give it. No
     weights are loaded."""
     with _key(name):
-        return student_config(student, load_config(teacher))
+        config = student_config(student, load_config(teacher))
+        if student.config:
+            _check_built(config)
+        return config
 
 
 def student_config(student: StudentConfig, teacher: Any) -> Any:
@@ -167,18 +172,51 @@ def _key(name: str) -> Iterator[None]:
         raise UserError(f"students.{name}.{error}") from None
 
 
+def _check_change(key: str, value: Any, was: Any) -> None:
+    """Raises UserError for what no model can be built from, or none that reads the teacher's tokens."""
+    if key in ("model_type", "dtype", "torch_dtype"):
+        raise UserError(f"config.{key}: is the teacher's; for another architecture name a model with `from:`")
+    if isinstance(was, bool) and not isinstance(value, bool):
+        raise UserError(f"config.{key}: {value!r} is neither true nor false")
+    if isinstance(was, int) and not isinstance(was, bool):
+        least = was if key == "vocab_size" else min(was, 1)
+        most = MOST_LAYERS if key in ("num_hidden_layers", "n_layer") else 1 << 20
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise UserError(f"config.{key}: {value!r} is not a whole number from {least:,} to {most:,}")
+
+
+def _check_built(config: Any) -> None:
+    """Raises UserError unless a model of this config can be built, with heads that share its channels."""
+    text = config.get_text_config()
+    heads, groups = text.num_attention_heads, getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    if heads % groups:
+        raise UserError(f"config: {heads} attention heads cannot share {groups} key-value heads")
+    if not getattr(text, "head_dim", None) and text.hidden_size % heads:
+        raise UserError(f"config: {heads} attention heads cannot share a hidden size of {text.hidden_size}")
+    try:
+        size_from_config(config)
+    except Exception as error:  # whatever the architecture's own code makes of it
+        said = " ".join(str(error).split())[:300]
+        raise UserError(f"config: no model can be built from it: {type(error).__name__}: {said}") from error
+
+
 def changed_config(config: Any, changes: dict[str, Any]) -> Any:
     """The teacher's transformers config with changes, for a student from scratch. Raises UserError for unknown keys."""
     known = config.to_dict()
-    for key in changes:
+    for key, value in changes.items():
         if key not in known:
             raise UserError(f"config: unknown key {key!r}{suggest(key, known)}")
+        _check_change(key, value, known[key])
     if "head_dim" in known and "head_dim" not in changes and {"hidden_size", "num_attention_heads"} & set(changes):
         heads = changes.get("num_attention_heads", known["num_attention_heads"])
         changes = {**changes, "head_dim": changes.get("hidden_size", known["hidden_size"]) // heads}
     changed = copy.deepcopy(config)
     for key, value in changes.items():
-        setattr(changed, key, value)
+        try:
+            setattr(changed, key, value)
+        except Exception as error:  # transformers checks types of its own
+            said = " ".join(str(error).split())[:300]
+            raise UserError(f"config.{key}: {said}") from error
     if "layer_types" in known and "num_hidden_layers" in changes and "layer_types" not in changes and known["layer_types"]:
         changed.layer_types = (known["layer_types"] * changed.num_hidden_layers)[: changed.num_hidden_layers]
     return changed

@@ -1,5 +1,6 @@
 """Do teacher and student mean the same token by the same number?"""
 
+from pathlib import Path
 from typing import Any
 
 from distill_lit.errors import UserError
@@ -21,6 +22,16 @@ def check_same_vocabulary(teacher: Any, student: Any) -> int:
                 "only a cross-tokenizer objective can join them"
             )
     raise UserError(f"tokenizers differ: the student has {len(theirs) - len(ours)} tokens that the teacher lacks")
+
+
+def check_tokens(tokenizer: Any, rows: int, folder: Path) -> None:
+    """Raises UserError when the model in `folder`, with embeddings of `rows` tokens, cannot read all of its tokenizer's, or
+    when no token begins a text and none ends it."""
+    tokens = int(max(tokenizer.get_vocab().values())) + 1
+    if tokens > rows:
+        raise UserError(f"{folder}: its tokenizer has {tokens:,} tokens, and the model's vocabulary is {rows:,}")
+    if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+        raise UserError(f"{folder}: its tokenizer has neither a beginning- nor an end-of-sequence token")
 
 
 def shared_vocabulary(tokens: int, *models: Any) -> int:

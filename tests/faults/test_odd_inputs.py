@@ -1,0 +1,245 @@
+"""What people who wanted to break the suite came upon: each is one clear line now, before it costs anything."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import synthetic
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from trainings import SABOTAGE, cli
+
+from distill_lit import checks, collect
+from distill_lit.analysis.results import load_results
+from distill_lit.cells import is_built, is_evaluated
+from distill_lit.config import load_experiment
+from distill_lit.config.schema import CorpusConfig, EvaluationConfig, StudentConfig
+from distill_lit.data.corpora import read_documents
+from distill_lit.errors import UserError
+from distill_lit.evaluation.evaluate import evaluate_model
+from distill_lit.experiment import Cell, plan
+from distill_lit.models import check_student_fits, load_config, load_model
+
+CONFIGS = {
+    "not JSON": ("{", "its config.json is not one of a causal language model"),
+    "a list": ("[]", "its config.json is not one of a causal language model"),
+    "an unknown type": ('{"model_type": "nope"}', "nope"),
+    "no type": ('{"hidden_size": 8}', "its config.json is not one of a causal language model"),
+    "an encoder and a decoder": ('{"model_type": "t5"}', "t5 has no decoder with num_hidden_layers"),
+}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return tiny.make_model(tmp_path / "model")
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"),
+        lambda weights: weights.update({"model.layers.1.mlp.up_proj.weight": torch.zeros(3, 3)}),
+    ],
+)
+def test_a_weight_that_is_missing_or_of_another_shape_is_refused(model: Path, change: Any) -> None:
+    change_weights(model, change)
+    with pytest.raises(UserError, match=r"the weights of model\.layers\.1\.mlp\.up_proj\.weight are missing or of another"):
+        load_model(model)
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_a_config_that_is_none_is_refused(model: Path, name: str) -> None:
+    content, words = CONFIGS[name]
+    (model / "config.json").write_text(content)
+    with pytest.raises(UserError, match=re.escape(words)) as raised:
+        load_config(model)
+    assert str(model) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"num_hidden_layers": 0}, "config.num_hidden_layers: 0 is not a whole number from 1"),
+        ({"num_hidden_layers": 1.5}, "config.num_hidden_layers: 1.5 is not a whole number"),
+        ({"num_hidden_layers": 10**7}, "config.num_hidden_layers: 10000000 is not a whole number from 1 to 1,000"),
+        ({"hidden_size": "a"}, "config.hidden_size: 'a' is not a whole number"),
+        ({"num_attention_heads": 3}, "config: 3 attention heads cannot share 2 key-value heads"),
+        ({"hidden_act": "nope"}, "config: no model can be built from it"),
+        ({"vocab_size": 10}, "config.vocab_size: 10 is not a whole number from 300"),
+        ({"tie_word_embeddings": "yes"}, "config.tie_word_embeddings: 'yes' is neither true nor false"),
+        ({"model_type": "gpt2"}, "config.model_type: is the teacher's"),
+        ({"num_hiden_layers": 1}, "did you mean 'num_hidden_layers'?"),
+    ],
+)
+def test_a_student_that_cannot_be_built_is_refused(model: Path, config: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        check_student_fits("one", StudentConfig(config=config), model)
+
+
+def evaluate(model: Path, tasks: Path) -> None:
+    settings = EvaluationConfig(tasks=["colours"], include_path=str(tasks), dtype="float32")
+    evaluate_model(model, settings, "pypi")
+
+
+def test_a_tokenizer_that_says_more_than_its_model_reads_is_refused(tmp_path: Path, tasks_folder: Path) -> None:
+    model = tiny.make_model(tmp_path / "model", vocabulary=100)
+    with pytest.raises(UserError, match="its tokenizer has 300 tokens, and the model's vocabulary is 100"):
+        evaluate(model, tasks_folder)
+
+
+def test_weights_that_are_not_numbers_are_not_scored(model: Path, tasks_folder: Path) -> None:
+    change_weights(model, lambda weights: weights["model.norm.weight"].fill_(float("nan")))
+    with pytest.raises(UserError, match="log-likelihoods are not finite"):
+        evaluate(model, tasks_folder)
+
+
+# ---------------------------------------------------------------- experiments
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "grid={evaluation.limit: [5, 6]}",
+        "grid={teacher.model: [a, b]}",
+        "grid={name: [a, b]}",
+        "grid={baselines: [[teacher]]}",
+        "variants={a: {analysis.bootstrap: 100}}",
+        "variants={a: {grid: {seed: [1]}}}",
+    ],
+)
+def test_what_holds_for_the_whole_experiment_is_in_no_grid(experiment: Path, override: str) -> None:
+    with pytest.raises(UserError, match="holds for the whole experiment"):
+        load_experiment(experiment, [override])
+
+
+@pytest.mark.parametrize("name", ["teacher", "documents", "ce_only", "frequencies"])
+def test_names_of_other_files_are_taken(experiment: Path, name: str) -> None:
+    with pytest.raises(UserError, match=f"students.{name}: the name is taken"):
+        load_experiment(experiment, [f"students.{name}.depth=1"])
+
+
+def test_two_cells_of_one_name_are_refused(experiment: Path) -> None:
+    changes = ["students.one-untouched.depth=2", "baselines=[untouched]", "grid={student: [one, one-untouched]}"]
+    with pytest.raises(UserError, match="2 models would be called 'one-untouched'"):
+        plan_of(experiment, changes)
+
+
+def plan_of(file: Path, changes: list[str]) -> list[Cell]:
+    return plan(load_experiment(file, changes))
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=4294967296", f"training.tokens={10**22}", f"training.batch={10**20}", "name=index.html", f"name={'x' * 300}"],
+)
+def test_too_large_or_too_long_is_refused(experiment: Path, override: str) -> None:
+    with pytest.raises(UserError, match=r"above its maximum|must be a folder name|form that its key needs"):
+        checks.check_experiment(load_experiment(experiment, [override]))
+
+
+def test_all_cells_failed_is_exit_code_3(experiment: Path, tmp_path: Path) -> None:
+    code, said = cli("run", experiment, "--root", tmp_path, FAULTS="raise one train 4", PYTHONPATH=SABOTAGE)
+    assert code == 3, said
+    assert "no model was evaluated, so nothing" in said
+    assert "a bug, with <b>markup</b>" in (tmp_path / "results/tiny/cells.csv").read_text()
+
+
+@pytest.mark.parametrize("name", ["runs", "results"])
+@pytest.mark.parametrize("verb", ["run", "status"])
+def test_a_file_where_a_folder_should_be(experiment: Path, tmp_path: Path, name: str, verb: str) -> None:
+    (tmp_path / name).write_text("")
+    code, said = cli(verb, experiment, "--root", tmp_path)
+    assert code == 2
+    assert f"{tmp_path / name} is no folder" in " ".join(said.split())
+
+
+def test_a_cache_that_is_a_file(experiment: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("")
+    for arguments in (("plan", experiment), ("doctor", "--quick")):
+        code, said = cli(*arguments, DISTILL_LIT_CACHE=str(tmp_path / "cache"))
+        assert (code, said.strip()) == (2, f"distill-lit: DISTILL_LIT_CACHE: {tmp_path / 'cache'} is no folder")
+
+
+@pytest.mark.parametrize("port", ["-1", "99999"])
+def test_a_port_that_is_none(tmp_path: Path, port: str) -> None:
+    code, said = cli("tensorboard", tmp_path, "--port", port)
+    assert code == 2
+    assert f"--port {port}: a port is a number from 1 to 65535" in said
+
+
+# ---------------------------------------------------------------- what lies on disk
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "null", '{"identity": "IT"}', '{"identity": "IT", "files": 3}'])
+def test_a_manifest_of_another_form_is_a_cell_to_build(experiment: Path, tmp_path: Path, content: str) -> None:
+    (cell,) = [cell for cell in plan_of(experiment, []) if cell.is_model]
+    for name in ("manifest.json", "evaluation.json"):
+        (tmp_path / name).write_text(content.replace("IT", cell.identity))
+    assert not is_built(cell, tmp_path)
+    assert not is_evaluated(cell, tmp_path)
+
+
+def test_damaged_lines_of_a_curve_are_left_out(experiment: Path, tmp_path: Path) -> None:
+    (cell,) = [cell for cell in plan_of(experiment, []) if cell.is_model]
+    place = tmp_path / cell.name
+    place.mkdir()
+    (place / "metrics.jsonl").write_bytes(b'{"step": 1}\nx\n[]\n\xff\xfe\n{"step": 2}\n{"st')
+    assert collect._curves([cell], tmp_path)["step"].tolist() == [1, 2]
+
+
+def test_records_that_are_gone_or_of_another_form(tmp_path: Path) -> None:
+    folder = synthetic.build(tmp_path, documents=8)
+    (folder / "records/teacher.json").write_text("[]")
+    with pytest.raises(UserError, match=r"teacher\.json: not a mapping of tasks"):
+        load_results(folder)
+    for path in (folder / "records").iterdir():
+        if path.stem not in ("documents", "frequencies", "surprisal"):
+            path.unlink()
+    with pytest.raises(UserError, match="no model has records; run the experiment again"):
+        load_results(folder)
+
+
+# ---------------------------------------------------------------- corpora
+
+
+def documents_of(path: Path) -> list[Any]:
+    return read_documents({"mine": CorpusConfig(path=f"file:{path}", text="{{text}}")}, 0, "pypi").items
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "one"}\n')
+    assert [document.text for document in documents_of(tmp_path / "x.jsonl")] == ["one"]
+
+
+def test_a_parquet_file_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_text("no")
+    with pytest.raises(UserError, match=r"x\.parquet: not a whole parquet file"):
+        documents_of(tmp_path / "x.parquet")
+
+
+def test_half_a_surrogate_pair_is_named(tmp_path: Path, model: Path) -> None:
+    from distill_lit.data.tokens import load_tokenizer, tokenize
+
+    (tmp_path / "x.jsonl").write_text(json.dumps({"text": "before \ud800 after"}) + "\n")
+    with pytest.raises(UserError, match=r"half a surrogate pair.*before .ud800 after"):
+        tokenize(documents_of(tmp_path / "x.jsonl"), load_tokenizer(model), 0, 0, 0)
+
+
+def test_a_tokenizer_file_that_is_damaged(model: Path) -> None:
+    from distill_lit.data.tokens import load_tokenizer
+
+    shutil.copy(model / "config.json", model / "tokenizer.json")
+    with pytest.raises(UserError, match="its tokenizer cannot be read"):
+        load_tokenizer(model)
