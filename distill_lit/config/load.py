@@ -244,7 +244,9 @@ def _check_varies(what: str, key: str) -> None:
 def _check(config: ExperimentConfig) -> None:
     check_knobs(config)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]{,99}", config.name) or ".." in config.name or config.name == "index.html":
-        raise UserError(f"name: {config.name[:120]!r} must be a folder name of at most 100 letters, digits, '.', '_', '-'")
+        raise UserError(
+            f"name: {config.name[:120]!r} must be a plain folder name: letters, digits, '.', '_', '-', at most 100"
+        )
     if not config.students:
         raise UserError("students: at least one is needed, as in {half: {depth: 15}}")
     for name in config.students:

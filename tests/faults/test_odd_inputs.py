@@ -145,7 +145,7 @@ def plan_of(file: Path, changes: list[str]) -> list[Cell]:
     ["seed=4294967296", f"training.tokens={10**22}", f"training.batch={10**20}", "name=index.html", f"name={'x' * 300}"],
 )
 def test_too_large_or_too_long_is_refused(experiment: Path, override: str) -> None:
-    with pytest.raises(UserError, match=r"above its maximum|must be a folder name|form that its key needs"):
+    with pytest.raises(UserError, match=r"above its maximum|must be a plain folder name|form that its key needs"):
         checks.check_experiment(load_experiment(experiment, [override]))
 
 

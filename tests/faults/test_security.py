@@ -160,7 +160,7 @@ def test_25_names_that_leave_the_root_are_refused(finished: Any, name: str) -> N
     text = finished.file.read_text()
     changed = finished.root / "names.yaml"
     changed.write_text(text.replace("name: tiny", f"name: {json.dumps(name)}"))
-    with pytest.raises(UserError, match="name: .* must be a folder name"):
+    with pytest.raises(UserError, match="name: .* must be a plain folder name"):
         load_experiment(changed)
     changed.write_text(text.replace("students: {one:", f"students: {{{json.dumps(name)}:"))
     with pytest.raises(UserError, match=r"(?s)students\..* a name is made of letters"):
