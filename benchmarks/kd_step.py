@@ -19,6 +19,7 @@ sys.path[0] = str(ROOT)  # this folder would hide the standard library's `statis
 sys.path.append(str(ROOT / "tests"))
 
 import pandas as pd
+import psutil
 import rivals
 import torch
 from torch import Tensor
@@ -221,8 +222,7 @@ def free_memory(tokens: Tokens) -> float:
     """Bytes that are free where the tokens are."""
     if tokens.hidden.is_cuda:
         return float(torch.cuda.mem_get_info()[0])
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    return float(psutil.virtual_memory().available)
 
 
 def timed(run: Callable[[], None]) -> float:

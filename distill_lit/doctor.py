@@ -167,8 +167,7 @@ def check_cache() -> list[Finding]:
 
 def _signal_is_whole(manifest: Path) -> bool:
     shards = Shards(manifest.parent)
-    listed = shards.manifest().get("shards")
-    return isinstance(listed, list) and shards.are_intact(listed)
+    return shards.are_intact(shards.manifest().get("shards"))
 
 
 def _is_whole(manifest: Path, key: str) -> bool:

@@ -12,6 +12,11 @@ class Failure(Exception):
     """What went wrong while running and concerns every cell, such as a full disk: one line, exit code 1."""
 
 
+def in_one_line(error: Exception) -> str:
+    """What an error of somebody else's library says, without its line breaks and not at any length."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def suggest(value: str, choices: Iterable[str]) -> str:
     """`; did you mean 'x'? choose from a, b, c` for the end of an error line."""
     known = sorted(choices)

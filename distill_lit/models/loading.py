@@ -11,7 +11,7 @@ import torch
 from filelock import FileLock
 
 from distill_lit import assets
-from distill_lit.errors import UserError
+from distill_lit.errors import UserError, in_one_line
 from distill_lit.files import cache_root, sha256_of, sha256_once, writing_folder
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and bad input is refused without it
@@ -91,8 +91,7 @@ def _telling(folder: Path, what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        said = " ".join(str(error).split())[:300]
-        raise UserError(f"{folder}: {what}: {said or type(error).__name__}") from error
+        raise UserError(f"{folder}: {what}: {in_one_line(error)}") from error
 
 
 def weight_bytes(folder: Path) -> int:

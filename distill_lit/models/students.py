@@ -12,7 +12,7 @@ import torch
 
 from distill_lit import assets
 from distill_lit.config import StudentConfig, WidthConfig, to_dict
-from distill_lit.errors import UserError, suggest
+from distill_lit.errors import UserError, in_one_line, suggest
 from distill_lit.files import cache_root, fingerprint, read_json, write_json
 from distill_lit.models import surgery
 from distill_lit.models.loading import load_config, load_model, load_tokenizer, model_fingerprint, model_folder
@@ -196,8 +196,7 @@ def _check_built(config: Any) -> None:
     try:
         size_from_config(config)
     except Exception as error:  # whatever the architecture's own code makes of it
-        said = " ".join(str(error).split())[:300]
-        raise UserError(f"config: no model can be built from it: {type(error).__name__}: {said}") from error
+        raise UserError(f"config: no model can be built from it: {type(error).__name__}: {in_one_line(error)}") from error
 
 
 def changed_config(config: Any, changes: dict[str, Any]) -> Any:
@@ -215,8 +214,7 @@ def changed_config(config: Any, changes: dict[str, Any]) -> Any:
         try:
             setattr(changed, key, value)
         except Exception as error:  # transformers checks types of its own
-            said = " ".join(str(error).split())[:300]
-            raise UserError(f"config.{key}: {said}") from error
+            raise UserError(f"config.{key}: {in_one_line(error)}") from error
     if "layer_types" in known and "num_hidden_layers" in changes and "layer_types" not in changes and known["layer_types"]:
         changed.layer_types = (known["layer_types"] * changed.num_hidden_layers)[: changed.num_hidden_layers]
     return changed
