@@ -21,6 +21,7 @@ from distill_lit.config.schema import CorpusConfig, DataConfig
 from distill_lit.data import check, prepare, tokens, word_counts
 from distill_lit.data.corpora import compile_template, read_documents
 from distill_lit.errors import UserError
+from distill_lit.models import load_tokenizer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RED, BLUE = "the red fox sleeps in the tall grass", "a blue whale sings in the deep sea"
@@ -242,7 +243,7 @@ def test_the_pool_is_drawn_until_its_tokens(tmp_path):
 def test_the_cache_is_keyed_to_all_it_depends_on(tmp_path, monkeypatch):
     folder = save_tokenizer(tmp_path / "tokenizer")
     calls = []
-    real = tokens.load_tokenizer
+    real = load_tokenizer
     monkeypatch.setattr("distill_lit.data.preparation.load_tokenizer", lambda f: calls.append(f) or real(f))
     first = prepare(many(tmp_path), folder, "pypi")
     assert prepare(many(tmp_path), folder, "pypi").fingerprint == first.fingerprint

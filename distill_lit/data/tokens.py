@@ -36,18 +36,6 @@ class Tokens:
     supervised: np.ndarray
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a transformers folder. Raises UserError when there is none."""
-    from transformers import AutoTokenizer
-
-    if not hash_tokenizer(folder):
-        raise UserError(f"{folder} holds no tokenizer")
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # whatever transformers makes of a damaged file
-        raise UserError(f"{folder}: its tokenizer cannot be read: {type(error).__name__}: {error}") from error
-
-
 def hash_tokenizer(folder: Path) -> dict[str, str]:
     """{file name: sha256} of everything that decides how text becomes tokens."""
     names = sorted({p for pattern in TOKENIZER_FILES for p in folder.glob(pattern) if p.is_file()})

@@ -20,10 +20,11 @@ from distill_lit.cells import is_built, is_evaluated
 from distill_lit.config import load_experiment
 from distill_lit.config.schema import CorpusConfig, EvaluationConfig, StudentConfig
 from distill_lit.data.corpora import read_documents
+from distill_lit.data.tokens import tokenize
 from distill_lit.errors import UserError
 from distill_lit.evaluation.evaluate import evaluate_model
 from distill_lit.experiment import Cell, plan
-from distill_lit.models import check_student_fits, load_config, load_model
+from distill_lit.models import check_student_fits, load_config, load_model, load_tokenizer
 
 CONFIGS = {
     "not JSON": ("{", "its config.json is not one of a causal language model"),
@@ -230,16 +231,12 @@ def test_a_parquet_file_that_is_none(tmp_path: Path) -> None:
 
 
 def test_half_a_surrogate_pair_is_named(tmp_path: Path, model: Path) -> None:
-    from distill_lit.data.tokens import load_tokenizer, tokenize
-
     (tmp_path / "x.jsonl").write_text(json.dumps({"text": "before \ud800 after"}) + "\n")
     with pytest.raises(UserError, match=r"half a surrogate pair.*before .ud800 after"):
         tokenize(documents_of(tmp_path / "x.jsonl"), load_tokenizer(model), 0, 0, 0)
 
 
 def test_a_tokenizer_file_that_is_damaged(model: Path) -> None:
-    from distill_lit.data.tokens import load_tokenizer
-
     shutil.copy(model / "config.json", model / "tokenizer.json")
-    with pytest.raises(UserError, match="its tokenizer cannot be read"):
+    with pytest.raises(UserError, match="no tokenizer: "):
         load_tokenizer(model)
