@@ -19,7 +19,7 @@ ALLOWED = {
     "objectives": set(),
     "assets": set(),
     "benchmarks": {"assets"},
-    "data": {"config", "assets", "benchmarks"},
+    "data": {"config", "assets", "benchmarks", "models"},
     "models": {"config", "assets"},
     "signals": {"config", "data", "models"},
     "evaluation": {"config", "models", "assets", "benchmarks"},

@@ -15,7 +15,7 @@ from distill_lit.data.store import Arrays, open_or_make
 from distill_lit.data.tokens import Tokens, facts, hash_tokenizer, tokenize
 from distill_lit.errors import UserError
 from distill_lit.files import cache_root, fingerprint, read_json, write_json
-from distill_lit.models.loading import load_tokenizer
+from distill_lit.models import load_tokenizer
 
 VERSION = 2  # raise it when the same input becomes other documents, tokens or rows
 
