@@ -81,7 +81,9 @@ def _distiller(kind: str, config: Any, folder: Path, prepared: data.PreparedData
     student = initial_student(StudentConfig(depth=depth, layers="uniform"), folder, Calibration([], ""), seed=0)
     signal = LiveTeacher(load_model(folder, dtype), vocabulary)
     objective = build_objective(KINDS[kind])
-    matching = build_matching(objective, student, signal.model, calibration_batches(prepared.train), seed=0)
+    matching = build_matching(
+        objective, student, signal.model.config, signal.model, calibration_batches(prepared.train), seed=0
+    )
     if kind == EAGER:
         for model in (student, signal.model):
             model.set_attn_implementation("eager")

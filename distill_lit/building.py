@@ -25,6 +25,7 @@ from distill_lit.models import (
     Size,
     export_student,
     initial_student,
+    load_config,
     load_model,
     load_tokenizer,
     merge_adapters,
@@ -32,6 +33,7 @@ from distill_lit.models import (
     model_fingerprint,
     model_folder,
     quantise,
+    size_from_config,
     size_of,
     trained_share,
 )
@@ -116,7 +118,8 @@ def _training_run(
     module = PackedDataModule(prepared.train, prepared.validation, config.training, config.seed)
     objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
     model = getattr(signal, "model", None)
-    matching = build_matching(objective, student, model, calibration_batches(prepared.train), config.seed)
+    calibration = calibration_batches(prepared.train)
+    matching = build_matching(objective, student, load_config(teacher), model, calibration, config.seed)
     distiller = Distiller(
         student,
         vocabulary,
@@ -208,6 +211,4 @@ def _cost_facts(cell: Cell, run: Run, size: Size, trained: float, teacher: Path)
 
 @functools.lru_cache(maxsize=2)
 def _teacher_size(folder: str) -> Size:
-    from distill_lit.models import load_config, size_from_config
-
     return size_from_config(load_config(Path(folder)))

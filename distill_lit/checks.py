@@ -37,7 +37,7 @@ def check_experiment(config: ExperimentConfig) -> None:
         check_on_policy(point.on_policy, point.teacher.source, point.training.compile)
         _check_policy_form(objective, point.on_policy)
         check_signal(objective, *_form_of(point.teacher), tells_author=is_on(point.on_policy))
-        check_source(objective, point.teacher.source, point.training.compile)
+        check_source(objective, point.teacher.source, point.training.compile, _cached_layers(point.teacher) or ())
         data.check(point.data, point.benchmarks)
         _check_plain_text(point)
         check_generated(point.data, point.benchmarks)
@@ -70,6 +70,13 @@ def _form_of(teacher: TeacherConfig) -> tuple[str, str]:
     return forms[teacher.cache], f"teacher.cache {teacher.cache}"
 
 
+def _cached_layers(teacher: TeacherConfig) -> tuple[int, ...] | None:
+    """The layers whose states a cached teacher holds; None for one that is not cached."""
+    if teacher.source != "cached":
+        return None
+    return tuple(teacher.layers) if teacher.cache == "hidden" else ()
+
+
 def check_environment(config: ExperimentConfig) -> None:
     """Raises UserError for what running needs of the environment and planning does not: keys of servers."""
     for _, point in expand(config):
@@ -85,7 +92,12 @@ def check_against_teacher(config: ExperimentConfig) -> None:
     check_tokens(load_tokenizer(folder), vocabulary, folder)
     for _, point in settled_points(config):
         student = check_student_fits(point.student, point.students[point.student], folder)
-        check_fit(build_objective(point.objective.terms, point.objective.temperature_scaling), student, teacher)
+        objective = build_objective(point.objective.terms, point.objective.temperature_scaling)
+        check_fit(objective, student, teacher, _cached_layers(point.teacher))
+        beyond = [n for n in _cached_layers(point.teacher) or () if n >= teacher.get_text_config().num_hidden_layers]
+        if beyond:
+            last = teacher.get_text_config().num_hidden_layers - 1
+            raise UserError(f"teacher.layers: {beyond[0]} is beyond the teacher's last layer {last}")
         if _form_of(point.teacher)[0] == "top_k" and point.teacher.k > vocabulary:
             raise UserError(f"teacher.k: {point.teacher.k} is above the teacher's vocabulary of {vocabulary}")
 

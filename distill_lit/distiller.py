@@ -14,9 +14,9 @@ from distill_lit.config import TrainingConfig
 from distill_lit.errors import UserError
 from distill_lit.heads import body_of, check_split, head_of
 from distill_lit.matching import Matching
-from distill_lit.models.states import States, watching
+from distill_lit.models.states import States, Wanted, watching
 from distill_lit.objectives import Losses, Objective, fused_losses, label_log_probs
-from distill_lit.signals import TeacherSignal, last_hidden
+from distill_lit.signals import InnerSignal, TeacherSignal, last_hidden
 from distill_lit.signals.on_policy import StudentText
 from distill_lit.targets import ForeignTarget
 
@@ -54,13 +54,15 @@ class Distiller(L.LightningModule):
     ) -> None:
         """`vocabulary`: real tokens shared with the teacher; `signal`: None for objectives without a teacher, which then
         has no fidelity metrics; `steps`: optimizer steps of the whole training;
-        `length`: tokens per row; `matching`: what terms on inner states need, whose teacher is live;
+        `length`: tokens per row; `matching`: what terms on inner states need, whose teacher is an `InnerSignal`;
         `student_text`: makes some batches text that the student writes."""
         super().__init__()
         if bool(objective.representations) != (matching is not None):
             raise UserError("objective: terms on inner states need a matching of student and teacher, and only they do")
         if objective.needs_teacher and signal is None:
             raise UserError("objective: a term compares with the teacher, and there is no teacher signal")
+        if matching is not None and not isinstance(signal, InnerSignal):
+            raise UserError("objective: a term compares inner states, and this teacher signal has none")
         if training.gradient_checkpointing:
             student.gradient_checkpointing_enable({"use_reentrant": False})
         if training.compile:
@@ -93,7 +95,7 @@ class Distiller(L.LightningModule):
         ours_wanted, theirs_wanted = self.matching.wanted if self.matching is not None else ({}, {})
         with watching(self.student, ours_wanted) as ours:
             hidden = last_hidden(self.student, batch)[:, :-1][chosen]
-        with watching(getattr(self.signal, "model", None), theirs_wanted) as theirs:
+        with self._teacher_states(batch, theirs_wanted) as theirs:
             target = self.signal.target(batch, chosen) if self.signal is not None and with_teacher else None
         by_student = batch["by_student"][:, 1:][chosen] if "by_student" in batch else None
         if by_student is None and self.student_text is not None:
@@ -119,6 +121,11 @@ class Distiller(L.LightningModule):
         if self.matching is not None:
             losses = self._with_representations(losses, self.matching, ours, theirs, batch, denominator)
         return losses, int(chosen.sum())
+
+    def _teacher_states(self, batch: Batch, wanted: Wanted) -> AbstractContextManager[States]:
+        return (
+            self.signal.inner_states(batch, wanted) if isinstance(self.signal, InnerSignal) and wanted else nullcontext({})
+        )
 
     def _head_gradient(self) -> AbstractContextManager[None]:
         """No gradient is asked of the head when all terms are on inner states; it then only measures."""

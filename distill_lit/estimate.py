@@ -100,7 +100,9 @@ def _cached_bytes(config: ExperimentConfig, teacher: Size) -> int:
     """Bytes per token of the teacher's cache: two for each channel of a hidden state, or a few numbers."""
     vocabulary = max(1, teacher.head_products // _width(teacher))
     form = cache_form(config.teacher)
-    return 2 * teacher.embedding // vocabulary if form.kind == HIDDEN else form.bytes_per_token(vocabulary)
+    if form.kind != HIDDEN:
+        return form.bytes_per_token(vocabulary)
+    return 2 * teacher.embedding // vocabulary * (1 + len(form.layers))
 
 
 def _width(size: Size) -> int:

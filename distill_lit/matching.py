@@ -1,7 +1,7 @@
-"""Student and live teacher matched inside: which layers are compared, projectors between widths, the losses of a batch."""
+"""Student and teacher matched inside: which layers are compared, projectors between widths, the losses of a batch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -24,21 +24,32 @@ from distill_lit.objectives.representation import (
 Matched = Sequence[tuple[RepresentationTerm, list[Pair]]]
 
 
-def check_source(objective: Objective, source: str, compiled: bool = False) -> None:
-    """Raises UserError for a term that a teacher of this source cannot feed: only a live one has inner states; and for a
-    compiled student, whose layers cannot be watched."""
+def check_source(objective: Objective, source: str, compiled: bool = False, cached: Collection[int] = ()) -> None:
+    """Raises UserError for a term that a teacher of this source cannot feed: a live one has all inner states, a cached one
+    the hidden states of the layers `cached`; and for a compiled student, whose layers cannot be watched."""
     for term in objective.representations:
         if compiled:
             raise UserError(f"training.compile: {term.key} watches inner states, which a compiled body does not show")
-        if source != "live":
-            raise UserError(f"{term.key}: {term.kind} compares inner states, which teacher.source {source} lacks; use live")
+        if source == "live" or (cached and term.kind == HIDDEN and term.options["layers"] != "similar"):
+            continue
+        other = ", or let teacher.layers name the layers to cache" if source == "cached" and term.kind == HIDDEN else ""
+        if cached and other:
+            raise UserError(
+                f"{term.key}.options.layers: similar looks at all layers of a live teacher; give uniform, last or pairs"
+            )
+        raise UserError(
+            f"{term.key}: {term.kind} compares inner states, which teacher.source {source} lacks; use live{other}"
+        )
 
 
-def check_fit(objective: Objective, student: Any, teacher: Any) -> None:
-    """Raises UserError for a term that does not fit two models with these transformers configs."""
+def check_fit(objective: Objective, student: Any, teacher: Any, cached: Collection[int] | None = None) -> None:
+    """Raises UserError for a term that does not fit two models with these transformers configs, or that compares a layer
+    of the teacher that is not among the `cached` ones (None: it is live)."""
     ours, theirs = shape_of(student), shape_of(teacher)
     for term in objective.representations:
-        fixed_pairs(term, ours.layers, theirs.layers)
+        for _, layer in fixed_pairs(term, ours.layers, theirs.layers):
+            if cached is not None and layer not in cached:
+                raise UserError(f"teacher.layers: layer {layer} is not among them, and {term.key} compares with it")
         options, key = term.options, f"{term.key}.options"
         if term.kind == HIDDEN and ours.hidden != theirs.hidden and not options["projector"]:
             raise UserError(
@@ -71,17 +82,17 @@ def relation_heads(term: RepresentationTerm, ours: Shape, theirs: Shape) -> int:
 
 
 def build_matching(
-    objective: Objective, student: Any, teacher: Any, calibration: list[Batch], seed: int
+    objective: Objective, student: Any, teacher_config: Any, teacher: Any, calibration: list[Batch], seed: int
 ) -> "Matching | None":
     """What the representation terms of an objective need between these models; None where there are none.
 
-    calibration: batches for maps by similarity; seed: for the projectors. Terms on attention maps switch both models to
-    eager attention, which alone has maps.
+    teacher: the live model, or None where its states are cached; calibration: batches for maps by similarity; seed: for
+    the projectors. Terms on attention maps switch both models to eager attention, which alone has maps.
     """
     if not objective.representations:
         return None
-    check_fit(objective, student.config, teacher.config)
-    ours, theirs = shape_of(student.config), shape_of(teacher.config)
+    check_fit(objective, student.config, teacher_config)
+    ours, theirs = shape_of(student.config), shape_of(teacher_config)
     similar: list[Pair] = []
     if any(term.options["layers"] == "similar" for term in objective.representations):
         similar = similar_pairs(layer_outputs(student, calibration[:1]), layer_outputs(teacher, calibration[:1]))

@@ -68,7 +68,9 @@ def write_signal(config: ExperimentConfig, teacher: Path, report: Report) -> dic
 def cache_form(teacher: TeacherConfig) -> Form:
     """What the cache of a teacher keeps."""
     widths = {HIDDEN: 0, TOP_K: teacher.k, SAMPLED: teacher.draws}
-    return Form(teacher.cache, widths[teacher.cache], teacher.draw_temperature if teacher.cache == SAMPLED else 1.0)
+    temperature = teacher.draw_temperature if teacher.cache == SAMPLED else 1.0
+    layers = sorted(set(teacher.layers)) if teacher.cache == HIDDEN else []
+    return Form(teacher.cache, widths[teacher.cache], temperature, tuple(layers))
 
 
 def real_tokens(tokenizer_folder: Path) -> int:

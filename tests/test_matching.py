@@ -17,12 +17,15 @@ from distill_lit.data.loader import calibration_batches, make_batch
 from distill_lit.data.module import PackedDataModule
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.errors import UserError
+from distill_lit.heads import head_of
 from distill_lit.matching import build_matching
 from distill_lit.models import Calibration, export_student, initial_student, load_model
 from distill_lit.models.states import watching
 from distill_lit.objectives import build_objective
 from distill_lit.objectives import representation as r
-from distill_lit.signals import LiveTeacher
+from distill_lit.signals import CachedTeacher, LiveTeacher
+from distill_lit.signals.cached import bytes_per_token, write_cache
+from distill_lit.signals.compress import Form
 from distill_lit.training import Run, train
 
 HIDDEN = {"hidden": TermConfig(options={"loss": "normalised", "layers": [[0, 1], [1, 3]]})}
@@ -46,7 +49,7 @@ def build(
     student = initial_student(config, teacher, Calibration(batches, prepared.fingerprint), seed=0)
     signal = LiveTeacher(load_model(teacher), VOCABULARY)
     objective = build_objective(terms)
-    matching = build_matching(objective, student, signal.model, batches, seed=0)
+    matching = build_matching(objective, student, signal.model.config, signal.model, batches, seed=0)
     module = PackedDataModule(prepared.train, prepared.validation, training, 0)
     head = HeadSettings(64, False, torch.float32)
     steps = module.steps
@@ -85,6 +88,38 @@ def test_sums_equal_a_loop_over_documents(teacher: Path, prepared: data.Prepared
     torch.testing.assert_close(losses.terms[1:], expected, rtol=1e-4, atol=1e-4)
     weighted = losses.terms[0] + losses.terms[1] + 2 * losses.terms[2] + 0.5 * losses.terms[3]
     assert float(losses.total.detach()) == pytest.approx(float(weighted) / count, rel=1e-5)
+
+
+def test_states_from_a_cache_train_as_those_of_the_live_teacher(
+    tmp_path: Path, teacher: Path, prepared: data.PreparedData
+) -> None:
+    distiller, module = build(teacher, prepared, {"kl": EVERY["kl"], **HIDDEN})
+    model, form, rows = distiller.signal.model, Form(layers=(1, 3)), (prepared.train, prepared.validation)
+    write_cache(tmp_path / "cache", model, *rows, batch=8, form=form)
+    count = len(prepared.train) + len(prepared.validation)
+    cached = CachedTeacher(tmp_path / "cache", count, head_of(model, VOCABULARY))
+    other, _ = build(teacher, prepared, {"kl": EVERY["kl"], **HIDDEN})
+    other.signal = cached
+    batch = make_batch(prepared.train, torch.tensor([5, 70, 2]).numpy(), 1)
+    with distiller.signal.inner_states(batch, {"hidden": {1, 3}}) as live:
+        distiller.signal.target(batch, batch["labels"][:, 1:] >= 0)
+    with cached.inner_states(batch, {"hidden": {1, 3}}) as kept:
+        for key, states in live.items():
+            torch.testing.assert_close(kept[key], states)
+    theirs, ours = run(tmp_path / "live", distiller, module), run(tmp_path / "cached", other, module)
+    assert ours["validation/hidden"] == pytest.approx(theirs["validation/hidden"], rel=1e-5)
+    assert ours["validation/loss"] == pytest.approx(theirs["validation/loss"], rel=1e-5)
+    assert bytes_per_token(tmp_path / "cache", prepared.train, form) == pytest.approx(
+        3 * 4 * model.config.hidden_size, rel=0.1
+    )
+
+
+def test_a_signal_without_inner_states_is_refused(teacher: Path, prepared: data.PreparedData) -> None:
+    distiller, module = build(teacher, prepared, HIDDEN)
+    head, objective = HeadSettings(64, False, torch.float32), distiller.objective
+    args = (distiller.student, VOCABULARY, objective, object(), TRAINING, module.steps, LENGTH, head, distiller.matching)
+    with pytest.raises(UserError, match="compares inner states, and this teacher signal has none"):
+        Distiller(*args)
 
 
 def test_padding_does_not_change_the_terms(teacher: Path, prepared: data.PreparedData) -> None:
@@ -179,7 +214,8 @@ def test_similar_layers_are_found_on_calibration_rows(teacher: Path, prepared: d
     batches = calibration_batches(prepared.train)
     student = initial_student(StudentConfig(layers=[0, 1]), teacher, Calibration([], ""), seed=0)
     objective = build_objective({"hidden": TermConfig(options={"layers": "similar"}), "attention": TermConfig()})
-    matching = build_matching(objective, student, load_model(teacher), batches, seed=0)
+    model = load_model(teacher)
+    matching = build_matching(objective, student, model.config, model, batches, seed=0)
     assert matching.matched[0][1] == [(0, 0), (1, 1)]
     assert matching.matched[1][1] == [(0, 1), (1, 3)]
 

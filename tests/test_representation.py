@@ -236,6 +236,22 @@ def test_a_source_without_inner_states_is_refused(kind: str) -> None:
     assert objective.needs_teacher
 
 
+def test_a_cache_feeds_hidden_states_of_the_layers_it_keeps() -> None:
+    check_source(build_objective({"hidden": TermConfig()}), "cached", cached=(1, 3))
+    for kind in ("attention", "relations"):
+        with pytest.raises(UserError, match=rf"{kind} compares inner states, which teacher.source cached lacks; use live$"):
+            check_source(build_objective({kind: TermConfig()}), "cached", cached=(1, 3))
+    with pytest.raises(UserError, match="objective.terms.hidden.options.layers: similar looks at all layers of a live"):
+        check_source(build_objective({"hidden": TermConfig(options={"layers": "similar"})}), "cached", cached=(1, 3))
+    with pytest.raises(UserError, match="use live, or let teacher.layers name"):
+        check_source(build_objective({"hidden": TermConfig()}), "cached")
+    model = make_family("llama").config
+    pairs = build_objective({"hidden": TermConfig(options={"layers": [[0, 1], [1, 2]]})})
+    check_fit(pairs, model, model, cached=(1, 2))
+    with pytest.raises(UserError, match="teacher.layers: layer 2 is not among them, and objective.terms.hidden compares"):
+        check_fit(pairs, model, model, cached=(1, 3))
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "words"),
     [
@@ -270,4 +286,4 @@ def test_terms_that_fit_are_taken() -> None:
 
 
 def test_without_such_terms_there_is_nothing_to_match() -> None:
-    assert build_matching(build_objective({"ce": TermConfig()}), None, None, [], 0) is None
+    assert build_matching(build_objective({"ce": TermConfig()}), None, None, None, [], 0) is None

@@ -209,8 +209,9 @@ def test_another_fact_is_another_cache() -> None:
         cache_facts({"model": "a"}, "data", torch.float32, Form(SAMPLED, 5, 2.0)),
         cache_facts({"model": "a"}, "data", torch.float32, Form(TOP_K, 5)),
         cache_facts({"model": "a"}, "data", torch.float32),
+        cache_facts({"model": "a"}, "data", torch.float32, Form(layers=(1, 3))),
     ]
-    assert len({cache_folder(facts) for facts in [base, *others]}) == 9
+    assert len({cache_folder(facts) for facts in [base, *others]}) == 10
 
 
 def test_bytes_per_token_are_what_the_format_says(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:

@@ -29,6 +29,9 @@ class TeacherConfig:
         "what is cached, hidden: last hidden states, exact; top_k: its k best tokens; sampled: tokens drawn from it",
         choices=("hidden", "top_k", "sampled"),
     )
+    layers: list[int] = knob(
+        [], "cache: hidden keeps the states behind these too, from 0, for terms on hidden states", low=0
+    )
     k: int = knob(50, "tokens per position of cache: top_k", low=1)
     draws: int = knob(12, "tokens per position of cache: sampled, drawn with replacement", low=1)
     draw_temperature: float = knob(1.0, "tokens are drawn from p^(1/this); weights make up for it", above=0)

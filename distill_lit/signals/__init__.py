@@ -1,10 +1,12 @@
 """What the teacher tells its students, wherever it lives. A signal has `target(batch, chosen)` and `to(device)`."""
 
-from typing import Protocol
+from contextlib import AbstractContextManager
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from distill_lit.models.states import States, Wanted
 from distill_lit.signals.cached import CachedTeacher, SparseTeacher
 from distill_lit.signals.foreign import ForeignTeacher
 from distill_lit.signals.live import LiveTeacher, last_hidden
@@ -24,4 +26,13 @@ class TeacherSignal(Protocol):
         ...
 
 
-__all__ = ["CachedTeacher", "ForeignTeacher", "LiveTeacher", "SparseTeacher", "TeacherSignal", "last_hidden"]
+@runtime_checkable
+class InnerSignal(TeacherSignal, Protocol):
+    """A teacher that also shows its inner states."""
+
+    def inner_states(self, batch: dict[str, Tensor], wanted: Wanted) -> AbstractContextManager[States]:
+        """Yields the wanted states for a batch, all of them there once `target` has been called inside."""
+        ...
+
+
+__all__ = ["CachedTeacher", "ForeignTeacher", "InnerSignal", "LiveTeacher", "SparseTeacher", "TeacherSignal", "last_hidden"]

@@ -1,6 +1,7 @@
 """The cached teacher: it runs once over the packed rows, and many students and seeds read what it said from shards.
 
-    hidden     last hidden states (rows, T, width); its head gives the whole distribution again, exactly
+    hidden     last hidden states (rows, T, width); its head gives the whole distribution again, exactly; where a form
+               names layers, the states behind them too
     top_k,     a few numbers per supervised token of the training rows (`compress`); held-out rows keep their hidden
     sampled    states, so that fidelity is measured the same whatever a student learns from
 
@@ -9,6 +10,7 @@ SmolLM2 needs 1,152 bytes per token for hidden states in bfloat16, 50 for 12 dra
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from distill_lit.data.loader import make_batch
 from distill_lit.errors import UserError
 from distill_lit.files import cache_root, fingerprint
 from distill_lit.heads import Head, head_of
+from distill_lit.models.states import HIDDEN as STATES
+from distill_lit.models.states import States, Wanted, watching
 from distill_lit.signals.compress import HIDDEN, Form, compress, expand
 from distill_lit.signals.live import last_hidden
 from distill_lit.signals.seeds import seed_of
@@ -75,7 +79,8 @@ def write_cache(
     writers: dict[str, Callable[[Path], None]]
     if form.kind == HIDDEN:
         rows = Packed.concatenate([train, validation])
-        writers = {name: functools.partial(hidden, rows=rows, numbers=part) for name, part in _parts(HIDDEN, len(rows))}
+        write = functools.partial(hidden, rows=rows, layers=form.layers)
+        writers = {name: functools.partial(write, numbers=part) for name, part in _parts(HIDDEN, len(rows))}
     else:
         head = head_of(model, vocabulary)
         sparse = functools.partial(_write_sparse, model=model, head=head, rows=train, batch=batch, form=form)
@@ -117,9 +122,20 @@ def _hidden_of(model: Any, rows: Packed, numbers: range) -> tuple[Tensor, dict[s
     return last_hidden(model, inputs), inputs
 
 
-def _write_hidden(path: Path, *, model: Any, rows: Packed, numbers: range, batch: int) -> None:
-    parts = [_hidden_of(model, rows, numbers[i : i + batch])[0].cpu() for i in range(0, len(numbers), batch)]
-    save_file({"hidden": torch.cat(parts).contiguous()}, path)
+def _write_hidden(
+    path: Path, *, model: Any, rows: Packed, numbers: range, batch: int, layers: tuple[int, ...] = ()
+) -> None:
+    parts = []
+    for i in range(0, len(numbers), batch):
+        with watching(model, {STATES: set(layers)}) as states:
+            last, _ = _hidden_of(model, rows, numbers[i : i + batch])
+        named = {"hidden": last, **{_layer_name(number): states[STATES, number] for number in layers}}
+        parts.append({name: tensor.cpu() for name, tensor in named.items()})
+    save_file({name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}, path)
+
+
+def _layer_name(number: int) -> str:
+    return f"layer-{number}"
 
 
 @torch.inference_mode()
@@ -158,10 +174,17 @@ class CachedTeacher:
         return DenseTarget(self.hidden(batch)[:, :-1][chosen], self.head)
 
     def hidden(self, batch: dict[str, Tensor]) -> Tensor:
-        """Hidden states (B, T, D) of the rows in `batch["rows"]`."""
+        """Last hidden states (B, T, D) of the rows in `batch["rows"]`."""
+        return self._states("hidden", batch)
+
+    def inner_states(self, batch: dict[str, Tensor], wanted: Wanted) -> AbstractContextManager[States]:
+        """Hidden states behind the wanted layers, which the cache must hold."""
+        return nullcontext({(STATES, n): self._states(_layer_name(n), batch) for n in sorted(wanted[STATES])})
+
+    def _states(self, name: str, batch: dict[str, Tensor]) -> Tensor:
         numbers = (batch["rows"] - self.first_row).tolist()
         places = [(n // SHARD_ROWS, n % SHARD_ROWS) for n in numbers]
-        return torch.cat([self._read(shard, "hidden", at, at + 1) for shard, at in places]).to(batch["rows"].device)
+        return torch.cat([self._read(shard, name, at, at + 1) for shard, at in places]).to(batch["rows"].device)
 
 
 class SparseTeacher:

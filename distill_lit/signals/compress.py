@@ -22,16 +22,17 @@ Arrays = dict[str, np.ndarray]
 @dataclass(frozen=True)
 class Form:
     """What a cache keeps. kind: hidden, top_k or sampled; width: k, or draws; temperature: of the proposal that is drawn
-    from, p^(1/temperature) normalised; the weights make up for it."""
+    from, p^(1/temperature) normalised; the weights make up for it; layers: whose states are kept beside the last hidden."""
 
     kind: str = HIDDEN
     width: int = 0
     temperature: float = 1.0
+    layers: tuple[int, ...] = ()
 
     def facts(self) -> dict[str, Any]:
-        """What identifies it; nothing for hidden states, which are all there is."""
+        """What identifies it; nothing for last hidden states alone, which are all there is."""
         if self.kind == HIDDEN:
-            return {}
+            return {"layers": list(self.layers)} if self.layers else {}
         proposal = {"temperature": self.temperature} if self.kind == SAMPLED else {}
         return {"kind": self.kind, "width": self.width, **proposal}
 

@@ -1,5 +1,6 @@
 """The live teacher: its body runs beside the student, in inference mode, in its own number format."""
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from distill_lit.data.loader import attention_mask
 from distill_lit.errors import UserError
 from distill_lit.heads import Head, body_of, head_of
+from distill_lit.models.states import States, Wanted, watching
 from distill_lit.targets import DenseTarget
 
 
@@ -56,6 +58,10 @@ class LiveTeacher:
         self.check_frozen()
         with torch.inference_mode():
             return last_hidden(self.model, batch)
+
+    def inner_states(self, batch: dict[str, Tensor], wanted: Wanted) -> AbstractContextManager[States]:
+        """What `target` inside it fills with the wanted states of the teacher."""
+        return watching(self.model, wanted)
 
     def check_frozen(self) -> None:
         """Raises UserError if something has put the teacher into train mode or made it trainable."""
