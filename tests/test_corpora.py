@@ -115,8 +115,16 @@ def test_template_over_columns(tmp_path):
 )
 def test_a_row_that_cannot_be_rendered_is_refused(tmp_path, template):
     path = write_lines(tmp_path / "a.jsonl", [{"text": "x", "id": 7}])
-    with pytest.raises(UserError, match=r"data\.corpora\.a\.text: .*the columns are id, text"):
+    with pytest.raises(UserError, match=r"data\.corpora\.a\.text: .*the columns are id, text; the row begins {'text': 'x'"):
         texts(CorpusConfig(path=str(path), text=template))
+
+
+def test_a_null_is_not_trained_as_a_word(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", [{"text": None, "id": 7}])
+    with pytest.raises(UserError, match=r"it prints a null.* the row begins {'text': None"):
+        texts(CorpusConfig(path=str(path)))
+    kept = texts(CorpusConfig(path=str(path), text="{{ id }}{{ text or '' }}{% if text is none %}, no text{% endif %}"))
+    assert kept == ["7, no text"]
 
 
 def test_messages(tmp_path):

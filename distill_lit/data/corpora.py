@@ -14,8 +14,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from distill_lit.config import CorpusConfig, decisive
 from distill_lit.data.sources import Row, check_source, draw_rows, open_source
-from distill_lit.errors import UserError
+from distill_lit.errors import UserError, in_one_line
 
+ROW_SHOWN = 80  # characters of a row in an error
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")  # letters, with apostrophes inside
 
 
@@ -54,11 +55,19 @@ class Documents:
 
 
 def environment() -> ImmutableSandboxedEnvironment:
-    """Where templates are compiled: no access to attributes of Python, unknown columns raise, and lm-eval's filter
-    `regex_replace`."""
-    sandbox = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    """Where templates are compiled: no access to attributes of Python, unknown columns and printed nulls raise, and
+    lm-eval's filter `regex_replace`."""
+    sandbox = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_not_null)
     sandbox.filters["regex_replace"] = lambda text, pattern, new="", count=0: re.sub(pattern, new, text, count=count)
     return sandbox
+
+
+def _not_null(value: Any) -> Any:
+    if value is None:
+        raise ValueError(
+            "it prints a null, which would be trained as the word None; say {{ column or '' }} to leave it out"
+        )
+    return value
 
 
 def compile_template(key: str, corpus: CorpusConfig) -> Template:
@@ -147,8 +156,13 @@ def _render(name: str, template: Template, row: Row) -> str:
     try:
         return template.render(row).strip()
     except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, MemoryError) as error:
-        said = str(error) or type(error).__name__
-        raise UserError(f"{_key(name)}.text: {said}; the columns are {', '.join(sorted(row))}") from error
+        raise unrendered(f"{_key(name)}.text", error, row) from error
+
+
+def unrendered(key: str, error: Exception, row: Row) -> UserError:
+    """The error of a row from which the template at `key` cannot make a text."""
+    columns, begins = ", ".join(sorted(row)), repr(row)[:ROW_SHOWN]
+    return UserError(f"{key}: {in_one_line(error)}; the columns are {columns}; the row begins {begins}")
 
 
 def _chat(name: str, column: str, row: Row) -> Document:

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import TemplateError, TemplateSyntaxError
 
 from distill_lit.config import PromptsConfig
-from distill_lit.data.corpora import environment
+from distill_lit.data.corpora import environment, unrendered
 from distill_lit.data.sources import check_source, draw_rows, open_source
 from distill_lit.errors import UserError
 
@@ -71,4 +71,4 @@ def _render_all(key: str, prompts: PromptsConfig, seed: int, origin: str) -> Ite
             for template, text in enumerate(texts):
                 yield Prompt(text.render(row).strip(), prompts.system, right, number, template)
         except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-            raise UserError(f"{key}: {error}; the columns are {', '.join(sorted(row))}") from error
+            raise unrendered(key, error, row) from error
