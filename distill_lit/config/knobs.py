@@ -77,6 +77,8 @@ def check_types(schema: Any, values: Any, path: str = "") -> None:
             raise UserError(f"{key}: {value!r} is text; write it without quotes, as a {_WORDS[kind]}")
         elif kind in (int, float) and isinstance(value, bool):
             raise UserError(f"{key}: {str(value).lower()} is not a number")
+        elif kind is str and isinstance(value, (dict, list)):
+            raise UserError(f"{key}: {value!r} is not one text; YAML wants one that ends with a colon in quotes")
 
 
 LARGEST = 2**32 - 1  # of a whole number whose knob names no bound; the largest seed there is

@@ -184,6 +184,10 @@ def test_13_a_teacher_that_learns_is_refused_and_its_weights_stay(
         ("objective.terms.kl.weight='1'", "neither a number nor a schedule"),
         ("training.learning_rate='1e-3'", "training.learning_rate: '1e-3' is text; write it without quotes, as a number"),
         ("training.batch='8'", "training.batch: '8' is text; write it without quotes, as a whole number"),
+        (
+            "teacher.model=file:",
+            "teacher.model: {.file.: None} is not one text; YAML wants one that ends with a colon in quotes",
+        ),
         ("training.batch=true", "training.batch: true is not a number"),
         ("training.gradient_checkpointing='yes'", "training.gradient_checkpointing: 'yes' is text"),
         ("training.learning_rate=.inf", "training.learning_rate: inf is not a finite number"),
