@@ -186,7 +186,7 @@ def test_13_a_teacher_that_learns_is_refused_and_its_weights_stay(
         ("training.batch='8'", "training.batch: '8' is text; write it without quotes, as a whole number"),
         (
             "teacher.model=file:",
-            "teacher.model: {.file.: None} is not one text; YAML wants one that ends with a colon in quotes",
+            "teacher.model: {'file': None} is not one text",
         ),
         ("training.batch=true", "training.batch: true is not a number"),
         ("training.gradient_checkpointing='yes'", "training.gradient_checkpointing: 'yes' is text"),
