@@ -17,6 +17,7 @@ from distill_lit.config import (
     expand,
     to_dict,
 )
+from distill_lit.config.schema import EITHER
 from distill_lit.errors import UserError
 from distill_lit.evaluation.tasks import need_packages
 from distill_lit.identity import (
@@ -97,26 +98,39 @@ def settle_objective(objective: ObjectiveConfig) -> ObjectiveConfig:
 
 def plan(config: ExperimentConfig) -> list[Cell]:
     """All cells in the order they run: what the teacher tells, the teacher, the baselines, the distilled students."""
-    config = settle(config)
-    cells: dict[str, Cell] = {}
-    for cell in _all_cells(config):
-        cells.setdefault(cell.identity, cell)
-    planned = _with_plain_labels(list(cells.values()))
+    planned = _without_repeats(list(_all_cells(settle(config))))
     label, times = Counter(cell.label for cell in planned if cell.is_model).most_common(1)[0]
     if times > 1:
         raise UserError(f"students: {times} models would be called {label!r}; give a student or a grid value another name")
     return planned
 
 
-def _with_plain_labels(cells: list[Cell]) -> list[Cell]:
-    """A baseline that all grid points share is not called after the first of them."""
-    shared = Counter((cell.role, cell.student, cell.seed) for cell in cells if cell.role in (UNTOUCHED, CE_ONLY))
-    return [
-        replace(cell, axes={}, label=_label(cell.role, cell.student, {}, cell.seed if "seed" in cell.config.grid else None))
-        if shared[cell.role, cell.student, cell.seed] == 1
-        else cell
-        for cell in cells
-    ]
+def _without_repeats(cells: list[Cell]) -> list[Cell]:
+    """One cell of every identity. A baseline is often the same at several grid points: of a grid key it has all values it
+    stands for, as in `live or top_50`, and does not have the key at all where it stands for every value."""
+    everywhere: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    own: dict[str, dict[str, dict[str, Any]]] = {}
+    for cell in cells:
+        for key, value in cell.axes.items():
+            for found in (everywhere.setdefault(_alike(cell), {}), own.setdefault(cell.identity, {})):
+                found.setdefault(key, {})[str(value)] = value
+    once: dict[str, Cell] = {}
+    for cell in cells:
+        if cell.identity not in once:
+            known = own.get(cell.identity, {}) if cell.role in (UNTOUCHED, CE_ONLY) else {}
+            varies = {key: values for key, values in known.items() if len(values) < len(everywhere[_alike(cell)][key])}
+            once[cell.identity] = _named_by(cell, varies) if known else cell
+    return list(once.values())
+
+
+def _alike(cell: Cell) -> tuple[Any, ...]:
+    return cell.role, cell.student, cell.seed
+
+
+def _named_by(cell: Cell, varies: dict[str, dict[str, Any]]) -> Cell:
+    axes = {key: EITHER.join(found) if len(found) > 1 else next(iter(found.values())) for key, found in varies.items()}
+    seed = cell.seed if "seed" in cell.config.grid else None
+    return replace(cell, axes=axes, label=_label(cell.role, cell.student, axes, seed))
 
 
 def _all_cells(config: ExperimentConfig) -> Iterable[Cell]:
@@ -182,8 +196,6 @@ def _student_cell(role: str, values: dict[str, Any], config: ExperimentConfig) -
         config.on_policy = OnPolicyConfig()  # nobody judges what it would write
     if role == UNTOUCHED and not config.students[config.student].config:
         seed = None
-    if role != DISTILLED:
-        axes = {key: value for key, value in axes.items() if not key.startswith("objective")}
     label = _label(role, config.student, axes, seed if "seed" in values else None)
     needs = _generated_names(config) + ((_signal_cell(config).name,) if config.teacher.source == "cached" else ())
     return Cell(role, label, student_identity(role, config), config, config.student, seed, axes, needs)
@@ -193,7 +205,7 @@ def _label(role: str, student: str, axes: dict[str, Any], seed: int | None) -> s
     parts = [student, *([] if role == DISTILLED else [role])]
     parts += [str(value) if key == "variant" else f"{key.rsplit('.')[-1]}={value}" for key, value in axes.items()]
     parts += [] if seed is None else [f"seed={seed}"]
-    return "-".join(parts).replace("/", "_").replace(" ", "")
+    return "-".join(parts).replace("/", "_").replace(EITHER, "+").replace(" ", "")
 
 
 def references(config: ExperimentConfig) -> list[str]:

@@ -51,6 +51,27 @@ def test_decisive_leaves_defaults_out_at_every_depth() -> None:
     assert decisive(StudentConfig(from_="hf:a/b")) == {"from": "hf:a/b"}
 
 
+def test_baselines_are_planned_once_and_named_by_what_they_stand_for() -> None:
+    """Three variants, of which two differ in the objective alone, times two lengths of training."""
+    variants = "{a: {objective.terms.kl.temperature: 2.0}, b: {teacher.source: live}, c: {training.learning_rate: 0.001}}"
+    changes = (
+        "grid.student=[deep]",
+        f"variants={variants}",
+        "grid={variant: [a, b, c], training.tokens: [10000, 20000], seed: [0, 1]}",
+    )
+    cells = experiment.plan(load_experiment(QUICKSTART, list(changes)))
+    of = {role: [cell.label for cell in cells if cell.role == role] for role in ("untouched", "ce_only", "distilled")}
+    assert of["untouched"] == ["deep-untouched"]
+    assert of["ce_only"] == [
+        f"deep-ce_only-{variant}-tokens={tokens}-seed={seed}"
+        for seed in (0, 1)
+        for variant, tokens in (("a+b", 10000), ("a+b", 20000), ("c", 10000), ("c", 20000))
+    ]
+    assert len(of["distilled"]) == 12
+    axes = {cell.label: cell.axes for cell in cells}
+    assert axes["deep-ce_only-a+b-tokens=10000-seed=0"] == {"variant": "a or b", "training.tokens": 10000}
+
+
 def names(*changes: str) -> dict[str, str]:
     return {cell.label: cell.name for cell in experiment.plan(load_experiment(QUICKSTART, list(changes)))}
 

@@ -195,6 +195,24 @@ def test_groups_keep_grid_points_apart_and_find_their_rivals(tmp_path: Path) -> 
     assert before.label == "shallow before training"
 
 
+def test_a_baseline_of_several_grid_points_is_found_by_each(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=10, students={"deep": 0.8})
+    cells = pd.read_csv(folder / "cells.csv")
+    for value, joint in (("live", "live or top_50"), ("top_50", "live or top_50"), ("long", "long")):
+        cells["axis.variant"] = np.where(cells["role"] == "distilled", value, None)
+        cells.loc[cells["role"] == "ce_only", "axis.variant"] = joint
+        cells.to_csv(folder / "cells.csv", index=False)
+        groups = groups_of(load_results(folder))
+        mine = next(group for group in groups if group.role == "distilled")
+        rival = baseline_of(mine, "ce_only", groups)
+        assert rival is not None
+        assert rival.label == f"deep without teacher (variant={joint})"
+    cells.loc[cells["role"] == "distilled", "axis.variant"] = "live"
+    cells.to_csv(folder / "cells.csv", index=False)
+    groups = groups_of(load_results(folder))
+    assert baseline_of(next(group for group in groups if group.role == "distilled"), "ce_only", groups) is None
+
+
 def test_a_rival_may_have_another_number_format(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=30, students={"deep": 0.8})
     records = folder / "records"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from distill_lit.analysis.results import ROLES, Results
+from distill_lit.config.schema import EITHER
 
 ROLE_WORDS = {
     "quantised": "in int8",
@@ -97,11 +98,12 @@ def _short_names(axes: list[str]) -> dict[str, str]:
 
 
 def baseline_of(group: Group, role: str, groups: list[Group]) -> Group | None:
-    """The group of that role a distilled `group` is compared with: same student, same grid point where it has one."""
+    """The group of that role a distilled `group` is compared with: same student, and it stands for its grid point."""
     point = dict(group.axes)
     for other in groups:
         same = role == "teacher" or other.student == group.student
-        if other.role == role and other.models and same and all(point.get(k, v) == v for k, v in other.axes):
+        here = all(point.get(key, value) in (value, *value.split(EITHER)) for key, value in other.axes)
+        if other.role == role and other.models and same and here:
             return other
     return None
 

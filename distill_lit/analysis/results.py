@@ -11,7 +11,8 @@ from distill_lit.analysis.cost import add_costs, read_costs
 from distill_lit.errors import UserError
 from distill_lit.files import read_json
 
-MUST_AGREE = ("version", "task_hash", "metric", "fewshot", "limit", "n", "seed", "chat_template", "eval_split")
+MUST_AGREE = ("version", "lm_eval_version", "task_hash", "metric", "fewshot", "limit", "n", "seed", "chat_template",
+              "eval_split", "data")  # fmt: skip
 ROLES = ("teacher", "quantised", "rival", "untouched", "ce_only", "distilled")
 TOTAL = "__total__"
 CELL_TEXT = ("model", "role", "student", "state", "reason")

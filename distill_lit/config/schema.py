@@ -12,6 +12,7 @@ from distill_lit.config.on_policy import OnPolicyConfig
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 BASELINES = ("teacher", "untouched", "ce_only")
 RIVAL_BASELINES = ("teacher_int8",)  # only where asked for
+EITHER = " or "  # between the values of a grid key for which one baseline stands
 
 
 @dataclass
