@@ -1,7 +1,6 @@
 """Gathers what the cells of an experiment left into `results/<experiment>/`: everything a report is drawn from."""
 
 import json
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pandas as pd
 
 from distill_lit import cells as work
 from distill_lit import data
+from distill_lit.analysis.axes import content_words
 from distill_lit.config import ExperimentConfig, expand, to_yaml
 from distill_lit.errors import UserError
 from distill_lit.experiment import Cell, results_folder, runs_folder
@@ -127,7 +127,7 @@ def _frequencies(config: ExperimentConfig, documents: pd.DataFrame) -> pd.DataFr
     """How often the words of the evaluation documents occur in the distillation corpus, and its number of words."""
     counts = _corpus_words(config)
     texts = [*documents["prompt"], *(choice for choices in documents["choices"] for choice in choices)]
-    words = sorted({word for text in texts for word in re.findall(r"\w+", text.lower())})
+    words = sorted({word for text in texts for word in content_words(text)})
     rows = [("__total__", sum(counts.values())), *((word, counts.get(word, 0)) for word in words)]
     return pd.DataFrame(rows, columns=["word", "count"])
 

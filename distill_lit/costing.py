@@ -8,17 +8,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from rich.console import Console
 
 from distill_lit import cells as work
 from distill_lit import hardware
-from distill_lit.analysis.cost import summarise
+from distill_lit.analysis.cost import read_costs, summarise
 from distill_lit.config import ExperimentConfig, to_dict
 from distill_lit.errors import UserError
 from distill_lit.evaluation.cost import measure_costs
 from distill_lit.experiment import Cell, results_folder, runs_folder
-from distill_lit.files import fingerprint, read_json, write_json, writing
+from distill_lit.files import fingerprint, write_json, writing
 from distill_lit.identity import TEACHER
 
 # what decides how fast a model is: cells that agree in it are measured once
@@ -28,8 +29,8 @@ BUSY = 0.5  # programs waiting per core, from which timings are not to be truste
 
 
 def measure_experiment(config: ExperimentConfig, cells: list[Cell], root: Path, console: Console) -> Path:
-    """Measures one model of every shape, all in turn; returns the results folder. Does nothing where the same models
-    have been measured in the same way on this machine. Raises UserError without a finished teacher."""
+    """Measures one model of every shape, all in turn; returns the results folder. Where the same models have been measured
+    in the same way on this machine, their numbers are summarised anew. Raises UserError without a finished teacher."""
     target, runs = results_folder(root, config), runs_folder(root, config)
     if config.launcher.threads:
         torch.set_num_threads(config.launcher.threads)
@@ -41,8 +42,11 @@ def measure_experiment(config: ExperimentConfig, cells: list[Cell], root: Path, 
             "machine": hardware.describe(),
         }
     )
-    if _measured(target) == identity:
+    known = read_costs(target)
+    if known.get("identity") == identity and (target / "cost.csv").is_file():
         console.print(f"{target / 'cost.csv'}: these models have been measured on this machine", highlight=False)
+        rows = pd.read_csv(target / "cost.csv")
+        write_json(target / "cost.json", {**known, **_summary(config, rows, next(iter(folders))), "stands_for": stands_for})
         return target
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     if load > BUSY * (os.cpu_count() or 1):
@@ -53,17 +57,25 @@ def measure_experiment(config: ExperimentConfig, cells: list[Cell], root: Path, 
     )
     with writing(target / "cost.csv") as path:
         rows.to_csv(path, index=False, float_format="%.6g")
-    axes = summarise(rows, next(iter(folders)), config.analysis.bootstrap, config.analysis.confidence)
     facts: dict[str, Any] = {
         "identity": identity,
         "machine": {**hardware.describe(), "device": str(device), "load": load, "threads": torch.get_num_threads()},
-        "settings": to_dict(config.cost),
         "stands_for": stands_for,
         "parameters": {model: _facts(runs, cells, model).get("parameters") for model in folders},
-        "axes": axes.to_dict("records"),
+        **_summary(config, rows, next(iter(folders))),
     }
     write_json(target / "cost.json", facts)
     return target
+
+
+def _summary(config: ExperimentConfig, rows: pd.DataFrame, teacher: str) -> dict[str, Any]:
+    """What of cost.json follows from the measurements and the config: settings with the price, axes with intervals."""
+    axes = summarise(rows, teacher, config.analysis.bootstrap, config.analysis.confidence)
+    return {
+        "settings": to_dict(config.cost),
+        "confidence": config.analysis.confidence,
+        "axes": axes.to_dict("records"),
+    }
 
 
 def choose_models(cells: list[Cell], runs: Path) -> tuple[dict[str, list[str]], dict[str, Path], dict[str, dict[str, str]]]:
@@ -89,10 +101,3 @@ def choose_models(cells: list[Cell], runs: Path) -> tuple[dict[str, list[str]], 
 
 def _facts(runs: Path, cells: list[Cell], label: str) -> dict[str, Any]:
     return next(work.read_manifest(runs / cell.name / "manifest.json") for cell in cells if cell.label == label)
-
-
-def _measured(target: Path) -> str:
-    try:
-        return str(read_json(target / "cost.json")["identity"]) if (target / "cost.csv").is_file() else ""
-    except (OSError, ValueError, KeyError):
-        return ""

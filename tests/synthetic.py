@@ -126,7 +126,7 @@ def _write_model(
         n = len(world_frame)
         meta[task] = {
             "version": 1.0,
-            "lm_eval": "0.4.13",
+            "lm_eval_version": "0.4.13",
             "task_hash": f"h-{task}",
             "metric": metric,
             "fewshot": 0,
@@ -139,7 +139,7 @@ def _write_model(
             "eval_split": "test",
             "official_split": "test",
             "chance": None,
-            "harness": "prefix tree",
+            "harness": "prefix_tree",
             "data": f"pypi:{task}",
             "elapsed_s": 1.5,
         }

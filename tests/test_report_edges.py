@@ -38,7 +38,7 @@ def edit_meta(folder: Path, model: str, task: str, **changes: object) -> None:
 def page(folder: Path) -> str:
     result = analyse(folder, FAST, "edge", "does it stand?")
     draw_tables(folder, result)
-    text = longtail_markdown(result.scores, result.longtail, result.title, result.statements)
+    text = longtail_markdown(result.scores, result.longtail, result.title, result.statements, True)
     (folder / "longtail.md").write_text(text)
     (folder / "longtail.csv").write_text(to_csv(longtail_frame(result.longtail)))
     return (folder / "table.md").read_text()

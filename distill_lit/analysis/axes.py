@@ -22,7 +22,7 @@ through to too under until up upon very was we were what when where which while 
 your question answer""".split()
 )
 NEGATION = re.compile(r"\b(?:not|no|never|none|neither|nor|nobody|nothing|nowhere|cannot|without|except|\w+n['’]t)\b", re.I)
-WORD = re.compile(r"[^\W\d_]{3,}")
+WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 MISSING = 0  # stratum of documents without a value
 SAMPLE_PERCENTILE = 10  # of the log frequencies of a text's content words
 MAX_CATEGORIES = 30
@@ -74,6 +74,7 @@ AXES = (
     Axis("prompt_length", "complexity", "quantile", "prompt length", "characters of the prompt", "shortest", "longest"),
     Axis("answer_length", "complexity", "quantile", "answer length", "characters of the right answer", "shortest",
          "longest"),
+    Axis("choices", "complexity", "quantile", "choices", "number of choices", "fewest", "most"),
     Axis("digits", "complexity", "binary", "digits", "digits in question or answer", "none", "some"),
     Axis("negation", "complexity", "binary", "negation", "a negation in the question", "none", "some"),
 )  # fmt: skip
@@ -93,6 +94,7 @@ def axis_values(results: Results) -> pd.DataFrame:
             **_surprisal(results),
             "prompt_length": [len(text) for text in questions],
             "answer_length": [len(text) if text else math.nan for text in answers],
+            "choices": pd.to_numeric(documents["n_choices"], errors="coerce").where(lambda n: n > 1),
             "digits": [float(any(c.isdigit() for c in q + a)) for q, a in zip(questions, answers, strict=True)],
             "negation": [float(bool(NEGATION.search(text))) for text in questions],
         },
@@ -122,8 +124,9 @@ def zipf_of(results: Results) -> Callable[[str], float]:
 
 
 def content_words(text: str) -> list[str]:
-    """Lower-case words of three letters or more that are not function words."""
-    return [word for word in WORD.findall(text.lower()) if word not in FUNCTION_WORDS]
+    """Lower-case words of three letters or more that are not function words, possessives without their ending."""
+    words = [re.sub(r"['’]s$", "", word) for word in WORD.findall(text.lower())]
+    return [word for word in words if len(word) > 2 and word not in FUNCTION_WORDS and not re.search(r"['’]", word)]
 
 
 def _rare_word(text: str, zipf: Callable[[str], float]) -> float:

@@ -34,7 +34,7 @@ def modal_answers(task: TaskPanel, members: list[int]) -> Answers:
 
 
 def document_flips(scores: Scores, g: int) -> pd.DataFrame:
-    """One row per document that teacher and group answered, indexed by (task, key).
+    """One row per document that teacher and group answered rightly or wrongly, indexed by (task, key).
 
     Columns: right_t, right_s (bool), chosen_t, chosen_s, flip (lost, gained, kept right, kept wrong).
     """
@@ -44,7 +44,7 @@ def document_flips(scores: Scores, g: int) -> pd.DataFrame:
         return pd.DataFrame(columns=["right_t", "right_s", "chosen_t", "chosen_s", "flip"])
     for task in scores.panel.tasks:
         one, two = modal_answers(task, scores.members(teacher)), modal_answers(task, scores.members(g))
-        if np.isnan(one.correct).any() or np.isnan(two.correct).any():
+        if not task.is_binary or np.isnan(one.correct).any() or np.isnan(two.correct).any():
             continue
         right_t, right_s = one.correct == 1, two.correct == 1
         flip = np.select([right_t & ~right_s, ~right_t & right_s, right_t], ["lost", "gained", "kept right"], "kept wrong")

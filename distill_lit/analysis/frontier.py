@@ -10,6 +10,7 @@ from distill_lit.analysis import scores as sc
 from distill_lit.analysis.groups import cost_of
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.statistics import percentile_interval
+from distill_lit.analysis.tabulate import opponents
 
 Floats = NDArray[np.floating]
 
@@ -45,7 +46,7 @@ def frontier(scores: Scores, axis: str) -> pd.DataFrame:
     rows, draws = [], []
     for g, group in enumerate(scores.groups):
         cost, value = cost_of(group, scores.results, axis), sc.macro_score(scores, g)
-        if group.models and cost > 0 and np.isfinite(value.value):
+        if group.models and _is_placed(scores, axis, g):
             rows.append(
                 {
                     "model": group.label,
@@ -93,33 +94,37 @@ def hypervolume(costs: Floats, scores: Floats, reference_cost: float, reference_
 
 
 def hypervolumes(scores: Scores, axis: str) -> pd.DataFrame:
-    """Hypervolume of the distilled students and of those without teacher, and the difference, each with bounds.
+    """Per variant: hypervolume of its distilled students, of the same students without teacher, and the difference
+    (`what`: distilled, ce_only, gain), each with bounds. The best of all variants together would beat one rival by chance.
 
-    The reference point is the teacher's cost at chance. Empty without a teacher or one of the two kinds.
+    The reference point is the teacher's cost at chance. Empty without a teacher; without variants that have both kinds.
     """
     teacher = scores.teacher
     price = cost_of(scores.groups[teacher], scores.results, axis) if teacher is not None else float("nan")
-    volumes: dict[str, Floats] = {}
-    for role in ("distilled", "ce_only"):
-        mine = [
-            g
-            for g, group in enumerate(scores.groups)
-            if group.role == role
-            and group.models
-            and cost_of(group, scores.results, axis) > 0
-            and np.isfinite(scores.macro(g))
-        ]
-        if not mine or not price > 0:
-            return pd.DataFrame(columns=["what", "value", "low", "high"])
-        costs = np.array([cost_of(scores.groups[g], scores.results, axis) for g in mine])
-        points = np.stack([np.concatenate([[scores.macro(g)], scores.macro_draws(g)]) for g in mine], axis=1)
-        volumes[role] = hypervolume(costs, points, price)
-    volumes["gain"] = volumes["distilled"] - volumes["ce_only"]
-    rows = [
-        {"what": what, **percentile_interval(v[0], v[1:], scores.analysis.confidence)._asdict()}
-        for what, v in volumes.items()
-    ]
-    return pd.DataFrame(rows)
+    pairs: dict[str, list[tuple[int, int]]] = {}
+    for g, group in enumerate(scores.groups):
+        rival = opponents(scores, g).get("rival")
+        if rival is not None and price > 0 and _is_placed(scores, axis, g) and _is_placed(scores, axis, rival):
+            pairs.setdefault(group.variant, []).append((g, rival))
+    rows = []
+    for variant, found in pairs.items():
+        own, without = (_volume(scores, axis, list(members), price) for members in zip(*found, strict=True))
+        for what, volume in (("distilled", own), ("ce_only", without), ("gain", own - without)):
+            bounds = percentile_interval(volume[0], volume[1:], scores.analysis.confidence)
+            rows.append({"variant": variant, "what": what, **bounds._asdict()})
+    return pd.DataFrame(rows, columns=["variant", "what", "value", "low", "high"])
+
+
+def _is_placed(scores: Scores, axis: str, g: int) -> bool:
+    """Whether a group has a cost on the axis and a macro score."""
+    return cost_of(scores.groups[g], scores.results, axis) > 0 and bool(np.isfinite(scores.macro(g)))
+
+
+def _volume(scores: Scores, axis: str, groups: list[int], price: float) -> Floats:
+    """Hypervolume of these groups: of the scores themselves, then of every replicate."""
+    costs = np.array([cost_of(scores.groups[g], scores.results, axis) for g in groups])
+    points = np.stack([np.concatenate([[scores.macro(g)], scores.macro_draws(g)]) for g in groups], axis=1)
+    return hypervolume(costs, points, price)
 
 
 def claims(scores: Scores) -> pd.DataFrame:

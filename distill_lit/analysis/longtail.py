@@ -23,6 +23,7 @@ Floats = NDArray[np.floating]
 TESTABLE_DOCUMENTS = 100
 TESTABLE_DISCORDANT = 10
 SHOWN_DOCUMENTS = 30  # from which a stratum gets an interval: below it redrawn documents understate chance
+FAR_OUT = 0.001  # quantile of the teacher's draws from which a share of it can be taken in every draw
 AT_CHANCE = "teacher at chance"
 INSUFFICIENT = "insufficient"
 
@@ -75,9 +76,13 @@ def long_tail(scores: Scores) -> LongTail:
     return report
 
 
+def averaged_flips(scores: Scores, flips: pd.DataFrame) -> pd.DataFrame:
+    """Those of the tasks in the average."""
+    return flips[flips.index.get_level_values("task").isin([scores.tasks[t] for t in scores.averaged])]
+
+
 def _slices(scores: Scores, axes: list[Axis], codes: pd.DataFrame, flips: pd.DataFrame) -> pd.DataFrame:
-    averaged = [scores.tasks[t] for t in scores.averaged]
-    used = flips[flips.index.get_level_values("task").isin(averaged)]
+    used = averaged_flips(scores, flips)
     clusters = scores.results.documents.loc[used.index, "cluster"].astype(str)
     analysis = scores.analysis
     return find_slices(axes, codes.loc[used.index], used, clusters, analysis.strata, analysis.false_discovery)
@@ -88,8 +93,7 @@ def _stratum_rows(
 ) -> pd.DataFrame:
     """Per stratum of one axis: n, scores of teacher, student and rival, Δ with bounds, retention, flips."""
     teacher, rival = scores.teacher, opponents(scores, g).get("rival")
-    averaged = [scores.tasks[t] for t in scores.averaged]
-    used = flips[flips.index.get_level_values("task").isin(averaged)]
+    used = averaged_flips(scores, flips)
     counts = flip_counts(used, codes.loc[used.index]) if len(used) else pd.DataFrame()
     rows = []
     for i, s in enumerate(pooled.numbers):
@@ -161,9 +165,10 @@ def _worst(scores: Scores, axes: list[Axis], pooled: dict[str, Pooled], g: int) 
         mine = pooled[axis.name]
         for i, s in enumerate(mine.numbers):
             base = mine.draws[:, i, scores.teacher]
-            if s == MISSING or mine.size[i] < SHOWN_DOCUMENTS:
+            if s == MISSING or mine.size[i] < SHOWN_DOCUMENTS or np.isnan(mine.point[i, g]):
                 continue
-            if st.percentile_interval(0.0, base, scores.analysis.confidence).low > RETENTION_FLOOR:
+            # further out than an interval: a single ratio to almost nothing would make all bounds endless
+            if np.isfinite(base).any() and np.nanquantile(base, FAR_OUT) > RETENTION_FLOOR:
                 names.append((axis.name, axis.label(s, scores.analysis.strata)))
                 values.append(mine.point[i, g] / mine.point[i, scores.teacher])
                 draws.append(mine.draws[:, i, g] / base)

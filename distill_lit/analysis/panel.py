@@ -20,7 +20,7 @@ class TaskPanel:
     index: pd.MultiIndex  # (task, key) of its documents, in the order of Results.documents
     clusters: NDArray[np.integer]  # (D,) codes; documents sharing a passage share one
     chance: Floats  # (D,) share of right answers by guessing: 1 / choices, 0 without choices
-    correct: Floats  # (D, M) 0 or 1 by the task's metric
+    correct: Floats  # (D, M) 0 or 1 by the task's metric; a number where `is_binary` is false
     chosen: NDArray[np.integer]  # (D, M) number of the chosen answer by the same metric
 
     @property
@@ -32,6 +32,12 @@ class TaskPanel:
     def clustered(self) -> bool:
         """Whether documents share passages."""
         return bool(len(np.unique(self.clusters)) < self.n)
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether every answer is right or wrong, and not graded by a number such as BLEU."""
+        known = self.correct[np.isfinite(self.correct)]
+        return bool(np.isin(known, (0.0, 1.0)).all())
 
     def centred(self) -> Floats:
         """(D, M) score above chance g = (x − c) / (1 − c): 0 for guessing, 1 for always right."""

@@ -18,6 +18,7 @@ Interval = st.Interval
 AT_CHANCE = "the teacher is at chance"
 NO_TEACHER = "the teacher has no result"
 NO_ANSWERS = "it has no right or wrong answers"
+GRADED = "its answers are graded, not right or wrong"
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ def _left_out(task: TaskPanel, panel: Panel, teacher: Group | None, analysis: An
     """Why a task is not averaged, or an empty text."""
     if np.isnan(task.correct).all():
         return NO_ANSWERS
+    if not task.is_binary:
+        return GRADED
     if teacher is None:
         return ""
     right = task.correct[:, panel.columns(teacher.models)[0]]
@@ -105,7 +108,7 @@ def _left_out(task: TaskPanel, panel: Panel, teacher: Group | None, analysis: An
 def task_score(scores: Scores, t: int, g: int) -> Interval:
     """A group's metric on a task. One model without shared passages: Wilson; else the bootstrap."""
     task, confidence, members = scores.panel.tasks[t], scores.analysis.confidence, scores.members(g)
-    if len(members) == 1 and not task.clustered and np.isfinite(scores.raw[t, g]):
+    if len(members) == 1 and task.is_binary and not task.clustered and np.isfinite(scores.raw[t, g]):
         return st.wilson(task.correct[:, members[0]].sum(), task.n, confidence)
     return st.percentile_interval(scores.raw[t, g], scores.raw_draws[:, t, g], confidence)
 
@@ -122,7 +125,7 @@ def task_difference(scores: Scores, t: int, first: int, second: int) -> tuple[In
     """
     task, one, two = scores.panel.tasks[t], scores.members(first), scores.members(second)
     value = float(scores.raw[t, first] - scores.raw[t, second])
-    if len(one) == len(two) == 1 and not task.clustered and np.isfinite(value):
+    if len(one) == len(two) == 1 and task.is_binary and not task.clustered and np.isfinite(value):
         a, b = task.correct[:, one[0]], task.correct[:, two[0]]
         p = float(st.mcnemar(((1 - a) * b).sum(), (a * (1 - b)).sum()))
         return st.paired_difference(a, b, scores.analysis.confidence), p

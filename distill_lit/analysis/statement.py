@@ -63,21 +63,19 @@ def _tail(report: LongTail, label: str) -> str:
     row = mine.iloc[0]
     value = with_bounds(row["tail_loss"], row["tail_loss_low"], row["tail_loss_high"], signed=True)
     if row["tail_loss_low"] <= 0 <= row["tail_loss_high"]:
-        return (
-            "Questions with rare words did not measurably lose more or less than questions with common ones "
-            f"({value} points)."
+        text = (
+            f"Questions with rare words did not measurably lose more or less than those with common ones ({value} points)"
         )
-    more = "more" if row["tail_loss"] < 0 else "less"
-    text = f"Questions with the rarest words lost {more} than those with the most common ones ({value} points)"
+    else:
+        more = "more" if row["tail_loss"] < 0 else "less"
+        text = f"Questions with the rarest words lost {more} than those with the most common ones ({value} points)"
     if pd.isna(row.get("excess")):
         return f"{text}."
     own = with_bounds(row["excess"], row["excess_low"], row["excess_high"], signed=True)
-    blame = row["excess_low"] > 0 or row["excess_high"] < 0
-    return text + (
-        f", and that is the distillation's: beyond the same student trained without a teacher it is {own} points."
-        if blame
-        else f"; the same student trained without a teacher shows no measurably different pattern (excess {own} points)."
-    )
+    if row["excess_low"] <= 0 <= row["excess_high"]:
+        return f"{text}; the same student trained without a teacher shows no measurably different pattern (excess {own})."
+    way = "more" if row["excess"] < 0 else "less"
+    return f"{text}; beyond the same student trained without a teacher, distillation made rare words lose {way} ({own})."
 
 
 def _worst(report: LongTail, label: str) -> str:

@@ -11,6 +11,7 @@ from distill_lit.analysis.bootstrap import replicate_sums, seed_weights, task_se
 from distill_lit.analysis.scores import Scores
 
 Floats = NDArray[np.floating]
+CELL_DOCUMENTS = 10  # of a task in a stratum, from which its mean has the weight of a task
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,10 @@ class Pooled:
 
 
 def pool(scores: Scores, axes: list[Axis], codes: pd.DataFrame) -> dict[str, Pooled]:
-    """Centred scores of all groups in every stratum of every axis, averaged over the tasks that have the stratum."""
+    """Centred scores of all groups in every stratum of every axis, averaged over the tasks that have CELL_DOCUMENTS there.
+
+    NaN for a group that lacks one of the averaged tasks: it would be compared over others.
+    """
     numbers = {axis.name: sorted(codes[axis.name].unique()) for axis in axes}
     slots = [(axis.name, s) for axis in axes for s in numbers[axis.name]]
     ends = [(slots.index((a.name, 1)), slots.index((a.name, last))) if {1, last} <= set(numbers[a.name]) else None
@@ -38,13 +42,18 @@ def pool(scores: Scores, axes: list[Axis], codes: pd.DataFrame) -> dict[str, Poo
         task = scores.panel.tasks[t]
         inside = np.stack([(codes.loc[task.index, name] == s).to_numpy() for name, s in slots], axis=1).astype(float)
         mean, draws = _task_strata(scores, task.centred(), task.clusters, inside, task.task)
-        every.add(slice(None), mean, draws, inside.sum(axis=0))
+        size = inside.sum(axis=0)
+        few = size < CELL_DOCUMENTS
+        mean[few], draws[:, few], size[few] = np.nan, np.nan, 0
+        every.add(slice(None), mean, draws, size)
         for a, pair in enumerate(ends):
-            if pair is not None and inside[:, pair].any(axis=0).all():
-                place = slice(2 * a, 2 * a + 2)
-                pairs.add(place, mean[list(pair)], draws[:, list(pair)], inside[:, pair].sum(axis=0))
-    point, draws = every.means()
-    ends_point, ends_draws = pairs.means()
+            if pair is not None and not few[list(pair)].any():
+                ours = draws[:, list(pair)]
+                # a draw without a tail has no head either
+                ours[np.broadcast_to(~np.isfinite(ours).all(axis=1, keepdims=True), ours.shape)] = np.nan
+                pairs.add(slice(2 * a, 2 * a + 2), mean[list(pair)], ours, size[list(pair)])
+    lacking = np.isnan(scores.centred[scores.averaged]).any(axis=0)
+    (point, draws), (ends_point, ends_draws) = every.means(lacking), pairs.means(lacking)
     pooled = {}
     for a, axis in enumerate(axes):
         rows = [i for i, slot in enumerate(slots) if slot[0] == axis.name]
@@ -74,10 +83,12 @@ class _Average:
             total += np.where(known, value, 0)
             number += known
 
-    def means(self) -> tuple[Floats, Floats]:
-        """Point and replicates, NaN where no task had a value."""
+    def means(self, lacking: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+        """Point and replicates, NaN where no task had a value and for the groups that are `lacking`."""
         with np.errstate(invalid="ignore", divide="ignore"):
-            return self.point / self.seen, self.draws / self.drawn
+            point, draws = self.point / self.seen, self.draws / self.drawn
+        point[..., lacking], draws[..., lacking] = np.nan, np.nan
+        return point, draws
 
 
 def _last(scores: Scores, axis: Axis) -> int:

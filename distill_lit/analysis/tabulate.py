@@ -83,6 +83,7 @@ def _task_row(scores: Scores, t: int, g: int) -> dict[str, Any]:
         "task": task.task,
         "metric": task.metric,
         "shots": settings.get("fewshot", 0),
+        "limit": int(settings.get("limit") or 0),
         "n": task.n,
         "chance": float(task.chance.mean()),
         "at_chance": scores.left_out.get(task.task) == sc.AT_CHANCE,
@@ -98,10 +99,14 @@ def _task_row(scores: Scores, t: int, g: int) -> dict[str, Any]:
     teacher = opponents(scores, g).get("teacher")
     if teacher is not None:
         row["detectable"] = detectable_effect(task.n, sc.discordance(scores, g, teacher, t))
-        draws = scores.centred_draws[:, t, teacher]
-        if np.quantile(draws, (1 - scores.analysis.confidence) / 2) > RETENTION_FLOOR:
+        if _above_floor(scores, scores.centred_draws[:, t, teacher]):
             row["retention"] = scores.centred[t, g] / scores.centred[t, teacher]
     return row
+
+
+def _above_floor(scores: Scores, teacher: sc.Floats) -> bool:
+    """Whether the lower bound of the teacher's score leaves room for a share of it; teacher: its draws."""
+    return bool(np.quantile(teacher, (1 - scores.analysis.confidence) / 2) > RETENTION_FLOOR)
 
 
 def _macro_row(scores: Scores, g: int) -> dict[str, Any]:
@@ -120,7 +125,8 @@ def _macro_row(scores: Scores, g: int) -> dict[str, Any]:
     }
     for who, other in opponents(scores, g).items():
         row |= _difference(who, *sc.macro_difference(scores, g, other))
-    if scores.teacher not in (None, g):
+    teacher = opponents(scores, g).get("teacher")
+    if teacher is not None and _above_floor(scores, scores.macro_draws(teacher)):
         row |= {"retention": kept.value, "retention_low": kept.low, "retention_high": kept.high}
     return row
 
@@ -144,7 +150,7 @@ def _best(scores: Scores, frame: pd.DataFrame) -> list[bool]:
         adjusted = holm([p for _, p in tests])
         marks[task, scores.groups[top].label] = True
         for g, p in zip(rest, adjusted, strict=True):
-            marks[task, scores.groups[g].label] = bool(p > 1 - scores.analysis.confidence)
+            marks[task, scores.groups[g].label] = bool(p > scores.analysis.alpha)
     return [marks.get(key, False) for key in zip(frame["task"], frame["model"], strict=True)]
 
 

@@ -6,8 +6,6 @@ from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.tabulate import MACRO
 from distill_lit.analysis.wording import bounds, count, listed, number, points, with_bounds
 
-ALPHA = 0.05
-
 
 def verdict(scores: Scores, frame: pd.DataFrame) -> list[str]:
     """One paragraph per distilled group. `frame` is `score_frame(scores)`."""
@@ -22,9 +20,9 @@ def verdict(scores: Scores, frame: pd.DataFrame) -> list[str]:
             continue
         sentences = [
             _kept(scores, mine),
-            _against(mine, "rival", "the same student trained without the teacher"),
-            _rival_wins(mine),
-            _against(mine, "before", "itself before training"),
+            _against(scores, mine, "rival", "the same student trained without the teacher"),
+            _rival_wins(scores, mine),
+            _against(scores, mine, "before", "itself before training"),
         ]
         said.append(" ".join(s for s in sentences if s))
     return said
@@ -43,15 +41,16 @@ def headline(scores: Scores, frame: pd.DataFrame) -> str:
     kept = f"{points(best['retention'], 0)}% {bounds(best['retention_low'], best['retention_high'], 0)}".strip()
     first = f"{best['model']} keeps {kept} of the teacher's score above chance{size}"
     if pd.isna(best["retention"]):
-        first = f"{best['model']} scores highest, at {points(best['score'])} points above chance"
-    return f"{first}; {_worth(macro[macro['rival_delta'].notna()])}."
+        first = f"{best['model']} scores {points(best['score'])} points above chance"
+    highest = f", the highest of {len(macro)} distilled students" if len(macro) > 1 else ""
+    return f"{first}{highest}; {_worth(scores, macro[macro['rival_delta'].notna()])}."
 
 
-def _worth(pairs: pd.DataFrame) -> str:
+def _worth(scores: Scores, pairs: pd.DataFrame) -> str:
     """How many distilled students are ahead of themselves without a teacher, and how many surely."""
     if pairs.empty:
         return "whether the teacher helped is unknown, because no student was trained without it"
-    ahead, sure = pairs["rival_delta"] > 0, pairs["rival_adjusted"] <= ALPHA
+    ahead, sure = pairs["rival_delta"] > 0, pairs["rival_adjusted"] <= scores.analysis.alpha
     many = f"{int(ahead.sum())} of {len(pairs)} distilled students" if len(pairs) > 1 else "the distilled student"
     verb = "are" if len(pairs) > 1 else "is" if ahead.all() else "is not"
     text = f"{many} {verb} ahead of the same student trained without the teacher"
@@ -69,6 +68,8 @@ def _kept(scores: Scores, mine: pd.DataFrame) -> str:
         return f"{name}: the teacher has no result, so nothing can be said about what is kept of it."
     if pd.isna(macro["score"]):
         return f"{name}: no macro average, because no task has the teacher above chance or a task is missing."
+    if pd.isna(macro["retention"]):
+        return f"{name}: the teacher's own average is too near chance for a share of it to mean anything."
     kept = f"{points(macro['retention'], 0)}% {bounds(macro['retention_low'], macro['retention_high'], 0)}".strip()
     return (
         f"{name} keeps {kept} of the teacher's score above chance, averaged over {len(scores.averaged)} "
@@ -76,12 +77,12 @@ def _kept(scores: Scores, mine: pd.DataFrame) -> str:
     )
 
 
-def _against(mine: pd.DataFrame, who: str, words: str) -> str:
+def _against(scores: Scores, mine: pd.DataFrame, who: str, words: str) -> str:
     macro = mine[mine["task"] == MACRO].iloc[0]
     delta, low, high = (macro[f"{who}_{name}"] for name in ("delta", "low", "high"))
     if pd.isna(delta):
         return f"It cannot be compared with {words}: that result is missing." if who == "rival" else ""
-    sure = macro[f"{who}_adjusted"] <= ALPHA
+    sure = macro[f"{who}_adjusted"] <= scores.analysis.alpha
     way = "ahead of" if delta > 0 else "behind" if delta < 0 else "level with"
     known = "" if sure else ", which is not decided at this number of documents"
     return f"It is {way} {words} by {with_bounds(abs(delta), *_turned(delta, low, high))} points{known}."
@@ -91,7 +92,7 @@ def _turned(delta: float, low: float, high: float) -> tuple[float, float]:
     return (-high, -low) if delta < 0 else (low, high)
 
 
-def _rival_wins(mine: pd.DataFrame) -> str:
+def _rival_wins(scores: Scores, mine: pd.DataFrame) -> str:
     """Where the student without teacher scores higher, and where that is significant."""
     tasks = mine[(mine["task"] != MACRO) & mine["rival_delta"].notna()]
     if tasks.empty:
@@ -100,6 +101,6 @@ def _rival_wins(mine: pd.DataFrame) -> str:
     if wins.empty:
         return f"The student without teacher scores higher on none of the {len(tasks)} tasks."
     named = listed([f"{t} (by {number(-d * 100)})" for t, d in zip(wins["task"], wins["rival_delta"], strict=True)])
-    sure = list(wins.loc[wins["rival_adjusted"] <= ALPHA, "task"])
+    sure = list(wins.loc[wins["rival_adjusted"] <= scores.analysis.false_discovery, "task"])
     known = f"significantly on {listed(sure)}" if sure else "on none of them significantly"
     return f"The student without teacher scores higher on {len(wins)} of {len(tasks)} tasks: {named}; {known}."

@@ -190,6 +190,11 @@ class AnalysisConfig:
     claim_quality: float = knob(0.9, "share of the teacher's score above chance a student must keep", above=0, high=1)
     claim_cost: float = knob(0.1, "share of the teacher's cost it may need", above=0, high=1)
 
+    @property
+    def alpha(self) -> float:
+        """Below which an adjusted p of a declared comparison is significant."""
+        return 1 - self.confidence
+
 
 @dataclass
 class LauncherConfig:

@@ -42,7 +42,9 @@ def _gpu_meter(device: torch.device) -> Meter | None:
         import pynvml
 
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(device.index or 0)
+        # by its own name: CUDA_VISIBLE_DEVICES numbers the cards anew
+        card = torch.cuda.get_device_properties(device).uuid
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{card}")
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except Exception:  # not installed, or a card that does not count
         return None

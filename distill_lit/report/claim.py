@@ -4,6 +4,7 @@ from distill_lit.analysis.frontier import COST_AXES, claims, cost_axes, hypervol
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.wording import number, points, with_bounds
 from distill_lit.report.table import Cell, Table
+from distill_lit.report.tables import watermark
 
 
 def claim_table(scores: Scores) -> Table:
@@ -26,19 +27,23 @@ def claim_table(scores: Scores) -> Table:
     ]
     columns = ["model", "kept, raw", "kept", "margin, points", *(COST_AXES[a] for a in axes)]
     title = f"At least {quality:.0%} of the teacher's score at no more than {share:.0%} of its cost?"
-    return Table(title, columns, rows, below=notes + _volumes(scores))
+    return Table(title, columns, rows, above=watermark(scores), below=notes + _volumes(scores))
 
 
 def _volumes(scores: Scores) -> list[str]:
-    """The area under the frontier with and without a teacher, on the first cost axis."""
+    """The area under the frontier with and without a teacher, on the first cost axis, per variant."""
     axes = cost_axes(scores)
     found = hypervolumes(scores, axes[0]) if axes else None
     if found is None or found.empty:
         return []
-    value = {row["what"]: with_bounds(row["value"], row["low"], row["high"]) for _, row in found.iterrows()}
-    gain = found[found["what"] == "gain"].iloc[0]
+    said = []
+    for variant, mine in found.groupby("variant", sort=False):
+        own, without, gain = (mine[mine["what"] == what].iloc[0] for what in ("distilled", "ce_only", "gain"))
+        areas = [with_bounds(row["value"], row["low"], row["high"]) for row in (own, without)]
+        adds = with_bounds(gain["value"], gain["low"], gain["high"], signed=True)
+        name = f"{variant}: " if variant else ""
+        said.append(f"{name}distilled {areas[0]}, without teacher {areas[1]}, so that distillation adds {adds}")
     return [
         f"Area under the frontier over {COST_AXES[axes[0]]} (points above chance × decades of cost, up to the "
-        f"teacher's cost): distilled {value['distilled']}, without teacher {value['ce_only']}; the distillation adds "
-        f"{with_bounds(gain['value'], gain['low'], gain['high'], signed=True)}."
+        f"teacher's cost): {'; '.join(said)}."
     ]

@@ -10,6 +10,7 @@ from distill_lit.analysis.groups import Group, cost_of
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.wording import ABSENT, count, number
 from distill_lit.report.table import Cell, Table
+from distill_lit.report.tables import watermark
 
 Show = Callable[[float], str]
 RATES = {"prefill_s", "decode_s"}  # shown as tokens per second, which people compare
@@ -44,7 +45,7 @@ def cost_table(scores: Scores) -> Table:
     for group, tokens in zip(groups, pays, strict=True):
         cells = [Cell(group.label), *(Cell(_entry(scores, group, axis)) for axis in known)]
         rows.append(cells + ([Cell(count(tokens) if np.isfinite(tokens) else ABSENT)] if show_pays else []))
-    return Table("What it costs", columns, rows, below=_notes(scores, known, show_pays))
+    return Table("What it costs", columns, rows, above=watermark(scores), below=_notes(scores, known, show_pays))
 
 
 def break_even(scores: Scores, group: Group) -> float:
@@ -98,7 +99,7 @@ def _measurement(scores: Scores) -> list[str]:
         f"Measured in {settings.get('blocks')} turns of all models on {where} ({machine.get('device')}, "
         f"{machine.get('threads')} threads, torch {machine.get('torch')}, {settings.get('dtype')}), greedy, {grid}; load "
         f"{number(float(machine.get('load') or 0), 1)} at the start. In brackets: the teacher's cost over this one's, with "
-        f"the {scores.analysis.confidence:.0%} interval from redrawn turns. Speeds: geometric mean over the grid; first "
-        f"token and latencies: {settings.get('requests')} single requests; memory: of a process that only serves the "
-        "largest point of the grid."
+        f"the {float(costs.get('confidence') or 0.95):.0%} interval from redrawn turns. Speeds: geometric mean over the "
+        f"grid; first token and latencies: {settings.get('requests')} single requests; memory: of a process that only "
+        "serves the largest point of the grid."
     ]

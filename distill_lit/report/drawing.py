@@ -85,11 +85,17 @@ def draw_frontier(folder: Path, result: Analysed) -> list[Path]:
 
 def draw_longtail(folder: Path, result: Analysed) -> list[Path]:
     """longtail.md, .csv, and its figure when a teacher and a distilled student have records."""
-    figure = longtail_figure(result.longtail, " ".join(watermark(result.scores)))
-    drawn = save_figure(figure, folder / "longtail.png") if figure is not None else []
-    figure = confidence_figure(result.scores)
-    drawn += save_figure(figure, folder / "confidence.png") if figure is not None else []
-    page = longtail_markdown(result.scores, result.longtail, result.title, result.statements)
+    figures = {
+        "longtail.png": longtail_figure(result.longtail, " ".join(watermark(result.scores))),
+        "confidence.png": confidence_figure(result.scores),
+    }
+    drawn = []
+    for name, figure in figures.items():
+        for old in (folder / name, (folder / name).with_suffix(".pdf")):
+            old.unlink(missing_ok=True)  # of an earlier drawing, which had something to show
+        drawn += save_figure(figure, folder / name) if figure is not None else []
+    has_confidence = figures["confidence.png"] is not None
+    page = longtail_markdown(result.scores, result.longtail, result.title, result.statements, has_confidence)
     write_text(folder / "longtail.md", page)
     write_text(folder / "longtail.csv", to_csv(longtail_frame(result.longtail)))
     return [folder / "longtail.md", folder / "longtail.csv", *drawn]

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from distill_lit.analysis.axes import Axis, zipf_of
-from distill_lit.analysis.longtail import AT_CHANCE, INSUFFICIENT, LongTail
+from distill_lit.analysis.longtail import AT_CHANCE, INSUFFICIENT, LongTail, averaged_flips
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.wording import ABSENT, bounds, number, p_value, points, with_bounds
 from distill_lit.report.table import Cell, Table, escape_markdown, paragraphs, to_markdown
@@ -15,8 +15,10 @@ PROMPT_CHARS = 300
 DETAILED = ("rarity_question", "difficulty")  # axes whose strata stand in the page; all are in the CSV
 
 
-def longtail_markdown(scores: Scores, report: LongTail, title: str, statements: dict[str, list[str]]) -> str:
-    """The page. `statements`: {label: paragraphs of its loss statement}."""
+def longtail_markdown(
+    scores: Scores, report: LongTail, title: str, statements: dict[str, list[str]], has_confidence: bool
+) -> str:
+    """The page. `statements`: {label: paragraphs of its loss statement}; `has_confidence`: confidence.png was drawn."""
     lines = [f"# Long tail: {escape_markdown(title)}", "", *(f"> {escape_markdown(w)}\n" for w in watermark(scores))]
     if not report.flips:
         missing = "the teacher has no result" if scores.teacher is None else "no distilled student has a result"
@@ -25,9 +27,10 @@ def longtail_markdown(scores: Scores, report: LongTail, title: str, statements: 
         lines += [f"**{escape_markdown(label)}**", "", *paragraphs(said)]
     lines += ["![Long tail](longtail.png)", "", "## Did the tail lose more than the head?", ""]
     lines += [to_markdown(contrast_table(scores, report)), "## Flips per task", "", to_markdown(flip_table(report))]
-    lines += ["## Confidence", "", to_markdown(confidence_table(report)), "![Confidence](confidence.png)", ""]
+    lines += ["## Confidence", "", to_markdown(confidence_table(report))]
+    lines += ["![Confidence](confidence.png)", ""] if has_confidence else []
     for model in report.flips:
-        lines += [f"## {escape_markdown(model)}", ""]
+        lines += [f"## {escape_markdown(model)}", "", to_markdown(axes_table(scores, report, model))]
         lines += [to_markdown(stratum_table(scores, report, model, axis)) for axis in report.axes if axis.name in DETAILED]
         lines += [to_markdown(slice_table(report, model)), *slice_examples(scores, report, model)]
         lines += lost_examples(scores, report, model)
@@ -102,6 +105,24 @@ def _percent(value: float) -> str:
     return ABSENT if pd.isna(value) else f"{points(value, 0)}%"
 
 
+def axes_table(scores: Scores, report: LongTail, model: str) -> Table:
+    """Axis × stratum for one student: its score above chance less the teacher's."""
+    mine = report.strata[report.strata["model"] == model]
+    strata = range(1, scores.analysis.strata + 1)
+    rows = []
+    for axis in (a for a in report.axes if a.kind != "category"):
+        found = mine[mine["axis"] == axis.name].set_index("stratum")
+        last = 2 if axis.kind == "binary" else scores.analysis.strata
+        cells = [_stratum_delta(found.loc[s]) if s in found.index else Cell(ABSENT if s <= last else "") for s in strata]
+        rows.append([Cell(f"{axis.title}: {axis.head} → {axis.tail}"), *cells])
+    notes = ["Points above chance, student less teacher, from head to tail. Bold: its interval does not hold 0."]
+    return Table("By every axis", ["axis", *(str(s) for s in strata)], rows, below=notes)
+
+
+def _stratum_delta(row: pd.Series) -> Cell:
+    return Cell(points(row["delta"], signed=True), bold=bool(row["low"] > 0 or row["high"] < 0))
+
+
 def stratum_table(scores: Scores, report: LongTail, model: str, axis: Axis) -> Table:
     """Every stratum of one axis for one student."""
     mine = report.strata[(report.strata["model"] == model) & (report.strata["axis"] == axis.name)]
@@ -167,13 +188,14 @@ def slice_table(report: LongTail, model: str) -> Table:
 
 
 def slice_examples(scores: Scores, report: LongTail, model: str) -> list[str]:
-    """EXAMPLES lost documents of every confirmed slice."""
+    """EXAMPLES lost documents of every confirmed slice, from the tasks that slices were looked for in."""
     lines = []
+    flips = averaged_flips(scores, report.flips[model])
     for _, row in report.slices[model].iterrows():
         if row["confirmed"]:
-            mine = report.codes.loc[report.flips[model].index]
+            mine = report.codes.loc[flips.index]
             inside = np.logical_and.reduce([(mine[axis] == stratum).to_numpy() for axis, stratum in row["rule"].items()])
-            lines += _examples(scores, report.flips[model][inside], f'lost documents in "{row["slice"]}"')
+            lines += _examples(scores, flips[inside], f'lost documents in "{row["slice"]}"')
     return lines
 
 

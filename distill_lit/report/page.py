@@ -188,8 +188,11 @@ def _answer(flips: pd.DataFrame, key: Any, p: list[float]) -> dict[str, Any]:
 def _probabilities(result: Analysed, models: tuple[str, ...], index: pd.MultiIndex) -> list[list[float]]:
     """Per document the probability of each choice, mean over the models."""
     frames = [result.scores.results.records[model].loc[index, "ll"] for model in models]
-    rows = [[choice_softmax(ll) for ll in answers] for answers in zip(*frames, strict=True)]
-    return [[round(float(p), 4) for p in np.mean(answers, axis=0)] for answers in rows]
+    rows = [
+        [choice_softmax(ll) for ll in answers if isinstance(ll, (list, np.ndarray))]
+        for answers in zip(*frames, strict=True)
+    ]
+    return [[round(float(p), 4) for p in np.mean(answers, axis=0)] if answers else [] for answers in rows]
 
 
 def curve_lines(path: Path) -> dict[str, Any]:

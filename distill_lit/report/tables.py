@@ -147,11 +147,10 @@ def provenance(scores: Scores) -> list[str]:
     shared = [
         f"{words} {_all(settings, key)}"
         for key, words in (
-            ("lm_eval", "lm-eval"),
             ("lm_eval_version", "lm-eval"),
             ("harness", "harness"),
             ("dtype", "dtype"),
-            ("batch", "batch"),
+            ("pack_tokens", "tokens per pass"),
             ("chat_template", "chat template"),
             ("seed", "seed"),
         )
@@ -161,6 +160,7 @@ def provenance(scores: Scores) -> list[str]:
     draws, q = scores.analysis.bootstrap, scores.analysis.confidence
     return [
         f"Evaluated with {', '.join(shared)}.",
+        *_exceptions(scores, settings),
         f"Tasks: {'; '.join(tasks)}.",
         f"Intervals {q:.0%}: Wilson and Newcombe for single models, else a paired cluster bootstrap of {draws} draws.",
     ]
@@ -177,12 +177,25 @@ def _task_line(panel: Any, settings: Mapping[str, Any]) -> str:
     official = settings.get("official_split")
     if official and official != split:
         split += f" (official: {official})"
-    revision = f", revision {settings['revision']}" if settings.get("revision") else ""
     return (
         f"{panel.task} v{settings.get('version', '?')} ({panel.metric}, {settings.get('fewshot', 0)}-shot, {panel.n}"
         f"{of} documents, chance {points(float(panel.chance.mean()))}, split {split}, "
-        f"hash {str(settings.get('task_hash', 'unknown'))[:12]}{revision})"
+        f"hash {str(settings.get('task_hash', 'unknown'))[:12]}, data {str(settings.get('data', 'unknown'))[:12]})"
     )
+
+
+def _exceptions(scores: Scores, settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for every model that was evaluated in another way than the footer says, or did not read whole prompts."""
+    found: dict[str, list[str]] = {}
+    for model, tasks in scores.results.meta.items():
+        for task, facts in tasks.items():
+            why = f" ({facts['fallback']})" if facts.get("fallback") else ""
+            ways = [f"{key} {facts[key]}{why if key == 'harness' else ''}" for key in ("harness", "dtype")
+                    if task in settings and facts.get(key) != settings[task].get(key)]  # fmt: skip
+            ways += [f"{facts['truncated']} prompts cut to its context"] if facts.get("truncated") else []
+            for way in ways:
+                found.setdefault(f"{model} with {way}", []).append(task)
+    return [f"But {way}, on {listed(tasks)}." for way, tasks in found.items()]
 
 
 def detail_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
@@ -206,10 +219,11 @@ def detail_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
         mine = frame[frame["task"] == task]
         rules.add(len(rows))
         for i, (_, row) in enumerate(mine.iterrows()):
-            rows.append([Cell(task if i == 0 else ""), *_detail_cells(row)])
+            rows.append([Cell(task if i == 0 else ""), *_detail_cells(scores, row)])
     notes = [
         f"Paired differences in points; {DECLARED} significant after Holm over the declared comparisons (distilled "
-        f"students on the average), {ELSEWHERE} after Benjamini–Hochberg over the tasks, both at 5%. Detectable: the "
+        f"students on the average) at {scores.analysis.alpha:.3g}, {ELSEWHERE} after Benjamini–Hochberg over the tasks at "
+        f"{scores.analysis.false_discovery:.3g}. Detectable: the "
         "smallest difference to the teacher that this many documents show with 80% power.",
     ]
     return Table(
@@ -217,7 +231,7 @@ def detail_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
     )
 
 
-def _detail_cells(row: pd.Series) -> list[Cell]:
+def _detail_cells(scores: Scores, row: pd.Series) -> list[Cell]:
     trained = row["role"] not in (*AS_THEY_ARE, "untouched")
     deviation = points(row["seed_deviation"]) if pd.notna(row["seed_deviation"]) else NOT_AVAILABLE
     kept = "" if row["role"] == "teacher" else f"{points(row['retention'], 0)}%" if pd.notna(row["retention"]) else ABSENT
@@ -228,19 +242,20 @@ def _detail_cells(row: pd.Series) -> list[Cell]:
         Cell(with_bounds(row["score"], row["low"], row["high"]), bool(row["best"])),
         Cell(points(row["document_se"])),
         Cell(deviation if trained else ""),
-        Cell(_difference(row, "teacher")),
-        Cell(_difference(row, "rival")),
+        Cell(_difference(scores, row, "teacher")),
+        Cell(_difference(scores, row, "rival")),
         Cell(kept),
         Cell(points(row["detectable"])),
     ]
 
 
-def _difference(row: pd.Series, who: str) -> str:
+def _difference(scores: Scores, row: pd.Series, who: str) -> str:
     delta = row[f"{who}_delta"]
     if pd.isna(delta):
         return ""
     declared = row["task"] == MACRO and row["role"] == "distilled"
-    mark = (DECLARED if declared else ELSEWHERE) if row[f"{who}_adjusted"] <= 0.05 else ""
+    mark, level = (DECLARED, scores.analysis.alpha) if declared else (ELSEWHERE, scores.analysis.false_discovery)
+    mark = mark if row[f"{who}_adjusted"] <= level else ""
     return with_bounds(delta, row[f"{who}_low"], row[f"{who}_high"], signed=True) + mark
 
 
@@ -250,6 +265,7 @@ def csv_frame(frame: pd.DataFrame) -> pd.DataFrame:
         "task",
         "metric",
         "shots",
+        "limit",
         "n",
         "chance",
         "at_chance",
