@@ -52,6 +52,26 @@ def test_hypervolume_gain_is_the_difference(tmp_path: Path) -> None:
     assert found.loc["gain", "value"] == pytest.approx(found.loc["distilled", "value"] - found.loc["ce_only", "value"])
 
 
+def test_the_gain_of_a_variant_is_its_own(tmp_path: Path) -> None:
+    """Two variants beside one rival: neither is credited with the better of both."""
+    folder = build(tmp_path, documents=60, students={"deep": 0.5}, seeds=(0, 1))
+    cells = pd.read_csv(folder / "cells.csv")
+    mine = cells["role"] == "distilled"
+    cells["axis.variant"] = np.where(mine, np.where(cells["seed"] == 0, "a", "b"), None)
+    cells.to_csv(folder / "cells.csv", index=False)
+    scores = score(load_results(folder), FAST)
+    found = hypervolumes(scores, "parameters").set_index(["variant", "what"])["value"]
+    width = np.log10(cells["parameters"].max() / cells.loc[mine, "parameters"].max())
+    for g, group in enumerate(scores.groups):
+        if group.role == "distilled":
+            assert found[group.variant, "distilled"] == pytest.approx(max(0, scores.macro(g)) * width)
+    gains = found.xs("gain", level="what")
+    assert gains.to_dict() == pytest.approx(
+        (found.xs("distilled", level="what") - found.xs("ce_only", level="what")).to_dict()
+    )
+    assert len(gains) == 2
+
+
 def claim_at(folder: Path, cost: float, answers: float, documents: int = 400) -> str:
     """The badge of a student of that cost whose answers are the teacher's but for a share `answers` of wrong ones."""
     build(folder, documents=documents, students={"deep": 0.5})

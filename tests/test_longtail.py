@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -194,6 +195,45 @@ def test_without_a_planted_loss_nothing_is_claimed(tmp_path: Path) -> None:
     row = tail.contrasts.set_index("axis").loc["rarity_question"]
     assert row["excess_low"] < 0 < row["excess_high"]
     assert "distillation made" not in " ".join(loss_statement(found, score_frame(found), tail, "deep distilled"))
+
+
+@pytest.mark.parametrize(
+    ("tail", "excess", "said"),
+    [
+        ((-0.05, -0.08, -0.02), (-0.03, -0.05, -0.01), ["rarest words lost more", "made rare words lose more"]),
+        ((-0.05, -0.08, -0.02), (0.04, 0.01, 0.07), ["rarest words lost more", "made rare words lose less"]),
+        ((0.01, -0.02, 0.04), (-0.03, -0.05, -0.01), ["did not measurably lose more or less", "made rare words lose more"]),
+        ((-0.05, -0.08, -0.02), (-0.01, -0.03, 0.01), ["rarest words lost more", "no measurably different pattern"]),
+    ],
+)
+def test_the_statement_blames_distillation_by_the_sign_of_its_excess(
+    scores: Scores, report: LongTail, tail: tuple[float, ...], excess: tuple[float, ...], said: list[str]
+) -> None:
+    row: dict[str, object] = {"model": "deep distilled", "axis": "rarity_question"}
+    for name, values in (("tail_loss", tail), ("excess", excess)):
+        row |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+    changed = replace(report, contrasts=pd.DataFrame([row]))
+    text = " ".join(loss_statement(scores, score_frame(scores), changed, "deep distilled"))
+    assert all(words in text for words in said)
+
+
+def test_a_task_with_few_documents_in_a_stratum_does_not_count_there(scores: Scores, report: LongTail) -> None:
+    """Three documents of one task in the tail: head and tail are then compared over the other tasks alone."""
+    digits = next(axis for axis in ax.AXES if axis.name == "digits")
+    first, *others = (scores.panel.tasks[t] for t in scores.averaged)
+    codes = pd.DataFrame({"digits": 1}, index=report.codes.index)
+    for task, size in ((first, 3), *((other, 60) for other in others)):
+        codes.loc[task.index[:size], "digits"] = 2
+    found = pool(scores, [digits], codes)["digits"]
+    assert found.ends_size == 60 * len(others)
+    heads = [task.centred()[60:, scores.members(0)].mean() for task in others]
+    tails = [task.centred()[:60, scores.members(0)].mean() for task in others]
+    assert found.ends[:, 0] == pytest.approx([np.mean(heads), np.mean(tails)], abs=1e-5)
+    assert found.point[1, 0] == pytest.approx(np.mean(tails), abs=1e-5)
+
+
+def test_contractions_are_no_rare_words() -> None:
+    assert ax.content_words("Don't the cell's walls break?") == ["cell", "walls", "break"]
 
 
 def test_small_strata_are_insufficient(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from synthetic import build
@@ -146,6 +147,37 @@ def test_a_model_without_one_task_shows_a_gap(tmp_path: Path) -> None:
     edit(path.with_suffix(".parquet"), lambda f: f[f["task"] != "sciq"])
     row = next(line for line in page(folder).splitlines() if line.startswith("| deep distilled"))
     assert "| — |" in row
+    result = analyse(folder, FAST, "edge", "does it stand?")
+    mine = result.longtail.strata[result.longtail.strata["model"] == "deep distilled"]
+    assert mine["student"].isna().all()  # over fewer tasks than the teacher's
+    assert all(path.stat().st_size > 10 for path in report.draw(folder, result))
+
+
+def test_graded_answers_are_no_shares_of_right_ones(tmp_path: Path) -> None:
+    """A task scored by BLEU: shown with bounds of redrawn documents, in no average, no flip, no exact test."""
+    folder = build(tmp_path, documents=60)
+    for number, path in enumerate(sorted((folder / "records").glob("*.parquet"))):
+        if path.stem not in ("documents", "surprisal"):
+            grades = np.random.default_rng(number).uniform(0, 0.4, 60)
+            frame = pd.read_parquet(path).astype({"correct": float, "correct_norm": float})
+            frame.loc[frame["task"] == "arc_easy", ["correct", "correct_norm"]] = np.stack([grades, grades], axis=1)
+            frame.to_parquet(path)
+    text = page(folder)
+    assert "Not in the average: arc_easy, because its answers are graded, not right or wrong" in text
+    table = pd.read_csv(folder / "table.csv")
+    mine = table[table["task"] == "arc_easy"].set_index("model")
+    assert mine.loc["teacher", "low"] < mine.loc["teacher", "score"] < mine.loc["teacher", "high"]
+    assert mine["teacher_p"].drop("teacher").notna().all()
+    assert "arc_easy" not in (folder / "longtail.csv").read_text()
+
+
+def test_the_footer_says_who_was_evaluated_otherwise(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=40, limit=40)
+    edit_meta(folder, "deep-distilled-0", "sciq", harness="hflm", fallback="sliding windows", truncated=3)
+    text = page(folder)
+    assert "But deep-distilled-0 with harness hflm (sliding windows), on sciq." in text
+    assert "But deep-distilled-0 with 3 prompts cut to its context, on sciq." in text
+    assert set(pd.read_csv(folder / "table.csv").query("task == 'sciq'")["limit"]) == {40}
 
 
 @pytest.mark.parametrize(
@@ -156,6 +188,8 @@ def test_a_model_without_one_task_shows_a_gap(tmp_path: Path) -> None:
         ("chat_template", True),
         ("version", 2.0),
         ("task_hash", "x"),
+        ("data", "other labels"),
+        ("lm_eval_version", "0.4.14"),
         ("dtype", "bfloat16"),
     ],
 )

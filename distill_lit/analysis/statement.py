@@ -56,7 +56,7 @@ def _flips(report: LongTail, label: str) -> str:
 
 
 def _tail(report: LongTail, label: str) -> str:
-    """Whether rare words cost more than common ones, and whether the distillation is to blame."""
+    """Whether rare words cost more than common ones, and what of that the distillation did."""
     mine = report.contrasts[(report.contrasts["model"] == label) & (report.contrasts["axis"] == RARITY.name)]
     if mine.empty or pd.isna(mine.iloc[0].get("tail_loss")):
         return "There are too few documents to tell whether questions with rare words lose more."
