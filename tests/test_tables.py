@@ -13,6 +13,7 @@ import pytest
 from synthetic import build
 
 from distill_lit.analysis.groups import baseline_of, groups_of
+from distill_lit.analysis.longtail import long_tail
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scores import macro_retention, score
 from distill_lit.analysis.tabulate import MACRO, score_frame
@@ -31,7 +32,7 @@ from distill_lit.report.table import (
     to_latex,
     to_markdown,
 )
-from distill_lit.report.tables import main_table, with_training_flops
+from distill_lit.report.tables import main_table, provenance, with_training_flops
 
 FAST = AnalysisConfig(bootstrap=500)
 NASTY = r"a|b`c` *d* _e_ <script>alert(1)</script> [x](javascript:1) $\input{/etc/passwd}$ 50% & #1 {z} ~ ^ \ 学生 ±é"
@@ -243,3 +244,30 @@ def test_csv_holds_every_model_on_every_task(tmp_path: Path) -> None:
     assert len(table) == 7 * 5
     assert {"score", "low", "high", "document_se", "seed_deviation", "teacher_delta", "rival_adjusted"} <= set(table)
     assert with_training_flops(score_frame(result.scores))["training_flops"].notna().sum() == 6 * 5
+
+
+def test_the_tasks_of_a_benchmark_are_one_task(tmp_path: Path) -> None:
+    """Every document counts the same, the benchmark as much as any other task, and its parts are strata."""
+    tasks = {"mmlu_a": (4, "acc"), "mmlu_b": (4, "acc"), "sciq": (4, "acc_norm")}
+    folder = build(tmp_path, documents=60, tasks=tasks, students={"deep": 0.8})
+    apart = score(load_results(folder), FAST)
+    for path in (folder / "records").glob("*.json"):
+        meta = json.loads(path.read_text())
+        for task in ("mmlu_a", "mmlu_b"):
+            meta[task]["group"] = "mmlu"
+        path.write_text(json.dumps(meta))
+    merged = score(load_results(folder), FAST)
+    assert merged.tasks == ["mmlu", "sciq"]
+    assert merged.raw[0] == pytest.approx(apart.raw[:2].mean(axis=0))
+    assert merged.macro(0) == pytest.approx((apart.centred[:2, 0].mean() + apart.centred[2, 0]) / 2)
+    assert "mmlu v1.0 (acc, 0-shot, 2 tasks, 120 documents" in "\n".join(provenance(merged))
+    tail = long_tail(merged)
+    assert {"mmlu_a", "mmlu_b"} <= set(tail.strata.loc[tail.strata["axis"] == "metadata:task", "label"])
+    path = folder / "records" / "deep-distilled-0.json"
+    meta = json.loads(path.read_text())
+    del meta["mmlu_b"]
+    path.write_text(json.dumps(meta))
+    lacking = score(load_results(folder), FAST)
+    student = next(g for g, group in enumerate(lacking.groups) if group.role == "distilled")
+    assert np.isnan(lacking.raw[0, student])
+    assert np.isfinite(lacking.raw[1, student])

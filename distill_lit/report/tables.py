@@ -173,12 +173,13 @@ def _all(settings: Mapping[str, Mapping[str, Any]], key: str) -> str:
 def _task_line(panel: Any, settings: Mapping[str, Any]) -> str:
     total = settings.get("n_total")
     of = f" of {total}" if total and total != panel.n else ""
+    parts = f"{settings['tasks']} tasks, " if settings.get("tasks") else ""
     split = str(settings.get("eval_split", "unknown"))
     official = settings.get("official_split")
     if official and official != split:
         split += f" (official: {official})"
     return (
-        f"{panel.task} v{settings.get('version', '?')} ({panel.metric}, {settings.get('fewshot', 0)}-shot, {panel.n}"
+        f"{panel.task} v{settings.get('version', '?')} ({panel.metric}, {settings.get('fewshot', 0)}-shot, {parts}{panel.n}"
         f"{of} documents, chance {points(float(panel.chance.mean()))}, split {split}, "
         f"hash {str(settings.get('task_hash', 'unknown'))[:12]}, data {str(settings.get('data', 'unknown'))[:12]})"
     )
