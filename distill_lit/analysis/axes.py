@@ -26,6 +26,7 @@ WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 MISSING = 0  # stratum of documents without a value
 SAMPLE_PERCENTILE = 10  # of the log frequencies of a text's content words
 MAX_CATEGORIES = 30
+TIED = 0.75  # share of documents with a value in one stratum, above which its quantiles tell nothing apart
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,8 @@ def stratify(results: Results, values: pd.DataFrame, strata: int) -> tuple[list[
         series = values[axis.name]
         binary = (series + 1).fillna(MISSING).astype(int)
         code = binary if axis.kind == "binary" else quantile_strata(series, strata)
-        if code[code != MISSING].nunique() > 1:
+        shares = code[code != MISSING].value_counts(normalize=True)
+        if len(shares) > 1 and (axis.kind != "quantile" or shares.max() <= TIED):
             axes.append(axis)
             codes[axis.name] = code
     for axis, code in _categories(results):
