@@ -151,11 +151,11 @@ def test_declared_comparisons_are_corrected_by_holm_among_themselves(tmp_path: P
     scores = score(load_results(build(tmp_path, documents=60)), FAST)
     frame = score_frame(scores)
     rows = frame[(frame["task"] == MACRO) & (frame["role"] == "distilled")]
-    p = rows[["teacher_p", "rival_p", "before_p"]].to_numpy().ravel()
+    p = rows[["teacher_p", "ce_only_p", "untouched_p"]].to_numpy().ravel()
     order = np.argsort(p)
     by_hand = np.empty(6)
     by_hand[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(6, 0, -1)))
-    assert rows[["teacher_adjusted", "rival_adjusted", "before_adjusted"]].to_numpy().ravel() == pytest.approx(by_hand)
+    assert rows[["teacher_adjusted", "ce_only_adjusted", "untouched_adjusted"]].to_numpy().ravel() == pytest.approx(by_hand)
 
 
 def test_verdict_names_the_tasks_the_student_without_teacher_wins(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_verdict_names_the_tasks_the_student_without_teacher_wins(tmp_path: Path
     scores = score(load_results(folder), FAST)
     frame = score_frame(scores)
     text = verdict(scores, frame)[0]
-    delta = frame.set_index(["model", "task"]).loc[("deep distilled", "sciq"), "rival_delta"]
+    delta = frame.set_index(["model", "task"]).loc[("deep distilled", "sciq"), "ce_only_delta"]
     assert f"sciq (by {-delta * 100:.1f})" in text
     assert "significantly on sciq" in text
 
@@ -242,7 +242,7 @@ def test_csv_holds_every_model_on_every_task(tmp_path: Path) -> None:
     draw_tables(folder, result)
     table = pd.read_csv(folder / "table.csv")
     assert len(table) == 7 * 5
-    assert {"score", "low", "high", "document_se", "seed_deviation", "teacher_delta", "rival_adjusted"} <= set(table)
+    assert {"score", "low", "high", "document_se", "seed_deviation", "teacher_delta", "ce_only_adjusted"} <= set(table)
     assert with_training_flops(score_frame(result.scores))["training_flops"].notna().sum() == 6 * 5
 
 

@@ -95,7 +95,7 @@ def hypervolume(costs: Floats, scores: Floats, reference_cost: float, reference_
 
 def hypervolumes(scores: Scores, axis: str) -> pd.DataFrame:
     """Per variant: hypervolume of its distilled students, of the same students without teacher, and the difference
-    (`what`: distilled, ce_only, gain), each with bounds. The best of all variants together would beat one rival by chance.
+    (`what`: distilled, ce_only, gain), each with bounds. Of all variants the best beats one baseline by chance.
 
     The reference point is the teacher's cost at chance. Empty without a teacher; without variants that have both kinds.
     """
@@ -103,13 +103,13 @@ def hypervolumes(scores: Scores, axis: str) -> pd.DataFrame:
     price = cost_of(scores.groups[teacher], scores.results, axis) if teacher is not None else float("nan")
     pairs: dict[str, list[tuple[int, int]]] = {}
     for g, group in enumerate(scores.groups):
-        rival = opponents(scores, g).get("rival")
-        if rival is not None and price > 0 and _is_placed(scores, axis, g) and _is_placed(scores, axis, rival):
-            pairs.setdefault(group.variant, []).append((g, rival))
+        without = opponents(scores, g).get("ce_only")
+        if without is not None and price > 0 and _is_placed(scores, axis, g) and _is_placed(scores, axis, without):
+            pairs.setdefault(group.variant, []).append((g, without))
     rows = []
     for variant, found in pairs.items():
-        own, without = (_volume(scores, axis, list(members), price) for members in zip(*found, strict=True))
-        for what, volume in (("distilled", own), ("ce_only", without), ("gain", own - without)):
+        own, plain = (_volume(scores, axis, list(members), price) for members in zip(*found, strict=True))
+        for what, volume in (("distilled", own), ("ce_only", plain), ("gain", own - plain)):
             bounds = percentile_interval(volume[0], volume[1:], scores.analysis.confidence)
             rows.append({"variant": variant, "what": what, **bounds._asdict()})
     return pd.DataFrame(rows, columns=["variant", "what", "value", "low", "high"])

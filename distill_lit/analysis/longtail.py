@@ -41,7 +41,9 @@ class LongTail:
     contrasts: pd.DataFrame = field(default_factory=pd.DataFrame)  # tail less head per axis
     worst: pd.DataFrame = field(default_factory=pd.DataFrame)  # the stratum with the lowest retention
     slices: dict[str, pd.DataFrame] = field(default_factory=dict)  # model: find_slices
-    confidence: pd.DataFrame = field(default_factory=pd.DataFrame)  # calibration, worst tenth, coverage; also the rivals
+    confidence: pd.DataFrame = field(
+        default_factory=pd.DataFrame
+    )  # calibration, worst tenth, coverage; also those without teacher
 
     def title(self, axis: str) -> str:
         """The name of an axis in words."""
@@ -91,8 +93,8 @@ def _slices(scores: Scores, axes: list[Axis], codes: pd.DataFrame, flips: pd.Dat
 def _stratum_rows(
     scores: Scores, axis: Axis, pooled: Pooled, g: int, flips: pd.DataFrame, codes: pd.Series
 ) -> pd.DataFrame:
-    """Per stratum of one axis: n, scores of teacher, student and rival, Δ with bounds, retention, flips."""
-    teacher, rival = scores.teacher, opponents(scores, g).get("rival")
+    """Per stratum of one axis: n, scores of teacher, student and it without teacher, Δ with bounds, retention, flips."""
+    teacher, without = scores.teacher, opponents(scores, g).get("ce_only")
     used = averaged_flips(scores, flips)
     counts = flip_counts(used, codes.loc[used.index]) if len(used) else pd.DataFrame()
     rows = []
@@ -109,13 +111,13 @@ def _stratum_rows(
             "low": delta.low,
             "high": delta.high,
         }
-        if rival is not None:
-            other = _delta(scores, pooled, i, rival, teacher)
+        if without is not None:
+            other = _delta(scores, pooled, i, without, teacher)
             row |= {
-                "rival": pooled.point[i, rival],
-                "rival_delta": other.value,
-                "rival_low": other.low,
-                "rival_high": other.high,
+                "ce_only": pooled.point[i, without],
+                "ce_only_delta": other.value,
+                "ce_only_low": other.low,
+                "ce_only_high": other.high,
             }
         floor = st.percentile_interval(
             float(pooled.point[i, teacher]), pooled.draws[:, i, teacher], scores.analysis.confidence
@@ -136,8 +138,8 @@ def _delta(scores: Scores, pooled: Pooled, i: int, g: int, teacher: int | None) 
 
 
 def _contrast(scores: Scores, axis: Axis, pooled: Pooled, g: int) -> dict[str, object]:
-    """Δ_tail − Δ_head of the student, of its rival, and the excess of the first over the second, with bounds and p."""
-    teacher, rival = scores.teacher, opponents(scores, g).get("rival")
+    """Δ_tail − Δ_head of the student, of the same without teacher, and the excess of the first, with bounds and p."""
+    teacher, without = scores.teacher, opponents(scores, g).get("ce_only")
     row: dict[str, object] = {"model": scores.groups[g].label, "axis": axis.name, "n": pooled.ends_size}
     if pooled.ends_size < SHOWN_DOCUMENTS:
         return row | {"note": INSUFFICIENT}
@@ -147,9 +149,9 @@ def _contrast(scores: Scores, axis: Axis, pooled: Pooled, g: int) -> dict[str, o
         return np.asarray(gap[..., 1] - gap[..., 0])
 
     pairs = {"tail_loss": (between(pooled.ends, g), between(pooled.ends_draws, g))}
-    if rival is not None:
-        pairs["rival_tail_loss"] = (between(pooled.ends, rival), between(pooled.ends_draws, rival))
-        own, other = pairs["tail_loss"], pairs["rival_tail_loss"]
+    if without is not None:
+        pairs["ce_only_tail_loss"] = (between(pooled.ends, without), between(pooled.ends_draws, without))
+        own, other = pairs["tail_loss"], pairs["ce_only_tail_loss"]
         pairs["excess"] = (own[0] - other[0], own[1] - other[1])
     for name, (value, draws) in pairs.items():
         found = st.percentile_interval(float(value), draws, scores.analysis.confidence)

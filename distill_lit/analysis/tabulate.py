@@ -12,7 +12,7 @@ from distill_lit.analysis.statistics import benjamini_hochberg, detectable_effec
 
 MACRO = "macro average"
 RETENTION_FLOOR = 0.05  # the teacher's lower bound above chance from which a ratio to it means something
-AGAINST = ("teacher", "rival", "before")  # the teacher; the same student without teacher; itself before training
+AGAINST = ("teacher", "ce_only", "untouched")  # the teacher; the same student without teacher; itself before training
 COSTS = (
     "parameters",
     "non_embedding_parameters",
@@ -69,10 +69,10 @@ def opponents(scores: Scores, g: int) -> dict[str, int]:
         return {}
     if scores.teacher not in (None, g):
         found["teacher"] = scores.teacher
-    for who, role in (("rival", "ce_only"), ("before", "untouched")):
+    for role in ("ce_only", "untouched"):
         other = baseline_of(group, role, scores.groups) if group.role == "distilled" else None
         if other is not None:
-            found[who] = scores.groups.index(other)
+            found[role] = scores.groups.index(other)
     return found
 
 

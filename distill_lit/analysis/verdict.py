@@ -20,9 +20,9 @@ def verdict(scores: Scores, frame: pd.DataFrame) -> list[str]:
             continue
         sentences = [
             _kept(scores, mine),
-            _against(scores, mine, "rival", "the same student trained without the teacher"),
-            _rival_wins(scores, mine),
-            _against(scores, mine, "before", "itself before training"),
+            _against(scores, mine, "ce_only", "the same student trained without the teacher"),
+            _wins_without_teacher(scores, mine),
+            _against(scores, mine, "untouched", "itself before training"),
         ]
         said.append(" ".join(s for s in sentences if s))
     return said
@@ -43,14 +43,14 @@ def headline(scores: Scores, frame: pd.DataFrame) -> str:
     if pd.isna(best["retention"]):
         first = f"{best['model']} scores {points(best['score'])} points above chance"
     highest = f", the highest of {len(macro)} distilled students" if len(macro) > 1 else ""
-    return f"{first}{highest}; {_worth(scores, macro[macro['rival_delta'].notna()])}."
+    return f"{first}{highest}; {_worth(scores, macro[macro['ce_only_delta'].notna()])}."
 
 
 def _worth(scores: Scores, pairs: pd.DataFrame) -> str:
     """How many distilled students are ahead of themselves without a teacher, and how many surely."""
     if pairs.empty:
         return "whether the teacher helped is unknown, because no student was trained without it"
-    ahead, sure = pairs["rival_delta"] > 0, pairs["rival_adjusted"] <= scores.analysis.alpha
+    ahead, sure = pairs["ce_only_delta"] > 0, pairs["ce_only_adjusted"] <= scores.analysis.alpha
     many = f"{int(ahead.sum())} of {len(pairs)} distilled students" if len(pairs) > 1 else "the distilled student"
     verb = "are" if len(pairs) > 1 else "is" if ahead.all() else "is not"
     text = f"{many} {verb} ahead of the same student trained without the teacher"
@@ -81,7 +81,7 @@ def _against(scores: Scores, mine: pd.DataFrame, who: str, words: str) -> str:
     macro = mine[mine["task"] == MACRO].iloc[0]
     delta, low, high = (macro[f"{who}_{name}"] for name in ("delta", "low", "high"))
     if pd.isna(delta):
-        return f"It cannot be compared with {words}: that result is missing." if who == "rival" else ""
+        return f"It cannot be compared with {words}: that result is missing." if who == "ce_only" else ""
     sure = macro[f"{who}_adjusted"] <= scores.analysis.alpha
     way = "ahead of" if delta > 0 else "behind" if delta < 0 else "level with"
     known = "" if sure else ", which is not decided at this number of documents"
@@ -92,15 +92,15 @@ def _turned(delta: float, low: float, high: float) -> tuple[float, float]:
     return (-high, -low) if delta < 0 else (low, high)
 
 
-def _rival_wins(scores: Scores, mine: pd.DataFrame) -> str:
+def _wins_without_teacher(scores: Scores, mine: pd.DataFrame) -> str:
     """Where the student without teacher scores higher, and where that is significant."""
-    tasks = mine[(mine["task"] != MACRO) & mine["rival_delta"].notna()]
+    tasks = mine[(mine["task"] != MACRO) & mine["ce_only_delta"].notna()]
     if tasks.empty:
         return ""
-    wins = tasks[tasks["rival_delta"] < 0]
+    wins = tasks[tasks["ce_only_delta"] < 0]
     if wins.empty:
         return f"The student without teacher scores higher on none of the {len(tasks)} tasks."
-    named = listed([f"{t} (by {number(-d * 100)})" for t, d in zip(wins["task"], wins["rival_delta"], strict=True)])
-    sure = list(wins.loc[wins["rival_adjusted"] <= scores.analysis.false_discovery, "task"])
+    named = listed([f"{t} (by {number(-d * 100)})" for t, d in zip(wins["task"], wins["ce_only_delta"], strict=True)])
+    sure = list(wins.loc[wins["ce_only_adjusted"] <= scores.analysis.false_discovery, "task"])
     known = f"significantly on {listed(sure)}" if sure else "on none of them significantly"
     return f"The student without teacher scores higher on {len(wins)} of {len(tasks)} tasks: {named}; {known}."

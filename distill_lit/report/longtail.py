@@ -46,7 +46,7 @@ def contrast_table(scores: Scores, report: LongTail) -> Table:
     for _, row in report.contrasts.iterrows():
         if last not in (None, row["model"]):
             rules.add(len(rows))
-        cells = [_contrast(row, name) for name in ("tail_loss", "rival_tail_loss", "excess")]
+        cells = [_contrast(row, name) for name in ("tail_loss", "ce_only_tail_loss", "excess")]
         rows.append([Cell(row["model"] if row["model"] != last else ""), Cell(report.title(row["axis"])), *cells])
         last = row["model"]
     return Table(
@@ -136,7 +136,7 @@ def stratum_table(scores: Scores, report: LongTail, model: str, axis: Axis) -> T
                 Cell(row["label"]),
                 Cell(points(row["teacher"])),
                 Cell(points(row["student"])),
-                Cell(points(row.get("rival", np.nan))),
+                Cell(points(row.get("ce_only", np.nan))),
                 Cell(with_bounds(row["delta"], row["low"], row["high"], signed=True)),
                 Cell(kept),
                 *cells,

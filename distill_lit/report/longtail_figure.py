@@ -54,7 +54,7 @@ def _by_frequency(axes: Any, strata: pd.DataFrame, frequency: pd.Series) -> None
     x = frequency.loc[strata["stratum"]].to_numpy(float)
     for role, column, words in (
         ("teacher", "teacher", "teacher"),
-        ("ce_only", "rival", "without teacher"),
+        ("ce_only", "ce_only", "without teacher"),
         ("distilled", "student", "distilled"),
     ):
         if column not in strata or strata[column].isna().all():
@@ -73,7 +73,7 @@ def _by_stratum(axes: Any, strata: pd.DataFrame) -> None:
         axes,
         places,
         strata,
-        (("rival_delta", "rival_low", "rival_high", "ce_only", 0.14), ("delta", "low", "high", "distilled", -0.14)),
+        (("ce_only_delta", "ce_only_low", "ce_only_high", "ce_only", 0.14), ("delta", "low", "high", "distilled", -0.14)),
     )
     axes.set_ylabel("words of the question")
     axes.invert_yaxis()
@@ -90,7 +90,7 @@ def _by_axis(axes: Any, contrasts: pd.DataFrame, report: LongTail) -> None:
         places,
         known,
         (
-            ("rival_tail_loss", "rival_tail_loss_low", "rival_tail_loss_high", "ce_only", 0.14),
+            ("ce_only_tail_loss", "ce_only_tail_loss_low", "ce_only_tail_loss_high", "ce_only", 0.14),
             ("tail_loss", "tail_loss_low", "tail_loss_high", "distilled", -0.14),
         ),
     )

@@ -193,7 +193,7 @@ function strata() {
   const rows = data.strata.filter((s) => s.axis === axis.name && s.model === student);
   const rowHeight = 40, width = 430, left = 130, right = width - 16, height = 30 + rowHeight * rows.length + 40;
   const svg = canvas($("strata"), width, height, `Difference to the teacher by ${axis.title}`);
-  const known = rows.flatMap((r) => [r.low, r.high, r.rival_low, r.rival_high, r.delta, r.rival_delta]).filter((v) => v !== null && v !== undefined);
+  const known = rows.flatMap((r) => [r.low, r.high, r.ce_only_low, r.ce_only_high, r.delta, r.ce_only_delta]).filter((v) => v !== null && v !== undefined);
   const low = Math.min(0, ...known) - 0.02, high = Math.max(0, ...known) + 0.02;
   const x = (v) => left + ((v - low) / (high - low)) * (right - left);
   for (const tick of ticks(low * 100, high * 100, 5)) {
@@ -204,14 +204,14 @@ function strata() {
   rows.forEach((r, i) => {
     const middle = 34 + i * rowHeight;
     const said = `${r.label}: ${r.n} documents, distilled ${points(r.delta)}${bounds(r.low, r.high)}` +
-      (r.rival_delta === null || r.rival_delta === undefined ? "" : `, without teacher ${points(r.rival_delta)}${bounds(r.rival_low, r.rival_high)}`) +
+      (r.ce_only_delta === null || r.ce_only_delta === undefined ? "" : `, without teacher ${points(r.ce_only_delta)}${bounds(r.ce_only_low, r.ce_only_high)}`) +
       `; ${r.lost} lost, ${r.gained} gained${r.note ? `; ${r.note}` : ""}`;
     const group = draw(svg, "g", { tabindex: 0, role: "button", "aria-label": said });
     draw(group, "title", {}, said);
     const picked = String($("stratum").value) === String(r.stratum);
     draw(group, "rect", { x: 0, y: middle - rowHeight / 2, width, height: rowHeight, fill: picked ? "#e8f1f8" : "transparent" });
     draw(group, "text", { x: left - 10, y: middle + 4, "text-anchor": "end" }, r.label.length > 18 ? `${r.label.slice(0, 17)}…` : r.label);
-    for (const [value, a, b, role, dy] of [[r.rival_delta, r.rival_low, r.rival_high, "ce_only", 7], [r.delta, r.low, r.high, "distilled", -7]]) {
+    for (const [value, a, b, role, dy] of [[r.ce_only_delta, r.ce_only_low, r.ce_only_high, "ce_only", 7], [r.delta, r.low, r.high, "distilled", -7]]) {
       if (value === null || value === undefined) continue;
       const look = STYLES[role];
       if (a !== null && a !== undefined) draw(group, "line", { x1: x(a), x2: x(b), y1: middle + dy, y2: middle + dy, stroke: look.colour, "stroke-width": 1.6 });

@@ -200,7 +200,7 @@ def _exceptions(scores: Scores, settings: Mapping[str, Mapping[str, Any]]) -> li
 
 
 def detail_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
-    """One row per task and model: score, document and seed error, differences to the teacher and to the rival."""
+    """One row per task and model: score, document and seed error, differences to the teacher and to itself without."""
     percent = f"{scores.analysis.confidence:.0%}"
     columns = [
         "task",
@@ -244,7 +244,7 @@ def _detail_cells(scores: Scores, row: pd.Series) -> list[Cell]:
         Cell(points(row["document_se"])),
         Cell(deviation if trained else ""),
         Cell(_difference(scores, row, "teacher")),
-        Cell(_difference(scores, row, "rival")),
+        Cell(_difference(scores, row, "ce_only")),
         Cell(kept),
         Cell(points(row["detectable"])),
     ]
