@@ -93,7 +93,7 @@ def _slices(scores: Scores, axes: list[Axis], codes: pd.DataFrame, flips: pd.Dat
 def _stratum_rows(
     scores: Scores, axis: Axis, pooled: Pooled, g: int, flips: pd.DataFrame, codes: pd.Series
 ) -> pd.DataFrame:
-    """Per stratum of one axis: n, scores of teacher, student and it without teacher, Δ with bounds, retention, flips."""
+    """Per stratum of one axis: n, scores of teacher, student and itself alone, Δ with bounds, retention, flips."""
     teacher, without = scores.teacher, opponents(scores, g).get("ce_only")
     used = averaged_flips(scores, flips)
     counts = flip_counts(used, codes.loc[used.index]) if len(used) else pd.DataFrame()
