@@ -16,11 +16,14 @@ from PIL import Image
 from synthetic import build
 
 from distill_lit import report
+from distill_lit.analysis.frontier import frontier
 from distill_lit.config.schema import AnalysisConfig
 from distill_lit.report.analysed import Analysed, analyse
+from distill_lit.report.curves_figure import curves_figure
 from distill_lit.report.html import document, embed_json, escape, to_html
 from distill_lit.report.index import draw_index, draw_summary
 from distill_lit.report.page import curve_lines, draw_page
+from distill_lit.report.ranking_figure import is_crowded, ranking_figure
 from distill_lit.report.table import Cell, Table
 
 FAST = AnalysisConfig(bootstrap=300)
@@ -205,6 +208,37 @@ def test_index_lists_experiments_and_escapes_them(folder: Path, result: Analysed
     assert text.count('<img src="data:image/png;base64,') == 1
     assert 'width="720" height="300"' in text
     (folder / "frontier.png").unlink()
+
+
+def test_many_variants_of_one_size_are_ranked_and_curves_drawn(tmp_path: Path) -> None:
+    folder = build(tmp_path / "one", documents=30, students={"deep": 0.5}, seeds=(0, 1, 2, 3))
+    cells = pd.read_csv(folder / "cells.csv")
+    mine = cells["role"] == "distilled"
+    cells["axis.variant"] = cells["seed"].where(mine).map(lambda seed: None if pd.isna(seed) else f"v{seed:.0f}")
+    cells.to_csv(folder / "cells.csv", index=False)
+    points = [
+        {"model": model, "step": step, "validation/teacher_kl": 2 - step / 10}
+        for model in cells.loc[mine, "model"]
+        for step in (0, 5, 10)
+    ]
+    pd.DataFrame(points).to_csv(folder / "curves.csv", index=False)
+    result = report.analyse(folder, FAST, "one", "why?")
+    first = frontier(result.scores, "parameters")
+    assert is_crowded(first)
+    figure = ranking_figure(first, 0.9, 0.95)
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names[0].startswith("teacher")
+    best = first[first["role"] == "distilled"].sort_values("score")["model"].iloc[-1]
+    assert next(name for name in names if "distilled" in name).startswith(best)
+    curves = curves_figure(result.scores, pd.read_csv(folder / "curves.csv"))
+    lines = {line.get_label(): line for line in curves.axes[0].get_lines()}
+    assert len(lines) == 5  # the one without teacher has no points
+    assert list(lines["deep distilled (variant=v0)"].get_xdata()) == [0, 100_000, 200_000]
+    assert "curves.png" in {path.name for path in report.draw(folder, result)}
+    assert "![Training](curves.png)" in (folder / "table.md").read_text()
+    (folder / "curves.csv").unlink()
+    report.draw(folder, result)
+    assert not (folder / "curves.png").exists()
 
 
 def test_everything_is_drawn_twice_over(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from distill_lit.analysis.confidence import confidence_curves
 from distill_lit.analysis.scores import Scores
-from distill_lit.report.style import GREY, RC, VARIANT_COLOURS, VARIANT_MARKERS, plain, role_style
+from distill_lit.report.style import GREY, RC, VARIANT_COLOURS, VARIANT_MARKERS, first_of, plain, role_style
 from distill_lit.report.tables import watermark
 
 MAX_STUDENTS = len(VARIANT_COLOURS)
@@ -29,8 +29,8 @@ def confidence_figure(scores: Scores) -> Any:
         _reliability(right, reliability, list(students))
         handles, names = right.get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=3)
-        for line in watermark(scores):
-            figure.text(0.005, 1.0, plain(line), va="bottom", fontsize=7.5, color=GREY, style="italic")
+        said = " ".join([*watermark(scores), first_of(min(len(students), MAX_STUDENTS), len(students))])
+        figure.text(0.005, 1.0, plain(said), va="bottom", fontsize=7.5, color=GREY, style="italic")
     return figure
 
 

@@ -1,6 +1,7 @@
 """Everything in a results folder that is drawn: tables, figures, pages. From the records alone, in seconds."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -10,11 +11,13 @@ from distill_lit.report.analysed import Analysed
 from distill_lit.report.claim import claim_table
 from distill_lit.report.confidence_figure import confidence_figure
 from distill_lit.report.cost import cost_table
+from distill_lit.report.curves_figure import curves_figure
 from distill_lit.report.frontier_figure import frontier_figure
 from distill_lit.report.index import draw_index, draw_summary
 from distill_lit.report.longtail import longtail_frame, longtail_markdown
 from distill_lit.report.longtail_figure import longtail_figure
 from distill_lit.report.page import draw_page
+from distill_lit.report.ranking_figure import is_crowded, ranking_figure
 from distill_lit.report.style import save_figure
 from distill_lit.report.table import cell_markdown, escape_markdown, paragraphs, to_csv, to_latex, to_markdown
 from distill_lit.report.tables import csv_frame, detail_table, main_table, watermark
@@ -22,7 +25,7 @@ from distill_lit.report.tables import csv_frame, detail_table, main_table, water
 
 def draw_analysed(folder: Path, result: Analysed) -> list[Path]:
     """Draws what was analysed into `folder`, and the index of all experiments beside it; returns the paths written."""
-    figures = [*draw_frontier(folder, result), *draw_longtail(folder, result)]
+    figures = [*draw_frontier(folder, result), *draw_longtail(folder, result), *draw_curves(folder, result)]
     return [
         *draw_tables(folder, result),
         *figures,
@@ -47,6 +50,7 @@ def draw_tables(folder: Path, result: Analysed) -> list[Path]:
         to_markdown(main, source=False),
         "![Frontier](frontier.png)",
         "",
+        *(["![Training](curves.png)", ""] if (folder / "curves.png").exists() else []),
         to_markdown(claim),
         to_markdown(cost),
         to_markdown(detail),
@@ -72,12 +76,18 @@ def _label(name: str) -> str:
 
 
 def draw_frontier(folder: Path, result: Analysed) -> list[Path]:
-    """frontier.png, .pdf (against parameters) and .csv (against every cost axis)."""
+    """frontier.png, .pdf (against parameters, or one below the other where many have the same) and .csv (against every
+    cost axis)."""
     analysis = result.scores.analysis
     known = cost_axes(result.scores) or ["parameters"]
     frames = {axis: frontier(result.scores, axis) for axis in known}
     mark = " ".join(watermark(result.scores))
-    figure = frontier_figure(frames[known[0]], known[0], analysis.claim_quality, analysis.confidence, mark)
+    first = frames[known[0]]
+    figure = (
+        ranking_figure(first, analysis.claim_quality, analysis.confidence, mark)
+        if is_crowded(first)
+        else frontier_figure(first, known[0], analysis.claim_quality, analysis.confidence, mark)
+    )
     table = pd.concat([frame.assign(axis=axis) for axis, frame in frames.items()], ignore_index=True)
     write_text(folder / "frontier.csv", to_csv(table[["axis", *(c for c in table if c != "axis")]]))
     return [*save_figure(figure, folder / "frontier.png"), folder / "frontier.csv"]
@@ -89,13 +99,27 @@ def draw_longtail(folder: Path, result: Analysed) -> list[Path]:
         "longtail.png": longtail_figure(result.longtail, " ".join(watermark(result.scores))),
         "confidence.png": confidence_figure(result.scores),
     }
-    drawn = []
-    for name, figure in figures.items():
-        for old in (folder / name, (folder / name).with_suffix(".pdf")):
-            old.unlink(missing_ok=True)  # of an earlier drawing, which had something to show
-        drawn += save_figure(figure, folder / name) if figure is not None else []
+    drawn = [path for name, figure in figures.items() for path in _save_or_remove(figure, folder / name)]
     has_confidence = figures["confidence.png"] is not None
     page = longtail_markdown(result.scores, result.longtail, result.title, result.statements, has_confidence)
     write_text(folder / "longtail.md", page)
     write_text(folder / "longtail.csv", to_csv(longtail_frame(result.longtail)))
     return [folder / "longtail.md", folder / "longtail.csv", *drawn]
+
+
+def draw_curves(folder: Path, result: Analysed) -> list[Path]:
+    """curves.png and .pdf, where trained models have left curves.csv."""
+    try:
+        curves = pd.read_csv(folder / "curves.csv")
+    except (OSError, ValueError):
+        curves = pd.DataFrame()
+    return _save_or_remove(curves_figure(result.scores, curves), folder / "curves.png")
+
+
+def _save_or_remove(figure: Any, path: Path) -> list[Path]:
+    """Saves a figure; where there is none, removes that of an earlier drawing, which had something to show."""
+    if figure is not None:
+        return save_figure(figure, path)
+    for old in (path, path.with_suffix(".pdf")):
+        old.unlink(missing_ok=True)
+    return []

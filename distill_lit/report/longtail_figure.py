@@ -7,7 +7,7 @@ import pandas as pd
 
 from distill_lit.analysis.axes import MISSING, RARITY
 from distill_lit.analysis.longtail import LongTail
-from distill_lit.report.style import GREY, RC, marker_options, plain, role_style
+from distill_lit.report.style import GREY, RC, first_of, marker_options, plain, role_style
 
 MAX_ROWS = 6  # students drawn
 
@@ -38,8 +38,8 @@ def longtail_figure(report: LongTail, watermark: str = "") -> Any:
         panels[-1][2].set_xlabel("tail less head of that difference, points\n← tail lost more    head lost more →")
         handles, names = panels[0][0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper right", ncols=3)
-        if watermark:
-            figure.text(0.005, 0.995, plain(watermark), va="top", fontsize=7.5, color=GREY, style="italic")
+        said = f"{watermark} {first_of(len(models), len(report.flips))}".strip()
+        figure.text(0.005, 0.995, plain(said), va="top", fontsize=7.5, color=GREY, style="italic")
     return figure
 
 

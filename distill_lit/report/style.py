@@ -73,6 +73,11 @@ def marker_options(style: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def first_of(shown: int, students: int) -> str:
+    """What a figure says that has no room for all students; empty where it shows them all."""
+    return f"The first {shown} of {students} distilled students; the tables have all." if shown < students else ""
+
+
 def plain(text: str) -> str:
     """Text from data for matplotlib, in which `$` would start mathematics."""
     return " ".join(str(text).replace("$", r"\$").split())

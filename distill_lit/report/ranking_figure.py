@@ -1,0 +1,56 @@
+"""Many models of one size: scores above chance one below the other, where a frontier would be a single column."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from distill_lit.analysis.wording import count
+from distill_lit.report.style import GREY, RC, marker_options, plain, role_style
+
+CROWDED = 3  # distilled models of one cost, above which they cannot be told apart beside each other
+
+
+def is_crowded(frame: pd.DataFrame) -> bool:
+    """Whether more than CROWDED distilled models share a cost. frame: `frontier(scores, axis)`."""
+    return bool((frame[frame["role"] == "distilled"].groupby("cost").size() > CROWDED).any())
+
+
+def ranking_figure(frame: pd.DataFrame, quality: float, confidence: float, watermark: str = "") -> Any:
+    """A matplotlib figure of `frontier(scores, axis)`: dearest first, then best first, with intervals. quality: share of
+    the teacher's score drawn as a line."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = frame.sort_values(["cost", "score"], ascending=False, kind="stable", ignore_index=True)
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(6.4, 0.9 + 0.27 * len(rows)), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        for place, row in rows.iterrows():
+            value = row["score"] * 100
+            # a percentile interval need not hold its estimate
+            bars = np.maximum(np.nan_to_num([[value - row["low"] * 100], [row["high"] * 100 - value]]), 0)
+            axes.errorbar(value, place, xerr=bars, linestyle="none", **marker_options(role_style(str(row["role"]))))
+        last = rows["cost"].to_numpy()
+        for place in np.flatnonzero(last[1:] != last[:-1]):
+            axes.axhline(place + 0.5, color="#C0C0C0", linewidth=0.8)
+        axes.set_yticks(range(len(rows)), [f"{plain(r['model'])}, {count(r['cost'])}" for _, r in rows.iterrows()])
+        axes.set_ylim(len(rows) - 0.4, -0.9)
+        axes.set_xlabel(f"score above chance, points [{confidence:.0%}]")
+        _guides(axes, rows, quality)
+        if watermark:
+            figure.text(0.005, 1.0, plain(watermark), va="bottom", fontsize=7.5, color=GREY, style="italic")
+    return figure
+
+
+def _guides(axes: Any, rows: pd.DataFrame, quality: float) -> None:
+    """The lines of guessing and of `quality` times the teacher's score, named at the top."""
+    lines = [(0.0, "guessing")]
+    teacher = rows.loc[rows["role"] == "teacher", "score"]
+    if len(teacher) and teacher.iloc[0] > 0:
+        lines.append((teacher.iloc[0] * 100 * quality, f"{quality:.0%} of the teacher"))
+    for x, words in lines:
+        axes.axvline(x, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
+        axes.annotate(words, (x, -0.9), (0, 2), textcoords="offset points", ha="center", fontsize=7.5, color=GREY)
