@@ -19,6 +19,7 @@ from distill_lit.report.tables import detail_table, main_table, provenance, wate
 
 MAX_DOCUMENTS = 3000  # changed documents on the page; the rest stays in records/
 PROMPT_CHARS = 1500
+UNFOLDED = 3  # paragraphs of the verdict that are open at once
 CURVE_POINTS = 300
 CURVES = ("validation/teacher_kl", "validation/student_nll", "validation/agreement", "train/loss", "train/student_nll",
           "train/teacher_kl", "train/agreement", "train/gradient_norm", "train/tokens_per_second")  # fmt: skip
@@ -40,8 +41,14 @@ def _head(result: Analysed) -> str:
     return (
         '<a class="skip" href="#main">To the results</a>\n<header>'
         f"<h1>{escape(result.name)}</h1>{question}\n{paragraphs(watermark(result.scores), 'watermark')}\n"
-        f"{paragraphs([result.headline], 'verdict')}\n{paragraphs(result.verdict)}\n</header>"
+        f"{paragraphs([result.headline], 'verdict')}\n{_in_words(result.verdict)}\n</header>"
     )
+
+
+def _in_words(verdict: list[str]) -> str:
+    """The verdict on every student; of many students folded away."""
+    said = paragraphs(verdict)
+    return said if len(verdict) <= UNFOLDED else f"<details><summary>Every student in words</summary>{said}</details>"
 
 
 def _results(result: Analysed) -> str:
@@ -79,11 +86,11 @@ def _tail_section(result: Analysed) -> str:
 {to_html(contrast_table(result.scores, result.longtail))}
 <details><summary>Changed answers per task</summary>{to_html(flip_table(result.longtail))}</details>
 <h3>Read what was lost</h3><div class="controls">{boxes}</div>
+<p class="note">Probabilities are the softmax over the choices' log-likelihoods, mean over seeds; the chosen answer
+follows the task's metric, which may divide by length.</p>
 <div class="split"><figure><div id="strata"></div><figcaption id="axis-about"></figcaption></figure>
 <div><p id="count" class="note" aria-live="polite"></p><div id="documents"></div>
-<button id="more" type="button" hidden>Show more</button></div></div>
-<p class="note">Probabilities are the softmax over the choices' log-likelihoods, mean over seeds; the chosen answer
-follows the task's metric, which may divide by length.</p></section>"""
+<button id="more" type="button" hidden>Show more</button></div></div></section>"""
 
 
 def _curves_section(curves: dict[str, Any]) -> str:
