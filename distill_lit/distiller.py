@@ -81,6 +81,7 @@ class Distiller(L.LightningModule):
         self._window: dict[str, MeanMetric] = {}
         self._validation: dict[str, MeanMetric] = {}
         self._tokens_seen = 0
+        self._ready_on: torch.device | None = None
         self._clock = (time.perf_counter(), 0)
 
     # ---------------------------------------------------------------- losses
@@ -264,11 +265,22 @@ class Distiller(L.LightningModule):
     # ---------------------------------------------------------------- Lightning
 
     def on_fit_start(self) -> None:
+        """Training time begins."""
+        self._make_ready()
+        self._clock = (time.perf_counter(), self._tokens_seen)
+
+    def on_validation_start(self) -> None:
+        """A validation may come before any training, or instead of it."""
+        self._make_ready()
+
+    def _make_ready(self) -> None:
         """Brings the teacher to the student's device, and proves that body and head give the student's own logits."""
+        if self._ready_on == self.device:
+            return
         check_split(self.student, self.vocabulary)
         if self.signal is not None:
             self.signal.to(self.device)
-        self._clock = (time.perf_counter(), self._tokens_seen)
+        self._ready_on = self.device
 
     def on_validation_end(self) -> None:
         """Validation does not count as training time."""
