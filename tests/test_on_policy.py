@@ -113,7 +113,8 @@ def test_texts_are_replayed_ever_less_often(tiny_teacher: Path, prepared: data.P
     replayed = [text.rewrite(batch, student, step, 0)[1]["replayed"] for step in range(200)]
     assert sum(replayed[:3]) == 0  # nothing to replay yet
     assert sum(replayed[3:60]) > 2 * sum(replayed[140:])
-    assert len(text.state_dict()["kept"]) == 3
+    (kept,) = text.state_dict()["kept"]
+    assert len(kept) == 3
 
 
 def test_an_adaptive_share_grows_when_validation_gets_worse() -> None:
@@ -194,27 +195,62 @@ def test_a_student_learns_from_its_own_text(
     assert 0 < final["on_policy/time_share"] <= 1
 
 
+@pytest.mark.parametrize("devices", [1, 2])
 def test_a_run_that_was_cut_goes_on_with_the_same_text(
-    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, monkeypatch: pytest.MonkeyPatch, devices: int
 ) -> None:
-    """Bitwise, with replay and an adaptive share: six steps at once, and three, a crash, three."""
-    config = OnPolicyConfig(share=0.8, max_new_tokens=6, replay=2)
-    terms = {"kl": TermConfig(kind="reverse_kl")}
-    whole, _ = run(tmp_path / "a", tiny_teacher, prepared, terms, config, checkpoint_every=2)
+    """Bitwise, with replay and an adaptive share: six steps at once, and two, a crash, four."""
+    config = OnPolicyConfig(share=0.8, max_new_tokens=6, replay=1)
+    terms, changes = (
+        {"kl": TermConfig(kind="reverse_kl")},
+        {"checkpoint_every": 2, "devices": devices, "batch": 8 // devices},
+    )
+    whole, _ = run(tmp_path / "a", tiny_teacher, prepared, terms, config, **changes)
     real, calls = StudentText.rewrite, []
 
     def dying(self: StudentText, *arguments: object) -> object:
         calls.append(1)
-        if len(calls) == 6:
+        if len(calls) == 4:
             raise RuntimeError("power cut")
         return real(self, *arguments)
 
     monkeypatch.setattr(StudentText, "rewrite", dying)
-    with pytest.raises(RuntimeError, match="power cut"):
-        run(tmp_path / "b", tiny_teacher, prepared, terms, config, checkpoint_every=2)
+    with pytest.raises(Exception, match="power cut"):
+        run(tmp_path / "b", tiny_teacher, prepared, terms, config, **changes)
     monkeypatch.setattr(StudentText, "rewrite", real)
-    parts, _ = run(tmp_path / "b", tiny_teacher, prepared, terms, config, checkpoint_every=2)
+    parts, _ = run(tmp_path / "b", tiny_teacher, prepared, terms, config, **changes)
     assert torch.equal(weights(whole), weights(parts))
+
+
+def test_every_rank_draws_and_keeps_text_of_its_own(
+    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where both ranks read the same rows, the seed alone makes their texts differ."""
+    monkeypatch.setattr("distill_lit.data.module.PackedDataModule._place", lambda self: {"rank": 0, "world_size": 2})
+    config, terms = OnPolicyConfig(share=1.0, max_new_tokens=8, replay=3), {"kl": TermConfig(kind="reverse_kl")}
+    run(tmp_path, tiny_teacher, prepared, terms, config, devices=2, batch=4)
+    (path,) = (tmp_path / "checkpoints").glob("*.ckpt")
+    one, other = torch.load(path, weights_only=True)["student_text"]["kept"]
+    assert len(one) == len(other) == 3
+    assert not any(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(one, other, strict=True))
+    texts = [StudentText(config, [2], None, 0, steps=10) for _ in range(2)]
+    for rank, text in enumerate(texts):
+        monkeypatch.setattr("distill_lit.signals.on_policy.this_rank", lambda rank=rank: rank)
+        text.load_state_dict(torch.load(path, weights_only=True)["student_text"])
+    replayed = [text.rewrite(make_batch(prepared.train, np.arange(1), 1), None, 0, 0) for text in texts]
+    assert any(torch.equal(replayed[0][0]["input_ids"], batch["input_ids"]) for batch in one)
+    assert any(torch.equal(replayed[1][0]["input_ids"], batch["input_ids"]) for batch in other)
+
+
+def test_text_is_replayed_where_the_batch_is(tiny_teacher: Path, prepared: data.PreparedData) -> None:
+    """A checkpoint holds text on the CPU; a device without memory stands for the GPU."""
+    batch, student = make_batch(prepared.train, np.arange(1), 1), load_model(tiny_teacher)
+    text = writer(OnPolicyConfig(share=1.0, max_new_tokens=2, replay=1))
+    text.rewrite(batch, student, 0, 0)
+    text.load_state_dict(text.state_dict())
+    replayed, facts = text.rewrite({name: value.to("meta") for name, value in batch.items()}, student, 0, 1)
+    assert facts["replayed"] == 1
+    assert {value.device.type for value in replayed.values()} == {"meta"}
 
 
 def test_accumulated_batches_of_student_text_count_alike(

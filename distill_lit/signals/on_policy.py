@@ -15,6 +15,7 @@ from transformers import LogitsProcessor
 
 from distill_lit.config import OnPolicyConfig
 from distill_lit.config.on_policy import ADAPTIVE
+from distill_lit.ranks import of_every_rank, rank_count, this_rank
 from distill_lit.signals.decoding import Sampling, Written, write_batch
 from distill_lit.signals.seeds import seed_of
 
@@ -30,43 +31,47 @@ class StudentText:
         """`ends`: tokens that end a text; `teacher`: the model, for `teacher_mix`; `steps`: of the whole training."""
         self.config, self.ends, self.teacher, self.seed, self.steps = config, ends, teacher, seed, steps
         self.share = 0.0 if config.share == ADAPTIVE else float(config.share)
-        self._worst = float("inf")  # smallest validation loss so far: one above it is worse
+        self._best = float("inf")  # smallest validation loss so far
         self._kept: list[Batch] = []
 
     def rewrite(self, batch: Batch, student: Any, step: int, part: int) -> tuple[Batch, dict[str, float]] | None:
         """(a batch of student text, what is logged of it), or None where the corpus is read as it is.
 
-        part: number of the micro-batch within the step. The new batch marks the student's tokens in `by_student`, (B, T)
-        bool, and supervises them alone.
+        step: optimizer steps done; part: micro-batches of this rank before this one, since the training began. The new
+        batch marks the student's tokens in `by_student`, (B, T) bool, and supervises them alone. All ranks write at the
+        same time, each a text of its own.
         """
         draw = np.random.default_rng([self.seed, step, part])
         if draw.random() >= self.share:
             return None
         # replay fades: at the end every text is new (Ko et al. 2024, 2402.03898 §3.2)
         if len(self._kept) == self.config.replay > 0 and draw.random() < 1 - step / self.steps:
-            return self._kept[int(draw.integers(len(self._kept)))], {"replayed": 1.0}
+            kept = self._kept[int(draw.integers(len(self._kept)))]
+            return {name: value.to(batch["input_ids"].device) for name, value in kept.items()}, {"replayed": 1.0}
         start = time.perf_counter()
         prompts = _prompts(batch, self.config, draw)
-        written = self._write(student, prompts, seed_of(self.seed, step, part))
+        written = self._write(student, prompts, seed_of(self.seed, step, part * rank_count() + this_rank()))
         fresh = _batch_of(prompts, written, batch)
         if self.config.replay:
-            self._kept = [*self._kept, {name: value.clone() for name, value in fresh.items()}][-self.config.replay :]
+            self._kept = [*self._kept, {name: value.to("cpu", copy=True) for name, value in fresh.items()}][
+                -self.config.replay :
+            ]
         return fresh, {**describe([w.tokens for w in written]), "seconds": time.perf_counter() - start, "replayed": 0.0}
 
     def note_validation(self, loss: float) -> None:
         """After each validation: an adaptive share grows when the loss got worse. Ko et al. 2024, 2402.03898 §3.2."""
-        if self.config.share == ADAPTIVE and loss > self._worst:
+        if self.config.share == ADAPTIVE and loss > self._best:
             self.share = min(1.0, round(self.share + STEP_UP, 6))
-        self._worst = min(self._worst, loss)
+        self._best = min(self._best, loss)
 
     def state_dict(self) -> dict[str, Any]:
-        """The adaptive share, the best validation loss, the texts kept for replay."""
-        return {"share": self.share, "worst": self._worst, "kept": [dict(batch) for batch in self._kept]}
+        """The adaptive share, the best validation loss, the texts that each rank keeps for replay: all ranks call this."""
+        return {"share": self.share, "best": self._best, "kept": of_every_rank(self._kept)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a saved state."""
-        self.share, self._worst = float(state["share"]), float(state["worst"])
-        self._kept = [dict(batch) for batch in state["kept"]]
+        self.share, self._best = float(state["share"]), float(state["best"])
+        self._kept = list(state["kept"][this_rank()])
 
     def _write(self, student: Any, prompts: list[list[int]], seed: int) -> list[Written]:
         config, was_training = self.config, student.training
