@@ -33,7 +33,7 @@ def prepared(tiny_teacher: Path, tiny_corpus: Path) -> data.PreparedData:
 
 
 def writer(config: OnPolicyConfig, teacher: object = None, seed: int = 0) -> StudentText:
-    return StudentText(config, [2], teacher, seed, steps=10)
+    return StudentText(config, [2], VOCABULARY, teacher, seed, steps=10)
 
 
 def test_only_what_the_student_wrote_is_supervised(tiny_teacher: Path, prepared: data.PreparedData) -> None:
@@ -95,7 +95,7 @@ def test_the_mixture_is_drawn_from_and_the_teacher_sees_what_the_student_sees(ti
     """Greedy choices from α p + (1 − α) q, token by token, against whole forward passes of both without a cache."""
     student, teacher = new_student(tiny_teacher).eval(), load_model(tiny_teacher)
     prompts = [[5, 9, 40, 7], [61, 33]]
-    mix = _TeacherMix(teacher, 0.4)
+    mix = _TeacherMix(teacher, 0.4, VOCABULARY)
     written = write_batch(student, prompts, [2], Sampling(0.0, 1.0, 6), 0, [mix])
     for prompt, text in zip(prompts, written, strict=True):
         for i, token in enumerate(text.tokens):
@@ -107,9 +107,45 @@ def test_the_mixture_is_drawn_from_and_the_teacher_sees_what_the_student_sees(ti
             assert text.log_probabilities[i] == pytest.approx(float(q[token].log()), abs=1e-3)  # the student's own
 
 
+def pad_head(model: torch.nn.Module, rows: int) -> None:
+    """Gives the model a head of so many rows, whose padding it prefers to every token."""
+    old = model.lm_head.weight.data
+    head = torch.nn.Linear(old.shape[1], rows)
+    head.weight.data = torch.cat([old, torch.zeros(rows - len(old), old.shape[1])])
+    head.bias.data = torch.where(torch.arange(rows) < len(old), 0.0, 50.0)
+    model.set_output_embeddings(head)
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.4])
+def test_the_padded_rows_of_a_head_are_never_drawn(tiny_teacher: Path, prepared: data.PreparedData, mix: float) -> None:
+    """Heads longer than the tokenizer, whose padding both models prefer to every token."""
+    student, teacher = load_model(tiny_teacher), load_model(tiny_teacher)
+    pad_head(student, 310)
+    pad_head(teacher, 320)
+    text = writer(OnPolicyConfig(share=1.0, max_new_tokens=10, teacher_mix=mix), teacher)
+    made, _ = text.rewrite(make_batch(prepared.train, np.arange(4), 1), student, 0, 0)
+    assert int(made["labels"].max()) < VOCABULARY
+    assert len(made["labels"][made["by_student"]].unique()) > 4
+
+
+def test_a_mixture_is_one_of_two_distributions_over_the_same_tokens(tiny_teacher: Path) -> None:
+    """A teacher whose padding is nearly certain still has its whole share, on the real tokens."""
+    teacher = load_model(tiny_teacher)
+    ids, scores = torch.tensor([[5, 9, 40, 7]]), torch.randn(1, VOCABULARY)
+    with torch.no_grad():
+        right = (0.4 * teacher(ids).logits[0, -1].softmax(-1) + 0.6 * scores[0].softmax(-1)).log()
+        pad_head(teacher, 310)
+        mix = _TeacherMix(teacher, 0.4, VOCABULARY)
+        mix.start(torch.ones_like(ids))
+        padded = torch.cat([scores, torch.full((1, 6), -torch.inf)], 1)
+        found = mix(ids, padded)[0]
+    torch.testing.assert_close(found[:VOCABULARY], right, rtol=1e-4, atol=1e-5)
+    assert (found[VOCABULARY:] == -torch.inf).all()
+
+
 def test_texts_are_replayed_ever_less_often(tiny_teacher: Path, prepared: data.PreparedData) -> None:
     batch, student = make_batch(prepared.train, np.arange(1), 1), load_model(tiny_teacher)
-    text = StudentText(OnPolicyConfig(share=1.0, max_new_tokens=2, replay=3), [2], None, 0, steps=200)
+    text = StudentText(OnPolicyConfig(share=1.0, max_new_tokens=2, replay=3), [2], VOCABULARY, None, 0, steps=200)
     replayed = [text.rewrite(batch, student, step, 0)[1]["replayed"] for step in range(200)]
     assert sum(replayed[:3]) == 0  # nothing to replay yet
     assert sum(replayed[3:60]) > 2 * sum(replayed[140:])
@@ -172,7 +208,7 @@ def run(
         module.steps,
         LENGTH,
         HeadSettings(64, False, torch.float32),
-        student_text=StudentText(config, [2], live.model, 0, module.steps),
+        student_text=StudentText(config, [2], VOCABULARY, live.model, 0, module.steps),
     )
     return student, train(Run(folder, distiller, module, training, 0, lambda *_: None))
 
@@ -233,7 +269,7 @@ def test_every_rank_draws_and_keeps_text_of_its_own(
     one, other = torch.load(path, weights_only=True)["student_text"]["kept"]
     assert len(one) == len(other) == 3
     assert not any(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(one, other, strict=True))
-    texts = [StudentText(config, [2], None, 0, steps=10) for _ in range(2)]
+    texts = [StudentText(config, [2], VOCABULARY, None, 0, steps=10) for _ in range(2)]
     for rank, text in enumerate(texts):
         monkeypatch.setattr("distill_lit.signals.on_policy.this_rank", lambda rank=rank: rank)
         text.load_state_dict(torch.load(path, weights_only=True)["student_text"])

@@ -27,9 +27,13 @@ Batch = dict[str, Tensor]
 class StudentText:
     """Turns batches of the corpora into batches of student text. Its state is what a checkpoint must hold."""
 
-    def __init__(self, config: OnPolicyConfig, ends: list[int], teacher: Any, seed: int, steps: int) -> None:
-        """`ends`: tokens that end a text; `teacher`: the model, for `teacher_mix`; `steps`: of the whole training."""
-        self.config, self.ends, self.teacher, self.seed, self.steps = config, ends, teacher, seed, steps
+    def __init__(
+        self, config: OnPolicyConfig, ends: list[int], vocabulary: int, teacher: Any, seed: int, steps: int
+    ) -> None:
+        """`ends`: tokens that end a text; `vocabulary`: real tokens; `teacher`: the model, for `teacher_mix`; `steps`: of
+        the whole training."""
+        self.config, self.ends, self.vocabulary, self.teacher = config, ends, vocabulary, teacher
+        self.seed, self.steps = seed, steps
         self.share = 0.0 if config.share == ADAPTIVE else float(config.share)
         self._best = float("inf")  # smallest validation loss so far
         self._kept: list[Batch] = []
@@ -75,11 +79,11 @@ class StudentText:
 
     def _write(self, student: Any, prompts: list[list[int]], seed: int) -> list[Written]:
         config, was_training = self.config, student.training
-        extra = [_TeacherMix(self.teacher, config.teacher_mix)] if config.teacher_mix else []
+        extra = [_TeacherMix(self.teacher, config.teacher_mix, self.vocabulary)] if config.teacher_mix else []
         student.eval()
         try:
             sampling = Sampling(config.temperature, config.top_p, config.max_new_tokens)
-            return write_batch(student, prompts, self.ends, sampling, seed, extra)
+            return write_batch(student, prompts, self.ends, sampling, seed, extra, self.vocabulary)
         finally:
             student.train(was_training)
 
@@ -140,8 +144,8 @@ class _TeacherMix(LogitsProcessor):  # type: ignore[misc]
 
     The teacher keeps a cache of its own."""
 
-    def __init__(self, teacher: Any, share: float) -> None:
-        self.teacher, self.share = teacher, share
+    def __init__(self, teacher: Any, share: float, vocabulary: int) -> None:
+        self.teacher, self.share, self.vocabulary = teacher, share, vocabulary
         self._past: Any = None
         self._mask: Tensor | None = None
 
@@ -164,7 +168,6 @@ class _TeacherMix(LogitsProcessor):  # type: ignore[misc]
             logits_to_keep=1,
         )
         self._past = output.past_key_values
-        teacher = output.logits[:, -1, : scores.shape[-1]].float().softmax(-1)
         mixed = (1 - self.share) * scores.float().softmax(-1)
-        mixed[:, : teacher.shape[-1]] += self.share * teacher
+        mixed[:, : self.vocabulary] += self.share * output.logits[:, -1, : self.vocabulary].float().softmax(-1)
         return mixed.log().to(scores.dtype)
