@@ -145,7 +145,7 @@ def _student_text(
     """What makes batches of the student's own text, or None where it writes none."""
     if not is_on(config.on_policy):
         return None
-    ends = end_tokens(student, load_tokenizer(base), chat=False)
+    ends = end_tokens(student, load_tokenizer(base), any(corpus.is_chat for corpus in config.data.corpora.values()))
     return StudentText(config.on_policy, ends, vocabulary, teacher, config.seed, steps)
 
 

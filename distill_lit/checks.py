@@ -57,8 +57,7 @@ def _check_policy_form(objective: Objective, on_policy: OnPolicyConfig) -> None:
 def _check_plain_text(config: ExperimentConfig) -> None:
     """A chat template belongs to a tokenizer: a foreign teacher would read another text than the student."""
     for name, corpus in config.data.corpora.items():
-        is_chat = corpus.messages or (corpus.generated is not None and corpus.generated.chat)
-        if config.teacher.source == "foreign" and is_chat:
+        if config.teacher.source == "foreign" and corpus.is_chat:
             raise UserError(f"data.corpora.{name}: teacher.source foreign reads plain text only, and this is a chat")
 
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from test_distiller import LENGTH, TRAINING, VOCABULARY, new_student, weights
+from tiny_data import byte_tokenizer
 
 from distill_lit import checks, data, experiment
+from distill_lit.building import _student_text
 from distill_lit.config import CorpusConfig, DataConfig, OnPolicyConfig, TermConfig, load_experiment
 from distill_lit.data.loader import make_batch
 from distill_lit.data.module import PackedDataModule
@@ -39,7 +41,7 @@ def writer(config: OnPolicyConfig, teacher: object = None, seed: int = 0) -> Stu
 def test_only_what_the_student_wrote_is_supervised(tiny_teacher: Path, prepared: data.PreparedData) -> None:
     batch = make_batch(prepared.train, np.arange(6), 1)
     student = load_model(tiny_teacher).train()
-    made, facts = writer(ALWAYS).rewrite(batch, student, 3, 0)
+    made, facts = writer(ALWAYS).rewrite(batch, student, 4, 0)
     assert student.training  # as it was
     lengths = []
     for row in range(6):
@@ -69,6 +71,40 @@ def test_a_chat_is_continued_where_its_response_begins(prepared: data.PreparedDa
     assert size > 6
     assert int(made["by_student"][0].nonzero()[0]) == 5
     assert made["input_ids"][0, :5].tolist() == batch["input_ids"][0, :5].tolist()
+
+
+def test_a_question_that_leaves_no_room_for_a_text_is_read_as_it_is(
+    prepared: data.PreparedData, tiny_teacher: Path
+) -> None:
+    """Cut at its end, it would have the student go on with the question."""
+    batch, student = make_batch(prepared.train, np.arange(2), 1), load_model(tiny_teacher)
+    batch["document_ids"][:] = 1
+    batch["position_ids"][:] = torch.arange(LENGTH)
+    batch["labels"][0, : LENGTH - 4] = -100
+    batch["labels"][1, :6] = -100
+    made, facts = writer(ALWAYS).rewrite(batch, student, 0, 0)
+    for name in ("input_ids", "labels", "document_ids", "position_ids", "rows"):
+        assert torch.equal(made[name][0], batch[name][0]), name
+    assert not made["by_student"][0].any()
+    assert made["rows"].tolist() == [0, -1]
+    own = int(made["by_student"][1].sum())
+    assert made["input_ids"][1, :6].tolist() == batch["input_ids"][1, :6].tolist()
+    assert torch.equal(made["labels"][1] != -100, made["by_student"][1])
+    assert facts["length"] == own
+    assert int(made["step_tokens"]) == 4 + own
+    assert writer(ALWAYS).rewrite({name: value[:1] for name, value in batch.items() if value.ndim}, student, 0, 0) is None
+
+
+def test_a_text_in_a_chat_ends_with_its_turn(tmp_path: Path, tiny_teacher: Path) -> None:
+    """A base model's tokenizer may end a text with another token than a turn."""
+    tokenizer = byte_tokenizer()
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(tmp_path)
+    turn, end = (tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>"))
+    for corpus, ends in (([], {end, 2}), (["data.corpora.piqa.messages=m"], {end, turn, 2})):
+        config = load_experiment(QUICK, ["teacher.source=live", "on_policy.share=1", *corpus])
+        made = _student_text(config, load_model(tiny_teacher), VOCABULARY, tmp_path, None, 1)
+        assert set(made.ends) == ends
 
 
 def test_seed_and_step_alone_decide(tiny_teacher: Path, prepared: data.PreparedData) -> None:

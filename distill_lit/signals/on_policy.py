@@ -42,8 +42,8 @@ class StudentText:
         """(a batch of student text, what is logged of it), or None where the corpus is read as it is.
 
         step: optimizer steps done; part: micro-batches of this rank before this one, since the training began. The new
-        batch marks the student's tokens in `by_student`, (B, T) bool, and supervises them alone. All ranks write at the
-        same time, each a text of its own.
+        batch marks the student's tokens in `by_student`, (B, T) bool; in rows that it has written they alone are
+        supervised, rows without a prompt stay as they are. All ranks write at the same time, each a text of its own.
         """
         draw = np.random.default_rng([self.seed, step, part])
         if draw.random() >= self.share:
@@ -54,7 +54,9 @@ class StudentText:
             return {name: value.to(batch["input_ids"].device) for name, value in kept.items()}, {"replayed": 1.0}
         start = time.perf_counter()
         prompts = _prompts(batch, self.config, draw)
-        written = self._write(student, prompts, seed_of(self.seed, step, part * rank_count() + this_rank()))
+        if not prompts:
+            return None
+        written = self._write(student, list(prompts.values()), seed_of(self.seed, step, part * rank_count() + this_rank()))
         fresh = _batch_of(prompts, written, batch)
         if self.config.replay:
             self._kept = [*self._kept, {name: value.to("cpu", copy=True) for name, value in fresh.items()}][
@@ -100,42 +102,41 @@ def describe(texts: list[list[int]]) -> dict[str, float]:
     }
 
 
-def _prompts(batch: Batch, config: OnPolicyConfig, draw: np.random.Generator) -> list[list[int]]:
-    """One prompt of each row: the beginning of one of its documents."""
+def _prompts(batch: Batch, config: OnPolicyConfig, draw: np.random.Generator) -> dict[int, list[int]]:
+    """{row: its prompt, the beginning of one of its documents}, without rows whose document has no response, or one that
+    begins too late to leave room for a text."""
     ids, documents, labels = (batch[name].cpu().numpy() for name in ("input_ids", "document_ids", "labels"))
-    found = []
+    room = ids.shape[1] - config.max_new_tokens
+    found = {}
     for row in range(len(ids)):
         number = int(draw.integers(1, max(1, int(documents[row].max())) + 1))
         columns = np.flatnonzero(documents[row] == number)
         answers = np.flatnonzero(labels[row, columns] != IGNORED)
-        # the first token of a document is never supervised, so in plain text the first answer is the second token
-        plain = len(answers) == 0 or answers[0] <= 1
-        count = round(config.prompt * len(columns)) if plain else int(answers[0])
-        room = ids.shape[1] - config.max_new_tokens
-        found.append(ids[row, columns][: max(1, min(count, room))].tolist())
+        if len(answers) and answers[0] <= 1:  # plain text: only the first token of a document is never supervised
+            count = max(1, min(round(config.prompt * len(columns)), room))
+        elif len(answers) and answers[0] <= room:
+            count = int(answers[0])
+        else:
+            continue
+        found[row] = ids[row, columns][:count].tolist()
     return found
 
 
-def _batch_of(prompts: list[list[int]], written: list[Written], like: Batch) -> Batch:
-    """Rows of prompt and text, as long as the rows they replace."""
-    shape, device = like["input_ids"].shape, like["input_ids"].device
-    ids = torch.zeros(shape, dtype=torch.long)
-    documents, mine = torch.zeros_like(ids), torch.zeros(shape, dtype=torch.bool)
-    for row, (prompt, text) in enumerate(zip(prompts, written, strict=True)):
-        whole = [*prompt, *text.tokens][: shape[1]]
-        ids[row, : len(whole)] = torch.tensor(whole)
-        documents[row, : len(whole)] = 1
-        mine[row, len(prompt) : len(whole)] = True
-    positions = torch.arange(shape[1]).expand(shape) * documents
-    made = {
-        "input_ids": ids,
-        "labels": torch.where(mine, ids, IGNORED),
-        "position_ids": positions,
-        "document_ids": documents,
-        "rows": torch.full((shape[0],), -1),
-        "by_student": mine,
-        "step_tokens": mine.sum(),
-    }
+def _batch_of(prompts: dict[int, list[int]], written: list[Written], like: Batch) -> Batch:
+    """The batch with rows of prompt and text in the place of those that had a prompt."""
+    rows, device = list(prompts), like["input_ids"].device
+    made = {name: value.to("cpu", copy=True) for name, value in like.items()}
+    mine = torch.zeros_like(made["input_ids"], dtype=torch.bool)
+    for name, empty in (("input_ids", 0), ("document_ids", 0), ("position_ids", 0), ("labels", IGNORED), ("rows", -1)):
+        made[name][rows] = empty
+    for row, text in zip(rows, written, strict=True):
+        whole = torch.tensor([*prompts[row], *text.tokens][: mine.shape[1]])
+        made["input_ids"][row, : len(whole)] = whole
+        made["document_ids"][row, : len(whole)] = 1
+        made["position_ids"][row, : len(whole)] = torch.arange(len(whole))
+        mine[row, len(prompts[row]) : len(whole)] = True
+    made["labels"][mine] = made["input_ids"][mine]
+    made |= {"by_student": mine, "step_tokens": (made["labels"][:, 1:] != IGNORED).sum()}
     return {name: value.to(device) for name, value in made.items()}
 
 
