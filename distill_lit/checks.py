@@ -15,7 +15,15 @@ from distill_lit.evaluation.tasks import check_tasks
 from distill_lit.experiment import settled_points
 from distill_lit.identity import TEACHER_INT8
 from distill_lit.matching import check_fit, check_source
-from distill_lit.models import check_int8, check_student, check_student_fits, load_config, load_tokenizer, model_folder
+from distill_lit.models import (
+    check_int8,
+    check_student,
+    check_student_fits,
+    check_student_reads,
+    load_config,
+    load_tokenizer,
+    model_folder,
+)
 from distill_lit.models.vocabulary import check_tokens
 from distill_lit.objectives import Objective, build_objective, check_signal
 from distill_lit.signals.generated import check_generated, check_keys
@@ -83,14 +91,19 @@ def check_environment(config: ExperimentConfig) -> None:
 
 
 def check_against_teacher(config: ExperimentConfig) -> None:
-    """Raises UserError for what the teacher's config shows to be wrong: a student it cannot give, a term that does not fit
-    both. The teacher must have been fetched; no weights are loaded."""
+    """Raises UserError for what the teacher's config and tokenizer show to be wrong: a student it cannot give or that reads
+    other tokens, a term that does not fit both. The teacher must have been fetched; no weights are loaded."""
     folder = model_folder(config.teacher.model)  # no grid varies it
     teacher = load_config(folder)
     vocabulary = teacher.get_text_config().vocab_size
     check_tokens(load_tokenizer(folder), vocabulary, folder)
+    readers: set[str] = set()  # models whose tokens have been compared
     for _, point in settled_points(config):
         student = check_student_fits(point.student, point.students[point.student], folder)
+        reference = point.students[point.student].from_
+        if reference and point.teacher.source != "foreign" and reference not in readers:
+            check_student_reads(point.student, reference, folder)
+            readers.add(reference)
         objective = build_objective(point.objective.terms, point.objective.temperature_scaling)
         check_fit(objective, student, teacher, _cached_layers(point.teacher))
         beyond = [n for n in _cached_layers(point.teacher) or () if n >= teacher.get_text_config().num_hidden_layers]

@@ -324,6 +324,28 @@ def test_bad_input_is_refused(changes: list[str], words: str) -> None:
         checks.check_experiment(load_experiment(QUICK, changes))
 
 
+@pytest.mark.parametrize("source", ["live", "cached", "none", "foreign"])
+def test_a_student_with_other_tokens_is_refused_before_anything_is_written(
+    tmp_path: Path, tiny_teacher: Path, pieces: Path, source: str
+) -> None:
+    kind = {"foreign": "uld", "none": "ce"}.get(source, "forward_kl")
+    file = tmp_path / "far.yaml"
+    file.write_text(f"""
+name: far
+teacher: {{model: "file:{pieces}", source: {source}}}
+students: {{near: {{depth: 1}}, far: {{from: "file:{tiny_teacher}"}}}}
+data: {{corpora: {{text: {{path: "file:{tmp_path}"}}}}}}
+objective: {{terms: {{one: {{kind: {kind}}}}}}}
+grid: {{student: [{"" if source == "foreign" else "near, "}far]}}
+""")
+    config = load_experiment(file)
+    if source == "foreign":
+        checks.check_against_teacher(config)
+        return
+    with pytest.raises(UserError, match=r"^students.far.from: tokenizers differ: id .* cross-tokenizer objective"):
+        checks.check_against_teacher(config)
+
+
 @pytest.mark.slow
 def test_gemma_and_smollm2_agree_on_bytes_and_the_teacher_knows_the_text() -> None:
     """The real pair: every text comes back byte by byte, nearly all tokens are in spans, a correct teacher finds plain
