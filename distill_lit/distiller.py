@@ -184,11 +184,12 @@ class Distiller(L.LightningModule):
         self._collect(self._validation, losses, count)
 
     def _collect(self, metrics: dict[str, MeanMetric], losses: Losses, tokens: int) -> None:
-        values = dict(zip(self.objective.names, losses.terms, strict=True))
-        for name, total in {**values, **{f"{n}_": v for n, v in losses.measures.items()}}.items():
+        terms = zip(self.objective.names, losses.terms, strict=True)
+        values: dict[str, tuple[Tensor, Any]] = {name: (total / max(tokens, 1), tokens) for name, total in terms}
+        for name, (mean, count) in {**values, **{f"{n}_": v for n, v in losses.means(tokens).items()}}.items():
             if name not in metrics:
                 metrics[name] = MeanMetric().to(self.device)
-            metrics[name].update(total.detach() / max(tokens, 1), weight=tokens)
+            metrics[name].update(mean.detach(), weight=count)
 
     # ---------------------------------------------------------------- what is logged
 
@@ -248,10 +249,10 @@ class Distiller(L.LightningModule):
         self._reset(self._validation)
 
     def _means(self, metrics: dict[str, MeanMetric], stage: str) -> dict[str, float]:
-        """{stage/name: mean}; a measure gives way to a term of the same name."""
-        measured = {f"{stage}/{name.rstrip('_')}": float(m.compute()) for name, m in metrics.items() if name.endswith("_")}
-        trained = {f"{stage}/{name}": float(m.compute()) for name, m in metrics.items() if not name.endswith("_")}
-        return measured | trained
+        """{stage/name: mean}; a measure gives way to a term of the same name, and is left out where it is of no token."""
+        means = {name: float(metric.compute()) for name, metric in metrics.items()}
+        measured = {f"{stage}/{n.rstrip('_')}": v for n, v in means.items() if n.endswith("_") and not math.isnan(v)}
+        return measured | {f"{stage}/{name}": value for name, value in means.items() if not name.endswith("_")}
 
     def _weighted(self, values: dict[str, float], stage: str) -> float:
         """The objective of logged terms at the present weights."""

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from distill_lit import checks, data
 from distill_lit.config import CorpusConfig, DataConfig, TermConfig, load_experiment
-from distill_lit.data.loader import make_batch
+from distill_lit.data.loader import ValidationLoader, make_batch
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.errors import UserError
 from distill_lit.heads import head_of
@@ -268,7 +268,15 @@ def test_the_fused_head_gives_the_plain_losses_of_a_foreign_teacher(
     (fused,) = torch.autograd.grad(losses.total, hidden)
     (right,) = torch.autograd.grad(plain, hidden)
     torch.testing.assert_close(fused, right, rtol=1e-3, atol=1e-5)
-    assert set(losses.measures) == {"student_nll", "student_entropy", "teacher_nll"}
+    means = {name: (float(mean), int(count)) for name, (mean, count) in losses.means(len(labels)).items()}
+    assert set(means) == {"student_nll", "student_entropy", "teacher_nll", "student_span_nll", "in_spans"}
+    inside = target.said.size > 0
+    assert 0 < int(inside.sum()) < len(labels)
+    theirs = -float(target.said.label_log_probs[inside].mean())  # tokens in no span are no tokens of 0 nats
+    assert means["teacher_nll"] == (pytest.approx(theirs, rel=1e-4), int(inside.sum()))
+    assert means["student_span_nll"] == (pytest.approx(-float(own[inside].mean()), rel=1e-4), int(inside.sum()))
+    assert means["student_nll"] == (pytest.approx(-float(own.mean()), rel=1e-4), len(labels))
+    assert means["in_spans"] == (pytest.approx(float(inside.float().mean()), rel=1e-4), len(labels))
 
 
 @pytest.mark.parametrize("kind", ["span_likelihood", "uld"])
@@ -281,6 +289,13 @@ def test_a_student_comes_nearer_to_a_teacher_with_another_tokenizer(
     _, final = run(tmp_path, tiny_teacher, prepared, longer, {"far": TermConfig(kind=kind)}, foreign(pieces, tiny_teacher))
     first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert final["validation/far"] < 0.9 * first["validation/far"]
+    teacher, nats, tokens, all_tokens = foreign(pieces, tiny_teacher), 0.0, 0, 0
+    for batch in ValidationLoader(prepared.validation, batch=8):
+        said = teacher.target(batch, batch["labels"][:, 1:] >= 0).said
+        nats, tokens = nats - float(said.label_log_probs.sum()), tokens + int((said.size > 0).sum())
+        all_tokens += len(said.size)
+    assert final["validation/teacher_nll"] == pytest.approx(nats / tokens, rel=1e-4)
+    assert final["validation/in_spans"] == pytest.approx(tokens / all_tokens, rel=1e-4)
 
 
 # ---------------------------------------------------------------- no id reaches the other model unnoticed

@@ -10,6 +10,9 @@ from distill_lit.objectives.objective import Objective, Term
 from distill_lit.objectives.sparse import label_log_probs, pick
 from distill_lit.targets import Draws, Foreign, Sparse, TopK
 
+# measures of some of the tokens, and the measure that counts these where there is one
+COUNTED_BY = {"teacher_nll": "in_spans", "student_span_nll": "in_spans"}
+
 
 class Tokens(NamedTuple):
     """N predicted tokens. student: logits (N, V) in float32 or float64; teacher: logits (N, V), a sparse target, or None;
@@ -73,13 +76,18 @@ def soften(tokens: Tokens, temperature: Tensor | None) -> View:
 def measure_sums(view: View) -> dict[str, Tensor]:
     """Sums over tokens of what is watched and not trained on, at T = 1, in nats; agreement counts equal best tokens.
 
-    Of a sparse teacher only what it can tell. The teacher's own NLL shows whether it fits the data at all.
+    Of a sparse teacher only what it can tell. The teacher's own NLL shows whether it fits the data at all; of a teacher
+    with another tokenizer it is known in spans only, and so is the student's that is comparable with it.
     """
     log_q, teacher, labels = view.log_q, view.teacher, view.labels
     sums = {"student_nll": -pick(log_q, labels).sum(), "student_entropy": entropy(log_q).sum()}
     if teacher is None:
         return sums
     sums["teacher_nll"] = -label_log_probs(teacher, labels).sum()
+    if isinstance(teacher, Foreign):
+        inside = teacher.size > 0
+        sums["student_span_nll"] = -torch.where(inside, pick(log_q, labels), 0.0).sum()
+        sums["in_spans"] = inside.sum().to(log_q.dtype)
     if isinstance(teacher, Tensor):
         sums["teacher_entropy"] = entropy(teacher).sum()
         sums["teacher_kl"] = forward_kl(log_q, teacher).sum()
