@@ -298,6 +298,57 @@ def test_a_student_comes_nearer_to_a_teacher_with_another_tokenizer(
     assert final["validation/in_spans"] == pytest.approx(tokens / all_tokens, rel=1e-4)
 
 
+def batch_of(tokenizer: PreTrainedTokenizerFast, *texts: str) -> dict[str, torch.Tensor]:
+    """One row of these documents, each with an end."""
+    documents = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
+    numbers = [number for number, ids in enumerate(documents, start=1) for _ in ids]
+    return {"input_ids": torch.tensor([[i for ids in documents for i in ids]]), "document_ids": torch.tensor([numbers])}
+
+
+def test_a_document_that_the_teachers_tokenizer_changes_is_left_out_and_no_other(
+    tmp_path: Path, tiny_teacher: Path, pieces: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A normaliser such as Qwen2's joins what the text has apart."""
+    tokenizer = load_tokenizer(piece_tokenizer(tiny.make_model(tmp_path, vocabulary=512)))
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.Sequence([normalizers.NFC(), backend.normalizer])
+    ours = load_tokenizer(tiny_teacher)
+    teacher = ForeignTeacher(load_model(pieces), 476, tokenizer, ours)
+    batch = batch_of(ours, "a river", "cafe\u0301", "a stone")
+    numbers = batch["document_ids"][:, 1:]
+    target = teacher.target(batch, torch.ones_like(numbers, dtype=torch.bool))
+    assert (target.spans[numbers[0] == 2] == -1).all()
+    assert not target.said.same[numbers[0] == 2].any()
+    alone = teacher.target(batch_of(ours, "a stone"), torch.ones(1, int((numbers == 3).sum()) - 1, dtype=torch.bool))
+    torch.testing.assert_close(target.said.teacher_span[numbers[0] == 3][1:], alone.said.teacher_span)
+    teacher.target(batch, torch.ones_like(numbers, dtype=torch.bool))
+    assert len([record for record in caplog.records if "tokenizer changes" in record.message]) == 1
+
+
+def test_a_teacher_that_changes_nearly_every_document_is_refused(
+    tiny_teacher: Path, pieces: Path, prepared: data.PreparedData
+) -> None:
+    teacher = foreign(pieces, tiny_teacher)
+    teacher.tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Replace("e", "3"), teacher.tokenizer.backend_tokenizer.normalizer]
+    )
+    batch = make_batch(prepared.train, np.arange(40), 1)
+    with pytest.raises(UserError, match=r"teacher.source: foreign, and the teacher's tokenizer changes \d+ of"):
+        teacher.target(batch, batch["labels"][:, 1:] >= 0)
+
+
+def test_a_special_token_in_a_text_is_read_as_the_text_it_is(tiny_teacher: Path, pieces: Path) -> None:
+    ours, table = load_tokenizer(tiny_teacher), token_bytes(load_tokenizer(pieces))
+    batch = batch_of(ours, "the <eos> of it")
+    chosen = torch.ones(1, batch["input_ids"].shape[1] - 1, dtype=torch.bool)
+    teacher = foreign(pieces, tiny_teacher)
+    ids = batch["input_ids"][0].numpy()
+    piece = teacher._piece(0, ids, np.arange(len(ids)))
+    assert b"".join(table[i] for i in piece.ids) == b"the <eos> of it"
+    assert piece.ids.count(teacher.tokenizer.eos_token_id) == 1  # where the document ends
+    assert (teacher.target(batch, chosen).said.size > 0).float().mean() > 0.5
+
+
 # ---------------------------------------------------------------- no id reaches the other model unnoticed
 
 
