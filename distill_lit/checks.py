@@ -53,12 +53,14 @@ def check_experiment(config: ExperimentConfig) -> None:
 
 
 def _check_policy_form(objective: Objective, on_policy: OnPolicyConfig) -> None:
-    """A policy gradient on text of others, or drawn from a mixture, would follow another mean than the reverse KL's."""
+    """A policy gradient on text of others, or not drawn from the student as it is, would follow another mean than the
+    reverse KL's."""
+    is_drawn = on_policy.temperature == on_policy.top_p == 1 and not on_policy.teacher_mix and not on_policy.replay
     for term in objective.terms:
-        if term.kind == "policy_reverse_kl" and (on_policy.share != 1 or on_policy.teacher_mix or on_policy.replay):
+        if term.kind == "policy_reverse_kl" and not (on_policy.share == 1 and is_drawn):
             raise UserError(
                 f"objective.terms.{term.name}: policy_reverse_kl is for the student's own text alone: "
-                "set on_policy.share to 1, without teacher_mix and replay"
+                "set on_policy.share to 1, without teacher_mix and replay, and leave temperature and top_p at 1"
             )
 
 

@@ -345,6 +345,13 @@ def test_accumulated_batches_of_student_text_count_alike(
         (["on_policy.share=0.5", "teacher.source=live", "training.compile=true"], "training.compile"),
         (["teacher.source=live", "objective.terms.kl.kind=contrastive"], "does not tell them apart"),
         (["teacher.source=live", "objective.terms.kl.kind=policy_reverse_kl"], "set on_policy.share to 1"),
+        *(
+            (
+                ["teacher.source=live", "objective.terms.kl.kind=policy_reverse_kl", "on_policy.share=1", change],
+                "objective.terms.kl: policy_reverse_kl is for .* leave temperature and top_p at 1",
+            )
+            for change in ("on_policy.temperature=0.7", "on_policy.top_p=0.9", "on_policy.replay=2")
+        ),
     ],
 )
 def test_bad_input_is_refused(changes: list[str], words: str) -> None:
