@@ -1,6 +1,7 @@
 """Text that the student writes while it trains: what becomes of a batch, the mixture with the teacher, replay, resuming."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.errors import UserError
 from distill_lit.models import load_model
 from distill_lit.objectives import build_objective
-from distill_lit.signals import LiveTeacher
+from distill_lit.ranks import this_rank
+from distill_lit.signals import LiveTeacher, on_policy
 from distill_lit.signals.decoding import Sampling, write_batch
 from distill_lit.signals.on_policy import StudentText, _TeacherMix, describe
 from distill_lit.training import Run, train
@@ -323,6 +325,54 @@ def test_text_is_replayed_where_the_batch_is(tiny_teacher: Path, prepared: data.
     replayed, facts = text.rewrite({name: value.to("meta") for name, value in batch.items()}, student, 0, 1)
     assert facts["replayed"] == 1
     assert {value.device.type for value in replayed.values()} == {"meta"}
+
+
+def test_the_reverse_kl_is_that_of_whole_distributions(
+    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData
+) -> None:
+    """On text drawn at temperature 3, where the mean of log q - log p of the drawn tokens would be another number."""
+    config = OnPolicyConfig(share=1.0, max_new_tokens=12, temperature=3.0)
+    run(tmp_path, tiny_teacher, prepared, {"reverse_kl": TermConfig(weight=0.5)}, config, log_every=6)
+    found = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])["on_policy/reverse_kl"]
+    student, teacher = new_student(tiny_teacher).train(), load_model(tiny_teacher)
+    batch = PackedDataModule(prepared.train, prepared.validation, TRAINING, 0).train_dataloader().batch_at(0)
+    made, _ = writer(config).rewrite(batch, student, 0, 0)
+    total = drawn = 0.0
+    for row in range(8):
+        own = made["by_student"][row].nonzero()[:, 0]
+        ids = made["input_ids"][row, : int(own[-1]) + 1][None]
+        with torch.no_grad():
+            q, p = (model(ids).logits[0, own - 1].log_softmax(-1) for model in (student, teacher))
+        total += float((q.exp() * (q - p)).sum())
+        drawn += float((q - p).gather(-1, ids[0, own, None]).sum())
+    count = int(made["by_student"].sum())
+    assert found == pytest.approx(total / count, rel=1e-3)
+    assert abs(drawn - total) / count > 0.05
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert not any("own_reverse_kl" in name for line in lines for name in line)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_time_of_writing_is_a_share_of_the_time_of_training(
+    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, monkeypatch: pytest.MonkeyPatch, devices: int
+) -> None:
+    """Where nearly all is writing, with a validation between two logged steps; of two ranks the second finds no prompt."""
+    real, find = on_policy.write_batch, on_policy._prompts
+
+    def slowly(*arguments: object) -> object:
+        time.sleep(0.4)
+        return real(*arguments)
+
+    monkeypatch.setattr(on_policy, "write_batch", slowly)
+    monkeypatch.setattr(on_policy, "_prompts", lambda *arguments: {} if this_rank() else find(*arguments))
+    changes = {"devices": devices, "batch": 8 // devices, "log_every": 3, "validate_every": 0.34}
+    terms = {"kl": TermConfig(kind="reverse_kl")}
+    run(tmp_path, tiny_teacher, prepared, terms, OnPolicyConfig(share=1.0, max_new_tokens=2), **changes)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    shares = [line["on_policy/time_share"] for line in lines if "on_policy/time_share" in line]
+    assert len(shares) == 2
+    assert 0.5 < shares[1] <= 1
+    assert all("on_policy/length" in line for line in lines if "on_policy/time_share" in line)
 
 
 def test_accumulated_batches_of_student_text_count_alike(

@@ -2,7 +2,7 @@
 
 Which losses are taken on them is the objective's business: any divergence (GKD, Agarwal et al. 2023, 2306.13649),
 reverse_kl or policy_reverse_kl (MiniLLM, Gu et al. 2023, 2306.08543), contrastive (DistiLLM-2, 2503.07067). Whether the
-student writes, and what it draws, depends on seed and step alone, so a resumed run goes on with the same text.
+student writes, and what it draws, depends on seed, step and rank alone, so a resumed run goes on with the same text.
 """
 
 import time
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torchmetrics import MeanMetric
 from transformers import LogitsProcessor
 
 from distill_lit.config import OnPolicyConfig
@@ -18,9 +19,10 @@ from distill_lit.config.on_policy import ADAPTIVE
 from distill_lit.ranks import of_every_rank, rank_count, this_rank
 from distill_lit.signals.decoding import Sampling, Written, write_batch
 from distill_lit.signals.seeds import seed_of
+from distill_lit.targets import IGNORED
 
 STEP_UP = 0.1  # of the adaptive share, each time validation gets worse
-IGNORED = -100
+FACTS = ("length", "distinct_1", "distinct_2", "replayed")  # what is logged of student text, besides its time
 Batch = dict[str, Tensor]
 
 
@@ -37,6 +39,8 @@ class StudentText:
         self.share = 0.0 if config.share == ADAPTIVE else float(config.share)
         self._best = float("inf")  # smallest validation loss so far
         self._kept: list[Batch] = []
+        self._means: dict[str, MeanMetric] = {}
+        self._seconds = 0.0
 
     def rewrite(self, batch: Batch, student: Any, step: int, part: int) -> tuple[Batch, dict[str, float]] | None:
         """(a batch of student text, what is logged of it), or None where the corpus is read as it is.
@@ -63,6 +67,22 @@ class StudentText:
                 -self.config.replay :
             ]
         return fresh, {**describe([w.tokens for w in written]), "seconds": time.perf_counter() - start, "replayed": 0.0}
+
+    def note(self, facts: dict[str, float], device: torch.device) -> None:
+        """Collects what `rewrite` has said of a batch, nothing of one of the corpora. All ranks call this for every batch:
+        the means are over all of them, and one that has written nothing takes part without weight."""
+        self._seconds += facts.get("seconds", 0.0)
+        for name in FACTS:
+            metric = self._means.setdefault(name, MeanMetric().to(device))
+            metric.update(facts.get(name, 0.0), weight=float(name in facts))
+
+    def noted(self, elapsed: float) -> dict[str, float]:
+        """{what is logged: its mean since the last call, not a number where nothing was written}, this rank's time of
+        writing as a share of the elapsed seconds of training, the present share of the batches."""
+        means = {name: float(metric.compute()) for name, metric in self._means.items()}
+        found = {**means, "time_share": self._seconds / max(elapsed, 1e-9), "share": self.share}
+        self._means, self._seconds = {}, 0.0
+        return found
 
     def note_validation(self, loss: float) -> None:
         """After each validation: an adaptive share grows when the loss got worse. Ko et al. 2024, 2402.03898 §3.2."""
