@@ -130,7 +130,7 @@ def _training_run(
         length,
         _head_settings(config, max(vocabulary, real_tokens(teacher))),  # a foreign teacher may have more words
         matching,
-        _student_text(config, student, base_of(config, teacher), model, module.steps),
+        _student_text(config, student, vocabulary, base_of(config, teacher), model, module.steps),
     )
     origin = _origin(cell, teacher, student, prepared, objective)
     callbacks: list[Callback] = [Layout([term.name for term in objective.terms])]
@@ -139,12 +139,14 @@ def _training_run(
     return Run(folder, distiller, module, config.training, config.seed, report, origin, config.launcher.changed, callbacks)
 
 
-def _student_text(config: ExperimentConfig, student: Any, base: Path, teacher: Any, steps: int) -> StudentText | None:
+def _student_text(
+    config: ExperimentConfig, student: Any, vocabulary: int, base: Path, teacher: Any, steps: int
+) -> StudentText | None:
     """What makes batches of the student's own text, or None where it writes none."""
     if not is_on(config.on_policy):
         return None
-    ends = end_tokens(student, load_tokenizer(base), chat=False)
-    return StudentText(config.on_policy, ends, teacher, config.seed, steps)
+    ends = end_tokens(student, load_tokenizer(base), any(corpus.is_chat for corpus in config.data.corpora.values()))
+    return StudentText(config.on_policy, ends, vocabulary, teacher, config.seed, steps)
 
 
 def _origin(cell: Cell, teacher: Path, student: Any, prepared: data.PreparedData, objective: Objective) -> dict[str, str]:

@@ -14,11 +14,12 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.multiprocessing.spawn import ProcessException
 
 from distill_lit.checkpoints import OURS, Origin, note_validation, prune
 from distill_lit.files import write_json
+from distill_lit.ranks import of_every_rank
 
 log = logging.getLogger(__name__)
 # stage, done, total, unit, latest metrics
@@ -67,12 +68,7 @@ class GeneratorState(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The generators' states of every rank as plain values and tensors."""
-        mine = self._mine()
-        ranks = [mine]
-        if distributed.is_available() and distributed.is_initialized():
-            ranks = [mine] * distributed.get_world_size()
-            distributed.all_gather_object(ranks, mine)
-        return {"ranks": ranks}
+        return {"ranks": of_every_rank(self._mine())}
 
     def _mine(self) -> dict[str, Any]:
         version, words, gauss = random.getstate()

@@ -15,7 +15,15 @@ from distill_lit.evaluation.tasks import check_tasks
 from distill_lit.experiment import settled_points
 from distill_lit.identity import TEACHER_INT8
 from distill_lit.matching import check_fit, check_source
-from distill_lit.models import check_int8, check_student, check_student_fits, load_config, load_tokenizer, model_folder
+from distill_lit.models import (
+    check_int8,
+    check_student,
+    check_student_fits,
+    check_student_reads,
+    load_config,
+    load_tokenizer,
+    model_folder,
+)
 from distill_lit.models.vocabulary import check_tokens
 from distill_lit.objectives import Objective, build_objective, check_signal
 from distill_lit.signals.generated import check_generated, check_keys
@@ -45,20 +53,21 @@ def check_experiment(config: ExperimentConfig) -> None:
 
 
 def _check_policy_form(objective: Objective, on_policy: OnPolicyConfig) -> None:
-    """A policy gradient on text of others, or drawn from a mixture, would follow another mean than the reverse KL's."""
+    """A policy gradient on text of others, or not drawn from the student as it is, would follow another mean than the
+    reverse KL's."""
+    is_drawn = on_policy.temperature == on_policy.top_p == 1 and not on_policy.teacher_mix and not on_policy.replay
     for term in objective.terms:
-        if term.kind == "policy_reverse_kl" and (on_policy.share != 1 or on_policy.teacher_mix or on_policy.replay):
+        if term.kind == "policy_reverse_kl" and not (on_policy.share == 1 and is_drawn):
             raise UserError(
                 f"objective.terms.{term.name}: policy_reverse_kl is for the student's own text alone: "
-                "set on_policy.share to 1, without teacher_mix and replay"
+                "set on_policy.share to 1, without teacher_mix and replay, and leave temperature and top_p at 1"
             )
 
 
 def _check_plain_text(config: ExperimentConfig) -> None:
     """A chat template belongs to a tokenizer: a foreign teacher would read another text than the student."""
     for name, corpus in config.data.corpora.items():
-        is_chat = corpus.messages or (corpus.generated is not None and corpus.generated.chat)
-        if config.teacher.source == "foreign" and is_chat:
+        if config.teacher.source == "foreign" and corpus.is_chat:
             raise UserError(f"data.corpora.{name}: teacher.source foreign reads plain text only, and this is a chat")
 
 
@@ -84,14 +93,19 @@ def check_environment(config: ExperimentConfig) -> None:
 
 
 def check_against_teacher(config: ExperimentConfig) -> None:
-    """Raises UserError for what the teacher's config shows to be wrong: a student it cannot give, a term that does not fit
-    both. The teacher must have been fetched; no weights are loaded."""
+    """Raises UserError for what the teacher's config and tokenizer show to be wrong: a student it cannot give or that reads
+    other tokens, a term that does not fit both. The teacher must have been fetched; no weights are loaded."""
     folder = model_folder(config.teacher.model)  # no grid varies it
     teacher = load_config(folder)
     vocabulary = teacher.get_text_config().vocab_size
     check_tokens(load_tokenizer(folder), vocabulary, folder)
+    readers: set[str] = set()  # models whose tokens have been compared
     for _, point in settled_points(config):
         student = check_student_fits(point.student, point.students[point.student], folder)
+        reference = point.students[point.student].from_
+        if reference and point.teacher.source != "foreign" and reference not in readers:
+            check_student_reads(point.student, reference, folder)
+            readers.add(reference)
         objective = build_objective(point.objective.terms, point.objective.temperature_scaling)
         check_fit(objective, student, teacher, _cached_layers(point.teacher))
         beyond = [n for n in _cached_layers(point.teacher) or () if n >= teacher.get_text_config().num_hidden_layers]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, SumMetric
+from torchmetrics import MeanMetric
 
 from distill_lit.config import TrainingConfig
 from distill_lit.errors import UserError
@@ -18,10 +18,9 @@ from distill_lit.models.states import States, Wanted, watching
 from distill_lit.objectives import Losses, Objective, fused_losses, label_log_probs
 from distill_lit.signals import InnerSignal, TeacherSignal, last_hidden
 from distill_lit.signals.on_policy import StudentText
-from distill_lit.targets import ForeignTarget
+from distill_lit.targets import IGNORED, ForeignTarget
 
 Batch = dict[str, Tensor]
-IGNORED = -100  # label of a position that is not supervised
 
 
 class HeadSettings(NamedTuple):
@@ -73,7 +72,6 @@ class Distiller(L.LightningModule):
         self.signal = signal
         self.matching = matching
         self.student_text = student_text
-        self._written: dict[str, MeanMetric | SumMetric] = {}
         self.training_config = training
         self.steps = steps
         self.length = length
@@ -81,7 +79,9 @@ class Distiller(L.LightningModule):
         self._window: dict[str, MeanMetric] = {}
         self._validation: dict[str, MeanMetric] = {}
         self._tokens_seen = 0
+        self._ready_on: torch.device | None = None
         self._clock = (time.perf_counter(), 0)
+        self._paused = 0.0
 
     # ---------------------------------------------------------------- losses
 
@@ -148,33 +148,24 @@ class Distiller(L.LightningModule):
         batch, facts = self._written_by_student(batch, index)
         losses, tokens = self.losses(batch, batch["step_tokens"], measure, self.objective.needs_teacher)
         self._collect(self._window, losses, tokens)
-        if facts is not None:
-            self._note_text(facts, losses, tokens)
+        if self.student_text is not None:
+            self.student_text.note(facts, self.device)
         self._tokens_seen += batch["input_ids"].numel()
         # Lightning divides by the accumulated batches and averages over ranks; the denominator has counted them all
         total: Tensor = losses.total * self.trainer.accumulate_grad_batches * self.trainer.world_size
         return total
 
-    def _written_by_student(self, batch: Batch, index: int) -> tuple[Batch, dict[str, float] | None]:
+    def _written_by_student(self, batch: Batch, index: int) -> tuple[Batch, dict[str, float]]:
         """(the batch, or one that the student has written instead; what there is to log of the latter)."""
         if self.student_text is None:
-            return batch, None
+            return batch, {}
         found = self.student_text.rewrite(batch, self.student, self.global_step, index)
         if found is None:
-            return batch, None
+            return batch, {}
         written, facts = found
         # how many tokens the other batches of the step will have is not known yet: each counts for its share of the step
         share = self.trainer.accumulate_grad_batches * self.trainer.world_size
         return {**written, "step_tokens": written["step_tokens"] * share}, facts
-
-    def _note_text(self, facts: dict[str, float], losses: Losses, tokens: int) -> None:
-        """Collects what is logged of student text. On it the mean of log q − log p estimates the reverse KL per token."""
-        if {"teacher_nll", "student_nll"} <= losses.measures.keys():
-            gap = losses.measures["teacher_nll"] - losses.measures["student_nll"]
-            facts = {**facts, "reverse_kl": float(gap) / max(tokens, 1)}
-        for name, value in facts.items():
-            metric = SumMetric() if name == "seconds" else MeanMetric()
-            self._written.setdefault(name, metric.to(self.device)).update(value)
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """Collects losses and fidelity over held-out rows."""
@@ -183,11 +174,12 @@ class Distiller(L.LightningModule):
         self._collect(self._validation, losses, count)
 
     def _collect(self, metrics: dict[str, MeanMetric], losses: Losses, tokens: int) -> None:
-        values = dict(zip(self.objective.names, losses.terms, strict=True))
-        for name, total in {**values, **{f"{n}_": v for n, v in losses.measures.items()}}.items():
+        terms = zip(self.objective.names, losses.terms, strict=True)
+        values: dict[str, tuple[Tensor, Any]] = {name: (total / max(tokens, 1), tokens) for name, total in terms}
+        for name, (mean, count) in {**values, **{f"{n}_": v for n, v in losses.means(tokens).items()}}.items():
             if name not in metrics:
                 metrics[name] = MeanMetric().to(self.device)
-            metrics[name].update(total.detach() / max(tokens, 1), weight=tokens)
+            metrics[name].update(mean.detach(), weight=count)
 
     # ---------------------------------------------------------------- what is logged
 
@@ -220,11 +212,8 @@ class Distiller(L.LightningModule):
         values["train/loss"] = self._weighted(values, "train")
         now, (then, seen) = time.perf_counter(), self._clock
         if self.student_text is not None:
-            written = {f"on_policy/{name}": float(metric.compute()) for name, metric in self._written.items()}
-            seconds = written.pop("on_policy/seconds", 0.0)
-            values |= {**written, "on_policy/time_share": seconds / max(now - then, 1e-9)}
-            values["on_policy/share"] = self.student_text.share
-            self._written = {}
+            written = {**self.student_text.noted(now - then), "reverse_kl": values.pop("train/own_reverse_kl", math.nan)}
+            values |= {f"on_policy/{name}": value for name, value in written.items() if not math.isnan(value)}
         values["train/tokens_per_second"] = (self._tokens_seen - seen) / max(now - then, 1e-9)
         self._clock = (now, self._tokens_seen)
         tokens = (self.global_step + 1) * self.tokens_per_step
@@ -247,10 +236,10 @@ class Distiller(L.LightningModule):
         self._reset(self._validation)
 
     def _means(self, metrics: dict[str, MeanMetric], stage: str) -> dict[str, float]:
-        """{stage/name: mean}; a measure gives way to a term of the same name."""
-        measured = {f"{stage}/{name.rstrip('_')}": float(m.compute()) for name, m in metrics.items() if name.endswith("_")}
-        trained = {f"{stage}/{name}": float(m.compute()) for name, m in metrics.items() if not name.endswith("_")}
-        return measured | trained
+        """{stage/name: mean}; a measure gives way to a term of the same name, and is left out where it is of no token."""
+        means = {name: float(metric.compute()) for name, metric in metrics.items()}
+        measured = {f"{stage}/{n.rstrip('_')}": v for n, v in means.items() if n.endswith("_") and not math.isnan(v)}
+        return measured | {f"{stage}/{name}": value for name, value in means.items() if not name.endswith("_")}
 
     def _weighted(self, values: dict[str, float], stage: str) -> float:
         """The objective of logged terms at the present weights."""
@@ -264,15 +253,28 @@ class Distiller(L.LightningModule):
     # ---------------------------------------------------------------- Lightning
 
     def on_fit_start(self) -> None:
+        """Training time begins."""
+        self._make_ready()
+        self._clock = (time.perf_counter(), self._tokens_seen)
+
+    def on_validation_start(self) -> None:
+        """A validation may come before any training, or instead of it. It does not count as training time."""
+        self._make_ready()
+        self._paused = time.perf_counter()
+
+    def _make_ready(self) -> None:
         """Brings the teacher to the student's device, and proves that body and head give the student's own logits."""
+        if self._ready_on == self.device:
+            return
         check_split(self.student, self.vocabulary)
         if self.signal is not None:
             self.signal.to(self.device)
-        self._clock = (time.perf_counter(), self._tokens_seen)
+        self._ready_on = self.device
 
     def on_validation_end(self) -> None:
-        """Validation does not count as training time."""
-        self._clock = (time.perf_counter(), self._tokens_seen)
+        """Training time goes on."""
+        then, seen = self._clock
+        self._clock = (then + time.perf_counter() - self._paused, seen)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves out what is frozen: under adapters, the adapters alone are saved. Adds the state of student text."""

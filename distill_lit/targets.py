@@ -10,6 +10,8 @@ from torch import Tensor
 
 from distill_lit.heads import Head
 
+IGNORED = -100  # label of a position that is not supervised
+
 
 class DenseTarget(NamedTuple):
     """Last hidden states (N, D) and the head that turns them into the whole distribution, a chunk at a time."""

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from distill_lit import checks, data
 from distill_lit.config import CorpusConfig, DataConfig, TermConfig, load_experiment
-from distill_lit.data.loader import make_batch
+from distill_lit.data.loader import ValidationLoader, make_batch
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.errors import UserError
 from distill_lit.heads import head_of
@@ -268,7 +268,15 @@ def test_the_fused_head_gives_the_plain_losses_of_a_foreign_teacher(
     (fused,) = torch.autograd.grad(losses.total, hidden)
     (right,) = torch.autograd.grad(plain, hidden)
     torch.testing.assert_close(fused, right, rtol=1e-3, atol=1e-5)
-    assert set(losses.measures) == {"student_nll", "student_entropy", "teacher_nll"}
+    means = {name: (float(mean), int(count)) for name, (mean, count) in losses.means(len(labels)).items()}
+    assert set(means) == {"student_nll", "student_entropy", "teacher_nll", "student_span_nll", "in_spans"}
+    inside = target.said.size > 0
+    assert 0 < int(inside.sum()) < len(labels)
+    theirs = -float(target.said.label_log_probs[inside].mean())  # tokens in no span are no tokens of 0 nats
+    assert means["teacher_nll"] == (pytest.approx(theirs, rel=1e-4), int(inside.sum()))
+    assert means["student_span_nll"] == (pytest.approx(-float(own[inside].mean()), rel=1e-4), int(inside.sum()))
+    assert means["student_nll"] == (pytest.approx(-float(own.mean()), rel=1e-4), len(labels))
+    assert means["in_spans"] == (pytest.approx(float(inside.float().mean()), rel=1e-4), len(labels))
 
 
 @pytest.mark.parametrize("kind", ["span_likelihood", "uld"])
@@ -281,6 +289,64 @@ def test_a_student_comes_nearer_to_a_teacher_with_another_tokenizer(
     _, final = run(tmp_path, tiny_teacher, prepared, longer, {"far": TermConfig(kind=kind)}, foreign(pieces, tiny_teacher))
     first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert final["validation/far"] < 0.9 * first["validation/far"]
+    teacher, nats, tokens, all_tokens = foreign(pieces, tiny_teacher), 0.0, 0, 0
+    for batch in ValidationLoader(prepared.validation, batch=8):
+        said = teacher.target(batch, batch["labels"][:, 1:] >= 0).said
+        nats, tokens = nats - float(said.label_log_probs.sum()), tokens + int((said.size > 0).sum())
+        all_tokens += len(said.size)
+    assert final["validation/teacher_nll"] == pytest.approx(nats / tokens, rel=1e-4)
+    assert final["validation/in_spans"] == pytest.approx(tokens / all_tokens, rel=1e-4)
+
+
+def batch_of(tokenizer: PreTrainedTokenizerFast, *texts: str) -> dict[str, torch.Tensor]:
+    """One row of these documents, each with an end."""
+    documents = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
+    numbers = [number for number, ids in enumerate(documents, start=1) for _ in ids]
+    return {"input_ids": torch.tensor([[i for ids in documents for i in ids]]), "document_ids": torch.tensor([numbers])}
+
+
+def test_a_document_that_the_teachers_tokenizer_changes_is_left_out_and_no_other(
+    tmp_path: Path, tiny_teacher: Path, pieces: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A normaliser such as Qwen2's joins what the text has apart."""
+    tokenizer = load_tokenizer(piece_tokenizer(tiny.make_model(tmp_path, vocabulary=512)))
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.Sequence([normalizers.NFC(), backend.normalizer])
+    ours = load_tokenizer(tiny_teacher)
+    teacher = ForeignTeacher(load_model(pieces), 476, tokenizer, ours)
+    batch = batch_of(ours, "a river", "cafe\u0301", "a stone")
+    numbers = batch["document_ids"][:, 1:]
+    target = teacher.target(batch, torch.ones_like(numbers, dtype=torch.bool))
+    assert (target.spans[numbers[0] == 2] == -1).all()
+    assert not target.said.same[numbers[0] == 2].any()
+    alone = teacher.target(batch_of(ours, "a stone"), torch.ones(1, int((numbers == 3).sum()) - 1, dtype=torch.bool))
+    torch.testing.assert_close(target.said.teacher_span[numbers[0] == 3][1:], alone.said.teacher_span)
+    teacher.target(batch, torch.ones_like(numbers, dtype=torch.bool))
+    assert len([record for record in caplog.records if "tokenizer changes" in record.message]) == 1
+
+
+def test_a_teacher_that_changes_nearly_every_document_is_refused(
+    tiny_teacher: Path, pieces: Path, prepared: data.PreparedData
+) -> None:
+    teacher = foreign(pieces, tiny_teacher)
+    teacher.tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Replace("e", "3"), teacher.tokenizer.backend_tokenizer.normalizer]
+    )
+    batch = make_batch(prepared.train, np.arange(40), 1)
+    with pytest.raises(UserError, match=r"teacher.source: foreign, and the teacher's tokenizer changes \d+ of"):
+        teacher.target(batch, batch["labels"][:, 1:] >= 0)
+
+
+def test_a_special_token_in_a_text_is_read_as_the_text_it_is(tiny_teacher: Path, pieces: Path) -> None:
+    ours, table = load_tokenizer(tiny_teacher), token_bytes(load_tokenizer(pieces))
+    batch = batch_of(ours, "the <eos> of it")
+    chosen = torch.ones(1, batch["input_ids"].shape[1] - 1, dtype=torch.bool)
+    teacher = foreign(pieces, tiny_teacher)
+    ids = batch["input_ids"][0].numpy()
+    piece = teacher._piece(0, ids, np.arange(len(ids)))
+    assert b"".join(table[i] for i in piece.ids) == b"the <eos> of it"
+    assert piece.ids.count(teacher.tokenizer.eos_token_id) == 1  # where the document ends
+    assert (teacher.target(batch, chosen).said.size > 0).float().mean() > 0.5
 
 
 # ---------------------------------------------------------------- no id reaches the other model unnoticed
@@ -322,6 +388,28 @@ QUICK = ROOT / "experiments/quickstart.yaml"
 def test_bad_input_is_refused(changes: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words):
         checks.check_experiment(load_experiment(QUICK, changes))
+
+
+@pytest.mark.parametrize("source", ["live", "cached", "none", "foreign"])
+def test_a_student_with_other_tokens_is_refused_before_anything_is_written(
+    tmp_path: Path, tiny_teacher: Path, pieces: Path, source: str
+) -> None:
+    kind = {"foreign": "uld", "none": "ce"}.get(source, "forward_kl")
+    file = tmp_path / "far.yaml"
+    file.write_text(f"""
+name: far
+teacher: {{model: "file:{pieces}", source: {source}}}
+students: {{near: {{depth: 1}}, far: {{from: "file:{tiny_teacher}"}}}}
+data: {{corpora: {{text: {{path: "file:{tmp_path}"}}}}}}
+objective: {{terms: {{one: {{kind: {kind}}}}}}}
+grid: {{student: [{"" if source == "foreign" else "near, "}far]}}
+""")
+    config = load_experiment(file)
+    if source == "foreign":
+        checks.check_against_teacher(config)
+        return
+    with pytest.raises(UserError, match=r"^students.far.from: tokenizers differ: id .* cross-tokenizer objective"):
+        checks.check_against_teacher(config)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Training invariants on a tiny random teacher: what may not change a gradient does not; the teacher stays frozen."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from distill_lit.models import Calibration, initial_student, load_model
 from distill_lit.objectives import build_objective, can_compile
 from distill_lit.signals import LiveTeacher
 from distill_lit.signals.cached import CachedTeacher, cache_facts, cache_folder, write_cache
-from distill_lit.training import Run, train
+from distill_lit.training import Run, train, validate
 
 VOCABULARY, LENGTH, STEPS = 300, 32, 6
 TERMS = {"ce": TermConfig(weight=0.5), "kl": TermConfig(kind="forward_kl", temperature=2.0)}
@@ -56,6 +57,7 @@ def run(
     terms: dict = TERMS,
     signal: object = None,
     dropout: float = 0.0,
+    how: Callable[[Run], dict] = train,
 ) -> tuple[torch.nn.Module, dict]:
     student = new_student(teacher, dropout)
     module = PackedDataModule(prepared.train, prepared.validation, training, 0)
@@ -70,7 +72,7 @@ def run(
         LENGTH,
         HeadSettings(64, False, torch.float32),
     )
-    return student, train(Run(folder, distiller, module, training, 0, lambda *_: None))
+    return student, how(Run(folder, distiller, module, training, 0, lambda *_: None))
 
 
 def weights(model: torch.nn.Module) -> torch.Tensor:
@@ -202,6 +204,36 @@ def test_a_teacher_in_train_mode_is_refused(tiny_teacher: Path) -> None:
     teacher.model.train()
     with pytest.raises(UserError, match="frozen"):
         teacher.hidden({})
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "validate"])
+def test_the_teacher_is_beside_the_student_before_it_is_asked(
+    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, training: bool
+) -> None:
+    """A training validates before it fits, and an untouched student never fits."""
+    done = []
+
+    class Watched(LiveTeacher):
+        def to(self, device: torch.device) -> None:
+            done.append(f"moved to {device}")
+
+        def target(self, *arguments: Any) -> Any:
+            done.append("asked")
+            return super().target(*arguments)
+
+    watched = Watched(load_model(tiny_teacher), VOCABULARY)
+    run(tmp_path, tiny_teacher, prepared, signal=watched, how=train if training else validate)
+    assert done[:2] == ["moved to cpu", "asked"]
+
+
+def test_a_head_that_does_not_give_the_students_logits_is_refused_before_the_first_validation(
+    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = lambda model, vocabulary: head_of(model, vocabulary)._replace(scale=3.0)  # noqa: E731
+    monkeypatch.setattr("distill_lit.heads.head_of", head)
+    with pytest.raises(UserError, match="fused head"):
+        run(tmp_path, tiny_teacher, prepared, how=validate)
+    assert not (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_cached_teacher_trains_the_same_student(

@@ -1,6 +1,7 @@
 """Text that the student writes while it trains: what becomes of a batch, the mixture with the teacher, replay, resuming."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from test_distiller import LENGTH, TRAINING, VOCABULARY, new_student, weights
+from tiny_data import byte_tokenizer
 
 from distill_lit import checks, data, experiment
+from distill_lit.building import _student_text
 from distill_lit.config import CorpusConfig, DataConfig, OnPolicyConfig, TermConfig, load_experiment
 from distill_lit.data.loader import make_batch
 from distill_lit.data.module import PackedDataModule
@@ -17,7 +20,8 @@ from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.errors import UserError
 from distill_lit.models import load_model
 from distill_lit.objectives import build_objective
-from distill_lit.signals import LiveTeacher
+from distill_lit.ranks import this_rank
+from distill_lit.signals import LiveTeacher, on_policy
 from distill_lit.signals.decoding import Sampling, write_batch
 from distill_lit.signals.on_policy import StudentText, _TeacherMix, describe
 from distill_lit.training import Run, train
@@ -33,13 +37,13 @@ def prepared(tiny_teacher: Path, tiny_corpus: Path) -> data.PreparedData:
 
 
 def writer(config: OnPolicyConfig, teacher: object = None, seed: int = 0) -> StudentText:
-    return StudentText(config, [2], teacher, seed, steps=10)
+    return StudentText(config, [2], VOCABULARY, teacher, seed, steps=10)
 
 
 def test_only_what_the_student_wrote_is_supervised(tiny_teacher: Path, prepared: data.PreparedData) -> None:
     batch = make_batch(prepared.train, np.arange(6), 1)
     student = load_model(tiny_teacher).train()
-    made, facts = writer(ALWAYS).rewrite(batch, student, 3, 0)
+    made, facts = writer(ALWAYS).rewrite(batch, student, 4, 0)
     assert student.training  # as it was
     lengths = []
     for row in range(6):
@@ -71,6 +75,40 @@ def test_a_chat_is_continued_where_its_response_begins(prepared: data.PreparedDa
     assert made["input_ids"][0, :5].tolist() == batch["input_ids"][0, :5].tolist()
 
 
+def test_a_question_that_leaves_no_room_for_a_text_is_read_as_it_is(
+    prepared: data.PreparedData, tiny_teacher: Path
+) -> None:
+    """Cut at its end, it would have the student go on with the question."""
+    batch, student = make_batch(prepared.train, np.arange(2), 1), load_model(tiny_teacher)
+    batch["document_ids"][:] = 1
+    batch["position_ids"][:] = torch.arange(LENGTH)
+    batch["labels"][0, : LENGTH - 4] = -100
+    batch["labels"][1, :6] = -100
+    made, facts = writer(ALWAYS).rewrite(batch, student, 0, 0)
+    for name in ("input_ids", "labels", "document_ids", "position_ids", "rows"):
+        assert torch.equal(made[name][0], batch[name][0]), name
+    assert not made["by_student"][0].any()
+    assert made["rows"].tolist() == [0, -1]
+    own = int(made["by_student"][1].sum())
+    assert made["input_ids"][1, :6].tolist() == batch["input_ids"][1, :6].tolist()
+    assert torch.equal(made["labels"][1] != -100, made["by_student"][1])
+    assert facts["length"] == own
+    assert int(made["step_tokens"]) == 4 + own
+    assert writer(ALWAYS).rewrite({name: value[:1] for name, value in batch.items() if value.ndim}, student, 0, 0) is None
+
+
+def test_a_text_in_a_chat_ends_with_its_turn(tmp_path: Path, tiny_teacher: Path) -> None:
+    """A base model's tokenizer may end a text with another token than a turn."""
+    tokenizer = byte_tokenizer()
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(tmp_path)
+    turn, end = (tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>"))
+    for corpus, ends in (([], {end, 2}), (["data.corpora.piqa.messages=m"], {end, turn, 2})):
+        config = load_experiment(QUICK, ["teacher.source=live", "on_policy.share=1", *corpus])
+        made = _student_text(config, load_model(tiny_teacher), VOCABULARY, tmp_path, None, 1)
+        assert set(made.ends) == ends
+
+
 def test_seed_and_step_alone_decide(tiny_teacher: Path, prepared: data.PreparedData) -> None:
     batch, student = make_batch(prepared.train, np.arange(3), 1), load_model(tiny_teacher)
     torch.manual_seed(5)
@@ -95,7 +133,7 @@ def test_the_mixture_is_drawn_from_and_the_teacher_sees_what_the_student_sees(ti
     """Greedy choices from α p + (1 − α) q, token by token, against whole forward passes of both without a cache."""
     student, teacher = new_student(tiny_teacher).eval(), load_model(tiny_teacher)
     prompts = [[5, 9, 40, 7], [61, 33]]
-    mix = _TeacherMix(teacher, 0.4)
+    mix = _TeacherMix(teacher, 0.4, VOCABULARY)
     written = write_batch(student, prompts, [2], Sampling(0.0, 1.0, 6), 0, [mix])
     for prompt, text in zip(prompts, written, strict=True):
         for i, token in enumerate(text.tokens):
@@ -107,13 +145,50 @@ def test_the_mixture_is_drawn_from_and_the_teacher_sees_what_the_student_sees(ti
             assert text.log_probabilities[i] == pytest.approx(float(q[token].log()), abs=1e-3)  # the student's own
 
 
+def pad_head(model: torch.nn.Module, rows: int) -> None:
+    """Gives the model a head of so many rows, whose padding it prefers to every token."""
+    old = model.lm_head.weight.data
+    head = torch.nn.Linear(old.shape[1], rows)
+    head.weight.data = torch.cat([old, torch.zeros(rows - len(old), old.shape[1])])
+    head.bias.data = torch.where(torch.arange(rows) < len(old), 0.0, 50.0)
+    model.set_output_embeddings(head)
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.4])
+def test_the_padded_rows_of_a_head_are_never_drawn(tiny_teacher: Path, prepared: data.PreparedData, mix: float) -> None:
+    """Heads longer than the tokenizer, whose padding both models prefer to every token."""
+    student, teacher = load_model(tiny_teacher), load_model(tiny_teacher)
+    pad_head(student, 310)
+    pad_head(teacher, 320)
+    text = writer(OnPolicyConfig(share=1.0, max_new_tokens=10, teacher_mix=mix), teacher)
+    made, _ = text.rewrite(make_batch(prepared.train, np.arange(4), 1), student, 0, 0)
+    assert int(made["labels"].max()) < VOCABULARY
+    assert len(made["labels"][made["by_student"]].unique()) > 4
+
+
+def test_a_mixture_is_one_of_two_distributions_over_the_same_tokens(tiny_teacher: Path) -> None:
+    """A teacher whose padding is nearly certain still has its whole share, on the real tokens."""
+    teacher = load_model(tiny_teacher)
+    ids, scores = torch.tensor([[5, 9, 40, 7]]), torch.randn(1, VOCABULARY)
+    with torch.no_grad():
+        right = (0.4 * teacher(ids).logits[0, -1].softmax(-1) + 0.6 * scores[0].softmax(-1)).log()
+        pad_head(teacher, 310)
+        mix = _TeacherMix(teacher, 0.4, VOCABULARY)
+        mix.start(torch.ones_like(ids))
+        padded = torch.cat([scores, torch.full((1, 6), -torch.inf)], 1)
+        found = mix(ids, padded)[0]
+    torch.testing.assert_close(found[:VOCABULARY], right, rtol=1e-4, atol=1e-5)
+    assert (found[VOCABULARY:] == -torch.inf).all()
+
+
 def test_texts_are_replayed_ever_less_often(tiny_teacher: Path, prepared: data.PreparedData) -> None:
     batch, student = make_batch(prepared.train, np.arange(1), 1), load_model(tiny_teacher)
-    text = StudentText(OnPolicyConfig(share=1.0, max_new_tokens=2, replay=3), [2], None, 0, steps=200)
+    text = StudentText(OnPolicyConfig(share=1.0, max_new_tokens=2, replay=3), [2], VOCABULARY, None, 0, steps=200)
     replayed = [text.rewrite(batch, student, step, 0)[1]["replayed"] for step in range(200)]
     assert sum(replayed[:3]) == 0  # nothing to replay yet
     assert sum(replayed[3:60]) > 2 * sum(replayed[140:])
-    assert len(text.state_dict()["kept"]) == 3
+    (kept,) = text.state_dict()["kept"]
+    assert len(kept) == 3
 
 
 def test_an_adaptive_share_grows_when_validation_gets_worse() -> None:
@@ -171,7 +246,7 @@ def run(
         module.steps,
         LENGTH,
         HeadSettings(64, False, torch.float32),
-        student_text=StudentText(config, [2], live.model, 0, module.steps),
+        student_text=StudentText(config, [2], VOCABULARY, live.model, 0, module.steps),
     )
     return student, train(Run(folder, distiller, module, training, 0, lambda *_: None))
 
@@ -194,27 +269,110 @@ def test_a_student_learns_from_its_own_text(
     assert 0 < final["on_policy/time_share"] <= 1
 
 
+@pytest.mark.parametrize("devices", [1, 2])
 def test_a_run_that_was_cut_goes_on_with_the_same_text(
-    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, monkeypatch: pytest.MonkeyPatch, devices: int
 ) -> None:
-    """Bitwise, with replay and an adaptive share: six steps at once, and three, a crash, three."""
-    config = OnPolicyConfig(share=0.8, max_new_tokens=6, replay=2)
-    terms = {"kl": TermConfig(kind="reverse_kl")}
-    whole, _ = run(tmp_path / "a", tiny_teacher, prepared, terms, config, checkpoint_every=2)
+    """Bitwise, with replay and an adaptive share: six steps at once, and two, a crash, four."""
+    config = OnPolicyConfig(share=0.8, max_new_tokens=6, replay=1)
+    terms, changes = (
+        {"kl": TermConfig(kind="reverse_kl")},
+        {"checkpoint_every": 2, "devices": devices, "batch": 8 // devices},
+    )
+    whole, _ = run(tmp_path / "a", tiny_teacher, prepared, terms, config, **changes)
     real, calls = StudentText.rewrite, []
 
     def dying(self: StudentText, *arguments: object) -> object:
         calls.append(1)
-        if len(calls) == 6:
+        if len(calls) == 4:
             raise RuntimeError("power cut")
         return real(self, *arguments)
 
     monkeypatch.setattr(StudentText, "rewrite", dying)
-    with pytest.raises(RuntimeError, match="power cut"):
-        run(tmp_path / "b", tiny_teacher, prepared, terms, config, checkpoint_every=2)
+    with pytest.raises(Exception, match="power cut"):
+        run(tmp_path / "b", tiny_teacher, prepared, terms, config, **changes)
     monkeypatch.setattr(StudentText, "rewrite", real)
-    parts, _ = run(tmp_path / "b", tiny_teacher, prepared, terms, config, checkpoint_every=2)
+    parts, _ = run(tmp_path / "b", tiny_teacher, prepared, terms, config, **changes)
     assert torch.equal(weights(whole), weights(parts))
+
+
+def test_every_rank_draws_and_keeps_text_of_its_own(
+    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where both ranks read the same rows, the seed alone makes their texts differ."""
+    monkeypatch.setattr("distill_lit.data.module.PackedDataModule._place", lambda self: {"rank": 0, "world_size": 2})
+    config, terms = OnPolicyConfig(share=1.0, max_new_tokens=8, replay=3), {"kl": TermConfig(kind="reverse_kl")}
+    run(tmp_path, tiny_teacher, prepared, terms, config, devices=2, batch=4)
+    (path,) = (tmp_path / "checkpoints").glob("*.ckpt")
+    one, other = torch.load(path, weights_only=True)["student_text"]["kept"]
+    assert len(one) == len(other) == 3
+    assert not any(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(one, other, strict=True))
+    texts = [StudentText(config, [2], VOCABULARY, None, 0, steps=10) for _ in range(2)]
+    for rank, text in enumerate(texts):
+        monkeypatch.setattr("distill_lit.signals.on_policy.this_rank", lambda rank=rank: rank)
+        text.load_state_dict(torch.load(path, weights_only=True)["student_text"])
+    replayed = [text.rewrite(make_batch(prepared.train, np.arange(1), 1), None, 0, 0) for text in texts]
+    assert any(torch.equal(replayed[0][0]["input_ids"], batch["input_ids"]) for batch in one)
+    assert any(torch.equal(replayed[1][0]["input_ids"], batch["input_ids"]) for batch in other)
+
+
+def test_text_is_replayed_where_the_batch_is(tiny_teacher: Path, prepared: data.PreparedData) -> None:
+    """A checkpoint holds text on the CPU; a device without memory stands for the GPU."""
+    batch, student = make_batch(prepared.train, np.arange(1), 1), load_model(tiny_teacher)
+    text = writer(OnPolicyConfig(share=1.0, max_new_tokens=2, replay=1))
+    text.rewrite(batch, student, 0, 0)
+    text.load_state_dict(text.state_dict())
+    replayed, facts = text.rewrite({name: value.to("meta") for name, value in batch.items()}, student, 0, 1)
+    assert facts["replayed"] == 1
+    assert {value.device.type for value in replayed.values()} == {"meta"}
+
+
+def test_the_reverse_kl_is_that_of_whole_distributions(
+    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData
+) -> None:
+    """On text drawn at temperature 3, where the mean of log q - log p of the drawn tokens would be another number."""
+    config = OnPolicyConfig(share=1.0, max_new_tokens=12, temperature=3.0)
+    run(tmp_path, tiny_teacher, prepared, {"reverse_kl": TermConfig(weight=0.5)}, config, log_every=6)
+    found = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])["on_policy/reverse_kl"]
+    student, teacher = new_student(tiny_teacher).train(), load_model(tiny_teacher)
+    batch = PackedDataModule(prepared.train, prepared.validation, TRAINING, 0).train_dataloader().batch_at(0)
+    made, _ = writer(config).rewrite(batch, student, 0, 0)
+    total = drawn = 0.0
+    for row in range(8):
+        own = made["by_student"][row].nonzero()[:, 0]
+        ids = made["input_ids"][row, : int(own[-1]) + 1][None]
+        with torch.no_grad():
+            q, p = (model(ids).logits[0, own - 1].log_softmax(-1) for model in (student, teacher))
+        total += float((q.exp() * (q - p)).sum())
+        drawn += float((q - p).gather(-1, ids[0, own, None]).sum())
+    count = int(made["by_student"].sum())
+    assert found == pytest.approx(total / count, rel=1e-3)
+    assert abs(drawn - total) / count > 0.05
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert not any("own_reverse_kl" in name for line in lines for name in line)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_time_of_writing_is_a_share_of_the_time_of_training(
+    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, monkeypatch: pytest.MonkeyPatch, devices: int
+) -> None:
+    """Where nearly all is writing, with a validation between two logged steps; of two ranks the second finds no prompt."""
+    real, find = on_policy.write_batch, on_policy._prompts
+
+    def slowly(*arguments: object) -> object:
+        time.sleep(0.4)
+        return real(*arguments)
+
+    monkeypatch.setattr(on_policy, "write_batch", slowly)
+    monkeypatch.setattr(on_policy, "_prompts", lambda *arguments: {} if this_rank() else find(*arguments))
+    changes = {"devices": devices, "batch": 8 // devices, "log_every": 3, "validate_every": 0.34}
+    terms = {"kl": TermConfig(kind="reverse_kl")}
+    run(tmp_path, tiny_teacher, prepared, terms, OnPolicyConfig(share=1.0, max_new_tokens=2), **changes)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    shares = [line["on_policy/time_share"] for line in lines if "on_policy/time_share" in line]
+    assert len(shares) == 2
+    assert 0.5 < shares[1] <= 1
+    assert all("on_policy/length" in line for line in lines if "on_policy/time_share" in line)
 
 
 def test_accumulated_batches_of_student_text_count_alike(
@@ -237,6 +395,13 @@ def test_accumulated_batches_of_student_text_count_alike(
         (["on_policy.share=0.5", "teacher.source=live", "training.compile=true"], "training.compile"),
         (["teacher.source=live", "objective.terms.kl.kind=contrastive"], "does not tell them apart"),
         (["teacher.source=live", "objective.terms.kl.kind=policy_reverse_kl"], "set on_policy.share to 1"),
+        *(
+            (
+                ["teacher.source=live", "objective.terms.kl.kind=policy_reverse_kl", "on_policy.share=1", change],
+                "objective.terms.kl: policy_reverse_kl is for .* leave temperature and top_p at 1",
+            )
+            for change in ("on_policy.temperature=0.7", "on_policy.top_p=0.9", "on_policy.replay=2")
+        ),
     ],
 )
 def test_bad_input_is_refused(changes: list[str], words: str) -> None:

@@ -133,6 +133,24 @@ def test_a_cache_says_what_the_live_teacher_says(
         assert torch.equal(target.ids.sort().values, log_p.topk(7).indices.sort().values)
 
 
+@pytest.mark.parametrize("form", [TOP, DRAWN], ids=lambda form: form.kind)
+def test_a_batch_without_labels_has_an_empty_target(
+    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, form: Form
+) -> None:
+    """Chats whose responses have been cut off: a micro-batch of a step in which others have labels."""
+    questions = dataclasses.replace(
+        prepared.train, supervised=prepared.train.supervised & (np.arange(len(prepared.train)) > 1)[:, None]
+    )
+    cached = write(tmp_path, tiny_teacher, dataclasses.replace(prepared, train=questions), form)
+    batch = make_batch(questions, np.array([1, 0]), 1)
+    target = cached.target(batch, batch["labels"][:, 1:] >= 0)
+    full = cached.target(*rows_of(prepared, 5))
+    assert type(target) is type(full)
+    assert [part.shape[1:] for part in target] == [part.shape[1:] for part in full]
+    assert [part.dtype for part in target] == [part.dtype for part in full]
+    assert {len(part) for part in target} == {0}
+
+
 def test_held_out_rows_are_whole(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:
     cached = write(tmp_path, tiny_teacher, prepared, DRAWN)
     loader = ValidationLoader(prepared.validation, batch=3, first_row=len(prepared.train), rank=1, world_size=2)

@@ -81,6 +81,11 @@ class CorpusConfig(RowsConfig):
     messages: str = knob("", "instead of `text`: column of chat messages; the loss is then on the responses only")
     generated: Optional[GeneratedConfig] = None  # instead of `dataset` and `path`
 
+    @property
+    def is_chat(self) -> bool:
+        """Whether its documents are chats."""
+        return bool(self.messages or (self.generated is not None and self.generated.chat))
+
 
 @dataclass
 class DataConfig:

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 
 from distill_lit.config.schema import TrainingConfig
-from distill_lit.data.packing import IGNORED, Packed
+from distill_lit.data.packing import Packed
 from distill_lit.errors import UserError
+from distill_lit.targets import IGNORED
 
 Batch = dict[str, torch.Tensor]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from distill_lit.data.tokens import Tokens
+from distill_lit.targets import IGNORED
 
-IGNORED = -100  # label of a position that is not supervised
 OPEN_ROWS = 64  # rows that may still take a document
 
 

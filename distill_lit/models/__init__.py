@@ -5,7 +5,14 @@ from distill_lit.models.loading import load_config, load_model, load_tokenizer, 
 from distill_lit.models.lora import merge_adapters, trained_share
 from distill_lit.models.quantise import INT8, check_int8, is_quantised, quantise
 from distill_lit.models.size import Size, size_from_config, size_of
-from distill_lit.models.students import Calibration, check_student, check_student_fits, initial_student, student_config
+from distill_lit.models.students import (
+    Calibration,
+    check_student,
+    check_student_fits,
+    check_student_reads,
+    initial_student,
+    student_config,
+)
 from distill_lit.models.vocabulary import check_same_vocabulary, shared_vocabulary
 
 __all__ = [
@@ -18,6 +25,7 @@ __all__ = [
     "check_same_vocabulary",
     "check_student",
     "check_student_fits",
+    "check_student_reads",
     "export_student",
     "initial_student",
     "is_quantised",

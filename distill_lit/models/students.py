@@ -76,6 +76,14 @@ def check_student_fits(name: str, student: StudentConfig, teacher: Path) -> Any:
         return config
 
 
+def check_student_reads(name: str, reference: str, teacher: Path) -> None:
+    """Raises UserError unless the model behind the student's `from`, here already, numbers its tokens as the teacher."""
+    try:
+        check_same_vocabulary(load_tokenizer(teacher), load_tokenizer(model_folder(reference)))
+    except UserError as error:
+        raise UserError(f"students.{name}.from: {error}") from None
+
+
 def student_config(student: StudentConfig, teacher: Any) -> Any:
     """The transformers config of a student; teacher: that of the teacher. Which layers a method will keep is not known
     yet; their number is."""

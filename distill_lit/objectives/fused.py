@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from distill_lit.errors import UserError
 from distill_lit.heads import Head
 from distill_lit.objectives.objective import Objective, check_signal
-from distill_lit.objectives.sums import Tokens, term_sums
+from distill_lit.objectives.sums import COUNTED_BY, Tokens, term_sums
 from distill_lit.targets import DenseTarget, Foreign, ForeignTarget, Sparse, Target, form_of, rows_of
 
 
@@ -28,6 +28,12 @@ class Losses(NamedTuple):
     total: Tensor
     terms: Tensor
     measures: dict[str, Tensor]
+
+    def means(self, tokens: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """{measure: (its mean, over how many of the `tokens` tokens)}; a mean over none is 0."""
+        every = self.terms.new_tensor(tokens)
+        counts = {name: self.measures.get(COUNTED_BY.get(name, ""), every) for name in self.measures}
+        return {name: (total / counts[name].clamp(min=1), counts[name]) for name, total in self.measures.items()}
 
 
 class Pass(NamedTuple):

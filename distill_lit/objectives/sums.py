@@ -5,10 +5,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from distill_lit.objectives.divergences import entropy, forward_kl
+from distill_lit.objectives.divergences import entropy, forward_kl, reverse_kl
 from distill_lit.objectives.objective import Objective, Term
 from distill_lit.objectives.sparse import label_log_probs, pick
 from distill_lit.targets import Draws, Foreign, Sparse, TopK
+
+# measures of some of the tokens, and the measure that counts these where there is one
+COUNTED_BY = {"teacher_nll": "in_spans", "student_span_nll": "in_spans", "own_reverse_kl": "by_student"}
 
 
 class Tokens(NamedTuple):
@@ -73,16 +76,25 @@ def soften(tokens: Tokens, temperature: Tensor | None) -> View:
 def measure_sums(view: View) -> dict[str, Tensor]:
     """Sums over tokens of what is watched and not trained on, at T = 1, in nats; agreement counts equal best tokens.
 
-    Of a sparse teacher only what it can tell. The teacher's own NLL shows whether it fits the data at all.
+    Of a sparse teacher only what it can tell. The teacher's own NLL shows whether it fits the data at all; of a teacher
+    with another tokenizer it is known in spans only, and so is the student's that is comparable with it. Where it is said
+    who wrote the text, the reverse KL on the student's own is measured too, from whole distributions.
     """
     log_q, teacher, labels = view.log_q, view.teacher, view.labels
     sums = {"student_nll": -pick(log_q, labels).sum(), "student_entropy": entropy(log_q).sum()}
     if teacher is None:
         return sums
     sums["teacher_nll"] = -label_log_probs(teacher, labels).sum()
+    if isinstance(teacher, Foreign):
+        inside = teacher.size > 0
+        sums["student_span_nll"] = -torch.where(inside, pick(log_q, labels), 0.0).sum()
+        sums["in_spans"] = inside.sum().to(log_q.dtype)
     if isinstance(teacher, Tensor):
         sums["teacher_entropy"] = entropy(teacher).sum()
         sums["teacher_kl"] = forward_kl(log_q, teacher).sum()
+    if isinstance(teacher, Tensor) and view.by_student is not None:
+        sums["own_reverse_kl"] = torch.where(view.by_student, reverse_kl(log_q, teacher), 0.0).sum()
+        sums["by_student"] = view.by_student.sum().to(log_q.dtype)
     if not isinstance(teacher, (Draws, Foreign)):
         best = teacher.ids[:, 0] if isinstance(teacher, TopK) else teacher.argmax(-1)
         sums["agreement"] = (log_q.argmax(-1) == best).sum().to(log_q.dtype)

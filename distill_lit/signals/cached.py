@@ -210,16 +210,17 @@ class SparseTeacher:
         numbers = batch["rows"].tolist()
         if max(numbers) >= self.rows:
             return self.held_out.target(batch, chosen)
-        parts = [self._row(n) for n, wanted in zip(numbers, chosen.any(1).tolist(), strict=True) if wanted]
+        parts = [self._row(n, wanted) for n, wanted in zip(numbers, chosen.any(1).tolist(), strict=True)]
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         if len(arrays["ids"]) != int(chosen.sum()):
             raise UserError("the teacher cache holds other positions than this batch supervises; remove it to mend it")
         target: TopK | Draws = expand(arrays, self.form)
         return type(target)(*(value.to(chosen.device) for value in target))
 
-    def _row(self, number: int) -> dict[str, np.ndarray]:
+    def _row(self, number: int, wanted: bool) -> dict[str, np.ndarray]:
+        """What was kept of a row, or as many empty arrays."""
         shard = number // SHARD_ROWS
-        start, end = self._starts[number], self._starts[number] + self._sizes[number]
+        start, end = self._starts[number], self._starts[number] + self._sizes[number] * wanted
         return {name: self._read(shard, name, start, end) for name in self._read.names(shard)}
 
 

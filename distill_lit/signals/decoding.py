@@ -37,10 +37,12 @@ def write_batch(
     sampling: Sampling,
     seed: int,
     extra: Sequence[Any] = (),
+    vocabulary: int = 0,
 ) -> list[Written]:
     """A continuation of each prompt (token ids). The same prompts, in the same batch, with the same seed give the same.
 
-    extra: logits processors that change what is drawn from, told of the prompts' attention mask by `start`.
+    extra: logits processors that change what is drawn from, told of the prompts' attention mask by `start`; vocabulary:
+    real tokens, when a padded head must draw no others.
     """
     device = next(model.parameters()).device
     longest = max(map(len, prompts))
@@ -58,7 +60,7 @@ def write_batch(
         sequences = model.generate(
             ids,
             attention_mask=mask,
-            generation_config=_settings(sampling, ends),
+            generation_config=_settings(sampling, ends, _padding(model, vocabulary)),
             logits_processor=LogitsProcessorList([recorder, *extra]),
         )
     written = sequences[:, longest:]
@@ -78,7 +80,12 @@ def end_tokens(model: Any, tokenizer: Any, chat: bool) -> list[int]:
     return list(dict.fromkeys(end for end in ends if end is not None))
 
 
-def _settings(sampling: Sampling, ends: list[int]) -> GenerationConfig:
+def _padding(model: Any, vocabulary: int) -> list[int]:
+    """Columns of the logits that are no token; none where `vocabulary` is 0."""
+    return list(range(vocabulary, model.get_output_embeddings().weight.shape[0])) if vocabulary else []
+
+
+def _settings(sampling: Sampling, ends: list[int], padding: list[int]) -> GenerationConfig:
     # every knob that a model's own generation_config.json could set is named, or it would decide here
     drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0, "min_p": 0.0, "typical_p": 1.0}
     return GenerationConfig(
@@ -92,6 +99,7 @@ def _settings(sampling: Sampling, ends: list[int]) -> GenerationConfig:
         eos_token_id=ends,
         pad_token_id=ends[0],
         use_cache=True,
+        suppress_tokens=padding or None,
     )
 
 

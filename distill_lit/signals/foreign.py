@@ -4,6 +4,7 @@ Every document of a batch goes from the student's tokens to bytes, from these to
 says comes back on the spans of bytes that both cut alike. A BOS that only one of them has costs nothing: it has no bytes.
 """
 
+import logging
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,9 @@ from distill_lit.signals.alignment import Spans, align, token_bytes, whole_chara
 from distill_lit.signals.live import LiveTeacher
 from distill_lit.targets import Foreign, ForeignTarget
 
+log = logging.getLogger(__name__)
 BATCH_TOKENS = 2048  # of the teacher, per forward pass
+MANY = 32  # documents, after which it is known whether a teacher reads this text
 CHUNK_TOKENS = 64  # whose whole distributions are in memory at a time
 
 
@@ -36,6 +39,7 @@ class ForeignTeacher:
         """`model`, `vocabulary`, `tokenizer`: the teacher's. Raises UserError for tokenizers whose bytes are not known."""
         self.live = LiveTeacher(model, vocabulary)
         self.tokenizer, self.end = tokenizer, student_tokenizer.eos_token_id
+        self._read = self._changed = 0  # documents
         self._ours, self._theirs = token_bytes(student_tokenizer), token_bytes(tokenizer)
 
     def to(self, device: torch.device) -> None:
@@ -55,7 +59,8 @@ class ForeignTeacher:
         return self._collect(pieces, chosen)
 
     def _piece(self, row: int, ids: np.ndarray, columns: np.ndarray) -> Piece | None:
-        """A document in both tokenizers; None where its bytes are no text."""
+        """A document in both tokenizers; None where its bytes are no text, or one that the teacher's tokenizer changes, as
+        those do that normalise characters."""
         mine = ids[columns]
         ended = bool(len(mine)) and int(mine[-1]) == self.end
         sizes = np.array([len(self._ours[i]) for i in mine])
@@ -63,11 +68,13 @@ class ForeignTeacher:
         text, skipped = whole_characters(data)
         if not text:
             return None
+        self._read += 1
         length = len(text.encode())
-        theirs = list(self.tokenizer(text)["input_ids"])
+        theirs = list(self.tokenizer(text, split_special_tokens=True)["input_ids"])
         their_sizes = np.array([len(self._theirs[i]) for i in theirs])
         if b"".join(self._theirs[i] for i in theirs) != text.encode():
-            raise UserError("teacher.source: foreign: the teacher's tokenizer changes the text, so it cannot be aligned")
+            self._note_change(text)
+            return None
         ends = np.cumsum(sizes) - skipped
         spans = align(np.diff(np.clip(ends, 0, length), prepend=0), their_sizes)
         # a token that holds a part of a cut character says something the teacher was not shown
@@ -77,6 +84,17 @@ class ForeignTeacher:
         if ended and skipped + length == len(data) and self.tokenizer.eos_token_id is not None:
             theirs, spans = self._with_end(theirs, spans, len(mine))
         return Piece(row, columns, theirs, spans)
+
+    def _note_change(self, text: str) -> None:
+        """Tells of the first document that is left out. Raises UserError where most are: little would be left to learn."""
+        self._changed += 1
+        if self._changed == 1:
+            log.warning("the teacher's tokenizer changes %r; such documents are left out, see in_spans", text[:60])
+        if self._read >= MANY and self._changed > self._read / 2:
+            raise UserError(
+                f"teacher.source: foreign, and the teacher's tokenizer changes {self._changed} of {self._read} documents, "
+                "which cannot be aligned; choose a teacher that reads this text as it is"
+            )
 
     def _with_end(self, theirs: list[int], spans: Spans, count: int) -> tuple[list[int], Spans]:
         """Both say that the document ends, each with its own token: a span without bytes."""
