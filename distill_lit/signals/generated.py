@@ -171,7 +171,8 @@ def write_corpus(name: str, generated: GeneratedConfig, writer: Writer, origin: 
     answers = list(read_answers(shards.folder))
     kept, dropped = _keep(generated, answers, writer)
     if not kept:
-        raise UserError(f"{key}: none of {len(answers)} answers is left; {_said(dropped)}")
+        refusal = f"; the server said: {cost['refusal']}" if "refusal" in cost else ""
+        raise UserError(f"{key}: none of {len(answers)} answers is left; {_said(dropped)}{refusal}")
     shards.make_all({path.name: functools.partial(_write_lines, rows=_rows(kept, generated, writer))})
     tokens = sum(len(answer.tokens) or len(answer.log_probabilities) for answer in answers)
     counts = {"prompts": len(prompts), "answers": len(answers), "tokens": tokens, "kept": len(kept), "dropped": dropped}
