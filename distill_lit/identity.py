@@ -6,6 +6,7 @@ from distill_lit.config import CorpusConfig, ExperimentConfig, TermConfig, decis
 from distill_lit.config.on_policy import is_on
 from distill_lit.files import fingerprint
 from distill_lit.objectives import build_objective
+from distill_lit.signals.filters import comparison_facts
 from distill_lit.signals.generated import REMOTE_WITHOUT_EFFECT
 
 TEACHER, UNTOUCHED, CE_ONLY, DISTILLED = "teacher", "untouched", "ce_only", "distilled"
@@ -72,6 +73,8 @@ def data_identity(config: ExperimentConfig) -> dict[str, Any]:
 def corpus_identity(corpus: CorpusConfig, config: ExperimentConfig) -> dict[str, Any]:
     """A corpus without the knobs that cannot change its documents."""
     found = decisive(corpus)
+    if corpus.generated is not None:
+        found |= comparison_facts(corpus.generated.filters)
     if corpus.generated is not None and corpus.generated.filters.contamination:
         found["asked"] = [sorted(config.evaluation.tasks), config.evaluation.include_path]
     if corpus.generated is not None and corpus.generated.remote is not None:

@@ -21,6 +21,7 @@ from distill_lit.config import ExperimentConfig, to_yaml
 from distill_lit.errors import Failure, UserError
 from distill_lit.experiment import Cell, runs_folder
 from distill_lit.files import write_text
+from distill_lit.identity import GENERATED
 from distill_lit.progress import Display
 from distill_lit.secrets import scrub
 from distill_lit.state import FAILED, PREEMPTED, STOPPED, note_state
@@ -134,7 +135,7 @@ class _Worker:
         """Asks for a checkpoint and an end, and waits for it."""
         self.process.terminate()
         try:
-            self.process.wait(STOP_SECONDS)
+            self.process.wait(STOP_SECONDS + _reply_seconds(self.cell))
         except subprocess.TimeoutExpired:
             self.process.kill()
         self.log.close()
@@ -234,7 +235,7 @@ class _Launcher:
         for cell in [c for c in self.waiting if any(need in self.outcome.failed for need in c.needs)]:
             self.waiting.remove(cell)
             self.pending.discard(cell.name)
-            self._fail(cell, f"needs {cell.needs[0]}, which failed")
+            self._fail(cell, f"needs {next(n for n in cell.needs if n in self.outcome.failed)}, which failed")
             self.display.finish(cell, self.outcome.failed[cell.name])
 
     def _employ(self, worker: _Worker) -> None:
@@ -243,6 +244,13 @@ class _Launcher:
             self.waiting.remove(ready)
             worker.give(ready)
             self.display.begin(ready)
+
+
+def _reply_seconds(cell: Cell | None) -> float:
+    """Seconds that replies of a server, which are paid for, may still be on their way."""
+    corpora = cell.config.data.corpora.values() if cell is not None and cell.role == GENERATED else ()
+    servers = [corpus.generated.remote for corpus in corpora if corpus.generated is not None]
+    return max((server.timeout for server in servers if server is not None), default=0.0)
 
 
 def _death(code: int) -> str:

@@ -1,23 +1,40 @@
 """The remote teacher against a server that fails in every way, and against a real one that serves SmolLM2."""
 
 import dataclasses
+import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from fault_server import failure, good, serving
+from rich.console import Console
+from tiny_data import save_tokenizer, write_lines
+from tiny_tasks import make_tasks
 
-from distill_lit.config import CorpusConfig, DataConfig, GeneratedConfig, PriceConfig, PromptsConfig, RemoteConfig
+from distill_lit import experiment, launch
+from distill_lit.config import (
+    CorpusConfig,
+    DataConfig,
+    GeneratedConfig,
+    PriceConfig,
+    PromptsConfig,
+    RemoteConfig,
+    load_experiment,
+)
 from distill_lit.errors import UserError
+from distill_lit.progress import Display
 from distill_lit.signals import asking
 from distill_lit.signals.answers import Answer, read_answers
 from distill_lit.signals.asking import parse_reply, retry_after
@@ -207,6 +224,58 @@ def test_refused_prompts_are_kept_counted_and_not_asked_again(tmp_path: Path) ->
     assert facts["cost"] == pytest.approx(4 * 210e-6)
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        failure(400, "Unsupported parameter: 'max_tokens'", code="unsupported_parameter"),
+        failure(422, "extra fields not permitted"),
+        failure(400, "API key not valid. Please pass a valid API key."),
+    ],
+    ids=("parameter", "fields", "key"),
+)
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_a_way_of_asking_that_is_refused_stops_and_is_not_kept(tmp_path: Path, fault: tuple, concurrency: int) -> None:
+    with serving(lambda request, number: fault) as server:
+        settings = config(server.url, concurrency=concurrency)
+        with pytest.raises(UserError, match=f"HTTP {fault[0]}: {fault[1]['error']['message'][:10]}.*6 answers are missing"):
+            ask(tmp_path / "a", settings)
+        assert len(server.requests) <= max(3, concurrency)
+        server.answer = echo
+        answers, facts = ask(tmp_path / "a", settings)
+    assert {a.finish for a in answers} == {"stop"}
+    assert facts["requests"] == 6
+
+
+def test_a_key_that_has_run_out_refuses_no_prompt(tmp_path: Path) -> None:
+    wrong = failure(400, "API key expired")
+    with serving(lambda request, number: echo(request, number) if number < 2 else wrong) as server:
+        with pytest.raises(UserError, match="API key expired; 4 answers are missing"):
+            ask(tmp_path / "a", config(server.url))
+        assert len(server.requests) == 3
+
+
+def test_refused_prompts_before_the_first_answer_are_kept_once_there_is_one(tmp_path: Path) -> None:
+    with serving(lambda request, number: failure(400, "not that") if number < 2 else echo(request, number)) as server:
+        answers, _ = ask(tmp_path / "a", config(server.url))
+        ask(tmp_path / "b", config(server.url))
+        assert len(server.requests) == 6
+    assert [a.finish for a in answers] == ["refused", "refused", "stop", "stop", "stop", "stop"]
+
+
+def test_when_all_is_refused_the_commonest_reason_is_said(tmp_path: Path) -> None:
+    rows = tmp_path / "q.jsonl"
+    rows.write_text("".join(json.dumps({"q": f"{i}"}) + "\n" for i in range(5)))
+    policy = {"code": "content_filter"}
+
+    def refuse(request: dict, number: int) -> tuple:
+        return failure(400, "too rude", **policy) if number != 1 else failure(400, "too odd", **policy)
+
+    with serving(refuse) as server:
+        settings = dataclasses.replace(config(server.url), prompts=PromptsConfig(path=str(rows), text="{{ q }}"))
+        with pytest.raises(UserError, match="none of 5 answers is left; 5 refused; the server said: HTTP 400: too rude"):
+            write_corpus("a", settings, Writer("file:nowhere", torch.float32), "pypi", lambda *_: None)
+
+
 def test_empty_answers_are_answers_and_a_corpus_of_nothing_is_refused(tmp_path: Path) -> None:
     rows = tmp_path / "q.jsonl"
     rows.write_text('{"q": "a"}\n{"q": "b"}\n')
@@ -295,6 +364,42 @@ def test_an_unusable_reply_that_was_charged_is_counted(tmp_path: Path) -> None:
         assert Journal(journal_path(server.url, "m")).spent == pytest.approx(7 * 210e-6)
 
 
+@pytest.mark.parametrize("lost", ["late", "torn", "cut off"])
+def test_a_try_whose_reply_is_lost_counts_as_if_it_were_charged(tmp_path: Path, lost: str) -> None:
+    def lossy(request: dict, number: int) -> tuple:
+        if number != 1:
+            return echo(request, number)
+        time.sleep(1.0 if lost == "late" else 0)
+        status, body, _ = echo(request, number)
+        text = json.dumps(body).encode()
+        return status, text[:-40], {"content-length": str(len(text))} if lost == "cut off" else {}
+
+    worst = (10 + 64 + 16 * 100) * 1e-6
+    with serving(lossy) as server:
+        settings = config(server.url, timeout=0.5, budget=2 * worst + 2 * 210e-6 - 1e-9)
+        with pytest.raises(UserError, match="budget"):
+            ask(tmp_path / "a", settings)
+        assert Journal(journal_path(server.url, "m")).spent == pytest.approx(2 * 210e-6 + worst)
+        assert len(server.requests) == 3
+
+
+def test_a_retry_too_is_within_the_budget(tmp_path: Path) -> None:
+    worst = (10 + 64 + 16 * 100) * 1e-6
+    with serving(lambda request, number: (200, b"{", {})) as server:
+        with pytest.raises(UserError, match="budget of .* is spent"):
+            ask(tmp_path / "a", config(server.url, retries=9, budget=3.5 * worst))
+        assert len(server.requests) == 3
+        assert Journal(journal_path(server.url, "m")).spent == pytest.approx(3 * worst)
+
+
+def test_a_server_that_is_down_or_says_no_costs_nothing(tmp_path: Path) -> None:
+    with serving(lambda request, number: failure(503)) as server, pytest.raises(UserError, match="503"):
+        ask(tmp_path / "a", config(server.url))
+    with pytest.raises(UserError, match="cannot be reached"):
+        ask(tmp_path / "a", config(server.url))
+    assert Journal(journal_path(server.url, "m")).spent == 0
+
+
 KILLED = """
 import sys, os, signal
 sys.path.insert(0, {tests!r})
@@ -333,6 +438,24 @@ def test_killed_while_asking_loses_nothing_that_was_answered(tmp_path: Path, num
     assert len(answers) == 6
 
 
+@pytest.mark.parametrize("fault", [failure(429, "wait", retry_after="30"), failure(500, "down")], ids=("429", "500"))
+def test_after_sigterm_those_that_wait_ask_no_more_and_nothing_has_failed(tmp_path: Path, fault: tuple) -> None:
+    process: list[subprocess.Popen] = []
+
+    def limited(request: dict, count: int) -> tuple:
+        if count == 3:
+            threading.Timer(0.5, process[0].send_signal, (signal.SIGTERM,)).start()
+        return echo(request, count) if count < 2 else fault
+
+    with serving(limited) as server:
+        values = {"tests": str(ROOT / "tests"), "folder": str(tmp_path / "a"), "url": server.url}
+        code = KILLED.replace("from pathlib", "t.asking.FIRST_PAUSE = 30.0\nfrom pathlib")
+        process.append(subprocess.Popen([sys.executable, "-c", code.format(**values)], cwd=ROOT, stderr=subprocess.PIPE))
+        assert process[0].wait(20) == 143, process[0].stderr.read()
+        assert len(server.requests) == 4
+        assert len(Journal(journal_path(server.url, "m")).entries) == 2
+
+
 def test_a_torn_line_of_the_journal_costs_one_request(tmp_path: Path) -> None:
     with serving(echo) as server:
         ask(tmp_path / "a", config(server.url))
@@ -342,6 +465,63 @@ def test_a_torn_line_of_the_journal_costs_one_request(tmp_path: Path) -> None:
         assert facts["requests"] == 1
         assert ask(tmp_path / "c", config(server.url))[1]["requests"] == 0
     assert len(answers) == 6
+
+
+EXPERIMENT = """
+name: tiny
+teacher: {{model: "file:{teacher}", source: none, dtype: float32}}
+students: {{one: {{layers: [0]}}}}
+data:
+  length: 32
+  validation: 2
+  corpora:
+    fine: {{generated: {{prompts: {{path: "file:{rows}"}}, remote: {{base_url: "{url}", model: m, retries: 0}}}}}}
+    none: {{generated: {{prompts: {{path: "file:{rows}"}}, remote: {{base_url: "{url}", model: n, retries: 0}}}}}}
+objective: {{terms: {{ce: {{weight: 1}}}}, compile: never}}
+training: {{tokens: 64, batch: 1, precision: float32, accelerator: cpu}}
+evaluation: {{tasks: [colours], include_path: "{tasks}"}}
+launcher: {{workers: 1, threads: 1}}
+baselines: []
+"""
+
+
+def run_tiny(tmp_path: Path, url: str) -> dict[str, str]:
+    """Runs an experiment of two remote corpora, models m and n, and a student; {label of a failed cell: why}."""
+    rows = write_lines(tmp_path / "q.jsonl", [{"text": text} for text in tiny.sentences(40)])
+    teacher = save_tokenizer(tiny.make_model(tmp_path / "teacher", bos_token_id=None, eos_token_id=258))
+    file = tmp_path / "tiny.yaml"
+    file.write_text(EXPERIMENT.format(teacher=teacher, rows=rows, url=url, tasks=make_tasks(tmp_path / "tasks", "colours")))
+    loaded = load_experiment(file)
+    cells = experiment.plan(loaded)
+    with Display(Console(file=io.StringIO())) as display:
+        failed = launch.run_cells(loaded, cells, tmp_path, display).failed
+    return {cell.label: failed[cell.name] for cell in cells if cell.name in failed}
+
+
+def test_a_cell_is_told_which_of_those_it_needs_has_failed(tmp_path: Path) -> None:
+    def half(request: dict, number: int) -> tuple:
+        return echo(request, number) if request["model"] == "m" else failure(401, "no")
+
+    with serving(half) as server:
+        failed = run_tiny(tmp_path, server.url)
+    assert list(failed) == ["generated-none", "one"]
+    assert "HTTP 401" in failed["generated-none"]
+    assert re.fullmatch(r"needs generated-none-\w+, which failed", failed["one"])
+
+
+def test_a_stopped_driver_waits_for_replies_that_are_paid_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "STOP_SECONDS", 0.1)
+
+    def slow(request: dict, number: int) -> tuple:
+        if number == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(2.0)
+        return echo(request, number)
+
+    with serving(slow) as server:
+        with pytest.raises(launch.Terminated):
+            run_tiny(tmp_path, server.url)
+        assert len(Journal(journal_path(server.url, "m")).entries) == len(server.requests) > 0
 
 
 # ---------------------------------------------------------------- secrets and bad input

@@ -14,14 +14,16 @@ import torch
 from tiny_data import save_tokenizer, write_lines
 
 from distill_lit import data
-from distill_lit.config import CorpusConfig, DataConfig, FiltersConfig, GeneratedConfig, PromptsConfig
+from distill_lit.config import CorpusConfig, DataConfig, FiltersConfig, GeneratedConfig, PromptsConfig, load_experiment
 from distill_lit.errors import UserError
 from distill_lit.files import hashes_of, read_json
+from distill_lit.identity import corpus_identity
 from distill_lit.models import load_model, load_tokenizer
+from distill_lit.signals import filters
 from distill_lit.signals.answers import Answer, read_answers
 from distill_lit.signals.decoding import Sampling, end_tokens, write_batch
 from distill_lit.signals.filters import agreement, filter_answers, final_answer, overlap, repetition
-from distill_lit.signals.generated import Writer, check_generated, resolve_corpora, write_corpus
+from distill_lit.signals.generated import Writer, check_generated, corpus_path, resolve_corpora, write_corpus
 from distill_lit.signals.judge import judge_answers
 from distill_lit.signals.prompts import Prompt, read_prompts
 from distill_lit.signals.shards import Shards, append_line
@@ -233,6 +235,40 @@ def test_overlap_by_hand() -> None:
     assert overlap("1,000", "1000.") == 1
     assert overlap("-3", "3") == 0
     assert overlap("", "") == 0
+    assert overlap("A", "a.") == 1
+    assert overlap("A", "B") == 0
+    assert overlap("The", "a") == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "right", "is_right"),
+    [
+        ("Answer: A", "A", True),
+        ("Answer: a.", "A", True),
+        ("Answer: B", "A", False),
+        ("I do not know", "A", False),
+        ("Answer:", "A", False),
+        ("Answer: the bridge", "A bridge", True),
+        ("Answer: +", "-", False),
+        ("Answer: +", "+", True),
+        ("I do not know", "+", False),
+    ],
+)
+def test_a_final_answer_may_be_an_article_or_a_sign(text: str, right: str, is_right: bool) -> None:
+    kept, dropped = filter_answers([answer(text, right=right)], FiltersConfig(correct=True, pattern=r"Answer:(.*)"))
+    assert (len(kept), dropped) == ((1, {}) if is_right else (0, {"wrong": 1}))
+
+
+def test_unanimous_answers_agree_whatever_they_are() -> None:
+    finals = ["A", "A", "A", "B"]
+    assert [agreement(finals, i) for i in range(4)] == pytest.approx([2 / 3, 2 / 3, 2 / 3, 0])
+
+
+def test_agreement_counts_all_answers_to_a_prompt_wherever_they_stand() -> None:
+    answers = [answer("4", 0), Answer("long", 0, "", "too_long"), answer("4", 1)]
+    kept, dropped = filter_answers(answers, FiltersConfig(agreement=1.0))
+    assert [a.sample for a in kept] == [0, 1]
+    assert dropped == {"too_long": 1}
 
 
 def test_agreement_is_the_share_of_equal_final_answers() -> None:
@@ -253,10 +289,10 @@ def test_every_filter_takes_what_it_should() -> None:
         answer("Answer: 4 I think", 6, right="4"),
         answer("declined", 7, finish="refused"),
     ]
-    filters = FiltersConfig(
+    strict = FiltersConfig(
         min_tokens=2, max_tokens=20, finished=True, repetition=0.4, correct=True, pattern=r"Answer: (\S+)"
     )
-    kept, dropped = filter_answers(answers, filters)
+    kept, dropped = filter_answers(answers, strict)
     assert [a.sample for a in kept] == [6]
     reasons = ("empty", "short", "long", "unfinished", "repetitive", "wrong", "refused")
     assert dropped == dict.fromkeys(reasons, 1)
@@ -321,6 +357,31 @@ def test_filters_choose_a_corpus_and_nothing_is_written_twice(tmp_path: Path, ch
     assert times == {p: p.stat().st_mtime_ns for p in folder.glob("answers-*")}
     other = write_corpus("a", settings(path, temperature=0.5), writer, "pypi", lambda *_: None)
     assert Path(other["corpus"]).parent != folder
+
+
+@pytest.mark.parametrize("changes", [{"correct": True}, {"agreement": 0.5}], ids=str)
+def test_another_comparison_of_final_answers_filters_again_and_writes_nothing(
+    tmp_path: Path, chatty: Path, monkeypatch: pytest.MonkeyPatch, changes: dict
+) -> None:
+    path = questions(tmp_path)
+    prompts = PromptsConfig(path=str(path), text="{{ q }}", answer="A")
+    comparing = settings(path, prompts=prompts, samples=2, temperature=1.0, filters=FiltersConfig(**changes))
+    plain = dataclasses.replace(comparing, filters=FiltersConfig(min_tokens=2))
+    writer, config = Writer(f"file:{chatty}", torch.float32), load_experiment(ROOT / "experiments/sequence_level.yaml")
+
+    def places() -> list[tuple[Path, object]]:
+        return [
+            (corpus_path("a", generated, writer, "pypi"), corpus_identity(CorpusConfig(generated=generated), config))
+            for generated in (comparing, plain)
+        ]
+
+    before = places()
+    monkeypatch.setattr(filters, "COMPARISON", 99)
+    after = places()
+    assert after[0][0].parent == before[0][0].parent
+    assert after[0][0].name != before[0][0].name
+    assert after[0][1] != before[0][1]
+    assert after[1] == before[1]
 
 
 @pytest.mark.parametrize(

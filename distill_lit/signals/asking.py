@@ -16,6 +16,9 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 600.0  # seconds between tries
 BYTES_PER_TOKEN = 4  # of text, where a server does not say how many tokens it counted
 CHAT_OVERHEAD = 64  # tokens that a template may add to a prompt
 UNREADABLE = "its reply cannot be read"
+DOUBTS = 3  # refusals before the first answer that are about how we ask, not about what
+NEVER_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")  # of httpx, or whatever openai asks with
+ABOUT_THE_PROMPT = ("content_filter", "content_policy_violation", "invalid_prompt", "moderation_blocked")
 
 
 class Stopped(Exception):
@@ -23,7 +26,9 @@ class Stopped(Exception):
 
 
 class Malformed(Exception):
-    """A reply without what every reply has."""
+    """A reply without what every reply has. is_booked: its cost is in the journal."""
+
+    is_booked = False
 
 
 class Asker:
@@ -38,6 +43,8 @@ class Asker:
         self.client = openai.AsyncOpenAI(api_key=key, base_url=remote.base_url, max_retries=0, timeout=remote.timeout)
         self.done = self.signal = 0
         self._reserved = 0.0  # worst cost of what is on its way
+        self._has_answered = any("reason" not in entry for entry in journal.entries.values())
+        self._doubtful: list[Entry] = []  # refusals by a server that has answered nothing yet
         self._quiet_until = 0.0  # the server asked all of us to wait
         self._reason = ""
         self._stop = asyncio.Event()
@@ -47,7 +54,9 @@ class Asker:
         waiting = iter(requests)
         async with self.client:
             await asyncio.gather(*(self._work(waiting) for _ in range(min(self.remote.concurrency, len(requests)))))
-        if self._reason:
+        if self._doubtful:
+            self._give_up(self._doubtful[0]["reason"])
+        if self._reason and not self.signal:
             raise Stopped(self._reason)
 
     def interrupt(self, number: int) -> None:
@@ -63,31 +72,59 @@ class Asker:
         for request in waiting:
             if self._stop.is_set():
                 return None
-            worst = worst_cost(request, self.remote.price)
-            if self.remote.budget and self.journal.spent + self._reserved + worst > self.remote.budget:
-                return self._give_up(f"the budget of {self.remote.budget:g} is spent ({self.journal.spent:.4g})")
-            self._reserved += worst
             try:
-                entry = await self._ask_patiently(request)
+                entry = await self._ask_within_budget(request)
             except Stopped as stop:
                 return self._give_up(str(stop))
-            finally:
-                self._reserved -= worst
-            self.journal.add(entry)
-            self.done += 1
-            self.advance(self.done)
+            if entry is None:
+                return None
+            self._take(entry)
         return None
 
-    async def _ask_patiently(self, request: dict[str, Any]) -> Entry:
+    def _take(self, entry: Entry) -> None:
+        """Keeps a reply; a refusal that need not be about its prompt only once the server has answered another."""
+        self._has_answered = self._has_answered or "reason" not in entry
+        if not self._has_answered and not _is_about_prompt(entry):
+            self._doubtful.append(entry)
+            if len(self._doubtful) == DOUBTS:
+                self._give_up(entry["reason"])
+            return
+        doubted = self._doubtful if self._has_answered else []
+        for reply in (*doubted, entry):
+            self.journal.add(reply)
+            self.done += 1
+        doubted.clear()
+        self.advance(self.done)
+
+    async def _ask_within_budget(self, request: dict[str, Any]) -> Entry | None:
+        worst = worst_cost(request, self.remote.price)
+        self._afford(worst)
+        self._reserved += worst
+        try:
+            return await self._ask_patiently(request, worst)
+        finally:
+            self._reserved -= worst
+
+    def _afford(self, more: float) -> None:
+        """Raises Stopped when `more` beside what is on its way could pass the budget."""
+        if self.remote.budget and self.journal.spent + self._reserved + more > self.remote.budget:
+            raise Stopped(f"the budget of {self.remote.budget:g} is spent ({self.journal.spent:.4g})")
+
+    async def _ask_patiently(self, request: dict[str, Any], worst: float) -> Entry | None:
+        """The reply; None when no new request is wanted any more. `worst`: cost of a try whose reply is lost."""
         reason = ""
         for attempt in range(self.remote.retries + 1):
             await self._wait_for_quiet()
-            if attempt and self._stop.is_set():
-                break
+            if self._stop.is_set():
+                return None
+            if attempt:
+                self._afford(0.0)
             try:
                 return await self._ask_once(request)
             except Exception as error:
                 reason, pause = self._judge(error, attempt)
+                if worst and _may_be_charged(error):
+                    self.journal.add({"key": "", "cost": worst})
             await self._sleep(pause if attempt < self.remote.retries else 0)
         raise Stopped(f"{reason}, also after {self.remote.retries} retries")
 
@@ -113,9 +150,10 @@ class Asker:
         usage["cost"] = cost_of(usage, self.remote.price)
         try:
             return {"key": request_key(request), **parse_reply(raw), **usage, "time": round(time.time(), 1)}
-        except Malformed:
+        except Malformed as error:
             if isinstance(raw, dict) and raw.get("usage"):
                 self.journal.add({"key": "", **usage})  # it was charged all the same
+                error.is_booked = True
             raise
 
     def _judge(self, error: Exception, attempt: int) -> tuple[str, float]:
@@ -146,6 +184,15 @@ class Asker:
             # the limit is on all requests together, so all wait
             self._quiet_until = max(self._quiet_until, time.monotonic() + (pause if asked is None else asked))
         return reason, pause if asked is None else asked
+
+
+def _may_be_charged(error: Exception) -> bool:
+    """Whether the server may have written an answer, and count it, of which nothing has come here."""
+    import openai
+
+    if isinstance(error, openai.APIConnectionError):
+        return type(error.__cause__).__name__ not in NEVER_SENT
+    return not isinstance(error, openai.APIStatusError) and not getattr(error, "is_booked", False)
 
 
 def retry_after(headers: Any) -> float | None:
@@ -224,19 +271,28 @@ def _prompt_of(request: dict[str, Any]) -> bytes:
 
 
 def _refusal(request: dict[str, Any], error: Any) -> Entry:
-    """A request that the server takes for wrong: kept, free of charge, and not asked again."""
-    said = _said(error)
-    is_long = getattr(error, "code", None) == "context_length_exceeded" or "context length" in said
-    finish = TOO_LONG if is_long else REFUSED
-    facts = {"text": "", "finish": finish, "log_probabilities": [], "reason": said}
+    """A request that the server takes for wrong: free of charge, and not asked again. Raises Stopped for a wrong key."""
+    said, code = _said(error), getattr(error, "code", None)
+    if code == "invalid_api_key" or "api key" in said.lower():
+        raise Stopped(f"HTTP {error.status_code}: {said}")
+    is_long = code == "context_length_exceeded" or "context length" in said.lower()
     return {
         "key": request_key(request),
-        **facts,
+        "text": "",
+        "finish": TOO_LONG if is_long else REFUSED,
+        "log_probabilities": [],
+        "reason": f"HTTP {error.status_code}: {said}",
+        "code": code,
         "input_tokens": 0,
         "output_tokens": 0,
         "cost": 0.0,
         "time": round(time.time(), 1),
     }
+
+
+def _is_about_prompt(refusal: Entry) -> bool:
+    """Whether a refusal says nothing about other prompts; one for a wrong parameter is every request's."""
+    return refusal["finish"] == TOO_LONG or refusal["code"] in ABOUT_THE_PROMPT or "policy" in refusal["reason"].lower()
 
 
 def _said(error: Any) -> str:

@@ -4,7 +4,6 @@ import importlib.util
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import groupby
 
 from distill_lit.config import FiltersConfig
 from distill_lit.errors import UserError
@@ -12,6 +11,7 @@ from distill_lit.signals.answers import FINISHED, REFUSED, TOO_LONG, Answer
 from distill_lit.signals.overlap import WordRuns, drop_duplicates
 
 NGRAM = 3
+COMPARISON = 2  # raise it when other final answers count as equal
 Judge = Callable[[Sequence[Answer]], Sequence[float]]
 
 
@@ -33,21 +33,28 @@ def check_filters(key: str, filters: FiltersConfig, samples: int, has_right_answ
         raise UserError(f"{key}.pattern: needs a group around the final answer, as in 'Answer: (.*)'")
 
 
+def comparison_facts(filters: FiltersConfig) -> dict[str, int]:
+    """What beside the knobs decides which answers pass: how final answers are compared, where they are."""
+    return {"comparison": COMPARISON} if filters.correct or filters.agreement else {}
+
+
 def filter_answers(
     answers: Sequence[Answer],
     filters: FiltersConfig,
     judge: Judge | None = None,
     evaluation: Callable[[], Iterable[str]] = tuple,
 ) -> tuple[list[Answer], dict[str, int]]:
-    """(answers kept, {reason: answers left out for it first}). `answers`: those to one prompt side by side.
+    """(answers kept, {reason: answers left out for it first}), those to one prompt side by side.
 
     judge: mean log-probabilities of answers; it reads only what the other filters have left. evaluation: gives the texts
     that no answer may share words with, called only if asked for.
     """
     dropped: Counter[str] = Counter()
     kept: list[Answer] = []
-    for _, group in groupby(answers, key=lambda answer: (answer.system, answer.prompt)):
-        same = list(group)
+    groups: dict[tuple[str, str], list[Answer]] = {}
+    for answer in answers:
+        groups.setdefault((answer.system, answer.prompt), []).append(answer)
+    for same in groups.values():
         finals = [final_answer(answer.text, filters.pattern) for answer in same]
         for number, answer in enumerate(same):
             reason = _first_fault(answer, number, finals, filters)
@@ -97,9 +104,11 @@ def final_answer(text: str, pattern: str) -> str:
 
 
 def normalise(text: str) -> list[str]:
-    """Lower-case words without articles and punctuation, as SQuAD compares answers (Rajpurkar et al. 2016, 1606.05250)."""
+    """Lower-case words without articles and punctuation, as SQuAD compares answers (Rajpurkar et al. 2016, 1606.05250),
+    unless nothing else is left: `A` is an answer, and so is `+`."""
     text = re.sub(r"(?<=\d),(?=\d)", "", text.lower())  # 1,000 is 1000
-    return [word for word in re.findall(r"-?\d+(?:\.\d+)?|\w+", text) if word not in ("a", "an", "the")]
+    words = re.findall(r"-?\d+(?:\.\d+)?|\w+", text)
+    return [word for word in words if word not in ("a", "an", "the")] or words or text.split()
 
 
 def repetition(text: str) -> float:

@@ -20,7 +20,7 @@ from distill_lit.errors import UserError
 from distill_lit.files import fingerprint
 from distill_lit.models import load_model, load_tokenizer, model_fingerprint, model_folder
 from distill_lit.signals.answers import Answer, answers_folder, read_answers
-from distill_lit.signals.filters import check_filters, filter_answers
+from distill_lit.signals.filters import check_filters, comparison_facts, filter_answers
 from distill_lit.signals.judge import judge_answers
 from distill_lit.signals.prompts import check_prompts, identify_prompts, read_prompts
 from distill_lit.signals.shards import Shards
@@ -107,7 +107,7 @@ def is_written(path: Path) -> bool:
 
 def corpus_path(key: str, generated: GeneratedConfig, writer: Writer, origin: str) -> Path:
     """The file that a generated corpus becomes, beside its answers. All that decides them is in its path."""
-    filters = decisive(generated.filters)
+    filters = {**decisive(generated.filters), **comparison_facts(generated.filters)}
     if generated.filters.judge:
         filters["judge"] = model_fingerprint(model_folder(generated.filters.judge))
     else:
@@ -171,7 +171,8 @@ def write_corpus(name: str, generated: GeneratedConfig, writer: Writer, origin: 
     answers = list(read_answers(shards.folder))
     kept, dropped = _keep(generated, answers, writer)
     if not kept:
-        raise UserError(f"{key}: none of {len(answers)} answers is left; {_said(dropped)}")
+        refusal = f"; the server said: {cost['refusal']}" if "refusal" in cost else ""
+        raise UserError(f"{key}: none of {len(answers)} answers is left; {_said(dropped)}{refusal}")
     shards.make_all({path.name: functools.partial(_write_lines, rows=_rows(kept, generated, writer))})
     tokens = sum(len(answer.tokens) or len(answer.log_probabilities) for answer in answers)
     counts = {"prompts": len(prompts), "answers": len(answers), "tokens": tokens, "kept": len(kept), "dropped": dropped}

@@ -8,6 +8,7 @@ import functools
 import importlib.util
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ def write_remotely(
 ) -> dict[str, Any]:
     """Asks for every answer that the journal lacks, then writes all into shards of `folder`.
 
-    Returns {requests: asked now, input_tokens, output_tokens, cost: of all answers, without_log_probabilities}.
+    Returns {requests: asked now, input_tokens, output_tokens, cost: of all answers, without_log_probabilities, refusal:
+    the commonest reason of those refused, where there are any}.
     Raises UserError when the server cannot be reached, refuses the key, or the budget is spent; what was answered is kept.
     """
     remote = generated.remote
@@ -82,12 +84,14 @@ def write_remotely(
     entries = [journal.entries[request_key(request)] for _, _, request in jobs]
     _write_shards(folder, jobs, entries)
     progress(len(jobs), len(jobs))
+    reasons = Counter(entry["reason"] for entry in entries if "reason" in entry)
     return {
         "requests": len(missing),
         "input_tokens": sum(entry["input_tokens"] for entry in entries),
         "output_tokens": sum(entry["output_tokens"] for entry in entries),
         "cost": round(sum(cost_of(entry, remote.price) for entry in entries), 6),
         "without_log_probabilities": sum(not entry["log_probabilities"] for entry in entries),
+        **({"refusal": max(reasons, key=reasons.__getitem__)} if reasons else {}),
     }
 
 
