@@ -193,16 +193,21 @@ def test_a_second_backward_pass_is_refused_in_words() -> None:
         total.backward()
 
 
-def test_no_tokens_give_a_loss_of_zero_and_a_gradient_of_zero() -> None:
-    """A rank whose rows have no label left must still take part in the step."""
-    hidden, student, target, labels = make(torch.float64, bias=True)
-    none = DenseTarget(target.hidden[:0], target.head)
-    total = fused_losses(
-        build_objective(TERMS["three"]), hidden[:0], student, none, labels[:0], denominator=torch.tensor(N)
-    ).total
-    total.backward()
-    assert total.item() == 0.0
+@pytest.mark.parametrize("form", ["dense", "top_k", "draws"])
+def test_no_tokens_give_a_loss_of_zero_and_a_gradient_of_zero(form: str) -> None:
+    """A rank whose rows have no label left must still take part in the step, and in what is measured of it."""
+    kind = {"dense": "three", "top_k": "top_k_kl", "draws": "sampled_kl"}[form]
+    terms = TERMS.get(kind) or softened(kind, 1.0)
+    hidden, student, dense, labels = make(torch.float64, bias=True)
+    objective, options = build_objective(terms), {"denominator": torch.tensor(N), "measure": True}
+    some = fused_losses(objective, hidden, student, sparse_targets(dense, labels)[form], labels, **options)
+    nothing = sparse_targets(DenseTarget(dense.hidden[:0], dense.head), labels[:0])[form]
+    found = fused_losses(objective, hidden[:0], student, nothing, labels[:0], compiled=True, **options)
+    found.total.backward()
+    assert found.total.item() == 0.0
     assert student.weight.grad.abs().max() == 0 and student.bias.grad.abs().max() == 0
+    assert found.measures.keys() == some.measures.keys()
+    assert all(value.item() == 0 for value in found.measures.values())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -92,6 +92,7 @@ def fused_losses(
     """
     _check(objective, target, by_student)
     weights, temperatures = _factors(objective, done, denominator, hidden)
+    compiled = compiled and len(labels) > 0  # nothing is not worth a compilation of its own
     plan = Pass(objective, target, labels, by_student, weights, temperatures, chunk, compiled, measure)
     measures: dict[str, Tensor] = {}
     if not torch.is_grad_enabled():
@@ -182,9 +183,9 @@ def _evaluate(hidden: Tensor, head: Head, plan: Pass, measures: dict[str, Tensor
 
 
 def _chunks(count: int, chunk: int) -> Iterator[slice]:
-    """As few pieces as the chunk size allows, and even ones."""
+    """As few pieces as the chunk size allows, and even ones; an empty one of nothing, so that all measures are there."""
     size = math.ceil(count / max(1, math.ceil(count / chunk)))
-    return (slice(start, start + size) for start in range(0, count, max(size, 1)))
+    return (slice(start, start + size) for start in range(0, max(count, 1), max(size, 1)))
 
 
 def _add(sums: dict[str, Tensor], more: dict[str, Tensor]) -> None:
