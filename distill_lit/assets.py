@@ -279,6 +279,15 @@ def _pip_download(name: str, place: Path) -> Path:
 
 def disk_free(path: Path) -> int:
     """Bytes free on the file system that holds `path` or its nearest existing parent."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def disk_of(path: Path) -> int:
+    """Number of the file system that holds `path` or its nearest existing parent."""
+    return _existing(path).stat().st_dev
+
+
+def _existing(path: Path) -> Path:
     while not path.exists():
         path = path.parent
-    return shutil.disk_usage(path).free
+    return path

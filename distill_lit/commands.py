@@ -19,7 +19,7 @@ from distill_lit.config import ExperimentConfig
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.costing import measure_experiment
 from distill_lit.errors import UserError
-from distill_lit.estimate import Estimate, estimates
+from distill_lit.estimate import Estimate, check_disk, estimates, total
 from distill_lit.evaluation.evaluate import evaluate_model
 from distill_lit.experiment import Cell
 from distill_lit.launch import Terminated, run_cells
@@ -62,7 +62,9 @@ def _ready(config: ExperimentConfig) -> ExperimentConfig:
 
 def _run_cells(config: ExperimentConfig, planned: list[Cell], root: Path, console: Console) -> dict[str, str]:
     """Shows the plan, runs what is not done; {cell that failed: why}. Raises Terminated, having said so."""
-    _check_disk(_print_plan(config, planned, console), root)
+    known = _print_plan(config, planned, console)
+    if known is not None:
+        check_disk(known, planned, experiment.runs_folder(root, config))
     try:
         with Display(console) as display:
             return run_cells(config, planned, root.resolve(), display).failed
@@ -133,7 +135,7 @@ def show_plan(config: ExperimentConfig, console: Console) -> int:
     return DONE
 
 
-def _print_plan(config: ExperimentConfig, planned: list[Cell], console: Console) -> dict[str, Estimate] | None:
+def _print_plan(config: ExperimentConfig, planned: list[Cell], console: Console) -> dict[str, Estimate | None] | None:
     """Prints the plan; returns its estimates."""
     if config.question:
         console.print(f"[bold]{config.name}[/bold]: {config.question}", highlight=False)
@@ -149,44 +151,29 @@ def _print_plan(config: ExperimentConfig, planned: list[Cell], console: Console)
     for column in table.columns[2:]:
         column.justify = "right"
     for cell in planned:
-        table.add_row(cell.label, cell.role, *(_numbers(known[cell.name]) if known else ("–",) * 4))
+        table.add_row(cell.label, cell.role, *_numbers(known[cell.name] if known else None))
     if known:
         table.add_section()
-        table.add_row(f"{len(planned)} cells", "", *_numbers(_total(list(known.values()))))
+        table.add_row(f"{len(planned)} cells", "", *_numbers(total([e for e in known.values() if e is not None])))
     console.print(table)
+    if known and None in known.values():
+        console.print(
+            "the sums leave out what is not known: the text to cache is counted once it is here: distill-lit fetch"
+        )
     if not known:
         console.print("minutes and disk are known once the teacher is here: distill-lit fetch")
     return known
 
 
-def _numbers(estimate: Estimate) -> tuple[str, ...]:
+def _numbers(estimate: Estimate | None) -> tuple[str, ...]:
+    if estimate is None:
+        return ("–",) * 4
     return (
         f"{estimate.tokens:,}",
         f"{estimate.flops / 1e15:.2f}",
         f"{estimate.bytes / 1e6:,.0f}",
         f"{estimate.minutes:.1f}",
     )
-
-
-def _total(every: list[Estimate]) -> Estimate:
-    return Estimate(
-        sum(e.tokens for e in every),
-        sum(e.flops for e in every),
-        sum(e.bytes for e in every),
-        sum(e.bytes for e in every) + max(e.peak_bytes - e.bytes for e in every),
-        sum(e.minutes for e in every),
-    )
-
-
-def _check_disk(known: dict[str, Estimate] | None, root: Path) -> None:
-    if known is None:
-        return
-    needed, free = _total(list(known.values())).peak_bytes, assets.disk_free(root.resolve() / "runs")
-    if needed > free:
-        raise UserError(
-            f"the experiment needs about {needed / 1e9:.1f} GB and {root.resolve()} has {free / 1e9:.1f} GB free; "
-            "make room or give --root on another disk"
-        )
 
 
 def show_status(config: ExperimentConfig, root: Path, console: Console) -> int:

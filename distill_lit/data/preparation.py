@@ -11,12 +11,14 @@ import numpy as np
 from distill_lit.config.schema import DataConfig
 from distill_lit.data.corpora import check_corpora, count_words, identify, read_documents
 from distill_lit.data.packing import Packed, pack, split_pool
+from distill_lit.data.sources import FileSource, open_source
 from distill_lit.data.store import Arrays, open_or_make
 from distill_lit.data.tokens import Tokens, facts, hash_tokenizer, tokenize
 from distill_lit.errors import UserError
 from distill_lit.files import cache_root, fingerprint, read_json, write_json
 from distill_lit.models import load_tokenizer
 
+SMALL_BYTES = 1 << 28  # files that are read in seconds
 VERSION = 2  # raise it when the same input becomes other documents, tokens or rows
 
 
@@ -43,12 +45,7 @@ def prepare(data: DataConfig, tokenizer_folder: Path, benchmarks: str) -> Prepar
     Raises UserError when a source cannot be read, there are too few documents, or nothing is supervised.
     """
     check(data, benchmarks)
-    corpus = _identify_corpus(data, benchmarks)
-    capped = data.tokens > 0
-    tokens_key = fingerprint(
-        [corpus, hash_tokenizer(tokenizer_folder), data.tokens, data.validation * data.length if capped else 0]
-    )
-    key = fingerprint([tokens_key, data.length, data.validation])
+    tokens_key, key = _keys(data, tokenizer_folder, benchmarks)
 
     def make_tokens() -> tuple[Arrays, dict[str, Any]]:
         documents = read_documents(data.corpora, data.seed, benchmarks)
@@ -64,6 +61,24 @@ def prepare(data: DataConfig, tokenizer_folder: Path, benchmarks: str) -> Prepar
     return PreparedData(_packed(arrays, "train"), _packed(arrays, "validation"), key, manifest["statistics"])
 
 
+def known_statistics(data: DataConfig, tokenizer_folder: Path, benchmarks: str) -> dict[str, Any]:
+    """`PreparedData.statistics` of data that are prepared already; empty for others."""
+    _, key = _keys(data, tokenizer_folder, benchmarks)
+    try:
+        return dict(read_json(cache_root() / "packed" / key / "manifest.json")["statistics"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def count_bytes(data: DataConfig, benchmarks: str) -> int | None:
+    """Bytes of UTF-8 in all documents, or None where counting would take long. Raises UserError for what cannot be read."""
+    sources = [open_source(f"data.corpora.{name}", corpus, benchmarks) for name, corpus in data.corpora.items()]
+    files = [path for source in sources if isinstance(source, FileSource) for path in source.files]
+    if any(not isinstance(source, FileSource) for source in sources) or sum(p.stat().st_size for p in files) > SMALL_BYTES:
+        return None
+    return sum(len(document.text.encode()) for document in read_documents(data.corpora, data.seed, benchmarks).items)
+
+
 def word_counts(data: DataConfig, benchmarks: str) -> Counter[str]:
     """How often each lower-case word occurs in all documents of the corpora, cached beside the tokens."""
     check(data, benchmarks)
@@ -74,6 +89,15 @@ def word_counts(data: DataConfig, benchmarks: str) -> Counter[str]:
         counts = count_words(read_documents(data.corpora, data.seed, benchmarks).items)
         write_json(path, dict(counts.most_common()))
         return counts
+
+
+def _keys(data: DataConfig, tokenizer_folder: Path, benchmarks: str) -> tuple[str, str]:
+    """(of the tokens, of the packed rows)."""
+    corpus, capped = _identify_corpus(data, benchmarks), data.tokens > 0
+    tokens_key = fingerprint(
+        [corpus, hash_tokenizer(tokenizer_folder), data.tokens, data.validation * data.length if capped else 0]
+    )
+    return tokens_key, fingerprint([tokens_key, data.length, data.validation])
 
 
 def _identify_corpus(data: DataConfig, benchmarks: str) -> list[Any]:

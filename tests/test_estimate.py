@@ -1,0 +1,159 @@
+"""What an experiment is said to cost, against what it then writes; and the refusal where a disk has not the room."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import tiny
+
+from distill_lit import assets, estimate, experiment
+from distill_lit.cells import run_cell
+from distill_lit.config import ExperimentConfig, load_experiment
+from distill_lit.data import prepare
+from distill_lit.errors import UserError
+from distill_lit.estimate import Estimate, check_disk, estimates
+from distill_lit.experiment import Cell
+from distill_lit.files import read_json
+
+EXPERIMENT = """
+name: tiny
+teacher: {{model: "file:{teacher}", source: cached, dtype: float32}}
+students: {{one: {{layers: [0]}}}}
+data: {{length: 32, validation: 3, corpora: {{text: {{path: "file:{corpus}"}}}}}}
+objective: {{terms: {{ce: {{weight: 1}}}}, compile: never}}
+training: {{tokens: 64, batch: 4, precision: float32, accelerator: cpu}}
+evaluation: {{tasks: [sciq], limit: 4}}
+baselines: []
+"""
+FORMS = {
+    "hidden": [],
+    "hidden_bfloat16": ["teacher.dtype=bfloat16"],
+    "hidden_layers": ["teacher.layers=[0,1]"],
+    "top_k": ["teacher.cache=top_k", "teacher.k=7", "objective.terms.kl={kind: top_k_kl, weight: 1, options: {k: 7}}"],
+    "sampled": ["teacher.cache=sampled", "teacher.draws=5", "objective.terms.kl={kind: sampled_kl, weight: 1}"],
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
+
+
+def load(tmp_path: Path, teacher: Path, corpus: Path, *changes: str) -> ExperimentConfig:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(EXPERIMENT.format(teacher=teacher, corpus=corpus))
+    return load_experiment(file, list(changes))
+
+
+def signal_of(config: ExperimentConfig) -> Cell:
+    return next(cell for cell in experiment.plan(config) if cell.role == "signal")
+
+
+def estimate_of(config: ExperimentConfig) -> Estimate | None:
+    known = estimates(experiment.plan(config))
+    assert known is not None
+    return known[signal_of(config).name]
+
+
+@pytest.mark.parametrize("changes", FORMS.values(), ids=FORMS)
+def test_a_cache_takes_what_was_said(tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, changes: list[str]) -> None:
+    config = load(tmp_path, tiny_teacher, tiny_corpus, *changes)
+    prepare(config.data, tiny_teacher, "pypi")
+    said = estimate_of(config)
+    cell = signal_of(config)
+    run_cell(cell, tmp_path / "cell", lambda *_: None)
+    shards = list(Path(read_json(tmp_path / "cell/manifest.json")["signal"]).glob("*.safetensors"))
+    assert said is not None
+    assert said.bytes == sum(path.stat().st_size - header(path) for path in shards)
+    assert said.minutes > 0
+
+
+def header(path: Path) -> int:
+    """Bytes before the numbers of a safetensors file."""
+    return 8 + int.from_bytes(path.read_bytes()[:8], "little")
+
+
+def test_text_that_is_not_prepared_is_counted_by_its_bytes(tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path) -> None:
+    size = sum(len(text) for text in set(tiny.sentences(400, 1)))
+    states = 32 * 4  # bytes of 32 channels
+    said = estimate_of(load(tmp_path, tiny_teacher, tiny_corpus))
+    assert said is not None
+    assert said.bytes == (size // 4 + 3 * 32) * states
+    capped = estimate_of(load(tmp_path, tiny_teacher, tiny_corpus, "data.tokens=512"))
+    assert capped is not None
+    assert capped.bytes == (512 + 3 * 32) * states
+
+
+def test_text_that_nobody_can_count_is_unknown_not_nothing(
+    tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distill_lit.data.preparation.SMALL_BYTES", 10)
+    assert estimate_of(load(tmp_path, tiny_teacher, tiny_corpus)) is None
+    capped = estimate_of(load(tmp_path, tiny_teacher, tiny_corpus, "data.tokens=512"))
+    assert capped is not None
+    assert capped.bytes == (512 + 3 * 32) * 32 * 4
+
+
+# ---------------------------------------------------------------- room on the disks
+
+CACHE, RUNS = 10, 100  # bytes that the two cells write
+
+
+def check(
+    tmp_path: Path, cells: list[Cell], monkeypatch: pytest.MonkeyPatch, disks: dict[str, tuple[int, int]], built: str = ""
+) -> None:
+    """`disks`: {cache or runs: (number of the file system, bytes free)}; `built`: role of the cell that is."""
+
+    def disk(path: Path) -> tuple[int, int]:
+        return disks["cache" if "cache" in path.parts else "runs"]
+
+    monkeypatch.setattr(assets, "disk_of", lambda path: disk(path)[0])
+    monkeypatch.setattr(assets, "disk_free", lambda path: disk(path)[1])
+    monkeypatch.setattr(estimate, "is_built", lambda cell, folder: cell.role == built)
+    size = {"signal": CACHE, "distilled": RUNS}
+    known = {cell.name: Estimate(0, 0.0, size[cell.role], size[cell.role], 0.0) for cell in cells}
+    check_disk(known, cells, tmp_path / "runs" / "tiny")
+
+
+def test_each_disk_is_asked_for_what_goes_there(
+    tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = experiment.plan(load(tmp_path, tiny_teacher, tiny_corpus))
+    assert [cell.role for cell in cells] == ["signal", "distilled"]
+    check(tmp_path, cells, monkeypatch, {"cache": (1, CACHE), "runs": (2, RUNS)})
+    with pytest.raises(UserError, match="cache: .*DISTILL_LIT_CACHE"):
+        check(tmp_path, cells, monkeypatch, {"cache": (1, CACHE - 1), "runs": (2, RUNS)})
+    with pytest.raises(UserError, match="runs/tiny: .*--root"):
+        check(tmp_path, cells, monkeypatch, {"cache": (1, CACHE), "runs": (2, RUNS - 1)})
+    check(tmp_path, cells, monkeypatch, {"cache": (1, CACHE + RUNS), "runs": (1, CACHE + RUNS)})
+    with pytest.raises(UserError, match="--root"):
+        check(tmp_path, cells, monkeypatch, {"cache": (1, CACHE + RUNS - 1), "runs": (1, CACHE + RUNS - 1)})
+
+
+def test_what_is_done_needs_no_room(
+    tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = experiment.plan(load(tmp_path, tiny_teacher, tiny_corpus))
+    full = {"cache": (1, 0), "runs": (2, RUNS)}
+    check(tmp_path, cells, monkeypatch, full, built="signal")
+    with pytest.raises(UserError, match="cache: "):
+        check(tmp_path, cells, monkeypatch, full, built="distilled")
+
+
+def test_a_cell_of_unknown_size_is_not_refused(
+    tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = experiment.plan(load(tmp_path, tiny_teacher, tiny_corpus))
+    monkeypatch.setattr(assets, "disk_free", lambda path: 0)
+    check_disk(dict.fromkeys([cell.name for cell in cells]), cells, tmp_path / "runs" / "tiny")
+
+
+def test_disks_of_folders_that_are_not_there_yet(tmp_path: Path) -> None:
+    assert assets.disk_of(tmp_path / "a/b") == tmp_path.stat().st_dev
+    assert assets.disk_free(tmp_path / "a/b") > 0
+
+
+def test_totals_hold_one_peak_at_a_time() -> None:
+    one = Estimate(1, 2.0, 3, 10, 4.0)
+    assert dataclasses.astuple(estimate.total([one, one])) == (2, 4.0, 6, 6 + 7, 8.0)
+    assert estimate.total([]).peak_bytes == 0
