@@ -6,7 +6,6 @@ from distill_lit.config import (
     ExperimentConfig,
     OnPolicyConfig,
     TeacherConfig,
-    expand,
     load_section,
 )
 from distill_lit.config.on_policy import check_on_policy, is_on
@@ -26,7 +25,7 @@ from distill_lit.models import (
 )
 from distill_lit.models.vocabulary import check_tokens
 from distill_lit.objectives import Objective, build_objective, check_signal
-from distill_lit.signals.generated import check_generated, check_keys
+from distill_lit.signals.generated import check_generated
 
 
 def check_experiment(config: ExperimentConfig) -> None:
@@ -84,12 +83,6 @@ def _cached_layers(teacher: TeacherConfig) -> tuple[int, ...] | None:
     if teacher.source != "cached":
         return None
     return tuple(teacher.layers) if teacher.cache == "hidden" else ()
-
-
-def check_environment(config: ExperimentConfig) -> None:
-    """Raises UserError for what running needs of the environment and planning does not: keys of servers."""
-    for _, point in expand(config):
-        check_keys(point.data)
 
 
 def check_against_teacher(config: ExperimentConfig) -> None:

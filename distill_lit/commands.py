@@ -22,16 +22,18 @@ from distill_lit.errors import UserError
 from distill_lit.estimate import Estimate, check_disk, estimates, total
 from distill_lit.evaluation.evaluate import evaluate_model
 from distill_lit.experiment import Cell
+from distill_lit.identity import GENERATED
 from distill_lit.launch import Terminated, run_cells
 from distill_lit.models import add_results, model_folder
 from distill_lit.progress import Display
+from distill_lit.signals.generated import check_keys
 from distill_lit.state import state_of
 
 
 def run_experiment(config: ExperimentConfig, root: Path, console: Console, command: str) -> int:
     """Plan, run what is missing, collect, report. `command`: what was typed. Returns the exit code."""
     began = time.monotonic()
-    config = _ready(config)
+    config = _ready(config, root)
     planned = experiment.plan(config)
     try:
         failed = _run_cells(config, planned, root, console)
@@ -51,9 +53,13 @@ def run_experiment(config: ExperimentConfig, root: Path, console: Console, comma
     return SOME_CELLS_FAILED if failed else DONE
 
 
-def _ready(config: ExperimentConfig) -> ExperimentConfig:
-    """A checked experiment settled for this machine, with all its assets here."""
-    checks.check_environment(config)
+def _ready(config: ExperimentConfig, root: Path) -> ExperimentConfig:
+    """A checked experiment settled for this machine, with all its assets here. Raises UserError where a server is still to
+    be asked and its key is not in the environment."""
+    runs = experiment.runs_folder(root, config)
+    for cell in experiment.plan(config):
+        if cell.role == GENERATED and not cells.is_built(cell, runs / cell.name):
+            check_keys(cell.config.data)
     for reference in experiment.references(config):
         assets.fetch(reference)
     checks.check_against_teacher(config)
@@ -75,7 +81,7 @@ def _run_cells(config: ExperimentConfig, planned: list[Cell], root: Path, consol
 
 def write_signals(config: ExperimentConfig, root: Path, console: Console, role: str) -> int:
     """Runs the cells of one role, `generated` or `signal`, and those they need; prints what they made."""
-    config = _ready(config)
+    config = _ready(config, root)
     every = experiment.plan(config)
     wanted = [cell for cell in every if cell.role == role]
     if not wanted:

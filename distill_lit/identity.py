@@ -7,7 +7,8 @@ from distill_lit.config.on_policy import is_on
 from distill_lit.files import fingerprint
 from distill_lit.objectives import build_objective
 from distill_lit.signals.filters import comparison_facts
-from distill_lit.signals.generated import REMOTE_WITHOUT_EFFECT
+from distill_lit.signals.generated import decisive_remote
+from distill_lit.signals.prompts import drawing_facts
 
 TEACHER, UNTOUCHED, CE_ONLY, DISTILLED = "teacher", "untouched", "ce_only", "distilled"
 QUANTISED, RIVAL = "quantised", "rival"
@@ -73,13 +74,14 @@ def data_identity(config: ExperimentConfig) -> dict[str, Any]:
 def corpus_identity(corpus: CorpusConfig, config: ExperimentConfig) -> dict[str, Any]:
     """A corpus without the knobs that cannot change its documents."""
     found = decisive(corpus)
-    if corpus.generated is not None:
-        found |= comparison_facts(corpus.generated.filters)
-    if corpus.generated is not None and corpus.generated.filters.contamination:
+    generated = corpus.generated
+    if generated is None:
+        return found
+    found |= comparison_facts(generated.filters) | drawing_facts(generated.prompts)
+    if generated.filters.contamination:
         found["asked"] = [sorted(config.evaluation.tasks), config.evaluation.include_path]
-    if corpus.generated is not None and corpus.generated.remote is not None:
-        remote = found["generated"]["remote"]
-        found["generated"]["remote"] = {name: value for name, value in remote.items() if name not in REMOTE_WITHOUT_EFFECT}
+    if generated.remote is not None:
+        found["generated"]["remote"] = decisive_remote(generated.remote)
     return found
 
 

@@ -27,6 +27,7 @@ from distill_lit import experiment, launch
 from distill_lit.config import (
     CorpusConfig,
     DataConfig,
+    FiltersConfig,
     GeneratedConfig,
     PriceConfig,
     PromptsConfig,
@@ -284,6 +285,21 @@ def test_empty_answers_are_answers_and_a_corpus_of_nothing_is_refused(tmp_path: 
         settings = dataclasses.replace(config(server.url), prompts=prompts)
         with pytest.raises(UserError, match="none of 2 answers is left; 2 empty"):
             write_corpus("a", settings, Writer("file:nowhere", torch.float32), "pypi", lambda *_: None)
+        assert len(server.requests) == 2
+
+
+def test_answers_on_disk_are_enough_without_the_journal(tmp_path: Path) -> None:
+    """The journal is lost and a filter changed: the server is not asked again."""
+    rows = tmp_path / "q.jsonl"
+    rows.write_text('{"q": "a"}\n{"q": "b"}\n')
+    with serving(echo) as server:
+        prompts = PromptsConfig(path=str(rows), text="{{ q }}")
+        settings = dataclasses.replace(config(server.url), prompts=prompts)
+        write_corpus("a", settings, Writer("file:nowhere", torch.float32), "pypi", lambda *_: None)
+        journal_path(server.url, "m").unlink()
+        stricter = dataclasses.replace(settings, filters=FiltersConfig(repetition=0.9))
+        found = write_corpus("a", stricter, Writer("file:nowhere", torch.float32), "pypi", lambda *_: None)
+        assert found["kept"] == 2
         assert len(server.requests) == 2
 
 

@@ -1,8 +1,10 @@
 """Text that a teacher writes: decoding against teacher forcing, seeds, resuming, filters, the plan."""
 
 import dataclasses
+import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -357,6 +359,33 @@ def test_filters_choose_a_corpus_and_nothing_is_written_twice(tmp_path: Path, ch
     assert times == {p: p.stat().st_mtime_ns for p in folder.glob("answers-*")}
     other = write_corpus("a", settings(path, temperature=0.5), writer, "pypi", lambda *_: None)
     assert Path(other["corpus"]).parent != folder
+
+
+def test_more_documents_are_those_of_fewer_and_others(tmp_path: Path) -> None:
+    path = questions(tmp_path, 40)
+
+    def asked(documents: int) -> list[tuple[int, str]]:
+        prompts = PromptsConfig(path=str(path), text="{{ q }}", documents=documents)
+        return [(prompt.row, prompt.text) for prompt in read_prompts("p", prompts, 3, "pypi")]
+
+    every = asked(0)
+    assert [row for row, _ in every] == list(range(40))
+    few, more = asked(7), asked(19)
+    assert len(few) == 7 and len(more) == 19
+    assert set(few) < set(more) < set(every)
+    assert more == sorted(more)
+
+
+def test_how_a_model_says_it_generates_belongs_to_its_answers(tmp_path: Path, chatty: Path) -> None:
+    mine = tmp_path / "model"
+    shutil.copytree(chatty, mine)
+    place = functools.partial(
+        corpus_path, "a", settings(questions(tmp_path)), Writer(f"file:{mine}", torch.float32), "pypi"
+    )
+    (mine / "generation_config.json").write_text('{"eos_token_id": 1}')
+    before = place()
+    (mine / "generation_config.json").write_text('{"eos_token_id": [1, 22]}')
+    assert place().parent != before.parent
 
 
 @pytest.mark.parametrize("changes", [{"correct": True}, {"agreement": 0.5}], ids=str)

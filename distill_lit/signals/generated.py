@@ -17,12 +17,12 @@ import torch
 
 from distill_lit.config import CorpusConfig, DataConfig, GeneratedConfig, RemoteConfig, decisive
 from distill_lit.errors import UserError
-from distill_lit.files import fingerprint
+from distill_lit.files import fingerprint, sha256_once
 from distill_lit.models import load_model, load_tokenizer, model_fingerprint, model_folder
 from distill_lit.signals.answers import Answer, answers_folder, read_answers
 from distill_lit.signals.filters import check_filters, comparison_facts, filter_answers
 from distill_lit.signals.judge import judge_answers
-from distill_lit.signals.prompts import check_prompts, identify_prompts, read_prompts
+from distill_lit.signals.prompts import Prompt, check_prompts, drawing_facts, identify_prompts, read_prompts
 from distill_lit.signals.shards import Shards
 
 FORMAT = 1  # raise it when the same config means other answers
@@ -109,7 +109,7 @@ def corpus_path(key: str, generated: GeneratedConfig, writer: Writer, origin: st
     """The file that a generated corpus becomes, beside its answers. All that decides them is in its path."""
     filters = {**decisive(generated.filters), **comparison_facts(generated.filters)}
     if generated.filters.judge:
-        filters["judge"] = model_fingerprint(model_folder(generated.filters.judge))
+        filters["judge"] = [model_fingerprint(model_folder(generated.filters.judge)), str(writer.dtype)]
     else:
         filters.pop("judge_log_probability", None)
     if generated.filters.contamination and writer.evaluation is not None:
@@ -121,15 +121,20 @@ def _decisive(key: str, generated: GeneratedConfig, writer: Writer, origin: str)
     facts = {name: value for name, value in decisive(generated).items() if name not in ("filters", "model", "remote")}
     if generated.remote is None:
         folder = model_folder(generated.model or writer.model)
-        facts["writer"] = {"files": model_fingerprint(folder), "dtype": str(writer.dtype)}
+        facts["writer"] = {"files": {**model_fingerprint(folder), **_generation(folder)}, "dtype": str(writer.dtype)}
     else:
-        facts["server"] = _decisive_remote(generated.remote)
+        facts["server"] = decisive_remote(generated.remote)
         facts.pop("batch", None)
     facts["source"] = identify_prompts(f"{key}.prompts", generated.prompts, origin)
-    return {**facts, "format": FORMAT}
+    return {**facts, **drawing_facts(generated.prompts), "format": FORMAT}
 
 
-def _decisive_remote(remote: RemoteConfig) -> dict[str, Any]:
+def _generation(folder: Path) -> dict[str, str]:
+    """{file: sha256} of what a model brings to decide how it writes: tokens that end a text, or are never written."""
+    return {path.name: sha256_once(path) for path in folder.glob("generation_config.json")}
+
+
+def decisive_remote(remote: RemoteConfig) -> dict[str, Any]:
     """The knobs of a server that decide what it answers."""
     return {name: value for name, value in decisive(remote).items() if name not in REMOTE_WITHOUT_EFFECT}
 
@@ -149,24 +154,13 @@ def write_corpus(name: str, generated: GeneratedConfig, writer: Writer, origin: 
     path = corpus_path(key, generated, writer, origin)
     shards = Shards(path.parent)
     prompts = read_prompts(f"{key}.prompts", generated.prompts, generated.seed, origin)
-    cost: dict[str, Any] = {}
     if not shards.manifest().get("complete"):
         facts = {"config": asdict(generated), **_decisive(key, generated, writer, origin), "prompts_asked": len(prompts)}
         shards.folder.mkdir(parents=True, exist_ok=True)
         shards.write_manifest({**facts, "complete": False})
-    if generated.remote is None:
-        folder = model_folder(generated.model or writer.model)
-        if not _all_there(shards, len(prompts) * generated.samples):
-            model = load_model(folder, writer.dtype).to(writer.device)
-            from distill_lit.signals.writer import write_locally
-
-            write_locally(
-                shards.folder, model, load_tokenizer(folder), prompts, generated, functools.partial(progress, "write")
-            )
-    else:
-        from distill_lit.signals.remote import write_remotely
-
-        cost = write_remotely(shards.folder, generated, prompts, functools.partial(progress, "ask"))
+    cost: dict[str, Any] = {}
+    if not _all_there(shards, len(prompts) * generated.samples):
+        cost = _have_written(shards.folder, prompts, generated, writer, progress)
     shards.write_manifest({**shards.manifest(), "complete": True})
     answers = list(read_answers(shards.folder))
     kept, dropped = _keep(generated, answers, writer)
@@ -179,8 +173,24 @@ def write_corpus(name: str, generated: GeneratedConfig, writer: Writer, origin: 
     return {"corpus": str(path), **counts, **cost}
 
 
+def _have_written(
+    folder: Path, prompts: list[Prompt], generated: GeneratedConfig, writer: Writer, progress: Progress
+) -> dict[str, Any]:
+    """Lets the teacher or the server write what is missing; what the latter cost."""
+    if generated.remote is not None:
+        from distill_lit.signals.remote import write_remotely
+
+        return write_remotely(folder, generated, prompts, functools.partial(progress, "ask"))
+    from distill_lit.signals.writer import write_locally
+
+    teacher = model_folder(generated.model or writer.model)
+    model = load_model(teacher, writer.dtype).to(writer.device)
+    write_locally(folder, model, load_tokenizer(teacher), prompts, generated, functools.partial(progress, "write"))
+    return {}
+
+
 def _all_there(shards: Shards, answers: int) -> bool:
-    """Whether all answers are on disk and intact, so that no model need be loaded."""
+    """Whether all answers are on disk and intact, so that no model need be loaded and no server asked."""
     names = [name for name in shards.hashes() if name.startswith("answers-")]
     return shards.are_intact(names) and sum(1 for _ in read_answers(shards.folder)) == answers
 

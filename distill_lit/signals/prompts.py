@@ -4,18 +4,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from jinja2 import TemplateError, TemplateSyntaxError
 
 from distill_lit.config import PromptsConfig
 from distill_lit.data.corpora import environment, unrendered
-from distill_lit.data.sources import check_source, draw_rows, open_source
+from distill_lit.data.sources import Row, Source, check_source, open_source
 from distill_lit.errors import UserError
+
+DRAWING = 2  # raise it when other rows are drawn
 
 
 @dataclass(frozen=True)
 class Prompt:
     """One prompt. answer: the known right one, or empty; row, template: where it comes from, counted from 0 among the rows
-    drawn and the templates of `prompts.text`."""
+    of the source and the templates of `prompts.text`."""
 
     text: str
     system: str = ""
@@ -52,6 +55,21 @@ def read_prompts(key: str, prompts: PromptsConfig, seed: int, origin: str) -> li
     return list(found.values())
 
 
+def drawing_facts(prompts: PromptsConfig) -> dict[str, int]:
+    """What beside the knobs decides which prompts are asked: how rows are drawn, where they are."""
+    return {"drawing": DRAWING} if prompts.documents else {}
+
+
+def _drawn(source: Source, count: int, seed: int) -> Iterator[tuple[int, Row]]:
+    """`count` rows with their numbers, in the order of the source; all for 0. Of more rows those of fewer are a part, so
+    that nothing is asked twice when `count` is raised."""
+    if not count:
+        yield from enumerate(source.rows(None))
+        return
+    chosen = np.random.default_rng([seed]).permutation(source.count())[:count].tolist()
+    yield from zip(sorted(chosen), source.rows(set(chosen)), strict=True)
+
+
 def _templates(key: str, prompts: PromptsConfig) -> tuple[list[Any], Any]:
     """(templates of the prompts, template of the right answer)."""
     texts = prompts.text if isinstance(prompts.text, list) else [prompts.text]
@@ -65,7 +83,7 @@ def _templates(key: str, prompts: PromptsConfig) -> tuple[list[Any], Any]:
 
 def _render_all(key: str, prompts: PromptsConfig, seed: int, origin: str) -> Iterator[Prompt]:
     texts, answer = _templates(key, prompts)
-    for number, row in enumerate(draw_rows(open_source(key, prompts, origin), prompts.documents, [seed])):
+    for number, row in _drawn(open_source(key, prompts, origin), prompts.documents, seed):
         try:
             right = answer.render(row).strip()
             for template, text in enumerate(texts):
