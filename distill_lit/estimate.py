@@ -140,17 +140,16 @@ def _positions(config: ExperimentConfig) -> tuple[int, int, int] | None:
     if any(corpus.generated for corpus in config.data.corpora.values()):
         tokens = _written_tokens(config)
         return tokens, tokens, held_out
-    if not _is_text_here(config):
-        return (config.data.tokens, config.data.tokens, held_out) if config.data.tokens else None
+    tokens = config.data.tokens
     try:
-        known = data.known_statistics(config.data, model_folder(config.teacher.model), config.benchmarks)
-        if known:
-            return known["train_rows"] * length, known["targets"], held_out
-        size = data.count_bytes(config.data, config.benchmarks)
+        if _is_text_here(config):
+            known = data.known_statistics(config.data, model_folder(config.teacher.model), config.benchmarks)
+            if known:
+                return known["train_rows"] * length, known["targets"], held_out
+            tokens = tokens or (data.count_bytes(config.data, config.benchmarks) or 0) // BYTES_PER_TOKEN
     except UserError:  # the cell will say what is wrong
-        size = None
-    limits = [n for n in (config.data.tokens, (size or 0) // BYTES_PER_TOKEN) if n]
-    return (min(limits), min(limits), held_out) if limits else None
+        pass
+    return (tokens, tokens, held_out) if tokens else None
 
 
 def _is_text_here(config: ExperimentConfig) -> bool:
