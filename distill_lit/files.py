@@ -17,8 +17,17 @@ CHUNK_BYTES = 1 << 20
 TEMPORARY = ".writing-"  # begins the name of whatever is not complete
 
 
+def is_offline() -> bool:
+    """Whether the environment forbids connections (`HF_HUB_OFFLINE=1`)."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
 def cache_root() -> Path:
-    """The folder of everything that can be fetched or computed again: `DISTILL_LIT_CACHE`, or `~/.cache/distill-lit`."""
+    """The folder that all experiments share: `DISTILL_LIT_CACHE`, or `~/.cache/distill-lit`.
+
+    Everything in it can be fetched or computed again, but not for nothing: `remote/` and `generated/` hold what servers
+    were paid for. No command removes them.
+    """
     place = Path(os.environ.get("DISTILL_LIT_CACHE") or "~/.cache/distill-lit").expanduser().resolve()
     if place.exists() and not place.is_dir():
         raise UserError(f"DISTILL_LIT_CACHE: {place} is no folder")

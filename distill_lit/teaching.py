@@ -10,6 +10,7 @@ from distill_lit import data, hardware
 from distill_lit.config import DataConfig, ExperimentConfig, TeacherConfig
 from distill_lit.evaluation.evaluate import document_texts
 from distill_lit.experiment import base_of
+from distill_lit.files import hashes_of
 from distill_lit.heads import head_of
 from distill_lit.models import load_model, load_tokenizer, model_fingerprint
 from distill_lit.signals import CachedTeacher, ForeignTeacher, LiveTeacher, SparseTeacher, TeacherSignal
@@ -112,9 +113,8 @@ def dtype_of(name: str) -> torch.dtype:
 def _writer(config: ExperimentConfig) -> Writer:
     device = hardware.device_for(config.training.accelerator)
     tasks = dataclasses.replace(config.evaluation, limit=0)  # every document, whichever are drawn
-    asked = Evaluation(
-        [sorted(tasks.tasks), tasks.include_path, config.benchmarks], lambda: document_texts(tasks, config.benchmarks)
-    )
+    own = hashes_of(Path(tasks.include_path).expanduser()) if tasks.include_path else ""
+    asked = Evaluation([sorted(tasks.tasks), own, config.benchmarks], lambda: document_texts(tasks, config.benchmarks))
     return Writer(config.teacher.model, dtype_of(config.teacher.dtype), device, asked)
 
 

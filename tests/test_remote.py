@@ -288,6 +288,16 @@ def test_empty_answers_are_answers_and_a_corpus_of_nothing_is_refused(tmp_path: 
         assert len(server.requests) == 2
 
 
+def test_tokens_are_those_that_the_server_counts_and_a_slash_makes_no_other_server(tmp_path: Path) -> None:
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "one two three"}}
+    with serving(lambda request, number: good("", choices=[choice])) as server:
+        found, facts = ask(tmp_path / "a", config(server.url))
+        assert [answer.length for answer in found] == [2] * 6  # as it says, whatever the words
+        assert facts["output_tokens"] == 12
+        assert journal_path(f"{server.url}/", "m") == journal_path(server.url, "m")
+        assert ask(tmp_path / "b", config(f"{server.url}/"))[1]["requests"] == 0
+
+
 def test_answers_on_disk_are_enough_without_the_journal(tmp_path: Path) -> None:
     """The journal is lost and a filter changed: the server is not asked again."""
     rows = tmp_path / "q.jsonl"

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distill_lit import assets, benchmarks
+from distill_lit import benchmarks
 from distill_lit.benchmarks.repositories import REPOSITORIES
 from distill_lit.errors import UserError
 from distill_lit.evaluation.index import SPLITS, Entry
-from distill_lit.files import cache_root, fingerprint, sha256_of
+from distill_lit.files import cache_root, fingerprint, is_offline, sha256_of
 
 LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow")
 HUB_TIMEOUT_S = 20
@@ -132,7 +132,7 @@ def hub_revision(task: str, repository: str) -> str:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    if assets.is_offline():
+    if is_offline():
         ref = Path(constants.HF_HUB_CACHE) / f"datasets--{repository.replace('/', '--')}" / "refs" / "main"
         if not ref.is_file():
             raise UserError(f"task {task!r}: dataset {repository!r} is not in the hub cache, and HF_HUB_OFFLINE is set")

@@ -17,7 +17,8 @@ FINISHED, CUT, TOO_LONG, REFUSED = "stop", "length", "too_long", "refused"
 class Answer:
     """One answer. sample: its number among those to the prompt; finish: stop (by itself), length (at max_new_tokens),
     too_long (the prompt leaves no room in the context), refused (the server would not); tokens: ids, empty where a server
-    does not say; log_probabilities: one per token, to the writer itself at temperature 1, nats."""
+    does not say; log_probabilities: one per token, to the writer itself at temperature 1, nats; counted: tokens, as a
+    server counts them."""
 
     prompt: str
     sample: int
@@ -29,6 +30,12 @@ class Answer:
     template: int = 0
     tokens: list[int] = field(default_factory=list)
     log_probabilities: list[float] = field(default_factory=list)
+    counted: int = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens; 0 where nobody has counted them."""
+        return len(self.tokens) or len(self.log_probabilities) or self.counted
 
     @property
     def messages(self) -> list[dict[str, str]]:

@@ -79,7 +79,7 @@ def filter_answers(
 
 def _first_fault(answer: Answer, number: int, finals: Sequence[str], filters: FiltersConfig) -> str:
     """The first filter that an answer does not pass; empty when it passes all."""
-    length = len(answer.tokens) or len(answer.log_probabilities) or len(answer.text.split())
+    length = answer.length or len(answer.text.split())
     faults: Mapping[str, Callable[[], bool]] = {
         TOO_LONG: lambda: answer.finish == TOO_LONG,
         REFUSED: lambda: answer.finish == REFUSED,

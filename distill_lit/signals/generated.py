@@ -136,7 +136,8 @@ def _generation(folder: Path) -> dict[str, str]:
 
 def decisive_remote(remote: RemoteConfig) -> dict[str, Any]:
     """The knobs of a server that decide what it answers."""
-    return {name: value for name, value in decisive(remote).items() if name not in REMOTE_WITHOUT_EFFECT}
+    plain = dataclasses.replace(remote, base_url=remote.base_url.rstrip("/"))
+    return {name: value for name, value in decisive(plain).items() if name not in REMOTE_WITHOUT_EFFECT}
 
 
 def _file_corpus(corpus: CorpusConfig, path: Path) -> CorpusConfig:
@@ -168,7 +169,7 @@ def write_corpus(name: str, generated: GeneratedConfig, writer: Writer, origin: 
         refusal = f"; the server said: {cost['refusal']}" if "refusal" in cost else ""
         raise UserError(f"{key}: none of {len(answers)} answers is left; {_said(dropped)}{refusal}")
     shards.make_all({path.name: functools.partial(_write_lines, rows=_rows(kept, generated, writer))})
-    tokens = sum(len(answer.tokens) or len(answer.log_probabilities) for answer in answers)
+    tokens = sum(answer.length for answer in answers)
     counts = {"prompts": len(prompts), "answers": len(answers), "tokens": tokens, "kept": len(kept), "dropped": dropped}
     return {"corpus": str(path), **counts, **cost}
 

@@ -39,7 +39,7 @@ class Journal:
 
 def journal_path(base_url: str, model: str) -> Path:
     """One journal for each server and model, shared by all experiments."""
-    return cache_root() / "remote" / fingerprint([base_url, model]) / "journal.jsonl"
+    return cache_root() / "remote" / fingerprint([base_url.rstrip("/"), model]) / "journal.jsonl"
 
 
 def request_key(request: dict[str, Any]) -> str:

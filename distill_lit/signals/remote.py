@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from distill_lit.config import GeneratedConfig, RemoteConfig
 from distill_lit.errors import UserError
+from distill_lit.files import is_offline
 from distill_lit.signals.answers import answer_to, write_answers
 from distill_lit.signals.asking import Asker, Stopped, cost_of
 from distill_lit.signals.journal import Entry, Journal, journal_path, request_key
@@ -111,7 +112,7 @@ def _request(generated: GeneratedConfig, remote: RemoteConfig, prompt: Prompt, s
 
 
 def _ask(remote: RemoteConfig, requests: list[dict[str, Any]], journal: Journal, advance: Callable[[int], Any]) -> None:
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE") and not is_loopback(remote):
+    if is_offline() and not is_loopback(remote):
         raise UserError(f"{remote.base_url}: {len(requests)} answers are missing and HF_HUB_OFFLINE is set")
     key = os.environ.get(remote.key_variable) or "none"
     asker = Asker(remote, key, journal, advance)
@@ -145,7 +146,14 @@ async def _ask_until_stopped(asker: Asker, requests: list[dict[str, Any]]) -> No
 
 def _write_shards(folder: Path, jobs: list[Job], entries: list[Entry]) -> None:
     answers = [
-        answer_to(prompt, sample, entry["text"], entry["finish"], log_probabilities=entry["log_probabilities"])
+        answer_to(
+            prompt,
+            sample,
+            entry["text"],
+            entry["finish"],
+            log_probabilities=entry["log_probabilities"],
+            counted=entry["output_tokens"],
+        )
         for (prompt, sample, _), entry in zip(jobs, entries, strict=True)
     ]
     starts = range(0, len(answers), SHARD_ANSWERS)
