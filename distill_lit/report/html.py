@@ -10,7 +10,7 @@ from typing import Any
 from distill_lit.report.table import Table
 
 # no source but the page itself: even a mistake above could not call out
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; base-uri 'none'"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src 'self' data:; base-uri 'none'"
 
 
 def escape(text: object) -> str:
