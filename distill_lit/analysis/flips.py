@@ -10,6 +10,7 @@ from distill_lit.analysis.panel import TaskPanel
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.statistics import mcnemar
 
+FLIP_COLUMNS = ["right_t", "right_s", "chosen_t", "chosen_s", "flip"]
 MODAL_SEEDS = 3  # from which a flip of the modal prediction counts as lost in distillation
 
 
@@ -41,7 +42,7 @@ def document_flips(scores: Scores, g: int) -> pd.DataFrame:
     frames = []
     teacher = scores.teacher
     if teacher is None or not scores.groups[g].models:
-        return pd.DataFrame(columns=["right_t", "right_s", "chosen_t", "chosen_s", "flip"])
+        return pd.DataFrame(columns=FLIP_COLUMNS)
     for task in scores.panel.tasks:
         one, two = modal_answers(task, scores.members(teacher)), modal_answers(task, scores.members(g))
         if not task.is_binary or np.isnan(one.correct).any() or np.isnan(two.correct).any():
@@ -54,12 +55,7 @@ def document_flips(scores: Scores, g: int) -> pd.DataFrame:
                 index=task.index,
             )
         )
-    return pd.concat(frames) if frames else document_flips_empty()
-
-
-def document_flips_empty() -> pd.DataFrame:
-    """The frame of `document_flips` without rows."""
-    return pd.DataFrame(columns=["right_t", "right_s", "chosen_t", "chosen_s", "flip"])
+    return pd.concat(frames) if frames else pd.DataFrame(columns=FLIP_COLUMNS)
 
 
 def flip_counts(flips: pd.DataFrame, by: pd.Series | pd.Index | None = None) -> pd.DataFrame:

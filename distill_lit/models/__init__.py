@@ -13,7 +13,7 @@ from distill_lit.models.students import (
     initial_student,
     student_config,
 )
-from distill_lit.models.vocabulary import check_same_vocabulary, shared_vocabulary
+from distill_lit.models.vocabulary import check_same_vocabulary
 
 __all__ = [
     "CARD",
@@ -37,7 +37,6 @@ __all__ = [
     "model_fingerprint",
     "model_folder",
     "quantise",
-    "shared_vocabulary",
     "size_from_config",
     "size_of",
     "student_config",

@@ -32,14 +32,3 @@ def check_tokens(tokenizer: Any, rows: int, folder: Path) -> None:
         raise UserError(f"{folder}: its tokenizer has {tokens:,} tokens, and the model's vocabulary is {rows:,}")
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
         raise UserError(f"{folder}: its tokenizer has neither a beginning- nor an end-of-sequence token")
-
-
-def shared_vocabulary(tokens: int, *models: Any) -> int:
-    """Columns of the logits that are real tokens in all models: heads are often padded to a round number.
-
-    A padded column must be cut off before the softmax; with logit 0 it would carry probability.
-    """
-    rows = [model.get_output_embeddings().weight.shape[0] for model in models]
-    if min(rows) < tokens:
-        raise UserError(f"a model has {min(rows)} output rows for a tokenizer of {tokens} tokens")
-    return tokens

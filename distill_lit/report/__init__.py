@@ -24,13 +24,6 @@ def draw(folder: Path, result: Any) -> list[Path]:
     return draw_analysed(folder, result)
 
 
-def draw_index(results_root: Path) -> Path:
-    """Draws the page over all experiments, `index.html` in the folder that holds their results folders."""
-    from distill_lit.report.index import draw_index as drawn
-
-    return drawn(results_root)
-
-
 def terminal_table(result: Any) -> Any:
     """A rich renderable of the score table and the verdict, as wide as the console it is printed on."""
     from distill_lit.report.terminal import TerminalTable
