@@ -166,11 +166,11 @@ def _origin(cell: Cell, teacher: Path, student: Any, prepared: data.PreparedData
 
 def _head_settings(config: ExperimentConfig, vocabulary: int) -> HeadSettings:
     objective = config.objective
-    compiled = objective.compile == "always" or (
-        objective.compile == "auto" and can_compile(hardware.device_for(config.training.accelerator))
-    )
+    device = hardware.device_for(config.training.accelerator)
+    compiled = objective.compile == "always" or (objective.compile == "auto" and can_compile(device))
     dtype = dtype_of(config.training.precision)
-    chunk = objective.chunk or chunk_for(objective.memory_budget, vocabulary, compiled, dtype)
+    budget = objective.memory_budget or hardware.logits_budget(device)
+    chunk = objective.chunk or chunk_for(budget, vocabulary, compiled, dtype)
     return HeadSettings(chunk, compiled, dtype)
 
 

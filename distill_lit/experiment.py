@@ -36,7 +36,7 @@ from distill_lit.identity import (
     student_identity,
 )
 from distill_lit.models import INT8, model_folder
-from distill_lit.objectives import resolve_preset
+from distill_lit.objectives import build_objective, resolve_preset
 from distill_lit.signals.generated import references as generated_references
 
 
@@ -149,10 +149,26 @@ def _all_cells(config: ExperimentConfig) -> Iterable[Cell]:
     # seed by seed, so that an experiment that is not finished yet has whole comparisons already
     for seed in dict.fromkeys(point.seed for _, point in points):
         for role in (UNTOUCHED, CE_ONLY, DISTILLED):
-            if role == DISTILLED or role in config.baselines:
-                for values, point in points:
-                    if point.seed == seed:
-                        yield _student_cell(role, values, point)
+            for values, point in points:
+                if point.seed == seed and role in _roles(point):
+                    yield _student_cell(role, values, point)
+
+
+def _roles(point: ExperimentConfig) -> set[str]:
+    """What is made of a point of the grid: its own student, and the baselines it has. Where the teacher wrote the text,
+    plain training on it is no training without the teacher; where it says nothing at all, the point itself is just that."""
+    own = DISTILLED if is_taught(point) else CE_ONLY
+    return {own} | ({UNTOUCHED, CE_ONLY} & set(point.baselines)) - ({CE_ONLY} if _reads_a_teacher(point) else set())
+
+
+def is_taught(point: ExperimentConfig) -> bool:
+    """Whether the student of a point learns from a teacher: a term compares with it, or it wrote some of the text."""
+    objective = build_objective(point.objective.terms, point.objective.temperature_scaling)
+    return objective.needs_teacher or _reads_a_teacher(point)
+
+
+def _reads_a_teacher(point: ExperimentConfig) -> bool:
+    return any(corpus.generated is not None for corpus in point.data.corpora.values())
 
 
 def _teacher_cell(config: ExperimentConfig) -> Cell:
@@ -190,7 +206,7 @@ def _generated_names(config: ExperimentConfig) -> tuple[str, ...]:
 def _student_cell(role: str, values: dict[str, Any], config: ExperimentConfig) -> Cell:
     axes = {key: value for key, value in values.items() if key not in ("student", "seed")}
     seed: int | None = config.seed
-    if role == CE_ONLY:
+    if role == CE_ONLY and is_taught(config):
         config = copy.deepcopy(config)
         config.objective.terms = {"ce": TermConfig(weight=1.0)}
         config.on_policy = OnPolicyConfig()  # nobody judges what it would write

@@ -35,6 +35,11 @@ def device_for(accelerator: str) -> torch.device:
     return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def logits_budget(device: torch.device) -> float:
+    """MiB that logits may fill: 512; of a GPU a tenth, where few large chunks are faster than many (kd_step_cuda.md)."""
+    return torch.cuda.get_device_properties(device).total_memory / 2**20 / 10 if device.type == "cuda" else 512.0
+
+
 def fastest_dtype(device: torch.device) -> str:
     """`bfloat16` where its matrix products are at least 1.3 times as fast as float32's, else `float32`."""
     speed = speeds(device)

@@ -110,7 +110,7 @@ def check(
     monkeypatch.setattr(assets, "disk_of", lambda path: disk(path)[0])
     monkeypatch.setattr(assets, "disk_free", lambda path: disk(path)[1])
     monkeypatch.setattr(estimate, "is_built", lambda cell, folder: cell.role == built)
-    size = {"signal": CACHE, "distilled": RUNS}
+    size = {"signal": CACHE, "ce_only": RUNS}
     known = {cell.name: Estimate(0, 0.0, size[cell.role], size[cell.role], 0.0) for cell in cells}
     check_disk(known, cells, tmp_path / "runs" / "tiny")
 
@@ -119,7 +119,7 @@ def test_each_disk_is_asked_for_what_goes_there(
     tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cells = experiment.plan(load(tmp_path, tiny_teacher, tiny_corpus))
-    assert [cell.role for cell in cells] == ["signal", "distilled"]
+    assert [cell.role for cell in cells] == ["signal", "ce_only"]
     check(tmp_path, cells, monkeypatch, {"cache": (1, CACHE), "runs": (2, RUNS)})
     with pytest.raises(UserError, match="cache: .*DISTILL_LIT_CACHE"):
         check(tmp_path, cells, monkeypatch, {"cache": (1, CACHE - 1), "runs": (2, RUNS)})
@@ -137,7 +137,7 @@ def test_what_is_done_needs_no_room(
     full = {"cache": (1, 0), "runs": (2, RUNS)}
     check(tmp_path, cells, monkeypatch, full, built="signal")
     with pytest.raises(UserError, match="cache: "):
-        check(tmp_path, cells, monkeypatch, full, built="distilled")
+        check(tmp_path, cells, monkeypatch, full, built="ce_only")
 
 
 def test_a_cell_of_unknown_size_is_not_refused(

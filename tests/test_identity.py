@@ -72,6 +72,27 @@ def test_baselines_are_planned_once_and_named_by_what_they_stand_for() -> None:
     assert axes["deep-ce_only-a+b-tokens=10000-seed=0"] == {"variant": "a or b", "training.tokens": 10000}
 
 
+def test_a_point_that_no_teacher_tells_anything_is_training_without_teacher_for_all_others() -> None:
+    """Text of the teacher is no training without it; text of people instead is, and answers to both others."""
+    cells = experiment.plan(load_experiment(ROOT / "experiments" / "synthetic_textbook.yaml"))
+    roles = {cell.label: cell.role for cell in cells if cell.seed == 0}
+    assert roles == {
+        "shallow-ce_only-seed=0": "ce_only",
+        "shallow-both-seed=0": "distilled",
+        "shallow-text-seed=0": "distilled",
+    }
+    plain = next(cell for cell in cells if cell.label == "shallow-ce_only-seed=0")
+    assert plain.axes == {} and plain.needs == ()
+    assert list(plain.config.data.corpora) == ["facts"]
+
+
+def test_an_objective_without_a_teacher_is_kept_as_it_is() -> None:
+    change = "objective.terms={kl: null, ce: {weight: 2.0}}"
+    cells = experiment.plan(load_experiment(QUICKSTART, [change, "baselines=[teacher]"]))
+    (deep,) = (cell for cell in cells if cell.student == "deep")
+    assert deep.role == "ce_only" and deep.config.objective.terms["ce"].weight == 2.0
+
+
 def names(*changes: str) -> dict[str, str]:
     return {cell.label: cell.name for cell in experiment.plan(load_experiment(QUICKSTART, list(changes)))}
 

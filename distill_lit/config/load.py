@@ -60,10 +60,19 @@ def _merge(schema: type[Section], tree: DictConfig, overrides: list[str]) -> Sec
         given = _renamed(OmegaConf.from_dotlist(overrides))
         for part in (tree, given):
             check_types(schema, OmegaConf.to_container(part))
-        merged = OmegaConf.merge(_structured(cast(Any, schema)), tree, given)
+        merged = OmegaConf.merge(_structured(cast(Any, schema)), _without_removed(OmegaConf.merge(tree, given)))
         config = OmegaConf.to_object(merged)
     assert isinstance(config, schema)
     return config
+
+
+def _without_removed(tree: Any) -> Any:
+    """The tree without corpora that are null, which is how one takes away what a default or the base has."""
+    corpora = OmegaConf.select(tree, "data.corpora")
+    if OmegaConf.is_dict(corpora):
+        for name in [name for name in corpora if corpora[name] is None]:
+            del corpora[name]
+    return tree
 
 
 @functools.cache

@@ -91,7 +91,7 @@ class CorpusConfig(RowsConfig):
 class DataConfig:
     """What students read, and how it is packed."""
 
-    corpora: dict[str, CorpusConfig] = field(default_factory=dict)
+    corpora: dict[str, CorpusConfig] = field(default_factory=dict)  # null removes an inherited corpus
     length: int = knob(256, "tokens per packed sequence", low=8, high=1 << 24)
     tokens: int = knob(0, "tokens in the training pool, drawn at random; 0: the whole corpus", low=0, high=10**15)
     validation: int = knob(16, "packed sequences held out for validation", low=1)
@@ -118,7 +118,7 @@ class ObjectiveConfig:
         "auto", "hinton: soft terms times T²; none; auto: the preset's, or hinton", choices=("auto", "hinton", "none")
     )
     chunk: int = knob(0, "tokens per pass of the fused head; 0: from memory_budget", low=0)
-    memory_budget: float = knob(512.0, "MiB for logits in the fused head", above=0)
+    memory_budget: float = knob(0.0, "MiB for logits in the fused head; 0: 512, on a GPU a tenth of its memory", low=0)
     compile: str = knob("auto", "element-wise part of the fused head", choices=("auto", "always", "never"))
 
 
