@@ -169,7 +169,7 @@ def _head_settings(config: ExperimentConfig, vocabulary: int) -> HeadSettings:
     device = hardware.device_for(config.training.accelerator)
     compiled = objective.compile == "always" or (objective.compile == "auto" and can_compile(device))
     dtype = dtype_of(config.training.precision)
-    budget = objective.memory_budget or hardware.logits_budget(device)
+    budget = objective.memory_budget or hardware.logits_budget(device, config.training.devices)
     chunk = objective.chunk or chunk_for(budget, vocabulary, compiled, dtype)
     return HeadSettings(chunk, compiled, dtype)
 

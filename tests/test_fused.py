@@ -4,9 +4,10 @@ import pytest
 import torch
 from losses import DENSE, authors, softened, sparse_targets
 
+from distill_lit import hardware
 from distill_lit.config import TermConfig
 from distill_lit.heads import Head
-from distill_lit.objectives import LOSSES, build_objective, fused_losses, plain_losses
+from distill_lit.objectives import LOSSES, build_objective, chunk_for, fused_losses, plain_losses
 from distill_lit.targets import DenseTarget, Target
 
 N, D, D_T, V, PADDED = 37, 8, 12, 29, 32
@@ -243,3 +244,18 @@ def test_teacher_in_inference_mode_is_accepted() -> None:
         frozen = DenseTarget(target.hidden * 1.0, target.head)
     fused_losses(objective, hidden, student, frozen, labels, denominator=torch.tensor(N)).total.backward()
     assert torch.isfinite(hidden.grad).all()
+
+
+def test_logits_take_a_tenth_of_one_gpu_and_512_mebibytes_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Card:
+        total_memory = 80 * 2**30
+
+    asked: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: asked.append(device) or Card)
+    gpu = torch.device("cuda")
+    assert hardware.logits_budget(gpu, 1) == 8192
+    assert hardware.logits_budget(torch.device("cpu"), 1) == 512
+    assert hardware.logits_budget(gpu, 2) == 512
+    assert asked == [gpu]
+    # two products, the gradient and a spare of 2 bytes for each of 49,152 words
+    assert chunk_for(8192, 49152, compiled=True, dtype=torch.bfloat16) == 8192 * 2**20 // (49152 * 8) == 21845

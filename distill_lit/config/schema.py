@@ -118,7 +118,7 @@ class ObjectiveConfig:
         "auto", "hinton: soft terms times T²; none; auto: the preset's, or hinton", choices=("auto", "hinton", "none")
     )
     chunk: int = knob(0, "tokens per pass of the fused head; 0: from memory_budget", low=0)
-    memory_budget: float = knob(0.0, "MiB for logits in the fused head; 0: 512, on a GPU a tenth of its memory", low=0)
+    memory_budget: float = knob(0.0, "MiB for logits in the fused head; 0: 512, on one GPU a tenth of its memory", low=0)
     compile: str = knob("auto", "element-wise part of the fused head", choices=("auto", "always", "never"))
 
 
