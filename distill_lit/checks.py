@@ -35,6 +35,8 @@ def check_experiment(config: ExperimentConfig) -> None:
     if TEACHER_INT8 in config.baselines:
         check_int8()
     hardware.device_for(config.training.accelerator)
+    if config.launcher.teacher_device:
+        hardware.check_device("launcher.teacher_device", config.launcher.teacher_device)
     for name, student in config.students.items():
         check_student(name, student)
     for _, point in settled_points(config):
@@ -46,6 +48,7 @@ def check_experiment(config: ExperimentConfig) -> None:
         check_signal(objective, *_form_of(point.teacher), tells_author=is_on(point.on_policy))
         check_source(objective, point.teacher.source, point.training.compile, _cached_layers(point.teacher) or ())
         data.check(point.data, point.benchmarks)
+        _check_own_device(point, objective)
         _check_plain_text(point)
         check_generated(point.data, point.benchmarks)
     check_tasks(config.evaluation, config.benchmarks)
@@ -61,6 +64,19 @@ def _check_policy_form(objective: Objective, on_policy: OnPolicyConfig) -> None:
                 f"objective.terms.{term.name}: policy_reverse_kl is for the student's own text alone: "
                 "set on_policy.share to 1, without teacher_mix and replay, and leave temperature and top_p at 1"
             )
+
+
+def _check_own_device(point: ExperimentConfig, objective: Objective) -> None:
+    """What a teacher on a device of its own cannot do: it sends its last hidden states over, and nothing else."""
+    if not point.launcher.teacher_device:
+        return
+    if point.teacher.source not in ("live", "cached"):
+        raise UserError(f"launcher.teacher_device: only a live teacher has one; teacher.source is {point.teacher.source}")
+    if objective.representations:
+        name = objective.representations[0].name
+        raise UserError(f"launcher.teacher_device: objective.terms.{name} compares inner states, beside the student only")
+    if point.on_policy.teacher_mix:
+        raise UserError("launcher.teacher_device: on_policy.teacher_mix draws from both models, on one device only")
 
 
 def _check_plain_text(config: ExperimentConfig) -> None:

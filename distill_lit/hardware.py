@@ -35,6 +35,18 @@ def device_for(accelerator: str) -> torch.device:
     return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def check_device(key: str, name: str) -> None:
+    """Raises UserError when there is no such device as `name`, such as cuda:1, here; key: the knob that names it."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"{key}: {name!r} is no device; give cpu, cuda or cuda:1") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"{key}: {name!r}; give cpu, cuda or cuda:1")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"{key}: {name} was asked for, and there are {torch.cuda.device_count()} GPUs here")
+
+
 def logits_budget(device: torch.device, ranks: int) -> float:
     """MiB that logits may fill: 512; of a GPU a tenth, where few large chunks are faster than many (kd_step_cuda.md).
 

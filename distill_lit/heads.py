@@ -25,6 +25,10 @@ class Head(NamedTuple):
         bias = None if self.bias is None else self.bias[: self.vocabulary].to(dtype)
         return self._replace(weight=self.weight[: self.vocabulary].to(dtype), bias=bias)
 
+    def to(self, device: torch.device) -> "Head":
+        """This head on another device."""
+        return self._replace(weight=self.weight.to(device), bias=None if self.bias is None else self.bias.to(device))
+
     def project(self, hidden: Tensor) -> Tensor:
         """Raw products (N, vocabulary) of hidden (N, width), before scale and cap."""
         bias = None if self.bias is None else self.bias[: self.vocabulary]

@@ -13,6 +13,7 @@ from distill_lit.experiment import base_of
 from distill_lit.files import hashes_of
 from distill_lit.heads import head_of
 from distill_lit.models import load_model, load_tokenizer, model_fingerprint
+from distill_lit.models.vocabulary import count_tokens
 from distill_lit.signals import CachedTeacher, ForeignTeacher, LiveTeacher, SparseTeacher, TeacherSignal
 from distill_lit.signals.cached import bytes_per_token, cache_facts, cache_folder, is_complete, write_cache
 from distill_lit.signals.compress import HIDDEN, SAMPLED, TOP_K, Form
@@ -76,7 +77,7 @@ def cache_form(teacher: TeacherConfig) -> Form:
 
 def real_tokens(tokenizer_folder: Path) -> int:
     """Columns of the logits that are tokens: heads are often padded."""
-    return int(max(load_tokenizer(tokenizer_folder).get_vocab().values())) + 1
+    return count_tokens(load_tokenizer(tokenizer_folder))
 
 
 def open_signal(
@@ -87,7 +88,8 @@ def open_signal(
         return None
     model = load_model(teacher, dtype_of(config.teacher.dtype))
     if config.teacher.source == "live":
-        return LiveTeacher(model, vocabulary, config.training.compile)
+        own = config.launcher.teacher_device
+        return LiveTeacher(model, vocabulary, config.training.compile, torch.device(own) if own else None)
     if config.teacher.source == "foreign":
         tokenizers = load_tokenizer(teacher), load_tokenizer(base_of(config, teacher))
         return ForeignTeacher(model, real_tokens(teacher), *tokenizers)

@@ -206,6 +206,20 @@ def test_a_teacher_in_train_mode_is_refused(tiny_teacher: Path) -> None:
         teacher.hidden({})
 
 
+def test_a_teacher_on_a_device_of_its_own_sends_its_hidden_states_and_its_head(
+    tiny_teacher: Path, prepared: data.PreparedData
+) -> None:
+    """The student's device is `meta`, where nothing can be computed: what arrives there has been sent."""
+    teacher = LiveTeacher(load_model(tiny_teacher), VOCABULARY, device=torch.device("cpu"))
+    teacher.to(torch.device("meta"))
+    batch = make_batch(prepared.train, torch.arange(2).numpy(), 1)
+    chosen = batch["labels"][:, 1:] >= 0
+    target = teacher.target(batch, chosen)
+    assert {parameter.device.type for parameter in teacher.model.parameters()} == {"cpu"}
+    assert target.hidden.device.type == target.head.weight.device.type == "meta"
+    assert target.hidden.shape == (int(chosen.sum()), teacher.model.config.hidden_size)
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["train", "validate"])
 def test_the_teacher_is_beside_the_student_before_it_is_asked(
     tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, training: bool

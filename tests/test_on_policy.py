@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from test_distiller import LENGTH, TRAINING, VOCABULARY, new_student, weights
 from tiny_data import byte_tokenizer
@@ -145,21 +146,12 @@ def test_the_mixture_is_drawn_from_and_the_teacher_sees_what_the_student_sees(ti
             assert text.log_probabilities[i] == pytest.approx(float(q[token].log()), abs=1e-3)  # the student's own
 
 
-def pad_head(model: torch.nn.Module, rows: int) -> None:
-    """Gives the model a head of so many rows, whose padding it prefers to every token."""
-    old = model.lm_head.weight.data
-    head = torch.nn.Linear(old.shape[1], rows)
-    head.weight.data = torch.cat([old, torch.zeros(rows - len(old), old.shape[1])])
-    head.bias.data = torch.where(torch.arange(rows) < len(old), 0.0, 50.0)
-    model.set_output_embeddings(head)
-
-
 @pytest.mark.parametrize("mix", [0.0, 0.4])
 def test_the_padded_rows_of_a_head_are_never_drawn(tiny_teacher: Path, prepared: data.PreparedData, mix: float) -> None:
     """Heads longer than the tokenizer, whose padding both models prefer to every token."""
     student, teacher = load_model(tiny_teacher), load_model(tiny_teacher)
-    pad_head(student, 310)
-    pad_head(teacher, 320)
+    tiny.pad_head(student, 310)
+    tiny.pad_head(teacher, 320)
     text = writer(OnPolicyConfig(share=1.0, max_new_tokens=10, teacher_mix=mix), teacher)
     made, _ = text.rewrite(make_batch(prepared.train, np.arange(4), 1), student, 0, 0)
     assert int(made["labels"].max()) < VOCABULARY
@@ -172,7 +164,7 @@ def test_a_mixture_is_one_of_two_distributions_over_the_same_tokens(tiny_teacher
     ids, scores = torch.tensor([[5, 9, 40, 7]]), torch.randn(1, VOCABULARY)
     with torch.no_grad():
         right = (0.4 * teacher(ids).logits[0, -1].softmax(-1) + 0.6 * scores[0].softmax(-1)).log()
-        pad_head(teacher, 310)
+        tiny.pad_head(teacher, 310)
         mix = _TeacherMix(teacher, 0.4, VOCABULARY)
         mix.start(torch.ones_like(ids))
         padded = torch.cat([scores, torch.full((1, 6), -torch.inf)], 1)
@@ -394,6 +386,7 @@ def test_accumulated_batches_of_student_text_count_alike(
         (["on_policy.share=0.5"], "teacher.source is cached"),
         (["on_policy.share=0.5", "teacher.source=live", "training.compile=true"], "training.compile"),
         (["teacher.source=live", "objective.terms.kl.kind=contrastive"], "does not tell them apart"),
+        (["teacher.source=live", "on_policy={share: 1, teacher_mix: 0.2}", "launcher.teacher_device=cpu"], "teacher_mix"),
         (["teacher.source=live", "objective.terms.kl.kind=policy_reverse_kl"], "set on_policy.share to 1"),
         *(
             (

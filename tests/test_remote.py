@@ -193,6 +193,15 @@ def test_all_wait_as_long_as_the_server_says(tmp_path: Path) -> None:
     assert retry_after({}) is None
 
 
+def test_no_more_requests_a_minute_than_allowed_however_many_at_a_time(tmp_path: Path) -> None:
+    with serving(lambda request, number: failure(500, "down") if number == 2 else echo(request, number)) as server:
+        answers, _ = ask(tmp_path / "a", config(server.url, concurrency=6, requests_per_minute=600))
+        times = sorted(request["at"] for request in server.requests)
+    assert len(answers) == 6 and len(times) == 7  # the retry counts too
+    assert all(later - earlier >= 0.05 for earlier, later in zip(times, times[1:], strict=False))
+    assert times[-1] - times[0] >= 0.55
+
+
 @pytest.mark.parametrize(
     ("fault", "words"),
     [

@@ -21,6 +21,7 @@ from distill_lit.errors import UserError
 from distill_lit.files import hashes_of, read_json
 from distill_lit.identity import corpus_identity
 from distill_lit.models import load_model, load_tokenizer
+from distill_lit.models.vocabulary import count_tokens
 from distill_lit.signals import filters
 from distill_lit.signals.answers import Answer, read_answers
 from distill_lit.signals.decoding import Sampling, end_tokens, write_batch
@@ -73,6 +74,14 @@ def test_padding_and_company_change_no_answer(chatty: Path) -> None:
         assert written.tokens == logits.argmax(-1).tolist()
         forced = logits.log_softmax(-1).gather(-1, ids[0, len(prompt) :, None])[:, 0]
         assert written.log_probabilities == pytest.approx(forced.tolist(), abs=1e-3)
+
+
+def test_the_padded_rows_of_a_head_are_never_written(tmp_path: Path, chatty: Path) -> None:
+    model, tokenizer = load_model(chatty), load_tokenizer(chatty)
+    tiny.pad_head(model, 310)
+    write_locally(tmp_path, model, tokenizer, [Prompt("Hi")], GeneratedConfig(max_new_tokens=8, batch=2))
+    (answer,) = read_answers(tmp_path)
+    assert answer.tokens and max(answer.tokens) < count_tokens(tokenizer) == 259
 
 
 def test_log_probabilities_are_the_models_own_whatever_the_sampling(chatty: Path) -> None:

@@ -96,6 +96,8 @@ def test_identity_ignores_what_cannot_change_a_result() -> None:
         ("teacher.model=smollm", "unknown kind"),
         ("name=../out", "plain folder name"),
         ("training.accelerator=cuda", "cuda"),
+        ("launcher.teacher_device=cuda:7", "GPUs here"),
+        ("launcher.teacher_device=tpu", "give cpu, cuda or cuda:1"),
         ("data.corpora.piqa.generated.samples=2", "data.corpora.piqa has both generated and dataset"),
     ],
 )

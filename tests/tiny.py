@@ -63,3 +63,12 @@ def make_corpus(path: Path, count: int = 400, seed: int = 1) -> Path:
     """Writes sentences as JSON lines with a `text` column."""
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences(count, seed)))
     return path
+
+
+def pad_head(model: torch.nn.Module, rows: int) -> None:
+    """Gives the model a head of so many rows, whose padding it prefers to every token."""
+    old = model.lm_head.weight.data
+    head = torch.nn.Linear(old.shape[1], rows)
+    head.weight.data = torch.cat([old, torch.zeros(rows - len(old), old.shape[1])])
+    head.bias.data = torch.where(torch.arange(rows) < len(old), 0.0, 50.0)
+    model.set_output_embeddings(head)

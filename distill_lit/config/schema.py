@@ -207,6 +207,7 @@ class LauncherConfig:
 
     workers: int = knob(1, "cells at a time", low=1, high=4096)
     threads: int = knob(0, "CPU threads per worker; 0: all cores, shared out", low=0, high=4096)
+    teacher_device: str = knob("", "device of a live teacher, as cuda:1 or cpu; empty: the student's")
     changed: str = knob(
         "refuse",
         "a checkpoint of another model, data or objective: refuse it, resume all the same, or restart the cell",

@@ -6,6 +6,11 @@ from typing import Any
 from distill_lit.errors import UserError
 
 
+def count_tokens(tokenizer: Any) -> int:
+    """Real tokens: columns of the logits beyond them are padding."""
+    return int(max(tokenizer.get_vocab().values())) + 1
+
+
 def check_same_vocabulary(teacher: Any, student: Any) -> int:
     """The number of real tokens both tokenizers share. Raises UserError at the first id they read differently.
 
@@ -13,7 +18,7 @@ def check_same_vocabulary(teacher: Any, student: Any) -> int:
     """
     ours, theirs = teacher.get_vocab(), student.get_vocab()
     if ours == theirs:
-        return int(max(ours.values())) + 1
+        return count_tokens(teacher)
     names = {number: token for token, number in theirs.items()}
     for token, number in sorted(ours.items(), key=lambda item: item[1]):
         if names.get(number) != token:
@@ -27,7 +32,7 @@ def check_same_vocabulary(teacher: Any, student: Any) -> int:
 def check_tokens(tokenizer: Any, rows: int, folder: Path) -> None:
     """Raises UserError when the model in `folder`, with embeddings of `rows` tokens, cannot read all of its tokenizer's, or
     when no token begins a text and none ends it."""
-    tokens = int(max(tokenizer.get_vocab().values())) + 1
+    tokens = count_tokens(tokenizer)
     if tokens > rows:
         raise UserError(f"{folder}: its tokenizer has {tokens:,} tokens, and the model's vocabulary is {rows:,}")
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:

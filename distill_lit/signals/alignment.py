@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distill_lit.errors import UserError
+from distill_lit.models.vocabulary import count_tokens
 
 UTF8_TAIL = 3  # bytes that can follow the first of a character
 
@@ -66,7 +67,7 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
         )
     special = {int(n) for n in tokenizer.all_special_ids} | {t["id"] for t in backend["added_tokens"] if t["special"]}
     added = {t["id"]: t["content"] for t in backend["added_tokens"]}
-    found = [b""] * (max(tokenizer.get_vocab().values()) + 1)
+    found = [b""] * count_tokens(tokenizer)
     for piece, number in tokenizer.get_vocab().items():
         if number not in special:
             found[number] = added[number].encode() if number in added else read(piece)

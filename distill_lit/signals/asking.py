@@ -46,6 +46,7 @@ class Asker:
         self._has_answered = any("reason" not in entry for entry in journal.entries.values())
         self._doubtful: list[Entry] = []  # refusals by a server that has answered nothing yet
         self._quiet_until = 0.0  # the server asked all of us to wait
+        self._next_turn = 0.0  # when the next request may begin
         self._reason = ""
         self._stop = asyncio.Event()
 
@@ -114,7 +115,7 @@ class Asker:
         """The reply; None when no new request is wanted any more. `worst`: cost of a try whose reply is lost."""
         reason = ""
         for attempt in range(self.remote.retries + 1):
-            await self._wait_for_quiet()
+            await self._wait_for_turn()
             if self._stop.is_set():
                 return None
             if attempt:
@@ -127,6 +128,15 @@ class Asker:
                     self.journal.add({"key": "", "cost": worst})
             await self._sleep(pause if attempt < self.remote.retries else 0)
         raise Stopped(f"{reason}, also after {self.remote.retries} retries")
+
+    async def _wait_for_turn(self) -> None:
+        """Waits as long as the server asked, and for a moment of its own, evenly spaced, where there is a limit."""
+        await self._wait_for_quiet()
+        if self.remote.requests_per_minute:
+            turn = max(self._next_turn, time.monotonic())
+            self._next_turn = turn + 60 / self.remote.requests_per_minute
+            await self._sleep(turn - time.monotonic())
+            await self._wait_for_quiet()
 
     async def _wait_for_quiet(self) -> None:
         while (left := self._quiet_until - time.monotonic()) > 0 and not self._stop.is_set():

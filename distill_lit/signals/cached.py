@@ -166,8 +166,7 @@ class CachedTeacher:
 
     def to(self, device: torch.device) -> None:
         """Moves the head; shards stay on disk."""
-        bias = None if self.head.bias is None else self.head.bias.to(device)
-        self.head = self.head._replace(weight=self.head.weight.to(device), bias=bias)
+        self.head = self.head.to(device)
 
     def target(self, batch: dict[str, Tensor], chosen: Tensor) -> DenseTarget:
         """Its whole distribution at the chosen positions (B, T − 1)."""

@@ -27,7 +27,7 @@ from distill_lit.signals.shards import Shards
 
 FORMAT = 1  # raise it when the same config means other answers
 # knobs of a server that cannot change what it answers
-REMOTE_WITHOUT_EFFECT = ("key_variable", "concurrency", "retries", "timeout", "price", "budget")
+REMOTE_WITHOUT_EFFECT = ("key_variable", "concurrency", "requests_per_minute", "retries", "timeout", "price", "budget")
 Progress = Callable[[str, int, int], Any]  # stage, done, total
 
 

@@ -7,6 +7,7 @@ import torch
 
 from distill_lit.data.chat import encode_chat
 from distill_lit.heads import body_of, head_of
+from distill_lit.models.vocabulary import count_tokens
 from distill_lit.signals.answers import Answer
 
 BATCH = 8
@@ -17,7 +18,7 @@ def judge_answers(model: Any, tokenizer: Any, answers: Sequence[Answer], chat: b
 
     The judge may have another tokenizer than the writer: it gets text.
     """
-    vocabulary = max(tokenizer.get_vocab().values()) + 1  # heads are often padded
+    vocabulary = count_tokens(tokenizer)
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
     encoded = [_encode(tokenizer, answer, chat) for answer in answers]
     order = sorted(range(len(answers)), key=lambda i: len(encoded[i][0]))

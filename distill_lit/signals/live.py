@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distill_lit.data.loader import attention_mask
 from distill_lit.errors import UserError
-from distill_lit.heads import Head, body_of, head_of
+from distill_lit.heads import body_of, head_of
 from distill_lit.models.states import States, Wanted, watching
 from distill_lit.targets import DenseTarget
 
@@ -33,29 +33,30 @@ def last_hidden(model: Any, batch: dict[str, Tensor]) -> Tensor:
 class LiveTeacher:
     """A frozen teacher. It is no nn.Module, so that neither optimizer, checkpoint nor `.train()` can reach it."""
 
-    def __init__(self, model: Any, vocabulary: int, compiled: bool = False) -> None:
-        """`model`: a causal language model; `vocabulary`: its real tokens; `compiled`: compile its body."""
+    def __init__(self, model: Any, vocabulary: int, compiled: bool = False, device: torch.device | None = None) -> None:
+        """`model`: a causal language model; `vocabulary`: its real tokens; `compiled`: compile its body; `device`: where it
+        runs, None for beside the student. Only its head then goes to the student, and its hidden states, batch by batch."""
         self.model = model.eval().requires_grad_(False)
         if compiled:
             body_of(model).compile()
-        self.vocabulary = vocabulary
-
-    @property
-    def head(self) -> Head:
-        """The teacher's output head."""
-        return head_of(self.model, self.vocabulary)
+        self.vocabulary, self.device = vocabulary, device
+        self.head = head_of(model, vocabulary)
 
     def to(self, device: torch.device) -> None:
-        """Moves the teacher."""
-        self.model.to(device)
+        """Brings the teacher, or its head, to the student's device."""
+        self.model.to(self.device or device)
+        self.head = head_of(self.model, self.vocabulary).to(device)
 
     def target(self, batch: dict[str, Tensor], chosen: Tensor) -> DenseTarget:
         """Its whole distribution at the chosen positions (B, T − 1)."""
-        return DenseTarget(self.hidden(batch)[:, :-1][chosen], self.head)
+        hidden = self.hidden(batch)[:, :-1]
+        return DenseTarget(hidden[chosen.to(hidden.device)].to(self.head.weight.device), self.head)
 
     def hidden(self, batch: dict[str, Tensor]) -> Tensor:
         """The teacher's last hidden states (B, T, D) for a batch of packed rows."""
         self.check_frozen()
+        if self.device is not None:
+            batch = {name: batch[name].to(self.device) for name in ("input_ids", "position_ids", "document_ids")}
         with torch.inference_mode():
             return last_hidden(self.model, batch)
 

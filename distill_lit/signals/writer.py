@@ -10,6 +10,7 @@ from typing import Any
 
 from distill_lit.config import GeneratedConfig
 from distill_lit.data.chat import check_template
+from distill_lit.models.vocabulary import count_tokens
 from distill_lit.signals.answers import CUT, FINISHED, TOO_LONG, answer_to, write_answers
 from distill_lit.signals.decoding import Sampling, end_tokens, write_batch
 from distill_lit.signals.prompts import Prompt
@@ -87,7 +88,8 @@ def _write_shard(
         batch = fitting[start : start + config.batch]
         # a seed of its own: the text of a batch depends on no other, so a resumed run writes the same
         seed = seed_of(config.seed, number * SHARD_BATCHES + start // config.batch)
-        for job, written in zip(batch, write_batch(model, [job[2] for job in batch], ends, sampling, seed), strict=True):
+        texts = write_batch(model, [job[2] for job in batch], ends, sampling, seed, vocabulary=count_tokens(tokenizer))
+        for job, written in zip(batch, texts, strict=True):
             text = tokenizer.decode(written.tokens, skip_special_tokens=True)
             text = text.strip() if config.chat else text  # plain text goes on where its prompt ends
             facts = {"tokens": written.tokens, "log_probabilities": written.log_probabilities}
