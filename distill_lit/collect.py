@@ -14,6 +14,7 @@ from distill_lit.config import ExperimentConfig, expand, to_yaml
 from distill_lit.errors import UserError
 from distill_lit.experiment import Cell, results_folder, runs_folder
 from distill_lit.files import read_json, write_json, write_text, writing
+from distill_lit.identity import held_out_identity
 from distill_lit.teaching import readable_data
 
 FACTS = (
@@ -64,6 +65,7 @@ def _row(cell: Cell, folder: Path, is_done: bool, failed: dict[str, str]) -> dic
         **axes,
         **{name: manifest.get(name) for name in FACTS},
         "bytes": manifest.get("bytes"),
+        "held_out": held_out_identity(cell.config)[:8] if cell.student else None,
         **{name: metrics.get(metric) for name, metric in VALIDATION.items()},
         "state": "done" if is_done else "failed" if cell.name in failed else "missing",
         "reason": failed.get(cell.name, ""),

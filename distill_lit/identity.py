@@ -71,6 +71,13 @@ def data_identity(config: ExperimentConfig) -> dict[str, Any]:
     return {**found, "corpora": {name: corpus_identity(corpus, config) for name, corpus in config.data.corpora.items()}}
 
 
+def held_out_identity(config: ExperimentConfig) -> str:
+    """Identifies the text that is held out for validation: numbers measured on different text do not compare."""
+    corpora = {name: corpus_identity(corpus, config) for name, corpus in config.data.corpora.items()}
+    rows = [config.data.seed, config.data.length, config.data.validation]
+    return identity_of(corpora=corpora, rows=rows, benchmarks=config.benchmarks)
+
+
 def corpus_identity(corpus: CorpusConfig, config: ExperimentConfig) -> dict[str, Any]:
     """A corpus without the knobs that cannot change its documents."""
     found = decisive(corpus)

@@ -196,6 +196,19 @@ def test_groups_keep_grid_points_apart_and_find_their_rivals(tmp_path: Path) -> 
     assert before.label == "shallow before training"
 
 
+def test_students_of_different_text_are_said_to_be_validated_on_it(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=10, students={"deep": 0.8})
+    cells = pd.read_csv(folder / "cells.csv")
+    said = {}
+    for plain, distilled in (("0e1", "0e1"), ("0e1", "00")):  # fingerprints may read like numbers
+        cells["held_out"] = cells["role"].map({"untouched": plain, "ce_only": plain, "distilled": distilled})
+        cells.to_csv(folder / "cells.csv", index=False)
+        result = analyse(folder, FAST, "name")
+        notes = " ".join(main_table(result.scores, result.frame, "title").below)
+        said[distilled] = "other text is another measure" in notes
+    assert said == {"0e1": False, "00": True}
+
+
 def test_a_baseline_of_several_grid_points_is_found_by_each(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=10, students={"deep": 0.8})
     cells = pd.read_csv(folder / "cells.csv")

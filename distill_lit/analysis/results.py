@@ -16,7 +16,7 @@ MUST_AGREE = ("version", "lm_eval_version", "task_hash", "metric", "fewshot", "l
               "eval_split", "data")  # fmt: skip
 ROLES = ("teacher", "quantised", "rival", "untouched", "ce_only", "distilled")
 TOTAL = "__total__"
-CELL_TEXT = ("model", "role", "student", "state", "reason")
+CELL_TEXT = ("model", "role", "student", "held_out", "state", "reason")
 DOCUMENT_COLUMNS = ("task", "key", "doc_id", "cluster", "prompt", "choices", "gold", "n_choices", "metadata")
 SURPRISAL_COLUMNS = ("task", "key", "prompt_bits_per_byte", "gold_gain")
 RECORD_COLUMNS = ("task", "key", "ll", "len_chars", "pred", "correct")
@@ -84,6 +84,11 @@ def _load_results(folder: Path) -> Results:
     _align(results)
     _merge(results)
     return results
+
+
+def reads_different_text(cells: pd.DataFrame) -> bool:
+    """Whether students are validated on text of their own, so that their validation metrics do not compare."""
+    return bool(cells.loc[cells["held_out"] != "", "held_out"].nunique() > 1)
 
 
 def read_cells(path: Path) -> pd.DataFrame:

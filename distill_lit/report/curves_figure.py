@@ -5,6 +5,7 @@ from typing import Any
 import pandas as pd
 
 from distill_lit.analysis.groups import Group
+from distill_lit.analysis.results import reads_different_text
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.style import RC, VARIANT_COLOURS, plain, role_style
 
@@ -25,6 +26,7 @@ def curves_figure(scores: Scores, curves: pd.DataFrame) -> Any:
     known = [name for name, _ in PANELS if name in curves]
     if not trained or not known or not {"model", "step"} <= set(curves):
         return None
+    own = ", each on its own text" if reads_different_text(scores.results.cells) else ""
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(8.2, 3.9), layout="constrained")
         FigureCanvasAgg(figure)
@@ -34,7 +36,7 @@ def curves_figure(scores: Scores, curves: pd.DataFrame) -> Any:
                 line = _mean_line(scores, group, curves, name)
                 axes.plot(line.index, line.to_numpy(), label=plain(group.label), linewidth=1.3, **style)
             axes.set_xlabel("training tokens")
-            axes.set_title(words, fontweight="normal", fontsize=9)
+            axes.set_title(words + own, fontweight="normal", fontsize=9)
         handles, names = panels[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=3)
     return figure

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from distill_lit.analysis.groups import AS_THEY_ARE
+from distill_lit.analysis.results import reads_different_text
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.tabulate import COSTS, MACRO
 from distill_lit.analysis.wording import ABSENT, NOT_AVAILABLE, bounds, count, listed, number, points, with_bounds
@@ -103,6 +104,8 @@ def _main_notes(scores: Scores, frame: pd.DataFrame) -> list[str]:
         "within tasks and seeds together. Kept: that average as a share of the teacher's. Bold: the best student and "
         "every student not significantly different from it (Holm within the column).",
     ]
+    if reads_different_text(scores.results.cells):
+        notes.append("Validation KL: each student on held-out rows of the text it reads, so other text is another measure.")
     notes += left_out(scores)
     if scores.teacher is None:
         notes.append("The teacher has no result: nothing is compared with it, and tasks at chance cannot be told.")
