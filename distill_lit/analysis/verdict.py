@@ -85,6 +85,8 @@ def _against(scores: Scores, mine: pd.DataFrame, who: str, words: str) -> str:
     sure = macro[f"{who}_adjusted"] <= scores.analysis.alpha
     way = "ahead of" if delta > 0 else "behind" if delta < 0 else "level with"
     known = "" if sure else ", which is not decided at this number of documents"
+    if not sure and low * high > 0:
+        known = ", which is not significant once all comparisons are counted"
     return f"It is {way} {words} by {with_bounds(abs(delta), *_turned(delta, low, high))} points{known}."
 
 
