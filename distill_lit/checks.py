@@ -68,14 +68,16 @@ def _check_policy_form(objective: Objective, on_policy: OnPolicyConfig) -> None:
 
 def _check_own_device(point: ExperimentConfig, objective: Objective) -> None:
     """What a teacher on a device of its own cannot do: it sends its last hidden states over, and nothing else."""
-    if not point.launcher.teacher_device:
+    if not point.launcher.teacher_device or point.teacher.source in ("cached", "none"):
         return
-    if point.teacher.source not in ("live", "cached"):
+    if point.teacher.source != "live":
         raise UserError(f"launcher.teacher_device: only a live teacher has one; teacher.source is {point.teacher.source}")
+    if point.training.devices > 1:
+        raise UserError("launcher.teacher_device: every one of training.devices would put a teacher there")
     if objective.representations:
         name = objective.representations[0].name
         raise UserError(f"launcher.teacher_device: objective.terms.{name} compares inner states, beside the student only")
-    if point.on_policy.teacher_mix:
+    if is_on(point.on_policy) and point.on_policy.teacher_mix:
         raise UserError("launcher.teacher_device: on_policy.teacher_mix draws from both models, on one device only")
 
 

@@ -111,7 +111,7 @@ def _estimate(cell: Cell, teacher: Size, student: Size) -> Estimate:
     learning = 3 * student.flops_per_token() * tokens
     teaching = _teaching(config, teacher) * tokens
     minutes += (learning / train_speed + teaching / teacher_speed) / TRAINING_EFFICIENCY / 60
-    flops, wait = _student_writing(config, student, tokens if cell.role == DISTILLED else 0, teacher_speed)
+    flops, wait = _student_writing(config, student, tokens, teacher_speed)
     minutes += wait
     weights = student.parameters * (BYTES_PER_WEIGHT if cell.student else 2 if cell.role == QUANTISED else 0)
     peak = weights + (2 * student.parameters * BYTES_PER_CHECKPOINTED_WEIGHT if tokens else 0)

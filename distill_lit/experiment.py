@@ -17,6 +17,7 @@ from distill_lit.config import (
     expand,
     to_dict,
 )
+from distill_lit.config.on_policy import is_on
 from distill_lit.config.schema import EITHER
 from distill_lit.errors import UserError
 from distill_lit.evaluation.tasks import need_packages
@@ -34,6 +35,7 @@ from distill_lit.identity import (
     data_identity,
     identity_of,
     student_identity,
+    training_identity,
 )
 from distill_lit.models import INT8, model_folder
 from distill_lit.objectives import build_objective, resolve_preset
@@ -114,6 +116,9 @@ def _without_repeats(cells: list[Cell]) -> list[Cell]:
         for key, value in cell.axes.items():
             for found in (everywhere.setdefault(_alike(cell), {}), own.setdefault(cell.identity, {})):
                 found.setdefault(key, {})[str(value)] = value
+    for cell, identity in _stood_in_for(cells):
+        for key, value in cell.axes.items():
+            own.setdefault(identity, {}).setdefault(key, {})[str(value)] = value
     once: dict[str, Cell] = {}
     for cell in cells:
         if cell.identity not in once:
@@ -124,7 +129,29 @@ def _without_repeats(cells: list[Cell]) -> list[Cell]:
 
 
 def _alike(cell: Cell) -> tuple[Any, ...]:
-    return cell.role, cell.student, cell.seed
+    return "trained" if cell.role in (CE_ONLY, DISTILLED) else cell.role, cell.student, cell.seed
+
+
+def _stood_in_for(cells: list[Cell]) -> Iterable[tuple[Cell, str]]:
+    """Distilled cells that have no baseline without teacher at their own point, with the identity of the one other point
+    that no teacher tells anything and that is trained in the same way, if there is just one."""
+    without = [cell for cell in cells if cell.role == CE_ONLY]
+    served = {_place(cell) for cell in without}
+    for cell in cells:
+        if without and cell.role == DISTILLED and _place(cell) not in served:
+            found = {other.identity for other in without if _is_trained_like(other, cell)}
+            if len(found) == 1:
+                yield cell, found.pop()
+
+
+def _place(cell: Cell) -> tuple[Any, ...]:
+    return cell.student, cell.seed, tuple(sorted((key, str(value)) for key, value in cell.axes.items()))
+
+
+def _is_trained_like(other: Cell, cell: Cell) -> bool:
+    """Whether a student reads on its own as many tokens in the same way as another."""
+    ways = [(one.student, one.seed, one.config.data.length, training_identity(one.config)) for one in (other, cell)]
+    return ways[0] == ways[1] and not is_on(other.config.on_policy)
 
 
 def _named_by(cell: Cell, varies: dict[str, dict[str, Any]]) -> Cell:
@@ -162,9 +189,10 @@ def _roles(point: ExperimentConfig) -> set[str]:
 
 
 def is_taught(point: ExperimentConfig) -> bool:
-    """Whether the student of a point learns from a teacher: a term compares with it, or it wrote some of the text."""
+    """Whether the student of a point learns from a teacher: a term compares with it, or it writes some of the text."""
     objective = build_objective(point.objective.terms, point.objective.temperature_scaling)
-    return objective.needs_teacher or _reads_a_teacher(point)
+    is_mixed = is_on(point.on_policy) and point.on_policy.teacher_mix > 0
+    return objective.needs_teacher or is_mixed or _reads_a_teacher(point)
 
 
 def _reads_a_teacher(point: ExperimentConfig) -> bool:

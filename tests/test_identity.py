@@ -16,9 +16,11 @@ from distill_lit.config import (
     TermConfig,
     TrainingConfig,
     decisive,
+    expand,
     load_experiment,
     to_dict,
 )
+from distill_lit.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = (
@@ -84,6 +86,31 @@ def test_a_point_that_no_teacher_tells_anything_is_training_without_teacher_for_
     plain = next(cell for cell in cells if cell.label == "shallow-ce_only-seed=0")
     assert plain.axes == {} and plain.needs == ()
     assert list(plain.config.data.corpora) == ["facts"]
+
+
+def test_training_without_teacher_stands_for_students_that_are_trained_like_it_alone() -> None:
+    """`plain` reads more than `kd` and is no baseline of it; `far` draws from the teacher and is none of anybody."""
+    variants = (
+        "variants={kd: {}, plain: {objective.terms: {kl: null}, training.tokens: 100000}, "
+        "far: {objective.terms: {kl: null}, teacher.source: live, on_policy: {share: 0.5, teacher_mix: 0.3}}}"
+    )
+    changes = [variants, "grid={variant: [kd, plain, far]}", "student=deep", "baselines=[teacher]"]
+    cells = experiment.plan(load_experiment(QUICKSTART, changes))
+    found = {cell.label: (cell.role, cell.axes) for cell in cells if cell.student}
+    assert found == {
+        "deep-ce_only-plain": ("ce_only", {"variant": "plain"}),
+        "deep-kd": ("distilled", {"variant": "kd"}),
+        "deep-far": ("distilled", {"variant": "far"}),
+    }
+
+
+def test_null_takes_an_inherited_corpus_away_and_only_one_that_is_there() -> None:
+    corpora = load_experiment(QUICKSTART).data.corpora
+    assert set(load_experiment(QUICKSTART, ["data.corpora.piqa=null"]).data.corpora) == set(corpora) - {"piqa"}
+    with pytest.raises(UserError, match=r"data.corpora.piqua: null, .* did you mean 'piqa'"):
+        load_experiment(QUICKSTART, ["data.corpora.piqua=null"])
+    with pytest.raises(UserError, match=r"variants.a.data.corpora.piqua: null"):
+        list(expand(load_experiment(QUICKSTART, ["variants={a: {data.corpora: {piqua: null}}}", "grid.variant=[a]"])))
 
 
 def test_an_objective_without_a_teacher_is_kept_as_it_is() -> None:

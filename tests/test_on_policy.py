@@ -387,6 +387,15 @@ def test_accumulated_batches_of_student_text_count_alike(
         (["on_policy.share=0.5", "teacher.source=live", "training.compile=true"], "training.compile"),
         (["teacher.source=live", "objective.terms.kl.kind=contrastive"], "does not tell them apart"),
         (["teacher.source=live", "on_policy={share: 1, teacher_mix: 0.2}", "launcher.teacher_device=cpu"], "teacher_mix"),
+        (["teacher.source=live", "launcher.teacher_device=cpu", "training.devices=2"], "training.devices"),
+        (
+            ["teacher.source=live", "launcher.teacher_device=cpu", "objective.terms.hidden={}"],
+            "compares inner states",
+        ),
+        (
+            ["teacher.source=foreign", "launcher.teacher_device=cpu", "objective.terms.kl.kind=uld"],
+            "only a live teacher",
+        ),
         (["teacher.source=live", "objective.terms.kl.kind=policy_reverse_kl"], "set on_policy.share to 1"),
         *(
             (

@@ -178,6 +178,20 @@ def test_a_request_that_takes_too_long_is_asked_again(tmp_path: Path) -> None:
     assert len(answers) == 6
 
 
+def test_turns_that_pass_while_the_server_wants_quiet_are_taken_anew(tmp_path: Path) -> None:
+    """Else all who waited would begin at once when it ends."""
+
+    def limited(request: dict, number: int) -> tuple:
+        return failure(429, "slow down", retry_after="0.5") if number == 0 else echo(request, number)
+
+    with serving(limited) as server:
+        ask(tmp_path / "a", config(server.url, concurrency=6, requests_per_minute=600))
+        times = sorted(request["at"] for request in server.requests)
+    late = [moment for moment in times if moment - times[0] >= 0.5]
+    assert len(late) >= 5
+    assert all(later - earlier >= 0.05 for earlier, later in zip(late, late[1:], strict=False))
+
+
 def test_all_wait_as_long_as_the_server_says(tmp_path: Path) -> None:
     def limited(request: dict, number: int) -> tuple:
         return failure(429, "slow down", retry_after="0.4") if number == 0 else echo(request, number)

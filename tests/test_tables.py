@@ -205,8 +205,42 @@ def test_students_of_different_text_are_said_to_be_validated_on_it(tmp_path: Pat
         cells.to_csv(folder / "cells.csv", index=False)
         result = analyse(folder, FAST, "name")
         notes = " ".join(main_table(result.scores, result.frame, "title").below)
-        said[distilled] = "other text is another measure" in notes
+        said[distilled] = "other text, other measure" in notes
     assert said == {"0e1": False, "00": True}
+
+
+def test_a_student_without_teacher_that_read_other_text_is_called_so(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=30, students={"deep": 0.8})
+    cells = pd.read_csv(folder / "cells.csv")
+    for text in ("a", "b"):
+        cells["held_out"] = cells["role"].map({"untouched": "a", "ce_only": text, "distilled": "a"})
+        cells.to_csv(folder / "cells.csv", index=False)
+        result = analyse(folder, FAST, "name")
+        labels = [group.label for group in result.scores.groups]
+        is_other = text == "b"
+        assert ("deep without teacher (other text)" in labels) == is_other
+        said = " ".join(result.verdict)
+        assert ("the same student trained without the teacher on other text by" in said) == is_other
+        assert "the same student trained without the teacher" in said
+
+
+def test_an_interval_without_zero_that_is_not_significant_is_said_to_be_one_of_many(tmp_path: Path) -> None:
+    result = analyse(build(tmp_path, documents=30, students={"deep": 0.8}), FAST, "name")
+    frame = result.frame.copy()
+    macro = (frame["role"] == "distilled") & (frame["task"] == MACRO)
+    for (low, high), words in {(0.01, 0.09): "once all comparisons are counted", (-0.01, 0.09): "not decided"}.items():
+        values = {"delta": 0.05, "low": low, "high": high, "adjusted": 0.2}
+        frame.loc[macro, [f"ce_only_{name}" for name in values]] = list(values.values())
+        text = verdict(result.scores, frame)[0].split("The student without teacher")[0]
+        assert words in text
+
+
+def test_without_a_distilled_student_nothing_is_judged(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=30, students={"deep": 0.8})
+    cells = pd.read_csv(folder / "cells.csv")
+    cells[cells["role"] != "distilled"].to_csv(folder / "cells.csv", index=False)
+    result = analyse(folder, FAST, "name")
+    assert result.headline == "No distilled student is in this experiment."
 
 
 def test_a_baseline_of_several_grid_points_is_found_by_each(tmp_path: Path) -> None:

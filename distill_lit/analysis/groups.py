@@ -31,6 +31,7 @@ class Group:
     label: str
     reason: str = ""  # why cells are missing
     variant: str = ""  # the grid point in words, empty without one
+    other_text: bool = False  # without teacher, and trained on other text than the distilled students of this shape
 
 
 def groups_of(results: Results) -> list[Group]:
@@ -44,7 +45,11 @@ def groups_of(results: Results) -> list[Group]:
         point = tuple((a, str(cells.at[row, a])) for a in axes if pd.notna(cells.at[row, a]))
         name = cells.at[row, "model" if cells.at[row, "role"] in AS_THEY_ARE[1:] else "student"]
         found.setdefault((cells.at[row, "role"], name, point), []).append(row)
-    groups = [_group(results, cells.loc[rows], key, short) for key, rows in found.items()]
+    taught = cells[cells["role"] == "distilled"].groupby("student")["held_out"].agg(set)
+    groups = [
+        _group(results, cells.loc[rows], key, short, key[0] == "ce_only" and _is_other(cells.loc[rows], taught.get(key[1])))
+        for key, rows in found.items()
+    ]
     rank = {role: i for i, role in enumerate(ROLES)}
     first = {group.label: i for i, group in enumerate(groups)}
 
@@ -62,7 +67,12 @@ def groups_of(results: Results) -> list[Group]:
     return sorted(groups, key=place)
 
 
-def _group(results: Results, rows: pd.DataFrame, key: tuple, short: dict[str, str]) -> Group:
+def _is_other(rows: pd.DataFrame, taught: set[str] | None) -> bool:
+    """Whether models read another text than each of `taught`, fingerprints of what distilled students read."""
+    return bool(taught) and "" not in taught and not set(rows["held_out"]) & (taught | {""})
+
+
+def _group(results: Results, rows: pd.DataFrame, key: tuple, short: dict[str, str], other_text: bool) -> Group:
     role, student, point = key
     models = tuple(m for m in rows["model"] if m in results.records)
     seeds = rows.loc[rows["model"].isin(models), "seed"].tolist() if "seed" in rows else []
@@ -70,7 +80,7 @@ def _group(results: Results, rows: pd.DataFrame, key: tuple, short: dict[str, st
     reason = "; ".join(
         dict.fromkeys(f"{s}: {r}" if r else str(s) for s, r in zip(lost["state"], lost["reason"], strict=True))
     )
-    variant = ", ".join(f"{short[axis]}={value}" for axis, value in point)
+    variant = ", ".join([*(f"{short[axis]}={value}" for axis, value in point), *(["other text"] if other_text else [])])
     known_as = "teacher" if role == "quantised" else student
     label = "teacher" if role == "teacher" else " ".join(w for w in (known_as, ROLE_WORDS.get(role, "")) if w)
     known = tuple(int(s) for s in seeds if s == s)
@@ -84,6 +94,7 @@ def _group(results: Results, rows: pd.DataFrame, key: tuple, short: dict[str, st
         label=f"{label} ({variant})" if variant else label,
         reason=reason,
         variant=variant,
+        other_text=other_text,
     )
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 from distill_lit.analysis.axes import RARITY
 from distill_lit.analysis.longtail import LongTail
 from distill_lit.analysis.scores import Scores
-from distill_lit.analysis.tabulate import MACRO
+from distill_lit.analysis.tabulate import MACRO, without_teacher
 from distill_lit.analysis.wording import bounds, listed, number, points, with_bounds
 
 SLICES_NAMED = 3
@@ -20,7 +20,7 @@ def loss_statement(scores: Scores, frame: pd.DataFrame, report: LongTail, label:
     sentences = [
         _kept(scores, frame, label),
         _flips(report, label),
-        _tail(report, label),
+        _tail(scores, report, label),
         _worst(report, label),
         _slices(report, label),
     ]
@@ -55,7 +55,7 @@ def _flips(report: LongTail, label: str) -> str:
     )
 
 
-def _tail(report: LongTail, label: str) -> str:
+def _tail(scores: Scores, report: LongTail, label: str) -> str:
     """Whether rare words cost more than common ones, and what of that the distillation did."""
     mine = report.contrasts[(report.contrasts["model"] == label) & (report.contrasts["axis"] == RARITY.name)]
     if mine.empty or pd.isna(mine.iloc[0].get("tail_loss")):
@@ -73,9 +73,9 @@ def _tail(report: LongTail, label: str) -> str:
         return f"{text}."
     own = with_bounds(row["excess"], row["excess_low"], row["excess_high"], signed=True)
     if row["excess_low"] <= 0 <= row["excess_high"]:
-        return f"{text}; the same student trained without a teacher shows no measurably different pattern (excess {own})."
+        return f"{text}; {without_teacher(scores, label)} shows no measurably different pattern (excess {own})."
     way = "more" if row["excess"] < 0 else "less"
-    return f"{text}; beyond the same student trained without a teacher, distillation made rare words lose {way} ({own})."
+    return f"{text}; beyond {without_teacher(scores, label)}, distillation made rare words lose {way} ({own})."
 
 
 def _worst(report: LongTail, label: str) -> str:

@@ -76,6 +76,14 @@ def opponents(scores: Scores, g: int) -> dict[str, int]:
     return found
 
 
+def without_teacher(scores: Scores, label: str) -> str:
+    """The student without teacher that the distilled group `label` is compared with, in words."""
+    g = [group.label for group in scores.groups].index(label)
+    other = opponents(scores, g).get("ce_only")
+    on = " on other text" if other is not None and scores.groups[other].other_text else ""
+    return f"the same student trained without the teacher{on}"
+
+
 def _task_row(scores: Scores, t: int, g: int) -> dict[str, Any]:
     task, settings = scores.panel.tasks[t], scores.results.settings(scores.tasks[t])
     value = sc.task_score(scores, t, g)

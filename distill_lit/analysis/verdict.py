@@ -3,7 +3,7 @@
 import pandas as pd
 
 from distill_lit.analysis.scores import Scores
-from distill_lit.analysis.tabulate import MACRO
+from distill_lit.analysis.tabulate import MACRO, without_teacher
 from distill_lit.analysis.wording import bounds, count, listed, number, points, with_bounds
 
 
@@ -20,7 +20,7 @@ def verdict(scores: Scores, frame: pd.DataFrame) -> list[str]:
             continue
         sentences = [
             _kept(scores, mine),
-            _against(scores, mine, "ce_only", "the same student trained without the teacher"),
+            _against(scores, mine, "ce_only", without_teacher(scores, group.label)),
             _wins_without_teacher(scores, mine),
             _against(scores, mine, "untouched", "itself before training"),
         ]
@@ -31,6 +31,8 @@ def verdict(scores: Scores, frame: pd.DataFrame) -> list[str]:
 def headline(scores: Scores, frame: pd.DataFrame) -> str:
     """The verdict in a sentence: what the best student keeps, and how often the teacher was worth having."""
     macro = frame[(frame["task"] == MACRO) & (frame["role"] == "distilled") & frame["score"].notna()]
+    if macro.empty and not any(group.role == "distilled" for group in scores.groups):
+        return "No distilled student is in this experiment."
     if macro.empty:
         return "There is no result to judge: no distilled student has an average above chance."
     best = macro.loc[macro["score"].idxmax()]
@@ -49,7 +51,9 @@ def headline(scores: Scores, frame: pd.DataFrame) -> str:
 def _worth(scores: Scores, pairs: pd.DataFrame) -> str:
     """How many distilled students are ahead of themselves without a teacher, and how many surely."""
     if pairs.empty:
-        return "whether the teacher helped is unknown, because no student was trained without it"
+        has_any = any(group.role == "ce_only" and group.models for group in scores.groups)
+        why = "those trained without it were trained in another way" if has_any else "no student was trained without it"
+        return f"whether the teacher helped is unknown, because {why}"
     ahead, sure = pairs["ce_only_delta"] > 0, pairs["ce_only_adjusted"] <= scores.analysis.alpha
     many = f"{int(ahead.sum())} of {len(pairs)} distilled students" if len(pairs) > 1 else "the distilled student"
     verb = "are" if len(pairs) > 1 else "is" if ahead.all() else "is not"
@@ -81,7 +85,9 @@ def _against(scores: Scores, mine: pd.DataFrame, who: str, words: str) -> str:
     macro = mine[mine["task"] == MACRO].iloc[0]
     delta, low, high = (macro[f"{who}_{name}"] for name in ("delta", "low", "high"))
     if pd.isna(delta):
-        return f"It cannot be compared with {words}: that result is missing." if who == "ce_only" else ""
+        alike = [group for group in scores.groups if (group.role, group.student) == (who, macro["student"])]
+        why = "those there are were trained in another way" if any(g.models for g in alike) else "that result is missing"
+        return f"It cannot be compared with {words}: {why}." if who == "ce_only" else ""
     sure = macro[f"{who}_adjusted"] <= scores.analysis.alpha
     way = "ahead of" if delta > 0 else "behind" if delta < 0 else "level with"
     known = "" if sure else ", which is not decided at this number of documents"

@@ -63,7 +63,7 @@ class RemoteConfig:
     key_variable: str = knob("OPENAI_API_KEY", "environment variable with the key; a server on this machine needs none")
     logprobs: bool = knob(True, "ask for token log-probabilities")
     concurrency: int = knob(8, "requests at a time", low=1, high=1024)
-    requests_per_minute: float = knob(0.0, "most requests begun in a minute, retries too; 0: no limit", low=0)
+    requests_per_minute: float = knob(0.0, "most begun in a minute for one corpus, retries too; 0: no limit", low=0)
     retries: int = knob(6, "further tries of a request, after 1, 2, 4, … seconds or as the server says", low=0, high=20)
     timeout: float = knob(120.0, "seconds until a request counts as lost", above=0)
     price: PriceConfig = field(default_factory=PriceConfig)

@@ -58,6 +58,7 @@ def _merge(schema: type[Section], tree: DictConfig, overrides: list[str]) -> Sec
             raise UserError(f"override {override!r} is not key=value")
     with _telling():
         given = _renamed(OmegaConf.from_dotlist(overrides))
+        _check_removed("", given, tree)
         for part in (tree, given):
             check_types(schema, OmegaConf.to_container(part))
         merged = OmegaConf.merge(_structured(cast(Any, schema)), _without_removed(OmegaConf.merge(tree, given)))
@@ -73,6 +74,17 @@ def _without_removed(tree: Any) -> Any:
         for name in [name for name in corpora if corpora[name] is None]:
             del corpora[name]
     return tree
+
+
+def _check_removed(where: str, changes: Any, base: Any) -> None:
+    """Raises UserError for a null corpus in `changes` that `base` does not have: a name misspelt would remove nothing."""
+    asked, known = OmegaConf.select(changes, "data.corpora"), OmegaConf.select(base, "data.corpora")
+    names = list(known) if OmegaConf.is_dict(known) else []
+    for name in asked if OmegaConf.is_dict(asked) else ():
+        if asked[name] is None and name not in names:
+            raise UserError(
+                f"{where}data.corpora.{name}: null, and there is no corpus of this name{suggest(str(name), names)}"
+            )
 
 
 @functools.cache
@@ -118,7 +130,9 @@ def _at_point(base: DictConfig, point: dict[str, Any], config: ExperimentConfig)
         if variant not in config.variants:
             raise UserError(f"variant: unknown value {variant!r}{suggest(variant, config.variants)}")
         with _telling():
-            tree = OmegaConf.merge(tree, _nested(config.variants[variant]))  # type: ignore[assignment]
+            changes = _nested(config.variants[variant])
+            _check_removed(f"variants.{variant}.", changes, tree)
+            tree = OmegaConf.merge(tree, changes)  # type: ignore[assignment]
     with _telling():
         for key, value in point.items():
             OmegaConf.update(tree, _field_path(key), _rename(value), merge=True, force_add=True)
@@ -183,6 +197,7 @@ def _compose(path: Path, trail: tuple[Path, ...]) -> DictConfig:
         merged = OmegaConf.create({})
         for name in names:
             merged = OmegaConf.merge(merged, _compose(_default_path(path, str(name)), (*trail, path)))  # type: ignore
+        _check_removed(f"{path}: ", tree, merged)
         return OmegaConf.merge(merged, tree)  # type: ignore[return-value]
 
 

@@ -203,7 +203,7 @@ class AnalysisConfig:
 
 @dataclass
 class LauncherConfig:
-    """Where cells run. Nothing here can change a result."""
+    """Where cells run. Nothing here changes a result beyond the rounding of another device."""
 
     workers: int = knob(1, "cells at a time", low=1, high=4096)
     threads: int = knob(0, "CPU threads per worker; 0: all cores, shared out", low=0, high=4096)

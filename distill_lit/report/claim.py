@@ -36,13 +36,13 @@ def _volumes(scores: Scores) -> list[str]:
     found = hypervolumes(scores, axes[0]) if axes else None
     if found is None or found.empty:
         return []
-    said = []
+    said, on = [], " on other text" if any(group.other_text for group in scores.groups) else ""
     for variant, mine in found.groupby("variant", sort=False):
         own, without, gain = (mine[mine["what"] == what].iloc[0] for what in ("distilled", "ce_only", "gain"))
         areas = [with_bounds(row["value"], row["low"], row["high"]) for row in (own, without)]
         adds = with_bounds(gain["value"], gain["low"], gain["high"], signed=True)
         name = f"{variant}: " if variant else ""
-        said.append(f"{name}distilled {areas[0]}, without teacher {areas[1]}, so that distillation adds {adds}")
+        said.append(f"{name}distilled {areas[0]}, without teacher{on} {areas[1]}, so that distillation adds {adds}")
     return [
         f"Area under the frontier over {COST_AXES[axes[0]]} (points above chance × decades of cost, up to the "
         f"teacher's cost): {'; '.join(said)}."

@@ -52,11 +52,12 @@ def _mean_line(scores: Scores, group: Group, curves: pd.DataFrame, name: str) ->
 
 
 def _styles(groups: list[Group]) -> list[dict[str, Any]]:
-    """Without teacher dashed in its own colour, one mark per student; distilled ones in as many colours as there are, then
-    dashed."""
+    """Beside distilled students those without teacher are dashed, in a colour of their own; all others in as many colours
+    as there are, then dashed."""
     plain_ones, distilled, found = 0, 0, []
+    contrasted = {group.role for group in groups} == {"ce_only", "distilled"}
     for group in groups:
-        if group.role == "ce_only":
+        if group.role == "ce_only" and contrasted:
             found.append({**_line(role_style("ce_only")["color"], 1), "alpha": 1.0 - 0.2 * (plain_ones % 4)})
             plain_ones += 1
         else:

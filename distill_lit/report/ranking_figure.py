@@ -8,12 +8,13 @@ import pandas as pd
 from distill_lit.analysis.wording import count
 from distill_lit.report.style import GREY, RC, marker_options, plain, role_style
 
-CROWDED = 3  # distilled models of one cost, above which they cannot be told apart beside each other
+CROWDED = 3  # trained models of one kind and cost, above which they cannot be told apart beside each other
 
 
 def is_crowded(frame: pd.DataFrame) -> bool:
-    """Whether more than CROWDED distilled models share a cost. frame: `frontier(scores, axis)`."""
-    return bool((frame[frame["role"] == "distilled"].groupby("cost").size() > CROWDED).any())
+    """Whether more than CROWDED models, all distilled or none, share a cost. frame: `frontier(scores, axis)`."""
+    trained = frame[frame["role"].isin(["distilled", "ce_only"])]
+    return bool((trained.groupby(["role", "cost"]).size() > CROWDED).any())
 
 
 def ranking_figure(frame: pd.DataFrame, quality: float, confidence: float, watermark: str = "") -> Any:

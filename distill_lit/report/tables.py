@@ -105,7 +105,9 @@ def _main_notes(scores: Scores, frame: pd.DataFrame) -> list[str]:
         "every student not significantly different from it (Holm within the column).",
     ]
     if reads_different_text(scores.results.cells):
-        notes.append("Validation (KL, curves): each student on held-out rows of the text it reads, so other text is another measure.")
+        notes.append(
+            "Validation (KL, curves): each student on held-out rows of its own text; other text is another measure."
+        )
     notes += left_out(scores)
     if scores.teacher is None:
         notes.append("The teacher has no result: nothing is compared with it, and tasks at chance cannot be told.")

@@ -132,11 +132,13 @@ class Asker:
     async def _wait_for_turn(self) -> None:
         """Waits as long as the server asked, and for a moment of its own, evenly spaced, where there is a limit."""
         await self._wait_for_quiet()
-        if self.remote.requests_per_minute:
+        while self.remote.requests_per_minute and not self._stop.is_set():
             turn = max(self._next_turn, time.monotonic())
             self._next_turn = turn + 60 / self.remote.requests_per_minute
             await self._sleep(turn - time.monotonic())
-            await self._wait_for_quiet()
+            if time.monotonic() >= self._quiet_until:
+                return
+            await self._wait_for_quiet()  # the turn has passed meanwhile
 
     async def _wait_for_quiet(self) -> None:
         while (left := self._quiet_until - time.monotonic()) > 0 and not self._stop.is_set():
