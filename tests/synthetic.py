@@ -12,7 +12,7 @@ TASKS = {"arc_easy": (4, "acc_norm"), "hellaswag": (4, "acc_norm"), "piqa": (2, 
 WORDS = """water heat plant animal light energy rock moon river child house street music paper garden engine
 metal cloud winter ocean teacher machine forest doctor planet orbit erosion mitosis isotope basalt chlorophyll enzyme
 sediment tectonic photosynthesis capillary entropy meiosis igneous nebula""".split()
-COUNTS = [int(20000 / (rank + 1) ** 1.3) for rank in range(len(WORDS))]
+COUNTS = [int(200000 / (rank + 1) ** 1.3) for rank in range(len(WORDS))]
 
 
 def build(

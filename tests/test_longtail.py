@@ -28,6 +28,8 @@ from distill_lit.analysis.statement import loss_statement
 from distill_lit.analysis.strata import pool
 from distill_lit.analysis.tabulate import score_frame
 from distill_lit.config.schema import AnalysisConfig
+from distill_lit.report.analysed import analyse
+from distill_lit.report.longtail import longtail_markdown
 
 ANALYSIS = AnalysisConfig(bootstrap=1000)
 
@@ -95,6 +97,16 @@ def test_wordfreq_is_the_fallback(tmp_path: Path) -> None:
     (folder / "records" / "frequencies.csv").unlink()
     zipf = ax.zipf_of(load_results(folder))
     assert zipf("water") > zipf("photosynthesis") > zipf("xqzzyw") == 0
+
+
+def test_a_small_corpus_does_not_say_which_words_are_rare(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=40)
+    (folder / "records" / "frequencies.csv").write_text("word,count\nwater,3\n__total__,18547\n")
+    zipf = ax.zipf_of(load_results(folder))
+    assert zipf("mitosis") > zipf("xqzzyw") == 0  # neither stands in the corpus
+    result = analyse(folder, AnalysisConfig(bootstrap=100), "name")
+    text = longtail_markdown(result.scores, result.longtail, "name", result.statements, False)
+    assert "wordfreq's general English, because the 18,547 words of the distillation corpus are too few" in text
 
 
 def test_the_teachers_margin_looks_at_no_gold_answer() -> None:

@@ -115,8 +115,9 @@ def _surprisal(results: Results) -> dict[str, pd.Series]:
 
 
 def zipf_of(results: Results) -> Callable[[str], float]:
-    """word → log10 occurrences per billion words: in the distillation corpus, or in `wordfreq` without its counts."""
-    if results.frequencies is not None:
+    """word → log10 occurrences per billion words: in the distillation corpus, or in `wordfreq` where that is too small."""
+    if results.counts_words:
+        assert results.frequencies is not None
         counts, scale = results.frequencies, 1e9 / results.corpus_words
         return lambda word: math.log10((counts.get(word, 0) + 0.5) * scale)  # 0.5: unseen is rare, not impossible
     from wordfreq import zipf_frequency

@@ -16,6 +16,7 @@ MUST_AGREE = ("version", "lm_eval_version", "task_hash", "metric", "fewshot", "l
               "eval_split", "data")  # fmt: skip
 ROLES = ("teacher", "quantised", "rival", "untouched", "ce_only", "distilled")
 TOTAL = "__total__"
+SMALL_CORPUS = 1_000_000  # words
 CELL_TEXT = ("model", "role", "student", "held_out", "state", "reason")
 DOCUMENT_COLUMNS = ("task", "key", "doc_id", "cluster", "prompt", "choices", "gold", "n_choices", "metadata")
 SURPRISAL_COLUMNS = ("task", "key", "prompt_bits_per_byte", "gold_gain")
@@ -36,6 +37,11 @@ class Results:
     surprisal: pd.DataFrame | None = None  # of the teacher, indexed by (task, key); None where it was not measured
     tasks: list[str] = field(default_factory=list)
     costs: dict[str, Any] = field(default_factory=dict)  # cost.json, empty without measurements
+
+    @property
+    def counts_words(self) -> bool:
+        """Whether the distillation corpus is large enough to tell rare words from those it happens not to hold."""
+        return self.frequencies is not None and self.corpus_words >= SMALL_CORPUS
 
     def teacher(self) -> str | None:
         """The teacher's model id, or None when it has no record."""

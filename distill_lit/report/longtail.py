@@ -251,12 +251,12 @@ def _choice(choices: list[str], number: int) -> str:
 
 
 def _method(scores: Scores, report: LongTail) -> list[str]:
-    source = (
-        "the distillation corpus"
-        if scores.results.frequencies is not None
-        else ("wordfreq's general English, because the experiment kept no counts of its corpus")
-    )
-    example = number(zipf_of(scores.results)("the"), 1)
+    results = scores.results
+    why = "the experiment kept no counts of its corpus"
+    if results.frequencies is not None:
+        why = f"the {results.corpus_words:,} words of the distillation corpus are too few"
+    source = "the distillation corpus" if results.counts_words else f"wordfreq's general English, because {why}"
+    example = number(zipf_of(results)("the"), 1)
     axes = "; ".join(f"{axis.name}: {axis.about}" for axis in report.axes if axis.family != "metadata")
     seeds = sorted({len(g.models) for g in scores.groups if g.role == "distilled" and g.models})
     modal = (
