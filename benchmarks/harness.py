@@ -2,7 +2,8 @@
 
 Real SmolLM2-135M, float32, on CPU. Both answer the same requests in turn, HFLM at the best of BATCHES for the task;
 distances are to a float64 model on a subsample; memory is the peak above the loaded model in a fresh process each.
-Writes benchmarks/harness.md and harness.csv (25 minutes on two idle cores; `--quick` takes one and writes nothing).
+Writes benchmarks/harness.md and harness.csv after each task (an hour on two idle cores, half of it for 5-shot mmlu;
+`--quick` takes a minute and writes nothing). `--tasks` measures some anew and keeps the rows of the others.
 """
 
 # ruff: noqa: E402
@@ -40,6 +41,7 @@ MEMORY_BAR = 0.6
 BATCHES = (1, 4, 8, 16, 32)
 TRIED = 0.1  # share of the documents on which batch sizes are tried
 REFERENCE_DOCUMENTS = 12
+TABLE = ROOT / "benchmarks/harness.csv"
 Requests = list[Any]
 Answers = list[tuple[float, bool]]
 
@@ -50,7 +52,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two tasks, a few documents, one round; writes nothing")
     parser.add_argument("--documents", type=int, default=100, help="of each task, drawn at random (default: 100)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side (default: 3)")
-    parser.add_argument("--tasks", nargs="*", help="only these")
+    parser.add_argument("--tasks", nargs="*", help="only these; the rows of others are kept")
     parser.add_argument("--memory", nargs=3, metavar=("SIDE", "TASK", "DOCUMENTS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory:
@@ -59,17 +61,24 @@ def main() -> None:
     documents, rounds = (6, 1) if options.quick else (options.documents, options.rounds)
     chosen = dict.fromkeys(["piqa", "sciq"] if options.quick else TASKS, 0) | ({} if options.quick else FEWSHOT)
     folder = model_folder(TEACHER)
-    rows = []
+    order = [_label(name, shots) for name, shots in chosen.items()]
+    rows = pd.read_csv(TABLE).to_dict("records") if options.tasks and TABLE.is_file() else []
     for name, shots in chosen.items():
         if options.tasks and name not in options.tasks:
             continue
-        rows.append(measure_task(folder, name, shots, documents, rounds))
-        print(json.dumps(rows[-1]), flush=True)
-    frame = pd.DataFrame(rows)
-    if not options.quick and not options.tasks:
-        frame.to_csv(ROOT / "benchmarks/harness.csv", index=False, float_format="%.6g")
-        (ROOT / "benchmarks/harness.md").write_text(to_page(frame, documents, rounds), encoding="utf-8")
-    print(to_page(frame, documents, rounds))
+        row = measure_task(folder, name, shots, documents, rounds)
+        print(json.dumps(row), flush=True)
+        rows = [other for other in rows if other["task"] != row["task"]] + [row]
+        rows.sort(key=lambda row: order.index(row["task"]))
+        page = to_page(pd.DataFrame(rows), documents, rounds)
+        if not options.quick:
+            pd.DataFrame(rows).to_csv(TABLE, index=False, float_format="%.6g")
+            TABLE.with_suffix(".md").write_text(page, encoding="utf-8")
+    print(page)
+
+
+def _label(name: str, shots: int) -> str:
+    return f"{name}, {shots}-shot" if shots else name
 
 
 def build_requests(name: str, shots: int, documents: int) -> Requests:
@@ -103,7 +112,7 @@ def measure_task(folder: Path, name: str, shots: int, documents: int, rounds: in
     ratios = [b / a for a, b in zip(times["ours"], times["hflm"], strict=True)]
     encoded = tree._encode_requests([request.args for request in requests])
     read = sum(tree._read_tokens(request) for request in encoded)
-    row = {"task": f"{name}, {shots}-shot" if shots else name, "requests": len(requests), "batch": batch,
+    row = {"task": _label(name, shots), "requests": len(requests), "batch": batch,
            "ours_s": float(np.median(times["ours"])), "hflm_s": float(np.median(times["hflm"])),
            "ratio": float(np.median(ratios)), "ratio_low": min(ratios), "ratio_high": max(ratios),
            "fewer_tokens": read / tree.tokens_forwarded, "fallback": tree.fallback}  # fmt: skip
