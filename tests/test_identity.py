@@ -94,7 +94,7 @@ def test_training_without_teacher_stands_for_students_that_are_trained_like_it_a
         "variants={kd: {}, plain: {objective.terms: {kl: null}, training.tokens: 100000}, "
         "far: {objective.terms: {kl: null}, teacher.source: live, on_policy: {share: 0.5, teacher_mix: 0.3}}}"
     )
-    changes = [variants, "grid={variant: [kd, plain, far]}", "student=deep", "baselines=[teacher]"]
+    changes = [variants, "grid={student: [deep], variant: [kd, plain, far]}", "baselines=[teacher]"]
     cells = experiment.plan(load_experiment(QUICKSTART, changes))
     found = {cell.label: (cell.role, cell.axes) for cell in cells if cell.student}
     assert found == {

@@ -19,6 +19,7 @@ from distill_lit.analysis.frontier import frontier
 from distill_lit.config.schema import AnalysisConfig
 from distill_lit.report.analysed import Analysed, analyse
 from distill_lit.report.curves_figure import curves_figure
+from distill_lit.report.frontier_figure import _once
 from distill_lit.report.html import document, embed_json, escape, to_html
 from distill_lit.report.index import draw_index, draw_summary
 from distill_lit.report.page import curve_lines, draw_page
@@ -203,6 +204,13 @@ def test_index_lists_experiments_and_escapes_them(folder: Path, result: Analysed
     (folder / "frontier.png").write_bytes(b"a picture")
     assert draw_index(folder.parent).read_text().count('<img src="nasty/frontier.png" alt="Score') == 1
     (folder / "frontier.png").unlink()
+
+
+def test_students_before_training_that_are_equal_are_one_point() -> None:
+    """They differ in the text they would read, which they have not read."""
+    scores = [("untouched", 0.3, "a"), ("untouched", 0.3, "b"), ("untouched", 0.4, "c"), ("distilled", 0.3, "a")]
+    frame = pd.DataFrame(scores, columns=["role", "score", "variant"]).assign(student="deep", cost=1.0)
+    assert list(_once(frame)["variant"]) == ["", "c", "a"]
 
 
 def test_many_variants_of_one_size_are_ranked_and_curves_drawn(tmp_path: Path) -> None:

@@ -69,7 +69,8 @@ def groups_of(results: Results) -> list[Group]:
 
 def _is_other(rows: pd.DataFrame, taught: set[str] | None) -> bool:
     """Whether models read another text than each of `taught`, fingerprints of what distilled students read."""
-    return bool(taught) and "" not in taught and not set(rows["held_out"]) & (taught | {""})
+    own, others = set(rows["held_out"]), taught or set()
+    return bool(others) and "" not in own | others and not own & others
 
 
 def _group(results: Results, rows: pd.DataFrame, key: tuple, short: dict[str, str], other_text: bool) -> Group:

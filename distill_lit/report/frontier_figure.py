@@ -29,12 +29,21 @@ def frontier_figure(frame: pd.DataFrame, axis: str, quality: float, confidence: 
             axes.text(0.5, 0.5, "no model has both a score and a cost", ha="center", transform=axes.transAxes)
             return figure
         _frame(axes, frame, axis, confidence, watermark)
-        labels, obstacles = _series(axes, frame)
+        labels, obstacles = _series(axes, _once(frame))
         lines, boxes = _guides(axes, frame, quality)
         figure.canvas.draw()
         placed = place_labels(axes, lines, obstacles, ON_LINE)
         place_labels(axes, labels, obstacles + boxes + placed)
     return figure
+
+
+def _once(frame: pd.DataFrame) -> pd.DataFrame:
+    """A student before training is the same whatever it would read: one point for all grid points at which it is equal."""
+    same = ["role", "student", "cost", "score"]
+    again = (frame["role"] == "untouched") & frame.duplicated(same, keep=False)
+    kept = frame[~(again & frame.duplicated(same))].copy()
+    kept.loc[again.reindex(kept.index), "variant"] = ""
+    return kept
 
 
 def _frame(axes: Any, frame: pd.DataFrame, axis: str, confidence: float, watermark: str) -> None:
