@@ -50,6 +50,7 @@ def run_cells(config: ExperimentConfig, cells: list[Cell], root: Path, display: 
     folder = runs_folder(root, config)
     folder.mkdir(parents=True, exist_ok=True)
     with _only_driver(folder), _stopping_on_signals():
+        _keep_renamed(cells, folder)
         todo = [cell for cell in cells if not is_done(cell, folder / cell.name)]
         for line in _check_checkpoints(todo, folder):
             display.console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -59,6 +60,15 @@ def run_cells(config: ExperimentConfig, cells: list[Cell], root: Path, display: 
         if todo:
             _Launcher(config, root, todo, display, outcome).run()
         return outcome
+
+
+def _keep_renamed(cells: list[Cell], folder: Path) -> None:
+    """A cell whose label alone has changed, as when the grid gets another axis, goes on in the folder it has."""
+    names = {cell.name for cell in cells}
+    for cell in cells:
+        others = [path for path in folder.glob(f"*-{cell.identity[:8]}") if path.name not in names and path.is_dir()]
+        if len(others) == 1 and not (folder / cell.name).exists():
+            others[0].rename(folder / cell.name)
 
 
 def _check_checkpoints(todo: list[Cell], folder: Path) -> list[str]:

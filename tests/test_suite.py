@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -254,3 +255,13 @@ def test_report_and_lists_run(finished: tuple[Path, Path]) -> None:
         assert run("list", what).stdout.strip(), what
     assert run("plan", "experiments/quickstart.yaml").returncode == 0
     assert "examples:" in run("--help").stdout
+
+
+def test_another_axis_of_the_grid_trains_no_cell_again(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    made = {path.parent.name[-8:]: path.stat().st_mtime_ns for path in (tmp_path / "runs/tiny").glob("*/manifest.json")}
+    result = run("run", str(tmp_path / "tiny.yaml"), "--root", str(tmp_path), "grid={student: [one, fresh], seed: [0]}")
+    assert result.returncode == 0, result.stdout + result.stderr
+    found = {path.parent.name: path.stat().st_mtime_ns for path in (tmp_path / "runs/tiny").glob("*/manifest.json")}
+    assert {name[-8:]: when for name, when in found.items()} == made
+    assert {name[:-9] for name in found} >= {"one-seed=0", "one-ce_only-seed=0", "one-untouched", "fresh-untouched-seed=0"}
