@@ -84,11 +84,12 @@ def _write_shard(
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
     fitting = [job for job in jobs if len(job[2]) + config.max_new_tokens <= room]
     answers = [answer_to(job[0], job[1], "", TOO_LONG) for job in jobs if len(job[2]) + config.max_new_tokens > room]
+    vocabulary = count_tokens(tokenizer)
     for start in range(0, len(fitting), config.batch):
         batch = fitting[start : start + config.batch]
         # a seed of its own: the text of a batch depends on no other, so a resumed run writes the same
         seed = seed_of(config.seed, number * SHARD_BATCHES + start // config.batch)
-        texts = write_batch(model, [job[2] for job in batch], ends, sampling, seed, vocabulary=count_tokens(tokenizer))
+        texts = write_batch(model, [job[2] for job in batch], ends, sampling, seed, vocabulary=vocabulary)
         for job, written in zip(batch, texts, strict=True):
             text = tokenizer.decode(written.tokens, skip_special_tokens=True)
             text = text.strip() if config.chat else text  # plain text goes on where its prompt ends
