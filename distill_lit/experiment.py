@@ -112,13 +112,10 @@ def _without_repeats(cells: list[Cell]) -> list[Cell]:
     stands for, as in `live or top_50`, and does not have the key at all where it stands for every value."""
     everywhere: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     own: dict[str, dict[str, dict[str, Any]]] = {}
-    for cell in cells:
+    for cell, identity in [*((cell, cell.identity) for cell in cells), *_stood_in_for(cells)]:
         for key, value in cell.axes.items():
-            for found in (everywhere.setdefault(_alike(cell), {}), own.setdefault(cell.identity, {})):
+            for found in (everywhere.setdefault(_alike(cell), {}), own.setdefault(identity, {})):
                 found.setdefault(key, {})[str(value)] = value
-    for cell, identity in _stood_in_for(cells):
-        for key, value in cell.axes.items():
-            own.setdefault(identity, {}).setdefault(key, {})[str(value)] = value
     once: dict[str, Cell] = {}
     for cell in cells:
         if cell.identity not in once:
@@ -184,11 +181,11 @@ def _all_cells(config: ExperimentConfig) -> Iterable[Cell]:
 def _roles(point: ExperimentConfig) -> set[str]:
     """What is made of a point of the grid: its own student, and the baselines it has. Where the teacher wrote the text,
     plain training on it is no training without the teacher; where it says nothing at all, the point itself is just that."""
-    own = DISTILLED if is_taught(point) else CE_ONLY
+    own = DISTILLED if _is_taught(point) else CE_ONLY
     return {own} | ({UNTOUCHED, CE_ONLY} & set(point.baselines)) - ({CE_ONLY} if _reads_a_teacher(point) else set())
 
 
-def is_taught(point: ExperimentConfig) -> bool:
+def _is_taught(point: ExperimentConfig) -> bool:
     """Whether the student of a point learns from a teacher: a term compares with it, or it writes some of the text."""
     objective = build_objective(point.objective.terms, point.objective.temperature_scaling)
     is_mixed = is_on(point.on_policy) and point.on_policy.teacher_mix > 0
@@ -234,7 +231,7 @@ def _generated_names(config: ExperimentConfig) -> tuple[str, ...]:
 def _student_cell(role: str, values: dict[str, Any], config: ExperimentConfig) -> Cell:
     axes = {key: value for key, value in values.items() if key not in ("student", "seed")}
     seed: int | None = config.seed
-    if role == CE_ONLY and is_taught(config):
+    if role == CE_ONLY and _is_taught(config):
         config = copy.deepcopy(config)
         config.objective.terms = {"ce": TermConfig(weight=1.0)}
         config.on_policy = OnPolicyConfig()  # nobody judges what it would write

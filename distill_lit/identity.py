@@ -73,11 +73,11 @@ def data_identity(config: ExperimentConfig) -> dict[str, Any]:
 
 def held_out_identity(config: ExperimentConfig) -> str:
     """Identifies the text that is held out for validation: numbers measured on different text do not compare."""
-    corpora = {name: corpus_identity(corpus, config) for name, corpus in config.data.corpora.items()}
+    found = data_identity(config)
     rows: list[Any] = [config.data.seed, config.data.length, config.data.validation]
     if config.teacher.source == "foreign":  # the student's own tokenizer cuts them
         rows.append(config.students[config.student].from_)
-    return identity_of(corpora=corpora, rows=rows, benchmarks=config.benchmarks)
+    return identity_of(corpora=found["corpora"], rows=rows, benchmarks=found["benchmarks"])
 
 
 def corpus_identity(corpus: CorpusConfig, config: ExperimentConfig) -> dict[str, Any]:

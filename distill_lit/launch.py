@@ -66,9 +66,10 @@ def _keep_renamed(cells: list[Cell], folder: Path) -> None:
     """A cell whose label alone has changed, as when the grid gets another axis, goes on in the folder it has."""
     names = {cell.name for cell in cells}
     for cell in cells:
-        others = [path for path in folder.glob(f"*-{cell.identity[:8]}") if path.name not in names and path.is_dir()]
-        if len(others) == 1 and not (folder / cell.name).exists():
-            others[0].rename(folder / cell.name)
+        if not (folder / cell.name).exists():
+            others = [path for path in folder.glob(f"*-{cell.identity[:8]}") if path.name not in names and path.is_dir()]
+            if len(others) == 1:
+                others[0].rename(folder / cell.name)
 
 
 def _check_checkpoints(todo: list[Cell], folder: Path) -> list[str]:
