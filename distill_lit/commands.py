@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distill_lit import assets, cells, checks, experiment, report
+from distill_lit import assets, cells, checks, experiment, report, state
 from distill_lit.board import write_experiment
 from distill_lit.cli import DONE, SOME_CELLS_FAILED
 from distill_lit.collect import collect
@@ -27,7 +27,6 @@ from distill_lit.launch import Terminated, run_cells
 from distill_lit.models import add_results, model_folder
 from distill_lit.progress import Display
 from distill_lit.signals.generated import check_keys
-from distill_lit.state import state_of
 
 
 def run_experiment(config: ExperimentConfig, root: Path, console: Console, command: str) -> int:
@@ -45,12 +44,33 @@ def run_experiment(config: ExperimentConfig, root: Path, console: Console, comma
         return SOME_CELLS_FAILED if failed else DONE
     if config.cost.measure and not failed:
         measure_experiment(config, planned, root, console)
-    result = _draw(folder, config, console)
-    _write_board(planned, experiment.runs_folder(root, config), folder, result.headline)
-    for model, text in report.cards(result).items():
-        add_results(_folder_of(model, planned, experiment.runs_folder(root, config)), text)
+    _publish(folder, config, planned, root, console)
     console.print(f"{folder} drawn after {(time.monotonic() - began) / 60:.1f} minutes", highlight=False)
     return SOME_CELLS_FAILED if failed else DONE
+
+
+def report_experiment(config: ExperimentConfig, root: Path, console: Console, command: str) -> int:
+    """Collects and draws what is done by now, also while another process is at the rest. `command`: what runs the cells.
+    Raises UserError where no model is evaluated yet."""
+    config = experiment.settle(config)
+    planned, runs = experiment.plan(config), experiment.runs_folder(root, config)
+    states = {cell.name: state.state_of(cell, runs / cell.name) for cell in planned}
+    models = [states[cell.name][0] for cell in planned if cell.is_model]
+    if state.DONE not in models:
+        raise UserError(f"{runs}: no model of this experiment is evaluated yet; first: {command}")
+    failed = {name: note for name, (word, note) in states.items() if word == state.FAILED}
+    _publish(collect(config, planned, root, failed, command), config, planned, root, console)
+    console.print(f"{models.count(state.DONE)} of {len(models)} models are done", highlight=False)
+    return DONE
+
+
+def _publish(folder: Path, config: ExperimentConfig, planned: list[Cell], root: Path, console: Console) -> None:
+    """Draws the report; what it says goes to TensorBoard and into the students' model cards too."""
+    runs = experiment.runs_folder(root, config)
+    result = _draw(folder, config, console)
+    _write_board(planned, runs, folder, result.headline)
+    for model, text in report.cards(result).items():
+        add_results(_folder_of(model, planned, runs), text)
 
 
 def _ready(config: ExperimentConfig, root: Path) -> ExperimentConfig:
@@ -189,11 +209,11 @@ def show_status(config: ExperimentConfig, root: Path, console: Console) -> int:
     table = Table("cell", "state", "note")
     counts: Counter[str] = Counter()
     for cell in experiment.plan(config):
-        state, note = state_of(cell, runs / cell.name)
-        counts[state] += 1
-        table.add_row(Text(cell.label), state, Text(note))
+        word, note = state.state_of(cell, runs / cell.name)
+        counts[word] += 1
+        table.add_row(Text(cell.label), word, Text(note))
     console.print(table)
-    console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
+    console.print(", ".join(f"{count} {word}" for word, count in counts.items()))
     return DONE
 
 

@@ -1,6 +1,7 @@
 """The whole way through the command line on a tiny teacher, the shipped files, and the direction of the imports."""
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -255,6 +256,26 @@ def test_report_and_lists_run(finished: tuple[Path, Path]) -> None:
         assert run("list", what).stdout.strip(), what
     assert run("plan", "experiments/quickstart.yaml").returncode == 0
     assert "examples:" in run("--help").stdout
+
+
+def test_report_of_an_experiment_that_is_not_done_yet(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "results")
+    file, root = str(tmp_path / "tiny.yaml"), ("--root", str(tmp_path))
+    for path in (tmp_path / "runs/tiny").glob("fresh-*/evaluation.json"):
+        path.unlink()
+    result = run("report", file, *root)
+    assert result.returncode == 0, result.stdout + result.stderr
+    folder = tmp_path / "results/tiny"
+    cells = pd.read_csv(folder / "cells.csv").set_index("model")
+    assert set(cells.loc[cells["student"] == "fresh", "state"]) == {"missing"}
+    assert set(cells.loc[cells["student"] != "fresh", "state"]) == {"done"}
+    assert "missing" in (folder / "table.md").read_text() and (folder / "report.html").is_file()
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert provenance["one"]["command"] == f"distill-lit run {file}"
+    result = run("report", file, *root, "name=other")
+    assert result.returncode == 2 and "no model of this experiment is evaluated yet" in result.stderr
+    assert not (tmp_path / "results/other").exists()
 
 
 def test_another_axis_of_the_grid_trains_no_cell_again(finished: tuple[Path, Path], tmp_path: Path) -> None:
