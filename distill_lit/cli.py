@@ -140,6 +140,15 @@ def _add_others(add: Callable[[str, str, str, Command], argparse.ArgumentParser]
         help="overrides of `analysis`, as analysis.bootstrap=2000; of any key where an experiment file is given",
     )
     report.add_argument("--root", type=Path, default=Path(), help="where runs/ and results/ of an experiment file are")
+    scaling = add(
+        "scaling",
+        "Draw cross-entropy against size and tokens over several experiments, one for each teacher, and fit the law of "
+        "2502.08606 where there are enough runs for it.",
+        "distill-lit scaling results/scaling results/scaling_assistant --out results/scaling_law",
+        _scaling,
+    )
+    scaling.add_argument("folders", type=Path, nargs="+", help="results folders")
+    scaling.add_argument("--out", type=Path, required=True, help="folder to draw into")
     listing = add(
         "list", "List objectives, students, tasks, experiments or assets, a line each.", "distill-lit list tasks", _list
     )
@@ -291,6 +300,14 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     from distill_lit.commands import draw_report
 
     return draw_report(folder, config, console)
+
+
+def _scaling(options: argparse.Namespace, console: Console) -> int:
+    if options.out.exists() and not options.out.is_dir():
+        raise UserError(f"--out {options.out}: is no folder")
+    from distill_lit.commands import draw_scaling
+
+    return draw_scaling(options.folders, options.out, console)
 
 
 def _list(options: argparse.Namespace, console: Console) -> int:

@@ -249,6 +249,16 @@ def _request_bar(console: Console) -> Iterator[Any]:
         yield lambda done, total, name: bar.update(task, completed=done, total=total, description=name)
 
 
+def draw_scaling(folders: list[Path], out: Path, console: Console) -> int:
+    """Draws how the students of several experiments scale."""
+    shown, paths = report.draw_scaling(folders, out)
+    for part in shown:
+        console.print(part, highlight=False, markup=False)
+    for path in paths:
+        console.print(f"  {path}", highlight=False, soft_wrap=True)
+    return DONE
+
+
 def draw_report(folder: Path, config: ExperimentConfig, console: Console) -> int:
     """Draws everything again from a results folder."""
     _draw(folder, config, console)

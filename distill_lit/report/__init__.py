@@ -24,6 +24,22 @@ def draw(folder: Path, result: Any) -> list[Path]:
     return draw_analysed(folder, result)
 
 
+def draw_scaling(folders: list[Path], out: Path) -> tuple[list[Any], list[Path]]:
+    """(rich table of how the students of several experiments scale and what is said below it, files drawn into `out`).
+    Raises UserError where there is no curve to draw."""
+    from distill_lit.analysis.scaling import fit_law, is_grid
+    from distill_lit.errors import UserError
+    from distill_lit.report import scaling
+    from distill_lit.report.terminal import rich_table
+
+    runs = scaling.read_runs(folders)
+    if not is_grid(runs):
+        raise UserError("no student was trained on two numbers of tokens, so there is no curve to draw")
+    law = fit_law(runs)
+    table = scaling.scaling_table(runs, law)
+    return [rich_table(table), *table.below], scaling.draw_scaling(out, runs, law)
+
+
 def terminal_table(result: Any) -> Any:
     """A rich renderable of the score table and the verdict, as wide as the console it is printed on."""
     from distill_lit.report.terminal import TerminalTable

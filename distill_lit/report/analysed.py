@@ -8,6 +8,7 @@ import pandas as pd
 
 from distill_lit.analysis.longtail import LongTail, long_tail
 from distill_lit.analysis.results import load_results
+from distill_lit.analysis.scaling import scaling_runs
 from distill_lit.analysis.scores import Scores, score
 from distill_lit.analysis.statement import loss_statement
 from distill_lit.analysis.tabulate import score_frame
@@ -32,6 +33,11 @@ class Analysed:
     def title(self) -> str:
         """Name and question in one line."""
         return f"{self.name}: {self.question}" if self.question else self.name
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """Students by size and tokens, where that is what the grid is over."""
+        return scaling_runs(self.scores.results.cells, self.name)
 
     @cached_property
     def statements(self) -> dict[str, list[str]]:

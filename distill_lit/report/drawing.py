@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from distill_lit.analysis.frontier import cost_axes, frontier
+from distill_lit.analysis.scaling import fit_law
 from distill_lit.files import write_text
 from distill_lit.report.analysed import Analysed
 from distill_lit.report.claim import claim_table
@@ -18,6 +19,7 @@ from distill_lit.report.longtail import longtail_frame, longtail_markdown
 from distill_lit.report.longtail_figure import longtail_figure
 from distill_lit.report.page import draw_page
 from distill_lit.report.ranking_figure import is_crowded, ranking_figure
+from distill_lit.report.scaling import draw_scaling
 from distill_lit.report.style import save_figure
 from distill_lit.report.table import cell_markdown, escape_markdown, paragraphs, to_csv, to_latex, to_markdown
 from distill_lit.report.tables import csv_frame, detail_table, main_table, watermark
@@ -26,6 +28,7 @@ from distill_lit.report.tables import csv_frame, detail_table, main_table, water
 def draw_analysed(folder: Path, result: Analysed) -> list[Path]:
     """Draws what was analysed into `folder`, and the index of all experiments beside it; returns the paths written."""
     figures = [*draw_frontier(folder, result), *draw_longtail(folder, result), *draw_curves(folder, result)]
+    figures += draw_scaling(folder, result.runs, fit_law(result.runs))
     return [
         *draw_tables(folder, result),
         *figures,
@@ -51,6 +54,7 @@ def draw_tables(folder: Path, result: Analysed) -> list[Path]:
         "![Frontier](frontier.png)",
         "",
         *(["![Training](curves.png)", ""] if (folder / "curves.png").exists() else []),
+        *(["![Scaling](scaling.png)", ""] if (folder / "scaling.png").exists() else []),
         to_markdown(claim),
         to_markdown(cost),
         to_markdown(detail),

@@ -9,12 +9,14 @@ import pandas as pd
 from distill_lit.analysis.confidence import choice_softmax
 from distill_lit.analysis.frontier import COST_AXES, cost_axes, frontier
 from distill_lit.analysis.groups import AS_THEY_ARE, ROLE_WORDS
+from distill_lit.analysis.scaling import fit_law, is_grid
 from distill_lit.files import read_json, write_text
 from distill_lit.report.analysed import Analysed
 from distill_lit.report.claim import claim_table
 from distill_lit.report.cost import cost_table
 from distill_lit.report.html import asset, document, embed_json, escape, paragraphs, to_html
 from distill_lit.report.longtail import contrast_table, flip_table
+from distill_lit.report.scaling import scaling_table
 from distill_lit.report.tables import detail_table, main_table, provenance, watermark
 
 MAX_DOCUMENTS = 3000  # changed documents on the page; the rest stays in records/
@@ -29,7 +31,7 @@ def draw_page(folder: Path, result: Analysed) -> Path:
     """Writes report.html into `folder`; returns its path."""
     parts = [_head(result), "<main id='main'>", _results(result), _frontier_section(result), _tail_section(result)]
     curves = curve_lines(folder / "curves.csv")
-    parts += [_curves_section(curves), _statements(result), "</main>", _footer(folder, result)]
+    parts += [_curves_section(curves), _scaling_section(result), _statements(result), "</main>", _footer(folder, result)]
     parts.append(f'<script type="application/json" id="data">{embed_json(payload(result) | curves)}</script>')
     parts.append(f"<script>\n{asset('page.js')}</script>")
     write_text(folder / "report.html", document(result.title, "\n".join(p for p in parts if p)))
@@ -99,6 +101,13 @@ def _curves_section(curves: dict[str, Any]) -> str:
     return """<section aria-labelledby="h-curves"><h2 id="h-curves">Training</h2>
 <div class="controls"><label for="curve">quantity<select id="curve"></select></label></div>
 <figure><div id="curves"></div></figure><div class="controls note" id="curve-legend"></div></section>"""
+
+
+def _scaling_section(result: Analysed) -> str:
+    if not is_grid(result.runs):
+        return ""
+    table = to_html(scaling_table(result.runs, fit_law(result.runs)))
+    return f'<section aria-labelledby="h-scaling"><h2 id="h-scaling">Size and tokens</h2>{table}</section>'
 
 
 def _statements(result: Analysed) -> str:
