@@ -9,14 +9,15 @@ from types import ModuleType
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import chi2
 from synthetic import build
 
 from distill_lit.analysis import axes as ax
 from distill_lit.analysis.confidence import (
     calibration_error,
-    coverage_at_teacher_risk,
     coverage_curve,
     equal_mass_bins,
+    risk_threshold,
     worst_mean,
 )
 from distill_lit.analysis.flips import flip_counts, modal_answers
@@ -142,13 +143,22 @@ def test_flip_counts_by_hand() -> None:
     flips = pd.DataFrame({
         "right_t": [True, True, False, False, False], "right_s": [True, False, True, False, False],
         "chosen_t": [0, 1, 2, 2, 0], "chosen_s": [0, 2, 3, 2, 1],
-        "flip": ["kept right", "lost", "gained", "kept wrong", "kept wrong"],
+        "flip": ["kept right", "lost", "gained", "kept wrong", "kept wrong"], "cluster": ["a", "b", "c", "d", "e"],
     })  # fmt: skip
     row = flip_counts(flips).iloc[0]
     assert (row["n"], row["lost"], row["gained"]) == (5, 1, 1)
     assert row["agreement"] == pytest.approx(2 / 5)
     assert row["shared_wrong"] == pytest.approx(1 / 2)
     assert row["p"] == 1
+
+
+def test_lost_documents_of_one_passage_are_no_evidence_each() -> None:
+    frame = {"right_t": [True] * 9, "right_s": [False] * 9, "chosen_t": [0] * 9, "chosen_s": [1] * 9, "flip": ["lost"] * 9}
+    alone = flip_counts(pd.DataFrame(frame | {"cluster": list("abcdefghi")})).iloc[0]
+    assert alone["p"] == pytest.approx(2 * 0.5**9)
+    shared = flip_counts(pd.DataFrame(frame | {"cluster": list("aaaabbbbc")})).iloc[0]
+    # sums by passage −4, −4, −1: χ² = 81/33
+    assert shared["p"] == pytest.approx(float(chi2.sf(81 / 33, 1)))
 
 
 # pooled strata and the contrast
@@ -312,15 +322,24 @@ def test_worst_tenth_by_hand() -> None:
     assert worst_mean(values[:15], np.ones(15)) == pytest.approx((14 + 0.5 * 13) / 1.5)
 
 
-def test_coverage_at_teacher_risk_by_hand() -> None:
+def test_risk_threshold_by_hand() -> None:
     confidence = np.array([0.9, 0.8, 0.7, 0.6])
     student, teacher = np.array([1.0, 0, 1, 0]), np.array([1.0, 1, 0, 1])
     # gains: 0, −1, 0, −1: three of four can be answered
-    assert coverage_at_teacher_risk(confidence, student, teacher, np.ones(4)) == pytest.approx(0.75)
-    assert coverage_at_teacher_risk(confidence, teacher, teacher, np.ones(4)) == 1
-    assert coverage_at_teacher_risk(confidence, 0 * teacher, teacher + 1, np.ones(4)) == 0
+    assert risk_threshold(confidence, student, teacher, np.ones(4)) == 0.7
+    assert risk_threshold(confidence, teacher, teacher, np.ones(4)) == 0.6
+    assert risk_threshold(confidence, 0 * teacher, teacher + 1, np.ones(4)) == np.inf
     # equal confidence stands or falls together
-    assert coverage_at_teacher_risk(np.full(4, 0.5), student, teacher, np.ones(4)) == 0
+    assert risk_threshold(np.full(4, 0.5), student, teacher, np.ones(4)) == np.inf
+
+
+def test_answering_in_the_teachers_place_is_tried_on_other_documents(scores: Scores, report: LongTail) -> None:
+    found = report.confidence.set_index("model")
+    row = found.loc["deep distilled"]
+    assert row["coverage_gain_low"] <= row["coverage_gain"] <= row["coverage_gain_high"]
+    # the student is worse than its teacher: what looks free on one half costs on the other, or nearly nothing
+    assert row["coverage_gain"] < 0.02
+    assert row["n"] == len(scores.results.documents)
 
 
 def test_coverage_curve_ends_at_the_student_alone() -> None:

@@ -11,12 +11,15 @@ from synthetic import build
 
 from distill_lit import report
 from distill_lit.analysis.results import load_results
+from distill_lit.analysis.scores import macro_score, task_score
+from distill_lit.analysis.statistics import wilson
 from distill_lit.config.schema import AnalysisConfig
 from distill_lit.errors import UserError
 from distill_lit.report.analysed import analyse
 from distill_lit.report.drawing import draw_tables
 from distill_lit.report.longtail import longtail_frame, longtail_markdown
 from distill_lit.report.table import to_csv
+from distill_lit.report.tables import main_table
 from distill_lit.report.terminal import TerminalTable
 
 FAST = AnalysisConfig(bootstrap=300)
@@ -92,6 +95,15 @@ def test_a_task_at_chance_is_flagged_and_left_out_of_the_average(tmp_path: Path)
     assert "averaged over 3 tasks" in text
     scores = analyse(folder, FAST, "edge").scores
     assert scores.macro(0) == pytest.approx(scores.centred[[0, 1, 3], 0].mean())
+    result = analyse(folder, FAST, "edge")
+    flips = result.longtail.flips["deep distilled"]
+    counted = flips[flips.index.get_level_values("task") != "piqa"]
+    assert f"Of the {counted['right_t'].sum()} documents its teacher answers rightly" in " ".join(
+        result.statements["deep distilled"]
+    )
+    tasks = result.longtail.tasks.set_index(["model", "task"])
+    assert tasks.loc[("deep distilled", "piqa"), "verdict"] == "teacher at chance"
+    assert np.isnan(tasks.loc[("deep distilled", "piqa"), "adjusted"])
 
 
 def test_every_task_at_chance_leaves_no_average(tmp_path: Path) -> None:
@@ -150,6 +162,41 @@ def test_a_model_without_one_task_shows_a_gap(tmp_path: Path) -> None:
     result = analyse(folder, FAST, "edge", "does it stand?")
     mine = result.longtail.strata[result.longtail.strata["model"] == "deep distilled"]
     assert mine["student"].isna().all()  # over fewer tasks than the teacher's
+    text = page(folder)
+    assert "no macro average, because it has no result on sciq" in text
+    assert "Missing: deep distilled has no result on sciq, hence no average." in text
+    assert "because it has no result on sciq" in result.statements["deep distilled"][0]
+    assert "shallow distilled is" in result.headline
+    assert all(path.stat().st_size > 10 for path in report.draw(folder, result))
+
+
+def test_one_passage_for_all_documents_is_no_certainty(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=40, clusters=1)
+    scores = analyse(folder, FAST, "edge").scores
+    assert np.isnan(macro_score(scores, 1).low)
+    assert f"{', '.join(scores.tasks[:-1])} and {scores.tasks[-1]}: too few for redrawn" in page(folder)
+
+
+def test_all_right_with_every_seed_is_no_certainty(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=40, seeds=(0, 1, 2))
+    for seed in (0, 1, 2):
+        edit(folder / "records" / f"deep-distilled-{seed}.parquet", lambda f: f.assign(correct=1, correct_norm=1))
+    scores = analyse(folder, FAST, "edge").scores
+    g = [group.label for group in scores.groups].index("deep distilled")
+    assert task_score(scores, 0, g) == wilson(40, 40)
+
+
+def test_too_few_draws_for_significance_are_said(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=40)
+    words = "nothing can be significant after Holm over 6 comparisons"
+    for draws, is_said in ((100, True), (1000, False)):
+        result = analyse(folder, AnalysisConfig(bootstrap=draws), "edge")
+        assert (words in " ".join(main_table(result.scores, result.frame, "").below)) is is_said
+
+
+def test_a_single_document_is_drawn(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=1, tasks={"arc_easy": (4, "acc_norm")})
+    result = analyse(folder, FAST, "edge", "does it stand?")
     assert all(path.stat().st_size > 10 for path in report.draw(folder, result))
 
 

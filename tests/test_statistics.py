@@ -87,6 +87,23 @@ def test_mcnemar_equals_statsmodels(lost: int, gained: int) -> None:
         assert float(st.mcnemar(lost, gained)) == pytest.approx(theirs)
 
 
+def test_clustered_mcnemar_is_the_plain_one_without_clusters_and_keeps_its_rate_with_them() -> None:
+    rng = np.random.default_rng(0)
+    differences = rng.choice([-1, 0, 1], 400, p=[0.15, 0.7, 0.15])
+    lost, gained = (differences < 0).sum(), (differences > 0).sum()
+    plain = statsmodels_mcnemar([[0, lost], [gained, 0]], exact=False, correction=False).pvalue
+    assert st.clustered_mcnemar(differences, np.arange(400)) == pytest.approx(plain)
+    assert st.clustered_mcnemar(np.zeros(4), [0, 0, 1, 1]) == 1
+    clusters, wrong, naive = np.repeat(np.arange(60), 4), 0, 0
+    for _ in range(400):
+        tilt = np.repeat(rng.normal(0, 0.25, 60), 4)  # a passage favours one of two equal models
+        d = np.where(rng.random(240) < 0.4, np.where(rng.random(240) < 0.5 + tilt, 1, -1), 0)
+        wrong += st.clustered_mcnemar(d, clusters) <= 0.05
+        naive += st.mcnemar((d < 0).sum(), (d > 0).sum()) <= 0.05
+    assert 0.025 <= wrong / 400 <= 0.08
+    assert naive > wrong
+
+
 def test_mcnemar_by_hand() -> None:
     # 5 against 1: 2 (C(6,0) + C(6,1)) / 2^6 = 14/64
     assert float(st.mcnemar(5, 1)) == pytest.approx(14 / 64)
@@ -127,6 +144,8 @@ def test_bootstrap_p_by_hand() -> None:
     assert st.bootstrap_p(np.r_[np.full(95, 1.0), np.full(5, -1.0)]) == pytest.approx(2 * 6 / 101)
     assert st.bootstrap_p(np.full(99, 1.0)) == pytest.approx(0.02)
     assert st.bootstrap_p(np.zeros(50)) == 1
+    # zeros that rounding in float32 has moved to one side are zeros
+    assert st.bootstrap_p(np.r_[np.full(20, 3e-8), np.full(79, 0.1)]) == pytest.approx(2 * 21 / 100)
     assert np.isnan(st.bootstrap_p([np.nan]))
 
 

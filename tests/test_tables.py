@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import false_discovery_control
 from synthetic import build
 
 from distill_lit.analysis.groups import baseline_of, groups_of
@@ -17,7 +18,7 @@ from distill_lit.analysis.longtail import long_tail
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scores import macro_retention, score
 from distill_lit.analysis.tabulate import MACRO, score_frame
-from distill_lit.analysis.verdict import verdict
+from distill_lit.analysis.verdict import headline, verdict
 from distill_lit.analysis.wording import bounds, count, listed, number, p_value, points
 from distill_lit.config.schema import AnalysisConfig
 from distill_lit.report.analysed import analyse
@@ -156,6 +157,26 @@ def test_declared_comparisons_are_corrected_by_holm_among_themselves(tmp_path: P
     by_hand = np.empty(6)
     by_hand[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(6, 0, -1)))
     assert rows[["teacher_adjusted", "ce_only_adjusted", "untouched_adjusted"]].to_numpy().ravel() == pytest.approx(by_hand)
+
+
+def test_other_comparisons_are_corrected_for_each_opponent_by_itself(tmp_path: Path) -> None:
+    frame = score_frame(score(load_results(build(tmp_path, documents=60)), FAST))
+    rows = frame[frame["task"] != MACRO]
+    for who in ("teacher", "ce_only", "untouched"):
+        known = rows[rows[f"{who}_p"].notna()]
+        assert known[f"{who}_adjusted"].to_numpy() == pytest.approx(false_discovery_control(known[f"{who}_p"]))
+
+
+def test_the_headline_says_what_was_kept_before_training_and_how_many_seeds(tmp_path: Path) -> None:
+    scores = score(load_results(build(tmp_path / "one", documents=100)), FAST)
+    frame = score_frame(scores)
+    text = headline(scores, frame)
+    best = frame[(frame["task"] == MACRO) & (frame["role"] == "distilled")].sort_values("score").iloc[-1]
+    before = frame[(frame["task"] == MACRO) & (frame["model"] == f"{best['student']} before training")].iloc[0]
+    assert f"(before any training it keeps {round(before['retention'] * 100)}%)" in text
+    assert text.endswith("One seed each.")
+    scores = score(load_results(build(tmp_path / "two", documents=100, seeds=(0, 1))), FAST)
+    assert "One seed" not in headline(scores, score_frame(scores))
 
 
 def test_verdict_names_the_tasks_the_student_without_teacher_wins(tmp_path: Path) -> None:

@@ -25,7 +25,10 @@ NEGATION = re.compile(r"\b(?:not|no|never|none|neither|nor|nobody|nothing|nowher
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 MISSING = 0  # stratum of documents without a value
 SAMPLE_PERCENTILE = 10  # of the log frequencies of a text's content words
-MAX_CATEGORIES = 30
+MAX_CATEGORIES = 100
+SECONDARY = (
+    "difficulty",
+)  # axes whose noise is the teacher's own errors': shown, but no slice and no worst group is of them
 TIED = 0.75  # share of documents with a value in one stratum, above which its quantiles tell nothing apart
 
 
@@ -67,7 +70,8 @@ AXES = (
          "rarity of the right answer's content words: 10th percentile of their log10 occurrences per billion words",
          "most common", "rarest"),
     Axis("difficulty", "difficulty", "quantile", "the teacher's margin",
-         "margin between the teacher's two best choices, nats per character", "widest", "narrowest"),
+         "margin between the teacher's two best choices, nats per character (secondary: the noise that makes it "
+         "narrow also makes the teacher err)", "widest", "narrowest"),
     Axis("surprisal", "difficulty", "quantile", "surprise of the prompt",
          "bits per byte of the prompt under the teacher", "least surprising", "most surprising"),
     Axis("gold_gain", "difficulty", "quantile", "what the prompt tells of the answer",

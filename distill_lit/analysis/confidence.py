@@ -14,6 +14,7 @@ from distill_lit.analysis import statistics as st
 from distill_lit.analysis.axes import RARITY
 from distill_lit.analysis.bootstrap import cluster_counts, task_seed
 from distill_lit.analysis.scores import Scores
+from distill_lit.analysis.slices import discovery_half
 from distill_lit.analysis.tabulate import opponents
 
 Floats = NDArray[np.floating]
@@ -81,17 +82,15 @@ def worst_mean(values: Floats, weights: Floats, share: float = WORST_SHARE) -> f
     return float((values[order] * taken).sum() / taken.sum()) if len(values) else float("nan")
 
 
-def coverage_at_teacher_risk(confidence: Floats, student: Floats, teacher: Floats, weights: Floats) -> Floats:
-    """The largest share of documents the student can answer, most confident first and the rest deferred to the teacher,
-    with the whole as often right as the teacher alone. weights: (..., D); returns (...).
-    """
+def risk_threshold(confidence: Floats, student: Floats, teacher: Floats, weights: Floats) -> float:
+    """The lowest confidence from which the student can answer, the rest left to the teacher, with the two as often right
+    as the teacher alone; infinite where there is none."""
     order = np.argsort(-confidence, kind="stable")
-    gain = np.cumsum(weights[..., order] * (student - teacher)[order], axis=-1)
-    mass = np.cumsum(weights[..., order], axis=-1)
+    gain = np.cumsum(weights[order] * (student - teacher)[order])
     # answers of one confidence stand or fall together
     last = np.append(np.diff(confidence[order]) != 0, True)
-    fine = (gain >= -TOLERANCE) & last
-    return np.asarray(np.where(fine, mass, 0).max(axis=-1) / mass[..., -1])
+    fine = np.flatnonzero((gain >= -TOLERANCE) & last & (weights[order] > 0))
+    return float(confidence[order][fine[-1]]) if len(fine) else float("inf")
 
 
 def coverage_curve(confidence: Floats, student: Floats, teacher: Floats, weights: Floats) -> pd.DataFrame:
@@ -110,10 +109,11 @@ def coverage_curve(confidence: Floats, student: Floats, teacher: Floats, weights
 
 
 def confidence_table(scores: Scores, codes: pd.DataFrame) -> pd.DataFrame:
-    """One row for the teacher and per trained group: means over seeds; coverage is the first seed's.
+    """One row for the teacher and per trained group, means over seeds.
 
-    Columns: model, excess_nll, cvar (mean and worst tenth of the gold answer's NLL above the teacher's, nats), and for
-    `all`, `head`, `tail` of RARITY: ece_<part>, brier_<part>; coverage with bounds.
+    Columns: model, n (documents of the mean seed that both models give finite likelihoods), excess_nll, cvar (mean and
+    worst tenth of the gold answer's NLL above the teacher's, nats), and for `all`, `head`, `tail` of RARITY: ece_<part>,
+    brier_<part>; coverage, coverage_gain (bounds _low, _high), as `_coverage` says.
     """
     if scores.teacher is None:
         return pd.DataFrame()
@@ -122,10 +122,9 @@ def confidence_table(scores: Scores, codes: pd.DataFrame) -> pd.DataFrame:
     for g, group in enumerate(scores.groups):
         if group.role not in ("distilled", "ce_only", "quantised", "rival") or not group.models:
             continue
-        per_seed = [_one_model(scores, choice_probabilities(scores, m), teacher, codes) for m in group.models]
-        row = pd.DataFrame(per_seed).mean().to_dict()
-        first = choice_probabilities(scores, group.models[0])
-        rows.append({"model": group.label, **row, **_coverage(scores, first, teacher, g)})
+        own = [choice_probabilities(scores, model) for model in group.models]
+        row = pd.DataFrame([_one_model(scores, seed, teacher, codes) for seed in own]).mean().to_dict()
+        rows.append({"model": group.label, **row, **_coverage(scores, own, teacher, g)})
     return pd.DataFrame(rows)
 
 
@@ -149,8 +148,8 @@ def _one_model(scores: Scores, own: pd.DataFrame, teacher: pd.DataFrame, codes: 
     weight = document_weights(scores, own.index[rows])
     if not weight.sum():
         return {}
-    return {"excess_nll": float(np.average(excess, weights=weight)), "cvar": worst_mean(excess, weight),
-            **_calibration(scores, own, codes)}  # fmt: skip
+    mean, worst = float(np.average(excess, weights=weight)), worst_mean(excess, weight)
+    return {"n": int(rows.sum()), "excess_nll": mean, "cvar": worst, **_calibration(scores, own, codes)}
 
 
 def _calibration(scores: Scores, own: pd.DataFrame, codes: pd.DataFrame) -> dict[str, float]:
@@ -169,23 +168,39 @@ def _calibration(scores: Scores, own: pd.DataFrame, codes: pd.DataFrame) -> dict
     return found
 
 
-def _coverage(scores: Scores, own: pd.DataFrame, teacher: pd.DataFrame, g: int) -> dict[str, float]:
-    """Coverage at the teacher's risk with percentile bounds over redrawn documents, for right-by-likelihood answers."""
-    rows = _known(own, teacher)
-    weight = document_weights(scores, own.index[rows])
-    if not weight.sum() or "teacher" not in opponents(scores, g):
+def _coverage(scores: Scores, seeds: list[pd.DataFrame], teacher: pd.DataFrame, g: int) -> dict[str, float]:
+    """What a threshold on the student's confidence is worth: chosen on one half of the documents as the lowest at which
+    student and, below it, teacher are as often right as the teacher alone, then tried on the other half.
+
+    coverage: share of the other half that the student answers; coverage_gain: how much more often the two are right there
+    than the teacher alone, with percentile bounds over redrawn documents. Means over seeds.
+    """
+    if "teacher" not in opponents(scores, g):
         return {}
-    used = weight > 0
-    index = own.index[rows][used]
-    confidence, right, taught = (
-        frame[name][rows][used].to_numpy(float) for frame, name in ((own, "p_top"), (own, "right"), (teacher, "right"))
-    )
-    value = float(coverage_at_teacher_risk(confidence, right, taught, weight[used]))
-    draws = [
-        coverage_at_teacher_risk(confidence, right, taught, weight[used] * counts) for counts in _redrawn(scores, index)
-    ]
+    rows = _known(teacher, *seeds)
+    index = teacher.index[rows]
+    half = discovery_half(scores.results.documents.loc[index, "cluster"].astype(str))
+    weight = document_weights(scores, index)
+    if not (weight[half].sum() and weight[~half].sum()):
+        return {}
+    taught = teacher["right"][rows].to_numpy(float)
+    answered, gains = np.zeros(len(index)), np.zeros(len(index))
+    for own in seeds:
+        confidence, right = own["p_top"][rows].to_numpy(float), own["right"][rows].to_numpy(float)
+        least = risk_threshold(confidence[half], right[half], taught[half], weight[half])
+        answered += (confidence >= least) / len(seeds)
+        gains += (confidence >= least) * (right - taught) / len(seeds)
+    mass = np.where(half, 0.0, weight)
+    draws = [(counts * mass) @ gains / (counts @ mass) for counts in _redrawn(scores, index)]
+    value = float(mass @ gains / mass.sum())
     found = st.percentile_interval(value, np.concatenate(draws), scores.analysis.confidence)
-    return {"coverage": found.value, "coverage_low": found.low, "coverage_high": found.high}
+    share = float(mass @ answered / mass.sum())
+    return {
+        "coverage": share,
+        "coverage_gain": found.value,
+        "coverage_gain_low": found.low,
+        "coverage_gain_high": found.high,
+    }
 
 
 def _redrawn(scores: Scores, index: pd.MultiIndex) -> Iterator[Floats]:

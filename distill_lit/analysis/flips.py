@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from distill_lit.analysis.panel import TaskPanel
 from distill_lit.analysis.scores import Scores
-from distill_lit.analysis.statistics import mcnemar
+from distill_lit.analysis.statistics import clustered_mcnemar, mcnemar
 
-FLIP_COLUMNS = ["right_t", "right_s", "chosen_t", "chosen_s", "flip"]
+FLIP_COLUMNS = ["right_t", "right_s", "chosen_t", "chosen_s", "flip", "cluster"]
 MODAL_SEEDS = 3  # from which a flip of the modal prediction counts as lost in distillation
 
 
@@ -37,7 +37,7 @@ def modal_answers(task: TaskPanel, members: list[int]) -> Answers:
 def document_flips(scores: Scores, g: int) -> pd.DataFrame:
     """One row per document that teacher and group answered rightly or wrongly, indexed by (task, key).
 
-    Columns: right_t, right_s (bool), chosen_t, chosen_s, flip (lost, gained, kept right, kept wrong).
+    Columns: right_t, right_s (bool), chosen_t, chosen_s, flip (lost, gained, kept right, kept wrong), cluster (passage).
     """
     frames = []
     teacher = scores.teacher
@@ -51,7 +51,14 @@ def document_flips(scores: Scores, g: int) -> pd.DataFrame:
         flip = np.select([right_t & ~right_s, ~right_t & right_s, right_t], ["lost", "gained", "kept right"], "kept wrong")
         frames.append(
             pd.DataFrame(
-                {"right_t": right_t, "right_s": right_s, "chosen_t": one.chosen, "chosen_s": two.chosen, "flip": flip},
+                {
+                    "right_t": right_t,
+                    "right_s": right_s,
+                    "chosen_t": one.chosen,
+                    "chosen_s": two.chosen,
+                    "flip": flip,
+                    "cluster": [f"{task.task}:{code}" for code in task.clusters],
+                },
                 index=task.index,
             )
         )
@@ -59,7 +66,8 @@ def document_flips(scores: Scores, g: int) -> pd.DataFrame:
 
 
 def flip_counts(flips: pd.DataFrame, by: pd.Series | pd.Index | None = None) -> pd.DataFrame:
-    """Per value of `by` (all documents when None): n, lost, gained, agreement, shared_wrong (shares), p (McNemar)."""
+    """Per value of `by` (all documents when None): n, lost, gained, agreement, shared_wrong (shares), p (McNemar: exact, or
+    for documents that share passages by passage)."""
     key = by if by is not None else pd.Series("all", index=flips.index)
     both_wrong = ~flips["right_t"].astype(bool) & ~flips["right_s"].astype(bool)
     same = flips["chosen_t"] == flips["chosen_s"]
@@ -81,4 +89,9 @@ def flip_counts(flips: pd.DataFrame, by: pd.Series | pd.Index | None = None) -> 
     table["agreement"] = table["same"] / table["n"]
     table["shared_wrong"] = table["same_wrong"] / table["both_wrong"].where(table["both_wrong"] > 0)
     table["p"] = mcnemar(table["lost"], table["gained"])
+    if flips["cluster"].duplicated().any():
+        difference = flips["right_s"].astype(int) - flips["right_t"].astype(int)
+        for value, clusters in flips["cluster"].groupby(key):
+            if clusters.duplicated().any():
+                table.loc[value, "p"] = clustered_mcnemar(difference[clusters.index], clusters)
     return table.drop(columns=["same", "both_wrong", "same_wrong"])

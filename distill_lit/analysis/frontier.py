@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from distill_lit.analysis import scores as sc
 from distill_lit.analysis.groups import cost_of
 from distill_lit.analysis.scores import Scores
-from distill_lit.analysis.statistics import percentile_interval
+from distill_lit.analysis.statistics import ROUNDING, percentile_interval
 from distill_lit.analysis.tabulate import opponents
 
 Floats = NDArray[np.floating]
@@ -76,7 +76,8 @@ def on_frontier(costs: Floats, scores: Floats) -> NDArray[np.bool_]:
     for g, cost in enumerate(costs):
         for other, price in enumerate(costs):
             if other != g and price <= cost:
-                better = scores[:, other] >= scores[:, g] if price < cost else scores[:, other] > scores[:, g]
+                ahead = scores[:, other] - scores[:, g]
+                better = ahead >= -ROUNDING if price < cost else ahead > ROUNDING
                 alone[:, g] &= ~better
     return alone
 

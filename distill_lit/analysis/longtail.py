@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from distill_lit.analysis import statistics as st
-from distill_lit.analysis.axes import MISSING, Axis, axis_values, stratify
+from distill_lit.analysis.axes import MISSING, SECONDARY, Axis, axis_values, stratify
 from distill_lit.analysis.confidence import confidence_table
 from distill_lit.analysis.flips import document_flips, flip_counts
 from distill_lit.analysis.scores import Scores
@@ -57,6 +57,8 @@ def long_tail(scores: Scores) -> LongTail:
         return LongTail()
     values = axis_values(scores.results)
     axes, codes = stratify(scores.results, values, scores.analysis.strata)
+    if not axes:
+        return LongTail()
     report = LongTail(axes, values, codes)
     pooled = pool(scores, axes, codes)
     tasks, strata, contrasts, worst = [], [], [], []
@@ -87,6 +89,7 @@ def _slices(scores: Scores, axes: list[Axis], codes: pd.DataFrame, flips: pd.Dat
     used = averaged_flips(scores, flips)
     clusters = scores.results.documents.loc[used.index, "cluster"].astype(str)
     analysis = scores.analysis
+    axes = [axis for axis in axes if axis.name not in SECONDARY]
     return find_slices(axes, codes.loc[used.index], used, clusters, analysis.strata, analysis.false_discovery)
 
 
@@ -163,7 +166,7 @@ def _contrast(scores: Scores, axis: Axis, pooled: Pooled, g: int) -> dict[str, o
 def _worst(scores: Scores, axes: list[Axis], pooled: dict[str, Pooled], g: int) -> dict[str, object]:
     """The stratum with the lowest retention, with bounds that hold for all strata at once."""
     names, values, draws = [], [], []
-    for axis in axes:
+    for axis in (axis for axis in axes if axis.name not in SECONDARY):
         mine = pooled[axis.name]
         for i, s in enumerate(mine.numbers):
             base = mine.draws[:, i, scores.teacher]
@@ -191,10 +194,13 @@ def _correct(scores: Scores, report: LongTail) -> None:
         frame["adjusted"] = np.nan
     for label in report.flips:
         parts = [frame.index[(frame["model"] == label) & frame["testable"]] for frame in (report.tasks, report.strata)]
+        parts[0] = parts[0][~report.tasks.loc[parts[0], "task"].isin(scores.left_out)]
         p = [*report.tasks.loc[parts[0], "p"], *report.strata.loc[parts[1], "p"]]
         adjusted = st.benjamini_hochberg(p)
         report.tasks.loc[parts[0], "adjusted"] = adjusted[: len(parts[0])]
         report.strata.loc[parts[1], "adjusted"] = adjusted[len(parts[0]) :]
+    at_chance = report.tasks["task"].isin(scores.left_out)
     for frame in (report.tasks, report.strata):
         significant = frame["adjusted"] <= scores.analysis.false_discovery
         frame["verdict"] = np.select([~frame["testable"], significant], [INSUFFICIENT, "significant"], "not significant")
+    report.tasks.loc[at_chance, "verdict"] = AT_CHANCE

@@ -76,6 +76,8 @@ def score(results: Results, analysis: AnalysisConfig) -> Scores:
     for t, task in enumerate(panel.tasks):
         both = np.concatenate([task.correct, task.centred()], axis=1)
         draws = replicate_means(both, task.clusters, analysis.bootstrap, task_seed(task.task))
+        if not task.clusters.any():  # a single passage, redrawn, is always itself
+            draws[:] = np.nan
         for g, group in enumerate(groups):
             if not group.models:
                 continue
@@ -85,13 +87,18 @@ def score(results: Results, analysis: AnalysisConfig) -> Scores:
             raw_draws[:, t, g] = (draws[:, own] * weights[g]).sum(axis=1)
             centred_draws[:, t, g] = (draws[:, own + len(panel.models)] * weights[g]).sum(axis=1)
     teacher = next((i for i, g in enumerate(groups) if g.role == "teacher" and g.models), None)
-    out = {t.task: _left_out(t, panel, None if teacher is None else groups[teacher], analysis) for t in panel.tasks}
+    out = {
+        task.task: _left_out(
+            task, panel, None if teacher is None else groups[teacher], raw_draws[:, t, teacher or 0], analysis
+        )
+        for t, task in enumerate(panel.tasks)
+    }
     left_out = {task: why for task, why in out.items() if why}
     return Scores(results, analysis, panel, groups, raw, centred, raw_draws, centred_draws, left_out)
 
 
-def _left_out(task: TaskPanel, panel: Panel, teacher: Group | None, analysis: AnalysisConfig) -> str:
-    """Why a task is not averaged, or an empty text."""
+def _left_out(task: TaskPanel, panel: Panel, teacher: Group | None, draws: Floats, analysis: AnalysisConfig) -> str:
+    """Why a task is not averaged, or an empty text. draws: of the teacher's metric."""
     if np.isnan(task.correct).all():
         return NO_ANSWERS
     if not task.is_binary:
@@ -102,15 +109,21 @@ def _left_out(task: TaskPanel, panel: Panel, teacher: Group | None, analysis: An
     if np.isnan(right).any():
         return NO_TEACHER
     low = st.wilson(right.sum(), task.n, analysis.confidence).low
+    if task.clustered:
+        low = st.percentile_interval(low, draws, analysis.confidence).low
     return AT_CHANCE if low <= task.chance.mean() else ""
 
 
 def task_score(scores: Scores, t: int, g: int) -> Interval:
-    """A group's metric on a task. One model without shared passages: Wilson; else the bootstrap."""
+    """A group's metric on a task. One model without shared passages, or one answer throughout: Wilson; else the
+    bootstrap."""
     task, confidence, members = scores.panel.tasks[t], scores.analysis.confidence, scores.members(g)
     if len(members) == 1 and task.is_binary and not task.clustered and np.isfinite(scores.raw[t, g]):
         return st.wilson(task.correct[:, members[0]].sum(), task.n, confidence)
-    return st.percentile_interval(scores.raw[t, g], scores.raw_draws[:, t, g], confidence)
+    found = st.percentile_interval(scores.raw[t, g], scores.raw_draws[:, t, g], confidence)
+    if found.high - found.low < st.ROUNDING and task.is_binary:  # all seeds right, or all wrong: redrawn answers cannot differ
+        return st.wilson(float(found.value) * task.n, task.n, confidence)
+    return found
 
 
 def macro_score(scores: Scores, g: int) -> Interval:

@@ -3,9 +3,9 @@
 import pandas as pd
 
 from distill_lit.analysis.axes import RARITY
-from distill_lit.analysis.longtail import LongTail
+from distill_lit.analysis.longtail import INSUFFICIENT, LongTail, averaged_flips
 from distill_lit.analysis.scores import Scores
-from distill_lit.analysis.tabulate import MACRO, without_teacher
+from distill_lit.analysis.tabulate import MACRO, why_no_average, without_teacher
 from distill_lit.analysis.wording import bounds, listed, number, points, with_bounds
 
 SLICES_NAMED = 3
@@ -19,7 +19,7 @@ def loss_statement(scores: Scores, frame: pd.DataFrame, report: LongTail, label:
         return ["This student has no result to compare with its teacher's."]
     sentences = [
         _kept(scores, frame, label),
-        _flips(report, label),
+        _flips(scores, report, label),
         _tail(scores, report, label),
         _worst(report, label),
         _slices(report, label),
@@ -35,7 +35,9 @@ def loss_statement(scores: Scores, frame: pd.DataFrame, report: LongTail, label:
 def _kept(scores: Scores, frame: pd.DataFrame, label: str) -> str:
     macro = frame[(frame["model"] == label) & (frame["task"] == MACRO)].iloc[0]
     if pd.isna(macro["retention"]):
-        return "No average against the teacher can be given, because no task has the teacher above chance."
+        g = [group.label for group in scores.groups].index(label)
+        why = why_no_average(scores, g) or "the teacher's own average is too near chance"
+        return f"No average against the teacher can be given, because {why}."
     tasks = len(scores.averaged)
     kept = f"{points(macro['retention'], 0)}% {bounds(macro['retention_low'], macro['retention_high'], 0)}".strip()
     return (
@@ -44,8 +46,8 @@ def _kept(scores: Scores, frame: pd.DataFrame, label: str) -> str:
     )
 
 
-def _flips(report: LongTail, label: str) -> str:
-    flips = report.flips[label]
+def _flips(scores: Scores, report: LongTail, label: str) -> str:
+    flips = averaged_flips(scores, report.flips[label])
     right = int(flips["right_t"].sum())
     lost, gained = int((flips["flip"] == "lost").sum()), int((flips["flip"] == "gained").sum())
     share = f" ({points(lost / right, 0)}%)" if right else ""
@@ -58,6 +60,8 @@ def _flips(report: LongTail, label: str) -> str:
 def _tail(scores: Scores, report: LongTail, label: str) -> str:
     """Whether rare words cost more than common ones, and what of that the distillation did."""
     mine = report.contrasts[(report.contrasts["model"] == label) & (report.contrasts["axis"] == RARITY.name)]
+    if not mine.empty and mine.iloc[0]["note"] != INSUFFICIENT and pd.isna(mine.iloc[0]["tail_loss"]):
+        return ""  # it lacks a task, which is said
     if mine.empty or pd.isna(mine.iloc[0].get("tail_loss")):
         return "There are too few documents to tell whether questions with rare words lose more."
     row = mine.iloc[0]
@@ -123,8 +127,11 @@ def _coverage(report: LongTail, label: str) -> str:
     if mine.empty or pd.isna(mine.iloc[0].get("coverage")):
         return ""
     row = mine.iloc[0]
-    share = f"{points(row['coverage'], 0)}% {bounds(row['coverage_low'], row['coverage_high'], 0)}".strip()
+    gain = with_bounds(row["coverage_gain"], row["coverage_gain_low"], row["coverage_gain_high"], signed=True)
+    if row["coverage"] == 0:
+        return "No threshold on its confidence was found above which it could answer in the teacher's place without loss."
     return (
-        f"If it answers only the {share} of documents on which it is most confident and the teacher answers the rest, "
-        "the two are as often right as the teacher alone."
+        "A threshold on its confidence, chosen on one half of the documents so that answering above it costs nothing "
+        f"against the teacher, lets it answer {points(row['coverage'], 0)}% of the other half; there the two are "
+        f"right {gain} points more often than the teacher alone (choices by likelihood, not divided by length)."
     )

@@ -8,7 +8,8 @@ import pandas as pd
 from distill_lit.analysis import scores as sc
 from distill_lit.analysis.groups import AS_THEY_ARE, baseline_of, cost_of
 from distill_lit.analysis.scores import Scores
-from distill_lit.analysis.statistics import benjamini_hochberg, detectable_effect, holm
+from distill_lit.analysis.statistics import benjamini_hochberg, cluster_error, detectable_effect, holm
+from distill_lit.analysis.wording import listed
 
 MACRO = "macro average"
 RETENTION_FLOOR = 0.05  # the teacher's lower bound above chance from which a ratio to it means something
@@ -33,7 +34,7 @@ def score_frame(scores: Scores) -> pd.DataFrame:
     Columns: task, metric, shots, n, chance, at_chance, model, role, student, seeds, planned, state, score, low, high,
     document_se, seed_deviation, retention(+low, high), detectable, best, costs, and for each of AGAINST:
     <who>_delta, _low, _high, _p, _adjusted (Holm for the declared comparisons, those of distilled
-    students on the macro average; else Benjamini–Hochberg).
+    students on the macro average; else Benjamini–Hochberg over the comparisons with the same opponent).
     """
     rows = []
     for g in range(len(scores.groups)):
@@ -84,6 +85,15 @@ def without_teacher(scores: Scores, label: str) -> str:
     return f"the same student trained without the teacher{on}"
 
 
+def why_no_average(scores: Scores, g: int) -> str:
+    """Why a group with records has no macro average, or nothing."""
+    if not len(scores.averaged):
+        reasons = set(scores.left_out.values())
+        return "no task has the teacher above chance" if reasons == {sc.AT_CHANCE} else "no task can be averaged"
+    lacking = [scores.tasks[t] for t in scores.averaged if not np.isfinite(scores.raw[t, g])]
+    return f"it has no result on {listed(lacking)}" if lacking else ""
+
+
 def _task_row(scores: Scores, t: int, g: int) -> dict[str, Any]:
     task, settings = scores.panel.tasks[t], scores.results.settings(scores.tasks[t])
     value = sc.task_score(scores, t, g)
@@ -106,10 +116,22 @@ def _task_row(scores: Scores, t: int, g: int) -> dict[str, Any]:
         row |= _difference(who, *sc.task_difference(scores, t, g, other))
     teacher = opponents(scores, g).get("teacher")
     if teacher is not None:
-        row["detectable"] = detectable_effect(task.n, sc.discordance(scores, g, teacher, t))
+        row["detectable"] = detectable_effect(
+            _effective_documents(scores, t, g, teacher), sc.discordance(scores, g, teacher, t)
+        )
         if _above_floor(scores, scores.centred_draws[:, t, teacher]):
             row["retention"] = scores.centred[t, g] / scores.centred[t, teacher]
     return row
+
+
+def _effective_documents(scores: Scores, t: int, g: int, other: int) -> float:
+    """Documents that would tell as much if none shared a passage: n over the design effect of the paired difference."""
+    task = scores.panel.tasks[t]
+    if not task.clustered:
+        return task.n
+    difference = task.correct[:, scores.members(g)].mean(axis=1) - task.correct[:, scores.members(other)].mean(axis=1)
+    alone, shared = cluster_error(difference, np.arange(task.n)), cluster_error(difference, task.clusters)
+    return task.n * min((alone / shared) ** 2, 1.0) if shared > 0 and np.isfinite(alone) else task.n
 
 
 def _above_floor(scores: Scores, teacher: sc.Floats) -> bool:
@@ -163,7 +185,8 @@ def _best(scores: Scores, frame: pd.DataFrame) -> list[bool]:
 
 
 def _mark(frame: pd.DataFrame) -> pd.DataFrame:
-    """Adjusted p: Holm over the macro differences of distilled groups (declared), Benjamini–Hochberg over tasks."""
+    """Adjusted p: Holm over the macro differences of distilled groups (declared); Benjamini–Hochberg over tasks, for each
+    opponent by itself: that students are behind their teacher must not make other differences pass."""
     numbers = [f"{who}_{column}" for who in AGAINST for column in ("delta", "low", "high", "p", "adjusted")]
     numbers += ["retention", "retention_low", "retention_high", "detectable"]
     frame = frame.reindex(columns=[*frame.columns, *(name for name in numbers if name not in frame)])
@@ -171,7 +194,9 @@ def _mark(frame: pd.DataFrame) -> pd.DataFrame:
     macro = frame["task"] == MACRO
     declared = macro & (frame["role"] == "distilled")
     before, after = [f"{who}_p" for who in AGAINST], [f"{who}_adjusted" for who in AGAINST]
-    for rows, adjust in ((declared, holm), (~macro, benjamini_hochberg), (macro & ~declared, benjamini_hochberg)):
-        p = frame.loc[rows, before].to_numpy(float)
-        frame.loc[rows, after] = adjust(p.ravel()).reshape(p.shape)
+    p = frame.loc[declared, before].to_numpy(float)
+    frame.loc[declared, after] = holm(p.ravel()).reshape(p.shape)
+    for rows in (~macro, macro & ~declared):
+        for one, adjusted in zip(before, after, strict=True):
+            frame.loc[rows, adjusted] = benjamini_hochberg(frame.loc[rows, one].tolist())
     return frame

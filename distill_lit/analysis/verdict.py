@@ -3,7 +3,7 @@
 import pandas as pd
 
 from distill_lit.analysis.scores import Scores
-from distill_lit.analysis.tabulate import MACRO, without_teacher
+from distill_lit.analysis.tabulate import MACRO, opponents, why_no_average, without_teacher
 from distill_lit.analysis.wording import bounds, count, listed, number, points, with_bounds
 
 
@@ -44,8 +44,18 @@ def headline(scores: Scores, frame: pd.DataFrame) -> str:
     first = f"{best['model']} keeps {kept} of the teacher's score above chance{size}"
     if pd.isna(best["retention"]):
         first = f"{best['model']} scores {points(best['score'])} points above chance"
-    highest = f", the highest of {len(macro)} distilled students" if len(macro) > 1 else ""
-    return f"{first}{highest}; {_worth(scores, macro[macro['ce_only_delta'].notna()])}."
+    known = " with an average" if len(macro) < sum(group.role == "distilled" for group in scores.groups) else ""
+    highest = f", the highest of {len(macro)} distilled students{known}" if len(macro) > 1 or known else ""
+    pairs = macro[macro["ce_only_delta"].notna()]
+    seeds = " One seed each." if (macro["seeds"] == 1).all() else ""
+    return f"{first}{highest}{_before_training(frame, best)}; {_worth(scores, pairs)}.{seeds}"
+
+
+def _before_training(frame: pd.DataFrame, best: pd.Series) -> str:
+    """What the student kept before any training, where that is known: pruned students begin with most of it."""
+    same = (frame["task"] == MACRO) & (frame["role"] == "untouched") & (frame["student"] == best["student"])
+    kept = frame.loc[same, "retention"].dropna()
+    return f" (before any training it keeps {points(kept.iloc[0], 0)}%)" if len(kept) == 1 else ""
 
 
 def _worth(scores: Scores, pairs: pd.DataFrame) -> str:
@@ -55,13 +65,17 @@ def _worth(scores: Scores, pairs: pd.DataFrame) -> str:
         why = "those trained without it were trained in another way" if has_any else "no student was trained without it"
         return f"whether the teacher helped is unknown, because {why}"
     ahead, sure = pairs["ce_only_delta"] > 0, pairs["ce_only_adjusted"] <= scores.analysis.alpha
-    many = f"{int(ahead.sum())} of {len(pairs)} distilled students" if len(pairs) > 1 else "the distilled student"
-    verb = "are" if len(pairs) > 1 else "is" if ahead.all() else "is not"
-    text = f"{many} {verb} ahead of the same student trained without the teacher"
-    if not sure.any():
-        return f"{text}, none of these differences is significant" if len(pairs) > 1 else f"{text}, not significantly"
+    words = {without_teacher(scores, label) for label in pairs["model"]}
+    other = words.pop() if len(words) == 1 else "the same student trained without the teacher, partly on other text"
     if len(pairs) == 1:
-        return f"{text}, significantly"
+        only = sum(group.role == "distilled" for group in scores.groups) == 1
+        subject = "it" if only else pairs.iloc[0]["model"]
+        delta = pairs.iloc[0]["ce_only_delta"]
+        way = "ahead of" if delta > 0 else "behind" if delta < 0 else "level with"
+        return f"{subject} is {way} {other}, {'' if sure.all() else 'not '}significantly"
+    text = f"{int(ahead.sum())} of {len(pairs)} distilled students are ahead of {other}"
+    if not sure.any():
+        return f"{text}, none of these differences is significant"
     return f"{text}, {int((ahead & sure).sum())} significantly, and {int((~ahead & sure).sum())} significantly behind"
 
 
@@ -71,7 +85,7 @@ def _kept(scores: Scores, mine: pd.DataFrame) -> str:
     if scores.teacher is None:
         return f"{name}: the teacher has no result, so nothing can be said about what is kept of it."
     if pd.isna(macro["score"]):
-        return f"{name}: no macro average, because no task has the teacher above chance or a task is missing."
+        return f"{name}: no macro average, because {_why_no_average(scores, macro)}."
     if pd.isna(macro["retention"]):
         return f"{name}: the teacher's own average is too near chance for a share of it to mean anything."
     kept = f"{points(macro['retention'], 0)}% {bounds(macro['retention_low'], macro['retention_high'], 0)}".strip()
@@ -85,15 +99,33 @@ def _against(scores: Scores, mine: pd.DataFrame, who: str, words: str) -> str:
     macro = mine[mine["task"] == MACRO].iloc[0]
     delta, low, high = (macro[f"{who}_{name}"] for name in ("delta", "low", "high"))
     if pd.isna(delta):
-        alike = [group for group in scores.groups if (group.role, group.student) == (who, macro["student"])]
-        why = "those there are were trained in another way" if any(g.models for g in alike) else "that result is missing"
-        return f"It cannot be compared with {words}: {why}." if who == "ce_only" else ""
+        return f"It cannot be compared with {words}: {_why_alone(scores, macro)}." if who == "ce_only" else ""
+    if delta == low == high:
+        return f"It answers as {words} does."
     sure = macro[f"{who}_adjusted"] <= scores.analysis.alpha
     way = "ahead of" if delta > 0 else "behind" if delta < 0 else "level with"
     known = "" if sure else ", which is not decided at this number of documents"
     if not sure and low * high > 0:
         known = ", which is not significant once all comparisons are counted"
     return f"It is {way} {words} by {with_bounds(abs(delta), *_turned(delta, low, high))} points{known}."
+
+
+def _number_of(scores: Scores, macro: pd.Series) -> int:
+    return [group.label for group in scores.groups].index(macro["model"])
+
+
+def _why_no_average(scores: Scores, macro: pd.Series) -> str:
+    return why_no_average(scores, _number_of(scores, macro))
+
+
+def _why_alone(scores: Scores, macro: pd.Series) -> str:
+    """Why a student is not compared with itself without the teacher."""
+    g = _number_of(scores, macro)
+    other = opponents(scores, g).get("ce_only")
+    if other is not None:
+        return why_no_average(scores, g) or f"{scores.groups[other].label}: {why_no_average(scores, other)}"
+    alike = [group for group in scores.groups if (group.role, group.student) == ("ce_only", macro["student"])]
+    return "those there are were trained in another way" if any(g.models for g in alike) else "that result is missing"
 
 
 def _turned(delta: float, low: float, high: float) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from distill_lit.analysis.groups import Group
+from distill_lit.analysis.groups import Group, cost_of
 from distill_lit.analysis.results import reads_different_text
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.style import RC, VARIANT_COLOURS, plain, role_style
@@ -46,7 +46,7 @@ def _mean_line(scores: Scores, group: Group, curves: pd.DataFrame, name: str) ->
     """A quantity over tokens, mean over the group's seeds."""
     mine = curves[curves["model"].isin(group.models)].dropna(subset=[name])
     line = mine.groupby("step")[name].mean()
-    tokens = scores.results.cells.set_index("model")["training_tokens"].get(group.models[0], float("nan"))
+    tokens = cost_of(group, scores.results, "training_tokens")
     last = float(line.index.max()) if len(line) else 0.0
     return line.set_axis(line.index / last * tokens) if last > 0 else line
 

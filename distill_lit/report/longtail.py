@@ -6,7 +6,8 @@ import pandas as pd
 from distill_lit.analysis.axes import Axis, zipf_of
 from distill_lit.analysis.longtail import AT_CHANCE, INSUFFICIENT, LongTail, averaged_flips
 from distill_lit.analysis.scores import Scores
-from distill_lit.analysis.wording import ABSENT, bounds, number, p_value, points, with_bounds
+from distill_lit.analysis.tabulate import opponents
+from distill_lit.analysis.wording import ABSENT, number, p_value, points, with_bounds
 from distill_lit.report.table import Cell, Table, escape_markdown, paragraphs, to_markdown
 from distill_lit.report.tables import left_out, provenance, watermark
 
@@ -56,10 +57,21 @@ def contrast_table(scores: Scores, report: LongTail) -> Table:
         left=2,
         rules=rules,
         below=[
-            "Negative: the tail lost more than the head. Only the excess over the student trained without a teacher "
-            "can be laid to distillation. Bold: its interval does not hold 0 (not corrected for the number of axes)."
+            f"Negative: the tail lost more than the head. {_to_blame(scores)} Bold: its interval does not hold 0 (not "
+            "corrected for the number of axes)."
         ],
     )
+
+
+def _to_blame(scores: Scores) -> str:
+    """What the excess over the student without teacher may be laid to."""
+    others = {other for g in range(len(scores.groups)) for who, other in opponents(scores, g).items() if who == "ce_only"}
+    if any(scores.groups[other].other_text for other in others):
+        return (
+            "The student without teacher read other text, so the excess over it is of teacher and text together and cannot "
+            "be laid to either."
+        )
+    return "Only the excess over the student trained without a teacher can be laid to distillation."
 
 
 def _contrast(row: pd.Series, name: str) -> Cell:
@@ -82,14 +94,15 @@ def flip_table(report: LongTail) -> Table:
         left=2,
         below=[
             "Lost: teacher right, student wrong; gained: the reverse. Agree: same choice. Same wrong: of those both "
-            "miss, the share with the same wrong choice. p: exact McNemar; BH: after Benjamini–Hochberg over all "
+            "miss, the share with the same wrong choice. p: McNemar, exact, or by passage where documents share one "
+            "(Obuchowski 1998); BH: after Benjamini–Hochberg over all "
             f'strata and tasks of the student, "{INSUFFICIENT}" below 100 documents or 10 changed ones.'
         ],
     )
 
 
 def _flip_cells(row: pd.Series) -> list[Cell]:
-    judged = INSUFFICIENT if row["verdict"] == INSUFFICIENT else p_value(row["adjusted"])
+    judged = row["verdict"] if row["verdict"] in (INSUFFICIENT, AT_CHANCE) else p_value(row["adjusted"])
     return [
         Cell(f"{int(row['n'])}"),
         Cell(f"{int(row['lost'])}"),
@@ -200,8 +213,8 @@ def slice_examples(scores: Scores, report: LongTail, model: str) -> list[str]:
 
 
 def lost_examples(scores: Scores, report: LongTail, model: str) -> list[str]:
-    """EXAMPLES documents the student lost."""
-    return _examples(scores, report.flips[model], "lost documents")
+    """EXAMPLES documents the student lost, from the tasks on which the teacher is above chance."""
+    return _examples(scores, averaged_flips(scores, report.flips[model]), "lost documents")
 
 
 def _examples(scores: Scores, flips: pd.DataFrame, what: str) -> list[str]:
@@ -227,19 +240,36 @@ def confidence_table(report: LongTail) -> Table:
     for _, row in report.confidence.iterrows():
         scores = [Cell(points(row.get(f"ece_{part}", np.nan))) for part in ("all", "head", "tail")]
         brier = [Cell(number(row.get(f"brier_{part}", np.nan), 2)) for part in ("all", "head", "tail")]
-        shares = [row.get(name, np.nan) for name in ("coverage", "coverage_low", "coverage_high")]
-        cover = "" if pd.isna(shares[0]) else f"{points(shares[0], 0)}% {bounds(shares[1], shares[2], 0)}"
+        gain = [row.get(f"coverage_gain{bound}", np.nan) for bound in ("", "_low", "_high")]
+        share = "" if pd.isna(row.get("coverage")) else f"{points(row['coverage'], 0)}%"
+        cover = [Cell(share), Cell(with_bounds(*gain, signed=True) if share else "")]
         nll = [Cell(number(row.get(name, np.nan), 2, signed=True)) for name in ("excess_nll", "cvar")]
-        rows.append([Cell(row["model"]), *nll, *scores, *brier, Cell(cover)])
-    columns = ["model", "excess NLL", "worst tenth", "ECE", "head", "tail", "Brier", "head", "tail", "answerable"]
+        known = Cell("" if pd.isna(row.get("n")) else f"{row['n']:.0f}")
+        rows.append([Cell(row["model"]), known, *nll, *scores, *brier, *cover])
+    columns = [
+        "model",
+        "n",
+        "excess NLL",
+        "worst tenth",
+        "ECE",
+        "head",
+        "tail",
+        "Brier",
+        "head",
+        "tail",
+        "answerable",
+        "gain",
+    ]
     return Table(
         "How much its probabilities can be trusted", columns, rows,
         below=[
             "Excess NLL: nats by which the right answer is less likely than under the teacher, on average and "
             "over the worst tenth of documents. ECE: points between confidence and accuracy, 10 bins of equal "
-            "mass. Head, tail: questions with the most common and the rarest words. Answerable: the share of "
-            "documents it can answer, most confident first and the rest left to the teacher, with the two as "
-            "often right as the teacher alone. All from unnormalised likelihoods, tasks weighted equally."
+            "mass. Head, tail: questions with the most common and the rarest words. Answerable: with a threshold on "
+            "its confidence chosen on one half of the documents so that student and, below it, teacher are as often "
+            "right as the teacher alone, the share of the other half it answers; gain: points by which the two are "
+            "then right more often than the teacher. All from unnormalised likelihoods, tasks weighted equally; n: "
+            "documents of all tasks with a finite likelihood for every choice."
         ],
     )  # fmt: skip
 

@@ -3,16 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from distill_lit.analysis.groups import AS_THEY_ARE
 from distill_lit.analysis.results import reads_different_text
 from distill_lit.analysis.scores import Scores
-from distill_lit.analysis.tabulate import COSTS, MACRO
+from distill_lit.analysis.tabulate import AGAINST, COSTS, MACRO
 from distill_lit.analysis.wording import ABSENT, NOT_AVAILABLE, bounds, count, listed, number, points, with_bounds
 from distill_lit.report.table import Cell, Table
 
-FEW_DOCUMENTS = 30
+FEW_DOCUMENTS, FEW_PASSAGES = 30, 10
+_P = [f"{who}_p" for who in AGAINST]
 LEFT_OUT = "†"
 DECLARED, ELSEWHERE = "‡", "*"  # significant after Holm, after Benjamini–Hochberg
 
@@ -101,8 +103,8 @@ def _main_notes(scores: Scores, frame: pd.DataFrame) -> list[str]:
     notes = [
         f"Scores in points of the task's metric. {deviation}; the error from documents is in the detailed table.",
         "Above chance: mean over tasks of (score − chance) / (1 − chance), in points; its interval redraws documents "
-        "within tasks and seeds together. Kept: that average as a share of the teacher's. Bold: the best student and "
-        "every student not significantly different from it (Holm within the column).",
+        f"within tasks{_seeds_in_words(scores)}. Kept: that average as a share of the teacher's. Bold: the best student "
+        "and every student not significantly different from it (Holm within the column).",
     ]
     if reads_different_text(scores.results.cells):
         notes.append(
@@ -111,20 +113,40 @@ def _main_notes(scores: Scores, frame: pd.DataFrame) -> list[str]:
     notes += left_out(scores)
     if scores.teacher is None:
         notes.append("The teacher has no result: nothing is compared with it, and tasks at chance cannot be told.")
-    few = [panel.task for panel in scores.panel.tasks if panel.n < FEW_DOCUMENTS]
+    few = [p.task for p in scores.panel.tasks if p.n < FEW_DOCUMENTS or int(p.clusters.max()) + 1 < FEW_PASSAGES]
     if few:
         notes.append(
-            f"Fewer than {FEW_DOCUMENTS} documents on {listed(few)}: too few for redrawn documents to say how "
-            "uncertain an average is."
+            f"Fewer than {FEW_DOCUMENTS} documents or {FEW_PASSAGES} passages on {listed(few)}: too few for redrawn "
+            "documents to say how uncertain an average is."
+        )
+    declared = int(frame.loc[(frame["task"] == MACRO) & (frame["role"] == "distilled"), _P].notna().sum().sum())
+    if 2 / (scores.analysis.bootstrap + 1) * declared > scores.analysis.alpha:
+        notes.append(
+            f"With {scores.analysis.bootstrap} bootstrap draws nothing can be significant after Holm over {declared} "
+            "comparisons: raise analysis.bootstrap."
         )
     tied = sum(int(frame["tie"].fillna(False).sum()) for frame in scores.results.records.values() if "tie" in frame)
     if tied:
         notes.append(f"{tied} answers of all models have two equally likely best choices; the first one counts.")
-    for group in scores.groups:
+    for g, group in enumerate(scores.groups):
+        lacking = [
+            task for t, task in enumerate(scores.tasks) if task not in scores.left_out and np.isnan(scores.raw[t, g])
+        ]
+        if group.models and lacking:
+            notes.append(f"Missing: {group.label} has no result on {listed(lacking)}, hence no average.")
         if len(group.models) < group.planned:
             done, why = len(group.models), group.reason or "missing"
             notes.append(f"Missing: {group.label}, {group.planned - done} of {group.planned} ({why}).")
     return notes
+
+
+def _seeds_in_words(scores: Scores) -> str:
+    """What intervals say of other seeds."""
+    seeds = {len(group.models) for group in scores.groups if group.role in ("ce_only", "distilled") and group.models}
+    if not seeds or max(seeds) > 1:
+        one = "; of students with one seed, documents alone" if 1 in seeds else ""
+        return f" and seeds together{one}" if seeds else ""
+    return "; with one seed each it covers documents alone, and another seed may differ by more"
 
 
 def left_out(scores: Scores) -> list[str]:
@@ -228,7 +250,8 @@ def detail_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
             rows.append([Cell(task if i == 0 else ""), *_detail_cells(scores, row)])
     notes = [
         f"Paired differences in points; {DECLARED} significant after Holm over the declared comparisons (distilled "
-        f"students on the average) at {scores.analysis.alpha:.3g}, {ELSEWHERE} after Benjamini–Hochberg over the tasks at "
+        f"students on the average) at {scores.analysis.alpha:.3g}, {ELSEWHERE} after Benjamini–Hochberg over tasks and "
+        f"models, for each opponent by itself, at "
         f"{scores.analysis.false_discovery:.3g}. Detectable: the "
         "smallest difference to the teacher that this many documents show with 80% power.",
     ]
