@@ -18,6 +18,7 @@ from distill_lit.errors import UserError
 from distill_lit.report.analysed import analyse
 from distill_lit.report.drawing import draw_tables
 from distill_lit.report.longtail import longtail_frame, longtail_markdown
+from distill_lit.report.page import draw_page
 from distill_lit.report.table import to_csv
 from distill_lit.report.tables import main_table
 from distill_lit.report.terminal import TerminalTable
@@ -110,6 +111,11 @@ def test_every_task_at_chance_leaves_no_average(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=24, tasks={"arc_easy": (4, "acc_norm")})
     edit(folder / "records" / "teacher.parquet", lambda f: f.assign(correct_norm=0))
     assert "no macro average" in page(folder)
+    text = draw_page(folder, analyse(folder, FAST, "edge")).read_text()
+    assert "<p>No model has both a score and a cost.</p>" in text
+    assert 'id="cost"' not in text
+    assert '"frontier":{}' in text
+    assert "What it costs" in text
 
 
 def test_identical_models_have_no_discordant_pair_and_no_certainty(tmp_path: Path) -> None:

@@ -6,24 +6,32 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from synthetic import build
 
 from distill_lit import report
 from distill_lit.analysis.frontier import frontier
+from distill_lit.analysis.groups import Group
+from distill_lit.analysis.longtail import LongTail
 from distill_lit.config.schema import AnalysisConfig
 from distill_lit.report.analysed import Analysed, analyse
+from distill_lit.report.confidence_figure import confidence_figure
 from distill_lit.report.curves_figure import curves_figure
-from distill_lit.report.frontier_figure import _once
+from distill_lit.report.frontier_figure import _once, frontier_figure
 from distill_lit.report.html import document, embed_json, escape, to_html
 from distill_lit.report.index import draw_index, draw_summary
-from distill_lit.report.page import curve_lines, draw_page
+from distill_lit.report.longtail_figure import longtail_figure
+from distill_lit.report.page import changed_documents, curve_lines, draw_page, frontiers, payload
 from distill_lit.report.ranking_figure import is_crowded, ranking_figure
+from distill_lit.report.style import GREY, ROLE_STYLE, line_styles, role_style, variant_numbers
 from distill_lit.report.table import Cell, Table
 
 FAST = AnalysisConfig(bootstrap=300)
@@ -66,6 +74,15 @@ out.cleared = document.getElementById("stratum").value;
 out.curve0 = title("curves");
 pick("curve", "train/loss");
 out.curve1 = title("curves");
+const lines = [...document.querySelectorAll("#curves polyline, #curve-legend line")];
+out.looks = lines.map((line) => line.getAttribute("stroke") + line.getAttribute("stroke-dasharray"));
+out.curveNames = [...document.querySelectorAll("#curve-legend > span")].map((span) => span.textContent.trim());
+const folds = [...document.querySelectorAll("details")];
+folds[0].open = true;
+dispatchEvent(new Event("beforeprint"));
+out.printed = folds.every((details) => details.open);
+dispatchEvent(new Event("afterprint"));
+out.open = folds.map((details) => details.open);
 out.hash = location.hash;
 out.title = document.title;
 document.body.dataset.test = JSON.stringify(out);
@@ -87,7 +104,9 @@ class Outline(HTMLParser):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An experiment whose data try to break out of the page."""
-    folder = build(tmp_path_factory.mktemp("results") / "nasty", documents=80, seeds=(0,))
+    folder = build(tmp_path_factory.mktemp("results") / "nasty", documents=80, seeds=(0,), limit=80)
+    cells = pd.read_csv(folder / "cells.csv")
+    cells.assign(student=cells["student"].replace("shallow", ATTACK)).to_csv(folder / "cells.csv", index=False)
     path = folder / "records" / "documents.parquet"
     frame = pd.read_parquet(path)
     frame["prompt"] = ATTACK + frame["prompt"]
@@ -95,7 +114,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     frame["metadata"] = [json.dumps({"subject": ATTACK if i % 2 else "plain"}) for i in range(len(frame))]
     frame.to_parquet(path)
     curves = {
-        "model": ["a", "a", ATTACK],
+        "model": ["deep-distilled-0", "deep-distilled-0", "shallow-distilled-0"],
         "step": [0, 10, 5],
         "train/loss": [2.0, 1.0, 1.5],
         "validation/agreement": 0.5,
@@ -147,16 +166,35 @@ def test_headings_labels_and_captions(page: str) -> None:
     assert ("html", {"lang": "en"}) in outline.tags
 
 
+def contrast(colour: object) -> float:
+    """With white, as WCAG computes it."""
+    from matplotlib.colors import to_rgb
+
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    return 1.05 / (0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
+
+
 def test_text_has_contrast() -> None:
-    """WCAG AA, 4.5 to 1, of the page's text colours on white."""
+    """WCAG AA, 4.5 to 1, of the page's text colours on white; no other colour is given to text."""
     css = (Path(report.__file__).parent / "page.css").read_text()
     for name in ("ink", "soft", "link"):
-        colour = re.search(rf"--{name}: #([0-9a-f]{{6}})", css)
+        colour = re.search(rf"--{name}: (#[0-9a-f]{{6}})", css)
         assert colour
-        channels = [int(colour[1][i : i + 2], 16) / 255 for i in (0, 2, 4)]
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-        luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-        assert 1.05 / (luminance + 0.05) >= 4.5, name
+        assert contrast(colour[1]) >= 4.5, name
+    assert set(re.findall(r"(?<![-\w])(?:color|fill): ([^;]+);", css)) <= {"var(--ink)", "var(--soft)", "var(--link)"}
+
+
+def test_text_of_the_figures_has_contrast(variants: Analysed) -> None:
+    from matplotlib.text import Text
+
+    curves = pd.read_csv(variants.scores.results.folder / "curves.csv")
+    for figure in (placed(variants), ranking_figure(frontier(variants.scores, "parameters"), 0.9, 0.95, LIMITED),
+                   confidence_figure(variants.scores), longtail_figure(variants.longtail, LIMITED),
+                   curves_figure(variants.scores, curves)):  # fmt: skip
+        words = [text for text in figure.findobj(Text) if text.get_text()]
+        assert len(words) > 10
+        assert min(contrast(text.get_color()) for text in words) >= 4.5
+    assert contrast(GREY) >= 4.5 > contrast(ROLE_STYLE["ce_only"]["color"])  # so that this could fail
 
 
 def test_embedded_json_is_safe_and_whole() -> None:
@@ -168,10 +206,23 @@ def test_embedded_json_is_safe_and_whole() -> None:
 
 
 def test_tables_in_html_are_escaped() -> None:
-    text = to_html(Table(ATTACK, [ATTACK], [[Cell(ATTACK, bold=True)]], below=[ATTACK]))
+    text = to_html(Table(ATTACK, [ATTACK], [[Cell(ATTACK, bold=True)]], above=[ATTACK], below=[ATTACK]))
     assert "<script" not in text
     assert "<img" not in text
-    assert text.count(escape(ATTACK)) == 4
+    assert text.count(escape(ATTACK)) == 5
+    assert text.startswith(f'<p class="watermark">{escape(ATTACK)}</p>')
+
+
+def test_every_table_and_plot_says_that_documents_were_limited(page: str) -> None:
+    mark = '<p class="watermark">Limited to 80 documents per task'
+    body = page[page.index("<main") : page.index("<footer")]
+    assert page.count(mark, 0, page.index("<main")) == 1
+    before = re.split(r"<table>", body)[:-1]
+    assert len(before) >= 6
+    assert all(mark in text for text in before)
+    assert f'{mark}, drawn at random (seed 1234): not the full evaluation.</p><div id="frontier-table"' in body
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", body, re.S)
+    assert [mark in text for text in captions] == [True, True, False]  # validation reads no documents
 
 
 def test_a_page_without_teacher_students_or_curves_stands(tmp_path: Path) -> None:
@@ -183,13 +234,39 @@ def test_a_page_without_teacher_students_or_curves_stands(tmp_path: Path) -> Non
     assert "the teacher has no result" in draw_page(folder, analyse(folder, FAST, "orphan")).read_text()
 
 
-def test_curves_are_read_and_thinned(tmp_path: Path) -> None:
+def test_curves_are_read_thinned_and_the_mean_over_seeds(tmp_path: Path) -> None:
+    scores = analyse(build(tmp_path, documents=20, students={"deep": 0.5}, seeds=(0, 1)), FAST, "curves").scores
     path = tmp_path / "curves.csv"
-    assert curve_lines(path) == {"curves": {}}
-    pd.DataFrame({"model": "a", "step": range(2000), "train/loss": 1.0}).to_csv(path, index=False)
-    line = curve_lines(path)["curves"]["train/loss"]["a"]
+    assert curve_lines(scores, path)["curves"] == {}
+    seeds = [{"model": f"deep-distilled-{seed}", "step": range(2000), "train/loss": 1.0 + seed} for seed in (0, 1)]
+    start = {"model": ["deep-untouched"], "step": 0, "train/loss": 9.0}
+    pd.concat(map(pd.DataFrame, [*seeds, start])).to_csv(path, index=False)
+    found = curve_lines(scores, path)
+    assert set(found["curves"]["train/loss"]) == {"deep distilled"}
+    line = found["curves"]["train/loss"]["deep distilled"]
     assert len(line) == 300
-    assert (line[0], line[-1]) == ([0.0, 1.0], [1999.0, 1.0])
+    assert (line[0], line[-1]) == ([0.0, 1.5], [1999.0, 1.5])
+    assert found["curve_looks"]["deep distilled"]["colour"] == ROLE_STYLE["distilled"]["color"]
+
+
+def test_an_impossible_likelihood_leaves_a_gap_and_no_warning(tmp_path: Path) -> None:
+    folder = build(tmp_path / "sure", documents=40, students={"deep": 0.5}, seeds=(0, 1))
+    result = analyse(folder, FAST, "sure")
+    known, _ = changed_documents(result)
+    never = {0: [-np.inf] * 4, 1: [-np.inf, 0.0, -np.inf, -np.inf]}
+    for seed, likelihoods in never.items():
+        rows = result.scores.results.records[f"deep-distilled-{seed}"]
+        rows["ll"] = [likelihoods[: len(ll)] for ll in rows["ll"]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found, _ = changed_documents(result)
+    assert [d["teacher"] for d in found] == [d["teacher"] for d in known]
+    # the other seed still says something
+    assert {tuple(d["students"][0]["p"]) for d in found} <= {(0.0, 1.0), (0.0, 1.0, 0.0, 0.0)}
+    for seed in never:
+        rows = result.scores.results.records[f"deep-distilled-{seed}"]
+        rows["ll"] = [[-np.inf] * len(ll) for ll in rows["ll"]]
+    assert all(d["students"][0]["p"] == [] for d in changed_documents(result)[0])
 
 
 def test_index_lists_experiments_and_escapes_them(folder: Path, result: Analysed) -> None:
@@ -211,6 +288,105 @@ def test_students_before_training_that_are_equal_are_one_point() -> None:
     scores = [("untouched", 0.3, "a"), ("untouched", 0.3, "b"), ("untouched", 0.4, "c"), ("distilled", 0.3, "a")]
     frame = pd.DataFrame(scores, columns=["role", "score", "variant"]).assign(student="deep", cost=1.0)
     assert list(_once(frame)["variant"]) == ["", "c", "a"]
+
+
+LIMITED = "Limited to 100 / 300 documents per task, drawn at random (seed 1234): not the full evaluation."
+
+
+@pytest.fixture(scope="module")
+def variants(tmp_path_factory: pytest.TempPathFactory) -> Analysed:
+    """Two students in three variants each; the first variant is the best, so that it is the last on the frontier."""
+    folder = build(tmp_path_factory.mktemp("results") / "variants", documents=60, seeds=(0, 1, 2), limit=60)
+    cells = pd.read_csv(folder / "cells.csv")
+    mine = cells["role"] == "distilled"
+    cells["axis.variant"] = cells["seed"].where(mine).map(lambda seed: None if pd.isna(seed) else f"v{seed:.0f}")
+    cells.to_csv(folder / "cells.csv", index=False)
+    for student in ("deep", "shallow"):
+        shutil.copy(folder / "records" / "teacher.parquet", folder / "records" / f"{student}-distilled-0.parquet")
+    steps = [
+        {"model": model, "step": step, "validation/teacher_kl": 2 - step / 10}
+        for model in cells["model"]
+        for step in (0, 10)
+    ]
+    pd.DataFrame(steps).to_csv(folder / "curves.csv", index=False)
+    return analyse(folder, FAST, "variants")
+
+
+def placed(result: Analysed) -> Any:
+    """The frontier as a figure."""
+    frame = frontier(result.scores, "parameters")
+    return frontier_figure(frame, "parameters", 0.9, 0.95, LIMITED, variant_numbers(result.scores.groups))
+
+
+def test_a_variant_has_one_colour_in_all_figures(variants: Analysed) -> None:
+    from matplotlib.offsetbox import AnnotationBbox
+
+    scores = variants.scores
+    frame = frontier(scores, "parameters")
+    assert frame.loc[frame["role"] == "distilled", "variant"].iloc[0] != "variant=v0"
+    expected = {f"variant=v{i}": role_style("distilled", i)["color"] for i in range(3)}
+
+    labels = [note.get_children()[0].get_children() for note in placed(variants).axes[0].findobj(AnnotationBbox)]
+    swatches = {words.get_text(): swatch.get_children()[0] for swatch, words in (x for x in labels if len(x) == 2)}
+    on_frontier = {v: swatches[f"distilled ({v})"].get_color() for v in expected}
+    curves = curves_figure(scores, pd.read_csv(scores.results.folder / "curves.csv")).axes[0].get_lines()
+    in_curves = {(line.get_label(), line.get_color()) for line in curves if "distilled" in line.get_label()}
+    points = payload(variants, frontiers(variants))["frontier"]["parameters"]
+    on_page = {(row["variant"], row["look"]["colour"]) for row in points if row["role"] == "distilled"}
+    confidence = {line.get_label(): line for line in confidence_figure(scores).axes[1].get_lines()}
+
+    assert on_frontier == expected
+    assert on_page == set(expected.items())
+    students = ("deep", "shallow")
+    assert in_curves == {(f"{s} distilled ({v})", colour) for s in students for v, colour in expected.items()}
+    for variant, colour in expected.items():
+        assert confidence[f"deep distilled ({variant})"].get_color() == colour
+    looks = {(line.get_color(), line.get_marker()) for label, line in confidence.items() if "distilled" in label}
+    assert len(looks) == 5  # a second student differs in shape
+
+
+def group(role: str, variant: str, student: str = "deep") -> Group:
+    return Group(role, student, (), ("m",), (0,), 1, f"{student} {role} {variant}", variant=variant)
+
+
+def test_lines_and_points_do_not_repeat_their_looks() -> None:
+    points = [role_style("distilled", i) for i in range(40)]
+    assert len({(p["color"], p["marker"]) for p in points}) == 40
+    assert not {"*", "D"} & {p["marker"] for p in points[:20]}  # the teacher's and the rivals'
+    groups = [group("ce_only", ""), *(group("distilled", f"v{i}") for i in range(12))]
+    groups += [group("ce_only", "", "shallow"), *(group("distilled", f"v{i}", "shallow") for i in range(12))]
+    styles = line_styles([group("untouched", ""), *groups])
+    assert list(styles) == [g.label for g in groups]
+    assert len({(s["color"], s["dash"]) for s in styles.values()}) == len(groups)
+    assert len({(s["color"], s["marker"]) for s in styles.values()}) == len(groups) - 1  # both without teacher are squares
+    colours = {s["color"] for label, s in styles.items() if "distilled" in label}
+    assert ROLE_STYLE["ce_only"]["color"] not in colours
+    # of one variant the students are told apart by colour
+    students = line_styles([group("distilled", "", s) for s in "abc"])
+    assert [s["color"] for s in students.values()] == [role_style("distilled", i)["color"] for i in range(3)]
+
+
+def test_reliability_can_be_read_where_all_are_confident(variants: Analysed) -> None:
+    panel = confidence_figure(variants.scores).axes[1]
+    ece = variants.longtail.confidence.set_index("model")["ece_all"]
+    lines = panel.get_lines()
+    assert len(lines) == 2 * 6
+    for claimed, right in zip(lines[::2], lines[1::2], strict=True):
+        assert np.diff(right.get_xdata()) == pytest.approx(10)
+        gap = np.abs(claimed.get_ydata() - right.get_ydata()).mean() / 100
+        assert gap == pytest.approx(ece[right.get_label()])
+
+
+@pytest.mark.parametrize("many", [1, 3])
+def test_watermarks_are_covered_by_nothing(variants: Analysed, many: int) -> None:
+    report: LongTail = variants.longtail
+    for figure in (longtail_figure(report, LIMITED * many), placed(variants), confidence_figure(variants.scores)):
+        figure.canvas.draw()
+        mark = figure.texts[0].get_window_extent()
+        assert mark.y0 >= max(axes.get_window_extent().y1 for axes in figure.axes)
+        assert mark.x1 <= figure.bbox.x1
+        for legend in figure.legends:
+            assert legend.get_window_extent().y1 <= min(axes.get_window_extent().y0 for axes in figure.axes)
 
 
 def test_many_variants_of_one_size_are_ranked_and_curves_drawn(tmp_path: Path) -> None:
@@ -295,6 +471,12 @@ def test_the_page_answers_in_a_browser(tmp_path: Path, page: str, result: Analys
     assert int(out["inStratum"].split()[0]) == len(head)
     assert out["cleared"] == ""
     assert (out["curve0"], out["curve1"]) == ("validation/agreement during training", "train/loss during training")
+    lines, names = out["looks"], out["curveNames"]
+    assert names == ["deep distilled", f"{ATTACK} distilled"]
+    assert lines[: len(names)] == lines[len(names) :]  # the legend shows what is drawn
+    assert len(set(lines)) == len(names)
+    assert out["printed"]
+    assert out["open"] == [True] + [False] * (len(out["open"]) - 1)
     assert "cost=bytes" in out["hash"]
     assert "pwned" in out["title"]  # as text, because it is in the name
     assert out["title"] == result.title

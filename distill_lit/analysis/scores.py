@@ -121,7 +121,9 @@ def task_score(scores: Scores, t: int, g: int) -> Interval:
     if len(members) == 1 and task.is_binary and not task.clustered and np.isfinite(scores.raw[t, g]):
         return st.wilson(task.correct[:, members[0]].sum(), task.n, confidence)
     found = st.percentile_interval(scores.raw[t, g], scores.raw_draws[:, t, g], confidence)
-    if found.high - found.low < st.ROUNDING and task.is_binary:  # all seeds right, or all wrong: redrawn answers cannot differ
+    if (
+        found.high - found.low < st.ROUNDING and task.is_binary
+    ):  # all seeds right, or all wrong: redrawn answers cannot differ
         return st.wilson(float(found.value) * task.n, task.n, confidence)
     return found
 

@@ -20,7 +20,7 @@ from distill_lit.report.longtail_figure import longtail_figure
 from distill_lit.report.page import draw_page
 from distill_lit.report.ranking_figure import is_crowded, ranking_figure
 from distill_lit.report.scaling import draw_scaling
-from distill_lit.report.style import save_figure
+from distill_lit.report.style import save_figure, variant_numbers
 from distill_lit.report.table import cell_markdown, escape_markdown, paragraphs, to_csv, to_latex, to_markdown
 from distill_lit.report.tables import csv_frame, detail_table, main_table, watermark
 
@@ -90,7 +90,9 @@ def draw_frontier(folder: Path, result: Analysed) -> list[Path]:
     figure = (
         ranking_figure(first, analysis.claim_quality, analysis.confidence, mark)
         if is_crowded(first)
-        else frontier_figure(first, known[0], analysis.claim_quality, analysis.confidence, mark)
+        else frontier_figure(
+            first, known[0], analysis.claim_quality, analysis.confidence, mark, variant_numbers(result.scores.groups)
+        )
     )
     table = pd.concat([frame.assign(axis=axis) for axis, frame in frames.items()], ignore_index=True)
     write_text(folder / "frontier.csv", to_csv(table[["axis", *(c for c in table if c != "axis")]]))

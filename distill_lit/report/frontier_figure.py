@@ -9,14 +9,22 @@ from distill_lit.analysis.frontier import COST_AXES
 from distill_lit.analysis.groups import AS_THEY_ARE, ROLE_WORDS
 from distill_lit.analysis.wording import count
 from distill_lit.report.labels import ON_LINE, place_labels, segment_boxes
-from distill_lit.report.style import GREY, RC, marker_options, plain, role_style
+from distill_lit.report.style import GREY, INK, RC, bar_options, linestyle, numbered, plain, role_style, stamp
 
 DODGE = 0.012  # share of the axis by which roles of one student stand apart
 ROLE_SHIFT = {"untouched": -1, "ce_only": 0, "distilled": 1}
 
 
-def frontier_figure(frame: pd.DataFrame, axis: str, quality: float, confidence: float, watermark: str = "") -> Any:
-    """A matplotlib figure of `frontier(scores, axis)`. quality: share of the teacher's score drawn as a line."""
+def frontier_figure(
+    frame: pd.DataFrame,
+    axis: str,
+    quality: float,
+    confidence: float,
+    watermark: str = "",
+    variants: dict[str, int] | None = None,
+) -> Any:
+    """A matplotlib figure of `frontier(scores, axis)`. quality: share of the teacher's score drawn as a line; variants:
+    `variant_numbers(scores.groups)`, which colours them as in the other figures; else they are counted as they come."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -25,11 +33,14 @@ def frontier_figure(frame: pd.DataFrame, axis: str, quality: float, confidence: 
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
+        stamp(figure, watermark)
         if frame.empty:
             axes.text(0.5, 0.5, "no model has both a score and a cost", ha="center", transform=axes.transAxes)
             return figure
-        _frame(axes, frame, axis, confidence, watermark)
-        labels, obstacles = _series(axes, _once(frame))
+        _frame(axes, frame, axis, confidence)
+        if variants is None:
+            variants = numbered(frame.loc[frame["role"] == "distilled", "variant"])
+        labels, obstacles = _series(axes, _once(frame), variants)
         lines, boxes = _guides(axes, frame, quality)
         figure.canvas.draw()
         placed = place_labels(axes, lines, obstacles, ON_LINE)
@@ -46,8 +57,8 @@ def _once(frame: pd.DataFrame) -> pd.DataFrame:
     return kept
 
 
-def _frame(axes: Any, frame: pd.DataFrame, axis: str, confidence: float, watermark: str) -> None:
-    """Limits, ticks at the students' costs, axis titles and the watermark."""
+def _frame(axes: Any, frame: pd.DataFrame, axis: str, confidence: float) -> None:
+    """Limits, ticks at the students' costs and axis titles."""
     axes.set_xscale("log")
     low, high = frame["cost"].min(), frame["cost"].max()
     span = max(np.log(high / low), 0.3)
@@ -71,18 +82,13 @@ def _frame(axes: Any, frame: pd.DataFrame, axis: str, confidence: float, waterma
     axes.minorticks_off()
     axes.set_xlabel(f"{COST_AXES.get(axis, axis)} (log scale)")
     axes.set_ylabel(f"score above chance, points [{confidence:.0%}]")
-    if watermark:
-        axes.text(
-            0.01, 0.99, plain(watermark), transform=axes.transAxes, va="top", fontsize=7.5, color=GREY, style="italic"
-        )
 
 
-def _series(axes: Any, frame: pd.DataFrame) -> tuple[list, list]:
+def _series(axes: Any, frame: pd.DataFrame, variants: dict[str, int]) -> tuple[list, list]:
     """Draws every (role, variant); returns its labels and what labels must not cover."""
     labels, obstacles = [], []
     low, high = axes.get_xlim()
     step = DODGE * np.log(high / low)
-    variants = {v: i for i, v in enumerate(dict.fromkeys(frame.loc[frame["role"] == "distilled", "variant"]))}
     series = frame["variant"].where(~frame["role"].isin(AS_THEY_ARE), frame["model"])
     for (role, _), mine in frame.groupby(["role", series], sort=False):
         variant = str(mine["variant"].iloc[0])
@@ -92,15 +98,16 @@ def _series(axes: Any, frame: pd.DataFrame) -> tuple[list, list]:
         down, up = y - mine["low"].to_numpy(float) * 100, mine["high"].to_numpy(float) * 100 - y
         # a percentile interval need not hold its estimate
         bars = np.nan_to_num([np.maximum(down, 0), np.maximum(up, 0)])
-        axes.errorbar(x, y, yerr=bars, linestyle="none", **marker_options(style))
+        axes.errorbar(x, y, yerr=bars, **bar_options(style))
         if len(x) > 1 and role not in AS_THEY_ARE:
-            axes.plot(x, y, linestyle=style["line"], color=style["color"], linewidth=1.0, alpha=0.7, zorder=2)
+            axes.plot(x, y, linestyle=linestyle(style["dash"]), color=style["color"], linewidth=1.0, alpha=0.7, zorder=2)
             for a, b in zip(zip(x, y, strict=True), list(zip(x, y, strict=True))[1:], strict=False):
                 obstacles += segment_boxes(a, b, log_x=True)
         obstacles += [(a, b - c, a, b + d) for a, b, c, d in zip(x, y, *bars, strict=True)]
         words = mine["model"].iloc[0] if role in AS_THEY_ARE else ROLE_WORDS[role]
         text = f"{words} ({variant})" if variant else words
-        labels.append((plain(text), style["color"], list(zip(x, y, strict=True))))
+        # dark, for the colours of markers are too light to be read
+        labels.append((plain(text), INK, None if role in AS_THEY_ARE else style, list(zip(x, y, strict=True))))
     return labels, obstacles
 
 
@@ -115,6 +122,6 @@ def _guides(axes: Any, frame: pd.DataFrame, quality: float) -> tuple[list, list]
     labels, boxes = [], []
     for y, words in lines:
         axes.axhline(y, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
-        labels.append((words, GREY, [(x, y) for x in reversed(places)]))
+        labels.append((words, GREY, None, [(x, y) for x in reversed(places)]))
         boxes.append((low, y, high, y))
     return labels, boxes

@@ -46,7 +46,7 @@ def paragraphs(lines: Iterable[str], kind: str = "") -> str:
 
 
 def to_html(table: Table) -> str:
-    """A table with caption, header cells with their scope, and its notes below."""
+    """A table with caption, header cells with their scope, its watermark above and its notes below."""
 
     def cell(number: int, text: str, bold: bool) -> str:
         side = ' class="left"' if number < table.left else ""
@@ -61,6 +61,7 @@ def to_html(table: Table) -> str:
         rule = ' class="rule"' if number in table.rules else ""
         rows.append(f"<tr{rule}>{''.join(cell(i, c.text, c.bold) for i, c in enumerate(row))}</tr>")
     return (
+        f"{paragraphs(table.above, 'watermark')}\n"
         f'<div class="scroll"><table><caption>{escape(table.caption)}</caption><thead><tr>{"".join(heads)}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>\n{paragraphs(table.below, 'note')}"
     )

@@ -1,12 +1,16 @@
 """Labels beside the points they name, placed where they cover nothing."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from distill_lit.report.style import marker_options
+
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1
 Place = tuple[float, float, str, str]  # offset in points, alignment
+Label = tuple[str, str, dict[str, Any] | None, list[Point]]  # text, its colour, style of the marker before it, its points
 
 # offsets in points from the point, with the alignment of the text: right first, the corners, then further away
 PLACES: list[Place] = [
@@ -21,40 +25,49 @@ PLACES: list[Place] = [
 ]
 
 
+SIDES = {"left": 0.0, "bottom": 0.0, "center": 0.5, "right": 1.0, "top": 1.0}
 ON_LINE: list[Place] = [(0, 1, "center", "bottom"), (0, -1, "center", "top")]
 
 
-def place_labels(
-    axes: Any, labels: list[tuple[str, str, list[Point]]], obstacles: list[Box], places: list[Place] = PLACES
-) -> list[Box]:
-    """Writes each label (text, colour, its candidate points) beside one of its points; returns the boxes they take.
+def place_labels(axes: Any, labels: list[Label], obstacles: list[Box], places: list[Place] = PLACES) -> list[Box]:
+    """Writes each label beside one of its points; returns the boxes they take.
 
     obstacles: data-space boxes (x0, y0, x1, y1) not to be covered, such as error bars and line segments.
     """
     renderer = axes.get_figure().canvas.get_renderer()
     boxes = [_pixels(axes, box) for box in obstacles]
     taken = []
-    for text, colour, points in labels:
+    for text, colour, style, points in labels:
+        write = partial(_write, axes, text, colour, style)
         tried = [
             (order + 3 * rank, point, place)
             for rank, point in enumerate(reversed(points))
             for order, place in enumerate(places)
         ]
-        costs = [
-            bias + _cost(_write(axes, text, colour, point, place), axes, boxes, renderer) for bias, point, place in tried
-        ]
+        costs = [bias + _cost(write(point, place), axes, boxes, renderer) for bias, point, place in tried]
         _, point, place = tried[int(np.argmin(costs))]
-        box = _extent(_write(axes, text, colour, point, place), renderer)
+        box = _extent(write(point, place), renderer)
         boxes.append(box)
         (x0, y0), (x1, y1) = axes.transData.inverted().transform([box[:2], box[2:]])
         taken.append((x0, y0, x1, y1))
     return taken
 
 
-def _write(axes: Any, text: str, colour: str, point: Point, place: Place) -> Any:
+def _write(axes: Any, text: str, colour: str, style: dict[str, Any] | None, point: Point, place: Place) -> Any:
+    from matplotlib.lines import Line2D
+    from matplotlib.offsetbox import AnnotationBbox, DrawingArea, HPacker, TextArea
+
     dx, dy, ha, va = place
-    return axes.annotate(text, point, (dx, dy), textcoords="offset points", ha=ha, va=va, color=colour, fontsize=8.5,
-                         zorder=5, annotation_clip=False)  # fmt: skip
+    words = TextArea(text, textprops={"color": colour, "fontsize": 8.5})
+    parts = [words]
+    if style:
+        swatch = DrawingArea(7, 7)
+        swatch.add_artist(Line2D([3.5], [3.5], **marker_options(style) | {"markersize": 0.75 * style["markersize"]}))
+        parts = [swatch, words]
+    note = AnnotationBbox(HPacker(children=parts, pad=0, sep=3, align="center"), point, (dx, dy), boxcoords="offset points",
+                          box_alignment=(SIDES[ha], SIDES[va]), pad=0, frameon=False, annotation_clip=False)  # fmt: skip
+    note.set_zorder(5)
+    return axes.add_artist(note)
 
 
 def _extent(note: Any, renderer: Any) -> Box:

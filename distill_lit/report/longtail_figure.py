@@ -7,7 +7,7 @@ import pandas as pd
 
 from distill_lit.analysis.axes import MISSING, RARITY
 from distill_lit.analysis.longtail import LongTail
-from distill_lit.report.style import GREY, RC, first_of, marker_options, plain, role_style
+from distill_lit.report.style import GREY, RC, bar_options, first_of, linestyle, marker_options, plain, role_style, stamp
 
 MAX_ROWS = 6  # students drawn
 
@@ -37,9 +37,8 @@ def longtail_figure(report: LongTail, watermark: str = "") -> Any:
         panels[-1][1].set_xlabel("score above chance less the teacher's, points")
         panels[-1][2].set_xlabel("tail less head of that difference, points\n← tail lost more    head lost more →")
         handles, names = panels[0][0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper right", ncols=3)
-        said = f"{watermark} {first_of(len(models), len(report.flips))}".strip()
-        figure.text(0.005, 0.995, plain(said), va="top", fontsize=7.5, color=GREY, style="italic")
+        figure.legend(handles, names, loc="outside lower center", ncols=3)
+        stamp(figure, f"{watermark} {first_of(len(models), len(report.flips))}".strip())
     return figure
 
 
@@ -60,8 +59,8 @@ def _by_frequency(axes: Any, strata: pd.DataFrame, frequency: pd.Series) -> None
         if column not in strata or strata[column].isna().all():
             continue
         style = role_style(role)
-        options = {k: v for k, v in marker_options(style).items() if k not in ("elinewidth", "capsize", "capthick")}
-        axes.plot(x, strata[column] * 100, linestyle=style["line"], linewidth=1.2, label=words, **options)
+        options = marker_options(style) | {"linestyle": linestyle(style["dash"]), "linewidth": 1.2}
+        axes.plot(x, strata[column] * 100, label=words, **options)
     axes.axhline(0, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)))
     axes.set_ylabel("score above chance, points")
 
@@ -106,4 +105,4 @@ def _forest(axes: Any, places: Any, frame: pd.DataFrame, series: tuple) -> None:
             continue
         x = frame[value].to_numpy(float) * 100
         bars = np.nan_to_num([x - frame[low].to_numpy(float) * 100, frame[high].to_numpy(float) * 100 - x])
-        axes.errorbar(x, places + shift, xerr=np.maximum(bars, 0), linestyle="none", **marker_options(role_style(role)))
+        axes.errorbar(x, places + shift, xerr=np.maximum(bars, 0), **bar_options(role_style(role)))

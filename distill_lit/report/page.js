@@ -2,16 +2,6 @@
 /* Draws the parts of the page that answer to the reader. Every text from data enters as text, never as markup. */
 const data = JSON.parse(document.getElementById("data").textContent);
 const SVG = "http://www.w3.org/2000/svg";
-const STYLES = {
-  teacher: { colour: "#000000", shape: "star", fill: true, dash: "" },
-  quantised: { colour: "#000000", shape: "star", fill: false, dash: "" },
-  rival: { colour: "#8a4a78", shape: "diamond", fill: true, dash: "8 3 2 3" },
-  untouched: { colour: "#767676", shape: "circle", fill: false, dash: "2 3" },
-  ce_only: { colour: "#d55e00", shape: "square", fill: false, dash: "6 4" },
-  distilled: { colour: "#0072b2", shape: "circle", fill: true, dash: "" },
-};
-const VARIANTS = [["#0072b2", "circle"], ["#009e73", "triangle"], ["#56b4e9", "diamond"], ["#e69f00", "square"], ["#cc79a7", "star"]];
-const CURVES = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#767676"];
 
 const $ = (id) => document.getElementById(id);
 const format = (x, digits = 1) => (x === null || x === undefined ? "—" : x.toFixed(digits).replace("-", "−"));
@@ -47,14 +37,31 @@ function canvas(holder, width, height, title) {
   return svg;
 }
 
-function marker(parent, x, y, shape, colour, filled, size = 6) {
-  const look = { fill: filled ? colour : "#fff", stroke: colour, "stroke-width": 1.6 };
-  if (shape === "circle") return draw(parent, "circle", { cx: x, cy: y, r: size, ...look });
-  const corner = (angle, r) => `${x + r * Math.sin(angle)},${y - r * Math.cos(angle)}`;
-  const polygon = (n, r, turn = 0) => Array.from({ length: n }, (_, i) => corner(turn + (2 * Math.PI * i) / n, r)).join(" ");
-  const star = Array.from({ length: 10 }, (_, i) => corner((Math.PI * i) / 5, i % 2 ? size * 0.62 : size * 1.55)).join(" ");
-  const corners = { star, triangle: polygon(3, size * 1.3), diamond: polygon(4, size * 1.25), square: polygon(4, size * 1.3, Math.PI / 4) };
-  return draw(parent, "polygon", { points: corners[shape], ...look });
+/* Corners of the shapes, named as in matplotlib, as [angle in turns, radius]; a circle has none. */
+const corners = (n, r, turn = 0, inner = r) => Array.from({ length: n }, (_, i) => [turn + i / n, i % 2 ? inner : r]);
+const plus = (turn) => [0, 1, 2, 3].flatMap((i) => [[-0.05, 1.3], [0.05, 1.3], [0.125, 0.6]].map(([a, r]) => [turn + i / 4 + a, r]));
+const SHAPES = {
+  "*": corners(10, 1.55, 0, 0.62), D: corners(4, 1.25), d: corners(4, 1.4, 0, 0.8), s: corners(4, 1.3, 1 / 8),
+  "^": corners(3, 1.3), v: corners(3, 1.3, 1 / 2), "<": corners(3, 1.3, -1 / 4), P: plus(0), X: plus(1 / 8),
+};
+
+function marker(parent, x, y, look, size = 6) {
+  const paint = { fill: look.fill ? look.colour : "#fff", stroke: look.colour, "stroke-width": 1.6 };
+  if (!(look.shape in SHAPES)) return draw(parent, "circle", { cx: x, cy: y, r: size, ...paint });
+  const place = ([turn, r]) => `${x + size * r * Math.sin(2 * Math.PI * turn)},${y - size * r * Math.cos(2 * Math.PI * turn)}`;
+  return draw(parent, "polygon", { points: SHAPES[look.shape].map(place).join(" "), "stroke-linejoin": "round", ...paint });
+}
+
+function stroke(look, width) {
+  return { fill: "none", stroke: look.colour, "stroke-width": width, "stroke-dasharray": look.dash.map((d) => d * width).join(" ") };
+}
+
+/* A small picture for a legend; what it shows is drawn into it as into the plot. */
+function swatch(width, paint) {
+  const svg = document.createElementNS(SVG, "svg");
+  for (const [k, v] of Object.entries({ viewBox: `0 0 ${width} 20`, "aria-hidden": "true" })) svg.setAttribute(k, v);
+  paint(svg);
+  return svg;
 }
 
 function ticks(low, high, wanted = 6) {
@@ -80,12 +87,6 @@ function remember() {
 }
 
 /* The frontier */
-function lookOf(point, variants) {
-  const look = { ...(STYLES[point.role] || STYLES.rival) };
-  if (point.role === "distilled") [look.colour, look.shape] = VARIANTS[variants.indexOf(point.variant) % VARIANTS.length];
-  return look;
-}
-
 /* Models of one role are one line; a model that was taken as it is stands alone. */
 const seriesOf = (r) => `${r.role}|${r.role in data.roles ? r.variant : r.model}`;
 
@@ -119,47 +120,41 @@ function frontier() {
   for (const [score] of lines) {
     draw(svg, "line", { x1: left, x2: right, y1: y(score), y2: y(score), stroke: "#767676", "stroke-dasharray": "2 4" });
   }
-  const variants = [...new Set(rows.filter((r) => r.role === "distilled").map((r) => r.variant))];
   const shift = { untouched: -1, ce_only: 0, distilled: 1 };
-  const place = (r) => x(r.cost) + 10 * ((shift[r.role] || 0) + (r.role === "distilled" ? 0.7 * variants.indexOf(r.variant) : 0));
+  const place = (r) => x(r.cost) + 10 * ((shift[r.role] || 0) + (r.role === "distilled" ? 0.7 * r.place : 0));
   const series = new Map();
   for (const r of rows) series.set(seriesOf(r), [...(series.get(seriesOf(r)) || []), r]);
   for (const mine of series.values()) {
-    const look = lookOf(mine[0], variants);
     if (mine.length > 1) {
       const path = mine.map((r) => `${place(r)},${y(r.score)}`).join(" ");
-      draw(svg, "polyline", { points: path, fill: "none", stroke: look.colour, "stroke-dasharray": look.dash, opacity: 0.7 });
+      draw(svg, "polyline", { points: path, ...stroke(mine[0].look, 1.2), opacity: 0.7 });
     }
   }
-  for (const r of rows) spot(svg, r, place(r), y, lookOf(r, variants));
+  for (const r of rows) spot(svg, r, place(r), y);
   for (const [score, words] of lines) draw(svg, "text", { x: left + 6, y: y(score) - 5, class: "soft halo" }, words);
-  legend(rows, variants);
+  legend(rows);
   frontierTable(rows, axis);
 }
 
-function spot(svg, r, x, y, look) {
+function spot(svg, r, x, y) {
   const said = `${r.model}: ${points(r.score)}${bounds(r.low, r.high)} points above chance, ${short(r.cost)}, ` +
     `on the frontier with probability ${format(r.on_frontier, 2)}${r.seeds > 1 ? `, ${r.seeds} seeds` : ""}`;
   const group = draw(svg, "g", { tabindex: 0, role: "img", "aria-label": said });
   draw(group, "title", {}, said);
   draw(group, "rect", { x: x - 8, y: y(r.high) - 4, width: 16, height: y(r.low) - y(r.high) + 8, fill: "transparent" });
   for (const [x1, y1, x2, y2] of [[x, y(r.low), x, y(r.high)], [x - 4, y(r.low), x + 4, y(r.low)], [x - 4, y(r.high), x + 4, y(r.high)]])
-    draw(group, "line", { x1, y1, x2, y2, stroke: look.colour, "stroke-width": 1.4 });
-  marker(group, x, y(r.score), look.shape, look.colour, look.fill);
+    draw(group, "line", { x1, y1, x2, y2, stroke: r.look.colour, "stroke-width": 1.4 });
+  marker(group, x, y(r.score), r.look);
   const tell = () => { $("tip").textContent = said; };
   group.addEventListener("mouseenter", tell);
   group.addEventListener("focus", tell);
 }
 
-function legend(rows, variants) {
+function legend(rows) {
   const seen = new Map(rows.map((r) => [seriesOf(r), r]));
   $("legend").replaceChildren(...[...seen.values()].map((r) => {
-    const svg = document.createElementNS(SVG, "svg"), look = lookOf(r, variants);
-    for (const [k, v] of Object.entries({ viewBox: "0 0 20 20", style: "width:1.1em;display:inline-block;vertical-align:middle", "aria-hidden": "true" }))
-      svg.setAttribute(k, v);
-    marker(svg, 10, 10, look.shape, look.colour, look.fill, 5.5);
     const words = data.roles[r.role] || r.model;
-    return make("span", {}, svg, ` ${r.variant ? `${words} (${r.variant})` : words}`);
+    return make("span", {}, swatch(20, (svg) => marker(svg, 10, 10, r.look, 5.5)), ` ${r.variant ? `${words} (${r.variant})` : words}`);
   }));
 }
 
@@ -213,9 +208,9 @@ function strata() {
     draw(group, "text", { x: left - 10, y: middle + 4, "text-anchor": "end" }, r.label.length > 18 ? `${r.label.slice(0, 17)}…` : r.label);
     for (const [value, a, b, role, dy] of [[r.ce_only_delta, r.ce_only_low, r.ce_only_high, "ce_only", 7], [r.delta, r.low, r.high, "distilled", -7]]) {
       if (value === null || value === undefined) continue;
-      const look = STYLES[role];
+      const look = data.looks[role];
       if (a !== null && a !== undefined) draw(group, "line", { x1: x(a), x2: x(b), y1: middle + dy, y2: middle + dy, stroke: look.colour, "stroke-width": 1.6 });
-      marker(group, x(value), middle + dy, look.shape, look.colour, look.fill, 5);
+      marker(group, x(value), middle + dy, look, 5);
     }
     const pick = () => { $("stratum").value = picked ? "" : r.stratum; update(); $("strata").querySelectorAll("[role=button]")[i].focus(); };
     group.addEventListener("click", pick);
@@ -273,14 +268,22 @@ function curves() {
   for (const tick of ticks(0, x1)) draw(svg, "text", { x: x(tick), y: bottom + 18, "text-anchor": "middle" }, short(tick));
   draw(svg, "line", { x1: left, x2: right, y1: bottom, y2: bottom, stroke: "#1a1a1a" });
   draw(svg, "text", { x: (left + right) / 2, y: height - 6, "text-anchor": "middle" }, "optimizer steps");
-  $("curve-legend").replaceChildren(...rows.map(([model, line], i) => {
-    const colour = CURVES[i % CURVES.length], dash = ["", "7 4", "2 3"][Math.floor(i / CURVES.length) % 3];
-    const path = draw(svg, "polyline", { points: line.map((p) => `${x(p[0])},${y(p[1])}`).join(" "), fill: "none", stroke: colour, "stroke-width": 1.6, "stroke-dasharray": dash });
-    draw(path, "title", {}, model);
-    if (line.length === 1) marker(svg, x(line[0][0]), y(line[0][1]), "circle", colour, true, 3);
-    return make("span", {}, make("span", { style: `display:inline-block;width:1.6em;border-top:3px ${dash ? "dashed" : "solid"} ${colour};vertical-align:middle` }), ` ${model}`);
+  $("curve-legend").replaceChildren(...rows.map(([label, line]) => {
+    const look = data.curve_looks[label];
+    const path = draw(svg, "polyline", { points: line.map((p) => `${x(p[0])},${y(p[1])}`).join(" "), ...stroke(look, 2) });
+    draw(path, "title", {}, label);
+    if (line.length === 1) marker(svg, x(line[0][0]), y(line[0][1]), look, 3);
+    return make("span", {}, swatch(52, (small) => draw(small, "line", { x1: 0, x2: 52, y1: 10, y2: 10, ...stroke(look, 2) })), ` ${label}`);
   }));
 }
+
+/* Paper has no folds to open. */
+let folded = [];
+addEventListener("beforeprint", () => {
+  folded = [...document.querySelectorAll("details:not([open])")];
+  for (const details of folded) details.open = true;
+});
+addEventListener("afterprint", () => { for (const details of folded) details.open = false; });
 
 function update(full = true) {
   if (full) shown = PER_PAGE;

@@ -1,5 +1,6 @@
 """report.html: the whole experiment on one self-contained page, to be opened from disk."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,17 @@ from distill_lit.analysis.confidence import choice_softmax
 from distill_lit.analysis.frontier import COST_AXES, cost_axes, frontier
 from distill_lit.analysis.groups import AS_THEY_ARE, ROLE_WORDS
 from distill_lit.analysis.scaling import fit_law, is_grid
+from distill_lit.analysis.scores import Scores
 from distill_lit.files import read_json, write_text
 from distill_lit.report.analysed import Analysed
 from distill_lit.report.claim import claim_table
 from distill_lit.report.cost import cost_table
+from distill_lit.report.curves_figure import mean_curve
 from distill_lit.report.html import asset, document, embed_json, escape, paragraphs, to_html
 from distill_lit.report.longtail import contrast_table, flip_table
 from distill_lit.report.scaling import scaling_table
+from distill_lit.report.style import ROLE_STYLE, line_styles, numbered, role_style, variant_numbers
+from distill_lit.report.table import Table
 from distill_lit.report.tables import detail_table, main_table, provenance, watermark
 
 MAX_DOCUMENTS = 3000  # changed documents on the page; the rest stays in records/
@@ -29,10 +34,11 @@ CURVES = ("validation/teacher_kl", "validation/student_nll", "validation/agreeme
 
 def draw_page(folder: Path, result: Analysed) -> Path:
     """Writes report.html into `folder`; returns its path."""
-    parts = [_head(result), "<main id='main'>", _results(result), _frontier_section(result), _tail_section(result)]
-    curves = curve_lines(folder / "curves.csv")
+    placed = frontiers(result)
+    curves = curve_lines(result.scores, folder / "curves.csv")
+    parts = [_head(result), "<main id='main'>", _results(result), _frontier_section(result, placed), _tail_section(result)]
     parts += [_curves_section(curves), _scaling_section(result), _statements(result), "</main>", _footer(folder, result)]
-    parts.append(f'<script type="application/json" id="data">{embed_json(payload(result) | curves)}</script>')
+    parts.append(f'<script type="application/json" id="data">{embed_json(payload(result, placed) | curves)}</script>')
     parts.append(f"<script>\n{asset('page.js')}</script>")
     write_text(folder / "report.html", document(result.title, "\n".join(p for p in parts if p)))
     return folder / "report.html"
@@ -62,18 +68,37 @@ def _results(result: Analysed) -> str:
     )
 
 
-def _frontier_section(result: Analysed) -> str:
+def frontiers(result: Analysed) -> dict[str, pd.DataFrame]:
+    """{cost axis: its frontier}, of the axes on which there is a model to place."""
+    found = {axis: frontier(result.scores, axis) for axis in cost_axes(result.scores)}
+    return {axis: frame for axis, frame in found.items() if not frame.empty}
+
+
+def _frontier_section(result: Analysed, placed: dict[str, pd.DataFrame]) -> str:
     if not cost_axes(result.scores):
         return ""
+    plot = _frontier_plot(result) if placed else "<p>No model has both a score and a cost.</p>"
     return f"""<section aria-labelledby="h-frontier"><h2 id="h-frontier">Quality against cost</h2>
-<div class="controls"><label for="cost">cost axis<select id="cost"></select></label>
+{plot}
+{to_html(claim_table(result.scores))}{to_html(cost_table(result.scores))}</section>"""
+
+
+def _frontier_plot(result: Analysed) -> str:
+    return f"""<div class="controls"><label for="cost">cost axis<select id="cost"></select></label>
 <div id="legend" class="controls"></div></div>
 <figure><div id="frontier"></div>
 <figcaption>Score above chance, mean over tasks, with {result.scores.analysis.confidence:.0%} intervals.
-Point at a model, or reach it with the tab key, to read its numbers.</figcaption></figure>
+Point at a model, or reach it with the tab key, to read its numbers.{_mark(result)}</figcaption></figure>
 <div class="tip" id="tip" aria-live="polite">No model chosen.</div>
-<details><summary>The same as a table</summary><div id="frontier-table" class="scroll"></div></details>
-{to_html(claim_table(result.scores))}{to_html(cost_table(result.scores))}</section>"""
+<details><summary>The same as a table</summary>{_mark(result)}<div id="frontier-table" class="scroll"></div></details>"""
+
+
+def _mark(result: Analysed) -> str:
+    return paragraphs(watermark(result.scores), "watermark")
+
+
+def _marked(result: Analysed, table: Table) -> str:
+    return to_html(replace(table, above=watermark(result.scores)))
 
 
 def _tail_section(result: Analysed) -> str:
@@ -85,12 +110,13 @@ def _tail_section(result: Analysed) -> str:
                             ("flip", "what changed"))
     )  # fmt: skip
     return f"""<section aria-labelledby="h-tail"><h2 id="h-tail">The long tail</h2>
-{to_html(contrast_table(result.scores, result.longtail))}
-<details><summary>Changed answers per task</summary>{to_html(flip_table(result.longtail))}</details>
+{_marked(result, contrast_table(result.scores, result.longtail))}
+<details><summary>Changed answers per task</summary>{_marked(result, flip_table(result.longtail))}</details>
 <h3>Read what was lost</h3><div class="controls">{boxes}</div>
 <p class="note">Probabilities are the softmax over the choices' log-likelihoods, mean over seeds; the chosen answer
 follows the task's metric, which may divide by length.</p>
-<div class="split"><figure><div id="strata"></div><figcaption id="axis-about"></figcaption></figure>
+<div class="split"><figure><div id="strata"></div>
+<figcaption><span id="axis-about"></span>{_mark(result)}</figcaption></figure>
 <div><p id="count" class="note" aria-live="polite"></p><div id="documents"></div>
 <button id="more" type="button" hidden>Show more</button></div></div></section>"""
 
@@ -100,7 +126,8 @@ def _curves_section(curves: dict[str, Any]) -> str:
         return ""
     return """<section aria-labelledby="h-curves"><h2 id="h-curves">Training</h2>
 <div class="controls"><label for="curve">quantity<select id="curve"></select></label></div>
-<figure><div id="curves"></div></figure><div class="controls note" id="curve-legend"></div></section>"""
+<figure><div id="curves"></div><figcaption>Mean over seeds.</figcaption></figure>
+<div class="controls note" id="curve-legend"></div></section>"""
 
 
 def _scaling_section(result: Analysed) -> str:
@@ -135,14 +162,15 @@ def _flat(value: Any) -> str:
     return ", ".join(f"{k} {v}" for k, v in value.items() if v) if isinstance(value, dict) else str(value)
 
 
-def payload(result: Analysed) -> dict[str, Any]:
+def payload(result: Analysed, placed: dict[str, pd.DataFrame]) -> dict[str, Any]:
     """What the page's script draws: frontier per cost axis, strata, and the changed documents."""
     scores, tail = result.scores, result.longtail
     documents, left_out = changed_documents(result)
     words = {role: word for role, word in ROLE_WORDS.items() if role not in AS_THEY_ARE}
     return {
-        "costs": {axis: COST_AXES[axis] for axis in cost_axes(scores)},
-        "frontier": {axis: frontier(scores, axis).to_dict("records") for axis in cost_axes(scores)},
+        "costs": {axis: COST_AXES[axis] for axis in placed},
+        "frontier": {axis: _points(frame, variant_numbers(scores.groups)) for axis, frame in placed.items()},
+        "looks": {role: _look(style) for role, style in ROLE_STYLE.items()},
         "quality": scores.analysis.claim_quality,
         "roles": words,
         "tasks": scores.tasks,
@@ -152,6 +180,19 @@ def payload(result: Analysed) -> dict[str, Any]:
         "documents": documents,
         "left_out_documents": left_out,
     }
+
+
+def _points(frame: pd.DataFrame, variants: dict[str, int]) -> list[dict[str, Any]]:
+    """A frontier's rows, each with its number among the variants that are on it and with its look."""
+    shown = numbered(variant for variant in variants if variant in set(frame["variant"]))
+    pairs = zip(frame["role"], frame["variant"], strict=True)
+    looks = [_look(role_style(role, variants.get(variant, 0))) for role, variant in pairs]
+    return frame.assign(place=frame["variant"].map(shown).fillna(0), look=looks).to_dict("records")
+
+
+def _look(style: dict[str, Any]) -> dict[str, Any]:
+    """What the script needs of a style; the names of matplotlib's markers are those of its shapes."""
+    return {"colour": style["color"], "shape": style["marker"], "fill": style["fill"], "dash": style["dash"]}
 
 
 def changed_documents(result: Analysed) -> tuple[list[dict[str, Any]], int]:
@@ -204,30 +245,35 @@ def _answer(flips: pd.DataFrame, key: Any, p: list[float]) -> dict[str, Any]:
 def _probabilities(result: Analysed, models: tuple[str, ...], index: pd.MultiIndex) -> list[list[float]]:
     """Per document the probability of each choice, mean over the models."""
     frames = [result.scores.results.records[model].loc[index, "ll"] for model in models]
-    rows = [
-        [choice_softmax(ll) for ll in answers if isinstance(ll, (list, np.ndarray))]
-        for answers in zip(*frames, strict=True)
-    ]
+    rows = [[choice_softmax(ll) for ll in answers if _has_finite_max(ll)] for answers in zip(*frames, strict=True)]
     return [[round(float(p), 4) for p in np.mean(answers, axis=0)] if answers else [] for answers in rows]
 
 
-def curve_lines(path: Path) -> dict[str, Any]:
-    """`curves`: {quantity: {model: [[step, value], …]}} of curves.csv, thinned to CURVE_POINTS."""
+def _has_finite_max(likelihoods: Any) -> bool:
+    """Whether these are log-likelihoods of choices of which a softmax can be taken."""
+    return isinstance(likelihoods, (list, np.ndarray)) and len(likelihoods) > 0 and bool(np.isfinite(np.max(likelihoods)))
+
+
+def curve_lines(scores: Scores, path: Path) -> dict[str, Any]:
+    """`curves`: {quantity: {label of a trained group: [[step, value], …]}} of curves.csv, mean over seeds, thinned to
+    CURVE_POINTS; `curve_looks`: {label: its look}."""
+    styles = line_styles(scores.groups)
+    looks = {label: _look(style) for label, style in styles.items()}
     try:
         frame = pd.read_csv(path)
     except (OSError, ValueError):
         frame = pd.DataFrame()
     if not {"model", "step"} <= set(frame.columns):
-        return {"curves": {}}
+        return {"curves": {}, "curve_looks": {}}
     terms = [c for c in frame.columns if c.startswith("train/") and c not in (*CURVES, "train/tokens")]
     found: dict[str, dict[str, list[list[float]]]] = {}
     for name in (*CURVES, *terms):
         if name in frame and pd.api.types.is_numeric_dtype(frame[name]):
-            lines = {str(m): _thin(rows[["step", name]].dropna()) for m, rows in frame.groupby("model", sort=False)}
-            found[name] = {model: line for model, line in lines.items() if line}
-    return {"curves": {k: v for k, v in found.items() if v}}
+            lines = {group.label: _thin(mean_curve(group, frame, name)) for group in scores.groups if group.label in styles}
+            found[name] = {label: line for label, line in lines.items() if line}
+    return {"curves": {k: v for k, v in found.items() if v}, "curve_looks": looks}
 
 
-def _thin(rows: pd.DataFrame) -> list[list[float]]:
-    pick = np.unique(np.linspace(0, max(len(rows) - 1, 0), min(CURVE_POINTS, len(rows))).astype(int))
-    return [[float(a), float(f"{b:.6g}")] for a, b in rows.iloc[pick].to_numpy(float)]
+def _thin(line: pd.Series) -> list[list[float]]:
+    pick = np.unique(np.linspace(0, max(len(line) - 1, 0), min(CURVE_POINTS, len(line))).astype(int))
+    return [[float(step), float(f"{value:.6g}")] for step, value in line.iloc[pick].items()]

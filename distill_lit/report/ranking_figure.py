@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from distill_lit.analysis.wording import count
-from distill_lit.report.style import GREY, RC, marker_options, plain, role_style
+from distill_lit.report.style import GREY, RC, bar_options, plain, role_style, stamp
 
 CROWDED = 3  # trained models of one kind and cost, above which they cannot be told apart beside each other
 
@@ -33,7 +33,7 @@ def ranking_figure(frame: pd.DataFrame, quality: float, confidence: float, water
             value = row["score"] * 100
             # a percentile interval need not hold its estimate
             bars = np.maximum(np.nan_to_num([[value - row["low"] * 100], [row["high"] * 100 - value]]), 0)
-            axes.errorbar(value, place, xerr=bars, linestyle="none", **marker_options(role_style(str(row["role"]))))
+            axes.errorbar(value, place, xerr=bars, **bar_options(role_style(str(row["role"]))))
         last = rows["cost"].to_numpy()
         for place in np.flatnonzero(last[1:] != last[:-1]):
             axes.axhline(place + 0.5, color="#C0C0C0", linewidth=0.8)
@@ -41,8 +41,7 @@ def ranking_figure(frame: pd.DataFrame, quality: float, confidence: float, water
         axes.set_ylim(len(rows) - 0.4, -0.9)
         axes.set_xlabel(f"score above chance, points [{confidence:.0%}]")
         _guides(axes, rows, quality)
-        if watermark:
-            figure.text(0.005, 1.0, plain(watermark), va="bottom", fontsize=7.5, color=GREY, style="italic")
+        stamp(figure, watermark)
     return figure
 
 

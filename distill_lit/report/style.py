@@ -1,8 +1,12 @@
 """One look for all figures: Okabe–Ito colours, a shape per role, sizes for a column of a paper."""
 
+import textwrap
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from distill_lit.analysis.groups import Group
 from distill_lit.files import writing
 
 # Okabe & Ito 2008: told apart by colour-blind readers; the lightness differs too, and so do the shapes
@@ -16,16 +20,22 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE, GREY = (
     "#CC79A7",
     "#767676",
 )
+INK = "#1A1A1A"
+# on and off in line widths; without teacher dashed, so that distilled students come to it last
+SOLID: tuple[float, ...] = ()
+DOTTED, DASH_DOTTED, DASHED = (1.0, 1.6), (6.0, 1.6, 1.0, 1.6), (4.0, 1.8)
+DASHES = (SOLID, DOTTED, DASH_DOTTED, DASHED, (6.0, 1.6, 1.0, 1.6, 1.0, 1.6), (9.0, 2.5))
 ROLE_STYLE: dict[str, dict[str, Any]] = {
-    "teacher": {"color": BLACK, "marker": "*", "markersize": 13, "fill": True, "line": "-"},
-    "quantised": {"color": BLACK, "marker": "*", "markersize": 13, "fill": False, "line": "-"},
-    "rival": {"color": PURPLE, "marker": "D", "markersize": 6, "fill": True, "line": "-."},
-    "untouched": {"color": GREY, "marker": "o", "markersize": 6, "fill": False, "line": ":"},
-    "ce_only": {"color": RED, "marker": "s", "markersize": 6, "fill": False, "line": "--"},
-    "distilled": {"color": BLUE, "marker": "o", "markersize": 7, "fill": True, "line": "-"},
+    "teacher": {"color": BLACK, "marker": "*", "markersize": 13, "fill": True, "dash": SOLID},
+    "quantised": {"color": BLACK, "marker": "*", "markersize": 13, "fill": False, "dash": SOLID},
+    "rival": {"color": PURPLE, "marker": "D", "markersize": 6, "fill": True, "dash": DASH_DOTTED},
+    "untouched": {"color": GREY, "marker": "o", "markersize": 6, "fill": False, "dash": DOTTED},
+    "ce_only": {"color": RED, "marker": "s", "markersize": 6, "fill": False, "dash": DASHED},
+    "distilled": {"color": BLUE, "marker": "o", "markersize": 7, "fill": True, "dash": SOLID},
 }
+# their numbers have no common divisor, so that 40 variants differ in colour or shape
 VARIANT_COLOURS = (BLUE, GREEN, SKY, ORANGE, PURPLE)
-VARIANT_MARKERS = ("o", "^", "v", "P", "X")
+VARIANT_MARKERS = ("o", "^", "v", "P", "X", "s", "<", "d")
 RC = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -56,26 +66,72 @@ def role_style(role: str, variant: int = 0) -> dict[str, Any]:
     return style
 
 
+def numbered(names: Iterable[str]) -> dict[str, int]:
+    """{name: its number}, in order of first appearance."""
+    return {name: number for number, name in enumerate(dict.fromkeys(names))}
+
+
+def variant_numbers(groups: list[Group]) -> dict[str, int]:
+    """{variant of the distilled groups: the number that `role_style` takes}, the same in all figures of an experiment."""
+    return numbered(group.variant for group in groups if group.role == "distilled")
+
+
+def line_styles(groups: list[Group]) -> dict[str, dict[str, Any]]:
+    """{label of a trained group: its style}: colours are those of the variants, or of the students where there is one
+    variant; groups of one colour differ in marker and dash. Beside distilled students those without teacher are as ever.
+    """
+    beside = any(group.role == "distilled" for group in groups)
+    own = [group for group in groups if group.role == ("distilled" if beside else "ce_only")]
+    variants, students = numbered(group.variant for group in own), numbered(group.student for group in own)
+    # no distilled student is red: those without teacher begin with their own dash
+    used = Counter({RED: DASHES.index(DASHED)})
+    styles = {}
+    for group in groups:
+        if group in own:
+            number = variants[group.variant] if len(variants) > 1 else students[group.student]
+            number %= len(VARIANT_COLOURS)
+            style = role_style("distilled", number + used[VARIANT_COLOURS[number]] * len(VARIANT_COLOURS))
+        elif group.role == "ce_only":
+            style = role_style("ce_only")
+        else:
+            continue
+        styles[group.label] = style | {"dash": DASHES[used[style["color"]] % len(DASHES)]}
+        used[style["color"]] += 1
+    return styles
+
+
+def linestyle(dash: tuple[float, ...]) -> Any:
+    """matplotlib's line style of a dash."""
+    return (0, dash) if dash else "-"
+
+
 def marker_options(style: dict[str, Any]) -> dict[str, Any]:
-    """Options of `Axes.errorbar` for that style, hollow where the role is."""
-    face = style["color"] if style["fill"] else "white"
+    """Options of `Axes.plot` for that style, hollow where the role is."""
     return {
         "color": style["color"],
         "marker": style["marker"],
         "markersize": style["markersize"],
-        "mfc": face,
+        "mfc": style["color"] if style["fill"] else "white",
         "mec": style["color"],
         "mew": 1.4,
-        "elinewidth": 1.1,
-        "capsize": 2.5,
-        "capthick": 1.1,
         "zorder": 3,
     }
+
+
+def bar_options(style: dict[str, Any]) -> dict[str, Any]:
+    """Options of `Axes.errorbar` for that style."""
+    return marker_options(style) | {"linestyle": "none", "elinewidth": 1.1, "capsize": 2.5, "capthick": 1.1}
 
 
 def first_of(shown: int, students: int) -> str:
     """What a figure says that has no room for all students; empty where it shows them all."""
     return f"The first {shown} of {students} distilled students; the tables have all." if shown < students else ""
+
+
+def stamp(figure: Any, text: str) -> None:
+    """Writes a watermark above everything else, in lines as wide as the figure."""
+    lines = textwrap.fill(plain(text), int(18 * figure.get_figwidth()))  # characters per inch
+    figure.text(0.005, 1.0, lines, va="bottom", fontsize=7.5, color=GREY, style="italic")
 
 
 def plain(text: str) -> str:
