@@ -59,7 +59,7 @@ def _write(axes: Any, text: str, colour: str, style: dict[str, Any] | None, poin
 
     dx, dy, ha, va = place
     words = TextArea(text, textprops={"color": colour, "fontsize": 8.5})
-    parts = [words]
+    parts: list[Any] = [words]
     if style:
         swatch = DrawingArea(7, 7)
         swatch.add_artist(Line2D([3.5], [3.5], **marker_options(style) | {"markersize": 0.75 * style["markersize"]}))

@@ -240,9 +240,9 @@ def confidence_table(report: LongTail) -> Table:
     for _, row in report.confidence.iterrows():
         scores = [Cell(points(row.get(f"ece_{part}", np.nan))) for part in ("all", "head", "tail")]
         brier = [Cell(number(row.get(f"brier_{part}", np.nan), 2)) for part in ("all", "head", "tail")]
-        gain = [row.get(f"coverage_gain{bound}", np.nan) for bound in ("", "_low", "_high")]
+        gain, low, high = (row.get(f"coverage_gain{bound}", np.nan) for bound in ("", "_low", "_high"))
         share = "" if pd.isna(row.get("coverage")) else f"{points(row['coverage'], 0)}%"
-        cover = [Cell(share), Cell(with_bounds(*gain, signed=True) if share else "")]
+        cover = [Cell(share), Cell(with_bounds(gain, low, high, signed=True) if share else "")]
         nll = [Cell(number(row.get(name, np.nan), 2, signed=True)) for name in ("excess_nll", "cvar")]
         known = Cell("" if pd.isna(row.get("n")) else f"{row['n']:.0f}")
         rows.append([Cell(row["model"]), known, *nll, *scores, *brier, *cover])

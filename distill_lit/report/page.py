@@ -187,7 +187,8 @@ def _points(frame: pd.DataFrame, variants: dict[str, int]) -> list[dict[str, Any
     shown = numbered(variant for variant in variants if variant in set(frame["variant"]))
     pairs = zip(frame["role"], frame["variant"], strict=True)
     looks = [_look(role_style(role, variants.get(variant, 0))) for role, variant in pairs]
-    return frame.assign(place=frame["variant"].map(shown).fillna(0), look=looks).to_dict("records")
+    points: list[dict[str, Any]] = frame.assign(place=frame["variant"].map(shown).fillna(0), look=looks).to_dict("records")
+    return points
 
 
 def _look(style: dict[str, Any]) -> dict[str, Any]:
