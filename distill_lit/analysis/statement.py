@@ -60,11 +60,11 @@ def _flips(scores: Scores, report: LongTail, label: str) -> str:
 def _tail(scores: Scores, report: LongTail, label: str) -> str:
     """Whether rare words cost more than common ones, and what of that the distillation did."""
     mine = report.contrasts[(report.contrasts["model"] == label) & (report.contrasts["axis"] == RARITY.name)]
-    if not mine.empty and mine.iloc[0]["note"] != INSUFFICIENT and pd.isna(mine.iloc[0]["tail_loss"]):
-        return ""  # it lacks a task, which is said
-    if mine.empty or pd.isna(mine.iloc[0].get("tail_loss")):
+    if mine.empty or mine.iloc[0].get("note") == INSUFFICIENT:
         return "There are too few documents to tell whether questions with rare words lose more."
     row = mine.iloc[0]
+    if pd.isna(row["tail_loss"]):
+        return ""  # it lacks a task, which is said
     value = with_bounds(row["tail_loss"], row["tail_loss_low"], row["tail_loss_high"], signed=True)
     if row["tail_loss_low"] <= 0 <= row["tail_loss_high"]:
         text = (
