@@ -55,6 +55,7 @@ pick("cost", "bytes");
 out.cost1 = title("frontier");
 document.querySelector("#frontier [tabindex]").dispatchEvent(new FocusEvent("focus"));
 out.tip = text("tip");
+out.legend = [...document.querySelectorAll("#legend > span")].map((span) => span.textContent.trim());
 out.lost = text("count");
 pick("task", "piqa");
 out.tasks = [...document.querySelectorAll("#documents h4")].every((h) => h.textContent.includes("piqa"));
@@ -114,9 +115,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     frame["metadata"] = [json.dumps({"subject": ATTACK if i % 2 else "plain"}) for i in range(len(frame))]
     frame.to_parquet(path)
     curves = {
-        "model": ["deep-distilled-0", "deep-distilled-0", "shallow-distilled-0"],
-        "step": [0, 10, 5],
-        "train/loss": [2.0, 1.0, 1.5],
+        "model": ["deep-distilled-0", "deep-distilled-0", "shallow-distilled-0", "deep-ce_only-0"],
+        "step": [0, 10, 5, 10],
+        "train/loss": [2.0, 1.0, 1.5, 1.2],
         "validation/agreement": 0.5,
     }
     pd.DataFrame(curves).to_csv(folder / "curves.csv", index=False)
@@ -361,6 +362,9 @@ def test_lines_and_points_do_not_repeat_their_looks() -> None:
     assert len({(s["color"], s["marker"]) for s in styles.values()}) == len(groups) - 1  # both without teacher are squares
     colours = {s["color"] for label, s in styles.items() if "distilled" in label}
     assert ROLE_STYLE["ce_only"]["color"] not in colours
+    assert all(s["dash"] for label, s in styles.items() if "ce_only" in label)  # without teacher never solid
+    five = line_styles([group(role, "", s) for s in "abcde" for role in ("ce_only", "distilled")])
+    assert len({s["dash"] for label, s in five.items() if "ce_only" in label} - {()}) == 5
     # of one variant the students are told apart by colour
     students = line_styles([group("distilled", "", s) for s in "abc"])
     assert [s["color"] for s in students.values()] == [role_style("distilled", i)["color"] for i in range(3)]
@@ -459,6 +463,7 @@ def test_the_page_answers_in_a_browser(tmp_path: Path, page: str, result: Analys
         "Score above chance against bytes on disk",
     )
     assert "points above chance" in out["tip"]
+    assert out["legend"] == ["teacher", "before training", "without teacher", "distilled"]
     flips = result.longtail.flips["deep distilled"]["flip"].value_counts()
     counts = [int(out[name].split()[0]) for name in ("lost", "gained", "both")]
     assert counts == [flips["lost"], flips["gained"], flips["lost"] + flips["gained"]]
@@ -472,7 +477,7 @@ def test_the_page_answers_in_a_browser(tmp_path: Path, page: str, result: Analys
     assert out["cleared"] == ""
     assert (out["curve0"], out["curve1"]) == ("validation/agreement during training", "train/loss during training")
     lines, names = out["looks"], out["curveNames"]
-    assert names == ["deep distilled", f"{ATTACK} distilled"]
+    assert names == ["deep without teacher", "deep distilled", f"{ATTACK} distilled"]
     assert lines[: len(names)] == lines[len(names) :]  # the legend shows what is drawn
     assert len(set(lines)) == len(names)
     assert out["printed"]

@@ -63,4 +63,4 @@ def _reliability(axes: Any, reliability: pd.DataFrame, styles: dict[str, dict[st
     axes.set_xlim(0, 100)
     axes.set_title("Is its confidence right?")
     axes.set_xlabel("documents, least confident first, %")
-    axes.set_ylabel("confidence (dotted) and accuracy (solid), %")
+    axes.set_ylabel("confidence (dotted), accuracy (solid), %")

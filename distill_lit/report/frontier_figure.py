@@ -9,22 +9,17 @@ from distill_lit.analysis.frontier import COST_AXES
 from distill_lit.analysis.groups import AS_THEY_ARE, ROLE_WORDS
 from distill_lit.analysis.wording import count
 from distill_lit.report.labels import ON_LINE, place_labels, segment_boxes
-from distill_lit.report.style import GREY, INK, RC, bar_options, linestyle, numbered, plain, role_style, stamp
+from distill_lit.report.style import GREY, INK, RC, bar_options, linestyle, plain, role_style, stamp
 
 DODGE = 0.012  # share of the axis by which roles of one student stand apart
 ROLE_SHIFT = {"untouched": -1, "ce_only": 0, "distilled": 1}
 
 
 def frontier_figure(
-    frame: pd.DataFrame,
-    axis: str,
-    quality: float,
-    confidence: float,
-    watermark: str = "",
-    variants: dict[str, int] | None = None,
+    frame: pd.DataFrame, axis: str, quality: float, confidence: float, watermark: str, variants: dict[str, int]
 ) -> Any:
     """A matplotlib figure of `frontier(scores, axis)`. quality: share of the teacher's score drawn as a line; variants:
-    `variant_numbers(scores.groups)`, which colours them as in the other figures; else they are counted as they come."""
+    `variant_numbers(scores.groups)`, which colours them as in the other figures."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -38,8 +33,6 @@ def frontier_figure(
             axes.text(0.5, 0.5, "no model has both a score and a cost", ha="center", transform=axes.transAxes)
             return figure
         _frame(axes, frame, axis, confidence)
-        if variants is None:
-            variants = numbered(frame.loc[frame["role"] == "distilled", "variant"])
         labels, obstacles = _series(axes, _once(frame), variants)
         lines, boxes = _guides(axes, frame, quality)
         figure.canvas.draw()
@@ -107,7 +100,7 @@ def _series(axes: Any, frame: pd.DataFrame, variants: dict[str, int]) -> tuple[l
         words = mine["model"].iloc[0] if role in AS_THEY_ARE else ROLE_WORDS[role]
         text = f"{words} ({variant})" if variant else words
         # dark, for the colours of markers are too light to be read
-        labels.append((plain(text), INK, None if role in AS_THEY_ARE else style, list(zip(x, y, strict=True))))
+        labels.append((plain(text), INK, None if role == "teacher" else style, list(zip(x, y, strict=True))))
     return labels, obstacles
 
 

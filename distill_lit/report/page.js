@@ -151,8 +151,9 @@ function spot(svg, r, x, y) {
 }
 
 function legend(rows) {
-  const seen = new Map(rows.map((r) => [seriesOf(r), r]));
-  $("legend").replaceChildren(...[...seen.values()].map((r) => {
+  const seen = new Map(rows.map((r) => [seriesOf(r), r])), roles = Object.keys(data.looks);
+  const known = [...seen.values()].sort((a, b) => roles.indexOf(a.role) - roles.indexOf(b.role) || a.place - b.place);
+  $("legend").replaceChildren(...known.map((r) => {
     const words = data.roles[r.role] || r.model;
     return make("span", {}, swatch(20, (svg) => marker(svg, 10, 10, r.look, 5.5)), ` ${r.variant ? `${words} (${r.variant})` : words}`);
   }));

@@ -21,10 +21,12 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE, GREY = (
     "#767676",
 )
 INK = "#1A1A1A"
-# on and off in line widths; without teacher dashed, so that distilled students come to it last
-SOLID: tuple[float, ...] = ()
-DOTTED, DASH_DOTTED, DASHED = (1.0, 1.6), (6.0, 1.6, 1.0, 1.6), (4.0, 1.8)
-DASHES = (SOLID, DOTTED, DASH_DOTTED, DASHED, (6.0, 1.6, 1.0, 1.6, 1.0, 1.6), (9.0, 2.5))
+Dash = tuple[float, ...]  # on and off in line widths
+SOLID: Dash = ()
+DOTTED, DASHED, LONG_DASHED = (1.0, 1.6), (4.0, 1.8), (9.0, 2.5)
+DASH_DOTTED, DASH_DOT_DOTTED = (6.0, 1.6, 1.0, 1.6), (6.0, 1.6, 1.0, 1.6, 1.0, 1.6)
+DASHES: tuple[Dash, ...] = (SOLID, DOTTED, DASH_DOTTED, DASHED, DASH_DOT_DOTTED, LONG_DASHED)
+WITHOUT_TEACHER: tuple[Dash, ...] = (DASHED, DASH_DOT_DOTTED, LONG_DASHED, DOTTED, DASH_DOTTED)  # never solid
 ROLE_STYLE: dict[str, dict[str, Any]] = {
     "teacher": {"color": BLACK, "marker": "*", "markersize": 13, "fill": True, "dash": SOLID},
     "quantised": {"color": BLACK, "marker": "*", "markersize": 13, "fill": False, "dash": SOLID},
@@ -83,24 +85,23 @@ def line_styles(groups: list[Group]) -> dict[str, dict[str, Any]]:
     beside = any(group.role == "distilled" for group in groups)
     own = [group for group in groups if group.role == ("distilled" if beside else "ce_only")]
     variants, students = numbered(group.variant for group in own), numbered(group.student for group in own)
-    # no distilled student is red: those without teacher begin with their own dash
-    used = Counter({RED: DASHES.index(DASHED)})
+    used: Counter[str] = Counter()
     styles = {}
     for group in groups:
         if group in own:
             number = variants[group.variant] if len(variants) > 1 else students[group.student]
             number %= len(VARIANT_COLOURS)
-            style = role_style("distilled", number + used[VARIANT_COLOURS[number]] * len(VARIANT_COLOURS))
+            style, dashes = role_style("distilled", number + used[VARIANT_COLOURS[number]] * len(VARIANT_COLOURS)), DASHES
         elif group.role == "ce_only":
-            style = role_style("ce_only")
+            style, dashes = role_style("ce_only"), WITHOUT_TEACHER
         else:
             continue
-        styles[group.label] = style | {"dash": DASHES[used[style["color"]] % len(DASHES)]}
+        styles[group.label] = style | {"dash": dashes[used[style["color"]] % len(dashes)]}
         used[style["color"]] += 1
     return styles
 
 
-def linestyle(dash: tuple[float, ...]) -> Any:
+def linestyle(dash: Dash) -> Any:
     """matplotlib's line style of a dash."""
     return (0, dash) if dash else "-"
 
