@@ -38,7 +38,7 @@ def cost_axes(scores: Scores) -> list[str]:
 
 
 def frontier(scores: Scores, axis: str) -> pd.DataFrame:
-    """One row per group that has a cost and a macro score, cheapest first.
+    """One row per group that has a cost and a macro score, cheapest first, of equal cost the teacher.
 
     Columns: model, role, student, variant, seeds, cost, score, low, high (above chance), on_frontier (probability over
     the bootstrap replicates that no other group is at most as costly and better).
@@ -67,7 +67,8 @@ def frontier(scores: Scores, axis: str) -> pd.DataFrame:
         )
     frame = pd.DataFrame(rows)
     frame["on_frontier"] = on_frontier(frame["cost"].to_numpy(float), np.stack(draws, axis=1)).mean(axis=0)
-    return frame.sort_values(["cost", "score"], kind="stable", ignore_index=True)
+    first = frame.assign(other=frame["role"] != "teacher").sort_values(["cost", "other", "score"], kind="stable")
+    return first.drop(columns="other").reset_index(drop=True)
 
 
 def on_frontier(costs: Floats, scores: Floats) -> NDArray[np.bool_]:

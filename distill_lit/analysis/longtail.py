@@ -61,6 +61,7 @@ def long_tail(scores: Scores) -> LongTail:
         return LongTail()
     report = LongTail(axes, values, codes)
     pooled = pool(scores, axes, codes)
+    primary = [axis for axis in axes if axis.name not in SECONDARY]
     tasks, strata, contrasts, worst = [], [], [], []
     for g in students:
         label = scores.groups[g].label
@@ -71,8 +72,8 @@ def long_tail(scores: Scores) -> LongTail:
             strata.append(_stratum_rows(scores, axis, pooled[axis.name], g, flips, codes[axis.name]))
             if axis.kind != "category":
                 contrasts.append(_contrast(scores, axis, pooled[axis.name], g))
-        worst.append(_worst(scores, axes, pooled, g))
-        report.slices[label] = _slices(scores, axes, codes, flips)
+        worst.append(_worst(scores, primary, pooled, g))
+        report.slices[label] = _slices(scores, primary, codes, flips)
     report.tasks, report.strata = pd.concat(tasks, ignore_index=True), pd.concat(strata, ignore_index=True)
     report.contrasts, report.worst = pd.DataFrame(contrasts), pd.DataFrame(worst)
     report.confidence = confidence_table(scores, codes)
@@ -89,7 +90,6 @@ def _slices(scores: Scores, axes: list[Axis], codes: pd.DataFrame, flips: pd.Dat
     used = averaged_flips(scores, flips)
     clusters = scores.results.documents.loc[used.index, "cluster"].astype(str)
     analysis = scores.analysis
-    axes = [axis for axis in axes if axis.name not in SECONDARY]
     return find_slices(axes, codes.loc[used.index], used, clusters, analysis.strata, analysis.false_discovery)
 
 
@@ -166,7 +166,7 @@ def _contrast(scores: Scores, axis: Axis, pooled: Pooled, g: int) -> dict[str, o
 def _worst(scores: Scores, axes: list[Axis], pooled: dict[str, Pooled], g: int) -> dict[str, object]:
     """The stratum with the lowest retention, with bounds that hold for all strata at once."""
     names, values, draws = [], [], []
-    for axis in (axis for axis in axes if axis.name not in SECONDARY):
+    for axis in axes:
         mine = pooled[axis.name]
         for i, s in enumerate(mine.numbers):
             base = mine.draws[:, i, scores.teacher]
@@ -192,14 +192,14 @@ def _correct(scores: Scores, report: LongTail) -> None:
         discordant = frame["lost"] + frame["gained"]
         frame["testable"] = (frame["n"] >= TESTABLE_DOCUMENTS) & (discordant >= TESTABLE_DISCORDANT)
         frame["adjusted"] = np.nan
+    at_chance = report.tasks["task"].isin(scores.left_out)
+    report.tasks["testable"] &= ~at_chance
     for label in report.flips:
         parts = [frame.index[(frame["model"] == label) & frame["testable"]] for frame in (report.tasks, report.strata)]
-        parts[0] = parts[0][~report.tasks.loc[parts[0], "task"].isin(scores.left_out)]
         p = [*report.tasks.loc[parts[0], "p"], *report.strata.loc[parts[1], "p"]]
         adjusted = st.benjamini_hochberg(p)
         report.tasks.loc[parts[0], "adjusted"] = adjusted[: len(parts[0])]
         report.strata.loc[parts[1], "adjusted"] = adjusted[len(parts[0]) :]
-    at_chance = report.tasks["task"].isin(scores.left_out)
     for frame in (report.tasks, report.strata):
         significant = frame["adjusted"] <= scores.analysis.false_discovery
         frame["verdict"] = np.select([~frame["testable"], significant], [INSUFFICIENT, "significant"], "not significant")

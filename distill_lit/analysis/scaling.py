@@ -76,7 +76,7 @@ def refusal(runs: pd.DataFrame) -> str:
     if runs["supervised_loss"].isna().any():
         return "not every student has been trained without the teacher on as many tokens"
     found = {"runs": len(runs), "sizes": runs["size"].nunique(), "token budgets": runs["tokens"].nunique(),
-             "teachers": runs["teacher_loss"].round(6).nunique()}  # fmt: skip
+             "teachers": runs["teacher_loss"].round(3).nunique()}  # fmt: skip
     short = [f"{found[what]} {what} of at least {least}" for what, least in LEAST.items() if found[what] < least]
     return f"there are {', '.join(short)}" if short else ""
 

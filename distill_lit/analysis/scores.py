@@ -50,6 +50,10 @@ class Scores:
         """Task numbers in the macro average: those on which the teacher is above chance."""
         return np.array([t for t, task in enumerate(self.tasks) if task not in self.left_out], int)
 
+    def number(self, label: str) -> int:
+        """The number of the group with this label."""
+        return next(i for i, group in enumerate(self.groups) if group.label == label)
+
     def members(self, group: int) -> list[int]:
         """Columns of the group's models in the panel."""
         return self.panel.columns(self.groups[group].models)

@@ -35,8 +35,7 @@ def loss_statement(scores: Scores, frame: pd.DataFrame, report: LongTail, label:
 def _kept(scores: Scores, frame: pd.DataFrame, label: str) -> str:
     macro = frame[(frame["model"] == label) & (frame["task"] == MACRO)].iloc[0]
     if pd.isna(macro["retention"]):
-        g = [group.label for group in scores.groups].index(label)
-        why = why_no_average(scores, g) or "the teacher's own average is too near chance"
+        why = why_no_average(scores, scores.number(label)) or "the teacher's own average is too near chance"
         return f"No average against the teacher can be given, because {why}."
     tasks = len(scores.averaged)
     kept = f"{points(macro['retention'], 0)}% {bounds(macro['retention_low'], macro['retention_high'], 0)}".strip()

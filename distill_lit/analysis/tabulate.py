@@ -79,8 +79,7 @@ def opponents(scores: Scores, g: int) -> dict[str, int]:
 
 def without_teacher(scores: Scores, label: str) -> str:
     """The student without teacher that the distilled group `label` is compared with, in words."""
-    g = [group.label for group in scores.groups].index(label)
-    other = opponents(scores, g).get("ce_only")
+    other = opponents(scores, scores.number(label)).get("ce_only")
     on = " on other text" if other is not None and scores.groups[other].other_text else ""
     return f"the same student trained without the teacher{on}"
 

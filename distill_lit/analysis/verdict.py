@@ -85,7 +85,7 @@ def _kept(scores: Scores, mine: pd.DataFrame) -> str:
     if scores.teacher is None:
         return f"{name}: the teacher has no result, so nothing can be said about what is kept of it."
     if pd.isna(macro["score"]):
-        return f"{name}: no macro average, because {_why_no_average(scores, macro)}."
+        return f"{name}: no macro average, because {why_no_average(scores, scores.number(macro['model']))}."
     if pd.isna(macro["retention"]):
         return f"{name}: the teacher's own average is too near chance for a share of it to mean anything."
     kept = f"{points(macro['retention'], 0)}% {bounds(macro['retention_low'], macro['retention_high'], 0)}".strip()
@@ -110,17 +110,9 @@ def _against(scores: Scores, mine: pd.DataFrame, who: str, words: str) -> str:
     return f"It is {way} {words} by {with_bounds(abs(delta), *_turned(delta, low, high))} points{known}."
 
 
-def _number_of(scores: Scores, macro: pd.Series) -> int:
-    return [group.label for group in scores.groups].index(macro["model"])
-
-
-def _why_no_average(scores: Scores, macro: pd.Series) -> str:
-    return why_no_average(scores, _number_of(scores, macro))
-
-
 def _why_alone(scores: Scores, macro: pd.Series) -> str:
     """Why a student is not compared with itself without the teacher."""
-    g = _number_of(scores, macro)
+    g = scores.number(macro["model"])
     other = opponents(scores, g).get("ce_only")
     if other is not None:
         return why_no_average(scores, g) or f"{scores.groups[other].label}: {why_no_average(scores, other)}"

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_lit.report.style import marker_options
+from distill_lit.report.style import GREY, marker_options
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1
@@ -26,6 +26,8 @@ PLACES: list[Place] = [
 
 
 SIDES = {"left": 0.0, "bottom": 0.0, "center": 0.5, "right": 1.0, "top": 1.0}
+NEAR = 12  # points from a marker within which a label is seen to be its; further away a line leads to it
+LEADER = {"arrowstyle": "-", "color": GREY, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 5}
 ON_LINE: list[Place] = [(0, 1, "center", "bottom"), (0, -1, "center", "top")]
 
 
@@ -47,6 +49,8 @@ def place_labels(axes: Any, labels: list[Label], obstacles: list[Box], places: l
         costs = [bias + _cost(write(point, place), axes, boxes, renderer) for bias, point, place in tried]
         _, point, place = tried[int(np.argmin(costs))]
         box = _extent(write(point, place), renderer)
+        if np.hypot(*place[:2]) > NEAR:
+            axes.annotate("", point, place[:2], textcoords="offset points", arrowprops=LEADER)
         boxes.append(box)
         (x0, y0), (x1, y1) = axes.transData.inverted().transform([box[:2], box[2:]])
         taken.append((x0, y0, x1, y1))

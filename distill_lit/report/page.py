@@ -10,7 +10,7 @@ import pandas as pd
 from distill_lit.analysis.confidence import choice_softmax
 from distill_lit.analysis.frontier import COST_AXES, cost_axes, frontier
 from distill_lit.analysis.groups import AS_THEY_ARE, ROLE_WORDS
-from distill_lit.analysis.scaling import fit_law, is_grid
+from distill_lit.analysis.scaling import is_grid
 from distill_lit.analysis.scores import Scores
 from distill_lit.files import read_json, write_text
 from distill_lit.report.analysed import Analysed
@@ -133,7 +133,7 @@ def _curves_section(curves: dict[str, Any]) -> str:
 def _scaling_section(result: Analysed) -> str:
     if not is_grid(result.runs):
         return ""
-    table = to_html(scaling_table(result.runs, fit_law(result.runs)))
+    table = to_html(scaling_table(result.runs, None))
     return f'<section aria-labelledby="h-scaling"><h2 id="h-scaling">Size and tokens</h2>{table}</section>'
 
 
