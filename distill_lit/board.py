@@ -47,8 +47,9 @@ def layout_of(terms: list[str]) -> dict[str, dict[str, list[Any]]]:
     }
 
 
-def write_final(folder: Path, session: Session, config: str) -> None:
-    """Adds a cell's knobs, final scores and config (YAML) to the event files in `folder`.
+def write_final(folder: Path, session: Session, config: str, has_curves: bool) -> None:
+    """Adds a cell's knobs, final scores and config (YAML) to the event files in `folder`. `has_curves`: its validation is
+    there already, as curves, whose last points count.
 
     `add_hparams` of the writer would make a run of its own for them, beside the one with the curves.
     """
@@ -59,7 +60,8 @@ def write_final(folder: Path, session: Session, config: str) -> None:
         for summary in hparams(parameters, scores)[1:]:
             writer.file_writer.add_summary(summary)
         for name, value in scores.items():
-            writer.add_scalar(name, value)
+            if not (has_curves and name.startswith("validation/")):
+                writer.add_scalar(name, value)
         writer.add_text("config", _verbatim(config))
 
 

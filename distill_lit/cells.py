@@ -140,7 +140,8 @@ def evaluate(cell: Cell, folder: Path, report: Report) -> None:
         )
         with writing(records / SURPRISAL) as path:
             surprisal.to_parquet(path, compression="zstd", index=False)
-    write_final(folder, session_of(cell, folder), to_yaml(cell.config))
+    has_curves = (folder / "metrics.jsonl").is_file()
+    write_final(folder, session_of(cell, folder), to_yaml(cell.config), has_curves)
     write_json(
         folder / "evaluation.json",
         {"evaluation": evaluation_identity(cell.config), "model": manifest["fingerprint"], "files": hashes_of(records)},

@@ -61,6 +61,8 @@ MODELS = {
     "qwen2": lambda: build(Qwen2ForCausalLM, Qwen2Config(**SMALL)),
     "neox": lambda: build(AutoModelForCausalLM.from_config, GPTNeoXConfig(**{k: v for k, v in SMALL.items()
                                                                              if k != "num_key_value_heads"})),
+    "granite": lambda: build(AutoModelForCausalLM.from_config,
+                             AutoConfig.for_model("granite", **SMALL, logits_scaling=4.0)),
     "wide_window": lambda: build(MistralForCausalLM, MistralConfig(**SMALL, sliding_window=512)),
 }  # fmt: skip
 
@@ -274,6 +276,8 @@ UNPACKABLE = {
         attention_types=[[["global", "local"], 1]], window_size=8)),
     "bloom": lambda: build(AutoModelForCausalLM.from_config, AutoConfig.for_model(
         "bloom", vocab_size=300, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3)),
+    "mpt": lambda: build(AutoModelForCausalLM.from_config, AutoConfig.for_model(
+        "mpt", vocab_size=300, d_model=32, n_layers=2, n_heads=4, max_seq_len=256, initializer_range=0.3)),
     "mamba": lambda: build(AutoModelForCausalLM.from_config, AutoConfig.for_model(
         "mamba", vocab_size=300, hidden_size=32, num_hidden_layers=2, state_size=4, initializer_range=0.3)),
 }  # fmt: skip
@@ -319,6 +323,31 @@ def test_self_check_finds_a_wrong_mask(tokenizer: PreTrainedTokenizerFast, monke
     found = lm.loglikelihood(instances(pairs()))
     assert "differ by" in lm.fallback
     assert [a[0] for a in found] == pytest.approx([b[0] for b in expected], abs=1e-5)
+
+
+@pytest.mark.parametrize("words", [10, 60])
+def test_self_check_packs_what_branches(
+    words: int, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alibi, were it not known by its name: with contexts longer than a row only a row of two requests shows it."""
+    monkeypatch.setattr(harness, "refusal", lambda config, longest: "")
+    draw = random.Random(0)
+    contexts = [" ".join(draw.choices(tiny.WORDS, k=words)) for _ in range(4)]
+    requests = [(context, f" {word}") for context in contexts for word in tiny.WORDS[:3]]
+    lm = PrefixTreeLM(UNPACKABLE["mpt"](), tokenizer, row_tokens=8)
+    lm.loglikelihood(instances(requests))
+    assert "differ by" in lm.fallback
+
+
+def test_head_in_parts_gives_the_same(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "PART_ROWS", 3)
+    model = llama()
+    assert forward.head_is_last(model) and not forward.head_is_last(MODELS["granite"]())
+    parts, whole = PrefixTreeLM(model, tokenizer), PrefixTreeLM(model, tokenizer)
+    whole._head_is_last = False
+    one, two = (lm.loglikelihood(instances(pairs())) for lm in (parts, whole))
+    assert [a[0] for a in one] == pytest.approx([b[0] for b in two], abs=1e-5)
+    assert [a[1] for a in one] == [b[1] for b in two]
 
 
 def test_longer_requests_are_checked_again(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:

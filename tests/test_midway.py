@@ -95,7 +95,7 @@ def test_cells_of_a_grid_can_be_compared(tmp_path: Path) -> None:
         "cold": ({"role": "distilled", "seed": 1, "temperature": 1.0}, {"final/sciq": 0.4, "validation/teacher_kl": 0.4}),
     }
     for name, session in sessions.items():
-        board.write_final(tmp_path / name, session, "a: 1\n")
+        board.write_final(tmp_path / name, session, "a: 1\n", has_curves=False)
     board.write_experiment(tmp_path / "report", list(sessions.values()), {}, {"verdict": "so so"})
     board.write_experiment(tmp_path / "report", list(sessions.values()), {}, {"verdict": "so so"})
     assert len(list((tmp_path / "report").iterdir())) == 1

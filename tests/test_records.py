@@ -19,7 +19,7 @@ from lm_eval.tasks import TaskManager
 
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.errors import UserError
-from distill_lit.evaluation.evaluate import Evaluation, evaluate_loaded
+from distill_lit.evaluation.evaluate import Evaluation, evaluate_loaded, main_scores
 from distill_lit.evaluation.quiet import quiet_lm_eval
 from distill_lit.evaluation.records import make_rows
 from distill_lit.evaluation.store import to_frames
@@ -255,3 +255,11 @@ def test_no_connection_is_attempted(model_folder: Path, monkeypatch: pytest.Monk
     assert found.meta["nq_open"]["metric"] == "exact_match"
     assert all(isinstance(row["response"], str) and row["correct"] in (0.0, 1.0) for row in written)
     assert all(json.loads(row["metrics"]) == {"exact_match": row["correct"]} for row in written)
+
+
+def test_the_score_of_a_task_is_that_of_its_first_filter() -> None:
+    results = {"exact_match,strict": 0.25, "exact_match,flexible": 0.75}
+    meta = {
+        "quiz": {"metric": "exact_match", "filter": "strict", "filters": ["strict", "flexible"], "lm_eval_results": results}
+    }
+    assert main_scores(meta) == {"quiz": 0.25}

@@ -261,11 +261,10 @@ def _effort(lm: "PrefixTreeLM", task: Any) -> dict[str, Any]:
 
 
 def main_scores(meta: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """{task: lm-eval's own score in the task's main metric}, where it has one."""
-    named = {
-        task: {key.split(",")[0]: value for key, value in facts["lm_eval_results"].items()} for task, facts in meta.items()
-    }
-    return {task: named[task][facts["metric"]] for task, facts in meta.items() if facts["metric"] in named[task]}
+    """{task: lm-eval's own score in the task's main metric}, where it has one; of several filters the first one's."""
+    keys = {task: f"{facts['metric']},{facts['filter']}" for task, facts in meta.items()}
+    results = {task: facts["lm_eval_results"] for task, facts in meta.items()}
+    return {task: results[task][key] for task, key in keys.items() if key in results[task]}
 
 
 def _scores(results: dict[str, Any]) -> dict[str, float]:

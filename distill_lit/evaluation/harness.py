@@ -1,7 +1,7 @@
 """lm-eval's HFLM with log-likelihoods computed on packed prefix trees: the same numbers, two to five times faster.
 
 The context of a question is computed once and not once per choice, examples once and not once per question. It compares
-itself with HFLM on a few requests before it is trusted, and steps aside where a model cannot be packed.
+itself with plain forward passes on a few requests before it is trusted, and steps aside where a model cannot be packed.
 """
 
 import logging
@@ -16,8 +16,8 @@ from lm_eval.models.utils import _add_special_kwargs, has_bos_prefix
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill_lit.errors import UserError
-from distill_lit.evaluation.forward import read_prefix, score_batch
-from distill_lit.evaluation.packing import batch_packs, pack_sequences, split_runs
+from distill_lit.evaluation.forward import head_is_last, read_prefix, score_alone, score_batch
+from distill_lit.evaluation.packing import batch_packs, common_prefix, pack_sequences, split_runs
 from distill_lit.models.loading import load_model, load_tokenizer
 from distill_lit.models.quantise import is_quantised
 from distill_lit.models.vocabulary import check_tokens
@@ -26,10 +26,11 @@ log = logging.getLogger(__name__)
 
 Request: TypeAlias = tuple[Any, list[int], list[int]]  # (context, continuation) or None, and the tokens of both
 PLAIN_BATCH = 8  # sequences per forward of HFLM itself: a trial of sizes takes longer than the work on CPUs
-CHECKED = 3  # requests compared with HFLM at first; one more whenever a longer one comes
+CHECKED = 3  # requests compared with a plain forward pass at first; one more whenever a longer one comes
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats per token
 LOOSE_TOLERANCE = 0.25  # bfloat16 and float16: the order of their sums differs
 ROW_TOKENS = 160  # nodes of a row, unless one context has more: measured, see benchmarks/harness.md
+CANNOT = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)  # what a model raises that knows no packs
 LONG_PREFIX = 256  # tokens of a context from which it is read once, if what follows it fills several packs
 
 
@@ -57,6 +58,7 @@ class PrefixTreeLM(HFLM):
         self._verified_tokens = 0
         self._warned = False
         self._reads_prefixes: bool | None = None  # not known yet
+        self._head_is_last = model.device.type == "cpu" and head_is_last(model)  # a GPU wants large products
         self.start(progress)
 
     def start(self, progress: Callable[[int, int], None] | None = None) -> None:
@@ -149,45 +151,70 @@ class PrefixTreeLM(HFLM):
         longest = max(self._read_tokens(request) for request in requests)
         self.fallback = self._distrust or refusal(self.model.config, longest)
         if not self.fallback and longest > self._verified_tokens:  # a longer one can still show that attention is local
-            self.fallback = self._distrust = self._self_check(requests)
+            self._distrusted(self._self_check(requests))
             self._verified_tokens = longest
+        return not self._warn()
+
+    def _distrusted(self, problem: str) -> None:
+        """Unless `problem` is empty, this model is not packed any more."""
+        self.fallback = self._distrust = problem
+
+    def _warn(self) -> str:
+        """Why requests are not packed, said once; empty if they are."""
         if self.fallback and not self._warned:
             log.warning("%s; log-likelihoods are computed by HFLM, which is slower", self.fallback)
             self._warned = True
-        return not self.fallback
+        return self.fallback
 
     def _self_check(self, requests: list[Request]) -> str:
         """Why packing cannot be trusted with this model, or nothing."""
-        by_length = sorted(requests, key=self._read_tokens, reverse=True)
+        by_length = sorted(range(len(requests)), key=lambda n: -self._read_tokens(requests[n]))
         step = max(1, len(by_length) // CHECKED)
         picked = by_length[::step][:CHECKED] if not self._verified_tokens else by_length[:1]
-        sample: list[Request] = [(None, context, continuation) for _, context, continuation in picked]
+        tokens = [context + continuation for _, context, continuation in requests]
+        order = sorted(range(len(requests)), key=lambda n: tokens[n])
         counts = self.tokens_forwarded, self._total
-        self._total, self.batch_size_per_gpu = 0, 1  # in a batch the short ones would be padded to the longest
+        self._total = 0
         try:
-            expected = self._score_plain(sample)
-            if not all(math.isfinite(log_likelihood) for log_likelihood, _ in expected):
-                raise UserError("its log-likelihoods are not finite: damaged weights, or too large for this dtype")
-            if self._reads_prefixes is None and split_runs(self._sequences(sample), LONG_PREFIX, 1):
-                self._reads_prefixes = True  # which is tried here
-            problem = self._compare(sample, expected)
-            if problem and self._reads_prefixes:  # that may be to blame
-                self._reads_prefixes = False
-                problem = self._compare(sample, expected)
-            return problem
+            for number in picked:
+                place = order.index(number)
+                beside = [order[other] for other in (place - 1, place + 1) if 0 <= other < len(order)]
+                # alone in its row a request has no branch: it goes there with the one that shares most with it
+                beside = sorted(beside, key=lambda n: -common_prefix(tokens[number], tokens[n]))[:1]
+                if problem := self._check([(None, *requests[n][1:]) for n in (number, *beside)]):
+                    return problem
+            return ""
         finally:
-            (self.tokens_forwarded, self._total), self.batch_size_per_gpu = counts, PLAIN_BATCH
+            self.tokens_forwarded, self._total = counts
 
-    def _compare(self, sample: list[Request], expected: list[tuple[float, bool]]) -> str:
-        """How packs fail to give what HFLM gives, or nothing."""
+    def _check(self, sample: list[Request]) -> str:
+        """Why these requests cannot be packed into one row, or nothing. If they can, and share a long context, finds out
+        whether the model can read it once."""
+        known, self._reads_prefixes = self._reads_prefixes, False
         try:
-            found = self._score_packed(sample, worth=1)
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-            return f"the model cannot be packed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-        worst = max(abs(a[0] - b[0]) / len(r[2]) for a, b, r in zip(expected, found, sample, strict=True))
+            expected = [score_alone(self.model, *sequence) for sequence in self._sequences(sample)]
+            if not all(map(math.isfinite, expected)):
+                raise UserError("its log-likelihoods are not finite: damaged weights, or too large for this dtype")
+            problem = self._compare(sample, expected)
+            if not problem and known is not False and split_runs(self._sequences(sample), LONG_PREFIX, 1):
+                self._reads_prefixes = True
+                known = not self._compare(sample, expected)
+            return problem
+        except CANNOT as error:
+            return _cannot_be_packed(error)
+        finally:
+            self._reads_prefixes = known
+
+    def _compare(self, sample: list[Request], expected: list[float]) -> str:
+        """How a pack fails to give these log-probabilities, or nothing."""
+        try:
+            found = self._score_packed(sample, worth=1, row_tokens=sum(map(self._read_tokens, sample)))
+        except CANNOT as error:
+            return _cannot_be_packed(error)
+        worst = max(abs(a - b[0]) / len(r[2]) for a, b, r in zip(expected, found, sample, strict=True))
         # int8 activations round: a last bit can move a whole step
         allowed = LOOSE_TOLERANCE if is_quantised(self.model) else TOLERANCE.get(self.model.dtype, LOOSE_TOLERANCE)
-        return "" if worst <= allowed else f"packed log-likelihoods differ by {worst:.2g} nats per token from HFLM's"
+        return "" if worst <= allowed else f"packed log-likelihoods differ by {worst:.2g} nats per token from plain ones"
 
     def _score_plain(self, requests: list[Request]) -> list[tuple[float, bool]]:
         """HFLM's own way, in slices so that progress can be told."""
@@ -222,17 +249,20 @@ class PrefixTreeLM(HFLM):
         kept = self.max_length + 1
         return [((context + continuation)[-kept:], len(continuation)) for _, context, continuation in requests]
 
-    def _score_packed(self, requests: list[Request], worth: int = 0) -> list[tuple[float, bool]]:
-        """`worth`: nodes after a shared context from which it is read once; 0: as many as fill two packs."""
+    def _score_packed(self, requests: list[Request], worth: int = 0, row_tokens: int = 0) -> list[tuple[float, bool]]:
+        """`worth`: nodes after a shared context from which it is read once; 0: as many as fill two packs. `row_tokens`: as
+        in the constructor, if not 0."""
         sequences = self._sequences(requests)
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         runs = split_runs(sequences, LONG_PREFIX, worth or 2 * self.pack_tokens)
         if runs and self._reads_prefixes is None:
-            self._self_check([requests[n] for n in runs[0][1]])
+            self._distrusted(self._self_check([requests[n] for n in runs[0][1]]))
+            if self._warn():
+                return self._score_plain(requests)
         runs = runs if self._reads_prefixes else []
         alone = sorted(set(range(len(requests))) - {number for _, numbers in runs for number in numbers})
         for prefix, numbers in [*runs, ([], alone)]:
-            for number, logprobs, greedy in self._score_run(sequences, prefix, numbers):
+            for number, logprobs, greedy in self._score_run(sequences, prefix, numbers, row_tokens or self.row_tokens):
                 answers[number] = (sum(logprobs), all(greedy))
                 pair = requests[number][0]
                 if self.token_logprobs is not None and pair is not None:
@@ -240,16 +270,16 @@ class PrefixTreeLM(HFLM):
         return answers
 
     def _score_run(
-        self, sequences: list[tuple[list[int], int]], prefix: list[int], numbers: list[int]
+        self, sequences: list[tuple[list[int], int]], prefix: list[int], numbers: list[int], row_tokens: int
     ) -> Iterator[tuple[int, list[float], list[bool]]]:
         """(number, log-probabilities, greedy flags) of each sequence of a run; `prefix`, which may be empty, is how all
         of them begin."""
         rest = [(sequences[n][0][len(prefix) :], sequences[n][1]) for n in numbers]
         past = read_prefix(self.model, prefix) if prefix else None
         self.tokens_forwarded += len(prefix)
-        packs = pack_sequences(rest, self.pack_tokens if prefix else self.row_tokens, 4 * self.pack_tokens)
+        packs = pack_sequences(rest, self.pack_tokens if prefix else row_tokens, 4 * self.pack_tokens)
         for batch in ([pack] for pack in packs) if prefix else batch_packs(packs, self.pack_tokens):
-            logprobs, greedy = score_batch(self.model, batch, past)
+            logprobs, greedy = score_batch(self.model, batch, past, in_parts=self._head_is_last)
             start = 0
             for scored in (scored for pack in batch for scored in pack.scored):
                 part = slice(start, start := start + len(scored.targets))
@@ -277,18 +307,29 @@ def load_harness(folder: Path, dtype: str, device: str, pack_tokens: int) -> Pre
     return PrefixTreeLM(model, tokenizer, pack_tokens=pack_tokens)
 
 
+def _cannot_be_packed(error: Exception) -> str:
+    return f"the model cannot be packed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+
+
 def refusal(config: Any, longest: int) -> str:
     """Why a model cannot be packed with requests of `longest` tokens, or nothing."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     implementation = getattr(text, "_attn_implementation", "sdpa")
     if implementation not in ("sdpa", "eager"):
         return f"attention {implementation!r} takes no mask of ancestors"
+    if text.model_type == "rwkv" or getattr(text, "alibi", False) or _option(getattr(text, "attn_config", None), "alibi"):
+        return f"{text.model_type} tells places by their order in the row, not by a number"
     kinds = {*(getattr(text, "layer_types", None) or []), *(getattr(text, "attention_layers", None) or [])}
     if other := sorted(kinds - {"full_attention", "sliding_attention", "global"}):
         return f"{text.model_type} has layers with {other[0]!r} attention"
     window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
     local = window and longest > window
     return f"{text.model_type} has a window of {window} tokens, shorter than a request" if local else ""
+
+
+def _option(settings: Any, name: str) -> Any:
+    """A setting of a configuration within a configuration, which may be a mapping."""
+    return settings.get(name) if isinstance(settings, dict) else getattr(settings, name, None)
 
 
 def _move_blanks(context: str, continuation: str) -> tuple[str, str]:

@@ -38,7 +38,7 @@ def pack_sequences(sequences: Sequence[tuple[list[int], int]], size: int, most: 
     for number in sorted(range(len(sequences)), key=lambda n: sequences[n][0]):
         tokens, count = sequences[number]
         read = tokens[:-1]  # the last token is predicted, never read
-        shared = _common_prefix(previous, read)
+        shared = common_prefix(previous, read)
         grown = len(pack.tokens) + len(read) - shared
         if pack.scored and grown > size and (2 * shared < len(read) or grown > most):
             yield pack
@@ -65,7 +65,7 @@ def split_runs(sequences: Sequence[tuple[list[int], int]], least: int, worth: in
         length, end, nodes = len(first) - count - 1, start + 1, len(first) - 1
         while end < len(order):
             tokens, count = sequences[order[end]]
-            shared = _common_prefix(sequences[order[end - 1]][0], tokens)
+            shared = common_prefix(sequences[order[end - 1]][0], tokens)
             if min(length, shared, len(tokens) - count - 1) < least:
                 break
             length, nodes = min(length, shared, len(tokens) - count - 1), nodes + max(0, len(tokens) - 1 - shared)
@@ -105,7 +105,8 @@ def ancestor_mask(parents: Sequence[int]) -> torch.Tensor:
     return mask
 
 
-def _common_prefix(first: list[int], second: list[int]) -> int:
+def common_prefix(first: list[int], second: list[int]) -> int:
+    """How many tokens two sequences begin with alike."""
     length = 0
     for a, b in zip(first, second, strict=False):
         if a != b:
