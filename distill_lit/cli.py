@@ -1,6 +1,7 @@
 """The command line: `distill-lit run experiments/quickstart.yaml`."""
 
 import argparse
+import gc
 import os
 import sys
 from pathlib import Path
@@ -48,8 +49,13 @@ def _checked(options: argparse.Namespace) -> "ExperimentConfig":
 
     config = load_experiment(options.experiment, options.overrides)
     _check_root(options.root, config.name)
+    from distill_lit.evaluation.tasks import check_names
+
+    check_names(config.evaluation, config.benchmarks)  # a name misspelt is told before torch is loaded
+    gc.disable()  # nothing of what an import makes is garbage
     from distill_lit.checks import check_experiment
 
+    gc.enable()
     check_experiment(config)
     return config
 

@@ -13,7 +13,15 @@ import tiny
 import torch
 from synthetic import build
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+)
 
 from distill_lit.analysis.cost import add_costs, summarise
 from distill_lit.analysis.frontier import FAILS, HOLDS, OPEN, claims
@@ -35,6 +43,7 @@ MODELS = {
     "tied": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA, tie_word_embeddings=True)),
     "untied": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA, tie_word_embeddings=False)),
     "wide_heads": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA, head_dim=16)),
+    "mixture": lambda: MixtralForCausalLM(MixtralConfig(**LLAMA, num_local_experts=8, num_experts_per_tok=2)),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4)),
 }
 
@@ -47,10 +56,12 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
 def test_flops_are_those_of_the_counter(model: PreTrainedModel) -> None:
     length, size = 24, size_of(model)
     model.set_attn_implementation("eager")  # the products are then all seen by the counter
+    model.set_experts_implementation("eager")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(input_ids=torch.zeros(2, length, dtype=torch.int64))
     tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     weights = sum(p.numel() for p in model.parameters() if p.ndim == 2 and id(p) not in tables)
+    weights += sum(p.numel() for p in model.parameters() if p.ndim == 3) * 2 // 8  # two of eight experts
     weights += size.head_products if size.is_tied else 0
     attention = 4 * size.attention_width * length  # a mask saves nothing: every token is multiplied with all of them
     assert counter.get_total_flops() == 2 * length * (2 * weights + attention)

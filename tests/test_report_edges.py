@@ -141,6 +141,14 @@ def test_draw_leaves_every_file_also_without_a_teacher(tmp_path: Path, broken: b
     assert names <= {path.name for path in written}
 
 
+def test_a_limit_above_all_documents_is_none(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=24, limit=100)
+    for path in (folder / "records").glob("*.json"):
+        meta = json.loads(path.read_text())
+        path.write_text(json.dumps({task: facts | {"n_total": facts["n"]} for task, facts in meta.items()}))
+    assert "not the full evaluation" not in page(folder)
+
+
 def test_limit_marks_table_and_long_tail(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=40, limit=40)
     assert "Limited to 40 documents per task" in page(folder)

@@ -68,6 +68,8 @@ def test_each_task_once_and_in_order() -> None:
         (["t0_eval"], r"'t0_eval' defines a member in place"),
         (["piqa", "blimp"], r"needs dataset 'nyu-mll/blimp', which is not in .*packages; set benchmarks: hub"),
         (["cola"], r"task 'cola': dataset 'nyu-mll/glue' has no configuration 'cola'; choose from mrpc, rte, sst2"),
+        (["mmlu_anatomy", "mmlu"], r"'mmlu_anatomy' is asked for in no group and in mmlu"),
+        (["mmlu_stem", "mmlu"], r"is asked for in mmlu_stem and in mmlu"),
         ([], r"evaluation.tasks is empty"),
     ],
 )
@@ -178,6 +180,16 @@ def test_user_tasks(tmp_path: Path) -> None:
         assert load_task(changed).eval_docs[0] == load_task(piqa).eval_docs[0]
     (folder / "utils.py").write_text("def f(doc): return doc\n")
     assert resolve("words", include_path=str(folder))[0].digest != words.digest
+
+
+def test_tags_and_groups_of_ones_own(tmp_path: Path) -> None:
+    folder = tiny_tasks.make_tasks(tmp_path / "mine", "words", "arc_easy")
+    for name in ("words", "arc_easy"):  # one more member, and one that wins over lm-eval's
+        file = folder / f"{name}.yaml"
+        file.write_text(file.read_text() + "tag: ai2_arc\n")
+    assert check("ai2_arc", include_path=str(folder)) == ["arc_challenge", "arc_easy", "words"]
+    (folder / "science.yaml").write_text("group: science\ntask: [words]\n")
+    assert check("science", include_path=str(folder)) == ["words"]
 
 
 @pytest.mark.parametrize(

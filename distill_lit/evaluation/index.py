@@ -41,15 +41,27 @@ def lm_eval_version() -> str:
 @functools.cache
 def built_in_index() -> dict[str, Entry]:
     """{name: entry} of everything lm-eval brings."""
+    return {item["name"]: Entry(**item) for item in read_json(_built_in("tasks"))}
+
+
+def built_in_names() -> set[str]:
+    """The names of `built_in_index`, in a tenth of the time."""
+    return set(read_json(_built_in("names")))
+
+
+def _built_in(what: str) -> Path:
+    """The file of all entries (`tasks`) or of their names (`names`), made where it is not there."""
     root = tasks_folder()
-    path = cache_root() / "lm_eval" / f"tasks-{fingerprint([INDEX_VERSION, lm_eval_version(), _stamp(root)])}.json"
-    if not path.is_file():
+    mark = fingerprint([INDEX_VERSION, lm_eval_version(), _stamp(root)])
+    paths = {kind: cache_root() / "lm_eval" / f"{kind}-{mark}.json" for kind in ("tasks", "names")}
+    if not all(path.is_file() for path in paths.values()):
         with Console(stderr=True).status("reading lm-eval's task files, once"):
             from lm_eval.tasks._index import TaskIndex
 
             entries = reduce_index(TaskIndex.build([root]), root)
-            write_json(path, [asdict(entry) for entry in entries.values()])
-    return {item["name"]: Entry(**item) for item in read_json(path)}
+            write_json(paths["tasks"], [asdict(entry) for entry in entries.values()])
+            write_json(paths["names"], list(entries))
+    return paths[what]
 
 
 def user_index(folder: str) -> dict[str, Entry]:

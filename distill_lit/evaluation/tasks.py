@@ -5,7 +5,7 @@ Each task is lm-eval's own file: a generated one includes it and says only where
 
 import contextlib
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import yaml
 
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.errors import UserError, suggest
-from distill_lit.evaluation.index import Entry, built_in_index, user_index
+from distill_lit.evaluation.index import Entry, built_in_index, built_in_names, user_index
 from distill_lit.evaluation.sources import Source, check_source, find_source, is_local
 from distill_lit.files import fingerprint
 
@@ -64,6 +64,12 @@ class TaskSpec:
         return bool(self.entry.config["unsafe_code"])
 
 
+def check_names(settings: EvaluationConfig, benchmarks: str) -> None:
+    """Raises UserError for an unknown task where there are none of the user's own; a quick look, without torch."""
+    if not settings.include_path and not {*settings.tasks} <= {*GROUPS, *built_in_names()}:
+        _expand_all(settings, benchmarks)
+
+
 def check_tasks(settings: EvaluationConfig, benchmarks: str) -> list[str]:
     """The names of all tasks that the settings lead to. Raises UserError for an unknown task, one whose data is not to
     be had, and one that executes generated code; loads no model and builds no data."""
@@ -108,8 +114,13 @@ def load_task(spec: TaskSpec) -> Any:
 
 
 def task_index(include_path: str = "") -> dict[str, Entry]:
-    """{name: entry} of lm-eval's tasks and those below `include_path`, which win."""
-    return {**built_in_index(), **(user_index(include_path) if include_path else {})}
+    """{name: entry} of lm-eval's tasks and those below `include_path`, which win; a tag of both has the tasks of both."""
+    known = built_in_index()
+    own = user_index(include_path) if include_path else {}
+    for name, entry in own.items():
+        if entry.kind == "tag" and name in known and known[name].kind == "tag":
+            own[name] = replace(entry, members=sorted({*known[name].members, *entry.members}))
+    return {**known, **own}
 
 
 def _expand_all(settings: EvaluationConfig, benchmarks: str) -> list[tuple[Entry, dict[str, Any], str, str]]:
@@ -117,14 +128,19 @@ def _expand_all(settings: EvaluationConfig, benchmarks: str) -> list[tuple[Entry
     index = task_index(settings.include_path)
     found: dict[str, tuple[Entry, dict[str, Any], str, str]] = {}
     for asked_as in settings.tasks:
-        for name in GROUPS.get(asked_as, [asked_as]):
+        for name in [asked_as] if asked_as in index else GROUPS.get(asked_as, [asked_as]):
             if name != asked_as and name in WHERE_DATA_IS and benchmarks != "hub" and not _is_local(name, index):
                 continue
             for entry, overrides in _expand(name, index):
                 _refuse(entry, overrides, settings.run_generated_code)
                 # a group has one score of its own, a tag only gathers tasks
                 group = name if index[name].kind == "group" else ""
-                found.setdefault(entry.name, (entry, overrides, asked_as, group))
+                known = found.setdefault(entry.name, (entry, overrides, asked_as, group))[3]
+                if known != group:
+                    places = " and in ".join(place or "no group" for place in (known, group))
+                    raise UserError(
+                        f"evaluation.tasks: {entry.name!r} is asked for in {places}, and one would lack it; name one"
+                    )
     if not found:
         raise UserError(f"evaluation.tasks is empty; choose from {', '.join(GROUPS)}, or name tasks of lm-eval")
     return list(found.values())

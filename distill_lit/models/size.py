@@ -11,7 +11,8 @@ class Size:
     """parameters: unique, tied weights once; embedding: tables of tokens and positions; head_products: weights that the
     head multiplies; layers: of the decoder;
     attention_width: Σ over layers of heads × head width, for the part of attention that grows with the context;
-    cache_width: Σ over layers of keys and values, the numbers that are kept of every token read."""
+    cache_width: Σ over layers of keys and values, the numbers that are kept of every token read; idle: parameters of
+    experts that a token is not sent to, of mixtures."""
 
     parameters: int
     embedding: int
@@ -20,6 +21,7 @@ class Size:
     layers: int
     is_tied: bool
     cache_width: int
+    idle: int = 0
 
     @property
     def non_embedding(self) -> int:
@@ -29,7 +31,7 @@ class Size:
     def flops_per_token(self, context: float = 0.0, *, head: bool = True) -> float:
         """Forward multiplications and additions for one token that sees `context` tokens: 2 per weight, and 4 per
         attention channel and token seen. Kaplan et al. 2020, 2001.08361 §2.1."""
-        weights = self.non_embedding + (self.head_products if head else 0)
+        weights = self.non_embedding - self.idle + (self.head_products if head else 0)
         return 2.0 * weights + 4.0 * self.attention_width * context
 
 
@@ -47,7 +49,18 @@ def size_of(model: Any) -> Size:
         layers=text.num_hidden_layers,
         cache_width=2 * text.num_hidden_layers * _key_heads(text) * width,
         is_tied=output.weight is table,
+        idle=_idle(model, text),
     )
+
+
+def _idle(model: Any, text: Any) -> int:
+    """Parameters of the experts that are not chosen for a token."""
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    count = next((n for name in names if (n := getattr(text, name, None))), 0)
+    if not count:
+        return 0
+    experts = sum(weight.numel() for name, weight in model.named_parameters() if ".experts." in name)
+    return int(experts * (count - text.num_experts_per_tok) // count)
 
 
 def _key_heads(text: Any) -> int:

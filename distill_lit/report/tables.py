@@ -158,7 +158,9 @@ def left_out(scores: Scores) -> list[str]:
 
 def watermark(scores: Scores) -> list[str]:
     """One line when documents were limited, else none."""
-    limits = {int(scores.results.settings(t).get("limit") or 0) for t in scores.tasks} - {0}
+    known = [scores.results.settings(task) for task in scores.tasks]
+    # a limit that leaves out no document is none
+    limits = {int(facts.get("limit") or 0) for facts in known if facts.get("n") != facts.get("n_total", -1)} - {0}
     if not limits:
         return []
     seed = scores.results.settings(scores.tasks[0]).get("seed")
