@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicLayer
 from distill_lit.evaluation.packing import Pack, ancestor_mask
 
 HEAD_ROWS = 16  # rows of logits normalised at a time: what the sums need then stays in the processor's cache
-PART_ROWS = 64  # rows of hidden states that the head gets at a time, so that logits of a whole batch are never there
+PART_ROWS = 256  # rows of hidden states that the head gets at a time, so that logits of a whole batch are never there
 Prefix: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values of each layer, (1, heads, tokens, width)
 
 

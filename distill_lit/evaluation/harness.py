@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 
 Request: TypeAlias = tuple[Any, list[int], list[int]]  # (context, continuation) or None, and the tokens of both
 PLAIN_BATCH = 8  # sequences per forward of HFLM itself: a trial of sizes takes longer than the work on CPUs
-CHECKED = 3  # requests compared with a plain forward pass at first; one more whenever a longer one comes
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats per token
 LOOSE_TOLERANCE = 0.25  # bfloat16 and float16: the order of their sums differs
 ROW_TOKENS = 160  # nodes of a row, unless one context has more: measured, see benchmarks/harness.md
@@ -169,19 +168,18 @@ class PrefixTreeLM(HFLM):
     def _self_check(self, requests: list[Request]) -> str:
         """Why packing cannot be trusted with this model, or nothing."""
         by_length = sorted(range(len(requests)), key=lambda n: -self._read_tokens(requests[n]))
-        step = max(1, len(by_length) // CHECKED)
-        picked = by_length[::step][:CHECKED] if not self._verified_tokens else by_length[:1]
+        longest, middle = by_length[0], by_length[len(by_length) // 2]
         tokens = [context + continuation for _, context, continuation in requests]
         order = sorted(range(len(requests)), key=lambda n: tokens[n])
+        place = order.index(longest)
+        beside = [order[other] for other in (place - 1, place + 1) if 0 <= other < len(order)]
+        # alone in its row a request has no branch: the longest goes there with the one that shares most with it
+        beside = sorted(beside, key=lambda n: -common_prefix(tokens[longest], tokens[n]))[:1]
         counts = self.tokens_forwarded, self._total
         self._total = 0
         try:
-            for number in picked:
-                place = order.index(number)
-                beside = [order[other] for other in (place - 1, place + 1) if 0 <= other < len(order)]
-                # alone in its row a request has no branch: it goes there with the one that shares most with it
-                beside = sorted(beside, key=lambda n: -common_prefix(tokens[number], tokens[n]))[:1]
-                if problem := self._check([(None, *requests[n][1:]) for n in (number, *beside)]):
+            for numbers in ([longest, *beside], [middle])[: 1 if self._verified_tokens else 2]:
+                if problem := self._check([(None, *requests[n][1:]) for n in numbers]):
                     return problem
             return ""
         finally:
