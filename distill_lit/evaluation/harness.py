@@ -178,10 +178,8 @@ class PrefixTreeLM(HFLM):
         counts = self.tokens_forwarded, self._total
         self._total = 0
         try:
-            for numbers in ([longest, *beside], [middle])[: 1 if self._verified_tokens else 2]:
-                if problem := self._check([(None, *requests[n][1:]) for n in numbers]):
-                    return problem
-            return ""
+            picked = dict.fromkeys([longest, *beside, *([] if self._verified_tokens else [middle])])
+            return self._check([(None, *requests[n][1:]) for n in picked])
         finally:
             self.tokens_forwarded, self._total = counts
 
