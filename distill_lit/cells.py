@@ -31,14 +31,19 @@ def run_cell(cell: Cell, folder: Path, report: Report) -> None:
     """Does whatever of a cell is not done: builds its model, evaluates it. Each stage ends with its manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", to_yaml(cell.config))
-    for reference in references_of(cell.config):
-        if assets.parse(reference).code:  # the student is of the same classes
-            allow_code(model_folder(reference))
-            allow_code(folder / "student")
+    allow_own_code(cell, folder)
     if not is_built(cell, folder):
         build(cell, folder, report)
     if cell.is_model and not is_evaluated(cell, folder):
         evaluate(cell, folder, report)
+
+
+def allow_own_code(cell: Cell, folder: Path) -> None:
+    """Lets the models of a cell run the code they bring, in this process, where a reference ends with `+code`."""
+    for reference in references_of(cell.config):
+        if assets.parse(reference).code:  # the student is of the same classes
+            allow_code(model_folder(reference))
+            allow_code(folder / "student")
 
 
 def is_done(cell: Cell, folder: Path) -> bool:

@@ -1,5 +1,9 @@
 """What is refused before anything is run: by the config alone, by the environment, by the teacher's config."""
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from distill_lit import assets, data, hardware
 from distill_lit.config import (
     EvaluationConfig,
@@ -10,8 +14,8 @@ from distill_lit.config import (
 )
 from distill_lit.config.on_policy import check_on_policy, is_on
 from distill_lit.errors import UserError
-from distill_lit.evaluation.tasks import check_tasks
-from distill_lit.experiment import settled_points
+from distill_lit.evaluation.tasks import check_lengths, check_tasks, try_own_tasks
+from distill_lit.experiment import base_of, settled_points
 from distill_lit.identity import TEACHER_INT8
 from distill_lit.matching import check_fit, check_source
 from distill_lit.models import (
@@ -26,6 +30,9 @@ from distill_lit.models import (
 from distill_lit.models.vocabulary import check_tokens
 from distill_lit.objectives import Objective, build_objective, check_signal
 from distill_lit.signals.generated import check_generated
+
+if TYPE_CHECKING:  # bad input is told before it is loaded
+    from transformers import PreTrainedConfig
 
 
 def check_experiment(config: ExperimentConfig) -> None:
@@ -127,10 +134,39 @@ def check_against_teacher(config: ExperimentConfig) -> None:
             raise UserError(f"teacher.k: {point.teacher.k} is above the teacher's vocabulary of {vocabulary}")
 
 
-def check_evaluation(reference: str, overrides: list[str], benchmarks: str) -> EvaluationConfig:
+def check_models(config: ExperimentConfig) -> None:
+    """Raises UserError for questions and measurements that a model of the experiment is not made for. All assets must have
+    been fetched; no weights are loaded."""
+    from distill_lit.evaluation.cost import check_positions
+
+    folder = model_folder(config.teacher.model)
+    places = {"the teacher": folder, **{name: model_folder(reference) for name, reference in config.rivals.items()}}
+    asked = {name: (place, load_config(place)) for name, place in places.items()}
+    for _, point in settled_points(config):
+        student = check_student_fits(point.student, point.students[point.student], folder)
+        asked[point.student] = (base_of(point, folder), student)
+    check_asked(config.evaluation, config.benchmarks, asked)
+    if config.cost.measure:
+        check_positions({name: model for name, (_, model) in asked.items()}, config.cost)
+
+
+def check_asked(settings: EvaluationConfig, benchmarks: str, models: "Mapping[str, tuple[Path, PreTrainedConfig]]") -> None:
+    """Raises UserError for questions that a model cannot be asked. models: (folder of its tokenizer, config) of each, by
+    the name that users know it by."""
+    from distill_lit.evaluation.evaluate import check_template
+
+    for name, (folder, _) in models.items() if settings.chat_template else ():
+        check_template(settings, load_tokenizer(folder), name)
+    texts = {name: config.get_text_config() for name, (_, config) in models.items()}
+    check_lengths(settings, benchmarks, {n: getattr(text, "max_position_embeddings", 0) or 0 for n, text in texts.items()})
+    try_own_tasks(settings, benchmarks)
+
+
+def check_evaluation(reference: str, overrides: list[str], benchmarks: str, accelerator: str = "auto") -> EvaluationConfig:
     """The checked settings for evaluating one model outside an experiment. Raises UserError like `check_experiment`."""
     settings = load_section(EvaluationConfig, overrides)
     assets.check(reference)
+    hardware.device_for(accelerator, "--accelerator")
     if not settings.tasks:
         raise UserError("tasks: give at least one, as in tasks=[arc_easy,piqa]")
     check_tasks(settings, benchmarks)

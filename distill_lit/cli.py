@@ -131,10 +131,10 @@ def _fetch(options: argparse.Namespace, console: Console) -> int:
 def _evaluate(options: argparse.Namespace, console: Console) -> int:
     from distill_lit.checks import check_evaluation
 
-    settings = check_evaluation(options.model, options.overrides, options.benchmarks)
+    settings = check_evaluation(options.model, options.overrides, options.benchmarks, options.accelerator)
     from distill_lit.commands import evaluate_reference
 
-    return evaluate_reference(options.model, settings, options.benchmarks, console)
+    return evaluate_reference(options.model, settings, options.benchmarks, options.accelerator, console)
 
 
 def _report(options: argparse.Namespace, console: Console) -> int:

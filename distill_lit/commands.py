@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distill_lit import assets, cells, checks, experiment, report, state
+from distill_lit import assets, cells, checks, experiment, hardware, report, state
 from distill_lit.board import write_experiment
 from distill_lit.cli import DONE, SOME_CELLS_FAILED
 from distill_lit.collect import collect
@@ -24,8 +24,9 @@ from distill_lit.evaluation.evaluate import evaluate_model
 from distill_lit.experiment import Cell
 from distill_lit.identity import GENERATED
 from distill_lit.launch import Terminated, run_cells
-from distill_lit.models import add_results, model_folder
+from distill_lit.models import add_results, load_config, model_folder
 from distill_lit.progress import Display
+from distill_lit.report.tables import departures, task_line
 from distill_lit.signals.generated import check_keys
 
 
@@ -42,9 +43,15 @@ def run_experiment(config: ExperimentConfig, root: Path, console: Console, comma
     if not (folder / "records" / "documents.parquet").is_file():
         console.print(f"no model was evaluated, so nothing is drawn; {folder / 'cells.csv'} says why", soft_wrap=True)
         return SOME_CELLS_FAILED if failed else DONE
+    problem: Exception | None = None
     if config.cost.measure and not failed:
-        measure_experiment(config, planned, root, console)
+        try:
+            measure_experiment(config, planned, root, console)
+        except (UserError, RuntimeError, OSError) as error:  # what cannot be measured takes no score away
+            problem = error
     _publish(folder, config, planned, root, console)
+    if problem is not None:
+        raise problem
     console.print(f"{folder} drawn after {(time.monotonic() - began) / 60:.1f} minutes", highlight=False)
     return SOME_CELLS_FAILED if failed else DONE
 
@@ -83,6 +90,7 @@ def _ready(config: ExperimentConfig, root: Path) -> ExperimentConfig:
     for reference in experiment.references(config):
         assets.fetch(reference)
     checks.check_against_teacher(config)
+    checks.check_models(config)
     return experiment.settle(config)
 
 
@@ -226,17 +234,26 @@ def fetch_assets(config: ExperimentConfig, console: Console) -> int:
     return DONE
 
 
-def evaluate_reference(reference: str, settings: EvaluationConfig, benchmarks: str, console: Console) -> int:
-    """Evaluates one model and prints its scores."""
-    settings.dtype = experiment.settle_dtype(settings.dtype)
+def evaluate_reference(
+    reference: str, settings: EvaluationConfig, benchmarks: str, accelerator: str, console: Console
+) -> int:
+    """Evaluates one model and prints its scores, and below them how they were had."""
+    settings.dtype = experiment.settle_dtype(settings.dtype, accelerator)
+    folder = model_folder(reference)
+    checks.check_asked(settings, benchmarks, {reference: (folder, load_config(folder))})
+    device = str(hardware.device_for(accelerator))
     with _request_bar(console) as progress:
-        result = evaluate_model(model_folder(reference), settings, benchmarks, progress=progress)
+        result = evaluate_model(folder, settings, benchmarks, progress=progress, device=device)
     table = Table("task", "metric", "score", "documents", "chance")
     for task, meta in result.meta.items():
         for metric in meta["metrics"]:
             score = next((v for k, v in meta["lm_eval_results"].items() if k.split(",")[0] == metric), float("nan"))
             table.add_row(task, metric, f"{score:.3f}", f"{meta['n']:,}", f"{meta['chance']:.2f}")
     console.print(table)
+    for task, meta in result.meta.items():
+        ways = [meta["harness"], *departures(meta), *([meta["fallback"]] if meta["fallback"] else [])]
+        line = f"{task_line(task, meta, meta['n'], meta['chance'])}, {'; '.join(ways)}"
+        console.print(line, style="dim", highlight=False, markup=False, soft_wrap=True)
     return DONE
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from distill_lit import cells as work
 from distill_lit import hardware
 from distill_lit.analysis.cost import read_costs, summarise
-from distill_lit.config import ExperimentConfig, to_dict
+from distill_lit.config import ExperimentConfig, decisive, to_dict
 from distill_lit.errors import UserError
 from distill_lit.evaluation.cost import measure_costs
 from distill_lit.experiment import Cell, results_folder, runs_folder
@@ -79,24 +79,40 @@ def _summary(config: ExperimentConfig, rows: pd.DataFrame, teacher: str) -> dict
 
 
 def choose_models(cells: list[Cell], runs: Path) -> tuple[dict[str, list[str]], dict[str, Path], dict[str, dict[str, str]]]:
-    """({model: labels of all cells of its shape}, {model: its folder}, {model: its fingerprint}), the teacher first."""
+    """({model: labels of all cells of its shape}, {model: its folder}, {model: its fingerprint}), the teacher first.
+
+    A cell that is not built has the shape of one that begins in the same way: what a student costs is known before it is
+    trained."""
     stands_for: dict[str, list[str]] = {}
     folders: dict[str, Path] = {}
     prints: dict[str, dict[str, str]] = {}
     known: dict[str, str] = {}
+    begun: dict[str, str] = {}
+    later: list[Cell] = []
     for cell in sorted((c for c in cells if c.is_model), key=lambda c: c.role != TEACHER):
         folder = runs / cell.name
         if not work.is_built(cell, folder):
+            later.append(cell)
             continue
         manifest = work.read_manifest(folder / "manifest.json")
         shape = fingerprint([cell.student or cell.label, *(manifest.get(name) for name in SHAPE)])
-        model = known.setdefault(shape, cell.label)
+        model = begun[_beginning(cell)] = known.setdefault(shape, cell.label)
         stands_for.setdefault(model, []).append(cell.label)
         if model == cell.label:
+            work.allow_own_code(cell, folder)
             folders[model], prints[model] = work.model_place(folder, manifest), manifest["fingerprint"]
     if not any(c.role == TEACHER and c.label in folders for c in cells):
         raise UserError("cost: the teacher of this experiment has not been built; run the experiment first")
+    for cell in later:
+        if model := begun.get(_beginning(cell), ""):
+            stands_for[model].append(cell.label)
     return stands_for, folders, prints
+
+
+def _beginning(cell: Cell) -> str:
+    """Identifies how a student is made; training changes its weights, not its shape."""
+    made = decisive(cell.config.students[cell.student]) if cell.student else cell.identity
+    return fingerprint([cell.student, made, cell.config.teacher.model])
 
 
 def _facts(runs: Path, cells: list[Cell], label: str) -> dict[str, Any]:

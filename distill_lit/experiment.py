@@ -20,7 +20,7 @@ from distill_lit.config import (
 from distill_lit.config.on_policy import is_on
 from distill_lit.config.schema import EITHER
 from distill_lit.errors import UserError
-from distill_lit.evaluation.tasks import need_packages
+from distill_lit.evaluation.tasks import download_tasks, need_packages
 from distill_lit.identity import (
     CE_ONLY,
     DISTILLED,
@@ -288,6 +288,8 @@ def prepare(config: ExperimentConfig) -> None:
             data.prepare(point.data, base_of(point, folder), point.benchmarks)
     if any(_needs_packages(point) for point in points):
         benchmarks.mirror()
+    if config.benchmarks == "hub":
+        download_tasks(config.evaluation, config.benchmarks)
 
 
 def runs_folder(root: Path, config: ExperimentConfig) -> Path:

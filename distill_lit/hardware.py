@@ -28,10 +28,10 @@ def describe() -> dict[str, Any]:
     }
 
 
-def device_for(accelerator: str) -> torch.device:
-    """The device of `training.accelerator`. Raises UserError when CUDA is asked for and not there."""
+def device_for(accelerator: str, key: str = "training.accelerator") -> torch.device:
+    """The device for auto, cpu or cuda. Raises UserError when CUDA is asked for, by what is called `key`, and not there."""
     if accelerator == "cuda" and not torch.cuda.is_available():
-        raise UserError("training.accelerator: cuda was asked for and there is none; use cpu or auto")
+        raise UserError(f"{key}: cuda was asked for and there is none; use cpu or auto")
     return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
 

@@ -97,4 +97,5 @@ def corpus_identity(corpus: CorpusConfig, config: ExperimentConfig) -> dict[str,
 def evaluation_identity(config: ExperimentConfig) -> str:
     """Identifies the questions a model is asked: a cell is evaluated again when they change."""
     asked = {key: value for key, value in decisive(config.evaluation).items() if key not in ("every", "every_limit")}
+    asked.setdefault("fewshot", "what the task says")  # once it was none at all
     return identity_of(**asked, benchmarks=config.benchmarks)

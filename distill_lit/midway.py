@@ -40,6 +40,13 @@ class MidwayEvaluation(L.Callback):
             tokenizer = load_tokenizer(self.folder)
             found = evaluate_loaded(module.student, tokenizer, self.settings, self.benchmarks)
             scores = {f"evaluation/{task}": value for task, value in main_scores(found.meta).items()}
+            above = [
+                (scores[f"evaluation/{task}"] - facts["chance"]) / (1 - facts["chance"])
+                for task, facts in found.meta.items()
+                if f"evaluation/{task}" in scores and facts["metric"].startswith("acc")
+            ]
+            if above:
+                scores["evaluation/above_chance"] = sum(above) / len(above)
             for logger in trainer.loggers:
                 logger.log_metrics(scores, trainer.global_step)
         trainer.strategy.barrier()

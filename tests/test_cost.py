@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,7 @@ from distill_lit.errors import UserError
 from distill_lit.evaluation.cost import check_positions, generate, measure_costs
 from distill_lit.evaluation.energy import _processor_meter
 from distill_lit.evaluation.memory import read_peak, start_peak
-from distill_lit.models import load_model, size_of
+from distill_lit.models import load_config, load_model, size_of
 from distill_lit.report.cost import break_even, cost_table
 
 ROOT = Path(__file__).parent.parent
@@ -104,7 +105,7 @@ def test_measurement_has_every_model_block_and_point(tiny_teacher: Path, tmp_pat
 
 def test_a_grid_beyond_the_positions_is_refused(tiny_teacher: Path) -> None:
     with pytest.raises(UserError, match=r"cost.prompts: 332 tokens .* teacher has 256 positions"):
-        check_positions({"teacher": load_model(tiny_teacher)}, CostConfig(prompts=[8, 300]))
+        check_positions({"teacher": load_config(tiny_teacher)}, CostConfig(prompts=[8, 300]))
 
 
 def made_up_rows(slower: float, noise: float) -> pd.DataFrame:
@@ -235,6 +236,9 @@ baselines: [teacher]
 
     early = run("cost")
     assert early.returncode == 2 and "run the experiment first" in early.stderr
+    long = run("run", "cost.measure=true", "cost.prompts=[300]")
+    assert long.returncode == 2 and "the teacher has 256 positions" in long.stderr
+    assert not list(tmp_path.glob("runs/tiny/*/manifest.json"))
     done = run("run", "cost.measure=true")
     assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / "results/tiny"
@@ -255,3 +259,7 @@ baselines: [teacher]
     assert json.loads((folder / "cost.json").read_text())["settings"]["price"] == 2.0
     assert (folder / "cost.csv").stat().st_mtime_ns == made
     assert run("cost", "cost.blocks=4").returncode == 2
+    (student,) = (tmp_path / "runs/tiny").glob("one-seed=1-*")
+    shutil.rmtree(student)  # as if it had not been trained yet
+    assert run("cost").returncode == 0
+    assert json.loads((folder / "cost.json").read_text())["stands_for"] == costs["stands_for"]

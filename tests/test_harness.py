@@ -27,6 +27,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from distill_lit.config.schema import EvaluationConfig
 from distill_lit.errors import UserError
 from distill_lit.evaluation import forward, harness
 from distill_lit.evaluation.harness import PrefixTreeLM
@@ -393,8 +394,11 @@ def test_what_cannot_be_scored_is_said(tokenizer: PreTrainedTokenizerFast) -> No
 def test_cuda_is_never_replaced_by_the_cpu(tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="no CUDA device"):
-        harness.load_harness(tiny_teacher, "float32", "cuda", 512)
-    assert isinstance(harness.load_harness(tiny_teacher, "bfloat16", "cpu", 512).model, LlamaForCausalLM)
+        harness.load_harness(tiny_teacher, EvaluationConfig(), "cuda")
+    found = harness.load_harness(tiny_teacher, EvaluationConfig(dtype="bfloat16", token_logprobs=True), "cpu")
+    assert isinstance(found.model, LlamaForCausalLM)
+    assert found.model.dtype == torch.bfloat16
+    assert found.token_logprobs == {}
 
 
 @pytest.mark.slow

@@ -145,6 +145,10 @@ def test_a_row_by_hand() -> None:
     assert (row["tie"], row["doc_id"], row["n_choices"], row["prompt"]) == (False, 5, 3, "q:")
     assert row["key"].endswith(".0")
     assert again["key"] == row["key"][:-1] + "1"  # the same question twice
+    assert "token_logprobs" not in row
+    nats = {("q:", " a"): [-2.0], ("q:", " bcd"): [-1.0, -2.0]}
+    kept = make_rows(fake_task(1, choices), [logged], counts, nats)[0]
+    assert kept["token_logprobs"] == [[-2.0], [-1.0, -2.0], []]
 
 
 def test_golds_and_ties_by_hand() -> None:

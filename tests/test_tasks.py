@@ -1,6 +1,7 @@
 """Names to tasks: groups, what is refused before anything is loaded, and where documents come from."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,11 @@ from distill_lit.evaluation import index, sources, tasks
 from distill_lit.evaluation.evaluate import draw_documents
 from distill_lit.evaluation.quiet import quiet_lm_eval
 from distill_lit.evaluation.tasks import check_tasks, load_task, resolve_tasks
+
+
+@pytest.fixture(autouse=True)
+def nothing_known_of_the_hub() -> None:
+    sources.hub_commit.cache_clear()
 
 
 def check(*names: str, data: str = "pypi", **settings: Any) -> list[str]:
@@ -269,6 +275,21 @@ def test_offline_the_cached_revision_counts(tmp_path: Path, monkeypatch: pytest.
     ref.parent.mkdir(parents=True)
     ref.write_text("abc\n")
     assert sources.hub_revision("piqa", "baber/piqa") == "abc"
+    (tmp_path / "datasets--baber--sciq" / "snapshots" / "def").mkdir(parents=True)
+    assert sources.hub_revision("sciq", "baber/sciq") == "def"  # downloaded by its commit, which leaves no name for it
+
+
+def test_a_repository_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def answer(_: Any, repository: str, **__: Any) -> Any:
+        asked.append(repository)
+        return SimpleNamespace(sha="abc", gated=False)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", answer)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    assert {spec.source.fingerprint for spec in resolve("mmlu_stem", data="hub")} == {"hub:abc"}
+    assert asked == ["cais/mmlu"]
 
 
 # ---------------------------------------------------------------------- which documents
@@ -284,3 +305,60 @@ def test_drawn_documents() -> None:
     assert drawn != draw_documents(10_042, 200, 1234, "piqa")
     assert 4200 < sum(drawn) / 200 < 5900  # not the first ones: those of HellaSwag are all of one source
     assert draw_documents(5, 0, 1, "a") == draw_documents(5, 9, 1, "a") == [0, 1, 2, 3, 4]
+
+
+# ---------------------------------------------------------------------- what a task says and a model cannot do
+
+
+def test_examples_are_those_the_task_names(tmp_path: Path) -> None:
+    folder = tiny_tasks.make_tasks(tmp_path, "three", "none", "silent")
+    for name, shots in (("three", 3), ("none", 0)):
+        with (folder / f"{name}.yaml").open("a") as file:
+            file.write(f"num_fewshot: {shots}\n")
+
+    def shots(**settings: Any) -> list[int]:
+        return [spec.fewshot for spec in resolve("three", "none", "silent", include_path=str(folder), **settings)]
+
+    assert shots() == [3, 0, 0]
+    assert shots(fewshot=2) == [2, 0, 2]  # lm-eval: a task that says none means it
+    assert shots(fewshot=0) == [0, 0, 0]
+
+
+def test_without_metrics_a_task_has_the_usual_ones() -> None:
+    (spec,) = resolve("mmlu_anatomy_continuation")
+    assert spec.entry.config["metrics"] == ["acc", "acc_norm"]
+
+
+def test_answers_longer_than_the_model_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"q": "a", "a": "b"}\n')
+    (tmp_path / "write.yaml").write_text(f"""
+task: write
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {tmp_path}/d.jsonl}}}}
+output_type: generate_until
+test_split: test
+doc_to_text: "{{{{q}}}}"
+doc_to_target: "{{{{a}}}}"
+generation_kwargs: {{max_new_tokens: 300, until: ["."]}}
+metric_list: [{{metric: exact_match}}]
+""")
+    settings = EvaluationConfig(tasks=["write"], include_path=str(tmp_path))
+    tasks.check_lengths(settings, "pypi", {"wide": 301, "endless": 0})
+    with pytest.raises(UserError, match="'write' lets a model write 300 tokens, and the teacher has 300 positions"):
+        tasks.check_lengths(settings, "pypi", {"wide": 400, "the teacher": 300})
+
+
+def test_code_is_not_run_where_a_student_is_trained() -> None:
+    with pytest.raises(UserError, match=r"evaluation.every: task 'humaneval' executes code"):
+        check("humaneval", data="hub", run_generated_code=True, every=0.5)
+
+
+def test_a_task_that_cannot_be_asked_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    folder = tiny_tasks.make_tasks(tmp_path, "mine", "broken")
+    settings = EvaluationConfig(tasks=["mine"], include_path=str(folder))
+    tasks.try_own_tasks(settings, "pypi")
+    text = (folder / "broken.yaml").read_text()
+    (folder / "broken.yaml").write_text(text.replace("{{choices}}", "{{nothing | fail}}"))
+    settings.tasks.append("broken")
+    with pytest.raises(UserError, match="task 'broken'.*fail"):
+        tasks.try_own_tasks(settings, "pypi")

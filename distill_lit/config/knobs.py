@@ -56,6 +56,8 @@ def check_types(schema: Any, values: Any, path: str = "") -> None:
         kind, key = hints.get(str(name)), f"{path}{str(name).rstrip('_')}"
         inner = [*typing.get_args(kind), kind]
         section = next((t for t in inner if dataclasses.is_dataclass(t)), None)
+        is_plain = typing.get_origin(kind) not in (list, dict)
+        number = next((t for t in inner if t in (int, float, bool) and is_plain), None)
         if value is None or (isinstance(value, str) and "${" in value):
             continue
         if (section is not None or typing.get_origin(kind) is dict) and not isinstance(value, dict):
@@ -73,9 +75,9 @@ def check_types(schema: Any, values: Any, path: str = "") -> None:
                 check_types(section, entry, f"{key}.{item}.")
         elif section is not None:
             check_types(section, value, f"{key}.")
-        elif kind in (int, float, bool) and isinstance(value, str) and value != "???":
-            raise UserError(f"{key}: {value!r} is text; write it without quotes, as a {_WORDS[kind]}")
-        elif kind in (int, float) and isinstance(value, bool):
+        elif number is not None and isinstance(value, str) and value != "???":
+            raise UserError(f"{key}: {value!r} is text; write it without quotes, as a {_WORDS[number]}")
+        elif number in (int, float) and isinstance(value, bool):
             raise UserError(f"{key}: {str(value).lower()} is not a number")
         elif kind is str and isinstance(value, (dict, list)):
             raise UserError(f"{key}: {value!r} is not one text; YAML wants one that ends with a colon in quotes")

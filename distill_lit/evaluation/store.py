@@ -15,7 +15,7 @@ from rich.console import Console
 
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.evaluation.index import lm_eval_version
-from distill_lit.evaluation.records import DOCUMENT_COLUMNS, FORMAT, RECORD_COLUMNS
+from distill_lit.evaluation.records import DOCUMENT_COLUMNS, FORMAT, RECORD_COLUMNS, TOKEN_LOGPROBS
 from distill_lit.evaluation.tasks import TaskSpec
 from distill_lit.files import cache_root, fingerprint, read_json, sha256_of, write_json, writing_folder
 from distill_lit.models.loading import model_fingerprint
@@ -38,6 +38,7 @@ def store_key(model: str, spec: TaskSpec, settings: EvaluationConfig, kind: str 
         "data": spec.source.fingerprint, "lm_eval": lm_eval_version(), "fewshot": spec.fewshot,
         "limit": settings.limit, "seed": effective_seed(spec, settings), "chat_template": settings.chat_template,
         "dtype": settings.dtype, **({"kind": kind} if kind else {}),
+        **({"token_logprobs": True} if settings.token_logprobs else {}),
     })  # fmt: skip
 
 
@@ -76,9 +77,10 @@ def locked(key: str) -> Iterator[None]:
 
 def to_frames(rows: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(documents, records): the two halves of the rows."""
+    kept = (TOKEN_LOGPROBS,) if any(TOKEN_LOGPROBS in row for row in rows) else ()
     documents, records = (
         pd.DataFrame([{column: row[column] for column in columns} for row in rows], columns=list(columns))
-        for columns in (DOCUMENT_COLUMNS, RECORD_COLUMNS)
+        for columns in (DOCUMENT_COLUMNS, (*RECORD_COLUMNS, *kept))
     )
     return documents, records
 

@@ -49,7 +49,7 @@ def measure_surprisal(
             entry = read_entry(key, COLUMNS)
             if entry is None:
                 with quiet_lm_eval():
-                    lm = lm or load_harness(folder, settings.dtype, device, settings.pack_tokens)
+                    lm = lm or load_harness(folder, settings, device)
                     lm.start(functools.partial(_tell, progress, spec.name) if progress else None)
                     rows = _measure(lm, spec, mine)
                 write_entry(key, rows, {"task": spec.name, "fallback": lm.fallback})

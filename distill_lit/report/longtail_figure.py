@@ -12,8 +12,9 @@ from distill_lit.report.style import GREY, RC, bar_options, first_of, linestyle,
 MAX_ROWS = 6  # students drawn
 
 
-def longtail_figure(report: LongTail, watermark: str = "") -> Any:
-    """A matplotlib figure with a row per distilled student, at most MAX_ROWS; None when there is nothing to draw."""
+def longtail_figure(report: LongTail, watermark: str = "", without: str = "without teacher") -> Any:
+    """A matplotlib figure with a row per distilled student, at most MAX_ROWS; None when there is nothing to draw.
+    without: how the student without teacher is called."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -29,7 +30,7 @@ def longtail_figure(report: LongTail, watermark: str = "") -> Any:
             mine = report.strata[(report.strata["model"] == model) & (report.strata["stratum"] != MISSING)]
             strata = mine[mine["axis"] == RARITY.name]
             if not strata.empty:
-                _by_frequency(row[0], strata, _frequencies(report))
+                _by_frequency(row[0], strata, _frequencies(report), without)
                 _by_stratum(row[1], strata)
             _by_axis(row[2], report.contrasts[report.contrasts["model"] == model], report)
             row[0].set_title(plain(model), pad=10)
@@ -49,11 +50,11 @@ def _frequencies(report: LongTail) -> pd.Series:
     return per_task.groupby(level=0).mean()
 
 
-def _by_frequency(axes: Any, strata: pd.DataFrame, frequency: pd.Series) -> None:
+def _by_frequency(axes: Any, strata: pd.DataFrame, frequency: pd.Series, without: str) -> None:
     x = frequency.loc[strata["stratum"]].to_numpy(float)
     for role, column, words in (
         ("teacher", "teacher", "teacher"),
-        ("ce_only", "ce_only", "without teacher"),
+        ("ce_only", "ce_only", without),
         ("distilled", "student", "distilled"),
     ):
         if column not in strata or strata[column].isna().all():

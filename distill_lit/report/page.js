@@ -217,7 +217,7 @@ function strata() {
     group.addEventListener("click", pick);
     group.addEventListener("keydown", (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); pick(); } });
   });
-  $("axis-about").textContent = `By ${axis.about}. Filled: distilled; hollow squares: the same student without teacher. Choose a row to read its documents.`;
+  $("axis-about").textContent = `By ${axis.about}. Filled: distilled; hollow squares: ${data.without}. Choose a row to read its documents.`;
 }
 
 function matching() {

@@ -18,7 +18,7 @@ from distill_lit.report.claim import claim_table
 from distill_lit.report.cost import cost_table
 from distill_lit.report.curves_figure import mean_curve
 from distill_lit.report.html import asset, document, embed_json, escape, paragraphs, to_html
-from distill_lit.report.longtail import contrast_table, flip_table
+from distill_lit.report.longtail import contrast_table, flip_table, reads_other_text
 from distill_lit.report.scaling import scaling_table
 from distill_lit.report.style import ROLE_STYLE, line_styles, numbered, role_style, variant_numbers
 from distill_lit.report.table import Table
@@ -173,6 +173,7 @@ def payload(result: Analysed, placed: dict[str, pd.DataFrame]) -> dict[str, Any]
         "looks": {role: _look(style) for role, style in ROLE_STYLE.items()},
         "quality": scores.analysis.claim_quality,
         "roles": words,
+        "without": "the same student without teacher" + (", on other text" if reads_other_text(scores) else ""),
         "tasks": scores.tasks,
         "students": list(tail.flips),
         "axes": [{"name": a.name, "title": a.title, "about": a.about} for a in tail.axes],

@@ -185,7 +185,9 @@ def provenance(scores: Scores) -> list[str]:
         )
         if any(key in s for s in settings.values())
     ]
-    tasks = [_task_line(panel, settings[panel.task]) for panel in scores.panel.tasks]
+    tasks = [
+        task_line(panel.task, settings[panel.task], panel.n, float(panel.chance.mean())) for panel in scores.panel.tasks
+    ]
     draws, q = scores.analysis.bootstrap, scores.analysis.confidence
     return [
         f"Evaluated with {', '.join(shared)}.",
@@ -199,17 +201,18 @@ def _all(settings: Mapping[str, Mapping[str, Any]], key: str) -> str:
     return " / ".join(dict.fromkeys(str(s.get(key, "unknown")) for s in settings.values()))
 
 
-def _task_line(panel: Any, settings: Mapping[str, Any]) -> str:
+def task_line(task: str, settings: Mapping[str, Any], documents: int, chance: float) -> str:
+    """How a task was asked. settings: of records of it; chance: as a share."""
     total = settings.get("n_total")
-    of = f" of {total}" if total and total != panel.n else ""
+    of = f" of {total}" if total and total != documents else ""
     parts = f"{settings['tasks']} tasks, " if settings.get("tasks") else ""
     split = str(settings.get("eval_split", "unknown"))
     official = settings.get("official_split")
     if official and official != split:
         split += f" (official: {official})"
     return (
-        f"{panel.task} v{settings.get('version', '?')} ({panel.metric}, {settings.get('fewshot', 0)}-shot, {parts}{panel.n}"
-        f"{of} documents, chance {points(float(panel.chance.mean()))}, split {split}, "
+        f"{task} v{settings.get('version', '?')} ({settings.get('metric', '?')}, {settings.get('fewshot', 0)}-shot, {parts}"
+        f"{documents}{of} documents, chance {points(chance)}, split {split}, "
         f"hash {str(settings.get('task_hash', 'unknown'))[:12]}, data {str(settings.get('data', 'unknown'))[:12]})"
     )
 
@@ -222,10 +225,15 @@ def _exceptions(scores: Scores, settings: Mapping[str, Mapping[str, Any]]) -> li
             why = f" ({facts['fallback']})" if facts.get("fallback") else ""
             ways = [f"{key} {facts[key]}{why if key == 'harness' else ''}" for key in ("harness", "dtype")
                     if task in settings and facts.get(key) != settings[task].get(key)]  # fmt: skip
-            ways += [f"{facts['truncated']} prompts cut to its context"] if facts.get("truncated") else []
+            ways += departures(facts)
             for way in ways:
                 found.setdefault(f"{model} with {way}", []).append(task)
     return [f"But {way}, on {listed(tasks)}." for way, tasks in found.items()]
+
+
+def departures(facts: Mapping[str, Any]) -> list[str]:
+    """What a model did not read of a task."""
+    return [f"{facts['truncated']} prompts cut to its context"] if facts.get("truncated") else []
 
 
 def detail_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
