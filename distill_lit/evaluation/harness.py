@@ -177,7 +177,7 @@ class PrefixTreeLM(HFLM):
     def _self_check(self, requests: list[Request]) -> str:
         """Why packing cannot be trusted with this model, or nothing."""
         by_length = sorted(range(len(requests)), key=lambda n: -self._read_tokens(requests[n]))
-        longest, middle = by_length[0], by_length[len(by_length) // 2]
+        longest, shortest = by_length[0], by_length[-1]
         tokens = [context + continuation for _, context, continuation in requests]
         order = sorted(range(len(requests)), key=lambda n: tokens[n])
         place = order.index(longest)
@@ -187,7 +187,7 @@ class PrefixTreeLM(HFLM):
         counts = self.tokens_forwarded, self._total
         self._total = 0
         try:
-            picked = dict.fromkeys([longest, *beside, *([] if self._verified_tokens else [middle])])
+            picked = dict.fromkeys([longest, *beside, *([] if self._verified_tokens else [shortest])])
             return self._check([(None, *requests[n][1:]) for n in picked])
         finally:
             self.tokens_forwarded, self._total = counts
