@@ -1,5 +1,6 @@
 """What the commands do. Imported once their input is known to be right, since it brings Lightning and transformers."""
 
+import json
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -244,17 +246,25 @@ def evaluate_reference(
     device = str(hardware.device_for(accelerator))
     with _request_bar(console) as progress:
         result = evaluate_model(folder, settings, benchmarks, progress=progress, device=device)
-    table = Table("task", "metric", "score", "documents", "chance")
+    table = Table("task", "metric", "score ± standard error", "documents", "chance")
     for task, meta in result.meta.items():
         for metric in meta["metrics"]:
             score = next((v for k, v in meta["lm_eval_results"].items() if k.split(",")[0] == metric), float("nan"))
-            table.add_row(task, metric, f"{score:.3f}", f"{meta['n']:,}", f"{meta['chance']:.2f}")
+            text = f"{score:.3f}{_standard_error(result.records, task, metric, score)}"
+            table.add_row(task, metric, text, f"{meta['n']:,}", f"{meta['chance']:.2f}")
     console.print(table)
     for task, meta in result.meta.items():
         ways = [meta["harness"], *departures(meta), *([meta["fallback"]] if meta["fallback"] else [])]
         line = f"{task_line(task, meta, meta['n'], meta['chance'])}, {'; '.join(ways)}"
         console.print(line, style="dim", highlight=False, markup=False, soft_wrap=True)
     return DONE
+
+
+def _standard_error(records: pd.DataFrame, task: str, metric: str, score: float) -> str:
+    """ " ± " and the standard error over documents, of a metric that is their mean; else empty."""
+    values = pd.to_numeric(records.loc[records["task"] == task, "metrics"].map(json.loads).str.get(metric), errors="coerce")
+    is_mean = len(values) > 1 and abs(values.mean() - score) < 1e-6
+    return f" ± {values.sem():.3f}" if is_mean else ""
 
 
 @contextmanager
