@@ -340,13 +340,13 @@ def test_self_check_packs_what_branches(
     assert "differ by" in lm.fallback
 
 
-def test_head_in_parts_gives_the_same(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward, "PART_ROWS", 3)
+def test_head_in_blocks_gives_the_same(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "BLOCK", 7)
     model = llama()
     assert forward.head_is_last(model) and not forward.head_is_last(MODELS["granite"]())
-    parts, whole = PrefixTreeLM(model, tokenizer), PrefixTreeLM(model, tokenizer)
+    blocks, whole = PrefixTreeLM(model, tokenizer), PrefixTreeLM(model, tokenizer)
     whole._head_is_last = False
-    one, two = (lm.loglikelihood(instances(pairs())) for lm in (parts, whole))
+    one, two = (lm.loglikelihood(instances(pairs())) for lm in (blocks, whole))
     assert [a[0] for a in one] == pytest.approx([b[0] for b in two], abs=1e-5)
     assert [a[1] for a in one] == [b[1] for b in two]
 

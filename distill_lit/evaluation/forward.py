@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicLayer
 from distill_lit.evaluation.packing import Pack, ancestor_mask
 
 HEAD_ROWS = 16  # rows of logits normalised at a time: what the sums need then stays in the processor's cache
-PART_ROWS = 256  # rows of hidden states that the head gets at a time, so that logits of a whole batch are never there
+BLOCK = 2048  # words of the vocabulary that the head is applied to at a time: as whole logits, products leave the cache
 Prefix: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values of each layer, (1, heads, tokens, width)
 
 
@@ -30,12 +30,12 @@ def read_prefix(model: PreTrainedModel, tokens: list[int]) -> Prefix:
 
 @torch.inference_mode()
 def score_batch(
-    model: PreTrainedModel, batch: list[Pack], prefix: Prefix | None = None, *, in_parts: bool = False
+    model: PreTrainedModel, batch: list[Pack], prefix: Prefix | None = None, *, in_blocks: bool = False
 ) -> tuple[list[float], list[bool]]:
     """(log-probability in nats, whether it is the most probable token) of every scored token, sequence after sequence.
 
     batch: the longest pack first. prefix: what every node attends to besides its ancestors; the batch is then one pack.
-    in_parts: apply the head to PART_ROWS nodes at a time, which `head_is_last` must allow.
+    in_blocks: apply the head to BLOCK words at a time, which `head_is_last` must allow.
     """
     width, device = len(batch[0].tokens), model.device
     places = [
@@ -49,7 +49,7 @@ def score_batch(
     lines = torch.tensor([line_of[node] for node, _ in places], device=device)
     targets = torch.tensor([token for _, token in places], device=device)
     past = prefix[0][0].shape[-2] if prefix else 0
-    with _head_only_at(model, torch.tensor(nodes, device=device), in_parts) as kept:
+    with _head_only_at(model, torch.tensor(nodes, device=device), in_blocks) as kept:
         logits = model(
             input_ids=_padded([pack.tokens for pack in batch], width, device),
             attention_mask=attention_mask(model, batch, width, past),
@@ -57,16 +57,35 @@ def score_batch(
             past_key_values=_cache_of(prefix) if prefix else None,
             use_cache=prefix is not None,
         ).logits[0]  # (nodes, V)
-    head: Any = model.get_output_embeddings()
-    logprobs, greedy = torch.empty(len(places), dtype=torch.float64), torch.empty(len(places), dtype=torch.bool)
-    for start in range(0, len(nodes), PART_ROWS if in_parts else len(nodes)):
-        part = head(kept[0][:, start : start + PART_ROWS])[0] if in_parts else logits
-        totals, best = _normalise(part)
-        here = ((lines >= start) & (lines < start + len(part))).nonzero()[:, 0]
-        rows, words = lines[here] - start, targets[here]
-        logprobs[here.cpu()] = (part[rows, words].to(totals.dtype) - totals[rows]).double().cpu()
-        greedy[here.cpu()] = (best[rows] == words).cpu()
-    return logprobs.tolist(), greedy.tolist()
+    if in_blocks:
+        head: Any = model.get_output_embeddings()
+        chosen, totals, best = _score_in_blocks(kept[0][0], head.weight, head.bias, lines, targets)
+    else:
+        chosen, (totals, best) = logits[lines, targets], _normalise(logits)
+    logprobs = chosen.to(totals.dtype) - totals[lines]
+    return logprobs.double().tolist(), (best[lines] == targets).tolist()
+
+
+def _score_in_blocks(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, lines: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The logits of `targets` in rows `lines`, and as `_normalise`: the logits (nodes, V) of hidden states (nodes, width)
+    are there for one block of the vocabulary at a time."""
+    wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    chosen = torch.empty(len(lines), dtype=wide, device=hidden.device)
+    highest = torch.full((len(hidden),), -torch.inf, dtype=wide, device=hidden.device)
+    total = torch.zeros(len(hidden), dtype=torch.float64, device=hidden.device)  # of exponentials, less the highest logit
+    best = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+    for start in range(0, len(weight), BLOCK):
+        block = slice(start, start + BLOCK)
+        logits = torch.nn.functional.linear(hidden, weight[block], None if bias is None else bias[block]).to(wide)
+        here = ((targets >= start) & (targets < start + BLOCK)).nonzero()[:, 0]
+        chosen[here] = logits[lines[here], targets[here] - start]
+        peak, word = logits.max(-1)
+        best = torch.where(peak > highest, word + start, best)
+        before, highest = highest, torch.maximum(highest, peak)
+        total = total * (before - highest).exp() + logits.sub_(highest[:, None]).exp_().sum(-1)
+    return chosen, highest + total.log().to(wide), best
 
 
 @torch.inference_mode()
@@ -83,9 +102,9 @@ def score_alone(model: PreTrainedModel, tokens: list[int], count: int) -> float:
 
 @torch.inference_mode()
 def head_is_last(model: PreTrainedModel) -> bool:
-    """Whether a model's logits are what its head returns, without a scale or a cap afterwards."""
+    """Whether a model's logits are the product of its head, without a scale or a cap afterwards."""
     head: Any = model.get_output_embeddings()
-    if head is None:
+    if type(head) is not torch.nn.Linear:
         return False
     returned: list[torch.Tensor] = []
     hook = head.register_forward_hook(lambda _, inputs, output: returned.append(output))
@@ -122,8 +141,8 @@ def _padded(rows: list[list[int]], width: int, device: torch.device) -> torch.Te
 
 
 @contextmanager
-def _head_only_at(model: PreTrainedModel, nodes: torch.Tensor, in_parts: bool = False) -> Iterator[list[torch.Tensor]]:
-    """Inside: logits are (1, len(nodes), V), for these places of the flattened batch, or in parts the first of them; yields
+def _head_only_at(model: PreTrainedModel, nodes: torch.Tensor, in_blocks: bool = False) -> Iterator[list[torch.Tensor]]:
+    """Logits inside are (1, len(nodes), V), for these places of the flattened batch, or in blocks the first of them. Yields
     a list that then holds the hidden states there. `logits_to_keep` of transformers takes the same places in every row,
     and not every model knows it."""
     head: Any = model.get_output_embeddings()
@@ -131,7 +150,7 @@ def _head_only_at(model: PreTrainedModel, nodes: torch.Tensor, in_parts: bool = 
 
     def keep(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         kept.append(inputs[0].flatten(0, -2)[nodes][None])
-        return (kept[0][:, :1] if in_parts else kept[0], *inputs[1:])
+        return (kept[0][:, :1] if in_blocks else kept[0], *inputs[1:])
 
     hook = head.register_forward_pre_hook(keep)
     try:

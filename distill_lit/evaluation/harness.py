@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.errors import UserError
 from distill_lit.evaluation.forward import head_is_last, read_prefix, score_alone, score_batch
+from distill_lit.evaluation.packable import CANNOT, refusal, said_by
 from distill_lit.evaluation.packing import batch_packs, common_prefix, pack_sequences, split_runs
 from distill_lit.models.loading import load_model, load_tokenizer
 from distill_lit.models.quantise import is_quantised
@@ -30,7 +31,6 @@ PLAIN_BATCH = 8  # sequences per forward of HFLM itself: a trial of sizes takes 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats per token
 LOOSE_TOLERANCE = 0.25  # bfloat16 and float16: the order of their sums differs
 ROW_TOKENS = 160  # nodes of a row, unless one context has more: measured, see benchmarks/harness.md
-CANNOT = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)  # what a model raises that knows no packs
 LONG_PREFIX = 256  # tokens of a context from which it is read once, if what follows it fills several packs
 
 
@@ -175,48 +175,50 @@ class PrefixTreeLM(HFLM):
         return self.fallback
 
     def _self_check(self, requests: list[Request]) -> str:
-        """Why packing cannot be trusted with this model, or nothing."""
-        by_length = sorted(range(len(requests)), key=lambda n: -self._read_tokens(requests[n]))
-        longest, shortest = by_length[0], by_length[-1]
-        tokens = [context + continuation for _, context, continuation in requests]
-        order = sorted(range(len(requests)), key=lambda n: tokens[n])
+        """Why packing cannot be trusted with this model, or nothing: the longest request in a row with the one that shares
+        most with it, as alone it has no branch."""
+        sequences = self._sequences(requests)
+        read = {tuple(tokens[:-1]): n for n, (tokens, _) in enumerate(sequences)}
+        longest = max(read, key=len)
+        order = sorted(tokens for tokens in read if tokens == longest or tokens != longest[: len(tokens)])
         place = order.index(longest)
-        beside = [order[other] for other in (place - 1, place + 1) if 0 <= other < len(order)]
-        # alone in its row a request has no branch: the longest goes there with the one that shares most with it
-        beside = sorted(beside, key=lambda n: -common_prefix(tokens[longest], tokens[n]))[:1]
+        others = [order[n] for n in (place - 1, place + 1) if 0 <= n < len(order)]
+        beside = sorted(others, key=lambda tokens: -common_prefix(longest, tokens))[:1]
+        # what comes later in a row can see what it must not, so the longest is compared, and what comes after it
+        judged = [longest, *(tokens for tokens in beside if tokens > longest)]
+        sample = [(None, *requests[read[tokens]][1:]) for tokens in dict.fromkeys([*judged, *beside])]
         counts = self.tokens_forwarded, self._total
         self._total = 0
         try:
-            picked = dict.fromkeys([longest, *beside, *([] if self._verified_tokens else [shortest])])
-            return self._check([(None, *requests[n][1:]) for n in picked])
+            return self._check(sample, len(judged), bool(self._runs(sequences)))
         finally:
             self.tokens_forwarded, self._total = counts
 
-    def _check(self, sample: list[Request]) -> str:
-        """Why these requests cannot be packed into one row, or nothing. If they can, and share a long context, finds out
-        whether the model can read it once."""
+    def _check(self, sample: list[Request], judged: int, has_runs: bool) -> str:
+        """Why these requests cannot be packed into one row, or nothing. `judged`: how many of the first are compared. `has_runs`:
+        find out as well whether the model can read a long context once, if they share one."""
         known, self._reads_prefixes = self._reads_prefixes, False
         try:
-            expected = [score_alone(self.model, *sequence) for sequence in self._sequences(sample)]
+            expected = [score_alone(self.model, *sequence) for sequence in self._sequences(sample[:judged])]
             if not all(map(math.isfinite, expected)):
                 raise UserError("its log-likelihoods are not finite: damaged weights, or too large for this dtype")
             problem = self._compare(sample, expected)
-            if not problem and known is not False and split_runs(self._sequences(sample), LONG_PREFIX, 1):
+            if not problem and has_runs and known is not False and self._runs(self._sequences(sample), worth=1):
                 self._reads_prefixes = True
                 known = not self._compare(sample, expected)
             return problem
         except CANNOT as error:
-            return _cannot_be_packed(error)
+            return said_by(error)
         finally:
             self._reads_prefixes = known
 
     def _compare(self, sample: list[Request], expected: list[float]) -> str:
-        """How a pack fails to give these log-probabilities, or nothing."""
+        """How a pack of these requests fails to give the first of them their log-probabilities, or nothing."""
         try:
             found = self._score_packed(sample, worth=1, row_tokens=sum(map(self._read_tokens, sample)))
         except CANNOT as error:
-            return _cannot_be_packed(error)
-        worst = max(abs(a - b[0]) / len(r[2]) for a, b, r in zip(expected, found, sample, strict=True))
+            return said_by(error)
+        worst = max(abs(a - b[0]) / len(r[2]) for a, b, r in zip(expected, found, sample, strict=False))
         # int8 activations round: a last bit can move a whole step
         allowed = LOOSE_TOLERANCE if is_quantised(self.model) else TOLERANCE.get(self.model.dtype, LOOSE_TOLERANCE)
         return "" if worst <= allowed else f"packed log-likelihoods differ by {worst:.2g} nats per token from plain ones"
@@ -254,12 +256,16 @@ class PrefixTreeLM(HFLM):
         kept = self.max_length + 1
         return [((context + continuation)[-kept:], len(continuation)) for _, context, continuation in requests]
 
+    def _runs(self, sequences: list[tuple[list[int], int]], worth: int = 0) -> list[tuple[list[int], list[int]]]:
+        """What shares a long context, as `split_runs`."""
+        return split_runs(sequences, LONG_PREFIX, worth or 2 * self.pack_tokens)
+
     def _score_packed(self, requests: list[Request], worth: int = 0, row_tokens: int = 0) -> list[tuple[float, bool]]:
         """`worth`: nodes after a shared context from which it is read once; 0: as many as fill two packs. `row_tokens`: as
         in the constructor, if not 0."""
         sequences = self._sequences(requests)
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        runs = split_runs(sequences, LONG_PREFIX, worth or 2 * self.pack_tokens)
+        runs = self._runs(sequences, worth)
         if runs and self._reads_prefixes is None:
             self._distrusted(self._self_check([requests[n] for n in runs[0][1]]))
             if self._warn():
@@ -284,7 +290,7 @@ class PrefixTreeLM(HFLM):
         self.tokens_forwarded += len(prefix)
         packs = pack_sequences(rest, self.pack_tokens if prefix else row_tokens, 4 * self.pack_tokens)
         for batch in ([pack] for pack in packs) if prefix else batch_packs(packs, self.pack_tokens):
-            logprobs, greedy = score_batch(self.model, batch, past, in_parts=self._head_is_last)
+            logprobs, greedy = score_batch(self.model, batch, past, in_blocks=self._head_is_last)
             start = 0
             for scored in (scored for pack in batch for scored in pack.scored):
                 part = slice(start, start := start + len(scored.targets))
@@ -310,31 +316,6 @@ def load_harness(folder: Path, settings: EvaluationConfig, device: str) -> Prefi
     tokenizer = load_tokenizer(folder)
     check_tokens(tokenizer, model.get_input_embeddings().weight.shape[0], folder)
     return PrefixTreeLM(model, tokenizer, pack_tokens=settings.pack_tokens, keep_token_logprobs=settings.token_logprobs)
-
-
-def _cannot_be_packed(error: Exception) -> str:
-    return f"the model cannot be packed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-
-
-def refusal(config: Any, longest: int) -> str:
-    """Why a model cannot be packed with requests of `longest` tokens, or nothing."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    implementation = getattr(text, "_attn_implementation", "sdpa")
-    if implementation not in ("sdpa", "eager"):
-        return f"attention {implementation!r} takes no mask of ancestors"
-    if text.model_type == "rwkv" or getattr(text, "alibi", False) or _option(getattr(text, "attn_config", None), "alibi"):
-        return f"{text.model_type} tells places by their order in the row, not by a number"
-    kinds = {*(getattr(text, "layer_types", None) or []), *(getattr(text, "attention_layers", None) or [])}
-    if other := sorted(kinds - {"full_attention", "sliding_attention", "global"}):
-        return f"{text.model_type} has layers with {other[0]!r} attention"
-    window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
-    local = window and longest > window
-    return f"{text.model_type} has a window of {window} tokens, shorter than a request" if local else ""
-
-
-def _option(settings: Any, name: str) -> Any:
-    """A setting of a configuration within a configuration, which may be a mapping."""
-    return settings.get(name) if isinstance(settings, dict) else getattr(settings, name, None)
 
 
 def _move_blanks(context: str, continuation: str) -> tuple[str, str]:

@@ -105,7 +105,7 @@ def ancestor_mask(parents: Sequence[int]) -> torch.Tensor:
     return mask
 
 
-def common_prefix(first: list[int], second: list[int]) -> int:
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     """How many tokens two sequences begin with alike."""
     length = 0
     for a, b in zip(first, second, strict=False):
