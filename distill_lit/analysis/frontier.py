@@ -29,7 +29,7 @@ COST_AXES = {  # column of cells.csv: what it is, in words with its unit
     "joules_per_token": "joules per written token",
     "money_per_million": "price of a million written tokens",
 }
-HOLDS, FAILS, OPEN = "holds", "does not hold", "not decided"
+HOLDS, FAILS, OPEN = "yes", "no", "open"  # answers to the claim as a question
 
 
 def cost_axes(scores: Scores) -> list[str]:

@@ -45,6 +45,14 @@ def count(value: float) -> str:
     return f"{value:.0f}" if value == int(value) or value >= 100 else f"{value:.3g}"
 
 
+def data_size(value: float) -> str:
+    """A number of bytes in short: 1.31 GB, 538 MB, 23 kB, 576 B."""
+    text = count(value)
+    if not text[-1].isalpha():
+        return text if text == ABSENT else f"{text} B"
+    return f"{text[:-1]} {text[-1].replace('B', 'G')}B"
+
+
 def p_value(value: float) -> str:
     """A p value with three digits, never 0."""
     if value is None or not math.isfinite(value):

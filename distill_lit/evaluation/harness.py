@@ -195,8 +195,8 @@ class PrefixTreeLM(HFLM):
             self.tokens_forwarded, self._total = counts
 
     def _check(self, sample: list[Request], judged: int, has_runs: bool) -> str:
-        """Why these requests cannot be packed into one row, or nothing. `judged`: how many of the first are compared. `has_runs`:
-        find out as well whether the model can read a long context once, if they share one."""
+        """Why these requests cannot be packed into one row, or nothing. `judged`: how many of the first are compared.
+        `has_runs`: find out as well whether the model can read a long context once, if they share one."""
         known, self._reads_prefixes = self._reads_prefixes, False
         try:
             expected = [score_alone(self.model, *sequence) for sequence in self._sequences(sample[:judged])]

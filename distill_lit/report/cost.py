@@ -8,7 +8,7 @@ import numpy as np
 from distill_lit.analysis.cost import MEASURED
 from distill_lit.analysis.groups import Group, cost_of
 from distill_lit.analysis.scores import Scores
-from distill_lit.analysis.wording import ABSENT, count, number
+from distill_lit.analysis.wording import ABSENT, count, data_size, number
 from distill_lit.report.table import Cell, Table
 from distill_lit.report.tables import watermark
 
@@ -17,15 +17,15 @@ RATES = {"prefill_s", "decode_s"}  # shown as tokens per second, which people co
 AXES: dict[str, tuple[str, Show]] = {
     "parameters": ("parameters", count),
     "non_embedding_parameters": ("without embeddings", count),
-    "bytes": ("bytes on disk", count),
-    "kv_bytes_per_token": ("KV bytes per token", count),
+    "bytes": ("on disk", data_size),
+    "kv_bytes_per_token": ("keys and values per token", data_size),
     "flops_per_token": ("FLOPs per token", count),
     "prefill_s": ("prompt tokens/s", count),
     "decode_s": ("written tokens/s", count),
     "first_token_s": ("first token, ms", lambda s: number(1000 * s)),
     "token_p50_s": ("token p50, ms", lambda s: number(1000 * s)),
     "token_p95_s": ("token p95, ms", lambda s: number(1000 * s)),
-    "memory_bytes": ("peak memory, bytes", count),
+    "memory_bytes": ("peak memory", data_size),
     "joules_per_token": ("J per token", lambda joules: number(joules, 3)),
     "money_per_million": ("price of 1M tokens", lambda money: number(money, 3)),
     "student_flops": ("training FLOPs, student", count),
@@ -73,7 +73,7 @@ def _entry(scores: Scores, group: Group, axis: str) -> str:
 
 
 def _notes(scores: Scores, known: list[str], pays: bool) -> list[str]:
-    notes = ["FLOPs per token: forward, 2 per weight, attention over the context left out. KV bytes in 16 bits."]
+    notes = ["FLOPs per token: forward, 2 per weight, attention over the context left out. Keys and values in 16 bits."]
     if pays:
         notes.append(
             "Pays off after: tokens served until the FLOPs saved per token exceed those of training, the teacher's "
