@@ -150,17 +150,19 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     if not (folder / "plan.yaml").is_file() or not (folder / "records").is_dir():
         raise UserError(f"{folder}: no plan.yaml and records/ in it, so it is no results folder")
     config = load_experiment(folder / "plan.yaml", options.overrides)
-    from distill_lit.commands import draw_report
+    from distill_lit.redraw import draw_results
 
-    return draw_report(folder, config, console)
+    draw_results(folder, config, console)
+    return DONE
 
 
 def _scaling(options: argparse.Namespace, console: Console) -> int:
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {options.out}: is no folder")
-    from distill_lit.commands import draw_scaling
+    from distill_lit.redraw import draw_scaling
 
-    return draw_scaling(options.folders, options.out, console)
+    draw_scaling(options.folders, options.out, console)
+    return DONE
 
 
 def _list(options: argparse.Namespace, console: Console) -> int:

@@ -28,6 +28,7 @@ from distill_lit.identity import GENERATED
 from distill_lit.launch import Terminated, run_cells
 from distill_lit.models import add_results, load_config, model_folder
 from distill_lit.progress import Display
+from distill_lit.redraw import draw_results
 from distill_lit.report.tables import departures, task_line
 from distill_lit.signals.generated import check_keys
 
@@ -76,7 +77,7 @@ def report_experiment(config: ExperimentConfig, root: Path, console: Console, co
 def _publish(folder: Path, config: ExperimentConfig, planned: list[Cell], root: Path, console: Console) -> None:
     """Draws the report; what it says goes to TensorBoard and into the students' model cards too."""
     runs = experiment.runs_folder(root, config)
-    result = _draw(folder, config, console)
+    result = draw_results(folder, config, console)
     _write_board(planned, runs, folder, result.headline)
     for model, text in report.cards(result).items():
         add_results(_folder_of(model, planned, runs), text)
@@ -131,15 +132,6 @@ def write_signals(config: ExperimentConfig, root: Path, console: Console, role: 
     return SOME_CELLS_FAILED if failed else DONE
 
 
-def _draw(folder: Path, config: ExperimentConfig, console: Console) -> Any:
-    """Draws and shows everything; returns what was analysed."""
-    result = report.analyse(folder, config.analysis, config.name, config.question)
-    for path in report.draw(folder, result):
-        console.print(f"  {path}", highlight=False, soft_wrap=True)
-    console.print(report.terminal_table(result))
-    return result
-
-
 def _write_board(planned: list[Cell], runs: Path, folder: Path, headline: str) -> None:
     """The experiment as a run of TensorBoard: columns to compare cells by, figures, the verdict."""
     done = [cell for cell in planned if cell.is_model and cells.is_evaluated(cell, runs / cell.name)]
@@ -158,7 +150,7 @@ def measure_cost(config: ExperimentConfig, root: Path, console: Console) -> int:
     config = experiment.settle(config)
     folder = measure_experiment(config, experiment.plan(config), root, console)
     if (folder / "cells.csv").is_file():
-        _draw(folder, config, console)
+        draw_results(folder, config, console)
     return DONE
 
 
@@ -274,19 +266,3 @@ def _request_bar(console: Console) -> Iterator[Any]:
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("evaluate", total=None)
         yield lambda done, total, name: bar.update(task, completed=done, total=total, description=name)
-
-
-def draw_scaling(folders: list[Path], out: Path, console: Console) -> int:
-    """Draws how the students of several experiments scale."""
-    shown, paths = report.draw_scaling(folders, out)
-    for part in shown:
-        console.print(part, highlight=False, markup=False)
-    for path in paths:
-        console.print(f"  {path}", highlight=False, soft_wrap=True)
-    return DONE
-
-
-def draw_report(folder: Path, config: ExperimentConfig, console: Console) -> int:
-    """Draws everything again from a results folder."""
-    _draw(folder, config, console)
-    return DONE

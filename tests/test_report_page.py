@@ -495,7 +495,13 @@ def test_the_policy_blocks_the_network(tmp_path: Path) -> None:
     assert "Content Security Policy" in log
 
 
-def test_drawing_needs_neither_torch_nor_transformers_nor_lm_eval() -> None:
-    code = "import sys, distill_lit.report.drawing; print(sorted({'torch', 'transformers', 'lm_eval'} & set(sys.modules)))"
+def test_drawing_needs_neither_torch_nor_lightning_nor_lm_eval(tmp_path: Path) -> None:
+    folder = shutil.copytree("results/cross_tokenizer", tmp_path / "cross_tokenizer")
+    code = f"""import sys
+from distill_lit.cli import main
+try:
+    main(["report", {str(folder)!r}])
+except SystemExit as end:
+    print(end.code, sorted({{"torch", "lightning", "transformers", "lm_eval"}} & set(sys.modules)))"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.splitlines()[-1] == "0 []"

@@ -22,8 +22,8 @@ def claim_table(scores: Scores) -> Table:
     notes = [
         "Kept, raw: share of the teacher's plain average; kept: of its average above chance. Margin: the student's "
         f"score above chance less {quality:.0%} of the teacher's. Per cost axis, how many times the student's cost the "
-        "teacher's is, and whether the claim holds: yes, if the lower bound of the margin is above 0 and that of the ratio at "
-        f"least {number(1 / share, 0)}; no, if an upper bound is below; else open."
+        "teacher's is, and whether the claim holds: yes if the lower bound of the margin is above 0 and that of the "
+        f"ratio at least {number(1 / share, 0)}; no if an upper bound is below; else open."
     ]
     columns = ["model", "kept, raw", "kept", "margin, points", *(COST_AXES[a] for a in axes)]
     title = f"At least {quality:.0%} of the teacher's score at no more than {share:.0%} of its cost?"

@@ -1,0 +1,30 @@
+"""Results drawn again from records alone: nothing here imports torch or Lightning, so it starts at once."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from distill_lit import report
+from distill_lit.config import ExperimentConfig
+
+if TYPE_CHECKING:
+    from distill_lit.report.analysed import Analysed
+
+
+def draw_results(folder: Path, config: ExperimentConfig, console: Console) -> "Analysed":
+    """Draws everything into a results folder and shows its table; returns what was analysed."""
+    result: Analysed = report.analyse(folder, config.analysis, config.name, config.question)
+    for path in report.draw(folder, result):
+        console.print(f"  {path}", highlight=False, soft_wrap=True)
+    console.print(report.terminal_table(result))
+    return result
+
+
+def draw_scaling(folders: list[Path], out: Path, console: Console) -> None:
+    """Draws how the students of several experiments scale."""
+    shown, paths = report.draw_scaling(folders, out)
+    for part in shown:
+        console.print(part, highlight=False, markup=False)
+    for path in paths:
+        console.print(f"  {path}", highlight=False, soft_wrap=True)
