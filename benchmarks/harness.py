@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import time
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def measure_task(folder: Path, name: str, shots: int, documents: int, rounds: in
     ratios = [b / a for a, b in zip(times["ours"], times["hflm"], strict=True)]
     encoded = tree._encode_requests([request.args for request in requests])
     read = sum(tree._read_tokens(request) for request in encoded)
-    row = {"task": _label(name, shots), "requests": len(requests), "batch": batch,
+    row = {"task": _label(name, shots), "measured": date.today().isoformat(), "requests": len(requests), "batch": batch,
            "ours_s": float(np.median(times["ours"])), "hflm_s": float(np.median(times["hflm"])),
            "ratio": float(np.median(ratios)), "ratio_low": min(ratios), "ratio_high": max(ratios),
            "fewer_tokens": read / tree.tokens_forwarded, "fallback": tree.fallback}  # fmt: skip
@@ -203,11 +204,12 @@ def to_page(frame: pd.DataFrame, documents: int, rounds: int) -> str:
         f"size of {', '.join(map(str, BATCHES))}. Faster: median [least, most] of the rounds. Fewer tokens: tokens HFLM "
         "reads without padding, over distinct prefixes; where answers are long, the head is needed at most of them, and "
         "this is about the limit of any exact method. Error: mean distance to float64 in nats per sequence. Memory: peak "
-        "above the model in a fresh process.",
+        "above the model in a fresh process. Rows of another day are of another version, maybe another machine: compare "
+        "within a row.",
         "",
         "| task | documents | batch | HFLM s | ours s | faster | bar | fewer tokens | other answers | largest difference | "
-        "error HFLM | error ours | memory HFLM MB | ours MB | share |",
-        "|---|---:|---:|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "error HFLM | error ours | memory HFLM MB | ours MB | share | measured |",
+        "|---|---:|---:|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for row in frame.to_dict("records"):
         bar, share = BARS.get(row["task"], 1.0), row["memory_ours"] / row["memory_hflm"]
@@ -225,6 +227,7 @@ def to_page(frame: pd.DataFrame, documents: int, rounds: int) -> str:
             f"{row['memory_hflm']:.0f}",
             f"{row['memory_ours']:.0f}",
             f"{share:.0%}" + ("" if share <= MEMORY_BAR else " missed"),
+            row["measured"],
         ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"

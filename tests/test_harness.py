@@ -340,14 +340,42 @@ def test_self_check_packs_what_branches(
     assert "differ by" in lm.fallback
 
 
-def test_head_in_blocks_gives_the_same(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("outlier", ["", "aa", "mm", "~~"])
+@pytest.mark.parametrize("first", ["", "one request", "rolling"])
+def test_self_check_waits_for_a_branch(
+    outlier: str, first: str, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alibi again, where the longest request shares nothing with any other, or nothing branched in an earlier call."""
+    monkeypatch.setattr(harness, "refusal", lambda config, longest: "")
+    draw = random.Random(0)
+    contexts = [" ".join(draw.choices(tiny.WORDS, k=12)) for _ in range(4)]
+    requests = [(context, f" {word} river") for context in contexts for word in tiny.WORDS[:3]]
+    if outlier:
+        requests.append((f"{outlier} {' '.join(draw.choices(tiny.WORDS, k=20))}", " water river"))
+    lm = PrefixTreeLM(UNPACKABLE["mpt"](), tokenizer)
+    if first == "one request":
+        lm.loglikelihood(instances([(" ".join(draw.choices(tiny.WORDS, k=30)), " water")]))
+    elif first == "rolling":
+        text = " ".join(draw.choices(tiny.WORDS, k=40))
+        lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0, ("t", 0, 1))])
+    assert not lm.fallback
+    lm.loglikelihood(instances(requests))
+    assert "differ by" in lm.fallback
+
+
+@pytest.mark.parametrize(("dtype", "apart"), [(torch.float32, 1e-5), (torch.float64, 1e-12), (torch.bfloat16, 0.05)])
+def test_head_in_blocks_gives_the_same(
+    dtype: torch.dtype, apart: float, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(forward, "BLOCK", 7)
     model = llama()
+    model.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, model.config.vocab_size))
+    model.to(dtype)
     assert forward.head_is_last(model) and not forward.head_is_last(MODELS["granite"]())
     blocks, whole = PrefixTreeLM(model, tokenizer), PrefixTreeLM(model, tokenizer)
     whole._head_is_last = False
     one, two = (lm.loglikelihood(instances(pairs())) for lm in (blocks, whole))
-    assert [a[0] for a in one] == pytest.approx([b[0] for b in two], abs=1e-5)
+    assert [a[0] for a in one] == pytest.approx([b[0] for b in two], abs=apart)
     assert [a[1] for a in one] == [b[1] for b in two]
 
 

@@ -72,8 +72,8 @@ def _score_in_blocks(
     """The logits of `targets` in rows `lines`, and as `_normalise`: the logits (nodes, V) of hidden states (nodes, width)
     are there for one block of the vocabulary at a time."""
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    chosen = torch.empty(len(lines), dtype=wide, device=hidden.device)
-    highest = torch.full((len(hidden),), -torch.inf, dtype=wide, device=hidden.device)
+    chosen = torch.full((len(lines),), torch.nan, dtype=wide, device=hidden.device)
+    highest = torch.full((len(hidden),), torch.finfo(wide).min, dtype=wide, device=hidden.device)
     total = torch.zeros(len(hidden), dtype=torch.float64, device=hidden.device)  # of exponentials, less the highest logit
     best = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
     for start in range(0, len(weight), BLOCK):

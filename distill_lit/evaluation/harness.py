@@ -19,7 +19,7 @@ from distill_lit.config.schema import EvaluationConfig
 from distill_lit.errors import UserError
 from distill_lit.evaluation.forward import head_is_last, read_prefix, score_alone, score_batch
 from distill_lit.evaluation.packable import CANNOT, refusal, said_by
-from distill_lit.evaluation.packing import batch_packs, common_prefix, pack_sequences, split_runs
+from distill_lit.evaluation.packing import batch_packs, find_branch, pack_sequences, split_runs
 from distill_lit.models.loading import load_model, load_tokenizer
 from distill_lit.models.quantise import is_quantised
 from distill_lit.models.vocabulary import check_tokens
@@ -31,6 +31,7 @@ PLAIN_BATCH = 8  # sequences per forward of HFLM itself: a trial of sizes takes 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats per token
 LOOSE_TOLERANCE = 0.25  # bfloat16 and float16: the order of their sums differs
 ROW_TOKENS = 160  # nodes of a row, unless one context has more: measured, see benchmarks/harness.md
+BRANCH_TOKENS = 16  # shared by two requests of the self-check, if any two share so much: enough to show in numbers
 LONG_PREFIX = 256  # tokens of a context from which it is read once, if what follows it fills several packs
 
 
@@ -55,7 +56,7 @@ class PrefixTreeLM(HFLM):
         self.pack_tokens, self.row_tokens = pack_tokens, min(row_tokens, pack_tokens)
         self.token_logprobs: dict[tuple[str, str], list[float]] | None = {} if keep_token_logprobs else None
         self._distrust = ""  # why this model is never packed
-        self._verified_tokens = 0
+        self._verified_tokens = self._verified_branch = 0  # length, and what two requests shared, in a self-check so far
         self._warned = False
         self._reads_prefixes: bool | None = None  # not known yet
         self._head_is_last = model.device.type == "cpu" and head_is_last(model)  # a GPU wants large products
@@ -158,10 +159,18 @@ class PrefixTreeLM(HFLM):
     def _can_pack(self, requests: list[Request]) -> bool:
         longest = max(self._read_tokens(request) for request in requests)
         self.fallback = self._distrust or refusal(self.model.config, longest)
-        if not self.fallback and longest > self._verified_tokens:  # a longer one can still show that attention is local
+        # a longer one can still show that attention is local, a deeper branch that it is not that of ancestors
+        if not self.fallback and (longest > self._verified_tokens or self._branches_deeper(requests)):
             self._distrusted(self._self_check(requests))
-            self._verified_tokens = longest
+            self._verified_tokens = max(longest, self._verified_tokens)
         return not self._warn()
+
+    def _branches_deeper(self, requests: list[Request]) -> bool:
+        """Whether two of these share more than any two that were compared, up to BRANCH_TOKENS."""
+        if self._verified_branch == BRANCH_TOKENS:
+            return False
+        read = (tuple(tokens[:-1]) for tokens, _ in self._sequences(requests))
+        return find_branch(read, BRANCH_TOKENS, ())[0] > self._verified_branch
 
     def _distrusted(self, problem: str) -> None:
         """Unless `problem` is empty, this model is not packed any more."""
@@ -175,18 +184,16 @@ class PrefixTreeLM(HFLM):
         return self.fallback
 
     def _self_check(self, requests: list[Request]) -> str:
-        """Why packing cannot be trusted with this model, or nothing: the longest request in a row with the one that shares
-        most with it, as alone it has no branch."""
+        """Why packing cannot be trusted with this model, or nothing: the longest request in a row with two that share a
+        prefix and then branch, it among them if it shares enough."""
         sequences = self._sequences(requests)
         read = {tuple(tokens[:-1]): n for n, (tokens, _) in enumerate(sequences)}
         longest = max(read, key=len)
-        order = sorted(tokens for tokens in read if tokens == longest or tokens != longest[: len(tokens)])
-        place = order.index(longest)
-        others = [order[n] for n in (place - 1, place + 1) if 0 <= n < len(order)]
-        beside = sorted(others, key=lambda tokens: -common_prefix(longest, tokens))[:1]
-        # what comes later in a row can see what it must not, so the longest is compared, and what comes after it
-        judged = [longest, *(tokens for tokens in beside if tokens > longest)]
-        sample = [(None, *requests[read[tokens]][1:]) for tokens in dict.fromkeys([*judged, *beside])]
+        shared, branch = find_branch(read, BRANCH_TOKENS, longest)
+        # what comes later in a row can see what it must not, so the later of the branches is compared, and the longest
+        judged = dict.fromkeys([longest, *branch[1:]])
+        sample = [(None, *requests[read[tokens]][1:]) for tokens in judged | dict.fromkeys(branch)]
+        self._verified_branch = max(self._verified_branch, shared)
         counts = self.tokens_forwarded, self._total
         self._total = 0
         try:
@@ -203,7 +210,7 @@ class PrefixTreeLM(HFLM):
             if not all(map(math.isfinite, expected)):
                 raise UserError("its log-likelihoods are not finite: damaged weights, or too large for this dtype")
             problem = self._compare(sample, expected)
-            if not problem and has_runs and known is not False and self._runs(self._sequences(sample), worth=1):
+            if not problem and known is not False and (has_runs or known) and self._runs(self._sequences(sample), worth=1):
                 self._reads_prefixes = True
                 known = not self._compare(sample, expected)
             return problem
@@ -218,10 +225,11 @@ class PrefixTreeLM(HFLM):
             found = self._score_packed(sample, worth=1, row_tokens=sum(map(self._read_tokens, sample)))
         except CANNOT as error:
             return said_by(error)
-        worst = max(abs(a - b[0]) / len(r[2]) for a, b, r in zip(expected, found, sample, strict=False))
+        apart = [abs(a - b[0]) / len(r[2]) for a, b, r in zip(expected, found, sample, strict=False)]
         # int8 activations round: a last bit can move a whole step
         allowed = LOOSE_TOLERANCE if is_quantised(self.model) else TOLERANCE.get(self.model.dtype, LOOSE_TOLERANCE)
-        return "" if worst <= allowed else f"packed log-likelihoods differ by {worst:.2g} nats per token from plain ones"
+        wrong = [difference for difference in apart if not difference <= allowed]  # NaN is no agreement
+        return f"packed log-likelihoods differ by {max(wrong):.2g} nats per token from plain ones" if wrong else ""
 
     def _score_plain(self, requests: list[Request]) -> list[tuple[float, bool]]:
         """HFLM's own way, in slices so that progress can be told."""

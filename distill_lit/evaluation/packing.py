@@ -7,8 +7,12 @@ through the model together: attention costs the square of a row, everything else
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TypeAlias
 
 import torch
+
+Tokens: TypeAlias = tuple[int, ...]
 
 
 @dataclass
@@ -74,6 +78,18 @@ def split_runs(sequences: Sequence[tuple[list[int], int]], least: int, worth: in
             runs.append((first[:length], order[start:end]))
         start = end
     return runs
+
+
+def find_branch(sequences: Iterable[Tokens], enough: int, wanted: Tokens) -> tuple[int, list[Tokens]]:
+    """(tokens shared, at most `enough`; two sequences of which neither begins with the other, the earlier in order first),
+    with the most shared; of those with the same, with `wanted` in it, or the shortest. (0, []) where there are no two."""
+    pairs = [
+        (min(shared, enough), wanted in (one, other), -len(one) - len(other), [one, other])
+        for one, other in pairwise(sorted(set(sequences)))
+        if (shared := common_prefix(one, other)) < len(one)
+    ]
+    best = max(pairs, default=(0, False, 0, []))
+    return best[0], best[-1]
 
 
 def batch_packs(packs: Iterable[Pack], size: int) -> Iterator[list[Pack]]:
