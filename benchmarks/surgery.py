@@ -25,10 +25,10 @@ from distill_lit.data.loader import calibration_batches, make_batch
 from distill_lit.files import write_text
 from distill_lit.heads import head_of
 from distill_lit.models import Calibration, initial_student, load_model, load_tokenizer, model_folder, size_of
+from distill_lit.models.self_check import last_hidden
 from distill_lit.models.students import kept_layers
 from distill_lit.models.surgery import METHODS
 from distill_lit.objectives.sums import Tokens, measure_sums, soften
-from distill_lit.signals import last_hidden
 
 ROWS_AT_A_TIME = 2
 COLUMNS = ("student", "parameters", "body", "kl", "agreement", "perplexity")

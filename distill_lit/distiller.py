@@ -12,11 +12,12 @@ from torchmetrics import MeanMetric
 
 from distill_lit.config import TrainingConfig
 from distill_lit.errors import UserError
-from distill_lit.heads import body_of, check_split, head_of
+from distill_lit.heads import body_of, head_of
 from distill_lit.matching import Matching
+from distill_lit.models.self_check import last_hidden
 from distill_lit.models.states import States, Wanted, watching
 from distill_lit.objectives import Losses, Objective, fused_losses, label_log_probs
-from distill_lit.signals import InnerSignal, TeacherSignal, last_hidden
+from distill_lit.signals import InnerSignal, TeacherSignal
 from distill_lit.signals.on_policy import StudentText
 from distill_lit.targets import IGNORED, ForeignTarget
 
@@ -94,7 +95,7 @@ class Distiller(L.LightningModule):
         chosen = targets != IGNORED
         ours_wanted, theirs_wanted = self.matching.wanted if self.matching is not None else ({}, {})
         with watching(self.student, ours_wanted) as ours:
-            hidden = last_hidden(self.student, batch)[:, :-1][chosen]
+            hidden = last_hidden(self.student, batch, ours)[:, :-1][chosen]
         with self._teacher_states(batch, theirs_wanted) as theirs:
             target = self.signal.target(batch, chosen) if self.signal is not None and with_teacher else None
         by_student = batch["by_student"][:, 1:][chosen] if "by_student" in batch else None
@@ -263,10 +264,9 @@ class Distiller(L.LightningModule):
         self._paused = time.perf_counter()
 
     def _make_ready(self) -> None:
-        """Brings the teacher to the student's device, and proves that body and head give the student's own logits."""
+        """Brings the teacher to the student's device."""
         if self._ready_on == self.device:
             return
-        check_split(self.student, self.vocabulary)
         if self.signal is not None:
             self.signal.to(self.device)
         self._ready_on = self.device

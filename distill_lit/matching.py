@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill_lit.data.loader import Batch, attention_mask
+from distill_lit.data.loader import Batch
 from distill_lit.errors import UserError
+from distill_lit.models.packed import attention_mask
 from distill_lit.models.states import ATTENTION, HIDDEN, Shape, States, Wanted, layer_outputs, shape_of
 from distill_lit.objectives import Objective
 from distill_lit.objectives.layermaps import fixed_pairs, similar_pairs

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from distill_lit.config import StudentConfig, TermConfig, WidthConfig
-from distill_lit.data.loader import attention_mask
 from distill_lit.errors import UserError
 from distill_lit.matching import build_matching, check_fit, check_source
 from distill_lit.models import student_config
+from distill_lit.models.packed import attention_mask
 from distill_lit.models.states import layer_outputs, shape_of, watching
 from distill_lit.objectives import REPRESENTATIONS, build_objective
 from distill_lit.objectives import representation as r
@@ -189,8 +189,9 @@ def test_fused_projections_are_taken_apart() -> None:
 
 def test_layer_outputs_are_of_valid_tokens() -> None:
     model, ids = make_family("qwen3"), torch.randint(3, 100, (2, 6))
-    valid = torch.tensor([[True] * 6, [True, True, False, False, False, False]])
-    found = layer_outputs(model, [{"input_ids": ids, "valid": valid}])
+    documents = torch.tensor([[1] * 6, [1, 1, 0, 0, 0, 0]])
+    valid, positions = documents > 0, torch.arange(6) * documents
+    found = layer_outputs(model, [{"input_ids": ids, "document_ids": documents, "position_ids": positions}])
     assert [part.shape for part in found] == [(8, 36)] * 4
     torch.testing.assert_close(found[1], model(ids, output_hidden_states=True).hidden_states[2][valid])
 

@@ -14,19 +14,6 @@ from distill_lit.targets import IGNORED
 Batch = dict[str, torch.Tensor]
 
 
-def attention_mask(document_ids: torch.Tensor) -> torch.Tensor:
-    """Which positions see which: (B, 1, T, T) bool, True where query t (third) attends to key s (last).
-
-    Within a document and not to the future. Padding (document 0) sees only itself, so no softmax is empty.
-    document_ids: (B, T). Eager attention needs it as a float mask, 0 where True and the smallest number elsewhere.
-    """
-    length = document_ids.shape[1]
-    same = (document_ids[:, :, None] == document_ids[:, None, :]) & (document_ids[:, :, None] > 0)
-    past = torch.ones(length, length, dtype=torch.bool, device=document_ids.device).tril()
-    itself = torch.eye(length, dtype=torch.bool, device=document_ids.device)
-    return ((same & past) | itself)[:, None]
-
-
 def batch_order(rows: int, seed: int, count: int, start: int = 0) -> np.ndarray:
     """Row numbers at places start … start + count − 1 of an endless reading of the pool, every pass in a new order.
 
@@ -63,20 +50,9 @@ def make_batch(packed: Packed, rows: np.ndarray, step_tokens: int) -> Batch:
 
 
 def calibration_batches(packed: Packed, rows: int = 16, size: int = 4) -> list[Batch]:
-    """The first rows, `size` at a time, as a model's own inputs (input_ids, position_ids, attention_mask) with `valid`
-    (B, T) bool: not padding."""
-    batches = [
-        make_batch(packed, np.arange(i, min(i + size, len(packed))), 1) for i in range(0, min(rows, len(packed)), size)
-    ]
-    return [
-        {
-            "input_ids": batch["input_ids"],
-            "position_ids": batch["position_ids"],
-            "attention_mask": attention_mask(batch["document_ids"]),
-            "valid": batch["document_ids"] > 0,
-        }
-        for batch in batches
-    ]
+    """The first rows, `size` at a time, each with input_ids, position_ids and document_ids (B, T)."""
+    starts = range(0, min(rows, len(packed)), size)
+    return [make_batch(packed, np.arange(i, min(i + size, len(packed))), 1) for i in starts]
 
 
 class PackedLoader:

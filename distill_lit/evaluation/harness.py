@@ -21,6 +21,7 @@ from distill_lit.errors import UserError
 from distill_lit.evaluation.forward import head_is_last, read_prefix, score_alone, score_batch
 from distill_lit.evaluation.packable import CANNOT, refusal, said_by
 from distill_lit.evaluation.packing import batch_packs, find_branch, pack_sequences, split_runs
+from distill_lit.models.generation_check import generation_check
 from distill_lit.models.loading import load_model, load_tokenizer
 from distill_lit.models.quantise import is_quantised
 from distill_lit.models.vocabulary import check_tokens
@@ -95,7 +96,9 @@ class PrefixTreeLM(HFLM):
                     f"a task asks for {self.max_length - room} tokens of a model with {self.max_length} positions"
                 )
             self.truncated += len(self.tok_encode(context)) > room
-        return self._in_steps(requests, lambda part: super(PrefixTreeLM, self).generate_until(part, True), PLAIN_BATCH)
+        longest = max((len(self.tok_encode(request.args[0])) for request in requests), default=1)
+        size = PLAIN_BATCH if generation_check(self.model, min(longest, self.max_length)).padded else 1
+        return self._in_steps(requests, lambda part: super(PrefixTreeLM, self).generate_until(part, True), size)
 
     def _in_steps(self, requests: list[Any], answer: Callable[[list[Any]], list[Any]], size: int) -> list[Any]:
         answers: list[Any] = []

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from distill_lit.errors import UserError
+from distill_lit.models.self_check import last_hidden
 from distill_lit.models.surgery.anatomy import head_width, key_value_heads, layer_list
-from distill_lit.models.surgery.depth import Batch, model_inputs
+from distill_lit.models.surgery.depth import Batch
 
 HIDDEN, ATTENTION, QUERIES, KEYS, VALUES = "hidden", "attention", "queries", "keys", "values"
 PROJECTIONS = {QUERIES: "q_proj", KEYS: "k_proj", VALUES: "v_proj"}
@@ -86,12 +87,12 @@ def _module(layer: nn.Module, what: str) -> tuple[str, nn.Module]:
 
 @torch.inference_mode()
 def layer_outputs(model: Any, batches: list[Batch]) -> list[Tensor]:
-    """The output (N, D) of every layer for the valid tokens of calibration batches, in float32."""
+    """The output (N, D) of every layer for the tokens of packed batches, without padding, in float32."""
     count = model.config.get_text_config().num_hidden_layers
     found: list[list[Tensor]] = [[] for _ in range(count)]
     for batch in batches:
         with watching(model, {HIDDEN: set(range(count))}) as states:
-            model(**model_inputs(batch), use_cache=False, logits_to_keep=1)
+            last_hidden(model, batch, states)
         for layer in range(count):
-            found[layer].append(states[HIDDEN, layer][batch["valid"]].float())
+            found[layer].append(states[HIDDEN, layer][batch["document_ids"] > 0].float())
     return [torch.cat(parts) for parts in found]

@@ -17,6 +17,7 @@ from distill_lit.files import cache_root, fingerprint, read_json, write_json
 from distill_lit.models import surgery
 from distill_lit.models.loading import load_config, load_model, load_tokenizer, model_fingerprint, model_folder
 from distill_lit.models.lora import add_adapters, check_lora
+from distill_lit.models.self_check import model_batches
 from distill_lit.models.size import size_from_config
 from distill_lit.models.surgery import Cut, Progress
 from distill_lit.models.vocabulary import check_same_vocabulary
@@ -29,9 +30,8 @@ MOST_LAYERS = 1000
 
 
 class Calibration(NamedTuple):
-    """Text on which importance is measured: batches of model inputs with `valid` (B, T), the fingerprint of the data
-    they are from, the number format to measure in, and where. kl_greedy tries hundreds of removals: it reads the first
-    batch."""
+    """Text on which importance is measured: packed batches, the fingerprint of the data they are from, the number format
+    to measure in, and where. kl_greedy tries hundreds of removals: it reads the first batch."""
 
     batches: list[dict[str, torch.Tensor]]
     identity: str
@@ -39,15 +39,15 @@ class Calibration(NamedTuple):
     progress: Progress | None = None
     device: torch.device = torch.device("cpu")
 
-    @property
-    def inputs(self) -> list[dict[str, torch.Tensor]]:
-        """The batches where they are read."""
-        return [{name: value.to(self.device) for name, value in batch.items()} for batch in self.batches]
-
     def load(self, teacher: Path) -> PreTrainedModel:
         """The teacher as it is measured."""
         model: PreTrainedModel = load_model(teacher, self.dtype).to(self.device)
         return model
+
+    def inputs(self, model: PreTrainedModel, most: int | None = None) -> list[dict[str, Any]]:
+        """The first batches as this model reads them, documents apart."""
+        batches = [{name: value.to(self.device) for name, value in batch.items()} for batch in self.batches[:most]]
+        return model_batches(model, batches)
 
 
 def check_student(name: str, student: StudentConfig) -> None:
@@ -133,7 +133,8 @@ def kept_layers(student: StudentConfig, teacher: Path, calibration: Calibration)
     if student.layers != KL_GREEDY:
 
         def choose() -> list[int]:
-            return surgery.choose_layers(calibration.load(teacher), student.depth, student.layers, calibration.inputs)
+            model = calibration.load(teacher)
+            return surgery.choose_layers(model, student.depth, student.layers, calibration.inputs(model))
 
         return list(_remembered("layers", [student.layers, student.depth], teacher, calibration, choose))
     return _greedily_kept(student.depth, total, teacher, calibration)
@@ -143,8 +144,8 @@ def _greedily_kept(depth: int, total: int, teacher: Path, calibration: Calibrati
     memory = _memory("layers", [KL_GREEDY], teacher, calibration)
     order: list[int] = read_json(memory) if memory.is_file() else []
     if len(order) < total - depth:
-        model, first = calibration.load(teacher), calibration.inputs[:1]
-        order = surgery.removal_order(model, depth, first, order, calibration.progress)
+        model = calibration.load(teacher)
+        order = surgery.removal_order(model, depth, calibration.inputs(model, 1), order, calibration.progress)
         write_json(memory, order)
     return sorted(set(range(total)) - set(order[: total - depth]))
 
@@ -154,7 +155,7 @@ def _cut(student: StudentConfig, layers: list[int], teacher: Path, calibration: 
 
     def choose() -> dict[str, Any]:
         model = surgery.keep_layers(calibration.load(teacher), layers).to(calibration.device)
-        return vars(surgery.choose_cut(model, student.width, calibration.inputs))
+        return vars(surgery.choose_cut(model, student.width, calibration.inputs(model)))
 
     return Cut(**_remembered("cuts", [layers, to_dict(student.width)], teacher, calibration, choose))
 

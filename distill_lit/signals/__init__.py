@@ -9,7 +9,7 @@ from torch import Tensor
 from distill_lit.models.states import States, Wanted
 from distill_lit.signals.cached import CachedTeacher, SparseTeacher
 from distill_lit.signals.foreign import ForeignTeacher
-from distill_lit.signals.live import LiveTeacher, last_hidden
+from distill_lit.signals.live import LiveTeacher
 from distill_lit.targets import Target
 
 
@@ -35,4 +35,4 @@ class InnerSignal(TeacherSignal, Protocol):
         ...
 
 
-__all__ = ["CachedTeacher", "ForeignTeacher", "InnerSignal", "LiveTeacher", "SparseTeacher", "TeacherSignal", "last_hidden"]
+__all__ = ["CachedTeacher", "ForeignTeacher", "InnerSignal", "LiveTeacher", "SparseTeacher", "TeacherSignal"]

@@ -26,10 +26,10 @@ from distill_lit.data.loader import make_batch
 from distill_lit.errors import UserError
 from distill_lit.files import cache_root, fingerprint
 from distill_lit.heads import Head, head_of
+from distill_lit.models.self_check import last_hidden
 from distill_lit.models.states import HIDDEN as STATES
 from distill_lit.models.states import States, Wanted, watching
 from distill_lit.signals.compress import HIDDEN, Form, compress, expand
-from distill_lit.signals.live import last_hidden
 from distill_lit.signals.seeds import seed_of
 from distill_lit.signals.shards import Shards
 from distill_lit.targets import DenseTarget, Draws, Target, TopK
@@ -116,10 +116,10 @@ def _shard_name(prefix: str, number: int) -> str:
 
 
 @torch.inference_mode()
-def _hidden_of(model: Any, rows: Packed, numbers: range) -> tuple[Tensor, dict[str, Tensor]]:
+def _hidden_of(model: Any, rows: Packed, numbers: range, states: States | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     device = next(model.parameters()).device
     inputs = {name: value.to(device) for name, value in make_batch(rows, np.array(numbers), 1).items()}
-    return last_hidden(model, inputs), inputs
+    return last_hidden(model, inputs, states), inputs
 
 
 def _write_hidden(
@@ -128,7 +128,7 @@ def _write_hidden(
     parts = []
     for i in range(0, len(numbers), batch):
         with watching(model, {STATES: set(layers)}) as states:
-            last, _ = _hidden_of(model, rows, numbers[i : i + batch])
+            last, _ = _hidden_of(model, rows, numbers[i : i + batch], states)
         named = {"hidden": last, **{_layer_name(number): states[STATES, number] for number in layers}}
         parts.append({name: tensor.cpu() for name, tensor in named.items()})
     save_file({name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}, path)

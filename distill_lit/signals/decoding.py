@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from distill_lit.data.chat import encode_chat
+from distill_lit.models.generation_check import generation_check, own_settings_aside, pad_left
 
 
 @dataclass(frozen=True)
@@ -41,32 +42,39 @@ def write_batch(
 ) -> list[Written]:
     """A continuation of each prompt (token ids). The same prompts, in the same batch, with the same seed give the same.
 
-    extra: logits processors that change what is drawn from, told of the prompts' attention mask by `start`; vocabulary:
-    real tokens, when a padded head must draw no others.
+    extra: logits processors that change what is drawn from, told of the prompts' attention mask by `start`, each with the
+    `models` it asks; vocabulary: real tokens, when a padded head must draw no others. Models that cannot be padded write
+    after prompts of equal length together.
     """
     device = next(model.parameters()).device
-    longest = max(map(len, prompts))
-    ids = torch.full((len(prompts), longest), ends[0], device=device)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=device)
-        mask[row, longest - len(prompt) :] = 1
-    recorder = _Recorder()
-    for processor in extra:
-        processor.start(mask)
+    checks = [generation_check(m, max(map(len, prompts))) for m in (model, *(m for p in extra for m in p.models))]
+    settings = _settings(sampling, ends, _padding(model, vocabulary), all(check.cached for check in checks))
+    found: list[Written | None] = [None] * len(prompts)
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.inference_mode():
         torch.manual_seed(seed)
-        sequences = model.generate(
-            ids,
-            attention_mask=mask,
-            generation_config=_settings(sampling, ends, _padding(model, vocabulary)),
-            logits_processor=LogitsProcessorList([recorder, *extra]),
-        )
-    written = sequences[:, longest:]
-    return [
-        _cut(row, values, ends) for row, values in zip(written.tolist(), recorder.finish(sequences).tolist(), strict=True)
-    ]
+        for numbers in _together(prompts, all(check.padded for check in checks)):
+            ids, mask = pad_left([list(prompts[i]) for i in numbers], ends[0], device)
+            recorder = _Recorder()
+            for processor in extra:
+                processor.start(mask)
+            processors = LogitsProcessorList([recorder, *extra])
+            with own_settings_aside(model):
+                sequences = model.generate(
+                    ids, attention_mask=mask, generation_config=settings, logits_processor=processors
+                )
+            written = sequences[:, ids.shape[1] :].tolist()
+            for i, row, values in zip(numbers, written, recorder.finish(sequences).tolist(), strict=True):
+                found[i] = _cut(row, values, ends)
+    return [text for text in found if text is not None]
+
+
+def _together(prompts: Sequence[Sequence[int]], may_pad: bool) -> list[list[int]]:
+    """Numbers of the prompts that are continued in one batch: all, or those of equal length."""
+    if may_pad:
+        return [list(range(len(prompts)))]
+    lengths = sorted({len(prompt) for prompt in prompts})
+    return [[i for i, prompt in enumerate(prompts) if len(prompt) == length] for length in lengths]
 
 
 def end_tokens(model: Any, tokenizer: Any, chat: bool) -> list[int]:
@@ -85,7 +93,7 @@ def _padding(model: Any, vocabulary: int) -> list[int]:
     return list(range(vocabulary, model.get_output_embeddings().weight.shape[0])) if vocabulary else []
 
 
-def _settings(sampling: Sampling, ends: list[int], padding: list[int]) -> GenerationConfig:
+def _settings(sampling: Sampling, ends: list[int], padding: list[int], cached: bool) -> GenerationConfig:
     # every knob that a model's own generation_config.json could set is named, or it would decide here
     drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0, "min_p": 0.0, "typical_p": 1.0}
     return GenerationConfig(
@@ -98,7 +106,7 @@ def _settings(sampling: Sampling, ends: list[int], padding: list[int]) -> Genera
         max_new_tokens=sampling.max_new_tokens,
         eos_token_id=ends,
         pad_token_id=ends[0],
-        use_cache=True,
+        use_cache=cached,
         suppress_tokens=padding or None,
     )
 

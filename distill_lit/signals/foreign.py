@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distill_lit.errors import UserError
-from distill_lit.heads import body_of
+from distill_lit.models.self_check import read_texts
 from distill_lit.signals.alignment import Spans, align, token_bytes, whole_characters
 from distill_lit.signals.live import LiveTeacher
 from distill_lit.targets import Foreign, ForeignTarget
@@ -126,21 +126,13 @@ class ForeignTeacher:
     @torch.inference_mode()
     def _hidden(self, texts: list[list[int]]) -> list[Tensor]:
         """Last hidden states (tokens, D) of every text, in batches of like length."""
-        device = next(self.live.model.parameters()).device
         found: list[Tensor] = [torch.zeros(0)] * len(texts)
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         while order:
             most = max(1, BATCH_TOKENS // len(texts[order[-1]]))
             numbers, order = order[-most:], order[:-most]
-            longest = len(texts[numbers[-1]])
-            ids = torch.zeros(len(numbers), longest, dtype=torch.long, device=device)
-            mask = torch.zeros_like(ids)
-            for row, i in enumerate(numbers):
-                ids[row, : len(texts[i])] = torch.tensor(texts[i], device=device)
-                mask[row, : len(texts[i])] = 1
-            states = body_of(self.live.model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-            for row, i in enumerate(numbers):
-                found[i] = states[row, : len(texts[i])]
+            for i, states in zip(numbers, read_texts(self.live.model, [texts[i] for i in numbers]), strict=True):
+                found[i] = states
         return found
 
     @torch.inference_mode()

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from distill_lit.data.chat import encode_chat
-from distill_lit.heads import body_of, head_of
+from distill_lit.heads import head_of
+from distill_lit.models.self_check import read_texts
 from distill_lit.models.vocabulary import count_tokens
 from distill_lit.signals.answers import Answer
 
@@ -43,21 +44,11 @@ def _encode(tokenizer: Any, answer: Answer, chat: bool) -> tuple[list[int], list
 
 @torch.inference_mode()
 def _read(model: Any, vocabulary: int, rows: list[tuple[list[int], list[bool]]]) -> list[float]:
-    device = next(model.parameters()).device
-    longest = max(len(ids) for ids, _ in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long, device=device)
-    chosen = torch.zeros(len(rows), longest, dtype=torch.bool, device=device)
-    mask = torch.zeros_like(ids)
-    for row, (tokens, marks) in enumerate(rows):
-        ids[row, : len(tokens)] = torch.tensor(tokens, device=device)
-        chosen[row, : len(tokens)] = torch.tensor(marks, device=device)
-        mask[row, : len(tokens)] = 1
-    hidden = body_of(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    head = head_of(model, vocabulary)
-    scores = []
-    for row in range(len(rows)):
-        targets = chosen[row, 1:]
-        logits = head.finish(head.project(hidden[row, :-1][targets]))  # the answer's positions only: vocabularies are big
-        taken = torch.log_softmax(logits, -1).gather(-1, ids[row, 1:][targets][:, None])
+    head, scores = head_of(model, vocabulary), []
+    for (ids, marks), hidden in zip(rows, read_texts(model, [ids for ids, _ in rows]), strict=True):
+        targets = torch.tensor(marks[1:], device=hidden.device)
+        logits = head.finish(head.project(hidden[:-1][targets]))  # the answer's positions only: vocabularies are big
+        labels = torch.tensor(ids[1:], device=hidden.device)[targets]
+        taken = torch.log_softmax(logits, -1).gather(-1, labels[:, None])
         scores.append(float(taken.mean()) if len(taken) else float("-inf"))
     return scores

@@ -1,33 +1,17 @@
 """The live teacher: its body runs beside the student, in inference mode, in its own number format."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from distill_lit.data.loader import attention_mask
 from distill_lit.errors import UserError
 from distill_lit.heads import body_of, head_of
+from distill_lit.models.self_check import last_hidden
 from distill_lit.models.states import States, Wanted, watching
 from distill_lit.targets import DenseTarget
-
-
-def last_hidden(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    """Hidden states (B, T, D) after the final norm, documents kept apart.
-
-    batch: `input_ids`, `position_ids`, `document_ids`, each (B, T).
-    """
-    mask: Tensor = attention_mask(batch["document_ids"])
-    if model.config._attn_implementation == "eager":
-        # eager attention adds its mask to the scores
-        number = next(model.parameters()).dtype
-        mask = torch.zeros(mask.shape, dtype=number, device=mask.device).masked_fill_(~mask, torch.finfo(number).min)
-    output = body_of(model)(
-        input_ids=batch["input_ids"], attention_mask=mask, position_ids=batch["position_ids"], use_cache=False
-    )
-    hidden: Tensor = output.last_hidden_state
-    return hidden
 
 
 class LiveTeacher:
@@ -40,6 +24,7 @@ class LiveTeacher:
         if compiled:
             body_of(model).compile()
         self.vocabulary, self.device = vocabulary, device
+        self._states: States | None = None  # what is wanted of the next batch
         self.head = head_of(model, vocabulary)
 
     def to(self, device: torch.device) -> None:
@@ -58,11 +43,16 @@ class LiveTeacher:
         if self.device is not None:
             batch = {name: batch[name].to(self.device) for name in ("input_ids", "position_ids", "document_ids")}
         with torch.inference_mode():
-            return last_hidden(self.model, batch)
+            return last_hidden(self.model, batch, self._states)
 
-    def inner_states(self, batch: dict[str, Tensor], wanted: Wanted) -> AbstractContextManager[States]:
+    @contextmanager
+    def inner_states(self, batch: dict[str, Tensor], wanted: Wanted) -> Iterator[States]:
         """What `target` inside it fills with the wanted states of the teacher."""
-        return watching(self.model, wanted)
+        with watching(self.model, wanted) as self._states:
+            try:
+                yield self._states
+            finally:
+                self._states = None
 
     def check_frozen(self) -> None:
         """Raises UserError if something has put the teacher into train mode or made it trainable."""

@@ -167,6 +167,7 @@ class _TeacherMix(LogitsProcessor):  # type: ignore[misc]
 
     def __init__(self, teacher: Any, share: float, vocabulary: int) -> None:
         self.teacher, self.share, self.vocabulary = teacher, share, vocabulary
+        self.models = [teacher]
         self._past: Any = None
         self._mask: Tensor | None = None
 

@@ -24,8 +24,9 @@ from distill_lit.errors import UserError
 from distill_lit.files import read_json
 from distill_lit.heads import head_of
 from distill_lit.models import check_same_vocabulary, load_model, load_tokenizer, model_fingerprint
+from distill_lit.models.self_check import last_hidden
 from distill_lit.objectives import build_objective, fused_losses
-from distill_lit.signals import CachedTeacher, LiveTeacher, cached, last_hidden
+from distill_lit.signals import CachedTeacher, LiveTeacher, cached
 from distill_lit.signals.compress import TOP_K, Form
 from distill_lit.signals.shards import Shards
 

@@ -48,7 +48,7 @@ def choose_layers(
 ) -> list[int]:
     """The numbers of the `depth` layers to keep, rising.
 
-    batches: calibration inputs, each with `input_ids` (B, T), `attention_mask` and `position_ids`, and `valid` (B, T).
+    batches: what `model_batches` makes: a model's own inputs, and `valid` (B, T).
     uniform: evenly spaced, first and last included; first_last: the ends, nothing of the middle;
     block_influence: 1 − cosine of each layer's input and output, ShortGPT, 2403.03853;
     kl_greedy: drops one layer after the other, each time the one whose loss costs least KL to the whole model.

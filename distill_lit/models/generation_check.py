@@ -1,0 +1,125 @@
+"""Whether a model writes as it reads: prompts padded on the left, with a cache, against the plain model on the whole text.
+
+Padding moves positions and enters states, and a cache may forget what a window still sees. Found out by comparing, once per
+model and length of prompts, on random tokens.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig
+
+from distill_lit.errors import UserError, in_one_line
+from distill_lit.models.packed import as_evaluated
+from distill_lit.models.self_check import CANNOT, checked_size, distance, most_allowed, usual_tokens
+
+log = logging.getLogger(__name__)
+NEW_TOKENS = 3
+SHORT = 3  # tokens of the prompt that is padded
+
+
+class Writing(NamedTuple):
+    """How a model writes. padded: prompts of unequal length side by side; cached: with a cache, not from the start each
+    time."""
+
+    padded: bool
+    cached: bool
+
+
+_writings: "WeakKeyDictionary[nn.Module, dict[int, Writing]]" = WeakKeyDictionary()
+
+
+def generation_check(model: Any, longest: int) -> Writing:
+    """How a model may write after prompts of at most `longest` tokens. Remembered for this model.
+
+    Raises UserError where it does not write what it reads, even one text at a time and without a cache.
+    """
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    size = max(SHORT + 1, min(checked_size(model.config, longest), int(room) - NEW_TOKENS))
+    known = _writings.setdefault(model, {})
+    if size not in known:
+        with as_evaluated(model):
+            known[size] = _choose(model, size)
+    return known[size]
+
+
+def _choose(model: Any, size: int) -> Writing:
+    drawn = torch.randint(1 << 30, (2 * SHORT + size,), generator=torch.Generator().manual_seed(0))
+    tokens = usual_tokens(model)
+    prompts = [part.tolist() for part in tokens[drawn % len(tokens)].split([SHORT, SHORT, size])]
+    why = ""
+    for writing in (Writing(True, True), Writing(False, True), Writing(False, False)):
+        problem = _problem(model, prompts, writing)
+        if not problem:
+            if why:
+                log.warning("%s: %s; its prompts are continued apart, which takes longer", type(model).__name__, why)
+            return writing
+        why = why or problem
+    raise UserError(f"{type(model).__name__}: {problem}, so no text can be written with it")
+
+
+def _problem(model: Any, prompts: list[list[int]], writing: Writing) -> str:
+    """How what is written differs from what the plain model says of it, or nothing."""
+    device = next(model.parameters()).device
+    try:
+        for batch in [prompts] if writing.padded else [prompts[:-1], prompts[-1:]]:
+            for prompt, written, logits in _write(model, batch, writing.cached):
+                ids = torch.tensor([[*prompt, *written]], device=device)
+                plain = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+                apart = distance(logits, plain.to(logits.dtype))
+                if not apart <= most_allowed(model):
+                    kind = "in a padded batch" if writing.padded else "with a cache" if writing.cached else "alone"
+                    return f"its logits while it writes {kind} are not those of the whole text (difference {apart:.2g})"
+    except CANNOT as error:
+        return f"it cannot write ({type(error).__name__}: {in_one_line(error)[:200]})"
+    return ""
+
+
+def _write(model: Any, prompts: list[list[int]], cached: bool) -> list[tuple[list[int], list[int], Tensor]]:
+    """[(prompt, what was written, logits (new tokens, V) that it was chosen from)]."""
+    ids, mask = pad_left(prompts, 0, next(model.parameters()).device)
+    usual = set(usual_tokens(model).tolist())  # others may have no embedding
+    unusual = [n for n in range(model.get_output_embeddings().weight.shape[0]) if n not in usual]
+    settings = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        min_new_tokens=NEW_TOKENS,
+        max_new_tokens=NEW_TOKENS,
+        pad_token_id=0,
+        suppress_tokens=unusual or None,
+        use_cache=cached,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    with own_settings_aside(model):
+        output = model.generate(ids, attention_mask=mask, generation_config=settings)
+    logits = torch.stack(output.logits, 1).float()
+    written = output.sequences[:, ids.shape[1] :].tolist()
+    return list(zip(prompts, written, logits, strict=True))
+
+
+@contextmanager
+def own_settings_aside(model: Any) -> Iterator[None]:
+    """Inside, a model's own generation_config fills no gap of the one that is given: no token is forced or forbidden."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def pad_left(prompts: list[list[int]], padding: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(token ids, attention mask) of prompts that end together, each (B, T)."""
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), padding, device=device)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=device)
+        mask[row, longest - len(prompt) :] = 1
+    return ids, mask

@@ -1,0 +1,208 @@
+"""Rows that hold several documents, read so that each document is read as if it were alone.
+
+How a model is told where documents begin depends on its layers, and what is told wrongly stays silent: a window that a mask
+forgets, a state that runs on into the next document, a mask that is added where it should select. So no way is trusted.
+`self_check` compares each with the plain model on every document alone, and the first that agrees is taken.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from distill_lit.heads import body_of
+
+Batch = dict[str, Tensor]
+ONE_MASK, MASK_PER_KIND, POSITIONS = "one_mask", "mask_per_kind", "positions"  # several documents in a row
+PADDED, ALONE = "padded", "alone"  # one
+SLACK = {PADDED: 1.25, ALONE: 1.0}  # tokens of a group, its padding included, per real token
+
+
+class Part(NamedTuple):
+    """What a model's forward takes of a batch at a time. valid: (n, L) bool, not padding; places: rows and columns (N,) of
+    its valid tokens in the packed batch, None where it is the batch itself."""
+
+    inputs: dict[str, Any]
+    valid: Tensor
+    places: tuple[Tensor, Tensor] | None = None
+
+
+def attention_mask(document_ids: Tensor) -> Tensor:
+    """Which positions see which: (B, 1, T, T) bool, True where query t (third) attends to key s (last).
+
+    Within a document and not to the future. Padding (document 0) sees only itself, so no softmax is empty.
+    document_ids: (B, T).
+    """
+    length = document_ids.shape[1]
+    same = (document_ids[:, :, None] == document_ids[:, None, :]) & (document_ids[:, :, None] > 0)
+    past = torch.ones(length, length, dtype=torch.bool, device=document_ids.device).tril()
+    itself = torch.eye(length, dtype=torch.bool, device=document_ids.device)
+    return ((same & past) | itself)[:, None]
+
+
+def split_batch(model: Any, batch: Batch, layout: str) -> list[Part]:
+    """The forward passes that read a batch of packed rows in a layout.
+
+    batch: `input_ids`, `position_ids`, `document_ids`, each (B, T). layout: `one_mask` for all layers; `mask_per_kind` of
+    layer; `positions` that begin anew, by which transformers makes the masks; `padded`: a document a row, padded on the
+    right; `alone`: documents of equal length together, so without padding.
+    """
+    ids, documents = batch["input_ids"], batch["document_ids"]
+    if layout in (ONE_MASK, MASK_PER_KIND, POSITIONS):
+        inputs: dict[str, Any] = {"input_ids": ids, "position_ids": batch["position_ids"]}
+        if layout != POSITIONS:
+            mask = attention_mask(documents)
+            masks = _by_kind(model, mask, batch["position_ids"]) if layout == MASK_PER_KIND else {"": mask}
+            added = {kind: _for_attention(model, mask) for kind, mask in masks.items()}
+            inputs["attention_mask"] = added if layout == MASK_PER_KIND else added[""]
+        return [Part(inputs, documents > 0)]
+    return [_part_of(ids, group) for group in _groups(_spans(documents), SLACK[layout])]
+
+
+def run_backbone(model: Any, part: Part) -> Tensor:
+    """Hidden states (n, L, D) after the final norm."""
+    hidden: Tensor = body_of(model)(**part.inputs, use_cache=False).last_hidden_state
+    return hidden
+
+
+def gather(values: Sequence[Tensor], parts: Sequence[Part], shape: tuple[int, int]) -> Tensor:
+    """States (n, L, D) of the parts of a batch as one tensor (B, T, D) of its `shape`; 0 in padding."""
+    if parts[0].places is None:
+        return values[0]
+    chosen = torch.cat([value[part.valid] for value, part in zip(values, parts, strict=True)])
+    rows, columns = (torch.cat([part.places[i] for part in parts if part.places]) for i in (0, 1))
+    return chosen.new_zeros(*shape, chosen.shape[-1]).index_put((rows, columns), chosen)
+
+
+def gather_maps(values: Sequence[Tensor], parts: Sequence[Part], shape: tuple[int, int]) -> Tensor:
+    """Attention maps (n, heads, L, L) of the parts of a batch as one tensor (B, heads, T, T); 0 between documents."""
+    if parts[0].places is None:
+        return values[0]
+    whole = values[0].new_zeros(shape[0], values[0].shape[1], shape[1], shape[1])
+    for value, part in zip(values, parts, strict=True):
+        assert part.places is not None
+        rows, columns = part.places
+        sizes, start = part.valid.sum(1).tolist(), 0
+        for number, size in enumerate(sizes):
+            here = columns[start : start + size]
+            whole[rows[start], :, here[:, None], here] = value[number, :, :size, :size]
+            start += size
+    return whole
+
+
+def pad_right(texts: Sequence[Sequence[int]], device: torch.device) -> Batch:
+    """Token sequences as a batch of one document a row."""
+    longest = max(map(len, texts))
+    documents = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in texts], device=device)
+    ids = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=device)
+    return {"input_ids": ids, "document_ids": documents, "position_ids": (documents.cumsum(1) - 1) * documents}
+
+
+def masks_are_known(config: Any) -> bool:
+    """Whether a config names the kind of every layer, and each kind is attention that a mask describes."""
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or [])
+    return bool(kinds) and kinds <= {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+def local_window(config: Any, length: int) -> bool:
+    """Whether some layer of a model with this config looks back on fewer tokens than `length`."""
+    text = config.get_text_config()
+    names = [n for n in text.to_dict() if re.search(r"window|chunk_size|local_attention", n) and "feed_forward" not in n]
+    sizes = [getattr(text, name, None) for name in names if not (name == "sliding_window" and _is_off(text))]
+    return any(isinstance(size, int) and not isinstance(size, bool) and 0 < size < length for size in sizes)
+
+
+def scales_with_length(config: Any) -> bool:
+    """Whether rotary positions depend on the longest text of a batch, so that one of another length beside it is read
+    otherwise."""
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    return any(kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds)
+
+
+def _is_off(config: Any) -> bool:
+    return getattr(config, "use_sliding_window", True) is False
+
+
+def _by_kind(model: Any, mask: Tensor, positions: Tensor) -> dict[str, Tensor]:
+    """The mask (B, 1, T, T) of each kind of attention that the model's config names."""
+    text = model.config.get_text_config()
+    kinds = set(text.layer_types)
+    found = {"full_attention": mask}
+    if "sliding_attention" in kinds:
+        at = torch.arange(mask.shape[-1], device=mask.device)
+        found["sliding_attention"] = mask & (at[:, None] - at < text.sliding_window)
+    if "chunked_attention" in kinds:
+        chunk = positions // text.attention_chunk_size
+        found["chunked_attention"] = mask & (chunk[:, :, None] == chunk[:, None, :])[:, None]
+    return found
+
+
+def _for_attention(model: Any, mask: Tensor) -> Tensor:
+    """The mask as the model's attention takes it: eager attention adds it to the scores."""
+    if model.config.get_text_config()._attn_implementation != "eager":
+        return mask
+    number = next(model.parameters()).dtype
+    return torch.zeros(mask.shape, dtype=number, device=mask.device).masked_fill_(~mask, torch.finfo(number).min)
+
+
+def _spans(document_ids: Tensor) -> list[tuple[int, int, int]]:
+    """(row, first column, tokens) of every document, the longest first."""
+    found = []
+    for row, numbers in enumerate(document_ids.tolist()):
+        start = 0
+        for number, run in groupby(numbers):
+            size = sum(1 for _ in run)
+            if number > 0:
+                found.append((row, start, size))
+            start += size
+    return sorted(found, key=lambda span: -span[2])
+
+
+def _groups(spans: list[tuple[int, int, int]], slack: float) -> Iterator[list[tuple[int, int, int]]]:
+    """Documents that are read together: padded to the longest, they are at most `slack` times their tokens."""
+    group: list[tuple[int, int, int]] = []
+    tokens = 0
+    for span in spans:
+        if group and group[0][2] * (len(group) + 1) > slack * (tokens + span[2]):
+            yield group
+            group, tokens = [], 0
+        group.append(span)
+        tokens += span[2]
+    if group:
+        yield group
+
+
+def _part_of(ids: Tensor, spans: list[tuple[int, int, int]]) -> Part:
+    device, longest = ids.device, spans[0][2]
+    sizes = torch.tensor([size for _, _, size in spans], device=device)
+    valid = torch.arange(longest, device=device) < sizes[:, None]
+    rows = torch.tensor([row for row, _, _ in spans], device=device).repeat_interleave(sizes)
+    columns = torch.cat([torch.arange(start, start + size, device=device) for _, start, size in spans])
+    # what follows a document cannot be seen from it, and a mask or positions would be read otherwise by some models
+    padded = torch.zeros(valid.shape, dtype=ids.dtype, device=device)
+    padded[valid] = ids[rows, columns]
+    return Part({"input_ids": padded}, valid, (rows, columns))
+
+
+@contextmanager
+def as_evaluated(model: nn.Module) -> Iterator[None]:
+    """Inside, a model computes what it computes when it is used: no dropout, no gradient, no autocast, nothing compiled."""
+    modes = {module: module.training for module in model.modules()}
+    compiled = {module: module._compiled_call_impl for module in modes if module._compiled_call_impl is not None}
+    device = next(model.parameters()).device
+    for module in compiled:
+        module._compiled_call_impl = None
+    model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for module, call in compiled.items():
+            module._compiled_call_impl = call

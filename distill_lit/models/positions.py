@@ -1,0 +1,46 @@
+"""How many positions a model has: a table of learned ones ends, rotary ones do not."""
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+from distill_lit.errors import UserError
+from distill_lit.heads import body_of
+
+_known: dict[tuple[type, int], int | None] = {}
+
+
+def check_positions(key: str, name: str, config: Any, length: int) -> None:
+    """Raises UserError, naming the knob `key` and the model `name`, when rows of `length` tokens are longer than the
+    positions of a model with this transformers config."""
+    limit = position_limit(config)
+    if limit is not None and length > limit:
+        raise UserError(
+            f"{key}: {length} exceeds the {limit} positions of {name} ({config.model_type}); give at most {limit}"
+        )
+
+
+def position_limit(config: Any) -> int | None:
+    """The most tokens that a model with this transformers config can read; None where positions are computed.
+
+    Tables are learned (GPT-2), or computed once and as long (the sines of GPT-J, the causal mask of GPT-Neo).
+    """
+    named = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not named:
+        return None
+    key = type(config), int(named)
+    if key not in _known:
+        _known[key] = int(named) if _has_table(config, int(named)) else None
+    return _known[key]
+
+
+def _has_table(config: Any, length: int) -> bool:
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        backbone = body_of(AutoModelForCausalLM.from_config(config))
+    names = [name.rsplit(".")[-1] for name, module in backbone.named_modules() if isinstance(module, nn.Embedding)]
+    tables = [table for name, table in backbone.named_buffers() if not name.endswith("inv_freq")]
+    return any(re.search(r"pos|wpe", name) for name in names) or any(length in table.shape for table in tables)
