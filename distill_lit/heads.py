@@ -7,6 +7,10 @@ from torch import Tensor, nn
 
 from distill_lit.errors import UserError
 
+# what architectures call the numbers between lm_head and logits
+MULTIPLIERS, DIVISORS = ("logit_scale", "lm_head_multiplier"), ("logits_scaling", "logits_mup_width_multiplier")
+SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
 
 class Head(NamedTuple):
     """logits = softcap · tanh(scale · (hidden @ weightᵀ + bias) / softcap), over the first `vocabulary` columns.
@@ -60,6 +64,10 @@ def head_of(model: Any, vocabulary: int) -> Head:
     if output is None:
         raise UserError(f"{type(model).__name__} has no output embeddings, so it is not a causal language model")
     config = model.config.get_text_config()
-    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-    softcap = getattr(config, "final_logit_softcapping", None) or 0.0
+    scale = 1.0
+    for name in MULTIPLIERS:
+        scale *= getattr(config, name, None) or 1
+    for name in DIVISORS:
+        scale /= getattr(config, name, None) or 1
+    softcap = next((getattr(config, name) for name in SOFTCAPS if getattr(config, name, None)), 0.0)
     return Head(output.weight, getattr(output, "bias", None), float(scale), float(softcap), vocabulary)

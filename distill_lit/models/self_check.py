@@ -182,7 +182,7 @@ def _check_lm_head(model: Any, text: list[int], hidden: Tensor) -> None:
     theirs = _read_plainly(model, torch.tensor([text], device=hidden.device)).logits[0]
     usual, width = usual_tokens(model), head.weight.shape[1]
     ours = head.finish(head.project(hidden)) if width == hidden.shape[1] else hidden
-    is_same = ours.shape == theirs.shape and distance(ours[:, usual], theirs[:, usual]) <= 10 * most_allowed(model)
+    is_same = ours.shape == theirs.shape and distance(ours[:, usual], theirs[:, usual]) <= FLOOR * most_allowed(model)
     if not is_same:
         name = type(model).__name__
         raise UserError(f"{name}: its logits are not lm_head and last hidden states alone, so it cannot be distilled here")
