@@ -12,6 +12,7 @@ from distill_lit.config import ExperimentConfig, StudentConfig, to_dict, to_yaml
 from distill_lit.config.on_policy import is_on
 from distill_lit.data.loader import calibration_batches
 from distill_lit.data.module import PackedDataModule
+from distill_lit.data.templates import read_template, with_template
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.experiment import Cell, base_of
 from distill_lit.files import fingerprint, hashes_of
@@ -145,7 +146,8 @@ def _student_text(
     """What makes batches of the student's own text, or None where it writes none."""
     if not is_on(config.on_policy):
         return None
-    ends = end_tokens(student, load_tokenizer(base), any(corpus.is_chat for corpus in config.data.corpora.values()))
+    tokenizer = with_template(load_tokenizer(base), read_template(config.data.chat_template))
+    ends = end_tokens(student, tokenizer, any(corpus.is_chat for corpus in config.data.corpora.values()))
     return StudentText(config.on_policy, ends, vocabulary, teacher, config.seed, steps)
 
 

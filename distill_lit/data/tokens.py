@@ -1,5 +1,7 @@
 """Documents → one long array of tokens, in the order drawn by the seed."""
 
+import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +11,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from distill_lit.data.chat import check_template, encode_chat
+from distill_lit.data.chat import check_template, read_chat
 from distill_lit.data.corpora import Document
+from distill_lit.data.cutting import encode_spans
 from distill_lit.errors import UserError
 from distill_lit.files import sha256_of
 
+log = logging.getLogger(__name__)
 BATCH_DOCUMENTS = 512  # encoded together
 TOKENIZER_FILES = (
     "tokenizer*",
@@ -71,15 +75,46 @@ def tokenize(documents: list[Document], tokenizer: Any, seed: int, first: int, r
 def _encode_all(documents: list[Document], tokenizer: Any) -> Iterator[tuple[list[int], list[bool]]]:
     if any(document.messages for document in documents):
         check_template(tokenizer)
+    notes = _Notes()
     for start in range(0, len(documents), BATCH_DOCUMENTS):
         batch = documents[start : start + BATCH_DOCUMENTS]
         texts = iter(_encode_texts([document.text for document in batch if not document.messages], tokenizer))
         for document in batch:
             if document.messages:
-                yield encode_chat(tokenizer, document.messages)
+                yield _encode_document(document, tokenizer, notes)
             else:
                 ids = next(texts)
                 yield ids, [True] * len(ids)
+    notes.tell()
+
+
+class _Notes:
+    """What of the chats of every corpus was not as it may be expected: {corpus: number}."""
+
+    def __init__(self) -> None:
+        self.responses, self.left_out, self.forgets_tools = Counter[str](), Counter[str](), Counter[str]()
+
+    def tell(self) -> None:
+        for name, count in self.left_out.items():
+            log.warning(
+                "data.corpora.%s: %d of %d responses are not supervised, since the chat template writes them otherwise "
+                "once a later turn follows; to train on them, give data.chat_template, a file with {%% generation %%}",
+                name, count, self.responses[name],
+            )  # fmt: skip
+        for name, count in self.forgets_tools.items():
+            log.warning("data.corpora.%s: the chat template writes nothing of the tools of %d chats", name, count)
+
+
+def _encode_document(document: Document, tokenizer: Any, notes: _Notes) -> tuple[list[int], list[bool]]:
+    try:
+        chat = read_chat(tokenizer, document.messages, document.tools)
+        found = encode_spans(tokenizer, chat.text, chat.spans)
+    except UserError as error:
+        raise UserError(f"data.corpora.{document.corpus}.messages: row {document.row}: {error}") from error
+    notes.responses[document.corpus] += len(chat.spans) + chat.left_out
+    notes.left_out.update({document.corpus: chat.left_out} if chat.left_out else {})
+    notes.forgets_tools.update({document.corpus: 1} if chat.forgets_tools else {})
+    return found
 
 
 def _encode_texts(texts: list[str], tokenizer: Any) -> list[list[int]]:

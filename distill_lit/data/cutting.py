@@ -1,0 +1,105 @@
+"""Text → tokens that begin and end where a part of it does, so that a part is supervised whole and alone.
+
+Tokens of the whole text may reach over such a border, and the offsets that tokenizers give do not always show it: those of
+byte-level ones leave out blanks, those of SentencePiece know nothing of a blank put in front. A prompt is read without its
+answer, too, when a model writes one. So every part is encoded by itself, as it is in the middle of a text.
+"""
+
+import functools
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from distill_lit.errors import UserError
+
+# what a part is put behind: a tokenizer that begins a text with a blank of its own puts it there
+ANCHORS = ("\n", "a", ".", ")", "0", "~")
+BLANKS = "▁Ġ"  # of SentencePiece and of byte-level tokens
+
+
+def encode_spans(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[bool]]:
+    """(token ids, whether each belongs to a span), both as long. spans: [start, end) in characters, in order.
+
+    No token is of both. Raises UserError where the tokenizer cannot cut there.
+    """
+    ids: list[int] = []
+    marks: list[bool] = []
+    before = ""
+    for part, is_marked in _parts(text, spans):
+        found = encode_after(tokenizer, before, part)
+        ids += found
+        marks += [is_marked] * len(found)
+        before = part
+    return ids, marks
+
+
+def encode_after(tokenizer: Any, before: str, part: str) -> list[int]:
+    """Token ids of `part` where `before` has been read already."""
+    if not before:
+        return _ids(tokenizer, part)
+    added = _ends_with_added(tokenizer, before)
+    if added:  # tokenizers cut there themselves
+        head, whole = _anchor_ids(tokenizer, added), _ids(tokenizer, added + part)
+        if whole[: len(head)] == head and not _begins_with_blank(
+            tokenizer, _anchor_ids(tokenizer, added + "a")[len(head) :]
+        ):
+            return whole[len(head) :]
+    for anchor in ANCHORS:
+        head, whole = _anchor_ids(tokenizer, anchor), _ids(tokenizer, anchor + part)
+        rest = whole[len(head) :]
+        if whole[: len(head)] == head and _is_all_of(tokenizer, rest, part):
+            return rest
+    raise UserError(f"the tokenizer has no tokens for {part[:40]!r} that do not depend on what stands before it")
+
+
+def _is_all_of(tokenizer: Any, ids: list[int], part: str) -> bool:
+    """Whether the tokens may be those of the whole part, without a blank that it does not begin with."""
+    if not ids:
+        return not _ids(tokenizer, part)
+    return part[0].isspace() or part[0] in BLANKS or not _begins_with_blank(tokenizer, ids)
+
+
+def _begins_with_blank(tokenizer: Any, ids: list[int]) -> bool:
+    return bool(ids) and str(tokenizer.convert_ids_to_tokens(ids[0])).startswith(tuple(BLANKS))
+
+
+def _parts(text: str, spans: Sequence[tuple[int, int]]) -> Iterator[tuple[str, bool]]:
+    """Stretches of the text in order, and whether each is a span; none is empty."""
+    at = 0
+    for start, end in spans:
+        if start < end:
+            if at < start:
+                yield text[at:start], False
+            yield text[start:end], True
+            at = end
+    if at < len(text):
+        yield text[at:], False
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+@functools.lru_cache(maxsize=1024)
+def _anchor_ids(tokenizer: Any, anchor: str) -> list[int]:
+    return _ids(tokenizer, anchor)
+
+
+def _ends_with_added(tokenizer: Any, text: str) -> str:
+    found = _added(tokenizer).search(text)
+    return found[0] if found else ""
+
+
+@functools.lru_cache(maxsize=8)
+def _added(tokenizer: Any) -> re.Pattern[str]:
+    """Finds an added token at the end of a text."""
+    names = sorted((str(token) for token in tokenizer.get_added_vocab()), key=len, reverse=True)
+    return re.compile(f"(?:{'|'.join(map(re.escape, names)) or '(?!)'})$(?!\n)")
+
+
+@functools.lru_cache(maxsize=8)
+def special_tokens(tokenizer: Any) -> re.Pattern[str]:
+    """Finds the first token with a meaning of its own, such as one that ends a turn."""
+    marked = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    names = sorted(marked | set(tokenizer.all_special_tokens), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, names)) or "(?!)")

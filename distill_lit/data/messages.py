@@ -1,0 +1,67 @@
+"""A column of chat messages as the chat template gets them: with all their keys, and checked."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from distill_lit.errors import UserError
+
+CALLS = ("tool_calls", "function_call")
+REASONING = ("reasoning_content", "reasoning", "thinking")  # transformers gives templates one for the other
+WEIGHTS = ("weight", "train")  # OpenAI's name, and axolotl's
+
+
+def read_messages(column: str, value: Any) -> tuple[dict[str, Any], ...]:
+    """The messages of a row. What is null counts as absent, since Parquet gives every message the keys of all others; texts
+    in parts are joined. Raises UserError for what is no list of messages with text, and for one with an image."""
+    if not isinstance(value, list) or not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in value):
+        raise UserError(f"column {column!r} must be a list of {{role, content}} with texts")
+    return tuple(_message(column, i, without_nulls(message)) for i, message in enumerate(value))
+
+
+def _message(column: str, i: int, message: dict[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    if isinstance(content, list):
+        foreign = [p for p in content if not (isinstance(p, dict) and isinstance(p.get("text"), str))]
+        foreign += [p for p in content if isinstance(p, dict) and p.get("type", "text") != "text"]
+        if foreign:
+            raise UserError(f"message {i + 1} has a part that is no text: {str(foreign[0])[:60]}")
+        return {**message, "content": "".join(part["text"] for part in content)}
+    calls = message["role"] == "assistant" and any(message.get(name) for name in CALLS)
+    if not isinstance(content, str) and not (content is None and calls):
+        raise UserError(f"column {column!r} must be a list of {{role, content}} with texts; message {i + 1} has none")
+    return message
+
+
+def read_tools(value: Any) -> tuple[dict[str, Any], ...]:
+    """The tools of a row: a list of JSON schemas, or the same as text; none for anything else."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return ()
+    is_tools = isinstance(value, list) and all(isinstance(tool, dict) for tool in value)
+    return tuple(without_nulls(tool) for tool in value) if is_tools else ()
+
+
+def without_nulls(value: Any) -> Any:
+    """Lists and mappings without the keys whose value is null."""
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def is_answer(message: Mapping[str, Any]) -> bool:
+    """Whether a message is of the assistant, says something, and is supervised."""
+    says = str(message.get("content", "")).strip() or any(message.get(name) for name in (*CALLS, *REASONING))
+    return bool(message["role"] == "assistant" and says and is_trained(message))
+
+
+def is_trained(message: Mapping[str, Any]) -> bool:
+    """Whether a message's own weight, 1 where it names none, leaves it supervised. Raises UserError for another than 0
+    and 1."""
+    for name in WEIGHTS:
+        value = message.get(name)
+        if value is not None and value not in (0, 1):
+            raise UserError(f"a message has {name} {value!r}; only 0 and 1 are known: not supervised, or supervised")
+    return all(message.get(name) in (None, 1) for name in WEIGHTS)
