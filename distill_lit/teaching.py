@@ -12,7 +12,7 @@ from distill_lit.evaluation.evaluate import document_texts
 from distill_lit.experiment import base_of
 from distill_lit.files import hashes_of
 from distill_lit.heads import head_of
-from distill_lit.models import load_model, load_tokenizer, model_fingerprint
+from distill_lit.models import load_config, load_model, load_tokenizer, model_fingerprint
 from distill_lit.models.vocabulary import count_tokens
 from distill_lit.signals import CachedTeacher, ForeignTeacher, LiveTeacher, SparseTeacher, TeacherSignal
 from distill_lit.signals.cached import bytes_per_token, cache_facts, cache_folder, is_complete, write_cache
@@ -77,7 +77,8 @@ def cache_form(teacher: TeacherConfig) -> Form:
 
 def real_tokens(tokenizer_folder: Path) -> int:
     """Columns of the logits that are tokens: heads are often padded."""
-    return count_tokens(load_tokenizer(tokenizer_folder))
+    rows = load_config(tokenizer_folder).get_text_config().vocab_size
+    return count_tokens(load_tokenizer(tokenizer_folder), rows)
 
 
 def open_signal(

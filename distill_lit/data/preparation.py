@@ -17,7 +17,8 @@ from distill_lit.data.templates import read_template, with_template
 from distill_lit.data.tokens import Tokens, facts, hash_tokenizer, tokenize
 from distill_lit.errors import UserError
 from distill_lit.files import cache_root, fingerprint, read_json, write_json
-from distill_lit.models import load_tokenizer
+from distill_lit.models import load_config, load_tokenizer
+from distill_lit.models.vocabulary import check_ids
 
 SMALL_BYTES = 1 << 28  # files that are read in seconds
 VERSION = 3  # raise it when the same input becomes other documents, tokens or rows
@@ -61,7 +62,20 @@ def prepare(data: DataConfig, tokenizer_folder: Path, benchmarks: str) -> Prepar
         return _pack_both(data, Tokens(**arrays), manifest)
 
     arrays, manifest = open_or_make(cache_root() / "packed" / key, make_rows)
+    _check_readable(arrays, tokenizer_folder)
     return PreparedData(_packed(arrays, "train"), _packed(arrays, "validation"), key, manifest["statistics"])
+
+
+def _check_readable(arrays: Arrays, folder: Path) -> None:
+    """Raises UserError for a token of the data that the model beside the tokenizer has no embedding for."""
+    if (folder / "config.json").is_file():
+        rows = load_config(folder).get_text_config().vocab_size
+        largest = max(int(arrays[f"{name}_input_ids"].max(initial=0)) for name in ("train", "validation"))
+        if largest >= rows:
+            try:
+                check_ids([largest], load_tokenizer(folder), rows)
+            except UserError as error:
+                raise UserError(f"data.corpora: {error}") from error
 
 
 def known_statistics(data: DataConfig, tokenizer_folder: Path, benchmarks: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A model folder and the settings of an evaluation to records: from the store if they are there, else from lm-eval."""
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from distill_lit.errors import UserError
 from distill_lit.evaluation.confined import evaluate_confined
 from distill_lit.evaluation.index import lm_eval_version
 from distill_lit.evaluation.quiet import isolated_random_state, quiet_lm_eval
-from distill_lit.evaluation.records import make_rows
+from distill_lit.evaluation.records import has_gold, make_rows
 from distill_lit.evaluation.store import (
     effective_seed,
     fingerprint_model,
@@ -26,12 +27,13 @@ from distill_lit.evaluation.store import (
     to_frames,
     write_entry,
 )
-from distill_lit.evaluation.tasks import TaskSpec, download_tasks, load_task, resolve_tasks
+from distill_lit.evaluation.tasks import TaskSpec, check_gold, download_tasks, load_task, resolve_tasks
 from distill_lit.files import is_offline
 
 if TYPE_CHECKING:  # importing HFLM takes seconds, which a run that finds everything stored need not wait for
     from distill_lit.evaluation.harness import PrefixTreeLM
 
+log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]  # requests done, requests of the task, task
 Rows = list[dict[str, Any]]
 
@@ -131,7 +133,10 @@ def _evaluate_missing(
         with locked(key):
             entry = read_entry(key)  # another process may just have done it
             if entry is None:
-                lm = lm or load_harness(folder, settings, device)
+                if lm is None:
+                    with isolated_random_state():
+                        check_gold(spec, load_task(spec))  # before a model is loaded
+                    lm = load_harness(folder, settings, device)
                 write_entry(key, *evaluate_task(lm, spec, settings, progress))
                 entry = read_entry(key)
         if entry is None:
@@ -172,6 +177,7 @@ def evaluate_task(
         task = load_task(spec)
         task.set_config("num_fewshot", spec.fewshot)
         task.set_fewshot_seed(settings.seed)
+        check_gold(spec, task)
         total = len(task.eval_docs)
         chosen = draw_documents(total, settings.limit, settings.seed, spec.name)
         lm.start((lambda done, of: progress(done, of, spec.name)) if progress else None)
@@ -185,6 +191,11 @@ def evaluate_task(
             fewshot_as_multiturn=settings.chat_template,
         )
         rows = make_rows(task, results["samples"][spec.name], lm.token_counts, lm.token_logprobs)
+    hidden = sum(not has_gold(task, task.eval_docs[number]) for number in chosen)
+    if hidden:
+        log.warning(
+            "task %s: %d of %d documents have no known right answer and count as wrong", spec.name, hidden, len(rows)
+        )
     counts = {"n_total": total, "n": len(rows), "elapsed_s": round(time.monotonic() - started, 3)}
     filters = list(dict.fromkeys(sample["filter"] for sample in results["samples"][spec.name]))
     scores = {"filter": filters[0], "filters": filters, "lm_eval_results": _scores(results["results"][spec.name])}

@@ -24,7 +24,7 @@ from distill_lit.evaluation.packing import batch_packs, find_branch, pack_sequen
 from distill_lit.models.generation_check import generation_check
 from distill_lit.models.loading import load_model, load_tokenizer
 from distill_lit.models.quantise import is_quantised
-from distill_lit.models.vocabulary import check_tokens
+from distill_lit.models.vocabulary import check_ids, check_tokens
 
 log = logging.getLogger(__name__)
 
@@ -152,6 +152,7 @@ class PrefixTreeLM(HFLM):
         for pair, context, continuation in requests:
             if not context or not continuation:
                 raise UserError(f"a request has no tokens before or in its continuation: {pair!r:.200}")
+            check_ids([*context, *continuation], self.tokenizer, self.model.get_input_embeddings().weight.shape[0])
             if len(continuation) > self.max_length:
                 raise UserError(
                     f"a continuation of {len(continuation)} tokens cannot be scored by a model with "

@@ -175,10 +175,28 @@ def _choice(task: Any, sample: dict[str, Any], token_counts: TokenCounts, scores
 
 def _golds(task: Any, sample: dict[str, Any], texts: list[str]) -> list[int]:
     """The right choices: usually one; none where the label is not among them, which lm-eval counts as wrong."""
-    gold = task.doc_to_text(sample["doc"]) if task.multiple_input else sample["target"]
+    return _indices(task.doc_to_text(sample["doc"]) if task.multiple_input else sample["target"], texts)
+
+
+def _indices(gold: Any, texts: list[str]) -> list[int]:
     golds = gold if isinstance(gold, list) else [gold]
     indices = [texts.index(g) if isinstance(g, str) and g in texts else g for g in golds]
     return [int(i) for i in indices if isinstance(i, int) and 0 <= i < len(texts)]
+
+
+def has_gold(task: Any, document: Any) -> bool:
+    """Whether the right answer to a document is known; splits for a leaderboard have -1, null or nothing. True where the
+    task needs none, or judges by a function of its own."""
+    if task.OUTPUT_TYPE == "loglikelihood_rolling" or callable(task.config.process_results):
+        return True
+    try:
+        gold = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
+        if task.OUTPUT_TYPE == "multiple_choice":
+            return bool(_indices(gold, task.doc_to_choice(document)))
+    except (TypeError, ValueError, LookupError, AttributeError):  # what a null does to a template or a function
+        return False
+    answers = gold if isinstance(gold, (list, tuple)) else [gold]
+    return any(answer is not None and str(answer).strip() not in ("", "None") for answer in answers)
 
 
 def _shown_choices(task: Any, pairs: list[tuple[Any, ...]], texts: list[str]) -> list[str]:

@@ -3,12 +3,23 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from distill_lit.errors import UserError
 
 
-def count_tokens(tokenizer: Any) -> int:
-    """Real tokens: columns of the logits beyond them are padding."""
-    return int(max(tokenizer.get_vocab().values())) + 1
+def count_tokens(tokenizer: Any, rows: int = 1 << 62) -> int:
+    """Real tokens: columns of the logits beyond them are padding. rows: of the embeddings; a token beyond them, such as
+    one for images in a model of text, is none."""
+    return min(rows, int(max(tokenizer.get_vocab().values())) + 1)
+
+
+def check_ids(ids: Any, tokenizer: Any, rows: int) -> None:
+    """Raises UserError for a token that a model with embeddings of `rows` tokens cannot read. ids: any array of tokens."""
+    largest = int(np.max(ids, initial=0))
+    if largest >= rows:
+        token = tokenizer.convert_ids_to_tokens(largest)
+        raise UserError(f"the text holds {token!r}, token {largest} of a model that has {rows:,}; leave such rows out")
 
 
 def check_same_vocabulary(teacher: Any, student: Any) -> int:
@@ -30,10 +41,11 @@ def check_same_vocabulary(teacher: Any, student: Any) -> int:
 
 
 def check_tokens(tokenizer: Any, rows: int, folder: Path) -> None:
-    """Raises UserError when the model in `folder`, with embeddings of `rows` tokens, cannot read all of its tokenizer's, or
-    when no token begins a text and none ends it."""
-    tokens = count_tokens(tokenizer)
-    if tokens > rows:
-        raise UserError(f"{folder}: its tokenizer has {tokens:,} tokens, and the model's vocabulary is {rows:,}")
+    """Raises UserError when the model in `folder`, with embeddings of `rows` tokens, cannot read the special tokens of its
+    tokenizer, or when no token begins a text and none ends it. Others that it cannot read are fine until they occur."""
+    needed = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos")}
+    for name, number in needed.items():
+        if number is not None and number >= rows:
+            raise UserError(f"{folder}: its tokenizer's {name}_token is {number:,}, and the model has {rows:,} tokens")
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
         raise UserError(f"{folder}: its tokenizer has neither a beginning- nor an end-of-sequence token")

@@ -93,6 +93,29 @@ def _byte_of_letter() -> dict[str, int]:
     return {**{chr(byte): byte for byte in plain}, **{chr(256 + i): byte for i, byte in enumerate(hidden)}}
 
 
+def sizes_in(text: bytes, pieces: Sequence[bytes]) -> np.ndarray | None:
+    """(tokens,) int64: how many bytes of the text each token spells; None where together they spell another text.
+
+    A blank that a tokenizer puts in front of a text, and behind a token added to it, is of no byte.
+    """
+    if pieces and b"".join(pieces) == b" " + text:
+        first = next(i for i, piece in enumerate(pieces) if piece)
+        return np.array([len(piece) - (i == first) for i, piece in enumerate(pieces)], dtype=np.int64)
+    sizes, at = [], 0
+    for piece in pieces:
+        shown = piece if text.startswith(piece, at) else piece.removeprefix(b" ")
+        if not text.startswith(shown, at):
+            return None
+        sizes.append(len(shown))
+        at += len(shown)
+    return np.array(sizes, dtype=np.int64) if at == len(text) else None
+
+
+def begins_with_blank(tokenizer: Any, table: Sequence[bytes]) -> bool:
+    """Whether the tokenizer puts a blank in front of every text."""
+    return b"".join(table[i] for i in tokenizer("a")["input_ids"]).startswith(b" ")
+
+
 def whole_characters(data: bytes) -> tuple[str, int]:
     """(text, bytes left out before it): `data` without the parts of characters that a cut has left at its ends.
 

@@ -83,8 +83,8 @@ def end_tokens(model: Any, tokenizer: Any, chat: bool) -> list[int]:
     ends = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
     if chat:
         ids, supervised = encode_chat(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
-        last = max(i for i, marked in enumerate(supervised) if marked)
-        ends += [ids[last]] if ids[last] in tokenizer.all_special_ids else []
+        last = max((i for i, marked in enumerate(supervised) if marked), default=None)
+        ends += [ids[last]] if last is not None and ids[last] in tokenizer.all_special_ids else []
     return list(dict.fromkeys(end for end in ends if end is not None))
 
 

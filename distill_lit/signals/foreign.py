@@ -13,7 +13,8 @@ from torch import Tensor
 
 from distill_lit.errors import UserError
 from distill_lit.models.self_check import read_texts
-from distill_lit.signals.alignment import Spans, align, token_bytes, whole_characters
+from distill_lit.models.vocabulary import check_ids
+from distill_lit.signals.alignment import Spans, align, begins_with_blank, sizes_in, token_bytes, whole_characters
 from distill_lit.signals.live import LiveTeacher
 from distill_lit.targets import Foreign, ForeignTarget
 
@@ -41,6 +42,8 @@ class ForeignTeacher:
         self.tokenizer, self.end = tokenizer, student_tokenizer.eos_token_id
         self._read = self._changed = 0  # documents
         self._ours, self._theirs = token_bytes(student_tokenizer), token_bytes(tokenizer)
+        self._has_blank = begins_with_blank(student_tokenizer, self._ours)
+        self._rows = model.get_input_embeddings().weight.shape[0]
 
     def to(self, device: torch.device) -> None:
         """Moves the teacher."""
@@ -65,14 +68,18 @@ class ForeignTeacher:
         ended = bool(len(mine)) and int(mine[-1]) == self.end
         sizes = np.array([len(self._ours[i]) for i in mine])
         data = b"".join(self._ours[i] for i in mine)
+        if self._has_blank and data.startswith(b" "):  # the student's tokenizer has put it there
+            data = data[1:]
+            sizes[np.flatnonzero(sizes)[0]] -= 1
         text, skipped = whole_characters(data)
         if not text:
             return None
         self._read += 1
         length = len(text.encode())
         theirs = list(self.tokenizer(text, split_special_tokens=True)["input_ids"])
-        their_sizes = np.array([len(self._theirs[i]) for i in theirs])
-        if b"".join(self._theirs[i] for i in theirs) != text.encode():
+        check_ids(theirs, self.tokenizer, self._rows)
+        their_sizes = sizes_in(text.encode(), [self._theirs[i] for i in theirs])
+        if their_sizes is None:
             self._note_change(text)
             return None
         ends = np.cumsum(sizes) - skipped
@@ -92,8 +99,9 @@ class ForeignTeacher:
             log.warning("the teacher's tokenizer changes %r; such documents are left out, see in_spans", text[:60])
         if self._read >= MANY and self._changed > self._read / 2:
             raise UserError(
-                f"teacher.source: foreign, and the teacher's tokenizer changes {self._changed} of {self._read} documents, "
-                "which cannot be aligned; choose a teacher that reads this text as it is"
+                f"teacher.source: foreign, and the teacher's tokenizer changes {self._changed} of {self._read} documents "
+                "(it normalises characters, case or white space), which cannot be aligned; choose a teacher that reads "
+                "this text as it is"
             )
 
     def _with_end(self, theirs: list[int], spans: Spans, count: int) -> tuple[list[int], Spans]:

@@ -26,6 +26,7 @@ from distill_lit.signals.prompts import Prompt, check_prompts, drawing_facts, id
 from distill_lit.signals.shards import Shards
 
 FORMAT = 1  # raise it when the same config means other answers
+PLAIN_FORMAT = 2  # the same for plain text of a local model
 # knobs of a server that cannot change what it answers
 REMOTE_WITHOUT_EFFECT = ("key_variable", "concurrency", "requests_per_minute", "retries", "timeout", "price", "budget")
 Progress = Callable[[str, int, int], Any]  # stage, done, total
@@ -126,7 +127,11 @@ def _decisive(key: str, generated: GeneratedConfig, writer: Writer, origin: str)
         facts["server"] = decisive_remote(generated.remote)
         facts.pop("batch", None)
     facts["source"] = identify_prompts(f"{key}.prompts", generated.prompts, origin)
-    return {**facts, **drawing_facts(generated.prompts), "format": FORMAT}
+    return {
+        **facts,
+        **drawing_facts(generated.prompts),
+        "format": FORMAT if generated.chat or generated.remote else PLAIN_FORMAT,
+    }
 
 
 def _generation(folder: Path) -> dict[str, str]:

@@ -8,7 +8,7 @@ import torch
 from distill_lit.data.chat import encode_chat
 from distill_lit.heads import head_of
 from distill_lit.models.self_check import read_texts
-from distill_lit.models.vocabulary import count_tokens
+from distill_lit.models.vocabulary import check_ids, count_tokens
 from distill_lit.signals.answers import Answer
 
 BATCH = 8
@@ -19,9 +19,12 @@ def judge_answers(model: Any, tokenizer: Any, answers: Sequence[Answer], chat: b
 
     The judge may have another tokenizer than the writer: it gets text.
     """
-    vocabulary = count_tokens(tokenizer)
+    rows = model.get_input_embeddings().weight.shape[0]
+    vocabulary = count_tokens(tokenizer, rows)
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
     encoded = [_encode(tokenizer, answer, chat) for answer in answers]
+    for ids, _ in encoded:
+        check_ids(ids, tokenizer, rows)
     order = sorted(range(len(answers)), key=lambda i: len(encoded[i][0]))
     scores = [float("-inf")] * len(answers)
     fitting = [i for i in order if len(encoded[i][0]) <= room]

@@ -94,9 +94,9 @@ def evaluate(model: Path, tasks: Path) -> None:
     evaluate_model(model, settings, "pypi")
 
 
-def test_a_tokenizer_that_says_more_than_its_model_reads_is_refused(tmp_path: Path, tasks_folder: Path) -> None:
+def test_a_token_that_the_model_does_not_read_is_refused_where_it_occurs(tmp_path: Path, tasks_folder: Path) -> None:
     model = tiny.make_model(tmp_path / "model", vocabulary=100)
-    with pytest.raises(UserError, match="its tokenizer has 300 tokens, and the model's vocabulary is 100"):
+    with pytest.raises(UserError, match=r"the text holds '.*', token \d+ of a model that has 100"):
         evaluate(model, tasks_folder)
 
 
