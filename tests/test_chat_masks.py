@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from distill_lit.data.chat import encode_chat
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "12"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "240")) // (2 * len(STYLES))  # shared out to the templates
 LETTERS = "ab  \n\n\t.<|>[]/漢字é🙂'0s\u0301\u200d"
 PHRASES = ["Hello there. ", "<|im_end|>", "</s>", "[/INST]", " assistant\n", "<think>", "</think>", "\n\n\n", "  x"]
 TEXT = st.lists(st.one_of(st.text(LETTERS, max_size=6), st.sampled_from(PHRASES)), max_size=4).map("".join)

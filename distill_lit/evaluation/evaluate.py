@@ -193,9 +193,7 @@ def evaluate_task(
         rows = make_rows(task, results["samples"][spec.name], lm.token_counts, lm.token_logprobs)
     hidden = sum(not has_gold(task, task.eval_docs[number]) for number in chosen)
     if hidden:
-        log.warning(
-            "task %s: %d of %d documents have no known right answer and count as wrong", spec.name, hidden, len(rows)
-        )
+        log.warning("task %s: %d of %d documents without a known right answer count as wrong", spec.name, hidden, len(rows))
     counts = {"n_total": total, "n": len(rows), "elapsed_s": round(time.monotonic() - started, 3)}
     filters = list(dict.fromkeys(sample["filter"] for sample in results["samples"][spec.name]))
     scores = {"filter": filters[0], "filters": filters, "lm_eval_results": _scores(results["results"][spec.name])}

@@ -125,19 +125,19 @@ def try_own_tasks(settings: EvaluationConfig, benchmarks: str) -> None:
 
 
 def check_gold(spec: TaskSpec, task: Any) -> None:
-    """Raises UserError where no document of a task has a known right answer, or an example before its questions has none."""
+    """Raises UserError where no document of a task has a known right answer, or an example before them has none."""
     documents = task.eval_docs
     if len(documents) and not any(has_gold(task, document) for document in documents):
         raise UserError(
-            f"task {spec.name!r}: none of its {len(documents)} documents in split {spec.source.eval_split!r} has a known right "
-            "answer, as in splits whose labels are hidden; name one with labels as its test_split or validation_split"
+            f"task {spec.name!r}: none of its {len(documents)} documents in split {spec.source.eval_split!r} has a known "
+            "right answer, as in splits whose labels are hidden; name one with labels as its test_split or validation_split"
         )
     shown = list(itertools.islice(task.fewshot_docs() or (), EXAMPLES_LOOKED_AT)) if spec.fewshot else []
     hidden = sum(not has_gold(task, document) for document in shown)
     if hidden:
         raise UserError(
-            f"task {spec.name!r}: {hidden} of {len(shown)} examples in split {spec.source.fewshot_split!r} have no known right "
-            "answer; name another fewshot_split, or set evaluation.fewshot=0"
+            f"task {spec.name!r}: {hidden} of {len(shown)} examples in split {spec.source.fewshot_split!r} have no known "
+            "right answer; name another fewshot_split, or set evaluation.fewshot=0"
         )
 
 

@@ -1,0 +1,259 @@
+"""Text as users bring it: chats with tools and weights, odd files, hidden labels, tokenizers that add a blank."""
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import tiny
+import tiny_tasks
+from chat_templates import STYLES
+from test_chat_masks import tokenizer_of
+from tiny_data import byte_tokenizer, save_tokenizer
+from trainings import cli
+
+from distill_lit.config import CorpusConfig, DataConfig
+from distill_lit.config.schema import EvaluationConfig
+from distill_lit.data import check, prepare
+from distill_lit.data.chat import encode_chat
+from distill_lit.data.corpora import read_documents
+from distill_lit.data.tokens import tokenize
+from distill_lit.errors import UserError
+from distill_lit.evaluation.tasks import try_own_tasks
+from distill_lit.models import load_tokenizer
+from distill_lit.models.vocabulary import check_tokens, count_tokens
+from distill_lit.signals.alignment import align, sizes_in
+from distill_lit.signals.writer import text_after
+
+USER, REPLY = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}
+CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "look", "arguments": {"at": "sky"}}}]}
+TOOLS = """{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content or '' }}{% for c in m.tool_calls or [] %}<call>{{ c.function | tojson }}</call>{% endfor %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def chats(path: Path, *rows: list[dict[str, Any]]) -> dict[str, CorpusConfig]:
+    path.write_text("".join(json.dumps({"m": row}) + "\n" for row in rows))
+    return {"mine": CorpusConfig(path=f"file:{path}", messages="m")}
+
+
+def supervised(tmp_path: Path, tokenizer: Any, *rows: list[dict[str, Any]]) -> str:
+    """What is supervised of these chats, | between them."""
+    documents = read_documents(chats(tmp_path / "c.jsonl", *rows), 0, "pypi").items
+    parts = []
+    for document in documents:
+        made = tokenize([document], tokenizer, 0, 0, 0)
+        parts.append(tokenizer.decode(made.tokens[made.supervised].tolist()))
+    return "|".join(parts)
+
+
+def documents_of(path: Path, text: str = "{{ text }}") -> list[str]:
+    corpus = CorpusConfig(path=f"file:{path}", text=text)
+    return [document.text for document in read_documents({"mine": corpus}, 0, "pypi").items]
+
+
+# ---------------------------------------------------------------- chats
+
+
+def test_a_tool_call_is_supervised_as_the_template_writes_it(tmp_path: Path) -> None:
+    said = supervised(tmp_path, byte_tokenizer(TOOLS), [USER, CALL, {"role": "tool", "content": "blue"}, REPLY])
+    assert said == '<call>{"name": "look", "arguments": {"at": "sky"}}</call><|im_end|>Yo<|im_end|>'
+
+
+@pytest.mark.parametrize("message", [{**REPLY, **CALL}, {**REPLY, "reasoning_content": "because"}])
+def test_what_a_template_does_not_write_is_refused(tmp_path: Path, message: Any) -> None:
+    words = (
+        r"mine\.messages: row 2: message 2 has (tool_calls|reasoning_content), of which the chat template writes nothing"
+    )
+    with pytest.raises(UserError, match=words):
+        supervised(tmp_path, byte_tokenizer(), [USER, REPLY], [USER, message])
+
+
+def test_weights_of_messages(tmp_path: Path) -> None:
+    again = {"role": "assistant", "content": "Again"}
+    for template in (STYLES["chatml"][0](True), STYLES["chatml"][0](False)):
+        tokenizer = byte_tokenizer(template)
+        assert supervised(tmp_path, tokenizer, [USER, {**REPLY, "weight": 0}, USER, again]) == "Again<|im_end|>"
+        assert supervised(tmp_path, tokenizer, [USER, REPLY, USER, {**again, "train": False}]) == "Yo<|im_end|>"
+    with pytest.raises(UserError, match=r"row 1: a message has weight 0\.5; only 0 and 1"):
+        supervised(tmp_path, byte_tokenizer(), [USER, {**REPLY, "weight": 0.5}])
+
+
+def test_parts_of_text_are_joined_and_images_refused(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "Y"}, {"type": "text", "text": "o", "image": None}]
+    assert supervised(tmp_path, byte_tokenizer(), [USER, {**REPLY, "content": parts}]) == "Yo<|im_end|>"
+    with pytest.raises(UserError, match="row 1: message 1 has a part that is no text"):
+        supervised(tmp_path, byte_tokenizer(), [{**USER, "content": [{"type": "image", "url": "x"}]}, REPLY])
+
+
+def test_a_template_that_refuses_is_quoted(tmp_path: Path) -> None:
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    rows = [USER, REPLY], [{"role": "system", "content": "S"}, USER, REPLY]
+    with pytest.raises(UserError, match=r"mine\.messages: row 2: the chat template refuses it: System role not supported"):
+        supervised(tmp_path, byte_tokenizer(strict + STYLES["chatml"][0](False)), *rows)
+    with pytest.raises(UserError, match=r"mine\.messages: row 1: it holds half a surrogate pair"):
+        supervised(tmp_path, byte_tokenizer(), [{**USER, "content": "a \ud800 b"}, REPLY])
+
+
+def test_a_letter_of_several_tokens_and_a_macro_around_the_answer() -> None:
+    tokenizer = byte_tokenizer(
+        "{% macro say(m) %}<|im_start|>{{ m.role }}\n{% generation %}{{ m.content }}{% endgeneration %}{% endmacro %}"
+        "{% for m in messages %}{{ say(m) }}{% endfor %}"
+    )
+    ids, marks = encode_chat(tokenizer, [{"role": "assistant", "content": "漢"}])
+    assert tokenizer.decode([i for i, mark in zip(ids, marks, strict=True) if mark]) == "漢"
+
+
+def test_the_last_response_is_supervised_and_that_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = byte_tokenizer(STYLES["qwen3"][0](False))
+    with caplog.at_level(logging.WARNING):
+        said = supervised(tmp_path, tokenizer, [USER, REPLY, USER, {"role": "assistant", "content": "Z"}])
+    assert said == "<think>\n\n</think>\n\nZ<|im_end|>"
+    assert "data.corpora.mine: 1 of 2 responses are not supervised" in caplog.text
+
+
+def test_a_template_of_ones_own(tmp_path: Path) -> None:
+    corpora = chats(tmp_path / "c.jsonl", *([USER | {"content": str(i)}, REPLY] for i in range(40)))
+    tokenizer = save_tokenizer(tmp_path / "tokenizer", None)
+    own = tmp_path / "own.jinja"
+
+    def prepared(template: str) -> Any:
+        own.write_text(template)
+        data = DataConfig(corpora=corpora, length=64, validation=1, chat_template=str(own))
+        return prepare(data, tokenizer, "pypi")
+
+    first, second = (prepared(STYLES[name][0](True)) for name in ("chatml", "zephyr"))
+    assert first.fingerprint != second.fingerprint
+    labels = first.train.labels
+    assert set(re.findall(r"Yo<\|im_end\|>|.", byte_tokenizer().decode(labels[labels >= 0].tolist()))) == {"Yo<|im_end|>"}
+    own.write_text("{% if %}")
+    for path, words in ((own, "template line 2"), (tmp_path / "no", "no such file")):
+        with pytest.raises(UserError, match=f"data.chat_template.*{words}"):
+            check(DataConfig(corpora=corpora, chat_template=str(path)), "pypi")
+
+
+def test_the_command_line_ends_with_2(
+    tmp_path: Path, dropping_teacher: Path, tiny_corpus: Path, tasks_folder: Path
+) -> None:
+    file = write_experiment(tmp_path, dropping_teacher, tiny_corpus, tasks_folder)
+    code, said = cli("plan", file, "--root", tmp_path, "data.chat_template=/nowhere.jinja")
+    assert code == 2
+    assert "data.chat_template: /nowhere.jinja: no such file" in " ".join(said.split())
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_binary_columns(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    table = pyarrow.table({"text": [b"one", "zwölf".encode()], "image": [b"\xff\xfe", b"\x00\xff"]})
+    pyarrow.parquet.write_table(table, path)
+    assert documents_of(path, "Q: {{ text }}") == ["Q: one", "Q: zwölf"]
+    for template in ("{{ image }}", "{{ 'Q' ~ image }}"):
+        with pytest.raises(UserError, match=r"x\.parquet: row 1: column 'image' is binary data that is no UTF-8 text"):
+            documents_of(path, template)
+
+
+@pytest.mark.parametrize("value", [["a"], {"a": 1}, [], float("nan")])
+def test_what_is_no_text_is_refused(tmp_path: Path, value: Any) -> None:
+    (tmp_path / "x.jsonl").write_text(json.dumps({"text": value, "n": 3}) + "\n")
+    with pytest.raises(UserError, match=r"mine\.text: it prints (a list|a dict|nan), which is no text"):
+        documents_of(tmp_path / "x.jsonl")
+    assert documents_of(tmp_path / "x.jsonl", "{{ n }} {{ text | string | length > 0 }}") == ["3 True"]
+
+
+def test_byte_order_marks(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_bytes("\ufeffone\n\ntwo\n".encode())
+    assert documents_of(tmp_path / "x.txt") == ["one", "two"]
+    (tmp_path / "x.jsonl").write_text(json.dumps({"text": "\ufeffone"}) + "\n")
+    assert documents_of(tmp_path / "x.jsonl") == ["one"]
+    for encoding in ("utf-16", "utf-16-le", "utf-32"):
+        (tmp_path / "y.txt").write_bytes("one two".encode(encoding))
+        with pytest.raises(UserError, match=r"y\.txt: not UTF-8, but UTF-16"):
+            documents_of(tmp_path / "y.txt")
+
+
+# ---------------------------------------------------------------- tokens and text
+
+
+@pytest.mark.parametrize("name", ["bytes", "pieces", "legacy pieces"])
+@pytest.mark.parametrize("whole", ["Once upon a time", "Once upon  a\ntime.", "漢字 🙂 a"])
+def test_a_continuation_keeps_its_blank(name: str, whole: str) -> None:
+    tokenizer = tokenizer_of(name)
+    ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
+    for cut in range(1, len(ids)):
+        said = text_after(tokenizer, ids[:cut], [*ids[cut:], tokenizer.eos_token_id])
+        before = tokenizer.decode(ids[:cut]).rstrip("\ufffd")
+        assert before + said == tokenizer.decode(ids)
+
+
+def test_half_a_character_at_the_end_is_left_out() -> None:
+    tokenizer = byte_tokenizer()
+    ids = tokenizer("a漢")["input_ids"]
+    assert text_after(tokenizer, [], ids[:-1], finished=False) == "a"
+
+
+@pytest.mark.parametrize("name", ["pieces", "legacy pieces"])
+@pytest.mark.parametrize("text", ["A river, a stone.", " begins with a blank", "漢字 and 🙂", "a\n\nb"])
+def test_spans_with_a_blank_in_front_cover_the_same_text(name: str, text: str) -> None:
+    from distill_lit.signals.alignment import token_bytes
+
+    found = []
+    for tokenizer in (tokenizer_of(name), tokenizer_of("bytes")):
+        table = token_bytes(tokenizer)
+        pieces = [table[i] for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
+        sizes = sizes_in(text.encode(), pieces)
+        assert sizes is not None
+        assert sizes.sum() == len(text.encode())
+        found.append(sizes)
+    spans = align(*found)
+    for sizes, part in zip(found, spans, strict=True):
+        ends = np.cumsum(sizes)
+        assert ends[part[-1][1] - 1] == len(text.encode())
+    for ours, theirs in zip(spans.ours, spans.theirs, strict=True):
+        assert found[0][slice(*ours)].sum() == found[1][slice(*theirs)].sum()
+    assert sizes_in(b"other", pieces) is None
+
+
+def test_a_token_beyond_the_embeddings(tmp_path: Path) -> None:
+    model = tiny.make_model(tmp_path / "model")
+    tokenizer = load_tokenizer(model)
+    tokenizer.add_tokens(["<image>"])
+    tokenizer.save_pretrained(model)
+    tokenizer = load_tokenizer(model)
+    assert (count_tokens(tokenizer), count_tokens(tokenizer, 300)) == (301, 300)
+    check_tokens(tokenizer, 300, model)
+    for extra, refused in (("", False), (" <image>", True)):
+        path = tmp_path / "x.jsonl"
+        path.write_text("".join(json.dumps({"text": text + extra}) + "\n" for text in tiny.sentences(60)))
+        data = DataConfig(corpora={"a": CorpusConfig(path=f"file:{path}")}, length=32, validation=1)
+        if refused:
+            with pytest.raises(UserError, match="data.corpora: the text holds '<image>', token 300 of a model"):
+                prepare(data, model, "pypi")
+        else:
+            assert len(prepare(data, model, "pypi").train)
+
+
+# ---------------------------------------------------------------- hidden labels
+
+
+@pytest.mark.parametrize("hidden", [-1, None, 9, ""])
+def test_hidden_labels_are_refused_before_a_model_is_loaded(tmp_path: Path, hidden: Any) -> None:
+    folder = tiny_tasks.make_tasks(tmp_path / "tasks", "colours")
+    settings = EvaluationConfig(tasks=["colours"], include_path=str(folder))
+    try_own_tasks(settings, "pypi")
+    file = folder / "colours.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps({**row, "label": hidden}) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"none of its 24 documents .* has a known right|list index out of range"):
+        try_own_tasks(settings, "pypi")
+    rows[0]["label"] = 0
+    file.write_text("".join(json.dumps({**row, "label": hidden if i else 0}) + "\n" for i, row in enumerate(rows)))
+    with pytest.raises(UserError, match=r"task 'colours': 23 of 24 examples .* have no known right"):
+        try_own_tasks(EvaluationConfig(tasks=["colours"], include_path=str(folder), fewshot=1), "pypi")
