@@ -138,11 +138,8 @@ def test_a_template_of_ones_own(tmp_path: Path) -> None:
             check(DataConfig(corpora=corpora, chat_template=str(path)), "pypi")
 
 
-def test_the_command_line_ends_with_2(
-    tmp_path: Path, dropping_teacher: Path, tiny_corpus: Path, tasks_folder: Path
-) -> None:
-    file = write_experiment(tmp_path, dropping_teacher, tiny_corpus, tasks_folder)
-    code, said = cli("plan", file, "--root", tmp_path, "data.chat_template=/nowhere.jinja")
+def test_the_command_line_ends_with_2(tmp_path: Path, experiment: Path) -> None:
+    code, said = cli("plan", experiment, "--root", tmp_path, "data.chat_template=/nowhere.jinja")
     assert code == 2
     assert "data.chat_template: /nowhere.jinja: no such file" in " ".join(said.split())
 
