@@ -9,7 +9,8 @@ from distill_lit.targets import DenseTarget, Draws, Target, TopK
 # what reads labels or a whole teacher; losses for another tokenizer have tests of their own
 DENSE = [kind for kind, loss in LOSSES.items() if not loss.targets or "dense" in loss.targets]
 # what vanishes where student and teacher agree, and is positive elsewhere
-DIVERGENCES = sorted(set(DENSE) - {"ce", "soft_cross_entropy", "sampled_kl", "ranking", "policy_reverse_kl"})
+NO_DIVERGENCES = {"ce", "soft_cross_entropy", "truncated_kl", "sampled_kl", "ranking", "policy_reverse_kl"}
+DIVERGENCES = sorted(set(DENSE) - NO_DIVERGENCES)
 # no stop-gradient inside and nothing drawn, so that finite differences agree
 DIFFERENTIABLE = sorted(set(DENSE) - {"adaptive_kl", "policy_reverse_kl", "sampled_kl"})
 

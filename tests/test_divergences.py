@@ -149,6 +149,33 @@ def test_top_k_kl_by_hand() -> None:
     assert sp.top_k_kl(Q.log(), tied.log(), k=2).item() == pytest.approx(float((p * (p / q).log()).sum()), abs=1e-6)
 
 
+def test_truncated_kl_by_hand() -> None:
+    # of p the two best become 50/76 and 26/76; of q the same tokens stay one quarter each
+    tied = torch.tensor([[0.5, 0.26, 0.24]], dtype=torch.float64)
+    expected = 50 / 76 * math.log(50 / 76 * 4) + 26 / 76 * math.log(26 / 76 * 4)
+    assert sp.truncated_kl(Q.log(), tied.log(), k=2).item() == pytest.approx(expected, abs=1e-12)
+    # a student that is the teacher still pays for its third token: −ln 0.76
+    assert sp.truncated_kl(tied.log(), tied.log(), k=2).item() == pytest.approx(-math.log(0.76), abs=1e-12)
+
+
+def test_truncated_kl_is_a_kl_to_the_truncated_teacher() -> None:
+    student, teacher, _ = draw_logits(40, 30)
+    cut = teacher.where(teacher >= teacher.topk(5).values[:, -1:], -torch.inf)
+    log_q, p = student.log_softmax(-1), cut.softmax(-1)
+    theirs = torch.nn.functional.kl_div(log_q, p, reduction="none").sum(-1)
+    torch.testing.assert_close(sp.truncated_kl(log_q, teacher.log_softmax(-1), k=5), theirs)
+    assert (theirs > 0).all() and sp.truncated_kl(cut.log_softmax(-1), teacher.log_softmax(-1), k=5).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("function", [sp.top_k_kl, sp.truncated_kl])
+def test_the_best_tokens_of_a_softened_cache_are_those_of_the_softened_teacher(function: Callable[..., Tensor]) -> None:
+    student, teacher, _ = draw_logits(40, 30)
+    values, ids = teacher.log_softmax(-1).topk(8)
+    cache = TopK(ids, values / 3, values[:, 0])
+    log_q = (student / 3).log_softmax(-1)
+    torch.testing.assert_close(function(log_q, cache, k=8), function(log_q, (teacher / 3).log_softmax(-1), k=8))
+
+
 def test_top_k_tail_kl_by_hand() -> None:
     tied = torch.tensor([[0.5, 0.26, 0.24]], dtype=torch.float64)
     # (0.5, rest 0.5) against (0.25, rest 0.75)
@@ -163,10 +190,11 @@ def test_top_k_forms_are_bounded_by_the_whole_kl_and_reach_it() -> None:
     tails = [sp.top_k_tail_kl(log_q, log_p, k) for k in (1, 3, 10, 29)]
     assert all((a <= b + 1e-12).all() for a, b in zip(tails, [*tails[1:], whole], strict=True))
     torch.testing.assert_close(sp.top_k_kl(log_q, log_p, 30), whole)
+    torch.testing.assert_close(sp.truncated_kl(log_q, log_p, 30), whole)
     torch.testing.assert_close(sp.top_k_tail_kl(log_q, log_p, 30), whole)
 
 
-@pytest.mark.parametrize("function", [sp.top_k_kl, sp.top_k_tail_kl, sp.ranking])
+@pytest.mark.parametrize("function", [sp.top_k_kl, sp.truncated_kl, sp.top_k_tail_kl, sp.ranking])
 def test_a_cache_of_k_tokens_trains_like_the_teacher(function: Callable[..., Tensor]) -> None:
     student, teacher, labels = draw_logits(40, 30)
     log_q, log_p = student.log_softmax(-1), teacher.log_softmax(-1)

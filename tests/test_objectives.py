@@ -112,6 +112,7 @@ def test_a_signal_that_feeds_every_term_is_accepted() -> None:
     top_k = {
         "ce": TermConfig(),
         "top_k_kl": TermConfig(temperature=2),
+        "truncated_kl": TermConfig(temperature=2),
         "top_k_tail_kl": TermConfig(),
         "ranking": TermConfig(),
     }

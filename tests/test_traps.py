@@ -250,8 +250,8 @@ def test_trap_10_the_loss_temperature_changes_the_loss(teacher: Any, student: An
         loss_of(distiller, rows([9, 10, 11, 12, 13])).backward()
         directions.append(torch.nn.functional.normalize(gradients(student), dim=0))
     assert float(directions[0] @ directions[1]) < 0.99  # not only a factor
-    # stored log-probabilities are those at T = 1: no loss softens them but the renormalised one, where that is exact
-    assert [kind for kind, loss in LOSSES.items() if set(loss.softens) - {"dense"}] == ["top_k_kl"]
+    # stored log-probabilities are those at T = 1: no loss softens them but those that renormalise, where that is exact
+    assert [kind for kind, loss in LOSSES.items() if set(loss.softens) - {"dense"}] == ["top_k_kl", "truncated_kl"]
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,7 @@ LOSSES: dict[str, Kind] = {
     ),
     "contrastive": Kind(divergences.contrastive, ("log_q", "teacher", "by_student"), {"skew": SHARE}),
     "top_k_kl": Kind(sparse.top_k_kl, options={"k": COUNT}, targets=("dense", "top_k"), softens=("dense", "top_k")),
+    "truncated_kl": Kind(sparse.truncated_kl, options={"k": COUNT}, targets=("dense", "top_k"), softens=("dense", "top_k")),
     "top_k_tail_kl": Kind(sparse.top_k_tail_kl, options={"k": COUNT}, targets=("dense", "top_k")),
     "sampled_kl": Kind(sparse.sampled_kl, options={"draws": COUNT}, targets=("dense", "draws")),
     "ranking": Kind(

@@ -14,10 +14,21 @@ from distill_lit.targets import Draws, Foreign, Sparse, TopK
 def top_k_kl(log_q: Tensor, teacher: Tensor | TopK, k: int = 64) -> Tensor:
     """KL between p and q, both renormalised over the teacher's k best tokens: what the student does elsewhere is free.
 
-    log_q: (N, V). Returns (N,) nats. Renormalising only p would not be a KL and would reward forgetting the rest.
+    log_q: (N, V). Returns (N,) nats, 0 where the odds between these tokens are the teacher's. `truncated_kl` holds the
+    student's mass elsewhere against it.
     """
     ids, log_p = largest(teacher, k)
     return forward_kl(log_q.gather(-1, ids).log_softmax(-1), log_p.log_softmax(-1))
+
+
+def truncated_kl(log_q: Tensor, teacher: Tensor | TopK, k: int = 64) -> Tensor:
+    """KL(p̃ ‖ q), p̃ the teacher's k best tokens renormalised, q over the whole vocabulary: the usual top-k distillation.
+
+    The best student is p̃ itself, so what the teacher says of all other tokens is pressed to 0; at q = p it is −log of the
+    k tokens' mass. Anshumann et al. 2025, 2503.16870 §3. log_q: (N, V). Returns (N,) nats, never negative.
+    """
+    ids, log_p = largest(teacher, k)
+    return forward_kl(log_q.gather(-1, ids), log_p.log_softmax(-1))
 
 
 def top_k_tail_kl(log_q: Tensor, teacher: Tensor | TopK, k: int = 64) -> Tensor:
