@@ -1,20 +1,22 @@
 """What does a teacher cache cost, and what does it leave of the gradient? `python benchmarks/cached_teacher.py` (about 25
-minutes on two cores; `--rows 2 --repeats 2 --steps 2 --no-compile` shows in a minute that it runs).
+minutes on two cores; `--rows 2 --batches 2 --repeats 2 --steps 2 --no-compile` shows in a minute that it runs).
 
 SmolLM2-135M teaches 18 and 6 of its own layers on rows of the training corpus. For every form of the teacher:
 
 * bytes per token on disk
-* seconds of a whole training step (student forward, loss, backward, AdamW), taken in turn with those of plain
-  cross-entropy and of the live teacher, medians; their ratios
-* for the student of 18 layers, the angle between its gradient over all weights and that of the full KL, on a batch; and
-  over many caches of other draws the mean gradient's distance from the full one, as a share of its length, beside what
-  chance alone would leave
+* gradients (`--gradients` alone: 15 minutes): for the student of 18 layers before any step, the angle between its
+  gradient over all weights and that of the full KL, mean and standard deviation over batches; and over caches of other
+  draws the mean gradient's distance from the full one, as a share of its length, beside what chance alone would leave
+* times (`--times` alone, on idle cores: 10 minutes): seconds of a whole training step (student forward, loss, backward,
+  AdamW), taken in turn with those of plain cross-entropy and of the live teacher, medians; their ratios
 
-Writes results/cached_teacher/benchmark.md and .csv. Paper: Anshumann et al. 2025, 2503.16870.
+Each part is a process of its own with students of its own. Writes results/cached_teacher/gradients.csv, times.csv, and
+benchmark.md from both. Paper: Anshumann et al. 2025, 2503.16870.
 """
 
 # ruff: noqa: E402
 import argparse
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,18 +24,20 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)  # this folder would hide the standard library's `statistics`
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)  # this folder would hide the standard library's `statistics`
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from benchmarks.cached_teacher_page import render
 from distill_lit import data, hardware
-from distill_lit.config import StudentConfig, TermConfig, TrainingConfig, load_experiment
+from distill_lit.config import ExperimentConfig, StudentConfig, TermConfig, TrainingConfig, load_experiment
 from distill_lit.data.loader import make_batch
 from distill_lit.distiller import Distiller, HeadSettings
-from distill_lit.files import write_text, writing
+from distill_lit.files import write_text
 from distill_lit.heads import head_of
 from distill_lit.models import Calibration, initial_student, load_model, model_folder
 from distill_lit.objectives import build_objective, can_compile, chunk_for
@@ -50,147 +54,197 @@ FORMS = {
     "hidden": (Form(), {"kind": "forward_kl"}),
     "top_12": (Form(TOP_K, 12), {"kind": "top_k_kl", "options": {"k": 12}}),
     "top_50": (Form(TOP_K, 50), {"kind": "top_k_kl", "options": {"k": 50}}),
+    "truncated_12": (Form(TOP_K, 12), {"kind": "truncated_kl", "options": {"k": 12}}),
+    "truncated_50": (Form(TOP_K, 50), {"kind": "truncated_kl", "options": {"k": 50}}),
     "top_50 + tail": (Form(TOP_K, 50), {"kind": "top_k_tail_kl", "options": {"k": 50}}),
     "sampled_12": (Form(SAMPLED, 12), {"kind": "sampled_kl"}),
     "sampled_50": (Form(SAMPLED, 50), {"kind": "sampled_kl"}),
 }
+NAMES = ("ce", "live", *FORMS)
+PARTS = ("gradients", "times")
+Signals = dict[str, TeacherSignal | None]
+Batch = dict[str, Tensor]
+Found = dict[str, dict[str, float]]
 
 
 def main() -> None:
-    """Measures and writes the table."""
+    """Measures a part, or both in processes of their own, and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gradients", action="store_true", help="these alone; the times stay as they were")
+    parser.add_argument("--times", action="store_true", help="these alone; the gradients stay as they were")
     parser.add_argument("--rows", type=int, default=8, help="rows of 256 tokens per step and gradient")
-    parser.add_argument("--repeats", type=int, default=16, help="caches of other draws, for the bias")
+    parser.add_argument("--batches", type=int, default=6, help="batches whose gradients are compared")
+    parser.add_argument("--repeats", type=int, default=4, help="caches of other draws of each batch, for the bias")
     parser.add_argument("--steps", type=int, default=9, help="timed steps of each form; the median counts")
     parser.add_argument("--no-compile", action="store_true", help="the fused head uncompiled")
     parser.add_argument("--out", type=Path, default=ROOT / "results/cached_teacher")
     options = parser.parse_args()
-    bench = Bench(options.rows, not options.no_compile)
+    if options.gradients == options.times:
+        for part in PARTS:
+            subprocess.run([sys.executable, *sys.argv, f"--{part}"], check=True)
+        return
+    config = load_experiment(ROOT / "experiments/cached_teacher.yaml")
+    bench = Bench(config, options.rows, options.batches if options.gradients else 1, not options.no_compile)
     with tempfile.TemporaryDirectory() as place:
         signals, sizes = bench.write_caches(Path(place))
-        seconds = {depth: bench.time_steps(signals, options.steps, depth) for depth in LAYERS}
-        angles = bench.compare_gradients(signals, options.repeats)
-    table = pd.DataFrame(
-        [
-            {"teacher": name, "bytes_per_token": sizes.get(name), **ratios(seconds, name), **angles.get(name, {})}
-            for name in signals
-        ]
-    )
-    with writing(options.out / "benchmark.csv") as path:
-        table.to_csv(path, index=False, float_format="%.5g")
-    write_text(options.out / "benchmark.md", render(table, bench, options))
-    print(render(table, bench, options))
-
-
-def ratios(seconds: dict[int, dict[str, float]], name: str) -> dict[str, float]:
-    """Of each depth the seconds of a step, their ratio to plain cross-entropy's, and the live teacher's ratio to them."""
-    found = {}
-    for depth, known in seconds.items():
-        step = known[name]
-        found |= {f"seconds_{depth}": step, f"to_ce_{depth}": step / known["ce"]}
-        found |= {f"faster_than_live_{depth}": known["live"] / step}
-    return found
+        if options.gradients:
+            found = compare_gradients(bench, signals, options.repeats)
+        else:
+            found = time_all(bench, signals, options.steps)
+    part = "gradients" if options.gradients else "times"
+    table = pd.DataFrame([{"teacher": name, "bytes_per_token": sizes.get(name), **found.get(name, {})} for name in NAMES])
+    numbers = table.to_csv(index=False, float_format="%.5g")
+    write_text(options.out / f"{part}.csv", f"# {bench.describe(part, options)}\n{numbers}")
+    write_text(options.out / "benchmark.md", render(options.out))
+    print(render(options.out))
 
 
 class Bench:
-    """A teacher, its students and a batch."""
+    """A teacher, its students and batches."""
 
-    def __init__(self, rows: int, compiled: bool) -> None:
-        self.config = load_experiment(ROOT / "experiments/cached_teacher.yaml")
-        self.folder = model_folder(self.config.teacher.model)
+    def __init__(self, config: ExperimentConfig, rows: int, batches: int, compiled: bool) -> None:
+        self.folder = model_folder(config.teacher.model)
         device = hardware.device_for("cpu")
         self.dtype = getattr(torch, hardware.fastest_dtype(device))
-        self.data = data.prepare(self.config.data, self.folder, self.config.benchmarks)
+        self.data = data.prepare(config.data, self.folder, config.benchmarks)
         self.rows, self.vocabulary = rows, real_tokens(self.folder)
         self.compiled = compiled and can_compile(device)
-        self.batch = make_batch(self.data.train, np.arange(rows), 1)
-        self.tokens = int((self.batch["labels"][:, 1:] >= 0).sum())
+        self.train = self.data.train.take(np.arange(rows * batches))
+        self.batches = [make_batch(self.train, np.arange(rows * i, rows * (i + 1)), 1) for i in range(batches)]
         self.teacher = load_model(self.folder, self.dtype).requires_grad_(False)
-        self.students = {
-            depth: initial_student(StudentConfig(layers=layers), self.folder, Calibration([], ""), 0)
-            for depth, layers in LAYERS.items()
-        }
 
-    def write_caches(self, place: Path) -> tuple[dict[str, TeacherSignal | None], dict[str, float]]:
+    def describe(self, part: str, options: argparse.Namespace) -> str:
+        """How a part was measured."""
+        own = (
+            f"--batches {options.batches} --repeats {options.repeats}"
+            if part == "gradients"
+            else f"--steps {options.steps}"
+        )
+        tokens = " + ".join(str(len(labels_of(batch))) for batch in self.batches)
+        return (
+            f"`python benchmarks/cached_teacher.py --{part} --rows {options.rows} {own}`: {tokens} supervised tokens, "
+            f"{str(self.dtype).split('.')[1]}, {torch.get_num_threads()} threads, head "
+            f"{'compiled' if self.compiled else 'eager'}"
+        )
+
+    def write_caches(self, place: Path) -> tuple[Signals, dict[str, float]]:
         """({name: signal}, {name: bytes per token}); None is no teacher, for plain cross-entropy."""
-        signals: dict[str, TeacherSignal | None] = {"ce": None, "live": LiveTeacher(self.teacher, self.vocabulary)}
-        sizes = {}
-        train, held = self.data.train.take(np.arange(64)), self.data.validation.take(np.arange(1))
+        signals: Signals = {"ce": None, "live": LiveTeacher(self.teacher, self.vocabulary)}
+        sizes, held, rows = {}, self.data.validation.take(np.arange(1)), len(self.train) + 1
         head = head_of(self.teacher, self.vocabulary)
         for name, (form, _) in FORMS.items():
             folder = place / f"{form.kind}-{form.width}"
-            write_cache(folder, self.teacher, train, held, self.rows, form, self.vocabulary)
-            sizes[name] = bytes_per_token(folder, train, form)
+            write_cache(folder, self.teacher, self.train, held, self.rows, form, self.vocabulary)
+            sizes[name] = bytes_per_token(folder, self.train, form)
             whole = form.kind == HIDDEN
-            signals[name] = CachedTeacher(folder, 65, head) if whole else SparseTeacher(folder, train, 1, form, head)
+            signals[name] = CachedTeacher(folder, rows, head) if whole else SparseTeacher(folder, self.train, 1, form, head)
         return signals, sizes
 
-    def distiller(self, name: str, signal: TeacherSignal | None, depth: int = 18) -> Distiller:
-        """A student under the objective that reads this signal; all share one, or they would not fit into memory."""
+    def student(self, depth: int) -> Any:
+        """A student before its first step."""
+        return initial_student(StudentConfig(layers=LAYERS[depth]), self.folder, Calibration([], ""), 0)
+
+    def distiller(self, name: str, signal: TeacherSignal | None, student: Any) -> Distiller:
+        """The student under the objective that reads this signal."""
         term = TermConfig(kind="ce") if name == "ce" else TermConfig(**FORMS.get(name, FORMS["hidden"])[1])
-        chunk = chunk_for(512, self.vocabulary, self.compiled)
-        settings = HeadSettings(chunk, self.compiled, self.dtype)
+        settings = HeadSettings(chunk_for(512, self.vocabulary, self.compiled), self.compiled, self.dtype)
         training = TrainingConfig(tokens=1, batch=self.rows)
         objective = build_objective({"term": term})
-        return Distiller(self.students[depth], self.vocabulary, objective, signal, training, 1, 256, settings)
+        return Distiller(student, self.vocabulary, objective, signal, training, 1, self.train.length, settings)
 
-    def gradient(self, distiller: Distiller) -> Tensor:
-        """The gradient over all weights, as one vector (P,) in float32."""
-        distiller.zero_grad()
-        self._backward(distiller)
-        return torch.cat([p.grad.flatten() for p in distiller.student.parameters()])
-
-    def _backward(self, distiller: Distiller) -> None:
+    def backward(self, distiller: Distiller, batch: Batch) -> None:
+        """Adds the gradient of a batch's mean loss to the student's."""
+        tokens = torch.tensor(len(labels_of(batch)))
         with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            losses, _ = distiller.losses(self.batch, torch.tensor(self.tokens), False, distiller.signal is not None)
+            losses, _ = distiller.losses(batch, tokens, False, distiller.signal is not None)
         losses.total.backward()
 
-    def time_steps(self, signals: dict[str, TeacherSignal | None], steps: int, depth: int) -> dict[str, float]:
-        """{name: median seconds of a step}, one step of each in turn, so that a slow minute slows all."""
-        distillers = {name: self.distiller(name, signal, depth) for name, signal in signals.items()}
-        optimizer = torch.optim.AdamW(self.students[depth].parameters(), 1e-5, fused=True)
-        times: dict[str, list[float]] = {name: [] for name in distillers}
-        for step in range(steps + 1):  # the first compiles
-            for name, distiller in distillers.items():
-                start = time.perf_counter()
-                optimizer.zero_grad()
-                self._backward(distiller)
-                optimizer.step()
-                times[name] += [time.perf_counter() - start] if step else []
-            print(f"{depth} layers: timed {step} of {steps}", file=sys.stderr)
-        return {name: float(np.median(values)) for name, values in times.items()}
 
-    def compare_gradients(self, signals: dict[str, TeacherSignal | None], repeats: int) -> dict[str, dict[str, float]]:
-        """{name: angle in degrees, bias: distance of the mean gradient as a share, chance: what of it is noise}."""
-        full = self.gradient(self.distiller("live", signals["live"]))
-        target = signals["live"].target(self.batch, self.batch["labels"][:, 1:] >= 0)  # type: ignore[union-attr]
-        found = {}
-        for name, (form, _) in FORMS.items():
-            distiller = self.distiller(name, signals[name])
-            first = self.gradient(distiller)
-            found[name] = {"angle": degrees(first, full)}
-            if form.kind == SAMPLED:
-                found[name] |= self._bias(distiller, target, form, full, repeats)
-            else:
-                found[name] |= {"bias": float((first - full).norm() / full.norm()), "chance": 0.0}
-            print(f"gradient of {name}: {found[name]}", file=sys.stderr)
-        return found
-
-    def _bias(self, distiller: Distiller, target: Any, form: Form, full: Tensor, repeats: int) -> dict[str, float]:
-        labels = self.batch["labels"][:, 1:]
-        labels, mean, squares = labels[labels >= 0], torch.zeros_like(full), 0.0
-        for seed in range(repeats):
-            distiller.signal = _Fixed(target, labels, form, seed)
-            gradient = self.gradient(distiller)
-            squares += float((gradient - full).square().sum()) / repeats
-            mean += gradient / repeats
-        return {
-            "bias": float((mean - full).norm() / full.norm()),
-            "chance": (squares / repeats) ** 0.5 / float(full.norm()),
-        }
+# ---------------------------------------------------------------- times
 
 
-class _Fixed:
+def time_all(bench: Bench, signals: Signals, steps: int) -> Found:
+    """{name: of each depth the seconds of a step, their ratio to plain cross-entropy's, the live teacher's to them}."""
+    found: Found = {name: {} for name in signals}
+    for depth in LAYERS:
+        seconds = time_steps(bench, signals, steps, depth)
+        for name, step in seconds.items():
+            found[name] |= {f"seconds_{depth}": step, f"to_ce_{depth}": step / seconds["ce"]}
+            found[name] |= {f"faster_than_live_{depth}": seconds["live"] / step}
+    return found
+
+
+def time_steps(bench: Bench, signals: Signals, steps: int, depth: int) -> dict[str, float]:
+    """{name: median seconds of a step}, one step of each in turn, in another order every time, so that a slow minute
+    slows all. All train one student, or they would not fit into memory: of it only the time is read."""
+    student = bench.student(depth)
+    distillers = {name: bench.distiller(name, signal, student) for name, signal in signals.items()}
+    optimizer, draw = torch.optim.AdamW(student.parameters(), 1e-5, fused=True), np.random.default_rng(0)
+    times: dict[str, list[float]] = {name: [] for name in distillers}
+    for step in range(steps + 1):  # the first compiles
+        for name in draw.permutation(list(distillers)):
+            start = time.perf_counter()
+            optimizer.zero_grad()
+            bench.backward(distillers[name], bench.batches[0])
+            optimizer.step()
+            times[name] += [time.perf_counter() - start] if step else []
+        print(f"{depth} layers: timed {step} of {steps}", file=sys.stderr)
+    return {name: float(np.median(values)) for name, values in times.items()}
+
+
+# ---------------------------------------------------------------- gradients
+
+
+def compare_gradients(bench: Bench, signals: Signals, repeats: int) -> Found:
+    """{name: means and standard deviations (sd) over batches of angle (degrees), bias (distance of the mean gradient as a
+    share), chance (what of it is noise)}. No step is taken: one student gives every gradient."""
+    student = bench.student(max(LAYERS))
+    before = [parameter.detach().clone() for parameter in student.parameters()]
+    distillers = {name: bench.distiller(name, signal, student) for name, signal in signals.items()}
+    rows: list[dict[str, Any]] = []
+    for number, batch in enumerate(bench.batches):
+        full = gradient(bench, distillers["live"], batch)
+        for name in ("ce", *FORMS):
+            first = gradient(bench, distillers[name], batch)
+            noise = name in FORMS and FORMS[name][0].kind == SAMPLED
+            measured = average(bench, distillers[name], batch, full, repeats) if noise else distance(first, full)
+            rows.append({"teacher": name, "angle": degrees(first, full), **measured})
+            print(f"batch {number}: {rows[-1]}", file=sys.stderr)
+    for now, then in zip(student.parameters(), before, strict=True):
+        assert torch.equal(now, then), "the student has been trained"
+    grouped = pd.DataFrame(rows).groupby("teacher")
+    table = grouped.mean().join(grouped.std(ddof=1).add_suffix("_sd"))
+    return {str(name): row for name, row in table.to_dict("index").items()}
+
+
+def gradient(bench: Bench, distiller: Distiller, batch: Batch) -> Tensor:
+    """The gradient over all weights, as one vector (P,) in float32."""
+    distiller.zero_grad()
+    bench.backward(distiller, batch)
+    return torch.cat([p.grad.flatten() for p in distiller.student.parameters()])
+
+
+def distance(one: Tensor, full: Tensor) -> dict[str, float]:
+    """The bias of a gradient in which nothing is drawn."""
+    return {"bias": float((one - full).norm() / full.norm()), "chance": 0.0}
+
+
+def average(bench: Bench, distiller: Distiller, batch: Batch, full: Tensor, repeats: int) -> dict[str, float]:
+    """The bias of the mean gradient over caches of other draws, and what of it chance explains."""
+    signal, form = distiller.signal, distiller.signal.form
+    target = LiveTeacher(bench.teacher, bench.vocabulary).target(batch, batch["labels"][:, 1:] >= 0)
+    mean, squares = torch.zeros_like(full), 0.0
+    for seed in range(repeats):
+        distiller.signal = Fixed(target, labels_of(batch), form, seed)
+        found = gradient(bench, distiller, batch)
+        squares += float((found - full).square().sum()) / repeats
+        mean += found / repeats
+    distiller.signal = signal
+    chance = (squares / repeats) ** 0.5 / float(full.norm())
+    return {"bias": float((mean - full).norm() / full.norm()), "chance": chance}
+
+
+class Fixed:
     """A sampled teacher of one batch, drawn by a seed."""
 
     def __init__(self, target: Any, labels: Tensor, form: Form, seed: int) -> None:
@@ -201,7 +255,7 @@ class _Fixed:
             parts.append(compress(log_p, labels[here], form, generator))
         self.drawn = expand({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, form)
 
-    def target(self, batch: dict[str, Tensor], chosen: Tensor) -> Any:
+    def target(self, batch: Batch, chosen: Tensor) -> Any:
         """The same for every call."""
         return self.drawn
 
@@ -209,53 +263,16 @@ class _Fixed:
         """It stays."""
 
 
+def labels_of(batch: Batch) -> Tensor:
+    """The supervised tokens (N,) of a batch."""
+    labels = batch["labels"][:, 1:]
+    return labels[labels >= 0]
+
+
 def degrees(one: Tensor, other: Tensor) -> float:
     """The angle between two vectors."""
     cosine = torch.nn.functional.cosine_similarity(one.double(), other.double(), 0)
     return float(torch.rad2deg(torch.arccos(cosine.clamp(-1, 1))))
-
-
-def render(table: pd.DataFrame, bench: Bench, options: argparse.Namespace) -> str:
-    """The table as Markdown, with what the paper says beside it."""
-    lines = [
-        "# Teacher caches: what they cost and what they leave of the gradient",
-        "",
-        f"`python benchmarks/cached_teacher.py --rows {options.rows} --repeats {options.repeats} --steps {options.steps}`: "
-        f"SmolLM2-135M teaches 18 and 6 of its 30 layers, {bench.tokens} supervised tokens, "
-        f"{str(bench.dtype).split('.')[1]}, "
-        f"{torch.get_num_threads()} threads, head {'compiled' if bench.compiled else 'eager'}.",
-        "",
-        "| teacher | bytes per token | "
-        + " | ".join(f"step of {depth} layers, s | × CE | faster than live" for depth in LAYERS)
-        + " | angle | bias | of it chance |",
-        "|---|" + "---:|" * (4 + 3 * len(LAYERS)),
-    ]
-    for row in table.to_dict("records"):
-        numbers = (
-            _cell(row["bytes_per_token"], ".0f"),
-            *(
-                _cell(row[f"{what}_{depth}"], ".2f")
-                for depth in LAYERS
-                for what in ("seconds", "to_ce", "faster_than_live")
-            ),
-            _cell(row.get("angle"), ".1f°"),
-            _cell(row.get("bias"), ".3f"),
-            _cell(row.get("chance"), ".3f"),
-        )
-        lines.append(f"| {row['teacher']} | " + " | ".join(numbers) + " |")
-    about = (
-        "Angle: between the gradient over all weights and that of the full KL, on this batch, for 18 layers; that of a "
-        "sample falls with the root of the tokens in a batch. The paper has 48° for top-50 and 4° for 12 sampled labels. "
-        "Bias: distance of the mean gradient over caches of other draws from the full one, as a share of its length; an "
-        "unbiased estimate leaves what chance leaves, which falls with their number."
-    )
-    return "\n".join([*lines, "", about, ""])
-
-
-def _cell(value: Any, form: str) -> str:
-    if value is None or value != value:
-        return "–"
-    return f"{value:{form.rstrip('°')}}" + ("°" if form.endswith("°") else "")
 
 
 if __name__ == "__main__":
