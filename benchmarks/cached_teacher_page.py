@@ -12,8 +12,8 @@ LEAD = (
 )
 ABOUT = {
     "gradients": "Angle: degrees between the gradient over all weights and that of the full KL, 18 layers, before any "
-    "step; mean ± standard deviation over batches; that of a sample falls with the root of the tokens in a batch. The paper "
-    "has 48° for top-50 and 4° for 12 sampled labels. Bias: distance of the mean gradient, for draws over several caches, "
+    "step; mean ± standard deviation over batches; that of a sample falls with the root of the tokens in a batch. The "
+    "paper has 48° for top-50 and 4° for 12 sampled labels. Bias: distance of the mean gradient, for draws over caches, "
     "from the full one, as a share of its length; an unbiased estimate leaves what chance leaves, which falls with their "
     "number.",
     "times": "Medians of whole steps with AdamW, each kind in turn; 18 or 6 layers.",

@@ -22,22 +22,28 @@ from distill_lit.midway import MidwayEvaluation
 from distill_lit.models import (
     CARD,
     INT8,
+    READER_PROCESS,
     Calibration,
     Size,
+    check_exports,
+    check_reloads,
     export_student,
     initial_student,
     load_config,
     load_model,
     load_tokenizer,
+    logits_on,
     merge_adapters,
     model_card,
     model_fingerprint,
     model_folder,
+    probe,
     quantise,
     size_from_config,
     size_of,
     trained_share,
 )
+from distill_lit.models.loading import may_run_code
 from distill_lit.models.students import kept_layers
 from distill_lit.objectives import Objective, build_objective, can_compile, chunk_for
 from distill_lit.signals import TeacherSignal
@@ -59,7 +65,8 @@ def take_model(cell: Cell, folder: Path) -> dict[str, Any]:
     place = model_folder(cell.reference)
     if cell.role != QUANTISED:
         return {"model": str(place), **_size_facts(size_of(load_model(place)))}
-    quantise(place, folder / "student")
+    quantised, ids = quantise(place, folder / "student"), probe(real_tokens(place))
+    check_reloads(quantised, folder / "student", ids, logits_on(quantised, ids))
     size = size_of(load_model(folder / "student"))
     return {"files": student_hashes(folder), "format": INT8, **_size_facts(size)}
 
@@ -79,14 +86,13 @@ def build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> di
     )
     student = initial_student(config.students[cell.student], base, measured, config.seed)
     trained = trained_share(student)
+    check_exports(student, base, folder / "export", vocabulary, to_dict(config.students[cell.student]))
     run = _training_run(
         cell, folder, student, vocabulary, prepared, open_signal(config, teacher, prepared, vocabulary), report, teacher
     )
     metrics = (validate if cell.role == UNTOUCHED else train)(run)
     report("export", 0, 1, "", {})
-    size = size_of(merge_adapters(student))
-    card = model_card(cell.label, config.teacher.model, _recipe(cell), {"parameters": f"{size.parameters:,}"})
-    export_student(student, base, folder / "student", card)
+    size = _export(cell, folder, student, base, vocabulary)
     return {
         "files": student_hashes(folder),
         "origin": run.origin,
@@ -96,6 +102,19 @@ def build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> di
         **_cost_facts(cell, run, size, trained, teacher),
         **_choices(config.students[cell.student], teacher, measured, run.distiller.matching),
     }
+
+
+def _export(cell: Cell, folder: Path, student: Any, base: Path, vocabulary: int) -> Size:
+    """Writes the finished student, adapters merged, and has it read in another process. Raises UserError, its weights kept,
+    where it says something else there."""
+    READER_PROCESS.start()
+    ids = probe(vocabulary)
+    said = logits_on(student, ids)
+    size = size_of(merge_adapters(student))
+    card = model_card(cell.label, cell.config.teacher.model, _recipe(cell), {"parameters": f"{size.parameters:,}"})
+    export_student(student, base, folder / "student", card)
+    check_reloads(student, folder / "student", ids, said, may_run_code(folder / "student"))
+    return size
 
 
 def _choices(student: StudentConfig, teacher: Path, measured: Calibration, matching: Matching | None) -> dict[str, Any]:

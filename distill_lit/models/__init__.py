@@ -4,6 +4,7 @@ from distill_lit.models.export import CARD, add_results, export_student, model_c
 from distill_lit.models.loading import load_config, load_model, load_tokenizer, model_fingerprint, model_folder
 from distill_lit.models.lora import merge_adapters, trained_share
 from distill_lit.models.quantise import INT8, check_int8, is_quantised, quantise
+from distill_lit.models.reloading import READER_PROCESS, check_exports, check_reloads, logits_on, probe
 from distill_lit.models.size import Size, size_from_config, size_of
 from distill_lit.models.students import (
     Calibration,
@@ -18,10 +19,13 @@ from distill_lit.models.vocabulary import check_same_vocabulary
 __all__ = [
     "CARD",
     "INT8",
+    "READER_PROCESS",
     "Calibration",
     "Size",
     "add_results",
+    "check_exports",
     "check_int8",
+    "check_reloads",
     "check_same_vocabulary",
     "check_student",
     "check_student_fits",
@@ -32,10 +36,12 @@ __all__ = [
     "load_config",
     "load_model",
     "load_tokenizer",
+    "logits_on",
     "merge_adapters",
     "model_card",
     "model_fingerprint",
     "model_folder",
+    "probe",
     "quantise",
     "size_from_config",
     "size_of",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from distill_lit.config import LoraConfig
-from distill_lit.errors import UserError
+from distill_lit.errors import UserError, in_one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,26 +40,63 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig) -> PreTrainedModel:
     )
     ends = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
     for name, module in model.named_modules():
-        if id(module) in ends and isinstance(lora.targets, list) and name.rsplit(".")[-1] in lora.targets:
+        if id(module) in ends and isinstance(lora.targets, list) and any(_ends(name, target) for target in lora.targets):
             raise UserError(f"lora.targets: {name} cannot have an adapter; the fused head reads its weights")
     try:
         peft.inject_adapter_in_model(config, model)
     except ValueError as error:
-        raise UserError(f"lora.targets: {str(error).splitlines()[0]}") from error
+        if lora.dropout and "ParamWrapper" in str(error):
+            raise UserError("lora.dropout: must be 0 where the experts of a layer share one weight, as here") from error
+        raise UserError(f"lora.targets: {in_one_line(error)}") from error
     return model.eval()
+
+
+def _ends(name: str, target: str) -> bool:
+    """Whether peft takes a module of this name for a target."""
+    return name == target or name.endswith(f".{target}")
+
+
+def is_adapted(model: PreTrainedModel) -> bool:
+    """Whether a model has adapters inside."""
+    return hasattr(model, "peft_config")
 
 
 @torch.no_grad()
 def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
-    """The same model with adapters merged into its weights and gone; a model without adapters is returned as it is."""
-    for name, module in list(model.named_modules()):
-        if hasattr(module, "lora_A") and hasattr(module, "get_base_layer"):
-            module.merge()
-            base: Any = module.get_base_layer()
-            model.set_submodule(name, base)
-    if hasattr(model, "peft_config"):
+    """The same model with adapters merged into its weights and gone; a model without adapters is returned as it is.
+
+    Adapters on several weights of one module stand around each other (the experts of a layer), and a module that is shared
+    has several names: the outermost is put aside, wherever it is, after all of them are merged.
+    """
+    while adapted := _adapters(model):
+        merged: dict[int, Any] = {}
+        for name, module in adapted.items():
+            if any(name.startswith(f"{other}.") for other in adapted):
+                continue  # inside another one, which is put aside first
+            if id(module) not in merged:
+                merged[id(module)] = _merged(module)
+            model.set_submodule(name, merged[id(module)])
+    if is_adapted(model):
         del model.peft_config
     return model.requires_grad_(True)
+
+
+def _adapters(model: PreTrainedModel) -> dict[str, Any]:
+    """{dotted name: module that stands around another one and adapts it}, a shared one under all its names."""
+    if not is_adapted(model):
+        return {}
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    named = model.named_modules(remove_duplicate=False)
+    return {name: module for name, module in named if isinstance(module, BaseTunerLayer)}
+
+
+def _merged(module: Any) -> Any:
+    """What an adapter, or adapters around each other, stand around, with all of them merged into it."""
+    if hasattr(module, "unload_and_optionally_merge_module"):
+        return module.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+    module.merge()
+    return module.get_base_layer()
 
 
 def trained_share(model: PreTrainedModel) -> float:

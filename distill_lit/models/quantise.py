@@ -2,12 +2,16 @@
 
 import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from distill_lit.errors import UserError
 from distill_lit.models.export import export_student
 from distill_lit.models.loading import check_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # in the identity of a cell, so that another recipe is another model
 INT8 = "torchao: int8 weights per output channel, int8 activations per token, head and embeddings as they were"
@@ -19,8 +23,9 @@ def check_int8() -> None:
         raise UserError("baselines: teacher_int8 needs torchao; pip install 'distill-lit[int8]'")
 
 
-def quantise(folder: Path, target: Path) -> None:
-    """Writes the model in `folder` to `target` with the linear layers in int8, scaled per token while it runs.
+def quantise(folder: Path, target: Path) -> "PreTrainedModel":
+    """Writes the model in `folder` to `target` with the linear layers in int8, scaled per token while it runs, and returns
+    it.
 
     The result is a transformers folder (safetensors) like any other. torch's own `quantize_dynamic` is deprecated, and
     scales whole batches by one number, so that an answer depends on its neighbours; torchao scales every token alone.
@@ -38,6 +43,8 @@ def quantise(folder: Path, target: Path) -> None:
         local_files_only=True,
     )
     export_student(model, folder, target, f"# int8\n\n{INT8}\n")
+    quantised: PreTrainedModel = model.eval()
+    return quantised
 
 
 def is_quantised(model: torch.nn.Module) -> bool:

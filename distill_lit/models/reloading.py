@@ -1,0 +1,216 @@
+"""Whether an exported folder says in plain transformers, in another process, what the student says in this one."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from distill_lit.errors import UserError
+from distill_lit.files import cache_root, fingerprint, write_json
+from distill_lit.models.export import export_student
+from distill_lit.models.loading import may_run_code
+from distill_lit.models.lora import is_adapted, merge_adapters
+from distill_lit.models.quantise import is_quantised
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOKENS = 48
+DECIDING = ("torch", "transformers", "safetensors", "peft", "torchao")  # another version is another export
+WITHIN = 1e-4  # of the largest logit: sums of float32 in another order
+WITHIN_LOW = 3e-2  # where weights or products have 8 or 16 bits, whose rounding jumps
+
+# Runs with `python -I` and the path of this process less this suite, of which nothing is imported. Requests are lines of
+# JSON; what libraries print goes to stderr. It ends with its standard input, or when nobody asks for five minutes.
+READER = """
+import json, os, signal, sys
+answers = os.fdopen(os.dup(1), "w", buffering=1)
+os.dup2(2, 1)
+signal.alarm(300)
+sys.path[:] = json.loads(sys.argv[1])
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+for line in iter(sys.stdin.readline, ""):
+    signal.alarm(0)
+    asked, told = json.loads(line), {}
+    torch.set_num_threads(asked["threads"])
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            asked["folder"], dtype=torch.float32, use_safetensors=True, local_files_only=True,
+            trust_remote_code=asked["code"], output_loading_info=True,
+        )
+        told["missing"] = sorted(map(str, report["missing_keys"]))
+        told["unexpected"] = sorted(map(str, report["unexpected_keys"]))
+        if os.path.exists(os.path.join(asked["folder"], "tokenizer_config.json")):
+            AutoTokenizer.from_pretrained(
+                asked["folder"], local_files_only=True, trust_remote_code=asked["code"])("a")
+        said = load_file(asked["logits"])
+        with torch.inference_mode():
+            found = model.eval()(input_ids=said["input_ids"], use_cache=False).logits.float()
+        if found.shape == said["logits"].shape:
+            told["difference"] = float((found - said["logits"]).abs().max())
+        else:
+            told["error"] = f"logits of shape {tuple(found.shape)}, not {tuple(said['logits'].shape)}"
+    except Exception as error:
+        told["error"] = f"{type(error).__name__}: " + " ".join(str(error).split())[:200]
+    model = report = found = None
+    print(json.dumps(told), file=answers)
+    signal.alarm(300)
+"""
+
+
+class Reader:
+    """The other process: started when first needed, and again if it has ended."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._errors: IO[str] | None = None
+        self._owner = 0
+        atexit.register(self.close)
+
+    def start(self) -> None:
+        """Begins its imports, which take seconds, beside whatever is done here meanwhile."""
+        if self._process is not None and self._owner == os.getpid() and self._process.poll() is None:
+            return
+        path = [place for place in sys.path if place and not (Path(place) / "distill_lit").is_dir()]
+        self._errors, self._owner = tempfile.TemporaryFile("w+"), os.getpid()  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-c", READER, json.dumps(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
+        )
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """What it says of a folder; {"error": …} where it could not say anything."""
+        self.start()
+        process, errors = self._process, self._errors
+        assert process is not None and process.stdin is not None and process.stdout is not None and errors is not None
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps(request), file=process.stdin, flush=True)
+        line = process.stdout.readline()
+        if line.strip():
+            told: dict[str, Any] = json.loads(line)
+            return told
+        status = process.wait()
+        errors.seek(0)
+        last = (errors.read().strip().splitlines() or [""])[-1]
+        return {"error": f"the process that reads it ended with {status}: {last[:200]}"}
+
+    def close(self) -> None:
+        """Ends it."""
+        process, self._process = self._process, None
+        if process is not None and self._owner == os.getpid():
+            process.kill()
+            process.wait()
+
+
+READER_PROCESS = Reader()
+
+
+def probe(vocabulary: int) -> Tensor:
+    """Token ids (1, T) of every part of a vocabulary."""
+    return torch.randint(0, vocabulary, (1, TOKENS), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def logits_on(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """What a model says of token ids (1, T), as it is used: (1, T, V) in float32, on the CPU. It is left as it was."""
+    was_training = model.training
+    device = next(model.parameters()).device
+    said: Tensor = model.eval()(input_ids=ids.to(device), use_cache=False).logits.float().cpu()
+    model.train(was_training)
+    return said
+
+
+def check_reloads(model: Any, folder: Path, ids: Tensor, said: Tensor, code: bool = False) -> None:
+    """Raises UserError unless plain transformers, in another process, opens `folder` and says `said` (1, T, V) of `ids`.
+
+    model: whose number formats decide how near; code: whether the folder may run code of its own.
+    """
+    from safetensors.torch import save_file
+
+    with tempfile.TemporaryDirectory() as place:
+        save_file({"input_ids": ids.contiguous(), "logits": said.contiguous()}, Path(place) / "said.safetensors")
+        told = READER_PROCESS.ask(
+            folder=str(folder), logits=str(Path(place) / "said.safetensors"), code=code, threads=torch.get_num_threads()
+        )
+    largest = float(said.abs().max())
+    near = WITHIN if _is_single(model) else WITHIN_LOW
+    if told.get("error"):
+        raise UserError(f"export: transformers does not open what was written: {told['error']}")
+    if lost := [*told["missing"], *told["unexpected"]]:
+        where = "are missing from" if told["missing"] else "have no place in"
+        raise UserError(f"export: weights such as {lost[0]} {where} the exported model")
+    if not told["difference"] <= near * max(largest, 1.0):  # NaN is no agreement
+        raise UserError(
+            f"export: opened by transformers, the model says something else: logits differ by {told['difference']:.2g} "
+            f"(the largest is {largest:.2g}); its architecture cannot be saved with these changes"
+        )
+
+
+def check_exports(student: PreTrainedModel, tokenizer_folder: Path, place: Path, vocabulary: int, shape: Any) -> None:
+    """Raises UserError unless a student, before its first step, can be exported: adapters that are no longer 0 are merged,
+    the folder is opened elsewhere, and logits on one batch are compared.
+
+    place: a folder to export into and remove. shape: the student's config. Once on a machine for each kind of student: its
+    architecture, shapes, config, tokenizer files and the versions of the libraries count, its weights do not.
+    """
+    memory = cache_root() / "exports" / f"{_kind(student, tokenizer_folder, shape)}.json"
+    if memory.is_file():
+        return
+    READER_PROCESS.start()
+    ids, trained = probe(vocabulary), student
+    if is_adapted(student):
+        trained = _as_if_trained(student)
+    said = logits_on(trained, ids)
+    try:
+        export_student(merge_adapters(trained) if trained is not student else student, tokenizer_folder, place, "")
+        check_reloads(trained, place, ids, said, may_run_code(tokenizer_folder))
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    write_json(memory, {"student": type(student).__name__, "says": "the same in plain transformers"})
+
+
+def _kind(student: PreTrainedModel, tokenizer_folder: Path, shape: Any) -> str:
+    shapes = {name: [list(value.shape), str(value.dtype)] for name, value in student.named_parameters()}
+    tokenizer = {path.name: path.stat().st_size for path in sorted(tokenizer_folder.glob("*token*"))}
+    versions = {name: _version(name) for name in DECIDING}
+    return fingerprint([READER, type(student).__name__, student.config.to_dict(), shapes, shape, tokenizer, versions])
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _as_if_trained(student: PreTrainedModel) -> PreTrainedModel:
+    """A copy whose adapters are no longer 0."""
+    trained, draw = copy.deepcopy(student), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in trained.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=draw).to(parameter))
+    return trained
+
+
+def _is_single(model: Any) -> bool:
+    return not is_quantised(model) and all(value.dtype == torch.float32 for value in model.parameters())
