@@ -1,4 +1,5 @@
-"""What does each cut cost before any training? `python benchmarks/surgery.py` (about 15 minutes on two cores).
+"""What does each cut cost before any training? `python benchmarks/surgery.py` (about 15 minutes on two cores; less where
+layers have been chosen before, which are remembered).
 
 Cuts SmolLM2-135M in depth by every method, in width, and in both, and compares each student with the whole model on
 held-out rows of the training corpus. Everything measured is chosen on other rows. Writes results/surgery/table.md and
@@ -9,7 +10,6 @@ held-out rows of the training corpus. Everything measured is chosen on other row
 import argparse
 import dataclasses
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -118,13 +118,13 @@ def _progress(done: int, total: int) -> None:
     print(f"\rkl_greedy: {done} of {total} trials", end="" if done < total else "\n", flush=True)
 
 
-def as_markdown(found: pd.DataFrame, command: str, rows: int, minutes: float) -> str:
+def as_markdown(found: pd.DataFrame, command: str, rows: int) -> str:
     """The table with what it says and how it was made."""
     lines = [
         "# What a cut costs before training",
         "",
         f"`{command}`: students cut out of SmolLM2-135M-Instruct, compared with the whole model on {rows} held-out rows of",
-        f"the training corpus. {minutes:.0f} minutes. KL(teacher ‖ student) in nats per token; agreement: same top token.",
+        f"the training corpus. KL(teacher ‖ student) in nats per token; agreement: same top token.",
         "",
         "| student | parameters, M | less tables, M | KL | agreement | perplexity |",
         "|---|---:|---:|---:|---:|---:|",
@@ -146,10 +146,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "results/surgery")
     parser.add_argument("overrides", nargs="*", help="key=value for the experiment")
     arguments = parser.parse_args()
-    began = time.monotonic()
     found = table(arguments.depths, arguments.experiment, arguments.rows, arguments.overrides)
     command = f"python benchmarks/surgery.py --depths {' '.join(map(str, arguments.depths))} --rows {arguments.rows}"
-    text = as_markdown(found, command, arguments.rows, (time.monotonic() - began) / 60)
+    text = as_markdown(found, command, arguments.rows)
     write_text(arguments.out / "table.md", text)
     write_text(arguments.out / "table.csv", found.round(6).to_csv(index=False))
     print(text)

@@ -115,8 +115,14 @@ def initial_student(student: StudentConfig, teacher: Path, calibration: Calibrat
 
 
 def _cut_out(student: StudentConfig, teacher: Path, calibration: Calibration) -> PreTrainedModel:
-    layers = kept_layers(student, teacher, calibration)
-    model = surgery.keep_layers(load_model(teacher), layers)
+    try:
+        layers = kept_layers(student, teacher, calibration)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:  # whatever the architecture makes of fewer layers
+        raise UserError(f"layers: {student.layers} cannot choose from this teacher's: {in_one_line(error)}") from error
+    whole = load_model(teacher)
+    model = surgery.keep_layers(whole, layers)
+    if len(layers) < load_config(teacher).get_text_config().num_hidden_layers:
+        surgery.check_cut(whole, model, layers)
     if student.width == WidthConfig():
         return model
     return surgery.cut_width(model, _cut(student, layers, teacher, calibration))

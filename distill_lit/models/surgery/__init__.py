@@ -14,6 +14,7 @@ from distill_lit.models.surgery.depth import (
     shallow_config,
 )
 from distill_lit.models.surgery.importance import Importance, measure_importance, norm_corrections
+from distill_lit.models.surgery.settings import check_cut, skipped_layers
 from distill_lit.models.surgery.width import Cut, choose_cut, cut_width, narrow_config, target_widths
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Importance",
     "Progress",
     "block_influence",
+    "check_cut",
     "check_depth",
     "check_layers",
     "choose_cut",
@@ -35,5 +37,6 @@ __all__ = [
     "only_layers",
     "removal_order",
     "shallow_config",
+    "skipped_layers",
     "target_widths",
 ]

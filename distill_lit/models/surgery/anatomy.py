@@ -39,7 +39,6 @@ PARTS: dict[str, tuple[str, ...]] = {
 }
 ATTENTION_OUTPUTS, FFN_OUTPUTS = ("self_attn.o_proj", "attn.c_proj"), ("mlp.down_proj", "mlp.c_proj")
 HEAD_NORMS = ("q_norm", "k_norm")
-PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # lists in a config with an entry per layer
 
 
 def layer_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from distill_lit.errors import UserError, suggest
-from distill_lit.models.surgery.anatomy import PER_LAYER, layer_list, rebuild
+from distill_lit.models.surgery.anatomy import layer_list, rebuild
+from distill_lit.models.surgery.settings import apply_settings, layer_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -173,15 +174,15 @@ def only_layers(model: PreTrainedModel, layers: list[int], first: nn.Module | No
     name, everything = layer_list(model)
     parent = model.get_submodule(name.rpartition(".")[0])
     config = model.config.get_text_config()
-    before = _layer_settings(config, list(range(len(everything))))
+    before = layer_settings(config, list(range(len(everything))))
     try:
         modules = [everything[i] for i in layers]
         setattr(parent, name.rsplit(".")[-1], nn.ModuleList(modules if first is None else [first, *modules[1:]]))
-        _apply(config, _layer_settings(config, layers))
+        apply_settings(config, layer_settings(config, layers))
         yield
     finally:
         setattr(parent, name.rsplit(".")[-1], everything)
-        _apply(config, before)
+        apply_settings(config, before)
 
 
 def keep_layers(model: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
@@ -203,23 +204,8 @@ def keep_layers(model: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
 def shallow_config(config: Any, layers: list[int]) -> Any:
     """A copy of a transformers config with these of its layers."""
     config = copy.deepcopy(config)
-    _apply(config.get_text_config(), _layer_settings(config.get_text_config(), layers))
+    apply_settings(config.get_text_config(), layer_settings(config.get_text_config(), layers))
     return config
-
-
-def _layer_settings(config: Any, layers: list[int]) -> dict[str, Any]:
-    """What a config says about layers, for these of its layers."""
-    settings: dict[str, Any] = {"num_hidden_layers": len(layers)}
-    for name in PER_LAYER:
-        values = getattr(config, name, None)
-        if isinstance(values, list) and len(values) == config.num_hidden_layers:
-            settings[name] = [values[i] for i in layers]
-    return settings
-
-
-def _apply(config: Any, settings: dict[str, Any]) -> None:
-    for name, value in settings.items():
-        setattr(config, name, value)
 
 
 def model_inputs(batch: Batch) -> dict[str, Tensor]:
