@@ -124,7 +124,7 @@ def as_markdown(found: pd.DataFrame, command: str, rows: int) -> str:
         "# What a cut costs before training",
         "",
         f"`{command}`: students cut out of SmolLM2-135M-Instruct, compared with the whole model on {rows} held-out rows of",
-        f"the training corpus. KL(teacher ‖ student) in nats per token; agreement: same top token.",
+        "the training corpus. KL(teacher ‖ student) in nats per token; agreement: same top token.",
         "",
         "| student | parameters, M | less tables, M | KL | agreement | perplexity |",
         "|---|---:|---:|---:|---:|---:|",
