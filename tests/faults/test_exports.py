@@ -189,3 +189,12 @@ def test_a_finished_student_that_is_another_when_opened_keeps_its_weights(
         cells.build(cell_of(tmp_path, teacher, tiny_corpus), tmp_path / "cell", lambda *_: None)
     assert (tmp_path / "cell/student/model.safetensors").is_file()
     assert not (tmp_path / "cell/manifest.json").exists()
+
+
+def test_a_teacher_in_int8_says_the_same_when_opened(tmp_path: Path, teacher: Path) -> None:
+    pytest.importorskip("torchao")
+    quantised, ids = models.quantise(teacher, tmp_path / "int8"), reloading.probe(250)
+    said = reloading.logits_on(quantised, ids)
+    reloading.check_reloads(quantised, tmp_path / "int8", ids, said)
+    with pytest.raises(UserError, match="says something else"):
+        reloading.check_reloads(quantised, tmp_path / "int8", ids, said.flip(1))
