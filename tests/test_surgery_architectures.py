@@ -37,6 +37,37 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 4},
     "bamba": {"attn_layer_indices": [1, 3], "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False, "mamba_d_state": 4},
+    "deepseek_v3": {
+        "head_dim": None,
+        "q_lora_rank": 8,
+        "kv_lora_rank": 8,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 8,
+        "n_group": 1,
+        "topk_group": 1,
+        "num_key_value_heads": 4,
+        "first_k_dense_replace": 2,
+    },
+    "falcon": {"head_dim": None},
+    "gptj": {"rotary_dim": 8},
+    "codegen": {"rotary_dim": 8},
+    "gemma3n_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 2,
+        "laurel_rank": 4,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 96,
+        "activation_sparsity_pattern": [0.5, 0.5, 0.0, 0.0],
+    },
+    "gemma4_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 96,
+        "global_head_dim": 8,
+        "num_kv_shared_layers": 2,
+    },
+    "mamba2": {"num_heads": 8, "head_dim": 8, "expand": 2, "state_size": 8, "n_groups": 1},
     "gemma3_text": {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 4},
 }
 CUTS = ([0, 2, 3], [0, 2], [1, 3], [0, 1])
@@ -44,7 +75,8 @@ CUTS = ([0, 2, 3], [0, 2], [1, 3], [0, 1])
 
 def make(name: str, **changes: Any) -> Any:
     """A tiny model of an architecture, with weights that are no longer 0 and 1."""
-    config = CONFIG_MAPPING[name](**{**SMALL, **SPECIAL.get(name, {}), **changes})
+    settings = {**SMALL, **SPECIAL.get(name, {}), **changes}
+    config = CONFIG_MAPPING[name](**{key: value for key, value in settings.items() if value is not None})
     with torch.device("meta"):
         if AutoModelForCausalLM.from_config(config).num_parameters() > 12_000_000:
             raise ValueError("not tiny")
@@ -106,6 +138,12 @@ def test_a_layer_that_depends_on_its_number_is_refused_by_the_key() -> None:
         cut(model, [0, 2])
     cut(model, [0, 1])
     cut(make("gpt2"), [0, 2])
+
+
+def test_layers_that_share_the_keys_of_one_that_is_left_out_are_refused_in_a_line() -> None:
+    with pytest.raises(UserError, match="no smaller model can be built: The set of layer types") as refused:
+        cut(make("gemma3n_text"), [0, 2, 3])
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.slow

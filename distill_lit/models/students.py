@@ -73,6 +73,8 @@ def check_student_fits(name: str, student: StudentConfig, teacher: Path) -> Any:
         config = student_config(student, load_config(teacher))
         if student.config:
             _check_built(config)
+        elif not student.from_:
+            _check_cut(config)
         return config
 
 
@@ -212,6 +214,14 @@ def _check_built(config: Any) -> None:
         size_from_config(config)
     except Exception as error:  # whatever the architecture's own code makes of it
         raise UserError(f"config: no model can be built from it: {type(error).__name__}: {in_one_line(error)}") from error
+
+
+def _check_cut(config: Any) -> None:
+    """Raises UserError unless a model of a cut teacher's config can be built."""
+    try:
+        size_from_config(config)
+    except Exception as error:  # whatever the architecture's own code makes of it
+        raise UserError(f"layers: no model can be built of these: {in_one_line(error)}") from error
 
 
 def changed_config(config: Any, changes: dict[str, Any]) -> Any:

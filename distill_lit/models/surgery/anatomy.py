@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from distill_lit.errors import UserError
+from distill_lit.errors import UserError, in_one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -124,7 +124,10 @@ def rebuild(model: PreTrainedModel, config: Any, weights: dict[str, torch.Tensor
     """
     from transformers import AutoModelForCausalLM
 
-    student: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    try:
+        student: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    except Exception as error:  # whatever the architecture's own code makes of such a config
+        raise UserError(f"{type(model).__name__}: no smaller model can be built: {in_one_line(error)}") from error
     try:
         student.load_state_dict(weights)
     except RuntimeError as error:

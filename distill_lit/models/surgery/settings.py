@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NO_LAYERS = ("_id", "_ids", "architectures")  # ends of the names of lists that are as long by chance
-NUMBERS = ("attn_layer_indices", "hybrid_layer_ids", "full_attn_idxs", "cross_attention_layers", "mlp_only_layers")
-NUMBERS += ("moe_layers",)
+MIXTURES = ("mlp_only_layers", "moe_layers")
+NUMBERS = ("attn_layer_indices", "hybrid_layer_ids", "full_attn_idxs", "cross_attention_layers", *MIXTURES)
 FIRST = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index", "moe_num_first_dense_layers")
 LAST = ("num_kv_shared_layers",)
 PERIODS = ("attn_layer", "expert_layer")  # …_period and …_offset
