@@ -6,6 +6,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
+from distill_lit.config.text import is_interpolated
 from distill_lit.errors import UserError, suggest
 
 
@@ -58,7 +59,7 @@ def check_types(schema: Any, values: Any, path: str = "") -> None:
         section = next((t for t in inner if dataclasses.is_dataclass(t)), None)
         is_plain = typing.get_origin(kind) not in (list, dict)
         number = next((t for t in inner if t in (int, float, bool) and is_plain), None)
-        if value is None or (isinstance(value, str) and "${" in value):
+        if value is None or is_interpolated(value):
             continue
         if (section is not None or typing.get_origin(kind) is dict) and not isinstance(value, dict):
             raise UserError(f"{key}: {value!r} is not a mapping of keys to values")
@@ -75,7 +76,7 @@ def check_types(schema: Any, values: Any, path: str = "") -> None:
                 check_types(section, entry, f"{key}.{item}.")
         elif section is not None:
             check_types(section, value, f"{key}.")
-        elif number is not None and isinstance(value, str) and value != "???":
+        elif number is not None and isinstance(value, str):
             raise UserError(f"{key}: {value!r} is text; write it without quotes, as a {_WORDS[number]}")
         elif number in (int, float) and isinstance(value, bool):
             raise UserError(f"{key}: {str(value).lower()} is not a number")

@@ -6,27 +6,24 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, cast
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from distill_lit.config import text
+from distill_lit.config.checked import check
 from distill_lit.config.knobs import check_knobs, check_types
-from distill_lit.config.schema import BASELINES, RIVAL_BASELINES, ExperimentConfig
-from distill_lit.errors import UserError, suggest
+from distill_lit.config.schema import ExperimentConfig
+from distill_lit.config.tree import KEY_OF_FIELD, fielded, kind_at, merged, nested, plain
+from distill_lit.errors import UserError, in_one_line, suggest
 
 Section = TypeVar("Section")
-# `from` is a word of Python, so the dataclass field has an underscore that no user should see
-FIELD_OF_KEY = {"from": "from_"}
-KEY_OF_FIELD = {field: key for key, field in FIELD_OF_KEY.items()}
-# names of files beside the records of models, and of models that are no students
-TAKEN = (*BASELINES, *RIVAL_BASELINES, "documents", "frequencies", "surprisal")
-WHOLE_EXPERIMENT = ("name", "question", "benchmarks", "evaluation", "cost", "analysis", "launcher", "grid", "variants",
-                    "baselines", "rivals")  # fmt: skip
+Tree = dict[str, Any]  # plain values under the keys that users write
 # what OmegaConf and PyYAML raise beside their own kinds where a value has a shape they did not expect
 SURPRISES = (TypeError, ValueError, AttributeError, AssertionError, LookupError, RecursionError, yaml.YAMLError)
 # an experiment file must not be able to read secrets out of the environment into its manifest
@@ -40,51 +37,98 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
 
 def load_section(schema: type[Section], overrides: list[str]) -> Section:
     """One checked section of the config from `key=value` overrides alone."""
-    section = _merge(schema, OmegaConf.create({}), overrides)
+    section = _built(schema, _overridden(schema, {}, overrides), text.mask)
     check_knobs(section)
     return section
 
 
-def resolve(tree: DictConfig, overrides: list[str]) -> ExperimentConfig:
-    """Merges a composed tree and dotlist overrides into the schema, and checks every value."""
-    config = _merge(ExperimentConfig, tree, overrides)
-    _check(config)
+def resolve(tree: Tree, overrides: list[str]) -> ExperimentConfig:
+    """Merges a composed tree and `key=value` overrides into the schema, and checks every value."""
+    config = _built(ExperimentConfig, _overridden(ExperimentConfig, tree, overrides), text.mask)
+    check(config)
     return config
 
 
-def _merge(schema: type[Section], tree: DictConfig, overrides: list[str]) -> Section:
+def _overridden(schema: Any, tree: Tree, overrides: list[str]) -> Tree:
+    """The tree with what overrides say on top."""
+    given: Tree = {}
     for override in overrides:
         if not re.match(r"[\w.-]+=", override):
             raise UserError(f"override {override!r} is not key=value")
+        key, _, said = override.partition("=")
+        given = merged(given, nested(schema, merged(tree, given), key, _said(schema, key, said)))
+    _check_removed("", given, tree)
+    for part in (tree, given):
+        check_types(schema, fielded(schema, part))
+    return _without_removed(merged(tree, given))
+
+
+def _said(schema: Any, key: str, said: str) -> Any:
+    """The value of an override: YAML, and for a key of text whatever is no single value there, as `{{ text }}`."""
+    kind = kind_at(schema, key.split("."))
+    try:
+        value = text.read(said)
+    except SURPRISES as error:
+        if kind is str:
+            return said
+        raise UserError(f"{key}: {said[:120]!r} is not YAML: {in_one_line(error)}") from error
+    return said if kind is str and isinstance(value, (dict, list)) else plain(kind, value, schema)
+
+
+def _built(schema: type[Section], tree: Tree, mask: Callable[[str, str], str]) -> Section:
+    """The dataclass of a tree; `mask` decides which of its texts stand for the value of another key."""
     with _telling():
-        given = _renamed(OmegaConf.from_dotlist(overrides))
-        _check_removed("", given, tree)
-        for part in (tree, given):
-            check_types(schema, OmegaConf.to_container(part))
-        merged = OmegaConf.merge(_structured(cast(Any, schema)), _without_removed(OmegaConf.merge(tree, given)))
-        config = OmegaConf.to_object(merged)
+        given = OmegaConf.create(_masked(fielded(schema, tree), mask))
+        config = _unmasked(OmegaConf.to_object(OmegaConf.merge(_structured(cast(Any, schema)), given)))
     assert isinstance(config, schema)
     return config
 
 
-def _without_removed(tree: Any) -> Any:
+def _literally(value: str, _: str) -> str:
+    return text.mask_all(value)
+
+
+def _masked(value: Any, mask: Callable[[str, str], str], where: str = "") -> Any:
+    if isinstance(value, dict):
+        below = f"{where}." if where else ""
+        return {text.mask_all(key): _masked(item, mask, f"{below}{key}") for key, item in value.items()}
+    if isinstance(value, list):
+        return [_masked(item, mask, where) for item in value]
+    return mask(value, where) if isinstance(value, str) else value
+
+
+def _unmasked(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            setattr(value, field.name, _unmasked(getattr(value, field.name)))
+    elif isinstance(value, dict):
+        return {text.unmask(key): _unmasked(item) for key, item in value.items()}
+    elif isinstance(value, list):
+        return [_unmasked(item) for item in value]
+    return text.unmask(value) if isinstance(value, str) else value
+
+
+def _corpora(tree: Any) -> dict[str, Any]:
+    data = tree.get("data")
+    found = data.get("corpora") if isinstance(data, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _without_removed(tree: Tree) -> Tree:
     """The tree without corpora that are null, which is how one takes away what a default or the base has."""
-    corpora = OmegaConf.select(tree, "data.corpora")
-    if OmegaConf.is_dict(corpora):
-        for name in [name for name in corpora if corpora[name] is None]:
-            del corpora[name]
-    return tree
+    corpora = _corpora(tree)
+    if None not in corpora.values():
+        return tree
+    kept = {name: corpus for name, corpus in corpora.items() if corpus is not None}
+    return {**tree, "data": {**tree["data"], "corpora": kept}}
 
 
-def _check_removed(where: str, changes: Any, base: Any) -> None:
+def _check_removed(where: str, changes: Tree, base: Tree) -> None:
     """Raises UserError for a null corpus in `changes` that `base` does not have: a name misspelt would remove nothing."""
-    asked, known = OmegaConf.select(changes, "data.corpora"), OmegaConf.select(base, "data.corpora")
-    names = list(known) if OmegaConf.is_dict(known) else []
-    for name in asked if OmegaConf.is_dict(asked) else ():
-        if asked[name] is None and name not in names:
-            raise UserError(
-                f"{where}data.corpora.{name}: null, and there is no corpus of this name{suggest(str(name), names)}"
-            )
+    known = _corpora(base)
+    for name, corpus in _corpora(changes).items():
+        if corpus is None and name not in known:
+            raise UserError(f"{where}data.corpora.{name}: null, and there is no corpus of this name{suggest(name, known)}")
 
 
 @functools.cache
@@ -103,18 +147,18 @@ def _telling() -> Iterator[None]:
         raise UserError(_explain(error)) from error
     except SURPRISES as error:
         said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"a value does not have the form that its key needs: {said}") from error
+        raise UserError(f"a value does not have the form that its key needs: {text.unmask(said)}") from error
 
 
 def expand(config: ExperimentConfig) -> Iterator[tuple[dict[str, Any], ExperimentConfig]]:
     """({grid key: value}, the experiment with these values) for every cell of the grid, in the order of the file."""
     key = json.dumps(dataclasses.asdict(config), default=str)
     if key not in _expanded:
-        base = OmegaConf.create(dataclasses.asdict(config))
+        base = to_dict(config)
         points = [dict(zip(config.grid, values, strict=True)) for values in itertools.product(*config.grid.values())]
         if len(_expanded) == EXPANSIONS:
             _expanded.clear()
-        _expanded[key] = [(point, resolve(_at_point(base, point, config), [])) for point in points]
+        _expanded[key] = [(point, _resolved_at(base, point, config)) for point in points]
     yield from copy.deepcopy(_expanded[key])
 
 
@@ -123,31 +167,43 @@ EXPANSIONS = 8
 _expanded: dict[str, list[tuple[dict[str, Any], ExperimentConfig]]] = {}
 
 
-def _at_point(base: DictConfig, point: dict[str, Any], config: ExperimentConfig) -> DictConfig:
-    tree = copy.deepcopy(base)
+def _resolved_at(base: Tree, point: dict[str, Any], config: ExperimentConfig) -> ExperimentConfig:
+    tree, changes = base, {}
     variant = point.get("variant", config.variant)
     if variant:
         if variant not in config.variants:
-            raise UserError(f"variant: unknown value {variant!r}{suggest(variant, config.variants)}")
-        with _telling():
-            changes = _nested(config.variants[variant])
-            _check_removed(f"variants.{variant}.", changes, tree)
-            tree = OmegaConf.merge(tree, changes)  # type: ignore[assignment]
-    with _telling():
-        for key, value in point.items():
-            OmegaConf.update(tree, _field_path(key), _rename(value), merge=True, force_add=True)
+            raise UserError(f"variant: unknown value {variant!r}{suggest(str(variant), config.variants)}")
+        changes = _nested(base, config.variants[variant])
+        _check_removed(f"variants.{variant}.", changes, tree)
+        tree = merged(tree, changes)
+    for key, value in point.items():
+        tree = merged(tree, nested(ExperimentConfig, tree, key, value))
+    check_types(ExperimentConfig, fielded(ExperimentConfig, tree))
+    resolved = _built(ExperimentConfig, _without_removed(tree), _literally)
+    check(resolved)
+    return resolved
+
+
+def _nested(base: Tree, changes: dict[str, Any]) -> Tree:
+    """{'a.b': 1, 'c': {…}} → {a: {b: 1}, c: {…}}."""
+    tree: Tree = {}
+    for key, value in changes.items():
+        tree = merged(tree, nested(ExperimentConfig, merged(base, tree), key, value))
     return tree
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config section as plain values under the keys users write."""
 
-    def plain(value: Any) -> Any:
+    def plainly(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            fields = dataclasses.fields(value)
+            return {KEY_OF_FIELD.get(field.name, field.name): plainly(getattr(value, field.name)) for field in fields}
         if isinstance(value, dict):
-            return {KEY_OF_FIELD.get(key, key): plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, list) else value
+            return {key: plainly(item) for key, item in value.items()}
+        return [plainly(item) for item in value] if isinstance(value, (list, tuple)) else value
 
-    result: dict[str, Any] = plain(dataclasses.asdict(config))
+    result: dict[str, Any] = plainly(config)
     return result
 
 
@@ -174,8 +230,7 @@ def _decisive_value(value: Any) -> Any:
 
 def to_yaml(config: Any) -> str:
     """A config section as YAML that `load_experiment` reads back."""
-    text: str = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=120)
-    return text
+    return text.to_text(to_dict(config))
 
 
 def find_configs(start: Path) -> Path:
@@ -186,19 +241,19 @@ def find_configs(start: Path) -> Path:
     raise UserError(f"no configs/ folder beside or above {start}, needed by `defaults`")
 
 
-def _compose(path: Path, trail: tuple[Path, ...]) -> DictConfig:
+def _compose(path: Path, trail: tuple[Path, ...]) -> Tree:
     if path in trail:
         raise UserError(f"defaults form a cycle: {' → '.join(p.stem for p in (*trail, path))}")
     tree = _read(path)
-    with _telling():
-        names = tree.pop("defaults", None) or []
-        if not isinstance(names, list) and not OmegaConf.is_list(names):
-            raise UserError(f"{path}: defaults is a list of names below configs/")
-        merged = OmegaConf.create({})
-        for name in names:
-            merged = OmegaConf.merge(merged, _compose(_default_path(path, str(name)), (*trail, path)))  # type: ignore
-        _check_removed(f"{path}: ", tree, merged)
-        return OmegaConf.merge(merged, tree)  # type: ignore[return-value]
+    names = tree.pop("defaults", None) or []
+    if not isinstance(names, list):
+        raise UserError(f"{path}: defaults is a list of names below configs/")
+    base: Tree = {}
+    for name in names:
+        base = merged(base, _compose(_default_path(path, str(name)), (*trail, path)))
+    _check_removed(f"{path}: ", tree, base)
+    found: Tree = merged(base, tree)
+    return found
 
 
 def _default_path(path: Path, name: str) -> Path:
@@ -212,91 +267,26 @@ def _default_path(path: Path, name: str) -> Path:
     return file
 
 
-def _read(path: Path) -> DictConfig:
+def _read(path: Path) -> Tree:
     if not path.is_file():
         raise UserError(f"no experiment file {path}")
     try:
-        tree = OmegaConf.load(path)
-    except (OmegaConfBaseException, OSError, *SURPRISES) as error:
-        line = " ".join(str(error).split())
-        raise UserError(f"{path}: not a plain YAML file: {line}") from error
-    if not isinstance(tree, DictConfig):
+        tree = text.read(path.read_bytes())
+    except (OSError, *SURPRISES) as error:
+        raise UserError(f"{path}: not a plain YAML file: {in_one_line(error)}") from error
+    if not isinstance(tree, dict) and tree is not None:
         raise UserError(f"{path}: not a mapping of keys to values")
-    with _telling():
-        return _renamed(tree)
-
-
-def _renamed(tree: Any) -> DictConfig:
-    renamed: DictConfig = OmegaConf.create(_rename(OmegaConf.to_container(tree)))
-    return renamed
-
-
-def _rename(value: Any) -> Any:
-    """A plain value with the names of fields for the keys that users write."""
-    if isinstance(value, dict):
-        return {FIELD_OF_KEY.get(key, key): _rename(item) for key, item in value.items()}
-    return [_rename(item) for item in value] if isinstance(value, list) else value
-
-
-def _nested(overrides: dict[str, Any]) -> DictConfig:
-    """{'a.b': 1, 'c': {…}} → {a: {b: 1}, c: {…}}."""
-    tree = OmegaConf.create({})
-    for key, value in overrides.items():
-        OmegaConf.update(tree, _field_path(str(key)), _rename(value), merge=True)
-    return tree
-
-
-def _field_path(key: str) -> str:
-    return ".".join(FIELD_OF_KEY.get(part, part) for part in key.split("."))
+    found: Tree = plain(ExperimentConfig, tree or {}, ExperimentConfig)
+    if isinstance(names := found.get("defaults"), list):
+        found["defaults"] = plain(list[str], (tree or {})["defaults"], ExperimentConfig) or names
+    return found
 
 
 def _explain(error: OmegaConfBaseException) -> str:
-    key = (getattr(error, "full_key", None) or getattr(error, "key", None) or "").replace("from_", "from")
+    key = text.unmask(str(getattr(error, "full_key", None) or getattr(error, "key", None) or "")).replace("from_", "from")
+    said = text.unmask(str(error).splitlines()[0])
     kind = getattr(error, "object_type", None)
     if "not in" in str(error) and kind is not None and dataclasses.is_dataclass(kind):
         fields = [KEY_OF_FIELD.get(f.name, f.name) for f in dataclasses.fields(kind)]
         return f"unknown key {key!r}{suggest(str(key).rsplit('.')[-1], fields)}"
-    return f"{key}: {str(error).splitlines()[0]}" if key else str(error).splitlines()[0]
-
-
-def _check_varies(what: str, key: str) -> None:
-    """Cells of one experiment answer the same questions beside the same teacher."""
-    if key.split(".")[0] in WHOLE_EXPERIMENT or key in ("teacher", "teacher.model", "students"):
-        raise UserError(f"{what}: holds for the whole experiment; write one experiment for each value")
-
-
-def _check(config: ExperimentConfig) -> None:
-    check_knobs(config)
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{,99}", config.name) or ".." in config.name or config.name == "index.html":
-        raise UserError(
-            f"name: {config.name[:120]!r} must be a plain folder name: letters, digits, '.', '_', '-', at most 100"
-        )
-    if not config.students:
-        raise UserError("students: at least one is needed, as in {half: {depth: 15}}")
-    for name in config.students:
-        if not re.fullmatch(r"[A-Za-z0-9][\w-]{,99}", name):
-            raise UserError(f"students.{name}: a name is made of letters, digits, '_' and '-', at most 100")
-        if name in TAKEN:
-            raise UserError(f"students.{name}: the name is taken; choose another")
-    if config.student and config.student not in config.students:
-        raise UserError(f"student: unknown value {config.student!r}{suggest(config.student, config.students)}")
-    for name in config.baselines:
-        if name not in (*BASELINES, *RIVAL_BASELINES):
-            raise UserError(f"baselines: unknown value {name!r}{suggest(name, (*BASELINES, *RIVAL_BASELINES))}")
-    for name in config.rivals:
-        if not re.fullmatch(r"[A-Za-z0-9][\w.-]{,99}", name) or name in (*config.students, *TAKEN):
-            raise UserError(f"rivals.{name}: a name is made of letters, digits, '_', '.' and '-', and is not taken")
-    for name in ("batches", "prompts", "outputs"):
-        if not getattr(config.cost, name):
-            raise UserError(f"cost.{name}: has no values")
-    for key, values in config.grid.items():
-        if not values:
-            raise UserError(f"grid.{key}: has no values")
-        _check_varies(f"grid.{key}", key)
-    for variant, changes in config.variants.items():
-        for key in changes:
-            _check_varies(f"variants.{variant}.{key}", str(key))
-        if "variant" in changes:
-            raise UserError(f"variants.{variant}.variant: a variant cannot choose another one")
-    if "student" not in config.grid and not config.student:
-        config.student = next(iter(config.students))
+    return f"{key}: {said}" if key else said

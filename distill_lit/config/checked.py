@@ -1,0 +1,56 @@
+"""What a whole experiment must hold beyond the types of its values."""
+
+import re
+
+from distill_lit.config.knobs import check_knobs
+from distill_lit.config.schema import BASELINES, RIVAL_BASELINES, ExperimentConfig
+from distill_lit.errors import UserError, suggest
+
+# names of files beside the records of models, and of models that are no students
+TAKEN = (*BASELINES, *RIVAL_BASELINES, "documents", "frequencies", "surprisal")
+WHOLE_EXPERIMENT = ("name", "question", "benchmarks", "evaluation", "cost", "analysis", "launcher", "grid", "variants",
+                    "baselines", "rivals")  # fmt: skip
+
+
+def _check_varies(what: str, key: str) -> None:
+    """Cells of one experiment answer the same questions beside the same teacher."""
+    if key.split(".")[0] in WHOLE_EXPERIMENT or key in ("teacher", "teacher.model", "students"):
+        raise UserError(f"{what}: holds for the whole experiment; write one experiment for each value")
+
+
+def check(config: ExperimentConfig) -> None:
+    """Raises UserError for values out of range and for names that cannot be; names the student of an experiment of one."""
+    check_knobs(config)
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{,99}", config.name) or ".." in config.name or config.name == "index.html":
+        raise UserError(
+            f"name: {config.name[:120]!r} must be a plain folder name: letters, digits, '.', '_', '-', at most 100"
+        )
+    if not config.students:
+        raise UserError("students: at least one is needed, as in {half: {depth: 15}}")
+    for name in config.students:
+        if not re.fullmatch(r"[A-Za-z0-9][\w-]{,99}", name):
+            raise UserError(f"students.{name}: a name is made of letters, digits, '_' and '-', at most 100")
+        if name in TAKEN:
+            raise UserError(f"students.{name}: the name is taken; choose another")
+    if config.student and config.student not in config.students:
+        raise UserError(f"student: unknown value {config.student!r}{suggest(config.student, config.students)}")
+    for name in config.baselines:
+        if name not in (*BASELINES, *RIVAL_BASELINES):
+            raise UserError(f"baselines: unknown value {name!r}{suggest(name, (*BASELINES, *RIVAL_BASELINES))}")
+    for name in config.rivals:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]{,99}", name) or name in (*config.students, *TAKEN):
+            raise UserError(f"rivals.{name}: a name is made of letters, digits, '_', '.' and '-', and is not taken")
+    for name in ("batches", "prompts", "outputs"):
+        if not getattr(config.cost, name):
+            raise UserError(f"cost.{name}: has no values")
+    for key, values in config.grid.items():
+        if not values:
+            raise UserError(f"grid.{key}: has no values")
+        _check_varies(f"grid.{key}", key)
+    for variant, changes in config.variants.items():
+        for key in changes:
+            _check_varies(f"variants.{variant}.{key}", str(key))
+        if "variant" in changes:
+            raise UserError(f"variants.{variant}.variant: a variant cannot choose another one")
+    if "student" not in config.grid and not config.student:
+        config.student = next(iter(config.students))

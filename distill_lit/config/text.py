@@ -1,0 +1,175 @@
+"""Text of a config: YAML in which every key is the text that stands there, and `${key}`, which stands for another value.
+
+Whatever is written by `to_text` is read back by `read` as it was. A dollar sign is a dollar sign: only `${` before a name,
+as in `${data.length}`, is more, and `\\${` is a `${` that is not. Backslashes elsewhere stay.
+"""
+
+import copy
+import re
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from distill_lit.errors import UserError
+
+MOST_NODES = 200_000  # of a file, aliases counted each time; a few lines of them could stand for more than memory holds
+INTERPOLATION = re.compile(r"\$\{\s*\.*[A-Za-z_]")
+WHOLE = re.compile(r"\$\{\s*(\.*[A-Za-z_][\w-]*(?:\.[\w-]+)*)\s*\}", re.ASCII)
+DOLLAR = re.compile(r"(\\*)\$\{")
+FLOAT = re.compile(
+    r"^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+|[-+]?\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?"
+    r"|[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+)
+_FLOAT, _DATE, _EQUALS = (f"tag:yaml.org,2002:{kind}" for kind in ("float", "timestamp", "value"))
+
+
+@dataclass(frozen=True)
+class Written:
+    """A number or a truth value that stands in a file without quotes, which a key of text takes as it is written."""
+
+    text: str
+    value: Any
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads `1e-4` as a number, which YAML 1.1 does not, a date as text, and `=` as text."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts into quotes whatever `_Loader` would take for something other than text."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Nothing is written as a reference to what was written before."""
+        return True
+
+
+for _class in (_Loader, _Dumper):
+    _class.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in known if tag not in (_FLOAT, _DATE, _EQUALS)]
+        for first, known in copy.copy(yaml.SafeLoader.yaml_implicit_resolvers).items()
+    }
+    _class.add_implicit_resolver(_FLOAT, FLOAT, list("-+0123456789."))
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # the other styles fold line breaks that are not "\n", and drop blanks around them
+    odd = not text.isprintable() and any(ord(c) > 126 or (ord(c) < 32 and c != "\n") for c in text if not c.isprintable())
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if odd or " \n" in text else None)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def read(text: str | bytes) -> Any:
+    """The value of a YAML document: lists, dicts with keys of text, text, None, `Written`. Raises yaml.YAMLError."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        return None if node is None else _Builder(loader).build(node)
+    finally:
+        loader.dispose()
+
+
+class _Builder:
+    def __init__(self, loader: _Loader) -> None:
+        self.loader, self.built = loader, 0
+
+    def build(self, node: yaml.Node) -> Any:
+        self.built += 1
+        if self.built > MOST_NODES:
+            raise yaml.constructor.ConstructorError(None, None, f"more than {MOST_NODES:,} values", node.start_mark)
+        if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
+            return self._mapping(node)
+        if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
+            return [self.build(item) for item in node.value]
+        value = self.loader.construct_object(node, deep=True)
+        if isinstance(value, (bool, int, float)) and isinstance(node, yaml.ScalarNode):
+            return Written(node.value, value)
+        if value is not None and not isinstance(value, str):
+            raise yaml.constructor.ConstructorError(None, None, f"{node.tag} is no plain value", node.start_mark)
+        return value
+
+    def _mapping(self, node: yaml.MappingNode) -> dict[str, Any]:
+        names: set[Hashable] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is more than one text", key.start_mark)
+            if key.value in names and not key.tag.endswith(":merge"):
+                raise yaml.constructor.ConstructorError(None, None, f"found duplicate key {key.value}", key.start_mark)
+            names.add(key.value)
+        self.loader.flatten_mapping(node)
+        return {key.value: self.build(value) for key, value in node.value}
+
+
+def to_text(tree: Any) -> str:
+    """YAML of plain values that `read` gives back, once `Written` is taken for its value and `${` for itself."""
+    text: str = yaml.dump(_escaped(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return text
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_escaped(item) for item in value]
+    return escape(value) if isinstance(value, str) else value
+
+
+def escape(text: str) -> str:
+    """What must be written for `text`: one backslash more, and twice as many, before a `${` that would be read."""
+
+    def escaped(found: re.Match[str]) -> str:
+        slashes = len(found[1])
+        if not slashes and not INTERPOLATION.match(text, found.end() - 2):
+            return found[0]
+        return "\\" * (2 * slashes + 1) + "${"
+
+    return DOLLAR.sub(escaped, text)
+
+
+# OmegaConf resolves `${key}` and reads nothing else into text: all it could is spelled with this character meanwhile
+MASK = "\ue000"
+_SPELLED = {MASK: MASK + "0", "$": MASK + "1", "\\": MASK + "2", "?": MASK + "3"}
+_SPELLING = str.maketrans(_SPELLED)
+_MEANT = {spelled: character for character, spelled in _SPELLED.items()}
+
+
+def mask(text: str, where: str = "") -> str:
+    """`text` as OmegaConf must see it to give back what was meant, its interpolations in place. Raises UserError for one
+    that names no key. where: the key of the text."""
+    pieces, at = [], 0
+    for found in DOLLAR.finditer(text):
+        slashes, begin = len(found[1]), found.end() - 2
+        pieces += [mask_all(text[at : found.start()]), mask_all("\\" * (slashes // 2))]
+        at = found.end()
+        if slashes % 2 or not INTERPOLATION.match(text, begin):
+            pieces.append(mask_all("${"))
+            continue
+        whole = WHOLE.match(text, begin)
+        if whole is None:
+            raise UserError(
+                f"{where}: {text[begin : begin + 60]!r} is not the name of a key, as in ${{data.length}}; "
+                "write \\${ for the characters themselves"
+            )
+        pieces.append(f"${{{whole[1]}}}")
+        at = whole.end()
+    return "".join([*pieces, mask_all(text[at:])])
+
+
+def mask_all(text: str) -> str:
+    """`text` without anything that OmegaConf would look into."""
+    return text.translate(_SPELLING)
+
+
+def unmask(text: str) -> str:
+    """The text that `mask` hid."""
+    return re.sub(f"{MASK}[0-3]", lambda found: _MEANT[found[0]], text) if MASK in text else text
+
+
+def is_interpolated(value: Any) -> bool:
+    """Whether a value stands for that of another key."""
+    return isinstance(value, str) and any(
+        len(found[1]) % 2 == 0 and INTERPOLATION.match(value, found.end() - 2) for found in DOLLAR.finditer(value)
+    )
