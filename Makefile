@@ -34,7 +34,7 @@ audit: .venv/audit/bin/pip-audit
 	.venv/audit/bin/pip install --quiet --disable-pip-version-check pip-audit
 
 fuzz: install  # new examples each time; CI always has the same
-	FUZZ_EXAMPLES=10000 $(BIN)/python -m pytest tests/faults/test_fuzz.py tests/test_chat_masks.py -m "slow or not slow"
+	FUZZ_EXAMPLES=10000 $(BIN)/python -m pytest tests/faults/test_fuzz.py tests/faults/test_written_and_read.py tests/test_chat_masks.py -m "slow or not slow"
 
 soak: install  # about seven minutes; results/soak/
 	$(BIN)/python benchmarks/soak.py

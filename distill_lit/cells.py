@@ -48,6 +48,8 @@ def allow_own_code(cell: Cell, folder: Path) -> None:
 
 def is_done(cell: Cell, folder: Path) -> bool:
     """Whether a cell needs nothing more, judged by what is on disk."""
+    if cell.role in (TEACHER, RIVAL) and is_evaluated(cell, folder):  # a model that is asked nothing more may be gone
+        return bool(read_manifest(folder / "manifest.json").get("identity") == cell.identity)
     return is_built(cell, folder) and (not cell.is_model or is_evaluated(cell, folder))
 
 

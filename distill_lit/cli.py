@@ -3,6 +3,7 @@
 import argparse
 import gc
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from distill_lit.arguments import Command, build_parser
-from distill_lit.complaints import complain, keep_traceback, one_line
+from distill_lit.complaints import Terminal, complain, keep_traceback, one_line, write_anything
 from distill_lit.errors import Failure, UserError
+from distill_lit.files import unwritable
 
 if TYPE_CHECKING:
     from distill_lit.config import ExperimentConfig
@@ -28,9 +30,10 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.overrides = [*options.overrides, *rest]
-    console = Console()
+    write_anything()
     try:
-        code = options.run(options, console)
+        _check_place()
+        code = options.run(options, Terminal())
     except UserError as error:
         code = complain(str(error), BAD_INPUT)
     except Failure as error:
@@ -38,8 +41,19 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         code = INTERRUPTED
     except Exception as error:
-        code = complain(f"{one_line(error)} (traceback: {keep_traceback()})", FAILED)
+        if said := unwritable(error):
+            code = complain(said, BAD_INPUT)
+        else:
+            code = complain(f"{one_line(error)} (traceback: {keep_traceback()})", FAILED)
     sys.exit(code)
+
+
+def _check_place() -> None:
+    """Raises UserError where the folder that the command was typed in has been removed."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError("the current folder is not there any more; cd to one that is") from error
 
 
 def _checked(options: argparse.Namespace) -> "ExperimentConfig":
@@ -60,14 +74,17 @@ def _checked(options: argparse.Namespace) -> "ExperimentConfig":
     return config
 
 
-def _check_root(root: Path, name: str) -> None:
-    """Raises UserError unless runs/name and results/name can be folders below `root` that this user may write to."""
+def _check_root(root: Path, name: str, writes: bool = True) -> None:
+    """Raises UserError unless runs/name and results/name can be folders below `root`, and where something is written,
+    folders that this user may write to. A link to a folder is one; a link to nothing is none."""
     for kind in ("runs", "results"):
-        place = root.resolve() / kind / name
-        while not place.exists():
+        place = root.absolute() / kind / name
+        while not os.path.lexists(place):
             place = place.parent
-        if not place.is_dir() or not os.access(place, os.W_OK):
-            raise UserError(f"--root {root}: {place} is no folder that can be written to")
+        if place.is_symlink() and not place.exists():
+            raise UserError(f"--root {root}: {place} is a link to {os.readlink(place)}, which is not there; make it first")
+        if not place.is_dir() or (writes and not os.access(place, os.W_OK | os.X_OK)):
+            raise UserError(f"--root {root}: {place} is no folder that can be {'written to' if writes else 'read'}")
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
@@ -94,7 +111,7 @@ def _status(options: argparse.Namespace, console: Console) -> int:
     from distill_lit.config import load_experiment
 
     config = load_experiment(options.experiment, options.overrides)
-    _check_root(options.root, config.name)
+    _check_root(options.root, config.name, writes=False)
     from distill_lit.commands import show_status
 
     return show_status(config, options.root, console)
@@ -142,8 +159,9 @@ def _report(options: argparse.Namespace, console: Console) -> int:
 
     folder = options.folder
     if folder.is_file():
-        options.experiment = folder
-        config = _checked(options)
+        options.experiment = folder  # for the command that is shown
+        config = load_experiment(folder, options.overrides)  # what the models were may be gone by now
+        _check_root(options.root, config.name)
         from distill_lit.commands import report_experiment
 
         return report_experiment(config, options.root, console, _run_command(options))
@@ -182,6 +200,12 @@ def _tensorboard(options: argparse.Namespace, console: Console) -> int:
         raise UserError(f"{options.folder}: no such folder; event files are in runs/<experiment>")
     if not 0 < options.port < 1 << 16:
         raise UserError(f"--port {options.port}: a port is a number from 1 to 65535")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", options.port))
+        except OSError as error:
+            raise UserError(f"--port {options.port}: {error.strerror}; choose another with --port") from error
     console.print(f"curves of {options.folder} on http://127.0.0.1:{options.port}")
     os.execvp(
         sys.executable,

@@ -1,5 +1,8 @@
-"""What a command says when it fails: one line, without secrets; the traceback goes to a file."""
+"""What a command says, and when it fails: one line, without secrets; the traceback goes to a file."""
 
+import contextlib
+import os
+import sys
 import traceback
 from pathlib import Path
 
@@ -10,10 +13,29 @@ from distill_lit.files import cache_root
 from distill_lit.secrets import redact
 
 
+class Terminal(Console):
+    """A console whose reader may go away, as `head` does: what is at work goes on, unheard."""
+
+    def on_broken_pipe(self) -> None:
+        """Sends the rest nowhere."""
+        self.quiet = True
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.file.fileno())
+            os.close(nowhere)
+
+
+def write_anything() -> None:
+    """Has what the terminal cannot show replaced: a run must not end at a letter."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
 def complain(message: str, code: int) -> int:
     """Prints one line on the error stream; returns `code`."""
     line = " ".join(redact(message).split())
-    Console(stderr=True).print(f"distill-lit: {line}", markup=False, highlight=False, soft_wrap=True)
+    Terminal(stderr=True).print(f"distill-lit: {line}", markup=False, highlight=False, soft_wrap=True)
     return code
 
 
@@ -27,7 +49,7 @@ def keep_traceback() -> Path | str:
     try:
         path = cache_root() / "errors.log"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as log:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as log:
             log.write(redact(traceback.format_exc()))
     except (OSError, UserError) as error:
         return f"not kept: {error}"

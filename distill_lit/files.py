@@ -1,5 +1,6 @@
 """Files that are either complete or not there: temporary file in the same folder, fsync, rename; and their hashes."""
 
+import errno
 import functools
 import hashlib
 import json
@@ -7,9 +8,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from distill_lit.errors import UserError
 
@@ -28,10 +31,77 @@ def cache_root() -> Path:
     Everything in it can be fetched or computed again, but not for nothing: `remote/` and `generated/` hold what servers
     were paid for. No command removes them.
     """
-    place = Path(os.environ.get("DISTILL_LIT_CACHE") or "~/.cache/distill-lit").expanduser().resolve()
-    if place.exists() and not place.is_dir():
-        raise UserError(f"DISTILL_LIT_CACHE: {place} is no folder")
+    try:
+        place = Path(os.environ.get("DISTILL_LIT_CACHE") or "~/.cache/distill-lit").expanduser().resolve()
+        if place.exists() and not place.is_dir():
+            raise UserError(f"DISTILL_LIT_CACHE: {place} is no folder")
+    except RuntimeError:  # what pathlib raises for a user without a home
+        raise UserError("this user has no home folder; set DISTILL_LIT_CACHE to a folder that can be written to") from None
+    except OSError as error:
+        raise UserError(
+            f"DISTILL_LIT_CACHE: {error.filename} cannot be reached ({error.strerror}); set it to a folder that can be"
+        ) from error
     return place
+
+
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def unwritable(error: BaseException | None) -> str:
+    """One line about a folder that this user may not write to and the variable that names another; empty where an error,
+    or what it came from, is not about that."""
+    while error is not None:
+        if isinstance(error, OSError) and "No usable temporary directory" in str(error):
+            return "there is no folder for temporary files; set TMPDIR to one that can be written to"
+        if isinstance(error, OSError) and error.errno in DENIED and error.filename:
+            place = Path(os.path.abspath(os.fsdecode(error.filename)))
+            inside = [(len(folder), name) for name, folder in _folders() if place.is_relative_to(folder)]
+            variable = max(inside)[1] if inside else ""  # of the innermost
+            remedy = f"set {variable} to a folder that can be" if variable else "change its rights or choose another --root"
+            return f"{place} cannot be written to ({error.strerror}); {remedy}"
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+def _folders() -> Iterator[tuple[str, str]]:
+    """(environment variable, the folder that it names now) of every folder of which one may choose another."""
+    with suppress(UserError):
+        yield "DISTILL_LIT_CACHE", str(cache_root())
+    usual = {"HF_HOME": "~/.cache/huggingface", "MPLCONFIGDIR": "~/.config/matplotlib", "TRITON_CACHE_DIR": "~/.triton",
+             "TORCHINDUCTOR_CACHE_DIR": "", "TMPDIR": "/tmp", "XDG_CACHE_HOME": "~/.cache"}  # fmt: skip
+    for name, place in usual.items():
+        if found := os.environ.get(name) or place:
+            yield name, os.path.abspath(os.path.expanduser(found))
+
+
+@contextmanager
+def telling_unwritable() -> Iterator[None]:
+    """Inside, a folder that may not be written to is a UserError that says which."""
+    try:
+        yield
+    except OSError as error:
+        if said := unwritable(error):
+            raise UserError(said) from error
+        raise
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Inside, this process alone makes `path`; others wait. Raises UserError where its folder cannot be written to."""
+    with telling_unwritable():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{path}.lock")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def remember(path: Path, value: Any) -> None:
+    """Writes what can be computed again at any time, unless there is nowhere to write it."""
+    with suppress(UserError):
+        write_json(path, value)
 
 
 def fingerprint(value: Any) -> str:
@@ -78,37 +148,54 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def umask() -> int:
+    """The rights that this process takes from what it makes."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("Umask:")[1].split()[0], 8)  # without changing it for the other threads
+    except (OSError, LookupError, ValueError):
+        os.umask(mask := os.umask(0o077))
+        return mask
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on leaving without an error it is synced and renamed to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f"{TEMPORARY}{path.stem}.", suffix=path.suffix, dir=path.parent)
+    with telling_unwritable():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # not its whole name, which may be as long as a name can be
+        descriptor, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=_short(path.suffix), dir=path.parent)
     os.close(descriptor)
     temporary = Path(name)
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(0o666 & ~umask())
         temporary.replace(path)
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def _short(suffix: str) -> str:
+    return suffix if len(suffix.encode()) <= 20 else ""
+
+
 @contextmanager
 def writing_folder(path: Path) -> Iterator[Path]:
     """Like `writing`, for a folder: all its files are synced, then it is renamed to `path`, replacing an old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{path.name}.", dir=path.parent))
+    with telling_unwritable():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=path.parent))
     try:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
-                file.chmod(0o644)
+                file.chmod(0o666 & ~umask())
                 with file.open("rb+") as handle:
                     os.fsync(handle.fileno())
-        temporary.chmod(0o755)
+        temporary.chmod(0o777 & ~umask())
         if path.exists():
             shutil.rmtree(path)
         temporary.replace(path)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from distill_lit.errors import UserError
-from distill_lit.files import cache_root, fingerprint, read_json, write_json
+from distill_lit.files import cache_root, fingerprint, read_json, remember
 
 SIZES = (1024, 576, 4096)  # tokens, width, output columns of the product that is timed
 REPEATS = 8
@@ -69,7 +69,7 @@ def speeds(device: torch.device) -> dict[str, float]:
         known: dict[str, float] = read_json(path)
         return known
     measured = {name: _measure(device, getattr(torch, name)) for name in ("float32", "bfloat16")}
-    write_json(path, measured)
+    remember(path, measured)
     return measured
 
 

@@ -109,12 +109,13 @@ class _Worker:
 
     def __init__(self, number: int, root: Path, experiment: Path, threads: int, inbox: "queue.Queue[Any]") -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        environment["PYTHONIOENCODING"] = "utf-8:backslashreplace"  # whatever the terminal can show
         self.number, self.cell, self.preempted, self.is_ready = number, None, "", False
         self.path = experiment.parent / f"worker-{number}.log"
         self.log = self.path.open("a")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "distill_lit.worker", str(root), str(experiment), str(threads)],
-            text=True,
+            encoding="utf-8",
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,

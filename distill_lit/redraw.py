@@ -1,5 +1,6 @@
 """Results drawn again from records alone: nothing here imports torch or Lightning, so it starts at once."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,6 +8,7 @@ from rich.console import Console
 
 from distill_lit import report
 from distill_lit.config import ExperimentConfig
+from distill_lit.errors import UserError
 
 if TYPE_CHECKING:
     from distill_lit.report.analysed import Analysed
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
 def draw_results(folder: Path, config: ExperimentConfig, console: Console) -> "Analysed":
     """Draws everything into a results folder and shows its table; returns what was analysed."""
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder} cannot be written to; copy it to a folder that can be, and draw its report there")
     result: Analysed = report.analyse(folder, config.analysis, config.name, config.question)
     for path in report.draw(folder, result):
         console.print(f"  {path}", highlight=False, soft_wrap=True)

@@ -1,6 +1,8 @@
 """Where a cell stands, told by what is on disk: its manifests, a lock that dies with its owner, and the last word said."""
 
 import contextlib
+import fcntl
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,10 +43,16 @@ def is_locked(folder: Path) -> bool:
     if not (folder / "lock").is_file():
         return False
     try:
-        with FileLock(folder / "lock", timeout=0):
-            return False
-    except Timeout:
+        descriptor = os.open(folder / "lock", os.O_RDONLY)  # who only looks may not be allowed to write
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
         return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def note_state(folder: Path, state: str, reason: str) -> None:

@@ -89,6 +89,7 @@ def run(cell: Any, folder: Path, report: Callable[..., None], tell: Callable[...
     """Runs one cell, alone in its folder, and says how it ended. Exits with 143 after SIGTERM."""
     from distill_lit import cells
     from distill_lit.errors import UserError
+    from distill_lit.files import unwritable
     from distill_lit.secrets import redact, scrub
     from distill_lit.state import FAILED, PREEMPTED, note_state, working
     from distill_lit.training import Preempted
@@ -107,7 +108,9 @@ def run(cell: Any, folder: Path, report: Callable[..., None], tell: Callable[...
         with contextlib.suppress(OSError):  # the disk may be full
             traceback.print_exc()
         first = (str(error).splitlines() or [""])[0]
-        reason = redact(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first}")
+        reason = redact(
+            str(error) if isinstance(error, UserError) else unwritable(error) or f"{type(error).__name__}: {first}"
+        )
         with contextlib.suppress(OSError):
             note_state(folder, FAILED, reason)
         fatal = isinstance(error, OSError) and error.errno in FULL_DISK
@@ -119,7 +122,7 @@ def run(cell: Any, folder: Path, report: Callable[..., None], tell: Callable[...
 
 def _redirect_output(path: Path) -> None:
     """What libraries print belongs to the cell, not to the terminal of the driver."""
-    log = path.open("a", buffering=1)
+    log = path.open("a", buffering=1, encoding="utf-8", errors="backslashreplace")
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     logging.basicConfig(level=logging.INFO, stream=log, force=True, format="%(asctime)s %(name)s %(message)s")

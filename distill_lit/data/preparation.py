@@ -16,7 +16,7 @@ from distill_lit.data.store import Arrays, open_or_make
 from distill_lit.data.templates import read_template, with_template
 from distill_lit.data.tokens import Tokens, facts, hash_tokenizer, tokenize
 from distill_lit.errors import UserError
-from distill_lit.files import cache_root, fingerprint, read_json, write_json
+from distill_lit.files import cache_root, fingerprint, read_json, remember
 from distill_lit.models import load_config, load_tokenizer
 from distill_lit.models.vocabulary import check_ids
 
@@ -104,7 +104,7 @@ def word_counts(data: DataConfig, benchmarks: str) -> Counter[str]:
         return Counter(read_json(path))
     except (OSError, ValueError):
         counts = count_words(read_documents(data.corpora, data.seed, benchmarks).items)
-        write_json(path, dict(counts.most_common()))
+        remember(path, dict(counts.most_common()))
         return counts
 
 

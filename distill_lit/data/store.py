@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
-from distill_lit.files import read_json, sha256_of, sha256_once, write_json, writing_folder
+from distill_lit.files import locked, read_json, sha256_of, sha256_once, write_json, writing_folder
 
 Arrays = dict[str, np.ndarray]
 
@@ -52,8 +51,7 @@ def open_or_make(
     """
     found = open_arrays(folder)
     if found is None:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
+        with locked(folder):
             found = open_arrays(folder)
             if found is None:
                 save_arrays(folder, *make())

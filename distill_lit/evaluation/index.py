@@ -65,7 +65,7 @@ class StoredIndex(Mapping[str, Entry]):
 
 
 @functools.cache
-def built_in_index() -> StoredIndex:
+def built_in_index() -> Mapping[str, Entry]:
     """{name: entry} of everything lm-eval brings."""
     root = tasks_folder()
     mark = fingerprint([INDEX_VERSION, lm_eval_version(), _stamp(root)])
@@ -74,7 +74,11 @@ def built_in_index() -> StoredIndex:
         with Console(stderr=True).status("reading lm-eval's task files, once"):
             from lm_eval.tasks._index import TaskIndex
 
-            StoredIndex.store(path, reduce_index(TaskIndex.build([root]), root))
+            entries = reduce_index(TaskIndex.build([root]), root)
+        try:
+            StoredIndex.store(path, entries)
+        except UserError:  # there is nowhere to keep it
+            return entries
     return StoredIndex(path)
 
 

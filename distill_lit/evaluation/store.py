@@ -4,15 +4,14 @@
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock
 from rich.console import Console
 
+from distill_lit import files
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.evaluation.index import lm_eval_version
 from distill_lit.evaluation.records import DOCUMENT_COLUMNS, FORMAT, RECORD_COLUMNS, TOKEN_LOGPROBS
@@ -67,12 +66,9 @@ def write_entry(key: str, rows: list[dict[str, Any]], meta: dict[str, Any]) -> N
         write_json(place / "meta.json", {**meta, "sha256": sha256_of(path)})
 
 
-@contextmanager
-def locked(key: str) -> Iterator[None]:
+def locked(key: str) -> AbstractContextManager[None]:
     """One process at a time does an evaluation; the others wait and find it done."""
-    _folder(key).parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{_folder(key)}.lock"):
-        yield
+    return files.locked(_folder(key))
 
 
 def to_frames(rows: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:

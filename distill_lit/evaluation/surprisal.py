@@ -3,6 +3,7 @@ about the right answer. One pass over prompt and answer per document, one over t
 
 import functools
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +46,9 @@ def measure_surprisal(
     for spec in resolve_tasks(settings, benchmarks):
         mine = documents[documents["task"] == spec.name]
         key = store_key(model, spec, settings, KIND)
-        with locked(key):
-            entry = read_entry(key, COLUMNS)
+        entry = read_entry(key, COLUMNS)
+        with locked(key) if entry is None else nullcontext():
+            entry = entry or read_entry(key, COLUMNS)
             if entry is None:
                 with quiet_lm_eval():
                     lm = lm or load_harness(folder, settings, device)

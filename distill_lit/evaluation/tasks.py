@@ -19,7 +19,7 @@ from distill_lit.errors import UserError, suggest
 from distill_lit.evaluation.index import Entry, built_in_index, longest_answer, user_index
 from distill_lit.evaluation.records import has_gold
 from distill_lit.evaluation.sources import Source, check_source, find_source, is_local
-from distill_lit.files import fingerprint
+from distill_lit.files import fingerprint, unwritable
 
 GROUPS = {
     "commonsense": [
@@ -191,6 +191,12 @@ def load_task(spec: TaskSpec) -> Any:
         try:
             return manager.load([spec.name])["tasks"][spec.name]
         except Exception as error:
+            if said := unwritable(error):  # no fault of the task
+                raise UserError(said) from error
+            if isinstance(error, StopIteration) or "StopIteration" in str(error):
+                raise UserError(
+                    f"task {spec.name!r}: split {spec.source.eval_split!r} of its data has no document"
+                ) from error
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"task {spec.name!r} cannot be loaded: {reason}") from error
 

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from filelock import FileLock
 
 from distill_lit import assets
 from distill_lit.errors import UserError, in_one_line
-from distill_lit.files import cache_root, sha256_of, sha256_once, writing_folder
+from distill_lit.files import cache_root, locked, sha256_of, sha256_once, writing_folder
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and bad input is refused without it
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -132,8 +131,9 @@ def model_fingerprint(folder: Path) -> dict[str, str]:
 
 def _convert_gguf(path: Path) -> Path:
     folder = cache_root() / "models" / f"{path.stem}-{sha256_of(path)[:16]}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    if folder.is_dir():
+        return folder
+    with locked(folder):
         if not folder.is_dir():
             with writing_folder(folder) as temporary:
                 _dequantise(path, temporary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from distill_lit import assets
 from distill_lit.config import StudentConfig, WidthConfig, to_dict
 from distill_lit.errors import UserError, in_one_line, suggest
-from distill_lit.files import cache_root, fingerprint, read_json, write_json
+from distill_lit.files import cache_root, fingerprint, read_json, remember
 from distill_lit.models import surgery
 from distill_lit.models.loading import load_config, load_model, load_tokenizer, model_fingerprint, model_folder
 from distill_lit.models.lora import add_adapters, check_lora
@@ -154,7 +155,7 @@ def _greedily_kept(depth: int, total: int, teacher: Path, calibration: Calibrati
     if len(order) < total - depth:
         model = calibration.load(teacher)
         order = surgery.removal_order(model, depth, calibration.inputs(model, 1), order, calibration.progress)
-        write_json(memory, order)
+        remember(memory, order)
     return sorted(set(range(total)) - set(order[: total - depth]))
 
 
@@ -170,9 +171,11 @@ def _cut(student: StudentConfig, layers: list[int], teacher: Path, calibration: 
 
 def _remembered(kind: str, what: list[Any], teacher: Path, calibration: Calibration, make: Callable[[], Any]) -> Any:
     memory = _memory(kind, what, teacher, calibration)
-    if not memory.is_file():
-        write_json(memory, make())
-    return read_json(memory)
+    if memory.is_file():
+        return read_json(memory)
+    made = json.loads(json.dumps(make()))  # as it will be read
+    remember(memory, made)
+    return made
 
 
 def _memory(kind: str, what: list[Any], teacher: Path, calibration: Calibration) -> Path:

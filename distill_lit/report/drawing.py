@@ -1,5 +1,6 @@
 """Everything in a results folder that is drawn: tables, figures, pages. From the records alone, in seconds."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def draw_analysed(folder: Path, result: Analysed) -> list[Path]:
         *figures,
         draw_page(folder, result),
         draw_summary(folder, result),
-        draw_index(folder.parent),
+        *([draw_index(folder.parent)] if os.access(folder.parent, os.W_OK) else []),
     ]
 
 

@@ -68,6 +68,8 @@ def write_cache(
     batch: rows per forward pass; vocabulary: the teacher's real tokens, for sparse forms; facts: go into the manifest.
     """
     shards, total, done = Shards(folder), len(train) + len(validation), 0
+    if is_complete(folder, total):  # of another root's run, in a cache that perhaps may only be read
+        return
 
     def advance() -> None:
         nonlocal done

@@ -1,0 +1,212 @@
+"""Folders that may only be read, links, terminals, ports: what needs nothing written works, the rest is one line."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import synthetic
+import trainings
+from trainings import cli
+
+from distill_lit.errors import UserError
+from distill_lit.files import cache_root, umask, unwritable, write_text, writing_folder
+
+# root may write anywhere, unless it gives up that right
+AS_ANYONE = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+needs_rights = pytest.mark.skipif(bool(AS_ANYONE) and not shutil.which("setpriv"), reason="root without setpriv")
+
+
+def as_anyone(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> tuple[int, str]:
+    """(exit code, everything said) of a command of a user who may write only where the rights of a folder say so."""
+    command = [*AS_ANYONE, sys.executable, "-m", "distill_lit.cli", *map(str, arguments)]
+    known = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
+    result = subprocess.run(command, capture_output=True, text=True, env=known, cwd=cwd, timeout=300)
+    return result.returncode, result.stdout + result.stderr
+
+
+def close(folder: Path) -> None:
+    """Takes the right to write from a folder and all below it."""
+    for place, _, names in os.walk(folder):
+        os.chmod(place, 0o555)
+        for name in names:
+            os.chmod(os.path.join(place, name), 0o444)
+
+
+def reopen(folder: Path) -> None:
+    for place, _, _ in os.walk(folder):
+        os.chmod(place, 0o755)
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Iterator[Path]:
+    """An empty folder that may only be read."""
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed").chmod(0o555)
+    yield tmp_path / "closed"
+    (tmp_path / "closed").chmod(0o755)
+
+
+@needs_rights
+def test_a_whole_cache_needs_no_right_to_write(finished: Any, tmp_path: Path) -> None:
+    assert finished.code == 0, finished.said
+    cache = tmp_path / "cache"
+    shutil.copytree(finished.cache, cache)
+    for lock in cache.rglob("*.lock"):
+        lock.unlink()
+    close(cache)
+    try:
+        places = {"DISTILL_LIT_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+        code, said = as_anyone("run", finished.file, "data.corpora.text.documents=0", "--root", tmp_path / "root", **places)
+    finally:
+        reopen(cache)
+    assert code == 0, said
+
+
+@needs_rights
+def test_a_cache_that_cannot_be_written_is_named(finished: Any, tmp_path: Path, closed: Path) -> None:
+    index = closed / "cache/lm_eval"
+    reopen(closed)
+    shutil.copytree(finished.cache / "lm_eval", index)
+    close(closed)
+    try:
+        code, said = as_anyone(
+            "run", finished.file, "--root", tmp_path / "root", DISTILL_LIT_CACHE=str(closed / "cache"), HF_HUB_OFFLINE="1"
+        )
+    finally:
+        reopen(closed)
+    line = f"{closed / 'cache/'}"
+    assert code == 2, said
+    (told,) = [one for one in said.splitlines() if one.startswith("distill-lit:")]
+    assert line in told and "set DISTILL_LIT_CACHE to a folder that can be" in told
+
+
+def test_no_home_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("DISTILL_LIT_CACHE", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda _: (_ for _ in ()).throw(KeyError("no such user")))
+    with pytest.raises(UserError, match="no home folder; set DISTILL_LIT_CACHE to a folder"):
+        cache_root()
+
+
+@pytest.mark.parametrize("variable", ["DISTILL_LIT_CACHE", "HF_HOME", "MPLCONFIGDIR", "TMPDIR", "XDG_CACHE_HOME"])
+def test_the_variable_of_an_unwritable_folder_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str
+) -> None:
+    monkeypatch.setenv(variable, str(tmp_path))
+    try:
+        try:
+            raise PermissionError(13, "Permission denied", str(tmp_path / "a/b"))
+        except OSError as error:
+            raise RuntimeError("a library's own words") from error
+    except RuntimeError as wrapped:
+        assert f"{tmp_path / 'a/b'} cannot be written to" in unwritable(wrapped)
+        assert f"set {variable} to a folder that can be" in unwritable(wrapped)
+
+
+@pytest.mark.parametrize("mask", [0o077, 0o027, 0o022])
+def test_files_and_folders_have_the_rights_that_the_umask_leaves(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        assert umask() == mask
+        write_text(tmp_path / "sub/text", "x")
+        with writing_folder(tmp_path / "folder") as place:
+            (place / "inner").mkdir()
+            (place / "inner/x").write_text("x")
+    finally:
+        os.umask(before)
+    for file in ("sub/text", "folder/inner/x"):
+        assert (tmp_path / file).stat().st_mode & 0o777 == 0o666 & ~mask
+    for folder in ("sub", "folder", "folder/inner"):
+        assert (tmp_path / folder).stat().st_mode & 0o777 == 0o777 & ~mask
+
+
+# ---------------------------------------------------------------- reading what is done
+
+
+@needs_rights
+def test_status_only_reads_and_report_names_the_folder(finished: Any, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(finished.root / "runs", root / "runs")
+    shutil.copytree(finished.root / "results", root / "results")
+    close(root)
+    places = {"DISTILL_LIT_CACHE": str(finished.cache), "HF_HUB_OFFLINE": "1"}
+    try:
+        assert as_anyone("status", finished.file, "--root", root, **places)[0] == 0
+        code, said = as_anyone("report", root / "results/tiny", **places)
+    finally:
+        reopen(root)
+    assert code == 2
+    assert said.startswith(f"distill-lit: {root / 'results/tiny'} cannot be written to; copy it to a folder that can be")
+
+
+def test_report_needs_no_model(finished: Any, tmp_path: Path, dropping_teacher: Path) -> None:
+    shutil.copytree(finished.root / "runs", tmp_path / "runs")
+    away = dropping_teacher.with_name("away")
+    dropping_teacher.rename(away)
+    try:
+        code, said = cli("report", finished.file, "--root", tmp_path, DISTILL_LIT_CACHE=str(finished.cache))
+    finally:
+        away.rename(dropping_teacher)
+    assert code == 0, said
+    assert "2 of 2 models are done" in said
+    assert (tmp_path / "results/tiny/report.html").is_file()
+
+
+def test_links_are_followed_and_one_to_nothing_is_refused(finished: Any, tmp_path: Path) -> None:
+    for kind in ("runs", "results"):
+        shutil.copytree(finished.root / kind, tmp_path / "scratch" / kind)
+        (tmp_path / kind).symlink_to(tmp_path / "scratch" / kind)
+    environment = {"DISTILL_LIT_CACHE": str(finished.cache), "HF_HUB_OFFLINE": "1"}
+    code, said = cli("run", finished.file, "--root", tmp_path, **environment)
+    assert code == 0, said
+    assert (tmp_path / "results").is_symlink()
+    (tmp_path / "results").unlink()
+    (tmp_path / "results").symlink_to(tmp_path / "nowhere")
+    code, said = cli("run", finished.file, "--root", tmp_path, **environment)
+    assert code == 2
+    assert f"{tmp_path / 'results'} is a link to {tmp_path / 'nowhere'}, which is not there" in said
+
+
+# ---------------------------------------------------------------- terminals
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_what_a_terminal_cannot_show_is_replaced(tmp_path: Path, encoding: str) -> None:
+    folder = synthetic.build(tmp_path, documents=8)
+    (folder / "plan.yaml").write_text(
+        "name: x\nteacher: {model: 'file:x'}\nstudents: {deep: {depth: 1}}\nquestion: 漢字 ≤ 💥\n"
+    )
+    code, said = cli("report", folder, PYTHONIOENCODING=encoding, LC_ALL="C")
+    assert code == 0, said
+    code, said = cli("run", tmp_path / "漢字.yaml", PYTHONIOENCODING=encoding, LC_ALL="C")
+    assert code == 2, said
+
+
+def test_a_reader_that_goes_away_ends_nothing() -> None:
+    process = trainings.command("list", "knobs", PYTHONUNBUFFERED="1")
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.wait(120) == 0
+    assert process.stderr.read() == ""
+    process.stderr.close()
+
+
+def test_a_port_in_use_and_a_folder_that_is_gone(tmp_path: Path) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        code, said = cli("tensorboard", tmp_path, "--port", str(port))
+    assert (code, said) == (2, f"distill-lit: --port {port}: Address already in use; choose another with --port\n")
+    (tmp_path / "gone").mkdir()
+    script = f"cd {tmp_path / 'gone'} && rmdir {tmp_path / 'gone'} && exec {sys.executable} -m distill_lit list students"
+    root = str(Path(__file__).parent.parent.parent)
+    result = subprocess.run(["sh", "-c", script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root})
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == "distill-lit: the current folder is not there any more; cd to one that is"
