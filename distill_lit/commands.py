@@ -184,6 +184,8 @@ def _print_plan(config: ExperimentConfig, planned: list[Cell], console: Console)
         table.add_section()
         table.add_row(f"{len(planned)} cells", "", *_numbers(total([e for e in known.values() if e is not None])))
     console.print(table)
+    if any("~" in cell.label for cell in planned):
+        console.print("a name that ends in ~ and a hash would be too long for a file, or another one's in other letters")
     if known and None in known.values():
         console.print(
             "the sums leave out what is not known: the text to cache is counted once it is here: distill-lit fetch"

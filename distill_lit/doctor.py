@@ -24,7 +24,7 @@ from distill_lit.signals.shards import Shards
 GOOD, WARNING, BAD = "ok", "note", "wrong"
 # below these, known holes: torch.load before 2.10, lightning 2.6.2 and 2.6.3 were malicious, transformers before 5.3
 FLOORS = {"torch": "2.10", "lightning": "2.6.6", "pytorch-lightning": "2.6.6", "transformers": "5.3"}
-PYTHON_FLOOR = (3, 10)
+PYTHON_FLOOR = (3, 11)
 TIMEOUT_SECONDS = 4.0
 ENOUGH_BYTES = 5 * 10**9
 # folder below the cache: the name of its manifests, and the entry that says {file: sha256} or {file: {sha256}}
@@ -77,7 +77,7 @@ def check_versions(floors: dict[str, str] = FLOORS) -> Iterable[Finding]:
 
     state = GOOD if sys.version_info >= PYTHON_FLOOR else BAD
     yield Finding(
-        "python", state, ".".join(map(str, sys.version_info[:3])), "" if state == GOOD else "use Python 3.10 or later"
+        "python", state, ".".join(map(str, sys.version_info[:3])), "" if state == GOOD else "use Python 3.11 or later"
     )
     for package, floor in floors.items():
         try:

@@ -1,6 +1,7 @@
 """An experiment as a list of cells: what each trains, how it is called, and what identifies it."""
 
 import copy
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from distill_lit.config.on_policy import is_on
 from distill_lit.config.schema import EITHER
 from distill_lit.errors import UserError
 from distill_lit.evaluation.tasks import download_tasks, need_packages
+from distill_lit.files import fingerprint
 from distill_lit.identity import (
     CE_ONLY,
     DISTILLED,
@@ -40,6 +42,8 @@ from distill_lit.identity import (
 from distill_lit.models import INT8, model_folder
 from distill_lit.objectives import build_objective, resolve_preset
 from distill_lit.signals.generated import references as generated_references
+
+LABEL_BYTES = 150  # of the 255 that a name may have
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def settle_objective(objective: ObjectiveConfig) -> ObjectiveConfig:
 
 def plan(config: ExperimentConfig) -> list[Cell]:
     """All cells in the order they run: what the teacher tells, the teacher, the baselines, the distilled students."""
-    planned = _without_repeats(list(_all_cells(settle(config))))
+    planned = _apart(_without_repeats(list(_all_cells(settle(config)))))
     label, times = Counter(cell.label for cell in planned if cell.is_model).most_common(1)[0]
     if times > 1:
         raise UserError(f"students: {times} models would be called {label!r}; give a student or a grid value another name")
@@ -169,7 +173,7 @@ def _all_cells(config: ExperimentConfig) -> Iterable[Cell]:
     if TEACHER_INT8 in config.baselines:
         yield _int8_cell(config)
     for name, reference in config.rivals.items():
-        yield Cell(RIVAL, name, identity_of(rival=reference), config, reference=reference)
+        yield Cell(RIVAL, _bounded(name), identity_of(rival=reference), config, reference=reference)
     # seed by seed, so that an experiment that is not finished yet has whole comparisons already
     for seed in dict.fromkeys(point.seed for _, point in points):
         for role in (UNTOUCHED, CE_ONLY, DISTILLED):
@@ -214,7 +218,7 @@ def _generated_cells(config: ExperimentConfig) -> Iterable[Cell]:
             alone.data.corpora = {name: corpus}
             writer = {} if corpus.generated.remote else {"model": config.teacher.model, "dtype": config.teacher.dtype}
             identity = identity_of(corpus=corpus_identity(corpus, config), writer=writer, benchmarks=config.benchmarks)
-            yield Cell(GENERATED, f"generated-{name}", identity, alone)
+            yield Cell(GENERATED, _bounded(f"generated-{name}"), identity, alone)
 
 
 def _signal_cell(config: ExperimentConfig) -> Cell:
@@ -246,7 +250,29 @@ def _label(role: str, student: str, axes: dict[str, Any], seed: int | None) -> s
     parts = [student, *([] if role == DISTILLED else [role])]
     parts += [str(value) if key == "variant" else f"{key.rsplit('.')[-1]}={value}" for key, value in axes.items()]
     parts += [] if seed is None else [f"seed={seed}"]
-    return "-".join(parts).replace("/", "_").replace(EITHER, "+").replace(" ", "")
+    return _bounded("-".join(parts).replace(EITHER, "+").replace(" ", ""))
+
+
+def _bounded(label: str) -> str:
+    """A label that is a file name, with room for what is written before and after it: one that is too long, or holds what
+    no terminal shows, ends in ~ and a hash of all of it."""
+    plain = label.replace("/", "_")
+    clean = "".join(c if c.isprintable() else "_" for c in plain)
+    if clean == plain and len(clean.encode()) <= LABEL_BYTES:
+        return clean
+    return f"{clean.encode()[: LABEL_BYTES - 9].decode(errors='ignore')}~{fingerprint(label)[:8]}"
+
+
+def _apart(planned: list[Cell]) -> list[Cell]:
+    """The same cells, with another label where two differ in nothing that every file system tells apart."""
+    taken: dict[str, str] = {}
+    found = []
+    for cell in planned:
+        folded = unicodedata.normalize("NFKC", cell.label).casefold()
+        if taken.setdefault(folded, cell.label) != cell.label:
+            cell = replace(cell, label=_bounded(f"{cell.label[:100]}~{fingerprint(cell.label)[:8]}"))
+        found.append(cell)
+    return found
 
 
 def references(config: ExperimentConfig) -> list[str]:

@@ -107,7 +107,7 @@ def remember(path: Path, value: Any) -> None:
 def fingerprint(value: Any) -> str:
     """16 hexadecimal digits that identify a JSON-like value, whatever the order of its keys."""
     canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    return hashlib.sha256(canonical.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def sha256_of(path: Path) -> str:

@@ -1,7 +1,7 @@
 """Where a result comes from: commit, uncommitted changes, versions, hardware. No secrets: the environment is not read."""
 
 import subprocess
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def provenance(config: ExperimentConfig, references: list[str]) -> dict[str, Any
         "revisions": {reference: assets.revision(reference) for reference in references},
         "versions": {name: _version(name) for name in PACKAGES},
         "hardware": hardware.describe(),
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 

@@ -6,6 +6,7 @@ from distill_lit.config.knobs import check_knobs
 from distill_lit.config.schema import BASELINES, RIVAL_BASELINES, ExperimentConfig
 from distill_lit.errors import UserError, suggest
 
+MOST_BYTES = 200  # of the 255 that the name of a folder may have
 # names of files beside the records of models, and of models that are no students
 TAKEN = (*BASELINES, *RIVAL_BASELINES, "documents", "frequencies", "surprisal")
 WHOLE_EXPERIMENT = ("name", "question", "benchmarks", "evaluation", "cost", "analysis", "launcher", "grid", "variants",
@@ -21,7 +22,8 @@ def _check_varies(what: str, key: str) -> None:
 def check(config: ExperimentConfig) -> None:
     """Raises UserError for values out of range and for names that cannot be; names the student of an experiment of one."""
     check_knobs(config)
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{,99}", config.name) or ".." in config.name or config.name == "index.html":
+    fits = re.fullmatch(r"[A-Za-z0-9][\w.-]{,99}", config.name) and len(config.name.encode()) <= MOST_BYTES
+    if not fits or ".." in config.name or config.name == "index.html":
         raise UserError(
             f"name: {config.name[:120]!r} must be a plain folder name: letters, digits, '.', '_', '-', at most 100"
         )

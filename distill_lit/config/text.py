@@ -17,6 +17,7 @@ from distill_lit.errors import UserError
 MOST_NODES = 200_000  # of a file, aliases counted each time; a few lines of them could stand for more than memory holds
 INTERPOLATION = re.compile(r"\$\{\s*\.*[A-Za-z_]")
 WHOLE = re.compile(r"\$\{\s*(\.*[A-Za-z_][\w-]*(?:\.[\w-]+)*)\s*\}", re.ASCII)
+SURROGATES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 DOLLAR = re.compile(r"(\\*)\$\{")
 FLOAT = re.compile(
     r"^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+|[-+]?\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?"
@@ -85,9 +86,11 @@ class _Builder:
         if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
             return [self.build(item) for item in node.value]
         value = self.loader.construct_object(node, deep=True)
+        if isinstance(value, str):
+            return _joined(value)
         if isinstance(value, (bool, int, float)) and isinstance(node, yaml.ScalarNode):
             return Written(node.value, value)
-        if value is not None and not isinstance(value, str):
+        if value is not None:
             raise yaml.constructor.ConstructorError(None, None, f"{node.tag} is no plain value", node.start_mark)
         return value
 
@@ -100,7 +103,14 @@ class _Builder:
                 raise yaml.constructor.ConstructorError(None, None, f"found duplicate key {key.value}", key.start_mark)
             names.add(key.value)
         self.loader.flatten_mapping(node)
-        return {key.value: self.build(value) for key, value in node.value}
+        return {_joined(key.value): self.build(value) for key, value in node.value}
+
+
+def _joined(text: str) -> str:
+    """Text with one character for two halves of it, as JSON writes what is beyond 16 bits."""
+    if text.isascii() or not SURROGATES.search(text):
+        return text
+    return SURROGATES.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), text)
 
 
 def to_text(tree: Any) -> str:

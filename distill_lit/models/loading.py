@@ -69,6 +69,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, **options: Any)
 
     check_folder(folder)
     with _telling(folder, "not a causal language model"):
+        options.setdefault("config", _own_config(folder))
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
@@ -84,7 +85,29 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, **options: Any)
     if absent:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
         raise UserError(f"{folder}: the weights of {absent[0]}{more} are missing or of another shape than config.json says")
+    _check_finite(folder, model)
     return model.eval()
+
+
+def _check_finite(folder: Path, model: Any) -> None:
+    """Raises UserError for a weight that is no number."""
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and type(weight.data) is torch.Tensor and not weight.isfinite().all():
+            what = next(str(float(x)) for x in (weight - weight.nan_to_num(0.0, 1.0, -1.0)).flatten() if not x.isfinite())
+            raise UserError(f"{folder}: the weights of {name} hold {what}, so every answer would; the file is damaged")
+
+
+def _own_config(folder: Path) -> Any:
+    """The transformers config in a folder. What it says of attention, which may be code of a hub, is not followed: which
+    one is fastest here is transformers' choice, or the caller's."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=may_run_code(folder), local_files_only=True)
+    for one in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))):
+        for choice in ("_attn_implementation_internal", "_experts_implementation_internal"):
+            if one is not None and hasattr(one, choice):
+                setattr(one, choice, None)
+    return config
 
 
 @contextmanager
@@ -105,10 +128,8 @@ def weight_bytes(folder: Path) -> int:
 
 def load_config(folder: Path) -> Any:
     """The transformers config in a local folder."""
-    from transformers import AutoConfig
-
     with _telling(folder, "its config.json is not one of a causal language model"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=may_run_code(folder), local_files_only=True)
+        config = _own_config(folder)
         text = config.get_text_config()
         if config.is_encoder_decoder or not all(getattr(text, name, 0) for name in SIZES):
             raise ValueError(f"{config.model_type} has no decoder with {', '.join(SIZES)}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from distill_lit.errors import UserError, suggest
@@ -102,6 +103,10 @@ def build_objective(terms: Mapping[str, Any], temperature_scaling: str = "auto")
 def _build_term(name: str, term: Any) -> Term | RepresentationTerm:
     key, kind = f"objective.terms.{name}", term.kind or name
     known = (*LOSSES, *REPRESENTATIONS)
+    if kind not in known and not term.kind and not get_close_matches(name, known, 1):
+        raise UserError(
+            f"{key}: there is no such term, and no loss of this name; give it a kind, or name one of the terms there are"
+        )
     if kind not in known:
         raise UserError(f"{key}: unknown loss {kind!r}{suggest(kind, known)}")
     weight = parse_schedule(f"{key}.weight", _or_one(term.weight), low=0)

@@ -1,10 +1,12 @@
 """What is written is what is read: configs hold any text and any name, from the file to the worker and back."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -132,3 +134,10 @@ def test_a_few_lines_do_not_fill_the_memory(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("\n".join(lines))
     with pytest.raises(UserError, match="more than 200,000 values"):
         load_experiment(tmp_path / "x.yaml")
+
+
+def test_json_is_yaml(tmp_path: Path, file: Path) -> None:
+    """JSON writes what is beyond 16 bits in two halves."""
+    file.write_text(json.dumps({**yaml.safe_load(BASE), "question": "💥 ${5}", "variants": {"💥": {"seed": 1}}}))
+    config = load_experiment(file)
+    assert (config.question, config.variants) == ("💥 ${5}", {"💥": {"seed": 1}})

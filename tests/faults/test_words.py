@@ -1,0 +1,137 @@
+"""Names of any length, references without a kind, weights that are no numbers, hubs that are not asked; what is said."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+from distill_lit import assets
+from distill_lit.checkpoints import load_plain
+from distill_lit.config import load_experiment
+from distill_lit.config.schema import EvaluationConfig
+from distill_lit.errors import UserError
+from distill_lit.evaluation.tasks import load_task, resolve_tasks
+from distill_lit.experiment import plan
+from distill_lit.models import load_config
+from distill_lit.models.loading import load_model
+
+# ---------------------------------------------------------------- names of files
+
+
+@pytest.mark.parametrize("value", ["x" * 400, "漢" * 120, "a\nb", "a\x00b", "\ud800", "../" * 100, "💥" * 60])
+def test_a_long_or_odd_value_is_a_name_that_fits(experiment: Path, tmp_path: Path, value: str) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(experiment.read_text() + f"variants: {{{json.dumps(value)}: {{seed: 1}}, b: {{seed: 2}}}}\n"
+                    f"grid: {{variant: [{json.dumps(value)}, b]}}\n")  # fmt: skip
+    first, second = [cell for cell in plan(load_experiment(file)) if cell.role == "distilled"]
+    for name in (first.name, f".writing-{first.label}.parquet.lock"):
+        (tmp_path / name).mkdir()
+        assert len(name.encode()) <= 255 and "/" not in name
+    assert first.label.startswith("one-") and "~" in first.label
+    assert first.axes == {"variant": value}
+    assert second.label == "one-b"
+
+
+def test_two_long_values_and_two_that_differ_in_case_are_apart(experiment: Path, tmp_path: Path) -> None:
+    names = ["x" * 300 + "a", "x" * 300 + "b", "Deep", "deep"]
+    variants = ", ".join(f"{name}: {{seed: {n}}}" for n, name in enumerate(names))
+    (tmp_path / "x.yaml").write_text(
+        f"{experiment.read_text()}variants: {{{variants}}}\ngrid: {{variant: {json.dumps(names)}}}\n"
+    )
+    labels = [cell.label for cell in plan(load_experiment(tmp_path / "x.yaml")) if cell.is_model]
+    assert len({label.casefold() for label in labels}) == len(labels) == 4
+    assert "one-Deep" in labels
+
+
+def test_a_generated_corpus_stays_in_its_folder(experiment: Path) -> None:
+    config = load_experiment(experiment)
+    from distill_lit.config import GeneratedConfig
+
+    corpus = config.data.corpora["text"]
+    corpus.generated, corpus.path = GeneratedConfig(), ""
+    config.data.corpora = {"../../out": corpus}
+    assert all("/" not in cell.name for cell in plan(config))
+
+
+# ---------------------------------------------------------------- references
+
+
+def test_a_reference_without_a_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert assets.parse("org/name").kind == "hf"
+    assert assets.parse("org/name@v1") == assets.parse("hf:org/name@v1")
+    (tmp_path / "org/name").mkdir(parents=True)
+    assert assets.parse("org/name") == assets.parse("file:org/name")
+    assert assets.parse(str(tmp_path)).kind == "file"
+    for reference in ("smollm", "", "./nowhere/x", "/no/where", "ollama:x/y", "a/b/c", "../x"):
+        with pytest.raises(UserError, match="unknown kind .* as in hf:org/name or file:folder"):
+            assets.parse(reference)
+
+
+# ---------------------------------------------------------------- weights
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"])
+def test_a_weight_that_is_no_number_is_named(tmp_path: Path, name: str, value: float) -> None:
+    folder = tiny.make_model(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights[name][1, 2] = value
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=rf"the weights of {name} hold {value}"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_an_attention_of_a_hub_is_not_asked_for(tmp_path: Path, key: str) -> None:
+    folder = tiny.make_model(tmp_path / "model")
+    known = json.loads((folder / "config.json").read_text())
+    plain = load_model(folder)
+    kernel = "kernels-community/flash-attn2"
+    (folder / "config.json").write_text(json.dumps({**known, key: kernel, "experts_implementation": kernel}))
+    model = load_model(folder)
+    assert model.config._attn_implementation == plain.config._attn_implementation == "sdpa"
+    assert load_config(folder)._attn_implementation != kernel
+    ids = torch.arange(3, 11)[None]
+    assert torch.equal(model(ids).logits, plain(ids).logits)
+
+
+# ---------------------------------------------------------------- words
+
+
+class Built:
+    """What a crafted checkpoint would build."""
+
+
+def test_a_refused_checkpoint_gives_no_advice_to_trust_it(tmp_path: Path) -> None:
+    torch.save({"x": Built()}, tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match=r"is refused: it would build objects \(.*Built\)") as told:
+        load_plain(tmp_path / "x.ckpt")
+    assert "weights_only" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["grid={objective.terms.nonsuch.weight: [1, 2]}", "variants={a: {objective.terms.nonsuch.weight: 1}}",
+     "objective.terms.nonsuch.weight=2"],
+)  # fmt: skip
+def test_a_term_that_is_not_there(experiment: Path, change: str) -> None:
+    more = ["grid={variant: [a]}"] if change.startswith("variants") else []
+    with pytest.raises(UserError, match=r"objective\.terms\.nonsuch: there is no such term"):
+        plan(load_experiment(experiment, [change, *more]))
+
+
+def test_a_task_without_documents(tmp_path: Path) -> None:
+    (tmp_path / "none.jsonl").write_text("")
+    files = {"data_files": {"test": str(tmp_path / "none.jsonl")}}
+    task = {"task": "none", "dataset_path": "json", "dataset_kwargs": files, "test_split": "test", "doc_to_target": 0,
+            "output_type": "multiple_choice", "doc_to_text": "{{q}}", "doc_to_choice": "{{c}}"}  # fmt: skip
+    (tmp_path / "none.yaml").write_text(json.dumps(task))
+    settings = EvaluationConfig(tasks=["none"], include_path=str(tmp_path))
+    (spec,) = resolve_tasks(settings, "pypi")
+    with pytest.raises(UserError, match="task 'none': split 'test' of its data has no document"):
+        load_task(spec)
