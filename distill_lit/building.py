@@ -46,6 +46,7 @@ from distill_lit.models import (
 from distill_lit.models.loading import may_run_code
 from distill_lit.models.students import kept_layers
 from distill_lit.objectives import Objective, build_objective, can_compile, chunk_for
+from distill_lit.ranks import first_rank_first, this_rank
 from distill_lit.signals import TeacherSignal
 from distill_lit.signals.decoding import end_tokens
 from distill_lit.signals.on_policy import StudentText
@@ -72,25 +73,28 @@ def take_model(cell: Cell, folder: Path) -> dict[str, Any]:
 
 
 def build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> dict[str, Any]:
-    """Trains (or only validates) a student and exports it; what its manifest says of it."""
+    """Trains (or only validates) a student and exports it; what its manifest says of it. Only the first rank exports."""
     config = cell.config
     base = base_of(config, teacher)
-    prepared = prepare_data(config, base)
-    vocabulary = real_tokens(base)
-    measured = Calibration(
-        calibration_batches(prepared.train),
-        prepared.fingerprint,
-        dtype_of(config.teacher.dtype),
-        lambda done, total: report("choose layers", done, total, "trials", {}),
-        hardware.device_for(config.training.accelerator),
-    )
-    student = initial_student(config.students[cell.student], base, measured, config.seed)
-    trained = trained_share(student)
-    check_exports(student, base, folder / "export", vocabulary, to_dict(config.students[cell.student]))
-    run = _training_run(
-        cell, folder, student, vocabulary, prepared, open_signal(config, teacher, prepared, vocabulary), report, teacher
-    )
+    with first_rank_first():
+        prepared = prepare_data(config, base)
+        vocabulary = real_tokens(base)
+        measured = Calibration(
+            calibration_batches(prepared.train),
+            prepared.fingerprint,
+            dtype_of(config.teacher.dtype),
+            lambda done, total: report("choose layers", done, total, "trials", {}),
+            hardware.device_for(config.training.accelerator),
+        )
+        student = initial_student(config.students[cell.student], base, measured, config.seed)
+        if not this_rank():
+            check_exports(student, base, folder / "export", vocabulary, to_dict(config.students[cell.student]))
+        signal = open_signal(config, teacher, prepared, vocabulary)
+        trained = trained_share(student)
+        run = _training_run(cell, folder, student, vocabulary, prepared, signal, report, teacher)
     metrics = (validate if cell.role == UNTOUCHED else train)(run)
+    if this_rank():
+        return {}
     report("export", 0, 1, "", {})
     size = _export(cell, folder, student, base, vocabulary)
     return {
@@ -190,7 +194,7 @@ def _head_settings(config: ExperimentConfig, vocabulary: int) -> HeadSettings:
     device = hardware.device_for(config.training.accelerator)
     compiled = objective.compile == "always" or (objective.compile == "auto" and can_compile(device))
     dtype = dtype_of(config.training.precision)
-    budget = objective.memory_budget or hardware.logits_budget(device, config.training.devices)
+    budget = objective.memory_budget or hardware.logits_budget(device)
     chunk = objective.chunk or chunk_for(budget, vocabulary, compiled, dtype)
     return HeadSettings(chunk, compiled, dtype)
 

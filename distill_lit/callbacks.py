@@ -1,12 +1,10 @@
 """What happens between the steps of a training: generators, checkpoints, signals, non-finite numbers, progress."""
 
 import logging
-import os
 import random
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -15,52 +13,40 @@ import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.multiprocessing.spawn import ProcessException
 
 from distill_lit.checkpoints import OURS, Origin, note_validation, prune
+from distill_lit.errors import Preempted
 from distill_lit.files import write_json
-from distill_lit.ranks import of_every_rank
+from distill_lit.ranks import of_every_rank, rank_count, this_rank
 
 log = logging.getLogger(__name__)
 # stage, done, total, unit, latest metrics
 Report = Callable[[str, float, float, str, dict[str, float]], None]
 
 
-class Preempted(Exception):
-    """SIGTERM arrived; a checkpoint of the step just taken is on disk."""
-
-
 class Termination:
-    """Whether SIGTERM has come."""
+    """Which signal has asked to stop, empty while none has."""
 
     def __init__(self) -> None:
-        self.came = False
+        self.name = ""
 
-    def note(self, *_: Any) -> None:
+    def note(self, number: int, *_: Any) -> None:
         """The signal's handler."""
-        self.came = True
+        self.name = self.name or signal.Signals(number).name
 
 
 @contextmanager
-def noting_sigterm() -> Iterator[Termination]:
-    """Inside, SIGTERM does not end the process but is noted, so that a checkpoint can be written first. It goes on to
-    forked ranks, which save and stop; the end of a rank is then Preempted, no failure."""
+def noting_signals() -> Iterator[Termination]:
+    """Inside, SIGTERM does not end the process but is noted, so that a checkpoint can be written first; so are SIGUSR1 and
+    SIGUSR2, by which schedulers warn before a job's time is over."""
     termination = Termination()
-
-    def note(number: int, _: Any) -> None:
-        termination.came = True
-        for rank in active_children():
-            os.kill(rank.pid or 0, number)
-
-    previous = signal.signal(signal.SIGTERM, note)
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    previous = {number: signal.signal(number, termination.note) for number in numbers}
     try:
         yield termination
-    except ProcessException as error:
-        if termination.came:
-            raise Preempted("SIGTERM, passed on to every rank") from error
-        raise
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class GeneratorState(L.Callback):
@@ -128,10 +114,7 @@ class Checkpoints(L.Callback):
         checkpoint[OURS] = {"origin": self.origin}
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Takes SIGTERM from Lightning, which would end the process with exit code 0; makes up for the validation that
-        a checkpoint stands before."""
-        signal.signal(signal.SIGTERM, self.termination.note)
-        trainer._signal_connector.received_sigterm = False
+        """Makes up for the validation that a checkpoint stands before."""
         if self._is_validated(trainer.global_step):
             _validate_now(trainer)
 
@@ -144,14 +127,14 @@ class Checkpoints(L.Callback):
         if asked or judged or step % self.every == 0 or step == trainer.max_steps:
             self._save(trainer, step)
         if asked:
-            raise Preempted(f"SIGTERM at step {step}")
+            raise Preempted(f"{asked} at step {step}")
 
     def on_validation_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         """Stops inside a validation too; where training has begun, its step is saved first."""
-        if self._is_asked(trainer):
+        if asked := self._is_asked(trainer):
             if trainer.state.fn == TrainerFn.FITTING and trainer.global_step:
                 self._save(trainer, trainer.global_step)
-            raise Preempted(f"SIGTERM at step {trainer.global_step}")
+            raise Preempted(f"{asked} at step {trainer.global_step}")
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Judges the checkpoint of this step."""
@@ -167,16 +150,20 @@ class Checkpoints(L.Callback):
     def _is_validated(self, step: int) -> bool:
         return step > 0 and step % self.validate_every == 0
 
-    def _is_asked(self, trainer: L.Trainer) -> bool:
-        """Whether SIGTERM has come to any rank."""
-        return bool(trainer.strategy.reduce_boolean_decision(self.termination.came, all=False))
+    def _is_asked(self, trainer: L.Trainer) -> str:
+        """The signal that has come to any rank; empty when none has."""
+        if not trainer.strategy.reduce_boolean_decision(bool(self.termination.name), all=False):
+            return ""
+        names: list[str] = of_every_rank(self.termination.name)
+        return next(name for name in names if name)
 
     def _save(self, trainer: L.Trainer, step: int) -> None:
-        for logger in trainer.loggers:
-            logger.experiment.flush()  # what is logged must be as durable as the checkpoint that comes after it
-        trainer.save_checkpoint(self.folder / f"step={step}.ckpt")
-        if trainer.is_global_zero:
-            prune(self.folder, self.budget)
+        with trainer.lightning_module.clock.paused():
+            for logger in trainer.loggers:
+                logger.experiment.flush()  # what is logged must be as durable as the checkpoint that comes after it
+            trainer.save_checkpoint(self.folder / f"step={step}.ckpt")
+            if trainer.is_global_zero:
+                prune(self.folder, self.budget)
 
 
 def _validate_now(trainer: L.Trainer) -> None:
@@ -206,9 +193,16 @@ class FiniteSteps(L.Callback):
         self.loss = detached if self.loss is None else self.loss + detached
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
-        """Refuses a loss that is not finite; the gradient is looked at where it is clipped."""
-        if self.loss is not None and not torch.isfinite(self.loss):
-            raise FloatingPointError(f"loss is {float(self.loss)} at step {trainer.global_step}; the step was not taken")
+        """Refuses a loss that is not finite on any rank; the gradient is looked at where it is clipped."""
+        if self.loss is None:
+            return
+        losses = torch.as_tensor(trainer.strategy.all_gather(self.loss)).reshape(-1)
+        if not torch.isfinite(losses).all():
+            module.refuse_step()
+            rank = int((~torch.isfinite(losses)).nonzero()[0])
+            where = f" on rank {rank}" if rank_count() > 1 else ""
+            said = f"loss is {float(losses[rank])}{where} at step {trainer.global_step}; the step was not taken"
+            raise FloatingPointError(said)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         """Begins anew after each optimizer step."""
@@ -216,12 +210,24 @@ class FiniteSteps(L.Callback):
             self.rows, self.loss = [], None
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        """Dumps step, rows of the packed data, and the loss: enough to do the step again."""
-        if isinstance(exception, FloatingPointError):
-            loss = None if self.loss is None else str(float(self.loss))
-            dump = {"step": trainer.global_step, "reason": str(exception), "loss": loss, "rows": self.rows}
+        """Dumps step, rows of the packed data, and the loss of the rank that had it: enough to do the step again. Where a
+        gradient alone is not finite, of which only the sum is known, the rows of all ranks."""
+        if not isinstance(exception, FloatingPointError):
+            return
+        loss = None if self.loss is None else float(self.loss)
+        mine: dict[str, Any] = {"rank": this_rank(), "loss": None if loss is None else str(loss), "rows": self.rows}
+        # an error that only this rank has may not wait for the others
+        ranks = of_every_rank(mine) if module.is_step_refused else [mine]
+        guilty = [found for found in ranks if found["loss"] in ("nan", "inf", "-inf")] or ranks
+        dump = {"step": trainer.global_step, "reason": str(exception), **guilty[0]}
+        if len(guilty) > 1:
+            dump |= {
+                "rank": [found["rank"] for found in guilty],
+                "rows": [rows for found in guilty for rows in found["rows"]],
+            }
+        if this_rank() == 0 or not module.is_step_refused:
             write_json(self.folder / "nonfinite.json", dump)
-            log.error("%s; its rows are in %s", exception, self.folder / "nonfinite.json")
+        log.error("%s; its rows are in %s", exception, self.folder / "nonfinite.json")
 
 
 class Progress(L.Callback):

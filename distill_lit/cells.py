@@ -12,16 +12,18 @@ from distill_lit.evaluation.evaluate import evaluate_model, main_scores
 from distill_lit.evaluation.surprisal import measure_surprisal
 from distill_lit.experiment import Cell, references_of
 from distill_lit.files import hashes_of, read_json, write_json, write_text, writing
-from distill_lit.identity import GENERATED, RIVAL, SIGNAL, TEACHER, evaluation_identity
+from distill_lit.identity import CE_ONLY, DISTILLED, GENERATED, RIVAL, SIGNAL, TEACHER, evaluation_identity
 from distill_lit.models import (
     model_fingerprint,
     model_folder,
 )
 from distill_lit.models.loading import allow_code, weight_bytes
 from distill_lit.provenance import provenance
+from distill_lit.ranks import this_rank
 from distill_lit.signals.cached import is_complete
 from distill_lit.signals.generated import is_written
 from distill_lit.teaching import write_generated, write_signal
+from distill_lit.together import together
 from distill_lit.training import Report
 
 SURPRISAL = "surprisal.parquet"  # beside the teacher's records: axes of the long tail that need a model
@@ -33,9 +35,19 @@ def run_cell(cell: Cell, folder: Path, report: Report) -> None:
     write_text(folder / "config.yaml", to_yaml(cell.config))
     allow_own_code(cell, folder)
     if not is_built(cell, folder):
-        build(cell, folder, report)
+        count = cell.config.training.devices if cell.role in (CE_ONLY, DISTILLED) else 1
+        if count > 1:
+            together(count, build_rank, cell, folder, report=report)
+        else:
+            build(cell, folder, report)
     if cell.is_model and not is_evaluated(cell, folder):
         evaluate(cell, folder, report)
+
+
+def build_rank(cell: Cell, folder: Path, report: Report) -> None:
+    """Builds a cell as one of several ranks, in a process of its own."""
+    allow_own_code(cell, folder)
+    build(cell, folder, report)
 
 
 def allow_own_code(cell: Cell, folder: Path) -> None:
@@ -98,7 +110,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def build(cell: Cell, folder: Path, report: Report) -> None:
-    """Makes a cell's model or signal, and then its manifest."""
+    """Makes a cell's model or signal, and then its manifest. Of several ranks the first writes; the others only train."""
     teacher = model_folder(cell.config.teacher.model)
     if cell.reference:
         facts: dict[str, Any] = take_model(cell, folder)
@@ -108,6 +120,8 @@ def build(cell: Cell, folder: Path, report: Report) -> None:
         facts = {"corpora": write_generated(cell.config, report)}
     else:
         facts = build_student(cell, folder, teacher, report)
+        if this_rank():
+            return
     if cell.is_model:
         place = model_place(folder, facts)
         facts |= {"fingerprint": model_fingerprint(place), "bytes": weight_bytes(place)}

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import math
 import os
 import re
 import shutil
@@ -173,7 +174,8 @@ def read_best(folder: Path) -> dict[str, Any] | None:
     """{step, loss} of the best checkpoint that is there and intact; None if there is none."""
     try:
         best: dict[str, Any] = read_json(folder / BEST)
-        return best if is_intact(folder / f"step={best['step']}.ckpt") else None
+        is_whole = math.isfinite(best["loss"]) and is_intact(folder / f"step={best['step']}.ckpt")
+        return best if is_whole else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

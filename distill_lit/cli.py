@@ -14,6 +14,7 @@ from distill_lit.arguments import Command, build_parser
 from distill_lit.complaints import Terminal, complain, keep_traceback, one_line, write_anything
 from distill_lit.errors import Failure, UserError
 from distill_lit.files import unwritable
+from distill_lit.surroundings import leave_cluster
 
 if TYPE_CHECKING:
     from distill_lit.config import ExperimentConfig
@@ -23,6 +24,7 @@ DONE, FAILED, BAD_INPUT, SOME_CELLS_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
 def main(arguments: list[str] | None = None) -> None:
     """Parses, runs, and exits with the code that `--help` lists."""
+    leave_cluster()
     parser = build_parser(RUNS)
     options, rest = parser.parse_known_args(arguments)
     # argparse takes no positional after an option, and `--root elsewhere key=value` is what people write

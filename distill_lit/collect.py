@@ -1,6 +1,5 @@
 """Gathers what the cells of an experiment left into `results/<experiment>/`: everything a report is drawn from."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from distill_lit.analysis.axes import content_words
 from distill_lit.config import ExperimentConfig, expand, to_yaml
 from distill_lit.errors import UserError
 from distill_lit.experiment import Cell, results_folder, runs_folder
-from distill_lit.files import read_json, write_json, write_text, writing
+from distill_lit.files import read_json, read_lines, write_json, write_text, writing
 from distill_lit.identity import held_out_identity
 from distill_lit.teaching import readable_data
 
@@ -108,21 +107,8 @@ def _curves(done: list[Cell], runs: Path) -> pd.DataFrame:
     for cell in done:
         path = runs / cell.name / "metrics.jsonl"
         if path.is_file():
-            rows += [
-                {"model": cell.label, **point}
-                for point in map(_point, path.read_text(errors="replace").splitlines())
-                if point
-            ]
+            rows += [{"model": cell.label, **point} for point in read_lines(path)]
     return pd.DataFrame(rows)
-
-
-def _point(line: str) -> dict[str, Any]:
-    """A logged step; empty where the line was damaged."""
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _frequencies(config: ExperimentConfig, documents: pd.DataFrame) -> pd.DataFrame:

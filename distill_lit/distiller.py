@@ -1,7 +1,6 @@
 """The LightningModule: a trainable student, a frozen teacher signal beside it, and the objective between them."""
 
 import math
-import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from distill_lit.clock import Clock
 from distill_lit.config import TrainingConfig
 from distill_lit.errors import UserError
 from distill_lit.heads import body_of, head_of
@@ -81,8 +81,8 @@ class Distiller(L.LightningModule):
         self._validation: dict[str, MeanMetric] = {}
         self._tokens_seen = 0
         self._ready_on: torch.device | None = None
-        self._clock = (time.perf_counter(), 0)
-        self._paused = 0.0
+        self.clock = Clock()  # of training: whoever does something else between two steps pauses it
+        self.is_step_refused = False
 
     # ---------------------------------------------------------------- losses
 
@@ -191,10 +191,15 @@ class Distiller(L.LightningModule):
         limit = self.training_config.clip or math.inf
         norm = nn.utils.clip_grad_norm_(self.parameters(), limit)
         if not torch.isfinite(norm):
+            self.refuse_step()
             raise FloatingPointError(f"gradient norm is {float(norm)} at step {self.global_step}; the step was not taken")
         if self.global_step % self.training_config.log_every == 0:
             self._log_step(self._step_metrics(float(norm)))
         self._reset(self._window)
+
+    def refuse_step(self) -> None:
+        """Notes that all ranks, which see the same, do not take this step: they can still tell each other why."""
+        self.is_step_refused = True
 
     def _log_step(self, values: dict[str, float]) -> None:
         """Writes a step's metrics at once: Lightning would after the checkpoint of this step, and a kill in between
@@ -211,12 +216,13 @@ class Distiller(L.LightningModule):
         for other in self.objective.representations:
             values[f"weight/{other.name}"] = other.weight(done)
         values["train/loss"] = self._weighted(values, "train")
-        now, (then, seen) = time.perf_counter(), self._clock
+        seconds = self.clock.lap()
         if self.student_text is not None:
-            written = {**self.student_text.noted(now - then), "reverse_kl": values.pop("train/own_reverse_kl", math.nan)}
+            written = {**self.student_text.noted(seconds), "reverse_kl": values.pop("train/own_reverse_kl", math.nan)}
             values |= {f"on_policy/{name}": value for name, value in written.items() if not math.isnan(value)}
-        values["train/tokens_per_second"] = (self._tokens_seen - seen) / max(now - then, 1e-9)
-        self._clock = (now, self._tokens_seen)
+        seen = self.trainer.strategy.reduce(torch.tensor(float(self._tokens_seen), device=self.device), reduce_op="sum")
+        values["train/tokens_per_second"] = float(seen) / max(seconds, 1e-9)
+        self._tokens_seen = 0
         tokens = (self.global_step + 1) * self.tokens_per_step
         return {**values, "train/gradient_norm": norm, "train/tokens": float(tokens)}
 
@@ -254,14 +260,18 @@ class Distiller(L.LightningModule):
     # ---------------------------------------------------------------- Lightning
 
     def on_fit_start(self) -> None:
-        """Training time begins."""
+        """The teacher may not have been moved by a validation."""
         self._make_ready()
-        self._clock = (time.perf_counter(), self._tokens_seen)
+
+    def on_train_start(self) -> None:
+        """Training time begins: what is done before the first step, such as a validation, is over."""
+        self._tokens_seen = 0
+        self.clock.start()
 
     def on_validation_start(self) -> None:
         """A validation may come before any training, or instead of it. It does not count as training time."""
         self._make_ready()
-        self._paused = time.perf_counter()
+        self.clock.pause()
 
     def _make_ready(self) -> None:
         """Brings the teacher to the student's device."""
@@ -273,8 +283,7 @@ class Distiller(L.LightningModule):
 
     def on_validation_end(self) -> None:
         """Training time goes on."""
-        then, seen = self._clock
-        self._clock = (then + time.perf_counter() - self._paused, seen)
+        self.clock.resume()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves out what is frozen: under adapters, the adapters alone are saved. Adds the state of student text."""

@@ -1,6 +1,7 @@
 """What a user did wrong, in one line. The command line turns these into exit code 2 without a traceback."""
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -10,6 +11,25 @@ class UserError(Exception):
 
 class Failure(Exception):
     """What went wrong while running and concerns every cell, such as a full disk: one line, exit code 1."""
+
+
+class Preempted(Exception):
+    """A signal asked to stop; where training had begun, a checkpoint of the step just taken is on disk."""
+
+
+class RankFailure(Exception):
+    """One of several processes that train together died, or raised what cannot be raised here: one line."""
+
+
+def how_it_ended(code: int) -> str:
+    """`was killed by SIGKILL, perhaps out of memory`, or with which exit code a process ended."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:  # of real time
+        name = f"signal {-code}"
+    return f"was killed by {name}" + (", perhaps out of memory" if name == "SIGKILL" else "")
 
 
 def in_one_line(error: Exception) -> str:

@@ -220,6 +220,19 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file with one a line. One cut short by a crash, damaged, or no object counts for nothing."""
+    found = []
+    for line in path.read_bytes().split(b"\n") if path.is_file() else []:
+        try:
+            value = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found
+
+
 def remove_leftovers(folder: Path) -> None:
     """Removes temporary files and folders that a killed process left in `folder` or one level below. Only for the one
     process that may write there."""

@@ -47,13 +47,9 @@ def check_device(key: str, name: str) -> None:
         raise UserError(f"{key}: {name} was asked for, and there are {torch.cuda.device_count()} GPUs here")
 
 
-def logits_budget(device: torch.device, ranks: int) -> float:
-    """MiB that logits may fill: 512; of a GPU a tenth, where few large chunks are faster than many (kd_step_cuda.md).
-
-    Several ranks are forked, and CUDA refuses forks of a process that has asked it for anything: they get 512.
-    """
-    is_asked = device.type == "cuda" and ranks == 1
-    return torch.cuda.get_device_properties(device).total_memory / 2**20 / 10 if is_asked else 512.0
+def logits_budget(device: torch.device) -> float:
+    """MiB that logits may fill: 512; of a GPU a tenth, where few large chunks are faster than many (kd_step_cuda.md)."""
+    return torch.cuda.get_device_properties(device).total_memory / 2**20 / 10 if device.type == "cuda" else 512.0
 
 
 def fastest_dtype(device: torch.device) -> str:

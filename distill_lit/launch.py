@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from distill_lit.cells import is_built, is_done
 from distill_lit.checkpoints import newest_checkpoint
 from distill_lit.config import ExperimentConfig, to_yaml
-from distill_lit.errors import Failure, UserError
+from distill_lit.errors import Failure, UserError, how_it_ended
 from distill_lit.experiment import Cell, runs_folder
 from distill_lit.files import write_text
 from distill_lit.identity import GENERATED
@@ -96,7 +96,9 @@ def _stopping_on_signals() -> Iterator[None]:
     def stop(number: int, _: Any) -> None:
         raise Terminated(130 if number == signal.SIGINT else 143)
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    # SLURM warns by one of the users' signals before a job's time is over; unhandled they would kill
+    asking = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    previous = {number: signal.signal(number, stop) for number in asking}
     try:
         yield
     finally:
@@ -132,7 +134,9 @@ class _Worker:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             with contextlib.suppress(json.JSONDecodeError):
-                inbox.put((self, json.loads(line)))
+                event = json.loads(line)
+                if isinstance(event, dict) and "event" in event:  # not what a library has printed on its import
+                    inbox.put((self, event))
         self.process.wait()
         inbox.put((self, {"event": "exit", "code": self.process.returncode}))
 
@@ -266,7 +270,5 @@ def _reply_seconds(cell: Cell | None) -> float:
 
 
 def _death(code: int) -> str:
-    if code < 0:
-        name = signal.Signals(-code).name
-        return f"killed by {name}" + (", perhaps out of memory" if name == "SIGKILL" else "")
-    return f"the worker ended with exit code {code}"
+    said = how_it_ended(code)
+    return said.removeprefix("was ") if code < 0 else f"the worker {said}"

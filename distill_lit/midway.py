@@ -36,18 +36,21 @@ class MidwayEvaluation(L.Callback):
             self._evaluate(trainer, module)
 
     def _evaluate(self, trainer: L.Trainer, module: Any) -> None:
-        if trainer.is_global_zero:
-            tokenizer = load_tokenizer(self.folder)
-            found = evaluate_loaded(module.student, tokenizer, self.settings, self.benchmarks)
-            scores = {f"evaluation/{task}": value for task, value in main_scores(found.meta).items()}
-            above = [
-                (scores[f"evaluation/{task}"] - facts["chance"]) / (1 - facts["chance"])
-                for task, facts in found.meta.items()
-                if f"evaluation/{task}" in scores and facts["metric"].startswith("acc")
-            ]
-            if above:
-                scores["evaluation/above_chance"] = sum(above) / len(above)
-            for logger in trainer.loggers:
-                logger.log_metrics(scores, trainer.global_step)
-        trainer.strategy.barrier()
-        module.on_validation_end()  # its clock: asking questions does not count as training
+        with module.clock.paused():  # asking questions does not count as training
+            if trainer.is_global_zero:
+                self._log_scores(trainer, module)
+            trainer.strategy.barrier()
+
+    def _log_scores(self, trainer: L.Trainer, module: Any) -> None:
+        tokenizer = load_tokenizer(self.folder)
+        found = evaluate_loaded(module.student, tokenizer, self.settings, self.benchmarks)
+        scores = {f"evaluation/{task}": value for task, value in main_scores(found.meta).items()}
+        above = [
+            (scores[f"evaluation/{task}"] - facts["chance"]) / (1 - facts["chance"])
+            for task, facts in found.meta.items()
+            if f"evaluation/{task}" in scores and facts["metric"].startswith("acc")
+        ]
+        if above:
+            scores["evaluation/above_chance"] = sum(above) / len(above)
+        for logger in trainer.loggers:
+            logger.log_metrics(scores, trainer.global_step)

@@ -2,24 +2,23 @@
 
 import json
 import logging
+import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from distill_lit.callbacks import (
     Checkpoints,
     FiniteSteps,
     GeneratorState,
-    Preempted,
     Progress,
     Report,
     Termination,
-    noting_sigterm,
+    noting_signals,
 )
 from distill_lit.checkpoints import (
     Origin,
@@ -32,7 +31,10 @@ from distill_lit.checkpoints import (
 from distill_lit.config import TrainingConfig
 from distill_lit.data.module import PackedDataModule
 from distill_lit.distiller import Distiller
-from distill_lit.errors import UserError
+from distill_lit.errors import Preempted, UserError
+from distill_lit.files import read_lines, write_text
+from distill_lit.quiet_trainer import quiet_trainer
+from distill_lit.ranks import of_first_rank, rank_count, this_rank
 
 log = logging.getLogger(__name__)
 __all__ = ["Preempted", "Report", "Run", "train", "validate"]
@@ -62,18 +64,20 @@ class Run:
 def train(run: Run) -> dict[str, float]:
     """Trains until the token budget is spent, resuming from the newest checkpoint; returns the last validation's metrics.
 
-    Raises Preempted after SIGTERM, FloatingPointError for a step that is not finite, UserError for a checkpoint of
-    another model, data or objective.
+    Every one of `training.devices` ranks calls this, each with a run of its own (`together`). Raises Preempted after
+    SIGTERM, FloatingPointError for a step that is not finite, UserError for a checkpoint of something else.
     """
-    with noting_sigterm() as termination:
-        checkpoint = find_checkpoint(run)
+    if run.config.devices != rank_count():
+        raise RuntimeError(f"training.devices is {run.config.devices}, and {rank_count()} ranks are here; see `together`")
+    with noting_signals() as termination:
+        checkpoint = of_first_rank(lambda: find_checkpoint(run))
         L.seed_everything(run.seed, verbose=False)
         trainer = build_trainer(run, resumed_at=step_of(checkpoint) if checkpoint else None, termination=termination)
         if checkpoint is None:
             trainer.validate(run.distiller, run.data, verbose=False)
         run.distiller.train()
         trainer.fit(run.distiller, run.data, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
-        if "validation/loss" not in _lines_of(run.folder / "metrics.jsonl", run.data.steps):
+        if of_first_rank(lambda: "validation/loss" not in _names_at(run.folder / "metrics.jsonl", run.data.steps)):
             trainer.validate(run.distiller, run.data, verbose=False)
     return final_metrics(run.folder / "metrics.jsonl")
 
@@ -102,8 +106,9 @@ def find_checkpoint(run: Run) -> Path | None:
 
 
 def validate(run: Run) -> dict[str, float]:
-    """The validation metrics of the student as it is, logged as step 0."""
-    trainer = build_trainer(run, resumed_at=None, termination=Termination())
+    """The validation metrics of the student as it is, logged as step 0; one process alone does it."""
+    alone = replace(run, config=replace(run.config, devices=1))
+    trainer = build_trainer(alone, resumed_at=None, termination=Termination())
     trainer.validate(run.distiller, run.data, verbose=False)
     return final_metrics(run.folder / "metrics.jsonl")
 
@@ -115,12 +120,11 @@ def build_trainer(run: Run, resumed_at: int | None, termination: Termination) ->
     # events of steps that will be taken again are dropped
     board = TensorBoardLogger(run.folder, name="", version="", default_hp_metric=False, purge_step=resumed_at or 0)
     every, budget = config.checkpoint_every, config.checkpoint_budget
-    return L.Trainer(
+    return quiet_trainer(
         default_root_dir=run.folder,
         accelerator="gpu" if config.accelerator == "cuda" else config.accelerator,
         devices=config.devices,
-        # forked ranks share data and teacher; re-running the program, Lightning's default, would start the worker twice
-        strategy="ddp_fork" if config.devices > 1 else "auto",
+        strategy="ddp" if config.devices > 1 else "auto",
         precision="bf16-mixed" if config.precision == "bfloat16" else "32-true",
         max_steps=run.data.steps,
         accumulate_grad_batches=config.accumulate,
@@ -155,9 +159,9 @@ class JsonLines(Logger):
         """`resumed_at`: optimizer steps of the checkpoint that training goes on from; None: start anew."""
         super().__init__()
         self.path = path
-        lines = [] if resumed_at is None or not path.is_file() else path.read_text().splitlines()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{line}\n" for line in lines if _is_before(line, resumed_at or 0)))
+        if this_rank() == 0:
+            kept = [line for line in read_lines(path) if _step_of(line) < resumed_at] if resumed_at is not None else []
+            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     @property
     def name(self) -> str:
@@ -169,9 +173,10 @@ class JsonLines(Logger):
         """No version: there is one file per run."""
         return ""
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Appends a line."""
+        """Appends a line, on the first rank."""
+        if this_rank():
+            return
         values = {name: value for name, value in metrics.items() if name != "epoch"}
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
@@ -183,6 +188,8 @@ class JsonLines(Logger):
 
     def flush(self) -> None:
         """Makes the lines durable."""
+        if this_rank():
+            return
         with self.path.open("a") as file:
             os.fsync(file.fileno())
 
@@ -190,23 +197,21 @@ class JsonLines(Logger):
         """The resolved config is in the run folder already."""
 
 
-def _is_before(line: str, step: int) -> bool:
-    try:
-        return bool(json.loads(line)["step"] < step)
-    except (ValueError, KeyError):
-        return False  # a line cut short by a crash
+def _step_of(line: dict[str, Any]) -> float:
+    """The step of a logged line; NaN, which is before and after nothing, where it has none."""
+    step = line.get("step")
+    return step if isinstance(step, (int, float)) else math.nan
 
 
-def _lines_of(path: Path, step: int) -> set[str]:
+def _names_at(path: Path, step: int) -> set[str]:
     """The names of all metrics logged at a step."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return {name for line in lines if line["step"] == step for name in line}
+    return {name for line in read_lines(path) if _step_of(line) == step for name in line}
 
 
 def final_metrics(path: Path) -> dict[str, float]:
     """The last value of every metric in a run's lines."""
     latest: dict[str, float] = {}
-    for line in path.read_text().splitlines():
-        latest.update(json.loads(line))
+    for line in read_lines(path):
+        latest.update(line)
     latest.pop("step", None)
     return latest

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
+from distill_lit.surroundings import leave_cluster
+
 EVENTS_PER_SECOND = 4
 GRACE_SECONDS = 120.0  # between the death of the driver and the end of a worker that does not come to its senses
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -25,6 +27,9 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def main(arguments: list[str]) -> None:
     """`python -m distill_lit.worker ROOT EXPERIMENT.yaml THREADS`; cell names arrive as lines, events leave as lines."""
     root, experiment, threads = Path(arguments[0]), Path(arguments[1]), int(arguments[2])
+    leave_cluster()
+    for number in (signal.SIGUSR1, signal.SIGUSR2):  # a training takes them for SIGTERM; otherwise they are the driver's
+        signal.signal(number, signal.SIG_IGN)
     events = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     watch = _Inbox()
     import torch
@@ -88,11 +93,10 @@ def _reporter(cell: str, tell: Callable[..., None]) -> Callable[..., None]:
 def run(cell: Any, folder: Path, report: Callable[..., None], tell: Callable[..., None]) -> None:
     """Runs one cell, alone in its folder, and says how it ended. Exits with 143 after SIGTERM."""
     from distill_lit import cells
-    from distill_lit.errors import UserError
+    from distill_lit.errors import Preempted, RankFailure, UserError
     from distill_lit.files import unwritable
     from distill_lit.secrets import redact, scrub
     from distill_lit.state import FAILED, PREEMPTED, note_state, working
-    from distill_lit.training import Preempted
 
     folder.mkdir(parents=True, exist_ok=True)
     _redirect_output(folder / "log.txt")
@@ -108,9 +112,8 @@ def run(cell: Any, folder: Path, report: Callable[..., None], tell: Callable[...
         with contextlib.suppress(OSError):  # the disk may be full
             traceback.print_exc()
         first = (str(error).splitlines() or [""])[0]
-        reason = redact(
-            str(error) if isinstance(error, UserError) else unwritable(error) or f"{type(error).__name__}: {first}"
-        )
+        told = isinstance(error, (UserError, RankFailure))
+        reason = redact(str(error) if told else unwritable(error) or f"{type(error).__name__}: {first}")
         with contextlib.suppress(OSError):
             note_state(folder, FAILED, reason)
         fatal = isinstance(error, OSError) and error.errno in FULL_DISK

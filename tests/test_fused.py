@@ -253,9 +253,8 @@ def test_logits_take_a_tenth_of_one_gpu_and_512_mebibytes_elsewhere(monkeypatch:
     asked: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: asked.append(device) or Card)
     gpu = torch.device("cuda")
-    assert hardware.logits_budget(gpu, 1) == 8192
-    assert hardware.logits_budget(torch.device("cpu"), 1) == 512
-    assert hardware.logits_budget(gpu, 2) == 512
+    assert hardware.logits_budget(gpu) == 8192
+    assert hardware.logits_budget(torch.device("cpu")) == 512
     assert asked == [gpu]
     # two products, the gradient and a spare of 2 bytes for each of 49,152 words
     assert chunk_for(8192, 49152, compiled=True, dtype=torch.bfloat16) == 8192 * 2**20 // (49152 * 8) == 21845

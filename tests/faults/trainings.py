@@ -52,10 +52,14 @@ def start(
     overrides: tuple[str, ...] = (),
     patch: str = "",
     cache: Path | None = None,
+    environment: tuple[tuple[str, str], ...] = (),
 ) -> BaseProcess:
     """Builds the distilled student below `root` in a new process. `stop`: '<signal> <stage> <n>', sent by the process to
-    itself at the n-th report of a stage; `patch`: name of a function below, called first."""
-    process = SERVER.Process(target=_build, args=(str(experiment), str(root), stop, overrides, patch, cache), daemon=True)
+    itself at the n-th report of a stage; `patch`: name of a function below, called first; `environment`: set before, where
+    ranks find it too."""
+    process = SERVER.Process(
+        target=_build, args=(str(experiment), str(root), stop, overrides, patch, cache, environment), daemon=True
+    )
     process.start()
     return process
 
@@ -96,7 +100,17 @@ def log_of(root: Path) -> str:
     return (cell_folder(root) / "log.txt").read_text()
 
 
-def _build(experiment: str, root: str, stop: str, overrides: tuple[str, ...], patch: str, cache: Path | None) -> None:
+def _build(
+    experiment: str,
+    root: str,
+    stop: str,
+    overrides: tuple[str, ...],
+    patch: str,
+    cache: Path | None,
+    environment: tuple[tuple[str, str], ...],
+) -> None:
+    os.environ.update(environment)
+    sys.path.insert(0, str(Path(__file__).parent / "sabotage"))  # for the ranks
     if cache is not None:
         os.environ["DISTILL_LIT_CACHE"] = str(cache)
     import torch
@@ -124,6 +138,7 @@ def _build(experiment: str, root: str, stop: str, overrides: tuple[str, ...], pa
     cells.evaluate = lambda *_: None  # building is what is tested
     ended: dict[str, Any] = {}
     run(cell, runs_folder(Path(root), config) / cell.name, report, lambda **event: ended.update(event))
+    (cell_folder(Path(root)) / "ended.json").write_text(json.dumps(ended))
     if ended["event"] != "done":
         raise SystemExit(1)
 

@@ -1,5 +1,6 @@
 """On the path of a subprocess, this lets things go wrong: FAULTS holds lines of '<deed> <cell> <stage> <n>', done at the
-n-th report of a stage in a cell whose label it is; NO_SOCKETS names a file where attempts to connect are written down."""
+n-th report of a stage in a cell whose label it is; RANK_FAULTS lines of '<deed> <rank> <stage> <n>', done by that one of
+several ranks; NO_SOCKETS names a file where attempts to connect are written down."""
 
 import importlib.abc
 import importlib.machinery
@@ -10,11 +11,27 @@ import sys
 import time
 
 FAULTS = [line.split() for line in os.environ.get("FAULTS", "").splitlines() if line]
+RANK_FAULTS = [line.split() for line in os.environ.get("RANK_FAULTS", "").splitlines() if line]
 
 
 def do(deed):
     if deed == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif deed == "term":
+        os.kill(os.getpid(), signal.SIGTERM)
+    elif deed == "fill":  # no file may grow any more: what a full disk does, with another errno
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    elif deed == "poison":
+        from distill_lit.distiller import Distiller
+
+        step = Distiller.training_step
+        Distiller.training_step = lambda *arguments: step(*arguments) * float("nan")
+    elif deed == "refuse":
+        from distill_lit.errors import UserError
+
+        raise UserError("training.batch: no")
     elif deed == "leave":  # ends well, without having finished
         os._exit(0)
     elif deed == "exhaust":
@@ -39,28 +56,37 @@ class Finder(importlib.abc.MetaPathFinder):
 
         def execute(module):
             whole(module)
-            run_cell = module.run_cell
-            module.run_cell = lambda cell, folder, report: run_cell(cell, folder, sabotaged(cell.label, report))
+            run_cell, build_rank = module.run_cell, module.build_rank
+            module.run_cell = lambda cell, folder, report: run_cell(cell, folder, sabotaged(cell.label, report, FAULTS))
+
+            def build(cell, folder, report):
+                from distill_lit.ranks import this_rank
+
+                (folder / f"pid.{this_rank()}").write_text(str(os.getpid()))
+                build_rank(cell, folder, sabotaged(str(this_rank()), report, RANK_FAULTS))
+
+            build.__qualname__, build.__module__ = "build_rank", "distill_lit.cells"
+            module.build_rank = build
 
         spec.loader.exec_module = execute
         return spec
 
 
-def sabotaged(label, report):
+def sabotaged(label, report, faults):
     seen = {}
 
     def reporting(stage, *rest):
         report(stage, *rest)
         first = stage.split()[0]
         seen[first] = seen.get(first, 0) + 1
-        for deed, cell, where, count in FAULTS:
+        for deed, cell, where, count in faults:
             if cell in (label, "*") and where == first and count in (str(seen[first]), "*"):
                 do(deed)
 
     return reporting
 
 
-if FAULTS:
+if FAULTS or RANK_FAULTS:
     sys.meta_path.insert(0, Finder())
 if log := os.environ.get("NO_SOCKETS"):
     connect = socket.socket.connect

@@ -1,0 +1,86 @@
+"""A Lightning Trainer that looks at no scheduler: this suite alone decides about signals, ranks and checkpoints."""
+
+from typing import Any
+
+import lightning as L
+from lightning.fabric.plugins.environments import ClusterEnvironment
+from lightning.fabric.utilities.rank_zero import rank_zero_only as fabric_rank_zero
+from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from distill_lit.ranks import rank_count, this_rank
+
+
+class ThisMachine(ClusterEnvironment):
+    """The ranks of this machine, as torch's default group has them, whatever the environment's variables say."""
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        """They run already."""
+        return True
+
+    @property
+    def main_address(self) -> str:
+        """Where they have met."""
+        return "127.0.0.1"
+
+    @property
+    def main_port(self) -> int:
+        """Never asked for: they have met."""
+        return 0
+
+    @staticmethod
+    def detect() -> bool:
+        """It is named, not found."""
+        return False
+
+    def world_size(self) -> int:
+        """How many ranks there are."""
+        return rank_count()
+
+    def set_world_size(self, size: int) -> None:
+        """It is known."""
+
+    def global_rank(self) -> int:
+        """The number of this one."""
+        return this_rank()
+
+    def set_global_rank(self, rank: int) -> None:
+        """It is known."""
+
+    def local_rank(self) -> int:
+        """The same: there is one machine."""
+        return this_rank()
+
+    def node_rank(self) -> int:
+        """There is one machine."""
+        return 0
+
+
+class _NoSignals(_SignalConnector):
+    """Leaves every handler as it is. Lightning's would end a run with exit code 0, or requeue the user's whole job."""
+
+    def register_signal_handlers(self) -> None:
+        """None."""
+
+    def teardown(self) -> None:
+        """Nothing to put back."""
+
+
+class _OwnCheckpoints(_CheckpointConnector):
+    """Goes on from the checkpoint it is given, never from an `hpc_ckpt_1.ckpt` that Lightning once wrote for SLURM."""
+
+    @property
+    def _hpc_resume_path(self) -> None:
+        return None
+
+
+def quiet_trainer(**settings: Any) -> L.Trainer:
+    """`L.Trainer(**settings)` on the ranks of this machine."""
+    # both are set from RANK, LOCAL_RANK, SLURM_PROCID … when Lightning is imported
+    rank_zero_only.rank = fabric_rank_zero.rank = this_rank()
+    trainer = L.Trainer(**{**settings, "plugins": [ThisMachine(), *settings.get("plugins", [])]})
+    trainer._signal_connector = _NoSignals(trainer)
+    trainer._checkpoint_connector = _OwnCheckpoints(trainer)
+    return trainer

@@ -1,0 +1,179 @@
+"""Several ranks: from the command line, in other people's environments, and failing like one."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import trainings
+from safetensors.torch import load_file
+from trainings import STEPS, cell_folder, finish, lines, log_of, start, weights
+
+from distill_lit.errors import UserError
+from distill_lit.files import read_json
+from distill_lit.ranks import rank_count, this_rank
+from distill_lit.surroundings import leave_cluster
+from distill_lit.together import together
+
+TWO = ("training.devices=2", "training.batch=1")
+# what srun, torchrun and mpirun set, all for the second of two ranks elsewhere, and a default of Lightning's Trainer
+SURROUNDINGS = {
+    "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "1", "SLURM_NODEID": "0", "SLURM_NODELIST": "node[1-2]", "SLURM_JOB_NODELIST": "node[1-2]",
+    "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "NODE_RANK": "0",
+    "MASTER_ADDR": "node1", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_USE_AGENT_STORE": "True",
+    "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "PMI_RANK": "1", "PMI_SIZE": "2", "PL_TRAINER_MAX_STEPS": "3",
+    "JSM_NAMESPACE_RANK": "1", "JSM_NAMESPACE_SIZE": "2", "LSB_JOBID": "1", "KUBERNETES_PORT": "tcp://1.2.3.4:443",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, tiny_corpus: Path, tasks_folder: Path) -> Path:
+    """The experiment without dropout, which every rank would draw for other rows."""
+    return trainings.write_experiment(tmp_path_factory.mktemp("steady"), tiny_teacher, tiny_corpus, tasks_folder)
+
+
+@pytest.mark.timeout(300)
+def test_two_ranks_from_the_command_line_inside_slurm_and_torchrun_train_the_student_of_one(
+    steady: Path, tmp_path: Path
+) -> None:
+    assert finish(start(steady, tmp_path / "one")) == 0
+    surroundings = {**SURROUNDINGS, "OMP_NUM_THREADS": "2"}
+    code, said = trainings.cli(
+        "run", steady, *TWO, "launcher.threads=2", "evaluation.every=0.5", "--root", tmp_path / "two", **surroundings
+    )
+    assert code == 0, said + log_of(tmp_path / "two")
+    one, two = ({l["step"]: l for l in lines(tmp_path / n) if "train/loss" in l} for n in ("one", "two"))
+    assert two.keys() == one.keys() == set(range(STEPS))
+    for step, line in one.items():
+        for name in ("train/loss", "train/kl", "train/gradient_norm", "train/tokens"):
+            assert two[step][name] == pytest.approx(line[name], rel=2e-3), (step, name)
+    validated = [(l["step"], l["validation/loss"]) for l in lines(tmp_path / "two") if "validation/loss" in l]
+    assert validated == [(s, pytest.approx(v, rel=2e-3)) for s, v in _validations(tmp_path / "one")]
+    assert [l["step"] for l in lines(tmp_path / "two") if "evaluation/colours" in l] == [0, 12, 24]
+    for name, value in load_file(cell_folder(tmp_path / "one") / "student/model.safetensors").items():
+        other = load_file(cell_folder(tmp_path / "two") / "student/model.safetensors")[name]
+        torch.testing.assert_close(other, value, rtol=1e-2, atol=1e-3)
+    assert not list((tmp_path / "two").rglob("hpc_ckpt*"))
+
+
+def _validations(root: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["validation/loss"]) for line in lines(root) if "validation/loss" in line]
+
+
+def test_one_device_inside_slurm_stops_at_its_warning_and_requeues_nothing(steady: Path, tmp_path: Path) -> None:
+    requeued = tmp_path / "requeued"
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\ntouch {requeued}\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    inside = (*((k, v) for k, v in SURROUNDINGS.items() if not k.startswith("PL_")), ("PATH", path))
+    assert finish(start(steady, tmp_path / "whole")) == 0
+    root = tmp_path / "root"
+    for number, point, step in (("SIGUSR1", "train 2", 1), ("SIGUSR2", "validate 8", 8)):
+        assert finish(start(steady, root, f"{number} {point}", environment=inside)) == 143
+        assert read_json(cell_folder(root) / "state.json") == {"state": "preempted", "reason": f"{number} at step {step}"}
+    assert not requeued.exists()
+    assert not list(root.rglob("hpc_ckpt*"))
+    (cell_folder(root) / "hpc_ckpt_1.ckpt").write_bytes(b"left by another version")
+    assert finish(start(steady, root, environment=inside)) == 0
+    assert (lines(root), weights(root)) == (lines(tmp_path / "whole"), weights(tmp_path / "whole"))
+
+
+def test_what_a_cluster_says_is_taken_out_and_nothing_else() -> None:
+    kept = {"PATH": "/bin", "SLURM_CONF": "/etc/slurm.conf", "HF_TOKEN": "x", "CUDA_VISIBLE_DEVICES": "0"}
+    environment = {**SURROUNDINGS, **kept}
+    leave_cluster(environment)
+    assert environment == kept
+
+
+def fault(deed: str) -> tuple[tuple[str, str], ...]:
+    return (("RANK_FAULTS", deed),)
+
+
+def said(root: Path) -> dict[str, Any]:
+    return read_json(cell_folder(root) / "state.json")
+
+
+def living(root: Path) -> list[int]:
+    """The ranks of a cell that still run."""
+    pids = [int(path.read_text()) for path in cell_folder(root).glob("pid.*")]
+    return [
+        pid for pid in pids if Path(f"/proc/{pid}").exists() and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    ]
+
+
+@pytest.mark.timeout(500)
+def test_two_ranks_end_like_one_and_go_on_bitwise(experiment: Path, tmp_path: Path) -> None:
+    """One run that a signal to one rank, a poisoned loss, a full disk, and kill -9 of a rank and of who started them stop."""
+    whole, root = tmp_path / "whole", tmp_path / "root"
+    assert finish(start(experiment, whole, overrides=TWO)) == 0, log_of(whole)
+
+    def go(deed: str = "keep 9 train 0", stop: str = "") -> int:
+        code = finish(start(experiment, root, stop, TWO, environment=fault(deed)))
+        trainings.wait_until(lambda: not living(root), 20)
+        return code
+
+    assert go("term 1 train 8") == 143
+    assert said(root) == {"state": "preempted", "reason": "SIGTERM at step 3"}
+    assert go("poison 1 train 9") == 1  # three steps are done, so the poison comes into the seventh
+    assert said(root)["reason"] == "FloatingPointError: loss is nan on rank 1 at step 6; the step was not taken"
+    dump = read_json(cell_folder(root) / "nonfinite.json")
+    assert (dump["step"], dump["rank"], dump["loss"]) == (6, 1, "nan")
+    assert [len(rows) for rows in dump["rows"]] == [1, 1, 1]
+    assert go("fill 0 train 4") == 1
+    assert "File too large" in said(root)["reason"]
+    assert json.loads((cell_folder(root) / "ended.json").read_text())["fatal"] is True
+    assert go("kill 1 train 7") == 1
+    assert said(root)["reason"] == "rank 1 was killed by SIGKILL, perhaps out of memory"
+    assert go("refuse 1 train 2") == 1
+    assert said(root)["reason"] == "training.batch: no"
+    assert go(stop="SIGTERM train 20") == 143
+    assert said(root)["state"] == "preempted"
+    assert go(stop="SIGKILL train 10") == -signal.SIGKILL
+    assert go("kill 0 validate 10") == 1  # in the last validation, if no other is left
+    assert go() == 0, log_of(root)
+    assert (lines(root), weights(root)) == (lines(whole), weights(whole))
+
+
+def _place(report: Any) -> tuple[int, int, int]:
+    report("here")
+    if this_rank() == 1:
+        os.environ["SEEN"] = "in this process alone"
+    return this_rank(), rank_count(), os.getpid()
+
+
+class Odd(Exception):
+    """Cannot be unpickled."""
+
+    def __init__(self, one: str, other: str) -> None:
+        super().__init__(f"{one}, {other}")
+
+
+def _fail(how: str, report: Any) -> None:
+    if this_rank() == 1:
+        if how == "leave":
+            os._exit(3)
+        raise {"odd": lambda: Odd("a", "b"), "user": lambda: UserError("key: no"), "exit": lambda: SystemExit(4)}[how]()
+    torch.distributed.barrier()
+
+
+@pytest.mark.timeout(200)
+def test_together_from_python() -> None:
+    told: list[Any] = []
+    rank, count, process = together(2, _place, report=lambda *facts: told.append(facts))
+    assert (rank, count, told) == (0, 2, [("here",)])
+    assert process != os.getpid()
+    assert "SEEN" not in os.environ
+    for how, words in (
+        ("odd", "RankFailure: Odd: a, b"),
+        ("user", "UserError: key: no"),
+        ("exit", "RankFailure: ended with exit code 4"),
+        ("leave", "RankFailure: rank 1 ended with exit code 3"),
+    ):
+        with pytest.raises((UserError, Exception)) as caught:
+            together(2, _fail, how)
+        assert f"{type(caught.value).__name__}: {caught.value}" == words
