@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 import trainings
 from safetensors.torch import load_file
@@ -47,14 +46,14 @@ def test_two_ranks_from_the_command_line_inside_slurm_and_torchrun_train_the_stu
         "run", steady, *TWO, "launcher.threads=2", "evaluation.every=0.5", "--root", tmp_path / "two", **surroundings
     )
     assert code == 0, said + log_of(tmp_path / "two")
-    one, two = ({l["step"]: l for l in lines(tmp_path / n) if "train/loss" in l} for n in ("one", "two"))
+    one, two = ({line["step"]: line for line in lines(tmp_path / n) if "train/loss" in line} for n in ("one", "two"))
     assert two.keys() == one.keys() == set(range(STEPS))
     for step, line in one.items():
         for name in ("train/loss", "train/kl", "train/gradient_norm", "train/tokens"):
             assert two[step][name] == pytest.approx(line[name], rel=2e-3), (step, name)
-    validated = [(l["step"], l["validation/loss"]) for l in lines(tmp_path / "two") if "validation/loss" in l]
+    validated = _validations(tmp_path / "two")
     assert validated == [(s, pytest.approx(v, rel=2e-3)) for s, v in _validations(tmp_path / "one")]
-    assert [l["step"] for l in lines(tmp_path / "two") if "evaluation/colours" in l] == [0, 12, 24]
+    assert [line["step"] for line in lines(tmp_path / "two") if "evaluation/colours" in line] == [0, 12, 24]
     for name, value in load_file(cell_folder(tmp_path / "one") / "student/model.safetensors").items():
         other = load_file(cell_folder(tmp_path / "two") / "student/model.safetensors")[name]
         torch.testing.assert_close(other, value, rtol=1e-2, atol=1e-3)
@@ -73,7 +72,7 @@ def test_one_device_inside_slurm_stops_at_its_warning_and_requeues_nothing(stead
     inside = (*((k, v) for k, v in SURROUNDINGS.items() if not k.startswith("PL_")), ("PATH", path))
     assert finish(start(steady, tmp_path / "whole")) == 0
     root = tmp_path / "root"
-    for number, point, step in (("SIGUSR1", "train 2", 1), ("SIGUSR2", "validate 8", 8)):
+    for number, point, step in (("SIGUSR1", "train 2", 1), ("SIGUSR2", "validate 5", 8)):
         assert finish(start(steady, root, f"{number} {point}", environment=inside)) == 143
         assert read_json(cell_folder(root) / "state.json") == {"state": "preempted", "reason": f"{number} at step {step}"}
     assert not requeued.exists()
@@ -108,7 +107,7 @@ def living(root: Path) -> list[int]:
 
 @pytest.mark.timeout(500)
 def test_two_ranks_end_like_one_and_go_on_bitwise(experiment: Path, tmp_path: Path) -> None:
-    """One run that a signal to one rank, a poisoned loss, a full disk, and kill -9 of a rank and of who started them stop."""
+    """One run that a signal to one rank, a poisoned loss, a full disk, kill -9 of a rank and of who started it stop."""
     whole, root = tmp_path / "whole", tmp_path / "root"
     assert finish(start(experiment, whole, overrides=TWO)) == 0, log_of(whole)
 
