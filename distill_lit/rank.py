@@ -36,7 +36,7 @@ def main(descriptor: int) -> None:
         pipe.send(("done", _work(rank, count, port, threads, told, pipe)))
     except BaseException as error:
         traceback.print_exc()
-        pipe.send(("failed", portable(error)))
+        pipe.send(("failed", portable(error, rank)))
         _leave(1)  # at once, so that no rank waits for this one; and gloo's threads can hang at a regular exit
     logging.shutdown()
     threading.Event().wait()
@@ -78,8 +78,10 @@ def _leave(code: int) -> None:
     os._exit(code)
 
 
-def portable(error: BaseException) -> bytes:
+def portable(error: BaseException, rank: int) -> bytes:
     """An error pickled; one that would not come out as it went in as a `RankFailure` that says the same."""
+    if isinstance(error, SystemExit):
+        return pickle.dumps(RankFailure(f"rank {rank} ended with exit code {error.code}"))
     try:
         found = pickle.dumps(error)
         same = pickle.loads(found)
@@ -87,8 +89,6 @@ def portable(error: BaseException) -> bytes:
             return found
     except Exception:
         pass
-    if isinstance(error, SystemExit):
-        return pickle.dumps(RankFailure(f"ended with exit code {error.code}"))
     first = (str(error).splitlines() or [""])[0]
     return pickle.dumps(RankFailure(f"{type(error).__name__}: {first}"))
 

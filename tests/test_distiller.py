@@ -20,6 +20,7 @@ from distill_lit.models import Calibration, initial_student, load_model
 from distill_lit.objectives import build_objective, can_compile
 from distill_lit.signals import LiveTeacher
 from distill_lit.signals.cached import CachedTeacher, cache_facts, cache_folder, write_cache
+from distill_lit.together import together
 from distill_lit.training import Run, train, validate
 
 VOCABULARY, LENGTH, STEPS = 300, 32, 6
@@ -75,6 +76,11 @@ def run(
     return student, how(Run(folder, distiller, module, training, 0, lambda *_: None))
 
 
+def run_rank(folder: Path, teacher: Path, prepared: data.PreparedData, training: TrainingConfig, _: Any) -> tuple:
+    """`run` as one of several ranks."""
+    return run(folder, teacher, prepared, training)
+
+
 def weights(model: torch.nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
@@ -88,7 +94,8 @@ def test_accumulation_does_not_change_the_training(tmp_path: Path, tiny_teacher:
 
 def test_ranks_do_not_change_the_training(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:
     whole, first = run(tmp_path / "a", tiny_teacher, prepared)
-    parts, second = run(tmp_path / "b", tiny_teacher, prepared, replace(TRAINING, batch=2, accumulate=2, devices=2))
+    shared = replace(TRAINING, batch=2, accumulate=2, devices=2)
+    parts, second = together(2, run_rank, tmp_path / "b", tiny_teacher, prepared, shared)
     torch.testing.assert_close(weights(whole), weights(parts), rtol=1e-4, atol=1e-5)
     assert first["train/loss"] == pytest.approx(second["train/loss"], rel=1e-4)
     assert first["validation/teacher_kl"] == pytest.approx(second["validation/teacher_kl"], rel=1e-4)

@@ -1,6 +1,7 @@
 """TensorBoard: scores while a student trains that leave the training alone, a layout, cells that can be compared."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import tiny_tasks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distill_lit import board, cells, experiment
+from distill_lit.clock import Clock
 from distill_lit.config import load_experiment
 from distill_lit.identity import evaluation_identity
 
@@ -128,3 +130,59 @@ def test_figures_are_images(tmp_path: Path) -> None:
     image = events.Images("frontier")[0]
     assert (image.width, image.height) == (2, 1)
     assert "_hparams_/experiment" not in events.summary_metadata
+
+
+def test_training_speed_leaves_out_whatever_is_done_between_two_steps(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Evaluations, validations and checkpoints that take a second each, also where it goes on from a checkpoint."""
+    from distill_lit import callbacks, distiller, midway
+
+    def slowly(place: Any, name: str) -> None:
+        real = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *arguments: (time.sleep(1), real(*arguments))[1])
+
+    changes = (
+        "evaluation.every=0.5",
+        "training.checkpoint_every=4",
+        "training.keep_checkpoints=true",
+        "training.log_every=4",
+    )
+    slowly(midway, "evaluate_loaded")
+    slowly(distiller.Distiller, "validation_step")
+    slowly(callbacks, "prune")
+    real, calls = distiller.Distiller.training_step, []
+
+    def step(*arguments: Any) -> Any:
+        calls.append(1)
+        time.sleep(0.05)
+        if len(calls) == 20:
+            raise RuntimeError("power cut")
+        return real(*arguments)
+
+    monkeypatch.setattr(distiller.Distiller, "training_step", step)
+    with pytest.raises(RuntimeError, match="power cut"):
+        build(file, tmp_path, *changes)
+    build(file, tmp_path, *changes)
+    found = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    speeds = {line["step"]: line["train/tokens_per_second"] for line in found if "train/loss" in line}
+    # steps of 3 batches of 2 rows of 32 tokens, 0.05 s a batch and hardly more; a second more would leave a quarter
+    assert speeds.keys() == {0, 4, 8}
+    assert all(0.5 * 64 / 0.05 < speed <= 64 / 0.05 for speed in speeds.values()), speeds
+
+
+def test_a_clock_that_is_paused_stands() -> None:
+    clock = Clock()
+    with clock.paused():
+        pass  # before its start
+    assert clock.lap() == 0
+    clock.start()
+    with clock.paused(), clock.paused():
+        time.sleep(0.2)
+    assert clock.lap() < 0.1
+    time.sleep(0.1)
+    clock.pause()
+    time.sleep(0.2)
+    assert 0.1 <= clock.lap() < 0.2
+    assert clock.lap() == 0
+    clock.resume()

@@ -12,6 +12,9 @@ import trainings
 from safetensors.torch import load_file
 from trainings import STEPS, cell_folder, finish, lines, log_of, start, weights
 
+from distill_lit import data
+from distill_lit.config.schema import CorpusConfig, DataConfig
+from distill_lit.data.loader import batch_order
 from distill_lit.errors import UserError
 from distill_lit.files import read_json
 from distill_lit.ranks import rank_count, this_rank
@@ -89,10 +92,6 @@ def test_what_a_cluster_says_is_taken_out_and_nothing_else() -> None:
     assert environment == kept
 
 
-def fault(deed: str) -> tuple[tuple[str, str], ...]:
-    return (("RANK_FAULTS", deed),)
-
-
 def said(root: Path) -> dict[str, Any]:
     return read_json(cell_folder(root) / "state.json")
 
@@ -105,37 +104,73 @@ def living(root: Path) -> list[int]:
     ]
 
 
+@pytest.fixture(scope="module")
+def whole(experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ranks with dropout that nobody disturbed."""
+    root = tmp_path_factory.mktemp("whole")
+    assert finish(start(experiment, root, overrides=TWO)) == 0, log_of(root)
+    return root
+
+
+def go(experiment: Path, root: Path, deed: str = "kill 9 train 0", stop: str = "") -> int:
+    """Runs two ranks until they end; none may be left. `deed` is done by a rank, `stop` by who started them."""
+    code = finish(start(experiment, root, stop, TWO, environment=(("RANK_FAULTS", deed),)))
+    trainings.wait_until(lambda: not living(root), 20)
+    return code
+
+
 @pytest.mark.timeout(500)
-def test_two_ranks_end_like_one_and_go_on_bitwise(experiment: Path, tmp_path: Path) -> None:
-    """One run that a signal to one rank, a poisoned loss, a full disk, kill -9 of a rank and of who started it stop."""
-    whole, root = tmp_path / "whole", tmp_path / "root"
-    assert finish(start(experiment, whole, overrides=TWO)) == 0, log_of(whole)
-
-    def go(deed: str = "keep 9 train 0", stop: str = "") -> int:
-        code = finish(start(experiment, root, stop, TWO, environment=fault(deed)))
-        trainings.wait_until(lambda: not living(root), 20)
-        return code
-
-    assert go("term 1 train 8") == 143
-    assert said(root) == {"state": "preempted", "reason": "SIGTERM at step 3"}
-    assert go("poison 1 train 9") == 1  # three steps are done, so the poison comes into the seventh
-    assert said(root)["reason"] == "FloatingPointError: loss is nan on rank 1 at step 6; the step was not taken"
-    dump = read_json(cell_folder(root) / "nonfinite.json")
+def test_two_ranks_fail_like_one_and_go_on_bitwise(
+    experiment: Path, whole: Path, tmp_path: Path, dropping_teacher: Path, tiny_corpus: Path
+) -> None:
+    assert go(experiment, tmp_path, "poison 1 train 18") == 1
+    assert said(tmp_path)["reason"] == "FloatingPointError: loss is nan on rank 1 at step 6; the step was not taken"
+    dump = read_json(cell_folder(tmp_path) / "nonfinite.json")
     assert (dump["step"], dump["rank"], dump["loss"]) == (6, 1, "nan")
-    assert [len(rows) for rows in dump["rows"]] == [1, 1, 1]
-    assert go("fill 0 train 4") == 1
-    assert "File too large" in said(root)["reason"]
-    assert json.loads((cell_folder(root) / "ended.json").read_text())["fatal"] is True
-    assert go("kill 1 train 7") == 1
-    assert said(root)["reason"] == "rank 1 was killed by SIGKILL, perhaps out of memory"
-    assert go("refuse 1 train 2") == 1
-    assert said(root)["reason"] == "training.batch: no"
-    assert go(stop="SIGTERM train 20") == 143
-    assert said(root)["state"] == "preempted"
-    assert go(stop="SIGKILL train 10") == -signal.SIGKILL
-    assert go("kill 0 validate 10") == 1  # in the last validation, if no other is left
-    assert go() == 0, log_of(root)
-    assert (lines(root), weights(root)) == (lines(whole), weights(whole))
+    assert dump["rows"] == _rows_of_second_rank(dropping_teacher, tiny_corpus, step=6)
+    assert go(experiment, tmp_path, "kill 1 train 7") == 1
+    assert said(tmp_path)["reason"] == "rank 1 was killed by SIGKILL, perhaps out of memory"
+    assert go(experiment, tmp_path, "term 1 train 10") == 143
+    assert said(tmp_path)["state"] == "preempted"
+    assert go(experiment, tmp_path, "kill_last 0 validate *") == 1
+    assert go(experiment, tmp_path) == 0, log_of(tmp_path)
+    assert (lines(tmp_path), weights(tmp_path)) == (lines(whole), weights(whole))
+
+
+def _rows_of_second_rank(teacher: Path, corpus: Path, step: int) -> list[list[int]]:
+    """Of a step of two ranks with three rows each, by the seed alone."""
+    config = DataConfig(corpora={"text": CorpusConfig(path=f"file:{corpus}")}, length=32, validation=6, tokens=4096)
+    order = batch_order(len(data.prepare(config, teacher, "pypi").train), 0, 6, start=6 * step)
+    return [[int(row)] for row in order[1::2]]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_a_full_disk_bad_input_and_signals_to_who_started_two_ranks(experiment: Path, whole: Path, tmp_path: Path) -> None:
+    assert go(experiment, tmp_path, "fill 0 train 4") == 1
+    assert "File too large" in said(tmp_path)["reason"]
+    assert json.loads((cell_folder(tmp_path) / "ended.json").read_text())["fatal"] is True
+    assert go(experiment, tmp_path, "refuse 1 train 2") == 1
+    assert said(tmp_path)["reason"] == "training.batch: no"
+    assert go(experiment, tmp_path, stop="SIGTERM train 20") == 143
+    assert said(tmp_path)["state"] == "preempted"
+    assert go(experiment, tmp_path, stop="SIGKILL train 10") == -signal.SIGKILL
+    assert go(experiment, tmp_path) == 0, log_of(tmp_path)
+    assert (lines(tmp_path), weights(tmp_path)) == (lines(whole), weights(whole))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_kill_9_of_the_command_leaves_no_rank(experiment: Path, tmp_path: Path) -> None:
+    slow = "slow 0 train *"
+    driver = trainings.command("run", experiment, *TWO, "--root", tmp_path, RANK_FAULTS=slow, PYTHONPATH=trainings.SABOTAGE)
+    trainings.wait_until(lambda: list((tmp_path / "runs").glob("tiny/one-*/checkpoints/step=4.ckpt")), 200)
+    assert len(living(tmp_path)) == 2
+    driver.kill()
+    driver.communicate()
+    trainings.wait_until(lambda: not living(tmp_path), 60)
+    trainings.wait_until(lambda: (cell_folder(tmp_path) / "state.json").exists(), 20)
+    assert said(tmp_path)["state"] == "preempted"
 
 
 def _place(report: Any) -> tuple[int, int, int]:
@@ -170,7 +205,7 @@ def test_together_from_python() -> None:
     for how, words in (
         ("odd", "RankFailure: Odd: a, b"),
         ("user", "UserError: key: no"),
-        ("exit", "RankFailure: ended with exit code 4"),
+        ("exit", "RankFailure: rank 1 ended with exit code 4"),
         ("leave", "RankFailure: rank 1 ended with exit code 3"),
     ):
         with pytest.raises((UserError, Exception)) as caught:

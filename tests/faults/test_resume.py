@@ -26,6 +26,7 @@ from distill_lit.checkpoints import (
     step_of,
 )
 from distill_lit.files import read_json
+from distill_lit.training import JsonLines, final_metrics
 
 
 @pytest.fixture(scope="module")
@@ -281,3 +282,44 @@ def test_08_two_processes_on_one_run_folder(experiment: Path, tmp_path: Path) ->
     owner.join()
     with FileLock(folder / "lock", timeout=0):
         pass
+
+
+def test_01_a_damaged_curve_loses_that_line_alone(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    good = [json.dumps({"step": step, "train/loss": float(step)}).encode() for step in range(4)]
+    odd = [
+        b"null",
+        b"7",
+        b"[1]",
+        b'"step"',
+        b"{}",
+        b'{"step": null}',
+        b'{"step": "1"}',
+        b'{"step": 1, "a": \xff}',
+        b"\x00",
+        b'{"s',
+    ]
+    path.write_bytes(b"\n".join([good[0], *odd[:5], good[1], *odd[5:], good[2], good[3], odd[-1]]))
+    assert final_metrics(path)["train/loss"] == 3.0
+    JsonLines(path, 3)
+    assert path.read_bytes().splitlines() == good[:3]
+
+
+def test_01_killed_while_the_curve_is_rewritten_keeps_the_curve(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": step, "train/loss": 1.0}) + "\n" for step in range(50_000)))
+    before = path.read_bytes()
+    code, _ = trainings.python(f"""
+import os, pathlib, signal
+from distill_lit.training import JsonLines
+write = pathlib.Path.write_text
+def cut(path, text, *rest, **more):
+    write(path, text[: len(text) // 2], *rest, **more)
+    os.kill(os.getpid(), signal.SIGKILL)
+pathlib.Path.write_text = cut
+JsonLines(pathlib.Path({str(path)!r}), 40_000)
+""")
+    assert code == -signal.SIGKILL
+    assert path.read_bytes() == before
+    JsonLines(path, 40_000)
+    assert len(path.read_text().splitlines()) == 40_000
