@@ -2,8 +2,10 @@
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from distill_lit.ranks import this_rank
 from distill_lit.signals import LiveTeacher, on_policy
 from distill_lit.signals.decoding import Sampling, write_batch
 from distill_lit.signals.on_policy import StudentText, _TeacherMix, describe
+from distill_lit.together import together
 from distill_lit.training import Run, train
 
 QUICK = Path(__file__).parent.parent / "experiments/quickstart.yaml"
@@ -261,17 +264,26 @@ def test_a_student_learns_from_its_own_text(
     assert 0 < final["on_policy/time_share"] <= 1
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_a_run_that_was_cut_goes_on_with_the_same_text(
-    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, monkeypatch: pytest.MonkeyPatch, devices: int
-) -> None:
-    """Bitwise, with replay and an adaptive share: six steps at once, and two, a crash, four."""
-    config = OnPolicyConfig(share=0.8, max_new_tokens=6, replay=1)
-    terms, changes = (
-        {"kl": TermConfig(kind="reverse_kl")},
-        {"checkpoint_every": 2, "devices": devices, "batch": 8 // devices},
-    )
-    whole, _ = run(tmp_path / "a", tiny_teacher, prepared, terms, config, **changes)
+def run_ranks(count: int, patch: Callable[[pytest.MonkeyPatch], None], *arguments: Any, **changes: Any) -> Any:
+    """`run` with something patched, here or on so many ranks."""
+    changes |= {"devices": count, "batch": 8 // count}
+    if count == 1:
+        return patched_run(patch, arguments, changes, None)
+    return together(count, patched_run, patch, arguments, changes)
+
+
+def patched_run(patch: Callable[[pytest.MonkeyPatch], None], arguments: tuple, changes: dict, _: Any) -> Any:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        patch(monkeypatch)
+        return run(*arguments, **changes)
+
+
+def nothing(_: pytest.MonkeyPatch) -> None:
+    pass
+
+
+def power_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the fourth batch."""
     real, calls = StudentText.rewrite, []
 
     def dying(self: StudentText, *arguments: object) -> object:
@@ -281,10 +293,36 @@ def test_a_run_that_was_cut_goes_on_with_the_same_text(
         return real(self, *arguments)
 
     monkeypatch.setattr(StudentText, "rewrite", dying)
-    with pytest.raises(Exception, match="power cut"):
-        run(tmp_path / "b", tiny_teacher, prepared, terms, config, **changes)
-    monkeypatch.setattr(StudentText, "rewrite", real)
-    parts, _ = run(tmp_path / "b", tiny_teacher, prepared, terms, config, **changes)
+
+
+def same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ranks read what one of two reads."""
+    monkeypatch.setattr("distill_lit.data.module.PackedDataModule._place", lambda self: {"rank": 0, "world_size": 2})
+
+
+def slow_writing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two ranks the second finds no prompt."""
+    real, find = on_policy.write_batch, on_policy._prompts
+
+    def slowly(*arguments: object) -> object:
+        time.sleep(0.4)
+        return real(*arguments)
+
+    monkeypatch.setattr(on_policy, "write_batch", slowly)
+    monkeypatch.setattr(on_policy, "_prompts", lambda *arguments: {} if this_rank() else find(*arguments))
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_run_that_was_cut_goes_on_with_the_same_text(
+    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, devices: int
+) -> None:
+    """Bitwise, with replay and an adaptive share: six steps at once, and two, a crash, four."""
+    config = OnPolicyConfig(share=0.8, max_new_tokens=6, replay=1)
+    known = tiny_teacher, prepared, {"kl": TermConfig(kind="reverse_kl")}, config
+    whole, _ = run_ranks(devices, nothing, tmp_path / "a", *known, checkpoint_every=2)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run_ranks(devices, power_cut, tmp_path / "b", *known, checkpoint_every=2)
+    parts, _ = run_ranks(devices, nothing, tmp_path / "b", *known, checkpoint_every=2)
     assert torch.equal(weights(whole), weights(parts))
 
 
@@ -292,9 +330,8 @@ def test_every_rank_draws_and_keeps_text_of_its_own(
     tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where both ranks read the same rows, the seed alone makes their texts differ."""
-    monkeypatch.setattr("distill_lit.data.module.PackedDataModule._place", lambda self: {"rank": 0, "world_size": 2})
     config, terms = OnPolicyConfig(share=1.0, max_new_tokens=8, replay=3), {"kl": TermConfig(kind="reverse_kl")}
-    run(tmp_path, tiny_teacher, prepared, terms, config, devices=2, batch=4)
+    run_ranks(2, same_rows, tmp_path, tiny_teacher, prepared, terms, config)
     (path,) = (tmp_path / "checkpoints").glob("*.ckpt")
     one, other = torch.load(path, weights_only=True)["student_text"]["kept"]
     assert len(one) == len(other) == 3
@@ -346,20 +383,13 @@ def test_the_reverse_kl_is_that_of_whole_distributions(
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_the_time_of_writing_is_a_share_of_the_time_of_training(
-    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, monkeypatch: pytest.MonkeyPatch, devices: int
+    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, devices: int
 ) -> None:
-    """Where nearly all is writing, with a validation between two logged steps; of two ranks the second finds no prompt."""
-    real, find = on_policy.write_batch, on_policy._prompts
-
-    def slowly(*arguments: object) -> object:
-        time.sleep(0.4)
-        return real(*arguments)
-
-    monkeypatch.setattr(on_policy, "write_batch", slowly)
-    monkeypatch.setattr(on_policy, "_prompts", lambda *arguments: {} if this_rank() else find(*arguments))
-    changes = {"devices": devices, "batch": 8 // devices, "log_every": 3, "validate_every": 0.34}
+    """Where nearly all is writing, with a validation between two logged steps."""
+    changes = {"log_every": 3, "validate_every": 0.34}
     terms = {"kl": TermConfig(kind="reverse_kl")}
-    run(tmp_path, tiny_teacher, prepared, terms, OnPolicyConfig(share=1.0, max_new_tokens=2), **changes)
+    config = OnPolicyConfig(share=1.0, max_new_tokens=2)
+    run_ranks(devices, slow_writing, tmp_path, tiny_teacher, prepared, terms, config, **changes)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     shares = [line["on_policy/time_share"] for line in lines if "on_policy/time_share" in line]
     assert len(shares) == 2
