@@ -179,7 +179,8 @@ def _remembered(kind: str, what: list[Any], teacher: Path, calibration: Calibrat
 
 
 def _memory(kind: str, what: list[Any], teacher: Path, calibration: Calibration) -> Path:
-    key = fingerprint([model_fingerprint(teacher), what, calibration.identity, str(calibration.dtype)])
+    # 2: choices made before were measured under whatever mask a model took
+    key = fingerprint([2, model_fingerprint(teacher), what, calibration.identity, str(calibration.dtype)])
     return cache_root() / kind / f"{key}.json"
 
 
