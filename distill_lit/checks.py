@@ -30,6 +30,7 @@ from distill_lit.models import (
 from distill_lit.models.positions import check_positions
 from distill_lit.models.vocabulary import check_tokens
 from distill_lit.objectives import Objective, build_objective, check_signal
+from distill_lit.signals.foreign import read_tables
 from distill_lit.signals.generated import check_generated
 
 if TYPE_CHECKING:  # bad input is told before it is loaded
@@ -119,6 +120,7 @@ def check_against_teacher(config: ExperimentConfig) -> None:
     vocabulary = teacher.get_text_config().vocab_size
     check_tokens(load_tokenizer(folder), vocabulary, folder)
     readers: set[str] = set()  # models whose tokens have been compared
+    aligned: set[Path] = set()  # and those whose bytes are known
     for _, point in settled_points(config):
         student = check_student_fits(point.student, point.students[point.student], folder)
         check_positions("data.length", f"students.{point.student}", student, point.data.length)
@@ -128,6 +130,9 @@ def check_against_teacher(config: ExperimentConfig) -> None:
         if reference and point.teacher.source != "foreign" and reference not in readers:
             check_student_reads(point.student, reference, folder)
             readers.add(reference)
+        if point.teacher.source == "foreign" and (base := base_of(point, folder)) not in aligned:
+            read_tables(load_tokenizer(folder), load_tokenizer(base))
+            aligned.add(base)
         objective = build_objective(point.objective.terms, point.objective.temperature_scaling)
         check_fit(objective, student, teacher, _cached_layers(point.teacher))
         beyond = [n for n in _cached_layers(point.teacher) or () if n >= teacher.get_text_config().num_hidden_layers]

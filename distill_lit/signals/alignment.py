@@ -13,6 +13,13 @@ from distill_lit.errors import UserError
 from distill_lit.models.vocabulary import count_tokens
 
 UTF8_TAIL = 3  # bytes that can follow the first of a character
+CHANGES = {  # what a tokenizer does to text, and a text that shows it
+    "changes the case of letters": "A",
+    "takes accents off letters": "é",
+    "writes letters in other forms (NFKC)": "ﬁ",
+    "changes blanks": " a  b ",
+    "changes ends of lines": "a\n\nb\n",
+}
 
 
 class Spans(NamedTuple):
@@ -66,12 +73,41 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
             f"a tokenizer that decodes by {', '.join(sorted(kinds)) or 'nothing'} cannot be aligned byte by byte"
         )
     special = {int(n) for n in tokenizer.all_special_ids} | {t["id"] for t in backend["added_tokens"] if t["special"]}
-    added = {t["id"]: t["content"] for t in backend["added_tokens"]}
+    learned = backend["model"]["vocab"]
+    learned = learned if isinstance(learned, dict) else {piece for piece, _ in learned}
+    # one that is a piece too, such as Gemma's ▁▁, is spelled like a piece
+    added = {t["id"]: t["content"] for t in backend["added_tokens"] if t["content"] not in learned}
     found = [b""] * count_tokens(tokenizer)
     for piece, number in tokenizer.get_vocab().items():
         if number not in special:
             found[number] = added[number].encode() if number in added else read(piece)
     return found
+
+
+def check_alignable(key: str, whose: str, tokenizer: Any, table: Sequence[bytes]) -> None:
+    """Raises UserError, naming the knob `key`, for a tokenizer that reads usual texts as other texts than they are.
+
+    Unicode's canonical forms (NFC), which rarely change one, are no reason. table: what `token_bytes` says.
+    """
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    unknown = unknown_token(tokenizer)
+    for reason, text in CHANGES.items():
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        shown = normalizer.normalize_str(text).replace("▁", " ") if normalizer else text
+        is_spelled = unknown in ids or b"".join(table[i] for i in ids) in (text.encode(), f" {text}".encode())
+        if not is_spelled or shown not in (text, f" {text}"):
+            raise UserError(
+                f"{key}: {whose} tokenizer {reason}, so its tokens spell another text than they are made of, and cannot "
+                "be aligned; choose a model whose tokenizer reads text as it is"
+            )
+
+
+def unknown_token(tokenizer: Any) -> int | None:
+    """The id that stands for whatever has no token; None for a tokenizer without one, or where it ends texts too."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    name = model.get("unk_token")
+    number = model.get("unk_id") if name is None else tokenizer.get_vocab().get(name)
+    return None if number in (tokenizer.bos_token_id, tokenizer.eos_token_id) else number
 
 
 def _kinds(decoder: Any) -> set[str]:

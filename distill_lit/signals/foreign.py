@@ -5,6 +5,7 @@ says comes back on the spans of bytes that both cut alike. A BOS that only one o
 """
 
 import logging
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,9 +13,19 @@ import torch
 from torch import Tensor
 
 from distill_lit.errors import UserError
+from distill_lit.models.positions import position_limit
 from distill_lit.models.self_check import read_texts
 from distill_lit.models.vocabulary import check_ids
-from distill_lit.signals.alignment import Spans, align, begins_with_blank, sizes_in, token_bytes, whole_characters
+from distill_lit.signals.alignment import (
+    Spans,
+    align,
+    begins_with_blank,
+    check_alignable,
+    sizes_in,
+    token_bytes,
+    unknown_token,
+    whole_characters,
+)
 from distill_lit.signals.live import LiveTeacher
 from distill_lit.targets import Foreign, ForeignTarget
 
@@ -37,13 +48,18 @@ class ForeignTeacher:
     """A frozen teacher beside a student with another tokenizer."""
 
     def __init__(self, model: Any, vocabulary: int, tokenizer: Any, student_tokenizer: Any) -> None:
-        """`model`, `vocabulary`, `tokenizer`: the teacher's. Raises UserError for tokenizers whose bytes are not known."""
+        """`model`, `vocabulary`, `tokenizer`: the teacher's. Raises UserError for tokenizers that cannot be aligned."""
         self.live = LiveTeacher(model, vocabulary)
         self.tokenizer, self.end = tokenizer, student_tokenizer.eos_token_id
         self._read = self._changed = 0  # documents
-        self._ours, self._theirs = token_bytes(student_tokenizer), token_bytes(tokenizer)
+        self._ours, self._theirs = read_tables(tokenizer, student_tokenizer)
+        self._unknown = unknown_token(student_tokenizer)
         self._has_blank = begins_with_blank(student_tokenizer, self._ours)
+        first = student_tokenizer("a")["input_ids"][0]
+        self._start = first if first == student_tokenizer.bos_token_id else None  # the rest of a cut document has none
         self._rows = model.get_input_embeddings().weight.shape[0]
+        self._most = position_limit(model.config) or sys.maxsize
+        self._is_long = False  # a document had more tokens than that
 
     def to(self, device: torch.device) -> None:
         """Moves the teacher."""
@@ -68,19 +84,22 @@ class ForeignTeacher:
         ended = bool(len(mine)) and int(mine[-1]) == self.end
         sizes = np.array([len(self._ours[i]) for i in mine])
         data = b"".join(self._ours[i] for i in mine)
-        if self._has_blank and data.startswith(b" "):  # the student's tokenizer has put it there
+        if self._has_blank and data.startswith(b" ") and self._start in (None, mine[0]):  # its tokenizer has put it there
             data = data[1:]
             sizes[np.flatnonzero(sizes)[0]] -= 1
         text, skipped = whole_characters(data)
         if not text:
             return None
         self._read += 1
+        if self._unknown is not None and self._unknown in mine:
+            self._note_change(text, "student", "has no tokens for parts of")
+            return None
         length = len(text.encode())
         theirs = list(self.tokenizer(text, split_special_tokens=True)["input_ids"])
         check_ids(theirs, self.tokenizer, self._rows)
         their_sizes = sizes_in(text.encode(), [self._theirs[i] for i in theirs])
         if their_sizes is None:
-            self._note_change(text)
+            self._note_change(text, "teacher", "changes")
             return None
         ends = np.cumsum(sizes) - skipped
         spans = align(np.diff(np.clip(ends, 0, length), prepend=0), their_sizes)
@@ -90,18 +109,31 @@ class ForeignTeacher:
         spans = Spans(spans.ours[kept], spans.theirs[kept])
         if ended and skipped + length == len(data) and self.tokenizer.eos_token_id is not None:
             theirs, spans = self._with_end(theirs, spans, len(mine))
-        return Piece(row, columns, theirs, spans)
+        return Piece(row, columns, *self._within_positions(theirs, spans))
 
-    def _note_change(self, text: str) -> None:
+    def _within_positions(self, ids: list[int], spans: Spans) -> tuple[list[int], Spans]:
+        """The teacher's tokens that it has positions for, and the spans of these."""
+        if len(ids) <= self._most:
+            return ids, spans
+        if not self._is_long:
+            self._is_long = True
+            log.warning(
+                "the teacher has %d positions and a document %d of its tokens; what is beyond is left out, see in_spans",
+                self._most,
+                len(ids),
+            )
+        kept = spans.theirs[:, 1] <= self._most
+        return ids[: self._most], Spans(spans.ours[kept], spans.theirs[kept])
+
+    def _note_change(self, text: str, whose: str, does: str) -> None:
         """Tells of the first document that is left out. Raises UserError where most are: little would be left to learn."""
         self._changed += 1
         if self._changed == 1:
-            log.warning("the teacher's tokenizer changes %r; such documents are left out, see in_spans", text[:60])
+            log.warning("the %s's tokenizer %s %r; such documents are left out, see in_spans", whose, does, text[:60])
         if self._read >= MANY and self._changed > self._read / 2:
             raise UserError(
-                f"teacher.source: foreign, and the teacher's tokenizer changes {self._changed} of {self._read} documents "
-                "(it normalises characters, case or white space), which cannot be aligned; choose a teacher that reads "
-                "this text as it is"
+                f"teacher.source: foreign, and the {whose}'s tokenizer {does} {self._changed} of {self._read} documents, "
+                f"which cannot be aligned; choose a {whose} that reads this text as it is"
             )
 
     def _with_end(self, theirs: list[int], spans: Spans, count: int) -> tuple[list[int], Spans]:
@@ -153,6 +185,15 @@ class ForeignTeacher:
             log_p = head.finish(head.project(states[:-1][here])).log_softmax(-1)
             parts.append(log_p.gather(-1, labels[here, None])[:, 0])
         return torch.cat(parts) if parts else torch.zeros(0, device=states.device)
+
+
+def read_tables(tokenizer: Any, student_tokenizer: Any) -> tuple[list[bytes], list[bytes]]:
+    """The bytes of every token of the student and of the teacher (`tokenizer`). Raises UserError for a tokenizer whose
+    bytes are not known, or that reads texts as others."""
+    tables = token_bytes(student_tokenizer), token_bytes(tokenizer)
+    check_alignable("teacher.source: foreign", "the student's", student_tokenizer, tables[0])
+    check_alignable("teacher.source: foreign", "the teacher's", tokenizer, tables[1])
+    return tables
 
 
 def _target(hidden: Tensor, head: Any, same: Tensor, spans: Tensor, log_probs: Tensor) -> ForeignTarget:
