@@ -116,7 +116,7 @@ def _export(cell: Cell, folder: Path, student: Any, base: Path, vocabulary: int)
     said = logits_on(student, ids)
     size = size_of(merge_adapters(student))
     card = model_card(cell.label, cell.config.teacher.model, _recipe(cell), {"parameters": f"{size.parameters:,}"})
-    export_student(student, base, folder / "student", card)
+    export_student(student, base, folder / "student", card, read_template(cell.config.data.chat_template))
     check_reloads(student, folder / "student", ids, said, may_run_code(folder / "student"))
     return size
 
@@ -159,7 +159,8 @@ def _training_run(
     origin = _origin(cell, teacher, student, prepared, objective)
     callbacks: list[Callback] = [Layout([term.name for term in objective.terms])]
     if config.evaluation.every:
-        callbacks.append(MidwayEvaluation(base_of(config, teacher), config.evaluation, config.benchmarks, module.steps))
+        tokenizer = with_template(load_tokenizer(base_of(config, teacher)), read_template(config.data.chat_template))
+        callbacks.append(MidwayEvaluation(tokenizer, config.evaluation, config.benchmarks, module.steps))
     return Run(folder, distiller, module, config.training, config.seed, report, origin, config.launcher.changed, callbacks)
 
 

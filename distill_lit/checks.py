@@ -1,6 +1,6 @@
 """What is refused before anything is run: by the config alone, by the environment, by the teacher's config."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -151,21 +151,29 @@ def check_models(config: ExperimentConfig) -> None:
     folder = model_folder(config.teacher.model)
     places = {"the teacher": folder, **{name: model_folder(reference) for name, reference in config.rivals.items()}}
     asked = {name: (place, load_config(place)) for name, place in places.items()}
+    own: set[str] = set()  # students with a chat template of their own
     for _, point in settled_points(config):
         student = check_student_fits(point.student, point.students[point.student], folder)
         asked[point.student] = (base_of(point, folder), student)
-    check_asked(config.evaluation, config.benchmarks, asked)
+        own.update({point.student} if point.data.chat_template else ())
+    check_asked(config.evaluation, config.benchmarks, asked, own)
     if config.cost.measure:
         check_positions({name: model for name, (_, model) in asked.items()}, config.cost)
 
 
-def check_asked(settings: EvaluationConfig, benchmarks: str, models: "Mapping[str, tuple[Path, PreTrainedConfig]]") -> None:
+def check_asked(
+    settings: EvaluationConfig,
+    benchmarks: str,
+    models: "Mapping[str, tuple[Path, PreTrainedConfig]]",
+    with_template: Collection[str] = (),
+) -> None:
     """Raises UserError for questions that a model cannot be asked. models: (folder of its tokenizer, config) of each, by
-    the name that users know it by."""
+    the name that users know it by; with_template: those that get a chat template with their training."""
     from distill_lit.evaluation.evaluate import check_template
 
     for name, (folder, _) in models.items() if settings.chat_template else ():
-        check_template(settings, load_tokenizer(folder), name)
+        if name not in with_template:
+            check_template(settings, load_tokenizer(folder), name)
     texts = {name: config.get_text_config() for name, (_, config) in models.items()}
     check_lengths(settings, benchmarks, {n: getattr(text, "max_position_embeddings", 0) or 0 for n, text in texts.items()})
     try_own_tasks(settings, benchmarks)

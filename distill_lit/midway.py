@@ -7,7 +7,6 @@ import lightning as L
 
 from distill_lit.config import EvaluationConfig
 from distill_lit.evaluation.evaluate import evaluate_loaded, main_scores
-from distill_lit.models import load_tokenizer
 
 
 class MidwayEvaluation(L.Callback):
@@ -17,12 +16,12 @@ class MidwayEvaluation(L.Callback):
     The training is the same with and without it, to the bit: random states and modes are as before afterwards.
     """
 
-    def __init__(self, tokenizer_folder: Any, settings: EvaluationConfig, benchmarks: str, steps: int) -> None:
-        """`tokenizer_folder`: a model folder with the student's tokenizer; `steps`: of the whole training."""
+    def __init__(self, tokenizer: Any, settings: EvaluationConfig, benchmarks: str, steps: int) -> None:
+        """`tokenizer`: the student's, with the template it is trained on; `steps`: of the whole training."""
         self.settings = copy.deepcopy(settings)
         limits = [limit for limit in (settings.limit, settings.every_limit) if limit]
         self.settings.limit = min(limits, default=0)
-        self.folder, self.benchmarks = tokenizer_folder, benchmarks
+        self.tokenizer, self.benchmarks = tokenizer, benchmarks
         self.every = max(1, round(settings.every * steps))
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -42,7 +41,7 @@ class MidwayEvaluation(L.Callback):
             trainer.strategy.barrier()
 
     def _log_scores(self, trainer: L.Trainer, module: Any) -> None:
-        tokenizer = load_tokenizer(self.folder)
+        tokenizer = copy.deepcopy(self.tokenizer)  # an evaluation may set its padding
         found = evaluate_loaded(module.student, tokenizer, self.settings, self.benchmarks)
         scores = {f"evaluation/{task}": value for task, value in main_scores(found.meta).items()}
         above = [

@@ -366,13 +366,44 @@ def test_completions_protocol(tmp_path: Path) -> None:
     choice = {"index": 0, "text": " done", "finish_reason": "length", "logprobs": {"token_logprobs": [-1.0, -2.0]}}
     body = {"id": "1", "object": "text_completion", "created": 1, "model": "m", "choices": [choice]}
     with serving(lambda request, number: (200, body, {})) as server:
-        answers, facts = ask(tmp_path / "a", config(server.url, protocol="completions"))
+        settings = dataclasses.replace(config(server.url, protocol="completions"), chat=False)
+        answers, facts = ask(tmp_path / "a", settings)
         assert {r["path"] for r in server.requests} == {"/v1/completions"}
         assert server.requests[0]["prompt"] == "question 0"
     assert answers[0].text == " done"
     assert answers[0].finish == "length"
     assert answers[0].log_probabilities == [-1.0, -2.0]
     assert facts["input_tokens"] == 6 * (10 // 4 + 1)  # the server does not count
+
+
+def test_text_that_goes_on_is_joined_as_it_is_and_stripped_in_a_chat(tmp_path: Path) -> None:
+    choice = {"index": 0, "text": " a time", "finish_reason": "stop"}
+    body = {"id": "1", "object": "text_completion", "created": 1, "model": "m", "choices": [choice]}
+    rows = write_lines(tmp_path / "q.jsonl", [{"text": "Once upon"}])
+    found = []
+    with serving(lambda request, number: (200, body, {})) as server:
+        for chat in (False, True):
+            settings = dataclasses.replace(
+                config(server.url, protocol="completions"), chat=chat, prompts=PromptsConfig(path=f"file:{rows}")
+            )
+            made = write_corpus("a", settings, Writer("", torch.float32), "pypi", lambda *_: None)
+            found.append(json.loads(Path(made["corpus"]).read_text()))
+    assert found[0]["text"] == "Once upon a time"
+    assert [message["content"] for message in found[1]["messages"]] == ["Once upon", "a time"]
+
+
+def test_a_chat_server_cannot_go_on_with_plain_text(tmp_path: Path) -> None:
+    rows = write_lines(tmp_path / "q.jsonl", [{"text": "Once upon"}])
+    for protocol, chat in (("chat", True), ("completions", False), ("completions", True), ("chat", False)):
+        settings = dataclasses.replace(
+            config("http://127.0.0.1:1/v1", protocol=protocol), chat=chat, prompts=PromptsConfig(path=f"file:{rows}")
+        )
+        corpora = DataConfig({"a": CorpusConfig(generated=settings)})
+        if (protocol, chat) == ("chat", False):
+            with pytest.raises(UserError, match=r"data\.corpora\.a\.generated\.remote\.protocol: a chat server answers"):
+                check_generated(corpora, "pypi")
+        else:
+            check_generated(corpora, "pypi")
 
 
 # ---------------------------------------------------------------- money

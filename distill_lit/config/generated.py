@@ -77,7 +77,11 @@ class GeneratedConfig:
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     model: str = knob("", "reference of the model that writes; empty: the experiment's teacher")
     remote: Optional[RemoteConfig] = None  # instead of a local model
-    chat: bool = knob(True, "prompts are a user's turns, loss on answers only; false: plain text, loss on both")
+    chat: bool = knob(
+        True,
+        "prompts are a user's turns, loss on answers only; false: plain text that goes on where its prompt ends, loss on "
+        "both, of a local model or of remote.protocol completions",
+    )
     samples: int = knob(1, "answers per prompt", low=1, high=1024)
     temperature: float = knob(0.0, "of sampling; 0: the most probable token", low=0, high=10)
     top_p: float = knob(1.0, "smallest set of tokens with this probability is drawn from", above=0, high=1)

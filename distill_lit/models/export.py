@@ -1,5 +1,6 @@
 """A trained student as a folder that transformers opens with nothing of this suite installed."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,29 @@ CARD = "README.md"
 RESULTS = "\n## Results\n"
 
 
-def export_student(model: Any, tokenizer_folder: Path, folder: Path, card: str) -> None:
-    """Writes weights (safetensors), config, generation config, tokenizer and model card to `folder`, atomically."""
+def export_student(model: Any, tokenizer_folder: Path, folder: Path, card: str, chat_template: str = "") -> None:
+    """Writes weights (safetensors), config, generation config, tokenizer and model card to `folder`, atomically.
+
+    chat_template: text of the one that takes the place of the tokenizer's; empty: its own stays.
+    """
     with writing_folder(folder) as temporary:
         model.save_pretrained(temporary, safe_serialization=True)
         for name in (*TOKENIZER_FILES, "generation_config.json"):
             if (tokenizer_folder / name).is_file():
                 shutil.copy(tokenizer_folder / name, temporary / name)
+        if chat_template:
+            _set_template(temporary, chat_template)
         (temporary / CARD).write_text(card, encoding="utf-8")
+
+
+def _set_template(folder: Path, template: str) -> None:
+    """Makes `template` the only one in a folder: an older one may be in the tokenizer's config."""
+    config = folder / "tokenizer_config.json"
+    if config.is_file():
+        settings = json.loads(config.read_text(encoding="utf-8"))
+        settings.pop("chat_template", None)
+        config.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8", newline="")
 
 
 def model_card(title: str, base: str, recipe: str, facts: dict[str, str]) -> str:

@@ -26,7 +26,7 @@ from distill_lit.signals.prompts import Prompt, check_prompts, drawing_facts, id
 from distill_lit.signals.shards import Shards
 
 FORMAT = 1  # raise it when the same config means other answers
-PLAIN_FORMAT = 2  # the same for plain text of a local model
+PLAIN_FORMAT = 2  # the same for plain text of a local model, and for chats of what a server goes on with
 # knobs of a server that cannot change what it answers
 REMOTE_WITHOUT_EFFECT = ("key_variable", "concurrency", "requests_per_minute", "retries", "timeout", "price", "budget")
 Progress = Callable[[str, int, int], Any]  # stage, done, total
@@ -70,6 +70,11 @@ def _check(key: str, generated: GeneratedConfig, origin: str) -> None:
         from distill_lit.signals.remote import check_remote
 
         check_remote(f"{key}.remote", generated.remote, generated.prompts.system)
+        if not generated.chat and generated.remote.protocol == "chat":
+            raise UserError(
+                f"{key}.remote.protocol: a chat server answers a prompt and does not go on with its text, so nobody knows "
+                f"what stands between both in plain text; set it to completions, or {key}.chat to true"
+            )
 
 
 def check_keys(data: DataConfig) -> None:
@@ -130,8 +135,14 @@ def _decisive(key: str, generated: GeneratedConfig, writer: Writer, origin: str)
     return {
         **facts,
         **drawing_facts(generated.prompts),
-        "format": FORMAT if generated.chat or generated.remote else PLAIN_FORMAT,
+        "format": FORMAT if _is_first_format(generated) else PLAIN_FORMAT,
     }
+
+
+def _is_first_format(generated: GeneratedConfig) -> bool:
+    if generated.remote is None:
+        return generated.chat
+    return not generated.chat or generated.remote.protocol == "chat"
 
 
 def _generation(folder: Path) -> dict[str, str]:

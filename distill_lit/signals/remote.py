@@ -83,7 +83,8 @@ def write_remotely(
         if missing:
             _ask(remote, missing, journal, lambda done: progress(len(jobs) - len(missing) + done, len(jobs)))
     entries = [journal.entries[request_key(request)] for _, _, request in jobs]
-    _write_shards(folder, jobs, entries)
+    is_continuation = remote.protocol == "completions" and generated.chat
+    _write_shards(folder, jobs, entries, strip=is_continuation)
     progress(len(jobs), len(jobs))
     reasons = Counter(entry["reason"] for entry in entries if "reason" in entry)
     return {
@@ -144,12 +145,13 @@ async def _ask_until_stopped(asker: Asker, requests: list[dict[str, Any]]) -> No
         raise SystemExit(128 + asker.signal)
 
 
-def _write_shards(folder: Path, jobs: list[Job], entries: list[Entry]) -> None:
+def _write_shards(folder: Path, jobs: list[Job], entries: list[Entry], strip: bool) -> None:
+    """strip: of texts that go on where their prompt ends, the blank that would begin a response."""
     answers = [
         answer_to(
             prompt,
             sample,
-            entry["text"],
+            entry["text"].strip() if strip else entry["text"],
             entry["finish"],
             log_probabilities=entry["log_probabilities"],
             counted=entry["output_tokens"],

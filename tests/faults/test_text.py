@@ -16,16 +16,20 @@ from chat_templates import STYLES
 from test_chat_masks import tokenizer_of
 from tiny_data import byte_tokenizer, save_tokenizer
 from trainings import cli
+from transformers import AutoTokenizer
 
-from distill_lit.config import CorpusConfig, DataConfig
+from distill_lit import cells, midway
+from distill_lit import experiment as experiments
+from distill_lit.config import CorpusConfig, DataConfig, load_experiment
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.data import check, prepare
 from distill_lit.data.chat import encode_chat
 from distill_lit.data.corpora import read_documents
 from distill_lit.data.tokens import tokenize
 from distill_lit.errors import UserError
+from distill_lit.evaluation.evaluate import evaluate_loaded, evaluate_model
 from distill_lit.evaluation.tasks import try_own_tasks
-from distill_lit.models import load_tokenizer
+from distill_lit.models import load_model, load_tokenizer
 from distill_lit.models.vocabulary import check_tokens, count_tokens
 from distill_lit.signals.alignment import align, sizes_in
 from distill_lit.signals.writer import text_after
@@ -136,6 +140,51 @@ def test_a_template_of_ones_own(tmp_path: Path) -> None:
     for path, words in ((own, "template line 2"), (tmp_path / "no", "no such file")):
         with pytest.raises(UserError, match=f"data.chat_template.*{words}"):
             check(DataConfig(corpora=corpora, chat_template=str(path)), "pypi")
+
+
+@pytest.mark.parametrize("older", [None, "{{ 'old' }}"])
+def test_a_student_answers_with_the_template_it_was_trained_on(
+    tmp_path: Path, older: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether its base has none, or an older one in the tokenizer's config; scores on the way and after use it too."""
+    monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
+    base = tiny.make_model(tmp_path / "base", bos_token_id=None, eos_token_id=258)
+    save_tokenizer(base, None)
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps({**settings, **({"chat_template": older} if older else {})}))
+    own = tmp_path / "own.jinja"
+    own.write_text(STYLES["zephyr"][0](True))
+    rows = [{"m": [USER | {"content": f"{i} {text}"}, REPLY]} for i, text in enumerate(tiny.sentences(60))]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = tmp_path / "tiny.yaml"
+    file.write_text(f"""
+name: tiny
+teacher: {{model: "file:{base}", dtype: float32}}
+students: {{one: {{layers: [0]}}}}
+data: {{length: 128, validation: 2, chat_template: "{own}",
+       corpora: {{text: {{path: "file:{tmp_path / "c.jsonl"}", messages: m}}}}}}
+objective: {{compile: never, terms: {{kl: {{kind: forward_kl}}}}}}
+training: {{tokens: 512, batch: 2, precision: float32, accelerator: cpu}}
+evaluation: {{tasks: [colours], include_path: "{tiny_tasks.make_tasks(tmp_path / "tasks", "colours")}", limit: 6,
+             chat_template: true, every: 1.0}}
+baselines: []
+""")
+    config = load_experiment(file)
+    asked = []
+    monkeypatch.setattr(
+        midway, "evaluate_loaded", lambda *given: asked.append(given[1].chat_template) or evaluate_loaded(*given)
+    )
+    cells.build(experiments.plan(config)[0], tmp_path / "cell", lambda *_: None)
+    student = tmp_path / "cell/student"
+    assert AutoTokenizer.from_pretrained(student).chat_template == own.read_text()
+    assert set(asked) == {own.read_text()}
+    found = evaluate_model(student, config.evaluation, "pypi")
+    model, tokenizer, questions = load_model(student), load_tokenizer(base), []
+    for template in (own.read_text(), STYLES["chatml"][0](True)):
+        tokenizer.chat_template = template
+        result = evaluate_loaded(model, tokenizer, config.evaluation, "pypi")
+        questions.append(sorted(result.records.reset_index()["key"]))  # hashes of all that is asked
+    assert sorted(found.records.reset_index()["key"]) == questions[0] != questions[1]
 
 
 def test_the_command_line_ends_with_2(tmp_path: Path, experiment: Path) -> None:
