@@ -95,7 +95,7 @@ class DataConfig:
     length: int = knob(256, "tokens per packed sequence", low=8, high=1 << 24)
     tokens: int = knob(0, "tokens in the training pool, drawn at random; 0: the whole corpus", low=0, high=10**15)
     validation: int = knob(16, "packed sequences held out for validation", low=1)
-    chat_template: str = knob("", "file with a Jinja chat template for the corpora; empty: the tokenizer's own")
+    chat_template: str = knob("", "file with a Jinja chat template for corpora and students; empty: the tokenizer's own")
     seed: int = knob(0, "draws and packs documents; the order of batches follows the experiment's seed", low=0)
 
 
