@@ -212,6 +212,8 @@ class _Launcher:
             self._finish(worker, cell, "" if done else "ended, but its files are not complete")
         elif kind == "failed" and cell is not None:
             self._finish(worker, cell, event["reason"])
+            if event["denied"]:  # no other cell could write there either
+                raise UserError(event["reason"])
             if event["fatal"]:
                 raise Failure(f"{cell.label}: {event['reason']}; make room, and the same command goes on from here")
         elif kind == "preempted":

@@ -112,12 +112,13 @@ def run(cell: Any, folder: Path, report: Callable[..., None], tell: Callable[...
         with contextlib.suppress(OSError):  # the disk may be full
             traceback.print_exc()
         first = (str(error).splitlines() or [""])[0]
+        denied = unwritable(error) if isinstance(error, OSError) else ""
         told = isinstance(error, (UserError, RankFailure))
-        reason = redact(str(error) if told else unwritable(error) or f"{type(error).__name__}: {first}")
+        reason = redact(denied or (str(error) if told else f"{type(error).__name__}: {first}"))
         with contextlib.suppress(OSError):
             note_state(folder, FAILED, reason)
         fatal = isinstance(error, OSError) and error.errno in FULL_DISK
-        tell(event="failed", cell=cell.name, reason=reason, fatal=fatal)
+        tell(event="failed", cell=cell.name, reason=reason, fatal=fatal, denied=bool(denied))
     finally:
         with contextlib.suppress(OSError):
             scrub(folder / "log.txt")

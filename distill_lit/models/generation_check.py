@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 
 from distill_lit.errors import UserError, in_one_line
 from distill_lit.models.packed import as_evaluated
-from distill_lit.models.self_check import CANNOT, checked_size, distance, most_allowed, usual_tokens
+from distill_lit.models.self_check import CANNOT, CHECKING, checked_size, distance, most_allowed, usual_tokens
 
 log = logging.getLogger(__name__)
 NEW_TOKENS = 3
@@ -41,11 +41,12 @@ def generation_check(model: Any, longest: int) -> Writing:
     """
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
     size = max(SHORT + 1, min(checked_size(model.config, longest), int(room) - NEW_TOKENS))
-    known = _writings.setdefault(model, {})
-    if size not in known:
-        with as_evaluated(model):
-            known[size] = _choose(model, size)
-    return known[size]
+    with CHECKING:
+        known = _writings.setdefault(model, {})
+        if size not in known:
+            with as_evaluated(model):
+                known[size] = _choose(model, size)
+        return known[size]
 
 
 def _choose(model: Any, size: int) -> Writing:

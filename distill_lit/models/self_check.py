@@ -6,6 +6,7 @@ model's vocabulary only, so a run that goes on decides as it did before.
 """
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -42,6 +43,7 @@ TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 LOOSE_TOLERANCE = 0.15  # bfloat16, float16 and int8, of the mean over a document's tokens: one may choose other experts
 NOISE, FLOOR = 20, 0.2  # times what the length of a row alone changes; at least this share of the tolerance
 SHORTEST = 16  # tokens of a row that is checked
+CHECKING = threading.RLock()  # threads may share a model, and its hooks
 
 
 class Reading(NamedTuple):
@@ -97,13 +99,14 @@ def self_check(model: Any, length: int, is_packed: bool = True) -> Reading:
     """
     size = checked_size(model.config, length)
     key = size, str(model.config.get_text_config()._attn_implementation), is_packed
-    known = _readings.setdefault(model, {})
-    if key not in known:
-        with as_evaluated(model):
-            known[key] = _choose(model, size, is_packed)
-        if is_packed and known[key].layout in (PADDED, ALONE):
-            log.warning("%s; every document is read in a row of its own, which takes longer", known[key].why)
-    return known[key]
+    with CHECKING:
+        known = _readings.setdefault(model, {})
+        if key not in known:
+            with as_evaluated(model):
+                known[key] = _choose(model, size, is_packed)
+            if is_packed and known[key].layout in (PADDED, ALONE):
+                log.warning("%s; every document is read in a row of its own, which takes longer", known[key].why)
+        return known[key]
 
 
 def checked_size(config: Any, length: int) -> int:
