@@ -9,6 +9,10 @@ class UserError(Exception):
     """Bad input: nothing was written and no model was loaded. The message names the key or path and the remedy."""
 
 
+class Unwritable(UserError):
+    """A folder that this user may not write to; the message names it and the variable that names another."""
+
+
 class Failure(Exception):
     """What went wrong while running and concerns every cell, such as a full disk: one line, exit code 1."""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from distill_lit.errors import UserError
+from distill_lit.errors import Unwritable, UserError
 
 CHUNK_BYTES = 1 << 20
 TEMPORARY = ".writing-"  # begins the name of whatever is not complete
@@ -76,12 +76,12 @@ def _folders() -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def telling_unwritable() -> Iterator[None]:
-    """Inside, a folder that may not be written to is a UserError that says which."""
+    """Inside, a folder that may not be written to is an `Unwritable` that says which."""
     try:
         yield
     except OSError as error:
         if said := unwritable(error):
-            raise UserError(said) from error
+            raise Unwritable(said) from error
         raise
 
 

@@ -14,9 +14,9 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
-from distill_lit.errors import Preempted, RankFailure, UserError
+from distill_lit.errors import Preempted, RankFailure, Unwritable, UserError
 
-SENT = (UserError, Preempted, RankFailure, FloatingPointError, MemoryError)  # as they are
+SENT = (UserError, Unwritable, Preempted, RankFailure, FloatingPointError, MemoryError)  # as they are
 FORMAT = "%(asctime)s rank {} %(name)s %(message)s"
 
 

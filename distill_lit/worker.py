@@ -93,7 +93,7 @@ def _reporter(cell: str, tell: Callable[..., None]) -> Callable[..., None]:
 def run(cell: Any, folder: Path, report: Callable[..., None], tell: Callable[..., None]) -> None:
     """Runs one cell, alone in its folder, and says how it ended. Exits with 143 after SIGTERM."""
     from distill_lit import cells
-    from distill_lit.errors import Preempted, RankFailure, UserError
+    from distill_lit.errors import Preempted, RankFailure, Unwritable, UserError
     from distill_lit.files import unwritable
     from distill_lit.secrets import redact, scrub
     from distill_lit.state import FAILED, PREEMPTED, note_state, working
@@ -112,7 +112,7 @@ def run(cell: Any, folder: Path, report: Callable[..., None], tell: Callable[...
         with contextlib.suppress(OSError):  # the disk may be full
             traceback.print_exc()
         first = (str(error).splitlines() or [""])[0]
-        denied = unwritable(error) if isinstance(error, OSError) else ""
+        denied = str(error) if isinstance(error, Unwritable) else unwritable(error) if isinstance(error, OSError) else ""
         told = isinstance(error, (UserError, RankFailure))
         reason = redact(denied or (str(error) if told else f"{type(error).__name__}: {first}"))
         with contextlib.suppress(OSError):

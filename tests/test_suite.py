@@ -30,7 +30,7 @@ ALLOWED = {
     "matching": {"objectives", "models", "data"},
     "distiller": {"config", "objectives", "signals", "models", "matching"},
 }
-NEUTRAL = {"clock", "errors", "files", "heads", "ranks", "targets"}
+NEUTRAL = {"clock", "errors", "files", "heads", "limits", "ranks", "targets"}
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

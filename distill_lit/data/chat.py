@@ -15,6 +15,7 @@ from distill_lit.data.templates import (
     unused_letters,
 )
 from distill_lit.errors import UserError
+from distill_lit.limits import Excess
 
 __all__ = ["Messages", "check_template", "encode_chat", "read_chat"]
 
@@ -118,6 +119,8 @@ def _try(tokenizer: Any, messages: Messages, tools: Sequence[Any], prompt: bool 
     """A part of a chat as text; None where the template wants whole ones."""
     try:
         return render(tokenizer, messages, tools, prompt)
+    except Excess:
+        raise
     except UserError:
         return None
 

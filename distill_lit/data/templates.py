@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2 import TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from distill_lit import assets
 from distill_lit.errors import UserError, in_one_line
+from distill_lit.limits import check_size, refusing
 
 Messages = Sequence[Mapping[str, Any]]
 KEY = "data.chat_template"
@@ -19,7 +20,6 @@ GENERATION = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
 MARKING = "{{% macro distill_lit_marked() %}}{}{{{{ caller() }}}}{}{{% endmacro %}}\n"
 PRIVATE = range(0xE000, 0xF8FF)  # letters that mean nothing (Unicode 23.5)
 SURROGATE = re.compile("[\ud800-\udfff]")
-REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
 def check_template(tokenizer: Any) -> None:
@@ -64,20 +64,17 @@ def marks_responses(tokenizer: Any, tools: Sequence[Any] = ()) -> bool:
 def render(tokenizer: Any, messages: Messages, tools: Sequence[Any] = (), prompt: bool = False, template: str = "") -> str:
     """A chat as text, by `template` or else the tokenizer's. prompt: with the beginning of a response after it.
 
-    Raises UserError, with the template's own words, for a chat that it refuses.
+    Raises UserError, with the template's own words, for a chat that it refuses; Excess where it takes too much.
     """
-    try:
-        return str(
-            tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                tools=list(tools) or None,
-                chat_template=template or _template(tokenizer, tools),
-                add_generation_prompt=prompt,
-                tokenize=False,
-            )
+    with refusing():
+        said = tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            tools=list(tools) or None,
+            chat_template=template or _template(tokenizer, tools),
+            add_generation_prompt=prompt,
+            tokenize=False,
         )
-    except REFUSALS as error:
-        raise UserError(f"the chat template refuses it: {in_one_line(error)}") from error
+        return check_size(str(said))
 
 
 def render_marked(tokenizer: Any, messages: Messages, tools: Sequence[Any] = ()) -> tuple[str, list[tuple[int, int]]]:

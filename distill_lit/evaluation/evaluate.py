@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.errors import UserError
 from distill_lit.evaluation.confined import evaluate_confined
+from distill_lit.evaluation.documents import check_choices, check_gold
 from distill_lit.evaluation.index import lm_eval_version
 from distill_lit.evaluation.quiet import isolated_random_state, quiet_lm_eval
 from distill_lit.evaluation.records import has_gold, make_rows
@@ -27,8 +28,9 @@ from distill_lit.evaluation.store import (
     to_frames,
     write_entry,
 )
-from distill_lit.evaluation.tasks import TaskSpec, check_gold, download_tasks, load_task, resolve_tasks
+from distill_lit.evaluation.tasks import TaskSpec, download_tasks, load_task, resolve_tasks
 from distill_lit.files import is_offline
+from distill_lit.limits import check_size, refusing
 
 if TYPE_CHECKING:  # importing HFLM takes seconds, which a run that finds everything stored need not wait for
     from distill_lit.evaluation.harness import PrefixTreeLM
@@ -180,6 +182,7 @@ def evaluate_task(
         check_gold(spec, task)
         total = len(task.eval_docs)
         chosen = draw_documents(total, settings.limit, settings.seed, spec.name)
+        check_choices(spec, task, chosen)
         lm.start((lambda done, of: progress(done, of, spec.name)) if progress else None)
         results = evaluate(
             lm,
@@ -201,9 +204,18 @@ def evaluate_task(
 
 
 def check_template(settings: EvaluationConfig, tokenizer: PreTrainedTokenizerBase, model: str) -> None:
-    """Raises UserError where the settings want a chat template and the tokenizer of `model` has none."""
-    if settings.chat_template and not tokenizer.chat_template:
+    """Raises UserError where the settings want a chat template and the tokenizer of `model` has none, or one that cannot
+    ask a question."""
+    if not settings.chat_template:
+        return
+    if not tokenizer.chat_template:
         raise UserError(f"evaluation.chat_template: the tokenizer of {model} has no chat template")
+    try:
+        question = [{"role": "user", "content": "Why?"}]
+        with refusing():
+            check_size(str(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)))
+    except UserError as error:
+        raise UserError(f"evaluation.chat_template: of {model}: {error}") from error
 
 
 def document_texts(settings: EvaluationConfig, benchmarks: str) -> Iterator[str]:

@@ -21,6 +21,7 @@ from distill_lit.errors import UserError
 from distill_lit.evaluation.forward import head_is_last, read_prefix, score_alone, score_batch
 from distill_lit.evaluation.packable import CANNOT, refusal, said_by
 from distill_lit.evaluation.packing import batch_packs, find_branch, pack_sequences, split_runs
+from distill_lit.limits import check_size, refusing
 from distill_lit.models.generation_check import generation_check
 from distill_lit.models.loading import load_model, load_tokenizer
 from distill_lit.models.quantise import is_quantised
@@ -61,6 +62,7 @@ class PrefixTreeLM(HFLM):
         self._verified_tokens = self._verified_branch = 0  # length, and what two requests shared, in a self-check so far
         self._warned = False
         self._reads_prefixes: bool | None = None  # not known yet
+        self._rows = model.get_input_embeddings().weight.shape[0]
         self._head_is_last = model.device.type == "cpu" and head_is_last(model)  # a GPU wants large products
         self.start(progress)
 
@@ -88,17 +90,26 @@ class PrefixTreeLM(HFLM):
         return self._in_steps(requests, lambda part: super(PrefixTreeLM, self).loglikelihood_rolling(part, True), 1)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """What the model writes, by HFLM. Raises UserError where an answer leaves no position for its question."""
+        """What the model writes, by HFLM. Raises UserError where an answer leaves no position for its question, or the
+        question holds a token that the model has not."""
+        longest = 1
         for context, options in (request.args for request in requests):
             room = self.max_length - normalize_gen_kwargs(options, self.max_gen_toks)["max_gen_toks"]
             if room < 1:
                 raise UserError(
                     f"a task asks for {self.max_length - room} tokens of a model with {self.max_length} positions"
                 )
-            self.truncated += len(self.tok_encode(context)) > room
-        longest = max((len(self.tok_encode(request.args[0])) for request in requests), default=1)
+            tokens = self.tok_encode(context)
+            check_ids(tokens, self.tokenizer, self._rows)
+            self.truncated += len(tokens) > room
+            longest = max(longest, len(tokens))
         size = PLAIN_BATCH if generation_check(self.model, min(longest, self.max_length)).padded else 1
         return self._in_steps(requests, lambda part: super(PrefixTreeLM, self).generate_until(part, True), size)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A chat as text, by HFLM, within the limits of limits.py. Raises UserError where the template refuses it."""
+        with refusing():
+            return check_size(str(super().apply_chat_template(chat_history, add_generation_prompt)))
 
     def _in_steps(self, requests: list[Any], answer: Callable[[list[Any]], list[Any]], size: int) -> list[Any]:
         answers: list[Any] = []
@@ -152,7 +163,7 @@ class PrefixTreeLM(HFLM):
         for pair, context, continuation in requests:
             if not context or not continuation:
                 raise UserError(f"a request has no tokens before or in its continuation: {pair!r:.200}")
-            check_ids([*context, *continuation], self.tokenizer, self.model.get_input_embeddings().weight.shape[0])
+            check_ids([*context, *continuation], self.tokenizer, self._rows)
             if len(continuation) > self.max_length:
                 raise UserError(
                     f"a continuation of {len(continuation)} tokens cannot be scored by a model with "

@@ -10,6 +10,8 @@ import math
 from collections import Counter
 from typing import Any, TypeAlias
 
+from jinja2 import TemplateError
+
 from distill_lit.files import fingerprint
 
 TokenCounts: TypeAlias = dict[tuple[str, str], int]
@@ -52,6 +54,8 @@ TOKEN_LOGPROBS = "token_logprobs"  # a column of records where evaluation.token_
 SHARED_TEXT = ("passage", "article", "support", "story", "context", "source_id")  # documents may share one of these
 METADATA = ("subject", "category", "level", "topic", "difficulty", "activity_label", "split_type", "question_concept")
 NOTHING = math.nan
+# what a null or a missing column does to a template or a function of a task
+UNREADABLE = (TypeError, ValueError, LookupError, AttributeError, SyntaxError, TemplateError)
 
 
 def make_rows(
@@ -175,13 +179,20 @@ def _choice(task: Any, sample: dict[str, Any], token_counts: TokenCounts, scores
 
 def _golds(task: Any, sample: dict[str, Any], texts: list[str]) -> list[int]:
     """The right choices: usually one; none where the label is not among them, which lm-eval counts as wrong."""
-    return _indices(task.doc_to_text(sample["doc"]) if task.multiple_input else sample["target"], texts)
+    return right_choices(task.doc_to_text(sample["doc"]) if task.multiple_input else sample["target"], texts)
 
 
-def _indices(gold: Any, texts: list[str]) -> list[int]:
+def right_choices(gold: Any, texts: list[str]) -> list[int]:
+    """The indices of what a label, or a list of them, names among the choices of a document: by number or by text."""
     golds = gold if isinstance(gold, list) else [gold]
     indices = [texts.index(g) if isinstance(g, str) and g in texts else g for g in golds]
     return [int(i) for i in indices if isinstance(i, int) and 0 <= i < len(texts)]
+
+
+def label_of(task: Any, document: Any) -> Any:
+    """What a document of a task says is right: an index among its choices, or a text. Raises what the task's templates and
+    functions raise."""
+    return task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
 
 
 def has_gold(task: Any, document: Any) -> bool:
@@ -190,10 +201,10 @@ def has_gold(task: Any, document: Any) -> bool:
     if task.OUTPUT_TYPE == "loglikelihood_rolling" or callable(task.config.process_results):
         return True
     try:
-        gold = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
+        gold = label_of(task, document)
         if task.OUTPUT_TYPE == "multiple_choice":
-            return bool(_indices(gold, task.doc_to_choice(document)))
-    except (TypeError, ValueError, LookupError, AttributeError):  # what a null does to a template or a function
+            return bool(right_choices(gold, task.doc_to_choice(document)))
+    except UNREADABLE:
         return False
     answers = gold if isinstance(gold, (list, tuple)) else [gold]
     return any(answer is not None and str(answer).strip() not in ("", "None") for answer in answers)

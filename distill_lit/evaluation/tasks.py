@@ -4,8 +4,8 @@ Each task is lm-eval's own file: a generated one includes it and says only where
 """
 
 import contextlib
-import itertools
 import tempfile
+import traceback
 from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,8 +16,8 @@ import yaml
 
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.errors import UserError, suggest
+from distill_lit.evaluation.documents import check_choices, check_gold
 from distill_lit.evaluation.index import Entry, built_in_index, longest_answer, user_index
-from distill_lit.evaluation.records import has_gold
 from distill_lit.evaluation.sources import Source, check_source, find_source, is_local
 from distill_lit.files import fingerprint, unwritable
 
@@ -40,7 +40,6 @@ GROUPS = {
 }
 
 
-EXAMPLES_LOOKED_AT = 200  # of a pool, for right answers that are not there
 WHERE_DATA_IS = {"blimp"}  # members of groups that are left out where their data cannot be: not in the packages
 
 
@@ -116,29 +115,13 @@ def try_own_tasks(settings: EvaluationConfig, benchmarks: str) -> None:
             task = load_task(spec)
             task.set_config("num_fewshot", spec.fewshot)
             task.set_fewshot_seed(settings.seed)
+            check_choices(spec, task, range(len(task.eval_docs)), labels=True)
             check_gold(spec, task)
             try:
                 task.build_all_requests(limit=1)
             except Exception as error:
                 reason = " ".join(str(error).split()) or type(error).__name__
                 raise UserError(f"task {spec.name!r}: its first document cannot be asked: {reason}") from error
-
-
-def check_gold(spec: TaskSpec, task: Any) -> None:
-    """Raises UserError where no document of a task has a known right answer, or an example before them has none."""
-    documents = task.eval_docs
-    if len(documents) and not any(has_gold(task, document) for document in documents):
-        raise UserError(
-            f"task {spec.name!r}: none of its {len(documents)} documents in split {spec.source.eval_split!r} has a known "
-            "right answer, as in splits whose labels are hidden; name one with labels as its test_split or validation_split"
-        )
-    shown = list(itertools.islice(task.fewshot_docs() or (), EXAMPLES_LOOKED_AT)) if spec.fewshot else []
-    hidden = sum(not has_gold(task, document) for document in shown)
-    if hidden:
-        raise UserError(
-            f"task {spec.name!r}: {hidden} of {len(shown)} examples in split {spec.source.fewshot_split!r} have no known "
-            "right answer; name another fewshot_split, or set evaluation.fewshot=0"
-        )
 
 
 def need_packages(settings: EvaluationConfig) -> bool:
@@ -197,8 +180,23 @@ def load_task(spec: TaskSpec) -> Any:
                 raise UserError(
                     f"task {spec.name!r}: split {spec.source.eval_split!r} of its data has no document"
                 ) from error
+            if (half := _half_built(error)) is not None:  # lm-eval tries the first document, and tells how that failed
+                check_choices(spec, half, [0], labels=True)
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"task {spec.name!r} cannot be loaded: {reason}") from error
+
+
+def _half_built(error: BaseException | None) -> Any:
+    """The task with documents in whose making an error arose, or None."""
+    from lm_eval.api.task import ConfigurableTask
+
+    while error is not None:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            made = frame.f_locals.get("self")
+            if isinstance(made, ConfigurableTask) and hasattr(made, "task_docs"):
+                return made
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def task_index(include_path: str = "") -> Mapping[str, Entry]:

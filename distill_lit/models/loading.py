@@ -26,6 +26,7 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "added_tokens.json",
 )
+WIDENED = ("fp8", "mxfp8", "mxfp4")  # kinds of weights
 SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
 
 
@@ -103,11 +104,36 @@ def _own_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=may_run_code(folder), local_files_only=True)
-    for one in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))):
+    for one in _parts(config):
         for choice in ("_attn_implementation_internal", "_experts_implementation_internal"):
-            if one is not None and hasattr(one, choice):
+            if hasattr(one, choice):
                 setattr(one, choice, None)
+        _settle_quantisation(folder, one)
     return config
+
+
+def _parts(config: Any) -> list[Any]:
+    """A config and those within it, as of a text model within one of images."""
+    inner = (getattr(config, name, None) for name in getattr(config, "sub_configs", {}))
+    return [config, *(one for one in inner if one is not None)]
+
+
+def _settle_quantisation(folder: Path, config: Any) -> None:
+    """Has weights in 8 or 4 bits that transformers can widen by itself widened, as its fast ways with them are code of a
+    hub. Raises UserError for other kinds of quantised weights, each of which is a package that would be imported."""
+    asked = getattr(config, "quantization_config", None)
+    if asked is None:
+        return
+    asked_here = asked if isinstance(asked, dict) else {"quant_method": getattr(asked, "quant_method", None)}
+    is_bitsandbytes = asked_here.get("load_in_8bit") or asked_here.get("load_in_4bit")  # whatever else it says
+    kind = "bitsandbytes" if is_bitsandbytes else asked_here.get("quant_method")
+    if kind in WIDENED and isinstance(asked, dict):
+        asked["dequantize"] = True
+    elif kind != "torchao":
+        raise UserError(
+            f"{folder}: config.json asks for quantised weights of kind {kind!r}, which are not read; "
+            f"take the model itself, a GGUF, or one of {', '.join(('torchao', *WIDENED))}"
+        )
 
 
 @contextmanager
@@ -130,6 +156,9 @@ def load_config(folder: Path) -> Any:
     """The transformers config in a local folder."""
     with _telling(folder, "its config.json is not one of a causal language model"):
         config = _own_config(folder)
+        for one in _parts(config):
+            if isinstance(asked := getattr(one, "quantization_config", None), dict) and asked["quant_method"] in WIDENED:
+                del one.quantization_config  # of the weights on disk, not of the model
         text = config.get_text_config()
         if config.is_encoder_decoder or not all(getattr(text, name, 0) for name in SIZES):
             raise ValueError(f"{config.model_type} has no decoder with {', '.join(SIZES)}")

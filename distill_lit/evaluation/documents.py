@@ -1,0 +1,87 @@
+"""What of a task's documents cannot be asked or judged: no choices, labels that are hidden or wrong, too few examples."""
+
+import itertools
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from distill_lit.errors import UserError
+from distill_lit.evaluation.records import UNREADABLE, has_gold, label_of, right_choices
+
+if TYPE_CHECKING:
+    from distill_lit.evaluation.tasks import TaskSpec
+
+EXAMPLES_LOOKED_AT = 200  # of a pool, for right answers that are not there
+HIDDEN = (-1, None, "", "None", "-1")  # labels of splits for a leaderboard
+
+
+def check_gold(spec: "TaskSpec", task: Any) -> None:
+    """Raises UserError where no document of a task has a known right answer, an example before them has none, or there are
+    fewer examples than are asked for."""
+    documents = task.eval_docs
+    if len(documents) and not any(has_gold(task, document) for document in documents):
+        raise UserError(
+            f"task {spec.name!r}: none of its {len(documents)} documents in split {spec.source.eval_split!r} has a known "
+            "right answer, as in splits whose labels are hidden; name one with labels as its test_split or validation_split"
+        )
+    if not spec.fewshot:
+        return
+    _check_pool(spec, task)
+    shown = list(itertools.islice(task.fewshot_docs() or (), EXAMPLES_LOOKED_AT))
+    hidden = sum(not has_gold(task, document) for document in shown)
+    if hidden:
+        raise UserError(
+            f"task {spec.name!r}: {hidden} of {len(shown)} examples in split {spec.source.fewshot_split!r} have no known "
+            "right answer; name another fewshot_split, or set evaluation.fewshot=0"
+        )
+
+
+def _check_pool(spec: "TaskSpec", task: Any) -> None:
+    """Raises UserError where the pool is too small; lm-eval takes the document at hand from it if both are of one split."""
+    sampler = getattr(task, "sampler", None)
+    pool = len(getattr(sampler, "fewshot_indices", None) or getattr(sampler, "df", None) or ())
+    left = max(0, pool - (task.fewshot_cfg.split == task.config.test_split))
+    if spec.fewshot > left:
+        where = f"split {spec.source.fewshot_split!r}" if spec.source.fewshot_split else "its own list"
+        beside = " beside the question" if left < pool else ""
+        raise UserError(
+            f"task {spec.name!r}: {spec.fewshot} examples are asked for, and {where} has {left}{beside}; "
+            f"set evaluation.fewshot to {left} or less"
+        )
+
+
+def check_choices(spec: "TaskSpec", task: Any, numbers: Iterable[int], labels: bool = False) -> None:
+    """Raises UserError for the first of these documents that has no choices. labels: also for one whose label is none of
+    its choices and does not mean that it is hidden."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return
+    for number in numbers:
+        if problem := _misfit(task, task.eval_docs[number], labels):
+            raise UserError(
+                f"task {spec.name!r}: document {number + 1} of split {spec.source.eval_split!r} {problem}; "
+                "mend it, or leave it out"
+            )
+
+
+def _misfit(task: Any, document: Any, labels: bool) -> str:
+    """What is wrong with a document, or nothing."""
+    try:
+        choices = task.doc_to_choice(document)
+    except UNREADABLE:  # of a column that is missing or null
+        choices = None
+    if not isinstance(choices, (list, tuple)) or not choices:
+        return "has no choices"
+    odd = [choice for choice in choices if not isinstance(choice, str) or not choice]
+    if odd:
+        return f"has {odd[0]!r} among its choices, which is no text"
+    if not labels or callable(task.config.process_results):
+        return ""
+    try:
+        label = label_of(task, document)
+    except UNREADABLE:
+        return ""
+    is_known = label in HIDDEN if not isinstance(label, list) else not label
+    return (
+        ""
+        if is_known or right_choices(label, choices)
+        else f"has label {label!r}, which is none of its {len(choices)} choices"
+    )
