@@ -63,6 +63,11 @@ class TaskSpec:
         return self.entry.name
 
     @property
+    def shows_itself(self) -> bool:
+        """Whether its examples come from the documents that it asks."""
+        return bool(self.fewshot) and self.source.fewshot_split == self.source.eval_split
+
+    @property
     def runs_code(self) -> bool:
         """Whether it executes code that the model writes."""
         return bool(self.entry.config["unsafe_code"])
@@ -142,7 +147,8 @@ def resolve_tasks(
         fewshot = own or 0 if settings.fewshot is None or own == 0 else settings.fewshot
         source = find_source(entry, benchmarks, fewshot)
         digest = fingerprint([entry.digest, overrides, source.eval_split, source.fewshot_split])
-        specs.append(TaskSpec(entry, source, overrides, asked_as, group, fewshot, digest))
+        spec = TaskSpec(entry, source, overrides, asked_as, group, fewshot, digest)
+        specs.append(replace(spec, digest=fingerprint([digest, "left out"])) if spec.shows_itself else spec)
     return specs
 
 
@@ -172,7 +178,7 @@ def load_task(spec: TaskSpec) -> Any:
         (Path(folder) / "task.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
         manager = TaskManager(include_path=folder, include_defaults=False)
         try:
-            return manager.load([spec.name])["tasks"][spec.name]
+            task = manager.load([spec.name])["tasks"][spec.name]
         except Exception as error:
             if said := unwritable(error):  # no fault of the task
                 raise UserError(said) from error
@@ -184,6 +190,9 @@ def load_task(spec: TaskSpec) -> Any:
                 check_choices(spec, half, [0], labels=True)
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"task {spec.name!r} cannot be loaded: {reason}") from error
+    if spec.shows_itself:  # lm-eval leaves the document at hand out only where the task file names one split as both
+        task.config.test_split = task.fewshot_cfg.split = spec.source.eval_split
+    return task
 
 
 def _half_built(error: BaseException | None) -> Any:

@@ -3,6 +3,9 @@
 import json
 import logging
 import re
+import resource
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from tiny_data import byte_tokenizer, save_tokenizer
 from trainings import cli
 from transformers import AutoTokenizer
 
-from distill_lit import cells, midway
+from distill_lit import cells, limits, midway
 from distill_lit import experiment as experiments
 from distill_lit.config import CorpusConfig, DataConfig, load_experiment
 from distill_lit.config.schema import EvaluationConfig
@@ -27,8 +30,8 @@ from distill_lit.data.chat import encode_chat
 from distill_lit.data.corpora import read_documents
 from distill_lit.data.tokens import tokenize
 from distill_lit.errors import UserError
-from distill_lit.evaluation.evaluate import evaluate_loaded, evaluate_model
-from distill_lit.evaluation.tasks import try_own_tasks
+from distill_lit.evaluation.evaluate import check_template, evaluate_loaded, evaluate_model
+from distill_lit.evaluation.tasks import load_task, resolve_tasks, try_own_tasks
 from distill_lit.models import load_model, load_tokenizer
 from distill_lit.models.vocabulary import check_tokens, count_tokens
 from distill_lit.signals.alignment import align, sizes_in
@@ -289,17 +292,207 @@ def test_a_token_beyond_the_embeddings(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- hidden labels
 
 
-@pytest.mark.parametrize("hidden", [-1, None, 9, ""])
+@pytest.mark.parametrize("hidden", [-1, None, ""])
 def test_hidden_labels_are_refused_before_a_model_is_loaded(tmp_path: Path, hidden: Any) -> None:
     folder = tiny_tasks.make_tasks(tmp_path / "tasks", "colours")
     settings = EvaluationConfig(tasks=["colours"], include_path=str(folder))
+    words = "task 'colours': none of its 24 documents .* has a known right"
     try_own_tasks(settings, "pypi")
     file = folder / "colours.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     file.write_text("".join(json.dumps({**row, "label": hidden}) + "\n" for row in rows))
-    with pytest.raises(UserError, match=r"none of its 24 documents .* has a known right|list index out of range"):
+    with pytest.raises(UserError, match=words):
         try_own_tasks(settings, "pypi")
-    rows[0]["label"] = 0
     file.write_text("".join(json.dumps({**row, "label": hidden if i else 0}) + "\n" for i, row in enumerate(rows)))
     with pytest.raises(UserError, match=r"task 'colours': 23 of 24 examples .* have no known right"):
         try_own_tasks(EvaluationConfig(tasks=["colours"], include_path=str(folder), fewshot=1), "pypi")
+
+
+def rewrite(file: Path, change: Callable[[int, dict[str, Any]], dict[str, Any]]) -> None:
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(change(number, row)) + "\n" for number, row in enumerate(rows)))
+
+
+@pytest.mark.parametrize("number", [0, 5])
+@pytest.mark.parametrize("label", [9, "blue"])
+def test_a_label_that_is_no_choice_is_named(tmp_path: Path, number: int, label: Any) -> None:
+    folder = tiny_tasks.make_tasks(tmp_path / "tasks", "colours")
+    rewrite(folder / "colours.jsonl", lambda n, row: {**row, "label": str(label if n == number else row["label"])})
+    words = f"document {number + 1} of split 'test' has label {label!r}, which is none of its {3 + number % 2} choices"
+    with pytest.raises(UserError, match=words):
+        try_own_tasks(EvaluationConfig(tasks=["colours"], include_path=str(folder)), "pypi")
+
+
+def test_some_hidden_labels_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tiny_tasks.make_tasks(tmp_path / "tasks", "colours", "shapes")
+    rewrite(folder / "shapes.jsonl", lambda n, row: {**row, "label": -1} if n in (0, 7, 9) else row)
+    settings = EvaluationConfig(tasks=["colours", "shapes"], include_path=str(folder), dtype="float32")
+    try_own_tasks(settings, "pypi")
+    model = tiny.make_model(tmp_path / "model")
+    with caplog.at_level(logging.WARNING):
+        found = evaluate_loaded(load_model(model), load_tokenizer(model), settings, "pypi")
+    assert "task shapes: 3 of 24 documents without a known right answer count as wrong" in caplog.text
+    assert "task colours" not in caplog.text
+    assert found.records.loc[found.records.task == "shapes", "correct"].tolist()[0] == 0
+
+
+WRITING = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+output_type: generate_until
+test_split: test
+doc_to_text: "Question: {{{{question}}}}\\nAnswer:"
+doc_to_target: "{{{{passage}}}}"
+generation_kwargs: {{until: ["\\n"], max_gen_toks: 4}}
+metric_list:
+  - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
+metadata: {{version: 1.0}}
+"""
+
+
+def make_writing(folder: Path, name: str = "writing") -> Path:
+    folder.mkdir(exist_ok=True)
+    data = tiny_tasks.make_documents(folder / f"{name}.jsonl")
+    (folder / f"{name}.yaml").write_text(WRITING.format(name=name, data=data))
+    return data
+
+
+@pytest.mark.parametrize("hidden", [None, "", " ", []])
+def test_hidden_answers_of_a_task_that_writes_and_of_a_group(tmp_path: Path, hidden: Any) -> None:
+    folder = tiny_tasks.make_tasks(tmp_path / "tasks", "colours")
+    data = make_writing(folder)
+    (folder / "both.yaml").write_text("group: both\ntask: [colours, writing]\n")
+    settings = EvaluationConfig(tasks=["both"], include_path=str(folder))
+    try_own_tasks(settings, "pypi")
+    rewrite(data, lambda n, row: {**row, "passage": hidden})
+    with pytest.raises(
+        UserError, match="task 'writing': none of its 24 documents in split 'test' has a known right answer"
+    ):
+        try_own_tasks(settings, "pypi")
+
+
+def test_a_question_beyond_the_embeddings_of_a_model_that_writes(tmp_path: Path) -> None:
+    data = make_writing(tmp_path / "tasks")
+    model = tiny.make_model(tmp_path / "model")
+    tokenizer = load_tokenizer(model)
+    tokenizer.add_tokens(["<image>"])
+    settings = EvaluationConfig(tasks=["writing"], include_path=str(data.parent), dtype="float32", limit=4)
+    assert len(evaluate_loaded(load_model(model), tokenizer, settings, "pypi").records) == 4
+    rewrite(data, lambda n, row: {**row, "question": "what is <image> here"})
+    with pytest.raises(UserError, match="the text holds '<image>', token 300 of a model that has 300"):
+        evaluate_loaded(load_model(model), tokenizer, settings, "pypi")
+
+
+# ---------------------------------------------------------------- documents that cannot be asked
+
+
+@pytest.mark.parametrize("number", [0, 5])
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [([], "no choices"), (None, "no choices"), ("", "no choices"), ("missing", "no choices"),
+     (["a", None, "b"], "None among its choices"), (["", "a", "b"], "'' among its choices")],
+)  # fmt: skip
+def test_a_document_without_choices_is_named(tmp_path: Path, number: int, choices: Any, words: str) -> None:
+    folder = tiny_tasks.make_tasks(tmp_path / "tasks", "colours")
+
+    def change(n: int, row: dict[str, Any]) -> dict[str, Any]:
+        without = {key: value for key, value in row.items() if key != "choices"}
+        return row if n != number else without if choices == "missing" else {**row, "choices": choices, "label": 0}
+
+    rewrite(folder / "colours.jsonl", change)
+    settings = EvaluationConfig(tasks=["colours"], include_path=str(folder), dtype="float32")
+    said = f"task 'colours': document {number + 1} of split 'test' has {words}"
+    with pytest.raises(UserError, match=said):
+        try_own_tasks(settings, "pypi")
+    model = tiny.make_model(tmp_path / "model")
+    with pytest.raises(UserError, match=said):  # as for a task that is known, whose data is not read when a run is planned
+        evaluate_loaded(load_model(model), load_tokenizer(model), settings, "pypi")
+
+
+def test_more_examples_than_there_are(tmp_path: Path) -> None:
+    folder = tiny_tasks.make_tasks(tmp_path / "tasks", "colours")
+    settings = EvaluationConfig(tasks=["colours"], include_path=str(folder), fewshot=23)
+    try_own_tasks(settings, "pypi")  # all but the question itself
+    settings.fewshot = 24
+    with pytest.raises(
+        UserError, match="task 'colours': 24 examples are asked for, and split 'test' has 23 beside the question"
+    ):
+        try_own_tasks(settings, "pypi")
+    shown = tiny_tasks.make_documents(folder / "shown.jsonl", count=5)
+    task = (folder / "colours.yaml").read_text().replace("data_files: {", f"data_files: {{train: {shown}, ")
+    for more in ("training_split: train", "training_split: train\nfewshot_config: {sampler: first_n}"):
+        (folder / "colours.yaml").write_text(f"{task}{more}\n")
+        settings.fewshot = 5
+        try_own_tasks(settings, "pypi")
+        settings.fewshot = 6
+        with pytest.raises(UserError, match="task 'colours': 6 examples are asked for, and split 'train' has 5; set eval"):
+            try_own_tasks(settings, "pypi")
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("sampler", ["default", "first_n"])
+def test_a_question_is_no_example_of_itself(tmp_path: Path, split: str, named: bool, sampler: str) -> None:
+    folder = tiny_tasks.make_tasks(tmp_path / "tasks", "colours")
+    file = folder / "colours.yaml"
+    more = f"fewshot_config: {{sampler: {sampler}}}\n" + (f"fewshot_split: {split}\n" if named else "")
+    task_file = file.read_text().replace("test_split: test", f"{split}_split: {split}").replace("{test:", f"{{{split}:")
+    file.write_text(task_file + more)
+    settings = EvaluationConfig(tasks=["colours"], include_path=str(folder), fewshot=20)
+    (spec,) = resolve_tasks(settings, "pypi")
+    task = load_task(spec)
+    task.set_config("num_fewshot", spec.fewshot)
+    task.set_fewshot_seed(settings.seed)
+    for document in task.eval_docs:
+        context = task.fewshot_context(document, 20)
+        assert context.count("Question: ") == 21
+        assert context.count(f"Question: {document['question']}\n") == 1
+
+
+# ---------------------------------------------------------------- templates that take too much
+
+TURNS = "{% for i in range(99999) %}"
+DOUBLED = "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x | length }}"
+HOSTILE = {
+    "{% for i in range(10**12) %}{% endfor %}": "refuses it: Range too big",
+    TURNS * 4 + "{% endfor %}" * 4: "is stopped: it takes more than 0.5 seconds",
+    "{{ 'a' * 10**8 }}": "is stopped: it writes 100,000,000 characters",
+    DOUBLED: "is stopped: it takes more than 1,024 MiB of memory",
+    "{{ 'a' | center(10**12) }}": "is stopped: it takes more than 1,024 MiB of memory",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": "refuses it: maximum recursion depth",
+    "{{ ''.__class__.__mro__ }}": "refuses it: access to attribute '__class__' of 'str' object is unsafe",
+}
+
+
+@pytest.mark.parametrize("template", HOSTILE)
+def test_a_hostile_template_is_stopped(tmp_path: Path, template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "0.5" in HOSTILE[template]:
+        monkeypatch.setattr(limits, "SECONDS", 0.5)
+    known = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)
+    tokenizer = byte_tokenizer(template)
+    with pytest.raises(UserError, match=f"mine.messages: row 1: the chat template {HOSTILE[template]}"):
+        supervised(tmp_path, tokenizer, [USER, REPLY])
+    asking = EvaluationConfig(chat_template=True)
+    with pytest.raises(UserError, match=f"evaluation.chat_template: of teacher: the chat template {HOSTILE[template]}"):
+        check_template(asking, tokenizer, "teacher")
+    assert (resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)) == known
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
+
+
+def test_a_template_that_is_hostile_later_is_stopped_where_it_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SECONDS", 0.5)
+    loops = TURNS * 4 + "{% endfor %}" * 4
+    late = f"{{% if messages | length == 3 or 'Question' in messages[-1].content %}}{loops}{{% endif %}}"
+    late += "{% for m in messages %}{{ m.content }}|{% endfor %}"
+    folder = tiny_tasks.make_tasks(tmp_path / "tasks", "colours")
+    settings = EvaluationConfig(tasks=["colours"], include_path=str(folder), dtype="float32", chat_template=True)
+    model = tiny.make_model(tmp_path / "model")
+    tokenizer = load_tokenizer(model)
+    tokenizer.chat_template = late
+    with pytest.raises(UserError, match="the chat template is stopped: it takes more than 0.5 seconds"):
+        evaluate_loaded(load_model(model), tokenizer, settings, "pypi")
+    with pytest.raises(UserError, match=r"row 1: the chat template is stopped"):  # of a part of a chat, too
+        supervised(tmp_path, byte_tokenizer(late), [USER, REPLY, USER, REPLY])

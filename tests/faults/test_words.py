@@ -2,7 +2,10 @@
 
 import json
 import math
+import re
+import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -18,6 +21,7 @@ from distill_lit.evaluation.tasks import load_task, resolve_tasks
 from distill_lit.experiment import plan
 from distill_lit.models import load_config
 from distill_lit.models.loading import load_model
+from distill_lit.models.quantise import is_quantised
 
 # ---------------------------------------------------------------- names of files
 
@@ -98,6 +102,83 @@ def test_an_attention_of_a_hub_is_not_asked_for(tmp_path: Path, key: str) -> Non
     assert load_config(folder)._attn_implementation != kernel
     ids = torch.arange(3, 11)[None]
     assert torch.equal(model(ids).logits, plain(ids).logits)
+
+
+KERNELS = {
+    "use_kernels": True,
+    "kernel_config": {"kernel_mapping": {"RMSNorm": "kernels-community/liger-kernels:LigerRMSNorm"}},
+}
+
+
+def ask_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No connection to anywhere, and transformers believes that it could fetch kernels."""
+
+    def refuse(*arguments: Any) -> None:
+        raise AssertionError(f"a connection to {arguments[-1]}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    for module in ("quantizers.quantizer_mxfp4", "integrations.hub_kernels", "modeling_utils"):
+        monkeypatch.setattr(f"transformers.{module}.is_kernels_available", lambda *_: True, raising=False)
+    monkeypatch.setattr("transformers.quantizers.quantizer_mxfp4.is_triton_available", lambda *_: True, raising=False)
+
+
+def test_kernels_of_a_config_are_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny.make_model(tmp_path / "model")
+    plain = load_model(folder)
+    known = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**known, **KERNELS}))
+    ask_no_hub(monkeypatch)
+    model = load_model(folder)
+    ids = torch.arange(3, 11)[None]
+    assert not model.use_kernels
+    assert torch.equal(model(ids).logits, plain(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind"),
+    [({"quant_method": "gptq", "bits": 4}, "gptq"), ({"quant_method": "awq"}, "awq"), ({"quant_method": "../x"}, "../x"),
+     ({"quant_method": "fp8", "load_in_4bit": True}, "bitsandbytes"), ({"quant_method": "higgs"}, "higgs"), ({}, None),
+     ({"quant_method": ["fp8"]}, ["fp8"]), ("gptq", None), (["fp8"], None), ({"quant_method": "fbgemm_fp8"}, "fbgemm_fp8")],
+)  # fmt: skip
+def test_quantised_weights_that_ask_for_a_package_are_refused(
+    tmp_path: Path, asked: Any, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny.make_model(tmp_path / "model")
+    known = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**known, "quantization_config": asked}))
+    ask_no_hub(monkeypatch)
+    for read in (load_model, load_config):
+        with pytest.raises(
+            UserError, match=f"asks for quantised weights of kind {re.escape(repr(kind))}, which are not re"
+        ):
+            read(folder)
+
+
+def test_weights_in_8_bits_are_widened_without_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny.make_model(tmp_path / "model")
+    known, weights = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+    narrow = {}
+    for name, weight in weights.items():  # one block for each matrix, of scale 1/4
+        if "proj" in name:
+            narrow[name] = (weight * 4).to(torch.float8_e4m3fn)
+            narrow[f"{name}_scale_inv"] = torch.full((1, 1), 0.25)
+            weights[name] = narrow[name].float() / 4
+        else:
+            narrow[name] = weight
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    plain = load_model(folder)
+    save_file(narrow, folder / "model.safetensors", {"format": "pt"})
+    asked = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+    (folder / "config.json").write_text(json.dumps({**known, "quantization_config": asked}))
+    ask_no_hub(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    model = load_model(folder)
+    assert not is_quantised(model)
+    assert getattr(load_config(folder), "quantization_config", None) is None
+    ids = torch.arange(3, 11)[None]
+    assert torch.allclose(model(ids).logits, plain(ids).logits, atol=1e-2)
+    assert {type(module) for name, module in model.named_modules() if name.endswith("_proj")} == {torch.nn.Linear}
 
 
 # ---------------------------------------------------------------- words
