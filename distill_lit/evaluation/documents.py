@@ -4,8 +4,8 @@ import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from distill_lit.errors import UserError
-from distill_lit.evaluation.records import UNREADABLE, has_gold, label_of, right_choices
+from distill_lit.errors import UserError, in_one_line
+from distill_lit.evaluation.records import has_gold, label_of, right_choices
 
 if TYPE_CHECKING:
     from distill_lit.evaluation.tasks import TaskSpec
@@ -66,8 +66,8 @@ def _misfit(task: Any, document: Any, labels: bool) -> str:
     """What is wrong with a document, or nothing."""
     try:
         choices = task.doc_to_choice(document)
-    except UNREADABLE:  # of a column that is missing or null
-        choices = None
+    except Exception as error:  # of a column that is missing or null, or a function of the user's own
+        return f"has no choices: {in_one_line(error)}"
     if not isinstance(choices, (list, tuple)) or not choices:
         return "has no choices"
     odd = [choice for choice in choices if not isinstance(choice, str) or not choice]
@@ -77,11 +77,8 @@ def _misfit(task: Any, document: Any, labels: bool) -> str:
         return ""
     try:
         label = label_of(task, document)
-    except UNREADABLE:
+    except Exception:  # as good as hidden
         return ""
-    is_known = label in HIDDEN if not isinstance(label, list) else not label
-    return (
-        ""
-        if is_known or right_choices(label, choices)
-        else f"has label {label!r}, which is none of its {len(choices)} choices"
-    )
+    if right_choices(label, list(choices)) or all(one in HIDDEN for one in (label if isinstance(label, list) else [label])):
+        return ""
+    return f"has label {label!r}, which is none of its {len(choices)} choices"

@@ -70,7 +70,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, **options: Any)
 
     check_folder(folder)
     with _telling(folder, "not a causal language model"):
-        options.setdefault("config", _own_config(folder))
+        options.setdefault("config", own_config(folder))
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
@@ -98,8 +98,8 @@ def _check_finite(folder: Path, model: Any) -> None:
             raise UserError(f"{folder}: the weights of {name} hold {what}, so every answer would; the file is damaged")
 
 
-def _own_config(folder: Path) -> Any:
-    """The transformers config in a folder. What it says of attention, which may be code of a hub, is not followed: which
+def own_config(folder: Path) -> Any:
+    """The transformers config in a folder. Raises UserError for quantised weights that are not read. What it says of attention, which may be code of a hub, is not followed: which
     one is fastest here is transformers' choice, or the caller's."""
     from transformers import AutoConfig
 
@@ -155,7 +155,7 @@ def weight_bytes(folder: Path) -> int:
 def load_config(folder: Path) -> Any:
     """The transformers config in a local folder."""
     with _telling(folder, "its config.json is not one of a causal language model"):
-        config = _own_config(folder)
+        config = own_config(folder)
         for one in _parts(config):
             if isinstance(asked := getattr(one, "quantization_config", None), dict) and asked["quant_method"] in WIDENED:
                 del one.quantization_config  # of the weights on disk, not of the model

@@ -8,7 +8,7 @@ import torch
 
 from distill_lit.errors import UserError
 from distill_lit.models.export import export_student
-from distill_lit.models.loading import check_folder
+from distill_lit.models.loading import check_folder, own_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,6 +36,7 @@ def quantise(folder: Path, target: Path) -> "PreTrainedModel":
     check_folder(folder)
     model = AutoModelForCausalLM.from_pretrained(
         folder,
+        config=own_config(folder),
         dtype=torch.float32,
         quantization_config=TorchAoConfig(Int8DynamicActivationInt8WeightConfig()),
         use_safetensors=True,

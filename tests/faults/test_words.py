@@ -1,5 +1,6 @@
 """Names of any length, references without a kind, weights that are no numbers, hubs that are not asked; what is said."""
 
+import importlib.util
 import json
 import math
 import re
@@ -20,8 +21,8 @@ from distill_lit.errors import UserError
 from distill_lit.evaluation.tasks import load_task, resolve_tasks
 from distill_lit.experiment import plan
 from distill_lit.models import load_config
-from distill_lit.models.loading import _own_config, load_model
-from distill_lit.models.quantise import is_quantised
+from distill_lit.models.loading import load_model, own_config
+from distill_lit.models.quantise import is_quantised, quantise
 
 # ---------------------------------------------------------------- names of files
 
@@ -102,6 +103,8 @@ def test_an_attention_of_a_hub_is_not_asked_for(tmp_path: Path, key: str) -> Non
     assert load_config(folder)._attn_implementation != kernel
     ids = torch.arange(3, 11)[None]
     assert torch.equal(model(ids).logits, plain(ids).logits)
+    if importlib.util.find_spec("torchao"):
+        assert quantise(folder, tmp_path / "int8").config._attn_implementation == "sdpa"
 
 
 KERNELS = {
@@ -173,7 +176,7 @@ def test_weights_in_8_bits_are_widened_without_kernels(tmp_path: Path, monkeypat
     asked = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
     (folder / "config.json").write_text(json.dumps({**known, "quantization_config": asked}))
     ask_no_hub(monkeypatch)
-    assert _own_config(folder).quantization_config["dequantize"]
+    assert own_config(folder).quantization_config["dequantize"]
     model = load_model(folder)
     assert not is_quantised(model)
     assert getattr(load_config(folder), "quantization_config", None) is None
