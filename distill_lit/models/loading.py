@@ -99,8 +99,11 @@ def _check_finite(folder: Path, model: Any) -> None:
 
 
 def own_config(folder: Path) -> Any:
-    """The transformers config in a folder. Raises UserError for quantised weights that are not read. What it says of attention, which may be code of a hub, is not followed: which
-    one is fastest here is transformers' choice, or the caller's."""
+    """The transformers config in a folder. Raises UserError for quantised weights that are not read.
+
+    What it says of attention, which may be code of a hub, is not followed: which one is fastest here is transformers'
+    choice, or the caller's.
+    """
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=may_run_code(folder), local_files_only=True)
