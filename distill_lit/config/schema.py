@@ -208,9 +208,7 @@ class LauncherConfig:
     """Where cells run. Nothing here changes a result beyond the rounding of another device."""
 
     workers: int = knob(1, "cells at a time", low=1, high=4096)
-    threads: int = knob(
-        0, "CPU threads per worker, for all its ranks together; 0: all cores, shared out", low=0, high=4096
-    )
+    threads: int = knob(0, "CPU threads per worker, for all its ranks together; 0: all cores, shared out", low=0, high=4096)
     teacher_device: str = knob("", "device of a live teacher, as cuda:1 or cpu; empty: the student's")
     changed: str = knob(
         "refuse",
