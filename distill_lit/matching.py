@@ -57,6 +57,8 @@ def check_fit(objective: Objective, student: Any, teacher: Any, cached: Collecti
                 f"{key}.projector: hidden states are {ours.hidden} wide in the student and {theirs.hidden} in the teacher; "
                 "set projector: true"
             )
+        if term.kind != HIDDEN and not (ours.heads and theirs.heads):
+            raise UserError(f"{term.key}: {term.kind} compares attention, and one of the two models has no attention heads")
         if term.kind == ATTENTION and ours.heads != theirs.heads and options["heads"] == "each":
             raise UserError(
                 f"{key}.heads: the student has {ours.heads} heads and the teacher {theirs.heads}; set heads: mean"

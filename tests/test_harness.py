@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from architectures import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
@@ -49,6 +50,14 @@ SMALL_GPT2 = {"vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_pos
 def build(kind: type[PreTrainedModel], config: object) -> PreTrainedModel:
     torch.manual_seed(0)
     return kind(config).eval()
+
+
+def linear_only() -> PreTrainedModel:
+    """What a cut of Qwen3-Next may leave: no layer whose cache can count the tokens."""
+    config = tiny_config("qwen3_next")
+    config.vocab_size, config.num_hidden_layers, config.layer_types = 300, 2, ["linear_attention"] * 2
+    config.max_position_embeddings = 256
+    return build(AutoModelForCausalLM.from_config, config)
 
 
 def llama(**changes: object) -> PreTrainedModel:
@@ -302,6 +311,17 @@ def test_falls_back_with_one_warning(
     said = [record for record in caplog.records if record.name == harness.log.name]
     assert len(said) == 1
     assert "computed by HFLM" in said[0].getMessage()
+
+
+def test_a_model_that_can_fill_no_cache_is_scored(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = linear_only()
+    context, answer = "Question: river\nAnswer:", " stone bridge"
+    read, written = (tokenizer(part)["input_ids"] for part in (context, answer))
+    with torch.no_grad():
+        scores = model(torch.tensor([read + written]), use_cache=False).logits[0].log_softmax(-1)
+    expected = sum(float(scores[len(read) - 1 + n, token]) for n, token in enumerate(written))
+    ((found, _),) = PrefixTreeLM(model, tokenizer).loglikelihood(instances([(context, answer)]))
+    assert found == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_short_request_fits_a_window(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -13,13 +13,14 @@ from tiny import make_corpus, make_model, make_tokenizer
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Phi3Config, Qwen2Config
 
 from distill_lit.checks import check_against_teacher
-from distill_lit.config import load_experiment
+from distill_lit.config import WidthConfig, load_experiment
 from distill_lit.errors import UserError
 from distill_lit.models import load_config, surgery
 from distill_lit.models.generation_check import Writing, generation_check
 from distill_lit.models.packed import PADDED
 from distill_lit.models.positions import position_limit
 from distill_lit.models.self_check import last_hidden, model_batches, read_texts, self_check
+from distill_lit.models.size import size_from_config
 from distill_lit.models.states import watching
 from distill_lit.signals.decoding import Sampling, write_batch
 
@@ -167,6 +168,26 @@ def test_short_number_formats_pack_and_are_told_apart() -> None:
     assert self_check(tiny_model("rwkv").bfloat16(), ROW).layout == "padded"
 
 
+@pytest.mark.parametrize("name", ["jamba", "falcon_h1", "bloom", "inkling_text"])
+def test_a_leak_that_rounding_would_hide_is_found(name: str) -> None:
+    """Weights of a fresh model are small: what a document passes to the next is no more than bfloat16 rounds away."""
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(tiny_config(name), dtype=torch.float32).eval().bfloat16()
+    assert self_check(model, ROW).layout == "padded"
+
+
+@pytest.mark.parametrize("name", ["mixtral", "olmoe", "gpt_oss", "gemma3_text"])
+def test_short_number_formats_still_pack(name: str) -> None:
+    assert self_check(tiny_model(name).bfloat16(), ROW).layout in ("one_mask", "mask_per_kind", "positions")
+
+
+@pytest.mark.parametrize("name", ["falcon_mamba", "mamba"])
+def test_states_kept_in_float32_reach_a_bfloat16_lm_head(name: str) -> None:
+    model = tiny_model(name).bfloat16()
+    assert self_check(model, ROW).layout == "padded"
+    assert last_hidden(model, packed_rows(documents(model, 9, 5), ROW)).dtype == torch.bfloat16
+
+
 def test_what_is_no_causal_model_is_refused_with_the_reason() -> None:
     with pytest.raises(UserError, match="later tokens change what it makes of earlier ones"):
         self_check(tiny_model("xlm"), ROW)
@@ -274,3 +295,13 @@ def test_the_table_of_architectures_is_that_of_the_pinned_transformers() -> None
     committed = (ROOT / "docs/architectures.md").read_text()
     assert f"transformers {transformers.__version__} " in committed, "print it again: python tests/architectures.py"
     assert table() == committed
+
+
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "rwkv", "falcon_mamba"])
+def test_a_model_without_attention_heads_is_a_teacher(name: str, tmp_path: Path) -> None:
+    """The table says that it can be distilled: its config is read, its arithmetic counted without attention."""
+    tiny_config(name).save_pretrained(tmp_path)
+    size = size_from_config(load_config(tmp_path))
+    assert (size.attention_width, size.cache_width, size.layers) == (0, 0, 4)
+    with pytest.raises(UserError, match="has no attention heads; only its layers can be cut"):
+        surgery.narrow_config(load_config(tmp_path), WidthConfig(hidden_size=16))

@@ -94,7 +94,7 @@ def score_alone(model: PreTrainedModel, tokens: list[int], count: int) -> float:
     device = model.device
     places = torch.arange(len(tokens) - 1 - count, len(tokens) - 1, device=device)
     with _head_only_at(model, places):
-        logits = model(input_ids=torch.tensor([tokens[:-1]], device=device)).logits[0]
+        logits = model(input_ids=torch.tensor([tokens[:-1]], device=device), use_cache=False).logits[0]
     totals, _ = _normalise(logits)
     chosen = logits.gather(-1, torch.tensor(tokens[-count:], device=device)[:, None])[:, 0]
     return float((chosen.to(totals.dtype) - totals).sum())
@@ -109,7 +109,7 @@ def head_is_last(model: PreTrainedModel) -> bool:
     returned: list[torch.Tensor] = []
     hook = head.register_forward_hook(lambda _, inputs, output: returned.append(output))
     try:
-        logits = model(input_ids=torch.arange(4, device=model.device)[None]).logits
+        logits = model(input_ids=torch.arange(4, device=model.device)[None], use_cache=False).logits
     finally:
         hook.remove()
     return len(returned) == 1 and torch.equal(returned[0], logits)

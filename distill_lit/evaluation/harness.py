@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import _add_special_kwargs, has_bos_prefix, normalize_gen_kwargs
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill_lit.config.schema import EvaluationConfig
@@ -65,6 +66,12 @@ class PrefixTreeLM(HFLM):
         self._rows = model.get_input_embeddings().weight.shape[0]
         self._head_is_last = model.device.type == "cpu" and head_is_last(model)  # a GPU wants large products
         self.start(progress)
+
+    def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        # HFLM's fills a cache that nobody reads, and a cut may leave a model without the layers that can count it
+        with torch.no_grad():
+            logits: Tensor = self.model(inps, use_cache=False).logits
+        return logits
 
     def start(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Sets all counts to zero, for the next task. `progress` is called with (requests done, requests in all)."""

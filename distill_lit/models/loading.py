@@ -27,7 +27,7 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 WIDENED = ("fp8", "mxfp8", "mxfp4")  # kinds of weights
-SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
+SIZES = ("num_hidden_layers", "hidden_size", "vocab_size")
 
 
 _may_run_code: set[Path] = set()

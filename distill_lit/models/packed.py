@@ -64,9 +64,10 @@ def split_batch(model: Any, batch: Batch, layout: str) -> list[Part]:
 
 
 def run_backbone(model: Any, part: Part) -> Tensor:
-    """Hidden states (n, L, D) after the final norm."""
+    """Hidden states (n, L, D) after the final norm, in the number format of the lm_head: some models keep them in float32
+    beside weights in a short one."""
     hidden: Tensor = body_of(model)(**part.inputs, use_cache=False).last_hidden_state
-    return hidden
+    return hidden.to(model.get_output_embeddings().weight.dtype)
 
 
 def gather(values: Sequence[Tensor], parts: Sequence[Part], shape: tuple[int, int]) -> Tensor:

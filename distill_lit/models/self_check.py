@@ -23,6 +23,7 @@ from distill_lit.models.packed import (
     PADDED,
     POSITIONS,
     Batch,
+    Part,
     as_evaluated,
     gather,
     gather_maps,
@@ -125,6 +126,8 @@ def _choose(model: Any, size: int, is_packed: bool) -> Reading:
     alone_or_padded = [ALONE] if scales_with_length(model.config) else [PADDED, ALONE]
     for layout in [*(_packing(model.config, size) if is_packed else []), *alone_or_padded]:
         problem = _problem(model, documents, alone, layout, tolerance)
+        if not problem and layout not in alone_or_padded and _leaks(model, documents, layout):
+            problem = "in one row, documents change those after them"
         if not problem:
             return Reading(layout, why)
         why = why or f"{name}: {problem}"
@@ -155,6 +158,35 @@ def _problem(model: Any, documents: list[list[int]], alone: list[Tensor], layout
     return f"documents in one row are not read as alone, from {layer} on (relative difference {apart:.2g})"
 
 
+def _leaks(model: Any, documents: list[list[int]], layout: str) -> bool:
+    """Whether a document in a row changes those after it, in number formats whose rounding would hide a little of it.
+
+    With the same shapes nothing else may change them, but what two texts of a batch do to each other: experts round
+    otherwise with other company.
+    """
+    dtype, device = next(model.parameters()).dtype, next(model.parameters()).device
+    if most_allowed(model) == TOLERANCE.get(dtype):
+        return False
+    first, second = documents[0], documents[1]
+    others = [_other_tokens(model, text) for text in (first, second)]
+    read = [
+        _by_document(b, _read(model, b, layout))
+        for b in (_batch_of([t, *documents[1:]], device) for t in (first, others[0]))
+    ]
+    company = [
+        run_backbone(model, Part({"input_ids": torch.tensor([second, beside], device=device)}, torch.ones(0)))[0]
+        for beside in (second[::-1], others[1])
+    ]
+    apart = max(distance(mine, other) for mine, other in zip(read[0][1:], read[1][1:], strict=True))
+    return not apart <= 2 * distance(*company)
+
+
+def _other_tokens(model: Any, text: list[int]) -> list[int]:
+    usual = usual_tokens(model).tolist()
+    place = {token: n for n, token in enumerate(usual)}
+    return [usual[(place[token] + 1 + n) % len(usual)] for n, token in enumerate(text)]
+
+
 def _read(model: Any, batch: Batch, layout: str) -> Tensor:
     parts = split_batch(model, batch, layout)
     return gather([run_backbone(model, part) for part in parts], parts, tuple(batch["input_ids"].shape))  # type: ignore[arg-type]
@@ -176,7 +208,7 @@ def _plainly(model: Any, text: list[int]) -> Tensor:
     if not bool(torch.isfinite(found[0]).all()):
         raise UserError(f"{name}: its hidden states are not finite: damaged weights, or too large for their number format")
     hidden: Tensor = found[0][0]
-    return hidden
+    return hidden.to(model.get_output_embeddings().weight.dtype)
 
 
 def _check_lm_head(model: Any, text: list[int], hidden: Tensor) -> None:

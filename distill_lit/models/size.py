@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from distill_lit.models.surgery.anatomy import attention_heads, head_width, key_value_heads
+
 
 @dataclass(frozen=True)
 class Size:
@@ -40,14 +42,14 @@ def size_of(model: Any) -> Size:
     unique = {id(parameter): parameter for parameter in model.parameters()}
     table, output = model.get_input_embeddings().weight, model.get_output_embeddings()
     text = model.config.get_text_config()
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    heads, width = attention_heads(text), head_width(text)
     return Size(
         parameters=sum(parameter.numel() for parameter in unique.values()),
         embedding=sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding)),
         head_products=output.weight.numel(),
-        attention_width=text.num_hidden_layers * text.num_attention_heads * width,
+        attention_width=text.num_hidden_layers * heads * width,
         layers=text.num_hidden_layers,
-        cache_width=2 * text.num_hidden_layers * _key_heads(text) * width,
+        cache_width=2 * text.num_hidden_layers * key_value_heads(text) * width,
         is_tied=output.weight is table,
         idle=_idle(model, text),
     )
@@ -61,10 +63,6 @@ def _idle(model: Any, text: Any) -> int:
         return 0
     experts = sum(weight.numel() for name, weight in model.named_parameters() if ".experts." in name)
     return int(experts * (count - text.num_experts_per_tok) // count)
-
-
-def _key_heads(text: Any) -> int:
-    return int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
 
 
 def size_from_config(config: Any) -> Size:

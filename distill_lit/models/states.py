@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from distill_lit.errors import UserError
 from distill_lit.models.self_check import last_hidden
-from distill_lit.models.surgery.anatomy import head_width, key_value_heads, layer_list
+from distill_lit.models.surgery.anatomy import attention_heads, head_width, key_value_heads, layer_list
 from distill_lit.models.surgery.depth import Batch
 
 HIDDEN, ATTENTION, QUERIES, KEYS, VALUES = "hidden", "attention", "queries", "keys", "values"
@@ -34,7 +34,7 @@ class Shape(NamedTuple):
 def shape_of(config: Any) -> Shape:
     """The shape of a model with this transformers config."""
     text = config.get_text_config()
-    heads, groups, width = text.num_attention_heads, key_value_heads(text), head_width(text)
+    heads, groups, width = attention_heads(text), key_value_heads(text), head_width(text)
     return Shape(text.num_hidden_layers, text.hidden_size, heads, heads * width, groups * width, groups)
 
 

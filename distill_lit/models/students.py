@@ -21,6 +21,7 @@ from distill_lit.models.lora import add_adapters, check_lora
 from distill_lit.models.self_check import model_batches
 from distill_lit.models.size import size_from_config
 from distill_lit.models.surgery import Cut, Progress
+from distill_lit.models.surgery.anatomy import attention_heads
 from distill_lit.models.vocabulary import check_same_vocabulary
 
 if TYPE_CHECKING:
@@ -209,10 +210,11 @@ def _check_change(key: str, value: Any, was: Any) -> None:
 def _check_built(config: Any) -> None:
     """Raises UserError unless a model of this config can be built, with heads that share its channels."""
     text = config.get_text_config()
-    heads, groups = text.num_attention_heads, getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    if heads % groups:
+    heads = attention_heads(text)
+    groups = getattr(text, "num_key_value_heads", None) or heads
+    if heads and heads % groups:
         raise UserError(f"config: {heads} attention heads cannot share {groups} key-value heads")
-    if not getattr(text, "head_dim", None) and text.hidden_size % heads:
+    if heads and not getattr(text, "head_dim", None) and text.hidden_size % heads:
         raise UserError(f"config: {heads} attention heads cannot share a hidden size of {text.hidden_size}")
     try:
         size_from_config(config)
@@ -235,7 +237,11 @@ def changed_config(config: Any, changes: dict[str, Any]) -> Any:
         if key not in known:
             raise UserError(f"config: unknown key {key!r}{suggest(key, known)}")
         _check_change(key, value, known[key])
-    if "head_dim" in known and "head_dim" not in changes and {"hidden_size", "num_attention_heads"} & set(changes):
+    if (
+        {"head_dim", "num_attention_heads"} <= set(known)
+        and "head_dim" not in changes
+        and {"hidden_size", "num_attention_heads"} & set(changes)
+    ):
         heads = changes.get("num_attention_heads", known["num_attention_heads"])
         changes = {**changes, "head_dim": changes.get("hidden_size", known["hidden_size"]) // heads}
     changed = copy.deepcopy(config)

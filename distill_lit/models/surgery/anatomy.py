@@ -93,14 +93,19 @@ def submodules(model: PreTrainedModel, ends: tuple[str, ...]) -> list[nn.Module]
     return found
 
 
+def attention_heads(config: Any) -> int:
+    """Query heads of a layer; 0 for a model without attention, as Mamba or RWKV."""
+    return int(getattr(config, "num_attention_heads", None) or 0)
+
+
 def head_width(config: Any) -> int:
     """Channels of one attention head."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    return int(getattr(config, "head_dim", None) or config.hidden_size // max(attention_heads(config), 1))
 
 
 def key_value_heads(config: Any) -> int:
     """Key-value heads; as many as query heads where a config does not say."""
-    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    return int(getattr(config, "num_key_value_heads", None) or attention_heads(config))
 
 
 def inner_width(config: Any) -> int:

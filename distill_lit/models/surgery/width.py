@@ -50,7 +50,9 @@ def target_widths(width: WidthConfig, config: Any) -> dict[str, int]:
 
     config: the teacher's transformers config. Raises UserError where they do not fit it.
     """
-    heads, groups = config.num_attention_heads, anatomy.key_value_heads(config)
+    heads, groups = anatomy.attention_heads(config), anatomy.key_value_heads(config)
+    if not heads:
+        raise UserError(f"width: {config.model_type} has no attention heads; only its layers can be cut")
     ratio = heads // groups
     old = {
         "hidden_size": config.hidden_size,
