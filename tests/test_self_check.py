@@ -305,3 +305,12 @@ def test_a_model_without_attention_heads_is_a_teacher(name: str, tmp_path: Path)
     assert (size.attention_width, size.cache_width, size.layers) == (0, 0, 4)
     with pytest.raises(UserError, match="has no attention heads; only its layers can be cut"):
         surgery.narrow_config(load_config(tmp_path), WidthConfig(hidden_size=16))
+
+
+def test_a_vocabulary_without_text_is_refused() -> None:
+    model = tiny_model("llama")
+    model.config.eos_token_id = list(range(120))
+    with pytest.raises(UserError, match="names every token as one that is no text"):
+        self_check(model, ROW)
+    model.config.eos_token_id = list(range(119))
+    assert self_check(model, ROW).layout == "one_mask"

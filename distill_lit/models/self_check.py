@@ -266,6 +266,8 @@ def usual_tokens(model: Any) -> Tensor:
     special = {n for n in _special_tokens(model.config.to_dict()) if 0 <= n < count}
     usual = torch.isfinite(table[:count]).all(-1).cpu()
     usual[list(special)] = False
+    if not usual.any():
+        raise UserError(f"{type(model).__name__}: its config names every token as one that is no text")
     return usual.nonzero()[:, 0]
 
 
