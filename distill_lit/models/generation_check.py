@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from distill_lit.errors import UserError, in_one_line
+from distill_lit.models.check_rows import usual_tokens
 from distill_lit.models.packed import as_evaluated
-from distill_lit.models.self_check import CANNOT, CHECKING, checked_size, distance, most_allowed, usual_tokens
+from distill_lit.models.self_check import CANNOT, CHECKING, checked_size, distance, most_allowed
 
 log = logging.getLogger(__name__)
 NEW_TOKENS = 3

@@ -7,7 +7,7 @@ model's vocabulary only, so a run that goes on decides as it did before.
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from distill_lit.errors import UserError, in_one_line
 from distill_lit.heads import body_of, head_of
+from distill_lit.models.check_rows import by_document, check_documents, other_tokens, rows_of, usual_tokens
 from distill_lit.models.packed import (
     ALONE,
     MASK_PER_KIND,
@@ -119,7 +120,7 @@ def checked_size(config: Any, length: int) -> int:
 
 def _choose(model: Any, size: int, is_packed: bool) -> Reading:
     name, why = type(model).__name__, ""
-    documents = _documents(model, size)
+    documents = check_documents(model, size)
     alone = [_plainly(model, text) for text in documents]
     _check_lm_head(model, documents[0], alone[0])
     tolerance = _tolerance(model, documents[1], alone[1])
@@ -146,9 +147,9 @@ def _packing(config: Any, size: int) -> list[str]:
 
 def _problem(model: Any, documents: list[list[int]], alone: list[Tensor], layout: str, tolerance: float) -> str:
     """How a layout fails to give the hidden states of documents alone, or nothing."""
-    batch = _batch_of(documents, next(model.parameters()).device)
+    batch = rows_of(documents, next(model.parameters()).device)
     try:
-        found = _by_document(batch, _read(model, batch, layout))
+        found = by_document(batch, _read(model, batch, layout))
     except CANNOT as error:
         return f"it cannot be read so ({type(error).__name__}: {in_one_line(error)[:200]})"
     apart = max(distance(mine, other) for mine, other in zip(found, alone, strict=True))
@@ -168,10 +169,9 @@ def _leaks(model: Any, documents: list[list[int]], layout: str) -> bool:
     if most_allowed(model) == TOLERANCE.get(dtype):
         return False
     first, second = documents[0], documents[1]
-    others = [_other_tokens(model, text) for text in (first, second)]
+    others = [other_tokens(model, text) for text in (first, second)]
     read = [
-        _by_document(b, _read(model, b, layout))
-        for b in (_batch_of([t, *documents[1:]], device) for t in (first, others[0]))
+        by_document(b, _read(model, b, layout)) for b in (rows_of([t, *documents[1:]], device) for t in (first, others[0]))
     ]
     company = [
         run_backbone(model, Part({"input_ids": torch.tensor([second, beside], device=device)}, torch.ones(0)))[0]
@@ -179,12 +179,6 @@ def _leaks(model: Any, documents: list[list[int]], layout: str) -> bool:
     ]
     apart = max(distance(mine, other) for mine, other in zip(read[0][1:], read[1][1:], strict=True))
     return not apart <= 2 * distance(*company)
-
-
-def _other_tokens(model: Any, text: list[int]) -> list[int]:
-    usual = usual_tokens(model).tolist()
-    place = {token: n for n, token in enumerate(usual)}
-    return [usual[(place[token] + 1 + n) % len(usual)] for n, token in enumerate(text)]
 
 
 def _read(model: Any, batch: Batch, layout: str) -> Tensor:
@@ -250,56 +244,6 @@ def distance(found: Tensor, expected: Tensor) -> float:
     return float(error.max() if found.dtype in TOLERANCE else error.mean())
 
 
-def _documents(model: Any, size: int) -> list[list[int]]:
-    """Three documents that nearly fill a row of `size` tokens, and one that does."""
-    first, second = max(2, size // 8), size // 3
-    sizes = [first, second, size - first - second - 1, size]
-    usual = usual_tokens(model)
-    drawn = torch.randint(len(usual), (sum(sizes),), generator=torch.Generator().manual_seed(0))
-    return [part.tolist() for part in usual[drawn].split(sizes)]
-
-
-def usual_tokens(model: Any) -> Tensor:
-    """Ids of tokens that stand for text: an image's token would ask for an image, and padded rows may hold anything."""
-    table = model.get_input_embeddings().weight
-    count = min(len(table), int(model.config.get_text_config().vocab_size))
-    special = {n for n in _special_tokens(model.config.to_dict()) if 0 <= n < count}
-    usual = torch.isfinite(table[:count]).all(-1).cpu()
-    usual[list(special)] = False
-    if not usual.any():
-        raise UserError(f"{type(model).__name__}: its config names every token as one that is no text")
-    return usual.nonzero()[:, 0]
-
-
-def _special_tokens(config: Any) -> Iterator[int]:
-    """Every token id that a config names, in the configs within it too."""
-    for name, value in config.items():
-        if isinstance(value, dict):
-            yield from _special_tokens(value)
-        elif "token" in str(name) and str(name).endswith(("_id", "_ids", "_index")):
-            yield from (n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int))
-
-
-def _batch_of(documents: list[list[int]], device: torch.device) -> Batch:
-    """Two rows: all documents but the last with some padding, and the last."""
-    size = len(documents[-1])
-    batch: Batch = {n: torch.zeros(2, size, dtype=torch.int64) for n in ("input_ids", "document_ids", "position_ids")}
-    for row, texts in enumerate((documents[:-1], documents[-1:])):
-        start = 0
-        for number, text in enumerate(texts, 1):
-            here = slice(start, start := start + len(text))
-            batch["input_ids"][row, here] = torch.tensor(text)
-            batch["document_ids"][row, here] = number
-            batch["position_ids"][row, here] = torch.arange(len(text))
-    return {name: value.to(device) for name, value in batch.items()}
-
-
-def _by_document(batch: Batch, values: Tensor) -> list[Tensor]:
-    """The states of each document (tokens, …) of the batch that `_batch_of` makes."""
-    numbers = batch["document_ids"]
-    return [values[row][numbers[row] == n] for row in range(2) for n in range(1, int(numbers[row].max()) + 1)]
-
-
 def _first_layer_apart(model: Any, documents: list[list[int]], batch: Batch, layout: str, tolerance: float) -> str:
     """The first layer whose outputs differ: its number and its class."""
     try:
@@ -311,7 +255,7 @@ def _first_layer_apart(model: Any, documents: list[list[int]], batch: Batch, lay
         plain = [_layer_outputs(layers, _read_plainly, model, text) for text in texts]
         for number, layer in enumerate(layers):
             found = gather([outputs[number] for outputs in packed], parts, tuple(batch["input_ids"].shape))  # type: ignore[arg-type]
-            pairs = zip(_by_document(batch, found), plain, strict=True)
+            pairs = zip(by_document(batch, found), plain, strict=True)
             if not max(distance(mine, outputs[number][0]) for mine, outputs in pairs) <= tolerance:
                 return f"layer {number} ({type(layer).__name__})"
     except (UserError, *CANNOT):
