@@ -34,14 +34,25 @@ def _message(column: str, i: int, message: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_tools(value: Any) -> tuple[dict[str, Any], ...]:
-    """The tools of a row: a list of JSON schemas, or the same as text; none for anything else."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return ()
-    is_tools = isinstance(value, list) and all(isinstance(tool, dict) for tool in value)
-    return tuple(without_nulls(tool) for tool in value) if is_tools else ()
+    """The tools of a row: a list of JSON schemas, as such or as text, whole or each; none where it is null or empty. Raises
+    UserError for anything else."""
+    tools = _from_text(value)
+    tools = [_from_text(tool) for tool in tools] if isinstance(tools, list) else tools
+    if not tools:
+        return ()
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise UserError(
+            f"column 'tools' must be a list of JSON schemas, not {str(value)[:60]!r}; rename it if it is another"
+        )
+    return tuple(without_nulls(tool) for tool in tools)
+
+
+def _from_text(value: Any) -> Any:
+    """What a text of JSON says; the text itself where it is none."""
+    try:
+        return json.loads(value) if isinstance(value, str) and value.strip() else value
+    except ValueError:
+        return value
 
 
 def without_nulls(value: Any) -> Any:

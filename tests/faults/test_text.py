@@ -73,6 +73,17 @@ def test_a_tool_call_is_supervised_as_the_template_writes_it(tmp_path: Path) -> 
     assert said == '<call>{"name": "look", "arguments": {"at": "sky"}}</call><|im_end|>Yo<|im_end|>'
 
 
+@pytest.mark.parametrize("form", [lambda tools: tools, json.dumps, lambda tools: [json.dumps(tool) for tool in tools]])
+def test_tools_reach_the_template_in_whatever_form_they_are_kept(tmp_path: Path, form: Any) -> None:
+    row = {"m": [USER, REPLY], "tools": form([{"name": "look"}])}
+    (tmp_path / "c.jsonl").write_text(json.dumps(row) + "\n" + json.dumps({"m": [USER, REPLY], "tools": None}) + "\n")
+    documents = read_documents({"mine": CorpusConfig(path=f"file:{tmp_path}/c.jsonl", messages="m")}, 0, "pypi").items
+    assert [document.tools for document in documents] == [({"name": "look"},), ()]
+    (tmp_path / "c.jsonl").write_text(json.dumps({"m": [USER, REPLY], "tools": "hammer"}) + "\n")
+    with pytest.raises(UserError, match=r"mine\.messages: row 1: column 'tools' must be a list of JSON schemas"):
+        read_documents({"mine": CorpusConfig(path=f"file:{tmp_path}/c.jsonl", messages="m")}, 0, "pypi")
+
+
 @pytest.mark.parametrize("message", [{**REPLY, **CALL}, {**REPLY, "reasoning_content": "because"}])
 def test_what_a_template_does_not_write_is_refused(tmp_path: Path, message: Any) -> None:
     words = (
