@@ -1,11 +1,12 @@
 """One rank: a process that `together` has started. `python -m distill_lit.rank DESCRIPTOR`, of a socket to who started it.
 
 It reads (number, count, port, threads) and then what to do; it tells ("report", arguments), and at the end ("done",
-result) or ("failed", error). When the other end is closed, as by `kill -9`, it ends at once.
+result) or ("failed", error), both pickled. When the other end is closed, as by `kill -9`, it ends at once.
 """
 
 import logging
 import os
+import pickle
 import signal
 import socket
 import sys
@@ -14,9 +15,8 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
-from distill_lit.errors import Preempted, RankFailure, Unwritable, UserError
+from distill_lit.errors import RankFailure
 
-SENT = (UserError, Unwritable, Preempted, RankFailure, FloatingPointError, MemoryError)  # as they are
 FORMAT = "%(asctime)s rank {} %(name)s %(message)s"
 
 
@@ -27,13 +27,13 @@ def main(descriptor: int) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):  # who started this rank decides about those
         signal.signal(number, signal.SIG_IGN)
     rank, count, port, threads = pipe.recv()
-    told = pipe.recv()
+    told = pipe.recv_bytes()
     threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
     logging.basicConfig(level=logging.INFO, force=True, format=FORMAT.format(rank))
     if rank:
         logging.disable(logging.INFO)  # the first rank says the same
     try:
-        pipe.send(("done", (_work(rank, count, port, threads, told, pipe),)))
+        pipe.send(("done", _work(rank, count, port, threads, told, pipe)))
     except BaseException as error:
         traceback.print_exc()
         pipe.send(("failed", portable(error, rank)))
@@ -42,7 +42,7 @@ def main(descriptor: int) -> None:
     threading.Event().wait()
 
 
-def _work(rank: int, count: int, port: int, threads: int, told: Any, pipe: Connection) -> Any:
+def _work(rank: int, count: int, port: int, threads: int, told: bytes, pipe: Connection) -> bytes:
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "")
     if loopback:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
@@ -52,14 +52,14 @@ def _work(rank: int, count: int, port: int, threads: int, told: Any, pipe: Conne
 
     torch.set_num_threads(threads)
     join(rank, count, port)
-    work, arguments = told
+    work, arguments = pickle.loads(told)
 
     def report(*facts: Any) -> None:
         if rank == 0:
             pipe.send(("report", facts))
 
     result = work(*arguments, report)
-    return result if rank == 0 else None
+    return pickle.dumps(result if rank == 0 else None)
 
 
 def _end_with(pipe: Connection) -> None:
@@ -78,18 +78,19 @@ def _leave(code: int) -> None:
     os._exit(code)
 
 
-def portable(error: BaseException, rank: int) -> Exception:
-    """An error that comes out at the other end as it went in: of a class that is known there, else a `RankFailure` that
-    says the same."""
+def portable(error: BaseException, rank: int) -> bytes:
+    """An error pickled; one that would not come out as it went in as a `RankFailure` that says the same."""
     if isinstance(error, SystemExit):
-        return RankFailure(f"rank {rank} ended with exit code {error.code}")
-    if isinstance(error, OSError) and error.errno is not None:
-        return OSError(error.errno, error.strerror, error.filename)
-    if type(error) in SENT:
-        same: Exception = type(error)(str(error))  # type: ignore[assignment]
-        return same
+        return pickle.dumps(RankFailure(f"rank {rank} ended with exit code {error.code}"))
+    try:
+        found = pickle.dumps(error)
+        same = pickle.loads(found)
+        if type(same) is type(error) and str(same) == str(error):
+            return found
+    except Exception:
+        pass
     first = (str(error).splitlines() or [""])[0]
-    return RankFailure(f"{type(error).__name__}: {first}")
+    return pickle.dumps(RankFailure(f"{type(error).__name__}: {first}"))
 
 
 if __name__ == "__main__":

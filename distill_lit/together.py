@@ -5,6 +5,7 @@ A rank is never forked from a process with threads. Who starts them takes no par
 
 import contextlib
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -26,13 +27,13 @@ STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 @dataclass
 class _Rank:
-    """A process, the socket to it, and its last word: what it has returned, as one item, or raised."""
+    """A process, the socket to it, and its last word: what it has returned or raised, pickled."""
 
     number: int
     process: subprocess.Popen
     pipe: Connection
-    done: tuple[Any] | None = None
-    failed: Exception | None = None
+    done: bytes | None = None
+    failed: bytes | None = None
     code: int | None = None
 
     @property
@@ -48,7 +49,7 @@ def together(count: int, work: Callable[..., Any], *arguments: Any, report: Call
     Raises what the first rank to fail has raised, RankFailure for one that died without a word, and Preempted when a signal
     that asks to stop came to this process or to any rank. No rank is left when it returns.
     """
-    told = work, arguments
+    told = pickle.dumps((work, arguments))
     server, port = _meeting_place(count)
     ranks: list[_Rank] = []
     try:
@@ -66,7 +67,7 @@ def together(count: int, work: Callable[..., Any], *arguments: Any, report: Call
             rank.pipe.close()
         del server
     if all(rank.done is not None for rank in ranks):
-        return (ranks[0].done or (None,))[0]
+        return pickle.loads(ranks[0].done or b"")
     raise _reason(ended)
 
 
@@ -102,7 +103,7 @@ def _passing_on(ranks: list[_Rank]) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _start(number: int, count: int, port: int, told: Any) -> _Rank:
+def _start(number: int, count: int, port: int, told: bytes) -> _Rank:
     import torch
 
     threads = max(1, torch.get_num_threads() // count)
@@ -119,7 +120,7 @@ def _start(number: int, count: int, port: int, told: Any) -> _Rank:
     theirs.close()
     with contextlib.suppress(OSError):  # one that has died is noticed by its exit code
         ours.send((number, count, port, threads))
-        ours.send(told)
+        ours.send_bytes(told)
     return _Rank(number, process, ours)
 
 
@@ -155,7 +156,7 @@ def _reason(ended: list[_Rank]) -> Exception:
             if rank.code == -signal.SIGTERM:
                 return Preempted("SIGTERM before the first step")
             return RankFailure(f"rank {rank.number} {how_it_ended(rank.code or 0)}")
-    errors = [rank.failed for rank in ended if rank.failed is not None]
+    errors = [pickle.loads(rank.failed) for rank in ended if rank.failed is not None]
     stops = [error for error in errors if isinstance(error, Preempted)]
     error = [*stops, *errors][0]
     return error if isinstance(error, Exception) else RankFailure(f"{type(error).__name__}: {error}")

@@ -23,7 +23,10 @@ def calls(name: str) -> list[tuple[str, ast.Call]]:
 
 
 def test_no_pickle_is_read_anywhere() -> None:
+    """But what a process tells the ranks that it has started itself, over a socket that nobody else has."""
     for path in SOURCES:
+        if path.name in ("rank.py", "together.py"):
+            continue
         names = {
             alias.name.split(".")[0]
             for node in ast.walk(ast.parse(path.read_text()))
