@@ -66,7 +66,8 @@ def take_model(cell: Cell, folder: Path) -> dict[str, Any]:
     place = model_folder(cell.reference)
     if cell.role != QUANTISED:
         return {"model": str(place), **_size_facts(size_of(load_model(place)))}
-    quantised, ids = quantise(place, folder / "student"), probe(real_tokens(place))
+    quantised = quantise(place, folder / "student")
+    ids = probe(quantised)
     check_reloads(quantised, folder / "student", ids, logits_on(quantised, ids))
     size = size_of(load_model(folder / "student"))
     return {"files": student_hashes(folder), "format": INT8, **_size_facts(size)}
@@ -88,7 +89,7 @@ def build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> di
         )
         student = initial_student(config.students[cell.student], base, measured, config.seed)
         if not this_rank():
-            check_exports(student, base, folder / "export", vocabulary, to_dict(config.students[cell.student]))
+            check_exports(student, base, folder / "export", to_dict(config.students[cell.student]))
         signal = open_signal(config, teacher, prepared, vocabulary)
         trained = trained_share(student)
         run = _training_run(cell, folder, student, vocabulary, prepared, signal, report, teacher)
@@ -96,7 +97,7 @@ def build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> di
     if this_rank():
         return {}
     report("export", 0, 1, "", {})
-    size = _export(cell, folder, student, base, vocabulary)
+    size = _export(cell, folder, student, base)
     return {
         "files": student_hashes(folder),
         "origin": run.origin,
@@ -108,11 +109,11 @@ def build_student(cell: Cell, folder: Path, teacher: Path, report: Report) -> di
     }
 
 
-def _export(cell: Cell, folder: Path, student: Any, base: Path, vocabulary: int) -> Size:
+def _export(cell: Cell, folder: Path, student: Any, base: Path) -> Size:
     """Writes the finished student, adapters merged, and has it read in another process. Raises UserError, its weights kept,
     where it says something else there."""
     READER_PROCESS.start()
-    ids = probe(vocabulary)
+    ids = probe(student)
     said = logits_on(student, ids)
     size = size_of(merge_adapters(student))
     card = model_card(cell.label, cell.config.teacher.model, _recipe(cell), {"parameters": f"{size.parameters:,}"})
@@ -159,9 +160,14 @@ def _training_run(
     origin = _origin(cell, teacher, student, prepared, objective)
     callbacks: list[Callback] = [Layout([term.name for term in objective.terms])]
     if config.evaluation.every:
-        tokenizer = with_template(load_tokenizer(base_of(config, teacher)), read_template(config.data.chat_template))
+        tokenizer = _tokenizer(config, base_of(config, teacher))
         callbacks.append(MidwayEvaluation(tokenizer, config.evaluation, config.benchmarks, module.steps))
     return Run(folder, distiller, module, config.training, config.seed, report, origin, config.launcher.changed, callbacks)
+
+
+def _tokenizer(config: ExperimentConfig, base: Path) -> Any:
+    """The student's tokenizer, with the chat template that it is trained on."""
+    return with_template(load_tokenizer(base), read_template(config.data.chat_template))
 
 
 def _student_text(
@@ -170,8 +176,7 @@ def _student_text(
     """What makes batches of the student's own text, or None where it writes none."""
     if not is_on(config.on_policy):
         return None
-    tokenizer = with_template(load_tokenizer(base), read_template(config.data.chat_template))
-    ends = end_tokens(student, tokenizer, any(corpus.is_chat for corpus in config.data.corpora.values()))
+    ends = end_tokens(student, _tokenizer(config, base), any(corpus.is_chat for corpus in config.data.corpora.values()))
     return StudentText(config.on_policy, ends, vocabulary, teacher, config.seed, steps)
 
 

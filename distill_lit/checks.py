@@ -27,7 +27,7 @@ from distill_lit.models import (
     load_tokenizer,
     model_folder,
 )
-from distill_lit.models.positions import check_positions
+from distill_lit.models.positions import check_row_length
 from distill_lit.models.vocabulary import check_tokens
 from distill_lit.objectives import Objective, build_objective, check_signal
 from distill_lit.signals.foreign import read_tables
@@ -123,9 +123,9 @@ def check_against_teacher(config: ExperimentConfig) -> None:
     aligned: set[Path] = set()  # and those whose bytes are known
     for _, point in settled_points(config):
         student = check_student_fits(point.student, point.students[point.student], folder)
-        check_positions("data.length", f"students.{point.student}", student, point.data.length)
+        check_row_length("data.length", f"students.{point.student}", student, point.data.length)
         if point.teacher.source not in ("none", "foreign"):
-            check_positions("data.length", "the teacher", teacher, point.data.length)
+            check_row_length("data.length", "the teacher", teacher, point.data.length)
         reference = point.students[point.student].from_
         if reference and point.teacher.source != "foreign" and reference not in readers:
             check_student_reads(point.student, reference, folder)

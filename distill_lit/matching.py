@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from distill_lit.data.loader import Batch
 from distill_lit.errors import UserError
 from distill_lit.models.packed import attention_mask
-from distill_lit.models.states import ATTENTION, HIDDEN, Shape, States, Wanted, layer_outputs, shape_of
+from distill_lit.models.self_check import last_hidden
+from distill_lit.models.states import ATTENTION, HIDDEN, Shape, States, Wanted, shape_of, watching
 from distill_lit.objectives import Objective
 from distill_lit.objectives.layermaps import fixed_pairs, similar_pairs
 from distill_lit.objectives.representation import (
@@ -105,6 +106,19 @@ def build_matching(
             model.set_attn_implementation("eager")
     torch.manual_seed(seed)
     return Matching(matched, ours, theirs)
+
+
+@torch.inference_mode()
+def layer_outputs(model: Any, batches: list[Batch]) -> list[Tensor]:
+    """The output (N, D) of every layer for the tokens of packed batches, without padding, in float32."""
+    count = model.config.get_text_config().num_hidden_layers
+    found: list[list[Tensor]] = [[] for _ in range(count)]
+    for batch in batches:
+        with watching(model, {HIDDEN: set(range(count))}) as states:
+            last_hidden(model, batch, states)
+        for layer in range(count):
+            found[layer].append(states[HIDDEN, layer][batch["document_ids"] > 0].float())
+    return [torch.cat(parts) for parts in found]
 
 
 class Matching(nn.Module):

@@ -10,10 +10,10 @@ from torch.nn import functional
 
 from distill_lit.config import StudentConfig, TermConfig, WidthConfig
 from distill_lit.errors import UserError
-from distill_lit.matching import build_matching, check_fit, check_source
+from distill_lit.matching import build_matching, check_fit, check_source, layer_outputs
 from distill_lit.models import student_config
 from distill_lit.models.packed import attention_mask
-from distill_lit.models.states import layer_outputs, shape_of, watching
+from distill_lit.models.states import shape_of, watching
 from distill_lit.objectives import REPRESENTATIONS, build_objective
 from distill_lit.objectives import representation as r
 from distill_lit.objectives.layermaps import fixed_pairs, linear_cka, similar_pairs

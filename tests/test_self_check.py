@@ -17,7 +17,7 @@ from distill_lit.config import WidthConfig, load_experiment
 from distill_lit.errors import UserError
 from distill_lit.models import load_config, surgery
 from distill_lit.models.generation_check import Writing, generation_check
-from distill_lit.models.packed import PADDED
+from distill_lit.models.packed import PADDED, run_backbone, split_batch
 from distill_lit.models.positions import position_limit
 from distill_lit.models.self_check import last_hidden, model_batches, read_texts, self_check
 from distill_lit.models.size import size_from_config
@@ -84,12 +84,19 @@ def test_packed_documents_are_those_of_the_plain_model(name: str) -> None:
         assert self_check(model, ROW).layout == LAYOUTS[name]
 
 
-def test_a_mask_without_windows_is_what_the_check_is_for() -> None:
-    """The layout that forgets windows moves the distribution by nats, and is not taken; rows within the window pack."""
+def test_a_mask_without_windows_is_what_the_check_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one mask that forgets windows moves the distribution, and is not taken even where nobody tells of windows; rows
+    within the window pack by it."""
+    monkeypatch.setattr("distill_lit.models.self_check.local_window", lambda config, length: False)
     model = build("mistral")
-    assert self_check(model, 6).layout == "positions"  # rows of 16 are looked at
-    model.config.sliding_window = 16
-    assert self_check(build("llama"), 16).layout == "one_mask"
+    texts = documents(model, *TEXTS)
+    batch = packed_rows(texts, ROW)
+    with torch.no_grad():
+        right, wrong = last_hidden(model, batch), run_backbone(model, split_batch(model, batch, "one_mask")[0])
+    assert self_check(model, ROW).layout == "positions"
+    real = batch["document_ids"] > 0
+    assert float((right - wrong)[real].norm() / right[real].norm()) > 0.1
+    assert self_check(tiny_model("mistral", sliding_window=ROW), ROW).layout == "one_mask"
 
 
 @pytest.mark.parametrize("name", ["falcon", "mpt"])

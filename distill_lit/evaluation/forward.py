@@ -9,6 +9,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from distill_lit.evaluation.packing import Pack, ancestor_mask
+from distill_lit.models.packed import as_attention_takes
 
 HEAD_ROWS = 16  # rows of logits normalised at a time: what the sums need then stays in the processor's cache
 BLOCK = 2048  # words of the vocabulary that the head is applied to at a time: as whole logits, products leave the cache
@@ -122,10 +123,7 @@ def attention_mask(model: PreTrainedModel, batch: list[Pack], width: int, past: 
         count = len(pack.parents)
         mask[row, :count, :count] = ancestor_mask(pack.parents)
     mask = torch.nn.functional.pad(mask, (past, 0), value=True)[:, None].to(model.device)
-    if model.config._attn_implementation == "eager":
-        kept = torch.zeros(mask.shape, dtype=model.dtype, device=model.device)
-        return kept.masked_fill_(~mask, torch.finfo(model.dtype).min)
-    return mask
+    return as_attention_takes(model, mask)
 
 
 def _cache_of(prefix: Prefix) -> DynamicCache:

@@ -14,9 +14,13 @@ def check_documents(model: Any, size: int) -> list[list[int]]:
     """Three documents that nearly fill a row of `size` tokens, and one that does."""
     first, second = max(2, size // 8), size // 3
     sizes = [first, second, size - first - second - 1, size]
+    return [part.tolist() for part in random_tokens(model, sum(sizes)).split(sizes)]
+
+
+def random_tokens(model: Any, count: int) -> Tensor:
+    """Ids (count,) of tokens that stand for text, always the same for the same vocabulary."""
     usual = usual_tokens(model)
-    drawn = torch.randint(len(usual), (sum(sizes),), generator=torch.Generator().manual_seed(0))
-    return [part.tolist() for part in usual[drawn].split(sizes)]
+    return usual[torch.randint(len(usual), (count,), generator=torch.Generator().manual_seed(0))]
 
 
 def usual_tokens(model: Any) -> Tensor:
@@ -41,6 +45,7 @@ def _special_tokens(config: Any) -> Iterator[int]:
 
 
 def other_tokens(model: Any, text: list[int]) -> list[int]:
+    """A text of the same length that differs in every token, where the vocabulary has two."""
     usual = usual_tokens(model).tolist()
     place = {token: n for n, token in enumerate(usual)}
     return [usual[(place[token] + 1 + n) % len(usual)] for n, token in enumerate(text)]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from distill_lit.errors import UserError, in_one_line
-from distill_lit.models.check_rows import usual_tokens
+from distill_lit.models.check_rows import random_tokens, usual_tokens
 from distill_lit.models.packed import as_evaluated
 from distill_lit.models.self_check import CANNOT, CHECKING, checked_size, distance, most_allowed
 
@@ -51,9 +51,7 @@ def generation_check(model: Any, longest: int) -> Writing:
 
 
 def _choose(model: Any, size: int) -> Writing:
-    drawn = torch.randint(1 << 30, (2 * SHORT + size,), generator=torch.Generator().manual_seed(0))
-    tokens = usual_tokens(model)
-    prompts = [part.tolist() for part in tokens[drawn % len(tokens)].split([SHORT, SHORT, size])]
+    prompts = [part.tolist() for part in random_tokens(model, 2 * SHORT + size).split([SHORT, SHORT, size])]
     why = ""
     for writing in (Writing(True, True), Writing(False, True), Writing(False, False)):
         problem = _problem(model, prompts, writing)

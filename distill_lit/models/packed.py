@@ -57,7 +57,7 @@ def split_batch(model: Any, batch: Batch, layout: str) -> list[Part]:
         if layout != POSITIONS:
             mask = attention_mask(documents)
             masks = _by_kind(model, mask, batch["position_ids"]) if layout == MASK_PER_KIND else {"": mask}
-            added = {kind: _for_attention(model, mask) for kind, mask in masks.items()}
+            added = {kind: as_attention_takes(model, mask) for kind, mask in masks.items()}
             inputs["attention_mask"] = added if layout == MASK_PER_KIND else added[""]
         return [Part(inputs, documents > 0)]
     return [_part_of(ids, group) for group in _groups(_spans(documents), SLACK[layout])]
@@ -70,7 +70,7 @@ def run_backbone(model: Any, part: Part) -> Tensor:
     return hidden.to(model.get_output_embeddings().weight.dtype)
 
 
-def gather(values: Sequence[Tensor], parts: Sequence[Part], shape: tuple[int, int]) -> Tensor:
+def gather(values: Sequence[Tensor], parts: Sequence[Part], shape: Sequence[int]) -> Tensor:
     """States (n, L, D) of the parts of a batch as one tensor (B, T, D) of its `shape`; 0 in padding."""
     if parts[0].places is None:
         return values[0]
@@ -79,7 +79,7 @@ def gather(values: Sequence[Tensor], parts: Sequence[Part], shape: tuple[int, in
     return chosen.new_zeros(*shape, chosen.shape[-1]).index_put((rows, columns), chosen)
 
 
-def gather_maps(values: Sequence[Tensor], parts: Sequence[Part], shape: tuple[int, int]) -> Tensor:
+def gather_maps(values: Sequence[Tensor], parts: Sequence[Part], shape: Sequence[int]) -> Tensor:
     """Attention maps (n, heads, L, L) of the parts of a batch as one tensor (B, heads, T, T); 0 between documents."""
     if parts[0].places is None:
         return values[0]
@@ -143,8 +143,8 @@ def _by_kind(model: Any, mask: Tensor, positions: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def _for_attention(model: Any, mask: Tensor) -> Tensor:
-    """The mask as the model's attention takes it: eager attention adds it to the scores."""
+def as_attention_takes(model: Any, mask: Tensor) -> Tensor:
+    """A boolean mask as the model's attention takes it: eager attention adds it to the scores."""
     if model.config.get_text_config()._attn_implementation != "eager":
         return mask
     number = next(model.parameters()).dtype

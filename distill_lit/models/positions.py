@@ -12,7 +12,7 @@ from distill_lit.heads import body_of
 _known: dict[tuple[type, int], int | None] = {}
 
 
-def check_positions(key: str, name: str, config: Any, length: int) -> None:
+def check_row_length(key: str, name: str, config: Any, length: int) -> None:
     """Raises UserError, naming the knob `key` and the model `name`, when rows of `length` tokens are longer than the
     positions of a model with this transformers config."""
     limit = position_limit(config)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from distill_lit.errors import UserError
 from distill_lit.files import cache_root, fingerprint, write_json
+from distill_lit.models.check_rows import random_tokens
 from distill_lit.models.export import export_student
 from distill_lit.models.loading import may_run_code
 from distill_lit.models.lora import is_adapted, merge_adapters
@@ -124,9 +125,9 @@ class Reader:
 READER_PROCESS = Reader()
 
 
-def probe(vocabulary: int) -> Tensor:
-    """Token ids (1, T) of every part of a vocabulary."""
-    return torch.randint(0, vocabulary, (1, TOKENS), generator=torch.Generator().manual_seed(0))
+def probe(model: PreTrainedModel) -> Tensor:
+    """Token ids (1, T) of every part of a model's vocabulary."""
+    return random_tokens(model, TOKENS)[None]
 
 
 @torch.no_grad()
@@ -165,7 +166,7 @@ def check_reloads(model: Any, folder: Path, ids: Tensor, said: Tensor, code: boo
         )
 
 
-def check_exports(student: PreTrainedModel, tokenizer_folder: Path, place: Path, vocabulary: int, shape: Any) -> None:
+def check_exports(student: PreTrainedModel, tokenizer_folder: Path, place: Path, shape: Any) -> None:
     """Raises UserError unless a student, before its first step, can be exported: adapters that are no longer 0 are merged,
     the folder is opened elsewhere, and logits on one batch are compared.
 
@@ -176,7 +177,7 @@ def check_exports(student: PreTrainedModel, tokenizer_folder: Path, place: Path,
     if memory.is_file():
         return
     READER_PROCESS.start()
-    ids, trained = probe(vocabulary), student
+    ids, trained = probe(student), student
     if is_adapted(student):
         trained = _as_if_trained(student)
     said = logits_on(trained, ids)

@@ -7,7 +7,6 @@ model's vocabulary only, so a run that goes on decides as it did before.
 
 import logging
 import threading
-from collections.abc import Callable
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -35,6 +34,7 @@ from distill_lit.models.packed import (
     scales_with_length,
     split_batch,
 )
+from distill_lit.models.states import HIDDEN, States, watching
 from distill_lit.models.surgery.anatomy import layer_list
 
 log = logging.getLogger(__name__)
@@ -58,23 +58,13 @@ class Reading(NamedTuple):
 _readings: "WeakKeyDictionary[nn.Module, dict[tuple[int, str, bool], Reading]]" = WeakKeyDictionary()
 
 
-def last_hidden(model: Any, batch: Batch, states: dict[Any, Tensor] | None = None) -> Tensor:
+def last_hidden(model: Any, batch: Batch, states: States | None = None) -> Tensor:
     """Hidden states (B, T, D) after the final norm, each document as if it were alone.
 
     batch: `input_ids`, `position_ids`, `document_ids`, each (B, T). states: what hooks note during a forward pass, brought
     into the shape of the batch. Raises UserError for a model that cannot read documents side by side.
     """
-    parts = split_batch(model, batch, self_check(model, batch["input_ids"].shape[1]).layout)
-    if parts[0].places is None:
-        return run_backbone(model, parts[0])
-    shape, hidden, noted = tuple(batch["input_ids"].shape), [], []
-    for part in parts:
-        hidden.append(run_backbone(model, part))
-        noted.append(dict(states or {}))
-    for name in noted[0]:
-        join = gather_maps if noted[0][name].ndim == 4 else gather
-        states[name] = join([values[name] for values in noted], parts, shape)  # type: ignore[index, arg-type]
-    return gather(hidden, parts, shape)  # type: ignore[arg-type]
+    return _read(model, batch, self_check(model, batch["input_ids"].shape[1]).layout, states)
 
 
 def model_batches(model: Any, batches: list[Batch]) -> list[Batch]:
@@ -89,8 +79,7 @@ def model_batches(model: Any, batches: list[Batch]) -> list[Batch]:
 def read_texts(model: Any, texts: list[list[int]]) -> list[Tensor]:
     """Last hidden states (tokens, D) of token sequences that are read side by side, one a row."""
     batch = pad_right(texts, next(model.parameters()).device)
-    parts = split_batch(model, batch, self_check(model, batch["input_ids"].shape[1], is_packed=False).layout)
-    hidden = gather([run_backbone(model, part) for part in parts], parts, tuple(batch["input_ids"].shape))  # type: ignore[arg-type]
+    hidden = _read(model, batch, self_check(model, batch["input_ids"].shape[1], is_packed=False).layout)
     return [row[: len(text)] for row, text in zip(hidden, texts, strict=True)]
 
 
@@ -181,9 +170,17 @@ def _leaks(model: Any, documents: list[list[int]], layout: str) -> bool:
     return not apart <= 2 * distance(*company)
 
 
-def _read(model: Any, batch: Batch, layout: str) -> Tensor:
-    parts = split_batch(model, batch, layout)
-    return gather([run_backbone(model, part) for part in parts], parts, tuple(batch["input_ids"].shape))  # type: ignore[arg-type]
+def _read(model: Any, batch: Batch, layout: str, states: States | None = None) -> Tensor:
+    """As `last_hidden`, in a layout."""
+    parts, hidden, noted = split_batch(model, batch, layout), [], []
+    for part in parts:
+        hidden.append(run_backbone(model, part))
+        noted.append(dict(states or {}))
+    if states is not None:
+        for name, value in noted[0].items():
+            join = gather_maps if value.ndim == 4 else gather
+            states[name] = join([values[name] for values in noted], parts, batch["input_ids"].shape)
+    return gather(hidden, parts, batch["input_ids"].shape)
 
 
 def _plainly(model: Any, text: list[int]) -> Tensor:
@@ -248,15 +245,16 @@ def _first_layer_apart(model: Any, documents: list[list[int]], batch: Batch, lay
     """The first layer whose outputs differ: its number and its class."""
     try:
         layers = layer_list(model)[1]
-        parts = split_batch(model, batch, layout)
-        packed = [_layer_outputs(layers, run_backbone, model, part) for part in parts]
-        device = batch["input_ids"].device
-        texts = [torch.tensor([text], device=device) for text in documents]
-        plain = [_layer_outputs(layers, _read_plainly, model, text) for text in texts]
+        wanted, plain = {HIDDEN: set(range(len(layers)))}, []
+        with watching(model, wanted) as packed:
+            _read(model, batch, layout, packed)
+        for text in documents:
+            with watching(model, wanted) as states:
+                _read_plainly(model, torch.tensor([text], device=batch["input_ids"].device))
+            plain.append(states)
         for number, layer in enumerate(layers):
-            found = gather([outputs[number] for outputs in packed], parts, tuple(batch["input_ids"].shape))  # type: ignore[arg-type]
-            pairs = zip(by_document(batch, found), plain, strict=True)
-            if not max(distance(mine, outputs[number][0]) for mine, outputs in pairs) <= tolerance:
+            pairs = zip(by_document(batch, packed[HIDDEN, number]), plain, strict=True)
+            if not max(distance(mine, states[HIDDEN, number][0]) for mine, states in pairs) <= tolerance:
                 return f"layer {number} ({type(layer).__name__})"
     except (UserError, *CANNOT):
         return "a layer that cannot be told"
@@ -265,17 +263,3 @@ def _first_layer_apart(model: Any, documents: list[list[int]], batch: Batch, lay
 
 def _read_plainly(model: Any, ids: Tensor) -> Any:
     return model(input_ids=ids, use_cache=False)
-
-
-def _layer_outputs(layers: nn.ModuleList, run: Callable[..., Any], *inputs: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    hooks = [
-        layer.register_forward_hook(lambda _, __, output: found.append(output[0] if isinstance(output, tuple) else output))
-        for layer in layers
-    ]
-    try:
-        run(*inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found

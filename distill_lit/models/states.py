@@ -4,13 +4,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from distill_lit.errors import UserError
-from distill_lit.models.self_check import last_hidden
 from distill_lit.models.surgery.anatomy import attention_heads, head_width, key_value_heads, layer_list
-from distill_lit.models.surgery.depth import Batch
 
 HIDDEN, ATTENTION, QUERIES, KEYS, VALUES = "hidden", "attention", "queries", "keys", "values"
 PROJECTIONS = {QUERIES: "q_proj", KEYS: "k_proj", VALUES: "v_proj"}
@@ -83,16 +80,3 @@ def _module(layer: nn.Module, what: str) -> tuple[str, nn.Module]:
         if last in ends:
             return last, module
     raise UserError(f"{type(layer).__name__}: no {' or '.join(ends)} was found in it, so its {what} cannot be compared")
-
-
-@torch.inference_mode()
-def layer_outputs(model: Any, batches: list[Batch]) -> list[Tensor]:
-    """The output (N, D) of every layer for the tokens of packed batches, without padding, in float32."""
-    count = model.config.get_text_config().num_hidden_layers
-    found: list[list[Tensor]] = [[] for _ in range(count)]
-    for batch in batches:
-        with watching(model, {HIDDEN: set(range(count))}) as states:
-            last_hidden(model, batch, states)
-        for layer in range(count):
-            found[layer].append(states[HIDDEN, layer][batch["document_ids"] > 0].float())
-    return [torch.cat(parts) for parts in found]

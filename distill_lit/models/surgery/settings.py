@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from distill_lit.errors import UserError, in_one_line
+from distill_lit.models.check_rows import random_tokens
 from distill_lit.models.surgery.anatomy import layer_list
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def skipped_layers(model: PreTrainedModel, layers: list[int]) -> Iterator[None]:
 def check_cut(model: PreTrainedModel, student: PreTrainedModel, layers: list[int]) -> None:
     """Raises UserError unless a student that keeps these layers of a model, both in float32, says what the model says when
     it skips the others."""
-    ids = torch.randint(0, model.get_input_embeddings().num_embeddings, (1, SENTENCE), generator=_generator())
+    ids = random_tokens(model, SENTENCE)[None]
     try:
         with skipped_layers(model, layers):
             expected = _logits(model, ids)
@@ -121,10 +122,6 @@ def check_cut(model: PreTrainedModel, student: PreTrainedModel, layers: list[int
 def _logits(model: Any, ids: Tensor) -> Tensor:
     logits: Tensor = model(input_ids=ids.to(model.device), use_cache=False).logits.float()
     return logits
-
-
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 def _reason(config: Any, layers: list[int]) -> str:
