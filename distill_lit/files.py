@@ -48,13 +48,15 @@ DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def unwritable(error: BaseException | None) -> str:
-    """One line about a folder that this user may not write to and the variable that names another; empty where an error,
-    or what it came from, is not about that."""
+    """One line about a folder that this user may not write to and the variable that names another, or a file that it may
+    not read; empty where an error, or what it came from, is not about that."""
     while error is not None:
         if isinstance(error, OSError) and "No usable temporary directory" in str(error):
             return "there is no folder for temporary files; set TMPDIR to one that can be written to"
         if isinstance(error, OSError) and error.errno in DENIED and error.filename:
             place = Path(os.path.abspath(os.fsdecode(error.filename)))
+            if place.is_file() and not os.access(place, os.R_OK):
+                return f"{place} cannot be read ({error.strerror}); change its rights or name another"
             inside = [(len(folder), name) for name, folder in _folders() if place.is_relative_to(folder)]
             variable = max(inside)[1] if inside else ""  # of the innermost
             remedy = f"set {variable} to a folder that can be" if variable else "change its rights or choose another --root"

@@ -86,6 +86,20 @@ def test_a_cache_that_cannot_be_written_is_named(finished: Any, tmp_path: Path, 
     assert line in told and "set DISTILL_LIT_CACHE to a folder that can be" in told
 
 
+@needs_rights
+def test_a_corpus_that_may_not_be_read_is_named(finished: Any, tmp_path: Path) -> None:
+    corpus = tmp_path / "mine.jsonl"
+    corpus.write_text('{"text": "a"}\n')
+    corpus.chmod(0)
+    where = (f"data.corpora.text.path=file:{corpus}", "--root", tmp_path / "root")
+    code, said = as_anyone("run", finished.file, *where, DISTILL_LIT_CACHE=str(tmp_path / "cache"), HF_HUB_OFFLINE="1")
+    (told,) = [one for one in said.splitlines() if one.startswith("distill-lit:")]
+    assert (code, told) == (
+        2,
+        f"distill-lit: {corpus} cannot be read (Permission denied); change its rights or name another",
+    )
+
+
 def test_no_home_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("DISTILL_LIT_CACHE", raising=False)
     monkeypatch.delenv("HOME", raising=False)
