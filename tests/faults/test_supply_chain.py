@@ -1,12 +1,16 @@
 """Pins, and what may never be on the default path: pickles, code from elsewhere, open ports."""
 
 import ast
+import contextlib
 import json
 import os
 import subprocess
+import tomllib
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "distill_lit").rglob("*.py"))
@@ -56,6 +60,17 @@ def test_every_pin_is_exact() -> None:
     for line in (ROOT / "constraints.txt").read_text().split():
         name, _, version = line.partition("==")
         assert name and version, line
+
+
+def test_every_pin_runs_on_the_oldest_python_that_is_promised() -> None:
+    promised = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    oldest = promised.removeprefix(">=")
+    for line in (ROOT / "constraints.txt").read_text().split():
+        with contextlib.suppress(PackageNotFoundError):  # of another system
+            needs = metadata(line.partition("==")[0])["Requires-Python"]
+            assert SpecifierSet(needs or "").contains(f"{oldest}.0"), f"{line} needs {needs}"
+    for name in ("README.md", "Makefile"):
+        assert f"Python ≥ {oldest}," in (ROOT / name).read_text(), name
 
 
 @pytest.mark.parametrize(
