@@ -81,6 +81,9 @@ def _response(tokenizer: Any, messages: Messages, i: int, text: str, tools: Sequ
         return None
     _check_written(tokenizer, messages, i, tools)
     before, after = frame
+    is_empty = not any(messages[i].get(name) for name in ("content", *CALLS, *REASONING))
+    if is_empty and not turn.startswith(before):  # all that is written of it is its header
+        return None
     start = _start(turn, before, *(_prompts(tokenizer, messages[:i], tools) if i else (None, None)))
     if start is None or not turn.endswith(after):
         return None

@@ -128,6 +128,12 @@ def test_a_letter_of_several_tokens_and_a_macro_around_the_answer() -> None:
     assert tokenizer.decode([i for i, mark in zip(ids, marks, strict=True) if mark]) == "漢"
 
 
+def test_the_header_of_an_empty_response_is_not_supervised(tmp_path: Path) -> None:
+    bare = "{% for m in messages %}{{ m.role }}:{% if m.content %} {{ m.content }}{% endif %}\n{% endfor %}"
+    rows = [USER, {"role": "assistant", "content": ""}, USER, REPLY]
+    assert supervised(tmp_path, byte_tokenizer(bare), rows) == "Yo"
+
+
 def test_the_last_response_is_supervised_and_that_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tokenizer = byte_tokenizer(STYLES["qwen3"][0](False))
     with caplog.at_level(logging.WARNING):
