@@ -33,11 +33,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.cached_teacher_page import render
-from distill_lit import data, hardware
+from distill_lit import data
 from distill_lit.config import ExperimentConfig, StudentConfig, TermConfig, TrainingConfig, load_experiment
 from distill_lit.data.loader import make_batch
 from distill_lit.distiller import Distiller, HeadSettings
-from distill_lit.files import write_text
 from distill_lit.heads import head_of
 from distill_lit.models import Calibration, initial_student, load_model, model_folder
 from distill_lit.objectives import build_objective, can_compile, chunk_for
@@ -45,6 +44,8 @@ from distill_lit.signals import CachedTeacher, LiveTeacher, SparseTeacher, Teach
 from distill_lit.signals.cached import bytes_per_token, write_cache
 from distill_lit.signals.compress import HIDDEN, SAMPLED, TOP_K, Form, compress, expand
 from distill_lit.teaching import real_tokens
+from distill_lit.utils import hardware
+from distill_lit.utils.files import write_text
 
 LAYERS = {
     18: [0, 1, 2, 6, 7, 8, 9, 10, 11, 19, 20, 21, 22, 23, 24, 27, 28, 29],

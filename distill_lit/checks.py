@@ -4,16 +4,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distill_lit import assets, data, hardware
-from distill_lit.config import (
-    EvaluationConfig,
-    ExperimentConfig,
-    OnPolicyConfig,
-    TeacherConfig,
-    load_section,
-)
+from distill_lit import assets, data
+from distill_lit.config import EvaluationConfig, ExperimentConfig, OnPolicyConfig, TeacherConfig, load_section
 from distill_lit.config.on_policy import check_on_policy, is_on
-from distill_lit.errors import UserError
 from distill_lit.evaluation.tasks import check_lengths, check_tasks, try_own_tasks
 from distill_lit.experiment import base_of, settled_points
 from distill_lit.identity import TEACHER_INT8
@@ -32,6 +25,8 @@ from distill_lit.models.vocabulary import check_tokens
 from distill_lit.objectives import Objective, build_objective, check_signal
 from distill_lit.signals.foreign import read_tables
 from distill_lit.signals.generated import check_generated
+from distill_lit.utils import hardware
+from distill_lit.utils.exceptions import UserError
 
 if TYPE_CHECKING:  # bad input is told before it is loaded
     from transformers import PreTrainedConfig

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from distill_lit.arguments import Command, build_parser
 from distill_lit.complaints import Terminal, complain, keep_traceback, one_line, write_anything
-from distill_lit.errors import Failure, UserError
-from distill_lit.files import unwritable
-from distill_lit.surroundings import leave_cluster
+from distill_lit.utils.distributed.cluster_environment import leave_cluster
+from distill_lit.utils.exceptions import Failure, UserError
+from distill_lit.utils.files import unwritable
 
 if TYPE_CHECKING:
     from distill_lit.config import ExperimentConfig

@@ -10,11 +10,11 @@ from distill_lit import cells as work
 from distill_lit import data
 from distill_lit.analysis.axes import content_words
 from distill_lit.config import ExperimentConfig, expand, to_yaml
-from distill_lit.errors import UserError
 from distill_lit.experiment import Cell, results_folder, runs_folder
-from distill_lit.files import read_json, read_lines, write_json, write_text, writing
 from distill_lit.identity import held_out_identity
 from distill_lit.teaching import readable_data
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import read_json, read_lines, write_json, write_text, writing
 
 FACTS = (
     "parameters",

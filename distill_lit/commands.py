@@ -13,14 +13,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distill_lit import assets, cells, checks, experiment, hardware, report, state
+from distill_lit import assets, cells, checks, experiment, report, state
 from distill_lit.board import write_experiment
 from distill_lit.cli import DONE, SOME_CELLS_FAILED
 from distill_lit.collect import collect
 from distill_lit.config import ExperimentConfig
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.costing import measure_experiment
-from distill_lit.errors import UserError
 from distill_lit.estimate import Estimate, check_disk, estimates, total
 from distill_lit.evaluation.evaluate import evaluate_model
 from distill_lit.experiment import Cell
@@ -31,6 +30,8 @@ from distill_lit.progress import Display
 from distill_lit.redraw import draw_results
 from distill_lit.report.tables import departures, task_line
 from distill_lit.signals.generated import check_keys
+from distill_lit.utils import hardware
+from distill_lit.utils.exceptions import UserError
 
 
 def run_experiment(config: ExperimentConfig, root: Path, console: Console, command: str) -> int:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from distill_lit.errors import UserError
-from distill_lit.files import cache_root
-from distill_lit.secrets import redact
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import cache_root
+from distill_lit.utils.redaction import redact
 
 
 class Terminal(Console):

@@ -13,14 +13,14 @@ import torch
 from rich.console import Console
 
 from distill_lit import cells as work
-from distill_lit import hardware
 from distill_lit.analysis.cost import read_costs, summarise
 from distill_lit.config import ExperimentConfig, decisive, to_dict
-from distill_lit.errors import UserError
 from distill_lit.evaluation.cost import measure_costs
 from distill_lit.experiment import Cell, results_folder, runs_folder
-from distill_lit.files import fingerprint, write_json, writing
 from distill_lit.identity import TEACHER
+from distill_lit.utils import hardware
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import fingerprint, write_json, writing
 
 # what decides how fast a model is: cells that agree in it are measured once
 SHAPE = ("parameters", "non_embedding_parameters", "layers", "flops_per_token", "kv_bytes_per_token", "bytes")

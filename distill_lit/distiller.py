@@ -11,7 +11,6 @@ from torchmetrics import MeanMetric
 
 from distill_lit.clock import Clock
 from distill_lit.config import TrainingConfig
-from distill_lit.errors import UserError
 from distill_lit.heads import body_of, head_of
 from distill_lit.matching import Matching
 from distill_lit.models.self_check import last_hidden
@@ -20,6 +19,7 @@ from distill_lit.objectives import Losses, Objective, fused_losses, label_log_pr
 from distill_lit.signals import InnerSignal, TeacherSignal
 from distill_lit.signals.on_policy import StudentText
 from distill_lit.targets import IGNORED, ForeignTarget
+from distill_lit.utils.exceptions import UserError
 
 Batch = dict[str, Tensor]
 

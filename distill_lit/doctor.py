@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distill_lit.files import cache_root, is_offline, read_json, sha256_of
-from distill_lit.signals.shards import Shards
+from distill_lit.utils.files import cache_root, is_offline, read_json, sha256_of
+from distill_lit.utils.shards import Shards
 
 GOOD, WARNING, BAD = "ok", "note", "wrong"
 # below these, known holes: torch.load before 2.10, lightning 2.6.2 and 2.6.3 were malicious, transformers before 5.3
@@ -101,7 +101,7 @@ def check_processor() -> Iterable[Finding]:
     """Threads, and how fast each number format is."""
     import torch
 
-    from distill_lit import hardware
+    from distill_lit.utils import hardware
 
     cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
     remedy = "" if threads <= cores else f"export OMP_NUM_THREADS={cores}"

@@ -6,18 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill_lit import assets, benchmarks, data, hardware
+from distill_lit import assets, benchmarks, data
 from distill_lit.cells import is_built
 from distill_lit.config import ExperimentConfig, GeneratedConfig
 from distill_lit.data.loader import optimizer_steps
-from distill_lit.errors import UserError
 from distill_lit.experiment import Cell
-from distill_lit.files import cache_root
 from distill_lit.identity import CE_ONLY, DISTILLED, GENERATED, QUANTISED, SIGNAL
 from distill_lit.models import Size, load_config, model_folder, size_from_config, student_config
 from distill_lit.objectives import build_objective
 from distill_lit.signals.compress import HIDDEN
 from distill_lit.teaching import cache_form, dtype_of
+from distill_lit.utils import hardware
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import cache_root
 
 # shares of the speed of a plain matrix product that whole passes reach: measured with SmolLM2-135M on two cores
 TRAINING_EFFICIENCY, FORWARD_EFFICIENCY = 0.45, 0.55

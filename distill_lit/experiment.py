@@ -8,21 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from distill_lit import benchmarks, data, hardware
-from distill_lit.config import (
-    ExperimentConfig,
-    ObjectiveConfig,
-    OnPolicyConfig,
-    TermConfig,
-    decisive,
-    expand,
-    to_dict,
-)
+from distill_lit import benchmarks, data
+from distill_lit.config import ExperimentConfig, ObjectiveConfig, OnPolicyConfig, TermConfig, decisive, expand, to_dict
 from distill_lit.config.on_policy import is_on
 from distill_lit.config.schema import EITHER
-from distill_lit.errors import UserError
 from distill_lit.evaluation.tasks import download_tasks, need_packages
-from distill_lit.files import fingerprint
 from distill_lit.identity import (
     CE_ONLY,
     DISTILLED,
@@ -42,6 +32,9 @@ from distill_lit.identity import (
 from distill_lit.models import INT8, model_folder
 from distill_lit.objectives import build_objective, resolve_preset
 from distill_lit.signals.generated import references as generated_references
+from distill_lit.utils import hardware
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import fingerprint
 
 LABEL_BYTES = 150  # of the 255 that a name may have
 

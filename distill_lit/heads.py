@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distill_lit.errors import UserError
+from distill_lit.utils.exceptions import UserError
 
 # what architectures call the numbers between lm_head and logits
 MULTIPLIERS, DIVISORS = ("logit_scale", "lm_head_multiplier"), ("logits_scaling", "logits_mup_width_multiplier")

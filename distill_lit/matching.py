@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from distill_lit.data.loader import Batch
-from distill_lit.errors import UserError
 from distill_lit.models.packed import attention_mask
 from distill_lit.models.self_check import last_hidden
 from distill_lit.models.states import ATTENTION, HIDDEN, Shape, States, Wanted, shape_of, watching
@@ -22,6 +21,7 @@ from distill_lit.objectives.representation import (
     RepresentationTerm,
     relation_kl,
 )
+from distill_lit.utils.exceptions import UserError
 
 Matched = Sequence[tuple[RepresentationTerm, list[Pair]]]
 

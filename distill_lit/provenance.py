@@ -6,9 +6,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from distill_lit import assets, hardware
+from distill_lit import assets
 from distill_lit.config import ExperimentConfig, to_dict
-from distill_lit.files import fingerprint
+from distill_lit.utils import hardware
+from distill_lit.utils.files import fingerprint
 
 PACKAGES = (
     "distill-lit",

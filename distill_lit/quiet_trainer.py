@@ -9,7 +9,7 @@ from lightning.pytorch.trainer.connectors.checkpoint_connector import _Checkpoin
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from distill_lit.ranks import rank_count, this_rank
+from distill_lit.utils.distributed.ranks import rank_count, this_rank
 
 
 class ThisMachine(ClusterEnvironment):

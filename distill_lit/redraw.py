@@ -8,7 +8,7 @@ from rich.console import Console
 
 from distill_lit import report
 from distill_lit.config import ExperimentConfig
-from distill_lit.errors import UserError
+from distill_lit.utils.exceptions import UserError
 
 if TYPE_CHECKING:
     from distill_lit.report.analysed import Analysed

@@ -10,9 +10,9 @@ from filelock import FileLock, Timeout
 
 from distill_lit.cells import is_built, is_done, read_manifest
 from distill_lit.checkpoints import saved_checkpoints
-from distill_lit.errors import UserError
 from distill_lit.experiment import Cell
-from distill_lit.files import remove_leftovers, write_json
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import remove_leftovers, write_json
 
 DONE, RUNNING, FAILED, PREEMPTED, STOPPED, MISSING = "done", "running", "failed", "preempted", "stopped", "missing"
 HANDOVER_SECONDS = 120.0  # for a worker whose driver has died to write its checkpoint and leave

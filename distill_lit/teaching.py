@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 
-from distill_lit import data, hardware
+from distill_lit import data
 from distill_lit.config import DataConfig, ExperimentConfig, TeacherConfig
 from distill_lit.evaluation.evaluate import document_texts
 from distill_lit.experiment import base_of
-from distill_lit.files import hashes_of
 from distill_lit.heads import head_of
 from distill_lit.models import load_config, load_model, load_tokenizer, model_fingerprint
 from distill_lit.models.vocabulary import count_tokens
@@ -19,6 +18,8 @@ from distill_lit.signals.cached import bytes_per_token, cache_facts, cache_folde
 from distill_lit.signals.compress import HIDDEN, SAMPLED, TOP_K, Form
 from distill_lit.signals.generated import Evaluation, Writer, resolve_corpora, write_corpus
 from distill_lit.training import Report
+from distill_lit.utils import hardware
+from distill_lit.utils.files import hashes_of
 
 
 def write_generated(config: ExperimentConfig, report: Report) -> dict[str, Any]:

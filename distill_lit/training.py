@@ -11,30 +11,15 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from distill_lit.callbacks import (
-    Checkpoints,
-    FiniteSteps,
-    GeneratorState,
-    Progress,
-    Report,
-    Termination,
-    noting_signals,
-)
-from distill_lit.checkpoints import (
-    Origin,
-    SafeCheckpointIO,
-    differences,
-    newest_checkpoint,
-    saved_checkpoints,
-    step_of,
-)
+from distill_lit.callbacks import Checkpoints, FiniteSteps, GeneratorState, Progress, Report, Termination, noting_signals
+from distill_lit.checkpoints import Origin, SafeCheckpointIO, differences, newest_checkpoint, saved_checkpoints, step_of
 from distill_lit.config import TrainingConfig
 from distill_lit.data.module import PackedDataModule
 from distill_lit.distiller import Distiller
-from distill_lit.errors import Preempted, UserError
-from distill_lit.files import read_lines, write_text
 from distill_lit.quiet_trainer import quiet_trainer
-from distill_lit.ranks import of_first_rank, rank_count, this_rank
+from distill_lit.utils.distributed.ranks import of_first_rank, rank_count, this_rank
+from distill_lit.utils.exceptions import Preempted, UserError
+from distill_lit.utils.files import read_lines, write_text
 
 log = logging.getLogger(__name__)
 __all__ = ["Preempted", "Report", "Run", "train", "validate"]

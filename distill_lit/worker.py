@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from distill_lit.surroundings import leave_cluster
+from distill_lit.utils.distributed.cluster_environment import leave_cluster
 
 EVENTS_PER_SECOND = 4
 GRACE_SECONDS = 120.0  # between the death of the driver and the end of a worker that does not come to its senses
@@ -93,10 +93,10 @@ def _reporter(cell: str, tell: Callable[..., None]) -> Callable[..., None]:
 def run(cell: Any, folder: Path, report: Callable[..., None], tell: Callable[..., None]) -> None:
     """Runs one cell, alone in its folder, and says how it ended. Exits with 143 after SIGTERM."""
     from distill_lit import cells
-    from distill_lit.errors import Preempted, RankFailure, Unwritable, UserError
-    from distill_lit.files import unwritable
-    from distill_lit.secrets import redact, scrub
     from distill_lit.state import FAILED, PREEMPTED, note_state, working
+    from distill_lit.utils.exceptions import Preempted, RankFailure, Unwritable, UserError
+    from distill_lit.utils.files import unwritable
+    from distill_lit.utils.redaction import redact, scrub
 
     folder.mkdir(parents=True, exist_ok=True)
     _redirect_output(folder / "log.txt")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from distill_lit.files import cache_root
+from distill_lit.utils.files import cache_root
 
 PINNED = ("trl==1.16.0", "torchtune==0.6.1", "liger-kernel==0.8.5")
 

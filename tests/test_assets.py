@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from distill_lit import assets
-from distill_lit.errors import UserError
+from distill_lit.utils.exceptions import UserError
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
@@ -153,7 +153,7 @@ def test_a_model_of_the_hub_is_fetched_and_then_opens_offline(hub: ThreadingHTTP
 
 def test_a_model_that_the_hub_lacks_is_one_line(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
     code = (
-        "from distill_lit import assets; from distill_lit.errors import UserError\n"
+        "from distill_lit import assets; from distill_lit.utils.exceptions import UserError\n"
         "try: assets.fetch('hf:org/other')\n"
         "except UserError as error: print(error)"
     )

@@ -11,7 +11,7 @@ from distill_lit import assets, benchmarks
 from distill_lit.benchmarks import repositories
 from distill_lit.benchmarks.decontaminate import asked, drop_asked, normalise
 from distill_lit.benchmarks.repositories import REPOSITORIES, Sources, build_arc
-from distill_lit.errors import UserError
+from distill_lit.utils.exceptions import UserError
 
 # sizes as the papers and dataset cards give them
 SIZES = {

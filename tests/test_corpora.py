@@ -20,8 +20,8 @@ from distill_lit import benchmarks
 from distill_lit.config.schema import CorpusConfig, DataConfig
 from distill_lit.data import check, prepare, tokens, word_counts
 from distill_lit.data.corpora import compile_template, read_documents
-from distill_lit.errors import UserError
 from distill_lit.models import load_tokenizer
+from distill_lit.utils.exceptions import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RED, BLUE = "the red fox sleeps in the tall grass", "a blue whale sings in the deep sea"

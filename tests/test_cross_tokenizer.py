@@ -18,7 +18,6 @@ from distill_lit import checks, data
 from distill_lit.config import CorpusConfig, DataConfig, TermConfig, load_experiment
 from distill_lit.data.loader import ValidationLoader, make_batch
 from distill_lit.distiller import Distiller, HeadSettings
-from distill_lit.errors import UserError
 from distill_lit.heads import head_of
 from distill_lit.models import load_model, load_tokenizer, model_folder
 from distill_lit.objectives import build_objective, fused_losses, label_log_probs
@@ -26,6 +25,7 @@ from distill_lit.objectives.cross_tokenizer import span_likelihood, uld
 from distill_lit.signals import ForeignTeacher, LiveTeacher
 from distill_lit.signals.alignment import align, token_bytes, whole_characters
 from distill_lit.targets import Foreign
+from distill_lit.utils.exceptions import UserError
 
 ROOT = Path(__file__).parent.parent
 TEXTS = ["A river, a stone.", "Überraschung: 日本語 and 🙂🙂 emoji", "  two  spaces\nand\tlines", "naïve café — 5€"]

@@ -13,15 +13,15 @@ from distill_lit.config import CorpusConfig, DataConfig, StudentConfig, TermConf
 from distill_lit.data.loader import make_batch
 from distill_lit.data.module import PackedDataModule
 from distill_lit.distiller import Distiller, HeadSettings
-from distill_lit.errors import UserError
-from distill_lit.files import hashes_of
 from distill_lit.heads import head_of
 from distill_lit.models import Calibration, initial_student, load_model
 from distill_lit.objectives import build_objective, can_compile
 from distill_lit.signals import LiveTeacher
 from distill_lit.signals.cached import CachedTeacher, cache_facts, cache_folder, write_cache
-from distill_lit.together import together
 from distill_lit.training import Run, train, validate
+from distill_lit.utils.distributed.spawn import together
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import hashes_of
 
 VOCABULARY, LENGTH, STEPS = 300, 32, 6
 TERMS = {"ce": TermConfig(weight=0.5), "kl": TermConfig(kind="forward_kl", temperature=2.0)}

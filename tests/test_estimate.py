@@ -10,10 +10,10 @@ from distill_lit import assets, estimate, experiment
 from distill_lit.cells import run_cell
 from distill_lit.config import ExperimentConfig, load_experiment
 from distill_lit.data import prepare
-from distill_lit.errors import UserError
 from distill_lit.estimate import Estimate, check_disk, estimates
 from distill_lit.experiment import Cell
-from distill_lit.files import read_json
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import read_json
 
 EXPERIMENT = """
 name: tiny

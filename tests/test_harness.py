@@ -29,10 +29,10 @@ from transformers import (
 )
 
 from distill_lit.config.schema import EvaluationConfig
-from distill_lit.errors import UserError
 from distill_lit.evaluation import forward, harness
 from distill_lit.evaluation.harness import PrefixTreeLM
 from distill_lit.evaluation.packing import Pack, ancestor_mask, batch_packs, pack_sequences, split_runs
+from distill_lit.utils.exceptions import UserError
 
 SMALL = {
     "vocab_size": 300,

@@ -20,7 +20,7 @@ from distill_lit.config import (
     load_experiment,
     to_dict,
 )
-from distill_lit.errors import UserError
+from distill_lit.utils.exceptions import UserError
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = (

@@ -14,18 +14,12 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from distill_lit.config.schema import TrainingConfig
 from distill_lit.data import Packed
-from distill_lit.data.loader import (
-    PackedLoader,
-    ValidationLoader,
-    batch_order,
-    make_batch,
-    optimizer_steps,
-)
+from distill_lit.data.loader import PackedLoader, ValidationLoader, batch_order, make_batch, optimizer_steps
 from distill_lit.data.module import PackedDataModule
 from distill_lit.data.packing import pack
-from distill_lit.errors import UserError
 from distill_lit.models.packed import attention_mask
 from distill_lit.models.self_check import last_hidden
+from distill_lit.utils.exceptions import UserError
 
 
 def loader(packed, **options):

@@ -13,13 +13,7 @@ from scipy.stats import chi2
 from synthetic import build
 
 from distill_lit.analysis import axes as ax
-from distill_lit.analysis.confidence import (
-    calibration_error,
-    coverage_curve,
-    equal_mass_bins,
-    risk_threshold,
-    worst_mean,
-)
+from distill_lit.analysis.confidence import calibration_error, coverage_curve, equal_mass_bins, risk_threshold, worst_mean
 from distill_lit.analysis.flips import flip_counts, modal_answers
 from distill_lit.analysis.longtail import LongTail, long_tail
 from distill_lit.analysis.panel import TaskPanel

@@ -16,7 +16,6 @@ from distill_lit.config import StudentConfig, TermConfig, TrainingConfig, WidthC
 from distill_lit.data.loader import calibration_batches, make_batch
 from distill_lit.data.module import PackedDataModule
 from distill_lit.distiller import Distiller, HeadSettings
-from distill_lit.errors import UserError
 from distill_lit.heads import head_of
 from distill_lit.matching import build_matching
 from distill_lit.models import Calibration, export_student, initial_student, load_model
@@ -27,6 +26,7 @@ from distill_lit.signals import CachedTeacher, LiveTeacher
 from distill_lit.signals.cached import bytes_per_token, write_cache
 from distill_lit.signals.compress import Form
 from distill_lit.training import Run, train
+from distill_lit.utils.exceptions import UserError
 
 HIDDEN = {"hidden": TermConfig(options={"loss": "normalised", "layers": [[0, 1], [1, 3]]})}
 EVERY = {

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from losses import DENSE
 
 from distill_lit.config import TermConfig
-from distill_lit.errors import UserError
 from distill_lit.objectives import build_objective, check_signal, plain_losses
 from distill_lit.objectives.schedules import parse_schedule
+from distill_lit.utils.exceptions import UserError
 
 
 def test_temperature_and_its_square_by_hand() -> None:

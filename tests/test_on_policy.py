@@ -20,15 +20,15 @@ from distill_lit.config import CorpusConfig, DataConfig, OnPolicyConfig, TermCon
 from distill_lit.data.loader import make_batch
 from distill_lit.data.module import PackedDataModule
 from distill_lit.distiller import Distiller, HeadSettings
-from distill_lit.errors import UserError
 from distill_lit.models import load_model
 from distill_lit.objectives import build_objective
-from distill_lit.ranks import this_rank
 from distill_lit.signals import LiveTeacher, on_policy
 from distill_lit.signals.decoding import Sampling, write_batch
 from distill_lit.signals.on_policy import StudentText, _TeacherMix, describe
-from distill_lit.together import together
 from distill_lit.training import Run, train
+from distill_lit.utils.distributed.ranks import this_rank
+from distill_lit.utils.distributed.spawn import together
+from distill_lit.utils.exceptions import UserError
 
 QUICK = Path(__file__).parent.parent / "experiments/quickstart.yaml"
 ALWAYS = OnPolicyConfig(share=1.0, max_new_tokens=10)

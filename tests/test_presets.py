@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from distill_lit import checks, experiment
 from distill_lit.config import ExperimentConfig, ObjectiveConfig, TermConfig, load_experiment, to_dict
-from distill_lit.errors import UserError
 from distill_lit.objectives import PRESETS, build_objective, plain_losses
+from distill_lit.utils.exceptions import UserError
 
 IGNORED = -100
 QUICKSTART = Path(__file__).parents[1] / "experiments" / "quickstart.yaml"

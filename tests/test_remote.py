@@ -34,7 +34,6 @@ from distill_lit.config import (
     RemoteConfig,
     load_experiment,
 )
-from distill_lit.errors import UserError
 from distill_lit.progress import Display
 from distill_lit.signals import asking
 from distill_lit.signals.answers import Answer, read_answers
@@ -43,6 +42,7 @@ from distill_lit.signals.generated import Writer, check_generated, check_keys, w
 from distill_lit.signals.journal import Journal, journal_path
 from distill_lit.signals.prompts import Prompt
 from distill_lit.signals.remote import write_remotely
+from distill_lit.utils.exceptions import UserError
 
 pytest.importorskip("openai")
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,6 @@ from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scores import macro_score, task_score
 from distill_lit.analysis.statistics import wilson
 from distill_lit.config.schema import AnalysisConfig
-from distill_lit.errors import UserError
 from distill_lit.report.analysed import analyse
 from distill_lit.report.drawing import draw_tables
 from distill_lit.report.longtail import longtail_frame, longtail_markdown
@@ -22,6 +21,7 @@ from distill_lit.report.page import draw_page
 from distill_lit.report.table import to_csv
 from distill_lit.report.tables import main_table
 from distill_lit.report.terminal import TerminalTable
+from distill_lit.utils.exceptions import UserError
 
 FAST = AnalysisConfig(bootstrap=300)
 

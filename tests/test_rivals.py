@@ -15,9 +15,9 @@ from distill_lit import checks, experiment
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scores import score
 from distill_lit.config import AnalysisConfig, load_experiment
-from distill_lit.errors import UserError
 from distill_lit.models import load_model, model_fingerprint, quantise
 from distill_lit.models.loading import weight_bytes
+from distill_lit.utils.exceptions import UserError
 
 ROOT = Path(__file__).parent.parent
 needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Phi3Conf
 
 from distill_lit.checks import check_against_teacher
 from distill_lit.config import WidthConfig, load_experiment
-from distill_lit.errors import UserError
 from distill_lit.models import load_config, surgery
 from distill_lit.models.generation_check import Writing, generation_check
 from distill_lit.models.packed import PADDED, run_backbone, split_batch
@@ -23,6 +22,7 @@ from distill_lit.models.self_check import last_hidden, model_batches, read_texts
 from distill_lit.models.size import size_from_config
 from distill_lit.models.states import watching
 from distill_lit.signals.decoding import Sampling, write_batch
+from distill_lit.utils.exceptions import UserError
 
 SHAPE = {
     "vocab_size": 120,

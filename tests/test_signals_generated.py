@@ -17,8 +17,6 @@ from tiny_data import save_tokenizer, write_lines
 
 from distill_lit import data
 from distill_lit.config import CorpusConfig, DataConfig, FiltersConfig, GeneratedConfig, PromptsConfig, load_experiment
-from distill_lit.errors import UserError
-from distill_lit.files import hashes_of, read_json
 from distill_lit.identity import corpus_identity
 from distill_lit.models import load_model, load_tokenizer
 from distill_lit.models.vocabulary import count_tokens
@@ -29,8 +27,10 @@ from distill_lit.signals.filters import agreement, filter_answers, final_answer,
 from distill_lit.signals.generated import Writer, check_generated, corpus_path, resolve_corpora, write_corpus
 from distill_lit.signals.judge import judge_answers
 from distill_lit.signals.prompts import Prompt, read_prompts
-from distill_lit.signals.shards import Shards, append_line
 from distill_lit.signals.writer import encode_prompt, write_locally
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import hashes_of, read_json
+from distill_lit.utils.shards import Shards, append_line
 
 ROOT = Path(__file__).parent.parent
 SHARED_CACHE = os.environ.get("DISTILL_LIT_CACHE", "")

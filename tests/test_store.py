@@ -10,11 +10,11 @@ import tiny
 import tiny_tasks
 
 from distill_lit.config.schema import EvaluationConfig
-from distill_lit.errors import UserError
 from distill_lit.evaluation import evaluate, harness, index, store
 from distill_lit.evaluation.evaluate import Evaluation, evaluate_model
 from distill_lit.evaluation.tasks import resolve_tasks
-from distill_lit.files import cache_root
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import cache_root
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from distill_lit.config import LoraConfig, StudentConfig, TermConfig, WidthConfi
 from distill_lit.data.loader import calibration_batches
 from distill_lit.data.module import PackedDataModule
 from distill_lit.distiller import Distiller, HeadSettings
-from distill_lit.errors import UserError
 from distill_lit.heads import Head
 from distill_lit.models import (
     Calibration,
@@ -37,6 +36,7 @@ from distill_lit.models.lora import add_adapters
 from distill_lit.objectives import build_objective, fused_losses
 from distill_lit.signals import LiveTeacher
 from distill_lit.training import Run, train
+from distill_lit.utils.exceptions import UserError
 
 LORA = LoraConfig(rank=2, alpha=8, dropout=0.5)
 IDS = torch.arange(3, 15)[None]

@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from distill_lit.errors import UserError
 from distill_lit.models import surgery
 from distill_lit.models.surgery.anatomy import layer_list
+from distill_lit.utils.exceptions import UserError
 
 LAYERS = 4
 SMALL: dict[str, Any] = {

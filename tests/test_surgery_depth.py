@@ -6,9 +6,9 @@ from tiny_families import FAMILIES, LAYERS, make_family, text_batches
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
-from distill_lit.errors import UserError
 from distill_lit.models import surgery
 from distill_lit.models.surgery.anatomy import ATTENTION_OUTPUTS, FFN_OUTPUTS, submodules
+from distill_lit.utils.exceptions import UserError
 
 BATCHES = text_batches()
 IDS = BATCHES[0]["input_ids"]

@@ -9,7 +9,6 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, Olmo2Config, Phi3Config
 
 from distill_lit.config import WidthConfig
-from distill_lit.errors import UserError
 from distill_lit.models import surgery
 from distill_lit.models.surgery import Cut
 from distill_lit.models.surgery.anatomy import (
@@ -20,6 +19,7 @@ from distill_lit.models.surgery.anatomy import (
     submodules,
     weighted_modules,
 )
+from distill_lit.utils.exceptions import UserError
 
 BATCHES = text_batches()
 IDS = BATCHES[0]["input_ids"]

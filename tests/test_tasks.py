@@ -9,11 +9,11 @@ import tiny_tasks
 
 from distill_lit import benchmarks
 from distill_lit.config.schema import EvaluationConfig
-from distill_lit.errors import UserError
 from distill_lit.evaluation import index, sources, tasks
 from distill_lit.evaluation.evaluate import draw_documents
 from distill_lit.evaluation.quiet import quiet_lm_eval
 from distill_lit.evaluation.tasks import check_tasks, load_task, resolve_tasks
+from distill_lit.utils.exceptions import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from distill_lit.analysis.bootstrap import seed_weights
-from distill_lit.files import read_json
+from distill_lit.utils.files import read_json
 
 Floats = NDArray[np.floating]
 TIMED = {  # axis: (kind of row, column)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from distill_lit.files import fingerprint
+from distill_lit.utils.files import fingerprint
 
 Meta = dict[str, dict[str, Any]]
 SUMMED = ("n", "n_total", "truncated", "tokens_forwarded", "elapsed_s")

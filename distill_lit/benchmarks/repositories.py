@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from distill_lit.errors import UserError
+from distill_lit.utils.exceptions import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset

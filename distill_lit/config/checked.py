@@ -4,7 +4,7 @@ import re
 
 from distill_lit.config.knobs import check_knobs
 from distill_lit.config.schema import BASELINES, RIVAL_BASELINES, ExperimentConfig
-from distill_lit.errors import UserError, suggest
+from distill_lit.utils.exceptions import UserError, suggest
 
 MOST_BYTES = 200  # of the 255 that the name of a folder may have
 # names of files beside the records of models, and of models that are no students

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from distill_lit.config.text import is_interpolated
-from distill_lit.errors import UserError, suggest
+from distill_lit.utils.exceptions import UserError, suggest
 
 
 def knob(

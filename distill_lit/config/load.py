@@ -20,7 +20,7 @@ from distill_lit.config.checked import check
 from distill_lit.config.knobs import check_knobs, check_types
 from distill_lit.config.schema import ExperimentConfig
 from distill_lit.config.tree import KEY_OF_FIELD, fielded, kind_at, merged, nested, plain
-from distill_lit.errors import UserError, in_one_line, suggest
+from distill_lit.utils.exceptions import UserError, in_one_line, suggest
 
 Section = TypeVar("Section")
 Tree = dict[str, Any]  # plain values under the keys that users write

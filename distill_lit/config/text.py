@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from distill_lit.errors import UserError
+from distill_lit.utils.exceptions import UserError
 
 MOST_NODES = 200_000  # of a file, aliases counted each time; a few lines of them could stand for more than memory holds
 INTERPOLATION = re.compile(r"\$\{\s*\.*[A-Za-z_]")

@@ -14,8 +14,8 @@ from distill_lit.data.templates import (
     render_marked,
     unused_letters,
 )
-from distill_lit.errors import UserError
-from distill_lit.limits import Excess
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.limits import Excess
 
 __all__ = ["Messages", "check_template", "encode_chat", "read_chat"]
 

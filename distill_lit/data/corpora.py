@@ -15,7 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from distill_lit.config import CorpusConfig, decisive
 from distill_lit.data.messages import is_answer, read_messages, read_tools
 from distill_lit.data.sources import Row, check_source, draw_rows, open_source
-from distill_lit.errors import UserError, in_one_line
+from distill_lit.utils.exceptions import UserError, in_one_line
 
 ROW_SHOWN = 80  # characters of a row in an error
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")  # letters, with apostrophes inside

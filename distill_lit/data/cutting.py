@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from distill_lit.errors import UserError
+from distill_lit.utils.exceptions import UserError
 
 # what a part is put behind: a tokenizer that begins a text with a blank of its own puts it there
 ANCHORS = ("\n", "a", ".", ")", "0", "~")

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from distill_lit.errors import UserError
+from distill_lit.utils.exceptions import UserError
 
 CALLS = ("tool_calls", "function_call")
 REASONING = ("reasoning_content", "reasoning", "thinking")  # transformers gives templates one for the other

@@ -12,13 +12,13 @@ from distill_lit.config.schema import DataConfig
 from distill_lit.data.corpora import check_corpora, count_words, identify, read_documents
 from distill_lit.data.packing import Packed, pack, split_pool
 from distill_lit.data.sources import FileSource, open_source
-from distill_lit.data.store import Arrays, open_or_make
 from distill_lit.data.templates import read_template, with_template
 from distill_lit.data.tokens import Tokens, facts, hash_tokenizer, tokenize
-from distill_lit.errors import UserError
-from distill_lit.files import cache_root, fingerprint, read_json, remember
 from distill_lit.models import load_config, load_tokenizer
 from distill_lit.models.vocabulary import check_ids
+from distill_lit.utils.array_store import Arrays, open_or_make
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import cache_root, fingerprint, read_json, remember
 
 SMALL_BYTES = 1 << 28  # files that are read in seconds
 VERSION = 3  # raise it when the same input becomes other documents, tokens or rows

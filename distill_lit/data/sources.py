@@ -16,8 +16,8 @@ import numpy as np
 from distill_lit import assets, benchmarks
 from distill_lit.benchmarks.repositories import REPOSITORIES
 from distill_lit.config.generated import RowsConfig
-from distill_lit.errors import UserError, suggest
-from distill_lit.files import sha256_of
+from distill_lit.utils.exceptions import UserError, suggest
+from distill_lit.utils.files import sha256_of
 
 EXTENSIONS = (".jsonl", ".jsonl.gz", ".parquet", ".txt")
 Row = dict[str, Any]

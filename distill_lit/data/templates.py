@@ -10,8 +10,8 @@ from jinja2 import TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from distill_lit import assets
-from distill_lit.errors import UserError, in_one_line
-from distill_lit.limits import check_size, refusing
+from distill_lit.utils.exceptions import UserError, in_one_line
+from distill_lit.utils.limits import check_size, refusing
 
 Messages = Sequence[Mapping[str, Any]]
 KEY = "data.chat_template"

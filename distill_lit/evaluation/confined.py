@@ -15,9 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from distill_lit.config.schema import EvaluationConfig
-from distill_lit.errors import UserError
-from distill_lit.files import cache_root
 from distill_lit.models.loading import allow_code, may_run_code
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import cache_root
 
 FILE_BYTES = 256 << 20  # largest file that may be written
 PROCESSES = 512

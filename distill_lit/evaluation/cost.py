@@ -18,10 +18,10 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from distill_lit.config.schema import CostConfig
-from distill_lit.errors import UserError
 from distill_lit.evaluation.energy import Meter, energy_meter
 from distill_lit.evaluation.memory import read_peak, start_peak
 from distill_lit.models.loading import allow_code, load_model, may_run_code
+from distill_lit.utils.exceptions import UserError
 
 Progress = Callable[[int, int, str], None]  # turns done, turns in all, model
 Timing = tuple[float, list[float]]  # seconds to the first token, seconds of every further one

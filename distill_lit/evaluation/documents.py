@@ -4,8 +4,8 @@ import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from distill_lit.errors import UserError, in_one_line
 from distill_lit.evaluation.records import has_gold, label_of, right_choices
+from distill_lit.utils.exceptions import UserError, in_one_line
 
 if TYPE_CHECKING:
     from distill_lit.evaluation.tasks import TaskSpec

@@ -13,7 +13,6 @@ import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill_lit.config.schema import EvaluationConfig
-from distill_lit.errors import UserError
 from distill_lit.evaluation.confined import evaluate_confined
 from distill_lit.evaluation.documents import check_choices, check_gold
 from distill_lit.evaluation.index import lm_eval_version
@@ -29,8 +28,9 @@ from distill_lit.evaluation.store import (
     write_entry,
 )
 from distill_lit.evaluation.tasks import TaskSpec, download_tasks, load_task, resolve_tasks
-from distill_lit.files import is_offline
-from distill_lit.limits import check_size, refusing
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import is_offline
+from distill_lit.utils.limits import check_size, refusing
 
 if TYPE_CHECKING:  # importing HFLM takes seconds, which a run that finds everything stored need not wait for
     from distill_lit.evaluation.harness import PrefixTreeLM

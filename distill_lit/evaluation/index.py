@@ -13,8 +13,8 @@ from typing import Any
 
 from rich.console import Console
 
-from distill_lit.errors import UserError
-from distill_lit.files import cache_root, fingerprint, write_text
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import cache_root, fingerprint, write_text
 
 INDEX_VERSION = 2
 KINDS = {"TASK": "task", "PY_TASK": "python", "GROUP": "group", "TAG": "tag"}

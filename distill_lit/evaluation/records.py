@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from jinja2 import TemplateError
 
-from distill_lit.files import fingerprint
+from distill_lit.utils.files import fingerprint
 
 TokenCounts: TypeAlias = dict[tuple[str, str], int]
 TokenLogprobs: TypeAlias = dict[tuple[str, str], list[float]]

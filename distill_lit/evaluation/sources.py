@@ -12,9 +12,9 @@ from typing import Any
 
 from distill_lit import benchmarks
 from distill_lit.benchmarks.repositories import REPOSITORIES
-from distill_lit.errors import UserError
 from distill_lit.evaluation.index import SPLITS, Entry
-from distill_lit.files import cache_root, fingerprint, is_offline, sha256_of
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import cache_root, fingerprint, is_offline, sha256_of
 
 LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow")
 HUB_TIMEOUT_S = 20

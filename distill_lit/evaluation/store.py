@@ -11,13 +11,13 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from distill_lit import files
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.evaluation.index import lm_eval_version
 from distill_lit.evaluation.records import DOCUMENT_COLUMNS, FORMAT, RECORD_COLUMNS, TOKEN_LOGPROBS
 from distill_lit.evaluation.tasks import TaskSpec
-from distill_lit.files import cache_root, fingerprint, read_json, sha256_of, write_json, writing_folder
 from distill_lit.models.loading import model_fingerprint
+from distill_lit.utils import files
+from distill_lit.utils.files import cache_root, fingerprint, read_json, sha256_of, write_json, writing_folder
 
 
 def fingerprint_model(folder: Path) -> str:

@@ -15,11 +15,11 @@ from typing import Any
 import yaml
 
 from distill_lit.config.schema import EvaluationConfig
-from distill_lit.errors import UserError, suggest
 from distill_lit.evaluation.documents import check_choices, check_gold
 from distill_lit.evaluation.index import Entry, built_in_index, longest_answer, user_index
 from distill_lit.evaluation.sources import Source, check_source, find_source, is_local
-from distill_lit.files import fingerprint, unwritable
+from distill_lit.utils.exceptions import UserError, suggest
+from distill_lit.utils.files import fingerprint, unwritable
 
 GROUPS = {
     "commonsense": [

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill_lit.errors import UserError
 from distill_lit.models.packed import Batch
+from distill_lit.utils.exceptions import UserError
 
 
 def check_documents(model: Any, size: int) -> list[list[int]]:

@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from distill_lit.files import write_text, writing_folder
 from distill_lit.models.loading import TOKENIZER_FILES
+from distill_lit.utils.files import write_text, writing_folder
 
 CARD = "README.md"
 RESULTS = "\n## Results\n"

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from distill_lit import assets
-from distill_lit.errors import UserError, in_one_line
-from distill_lit.files import cache_root, locked, sha256_of, sha256_once, writing_folder
+from distill_lit.utils.exceptions import UserError, in_one_line
+from distill_lit.utils.files import cache_root, locked, sha256_of, sha256_once, writing_folder
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and bad input is refused without it
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from distill_lit.config import LoraConfig
-from distill_lit.errors import UserError, in_one_line
+from distill_lit.utils.exceptions import UserError, in_one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

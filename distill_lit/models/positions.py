@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from distill_lit.errors import UserError
 from distill_lit.heads import body_of
+from distill_lit.utils.exceptions import UserError
 
 _known: dict[tuple[type, int], int | None] = {}
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from distill_lit.errors import UserError
 from distill_lit.models.export import export_student
 from distill_lit.models.loading import check_folder, own_config
+from distill_lit.utils.exceptions import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,7 +13,6 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from distill_lit.errors import UserError, in_one_line
 from distill_lit.heads import body_of, head_of
 from distill_lit.models.check_rows import by_document, check_documents, other_tokens, rows_of, usual_tokens
 from distill_lit.models.packed import (
@@ -36,6 +35,7 @@ from distill_lit.models.packed import (
 )
 from distill_lit.models.states import HIDDEN, States, watching
 from distill_lit.models.surgery.anatomy import layer_list
+from distill_lit.utils.exceptions import UserError, in_one_line
 
 log = logging.getLogger(__name__)
 # whatever a model raises that cannot read what it is given

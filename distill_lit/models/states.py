@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from distill_lit.errors import UserError
 from distill_lit.models.surgery.anatomy import attention_heads, head_width, key_value_heads, layer_list
+from distill_lit.utils.exceptions import UserError
 
 HIDDEN, ATTENTION, QUERIES, KEYS, VALUES = "hidden", "attention", "queries", "keys", "values"
 PROJECTIONS = {QUERIES: "q_proj", KEYS: "k_proj", VALUES: "v_proj"}

@@ -13,8 +13,6 @@ import torch
 
 from distill_lit import assets
 from distill_lit.config import StudentConfig, WidthConfig, to_dict
-from distill_lit.errors import UserError, in_one_line, suggest
-from distill_lit.files import cache_root, fingerprint, read_json, remember
 from distill_lit.models import surgery
 from distill_lit.models.loading import load_config, load_model, load_tokenizer, model_fingerprint, model_folder
 from distill_lit.models.lora import add_adapters, check_lora
@@ -23,6 +21,8 @@ from distill_lit.models.size import size_from_config
 from distill_lit.models.surgery import Cut, Progress
 from distill_lit.models.surgery.anatomy import attention_heads
 from distill_lit.models.vocabulary import check_same_vocabulary
+from distill_lit.utils.exceptions import UserError, in_one_line, suggest
+from distill_lit.utils.files import cache_root, fingerprint, read_json, remember
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_lit.errors import UserError
+from distill_lit.utils.exceptions import UserError
 
 
 def count_tokens(tokenizer: Any, rows: int = 1 << 62) -> int:

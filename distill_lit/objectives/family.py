@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from distill_lit.errors import UserError, suggest
 from distill_lit.objectives import cross_tokenizer, divergences, sparse
+from distill_lit.utils.exceptions import UserError, suggest
 
 
 class Number(NamedTuple):

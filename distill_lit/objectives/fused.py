@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distill_lit.errors import UserError
 from distill_lit.heads import Head
 from distill_lit.objectives.objective import Objective, check_signal
 from distill_lit.objectives.sums import COUNTED_BY, Tokens, term_sums
 from distill_lit.targets import DenseTarget, Foreign, ForeignTarget, Sparse, Target, form_of, rows_of
+from distill_lit.utils.exceptions import UserError
 
 
 class Losses(NamedTuple):

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from distill_lit.errors import UserError
 from distill_lit.objectives.representation import Pair, RepresentationTerm
+from distill_lit.utils.exceptions import UserError
 
 
 def fixed_pairs(term: RepresentationTerm, student: int, teacher: int) -> list[Pair]:

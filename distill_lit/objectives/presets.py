@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from distill_lit.errors import UserError, suggest
+from distill_lit.utils.exceptions import UserError, suggest
 
 
 class Preset(NamedTuple):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from distill_lit.errors import UserError, suggest
+from distill_lit.utils.exceptions import UserError, suggest
 
 SHAPES = ("linear", "cosine", "piecewise")
 

@@ -7,7 +7,6 @@ from typing import Any
 import pandas as pd
 
 from distill_lit.analysis.frontier import cost_axes, frontier
-from distill_lit.files import write_text
 from distill_lit.report.analysed import Analysed
 from distill_lit.report.claim import claim_table
 from distill_lit.report.confidence_figure import confidence_figure
@@ -23,6 +22,7 @@ from distill_lit.report.scaling import draw_scaling
 from distill_lit.report.style import save_figure, variant_numbers
 from distill_lit.report.table import cell_markdown, escape_markdown, paragraphs, to_csv, to_latex, to_markdown
 from distill_lit.report.tables import csv_frame, detail_table, main_table, watermark
+from distill_lit.utils.files import write_text
 
 
 def draw_analysed(folder: Path, result: Analysed) -> list[Path]:

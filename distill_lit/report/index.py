@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from distill_lit.files import read_json, write_json, write_text
 from distill_lit.report.analysed import Analysed
 from distill_lit.report.html import document, escape, paragraphs
 from distill_lit.report.tables import watermark
+from distill_lit.utils.files import read_json, write_json, write_text
 
 
 def draw_summary(folder: Path, result: Analysed) -> Path:

@@ -12,7 +12,6 @@ from distill_lit.analysis.frontier import COST_AXES, cost_axes, frontier
 from distill_lit.analysis.groups import AS_THEY_ARE, ROLE_WORDS
 from distill_lit.analysis.scaling import is_grid
 from distill_lit.analysis.scores import Scores
-from distill_lit.files import read_json, write_text
 from distill_lit.report.analysed import Analysed
 from distill_lit.report.claim import claim_table
 from distill_lit.report.cost import cost_table
@@ -23,6 +22,7 @@ from distill_lit.report.scaling import scaling_table
 from distill_lit.report.style import ROLE_STYLE, line_styles, numbered, role_style, variant_numbers
 from distill_lit.report.table import Table
 from distill_lit.report.tables import detail_table, main_table, provenance, watermark
+from distill_lit.utils.files import read_json, write_text
 
 MAX_DOCUMENTS = 3000  # changed documents on the page; the rest stays in records/
 PROMPT_CHARS = 1500

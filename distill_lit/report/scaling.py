@@ -8,10 +8,10 @@ import pandas as pd
 from distill_lit.analysis.results import read_cells
 from distill_lit.analysis.scaling import Law, is_grid, refusal, scaling_runs
 from distill_lit.analysis.wording import count, number
-from distill_lit.errors import UserError
-from distill_lit.files import write_text
 from distill_lit.report.style import GREY, RC, VARIANT_COLOURS, VARIANT_MARKERS, plain, save_figure
 from distill_lit.report.table import Cell, Table, to_csv, to_markdown
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import write_text
 
 LAW = "L = T + T^-c0 · (1 + (T / (S·d1))^(1/f1))^(-c1·f1) · (A/N^α + B/D^β)^γ"
 WITHOUT: dict[str, Any] = {"linestyle": "--", "mfc": "white"}  # without teacher

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from distill_lit.errors import UserError
 from distill_lit.models.vocabulary import count_tokens
+from distill_lit.utils.exceptions import UserError
 
 UTF8_TAIL = 3  # bytes that can follow the first of a character
 CHANGES = {  # what a tokenizer does to text, and a text that shows it

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distill_lit.files import cache_root, fingerprint
 from distill_lit.signals.prompts import Prompt
-from distill_lit.signals.shards import Shards
+from distill_lit.utils.files import cache_root, fingerprint
+from distill_lit.utils.shards import Shards
 
 FINISHED, CUT, TOO_LONG, REFUSED = "stop", "length", "too_long", "refused"
 

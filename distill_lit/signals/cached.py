@@ -23,16 +23,16 @@ from torch import Tensor
 
 from distill_lit.data import Packed
 from distill_lit.data.loader import make_batch
-from distill_lit.errors import UserError
-from distill_lit.files import cache_root, fingerprint
 from distill_lit.heads import Head, head_of
 from distill_lit.models.self_check import last_hidden
 from distill_lit.models.states import HIDDEN as STATES
 from distill_lit.models.states import States, Wanted, watching
 from distill_lit.signals.compress import HIDDEN, Form, compress, expand
-from distill_lit.signals.seeds import seed_of
-from distill_lit.signals.shards import Shards
 from distill_lit.targets import DenseTarget, Draws, Target, TopK
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import cache_root, fingerprint
+from distill_lit.utils.seeding import seed_of
+from distill_lit.utils.shards import Shards
 
 SHARD_ROWS = 64
 FORMAT = 2  # raise when the bytes of a shard change their meaning

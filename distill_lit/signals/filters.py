@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from distill_lit.config import FiltersConfig
-from distill_lit.errors import UserError
 from distill_lit.signals.answers import FINISHED, REFUSED, TOO_LONG, Answer
 from distill_lit.signals.overlap import WordRuns, drop_duplicates
+from distill_lit.utils.exceptions import UserError
 
 NGRAM = 3
 COMPARISON = 2  # raise it when other final answers count as equal

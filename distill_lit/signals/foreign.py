@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill_lit.errors import UserError
 from distill_lit.models.positions import position_limit
 from distill_lit.models.self_check import read_texts
 from distill_lit.models.vocabulary import check_ids
@@ -28,6 +27,7 @@ from distill_lit.signals.alignment import (
 )
 from distill_lit.signals.live import LiveTeacher
 from distill_lit.targets import Foreign, ForeignTarget
+from distill_lit.utils.exceptions import UserError
 
 log = logging.getLogger(__name__)
 BATCH_TOKENS = 2048  # of the teacher, per forward pass

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 
 from distill_lit.config import CorpusConfig, DataConfig, GeneratedConfig, RemoteConfig, decisive
-from distill_lit.errors import UserError
-from distill_lit.files import fingerprint, sha256_once
 from distill_lit.models import load_model, load_tokenizer, model_fingerprint, model_folder
 from distill_lit.signals.answers import Answer, answers_folder, read_answers
 from distill_lit.signals.filters import check_filters, comparison_facts, filter_answers
 from distill_lit.signals.judge import judge_answers
 from distill_lit.signals.prompts import Prompt, check_prompts, drawing_facts, identify_prompts, read_prompts
-from distill_lit.signals.shards import Shards
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import fingerprint, sha256_once
+from distill_lit.utils.shards import Shards
 
 FORMAT = 1  # raise it when the same config means other answers
 PLAIN_FORMAT = 2  # the same for plain text of a local model, and for chats of what a server goes on with

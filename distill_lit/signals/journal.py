@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from distill_lit.files import cache_root, fingerprint
-from distill_lit.signals.shards import append_line
+from distill_lit.utils.files import cache_root, fingerprint
+from distill_lit.utils.shards import append_line
 
 Entry = dict[str, Any]
 

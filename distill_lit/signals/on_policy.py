@@ -16,10 +16,10 @@ from transformers import LogitsProcessor
 
 from distill_lit.config import OnPolicyConfig
 from distill_lit.config.on_policy import ADAPTIVE
-from distill_lit.ranks import of_every_rank, rank_count, this_rank
 from distill_lit.signals.decoding import Sampling, Written, write_batch
-from distill_lit.signals.seeds import seed_of
 from distill_lit.targets import IGNORED
+from distill_lit.utils.distributed.ranks import of_every_rank, rank_count, this_rank
+from distill_lit.utils.seeding import seed_of
 
 STEP_UP = 0.1  # of the adaptive share, each time validation gets worse
 FACTS = ("length", "distinct_1", "distinct_2", "replayed")  # what is logged of student text, besides its time

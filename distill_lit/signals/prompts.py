@@ -10,7 +10,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from distill_lit.config import PromptsConfig
 from distill_lit.data.corpora import environment, unrendered
 from distill_lit.data.sources import Row, Source, check_source, open_source
-from distill_lit.errors import UserError
+from distill_lit.utils.exceptions import UserError
 
 DRAWING = 2  # raise it when other rows are drawn
 

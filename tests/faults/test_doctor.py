@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from distill_lit import doctor
-from distill_lit.data.store import save_arrays
+from distill_lit.utils.array_store import save_arrays
 
 
 def shown(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:

@@ -13,7 +13,7 @@ import trainings
 from trainings import SABOTAGE, cli, command, finish, outcome, start, wait_until
 
 from distill_lit.config import load_experiment
-from distill_lit.errors import UserError
+from distill_lit.utils.exceptions import UserError
 
 STUDENTS = """
 students: {fine: {layers: [0]}, raises: {layers: [1]}, exhausts: {layers: [0]}, dies: {layers: [1]}, leaves: {layers: [0]}}

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, MixtralConfig, OlmoeConfig, Qwen3
 
 from distill_lit import building, cells, experiment, models
 from distill_lit.config import LoraConfig, load_experiment
-from distill_lit.errors import UserError
-from distill_lit.files import cache_root
 from distill_lit.models import reloading
 from distill_lit.models.lora import add_adapters, merge_adapters
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import cache_root
 
 IDS = torch.arange(3, 27).reshape(2, 12)
 LORA = LoraConfig(rank=2, alpha=8)

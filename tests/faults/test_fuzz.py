@@ -26,11 +26,11 @@ from distill_lit.analysis.results import load_results
 from distill_lit.checkpoints import is_intact, load_plain, newest_checkpoint
 from distill_lit.config import load_experiment, load_section, to_dict
 from distill_lit.config.schema import EvaluationConfig, ExperimentConfig
-from distill_lit.data.store import open_arrays, save_arrays
-from distill_lit.errors import UserError
 from distill_lit.evaluation import store
 from distill_lit.signals import cached
-from distill_lit.signals.shards import Shards
+from distill_lit.utils.array_store import open_arrays, save_arrays
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.shards import Shards
 
 FEW, MANY = 60, int(os.environ.get("FUZZ_EXAMPLES", "2000"))
 EXPLORE = "FUZZ_EXAMPLES" in os.environ

@@ -14,8 +14,8 @@ import synthetic
 import trainings
 from trainings import cli
 
-from distill_lit.errors import UserError
-from distill_lit.files import cache_root, umask, unwritable, write_text, writing_folder
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import cache_root, umask, unwritable, write_text, writing_folder
 
 # root may write anywhere, unless it gives up that right
 AS_ANYONE = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []

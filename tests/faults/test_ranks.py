@@ -15,11 +15,11 @@ from trainings import STEPS, cell_folder, finish, lines, log_of, start, weights
 from distill_lit import data
 from distill_lit.config.schema import CorpusConfig, DataConfig
 from distill_lit.data.loader import batch_order
-from distill_lit.errors import UserError
-from distill_lit.files import read_json
-from distill_lit.ranks import rank_count, this_rank
-from distill_lit.surroundings import leave_cluster
-from distill_lit.together import together
+from distill_lit.utils.distributed.cluster_environment import leave_cluster
+from distill_lit.utils.distributed.ranks import rank_count, this_rank
+from distill_lit.utils.distributed.spawn import together
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import read_json
 
 TWO = ("training.devices=2", "training.batch=1")
 # what srun, torchrun and mpirun set, all for the second of two ranks elsewhere, and a default of Lightning's Trainer

@@ -25,8 +25,8 @@ from distill_lit.checkpoints import (
     saved_checkpoints,
     step_of,
 )
-from distill_lit.files import read_json
 from distill_lit.training import JsonLines, final_metrics
+from distill_lit.utils.files import read_json
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,9 @@ from trainings import SABOTAGE, SECRETS, cli, command, outcome, wait_until
 from distill_lit import assets
 from distill_lit.checkpoints import SafeCheckpointIO, checksum_of, load_plain
 from distill_lit.config import load_experiment
-from distill_lit.errors import UserError
-from distill_lit.files import read_json, sha256_of, write_json
 from distill_lit.models import load_model, model_folder
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import read_json, sha256_of, write_json
 
 FORCED = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
 
@@ -88,7 +88,7 @@ def test_24_remote_code_is_not_run(tmp_path: Path, tiny_teacher: Path, where: st
     settings |= {"auto_map": names, "model_type": "evil"} if where == "config.json" else {"auto_map": names}
     (folder / where).write_text(json.dumps(settings))
     code = (
-        "import sys; from distill_lit.models import *; from distill_lit.errors import UserError; from pathlib import Path\n"
+        "import sys; from distill_lit.models import *; from distill_lit.utils.exceptions import UserError; from pathlib import Path\n"
         f"folder = model_folder('file:{folder}')\n"
         "for load in (load_config, load_model, load_tokenizer):\n"
         "    try: load(folder)\n"

@@ -21,7 +21,7 @@ from tiny_data import byte_tokenizer, save_tokenizer
 from trainings import cli
 from transformers import AutoTokenizer
 
-from distill_lit import cells, limits, midway
+from distill_lit import cells, midway
 from distill_lit import experiment as experiments
 from distill_lit.config import CorpusConfig, DataConfig, load_experiment
 from distill_lit.config.schema import EvaluationConfig
@@ -29,13 +29,14 @@ from distill_lit.data import check, prepare
 from distill_lit.data.chat import encode_chat
 from distill_lit.data.corpora import read_documents
 from distill_lit.data.tokens import tokenize
-from distill_lit.errors import UserError
 from distill_lit.evaluation.evaluate import check_template, evaluate_loaded, evaluate_model
 from distill_lit.evaluation.tasks import load_task, resolve_tasks, try_own_tasks
 from distill_lit.models import load_model, load_tokenizer
 from distill_lit.models.vocabulary import check_tokens, count_tokens
 from distill_lit.signals.alignment import align, sizes_in
 from distill_lit.signals.writer import text_after
+from distill_lit.utils import limits
+from distill_lit.utils.exceptions import UserError
 
 USER, REPLY = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}
 CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "look", "arguments": {"at": "sky"}}}]}

@@ -17,12 +17,12 @@ from distill_lit import assets
 from distill_lit.checkpoints import load_plain
 from distill_lit.config import load_experiment
 from distill_lit.config.schema import EvaluationConfig
-from distill_lit.errors import UserError
 from distill_lit.evaluation.tasks import load_task, resolve_tasks
 from distill_lit.experiment import plan
 from distill_lit.models import load_config
 from distill_lit.models.loading import load_model, own_config
 from distill_lit.models.quantise import is_quantised, quantise
+from distill_lit.utils.exceptions import UserError
 
 # ---------------------------------------------------------------- names of files
 

@@ -23,7 +23,7 @@ from distill_lit.config import (
     to_dict,
     to_yaml,
 )
-from distill_lit.errors import UserError
+from distill_lit.utils.exceptions import UserError
 
 EXPLORE = "FUZZ_EXAMPLES" in os.environ
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from distill_lit.errors import UserError, suggest
 from distill_lit.models.surgery.anatomy import layer_list, rebuild
 from distill_lit.models.surgery.settings import apply_settings, layer_settings
+from distill_lit.utils.exceptions import UserError, suggest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

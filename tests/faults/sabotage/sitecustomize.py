@@ -32,7 +32,7 @@ def do(deed):
         step = Distiller.training_step
         Distiller.training_step = lambda *arguments: step(*arguments) * float("nan")
     elif deed == "refuse":
-        from distill_lit.errors import UserError
+        from distill_lit.utils.exceptions import UserError
 
         raise UserError("training.batch: no")
     elif deed == "leave":  # ends well, without having finished
@@ -63,7 +63,7 @@ class Finder(importlib.abc.MetaPathFinder):
             module.run_cell = lambda cell, folder, report: run_cell(cell, folder, sabotaged(cell.label, report, FAULTS))
 
             def build(cell, folder, report):
-                from distill_lit.ranks import this_rank
+                from distill_lit.utils.distributed.ranks import this_rank
 
                 os.environ["CELL"] = str(folder)
                 (folder / f"pid.{this_rank()}").write_text(str(os.getpid()))

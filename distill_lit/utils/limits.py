@@ -14,7 +14,7 @@ from types import FrameType
 
 from jinja2 import TemplateError
 
-from distill_lit.errors import UserError, in_one_line
+from distill_lit.utils.exceptions import UserError, in_one_line
 
 SECONDS = 10.0  # of computing, for one chat: a hundred thousand times what one takes
 MEMORY = 1 << 30  # bytes beyond what the process has

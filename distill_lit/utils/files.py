@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from distill_lit.errors import Unwritable, UserError
+from distill_lit.utils.exceptions import Unwritable, UserError
 
 CHUNK_BYTES = 1 << 20
 TEMPORARY = ".writing-"  # begins the name of whatever is not complete

@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from distill_lit.files import read_json, sha256_of, write_json, writing
+from distill_lit.utils.files import read_json, sha256_of, write_json, writing
 
 _verified: dict[Path, tuple[int, int, str]] = {}  # size, time of change, sha256: hashed by this process
 

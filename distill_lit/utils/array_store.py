@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_lit.files import locked, read_json, sha256_of, sha256_once, write_json, writing_folder
+from distill_lit.utils.files import locked, read_json, sha256_of, sha256_once, write_json, writing_folder
 
 Arrays = dict[str, np.ndarray]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from distill_lit.errors import UserError
-from distill_lit.files import cache_root, fingerprint, read_json, remember
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import cache_root, fingerprint, read_json, remember
 
 SIZES = (1024, 576, 4096)  # tokens, width, output columns of the product that is timed
 REPEATS = 8

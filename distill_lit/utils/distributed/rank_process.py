@@ -1,4 +1,4 @@
-"""One rank: a process that `together` has started. `python -m distill_lit.rank DESCRIPTOR`, of a socket to who started it.
+"""One rank: a process that `together` has started. `python -m distill_lit.utils.distributed.rank_process DESCRIPTOR`, of a socket to who started it.
 
 It reads (number, count, port, threads) and then what to do; it tells ("report", arguments), and at the end ("done",
 result) or ("failed", error), both pickled. When the other end is closed, as by `kill -9`, it ends at once.
@@ -15,7 +15,7 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
-from distill_lit.errors import RankFailure
+from distill_lit.utils.exceptions import RankFailure
 
 FORMAT = "%(asctime)s rank {} %(name)s %(message)s"
 
@@ -48,7 +48,7 @@ def _work(rank: int, count: int, port: int, threads: int, told: bytes, pipe: Con
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
     import torch
 
-    from distill_lit.ranks import join
+    from distill_lit.utils.distributed.ranks import join
 
     torch.set_num_threads(threads)
     join(rank, count, port)

@@ -18,8 +18,8 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from distill_lit.errors import Preempted, RankFailure, how_it_ended
-from distill_lit.surroundings import leave_cluster
+from distill_lit.utils.distributed.cluster_environment import leave_cluster
+from distill_lit.utils.exceptions import Preempted, RankFailure, how_it_ended
 
 LEAVE_SECONDS = 10.0  # for the other ranks to say their last word once one of them has
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -112,7 +112,7 @@ def _start(number: int, count: int, port: int, told: bytes) -> _Rank:
     ours, theirs = Pipe()
     descriptor = theirs.fileno()
     process = subprocess.Popen(
-        [sys.executable, "-m", "distill_lit.rank", str(descriptor)],
+        [sys.executable, "-m", "distill_lit.utils.distributed.rank_process", str(descriptor)],
         stdin=subprocess.DEVNULL,
         pass_fds=[descriptor],
         env=environment,
