@@ -18,7 +18,7 @@ from distill_lit.signals.compress import HIDDEN
 from distill_lit.teaching import cache_form, dtype_of
 from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import cache_root
+from distill_lit.utils.files import cache_root, disk_free, disk_of
 
 # shares of the speed of a plain matrix product that whole passes reach: measured with SmolLM2-135M on two cores
 TRAINING_EFFICIENCY, FORWARD_EFFICIENCY = 0.45, 0.55
@@ -83,9 +83,9 @@ def _lacking(
     needs: dict[int, int] = defaultdict(int)
     for place, in_cache in ((runs, False), (cache, True)):
         every = [known[cell.name] for cell in cells if (cell.role in (GENERATED, SIGNAL)) is in_cache]
-        needs[assets.disk_of(place)] += total([e for e in every if e is not None]).peak_bytes
-    places = {assets.disk_of(place): place for place in (cache, runs)}
-    found = [(place, needs[disk], assets.disk_free(place)) for disk, place in places.items()]
+        needs[disk_of(place)] += total([e for e in every if e is not None]).peak_bytes
+    places = {disk_of(place): place for place in (cache, runs)}
+    found = [(place, needs[disk], disk_free(place)) for disk, place in places.items()]
     return [(place, needed, free) for place, needed, free in found if needed > free]
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import tiny
 
-from distill_lit import assets, estimate, experiment
+from distill_lit import estimate, experiment
 from distill_lit.cells import run_cell
 from distill_lit.config import ExperimentConfig, load_experiment
 from distill_lit.data import prepare
 from distill_lit.estimate import Estimate, check_disk, estimates
 from distill_lit.experiment import Cell
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import read_json
+from distill_lit.utils.files import disk_free, disk_of, read_json
 
 EXPERIMENT = """
 name: tiny
@@ -107,8 +107,8 @@ def check(
     def disk(path: Path) -> tuple[int, int]:
         return disks["cache" if "cache" in path.parts else "runs"]
 
-    monkeypatch.setattr(assets, "disk_of", lambda path: disk(path)[0])
-    monkeypatch.setattr(assets, "disk_free", lambda path: disk(path)[1])
+    monkeypatch.setattr(estimate, "disk_of", lambda path: disk(path)[0])
+    monkeypatch.setattr(estimate, "disk_free", lambda path: disk(path)[1])
     monkeypatch.setattr(estimate, "is_built", lambda cell, folder: cell.role == built)
     size = {"signal": CACHE, "ce_only": RUNS}
     known = {cell.name: Estimate(0, 0.0, size[cell.role], size[cell.role], 0.0) for cell in cells}
@@ -144,13 +144,13 @@ def test_a_cell_of_unknown_size_is_not_refused(
     tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cells = experiment.plan(load(tmp_path, tiny_teacher, tiny_corpus))
-    monkeypatch.setattr(assets, "disk_free", lambda path: 0)
+    monkeypatch.setattr(estimate, "disk_free", lambda path: 0)
     check_disk(dict.fromkeys([cell.name for cell in cells]), cells, tmp_path / "runs" / "tiny")
 
 
 def test_disks_of_folders_that_are_not_there_yet(tmp_path: Path) -> None:
-    assert assets.disk_of(tmp_path / "a/b") == tmp_path.stat().st_dev
-    assert assets.disk_free(tmp_path / "a/b") > 0
+    assert disk_of(tmp_path / "a/b") == tmp_path.stat().st_dev
+    assert disk_free(tmp_path / "a/b") > 0
 
 
 def test_totals_hold_one_peak_at_a_time() -> None:

@@ -242,3 +242,19 @@ def remove_leftovers(folder: Path) -> None:
         for path in folder.glob(pattern):
             if path.name.startswith(TEMPORARY):
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def disk_free(path: Path) -> int:
+    """Bytes free on the file system that holds `path` or its nearest existing parent."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def disk_of(path: Path) -> int:
+    """Number of the file system that holds `path` or its nearest existing parent."""
+    return _existing(path).stat().st_dev
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path

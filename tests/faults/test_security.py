@@ -16,6 +16,7 @@ import torch
 import trainings
 from trainings import SABOTAGE, SECRETS, cli, command, outcome, wait_until
 
+import distill_lit
 from distill_lit import assets
 from distill_lit.checkpoints import SafeCheckpointIO, checksum_of, load_plain
 from distill_lit.config import load_experiment
@@ -362,7 +363,7 @@ def test_31_the_manifest_says_where_a_result_comes_from(finished: Any) -> None:
 def test_31_without_git_it_says_unknown(tmp_path: Path, finished: Any, reason: str) -> None:
     """The package copied to where it is not checked out, also when that is inside the repository of something else."""
     shutil.copytree(
-        Path(assets.__file__).parent, tmp_path / "place/distill_lit", ignore=shutil.ignore_patterns("__pycache__")
+        Path(distill_lit.__file__).parent, tmp_path / "place/distill_lit", ignore=shutil.ignore_patterns("__pycache__")
     )
     if reason == "another repository":
         git = ["git", "-c", "user.name=x", "-c", "user.email=x@x", "-C", str(tmp_path)]
