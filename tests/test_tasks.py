@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import tiny_tasks
 
-from distill_lit import benchmarks
 from distill_lit.config.schema import EvaluationConfig
+from distill_lit.data.mirror import REFERENCES, assets, repositories
 from distill_lit.evaluation import index, sources, tasks
 from distill_lit.evaluation.evaluate import draw_documents
 from distill_lit.evaluation.quiet import quiet_lm_eval
@@ -144,7 +144,7 @@ def test_without_examples_only_the_evaluated_split_is_read() -> None:
 
 def test_prompts_are_those_of_the_benchmark() -> None:
     """lm-eval's templates on our data give the prompts that the packages recorded elsewhere."""
-    recorded = benchmarks.repositories.Sources(*map(benchmarks.assets.fetch, benchmarks.REFERENCES))
+    recorded = repositories.Sources(*map(assets.fetch, REFERENCES))
     requests = recorded.documents("arc_challenge", "test_rc_5shot", 1172)
     with quiet_lm_eval():
         loaded = load_task(resolve("arc_challenge")[0])

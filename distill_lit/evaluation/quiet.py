@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distill_lit.benchmarks import quiet_datasets
+from distill_lit.data.mirror import quiet_datasets
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distill_lit import benchmarks
-from distill_lit.benchmarks.repositories import REPOSITORIES
+from distill_lit.data.mirror import files_of, is_built, manifest, mirror
+from distill_lit.data.mirror.repositories import REPOSITORIES
 from distill_lit.evaluation.index import SPLITS, Entry
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root, fingerprint, is_offline, sha256_of
@@ -44,7 +44,7 @@ def check_source(entry: Entry, kind: str) -> None:
         raise UserError(
             f"task {entry.name!r} needs dataset {repository!r}, which is not in the benchmark packages; set benchmarks: hub"
         )
-    elif benchmarks.is_built():
+    elif is_built():
         package_source(entry, 0)
 
 
@@ -65,10 +65,10 @@ def package_source(entry: Entry, fewshot: int) -> Source:
     """The parquet files that the benchmark packages hold, by split. Splits that are not used are not read."""
     config = entry.config
     try:
-        files = benchmarks.files_of(config["dataset_path"], config["dataset_name"])
+        files = files_of(config["dataset_path"], config["dataset_name"])
     except UserError as error:
         raise UserError(f"task {entry.name!r}: {error}") from error
-    contents = benchmarks.manifest()["files"]
+    contents = manifest()["files"]
     official = official_split(entry)
     evaluated = next((s for s in (config["test_split"], config["validation_split"]) if s in files), None)
     if evaluated is None:
@@ -202,7 +202,7 @@ def _fewshot_overrides(fewshot: int) -> dict[str, Any]:
 
 
 def _manifest_key(path: Path) -> str:
-    return str(path.relative_to(benchmarks.mirror()).with_suffix(""))
+    return str(path.relative_to(mirror()).with_suffix(""))
 
 
 def _datasets_cache() -> str:

@@ -14,8 +14,8 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from distill_lit import assets
-from distill_lit.benchmarks.decontaminate import asked, drop_asked
-from distill_lit.benchmarks.repositories import REPOSITORIES, Rows, Sources
+from distill_lit.data.mirror.decontamination import asked, drop_asked
+from distill_lit.data.mirror.repositories import REPOSITORIES, Rows, Sources
 from distill_lit.utils.exceptions import UserError, suggest
 from distill_lit.utils.files import cache_root, fingerprint, locked, read_json, write_json, writing_folder
 
