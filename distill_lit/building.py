@@ -10,8 +10,8 @@ from distill_lit import data
 from distill_lit.board import Layout
 from distill_lit.config import ExperimentConfig, StudentConfig, to_dict, to_yaml
 from distill_lit.config.on_policy import is_on
+from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import calibration_batches
-from distill_lit.data.module import PackedDataModule
 from distill_lit.data.templates import read_template, with_template
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.experiment import Cell, base_of

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from distill_lit.callbacks import Checkpoints, FiniteSteps, GeneratorState, Progress, Report, Termination, noting_signals
 from distill_lit.checkpoints import Origin, SafeCheckpointIO, differences, newest_checkpoint, saved_checkpoints, step_of
 from distill_lit.config import TrainingConfig
-from distill_lit.data.module import PackedDataModule
+from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.distiller import Distiller
 from distill_lit.quiet_trainer import quiet_trainer
 from distill_lit.utils.distributed.ranks import of_first_rank, rank_count, this_rank

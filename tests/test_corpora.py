@@ -17,9 +17,10 @@ from omegaconf import OmegaConf
 from tiny_data import byte_tokenizer, save_tokenizer, write_lines
 
 from distill_lit.config.schema import CorpusConfig, DataConfig
-from distill_lit.data import check, prepare, tokens, word_counts
+from distill_lit.data import check, prepare, word_counts
 from distill_lit.data.corpora import compile_template, read_documents
 from distill_lit.data.mirror import file_of, files_of
+from distill_lit.data.tokenization import tokenize
 from distill_lit.models import load_tokenizer
 from distill_lit.utils.exceptions import UserError
 
@@ -232,7 +233,7 @@ def _bytes_of(packed):
 
 
 def test_every_document_ends_once(tmp_path):
-    made = tokens.tokenize(read_documents(many(tmp_path).corpora, 0, "pypi").items, byte_tokenizer(), 0, 0, 0)
+    made = tokenize(read_documents(many(tmp_path).corpora, 0, "pypi").items, byte_tokenizer(), 0, 0, 0)
     end = byte_tokenizer().eos_token_id
     assert (made.tokens[made.offsets[1:] - 1] == end).all()
     assert (made.tokens == end).sum() == 60
@@ -252,7 +253,7 @@ def test_the_cache_is_keyed_to_all_it_depends_on(tmp_path, monkeypatch):
     folder = save_tokenizer(tmp_path / "tokenizer")
     calls = []
     real = load_tokenizer
-    monkeypatch.setattr("distill_lit.data.preparation.load_tokenizer", lambda f: calls.append(f) or real(f))
+    monkeypatch.setattr("distill_lit.data.pipeline.load_tokenizer", lambda f: calls.append(f) or real(f))
     first = prepare(many(tmp_path), folder, "pypi")
     assert prepare(many(tmp_path), folder, "pypi").fingerprint == first.fingerprint
     assert len(calls) == 1

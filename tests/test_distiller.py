@@ -10,8 +10,8 @@ import torch
 
 from distill_lit import data
 from distill_lit.config import CorpusConfig, DataConfig, StudentConfig, TermConfig, TrainingConfig
+from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import make_batch
-from distill_lit.data.module import PackedDataModule
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.heads import head_of
 from distill_lit.models import Calibration, initial_student, load_model

@@ -17,8 +17,8 @@ from tiny_data import byte_tokenizer
 from distill_lit import checks, data, experiment
 from distill_lit.building import _student_text
 from distill_lit.config import CorpusConfig, DataConfig, OnPolicyConfig, TermConfig, load_experiment
+from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import make_batch
-from distill_lit.data.module import PackedDataModule
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.models import load_model
 from distill_lit.objectives import build_objective
@@ -297,7 +297,7 @@ def power_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ranks read what one of two reads."""
-    monkeypatch.setattr("distill_lit.data.module.PackedDataModule._place", lambda self: {"rank": 0, "world_size": 2})
+    monkeypatch.setattr("distill_lit.data.datamodule.PackedDataModule._place", lambda self: {"rank": 0, "world_size": 2})
 
 
 def slow_writing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from distill_lit import data
 from distill_lit.config import LoraConfig, StudentConfig, TermConfig, WidthConfig
+from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import calibration_batches
-from distill_lit.data.module import PackedDataModule
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.heads import Head
 from distill_lit.models import (

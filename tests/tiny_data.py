@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from distill_lit.data import Packed
 from distill_lit.data.packing import pack
-from distill_lit.data.tokens import Tokens
+from distill_lit.data.tokenization import Tokens
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 

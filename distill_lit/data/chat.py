@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from distill_lit.data.cutting import encode_spans, special_tokens
+from distill_lit.data.loss_spans import encode_spans, special_tokens
 from distill_lit.data.messages import CALLS, REASONING, is_trained
 from distill_lit.data.templates import (
     Messages,

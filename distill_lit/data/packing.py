@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill_lit.data.tokens import Tokens
+from distill_lit.data.tokenization import Tokens
 from distill_lit.targets import IGNORED
 
 OPEN_ROWS = 64  # rows that may still take a document

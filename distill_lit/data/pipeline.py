@@ -13,7 +13,7 @@ from distill_lit.data.corpora import check_corpora, count_words, identify, read_
 from distill_lit.data.packing import Packed, pack, split_pool
 from distill_lit.data.sources import FileSource, open_source
 from distill_lit.data.templates import read_template, with_template
-from distill_lit.data.tokens import Tokens, facts, hash_tokenizer, tokenize
+from distill_lit.data.tokenization import Tokens, facts, hash_tokenizer, tokenize
 from distill_lit.models import load_config, load_tokenizer
 from distill_lit.models.vocabulary import check_ids
 from distill_lit.utils.array_store import Arrays, open_or_make
