@@ -37,9 +37,9 @@ from distill_lit import data
 from distill_lit.config import ExperimentConfig, StudentConfig, TermConfig, TrainingConfig, load_experiment
 from distill_lit.data.loader import make_batch
 from distill_lit.distiller import Distiller, HeadSettings
-from distill_lit.heads import head_of
+from distill_lit.losses import build_objective, can_compile, chunk_for
+from distill_lit.losses.lm_head import head_of
 from distill_lit.models import Calibration, initial_student, load_model, model_folder
-from distill_lit.objectives import build_objective, can_compile, chunk_for
 from distill_lit.signals import CachedTeacher, LiveTeacher, SparseTeacher, TeacherSignal
 from distill_lit.signals.cached import bytes_per_token, write_cache
 from distill_lit.signals.compress import HIDDEN, SAMPLED, TOP_K, Form, compress, expand

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill_lit.config import TermConfig
-from distill_lit.heads import Head
-from distill_lit.objectives import build_objective, can_compile, chunk_for, fused_losses
-from distill_lit.targets import DenseTarget
+from distill_lit.losses import build_objective, can_compile, chunk_for, fused_losses
+from distill_lit.losses.lm_head import Head
+from distill_lit.losses.targets import DenseTarget
 
 WIDTH = 576
 BUDGET, LARGE_BUDGET = 512.0, 8192.0  # MiB: the default on a CPU; near that on a GPU of 80 GB

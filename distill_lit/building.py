@@ -16,6 +16,7 @@ from distill_lit.data.templates import read_template, with_template
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.experiment import Cell, base_of
 from distill_lit.identity import QUANTISED, UNTOUCHED, training_identity
+from distill_lit.losses import Objective, build_objective, can_compile, chunk_for
 from distill_lit.matching import Matching, build_matching
 from distill_lit.midway import MidwayEvaluation
 from distill_lit.models import (
@@ -44,7 +45,6 @@ from distill_lit.models import (
 )
 from distill_lit.models.loading import may_run_code
 from distill_lit.models.students import kept_layers
-from distill_lit.objectives import Objective, build_objective, can_compile, chunk_for
 from distill_lit.signals import TeacherSignal
 from distill_lit.signals.decoding import end_tokens
 from distill_lit.signals.on_policy import StudentText

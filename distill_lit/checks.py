@@ -10,6 +10,7 @@ from distill_lit.config.on_policy import check_on_policy, is_on
 from distill_lit.evaluation.tasks import check_lengths, check_tasks, try_own_tasks
 from distill_lit.experiment import base_of, settled_points
 from distill_lit.identity import TEACHER_INT8
+from distill_lit.losses import Objective, build_objective, check_signal
 from distill_lit.matching import check_fit, check_source
 from distill_lit.models import (
     check_int8,
@@ -22,7 +23,6 @@ from distill_lit.models import (
 )
 from distill_lit.models.positions import check_row_length
 from distill_lit.models.vocabulary import check_tokens
-from distill_lit.objectives import Objective, build_objective, check_signal
 from distill_lit.signals.foreign import read_tables
 from distill_lit.signals.generated import check_generated
 from distill_lit.utils import hardware

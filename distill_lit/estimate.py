@@ -13,8 +13,8 @@ from distill_lit.data.loader import optimizer_steps
 from distill_lit.data.mirror import REFERENCES
 from distill_lit.experiment import Cell
 from distill_lit.identity import CE_ONLY, DISTILLED, GENERATED, QUANTISED, SIGNAL
+from distill_lit.losses import build_objective
 from distill_lit.models import Size, load_config, model_folder, size_from_config, student_config
-from distill_lit.objectives import build_objective
 from distill_lit.signals.compress import HIDDEN
 from distill_lit.teaching import cache_form, dtype_of
 from distill_lit.utils import hardware

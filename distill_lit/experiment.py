@@ -30,8 +30,8 @@ from distill_lit.identity import (
     student_identity,
     training_identity,
 )
+from distill_lit.losses import build_objective, resolve_preset
 from distill_lit.models import INT8, model_folder
-from distill_lit.objectives import build_objective, resolve_preset
 from distill_lit.signals.generated import references as generated_references
 from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError

@@ -4,7 +4,7 @@ from typing import Any
 
 from distill_lit.config import CorpusConfig, ExperimentConfig, TermConfig, decisive
 from distill_lit.config.on_policy import is_on
-from distill_lit.objectives import build_objective
+from distill_lit.losses import build_objective
 from distill_lit.signals.filters import comparison_facts
 from distill_lit.signals.generated import decisive_remote
 from distill_lit.signals.prompts import drawing_facts

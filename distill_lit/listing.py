@@ -38,7 +38,7 @@ def show(what: str, console: Console) -> int:
 
 
 def _objectives() -> Iterable[Line]:
-    from distill_lit.objectives import LOSSES, PRESETS, REPRESENTATIONS
+    from distill_lit.losses import LOSSES, PRESETS, REPRESENTATIONS
 
     for name, kind in LOSSES.items():
         options = f" [{', '.join(kind.options)}]" if kind.options else ""

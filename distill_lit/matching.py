@@ -8,12 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from distill_lit.data.loader import Batch
-from distill_lit.models.packed import attention_mask
-from distill_lit.models.self_check import last_hidden
-from distill_lit.models.states import ATTENTION, HIDDEN, Shape, States, Wanted, shape_of, watching
-from distill_lit.objectives import Objective
-from distill_lit.objectives.layermaps import fixed_pairs, similar_pairs
-from distill_lit.objectives.representation import (
+from distill_lit.losses import Objective
+from distill_lit.losses.hidden_states import (
     ATTENTION_LOSSES,
     HIDDEN_LOSSES,
     RELATIONS,
@@ -21,6 +17,10 @@ from distill_lit.objectives.representation import (
     RepresentationTerm,
     relation_kl,
 )
+from distill_lit.losses.layer_mapping import fixed_pairs, similar_pairs
+from distill_lit.models.packed import attention_mask
+from distill_lit.models.self_check import last_hidden
+from distill_lit.models.states import ATTENTION, HIDDEN, Shape, States, Wanted, shape_of, watching
 from distill_lit.utils.exceptions import UserError
 
 Matched = Sequence[tuple[RepresentationTerm, list[Pair]]]

@@ -10,7 +10,7 @@ from distill_lit import data
 from distill_lit.config import DataConfig, ExperimentConfig, TeacherConfig
 from distill_lit.evaluation.evaluate import document_texts
 from distill_lit.experiment import base_of
-from distill_lit.heads import head_of
+from distill_lit.losses.lm_head import head_of
 from distill_lit.models import load_config, load_model, load_tokenizer, model_fingerprint
 from distill_lit.models.vocabulary import count_tokens
 from distill_lit.signals import CachedTeacher, ForeignTeacher, LiveTeacher, SparseTeacher, TeacherSignal

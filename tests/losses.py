@@ -3,8 +3,8 @@
 import torch
 
 from distill_lit.config import TermConfig
-from distill_lit.objectives import LOSSES, Objective, build_objective
-from distill_lit.targets import DenseTarget, Draws, Target, TopK
+from distill_lit.losses import LOSSES, Objective, build_objective
+from distill_lit.losses.targets import DenseTarget, Draws, Target, TopK
 
 # what reads labels or a whole teacher; losses for another tokenizer have tests of their own
 DENSE = [kind for kind, loss in LOSSES.items() if not loss.targets or "dense" in loss.targets]

@@ -13,9 +13,9 @@ from distill_lit.config import CorpusConfig, DataConfig, StudentConfig, TermConf
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import make_batch
 from distill_lit.distiller import Distiller, HeadSettings
-from distill_lit.heads import head_of
+from distill_lit.losses import build_objective, can_compile
+from distill_lit.losses.lm_head import head_of
 from distill_lit.models import Calibration, initial_student, load_model
-from distill_lit.objectives import build_objective, can_compile
 from distill_lit.signals import LiveTeacher
 from distill_lit.signals.cached import CachedTeacher, cache_facts, cache_folder, write_cache
 from distill_lit.training import Run, train, validate

@@ -9,10 +9,10 @@ from losses import DENSE, DIFFERENTIABLE, DIVERGENCES, authors, one_term, soften
 from torch import Tensor
 
 from distill_lit.config import TermConfig
-from distill_lit.objectives import LOSSES, build_objective, plain_losses
-from distill_lit.objectives import divergences as dv
-from distill_lit.objectives import sparse as sp
-from distill_lit.targets import Draws, TopK
+from distill_lit.losses import LOSSES, build_objective, plain_losses
+from distill_lit.losses import divergences as dv
+from distill_lit.losses import sparse as sp
+from distill_lit.losses.targets import Draws, TopK
 
 P = torch.tensor([[0.5, 0.25, 0.25]], dtype=torch.float64)
 Q = torch.tensor([[0.25, 0.25, 0.5]], dtype=torch.float64)

@@ -5,9 +5,9 @@ import torch
 from losses import DENSE, authors, softened, sparse_targets
 
 from distill_lit.config import TermConfig
-from distill_lit.heads import Head
-from distill_lit.objectives import LOSSES, build_objective, chunk_for, fused_losses, plain_losses
-from distill_lit.targets import DenseTarget, Target
+from distill_lit.losses import LOSSES, build_objective, chunk_for, fused_losses, plain_losses
+from distill_lit.losses.lm_head import Head
+from distill_lit.losses.targets import DenseTarget, Target
 from distill_lit.utils import hardware
 
 N, D, D_T, V, PADDED = 37, 8, 12, 29, 32

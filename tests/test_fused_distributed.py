@@ -17,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distill_lit.config import TermConfig
 from distill_lit.distiller import Distiller, HeadSettings
+from distill_lit.losses import build_objective
 from distill_lit.models import load_model
-from distill_lit.objectives import build_objective
 from distill_lit.signals import LiveTeacher
 
 TERMS = {"ce": TermConfig(weight=0.5), "kl": TermConfig(kind="forward_kl", temperature=2.0)}

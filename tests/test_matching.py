@@ -16,12 +16,12 @@ from distill_lit.config import StudentConfig, TermConfig, TrainingConfig, WidthC
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import calibration_batches, make_batch
 from distill_lit.distiller import Distiller, HeadSettings
-from distill_lit.heads import head_of
+from distill_lit.losses import build_objective
+from distill_lit.losses import hidden_states as r
+from distill_lit.losses.lm_head import head_of
 from distill_lit.matching import build_matching
 from distill_lit.models import Calibration, export_student, initial_student, load_model
 from distill_lit.models.states import watching
-from distill_lit.objectives import build_objective
-from distill_lit.objectives import representation as r
 from distill_lit.signals import CachedTeacher, LiveTeacher
 from distill_lit.signals.cached import bytes_per_token, write_cache
 from distill_lit.signals.compress import Form

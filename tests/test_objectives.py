@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from losses import DENSE
 
 from distill_lit.config import TermConfig
-from distill_lit.objectives import build_objective, check_signal, plain_losses
-from distill_lit.objectives.schedules import parse_schedule
+from distill_lit.losses import build_objective, check_signal, plain_losses
+from distill_lit.losses.schedules import parse_schedule
 from distill_lit.utils.exceptions import UserError
 
 

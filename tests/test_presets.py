@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from distill_lit import checks, experiment
 from distill_lit.config import ExperimentConfig, ObjectiveConfig, TermConfig, load_experiment, to_dict
-from distill_lit.objectives import PRESETS, build_objective, plain_losses
+from distill_lit.losses import PRESETS, build_objective, plain_losses
 from distill_lit.utils.exceptions import UserError
 
 IGNORED = -100

@@ -13,14 +13,14 @@ from test_distiller import LENGTH, TRAINING, VOCABULARY, run, weights
 from distill_lit import checks, data, experiment
 from distill_lit.config import CorpusConfig, DataConfig, TermConfig, load_experiment
 from distill_lit.data.loader import ValidationLoader, make_batch
-from distill_lit.heads import head_of
+from distill_lit.losses import build_objective, fused_losses
+from distill_lit.losses.lm_head import head_of
+from distill_lit.losses.sparse import sampled_kl
+from distill_lit.losses.targets import DenseTarget, Draws, TopK
 from distill_lit.models import load_model
-from distill_lit.objectives import build_objective, fused_losses
-from distill_lit.objectives.sparse import sampled_kl
 from distill_lit.signals import CachedTeacher, LiveTeacher, SparseTeacher
 from distill_lit.signals.cached import bytes_per_token, cache_facts, cache_folder, is_complete, write_cache
 from distill_lit.signals.compress import SAMPLED, TOP_K, Form, compress, expand
-from distill_lit.targets import DenseTarget, Draws, TopK
 from distill_lit.utils.exceptions import UserError
 
 ROOT = Path(__file__).parent.parent

@@ -16,7 +16,8 @@ from distill_lit.config import LoraConfig, StudentConfig, TermConfig, WidthConfi
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import calibration_batches
 from distill_lit.distiller import Distiller, HeadSettings
-from distill_lit.heads import Head
+from distill_lit.losses import build_objective, fused_losses
+from distill_lit.losses.lm_head import Head
 from distill_lit.models import (
     Calibration,
     check_student,
@@ -33,7 +34,6 @@ from distill_lit.models import (
     trained_share,
 )
 from distill_lit.models.lora import add_adapters
-from distill_lit.objectives import build_objective, fused_losses
 from distill_lit.signals import LiveTeacher
 from distill_lit.training import Run, train
 from distill_lit.utils.exceptions import UserError

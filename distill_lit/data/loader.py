@@ -8,7 +8,7 @@ import torch
 
 from distill_lit.config.schema import TrainingConfig
 from distill_lit.data.packing import Packed
-from distill_lit.targets import IGNORED
+from distill_lit.losses.targets import IGNORED
 from distill_lit.utils.exceptions import UserError
 
 Batch = dict[str, torch.Tensor]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from distill_lit.data.tokenization import Tokens
-from distill_lit.targets import IGNORED
+from distill_lit.losses.targets import IGNORED
 
 OPEN_ROWS = 64  # rows that may still take a document
 

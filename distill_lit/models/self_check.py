@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from distill_lit.heads import body_of, head_of
+from distill_lit.losses.lm_head import body_of, head_of
 from distill_lit.models.check_rows import by_document, check_documents, other_tokens, rows_of, usual_tokens
 from distill_lit.models.packed import (
     ALONE,

@@ -6,11 +6,11 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from distill_lit.losses.targets import Target
 from distill_lit.models.states import States, Wanted
 from distill_lit.signals.cached import CachedTeacher, SparseTeacher
 from distill_lit.signals.foreign import ForeignTeacher
 from distill_lit.signals.live import LiveTeacher
-from distill_lit.targets import Target
 
 
 class TeacherSignal(Protocol):

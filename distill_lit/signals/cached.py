@@ -23,12 +23,12 @@ from torch import Tensor
 
 from distill_lit.data import Packed
 from distill_lit.data.loader import make_batch
-from distill_lit.heads import Head, head_of
+from distill_lit.losses.lm_head import Head, head_of
+from distill_lit.losses.targets import DenseTarget, Draws, Target, TopK
 from distill_lit.models.self_check import last_hidden
 from distill_lit.models.states import HIDDEN as STATES
 from distill_lit.models.states import States, Wanted, watching
 from distill_lit.signals.compress import HIDDEN, Form, compress, expand
-from distill_lit.targets import DenseTarget, Draws, Target, TopK
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root, fingerprint
 from distill_lit.utils.seeding import seed_of

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill_lit.targets import Draws, TopK
+from distill_lit.losses.targets import Draws, TopK
 
 HIDDEN, TOP_K, SAMPLED = "hidden", "top_k", "sampled"
 Arrays = dict[str, np.ndarray]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distill_lit.losses.targets import Foreign, ForeignTarget
 from distill_lit.models.positions import position_limit
 from distill_lit.models.self_check import read_texts
 from distill_lit.models.vocabulary import check_ids
@@ -26,7 +27,6 @@ from distill_lit.signals.alignment import (
     whole_characters,
 )
 from distill_lit.signals.live import LiveTeacher
-from distill_lit.targets import Foreign, ForeignTarget
 from distill_lit.utils.exceptions import UserError
 
 log = logging.getLogger(__name__)

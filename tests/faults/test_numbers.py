@@ -20,10 +20,10 @@ from distill_lit.config import load_experiment
 from distill_lit.config.schema import CorpusConfig, DataConfig
 from distill_lit.data.loader import PackedLoader, ValidationLoader, make_batch
 from distill_lit.data.packing import Packed, pack
-from distill_lit.heads import head_of
+from distill_lit.losses import build_objective, fused_losses
+from distill_lit.losses.lm_head import head_of
 from distill_lit.models import check_same_vocabulary, load_model, load_tokenizer, model_fingerprint
 from distill_lit.models.self_check import last_hidden
-from distill_lit.objectives import build_objective, fused_losses
 from distill_lit.signals import CachedTeacher, LiveTeacher, cached
 from distill_lit.signals.compress import TOP_K, Form
 from distill_lit.utils.exceptions import UserError

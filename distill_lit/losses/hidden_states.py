@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from distill_lit.objectives.family import Flag, Number, Word
-from distill_lit.objectives.schedules import Schedule
+from distill_lit.losses.registry import Flag, Number, Word
+from distill_lit.losses.schedules import Schedule
 from distill_lit.utils.exceptions import UserError, suggest
 
 TINY = 1e-12  # below this an attention probability is taken for this: its logarithm stays finite

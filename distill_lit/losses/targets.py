@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from distill_lit.heads import Head
+from distill_lit.losses.lm_head import Head
 
 IGNORED = -100  # label of a position that is not supervised
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from distill_lit.objectives.family import LOSSES, Kind, check_options
-from distill_lit.objectives.representation import REPRESENTATIONS, RepresentationTerm, build_representation
-from distill_lit.objectives.schedules import Schedule, parse_schedule
+from distill_lit.losses.hidden_states import REPRESENTATIONS, RepresentationTerm, build_representation
+from distill_lit.losses.registry import LOSSES, Kind, check_options
+from distill_lit.losses.schedules import Schedule, parse_schedule
 from distill_lit.utils.exceptions import UserError, suggest
 
 

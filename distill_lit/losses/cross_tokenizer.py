@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from distill_lit.objectives.sparse import pick
-from distill_lit.targets import Foreign
+from distill_lit.losses.sparse import pick
+from distill_lit.losses.targets import Foreign
 
 
 def uld(log_q: Tensor, teacher: Foreign, k: int = 0) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from distill_lit.objectives import cross_tokenizer, divergences, sparse
+from distill_lit.losses import cross_tokenizer, divergences, sparse
 from distill_lit.utils.exceptions import UserError, suggest
 
 

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from distill_lit.objectives.divergences import entropy, forward_kl, reverse_kl
-from distill_lit.objectives.objective import Objective, Term
-from distill_lit.objectives.sparse import label_log_probs, pick
-from distill_lit.targets import Draws, Foreign, Sparse, TopK
+from distill_lit.losses.divergences import entropy, forward_kl, reverse_kl
+from distill_lit.losses.objective import Objective, Term
+from distill_lit.losses.sparse import label_log_probs, pick
+from distill_lit.losses.targets import Draws, Foreign, Sparse, TopK
 
 # measures of some of the tokens, and the measure that counts these where there is one
 COUNTED_BY = {"teacher_nll": "in_spans", "student_span_nll": "in_spans", "own_reverse_kl": "by_student"}

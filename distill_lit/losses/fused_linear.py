@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distill_lit.heads import Head
-from distill_lit.objectives.objective import Objective, check_signal
-from distill_lit.objectives.sums import COUNTED_BY, Tokens, term_sums
-from distill_lit.targets import DenseTarget, Foreign, ForeignTarget, Sparse, Target, form_of, rows_of
+from distill_lit.losses.lm_head import Head
+from distill_lit.losses.objective import Objective, check_signal
+from distill_lit.losses.reduction import COUNTED_BY, Tokens, term_sums
+from distill_lit.losses.targets import DenseTarget, Foreign, ForeignTarget, Sparse, Target, form_of, rows_of
 from distill_lit.utils.exceptions import UserError
 
 

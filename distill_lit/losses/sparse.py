@@ -7,8 +7,8 @@ whole distribution the k best tokens are chosen, or n are drawn, here; so a spar
 import torch
 from torch import Tensor
 
-from distill_lit.objectives.divergences import forward_kl
-from distill_lit.targets import Draws, Foreign, Sparse, TopK
+from distill_lit.losses.divergences import forward_kl
+from distill_lit.losses.targets import Draws, Foreign, Sparse, TopK
 
 
 def top_k_kl(log_q: Tensor, teacher: Tensor | TopK, k: int = 64) -> Tensor:

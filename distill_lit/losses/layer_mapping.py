@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from distill_lit.objectives.representation import Pair, RepresentationTerm
+from distill_lit.losses.hidden_states import Pair, RepresentationTerm
 from distill_lit.utils.exceptions import UserError
 
 
