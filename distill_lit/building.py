@@ -44,7 +44,7 @@ from distill_lit.models import (
     trained_share,
 )
 from distill_lit.models.loading import may_run_code
-from distill_lit.models.students import kept_layers
+from distill_lit.models.student import kept_layers
 from distill_lit.signals import TeacherSignal
 from distill_lit.signals.decoding import end_tokens
 from distill_lit.signals.on_policy import StudentText

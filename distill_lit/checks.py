@@ -21,7 +21,7 @@ from distill_lit.models import (
     load_tokenizer,
     model_folder,
 )
-from distill_lit.models.positions import check_row_length
+from distill_lit.models.position_limits import check_row_length
 from distill_lit.models.vocabulary import check_tokens
 from distill_lit.signals.foreign import read_tables
 from distill_lit.signals.generated import check_generated

@@ -50,7 +50,7 @@ def _objectives() -> Iterable[Line]:
 
 
 def _students() -> Iterable[Line]:
-    from distill_lit.models.surgery import METHODS
+    from distill_lit.models.pruning import METHODS
 
     yield "depth: n", f"n layers of the teacher, chosen by layers: {', '.join(METHODS)}, or listed"
     yield "width: {…}", "fewer hidden channels, heads, key-value groups, neurons of the teacher, by activation importance"

@@ -14,13 +14,14 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Phi3Conf
 
 from distill_lit.checks import check_against_teacher
 from distill_lit.config import WidthConfig, load_experiment
-from distill_lit.models import load_config, surgery
+from distill_lit.models import load_config
+from distill_lit.models.activations import watching
+from distill_lit.models.flops import size_from_config
 from distill_lit.models.generation_check import Writing, generation_check
-from distill_lit.models.packed import PADDED, run_backbone, split_batch
-from distill_lit.models.positions import position_limit
+from distill_lit.models.packed_forward import PADDED, run_backbone, split_batch
+from distill_lit.models.position_limits import position_limit
+from distill_lit.models.pruning import choose_layers, narrow_config
 from distill_lit.models.self_check import last_hidden, model_batches, read_texts, self_check
-from distill_lit.models.size import size_from_config
-from distill_lit.models.states import watching
 from distill_lit.signals.decoding import Sampling, write_batch
 from distill_lit.utils.exceptions import UserError
 
@@ -165,7 +166,7 @@ def test_calibration_is_the_same_under_either_attention(name: str) -> None:
             logits = [
                 model(**one, use_cache=False).logits[batch["valid"]] for one, batch in zip(inputs, batches, strict=True)
             ]
-        found.append((torch.cat(logits), surgery.choose_layers(model, 2, "kl_greedy", batches)))
+        found.append((torch.cat(logits), choose_layers(model, 2, "kl_greedy", batches)))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-4)
     assert found[0][1] == found[1][1]
 
@@ -311,7 +312,7 @@ def test_a_model_without_attention_heads_is_a_teacher(name: str, tmp_path: Path)
     size = size_from_config(load_config(tmp_path))
     assert (size.attention_width, size.cache_width, size.layers) == (0, 0, 4)
     with pytest.raises(UserError, match="has no attention heads; only its layers can be cut"):
-        surgery.narrow_config(load_config(tmp_path), WidthConfig(hidden_size=16))
+        narrow_config(load_config(tmp_path), WidthConfig(hidden_size=16))
 
 
 def test_a_vocabulary_without_text_is_refused() -> None:

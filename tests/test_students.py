@@ -30,10 +30,10 @@ from distill_lit.models import (
     size_from_config,
     size_of,
     student_config,
-    students,
     trained_share,
 )
 from distill_lit.models.lora import add_adapters
+from distill_lit.models.student import kept_layers, surgery
 from distill_lit.signals import LiveTeacher
 from distill_lit.training import Run, train
 from distill_lit.utils.exceptions import UserError
@@ -126,8 +126,8 @@ def test_a_measured_choice_is_made_once(teacher: Path, calibration: Calibration,
     def refuse(*_: Any) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(students.surgery, "choose_layers", refuse)
-    monkeypatch.setattr(students.surgery, "choose_cut", refuse)
+    monkeypatch.setattr(surgery, "choose_layers", refuse)
+    monkeypatch.setattr(surgery, "choose_cut", refuse)
     again = initial_student(student, teacher, calibration, seed=0)
     assert torch.equal(first(IDS).logits, again(IDS).logits)
     with pytest.raises(AssertionError, match="measured again"):  # other text, another choice
@@ -139,11 +139,11 @@ def test_one_greedy_order_serves_every_depth(
 ) -> None:
     trials = []
     calibration = calibration._replace(progress=lambda done, total: trials.append(total))
-    three = students.kept_layers(StudentConfig(depth=3), teacher, calibration)
+    three = kept_layers(StudentConfig(depth=3), teacher, calibration)
     assert trials == [4] * 4
-    one = students.kept_layers(StudentConfig(depth=1), teacher, calibration)
+    one = kept_layers(StudentConfig(depth=1), teacher, calibration)
     assert trials[4:] == [5] * 5  # three layers tried, then two: not the first four again
-    two = students.kept_layers(StudentConfig(depth=2), teacher, calibration)
+    two = kept_layers(StudentConfig(depth=2), teacher, calibration)
     assert len(trials) == 9
     assert set(one) < set(two) < set(three) < set(range(4))
 

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from distill_lit.models import surgery
-from distill_lit.models.surgery.anatomy import layer_list
+from distill_lit.models.pruning import check_cut, keep_layers, only_layers
+from distill_lit.models.pruning.architecture import layer_list
 from distill_lit.utils.exceptions import UserError
 
 LAYERS = 4
@@ -104,8 +104,8 @@ def skipped(model: Any, layers: list[int], ids: torch.Tensor) -> torch.Tensor:
 
 
 def cut(model: Any, layers: list[int]) -> Any:
-    student = surgery.keep_layers(model, layers)
-    surgery.check_cut(model, student, layers)
+    student = keep_layers(model, layers)
+    check_cut(model, student, layers)
     return student
 
 
@@ -120,7 +120,7 @@ def test_lists_numbers_and_periods_of_a_config_are_cut_along(name: str, layers: 
     again = AutoModelForCausalLM.from_config(type(student.config).from_dict(student.config.to_dict()), dtype=torch.float32)
     again.load_state_dict(student.state_dict())
     torch.testing.assert_close(again.eval()(ids, use_cache=False).logits, expected, rtol=1e-4, atol=1e-4)
-    with surgery.only_layers(model, layers):
+    with only_layers(model, layers):
         inside = model(ids, use_cache=False).logits
     torch.testing.assert_close(inside, expected, rtol=1e-4, atol=1e-4)
 
@@ -128,7 +128,7 @@ def test_lists_numbers_and_periods_of_a_config_are_cut_along(name: str, layers: 
 def test_a_period_that_no_cut_keeps_is_refused_by_its_name() -> None:
     model = make("jamba", attn_layer_period=4, attn_layer_offset=0, num_hidden_layers=8)
     with pytest.raises(UserError, match="attn_layer_period: 4 and attn_layer_offset: 0"):
-        surgery.keep_layers(model, [0, 4, 5, 6])
+        keep_layers(model, [0, 4, 5, 6])
     assert [cut(model, [0, 4]).config.attn_layer_period, cut(model, [1, 2]).config.num_hidden_layers] == [1, 2]
 
 

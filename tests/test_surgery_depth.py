@@ -6,8 +6,8 @@ from tiny_families import FAMILIES, LAYERS, make_family, text_batches
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
-from distill_lit.models import surgery
-from distill_lit.models.surgery.anatomy import ATTENTION_OUTPUTS, FFN_OUTPUTS, submodules
+from distill_lit.models.pruning import block_influence, check_layers, choose_layers, keep_layers, only_layers, removal_order
+from distill_lit.models.pruning.architecture import ATTENTION_OUTPUTS, FFN_OUTPUTS, submodules
 from distill_lit.utils.exceptions import UserError
 
 BATCHES = text_batches()
@@ -36,7 +36,7 @@ def silence(model: torch.nn.Module, *layers: int) -> None:
     ],
 )
 def test_layers_chosen_without_measuring(method: str, depth: int, kept: list[int]) -> None:
-    assert surgery.choose_layers(make_family("llama"), depth, method, []) == kept
+    assert choose_layers(make_family("llama"), depth, method, []) == kept
 
 
 @pytest.mark.parametrize("method", ["block_influence", "kl_greedy"])
@@ -45,8 +45,8 @@ def test_measured_methods_drop_layers_that_do_nothing(name: str, method: str) ->
     model = make_family(name)
     silence(model, 1, 2)
     if name == "gemma3":  # its post-norms would make something even of nothing, but for their eps
-        assert torch.allclose(model(IDS).logits, surgery.keep_layers(model, [0, 3])(IDS).logits, atol=1e-5)
-    assert surgery.choose_layers(model, 2, method, BATCHES) == [0, 3]
+        assert torch.allclose(model(IDS).logits, keep_layers(model, [0, 3])(IDS).logits, atol=1e-5)
+    assert choose_layers(model, 2, method, BATCHES) == [0, 3]
 
 
 def test_block_influence_is_one_minus_the_cosine_of_input_and_output() -> None:
@@ -62,13 +62,13 @@ def test_block_influence_is_one_minus_the_cosine_of_input_and_output() -> None:
             cosine = functional.cosine_similarity(hidden[layer], hidden[layer + 1], dim=-1)
             total[layer] += (1 - cosine)[batch["valid"]].sum().detach()
         count += int(batch["valid"].sum())
-    assert surgery.block_influence(model, BATCHES) == pytest.approx((total / count).tolist(), rel=1e-4)
+    assert block_influence(model, BATCHES) == pytest.approx((total / count).tolist(), rel=1e-4)
 
 
 def test_block_influence_ignores_padding() -> None:
     model, other = make_family("llama"), [{name: value.clone() for name, value in batch.items()} for batch in BATCHES]
     other[0]["input_ids"][1, 9:] = 7
-    assert surgery.block_influence(model, other) == pytest.approx(surgery.block_influence(model, BATCHES))
+    assert block_influence(model, other) == pytest.approx(block_influence(model, BATCHES))
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
@@ -77,7 +77,7 @@ def test_greedy_order_equals_a_search_over_real_models(name: str) -> None:
     model = make_family(name)
 
     def cost(kept: list[int]) -> float:
-        student, total = surgery.keep_layers(model, kept), 0.0
+        student, total = keep_layers(model, kept), 0.0
         for batch in BATCHES:
             with torch.no_grad():
                 p, q = (m(batch["input_ids"]).logits[batch["valid"]].log_softmax(-1) for m in (model, student))
@@ -88,14 +88,14 @@ def test_greedy_order_equals_a_search_over_real_models(name: str) -> None:
     while len(kept) > 1:
         order.append(min(kept, key=lambda layer: cost([i for i in kept if i != layer])))
         kept.remove(order[-1])
-    assert surgery.removal_order(model, 1, BATCHES) == order
+    assert removal_order(model, 1, BATCHES) == order
 
 
 def test_greedy_order_goes_on_from_a_shorter_one() -> None:
     model = make_family("llama")
-    whole, trials = surgery.removal_order(model, 1, BATCHES), []
-    assert surgery.removal_order(model, 3, BATCHES) == whole[:1]
-    rest = surgery.removal_order(model, 1, BATCHES, whole[:1], lambda done, total: trials.append((done, total)))
+    whole, trials = removal_order(model, 1, BATCHES), []
+    assert removal_order(model, 3, BATCHES) == whole[:1]
+    rest = removal_order(model, 1, BATCHES, whole[:1], lambda done, total: trials.append((done, total)))
     assert rest == whole
     assert trials == [(i + 1, 5) for i in range(5)]  # three layers tried, then two
 
@@ -103,7 +103,7 @@ def test_greedy_order_goes_on_from_a_shorter_one() -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_model_with_all_layers_says_the_same(name: str) -> None:
     model = make_family(name)
-    assert torch.equal(surgery.keep_layers(model, [0, 1, 2, 3])(IDS).logits, model(IDS).logits)
+    assert torch.equal(keep_layers(model, [0, 1, 2, 3])(IDS).logits, model(IDS).logits)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -111,9 +111,9 @@ def test_layers_left_out_of_a_model_and_a_model_without_them_agree(name: str) ->
     """Layers that differ in kind, such as Gemma's sliding ones, keep their kind."""
     model = make_family(name)
     before = model(IDS).logits
-    with surgery.only_layers(model, [1, 2]):
+    with only_layers(model, [1, 2]):
         inside = model(IDS, use_cache=False).logits
-    student = surgery.keep_layers(model, [1, 2])
+    student = keep_layers(model, [1, 2])
     assert torch.equal(inside, student(IDS).logits)
     assert torch.equal(model(IDS).logits, before)
     assert student.num_parameters() < model.num_parameters()
@@ -122,7 +122,7 @@ def test_layers_left_out_of_a_model_and_a_model_without_them_agree(name: str) ->
 def test_layers_without_which_nothing_changes_can_go() -> None:
     model = make_family("qwen3")
     silence(model, 0, 2)
-    torch.testing.assert_close(surgery.keep_layers(model, [1, 3])(IDS).logits, model(IDS).logits, rtol=0, atol=1e-6)
+    torch.testing.assert_close(keep_layers(model, [1, 3])(IDS).logits, model(IDS).logits, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -139,14 +139,14 @@ def test_layers_without_which_nothing_changes_can_go() -> None:
 )
 def test_wrong_layers_are_refused(layers: object, depth: int, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        surgery.check_layers(layers, depth)
+        check_layers(layers, depth)
 
 
 def test_layers_beyond_the_teacher_are_refused() -> None:
     with pytest.raises(UserError, match="depth: 5 exceeds the teacher's 4 layers"):
-        surgery.choose_layers(make_family("llama"), 5, "uniform", [])
+        choose_layers(make_family("llama"), 5, "uniform", [])
     with pytest.raises(UserError, match="4 is beyond the teacher's last layer 3"):
-        surgery.keep_layers(make_family("llama"), [0, 4])
+        keep_layers(make_family("llama"), [0, 4])
 
 
 def test_a_model_whose_layers_depend_on_their_number_is_refused() -> None:
@@ -155,5 +155,5 @@ def test_a_model_whose_layers_depend_on_their_number_is_refused() -> None:
     experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8, "decoder_sparse_step": 2}
     model = AutoModelForCausalLM.from_config(Qwen3MoeConfig(**shape, **experts, intermediate_size=8, num_hidden_layers=4))
     with pytest.raises(UserError, match="Qwen3MoeForCausalLM: its parts do not fit a smaller model"):
-        surgery.keep_layers(model, [0, 2])
-    assert len(surgery.keep_layers(model, [0, 1]).model.layers) == 2
+        keep_layers(model, [0, 2])
+    assert len(keep_layers(model, [0, 1]).model.layers) == 2

@@ -9,9 +9,17 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, Olmo2Config, Phi3Config
 
 from distill_lit.config import WidthConfig
-from distill_lit.models import surgery
-from distill_lit.models.surgery import Cut
-from distill_lit.models.surgery.anatomy import (
+from distill_lit.models.pruning import (
+    Cut,
+    choose_cut,
+    cut_width,
+    keep_layers,
+    measure_importance,
+    narrow_config,
+    norm_corrections,
+    target_widths,
+)
+from distill_lit.models.pruning.architecture import (
     ATTENTION_OUTPUTS,
     FFN_OUTPUTS,
     is_transposed,
@@ -57,9 +65,9 @@ def assert_same(student: torch.nn.Module, model: torch.nn.Module, tolerance: flo
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_cut_that_keeps_everything_changes_no_logit(name: str) -> None:
     model = make_family(name)
-    student = surgery.cut_width(model, surgery.choose_cut(model, WidthConfig(), BATCHES))
+    student = cut_width(model, choose_cut(model, WidthConfig(), BATCHES))
     assert torch.equal(student(IDS).logits, model(IDS).logits)
-    assert surgery.choose_cut(model, WidthConfig(), BATCHES) == whole(model)
+    assert choose_cut(model, WidthConfig(), BATCHES) == whole(model)
 
 
 @pytest.mark.parametrize("name", ROTARY)
@@ -72,7 +80,7 @@ def test_heads_that_write_nothing_can_go(name: str) -> None:
         for head in gone:
             module.weight.data[:, head * 8 : head * 8 + 8] = 0
         heads.append([i for i in range(6) if i not in gone])
-    student = surgery.cut_width(model, without(cut, heads=heads))
+    student = cut_width(model, without(cut, heads=heads))
     assert student.config.num_attention_heads == 4
     assert student.config.head_dim == 8
     assert_same(student, model)
@@ -87,7 +95,7 @@ def test_key_value_groups_that_write_nothing_can_go(name: str) -> None:
         module.weight.data[:, gone * 24 : gone * 24 + 24] = 0
         groups.append([1 - gone])
         heads.append([i + 3 * (1 - gone) for i in range(3)])
-    student = surgery.cut_width(model, without(cut, groups=groups, heads=heads))
+    student = cut_width(model, without(cut, groups=groups, heads=heads))
     assert (student.config.num_attention_heads, student.config.num_key_value_heads) == (3, 1)
     assert_same(student, model)
 
@@ -101,7 +109,7 @@ def test_neurons_that_write_nothing_can_go(name: str) -> None:
         read_columns(module).data[:, gone] = 0
         neurons.append([i for i in range(40) if i not in gone][:26])
         read_columns(module).data[:, [i for i in range(40) if i not in neurons[-1]]] = 0
-    assert_same(surgery.cut_width(model, without(cut, neurons=neurons)), model)
+    assert_same(cut_width(model, without(cut, neurons=neurons)), model)
 
 
 @pytest.mark.parametrize("name", ROTARY)
@@ -117,12 +125,10 @@ def test_hidden_channels_that_carry_nothing_can_go(name: str) -> None:
             if "gemma" in name:
                 norm.weight[gone] = -1  # what Gemma's norms write into the stream: nothing either
     kept = [i for i in range(36) if i not in gone]
-    student = surgery.cut_width(
-        model, without(whole(model), hidden=kept, norms=surgery.norm_corrections(model, BATCHES, kept))
-    )
+    student = cut_width(model, without(whole(model), hidden=kept, norms=norm_corrections(model, BATCHES, kept)))
     assert student.config.hidden_size == 24
     assert_same(student, model, 1e-3)
-    careless = surgery.cut_width(model, without(whole(model), hidden=kept))
+    careless = cut_width(model, without(whole(model), hidden=kept))
     assert (careless(IDS).logits - model(IDS).logits).abs().max() > 0.1
 
 
@@ -143,9 +149,9 @@ def test_a_corrected_norm_says_what_it_said_before(name: str) -> None:
     target, cut = output(model)[:, kept], without(whole(model), hidden=kept)
     if name == "gpt2":
         cut = without(cut, heads=[[0, 1, 2]] * LAYERS, groups=[[0, 1, 2]] * LAYERS)
-    plain = output(surgery.cut_width(model, cut)) - target
-    norms = surgery.norm_corrections(model, BATCHES, kept)
-    corrected = output(surgery.cut_width(model, without(cut, norms=norms))) - target
+    plain = output(cut_width(model, cut)) - target
+    norms = norm_corrections(model, BATCHES, kept)
+    corrected = output(cut_width(model, without(cut, norms=norms))) - target
     assert corrected.square().mean() < 0.1 * plain.square().mean()
 
 
@@ -159,7 +165,7 @@ def test_norm_corrections_by_hand() -> None:
         model(IDS)
         handle.remove()
         x = seen[0][BATCHES[0]["valid"]].detach().double()
-        factor, shift = surgery.norm_corrections(model, BATCHES[:1], kept)[last]
+        factor, shift = norm_corrections(model, BATCHES[:1], kept)[last]
         if name == "llama":
             expected = (x[:, kept].square().mean(1).sqrt() / x.square().mean(1).sqrt()).mean(), torch.tensor(0.0)
         else:
@@ -187,7 +193,7 @@ def test_importance_by_hand() -> None:
         handle.remove()
         g = layer.post_attention_layernorm(x)
         neurons = functional.silu(layer.mlp.gate_proj(g)) * layer.mlp.up_proj(g)
-        used = surgery.measure_importance(model, [batch])
+        used = measure_importance(model, [batch])
     torch.testing.assert_close(used.neurons[0].float(), neurons[valid].abs().mean(0))
     heads = written[0][valid].view(-1, 6, 8).norm(dim=-1).mean(0)
     torch.testing.assert_close(used.heads[0].float(), heads)
@@ -204,7 +210,7 @@ def test_the_most_used_heads_neurons_and_channels_stay() -> None:
             decoder.self_attn.v_proj.weight[8 * (layer % 2) : 8 * (layer % 2) + 8] *= 50  # a key-value group
         for norm in residual_norms(model).values():
             norm.weight[::2] *= 50
-    cut = surgery.choose_cut(model, WidthConfig(18, 10, 0, 1), BATCHES)
+    cut = choose_cut(model, WidthConfig(18, 10, 0, 1), BATCHES)
     assert cut.hidden == list(range(0, 36, 2))
     assert cut.neurons == [list(range(layer, 40, LAYERS)) for layer in range(LAYERS)]
     assert cut.groups == [[layer % 2] for layer in range(LAYERS)]
@@ -214,7 +220,7 @@ def test_the_most_used_heads_neurons_and_channels_stay() -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_narrow_student_opens_from_its_folder(name: str, tmp_path: Path) -> None:
     model, width = make_family(name), NARROW_GPT2 if name == "gpt2" else NARROW
-    student = surgery.cut_width(model, surgery.choose_cut(model, width, BATCHES))
+    student = cut_width(model, choose_cut(model, width, BATCHES))
     tied = student.get_output_embeddings().weight is student.get_input_embeddings().weight
     assert tied == (model.get_output_embeddings().weight is model.get_input_embeddings().weight)
     assert dict(student.named_parameters()).keys() == dict(model.named_parameters()).keys()
@@ -227,8 +233,8 @@ def test_a_narrow_student_opens_from_its_folder(name: str, tmp_path: Path) -> No
 
 
 def test_depth_and_width_together() -> None:
-    model = surgery.keep_layers(make_family("gemma3"), [0, 3])
-    student = surgery.cut_width(model, surgery.choose_cut(model, NARROW, BATCHES))
+    model = keep_layers(make_family("gemma3"), [0, 3])
+    student = cut_width(model, choose_cut(model, NARROW, BATCHES))
     assert student.config.layer_types == ["sliding_attention", "full_attention"]
     assert len(student.model.layers) == 2
     assert student(IDS).logits.isfinite().all()
@@ -247,12 +253,12 @@ def test_depth_and_width_together() -> None:
 )
 def test_widths_that_do_not_fit_are_refused(width: WidthConfig, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        surgery.narrow_config(make_family("llama").config, width)
+        narrow_config(make_family("llama").config, width)
 
 
 def test_heads_and_groups_follow_each_other() -> None:
     def sizes(name: str, width: WidthConfig) -> tuple[int, int]:
-        found = surgery.target_widths(width, make_family(name).config)
+        found = target_widths(width, make_family(name).config)
         return found["num_attention_heads"], found["num_key_value_heads"]
 
     assert sizes("llama", WidthConfig(num_attention_heads=4)) == (4, 2)
@@ -262,7 +268,7 @@ def test_heads_and_groups_follow_each_other() -> None:
 
 def test_heads_of_gpt2_go_with_its_hidden_size() -> None:
     with pytest.raises(UserError, match="hidden_size: 32 must be heads × head width = 24 for gpt2"):
-        surgery.narrow_config(make_family("gpt2").config, WidthConfig(num_attention_heads=3))
+        narrow_config(make_family("gpt2").config, WidthConfig(num_attention_heads=3))
 
 
 @pytest.mark.parametrize(
@@ -277,4 +283,4 @@ def test_heads_of_gpt2_go_with_its_hidden_size() -> None:
 def test_models_with_other_parts_are_refused(config: object, part: str) -> None:
     model = AutoModelForCausalLM.from_config(config)
     with pytest.raises(UserError, match=rf"{type(model).__name__} has a part '.*({part})' that width surgery"):
-        surgery.choose_cut(model, WidthConfig(intermediate_size=20), BATCHES)
+        choose_cut(model, WidthConfig(intermediate_size=20), BATCHES)

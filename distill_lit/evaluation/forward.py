@@ -9,7 +9,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from distill_lit.evaluation.packing import Pack, ancestor_mask
-from distill_lit.models.packed import as_attention_takes
+from distill_lit.models.packed_forward import as_attention_takes
 
 HEAD_ROWS = 16  # rows of logits normalised at a time: what the sums need then stays in the processor's cache
 BLOCK = 2048  # words of the vocabulary that the head is applied to at a time: as whole logits, products leave the cache

@@ -23,7 +23,7 @@ from distill_lit.evaluation.packable import CANNOT, refusal, said_by
 from distill_lit.evaluation.packing import batch_packs, find_branch, pack_sequences, split_runs
 from distill_lit.models.generation_check import generation_check
 from distill_lit.models.loading import load_model, load_tokenizer
-from distill_lit.models.quantise import is_quantised
+from distill_lit.models.quantization import is_quantised
 from distill_lit.models.vocabulary import check_ids, check_tokens
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.limits import check_size, refusing

@@ -1,12 +1,12 @@
 """Teachers and students: loading, vocabulary agreement, surgery, size, export."""
 
 from distill_lit.models.export import CARD, add_results, export_student, model_card
+from distill_lit.models.flops import Size, size_from_config, size_of
 from distill_lit.models.loading import load_config, load_model, load_tokenizer, model_fingerprint, model_folder
 from distill_lit.models.lora import merge_adapters, trained_share
-from distill_lit.models.quantise import INT8, check_int8, is_quantised, quantise
-from distill_lit.models.reloading import READER_PROCESS, check_exports, check_reloads, logits_on, probe
-from distill_lit.models.size import Size, size_from_config, size_of
-from distill_lit.models.students import (
+from distill_lit.models.quantization import INT8, check_int8, is_quantised, quantise
+from distill_lit.models.reload_check import READER_PROCESS, check_exports, check_reloads, logits_on, probe
+from distill_lit.models.student import (
     Calibration,
     check_student,
     check_student_fits,

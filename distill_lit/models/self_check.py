@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from distill_lit.losses.lm_head import body_of, head_of
-from distill_lit.models.check_rows import by_document, check_documents, other_tokens, rows_of, usual_tokens
-from distill_lit.models.packed import (
+from distill_lit.models.activations import HIDDEN, States, watching
+from distill_lit.models.check_documents import by_document, check_documents, other_tokens, rows_of, usual_tokens
+from distill_lit.models.packed_forward import (
     ALONE,
     MASK_PER_KIND,
     ONE_MASK,
@@ -33,8 +34,7 @@ from distill_lit.models.packed import (
     scales_with_length,
     split_batch,
 )
-from distill_lit.models.states import HIDDEN, States, watching
-from distill_lit.models.surgery.anatomy import layer_list
+from distill_lit.models.pruning.architecture import layer_list
 from distill_lit.utils.exceptions import UserError, in_one_line
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from distill_lit.losses.targets import Target
-from distill_lit.models.states import States, Wanted
+from distill_lit.models.activations import States, Wanted
 from distill_lit.signals.cached import CachedTeacher, SparseTeacher
 from distill_lit.signals.foreign import ForeignTeacher
 from distill_lit.signals.live import LiveTeacher

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from distill_lit.losses.targets import Foreign, ForeignTarget
-from distill_lit.models.positions import position_limit
+from distill_lit.models.position_limits import position_limit
 from distill_lit.models.self_check import read_texts
 from distill_lit.models.vocabulary import check_ids
 from distill_lit.signals.alignment import (

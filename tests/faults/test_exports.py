@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, MixtralConfig, OlmoeConfig, Qwen3
 
 from distill_lit import building, cells, experiment, models
 from distill_lit.config import LoraConfig, load_experiment
-from distill_lit.models import reloading
 from distill_lit.models.lora import add_adapters, merge_adapters
+from distill_lit.models.reload_check import READER_PROCESS, Reader, check_exports, check_reloads, logits_on, probe
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root
 
@@ -118,7 +118,7 @@ def test_a_student_that_cannot_be_saved_is_refused(damage: Callable[[Any], None]
     model = models.load_model(teacher)
     damage(model)
     with pytest.raises(UserError, match="^export: ") as refused:
-        reloading.check_exports(model, teacher, tmp_path / "export", {})
+        check_exports(model, teacher, tmp_path / "export", {})
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "export").exists()
     assert not list((cache_root() / "exports").glob("*"))
@@ -129,28 +129,28 @@ def test_a_kind_of_student_is_proven_once_and_left_as_it_was(
 ) -> None:
     model = add_adapters(models.load_model(teacher), LORA)
     before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
-    reloading.check_exports(model, teacher, tmp_path / "export", {"lora": 2})
+    check_exports(model, teacher, tmp_path / "export", {"lora": 2})
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(reloading.READER_PROCESS, "ask", lambda **request: asked.append(request) or {"error": "asked"})
-    reloading.check_exports(model, teacher, tmp_path / "export", {"lora": 2})
+    monkeypatch.setattr(READER_PROCESS, "ask", lambda **request: asked.append(request) or {"error": "asked"})
+    check_exports(model, teacher, tmp_path / "export", {"lora": 2})
     assert not asked
     with pytest.raises(UserError, match="asked"):
-        reloading.check_exports(models.load_model(teacher), teacher, tmp_path / "export", {})
+        check_exports(models.load_model(teacher), teacher, tmp_path / "export", {})
 
 
 def test_a_dead_reader_is_said_and_started_again(tmp_path: Path, teacher: Path) -> None:
-    reader = reloading.Reader()
+    reader = Reader()
     reader.start()
     reader._process.kill()
     reader._process.wait()
     model = models.load_model(teacher)
-    ids = reloading.probe(model)
+    ids = probe(model)
     told = reader.ask(folder=str(tmp_path / "none"), logits="", code=False, threads=1)
     assert "OSError" in told["error"] or "none" in told["error"]
     reader.close()
-    reloading.check_reloads(model, teacher, ids, reloading.logits_on(model, ids))
+    check_reloads(model, teacher, ids, logits_on(model, ids))
 
 
 def cell_of(tmp_path: Path, teacher: Path, tiny_corpus: Path) -> Any:
@@ -194,9 +194,9 @@ def test_a_finished_student_that_is_another_when_opened_keeps_its_weights(
 
 def test_a_teacher_in_int8_says_the_same_when_opened(tmp_path: Path, teacher: Path) -> None:
     pytest.importorskip("torchao")
-    quantised = models.quantise(teacher, tmp_path / "int8")
-    ids = reloading.probe(quantised)
-    said = reloading.logits_on(quantised, ids)
-    reloading.check_reloads(quantised, tmp_path / "int8", ids, said)
+    quantised = models.quantization(teacher, tmp_path / "int8")
+    ids = probe(quantised)
+    said = logits_on(quantised, ids)
+    check_reloads(quantised, tmp_path / "int8", ids, said)
     with pytest.raises(UserError, match="says something else"):
-        reloading.check_reloads(quantised, tmp_path / "int8", ids, said.flip(1))
+        check_reloads(quantised, tmp_path / "int8", ids, said.flip(1))

@@ -21,7 +21,7 @@ from distill_lit.evaluation.tasks import load_task, resolve_tasks
 from distill_lit.experiment import plan
 from distill_lit.models import load_config
 from distill_lit.models.loading import load_model, own_config
-from distill_lit.models.quantise import is_quantised, quantise
+from distill_lit.models.quantization import is_quantised, quantise
 from distill_lit.utils.exceptions import UserError
 
 # ---------------------------------------------------------------- names of files

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from distill_lit.models.surgery.anatomy import attention_heads, head_width, key_value_heads, layer_list
+from distill_lit.models.pruning.architecture import attention_heads, head_width, key_value_heads, layer_list
 from distill_lit.utils.exceptions import UserError
 
 HIDDEN, ATTENTION, QUERIES, KEYS, VALUES = "hidden", "attention", "queries", "keys", "values"

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from distill_lit.models.surgery.anatomy import attention_heads, head_width, key_value_heads
+from distill_lit.models.pruning.architecture import attention_heads, head_width, key_value_heads
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from distill_lit.models.check_rows import random_tokens
-from distill_lit.models.surgery.anatomy import layer_list
+from distill_lit.models.check_documents import random_tokens
+from distill_lit.models.pruning.architecture import layer_list
 from distill_lit.utils.exceptions import UserError, in_one_line
 
 if TYPE_CHECKING:

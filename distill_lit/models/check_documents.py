@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill_lit.models.packed import Batch
+from distill_lit.models.packed_forward import Batch
 from distill_lit.utils.exceptions import UserError
 
 

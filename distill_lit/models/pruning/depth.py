@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from distill_lit.models.surgery.anatomy import layer_list, rebuild
-from distill_lit.models.surgery.settings import apply_settings, layer_settings
+from distill_lit.models.pruning.architecture import layer_list, rebuild
+from distill_lit.models.pruning.layer_settings import apply_settings, layer_settings
 from distill_lit.utils.exceptions import UserError, suggest
 
 if TYPE_CHECKING:

@@ -13,13 +13,25 @@ import torch
 
 from distill_lit import assets
 from distill_lit.config import StudentConfig, WidthConfig, to_dict
-from distill_lit.models import surgery
+from distill_lit.models.flops import size_from_config
 from distill_lit.models.loading import load_config, load_model, load_tokenizer, model_fingerprint, model_folder
 from distill_lit.models.lora import add_adapters, check_lora
+from distill_lit.models.pruning import (
+    Cut,
+    Progress,
+    check_cut,
+    check_depth,
+    check_layers,
+    choose_cut,
+    choose_layers,
+    cut_width,
+    keep_layers,
+    narrow_config,
+    removal_order,
+    shallow_config,
+)
+from distill_lit.models.pruning.architecture import attention_heads
 from distill_lit.models.self_check import model_batches
-from distill_lit.models.size import size_from_config
-from distill_lit.models.surgery import Cut, Progress
-from distill_lit.models.surgery.anatomy import attention_heads
 from distill_lit.models.vocabulary import check_same_vocabulary
 from distill_lit.utils.exceptions import UserError, in_one_line, suggest
 from distill_lit.utils.files import cache_root, fingerprint, read_json, remember
@@ -62,7 +74,7 @@ def check_student(name: str, student: StudentConfig) -> None:
             f"students.{name}: give exactly one of depth (or a list of layers, or width), from, config; got {said}"
         )
     with _key(name):
-        surgery.check_layers(student.layers, student.depth)
+        check_layers(student.layers, student.depth)
         check_lora(student.lora)
     if student.from_:
         assets.check(student.from_)
@@ -96,10 +108,10 @@ def student_config(student: StudentConfig, teacher: Any) -> Any:
     if student.config:
         return changed_config(teacher, student.config)
     total = teacher.get_text_config().num_hidden_layers
-    surgery.check_depth(student.layers, student.depth, total)
+    check_depth(student.layers, student.depth, total)
     layers = student.layers if isinstance(student.layers, list) else list(range(student.depth or total))
-    config = surgery.shallow_config(teacher, layers)
-    return config if student.width == WidthConfig() else surgery.narrow_config(config, student.width)
+    config = shallow_config(teacher, layers)
+    return config if student.width == WidthConfig() else narrow_config(config, student.width)
 
 
 def initial_student(student: StudentConfig, teacher: Path, calibration: Calibration, seed: int) -> PreTrainedModel:
@@ -124,12 +136,12 @@ def _cut_out(student: StudentConfig, teacher: Path, calibration: Calibration) ->
     except (TypeError, ValueError, LookupError, AttributeError) as error:  # whatever the architecture makes of fewer layers
         raise UserError(f"layers: {student.layers} cannot choose from this teacher's: {in_one_line(error)}") from error
     whole = load_model(teacher)
-    model = surgery.keep_layers(whole, layers)
+    model = keep_layers(whole, layers)
     if len(layers) < load_config(teacher).get_text_config().num_hidden_layers:
-        surgery.check_cut(whole, model, layers)
+        check_cut(whole, model, layers)
     if student.width == WidthConfig():
         return model
-    return surgery.cut_width(model, _cut(student, layers, teacher, calibration))
+    return cut_width(model, _cut(student, layers, teacher, calibration))
 
 
 def kept_layers(student: StudentConfig, teacher: Path, calibration: Calibration) -> list[int]:
@@ -144,7 +156,7 @@ def kept_layers(student: StudentConfig, teacher: Path, calibration: Calibration)
 
         def choose() -> list[int]:
             model = calibration.load(teacher)
-            return surgery.choose_layers(model, student.depth, student.layers, calibration.inputs(model))
+            return choose_layers(model, student.depth, student.layers, calibration.inputs(model))
 
         return list(_remembered("layers", [student.layers, student.depth], teacher, calibration, choose))
     return _greedily_kept(student.depth, total, teacher, calibration)
@@ -155,7 +167,7 @@ def _greedily_kept(depth: int, total: int, teacher: Path, calibration: Calibrati
     order: list[int] = read_json(memory) if memory.is_file() else []
     if len(order) < total - depth:
         model = calibration.load(teacher)
-        order = surgery.removal_order(model, depth, calibration.inputs(model, 1), order, calibration.progress)
+        order = removal_order(model, depth, calibration.inputs(model, 1), order, calibration.progress)
         remember(memory, order)
     return sorted(set(range(total)) - set(order[: total - depth]))
 
@@ -164,8 +176,8 @@ def _cut(student: StudentConfig, layers: list[int], teacher: Path, calibration: 
     """The cut of a student's width, measured on the layers that it keeps."""
 
     def choose() -> dict[str, Any]:
-        model = surgery.keep_layers(calibration.load(teacher), layers).to(calibration.device)
-        return vars(surgery.choose_cut(model, student.width, calibration.inputs(model)))
+        model = keep_layers(calibration.load(teacher), layers).to(calibration.device)
+        return vars(choose_cut(model, student.width, calibration.inputs(model)))
 
     return Cut(**_remembered("cuts", [layers, to_dict(student.width)], teacher, calibration, choose))
 

@@ -18,11 +18,11 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from distill_lit.models.check_rows import random_tokens
+from distill_lit.models.check_documents import random_tokens
 from distill_lit.models.export import export_student
 from distill_lit.models.loading import may_run_code
 from distill_lit.models.lora import is_adapted, merge_adapters
-from distill_lit.models.quantise import is_quantised
+from distill_lit.models.quantization import is_quantised
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root, fingerprint, write_json
 

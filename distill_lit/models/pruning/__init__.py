@@ -1,6 +1,6 @@
 """Students cut out of a teacher: fewer layers (`depth`), narrower layers (`width`), chosen by measured `importance`."""
 
-from distill_lit.models.surgery.depth import (
+from distill_lit.models.pruning.depth import (
     METHODS,
     Progress,
     block_influence,
@@ -13,9 +13,9 @@ from distill_lit.models.surgery.depth import (
     removal_order,
     shallow_config,
 )
-from distill_lit.models.surgery.importance import Importance, measure_importance, norm_corrections
-from distill_lit.models.surgery.settings import check_cut, skipped_layers
-from distill_lit.models.surgery.width import Cut, choose_cut, cut_width, narrow_config, target_widths
+from distill_lit.models.pruning.importance import Importance, measure_importance, norm_corrections
+from distill_lit.models.pruning.layer_settings import check_cut, skipped_layers
+from distill_lit.models.pruning.width import Cut, choose_cut, cut_width, narrow_config, target_widths
 
 __all__ = [
     "METHODS",

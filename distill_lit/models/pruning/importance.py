@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distill_lit.models.surgery.anatomy import ATTENTION_OUTPUTS, FFN_OUTPUTS, head_width, residual_norms, submodules
-from distill_lit.models.surgery.depth import Batch, watch_modules
+from distill_lit.models.pruning.architecture import ATTENTION_OUTPUTS, FFN_OUTPUTS, head_width, residual_norms, submodules
+from distill_lit.models.pruning.depth import Batch, watch_modules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -16,10 +16,10 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from distill_lit.config import WidthConfig
-from distill_lit.models.surgery import anatomy
-from distill_lit.models.surgery.anatomy import FUSED, HIDDEN, INNER, KEY, WHOLE
-from distill_lit.models.surgery.depth import Batch
-from distill_lit.models.surgery.importance import measure_importance, norm_corrections
+from distill_lit.models.pruning import architecture as anatomy
+from distill_lit.models.pruning.architecture import FUSED, HIDDEN, INNER, KEY, WHOLE
+from distill_lit.models.pruning.depth import Batch
+from distill_lit.models.pruning.importance import measure_importance, norm_corrections
 from distill_lit.utils.exceptions import UserError
 
 if TYPE_CHECKING:
