@@ -29,7 +29,7 @@ from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.losses import build_objective, can_compile, chunk_for
 from distill_lit.matching import build_matching
 from distill_lit.models import Calibration, initial_student, load_model, load_tokenizer, model_folder
-from distill_lit.signals import LiveTeacher
+from distill_lit.teachers import LiveTeacher
 from distill_lit.utils import hardware
 from distill_lit.utils.files import write_text
 

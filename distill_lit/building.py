@@ -45,9 +45,9 @@ from distill_lit.models import (
 )
 from distill_lit.models.loading import may_run_code
 from distill_lit.models.student import kept_layers
-from distill_lit.signals import TeacherSignal
 from distill_lit.signals.decoding import end_tokens
 from distill_lit.signals.on_policy import StudentText
+from distill_lit.teachers import TeacherSignal
 from distill_lit.teaching import dtype_of, open_signal, prepare_data, real_tokens
 from distill_lit.training import Report, Run, train, validate
 from distill_lit.utils import hardware

@@ -15,8 +15,8 @@ from distill_lit.identity import CE_ONLY, DISTILLED, GENERATED, RIVAL, SIGNAL, T
 from distill_lit.models import model_fingerprint, model_folder
 from distill_lit.models.loading import allow_code, weight_bytes
 from distill_lit.provenance import provenance
-from distill_lit.signals.cached import is_complete
 from distill_lit.signals.generated import is_written
+from distill_lit.teachers.offline import is_complete
 from distill_lit.teaching import write_generated, write_signal
 from distill_lit.training import Report
 from distill_lit.utils import hardware

@@ -23,8 +23,8 @@ from distill_lit.models import (
 )
 from distill_lit.models.position_limits import check_row_length
 from distill_lit.models.vocabulary import check_tokens
-from distill_lit.signals.foreign import read_tables
 from distill_lit.signals.generated import check_generated
+from distill_lit.teachers.cross_tokenizer import read_tables
 from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError
 

@@ -17,8 +17,8 @@ from distill_lit.losses.targets import IGNORED, ForeignTarget
 from distill_lit.matching import Matching
 from distill_lit.models.activations import States, Wanted, watching
 from distill_lit.models.self_check import last_hidden
-from distill_lit.signals import InnerSignal, TeacherSignal
 from distill_lit.signals.on_policy import StudentText
+from distill_lit.teachers import InnerSignal, TeacherSignal
 from distill_lit.utils.exceptions import UserError
 
 Batch = dict[str, Tensor]

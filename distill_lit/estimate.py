@@ -15,7 +15,7 @@ from distill_lit.experiment import Cell
 from distill_lit.identity import CE_ONLY, DISTILLED, GENERATED, QUANTISED, SIGNAL
 from distill_lit.losses import build_objective
 from distill_lit.models import Size, load_config, model_folder, size_from_config, student_config
-from distill_lit.signals.compress import HIDDEN
+from distill_lit.teachers.compression import HIDDEN
 from distill_lit.teaching import cache_form, dtype_of
 from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError

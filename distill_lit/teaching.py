@@ -13,10 +13,10 @@ from distill_lit.experiment import base_of
 from distill_lit.losses.lm_head import head_of
 from distill_lit.models import load_config, load_model, load_tokenizer, model_fingerprint
 from distill_lit.models.vocabulary import count_tokens
-from distill_lit.signals import CachedTeacher, ForeignTeacher, LiveTeacher, SparseTeacher, TeacherSignal
-from distill_lit.signals.cached import bytes_per_token, cache_facts, cache_folder, is_complete, write_cache
-from distill_lit.signals.compress import HIDDEN, SAMPLED, TOP_K, Form
 from distill_lit.signals.generated import Evaluation, Writer, resolve_corpora, write_corpus
+from distill_lit.teachers import CachedTeacher, ForeignTeacher, LiveTeacher, SparseTeacher, TeacherSignal
+from distill_lit.teachers.compression import HIDDEN, SAMPLED, TOP_K, Form
+from distill_lit.teachers.offline import bytes_per_token, cache_facts, cache_folder, is_complete, write_cache
 from distill_lit.training import Report
 from distill_lit.utils import hardware
 from distill_lit.utils.files import hashes_of

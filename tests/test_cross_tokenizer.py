@@ -23,8 +23,8 @@ from distill_lit.losses.cross_tokenizer import span_likelihood, uld
 from distill_lit.losses.lm_head import head_of
 from distill_lit.losses.targets import Foreign
 from distill_lit.models import load_model, load_tokenizer, model_folder
-from distill_lit.signals import ForeignTeacher, LiveTeacher
-from distill_lit.signals.alignment import align, token_bytes, whole_characters
+from distill_lit.teachers import ForeignTeacher, LiveTeacher
+from distill_lit.teachers.token_alignment import align, token_bytes, whole_characters
 from distill_lit.utils.exceptions import UserError
 
 ROOT = Path(__file__).parent.parent

@@ -16,8 +16,8 @@ from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.losses import build_objective, can_compile
 from distill_lit.losses.lm_head import head_of
 from distill_lit.models import Calibration, initial_student, load_model
-from distill_lit.signals import LiveTeacher
-from distill_lit.signals.cached import CachedTeacher, cache_facts, cache_folder, write_cache
+from distill_lit.teachers import LiveTeacher
+from distill_lit.teachers.offline import CachedTeacher, cache_facts, cache_folder, write_cache
 from distill_lit.training import Run, train, validate
 from distill_lit.utils.distributed.spawn import together
 from distill_lit.utils.exceptions import UserError

@@ -19,7 +19,7 @@ from distill_lit.config import TermConfig
 from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.losses import build_objective
 from distill_lit.models import load_model
-from distill_lit.signals import LiveTeacher
+from distill_lit.teachers import LiveTeacher
 
 TERMS = {"ce": TermConfig(weight=0.5), "kl": TermConfig(kind="forward_kl", temperature=2.0)}
 RANKS = 2

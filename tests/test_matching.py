@@ -22,9 +22,9 @@ from distill_lit.losses.lm_head import head_of
 from distill_lit.matching import build_matching
 from distill_lit.models import Calibration, export_student, initial_student, load_model
 from distill_lit.models.activations import watching
-from distill_lit.signals import CachedTeacher, LiveTeacher
-from distill_lit.signals.cached import bytes_per_token, write_cache
-from distill_lit.signals.compress import Form
+from distill_lit.teachers import CachedTeacher, LiveTeacher
+from distill_lit.teachers.compression import Form
+from distill_lit.teachers.offline import bytes_per_token, write_cache
 from distill_lit.training import Run, train
 from distill_lit.utils.exceptions import UserError
 

@@ -18,9 +18,9 @@ from distill_lit.losses.lm_head import head_of
 from distill_lit.losses.sparse import sampled_kl
 from distill_lit.losses.targets import DenseTarget, Draws, TopK
 from distill_lit.models import load_model
-from distill_lit.signals import CachedTeacher, LiveTeacher, SparseTeacher
-from distill_lit.signals.cached import bytes_per_token, cache_facts, cache_folder, is_complete, write_cache
-from distill_lit.signals.compress import SAMPLED, TOP_K, Form, compress, expand
+from distill_lit.teachers import CachedTeacher, LiveTeacher, SparseTeacher
+from distill_lit.teachers.compression import SAMPLED, TOP_K, Form, compress, expand
+from distill_lit.teachers.offline import bytes_per_token, cache_facts, cache_folder, is_complete, write_cache
 from distill_lit.utils.exceptions import UserError
 
 ROOT = Path(__file__).parent.parent

@@ -34,7 +34,7 @@ from distill_lit.models import (
 )
 from distill_lit.models.lora import add_adapters
 from distill_lit.models.student import kept_layers, surgery
-from distill_lit.signals import LiveTeacher
+from distill_lit.teachers import LiveTeacher
 from distill_lit.training import Run, train
 from distill_lit.utils.exceptions import UserError
 

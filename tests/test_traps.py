@@ -25,7 +25,7 @@ from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.losses import LOSSES, build_objective
 from distill_lit.losses.sparse import top_k_kl, top_k_tail_kl
 from distill_lit.models import check_same_vocabulary, load_model
-from distill_lit.signals import LiveTeacher
+from distill_lit.teachers import LiveTeacher
 from distill_lit.utils.exceptions import UserError
 
 KL = {"kl": TermConfig(kind="forward_kl")}

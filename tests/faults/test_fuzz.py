@@ -27,7 +27,7 @@ from distill_lit.checkpoints import is_intact, load_plain, newest_checkpoint
 from distill_lit.config import load_experiment, load_section, to_dict
 from distill_lit.config.schema import EvaluationConfig, ExperimentConfig
 from distill_lit.evaluation import store
-from distill_lit.signals import cached
+from distill_lit.teachers.offline import is_complete
 from distill_lit.utils.array_store import open_arrays, save_arrays
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.shards import Shards
@@ -243,7 +243,7 @@ def signal_test(tmp_path: Path, name: str, where: float, what: bytes, cut: bool)
     shards.write_manifest({"rows": 2, "shards": [SHARD]})
     before = (folder / SHARD).read_bytes()
     damage(folder / name, where, what, cut)
-    if cached.is_complete(folder, 2) and shards.manifest().get("shards") == [SHARD]:
+    if is_complete(folder, 2) and shards.manifest().get("shards") == [SHARD]:
         assert (folder / SHARD).read_bytes() == before
 
 

@@ -24,8 +24,9 @@ from distill_lit.losses import build_objective, fused_losses
 from distill_lit.losses.lm_head import head_of
 from distill_lit.models import check_same_vocabulary, load_model, load_tokenizer, model_fingerprint
 from distill_lit.models.self_check import last_hidden
-from distill_lit.signals import CachedTeacher, LiveTeacher, cached
-from distill_lit.signals.compress import TOP_K, Form
+from distill_lit.teachers import CachedTeacher, LiveTeacher
+from distill_lit.teachers import offline as cached
+from distill_lit.teachers.compression import TOP_K, Form
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import read_json
 from distill_lit.utils.shards import Shards

@@ -33,8 +33,8 @@ from distill_lit.evaluation.evaluate import check_template, evaluate_loaded, eva
 from distill_lit.evaluation.tasks import load_task, resolve_tasks, try_own_tasks
 from distill_lit.models import load_model, load_tokenizer
 from distill_lit.models.vocabulary import check_tokens, count_tokens
-from distill_lit.signals.alignment import align, sizes_in
 from distill_lit.signals.writer import text_after
+from distill_lit.teachers.token_alignment import align, sizes_in
 from distill_lit.utils import limits
 from distill_lit.utils.exceptions import UserError
 
@@ -269,7 +269,7 @@ def test_half_a_character_at_the_end_is_left_out() -> None:
 @pytest.mark.parametrize("name", ["pieces", "legacy pieces"])
 @pytest.mark.parametrize("text", ["A river, a stone.", " begins with a blank", "漢字 and 🙂", "a\n\nb"])
 def test_spans_with_a_blank_in_front_cover_the_same_text(name: str, text: str) -> None:
-    from distill_lit.signals.alignment import token_bytes
+    from distill_lit.teachers.token_alignment import token_bytes
 
     found = []
     for tokenizer in (tokenizer_of(name), tokenizer_of("bytes")):

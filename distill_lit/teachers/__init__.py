@@ -8,9 +8,9 @@ from torch import Tensor
 
 from distill_lit.losses.targets import Target
 from distill_lit.models.activations import States, Wanted
-from distill_lit.signals.cached import CachedTeacher, SparseTeacher
-from distill_lit.signals.foreign import ForeignTeacher
-from distill_lit.signals.live import LiveTeacher
+from distill_lit.teachers.cross_tokenizer import ForeignTeacher
+from distill_lit.teachers.offline import CachedTeacher, SparseTeacher
+from distill_lit.teachers.online import LiveTeacher
 
 
 class TeacherSignal(Protocol):

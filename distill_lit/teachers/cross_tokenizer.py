@@ -16,7 +16,8 @@ from distill_lit.losses.targets import Foreign, ForeignTarget
 from distill_lit.models.position_limits import position_limit
 from distill_lit.models.self_check import read_texts
 from distill_lit.models.vocabulary import check_ids
-from distill_lit.signals.alignment import (
+from distill_lit.teachers.online import LiveTeacher
+from distill_lit.teachers.token_alignment import (
     Spans,
     align,
     begins_with_blank,
@@ -26,7 +27,6 @@ from distill_lit.signals.alignment import (
     unknown_token,
     whole_characters,
 )
-from distill_lit.signals.live import LiveTeacher
 from distill_lit.utils.exceptions import UserError
 
 log = logging.getLogger(__name__)
