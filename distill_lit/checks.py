@@ -9,6 +9,7 @@ from distill_lit.config import EvaluationConfig, ExperimentConfig, OnPolicyConfi
 from distill_lit.config.on_policy import check_on_policy, is_on
 from distill_lit.evaluation.tasks import check_lengths, check_tasks, try_own_tasks
 from distill_lit.experiment import base_of, settled_points
+from distill_lit.generation.corpus import check_generated
 from distill_lit.identity import TEACHER_INT8
 from distill_lit.losses import Objective, build_objective, check_signal
 from distill_lit.matching import check_fit, check_source
@@ -23,7 +24,6 @@ from distill_lit.models import (
 )
 from distill_lit.models.position_limits import check_row_length
 from distill_lit.models.vocabulary import check_tokens
-from distill_lit.signals.generated import check_generated
 from distill_lit.teachers.cross_tokenizer import read_tables
 from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError

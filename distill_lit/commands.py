@@ -23,13 +23,13 @@ from distill_lit.costing import measure_experiment
 from distill_lit.estimate import Estimate, check_disk, estimates, total
 from distill_lit.evaluation.evaluate import evaluate_model
 from distill_lit.experiment import Cell
+from distill_lit.generation.corpus import check_keys
 from distill_lit.identity import GENERATED
 from distill_lit.launch import Terminated, run_cells
 from distill_lit.models import add_results, load_config, model_folder
 from distill_lit.progress import Display
 from distill_lit.redraw import draw_results
 from distill_lit.report.tables import departures, task_line
-from distill_lit.signals.generated import check_keys
 from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError
 

@@ -4,10 +4,10 @@ from typing import Any
 
 from distill_lit.config import CorpusConfig, ExperimentConfig, TermConfig, decisive
 from distill_lit.config.on_policy import is_on
+from distill_lit.generation.corpus import decisive_remote
+from distill_lit.generation.filters import comparison_facts
+from distill_lit.generation.prompts import drawing_facts
 from distill_lit.losses import build_objective
-from distill_lit.signals.filters import comparison_facts
-from distill_lit.signals.generated import decisive_remote
-from distill_lit.signals.prompts import drawing_facts
 from distill_lit.utils.files import fingerprint
 
 TEACHER, UNTOUCHED, CE_ONLY, DISTILLED = "teacher", "untouched", "ce_only", "distilled"

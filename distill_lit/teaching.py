@@ -10,10 +10,10 @@ from distill_lit import data
 from distill_lit.config import DataConfig, ExperimentConfig, TeacherConfig
 from distill_lit.evaluation.evaluate import document_texts
 from distill_lit.experiment import base_of
+from distill_lit.generation.corpus import Evaluation, Writer, resolve_corpora, write_corpus
 from distill_lit.losses.lm_head import head_of
 from distill_lit.models import load_config, load_model, load_tokenizer, model_fingerprint
 from distill_lit.models.vocabulary import count_tokens
-from distill_lit.signals.generated import Evaluation, Writer, resolve_corpora, write_corpus
 from distill_lit.teachers import CachedTeacher, ForeignTeacher, LiveTeacher, SparseTeacher, TeacherSignal
 from distill_lit.teachers.compression import HIDDEN, SAMPLED, TOP_K, Form
 from distill_lit.teachers.offline import bytes_per_token, cache_facts, cache_folder, is_complete, write_cache

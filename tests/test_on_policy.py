@@ -20,10 +20,10 @@ from distill_lit.config import CorpusConfig, DataConfig, OnPolicyConfig, TermCon
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import make_batch
 from distill_lit.distiller import Distiller, HeadSettings
+from distill_lit.generation.sampling import Sampling, write_batch
 from distill_lit.losses import build_objective
 from distill_lit.models import load_model
 from distill_lit.signals import on_policy
-from distill_lit.signals.decoding import Sampling, write_batch
 from distill_lit.signals.on_policy import StudentText, _TeacherMix, describe
 from distill_lit.teachers import LiveTeacher
 from distill_lit.training import Run, train

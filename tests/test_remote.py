@@ -34,14 +34,14 @@ from distill_lit.config import (
     RemoteConfig,
     load_experiment,
 )
+from distill_lit.generation import api_client as asking
+from distill_lit.generation.api_client import parse_reply, retry_after
+from distill_lit.generation.completions import Answer, read_answers
+from distill_lit.generation.corpus import Writer, check_generated, check_keys, write_corpus
+from distill_lit.generation.prompts import Prompt
+from distill_lit.generation.remote import write_remotely
+from distill_lit.generation.request_log import Journal, journal_path
 from distill_lit.progress import Display
-from distill_lit.signals import asking
-from distill_lit.signals.answers import Answer, read_answers
-from distill_lit.signals.asking import parse_reply, retry_after
-from distill_lit.signals.generated import Writer, check_generated, check_keys, write_corpus
-from distill_lit.signals.journal import Journal, journal_path
-from distill_lit.signals.prompts import Prompt
-from distill_lit.signals.remote import write_remotely
 from distill_lit.utils.exceptions import UserError
 
 pytest.importorskip("openai")
@@ -719,9 +719,9 @@ def _wait_for(url: str, process: subprocess.Popen) -> None:
 def test_a_real_server_says_what_the_model_itself_says(
     tmp_path: Path, smollm2_server: tuple[str, str], protocol: str
 ) -> None:
+    from distill_lit.generation.local import encode_prompt
+    from distill_lit.generation.sampling import Sampling, end_tokens, write_batch
     from distill_lit.models import load_model, load_tokenizer
-    from distill_lit.signals.decoding import Sampling, end_tokens, write_batch
-    from distill_lit.signals.writer import encode_prompt
 
     url, folder = smollm2_server
     settings = config(url, model=folder, protocol=protocol, concurrency=2, timeout=240)

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Phi3Conf
 
 from distill_lit.checks import check_against_teacher
 from distill_lit.config import WidthConfig, load_experiment
+from distill_lit.generation.sampling import Sampling, write_batch
 from distill_lit.models import load_config
 from distill_lit.models.activations import watching
 from distill_lit.models.flops import size_from_config
@@ -22,7 +23,6 @@ from distill_lit.models.packed_forward import PADDED, run_backbone, split_batch
 from distill_lit.models.position_limits import position_limit
 from distill_lit.models.pruning import choose_layers, narrow_config
 from distill_lit.models.self_check import last_hidden, model_batches, read_texts, self_check
-from distill_lit.signals.decoding import Sampling, write_batch
 from distill_lit.utils.exceptions import UserError
 
 SHAPE = {

@@ -12,11 +12,11 @@ from tiny_data import save_tokenizer, write_lines
 from distill_lit import experiment
 from distill_lit.config import EvaluationConfig, FiltersConfig, GeneratedConfig, PromptsConfig, load_experiment
 from distill_lit.evaluation.evaluate import document_texts
-from distill_lit.signals.answers import Answer
-from distill_lit.signals.filters import filter_answers
-from distill_lit.signals.generated import Evaluation, Writer, corpus_path, write_corpus
-from distill_lit.signals.overlap import SHINGLE, WordRuns, drop_duplicates, jaccard, runs, words_of
-from distill_lit.signals.prompts import read_prompts
+from distill_lit.generation.completions import Answer
+from distill_lit.generation.corpus import Evaluation, Writer, corpus_path, write_corpus
+from distill_lit.generation.dedup import SHINGLE, WordRuns, drop_duplicates, jaccard, runs, words_of
+from distill_lit.generation.filters import filter_answers
+from distill_lit.generation.prompts import read_prompts
 
 pytest.importorskip("datasketch")
 ROOT = Path(__file__).parent.parent

@@ -16,8 +16,8 @@ from transformers import LogitsProcessor
 
 from distill_lit.config import OnPolicyConfig
 from distill_lit.config.on_policy import ADAPTIVE
+from distill_lit.generation.sampling import Sampling, Written, write_batch
 from distill_lit.losses.targets import IGNORED
-from distill_lit.signals.decoding import Sampling, Written, write_batch
 from distill_lit.utils.distributed.ranks import of_every_rank, rank_count, this_rank
 from distill_lit.utils.seeding import seed_of
 

@@ -18,9 +18,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from distill_lit.checks import check_against_teacher
 from distill_lit.config import load_experiment
+from distill_lit.generation.completions import Answer
+from distill_lit.generation.perplexity import judge_answers
 from distill_lit.models import load_tokenizer
-from distill_lit.signals.answers import Answer
-from distill_lit.signals.judge import judge_answers
 from distill_lit.teachers import ForeignTeacher
 from distill_lit.teachers.token_alignment import token_bytes
 from distill_lit.utils.exceptions import UserError

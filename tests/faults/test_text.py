@@ -31,9 +31,9 @@ from distill_lit.data.corpora import read_documents
 from distill_lit.data.tokenization import tokenize
 from distill_lit.evaluation.evaluate import check_template, evaluate_loaded, evaluate_model
 from distill_lit.evaluation.tasks import load_task, resolve_tasks, try_own_tasks
+from distill_lit.generation.local import text_after
 from distill_lit.models import load_model, load_tokenizer
 from distill_lit.models.vocabulary import check_tokens, count_tokens
-from distill_lit.signals.writer import text_after
 from distill_lit.teachers.token_alignment import align, sizes_in
 from distill_lit.utils import limits
 from distill_lit.utils.exceptions import UserError

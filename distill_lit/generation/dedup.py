@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from distill_lit.signals.answers import Answer
+from distill_lit.generation.completions import Answer
 
 SHINGLE = 5  # words of a shingle for near-duplicates
 PERMUTATIONS = 128

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distill_lit.signals.prompts import Prompt
+from distill_lit.generation.prompts import Prompt
 from distill_lit.utils.files import cache_root, fingerprint
 from distill_lit.utils.shards import Shards
 

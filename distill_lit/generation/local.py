@@ -10,10 +10,10 @@ from typing import Any
 
 from distill_lit.config import GeneratedConfig
 from distill_lit.data.templates import check_template, check_text, render
+from distill_lit.generation.completions import CUT, FINISHED, TOO_LONG, answer_to, write_answers
+from distill_lit.generation.prompts import Prompt
+from distill_lit.generation.sampling import Sampling, end_tokens, write_batch
 from distill_lit.models.vocabulary import check_ids, count_tokens
-from distill_lit.signals.answers import CUT, FINISHED, TOO_LONG, answer_to, write_answers
-from distill_lit.signals.decoding import Sampling, end_tokens, write_batch
-from distill_lit.signals.prompts import Prompt
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.seeding import seed_of
 from distill_lit.utils.shards import Shards

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from distill_lit.config import FiltersConfig
-from distill_lit.signals.answers import FINISHED, REFUSED, TOO_LONG, Answer
-from distill_lit.signals.overlap import WordRuns, drop_duplicates
+from distill_lit.generation.completions import FINISHED, REFUSED, TOO_LONG, Answer
+from distill_lit.generation.dedup import WordRuns, drop_duplicates
 from distill_lit.utils.exceptions import UserError
 
 NGRAM = 3

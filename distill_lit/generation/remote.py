@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from distill_lit.config import GeneratedConfig, RemoteConfig
-from distill_lit.signals.answers import answer_to, write_answers
-from distill_lit.signals.asking import Asker, Stopped, cost_of
-from distill_lit.signals.journal import Entry, Journal, journal_path, request_key
-from distill_lit.signals.prompts import Prompt
+from distill_lit.generation.api_client import Asker, Stopped, cost_of
+from distill_lit.generation.completions import answer_to, write_answers
+from distill_lit.generation.prompts import Prompt
+from distill_lit.generation.request_log import Entry, Journal, journal_path, request_key
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import is_offline
 from distill_lit.utils.shards import Shards

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from distill_lit.config import PriceConfig, RemoteConfig
-from distill_lit.signals.answers import CUT, FINISHED, REFUSED, TOO_LONG
-from distill_lit.signals.journal import Entry, Journal, request_key
+from distill_lit.generation.completions import CUT, FINISHED, REFUSED, TOO_LONG
+from distill_lit.generation.request_log import Entry, Journal, request_key
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 600.0  # seconds between tries
 BYTES_PER_TOKEN = 4  # of text, where a server does not say how many tokens it counted

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from distill_lit.config import CorpusConfig, DataConfig, GeneratedConfig, RemoteConfig, decisive
+from distill_lit.generation.completions import Answer, answers_folder, read_answers
+from distill_lit.generation.filters import check_filters, comparison_facts, filter_answers
+from distill_lit.generation.perplexity import judge_answers
+from distill_lit.generation.prompts import Prompt, check_prompts, drawing_facts, identify_prompts, read_prompts
 from distill_lit.models import load_model, load_tokenizer, model_fingerprint, model_folder
-from distill_lit.signals.answers import Answer, answers_folder, read_answers
-from distill_lit.signals.filters import check_filters, comparison_facts, filter_answers
-from distill_lit.signals.judge import judge_answers
-from distill_lit.signals.prompts import Prompt, check_prompts, drawing_facts, identify_prompts, read_prompts
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import fingerprint, sha256_once
 from distill_lit.utils.shards import Shards
@@ -67,7 +67,7 @@ def _check(key: str, generated: GeneratedConfig, origin: str) -> None:
     if generated.remote is not None:
         if generated.model:
             raise UserError(f"{key} has both model and remote; give one")
-        from distill_lit.signals.remote import check_remote
+        from distill_lit.generation.remote import check_remote
 
         check_remote(f"{key}.remote", generated.remote, generated.prompts.system)
         if not generated.chat and generated.remote.protocol == "chat":
@@ -81,7 +81,7 @@ def check_keys(data: DataConfig) -> None:
     """Raises UserError when the environment lacks the key of a server that would be asked."""
     for name, corpus in data.corpora.items():
         if corpus.generated is not None and corpus.generated.remote is not None:
-            from distill_lit.signals.remote import check_key
+            from distill_lit.generation.remote import check_key
 
             check_key(f"data.corpora.{name}.generated.remote", corpus.generated.remote)
 
@@ -195,10 +195,10 @@ def _have_written(
 ) -> dict[str, Any]:
     """Lets the teacher or the server write what is missing; what the latter cost."""
     if generated.remote is not None:
-        from distill_lit.signals.remote import write_remotely
+        from distill_lit.generation.remote import write_remotely
 
         return write_remotely(folder, generated, prompts, functools.partial(progress, "ask"))
-    from distill_lit.signals.writer import write_locally
+    from distill_lit.generation.local import write_locally
 
     teacher = model_folder(generated.model or writer.model)
     model = load_model(teacher, writer.dtype).to(writer.device)
