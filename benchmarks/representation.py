@@ -25,11 +25,11 @@ import torch
 from distill_lit import data
 from distill_lit.config import StudentConfig, TermConfig, load_experiment
 from distill_lit.data.loader import calibration_batches, make_batch
-from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.losses import build_objective, can_compile, chunk_for
-from distill_lit.matching import build_matching
 from distill_lit.models import Calibration, initial_student, load_model, load_tokenizer, model_folder
 from distill_lit.teachers import LiveTeacher
+from distill_lit.training.distiller import Distiller, HeadSettings
+from distill_lit.training.feature_alignment import build_matching
 from distill_lit.utils import hardware
 from distill_lit.utils.files import write_text
 

@@ -7,19 +7,15 @@ from typing import Any
 from lightning import Callback
 
 from distill_lit import data
-from distill_lit.board import Layout
 from distill_lit.config import ExperimentConfig, StudentConfig, to_dict, to_yaml
 from distill_lit.config.on_policy import is_on
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import calibration_batches
 from distill_lit.data.templates import read_template, with_template
-from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.experiment import Cell, base_of
 from distill_lit.generation.sampling import end_tokens
 from distill_lit.identity import QUANTISED, UNTOUCHED, training_identity
 from distill_lit.losses import Objective, build_objective, can_compile, chunk_for
-from distill_lit.matching import Matching, build_matching
-from distill_lit.midway import MidwayEvaluation
 from distill_lit.models import (
     CARD,
     INT8,
@@ -49,7 +45,11 @@ from distill_lit.models.student import kept_layers
 from distill_lit.signals.on_policy import StudentText
 from distill_lit.teachers import TeacherSignal
 from distill_lit.teaching import dtype_of, open_signal, prepare_data, real_tokens
-from distill_lit.training import Report, Run, train, validate
+from distill_lit.training.callbacks.evaluation import MidwayEvaluation
+from distill_lit.training.distiller import Distiller, HeadSettings
+from distill_lit.training.feature_alignment import Matching, build_matching
+from distill_lit.training.tensorboard_summary import Layout
+from distill_lit.training.trainer import Report, Run, train, validate
 from distill_lit.utils import hardware
 from distill_lit.utils.distributed.ranks import first_rank_first, this_rank
 from distill_lit.utils.files import fingerprint, hashes_of

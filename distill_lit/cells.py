@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from distill_lit import assets
-from distill_lit.board import Session, write_final
 from distill_lit.building import build_student, student_hashes, take_model
 from distill_lit.config import to_yaml
 from distill_lit.evaluation.evaluate import evaluate_model, main_scores
@@ -18,7 +17,8 @@ from distill_lit.models.loading import allow_code, weight_bytes
 from distill_lit.provenance import provenance
 from distill_lit.teachers.offline import is_complete
 from distill_lit.teaching import write_generated, write_signal
-from distill_lit.training import Report
+from distill_lit.training.tensorboard_summary import Session, write_final
+from distill_lit.training.trainer import Report
 from distill_lit.utils import hardware
 from distill_lit.utils.distributed.ranks import this_rank
 from distill_lit.utils.distributed.spawn import together

@@ -12,7 +12,6 @@ from distill_lit.experiment import base_of, settled_points
 from distill_lit.generation.corpus import check_generated
 from distill_lit.identity import TEACHER_INT8
 from distill_lit.losses import Objective, build_objective, check_signal
-from distill_lit.matching import check_fit, check_source
 from distill_lit.models import (
     check_int8,
     check_student,
@@ -25,6 +24,7 @@ from distill_lit.models import (
 from distill_lit.models.position_limits import check_row_length
 from distill_lit.models.vocabulary import check_tokens
 from distill_lit.teachers.cross_tokenizer import read_tables
+from distill_lit.training.feature_alignment import check_fit, check_source
 from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError
 

@@ -14,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from distill_lit import assets, cells, checks, experiment, report, state
-from distill_lit.board import write_experiment
 from distill_lit.cli import DONE, SOME_CELLS_FAILED
 from distill_lit.collect import collect
 from distill_lit.config import ExperimentConfig
@@ -30,6 +29,7 @@ from distill_lit.models import add_results, load_config, model_folder
 from distill_lit.progress import Display
 from distill_lit.redraw import draw_results
 from distill_lit.report.tables import departures, task_line
+from distill_lit.training.tensorboard_summary import write_experiment
 from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError
 

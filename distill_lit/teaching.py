@@ -17,7 +17,7 @@ from distill_lit.models.vocabulary import count_tokens
 from distill_lit.teachers import CachedTeacher, ForeignTeacher, LiveTeacher, SparseTeacher, TeacherSignal
 from distill_lit.teachers.compression import HIDDEN, SAMPLED, TOP_K, Form
 from distill_lit.teachers.offline import bytes_per_token, cache_facts, cache_folder, is_complete, write_cache
-from distill_lit.training import Report
+from distill_lit.training.trainer import Report
 from distill_lit.utils import hardware
 from distill_lit.utils.files import hashes_of
 

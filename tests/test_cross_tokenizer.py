@@ -17,7 +17,6 @@ from transformers import PreTrainedTokenizerFast
 from distill_lit import checks, data
 from distill_lit.config import CorpusConfig, DataConfig, TermConfig, load_experiment
 from distill_lit.data.loader import ValidationLoader, make_batch
-from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.losses import build_objective, fused_losses, label_log_probs
 from distill_lit.losses.cross_tokenizer import span_likelihood, uld
 from distill_lit.losses.lm_head import head_of
@@ -25,6 +24,7 @@ from distill_lit.losses.targets import Foreign
 from distill_lit.models import load_model, load_tokenizer, model_folder
 from distill_lit.teachers import ForeignTeacher, LiveTeacher
 from distill_lit.teachers.token_alignment import align, token_bytes, whole_characters
+from distill_lit.training.distiller import Distiller, HeadSettings
 from distill_lit.utils.exceptions import UserError
 
 ROOT = Path(__file__).parent.parent

@@ -12,13 +12,13 @@ from distill_lit import data
 from distill_lit.config import CorpusConfig, DataConfig, StudentConfig, TermConfig, TrainingConfig
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import make_batch
-from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.losses import build_objective, can_compile
 from distill_lit.losses.lm_head import head_of
 from distill_lit.models import Calibration, initial_student, load_model
 from distill_lit.teachers import LiveTeacher
 from distill_lit.teachers.offline import CachedTeacher, cache_facts, cache_folder, write_cache
-from distill_lit.training import Run, train, validate
+from distill_lit.training.distiller import Distiller, HeadSettings
+from distill_lit.training.trainer import Run, train, validate
 from distill_lit.utils.distributed.spawn import together
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import hashes_of

@@ -16,10 +16,10 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from distill_lit.config import TermConfig
-from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.losses import build_objective
 from distill_lit.models import load_model
 from distill_lit.teachers import LiveTeacher
+from distill_lit.training.distiller import Distiller, HeadSettings
 
 TERMS = {"ce": TermConfig(weight=0.5), "kl": TermConfig(kind="forward_kl", temperature=2.0)}
 RANKS = 2

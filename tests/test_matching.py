@@ -15,17 +15,17 @@ from distill_lit import data
 from distill_lit.config import StudentConfig, TermConfig, TrainingConfig, WidthConfig
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import calibration_batches, make_batch
-from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.losses import build_objective
 from distill_lit.losses import hidden_states as r
 from distill_lit.losses.lm_head import head_of
-from distill_lit.matching import build_matching
 from distill_lit.models import Calibration, export_student, initial_student, load_model
 from distill_lit.models.activations import watching
 from distill_lit.teachers import CachedTeacher, LiveTeacher
 from distill_lit.teachers.compression import Form
 from distill_lit.teachers.offline import bytes_per_token, write_cache
-from distill_lit.training import Run, train
+from distill_lit.training.distiller import Distiller, HeadSettings
+from distill_lit.training.feature_alignment import build_matching
+from distill_lit.training.trainer import Run, train
 from distill_lit.utils.exceptions import UserError
 
 HIDDEN = {"hidden": TermConfig(options={"loss": "normalised", "layers": [[0, 1], [1, 3]]})}

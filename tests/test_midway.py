@@ -9,10 +9,11 @@ import pytest
 import tiny_tasks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from distill_lit import board, cells, experiment
-from distill_lit.clock import Clock
+from distill_lit import cells, experiment
 from distill_lit.config import load_experiment
 from distill_lit.identity import evaluation_identity
+from distill_lit.training.tensorboard_summary import write_experiment, write_final
+from distill_lit.training.timer import Clock
 
 EXPERIMENT = """
 name: tiny
@@ -97,9 +98,9 @@ def test_cells_of_a_grid_can_be_compared(tmp_path: Path) -> None:
         "cold": ({"role": "distilled", "seed": 1, "temperature": 1.0}, {"final/sciq": 0.4, "validation/teacher_kl": 0.4}),
     }
     for name, session in sessions.items():
-        board.write_final(tmp_path / name, session, "a: 1\n", has_curves=False)
-    board.write_experiment(tmp_path / "report", list(sessions.values()), {}, {"verdict": "so so"})
-    board.write_experiment(tmp_path / "report", list(sessions.values()), {}, {"verdict": "so so"})
+        write_final(tmp_path / name, session, "a: 1\n", has_curves=False)
+    write_experiment(tmp_path / "report", list(sessions.values()), {}, {"verdict": "so so"})
+    write_experiment(tmp_path / "report", list(sessions.values()), {}, {"verdict": "so so"})
     assert len(list((tmp_path / "report").iterdir())) == 1
     multiplexer = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(str(tmp_path))
     multiplexer.Reload()
@@ -125,7 +126,7 @@ def test_figures_are_images(tmp_path: Path) -> None:
 
     picture = [[[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]]
     imsave(tmp_path / "frontier.png", picture)
-    board.write_experiment(tmp_path / "report", [], {"frontier": tmp_path / "frontier.png"}, {})
+    write_experiment(tmp_path / "report", [], {"frontier": tmp_path / "frontier.png"}, {})
     events = EventAccumulator(str(tmp_path / "report")).Reload()
     image = events.Images("frontier")[0]
     assert (image.width, image.height) == (2, 1)
@@ -136,7 +137,9 @@ def test_training_speed_leaves_out_whatever_is_done_between_two_steps(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Evaluations, validations and checkpoints that take a second each, also where it goes on from a checkpoint."""
-    from distill_lit import callbacks, distiller, midway
+    from distill_lit.training import distiller
+    from distill_lit.training.callbacks import evaluation as midway
+    from distill_lit.training.callbacks import fault_tolerance as callbacks
 
     def slowly(place: Any, name: str) -> None:
         real = getattr(place, name)

@@ -19,14 +19,14 @@ from distill_lit.building import _student_text
 from distill_lit.config import CorpusConfig, DataConfig, OnPolicyConfig, TermConfig, load_experiment
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import make_batch
-from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.generation.sampling import Sampling, write_batch
 from distill_lit.losses import build_objective
 from distill_lit.models import load_model
 from distill_lit.signals import on_policy
 from distill_lit.signals.on_policy import StudentText, _TeacherMix, describe
 from distill_lit.teachers import LiveTeacher
-from distill_lit.training import Run, train
+from distill_lit.training.distiller import Distiller, HeadSettings
+from distill_lit.training.trainer import Run, train
 from distill_lit.utils.distributed.ranks import this_rank
 from distill_lit.utils.distributed.spawn import together
 from distill_lit.utils.exceptions import UserError

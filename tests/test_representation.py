@@ -12,10 +12,10 @@ from distill_lit.config import StudentConfig, TermConfig, WidthConfig
 from distill_lit.losses import REPRESENTATIONS, build_objective
 from distill_lit.losses import hidden_states as r
 from distill_lit.losses.layer_mapping import fixed_pairs, linear_cka, similar_pairs
-from distill_lit.matching import build_matching, check_fit, check_source, layer_outputs
 from distill_lit.models import student_config
 from distill_lit.models.activations import shape_of, watching
 from distill_lit.models.packed_forward import attention_mask
+from distill_lit.training.feature_alignment import build_matching, check_fit, check_source, layer_outputs
 from distill_lit.utils.exceptions import UserError
 
 ALLOWED = attention_mask(torch.tensor([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 0, 0]]))

@@ -15,7 +15,6 @@ from distill_lit import data
 from distill_lit.config import LoraConfig, StudentConfig, TermConfig, WidthConfig
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import calibration_batches
-from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.losses import build_objective, fused_losses
 from distill_lit.losses.lm_head import Head
 from distill_lit.models import (
@@ -35,7 +34,8 @@ from distill_lit.models import (
 from distill_lit.models.lora import add_adapters
 from distill_lit.models.student import kept_layers, surgery
 from distill_lit.teachers import LiveTeacher
-from distill_lit.training import Run, train
+from distill_lit.training.distiller import Distiller, HeadSettings
+from distill_lit.training.trainer import Run, train
 from distill_lit.utils.exceptions import UserError
 
 LORA = LoraConfig(rank=2, alpha=8, dropout=0.5)

@@ -21,11 +21,11 @@ from distill_lit.config import CorpusConfig, DataConfig, TermConfig, load_sectio
 from distill_lit.config.schema import ObjectiveConfig
 from distill_lit.data.loader import PackedLoader, make_batch
 from distill_lit.data.packing import IGNORED, pack
-from distill_lit.distiller import Distiller, HeadSettings
 from distill_lit.losses import LOSSES, build_objective
 from distill_lit.losses.sparse import top_k_kl, top_k_tail_kl
 from distill_lit.models import check_same_vocabulary, load_model
 from distill_lit.teachers import LiveTeacher
+from distill_lit.training.distiller import Distiller, HeadSettings
 from distill_lit.utils.exceptions import UserError
 
 KL = {"kl": TermConfig(kind="forward_kl")}

@@ -23,11 +23,11 @@ from hypothesis import strategies as st
 
 from distill_lit import assets, checks, experiment
 from distill_lit.analysis.results import load_results
-from distill_lit.checkpoints import is_intact, load_plain, newest_checkpoint
 from distill_lit.config import load_experiment, load_section, to_dict
 from distill_lit.config.schema import EvaluationConfig, ExperimentConfig
 from distill_lit.evaluation import store
 from distill_lit.teachers.offline import is_complete
+from distill_lit.training.checkpoint import is_intact, load_plain, newest_checkpoint
 from distill_lit.utils.array_store import open_arrays, save_arrays
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.shards import Shards
@@ -217,7 +217,7 @@ test_arrays, test_many_arrays = twice(arrays_test, name=ARRAYS, **DAMAGE)
 
 
 def checkpoint_test(tmp_path: Path, name: str, where: float, what: bytes, cut: bool) -> None:
-    from distill_lit.checkpoints import SafeCheckpointIO
+    from distill_lit.training.checkpoint import SafeCheckpointIO
 
     path = tmp_path / "step=1.ckpt"
     SafeCheckpointIO().save_checkpoint({"state": torch.arange(50)}, path)

@@ -15,7 +15,6 @@ from tiny_data import tokens_of
 from trainings import cell_folder, finish, start
 
 from distill_lit import checks, data
-from distill_lit.checkpoints import load_plain, read_best, saved_checkpoints, step_of
 from distill_lit.config import load_experiment
 from distill_lit.config.schema import CorpusConfig, DataConfig
 from distill_lit.data.loader import PackedLoader, ValidationLoader, make_batch
@@ -27,6 +26,7 @@ from distill_lit.models.self_check import last_hidden
 from distill_lit.teachers import CachedTeacher, LiveTeacher
 from distill_lit.teachers import offline as cached
 from distill_lit.teachers.compression import TOP_K, Form
+from distill_lit.training.checkpoint import load_plain, read_best, saved_checkpoints, step_of
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import read_json
 from distill_lit.utils.shards import Shards

@@ -14,7 +14,7 @@ import trainings
 from filelock import FileLock
 from trainings import STEPS, cell_folder, cli, finish, kill_after, lines, log_of, start, weights
 
-from distill_lit.checkpoints import (
+from distill_lit.training.checkpoint import (
     OURS,
     SafeCheckpointIO,
     differences,
@@ -25,7 +25,7 @@ from distill_lit.checkpoints import (
     saved_checkpoints,
     step_of,
 )
-from distill_lit.training import JsonLines, final_metrics
+from distill_lit.training.trainer import JsonLines, final_metrics
 from distill_lit.utils.files import read_json
 
 

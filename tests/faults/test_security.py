@@ -18,9 +18,9 @@ from trainings import SABOTAGE, SECRETS, cli, command, outcome, wait_until
 
 import distill_lit
 from distill_lit import assets
-from distill_lit.checkpoints import SafeCheckpointIO, checksum_of, load_plain
 from distill_lit.config import load_experiment
 from distill_lit.models import load_model, model_folder
+from distill_lit.training.checkpoint import SafeCheckpointIO, checksum_of, load_plain
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import read_json, sha256_of, write_json
 

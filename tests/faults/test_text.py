@@ -21,7 +21,7 @@ from tiny_data import byte_tokenizer, save_tokenizer
 from trainings import cli
 from transformers import AutoTokenizer
 
-from distill_lit import cells, midway
+from distill_lit import cells
 from distill_lit import experiment as experiments
 from distill_lit.config import CorpusConfig, DataConfig, load_experiment
 from distill_lit.config.schema import EvaluationConfig
@@ -35,6 +35,7 @@ from distill_lit.generation.local import text_after
 from distill_lit.models import load_model, load_tokenizer
 from distill_lit.models.vocabulary import check_tokens, count_tokens
 from distill_lit.teachers.token_alignment import align, sizes_in
+from distill_lit.training.callbacks import evaluation as midway
 from distill_lit.utils import limits
 from distill_lit.utils.exceptions import UserError
 

@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from distill_lit import assets
-from distill_lit.checkpoints import load_plain
 from distill_lit.config import load_experiment
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.evaluation.tasks import load_task, resolve_tasks
@@ -22,6 +21,7 @@ from distill_lit.experiment import plan
 from distill_lit.models import load_config
 from distill_lit.models.loading import load_model, own_config
 from distill_lit.models.quantization import is_quantised, quantise
+from distill_lit.training.checkpoint import load_plain
 from distill_lit.utils.exceptions import UserError
 
 # ---------------------------------------------------------------- names of files

@@ -145,7 +145,7 @@ def _build(
 
 def half_written_checkpoint() -> None:
     """The third checkpoint is cut off by kill -9 in the middle of writing."""
-    from distill_lit import checkpoints
+    from distill_lit.training import checkpoint as checkpoints
 
     saved = [0]
     whole = checkpoints._save
@@ -179,9 +179,9 @@ def hold_lock(path: str) -> None:
 
 def forgotten_generators() -> None:
     """Resumes without the states of the generators."""
-    from distill_lit import callbacks
+    from distill_lit.training.callbacks.fault_tolerance import GeneratorState
 
-    callbacks.GeneratorState.load_state_dict = lambda self, state: None
+    GeneratorState.load_state_dict = lambda self, state: None
 
 
 def poisoned_loss() -> None:
@@ -200,7 +200,7 @@ def poisoned_gradient() -> None:
 
 
 def _poison(change: Callable[[Any], Any]) -> None:
-    from distill_lit.distiller import Distiller
+    from distill_lit.training.distiller import Distiller
 
     step, rows = Distiller.training_step, []
 
@@ -215,7 +215,7 @@ def _poison(change: Callable[[Any], Any]) -> None:
 
 def poisoned_validation() -> None:
     """The last validation's loss is not a number."""
-    from distill_lit.distiller import Distiller
+    from distill_lit.training.distiller import Distiller
 
     means = Distiller._means
 

@@ -27,7 +27,7 @@ def do(deed):
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     elif deed == "poison":
-        from distill_lit.distiller import Distiller
+        from distill_lit.training.distiller import Distiller
 
         step = Distiller.training_step
         Distiller.training_step = lambda *arguments: step(*arguments) * float("nan")

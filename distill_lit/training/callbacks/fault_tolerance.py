@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from distill_lit.checkpoints import OURS, Origin, note_validation, prune
+from distill_lit.training.checkpoint import OURS, Origin, note_validation, prune
 from distill_lit.utils.distributed.ranks import of_every_rank, rank_count, this_rank
 from distill_lit.utils.exceptions import Preempted
 from distill_lit.utils.files import write_json

@@ -11,12 +11,27 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from distill_lit.callbacks import Checkpoints, FiniteSteps, GeneratorState, Progress, Report, Termination, noting_signals
-from distill_lit.checkpoints import Origin, SafeCheckpointIO, differences, newest_checkpoint, saved_checkpoints, step_of
 from distill_lit.config import TrainingConfig
 from distill_lit.data.datamodule import PackedDataModule
-from distill_lit.distiller import Distiller
-from distill_lit.quiet_trainer import quiet_trainer
+from distill_lit.training.callbacks.fault_tolerance import (
+    Checkpoints,
+    FiniteSteps,
+    GeneratorState,
+    Progress,
+    Report,
+    Termination,
+    noting_signals,
+)
+from distill_lit.training.checkpoint import (
+    Origin,
+    SafeCheckpointIO,
+    differences,
+    newest_checkpoint,
+    saved_checkpoints,
+    step_of,
+)
+from distill_lit.training.distiller import Distiller
+from distill_lit.training.local_trainer import quiet_trainer
 from distill_lit.utils.distributed.ranks import of_first_rank, rank_count, this_rank
 from distill_lit.utils.exceptions import Preempted, UserError
 from distill_lit.utils.files import read_lines, write_text
