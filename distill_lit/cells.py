@@ -7,7 +7,7 @@ from typing import Any
 from distill_lit import assets
 from distill_lit.building import build_student, student_hashes, take_model
 from distill_lit.config import to_yaml
-from distill_lit.evaluation.evaluate import evaluate_model, main_scores
+from distill_lit.evaluation.evaluator import evaluate_model, main_scores
 from distill_lit.evaluation.surprisal import measure_surprisal
 from distill_lit.experiment import Cell, references_of
 from distill_lit.generation.corpus import is_written

@@ -164,7 +164,7 @@ def check_asked(
 ) -> None:
     """Raises UserError for questions that a model cannot be asked. models: (folder of its tokenizer, config) of each, by
     the name that users know it by; with_template: those that get a chat template with their training."""
-    from distill_lit.evaluation.evaluate import check_template
+    from distill_lit.evaluation.evaluator import check_template
 
     for name, (folder, _) in models.items() if settings.chat_template else ():
         if name not in with_template:

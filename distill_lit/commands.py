@@ -20,7 +20,7 @@ from distill_lit.config import ExperimentConfig
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.costing import measure_experiment
 from distill_lit.estimate import Estimate, check_disk, estimates, total
-from distill_lit.evaluation.evaluate import evaluate_model
+from distill_lit.evaluation.evaluator import evaluate_model
 from distill_lit.experiment import Cell
 from distill_lit.generation.corpus import check_keys
 from distill_lit.identity import GENERATED

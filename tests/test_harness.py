@@ -29,9 +29,10 @@ from transformers import (
 )
 
 from distill_lit.config.schema import EvaluationConfig
-from distill_lit.evaluation import forward, harness
-from distill_lit.evaluation.harness import PrefixTreeLM
-from distill_lit.evaluation.packing import Pack, ancestor_mask, batch_packs, pack_sequences, split_runs
+from distill_lit.evaluation import prefix_tree_lm as harness
+from distill_lit.evaluation import scoring as forward
+from distill_lit.evaluation.prefix_tree import Pack, ancestor_mask, batch_packs, pack_sequences, split_runs
+from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
 from distill_lit.utils.exceptions import UserError
 
 SMALL = {
@@ -454,7 +455,7 @@ def test_cuda_is_never_replaced_by_the_cpu(tiny_teacher: Path, monkeypatch: pyte
 def test_equals_hflm_on_the_real_teacher(task: str) -> None:
     """SmolLM2-135M on a handful of real documents: the same greedy flags, and every log-likelihood within 1e-3."""
     from distill_lit.config.schema import EvaluationConfig
-    from distill_lit.evaluation.quiet import quiet_lm_eval
+    from distill_lit.evaluation.lm_eval_patches import quiet_lm_eval
     from distill_lit.evaluation.tasks import load_task, resolve_tasks
     from distill_lit.models.loading import load_model, load_tokenizer, model_folder
 

@@ -11,7 +11,7 @@ from tiny_data import save_tokenizer, write_lines
 
 from distill_lit import experiment
 from distill_lit.config import EvaluationConfig, FiltersConfig, GeneratedConfig, PromptsConfig, load_experiment
-from distill_lit.evaluation.evaluate import document_texts
+from distill_lit.evaluation.evaluator import document_texts
 from distill_lit.generation.completions import Answer
 from distill_lit.generation.corpus import Evaluation, Writer, corpus_path, write_corpus
 from distill_lit.generation.dedup import SHINGLE, WordRuns, drop_duplicates, jaccard, runs, words_of

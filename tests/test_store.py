@@ -10,8 +10,11 @@ import tiny
 import tiny_tasks
 
 from distill_lit.config.schema import EvaluationConfig
-from distill_lit.evaluation import evaluate, harness, index, store
-from distill_lit.evaluation.evaluate import Evaluation, evaluate_model
+from distill_lit.evaluation import cache as store
+from distill_lit.evaluation import evaluator as evaluate
+from distill_lit.evaluation import prefix_tree_lm as harness
+from distill_lit.evaluation.evaluator import Evaluation, evaluate_model
+from distill_lit.evaluation.task_index import built_in_index
 from distill_lit.evaluation.tasks import resolve_tasks
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root
@@ -19,7 +22,7 @@ from distill_lit.utils.files import cache_root
 
 @pytest.fixture
 def world(tmp_path: Path, tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> "World":
-    index.built_in_index()  # from the shared cache, before ours takes its place
+    built_in_index()  # from the shared cache, before ours takes its place
     monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
     return World(tmp_path, tiny_teacher, monkeypatch)
 

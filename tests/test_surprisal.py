@@ -14,9 +14,9 @@ from synthetic import build
 from distill_lit.analysis.axes import axis_values, stratify
 from distill_lit.analysis.results import load_results
 from distill_lit.config.schema import EvaluationConfig
-from distill_lit.evaluation import harness
-from distill_lit.evaluation.evaluate import Evaluation, evaluate_model
-from distill_lit.evaluation.harness import PrefixTreeLM
+from distill_lit.evaluation import prefix_tree_lm as harness
+from distill_lit.evaluation.evaluator import Evaluation, evaluate_model
+from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
 from distill_lit.evaluation.surprisal import gold_text, measure_surprisal, question_of
 from distill_lit.models import load_model, load_tokenizer
 

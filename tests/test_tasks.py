@@ -9,16 +9,18 @@ import tiny_tasks
 
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.data.mirror import REFERENCES, assets, repositories
-from distill_lit.evaluation import index, sources, tasks
-from distill_lit.evaluation.evaluate import draw_documents
-from distill_lit.evaluation.quiet import quiet_lm_eval
+from distill_lit.evaluation import task_index as index
+from distill_lit.evaluation import tasks
+from distill_lit.evaluation.evaluator import draw_documents
+from distill_lit.evaluation.lm_eval_patches import quiet_lm_eval
+from distill_lit.evaluation.task_data import hub_commit, hub_revision
 from distill_lit.evaluation.tasks import check_tasks, load_task, resolve_tasks
 from distill_lit.utils.exceptions import UserError
 
 
 @pytest.fixture(autouse=True)
 def nothing_known_of_the_hub() -> None:
-    sources.hub_commit.cache_clear()
+    hub_commit.cache_clear()
 
 
 def check(*names: str, data: str = "pypi", **settings: Any) -> list[str]:
@@ -274,9 +276,9 @@ def test_offline_the_cached_revision_counts(tmp_path: Path, monkeypatch: pytest.
     ref = tmp_path / "datasets--baber--piqa" / "refs" / "main"
     ref.parent.mkdir(parents=True)
     ref.write_text("abc\n")
-    assert sources.hub_revision("piqa", "baber/piqa") == "abc"
+    assert hub_revision("piqa", "baber/piqa") == "abc"
     (tmp_path / "datasets--baber--sciq" / "snapshots" / "def").mkdir(parents=True)
-    assert sources.hub_revision("sciq", "baber/sciq") == "def"  # downloaded by its commit, which leaves no name for it
+    assert hub_revision("sciq", "baber/sciq") == "def"  # downloaded by its commit, which leaves no name for it
 
 
 def test_a_repository_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from distill_lit.config.schema import EvaluationConfig
-from distill_lit.evaluation.quiet import quiet_lm_eval
-from distill_lit.evaluation.store import fingerprint_model, locked, read_entry, store_key, write_entry
+from distill_lit.evaluation.cache import fingerprint_model, locked, read_entry, store_key, write_entry
+from distill_lit.evaluation.lm_eval_patches import quiet_lm_eval
 from distill_lit.evaluation.tasks import TaskSpec, resolve_tasks
 
 if TYPE_CHECKING:
-    from distill_lit.evaluation.evaluate import Progress
-    from distill_lit.evaluation.harness import PrefixTreeLM
+    from distill_lit.evaluation.evaluator import Progress
+    from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
 
 COLUMNS = ("task", "key", "prompt_bits_per_byte", "gold_gain")
 KIND = "surprisal 1"  # in the address of what is stored; another number where these columns mean something else
@@ -39,7 +39,7 @@ def measure_surprisal(
     gold_gain: log p(gold | prompt) − log p(gold) in nats. NaN where there is no right answer, or no prompt, or the
     model cannot be packed.
     """
-    from distill_lit.evaluation.harness import load_harness
+    from distill_lit.evaluation.prefix_tree_lm import load_harness
 
     lm: PrefixTreeLM | None = None
     model, found = fingerprint_model(folder), []

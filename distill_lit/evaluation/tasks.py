@@ -15,9 +15,9 @@ from typing import Any
 import yaml
 
 from distill_lit.config.schema import EvaluationConfig
-from distill_lit.evaluation.documents import check_choices, check_gold
-from distill_lit.evaluation.index import Entry, built_in_index, longest_answer, user_index
-from distill_lit.evaluation.sources import Source, check_source, find_source, is_local
+from distill_lit.evaluation.gold_answers import check_choices, check_gold
+from distill_lit.evaluation.task_data import Source, check_source, find_source, is_local
+from distill_lit.evaluation.task_index import Entry, built_in_index, longest_answer, user_index
 from distill_lit.utils.exceptions import UserError, suggest
 from distill_lit.utils.files import fingerprint, unwritable
 
@@ -110,7 +110,7 @@ def check_lengths(settings: EvaluationConfig, benchmarks: str, positions: dict[s
 def try_own_tasks(settings: EvaluationConfig, benchmarks: str) -> None:
     """Raises UserError where a task of the user's own, on files of theirs, cannot be loaded, or its first document not be
     asked. What executes code is not loaded in this process."""
-    from distill_lit.evaluation.quiet import isolated_random_state, quiet_lm_eval
+    from distill_lit.evaluation.lm_eval_patches import isolated_random_state, quiet_lm_eval
 
     own = user_index(settings.include_path) if settings.include_path else {}
     for spec in resolve_tasks(settings, benchmarks, only=lambda entry: entry.name in own and is_local(entry)):
@@ -156,7 +156,7 @@ def download_tasks(settings: EvaluationConfig, benchmarks: str) -> None:
     """Has the documents of every task in the caches of this machine. Raises UserError like `resolve_tasks`."""
     from datasets import load_dataset
 
-    from distill_lit.evaluation.quiet import quiet_lm_eval
+    from distill_lit.evaluation.lm_eval_patches import quiet_lm_eval
 
     with quiet_lm_eval():
         for spec in resolve_tasks(settings, benchmarks):

@@ -17,7 +17,7 @@ from distill_lit import cells, checks, experiment
 from distill_lit.analysis.results import load_results
 from distill_lit.config import load_experiment
 from distill_lit.config.schema import EvaluationConfig
-from distill_lit.evaluation.evaluate import evaluate_model
+from distill_lit.evaluation.evaluator import evaluate_model
 from distill_lit.utils.exceptions import UserError
 
 QUICKSTART = Path(__file__).parents[2] / "experiments/quickstart.yaml"

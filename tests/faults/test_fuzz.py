@@ -25,7 +25,7 @@ from distill_lit import assets, checks, experiment
 from distill_lit.analysis.results import load_results
 from distill_lit.config import load_experiment, load_section, to_dict
 from distill_lit.config.schema import EvaluationConfig, ExperimentConfig
-from distill_lit.evaluation import store
+from distill_lit.evaluation.cache import DOCUMENT_COLUMNS, RECORD_COLUMNS, read_entry, write_entry
 from distill_lit.teachers.offline import is_complete
 from distill_lit.training.checkpoint import is_intact, load_plain, newest_checkpoint
 from distill_lit.utils.array_store import open_arrays, save_arrays
@@ -256,11 +256,11 @@ def evaluation_test(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, where: float, what: bytes, cut: bool
 ) -> None:
     monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path))
-    row = dict.fromkeys((*store.DOCUMENT_COLUMNS, *store.RECORD_COLUMNS), 0)
-    store.write_entry("key", [row], {"n": 1})
-    whole = store.read_entry("key")
+    row = dict.fromkeys((*DOCUMENT_COLUMNS, *RECORD_COLUMNS), 0)
+    write_entry("key", [row], {"n": 1})
+    whole = read_entry("key")
     damage(tmp_path / "evaluations/key" / name, where, what, cut)
-    found = store.read_entry("key")
+    found = read_entry("key")
     assert found is None or found[0] == (whole or ([],))[0]
 
 

@@ -21,7 +21,7 @@ from distill_lit.config import load_experiment
 from distill_lit.config.schema import CorpusConfig, EvaluationConfig, StudentConfig
 from distill_lit.data.corpora import read_documents
 from distill_lit.data.tokenization import tokenize
-from distill_lit.evaluation.evaluate import evaluate_model
+from distill_lit.evaluation.evaluator import evaluate_model
 from distill_lit.experiment import Cell, plan
 from distill_lit.models import check_student_fits, load_config, load_model, load_tokenizer
 from distill_lit.utils.exceptions import UserError

@@ -203,7 +203,7 @@ def test_26_generated_code_runs_only_on_request_and_confined(
     import socket
 
     from distill_lit.config.schema import EvaluationConfig
-    from distill_lit.evaluation.evaluate import evaluate_model
+    from distill_lit.evaluation.evaluator import evaluate_model
 
     server = socket.create_server(("127.0.0.1", 0))
     folder, trace = tmp_path / "tasks", tmp_path / "trace.json"

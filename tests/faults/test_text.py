@@ -29,7 +29,7 @@ from distill_lit.data import check, prepare
 from distill_lit.data.chat import encode_chat
 from distill_lit.data.corpora import read_documents
 from distill_lit.data.tokenization import tokenize
-from distill_lit.evaluation.evaluate import check_template, evaluate_loaded, evaluate_model
+from distill_lit.evaluation.evaluator import check_template, evaluate_loaded, evaluate_model
 from distill_lit.evaluation.tasks import load_task, resolve_tasks, try_own_tasks
 from distill_lit.generation.local import text_after
 from distill_lit.models import load_model, load_tokenizer

@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 
 from distill_lit.config import EvaluationConfig
-from distill_lit.evaluation.evaluate import evaluate_loaded, main_scores
+from distill_lit.evaluation.evaluator import evaluate_loaded, main_scores
 
 
 class MidwayEvaluation(L.Callback):

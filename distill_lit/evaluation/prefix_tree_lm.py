@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill_lit.config.schema import EvaluationConfig
-from distill_lit.evaluation.forward import head_is_last, read_prefix, score_alone, score_batch
-from distill_lit.evaluation.packable import CANNOT, refusal, said_by
-from distill_lit.evaluation.packing import batch_packs, find_branch, pack_sequences, split_runs
+from distill_lit.evaluation.packing_support import CANNOT, refusal, said_by
+from distill_lit.evaluation.prefix_tree import batch_packs, find_branch, pack_sequences, split_runs
+from distill_lit.evaluation.scoring import head_is_last, read_prefix, score_alone, score_batch
 from distill_lit.models.generation_check import generation_check
 from distill_lit.models.loading import load_model, load_tokenizer
 from distill_lit.models.quantization import is_quantised

@@ -92,7 +92,7 @@ def _limit() -> None:
 
 def main(text: str) -> None:
     """The confined process: one task, its result into the store."""
-    from distill_lit.evaluation.evaluate import evaluate_here
+    from distill_lit.evaluation.evaluator import evaluate_here
 
     job = json.loads(text)
     if job["code"]:

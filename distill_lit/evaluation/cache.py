@@ -12,8 +12,8 @@ import pandas as pd
 from rich.console import Console
 
 from distill_lit.config.schema import EvaluationConfig
-from distill_lit.evaluation.index import lm_eval_version
 from distill_lit.evaluation.records import DOCUMENT_COLUMNS, FORMAT, RECORD_COLUMNS, TOKEN_LOGPROBS
+from distill_lit.evaluation.task_index import lm_eval_version
 from distill_lit.evaluation.tasks import TaskSpec
 from distill_lit.models.loading import model_fingerprint
 from distill_lit.utils import files

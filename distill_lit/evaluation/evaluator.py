@@ -13,12 +13,7 @@ import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill_lit.config.schema import EvaluationConfig
-from distill_lit.evaluation.confined import evaluate_confined
-from distill_lit.evaluation.documents import check_choices, check_gold
-from distill_lit.evaluation.index import lm_eval_version
-from distill_lit.evaluation.quiet import isolated_random_state, quiet_lm_eval
-from distill_lit.evaluation.records import has_gold, make_rows
-from distill_lit.evaluation.store import (
+from distill_lit.evaluation.cache import (
     effective_seed,
     fingerprint_model,
     locked,
@@ -27,13 +22,18 @@ from distill_lit.evaluation.store import (
     to_frames,
     write_entry,
 )
+from distill_lit.evaluation.gold_answers import check_choices, check_gold
+from distill_lit.evaluation.lm_eval_patches import isolated_random_state, quiet_lm_eval
+from distill_lit.evaluation.records import has_gold, make_rows
+from distill_lit.evaluation.sandbox import evaluate_confined
+from distill_lit.evaluation.task_index import lm_eval_version
 from distill_lit.evaluation.tasks import TaskSpec, download_tasks, load_task, resolve_tasks
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import is_offline
 from distill_lit.utils.limits import check_size, refusing
 
 if TYPE_CHECKING:  # importing HFLM takes seconds, which a run that finds everything stored need not wait for
-    from distill_lit.evaluation.harness import PrefixTreeLM
+    from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]  # requests done, requests of the task, task
@@ -127,7 +127,7 @@ def _evaluate_missing(
     done: dict[str, tuple[Rows, dict[str, Any]]],
 ) -> None:
     """Adds the missing tasks to `done`, each stored as soon as it is there."""
-    from distill_lit.evaluation.harness import load_harness
+    from distill_lit.evaluation.prefix_tree_lm import load_harness
 
     lm: PrefixTreeLM | None = None
     for spec in missing:
@@ -156,7 +156,7 @@ def evaluate_loaded(
 ) -> Evaluation:
     """Evaluates a model that is in memory, as in the middle of training; nothing is stored. Its training mode and the
     random state of the process are as before afterwards."""
-    from distill_lit.evaluation.harness import PrefixTreeLM
+    from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
 
     started = time.monotonic()
     specs = resolve_tasks(settings, benchmarks)

@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from distill_lit.evaluation.packing import Pack, ancestor_mask
+from distill_lit.evaluation.prefix_tree import Pack, ancestor_mask
 from distill_lit.models.packed_forward import as_attention_takes
 
 HEAD_ROWS = 16  # rows of logits normalised at a time: what the sums need then stays in the processor's cache

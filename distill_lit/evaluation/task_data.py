@@ -12,7 +12,7 @@ from typing import Any
 
 from distill_lit.data.mirror import files_of, is_built, manifest, mirror
 from distill_lit.data.mirror.repositories import REPOSITORIES
-from distill_lit.evaluation.index import SPLITS, Entry
+from distill_lit.evaluation.task_index import SPLITS, Entry
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root, fingerprint, is_offline, sha256_of
 
