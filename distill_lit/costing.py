@@ -15,9 +15,9 @@ from rich.console import Console
 from distill_lit import cells as work
 from distill_lit.analysis.cost import read_costs, summarise
 from distill_lit.config import ExperimentConfig, decisive, to_dict
-from distill_lit.evaluation.cost import measure_costs
 from distill_lit.experiment import Cell, results_folder, runs_folder
 from distill_lit.identity import TEACHER
+from distill_lit.profiling.inference import measure_costs
 from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import fingerprint, write_json, writing

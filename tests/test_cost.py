@@ -29,10 +29,10 @@ from distill_lit.analysis.frontier import FAILS, HOLDS, OPEN, claims
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scores import score
 from distill_lit.config import AnalysisConfig, CostConfig
-from distill_lit.evaluation.cost import check_positions, generate, measure_costs
-from distill_lit.evaluation.energy import _processor_meter
-from distill_lit.evaluation.memory import read_peak, start_peak
 from distill_lit.models import load_config, load_model, size_of
+from distill_lit.profiling.energy import _processor_meter
+from distill_lit.profiling.inference import check_positions, generate, measure_costs
+from distill_lit.profiling.memory import read_peak, start_peak
 from distill_lit.report.cost import break_even, cost_table
 from distill_lit.utils.exceptions import UserError
 

@@ -18,9 +18,9 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from distill_lit.config.schema import CostConfig
-from distill_lit.evaluation.energy import Meter, energy_meter
-from distill_lit.evaluation.memory import read_peak, start_peak
 from distill_lit.models.loading import allow_code, load_model, may_run_code
+from distill_lit.profiling.energy import Meter, energy_meter
+from distill_lit.profiling.memory import read_peak, start_peak
 from distill_lit.utils.exceptions import UserError
 
 Progress = Callable[[int, int, str], None]  # turns done, turns in all, model
@@ -143,7 +143,7 @@ def peak_memory(folder: Path, settings: CostConfig, device: torch.device) -> int
     process, its libraries included; on a GPU what torch allocated."""
     task = {"folder": str(folder), "dtype": settings.dtype, "device": str(device), "point": max(grid_of(settings)),
             "threads": torch.get_num_threads(), "code": may_run_code(folder)}  # fmt: skip
-    command = [sys.executable, "-m", "distill_lit.evaluation.cost", json.dumps(task)]
+    command = [sys.executable, "-m", "distill_lit.profiling.inference", json.dumps(task)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         raise RuntimeError(f"memory of {folder} could not be measured: {result.stderr.strip().splitlines()[-1:]}")
