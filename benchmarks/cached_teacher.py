@@ -36,13 +36,13 @@ from benchmarks.cached_teacher_page import render
 from distill_lit import data
 from distill_lit.config import ExperimentConfig, StudentConfig, TermConfig, TrainingConfig, load_experiment
 from distill_lit.data.loader import make_batch
+from distill_lit.experiment.teacher import real_tokens
 from distill_lit.losses import build_objective, can_compile, chunk_for
 from distill_lit.losses.lm_head import head_of
 from distill_lit.models import Calibration, initial_student, load_model, model_folder
 from distill_lit.teachers import CachedTeacher, LiveTeacher, SparseTeacher, TeacherSignal
 from distill_lit.teachers.compression import HIDDEN, SAMPLED, TOP_K, Form, compress, expand
 from distill_lit.teachers.offline import bytes_per_token, write_cache
-from distill_lit.teaching import real_tokens
 from distill_lit.training.distiller import Distiller, HeadSettings
 from distill_lit.utils import hardware
 from distill_lit.utils.files import write_text

@@ -69,7 +69,7 @@ def _checked(options: argparse.Namespace) -> "ExperimentConfig":
 
     check_names(config.evaluation, config.benchmarks)  # a name misspelt is told before torch is loaded
     gc.disable()  # nothing of what an import makes is garbage
-    from distill_lit.checks import check_experiment
+    from distill_lit.experiment.validation import check_experiment
 
     gc.enable()
     check_experiment(config)
@@ -148,7 +148,7 @@ def _fetch(options: argparse.Namespace, console: Console) -> int:
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> int:
-    from distill_lit.checks import check_evaluation
+    from distill_lit.experiment.validation import check_evaluation
 
     settings = check_evaluation(options.model, options.overrides, options.benchmarks, options.accelerator)
     from distill_lit.commands import evaluate_reference

@@ -13,18 +13,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distill_lit import assets, cells, checks, experiment, report, state
+from distill_lit import assets, report
 from distill_lit.cli import DONE, SOME_CELLS_FAILED
-from distill_lit.collect import collect
 from distill_lit.config import ExperimentConfig
 from distill_lit.config.schema import EvaluationConfig
-from distill_lit.costing import measure_experiment
-from distill_lit.estimate import Estimate, check_disk, estimates, total
 from distill_lit.evaluation.evaluator import evaluate_model
-from distill_lit.experiment import Cell
+from distill_lit.experiment import status as state
+from distill_lit.experiment.collect import collect
+from distill_lit.experiment.costs import measure_experiment
+from distill_lit.experiment.estimate import Estimate, check_disk, estimates, total
+from distill_lit.experiment.fingerprint import GENERATED
+from distill_lit.experiment.launcher import Terminated, run_cells
+from distill_lit.experiment.plan import Cell, plan, prepare, references, runs_folder, settle, settle_dtype
+from distill_lit.experiment.run import is_built, is_evaluated, read_manifest, session_of
+from distill_lit.experiment.validation import check_against_teacher, check_asked, check_models
 from distill_lit.generation.corpus import check_keys
-from distill_lit.identity import GENERATED
-from distill_lit.launch import Terminated, run_cells
 from distill_lit.models import add_results, load_config, model_folder
 from distill_lit.progress import Display
 from distill_lit.redraw import draw_results
@@ -38,7 +41,7 @@ def run_experiment(config: ExperimentConfig, root: Path, console: Console, comma
     """Plan, run what is missing, collect, report. `command`: what was typed. Returns the exit code."""
     began = time.monotonic()
     config = _ready(config, root)
-    planned = experiment.plan(config)
+    planned = plan(config)
     try:
         failed = _run_cells(config, planned, root, console)
     except Terminated as stop:
@@ -63,8 +66,8 @@ def run_experiment(config: ExperimentConfig, root: Path, console: Console, comma
 def report_experiment(config: ExperimentConfig, root: Path, console: Console, command: str) -> int:
     """Collects and draws what is done by now, also while another process is at the rest. `command`: what runs the cells.
     Raises UserError where no model is evaluated yet."""
-    config = experiment.settle(config)
-    planned, runs = experiment.plan(config), experiment.runs_folder(root, config)
+    config = settle(config)
+    planned, runs = plan(config), runs_folder(root, config)
     states = {cell.name: state.state_of(cell, runs / cell.name) for cell in planned}
     models = [states[cell.name][0] for cell in planned if cell.is_model]
     if state.DONE not in models:
@@ -77,7 +80,7 @@ def report_experiment(config: ExperimentConfig, root: Path, console: Console, co
 
 def _publish(folder: Path, config: ExperimentConfig, planned: list[Cell], root: Path, console: Console) -> None:
     """Draws the report; what it says goes to TensorBoard and into the students' model cards too."""
-    runs = experiment.runs_folder(root, config)
+    runs = runs_folder(root, config)
     result = draw_results(folder, config, console)
     _write_board(planned, runs, folder, result.headline)
     for model, text in report.cards(result).items():
@@ -87,22 +90,22 @@ def _publish(folder: Path, config: ExperimentConfig, planned: list[Cell], root: 
 def _ready(config: ExperimentConfig, root: Path) -> ExperimentConfig:
     """A checked experiment settled for this machine, with all its assets here. Raises UserError where a server is still to
     be asked and its key is not in the environment."""
-    runs = experiment.runs_folder(root, config)
-    for cell in experiment.plan(config):
-        if cell.role == GENERATED and not cells.is_built(cell, runs / cell.name):
+    runs = runs_folder(root, config)
+    for cell in plan(config):
+        if cell.role == GENERATED and not is_built(cell, runs / cell.name):
             check_keys(cell.config.data)
-    for reference in experiment.references(config):
+    for reference in references(config):
         assets.fetch(reference)
-    checks.check_against_teacher(config)
-    checks.check_models(config)
-    return experiment.settle(config)
+    check_against_teacher(config)
+    check_models(config)
+    return settle(config)
 
 
 def _run_cells(config: ExperimentConfig, planned: list[Cell], root: Path, console: Console) -> dict[str, str]:
     """Shows the plan, runs what is not done; {cell that failed: why}. Raises Terminated, having said so."""
     known = _print_plan(config, planned, console)
     if known is not None:
-        check_disk(known, planned, experiment.runs_folder(root, config))
+        check_disk(known, planned, runs_folder(root, config))
     try:
         with Display(console) as display:
             return run_cells(config, planned, root.resolve(), display).failed
@@ -114,7 +117,7 @@ def _run_cells(config: ExperimentConfig, planned: list[Cell], root: Path, consol
 def write_signals(config: ExperimentConfig, root: Path, console: Console, role: str) -> int:
     """Runs the cells of one role, `generated` or `signal`, and those they need; prints what they made."""
     config = _ready(config, root)
-    every = experiment.plan(config)
+    every = plan(config)
     wanted = [cell for cell in every if cell.role == role]
     if not wanted:
         what = "a corpus with `generated`" if role == "generated" else "teacher.source: cached"
@@ -126,7 +129,7 @@ def write_signals(config: ExperimentConfig, root: Path, console: Console, role: 
     except Terminated as stop:
         return stop.code
     for cell in planned:
-        manifest = cells.read_manifest(experiment.runs_folder(root, config) / cell.name / "manifest.json")
+        manifest = read_manifest(runs_folder(root, config) / cell.name / "manifest.json")
         for fact in ("corpora", "signal", "bytes_per_token"):
             if fact in manifest:
                 console.print(f"{cell.label} {fact}: {manifest[fact]}", highlight=False, soft_wrap=True, markup=False)
@@ -135,8 +138,8 @@ def write_signals(config: ExperimentConfig, root: Path, console: Console, role: 
 
 def _write_board(planned: list[Cell], runs: Path, folder: Path, headline: str) -> None:
     """The experiment as a run of TensorBoard: columns to compare cells by, figures, the verdict."""
-    done = [cell for cell in planned if cell.is_model and cells.is_evaluated(cell, runs / cell.name)]
-    sessions = [cells.session_of(cell, runs / cell.name) for cell in done]
+    done = [cell for cell in planned if cell.is_model and is_evaluated(cell, runs / cell.name)]
+    sessions = [session_of(cell, runs / cell.name) for cell in done]
     figures = {path.stem: path for path in sorted(folder.glob("*.png"))}
     write_experiment(runs / "report", sessions, figures, {"verdict": headline})
 
@@ -148,8 +151,8 @@ def _folder_of(model: str, planned: list[Cell], runs: Path) -> Path:
 
 def measure_cost(config: ExperimentConfig, root: Path, console: Console) -> int:
     """Measures what the models of an experiment cost to run, and draws its report again."""
-    config = experiment.settle(config)
-    folder = measure_experiment(config, experiment.plan(config), root, console)
+    config = settle(config)
+    folder = measure_experiment(config, plan(config), root, console)
     if (folder / "cells.csv").is_file():
         draw_results(folder, config, console)
     return DONE
@@ -158,9 +161,9 @@ def measure_cost(config: ExperimentConfig, root: Path, console: Console) -> int:
 def show_plan(config: ExperimentConfig, console: Console) -> int:
     """Prints the plan."""
     if assets.is_fetched(config.teacher.model):
-        checks.check_against_teacher(config)
-    config = experiment.settle(config)
-    _print_plan(config, experiment.plan(config), console)
+        check_against_teacher(config)
+    config = settle(config)
+    _print_plan(config, plan(config), console)
     return DONE
 
 
@@ -171,7 +174,7 @@ def _print_plan(config: ExperimentConfig, planned: list[Cell], console: Console)
     known = estimates(planned)
     missing = [
         (reference, assets.download_megabytes(reference))
-        for reference in experiment.references(config)
+        for reference in references(config)
         if not assets.is_fetched(reference)
     ]
     for reference, size in missing:
@@ -209,11 +212,11 @@ def _numbers(estimate: Estimate | None) -> tuple[str, ...]:
 
 def show_status(config: ExperimentConfig, root: Path, console: Console) -> int:
     """Prints the state of every cell, as it is on disk."""
-    config = experiment.settle(config)
-    runs = experiment.runs_folder(root, config)
+    config = settle(config)
+    runs = runs_folder(root, config)
     table = Table("cell", "state", "note")
     counts: Counter[str] = Counter()
-    for cell in experiment.plan(config):
+    for cell in plan(config):
         word, note = state.state_of(cell, runs / cell.name)
         counts[word] += 1
         table.add_row(Text(cell.label), word, Text(note))
@@ -224,9 +227,9 @@ def show_status(config: ExperimentConfig, root: Path, console: Console) -> int:
 
 def fetch_assets(config: ExperimentConfig, console: Console) -> int:
     """Downloads and prepares all that the experiment needs from elsewhere."""
-    for reference in experiment.references(config):
+    for reference in references(config):
         console.print(f"{reference} → {assets.fetch(reference)}", highlight=False, soft_wrap=True)
-    experiment.prepare(config)
+    prepare(config)
     console.print("everything is here; HF_HUB_OFFLINE=1 works from now on")
     return DONE
 
@@ -235,9 +238,9 @@ def evaluate_reference(
     reference: str, settings: EvaluationConfig, benchmarks: str, accelerator: str, console: Console
 ) -> int:
     """Evaluates one model and prints its scores, and below them how they were had."""
-    settings.dtype = experiment.settle_dtype(settings.dtype, accelerator)
+    settings.dtype = settle_dtype(settings.dtype, accelerator)
     folder = model_folder(reference)
-    checks.check_asked(settings, benchmarks, {reference: (folder, load_config(folder))})
+    check_asked(settings, benchmarks, {reference: (folder, load_config(folder))})
     device = str(hardware.device_for(accelerator))
     with _request_bar(console) as progress:
         result = evaluate_model(folder, settings, benchmarks, progress=progress, device=device)

@@ -14,7 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from distill_lit.experiment import Cell
+from distill_lit.experiment.plan import Cell
 
 SHOWN = ("train/loss", "train/ce", "train/teacher_kl", "validation/teacher_kl", "train/tokens_per_second")
 QUIET_SECONDS = 20.0  # between lines when the output is no terminal

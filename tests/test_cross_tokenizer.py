@@ -14,9 +14,10 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from distill_lit import checks, data
+from distill_lit import data
 from distill_lit.config import CorpusConfig, DataConfig, TermConfig, load_experiment
 from distill_lit.data.loader import ValidationLoader, make_batch
+from distill_lit.experiment.validation import check_against_teacher, check_experiment
 from distill_lit.losses import build_objective, fused_losses, label_log_probs
 from distill_lit.losses.cross_tokenizer import span_likelihood, uld
 from distill_lit.losses.lm_head import head_of
@@ -387,7 +388,7 @@ QUICK = ROOT / "experiments/quickstart.yaml"
 )
 def test_bad_input_is_refused(changes: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        checks.check_experiment(load_experiment(QUICK, changes))
+        check_experiment(load_experiment(QUICK, changes))
 
 
 @pytest.mark.parametrize("source", ["live", "cached", "none", "foreign"])
@@ -406,10 +407,10 @@ grid: {{student: [{"" if source == "foreign" else "near, "}far]}}
 """)
     config = load_experiment(file)
     if source == "foreign":
-        checks.check_against_teacher(config)
+        check_against_teacher(config)
         return
     with pytest.raises(UserError, match=r"^students.far.from: tokenizers differ: id .* cross-tokenizer objective"):
-        checks.check_against_teacher(config)
+        check_against_teacher(config)
 
 
 @pytest.mark.slow

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import tiny
 
-from distill_lit import estimate, experiment
-from distill_lit.cells import run_cell
 from distill_lit.config import ExperimentConfig, load_experiment
 from distill_lit.data import prepare
-from distill_lit.estimate import Estimate, check_disk, estimates
-from distill_lit.experiment import Cell
+from distill_lit.experiment import estimate
+from distill_lit.experiment.estimate import Estimate, check_disk, estimates
+from distill_lit.experiment.plan import Cell, plan
+from distill_lit.experiment.run import run_cell
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import disk_free, disk_of, read_json
 
@@ -46,11 +46,11 @@ def load(tmp_path: Path, teacher: Path, corpus: Path, *changes: str) -> Experime
 
 
 def signal_of(config: ExperimentConfig) -> Cell:
-    return next(cell for cell in experiment.plan(config) if cell.role == "signal")
+    return next(cell for cell in plan(config) if cell.role == "signal")
 
 
 def estimate_of(config: ExperimentConfig) -> Estimate | None:
-    known = estimates(experiment.plan(config))
+    known = estimates(plan(config))
     assert known is not None
     return known[signal_of(config).name]
 
@@ -118,7 +118,7 @@ def check(
 def test_each_disk_is_asked_for_what_goes_there(
     tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cells = experiment.plan(load(tmp_path, tiny_teacher, tiny_corpus))
+    cells = plan(load(tmp_path, tiny_teacher, tiny_corpus))
     assert [cell.role for cell in cells] == ["signal", "ce_only"]
     check(tmp_path, cells, monkeypatch, {"cache": (1, CACHE), "runs": (2, RUNS)})
     with pytest.raises(UserError, match="cache: .*DISTILL_LIT_CACHE"):
@@ -133,7 +133,7 @@ def test_each_disk_is_asked_for_what_goes_there(
 def test_what_is_done_needs_no_room(
     tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cells = experiment.plan(load(tmp_path, tiny_teacher, tiny_corpus))
+    cells = plan(load(tmp_path, tiny_teacher, tiny_corpus))
     full = {"cache": (1, 0), "runs": (2, RUNS)}
     check(tmp_path, cells, monkeypatch, full, built="signal")
     with pytest.raises(UserError, match="cache: "):
@@ -143,7 +143,7 @@ def test_what_is_done_needs_no_room(
 def test_a_cell_of_unknown_size_is_not_refused(
     tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cells = experiment.plan(load(tmp_path, tiny_teacher, tiny_corpus))
+    cells = plan(load(tmp_path, tiny_teacher, tiny_corpus))
     monkeypatch.setattr(estimate, "disk_free", lambda path: 0)
     check_disk(dict.fromkeys([cell.name for cell in cells]), cells, tmp_path / "runs" / "tiny")
 

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distill_lit import experiment, identity
 from distill_lit.config import (
     CorpusConfig,
     DataConfig,
@@ -20,6 +19,8 @@ from distill_lit.config import (
     load_experiment,
     to_dict,
 )
+from distill_lit.experiment.fingerprint import VERSION
+from distill_lit.experiment.plan import plan
 from distill_lit.utils.exceptions import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +34,7 @@ SECTIONS = (
     TrainingConfig,
     EvaluationConfig,
 )
-DEFAULTS = Path(__file__).parent / "data" / f"defaults_{identity.VERSION}.yaml"
+DEFAULTS = Path(__file__).parent / "data" / f"defaults_{VERSION}.yaml"
 QUICKSTART = ROOT / "experiments" / "quickstart.yaml"
 
 
@@ -61,7 +62,7 @@ def test_baselines_are_planned_once_and_named_by_what_they_stand_for() -> None:
         f"variants={variants}",
         "grid={variant: [a, b, c], training.tokens: [10000, 20000], seed: [0, 1]}",
     )
-    cells = experiment.plan(load_experiment(QUICKSTART, list(changes)))
+    cells = plan(load_experiment(QUICKSTART, list(changes)))
     of = {role: [cell.label for cell in cells if cell.role == role] for role in ("untouched", "ce_only", "distilled")}
     assert of["untouched"] == ["deep-untouched"]
     assert of["ce_only"] == [
@@ -76,7 +77,7 @@ def test_baselines_are_planned_once_and_named_by_what_they_stand_for() -> None:
 
 def test_a_point_that_no_teacher_tells_anything_is_training_without_teacher_for_all_others() -> None:
     """Text of the teacher is no training without it; text of people instead is, and answers to both others."""
-    cells = experiment.plan(load_experiment(ROOT / "experiments" / "synthetic_textbook.yaml"))
+    cells = plan(load_experiment(ROOT / "experiments" / "synthetic_textbook.yaml"))
     roles = {cell.label: cell.role for cell in cells if cell.seed == 0}
     assert roles == {
         "shallow-ce_only-seed=0": "ce_only",
@@ -95,7 +96,7 @@ def test_training_without_teacher_stands_for_students_that_are_trained_like_it_a
         "far: {objective.terms: {kl: null}, teacher.source: live, on_policy: {share: 0.5, teacher_mix: 0.3}}}"
     )
     changes = [variants, "grid={student: [deep], variant: [kd, plain, far]}", "baselines=[teacher]"]
-    cells = experiment.plan(load_experiment(QUICKSTART, changes))
+    cells = plan(load_experiment(QUICKSTART, changes))
     found = {cell.label: (cell.role, cell.axes) for cell in cells if cell.student}
     assert found == {
         "deep-ce_only-plain": ("ce_only", {"variant": "plain"}),
@@ -115,13 +116,13 @@ def test_null_takes_an_inherited_corpus_away_and_only_one_that_is_there() -> Non
 
 def test_an_objective_without_a_teacher_is_kept_as_it_is() -> None:
     change = "objective.terms={kl: null, ce: {weight: 2.0}}"
-    cells = experiment.plan(load_experiment(QUICKSTART, [change, "baselines=[teacher]"]))
+    cells = plan(load_experiment(QUICKSTART, [change, "baselines=[teacher]"]))
     (deep,) = (cell for cell in cells if cell.student == "deep")
     assert deep.role == "ce_only" and deep.config.objective.terms["ce"].weight == 2.0
 
 
 def names(*changes: str) -> dict[str, str]:
-    return {cell.label: cell.name for cell in experiment.plan(load_experiment(QUICKSTART, list(changes)))}
+    return {cell.label: cell.name for cell in plan(load_experiment(QUICKSTART, list(changes)))}
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import pytest
 import tiny_tasks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from distill_lit import cells, experiment
 from distill_lit.config import load_experiment
-from distill_lit.identity import evaluation_identity
+from distill_lit.experiment import run as cells
+from distill_lit.experiment.fingerprint import evaluation_identity
+from distill_lit.experiment.plan import Cell, plan
 from distill_lit.training.tensorboard_summary import write_experiment, write_final
 from distill_lit.training.timer import Clock
 
@@ -36,8 +37,8 @@ def file(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, tiny_corp
     return path
 
 
-def build(file: Path, folder: Path, *changes: str) -> tuple[experiment.Cell, Path]:
-    cell = experiment.plan(load_experiment(file, list(changes)))[0]
+def build(file: Path, folder: Path, *changes: str) -> tuple[Cell, Path]:
+    cell = plan(load_experiment(file, list(changes)))[0]
     cells.build(cell, folder, lambda *_: None)
     return cell, folder
 

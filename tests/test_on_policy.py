@@ -14,11 +14,13 @@ import torch
 from test_distiller import LENGTH, TRAINING, VOCABULARY, new_student, weights
 from tiny_data import byte_tokenizer
 
-from distill_lit import checks, data, experiment
-from distill_lit.building import _student_text
+from distill_lit import data
 from distill_lit.config import CorpusConfig, DataConfig, OnPolicyConfig, TermConfig, load_experiment
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import make_batch
+from distill_lit.experiment.plan import plan
+from distill_lit.experiment.student import _student_text
+from distill_lit.experiment.validation import check_experiment
 from distill_lit.generation.sampling import Sampling, write_batch
 from distill_lit.losses import build_objective
 from distill_lit.models import load_model
@@ -439,12 +441,12 @@ def test_accumulated_batches_of_student_text_count_alike(
 )
 def test_bad_input_is_refused(changes: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        checks.check_experiment(load_experiment(QUICK, changes))
+        check_experiment(load_experiment(QUICK, changes))
 
 
 def test_only_distilled_cells_are_on_policy() -> None:
     names = [
-        [(c.role, c.name) for c in experiment.plan(load_experiment(QUICK, ["teacher.source=live", *changes]))]
+        [(c.role, c.name) for c in plan(load_experiment(QUICK, ["teacher.source=live", *changes]))]
         for changes in ([], ["on_policy.share=0.5"], ["on_policy.temperature=0.7"])
     ]
     differ = [role for (role, one), (_, other) in zip(names[0], names[1], strict=True) if one != other]

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill_lit import checks, experiment
 from distill_lit.config import ExperimentConfig, ObjectiveConfig, TermConfig, load_experiment, to_dict
+from distill_lit.experiment.plan import plan, settle_objective, settled_points
+from distill_lit.experiment.validation import check_experiment
 from distill_lit.losses import PRESETS, build_objective, plain_losses
 from distill_lit.utils.exceptions import UserError
 
@@ -31,7 +32,7 @@ def ours(objective: ObjectiveConfig) -> tuple[Tensor, Tensor]:
     """(loss, gradient) of the example."""
     student, teacher, labels = example()
     student.requires_grad_()
-    settled, chosen = experiment.settle_objective(objective), labels != IGNORED
+    settled, chosen = settle_objective(objective), labels != IGNORED
     built = build_objective(settled.terms, settled.temperature_scaling)
     total = plain_losses(built, student[chosen], teacher[chosen], labels[chosen], denominator=chosen.sum()).total
     total.backward()
@@ -134,7 +135,7 @@ def without_terms(*changes: str) -> ExperimentConfig:
 
 
 def test_a_preset_is_spelled_out() -> None:
-    (_, point), *_ = experiment.settled_points(without_terms("objective.preset=hinton"))
+    (_, point), *_ = settled_points(without_terms("objective.preset=hinton"))
     objective = to_dict(point.objective)
     assert (objective["preset"], objective["temperature_scaling"]) == ("", "hinton")
     assert objective["terms"] == {
@@ -145,7 +146,7 @@ def test_a_preset_is_spelled_out() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_builds(preset: str) -> None:
-    config = experiment.settle_objective(ObjectiveConfig(preset=preset))
+    config = settle_objective(ObjectiveConfig(preset=preset))
     assert build_objective(config.terms, config.temperature_scaling).squared_temperature == (
         PRESETS[preset].temperature_scaling == "hinton"
     )
@@ -153,21 +154,19 @@ def test_every_preset_builds(preset: str) -> None:
 
 def test_terms_change_single_fields_of_a_preset() -> None:
     terms = {"kl": TermConfig(temperature=4.0), "ce": None, "rkl": TermConfig(kind="reverse_kl", weight=0.1)}
-    changed = experiment.settle_objective(ObjectiveConfig(preset="hinton", terms=terms, temperature_scaling="none"))
+    changed = settle_objective(ObjectiveConfig(preset="hinton", terms=terms, temperature_scaling="none"))
     assert {name: (t.kind, t.weight, t.temperature) for name, t in changed.terms.items()} == {
         "kl": ("forward_kl", 0.5, 4.0),
         "rkl": ("reverse_kl", 0.1, 1.0),
     }
     assert changed.temperature_scaling == "none"
-    skewed = experiment.settle_objective(
-        ObjectiveConfig(preset="distillm", terms={"srkl": TermConfig(options={"skew": 0.2})})
-    )
+    skewed = settle_objective(ObjectiveConfig(preset="distillm", terms={"srkl": TermConfig(options={"skew": 0.2})}))
     assert skewed.terms["srkl"].options == {"skew": 0.2}
     assert skewed.terms["srkl"].kind == "skew_reverse_kl"
 
 
 def test_presets_are_an_axis_of_a_grid() -> None:
-    cells = experiment.plan(without_terms("grid={objective.preset: [trl, hinton], student: [deep]}"))
+    cells = plan(without_terms("grid={objective.preset: [trl, hinton], student: [deep]}"))
     distilled = [cell for cell in cells if cell.role == "distilled"]
     assert [cell.label for cell in distilled] == ["deep-preset=trl", "deep-preset=hinton"]
     assert [sorted(cell.config.objective.terms) for cell in distilled] == [["jsd"], ["ce", "kl"]]
@@ -177,7 +176,7 @@ def test_presets_are_an_axis_of_a_grid() -> None:
 
 def test_an_unknown_preset_is_refused() -> None:
     with pytest.raises(UserError, match=r"objective\.preset: unknown value 'hintn'; did you mean 'hinton'"):
-        checks.check_experiment(load_experiment(QUICKSTART, ["objective.preset=hintn"]))
+        check_experiment(load_experiment(QUICKSTART, ["objective.preset=hintn"]))
 
 
 @pytest.mark.parametrize(
@@ -185,4 +184,4 @@ def test_an_unknown_preset_is_refused() -> None:
 )
 def test_losses_that_ask_who_wrote_a_text_are_refused_for_a_corpus(kind: str, words: str) -> None:
     with pytest.raises(UserError, match=rf"objective\.terms\.new: {kind} .*{words}"):
-        checks.check_experiment(load_experiment(QUICKSTART, [f"objective.terms.new={{kind: {kind}}}"]))
+        check_experiment(load_experiment(QUICKSTART, [f"objective.terms.new={{kind: {kind}}}"]))

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distill_lit import checks, experiment
 from distill_lit.arguments import build_parser
 from distill_lit.cli import RUNS
 from distill_lit.config import load_experiment
+from distill_lit.experiment.plan import plan
+from distill_lit.experiment.validation import check_experiment
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -27,7 +28,7 @@ def test_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(ROOT)
     options = build_parser(RUNS).parse_args(shlex.split(command, comments=True)[1:])
     if hasattr(options, "experiment"):
-        checks.check_experiment(load_experiment(options.experiment, options.overrides))
+        check_experiment(load_experiment(options.experiment, options.overrides))
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -48,7 +49,7 @@ def test_the_experiment_of_the_readme_is_one(tmp_path: Path, monkeypatch: pytest
     file.write_text(text)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     config = load_experiment(file)
-    checks.check_experiment(config)
+    check_experiment(config)
     points = len(yaml.safe_load(text)["grid"]["objective.terms.kl.temperature"]) * len(yaml.safe_load(text)["grid"]["seed"])
-    distilled = [cell for cell in experiment.plan(config) if cell.role == "distilled"]
+    distilled = [cell for cell in plan(config) if cell.role == "distilled"]
     assert len(distilled) == points

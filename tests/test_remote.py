@@ -23,7 +23,6 @@ from rich.console import Console
 from tiny_data import save_tokenizer, write_lines
 from tiny_tasks import make_tasks
 
-from distill_lit import experiment, launch
 from distill_lit.config import (
     CorpusConfig,
     DataConfig,
@@ -34,6 +33,8 @@ from distill_lit.config import (
     RemoteConfig,
     load_experiment,
 )
+from distill_lit.experiment import launcher as launch
+from distill_lit.experiment.plan import plan
 from distill_lit.generation import api_client as asking
 from distill_lit.generation.api_client import parse_reply, retry_after
 from distill_lit.generation.completions import Answer, read_answers
@@ -572,7 +573,7 @@ def run_tiny(tmp_path: Path, url: str) -> dict[str, str]:
     file = tmp_path / "tiny.yaml"
     file.write_text(EXPERIMENT.format(teacher=teacher, rows=rows, url=url, tasks=make_tasks(tmp_path / "tasks", "colours")))
     loaded = load_experiment(file)
-    cells = experiment.plan(loaded)
+    cells = plan(loaded)
     with Display(Console(file=io.StringIO())) as display:
         failed = launch.run_cells(loaded, cells, tmp_path, display).failed
     return {cell.label: failed[cell.name] for cell in cells if cell.name in failed}

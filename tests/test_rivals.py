@@ -11,10 +11,11 @@ import pytest
 import tiny
 import torch
 
-from distill_lit import checks, experiment
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scores import score
 from distill_lit.config import AnalysisConfig, load_experiment
+from distill_lit.experiment.plan import plan, references
+from distill_lit.experiment.validation import check_experiment
 from distill_lit.models import load_model, model_fingerprint, quantise
 from distill_lit.models.loading import weight_bytes
 from distill_lit.utils.exceptions import UserError
@@ -67,19 +68,19 @@ def test_int8_is_close_to_the_teacher_and_smaller(tiny_teacher: Path, tmp_path: 
 def test_plan_has_them_once_with_identities_of_their_own(tmp_path: Path, tiny_teacher: Path, rival: Path,
                                                          tiny_corpus: Path) -> None:  # fmt: skip
     config = load_experiment(write_experiment(tmp_path, tiny_teacher, rival, tiny_corpus))
-    checks.check_experiment(config)
-    cells = experiment.plan(config)
+    check_experiment(config)
+    cells = plan(config)
     assert [(c.role, c.label) for c in cells] == [
         ("teacher", "teacher"), ("quantised", "teacher_int8"), ("rival", "other"), ("distilled", "one")]  # fmt: skip
     assert len({c.identity for c in cells}) == 4
-    assert f"file:{rival}" in experiment.references(config)
+    assert f"file:{rival}" in references(config)
 
 
 def test_int8_without_torchao_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     config = load_experiment(ROOT / "experiments/quickstart.yaml", ["baselines=[teacher,teacher_int8]"])
     with pytest.raises(UserError, match=r"teacher_int8 needs torchao"):
-        checks.check_experiment(config)
+        check_experiment(config)
 
 
 @pytest.mark.parametrize(

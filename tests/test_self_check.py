@@ -12,8 +12,8 @@ from test_suite import ROOT
 from tiny import make_corpus, make_model, make_tokenizer
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Phi3Config, Qwen2Config
 
-from distill_lit.checks import check_against_teacher
 from distill_lit.config import WidthConfig, load_experiment
+from distill_lit.experiment.validation import check_against_teacher
 from distill_lit.generation.sampling import Sampling, write_batch
 from distill_lit.models import load_config
 from distill_lit.models.activations import watching

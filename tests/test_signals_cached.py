@@ -10,9 +10,11 @@ import pytest
 import torch
 from test_distiller import LENGTH, TRAINING, VOCABULARY, run, weights
 
-from distill_lit import checks, data, experiment
+from distill_lit import data
 from distill_lit.config import CorpusConfig, DataConfig, TermConfig, load_experiment
 from distill_lit.data.loader import ValidationLoader, make_batch
+from distill_lit.experiment.plan import plan
+from distill_lit.experiment.validation import check_experiment
 from distill_lit.losses import build_objective, fused_losses
 from distill_lit.losses.lm_head import head_of
 from distill_lit.losses.sparse import sampled_kl
@@ -315,13 +317,13 @@ def test_hidden_cache_and_live_teacher_train_alike(tmp_path: Path, tiny_teacher:
 )
 def test_an_objective_the_cache_cannot_feed_is_refused(changes: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        checks.check_experiment(load_experiment(ROOT / "experiments/quickstart.yaml", changes))
+        check_experiment(load_experiment(ROOT / "experiments/quickstart.yaml", changes))
 
 
 def test_no_two_models_of_a_shipped_experiment_have_one_name() -> None:
     """A baseline that all variants share has a plain name, one per variant has the variant's."""
     for path in sorted((ROOT / "experiments").glob("*.yaml")):
-        labels = [cell.label for cell in experiment.plan(load_experiment(path)) if cell.is_model]
+        labels = [cell.label for cell in plan(load_experiment(path)) if cell.is_model]
         assert len(set(labels)) == len(labels), path.stem
         if path.stem == "cached_teacher":
             assert labels[:3] == ["teacher", "shallow-untouched", "shallow-ce_only"]
@@ -334,7 +336,7 @@ def test_baselines_are_the_same_cells_whatever_the_cache_keeps() -> None:
     plans = {}
     for cache, kind in kinds.items():
         changes = [f"teacher.cache={cache}", f"objective.terms.kl.kind={kind}", "baselines=[teacher,untouched,ce_only]"]
-        cells = experiment.plan(load_experiment(ROOT / "experiments/quickstart.yaml", changes))
+        cells = plan(load_experiment(ROOT / "experiments/quickstart.yaml", changes))
         plans[cache] = {role: {c.identity for c in cells if c.role == role} for role in ("ce_only", "signal", "distilled")}
     for role, same in (("ce_only", True), ("signal", False), ("distilled", False)):
         assert (plans["hidden"][role] == plans["top_k"][role] == plans["sampled"][role]) == same

@@ -17,6 +17,7 @@ from tiny_data import save_tokenizer, write_lines
 
 from distill_lit import data
 from distill_lit.config import CorpusConfig, DataConfig, FiltersConfig, GeneratedConfig, PromptsConfig, load_experiment
+from distill_lit.experiment.fingerprint import corpus_identity
 from distill_lit.generation import filters
 from distill_lit.generation.completions import Answer, read_answers
 from distill_lit.generation.corpus import Writer, check_generated, corpus_path, resolve_corpora, write_corpus
@@ -25,7 +26,6 @@ from distill_lit.generation.local import encode_prompt, write_locally
 from distill_lit.generation.perplexity import judge_answers
 from distill_lit.generation.prompts import Prompt, read_prompts
 from distill_lit.generation.sampling import Sampling, end_tokens, write_batch
-from distill_lit.identity import corpus_identity
 from distill_lit.models import load_model, load_tokenizer
 from distill_lit.models.vocabulary import count_tokens
 from distill_lit.utils.exceptions import UserError

@@ -9,9 +9,9 @@ import tiny
 import torch
 from tiny_data import save_tokenizer, write_lines
 
-from distill_lit import experiment
 from distill_lit.config import EvaluationConfig, FiltersConfig, GeneratedConfig, PromptsConfig, load_experiment
 from distill_lit.evaluation.evaluator import document_texts
+from distill_lit.experiment.plan import plan
 from distill_lit.generation.completions import Answer
 from distill_lit.generation.corpus import Evaluation, Writer, corpus_path, write_corpus
 from distill_lit.generation.dedup import SHINGLE, WordRuns, drop_duplicates, jaccard, runs, words_of
@@ -133,6 +133,6 @@ def test_other_tasks_are_other_cells_only_where_contamination_is_looked_for() ->
         names = []
         for task in ("sciq", "piqa"):
             changes = [f"data.corpora.answers.generated.filters.contamination={words}", f"evaluation.tasks=[{task}]"]
-            cells = experiment.plan(load_experiment(ROOT / "experiments/sequence_level.yaml", changes))
+            cells = plan(load_experiment(ROOT / "experiments/sequence_level.yaml", changes))
             names.append(next(cell.name for cell in cells if cell.role == "generated"))
         assert (names[0] != names[1]) == differ

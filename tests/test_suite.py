@@ -12,8 +12,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from distill_lit import checks, experiment
 from distill_lit.config import expand, load_experiment
+from distill_lit.experiment.plan import plan
+from distill_lit.experiment.validation import check_experiment
 
 ROOT = Path(__file__).parent.parent
 ALLOWED = {
@@ -60,12 +61,12 @@ def test_imports_run_in_one_direction(room: str) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_experiments_are_valid(path: Path) -> None:
     config = load_experiment(path)
-    checks.check_experiment(config)
-    assert len(experiment.plan(config)) >= len(list(expand(config)))
+    check_experiment(config)
+    assert len(plan(config)) >= len(list(expand(config)))
 
 
 def test_seven_models_of_the_quickstart() -> None:
-    cells = [cell for cell in experiment.plan(load_experiment(ROOT / "experiments/quickstart.yaml")) if cell.is_model]
+    cells = [cell for cell in plan(load_experiment(ROOT / "experiments/quickstart.yaml")) if cell.is_model]
     assert [cell.label for cell in cells] == [
         "teacher",
         "deep-untouched",
@@ -80,7 +81,7 @@ def test_seven_models_of_the_quickstart() -> None:
 def test_identity_ignores_what_cannot_change_a_result() -> None:
     path = ROOT / "experiments/quickstart.yaml"
     names = [
-        [c.name for c in experiment.plan(load_experiment(path, [change]))]
+        [c.name for c in plan(load_experiment(path, [change]))]
         for change in ("seed=0", "training.checkpoint_every=7", "analysis.bootstrap=200", "training.learning_rate=1e-3")
     ]
     assert names[0] == names[1] == names[2]

@@ -13,11 +13,13 @@ import torch
 import trainings
 from trainings import cli, command, outcome
 
-from distill_lit import cells, checks, experiment
 from distill_lit.analysis.results import load_results
 from distill_lit.config import load_experiment
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.evaluation.evaluator import evaluate_model
+from distill_lit.experiment.plan import plan, runs_folder, settle
+from distill_lit.experiment.run import is_evaluated
+from distill_lit.experiment.validation import check_experiment
 from distill_lit.utils.exceptions import UserError
 
 QUICKSTART = Path(__file__).parents[2] / "experiments/quickstart.yaml"
@@ -101,7 +103,7 @@ def test_19_an_unknown_task_is_refused_first(tmp_path: Path) -> None:
 def test_19_bad_input_is_refused_within_two_seconds(change: str, tmp_path: Path) -> None:
     """Processor time of the whole command, since other work may slow the clock; lm-eval's task index is warm. On a slow
     machine, twice what torch alone takes to import."""
-    checks.check_experiment(load_experiment(QUICKSTART))
+    check_experiment(load_experiment(QUICKSTART))
 
     def refused() -> None:
         code, said = outcome(command("run", QUICKSTART, change, "--root", tmp_path))
@@ -130,9 +132,9 @@ def test_20_files_that_were_not_written_or_are_damaged_are_noticed(finished: Any
     root = tmp_path / "copy"
     shutil.copytree(finished.root / "runs", root / "runs")
     config = load_experiment(finished.file)
-    planned = [cell for cell in experiment.plan(experiment.settle(config)) if cell.is_model]
-    folders = [(cell, experiment.runs_folder(root, config) / cell.name) for cell in planned]
-    assert all(cells.is_evaluated(cell, folder) for cell, folder in folders)
+    planned = [cell for cell in plan(settle(config)) if cell.is_model]
+    folders = [(cell, runs_folder(root, config) / cell.name) for cell in planned]
+    assert all(is_evaluated(cell, folder) for cell, folder in folders)
     for name, damage in (
         ("records.parquet", lambda path: path.unlink()),
         ("documents.parquet", lambda path: path.write_bytes(path.read_bytes()[:-1])),
@@ -142,9 +144,9 @@ def test_20_files_that_were_not_written_or_are_damaged_are_noticed(finished: Any
         path = folder / "records" / name
         whole = path.read_bytes()
         damage(path)
-        assert not cells.is_evaluated(cell, folder)
+        assert not is_evaluated(cell, folder)
         path.write_bytes(whole)
-        assert cells.is_evaluated(cell, folder)
+        assert is_evaluated(cell, folder)
 
 
 @pytest.mark.parametrize(("setting", "value"), [("limit", 7), ("fewshot", 5), ("dtype", "bfloat16"), ("seed", 7)])

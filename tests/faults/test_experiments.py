@@ -116,7 +116,7 @@ def test_16_unknown_missing_and_cyclic(tmp_path: Path, experiment: Path) -> None
 
 def workers_of(driver: int) -> list[psutil.Process]:
     with contextlib.suppress(psutil.NoSuchProcess):
-        return [p for p in psutil.Process(driver).children() if "distill_lit.worker" in " ".join(p.cmdline())]
+        return [p for p in psutil.Process(driver).children() if "distill_lit.experiment.worker" in " ".join(p.cmdline())]
     return []
 
 

@@ -11,8 +11,11 @@ import trainings
 from tiny_families import SHAPE, make_family
 from transformers import AutoModelForCausalLM, MixtralConfig, OlmoeConfig, Qwen3MoeConfig
 
-from distill_lit import building, cells, experiment, models
+from distill_lit import models
 from distill_lit.config import LoraConfig, load_experiment
+from distill_lit.experiment import student as building
+from distill_lit.experiment.plan import plan
+from distill_lit.experiment.run import build
 from distill_lit.models.lora import add_adapters, merge_adapters
 from distill_lit.models.reload_check import READER_PROCESS, Reader, check_exports, check_reloads, logits_on, probe
 from distill_lit.utils.exceptions import UserError
@@ -155,7 +158,7 @@ def test_a_dead_reader_is_said_and_started_again(tmp_path: Path, teacher: Path) 
 
 def cell_of(tmp_path: Path, teacher: Path, tiny_corpus: Path) -> Any:
     file = trainings.write_experiment(tmp_path, teacher, tiny_corpus, tmp_path)
-    return next(cell for cell in experiment.plan(load_experiment(file)) if cell.role == "distilled")
+    return next(cell for cell in plan(load_experiment(file)) if cell.role == "distilled")
 
 
 def test_no_step_is_taken_by_a_student_that_cannot_be_exported(
@@ -170,7 +173,7 @@ def test_no_step_is_taken_by_a_student_that_cannot_be_exported(
 
     monkeypatch.setattr(building, "initial_student", damaged)
     with pytest.raises(UserError, match="export: .*says something else"):
-        cells.build(cell_of(tmp_path, teacher, tiny_corpus), tmp_path / "cell", lambda *_: None)
+        build(cell_of(tmp_path, teacher, tiny_corpus), tmp_path / "cell", lambda *_: None)
     assert not (tmp_path / "cell/metrics.jsonl").exists()
     assert not list((tmp_path / "cell").glob("*export*"))
 
@@ -187,7 +190,7 @@ def test_a_finished_student_that_is_another_when_opened_keeps_its_weights(
 
     monkeypatch.setattr(building, "train", spoilt)
     with pytest.raises(UserError, match="export: .*says something else"):
-        cells.build(cell_of(tmp_path, teacher, tiny_corpus), tmp_path / "cell", lambda *_: None)
+        build(cell_of(tmp_path, teacher, tiny_corpus), tmp_path / "cell", lambda *_: None)
     assert (tmp_path / "cell/student/model.safetensors").is_file()
     assert not (tmp_path / "cell/manifest.json").exists()
 

@@ -16,8 +16,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from tokenizers.processors import TemplateProcessing
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from distill_lit.checks import check_against_teacher
 from distill_lit.config import load_experiment
+from distill_lit.experiment.validation import check_against_teacher
 from distill_lit.generation.completions import Answer
 from distill_lit.generation.perplexity import judge_answers
 from distill_lit.models import load_tokenizer

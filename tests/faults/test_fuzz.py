@@ -21,11 +21,13 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distill_lit import assets, checks, experiment
+from distill_lit import assets
 from distill_lit.analysis.results import load_results
 from distill_lit.config import load_experiment, load_section, to_dict
 from distill_lit.config.schema import EvaluationConfig, ExperimentConfig
 from distill_lit.evaluation.cache import DOCUMENT_COLUMNS, RECORD_COLUMNS, read_entry, write_entry
+from distill_lit.experiment.plan import plan
+from distill_lit.experiment.validation import check_experiment
 from distill_lit.teachers.offline import is_complete
 from distill_lit.training.checkpoint import is_intact, load_plain, newest_checkpoint
 from distill_lit.utils.array_store import open_arrays, save_arrays
@@ -106,8 +108,8 @@ def load_and_check(file: Path, overrides: list[str]) -> None:
     """Succeeds or raises UserError; that is what is tested."""
     with only_clean_errors():
         config = load_experiment(file, overrides)
-        checks.check_experiment(config)
-        experiment.plan(config)
+        check_experiment(config)
+        plan(config)
 
 
 def config_test(valid: dict[str, Any], tmp_path: Path, path: tuple[str, ...], value: Any, more: dict[str, Any]) -> None:

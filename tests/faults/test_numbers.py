@@ -14,11 +14,12 @@ import trainings
 from tiny_data import tokens_of
 from trainings import cell_folder, finish, start
 
-from distill_lit import checks, data
+from distill_lit import data
 from distill_lit.config import load_experiment
 from distill_lit.config.schema import CorpusConfig, DataConfig
 from distill_lit.data.loader import PackedLoader, ValidationLoader, make_batch
 from distill_lit.data.packing import Packed, pack
+from distill_lit.experiment.validation import check_experiment
 from distill_lit.losses import build_objective, fused_losses
 from distill_lit.losses.lm_head import head_of
 from distill_lit.models import check_same_vocabulary, load_model, load_tokenizer, model_fingerprint
@@ -203,7 +204,7 @@ def test_13_a_teacher_that_learns_is_refused_and_its_weights_stay(
 )
 def test_14_numbers_out_of_range_or_as_text_are_refused(file: Path, override: str, words: str) -> None:
     with pytest.raises(UserError, match=re.escape(words)):
-        checks.check_experiment(load_experiment(file, [override]))
+        check_experiment(load_experiment(file, [override]))
 
 
 def test_14_numbers_as_text_in_a_file_are_refused(file: Path, tmp_path: Path) -> None:
@@ -213,7 +214,7 @@ def test_14_numbers_as_text_in_a_file_are_refused(file: Path, tmp_path: Path) ->
         load_experiment(changed)
     changed.write_text(file.read_text() + 'grid: {training.batch: ["8"]}\n')
     with pytest.raises(UserError, match=re.escape("training.batch: '8' is text")):
-        checks.check_experiment(load_experiment(changed))
+        check_experiment(load_experiment(changed))
 
 
 # ---------------------------------------------------------------- cached signal

@@ -14,15 +14,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from trainings import SABOTAGE, cli
 
-from distill_lit import checks, collect
 from distill_lit.analysis.results import load_results
-from distill_lit.cells import is_built, is_evaluated
 from distill_lit.config import load_experiment
 from distill_lit.config.schema import CorpusConfig, EvaluationConfig, StudentConfig
 from distill_lit.data.corpora import read_documents
 from distill_lit.data.tokenization import tokenize
 from distill_lit.evaluation.evaluator import evaluate_model
-from distill_lit.experiment import Cell, plan
+from distill_lit.experiment import collect
+from distill_lit.experiment.plan import Cell, plan
+from distill_lit.experiment.run import is_built, is_evaluated
+from distill_lit.experiment.validation import check_experiment
 from distill_lit.models import check_student_fits, load_config, load_model, load_tokenizer
 from distill_lit.utils.exceptions import UserError
 
@@ -147,7 +148,7 @@ def plan_of(file: Path, changes: list[str]) -> list[Cell]:
 )
 def test_too_large_or_too_long_is_refused(experiment: Path, override: str) -> None:
     with pytest.raises(UserError, match=r"above its maximum|must be a plain folder name|form that its key needs"):
-        checks.check_experiment(load_experiment(experiment, [override]))
+        check_experiment(load_experiment(experiment, [override]))
 
 
 def test_all_cells_failed_is_exit_code_3(experiment: Path, tmp_path: Path) -> None:

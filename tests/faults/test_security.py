@@ -174,11 +174,11 @@ def test_25_defaults_and_grid_values_do_not_leave_the_root(finished: Any, tmp_pa
         (tmp_path / "x.yaml").write_text(f"name: x\ndefaults: [{name}]\n")
         with pytest.raises(UserError, match="leaves the configs folder"):
             load_experiment(tmp_path / "x.yaml")
-    from distill_lit import experiment
+    from distill_lit.experiment.plan import plan
 
     text = finished.file.read_text() + 'variants: {"../../out": {seed: 1}}\ngrid: {variant: ["../../out"]}\n'
     (tmp_path / "y.yaml").write_text(text)
-    for cell in experiment.plan(load_experiment(tmp_path / "y.yaml")):
+    for cell in plan(load_experiment(tmp_path / "y.yaml")):
         assert Path(cell.name).name == cell.name
 
 
@@ -372,7 +372,7 @@ def test_31_without_git_it_says_unknown(tmp_path: Path, finished: Any, reason: s
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'place')!r})\n"
         "from pathlib import Path; from distill_lit.config import load_experiment\n"
-        "from distill_lit.provenance import provenance\n"
+        "from distill_lit.experiment.provenance import provenance\n"
         f"made = provenance(load_experiment(Path({str(finished.file)!r})), [])\n"
         "print(made['commit'], made['changes'])"
     )

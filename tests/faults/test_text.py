@@ -21,8 +21,6 @@ from tiny_data import byte_tokenizer, save_tokenizer
 from trainings import cli
 from transformers import AutoTokenizer
 
-from distill_lit import cells
-from distill_lit import experiment as experiments
 from distill_lit.config import CorpusConfig, DataConfig, load_experiment
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.data import check, prepare
@@ -31,6 +29,8 @@ from distill_lit.data.corpora import read_documents
 from distill_lit.data.tokenization import tokenize
 from distill_lit.evaluation.evaluator import check_template, evaluate_loaded, evaluate_model
 from distill_lit.evaluation.tasks import load_task, resolve_tasks, try_own_tasks
+from distill_lit.experiment import plan as experiments
+from distill_lit.experiment.run import build
 from distill_lit.generation.local import text_after
 from distill_lit.models import load_model, load_tokenizer
 from distill_lit.models.vocabulary import check_tokens, count_tokens
@@ -196,7 +196,7 @@ baselines: []
     monkeypatch.setattr(
         midway, "evaluate_loaded", lambda *given: asked.append(given[1].chat_template) or evaluate_loaded(*given)
     )
-    cells.build(experiments.plan(config)[0], tmp_path / "cell", lambda *_: None)
+    build(experiments.plan(config)[0], tmp_path / "cell", lambda *_: None)
     student = tmp_path / "cell/student"
     assert AutoTokenizer.from_pretrained(student).chat_template == own.read_text()
     assert set(asked) == {own.read_text()}

@@ -17,7 +17,7 @@ from distill_lit import assets
 from distill_lit.config import load_experiment
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.evaluation.tasks import load_task, resolve_tasks
-from distill_lit.experiment import plan
+from distill_lit.experiment.plan import plan
 from distill_lit.models import load_config
 from distill_lit.models.loading import load_model, own_config
 from distill_lit.models.quantization import is_quantised, quantise

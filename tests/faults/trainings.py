@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 SERVER = get_context("forkserver")
-SERVER.set_forkserver_preload(["trainings", "distill_lit.cells", "distill_lit.experiment", "lm_eval.api.task"])
+SERVER.set_forkserver_preload(
+    ["trainings", "distill_lit.experiment.run", "distill_lit.experiment.plan", "lm_eval.api.task"]
+)
 Stop = Callable[[str, int, Path], bool]  # (stage, how often it was reported, cell folder) → now
 
 EXPERIMENT = """
@@ -115,11 +117,11 @@ def _build(
         os.environ["DISTILL_LIT_CACHE"] = str(cache)
     import torch
 
-    from distill_lit import cells
     from distill_lit.config import load_experiment
-    from distill_lit.experiment import plan, runs_folder
-    from distill_lit.identity import DISTILLED
-    from distill_lit.worker import run
+    from distill_lit.experiment import run as cells
+    from distill_lit.experiment.fingerprint import DISTILLED
+    from distill_lit.experiment.plan import plan, runs_folder
+    from distill_lit.experiment.worker import run
 
     torch.set_num_threads(1)
     config = load_experiment(Path(experiment), list(overrides))
@@ -230,7 +232,7 @@ def watched_teacher() -> None:
     """Compares the teacher's weights in memory before and after the training."""
     import torch
 
-    from distill_lit import building
+    from distill_lit.experiment import student as building
 
     train = building.train
 

@@ -52,7 +52,7 @@ def do(deed):
 
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "distill_lit.cells":
+        if name != "distill_lit.experiment.run":
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         whole = spec.loader.exec_module
@@ -69,7 +69,7 @@ class Finder(importlib.abc.MetaPathFinder):
                 (folder / f"pid.{this_rank()}").write_text(str(os.getpid()))
                 build_rank(cell, folder, sabotaged(str(this_rank()), report, RANK_FAULTS))
 
-            build.__qualname__, build.__module__ = "build_rank", "distill_lit.cells"
+            build.__qualname__, build.__module__ = "build_rank", "distill_lit.experiment.run"
             module.build_rank = build
 
         spec.loader.exec_module = execute

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from distill_lit.cells import is_built, is_done, read_manifest
-from distill_lit.experiment import Cell
+from distill_lit.experiment.plan import Cell
+from distill_lit.experiment.run import is_built, is_done, read_manifest
 from distill_lit.training.checkpoint import saved_checkpoints
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import remove_leftovers, write_json

@@ -12,9 +12,10 @@ from distill_lit.config.on_policy import is_on
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import calibration_batches
 from distill_lit.data.templates import read_template, with_template
-from distill_lit.experiment import Cell, base_of
+from distill_lit.experiment.fingerprint import QUANTISED, UNTOUCHED, training_identity
+from distill_lit.experiment.plan import Cell, base_of
+from distill_lit.experiment.teacher import dtype_of, open_signal, prepare_data, real_tokens
 from distill_lit.generation.sampling import end_tokens
-from distill_lit.identity import QUANTISED, UNTOUCHED, training_identity
 from distill_lit.losses import Objective, build_objective, can_compile, chunk_for
 from distill_lit.models import (
     CARD,
@@ -44,7 +45,6 @@ from distill_lit.models.loading import may_run_code
 from distill_lit.models.student import kept_layers
 from distill_lit.signals.on_policy import StudentText
 from distill_lit.teachers import TeacherSignal
-from distill_lit.teaching import dtype_of, open_signal, prepare_data, real_tokens
 from distill_lit.training.callbacks.evaluation import MidwayEvaluation
 from distill_lit.training.distiller import Distiller, HeadSettings
 from distill_lit.training.feature_alignment import Matching, build_matching

@@ -25,7 +25,7 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(arguments: list[str]) -> None:
-    """`python -m distill_lit.worker ROOT EXPERIMENT.yaml THREADS`; cell names arrive as lines, events leave as lines."""
+    """`python -m distill_lit.experiment.worker ROOT EXPERIMENT.yaml THREADS`; cell names arrive as lines, events leave as lines."""
     root, experiment, threads = Path(arguments[0]), Path(arguments[1]), int(arguments[2])
     leave_cluster()
     for number in (signal.SIGUSR1, signal.SIGUSR2):  # a training takes them for SIGTERM; otherwise they are the driver's
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
     import torch
 
     from distill_lit.config import load_experiment
-    from distill_lit.experiment import plan, runs_folder
+    from distill_lit.experiment.plan import plan, runs_folder
 
     torch.set_num_threads(threads)
     config = load_experiment(experiment)
@@ -92,8 +92,8 @@ def _reporter(cell: str, tell: Callable[..., None]) -> Callable[..., None]:
 
 def run(cell: Any, folder: Path, report: Callable[..., None], tell: Callable[..., None]) -> None:
     """Runs one cell, alone in its folder, and says how it ended. Exits with 143 after SIGTERM."""
-    from distill_lit import cells
-    from distill_lit.state import FAILED, PREEMPTED, note_state, working
+    from distill_lit.experiment.run import run_cell
+    from distill_lit.experiment.status import FAILED, PREEMPTED, note_state, working
     from distill_lit.utils.exceptions import Preempted, RankFailure, Unwritable, UserError
     from distill_lit.utils.files import unwritable
     from distill_lit.utils.redaction import redact, scrub
@@ -102,7 +102,7 @@ def run(cell: Any, folder: Path, report: Callable[..., None], tell: Callable[...
     _redirect_output(folder / "log.txt")
     try:
         with working(folder):
-            cells.run_cell(cell, folder, report)
+            run_cell(cell, folder, report)
         tell(event="done", cell=cell.name)
     except Preempted as stop:
         note_state(folder, PREEMPTED, str(stop))

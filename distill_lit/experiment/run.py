@@ -5,18 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from distill_lit import assets
-from distill_lit.building import build_student, student_hashes, take_model
 from distill_lit.config import to_yaml
 from distill_lit.evaluation.evaluator import evaluate_model, main_scores
 from distill_lit.evaluation.surprisal import measure_surprisal
-from distill_lit.experiment import Cell, references_of
+from distill_lit.experiment.fingerprint import CE_ONLY, DISTILLED, GENERATED, RIVAL, SIGNAL, TEACHER, evaluation_identity
+from distill_lit.experiment.plan import Cell, references_of
+from distill_lit.experiment.provenance import provenance
+from distill_lit.experiment.student import build_student, student_hashes, take_model
+from distill_lit.experiment.teacher import write_generated, write_signal
 from distill_lit.generation.corpus import is_written
-from distill_lit.identity import CE_ONLY, DISTILLED, GENERATED, RIVAL, SIGNAL, TEACHER, evaluation_identity
 from distill_lit.models import model_fingerprint, model_folder
 from distill_lit.models.loading import allow_code, weight_bytes
-from distill_lit.provenance import provenance
 from distill_lit.teachers.offline import is_complete
-from distill_lit.teaching import write_generated, write_signal
 from distill_lit.training.tensorboard_summary import Session, write_final
 from distill_lit.training.trainer import Report
 from distill_lit.utils import hardware

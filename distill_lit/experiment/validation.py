@@ -8,9 +8,9 @@ from distill_lit import assets, data
 from distill_lit.config import EvaluationConfig, ExperimentConfig, OnPolicyConfig, TeacherConfig, load_section
 from distill_lit.config.on_policy import check_on_policy, is_on
 from distill_lit.evaluation.tasks import check_lengths, check_tasks, try_own_tasks
-from distill_lit.experiment import base_of, settled_points
+from distill_lit.experiment.fingerprint import TEACHER_INT8
+from distill_lit.experiment.plan import base_of, settled_points
 from distill_lit.generation.corpus import check_generated
-from distill_lit.identity import TEACHER_INT8
 from distill_lit.losses import Objective, build_objective, check_signal
 from distill_lit.models import (
     check_int8,

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from distill_lit import assets, data
-from distill_lit.cells import is_built
 from distill_lit.config import ExperimentConfig, GeneratedConfig
 from distill_lit.data.loader import optimizer_steps
 from distill_lit.data.mirror import REFERENCES
-from distill_lit.experiment import Cell
-from distill_lit.identity import CE_ONLY, DISTILLED, GENERATED, QUANTISED, SIGNAL
+from distill_lit.experiment.fingerprint import CE_ONLY, DISTILLED, GENERATED, QUANTISED, SIGNAL
+from distill_lit.experiment.plan import Cell
+from distill_lit.experiment.run import is_built
+from distill_lit.experiment.teacher import cache_form, dtype_of
 from distill_lit.losses import build_objective
 from distill_lit.models import Size, load_config, model_folder, size_from_config, student_config
 from distill_lit.teachers.compression import HIDDEN
-from distill_lit.teaching import cache_form, dtype_of
 from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root, disk_free, disk_of

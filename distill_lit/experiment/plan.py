@@ -14,8 +14,7 @@ from distill_lit.config.on_policy import is_on
 from distill_lit.config.schema import EITHER
 from distill_lit.data.mirror import REFERENCES, mirror
 from distill_lit.evaluation.tasks import download_tasks, need_packages
-from distill_lit.generation.corpus import references as generated_references
-from distill_lit.identity import (
+from distill_lit.experiment.fingerprint import (
     CE_ONLY,
     DISTILLED,
     GENERATED,
@@ -31,6 +30,7 @@ from distill_lit.identity import (
     student_identity,
     training_identity,
 )
+from distill_lit.generation.corpus import references as generated_references
 from distill_lit.losses import build_objective, resolve_preset
 from distill_lit.models import INT8, model_folder
 from distill_lit.utils import hardware
