@@ -1,5 +1,5 @@
 """`python -m distill_lit` is `distill-lit`."""
 
-from distill_lit.cli import main
+from distill_lit.cli.main import main
 
 main()

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distill_lit.arguments import build_parser
-from distill_lit.cli import RUNS
+from distill_lit.cli.main import RUNS
+from distill_lit.cli.parser import build_parser
 from distill_lit.config import load_experiment
 from distill_lit.experiment.plan import plan
 from distill_lit.experiment.validation import check_experiment

@@ -23,6 +23,7 @@ from rich.console import Console
 from tiny_data import save_tokenizer, write_lines
 from tiny_tasks import make_tasks
 
+from distill_lit.cli.progress import Display
 from distill_lit.config import (
     CorpusConfig,
     DataConfig,
@@ -42,7 +43,6 @@ from distill_lit.generation.corpus import Writer, check_generated, check_keys, w
 from distill_lit.generation.prompts import Prompt
 from distill_lit.generation.remote import write_remotely
 from distill_lit.generation.request_log import Journal, journal_path
-from distill_lit.progress import Display
 from distill_lit.utils.exceptions import UserError
 
 pytest.importorskip("openai")

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from distill_lit.analysis.scaling import fit_law, is_grid, refusal, scaling_runs
-from distill_lit.cli import main
+from distill_lit.cli.main import main
 
 SIZES = {"large": 8e6, "middle": 4e6, "small": 1e6}
 BUDGETS = (2e6, 6e6, 18e6)

@@ -15,12 +15,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from distill_lit.cli.progress import Display
 from distill_lit.config import ExperimentConfig, to_yaml
 from distill_lit.experiment.fingerprint import GENERATED
 from distill_lit.experiment.plan import Cell, runs_folder
 from distill_lit.experiment.run import is_built, is_done
 from distill_lit.experiment.status import FAILED, PREEMPTED, STOPPED, note_state
-from distill_lit.progress import Display
 from distill_lit.training.checkpoint import newest_checkpoint
 from distill_lit.utils.exceptions import Failure, UserError, how_it_ended
 from distill_lit.utils.files import write_text

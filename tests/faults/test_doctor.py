@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from distill_lit import doctor
+from distill_lit.cli import doctor
 from distill_lit.utils.array_store import save_arrays
 
 

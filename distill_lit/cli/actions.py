@@ -14,7 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from distill_lit import assets, report
-from distill_lit.cli import DONE, SOME_CELLS_FAILED
+from distill_lit.cli.main import DONE, SOME_CELLS_FAILED
+from distill_lit.cli.progress import Display
+from distill_lit.cli.report_command import draw_results
 from distill_lit.config import ExperimentConfig
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.evaluation.evaluator import evaluate_model
@@ -29,8 +31,6 @@ from distill_lit.experiment.run import is_built, is_evaluated, read_manifest, se
 from distill_lit.experiment.validation import check_against_teacher, check_asked, check_models
 from distill_lit.generation.corpus import check_keys
 from distill_lit.models import add_results, load_config, model_folder
-from distill_lit.progress import Display
-from distill_lit.redraw import draw_results
 from distill_lit.report.tables import departures, task_line
 from distill_lit.training.tensorboard_summary import write_experiment
 from distill_lit.utils import hardware

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from distill_lit.arguments import Command, build_parser
-from distill_lit.complaints import Terminal, complain, keep_traceback, one_line, write_anything
+from distill_lit.cli.errors import Terminal, complain, keep_traceback, one_line, write_anything
+from distill_lit.cli.parser import Command, build_parser
 from distill_lit.utils.distributed.cluster_environment import leave_cluster
 from distill_lit.utils.exceptions import Failure, UserError
 from distill_lit.utils.files import unwritable
@@ -91,7 +91,7 @@ def _check_root(root: Path, name: str, writes: bool = True) -> None:
 
 def _run(options: argparse.Namespace, console: Console) -> int:
     config = _checked(options)
-    from distill_lit.commands import run_experiment, show_plan
+    from distill_lit.cli.actions import run_experiment, show_plan
 
     if options.dry_run:
         return show_plan(config, console)
@@ -104,7 +104,7 @@ def _run_command(options: argparse.Namespace) -> str:
 
 def _plan(options: argparse.Namespace, console: Console) -> int:
     config = _checked(options)
-    from distill_lit.commands import show_plan
+    from distill_lit.cli.actions import show_plan
 
     return show_plan(config, console)
 
@@ -114,35 +114,35 @@ def _status(options: argparse.Namespace, console: Console) -> int:
 
     config = load_experiment(options.experiment, options.overrides)
     _check_root(options.root, config.name, writes=False)
-    from distill_lit.commands import show_status
+    from distill_lit.cli.actions import show_status
 
     return show_status(config, options.root, console)
 
 
 def _generate(options: argparse.Namespace, console: Console) -> int:
     config = _checked(options)
-    from distill_lit.commands import write_signals
+    from distill_lit.cli.actions import write_signals
 
     return write_signals(config, options.root, console, "generated")
 
 
 def _cache(options: argparse.Namespace, console: Console) -> int:
     config = _checked(options)
-    from distill_lit.commands import write_signals
+    from distill_lit.cli.actions import write_signals
 
     return write_signals(config, options.root, console, "signal")
 
 
 def _cost(options: argparse.Namespace, console: Console) -> int:
     config = _checked(options)
-    from distill_lit.commands import measure_cost
+    from distill_lit.cli.actions import measure_cost
 
     return measure_cost(config, options.root, console)
 
 
 def _fetch(options: argparse.Namespace, console: Console) -> int:
     config = _checked(options)
-    from distill_lit.commands import fetch_assets
+    from distill_lit.cli.actions import fetch_assets
 
     return fetch_assets(config, console)
 
@@ -151,7 +151,7 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
     from distill_lit.experiment.validation import check_evaluation
 
     settings = check_evaluation(options.model, options.overrides, options.benchmarks, options.accelerator)
-    from distill_lit.commands import evaluate_reference
+    from distill_lit.cli.actions import evaluate_reference
 
     return evaluate_reference(options.model, settings, options.benchmarks, options.accelerator, console)
 
@@ -164,13 +164,13 @@ def _report(options: argparse.Namespace, console: Console) -> int:
         options.experiment = folder  # for the command that is shown
         config = load_experiment(folder, options.overrides)  # what the models were may be gone by now
         _check_root(options.root, config.name)
-        from distill_lit.commands import report_experiment
+        from distill_lit.cli.actions import report_experiment
 
         return report_experiment(config, options.root, console, _run_command(options))
     if not (folder / "plan.yaml").is_file() or not (folder / "records").is_dir():
         raise UserError(f"{folder}: no plan.yaml and records/ in it, so it is no results folder")
     config = load_experiment(folder / "plan.yaml", options.overrides)
-    from distill_lit.redraw import draw_results
+    from distill_lit.cli.report_command import draw_results
 
     draw_results(folder, config, console)
     return DONE
@@ -179,20 +179,20 @@ def _report(options: argparse.Namespace, console: Console) -> int:
 def _scaling(options: argparse.Namespace, console: Console) -> int:
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {options.out}: is no folder")
-    from distill_lit.redraw import draw_scaling
+    from distill_lit.cli.report_command import draw_scaling
 
     draw_scaling(options.folders, options.out, console)
     return DONE
 
 
 def _list(options: argparse.Namespace, console: Console) -> int:
-    from distill_lit.listing import show
+    from distill_lit.cli.listing import show
 
     return show(options.what, console)
 
 
 def _doctor(options: argparse.Namespace, console: Console) -> int:
-    from distill_lit.doctor import show
+    from distill_lit.cli.doctor import show
 
     return show(options.root.resolve(), console, deep=not options.quick)
 
