@@ -1,6 +1,6 @@
 """Typed configuration: YAML, `defaults`, `key=value` overrides, grid. The only room that knows OmegaConf."""
 
-from distill_lit.config.generated import (
+from distill_lit.config.generation import (
     FiltersConfig,
     GeneratedConfig,
     PriceConfig,
@@ -8,7 +8,7 @@ from distill_lit.config.generated import (
     RemoteConfig,
     RowsConfig,
 )
-from distill_lit.config.load import decisive, expand, find_configs, load_experiment, load_section, to_dict, to_yaml
+from distill_lit.config.loading import decisive, expand, find_configs, load_experiment, load_section, to_dict, to_yaml
 from distill_lit.config.on_policy import OnPolicyConfig
 from distill_lit.config.schema import (
     AnalysisConfig,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from distill_lit.config.knobs import knob
+from distill_lit.config.fields import knob
 from distill_lit.utils.exceptions import UserError
 
 ADAPTIVE = "adaptive"

@@ -5,8 +5,8 @@ from typing import Any, Optional
 
 from omegaconf import MISSING
 
-from distill_lit.config.generated import GeneratedConfig, RowsConfig
-from distill_lit.config.knobs import knob
+from distill_lit.config.fields import knob
+from distill_lit.config.generation import GeneratedConfig, RowsConfig
 from distill_lit.config.on_policy import OnPolicyConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from distill_lit import assets
-from distill_lit.config.generated import RowsConfig
+from distill_lit.config.generation import RowsConfig
 from distill_lit.data.mirror import file_of
 from distill_lit.data.mirror.repositories import REPOSITORIES
 from distill_lit.utils.exceptions import UserError, suggest

@@ -15,11 +15,11 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from distill_lit.config import text
-from distill_lit.config.checked import check
-from distill_lit.config.knobs import check_knobs, check_types
+from distill_lit.config.fields import check_knobs, check_types
+from distill_lit.config.key_paths import KEY_OF_FIELD, fielded, kind_at, merged, nested, plain
 from distill_lit.config.schema import ExperimentConfig
-from distill_lit.config.tree import KEY_OF_FIELD, fielded, kind_at, merged, nested, plain
+from distill_lit.config.validation import check
+from distill_lit.config.yaml_text import mask, mask_all, read, to_text, unmask
 from distill_lit.utils.exceptions import UserError, in_one_line, suggest
 
 Section = TypeVar("Section")
@@ -37,14 +37,14 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
 
 def load_section(schema: type[Section], overrides: list[str]) -> Section:
     """One checked section of the config from `key=value` overrides alone."""
-    section = _built(schema, _overridden(schema, {}, overrides), text.mask)
+    section = _built(schema, _overridden(schema, {}, overrides), mask)
     check_knobs(section)
     return section
 
 
 def resolve(tree: Tree, overrides: list[str]) -> ExperimentConfig:
     """Merges a composed tree and `key=value` overrides into the schema, and checks every value."""
-    config = _built(ExperimentConfig, _overridden(ExperimentConfig, tree, overrides), text.mask)
+    config = _built(ExperimentConfig, _overridden(ExperimentConfig, tree, overrides), mask)
     check(config)
     return config
 
@@ -67,7 +67,7 @@ def _said(schema: Any, key: str, said: str) -> Any:
     """The value of an override: YAML, and for a key of text whatever is no single value there, as `{{ text }}`."""
     kind = kind_at(schema, key.split("."))
     try:
-        value = text.read(said)
+        value = read(said)
     except SURPRISES as error:
         if kind is str:
             return said
@@ -85,13 +85,13 @@ def _built(schema: type[Section], tree: Tree, mask: Callable[[str, str], str]) -
 
 
 def _literally(value: str, _: str) -> str:
-    return text.mask_all(value)
+    return mask_all(value)
 
 
 def _masked(value: Any, mask: Callable[[str, str], str], where: str = "") -> Any:
     if isinstance(value, dict):
         below = f"{where}." if where else ""
-        return {text.mask_all(key): _masked(item, mask, f"{below}{key}") for key, item in value.items()}
+        return {mask_all(key): _masked(item, mask, f"{below}{key}") for key, item in value.items()}
     if isinstance(value, list):
         return [_masked(item, mask, where) for item in value]
     return mask(value, where) if isinstance(value, str) else value
@@ -102,10 +102,10 @@ def _unmasked(value: Any) -> Any:
         for field in dataclasses.fields(value):
             setattr(value, field.name, _unmasked(getattr(value, field.name)))
     elif isinstance(value, dict):
-        return {text.unmask(key): _unmasked(item) for key, item in value.items()}
+        return {unmask(key): _unmasked(item) for key, item in value.items()}
     elif isinstance(value, list):
         return [_unmasked(item) for item in value]
-    return text.unmask(value) if isinstance(value, str) else value
+    return unmask(value) if isinstance(value, str) else value
 
 
 def _corpora(tree: Any) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def _telling() -> Iterator[None]:
         raise UserError(_explain(error)) from error
     except SURPRISES as error:
         said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"a value does not have the form that its key needs: {text.unmask(said)}") from error
+        raise UserError(f"a value does not have the form that its key needs: {unmask(said)}") from error
 
 
 def expand(config: ExperimentConfig) -> Iterator[tuple[dict[str, Any], ExperimentConfig]]:
@@ -230,7 +230,7 @@ def _decisive_value(value: Any) -> Any:
 
 def to_yaml(config: Any) -> str:
     """A config section as YAML that `load_experiment` reads back."""
-    return text.to_text(to_dict(config))
+    return to_text(to_dict(config))
 
 
 def find_configs(start: Path) -> Path:
@@ -271,7 +271,7 @@ def _read(path: Path) -> Tree:
     if not path.is_file():
         raise UserError(f"no experiment file {path}")
     try:
-        tree = text.read(path.read_bytes())
+        tree = read(path.read_bytes())
     except (OSError, *SURPRISES) as error:
         raise UserError(f"{path}: not a plain YAML file: {in_one_line(error)}") from error
     if not isinstance(tree, dict) and tree is not None:
@@ -283,8 +283,8 @@ def _read(path: Path) -> Tree:
 
 
 def _explain(error: OmegaConfBaseException) -> str:
-    key = text.unmask(str(getattr(error, "full_key", None) or getattr(error, "key", None) or "")).replace("from_", "from")
-    said = text.unmask(str(error).splitlines()[0])
+    key = unmask(str(getattr(error, "full_key", None) or getattr(error, "key", None) or "")).replace("from_", "from")
+    said = unmask(str(error).splitlines()[0])
     kind = getattr(error, "object_type", None)
     if "not in" in str(error) and kind is not None and dataclasses.is_dataclass(kind):
         fields = [KEY_OF_FIELD.get(f.name, f.name) for f in dataclasses.fields(kind)]

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
-from distill_lit.config.text import is_interpolated
+from distill_lit.config.yaml_text import is_interpolated
 from distill_lit.utils.exceptions import UserError, suggest
 
 

@@ -2,7 +2,7 @@
 
 import re
 
-from distill_lit.config.knobs import check_knobs
+from distill_lit.config.fields import check_knobs
 from distill_lit.config.schema import BASELINES, RIVAL_BASELINES, ExperimentConfig
 from distill_lit.utils.exceptions import UserError, suggest
 

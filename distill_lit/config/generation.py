@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from distill_lit.config.knobs import knob
+from distill_lit.config.fields import knob
 
 
 @dataclass

@@ -6,7 +6,7 @@ import types
 import typing
 from typing import Any
 
-from distill_lit.config.text import Written
+from distill_lit.config.yaml_text import Written
 
 # `from` is a word of Python, so the dataclass field has an underscore that no user should see
 FIELD_OF_KEY = {"from": "from_"}
