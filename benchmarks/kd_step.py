@@ -43,7 +43,7 @@ from distill_lit.config import StudentConfig, TrainingConfig
 from distill_lit.losses import can_compile
 from distill_lit.losses.lm_head import head_of
 from distill_lit.models import Calibration, initial_student, load_model, model_folder
-from distill_lit.models.self_check import last_hidden
+from distill_lit.models.packing_check import last_hidden
 from distill_lit.profiling.memory import read_peak, start_peak
 from distill_lit.teachers import LiveTeacher
 from distill_lit.training.distiller import Distiller, HeadSettings

@@ -25,8 +25,8 @@ from distill_lit.data.loader import calibration_batches, make_batch
 from distill_lit.losses.lm_head import head_of
 from distill_lit.losses.reduction import Tokens, measure_sums, soften
 from distill_lit.models import Calibration, initial_student, load_model, load_tokenizer, model_folder, size_of
+from distill_lit.models.packing_check import last_hidden
 from distill_lit.models.pruning import METHODS
-from distill_lit.models.self_check import last_hidden
 from distill_lit.models.student import kept_layers
 from distill_lit.utils import hardware
 from distill_lit.utils.files import write_text

@@ -18,9 +18,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from distill_lit.data.loader import make_batch
 from distill_lit.data.packing import pack
 from distill_lit.losses.lm_head import head_of
-from distill_lit.models.check_documents import usual_tokens
+from distill_lit.models.dummy_inputs import usual_tokens
 from distill_lit.models.generation_check import Writing, generation_check
-from distill_lit.models.self_check import last_hidden, self_check
+from distill_lit.models.packing_check import last_hidden, self_check
 from distill_lit.utils.exceptions import UserError, in_one_line
 
 ROW = 32  # tokens

@@ -251,7 +251,7 @@ def test_a_head_that_does_not_give_the_students_logits_is_refused_before_the_fir
     tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     head = lambda model, vocabulary: head_of(model, vocabulary)._replace(scale=3.0)  # noqa: E731
-    monkeypatch.setattr("distill_lit.models.self_check.head_of", head)
+    monkeypatch.setattr("distill_lit.models.packing_check.head_of", head)
     with pytest.raises(UserError, match="its logits are not lm_head and last hidden states alone"):
         run(tmp_path, tiny_teacher, prepared, how=validate)
     assert not (tmp_path / "metrics.jsonl").read_text()

@@ -18,7 +18,7 @@ from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import PackedLoader, ValidationLoader, batch_order, make_batch, optimizer_steps
 from distill_lit.data.packing import pack
 from distill_lit.models.packed_forward import attention_mask
-from distill_lit.models.self_check import last_hidden
+from distill_lit.models.packing_check import last_hidden
 from distill_lit.utils.exceptions import UserError
 
 

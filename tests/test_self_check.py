@@ -20,9 +20,9 @@ from distill_lit.models.activations import watching
 from distill_lit.models.flops import size_from_config
 from distill_lit.models.generation_check import Writing, generation_check
 from distill_lit.models.packed_forward import PADDED, run_backbone, split_batch
+from distill_lit.models.packing_check import last_hidden, model_batches, read_texts, self_check
 from distill_lit.models.position_limits import position_limit
 from distill_lit.models.pruning import choose_layers, narrow_config
-from distill_lit.models.self_check import last_hidden, model_batches, read_texts, self_check
 from distill_lit.utils.exceptions import UserError
 
 SHAPE = {
@@ -88,7 +88,7 @@ def test_packed_documents_are_those_of_the_plain_model(name: str) -> None:
 def test_a_mask_without_windows_is_what_the_check_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one mask that forgets windows moves the distribution, and is not taken even where nobody tells of windows; rows
     within the window pack by it."""
-    monkeypatch.setattr("distill_lit.models.self_check.local_window", lambda config, length: False)
+    monkeypatch.setattr("distill_lit.models.packing_check.local_window", lambda config, length: False)
     model = build("mistral")
     texts = documents(model, *TEXTS)
     batch = packed_rows(texts, ROW)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from distill_lit.data.loss_spans import encode_spans, special_tokens
 from distill_lit.data.messages import CALLS, REASONING, is_trained
+from distill_lit.data.span_tokenization import encode_spans, special_tokens
 from distill_lit.data.templates import (
     Messages,
     check_template,
@@ -15,7 +15,7 @@ from distill_lit.data.templates import (
     unused_letters,
 )
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.limits import Excess
+from distill_lit.utils.template_limits import Excess
 
 __all__ = ["Messages", "check_template", "encode_chat", "read_chat"]
 

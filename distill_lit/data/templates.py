@@ -11,7 +11,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from distill_lit import assets
 from distill_lit.utils.exceptions import UserError, in_one_line
-from distill_lit.utils.limits import check_size, refusing
+from distill_lit.utils.template_limits import check_size, refusing
 
 Messages = Sequence[Mapping[str, Any]]
 KEY = "data.chat_template"

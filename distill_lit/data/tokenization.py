@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from distill_lit.data.chat import check_template, read_chat
 from distill_lit.data.corpora import Document
-from distill_lit.data.loss_spans import encode_spans
+from distill_lit.data.span_tokenization import encode_spans
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import sha256_of
 

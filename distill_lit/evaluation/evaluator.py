@@ -30,7 +30,7 @@ from distill_lit.evaluation.task_index import lm_eval_version
 from distill_lit.evaluation.tasks import TaskSpec, download_tasks, load_task, resolve_tasks
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import is_offline
-from distill_lit.utils.limits import check_size, refusing
+from distill_lit.utils.template_limits import check_size, refusing
 
 if TYPE_CHECKING:  # importing HFLM takes seconds, which a run that finds everything stored need not wait for
     from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM

@@ -26,7 +26,7 @@ from distill_lit.models.loading import load_model, load_tokenizer
 from distill_lit.models.quantization import is_quantised
 from distill_lit.models.vocabulary import check_ids, check_tokens
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.limits import check_size, refusing
+from distill_lit.utils.template_limits import check_size, refusing
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import torch
 from distill_lit.data.chat import encode_chat
 from distill_lit.generation.completions import Answer
 from distill_lit.losses.lm_head import head_of
-from distill_lit.models.self_check import read_texts
+from distill_lit.models.packing_check import read_texts
 from distill_lit.models.vocabulary import check_ids, count_tokens
 
 BATCH = 8

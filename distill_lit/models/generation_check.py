@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from distill_lit.models.check_documents import random_tokens, usual_tokens
+from distill_lit.models.dummy_inputs import random_tokens, usual_tokens
 from distill_lit.models.packed_forward import as_evaluated
-from distill_lit.models.self_check import CANNOT, CHECKING, checked_size, distance, most_allowed
+from distill_lit.models.packing_check import CANNOT, CHECKING, checked_size, distance, most_allowed
 from distill_lit.utils.exceptions import UserError, in_one_line
 
 log = logging.getLogger(__name__)

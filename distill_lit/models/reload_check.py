@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from distill_lit.models.check_documents import random_tokens
+from distill_lit.models.dummy_inputs import random_tokens
 from distill_lit.models.export import export_student
 from distill_lit.models.loading import may_run_code
 from distill_lit.models.lora import is_adapted, merge_adapters

@@ -16,6 +16,7 @@ from distill_lit.config import StudentConfig, WidthConfig, to_dict
 from distill_lit.models.flops import size_from_config
 from distill_lit.models.loading import load_config, load_model, load_tokenizer, model_fingerprint, model_folder
 from distill_lit.models.lora import add_adapters, check_lora
+from distill_lit.models.packing_check import model_batches
 from distill_lit.models.pruning import (
     Cut,
     Progress,
@@ -31,7 +32,6 @@ from distill_lit.models.pruning import (
     shallow_config,
 )
 from distill_lit.models.pruning.architecture import attention_heads
-from distill_lit.models.self_check import model_batches
 from distill_lit.models.vocabulary import check_same_vocabulary
 from distill_lit.utils.exceptions import UserError, in_one_line, suggest
 from distill_lit.utils.files import cache_root, fingerprint, read_json, remember

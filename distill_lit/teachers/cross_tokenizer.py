@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from distill_lit.losses.targets import Foreign, ForeignTarget
+from distill_lit.models.packing_check import read_texts
 from distill_lit.models.position_limits import position_limit
-from distill_lit.models.self_check import read_texts
 from distill_lit.models.vocabulary import check_ids
 from distill_lit.teachers.online import LiveTeacher
 from distill_lit.teachers.token_alignment import (

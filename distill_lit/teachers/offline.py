@@ -27,7 +27,7 @@ from distill_lit.losses.lm_head import Head, head_of
 from distill_lit.losses.targets import DenseTarget, Draws, Target, TopK
 from distill_lit.models.activations import HIDDEN as STATES
 from distill_lit.models.activations import States, Wanted, watching
-from distill_lit.models.self_check import last_hidden
+from distill_lit.models.packing_check import last_hidden
 from distill_lit.teachers.compression import HIDDEN, Form, compress, expand
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root, fingerprint

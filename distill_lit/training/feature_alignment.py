@@ -20,7 +20,7 @@ from distill_lit.losses.hidden_states import (
 from distill_lit.losses.layer_mapping import fixed_pairs, similar_pairs
 from distill_lit.models.activations import ATTENTION, HIDDEN, Shape, States, Wanted, shape_of, watching
 from distill_lit.models.packed_forward import attention_mask
-from distill_lit.models.self_check import last_hidden
+from distill_lit.models.packing_check import last_hidden
 from distill_lit.utils.exceptions import UserError
 
 Matched = Sequence[tuple[RepresentationTerm, list[Pair]]]

@@ -23,7 +23,7 @@ from distill_lit.experiment.validation import check_experiment
 from distill_lit.losses import build_objective, fused_losses
 from distill_lit.losses.lm_head import head_of
 from distill_lit.models import check_same_vocabulary, load_model, load_tokenizer, model_fingerprint
-from distill_lit.models.self_check import last_hidden
+from distill_lit.models.packing_check import last_hidden
 from distill_lit.teachers import CachedTeacher, LiveTeacher
 from distill_lit.teachers import offline as cached
 from distill_lit.teachers.compression import TOP_K, Form

@@ -36,7 +36,7 @@ from distill_lit.models import load_model, load_tokenizer
 from distill_lit.models.vocabulary import check_tokens, count_tokens
 from distill_lit.teachers.token_alignment import align, sizes_in
 from distill_lit.training.callbacks import evaluation as midway
-from distill_lit.utils import limits
+from distill_lit.utils import template_limits as limits
 from distill_lit.utils.exceptions import UserError
 
 USER, REPLY = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from distill_lit.models.check_documents import random_tokens
+from distill_lit.models.dummy_inputs import random_tokens
 from distill_lit.models.pruning.architecture import layer_list
 from distill_lit.utils.exceptions import UserError, in_one_line
 
