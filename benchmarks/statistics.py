@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from distill_lit.analysis import statistics as st
-from distill_lit.analysis.axes import AXES
+from distill_lit.analysis import significance as st
 from distill_lit.analysis.bootstrap import replicate_means, replicate_sums, seed_weights
+from distill_lit.analysis.document_axes import AXES
 from distill_lit.analysis.slices import find_slices
 
 DRAWS = 1000

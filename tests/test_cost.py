@@ -24,8 +24,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from distill_lit.analysis.cost import add_costs, summarise
-from distill_lit.analysis.frontier import FAILS, HOLDS, OPEN, claims
+from distill_lit.analysis.inference_cost import add_costs, summarise
+from distill_lit.analysis.pareto import FAILS, HOLDS, OPEN, claims
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scores import score
 from distill_lit.config import AnalysisConfig, CostConfig

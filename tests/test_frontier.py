@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from synthetic import build
 
-from distill_lit.analysis.frontier import FAILS, HOLDS, OPEN, claims, cost_axes, frontier, hypervolume, hypervolumes
-from distill_lit.analysis.frontier import on_frontier as standing
+from distill_lit.analysis.pareto import FAILS, HOLDS, OPEN, claims, cost_axes, frontier, hypervolume, hypervolumes
+from distill_lit.analysis.pareto import on_frontier as standing
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scores import score
 from distill_lit.config.schema import AnalysisConfig

@@ -12,19 +12,19 @@ import pytest
 from scipy.stats import chi2
 from synthetic import build
 
-from distill_lit.analysis import axes as ax
-from distill_lit.analysis.confidence import calibration_error, coverage_curve, equal_mass_bins, risk_threshold, worst_mean
+from distill_lit.analysis import document_axes as ax
+from distill_lit.analysis.calibration import calibration_error, coverage_curve, equal_mass_bins, risk_threshold, worst_mean
 from distill_lit.analysis.flips import flip_counts, modal_answers
-from distill_lit.analysis.longtail import LongTail, long_tail
-from distill_lit.analysis.panel import TaskPanel
+from distill_lit.analysis.long_tail import LongTail, long_tail
+from distill_lit.analysis.response_matrix import TaskPanel
 from distill_lit.analysis.results import load_results
+from distill_lit.analysis.score_table import score_frame
 from distill_lit.analysis.scores import Scores, score
-from distill_lit.analysis.statement import loss_statement
 from distill_lit.analysis.strata import pool
-from distill_lit.analysis.tabulate import score_frame
 from distill_lit.config.schema import AnalysisConfig
 from distill_lit.report.analysed import analyse
 from distill_lit.report.longtail import longtail_markdown
+from distill_lit.report.loss_statement import loss_statement
 
 ANALYSIS = AnalysisConfig(bootstrap=1000)
 

@@ -12,7 +12,7 @@ from synthetic import build
 from distill_lit import report
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scores import macro_score, task_score
-from distill_lit.analysis.statistics import wilson
+from distill_lit.analysis.significance import wilson
 from distill_lit.config.schema import AnalysisConfig
 from distill_lit.report.analysed import analyse
 from distill_lit.report.drawing import draw_tables

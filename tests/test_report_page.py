@@ -18,9 +18,9 @@ import pytest
 from synthetic import build
 
 from distill_lit import report
-from distill_lit.analysis.frontier import frontier
-from distill_lit.analysis.groups import Group
-from distill_lit.analysis.longtail import LongTail
+from distill_lit.analysis.long_tail import LongTail
+from distill_lit.analysis.model_groups import Group
+from distill_lit.analysis.pareto import frontier
 from distill_lit.config.schema import AnalysisConfig
 from distill_lit.report.analysed import Analysed, analyse
 from distill_lit.report.confidence_figure import confidence_figure

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from distill_lit.analysis.scaling import fit_law, is_grid, refusal, scaling_runs
+from distill_lit.analysis.scaling_law import fit_law, is_grid, refusal, scaling_runs
 from distill_lit.cli.main import main
 
 SIZES = {"large": 8e6, "middle": 4e6, "small": 1e6}

@@ -12,7 +12,7 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from distill_lit.analysis import statistics as st
+from distill_lit.analysis import significance as st
 from distill_lit.analysis.bootstrap import cluster_counts, replicate_means, replicate_sums, seed_weights, task_seed
 
 

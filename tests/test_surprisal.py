@@ -11,7 +11,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from synthetic import build
 
-from distill_lit.analysis.axes import axis_values, stratify
+from distill_lit.analysis.document_axes import axis_values, stratify
 from distill_lit.analysis.results import load_results
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.evaluation import prefix_tree_lm as harness

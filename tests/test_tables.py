@@ -13,16 +13,16 @@ import pytest
 from scipy.stats import false_discovery_control
 from synthetic import build
 
-from distill_lit.analysis.groups import baseline_of, groups_of
-from distill_lit.analysis.longtail import long_tail
+from distill_lit.analysis.long_tail import long_tail
+from distill_lit.analysis.model_groups import baseline_of, groups_of
 from distill_lit.analysis.results import load_results
+from distill_lit.analysis.score_table import MACRO, score_frame
 from distill_lit.analysis.scores import macro_retention, score
-from distill_lit.analysis.tabulate import MACRO, score_frame
-from distill_lit.analysis.verdict import headline, verdict
-from distill_lit.analysis.wording import bounds, count, listed, number, p_value, points
 from distill_lit.config.schema import AnalysisConfig
 from distill_lit.report.analysed import analyse
 from distill_lit.report.drawing import draw_tables
+from distill_lit.report.number_format import bounds, count, listed, number, p_value, points
+from distill_lit.report.summary import headline, verdict
 from distill_lit.report.table import (
     Cell,
     Table,

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from distill_lit.analysis.panel import TaskPanel
+from distill_lit.analysis.response_matrix import TaskPanel
 from distill_lit.analysis.scores import Scores
-from distill_lit.analysis.statistics import clustered_mcnemar, mcnemar
+from distill_lit.analysis.significance import clustered_mcnemar, mcnemar
 
 FLIP_COLUMNS = ["right_t", "right_s", "chosen_t", "chosen_s", "flip", "cluster"]
 MODAL_SEEDS = 3  # from which a flip of the modal prediction counts as lost in distillation

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from distill_lit.analysis.cost import add_costs, read_costs
-from distill_lit.analysis.merging import benchmark_of, merge_documents, merge_frame, merge_meta
+from distill_lit.analysis.inference_cost import add_costs, read_costs
+from distill_lit.analysis.task_groups import benchmark_of, merge_documents, merge_frame, merge_meta
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import read_json
 

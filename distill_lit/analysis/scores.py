@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from distill_lit.analysis import statistics as st
+from distill_lit.analysis import significance as st
 from distill_lit.analysis.bootstrap import replicate_means, seed_weights, task_seed
-from distill_lit.analysis.groups import Group, groups_of
-from distill_lit.analysis.panel import Panel, TaskPanel, panel_of
+from distill_lit.analysis.model_groups import Group, groups_of
+from distill_lit.analysis.response_matrix import Panel, TaskPanel, panel_of
 from distill_lit.analysis.results import Results
 from distill_lit.config.schema import AnalysisConfig
 

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from distill_lit.analysis.axes import MISSING, Axis
-from distill_lit.analysis.statistics import benjamini_hochberg, fisher_greater
+from distill_lit.analysis.document_axes import MISSING, Axis
+from distill_lit.analysis.significance import benjamini_hochberg, fisher_greater
 
 CANDIDATES = 10  # slices taken from the discovery half
 LEVEL = 2  # axes that may define a slice together

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from distill_lit.analysis.axes import Axis
 from distill_lit.analysis.bootstrap import replicate_sums, seed_weights, task_seed
+from distill_lit.analysis.document_axes import Axis
 from distill_lit.analysis.scores import Scores
 
 Floats = NDArray[np.floating]

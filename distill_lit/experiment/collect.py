@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from distill_lit import data
-from distill_lit.analysis.axes import content_words
+from distill_lit.analysis.document_axes import content_words
 from distill_lit.config import ExperimentConfig, expand, to_yaml
 from distill_lit.experiment import run as work
 from distill_lit.experiment.fingerprint import held_out_identity

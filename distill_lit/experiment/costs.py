@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from distill_lit.analysis.cost import read_costs, summarise
+from distill_lit.analysis.inference_cost import read_costs, summarise
 from distill_lit.config import ExperimentConfig, decisive, to_dict
 from distill_lit.experiment import run as work
 from distill_lit.experiment.fingerprint import TEACHER

@@ -27,7 +27,7 @@ def draw(folder: Path, result: Any) -> list[Path]:
 def draw_scaling(folders: list[Path], out: Path) -> tuple[list[Any], list[Path]]:
     """(rich table of how the students of several experiments scale and what is said below it, files drawn into `out`).
     Raises UserError where there is no curve to draw."""
-    from distill_lit.analysis.scaling import fit_law, is_grid
+    from distill_lit.analysis.scaling_law import fit_law, is_grid
     from distill_lit.report import scaling
     from distill_lit.report.terminal import rich_table
     from distill_lit.utils.exceptions import UserError

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from distill_lit.analysis.longtail import LongTail, long_tail
+from distill_lit.analysis.long_tail import LongTail, long_tail
 from distill_lit.analysis.results import load_results
-from distill_lit.analysis.scaling import scaling_runs
+from distill_lit.analysis.scaling_law import scaling_runs
+from distill_lit.analysis.score_table import score_frame
 from distill_lit.analysis.scores import Scores, score
-from distill_lit.analysis.statement import loss_statement
-from distill_lit.analysis.tabulate import score_frame
-from distill_lit.analysis.verdict import headline, verdict
 from distill_lit.config.schema import AnalysisConfig
+from distill_lit.report.loss_statement import loss_statement
+from distill_lit.report.summary import headline, verdict
 from distill_lit.report.tables import with_training_flops
 
 

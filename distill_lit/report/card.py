@@ -2,9 +2,9 @@
 
 import pandas as pd
 
-from distill_lit.analysis.tabulate import MACRO
-from distill_lit.analysis.wording import points
+from distill_lit.analysis.score_table import MACRO
 from distill_lit.report.analysed import Analysed
+from distill_lit.report.number_format import points
 from distill_lit.report.table import Cell, Table, paragraphs, to_markdown
 from distill_lit.report.tables import provenance, watermark
 

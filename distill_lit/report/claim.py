@@ -1,8 +1,8 @@
 """The claim "most of the quality at a fraction of the cost", judged per student and cost axis."""
 
-from distill_lit.analysis.frontier import COST_AXES, claims, cost_axes, hypervolumes
+from distill_lit.analysis.pareto import COST_AXES, claims, cost_axes, hypervolumes
 from distill_lit.analysis.scores import Scores
-from distill_lit.analysis.wording import number, points, with_bounds
+from distill_lit.report.number_format import number, points, with_bounds
 from distill_lit.report.table import Cell, Table
 from distill_lit.report.tables import watermark
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from distill_lit.analysis.confidence import confidence_curves
+from distill_lit.analysis.calibration import confidence_curves
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.style import RC, first_of, line_styles, marker_options, plain, role_style, stamp
 from distill_lit.report.tables import watermark

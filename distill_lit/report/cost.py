@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from distill_lit.analysis.cost import MEASURED
-from distill_lit.analysis.groups import Group, cost_of
+from distill_lit.analysis.inference_cost import MEASURED
+from distill_lit.analysis.model_groups import Group, cost_of
 from distill_lit.analysis.scores import Scores
-from distill_lit.analysis.wording import ABSENT, count, data_size, number
+from distill_lit.report.number_format import ABSENT, count, data_size, number
 from distill_lit.report.table import Cell, Table
 from distill_lit.report.tables import watermark
 

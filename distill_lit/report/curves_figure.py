@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from distill_lit.analysis.groups import Group, cost_of
+from distill_lit.analysis.model_groups import Group, cost_of
 from distill_lit.analysis.results import reads_different_text
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.style import RC, line_styles, linestyle, plain

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from distill_lit.analysis.frontier import cost_axes, frontier
+from distill_lit.analysis.pareto import cost_axes, frontier
 from distill_lit.report.analysed import Analysed
 from distill_lit.report.claim import claim_table
 from distill_lit.report.confidence_figure import confidence_figure

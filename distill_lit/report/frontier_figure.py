@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from distill_lit.analysis.frontier import COST_AXES
-from distill_lit.analysis.groups import AS_THEY_ARE, ROLE_WORDS
-from distill_lit.analysis.wording import count
+from distill_lit.analysis.model_groups import AS_THEY_ARE, ROLE_WORDS
+from distill_lit.analysis.pareto import COST_AXES
 from distill_lit.report.labels import ON_LINE, place_labels, segment_boxes
+from distill_lit.report.number_format import count
 from distill_lit.report.style import GREY, INK, RC, bar_options, linestyle, plain, role_style, stamp
 
 DODGE = 0.012  # share of the axis by which roles of one student stand apart

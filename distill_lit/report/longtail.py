@@ -3,11 +3,11 @@
 import numpy as np
 import pandas as pd
 
-from distill_lit.analysis.axes import Axis, zipf_of
-from distill_lit.analysis.longtail import AT_CHANCE, INSUFFICIENT, LongTail, averaged_flips
+from distill_lit.analysis.document_axes import Axis, zipf_of
+from distill_lit.analysis.long_tail import AT_CHANCE, INSUFFICIENT, LongTail, averaged_flips
+from distill_lit.analysis.score_table import opponents
 from distill_lit.analysis.scores import Scores
-from distill_lit.analysis.tabulate import opponents
-from distill_lit.analysis.wording import ABSENT, number, p_value, points, with_bounds
+from distill_lit.report.number_format import ABSENT, number, p_value, points, with_bounds
 from distill_lit.report.table import Cell, Table, escape_markdown, paragraphs, to_markdown
 from distill_lit.report.tables import left_out, provenance, watermark
 

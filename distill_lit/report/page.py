@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from distill_lit.analysis.confidence import choice_softmax
-from distill_lit.analysis.frontier import COST_AXES, cost_axes, frontier
-from distill_lit.analysis.groups import AS_THEY_ARE, ROLE_WORDS
-from distill_lit.analysis.scaling import is_grid
+from distill_lit.analysis.calibration import choice_softmax
+from distill_lit.analysis.model_groups import AS_THEY_ARE, ROLE_WORDS
+from distill_lit.analysis.pareto import COST_AXES, cost_axes, frontier
+from distill_lit.analysis.scaling_law import is_grid
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.analysed import Analysed
 from distill_lit.report.claim import claim_table

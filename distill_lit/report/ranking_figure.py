@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from distill_lit.analysis.wording import count
+from distill_lit.report.number_format import count
 from distill_lit.report.style import GREY, RC, bar_options, plain, role_style, stamp
 
 CROWDED = 3  # trained models of one kind and cost, above which they cannot be told apart beside each other

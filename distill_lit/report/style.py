@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from distill_lit.analysis.groups import Group
+from distill_lit.analysis.model_groups import Group
 from distill_lit.utils.files import writing
 
 # Okabe & Ito 2008: told apart by colour-blind readers; the lightness differs too, and so do the shapes

@@ -7,10 +7,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from distill_lit.analysis import scores as sc
-from distill_lit.analysis.groups import cost_of
+from distill_lit.analysis.model_groups import cost_of
+from distill_lit.analysis.score_table import opponents
 from distill_lit.analysis.scores import Scores
-from distill_lit.analysis.statistics import ROUNDING, percentile_interval
-from distill_lit.analysis.tabulate import opponents
+from distill_lit.analysis.significance import ROUNDING, percentile_interval
 
 Floats = NDArray[np.floating]
 

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from distill_lit.analysis import statistics as st
-from distill_lit.analysis.axes import RARITY
+from distill_lit.analysis import significance as st
 from distill_lit.analysis.bootstrap import cluster_counts, task_seed
+from distill_lit.analysis.document_axes import RARITY
+from distill_lit.analysis.score_table import opponents
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.slices import discovery_half
-from distill_lit.analysis.tabulate import opponents
 
 Floats = NDArray[np.floating]
 WORST_SHARE = 0.1

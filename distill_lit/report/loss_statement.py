@@ -2,11 +2,11 @@
 
 import pandas as pd
 
-from distill_lit.analysis.axes import RARITY
-from distill_lit.analysis.longtail import INSUFFICIENT, LongTail, averaged_flips
+from distill_lit.analysis.document_axes import RARITY
+from distill_lit.analysis.long_tail import INSUFFICIENT, LongTail, averaged_flips
+from distill_lit.analysis.score_table import MACRO, why_no_average, without_teacher
 from distill_lit.analysis.scores import Scores
-from distill_lit.analysis.tabulate import MACRO, why_no_average, without_teacher
-from distill_lit.analysis.wording import bounds, listed, number, points, with_bounds
+from distill_lit.report.number_format import bounds, listed, number, points, with_bounds
 
 SLICES_NAMED = 3
 

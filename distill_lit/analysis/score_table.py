@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 
 from distill_lit.analysis import scores as sc
-from distill_lit.analysis.groups import AS_THEY_ARE, baseline_of, cost_of
+from distill_lit.analysis.model_groups import AS_THEY_ARE, baseline_of, cost_of
 from distill_lit.analysis.scores import Scores
-from distill_lit.analysis.statistics import benjamini_hochberg, cluster_error, detectable_effect, holm
-from distill_lit.analysis.wording import listed
+from distill_lit.analysis.significance import benjamini_hochberg, cluster_error, detectable_effect, holm
+from distill_lit.report.number_format import listed
 
 MACRO = "macro average"
 RETENTION_FLOOR = 0.05  # the teacher's lower bound above chance from which a ratio to it means something

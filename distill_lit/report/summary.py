@@ -2,9 +2,9 @@
 
 import pandas as pd
 
+from distill_lit.analysis.score_table import MACRO, opponents, why_no_average, without_teacher
 from distill_lit.analysis.scores import Scores
-from distill_lit.analysis.tabulate import MACRO, opponents, why_no_average, without_teacher
-from distill_lit.analysis.wording import bounds, count, listed, number, points, with_bounds
+from distill_lit.report.number_format import bounds, count, listed, number, points, with_bounds
 
 
 def verdict(scores: Scores, frame: pd.DataFrame) -> list[str]:

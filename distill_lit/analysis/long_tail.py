@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from distill_lit.analysis import statistics as st
-from distill_lit.analysis.axes import MISSING, SECONDARY, Axis, axis_values, stratify
-from distill_lit.analysis.confidence import confidence_table
+from distill_lit.analysis import significance as st
+from distill_lit.analysis.calibration import confidence_table
+from distill_lit.analysis.document_axes import MISSING, SECONDARY, Axis, axis_values, stratify
 from distill_lit.analysis.flips import document_flips, flip_counts
+from distill_lit.analysis.score_table import RETENTION_FLOOR, opponents
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.slices import find_slices
 from distill_lit.analysis.strata import Pooled, pool
-from distill_lit.analysis.tabulate import RETENTION_FLOOR, opponents
 
 Floats = NDArray[np.floating]
 TESTABLE_DOCUMENTS = 100
