@@ -33,7 +33,7 @@ from distill_lit.models import load_config, load_model, size_of
 from distill_lit.profiling.energy import _processor_meter
 from distill_lit.profiling.inference import check_positions, generate, measure_costs
 from distill_lit.profiling.memory import read_peak, start_peak
-from distill_lit.report.cost import break_even, cost_table
+from distill_lit.report.tables.inference_cost import break_even, cost_table
 from distill_lit.utils.exceptions import UserError
 
 ROOT = Path(__file__).parent.parent

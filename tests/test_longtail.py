@@ -22,8 +22,8 @@ from distill_lit.analysis.score_table import score_frame
 from distill_lit.analysis.scores import Scores, score
 from distill_lit.analysis.strata import pool
 from distill_lit.config.schema import AnalysisConfig
-from distill_lit.report.analysed import analyse
-from distill_lit.report.longtail import longtail_markdown
+from distill_lit.report.bundle import analyse
+from distill_lit.report.loss_report import longtail_markdown
 from distill_lit.report.loss_statement import loss_statement
 
 ANALYSIS = AnalysisConfig(bootstrap=1000)

@@ -14,13 +14,13 @@ from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scores import macro_score, task_score
 from distill_lit.analysis.significance import wilson
 from distill_lit.config.schema import AnalysisConfig
-from distill_lit.report.analysed import analyse
-from distill_lit.report.drawing import draw_tables
-from distill_lit.report.longtail import longtail_frame, longtail_markdown
-from distill_lit.report.page import draw_page
-from distill_lit.report.table import to_csv
-from distill_lit.report.tables import main_table
-from distill_lit.report.terminal import TerminalTable
+from distill_lit.report.bundle import analyse
+from distill_lit.report.formats.table import to_csv
+from distill_lit.report.formats.terminal import TerminalTable
+from distill_lit.report.loss_report import longtail_frame, longtail_markdown
+from distill_lit.report.render import draw_tables
+from distill_lit.report.tables.scores import main_table
+from distill_lit.report.web.report_page import draw_page
 from distill_lit.utils.exceptions import UserError
 
 FAST = AnalysisConfig(bootstrap=300)

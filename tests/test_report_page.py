@@ -22,17 +22,17 @@ from distill_lit.analysis.long_tail import LongTail
 from distill_lit.analysis.model_groups import Group
 from distill_lit.analysis.pareto import frontier
 from distill_lit.config.schema import AnalysisConfig
-from distill_lit.report.analysed import Analysed, analyse
-from distill_lit.report.confidence_figure import confidence_figure
-from distill_lit.report.curves_figure import curves_figure
-from distill_lit.report.frontier_figure import _once, frontier_figure
-from distill_lit.report.html import document, embed_json, escape, to_html
-from distill_lit.report.index import draw_index, draw_summary
-from distill_lit.report.longtail_figure import longtail_figure
-from distill_lit.report.page import changed_documents, curve_lines, draw_page, frontiers, payload
-from distill_lit.report.ranking_figure import is_crowded, ranking_figure
-from distill_lit.report.style import GREY, ROLE_STYLE, line_styles, role_style, variant_numbers
-from distill_lit.report.table import Cell, Table
+from distill_lit.report.bundle import Analysed, analyse
+from distill_lit.report.figures.calibration import confidence_figure
+from distill_lit.report.figures.long_tail import longtail_figure
+from distill_lit.report.figures.pareto import _once, frontier_figure
+from distill_lit.report.figures.ranking import is_crowded, ranking_figure
+from distill_lit.report.figures.style import GREY, ROLE_STYLE, line_styles, role_style, variant_numbers
+from distill_lit.report.figures.training_curves import curves_figure
+from distill_lit.report.formats.table import Cell, Table
+from distill_lit.report.web.html_page import document, embed_json, escape, to_html
+from distill_lit.report.web.index_page import draw_index, draw_summary
+from distill_lit.report.web.report_page import changed_documents, curve_lines, draw_page, frontiers, payload
 
 FAST = AnalysisConfig(bootstrap=300)
 ATTACK = "</script><script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\">"

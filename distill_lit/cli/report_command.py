@@ -11,7 +11,7 @@ from distill_lit.config import ExperimentConfig
 from distill_lit.utils.exceptions import UserError
 
 if TYPE_CHECKING:
-    from distill_lit.report.analysed import Analysed
+    from distill_lit.report.bundle import Analysed
 
 
 def draw_results(folder: Path, config: ExperimentConfig, console: Console) -> "Analysed":

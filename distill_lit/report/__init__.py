@@ -11,7 +11,7 @@ def analyse(folder: Path, analysis: AnalysisConfig, name: str, question: str = "
 
     Raises UserError when records are missing or models cannot be compared.
     """
-    from distill_lit.report.analysed import analyse as analysed
+    from distill_lit.report.bundle import analyse as analysed
 
     return analysed(folder, analysis, name, question)
 
@@ -19,7 +19,7 @@ def analyse(folder: Path, analysis: AnalysisConfig, name: str, question: str = "
 def draw(folder: Path, result: Any) -> list[Path]:
     """Draws every table, figure and page of an analysed experiment into its results folder, and the index of all
     beside it; returns the paths written."""
-    from distill_lit.report.drawing import draw_analysed
+    from distill_lit.report.render import draw_analysed
 
     return draw_analysed(folder, result)
 
@@ -28,8 +28,8 @@ def draw_scaling(folders: list[Path], out: Path) -> tuple[list[Any], list[Path]]
     """(rich table of how the students of several experiments scale and what is said below it, files drawn into `out`).
     Raises UserError where there is no curve to draw."""
     from distill_lit.analysis.scaling_law import fit_law, is_grid
-    from distill_lit.report import scaling
-    from distill_lit.report.terminal import rich_table
+    from distill_lit.report.formats.terminal import rich_table
+    from distill_lit.report.tables import scaling
     from distill_lit.utils.exceptions import UserError
 
     runs = scaling.read_runs(folders)
@@ -42,13 +42,13 @@ def draw_scaling(folders: list[Path], out: Path) -> tuple[list[Any], list[Path]]
 
 def terminal_table(result: Any) -> Any:
     """A rich renderable of the score table and the verdict, as wide as the console it is printed on."""
-    from distill_lit.report.terminal import TerminalTable
+    from distill_lit.report.formats.terminal import TerminalTable
 
     return TerminalTable(result)
 
 
 def cards(result: Any) -> dict[str, str]:
     """{model id of a student: Markdown of its scores beside its teacher's and what it lost}, for its model card."""
-    from distill_lit.report.card import cards as written
+    from distill_lit.report.model_card import cards as written
 
     return written(result)

@@ -7,9 +7,9 @@ import pandas as pd
 
 from distill_lit.analysis.model_groups import AS_THEY_ARE, ROLE_WORDS
 from distill_lit.analysis.pareto import COST_AXES
-from distill_lit.report.labels import ON_LINE, place_labels, segment_boxes
+from distill_lit.report.figures.label_placement import ON_LINE, place_labels, segment_boxes
+from distill_lit.report.figures.style import GREY, INK, RC, bar_options, linestyle, plain, role_style, stamp
 from distill_lit.report.number_format import count
-from distill_lit.report.style import GREY, INK, RC, bar_options, linestyle, plain, role_style, stamp
 
 DODGE = 0.012  # share of the axis by which roles of one student stand apart
 ROLE_SHIFT = {"untouched": -1, "ce_only": 0, "distilled": 1}

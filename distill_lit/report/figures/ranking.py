@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from distill_lit.report.figures.style import GREY, RC, bar_options, plain, role_style, stamp
 from distill_lit.report.number_format import count
-from distill_lit.report.style import GREY, RC, bar_options, plain, role_style, stamp
 
 CROWDED = 3  # trained models of one kind and cost, above which they cannot be told apart beside each other
 

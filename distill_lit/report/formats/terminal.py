@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from distill_lit.report.analysed import Analysed
-from distill_lit.report.table import Table
-from distill_lit.report.tables import main_table
+from distill_lit.report.bundle import Analysed
+from distill_lit.report.formats.table import Table
+from distill_lit.report.tables.scores import main_table
 
 
 @dataclass(frozen=True)

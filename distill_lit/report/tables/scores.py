@@ -10,8 +10,8 @@ from distill_lit.analysis.model_groups import AS_THEY_ARE
 from distill_lit.analysis.results import reads_different_text
 from distill_lit.analysis.score_table import AGAINST, COSTS, MACRO
 from distill_lit.analysis.scores import Scores
+from distill_lit.report.formats.table import Cell, Table
 from distill_lit.report.number_format import ABSENT, NOT_AVAILABLE, bounds, count, listed, number, points, with_bounds
-from distill_lit.report.table import Cell, Table
 
 FEW_DOCUMENTS, FEW_PASSAGES = 30, 10
 _P = [f"{who}_p" for who in AGAINST]

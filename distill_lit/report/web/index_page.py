@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from distill_lit.report.analysed import Analysed
-from distill_lit.report.html import document, escape, paragraphs
-from distill_lit.report.tables import watermark
+from distill_lit.report.bundle import Analysed
+from distill_lit.report.tables.scores import watermark
+from distill_lit.report.web.html_page import document, escape, paragraphs
 from distill_lit.utils.files import read_json, write_json, write_text
 
 

@@ -7,9 +7,9 @@ from distill_lit.analysis.document_axes import Axis, zipf_of
 from distill_lit.analysis.long_tail import AT_CHANCE, INSUFFICIENT, LongTail, averaged_flips
 from distill_lit.analysis.score_table import opponents
 from distill_lit.analysis.scores import Scores
+from distill_lit.report.formats.table import Cell, Table, escape_markdown, paragraphs, to_markdown
 from distill_lit.report.number_format import ABSENT, number, p_value, points, with_bounds
-from distill_lit.report.table import Cell, Table, escape_markdown, paragraphs, to_markdown
-from distill_lit.report.tables import left_out, provenance, watermark
+from distill_lit.report.tables.scores import left_out, provenance, watermark
 
 EXAMPLES = 5  # lost documents shown per student
 PROMPT_CHARS = 300

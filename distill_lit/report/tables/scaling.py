@@ -7,9 +7,9 @@ import pandas as pd
 
 from distill_lit.analysis.results import read_cells
 from distill_lit.analysis.scaling_law import Law, is_grid, refusal, scaling_runs
+from distill_lit.report.figures.style import GREY, RC, VARIANT_COLOURS, VARIANT_MARKERS, plain, save_figure
+from distill_lit.report.formats.table import Cell, Table, to_csv, to_markdown
 from distill_lit.report.number_format import count, number
-from distill_lit.report.style import GREY, RC, VARIANT_COLOURS, VARIANT_MARKERS, plain, save_figure
-from distill_lit.report.table import Cell, Table, to_csv, to_markdown
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import write_text
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from importlib import resources
 from typing import Any
 
-from distill_lit.report.table import Table
+from distill_lit.report.formats.table import Table
 
 # no source but the page itself: even a mistake above could not call out
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src 'self' data:; base-uri 'none'"

@@ -14,7 +14,7 @@ from distill_lit.analysis.scores import Scores, score
 from distill_lit.config.schema import AnalysisConfig
 from distill_lit.report.loss_statement import loss_statement
 from distill_lit.report.summary import headline, verdict
-from distill_lit.report.tables import with_training_flops
+from distill_lit.report.tables.scores import with_training_flops
 
 
 @dataclass(frozen=True)

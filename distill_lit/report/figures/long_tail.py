@@ -7,7 +7,17 @@ import pandas as pd
 
 from distill_lit.analysis.document_axes import MISSING, RARITY
 from distill_lit.analysis.long_tail import LongTail
-from distill_lit.report.style import GREY, RC, bar_options, first_of, linestyle, marker_options, plain, role_style, stamp
+from distill_lit.report.figures.style import (
+    GREY,
+    RC,
+    bar_options,
+    first_of,
+    linestyle,
+    marker_options,
+    plain,
+    role_style,
+    stamp,
+)
 
 MAX_ROWS = 6  # students drawn
 

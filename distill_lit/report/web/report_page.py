@@ -12,16 +12,16 @@ from distill_lit.analysis.model_groups import AS_THEY_ARE, ROLE_WORDS
 from distill_lit.analysis.pareto import COST_AXES, cost_axes, frontier
 from distill_lit.analysis.scaling_law import is_grid
 from distill_lit.analysis.scores import Scores
-from distill_lit.report.analysed import Analysed
-from distill_lit.report.claim import claim_table
-from distill_lit.report.cost import cost_table
-from distill_lit.report.curves_figure import mean_curve
-from distill_lit.report.html import asset, document, embed_json, escape, paragraphs, to_html
-from distill_lit.report.longtail import contrast_table, flip_table, reads_other_text
-from distill_lit.report.scaling import scaling_table
-from distill_lit.report.style import ROLE_STYLE, line_styles, numbered, role_style, variant_numbers
-from distill_lit.report.table import Table
-from distill_lit.report.tables import detail_table, main_table, provenance, watermark
+from distill_lit.report.bundle import Analysed
+from distill_lit.report.figures.style import ROLE_STYLE, line_styles, numbered, role_style, variant_numbers
+from distill_lit.report.figures.training_curves import mean_curve
+from distill_lit.report.formats.table import Table
+from distill_lit.report.loss_report import contrast_table, flip_table, reads_other_text
+from distill_lit.report.tables.efficiency_claim import claim_table
+from distill_lit.report.tables.inference_cost import cost_table
+from distill_lit.report.tables.scaling import scaling_table
+from distill_lit.report.tables.scores import detail_table, main_table, provenance, watermark
+from distill_lit.report.web.html_page import asset, document, embed_json, escape, paragraphs, to_html
 from distill_lit.utils.files import read_json, write_text
 
 MAX_DOCUMENTS = 3000  # changed documents on the page; the rest stays in records/

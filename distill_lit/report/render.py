@@ -7,21 +7,21 @@ from typing import Any
 import pandas as pd
 
 from distill_lit.analysis.pareto import cost_axes, frontier
-from distill_lit.report.analysed import Analysed
-from distill_lit.report.claim import claim_table
-from distill_lit.report.confidence_figure import confidence_figure
-from distill_lit.report.cost import cost_table
-from distill_lit.report.curves_figure import curves_figure
-from distill_lit.report.frontier_figure import frontier_figure
-from distill_lit.report.index import draw_index, draw_summary
-from distill_lit.report.longtail import longtail_frame, longtail_markdown, reads_other_text
-from distill_lit.report.longtail_figure import longtail_figure
-from distill_lit.report.page import draw_page
-from distill_lit.report.ranking_figure import is_crowded, ranking_figure
-from distill_lit.report.scaling import draw_scaling
-from distill_lit.report.style import save_figure, variant_numbers
-from distill_lit.report.table import cell_markdown, escape_markdown, paragraphs, to_csv, to_latex, to_markdown
-from distill_lit.report.tables import csv_frame, detail_table, main_table, watermark
+from distill_lit.report.bundle import Analysed
+from distill_lit.report.figures.calibration import confidence_figure
+from distill_lit.report.figures.long_tail import longtail_figure
+from distill_lit.report.figures.pareto import frontier_figure
+from distill_lit.report.figures.ranking import is_crowded, ranking_figure
+from distill_lit.report.figures.style import save_figure, variant_numbers
+from distill_lit.report.figures.training_curves import curves_figure
+from distill_lit.report.formats.table import cell_markdown, escape_markdown, paragraphs, to_csv, to_latex, to_markdown
+from distill_lit.report.loss_report import longtail_frame, longtail_markdown, reads_other_text
+from distill_lit.report.tables.efficiency_claim import claim_table
+from distill_lit.report.tables.inference_cost import cost_table
+from distill_lit.report.tables.scaling import draw_scaling
+from distill_lit.report.tables.scores import csv_frame, detail_table, main_table, watermark
+from distill_lit.report.web.index_page import draw_index, draw_summary
+from distill_lit.report.web.report_page import draw_page
 from distill_lit.utils.files import write_text
 
 

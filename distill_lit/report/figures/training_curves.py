@@ -7,7 +7,7 @@ import pandas as pd
 from distill_lit.analysis.model_groups import Group, cost_of
 from distill_lit.analysis.results import reads_different_text
 from distill_lit.analysis.scores import Scores
-from distill_lit.report.style import RC, line_styles, linestyle, plain
+from distill_lit.report.figures.style import RC, line_styles, linestyle, plain
 
 ON_THE_WAY = "evaluation/above_chance"  # where evaluation.every asks for scores during training
 PANELS = (

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_lit.report.style import GREY, marker_options
+from distill_lit.report.figures.style import GREY, marker_options
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1
