@@ -24,10 +24,10 @@ from distill_lit.experiment.validation import check_experiment
 from distill_lit.generation.sampling import Sampling, write_batch
 from distill_lit.losses import build_objective
 from distill_lit.models import load_model
-from distill_lit.signals import on_policy
-from distill_lit.signals.on_policy import StudentText, _TeacherMix, describe
 from distill_lit.teachers import LiveTeacher
+from distill_lit.training import on_policy
 from distill_lit.training.distiller import Distiller, HeadSettings
+from distill_lit.training.on_policy import StudentText, _TeacherMix, describe
 from distill_lit.training.trainer import Run, train
 from distill_lit.utils.distributed.ranks import this_rank
 from distill_lit.utils.distributed.spawn import together
@@ -341,7 +341,7 @@ def test_every_rank_draws_and_keeps_text_of_its_own(
     assert not any(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(one, other, strict=True))
     texts = [StudentText(config, [2], VOCABULARY, None, 0, steps=10) for _ in range(2)]
     for rank, text in enumerate(texts):
-        monkeypatch.setattr("distill_lit.signals.on_policy.this_rank", lambda rank=rank: rank)
+        monkeypatch.setattr("distill_lit.training.on_policy.this_rank", lambda rank=rank: rank)
         text.load_state_dict(torch.load(path, weights_only=True)["student_text"])
     replayed = [text.rewrite(make_batch(prepared.train, np.arange(1), 1), None, 0, 0) for text in texts]
     assert any(torch.equal(replayed[0][0]["input_ids"], batch["input_ids"]) for batch in one)

@@ -43,11 +43,11 @@ from distill_lit.models import (
 )
 from distill_lit.models.loading import may_run_code
 from distill_lit.models.student import kept_layers
-from distill_lit.signals.on_policy import StudentText
 from distill_lit.teachers import TeacherSignal
 from distill_lit.training.callbacks.evaluation import MidwayEvaluation
 from distill_lit.training.distiller import Distiller, HeadSettings
 from distill_lit.training.feature_alignment import Matching, build_matching
+from distill_lit.training.on_policy import StudentText
 from distill_lit.training.tensorboard_summary import Layout
 from distill_lit.training.trainer import Report, Run, train, validate
 from distill_lit.utils import hardware

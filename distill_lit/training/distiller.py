@@ -15,9 +15,9 @@ from distill_lit.losses.lm_head import body_of, head_of
 from distill_lit.losses.targets import IGNORED, ForeignTarget
 from distill_lit.models.activations import States, Wanted, watching
 from distill_lit.models.packing_check import last_hidden
-from distill_lit.signals.on_policy import StudentText
 from distill_lit.teachers import InnerSignal, TeacherSignal
 from distill_lit.training.feature_alignment import Matching
+from distill_lit.training.on_policy import StudentText
 from distill_lit.training.timer import Clock
 from distill_lit.utils.exceptions import UserError
 
