@@ -120,7 +120,7 @@ def start(file: Path, root: Path, cache: Path) -> subprocess.Popen[bytes]:
     root.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "DISTILL_LIT_CACHE": str(cache), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     log = (root / "driver.log").open("ab")
-    words = [sys.executable, "-m", "distill_lit.cli.main", "run", str(file), "--root", str(root)]
+    words = [sys.executable, "-m", "distill_lit", "run", str(file), "--root", str(root)]
     return subprocess.Popen(words, cwd=HERE, env=environment, stdout=log, stderr=log)
 
 

@@ -230,7 +230,7 @@ baselines: [teacher]
 
     def run(command: str, *more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "distill_lit.cli.main", command, str(file), "--root", str(tmp_path), *more],
+            [sys.executable, "-m", "distill_lit", command, str(file), "--root", str(tmp_path), *more],
             capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
         )  # fmt: skip
 

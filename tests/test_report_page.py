@@ -29,10 +29,13 @@ from distill_lit.report.figures.pareto import _once, frontier_figure
 from distill_lit.report.figures.ranking import is_crowded, ranking_figure
 from distill_lit.report.figures.style import GREY, ROLE_STYLE, line_styles, role_style, variant_numbers
 from distill_lit.report.figures.training_curves import curves_figure
+from distill_lit.report.formats.html_table import escape, to_html
 from distill_lit.report.formats.table import Cell, Table
-from distill_lit.report.web.html_page import document, embed_json, escape, to_html
-from distill_lit.report.web.index_page import draw_index, draw_summary
-from distill_lit.report.web.report_page import changed_documents, curve_lines, draw_page, frontiers, payload
+from distill_lit.report.render import draw_summary
+from distill_lit.report.web.html_page import document, embed_json
+from distill_lit.report.web.index_page import draw_index
+from distill_lit.report.web.page_data import changed_documents, curve_lines, frontiers, payload
+from distill_lit.report.web.report_page import draw_page
 
 FAST = AnalysisConfig(bootstrap=300)
 ATTACK = "</script><script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\">"
@@ -177,7 +180,7 @@ def contrast(colour: object) -> float:
 
 def test_text_has_contrast() -> None:
     """WCAG AA, 4.5 to 1, of the page's text colours on white; no other colour is given to text."""
-    css = (Path(report.__file__).parent / "page.css").read_text()
+    css = (Path(report.__file__).parent / "web/page.css").read_text()
     for name in ("ink", "soft", "link"):
         colour = re.search(rf"--{name}: (#[0-9a-f]{{6}})", css)
         assert colour

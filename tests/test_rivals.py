@@ -100,7 +100,7 @@ def test_bad_rivals_are_refused(change: str, words: str) -> None:
 def test_they_are_evaluated_and_drawn(tmp_path: Path, tiny_teacher: Path, rival: Path, tiny_corpus: Path) -> None:
     file = write_experiment(tmp_path, tiny_teacher, rival, tiny_corpus)
     result = subprocess.run(
-        [sys.executable, "-m", "distill_lit.cli.main", "run", str(file), "--root", str(tmp_path)],
+        [sys.executable, "-m", "distill_lit", "run", str(file), "--root", str(tmp_path)],
         capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr

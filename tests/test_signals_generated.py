@@ -455,7 +455,7 @@ def test_a_corpus_is_either_generated_or_read(tmp_path: Path) -> None:
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command line, with the cache that holds the benchmark data."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DISTILL_LIT_CACHE": SHARED_CACHE}
-    command = [sys.executable, "-m", "distill_lit.cli.main", *arguments]
+    command = [sys.executable, "-m", "distill_lit", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
 
 

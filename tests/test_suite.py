@@ -36,7 +36,7 @@ NEUTRAL = {"clock", "errors", "files", "heads", "limits", "ranks", "targets"}
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "distill_lit.cli.main", *arguments],
+        [sys.executable, "-m", "distill_lit", *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,

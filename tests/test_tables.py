@@ -20,20 +20,14 @@ from distill_lit.analysis.score_table import MACRO, score_frame
 from distill_lit.analysis.scores import macro_retention, score
 from distill_lit.config.schema import AnalysisConfig
 from distill_lit.report.bundle import analyse
-from distill_lit.report.formats.table import (
-    Cell,
-    Table,
-    cell_markdown,
-    escape_latex,
-    escape_markdown,
-    to_csv,
-    to_latex,
-    to_markdown,
-)
+from distill_lit.report.formats.latex_table import escape_latex, to_latex
+from distill_lit.report.formats.markdown_table import cell_markdown, escape_markdown, to_markdown
+from distill_lit.report.formats.table import Cell, Table, to_csv
 from distill_lit.report.number_format import bounds, count, listed, number, p_value, points
 from distill_lit.report.render import draw_tables
 from distill_lit.report.summary import headline, verdict
-from distill_lit.report.tables.scores import main_table, provenance, with_training_flops
+from distill_lit.report.tables.footnotes import provenance
+from distill_lit.report.tables.scores import main_table, with_training_flops
 
 FAST = AnalysisConfig(bootstrap=500)
 NASTY = r"a|b`c` *d* _e_ <script>alert(1)</script> [x](javascript:1) $\input{/etc/passwd}$ 50% & #1 {z} ~ ^ \ 学生 ±é"

@@ -31,7 +31,7 @@ from distill_lit.experiment.run import is_built, is_evaluated, read_manifest, se
 from distill_lit.experiment.validation import check_against_teacher, check_asked, check_models
 from distill_lit.generation.corpus import check_keys
 from distill_lit.models import add_results, load_config, model_folder
-from distill_lit.report.tables.scores import departures, task_line
+from distill_lit.report.tables.footnotes import departures, task_line
 from distill_lit.training.tensorboard_summary import write_experiment
 from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError

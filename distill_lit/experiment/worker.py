@@ -25,7 +25,10 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(arguments: list[str]) -> None:
-    """`python -m distill_lit.experiment.worker ROOT EXPERIMENT.yaml THREADS`; cell names arrive as lines, events leave as lines."""
+    """`python -m distill_lit.experiment.worker ROOT EXPERIMENT.yaml THREADS`.
+
+    Cell names arrive as lines, events leave as lines.
+    """
     root, experiment, threads = Path(arguments[0]), Path(arguments[1]), int(arguments[2])
     leave_cluster()
     for number in (signal.SIGUSR1, signal.SIGUSR2):  # a training takes them for SIGTERM; otherwise they are the driver's

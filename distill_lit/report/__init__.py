@@ -29,15 +29,16 @@ def draw_scaling(folders: list[Path], out: Path) -> tuple[list[Any], list[Path]]
     Raises UserError where there is no curve to draw."""
     from distill_lit.analysis.scaling_law import fit_law, is_grid
     from distill_lit.report.formats.terminal import rich_table
-    from distill_lit.report.tables import scaling
+    from distill_lit.report.render import draw_scaling as drawn
+    from distill_lit.report.tables.scaling import read_runs, scaling_table
     from distill_lit.utils.exceptions import UserError
 
-    runs = scaling.read_runs(folders)
+    runs = read_runs(folders)
     if not is_grid(runs):
         raise UserError("no student was trained on two numbers of tokens, so there is no curve to draw")
     law = fit_law(runs)
-    table = scaling.scaling_table(runs, law)
-    return [rich_table(table), *table.below], scaling.draw_scaling(out, runs, law)
+    table = scaling_table(runs, law)
+    return [rich_table(table), *table.below], drawn(out, runs, law)
 
 
 def terminal_table(result: Any) -> Any:

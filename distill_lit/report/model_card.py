@@ -4,9 +4,10 @@ import pandas as pd
 
 from distill_lit.analysis.score_table import MACRO
 from distill_lit.report.bundle import Analysed
-from distill_lit.report.formats.table import Cell, Table, paragraphs, to_markdown
+from distill_lit.report.formats.markdown_table import paragraphs, to_markdown
+from distill_lit.report.formats.table import Cell, Table
 from distill_lit.report.number_format import points
-from distill_lit.report.tables.scores import provenance, watermark
+from distill_lit.report.tables.footnotes import provenance, watermark
 
 
 def cards(result: Analysed) -> dict[str, str]:

@@ -7,22 +7,28 @@ from typing import Any
 import pandas as pd
 
 from distill_lit.analysis.pareto import cost_axes, frontier
+from distill_lit.analysis.scaling_law import Law, is_grid
 from distill_lit.report.bundle import Analysed
 from distill_lit.report.figures.calibration import confidence_figure
 from distill_lit.report.figures.long_tail import longtail_figure
 from distill_lit.report.figures.pareto import frontier_figure
 from distill_lit.report.figures.ranking import is_crowded, ranking_figure
+from distill_lit.report.figures.scaling import scaling_figure
 from distill_lit.report.figures.style import save_figure, variant_numbers
 from distill_lit.report.figures.training_curves import curves_figure
-from distill_lit.report.formats.table import cell_markdown, escape_markdown, paragraphs, to_csv, to_latex, to_markdown
-from distill_lit.report.loss_report import longtail_frame, longtail_markdown, reads_other_text
+from distill_lit.report.formats.latex_table import to_latex
+from distill_lit.report.formats.markdown_table import cell_markdown, escape_markdown, paragraphs, to_markdown
+from distill_lit.report.formats.table import to_csv
+from distill_lit.report.loss_report import longtail_frame, longtail_markdown
 from distill_lit.report.tables.efficiency_claim import claim_table
+from distill_lit.report.tables.footnotes import watermark
 from distill_lit.report.tables.inference_cost import cost_table
-from distill_lit.report.tables.scaling import draw_scaling
-from distill_lit.report.tables.scores import csv_frame, detail_table, main_table, watermark
-from distill_lit.report.web.index_page import draw_index, draw_summary
+from distill_lit.report.tables.long_tail import reads_other_text
+from distill_lit.report.tables.scaling import scaling_table
+from distill_lit.report.tables.scores import csv_frame, detail_table, main_table
+from distill_lit.report.web.index_page import draw_index
 from distill_lit.report.web.report_page import draw_page
-from distill_lit.utils.files import write_text
+from distill_lit.utils.files import write_json, write_text
 
 
 def draw_analysed(folder: Path, result: Analysed) -> list[Path]:
@@ -130,3 +136,31 @@ def _save_or_remove(figure: Any, path: Path) -> list[Path]:
     for old in (path, path.with_suffix(".pdf")):
         old.unlink(missing_ok=True)
     return []
+
+
+def draw_summary(folder: Path, result: Analysed) -> Path:
+    """Writes summary.json: name, question, verdict, tasks and watermark, for the index and for other programs."""
+    summary = {
+        "name": result.name,
+        "question": result.question,
+        "headline": result.headline,
+        "verdict": result.verdict,
+        "tasks": result.scores.tasks,
+        "models": sum(len(group.models) for group in result.scores.groups),
+        "watermark": watermark(result.scores),
+    }
+    write_json(folder / "summary.json", summary)
+    return folder / "summary.json"
+
+
+def draw_scaling(folder: Path, runs: pd.DataFrame, law: Law | None) -> list[Path]:
+    """scaling.md, .csv, .png and .pdf in `folder`; nothing, and what was there goes, where there is no curve to draw."""
+    names = [folder / f"scaling{suffix}" for suffix in (".md", ".csv", ".png", ".pdf")]
+    if not is_grid(runs):
+        for path in names:
+            path.unlink(missing_ok=True)
+        return []
+    write_text(names[0], "\n".join([to_markdown(scaling_table(runs, law)), "![Scaling](scaling.png)", ""]))
+    write_text(names[1], to_csv(runs if law is None else runs.assign(law=law.predict(runs))))
+    save_figure(scaling_figure(runs, law), names[2])
+    return names

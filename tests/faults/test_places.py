@@ -24,7 +24,7 @@ needs_rights = pytest.mark.skipif(bool(AS_ANYONE) and not shutil.which("setpriv"
 
 def as_anyone(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> tuple[int, str]:
     """(exit code, everything said) of a command of a user who may write only where the rights of a folder say so."""
-    command = [*AS_ANYONE, sys.executable, "-m", "distill_lit.cli.main", *map(str, arguments)]
+    command = [*AS_ANYONE, sys.executable, "-m", "distill_lit", *map(str, arguments)]
     known = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
     result = subprocess.run(command, capture_output=True, text=True, env=known, cwd=cwd, timeout=300)
     return result.returncode, result.stdout + result.stderr
@@ -193,9 +193,7 @@ def test_what_a_terminal_cannot_show_is_replaced(tmp_path: Path, encoding: str) 
     (folder / "plan.yaml").write_text(plan, encoding="utf-8")
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "OMP_NUM_THREADS": "1"}
     for arguments, code in ((["report", str(folder)], 0), (["status", str(tmp_path / "漢字.yaml")], 2)):
-        result = subprocess.run(
-            [sys.executable, "-m", "distill_lit.cli.main", *arguments], capture_output=True, env=environment
-        )
+        result = subprocess.run([sys.executable, "-m", "distill_lit", *arguments], capture_output=True, env=environment)
         assert result.returncode == code, result.stderr
 
 

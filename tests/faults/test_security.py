@@ -89,7 +89,8 @@ def test_24_remote_code_is_not_run(tmp_path: Path, tiny_teacher: Path, where: st
     settings |= {"auto_map": names, "model_type": "evil"} if where == "config.json" else {"auto_map": names}
     (folder / where).write_text(json.dumps(settings))
     code = (
-        "import sys; from distill_lit.models import *; from distill_lit.utils.exceptions import UserError; from pathlib import Path\n"
+        "import sys; from distill_lit.models import *; from distill_lit.utils.exceptions import UserError\n"
+        "from pathlib import Path\n"
         f"folder = model_folder('file:{folder}')\n"
         "for load in (load_config, load_model, load_tokenizer):\n"
         "    try: load(folder)\n"

@@ -256,7 +256,7 @@ def random_seconds(seed: int, longest: float, count: int) -> list[float]:
 def command(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
     """The command line in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "distill_lit.cli.main", *map(str, arguments)],
+        [sys.executable, "-m", "distill_lit", *map(str, arguments)],
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -8,7 +8,7 @@ import pandas as pd
 from distill_lit.analysis.calibration import confidence_curves
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.figures.style import RC, first_of, line_styles, marker_options, plain, role_style, stamp
-from distill_lit.report.tables.scores import watermark
+from distill_lit.report.tables.footnotes import watermark
 
 MAX_STUDENTS = 5
 

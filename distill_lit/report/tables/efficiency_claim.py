@@ -4,7 +4,7 @@ from distill_lit.analysis.pareto import COST_AXES, claims, cost_axes, hypervolum
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.formats.table import Cell, Table
 from distill_lit.report.number_format import number, points, with_bounds
-from distill_lit.report.tables.scores import watermark
+from distill_lit.report.tables.footnotes import watermark
 
 
 def claim_table(scores: Scores) -> Table:

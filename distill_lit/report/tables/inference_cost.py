@@ -10,7 +10,7 @@ from distill_lit.analysis.model_groups import Group, cost_of
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.formats.table import Cell, Table
 from distill_lit.report.number_format import ABSENT, count, data_size, number
-from distill_lit.report.tables.scores import watermark
+from distill_lit.report.tables.footnotes import watermark
 
 Show = Callable[[float], str]
 RATES = {"prefill_s", "decode_s"}  # shown as tokens per second, which people compare

@@ -1,8 +1,5 @@
 """The tables of an experiment: the paper's (models × tasks) and the detailed one, both from one score frame."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
@@ -12,10 +9,10 @@ from distill_lit.analysis.score_table import AGAINST, COSTS, MACRO
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.formats.table import Cell, Table
 from distill_lit.report.number_format import ABSENT, NOT_AVAILABLE, bounds, count, listed, number, points, with_bounds
+from distill_lit.report.tables.footnotes import LEFT_OUT, left_out, provenance, watermark
 
 FEW_DOCUMENTS, FEW_PASSAGES = 30, 10
 _P = [f"{who}_p" for who in AGAINST]
-LEFT_OUT = "†"
 DECLARED, ELSEWHERE = "‡", "*"  # significant after Holm, after Benjamini–Hochberg
 
 
@@ -147,93 +144,6 @@ def _seeds_in_words(scores: Scores) -> str:
         one = "; of students with one seed, documents alone" if 1 in seeds else ""
         return f" and seeds together{one}" if seeds else ""
     return "; with one seed each it covers documents alone, and another seed may differ by more"
-
-
-def left_out(scores: Scores) -> list[str]:
-    """A line per reason for which tasks are not averaged."""
-    reasons = dict.fromkeys(scores.left_out.values())
-    tasks = {why: listed([t for t, because in scores.left_out.items() if because == why]) for why in reasons}
-    return [f"{LEFT_OUT} Not in the average: {names}, because {why}." for why, names in tasks.items()]
-
-
-def watermark(scores: Scores) -> list[str]:
-    """One line when documents were limited, else none."""
-    known = [scores.results.settings(task) for task in scores.tasks]
-    # a limit that leaves out no document is none
-    limits = {int(facts.get("limit") or 0) for facts in known if facts.get("n") != facts.get("n_total", -1)} - {0}
-    if not limits:
-        return []
-    seed = scores.results.settings(scores.tasks[0]).get("seed")
-    most = " / ".join(str(limit) for limit in sorted(limits))
-    return [f"Limited to {most} documents per task, drawn at random (seed {seed}): not the full evaluation."]
-
-
-def provenance(scores: Scores) -> list[str]:
-    """Footer lines: harness, settings and every task with version, hash, split, documents and chance."""
-    settings = {t: scores.results.settings(t) for t in scores.tasks}
-    if not settings:
-        return ["No task has been evaluated."]
-    shared = [
-        f"{words} {_all(settings, key)}"
-        for key, words in (
-            ("lm_eval_version", "lm-eval"),
-            ("harness", "harness"),
-            ("dtype", "dtype"),
-            ("pack_tokens", "tokens per pass"),
-            ("chat_template", "chat template"),
-            ("seed", "seed"),
-        )
-        if any(key in s for s in settings.values())
-    ]
-    tasks = [
-        task_line(panel.task, settings[panel.task], panel.n, float(panel.chance.mean())) for panel in scores.panel.tasks
-    ]
-    draws, q = scores.analysis.bootstrap, scores.analysis.confidence
-    return [
-        f"Evaluated with {', '.join(shared)}.",
-        *_exceptions(scores, settings),
-        f"Tasks: {'; '.join(tasks)}.",
-        f"Intervals {q:.0%}: Wilson and Newcombe for single models, else a paired cluster bootstrap of {draws} draws.",
-    ]
-
-
-def _all(settings: Mapping[str, Mapping[str, Any]], key: str) -> str:
-    return " / ".join(dict.fromkeys(str(s.get(key, "unknown")) for s in settings.values()))
-
-
-def task_line(task: str, settings: Mapping[str, Any], documents: int, chance: float) -> str:
-    """How a task was asked. settings: of records of it; chance: as a share."""
-    total = settings.get("n_total")
-    of = f" of {total}" if total and total != documents else ""
-    parts = f"{settings['tasks']} tasks, " if settings.get("tasks") else ""
-    split = str(settings.get("eval_split", "unknown"))
-    official = settings.get("official_split")
-    if official and official != split:
-        split += f" (official: {official})"
-    return (
-        f"{task} v{settings.get('version', '?')} ({settings.get('metric', '?')}, {settings.get('fewshot', 0)}-shot, {parts}"
-        f"{documents}{of} documents, chance {points(chance)}, split {split}, "
-        f"hash {str(settings.get('task_hash', 'unknown'))[:12]}, data {str(settings.get('data', 'unknown'))[:12]})"
-    )
-
-
-def _exceptions(scores: Scores, settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A line for every model that was evaluated in another way than the footer says, or did not read whole prompts."""
-    found: dict[str, list[str]] = {}
-    for model, tasks in scores.results.meta.items():
-        for task, facts in tasks.items():
-            why = f" ({facts['fallback']})" if facts.get("fallback") else ""
-            ways = [f"{key} {facts[key]}{why if key == 'harness' else ''}" for key in ("harness", "dtype")
-                    if task in settings and facts.get(key) != settings[task].get(key)]  # fmt: skip
-            ways += departures(facts)
-            for way in ways:
-                found.setdefault(f"{model} with {way}", []).append(task)
-    return [f"But {way}, on {listed(tasks)}." for way, tasks in found.items()]
-
-
-def departures(facts: Mapping[str, Any]) -> list[str]:
-    """What a model did not read of a task."""
-    return [f"{facts['truncated']} prompts cut to its context"] if facts.get("truncated") else []
 
 
 def detail_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:

@@ -3,25 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from distill_lit.report.bundle import Analysed
-from distill_lit.report.tables.scores import watermark
-from distill_lit.report.web.html_page import document, escape, paragraphs
-from distill_lit.utils.files import read_json, write_json, write_text
-
-
-def draw_summary(folder: Path, result: Analysed) -> Path:
-    """Writes summary.json: name, question, verdict, tasks and watermark, for the index and for other programs."""
-    summary = {
-        "name": result.name,
-        "question": result.question,
-        "headline": result.headline,
-        "verdict": result.verdict,
-        "tasks": result.scores.tasks,
-        "models": sum(len(group.models) for group in result.scores.groups),
-        "watermark": watermark(result.scores),
-    }
-    write_json(folder / "summary.json", summary)
-    return folder / "summary.json"
+from distill_lit.report.formats.html_table import escape, paragraphs
+from distill_lit.report.web.html_page import document
+from distill_lit.utils.files import read_json, write_text
 
 
 def draw_index(results_root: Path) -> Path:

@@ -1,4 +1,6 @@
-"""One rank: a process that `together` has started. `python -m distill_lit.utils.distributed.rank_process DESCRIPTOR`, of a socket to who started it.
+"""One rank: a process that `together` has started.
+
+`python -m distill_lit.utils.distributed.rank_process DESCRIPTOR`, of a socket to who started it.
 
 It reads (number, count, port, threads) and then what to do; it tells ("report", arguments), and at the end ("done",
 result) or ("failed", error), both pickled. When the other end is closed, as by `kill -9`, it ends at once.

@@ -1,0 +1,42 @@
+"""A table as GitHub-flavoured Markdown."""
+
+import re
+
+from distill_lit.report.formats.table import Table
+
+
+def escape_markdown(text: str) -> str:
+    """`text` so that Markdown and the HTML inside it show it literally, on one line."""
+    flat = " ".join(str(text).split())
+    safe = flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    # an underscore inside a word is literal in Markdown already, and reads better bare
+    safe = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", safe.replace("\\", "\\\\"))
+    safe = re.sub(r"([`*{}\[\]|~$])", r"\\\1", safe)
+    return re.sub(r"^(#|[+=-](?=[\s=-]|$)|\d+[.)](?=\s|$))", lambda m: m[1][:-1] + "\\" + m[1][-1], safe)
+
+
+def cell_markdown(text: str) -> str:
+    """`escape_markdown` that leaves the brackets of our own intervals readable."""
+    return re.sub(r"\\\[([^\[\]\\()]*)\\\](?!\()", r"[\1]", escape_markdown(text))
+
+
+def to_markdown(table: Table, source: bool = True) -> str:
+    """A GitHub table with its lines above and below; `source` False leaves its origin to the end of the page."""
+
+    def row(cells: list[str]) -> str:
+        return f"| {' | '.join(cells)} |"
+
+    shown = [
+        [f"**{cell_markdown(c.text)}**" if c.bold and c.text else cell_markdown(c.text) for c in r] for r in table.rows
+    ]
+    ruler = ["---" if i < table.left else "---:" for i in range(len(table.columns))]
+    lines = [f"**{escape_markdown(table.caption)}**", ""]
+    lines += [line for text in table.above for line in (f"> {cell_markdown(text)}", "")]
+    lines += [row([cell_markdown(c) for c in table.columns]), row(ruler), *map(row, shown), ""]
+    lines += paragraphs([*table.below, *(table.source if source else [])])
+    return "\n".join(lines)
+
+
+def paragraphs(lines: list[str]) -> list[str]:
+    """Plain lines as escaped Markdown paragraphs."""
+    return [line for text in lines for line in (cell_markdown(text), "")]
