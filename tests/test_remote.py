@@ -23,7 +23,7 @@ from rich.console import Console
 from tiny_data import save_tokenizer, write_lines
 from tiny_tasks import make_tasks
 
-from distill_lit.cli.progress import Display
+from distill_lit.cli.progress import RunDisplay
 from distill_lit.config import (
     CorpusConfig,
     DataConfig,
@@ -574,7 +574,7 @@ def run_tiny(tmp_path: Path, url: str) -> dict[str, str]:
     file.write_text(EXPERIMENT.format(teacher=teacher, rows=rows, url=url, tasks=make_tasks(tmp_path / "tasks", "colours")))
     loaded = load_experiment(file)
     cells = plan(loaded)
-    with Display(Console(file=io.StringIO())) as display:
+    with RunDisplay(Console(file=io.StringIO())) as display:
         failed = launch.run_cells(loaded, cells, tmp_path, display).failed
     return {cell.label: failed[cell.name] for cell in cells if cell.name in failed}
 

@@ -9,7 +9,6 @@ from distill_lit.analysis import scores as sc
 from distill_lit.analysis.model_groups import AS_THEY_ARE, baseline_of, cost_of
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.significance import benjamini_hochberg, cluster_error, detectable_effect, holm
-from distill_lit.report.number_format import listed
 
 MACRO = "macro average"
 RETENTION_FLOOR = 0.05  # the teacher's lower bound above chance from which a ratio to it means something
@@ -75,22 +74,6 @@ def opponents(scores: Scores, g: int) -> dict[str, int]:
         if other is not None:
             found[role] = scores.groups.index(other)
     return found
-
-
-def without_teacher(scores: Scores, label: str) -> str:
-    """The student without teacher that the distilled group `label` is compared with, in words."""
-    other = opponents(scores, scores.number(label)).get("ce_only")
-    on = " on other text" if other is not None and scores.groups[other].other_text else ""
-    return f"the same student trained without the teacher{on}"
-
-
-def why_no_average(scores: Scores, g: int) -> str:
-    """Why a group with records has no macro average, or nothing."""
-    if not len(scores.averaged):
-        reasons = set(scores.left_out.values())
-        return "no task has the teacher above chance" if reasons == {sc.AT_CHANCE} else "no task can be averaged"
-    lacking = [scores.tasks[t] for t in scores.averaged if not np.isfinite(scores.raw[t, g])]
-    return f"it has no result on {listed(lacking)}" if lacking else ""
 
 
 def _task_row(scores: Scores, t: int, g: int) -> dict[str, Any]:

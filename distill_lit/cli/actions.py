@@ -15,7 +15,7 @@ from rich.text import Text
 
 from distill_lit import assets, report
 from distill_lit.cli.main import DONE, SOME_CELLS_FAILED
-from distill_lit.cli.progress import Display
+from distill_lit.cli.progress import RunDisplay
 from distill_lit.cli.report_command import draw_results
 from distill_lit.config import ExperimentConfig
 from distill_lit.config.schema import EvaluationConfig
@@ -107,7 +107,7 @@ def _run_cells(config: ExperimentConfig, planned: list[Cell], root: Path, consol
     if known is not None:
         check_disk(known, planned, runs_folder(root, config))
     try:
-        with Display(console) as display:
+        with RunDisplay(console) as display:
             return run_cells(config, planned, root.resolve(), display).failed
     except Terminated as stop:
         console.print(f"stopped; the same command goes on from here (exit code {stop.code})")

@@ -20,7 +20,7 @@ SHOWN = ("train/loss", "train/ce", "train/teacher_kl", "validation/teacher_kl", 
 QUIET_SECONDS = 20.0  # between lines when the output is no terminal
 
 
-class Display:
+class RunDisplay:
     """Bars on a terminal, lines elsewhere."""
 
     def __init__(self, console: Console) -> None:
@@ -42,12 +42,16 @@ class Display:
         self.all: TaskID | None = None
         self.done = self.total = 0
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> "RunDisplay":
         self.bars.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
         self.bars.stop()
+
+    def note(self, line: str) -> None:
+        """A line that the user should read."""
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def start(self, cells: list[Cell], todo: list[Cell]) -> None:
         """All cells, and those not done."""

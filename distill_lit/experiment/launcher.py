@@ -11,11 +11,10 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
-from distill_lit.cli.progress import Display
 from distill_lit.config import ExperimentConfig, to_yaml
 from distill_lit.experiment.fingerprint import GENERATED
 from distill_lit.experiment.plan import Cell, runs_folder
@@ -37,6 +36,25 @@ class Terminated(Exception):
         self.code = code
 
 
+class Display(Protocol):
+    """Who shows what a launcher does."""
+
+    def note(self, line: str) -> None:
+        """A line that the user should read."""
+
+    def start(self, cells: list[Cell], todo: list[Cell]) -> None:
+        """All cells, and those not done."""
+
+    def begin(self, cell: Cell) -> None:
+        """A cell starts."""
+
+    def progress(self, cell: Cell, event: dict[str, Any]) -> None:
+        """An event of a worker: stage, done, total, unit, metrics."""
+
+    def finish(self, cell: Cell, reason: str) -> None:
+        """A cell ends; `reason` tells why it failed, empty for success."""
+
+
 @dataclass
 class Outcome:
     """What became of the cells: {cell name: reason} of those that failed."""
@@ -53,7 +71,7 @@ def run_cells(config: ExperimentConfig, cells: list[Cell], root: Path, display: 
         _keep_renamed(cells, folder)
         todo = [cell for cell in cells if not is_done(cell, folder / cell.name)]
         for line in _check_checkpoints(todo, folder):
-            display.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            display.note(line)
         write_text(folder / "experiment.yaml", to_yaml(config))
         display.start(cells, todo)
         outcome = Outcome()

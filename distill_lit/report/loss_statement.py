@@ -4,9 +4,10 @@ import pandas as pd
 
 from distill_lit.analysis.document_axes import RARITY
 from distill_lit.analysis.long_tail import INSUFFICIENT, LongTail, averaged_flips
-from distill_lit.analysis.score_table import MACRO, why_no_average, without_teacher
+from distill_lit.analysis.score_table import MACRO
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.number_format import bounds, listed, number, points, with_bounds
+from distill_lit.report.summary import why_no_average, without_teacher
 
 SLICES_NAMED = 3
 

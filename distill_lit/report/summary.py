@@ -1,8 +1,10 @@
 """The result in plain sentences, computed: what is kept, and where the student without a teacher wins. Plain text."""
 
+import numpy as np
 import pandas as pd
 
-from distill_lit.analysis.score_table import MACRO, opponents, why_no_average, without_teacher
+from distill_lit.analysis import scores as sc
+from distill_lit.analysis.score_table import MACRO, opponents
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.number_format import bounds, count, listed, number, points, with_bounds
 
@@ -136,3 +138,19 @@ def _wins_without_teacher(scores: Scores, mine: pd.DataFrame) -> str:
     sure = list(wins.loc[wins["ce_only_adjusted"] <= scores.analysis.false_discovery, "task"])
     known = f"significantly on {listed(sure)}" if sure else "on none of them significantly"
     return f"The student without teacher scores higher on {len(wins)} of {len(tasks)} tasks: {named}; {known}."
+
+
+def without_teacher(scores: Scores, label: str) -> str:
+    """The student without teacher that the distilled group `label` is compared with, in words."""
+    other = opponents(scores, scores.number(label)).get("ce_only")
+    on = " on other text" if other is not None and scores.groups[other].other_text else ""
+    return f"the same student trained without the teacher{on}"
+
+
+def why_no_average(scores: Scores, g: int) -> str:
+    """Why a group with records has no macro average, or nothing."""
+    if not len(scores.averaged):
+        reasons = set(scores.left_out.values())
+        return "no task has the teacher above chance" if reasons == {sc.AT_CHANCE} else "no task can be averaged"
+    lacking = [scores.tasks[t] for t in scores.averaged if not np.isfinite(scores.raw[t, g])]
+    return f"it has no result on {listed(lacking)}" if lacking else ""
