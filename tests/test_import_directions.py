@@ -1,4 +1,4 @@
-"""The law of import directions: packages import downwards only. `python tests/test_import_directions.py` prints the graph."""
+"""The law of import directions: packages import downwards only. `python tests/test_import_directions.py` prints it."""
 
 import ast
 from collections import defaultdict
@@ -22,7 +22,8 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"analysis", "config", "utils"},
     "experiment": {"analysis", "assets", "config", "data", "evaluation", "generation", "losses", "models", "profiling",
                    "teachers", "training", "utils"},
-    "cli": {"assets", "config", "evaluation", "experiment", "generation", "losses", "models", "report", "training", "utils"},
+    "cli": {"assets", "config", "evaluation", "experiment", "generation", "losses", "models", "report", "training",
+            "utils"},
     "distill_lit": {"cli"},
 }  # fmt: skip
 

@@ -140,7 +140,7 @@ def test_training_speed_leaves_out_whatever_is_done_between_two_steps(
     """Evaluations, validations and checkpoints that take a second each, also where it goes on from a checkpoint."""
     from distill_lit.training import distiller
     from distill_lit.training.callbacks import evaluation as midway
-    from distill_lit.training.callbacks import fault_tolerance as callbacks
+    from distill_lit.training.callbacks import nonfinite_guard as callbacks
 
     def slowly(place: Any, name: str) -> None:
         real = getattr(place, name)

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill_lit.config import ExperimentConfig, ObjectiveConfig, TermConfig, load_experiment, to_dict
-from distill_lit.experiment.plan import plan, settle_objective, settled_points
+from distill_lit.experiment.plan import plan
+from distill_lit.experiment.precision import settle_objective, settled_points
 from distill_lit.experiment.validation import check_experiment
 from distill_lit.losses import PRESETS, build_objective, plain_losses
 from distill_lit.utils.exceptions import UserError

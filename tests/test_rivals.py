@@ -14,7 +14,8 @@ import torch
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scores import score
 from distill_lit.config import AnalysisConfig, load_experiment
-from distill_lit.experiment.plan import plan, references
+from distill_lit.experiment.plan import plan
+from distill_lit.experiment.requirements import references
 from distill_lit.experiment.validation import check_experiment
 from distill_lit.models import load_model, model_fingerprint, quantise
 from distill_lit.models.loading import weight_bytes

@@ -26,7 +26,10 @@ from distill_lit.experiment.costs import measure_experiment
 from distill_lit.experiment.estimate import Estimate, check_disk, estimates, total
 from distill_lit.experiment.fingerprint import GENERATED
 from distill_lit.experiment.launcher import Terminated, run_cells
-from distill_lit.experiment.plan import Cell, plan, prepare, references, runs_folder, settle, settle_dtype
+from distill_lit.experiment.paths import runs_folder
+from distill_lit.experiment.plan import Cell, plan
+from distill_lit.experiment.precision import settle, settle_dtype
+from distill_lit.experiment.requirements import prepare, references
 from distill_lit.experiment.run import is_built, is_evaluated, read_manifest, session_of
 from distill_lit.experiment.validation import check_against_teacher, check_asked, check_models
 from distill_lit.generation.corpus import check_keys

@@ -11,7 +11,8 @@ from distill_lit.analysis.document_axes import content_words
 from distill_lit.config import ExperimentConfig, expand, to_yaml
 from distill_lit.experiment import run as work
 from distill_lit.experiment.fingerprint import held_out_identity
-from distill_lit.experiment.plan import Cell, results_folder, runs_folder
+from distill_lit.experiment.paths import results_folder, runs_folder
+from distill_lit.experiment.plan import Cell
 from distill_lit.experiment.teacher import readable_data
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import read_json, read_lines, write_json, write_text, writing

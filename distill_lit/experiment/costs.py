@@ -16,7 +16,8 @@ from distill_lit.analysis.inference_cost import read_costs, summarise
 from distill_lit.config import ExperimentConfig, decisive, to_dict
 from distill_lit.experiment import run as work
 from distill_lit.experiment.fingerprint import TEACHER
-from distill_lit.experiment.plan import Cell, results_folder, runs_folder
+from distill_lit.experiment.paths import results_folder, runs_folder
+from distill_lit.experiment.plan import Cell
 from distill_lit.profiling.inference import measure_costs
 from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError

@@ -17,7 +17,8 @@ from filelock import FileLock, Timeout
 
 from distill_lit.config import ExperimentConfig, to_yaml
 from distill_lit.experiment.fingerprint import GENERATED
-from distill_lit.experiment.plan import Cell, runs_folder
+from distill_lit.experiment.paths import runs_folder
+from distill_lit.experiment.plan import Cell
 from distill_lit.experiment.run import is_built, is_done
 from distill_lit.experiment.status import FAILED, PREEMPTED, STOPPED, note_state
 from distill_lit.training.checkpoint import newest_checkpoint

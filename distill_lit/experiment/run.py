@@ -9,8 +9,9 @@ from distill_lit.config import to_yaml
 from distill_lit.evaluation.evaluator import evaluate_model, main_scores
 from distill_lit.evaluation.surprisal import measure_surprisal
 from distill_lit.experiment.fingerprint import CE_ONLY, DISTILLED, GENERATED, RIVAL, SIGNAL, TEACHER, evaluation_identity
-from distill_lit.experiment.plan import Cell, references_of
+from distill_lit.experiment.plan import Cell
 from distill_lit.experiment.provenance import provenance
+from distill_lit.experiment.requirements import references_of
 from distill_lit.experiment.student import build_student, student_hashes, take_model
 from distill_lit.experiment.teacher import write_generated, write_signal
 from distill_lit.generation.corpus import is_written

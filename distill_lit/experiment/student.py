@@ -13,7 +13,8 @@ from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import calibration_batches
 from distill_lit.data.templates import read_template, with_template
 from distill_lit.experiment.fingerprint import QUANTISED, UNTOUCHED, training_identity
-from distill_lit.experiment.plan import Cell, base_of
+from distill_lit.experiment.plan import Cell
+from distill_lit.experiment.requirements import base_of
 from distill_lit.experiment.teacher import dtype_of, open_signal, prepare_data, real_tokens
 from distill_lit.generation.sampling import end_tokens
 from distill_lit.losses import Objective, build_objective, can_compile, chunk_for

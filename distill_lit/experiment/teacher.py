@@ -9,7 +9,7 @@ import torch
 from distill_lit import data
 from distill_lit.config import DataConfig, ExperimentConfig, TeacherConfig
 from distill_lit.evaluation.evaluator import document_texts
-from distill_lit.experiment.plan import base_of
+from distill_lit.experiment.requirements import base_of
 from distill_lit.generation.corpus import Evaluation, Writer, resolve_corpora, write_corpus
 from distill_lit.losses.lm_head import head_of
 from distill_lit.models import load_config, load_model, load_tokenizer, model_fingerprint

@@ -9,7 +9,8 @@ from distill_lit.config import EvaluationConfig, ExperimentConfig, OnPolicyConfi
 from distill_lit.config.on_policy import check_on_policy, is_on
 from distill_lit.evaluation.tasks import check_lengths, check_tasks, try_own_tasks
 from distill_lit.experiment.fingerprint import TEACHER_INT8
-from distill_lit.experiment.plan import base_of, settled_points
+from distill_lit.experiment.precision import settled_points
+from distill_lit.experiment.requirements import base_of
 from distill_lit.generation.corpus import check_generated
 from distill_lit.losses import Objective, build_objective, check_signal
 from distill_lit.models import (

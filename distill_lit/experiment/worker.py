@@ -38,7 +38,8 @@ def main(arguments: list[str]) -> None:
     import torch
 
     from distill_lit.config import load_experiment
-    from distill_lit.experiment.plan import plan, runs_folder
+    from distill_lit.experiment.paths import runs_folder
+    from distill_lit.experiment.plan import plan
 
     torch.set_num_threads(threads)
     config = load_experiment(experiment)

@@ -46,18 +46,6 @@ class Head(NamedTuple):
         return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
 
 
-def body_of(model: Any) -> nn.Module:
-    """The part of a causal language model that ends in the final norm: the decoder, where the model names one that holds
-    its embeddings, else the part that does."""
-    embeddings = model.get_input_embeddings()
-    named = [model.get_decoder()] if hasattr(model, "get_decoder") else []
-    for part in (*named, model.base_model, *model.children()):
-        if part is not model and any(module is embeddings for module in part.modules()):
-            body: nn.Module = part
-            return body
-    raise UserError(f"{type(model).__name__}: no part of it was found that holds its embeddings and is not the whole")
-
-
 def head_of(model: Any, vocabulary: int) -> Head:
     """The head of a causal language model, cut to its `vocabulary` real tokens."""
     output = model.get_output_embeddings()

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distill_lit.losses.lm_head import body_of
+from distill_lit.models.backbone import body_of
 
 Batch = dict[str, Tensor]
 ONE_MASK, MASK_PER_KIND, POSITIONS = "one_mask", "mask_per_kind", "positions"  # several documents in a row

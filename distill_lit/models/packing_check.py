@@ -13,8 +13,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from distill_lit.losses.lm_head import body_of, head_of
+from distill_lit.losses.lm_head import head_of
 from distill_lit.models.activations import HIDDEN, States, watching
+from distill_lit.models.backbone import body_of
 from distill_lit.models.dummy_inputs import by_document, check_documents, other_tokens, rows_of, usual_tokens
 from distill_lit.models.packed_forward import (
     ALONE,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from distill_lit.losses.lm_head import body_of
+from distill_lit.models.backbone import body_of
 from distill_lit.utils.exceptions import UserError
 
 _known: dict[tuple[type, int], int | None] = {}

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill_lit.losses.lm_head import body_of, head_of
+from distill_lit.losses.lm_head import head_of
 from distill_lit.losses.targets import DenseTarget
 from distill_lit.models.activations import States, Wanted, watching
+from distill_lit.models.backbone import body_of
 from distill_lit.models.packing_check import last_hidden
 from distill_lit.utils.exceptions import UserError
 

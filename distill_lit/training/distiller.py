@@ -11,9 +11,10 @@ from torchmetrics import MeanMetric
 
 from distill_lit.config import TrainingConfig
 from distill_lit.losses import Losses, Objective, fused_losses, label_log_probs
-from distill_lit.losses.lm_head import body_of, head_of
+from distill_lit.losses.lm_head import head_of
 from distill_lit.losses.targets import IGNORED, ForeignTarget
 from distill_lit.models.activations import States, Wanted, watching
+from distill_lit.models.backbone import body_of
 from distill_lit.models.packing_check import last_hidden
 from distill_lit.teachers import InnerSignal, TeacherSignal
 from distill_lit.training.feature_alignment import Matching

@@ -13,15 +13,11 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from distill_lit.config import TrainingConfig
 from distill_lit.data.datamodule import PackedDataModule
-from distill_lit.training.callbacks.fault_tolerance import (
-    Checkpoints,
-    FiniteSteps,
-    GeneratorState,
-    Progress,
-    Report,
-    Termination,
-    noting_signals,
-)
+from distill_lit.training.callbacks.checkpoints import Checkpoints
+from distill_lit.training.callbacks.nonfinite_guard import FiniteSteps
+from distill_lit.training.callbacks.progress import Progress, Report
+from distill_lit.training.callbacks.random_state import GeneratorState
+from distill_lit.training.callbacks.termination import Termination, noting_signals
 from distill_lit.training.checkpoint import (
     Origin,
     SafeCheckpointIO,

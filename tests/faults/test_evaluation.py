@@ -17,7 +17,9 @@ from distill_lit.analysis.results import load_results
 from distill_lit.config import load_experiment
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.evaluation.evaluator import evaluate_model
-from distill_lit.experiment.plan import plan, runs_folder, settle
+from distill_lit.experiment.paths import runs_folder
+from distill_lit.experiment.plan import plan
+from distill_lit.experiment.precision import settle
 from distill_lit.experiment.run import is_evaluated
 from distill_lit.experiment.validation import check_experiment
 from distill_lit.utils.exceptions import UserError

@@ -120,7 +120,8 @@ def _build(
     from distill_lit.config import load_experiment
     from distill_lit.experiment import run as cells
     from distill_lit.experiment.fingerprint import DISTILLED
-    from distill_lit.experiment.plan import plan, runs_folder
+    from distill_lit.experiment.paths import runs_folder
+    from distill_lit.experiment.plan import plan
     from distill_lit.experiment.worker import run
 
     torch.set_num_threads(1)
@@ -181,7 +182,7 @@ def hold_lock(path: str) -> None:
 
 def forgotten_generators() -> None:
     """Resumes without the states of the generators."""
-    from distill_lit.training.callbacks.fault_tolerance import GeneratorState
+    from distill_lit.training.callbacks.random_state import GeneratorState
 
     GeneratorState.load_state_dict = lambda self, state: None
 
