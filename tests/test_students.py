@@ -32,7 +32,8 @@ from distill_lit.models import (
     trained_share,
 )
 from distill_lit.models.lora import add_adapters
-from distill_lit.models.student import kept_layers, pruning
+from distill_lit.models import student as students
+from distill_lit.models.student import kept_layers
 from distill_lit.teachers import LiveTeacher
 from distill_lit.training.distiller import Distiller, HeadSettings
 from distill_lit.training.trainer import Run, train
@@ -126,8 +127,8 @@ def test_a_measured_choice_is_made_once(teacher: Path, calibration: Calibration,
     def refuse(*_: Any) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(pruning, "choose_layers", refuse)
-    monkeypatch.setattr(pruning, "choose_cut", refuse)
+    monkeypatch.setattr(students, "choose_layers", refuse)
+    monkeypatch.setattr(students, "choose_cut", refuse)
     again = initial_student(student, teacher, calibration, seed=0)
     assert torch.equal(first(IDS).logits, again(IDS).logits)
     with pytest.raises(AssertionError, match="measured again"):  # other text, another choice
