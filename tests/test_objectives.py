@@ -1,6 +1,9 @@
-"""Schedules and the mixture of terms against hand arithmetic; what is refused."""
+"""Schedules and the mixture of terms against hand arithmetic; what identifies them; what is refused."""
 
+import json
 import math
+from dataclasses import fields
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 from losses import DENSE
 
 from distill_lit.config import TermConfig
-from distill_lit.losses import build_objective, check_signal, plain_losses
+from distill_lit.losses import Objective, build_objective, check_signal, plain_losses
 from distill_lit.losses.schedules import parse_schedule
 from distill_lit.utils.exceptions import UserError
 
@@ -25,6 +28,73 @@ def test_temperature_and_its_square_by_hand() -> None:
     assert hinton.total.item() == pytest.approx(expected, rel=1e-12)
     assert plain.total.item() == pytest.approx(expected / 4, rel=1e-12)
     assert hinton.terms.item() == pytest.approx(expected / 4, rel=1e-12)  # logged without the factor
+
+
+IDENTIFIED = {
+    "ce": TermConfig(weight={"shape": "cosine", "start": 1, "end": 0, "until": 0.5}),
+    "kl": TermConfig(kind="skew_forward_kl", temperature=2, options={"skew": 0.3}),
+    "inner": TermConfig(kind="hidden", weight=0.5, options={"layers": [[0, 1]]}),
+}
+
+
+def test_what_identifies_an_objective_is_plain_values() -> None:
+    always = {"shape": "linear", "points": [[0.0, 1.0]]}
+    assert json.loads(json.dumps(build_objective(IDENTIFIED).facts())) == {
+        "terms": [
+            {
+                "name": "ce",
+                "kind": "ce",
+                "weight": {"shape": "cosine", "points": [[0.0, 1.0], [0.5, 0.0]]},
+                "temperature": always,
+                "options": {},
+            },
+            {
+                "name": "kl",
+                "kind": "skew_forward_kl",
+                "weight": always,
+                "temperature": {"shape": "linear", "points": [[0.0, 2.0]]},
+                "options": {"skew": 0.3},
+            },
+            {
+                "name": "inner",
+                "kind": "hidden",
+                "weight": {"shape": "linear", "points": [[0.0, 0.5]]},
+                "options": {"loss": "mse", "layers": [[0, 1]], "projector": False},
+            },
+        ],
+        "scaling": "hinton",
+    }
+    assert build_objective(IDENTIFIED, "none").facts()["scaling"] == "none"
+
+
+def test_an_objective_of_renamed_classes_is_the_same() -> None:
+    def renamed(thing: Any) -> Any:
+        kind = type(thing)
+        values = {field.name: getattr(thing, field.name) for field in fields(thing)}
+        parts = {key: tuple(map(renamed, value)) for key, value in values.items() if key in ("terms", "representations")}
+        parts |= {key: renamed(value) for key, value in values.items() if key in ("weight", "temperature")}
+        return type(f"Other{kind.__name__}", (kind,), {})(**{**values, **parts})
+
+    objective: Objective = build_objective(IDENTIFIED)
+    other = renamed(objective)
+    assert repr(other) != repr(objective)
+    assert other.facts() == objective.facts()
+
+
+def test_every_change_of_an_objective_identifies_another() -> None:
+    changes = [
+        {},
+        {"ce": TermConfig()},
+        {"ce": None},
+        {"kl": TermConfig(kind="skew_forward_kl", options={"skew": 0.3})},
+        {"kl": TermConfig(kind="skew_forward_kl", temperature=2, options={"skew": 0.4})},
+        {"kl": TermConfig(kind="skew_reverse_kl", temperature=2, options={"skew": 0.3})},
+        {"inner": TermConfig(kind="hidden", weight=0.5)},
+        {"inner": TermConfig(kind="hidden", weight=0.6, options={"layers": [[0, 1]]})},
+        {"another": TermConfig(kind="ce")},
+    ]
+    found = [json.dumps(build_objective({**IDENTIFIED, **change}).facts(), sort_keys=True) for change in changes]
+    assert len(set(found)) == len(found)
 
 
 def test_mixture_is_the_weighted_sum() -> None:

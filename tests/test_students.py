@@ -31,8 +31,8 @@ from distill_lit.models import (
     student_config,
     trained_share,
 )
-from distill_lit.models.lora import add_adapters
 from distill_lit.models import student as students
+from distill_lit.models.lora import add_adapters
 from distill_lit.models.student import kept_layers
 from distill_lit.teachers import LiveTeacher
 from distill_lit.training.distiller import Distiller, HeadSettings

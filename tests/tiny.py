@@ -37,8 +37,10 @@ def make_tokenizer(folder: Path, size: int = 300) -> None:
     ).save_pretrained(folder)
 
 
-def make_model(folder: Path, layers: int = 2, vocabulary: int = 300, seed: int = 0, **changes: object) -> Path:
-    """Saves a random Llama with its tokenizer."""
+def make_model(
+    folder: Path, layers: int = 2, vocabulary: int = 300, seed: int = 0, tokens: int = 300, **changes: object
+) -> Path:
+    """Saves a random Llama with its tokenizer of so many `tokens`."""
     torch.manual_seed(seed)
     settings = {
         "vocab_size": vocabulary,
@@ -55,7 +57,7 @@ def make_model(folder: Path, layers: int = 2, vocabulary: int = 300, seed: int =
         "initializer_range": 0.2,
     }
     LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).save_pretrained(folder)
-    make_tokenizer(folder)
+    make_tokenizer(folder, tokens)
     return folder
 
 

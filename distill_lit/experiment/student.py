@@ -1,6 +1,7 @@
 """The model of a cell: taken as it is, quantised, or a student that is trained and exported."""
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -190,8 +191,8 @@ def _origin(cell: Cell, teacher: Path, student: Any, prepared: data.PreparedData
         "teacher": fingerprint(model_fingerprint(teacher)),
         "student": fingerprint([to_dict(config), shapes]),
         "data": prepared.fingerprint,
-        "objective": repr(objective),
-        "training": str(training_identity(cell.config)),
+        "objective": json.dumps(objective.facts(), sort_keys=True),
+        "training": json.dumps(training_identity(cell.config), sort_keys=True),
         "seed": str(cell.config.seed),
     }
     return origin | ({"student.from": fingerprint(model_fingerprint(model_folder(config.from_)))} if config.from_ else {})

@@ -150,6 +150,10 @@ class RepresentationTerm:
     weight: Schedule
     options: Mapping[str, Any]
 
+    def facts(self) -> dict[str, Any]:
+        """What identifies it, as plain values."""
+        return {"name": self.name, "kind": self.kind, "weight": self.weight.facts(), "options": dict(self.options)}
+
     @property
     def key(self) -> str:
         """Where its config stands."""

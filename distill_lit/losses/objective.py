@@ -21,6 +21,11 @@ class Term:
     temperature: Schedule
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def facts(self) -> dict[str, Any]:
+        """What identifies it, as plain values."""
+        schedules = {"weight": self.weight.facts(), "temperature": self.temperature.facts()}
+        return {"name": self.name, "kind": self.kind, **schedules, "options": dict(self.options)}
+
     @property
     def loss(self) -> Kind:
         """Its entry in the family."""
@@ -44,6 +49,11 @@ class Objective:
     terms: tuple[Term, ...]  # from logits
     squared_temperature: bool = True
     representations: tuple[RepresentationTerm, ...] = ()  # from inner states
+
+    def facts(self) -> dict[str, Any]:
+        """What identifies it, as plain values: a class that is renamed changes nothing here."""
+        terms = [term.facts() for term in self.terms] + [term.facts() for term in self.representations]
+        return {"terms": terms, "scaling": "hinton" if self.squared_temperature else "none"}
 
     @property
     def needs_teacher(self) -> bool:

@@ -20,6 +20,10 @@ class Schedule:
     points: tuple[tuple[float, float], ...]
     shape: str = "linear"
 
+    def facts(self) -> dict[str, Any]:
+        """What identifies it, as plain values."""
+        return {"shape": self.shape, "points": [list(point) for point in self.points]}
+
     def __call__(self, done: float) -> float:
         """The value when the share `done` of all steps has been taken."""
         if done <= self.points[0][0]:

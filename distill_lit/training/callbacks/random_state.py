@@ -13,6 +13,11 @@ from distill_lit.utils.distributed.ranks import of_every_rank
 class GeneratorState(L.Callback):
     """Saves and restores the generators of Python, NumPy and torch, so that dropout goes on where it stopped."""
 
+    @property
+    def state_key(self) -> str:
+        """Under which it stands in a checkpoint; Lightning would take the name of the class."""
+        return "generators"
+
     def state_dict(self) -> dict[str, Any]:
         """The generators' states of every rank as plain values and tensors."""
         return {"ranks": of_every_rank(self._mine())}
