@@ -519,7 +519,7 @@ def test_killed_while_asking_loses_nothing_that_was_answered(tmp_path: Path, num
     assert len(answers) == 6
 
 
-@pytest.mark.parametrize("fault", [failure(429, "wait", retry_after="30"), failure(500, "down")], ids=("429", "500"))
+@pytest.mark.parametrize("fault", [failure(429, "wait", retry_after="120"), failure(500, "down")], ids=("429", "500"))
 def test_after_sigterm_those_that_wait_ask_no_more_and_nothing_has_failed(tmp_path: Path, fault: tuple) -> None:
     process: list[subprocess.Popen] = []
 
@@ -530,9 +530,9 @@ def test_after_sigterm_those_that_wait_ask_no_more_and_nothing_has_failed(tmp_pa
 
     with serving(limited) as server:
         values = {"tests": str(ROOT / "tests"), "folder": str(tmp_path / "a"), "url": server.url}
-        code = KILLED.replace("from pathlib", "t.asking.FIRST_PAUSE = 30.0\nfrom pathlib")
+        code = KILLED.replace("from pathlib", "t.asking.FIRST_PAUSE = 120.0\nfrom pathlib")
         process.append(subprocess.Popen([sys.executable, "-c", code.format(**values)], cwd=ROOT, stderr=subprocess.PIPE))
-        assert process[0].wait(20) == 143, process[0].stderr.read()
+        assert process[0].wait(60) == 143, process[0].stderr.read()
         assert len(server.requests) == 4
         assert len(Journal(journal_path(server.url, "m")).entries) == 2
 
