@@ -36,14 +36,21 @@ from benchmarks.cached_teacher_page import render
 from distill_lit import data
 from distill_lit.config import ExperimentConfig, StudentConfig, TermConfig, TrainingConfig, load_experiment
 from distill_lit.data.loader import make_batch
-from distill_lit.experiment.teacher import real_tokens
-from distill_lit.losses import build_objective, can_compile, chunk_for
-from distill_lit.losses.lm_head import head_of
+from distill_lit.experiment.teacher import load_unpadded_vocab_size
+from distill_lit.losses import build_objective, can_compile, chunk_size_for_budget
+from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.models import Calibration, initial_student, load_model, model_folder
-from distill_lit.teachers import CachedTeacher, LiveTeacher, SparseTeacher, TeacherSignal
-from distill_lit.teachers.compression import HIDDEN, SAMPLED, TOP_K, Form, compress, expand
-from distill_lit.teachers.offline import bytes_per_token, write_cache
-from distill_lit.training.distiller import Distiller, HeadSettings
+from distill_lit.teachers import OfflineTeacher, OnlineTeacher, SparseOfflineTeacher, Teacher
+from distill_lit.teachers.compression import (
+    CACHE_HIDDEN_STATES,
+    CACHE_SAMPLED,
+    CACHE_TOP_K,
+    TeacherCacheFormat,
+    compress_logprobs,
+    decompress_target,
+)
+from distill_lit.teachers.offline import measure_bytes_per_token, write_cache_shards
+from distill_lit.training.distiller import Distiller, FusedLossSettings
 from distill_lit.utils import hardware
 from distill_lit.utils.files import write_text
 
@@ -52,18 +59,18 @@ LAYERS = {
     6: [0, 1, 11, 24, 27, 29],  # a live teacher costs it more than itself
 }
 FORMS = {
-    "hidden": (Form(), {"kind": "forward_kl"}),
-    "top_12": (Form(TOP_K, 12), {"kind": "top_k_kl", "options": {"k": 12}}),
-    "top_50": (Form(TOP_K, 50), {"kind": "top_k_kl", "options": {"k": 50}}),
-    "truncated_12": (Form(TOP_K, 12), {"kind": "truncated_kl", "options": {"k": 12}}),
-    "truncated_50": (Form(TOP_K, 50), {"kind": "truncated_kl", "options": {"k": 50}}),
-    "top_50 + tail": (Form(TOP_K, 50), {"kind": "top_k_tail_kl", "options": {"k": 50}}),
-    "sampled_12": (Form(SAMPLED, 12), {"kind": "sampled_kl"}),
-    "sampled_50": (Form(SAMPLED, 50), {"kind": "sampled_kl"}),
+    "hidden": (TeacherCacheFormat(), {"kind": "forward_kl"}),
+    "top_12": (TeacherCacheFormat(CACHE_TOP_K, 12), {"kind": "top_k_kl", "options": {"k": 12}}),
+    "top_50": (TeacherCacheFormat(CACHE_TOP_K, 50), {"kind": "top_k_kl", "options": {"k": 50}}),
+    "truncated_12": (TeacherCacheFormat(CACHE_TOP_K, 12), {"kind": "truncated_kl", "options": {"k": 12}}),
+    "truncated_50": (TeacherCacheFormat(CACHE_TOP_K, 50), {"kind": "truncated_kl", "options": {"k": 50}}),
+    "top_50 + tail": (TeacherCacheFormat(CACHE_TOP_K, 50), {"kind": "top_k_tail_kl", "options": {"k": 50}}),
+    "sampled_12": (TeacherCacheFormat(CACHE_SAMPLED, 12), {"kind": "sampled_kl"}),
+    "sampled_50": (TeacherCacheFormat(CACHE_SAMPLED, 50), {"kind": "sampled_kl"}),
 }
 NAMES = ("ce", "live", *FORMS)
 PARTS = ("gradients", "times")
-Signals = dict[str, TeacherSignal | None]
+Signals = dict[str, Teacher | None]
 Batch = dict[str, Tensor]
 Found = dict[str, dict[str, float]]
 
@@ -107,8 +114,8 @@ class Bench:
         self.folder = model_folder(config.teacher.model)
         device = hardware.device_for("cpu")
         self.dtype = getattr(torch, hardware.fastest_dtype(device))
-        self.data = data.prepare(config.data, self.folder, config.benchmarks)
-        self.rows, self.vocabulary = rows, real_tokens(self.folder)
+        self.data = data.prepare_datasets(config.data, self.folder, config.dataset_source)
+        self.rows, self.vocabulary = rows, load_unpadded_vocab_size(self.folder)
         self.compiled = compiled and can_compile(device)
         self.train = self.data.train.take(np.arange(rows * batches))
         self.batches = [make_batch(self.train, np.arange(rows * i, rows * (i + 1)), 1) for i in range(batches)]
@@ -130,34 +137,36 @@ class Bench:
 
     def write_caches(self, place: Path) -> tuple[Signals, dict[str, float]]:
         """({name: signal}, {name: bytes per token}); None is no teacher, for plain cross-entropy."""
-        signals: Signals = {"ce": None, "live": LiveTeacher(self.teacher, self.vocabulary)}
+        signals: Signals = {"ce": None, "live": OnlineTeacher(self.teacher, self.vocabulary)}
         sizes, held, rows = {}, self.data.validation.take(np.arange(1)), len(self.train) + 1
-        head = head_of(self.teacher, self.vocabulary)
+        head = get_lm_head(self.teacher, self.vocabulary)
         for name, (form, _) in FORMS.items():
-            folder = place / f"{form.kind}-{form.width}"
-            write_cache(folder, self.teacher, self.train, held, self.rows, form, self.vocabulary)
-            sizes[name] = bytes_per_token(folder, self.train, form)
-            whole = form.kind == HIDDEN
-            signals[name] = CachedTeacher(folder, rows, head) if whole else SparseTeacher(folder, self.train, 1, form, head)
+            folder = place / f"{form.kind}-{form.tokens_per_position}"
+            write_cache_shards(folder, self.teacher, self.train, held, self.rows, form, self.vocabulary)
+            sizes[name] = measure_bytes_per_token(folder, self.train, form)
+            whole = form.kind == CACHE_HIDDEN_STATES
+            signals[name] = (
+                OfflineTeacher(folder, rows, head) if whole else SparseOfflineTeacher(folder, self.train, 1, form, head)
+            )
         return signals, sizes
 
     def student(self, depth: int) -> Any:
         """A student before its first step."""
         return initial_student(StudentConfig(layers=LAYERS[depth]), self.folder, Calibration([], ""), 0)
 
-    def distiller(self, name: str, signal: TeacherSignal | None, student: Any) -> Distiller:
+    def distiller(self, name: str, signal: Teacher | None, student: Any) -> Distiller:
         """The student under the objective that reads this signal."""
         term = TermConfig(kind="ce") if name == "ce" else TermConfig(**FORMS.get(name, FORMS["hidden"])[1])
-        settings = HeadSettings(chunk_for(512, self.vocabulary, self.compiled), self.compiled, self.dtype)
-        training = TrainingConfig(tokens=1, batch=self.rows)
+        settings = FusedLossSettings(chunk_size_for_budget(512, self.vocabulary, self.compiled), self.compiled, self.dtype)
+        training = TrainingConfig(max_tokens=1, micro_batch_size=self.rows)
         objective = build_objective({"term": term})
-        return Distiller(student, self.vocabulary, objective, signal, training, 1, self.train.length, settings)
+        return Distiller(student, self.vocabulary, objective, signal, training, 1, self.train.sequence_length, settings)
 
     def backward(self, distiller: Distiller, batch: Batch) -> None:
         """Adds the gradient of a batch's mean loss to the student's."""
         tokens = torch.tensor(len(labels_of(batch)))
         with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            losses, _ = distiller.losses(batch, tokens, False, distiller.signal is not None)
+            losses, _ = distiller.compute_loss(batch, tokens, False, distiller.teacher is not None)
         losses.total.backward()
 
 
@@ -207,7 +216,7 @@ def compare_gradients(bench: Bench, signals: Signals, repeats: int) -> Found:
         full = gradient(bench, distillers["live"], batch)
         for name in ("ce", *FORMS):
             first = gradient(bench, distillers[name], batch)
-            noise = name in FORMS and FORMS[name][0].kind == SAMPLED
+            noise = name in FORMS and FORMS[name][0].kind == CACHE_SAMPLED
             measured = average(bench, distillers[name], batch, full, repeats) if noise else distance(first, full)
             rows.append({"teacher": name, "angle": degrees(first, full), **measured})
             print(f"batch {number}: {rows[-1]}", file=sys.stderr)
@@ -232,15 +241,15 @@ def distance(one: Tensor, full: Tensor) -> dict[str, float]:
 
 def average(bench: Bench, distiller: Distiller, batch: Batch, full: Tensor, repeats: int) -> dict[str, float]:
     """The bias of the mean gradient over caches of other draws, and what of it chance explains."""
-    signal, form = distiller.signal, distiller.signal.form
-    target = LiveTeacher(bench.teacher, bench.vocabulary).target(batch, batch["labels"][:, 1:] >= 0)
+    signal, form = distiller.teacher, distiller.teacher.form
+    target = OnlineTeacher(bench.teacher, bench.vocabulary).target(batch, batch["labels"][:, 1:] >= 0)
     mean, squares = torch.zeros_like(full), 0.0
     for seed in range(repeats):
-        distiller.signal = Fixed(target, labels_of(batch), form, seed)
+        distiller.teacher = Fixed(target, labels_of(batch), form, seed)
         found = gradient(bench, distiller, batch)
         squares += float((found - full).square().sum()) / repeats
         mean += found / repeats
-    distiller.signal = signal
+    distiller.teacher = signal
     chance = (squares / repeats) ** 0.5 / float(full.norm())
     return {"bias": float((mean - full).norm() / full.norm()), "chance": chance}
 
@@ -248,13 +257,13 @@ def average(bench: Bench, distiller: Distiller, batch: Batch, full: Tensor, repe
 class Fixed:
     """A sampled teacher of one batch, drawn by a seed."""
 
-    def __init__(self, target: Any, labels: Tensor, form: Form, seed: int) -> None:
+    def __init__(self, target: Any, labels: Tensor, form: TeacherCacheFormat, seed: int) -> None:
         generator, parts = torch.Generator().manual_seed(1000 + seed), []
         for start in range(0, len(labels), 256):
             here = slice(start, start + 256)
             log_p = target.head.finish(target.head.project(target.hidden[here])).log_softmax(-1)
-            parts.append(compress(log_p, labels[here], form, generator))
-        self.drawn = expand({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, form)
+            parts.append(compress_logprobs(log_p, labels[here], form, generator))
+        self.drawn = decompress_target({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, form)
 
     def target(self, batch: Batch, chosen: Tensor) -> Any:
         """The same for every call."""

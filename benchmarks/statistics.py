@@ -17,8 +17,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from distill_lit.analysis import significance as st
-from distill_lit.analysis.bootstrap import replicate_means, replicate_sums, seed_weights
-from distill_lit.analysis.document_axes import AXES
+from distill_lit.analysis.bootstrap import bootstrap_means, bootstrap_sums, seed_resample_weights
+from distill_lit.analysis.document_axes import DOCUMENT_AXES
 from distill_lit.analysis.slices import find_slices
 
 DRAWS = 1000
@@ -30,10 +30,12 @@ def normal_quantile(p: Floats | float) -> Floats:
     return np.asarray(st.stats.norm.ppf(p))
 
 
-def paired_answers(rng: np.random.Generator, n: int, first: float, second: float, together: float = 0.7) -> Floats:
+def paired_answers(
+    rng: np.random.Generator, n: int, first: float, second: float, ability_correlation: float = 0.7
+) -> Floats:
     """(n, 2) right or wrong answers of two models with these accuracies; `together` correlates their latent ability."""
     shared, own = rng.normal(size=(n, 1)), rng.normal(size=(n, 2))
-    latent = together**0.5 * shared + (1 - together) ** 0.5 * own
+    latent = ability_correlation**0.5 * shared + (1 - ability_correlation) ** 0.5 * own
     return (latent < normal_quantile(np.array([first, second]))).astype(float)
 
 
@@ -52,23 +54,23 @@ def newcombe_coverage(rng: np.random.Generator, repeats: int, n: int, first: flo
     found = []
     for _ in range(repeats):
         answers = paired_answers(rng, n, first, second)
-        found.append(covers(st.paired_difference(answers[:, 0], answers[:, 1]), first - second))
+        found.append(covers(st.newcombe_paired_interval(answers[:, 0], answers[:, 1]), first - second))
     return float(np.mean(found))
 
 
-def cluster_coverage(rng: np.random.Generator, repeats: int, clusters: int, size: int, respected: bool) -> float:
+def cluster_coverage(rng: np.random.Generator, repeats: int, clusters: int, size: int, by_cluster: bool) -> float:
     """Share of bootstrap intervals of an accuracy that hold it, documents sharing passages; `respected`: by passage."""
     found = []
     for repeat in range(repeats):
         passage = np.repeat(rng.normal(size=clusters), size)
         right = (0.5**0.5 * passage + 0.5**0.5 * rng.normal(size=clusters * size) < normal_quantile(0.6)).astype(float)
-        codes = np.repeat(np.arange(clusters), size) if respected else np.arange(clusters * size)
-        draws = replicate_means(right[:, None], codes, DRAWS, [1, repeat])[:, 0]
+        codes = np.repeat(np.arange(clusters), size) if by_cluster else np.arange(clusters * size)
+        draws = bootstrap_means(right[:, None], codes, DRAWS, [1, repeat])[:, 0]
         found.append(covers(st.percentile_interval(right.mean(), draws), 0.6))
     return float(np.mean(found))
 
 
-def seed_coverage(rng: np.random.Generator, repeats: int, seeds: int, deviation: float, stretched: bool = True) -> float:
+def seed_coverage(rng: np.random.Generator, repeats: int, seeds: int, deviation: float, rescaled: bool = True) -> float:
     """Share of joint document-and-seed intervals that hold the mean difference to a teacher, 200 documents.
 
     deviation: of the student's accuracy over seeds. stretched: with √(K/(K−1)), as the suite does.
@@ -81,9 +83,9 @@ def seed_coverage(rng: np.random.Generator, repeats: int, seeds: int, deviation:
         noise = rng.normal(size=(n, seeds + 1))
         level = np.append(ability, 0.65)
         right = (0.7**0.5 * documents[:, None] + 0.3**0.5 * noise < normal_quantile(level)).astype(float)
-        draws = replicate_means(right, np.arange(n), DRAWS, [2, repeat])
-        weights = seed_weights(tuple(range(repeat * seeds, (repeat + 1) * seeds)), seeds, DRAWS)
-        if not stretched and seeds > 1:
+        draws = bootstrap_means(right, np.arange(n), DRAWS, [2, repeat])
+        weights = seed_resample_weights(tuple(range(repeat * seeds, (repeat + 1) * seeds)), seeds, DRAWS)
+        if not rescaled and seeds > 1:
             weights = (1 / seeds + (weights - 1 / seeds) * ((seeds - 1) / seeds) ** 0.5).astype(np.float32)
         difference = (draws[:, :-1] * weights).sum(axis=1) - draws[:, -1]
         value = right[:, :-1].mean() - right[:, -1].mean()
@@ -98,7 +100,7 @@ def macro_errors(rng: np.random.Generator, repeats: int, tasks: int, n: int) -> 
         draws = np.zeros(DRAWS)
         for task in range(tasks):
             answers = paired_answers(rng, n, 0.5, 0.5)
-            means = replicate_means(answers, np.arange(n), DRAWS, [3, repeat, task])
+            means = bootstrap_means(answers, np.arange(n), DRAWS, [3, repeat, task])
             draws += (means[:, 0] - means[:, 1]) / tasks
         found.append(st.bootstrap_p(draws) <= 0.05)
     return float(np.mean(found))
@@ -114,7 +116,7 @@ def contrast_errors(rng: np.random.Generator, repeats: int, n: int, harm: float 
         latent = 0.7**0.5 * shared[:, None] + 0.3**0.5 * own
         gap = (latent[:, 1] < normal_quantile(second)).astype(float) - (latent[:, 0] < normal_quantile(0.7))
         parts = np.column_stack([gap * (strata == 0), gap * (strata == 4), strata == 0, strata == 4]).astype(float)
-        sums = np.vstack([parts.sum(axis=0), replicate_sums(parts, np.arange(n), DRAWS, [4, repeat])])
+        sums = np.vstack([parts.sum(axis=0), bootstrap_sums(parts, np.arange(n), DRAWS, [4, repeat])])
         contrast = sums[:, 1] / sums[:, 3] - sums[:, 0] / sums[:, 2]
         found.append(not covers(st.percentile_interval(contrast[0], contrast[1:]), 0.0))
     return float(np.mean(found))
@@ -129,13 +131,13 @@ def mcnemar_errors(rng: np.random.Generator, repeats: int, n: int, effect: float
     return float(np.mean(found))
 
 
-def passage_errors(rng: np.random.Generator, repeats: int, passages: int, size: int, respected: bool) -> float:
+def passage_errors(rng: np.random.Generator, repeats: int, passages: int, size: int, by_cluster: bool) -> float:
     """Share of equal models called different at 5%, where a passage favours one of the two; `respected`: by passage."""
     found, clusters = [], np.repeat(np.arange(passages), size)
     for _ in range(repeats):
         favour = 0.5 + np.repeat(rng.uniform(-0.5, 0.5, passages), size)
         better = np.where(rng.random(len(clusters)) < favour, 1, -1) * (rng.random(len(clusters)) < 0.4)
-        p = st.clustered_mcnemar(better, clusters) if respected else st.mcnemar((better < 0).sum(), (better > 0).sum())
+        p = st.clustered_mcnemar(better, clusters) if by_cluster else st.mcnemar((better < 0).sum(), (better > 0).sum())
         found.append(p <= 0.05)
     return float(np.mean(found))
 
@@ -159,7 +161,7 @@ def corrected_errors(
 def slice_world(rng: np.random.Generator, n: int, planted: bool) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
     """Strata, flips and clusters of n documents; `planted`: rare questions with digits are lost at 45%, not 15%."""
     index = pd.MultiIndex.from_arrays([["task"] * n, [str(i) for i in range(n)]], names=["task", "key"])
-    codes = pd.DataFrame({a.name: rng.integers(1, 3 if a.kind == "binary" else 6, n) for a in AXES}, index=index)
+    codes = pd.DataFrame({a.name: rng.integers(1, 3 if a.kind == "binary" else 6, n) for a in DOCUMENT_AXES}, index=index)
     right = rng.random(n) < 0.6
     hit = ((codes["rarity_question"] == 5) & (codes["digits"] == 2)).to_numpy() & planted
     student = np.where(right, rng.random(n) > np.where(hit, 0.45, 0.15), rng.random(n) < 0.12)
@@ -174,7 +176,7 @@ def slices_found(rng: np.random.Generator, repeats: int, n: int) -> float:
     found = []
     for _ in range(repeats):
         codes, flips, clusters = slice_world(rng, n, planted=True)
-        frame = find_slices(list(AXES), codes, flips, clusters, 5)
+        frame = find_slices(list(DOCUMENT_AXES), codes, flips, clusters, 5)
         found.append(bool(len(frame)) and bool(frame["confirmed"].iloc[0]) and frame["rule"].iloc[0] == planted)
     return float(np.mean(found))
 
@@ -185,14 +187,14 @@ def slices_invented(rng: np.random.Generator, repeats: int, n: int) -> float:
     for _ in range(repeats):
         codes, flips, clusters = slice_world(rng, n, planted=True)
         shuffled = flips.iloc[rng.permutation(n)].set_index(flips.index)
-        found.append(bool(find_slices(list(AXES), codes, shuffled, clusters, 5)["confirmed"].any()))
+        found.append(bool(find_slices(list(DOCUMENT_AXES), codes, shuffled, clusters, 5)["confirmed"].any()))
     return float(np.mean(found))
 
 
 def detectable_power(rng: np.random.Generator, repeats: int, n: int) -> float:
     """Power of McNemar's test at the printed smallest detectable effect."""
     answers = paired_answers(rng, 200_000, 0.6, 0.5)
-    effect = st.detectable_effect(n, float((answers[:, 0] != answers[:, 1]).mean()))
+    effect = st.minimum_detectable_effect(n, float((answers[:, 0] != answers[:, 1]).mean()))
     return mcnemar_errors(rng, repeats, n, effect)
 
 

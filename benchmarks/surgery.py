@@ -22,12 +22,12 @@ import torch
 from distill_lit import data
 from distill_lit.config import StudentConfig, WidthConfig, load_experiment
 from distill_lit.data.loader import calibration_batches, make_batch
-from distill_lit.losses.lm_head import head_of
-from distill_lit.losses.reduction import Tokens, measure_sums, soften
+from distill_lit.losses.lm_head import get_lm_head
+from distill_lit.losses.reduction import TokenLogits, apply_temperature, compute_metric_sums
 from distill_lit.models import Calibration, initial_student, load_model, load_tokenizer, model_folder, size_of
-from distill_lit.models.packing_check import last_hidden
-from distill_lit.models.pruning import METHODS
-from distill_lit.models.student import kept_layers
+from distill_lit.models.packing_check import last_hidden_state
+from distill_lit.models.pruning import LAYER_SELECTION_METHODS
+from distill_lit.models.student import retained_layers
 from distill_lit.utils import hardware
 from distill_lit.utils.files import write_text
 
@@ -38,7 +38,11 @@ COLUMNS = ("student", "parameters", "body", "kl", "agreement", "perplexity")
 def students(depths: list[int], teacher: Any) -> dict[str, StudentConfig]:
     """{what is cut: student}: methods × depths, one width after the other, all widths, depth and width."""
     deepest = max(depths)
-    rows = {f"depth {depth}, {method}": StudentConfig(depth=depth, layers=method) for depth in depths for method in METHODS}
+    rows = {
+        f"depth {depth}, {method}": StudentConfig(num_layers=depth, layers=method)
+        for depth in depths
+        for method in LAYER_SELECTION_METHODS
+    }
     for name, width in widths(teacher).items():
         rows[name] = StudentConfig(width=width)
     for method in ("uniform", "kl_greedy"):
@@ -72,19 +76,21 @@ def widths(teacher: Any) -> dict[str, WidthConfig]:
 
 
 @torch.inference_mode()
-def fidelity(student: Any, teacher: Any, rows: data.Packed, vocabulary: int) -> dict[str, float]:
+def fidelity(student: Any, teacher: Any, rows: data.PackedDataset, vocabulary: int) -> dict[str, float]:
     """kl: KL(teacher ‖ student), nats per token; agreement: share of equal top tokens; perplexity of the labels."""
     sums: dict[str, float] = {}
-    heads, count = [head_of(model, vocabulary) for model in (student, teacher)], 0
+    heads, count = [get_lm_head(model, vocabulary) for model in (student, teacher)], 0
     for start in range(0, len(rows), ROWS_AT_A_TIME):
         numbers = torch.arange(start, min(start + ROWS_AT_A_TIME, len(rows))).numpy()
         batch = make_batch(rows, numbers, 1)
         chosen = batch["labels"][:, 1:] >= 0
         q, p = (
-            head.finish(head.project(last_hidden(model, batch)[:, :-1][chosen]))
+            head.scale_and_cap(head.project(last_hidden_state(model, batch)[:, :-1][chosen]))
             for model, head in zip((student, teacher), heads, strict=True)
         )
-        for name, value in measure_sums(soften(Tokens(q, p, batch["labels"][:, 1:][chosen]), None)).items():
+        for name, value in compute_metric_sums(
+            apply_temperature(TokenLogits(q, p, batch["labels"][:, 1:][chosen]), None)
+        ).items():
             sums[name] = sums.get(name, 0.0) + float(value)
         count += int(chosen.sum())
     perplexity = float(torch.tensor(sums["student_nll"] / count).exp())
@@ -95,13 +101,13 @@ def table(depths: list[int], experiment: Path, held_out: int, overrides: list[st
     """A row per student, the whole model first."""
     config = load_experiment(experiment, overrides)
     folder = model_folder(config.teacher.model)
-    prepared = data.prepare(config.data, folder, config.benchmarks)
+    prepared = data.prepare_datasets(config.data, folder, config.dataset_source)
     vocabulary = max(load_tokenizer(folder).get_vocab().values()) + 1
     rows = prepared.validation.take(torch.arange(min(held_out, len(prepared.validation))).numpy())
     dtype = getattr(torch, hardware.fastest_dtype(hardware.device_for("cpu")))
     calibration = Calibration(calibration_batches(prepared.train), prepared.fingerprint, dtype, _progress)
     teacher = load_model(folder, dtype)
-    kept_layers(StudentConfig(depth=min(depths), layers="kl_greedy"), folder, calibration)
+    retained_layers(StudentConfig(num_layers=min(depths), layers="kl_greedy"), folder, calibration)
     found = [_row("the whole model", teacher, fidelity(teacher, teacher, rows, vocabulary))]
     for name, student in students(depths, teacher.config).items():
         model = initial_student(student, folder, calibration, seed=0).to(dtype)

@@ -17,11 +17,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from distill_lit.data.loader import make_batch
 from distill_lit.data.packing import pack
-from distill_lit.losses.lm_head import head_of
-from distill_lit.models.dummy_inputs import usual_tokens
-from distill_lit.models.generation_check import Writing, generation_check
-from distill_lit.models.packing_check import last_hidden, self_check
-from distill_lit.utils.exceptions import UserError, in_one_line
+from distill_lit.losses.lm_head import get_lm_head
+from distill_lit.models.dummy_inputs import text_token_ids
+from distill_lit.models.generation_check import GenerationMode, supported_generation_mode
+from distill_lit.models.packing_check import choose_layout, last_hidden_state
+from distill_lit.utils.exceptions import UserError, one_line_message
 
 ROW = 32  # tokens
 READS = {
@@ -32,9 +32,9 @@ READS = {
     "alone": "one a row, of equal length",
 }
 WRITES = {
-    Writing(True, True): "side by side",
-    Writing(False, True): "prompts of equal length",
-    Writing(False, False): "prompts of equal length, no cache",
+    GenerationMode(True, True): "side by side",
+    GenerationMode(False, True): "prompts of equal length",
+    GenerationMode(False, False): "prompts of equal length, no cache",
 }
 HEAD = """# Which architectures can be distilled, and how they read documents
 
@@ -134,7 +134,7 @@ def tiny_model(name: str, attn_implementation: str | None = None, **changes: Any
 
 def documents(model: Any, *sizes: int, seed: int = 1) -> list[list[int]]:
     """Token sequences of these lengths, without special tokens."""
-    usual = usual_tokens(model)
+    usual = text_token_ids(model)
     drawn = torch.randint(len(usual), (sum(sizes),), generator=torch.Generator().manual_seed(seed))
     return [part.tolist() for part in usual[drawn].split(list(sizes))]
 
@@ -149,9 +149,9 @@ def largest_kl(model: Any, texts: list[list[int]], length: int) -> float:
     """The largest KL (nats a token) between the plain model's distribution on each document alone and that of the packed
     forward pass."""
     batch, worst = packed_rows(texts, length), 0.0
-    head = head_of(model, model.get_output_embeddings().weight.shape[0])
+    head = get_lm_head(model, model.get_output_embeddings().weight.shape[0])
     with torch.no_grad():
-        logits = head.finish(head.project(last_hidden(model, batch)))
+        logits = head.scale_and_cap(head.project(last_hidden_state(model, batch)))
         for row, numbers in enumerate(batch["document_ids"]):
             for number in range(1, int(numbers.max()) + 1):
                 here = numbers == number
@@ -172,18 +172,18 @@ def row_of_the_table(name: str) -> str:
     try:
         model = tiny_model(name)
     except Exception as error:
-        return f"| {name} | – | not built | – | {in_one_line(error)[:100]} |"
+        return f"| {name} | – | not built | – | {one_line_message(error)[:100]} |"
     kind = type(model).__name__
     try:
-        reading = self_check(model, ROW)
+        reading = choose_layout(model, ROW)
     except UserError as error:
         return f"| {name} | {kind} | refused | – | {reason(error)} |"
     assert largest_kl(model, documents(model, 19, 3, 9, 1, 26, 5), ROW) < 1e-6, name
     try:
-        writing = WRITES[generation_check(model, ROW // 2)]
+        writing = WRITES[supported_generation_mode(model, ROW // 2)]
     except UserError as error:
         writing = f"refused: {reason(error)}"
-    why = "" if reading.layout not in ("padded", "alone") else reason(reading.why)
+    why = "" if reading.layout not in ("padded", "alone") else reason(reading.fallback_reason)
     return f"| {name} | {kind} | {READS[reading.layout]} | {writing} | {why} |"
 
 

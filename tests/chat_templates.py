@@ -14,9 +14,9 @@ def answers(messages: Messages) -> list[str]:
     return [m["content"] for m in messages if m["role"] == "assistant"]
 
 
-def block(text: str, marked: bool) -> str:
+def block(text: str, with_generation_tags: bool) -> str:
     """Text of a template, within {% generation %} where it marks what the assistant writes."""
-    return "{% generation %}" + text + "{% endgeneration %}" if marked else text
+    return "{% generation %}" + text + "{% endgeneration %}" if with_generation_tags else text
 
 
 def chatml(marked: bool) -> str:

@@ -30,11 +30,13 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four layers of six heads that share keys and values in two groups."""
     sizes = {"hidden_size": 36, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8}
-    return tiny.make_model(tmp_path_factory.mktemp("grouped"), layers=4, **sizes)
+    return tiny.make_model(tmp_path_factory.mktemp("grouped"), num_layers=4, **sizes)
 
 
 @pytest.fixture(scope="session")
 def prepared(teacher: Path, tiny_corpus: Path) -> data.PreparedData:
     """The tiny corpus in rows of 32 tokens."""
-    config = DataConfig(corpora={"text": CorpusConfig(path=f"file:{tiny_corpus}")}, length=32, validation=4)
-    return data.prepare(config, teacher, "pypi")
+    config = DataConfig(
+        corpora={"text": CorpusConfig(path=f"file:{tiny_corpus}")}, sequence_length=32, validation_sequences=4
+    )
+    return data.prepare_datasets(config, teacher, "pypi")

@@ -40,8 +40,8 @@ class FaultServer:
     """`answer(request, number)` says what becomes of the number-th request; `requests`: all bodies that came in."""
 
     def __init__(self, answer: Callable[[dict[str, Any], int], Reply]) -> None:
-        self.answer, self.requests, self.headers = answer, [], []
-        self.at_once = self.most_at_once = 0
+        self.respond, self.requests, self.headers = answer, [], []
+        self.num_concurrent = self.max_concurrent = 0
         self.lock = threading.Lock()
         self.url = ""
 
@@ -51,13 +51,13 @@ class FaultServer:
             number = len(self.requests)
             self.requests.append({"path": handler.path, "at": time.monotonic(), **body})
             self.headers.append(dict(handler.headers))
-            self.at_once += 1
-            self.most_at_once = max(self.most_at_once, self.at_once)
+            self.num_concurrent += 1
+            self.max_concurrent = max(self.max_concurrent, self.num_concurrent)
         try:
-            status, value, headers = self.answer(body, number)
+            status, value, headers = self.respond(body, number)
         finally:
             with self.lock:
-                self.at_once -= 1
+                self.num_concurrent -= 1
         data = value if isinstance(value, bytes) else json.dumps(value).encode()
         handler.send_response(status)
         for name, text in {"content-type": "application/json", "content-length": str(len(data)), **headers}.items():

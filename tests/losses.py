@@ -3,11 +3,11 @@
 import torch
 
 from distill_lit.config import TermConfig
-from distill_lit.losses import LOSSES, Objective, build_objective
-from distill_lit.losses.targets import DenseTarget, Draws, Target, TopK
+from distill_lit.losses import LOGIT_LOSSES, Objective, build_objective
+from distill_lit.losses.targets import DenseTarget, SampledTarget, TeacherTarget, TopKTarget
 
 # what reads labels or a whole teacher; losses for another tokenizer have tests of their own
-DENSE = [kind for kind, loss in LOSSES.items() if not loss.targets or "dense" in loss.targets]
+DENSE = [kind for kind, loss in LOGIT_LOSSES.items() if not loss.target_forms or "dense" in loss.target_forms]
 # what vanishes where student and teacher agree, and is positive elsewhere
 NO_DIVERGENCES = {"ce", "soft_cross_entropy", "truncated_kl", "sampled_kl", "ranking", "policy_reverse_kl"}
 DIVERGENCES = sorted(set(DENSE) - NO_DIVERGENCES)
@@ -22,7 +22,7 @@ def one_term(kind: str, **changes: object) -> Objective:
 
 def softened(kind: str, temperature: float) -> dict[str, TermConfig]:
     """Terms of one loss at a temperature, at 1 where it has none."""
-    return {kind: TermConfig(temperature=temperature if LOSSES[kind].softens else 1.0)}
+    return {kind: TermConfig(temperature=temperature if LOGIT_LOSSES[kind].softenable_forms else 1.0)}
 
 
 def authors(count: int) -> torch.Tensor:
@@ -30,14 +30,14 @@ def authors(count: int) -> torch.Tensor:
     return torch.arange(count) % 2 == 0
 
 
-def sparse_targets(target: DenseTarget, labels: torch.Tensor, k: int = 5, draws: int = 7) -> dict[str, Target]:
+def sparse_targets(target: DenseTarget, labels: torch.Tensor, k: int = 5, num_samples: int = 7) -> dict[str, TeacherTarget]:
     """The dense target itself, and its k best tokens and some draws."""
-    log_p = target.head.finish(target.head.project(target.hidden)).log_softmax(-1)
-    best, drawn = log_p.topk(k), torch.multinomial(log_p.exp(), draws, replacement=True)
+    log_p = target.lm_head.scale_and_cap(target.lm_head.project(target.hidden_states)).log_softmax(-1)
+    best, drawn = log_p.topk(k), torch.multinomial(log_p.exp(), num_samples, replacement=True)
     label_log_probs = log_p.gather(-1, labels[:, None])[:, 0]
-    weights = torch.full_like(drawn, 1, dtype=log_p.dtype) / draws
+    weights = torch.full_like(drawn, 1, dtype=log_p.dtype) / num_samples
     return {
         "dense": target,
-        "top_k": TopK(best.indices, best.values, label_log_probs),
-        "draws": Draws(drawn, log_p.gather(-1, drawn), weights, label_log_probs),
+        "top_k": TopKTarget(best.indices, best.values, label_log_probs),
+        "draws": SampledTarget(drawn, log_p.gather(-1, drawn), weights, label_log_probs),
     }

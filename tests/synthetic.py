@@ -23,9 +23,9 @@ def build(
     seeds: tuple[int, ...] = (0,),
     students: dict[str, float] | None = None,
     limit: int = 0,
-    tail_loss: float = 1.0,
+    tail_logit_loss: float = 1.0,
     seed: int = 0,
-    clusters: int = 0,
+    clusters_per_task: int = 0,
 ) -> Path:
     """Writes plan, cells and records of a teacher and, for each student {name: ability lost}, its three variants.
 
@@ -34,7 +34,7 @@ def build(
     """
     rng = np.random.default_rng(seed)
     students = {"deep": 0.8, "shallow": 1.4} if students is None else students
-    world = _world(rng, tasks, documents, clusters)
+    world = _world(rng, tasks, documents, clusters_per_task)
     (folder / "records").mkdir(parents=True, exist_ok=True)
     cells = [_cell("teacher", "teacher", "", None, 134_515_008, 0.0)]
     _write_model(folder, "teacher", world, 2.0, 0.0, rng, limit)
@@ -42,7 +42,7 @@ def build(
         size = int(134_515_008 * np.exp(-lost))
         plan: list[tuple[str, int | None, float, float]] = [("untouched", None, 0.2, 0.0)]
         for s in seeds:
-            plan += [("ce_only", s, 1.7 - lost, 0.0), ("distilled", s, 2.0 - lost, tail_loss)]
+            plan += [("ce_only", s, 1.7 - lost, 0.0), ("distilled", s, 2.0 - lost, tail_logit_loss)]
         for role, s, ability, tail in plan:
             model = f"{name}-{role}" + ("" if s is None else f"-{s}")
             cells.append(_cell(model, role, name, s, size, lost))

@@ -34,7 +34,7 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 )
 def test_malformed_references_are_refused(reference: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        assets.check(reference)
+        assets.check_reference(reference)
 
 
 @pytest.fixture

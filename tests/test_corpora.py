@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from tiny_data import byte_tokenizer, save_tokenizer, write_lines
 
 from distill_lit.config.schema import CorpusConfig, DataConfig
-from distill_lit.data import check, prepare, word_counts
+from distill_lit.data import check_data_config, prepare_datasets, word_counts
 from distill_lit.data.corpora import compile_template, read_documents
 from distill_lit.data.mirror import file_of, files_of
 from distill_lit.data.tokenization import tokenize
@@ -56,7 +56,7 @@ def test_every_kind_of_file(tmp_path):
     (tmp_path / "d.txt").write_text(f"\n{RED}\n\n \n{BLUE}\n")
     for name in ("a.jsonl", "b.jsonl.gz", "c.parquet", "d.txt"):
         assert texts(CorpusConfig(path=str(tmp_path / name))) == [RED, BLUE], name
-        assert texts(CorpusConfig(path=f"file:{tmp_path / name}", documents=1)) in ([RED], [BLUE]), name
+        assert texts(CorpusConfig(path=f"file:{tmp_path / name}", max_documents=1)) in ([RED], [BLUE]), name
 
 
 def test_a_folder_is_read_in_the_order_of_names_and_drawn_as_one(tmp_path):
@@ -64,11 +64,11 @@ def test_a_folder_is_read_in_the_order_of_names_and_drawn_as_one(tmp_path):
         write_lines(tmp_path / f"{part}.jsonl", [{"text": f"{part}-{i}"} for i in range(5)])
     every = [f"{part}-{i}" for part in range(4) for i in range(5)]
     assert texts(CorpusConfig(path=str(tmp_path))) == every
-    drawn = texts(CorpusConfig(path=str(tmp_path), documents=8))
+    drawn = texts(CorpusConfig(path=str(tmp_path), max_documents=8))
     assert len(drawn) == 8
     assert drawn == [text for text in every if text in drawn]
-    assert drawn == texts(CorpusConfig(path=str(tmp_path), documents=8))
-    assert drawn != texts(CorpusConfig(path=str(tmp_path), documents=8), seed=1)
+    assert drawn == texts(CorpusConfig(path=str(tmp_path), max_documents=8))
+    assert drawn != texts(CorpusConfig(path=str(tmp_path), max_documents=8), seed=1)
 
 
 def test_hub_dataset(tmp_path, monkeypatch):
@@ -80,7 +80,7 @@ def test_hub_dataset(tmp_path, monkeypatch):
         return datasets.Dataset.from_list([{"q": f"why {i}?"} for i in range(9)])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    corpus = CorpusConfig(dataset="org/name", name="main", split="train", text="{{ q }}", documents=4)
+    corpus = CorpusConfig(dataset="org/name", name="main", split="train", text="{{ q }}", max_documents=4)
     assert len(read_documents({"a": corpus}, 0, "hub").items) == 4
     assert asked[0] == (("org/name", "main"), {"split": "train"})
 
@@ -199,12 +199,12 @@ def test_words(tmp_path):
 )
 def test_check(corpus, message):
     with pytest.raises(UserError, match=message):
-        check(DataConfig(corpora={"a": CorpusConfig(**corpus)}), "pypi")
+        check_data_config(DataConfig(corpora={"a": CorpusConfig(**corpus)}), "pypi")
 
 
 def test_no_corpora():
     with pytest.raises(UserError, match="names no corpus"):
-        check(DataConfig(), "pypi")
+        check_data_config(DataConfig(), "pypi")
 
 
 # ---------------------------------------------------------------- prepare
@@ -212,7 +212,7 @@ def test_no_corpora():
 
 def test_prepared_rows(tmp_path):
     data = many(tmp_path)
-    prepared = prepare(data, save_tokenizer(tmp_path / "tokenizer"), "pypi")
+    prepared = prepare_datasets(data, save_tokenizer(tmp_path / "tokenizer"), "pypi")
     numbers = {}
     for name, packed in (("train", prepared.train), ("validation", prepared.validation)):
         text = "".join(chr(i) if i < 256 else "|" for i in _bytes_of(packed))
@@ -222,7 +222,7 @@ def test_prepared_rows(tmp_path):
     assert not numbers["train"] & numbers["validation"]
     assert len(numbers["train"]) > 40
     assert prepared.statistics["documents"] == 60
-    assert prepared.statistics["tokens"] == prepared.train.tokens
+    assert prepared.statistics["tokens"] == prepared.train.num_tokens
     assert 0 <= prepared.statistics["padding_share"] < 0.5
 
 
@@ -237,15 +237,15 @@ def test_every_document_ends_once(tmp_path):
     end = byte_tokenizer().eos_token_id
     assert (made.tokens[made.offsets[1:] - 1] == end).all()
     assert (made.tokens == end).sum() == 60
-    assert made.supervised.all()
+    assert made.loss_mask.all()
     assert made.tokens.dtype == np.uint16
 
 
 def test_the_pool_is_drawn_until_its_tokens(tmp_path):
     folder = save_tokenizer(tmp_path / "tokenizer")
-    small, whole = (prepare(many(tmp_path, tokens=n), folder, "pypi") for n in (300, 0))
-    assert 300 - 60 < small.train.tokens <= 300
-    assert small.train.tokens < whole.train.tokens
+    small, whole = (prepare_datasets(many(tmp_path, tokens=n), folder, "pypi") for n in (300, 0))
+    assert 300 - 60 < small.train.num_tokens <= 300
+    assert small.train.num_tokens < whole.train.num_tokens
     assert np.array_equal(small.validation.input_ids, whole.validation.input_ids)  # held out first, whatever the cap
 
 
@@ -254,28 +254,28 @@ def test_the_cache_is_keyed_to_all_it_depends_on(tmp_path, monkeypatch):
     calls = []
     real = load_tokenizer
     monkeypatch.setattr("distill_lit.data.pipeline.load_tokenizer", lambda f: calls.append(f) or real(f))
-    first = prepare(many(tmp_path), folder, "pypi")
-    assert prepare(many(tmp_path), folder, "pypi").fingerprint == first.fingerprint
+    first = prepare_datasets(many(tmp_path), folder, "pypi")
+    assert prepare_datasets(many(tmp_path), folder, "pypi").fingerprint == first.fingerprint
     assert len(calls) == 1
     seen = {first.fingerprint}
     for options in ({"length": 48}, {"validation": 2}, {"tokens": 400}, {"seed": 1}, {"rows": 59}):
-        other = prepare(many(tmp_path, **options), folder, "pypi").fingerprint
+        other = prepare_datasets(many(tmp_path, **options), folder, "pypi").fingerprint
         assert other not in seen, options
         seen.add(other)
     assert len(calls) == 4  # another length or validation alone does not tokenise again
     save_tokenizer(folder, chat_template="{{ messages }}")
-    assert prepare(many(tmp_path), folder, "pypi").fingerprint not in seen
+    assert prepare_datasets(many(tmp_path), folder, "pypi").fingerprint not in seen
 
 
 def test_a_damaged_cache_is_made_again(tmp_path):
     folder = save_tokenizer(tmp_path / "tokenizer")
-    first = prepare(many(tmp_path), folder, "pypi")
+    first = prepare_datasets(many(tmp_path), folder, "pypi")
     expected = first.train.input_ids.copy()
     place = tmp_path / "cache" / "packed" / first.fingerprint
     (place / "train_input_ids.npy").write_bytes((place / "train_input_ids.npy").read_bytes()[:-2])
-    assert np.array_equal(prepare(many(tmp_path), folder, "pypi").train.input_ids, expected)
+    assert np.array_equal(prepare_datasets(many(tmp_path), folder, "pypi").train.input_ids, expected)
     (place / "manifest.json").unlink()
-    assert np.array_equal(prepare(many(tmp_path), folder, "pypi").train.input_ids, expected)
+    assert np.array_equal(prepare_datasets(many(tmp_path), folder, "pypi").train.input_ids, expected)
     assert json.loads((place / "manifest.json").read_text())["files"]["train_input_ids.npy"]["sha256"]
 
 
@@ -284,12 +284,12 @@ def test_chats_are_supervised_on_responses_only(tmp_path):
         {"m": [{"role": "user", "content": f"ask {i}"}, {"role": "assistant", "content": f"say {i}"}]} for i in range(20)
     ]
     corpus = CorpusConfig(path=str(write_lines(tmp_path / "a.jsonl", chats)), messages="m")
-    data = DataConfig(corpora={"a": corpus}, length=256, validation=1)
-    prepared = prepare(data, save_tokenizer(tmp_path / "tokenizer"), "pypi")
+    data = DataConfig(corpora={"a": corpus}, sequence_length=256, validation_sequences=1)
+    prepared = prepare_datasets(data, save_tokenizer(tmp_path / "tokenizer"), "pypi")
     kept = "".join(byte_tokenizer().decode([i]) for i in prepared.train.labels.ravel().tolist() if i >= 0)
     assert re.fullmatch(r"(say \d+<\|im_end\|>)+", kept)
     with pytest.raises(UserError, match="need a tokenizer with a chat template"):
-        prepare(data, save_tokenizer(tmp_path / "other", chat_template=None), "pypi")
+        prepare_datasets(data, save_tokenizer(tmp_path / "other", chat_template=None), "pypi")
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_chats_are_supervised_on_responses_only(tmp_path):
 )
 def test_too_little_text_is_refused(tmp_path, options, message):
     with pytest.raises(UserError, match=message):
-        prepare(many(tmp_path, **options), save_tokenizer(tmp_path / "tokenizer"), "pypi")
+        prepare_datasets(many(tmp_path, **options), save_tokenizer(tmp_path / "tokenizer"), "pypi")
     assert not list((tmp_path / "cache").glob("packed/*/manifest.json"))
 
 
@@ -322,12 +322,12 @@ def test_text_without_targets_is_refused(tmp_path):
                 messages="m",
             )
         },
-        length=8,
-        validation=1,
+        sequence_length=8,
+        validation_sequences=1,
     )
     # the end of a response is the last of 8 tokens nowhere in the first row of a chat, which is its system message
     with pytest.raises(UserError, match="no token of the validation sequences is supervised"):
-        prepare(data, save_tokenizer(tmp_path / "tokenizer"), "pypi")
+        prepare_datasets(data, save_tokenizer(tmp_path / "tokenizer"), "pypi")
 
 
 # ---------------------------------------------------------------- the shipped corpus

@@ -24,15 +24,15 @@ from transformers import (
     PreTrainedModel,
 )
 
-from distill_lit.analysis.inference_cost import add_costs, summarise
-from distill_lit.analysis.pareto import FAILS, HOLDS, OPEN, claims
+from distill_lit.analysis.inference_cost import add_costs, summarize_costs
+from distill_lit.analysis.pareto import CLAIM_FAILS, CLAIM_HOLDS, CLAIM_UNDECIDED, efficiency_claims
 from distill_lit.analysis.results import load_results
-from distill_lit.analysis.scores import score
+from distill_lit.analysis.scores import compute_scores
 from distill_lit.config import AnalysisConfig, CostConfig
-from distill_lit.models import load_config, load_model, size_of
+from distill_lit.models import load_model, load_model_config, size_of
 from distill_lit.profiling.energy import _processor_meter
-from distill_lit.profiling.inference import check_positions, generate, measure_costs
-from distill_lit.profiling.memory import read_peak, start_peak
+from distill_lit.profiling.inference import check_positions, greedy_decode, measure_costs
+from distill_lit.profiling.memory import read_peak_memory, reset_peak_memory
 from distill_lit.report.tables.inference_cost import break_even, cost_table
 from distill_lit.utils.exceptions import UserError
 
@@ -63,7 +63,7 @@ def test_flops_are_those_of_the_counter(model: PreTrainedModel) -> None:
     tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     weights = sum(p.numel() for p in model.parameters() if p.ndim == 2 and id(p) not in tables)
     weights += sum(p.numel() for p in model.parameters() if p.ndim == 3) * 2 // 8  # two of eight experts
-    weights += size.head_products if size.is_tied else 0
+    weights += size.lm_head_parameters if size.is_tied else 0
     attention = 4 * size.attention_width * length  # a mask saves nothing: every token is multiplied with all of them
     assert counter.get_total_flops() == 2 * length * (2 * weights + attention)
     # what the formula says, which counts norms and biases too; they weigh more in small models
@@ -73,20 +73,20 @@ def test_flops_are_those_of_the_counter(model: PreTrainedModel) -> None:
 def test_cache_is_as_wide_as_it_is(model: PreTrainedModel) -> None:
     cache = model(input_ids=torch.zeros(1, 7, dtype=torch.int64), use_cache=True).past_key_values
     numbers = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
-    assert size_of(model).cache_width * 7 == numbers
+    assert size_of(model).kv_cache_values_per_token * 7 == numbers
 
 
 def test_tokens_are_those_of_greedy_generation(tiny_teacher: Path) -> None:
     model, prompts = load_model(tiny_teacher), torch.randint(3, 300, (3, 9))
-    written, (first, steps) = generate(model, prompts, 6)
+    written, (first, steps) = greedy_decode(model, prompts, 6)
     expected = model.generate(prompts, max_new_tokens=6, min_new_tokens=6, do_sample=False, eos_token_id=None)
     assert written.tolist() == expected[:, 9:].tolist()
     assert first > 0 and len(steps) == 5 and min(steps) > 0
 
 
 def test_measurement_has_every_model_block_and_point(tiny_teacher: Path, tmp_path: Path) -> None:
-    small = tiny.make_model(tmp_path / "small", layers=1)
-    settings = CostConfig(batches=[1, 2], prompts=[8], outputs=[3])
+    small = tiny.make_model(tmp_path / "small", num_layers=1)
+    settings = CostConfig(batch_sizes=[1, 2], prompt_lengths=[8], output_lengths=[3])
     turns: list[str] = []
     rows = measure_costs({"teacher": tiny_teacher, "small": small}, settings, CPU, lambda _, __, name: turns.append(name))
     assert turns == ["teacher", "small"] * 5
@@ -97,7 +97,7 @@ def test_measurement_has_every_model_block_and_point(tiny_teacher: Path, tmp_pat
     assert (rows["token_p50_s"] <= rows["token_p95_s"]).all()
     one = rows[(rows["kind"] == "grid") & (rows["batch"] == 2)].iloc[0]
     assert one["prefill_s"] == pytest.approx(one["first_token_s"] / 16)
-    found = summarise(rows, "teacher", 200, 0.95).set_index(["model", "axis"])
+    found = summarize_costs(rows, "teacher", 200, 0.95).set_index(["model", "axis"])
     assert found.loc[("teacher", "decode_s"), "ratio"] == pytest.approx(1)
     assert found.loc[("small", "decode_s"), "ratio"] > 1
     assert ("teacher", "joules_per_token") in found.index or rows["joules"].isna().all()
@@ -105,7 +105,7 @@ def test_measurement_has_every_model_block_and_point(tiny_teacher: Path, tmp_pat
 
 def test_a_grid_beyond_the_positions_is_refused(tiny_teacher: Path) -> None:
     with pytest.raises(UserError, match=r"cost.prompts: 332 tokens .* teacher has 256 positions"):
-        check_positions({"teacher": load_config(tiny_teacher)}, CostConfig(prompts=[8, 300]))
+        check_positions({"teacher": load_model_config(tiny_teacher)}, CostConfig(prompt_lengths=[8, 300]))
 
 
 def made_up_rows(slower: float, noise: float) -> pd.DataFrame:
@@ -123,19 +123,19 @@ def made_up_rows(slower: float, noise: float) -> pd.DataFrame:
 
 
 def test_what_falls_on_all_models_of_a_block_is_not_in_the_ratio() -> None:
-    found = summarise(made_up_rows(4.0, noise=0.5), "teacher", 500, 0.95).set_index(["model", "axis"])
+    found = summarize_costs(made_up_rows(4.0, noise=0.5), "teacher", 500, 0.95).set_index(["model", "axis"])
     row = found.loc[("student", "decode_s")]
     assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == pytest.approx((4, 4, 4))
     assert row["low"] < row["value"] < row["high"]
     assert found.loc[("student", "memory_bytes"), "ratio"] == pytest.approx(3)
     assert "joules_per_token" not in found.index.get_level_values("axis")
-    calm = summarise(made_up_rows(4.0, noise=0.0), "teacher", 500, 0.95).set_index(["model", "axis"])
+    calm = summarize_costs(made_up_rows(4.0, noise=0.0), "teacher", 500, 0.95).set_index(["model", "axis"])
     assert calm.loc[("student", "decode_s"), "value"] == pytest.approx(2e-3)  # √(4 ms · 1 ms)
 
 
 @pytest.mark.parametrize(
     ("ratio", "low", "high", "rate", "badge"),
-    [(12, 11, 13, "1.2k", HOLDS), (12, 9, 15, "1.2k", OPEN), (7, 6, 8, "700", FAILS)],
+    [(12, 11, 13, "1.2k", CLAIM_HOLDS), (12, 9, 15, "1.2k", CLAIM_UNDECIDED), (7, 6, 8, "700", CLAIM_FAILS)],
 )
 def test_the_claim_needs_the_lower_bound_of_the_measured_ratio(
     tmp_path: Path, ratio: float, low: float, high: float, rate: str, badge: str
@@ -151,12 +151,12 @@ def test_the_claim_needs_the_lower_bound_of_the_measured_ratio(
     costs = {"axes": axes, "stands_for": {"teacher": ["teacher"], "deep": ["deep-distilled-0"]},
              "settings": {"price": 3.6, "blocks": 5}, "machine": {"device": "cpu"}}  # fmt: skip
     (tmp_path / "cost.json").write_text(json.dumps(costs))
-    scores = score(load_results(tmp_path), AnalysisConfig(bootstrap=500))
-    found = claims(scores).set_index(["role", "axis"])
+    scores = compute_scores(load_results(tmp_path), AnalysisConfig(n_resamples=500))
+    found = efficiency_claims(scores).set_index(["role", "axis"])
     assert found.loc[("distilled", "decode_s"), "badge"] == badge
     assert ("ce_only", "decode_s") not in found.index  # it was not measured
     # 3.6 an hour is a thousandth a second; a token takes a hundredth of one
-    assert scores.results.cells.set_index("model").loc["teacher", "money_per_million"] == pytest.approx(10.0)
+    assert scores.results.runs.set_index("model").loc["teacher", "money_per_million"] == pytest.approx(10.0)
     table = cost_table(scores)
     place = table.columns.index("written tokens/s")
     row = next(r for r in table.rows if r[0].text == "deep distilled")
@@ -177,8 +177,8 @@ def test_costs_of_another_shape_are_not_used() -> None:
 
 def test_break_even_by_hand(tmp_path: Path) -> None:
     build(tmp_path, documents=20, students={"deep": 0.5})
-    scores = score(load_results(tmp_path), AnalysisConfig(bootstrap=200))
-    cells = scores.results.cells.set_index("role")
+    scores = compute_scores(load_results(tmp_path), AnalysisConfig(n_resamples=200))
+    cells = scores.results.runs.set_index("role")
     saved = cells.loc["teacher", "flops_per_token"] - cells.loc["distilled", "flops_per_token"]
     spent = cells.loc["distilled", "student_flops"] + cells.loc["distilled", "teacher_flops"]
     by_role = {group.role: break_even(scores, group) for group in scores.groups}
@@ -190,11 +190,11 @@ def test_break_even_by_hand(tmp_path: Path) -> None:
 def test_peak_memory_sees_what_was_there_and_forgets_it() -> None:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("this system does not forget its peak")
-    before = start_peak(CPU)
+    before = reset_peak_memory(CPU)
     torch.ones(32 * 2**20 // 4).sum()
-    assert 32e6 < read_peak(CPU) - before < 64e6
-    before = start_peak(CPU)
-    assert read_peak(CPU) - before < 8e6
+    assert 32e6 < read_peak_memory(CPU) - before < 64e6
+    before = reset_peak_memory(CPU)
+    assert read_peak_memory(CPU) - before < 8e6
 
 
 def test_energy_counter_goes_round(tmp_path: Path) -> None:

@@ -18,14 +18,14 @@ from distill_lit import data
 from distill_lit.config import CorpusConfig, DataConfig, TermConfig, load_experiment
 from distill_lit.data.loader import ValidationLoader, make_batch
 from distill_lit.experiment.validation import check_against_teacher, check_experiment
-from distill_lit.losses import build_objective, fused_losses, label_log_probs
-from distill_lit.losses.cross_tokenizer import span_likelihood, uld
-from distill_lit.losses.lm_head import head_of
-from distill_lit.losses.targets import Foreign
+from distill_lit.losses import build_objective, fused_linear_distillation_loss, label_logprobs_from_hidden
+from distill_lit.losses.cross_tokenizer import alm, uld
+from distill_lit.losses.lm_head import get_lm_head
+from distill_lit.losses.targets import SpanTarget
 from distill_lit.models import load_model, load_tokenizer, model_folder
-from distill_lit.teachers import ForeignTeacher, LiveTeacher
-from distill_lit.teachers.token_alignment import align, token_bytes, whole_characters
-from distill_lit.training.distiller import Distiller, HeadSettings
+from distill_lit.teachers import CrossTokenizerTeacher, OnlineTeacher
+from distill_lit.teachers.token_alignment import align_tokens, token_bytes, trim_partial_characters
+from distill_lit.training.distiller import Distiller, FusedLossSettings
 from distill_lit.utils.exceptions import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -56,19 +56,23 @@ def piece_tokenizer(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def pieces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny teacher with such a tokenizer and a vocabulary of its own."""
-    folder = tiny.make_model(tmp_path_factory.mktemp("pieces"), vocabulary=512, seed=7)
+    folder = tiny.make_model(tmp_path_factory.mktemp("pieces"), vocab_size=512, seed=7)
     return piece_tokenizer(folder)
 
 
 @pytest.fixture(scope="module")
 def prepared(tiny_teacher: Path, tiny_corpus: Path) -> data.PreparedData:
-    config = DataConfig(corpora={"text": CorpusConfig(path=f"file:{tiny_corpus}")}, length=LENGTH, validation=4)
-    return data.prepare(config, tiny_teacher, "pypi")
+    config = DataConfig(
+        corpora={"text": CorpusConfig(path=f"file:{tiny_corpus}")}, sequence_length=LENGTH, validation_sequences=4
+    )
+    return data.prepare_datasets(config, tiny_teacher, "pypi")
 
 
-def foreign(teacher: Path, student: Path) -> ForeignTeacher:
+def foreign(teacher: Path, student: Path) -> CrossTokenizerTeacher:
     tokenizer = load_tokenizer(teacher)
-    return ForeignTeacher(load_model(teacher), max(tokenizer.get_vocab().values()) + 1, tokenizer, load_tokenizer(student))
+    return CrossTokenizerTeacher(
+        load_model(teacher), max(tokenizer.get_vocab().values()) + 1, tokenizer, load_tokenizer(student)
+    )
 
 
 # ---------------------------------------------------------------- bytes and spans
@@ -76,12 +80,12 @@ def foreign(teacher: Path, student: Path) -> ForeignTeacher:
 
 def test_spans_by_hand() -> None:
     # "ab" "cde" "f"  against  BOS "a" "bcde" "" "f"
-    spans = align([2, 3, 1], [0, 1, 4, 0, 1])
-    assert spans.ours.tolist() == [[0, 2], [2, 3]]
-    assert spans.theirs.tolist() == [[1, 3], [4, 5]]
-    assert align([], []).ours.shape == (0, 2)
+    spans = align_tokens([2, 3, 1], [0, 1, 4, 0, 1])
+    assert spans.student.tolist() == [[0, 2], [2, 3]]
+    assert spans.teacher.tolist() == [[1, 3], [4, 5]]
+    assert align_tokens([], []).student.shape == (0, 2)
     with pytest.raises(UserError, match="different lengths"):
-        align([2], [1])
+        align_tokens([2], [1])
 
 
 @settings(max_examples=80, deadline=None)
@@ -90,12 +94,12 @@ def test_spans_cover_every_byte_once_and_cannot_be_shorter(sizes: list[int], dra
     total, theirs = sum(sizes), []
     while sum(theirs) < total:
         theirs.append(min(draw.randint(0, 5), total - sum(theirs)))
-    spans = align(sizes, theirs)
-    ours_of = [sum(sizes[a:b]) for a, b in spans.ours]
-    assert ours_of == [sum(theirs[a:b]) for a, b in spans.theirs]
+    spans = align_tokens(sizes, theirs)
+    ours_of = [sum(sizes[a:b]) for a, b in spans.student]
+    assert ours_of == [sum(theirs[a:b]) for a, b in spans.teacher]
     assert sum(ours_of) == total
     common = set(np.cumsum(sizes)) & set(np.cumsum(theirs)) - {0}
-    assert len(spans.ours) == len(common)
+    assert len(spans.student) == len(common)
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -109,10 +113,10 @@ def test_bytes_of_tokens_are_the_bytes_of_the_text(tiny_teacher: Path, pieces: P
 
 def test_a_character_cut_in_two_is_left_out() -> None:
     data = "é日x🙂".encode()
-    assert whole_characters(data) == ("é日x🙂", 0)
-    assert whole_characters(data[1:]) == ("日x🙂", 1)
-    assert whole_characters(data[1:-2]) == ("日x", 1)
-    assert whole_characters("🙂".encode()[1:3]) == ("", 0) or whole_characters("🙂".encode()[1:3])[0] == ""
+    assert trim_partial_characters(data) == ("é日x🙂", 0)
+    assert trim_partial_characters(data[1:]) == ("日x🙂", 1)
+    assert trim_partial_characters(data[1:-2]) == ("日x", 1)
+    assert trim_partial_characters("🙂".encode()[1:3]) == ("", 0) or trim_partial_characters("🙂".encode()[1:3])[0] == ""
 
 
 def test_an_unknown_kind_of_tokenizer_is_refused() -> None:
@@ -124,11 +128,11 @@ def test_an_unknown_kind_of_tokenizer_is_refused() -> None:
 # ---------------------------------------------------------------- losses
 
 
-def said(**parts: torch.Tensor) -> Foreign:
+def said(**parts: torch.Tensor) -> SpanTarget:
     count = len(next(iter(parts.values())))
     empty = {"logits": None, "same": torch.ones(count, dtype=torch.bool), "size": torch.ones(count, dtype=torch.long)}
     spans = {name: torch.zeros(count) for name in ("teacher_span", "student_span", "label_log_probs")}
-    return Foreign(**{**empty, **spans, **parts})
+    return SpanTarget(**{**empty, **spans, **parts})
 
 
 def test_uld_by_hand() -> None:
@@ -166,7 +170,7 @@ def test_span_likelihood_equals_autograd_over_whole_spans(tau: float) -> None:
         teacher_span=torch.where(inside, log_p[spans], 0.0),
         student_span=torch.where(inside, totals.detach()[spans], 0.0),
     )
-    found = span_likelihood(logits.log_softmax(-1), teacher, labels, tau)
+    found = alm(logits.log_softmax(-1), teacher, labels, tau)
     (gradient,) = torch.autograd.grad(found.sum(), logits)
     assert found[3] == 0
     assert float(found.sum()) == pytest.approx(float(plain), rel=1e-9)
@@ -177,7 +181,7 @@ def test_span_likelihood_is_finite_where_probabilities_are_0_or_1() -> None:
     logits = torch.tensor([[60.0, 0.0], [0.0, 60.0]], requires_grad=True)
     labels = torch.tensor([0, 0])
     teacher = said(teacher_span=torch.tensor([-50.0, -1e-9]), student_span=torch.tensor([0.0, -60.0]))
-    loss = span_likelihood(logits.log_softmax(-1), teacher, labels)
+    loss = alm(logits.log_softmax(-1), teacher, labels)
     (gradient,) = torch.autograd.grad(loss.sum(), logits)
     assert torch.isfinite(loss).all()
     assert torch.isfinite(gradient).all()
@@ -192,14 +196,14 @@ def test_equal_tokenizers_give_one_span_per_token_and_the_live_teachers_numbers(
     batch = make_batch(prepared.train, np.arange(5), 1)
     chosen = batch["labels"][:, 1:] >= 0
     target = foreign(tiny_teacher, tiny_teacher).target(batch, chosen)
-    live = LiveTeacher(load_model(tiny_teacher), VOCABULARY).target(batch, chosen)
-    log_p = live.head.finish(live.head.project(live.hidden)).log_softmax(-1)
+    live = OnlineTeacher(load_model(tiny_teacher), VOCABULARY).target(batch, chosen)
+    log_p = live.lm_head.scale_and_cap(live.lm_head.project(live.hidden_states)).log_softmax(-1)
     labels = batch["labels"][:, 1:][chosen]
-    assert (target.said.size == 1).all()
-    assert target.said.same.all()
+    assert (target.span_target.span_length == 1).all()
+    assert target.span_target.same_prefix.all()
     right = log_p.gather(-1, labels[:, None])[:, 0]
-    torch.testing.assert_close(target.said.teacher_span, right, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(target.hidden, live.hidden, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(target.span_target.teacher_span_logprob, right, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(target.hidden_states, live.hidden_states, atol=1e-4, rtol=1e-3)
 
 
 def test_spans_of_two_tokenizers_against_a_loop_over_documents(
@@ -235,13 +239,15 @@ def test_spans_of_two_tokenizers_against_a_loop_over_documents(
                 if tokens[0] == 0:
                     continue  # the first token of a document is not predicted by the student
                 numbers = [int(place[row, columns[i] - 1]) for i in tokens]
-                assert set(target.said.size[numbers].tolist()) == {len(tokens)}
-                assert target.said.teacher_span[numbers].tolist() == pytest.approx([right] * len(tokens), abs=1e-3)
-                assert target.said.same[numbers].tolist() == [True] + [False] * (len(tokens) - 1)
+                assert set(target.span_target.span_length[numbers].tolist()) == {len(tokens)}
+                assert target.span_target.teacher_span_logprob[numbers].tolist() == pytest.approx(
+                    [right] * len(tokens), abs=1e-3
+                )
+                assert target.span_target.same_prefix[numbers].tolist() == [True] + [False] * (len(tokens) - 1)
                 found += 1
                 covered += len(tokens)
     assert found > 20
-    ends = int((target.said.size > 0).sum()) - covered
+    ends = int((target.span_target.span_length > 0).sum()) - covered
     assert ends == int((batch["labels"][:, 1:][chosen] == ours.eos_token_id).sum())  # both say where a document ends
     assert covered > 0.6 * int(chosen.sum())
 
@@ -252,28 +258,35 @@ def test_the_fused_head_gives_the_plain_losses_of_a_foreign_teacher(
     batch = make_batch(prepared.train, np.arange(4), 1)
     chosen = batch["labels"][:, 1:] >= 0
     labels = batch["labels"][:, 1:][chosen]
-    head = head_of(load_model(tiny_teacher), VOCABULARY)
+    head = get_lm_head(load_model(tiny_teacher), VOCABULARY)
     torch.manual_seed(0)
     hidden = torch.randn(len(labels), 32, requires_grad=True)
-    own = label_log_probs(hidden.detach(), head, labels, 50)
-    target = foreign(pieces, tiny_teacher).target(batch, chosen).with_student(own)
+    own = label_logprobs_from_hidden(hidden.detach(), head, labels, 50)
+    target = foreign(pieces, tiny_teacher).target(batch, chosen).with_student_logprobs(own)
     terms = {"uld": TermConfig(options={"k": 64}), "span": TermConfig(kind="span_likelihood", weight=0.5)}
-    losses = fused_losses(
-        build_objective(terms), hidden, head, target, labels, denominator=torch.tensor(7), chunk=13, measure=True
+    losses = fused_linear_distillation_loss(
+        build_objective(terms),
+        hidden,
+        head,
+        target,
+        labels,
+        denominator=torch.tensor(7),
+        chunk_size=13,
+        compute_metrics=True,
     )
-    log_q = head.finish(head.project(hidden)).log_softmax(-1)
-    logits = target.head.finish(target.head.project(target.hidden))
-    whole = target.said._replace(logits=logits)
-    plain = (uld(log_q, whole, 64).sum() + 0.5 * span_likelihood(log_q, whole, labels).sum()) / 7
+    log_q = head.scale_and_cap(head.project(hidden)).log_softmax(-1)
+    logits = target.lm_head.scale_and_cap(target.lm_head.project(target.hidden_states))
+    whole = target.span_target._replace(logits=logits)
+    plain = (uld(log_q, whole, 64).sum() + 0.5 * alm(log_q, whole, labels).sum()) / 7
     torch.testing.assert_close(losses.total, plain, rtol=1e-5, atol=1e-6)
     (fused,) = torch.autograd.grad(losses.total, hidden)
     (right,) = torch.autograd.grad(plain, hidden)
     torch.testing.assert_close(fused, right, rtol=1e-3, atol=1e-5)
-    means = {name: (float(mean), int(count)) for name, (mean, count) in losses.means(len(labels)).items()}
+    means = {name: (float(mean), int(count)) for name, (mean, count) in losses.metric_means(len(labels)).items()}
     assert set(means) == {"student_nll", "student_entropy", "teacher_nll", "student_span_nll", "in_spans"}
-    inside = target.said.size > 0
+    inside = target.span_target.span_length > 0
     assert 0 < int(inside.sum()) < len(labels)
-    theirs = -float(target.said.label_log_probs[inside].mean())  # tokens in no span are no tokens of 0 nats
+    theirs = -float(target.span_target.label_logprobs[inside].mean())  # tokens in no span are no tokens of 0 nats
     assert means["teacher_nll"] == (pytest.approx(theirs, rel=1e-4), int(inside.sum()))
     assert means["student_span_nll"] == (pytest.approx(-float(own[inside].mean()), rel=1e-4), int(inside.sum()))
     assert means["student_nll"] == (pytest.approx(-float(own.mean()), rel=1e-4), len(labels))
@@ -286,15 +299,15 @@ def test_a_student_comes_nearer_to_a_teacher_with_another_tokenizer(
 ) -> None:
     from dataclasses import replace
 
-    longer = replace(TRAINING, tokens=LENGTH * 8 * 25)
+    longer = replace(TRAINING, max_tokens=LENGTH * 8 * 25)
     _, final = run(tmp_path, tiny_teacher, prepared, longer, {"far": TermConfig(kind=kind)}, foreign(pieces, tiny_teacher))
     first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert final["validation/far"] < 0.9 * first["validation/far"]
     teacher, nats, tokens, all_tokens = foreign(pieces, tiny_teacher), 0.0, 0, 0
     for batch in ValidationLoader(prepared.validation, batch=8):
-        said = teacher.target(batch, batch["labels"][:, 1:] >= 0).said
-        nats, tokens = nats - float(said.label_log_probs.sum()), tokens + int((said.size > 0).sum())
-        all_tokens += len(said.size)
+        said = teacher.target(batch, batch["labels"][:, 1:] >= 0).span_target
+        nats, tokens = nats - float(said.label_logprobs.sum()), tokens + int((said.span_length > 0).sum())
+        all_tokens += len(said.span_length)
     assert final["validation/teacher_nll"] == pytest.approx(nats / tokens, rel=1e-4)
     assert final["validation/in_spans"] == pytest.approx(tokens / all_tokens, rel=1e-4)
 
@@ -310,18 +323,20 @@ def test_a_document_that_the_teachers_tokenizer_changes_is_left_out_and_no_other
     tmp_path: Path, tiny_teacher: Path, pieces: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A normaliser such as Qwen2's joins what the text has apart."""
-    tokenizer = load_tokenizer(piece_tokenizer(tiny.make_model(tmp_path, vocabulary=512)))
+    tokenizer = load_tokenizer(piece_tokenizer(tiny.make_model(tmp_path, vocab_size=512)))
     backend = tokenizer.backend_tokenizer
     backend.normalizer = normalizers.Sequence([normalizers.NFC(), backend.normalizer])
     ours = load_tokenizer(tiny_teacher)
-    teacher = ForeignTeacher(load_model(pieces), 476, tokenizer, ours)
+    teacher = CrossTokenizerTeacher(load_model(pieces), 476, tokenizer, ours)
     batch = batch_of(ours, "a river", "cafe\u0301", "a stone")
     numbers = batch["document_ids"][:, 1:]
     target = teacher.target(batch, torch.ones_like(numbers, dtype=torch.bool))
-    assert (target.spans[numbers[0] == 2] == -1).all()
-    assert not target.said.same[numbers[0] == 2].any()
+    assert (target.span_ids[numbers[0] == 2] == -1).all()
+    assert not target.span_target.same_prefix[numbers[0] == 2].any()
     alone = teacher.target(batch_of(ours, "a stone"), torch.ones(1, int((numbers == 3).sum()) - 1, dtype=torch.bool))
-    torch.testing.assert_close(target.said.teacher_span[numbers[0] == 3][1:], alone.said.teacher_span)
+    torch.testing.assert_close(
+        target.span_target.teacher_span_logprob[numbers[0] == 3][1:], alone.span_target.teacher_span_logprob
+    )
     teacher.target(batch, torch.ones_like(numbers, dtype=torch.bool))
     assert len([record for record in caplog.records if "tokenizer changes" in record.message]) == 1
 
@@ -344,10 +359,10 @@ def test_a_special_token_in_a_text_is_read_as_the_text_it_is(tiny_teacher: Path,
     chosen = torch.ones(1, batch["input_ids"].shape[1] - 1, dtype=torch.bool)
     teacher = foreign(pieces, tiny_teacher)
     ids = batch["input_ids"][0].numpy()
-    piece = teacher._piece(0, ids, np.arange(len(ids)))
-    assert b"".join(table[i] for i in piece.ids) == b"the <eos> of it"
-    assert piece.ids.count(teacher.tokenizer.eos_token_id) == 1  # where the document ends
-    assert (teacher.target(batch, chosen).said.size > 0).float().mean() > 0.5
+    piece = teacher._align_document(0, ids, np.arange(len(ids)))
+    assert b"".join(table[i] for i in piece.teacher_ids) == b"the <eos> of it"
+    assert piece.teacher_ids.count(teacher.tokenizer.eos_token_id) == 1  # where the document ends
+    assert (teacher.target(batch, chosen).span_target.span_length > 0).float().mean() > 0.5
 
 
 # ---------------------------------------------------------------- no id reaches the other model unnoticed
@@ -355,7 +370,7 @@ def test_a_special_token_in_a_text_is_read_as_the_text_it_is(tiny_teacher: Path,
 
 def test_a_teacher_in_train_mode_is_refused(tiny_teacher: Path, pieces: Path, prepared: data.PreparedData) -> None:
     teacher = foreign(pieces, tiny_teacher)
-    teacher.live.model.train()
+    teacher.online_teacher.model.train()
     batch = make_batch(prepared.train, np.arange(2), 1)
     with pytest.raises(UserError, match="frozen"):
         teacher.target(batch, batch["labels"][:, 1:] >= 0)
@@ -364,14 +379,14 @@ def test_a_teacher_in_train_mode_is_refused(tiny_teacher: Path, pieces: Path, pr
 def test_a_loss_on_token_numbers_cannot_read_a_foreign_teacher(
     tiny_teacher: Path, pieces: Path, prepared: data.PreparedData
 ) -> None:
-    settings = HeadSettings(64, False, torch.float32)
+    settings = FusedLossSettings(64, False, torch.float32)
     objective = build_objective({"kl": TermConfig(kind="forward_kl")})
     distiller = Distiller(
         new_student(tiny_teacher), VOCABULARY, objective, foreign(pieces, tiny_teacher), TRAINING, 1, LENGTH, settings
     )
     batch = make_batch(prepared.train, np.arange(2), 1)
     with pytest.raises(UserError, match="foreign"):
-        distiller.losses(batch, torch.tensor(1), False, True)
+        distiller.compute_loss(batch, torch.tensor(1), False, True)
 
 
 QUICK = ROOT / "experiments/quickstart.yaml"
@@ -431,7 +446,7 @@ def test_gemma_and_smollm2_agree_on_bytes_and_the_teacher_knows_the_text() -> No
     batch = {"input_ids": torch.tensor([ids]), "document_ids": torch.ones(1, len(ids), dtype=torch.long)}
     chosen = torch.ones(1, len(ids) - 1, dtype=torch.bool)
     target = foreign(teacher, student).target(batch, chosen)
-    assert (target.said.size > 0).float().mean() > 0.9
-    assert bool(target.said.same[0])
-    nll = -float(target.said.label_log_probs.sum()) / len(text.encode())
+    assert (target.span_target.span_length > 0).float().mean() > 0.9
+    assert bool(target.span_target.same_prefix[0])
+    nll = -float(target.span_target.label_logprobs.sum()) / len(text.encode())
     assert nll < 0.7  # nats per byte

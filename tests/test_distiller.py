@@ -13,38 +13,40 @@ from distill_lit.config import CorpusConfig, DataConfig, StudentConfig, TermConf
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import make_batch
 from distill_lit.losses import build_objective, can_compile
-from distill_lit.losses.lm_head import head_of
+from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.models import Calibration, initial_student, load_model
-from distill_lit.teachers import LiveTeacher
-from distill_lit.teachers.offline import CachedTeacher, cache_facts, cache_folder, write_cache
-from distill_lit.training.distiller import Distiller, HeadSettings
-from distill_lit.training.trainer import Run, train, validate
-from distill_lit.utils.distributed.spawn import together
+from distill_lit.teachers import OnlineTeacher
+from distill_lit.teachers.offline import OfflineTeacher, teacher_cache_folder, teacher_cache_metadata, write_cache_shards
+from distill_lit.training.distiller import Distiller, FusedLossSettings
+from distill_lit.training.trainer import TrainingJob, train, validate
+from distill_lit.utils.distributed.spawn import spawn_ranks
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import hashes_of
 
 VOCABULARY, LENGTH, STEPS = 300, 32, 6
 TERMS = {"ce": TermConfig(weight=0.5), "kl": TermConfig(kind="forward_kl", temperature=2.0)}
 TRAINING = TrainingConfig(
-    tokens=LENGTH * 8 * STEPS,
-    batch=8,
-    accumulate=1,
+    max_tokens=LENGTH * 8 * STEPS,
+    micro_batch_size=8,
+    gradient_accumulation_steps=1,
     precision="float32",
     accelerator="cpu",
     learning_rate=1e-2,
     weight_decay=0.0,
-    checkpoint_every=1000,
+    checkpoint_interval=1000,
 )
 
 
 @pytest.fixture(scope="module")
 def prepared(tiny_teacher: Path, tiny_corpus: Path) -> data.PreparedData:
-    config = DataConfig(corpora={"text": CorpusConfig(path=f"file:{tiny_corpus}")}, length=LENGTH, validation=4)
-    return data.prepare(config, tiny_teacher, "pypi")
+    config = DataConfig(
+        corpora={"text": CorpusConfig(path=f"file:{tiny_corpus}")}, sequence_length=LENGTH, validation_sequences=4
+    )
+    return data.prepare_datasets(config, tiny_teacher, "pypi")
 
 
 def new_student(teacher: Path, dropout: float = 0.0) -> torch.nn.Module:
-    student = initial_student(StudentConfig(depth=1, layers="uniform"), teacher, Calibration([], ""), seed=0)
+    student = initial_student(StudentConfig(num_layers=1, layers="uniform"), teacher, Calibration([], ""), seed=0)
     for layer in student.model.layers:
         layer.self_attn.attention_dropout = dropout
     return student
@@ -58,11 +60,11 @@ def run(
     terms: dict = TERMS,
     signal: object = None,
     dropout: float = 0.0,
-    how: Callable[[Run], dict] = train,
+    how: Callable[[TrainingJob], dict] = train,
 ) -> tuple[torch.nn.Module, dict]:
     student = new_student(teacher, dropout)
     module = PackedDataModule(prepared.train, prepared.validation, training, 0)
-    signal = signal or LiveTeacher(load_model(teacher), VOCABULARY)
+    signal = signal or OnlineTeacher(load_model(teacher), VOCABULARY)
     distiller = Distiller(
         student,
         VOCABULARY,
@@ -71,9 +73,9 @@ def run(
         training,
         module.steps,
         LENGTH,
-        HeadSettings(64, False, torch.float32),
+        FusedLossSettings(64, False, torch.float32),
     )
-    return student, how(Run(folder, distiller, module, training, 0, lambda *_: None))
+    return student, how(TrainingJob(folder, distiller, module, training, 0, lambda *_: None))
 
 
 def run_rank(folder: Path, teacher: Path, prepared: data.PreparedData, training: TrainingConfig, _: Any) -> tuple:
@@ -87,15 +89,17 @@ def weights(model: torch.nn.Module) -> torch.Tensor:
 
 def test_accumulation_does_not_change_the_training(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:
     whole, first = run(tmp_path / "a", tiny_teacher, prepared)
-    parts, second = run(tmp_path / "b", tiny_teacher, prepared, replace(TRAINING, batch=2, accumulate=4))
+    parts, second = run(
+        tmp_path / "b", tiny_teacher, prepared, replace(TRAINING, micro_batch_size=2, gradient_accumulation_steps=4)
+    )
     torch.testing.assert_close(weights(whole), weights(parts), rtol=1e-4, atol=1e-5)
     assert first["train/loss"] == pytest.approx(second["train/loss"], rel=1e-4)
 
 
 def test_ranks_do_not_change_the_training(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:
     whole, first = run(tmp_path / "a", tiny_teacher, prepared)
-    shared = replace(TRAINING, batch=2, accumulate=2, devices=2)
-    parts, second = together(2, run_rank, tmp_path / "b", tiny_teacher, prepared, shared)
+    shared = replace(TRAINING, micro_batch_size=2, gradient_accumulation_steps=2, devices=2)
+    parts, second = spawn_ranks(2, run_rank, tmp_path / "b", tiny_teacher, prepared, shared)
     torch.testing.assert_close(weights(whole), weights(parts), rtol=1e-4, atol=1e-5)
     assert first["train/loss"] == pytest.approx(second["train/loss"], rel=1e-4)
     assert first["validation/teacher_kl"] == pytest.approx(second["validation/teacher_kl"], rel=1e-4)
@@ -137,11 +141,11 @@ def test_padding_does_not_change_the_loss(tiny_teacher: Path, prepared: data.Pre
         new_student(tiny_teacher),
         VOCABULARY,
         build_objective(TERMS),
-        LiveTeacher(load_model(tiny_teacher), VOCABULARY),
+        OnlineTeacher(load_model(tiny_teacher), VOCABULARY),
         TRAINING,
         STEPS,
         LENGTH,
-        HeadSettings(64, False, torch.float32),
+        FusedLossSettings(64, False, torch.float32),
     )
     batch = make_batch(prepared.train, torch.arange(3).numpy(), 1)
     padded = {
@@ -149,8 +153,8 @@ def test_padding_does_not_change_the_loss(tiny_teacher: Path, prepared: data.Pre
         for name, value in batch.items()
         if value.ndim == 2
     }
-    plain, count = distiller.losses(batch, torch.tensor(5), False, True)
-    other, padded_count = distiller.losses(padded, torch.tensor(5), False, True)
+    plain, count = distiller.compute_loss(batch, torch.tensor(5), False, True)
+    other, padded_count = distiller.compute_loss(padded, torch.tensor(5), False, True)
     assert count == padded_count == int((batch["labels"][:, 1:] != -100).sum())
     torch.testing.assert_close(plain.total, other.total, rtol=1e-5, atol=1e-5)
 
@@ -162,11 +166,11 @@ def test_loss_equals_a_loop_over_documents(tiny_teacher: Path, prepared: data.Pr
         student,
         VOCABULARY,
         build_objective({"kl": TermConfig(kind="forward_kl"), "ce": TermConfig()}),
-        LiveTeacher(teacher, VOCABULARY),
+        OnlineTeacher(teacher, VOCABULARY),
         TRAINING,
         STEPS,
         LENGTH,
-        HeadSettings(5, False, torch.float32),
+        FusedLossSettings(5, False, torch.float32),
     )
     batch = make_batch(prepared.train, torch.arange(3).numpy(), 1)
     kl = ce = count = 0
@@ -178,13 +182,13 @@ def test_loss_equals_a_loop_over_documents(tiny_teacher: Path, prepared: data.Pr
             kl += float((p.exp() * (p - q)).sum())
             ce -= float(q.gather(-1, text[0, 1:, None]).sum())
             count += len(text[0]) - 1
-    losses, tokens = distiller.losses(batch, torch.tensor(1), False, True)
+    losses, tokens = distiller.compute_loss(batch, torch.tensor(1), False, True)
     assert tokens == count
-    assert losses.terms.tolist() == pytest.approx([kl, ce], rel=1e-4)
+    assert losses.term_sums.tolist() == pytest.approx([kl, ce], rel=1e-4)
 
 
 def test_training_brings_the_student_nearer(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:
-    longer = replace(TRAINING, tokens=LENGTH * 8 * 40)
+    longer = replace(TRAINING, max_tokens=LENGTH * 8 * 40)
     _, final = run(tmp_path, tiny_teacher, prepared, longer, {"kl": TermConfig(kind="forward_kl")})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     start = __import__("json").loads(lines[0])["validation/teacher_kl"]
@@ -195,7 +199,11 @@ def test_teacher_is_untouched(tmp_path: Path, tiny_teacher: Path, prepared: data
     before, teacher = hashes_of(tiny_teacher), load_model(tiny_teacher)
     start = weights(teacher).clone()
     student, _ = run(
-        tmp_path, tiny_teacher, prepared, replace(TRAINING, checkpoint_every=2), signal=LiveTeacher(teacher, VOCABULARY)
+        tmp_path,
+        tiny_teacher,
+        prepared,
+        replace(TRAINING, checkpoint_interval=2),
+        signal=OnlineTeacher(teacher, VOCABULARY),
     )
     assert hashes_of(tiny_teacher) == before
     assert torch.equal(weights(teacher), start)
@@ -207,24 +215,24 @@ def test_teacher_is_untouched(tmp_path: Path, tiny_teacher: Path, prepared: data
 
 
 def test_a_teacher_in_train_mode_is_refused(tiny_teacher: Path) -> None:
-    teacher = LiveTeacher(load_model(tiny_teacher), VOCABULARY)
+    teacher = OnlineTeacher(load_model(tiny_teacher), VOCABULARY)
     teacher.model.train()
     with pytest.raises(UserError, match="frozen"):
-        teacher.hidden({})
+        teacher.hidden_states({})
 
 
 def test_a_teacher_on_a_device_of_its_own_sends_its_hidden_states_and_its_head(
     tiny_teacher: Path, prepared: data.PreparedData
 ) -> None:
     """The student's device is `meta`, where nothing can be computed: what arrives there has been sent."""
-    teacher = LiveTeacher(load_model(tiny_teacher), VOCABULARY, device=torch.device("cpu"))
+    teacher = OnlineTeacher(load_model(tiny_teacher), VOCABULARY, device=torch.device("cpu"))
     teacher.to(torch.device("meta"))
     batch = make_batch(prepared.train, torch.arange(2).numpy(), 1)
     chosen = batch["labels"][:, 1:] >= 0
     target = teacher.target(batch, chosen)
     assert {parameter.device.type for parameter in teacher.model.parameters()} == {"cpu"}
-    assert target.hidden.device.type == target.head.weight.device.type == "meta"
-    assert target.hidden.shape == (int(chosen.sum()), teacher.model.config.hidden_size)
+    assert target.hidden_states.device.type == target.lm_head.weight.device.type == "meta"
+    assert target.hidden_states.shape == (int(chosen.sum()), teacher.model.config.hidden_size)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "validate"])
@@ -234,7 +242,7 @@ def test_the_teacher_is_beside_the_student_before_it_is_asked(
     """A training validates before it fits, and an untouched student never fits."""
     done = []
 
-    class Watched(LiveTeacher):
+    class Watched(OnlineTeacher):
         def to(self, device: torch.device) -> None:
             done.append(f"moved to {device}")
 
@@ -250,8 +258,8 @@ def test_the_teacher_is_beside_the_student_before_it_is_asked(
 def test_a_head_that_does_not_give_the_students_logits_is_refused_before_the_first_validation(
     tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    head = lambda model, vocabulary: head_of(model, vocabulary)._replace(scale=3.0)  # noqa: E731
-    monkeypatch.setattr("distill_lit.models.packing_check.head_of", head)
+    head = lambda model, vocabulary: get_lm_head(model, vocabulary)._replace(scale=3.0)  # noqa: E731
+    monkeypatch.setattr("distill_lit.models.packing_check.get_lm_head", head)
     with pytest.raises(UserError, match="its logits are not lm_head and last hidden states alone"):
         run(tmp_path, tiny_teacher, prepared, how=validate)
     assert not (tmp_path / "metrics.jsonl").read_text()
@@ -262,10 +270,10 @@ def test_cached_teacher_trains_the_same_student(
 ) -> None:
     monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
     model = load_model(tiny_teacher)
-    folder = cache_folder(cache_facts({"model": "x"}, prepared.fingerprint, torch.float32))
-    write_cache(folder, model, prepared.train, prepared.validation, batch=8)
+    folder = teacher_cache_folder(teacher_cache_metadata({"model": "x"}, prepared.fingerprint, torch.float32))
+    write_cache_shards(folder, model, prepared.train, prepared.validation, batch_size=8)
     rows = len(prepared.train) + len(prepared.validation)
-    cached = CachedTeacher(folder, rows, head_of(model.requires_grad_(False), VOCABULARY))
+    cached = OfflineTeacher(folder, rows, get_lm_head(model.requires_grad_(False), VOCABULARY))
     live_student, live = run(tmp_path / "live", tiny_teacher, prepared)
     cached_student, other = run(tmp_path / "cached", tiny_teacher, prepared, signal=cached)
     torch.testing.assert_close(weights(live_student), weights(cached_student), rtol=1e-4, atol=1e-5)
@@ -275,7 +283,7 @@ def test_cached_teacher_trains_the_same_student(
 def test_corrupt_shard_is_rebuilt_and_only_it(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:
     model, rows = load_model(tiny_teacher), prepared.train
     total = len(rows) + len(prepared.validation)
-    write_cache(tmp_path, model, rows, prepared.validation, batch=8)
+    write_cache_shards(tmp_path, model, rows, prepared.validation, batch_size=8)
     shards = sorted(tmp_path.glob("*.safetensors"))
     assert len(shards) == -(-total // 64)
     before = hashes_of(tmp_path)
@@ -284,15 +292,15 @@ def test_corrupt_shard_is_rebuilt_and_only_it(tmp_path: Path, tiny_teacher: Path
     content[-1] ^= 1
     shards[1].write_bytes(content)
     with pytest.raises(UserError, match="corrupt"):
-        CachedTeacher(tmp_path, total, head_of(model, VOCABULARY))
-    write_cache(tmp_path, model, rows, prepared.validation, batch=8)
+        OfflineTeacher(tmp_path, total, get_lm_head(model, VOCABULARY))
+    write_cache_shards(tmp_path, model, rows, prepared.validation, batch_size=8)
     assert hashes_of(tmp_path) == before
     assert shards[0].stat().st_mtime_ns == times[shards[0]]
 
 
 def test_a_step_that_is_not_finite_is_not_taken(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:
-    class Broken(LiveTeacher):
-        def hidden(self, batch: dict) -> torch.Tensor:
+    class Broken(OnlineTeacher):
+        def hidden_states(self, batch: dict) -> torch.Tensor:
             return super().hidden(batch) * float("nan")
 
     with pytest.raises(FloatingPointError, match="step 0"):
@@ -309,5 +317,5 @@ def test_objective_with_a_teacher_term_needs_a_teacher(tiny_teacher: Path) -> No
             TRAINING,
             1,
             LENGTH,
-            HeadSettings(64, False, torch.float32),
+            FusedLossSettings(64, False, torch.float32),
         )

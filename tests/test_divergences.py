@@ -9,10 +9,10 @@ from losses import DENSE, DIFFERENTIABLE, DIVERGENCES, authors, one_term, soften
 from torch import Tensor
 
 from distill_lit.config import TermConfig
-from distill_lit.losses import LOSSES, build_objective, plain_losses
+from distill_lit.losses import LOGIT_LOSSES, build_objective, distillation_loss
 from distill_lit.losses import divergences as dv
 from distill_lit.losses import sparse as sp
-from distill_lit.losses.targets import Draws, TopK
+from distill_lit.losses.targets import SampledTarget, TopKTarget
 
 P = torch.tensor([[0.5, 0.25, 0.25]], dtype=torch.float64)
 Q = torch.tensor([[0.25, 0.25, 0.5]], dtype=torch.float64)
@@ -31,7 +31,9 @@ def total(kind: str, student: Tensor, teacher: Tensor, labels: Tensor, **changes
     """The sum over tokens of one loss."""
     torch.manual_seed(0)  # the same draws every time
     flags, one = authors(len(labels)), torch.tensor(1)
-    return plain_losses(one_term(kind, **changes), student, teacher, labels, denominator=one, by_student=flags).total
+    return distillation_loss(
+        one_term(kind, **changes), student, teacher, labels, denominator=one, on_policy_mask=flags
+    ).total
 
 
 # ---------------------------------------------------------------- hand arithmetic
@@ -120,21 +122,21 @@ def test_alpha_beta_limits_in_float32() -> None:
 def test_logit_mse_by_hand() -> None:
     student, teacher = torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, 5.0]])
     assert dv.logit_mse(student, teacher).item() == 5.0  # (1² + 3²)/2
-    assert dv.logit_mse(student, teacher, centred=True).item() == 1.0  # (−1, 1) against (−2, 2)
-    assert dv.logit_mse(student, student + 7, centred=True).item() == 0.0
+    assert dv.logit_mse(student, teacher, center=True).item() == 1.0  # (−1, 1) against (−2, 2)
+    assert dv.logit_mse(student, student + 7, center=True).item() == 0.0
 
 
 def test_centred_logit_mse_needs_log_probabilities_only() -> None:
     student, teacher, _ = draw_logits()
     torch.testing.assert_close(
-        dv.logit_mse(student.log_softmax(-1), teacher.log_softmax(-1), centred=True),
-        dv.logit_mse(student, teacher, centred=True),
+        dv.logit_mse(student.log_softmax(-1), teacher.log_softmax(-1), center=True),
+        dv.logit_mse(student, teacher, center=True),
     )
 
 
 def test_contrastive_takes_the_direction_of_its_author() -> None:
     log_q, log_p = Q.log().repeat(2, 1), THIRD.log().repeat(2, 1)
-    values = dv.contrastive(log_q, log_p, torch.tensor([False, True]), skew=0.1)
+    values = dv.contrastive_skew_kl(log_q, log_p, torch.tensor([False, True]), skew=0.1)
     assert values[0].item() == dv.skew_forward_kl(Q.log(), THIRD.log(), 0.1).item()
     assert values[1].item() == dv.skew_reverse_kl(Q.log(), THIRD.log(), 0.1).item()
 
@@ -171,7 +173,7 @@ def test_truncated_kl_is_a_kl_to_the_truncated_teacher() -> None:
 def test_the_best_tokens_of_a_softened_cache_are_those_of_the_softened_teacher(function: Callable[..., Tensor]) -> None:
     student, teacher, _ = draw_logits(40, 30)
     values, ids = teacher.log_softmax(-1).topk(8)
-    cache = TopK(ids, values / 3, values[:, 0])
+    cache = TopKTarget(ids, values / 3, values[:, 0])
     log_q = (student / 3).log_softmax(-1)
     torch.testing.assert_close(function(log_q, cache, k=8), function(log_q, (teacher / 3).log_softmax(-1), k=8))
 
@@ -194,19 +196,19 @@ def test_top_k_forms_are_bounded_by_the_whole_kl_and_reach_it() -> None:
     torch.testing.assert_close(sp.top_k_tail_kl(log_q, log_p, 30), whole)
 
 
-@pytest.mark.parametrize("function", [sp.top_k_kl, sp.truncated_kl, sp.top_k_tail_kl, sp.ranking])
+@pytest.mark.parametrize("function", [sp.top_k_kl, sp.truncated_kl, sp.top_k_tail_kl, sp.pairwise_ranking])
 def test_a_cache_of_k_tokens_trains_like_the_teacher(function: Callable[..., Tensor]) -> None:
     student, teacher, labels = draw_logits(40, 30)
     log_q, log_p = student.log_softmax(-1), teacher.log_softmax(-1)
     values, ids = log_p.topk(8)
-    cache = TopK(ids, values, log_p.gather(-1, labels[:, None])[:, 0])
+    cache = TopKTarget(ids, values, log_p.gather(-1, labels[:, None])[:, 0])
     torch.testing.assert_close(function(log_q, cache, k=5), function(log_q, log_p, k=5))
 
 
 def test_sampled_kl_has_the_whole_kl_as_its_mean() -> None:
     torch.manual_seed(0)
     log_q, log_p = Q.log().repeat(4000, 1), P.log().repeat(4000, 1)
-    values = sp.sampled_kl(log_q, log_p, draws=25)
+    values = sp.sampled_kl(log_q, log_p, num_samples=25)
     # one draw's deviation is below ln 2, so the mean of 100,000 is known to about 0.002
     assert values.mean().item() == pytest.approx(0.25 * LN2, abs=0.01)
     assert values.std().item() > 0.05
@@ -216,10 +218,10 @@ def test_sampled_kl_of_counts_and_of_a_proposal_by_hand() -> None:
     # a drawn three times of four, b once
     log_p, log_q = P.log(), Q.log()
     ids = torch.tensor([[0, 1]])
-    counts = Draws(ids, log_p[:, :2], torch.tensor([[0.75, 0.25]], dtype=torch.float64), log_p[:, 0])
+    counts = SampledTarget(ids, log_p[:, :2], torch.tensor([[0.75, 0.25]], dtype=torch.float64), log_p[:, 0])
     assert sp.sampled_kl(log_q, counts).item() == pytest.approx(0.75 * LN2, abs=1e-12)
     # drawn evenly from all three tokens: weights p/(⅓ · 3)
-    every = Draws(torch.tensor([[0, 1, 2]]), log_p, P, log_p[:, 0])
+    every = SampledTarget(torch.tensor([[0, 1, 2]]), log_p, P, log_p[:, 0])
     assert sp.sampled_kl(log_q, every).item() == pytest.approx(0.25 * LN2, abs=1e-12)
 
 
@@ -227,17 +229,17 @@ def test_ranking_by_hand() -> None:
     p = torch.tensor([[0.6, 0.3, 0.1]], dtype=torch.float64)
     q = torch.tensor([[0.2, 0.5, 0.3]], dtype=torch.float64)
     # pairs (a, b), (a, c), (b, c); q gaps −0.3, −0.1, 0.2; teacher's 0.3, 0.5, 0.2
-    hinge = sp.ranking(q.log(), p.log(), k=3).item()
+    hinge = sp.pairwise_ranking(q.log(), p.log(), k=3).item()
     assert hinge == pytest.approx((0.6 + 0.6 + 0.0) / 3, abs=1e-12)
-    assert sp.ranking(q.log(), p.log(), k=3, margin=0.1).item() == pytest.approx((0.4 + 0.2 + 0.0) / 3, abs=1e-12)
+    assert sp.pairwise_ranking(q.log(), p.log(), k=3, margin=0.1).item() == pytest.approx((0.4 + 0.2 + 0.0) / 3, abs=1e-12)
     # log(1 + q_j/q_i)
     logistic = (math.log(1 + 5 / 2) + math.log(1 + 3 / 2) + math.log(1 + 3 / 5)) / 3
-    assert sp.ranking(q.log(), p.log(), form="logistic", k=3).item() == pytest.approx(logistic, abs=1e-12)
+    assert sp.pairwise_ranking(q.log(), p.log(), loss="logistic", k=3).item() == pytest.approx(logistic, abs=1e-12)
 
 
 def test_ranking_is_zero_for_any_student_in_the_teachers_order_without_margin() -> None:
     _, teacher, _ = draw_logits()
-    assert sp.ranking((3 * teacher).log_softmax(-1), teacher.log_softmax(-1), margin=0.0).abs().max() == 0
+    assert sp.pairwise_ranking((3 * teacher).log_softmax(-1), teacher.log_softmax(-1), margin=0.0).abs().max() == 0
 
 
 def test_label_smoothing_equals_torch() -> None:
@@ -252,7 +254,7 @@ def test_policy_reverse_kl_has_value_and_gradient_of_the_reverse_kl_in_the_mean(
     q = logits.detach().softmax(-1)
     labels = torch.arange(3)  # every token once, weighted by its probability: the exact mean
     own = torch.ones(3, dtype=torch.bool)
-    each = sp.policy_reverse_kl(logits.log_softmax(-1).expand(3, 3), P.log().expand(3, 3), labels, own)
+    each = sp.policy_gradient_reverse_kl(logits.log_softmax(-1).expand(3, 3), P.log().expand(3, 3), labels, own)
     mean = (q[0] * each).sum()
     (gradient,) = torch.autograd.grad(mean, logits)
     exact = dv.reverse_kl(logits.log_softmax(-1), P.log()).sum()
@@ -263,7 +265,7 @@ def test_policy_reverse_kl_has_value_and_gradient_of_the_reverse_kl_in_the_mean(
 def test_policy_reverse_kl_leaves_the_text_of_others_alone() -> None:
     student, teacher, labels = draw_logits(4)
     own = torch.tensor([True, False, False, True])
-    values = sp.policy_reverse_kl(student.log_softmax(-1), teacher.log_softmax(-1), labels, own)
+    values = sp.policy_gradient_reverse_kl(student.log_softmax(-1), teacher.log_softmax(-1), labels, own)
     assert (values[1:3] == 0).all() and (values[[0, 3]] != 0).all()
 
 
@@ -312,7 +314,9 @@ def test_gradient_equals_finite_differences(kind: str) -> None:
 
     def loss(logits: Tensor) -> Tensor:
         flags = authors(3)
-        return plain_losses(objective, logits, teacher, labels, denominator=torch.tensor(3), by_student=flags).total
+        return distillation_loss(
+            objective, logits, teacher, labels, denominator=torch.tensor(3), on_policy_mask=flags
+        ).total
 
     assert torch.autograd.gradcheck(loss, (student,))
 
@@ -337,13 +341,13 @@ def test_tokens_are_judged_one_by_one(kind: str) -> None:
     flags, objective = authors(8), build_objective({kind: TermConfig()})
 
     def value(rows: slice) -> Tensor:
-        return plain_losses(
+        return distillation_loss(
             objective,
             student[rows],
             teacher[rows],
             labels[rows],
             denominator=torch.tensor(8),
-            by_student=flags[rows],
+            on_policy_mask=flags[rows],
         ).total
 
     torch.testing.assert_close(value(slice(0, 3)) + value(slice(3, 8)), value(slice(0, 8)))
@@ -354,7 +358,7 @@ def test_tokens_are_judged_one_by_one(kind: str) -> None:
 )
 def test_hintons_scaling_keeps_the_gradient_at_high_temperatures(kind: str, power: int) -> None:
     student, teacher, labels = draw_logits()
-    assert LOSSES[kind].power == power
+    assert LOGIT_LOSSES[kind].temperature_power == power
     norms = []
     for temperature in (300.0, 600.0):
         logits = student.clone().requires_grad_()

@@ -7,13 +7,13 @@ import pytest
 import tiny
 
 from distill_lit.config import ExperimentConfig, load_experiment
-from distill_lit.data import prepare
+from distill_lit.data import prepare_datasets
 from distill_lit.experiment import estimate
-from distill_lit.experiment.estimate import Estimate, check_disk, estimates
-from distill_lit.experiment.plan import Cell, plan
-from distill_lit.experiment.run import run_cell
+from distill_lit.experiment.estimate import Estimate, estimate_runs, require_disk_space
+from distill_lit.experiment.plan import Run, plan_runs
+from distill_lit.experiment.run import execute_run
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import disk_free, disk_of, read_json
+from distill_lit.utils.files import disk_free, filesystem_id, read_json
 
 EXPERIMENT = """
 name: tiny
@@ -45,12 +45,12 @@ def load(tmp_path: Path, teacher: Path, corpus: Path, *changes: str) -> Experime
     return load_experiment(file, list(changes))
 
 
-def signal_of(config: ExperimentConfig) -> Cell:
-    return next(cell for cell in plan(config) if cell.role == "signal")
+def signal_of(config: ExperimentConfig) -> Run:
+    return next(cell for cell in plan_runs(config) if cell.role == "signal")
 
 
 def estimate_of(config: ExperimentConfig) -> Estimate | None:
-    known = estimates(plan(config))
+    known = estimate_runs(plan_runs(config))
     assert known is not None
     return known[signal_of(config).name]
 
@@ -58,13 +58,13 @@ def estimate_of(config: ExperimentConfig) -> Estimate | None:
 @pytest.mark.parametrize("changes", FORMS.values(), ids=FORMS)
 def test_a_cache_takes_what_was_said(tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, changes: list[str]) -> None:
     config = load(tmp_path, tiny_teacher, tiny_corpus, *changes)
-    prepare(config.data, tiny_teacher, "pypi")
+    prepare_datasets(config.data, tiny_teacher, "pypi")
     said = estimate_of(config)
     cell = signal_of(config)
-    run_cell(cell, tmp_path / "cell", lambda *_: None)
+    execute_run(cell, tmp_path / "cell", lambda *_: None)
     shards = list(Path(read_json(tmp_path / "cell/manifest.json")["signal"]).glob("*.safetensors"))
     assert said is not None
-    assert said.bytes == sum(path.stat().st_size - header(path) for path in shards)
+    assert said.disk_bytes == sum(path.stat().st_size - header(path) for path in shards)
     assert said.minutes > 0
 
 
@@ -78,20 +78,20 @@ def test_text_that_is_not_prepared_is_counted_by_its_bytes(tmp_path: Path, tiny_
     states = 32 * 4  # bytes of 32 channels
     said = estimate_of(load(tmp_path, tiny_teacher, tiny_corpus))
     assert said is not None
-    assert said.bytes == (size // 4 + 3 * 32) * states
+    assert said.disk_bytes == (size // 4 + 3 * 32) * states
     capped = estimate_of(load(tmp_path, tiny_teacher, tiny_corpus, "data.tokens=512"))
     assert capped is not None
-    assert capped.bytes == (512 + 3 * 32) * states
+    assert capped.disk_bytes == (512 + 3 * 32) * states
 
 
 def test_text_that_nobody_can_count_is_unknown_not_nothing(
     tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distill_lit.data.pipeline.SMALL_BYTES", 10)
+    monkeypatch.setattr("distill_lit.data.pipeline.MAX_BYTES_TO_COUNT", 10)
     assert estimate_of(load(tmp_path, tiny_teacher, tiny_corpus)) is None
     capped = estimate_of(load(tmp_path, tiny_teacher, tiny_corpus, "data.tokens=512"))
     assert capped is not None
-    assert capped.bytes == (512 + 3 * 32) * 32 * 4
+    assert capped.disk_bytes == (512 + 3 * 32) * 32 * 4
 
 
 # ---------------------------------------------------------------- room on the disks
@@ -100,25 +100,25 @@ CACHE, RUNS = 10, 100  # bytes that the two cells write
 
 
 def check(
-    tmp_path: Path, cells: list[Cell], monkeypatch: pytest.MonkeyPatch, disks: dict[str, tuple[int, int]], built: str = ""
+    tmp_path: Path, cells: list[Run], monkeypatch: pytest.MonkeyPatch, disks: dict[str, tuple[int, int]], built: str = ""
 ) -> None:
     """`disks`: {cache or runs: (number of the file system, bytes free)}; `built`: role of the cell that is."""
 
     def disk(path: Path) -> tuple[int, int]:
         return disks["cache" if "cache" in path.parts else "runs"]
 
-    monkeypatch.setattr(estimate, "disk_of", lambda path: disk(path)[0])
+    monkeypatch.setattr(estimate, "filesystem_id", lambda path: disk(path)[0])
     monkeypatch.setattr(estimate, "disk_free", lambda path: disk(path)[1])
-    monkeypatch.setattr(estimate, "is_built", lambda cell, folder: cell.role == built)
+    monkeypatch.setattr(estimate, "is_run_built", lambda cell, folder: cell.role == built)
     size = {"signal": CACHE, "ce_only": RUNS}
     known = {cell.name: Estimate(0, 0.0, size[cell.role], size[cell.role], 0.0) for cell in cells}
-    check_disk(known, cells, tmp_path / "runs" / "tiny")
+    require_disk_space(known, cells, tmp_path / "runs" / "tiny")
 
 
 def test_each_disk_is_asked_for_what_goes_there(
     tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cells = plan(load(tmp_path, tiny_teacher, tiny_corpus))
+    cells = plan_runs(load(tmp_path, tiny_teacher, tiny_corpus))
     assert [cell.role for cell in cells] == ["signal", "ce_only"]
     check(tmp_path, cells, monkeypatch, {"cache": (1, CACHE), "runs": (2, RUNS)})
     with pytest.raises(UserError, match="cache: .*DISTILL_LIT_CACHE"):
@@ -133,7 +133,7 @@ def test_each_disk_is_asked_for_what_goes_there(
 def test_what_is_done_needs_no_room(
     tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cells = plan(load(tmp_path, tiny_teacher, tiny_corpus))
+    cells = plan_runs(load(tmp_path, tiny_teacher, tiny_corpus))
     full = {"cache": (1, 0), "runs": (2, RUNS)}
     check(tmp_path, cells, monkeypatch, full, built="signal")
     with pytest.raises(UserError, match="cache: "):
@@ -143,17 +143,17 @@ def test_what_is_done_needs_no_room(
 def test_a_cell_of_unknown_size_is_not_refused(
     tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cells = plan(load(tmp_path, tiny_teacher, tiny_corpus))
+    cells = plan_runs(load(tmp_path, tiny_teacher, tiny_corpus))
     monkeypatch.setattr(estimate, "disk_free", lambda path: 0)
-    check_disk(dict.fromkeys([cell.name for cell in cells]), cells, tmp_path / "runs" / "tiny")
+    require_disk_space(dict.fromkeys([cell.name for cell in cells]), cells, tmp_path / "runs" / "tiny")
 
 
 def test_disks_of_folders_that_are_not_there_yet(tmp_path: Path) -> None:
-    assert disk_of(tmp_path / "a/b") == tmp_path.stat().st_dev
+    assert filesystem_id(tmp_path / "a/b") == tmp_path.stat().st_dev
     assert disk_free(tmp_path / "a/b") > 0
 
 
 def test_totals_hold_one_peak_at_a_time() -> None:
     one = Estimate(1, 2.0, 3, 10, 4.0)
-    assert dataclasses.astuple(estimate.total([one, one])) == (2, 4.0, 6, 6 + 7, 8.0)
-    assert estimate.total([]).peak_bytes == 0
+    assert dataclasses.astuple(estimate.sum_estimates([one, one])) == (2, 4.0, 6, 6 + 7, 8.0)
+    assert estimate.sum_estimates([]).peak_disk_bytes == 0

@@ -7,13 +7,22 @@ import pandas as pd
 import pytest
 from synthetic import build
 
-from distill_lit.analysis.pareto import FAILS, HOLDS, OPEN, claims, cost_axes, frontier, hypervolume, hypervolumes
-from distill_lit.analysis.pareto import on_frontier as standing
+from distill_lit.analysis.pareto import (
+    CLAIM_FAILS,
+    CLAIM_HOLDS,
+    CLAIM_UNDECIDED,
+    cost_axes,
+    efficiency_claims,
+    hypervolume,
+    hypervolume_gains,
+    pareto_frontier,
+)
+from distill_lit.analysis.pareto import pareto_optimal_mask as standing
 from distill_lit.analysis.results import load_results
-from distill_lit.analysis.scores import score
+from distill_lit.analysis.scores import compute_scores
 from distill_lit.config.schema import AnalysisConfig
 
-FAST = AnalysisConfig(bootstrap=500)
+FAST = AnalysisConfig(n_resamples=500)
 
 
 def test_on_frontier_by_hand() -> None:
@@ -38,8 +47,8 @@ def test_hypervolume_by_hand() -> None:
 
 
 def test_teacher_is_on_the_frontier_and_untouched_students_are_not(tmp_path: Path) -> None:
-    scores = score(load_results(build(tmp_path, documents=150, students={"deep": 0.3})), FAST)
-    frame = frontier(scores, "parameters").set_index("role")
+    scores = compute_scores(load_results(build(tmp_path, documents=150, students={"deep": 0.3})), FAST)
+    frame = pareto_frontier(scores, "parameters").set_index("role")
     assert frame.loc["teacher", "on_frontier"] == pytest.approx(1.0)
     assert frame.loc["untouched", "on_frontier"] < 0.05
     assert (frame["low"] <= frame["score"]).all()
@@ -47,8 +56,8 @@ def test_teacher_is_on_the_frontier_and_untouched_students_are_not(tmp_path: Pat
 
 
 def test_hypervolume_gain_is_the_difference(tmp_path: Path) -> None:
-    scores = score(load_results(build(tmp_path, documents=60)), FAST)
-    found = hypervolumes(scores, "parameters").set_index("what")
+    scores = compute_scores(load_results(build(tmp_path, documents=60)), FAST)
+    found = hypervolume_gains(scores, "parameters").set_index("what")
     assert found.loc["gain", "value"] == pytest.approx(found.loc["distilled", "value"] - found.loc["ce_only", "value"])
 
 
@@ -59,8 +68,8 @@ def test_the_gain_of_a_variant_is_its_own(tmp_path: Path) -> None:
     mine = cells["role"] == "distilled"
     cells["axis.variant"] = np.where(mine, np.where(cells["seed"] == 0, "a", "b"), None)
     cells.to_csv(folder / "cells.csv", index=False)
-    scores = score(load_results(folder), FAST)
-    found = hypervolumes(scores, "parameters").set_index(["variant", "what"])["value"]
+    scores = compute_scores(load_results(folder), FAST)
+    found = hypervolume_gains(scores, "parameters").set_index(["variant", "what"])["value"]
     width = np.log10(cells["parameters"].max() / cells.loc[mine, "parameters"].max())
     for g, group in enumerate(scores.groups):
         if group.role == "distilled":
@@ -86,13 +95,13 @@ def claim_at(folder: Path, cost: float, answers: float, documents: int = 400) ->
     cells = pd.read_csv(folder / "cells.csv")
     cells["parameters"] = np.where(cells["role"] == "teacher", 1e9, cost)
     cells.to_csv(folder / "cells.csv", index=False)
-    frame = claims(score(load_results(folder), FAST))
+    frame = efficiency_claims(compute_scores(load_results(folder), FAST))
     return str(frame[(frame["role"] == "distilled") & (frame["axis"] == "parameters")]["badge"].iloc[0])
 
 
 @pytest.mark.parametrize(
     ("cost", "wrong", "badge"),
-    [(1e8, 0.01, HOLDS), (1.1e8, 0.01, FAILS), (1e8, 0.3, FAILS), (0.5e8, 0.068, OPEN)],
+    [(1e8, 0.01, CLAIM_HOLDS), (1.1e8, 0.01, CLAIM_FAILS), (1e8, 0.3, CLAIM_FAILS), (0.5e8, 0.068, CLAIM_UNDECIDED)],
 )
 def test_claim_needs_both_quality_and_cost(tmp_path: Path, cost: float, wrong: float, badge: str) -> None:
     assert claim_at(tmp_path, cost, wrong) == badge
@@ -104,7 +113,7 @@ def test_measured_cost_brings_its_bounds(tmp_path: Path) -> None:
     teacher = cells["role"] == "teacher"
     cells["bytes"], cells["bytes_low"], cells["bytes_high"] = np.where(teacher, 120, 10), np.where(teacher, 90, 9), 130
     cells.to_csv(folder / "cells.csv", index=False)
-    frame = claims(score(load_results(folder), FAST))
+    frame = efficiency_claims(compute_scores(load_results(folder), FAST))
     row = frame[frame["axis"] == "bytes"].iloc[0]
     assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == pytest.approx((12, 90 / 130, 130 / 9))
 
@@ -113,4 +122,4 @@ def test_an_axis_without_numbers_is_left_out(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=20)
     cells = pd.read_csv(folder / "cells.csv").drop(columns=["bytes"]).assign(flops_per_token=np.nan)
     cells.to_csv(folder / "cells.csv", index=False)
-    assert cost_axes(score(load_results(folder), FAST)) == ["parameters", "non_embedding_parameters"]
+    assert cost_axes(compute_scores(load_results(folder), FAST)) == ["parameters", "non_embedding_parameters"]

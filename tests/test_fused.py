@@ -5,9 +5,15 @@ import torch
 from losses import DENSE, authors, softened, sparse_targets
 
 from distill_lit.config import TermConfig
-from distill_lit.losses import LOSSES, build_objective, chunk_for, fused_losses, plain_losses
-from distill_lit.losses.lm_head import Head
-from distill_lit.losses.targets import DenseTarget, Target
+from distill_lit.losses import (
+    LOGIT_LOSSES,
+    build_objective,
+    chunk_size_for_budget,
+    distillation_loss,
+    fused_linear_distillation_loss,
+)
+from distill_lit.losses.lm_head import LMHead
+from distill_lit.losses.targets import DenseTarget, TeacherTarget
 from distill_lit.utils import hardware
 
 N, D, D_T, V, PADDED = 37, 8, 12, 29, 32
@@ -21,7 +27,7 @@ TERMS = {
         "b": TermConfig(kind="reverse_kl", temperature=3),
     },
 }
-SPARSE = [(kind, form) for kind, loss in LOSSES.items() for form in loss.targets if form in ("top_k", "draws")]
+SPARSE = [(kind, form) for kind, loss in LOGIT_LOSSES.items() for form in loss.target_forms if form in ("top_k", "draws")]
 HEADS = {"plain": {}, "scaled": {"scale": 0.25}, "capped": {"softcap": 5.0}, "both": {"scale": 2.0, "softcap": 3.0}}
 
 
@@ -31,17 +37,21 @@ def make(dtype: torch.dtype, bias: bool, scale: float = 1.0, softcap: float = 0.
     hidden = torch.randn(N, D, dtype=dtype, requires_grad=True)
     weight = torch.randn(PADDED, D, dtype=dtype, requires_grad=True)
     offset = torch.randn(PADDED, dtype=dtype, requires_grad=True) if bias else None
-    teacher_head = Head(torch.randn(PADDED + 5, D_T, dtype=dtype), None, 1.0, softcap, V)
-    head = Head(weight, offset, scale, softcap, V)
+    teacher_head = LMHead(torch.randn(PADDED + 5, D_T, dtype=dtype), None, 1.0, softcap, V)
+    head = LMHead(weight, offset, scale, softcap, V)
     return hidden, head, DenseTarget(torch.randn(N, D_T, dtype=dtype), teacher_head), torch.randint(0, V, (N,))
 
 
-def logits_of(target: Target) -> object:
-    """What `plain_losses` takes for a target."""
-    return target.head.finish(target.head.project(target.hidden)) if isinstance(target, DenseTarget) else target
+def logits_of(target: TeacherTarget) -> object:
+    """What `distillation_loss` takes for a target."""
+    return (
+        target.lm_head.scale_and_cap(target.lm_head.project(target.hidden_states))
+        if isinstance(target, DenseTarget)
+        else target
+    )
 
 
-def gradients(head: Head, hidden: torch.Tensor) -> list[torch.Tensor]:
+def gradients(head: LMHead, hidden: torch.Tensor) -> list[torch.Tensor]:
     found = [t.grad.clone() for t in (hidden, head.weight, head.bias) if t is not None]
     for tensor in (hidden, head.weight, head.bias):
         if tensor is not None:
@@ -62,18 +72,20 @@ def compare(
     hidden, student, dense, labels = make(dtype, bias, **head)
     target = sparse_targets(dense, labels)[form]
     options = {"denominator": torch.tensor(50), "by_student": authors(N), "measure": True}
-    fused = fused_losses(objective, hidden, student, target, labels, chunk=10, compiled=compiled, **options)
+    fused = fused_linear_distillation_loss(
+        objective, hidden, student, target, labels, chunk_size=10, compiled=compiled, **options
+    )
     (2.0 * fused.total).backward()
     got = gradients(student, hidden)
     logits = student.finish(student.project(hidden))
-    plain = plain_losses(objective, logits, logits_of(target), labels, **options)
+    plain = distillation_loss(objective, logits, logits_of(target), labels, **options)
     (2.0 * plain.total).backward()
     wanted = gradients(student, hidden)
     torch.testing.assert_close(fused.total, plain.total, rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(fused.terms, plain.terms, rtol=tolerance, atol=tolerance * N)
-    assert fused.measures.keys() == plain.measures.keys()
-    for name, value in plain.measures.items():
-        torch.testing.assert_close(fused.measures[name], value, rtol=tolerance, atol=tolerance * N, msg=name)
+    torch.testing.assert_close(fused.term_sums, plain.term_sums, rtol=tolerance, atol=tolerance * N)
+    assert fused.metric_sums.keys() == plain.metric_sums.keys()
+    for name, value in plain.metric_sums.items():
+        torch.testing.assert_close(fused.metric_sums[name], value, rtol=tolerance, atol=tolerance * N, msg=name)
     for ours, theirs in zip(got, wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
@@ -101,7 +113,9 @@ def test_draws_are_the_same_for_the_same_seed() -> None:
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
         totals.append(
-            fused_losses(build_objective({"sampled_kl": TermConfig()}), hidden, student, target, labels, **options)
+            fused_linear_distillation_loss(
+                build_objective({"sampled_kl": TermConfig()}), hidden, student, target, labels, **options
+            )
             .total.detach()
             .item()
         )
@@ -112,10 +126,14 @@ def test_draws_are_the_same_for_the_same_seed() -> None:
 @pytest.mark.parametrize("form", ["dense", "top_k", "draws"])
 def test_equal_when_compiled(form: str) -> None:
     """All losses that can read the target in one objective, at two temperatures where they have one."""
-    kinds = [kind for kind, loss in LOSSES.items() if form in loss.targets and (kind, form) != ("sampled_kl", "dense")]
+    kinds = [
+        kind for kind, loss in LOGIT_LOSSES.items() if form in loss.target_forms and (kind, form) != ("sampled_kl", "dense")
+    ]
     terms = {kind: TermConfig() for kind in kinds} | {"ce": TermConfig(options={"label_smoothing": 0.1})}
     if form == "dense":
-        terms |= {f"soft {kind}": TermConfig(kind=kind, temperature=1.7) for kind in kinds if LOSSES[kind].softens}
+        terms |= {
+            f"soft {kind}": TermConfig(kind=kind, temperature=1.7) for kind in kinds if LOGIT_LOSSES[kind].softenable_forms
+        }
     compare(terms, torch.float32, bias=True, tolerance=1e-4, compiled=True, form=form, softcap=5.0)
 
 
@@ -123,10 +141,10 @@ def test_padded_columns_get_no_gradient_and_no_probability() -> None:
     hidden, student, target, labels = make(torch.float64, bias=True)
     objective = build_objective(TERMS["ce + forward_kl"])
     arguments = (target, labels)
-    first = fused_losses(objective, hidden, student, *arguments, denominator=torch.tensor(N))
+    first = fused_linear_distillation_loss(objective, hidden, student, *arguments, denominator=torch.tensor(N))
     with torch.no_grad():
         student.weight[V:] += 100.0
-    second = fused_losses(objective, hidden, student, *arguments, denominator=torch.tensor(N))
+    second = fused_linear_distillation_loss(objective, hidden, student, *arguments, denominator=torch.tensor(N))
     second.total.backward()
     assert first.total.item() == second.total.item()
     assert student.weight.grad[V:].abs().max() == 0
@@ -137,7 +155,9 @@ def test_chunk_size_does_not_matter() -> None:
     objective = build_objective(TERMS["three"])
     hidden, student, target, labels = make(torch.float64, bias=False)
     totals = [
-        fused_losses(objective, hidden, student, target, labels, denominator=torch.tensor(N), chunk=chunk).total.item()
+        fused_linear_distillation_loss(
+            objective, hidden, student, target, labels, denominator=torch.tensor(N), chunk_size=chunk
+        ).total.item()
         for chunk in (1, 7, N, 1000)
     ]
     assert totals == pytest.approx([totals[0]] * 4, rel=1e-12)
@@ -147,12 +167,12 @@ def test_without_gradient_the_same_numbers() -> None:
     objective = build_objective(TERMS["three"])
     hidden, student, target, labels = make(torch.float64, bias=True)
     arguments = (objective, hidden, student, target, labels)
-    trained = fused_losses(*arguments, denominator=torch.tensor(N), measure=True)
+    trained = fused_linear_distillation_loss(*arguments, denominator=torch.tensor(N), compute_metrics=True)
     with torch.no_grad():
-        evaluated = fused_losses(*arguments, denominator=torch.tensor(N), measure=True)
+        evaluated = fused_linear_distillation_loss(*arguments, denominator=torch.tensor(N), compute_metrics=True)
     torch.testing.assert_close(evaluated.total, trained.total.detach())
-    torch.testing.assert_close(evaluated.terms, trained.terms)
-    assert evaluated.measures.keys() == trained.measures.keys()
+    torch.testing.assert_close(evaluated.term_sums, trained.term_sums)
+    assert evaluated.metric_sums.keys() == trained.metric_sums.keys()
 
 
 def test_autocast_changes_neither_numbers_nor_gradient() -> None:
@@ -164,7 +184,9 @@ def test_autocast_changes_neither_numbers_nor_gradient() -> None:
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             target_ = DenseTarget(target.hidden.bfloat16(), target.head.cast(torch.bfloat16))
-            total = fused_losses(objective, states, student, target_, labels, denominator=torch.tensor(N)).total
+            total = fused_linear_distillation_loss(
+                objective, states, student, target_, labels, denominator=torch.tensor(N)
+            ).total
         total.backward()
         assert total.dtype == torch.float32 and student.weight.grad.dtype == torch.float32
         found.append((total.detach(), states.grad, *gradients(student, states)))
@@ -175,18 +197,20 @@ def test_autocast_changes_neither_numbers_nor_gradient() -> None:
 def test_bfloat16_products_stay_near_float32() -> None:
     objective = build_objective(TERMS["three"])
     hidden, student, target, labels = make(torch.float32, bias=True)
-    fused_losses(objective, hidden, student, target, labels, denominator=torch.tensor(N)).total.backward()
+    fused_linear_distillation_loss(objective, hidden, student, target, labels, denominator=torch.tensor(N)).total.backward()
     exact = gradients(student, hidden)
     states = hidden.detach().bfloat16().requires_grad_()
     target_ = DenseTarget(target.hidden.bfloat16(), target.head.cast(torch.bfloat16))
-    fused_losses(objective, states, student, target_, labels, denominator=torch.tensor(N)).total.backward()
+    fused_linear_distillation_loss(
+        objective, states, student, target_, labels, denominator=torch.tensor(N)
+    ).total.backward()
     for near, wanted in zip(gradients(student, states), exact, strict=True):
         assert (near.float() - wanted).norm() < 0.02 * wanted.norm()
 
 
 def test_a_second_backward_pass_is_refused_in_words() -> None:
     hidden, student, target, labels = make(torch.float64, bias=False)
-    total = fused_losses(
+    total = fused_linear_distillation_loss(
         build_objective(TERMS["forward_kl"]), hidden, student, target, labels, denominator=torch.tensor(N)
     ).total
     total.backward(retain_graph=True)
@@ -201,22 +225,24 @@ def test_no_tokens_give_a_loss_of_zero_and_a_gradient_of_zero(form: str) -> None
     terms = TERMS.get(kind) or softened(kind, 1.0)
     hidden, student, dense, labels = make(torch.float64, bias=True)
     objective, options = build_objective(terms), {"denominator": torch.tensor(N), "measure": True}
-    some = fused_losses(objective, hidden, student, sparse_targets(dense, labels)[form], labels, **options)
+    some = fused_linear_distillation_loss(
+        objective, hidden, student, sparse_targets(dense, labels)[form], labels, **options
+    )
     nothing = sparse_targets(DenseTarget(dense.hidden[:0], dense.head), labels[:0])[form]
-    found = fused_losses(objective, hidden[:0], student, nothing, labels[:0], compiled=True, **options)
+    found = fused_linear_distillation_loss(objective, hidden[:0], student, nothing, labels[:0], compiled=True, **options)
     found.total.backward()
     assert found.total.item() == 0.0
     assert student.weight.grad.abs().max() == 0 and student.bias.grad.abs().max() == 0
-    assert found.measures.keys() == some.measures.keys()
-    assert all(value.item() == 0 for value in found.measures.values())
+    assert found.metric_sums.keys() == some.metric_sums.keys()
+    assert all(value.item() == 0 for value in found.metric_sums.values())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_equal_on_cuda() -> None:
     objective = build_objective(TERMS["three"])
     hidden, student, target, labels = make(torch.float32, bias=False)
-    cpu = fused_losses(objective, hidden, student, target, labels, denominator=torch.tensor(N))
-    there = fused_losses(
+    cpu = fused_linear_distillation_loss(objective, hidden, student, target, labels, denominator=torch.tensor(N))
+    there = fused_linear_distillation_loss(
         objective,
         hidden.cuda(),
         student._replace(weight=student.weight.cuda()),
@@ -225,13 +251,13 @@ def test_equal_on_cuda() -> None:
         denominator=torch.tensor(N),
         compiled=True,
     )
-    torch.testing.assert_close(there.terms.cpu(), cpu.terms, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(there.term_sums.cpu(), cpu.term_sums, rtol=1e-4, atol=1e-4)
 
 
 def test_second_derivative_is_refused() -> None:
     objective = build_objective(TERMS["forward_kl"])
     hidden, student, target, labels = make(torch.float64, bias=False)
-    total = fused_losses(objective, hidden, student, target, labels, denominator=torch.tensor(N)).total
+    total = fused_linear_distillation_loss(objective, hidden, student, target, labels, denominator=torch.tensor(N)).total
     (first,) = torch.autograd.grad(total, hidden, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable|does not require grad"):
         first.sum().backward()
@@ -242,7 +268,7 @@ def test_teacher_in_inference_mode_is_accepted() -> None:
     hidden, student, target, labels = make(torch.float32, bias=False)
     with torch.inference_mode():
         frozen = DenseTarget(target.hidden * 1.0, target.head)
-    fused_losses(objective, hidden, student, frozen, labels, denominator=torch.tensor(N)).total.backward()
+    fused_linear_distillation_loss(objective, hidden, student, frozen, labels, denominator=torch.tensor(N)).total.backward()
     assert torch.isfinite(hidden.grad).all()
 
 
@@ -257,4 +283,4 @@ def test_logits_take_a_tenth_of_one_gpu_and_512_mebibytes_elsewhere(monkeypatch:
     assert hardware.logits_budget(torch.device("cpu")) == 512
     assert asked == [gpu]
     # two products, the gradient and a spare of 2 bytes for each of 49,152 words
-    assert chunk_for(8192, 49152, compiled=True, dtype=torch.bfloat16) == 8192 * 2**20 // (49152 * 8) == 21845
+    assert chunk_size_for_budget(8192, 49152, compiled=True, dtype=torch.bfloat16) == 8192 * 2**20 // (49152 * 8) == 21845

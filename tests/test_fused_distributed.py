@@ -18,8 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from distill_lit.config import TermConfig
 from distill_lit.losses import build_objective
 from distill_lit.models import load_model
-from distill_lit.teachers import LiveTeacher
-from distill_lit.training.distiller import Distiller, HeadSettings
+from distill_lit.teachers import OnlineTeacher
+from distill_lit.training.distiller import Distiller, FusedLossSettings
 
 TERMS = {"ce": TermConfig(weight=0.5), "kl": TermConfig(kind="forward_kl", temperature=2.0)}
 RANKS = 2
@@ -33,14 +33,14 @@ class Step(nn.Module):
         self.distiller = distiller
 
     def forward(self, batch: dict[str, Tensor], denominator: Tensor) -> Tensor:
-        losses, _ = self.distiller.losses(batch, denominator, True, True)
+        losses, _ = self.distiller.compute_loss(batch, denominator, True, True)
         return losses.total * RANKS  # both strategies average over ranks, as `Distiller.training_step` knows
 
 
 def new_distiller(folder: Path) -> Distiller:
     student, teacher = load_model(folder / "student").train(), load_model(folder / "teacher")
-    head = HeadSettings(7, False, torch.float32)
-    signal = LiveTeacher(teacher, VOCABULARY)
+    head = FusedLossSettings(7, False, torch.float32)
+    signal = OnlineTeacher(teacher, VOCABULARY)
     return Distiller(student, VOCABULARY, build_objective(TERMS), signal, TRAINING, 10, LENGTH, head)
 
 
@@ -86,7 +86,7 @@ def work(rank: int, kind: str, folder: str, port: int) -> None:
         fully_shard(distiller, mesh=mesh)
         register_fsdp_forward_method(distiller, "losses")
         assert isinstance(distiller.student.get_output_embeddings().weight, DTensor)
-        losses, _ = distiller.losses(rows[rank], count(rows), True, True)
+        losses, _ = distiller.compute_loss(rows[rank], count(rows), True, True)
         total = losses.total * RANKS
     total.backward()
     found = gradients(distiller.student)
@@ -110,7 +110,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_gradient_of_two_ranks_is_that_of_one(kind: str, folder: Path) -> None:
     distiller, rows = new_distiller(folder), batches()
-    sum(distiller.losses(batch, count(rows), False, True)[0].total for batch in rows).backward()
+    sum(distiller.compute_loss(batch, count(rows), False, True)[0].total for batch in rows).backward()
     wanted = gradients(distiller.student)
     port = 29500 + os.getpid() % 2000 + (kind == "ddp")
     torch.multiprocessing.spawn(work, (kind, str(folder), port), nprocs=RANKS)

@@ -31,7 +31,7 @@ from transformers import (
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.evaluation import prefix_tree_lm as harness
 from distill_lit.evaluation import scoring as forward
-from distill_lit.evaluation.prefix_tree import Pack, ancestor_mask, batch_packs, pack_sequences, split_runs
+from distill_lit.evaluation.prefix_tree import Pack, ancestor_mask, batch_packs, group_shared_prefixes, pack_prefix_trees
 from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
 from distill_lit.utils.exceptions import UserError
 
@@ -115,9 +115,9 @@ def hflm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> HFLM:
 def test_runs_by_hand() -> None:
     """Three sequences share `1 2 3`, of which the second scores the token after `1 2 3`; two others share too little."""
     sequences = [([1, 2, 3, 4, 5, 6], 1), ([9, 9, 9], 1), ([1, 2, 3, 7, 8], 2), ([1, 2, 3, 4, 5, 7], 2), ([9, 8, 7], 1)]
-    assert split_runs(sequences, 2, 4) == [([1, 2], [0, 3, 2])]
-    assert split_runs(sequences, 2, 9) == []
-    assert split_runs(sequences, 3, 4) == []
+    assert group_shared_prefixes(sequences, 2, 4) == [([1, 2], [0, 3, 2])]
+    assert group_shared_prefixes(sequences, 2, 9) == []
+    assert group_shared_prefixes(sequences, 3, 4) == []
 
 
 def test_batches_of_rows_by_hand() -> None:
@@ -128,13 +128,13 @@ def test_batches_of_rows_by_hand() -> None:
 
 def test_a_pack_by_hand() -> None:
     """Three sequences, `1 2 3 | 4`, `1 2 5 | 6` and `1 2 3 | 7 8`: nodes 1, 2, 3, 7 and 5, five for ten read tokens."""
-    packs = list(pack_sequences([([1, 2, 3, 4], 1), ([1, 2, 5, 6], 1), ([1, 2, 3, 7, 8], 2)], 100))
+    packs = list(pack_prefix_trees([([1, 2, 3, 4], 1), ([1, 2, 5, 6], 1), ([1, 2, 3, 7, 8], 2)], 100))
     assert len(packs) == 1
     pack = packs[0]
     assert pack.tokens == [1, 2, 3, 7, 5]
     assert pack.depths == [0, 1, 2, 3, 2]
     assert pack.parents == [-1, 0, 1, 2, 1]
-    assert [(s.number, s.nodes, s.targets) for s in pack.scored] == [(0, [2], [4]), (2, [2, 3], [7, 8]), (1, [4], [6])]
+    assert [(s.index, s.nodes, s.targets) for s in pack.scored] == [(0, [2], [4]), (2, [2, 3], [7, 8]), (1, [4], [6])]
     expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]
     assert ancestor_mask(pack.parents).int().tolist() == expected
 
@@ -148,8 +148,8 @@ SEQUENCES = st.lists(
 @settings(max_examples=150, deadline=None)
 def test_packing_keeps_every_sequence(drawn: list[tuple[list[int], int]], size: int) -> None:
     sequences = [(tokens, min(count, len(tokens) - 1)) for tokens, count in drawn]
-    packs = list(pack_sequences(sequences, size))
-    assert sorted(s.number for pack in packs for s in pack.scored) == list(range(len(sequences)))
+    packs = list(pack_prefix_trees(sequences, size))
+    assert sorted(s.index for pack in packs for s in pack.scored) == list(range(len(sequences)))
     for pack in packs:
         mask = ancestor_mask(pack.parents)
         for node, parent in enumerate(pack.parents):
@@ -160,7 +160,7 @@ def test_packing_keeps_every_sequence(drawn: list[tuple[list[int], int]], size: 
             assert set(mask[node].nonzero().flatten().tolist()) == ancestors
             assert pack.depths[node] == len(ancestors) - 1
         for scored in pack.scored:
-            tokens, count = sequences[scored.number]
+            tokens, count = sequences[scored.index]
             read = [pack.tokens[n] for n in mask[scored.nodes[-1]].nonzero().flatten().tolist()]
             assert read == tokens[:-1]  # what the last node attends to, in order, is all that precedes the last token
             assert scored.targets == tokens[-count:]
@@ -173,10 +173,10 @@ def test_packing_keeps_every_sequence(drawn: list[tuple[list[int], int]], size: 
 def test_packs_stay_near_their_size() -> None:
     draw = random.Random(0)
     sequences = [([draw.randrange(50) for _ in range(20)], 3) for _ in range(200)]
-    sizes = [len(pack.tokens) for pack in pack_sequences(sequences, 100)]
+    sizes = [len(pack.tokens) for pack in pack_prefix_trees(sequences, 100)]
     assert max(sizes) <= 100
     shared = [([*range(300), n, 1], 1) for n in range(100)]  # a context longer than a pack is computed once
-    assert [len(pack.tokens) for pack in pack_sequences(shared, 100)] == [400]
+    assert [len(pack.tokens) for pack in pack_prefix_trees(shared, 100)] == [400]
 
 
 # ---------------------------------------------------------------------- against HFLM
@@ -189,7 +189,7 @@ def test_equals_hflm(name: str, pack_tokens: int, tokenizer: PreTrainedTokenizer
     expected = hflm(model, tokenizer).loglikelihood(instances(pairs()), disable_tqdm=True)
     lm = PrefixTreeLM(model, tokenizer, pack_tokens=pack_tokens)
     found = lm.loglikelihood(instances(pairs()))
-    assert not lm.fallback
+    assert not lm.fallback_reason
     assert [a[1] for a in found] == [b[1] for b in expected]
     assert max(abs(a[0] - b[0]) for a, b in zip(found, expected, strict=True)) < 1e-4
     best = [[max(range(3), key=lambda j: scores[3 * n + j][0]) for n in range(12)] for scores in (found, expected)]
@@ -211,7 +211,7 @@ def test_bfloat16_scores_in_float32(tokenizer: PreTrainedTokenizerFast) -> None:
     """Sixty choices give sixty different numbers; in bfloat16 many log-probabilities near -20 would coincide."""
     lm = PrefixTreeLM(llama().to(torch.bfloat16), tokenizer)
     found = [score for score, _ in lm.loglikelihood(instances([("river", " " + word) for word in tiny.WORDS]))]
-    assert not lm.fallback
+    assert not lm.fallback_reason
     assert len(set(found)) == len(tiny.WORDS)
 
 
@@ -219,7 +219,7 @@ def test_bfloat16_scores_in_float32(tokenizer: PreTrainedTokenizerFast) -> None:
 def test_a_shared_context_is_read_once(
     name: str, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(harness, "LONG_PREFIX", 40)
+    monkeypatch.setattr(harness, "MIN_KV_PREFIX_TOKENS", 40)
     model, shots = MODELS[name](), " ".join(tiny.sentences(4))
     requests = [
         (f"{shots} {sentence}", f" {word}") for sentence in tiny.sentences(12, 5) for word in ("river", "stone bridge")
@@ -227,7 +227,7 @@ def test_a_shared_context_is_read_once(
     lm = PrefixTreeLM(model, tokenizer, pack_tokens=64)
     found = lm.loglikelihood(instances(requests))
     expected = hflm(model, tokenizer).loglikelihood(instances(requests), disable_tqdm=True)
-    assert lm._reads_prefixes is True
+    assert lm._supports_kv_prefix is True
     assert [flag for _, flag in found] == [flag for _, flag in expected]
     assert [ll for ll, _ in found] == pytest.approx([ll for ll, _ in expected], abs=1e-4)
     encoded = [(c + t)[:-1] for c, t in (lm._encode_pair(*pair) for pair in requests)]
@@ -238,14 +238,14 @@ def test_a_shared_context_is_read_once(
 def test_a_model_without_a_plain_cache_reads_contexts_again(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(harness, "LONG_PREFIX", 40)
-    monkeypatch.setattr(harness, "read_prefix", lambda *_: (_ for _ in ()).throw(TypeError("keeps more")))
+    monkeypatch.setattr(harness, "MIN_KV_PREFIX_TOKENS", 40)
+    monkeypatch.setattr(harness, "compute_kv_prefix", lambda *_: (_ for _ in ()).throw(TypeError("keeps more")))
     shots = " ".join(tiny.sentences(4))
     requests = [(f"{shots} {sentence}", " river") for sentence in tiny.sentences(12, 5)]
     model = llama()
     lm = PrefixTreeLM(model, tokenizer, pack_tokens=64)
     found = lm.loglikelihood(instances(requests))
-    assert (lm._reads_prefixes, lm.fallback) == (False, "")
+    assert (lm._supports_kv_prefix, lm.fallback_reason) == (False, "")
     expected = hflm(model, tokenizer).loglikelihood(instances(requests), disable_tqdm=True)
     assert [ll for ll, _ in found] == pytest.approx([ll for ll, _ in expected], abs=1e-4)
 
@@ -254,21 +254,21 @@ def test_counts(tokenizer: PreTrainedTokenizerFast) -> None:
     requests = pairs()
     steps: list[tuple[int, int]] = []
     lm = PrefixTreeLM(llama(), tokenizer, pack_tokens=10_000, row_tokens=10_000, keep_token_logprobs=True)
-    lm.start(lambda done, total: steps.append((done, total)))
+    lm.reset_counts(lambda done, total: steps.append((done, total)))
     found = lm.loglikelihood(instances(requests))
     encoded = [lm._encode_pair(c, t) for c, t in requests if c]
     read = [(c + t)[-257:-1] for c, t in encoded]
     read += [[1, *lm.tok_encode("stone bridge")][:-1], lm.tok_encode("<s>light")[:-1]]
     assert lm.tokens_forwarded == len({tuple(tokens[:n]) for tokens in read for n in range(1, len(tokens) + 1)})
-    assert lm.truncated == 1
+    assert lm.num_truncated == 1
     assert steps[-1] == (len(requests), len(requests))
     assert [done for done, _ in steps] == sorted({done for done, _ in steps})
     assert lm.token_logprobs is not None
     for pair, (score, _) in zip(requests, found, strict=True):
         assert lm.token_counts[pair] == len(lm.token_logprobs[pair])
         assert sum(lm.token_logprobs[pair]) == pytest.approx(score)
-    lm.start()
-    assert (lm.tokens_forwarded, lm.truncated, lm.token_counts) == (0, 0, {})
+    lm.reset_counts()
+    assert (lm.tokens_forwarded, lm.num_truncated, lm.token_counts) == (0, 0, {})
 
 
 def test_tokens_are_those_of_hflm(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -303,10 +303,10 @@ def test_falls_back_with_one_warning(
     expected = hflm(model, tokenizer).loglikelihood(instances(requests), disable_tqdm=True)
     steps: list[tuple[int, int]] = []
     lm = PrefixTreeLM(model, tokenizer)
-    lm.start(lambda done, total: steps.append((done, total)))
+    lm.reset_counts(lambda done, total: steps.append((done, total)))
     found = lm.loglikelihood(instances(requests))
     lm.loglikelihood(instances(requests))
-    assert lm.fallback
+    assert lm.fallback_reason
     assert [a[0] for a in found] == pytest.approx([b[0] for b in expected], abs=1e-5)
     assert steps[len(steps) // 2 - 1] == (len(requests), len(requests))
     said = [record for record in caplog.records if record.name == harness.log.name]
@@ -329,11 +329,11 @@ def test_a_short_request_fits_a_window(tokenizer: PreTrainedTokenizerFast) -> No
     model = build(MistralForCausalLM, MistralConfig(**SMALL, sliding_window=64))
     lm = PrefixTreeLM(model, tokenizer)
     lm.loglikelihood(instances([("river", " water")]))
-    assert not lm.fallback
+    assert not lm.fallback_reason
     lm.loglikelihood(instances(pairs()))
-    assert "window of 64 tokens" in lm.fallback
+    assert "window of 64 tokens" in lm.fallback_reason
     lm.loglikelihood(instances([("river", " water")]))
-    assert not lm.fallback
+    assert not lm.fallback_reason
 
 
 def test_self_check_finds_a_wrong_mask(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,7 +343,7 @@ def test_self_check_finds_a_wrong_mask(tokenizer: PreTrainedTokenizerFast, monke
     monkeypatch.setattr(forward, "ancestor_mask", lambda parents: torch.ones(len(parents), len(parents)).tril().bool())
     lm = PrefixTreeLM(model, tokenizer)
     found = lm.loglikelihood(instances(pairs()))
-    assert "differ by" in lm.fallback
+    assert "differ by" in lm.fallback_reason
     assert [a[0] for a in found] == pytest.approx([b[0] for b in expected], abs=1e-5)
 
 
@@ -352,13 +352,13 @@ def test_self_check_packs_what_branches(
     words: int, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Alibi, were it not known by its name: with contexts longer than a row only a row of two requests shows it."""
-    monkeypatch.setattr(harness, "refusal", lambda config, longest: "")
+    monkeypatch.setattr(harness, "packing_unsupported_reason", lambda config, longest: "")
     draw = random.Random(0)
     contexts = [" ".join(draw.choices(tiny.WORDS, k=words)) for _ in range(4)]
     requests = [(context, f" {word}") for context in contexts for word in tiny.WORDS[:3]]
     lm = PrefixTreeLM(UNPACKABLE["mpt"](), tokenizer, row_tokens=8)
     lm.loglikelihood(instances(requests))
-    assert "differ by" in lm.fallback
+    assert "differ by" in lm.fallback_reason
 
 
 @pytest.mark.parametrize("outlier", ["", "aa", "mm", "~~"])
@@ -367,7 +367,7 @@ def test_self_check_waits_for_a_branch(
     outlier: str, first: str, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Alibi again, where the longest request shares nothing with any other, or nothing branched in an earlier call."""
-    monkeypatch.setattr(harness, "refusal", lambda config, longest: "")
+    monkeypatch.setattr(harness, "packing_unsupported_reason", lambda config, longest: "")
     draw = random.Random(0)
     contexts = [" ".join(draw.choices(tiny.WORDS, k=12)) for _ in range(4)]
     requests = [(context, f" {word} river") for context in contexts for word in tiny.WORDS[:3]]
@@ -379,22 +379,22 @@ def test_self_check_waits_for_a_branch(
     elif first == "rolling":
         text = " ".join(draw.choices(tiny.WORDS, k=40))
         lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0, ("t", 0, 1))])
-    assert not lm.fallback
+    assert not lm.fallback_reason
     lm.loglikelihood(instances(requests))
-    assert "differ by" in lm.fallback
+    assert "differ by" in lm.fallback_reason
 
 
 @pytest.mark.parametrize(("dtype", "apart"), [(torch.float32, 1e-5), (torch.float64, 1e-12), (torch.bfloat16, 0.05)])
 def test_head_in_blocks_gives_the_same(
     dtype: torch.dtype, apart: float, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forward, "BLOCK", 7)
+    monkeypatch.setattr(forward, "VOCAB_BLOCK_SIZE", 7)
     model = llama()
     model.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, model.config.vocab_size))
     model.to(dtype)
-    assert forward.head_is_last(model) and not forward.head_is_last(MODELS["granite"]())
+    assert forward.logits_are_head_output(model) and not forward.logits_are_head_output(MODELS["granite"]())
     blocks, whole = PrefixTreeLM(model, tokenizer), PrefixTreeLM(model, tokenizer)
-    whole._head_is_last = False
+    whole._logits_are_head_output = False
     one, two = (lm.loglikelihood(instances(pairs())) for lm in (blocks, whole))
     assert [a[0] for a in one] == pytest.approx([b[0] for b in two], abs=apart)
     assert [a[1] for a in one] == [b[1] for b in two]
@@ -405,7 +405,7 @@ def test_longer_requests_are_checked_again(tokenizer: PreTrainedTokenizerFast, m
     checked: list[int] = []
     check = lm._self_check
 
-    def counting(requests: list[harness.Request]) -> str:
+    def counting(requests: list[harness.EncodedRequest]) -> str:
         checked.append(len(requests))
         return check(requests)
 
@@ -426,7 +426,7 @@ def test_generation_and_rolling_are_hflms(tokenizer: PreTrainedTokenizerFast) ->
     prompts = enumerate(tiny.sentences(3))
     asked = [Instance("generate_until", {}, (text, dict(options)), n, ("t", n, 1)) for n, text in prompts]
     steps: list[tuple[int, int]] = []
-    lm.start(lambda done, total: steps.append((done, total)))
+    lm.reset_counts(lambda done, total: steps.append((done, total)))
     assert lm.generate_until(asked) == reference.generate_until(asked, disable_tqdm=True)
     assert steps == [(3, 3)]
 
@@ -443,8 +443,8 @@ def test_what_cannot_be_scored_is_said(tokenizer: PreTrainedTokenizerFast) -> No
 def test_cuda_is_never_replaced_by_the_cpu(tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="no CUDA device"):
-        harness.load_harness(tiny_teacher, EvaluationConfig(), "cuda")
-    found = harness.load_harness(tiny_teacher, EvaluationConfig(dtype="bfloat16", token_logprobs=True), "cpu")
+        harness.load_prefix_tree_lm(tiny_teacher, EvaluationConfig(), "cuda")
+    found = harness.load_prefix_tree_lm(tiny_teacher, EvaluationConfig(dtype="bfloat16", token_logprobs=True), "cpu")
     assert isinstance(found.model, LlamaForCausalLM)
     assert found.model.dtype == torch.bfloat16
     assert found.token_logprobs == {}
@@ -467,6 +467,6 @@ def test_equals_hflm_on_the_real_teacher(task: str) -> None:
     expected = hflm(model, real_tokenizer).loglikelihood(loaded.instances, disable_tqdm=True)
     lm = PrefixTreeLM(model, real_tokenizer)
     found = lm.loglikelihood(loaded.instances)
-    assert not lm.fallback
+    assert not lm.fallback_reason
     assert [a[1] for a in found] == [b[1] for b in expected]
     assert max(abs(a[0] - b[0]) for a, b in zip(found, expected, strict=True)) < 1e-3

@@ -14,13 +14,13 @@ from distill_lit.config import (
     TeacherConfig,
     TermConfig,
     TrainingConfig,
-    decisive,
-    expand,
+    expand_grid,
     load_experiment,
+    non_default_fields,
     to_dict,
 )
-from distill_lit.experiment.fingerprint import VERSION
-from distill_lit.experiment.plan import plan
+from distill_lit.experiment.fingerprint import FINGERPRINT_VERSION
+from distill_lit.experiment.plan import plan_runs
 from distill_lit.utils.exceptions import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +34,7 @@ SECTIONS = (
     TrainingConfig,
     EvaluationConfig,
 )
-DEFAULTS = Path(__file__).parent / "data" / f"defaults_{VERSION}.yaml"
+DEFAULTS = Path(__file__).parent / "data" / f"defaults_{FINGERPRINT_VERSION}.yaml"
 QUICKSTART = ROOT / "experiments" / "quickstart.yaml"
 
 
@@ -49,9 +49,9 @@ def test_defaults_are_those_of_this_version() -> None:
 
 
 def test_decisive_leaves_defaults_out_at_every_depth() -> None:
-    data = DataConfig(corpora={"a": CorpusConfig(path="file:x"), "b": CorpusConfig(dataset="d", documents=5)}, seed=0)
-    assert decisive(data) == {"corpora": {"a": {"path": "file:x"}, "b": {"dataset": "d", "documents": 5}}}
-    assert decisive(StudentConfig(from_="hf:a/b")) == {"from": "hf:a/b"}
+    data = DataConfig(corpora={"a": CorpusConfig(path="file:x"), "b": CorpusConfig(dataset="d", max_documents=5)}, seed=0)
+    assert non_default_fields(data) == {"corpora": {"a": {"path": "file:x"}, "b": {"dataset": "d", "documents": 5}}}
+    assert non_default_fields(StudentConfig(from_="hf:a/b")) == {"from": "hf:a/b"}
 
 
 def test_baselines_are_planned_once_and_named_by_what_they_stand_for() -> None:
@@ -62,7 +62,7 @@ def test_baselines_are_planned_once_and_named_by_what_they_stand_for() -> None:
         f"variants={variants}",
         "grid={variant: [a, b, c], training.tokens: [10000, 20000], seed: [0, 1]}",
     )
-    cells = plan(load_experiment(QUICKSTART, list(changes)))
+    cells = plan_runs(load_experiment(QUICKSTART, list(changes)))
     of = {role: [cell.label for cell in cells if cell.role == role] for role in ("untouched", "ce_only", "distilled")}
     assert of["untouched"] == ["deep-untouched"]
     assert of["ce_only"] == [
@@ -71,13 +71,13 @@ def test_baselines_are_planned_once_and_named_by_what_they_stand_for() -> None:
         for variant, tokens in (("a+b", 10000), ("a+b", 20000), ("c", 10000), ("c", 20000))
     ]
     assert len(of["distilled"]) == 12
-    axes = {cell.label: cell.axes for cell in cells}
+    axes = {cell.label: cell.grid_values for cell in cells}
     assert axes["deep-ce_only-a+b-tokens=10000-seed=0"] == {"variant": "a or b", "training.tokens": 10000}
 
 
 def test_a_point_that_no_teacher_tells_anything_is_training_without_teacher_for_all_others() -> None:
     """Text of the teacher is no training without it; text of people instead is, and answers to both others."""
-    cells = plan(load_experiment(ROOT / "experiments" / "synthetic_textbook.yaml"))
+    cells = plan_runs(load_experiment(ROOT / "experiments" / "synthetic_textbook.yaml"))
     roles = {cell.label: cell.role for cell in cells if cell.seed == 0}
     assert roles == {
         "shallow-ce_only-seed=0": "ce_only",
@@ -85,7 +85,7 @@ def test_a_point_that_no_teacher_tells_anything_is_training_without_teacher_for_
         "shallow-text-seed=0": "distilled",
     }
     plain = next(cell for cell in cells if cell.label == "shallow-ce_only-seed=0")
-    assert plain.axes == {} and plain.needs == ()
+    assert plain.grid_values == {} and plain.depends_on == ()
     assert list(plain.config.data.corpora) == ["facts"]
 
 
@@ -96,8 +96,8 @@ def test_training_without_teacher_stands_for_students_that_are_trained_like_it_a
         "far: {objective.terms: {kl: null}, teacher.source: live, on_policy: {share: 0.5, teacher_mix: 0.3}}}"
     )
     changes = [variants, "grid={student: [deep], variant: [kd, plain, far]}", "baselines=[teacher]"]
-    cells = plan(load_experiment(QUICKSTART, changes))
-    found = {cell.label: (cell.role, cell.axes) for cell in cells if cell.student}
+    cells = plan_runs(load_experiment(QUICKSTART, changes))
+    found = {cell.label: (cell.role, cell.grid_values) for cell in cells if cell.student}
     assert found == {
         "deep-ce_only-plain": ("ce_only", {"variant": "plain"}),
         "deep-kd": ("distilled", {"variant": "kd"}),
@@ -111,18 +111,18 @@ def test_null_takes_an_inherited_corpus_away_and_only_one_that_is_there() -> Non
     with pytest.raises(UserError, match=r"data.corpora.piqua: null, .* did you mean 'piqa'"):
         load_experiment(QUICKSTART, ["data.corpora.piqua=null"])
     with pytest.raises(UserError, match=r"variants.a.data.corpora.piqua: null"):
-        list(expand(load_experiment(QUICKSTART, ["variants={a: {data.corpora: {piqua: null}}}", "grid.variant=[a]"])))
+        list(expand_grid(load_experiment(QUICKSTART, ["variants={a: {data.corpora: {piqua: null}}}", "grid.variant=[a]"])))
 
 
 def test_an_objective_without_a_teacher_is_kept_as_it_is() -> None:
     change = "objective.terms={kl: null, ce: {weight: 2.0}}"
-    cells = plan(load_experiment(QUICKSTART, [change, "baselines=[teacher]"]))
+    cells = plan_runs(load_experiment(QUICKSTART, [change, "baselines=[teacher]"]))
     (deep,) = (cell for cell in cells if cell.student == "deep")
     assert deep.role == "ce_only" and deep.config.objective.terms["ce"].weight == 2.0
 
 
 def names(*changes: str) -> dict[str, str]:
-    return {cell.label: cell.name for cell in plan(load_experiment(QUICKSTART, list(changes)))}
+    return {cell.label: cell.name for cell in plan_runs(load_experiment(QUICKSTART, list(changes)))}
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,12 @@ from tiny_data import random_rows, tokens_of
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from distill_lit.config.schema import TrainingConfig
-from distill_lit.data import Packed
+from distill_lit.data import PackedDataset
 from distill_lit.data.datamodule import PackedDataModule
-from distill_lit.data.loader import PackedLoader, ValidationLoader, batch_order, make_batch, optimizer_steps
+from distill_lit.data.loader import PackedLoader, ValidationLoader, make_batch, optimizer_steps, shuffled_row_indices
 from distill_lit.data.packing import pack
-from distill_lit.models.packed_forward import attention_mask
-from distill_lit.models.packing_check import last_hidden
+from distill_lit.models.packed_forward import block_causal_mask
+from distill_lit.models.packing_check import last_hidden_state
 from distill_lit.utils.exceptions import UserError
 
 
@@ -30,7 +30,7 @@ def loader(packed, **options):
 
 
 def test_mask_by_hand():
-    mask = attention_mask(torch.tensor([[1, 1, 2, 0, 0]]))
+    mask = block_causal_mask(torch.tensor([[1, 1, 2, 0, 0]]))
     assert mask.shape == (1, 1, 5, 5)
     assert mask[0, 0].int().tolist() == [
         [1, 0, 0, 0, 0],
@@ -45,7 +45,7 @@ def test_mask_by_hand():
 @given(st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=1, max_size=3))
 def test_mask_laws(drawn):
     ids = torch.tensor(drawn)
-    mask = attention_mask(ids)[:, 0]
+    mask = block_causal_mask(ids)[:, 0]
     for b, t, s in np.ndindex(*mask.shape):
         together = s <= t and ids[b, t] == ids[b, s] and ids[b, t] > 0
         assert bool(mask[b, t, s]) == bool(together or s == t)
@@ -77,7 +77,7 @@ def test_packed_documents_are_read_as_if_alone(name, attention):
     packed, _ = pack(tokens_of(*documents), 20)
     batch = make_batch(packed, np.arange(len(packed)), 1)
     with torch.no_grad():
-        logits = model.get_output_embeddings()(last_hidden(model, batch))
+        logits = model.get_output_embeddings()(last_hidden_state(model, batch))
         assert logits.isfinite().all()
         compared = 0
         for row, numbers in enumerate(batch["document_ids"]):
@@ -96,15 +96,15 @@ def test_packed_documents_are_read_as_if_alone(name, attention):
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 13), st.integers(0, 5), st.integers(0, 40), st.integers(0, 40))
 def test_order_reads_the_pool_pass_by_pass(rows, seed, start, count):
-    order = batch_order(rows, seed, 100)
+    order = shuffled_row_indices(rows, seed, 100)
     for i in range(100 // rows):
         assert sorted(order[i * rows : (i + 1) * rows].tolist()) == list(range(rows))
-    assert np.array_equal(batch_order(rows, seed, count, start), order[start : start + count])
+    assert np.array_equal(shuffled_row_indices(rows, seed, count, start), order[start : start + count])
 
 
 def test_another_seed_or_pass_is_another_order():
-    assert not np.array_equal(batch_order(50, 0, 50), batch_order(50, 1, 50))
-    assert not np.array_equal(batch_order(50, 0, 50), batch_order(50, 0, 50, start=50))
+    assert not np.array_equal(shuffled_row_indices(50, 0, 50), shuffled_row_indices(50, 1, 50))
+    assert not np.array_equal(shuffled_row_indices(50, 0, 50), shuffled_row_indices(50, 0, 50, start=50))
 
 
 @settings(max_examples=40, deadline=None)
@@ -119,14 +119,14 @@ def test_ranks_share_out_the_same_step(batch, accumulate, world_size, rows):
     for step in range(3):
         here = [one.batch_at(step * accumulate + i) for one in ranks for i in range(accumulate)]
         read = torch.cat([b["rows"] for b in here]).tolist()
-        assert sorted(read) == sorted(batch_order(rows, 0, size, start=step * size).tolist())
+        assert sorted(read) == sorted(shuffled_row_indices(rows, 0, size, start=step * size).tolist())
         targets = sum(int((b["labels"] >= 0).sum()) for b in here)
         assert {int(b["step_tokens"]) for b in here} == {targets}
 
 
 def test_batch_by_hand():
     packed, _ = pack(tokens_of([5, 6, 7], [8, 9]), 6)
-    batch = make_batch(packed, np.array([0]), packed.targets.sum())
+    batch = make_batch(packed, np.array([0]), packed.targets_per_row.sum())
     assert {name: value.tolist() for name, value in batch.items()} == {
         "input_ids": [[5, 6, 7, 8, 9, 0]],
         "labels": [[-100, 6, 7, -100, 9, -100]],
@@ -149,7 +149,7 @@ def test_nothing_to_learn_is_refused(kind):
     useless = (
         full.take(np.arange(0))
         if kind == "empty"
-        else Packed(full.input_ids, full.document_ids, np.zeros_like(full.supervised))
+        else PackedDataset(full.input_ids, full.document_ids, np.zeros_like(full.loss_mask))
     )
     with pytest.raises(UserError, match="supervised token"):
         loader(useless)
@@ -170,17 +170,20 @@ def test_validation_reads_every_row_once(rows, batch, world_size):
         for row, labels in zip(b["rows"], b["labels"], strict=True)
         if (labels >= 0).any()
     ]
-    assert sorted(read) == np.flatnonzero(packed.targets).tolist()
+    assert sorted(read) == np.flatnonzero(packed.targets_per_row).tolist()
     for i in range(length):
         targets = sum(int((batches[i]["labels"] >= 0).sum()) for batches in ranks)
         assert {int(batches[i]["step_tokens"]) for batches in ranks} == {targets}
 
 
 def test_steps_read_at_least_the_tokens():
-    training = TrainingConfig(tokens=1000, batch=2, accumulate=3)
+    training = TrainingConfig(max_tokens=1000, micro_batch_size=2, gradient_accumulation_steps=3)
     assert optimizer_steps(training, 16) == 11  # 1000 / 96, rounded up
-    assert optimizer_steps(TrainingConfig(tokens=1000, batch=2, accumulate=3, devices=2), 16) == 6
-    assert optimizer_steps(TrainingConfig(tokens=1), 256) == 1
+    assert (
+        optimizer_steps(TrainingConfig(max_tokens=1000, micro_batch_size=2, gradient_accumulation_steps=3, devices=2), 16)
+        == 6
+    )
+    assert optimizer_steps(TrainingConfig(max_tokens=1), 256) == 1
 
 
 # ---------------------------------------------------------------- resume
@@ -255,7 +258,7 @@ def fit(folder, rows, resume=None, stop=None):
     data = PackedDataModule(
         rows.take(np.arange(7)),
         rows.take(np.arange(7, 10)),
-        TrainingConfig(tokens=12 * 2 * 8, batch=2, accumulate=2),
+        TrainingConfig(max_tokens=12 * 2 * 8, micro_batch_size=2, gradient_accumulation_steps=2),
         seed=3,
     )
     saving = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1, save_on_train_epoch_end=False)

@@ -13,32 +13,38 @@ from scipy.stats import chi2
 from synthetic import build
 
 from distill_lit.analysis import document_axes as ax
-from distill_lit.analysis.calibration import calibration_error, coverage_curve, equal_mass_bins, risk_threshold, worst_mean
+from distill_lit.analysis.calibration import (
+    conditional_value_at_risk,
+    coverage_curve,
+    deferral_threshold,
+    equal_mass_bins,
+    expected_calibration_error,
+)
 from distill_lit.analysis.flips import flip_counts, modal_answers
-from distill_lit.analysis.long_tail import LongTail, long_tail
-from distill_lit.analysis.response_matrix import TaskPanel
+from distill_lit.analysis.long_tail import LongTail, analyze_long_tail
+from distill_lit.analysis.response_matrix import TaskResponses
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.score_table import score_frame
-from distill_lit.analysis.scores import Scores, score
-from distill_lit.analysis.strata import pool
+from distill_lit.analysis.scores import Scores, compute_scores
+from distill_lit.analysis.strata import pool_strata
 from distill_lit.config.schema import AnalysisConfig
-from distill_lit.report.bundle import analyse
-from distill_lit.report.loss_report import longtail_markdown
+from distill_lit.report.bundle import build_report_bundle
+from distill_lit.report.loss_report import loss_report_markdown
 from distill_lit.report.loss_statement import loss_statement
 
-ANALYSIS = AnalysisConfig(bootstrap=1000)
+ANALYSIS = AnalysisConfig(n_resamples=1000)
 
 
 @pytest.fixture(scope="module")
 def scores(tmp_path_factory: pytest.TempPathFactory) -> Scores:
     """Three seeds, a tail that only the distilled students lose."""
     folder = build(tmp_path_factory.mktemp("tail"), seeds=(0, 1, 2), students={"deep": 0.8}, documents=200, tail_loss=1.5)
-    return score(load_results(folder), ANALYSIS)
+    return compute_scores(load_results(folder), ANALYSIS)
 
 
 @pytest.fixture(scope="module")
 def report(scores: Scores) -> LongTail:
-    return long_tail(scores)
+    return analyze_long_tail(scores)
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +82,12 @@ def test_equal_values_stay_together_and_a_constant_is_neither_head_nor_tail() ->
 
 def test_missing_values_are_a_stratum_of_their_own() -> None:
     codes = ax.quantile_strata(series([np.nan, 1, 2, 3, 4, 5]), 5)
-    assert codes.tolist() == [ax.MISSING, 1, 2, 3, 4, 5]
+    assert codes.tolist() == [ax.MISSING_STRATUM, 1, 2, 3, 4, 5]
 
 
 def test_content_words_and_their_frequencies(scores: Scores) -> None:
     assert ax.content_words("What is the Mitosis of 3 cells? It's an old one.") == ["mitosis", "cells", "old"]
-    zipf, total = ax.zipf_of(scores.results), scores.results.corpus_words
+    zipf, total = ax.zipf_frequency_function(scores.results), scores.results.corpus_words
     counts = scores.results.frequencies or {}
     assert zipf("water") == pytest.approx(np.log10((counts["water"] + 0.5) / total * 1e9))
     assert zipf("unheard") == pytest.approx(np.log10(0.5 / total * 1e9))
@@ -90,17 +96,17 @@ def test_content_words_and_their_frequencies(scores: Scores) -> None:
 def test_wordfreq_is_the_fallback(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=5)
     (folder / "records" / "frequencies.csv").unlink()
-    zipf = ax.zipf_of(load_results(folder))
+    zipf = ax.zipf_frequency_function(load_results(folder))
     assert zipf("water") > zipf("photosynthesis") > zipf("xqzzyw") == 0
 
 
 def test_a_small_corpus_does_not_say_which_words_are_rare(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=40)
     (folder / "records" / "frequencies.csv").write_text("word,count\nwater,3\n__total__,18547\n")
-    zipf = ax.zipf_of(load_results(folder))
+    zipf = ax.zipf_frequency_function(load_results(folder))
     assert zipf("mitosis") > zipf("xqzzyw") == 0  # neither stands in the corpus
-    result = analyse(folder, AnalysisConfig(bootstrap=100), "name")
-    text = longtail_markdown(result.scores, result.longtail, "name", result.statements, False)
+    result = build_report_bundle(folder, AnalysisConfig(n_resamples=100), "name")
+    text = loss_report_markdown(result.scores, result.long_tail, "name", result.loss_statements, False)
     assert "wordfreq's general English, because the 18,547 words of the distillation corpus are too few" in text
 
 
@@ -118,19 +124,19 @@ def test_negation_words() -> None:
 # flips
 
 
-def panel(chosen: list[list[int]], gold: list[int]) -> TaskPanel:
+def panel(chosen: list[list[int]], gold: list[int]) -> TaskResponses:
     picks = np.array(chosen)
     index = pd.MultiIndex.from_arrays([["t"] * len(gold), range(len(gold))], names=["task", "key"])
     right = (picks == np.array(gold)[:, None]).astype(float)
-    return TaskPanel("t", "acc", index, np.arange(len(gold)), np.full(len(gold), 0.25), right, picks)
+    return TaskResponses("t", "acc", index, np.arange(len(gold)), np.full(len(gold), 0.25), right, picks)
 
 
 def test_modal_answer_over_three_seeds_and_first_seed_below() -> None:
     task = panel([[0, 1, 1, 2], [2, 1, 0, 3], [1, 1, 1, 0]], [1, 2, 1])
     modal = modal_answers(task, [0, 1, 2])
-    assert modal.chosen.tolist() == [1, 2, 1]  # a tie goes to the earliest seed
+    assert modal.choice.tolist() == [1, 2, 1]  # a tie goes to the earliest seed
     assert modal.correct.tolist() == [1, 1, 1]
-    assert modal_answers(task, [1, 2]).chosen.tolist() == [1, 1, 1]
+    assert modal_answers(task, [1, 2]).choice.tolist() == [1, 1, 1]
 
 
 def test_flip_counts_by_hand() -> None:
@@ -159,42 +165,44 @@ def test_lost_documents_of_one_passage_are_no_evidence_each() -> None:
 
 
 def test_pooled_scores_equal_plain_means(scores: Scores, report: LongTail) -> None:
-    codes = report.codes["rarity_question"]
-    row = report.strata[(report.strata["axis"] == "rarity_question") & (report.strata["stratum"] == 5)].iloc[0]
-    student = scores.members(next(i for i, g in enumerate(scores.groups) if g.role == "distilled"))
+    codes = report.stratum_codes["rarity_question"]
+    row = report.stratum_scores[
+        (report.stratum_scores["axis"] == "rarity_question") & (report.stratum_scores["stratum"] == 5)
+    ].iloc[0]
+    student = scores.model_columns(next(i for i, g in enumerate(scores.groups) if g.role == "distilled"))
     per_task = []
-    for task in scores.panel.tasks:
+    for task in scores.responses.tasks:
         inside = (codes.loc[task.index] == 5).to_numpy()
-        per_task.append(task.centred()[inside][:, student].mean())
+        per_task.append(task.centered()[inside][:, student].mean())
     assert row["student"] == pytest.approx(np.mean(per_task), abs=1e-5)
 
 
 def test_contrast_uses_only_tasks_with_head_and_tail(scores: Scores) -> None:
     """A task that lies wholly in the tail would otherwise compare tasks, not documents."""
-    axis = ax.Axis("made_up", "complexity", "binary", "made up", "made up", "none", "some")
+    axis = ax.DocumentAxis("made_up", "complexity", "binary", "made up", "made up", "none", "some")
     code = pd.Series(1, index=scores.results.documents.index)
     task, sciq = code.index.get_level_values("task"), scores.tasks.index("sciq")
     code[task == "sciq"] = 2
     half = np.arange(len(code)) % 2 == 0
     code[(task == "piqa") & half] = 2
-    found = pool(scores, [axis], code.to_frame("made_up"))["made_up"]
-    piqa = scores.panel.tasks[scores.tasks.index("piqa")]
+    found = pool_strata(scores, [axis], code.to_frame("made_up"))["made_up"]
+    piqa = scores.responses.tasks[scores.tasks.index("piqa")]
     tail = (code.loc[piqa.index] == 2).to_numpy()
-    teacher = scores.members(0)[0]
-    expected = [piqa.centred()[~tail, teacher].mean(), piqa.centred()[tail, teacher].mean()]
-    assert found.ends[:, 0] == pytest.approx(expected, abs=1e-5)
-    assert found.ends_size == tail.sum()
-    both = (expected[1] + scores.centred[sciq, 0]) / 2
-    assert found.point[1, 0] == pytest.approx(both, abs=1e-5)
+    teacher = scores.model_columns(0)[0]
+    expected = [piqa.centered()[~tail, teacher].mean(), piqa.centered()[tail, teacher].mean()]
+    assert found.head_tail_estimates[:, 0] == pytest.approx(expected, abs=1e-5)
+    assert found.head_tail_n_documents == tail.sum()
+    both = (expected[1] + scores.centered[sciq, 0]) / 2
+    assert found.estimates[1, 0] == pytest.approx(both, abs=1e-5)
 
 
 def test_strata_partition_the_documents(report: LongTail) -> None:
-    sizes = report.strata.groupby("axis")["n"].sum()
-    assert (sizes == len(report.codes)).all()
+    sizes = report.stratum_scores.groupby("axis")["n"].sum()
+    assert (sizes == len(report.stratum_codes)).all()
 
 
 def test_the_planted_tail_loss_is_found_and_laid_to_distillation(scores: Scores, report: LongTail) -> None:
-    row = report.contrasts.set_index("axis").loc["rarity_question"]
+    row = report.tail_contrasts.set_index("axis").loc["rarity_question"]
     assert row["tail_loss_high"] < 0
     assert row["excess_high"] < 0
     assert row["ce_only_tail_loss_low"] < 0 < row["ce_only_tail_loss_high"]
@@ -206,9 +214,9 @@ def test_the_planted_tail_loss_is_found_and_laid_to_distillation(scores: Scores,
 
 def test_without_a_planted_loss_nothing_is_claimed(tmp_path: Path) -> None:
     folder = build(tmp_path, students={"deep": 0.6}, documents=200, tail_loss=0.0, seed=3)
-    found = score(load_results(folder), ANALYSIS)
-    tail = long_tail(found)
-    row = tail.contrasts.set_index("axis").loc["rarity_question"]
+    found = compute_scores(load_results(folder), ANALYSIS)
+    tail = analyze_long_tail(found)
+    row = tail.tail_contrasts.set_index("axis").loc["rarity_question"]
     assert row["excess_low"] < 0 < row["excess_high"]
     assert "distillation made" not in " ".join(loss_statement(found, score_frame(found), tail, "deep distilled"))
 
@@ -228,24 +236,24 @@ def test_the_statement_blames_distillation_by_the_sign_of_its_excess(
     row: dict[str, object] = {"model": "deep distilled", "axis": "rarity_question"}
     for name, values in (("tail_loss", tail), ("excess", excess)):
         row |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
-    changed = replace(report, contrasts=pd.DataFrame([row]))
+    changed = replace(report, tail_contrasts=pd.DataFrame([row]))
     text = " ".join(loss_statement(scores, score_frame(scores), changed, "deep distilled"))
     assert all(words in text for words in said)
 
 
 def test_a_task_with_few_documents_in_a_stratum_does_not_count_there(scores: Scores, report: LongTail) -> None:
     """Three documents of one task in the tail: head and tail are then compared over the other tasks alone."""
-    digits = next(axis for axis in ax.AXES if axis.name == "digits")
-    first, *others = (scores.panel.tasks[t] for t in scores.averaged)
-    codes = pd.DataFrame({"digits": 1}, index=report.codes.index)
+    digits = next(axis for axis in ax.DOCUMENT_AXES if axis.name == "digits")
+    first, *others = (scores.responses.tasks[t] for t in scores.averaged)
+    codes = pd.DataFrame({"digits": 1}, index=report.stratum_codes.index)
     for task, size in ((first, 3), *((other, 60) for other in others)):
         codes.loc[task.index[:size], "digits"] = 2
-    found = pool(scores, [digits], codes)["digits"]
-    assert found.ends_size == 60 * len(others)
-    heads = [task.centred()[60:, scores.members(0)].mean() for task in others]
-    tails = [task.centred()[:60, scores.members(0)].mean() for task in others]
-    assert found.ends[:, 0] == pytest.approx([np.mean(heads), np.mean(tails)], abs=1e-5)
-    assert found.point[1, 0] == pytest.approx(np.mean(tails), abs=1e-5)
+    found = pool_strata(scores, [digits], codes)["digits"]
+    assert found.head_tail_n_documents == 60 * len(others)
+    heads = [task.centred()[60:, scores.model_columns(0)].mean() for task in others]
+    tails = [task.centred()[:60, scores.model_columns(0)].mean() for task in others]
+    assert found.head_tail_estimates[:, 0] == pytest.approx([np.mean(heads), np.mean(tails)], abs=1e-5)
+    assert found.estimates[1, 0] == pytest.approx(np.mean(tails), abs=1e-5)
 
 
 def test_contractions_are_no_rare_words() -> None:
@@ -253,19 +261,19 @@ def test_contractions_are_no_rare_words() -> None:
 
 
 def test_small_strata_are_insufficient(tmp_path: Path) -> None:
-    found = long_tail(
-        score(load_results(build(tmp_path, documents=30, students={"deep": 0.8})), AnalysisConfig(bootstrap=200))
+    found = analyze_long_tail(
+        compute_scores(load_results(build(tmp_path, documents=30, students={"deep": 0.8})), AnalysisConfig(n_resamples=200))
     )
-    assert set(found.strata.loc[found.strata["n"] < 100, "verdict"]) == {"insufficient"}
-    assert found.strata.loc[found.strata["n"] < 100, "adjusted"].isna().all()
-    few = found.strata["n"] < 30
+    assert set(found.stratum_scores.loc[found.stratum_scores["n"] < 100, "verdict"]) == {"insufficient"}
+    assert found.stratum_scores.loc[found.stratum_scores["n"] < 100, "adjusted"].isna().all()
+    few = found.stratum_scores["n"] < 30
     assert few.any()
-    assert found.strata.loc[few, "low"].isna().all()
-    assert set(found.contrasts.loc[found.contrasts["n"] < 30, "note"]) == {"insufficient"}
+    assert found.stratum_scores.loc[few, "low"].isna().all()
+    assert set(found.tail_contrasts.loc[found.tail_contrasts["n"] < 30, "note"]) == {"insufficient"}
 
 
 def test_worst_group_interval_is_wider_than_its_own(scores: Scores, report: LongTail) -> None:
-    row = report.worst.iloc[0]
+    row = report.worst_strata.iloc[0]
     assert row["axis"] == "rarity_question"
     assert row["low"] < row["retention"] < row["high"]
 
@@ -279,8 +287,8 @@ def test_passages_are_redrawn_whole(tmp_path: Path) -> None:
     order = teacher.groupby("task")["correct"].rank(method="first").astype(int) // 5
     frame["cluster"] = frame["task"] + order.astype(str).to_numpy()
     frame.to_parquet(path)
-    one, two = (score(load_results(folder), ANALYSIS) for folder in (wide, narrow))
-    assert one.raw_draws[:, 0, 0].std() > 1.5 * two.raw_draws[:, 0, 0].std()
+    one, two = (compute_scores(load_results(folder), ANALYSIS) for folder in (wide, narrow))
+    assert one.raw_replicates[:, 0, 0].std() > 1.5 * two.raw_replicates[:, 0, 0].std()
 
 
 # slices
@@ -300,9 +308,9 @@ def test_permuted_labels_confirm_none(simulation: ModuleType) -> None:
 def test_calibration_error_by_hand() -> None:
     confidence, right = np.array([0.9, 0.8, 0.6, 0.5]), np.array([1.0, 0.0, 1.0, 1.0])
     # two bins of two: |(.5 + .6) − 2| and |1.7 − 1|, over 4
-    assert calibration_error(confidence, right, bins=2) == pytest.approx((0.9 + 0.7) / 4)
-    assert calibration_error(np.ones(5), np.ones(5)) == 0
-    assert np.isnan(calibration_error(np.array([]), np.array([])))
+    assert expected_calibration_error(confidence, right, bins=2) == pytest.approx((0.9 + 0.7) / 4)
+    assert expected_calibration_error(np.ones(5), np.ones(5)) == 0
+    assert np.isnan(expected_calibration_error(np.array([]), np.array([])))
 
 
 def test_equal_mass_bins_respect_weights() -> None:
@@ -312,23 +320,23 @@ def test_equal_mass_bins_respect_weights() -> None:
 
 def test_worst_tenth_by_hand() -> None:
     values = np.arange(20.0)
-    assert worst_mean(values, np.ones(20)) == pytest.approx(18.5)
-    assert worst_mean(values[:15], np.ones(15)) == pytest.approx((14 + 0.5 * 13) / 1.5)
+    assert conditional_value_at_risk(values, np.ones(20)) == pytest.approx(18.5)
+    assert conditional_value_at_risk(values[:15], np.ones(15)) == pytest.approx((14 + 0.5 * 13) / 1.5)
 
 
 def test_risk_threshold_by_hand() -> None:
     confidence = np.array([0.9, 0.8, 0.7, 0.6])
     student, teacher = np.array([1.0, 0, 1, 0]), np.array([1.0, 1, 0, 1])
     # gains: 0, −1, 0, −1: three of four can be answered
-    assert risk_threshold(confidence, student, teacher, np.ones(4)) == 0.7
-    assert risk_threshold(confidence, teacher, teacher, np.ones(4)) == 0.6
-    assert risk_threshold(confidence, 0 * teacher, teacher + 1, np.ones(4)) == np.inf
+    assert deferral_threshold(confidence, student, teacher, np.ones(4)) == 0.7
+    assert deferral_threshold(confidence, teacher, teacher, np.ones(4)) == 0.6
+    assert deferral_threshold(confidence, 0 * teacher, teacher + 1, np.ones(4)) == np.inf
     # equal confidence stands or falls together
-    assert risk_threshold(np.full(4, 0.5), student, teacher, np.ones(4)) == np.inf
+    assert deferral_threshold(np.full(4, 0.5), student, teacher, np.ones(4)) == np.inf
 
 
 def test_answering_in_the_teachers_place_is_tried_on_other_documents(scores: Scores, report: LongTail) -> None:
-    found = report.confidence.set_index("model")
+    found = report.calibration.set_index("model")
     row = found.loc["deep distilled"]
     assert row["coverage_gain_low"] <= row["coverage_gain"] <= row["coverage_gain_high"]
     # the student is worse than its teacher: what looks free on one half costs on the other, or nearly nothing

@@ -17,15 +17,15 @@ from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import calibration_batches, make_batch
 from distill_lit.losses import build_objective
 from distill_lit.losses import hidden_states as r
-from distill_lit.losses.lm_head import head_of
+from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.models import Calibration, export_student, initial_student, load_model
-from distill_lit.models.activations import watching
-from distill_lit.teachers import CachedTeacher, LiveTeacher
-from distill_lit.teachers.compression import Form
-from distill_lit.teachers.offline import bytes_per_token, write_cache
-from distill_lit.training.distiller import Distiller, HeadSettings
-from distill_lit.training.feature_alignment import build_matching
-from distill_lit.training.trainer import Run, train
+from distill_lit.models.activations import capture_activations
+from distill_lit.teachers import OfflineTeacher, OnlineTeacher
+from distill_lit.teachers.compression import TeacherCacheFormat
+from distill_lit.teachers.offline import measure_bytes_per_token, write_cache_shards
+from distill_lit.training.distiller import Distiller, FusedLossSettings
+from distill_lit.training.feature_alignment import build_feature_alignment
+from distill_lit.training.trainer import TrainingJob, train
 from distill_lit.utils.exceptions import UserError
 
 HIDDEN = {"hidden": TermConfig(options={"loss": "normalised", "layers": [[0, 1], [1, 3]]})}
@@ -45,25 +45,25 @@ def build(
     width: WidthConfig | None = None,
 ) -> tuple[Distiller, PackedDataModule]:
     batches = calibration_batches(prepared.train)
-    config = StudentConfig(depth=2, layers="uniform", width=width or WidthConfig())
+    config = StudentConfig(num_layers=2, layers="uniform", width=width or WidthConfig())
     student = initial_student(config, teacher, Calibration(batches, prepared.fingerprint), seed=0)
-    signal = LiveTeacher(load_model(teacher), VOCABULARY)
+    signal = OnlineTeacher(load_model(teacher), VOCABULARY)
     objective = build_objective(terms)
-    matching = build_matching(objective, student, signal.model.config, signal.model, batches, seed=0)
+    matching = build_feature_alignment(objective, student, signal.model.config, signal.model, batches, seed=0)
     module = PackedDataModule(prepared.train, prepared.validation, training, 0)
-    head = HeadSettings(64, False, torch.float32)
+    head = FusedLossSettings(64, False, torch.float32)
     steps = module.steps
     return Distiller(student, VOCABULARY, objective, signal, training, steps, LENGTH, head, matching), module
 
 
 def run(folder: Path, distiller: Distiller, module: PackedDataModule) -> dict[str, float]:
-    return train(Run(folder, distiller, module, distiller.training_config, 0, lambda *_: None))
+    return train(TrainingJob(folder, distiller, module, distiller.training_config, 0, lambda *_: None))
 
 
 def test_sums_equal_a_loop_over_documents(teacher: Path, prepared: data.PreparedData) -> None:
     """Each document alone through both models: packing, padding and the shift change nothing."""
     distiller, _ = build(teacher, prepared, EVERY)
-    student, model = distiller.student, distiller.signal.model
+    student, model = distiller.student, distiller.teacher.model
     batch = make_batch(prepared.train, torch.arange(3).numpy(), 1)
     wanted = {"hidden": {0, 1, 3}, "attention": {1, 3}, "queries": {1, 3}, "keys": {1, 3}, "values": {1, 3}}
     expected, count = torch.zeros(3), 0
@@ -71,11 +71,11 @@ def test_sums_equal_a_loop_over_documents(teacher: Path, prepared: data.Prepared
         for number in range(1, int(documents.max()) + 1):
             text = ids[documents == number].unsqueeze(0)
             with torch.no_grad():
-                with watching(student, {what: layers - {3} for what, layers in wanted.items()}) as s:
+                with capture_activations(student, {what: layers - {3} for what, layers in wanted.items()}) as s:
                     student(text)
-                with watching(model, wanted) as t:
+                with capture_activations(model, wanted) as t:
                     model(text)
-            pairs = [r.hidden_normalised(s["hidden", i][0, :-1], t["hidden", j][0, :-1]) for i, j in ((0, 1), (1, 3))]
+            pairs = [r.hidden_normalized(s["hidden", i][0, :-1], t["hidden", j][0, :-1]) for i, j in ((0, 1), (1, 3))]
             expected[0] += torch.stack(pairs).mean(0).sum()
             maps = (states["attention", i][0].transpose(0, 1)[:-1] for states, i in ((s, 1), (t, 3)))
             expected[1] += r.attention_kl(*maps).sum()
@@ -83,10 +83,10 @@ def test_sums_equal_a_loop_over_documents(teacher: Path, prepared: data.Prepared
             for what in ("queries", "keys", "values"):
                 expected[2] += r.relation_kl(s[what, 1], t[what, 3], 2, allowed)[0, :-1].sum() / 3
             count += text.shape[1] - 1
-    losses, tokens = distiller.losses(batch, torch.tensor(count), measure=False, with_teacher=True)
+    losses, tokens = distiller.compute_loss(batch, torch.tensor(count), measure=False, with_teacher=True)
     assert tokens == count
-    torch.testing.assert_close(losses.terms[1:], expected, rtol=1e-4, atol=1e-4)
-    weighted = losses.terms[0] + losses.terms[1] + 2 * losses.terms[2] + 0.5 * losses.terms[3]
+    torch.testing.assert_close(losses.term_sums[1:], expected, rtol=1e-4, atol=1e-4)
+    weighted = losses.term_sums[0] + losses.term_sums[1] + 2 * losses.term_sums[2] + 0.5 * losses.term_sums[3]
     assert float(losses.total.detach()) == pytest.approx(float(weighted) / count, rel=1e-5)
 
 
@@ -94,30 +94,44 @@ def test_states_from_a_cache_train_as_those_of_the_live_teacher(
     tmp_path: Path, teacher: Path, prepared: data.PreparedData
 ) -> None:
     distiller, module = build(teacher, prepared, {"kl": EVERY["kl"], **HIDDEN})
-    model, form, rows = distiller.signal.model, Form(layers=(1, 3)), (prepared.train, prepared.validation)
-    write_cache(tmp_path / "cache", model, *rows, batch=8, form=form)
+    model, form, rows = (
+        distiller.teacher.model,
+        TeacherCacheFormat(hidden_layers=(1, 3)),
+        (prepared.train, prepared.validation),
+    )
+    write_cache_shards(tmp_path / "cache", model, *rows, batch_size=8, cache_format=form)
     count = len(prepared.train) + len(prepared.validation)
-    cached = CachedTeacher(tmp_path / "cache", count, head_of(model, VOCABULARY))
+    cached = OfflineTeacher(tmp_path / "cache", count, get_lm_head(model, VOCABULARY))
     other, _ = build(teacher, prepared, {"kl": EVERY["kl"], **HIDDEN})
-    other.signal = cached
+    other.teacher = cached
     batch = make_batch(prepared.train, torch.tensor([5, 70, 2]).numpy(), 1)
-    with distiller.signal.inner_states(batch, {"hidden": {1, 3}}) as live:
-        distiller.signal.target(batch, batch["labels"][:, 1:] >= 0)
-    with cached.inner_states(batch, {"hidden": {1, 3}}) as kept:
+    with distiller.teacher.inner_states(batch, {"hidden": {1, 3}}) as live:
+        distiller.teacher.target(batch, batch["labels"][:, 1:] >= 0)
+    with cached.activations(batch, {"hidden": {1, 3}}) as kept:
         for key, states in live.items():
             torch.testing.assert_close(kept[key], states)
     theirs, ours = run(tmp_path / "live", distiller, module), run(tmp_path / "cached", other, module)
     assert ours["validation/hidden"] == pytest.approx(theirs["validation/hidden"], rel=1e-5)
     assert ours["validation/loss"] == pytest.approx(theirs["validation/loss"], rel=1e-5)
-    assert bytes_per_token(tmp_path / "cache", prepared.train, form) == pytest.approx(
+    assert measure_bytes_per_token(tmp_path / "cache", prepared.train, form) == pytest.approx(
         3 * 4 * model.config.hidden_size, rel=0.1
     )
 
 
 def test_a_signal_without_inner_states_is_refused(teacher: Path, prepared: data.PreparedData) -> None:
     distiller, module = build(teacher, prepared, HIDDEN)
-    head, objective = HeadSettings(64, False, torch.float32), distiller.objective
-    args = (distiller.student, VOCABULARY, objective, object(), TRAINING, module.steps, LENGTH, head, distiller.matching)
+    head, objective = FusedLossSettings(64, False, torch.float32), distiller.objective
+    args = (
+        distiller.student,
+        VOCABULARY,
+        objective,
+        object(),
+        TRAINING,
+        module.steps,
+        LENGTH,
+        head,
+        distiller.feature_alignment,
+    )
     with pytest.raises(UserError, match="compares inner states, and this teacher signal has none"):
         Distiller(*args)
 
@@ -130,8 +144,8 @@ def test_padding_does_not_change_the_terms(teacher: Path, prepared: data.Prepare
         for name, value in batch.items()
         if value.ndim == 2
     }
-    plain, other = (distiller.losses(b, torch.tensor(5), False, True)[0] for b in (batch, padded))
-    torch.testing.assert_close(plain.terms, other.terms, rtol=1e-4, atol=1e-4)
+    plain, other = (distiller.compute_loss(b, torch.tensor(5), False, True)[0] for b in (batch, padded))
+    torch.testing.assert_close(plain.term_sums, other.term_sums, rtol=1e-4, atol=1e-4)
 
 
 def test_unsupervised_tokens_do_not_count(teacher: Path, prepared: data.PreparedData) -> None:
@@ -141,15 +155,15 @@ def test_unsupervised_tokens_do_not_count(teacher: Path, prepared: data.Prepared
     for half in (slice(0, LENGTH // 2), slice(LENGTH // 2, LENGTH)):
         labels = torch.full_like(batch["labels"], -100)
         labels[:, half] = batch["labels"][:, half]
-        parts.append(distiller.losses({**batch, "labels": labels}, torch.tensor(5), False, True)[0].terms)
-    whole = distiller.losses(batch, torch.tensor(5), False, True)[0].terms
+        parts.append(distiller.compute_loss({**batch, "labels": labels}, torch.tensor(5), False, True)[0].term_sums)
+    whole = distiller.compute_loss(batch, torch.tensor(5), False, True)[0].term_sums
     torch.testing.assert_close(parts[0] + parts[1], whole, rtol=1e-4, atol=1e-4)
 
 
 def test_accumulation_does_not_change_the_training(tmp_path: Path, teacher: Path, prepared: data.PreparedData) -> None:
     terms = {**EVERY, "hidden": TermConfig(options={"projector": True})}
     whole, one = build(teacher, prepared, terms)
-    parts, four = build(teacher, prepared, terms, replace(TRAINING, batch=2, accumulate=4))
+    parts, four = build(teacher, prepared, terms, replace(TRAINING, micro_batch_size=2, gradient_accumulation_steps=4))
     first, second = run(tmp_path / "a", whole, one), run(tmp_path / "b", parts, four)
     torch.testing.assert_close(weights(whole), weights(parts), rtol=1e-3, atol=1e-4)
     for name in ("loss", *terms):
@@ -173,8 +187,8 @@ def test_each_term_falls_when_it_is_trained_alone_and_is_logged_by_itself(
 def test_projectors_train_and_stay_behind(tmp_path: Path, teacher: Path, prepared: data.PreparedData) -> None:
     terms = {"ce": TermConfig(), "hidden": TermConfig(options={"projector": True})}
     narrow = WidthConfig(hidden_size=24, num_attention_heads=4)
-    distiller, module = build(teacher, prepared, terms, replace(TRAINING, checkpoint_every=2), narrow)
-    projector = distiller.matching.projectors["hidden"]
+    distiller, module = build(teacher, prepared, terms, replace(TRAINING, checkpoint_interval=2), narrow)
+    projector = distiller.feature_alignment.projectors["hidden"]
     assert [tuple(p.weight.shape) for p in projector] == [(36, 24), (36, 24)]
     before = weights(projector).clone()
     run(tmp_path, distiller, module)
@@ -193,14 +207,14 @@ def test_a_projector_between_equal_widths_starts_as_the_identity(teacher: Path, 
     plain, _ = build(teacher, prepared, {"hidden": TermConfig()})
     projected, _ = build(teacher, prepared, {"hidden": TermConfig(options={"projector": True})})
     batch = make_batch(prepared.train, torch.arange(2).numpy(), 1)
-    first, second = (d.losses(batch, torch.tensor(1), False, True)[0].terms for d in (plain, projected))
+    first, second = (d.compute_loss(batch, torch.tensor(1), False, True)[0].term_sums for d in (plain, projected))
     torch.testing.assert_close(first, second)
 
 
 def test_only_attention_maps_switch_to_eager_attention(tmp_path: Path, teacher: Path, prepared: data.PreparedData) -> None:
     def implementations(terms: dict[str, TermConfig]) -> list[str]:
         distiller, _ = build(teacher, prepared, terms)
-        return [m.config._attn_implementation for m in (distiller.student, distiller.signal.model)]
+        return [m.config._attn_implementation for m in (distiller.student, distiller.teacher.model)]
 
     assert implementations({"hidden": TermConfig(), "relations": TermConfig()}) == ["sdpa", "sdpa"]
     assert implementations({"attention": TermConfig()}) == ["eager", "eager"]
@@ -215,9 +229,9 @@ def test_similar_layers_are_found_on_calibration_rows(teacher: Path, prepared: d
     student = initial_student(StudentConfig(layers=[0, 1]), teacher, Calibration([], ""), seed=0)
     objective = build_objective({"hidden": TermConfig(options={"layers": "similar"}), "attention": TermConfig()})
     model = load_model(teacher)
-    matching = build_matching(objective, student, model.config, model, batches, seed=0)
-    assert matching.matched[0][1] == [(0, 0), (1, 1)]
-    assert matching.matched[1][1] == [(0, 1), (1, 3)]
+    matching = build_feature_alignment(objective, student, model.config, model, batches, seed=0)
+    assert matching.term_layer_pairs[0][1] == [(0, 0), (1, 1)]
+    assert matching.term_layer_pairs[1][1] == [(0, 1), (1, 3)]
 
 
 def test_gradient_checkpointing_changes_nothing(teacher: Path, prepared: data.PreparedData) -> None:
@@ -226,14 +240,14 @@ def test_gradient_checkpointing_changes_nothing(teacher: Path, prepared: data.Pr
     for training in (TRAINING, replace(TRAINING, gradient_checkpointing=True)):
         distiller, _ = build(teacher, prepared, EVERY, training)
         distiller.train()
-        distiller.losses(batch, torch.tensor(5), False, True)[0].total.backward()
+        distiller.compute_loss(batch, torch.tensor(5), False, True)[0].total.backward()
         grads.append(torch.cat([p.grad.flatten() for p in distiller.student.parameters()]))
     torch.testing.assert_close(*grads)
 
 
 def test_a_run_cut_off_ends_with_the_same_projectors(tmp_path: Path, teacher: Path, prepared: data.PreparedData) -> None:
     terms = {"kl": EVERY["kl"], "hidden": TermConfig(options={"projector": True, "layers": "similar"})}
-    training = replace(TRAINING, checkpoint_every=2)
+    training = replace(TRAINING, checkpoint_interval=2)
     whole, module = build(teacher, prepared, terms, training)
     run(tmp_path / "a", whole, module)
     (tmp_path / "b").mkdir()
@@ -247,9 +261,9 @@ def test_a_run_cut_off_ends_with_the_same_projectors(tmp_path: Path, teacher: Pa
 
 def test_terms_on_inner_states_and_a_matching_come_together(teacher: Path, prepared: data.PreparedData) -> None:
     distiller, module = build(teacher, prepared, {"ce": TermConfig()})
-    arguments: list[Any] = [distiller.student, VOCABULARY, build_objective(HIDDEN), distiller.signal, TRAINING]
+    arguments: list[Any] = [distiller.student, VOCABULARY, build_objective(HIDDEN), distiller.teacher, TRAINING]
     with pytest.raises(UserError, match="matching"):
-        Distiller(*arguments, module.steps, LENGTH, HeadSettings(64, False, torch.float32))
+        Distiller(*arguments, module.steps, LENGTH, FusedLossSettings(64, False, torch.float32))
 
 
 def run_command(tmp_path: Path, teacher: Path, corpus: Path, *overrides: str) -> Any:

@@ -11,10 +11,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from distill_lit.config import load_experiment
 from distill_lit.experiment import run as cells
-from distill_lit.experiment.fingerprint import evaluation_identity
-from distill_lit.experiment.plan import Cell, plan
-from distill_lit.training.tensorboard_summary import write_experiment, write_final
-from distill_lit.training.timer import Clock
+from distill_lit.experiment.fingerprint import evaluation_fingerprint
+from distill_lit.experiment.plan import Run, plan_runs
+from distill_lit.training.tensorboard_summary import write_experiment_summary, write_run_summary
+from distill_lit.training.timer import PausableTimer
 
 EXPERIMENT = """
 name: tiny
@@ -37,9 +37,9 @@ def file(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, tiny_corp
     return path
 
 
-def build(file: Path, folder: Path, *changes: str) -> tuple[Cell, Path]:
-    cell = plan(load_experiment(file, list(changes)))[0]
-    cells.build(cell, folder, lambda *_: None)
+def build(file: Path, folder: Path, *changes: str) -> tuple[Run, Path]:
+    cell = plan_runs(load_experiment(file, list(changes)))[0]
+    cells.build_run(cell, folder, lambda *_: None)
     return cell, folder
 
 
@@ -55,8 +55,8 @@ def with_and_without(file: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     folder = tmp_path_factory.mktemp("runs")
     asked, watched = build(file, folder / "with", "evaluation.every=0.5")
     plain, alone = build(file, folder / "without")
-    assert (asked.identity, asked.name) == (plain.identity, plain.name)
-    assert evaluation_identity(asked.config) == evaluation_identity(plain.config)
+    assert (asked.fingerprint, asked.name) == (plain.fingerprint, plain.name)
+    assert evaluation_fingerprint(asked.config) == evaluation_fingerprint(plain.config)
     return watched, alone
 
 
@@ -99,9 +99,9 @@ def test_cells_of_a_grid_can_be_compared(tmp_path: Path) -> None:
         "cold": ({"role": "distilled", "seed": 1, "temperature": 1.0}, {"final/sciq": 0.4, "validation/teacher_kl": 0.4}),
     }
     for name, session in sessions.items():
-        write_final(tmp_path / name, session, "a: 1\n", has_curves=False)
-    write_experiment(tmp_path / "report", list(sessions.values()), {}, {"verdict": "so so"})
-    write_experiment(tmp_path / "report", list(sessions.values()), {}, {"verdict": "so so"})
+        write_run_summary(tmp_path / name, session, "a: 1\n", has_validation_curves=False)
+    write_experiment_summary(tmp_path / "report", list(sessions.values()), {}, {"verdict": "so so"})
+    write_experiment_summary(tmp_path / "report", list(sessions.values()), {}, {"verdict": "so so"})
     assert len(list((tmp_path / "report").iterdir())) == 1
     multiplexer = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(str(tmp_path))
     multiplexer.Reload()
@@ -127,7 +127,7 @@ def test_figures_are_images(tmp_path: Path) -> None:
 
     picture = [[[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]]
     imsave(tmp_path / "frontier.png", picture)
-    write_experiment(tmp_path / "report", [], {"frontier": tmp_path / "frontier.png"}, {})
+    write_experiment_summary(tmp_path / "report", [], {"frontier": tmp_path / "frontier.png"}, {})
     events = EventAccumulator(str(tmp_path / "report")).Reload()
     image = events.Images("frontier")[0]
     assert (image.width, image.height) == (2, 1)
@@ -176,7 +176,7 @@ def test_training_speed_leaves_out_whatever_is_done_between_two_steps(
 
 
 def test_a_clock_that_is_paused_stands() -> None:
-    clock = Clock()
+    clock = PausableTimer()
     with clock.paused():
         pass  # before its start
     assert clock.lap() == 0

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from losses import DENSE
 
 from distill_lit.config import TermConfig
-from distill_lit.losses import Objective, build_objective, check_signal, plain_losses
+from distill_lit.losses import Objective, build_objective, check_teacher_supports_objective, distillation_loss
 from distill_lit.losses.schedules import parse_schedule
 from distill_lit.utils.exceptions import UserError
 
@@ -23,11 +23,11 @@ def test_temperature_and_its_square_by_hand() -> None:
     expected = 4 * (0.5 * math.log(0.5 / (1 - q)) + 0.5 * math.log(0.5 / q))
     labels, one = torch.tensor([0]), torch.tensor(1)
     term = {"kl": TermConfig(kind="forward_kl", temperature=2.0)}
-    hinton = plain_losses(build_objective(term), student, teacher, labels, denominator=one)
-    plain = plain_losses(build_objective(term, "none"), student, teacher, labels, denominator=one)
+    hinton = distillation_loss(build_objective(term), student, teacher, labels, denominator=one)
+    plain = distillation_loss(build_objective(term, "none"), student, teacher, labels, denominator=one)
     assert hinton.total.item() == pytest.approx(expected, rel=1e-12)
     assert plain.total.item() == pytest.approx(expected / 4, rel=1e-12)
-    assert hinton.terms.item() == pytest.approx(expected / 4, rel=1e-12)  # logged without the factor
+    assert hinton.term_sums.item() == pytest.approx(expected / 4, rel=1e-12)  # logged without the factor
 
 
 IDENTIFIED = {
@@ -101,7 +101,7 @@ def test_mixture_is_the_weighted_sum() -> None:
     torch.manual_seed(2)
     student, teacher, labels = torch.randn(6, 9).double(), torch.randn(6, 9).double(), torch.randint(0, 9, (6,))
     terms = {"ce": TermConfig(weight=0.25), "kl": TermConfig(kind="forward_kl", weight=0.75)}
-    mixed = plain_losses(build_objective(terms), student, teacher, labels, denominator=torch.tensor(6))
+    mixed = distillation_loss(build_objective(terms), student, teacher, labels, denominator=torch.tensor(6))
     ce = torch.nn.functional.cross_entropy(student, labels)
     kl = torch.nn.functional.kl_div(
         student.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="batchmean"
@@ -175,7 +175,7 @@ def test_refusals_name_the_key(terms: dict, words: str) -> None:
 )
 def test_a_signal_that_cannot_feed_a_term_is_refused(terms: dict, form: str, words: str) -> None:
     with pytest.raises(UserError, match=words.replace(".", r"\.")):
-        check_signal(build_objective(terms), form, "this cache")
+        check_teacher_supports_objective(build_objective(terms), form, "this cache")
 
 
 def test_a_signal_that_feeds_every_term_is_accepted() -> None:
@@ -186,6 +186,8 @@ def test_a_signal_that_feeds_every_term_is_accepted() -> None:
         "top_k_tail_kl": TermConfig(),
         "ranking": TermConfig(),
     }
-    check_signal(build_objective(top_k), "top_k", "this cache")
-    check_signal(build_objective({"sampled_kl": TermConfig()}), "draws", "this cache")
-    check_signal(build_objective({kind: TermConfig() for kind in DENSE}), "dense", "this cache", tells_author=True)
+    check_teacher_supports_objective(build_objective(top_k), "top_k", "this cache")
+    check_teacher_supports_objective(build_objective({"sampled_kl": TermConfig()}), "draws", "this cache")
+    check_teacher_supports_objective(
+        build_objective({kind: TermConfig() for kind in DENSE}), "dense", "this cache", has_on_policy_mask=True
+    )

@@ -18,39 +18,41 @@ from distill_lit import data
 from distill_lit.config import CorpusConfig, DataConfig, OnPolicyConfig, TermConfig, load_experiment
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import make_batch
-from distill_lit.experiment.plan import plan
-from distill_lit.experiment.student import _student_text
+from distill_lit.experiment.plan import plan_runs
+from distill_lit.experiment.student import _build_on_policy_text
 from distill_lit.experiment.validation import check_experiment
-from distill_lit.generation.sampling import Sampling, write_batch
+from distill_lit.generation.sampling import SamplingParams, generate_batch
 from distill_lit.losses import build_objective
 from distill_lit.models import load_model
-from distill_lit.teachers import LiveTeacher
+from distill_lit.teachers import OnlineTeacher
 from distill_lit.training import on_policy
-from distill_lit.training.distiller import Distiller, HeadSettings
-from distill_lit.training.on_policy import StudentText, _TeacherMix, describe
-from distill_lit.training.trainer import Run, train
-from distill_lit.utils.distributed.ranks import this_rank
-from distill_lit.utils.distributed.spawn import together
+from distill_lit.training.distiller import Distiller, FusedLossSettings
+from distill_lit.training.on_policy import OnPolicyGenerator, _TeacherMix, generation_statistics
+from distill_lit.training.trainer import TrainingJob, train
+from distill_lit.utils.distributed.ranks import get_rank
+from distill_lit.utils.distributed.spawn import spawn_ranks
 from distill_lit.utils.exceptions import UserError
 
 QUICK = Path(__file__).parent.parent / "experiments/quickstart.yaml"
-ALWAYS = OnPolicyConfig(share=1.0, max_new_tokens=10)
+ALWAYS = OnPolicyConfig(fraction=1.0, max_new_tokens=10)
 
 
 @pytest.fixture(scope="module")
 def prepared(tiny_teacher: Path, tiny_corpus: Path) -> data.PreparedData:
-    config = DataConfig(corpora={"text": CorpusConfig(path=f"file:{tiny_corpus}")}, length=LENGTH, validation=4)
-    return data.prepare(config, tiny_teacher, "pypi")
+    config = DataConfig(
+        corpora={"text": CorpusConfig(path=f"file:{tiny_corpus}")}, sequence_length=LENGTH, validation_sequences=4
+    )
+    return data.prepare_datasets(config, tiny_teacher, "pypi")
 
 
-def writer(config: OnPolicyConfig, teacher: object = None, seed: int = 0) -> StudentText:
-    return StudentText(config, [2], VOCABULARY, teacher, seed, steps=10)
+def writer(config: OnPolicyConfig, teacher: object = None, seed: int = 0) -> OnPolicyGenerator:
+    return OnPolicyGenerator(config, [2], VOCABULARY, teacher, seed, steps=10)
 
 
 def test_only_what_the_student_wrote_is_supervised(tiny_teacher: Path, prepared: data.PreparedData) -> None:
     batch = make_batch(prepared.train, np.arange(6), 1)
     student = load_model(tiny_teacher).train()
-    made, facts = writer(ALWAYS).rewrite(batch, student, 4, 0)
+    made, facts = writer(ALWAYS).maybe_generate(batch, student, 4, 0)
     assert student.training  # as it was
     lengths = []
     for row in range(6):
@@ -76,7 +78,7 @@ def test_a_chat_is_continued_where_its_response_begins(prepared: data.PreparedDa
     size = int((batch["document_ids"][0] == 1).sum())
     batch["document_ids"] = torch.where(batch["document_ids"] == 1, 1, 0)
     batch["labels"][0, :5] = -100  # five tokens are the prompt
-    made, _ = writer(ALWAYS).rewrite(batch, load_model(tiny_teacher), 0, 0)
+    made, _ = writer(ALWAYS).maybe_generate(batch, load_model(tiny_teacher), 0, 0)
     assert size > 6
     assert int(made["by_student"][0].nonzero()[0]) == 5
     assert made["input_ids"][0, :5].tolist() == batch["input_ids"][0, :5].tolist()
@@ -91,7 +93,7 @@ def test_a_question_that_leaves_no_room_for_a_text_is_read_as_it_is(
     batch["position_ids"][:] = torch.arange(LENGTH)
     batch["labels"][0, : LENGTH - 4] = -100
     batch["labels"][1, :6] = -100
-    made, facts = writer(ALWAYS).rewrite(batch, student, 0, 0)
+    made, facts = writer(ALWAYS).maybe_generate(batch, student, 0, 0)
     for name in ("input_ids", "labels", "document_ids", "position_ids", "rows"):
         assert torch.equal(made[name][0], batch[name][0]), name
     assert not made["by_student"][0].any()
@@ -101,7 +103,10 @@ def test_a_question_that_leaves_no_room_for_a_text_is_read_as_it_is(
     assert torch.equal(made["labels"][1] != -100, made["by_student"][1])
     assert facts["length"] == own
     assert int(made["step_tokens"]) == 4 + own
-    assert writer(ALWAYS).rewrite({name: value[:1] for name, value in batch.items() if value.ndim}, student, 0, 0) is None
+    assert (
+        writer(ALWAYS).maybe_generate({name: value[:1] for name, value in batch.items() if value.ndim}, student, 0, 0)
+        is None
+    )
 
 
 def test_a_text_in_a_chat_ends_with_its_turn(tmp_path: Path, tiny_teacher: Path) -> None:
@@ -112,27 +117,27 @@ def test_a_text_in_a_chat_ends_with_its_turn(tmp_path: Path, tiny_teacher: Path)
     turn, end = (tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>"))
     for corpus, ends in (([], {end, 2}), (["data.corpora.piqa.messages=m"], {end, turn, 2})):
         config = load_experiment(QUICK, ["teacher.source=live", "on_policy.share=1", *corpus])
-        made = _student_text(config, load_model(tiny_teacher), VOCABULARY, tmp_path, None, 1)
-        assert set(made.ends) == ends
+        made = _build_on_policy_text(config, load_model(tiny_teacher), VOCABULARY, tmp_path, None, 1)
+        assert set(made.eos_token_ids) == ends
 
 
 def test_seed_and_step_alone_decide(tiny_teacher: Path, prepared: data.PreparedData) -> None:
     batch, student = make_batch(prepared.train, np.arange(3), 1), load_model(tiny_teacher)
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    first, _ = writer(ALWAYS).rewrite(batch, student, 4, 1)
+    first, _ = writer(ALWAYS).maybe_generate(batch, student, 4, 1)
     assert torch.equal(torch.get_rng_state(), state)  # dropout goes on as if nothing had been drawn
-    again, _ = writer(ALWAYS).rewrite(batch, student, 4, 1)
+    again, _ = writer(ALWAYS).maybe_generate(batch, student, 4, 1)
     assert torch.equal(first["input_ids"], again["input_ids"])
     for other in ((5, 1), (4, 2)):
-        assert not torch.equal(writer(ALWAYS).rewrite(batch, student, *other)[0]["input_ids"], first["input_ids"])
+        assert not torch.equal(writer(ALWAYS).maybe_generate(batch, student, *other)[0]["input_ids"], first["input_ids"])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_the_share_is_kept(tiny_teacher: Path, prepared: data.PreparedData, share: float) -> None:
     batch, student = make_batch(prepared.train, np.arange(1), 1), load_model(tiny_teacher)
-    text = writer(OnPolicyConfig(share=share, max_new_tokens=1))
-    wrote = sum(text.rewrite(batch, student, step, 0) is not None for step in range(100))
+    text = writer(OnPolicyConfig(fraction=share, max_new_tokens=1))
+    wrote = sum(text.maybe_generate(batch, student, step, 0) is not None for step in range(100))
     assert abs(wrote - 100 * share) <= 12 if 0 < share < 1 else wrote == 100 * share
 
 
@@ -141,15 +146,15 @@ def test_the_mixture_is_drawn_from_and_the_teacher_sees_what_the_student_sees(ti
     student, teacher = new_student(tiny_teacher).eval(), load_model(tiny_teacher)
     prompts = [[5, 9, 40, 7], [61, 33]]
     mix = _TeacherMix(teacher, 0.4, VOCABULARY)
-    written = write_batch(student, prompts, [2], Sampling(0.0, 1.0, 6), 0, [mix])
+    written = generate_batch(student, prompts, [2], SamplingParams(0.0, 1.0, 6), 0, [mix])
     for prompt, text in zip(prompts, written, strict=True):
-        for i, token in enumerate(text.tokens):
-            ids = torch.tensor([[*prompt, *text.tokens[:i]]])
+        for i, token in enumerate(text.token_ids):
+            ids = torch.tensor([[*prompt, *text.token_ids[:i]]])
             with torch.no_grad():
                 p, q = (model(ids).logits[0, -1].softmax(-1) for model in (teacher, student))
             mixed = 0.4 * p + 0.6 * q
             assert token == int(mixed.argmax())
-            assert text.log_probabilities[i] == pytest.approx(float(q[token].log()), abs=1e-3)  # the student's own
+            assert text.logprobs[i] == pytest.approx(float(q[token].log()), abs=1e-3)  # the student's own
 
 
 @pytest.mark.parametrize("mix", [0.0, 0.4])
@@ -158,8 +163,8 @@ def test_the_padded_rows_of_a_head_are_never_drawn(tiny_teacher: Path, prepared:
     student, teacher = load_model(tiny_teacher), load_model(tiny_teacher)
     tiny.pad_head(student, 310)
     tiny.pad_head(teacher, 320)
-    text = writer(OnPolicyConfig(share=1.0, max_new_tokens=10, teacher_mix=mix), teacher)
-    made, _ = text.rewrite(make_batch(prepared.train, np.arange(4), 1), student, 0, 0)
+    text = writer(OnPolicyConfig(fraction=1.0, max_new_tokens=10, teacher_mix_fraction=mix), teacher)
+    made, _ = text.maybe_generate(make_batch(prepared.train, np.arange(4), 1), student, 0, 0)
     assert int(made["labels"].max()) < VOCABULARY
     assert len(made["labels"][made["by_student"]].unique()) > 4
 
@@ -181,8 +186,10 @@ def test_a_mixture_is_one_of_two_distributions_over_the_same_tokens(tiny_teacher
 
 def test_texts_are_replayed_ever_less_often(tiny_teacher: Path, prepared: data.PreparedData) -> None:
     batch, student = make_batch(prepared.train, np.arange(1), 1), load_model(tiny_teacher)
-    text = StudentText(OnPolicyConfig(share=1.0, max_new_tokens=2, replay=3), [2], VOCABULARY, None, 0, steps=200)
-    replayed = [text.rewrite(batch, student, step, 0)[1]["replayed"] for step in range(200)]
+    text = OnPolicyGenerator(
+        OnPolicyConfig(fraction=1.0, max_new_tokens=2, replay_buffer_size=3), [2], VOCABULARY, None, 0, steps=200
+    )
+    replayed = [text.maybe_generate(batch, student, step, 0)[1]["replayed"] for step in range(200)]
     assert sum(replayed[:3]) == 0  # nothing to replay yet
     assert sum(replayed[3:60]) > 2 * sum(replayed[140:])
     (kept,) = text.state_dict()["kept"]
@@ -190,37 +197,37 @@ def test_texts_are_replayed_ever_less_often(tiny_teacher: Path, prepared: data.P
 
 
 def test_an_adaptive_share_grows_when_validation_gets_worse() -> None:
-    text = writer(OnPolicyConfig(share="adaptive"))
+    text = writer(OnPolicyConfig(fraction="adaptive"))
     shares = []
     for loss in (2.0, 1.5, 1.6, 1.4, 1.5, 1.5):
-        text.note_validation(loss)
-        shares.append(round(text.share, 3))
+        text.update_adaptive_fraction(loss)
+        shares.append(round(text.fraction, 3))
     assert shares == [0, 0, 0.1, 0.1, 0.2, 0.3]
-    fixed = writer(OnPolicyConfig(share=0.5))
-    fixed.note_validation(1.0)
-    fixed.note_validation(9.0)
-    assert fixed.share == 0.5
+    fixed = writer(OnPolicyConfig(fraction=0.5))
+    fixed.update_adaptive_fraction(1.0)
+    fixed.update_adaptive_fraction(9.0)
+    assert fixed.fraction == 0.5
 
 
 def test_state_goes_through_a_checkpoint(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:
     batch, student = make_batch(prepared.train, np.arange(2), 1), load_model(tiny_teacher)
-    config = OnPolicyConfig(share="adaptive", max_new_tokens=3, replay=2)
+    config = OnPolicyConfig(fraction="adaptive", max_new_tokens=3, replay_buffer_size=2)
     one = writer(config)
     for loss in (1.0, 2.0, 3.0, 2.5, 2.0, 1.5, 1.2, 1.1, 1.05, 1.01, 1.5):
-        one.note_validation(loss)
-    one.rewrite(batch, student, 0, 0)
+        one.update_adaptive_fraction(loss)
+    one.maybe_generate(batch, student, 0, 0)
     torch.save(one.state_dict(), tmp_path / "state")
     other = writer(config)
     other.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
-    assert other.share == one.share == 1.0
+    assert other.fraction == one.fraction == 1.0
     for step in range(1, 8):
-        a, b = one.rewrite(batch, student, step, 0), other.rewrite(batch, student, step, 0)
+        a, b = one.maybe_generate(batch, student, step, 0), other.maybe_generate(batch, student, step, 0)
         assert torch.equal(a[0]["input_ids"], b[0]["input_ids"])
         assert a[1]["replayed"] == b[1]["replayed"]
 
 
 def test_distinct_n_by_hand() -> None:
-    found = describe([[1, 2, 1, 2], [3]])
+    found = generation_statistics([[1, 2, 1, 2], [3]])
     assert found["length"] == 2.5
     assert found["distinct_1"] == pytest.approx(3 / 5)
     assert found["distinct_2"] == pytest.approx(2 / 3)
@@ -234,7 +241,7 @@ def run(
 ) -> tuple[torch.nn.Module, dict]:
     student, training = new_student(teacher), replace(TRAINING, **changes)
     module = PackedDataModule(prepared.train, prepared.validation, training, 0)
-    live = LiveTeacher(load_model(teacher), VOCABULARY)
+    live = OnlineTeacher(load_model(teacher), VOCABULARY)
     distiller = Distiller(
         student,
         VOCABULARY,
@@ -243,20 +250,23 @@ def run(
         training,
         module.steps,
         LENGTH,
-        HeadSettings(64, False, torch.float32),
-        student_text=StudentText(config, [2], VOCABULARY, live.model, 0, module.steps),
+        FusedLossSettings(64, False, torch.float32),
+        student_text=OnPolicyGenerator(config, [2], VOCABULARY, live.model, 0, module.steps),
     )
-    return student, train(Run(folder, distiller, module, training, 0, lambda *_: None))
+    return student, train(TrainingJob(folder, distiller, module, training, 0, lambda *_: None))
 
 
 @pytest.mark.parametrize("kind", ["reverse_kl", "jensen_shannon", "policy_reverse_kl", "contrastive"])
 def test_a_student_learns_from_its_own_text(
     tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, kind: str
 ) -> None:
-    config = OnPolicyConfig(share=0.7, max_new_tokens=12, teacher_mix=0.2)
+    config = OnPolicyConfig(fraction=0.7, max_new_tokens=12, teacher_mix_fraction=0.2)
     changes = {"tokens": LENGTH * 8 * 30}
     if kind == "policy_reverse_kl":  # a noisier gradient, and one that only own text gives
-        config, changes = OnPolicyConfig(share=1.0, max_new_tokens=24, prompt=0.1), {**changes, "learning_rate": 1e-3}
+        config, changes = (
+            OnPolicyConfig(fraction=1.0, max_new_tokens=24, prompt_fraction=0.1),
+            {**changes, "learning_rate": 1e-3},
+        )
     _, final = run(tmp_path, tiny_teacher, prepared, {"term": TermConfig(kind=kind)}, config, **changes)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     kl = [line["validation/teacher_kl"] for line in lines if "validation/teacher_kl" in line]
@@ -272,7 +282,7 @@ def run_ranks(count: int, patch: Callable[[pytest.MonkeyPatch], None], *argument
     changes |= {"devices": count, "batch": 8 // count}
     if count == 1:
         return patched_run(patch, arguments, changes, None)
-    return together(count, patched_run, patch, arguments, changes)
+    return spawn_ranks(count, patched_run, patch, arguments, changes)
 
 
 def patched_run(patch: Callable[[pytest.MonkeyPatch], None], arguments: tuple, changes: dict, _: Any) -> Any:
@@ -287,15 +297,15 @@ def nothing(_: pytest.MonkeyPatch) -> None:
 
 def power_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the fourth batch."""
-    real, calls = StudentText.rewrite, []
+    real, calls = OnPolicyGenerator.maybe_generate, []
 
-    def dying(self: StudentText, *arguments: object) -> object:
+    def dying(self: OnPolicyGenerator, *arguments: object) -> object:
         calls.append(1)
         if len(calls) == 4:
             raise RuntimeError("power cut")
         return real(self, *arguments)
 
-    monkeypatch.setattr(StudentText, "rewrite", dying)
+    monkeypatch.setattr(OnPolicyGenerator, "rewrite", dying)
 
 
 def same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,14 +315,14 @@ def same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def slow_writing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two ranks the second finds no prompt."""
-    real, find = on_policy.write_batch, on_policy._prompts
+    real, find = on_policy.generate_batch, on_policy._sample_prompts
 
     def slowly(*arguments: object) -> object:
         time.sleep(0.4)
         return real(*arguments)
 
-    monkeypatch.setattr(on_policy, "write_batch", slowly)
-    monkeypatch.setattr(on_policy, "_prompts", lambda *arguments: {} if this_rank() else find(*arguments))
+    monkeypatch.setattr(on_policy, "generate_batch", slowly)
+    monkeypatch.setattr(on_policy, "_sample_prompts", lambda *arguments: {} if get_rank() else find(*arguments))
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -320,7 +330,7 @@ def test_a_run_that_was_cut_goes_on_with_the_same_text(
     tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, devices: int
 ) -> None:
     """Bitwise, with replay and an adaptive share: six steps at once, and two, a crash, four."""
-    config = OnPolicyConfig(share=0.8, max_new_tokens=6, replay=1)
+    config = OnPolicyConfig(fraction=0.8, max_new_tokens=6, replay_buffer_size=1)
     known = tiny_teacher, prepared, {"kl": TermConfig(kind="reverse_kl")}, config
     whole, _ = run_ranks(devices, nothing, tmp_path / "a", *known, checkpoint_every=2)
     with pytest.raises(RuntimeError, match="power cut"):
@@ -333,17 +343,20 @@ def test_every_rank_draws_and_keeps_text_of_its_own(
     tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where both ranks read the same rows, the seed alone makes their texts differ."""
-    config, terms = OnPolicyConfig(share=1.0, max_new_tokens=8, replay=3), {"kl": TermConfig(kind="reverse_kl")}
+    config, terms = (
+        OnPolicyConfig(fraction=1.0, max_new_tokens=8, replay_buffer_size=3),
+        {"kl": TermConfig(kind="reverse_kl")},
+    )
     run_ranks(2, same_rows, tmp_path, tiny_teacher, prepared, terms, config)
     (path,) = (tmp_path / "checkpoints").glob("*.ckpt")
     one, other = torch.load(path, weights_only=True)["student_text"]["kept"]
     assert len(one) == len(other) == 3
     assert not any(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(one, other, strict=True))
-    texts = [StudentText(config, [2], VOCABULARY, None, 0, steps=10) for _ in range(2)]
+    texts = [OnPolicyGenerator(config, [2], VOCABULARY, None, 0, steps=10) for _ in range(2)]
     for rank, text in enumerate(texts):
-        monkeypatch.setattr("distill_lit.training.on_policy.this_rank", lambda rank=rank: rank)
+        monkeypatch.setattr("distill_lit.training.on_policy.get_rank", lambda rank=rank: rank)
         text.load_state_dict(torch.load(path, weights_only=True)["student_text"])
-    replayed = [text.rewrite(make_batch(prepared.train, np.arange(1), 1), None, 0, 0) for text in texts]
+    replayed = [text.maybe_generate(make_batch(prepared.train, np.arange(1), 1), None, 0, 0) for text in texts]
     assert any(torch.equal(replayed[0][0]["input_ids"], batch["input_ids"]) for batch in one)
     assert any(torch.equal(replayed[1][0]["input_ids"], batch["input_ids"]) for batch in other)
 
@@ -351,10 +364,10 @@ def test_every_rank_draws_and_keeps_text_of_its_own(
 def test_text_is_replayed_where_the_batch_is(tiny_teacher: Path, prepared: data.PreparedData) -> None:
     """A checkpoint holds text on the CPU; a device without memory stands for the GPU."""
     batch, student = make_batch(prepared.train, np.arange(1), 1), load_model(tiny_teacher)
-    text = writer(OnPolicyConfig(share=1.0, max_new_tokens=2, replay=1))
-    text.rewrite(batch, student, 0, 0)
+    text = writer(OnPolicyConfig(fraction=1.0, max_new_tokens=2, replay_buffer_size=1))
+    text.maybe_generate(batch, student, 0, 0)
     text.load_state_dict(text.state_dict())
-    replayed, facts = text.rewrite({name: value.to("meta") for name, value in batch.items()}, student, 0, 1)
+    replayed, facts = text.maybe_generate({name: value.to("meta") for name, value in batch.items()}, student, 0, 1)
     assert facts["replayed"] == 1
     assert {value.device.type for value in replayed.values()} == {"meta"}
 
@@ -363,12 +376,12 @@ def test_the_reverse_kl_is_that_of_whole_distributions(
     tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData
 ) -> None:
     """On text drawn at temperature 3, where the mean of log q - log p of the drawn tokens would be another number."""
-    config = OnPolicyConfig(share=1.0, max_new_tokens=12, temperature=3.0)
+    config = OnPolicyConfig(fraction=1.0, max_new_tokens=12, temperature=3.0)
     run(tmp_path, tiny_teacher, prepared, {"reverse_kl": TermConfig(weight=0.5)}, config, log_every=6)
     found = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])["on_policy/reverse_kl"]
     student, teacher = new_student(tiny_teacher).train(), load_model(tiny_teacher)
     batch = PackedDataModule(prepared.train, prepared.validation, TRAINING, 0).train_dataloader().batch_at(0)
-    made, _ = writer(config).rewrite(batch, student, 0, 0)
+    made, _ = writer(config).maybe_generate(batch, student, 0, 0)
     total = drawn = 0.0
     for row in range(8):
         own = made["by_student"][row].nonzero()[:, 0]
@@ -391,7 +404,7 @@ def test_the_time_of_writing_is_a_share_of_the_time_of_training(
     """Where nearly all is writing, with a validation between two logged steps."""
     changes = {"log_every": 3, "validate_every": 0.34}
     terms = {"kl": TermConfig(kind="reverse_kl")}
-    config = OnPolicyConfig(share=1.0, max_new_tokens=2)
+    config = OnPolicyConfig(fraction=1.0, max_new_tokens=2)
     run_ranks(devices, slow_writing, tmp_path, tiny_teacher, prepared, terms, config, **changes)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     shares = [line["on_policy/time_share"] for line in lines if "on_policy/time_share" in line]
@@ -446,7 +459,7 @@ def test_bad_input_is_refused(changes: list[str], words: str) -> None:
 
 def test_only_distilled_cells_are_on_policy() -> None:
     names = [
-        [(c.role, c.name) for c in plan(load_experiment(QUICK, ["teacher.source=live", *changes]))]
+        [(c.role, c.name) for c in plan_runs(load_experiment(QUICK, ["teacher.source=live", *changes]))]
         for changes in ([], ["on_policy.share=0.5"], ["on_policy.temperature=0.7"])
     ]
     differ = [role for (role, one), (_, other) in zip(names[0], names[1], strict=True) if one != other]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_data import tokens_of
 
-from distill_lit.data.packing import cut, pack, place_first_fit, split_pool
+from distill_lit.data.packing import pack, place_first_fit, split_long_documents, split_train_validation
 
 sizes_and_lengths = st.tuples(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(2, 17))
 
@@ -27,7 +27,7 @@ def test_the_fullest_row_is_closed_first():
 
 
 def test_a_long_document_is_cut():
-    starts, sizes = cut(np.array([0, 2, 16, 22]), 6)
+    starts, sizes = split_long_documents(np.array([0, 2, 16, 22]), 6)
     assert starts.tolist() == [0, 2, 8, 14, 16]
     assert sizes.tolist() == [2, 6, 6, 2, 6]
 
@@ -40,9 +40,9 @@ def test_rows_by_hand():
     assert packed.document_ids.tolist() == [[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 0]]
     assert packed.position_ids.tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 0]]
     assert packed.labels.tolist() == [[-100, 12, 13, -100, 32, -100], [-100, -100, 23, 24, -100, -100]]
-    assert packed.targets.tolist() == [3, 2]
+    assert packed.targets_per_row.tolist() == [3, 2]
     assert packed.padding_share == pytest.approx(2 / 12)
-    assert (packed.tokens, packed.documents, len(packed), packed.length) == (10, 3, 2, 6)
+    assert (packed.num_tokens, packed.num_documents, len(packed), packed.sequence_length) == (10, 3, 2, 6)
 
 
 def test_a_split_document_is_counted_and_its_pieces_do_not_predict_each_other():
@@ -80,7 +80,7 @@ def test_laws(drawn):
 
 def test_validation_and_training_come_from_different_documents():
     documents = [[i] * 10 for i in range(1, 21)]
-    held, pool = split_pool(tokens_of(*documents), length=16, validation=2, cap=0)
+    held, pool = split_train_validation(tokens_of(*documents), sequence_length=16, validation_sequences=2, max_tokens=0)
     assert set(held.tokens.tolist()) == {1, 2, 3, 4}  # the first that hold 2 × 16 tokens
     assert set(pool.tokens.tolist()) == set(range(5, 21))
     assert pool.offsets.tolist() == list(range(0, 161, 10))
@@ -88,5 +88,7 @@ def test_validation_and_training_come_from_different_documents():
 
 @pytest.mark.parametrize(("cap", "documents"), [(0, 16), (1, 1), (10, 1), (19, 1), (20, 2), (10**6, 16)])
 def test_the_pool_stays_within_its_tokens(cap, documents):
-    _, pool = split_pool(tokens_of(*[[i] * 10 for i in range(1, 21)]), length=16, validation=2, cap=cap)
+    _, pool = split_train_validation(
+        tokens_of(*[[i] * 10 for i in range(1, 21)]), sequence_length=16, validation_sequences=2, max_tokens=cap
+    )
     assert len(pool.offsets) - 1 == documents

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill_lit.config import ExperimentConfig, ObjectiveConfig, TermConfig, load_experiment, to_dict
-from distill_lit.experiment.plan import plan
-from distill_lit.experiment.precision import settle_objective, settled_points
+from distill_lit.experiment.plan import plan_runs
+from distill_lit.experiment.precision import resolve_objective, resolved_grid_points
 from distill_lit.experiment.validation import check_experiment
-from distill_lit.losses import PRESETS, build_objective, plain_losses
+from distill_lit.losses import PRESETS, build_objective, distillation_loss
 from distill_lit.utils.exceptions import UserError
 
 IGNORED = -100
@@ -33,9 +33,9 @@ def ours(objective: ObjectiveConfig) -> tuple[Tensor, Tensor]:
     """(loss, gradient) of the example."""
     student, teacher, labels = example()
     student.requires_grad_()
-    settled, chosen = settle_objective(objective), labels != IGNORED
+    settled, chosen = resolve_objective(objective), labels != IGNORED
     built = build_objective(settled.terms, settled.temperature_scaling)
-    total = plain_losses(built, student[chosen], teacher[chosen], labels[chosen], denominator=chosen.sum()).total
+    total = distillation_loss(built, student[chosen], teacher[chosen], labels[chosen], denominator=chosen.sum()).total
     total.backward()
     return total.detach(), student.grad
 
@@ -136,7 +136,7 @@ def without_terms(*changes: str) -> ExperimentConfig:
 
 
 def test_a_preset_is_spelled_out() -> None:
-    (_, point), *_ = settled_points(without_terms("objective.preset=hinton"))
+    (_, point), *_ = resolved_grid_points(without_terms("objective.preset=hinton"))
     objective = to_dict(point.objective)
     assert (objective["preset"], objective["temperature_scaling"]) == ("", "hinton")
     assert objective["terms"] == {
@@ -147,27 +147,27 @@ def test_a_preset_is_spelled_out() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_builds(preset: str) -> None:
-    config = settle_objective(ObjectiveConfig(preset=preset))
-    assert build_objective(config.terms, config.temperature_scaling).squared_temperature == (
+    config = resolve_objective(ObjectiveConfig(preset=preset))
+    assert build_objective(config.terms, config.temperature_scaling).scales_by_temperature == (
         PRESETS[preset].temperature_scaling == "hinton"
     )
 
 
 def test_terms_change_single_fields_of_a_preset() -> None:
     terms = {"kl": TermConfig(temperature=4.0), "ce": None, "rkl": TermConfig(kind="reverse_kl", weight=0.1)}
-    changed = settle_objective(ObjectiveConfig(preset="hinton", terms=terms, temperature_scaling="none"))
+    changed = resolve_objective(ObjectiveConfig(preset="hinton", terms=terms, temperature_scaling="none"))
     assert {name: (t.kind, t.weight, t.temperature) for name, t in changed.terms.items()} == {
         "kl": ("forward_kl", 0.5, 4.0),
         "rkl": ("reverse_kl", 0.1, 1.0),
     }
     assert changed.temperature_scaling == "none"
-    skewed = settle_objective(ObjectiveConfig(preset="distillm", terms={"srkl": TermConfig(options={"skew": 0.2})}))
+    skewed = resolve_objective(ObjectiveConfig(preset="distillm", terms={"srkl": TermConfig(options={"skew": 0.2})}))
     assert skewed.terms["srkl"].options == {"skew": 0.2}
     assert skewed.terms["srkl"].kind == "skew_reverse_kl"
 
 
 def test_presets_are_an_axis_of_a_grid() -> None:
-    cells = plan(without_terms("grid={objective.preset: [trl, hinton], student: [deep]}"))
+    cells = plan_runs(without_terms("grid={objective.preset: [trl, hinton], student: [deep]}"))
     distilled = [cell for cell in cells if cell.role == "distilled"]
     assert [cell.label for cell in distilled] == ["deep-preset=trl", "deep-preset=hinton"]
     assert [sorted(cell.config.objective.terms) for cell in distilled] == [["jsd"], ["ce", "kl"]]

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distill_lit.cli.main import RUNS
+from distill_lit.cli.main import COMMAND_HANDLERS
 from distill_lit.cli.parser import build_parser
 from distill_lit.config import load_experiment
-from distill_lit.experiment.plan import plan
+from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.validation import check_experiment
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +26,7 @@ TARGETS = sorted(set(re.findall(r"^    make ([a-z-]+)", README, re.M)))
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    options = build_parser(RUNS).parse_args(shlex.split(command, comments=True)[1:])
+    options = build_parser(COMMAND_HANDLERS).parse_args(shlex.split(command, comments=True)[1:])
     if hasattr(options, "experiment"):
         check_experiment(load_experiment(options.experiment, options.overrides))
 
@@ -51,5 +51,5 @@ def test_the_experiment_of_the_readme_is_one(tmp_path: Path, monkeypatch: pytest
     config = load_experiment(file)
     check_experiment(config)
     points = len(yaml.safe_load(text)["grid"]["objective.terms.kl.temperature"]) * len(yaml.safe_load(text)["grid"]["seed"])
-    distilled = [cell for cell in plan(config) if cell.role == "distilled"]
+    distilled = [cell for cell in plan_runs(config) if cell.role == "distilled"]
     assert len(distilled) == points

@@ -19,7 +19,7 @@ from lm_eval.tasks import TaskManager
 
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.evaluation.cache import to_frames
-from distill_lit.evaluation.evaluator import Evaluation, evaluate_loaded, main_scores
+from distill_lit.evaluation.evaluator import EvaluationResult, evaluate_loaded, primary_scores
 from distill_lit.evaluation.lm_eval_patches import quiet_lm_eval
 from distill_lit.evaluation.records import make_rows
 from distill_lit.evaluation.tasks import load_task, resolve_tasks
@@ -36,18 +36,18 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def evaluation(model_folder: Path) -> Evaluation:
+def evaluation(model_folder: Path) -> EvaluationResult:
     settings = EvaluationConfig(tasks=KINDS, limit=6)
     return evaluate_loaded(load_model(model_folder), load_tokenizer(model_folder), settings, "pypi")
 
 
-def rows_of(evaluation: Evaluation, task: str) -> list[dict[str, Any]]:
+def rows_of(evaluation: EvaluationResult, task: str) -> list[dict[str, Any]]:
     joined = evaluation.documents.merge(evaluation.records, on=["task", "key"], validate="one_to_one")
     return joined[joined["task"] == task].to_dict("records")
 
 
 @pytest.mark.parametrize("task", KINDS)
-def test_rows_equal_what_simple_evaluate_logs(task: str, model_folder: Path, evaluation: Evaluation) -> None:
+def test_rows_equal_what_simple_evaluate_logs(task: str, model_folder: Path, evaluation: EvaluationResult) -> None:
     rows = rows_of(evaluation, task)
     spec = resolve_tasks(EvaluationConfig(tasks=[task]), "pypi")[0]
     lm = HFLM(pretrained=load_model(model_folder), tokenizer=load_tokenizer(model_folder), softmax_dtype="float32")
@@ -83,12 +83,12 @@ def test_rows_equal_what_simple_evaluate_logs(task: str, model_folder: Path, eva
     [("arc_easy", "acc_norm", 0.25), ("winogrande", "acc", 0.5), ("boolq", "acc", 0.5), ("commonsense_qa", "acc", 0.2),
      ("social_iqa", "acc", 1 / 3), ("lambada_openai", "acc", 0.0), ("hellaswag", "acc_norm", 0.25)],
 )  # fmt: skip
-def test_metric_and_chance(task: str, metric: str, chance: float, evaluation: Evaluation) -> None:
+def test_metric_and_chance(task: str, metric: str, chance: float, evaluation: EvaluationResult) -> None:
     assert evaluation.meta[task]["metric"] == metric
     assert evaluation.meta[task]["chance"] == pytest.approx(chance)
 
 
-def test_what_a_reader_sees(evaluation: Evaluation) -> None:
+def test_what_a_reader_sees(evaluation: EvaluationResult) -> None:
     for row in rows_of(evaluation, "winogrande"):
         assert row["prompt"].endswith(" ")
         assert row["choices"][0].split()[0] != row["choices"][1].split()[0]
@@ -219,7 +219,7 @@ def test_shots_and_limit(tmp_path: Path, model_folder: Path) -> None:
     folder = tiny_tasks.make_tasks(tmp_path, "mine")
     model, tokenizer = load_model(model_folder), load_tokenizer(model_folder)
 
-    def evaluate(**changes: Any) -> Evaluation:
+    def evaluate(**changes: Any) -> EvaluationResult:
         settings = EvaluationConfig(tasks=["mine"], include_path=str(folder), **changes)
         return evaluate_loaded(model, tokenizer, settings, "pypi")
 
@@ -235,7 +235,7 @@ def test_shots_and_limit(tmp_path: Path, model_folder: Path) -> None:
 
 def test_a_chat_template_must_be_there(tmp_path: Path, model_folder: Path) -> None:
     folder = tiny_tasks.make_tasks(tmp_path, "mine")
-    settings = EvaluationConfig(tasks=["mine"], include_path=str(folder), limit=2, chat_template=True)
+    settings = EvaluationConfig(tasks=["mine"], include_path=str(folder), limit=2, apply_chat_template=True)
     model, tokenizer = load_model(model_folder), load_tokenizer(model_folder)
     with pytest.raises(UserError, match="has no chat template"):
         evaluate_loaded(model, tokenizer, settings, "pypi")
@@ -266,4 +266,4 @@ def test_the_score_of_a_task_is_that_of_its_first_filter() -> None:
     meta = {
         "quiz": {"metric": "exact_match", "filter": "strict", "filters": ["strict", "flexible"], "lm_eval_results": results}
     }
-    assert main_scores(meta) == {"quiz": 0.25}
+    assert primary_scores(meta) == {"quiz": 0.25}

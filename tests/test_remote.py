@@ -35,14 +35,14 @@ from distill_lit.config import (
     load_experiment,
 )
 from distill_lit.experiment import launcher as launch
-from distill_lit.experiment.plan import plan
+from distill_lit.experiment.plan import plan_runs
 from distill_lit.generation import api_client as asking
-from distill_lit.generation.api_client import parse_reply, retry_after
-from distill_lit.generation.completions import Answer, read_answers
-from distill_lit.generation.corpus import Writer, check_generated, check_keys, write_corpus
+from distill_lit.generation.api_client import parse_reply, parse_retry_after
+from distill_lit.generation.completions import Completion, read_completions
+from distill_lit.generation.corpus import GenerationContext, check_api_keys, check_generated_corpora, generate_corpus
 from distill_lit.generation.prompts import Prompt
-from distill_lit.generation.remote import write_remotely
-from distill_lit.generation.request_log import Journal, journal_path
+from distill_lit.generation.remote import generate_remotely
+from distill_lit.generation.request_log import RequestLog, request_log_path
 from distill_lit.utils.exceptions import UserError
 
 pytest.importorskip("openai")
@@ -55,7 +55,7 @@ PRICE = PriceConfig(input=1.0, output=100.0)  # a good answer costs 10 · 1 + 2 
 @pytest.fixture(autouse=True)
 def _fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(asking, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(asking, "INITIAL_BACKOFF_SECONDS", 0.01)
 
 
 def config(url: str, **remote: object) -> GeneratedConfig:
@@ -63,9 +63,9 @@ def config(url: str, **remote: object) -> GeneratedConfig:
     return GeneratedConfig(remote=RemoteConfig(base_url=url, **values), max_new_tokens=16)
 
 
-def ask(folder: Path, settings: GeneratedConfig, prompts: list[Prompt] = PROMPTS) -> tuple[list[Answer], dict]:
-    facts = write_remotely(folder, settings, prompts)
-    return list(read_answers(folder)), facts
+def ask(folder: Path, settings: GeneratedConfig, prompts: list[Prompt] = PROMPTS) -> tuple[list[Completion], dict]:
+    facts = generate_remotely(folder, settings, prompts)
+    return list(read_completions(folder)), facts
 
 
 def echo(request: dict, number: int) -> tuple:
@@ -74,14 +74,14 @@ def echo(request: dict, number: int) -> tuple:
 
 def test_answers_cost_and_request_are_what_they_should_be(tmp_path: Path) -> None:
     with serving(echo) as server:
-        settings = dataclasses.replace(config(server.url), samples=2, temperature=0.7, seed=3)
+        settings = dataclasses.replace(config(server.url), num_samples=2, temperature=0.7, seed=3)
         answers, facts = ask(tmp_path / "a", settings)
-    assert [(a.prompt, a.sample, a.text) for a in answers[:3]] == [
+    assert [(a.prompt, a.sample_index, a.text) for a in answers[:3]] == [
         ("question 0", 0, "re: question 0"),
         ("question 0", 1, "re: question 0"),
         ("question 1", 0, "re: question 1"),
     ]
-    assert answers[0].log_probabilities == [-0.5, -0.25]
+    assert answers[0].logprobs == [-0.5, -0.25]
     assert facts == {
         "requests": 12,
         "input_tokens": 120,
@@ -118,7 +118,7 @@ def test_concurrency_is_bounded(tmp_path: Path) -> None:
 
     with serving(slow) as server:
         answers, _ = ask(tmp_path / "a", config(server.url, concurrency=3))
-        assert server.most_at_once == 3
+        assert server.max_concurrent == 3
     assert [a.prompt for a in answers] == [p.text for p in PROMPTS]
 
 
@@ -153,7 +153,7 @@ def test_a_lasting_fault_stops_keeps_what_was_answered_and_goes_on_later(tmp_pat
         with pytest.raises(UserError, match="HTTP 500: down, also after 2 retries; 4 answers are missing") as found:
             ask(tmp_path / "a", config(server.url))
         assert "\n" not in str(found.value)
-        server.answer = echo
+        server.respond = echo
         answers, facts = ask(tmp_path / "a", config(server.url))
         assert len(server.requests) == 2 + 3 + 4
     assert len(answers) == 6
@@ -202,10 +202,10 @@ def test_all_wait_as_long_as_the_server_says(tmp_path: Path) -> None:
         times = [request["at"] for request in server.requests]
     assert times[1] - times[0] >= 0.39
     date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 30))
-    assert retry_after({"retry-after": date}) == pytest.approx(30, abs=2)
-    assert retry_after({"retry-after": "99999"}) == 600
-    assert retry_after({"retry-after": "soon"}) is None
-    assert retry_after({}) is None
+    assert parse_retry_after({"retry-after": date}) == pytest.approx(30, abs=2)
+    assert parse_retry_after({"retry-after": "99999"}) == 600
+    assert parse_retry_after({"retry-after": "soon"}) is None
+    assert parse_retry_after({}) is None
 
 
 def test_no_more_requests_a_minute_than_allowed_however_many_at_a_time(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_refused_prompts_are_kept_counted_and_not_asked_again(tmp_path: Path) ->
         ask(tmp_path / "a", config(server.url))
         answers, facts = ask(tmp_path / "b", config(server.url))
         assert len(server.requests) == 6
-    assert [a.finish for a in answers] == ["stop", "too_long", "refused", "refused", "stop", "stop"]
+    assert [a.finish_reason for a in answers] == ["stop", "too_long", "refused", "refused", "stop", "stop"]
     assert facts["cost"] == pytest.approx(4 * 210e-6)
 
 
@@ -265,9 +265,9 @@ def test_a_way_of_asking_that_is_refused_stops_and_is_not_kept(tmp_path: Path, f
         with pytest.raises(UserError, match=f"HTTP {fault[0]}: {fault[1]['error']['message'][:10]}.*6 answers are missing"):
             ask(tmp_path / "a", settings)
         assert len(server.requests) <= max(3, concurrency)
-        server.answer = echo
+        server.respond = echo
         answers, facts = ask(tmp_path / "a", settings)
-    assert {a.finish for a in answers} == {"stop"}
+    assert {a.finish_reason for a in answers} == {"stop"}
     assert facts["requests"] == 6
 
 
@@ -284,7 +284,7 @@ def test_refused_prompts_before_the_first_answer_are_kept_once_there_is_one(tmp_
         answers, _ = ask(tmp_path / "a", config(server.url))
         ask(tmp_path / "b", config(server.url))
         assert len(server.requests) == 6
-    assert [a.finish for a in answers] == ["refused", "refused", "stop", "stop", "stop", "stop"]
+    assert [a.finish_reason for a in answers] == ["refused", "refused", "stop", "stop", "stop", "stop"]
 
 
 def test_when_all_is_refused_the_commonest_reason_is_said(tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_when_all_is_refused_the_commonest_reason_is_said(tmp_path: Path) -> Non
     with serving(refuse) as server:
         settings = dataclasses.replace(config(server.url), prompts=PromptsConfig(path=str(rows), text="{{ q }}"))
         with pytest.raises(UserError, match="none of 5 answers is left; 5 refused; the server said: HTTP 400: too rude"):
-            write_corpus("a", settings, Writer("file:nowhere", torch.float32), "pypi", lambda *_: None)
+            generate_corpus("a", settings, GenerationContext("file:nowhere", torch.float32), "pypi", lambda *_: None)
 
 
 def test_empty_answers_are_answers_and_a_corpus_of_nothing_is_refused(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_empty_answers_are_answers_and_a_corpus_of_nothing_is_refused(tmp_path: 
         prompts = PromptsConfig(path=str(rows), text="{{ q }}")
         settings = dataclasses.replace(config(server.url), prompts=prompts)
         with pytest.raises(UserError, match="none of 2 answers is left; 2 empty"):
-            write_corpus("a", settings, Writer("file:nowhere", torch.float32), "pypi", lambda *_: None)
+            generate_corpus("a", settings, GenerationContext("file:nowhere", torch.float32), "pypi", lambda *_: None)
         assert len(server.requests) == 2
 
 
@@ -316,9 +316,9 @@ def test_tokens_are_those_that_the_server_counts_and_a_slash_makes_no_other_serv
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "one two three"}}
     with serving(lambda request, number: good("", choices=[choice])) as server:
         found, facts = ask(tmp_path / "a", config(server.url))
-        assert [answer.length for answer in found] == [2] * 6  # as it says, whatever the words
+        assert [answer.num_tokens for answer in found] == [2] * 6  # as it says, whatever the words
         assert facts["output_tokens"] == 12
-        assert journal_path(f"{server.url}/", "m") == journal_path(server.url, "m")
+        assert request_log_path(f"{server.url}/", "m") == request_log_path(server.url, "m")
         assert ask(tmp_path / "b", config(f"{server.url}/"))[1]["requests"] == 0
 
 
@@ -329,10 +329,10 @@ def test_answers_on_disk_are_enough_without_the_journal(tmp_path: Path) -> None:
     with serving(echo) as server:
         prompts = PromptsConfig(path=str(rows), text="{{ q }}")
         settings = dataclasses.replace(config(server.url), prompts=prompts)
-        write_corpus("a", settings, Writer("file:nowhere", torch.float32), "pypi", lambda *_: None)
-        journal_path(server.url, "m").unlink()
-        stricter = dataclasses.replace(settings, filters=FiltersConfig(repetition=0.9))
-        found = write_corpus("a", stricter, Writer("file:nowhere", torch.float32), "pypi", lambda *_: None)
+        generate_corpus("a", settings, GenerationContext("file:nowhere", torch.float32), "pypi", lambda *_: None)
+        request_log_path(server.url, "m").unlink()
+        stricter = dataclasses.replace(settings, filters=FiltersConfig(max_repetition=0.9))
+        found = generate_corpus("a", stricter, GenerationContext("file:nowhere", torch.float32), "pypi", lambda *_: None)
         assert found["kept"] == 2
         assert len(server.requests) == 2
 
@@ -359,7 +359,7 @@ def test_log_probabilities_of_a_wrong_shape_cost_no_answer(tmp_path: Path, said:
         answers, facts = ask(tmp_path / "a", config(server.url))
         assert len(server.requests) == 6
     assert {a.text for a in answers} == {"fine"}
-    assert {tuple(a.log_probabilities) for a in answers} == {()}
+    assert {tuple(a.logprobs) for a in answers} == {()}
     assert facts["without_log_probabilities"] == 6
 
 
@@ -372,8 +372,8 @@ def test_completions_protocol(tmp_path: Path) -> None:
         assert {r["path"] for r in server.requests} == {"/v1/completions"}
         assert server.requests[0]["prompt"] == "question 0"
     assert answers[0].text == " done"
-    assert answers[0].finish == "length"
-    assert answers[0].log_probabilities == [-1.0, -2.0]
+    assert answers[0].finish_reason == "length"
+    assert answers[0].logprobs == [-1.0, -2.0]
     assert facts["input_tokens"] == 6 * (10 // 4 + 1)  # the server does not count
 
 
@@ -387,7 +387,7 @@ def test_text_that_goes_on_is_joined_as_it_is_and_stripped_in_a_chat(tmp_path: P
             settings = dataclasses.replace(
                 config(server.url, protocol="completions"), chat=chat, prompts=PromptsConfig(path=f"file:{rows}")
             )
-            made = write_corpus("a", settings, Writer("", torch.float32), "pypi", lambda *_: None)
+            made = generate_corpus("a", settings, GenerationContext("", torch.float32), "pypi", lambda *_: None)
             found.append(json.loads(Path(made["corpus"]).read_text()))
     assert found[0]["text"] == "Once upon a time"
     assert [message["content"] for message in found[1]["messages"]] == ["Once upon", "a time"]
@@ -402,9 +402,9 @@ def test_a_chat_server_cannot_go_on_with_plain_text(tmp_path: Path) -> None:
         corpora = DataConfig({"a": CorpusConfig(generated=settings)})
         if (protocol, chat) == ("chat", False):
             with pytest.raises(UserError, match=r"data\.corpora\.a\.generated\.remote\.protocol: a chat server answers"):
-                check_generated(corpora, "pypi")
+                check_generated_corpora(corpora, "pypi")
         else:
-            check_generated(corpora, "pypi")
+            check_generated_corpora(corpora, "pypi")
 
 
 # ---------------------------------------------------------------- money
@@ -416,7 +416,7 @@ def test_the_budget_is_never_passed(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="budget of .* is spent .*: run again to go on"):
             ask(tmp_path / "a", config(server.url, budget=worst + 2 * 210e-6 + 1e-9))
         assert len(server.requests) == 3
-        spent = Journal(journal_path(server.url, "m")).spent
+        spent = RequestLog(request_log_path(server.url, "m")).total_cost
         assert spent == pytest.approx(3 * 210e-6)
         answers, _ = ask(tmp_path / "a", config(server.url, budget=1.0))
         assert len(server.requests) == 6
@@ -433,7 +433,7 @@ def test_requests_on_their_way_count_against_the_budget(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="budget"):
             ask(tmp_path / "a", config(server.url, concurrency=6, budget=2 * worst + 1e-9))
         assert len(server.requests) == 2
-        assert len(Journal(journal_path(server.url, "m")).entries) == 2
+        assert len(RequestLog(request_log_path(server.url, "m")).entries) == 2
 
 
 def test_an_unusable_reply_that_was_charged_is_counted(tmp_path: Path) -> None:
@@ -442,7 +442,7 @@ def test_an_unusable_reply_that_was_charged_is_counted(tmp_path: Path) -> None:
 
     with serving(spoiled_once) as server:
         ask(tmp_path / "a", config(server.url))
-        assert Journal(journal_path(server.url, "m")).spent == pytest.approx(7 * 210e-6)
+        assert RequestLog(request_log_path(server.url, "m")).total_cost == pytest.approx(7 * 210e-6)
 
 
 @pytest.mark.parametrize("lost", ["late", "torn", "cut off"])
@@ -460,7 +460,7 @@ def test_a_try_whose_reply_is_lost_counts_as_if_it_were_charged(tmp_path: Path, 
         settings = config(server.url, timeout=0.5, budget=2 * worst + 2 * 210e-6 - 1e-9)
         with pytest.raises(UserError, match="budget"):
             ask(tmp_path / "a", settings)
-        assert Journal(journal_path(server.url, "m")).spent == pytest.approx(2 * 210e-6 + worst)
+        assert RequestLog(request_log_path(server.url, "m")).total_cost == pytest.approx(2 * 210e-6 + worst)
         assert len(server.requests) == 3
 
 
@@ -470,7 +470,7 @@ def test_a_retry_too_is_within_the_budget(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="budget of .* is spent"):
             ask(tmp_path / "a", config(server.url, retries=9, budget=3.5 * worst))
         assert len(server.requests) == 3
-        assert Journal(journal_path(server.url, "m")).spent == pytest.approx(3 * worst)
+        assert RequestLog(request_log_path(server.url, "m")).total_cost == pytest.approx(3 * worst)
 
 
 def test_a_server_that_is_down_or_says_no_costs_nothing(tmp_path: Path) -> None:
@@ -478,7 +478,7 @@ def test_a_server_that_is_down_or_says_no_costs_nothing(tmp_path: Path) -> None:
         ask(tmp_path / "a", config(server.url))
     with pytest.raises(UserError, match="cannot be reached"):
         ask(tmp_path / "a", config(server.url))
-    assert Journal(journal_path(server.url, "m")).spent == 0
+    assert RequestLog(request_log_path(server.url, "m")).total_cost == 0
 
 
 KILLED = """
@@ -507,7 +507,7 @@ def test_killed_while_asking_loses_nothing_that_was_answered(tmp_path: Path, num
         process.append(subprocess.Popen([sys.executable, "-c", code], cwd=ROOT))
         code = process[0].wait(60)
         asked = len(server.requests)
-        kept = Journal(journal_path(server.url, "m")).entries
+        kept = RequestLog(request_log_path(server.url, "m")).entries
         answers, _ = ask(tmp_path / "a", config(server.url))
         if number == signal.SIGTERM:
             assert code == 143
@@ -534,13 +534,13 @@ def test_after_sigterm_those_that_wait_ask_no_more_and_nothing_has_failed(tmp_pa
         process.append(subprocess.Popen([sys.executable, "-c", code.format(**values)], cwd=ROOT, stderr=subprocess.PIPE))
         assert process[0].wait(60) == 143, process[0].stderr.read()
         assert len(server.requests) == 4
-        assert len(Journal(journal_path(server.url, "m")).entries) == 2
+        assert len(RequestLog(request_log_path(server.url, "m")).entries) == 2
 
 
 def test_a_torn_line_of_the_journal_costs_one_request(tmp_path: Path) -> None:
     with serving(echo) as server:
         ask(tmp_path / "a", config(server.url))
-        path = journal_path(server.url, "m")
+        path = request_log_path(server.url, "m")
         path.write_bytes(path.read_bytes()[:-30])
         answers, facts = ask(tmp_path / "b", config(server.url))
         assert facts["requests"] == 1
@@ -573,9 +573,9 @@ def run_tiny(tmp_path: Path, url: str) -> dict[str, str]:
     file = tmp_path / "tiny.yaml"
     file.write_text(EXPERIMENT.format(teacher=teacher, rows=rows, url=url, tasks=make_tasks(tmp_path / "tasks", "colours")))
     loaded = load_experiment(file)
-    cells = plan(loaded)
+    cells = plan_runs(loaded)
     with RunDisplay(Console(file=io.StringIO())) as display:
-        failed = launch.run_cells(loaded, cells, tmp_path, display).failed
+        failed = launch.launch_runs(loaded, cells, tmp_path, display).failed
     return {cell.label: failed[cell.name] for cell in cells if cell.name in failed}
 
 
@@ -602,7 +602,7 @@ def test_a_stopped_driver_waits_for_replies_that_are_paid_for(tmp_path: Path, mo
     with serving(slow) as server:
         with pytest.raises(launch.Terminated):
             run_tiny(tmp_path, server.url)
-        assert len(Journal(journal_path(server.url, "m")).entries) == len(server.requests) > 0
+        assert len(RequestLog(request_log_path(server.url, "m")).entries) == len(server.requests) > 0
 
 
 # ---------------------------------------------------------------- secrets and bad input
@@ -635,21 +635,21 @@ def test_bad_input_is_refused_by_name(tmp_path: Path, changes: dict, words: str)
     (tmp_path / "q.jsonl").write_text('{"text": "a"}\n')
     generated = GeneratedConfig(PromptsConfig(path=str(tmp_path / "q.jsonl")), remote=remote)
     with pytest.raises(UserError, match=words) as found:
-        check_generated(DataConfig({"a": CorpusConfig(generated=generated)}), "pypi")
+        check_generated_corpora(DataConfig({"a": CorpusConfig(generated=generated)}), "pypi")
     assert "data.corpora.a.generated.remote" in str(found.value)
     assert "secret@" not in str(found.value)
 
 
 def test_a_key_is_needed_to_run_and_not_to_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    remote = RemoteConfig(base_url="https://api.example.com/v1", model="m", key_variable="NO_SUCH_KEY")
+    remote = RemoteConfig(base_url="https://api.example.com/v1", model="m", api_key_variable="NO_SUCH_KEY")
     (tmp_path / "q.jsonl").write_text('{"text": "a"}\n')
     generated = GeneratedConfig(PromptsConfig(path=str(tmp_path / "q.jsonl")), remote=remote)
     data = DataConfig({"a": CorpusConfig(generated=generated)})
-    check_generated(data, "pypi")
+    check_generated_corpora(data, "pypi")
     with pytest.raises(UserError, match="data.corpora.a.generated.remote.key_variable: .* NO_SUCH_KEY"):
-        check_keys(data)
+        check_api_keys(data)
     monkeypatch.setenv("NO_SUCH_KEY", "x")
-    check_keys(data)
+    check_api_keys(data)
 
 
 def test_offline_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -721,7 +721,7 @@ def test_a_real_server_says_what_the_model_itself_says(
     tmp_path: Path, smollm2_server: tuple[str, str], protocol: str
 ) -> None:
     from distill_lit.generation.local import encode_prompt
-    from distill_lit.generation.sampling import Sampling, end_tokens, write_batch
+    from distill_lit.generation.sampling import SamplingParams, generate_batch, get_eos_token_ids
     from distill_lit.models import load_model, load_tokenizer
 
     url, folder = smollm2_server
@@ -731,8 +731,8 @@ def test_a_real_server_says_what_the_model_itself_says(
     model, tokenizer = load_model(Path(folder)), load_tokenizer(Path(folder))
     chat = protocol == "chat"
     ids = [encode_prompt(tokenizer, prompt, chat) for prompt in prompts]
-    written = write_batch(model, ids, end_tokens(model, tokenizer, chat), Sampling(0.0, 1.0, 16), seed=0)
-    texts = [tokenizer.decode(w.tokens, skip_special_tokens=True).strip() for w in written]
+    written = generate_batch(model, ids, get_eos_token_ids(model, tokenizer, chat), SamplingParams(0.0, 1.0, 16), seed=0)
+    texts = [tokenizer.decode(w.token_ids, skip_special_tokens=True).strip() for w in written]
     assert [a.text.strip() for a in answers] == texts
     assert facts["input_tokens"] == sum(map(len, ids))
     assert facts["cost"] > 0
@@ -742,7 +742,7 @@ def test_a_real_server_says_what_the_model_itself_says(
 
 def test_journal_keeps_replies_with_letters_that_end_lines_elsewhere(tmp_path: Path) -> None:
     path, text = tmp_path / "replies.jsonl", "one\u2028two\x85three\u2029four\x0cfive"
-    Journal(path).add({"key": "k", "cost": 0.5, "text": text})
-    again = Journal(path)
+    RequestLog(path).add({"key": "k", "cost": 0.5, "text": text})
+    again = RequestLog(path)
     assert again.entries["k"]["text"] == text
-    assert again.spent == 0.5
+    assert again.total_cost == 0.5

@@ -14,16 +14,16 @@ from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scores import macro_score, task_score
 from distill_lit.analysis.significance import wilson
 from distill_lit.config.schema import AnalysisConfig
-from distill_lit.report.bundle import analyse
+from distill_lit.report.bundle import build_report_bundle
 from distill_lit.report.formats.table import to_csv
 from distill_lit.report.formats.terminal import TerminalTable
-from distill_lit.report.loss_report import longtail_frame, longtail_markdown
-from distill_lit.report.render import draw_tables
-from distill_lit.report.tables.scores import main_table
-from distill_lit.report.web.report_page import draw_page
+from distill_lit.report.loss_report import loss_report_frame, loss_report_markdown
+from distill_lit.report.render import write_score_tables
+from distill_lit.report.tables.scores import score_table
+from distill_lit.report.web.report_page import write_report_page
 from distill_lit.utils.exceptions import UserError
 
-FAST = AnalysisConfig(bootstrap=300)
+FAST = AnalysisConfig(n_resamples=300)
 
 
 def edit(path: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
@@ -41,11 +41,11 @@ def edit_meta(folder: Path, model: str, task: str, **changes: object) -> None:
 
 
 def page(folder: Path) -> str:
-    result = analyse(folder, FAST, "edge", "does it stand?")
-    draw_tables(folder, result)
-    text = longtail_markdown(result.scores, result.longtail, result.title, result.statements, True)
+    result = build_report_bundle(folder, FAST, "edge", "does it stand?")
+    write_score_tables(folder, result)
+    text = loss_report_markdown(result.scores, result.long_tail, result.title, result.loss_statements, True)
     (folder / "longtail.md").write_text(text)
-    (folder / "longtail.csv").write_text(to_csv(longtail_frame(result.longtail)))
+    (folder / "longtail.csv").write_text(to_csv(loss_report_frame(result.long_tail)))
     return (folder / "table.md").read_text()
 
 
@@ -94,15 +94,15 @@ def test_a_task_at_chance_is_flagged_and_left_out_of_the_average(tmp_path: Path)
     assert "piqa †" in text
     assert "Not in the average: piqa, because the teacher is at chance." in text
     assert "averaged over 3 tasks" in text
-    scores = analyse(folder, FAST, "edge").scores
-    assert scores.macro(0) == pytest.approx(scores.centred[[0, 1, 3], 0].mean())
-    result = analyse(folder, FAST, "edge")
-    flips = result.longtail.flips["deep distilled"]
+    scores = build_report_bundle(folder, FAST, "edge").scores
+    assert scores.macro(0) == pytest.approx(scores.centered[[0, 1, 3], 0].mean())
+    result = build_report_bundle(folder, FAST, "edge")
+    flips = result.long_tail.flips["deep distilled"]
     counted = flips[flips.index.get_level_values("task") != "piqa"]
     assert f"Of the {counted['right_t'].sum()} documents its teacher answers rightly" in " ".join(
-        result.statements["deep distilled"]
+        result.loss_statements["deep distilled"]
     )
-    tasks = result.longtail.tasks.set_index(["model", "task"])
+    tasks = result.long_tail.task_flips.set_index(["model", "task"])
     assert tasks.loc[("deep distilled", "piqa"), "verdict"] == "teacher at chance"
     assert np.isnan(tasks.loc[("deep distilled", "piqa"), "adjusted"])
 
@@ -111,7 +111,7 @@ def test_every_task_at_chance_leaves_no_average(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=24, tasks={"arc_easy": (4, "acc_norm")})
     edit(folder / "records" / "teacher.parquet", lambda f: f.assign(correct_norm=0))
     assert "no macro average" in page(folder)
-    text = draw_page(folder, analyse(folder, FAST, "edge")).read_text()
+    text = write_report_page(folder, build_report_bundle(folder, FAST, "edge")).read_text()
     assert "<p>No model has both a score and a cost.</p>" in text
     assert 'id="cost"' not in text
     assert '"frontier":{}' in text
@@ -135,7 +135,7 @@ def test_draw_leaves_every_file_also_without_a_teacher(tmp_path: Path, broken: b
     folder = build(tmp_path, documents=30)
     if broken:
         (folder / "records" / "teacher.parquet").unlink()
-    written = report.draw(folder, report.analyse(folder, FAST, "edge", "does it stand?"))
+    written = report.render_report(folder, report.build_report_bundle(folder, FAST, "edge", "does it stand?"))
     assert all(path.stat().st_size > 10 for path in written)
     names = {"table.md", "table.tex", "table.csv", "frontier.png", "frontier.pdf", "frontier.csv", "longtail.md"}
     assert names <= {path.name for path in written}
@@ -173,20 +173,20 @@ def test_a_model_without_one_task_shows_a_gap(tmp_path: Path) -> None:
     edit(path.with_suffix(".parquet"), lambda f: f[f["task"] != "sciq"])
     row = next(line for line in page(folder).splitlines() if line.startswith("| deep distilled"))
     assert "| — |" in row
-    result = analyse(folder, FAST, "edge", "does it stand?")
-    mine = result.longtail.strata[result.longtail.strata["model"] == "deep distilled"]
+    result = build_report_bundle(folder, FAST, "edge", "does it stand?")
+    mine = result.long_tail.stratum_scores[result.long_tail.stratum_scores["model"] == "deep distilled"]
     assert mine["student"].isna().all()  # over fewer tasks than the teacher's
     text = page(folder)
     assert "no macro average, because it has no result on sciq" in text
     assert "Missing: deep distilled has no result on sciq, hence no average." in text
-    assert "because it has no result on sciq" in result.statements["deep distilled"][0]
+    assert "because it has no result on sciq" in result.loss_statements["deep distilled"][0]
     assert "shallow distilled is" in result.headline
-    assert all(path.stat().st_size > 10 for path in report.draw(folder, result))
+    assert all(path.stat().st_size > 10 for path in report.render_report(folder, result))
 
 
 def test_one_passage_for_all_documents_is_no_certainty(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=40, clusters=1)
-    scores = analyse(folder, FAST, "edge").scores
+    scores = build_report_bundle(folder, FAST, "edge").scores
     assert np.isnan(macro_score(scores, 1).low)
     assert f"{', '.join(scores.tasks[:-1])} and {scores.tasks[-1]}: too few for redrawn" in page(folder)
 
@@ -195,7 +195,7 @@ def test_all_right_with_every_seed_is_no_certainty(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=40, seeds=(0, 1, 2))
     for seed in (0, 1, 2):
         edit(folder / "records" / f"deep-distilled-{seed}.parquet", lambda f: f.assign(correct=1, correct_norm=1))
-    scores = analyse(folder, FAST, "edge").scores
+    scores = build_report_bundle(folder, FAST, "edge").scores
     g = [group.label for group in scores.groups].index("deep distilled")
     assert task_score(scores, 0, g) == wilson(40, 40)
 
@@ -204,14 +204,14 @@ def test_too_few_draws_for_significance_are_said(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=40)
     words = "nothing can be significant after Holm over 6 comparisons"
     for draws, is_said in ((100, True), (1000, False)):
-        result = analyse(folder, AnalysisConfig(bootstrap=draws), "edge")
-        assert (words in " ".join(main_table(result.scores, result.frame, "").below)) is is_said
+        result = build_report_bundle(folder, AnalysisConfig(n_resamples=draws), "edge")
+        assert (words in " ".join(score_table(result.scores, result.score_frame, "").footnotes)) is is_said
 
 
 def test_a_single_document_is_drawn(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=1, tasks={"arc_easy": (4, "acc_norm")})
-    result = analyse(folder, FAST, "edge", "does it stand?")
-    assert all(path.stat().st_size > 10 for path in report.draw(folder, result))
+    result = build_report_bundle(folder, FAST, "edge", "does it stand?")
+    assert all(path.stat().st_size > 10 for path in report.render_report(folder, result))
 
 
 def test_graded_answers_are_no_shares_of_right_ones(tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_a_model_name_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
 def test_terminal_table_fits_its_width(tmp_path: Path) -> None:
     from rich.console import Console
 
-    result = analyse(build(tmp_path, documents=30), FAST, "edge", "[bold]literal[/bold]")
+    result = build_report_bundle(build(tmp_path, documents=30), FAST, "edge", "[bold]literal[/bold]")
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(TerminalTable(result))
     text = console.export_text()

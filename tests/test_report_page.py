@@ -19,25 +19,25 @@ from synthetic import build
 
 from distill_lit import report
 from distill_lit.analysis.long_tail import LongTail
-from distill_lit.analysis.model_groups import Group
-from distill_lit.analysis.pareto import frontier
+from distill_lit.analysis.model_groups import ModelGroup
+from distill_lit.analysis.pareto import pareto_frontier
 from distill_lit.config.schema import AnalysisConfig
-from distill_lit.report.bundle import Analysed, analyse
-from distill_lit.report.figures.calibration import confidence_figure
-from distill_lit.report.figures.long_tail import longtail_figure
-from distill_lit.report.figures.pareto import _once, frontier_figure
+from distill_lit.report.bundle import ReportBundle, build_report_bundle
+from distill_lit.report.figures.calibration import calibration_figure
+from distill_lit.report.figures.long_tail import long_tail_figure
+from distill_lit.report.figures.pareto import _deduplicate_untrained, pareto_figure
 from distill_lit.report.figures.ranking import is_crowded, ranking_figure
 from distill_lit.report.figures.style import GREY, ROLE_STYLE, line_styles, role_style, variant_numbers
 from distill_lit.report.figures.training_curves import curves_figure
-from distill_lit.report.formats.html_table import escape, to_html
-from distill_lit.report.formats.table import Cell, Table
-from distill_lit.report.render import draw_summary
-from distill_lit.report.web.html_page import document, embed_json
-from distill_lit.report.web.index_page import draw_index
-from distill_lit.report.web.page_data import changed_documents, curve_lines, frontiers, payload
-from distill_lit.report.web.report_page import draw_page
+from distill_lit.report.formats.html_table import escape_html, to_html
+from distill_lit.report.formats.table import Table, TableCell
+from distill_lit.report.render import write_summary_json
+from distill_lit.report.web.html_page import embed_json, html_document
+from distill_lit.report.web.index_page import write_index_page
+from distill_lit.report.web.page_data import changed_documents, curve_lines, frontiers, page_data
+from distill_lit.report.web.report_page import write_report_page
 
-FAST = AnalysisConfig(bootstrap=300)
+FAST = AnalysisConfig(n_resamples=300)
 ATTACK = "</script><script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\">"
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
 
@@ -129,13 +129,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def result(folder: Path) -> Analysed:
-    return analyse(folder, FAST, f"name {ATTACK}", f"question {ATTACK}")
+def result(folder: Path) -> ReportBundle:
+    return build_report_bundle(folder, FAST, f"name {ATTACK}", f"question {ATTACK}")
 
 
 @pytest.fixture(scope="module")
-def page(folder: Path, result: Analysed) -> str:
-    return draw_page(folder, result).read_text()
+def page(folder: Path, result: ReportBundle) -> str:
+    return write_report_page(folder, result).read_text()
 
 
 def test_nothing_from_data_becomes_markup(page: str) -> None:
@@ -188,12 +188,12 @@ def test_text_has_contrast() -> None:
     assert set(re.findall(r"(?<![-\w])(?:color|fill): ([^;]+);", css)) <= {"var(--ink)", "var(--soft)", "var(--link)"}
 
 
-def test_text_of_the_figures_has_contrast(variants: Analysed) -> None:
+def test_text_of_the_figures_has_contrast(variants: ReportBundle) -> None:
     from matplotlib.text import Text
 
     curves = pd.read_csv(variants.scores.results.folder / "curves.csv")
-    for figure in (placed(variants), ranking_figure(frontier(variants.scores, "parameters"), 0.9, 0.95, LIMITED),
-                   confidence_figure(variants.scores), longtail_figure(variants.longtail, LIMITED),
+    for figure in (placed(variants), ranking_figure(pareto_frontier(variants.scores, "parameters"), 0.9, 0.95, LIMITED),
+                   calibration_figure(variants.scores), long_tail_figure(variants.long_tail, LIMITED),
                    curves_figure(variants.scores, curves)):  # fmt: skip
         words = [text for text in figure.findobj(Text) if text.get_text()]
         assert len(words) > 5
@@ -210,11 +210,11 @@ def test_embedded_json_is_safe_and_whole() -> None:
 
 
 def test_tables_in_html_are_escaped() -> None:
-    text = to_html(Table(ATTACK, [ATTACK], [[Cell(ATTACK, bold=True)]], above=[ATTACK], below=[ATTACK]))
+    text = to_html(Table(ATTACK, [ATTACK], [[TableCell(ATTACK, bold=True)]], header_notes=[ATTACK], footnotes=[ATTACK]))
     assert "<script" not in text
     assert "<img" not in text
-    assert text.count(escape(ATTACK)) == 5
-    assert text.startswith(f'<p class="watermark">{escape(ATTACK)}</p>')
+    assert text.count(escape_html(ATTACK)) == 5
+    assert text.startswith(f'<p class="watermark">{escape_html(ATTACK)}</p>')
 
 
 def test_every_table_and_plot_says_that_documents_were_limited(page: str) -> None:
@@ -231,15 +231,15 @@ def test_every_table_and_plot_says_that_documents_were_limited(page: str) -> Non
 
 def test_a_page_without_teacher_students_or_curves_stands(tmp_path: Path) -> None:
     folder = build(tmp_path / "bare", documents=20, students={})
-    text = draw_page(folder, analyse(folder, FAST, "bare")).read_text()
+    text = write_report_page(folder, build_report_bundle(folder, FAST, "bare")).read_text()
     assert 'id="student"' not in text
     folder = build(tmp_path / "orphan", documents=20)
     (folder / "records" / "teacher.parquet").unlink()
-    assert "the teacher has no result" in draw_page(folder, analyse(folder, FAST, "orphan")).read_text()
+    assert "the teacher has no result" in write_report_page(folder, build_report_bundle(folder, FAST, "orphan")).read_text()
 
 
 def test_curves_are_read_thinned_and_the_mean_over_seeds(tmp_path: Path) -> None:
-    scores = analyse(build(tmp_path, documents=20, students={"deep": 0.5}, seeds=(0, 1)), FAST, "curves").scores
+    scores = build_report_bundle(build(tmp_path, documents=20, students={"deep": 0.5}, seeds=(0, 1)), FAST, "curves").scores
     path = tmp_path / "curves.csv"
     assert curve_lines(scores, path)["curves"] == {}
     seeds = [{"model": f"deep-distilled-{seed}", "step": range(2000), "train/loss": 1.0 + seed} for seed in (0, 1)]
@@ -255,7 +255,7 @@ def test_curves_are_read_thinned_and_the_mean_over_seeds(tmp_path: Path) -> None
 
 def test_an_impossible_likelihood_leaves_a_gap_and_no_warning(tmp_path: Path) -> None:
     folder = build(tmp_path / "sure", documents=40, students={"deep": 0.5}, seeds=(0, 1))
-    result = analyse(folder, FAST, "sure")
+    result = build_report_bundle(folder, FAST, "sure")
     known, _ = changed_documents(result)
     never = {0: [-np.inf] * 4, 1: [-np.inf, 0.0, -np.inf, -np.inf]}
     for seed, likelihoods in never.items():
@@ -273,17 +273,17 @@ def test_an_impossible_likelihood_leaves_a_gap_and_no_warning(tmp_path: Path) ->
     assert all(d["students"][0]["p"] == [] for d in changed_documents(result)[0])
 
 
-def test_index_lists_experiments_and_escapes_them(folder: Path, result: Analysed) -> None:
-    draw_summary(folder, result)
+def test_index_lists_experiments_and_escapes_them(folder: Path, result: ReportBundle) -> None:
+    write_summary_json(folder, result)
     (folder.parent / "broken").mkdir(exist_ok=True)
     (folder.parent / "broken" / "summary.json").write_text("{")
-    text = draw_index(folder.parent).read_text()
+    text = write_index_page(folder.parent).read_text()
     assert 'href="nasty/report.html"' in text
-    assert escape(result.headline) in text
+    assert escape_html(result.headline) in text
     assert "<script" not in text
     assert "<img" not in text
     (folder / "frontier.png").write_bytes(b"a picture")
-    assert draw_index(folder.parent).read_text().count('<img src="nasty/frontier.png" alt="Score') == 1
+    assert write_index_page(folder.parent).read_text().count('<img src="nasty/frontier.png" alt="Score') == 1
     (folder / "frontier.png").unlink()
 
 
@@ -291,14 +291,14 @@ def test_students_before_training_that_are_equal_are_one_point() -> None:
     """They differ in the text they would read, which they have not read."""
     scores = [("untouched", 0.3, "a"), ("untouched", 0.3, "b"), ("untouched", 0.4, "c"), ("distilled", 0.3, "a")]
     frame = pd.DataFrame(scores, columns=["role", "score", "variant"]).assign(student="deep", cost=1.0)
-    assert list(_once(frame)["variant"]) == ["", "c", "a"]
+    assert list(_deduplicate_untrained(frame)["variant"]) == ["", "c", "a"]
 
 
 LIMITED = "Limited to 100 / 300 documents per task, drawn at random (seed 1234): not the full evaluation."
 
 
 @pytest.fixture(scope="module")
-def variants(tmp_path_factory: pytest.TempPathFactory) -> Analysed:
+def variants(tmp_path_factory: pytest.TempPathFactory) -> ReportBundle:
     """Two students in three variants each; the first variant is the best, so that it is the last on the frontier."""
     folder = build(tmp_path_factory.mktemp("results") / "variants", documents=60, seeds=(0, 1, 2), limit=60)
     cells = pd.read_csv(folder / "cells.csv")
@@ -313,20 +313,20 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> Analysed:
         for step in (0, 10)
     ]
     pd.DataFrame(steps).to_csv(folder / "curves.csv", index=False)
-    return analyse(folder, FAST, "variants")
+    return build_report_bundle(folder, FAST, "variants")
 
 
-def placed(result: Analysed) -> Any:
+def placed(result: ReportBundle) -> Any:
     """The frontier as a figure."""
-    frame = frontier(result.scores, "parameters")
-    return frontier_figure(frame, "parameters", 0.9, 0.95, LIMITED, variant_numbers(result.scores.groups))
+    frame = pareto_frontier(result.scores, "parameters")
+    return pareto_figure(frame, "parameters", 0.9, 0.95, LIMITED, variant_numbers(result.scores.groups))
 
 
-def test_a_variant_has_one_colour_in_all_figures(variants: Analysed) -> None:
+def test_a_variant_has_one_colour_in_all_figures(variants: ReportBundle) -> None:
     from matplotlib.offsetbox import AnnotationBbox
 
     scores = variants.scores
-    frame = frontier(scores, "parameters")
+    frame = pareto_frontier(scores, "parameters")
     assert frame.loc[frame["role"] == "distilled", "variant"].iloc[0] != "variant=v0"
     expected = {f"variant=v{i}": role_style("distilled", i)["color"] for i in range(3)}
 
@@ -335,9 +335,9 @@ def test_a_variant_has_one_colour_in_all_figures(variants: Analysed) -> None:
     on_frontier = {v: swatches[f"distilled ({v})"].get_color() for v in expected}
     curves = curves_figure(scores, pd.read_csv(scores.results.folder / "curves.csv")).axes[0].get_lines()
     in_curves = {(line.get_label(), line.get_color()) for line in curves if "distilled" in line.get_label()}
-    points = payload(variants, frontiers(variants))["frontier"]["parameters"]
+    points = page_data(variants, frontiers(variants))["frontier"]["parameters"]
     on_page = {(row["variant"], row["look"]["colour"]) for row in points if row["role"] == "distilled"}
-    confidence = {line.get_label(): line for line in confidence_figure(scores).axes[1].get_lines()}
+    confidence = {line.get_label(): line for line in calibration_figure(scores).axes[1].get_lines()}
 
     assert on_frontier == expected
     assert on_page == set(expected.items())
@@ -349,8 +349,8 @@ def test_a_variant_has_one_colour_in_all_figures(variants: Analysed) -> None:
     assert len(looks) == 5  # a second student differs in shape
 
 
-def group(role: str, variant: str, student: str = "deep") -> Group:
-    return Group(role, student, (), ("m",), (0,), 1, f"{student} {role} {variant}", variant=variant)
+def group(role: str, variant: str, student: str = "deep") -> ModelGroup:
+    return ModelGroup(role, student, (), ("m",), (0,), 1, f"{student} {role} {variant}", variant=variant)
 
 
 def test_lines_and_points_do_not_repeat_their_looks() -> None:
@@ -373,9 +373,9 @@ def test_lines_and_points_do_not_repeat_their_looks() -> None:
     assert [s["color"] for s in students.values()] == [role_style("distilled", i)["color"] for i in range(3)]
 
 
-def test_reliability_can_be_read_where_all_are_confident(variants: Analysed) -> None:
-    panel = confidence_figure(variants.scores).axes[1]
-    ece = variants.longtail.confidence.set_index("model")["ece_all"]
+def test_reliability_can_be_read_where_all_are_confident(variants: ReportBundle) -> None:
+    panel = calibration_figure(variants.scores).axes[1]
+    ece = variants.long_tail.calibration.set_index("model")["ece_all"]
     lines = panel.get_lines()
     assert len(lines) == 2 * 6
     for claimed, right in zip(lines[::2], lines[1::2], strict=True):
@@ -385,9 +385,9 @@ def test_reliability_can_be_read_where_all_are_confident(variants: Analysed) -> 
 
 
 @pytest.mark.parametrize("many", [1, 3])
-def test_watermarks_are_covered_by_nothing(variants: Analysed, many: int) -> None:
-    report: LongTail = variants.longtail
-    for figure in (longtail_figure(report, LIMITED * many), placed(variants), confidence_figure(variants.scores)):
+def test_watermarks_are_covered_by_nothing(variants: ReportBundle, many: int) -> None:
+    report: LongTail = variants.long_tail
+    for figure in (long_tail_figure(report, LIMITED * many), placed(variants), calibration_figure(variants.scores)):
         figure.canvas.draw()
         mark = figure.texts[0].get_window_extent()
         assert mark.y0 >= max(axes.get_window_extent().y1 for axes in figure.axes)
@@ -408,8 +408,8 @@ def test_many_variants_of_one_size_are_ranked_and_curves_drawn(tmp_path: Path) -
         for step in (0, 5, 10)
     ]
     pd.DataFrame(points).to_csv(folder / "curves.csv", index=False)
-    result = report.analyse(folder, FAST, "one", "why?")
-    first = frontier(result.scores, "parameters")
+    result = report.build_report_bundle(folder, FAST, "one", "why?")
+    first = pareto_frontier(result.scores, "parameters")
     assert is_crowded(first)
     figure = ranking_figure(first, 0.9, 0.95)
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
@@ -420,20 +420,20 @@ def test_many_variants_of_one_size_are_ranked_and_curves_drawn(tmp_path: Path) -
     lines = {line.get_label(): line for line in curves.axes[0].get_lines()}
     assert len(lines) == 5  # the one without teacher has no points
     assert list(lines["deep distilled (variant=v0)"].get_xdata()) == [0, 100_000, 200_000]
-    assert "curves.png" in {path.name for path in report.draw(folder, result)}
+    assert "curves.png" in {path.name for path in report.render_report(folder, result)}
     assert "![Training](curves.png)" in (folder / "table.md").read_text()
     (folder / "curves.csv").unlink()
-    report.draw(folder, result)
+    report.render_report(folder, result)
     assert not (folder / "curves.png").exists()
 
 
 def test_everything_is_drawn_twice_over(tmp_path: Path) -> None:
     folder = build(tmp_path / "results" / "one", documents=30, limit=30)
-    result = report.analyse(folder, FAST, "one", "why?")
-    written = {path.relative_to(tmp_path / "results").as_posix() for path in report.draw(folder, result)}
+    result = report.build_report_bundle(folder, FAST, "one", "why?")
+    written = {path.relative_to(tmp_path / "results").as_posix() for path in report.render_report(folder, result)}
     assert {"one/report.html", "one/table.md", "one/longtail.md", "one/summary.json", "index.html"} <= written
-    assert {path.name for path in report.draw(folder, result)} == {Path(name).name for name in written}
-    cards = report.cards(result)
+    assert {path.name for path in report.render_report(folder, result)} == {Path(name).name for name in written}
+    cards = report.model_card_sections(result)
     assert {"deep-distilled-0", "shallow-distilled-0"} <= set(cards)
     assert "teacher" not in cards
     assert "of its teacher's score above chance" in cards["deep-distilled-0"]
@@ -452,7 +452,7 @@ def browse(page: Path) -> tuple[str, str]:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-def test_the_page_answers_in_a_browser(tmp_path: Path, page: str, result: Analysed) -> None:
+def test_the_page_answers_in_a_browser(tmp_path: Path, page: str, result: ReportBundle) -> None:
     driven = tmp_path / "driven.html"
     driven.write_text(page.replace("</body>", f"{DRIVE}</body>"))
     dom, log = browse(driven)
@@ -467,14 +467,14 @@ def test_the_page_answers_in_a_browser(tmp_path: Path, page: str, result: Analys
     )
     assert "points above chance" in out["tip"]
     assert out["legend"] == ["teacher", "before training", "without teacher", "distilled"]
-    flips = result.longtail.flips["deep distilled"]["flip"].value_counts()
+    flips = result.long_tail.flips["deep distilled"]["flip"].value_counts()
     counts = [int(out[name].split()[0]) for name in ("lost", "gained", "both")]
     assert counts == [flips["lost"], flips["gained"], flips["lost"] + flips["gained"]]
     assert out["tasks"]
     assert out["more"]
-    axis = result.longtail.codes[result.longtail.axes[0].name]
+    axis = result.long_tail.stratum_codes[result.long_tail.axes[0].name]
     assert out["stratum"] == str(axis.min())
-    rows = result.longtail.flips["deep distilled"]
+    rows = result.long_tail.flips["deep distilled"]
     head = rows[rows["flip"].isin(["lost", "gained"]) & (axis.loc[rows.index] == axis.min())]
     assert int(out["inStratum"].split()[0]) == len(head)
     assert out["cleared"] == ""
@@ -493,7 +493,7 @@ def test_the_page_answers_in_a_browser(tmp_path: Path, page: str, result: Analys
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_the_policy_blocks_the_network(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
-    path.write_text(document("t", "<img src='http://127.0.0.1:9/x.png'>"))
+    path.write_text(html_document("t", "<img src='http://127.0.0.1:9/x.png'>"))
     _, log = browse(path)
     assert "Content Security Policy" in log
 

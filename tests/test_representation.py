@@ -9,16 +9,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from distill_lit.config import StudentConfig, TermConfig, WidthConfig
-from distill_lit.losses import REPRESENTATIONS, build_objective
+from distill_lit.losses import FEATURE_LOSSES, build_objective
 from distill_lit.losses import hidden_states as r
-from distill_lit.losses.layer_mapping import fixed_pairs, linear_cka, similar_pairs
+from distill_lit.losses.layer_mapping import cka_layer_pairs, fixed_layer_pairs, linear_cka
 from distill_lit.models import student_config
-from distill_lit.models.activations import shape_of, watching
-from distill_lit.models.packed_forward import attention_mask
-from distill_lit.training.feature_alignment import build_matching, check_fit, check_source, layer_outputs
+from distill_lit.models.activations import activation_dims, capture_activations
+from distill_lit.models.packed_forward import block_causal_mask
+from distill_lit.training.feature_alignment import (
+    build_feature_alignment,
+    check_feature_dimensions,
+    check_teacher_supports_features,
+    layer_outputs,
+)
 from distill_lit.utils.exceptions import UserError
 
-ALLOWED = attention_mask(torch.tensor([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 0, 0]]))
+ALLOWED = block_causal_mask(torch.tensor([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 0, 0]]))
 generator = torch.Generator().manual_seed(0)
 
 
@@ -30,7 +35,7 @@ def maps(*shape: int) -> Tensor:
     return random(*shape).softmax(-1)
 
 
-PER_TOKEN = {**r.HIDDEN_LOSSES, **{f"attention_{name}": loss for name, loss in r.ATTENTION_LOSSES.items()}}
+PER_TOKEN = {**r.HIDDEN_STATE_LOSSES, **{f"attention_{name}": loss for name, loss in r.ATTENTION_LOSSES.items()}}
 
 
 def inputs(name: str) -> tuple[Tensor, Tensor]:
@@ -56,7 +61,7 @@ def test_hidden_losses_by_hand() -> None:
     s, t = torch.tensor([[1.0, 2.0], [0.0, 3.0]]), torch.tensor([[3.0, 2.0], [4.0, 0.0]])
     assert r.hidden_mse(s, t).tolist() == [2.0, 12.5]
     assert r.hidden_cosine(s, t).tolist() == pytest.approx([1 - 7 / (5 * 13) ** 0.5, 1.0])
-    assert r.hidden_normalised(s, t).tolist() == pytest.approx([4 / 13, 25 / 16])
+    assert r.hidden_normalized(s, t).tolist() == pytest.approx([4 / 13, 25 / 16])
 
 
 def test_attention_losses_by_hand() -> None:
@@ -106,8 +111,8 @@ def test_relations_are_zero_where_equal_and_see_neither_padding_nor_other_docume
 # ---------------------------------------------------------------- layer maps
 
 
-def term(kind: str, **options: object) -> r.RepresentationTerm:
-    return build_objective({"t": TermConfig(kind=kind, options=options)}).representations[0]
+def term(kind: str, **options: object) -> r.FeatureTerm:
+    return build_objective({"t": TermConfig(kind=kind, options=options)}).feature_terms[0]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +127,7 @@ def term(kind: str, **options: object) -> r.RepresentationTerm:
     ],
 )
 def test_fixed_maps(layers: object, student: int, teacher: int, pairs: list[tuple[int, int]]) -> None:
-    assert fixed_pairs(term("hidden", layers=layers), student, teacher) == pairs
+    assert fixed_layer_pairs(term("hidden", layers=layers), student, teacher) == pairs
 
 
 def test_cka_is_one_up_to_rotation_and_scale_and_low_for_noise() -> None:
@@ -142,7 +147,7 @@ def test_cka_against_its_kernel_form() -> None:
 
 def test_similar_layers_of_a_pruned_student_are_those_it_came_from() -> None:
     teacher = [random(200, 8, dtype=torch.float32) for _ in range(6)]
-    assert similar_pairs([teacher[1], teacher[2], teacher[5]], teacher) == [(0, 1), (1, 2), (2, 5)]
+    assert cka_layer_pairs([teacher[1], teacher[2], teacher[5]], teacher) == [(0, 1), (1, 2), (2, 5)]
 
 
 def test_similar_pairs_never_cross_and_are_the_best_of_those() -> None:
@@ -151,8 +156,8 @@ def test_similar_pairs_never_cross_and_are_the_best_of_those() -> None:
     scores = [[float(linear_cka(a, b)) for b in teacher] for a in student]
     rising = [path for path in itertools.product(range(5), repeat=3) if list(path) == sorted(path)]
     best = max(rising, key=lambda path: sum(scores[i][j] for i, j in enumerate(path)))
-    assert similar_pairs(student, teacher) == list(enumerate(best))
-    swapped = similar_pairs([teacher[4], teacher[0]], teacher)
+    assert cka_layer_pairs(student, teacher) == list(enumerate(best))
+    swapped = cka_layer_pairs([teacher[4], teacher[0]], teacher)
     assert swapped[0][1] <= swapped[1][1]
 
 
@@ -163,16 +168,16 @@ def test_similar_pairs_never_cross_and_are_the_best_of_those() -> None:
 def test_states_are_the_models_own(name: str) -> None:
     model = make_family(name)
     model.set_attn_implementation("eager")
-    ids, shape = torch.randint(3, 100, (2, 7)), shape_of(model.config)
+    ids, shape = torch.randint(3, 100, (2, 7)), activation_dims(model.config)
     wanted = {"hidden": {0, 2}, "attention": {1}, "queries": {3}, "keys": {3}, "values": {0}}
-    with watching(model, wanted) as states:
+    with capture_activations(model, wanted) as states:
         output = model(ids, output_hidden_states=True, output_attentions=True)
     assert set(states) == {("hidden", 0), ("hidden", 2), ("attention", 1), ("queries", 3), ("keys", 3), ("values", 0)}
     assert torch.equal(states["hidden", 0], output.hidden_states[1])
     assert torch.equal(states["hidden", 2], output.hidden_states[3])
     assert torch.equal(states["attention", 1], output.attentions[1])
-    assert states["queries", 3].shape == (2, 7, shape.queries)
-    assert states["keys", 3].shape == states["values", 0].shape == (2, 7, shape.keys)
+    assert states["queries", 3].shape == (2, 7, shape.query_size)
+    assert states["keys", 3].shape == states["values", 0].shape == (2, 7, shape.key_value_size)
     states.clear()
     model(ids)
     assert not states
@@ -180,7 +185,7 @@ def test_states_are_the_models_own(name: str) -> None:
 
 def test_fused_projections_are_taken_apart() -> None:
     model, ids = make_family("gpt2"), torch.randint(3, 100, (1, 5))
-    with watching(model, {"hidden": {0}, "queries": {1}, "keys": {1}, "values": {1}}) as states:
+    with capture_activations(model, {"hidden": {0}, "queries": {1}, "keys": {1}, "values": {1}}) as states:
         model(ids)
     block = model.transformer.h[1]
     whole = block.attn.c_attn(block.ln_1(states["hidden", 0]))
@@ -226,31 +231,33 @@ def test_a_temperature_or_a_negative_weight_is_refused() -> None:
         build_objective({"hidden": TermConfig(weight=-1)})
 
 
-@pytest.mark.parametrize("kind", REPRESENTATIONS)
+@pytest.mark.parametrize("kind", FEATURE_LOSSES)
 def test_a_source_without_inner_states_is_refused(kind: str) -> None:
     objective = build_objective({kind: TermConfig()})
-    check_source(objective, "live")
+    check_teacher_supports_features(objective, "live")
     with pytest.raises(UserError, match=rf"objective.terms.{kind}: .* teacher.source cached lacks"):
-        check_source(objective, "cached")
+        check_teacher_supports_features(objective, "cached")
     with pytest.raises(UserError, match="training.compile"):
-        check_source(objective, "live", compiled=True)
+        check_teacher_supports_features(objective, "live", student_compiled=True)
     assert objective.needs_teacher
 
 
 def test_a_cache_feeds_hidden_states_of_the_layers_it_keeps() -> None:
-    check_source(build_objective({"hidden": TermConfig()}), "cached", cached=(1, 3))
+    check_teacher_supports_features(build_objective({"hidden": TermConfig()}), "cached", cached_layers=(1, 3))
     for kind in ("attention", "relations"):
         with pytest.raises(UserError, match=rf"{kind} compares inner states, which teacher.source cached lacks; use live$"):
-            check_source(build_objective({kind: TermConfig()}), "cached", cached=(1, 3))
+            check_teacher_supports_features(build_objective({kind: TermConfig()}), "cached", cached_layers=(1, 3))
     with pytest.raises(UserError, match="objective.terms.hidden.options.layers: similar looks at all layers of a live"):
-        check_source(build_objective({"hidden": TermConfig(options={"layers": "similar"})}), "cached", cached=(1, 3))
+        check_teacher_supports_features(
+            build_objective({"hidden": TermConfig(options={"layers": "similar"})}), "cached", cached_layers=(1, 3)
+        )
     with pytest.raises(UserError, match="use live, or let teacher.layers name"):
-        check_source(build_objective({"hidden": TermConfig()}), "cached")
+        check_teacher_supports_features(build_objective({"hidden": TermConfig()}), "cached")
     model = make_family("llama").config
     pairs = build_objective({"hidden": TermConfig(options={"layers": [[0, 1], [1, 2]]})})
-    check_fit(pairs, model, model, cached=(1, 2))
+    check_feature_dimensions(pairs, model, model, cached_layers=(1, 2))
     with pytest.raises(UserError, match="teacher.layers: layer 2 is not among them, and objective.terms.hidden compares"):
-        check_fit(pairs, model, model, cached=(1, 3))
+        check_feature_dimensions(pairs, model, model, cached_layers=(1, 3))
 
 
 @pytest.mark.parametrize(
@@ -270,21 +277,21 @@ def test_a_cache_feeds_hidden_states_of_the_layers_it_keeps() -> None:
 )
 def test_terms_that_do_not_fit_the_models_are_refused(kind: str, options: dict, words: str) -> None:
     teacher = make_family("llama").config
-    student = student_config(StudentConfig(depth=2, width=WidthConfig(hidden_size=24, num_attention_heads=4)), teacher)
+    student = student_config(StudentConfig(num_layers=2, width=WidthConfig(hidden_size=24, num_attention_heads=4)), teacher)
     with pytest.raises(UserError, match=words):
-        check_fit(build_objective({"t": TermConfig(kind=kind, options=options)}), student, teacher)
+        check_feature_dimensions(build_objective({"t": TermConfig(kind=kind, options=options)}), student, teacher)
 
 
 def test_terms_that_fit_are_taken() -> None:
     teacher = make_family("llama").config
-    student = student_config(StudentConfig(depth=2, width=WidthConfig(hidden_size=24, num_attention_heads=4)), teacher)
+    student = student_config(StudentConfig(num_layers=2, width=WidthConfig(hidden_size=24, num_attention_heads=4)), teacher)
     terms = {
         "hidden": TermConfig(options={"projector": True}),
         "attention": TermConfig(options={"heads": "mean"}),
         "relations": TermConfig(),
     }
-    check_fit(build_objective(terms), student, teacher)
+    check_feature_dimensions(build_objective(terms), student, teacher)
 
 
 def test_without_such_terms_there_is_nothing_to_match() -> None:
-    assert build_matching(build_objective({"ce": TermConfig()}), None, None, None, [], 0) is None
+    assert build_feature_alignment(build_objective({"ce": TermConfig()}), None, None, None, [], 0) is None

@@ -12,12 +12,12 @@ import tiny
 import torch
 
 from distill_lit.analysis.results import load_results
-from distill_lit.analysis.scores import score
+from distill_lit.analysis.scores import compute_scores
 from distill_lit.config import AnalysisConfig, load_experiment
-from distill_lit.experiment.plan import plan
-from distill_lit.experiment.requirements import references
+from distill_lit.experiment.plan import plan_runs
+from distill_lit.experiment.requirements import required_assets
 from distill_lit.experiment.validation import check_experiment
-from distill_lit.models import load_model, model_fingerprint, quantise
+from distill_lit.models import load_model, model_fingerprint, quantize_int8
 from distill_lit.models.loading import weight_bytes
 from distill_lit.utils.exceptions import UserError
 
@@ -44,12 +44,12 @@ analysis: {{bootstrap: 200}}
 
 @pytest.fixture(scope="module")
 def rival(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.make_model(tmp_path_factory.mktemp("rival"), layers=1, seed=5)
+    return tiny.make_model(tmp_path_factory.mktemp("rival"), num_layers=1, seed=5)
 
 
 @needs_torchao
 def test_int8_is_close_to_the_teacher_and_smaller(tiny_teacher: Path, tmp_path: Path) -> None:
-    quantise(tiny_teacher, tmp_path / "int8")
+    quantize_int8(tiny_teacher, tmp_path / "int8")
     assert weight_bytes(tmp_path / "int8") < weight_bytes(tiny_teacher)
     assert model_fingerprint(tmp_path / "int8") != model_fingerprint(tiny_teacher)
     teacher, rounded = load_model(tiny_teacher), load_model(tmp_path / "int8")
@@ -70,11 +70,11 @@ def test_plan_has_them_once_with_identities_of_their_own(tmp_path: Path, tiny_te
                                                          tiny_corpus: Path) -> None:  # fmt: skip
     config = load_experiment(write_experiment(tmp_path, tiny_teacher, rival, tiny_corpus))
     check_experiment(config)
-    cells = plan(config)
+    cells = plan_runs(config)
     assert [(c.role, c.label) for c in cells] == [
         ("teacher", "teacher"), ("quantised", "teacher_int8"), ("rival", "other"), ("distilled", "one")]  # fmt: skip
-    assert len({c.identity for c in cells}) == 4
-    assert f"file:{rival}" in references(config)
+    assert len({c.fingerprint for c in cells}) == 4
+    assert f"file:{rival}" in required_assets(config)
 
 
 def test_int8_without_torchao_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +112,7 @@ def test_they_are_evaluated_and_drawn(tmp_path: Path, tiny_teacher: Path, rival:
     assert (cells["bytes"] > 0).all()
     assert cells.loc["teacher_int8", "bytes"] < cells.loc["teacher", "bytes"]
     assert cells.loc["other", "parameters"] < cells.loc["teacher_int8", "parameters"] == cells.loc["teacher", "parameters"]
-    scores = score(load_results(folder), AnalysisConfig(bootstrap=200))
+    scores = compute_scores(load_results(folder), AnalysisConfig(n_resamples=200))
     assert [g.label for g in scores.groups] == ["teacher", "teacher in int8", "other off the shelf", "one distilled"]
     table = (folder / "table.md").read_text()
     assert "teacher in int8" in table

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from distill_lit.analysis.scaling_law import fit_law, is_grid, refusal, scaling_runs
+from distill_lit.analysis.scaling_law import fit_scaling_law, has_scaling_curve, reason_not_fitted, scaling_data
 from distill_lit.cli.main import main
 
 SIZES = {"large": 8e6, "middle": 4e6, "small": 1e6}
@@ -39,14 +39,14 @@ def cells_of(teacher: float, noise: float = 0.0) -> pd.DataFrame:
 
 def all_runs(noise: float = 0.0) -> pd.DataFrame:
     """Runs of three teachers."""
-    return pd.concat([scaling_runs(cells_of(teacher, noise), f"t{teacher}") for teacher in (2.0, 2.4, 3.0)])
+    return pd.concat([scaling_data(cells_of(teacher, noise), f"t{teacher}") for teacher in (2.0, 2.4, 3.0)])
 
 
 def test_law_predicts_runs_that_it_was_not_fitted_to() -> None:
     runs = all_runs(noise=0.002).reset_index(drop=True)
     seen = runs.sample(18, random_state=0)
-    law = fit_law(seen)
-    assert law is not None and law.left_out < 0.01
+    law = fit_scaling_law(seen)
+    assert law is not None and law.leave_one_out_error < 0.01
     unseen = runs.drop(seen.index)
     assert np.abs(law.predict(unseen) / unseen["loss"] - 1).max() < 0.02
     # and not because all losses are alike
@@ -64,25 +64,25 @@ def test_law_predicts_runs_that_it_was_not_fitted_to() -> None:
 )
 def test_law_is_refused(change: object, words: str) -> None:
     runs = change(all_runs())  # type: ignore[operator]
-    assert words in refusal(runs) and fit_law(runs) is None
+    assert words in reason_not_fitted(runs) and fit_scaling_law(runs) is None
 
 
 def test_runs_are_means_over_seeds_beside_the_same_without_teacher() -> None:
     cells = cells_of(2.0)
     again = cells.assign(model=cells["model"] + "-1", val_ce=cells["val_ce"] + 0.2)
-    runs = scaling_runs(pd.concat([cells, again])).set_index(["student", "tokens"])
+    runs = scaling_data(pd.concat([cells, again])).set_index(["student", "tokens"])
     expected = cells.set_index(["role", "student", "training_tokens"])["val_ce"]
     own = runs.loc[("middle", 6e6)]
     assert own["loss"] == pytest.approx(expected["distilled", "middle", 6e6] + 0.1)
     assert own["deviation"] == pytest.approx(np.std([0, 0.2], ddof=1))
     assert own["supervised_loss"] == pytest.approx(expected["ce_only", "middle", 6e6] + 0.1)
-    assert own["seeds"] == 2 and is_grid(runs.reset_index())
+    assert own["seeds"] == 2 and has_scaling_curve(runs.reset_index())
 
 
 def test_another_axis_is_no_scaling_grid() -> None:
     cells = cells_of(2.0)
-    assert scaling_runs(cells.assign(**{"axis.training.learning_rate": [str(n % 2) for n in range(len(cells))]})).empty
-    assert not is_grid(scaling_runs(cells[cells["training_tokens"] == BUDGETS[0]]))
+    assert scaling_data(cells.assign(**{"axis.training.learning_rate": [str(n % 2) for n in range(len(cells))]})).empty
+    assert not has_scaling_curve(scaling_data(cells[cells["training_tokens"] == BUDGETS[0]]))
 
 
 def test_command_draws_several_teachers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,13 +14,13 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Phi3Conf
 
 from distill_lit.config import WidthConfig, load_experiment
 from distill_lit.experiment.validation import check_against_teacher
-from distill_lit.generation.sampling import Sampling, write_batch
-from distill_lit.models import load_config
-from distill_lit.models.activations import watching
+from distill_lit.generation.sampling import SamplingParams, generate_batch
+from distill_lit.models import load_model_config
+from distill_lit.models.activations import capture_activations
 from distill_lit.models.flops import size_from_config
-from distill_lit.models.generation_check import Writing, generation_check
-from distill_lit.models.packed_forward import PADDED, run_backbone, split_batch
-from distill_lit.models.packing_check import last_hidden, model_batches, read_texts, self_check
+from distill_lit.models.generation_check import GenerationMode, supported_generation_mode
+from distill_lit.models.packed_forward import PADDED, plan_forward_passes, run_backbone
+from distill_lit.models.packing_check import choose_layout, hidden_states_of_texts, last_hidden_state, unpacked_model_inputs
 from distill_lit.models.position_limits import position_limit
 from distill_lit.models.pruning import choose_layers, narrow_config
 from distill_lit.utils.exceptions import UserError
@@ -82,22 +82,25 @@ def test_packed_documents_are_those_of_the_plain_model(name: str) -> None:
     for attention in ("eager", "sdpa") if build(name)._supports_sdpa else ("eager",):
         model = build(name, attn_implementation=attention)
         assert largest_kl(model, documents(model, *TEXTS), ROW) < 1e-6
-        assert self_check(model, ROW).layout == LAYOUTS[name]
+        assert choose_layout(model, ROW).layout == LAYOUTS[name]
 
 
 def test_a_mask_without_windows_is_what_the_check_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one mask that forgets windows moves the distribution, and is not taken even where nobody tells of windows; rows
     within the window pack by it."""
-    monkeypatch.setattr("distill_lit.models.packing_check.local_window", lambda config, length: False)
+    monkeypatch.setattr("distill_lit.models.packing_check.has_local_attention", lambda config, length: False)
     model = build("mistral")
     texts = documents(model, *TEXTS)
     batch = packed_rows(texts, ROW)
     with torch.no_grad():
-        right, wrong = last_hidden(model, batch), run_backbone(model, split_batch(model, batch, "one_mask")[0])
-    assert self_check(model, ROW).layout == "positions"
+        right, wrong = (
+            last_hidden_state(model, batch),
+            run_backbone(model, plan_forward_passes(model, batch, "one_mask")[0]),
+        )
+    assert choose_layout(model, ROW).layout == "positions"
     real = batch["document_ids"] > 0
     assert float((right - wrong)[real].norm() / right[real].norm()) > 0.1
-    assert self_check(tiny_model("mistral", sliding_window=ROW), ROW).layout == "one_mask"
+    assert choose_layout(tiny_model("mistral", sliding_window=ROW), ROW).layout == "one_mask"
 
 
 @pytest.mark.parametrize("name", ["falcon", "mpt"])
@@ -120,7 +123,7 @@ def test_gradients_are_those_of_documents_alone(name: str) -> None:
     weights = torch.randn(120, 32, generator=torch.Generator().manual_seed(3))
     score = lambda hidden, ids: (hidden * weights[ids]).sum()  # noqa: E731
     real = batch["document_ids"] > 0
-    score(last_hidden(model, batch)[real], batch["input_ids"][real]).backward()
+    score(last_hidden_state(model, batch)[real], batch["input_ids"][real]).backward()
     packed = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
     hidden: list[torch.Tensor] = []
@@ -138,14 +141,17 @@ def test_inner_states_come_back_in_the_shape_of_the_batch() -> None:
     model = tiny_model("jamba", attn_implementation="eager")
     texts = documents(model, *TEXTS)
     batch, layers = packed_rows(texts, ROW), {1, 3}  # the attention layers
-    with torch.no_grad(), watching(model, {"hidden": {0, 3}, "attention": layers, "keys": layers}) as states:
-        last_hidden(model, batch, states)
-    assert self_check(model, ROW).layout == PADDED
+    with torch.no_grad(), capture_activations(model, {"hidden": {0, 3}, "attention": layers, "keys": layers}) as states:
+        last_hidden_state(model, batch, states)
+    assert choose_layout(model, ROW).layout == PADDED
     rows, length = batch["input_ids"].shape
     for row in range(rows):
         for number in range(1, int(batch["document_ids"][row].max()) + 1):
             here = (batch["document_ids"][row] == number).nonzero()[:, 0]
-            with torch.no_grad(), watching(model, {"hidden": {0, 3}, "attention": layers, "keys": layers}) as alone:
+            with (
+                torch.no_grad(),
+                capture_activations(model, {"hidden": {0, 3}, "attention": layers, "keys": layers}) as alone,
+            ):
                 model(input_ids=batch["input_ids"][row, here][None], use_cache=False)
             for (what, layer), value in alone.items():
                 found = states[what, layer][row]
@@ -160,7 +166,7 @@ def test_calibration_is_the_same_under_either_attention(name: str) -> None:
     found = []
     for attention in ("eager", "sdpa"):
         model = tiny_model(name, attn_implementation=attention)
-        batches = model_batches(model, [packed_rows(documents(model, *TEXTS), ROW)])
+        batches = unpacked_model_inputs(model, [packed_rows(documents(model, *TEXTS), ROW)])
         with torch.no_grad():
             inputs = [{k: v for k, v in batch.items() if k != "valid"} for batch in batches]
             logits = [
@@ -172,8 +178,8 @@ def test_calibration_is_the_same_under_either_attention(name: str) -> None:
 
 
 def test_short_number_formats_pack_and_are_told_apart() -> None:
-    assert self_check(tiny_model("llama").bfloat16(), ROW).layout == "one_mask"
-    assert self_check(tiny_model("rwkv").bfloat16(), ROW).layout == "padded"
+    assert choose_layout(tiny_model("llama").bfloat16(), ROW).layout == "one_mask"
+    assert choose_layout(tiny_model("rwkv").bfloat16(), ROW).layout == "padded"
 
 
 @pytest.mark.parametrize("name", ["jamba", "falcon_h1", "bloom", "inkling_text"])
@@ -181,26 +187,26 @@ def test_a_leak_that_rounding_would_hide_is_found(name: str) -> None:
     """Weights of a fresh model are small: what a document passes to the next is no more than bfloat16 rounds away."""
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_config(tiny_config(name), dtype=torch.float32).eval().bfloat16()
-    assert self_check(model, ROW).layout == "padded"
+    assert choose_layout(model, ROW).layout == "padded"
 
 
 @pytest.mark.parametrize("name", ["mixtral", "olmoe", "gpt_oss", "gemma3_text"])
 def test_short_number_formats_still_pack(name: str) -> None:
-    assert self_check(tiny_model(name).bfloat16(), ROW).layout in ("one_mask", "mask_per_kind", "positions")
+    assert choose_layout(tiny_model(name).bfloat16(), ROW).layout in ("one_mask", "mask_per_kind", "positions")
 
 
 @pytest.mark.parametrize("name", ["falcon_mamba", "mamba"])
 def test_states_kept_in_float32_reach_a_bfloat16_lm_head(name: str) -> None:
     model = tiny_model(name).bfloat16()
-    assert self_check(model, ROW).layout == "padded"
-    assert last_hidden(model, packed_rows(documents(model, 9, 5), ROW)).dtype == torch.bfloat16
+    assert choose_layout(model, ROW).layout == "padded"
+    assert last_hidden_state(model, packed_rows(documents(model, 9, 5), ROW)).dtype == torch.bfloat16
 
 
 def test_what_is_no_causal_model_is_refused_with_the_reason() -> None:
     with pytest.raises(UserError, match="later tokens change what it makes of earlier ones"):
-        self_check(tiny_model("xlm"), ROW)
+        choose_layout(tiny_model("xlm"), ROW)
     with pytest.raises(UserError, match="its logits are not lm_head and last hidden states alone"):
-        self_check(tiny_model("bert"), ROW)
+        choose_layout(tiny_model("bert"), ROW)
 
 
 def test_a_layer_that_reads_across_rows_is_named() -> None:
@@ -211,14 +217,14 @@ def test_a_layer_that_reads_across_rows_is_named() -> None:
         lambda _, inputs, output: output + 0.1 * torch.arange(output.shape[1])[:, None] / output.shape[1]
     )
     with pytest.raises(UserError, match=r"from layer 2 \(LlamaDecoderLayer\) on|later tokens"):
-        self_check(model, ROW)
+        choose_layout(model, ROW)
 
 
 @pytest.mark.parametrize("name", ["llama", "rwkv", "gemma3_text", "mamba"])
 def test_texts_read_side_by_side_are_those_of_the_plain_model(name: str) -> None:
     model = tiny_model(name)
     texts = documents(model, 3, 19, 7)
-    for text, hidden in zip(texts, read_texts(model, texts), strict=True):
+    for text, hidden in zip(texts, hidden_states_of_texts(model, texts), strict=True):
         with torch.no_grad():
             alone = model.base_model(input_ids=torch.tensor([text]), use_cache=False).last_hidden_state[0]
         torch.testing.assert_close(hidden, alone, rtol=1e-4, atol=1e-5)
@@ -230,25 +236,25 @@ def test_texts_read_side_by_side_are_those_of_the_plain_model(name: str) -> None
 @pytest.mark.parametrize(
     ("name", "writing"),
     [
-        ("llama", Writing(True, True)),
-        ("gemma3_text", Writing(True, True)),
-        ("rwkv", Writing(False, False)),
-        ("recurrent_gemma", Writing(False, True)),
-        ("bart", Writing(False, True)),
-        ("granitemoehybrid", Writing(False, False)),
+        ("llama", GenerationMode(True, True)),
+        ("gemma3_text", GenerationMode(True, True)),
+        ("rwkv", GenerationMode(False, False)),
+        ("recurrent_gemma", GenerationMode(False, True)),
+        ("bart", GenerationMode(False, True)),
+        ("granitemoehybrid", GenerationMode(False, False)),
     ],
 )
-def test_what_is_written_greedily_is_what_the_plain_model_would_choose(name: str, writing: Writing) -> None:
+def test_what_is_written_greedily_is_what_the_plain_model_would_choose(name: str, writing: GenerationMode) -> None:
     model = tiny_model(name)
     prompts = documents(model, 3, 14, 3, 9)
-    written = write_batch(model, prompts, [2], Sampling(0.0, 1.0, 5), seed=0)
-    assert generation_check(model, 14) == writing
+    written = generate_batch(model, prompts, [2], SamplingParams(0.0, 1.0, 5), seed=0)
+    assert supported_generation_mode(model, 14) == writing
     for prompt, text in zip(prompts, written, strict=True):
-        whole = torch.tensor([[*prompt, *text.tokens]])
+        whole = torch.tensor([[*prompt, *text.token_ids]])
         with torch.no_grad():
             logprobs = model(input_ids=whole, use_cache=False).logits[0].float().log_softmax(-1)[len(prompt) - 1 : -1]
-        assert logprobs.argmax(-1).tolist() == text.tokens
-        torch.testing.assert_close(torch.tensor(text.log_probabilities), logprobs.amax(-1), atol=2e-3, rtol=1e-3)
+        assert logprobs.argmax(-1).tolist() == text.token_ids
+        torch.testing.assert_close(torch.tensor(text.logprobs), logprobs.amax(-1), atol=2e-3, rtol=1e-3)
 
 
 # ---------------------------------------------------------------- positions
@@ -292,7 +298,7 @@ evaluation: {{tasks: [piqa], limit: 10}}
                 continue
             with pytest.raises(UserError, match="data.length: 65 exceeds the 64 positions of students.small"):
                 check_against_teacher(load_experiment(path))
-    assert load_config(tmp_path / "gpt2").n_positions == 64
+    assert load_model_config(tmp_path / "gpt2").n_positions == 64
 
 
 # ---------------------------------------------------------------- every architecture
@@ -309,16 +315,16 @@ def test_the_table_of_architectures_is_that_of_the_pinned_transformers() -> None
 def test_a_model_without_attention_heads_is_a_teacher(name: str, tmp_path: Path) -> None:
     """The table says that it can be distilled: its config is read, its arithmetic counted without attention."""
     tiny_config(name).save_pretrained(tmp_path)
-    size = size_from_config(load_config(tmp_path))
-    assert (size.attention_width, size.cache_width, size.layers) == (0, 0, 4)
+    size = size_from_config(load_model_config(tmp_path))
+    assert (size.attention_width, size.kv_cache_values_per_token, size.layers) == (0, 0, 4)
     with pytest.raises(UserError, match="has no attention heads; only its layers can be cut"):
-        narrow_config(load_config(tmp_path), WidthConfig(hidden_size=16))
+        narrow_config(load_model_config(tmp_path), WidthConfig(hidden_size=16))
 
 
 def test_a_vocabulary_without_text_is_refused() -> None:
     model = tiny_model("llama")
     model.config.eos_token_id = list(range(120))
     with pytest.raises(UserError, match="names every token as one that is no text"):
-        self_check(model, ROW)
+        choose_layout(model, ROW)
     model.config.eos_token_id = list(range(119))
-    assert self_check(model, ROW).layout == "one_mask"
+    assert choose_layout(model, ROW).layout == "one_mask"

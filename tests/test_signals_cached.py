@@ -13,34 +13,48 @@ from test_distiller import LENGTH, TRAINING, VOCABULARY, run, weights
 from distill_lit import data
 from distill_lit.config import CorpusConfig, DataConfig, TermConfig, load_experiment
 from distill_lit.data.loader import ValidationLoader, make_batch
-from distill_lit.experiment.plan import plan
+from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.validation import check_experiment
-from distill_lit.losses import build_objective, fused_losses
-from distill_lit.losses.lm_head import head_of
+from distill_lit.losses import build_objective, fused_linear_distillation_loss
+from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.losses.sparse import sampled_kl
-from distill_lit.losses.targets import DenseTarget, Draws, TopK
+from distill_lit.losses.targets import DenseTarget, SampledTarget, TopKTarget
 from distill_lit.models import load_model
-from distill_lit.teachers import CachedTeacher, LiveTeacher, SparseTeacher
-from distill_lit.teachers.compression import SAMPLED, TOP_K, Form, compress, expand
-from distill_lit.teachers.offline import bytes_per_token, cache_facts, cache_folder, is_complete, write_cache
+from distill_lit.teachers import OfflineTeacher, OnlineTeacher, SparseOfflineTeacher
+from distill_lit.teachers.compression import (
+    CACHE_SAMPLED,
+    CACHE_TOP_K,
+    TeacherCacheFormat,
+    compress_logprobs,
+    decompress_target,
+)
+from distill_lit.teachers.offline import (
+    is_teacher_cache_complete,
+    measure_bytes_per_token,
+    teacher_cache_folder,
+    teacher_cache_metadata,
+    write_cache_shards,
+)
 from distill_lit.utils.exceptions import UserError
 
 ROOT = Path(__file__).parent.parent
-TOP = Form(TOP_K, 7)
-DRAWN = Form(SAMPLED, 5)
+TOP = TeacherCacheFormat(CACHE_TOP_K, 7)
+DRAWN = TeacherCacheFormat(CACHE_SAMPLED, 5)
 BEST_TOKENS = ("top_k_kl", "truncated_kl", "top_k_tail_kl")
 
 
 @pytest.fixture(scope="module")
 def prepared(tiny_teacher: Path, tiny_corpus: Path) -> data.PreparedData:
-    config = DataConfig(corpora={"text": CorpusConfig(path=f"file:{tiny_corpus}")}, length=LENGTH, validation=4)
-    return data.prepare(config, tiny_teacher, "pypi")
+    config = DataConfig(
+        corpora={"text": CorpusConfig(path=f"file:{tiny_corpus}")}, sequence_length=LENGTH, validation_sequences=4
+    )
+    return data.prepare_datasets(config, tiny_teacher, "pypi")
 
 
-def write(folder: Path, teacher: Path, prepared: data.PreparedData, form: Form) -> SparseTeacher:
+def write(folder: Path, teacher: Path, prepared: data.PreparedData, form: TeacherCacheFormat) -> SparseOfflineTeacher:
     model = load_model(teacher).requires_grad_(False)
-    write_cache(folder, model, prepared.train, prepared.validation, 8, form, VOCABULARY)
-    return SparseTeacher(folder, prepared.train, len(prepared.validation), form, head_of(model, VOCABULARY))
+    write_cache_shards(folder, model, prepared.train, prepared.validation, 8, form, VOCABULARY)
+    return SparseOfflineTeacher(folder, prepared.train, len(prepared.validation), form, get_lm_head(model, VOCABULARY))
 
 
 def rows_of(prepared: data.PreparedData, *numbers: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -49,8 +63,8 @@ def rows_of(prepared: data.PreparedData, *numbers: int) -> tuple[dict[str, torch
 
 
 def whole(teacher: Path, batch: dict[str, torch.Tensor], chosen: torch.Tensor) -> torch.Tensor:
-    target = LiveTeacher(load_model(teacher), VOCABULARY).target(batch, chosen)
-    return target.head.finish(target.head.project(target.hidden)).log_softmax(-1)
+    target = OnlineTeacher(load_model(teacher), VOCABULARY).target(batch, chosen)
+    return target.lm_head.scale_and_cap(target.lm_head.project(target.hidden_states)).log_softmax(-1)
 
 
 # ---------------------------------------------------------------- what is kept
@@ -64,37 +78,43 @@ def random_log_p(rows: int = 40, words: int = 90, scale: float = 3.0) -> tuple[t
 
 def test_top_k_keeps_the_best_tokens_and_the_mass_of_the_rest() -> None:
     log_p, labels = random_log_p()
-    arrays = compress(log_p, labels, TOP, torch.Generator())
+    arrays = compress_logprobs(log_p, labels, TOP, torch.Generator())
     assert {name: str(array.dtype) for name, array in arrays.items()} == {
         "ids": "uint16",
         "log_probs": "float16",
         "rest": "float16",
         "label_log_probs": "float16",
     }
-    target = expand(arrays, TOP)
-    assert isinstance(target, TopK)
+    target = decompress_target(arrays, TOP)
+    assert isinstance(target, TopKTarget)
     values, ids = log_p.topk(7)
     assert torch.equal(target.ids, ids)
-    torch.testing.assert_close(target.log_probs, values, atol=5e-3, rtol=2e-3)
+    torch.testing.assert_close(target.logprobs, values, atol=5e-3, rtol=2e-3)
     # the sum is as good as the mass of the rest is known, better than 7 rounded probabilities would make it
-    torch.testing.assert_close(1 - target.log_probs.exp().sum(-1), 1 - values.exp().sum(-1), atol=1e-5, rtol=2e-3)
-    torch.testing.assert_close(target.label_log_probs, log_p.gather(-1, labels[:, None])[:, 0], atol=5e-3, rtol=2e-3)
+    torch.testing.assert_close(1 - target.logprobs.exp().sum(-1), 1 - values.exp().sum(-1), atol=1e-5, rtol=2e-3)
+    torch.testing.assert_close(target.label_logprobs, log_p.gather(-1, labels[:, None])[:, 0], atol=5e-3, rtol=2e-3)
 
 
 def test_a_certain_teacher_is_kept_finite() -> None:
     log_p = torch.tensor([[100.0, 0.0, -50.0, -100.0] + [-100.0] * 6]).log_softmax(-1)
-    for form in (Form(TOP_K, 3), Form(SAMPLED, 3), Form(SAMPLED, 3, 0.5)):
-        target = expand(compress(log_p, torch.tensor([0]), form, torch.Generator().manual_seed(0)), form)
-        assert torch.isfinite(target.log_probs[:, :1]).all()
+    for form in (
+        TeacherCacheFormat(CACHE_TOP_K, 3),
+        TeacherCacheFormat(CACHE_SAMPLED, 3),
+        TeacherCacheFormat(CACHE_SAMPLED, 3, 0.5),
+    ):
+        target = decompress_target(
+            compress_logprobs(log_p, torch.tensor([0]), form, torch.Generator().manual_seed(0)), form
+        )
+        assert torch.isfinite(target.logprobs[:, :1]).all()
         assert not any(torch.isnan(part).any() for part in target if part.is_floating_point())
 
 
 def test_ids_take_32_bits_where_they_must() -> None:
     log_p = torch.zeros(2, 70_000).log_softmax(-1)
     log_p[:, 69_999] = -1.0
-    arrays = compress(log_p, torch.tensor([69_999, 0]), Form(TOP_K, 2), torch.Generator())
+    arrays = compress_logprobs(log_p, torch.tensor([69_999, 0]), TeacherCacheFormat(CACHE_TOP_K, 2), torch.Generator())
     assert arrays["ids"].dtype == np.uint32
-    assert expand(arrays, Form(TOP_K, 2)).ids[:, 0].tolist() == [69_999, 69_999]
+    assert decompress_target(arrays, TeacherCacheFormat(CACHE_TOP_K, 2)).ids[:, 0].tolist() == [69_999, 69_999]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
@@ -103,17 +123,19 @@ def test_draws_estimate_the_kl_without_bias(temperature: float) -> None:
     log_p, labels = random_log_p(rows=6, words=50, scale=1.5)
     log_q = random_log_p(rows=12, words=50, scale=1.5)[0][6:]
     exact = (log_p.exp() * (log_p - log_q)).sum(-1)
-    form, generator = Form(SAMPLED, 12, temperature), torch.Generator().manual_seed(1)
-    many = torch.stack([sampled_kl(log_q, expand(compress(log_p, labels, form, generator), form)) for _ in range(4000)])
+    form, generator = TeacherCacheFormat(CACHE_SAMPLED, 12, temperature), torch.Generator().manual_seed(1)
+    many = torch.stack(
+        [sampled_kl(log_q, decompress_target(compress_logprobs(log_p, labels, form, generator), form)) for _ in range(4000)]
+    )
     error = many.std(0) / len(many) ** 0.5
     assert ((many.mean(0) - exact).abs() < 5 * error + 2e-3).all()
 
 
 def test_weights_of_tempered_draws_by_hand() -> None:
     log_p = torch.tensor([[0.8, 0.2]]).log()
-    form = Form(SAMPLED, 4, 2.0)
-    target = expand(compress(log_p, torch.tensor([0]), form, torch.Generator().manual_seed(0)), form)
-    assert isinstance(target, Draws)
+    form = TeacherCacheFormat(CACHE_SAMPLED, 4, 2.0)
+    target = decompress_target(compress_logprobs(log_p, torch.tensor([0]), form, torch.Generator().manual_seed(0)), form)
+    assert isinstance(target, SampledTarget)
     proposal = np.sqrt([0.8, 0.2]) / np.sqrt([0.8, 0.2]).sum()
     right = [[0.8, 0.2][i] / proposal[i] / 4 for i in target.ids[0].tolist()]
     assert target.weights[0].tolist() == pytest.approx(right, rel=1e-2)
@@ -122,27 +144,29 @@ def test_weights_of_tempered_draws_by_hand() -> None:
 # ---------------------------------------------------------------- shards
 
 
-@pytest.mark.parametrize("form", [TOP, DRAWN, Form(SAMPLED, 5, 2.0)], ids=lambda form: f"{form.kind}-{form.temperature}")
+@pytest.mark.parametrize(
+    "form", [TOP, DRAWN, TeacherCacheFormat(CACHE_SAMPLED, 5, 2.0)], ids=lambda form: f"{form.kind}-{form.temperature}"
+)
 def test_a_cache_says_what_the_live_teacher_says(
-    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, form: Form
+    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, form: TeacherCacheFormat
 ) -> None:
     cached = write(tmp_path, tiny_teacher, prepared, form)
     batch, chosen = rows_of(prepared, 70, 3, 64, 63, len(prepared.train) - 1)  # of two shards, in no order
     target, log_p = cached.target(batch, chosen), whole(tiny_teacher, batch, chosen)
-    torch.testing.assert_close(target.log_probs, log_p.gather(-1, target.ids), atol=5e-3, rtol=2e-3)
+    torch.testing.assert_close(target.logprobs, log_p.gather(-1, target.ids), atol=5e-3, rtol=2e-3)
     labels = batch["labels"][:, 1:][chosen]
-    torch.testing.assert_close(target.label_log_probs, log_p.gather(-1, labels[:, None])[:, 0], atol=5e-3, rtol=2e-3)
-    if form.kind == TOP_K:
+    torch.testing.assert_close(target.label_logprobs, log_p.gather(-1, labels[:, None])[:, 0], atol=5e-3, rtol=2e-3)
+    if form.kind == CACHE_TOP_K:
         assert torch.equal(target.ids.sort().values, log_p.topk(7).indices.sort().values)
 
 
 @pytest.mark.parametrize("form", [TOP, DRAWN], ids=lambda form: form.kind)
 def test_a_batch_without_labels_has_an_empty_target(
-    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, form: Form
+    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, form: TeacherCacheFormat
 ) -> None:
     """Chats whose responses have been cut off: a micro-batch of a step in which others have labels."""
     questions = dataclasses.replace(
-        prepared.train, supervised=prepared.train.supervised & (np.arange(len(prepared.train)) > 1)[:, None]
+        prepared.train, loss_mask=prepared.train.loss_mask & (np.arange(len(prepared.train)) > 1)[:, None]
     )
     cached = write(tmp_path, tiny_teacher, dataclasses.replace(prepared, train=questions), form)
     batch = make_batch(questions, np.array([1, 0]), 1)
@@ -161,7 +185,7 @@ def test_held_out_rows_are_whole(tmp_path: Path, tiny_teacher: Path, prepared: d
         chosen = batch["labels"][:, 1:] >= 0
         target = cached.target(batch, chosen)
         assert isinstance(target, DenseTarget)
-        log_p = target.head.finish(target.head.project(target.hidden)).log_softmax(-1)
+        log_p = target.lm_head.scale_and_cap(target.lm_head.project(target.hidden_states)).log_softmax(-1)
         torch.testing.assert_close(log_p, whole(tiny_teacher, batch, chosen), atol=1e-4, rtol=1e-4)
 
 
@@ -187,9 +211,9 @@ def test_shards_are_mended_one_by_one_and_come_out_the_same(
     broken = bytearray(before[1])
     broken[-3] ^= 4
     shards[1].write_bytes(broken)
-    assert not is_complete(tmp_path, len(prepared.train) + 4)
+    assert not is_teacher_cache_complete(tmp_path, len(prepared.train) + 4)
     with pytest.raises(UserError, match="corrupt"):
-        SparseTeacher(tmp_path, prepared.train, 4, DRAWN, head_of(load_model(tiny_teacher), VOCABULARY))
+        SparseOfflineTeacher(tmp_path, prepared.train, 4, DRAWN, get_lm_head(load_model(tiny_teacher), VOCABULARY))
     write(tmp_path, tiny_teacher, prepared, DRAWN)
     assert [p.read_bytes() for p in shards] == before
     assert shards[0].stat().st_mtime_ns == times[0]
@@ -220,26 +244,26 @@ def test_two_writers_make_one_cache(
 
 
 def test_another_fact_is_another_cache() -> None:
-    base = cache_facts({"model": "a"}, "data", torch.float32, DRAWN)
+    base = teacher_cache_metadata({"model": "a"}, "data", torch.float32, DRAWN)
     others = [
-        cache_facts({"model": "b"}, "data", torch.float32, DRAWN),
-        cache_facts({"model": "a", "tokenizer.json": "x"}, "data", torch.float32, DRAWN),
-        cache_facts({"model": "a"}, "other length, order or packing", torch.float32, DRAWN),
-        cache_facts({"model": "a"}, "data", torch.bfloat16, DRAWN),
-        cache_facts({"model": "a"}, "data", torch.float32, Form(SAMPLED, 6)),
-        cache_facts({"model": "a"}, "data", torch.float32, Form(SAMPLED, 5, 2.0)),
-        cache_facts({"model": "a"}, "data", torch.float32, Form(TOP_K, 5)),
-        cache_facts({"model": "a"}, "data", torch.float32),
-        cache_facts({"model": "a"}, "data", torch.float32, Form(layers=(1, 3))),
+        teacher_cache_metadata({"model": "b"}, "data", torch.float32, DRAWN),
+        teacher_cache_metadata({"model": "a", "tokenizer.json": "x"}, "data", torch.float32, DRAWN),
+        teacher_cache_metadata({"model": "a"}, "other length, order or packing", torch.float32, DRAWN),
+        teacher_cache_metadata({"model": "a"}, "data", torch.bfloat16, DRAWN),
+        teacher_cache_metadata({"model": "a"}, "data", torch.float32, TeacherCacheFormat(CACHE_SAMPLED, 6)),
+        teacher_cache_metadata({"model": "a"}, "data", torch.float32, TeacherCacheFormat(CACHE_SAMPLED, 5, 2.0)),
+        teacher_cache_metadata({"model": "a"}, "data", torch.float32, TeacherCacheFormat(CACHE_TOP_K, 5)),
+        teacher_cache_metadata({"model": "a"}, "data", torch.float32),
+        teacher_cache_metadata({"model": "a"}, "data", torch.float32, TeacherCacheFormat(hidden_layers=(1, 3))),
     ]
-    assert len({cache_folder(facts) for facts in [base, *others]}) == 10
+    assert len({teacher_cache_folder(facts) for facts in [base, *others]}) == 10
 
 
 def test_bytes_per_token_are_what_the_format_says(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:
-    for form, size in ((TOP, 7 * 4 + 4), (DRAWN, 5 * 4 + 2), (Form(SAMPLED, 5, 2.0), 5 * 4 + 6)):
+    for form, size in ((TOP, 7 * 4 + 4), (DRAWN, 5 * 4 + 2), (TeacherCacheFormat(CACHE_SAMPLED, 5, 2.0), 5 * 4 + 6)):
         folder = tmp_path / str(size)
         write(folder, tiny_teacher, prepared, form)
-        measured = bytes_per_token(folder, prepared.train, form)
+        measured = measure_bytes_per_token(folder, prepared.train, form)
         assert form.bytes_per_token(VOCABULARY) == size
         assert size < measured < size * 1.2  # the headers of small shards
 
@@ -256,34 +280,36 @@ def test_many_draws_and_a_wide_top_k_give_the_gradient_of_the_whole_kl(
     labels = batch["labels"][:, 1:][chosen]
     torch.manual_seed(0)
     hidden = torch.randn(len(labels), 32)
-    live = LiveTeacher(load_model(tiny_teacher), VOCABULARY)
+    live = OnlineTeacher(load_model(tiny_teacher), VOCABULARY)
 
     def gradient(kind: str, target: object) -> torch.Tensor:
         leaf = hidden.clone().requires_grad_()
         objective = build_objective({"kl": TermConfig(kind=kind, options={"k": 300} if kind in BEST_TOKENS else {})})
-        losses = fused_losses(
-            objective, leaf, head_of(student, VOCABULARY), target, labels, denominator=torch.tensor(len(labels))
+        losses = fused_linear_distillation_loss(
+            objective, leaf, get_lm_head(student, VOCABULARY), target, labels, denominator=torch.tensor(len(labels))
         )
         return torch.autograd.grad(losses.total, leaf)[0]
 
     exact = gradient("forward_kl", live.target(batch, chosen))
-    top = write(tmp_path / "top", tiny_teacher, prepared, Form(TOP_K, 300)).target(batch, chosen)
+    top = write(tmp_path / "top", tiny_teacher, prepared, TeacherCacheFormat(CACHE_TOP_K, 300)).target(batch, chosen)
     for kind in BEST_TOKENS:
         torch.testing.assert_close(gradient(kind, top), exact, atol=2e-5, rtol=2e-2)
-    drawn = write(tmp_path / "drawn", tiny_teacher, prepared, Form(SAMPLED, 2000)).target(batch, chosen)
+    drawn = write(tmp_path / "drawn", tiny_teacher, prepared, TeacherCacheFormat(CACHE_SAMPLED, 2000)).target(batch, chosen)
     found = gradient("sampled_kl", drawn)
     assert torch.nn.functional.cosine_similarity(found.flatten(), exact.flatten(), 0) > 0.995
 
 
 @pytest.mark.parametrize(
-    ("form", "kind"), [(Form(TOP_K, 200), "top_k_tail_kl"), (DRAWN, "sampled_kl")], ids=["top_k", "sampled"]
+    ("form", "kind"),
+    [(TeacherCacheFormat(CACHE_TOP_K, 200), "top_k_tail_kl"), (DRAWN, "sampled_kl")],
+    ids=["top_k", "sampled"],
 )
 def test_a_student_learns_from_a_sparse_cache(
-    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, form: Form, kind: str
+    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, form: TeacherCacheFormat, kind: str
 ) -> None:
     cached = write(tmp_path / "cache", tiny_teacher, prepared, form)
-    longer = dataclasses.replace(TRAINING, tokens=LENGTH * 8 * 40)
-    options = {"k": 200} if form.kind == TOP_K else {}
+    longer = dataclasses.replace(TRAINING, max_tokens=LENGTH * 8 * 40)
+    options = {"k": 200} if form.kind == CACHE_TOP_K else {}
     _, final = run(tmp_path / "run", tiny_teacher, prepared, longer, {"kl": TermConfig(kind=kind, options=options)}, cached)
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     start = __import__("json").loads(lines[0])["validation/teacher_kl"]
@@ -292,9 +318,9 @@ def test_a_student_learns_from_a_sparse_cache(
 
 def test_hidden_cache_and_live_teacher_train_alike(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:
     model = load_model(tiny_teacher).requires_grad_(False)
-    write_cache(tmp_path / "cache", model, prepared.train, prepared.validation, 8)
+    write_cache_shards(tmp_path / "cache", model, prepared.train, prepared.validation, 8)
     total = len(prepared.train) + len(prepared.validation)
-    cached = CachedTeacher(tmp_path / "cache", total, head_of(model, VOCABULARY))
+    cached = OfflineTeacher(tmp_path / "cache", total, get_lm_head(model, VOCABULARY))
     one, _ = run(tmp_path / "a", tiny_teacher, prepared)
     other, _ = run(tmp_path / "b", tiny_teacher, prepared, signal=cached)
     torch.testing.assert_close(weights(one), weights(other), rtol=1e-4, atol=1e-5)
@@ -323,7 +349,7 @@ def test_an_objective_the_cache_cannot_feed_is_refused(changes: list[str], words
 def test_no_two_models_of_a_shipped_experiment_have_one_name() -> None:
     """A baseline that all variants share has a plain name, one per variant has the variant's."""
     for path in sorted((ROOT / "experiments").glob("*.yaml")):
-        labels = [cell.label for cell in plan(load_experiment(path)) if cell.is_model]
+        labels = [cell.label for cell in plan_runs(load_experiment(path)) if cell.is_model]
         assert len(set(labels)) == len(labels), path.stem
         if path.stem == "cached_teacher":
             assert labels[:3] == ["teacher", "shallow-untouched", "shallow-ce_only"]
@@ -336,8 +362,10 @@ def test_baselines_are_the_same_cells_whatever_the_cache_keeps() -> None:
     plans = {}
     for cache, kind in kinds.items():
         changes = [f"teacher.cache={cache}", f"objective.terms.kl.kind={kind}", "baselines=[teacher,untouched,ce_only]"]
-        cells = plan(load_experiment(ROOT / "experiments/quickstart.yaml", changes))
-        plans[cache] = {role: {c.identity for c in cells if c.role == role} for role in ("ce_only", "signal", "distilled")}
+        cells = plan_runs(load_experiment(ROOT / "experiments/quickstart.yaml", changes))
+        plans[cache] = {
+            role: {c.fingerprint for c in cells if c.role == role} for role in ("ce_only", "signal", "distilled")
+        }
     for role, same in (("ce_only", True), ("signal", False), ("distilled", False)):
         assert (plans["hidden"][role] == plans["top_k"][role] == plans["sampled"][role]) == same
         assert bool(plans["top_k"][role] & plans["sampled"][role]) == same

@@ -10,29 +10,29 @@ import torch
 from tiny_data import save_tokenizer, write_lines
 
 from distill_lit.config import EvaluationConfig, FiltersConfig, GeneratedConfig, PromptsConfig, load_experiment
-from distill_lit.evaluation.evaluator import document_texts
-from distill_lit.experiment.plan import plan
-from distill_lit.generation.completions import Answer
-from distill_lit.generation.corpus import Evaluation, Writer, corpus_path, write_corpus
-from distill_lit.generation.dedup import SHINGLE, WordRuns, drop_duplicates, jaccard, runs, words_of
-from distill_lit.generation.filters import filter_answers
+from distill_lit.evaluation.evaluator import evaluation_document_texts
+from distill_lit.experiment.plan import plan_runs
+from distill_lit.generation.completions import Completion
+from distill_lit.generation.corpus import EvaluationTexts, GenerationContext, generate_corpus, generated_corpus_path
+from distill_lit.generation.dedup import SHINGLE_WORDS, WordNgramIndex, drop_duplicates, jaccard, word_ngrams, words_of
+from distill_lit.generation.filters import filter_completions
 from distill_lit.generation.prompts import read_prompts
 
 pytest.importorskip("datasketch")
 ROOT = Path(__file__).parent.parent
 
 
-def answers(*texts: str) -> list[Answer]:
-    return [Answer(f"q{i}", 0, text, "stop", tokens=[1] * 9) for i, text in enumerate(texts)]
+def answers(*texts: str) -> list[Completion]:
+    return [Completion(f"q{i}", 0, text, "stop", token_ids=[1] * 9) for i, text in enumerate(texts)]
 
 
 def shingles(text: str) -> set[str]:
-    return set(runs(words_of(text), SHINGLE))
+    return set(word_ngrams(words_of(text), SHINGLE_WORDS))
 
 
 def test_runs_and_jaccard_by_hand() -> None:
-    assert list(runs("a b c d".split(), 3)) == ["a b c", "b c d"]
-    assert list(runs(["a"], 3)) == ["a"]
+    assert list(word_ngrams("a b c d".split(), 3)) == ["a b c", "b c d"]
+    assert list(word_ngrams(["a"], 3)) == ["a"]
     assert jaccard({"a", "b"}, {"b", "c"}) == pytest.approx(1 / 3)
     assert jaccard(set(), set()) == 1
     assert words_of("It's 3.5 METRES—or so.") == ["it", "s", "3", "5", "metres", "or", "so"]
@@ -60,43 +60,43 @@ def test_no_two_kept_answers_overlap_and_no_other_is_lost() -> None:
 
 def test_the_first_of_equal_answers_is_kept() -> None:
     same = "one two three four five six seven"
-    kept, dropped = filter_answers(
-        answers(same, "quite another text that stands here", same.upper()), FiltersConfig(duplicates=0.9)
+    kept, dropped = filter_completions(
+        answers(same, "quite another text that stands here", same.upper()), FiltersConfig(max_duplicate_overlap=0.9)
     )
     assert [a.prompt for a in kept] == ["q0", "q1"]
     assert dropped == {"duplicate": 1}
 
 
 def test_contamination_by_hand() -> None:
-    known = WordRuns(["the quick brown fox jumps over the dog", "a short one", "hm"], 6)
-    assert known.occur_in("Look: quick, brown fox JUMPS over the cat")
-    assert not known.occur_in("quick brown fox jumps over a dog")
-    assert known.occur_in("this is a short one, is it not")  # as a whole, since it is half as long as a run
-    assert not known.occur_in("hm")
-    kept, dropped = filter_answers(
+    known = WordNgramIndex(["the quick brown fox jumps over the dog", "a short one", "hm"], 6)
+    assert known.overlaps("Look: quick, brown fox JUMPS over the cat")
+    assert not known.overlaps("quick brown fox jumps over a dog")
+    assert known.overlaps("this is a short one, is it not")  # as a whole, since it is half as long as a run
+    assert not known.overlaps("hm")
+    kept, dropped = filter_completions(
         answers("clean text", "the quick brown fox jumps over it"),
-        FiltersConfig(contamination=6),
-        evaluation=lambda: ["the quick brown fox jumps over the dog"],
+        FiltersConfig(decontamination_ngram=6),
+        evaluation_texts=lambda: ["the quick brown fox jumps over the dog"],
     )
     assert [a.text for a in kept] == ["clean text"]
     assert dropped == {"contaminated": 1}
 
 
 def test_contamination_is_found_in_the_prompt_too() -> None:
-    asked = Answer("which gas do plants take from the air", 0, "carbon dioxide", "stop", tokens=[1, 2])
-    kept, _ = filter_answers([asked], FiltersConfig(contamination=8), evaluation=lambda: [asked.prompt])
+    asked = Completion("which gas do plants take from the air", 0, "carbon dioxide", "stop", token_ids=[1, 2])
+    kept, _ = filter_completions([asked], FiltersConfig(decontamination_ngram=8), evaluation_texts=lambda: [asked.prompt])
     assert not kept
 
 
 def test_real_evaluation_documents_are_found_and_real_training_rows_are_not() -> None:
     """ARC-Easy: every long test question is recognised; of the train split, which leaves out what is asked, few are."""
-    texts = list(document_texts(EvaluationConfig(tasks=["arc_easy"]), "pypi"))
+    texts = list(evaluation_document_texts(EvaluationConfig(tasks=["arc_easy"]), "pypi"))
     assert len(texts) > 10_000  # questions, choices, letters
-    known = WordRuns(texts, 13)
+    known = WordNgramIndex(texts, 13)
     long = [text for text in texts if len(words_of(text)) >= 13]
-    assert all(known.occur_in(f"Someone wrote: {text} And so on.") for text in long[:300])
-    prompts = PromptsConfig(dataset="allenai/ai2_arc", name="ARC-Easy", text="{{ question }}", documents=400)
-    hits = sum(known.occur_in(prompt.text) for prompt in read_prompts("p", prompts, 0, "pypi"))
+    assert all(known.overlaps(f"Someone wrote: {text} And so on.") for text in long[:300])
+    prompts = PromptsConfig(dataset="allenai/ai2_arc", name="ARC-Easy", text="{{ question }}", max_documents=400)
+    hits = sum(known.overlaps(prompt.text) for prompt in read_prompts("p", prompts, 0, "pypi"))
     assert hits <= 20
 
 
@@ -108,8 +108,8 @@ def test_documents_say_where_they_come_from(tmp_path: Path, monkeypatch: pytest.
     topics = write_lines(tmp_path / "t.jsonl", [{"topic": t} for t in ("tides", "levers", "yeast")])
     prompts = PromptsConfig(path=str(topics), text=["Explain {{ topic }}.", "An exercise on {{ topic }}:"])
     generated = GeneratedConfig(prompts, max_new_tokens=6, temperature=1.0)
-    writer = Writer(f"file:{folder}", torch.float32)
-    facts = write_corpus("book", generated, writer, "pypi", lambda *_: None)
+    writer = GenerationContext(f"file:{folder}", torch.float32)
+    facts = generate_corpus("book", generated, writer, "pypi", lambda *_: None)
     rows = [json.loads(line) for line in Path(facts["corpus"]).read_text().splitlines()]
     assert facts["prompts"] == 6
     assert {(r["row"], r["template"], r["prompt"]) for r in rows} <= {
@@ -118,10 +118,15 @@ def test_documents_say_where_they_come_from(tmp_path: Path, monkeypatch: pytest.
         for j, p in enumerate((f"Explain {t}.", f"An exercise on {t}:"))
     }
     assert {r["writer"] for r in rows} == {f"file:{folder}"}
-    filters = FiltersConfig(contamination=8)
+    filters = FiltersConfig(decontamination_ngram=8)
     guarded = GeneratedConfig(prompts, max_new_tokens=6, temperature=1.0, filters=filters)
     paths = {
-        corpus_path("k", guarded, Writer(f"file:{folder}", torch.float32, evaluation=Evaluation(name, tuple)), "pypi")
+        generated_corpus_path(
+            "k",
+            guarded,
+            GenerationContext(f"file:{folder}", torch.float32, evaluation_texts=EvaluationTexts(name, tuple)),
+            "pypi",
+        )
         for name in ("arc", "piqa")
     }
     assert len(paths) == 2  # what is asked decides what is left out
@@ -133,6 +138,6 @@ def test_other_tasks_are_other_cells_only_where_contamination_is_looked_for() ->
         names = []
         for task in ("sciq", "piqa"):
             changes = [f"data.corpora.answers.generated.filters.contamination={words}", f"evaluation.tasks=[{task}]"]
-            cells = plan(load_experiment(ROOT / "experiments/sequence_level.yaml", changes))
+            cells = plan_runs(load_experiment(ROOT / "experiments/sequence_level.yaml", changes))
             names.append(next(cell.name for cell in cells if cell.role == "generated"))
         assert (names[0] != names[1]) == differ

@@ -13,7 +13,13 @@ from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from distill_lit.analysis import significance as st
-from distill_lit.analysis.bootstrap import cluster_counts, replicate_means, replicate_sums, seed_weights, task_seed
+from distill_lit.analysis.bootstrap import (
+    bootstrap_means,
+    bootstrap_seed,
+    bootstrap_sums,
+    cluster_counts,
+    seed_resample_weights,
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +67,12 @@ def test_paired_difference_by_hand() -> None:
     phi = (20 * 16 - 12 * 2 - 25) / (32 * 18 * 22 * 28) ** 0.5
     low = 0.2 - ((p1 - l1) ** 2 - 2 * phi * (p1 - l1) * (u2 - p2) + (u2 - p2) ** 2) ** 0.5
     high = 0.2 + ((u1 - p1) ** 2 - 2 * phi * (u1 - p1) * (p2 - l2) + (p2 - l2) ** 2) ** 0.5
-    assert st.paired_difference(first, second) == pytest.approx((0.2, low, high))
+    assert st.newcombe_paired_interval(first, second) == pytest.approx((0.2, low, high))
 
 
 def test_paired_difference_of_equal_answers_is_not_certain() -> None:
     same = np.repeat([1, 0], [30, 20])
-    found = st.paired_difference(same, same)
+    found = st.newcombe_paired_interval(same, same)
     assert found.value == 0
     assert found.low < 0 < found.high
 
@@ -74,7 +80,7 @@ def test_paired_difference_of_equal_answers_is_not_certain() -> None:
 def test_paired_difference_turns_with_its_arguments() -> None:
     rng = np.random.default_rng(1)
     a, b = rng.integers(0, 2, (2, 80))
-    one, two = st.paired_difference(a, b), st.paired_difference(b, a)
+    one, two = st.newcombe_paired_interval(a, b), st.newcombe_paired_interval(b, a)
     assert (one.value, one.low, one.high) == pytest.approx((-two.value, -two.high, -two.low))
 
 
@@ -126,18 +132,18 @@ def test_nothing_known_is_nothing_adjusted() -> None:
 
 def test_detectable_effect_by_hand() -> None:
     # (1.959964 + 0.841621) √(.25 / 400)
-    assert st.detectable_effect(400, 0.25) == pytest.approx(2.801585 * 0.025, abs=1e-6)
-    assert st.detectable_effect(100, 0.0) == pytest.approx(2.801585 * (0.03 / 100) ** 0.5, abs=1e-6)
+    assert st.minimum_detectable_effect(400, 0.25) == pytest.approx(2.801585 * 0.025, abs=1e-6)
+    assert st.minimum_detectable_effect(100, 0.0) == pytest.approx(2.801585 * (0.03 / 100) ** 0.5, abs=1e-6)
 
 
 def test_cluster_error_by_hand() -> None:
     # clusters {1, 1}, {0, 0}, {1, 0}: deviations from .5 sum to 1, −1, 0; √(2 · 3/2) / 6
-    assert st.cluster_error([1, 1, 0, 0, 1, 0], [0, 0, 1, 1, 2, 2]) == pytest.approx(3**0.5 / 6)
+    assert st.clustered_standard_error([1, 1, 0, 0, 1, 0], [0, 0, 1, 1, 2, 2]) == pytest.approx(3**0.5 / 6)
 
 
 def test_cluster_error_of_single_documents_is_the_plain_one() -> None:
     x = np.random.default_rng(2).normal(size=50)
-    assert st.cluster_error(x, np.arange(50)) == pytest.approx(x.std(ddof=1) / 50**0.5)
+    assert st.clustered_standard_error(x, np.arange(50)) == pytest.approx(x.std(ddof=1) / 50**0.5)
 
 
 def test_bootstrap_p_by_hand() -> None:
@@ -163,11 +169,11 @@ def test_replicates_keep_models_and_calls_paired() -> None:
     rng = np.random.default_rng(3)
     x = rng.normal(size=(40, 1))
     clusters = np.repeat(np.arange(10), 4)
-    both = replicate_means(np.hstack([x, x]), clusters, 200, task_seed("piqa"))
+    both = bootstrap_means(np.hstack([x, x]), clusters, 200, bootstrap_seed("piqa"))
     assert (both[:, 0] == both[:, 1]).all()
-    again = replicate_means(x, clusters, 200, task_seed("piqa"))
+    again = bootstrap_means(x, clusters, 200, bootstrap_seed("piqa"))
     assert again[:, 0] == pytest.approx(both[:, 0])
-    assert not np.allclose(again, replicate_means(x, clusters, 200, task_seed("sciq")))
+    assert not np.allclose(again, bootstrap_means(x, clusters, 200, bootstrap_seed("sciq")))
 
 
 def test_replicate_sums_by_hand() -> None:
@@ -175,24 +181,24 @@ def test_replicate_sums_by_hand() -> None:
     clusters = np.array([0, 1, 0])
     counts = np.concatenate(list(cluster_counts(2, 50, 5)))
     expected = counts @ np.array([[5.0, 50.0], [2.0, 20.0]])
-    assert replicate_sums(values, clusters, 50, 5) == pytest.approx(expected)
+    assert bootstrap_sums(values, clusters, 50, 5) == pytest.approx(expected)
 
 
 def test_bootstrap_error_equals_the_formula_for_clusters() -> None:
     rng = np.random.default_rng(4)
     clusters = np.repeat(np.arange(100), 3)
     x = np.repeat(rng.normal(size=100), 3) + 0.3 * rng.normal(size=300)
-    draws = replicate_means(x[:, None], clusters, 4000, 1)[:, 0]
-    assert draws.std() == pytest.approx(st.cluster_error(x, clusters), rel=0.05)
+    draws = bootstrap_means(x[:, None], clusters, 4000, 1)[:, 0]
+    assert draws.std() == pytest.approx(st.clustered_standard_error(x, clusters), rel=0.05)
 
 
 def test_seed_weights_have_the_variance_of_a_mean() -> None:
     scores = np.array([0.1, 0.4, 0.5])
-    weights = seed_weights((0, 1, 2), 3, 20_000)
+    weights = seed_resample_weights((0, 1, 2), 3, 20_000)
     assert weights.sum(axis=1) == pytest.approx(np.ones(20_000), abs=1e-5)
     assert (weights @ scores).std() == pytest.approx(scores.std(ddof=1) / 3**0.5, rel=0.03)
-    assert (seed_weights((0, 1, 2), 3, 50) == seed_weights((0, 1, 2), 3, 50)).all()
-    assert (seed_weights((4,), 1, 5) == 1).all()
+    assert (seed_resample_weights((0, 1, 2), 3, 50) == seed_resample_weights((0, 1, 2), 3, 50)).all()
+    assert (seed_resample_weights((4,), 1, 5) == 1).all()
 
 
 def test_simultaneous_intervals_hold_together() -> None:

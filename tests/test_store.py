@@ -13,7 +13,7 @@ from distill_lit.config.schema import EvaluationConfig
 from distill_lit.evaluation import cache as store
 from distill_lit.evaluation import evaluator as evaluate
 from distill_lit.evaluation import prefix_tree_lm as harness
-from distill_lit.evaluation.evaluator import Evaluation, evaluate_model
+from distill_lit.evaluation.evaluator import EvaluationResult, evaluate_model
 from distill_lit.evaluation.task_index import built_in_index
 from distill_lit.evaluation.tasks import resolve_tasks
 from distill_lit.utils.exceptions import UserError
@@ -33,18 +33,18 @@ class World:
     def __init__(self, folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.model, self.loads = shutil.copytree(model, folder / "model"), 0
         self.tasks = tiny_tasks.make_tasks(folder / "tasks", "first", "second")
-        load = harness.load_harness
+        load = harness.load_prefix_tree_lm
 
         def counting(*arguments: Any) -> harness.PrefixTreeLM:
             self.loads += 1
             return load(*arguments)
 
-        monkeypatch.setattr(harness, "load_harness", counting)
+        monkeypatch.setattr(harness, "load_prefix_tree_lm", counting)
 
     def settings(self, *tasks: str, **changes: Any) -> EvaluationConfig:
         return EvaluationConfig(tasks=list(tasks), include_path=str(self.tasks), **changes)
 
-    def evaluate(self, *tasks: str, **changes: Any) -> Evaluation:
+    def evaluate(self, *tasks: str, **changes: Any) -> EvaluationResult:
         return evaluate_model(self.model, self.settings(*tasks, **changes), "pypi")
 
     def entries(self) -> list[Path]:
@@ -52,14 +52,14 @@ class World:
 
     def key(self, **changes: Any) -> str:
         settings = self.settings("first", **changes)
-        return store.store_key("model", resolve_tasks(settings, "pypi")[0], settings)
+        return store.evaluation_cache_key("model", resolve_tasks(settings, "pypi")[0], settings)
 
 
 def test_once_ever(world: World) -> None:
     first = world.evaluate("first", "second")
-    assert (world.loads, first.cached) == (1, [])
+    assert (world.loads, first.cached_tasks) == (1, [])
     second = world.evaluate("first", "second")
-    assert (world.loads, second.cached) == (1, ["first", "second"])
+    assert (world.loads, second.cached_tasks) == (1, ["first", "second"])
     assert second.records.equals(first.records)
     assert second.documents.equals(first.documents)
     assert second.meta == first.meta
@@ -73,7 +73,7 @@ def test_only_what_is_missing_is_done(world: World) -> None:
     world.evaluate("first")
     stamp = world.entries()[0].stat().st_mtime_ns
     both = world.evaluate("second", "first")
-    assert both.cached == ["first"]
+    assert both.cached_tasks == ["first"]
     assert list(both.meta) == ["second", "first"]
     assert list(dict.fromkeys(both.records["task"])) == ["second", "first"]
     assert stamp in {entry.stat().st_mtime_ns for entry in world.entries()}
@@ -84,15 +84,15 @@ def test_the_name_of_the_folder_and_the_model_card_do_not_count(world: World) ->
     world.evaluate("first")
     world.model = world.model.rename(world.model.with_name("renamed"))
     (world.model / "README.md").write_text("a card")
-    assert world.evaluate("first").cached == ["first"]
+    assert world.evaluate("first").cached_tasks == ["first"]
 
 
 def test_other_weights_or_tokenizer_count(world: World) -> None:
     world.evaluate("first")
     tiny.make_model(world.model, seed=1)
-    assert world.evaluate("first").cached == []
+    assert world.evaluate("first").cached_tasks == []
     tiny.make_tokenizer(world.model, size=290)
-    assert world.evaluate("first").cached == []
+    assert world.evaluate("first").cached_tasks == []
     assert len(world.entries()) == 3
 
 
@@ -116,7 +116,7 @@ def test_versions_count(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     before = world.key()
     monkeypatch.setattr(store, "lm_eval_version", lambda: "0.4.99")
     other_version = world.key()
-    monkeypatch.setattr(store, "FORMAT", store.FORMAT + 1)
+    monkeypatch.setattr(store, "RECORDS_FORMAT_VERSION", store.RECORDS_FORMAT_VERSION + 1)
     assert len({before, other_version, world.key()}) == 3
 
 
@@ -130,10 +130,10 @@ def test_damage_is_noticed_said_and_repaired(world: World, damage: str, capsys: 
     {"flipped": lambda: rows.write_bytes(content), "truncated": lambda: rows.write_bytes(content[:99]),
      "no_meta": meta.unlink, "no_rows": rows.unlink, "not_json": lambda: meta.write_text("{")}[damage]()  # fmt: skip
     again = world.evaluate("first")
-    assert again.cached == []
+    assert again.cached_tasks == []
     assert "is damaged" in capsys.readouterr().err
     assert again.records.equals(first.records)
-    assert world.evaluate("first").cached == ["first"]
+    assert world.evaluate("first").cached_tasks == ["first"]
 
 
 def test_interrupted_work_leaves_what_is_whole(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def test_interrupted_work_leaves_what_is_whole(world: World, monkeypatch: pytest
         world.evaluate("first", "second")
     assert len(world.entries()) == 1
     monkeypatch.setattr(evaluate, "evaluate_task", one)
-    assert world.evaluate("first", "second").cached == ["first"]
+    assert world.evaluate("first", "second").cached_tasks == ["first"]
 
 
 def test_two_at_once_do_the_work_once(world: World) -> None:
@@ -158,10 +158,10 @@ def test_two_at_once_do_the_work_once(world: World) -> None:
 
     def wait_for_it() -> None:
         entered.set()
-        with store.locked(key):
+        with store.lock_cached_evaluation(key):
             order.append("second")
 
-    with store.locked(key):
+    with store.lock_cached_evaluation(key):
         other = threading.Thread(target=wait_for_it)
         other.start()
         entered.wait()
@@ -185,7 +185,7 @@ def test_auto_must_be_resolved_first(world: World) -> None:
 def test_progress_is_told_per_task(world: World) -> None:
     told: list[tuple[int, int, str]] = []
     settings = world.settings("first", "second")
-    evaluate_model(world.model, settings, "pypi", progress=lambda *step: told.append(step))
+    evaluate_model(world.model, settings, "pypi", progress_callback=lambda *step: told.append(step))
     assert [step[2] for step in told] == sorted(step[2] for step in told)
     for task in ("first", "second"):
         steps = [step for step in told if step[2] == task]

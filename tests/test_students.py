@@ -15,28 +15,28 @@ from distill_lit import data
 from distill_lit.config import LoraConfig, StudentConfig, TermConfig, WidthConfig
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import calibration_batches
-from distill_lit.losses import build_objective, fused_losses
-from distill_lit.losses.lm_head import Head
+from distill_lit.losses import build_objective, fused_linear_distillation_loss
+from distill_lit.losses.lm_head import LMHead
 from distill_lit.models import (
     Calibration,
     check_student,
-    check_student_fits,
+    check_student_against_teacher,
     export_student,
     initial_student,
-    load_config,
     load_model,
+    load_model_config,
     merge_adapters,
     size_from_config,
     size_of,
     student_config,
-    trained_share,
+    trainable_fraction,
 )
 from distill_lit.models import student as students
 from distill_lit.models.lora import add_adapters
-from distill_lit.models.student import kept_layers
-from distill_lit.teachers import LiveTeacher
-from distill_lit.training.distiller import Distiller, HeadSettings
-from distill_lit.training.trainer import Run, train
+from distill_lit.models.student import retained_layers
+from distill_lit.teachers import OnlineTeacher
+from distill_lit.training.distiller import Distiller, FusedLossSettings
+from distill_lit.training.trainer import TrainingJob, train
 from distill_lit.utils.exceptions import UserError
 
 LORA = LoraConfig(rank=2, alpha=8, dropout=0.5)
@@ -53,11 +53,14 @@ def calibration(prepared: data.PreparedData, tmp_path: Path, monkeypatch: pytest
     ("student", "words"),
     [
         (StudentConfig(), "students.s: give exactly one of depth .* got none"),
-        (StudentConfig(depth=2, from_="file:x"), "got depth and from"),
+        (StudentConfig(num_layers=2, from_="file:x"), "got depth and from"),
         (StudentConfig(width=WidthConfig(hidden_size=8), config={"hidden_size": 8}), "got depth and config"),
-        (StudentConfig(depth=2, layers="uniforn"), "students.s.layers: unknown method 'uniforn'; did you mean 'uniform'"),
-        (StudentConfig(lora=LoraConfig(rank=2, targets="q_proj")), "students.s.lora.targets: 'q_proj' is neither"),
-        (StudentConfig(lora=LoraConfig(rank=2, targets=[])), "students.s.lora.targets: \\[\\] is neither"),
+        (
+            StudentConfig(num_layers=2, layers="uniforn"),
+            "students.s.layers: unknown method 'uniforn'; did you mean 'uniform'",
+        ),
+        (StudentConfig(lora=LoraConfig(rank=2, target_modules="q_proj")), "students.s.lora.targets: 'q_proj' is neither"),
+        (StudentConfig(lora=LoraConfig(rank=2, target_modules=[])), "students.s.lora.targets: \\[\\] is neither"),
         (StudentConfig(from_="smollm"), "unknown kind"),
     ],
 )
@@ -69,23 +72,23 @@ def test_students_that_make_no_sense_are_refused(student: StudentConfig, words: 
 @pytest.mark.parametrize(
     "student",
     [
-        StudentConfig(depth=2),
+        StudentConfig(num_layers=2),
         StudentConfig(layers=[0, 3]),
         StudentConfig(width=WidthConfig(intermediate_size=32)),
-        StudentConfig(depth=2, width=WidthConfig(hidden_size=24)),
+        StudentConfig(num_layers=2, width=WidthConfig(hidden_size=24)),
         StudentConfig(lora=LORA),
-        StudentConfig(depth=2, lora=LORA),
+        StudentConfig(num_layers=2, lora=LORA),
     ],
 )
 def test_students_that_make_sense_are_taken(student: StudentConfig, teacher: Path) -> None:
     check_student("s", student)
-    check_student_fits("s", student, teacher)
+    check_student_against_teacher("s", student, teacher)
 
 
 @pytest.mark.parametrize(
     ("student", "words"),
     [
-        (StudentConfig(depth=5), "students.s.depth: 5 exceeds the teacher's 4 layers"),
+        (StudentConfig(num_layers=5), "students.s.depth: 5 exceeds the teacher's 4 layers"),
         (StudentConfig(layers=[0, 4]), "students.s.layers: 4 is beyond the teacher's last layer 3"),
         (StudentConfig(width=WidthConfig(hidden_size=64)), "students.s.width.hidden_size: 64 exceeds the teacher's 36"),
         (
@@ -99,15 +102,15 @@ def test_students_that_the_teacher_cannot_give_are_refused_without_its_weights(
 ) -> None:
     (tmp_path / "config.json").write_text((teacher / "config.json").read_text())
     with pytest.raises(UserError, match=words):
-        check_student_fits("s", student, tmp_path)
+        check_student_against_teacher("s", student, tmp_path)
 
 
 @pytest.mark.parametrize(
     "student",
     [
-        StudentConfig(depth=2, layers="block_influence"),
+        StudentConfig(num_layers=2, layers="block_influence"),
         StudentConfig(width=WidthConfig(hidden_size=24, intermediate_size=32, num_attention_heads=4)),
-        StudentConfig(depth=3, width=WidthConfig(num_key_value_heads=1)),
+        StudentConfig(num_layers=3, width=WidthConfig(num_key_value_heads=1)),
         StudentConfig(config={"num_hidden_layers": 1, "intermediate_size": 16}),
     ],
 )
@@ -115,24 +118,24 @@ def test_a_student_has_the_shape_that_its_config_foretells(
     student: StudentConfig, teacher: Path, calibration: Calibration
 ) -> None:
     built = initial_student(student, teacher, calibration, seed=0)
-    foretold = student_config(student, load_config(teacher))
+    foretold = student_config(student, load_model_config(teacher))
     assert size_of(built) == size_from_config(foretold)
     assert built.dtype == torch.float32
 
 
 def test_a_measured_choice_is_made_once(teacher: Path, calibration: Calibration, monkeypatch: pytest.MonkeyPatch) -> None:
-    student = StudentConfig(depth=2, layers="block_influence", width=WidthConfig(intermediate_size=20))
+    student = StudentConfig(num_layers=2, layers="block_influence", width=WidthConfig(intermediate_size=20))
     first = initial_student(student, teacher, calibration, seed=0)
 
     def refuse(*_: Any) -> None:
         raise AssertionError("measured again")
 
     monkeypatch.setattr(students, "choose_layers", refuse)
-    monkeypatch.setattr(students, "choose_cut", refuse)
+    monkeypatch.setattr(students, "select_width", refuse)
     again = initial_student(student, teacher, calibration, seed=0)
     assert torch.equal(first(IDS).logits, again(IDS).logits)
     with pytest.raises(AssertionError, match="measured again"):  # other text, another choice
-        initial_student(student, teacher, calibration._replace(identity="other"), seed=0)
+        initial_student(student, teacher, calibration._replace(data_fingerprint="other"), seed=0)
 
 
 def test_one_greedy_order_serves_every_depth(
@@ -140,17 +143,17 @@ def test_one_greedy_order_serves_every_depth(
 ) -> None:
     trials = []
     calibration = calibration._replace(progress=lambda done, total: trials.append(total))
-    three = kept_layers(StudentConfig(depth=3), teacher, calibration)
+    three = retained_layers(StudentConfig(num_layers=3), teacher, calibration)
     assert trials == [4] * 4
-    one = kept_layers(StudentConfig(depth=1), teacher, calibration)
+    one = retained_layers(StudentConfig(num_layers=1), teacher, calibration)
     assert trials[4:] == [5] * 5  # three layers tried, then two: not the first four again
-    two = kept_layers(StudentConfig(depth=2), teacher, calibration)
+    two = retained_layers(StudentConfig(num_layers=2), teacher, calibration)
     assert len(trials) == 9
     assert set(one) < set(two) < set(three) < set(range(4))
 
 
 def test_a_pretrained_student_needs_the_teachers_tokenizer(teacher: Path, tmp_path: Path) -> None:
-    other = tiny.make_model(tmp_path / "same", layers=1, seed=3)
+    other = tiny.make_model(tmp_path / "same", num_layers=1, seed=3)
     built = initial_student(StudentConfig(from_=f"file:{other}"), teacher, Calibration([], ""), seed=0)
     assert torch.equal(built(IDS).logits, load_model(other)(IDS).logits)
     tiny.make_tokenizer(other, size=280)
@@ -169,13 +172,13 @@ def adapted(teacher: Path, lora: LoraConfig = LORA, **student: Any) -> Any:
 
 def test_adapters_start_at_nothing_and_are_all_that_trains(teacher: Path) -> None:
     student = adapted(teacher)
-    plain = initial_student(StudentConfig(depth=2, layers="uniform"), teacher, Calibration([], ""), seed=0)
+    plain = initial_student(StudentConfig(num_layers=2, layers="uniform"), teacher, Calibration([], ""), seed=0)
     assert torch.equal(student(IDS).logits, plain(IDS).logits)
     trained = [name for name, parameter in student.named_parameters() if parameter.requires_grad]
     assert len(trained) == 2 * 2 * 7  # two layers of seven linear maps, A and B each
     assert all("lora_" in name for name in trained)
-    assert trained_share(student) < 0.2
-    assert trained_share(plain) == 1.0
+    assert trainable_fraction(student) < 0.2
+    assert trainable_fraction(plain) == 1.0
 
 
 def test_merging_changes_no_logit_and_leaves_no_trace(teacher: Path) -> None:
@@ -189,39 +192,39 @@ def test_merging_changes_no_logit_and_leaves_no_trace(teacher: Path) -> None:
     merged = merge_adapters(student)
     torch.testing.assert_close(merged(IDS).logits, before, rtol=0, atol=1e-4)
     assert [name for name, _ in merged.named_parameters()] == names
-    assert trained_share(merged) == 1.0
+    assert trainable_fraction(merged) == 1.0
 
 
 def initial_names(teacher: Path) -> list[tuple[str, torch.Tensor]]:
-    plain = initial_student(StudentConfig(depth=2, layers="uniform"), teacher, Calibration([], ""), seed=0)
+    plain = initial_student(StudentConfig(num_layers=2, layers="uniform"), teacher, Calibration([], ""), seed=0)
     return list(plain.named_parameters())
 
 
 def test_targets_can_be_named(teacher: Path) -> None:
-    student = adapted(teacher, LoraConfig(rank=2, targets=["q_proj", "v_proj"]))
+    student = adapted(teacher, LoraConfig(rank=2, target_modules=["q_proj", "v_proj"]))
     assert sum(parameter.requires_grad for parameter in student.parameters()) == 2 * 2 * 2
 
 
 @pytest.mark.parametrize(("target", "words"), [("lm_head", "lm_head cannot have an adapter"), ("qproj", "qproj")])
 def test_wrong_targets_are_refused(teacher: Path, target: str, words: str) -> None:
     with pytest.raises(UserError, match=f"lora.targets: .*{words}"):
-        adapted(teacher, LoraConfig(rank=2, targets=[target]))
+        adapted(teacher, LoraConfig(rank=2, target_modules=[target]))
 
 
-def lora_run(folder: Path, teacher: Path, prepared: data.PreparedData, student: Any, signal: LiveTeacher) -> Run:
-    training = replace(TRAINING, checkpoint_every=2)
+def lora_run(folder: Path, teacher: Path, prepared: data.PreparedData, student: Any, signal: OnlineTeacher) -> TrainingJob:
+    training = replace(TRAINING, checkpoint_interval=2)
     module = PackedDataModule(prepared.train, prepared.validation, training, 0)
-    head = HeadSettings(64, False, torch.float32)
+    head = FusedLossSettings(64, False, torch.float32)
     terms = build_objective({"kl": TermConfig(kind="forward_kl")})
     distiller = Distiller(student, VOCABULARY, terms, signal, training, module.steps, LENGTH, head)
-    return Run(folder, distiller, module, training, 0, lambda *_: None)
+    return TrainingJob(folder, distiller, module, training, 0, lambda *_: None)
 
 
 def test_training_adapters(tmp_path: Path, teacher: Path, prepared: data.PreparedData) -> None:
     """Only adapters are optimised and saved; the student learns; its folder opens with plain transformers."""
     student = adapted(teacher, replace(LORA, dropout=0.0))
     frozen = {name: value.clone() for name, value in student.state_dict().items() if "lora_" not in name}
-    signal = LiveTeacher(load_model(teacher), VOCABULARY)
+    signal = OnlineTeacher(load_model(teacher), VOCABULARY)
     run = lora_run(tmp_path, teacher, prepared, student, signal)
     final = train(run)
     start = __import__("json").loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
@@ -244,7 +247,7 @@ def test_adapters_resume_exactly(tmp_path: Path, teacher: Path, prepared: data.P
     def weights(student: Any) -> torch.Tensor:
         return torch.cat([p.detach().flatten() for p in student.parameters() if p.requires_grad])
 
-    signal = LiveTeacher(load_model(teacher), VOCABULARY)
+    signal = OnlineTeacher(load_model(teacher), VOCABULARY)
     whole = adapted(teacher)
     train(lora_run(tmp_path / "a", teacher, prepared, whole, signal))
     torch.manual_seed(123)
@@ -264,7 +267,7 @@ def test_eval_of_the_teacher_leaves_the_dropout_of_adapters_on(
     for name, module in student.named_modules():
         if name.endswith("q_proj.lora_dropout.default"):
             module.register_forward_hook(lambda module, inputs, output: dropping.append(bool((output == 0).any())))
-    run = lora_run(tmp_path, teacher, prepared, student, LiveTeacher(load_model(teacher), VOCABULARY))
+    run = lora_run(tmp_path, teacher, prepared, student, OnlineTeacher(load_model(teacher), VOCABULARY))
     modes = []
     step = run.distiller.training_step
 
@@ -301,9 +304,11 @@ def test_a_frozen_head_gets_no_gradient_and_changes_no_other() -> None:
     labels, objective = torch.randint(50, (6,)), build_objective({"ce": TermConfig()})
     grads = []
     for is_frozen in (False, True):
-        head = Head(weight.clone().requires_grad_(not is_frozen), None, 1.0, 0.0, 50)
+        head = LMHead(weight.clone().requires_grad_(not is_frozen), None, 1.0, 0.0, 50)
         inputs = hidden.clone().requires_grad_()
-        fused_losses(objective, inputs, head, None, labels, denominator=torch.tensor(6), chunk=4).total.backward()
+        fused_linear_distillation_loss(
+            objective, inputs, head, None, labels, denominator=torch.tensor(6), chunk_size=4
+        ).total.backward()
         assert (head.weight.grad is None) == is_frozen
         grads.append(inputs.grad)
     assert torch.equal(*grads)

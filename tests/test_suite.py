@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from distill_lit.config import expand, load_experiment
-from distill_lit.experiment.plan import plan
+from distill_lit.config import expand_grid, load_experiment
+from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.validation import check_experiment
 
 ROOT = Path(__file__).parent.parent
@@ -33,11 +33,11 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 def test_shipped_experiments_are_valid(path: Path) -> None:
     config = load_experiment(path)
     check_experiment(config)
-    assert len(plan(config)) >= len(list(expand(config)))
+    assert len(plan_runs(config)) >= len(list(expand_grid(config)))
 
 
 def test_seven_models_of_the_quickstart() -> None:
-    cells = [cell for cell in plan(load_experiment(ROOT / "experiments/quickstart.yaml")) if cell.is_model]
+    cells = [cell for cell in plan_runs(load_experiment(ROOT / "experiments/quickstart.yaml")) if cell.is_model]
     assert [cell.label for cell in cells] == [
         "teacher",
         "deep-untouched",
@@ -52,7 +52,7 @@ def test_seven_models_of_the_quickstart() -> None:
 def test_identity_ignores_what_cannot_change_a_result() -> None:
     path = ROOT / "experiments/quickstart.yaml"
     names = [
-        [c.name for c in plan(load_experiment(path, [change]))]
+        [c.name for c in plan_runs(load_experiment(path, [change]))]
         for change in ("seed=0", "training.checkpoint_every=7", "analysis.bootstrap=200", "training.learning_rate=1e-3")
     ]
     assert names[0] == names[1] == names[2]

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from distill_lit.models.pruning import check_cut, keep_layers, only_layers
-from distill_lit.models.pruning.architecture import layer_list
+from distill_lit.models.pruning import check_pruned_logits, only_layers, prune_depth
+from distill_lit.models.pruning.architecture import get_decoder_layers
 from distill_lit.utils.exceptions import UserError
 
 LAYERS = 4
@@ -91,7 +91,7 @@ def make(name: str, **changes: Any) -> Any:
 def skipped(model: Any, layers: list[int], ids: torch.Tensor) -> torch.Tensor:
     """What a model says without its other layers, whose outputs are their inputs."""
     with contextlib.ExitStack() as stack:
-        for number, layer in enumerate(layer_list(model)[1]):
+        for number, layer in enumerate(get_decoder_layers(model)[1]):
             if number not in layers:
                 handle = layer.register_forward_hook(
                     lambda _, given, named, out: (
@@ -104,8 +104,8 @@ def skipped(model: Any, layers: list[int], ids: torch.Tensor) -> torch.Tensor:
 
 
 def cut(model: Any, layers: list[int]) -> Any:
-    student = keep_layers(model, layers)
-    check_cut(model, student, layers)
+    student = prune_depth(model, layers)
+    check_pruned_logits(model, student, layers)
     return student
 
 
@@ -128,7 +128,7 @@ def test_lists_numbers_and_periods_of_a_config_are_cut_along(name: str, layers: 
 def test_a_period_that_no_cut_keeps_is_refused_by_its_name() -> None:
     model = make("jamba", attn_layer_period=4, attn_layer_offset=0, num_hidden_layers=8)
     with pytest.raises(UserError, match="attn_layer_period: 4 and attn_layer_offset: 0"):
-        keep_layers(model, [0, 4, 5, 6])
+        prune_depth(model, [0, 4, 5, 6])
     assert [cut(model, [0, 4]).config.attn_layer_period, cut(model, [1, 2]).config.num_hidden_layers] == [1, 2]
 
 

@@ -6,7 +6,7 @@ from tiny_families import FAMILIES, LAYERS, make_family, text_batches
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
-from distill_lit.models.pruning import block_influence, check_layers, choose_layers, keep_layers, only_layers, removal_order
+from distill_lit.models.pruning import block_influence, check_layers, choose_layers, only_layers, prune_depth, removal_order
 from distill_lit.models.pruning.architecture import ATTENTION_OUTPUTS, FFN_OUTPUTS, submodules
 from distill_lit.utils.exceptions import UserError
 
@@ -45,7 +45,7 @@ def test_measured_methods_drop_layers_that_do_nothing(name: str, method: str) ->
     model = make_family(name)
     silence(model, 1, 2)
     if name == "gemma3":  # its post-norms would make something even of nothing, but for their eps
-        assert torch.allclose(model(IDS).logits, keep_layers(model, [0, 3])(IDS).logits, atol=1e-5)
+        assert torch.allclose(model(IDS).logits, prune_depth(model, [0, 3])(IDS).logits, atol=1e-5)
     assert choose_layers(model, 2, method, BATCHES) == [0, 3]
 
 
@@ -77,7 +77,7 @@ def test_greedy_order_equals_a_search_over_real_models(name: str) -> None:
     model = make_family(name)
 
     def cost(kept: list[int]) -> float:
-        student, total = keep_layers(model, kept), 0.0
+        student, total = prune_depth(model, kept), 0.0
         for batch in BATCHES:
             with torch.no_grad():
                 p, q = (m(batch["input_ids"]).logits[batch["valid"]].log_softmax(-1) for m in (model, student))
@@ -103,7 +103,7 @@ def test_greedy_order_goes_on_from_a_shorter_one() -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_model_with_all_layers_says_the_same(name: str) -> None:
     model = make_family(name)
-    assert torch.equal(keep_layers(model, [0, 1, 2, 3])(IDS).logits, model(IDS).logits)
+    assert torch.equal(prune_depth(model, [0, 1, 2, 3])(IDS).logits, model(IDS).logits)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -113,7 +113,7 @@ def test_layers_left_out_of_a_model_and_a_model_without_them_agree(name: str) ->
     before = model(IDS).logits
     with only_layers(model, [1, 2]):
         inside = model(IDS, use_cache=False).logits
-    student = keep_layers(model, [1, 2])
+    student = prune_depth(model, [1, 2])
     assert torch.equal(inside, student(IDS).logits)
     assert torch.equal(model(IDS).logits, before)
     assert student.num_parameters() < model.num_parameters()
@@ -122,7 +122,7 @@ def test_layers_left_out_of_a_model_and_a_model_without_them_agree(name: str) ->
 def test_layers_without_which_nothing_changes_can_go() -> None:
     model = make_family("qwen3")
     silence(model, 0, 2)
-    torch.testing.assert_close(keep_layers(model, [1, 3])(IDS).logits, model(IDS).logits, rtol=0, atol=1e-6)
+    torch.testing.assert_close(prune_depth(model, [1, 3])(IDS).logits, model(IDS).logits, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_layers_beyond_the_teacher_are_refused() -> None:
     with pytest.raises(UserError, match="depth: 5 exceeds the teacher's 4 layers"):
         choose_layers(make_family("llama"), 5, "uniform", [])
     with pytest.raises(UserError, match="4 is beyond the teacher's last layer 3"):
-        keep_layers(make_family("llama"), [0, 4])
+        prune_depth(make_family("llama"), [0, 4])
 
 
 def test_a_model_whose_layers_depend_on_their_number_is_refused() -> None:
@@ -155,5 +155,5 @@ def test_a_model_whose_layers_depend_on_their_number_is_refused() -> None:
     experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8, "decoder_sparse_step": 2}
     model = AutoModelForCausalLM.from_config(Qwen3MoeConfig(**shape, **experts, intermediate_size=8, num_hidden_layers=4))
     with pytest.raises(UserError, match="Qwen3MoeForCausalLM: its parts do not fit a smaller model"):
-        keep_layers(model, [0, 2])
-    assert len(keep_layers(model, [0, 1]).model.layers) == 2
+        prune_depth(model, [0, 2])
+    assert len(prune_depth(model, [0, 1]).model.layers) == 2

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_the_table_of_cuts(tmp_path: Path) -> None:
     sizes = {"hidden_size": 36, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 4}
-    teacher = tiny.make_model(tmp_path / "teacher", layers=4, intermediate_size=48, **sizes)
+    teacher = tiny.make_model(tmp_path / "teacher", num_layers=4, intermediate_size=48, **sizes)
     corpus = tiny.make_corpus(tmp_path / "corpus.jsonl")
     (tmp_path / "tiny.yaml").write_text(f"""
 name: tiny

@@ -10,13 +10,13 @@ from transformers import AutoModelForCausalLM, Olmo2Config, Phi3Config
 
 from distill_lit.config import WidthConfig
 from distill_lit.models.pruning import (
-    Cut,
-    choose_cut,
-    cut_width,
-    keep_layers,
+    WidthSelection,
     measure_importance,
     narrow_config,
     norm_corrections,
+    prune_depth,
+    prune_width,
+    select_width,
     target_widths,
 )
 from distill_lit.models.pruning.architecture import (
@@ -36,11 +36,11 @@ NARROW_GPT2 = WidthConfig(hidden_size=16, intermediate_size=16, num_attention_he
 ROTARY = [name for name in FAMILIES if name != "gpt2"]
 
 
-def whole(model: torch.nn.Module) -> Cut:
+def whole(model: torch.nn.Module) -> WidthSelection:
     """The cut that keeps everything."""
     config = model.config
     heads, groups = config.num_attention_heads, getattr(config, "num_key_value_heads", config.num_attention_heads)
-    return Cut(
+    return WidthSelection(
         list(range(config.hidden_size)),
         [list(range(40))] * LAYERS,
         [list(range(groups))] * LAYERS,
@@ -49,8 +49,8 @@ def whole(model: torch.nn.Module) -> Cut:
     )
 
 
-def without(cut: Cut, **less: object) -> Cut:
-    return Cut(**{**vars(cut), **less})
+def without(cut: WidthSelection, **less: object) -> WidthSelection:
+    return WidthSelection(**{**vars(cut), **less})
 
 
 def read_columns(module: torch.nn.Module) -> torch.Tensor:
@@ -65,9 +65,9 @@ def assert_same(student: torch.nn.Module, model: torch.nn.Module, tolerance: flo
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_cut_that_keeps_everything_changes_no_logit(name: str) -> None:
     model = make_family(name)
-    student = cut_width(model, choose_cut(model, WidthConfig(), BATCHES))
+    student = prune_width(model, select_width(model, WidthConfig(), BATCHES))
     assert torch.equal(student(IDS).logits, model(IDS).logits)
-    assert choose_cut(model, WidthConfig(), BATCHES) == whole(model)
+    assert select_width(model, WidthConfig(), BATCHES) == whole(model)
 
 
 @pytest.mark.parametrize("name", ROTARY)
@@ -80,7 +80,7 @@ def test_heads_that_write_nothing_can_go(name: str) -> None:
         for head in gone:
             module.weight.data[:, head * 8 : head * 8 + 8] = 0
         heads.append([i for i in range(6) if i not in gone])
-    student = cut_width(model, without(cut, heads=heads))
+    student = prune_width(model, without(cut, heads=heads))
     assert student.config.num_attention_heads == 4
     assert student.config.head_dim == 8
     assert_same(student, model)
@@ -95,7 +95,7 @@ def test_key_value_groups_that_write_nothing_can_go(name: str) -> None:
         module.weight.data[:, gone * 24 : gone * 24 + 24] = 0
         groups.append([1 - gone])
         heads.append([i + 3 * (1 - gone) for i in range(3)])
-    student = cut_width(model, without(cut, groups=groups, heads=heads))
+    student = prune_width(model, without(cut, groups=groups, heads=heads))
     assert (student.config.num_attention_heads, student.config.num_key_value_heads) == (3, 1)
     assert_same(student, model)
 
@@ -109,7 +109,7 @@ def test_neurons_that_write_nothing_can_go(name: str) -> None:
         read_columns(module).data[:, gone] = 0
         neurons.append([i for i in range(40) if i not in gone][:26])
         read_columns(module).data[:, [i for i in range(40) if i not in neurons[-1]]] = 0
-    assert_same(cut_width(model, without(cut, neurons=neurons)), model)
+    assert_same(prune_width(model, without(cut, neurons=neurons)), model)
 
 
 @pytest.mark.parametrize("name", ROTARY)
@@ -125,10 +125,10 @@ def test_hidden_channels_that_carry_nothing_can_go(name: str) -> None:
             if "gemma" in name:
                 norm.weight[gone] = -1  # what Gemma's norms write into the stream: nothing either
     kept = [i for i in range(36) if i not in gone]
-    student = cut_width(model, without(whole(model), hidden=kept, norms=norm_corrections(model, BATCHES, kept)))
+    student = prune_width(model, without(whole(model), hidden=kept, norms=norm_corrections(model, BATCHES, kept)))
     assert student.config.hidden_size == 24
     assert_same(student, model, 1e-3)
-    careless = cut_width(model, without(whole(model), hidden=kept))
+    careless = prune_width(model, without(whole(model), hidden=kept))
     assert (careless(IDS).logits - model(IDS).logits).abs().max() > 0.1
 
 
@@ -149,9 +149,9 @@ def test_a_corrected_norm_says_what_it_said_before(name: str) -> None:
     target, cut = output(model)[:, kept], without(whole(model), hidden=kept)
     if name == "gpt2":
         cut = without(cut, heads=[[0, 1, 2]] * LAYERS, groups=[[0, 1, 2]] * LAYERS)
-    plain = output(cut_width(model, cut)) - target
+    plain = output(prune_width(model, cut)) - target
     norms = norm_corrections(model, BATCHES, kept)
-    corrected = output(cut_width(model, without(cut, norms=norms))) - target
+    corrected = output(prune_width(model, without(cut, norms=norms))) - target
     assert corrected.square().mean() < 0.1 * plain.square().mean()
 
 
@@ -210,17 +210,17 @@ def test_the_most_used_heads_neurons_and_channels_stay() -> None:
             decoder.self_attn.v_proj.weight[8 * (layer % 2) : 8 * (layer % 2) + 8] *= 50  # a key-value group
         for norm in residual_norms(model).values():
             norm.weight[::2] *= 50
-    cut = choose_cut(model, WidthConfig(18, 10, 0, 1), BATCHES)
+    cut = select_width(model, WidthConfig(18, 10, 0, 1), BATCHES)
     assert cut.hidden == list(range(0, 36, 2))
     assert cut.neurons == [list(range(layer, 40, LAYERS)) for layer in range(LAYERS)]
-    assert cut.groups == [[layer % 2] for layer in range(LAYERS)]
+    assert cut.key_value_heads == [[layer % 2] for layer in range(LAYERS)]
     assert cut.heads == [[3 * (layer % 2) + i for i in range(3)] for layer in range(LAYERS)]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_narrow_student_opens_from_its_folder(name: str, tmp_path: Path) -> None:
     model, width = make_family(name), NARROW_GPT2 if name == "gpt2" else NARROW
-    student = cut_width(model, choose_cut(model, width, BATCHES))
+    student = prune_width(model, select_width(model, width, BATCHES))
     tied = student.get_output_embeddings().weight is student.get_input_embeddings().weight
     assert tied == (model.get_output_embeddings().weight is model.get_input_embeddings().weight)
     assert dict(student.named_parameters()).keys() == dict(model.named_parameters()).keys()
@@ -233,8 +233,8 @@ def test_a_narrow_student_opens_from_its_folder(name: str, tmp_path: Path) -> No
 
 
 def test_depth_and_width_together() -> None:
-    model = keep_layers(make_family("gemma3"), [0, 3])
-    student = cut_width(model, choose_cut(model, NARROW, BATCHES))
+    model = prune_depth(make_family("gemma3"), [0, 3])
+    student = prune_width(model, select_width(model, NARROW, BATCHES))
     assert student.config.layer_types == ["sliding_attention", "full_attention"]
     assert len(student.model.layers) == 2
     assert student(IDS).logits.isfinite().all()
@@ -283,4 +283,4 @@ def test_heads_of_gpt2_go_with_its_hidden_size() -> None:
 def test_models_with_other_parts_are_refused(config: object, part: str) -> None:
     model = AutoModelForCausalLM.from_config(config)
     with pytest.raises(UserError, match=rf"{type(model).__name__} has a part '.*({part})' that width surgery"):
-        choose_cut(model, WidthConfig(intermediate_size=20), BATCHES)
+        select_width(model, WidthConfig(intermediate_size=20), BATCHES)

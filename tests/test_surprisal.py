@@ -15,9 +15,9 @@ from distill_lit.analysis.document_axes import axis_values, stratify
 from distill_lit.analysis.results import load_results
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.evaluation import prefix_tree_lm as harness
-from distill_lit.evaluation.evaluator import Evaluation, evaluate_model
+from distill_lit.evaluation.evaluator import EvaluationResult, evaluate_model
 from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
-from distill_lit.evaluation.surprisal import gold_text, measure_surprisal, question_of
+from distill_lit.evaluation.surprisal import gold_text, last_question, measure_surprisal
 from distill_lit.models import load_model, load_tokenizer
 
 
@@ -32,7 +32,7 @@ def settings(tmp_path: Path) -> EvaluationConfig:
     return EvaluationConfig(tasks=["colours", "shapes"], include_path=str(tmp_path / "tasks"), limit=7)
 
 
-def evaluated(folder: Path, settings: EvaluationConfig) -> Evaluation:
+def evaluated(folder: Path, settings: EvaluationConfig) -> EvaluationResult:
     return evaluate_model(folder, settings, "pypi")
 
 
@@ -62,16 +62,16 @@ def test_a_second_time_no_model_is_loaded(
 ) -> None:
     documents = evaluated(tiny_teacher, settings).documents
     first = measure_surprisal(tiny_teacher, documents, settings, "pypi")
-    monkeypatch.setattr(harness, "load_harness", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(harness, "load_prefix_tree_lm", lambda *_: pytest.fail("loaded"))
     pd.testing.assert_frame_equal(measure_surprisal(tiny_teacher, documents, settings, "pypi"), first)
-    assert evaluated(tiny_teacher, settings).cached == ["colours", "shapes"]  # its own entries are as they were
+    assert evaluated(tiny_teacher, settings).cached_tasks == ["colours", "shapes"]  # its own entries are as they were
 
 
 def test_a_model_that_cannot_be_packed_has_none(
     tiny_teacher: Path, settings: EvaluationConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     documents = evaluated(tiny_teacher, settings).documents
-    monkeypatch.setattr(harness, "refusal", lambda *_: "no")
+    monkeypatch.setattr(harness, "packing_unsupported_reason", lambda *_: "no")
     found = measure_surprisal(tiny_teacher, documents, settings, "pypi")
     assert len(found) == 14
     assert found[["prompt_bits_per_byte", "gold_gain"]].isna().all(axis=None)
@@ -89,7 +89,7 @@ def test_tokens_of_sequences_are_those_of_the_model(tiny_teacher: Path) -> None:
     model = load_model(tiny_teacher)
     lm = PrefixTreeLM(model, load_tokenizer(tiny_teacher))
     sequences = [[5, 9, 40, 7], [5, 9, 41], [8]]
-    found = lm.score_tokens(sequences)
+    found = lm.score_token_logprobs(sequences)
     assert found is not None and found[2] == []
     for tokens, logprobs in zip(sequences[:2], found, strict=False):
         with torch.no_grad():
@@ -98,8 +98,8 @@ def test_tokens_of_sequences_are_those_of_the_model(tiny_teacher: Path) -> None:
 
 
 def test_text_by_hand() -> None:
-    assert question_of("Q: a\nA: b\n\nQ: c\nA:", 1) == "Q: c\nA:"
-    assert question_of("a passage\n\nQ: c\nA:", 0) == "a passage\n\nQ: c\nA:"
+    assert last_question("Q: a\nA: b\n\nQ: c\nA:", 1) == "Q: c\nA:"
+    assert last_question("a passage\n\nQ: c\nA:", 0) == "a passage\n\nQ: c\nA:"
     assert gold_text({"choices": ["x", "y"], "gold": 1, "prompt": "A:"}) == " y"
     assert gold_text({"choices": ["Bob left"], "gold": 0, "prompt": "because "}) == "Bob left"
     assert gold_text({"choices": ["x"], "gold": -1, "prompt": "A:"}) == ""

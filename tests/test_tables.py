@@ -13,33 +13,40 @@ import pytest
 from scipy.stats import false_discovery_control
 from synthetic import build
 
-from distill_lit.analysis.long_tail import long_tail
+from distill_lit.analysis.long_tail import analyze_long_tail
 from distill_lit.analysis.model_groups import baseline_of, groups_of
 from distill_lit.analysis.results import load_results
-from distill_lit.analysis.score_table import MACRO, score_frame
-from distill_lit.analysis.scores import macro_retention, score
+from distill_lit.analysis.score_table import MACRO_AVERAGE, score_frame
+from distill_lit.analysis.scores import compute_scores, macro_retention
 from distill_lit.config.schema import AnalysisConfig
-from distill_lit.report.bundle import analyse
+from distill_lit.report.bundle import build_report_bundle
 from distill_lit.report.formats.latex_table import escape_latex, to_latex
-from distill_lit.report.formats.markdown_table import cell_markdown, escape_markdown, to_markdown
-from distill_lit.report.formats.table import Cell, Table, to_csv
-from distill_lit.report.number_format import bounds, count, listed, number, p_value, points
-from distill_lit.report.render import draw_tables
+from distill_lit.report.formats.markdown_table import escape_markdown, escape_markdown_cell, to_markdown
+from distill_lit.report.formats.table import Table, TableCell, to_csv
+from distill_lit.report.number_format import (
+    format_count,
+    format_interval,
+    format_number,
+    format_p_value,
+    format_points,
+    join_words,
+)
+from distill_lit.report.render import write_score_tables
 from distill_lit.report.summary import headline, verdict
-from distill_lit.report.tables.footnotes import provenance
-from distill_lit.report.tables.scores import main_table, with_training_flops
+from distill_lit.report.tables.footnotes import evaluation_footnotes
+from distill_lit.report.tables.scores import score_table, with_training_flops
 
-FAST = AnalysisConfig(bootstrap=500)
+FAST = AnalysisConfig(n_resamples=500)
 NASTY = r"a|b`c` *d* _e_ <script>alert(1)</script> [x](javascript:1) $\input{/etc/passwd}$ 50% & #1 {z} ~ ^ \ 学生 ±é"
 
 
 def test_numbers_in_words() -> None:
-    assert (points(-0.123), points(0.1, signed=True), points(float("nan"))) == ("−12.3", "+10.0", "—")
-    assert number(-0.01) == "0.0"
-    assert bounds(-0.5, 0.25, 0) == "[−50, 25]"
-    assert [count(v) for v in (134515008, 1.2e9, 200_000, 42, 999_600)] == ["135M", "1.2B", "200k", "42", "1000k"]
-    assert (p_value(0.0001), p_value(0.042), p_value(1.0)) == ("<.001", ".042", "1.000")
-    assert listed(["a", "b", "c"]) == "a, b and c"
+    assert (format_points(-0.123), format_points(0.1, signed=True), format_points(float("nan"))) == ("−12.3", "+10.0", "—")
+    assert format_number(-0.01) == "0.0"
+    assert format_interval(-0.5, 0.25, 0) == "[−50, 25]"
+    assert [format_count(v) for v in (134515008, 1.2e9, 200_000, 42, 999_600)] == ["135M", "1.2B", "200k", "42", "1000k"]
+    assert (format_p_value(0.0001), format_p_value(0.042), format_p_value(1.0)) == ("<.001", ".042", "1.000")
+    assert join_words(["a", "b", "c"]) == "a, b and c"
 
 
 def test_markdown_shows_data_literally() -> None:
@@ -48,14 +55,14 @@ def test_markdown_shows_data_literally() -> None:
     assert r"\|" in text
     assert r"\`c\`" in text
     assert r"\[x\](" in text
-    assert "[x](" not in cell_markdown(NASTY).replace(r"\[x\](", "")
-    assert cell_markdown("1.0 [−2.0, 3.0]") == "1.0 [−2.0, 3.0]"
+    assert "[x](" not in escape_markdown_cell(NASTY).replace(r"\[x\](", "")
+    assert escape_markdown_cell("1.0 [−2.0, 3.0]") == "1.0 [−2.0, 3.0]"
     assert escape_markdown("# title\n- item") == r"\# title - item"
     assert escape_markdown("arc_easy") == "arc_easy"
 
 
 def test_a_nasty_cell_stays_one_cell() -> None:
-    table = Table(NASTY, ["model", "x"], [[Cell(NASTY), Cell("1")]])
+    table = Table(NASTY, ["model", "x"], [[TableCell(NASTY), TableCell("1")]])
     row = to_markdown(table).splitlines()[4]
     assert row.replace(r"\|", "").count("|") == 3
 
@@ -74,8 +81,10 @@ def test_latex_escapes_every_special_character() -> None:
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
 def test_latex_compiles(tmp_path: Path) -> None:
-    result = analyse(build(tmp_path, documents=40, seeds=(0, 1), students={"deep_é&%": 0.8}), FAST, NASTY, NASTY)
-    draw_tables(tmp_path, result)
+    result = build_report_bundle(
+        build(tmp_path, documents=40, seeds=(0, 1), students={"deep_é&%": 0.8}), FAST, NASTY, NASTY
+    )
+    write_score_tables(tmp_path, result)
     main = "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\\input{table}\\end{document}"
     (tmp_path / "main.tex").write_text(main)
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
@@ -85,8 +94,8 @@ def test_latex_compiles(tmp_path: Path) -> None:
 
 
 def test_latex_has_as_many_cells_as_columns(tmp_path: Path) -> None:
-    result = analyse(build(tmp_path, documents=30), FAST, "name")
-    table = main_table(result.scores, result.frame, "title")
+    result = build_report_bundle(build(tmp_path, documents=30), FAST, "name")
+    table = score_table(result.scores, result.score_frame, "title")
     body = to_latex(table, "x").split(r"\midrule", 1)[1].split(r"\bottomrule")[0]
     rows = [line for line in body.splitlines() if line.endswith(r"\\")]
     assert len(rows) == len(table.rows)
@@ -95,7 +104,7 @@ def test_latex_has_as_many_cells_as_columns(tmp_path: Path) -> None:
 
 def test_frame_equals_arithmetic_on_the_records(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=120, seeds=(0, 1, 2))
-    scores = score(load_results(folder), FAST)
+    scores = compute_scores(load_results(folder), FAST)
     frame = score_frame(scores).set_index(["model", "task"])
     record = {p.stem: pd.read_parquet(p) for p in (folder / "records").glob("deep-distilled-*.parquet")}
     accuracy = [r.loc[r["task"] == "piqa", "correct_norm"].mean() for r in record.values()]
@@ -107,7 +116,7 @@ def test_frame_equals_arithmetic_on_the_records(tmp_path: Path) -> None:
     assert row["teacher_delta"] == pytest.approx(np.mean(accuracy) - base)
     assert row["retention"] == pytest.approx((np.mean(accuracy) - 0.5) / (base - 0.5))
     macro = np.mean([frame.loc[("deep distilled", t), "score"] - c for t, c in _chances().items()] / _rooms())
-    assert frame.loc[("deep distilled", MACRO), "score"] == pytest.approx(macro)
+    assert frame.loc[("deep distilled", MACRO_AVERAGE), "score"] == pytest.approx(macro)
 
 
 def _chances() -> dict[str, float]:
@@ -124,18 +133,18 @@ def test_metric_chooses_the_column(tmp_path: Path) -> None:
     frame = pd.read_parquet(path)
     frame["correct"] = 0
     frame.to_parquet(path)
-    scores = score(load_results(folder), FAST)
+    scores = compute_scores(load_results(folder), FAST)
     found = dict(zip(scores.tasks, scores.raw[:, 0], strict=True))
     assert found["sciq"] == 0  # acc
     assert found["piqa"] > 0.5  # acc_norm
 
 
 def test_bold_is_the_best_and_what_is_not_significantly_worse(tmp_path: Path) -> None:
-    scores = score(
+    scores = compute_scores(
         load_results(build(tmp_path, documents=300, students={"deep": 0.3, "shallow": 1.6}, tail_loss=0.0)), FAST
     )
     frame = score_frame(scores).set_index(["model", "task"])
-    best = frame.xs(MACRO, level="task")["best"]
+    best = frame.xs(MACRO_AVERAGE, level="task")["best"]
     assert best["deep distilled"]
     assert not best["shallow distilled"]
     assert not best["shallow before training"]
@@ -143,9 +152,9 @@ def test_bold_is_the_best_and_what_is_not_significantly_worse(tmp_path: Path) ->
 
 
 def test_declared_comparisons_are_corrected_by_holm_among_themselves(tmp_path: Path) -> None:
-    scores = score(load_results(build(tmp_path, documents=60)), FAST)
+    scores = compute_scores(load_results(build(tmp_path, documents=60)), FAST)
     frame = score_frame(scores)
-    rows = frame[(frame["task"] == MACRO) & (frame["role"] == "distilled")]
+    rows = frame[(frame["task"] == MACRO_AVERAGE) & (frame["role"] == "distilled")]
     p = rows[["teacher_p", "ce_only_p", "untouched_p"]].to_numpy().ravel()
     order = np.argsort(p)
     by_hand = np.empty(6)
@@ -154,22 +163,22 @@ def test_declared_comparisons_are_corrected_by_holm_among_themselves(tmp_path: P
 
 
 def test_other_comparisons_are_corrected_for_each_opponent_by_itself(tmp_path: Path) -> None:
-    frame = score_frame(score(load_results(build(tmp_path, documents=60)), FAST))
-    rows = frame[frame["task"] != MACRO]
+    frame = score_frame(compute_scores(load_results(build(tmp_path, documents=60)), FAST))
+    rows = frame[frame["task"] != MACRO_AVERAGE]
     for who in ("teacher", "ce_only", "untouched"):
         known = rows[rows[f"{who}_p"].notna()]
         assert known[f"{who}_adjusted"].to_numpy() == pytest.approx(false_discovery_control(known[f"{who}_p"]))
 
 
 def test_the_headline_says_what_was_kept_before_training_and_how_many_seeds(tmp_path: Path) -> None:
-    scores = score(load_results(build(tmp_path / "one", documents=100)), FAST)
+    scores = compute_scores(load_results(build(tmp_path / "one", documents=100)), FAST)
     frame = score_frame(scores)
     text = headline(scores, frame)
-    best = frame[(frame["task"] == MACRO) & (frame["role"] == "distilled")].sort_values("score").iloc[-1]
-    before = frame[(frame["task"] == MACRO) & (frame["model"] == f"{best['student']} before training")].iloc[0]
+    best = frame[(frame["task"] == MACRO_AVERAGE) & (frame["role"] == "distilled")].sort_values("score").iloc[-1]
+    before = frame[(frame["task"] == MACRO_AVERAGE) & (frame["model"] == f"{best['student']} before training")].iloc[0]
     assert f"(before any training it keeps {round(before['retention'] * 100)}%)" in text
     assert text.endswith("One seed each.")
-    scores = score(load_results(build(tmp_path / "two", documents=100, seeds=(0, 1))), FAST)
+    scores = compute_scores(load_results(build(tmp_path / "two", documents=100, seeds=(0, 1))), FAST)
     assert "One seed" not in headline(scores, score_frame(scores))
 
 
@@ -180,7 +189,7 @@ def test_verdict_names_the_tasks_the_student_without_teacher_wins(tmp_path: Path
     rows = frame["task"] == "sciq"
     frame.loc[rows, "correct"] = 1
     frame.to_parquet(path)
-    scores = score(load_results(folder), FAST)
+    scores = compute_scores(load_results(folder), FAST)
     frame = score_frame(scores)
     text = verdict(scores, frame)[0]
     delta = frame.set_index(["model", "task"]).loc[("deep distilled", "sciq"), "ce_only_delta"]
@@ -218,8 +227,8 @@ def test_students_of_different_text_are_said_to_be_validated_on_it(tmp_path: Pat
     for plain, distilled in (("0e1", "0e1"), ("0e1", "00")):  # fingerprints may read like numbers
         cells["held_out"] = cells["role"].map({"untouched": plain, "ce_only": plain, "distilled": distilled})
         cells.to_csv(folder / "cells.csv", index=False)
-        result = analyse(folder, FAST, "name")
-        notes = " ".join(main_table(result.scores, result.frame, "title").below)
+        result = build_report_bundle(folder, FAST, "name")
+        notes = " ".join(score_table(result.scores, result.score_frame, "title").footnotes)
         said[distilled] = "other text is another measure" in notes
     assert said == {"0e1": False, "00": True}
 
@@ -230,7 +239,7 @@ def test_a_student_without_teacher_that_read_other_text_is_called_so(tmp_path: P
     for text in ("a", "b"):
         cells["held_out"] = cells["role"].map({"untouched": "a", "ce_only": text, "distilled": "a"})
         cells.to_csv(folder / "cells.csv", index=False)
-        result = analyse(folder, FAST, "name")
+        result = build_report_bundle(folder, FAST, "name")
         labels = [group.label for group in result.scores.groups]
         is_other = text == "b"
         assert ("deep without teacher (other text)" in labels) == is_other
@@ -240,9 +249,9 @@ def test_a_student_without_teacher_that_read_other_text_is_called_so(tmp_path: P
 
 
 def test_an_interval_without_zero_that_is_not_significant_is_said_to_be_one_of_many(tmp_path: Path) -> None:
-    result = analyse(build(tmp_path, documents=30, students={"deep": 0.8}), FAST, "name")
-    frame = result.frame.copy()
-    macro = (frame["role"] == "distilled") & (frame["task"] == MACRO)
+    result = build_report_bundle(build(tmp_path, documents=30, students={"deep": 0.8}), FAST, "name")
+    frame = result.score_frame.copy()
+    macro = (frame["role"] == "distilled") & (frame["task"] == MACRO_AVERAGE)
     for (low, high), words in {(0.01, 0.09): "once all comparisons are counted", (-0.01, 0.09): "not decided"}.items():
         values = {"delta": 0.05, "low": low, "high": high, "adjusted": 0.2}
         frame.loc[macro, [f"ce_only_{name}" for name in values]] = list(values.values())
@@ -254,7 +263,7 @@ def test_without_a_distilled_student_nothing_is_judged(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=30, students={"deep": 0.8})
     cells = pd.read_csv(folder / "cells.csv")
     cells[cells["role"] != "distilled"].to_csv(folder / "cells.csv", index=False)
-    result = analyse(folder, FAST, "name")
+    result = build_report_bundle(folder, FAST, "name")
     assert result.headline == "No distilled student is in this experiment."
 
 
@@ -293,15 +302,15 @@ def test_a_rival_may_have_another_number_format(tmp_path: Path) -> None:
         "state": "done",
     }
     pd.concat([cells, pd.DataFrame([row])]).to_csv(folder / "cells.csv", index=False)
-    scores = score(load_results(folder), FAST)
+    scores = compute_scores(load_results(folder), FAST)
     place = [g.label for g in scores.groups].index("teacher in int8")
     assert macro_retention(scores, place).value == pytest.approx(1.0)
 
 
 def test_csv_holds_every_model_on_every_task(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=30)
-    result = analyse(folder, FAST, "name")
-    draw_tables(folder, result)
+    result = build_report_bundle(folder, FAST, "name")
+    write_score_tables(folder, result)
     table = pd.read_csv(folder / "table.csv")
     assert len(table) == 7 * 5
     assert {"score", "low", "high", "document_se", "seed_deviation", "teacher_delta", "ce_only_adjusted"} <= set(table)
@@ -312,24 +321,24 @@ def test_the_tasks_of_a_benchmark_are_one_task(tmp_path: Path) -> None:
     """Every document counts the same, the benchmark as much as any other task, and its parts are strata."""
     tasks = {"mmlu_a": (4, "acc"), "mmlu_b": (4, "acc"), "sciq": (4, "acc_norm")}
     folder = build(tmp_path, documents=60, tasks=tasks, students={"deep": 0.8})
-    apart = score(load_results(folder), FAST)
+    apart = compute_scores(load_results(folder), FAST)
     for path in (folder / "records").glob("*.json"):
         meta = json.loads(path.read_text())
         for task in ("mmlu_a", "mmlu_b"):
             meta[task]["group"] = "mmlu"
         path.write_text(json.dumps(meta))
-    merged = score(load_results(folder), FAST)
+    merged = compute_scores(load_results(folder), FAST)
     assert merged.tasks == ["mmlu", "sciq"]
     assert merged.raw[0] == pytest.approx(apart.raw[:2].mean(axis=0))
-    assert merged.macro(0) == pytest.approx((apart.centred[:2, 0].mean() + apart.centred[2, 0]) / 2)
-    assert "mmlu v1.0 (acc, 0-shot, 2 tasks, 120 documents" in "\n".join(provenance(merged))
-    tail = long_tail(merged)
-    assert {"mmlu_a", "mmlu_b"} <= set(tail.strata.loc[tail.strata["axis"] == "metadata:task", "label"])
+    assert merged.macro(0) == pytest.approx((apart.centered[:2, 0].mean() + apart.centered[2, 0]) / 2)
+    assert "mmlu v1.0 (acc, 0-shot, 2 tasks, 120 documents" in "\n".join(evaluation_footnotes(merged))
+    tail = analyze_long_tail(merged)
+    assert {"mmlu_a", "mmlu_b"} <= set(tail.stratum_scores.loc[tail.stratum_scores["axis"] == "metadata:task", "label"])
     path = folder / "records" / "deep-distilled-0.json"
     meta = json.loads(path.read_text())
     del meta["mmlu_b"]
     path.write_text(json.dumps(meta))
-    lacking = score(load_results(folder), FAST)
+    lacking = compute_scores(load_results(folder), FAST)
     student = next(g for g, group in enumerate(lacking.groups) if group.role == "distilled")
     assert np.isnan(lacking.raw[0, student])
     assert np.isfinite(lacking.raw[1, student])

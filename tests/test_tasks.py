@@ -8,12 +8,12 @@ import pytest
 import tiny_tasks
 
 from distill_lit.config.schema import EvaluationConfig
-from distill_lit.data.mirror import REFERENCES, assets, repositories
+from distill_lit.data.mirror import MIRROR_WHEELS, assets, repositories
 from distill_lit.evaluation import task_index as index
 from distill_lit.evaluation import tasks
-from distill_lit.evaluation.evaluator import draw_documents
+from distill_lit.evaluation.evaluator import sample_documents
 from distill_lit.evaluation.lm_eval_patches import quiet_lm_eval
-from distill_lit.evaluation.task_data import hub_commit, hub_revision
+from distill_lit.evaluation.task_data import hub_commit, task_dataset_revision
 from distill_lit.evaluation.tasks import check_tasks, load_task, resolve_tasks
 from distill_lit.utils.exceptions import UserError
 
@@ -35,13 +35,13 @@ def resolve(*names: str, data: str = "pypi", **settings: Any) -> list[tasks.Task
 
 
 def test_our_groups_all_have_their_data() -> None:
-    for group, members in tasks.GROUPS.items():
-        there = [name for name in members if name not in tasks.WHERE_DATA_IS]
+    for group, members in tasks.TASK_GROUPS.items():
+        there = [name for name in members if name not in tasks.TASKS_WITHOUT_MIRROR]
         assert check(group) == there or group == "knowledge"
 
 
 def test_blimp_is_in_its_group_where_its_data_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "check_source", lambda *_: None)
+    monkeypatch.setattr(tasks, "check_task_data", lambda *_: None)
     assert check("language") == ["lambada_openai"]
     on_hub = tasks.check_tasks(EvaluationConfig(tasks=["language"]), "hub")
     assert on_hub[0] == "lambada_openai"
@@ -56,7 +56,7 @@ def test_groups_and_tags_of_lm_eval_expand() -> None:
     assert all(name.startswith("mmlu_") for name in subjects)
     assert set(check("ai2_arc")) == {"arc_easy", "arc_challenge"}
     specs = resolve("mmlu_stem")
-    assert {(spec.asked_as, spec.group) for spec in specs} == {("mmlu_stem", "mmlu_stem")}
+    assert {(spec.requested_as, spec.group) for spec in specs} == {("mmlu_stem", "mmlu_stem")}
     assert {spec.group for spec in resolve("ai2_arc", "piqa")} == {""}  # a tag has no score of its own
     assert len(specs) == 19
 
@@ -110,9 +110,13 @@ def test_a_changed_installation_is_scanned_again(
 
 def test_other_splits_than_the_official_are_recorded() -> None:
     sciq, arc = resolve("sciq", "arc_easy")
-    assert (sciq.source.eval_split, sciq.source.official_split) == ("validation", "test")
-    assert sciq.source.dropped_splits == ["training_split=train", "test_split=test"]
-    assert (arc.source.eval_split, arc.source.official_split, arc.source.dropped_splits) == ("test", "test", [])
+    assert (sciq.data_source.eval_split, sciq.data_source.official_split) == ("validation", "test")
+    assert sciq.data_source.dropped_splits == ["training_split=train", "test_split=test"]
+    assert (arc.data_source.eval_split, arc.data_source.official_split, arc.data_source.dropped_splits) == (
+        "test",
+        "test",
+        [],
+    )
 
 
 @pytest.mark.parametrize(
@@ -122,7 +126,7 @@ def test_other_splits_than_the_official_are_recorded() -> None:
 )  # fmt: skip
 def test_examples_come_from_where_lm_eval_takes_them(task: str, split: str) -> None:
     spec = resolve(task, fewshot=2)[0]
-    assert spec.source.fewshot_split == split
+    assert spec.data_source.fewshot_split == split
     with quiet_lm_eval():
         loaded = load_task(spec)
     loaded.set_config("num_fewshot", 2)
@@ -138,16 +142,16 @@ def test_examples_come_from_where_lm_eval_takes_them(task: str, split: str) -> N
 
 def test_without_examples_only_the_evaluated_split_is_read() -> None:
     spec = resolve("hellaswag")[0]
-    assert list(spec.source.overrides["dataset_kwargs"]["data_files"]) == ["validation"]
+    assert list(spec.data_source.task_overrides["dataset_kwargs"]["data_files"]) == ["validation"]
     with_examples = resolve("hellaswag", fewshot=1)[0]
-    assert with_examples.source.fingerprint != spec.source.fingerprint
+    assert with_examples.data_source.fingerprint != spec.data_source.fingerprint
     assert with_examples.digest != spec.digest
 
 
 def test_prompts_are_those_of_the_benchmark() -> None:
     """lm-eval's templates on our data give the prompts that the packages recorded elsewhere."""
-    recorded = repositories.Sources(*map(assets.fetch, REFERENCES))
-    requests = recorded.documents("arc_challenge", "test_rc_5shot", 1172)
+    recorded = repositories.MirrorWheels(*map(assets.fetch, MIRROR_WHEELS))
+    requests = recorded.load_requests("arc_challenge", "test_rc_5shot", 1172)
     with quiet_lm_eval():
         loaded = load_task(resolve("arc_challenge")[0])
         for document, request in zip(loaded.eval_docs, requests, strict=True):
@@ -176,13 +180,13 @@ def test_user_tasks(tmp_path: Path) -> None:
     (folder / "template.yaml").write_text("output_type: multiple_choice\n")
     assert check("words", "piqa", include_path=str(folder)) == ["words", "piqa"]
     words, piqa = resolve("words", "piqa", include_path=str(folder))
-    assert piqa.entry.yaml == str(folder / "piqa.yaml")  # it wins over lm-eval's
-    assert words.source.eval_split == "test"
+    assert piqa.entry.yaml_path == str(folder / "piqa.yaml")  # it wins over lm-eval's
+    assert words.data_source.eval_split == "test"
     with quiet_lm_eval():
         assert len(load_task(words).eval_docs) == 24
     (folder / "words.jsonl").write_text((folder / "piqa.jsonl").read_text())
     changed = resolve("words", include_path=str(folder))[0]
-    assert changed.source.fingerprint != words.source.fingerprint
+    assert changed.data_source.fingerprint != words.data_source.fingerprint
     assert changed.digest == words.digest
     with quiet_lm_eval():  # the new rows, not the ones that datasets cached
         assert load_task(changed).eval_docs[0] == load_task(piqa).eval_docs[0]
@@ -236,9 +240,9 @@ def test_hub_tasks_are_pinned_to_a_revision(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: Info)
     spec = resolve("blimp_adjunct_island", data="hub")[0]
-    assert spec.source.overrides["dataset_kwargs"]["revision"] == Info.sha
-    assert "dataset_path" not in spec.source.overrides
-    assert Info.sha in spec.source.fingerprint
+    assert spec.data_source.task_overrides["dataset_kwargs"]["revision"] == Info.sha
+    assert "dataset_path" not in spec.data_source.task_overrides
+    assert Info.sha in spec.data_source.fingerprint
 
 
 def test_unreachable_and_gated_data_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,9 +280,9 @@ def test_offline_the_cached_revision_counts(tmp_path: Path, monkeypatch: pytest.
     ref = tmp_path / "datasets--baber--piqa" / "refs" / "main"
     ref.parent.mkdir(parents=True)
     ref.write_text("abc\n")
-    assert hub_revision("piqa", "baber/piqa") == "abc"
+    assert task_dataset_revision("piqa", "baber/piqa") == "abc"
     (tmp_path / "datasets--baber--sciq" / "snapshots" / "def").mkdir(parents=True)
-    assert hub_revision("sciq", "baber/sciq") == "def"  # downloaded by its commit, which leaves no name for it
+    assert task_dataset_revision("sciq", "baber/sciq") == "def"  # downloaded by its commit, which leaves no name for it
 
 
 def test_a_repository_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,7 +294,7 @@ def test_a_repository_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", answer)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    assert {spec.source.fingerprint for spec in resolve("mmlu_stem", data="hub")} == {"hub:abc"}
+    assert {spec.data_source.fingerprint for spec in resolve("mmlu_stem", data="hub")} == {"hub:abc"}
     assert asked == ["cais/mmlu"]
 
 
@@ -298,15 +302,15 @@ def test_a_repository_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_drawn_documents() -> None:
-    drawn = draw_documents(10_042, 200, 1234, "hellaswag")
+    drawn = sample_documents(10_042, 200, 1234, "hellaswag")
     assert len(set(drawn)) == 200
     assert drawn == sorted(drawn)
-    assert drawn == draw_documents(10_042, 200, 1234, "hellaswag")
-    assert set(drawn) < set(draw_documents(10_042, 500, 1234, "hellaswag"))
-    assert drawn != draw_documents(10_042, 200, 1235, "hellaswag")
-    assert drawn != draw_documents(10_042, 200, 1234, "piqa")
+    assert drawn == sample_documents(10_042, 200, 1234, "hellaswag")
+    assert set(drawn) < set(sample_documents(10_042, 500, 1234, "hellaswag"))
+    assert drawn != sample_documents(10_042, 200, 1235, "hellaswag")
+    assert drawn != sample_documents(10_042, 200, 1234, "piqa")
     assert 4200 < sum(drawn) / 200 < 5900  # not the first ones: those of HellaSwag are all of one source
-    assert draw_documents(5, 0, 1, "a") == draw_documents(5, 9, 1, "a") == [0, 1, 2, 3, 4]
+    assert sample_documents(5, 0, 1, "a") == sample_documents(5, 9, 1, "a") == [0, 1, 2, 3, 4]
 
 
 # ---------------------------------------------------------------------- what a task says and a model cannot do
@@ -319,7 +323,7 @@ def test_examples_are_those_the_task_names(tmp_path: Path) -> None:
             file.write(f"num_fewshot: {shots}\n")
 
     def shots(**settings: Any) -> list[int]:
-        return [spec.fewshot for spec in resolve("three", "none", "silent", include_path=str(folder), **settings)]
+        return [spec.num_fewshot for spec in resolve("three", "none", "silent", include_path=str(folder), **settings)]
 
     assert shots() == [3, 0, 0]
     assert shots(fewshot=2) == [2, 0, 2]  # lm-eval: a task that says none means it
@@ -345,9 +349,9 @@ generation_kwargs: {{max_new_tokens: 300, until: ["."]}}
 metric_list: [{{metric: exact_match}}]
 """)
     settings = EvaluationConfig(tasks=["write"], include_path=str(tmp_path))
-    tasks.check_lengths(settings, "pypi", {"wide": 301, "endless": 0})
+    tasks.check_answer_lengths(settings, "pypi", {"wide": 301, "endless": 0})
     with pytest.raises(UserError, match="'write' lets a model write 300 tokens, and the teacher has 300 positions"):
-        tasks.check_lengths(settings, "pypi", {"wide": 400, "the teacher": 300})
+        tasks.check_answer_lengths(settings, "pypi", {"wide": 400, "the teacher": 300})
 
 
 def test_code_is_not_run_where_a_student_is_trained() -> None:
@@ -358,9 +362,9 @@ def test_code_is_not_run_where_a_student_is_trained() -> None:
 def test_a_task_that_cannot_be_asked_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
     folder = tiny_tasks.make_tasks(tmp_path, "mine", "broken")
     settings = EvaluationConfig(tasks=["mine"], include_path=str(folder))
-    tasks.try_own_tasks(settings, "pypi")
+    tasks.check_user_tasks(settings, "pypi")
     text = (folder / "broken.yaml").read_text()
     (folder / "broken.yaml").write_text(text.replace("{{choices}}", "{{nothing | fail}}"))
     settings.tasks.append("broken")
     with pytest.raises(UserError, match="task 'broken'.*fail"):
-        tasks.try_own_tasks(settings, "pypi")
+        tasks.check_user_tasks(settings, "pypi")

@@ -20,12 +20,12 @@ from distill_lit import data
 from distill_lit.config import CorpusConfig, DataConfig, TermConfig, load_section
 from distill_lit.config.schema import ObjectiveConfig
 from distill_lit.data.loader import PackedLoader, make_batch
-from distill_lit.data.packing import IGNORED, pack
-from distill_lit.losses import LOSSES, build_objective
+from distill_lit.data.packing import IGNORE_INDEX, pack
+from distill_lit.losses import LOGIT_LOSSES, build_objective
 from distill_lit.losses.sparse import top_k_kl, top_k_tail_kl
 from distill_lit.models import check_same_vocabulary, load_model
-from distill_lit.teachers import LiveTeacher
-from distill_lit.training.distiller import Distiller, HeadSettings
+from distill_lit.teachers import OnlineTeacher
+from distill_lit.training.distiller import Distiller, FusedLossSettings
 from distill_lit.utils.exceptions import UserError
 
 KL = {"kl": TermConfig(kind="forward_kl")}
@@ -34,13 +34,13 @@ BOTH = {"ce": TermConfig(weight=0.5), "kl": TermConfig(kind="forward_kl", weight
 
 def distiller_of(student: Any, teacher: Any, terms: dict, vocabulary: int = VOCABULARY) -> Distiller:
     """A distiller outside a Trainer. teacher: a model."""
-    signal = LiveTeacher(teacher, vocabulary)
-    head = HeadSettings(16, False, torch.float32)
+    signal = OnlineTeacher(teacher, vocabulary)
+    head = FusedLossSettings(16, False, torch.float32)
     return Distiller(student, vocabulary, build_objective(terms), signal, TRAINING, 10, LENGTH, head)
 
 
 def loss_of(distiller: Distiller, batch: dict[str, Tensor], denominator: int | Tensor = 1) -> Tensor:
-    losses, _ = distiller.losses(batch, torch.as_tensor(denominator), False, True)
+    losses, _ = distiller.compute_loss(batch, torch.as_tensor(denominator), False, True)
     return losses.total
 
 
@@ -83,7 +83,7 @@ def test_trap_1_accumulation_and_mean_are_over_supervised_tokens(
     for batch, accumulate in ((8, 1), (2, 4), (1, 8)):
         loader = PackedLoader(prepared.train, batch=batch, accumulate=accumulate, steps=1, seed=0)
         parts = list(loader)
-        assert len({int((part["labels"] != IGNORED).sum()) for part in parts}) > (accumulate > 1)
+        assert len({int((part["labels"] != IGNORE_INDEX).sum()) for part in parts}) > (accumulate > 1)
         total = sum(loss_of(distiller, part, part["step_tokens"]) for part in parts)
         total.backward()
         sums.append((total.detach(), gradients(student)))
@@ -91,8 +91,8 @@ def test_trap_1_accumulation_and_mean_are_over_supervised_tokens(
         torch.testing.assert_close(total, sums[0][0], rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(gradient, sums[0][1], rtol=1e-3, atol=1e-6)
     whole = parts[0] | {name: torch.cat([part[name] for part in parts]) for name in parts[0] if name != "step_tokens"}
-    losses, count = distiller.losses(whole, torch.tensor(1), False, True)
-    mean = 0.5 * losses.terms[0] / count + 0.5 * 4 * losses.terms[1] / count
+    losses, count = distiller.compute_loss(whole, torch.tensor(1), False, True)
+    mean = 0.5 * losses.term_sums[0] / count + 0.5 * 4 * losses.term_sums[1] / count
     torch.testing.assert_close(sums[0][0], mean, rtol=1e-5, atol=1e-6)
 
 
@@ -100,7 +100,7 @@ def test_trap_2_the_first_response_token_counts_and_the_prompt_does_not(teacher:
     """trl 6006: a mask that is not shifted with the labels drops the first answer token or trains on the prompt."""
     prompt, answer = [5, 6, 7], [40, 41, 42]
     ids, marks = prompt + answer, [False] * 3 + [True] * 3
-    losses, count = distiller_of(student, teacher, {"ce": TermConfig()}).losses(
+    losses, count = distiller_of(student, teacher, {"ce": TermConfig()}).compute_loss(
         rows(ids, supervised=[marks]), torch.tensor(1), False, True
     )
     log_q = plain_logits(student, ids).log_softmax(-1)
@@ -174,7 +174,7 @@ def test_trap_6_a_truncated_distribution_is_no_distribution() -> None:
     assert top_k_tail_kl(q, p, k=2) > 0
     assert top_k_kl(q, p, k=2) > 0
     assert top_k_tail_kl(p, p, k=2).abs() < 1e-6 and top_k_kl(p, p, k=2).abs() < 1e-6
-    whole = {kind for kind, loss in LOSSES.items() if loss.targets == ("dense",)}
+    whole = {kind for kind, loss in LOGIT_LOSSES.items() if loss.target_forms == ("dense",)}
     assert {"forward_kl", "reverse_kl", "jensen_shannon", "adaptive_kl"} <= whole  # check_signal refuses them on top_k
 
 
@@ -224,7 +224,7 @@ def test_trap_8_the_teacher_is_out_of_reach_of_train_optimizer_and_checkpoint(te
     assert not frozen & {id(parameter) for group in groups for parameter in group["params"]}
     assert not frozen & {id(parameter) for parameter in distiller.parameters()}
     assert all(name.startswith("student.") for name in distiller.state_dict())
-    distiller.losses(rows([9, 10, 11]), torch.tensor(1), False, True)
+    distiller.compute_loss(rows([9, 10, 11]), torch.tensor(1), False, True)
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in teacher.parameters())
 
 
@@ -251,7 +251,10 @@ def test_trap_10_the_loss_temperature_changes_the_loss(teacher: Any, student: An
         directions.append(torch.nn.functional.normalize(gradients(student), dim=0))
     assert float(directions[0] @ directions[1]) < 0.99  # not only a factor
     # stored log-probabilities are those at T = 1: no loss softens them but those that renormalise, where that is exact
-    assert [kind for kind, loss in LOSSES.items() if set(loss.softens) - {"dense"}] == ["top_k_kl", "truncated_kl"]
+    assert [kind for kind, loss in LOGIT_LOSSES.items() if set(loss.softenable_forms) - {"dense"}] == [
+        "top_k_kl",
+        "truncated_kl",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -275,14 +278,16 @@ def test_trap_12_both_models_read_the_same_ids_whatever_their_bos(tmp_path: Path
     """
     texts = [f"{name} says 漢字 and 🎉." for name in ("Zoë", "Chloé", "Jörg", "Łukasz", "Ömer", "Şule")]
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    config = DataConfig(corpora={"text": CorpusConfig(path=f"file:{tmp_path / 'text.jsonl'}")}, length=64, validation=1)
+    config = DataConfig(
+        corpora={"text": CorpusConfig(path=f"file:{tmp_path / 'text.jsonl'}")}, sequence_length=64, validation_sequences=1
+    )
     folders = [make_model(tmp_path / name, layers=1) for name in ("teacher", "student")]
     set_bos(folders[0], add_bos)
     set_bos(folders[1], not add_bos)
     ours, theirs = (AutoTokenizer.from_pretrained(folder) for folder in folders)
     assert (ours(texts[0])["input_ids"][0] == 1, theirs(texts[0])["input_ids"][0] == 1) == (add_bos, not add_bos)
     check_same_vocabulary(ours, theirs)
-    packed = data.prepare(config, folders[0], "pypi").train
+    packed = data.prepare_datasets(config, folders[0], "pypi").train
     document = packed.input_ids[0][packed.document_ids[0] == 1].tolist()
     assert (document[0] == 1) == add_bos
     assert ours.decode(document, skip_special_tokens=True) in texts
@@ -293,7 +298,7 @@ def test_trap_12_both_models_read_the_same_ids_whatever_their_bos(tmp_path: Path
     distiller = distiller_of(models[1], models[0], KL)
     for _ in range(2):  # the self-check reads as well, the first time
         read.clear()
-        distiller.losses(make_batch(packed, np.arange(1), 1), torch.tensor(1), False, True)
+        distiller.compute_loss(make_batch(packed, np.arange(1), 1), torch.tensor(1), False, True)
     assert len(read) == 2 and torch.equal(read[0], read[1])
 
 
@@ -319,7 +324,7 @@ def test_trap_13_the_teachers_own_nll_is_logged(
     prepared: data.PreparedData,  # noqa: F811
 ) -> None:
     """Distillation loses to plain fine-tuning where the teacher does not fit the data; that must be seen."""
-    _, final = run(tmp_path, tiny_teacher, prepared, replace(TRAINING, tokens=LENGTH * 8), KL)
+    _, final = run(tmp_path, tiny_teacher, prepared, replace(TRAINING, max_tokens=LENGTH * 8), KL)
     nll = count = 0
     for ids, documents in zip(prepared.validation.input_ids, prepared.validation.document_ids, strict=True):
         for number in range(1, documents.max() + 1):

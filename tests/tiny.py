@@ -38,15 +38,15 @@ def make_tokenizer(folder: Path, size: int = 300) -> None:
 
 
 def make_model(
-    folder: Path, layers: int = 2, vocabulary: int = 300, seed: int = 0, tokens: int = 300, **changes: object
+    folder: Path, num_layers: int = 2, vocab_size: int = 300, seed: int = 0, tokens: int = 300, **changes: object
 ) -> Path:
     """Saves a random Llama with its tokenizer of so many `tokens`."""
     torch.manual_seed(seed)
     settings = {
-        "vocab_size": vocabulary,
+        "vocab_size": vocab_size,
         "hidden_size": 32,
         "intermediate_size": 64,
-        "num_hidden_layers": layers,
+        "num_hidden_layers": num_layers,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 256,

@@ -8,9 +8,9 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from distill_lit.data import Packed
+from distill_lit.data import PackedDataset
 from distill_lit.data.packing import pack
-from distill_lit.data.tokenization import Tokens
+from distill_lit.data.tokenization import TokenizedDocuments
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
@@ -44,18 +44,18 @@ def write_lines(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-def tokens_of(*documents: list[int], supervised: list[list[bool]] | None = None) -> Tokens:
+def tokens_of(*documents: list[int], supervised: list[list[bool]] | None = None) -> TokenizedDocuments:
     """Documents given as their token ids."""
     marks = supervised or [[True] * len(document) for document in documents]
     offsets = np.cumsum([0, *map(len, documents)])
-    return Tokens(
+    return TokenizedDocuments(
         np.array([t for d in documents for t in d], dtype=np.uint16),
         offsets,
         np.array([m for d in marks for m in d], dtype=bool),
     )
 
 
-def random_rows(rows: int, length: int, seed: int = 0) -> Packed:
+def random_rows(rows: int, length: int, seed: int = 0) -> PackedDataset:
     """At least `rows` documents of random lengths, packed; the first `rows` rows."""
     rng = np.random.default_rng(seed)
     documents = [rng.integers(1, 90, size).tolist() for size in rng.integers(length // 3, length + 1, 3 * rows)]

@@ -11,17 +11,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from distill_lit.analysis import significance as st
-from distill_lit.analysis.bootstrap import cluster_counts, task_seed
+from distill_lit.analysis.bootstrap import bootstrap_seed, cluster_counts
 from distill_lit.analysis.document_axes import RARITY
-from distill_lit.analysis.score_table import opponents
+from distill_lit.analysis.score_table import find_baselines
 from distill_lit.analysis.scores import Scores
-from distill_lit.analysis.slices import discovery_half
+from distill_lit.analysis.slices import discovery_mask
 
-Floats = NDArray[np.floating]
-WORST_SHARE = 0.1
-BINS = 10  # of equal mass, for the calibration error
-COVERAGE_DRAWS = 1000
-TOLERANCE = 1e-12  # equal risks that differ by rounding
+FloatArray = NDArray[np.floating]
+CVAR_SHARE = 0.1
+N_CALIBRATION_BINS = 10  # of equal mass, for the calibration error
+MAX_COVERAGE_RESAMPLES = 1000
+RISK_TOLERANCE = 1e-12  # equal risks that differ by rounding
 
 
 def choice_probabilities(scores: Scores, model: str) -> pd.DataFrame:
@@ -44,7 +44,7 @@ def _probabilities(likelihoods: Any, gold: Any) -> tuple[float, ...]:
     return float(p[top]), float(top == g), float(p[g]), brier, float(-ll[g]), float(top)
 
 
-def choice_softmax(likelihoods: Any) -> Floats:
+def choice_softmax(likelihoods: Any) -> FloatArray:
     """Probabilities of the choices from their log-likelihoods; of a single one, the probability of its text."""
     ll = np.asarray(likelihoods, float)
     if len(ll) < 2:
@@ -53,7 +53,9 @@ def choice_softmax(likelihoods: Any) -> Floats:
     return np.asarray(p / p.sum())
 
 
-def calibration_error(confidence: Floats, right: Floats, weights: Floats | None = None, bins: int = BINS) -> float:
+def expected_calibration_error(
+    confidence: FloatArray, correct: FloatArray, weights: FloatArray | None = None, bins: int = N_CALIBRATION_BINS
+) -> float:
     """Expected calibration error over `bins` bins of equal mass: weighted mean of |accuracy − confidence|.
 
     Nixon et al. 1904.01685. NaN without documents.
@@ -61,11 +63,11 @@ def calibration_error(confidence: Floats, right: Floats, weights: Floats | None 
     if not len(confidence):
         return float("nan")
     weight = np.ones(len(confidence)) if weights is None else weights
-    gap = np.bincount(equal_mass_bins(confidence, weight, bins), weights=weight * (right - confidence), minlength=bins)
+    gap = np.bincount(equal_mass_bins(confidence, weight, bins), weights=weight * (correct - confidence), minlength=bins)
     return float(np.abs(gap).sum() / weight.sum())
 
 
-def equal_mass_bins(confidence: Floats, weights: Floats, bins: int = BINS) -> NDArray[np.integer]:
+def equal_mass_bins(confidence: FloatArray, weights: FloatArray, bins: int = N_CALIBRATION_BINS) -> NDArray[np.integer]:
     """Bin number 0 … bins − 1 of each document, least confident first, each bin with the same weight."""
     order = np.argsort(confidence, kind="stable")
     share = weights[order] / weights.sum()
@@ -74,41 +76,45 @@ def equal_mass_bins(confidence: Floats, weights: Floats, bins: int = BINS) -> ND
     return numbers
 
 
-def worst_mean(values: Floats, weights: Floats, share: float = WORST_SHARE) -> float:
+def conditional_value_at_risk(values: FloatArray, weights: FloatArray, share: float = CVAR_SHARE) -> float:
     """Conditional value at risk: weighted mean of the largest `share` of the values. Rockafellar & Uryasev 2000."""
     order = np.argsort(-values, kind="stable")
     mass = weights[order] / weights.sum()
-    taken = np.clip(share - (np.cumsum(mass) - mass), 0, mass)
-    return float((values[order] * taken).sum() / taken.sum()) if len(values) else float("nan")
+    tail_mass = np.clip(share - (np.cumsum(mass) - mass), 0, mass)
+    return float((values[order] * tail_mass).sum() / tail_mass.sum()) if len(values) else float("nan")
 
 
-def risk_threshold(confidence: Floats, student: Floats, teacher: Floats, weights: Floats) -> float:
+def deferral_threshold(
+    confidence: FloatArray, student_correct: FloatArray, teacher_correct: FloatArray, weights: FloatArray
+) -> float:
     """The lowest confidence from which the student can answer, the rest left to the teacher, with the two as often right
     as the teacher alone; infinite where there is none."""
     order = np.argsort(-confidence, kind="stable")
-    gain = np.cumsum(weights[order] * (student - teacher)[order])
+    gain = np.cumsum(weights[order] * (student_correct - teacher_correct)[order])
     # answers of one confidence stand or fall together
     last = np.append(np.diff(confidence[order]) != 0, True)
-    fine = np.flatnonzero((gain >= -TOLERANCE) & last & (weights[order] > 0))
+    fine = np.flatnonzero((gain >= -RISK_TOLERANCE) & last & (weights[order] > 0))
     return float(confidence[order][fine[-1]]) if len(fine) else float("inf")
 
 
-def coverage_curve(confidence: Floats, student: Floats, teacher: Floats, weights: Floats) -> pd.DataFrame:
+def coverage_curve(
+    confidence: FloatArray, student_correct: FloatArray, teacher_correct: FloatArray, weights: FloatArray
+) -> pd.DataFrame:
     """coverage, accuracy of student-then-teacher at it, and the accuracy of the student alone on what it answers."""
     order = np.argsort(-confidence, kind="stable")
     mass = weights[order].cumsum()
-    own = (weights * student)[order].cumsum()
-    deferred = (weights * teacher).sum() - (weights * teacher)[order].cumsum()
+    own = (weights * student_correct)[order].cumsum()
+    deferred = (weights * teacher_correct).sum() - (weights * teacher_correct)[order].cumsum()
     return pd.DataFrame(
         {
             "coverage": mass / mass[-1],
             "together": (own + deferred) / mass[-1],
-            "answered": own / np.maximum(mass, TOLERANCE),
+            "answered": own / np.maximum(mass, RISK_TOLERANCE),
         }
     )
 
 
-def confidence_table(scores: Scores, codes: pd.DataFrame) -> pd.DataFrame:
+def calibration_frame(scores: Scores, stratum_codes: pd.DataFrame) -> pd.DataFrame:
     """One row for the teacher and per trained group, means over seeds.
 
     Columns: model, n (documents of the mean seed that both models give finite likelihoods), excess_nll, cvar (mean and
@@ -118,17 +124,17 @@ def confidence_table(scores: Scores, codes: pd.DataFrame) -> pd.DataFrame:
     if scores.teacher is None:
         return pd.DataFrame()
     teacher = choice_probabilities(scores, scores.groups[scores.teacher].models[0])
-    rows: list[dict[str, Any]] = [{"model": "teacher", **_calibration(scores, teacher, codes)}]
+    rows: list[dict[str, Any]] = [{"model": "teacher", **_calibration(scores, teacher, stratum_codes)}]
     for g, group in enumerate(scores.groups):
         if group.role not in ("distilled", "ce_only", "quantised", "rival") or not group.models:
             continue
         own = [choice_probabilities(scores, model) for model in group.models]
-        row = pd.DataFrame([_one_model(scores, seed, teacher, codes) for seed in own]).mean().to_dict()
+        row = pd.DataFrame([_one_model(scores, seed, teacher, stratum_codes) for seed in own]).mean().to_dict()
         rows.append({"model": group.label, **row, **_coverage(scores, own, teacher, g)})
     return pd.DataFrame(rows)
 
 
-def document_weights(scores: Scores, index: pd.MultiIndex) -> Floats:
+def document_weights(scores: Scores, index: pd.MultiIndex) -> FloatArray:
     """Weights that sum to 1 over `index` and give each averaged task the same; 0 for other tasks."""
     tasks = index.get_level_values("task")
     sizes = pd.Series(1, index=index).groupby(tasks).sum()
@@ -148,7 +154,7 @@ def _one_model(scores: Scores, own: pd.DataFrame, teacher: pd.DataFrame, codes: 
     weight = document_weights(scores, own.index[rows])
     if not weight.sum():
         return {}
-    mean, worst = float(np.average(excess, weights=weight)), worst_mean(excess, weight)
+    mean, worst = float(np.average(excess, weights=weight)), conditional_value_at_risk(excess, weight)
     return {"n": int(rows.sum()), "excess_nll": mean, "cvar": worst, **_calibration(scores, own, codes)}
 
 
@@ -156,14 +162,14 @@ def _calibration(scores: Scores, own: pd.DataFrame, codes: pd.DataFrame) -> dict
     parts = {"all": np.ones(len(own), bool)}
     if RARITY.name in codes:
         stratum = codes.loc[own.index, RARITY.name].to_numpy()
-        parts |= {"head": stratum == 1, "tail": stratum == scores.analysis.strata}
+        parts |= {"head": stratum == 1, "tail": stratum == scores.analysis.num_strata}
     found = {}
     for name, inside in parts.items():
         rows = inside & _known(own)
         weight = document_weights(scores, own.index[rows])
         if weight.sum():
             confidence, right = own["p_top"][rows].to_numpy(float), own["right"][rows].to_numpy(float)
-            found[f"ece_{name}"] = calibration_error(confidence, right, weight)
+            found[f"ece_{name}"] = expected_calibration_error(confidence, right, weight)
             found[f"brier_{name}"] = float(np.average(own["brier"][rows], weights=weight))
     return found
 
@@ -175,25 +181,27 @@ def _coverage(scores: Scores, seeds: list[pd.DataFrame], teacher: pd.DataFrame, 
     coverage: share of the other half that the student answers; coverage_gain: how much more often the two are right there
     than the teacher alone, with percentile bounds over redrawn documents. Means over seeds.
     """
-    if "teacher" not in opponents(scores, g):
+    if "teacher" not in find_baselines(scores, g):
         return {}
     rows = _known(teacher, *seeds)
     index = teacher.index[rows]
-    half = discovery_half(scores.results.documents.loc[index, "cluster"].astype(str))
+    is_discovery = discovery_mask(scores.results.documents.loc[index, "cluster"].astype(str))
     weight = document_weights(scores, index)
-    if not (weight[half].sum() and weight[~half].sum()):
+    if not (weight[is_discovery].sum() and weight[~is_discovery].sum()):
         return {}
-    taught = teacher["right"][rows].to_numpy(float)
+    teacher_correct = teacher["right"][rows].to_numpy(float)
     answered, gains = np.zeros(len(index)), np.zeros(len(index))
     for own in seeds:
         confidence, right = own["p_top"][rows].to_numpy(float), own["right"][rows].to_numpy(float)
-        least = risk_threshold(confidence[half], right[half], taught[half], weight[half])
-        answered += (confidence >= least) / len(seeds)
-        gains += (confidence >= least) * (right - taught) / len(seeds)
-    mass = np.where(half, 0.0, weight)
+        threshold = deferral_threshold(
+            confidence[is_discovery], right[is_discovery], teacher_correct[is_discovery], weight[is_discovery]
+        )
+        answered += (confidence >= threshold) / len(seeds)
+        gains += (confidence >= threshold) * (right - teacher_correct) / len(seeds)
+    mass = np.where(is_discovery, 0.0, weight)
     draws = [(counts * mass) @ gains / (counts @ mass) for counts in _redrawn(scores, index)]
     value = float(mass @ gains / mass.sum())
-    found = st.percentile_interval(value, np.concatenate(draws), scores.analysis.confidence)
+    found = st.percentile_interval(value, np.concatenate(draws), scores.analysis.confidence_level)
     share = float(mass @ answered / mass.sum())
     return {
         "coverage": share,
@@ -203,17 +211,17 @@ def _coverage(scores: Scores, seeds: list[pd.DataFrame], teacher: pd.DataFrame, 
     }
 
 
-def _redrawn(scores: Scores, index: pd.MultiIndex) -> Iterator[Floats]:
+def _redrawn(scores: Scores, index: pd.MultiIndex) -> Iterator[FloatArray]:
     """Blocks (≤ draws, D) of how often each document of `index` is drawn, by cluster within its task."""
-    draws, block = min(scores.analysis.bootstrap, COVERAGE_DRAWS), 100
-    panels = {panel.task: panel for panel in scores.panel.tasks}
+    draws, block = min(scores.analysis.n_resamples, MAX_COVERAGE_RESAMPLES), 100
+    panels = {panel.task: panel for panel in scores.responses.tasks}
     tasks = index.get_level_values("task")
     streams, columns = [], []
     for task in dict.fromkeys(tasks):
-        place = panels[task].index.get_indexer(index[tasks == task])
-        codes = panels[task].clusters[place]
+        document_positions = panels[task].index.get_indexer(index[tasks == task])
+        codes = panels[task].clusters[document_positions]
         columns.append(np.flatnonzero(tasks == task))
-        counts = np.concatenate(list(cluster_counts(int(panels[task].clusters.max()) + 1, draws, task_seed(task))))
+        counts = np.concatenate(list(cluster_counts(int(panels[task].clusters.max()) + 1, draws, bootstrap_seed(task))))
         streams.append(counts[:, codes])
     for start in range(0, draws, block):
         counts = np.empty((min(block, draws - start), len(index)), np.float64)
@@ -222,7 +230,7 @@ def _redrawn(scores: Scores, index: pd.MultiIndex) -> Iterator[Floats]:
         yield counts
 
 
-def confidence_curves(scores: Scores, models: dict[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def coverage_and_reliability_curves(scores: Scores, models: dict[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """For {label: model id}: coverage curves (label, coverage, together, answered) and reliability (label, confidence,
     accuracy) in BINS bins of equal mass. Empty without a teacher."""
     coverage, reliability = [pd.DataFrame()], [pd.DataFrame()]
@@ -236,8 +244,8 @@ def confidence_curves(scores: Scores, models: dict[str, str]) -> tuple[pd.DataFr
         if not weight.sum():
             continue
         confidence, right = own["p_top"][rows].to_numpy(float), own["right"][rows].to_numpy(float)
-        taught = teacher["right"][rows].to_numpy(float)
-        coverage.append(coverage_curve(confidence, right, taught, weight).assign(label=label))
+        teacher_correct = teacher["right"][rows].to_numpy(float)
+        coverage.append(coverage_curve(confidence, right, teacher_correct, weight).assign(label=label))
         values = pd.DataFrame({"confidence": confidence * weight, "accuracy": right * weight, "weight": weight})
         sums = values.groupby(equal_mass_bins(confidence, weight)).sum()
         reliability.append(sums[["confidence", "accuracy"]].div(sums["weight"], axis=0).assign(label=label))

@@ -22,40 +22,40 @@ through to too under until up upon very was we were what when where which while 
 your question answer""".split()
 )
 NEGATION = re.compile(r"\b(?:not|no|never|none|neither|nor|nobody|nothing|nowhere|cannot|without|except|\w+n['’]t)\b", re.I)
-WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
-MISSING = 0  # stratum of documents without a value
-SAMPLE_PERCENTILE = 10  # of the log frequencies of a text's content words
+CONTENT_WORD_PATTERN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
+MISSING_STRATUM = 0  # stratum of documents without a value
+RARITY_PERCENTILE = 10  # of the log frequencies of a text's content words
 MAX_CATEGORIES = 100
-SECONDARY = (
+SECONDARY_AXES = (
     "difficulty",
 )  # axes whose noise is the teacher's own errors': shown, but no slice and no worst group is of them
-TIED = 0.75  # share of documents with a value in one stratum, above which its quantiles tell nothing apart
+MAX_TIED_SHARE = 0.75  # share of documents with a value in one stratum, above which its quantiles tell nothing apart
 
 
 @dataclass(frozen=True)
-class Axis:
+class DocumentAxis:
     """One axis. kind: quantile (strata 1 … k), binary (1 without, 2 with) or category (numbered labels)."""
 
     name: str
     family: str
     kind: str
     title: str  # its name in words
-    about: str  # what is measured, with its unit, after "by"
-    head: str  # words for its first stratum
-    tail: str  # and for its last
-    labels: tuple[str, ...] = ()  # of a category, stratum i + 1 each
+    description: str  # what is measured, with its unit, after "by"
+    head_label: str  # words for its first stratum
+    tail_label: str  # and for its last
+    category_labels: tuple[str, ...] = ()  # of a category, stratum i + 1 each
 
-    def label(self, stratum: int, strata: int) -> str:
+    def stratum_label(self, stratum: int, strata: int) -> str:
         """A stratum in words."""
-        if stratum == MISSING:
+        if stratum == MISSING_STRATUM:
             return "missing"
         if self.kind == "category":
-            return self.labels[stratum - 1]
+            return self.category_labels[stratum - 1]
         last = 2 if self.kind == "binary" else strata
-        return self.head if stratum == 1 else self.tail if stratum == last else f"{stratum} of {last}"
+        return self.head_label if stratum == 1 else self.tail_label if stratum == last else f"{stratum} of {last}"
 
 
-RARITY = Axis(
+RARITY = DocumentAxis(
     "rarity_question",
     "rarity",
     "quantile",
@@ -64,24 +64,25 @@ RARITY = Axis(
     "most common",
     "rarest",
 )
-AXES = (
+DOCUMENT_AXES = (
     RARITY,
-    Axis("rarity_answer", "rarity", "quantile", "words of the answer",
+    DocumentAxis("rarity_answer", "rarity", "quantile", "words of the answer",
          "rarity of the right answer's content words: 10th percentile of their log10 occurrences per billion words",
          "most common", "rarest"),
-    Axis("difficulty", "difficulty", "quantile", "the teacher's margin",
+    DocumentAxis("difficulty", "difficulty", "quantile", "the teacher's margin",
          "margin between the teacher's two best choices, nats per character (secondary: the noise that makes it "
          "narrow also makes the teacher err)", "widest", "narrowest"),
-    Axis("surprisal", "difficulty", "quantile", "surprise of the prompt",
+    DocumentAxis("surprisal", "difficulty", "quantile", "surprise of the prompt",
          "bits per byte of the prompt under the teacher", "least surprising", "most surprising"),
-    Axis("gold_gain", "difficulty", "quantile", "what the prompt tells of the answer",
+    DocumentAxis("gold_gain", "difficulty", "quantile", "what the prompt tells of the answer",
          "log p(right answer | prompt) − log p(right answer) under the teacher, nats", "most", "least"),
-    Axis("prompt_length", "complexity", "quantile", "prompt length", "characters of the prompt", "shortest", "longest"),
-    Axis("answer_length", "complexity", "quantile", "answer length", "characters of the right answer", "shortest",
+    DocumentAxis("prompt_length", "complexity", "quantile", "prompt length", "characters of the prompt", "shortest",
          "longest"),
-    Axis("choices", "complexity", "quantile", "choices", "number of choices", "fewest", "most"),
-    Axis("digits", "complexity", "binary", "digits", "digits in question or answer", "none", "some"),
-    Axis("negation", "complexity", "binary", "negation", "a negation in the question", "none", "some"),
+    DocumentAxis("answer_length", "complexity", "quantile", "answer length", "characters of the right answer", "shortest",
+         "longest"),
+    DocumentAxis("choices", "complexity", "quantile", "choices", "number of choices", "fewest", "most"),
+    DocumentAxis("digits", "complexity", "binary", "digits", "digits in question or answer", "none", "some"),
+    DocumentAxis("negation", "complexity", "binary", "negation", "a negation in the question", "none", "some"),
 )  # fmt: skip
 
 
@@ -90,7 +91,7 @@ def axis_values(results: Results) -> pd.DataFrame:
     documents = results.documents
     questions = _questions(results)
     answers = [_gold(c, g) for c, g in zip(documents["choices"], documents["gold"], strict=True)]
-    zipf = zipf_of(results)
+    zipf = zipf_frequency_function(results)
     frame = pd.DataFrame(
         {
             "rarity_question": [-_rare_word(text, zipf) for text in questions],
@@ -118,9 +119,9 @@ def _surprisal(results: Results) -> dict[str, pd.Series]:
     return {"surprisal": known["prompt_bits_per_byte"], "gold_gain": -known["gold_gain"]}
 
 
-def zipf_of(results: Results) -> Callable[[str], float]:
+def zipf_frequency_function(results: Results) -> Callable[[str], float]:
     """word → log10 occurrences per billion words: in the distillation corpus, or in `wordfreq` where that is too small."""
-    if results.counts_words:
+    if results.uses_corpus_word_counts:
         assert results.frequencies is not None
         counts, scale = results.frequencies, 1e9 / results.corpus_words
         return lambda word: math.log10((counts.get(word, 0) + 0.5) * scale)  # 0.5: unseen is rare, not impossible
@@ -131,13 +132,13 @@ def zipf_of(results: Results) -> Callable[[str], float]:
 
 def content_words(text: str) -> list[str]:
     """Lower-case words of three letters or more that are not function words, possessives without their ending."""
-    words = [re.sub(r"['’]s$", "", word) for word in WORD.findall(text.lower())]
+    words = [re.sub(r"['’]s$", "", word) for word in CONTENT_WORD_PATTERN.findall(text.lower())]
     return [word for word in words if len(word) > 2 and word not in FUNCTION_WORDS and not re.search(r"['’]", word)]
 
 
 def _rare_word(text: str, zipf: Callable[[str], float]) -> float:
     values = [zipf(word) for word in content_words(text)]
-    return float(np.percentile(values, SAMPLE_PERCENTILE)) if values else math.nan
+    return float(np.percentile(values, RARITY_PERCENTILE)) if values else math.nan
 
 
 def _questions(results: Results) -> list[str]:
@@ -171,22 +172,22 @@ def _margin(likelihoods: object, lengths: object) -> float:
     return float(normed[-1] - normed[-2])
 
 
-def quantile_strata(values: pd.Series, strata: int) -> pd.Series:
+def quantile_strata(values: pd.Series, num_strata: int) -> pd.Series:
     """Quantile group 1 … `strata` within each task; equal values stay together; NaN is MISSING."""
     rank = values.groupby(level="task").rank(pct=True, method="average")
     # the tolerance keeps 0.2 * 5 = 1.0000000000000002 in the first group
-    return np.ceil(rank * strata - 1e-9).clip(1, strata).fillna(MISSING).astype(int)
+    return np.ceil(rank * num_strata - 1e-9).clip(1, num_strata).fillna(MISSING_STRATUM).astype(int)
 
 
-def stratify(results: Results, values: pd.DataFrame, strata: int) -> tuple[list[Axis], pd.DataFrame]:
+def stratify(results: Results, values: pd.DataFrame, num_strata: int) -> tuple[list[DocumentAxis], pd.DataFrame]:
     """The axes that tell documents apart, with the stratum of every document: AXES, then metadata categories."""
     axes, codes = [], {}
-    for axis in AXES:
+    for axis in DOCUMENT_AXES:
         series = values[axis.name]
-        binary = (series + 1).fillna(MISSING).astype(int)
-        code = binary if axis.kind == "binary" else quantile_strata(series, strata)
-        shares = code[code != MISSING].value_counts(normalize=True)
-        if len(shares) > 1 and (axis.kind != "quantile" or shares.max() <= TIED):
+        binary = (series + 1).fillna(MISSING_STRATUM).astype(int)
+        code = binary if axis.kind == "binary" else quantile_strata(series, num_strata)
+        shares = code[code != MISSING_STRATUM].value_counts(normalize=True)
+        if len(shares) > 1 and (axis.kind != "quantile" or shares.max() <= MAX_TIED_SHARE):
             axes.append(axis)
             codes[axis.name] = code
     for axis, code in _categories(results):
@@ -195,7 +196,7 @@ def stratify(results: Results, values: pd.DataFrame, strata: int) -> tuple[list[
     return axes, pd.DataFrame(codes, index=results.documents.index)
 
 
-def _categories(results: Results) -> list[tuple[Axis, pd.Series]]:
+def _categories(results: Results) -> list[tuple[DocumentAxis, pd.Series]]:
     """One axis for every metadata key with 2 … MAX_CATEGORIES different values that occur more than once."""
     parsed = pd.DataFrame([_metadata(m) for m in results.documents["metadata"]], index=results.documents.index)
     found = []
@@ -204,9 +205,17 @@ def _categories(results: Results) -> list[tuple[Axis, pd.Series]]:
         if not 2 <= texts.nunique() <= min(MAX_CATEGORIES, len(texts) // 2):
             continue
         labels = tuple(sorted(texts.unique()))
-        code = parsed[key].astype(str).map({label: i + 1 for i, label in enumerate(labels)}).fillna(MISSING).astype(int)
+        code = (
+            parsed[key]
+            .astype(str)
+            .map({label: i + 1 for i, label in enumerate(labels)})
+            .fillna(MISSING_STRATUM)
+            .astype(int)
+        )
         about = f"metadata {key!r}"
-        found.append((Axis(f"metadata:{key}", "metadata", "category", key, about, labels[0], labels[-1], labels), code))
+        found.append(
+            (DocumentAxis(f"metadata:{key}", "metadata", "category", key, about, labels[0], labels[-1], labels), code)
+        )
     return found
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from distill_lit.analysis.response_matrix import TaskPanel
+from distill_lit.analysis.response_matrix import TaskResponses
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.significance import clustered_mcnemar, mcnemar
 
@@ -18,33 +18,36 @@ MODAL_SEEDS = 3  # from which a flip of the modal prediction counts as lost in d
 class Answers:
     """A group's answer per document: its modal choice over seeds from MODAL_SEEDS on, else its first seed's."""
 
-    chosen: NDArray[np.integer]  # (D,)
+    choice: NDArray[np.integer]  # (D,)
     correct: NDArray[np.floating]  # (D,) 0 or 1; NaN when the group lacks the task
 
 
-def modal_answers(task: TaskPanel, members: list[int]) -> Answers:
+def modal_answers(task: TaskResponses, model_columns: list[int]) -> Answers:
     """The group's answers; a tie between choices goes to the earliest seed among them."""
-    if len(members) < MODAL_SEEDS:
-        column = members[0]
-        return Answers(task.chosen[:, column], task.correct[:, column])
-    chosen, correct = task.chosen[:, members], task.correct[:, members]
+    if len(model_columns) < MODAL_SEEDS:
+        column = model_columns[0]
+        return Answers(task.choice[:, column], task.correct[:, column])
+    chosen, correct = task.choice[:, model_columns], task.correct[:, model_columns]
     votes = (chosen[:, :, None] == chosen[:, None, :]).sum(axis=2)
     pick = votes.argmax(axis=1)
     rows = np.arange(task.n)
     return Answers(chosen[rows, pick], correct[rows, pick])
 
 
-def document_flips(scores: Scores, g: int) -> pd.DataFrame:
+def document_flips(scores: Scores, group_index: int) -> pd.DataFrame:
     """One row per document that teacher and group answered rightly or wrongly, indexed by (task, key).
 
     Columns: right_t, right_s (bool), chosen_t, chosen_s, flip (lost, gained, kept right, kept wrong), cluster (passage).
     """
     frames = []
     teacher = scores.teacher
-    if teacher is None or not scores.groups[g].models:
+    if teacher is None or not scores.groups[group_index].models:
         return pd.DataFrame(columns=FLIP_COLUMNS)
-    for task in scores.panel.tasks:
-        one, two = modal_answers(task, scores.members(teacher)), modal_answers(task, scores.members(g))
+    for task in scores.responses.tasks:
+        one, two = (
+            modal_answers(task, scores.model_columns(teacher)),
+            modal_answers(task, scores.model_columns(group_index)),
+        )
         if not task.is_binary or np.isnan(one.correct).any() or np.isnan(two.correct).any():
             continue
         right_t, right_s = one.correct == 1, two.correct == 1
@@ -54,8 +57,8 @@ def document_flips(scores: Scores, g: int) -> pd.DataFrame:
                 {
                     "right_t": right_t,
                     "right_s": right_s,
-                    "chosen_t": one.chosen,
-                    "chosen_s": two.chosen,
+                    "chosen_t": one.choice,
+                    "chosen_s": two.choice,
                     "flip": flip,
                     "cluster": [f"{task.task}:{code}" for code in task.clusters],
                 },

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from distill_lit.analysis.bootstrap import seed_weights
+from distill_lit.analysis.bootstrap import seed_resample_weights
 from distill_lit.utils.files import read_json
 
-Floats = NDArray[np.floating]
+FloatArray = NDArray[np.floating]
 TIMED = {  # axis: (kind of row, column)
     "prefill_s": ("grid", "prefill_s"),
     "decode_s": ("grid", "decode_s"),
@@ -22,26 +22,26 @@ TIMED = {  # axis: (kind of row, column)
     "token_p95_s": ("requests", "token_p95_s"),
     "joules_per_token": ("grid", "joules"),
 }
-MEMORY = "memory_bytes"
-MEASURED = (*TIMED, MEMORY)
-COLUMNS = ["model", "axis", "value", "low", "high", "ratio", "ratio_low", "ratio_high"]
+MEMORY_COST_AXIS = "memory_bytes"
+MEASURED = (*TIMED, MEMORY_COST_AXIS)
+COST_SUMMARY_COLUMNS = ["model", "axis", "value", "low", "high", "ratio", "ratio_low", "ratio_high"]
 
 
-def summarise(rows: pd.DataFrame, teacher: str, draws: int, confidence: float) -> pd.DataFrame:
+def summarize_costs(rows: pd.DataFrame, teacher: str, n_resamples: int, confidence: float) -> pd.DataFrame:
     """One row per model and axis. `rows`: cost.csv. value: mean over blocks (geometric over the points of the grid) with
     bounds; ratio: the teacher's over the model's, from the same blocks. Axes that were not measured are left out."""
     found = []
     for axis, (kind, column) in TIMED.items():
         table = _blocks(rows[rows["kind"] == kind], column)
         for model in table.columns if teacher in table else ():
-            value = _interval(table[model].to_numpy(), draws, confidence)
-            ratio = _interval((table[teacher] - table[model]).to_numpy(), draws, confidence)
-            found.append(dict(zip(COLUMNS, [model, axis, *value, *ratio], strict=True)))
-    memory = rows.groupby("model", sort=False)[MEMORY].first()
+            value = _interval(table[model].to_numpy(), n_resamples, confidence)
+            ratio = _interval((table[teacher] - table[model]).to_numpy(), n_resamples, confidence)
+            found.append(dict(zip(COST_SUMMARY_COLUMNS, [model, axis, *value, *ratio], strict=True)))
+    memory = rows.groupby("model", sort=False)[MEMORY_COST_AXIS].first()
     for model, value in memory.items():
         ratio = memory[teacher] / value
-        found.append(dict(zip(COLUMNS, [model, MEMORY, *[value] * 3, *[ratio] * 3], strict=True)))
-    return pd.DataFrame(found, columns=COLUMNS)
+        found.append(dict(zip(COST_SUMMARY_COLUMNS, [model, MEMORY_COST_AXIS, *[value] * 3, *[ratio] * 3], strict=True)))
+    return pd.DataFrame(found, columns=COST_SUMMARY_COLUMNS)
 
 
 def _blocks(rows: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -51,9 +51,10 @@ def _blocks(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     return table.dropna(axis="columns", how="all").dropna()
 
 
-def _interval(logs: Floats, draws: int, confidence: float) -> tuple[float, float, float]:
-    """Geometric mean over blocks and its percentile bounds. Five blocks redrawn vary too little: see `seed_weights`."""
-    means = seed_weights((), len(logs), draws) @ logs
+def _interval(logs: FloatArray, draws: int, confidence: float) -> tuple[float, float, float]:
+    """Geometric mean over blocks and its percentile bounds. Five blocks redrawn vary too little: see
+    `seed_resample_weights`."""
+    means = seed_resample_weights((), len(logs), draws) @ logs
     tails = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(np.exp(logs.mean())), float(np.exp(tails[0])), float(np.exp(tails[1]))
 

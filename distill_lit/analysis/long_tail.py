@@ -11,20 +11,20 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from distill_lit.analysis import significance as st
-from distill_lit.analysis.calibration import confidence_table
-from distill_lit.analysis.document_axes import MISSING, SECONDARY, Axis, axis_values, stratify
+from distill_lit.analysis.calibration import calibration_frame
+from distill_lit.analysis.document_axes import MISSING_STRATUM, SECONDARY_AXES, DocumentAxis, axis_values, stratify
 from distill_lit.analysis.flips import document_flips, flip_counts
-from distill_lit.analysis.score_table import RETENTION_FLOOR, opponents
+from distill_lit.analysis.score_table import MIN_RETENTION_BASELINE, find_baselines
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.slices import find_slices
-from distill_lit.analysis.strata import Pooled, pool
+from distill_lit.analysis.strata import StratumScores, pool_strata
 
-Floats = NDArray[np.floating]
+FloatArray = NDArray[np.floating]
 TESTABLE_DOCUMENTS = 100
 TESTABLE_DISCORDANT = 10
-SHOWN_DOCUMENTS = 30  # from which a stratum gets an interval: below it redrawn documents understate chance
-FAR_OUT = 0.001  # quantile of the teacher's draws from which a share of it can be taken in every draw
-AT_CHANCE = "teacher at chance"
+MIN_INTERVAL_DOCUMENTS = 30  # from which a stratum gets an interval: below it redrawn documents understate chance
+RETENTION_GUARD_QUANTILE = 0.001  # quantile of the teacher's draws from which a share of it can be taken in every draw
+NOTE_AT_CHANCE = "teacher at chance"
 INSUFFICIENT = "insufficient"
 
 
@@ -32,36 +32,36 @@ INSUFFICIENT = "insufficient"
 class LongTail:
     """All tables of the report. Frames have a column `model`, the label of a distilled group."""
 
-    axes: list[Axis] = field(default_factory=list)
-    values: pd.DataFrame = field(default_factory=pd.DataFrame)  # axis values per document
-    codes: pd.DataFrame = field(default_factory=pd.DataFrame)  # strata per document
+    axes: list[DocumentAxis] = field(default_factory=list)
+    axis_values: pd.DataFrame = field(default_factory=pd.DataFrame)  # axis values per document
+    stratum_codes: pd.DataFrame = field(default_factory=pd.DataFrame)  # strata per document
     flips: dict[str, pd.DataFrame] = field(default_factory=dict)  # model: document_flips
-    tasks: pd.DataFrame = field(default_factory=pd.DataFrame)  # flips per task
-    strata: pd.DataFrame = field(default_factory=pd.DataFrame)  # per axis and stratum
-    contrasts: pd.DataFrame = field(default_factory=pd.DataFrame)  # tail less head per axis
-    worst: pd.DataFrame = field(default_factory=pd.DataFrame)  # the stratum with the lowest retention
+    task_flips: pd.DataFrame = field(default_factory=pd.DataFrame)  # flips per task
+    stratum_scores: pd.DataFrame = field(default_factory=pd.DataFrame)  # per axis and stratum
+    tail_contrasts: pd.DataFrame = field(default_factory=pd.DataFrame)  # tail less head per axis
+    worst_strata: pd.DataFrame = field(default_factory=pd.DataFrame)  # the stratum with the lowest retention
     slices: dict[str, pd.DataFrame] = field(default_factory=dict)  # model: find_slices
-    confidence: pd.DataFrame = field(
+    calibration: pd.DataFrame = field(
         default_factory=pd.DataFrame
     )  # calibration, worst tenth, coverage; also those without teacher
 
-    def title(self, axis: str) -> str:
+    def axis_title(self, axis: str) -> str:
         """The name of an axis in words."""
         return next((a.title for a in self.axes if a.name == axis), axis)
 
 
-def long_tail(scores: Scores) -> LongTail:
+def analyze_long_tail(scores: Scores) -> LongTail:
     """The report of every distilled group; empty without a teacher or without a distilled group."""
     students = [g for g, group in enumerate(scores.groups) if group.role == "distilled" and group.models]
-    if scores.teacher is None or not students or not scores.panel.tasks:
+    if scores.teacher is None or not students or not scores.responses.tasks:
         return LongTail()
     values = axis_values(scores.results)
-    axes, codes = stratify(scores.results, values, scores.analysis.strata)
+    axes, codes = stratify(scores.results, values, scores.analysis.num_strata)
     if not axes:
         return LongTail()
     report = LongTail(axes, values, codes)
-    pooled = pool(scores, axes, codes)
-    primary = [axis for axis in axes if axis.name not in SECONDARY]
+    pooled = pool_strata(scores, axes, codes)
+    primary = [axis for axis in axes if axis.name not in SECONDARY_AXES]
     tasks, strata, contrasts, worst = [], [], [], []
     for g in students:
         label = scores.groups[g].label
@@ -74,10 +74,10 @@ def long_tail(scores: Scores) -> LongTail:
                 contrasts.append(_contrast(scores, axis, pooled[axis.name], g))
         worst.append(_worst(scores, primary, pooled, g))
         report.slices[label] = _slices(scores, primary, codes, flips)
-    report.tasks, report.strata = pd.concat(tasks, ignore_index=True), pd.concat(strata, ignore_index=True)
-    report.contrasts, report.worst = pd.DataFrame(contrasts), pd.DataFrame(worst)
-    report.confidence = confidence_table(scores, codes)
-    _correct(scores, report)
+    report.task_flips, report.stratum_scores = pd.concat(tasks, ignore_index=True), pd.concat(strata, ignore_index=True)
+    report.tail_contrasts, report.worst_strata = pd.DataFrame(contrasts), pd.DataFrame(worst)
+    report.calibration = calibration_frame(scores, codes)
+    _adjust_p_values(scores, report)
     return report
 
 
@@ -86,121 +86,138 @@ def averaged_flips(scores: Scores, flips: pd.DataFrame) -> pd.DataFrame:
     return flips[flips.index.get_level_values("task").isin([scores.tasks[t] for t in scores.averaged])]
 
 
-def _slices(scores: Scores, axes: list[Axis], codes: pd.DataFrame, flips: pd.DataFrame) -> pd.DataFrame:
+def _slices(scores: Scores, axes: list[DocumentAxis], codes: pd.DataFrame, flips: pd.DataFrame) -> pd.DataFrame:
     used = averaged_flips(scores, flips)
     clusters = scores.results.documents.loc[used.index, "cluster"].astype(str)
     analysis = scores.analysis
-    return find_slices(axes, codes.loc[used.index], used, clusters, analysis.strata, analysis.false_discovery)
+    return find_slices(axes, codes.loc[used.index], used, clusters, analysis.num_strata, analysis.false_discovery_rate)
 
 
 def _stratum_rows(
-    scores: Scores, axis: Axis, pooled: Pooled, g: int, flips: pd.DataFrame, codes: pd.Series
+    scores: Scores, axis: DocumentAxis, pooled: StratumScores, g: int, flips: pd.DataFrame, codes: pd.Series
 ) -> pd.DataFrame:
     """Per stratum of one axis: n, scores of teacher, student and itself alone, Δ with bounds, retention, flips."""
-    teacher, without = scores.teacher, opponents(scores, g).get("ce_only")
+    teacher, ce_only = scores.teacher, find_baselines(scores, g).get("ce_only")
     used = averaged_flips(scores, flips)
     counts = flip_counts(used, codes.loc[used.index]) if len(used) else pd.DataFrame()
     rows = []
-    for i, s in enumerate(pooled.numbers):
+    for i, s in enumerate(pooled.strata):
         delta = _delta(scores, pooled, i, g, teacher)
         row = {
             "model": scores.groups[g].label,
             "axis": axis.name,
             "stratum": s,
-            "label": axis.label(s, scores.analysis.strata),
-            "teacher": pooled.point[i, teacher],
-            "student": pooled.point[i, g],
+            "label": axis.stratum_label(s, scores.analysis.num_strata),
+            "teacher": pooled.estimates[i, teacher],
+            "student": pooled.estimates[i, g],
             "delta": delta.value,
             "low": delta.low,
             "high": delta.high,
         }
-        if without is not None:
-            other = _delta(scores, pooled, i, without, teacher)
+        if ce_only is not None:
+            other = _delta(scores, pooled, i, ce_only, teacher)
             row |= {
-                "ce_only": pooled.point[i, without],
+                "ce_only": pooled.estimates[i, ce_only],
                 "ce_only_delta": other.value,
                 "ce_only_low": other.low,
                 "ce_only_high": other.high,
             }
         floor = st.percentile_interval(
-            float(pooled.point[i, teacher]), pooled.draws[:, i, teacher], scores.analysis.confidence
+            float(pooled.estimates[i, teacher]), pooled.replicates[:, i, teacher], scores.analysis.confidence_level
         )
-        above = floor.low > RETENTION_FLOOR
+        above = floor.low > MIN_RETENTION_BASELINE
         row["retention"] = row["student"] / row["teacher"] if above else np.nan
-        row["note"] = "" if above else AT_CHANCE
+        row["note"] = "" if above else NOTE_AT_CHANCE
         rows.append(row | (counts.loc[s].to_dict() if s in counts.index else {"n": 0, "lost": 0, "gained": 0}))
     return pd.DataFrame(rows)
 
 
-def _delta(scores: Scores, pooled: Pooled, i: int, g: int, teacher: int | None) -> st.Interval:
-    value = float(pooled.point[i, g] - pooled.point[i, teacher])
-    if pooled.size[i] < SHOWN_DOCUMENTS:
+def _delta(scores: Scores, pooled: StratumScores, i: int, g: int, teacher: int | None) -> st.Interval:
+    value = float(pooled.estimates[i, g] - pooled.estimates[i, teacher])
+    if pooled.n_documents[i] < MIN_INTERVAL_DOCUMENTS:
         return st.Interval(value, np.nan, np.nan)
-    draws = pooled.draws[:, i, g] - pooled.draws[:, i, teacher]
-    return st.percentile_interval(value, draws, scores.analysis.confidence)
+    draws = pooled.replicates[:, i, g] - pooled.replicates[:, i, teacher]
+    return st.percentile_interval(value, draws, scores.analysis.confidence_level)
 
 
-def _contrast(scores: Scores, axis: Axis, pooled: Pooled, g: int) -> dict[str, object]:
+def _contrast(scores: Scores, axis: DocumentAxis, pooled: StratumScores, g: int) -> dict[str, object]:
     """Δ_tail − Δ_head of the student, of the same without teacher, and the excess of the first, with bounds and p."""
-    teacher, without = scores.teacher, opponents(scores, g).get("ce_only")
-    row: dict[str, object] = {"model": scores.groups[g].label, "axis": axis.name, "n": pooled.ends_size}
-    if pooled.ends_size < SHOWN_DOCUMENTS:
+    teacher, ce_only = scores.teacher, find_baselines(scores, g).get("ce_only")
+    row: dict[str, object] = {"model": scores.groups[g].label, "axis": axis.name, "n": pooled.head_tail_n_documents}
+    if pooled.head_tail_n_documents < MIN_INTERVAL_DOCUMENTS:
         return row | {"note": INSUFFICIENT}
 
-    def between(values: Floats, group: int) -> Floats:
+    def difference_in_differences(values: FloatArray, group: int) -> FloatArray:
         gap = values[..., group] - values[..., teacher]
         return np.asarray(gap[..., 1] - gap[..., 0])
 
-    pairs = {"tail_loss": (between(pooled.ends, g), between(pooled.ends_draws, g))}
-    if without is not None:
-        pairs["ce_only_tail_loss"] = (between(pooled.ends, without), between(pooled.ends_draws, without))
+    pairs = {
+        "tail_loss": (
+            difference_in_differences(pooled.head_tail_estimates, g),
+            difference_in_differences(pooled.head_tail_replicates, g),
+        )
+    }
+    if ce_only is not None:
+        pairs["ce_only_tail_loss"] = (
+            difference_in_differences(pooled.head_tail_estimates, ce_only),
+            difference_in_differences(pooled.head_tail_replicates, ce_only),
+        )
         own, other = pairs["tail_loss"], pairs["ce_only_tail_loss"]
         pairs["excess"] = (own[0] - other[0], own[1] - other[1])
     for name, (value, draws) in pairs.items():
-        found = st.percentile_interval(float(value), draws, scores.analysis.confidence)
+        found = st.percentile_interval(float(value), draws, scores.analysis.confidence_level)
         row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
         row[f"{name}_p"] = st.bootstrap_p(draws) if np.isfinite(found.value) else np.nan
     return row | {"note": ""}
 
 
-def _worst(scores: Scores, axes: list[Axis], pooled: dict[str, Pooled], g: int) -> dict[str, object]:
+def _worst(scores: Scores, axes: list[DocumentAxis], pooled: dict[str, StratumScores], g: int) -> dict[str, object]:
     """The stratum with the lowest retention, with bounds that hold for all strata at once."""
     names, values, draws = [], [], []
     for axis in axes:
-        mine = pooled[axis.name]
-        for i, s in enumerate(mine.numbers):
-            base = mine.draws[:, i, scores.teacher]
-            if s == MISSING or mine.size[i] < SHOWN_DOCUMENTS or np.isnan(mine.point[i, g]):
+        axis_scores = pooled[axis.name]
+        for i, s in enumerate(axis_scores.strata):
+            base = axis_scores.replicates[:, i, scores.teacher]
+            if (
+                s == MISSING_STRATUM
+                or axis_scores.n_documents[i] < MIN_INTERVAL_DOCUMENTS
+                or np.isnan(axis_scores.estimates[i, g])
+            ):
                 continue
             # further out than an interval: a single ratio to almost nothing would make all bounds endless
-            if np.isfinite(base).any() and np.nanquantile(base, FAR_OUT) > RETENTION_FLOOR:
-                names.append((axis.name, axis.label(s, scores.analysis.strata)))
-                values.append(mine.point[i, g] / mine.point[i, scores.teacher])
-                draws.append(mine.draws[:, i, g] / base)
+            if np.isfinite(base).any() and np.nanquantile(base, RETENTION_GUARD_QUANTILE) > MIN_RETENTION_BASELINE:
+                names.append((axis.name, axis.stratum_label(s, scores.analysis.num_strata)))
+                values.append(axis_scores.estimates[i, g] / axis_scores.estimates[i, scores.teacher])
+                draws.append(axis_scores.replicates[:, i, g] / base)
     row: dict[str, object] = {"model": scores.groups[g].label}
     if not names:
         return row | {"axis": "", "label": "", "retention": np.nan, "low": np.nan, "high": np.nan}
-    low, high = st.simultaneous_intervals(np.array(values), np.stack(draws, axis=1), scores.analysis.confidence)
+    low, high = st.simultaneous_intervals(np.array(values), np.stack(draws, axis=1), scores.analysis.confidence_level)
     i = int(np.nanargmin(values))
     return row | {"axis": names[i][0], "label": names[i][1], "retention": values[i], "low": low[i], "high": high[i]}
 
 
-def _correct(scores: Scores, report: LongTail) -> None:
+def _adjust_p_values(scores: Scores, report: LongTail) -> None:
     """Benjamini–Hochberg over the testable strata and tasks of each model; the rest reads "insufficient"."""
-    report.strata = report.strata.reindex(columns=list(dict.fromkeys([*report.strata, *report.tasks.drop(columns="task")])))
-    for frame in (report.tasks, report.strata):
+    report.stratum_scores = report.stratum_scores.reindex(
+        columns=list(dict.fromkeys([*report.stratum_scores, *report.task_flips.drop(columns="task")]))
+    )
+    for frame in (report.task_flips, report.stratum_scores):
         discordant = frame["lost"] + frame["gained"]
         frame["testable"] = (frame["n"] >= TESTABLE_DOCUMENTS) & (discordant >= TESTABLE_DISCORDANT)
         frame["adjusted"] = np.nan
-    at_chance = report.tasks["task"].isin(scores.left_out)
-    report.tasks["testable"] &= ~at_chance
+    at_chance = report.task_flips["task"].isin(scores.excluded_tasks)
+    report.task_flips["testable"] &= ~at_chance
     for label in report.flips:
-        parts = [frame.index[(frame["model"] == label) & frame["testable"]] for frame in (report.tasks, report.strata)]
-        p = [*report.tasks.loc[parts[0], "p"], *report.strata.loc[parts[1], "p"]]
+        parts = [
+            frame.index[(frame["model"] == label) & frame["testable"]]
+            for frame in (report.task_flips, report.stratum_scores)
+        ]
+        p = [*report.task_flips.loc[parts[0], "p"], *report.stratum_scores.loc[parts[1], "p"]]
         adjusted = st.benjamini_hochberg(p)
-        report.tasks.loc[parts[0], "adjusted"] = adjusted[: len(parts[0])]
-        report.strata.loc[parts[1], "adjusted"] = adjusted[len(parts[0]) :]
-    for frame in (report.tasks, report.strata):
-        significant = frame["adjusted"] <= scores.analysis.false_discovery
+        report.task_flips.loc[parts[0], "adjusted"] = adjusted[: len(parts[0])]
+        report.stratum_scores.loc[parts[1], "adjusted"] = adjusted[len(parts[0]) :]
+    for frame in (report.task_flips, report.stratum_scores):
+        significant = frame["adjusted"] <= scores.analysis.false_discovery_rate
         frame["verdict"] = np.select([~frame["testable"], significant], [INSUFFICIENT, "significant"], "not significant")
-    report.tasks.loc[at_chance, "verdict"] = AT_CHANCE
+    report.task_flips.loc[at_chance, "verdict"] = NOTE_AT_CHANCE

@@ -5,56 +5,62 @@ from dataclasses import dataclass
 import pandas as pd
 
 from distill_lit.analysis.results import ROLES, Results
-from distill_lit.config.schema import EITHER
+from distill_lit.config.schema import GRID_VALUE_SEPARATOR
 
-ROLE_WORDS = {
+ROLE_LABELS = {
     "quantised": "in int8",
     "rival": "off the shelf",
     "untouched": "before training",
     "ce_only": "without teacher",
     "distilled": "distilled",
 }
-AS_THEY_ARE = ("teacher", "quantised", "rival")  # roles of models that no cell trains or prunes
-OWN_AXES = ("axis.student", "axis.seed")  # columns of their own
+REFERENCE_ROLES = ("teacher", "quantised", "rival")  # roles of models that no cell trains or prunes
+NON_VARIANT_AXES = ("axis.student", "axis.seed")  # columns of their own
 
 
 @dataclass(frozen=True)
-class Group:
+class ModelGroup:
     """One row of a table. `models` holds the ids that have records; `planned` counts all its cells."""
 
     role: str
     student: str
-    axes: tuple[tuple[str, str], ...]  # grid key: value
+    grid_point: tuple[tuple[str, str], ...]  # grid key: value
     models: tuple[str, ...]
     seeds: tuple[int, ...]  # of `models`; empty for models without a seed
-    planned: int
+    num_planned: int
     label: str
     reason: str = ""  # why cells are missing
     variant: str = ""  # the grid point in words, empty without one
-    other_text: bool = False  # without teacher, and trained on other text than the distilled students of this shape
+    other_data: bool = False  # without teacher, and trained on other text than the distilled students of this shape
 
 
-def groups_of(results: Results) -> list[Group]:
+def groups_of(results: Results) -> list[ModelGroup]:
     """All groups, teacher first, then by student size and role; groups without any record are kept."""
-    cells = results.cells.copy()
-    axes = [c for c in cells.columns if c.startswith("axis.") and c not in OWN_AXES and cells[c].notna().any()]
+    cells = results.runs.copy()
+    axes = [c for c in cells.columns if c.startswith("axis.") and c not in NON_VARIANT_AXES and cells[c].notna().any()]
     short = _short_names(axes)
     size = cells.groupby("student")["parameters"].max() if "parameters" in cells else pd.Series(dtype=float)
     found: dict[tuple, list[int]] = {}
     for row in cells.index:
         point = tuple((a, str(cells.at[row, a])) for a in axes if pd.notna(cells.at[row, a]))
-        name = cells.at[row, "model" if cells.at[row, "role"] in AS_THEY_ARE[1:] else "student"]
+        name = cells.at[row, "model" if cells.at[row, "role"] in REFERENCE_ROLES[1:] else "student"]
         found.setdefault((cells.at[row, "role"], name, point), []).append(row)
-    taught = cells[cells["role"] == "distilled"].groupby("student")["held_out"].agg(set)
+    distilled_data = cells[cells["role"] == "distilled"].groupby("student")["held_out"].agg(set)
     groups = [
-        _group(results, cells.loc[rows], key, short, key[0] == "ce_only" and _is_other(cells.loc[rows], taught.get(key[1])))
+        _group(
+            results,
+            cells.loc[rows],
+            key,
+            short,
+            key[0] == "ce_only" and _trained_on_other_data(cells.loc[rows], distilled_data.get(key[1])),
+        )
         for key, rows in found.items()
     ]
     rank = {role: i for i, role in enumerate(ROLES)}
     first = {group.label: i for i, group in enumerate(groups)}
 
-    def place(group: Group) -> tuple:
-        top = rank[group.role] if group.role in AS_THEY_ARE else len(ROLES)
+    def sort_key(group: ModelGroup) -> tuple:
+        top = rank[group.role] if group.role in REFERENCE_ROLES else len(ROLES)
         biggest = size.get(group.student, float("nan"))
         return (
             top,
@@ -64,38 +70,40 @@ def groups_of(results: Results) -> list[Group]:
             first[group.label],
         )
 
-    return sorted(groups, key=place)
+    return sorted(groups, key=sort_key)
 
 
-def _is_other(rows: pd.DataFrame, taught: set[str] | None) -> bool:
+def _trained_on_other_data(rows: pd.DataFrame, taught: set[str] | None) -> bool:
     """Whether models read another text than each of `taught`, fingerprints of what distilled students read."""
     own, others = set(rows["held_out"]), taught or set()
     return bool(others) and "" not in own | others and not own & others
 
 
-def _group(results: Results, rows: pd.DataFrame, key: tuple, short: dict[str, str], other_text: bool) -> Group:
+def _group(results: Results, rows: pd.DataFrame, key: tuple, short: dict[str, str], other_text: bool) -> ModelGroup:
     role, student, point = key
     models = tuple(m for m in rows["model"] if m in results.records)
     seeds = rows.loc[rows["model"].isin(models), "seed"].tolist() if "seed" in rows else []
-    lost = rows[~rows["model"].isin(models)]
+    missing_runs = rows[~rows["model"].isin(models)]
     reason = "; ".join(
-        dict.fromkeys(f"{s}: {r}" if r else str(s) for s, r in zip(lost["state"], lost["reason"], strict=True))
+        dict.fromkeys(
+            f"{s}: {r}" if r else str(s) for s, r in zip(missing_runs["state"], missing_runs["reason"], strict=True)
+        )
     )
     variant = ", ".join([*(f"{short[axis]}={value}" for axis, value in point), *(["other text"] if other_text else [])])
-    known_as = "teacher" if role == "quantised" else student
-    label = "teacher" if role == "teacher" else " ".join(w for w in (known_as, ROLE_WORDS.get(role, "")) if w)
+    base_name = "teacher" if role == "quantised" else student
+    label = "teacher" if role == "teacher" else " ".join(w for w in (base_name, ROLE_LABELS.get(role, "")) if w)
     known = tuple(int(s) for s in seeds if s == s)
-    return Group(
+    return ModelGroup(
         role=role,
         student=student,
-        axes=point,
+        grid_point=point,
         models=models,
         seeds=known if len(known) == len(models) else (),
-        planned=len(rows),
+        num_planned=len(rows),
         label=f"{label} ({variant})" if variant else label,
         reason=reason,
         variant=variant,
-        other_text=other_text,
+        other_data=other_text,
     )
 
 
@@ -109,19 +117,19 @@ def _short_names(axes: list[str]) -> dict[str, str]:
     return names if axes else {}
 
 
-def baseline_of(group: Group, role: str, groups: list[Group]) -> Group | None:
+def baseline_of(group: ModelGroup, role: str, groups: list[ModelGroup]) -> ModelGroup | None:
     """The group of that role a distilled `group` is compared with: same student, and it stands for its grid point."""
-    point = dict(group.axes)
+    point = dict(group.grid_point)
     for other in groups:
         same = role == "teacher" or other.student == group.student
-        here = all(point.get(key, value) in (value, *value.split(EITHER)) for key, value in other.axes)
+        here = all(point.get(key, value) in (value, *value.split(GRID_VALUE_SEPARATOR)) for key, value in other.grid_point)
         if other.role == role and other.models and same and here:
             return other
     return None
 
 
-def cost_of(group: Group, results: Results, column: str) -> float:
+def group_cost(group: ModelGroup, results: Results, column: str) -> float:
     """Mean of a numeric column of cells.csv over the group's finished models; NaN when unknown."""
-    if column not in results.cells:
+    if column not in results.runs:
         return float("nan")
-    return float(results.cells.loc[results.cells["model"].isin(group.models), column].mean())
+    return float(results.runs.loc[results.runs["model"].isin(group.models), column].mean())

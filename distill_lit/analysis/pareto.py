@@ -7,12 +7,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from distill_lit.analysis import scores as sc
-from distill_lit.analysis.model_groups import cost_of
-from distill_lit.analysis.score_table import opponents
+from distill_lit.analysis.model_groups import group_cost
+from distill_lit.analysis.score_table import find_baselines
 from distill_lit.analysis.scores import Scores
-from distill_lit.analysis.significance import ROUNDING, percentile_interval
+from distill_lit.analysis.significance import REPLICATE_TOLERANCE, percentile_interval
 
-Floats = NDArray[np.floating]
+FloatArray = NDArray[np.floating]
 
 COST_AXES = {  # column of cells.csv: what it is, in words with its unit
     "parameters": "parameters",
@@ -29,15 +29,15 @@ COST_AXES = {  # column of cells.csv: what it is, in words with its unit
     "joules_per_token": "joules per written token",
     "money_per_million": "price of a million written tokens",
 }
-HOLDS, FAILS, OPEN = "yes", "no", "open"  # answers to the claim as a question
+CLAIM_HOLDS, CLAIM_FAILS, CLAIM_UNDECIDED = "yes", "no", "open"  # answers to the claim as a question
 
 
 def cost_axes(scores: Scores) -> list[str]:
     """The cost axes on which at least one group with records has a positive number."""
-    return [name for name in COST_AXES if any(cost_of(g, scores.results, name) > 0 for g in scores.groups if g.models)]
+    return [name for name in COST_AXES if any(group_cost(g, scores.results, name) > 0 for g in scores.groups if g.models)]
 
 
-def frontier(scores: Scores, axis: str) -> pd.DataFrame:
+def pareto_frontier(scores: Scores, axis: str) -> pd.DataFrame:
     """One row per group that has a cost and a macro score, cheapest first, of equal cost the teacher.
 
     Columns: model, role, student, variant, seeds, cost, score, low, high (above chance), on_frontier (probability over
@@ -45,7 +45,7 @@ def frontier(scores: Scores, axis: str) -> pd.DataFrame:
     """
     rows, draws = [], []
     for g, group in enumerate(scores.groups):
-        cost, value = cost_of(group, scores.results, axis), sc.macro_score(scores, g)
+        cost, value = group_cost(group, scores.results, axis), sc.macro_score(scores, g)
         if group.models and _is_placed(scores, axis, g):
             rows.append(
                 {
@@ -60,30 +60,30 @@ def frontier(scores: Scores, axis: str) -> pd.DataFrame:
                     "high": value.high,
                 }
             )
-            draws.append(scores.macro_draws(g))
+            draws.append(scores.macro_average_replicates(g))
     if not rows:
         return pd.DataFrame(
             columns=["model", "role", "student", "variant", "seeds", "cost", "score", "low", "high", "on_frontier"]
         )
     frame = pd.DataFrame(rows)
-    frame["on_frontier"] = on_frontier(frame["cost"].to_numpy(float), np.stack(draws, axis=1)).mean(axis=0)
+    frame["on_frontier"] = pareto_optimal_mask(frame["cost"].to_numpy(float), np.stack(draws, axis=1)).mean(axis=0)
     first = frame.assign(other=frame["role"] != "teacher").sort_values(["cost", "other", "score"], kind="stable")
     return first.drop(columns="other").reset_index(drop=True)
 
 
-def on_frontier(costs: Floats, scores: Floats) -> NDArray[np.bool_]:
+def pareto_optimal_mask(costs: FloatArray, scores: FloatArray) -> NDArray[np.bool_]:
     """(draw, group) whether no other group is at most as costly and better, or cheaper and as good."""
     alone = np.ones(scores.shape, bool)
     for g, cost in enumerate(costs):
         for other, price in enumerate(costs):
             if other != g and price <= cost:
                 ahead = scores[:, other] - scores[:, g]
-                better = ahead >= -ROUNDING if price < cost else ahead > ROUNDING
+                better = ahead >= -REPLICATE_TOLERANCE if price < cost else ahead > REPLICATE_TOLERANCE
                 alone[:, g] &= ~better
     return alone
 
 
-def hypervolume(costs: Floats, scores: Floats, reference_cost: float, reference_score: float = 0.0) -> Floats:
+def hypervolume(costs: FloatArray, scores: FloatArray, reference_cost: float, reference_score: float = 0.0) -> FloatArray:
     """Area under the frontier in score × decades of cost, between `reference_score` and up to `reference_cost`.
 
     scores: (draw, group); returns (draw,). Zitzler & Thiele 1999, with cost on a log10 scale.
@@ -95,41 +95,41 @@ def hypervolume(costs: Floats, scores: Floats, reference_cost: float, reference_
     return np.asarray(((best - reference_score) * width).sum(axis=1))
 
 
-def hypervolumes(scores: Scores, axis: str) -> pd.DataFrame:
+def hypervolume_gains(scores: Scores, axis: str) -> pd.DataFrame:
     """Per variant: hypervolume of its distilled students, of the same students without teacher, and the difference
     (`what`: distilled, ce_only, gain), each with bounds. Of all variants the best beats one baseline by chance.
 
     The reference point is the teacher's cost at chance. Empty without a teacher; without variants that have both kinds.
     """
     teacher = scores.teacher
-    price = cost_of(scores.groups[teacher], scores.results, axis) if teacher is not None else float("nan")
+    price = group_cost(scores.groups[teacher], scores.results, axis) if teacher is not None else float("nan")
     pairs: dict[str, list[tuple[int, int]]] = {}
     for g, group in enumerate(scores.groups):
-        without = opponents(scores, g).get("ce_only")
+        without = find_baselines(scores, g).get("ce_only")
         if without is not None and price > 0 and _is_placed(scores, axis, g) and _is_placed(scores, axis, without):
             pairs.setdefault(group.variant, []).append((g, without))
     rows = []
     for variant, found in pairs.items():
         own, plain = (_volume(scores, axis, list(members), price) for members in zip(*found, strict=True))
         for what, volume in (("distilled", own), ("ce_only", plain), ("gain", own - plain)):
-            bounds = percentile_interval(volume[0], volume[1:], scores.analysis.confidence)
+            bounds = percentile_interval(volume[0], volume[1:], scores.analysis.confidence_level)
             rows.append({"variant": variant, "what": what, **bounds._asdict()})
     return pd.DataFrame(rows, columns=["variant", "what", "value", "low", "high"])
 
 
 def _is_placed(scores: Scores, axis: str, g: int) -> bool:
     """Whether a group has a cost on the axis and a macro score."""
-    return cost_of(scores.groups[g], scores.results, axis) > 0 and bool(np.isfinite(scores.macro(g)))
+    return group_cost(scores.groups[g], scores.results, axis) > 0 and bool(np.isfinite(scores.macro(g)))
 
 
-def _volume(scores: Scores, axis: str, groups: list[int], price: float) -> Floats:
+def _volume(scores: Scores, axis: str, groups: list[int], price: float) -> FloatArray:
     """Hypervolume of these groups: of the scores themselves, then of every replicate."""
-    costs = np.array([cost_of(scores.groups[g], scores.results, axis) for g in groups])
-    points = np.stack([np.concatenate([[scores.macro(g)], scores.macro_draws(g)]) for g in groups], axis=1)
+    costs = np.array([group_cost(scores.groups[g], scores.results, axis) for g in groups])
+    points = np.stack([np.concatenate([[scores.macro(g)], scores.macro_average_replicates(g)]) for g in groups], axis=1)
     return hypervolume(costs, points, price)
 
 
-def claims(scores: Scores) -> pd.DataFrame:
+def efficiency_claims(scores: Scores) -> pd.DataFrame:
     """The claim "at least q of the teacher's quality at most c of its cost", per student and cost axis.
 
     Columns: model, axis, kept (share of the teacher's macro average), raw (share of its uncentred average), margin,
@@ -161,20 +161,20 @@ def claims(scores: Scores) -> pd.DataFrame:
 
 
 def _claim(scores: Scores, g: int, teacher: int, axis: str) -> dict[str, Any]:
-    quality, share = scores.analysis.claim_quality, scores.analysis.claim_cost
+    quality, share = scores.analysis.claim_min_quality, scores.analysis.claim_max_cost
     value = scores.macro(g) - quality * scores.macro(teacher)
-    draws = scores.macro_draws(g) - quality * scores.macro_draws(teacher)
-    margin = percentile_interval(value, draws, scores.analysis.confidence)
+    draws = scores.macro_average_replicates(g) - quality * scores.macro_average_replicates(teacher)
+    margin = percentile_interval(value, draws, scores.analysis.confidence_level)
     ratio = [_cost_ratio(scores, g, teacher, axis, bound) for bound in ("", "_low", "_high")]
     if not np.isfinite(value) or not np.isfinite(ratio[0]):
         return {}
     needed = (1 - 1e-9) / share
     if margin.low > 0 and ratio[1] >= needed:
-        badge = HOLDS
+        badge = CLAIM_HOLDS
     elif margin.high < 0 or ratio[2] < needed:
-        badge = FAILS
+        badge = CLAIM_FAILS
     else:
-        badge = OPEN
+        badge = CLAIM_UNDECIDED
     raw = scores.raw[scores.averaged]
     return {
         "kept": sc.macro_retention(scores, g).value,
@@ -191,12 +191,12 @@ def _claim(scores: Scores, g: int, teacher: int, axis: str) -> dict[str, Any]:
 
 def _cost_ratio(scores: Scores, g: int, teacher: int, axis: str, bound: str) -> float:
     """cost_T / cost_S with its bounds: measured in the same blocks where there are columns `<axis>_ratio…`."""
-    paired = cost_of(scores.groups[g], scores.results, f"{axis}_ratio{bound}")
+    paired = group_cost(scores.groups[g], scores.results, f"{axis}_ratio{bound}")
     if np.isfinite(paired):
         return paired
     opposite = {"": "", "_low": "_high", "_high": "_low"}[bound]
-    above = cost_of(scores.groups[teacher], scores.results, axis + bound)
-    below = cost_of(scores.groups[g], scores.results, axis + opposite)
-    above = above if np.isfinite(above) else cost_of(scores.groups[teacher], scores.results, axis)
-    below = below if np.isfinite(below) else cost_of(scores.groups[g], scores.results, axis)
+    above = group_cost(scores.groups[teacher], scores.results, axis + bound)
+    below = group_cost(scores.groups[g], scores.results, axis + opposite)
+    above = above if np.isfinite(above) else group_cost(scores.groups[teacher], scores.results, axis)
+    below = below if np.isfinite(below) else group_cost(scores.groups[g], scores.results, axis)
     return above / below if below > 0 else float("nan")

@@ -8,20 +8,21 @@ from numpy.typing import NDArray
 
 from distill_lit.analysis.results import Results
 
-Floats = NDArray[np.floating]
+FloatArray = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
-class TaskPanel:
-    """One task. Columns of the matrices follow `Panel.models`; a model without this task is NaN (−1 in `chosen`)."""
+class TaskResponses:
+    """One task. Columns of the matrices follow `ResponseMatrices.models`; a model without this task is NaN (−1 in
+    `chosen`)."""
 
     task: str
     metric: str  # acc or acc_norm
     index: pd.MultiIndex  # (task, key) of its documents, in the order of Results.documents
     clusters: NDArray[np.integer]  # (D,) codes; documents sharing a passage share one
-    chance: Floats  # (D,) share of right answers by guessing: 1 / choices, 0 without choices
-    correct: Floats  # (D, M) 0 or 1 by the task's metric; a number where `is_binary` is false
-    chosen: NDArray[np.integer]  # (D, M) number of the chosen answer by the same metric
+    chance: FloatArray  # (D,) share of right answers by guessing: 1 / choices, 0 without choices
+    correct: FloatArray  # (D, M) 0 or 1 by the task's metric; a number where `is_binary` is false
+    choice: NDArray[np.integer]  # (D, M) number of the chosen answer by the same metric
 
     @property
     def n(self) -> int:
@@ -29,7 +30,7 @@ class TaskPanel:
         return len(self.chance)
 
     @property
-    def clustered(self) -> bool:
+    def has_clusters(self) -> bool:
         """Whether documents share passages."""
         return bool(len(np.unique(self.clusters)) < self.n)
 
@@ -39,32 +40,32 @@ class TaskPanel:
         known = self.correct[np.isfinite(self.correct)]
         return bool(np.isin(known, (0.0, 1.0)).all())
 
-    def centred(self) -> Floats:
+    def centered(self) -> FloatArray:
         """(D, M) score above chance g = (x − c) / (1 − c): 0 for guessing, 1 for always right."""
         chance = self.chance[:, None]
         return np.asarray((self.correct - chance) / (1 - chance))
 
 
 @dataclass(frozen=True)
-class Panel:
+class ResponseMatrices:
     """All tasks of an experiment."""
 
     models: list[str]
-    tasks: list[TaskPanel]
+    tasks: list[TaskResponses]
 
-    def columns(self, models: tuple[str, ...]) -> list[int]:
+    def model_columns(self, models: tuple[str, ...]) -> list[int]:
         """Column numbers of these models."""
         return [self.models.index(model) for model in models]
 
 
-def panel_of(results: Results) -> Panel:
+def build_response_matrices(results: Results) -> ResponseMatrices:
     """The matrices of every task in `results`, tasks without documents left out."""
     models = list(results.records)
     panels = [_task_panel(results, task, models) for task in results.tasks]
-    return Panel(models, [panel for panel in panels if panel.n])
+    return ResponseMatrices(models, [panel for panel in panels if panel.n])
 
 
-def _task_panel(results: Results, task: str, models: list[str]) -> TaskPanel:
+def _task_panel(results: Results, task: str, models: list[str]) -> TaskResponses:
     documents = results.documents[results.documents.index.get_level_values("task") == task]
     metric = str(results.settings(task).get("metric", "acc"))
     suffix = "_norm" if metric == "acc_norm" else ""
@@ -82,12 +83,12 @@ def _task_panel(results: Results, task: str, models: list[str]) -> TaskPanel:
     single = choices <= 1
     chosen[single] = np.where(np.isnan(correct[single]), -1, 1 - correct[single]).astype(np.int64)
     clusters = documents["cluster"].astype(str).to_numpy()
-    return TaskPanel(
+    return TaskResponses(
         task=task,
         metric=metric,
         index=documents.index,
         clusters=np.unique(clusters, return_inverse=True)[1],
         chance=np.where(single, 0.0, 1 / np.maximum(choices, 1)),
         correct=correct,
-        chosen=chosen,
+        choice=chosen,
     )

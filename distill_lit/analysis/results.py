@@ -8,19 +8,19 @@ from typing import Any
 import pandas as pd
 
 from distill_lit.analysis.inference_cost import add_costs, read_costs
-from distill_lit.analysis.task_groups import benchmark_of, merge_documents, merge_frame, merge_meta
+from distill_lit.analysis.task_groups import merge_documents, merge_frame, merge_meta, task_to_group
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import read_json
 
-MUST_AGREE = ("version", "lm_eval_version", "task_hash", "metric", "fewshot", "limit", "n", "seed", "chat_template",
-              "eval_split", "data")  # fmt: skip
+COMPARABLE_SETTINGS = ("version", "lm_eval_version", "task_hash", "metric", "fewshot", "limit", "n", "seed",
+              "chat_template", "eval_split", "data")  # fmt: skip
 ROLES = ("teacher", "quantised", "rival", "untouched", "ce_only", "distilled")
-TOTAL = "__total__"
-SMALL_CORPUS = 1_000_000  # words
-CELL_TEXT = ("model", "role", "student", "held_out", "state", "reason")
-DOCUMENT_COLUMNS = ("task", "key", "doc_id", "cluster", "prompt", "choices", "gold", "n_choices", "metadata")
-SURPRISAL_COLUMNS = ("task", "key", "prompt_bits_per_byte", "gold_gain")
-RECORD_COLUMNS = ("task", "key", "ll", "len_chars", "pred", "correct")
+TOTAL_COUNT_KEY = "__total__"
+MIN_CORPUS_WORDS = 1_000_000  # words
+RUN_TEXT_COLUMNS = ("model", "role", "student", "held_out", "state", "reason")
+REQUIRED_DOCUMENT_COLUMNS = ("task", "key", "doc_id", "cluster", "prompt", "choices", "gold", "n_choices", "metadata")
+REQUIRED_SURPRISAL_COLUMNS = ("task", "key", "prompt_bits_per_byte", "gold_gain")
+REQUIRED_RECORD_COLUMNS = ("task", "key", "ll", "len_chars", "pred", "correct")
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Results:
     """Everything the analysis reads. `records` and `meta` hold only models that finished and left a record."""
 
     folder: Path
-    cells: pd.DataFrame  # one row per planned model; `state` is done, failed or missing
+    runs: pd.DataFrame  # one row per planned model; `state` is done, failed or missing
     documents: pd.DataFrame  # one row per (task, key), indexed by them
     records: dict[str, pd.DataFrame]  # model: rows indexed by (task, key), one per document
     meta: dict[str, dict[str, dict[str, Any]]]  # model: task: settings and provenance
@@ -39,13 +39,13 @@ class Results:
     costs: dict[str, Any] = field(default_factory=dict)  # cost.json, empty without measurements
 
     @property
-    def counts_words(self) -> bool:
+    def uses_corpus_word_counts(self) -> bool:
         """Whether the distillation corpus is large enough to tell rare words from those it happens not to hold."""
-        return self.frequencies is not None and self.corpus_words >= SMALL_CORPUS
+        return self.frequencies is not None and self.corpus_words >= MIN_CORPUS_WORDS
 
     def teacher(self) -> str | None:
         """The teacher's model id, or None when it has no record."""
-        found = self.cells.loc[self.cells["role"] == "teacher", "model"]
+        found = self.runs.loc[self.runs["role"] == "teacher", "model"]
         return next((model for model in found if model in self.records), None)
 
     def settings(self, task: str) -> dict[str, Any]:
@@ -67,8 +67,8 @@ def load_results(folder: Path) -> Results:
 
 
 def _load_results(folder: Path) -> Results:
-    cells = read_cells(folder / "cells.csv")
-    documents = _read_parquet(folder / "records" / "documents.parquet", DOCUMENT_COLUMNS)
+    cells = load_runs_table(folder / "cells.csv")
+    documents = _read_parquet(folder / "records" / "documents.parquet", REQUIRED_DOCUMENT_COLUMNS)
     records: dict[str, pd.DataFrame] = {}
     meta: dict[str, dict[str, dict[str, Any]]] = {}
     for row in cells.index[cells["state"] == "done"]:
@@ -77,7 +77,7 @@ def _load_results(folder: Path) -> Results:
         if not path.exists() or not path.with_suffix(".json").exists():
             cells.loc[row, ["state", "reason"]] = ["missing", "no record of its evaluation"]
             continue
-        records[model] = _read_parquet(path, RECORD_COLUMNS)
+        records[model] = _read_parquet(path, REQUIRED_RECORD_COLUMNS)
         meta[model] = _read_meta(path.with_suffix(".json"))
     if not records:
         raise UserError(f"{folder}: no model has records; run the experiment again")
@@ -86,18 +86,18 @@ def _load_results(folder: Path) -> Results:
     results = Results(folder, add_costs(cells, costs), documents, records, meta, frequencies, total)
     results.costs = costs
     path = folder / "records" / "surprisal.parquet"
-    results.surprisal = _read_parquet(path, SURPRISAL_COLUMNS) if path.exists() else None
+    results.surprisal = _read_parquet(path, REQUIRED_SURPRISAL_COLUMNS) if path.exists() else None
     _align(results)
     _merge(results)
     return results
 
 
-def reads_different_text(cells: pd.DataFrame) -> bool:
+def has_different_validation_data(cells: pd.DataFrame) -> bool:
     """Whether students are validated on text of their own, so that their validation metrics do not compare."""
     return bool(cells.loc[cells["held_out"] != "", "held_out"].nunique() > 1)
 
 
-def read_cells(path: Path) -> pd.DataFrame:
+def load_runs_table(path: Path) -> pd.DataFrame:
     """cells.csv with text as text and numbers as numbers. Raises UserError when it is absent or malformed."""
     if not path.exists():
         raise UserError(f"{path}: not there; run the experiment first")
@@ -105,11 +105,11 @@ def read_cells(path: Path) -> pd.DataFrame:
     absent = [name for name in ("model", "role") if name not in cells]
     if absent:
         raise UserError(f"{path}: no column {absent[0]!r}")
-    for name in CELL_TEXT:
+    for name in RUN_TEXT_COLUMNS:
         cells[name] = cells[name].astype(object).where(cells[name].notna(), "") if name in cells else ""
     cells.loc[cells["state"] == "", "state"] = "done"
     for name in cells.columns:
-        if name not in CELL_TEXT and not name.startswith("axis."):
+        if name not in RUN_TEXT_COLUMNS and not name.startswith("axis."):
             cells[name] = pd.to_numeric(cells[name], errors="coerce")
     for model in cells["model"]:
         if not model or model.startswith(".") or re.search(r"[/\\\x00-\x1f]", model):
@@ -150,7 +150,7 @@ def _read_frequencies(path: Path) -> tuple[dict[str, int] | None, int]:
         return None, 0
     table = pd.read_csv(path, keep_default_na=False, dtype={"word": str})
     counts = dict(zip(table["word"], table["count"].astype(int), strict=True))
-    total = counts.pop(TOTAL, 0) or sum(counts.values())
+    total = counts.pop(TOTAL_COUNT_KEY, 0) or sum(counts.values())
     return (counts, total) if total else (None, 0)
 
 
@@ -159,26 +159,26 @@ def _align(results: Results) -> None:
     order = [m for m in (results.teacher(), *results.records) if m is not None]
     known = list(dict.fromkeys(results.documents.index.get_level_values("task")))
     results.tasks = [t for t in known if any(t in results.meta[m] for m in order)]
-    keep = []
+    kept_documents = []
     for task in results.tasks:
         holders = [m for m in order if task in results.meta[m]]
         keys = {m: set(_keys(results.records[m], task)) for m in holders}
         for model in holders[1:]:
-            check_pair(results, task, holders[0], model)
+            check_comparable(results, task, holders[0], model)
             _check_documents(task, holders[0], model, keys)
         unknown = keys[holders[0]] - set(_keys(results.documents, task)) if holders else set()
         if unknown:
             raise UserError(f"{task}: {len(unknown)} documents of {holders[0]!r} are not in documents.parquet")
-        mine = results.documents.loc[[task]]
-        keep.append(mine[mine.index.get_level_values("key").isin(keys[holders[0]])])
-    results.documents = pd.concat(keep) if keep else results.documents.iloc[:0]
+        task_documents = results.documents.loc[[task]]
+        kept_documents.append(task_documents[task_documents.index.get_level_values("key").isin(keys[holders[0]])])
+    results.documents = pd.concat(kept_documents) if kept_documents else results.documents.iloc[:0]
     for model, frame in results.records.items():
         results.records[model] = frame.reindex(results.documents.index)
 
 
 def _merge(results: Results) -> None:
     """Makes one task of all tasks of a benchmark."""
-    into = benchmark_of(results.meta)
+    into = task_to_group(results.meta)
     if into:
         results.documents = merge_documents(results.documents, into)
         results.records = {model: merge_frame(frame, into) for model, frame in results.records.items()}
@@ -192,11 +192,15 @@ def _keys(frame: pd.DataFrame, task: str) -> list[str]:
     return list(frame.index.get_level_values("key")[frame.index.get_level_values("task") == task])
 
 
-def check_pair(results: Results, task: str, first: str, second: str) -> None:
+def check_comparable(results: Results, task: str, first: str, second: str) -> None:
     """Raises UserError naming the first setting in which two models were evaluated differently on `task`."""
     one, two = results.meta[first][task], results.meta[second][task]
-    roles = dict(zip(results.cells["model"], results.cells["role"], strict=True))
-    names = MUST_AGREE if {"quantised", "rival"} & {roles.get(first), roles.get(second)} else (*MUST_AGREE, "dtype")
+    roles = dict(zip(results.runs["model"], results.runs["role"], strict=True))
+    names = (
+        COMPARABLE_SETTINGS
+        if {"quantised", "rival"} & {roles.get(first), roles.get(second)}
+        else (*COMPARABLE_SETTINGS, "dtype")
+    )
     for name in names:
         if str(one.get(name)) != str(two.get(name)):
             raise UserError(

@@ -14,33 +14,33 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-Floats = NDArray[np.floating]
-OWN_AXES = ("axis.student", "axis.seed", "axis.training.tokens")
-LEAST = {"runs": 12, "sizes": 3, "token budgets": 3, "teachers": 2}  # distinct values a fit asks for
+FloatArray = NDArray[np.floating]
+SCALING_AXES = ("axis.student", "axis.seed", "axis.training.tokens")
+MIN_DISTINCT_FOR_FIT = {"runs": 12, "sizes": 3, "token budgets": 3, "teachers": 2}  # distinct values a fit asks for
 COEFFICIENTS = ("c0", "c1", "d1", "f1", "A", "α", "B", "β", "γ")
 # bounds of each on a log scale, A and B being those of N and D in units of the geometric means of the runs
-LOWEST = np.log([1e-3, 1e-3, 0.1, 1e-2, 1e-4, 0.02, 1e-4, 0.02, 0.05])
-HIGHEST = np.log([10.0, 1e2, 10.0, 10.0, 1e3, 3.0, 1e3, 3.0, 5.0])
+LOG_LOWER_BOUNDS = np.log([1e-3, 1e-3, 0.1, 1e-2, 1e-4, 0.02, 1e-4, 0.02, 0.05])
+LOG_UPPER_BOUNDS = np.log([10.0, 1e2, 10.0, 10.0, 1e3, 3.0, 1e3, 3.0, 5.0])
 STARTS = 24
 
 
 @dataclass(frozen=True)
-class Law:
+class ScalingLaw:
     """A fitted law. `left_out`: median error of its prediction for a run that the fit did not see, as a share of the loss;
     `mean_size`, `mean_tokens`: what N and D are divided by."""
 
     coefficients: dict[str, float]
-    left_out: float
-    runs: int
-    mean_size: float
-    mean_tokens: float
+    leave_one_out_error: float
+    num_runs: int
+    reference_size: float
+    reference_tokens: float
 
-    def predict(self, runs: pd.DataFrame) -> Floats:
+    def predict(self, runs: pd.DataFrame) -> FloatArray:
         """Cross-entropy in nats per token for rows with size, tokens, teacher_loss and supervised_loss."""
-        return _law(np.log(list(self.coefficients.values())), _inputs(runs, self.mean_size, self.mean_tokens))
+        return _law(np.log(list(self.coefficients.values())), _inputs(runs, self.reference_size, self.reference_tokens))
 
 
-def scaling_runs(cells: pd.DataFrame, experiment: str = "") -> pd.DataFrame:
+def scaling_data(cells: pd.DataFrame, experiment: str = "") -> pd.DataFrame:
     """One row per student and token budget: experiment, student, size (parameters without embeddings), tokens, seeds,
     loss, deviation (over seeds), teacher_loss, supervised_loss (the same student without teacher, NaN where it was not
     trained), held_out. Empty where the grid has other axes, or nothing was validated.
@@ -49,27 +49,27 @@ def scaling_runs(cells: pd.DataFrame, experiment: str = "") -> pd.DataFrame:
     columns = ["experiment", "student", "size", "tokens", "seeds", "loss", "deviation", "teacher_loss", "supervised_loss",
                "held_out"]  # fmt: skip
     needed = {"non_embedding_parameters", "training_tokens", "val_ce", "val_teacher_nll"}
-    others = [c for c in cells if c.startswith("axis.") and c not in OWN_AXES and cells[c].nunique() > 1]
+    others = [c for c in cells if c.startswith("axis.") and c not in SCALING_AXES and cells[c].nunique() > 1]
     if others or not needed <= set(cells):
         return pd.DataFrame(columns=columns)
     trained = cells[cells["role"].isin(["distilled", "ce_only"])].dropna(subset=sorted(needed))
     rows = []
-    for (student, tokens), mine in trained.groupby(["student", "training_tokens"], sort=False):
-        own, without = mine[mine["role"] == "distilled"], mine[mine["role"] == "ce_only"]
-        without = without[without["held_out"].isin(own["held_out"])]
-        if len(own):
-            rows.append([experiment, student, own["non_embedding_parameters"].iloc[0], tokens, len(own),
-                         own["val_ce"].mean(), own["val_ce"].std(ddof=1), own["val_teacher_nll"].mean(),
-                         without["val_ce"].mean(), own["held_out"].iloc[0]])  # fmt: skip
+    for (student, tokens), budget_runs in trained.groupby(["student", "training_tokens"], sort=False):
+        distilled, ce_only = budget_runs[budget_runs["role"] == "distilled"], budget_runs[budget_runs["role"] == "ce_only"]
+        ce_only = ce_only[ce_only["held_out"].isin(distilled["held_out"])]
+        if len(distilled):
+            rows.append([experiment, student, distilled["non_embedding_parameters"].iloc[0], tokens, len(distilled),
+                         distilled["val_ce"].mean(), distilled["val_ce"].std(ddof=1), distilled["val_teacher_nll"].mean(),
+                         ce_only["val_ce"].mean(), distilled["held_out"].iloc[0]])  # fmt: skip
     return pd.DataFrame(rows, columns=columns).sort_values(["size", "tokens"], ascending=[False, True], ignore_index=True)
 
 
-def is_grid(runs: pd.DataFrame) -> bool:
+def has_scaling_curve(runs: pd.DataFrame) -> bool:
     """Whether there is anything to draw a curve through: a size with two token budgets."""
     return bool(len(runs) and (runs.groupby(["experiment", "student"])["tokens"].nunique() > 1).any())
 
 
-def refusal(runs: pd.DataFrame) -> str:
+def reason_not_fitted(runs: pd.DataFrame) -> str:
     """Why no law is fitted to these runs, or nothing."""
     if runs["held_out"].nunique() > 1:
         return "the students are validated on different text"
@@ -77,33 +77,35 @@ def refusal(runs: pd.DataFrame) -> str:
         return "not every student has been trained without the teacher on as many tokens"
     found = {"runs": len(runs), "sizes": runs["size"].nunique(), "token budgets": runs["tokens"].nunique(),
              "teachers": runs["teacher_loss"].round(3).nunique()}  # fmt: skip
-    short = [f"{found[what]} {what} of at least {least}" for what, least in LEAST.items() if found[what] < least]
+    short = [
+        f"{found[what]} {what} of at least {least}" for what, least in MIN_DISTINCT_FOR_FIT.items() if found[what] < least
+    ]
     return f"there are {', '.join(short)}" if short else ""
 
 
-def fit_law(runs: pd.DataFrame) -> Law | None:
-    """The law with the least Huber loss of the log of the cross-entropy; None where `refusal` has a reason."""
-    if refusal(runs):
+def fit_scaling_law(runs: pd.DataFrame) -> ScalingLaw | None:
+    """The law with the least Huber loss of the log of the cross-entropy; None where `reason_not_fitted` has a reason."""
+    if reason_not_fitted(runs):
         return None
     size, tokens = float(np.exp(np.log(runs["size"]).mean())), float(np.exp(np.log(runs["tokens"]).mean()))
     inputs, loss = _inputs(runs, size, tokens), runs["loss"].to_numpy(float)
     best = _fit(inputs, loss)
     errors = []
     for number in range(len(runs)):
-        kept = np.arange(len(runs)) != number
-        part = _fit(inputs[:, kept], loss[kept], best)
+        train_mask = np.arange(len(runs)) != number
+        part = _fit(inputs[:, train_mask], loss[train_mask], best)
         errors.append(abs(_law(part, inputs[:, [number]])[0] / loss[number] - 1))
     coefficients = dict(zip(COEFFICIENTS, np.exp(best).tolist(), strict=True))
-    return Law(coefficients, float(np.median(errors)), len(runs), size, tokens)
+    return ScalingLaw(coefficients, float(np.median(errors)), len(runs), size, tokens)
 
 
-def _inputs(runs: pd.DataFrame, size: float, tokens: float) -> Floats:
+def _inputs(runs: pd.DataFrame, size: float, tokens: float) -> FloatArray:
     """(4, runs): N and D in units of `size` and `tokens`, T, S."""
     columns = [runs["size"] / size, runs["tokens"] / tokens, runs["teacher_loss"], runs["supervised_loss"]]
     return np.array(columns, float)
 
 
-def _law(logs: Floats, inputs: Floats) -> Floats:
+def _law(logs: FloatArray, inputs: FloatArray) -> FloatArray:
     """The formula above. logs: of COEFFICIENTS."""
     c0, c1, d1, f1, a, alpha, b, beta, gamma = np.exp(logs)
     n, d, teacher, supervised = inputs
@@ -111,17 +113,17 @@ def _law(logs: Floats, inputs: Floats) -> Floats:
     return np.asarray(teacher + teacher**-c0 * np.exp(bend) * (a / n**alpha + b / d**beta) ** gamma, float)
 
 
-def _fit(inputs: Floats, loss: Floats, start: Floats | None = None) -> Floats:
+def _fit(inputs: FloatArray, loss: FloatArray, start: FloatArray | None = None) -> FloatArray:
     """Logs of the coefficients, from `start` or from many places."""
     from scipy.optimize import least_squares
 
     rng = np.random.default_rng(0)
-    starts = [start] if start is not None else [rng.uniform(LOWEST, HIGHEST) for _ in range(STARTS)]
+    starts = [start] if start is not None else [rng.uniform(LOG_LOWER_BOUNDS, LOG_UPPER_BOUNDS) for _ in range(STARTS)]
     found = [
         least_squares(
             lambda logs: np.log(np.maximum(_law(logs, inputs), 1e-9) / loss),
             place,
-            bounds=(LOWEST, HIGHEST),
+            bounds=(LOG_LOWER_BOUNDS, LOG_UPPER_BOUNDS),
             loss="huber",
             f_scale=0.01,
         )

@@ -6,13 +6,17 @@ import numpy as np
 import pandas as pd
 
 from distill_lit.analysis import scores as sc
-from distill_lit.analysis.model_groups import AS_THEY_ARE, baseline_of, cost_of
+from distill_lit.analysis.model_groups import REFERENCE_ROLES, baseline_of, group_cost
 from distill_lit.analysis.scores import Scores
-from distill_lit.analysis.significance import benjamini_hochberg, cluster_error, detectable_effect, holm
+from distill_lit.analysis.significance import benjamini_hochberg, clustered_standard_error, holm, minimum_detectable_effect
 
-MACRO = "macro average"
-RETENTION_FLOOR = 0.05  # the teacher's lower bound above chance from which a ratio to it means something
-AGAINST = ("teacher", "ce_only", "untouched")  # the teacher; the same student without teacher; itself before training
+MACRO_AVERAGE = "macro average"
+MIN_RETENTION_BASELINE = 0.05  # the teacher's lower bound above chance from which a ratio to it means something
+BASELINE_ROLES = (
+    "teacher",
+    "ce_only",
+    "untouched",
+)  # the teacher; the same student without teacher; itself before training
 COSTS = (
     "parameters",
     "non_embedding_parameters",
@@ -41,28 +45,28 @@ def score_frame(scores: Scores) -> pd.DataFrame:
         rows.append(_macro_row(scores, g))
     frame = pd.DataFrame(rows)
     frame["best"] = _best(scores, frame)
-    return _mark(frame)
+    return _adjust_comparisons(frame)
 
 
 def _shared(scores: Scores, g: int) -> dict[str, Any]:
     group = scores.groups[g]
     done = len(group.models)
-    state = "done" if done == group.planned else "missing" if not done else "partial"
-    costs = {name: cost_of(group, scores.results, name) for name in COSTS}
+    state = "done" if done == group.num_planned else "missing" if not done else "partial"
+    costs = {name: group_cost(group, scores.results, name) for name in COSTS}
     return {
         "model": group.label,
         "role": group.role,
         "student": group.student,
         "variant": group.variant,
         "seeds": done,
-        "planned": group.planned,
+        "planned": group.num_planned,
         "state": state,
         "reason": group.reason,
         **costs,
     }
 
 
-def opponents(scores: Scores, g: int) -> dict[str, int]:
+def find_baselines(scores: Scores, g: int) -> dict[str, int]:
     """{one of AGAINST: group number} of whom group `g` is compared with; empty without records of its own."""
     group, found = scores.groups[g], {}
     if not group.models:
@@ -77,7 +81,7 @@ def opponents(scores: Scores, g: int) -> dict[str, int]:
 
 
 def _task_row(scores: Scores, t: int, g: int) -> dict[str, Any]:
-    task, settings = scores.panel.tasks[t], scores.results.settings(scores.tasks[t])
+    task, settings = scores.responses.tasks[t], scores.results.settings(scores.tasks[t])
     value = sc.task_score(scores, t, g)
     row = {
         "task": task.task,
@@ -86,47 +90,52 @@ def _task_row(scores: Scores, t: int, g: int) -> dict[str, Any]:
         "limit": int(settings.get("limit") or 0),
         "n": task.n,
         "chance": float(task.chance.mean()),
-        "at_chance": scores.left_out.get(task.task) == sc.AT_CHANCE,
+        "at_chance": scores.excluded_tasks.get(task.task) == sc.EXCLUDED_AT_CHANCE,
         **_shared(scores, g),
         "score": value.value,
         "low": value.low,
         "high": value.high,
-        "document_se": sc.document_error(scores, g, t),
+        "document_se": sc.document_standard_error(scores, g, t),
         "seed_deviation": sc.seed_deviation(scores, g, t),
     }
-    for who, other in opponents(scores, g).items():
+    for who, other in find_baselines(scores, g).items():
         row |= _difference(who, *sc.task_difference(scores, t, g, other))
-    teacher = opponents(scores, g).get("teacher")
+    teacher = find_baselines(scores, g).get("teacher")
     if teacher is not None:
-        row["detectable"] = detectable_effect(
+        row["detectable"] = minimum_detectable_effect(
             _effective_documents(scores, t, g, teacher), sc.discordance(scores, g, teacher, t)
         )
-        if _above_floor(scores, scores.centred_draws[:, t, teacher]):
-            row["retention"] = scores.centred[t, g] / scores.centred[t, teacher]
+        if _above_floor(scores, scores.centered_replicates[:, t, teacher]):
+            row["retention"] = scores.centered[t, g] / scores.centered[t, teacher]
     return row
 
 
 def _effective_documents(scores: Scores, t: int, g: int, other: int) -> float:
     """Documents that would tell as much if none shared a passage: n over the design effect of the paired difference."""
-    task = scores.panel.tasks[t]
-    if not task.clustered:
+    task = scores.responses.tasks[t]
+    if not task.has_clusters:
         return task.n
-    difference = task.correct[:, scores.members(g)].mean(axis=1) - task.correct[:, scores.members(other)].mean(axis=1)
-    alone, shared = cluster_error(difference, np.arange(task.n)), cluster_error(difference, task.clusters)
+    difference = task.correct[:, scores.model_columns(g)].mean(axis=1) - task.correct[:, scores.model_columns(other)].mean(
+        axis=1
+    )
+    alone, shared = (
+        clustered_standard_error(difference, np.arange(task.n)),
+        clustered_standard_error(difference, task.clusters),
+    )
     return task.n * min((alone / shared) ** 2, 1.0) if shared > 0 and np.isfinite(alone) else task.n
 
 
-def _above_floor(scores: Scores, teacher: sc.Floats) -> bool:
+def _above_floor(scores: Scores, teacher: sc.FloatArray) -> bool:
     """Whether the lower bound of the teacher's score leaves room for a share of it; teacher: its draws."""
-    return bool(np.quantile(teacher, (1 - scores.analysis.confidence) / 2) > RETENTION_FLOOR)
+    return bool(np.quantile(teacher, (1 - scores.analysis.confidence_level) / 2) > MIN_RETENTION_BASELINE)
 
 
 def _macro_row(scores: Scores, g: int) -> dict[str, Any]:
     value, kept = sc.macro_score(scores, g), sc.macro_retention(scores, g)
     row = {
-        "task": MACRO,
+        "task": MACRO_AVERAGE,
         "metric": "above chance",
-        "n": sum(scores.panel.tasks[t].n for t in scores.averaged),
+        "n": sum(scores.responses.tasks[t].n for t in scores.averaged),
         "chance": 0.0,
         "at_chance": False,
         **_shared(scores, g),
@@ -135,10 +144,10 @@ def _macro_row(scores: Scores, g: int) -> dict[str, Any]:
         "high": value.high,
         "seed_deviation": sc.seed_deviation(scores, g),
     }
-    for who, other in opponents(scores, g).items():
+    for who, other in find_baselines(scores, g).items():
         row |= _difference(who, *sc.macro_difference(scores, g, other))
-    teacher = opponents(scores, g).get("teacher")
-    if teacher is not None and _above_floor(scores, scores.macro_draws(teacher)):
+    teacher = find_baselines(scores, g).get("teacher")
+    if teacher is not None and _above_floor(scores, scores.macro_average_replicates(teacher)):
         row |= {"retention": kept.value, "retention_low": kept.low, "retention_high": kept.high}
     return row
 
@@ -149,9 +158,9 @@ def _difference(who: str, delta: sc.Interval, p: float) -> dict[str, float]:
 
 def _best(scores: Scores, frame: pd.DataFrame) -> list[bool]:
     """Best student of each task and every student not significantly different from it (Holm within the task)."""
-    students = [g for g, group in enumerate(scores.groups) if group.role not in AS_THEY_ARE and group.models]
+    students = [g for g, group in enumerate(scores.groups) if group.role not in REFERENCE_ROLES and group.models]
     marks: dict[tuple[str, str], bool] = {}
-    for t, task in [*enumerate(scores.tasks), (None, MACRO)]:
+    for t, task in [*enumerate(scores.tasks), (None, MACRO_AVERAGE)]:
         value = {g: scores.macro(g) if t is None else scores.raw[t, g] for g in students}
         known = [g for g in students if np.isfinite(value[g])]
         if not known:
@@ -166,16 +175,16 @@ def _best(scores: Scores, frame: pd.DataFrame) -> list[bool]:
     return [marks.get(key, False) for key in zip(frame["task"], frame["model"], strict=True)]
 
 
-def _mark(frame: pd.DataFrame) -> pd.DataFrame:
+def _adjust_comparisons(frame: pd.DataFrame) -> pd.DataFrame:
     """Adjusted p: Holm over the macro differences of distilled groups (declared); Benjamini–Hochberg over tasks, for each
     opponent by itself: that students are behind their teacher must not make other differences pass."""
-    numbers = [f"{who}_{column}" for who in AGAINST for column in ("delta", "low", "high", "p", "adjusted")]
+    numbers = [f"{who}_{column}" for who in BASELINE_ROLES for column in ("delta", "low", "high", "p", "adjusted")]
     numbers += ["retention", "retention_low", "retention_high", "detectable"]
     frame = frame.reindex(columns=[*frame.columns, *(name for name in numbers if name not in frame)])
     frame[numbers] = frame[numbers].astype(float)
-    macro = frame["task"] == MACRO
+    macro = frame["task"] == MACRO_AVERAGE
     declared = macro & (frame["role"] == "distilled")
-    before, after = [f"{who}_p" for who in AGAINST], [f"{who}_adjusted" for who in AGAINST]
+    before, after = [f"{who}_p" for who in BASELINE_ROLES], [f"{who}_adjusted" for who in BASELINE_ROLES]
     p = frame.loc[declared, before].to_numpy(float)
     frame.loc[declared, after] = holm(p.ravel()).reshape(p.shape)
     for rows in (~macro, macro & ~declared):

@@ -6,19 +6,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill_lit.analysis import significance as st
-from distill_lit.analysis.bootstrap import replicate_means, seed_weights, task_seed
-from distill_lit.analysis.model_groups import Group, groups_of
-from distill_lit.analysis.response_matrix import Panel, TaskPanel, panel_of
+from distill_lit.analysis.bootstrap import bootstrap_means, bootstrap_seed, seed_resample_weights
+from distill_lit.analysis.model_groups import ModelGroup, groups_of
+from distill_lit.analysis.response_matrix import ResponseMatrices, TaskResponses, build_response_matrices
 from distill_lit.analysis.results import Results
 from distill_lit.config.schema import AnalysisConfig
 
-Floats = NDArray[np.floating]
+FloatArray = NDArray[np.floating]
 Interval = st.Interval
 
-AT_CHANCE = "the teacher is at chance"
-NO_TEACHER = "the teacher has no result"
-NO_ANSWERS = "it has no right or wrong answers"
-GRADED = "its answers are graded, not right or wrong"
+EXCLUDED_AT_CHANCE = "the teacher is at chance"
+EXCLUDED_NO_TEACHER = "the teacher has no result"
+EXCLUDED_NO_ANSWERS = "it has no right or wrong answers"
+EXCLUDED_GRADED = "its answers are graded, not right or wrong"
 
 
 @dataclass(frozen=True)
@@ -27,18 +27,18 @@ class Scores:
 
     results: Results
     analysis: AnalysisConfig
-    panel: Panel
-    groups: list[Group]
-    raw: Floats
-    centred: Floats
-    raw_draws: Floats
-    centred_draws: Floats
-    left_out: dict[str, str]  # task: why it is not in the macro average
+    responses: ResponseMatrices
+    groups: list[ModelGroup]
+    raw: FloatArray
+    centered: FloatArray
+    raw_replicates: FloatArray
+    centered_replicates: FloatArray
+    excluded_tasks: dict[str, str]  # task: why it is not in the macro average
 
     @property
     def tasks(self) -> list[str]:
         """Task names in the order of the arrays."""
-        return [panel.task for panel in self.panel.tasks]
+        return [panel.task for panel in self.responses.tasks]
 
     @property
     def teacher(self) -> int | None:
@@ -48,46 +48,46 @@ class Scores:
     @property
     def averaged(self) -> NDArray[np.integer]:
         """Task numbers in the macro average: those on which the teacher is above chance."""
-        return np.array([t for t, task in enumerate(self.tasks) if task not in self.left_out], int)
+        return np.array([t for t, task in enumerate(self.tasks) if task not in self.excluded_tasks], int)
 
-    def number(self, label: str) -> int:
+    def group_index(self, label: str) -> int:
         """The number of the group with this label."""
         return next(i for i, group in enumerate(self.groups) if group.label == label)
 
-    def members(self, group: int) -> list[int]:
+    def model_columns(self, group: int) -> list[int]:
         """Columns of the group's models in the panel."""
-        return self.panel.columns(self.groups[group].models)
+        return self.responses.model_columns(self.groups[group].models)
 
     def macro(self, group: int) -> float:
         """Equal-weight mean of centred scores over `averaged`; NaN when there is none or the group lacks one."""
-        return float(self.centred[self.averaged, group].mean()) if len(self.averaged) else float("nan")
+        return float(self.centered[self.averaged, group].mean()) if len(self.averaged) else float("nan")
 
-    def macro_draws(self, group: int) -> Floats:
+    def macro_average_replicates(self, group: int) -> FloatArray:
         """Bootstrap replicates of `macro`."""
         if not len(self.averaged):
-            return np.full(len(self.centred_draws), np.nan)
-        return np.asarray(self.centred_draws[:, self.averaged, group].mean(axis=1), float)
+            return np.full(len(self.centered_replicates), np.nan)
+        return np.asarray(self.centered_replicates[:, self.averaged, group].mean(axis=1), float)
 
 
-def score(results: Results, analysis: AnalysisConfig) -> Scores:
+def compute_scores(results: Results, analysis: AnalysisConfig) -> Scores:
     """All scores of an experiment. Documents are redrawn by cluster within tasks, seeds jointly over tasks."""
-    panel, groups = panel_of(results), groups_of(results)
+    panel, groups = build_response_matrices(results), groups_of(results)
     shape = (len(panel.tasks), len(groups))
     raw, centred = np.full(shape, np.nan), np.full(shape, np.nan)
-    raw_draws = np.full((analysis.bootstrap, *shape), np.nan, np.float32)
+    raw_draws = np.full((analysis.n_resamples, *shape), np.nan, np.float32)
     centred_draws = raw_draws.copy()
-    weights = [seed_weights(g.seeds, len(g.models), analysis.bootstrap) for g in groups]
+    weights = [seed_resample_weights(g.seeds, len(g.models), analysis.n_resamples) for g in groups]
     for t, task in enumerate(panel.tasks):
-        both = np.concatenate([task.correct, task.centred()], axis=1)
-        draws = replicate_means(both, task.clusters, analysis.bootstrap, task_seed(task.task))
+        both = np.concatenate([task.correct, task.centered()], axis=1)
+        draws = bootstrap_means(both, task.clusters, analysis.n_resamples, bootstrap_seed(task.task))
         if not task.clusters.any():  # a single passage, redrawn, is always itself
             draws[:] = np.nan
         for g, group in enumerate(groups):
             if not group.models:
                 continue
-            own = np.asarray(panel.columns(group.models))
+            own = np.asarray(panel.model_columns(group.models))
             raw[t, g] = task.correct[:, own].mean()
-            centred[t, g] = task.centred()[:, own].mean()
+            centred[t, g] = task.centered()[:, own].mean()
             raw_draws[:, t, g] = (draws[:, own] * weights[g]).sum(axis=1)
             centred_draws[:, t, g] = (draws[:, own + len(panel.models)] * weights[g]).sum(axis=1)
     teacher = next((i for i, g in enumerate(groups) if g.role == "teacher" and g.models), None)
@@ -101,32 +101,34 @@ def score(results: Results, analysis: AnalysisConfig) -> Scores:
     return Scores(results, analysis, panel, groups, raw, centred, raw_draws, centred_draws, left_out)
 
 
-def _left_out(task: TaskPanel, panel: Panel, teacher: Group | None, draws: Floats, analysis: AnalysisConfig) -> str:
+def _left_out(
+    task: TaskResponses, panel: ResponseMatrices, teacher: ModelGroup | None, draws: FloatArray, analysis: AnalysisConfig
+) -> str:
     """Why a task is not averaged, or an empty text. draws: of the teacher's metric."""
     if np.isnan(task.correct).all():
-        return NO_ANSWERS
+        return EXCLUDED_NO_ANSWERS
     if not task.is_binary:
-        return GRADED
+        return EXCLUDED_GRADED
     if teacher is None:
         return ""
-    right = task.correct[:, panel.columns(teacher.models)[0]]
+    right = task.correct[:, panel.model_columns(teacher.models)[0]]
     if np.isnan(right).any():
-        return NO_TEACHER
-    low = st.wilson(right.sum(), task.n, analysis.confidence).low
-    if task.clustered:
-        low = st.percentile_interval(low, draws, analysis.confidence).low
-    return AT_CHANCE if low <= task.chance.mean() else ""
+        return EXCLUDED_NO_TEACHER
+    low = st.wilson(right.sum(), task.n, analysis.confidence_level).low
+    if task.has_clusters:
+        low = st.percentile_interval(low, draws, analysis.confidence_level).low
+    return EXCLUDED_AT_CHANCE if low <= task.chance.mean() else ""
 
 
 def task_score(scores: Scores, t: int, g: int) -> Interval:
     """A group's metric on a task. One model without shared passages, or one answer throughout: Wilson; else the
     bootstrap."""
-    task, confidence, members = scores.panel.tasks[t], scores.analysis.confidence, scores.members(g)
-    if len(members) == 1 and task.is_binary and not task.clustered and np.isfinite(scores.raw[t, g]):
+    task, confidence, members = scores.responses.tasks[t], scores.analysis.confidence_level, scores.model_columns(g)
+    if len(members) == 1 and task.is_binary and not task.has_clusters and np.isfinite(scores.raw[t, g]):
         return st.wilson(task.correct[:, members[0]].sum(), task.n, confidence)
-    found = st.percentile_interval(scores.raw[t, g], scores.raw_draws[:, t, g], confidence)
+    found = st.percentile_interval(scores.raw[t, g], scores.raw_replicates[:, t, g], confidence)
     if (
-        found.high - found.low < st.ROUNDING and task.is_binary
+        found.high - found.low < st.REPLICATE_TOLERANCE and task.is_binary
     ):  # all seeds right, or all wrong: redrawn answers cannot differ
         return st.wilson(float(found.value) * task.n, task.n, confidence)
     return found
@@ -134,7 +136,7 @@ def task_score(scores: Scores, t: int, g: int) -> Interval:
 
 def macro_score(scores: Scores, g: int) -> Interval:
     """A group's macro average of centred scores."""
-    return st.percentile_interval(scores.macro(g), scores.macro_draws(g), scores.analysis.confidence)
+    return st.percentile_interval(scores.macro(g), scores.macro_average_replicates(g), scores.analysis.confidence_level)
 
 
 def task_difference(scores: Scores, t: int, first: int, second: int) -> tuple[Interval, float]:
@@ -142,24 +144,24 @@ def task_difference(scores: Scores, t: int, first: int, second: int) -> tuple[In
 
     Two single models without shared passages: Newcombe's interval and McNemar's exact test; else the bootstrap.
     """
-    task, one, two = scores.panel.tasks[t], scores.members(first), scores.members(second)
+    task, one, two = scores.responses.tasks[t], scores.model_columns(first), scores.model_columns(second)
     value = float(scores.raw[t, first] - scores.raw[t, second])
-    if len(one) == len(two) == 1 and task.is_binary and not task.clustered and np.isfinite(value):
+    if len(one) == len(two) == 1 and task.is_binary and not task.has_clusters and np.isfinite(value):
         a, b = task.correct[:, one[0]], task.correct[:, two[0]]
         p = float(st.mcnemar(((1 - a) * b).sum(), (a * (1 - b)).sum()))
-        return st.paired_difference(a, b, scores.analysis.confidence), p
-    draws = scores.raw_draws[:, t, first] - scores.raw_draws[:, t, second]
-    return st.percentile_interval(value, draws, scores.analysis.confidence), _p(value, draws)
+        return st.newcombe_paired_interval(a, b, scores.analysis.confidence_level), p
+    draws = scores.raw_replicates[:, t, first] - scores.raw_replicates[:, t, second]
+    return st.percentile_interval(value, draws, scores.analysis.confidence_level), _p(value, draws)
 
 
 def macro_difference(scores: Scores, first: int, second: int) -> tuple[Interval, float]:
     """Macro average of `first` less `second`, paired, and its bootstrap p."""
     value = scores.macro(first) - scores.macro(second)
-    draws = scores.macro_draws(first) - scores.macro_draws(second)
-    return st.percentile_interval(value, draws, scores.analysis.confidence), _p(value, draws)
+    draws = scores.macro_average_replicates(first) - scores.macro_average_replicates(second)
+    return st.percentile_interval(value, draws, scores.analysis.confidence_level), _p(value, draws)
 
 
-def _p(value: float, draws: Floats) -> float:
+def _p(value: float, draws: FloatArray) -> float:
     return st.bootstrap_p(draws) if np.isfinite(value) else float("nan")
 
 
@@ -168,32 +170,32 @@ def macro_retention(scores: Scores, g: int) -> Interval:
     if scores.teacher is None:
         return Interval(np.nan, np.nan, np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
-        draws = scores.macro_draws(g) / scores.macro_draws(scores.teacher)
+        draws = scores.macro_average_replicates(g) / scores.macro_average_replicates(scores.teacher)
         value = np.float64(scores.macro(g)) / scores.macro(scores.teacher)
-    return st.percentile_interval(float(value), draws, scores.analysis.confidence)
+    return st.percentile_interval(float(value), draws, scores.analysis.confidence_level)
 
 
 def seed_deviation(scores: Scores, g: int, t: int | None = None) -> float:
     """Standard deviation over the group's seeds, of a task's metric or (t None) of the macro average; NaN for one."""
-    members = scores.members(g)
+    members = scores.model_columns(g)
     if len(members) < 2:
         return float("nan")
     if t is not None:
-        return float(scores.panel.tasks[t].correct[:, members].mean(axis=0).std(ddof=1))
+        return float(scores.responses.tasks[t].correct[:, members].mean(axis=0).std(ddof=1))
     if not len(scores.averaged):
         return float("nan")
-    per_model = np.mean([scores.panel.tasks[i].centred()[:, members].mean(axis=0) for i in scores.averaged], axis=0)
+    per_model = np.mean([scores.responses.tasks[i].centred()[:, members].mean(axis=0) for i in scores.averaged], axis=0)
     return float(per_model.std(ddof=1))
 
 
-def document_error(scores: Scores, g: int, t: int) -> float:
+def document_standard_error(scores: Scores, g: int, t: int) -> float:
     """Standard error of a task's metric from the documents alone, mean over seeds, clusters respected."""
-    task, members = scores.panel.tasks[t], scores.members(g)
-    return st.cluster_error(task.correct[:, members].mean(axis=1), task.clusters) if members else float("nan")
+    task, members = scores.responses.tasks[t], scores.model_columns(g)
+    return st.clustered_standard_error(task.correct[:, members].mean(axis=1), task.clusters) if members else float("nan")
 
 
 def discordance(scores: Scores, first: int, second: int, t: int) -> float:
     """Share of documents on which exactly one of two models is right, mean over the pairs of their seeds."""
-    task = scores.panel.tasks[t]
-    one, two = task.correct[:, scores.members(first)], task.correct[:, scores.members(second)]
+    task = scores.responses.tasks[t]
+    one, two = task.correct[:, scores.model_columns(first)], task.correct[:, scores.model_columns(second)]
     return float(np.mean(one[:, :, None] != two[:, None, :])) if one.size and two.size else float("nan")

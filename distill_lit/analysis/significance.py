@@ -8,8 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
-Floats = NDArray[np.floating]
-ROUNDING = (
+FloatArray = NDArray[np.floating]
+REPLICATE_TOLERANCE = (
     1e-6  # equal replicates differ by less, different ones by more: they are means of thousands of answers in float32
 )
 
@@ -30,7 +30,7 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
     return Interval(successes / n, float(low), float(high))
 
 
-def paired_difference(first: ArrayLike, second: ArrayLike, confidence: float = 0.95) -> Interval:
+def newcombe_paired_interval(first: ArrayLike, second: ArrayLike, confidence: float = 0.95) -> Interval:
     """mean(first) − mean(second) of paired 0/1 answers with Newcombe's score interval (1998, method 10).
 
     Unlike a normal approximation or a bootstrap it is not [0, 0] when no pair differs.
@@ -59,7 +59,7 @@ def _phi(a: float, b: float, c: float, d: float) -> float:
     return float(cross / margins**0.5)
 
 
-def mcnemar(lost: ArrayLike, gained: ArrayLike) -> Floats:
+def mcnemar(lost: ArrayLike, gained: ArrayLike) -> FloatArray:
     """Exact two-sided p of McNemar's test from the two discordant counts; 1 when there are none. McNemar 1947."""
     b, c = np.asarray(lost, float), np.asarray(gained, float)
     return np.asarray(np.minimum(1.0, 2 * stats.binom.cdf(np.minimum(b, c), b + c, 0.5)))
@@ -79,10 +79,10 @@ def fisher_greater(inside: tuple[int, int], outside: tuple[int, int]) -> float:
     return float(stats.fisher_exact([list(inside), list(outside)], alternative="greater").pvalue)
 
 
-def holm(p: Sequence[float]) -> Floats:
+def holm(p: Sequence[float]) -> FloatArray:
     """Holm-adjusted p values, NaN kept as NaN and not counted. Holm 1979."""
 
-    def step_down(values: Floats) -> Floats:
+    def step_down(values: FloatArray) -> FloatArray:
         # statsmodels has this too, but collects garbage at every call, which takes a thousand times longer
         order = np.argsort(values, kind="stable")
         raised = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
@@ -93,12 +93,12 @@ def holm(p: Sequence[float]) -> Floats:
     return _adjusted(p, step_down)
 
 
-def benjamini_hochberg(p: Sequence[float]) -> Floats:
+def benjamini_hochberg(p: Sequence[float]) -> FloatArray:
     """Benjamini–Hochberg adjusted p values, NaN kept as NaN and not counted. Benjamini & Hochberg 1995."""
     return _adjusted(p, stats.false_discovery_control)
 
 
-def _adjusted(p: Sequence[float], adjust: Callable[[Floats], Floats]) -> Floats:
+def _adjusted(p: Sequence[float], adjust: Callable[[FloatArray], FloatArray]) -> FloatArray:
     values = np.asarray(p, float)
     known = np.isfinite(values)
     adjusted = np.full(values.shape, np.nan)
@@ -107,7 +107,7 @@ def _adjusted(p: Sequence[float], adjust: Callable[[Floats], Floats]) -> Floats:
     return adjusted
 
 
-def detectable_effect(n: float, discordance: float, alpha: float = 0.05, power: float = 0.8) -> float:
+def minimum_detectable_effect(n: float, discordance: float, alpha: float = 0.05, power: float = 0.8) -> float:
     """The smallest difference of two paired proportions found with `power` on n documents (Miller 2411.00640 §5).
 
     discordance: share of documents on which exactly one of the two is right; at least 3/n, which is what
@@ -119,7 +119,7 @@ def detectable_effect(n: float, discordance: float, alpha: float = 0.05, power: 
     return float(spread * (max(discordance, 3 / n) / n) ** 0.5)
 
 
-def cluster_error(values: ArrayLike, clusters: ArrayLike) -> float:
+def clustered_standard_error(values: ArrayLike, clusters: ArrayLike) -> float:
     """Standard error of a mean whose documents come in clusters (Liang & Zeger 1986; Miller 2411.00640 eq. 4)."""
     x = np.asarray(values, float)
     if len(x) < 2:
@@ -146,11 +146,13 @@ def bootstrap_p(replicates: ArrayLike) -> float:
     known = known[np.isfinite(known)]
     if known.size == 0:
         return float("nan")
-    below, above = (known <= ROUNDING).sum(), (known >= -ROUNDING).sum()
+    below, above = (known <= REPLICATE_TOLERANCE).sum(), (known >= -REPLICATE_TOLERANCE).sum()
     return float(min(1.0, 2 * (min(below, above) + 1) / (known.size + 1)))
 
 
-def simultaneous_intervals(values: Floats, replicates: Floats, confidence: float = 0.95) -> tuple[Floats, Floats]:
+def simultaneous_intervals(
+    values: FloatArray, replicates: FloatArray, confidence: float = 0.95
+) -> tuple[FloatArray, FloatArray]:
     """Bounds that hold for all G values at once; values (G,), replicates (B, G). Max-|t|, Romano & Wolf 2005."""
     error = np.nanstd(replicates, axis=0, ddof=1)
     error = np.where(error > 0, error, np.nan)

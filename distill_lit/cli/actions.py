@@ -14,28 +14,28 @@ from rich.table import Table
 from rich.text import Text
 
 from distill_lit import assets, report
-from distill_lit.cli.main import DONE, SOME_CELLS_FAILED
+from distill_lit.cli.main import EXIT_OK, EXIT_SOME_RUNS_FAILED
 from distill_lit.cli.progress import RunDisplay
-from distill_lit.cli.report_command import draw_results
+from distill_lit.cli.report_command import render_and_print_report
 from distill_lit.config import ExperimentConfig
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.evaluation.evaluator import evaluate_model
 from distill_lit.experiment import status as state
-from distill_lit.experiment.collect import collect
-from distill_lit.experiment.costs import measure_experiment
-from distill_lit.experiment.estimate import Estimate, check_disk, estimates, total
+from distill_lit.experiment.collect import collect_results
+from distill_lit.experiment.costs import measure_experiment_costs
+from distill_lit.experiment.estimate import Estimate, estimate_runs, require_disk_space, sum_estimates
 from distill_lit.experiment.fingerprint import GENERATED
-from distill_lit.experiment.launcher import Terminated, run_cells
+from distill_lit.experiment.launcher import Terminated, launch_runs
 from distill_lit.experiment.paths import runs_folder
-from distill_lit.experiment.plan import Cell, plan
-from distill_lit.experiment.precision import settle, settle_dtype
-from distill_lit.experiment.requirements import prepare, references
-from distill_lit.experiment.run import is_built, is_evaluated, read_manifest, session_of
-from distill_lit.experiment.validation import check_against_teacher, check_asked, check_models
-from distill_lit.generation.corpus import check_keys
-from distill_lit.models import add_results, load_config, model_folder
-from distill_lit.report.tables.footnotes import departures, task_line
-from distill_lit.training.tensorboard_summary import write_experiment
+from distill_lit.experiment.plan import Run, plan_runs
+from distill_lit.experiment.precision import resolve_auto, resolve_dtype
+from distill_lit.experiment.requirements import prepare_experiment_data, required_assets
+from distill_lit.experiment.run import is_run_built, is_run_evaluated, read_manifest, tensorboard_hparams
+from distill_lit.experiment.validation import check_against_teacher, check_evaluation_fits_models, check_models
+from distill_lit.generation.corpus import check_api_keys
+from distill_lit.models import add_results, load_model_config, model_folder
+from distill_lit.report.tables.footnotes import task_line, truncation_notes
+from distill_lit.training.tensorboard_summary import write_experiment_summary
 from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError
 
@@ -43,141 +43,141 @@ from distill_lit.utils.exceptions import UserError
 def run_experiment(config: ExperimentConfig, root: Path, console: Console, command: str) -> int:
     """Plan, run what is missing, collect, report. `command`: what was typed. Returns the exit code."""
     began = time.monotonic()
-    config = _ready(config, root)
-    planned = plan(config)
+    config = _prepare(config, root)
+    runs = plan_runs(config)
     try:
-        failed = _run_cells(config, planned, root, console)
+        failed = _run_cells(config, runs, root, console)
     except Terminated as stop:
         return stop.code
-    folder = collect(config, planned, root, failed, command)
+    folder = collect_results(config, runs, root, failed, command)
     if not (folder / "records" / "documents.parquet").is_file():
         console.print(f"no model was evaluated, so nothing is drawn; {folder / 'cells.csv'} says why", soft_wrap=True)
-        return SOME_CELLS_FAILED if failed else DONE
+        return EXIT_SOME_RUNS_FAILED if failed else EXIT_OK
     problem: Exception | None = None
     if config.cost.measure and not failed:
         try:
-            measure_experiment(config, planned, root, console)
+            measure_experiment_costs(config, runs, root, console)
         except (UserError, RuntimeError, OSError) as error:  # what cannot be measured takes no score away
             problem = error
-    _publish(folder, config, planned, root, console)
+    _publish(folder, config, runs, root, console)
     if problem is not None:
         raise problem
     console.print(f"{folder} drawn after {(time.monotonic() - began) / 60:.1f} minutes", highlight=False)
-    return SOME_CELLS_FAILED if failed else DONE
+    return EXIT_SOME_RUNS_FAILED if failed else EXIT_OK
 
 
 def report_experiment(config: ExperimentConfig, root: Path, console: Console, command: str) -> int:
     """Collects and draws what is done by now, also while another process is at the rest. `command`: what runs the cells.
     Raises UserError where no model is evaluated yet."""
-    config = settle(config)
-    planned, runs = plan(config), runs_folder(root, config)
-    states = {cell.name: state.state_of(cell, runs / cell.name) for cell in planned}
-    models = [states[cell.name][0] for cell in planned if cell.is_model]
+    config = resolve_auto(config)
+    runs, runs_dir = plan_runs(config), runs_folder(root, config)
+    states = {run.name: state.get_run_status(run, runs_dir / run.name) for run in runs}
+    models = [states[run.name][0] for run in runs if run.is_model]
     if state.DONE not in models:
-        raise UserError(f"{runs}: no model of this experiment is evaluated yet; first: {command}")
+        raise UserError(f"{runs_dir}: no model of this experiment is evaluated yet; first: {command}")
     failed = {name: note for name, (word, note) in states.items() if word == state.FAILED}
-    _publish(collect(config, planned, root, failed, command), config, planned, root, console)
+    _publish(collect_results(config, runs, root, failed, command), config, runs, root, console)
     console.print(f"{models.count(state.DONE)} of {len(models)} models are done", highlight=False)
-    return DONE
+    return EXIT_OK
 
 
-def _publish(folder: Path, config: ExperimentConfig, planned: list[Cell], root: Path, console: Console) -> None:
+def _publish(folder: Path, config: ExperimentConfig, runs: list[Run], root: Path, console: Console) -> None:
     """Draws the report; what it says goes to TensorBoard and into the students' model cards too."""
-    runs = runs_folder(root, config)
-    result = draw_results(folder, config, console)
-    _write_board(planned, runs, folder, result.headline)
-    for model, text in report.cards(result).items():
-        add_results(_folder_of(model, planned, runs), text)
+    runs_dir = runs_folder(root, config)
+    result = render_and_print_report(folder, config, console)
+    _write_tensorboard(runs, runs_dir, folder, result.headline)
+    for model, text in report.model_card_sections(result).items():
+        add_results(_folder_of(model, runs, runs_dir), text)
 
 
-def _ready(config: ExperimentConfig, root: Path) -> ExperimentConfig:
+def _prepare(config: ExperimentConfig, root: Path) -> ExperimentConfig:
     """A checked experiment settled for this machine, with all its assets here. Raises UserError where a server is still to
     be asked and its key is not in the environment."""
-    runs = runs_folder(root, config)
-    for cell in plan(config):
-        if cell.role == GENERATED and not is_built(cell, runs / cell.name):
-            check_keys(cell.config.data)
-    for reference in references(config):
+    runs_dir = runs_folder(root, config)
+    for run in plan_runs(config):
+        if run.role == GENERATED and not is_run_built(run, runs_dir / run.name):
+            check_api_keys(run.config.data)
+    for reference in required_assets(config):
         assets.fetch(reference)
     check_against_teacher(config)
     check_models(config)
-    return settle(config)
+    return resolve_auto(config)
 
 
-def _run_cells(config: ExperimentConfig, planned: list[Cell], root: Path, console: Console) -> dict[str, str]:
+def _run_cells(config: ExperimentConfig, runs: list[Run], root: Path, console: Console) -> dict[str, str]:
     """Shows the plan, runs what is not done; {cell that failed: why}. Raises Terminated, having said so."""
-    known = _print_plan(config, planned, console)
+    known = _print_plan(config, runs, console)
     if known is not None:
-        check_disk(known, planned, runs_folder(root, config))
+        require_disk_space(known, runs, runs_folder(root, config))
     try:
         with RunDisplay(console) as display:
-            return run_cells(config, planned, root.resolve(), display).failed
+            return launch_runs(config, runs, root.resolve(), display).failed
     except Terminated as stop:
         console.print(f"stopped; the same command goes on from here (exit code {stop.code})")
         raise
 
 
-def write_signals(config: ExperimentConfig, root: Path, console: Console, role: str) -> int:
+def write_teacher_outputs(config: ExperimentConfig, root: Path, console: Console, role: str) -> int:
     """Runs the cells of one role, `generated` or `signal`, and those they need; prints what they made."""
-    config = _ready(config, root)
-    every = plan(config)
-    wanted = [cell for cell in every if cell.role == role]
-    if not wanted:
+    config = _prepare(config, root)
+    all_runs = plan_runs(config)
+    selected = [run for run in all_runs if run.role == role]
+    if not selected:
         what = "a corpus with `generated`" if role == "generated" else "teacher.source: cached"
         raise UserError(f"{config.name}: nothing to write; it has not {what}")
-    names = {name for cell in wanted for name in (*cell.needs, cell.name)}
-    planned = [cell for cell in every if cell.name in names]
+    names = {name for run in selected for name in (*run.depends_on, run.name)}
+    runs = [run for run in all_runs if run.name in names]
     try:
-        failed = _run_cells(config, planned, root, console)
+        failed = _run_cells(config, runs, root, console)
     except Terminated as stop:
         return stop.code
-    for cell in planned:
-        manifest = read_manifest(runs_folder(root, config) / cell.name / "manifest.json")
+    for run in runs:
+        manifest = read_manifest(runs_folder(root, config) / run.name / "manifest.json")
         for fact in ("corpora", "signal", "bytes_per_token"):
             if fact in manifest:
-                console.print(f"{cell.label} {fact}: {manifest[fact]}", highlight=False, soft_wrap=True, markup=False)
-    return SOME_CELLS_FAILED if failed else DONE
+                console.print(f"{run.label} {fact}: {manifest[fact]}", highlight=False, soft_wrap=True, markup=False)
+    return EXIT_SOME_RUNS_FAILED if failed else EXIT_OK
 
 
-def _write_board(planned: list[Cell], runs: Path, folder: Path, headline: str) -> None:
+def _write_tensorboard(runs: list[Run], runs_dir: Path, folder: Path, headline: str) -> None:
     """The experiment as a run of TensorBoard: columns to compare cells by, figures, the verdict."""
-    done = [cell for cell in planned if cell.is_model and is_evaluated(cell, runs / cell.name)]
-    sessions = [session_of(cell, runs / cell.name) for cell in done]
+    done = [run for run in runs if run.is_model and is_run_evaluated(run, runs_dir / run.name)]
+    sessions = [tensorboard_hparams(run, runs_dir / run.name) for run in done]
     figures = {path.stem: path for path in sorted(folder.glob("*.png"))}
-    write_experiment(runs / "report", sessions, figures, {"verdict": headline})
+    write_experiment_summary(runs_dir / "report", sessions, figures, {"verdict": headline})
 
 
-def _folder_of(model: str, planned: list[Cell], runs: Path) -> Path:
+def _folder_of(model: str, runs: list[Run], runs_dir: Path) -> Path:
     """The exported student that a row of cells.csv is about."""
-    return next(runs / cell.name / "student" for cell in planned if cell.label == model)
+    return next(runs_dir / run.name / "student" for run in runs if run.label == model)
 
 
-def measure_cost(config: ExperimentConfig, root: Path, console: Console) -> int:
+def measure_and_report_costs(config: ExperimentConfig, root: Path, console: Console) -> int:
     """Measures what the models of an experiment cost to run, and draws its report again."""
-    config = settle(config)
-    folder = measure_experiment(config, plan(config), root, console)
+    config = resolve_auto(config)
+    folder = measure_experiment_costs(config, plan_runs(config), root, console)
     if (folder / "cells.csv").is_file():
-        draw_results(folder, config, console)
-    return DONE
+        render_and_print_report(folder, config, console)
+    return EXIT_OK
 
 
 def show_plan(config: ExperimentConfig, console: Console) -> int:
     """Prints the plan."""
     if assets.is_fetched(config.teacher.model):
         check_against_teacher(config)
-    config = settle(config)
-    _print_plan(config, plan(config), console)
-    return DONE
+    config = resolve_auto(config)
+    _print_plan(config, plan_runs(config), console)
+    return EXIT_OK
 
 
-def _print_plan(config: ExperimentConfig, planned: list[Cell], console: Console) -> dict[str, Estimate | None] | None:
+def _print_plan(config: ExperimentConfig, runs: list[Run], console: Console) -> dict[str, Estimate | None] | None:
     """Prints the plan; returns its estimates."""
     if config.question:
         console.print(f"[bold]{config.name}[/bold]: {config.question}", highlight=False)
-    known = estimates(planned)
+    known = estimate_runs(runs)
     missing = [
         (reference, assets.download_megabytes(reference))
-        for reference in references(config)
+        for reference in required_assets(config)
         if not assets.is_fetched(reference)
     ]
     for reference, size in missing:
@@ -185,13 +185,13 @@ def _print_plan(config: ExperimentConfig, planned: list[Cell], console: Console)
     table = Table("cell", "role", "tokens", "PFLOPs", "disk MB", "minutes", title=None)
     for column in table.columns[2:]:
         column.justify = "right"
-    for cell in planned:
-        table.add_row(cell.label, cell.role, *_numbers(known[cell.name] if known else None))
+    for run in runs:
+        table.add_row(run.label, run.role, *_numbers(known[run.name] if known else None))
     if known:
         table.add_section()
-        table.add_row(f"{len(planned)} cells", "", *_numbers(total([e for e in known.values() if e is not None])))
+        table.add_row(f"{len(runs)} cells", "", *_numbers(sum_estimates([e for e in known.values() if e is not None])))
     console.print(table)
-    if any("~" in cell.label for cell in planned):
+    if any("~" in run.label for run in runs):
         console.print("a name that ends in ~ and a hash would be too long for a file, or another one's in other letters")
     if known and None in known.values():
         console.print(
@@ -208,45 +208,45 @@ def _numbers(estimate: Estimate | None) -> tuple[str, ...]:
     return (
         f"{estimate.tokens:,}",
         f"{estimate.flops / 1e15:.2f}",
-        f"{estimate.bytes / 1e6:,.0f}",
+        f"{estimate.disk_bytes / 1e6:,.0f}",
         f"{estimate.minutes:.1f}",
     )
 
 
 def show_status(config: ExperimentConfig, root: Path, console: Console) -> int:
     """Prints the state of every cell, as it is on disk."""
-    config = settle(config)
-    runs = runs_folder(root, config)
+    config = resolve_auto(config)
+    runs_dir = runs_folder(root, config)
     table = Table("cell", "state", "note")
     counts: Counter[str] = Counter()
-    for cell in plan(config):
-        word, note = state.state_of(cell, runs / cell.name)
+    for run in plan_runs(config):
+        word, note = state.get_run_status(run, runs_dir / run.name)
         counts[word] += 1
-        table.add_row(Text(cell.label), word, Text(note))
+        table.add_row(Text(run.label), word, Text(note))
     console.print(table)
     console.print(", ".join(f"{count} {word}" for word, count in counts.items()))
-    return DONE
+    return EXIT_OK
 
 
 def fetch_assets(config: ExperimentConfig, console: Console) -> int:
     """Downloads and prepares all that the experiment needs from elsewhere."""
-    for reference in references(config):
+    for reference in required_assets(config):
         console.print(f"{reference} → {assets.fetch(reference)}", highlight=False, soft_wrap=True)
-    prepare(config)
+    prepare_experiment_data(config)
     console.print("everything is here; HF_HUB_OFFLINE=1 works from now on")
-    return DONE
+    return EXIT_OK
 
 
 def evaluate_reference(
-    reference: str, settings: EvaluationConfig, benchmarks: str, accelerator: str, console: Console
+    reference: str, settings: EvaluationConfig, dataset_source: str, accelerator: str, console: Console
 ) -> int:
     """Evaluates one model and prints its scores, and below them how they were had."""
-    settings.dtype = settle_dtype(settings.dtype, accelerator)
+    settings.dtype = resolve_dtype(settings.dtype, accelerator)
     folder = model_folder(reference)
-    check_asked(settings, benchmarks, {reference: (folder, load_config(folder))})
+    check_evaluation_fits_models(settings, dataset_source, {reference: (folder, load_model_config(folder))})
     device = str(hardware.device_for(accelerator))
     with _request_bar(console) as progress:
-        result = evaluate_model(folder, settings, benchmarks, progress=progress, device=device)
+        result = evaluate_model(folder, settings, dataset_source, progress_callback=progress, device=device)
     table = Table("task", "metric", "score ± standard error", "documents", "chance")
     for task, meta in result.meta.items():
         for metric in meta["metrics"]:
@@ -255,10 +255,10 @@ def evaluate_reference(
             table.add_row(task, metric, text, f"{meta['n']:,}", f"{meta['chance']:.2f}")
     console.print(table)
     for task, meta in result.meta.items():
-        ways = [meta["harness"], *departures(meta), *([meta["fallback"]] if meta["fallback"] else [])]
+        ways = [meta["harness"], *truncation_notes(meta), *([meta["fallback"]] if meta["fallback"] else [])]
         line = f"{task_line(task, meta, meta['n'], meta['chance'])}, {'; '.join(ways)}"
         console.print(line, style="dim", highlight=False, markup=False, soft_wrap=True)
-    return DONE
+    return EXIT_OK
 
 
 def _standard_error(records: pd.DataFrame, task: str, metric: str, score: float) -> str:

@@ -18,50 +18,50 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distill_lit.utils.files import cache_root, is_offline, read_json, sha256_of
+from distill_lit.utils.files import cache_root, is_hub_offline, read_json, sha256_of
 from distill_lit.utils.shards import Shards
 
 GOOD, WARNING, BAD = "ok", "note", "wrong"
 # below these, known holes: torch.load before 2.10, lightning 2.6.2 and 2.6.3 were malicious, transformers before 5.3
-FLOORS = {"torch": "2.10", "lightning": "2.6.6", "pytorch-lightning": "2.6.6", "transformers": "5.3"}
-PYTHON_FLOOR = (3, 11)
+MIN_PACKAGE_VERSIONS = {"torch": "2.10", "lightning": "2.6.6", "pytorch-lightning": "2.6.6", "transformers": "5.3"}
+MIN_PYTHON_VERSION = (3, 11)
 TIMEOUT_SECONDS = 4.0
-ENOUGH_BYTES = 5 * 10**9
+MIN_FREE_DISK_BYTES = 5 * 10**9
 # folder below the cache: the name of its manifests, and the entry that says {file: sha256} or {file: {sha256}}
-CHECKED = {
+CACHE_MANIFESTS = {
     "tokens": ("manifest.json", "files"),
     "packed": ("manifest.json", "files"),
     "evaluations": ("meta.json", "sha256"),  # of the one file that it is about
 }
-RECORDS = "records.parquet"
+EVALUATION_RECORDS_FILE = "records.parquet"
 
 
 @dataclass(frozen=True)
 class Finding:
     """One thing looked at: its state (ok, note or wrong), what was found, and what to do."""
 
-    what: str
+    subject: str
     state: str
     found: str
     remedy: str = ""
 
 
-def examine(root: Path, deep: bool) -> list[Finding]:
+def run_checks(root: Path, deep: bool) -> list[Finding]:
     """Everything that is looked at, in the order in which it is shown. `root`: where runs/ are; `deep`: hash caches."""
     with ThreadPoolExecutor() as pool:  # the network is slow, and waits beside the rest
-        waiting = [pool.submit(check_reach, *place) for place in _places()]
-        found = [*check_versions(), *check_processor(), *check_gpu(), check_disk(root), check_disk(cache_root())]
+        waiting = [pool.submit(check_connection, *place) for place in _network_endpoints()]
+        found = [*check_versions(), *check_processor(), *check_gpu(), check_free_disk(root), check_free_disk(cache_root())]
         found += check_cache() if deep else [Finding("cache", WARNING, f"{cache_root()} not hashed", "drop --quick")]
         return [*found, *(one.result() for one in waiting)]
 
 
-def show(root: Path, console: Console, deep: bool = True) -> int:
+def show_doctor(root: Path, console: Console, deep: bool = True) -> int:
     """Prints the findings; returns 1 when something is wrong, else 0."""
-    findings = examine(root, deep)
+    findings = run_checks(root, deep)
     table = Table("what", "state", "found", "remedy")
-    colours = {GOOD: "green", WARNING: "yellow", BAD: "red"}
+    colors = {GOOD: "green", WARNING: "yellow", BAD: "red"}
     for one in findings:
-        table.add_row(one.what, Text(one.state, colours[one.state]), Text(one.found), Text(one.remedy))
+        table.add_row(one.subject, Text(one.state, colors[one.state]), Text(one.found), Text(one.remedy))
     console.print(table)
     wrong = sum(one.state == BAD for one in findings)
     console.print(f"{wrong} of {len(findings)} wrong" if wrong else "nothing is wrong", highlight=False)
@@ -71,15 +71,15 @@ def show(root: Path, console: Console, deep: bool = True) -> int:
 # ---------------------------------------------------------------- software
 
 
-def check_versions(floors: dict[str, str] = FLOORS) -> Iterable[Finding]:
+def check_versions(min_versions: dict[str, str] = MIN_PACKAGE_VERSIONS) -> Iterable[Finding]:
     """Python and every package with a security floor."""
     import sys
 
-    state = GOOD if sys.version_info >= PYTHON_FLOOR else BAD
+    state = GOOD if sys.version_info >= MIN_PYTHON_VERSION else BAD
     yield Finding(
         "python", state, ".".join(map(str, sys.version_info[:3])), "" if state == GOOD else "use Python 3.11 or later"
     )
-    for package, floor in floors.items():
+    for package, floor in min_versions.items():
         try:
             version = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -106,9 +106,9 @@ def check_processor() -> Iterable[Finding]:
     cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
     remedy = "" if threads <= cores else f"export OMP_NUM_THREADS={cores}"
     yield Finding("threads", GOOD if threads <= cores else BAD, f"{threads} on {cores} usable cores", remedy)
-    speeds = hardware.speeds(torch.device("cpu"))
-    said = ", ".join(f"{name} {speed / 1e9:,.0f} GFLOP/s" for name, speed in speeds.items())
-    yield Finding("processor", GOOD, f"{said}; auto is {hardware.fastest_dtype(torch.device('cpu'))}")
+    speeds = hardware.matmul_flops_per_second(torch.device("cpu"))
+    speed_text = ", ".join(f"{name} {speed / 1e9:,.0f} GFLOP/s" for name, speed in speeds.items())
+    yield Finding("processor", GOOD, f"{speed_text}; auto is {hardware.fastest_dtype(torch.device('cpu'))}")
 
 
 def check_gpu() -> Iterable[Finding]:
@@ -132,7 +132,7 @@ def check_gpu() -> Iterable[Finding]:
     yield Finding("gpu", WARNING, "none; everything runs on the processor")
 
 
-def check_disk(folder: Path) -> Finding:
+def check_free_disk(folder: Path) -> Finding:
     """Room where runs and caches go, and the right to write there."""
     place = folder
     while not place.exists():
@@ -140,9 +140,9 @@ def check_disk(folder: Path) -> Finding:
     free = shutil.disk_usage(place).free
     if not os.access(place, os.W_OK):
         return Finding("disk", BAD, f"{place} cannot be written to", "choose another --root or DISTILL_LIT_CACHE")
-    state = GOOD if free >= ENOUGH_BYTES else BAD
+    state = GOOD if free >= MIN_FREE_DISK_BYTES else BAD
     remedy = "" if state == GOOD else "make room, or choose another --root or DISTILL_LIT_CACHE"
-    return Finding("disk", state, f"{folder}: {free / 1e9:,.1f} GB free, {ENOUGH_BYTES / 1e9:.0f} wanted", remedy)
+    return Finding("disk", state, f"{folder}: {free / 1e9:,.1f} GB free, {MIN_FREE_DISK_BYTES / 1e9:.0f} wanted", remedy)
 
 
 # ---------------------------------------------------------------- caches and network
@@ -151,8 +151,8 @@ def check_disk(folder: Path) -> Finding:
 def check_cache() -> list[Finding]:
     """Hashes every cached array and shard anew. What is damaged is rebuilt by the run that needs it."""
     found = []
-    tests: dict[str, tuple[str, Callable[[Path], bool]]] = {"signals": ("manifest.json", _signal_is_whole)}
-    tests |= {kind: (name, functools.partial(_is_whole, key=key)) for kind, (name, key) in CHECKED.items()}
+    tests: dict[str, tuple[str, Callable[[Path], bool]]] = {"signals": ("manifest.json", _teacher_cache_is_intact)}
+    tests |= {kind: (name, functools.partial(_is_whole, key=key)) for kind, (name, key) in CACHE_MANIFESTS.items()}
     for kind, (name, is_whole) in tests.items():
         manifests = sorted((cache_root() / kind).glob(f"*/{name}"))
         damaged = [path.parent for path in manifests if not is_whole(path)]
@@ -165,7 +165,7 @@ def check_cache() -> list[Finding]:
     return found
 
 
-def _signal_is_whole(manifest: Path) -> bool:
+def _teacher_cache_is_intact(manifest: Path) -> bool:
     shards = Shards(manifest.parent)
     return shards.are_intact(shards.manifest().get("shards"))
 
@@ -173,7 +173,7 @@ def _signal_is_whole(manifest: Path) -> bool:
 def _is_whole(manifest: Path, key: str) -> bool:
     try:
         value = read_json(manifest)[key]
-        listed: dict[str, Any] = {RECORDS: value} if isinstance(value, str) else value
+        listed: dict[str, Any] = {EVALUATION_RECORDS_FILE: value} if isinstance(value, str) else value
         return all(
             sha256_of(manifest.parent / name) == (entry["sha256"] if isinstance(entry, dict) else entry)
             for name, entry in listed.items()
@@ -182,7 +182,7 @@ def _is_whole(manifest: Path, key: str) -> bool:
         return False
 
 
-def _places() -> list[tuple[str, str, str]]:
+def _network_endpoints() -> list[tuple[str, str, str]]:
     """(what, address, what to do when it does not answer)."""
     hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     index = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple").rstrip("/")
@@ -196,18 +196,18 @@ def _places() -> list[tuple[str, str, str]]:
     ]
 
 
-def check_reach(what: str, address: str, remedy: str, opening: Callable[..., Any] = urlopen) -> Finding:
+def check_connection(name: str, address: str, remedy: str, open_url: Callable[..., Any] = urlopen) -> Finding:
     """Whether an address answers. Unreachable is a note, as caches may hold all that is needed."""
-    if what == "hub" and is_offline():
-        return Finding(what, WARNING, "not asked: HF_HUB_OFFLINE is set")
+    if name == "hub" and is_hub_offline():
+        return Finding(name, WARNING, "not asked: HF_HUB_OFFLINE is set")
     shown = re.sub(r"//[^/@]*@", "//", address).split("?")[0]  # without the password of a private index
     began = time.monotonic()
     try:
-        with opening(Request(address, headers={"User-Agent": "distill-lit"}), timeout=TIMEOUT_SECONDS):
+        with open_url(Request(address, headers={"User-Agent": "distill-lit"}), timeout=TIMEOUT_SECONDS):
             pass
     except HTTPError as error:
-        return Finding(what, GOOD, f"{shown} answers ({error.code})")
+        return Finding(name, GOOD, f"{shown} answers ({error.code})")
     except (TimeoutError, OSError, ValueError) as error:
         reason = str(getattr(error, "reason", error)) or type(error).__name__
-        return Finding(what, WARNING, f"{shown} cannot be reached: {reason}", remedy)
-    return Finding(what, GOOD, f"{shown} answers in {1000 * (time.monotonic() - began):.0f} ms")
+        return Finding(name, WARNING, f"{shown} cannot be reached: {reason}", remedy)
+    return Finding(name, GOOD, f"{shown} answers in {1000 * (time.monotonic() - began):.0f} ms")

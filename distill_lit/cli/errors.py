@@ -13,7 +13,7 @@ from distill_lit.utils.files import cache_root
 from distill_lit.utils.redaction import redact
 
 
-class Terminal(Console):
+class PipeSafeConsole(Console):
     """A console whose reader may go away, as `head` does: what is at work goes on, unheard."""
 
     def on_broken_pipe(self) -> None:
@@ -25,26 +25,26 @@ class Terminal(Console):
             os.close(nowhere)
 
 
-def write_anything() -> None:
+def replace_unencodable_output() -> None:
     """Has what the terminal cannot show replaced: a run must not end at a letter."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
 
 
-def complain(message: str, code: int) -> int:
+def print_error(message: str, code: int) -> int:
     """Prints one line on the error stream; returns `code`."""
     line = " ".join(redact(message).split())
-    Terminal(stderr=True).print(f"distill-lit: {line}", markup=False, highlight=False, soft_wrap=True)
+    PipeSafeConsole(stderr=True).print(f"distill-lit: {line}", markup=False, highlight=False, soft_wrap=True)
     return code
 
 
-def one_line(error: Exception) -> str:
+def error_summary(error: Exception) -> str:
     """The kind of an error, and the first line of what it says."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
-def keep_traceback() -> Path | str:
+def log_traceback() -> Path | str:
     """Appends the present traceback to a log in the cache; returns where, or that it could not be written."""
     try:
         path = cache_root() / "errors.log"

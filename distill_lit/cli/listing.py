@@ -20,7 +20,7 @@ from distill_lit.config import (
 Line = tuple[str, str]
 
 
-def show(what: str, console: Console) -> int:
+def show_list(kind: str, console: Console) -> int:
     """Prints the lines of one kind."""
     makers = {
         "objectives": _objectives,
@@ -28,9 +28,9 @@ def show(what: str, console: Console) -> int:
         "tasks": _tasks,
         "experiments": _experiments,
         "assets": _assets,
-        "knobs": _knobs,
+        "knobs": _config_keys,
     }
-    lines = list(makers[what]())
+    lines = list(makers[kind]())
     width = max((len(name) for name, _ in lines), default=0)
     for name, about in lines:
         console.print(f"{name:<{width}}  {about}", markup=False, highlight=False, soft_wrap=True)
@@ -38,21 +38,21 @@ def show(what: str, console: Console) -> int:
 
 
 def _objectives() -> Iterable[Line]:
-    from distill_lit.losses import LOSSES, PRESETS, REPRESENTATIONS
+    from distill_lit.losses import FEATURE_LOSSES, LOGIT_LOSSES, PRESETS
 
-    for name, kind in LOSSES.items():
+    for name, kind in LOGIT_LOSSES.items():
         options = f" [{', '.join(kind.options)}]" if kind.options else ""
         yield name, kind.about + options
-    for name, other in REPRESENTATIONS.items():
+    for name, other in FEATURE_LOSSES.items():
         yield name, f"{other.about} [{', '.join(other.options)}]; needs a live teacher"
     for name, preset in PRESETS.items():
         yield f"preset: {name}", preset.about
 
 
 def _students() -> Iterable[Line]:
-    from distill_lit.models.pruning import METHODS
+    from distill_lit.models.pruning import LAYER_SELECTION_METHODS
 
-    yield "depth: n", f"n layers of the teacher, chosen by layers: {', '.join(METHODS)}, or listed"
+    yield "depth: n", f"n layers of the teacher, chosen by layers: {', '.join(LAYER_SELECTION_METHODS)}, or listed"
     yield "width: {…}", "fewer hidden channels, heads, key-value groups, neurons of the teacher, by activation importance"
     yield "from: reference", "a pretrained model with the teacher's tokenizer"
     yield "config: {…}", "random weights; the teacher's transformers config with these changes"
@@ -60,12 +60,12 @@ def _students() -> Iterable[Line]:
 
 
 def _tasks() -> Iterable[Line]:
-    from distill_lit.evaluation.tasks import GROUPS, task_index
+    from distill_lit.evaluation.tasks import TASK_GROUPS, load_task_index
 
-    for name, members in GROUPS.items():
+    for name, members in TASK_GROUPS.items():
         yield name, f"group of ours: {', '.join(members)}"
-    for name in sorted(task_index()):
-        if name not in GROUPS:
+    for name in sorted(load_task_index()):
+        if name not in TASK_GROUPS:
             yield name, "lm-eval"
 
 
@@ -84,20 +84,20 @@ def _assets() -> Iterable[Line]:
         yield f"pypi:{name}", f"sha256 {digest[:12]}…, {here}"
 
 
-def _knobs() -> Iterable[Line]:
-    yield from _knobs_of(ExperimentConfig, "")
+def _config_keys() -> Iterable[Line]:
+    yield from _config_keys_of(ExperimentConfig, "")
     for path, section in (("students", StudentConfig), ("data.corpora", CorpusConfig), ("objective.terms", TermConfig)):
-        yield from _knobs_of(section, f"{path}.NAME.")
-    yield from _knobs_of(GeneratedConfig, "data.corpora.NAME.generated.")
-    yield from _knobs_of(RemoteConfig, "data.corpora.NAME.generated.remote.")
+        yield from _config_keys_of(section, f"{path}.NAME.")
+    yield from _config_keys_of(GeneratedConfig, "data.corpora.NAME.generated.")
+    yield from _config_keys_of(RemoteConfig, "data.corpora.NAME.generated.remote.")
 
 
-def _knobs_of(section: Any, path: str) -> Iterable[Line]:
+def _config_keys_of(section: Any, path: str) -> Iterable[Line]:
     for field in dataclasses.fields(section):
         made = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
         key = f"{path}{field.name.rstrip('_')}"
         if dataclasses.is_dataclass(made):
-            yield from _knobs_of(made, f"{key}.")
+            yield from _config_keys_of(made, f"{key}.")
         elif "about" in field.metadata:
             choices = field.metadata["choices"]
             extra = f" [{', '.join(choices)}]" if choices else ""

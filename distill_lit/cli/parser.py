@@ -9,7 +9,7 @@ from rich.console import Console
 Command = Callable[[argparse.Namespace, Console], int]
 Add = Callable[[str, str, str], argparse.ArgumentParser]
 
-EXAMPLES = """examples:
+HELP_EPILOG = """examples:
   distill-lit plan experiments/quickstart.yaml                      cells, tokens, disk and minutes, before anything runs
   distill-lit run experiments/quickstart.yaml                       run what is not done yet, then draw the report
   distill-lit run experiments/quickstart.yaml training.tokens=200000 name=longer
@@ -63,29 +63,29 @@ EXPERIMENT_COMMANDS = (
 )
 
 
-def build_parser(runs: Mapping[str, Command]) -> argparse.ArgumentParser:
+def build_parser(handlers: Mapping[str, Command]) -> argparse.ArgumentParser:
     """All commands and their help. runs: {name of a command: what runs it}."""
     parser = argparse.ArgumentParser(
         prog="distill-lit",
-        epilog=EXAMPLES,
+        epilog=HELP_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Distil causal language models, benchmark students against their teacher, and see what was lost.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def add(name: str, about: str, example: str) -> argparse.ArgumentParser:
+    def add(name: str, description: str, example: str) -> argparse.ArgumentParser:
         command = commands.add_parser(
             name,
-            help=about,
-            description=about,
+            help=description,
+            description=description,
             epilog=f"example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.set_defaults(run=runs[name])
+        command.set_defaults(run=handlers[name])
         return command
 
-    for name, about, example in EXPERIMENT_COMMANDS:
-        command = add(name, about, example)
+    for name, description, example in EXPERIMENT_COMMANDS:
+        command = add(name, description, example)
         command.add_argument("experiment", type=Path, help="experiment file, as experiments/quickstart.yaml")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of any key of the experiment")
         command.add_argument("--root", type=Path, default=Path(), help="where runs/ and results/ are (default: here)")
@@ -153,10 +153,12 @@ def _add_tools(add: Add) -> None:
     )
     doctor.add_argument("--root", type=Path, default=Path(), help="where runs/ are (default: here)")
     doctor.add_argument("--quick", action="store_true", help="do not hash the caches")
-    board = add(
+    tensorboard = add(
         "tensorboard",
         "Serve the curves of an experiment on this machine only.",
         "distill-lit tensorboard runs/quickstart",
     )
-    board.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="folder with event files (default: runs)")
-    board.add_argument("--port", type=int, default=6006, help="port on 127.0.0.1 (default: 6006)")
+    tensorboard.add_argument(
+        "folder", type=Path, nargs="?", default=Path("runs"), help="folder with event files (default: runs)"
+    )
+    tensorboard.add_argument("--port", type=int, default=6006, help="port on 127.0.0.1 (default: 6006)")

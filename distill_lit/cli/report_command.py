@@ -11,24 +11,24 @@ from distill_lit.config import ExperimentConfig
 from distill_lit.utils.exceptions import UserError
 
 if TYPE_CHECKING:
-    from distill_lit.report.bundle import Analysed
+    from distill_lit.report.bundle import ReportBundle
 
 
-def draw_results(folder: Path, config: ExperimentConfig, console: Console) -> "Analysed":
+def render_and_print_report(folder: Path, config: ExperimentConfig, console: Console) -> "ReportBundle":
     """Draws everything into a results folder and shows its table; returns what was analysed."""
     if not os.access(folder, os.W_OK):
         raise UserError(f"{folder} cannot be written to; copy it to a folder that can be, and draw its report there")
-    result: Analysed = report.analyse(folder, config.analysis, config.name, config.question)
-    for path in report.draw(folder, result):
+    result: ReportBundle = report.build_report_bundle(folder, config.analysis, config.name, config.question)
+    for path in report.render_report(folder, result):
         console.print(f"  {path}", highlight=False, soft_wrap=True)
     console.print(report.terminal_table(result))
     return result
 
 
-def draw_scaling(folders: list[Path], out: Path, console: Console) -> None:
+def render_and_print_scaling(folders: list[Path], out: Path, console: Console) -> None:
     """Draws how the students of several experiments scale."""
-    shown, paths = report.draw_scaling(folders, out)
-    for part in shown:
+    lines, paths = report.render_scaling_report(folders, out)
+    for part in lines:
         console.print(part, highlight=False, markup=False)
     for path in paths:
         console.print(f"  {path}", highlight=False, soft_wrap=True)

@@ -1,14 +1,22 @@
 """Typed configuration: YAML, `defaults`, `key=value` overrides, grid. The only room that knows OmegaConf."""
 
 from distill_lit.config.generation import (
+    DatasetConfig,
     FiltersConfig,
     GeneratedConfig,
     PriceConfig,
     PromptsConfig,
     RemoteConfig,
-    RowsConfig,
 )
-from distill_lit.config.loading import decisive, expand, find_configs, load_experiment, load_section, to_dict, to_yaml
+from distill_lit.config.loading import (
+    expand_grid,
+    find_configs,
+    load_experiment,
+    load_section,
+    non_default_fields,
+    to_dict,
+    to_yaml,
+)
 from distill_lit.config.on_policy import OnPolicyConfig
 from distill_lit.config.schema import (
     AnalysisConfig,
@@ -32,6 +40,7 @@ __all__ = [
     "CorpusConfig",
     "CostConfig",
     "DataConfig",
+    "DatasetConfig",
     "EvaluationConfig",
     "ExperimentConfig",
     "FiltersConfig",
@@ -43,17 +52,16 @@ __all__ = [
     "PriceConfig",
     "PromptsConfig",
     "RemoteConfig",
-    "RowsConfig",
     "StudentConfig",
     "TeacherConfig",
     "TermConfig",
     "TrainingConfig",
     "WidthConfig",
-    "decisive",
-    "expand",
+    "expand_grid",
     "find_configs",
     "load_experiment",
     "load_section",
+    "non_default_fields",
     "to_dict",
     "to_yaml",
 ]

@@ -10,21 +10,21 @@ from distill_lit.config.yaml_text import is_interpolated
 from distill_lit.utils.exceptions import UserError, suggest
 
 
-def knob(
+def config_field(
     default: Any,
-    about: str,
+    help: str,
     *,
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
+    ge: float | None = None,
+    le: float | None = None,
+    gt: float | None = None,
     choices: Iterable[str] | None = None,
 ) -> Any:
     """A dataclass field. `about`: unit and meaning; `low`, `high`: inclusive bounds; `above`: exclusive lower bound."""
     metadata = {
-        "about": about,
-        "low": low,
-        "high": high,
-        "above": above,
+        "about": help,
+        "low": ge,
+        "high": le,
+        "above": gt,
         "choices": tuple(choices) if choices else None,
     }
     if isinstance(default, (dict, list)):
@@ -32,17 +32,17 @@ def knob(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def check_knobs(section: Any, path: str = "") -> None:
+def check_field_ranges(section: Any, path: str = "") -> None:
     """Raises UserError for the first value outside its range, anywhere below `section`."""
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
         key = f"{path}{field.name.rstrip('_')}"
         if dataclasses.is_dataclass(value):
-            check_knobs(value, f"{key}.")
+            check_field_ranges(value, f"{key}.")
         elif isinstance(value, dict):
             for name, item in value.items():
                 if dataclasses.is_dataclass(item):
-                    check_knobs(item, f"{key}.{name}.")
+                    check_field_ranges(item, f"{key}.{name}.")
         else:
             check_value(key, value, field.metadata)
 
@@ -84,7 +84,7 @@ def check_types(schema: Any, values: Any, path: str = "") -> None:
             raise UserError(f"{key}: {value!r} is not one text; YAML wants one that ends with a colon in quotes")
 
 
-LARGEST = 2**32 - 1  # of a whole number whose knob names no bound; the largest seed there is
+MAX_UNBOUNDED_INT = 2**32 - 1  # of a whole number whose knob names no bound; the largest seed there is
 _WORDS = {int: "whole number", float: "number", bool: "truth value, true or false"}
 
 
@@ -107,6 +107,6 @@ def check_value(key: str, value: Any, limits: Any) -> None:
     if above is not None and value <= above:
         raise UserError(f"{key}: {value} must be above {above} ({limits['about']})")
     if high is None and isinstance(value, int):
-        high = LARGEST
+        high = MAX_UNBOUNDED_INT
     if high is not None and value > high:
         raise UserError(f"{key}: {value} is above its maximum {high} ({limits['about']})")

@@ -2,27 +2,27 @@
 
 import re
 
-from distill_lit.config.fields import check_knobs
-from distill_lit.config.schema import BASELINES, RIVAL_BASELINES, ExperimentConfig
+from distill_lit.config.fields import check_field_ranges
+from distill_lit.config.schema import BASELINES, OPTIONAL_BASELINES, ExperimentConfig
 from distill_lit.utils.exceptions import UserError, suggest
 
-MOST_BYTES = 200  # of the 255 that the name of a folder may have
+MAX_NAME_BYTES = 200  # of the 255 that the name of a folder may have
 # names of files beside the records of models, and of models that are no students
-TAKEN = (*BASELINES, *RIVAL_BASELINES, "documents", "frequencies", "surprisal")
-WHOLE_EXPERIMENT = ("name", "question", "benchmarks", "evaluation", "cost", "analysis", "launcher", "grid", "variants",
+RESERVED_NAMES = (*BASELINES, *OPTIONAL_BASELINES, "documents", "frequencies", "surprisal")
+EXPERIMENT_WIDE_KEYS = ("name", "question", "benchmarks", "evaluation", "cost", "analysis", "launcher", "grid", "variants",
                     "baselines", "rivals")  # fmt: skip
 
 
 def _check_varies(what: str, key: str) -> None:
     """Cells of one experiment answer the same questions beside the same teacher."""
-    if key.split(".")[0] in WHOLE_EXPERIMENT or key in ("teacher", "teacher.model", "students"):
+    if key.split(".")[0] in EXPERIMENT_WIDE_KEYS or key in ("teacher", "teacher.model", "students"):
         raise UserError(f"{what}: holds for the whole experiment; write one experiment for each value")
 
 
-def check(config: ExperimentConfig) -> None:
+def validate_config(config: ExperimentConfig) -> None:
     """Raises UserError for values out of range and for names that cannot be; names the student of an experiment of one."""
-    check_knobs(config)
-    fits = re.fullmatch(r"[A-Za-z0-9][\w.-]{,99}", config.name) and len(config.name.encode()) <= MOST_BYTES
+    check_field_ranges(config)
+    fits = re.fullmatch(r"[A-Za-z0-9][\w.-]{,99}", config.name) and len(config.name.encode()) <= MAX_NAME_BYTES
     if not fits or ".." in config.name or config.name == "index.html":
         raise UserError(
             f"name: {config.name[:120]!r} must be a plain folder name: letters, digits, '.', '_', '-', at most 100"
@@ -32,15 +32,15 @@ def check(config: ExperimentConfig) -> None:
     for name in config.students:
         if not re.fullmatch(r"[A-Za-z0-9][\w-]{,99}", name):
             raise UserError(f"students.{name}: a name is made of letters, digits, '_' and '-', at most 100")
-        if name in TAKEN:
+        if name in RESERVED_NAMES:
             raise UserError(f"students.{name}: the name is taken; choose another")
     if config.student and config.student not in config.students:
         raise UserError(f"student: unknown value {config.student!r}{suggest(config.student, config.students)}")
     for name in config.baselines:
-        if name not in (*BASELINES, *RIVAL_BASELINES):
-            raise UserError(f"baselines: unknown value {name!r}{suggest(name, (*BASELINES, *RIVAL_BASELINES))}")
-    for name in config.rivals:
-        if not re.fullmatch(r"[A-Za-z0-9][\w.-]{,99}", name) or name in (*config.students, *TAKEN):
+        if name not in (*BASELINES, *OPTIONAL_BASELINES):
+            raise UserError(f"baselines: unknown value {name!r}{suggest(name, (*BASELINES, *OPTIONAL_BASELINES))}")
+    for name in config.external_models:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]{,99}", name) or name in (*config.students, *RESERVED_NAMES):
             raise UserError(f"rivals.{name}: a name is made of letters, digits, '_', '.' and '-', and is not taken")
     for name in ("batches", "prompts", "outputs"):
         if not getattr(config.cost, name):

@@ -1,7 +1,7 @@
 """Text of a config: YAML in which every key is the text that stands there, and `${key}`, which stands for another value.
 
-Whatever is written by `to_text` is read back by `read` as it was. A dollar sign is a dollar sign: only `${` before a name,
-as in `${data.length}`, is more, and `\\${` is a `${` that is not. Backslashes elsewhere stay.
+Whatever is written by `dump_yaml` is read back by `parse_yaml` as it was. A dollar sign is a dollar sign: only `${` before
+a name, as in `${data.length}`, is more, and `\\${` is a `${` that is not. Backslashes elsewhere stay.
 """
 
 import copy
@@ -14,9 +14,9 @@ import yaml
 
 from distill_lit.utils.exceptions import UserError
 
-MOST_NODES = 200_000  # of a file, aliases counted each time; a few lines of them could stand for more than memory holds
+MAX_YAML_NODES = 200_000  # of a file, aliases counted each time; a few lines of them could stand for more than memory holds
 INTERPOLATION = re.compile(r"\$\{\s*\.*[A-Za-z_]")
-WHOLE = re.compile(r"\$\{\s*(\.*[A-Za-z_][\w-]*(?:\.[\w-]+)*)\s*\}", re.ASCII)
+INTERPOLATED_KEY = re.compile(r"\$\{\s*(\.*[A-Za-z_][\w-]*(?:\.[\w-]+)*)\s*\}", re.ASCII)
 SURROGATES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 DOLLAR = re.compile(r"(\\*)\$\{")
 FLOAT = re.compile(
@@ -27,10 +27,10 @@ _FLOAT, _DATE, _EQUALS = (f"tag:yaml.org,2002:{kind}" for kind in ("float", "tim
 
 
 @dataclass(frozen=True)
-class Written:
+class YamlScalar:
     """A number or a truth value that stands in a file without quotes, which a key of text takes as it is written."""
 
-    text: str
+    source: str
     value: Any
 
 
@@ -63,8 +63,8 @@ def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _represent_text)
 
 
-def read(text: str | bytes) -> Any:
-    """The value of a YAML document: lists, dicts with keys of text, text, None, `Written`. Raises yaml.YAMLError."""
+def parse_yaml(text: str | bytes) -> Any:
+    """The value of a YAML document: lists, dicts with keys of text, text, None, `YamlScalar`. Raises yaml.YAMLError."""
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -79,8 +79,8 @@ class _Builder:
 
     def build(self, node: yaml.Node) -> Any:
         self.built += 1
-        if self.built > MOST_NODES:
-            raise yaml.constructor.ConstructorError(None, None, f"more than {MOST_NODES:,} values", node.start_mark)
+        if self.built > MAX_YAML_NODES:
+            raise yaml.constructor.ConstructorError(None, None, f"more than {MAX_YAML_NODES:,} values", node.start_mark)
         if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
             return self._mapping(node)
         if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
@@ -89,7 +89,7 @@ class _Builder:
         if isinstance(value, str):
             return _joined(value)
         if isinstance(value, (bool, int, float)) and isinstance(node, yaml.ScalarNode):
-            return Written(node.value, value)
+            return YamlScalar(node.value, value)
         if value is not None:
             raise yaml.constructor.ConstructorError(None, None, f"{node.tag} is no plain value", node.start_mark)
         return value
@@ -113,8 +113,8 @@ def _joined(text: str) -> str:
     return SURROGATES.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), text)
 
 
-def to_text(tree: Any) -> str:
-    """YAML of plain values that `read` gives back, once `Written` is taken for its value and `${` for itself."""
+def dump_yaml(tree: Any) -> str:
+    """YAML of plain values that `parse_yaml` gives back, once `YamlScalar` is taken for its value and `${` for itself."""
     text: str = yaml.dump(_escaped(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     return text
 
@@ -124,10 +124,10 @@ def _escaped(value: Any) -> Any:
         return {key: _escaped(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_escaped(item) for item in value]
-    return escape(value) if isinstance(value, str) else value
+    return escape_interpolations(value) if isinstance(value, str) else value
 
 
-def escape(text: str) -> str:
+def escape_interpolations(text: str) -> str:
     """What must be written for `text`: one backslash more, and twice as many, before a `${` that would be read."""
 
     def escaped(found: re.Match[str]) -> str:
@@ -143,21 +143,21 @@ def escape(text: str) -> str:
 MASK = "\ue000"
 _SPELLED = {MASK: MASK + "0", "$": MASK + "1", "\\": MASK + "2", "?": MASK + "3"}
 _SPELLING = str.maketrans(_SPELLED)
-_MEANT = {spelled: character for character, spelled in _SPELLED.items()}
+_UNMASK_OF = {spelled: character for character, spelled in _SPELLED.items()}
 
 
-def mask(text: str, where: str = "") -> str:
+def mask_literals(text: str, where: str = "") -> str:
     """`text` as OmegaConf must see it to give back what was meant, its interpolations in place. Raises UserError for one
     that names no key. where: the key of the text."""
     pieces, at = [], 0
     for found in DOLLAR.finditer(text):
         slashes, begin = len(found[1]), found.end() - 2
-        pieces += [mask_all(text[at : found.start()]), mask_all("\\" * (slashes // 2))]
+        pieces += [mask_text(text[at : found.start()]), mask_text("\\" * (slashes // 2))]
         at = found.end()
         if slashes % 2 or not INTERPOLATION.match(text, begin):
-            pieces.append(mask_all("${"))
+            pieces.append(mask_text("${"))
             continue
-        whole = WHOLE.match(text, begin)
+        whole = INTERPOLATED_KEY.match(text, begin)
         if whole is None:
             raise UserError(
                 f"{where}: {text[begin : begin + 60]!r} is not the name of a key, as in ${{data.length}}; "
@@ -165,17 +165,17 @@ def mask(text: str, where: str = "") -> str:
             )
         pieces.append(f"${{{whole[1]}}}")
         at = whole.end()
-    return "".join([*pieces, mask_all(text[at:])])
+    return "".join([*pieces, mask_text(text[at:])])
 
 
-def mask_all(text: str) -> str:
+def mask_text(text: str) -> str:
     """`text` without anything that OmegaConf would look into."""
     return text.translate(_SPELLING)
 
 
-def unmask(text: str) -> str:
-    """The text that `mask` hid."""
-    return re.sub(f"{MASK}[0-3]", lambda found: _MEANT[found[0]], text) if MASK in text else text
+def unmask_text(text: str) -> str:
+    """The text that `mask_literals` hid."""
+    return re.sub(f"{MASK}[0-3]", lambda found: _UNMASK_OF[found[0]], text) if MASK in text else text
 
 
 def is_interpolated(value: Any) -> bool:

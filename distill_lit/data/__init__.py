@@ -1,6 +1,21 @@
 """Corpora → tokens → packed rows: what students read. Batches of them: `distill_lit.data.loader`."""
 
-from distill_lit.data.packing import Packed
-from distill_lit.data.pipeline import PreparedData, check, count_bytes, known_statistics, prepare, word_counts
+from distill_lit.data.packing import PackedDataset
+from distill_lit.data.pipeline import (
+    PreparedData,
+    cached_statistics,
+    check_data_config,
+    count_bytes,
+    prepare_datasets,
+    word_counts,
+)
 
-__all__ = ["Packed", "PreparedData", "check", "count_bytes", "known_statistics", "prepare", "word_counts"]
+__all__ = [
+    "PackedDataset",
+    "PreparedData",
+    "cached_statistics",
+    "check_data_config",
+    "count_bytes",
+    "prepare_datasets",
+    "word_counts",
+]

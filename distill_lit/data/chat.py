@@ -3,21 +3,21 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from distill_lit.data.messages import CALLS, REASONING, is_trained
-from distill_lit.data.span_tokenization import encode_spans, special_tokens
+from distill_lit.data.messages import REASONING_KEYS, TOOL_CALL_KEYS, is_supervised
+from distill_lit.data.span_tokenization import encode_spans, special_token_pattern
 from distill_lit.data.templates import (
     Messages,
-    check_template,
-    check_text,
-    marks_responses,
-    render,
-    render_marked,
-    unused_letters,
+    apply_chat_template,
+    check_has_chat_template,
+    check_no_lone_surrogates,
+    has_generation_tags,
+    render_with_assistant_spans,
+    unused_sentinels,
 )
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.template_limits import Excess
+from distill_lit.utils.template_limits import TemplateLimitExceeded
 
-__all__ = ["Messages", "check_template", "encode_chat", "read_chat"]
+__all__ = ["Messages", "check_has_chat_template", "encode_chat", "render_chat"]
 
 
 class ChatText(NamedTuple):
@@ -26,17 +26,17 @@ class ChatText(NamedTuple):
 
     text: str
     spans: list[tuple[int, int]]
-    left_out: int = 0
-    forgets_tools: bool = False
+    num_unsupervised_responses: int = 0
+    template_ignores_tools: bool = False
 
 
 def encode_chat(tokenizer: Any, messages: Messages, tools: Sequence[Any] = ()) -> tuple[list[int], list[bool]]:
-    """(token ids, supervised) of one chat, both as long as the rendered chat. Raises UserError like `read_chat`."""
-    chat = read_chat(tokenizer, messages, tools)
+    """(token ids, supervised) of one chat, both as long as the rendered chat. Raises UserError like `render_chat`."""
+    chat = render_chat(tokenizer, messages, tools)
     return encode_spans(tokenizer, chat.text, chat.spans)
 
 
-def read_chat(tokenizer: Any, messages: Messages, tools: Sequence[Any] = ()) -> ChatText:
+def render_chat(tokenizer: Any, messages: Messages, tools: Sequence[Any] = ()) -> ChatText:
     """One chat as text, and what of it is supervised: all that a model has to write after a prompt, to the end of its turn.
 
     A template with {% generation %} says itself what the assistant wrote. For others the chat is rendered up to each of
@@ -44,19 +44,23 @@ def read_chat(tokenizer: Any, messages: Messages, tools: Sequence[Any] = ()) -> 
     earlier reasoning, is not supervised. Raises UserError for a chat that the template refuses, or of which it does not
     write what the assistant says.
     """
-    check_text(messages, tools)
-    wanted = [i for i, message in enumerate(messages) if message["role"] == "assistant" and is_trained(message)]
-    forgets = bool(tools) and render(tokenizer, messages) == render(tokenizer, messages, tools)
-    if marks_responses(tokenizer, tools):
-        text, spans = render_marked(tokenizer, messages, tools)
-        for i in wanted:
+    check_no_lone_surrogates(messages, tools)
+    supervised_turns = [
+        i for i, message in enumerate(messages) if message["role"] == "assistant" and is_supervised(message)
+    ]
+    ignores_tools = bool(tools) and apply_chat_template(tokenizer, messages) == apply_chat_template(
+        tokenizer, messages, tools
+    )
+    if has_generation_tags(tokenizer, tools):
+        text, spans = render_with_assistant_spans(tokenizer, messages, tools)
+        for i in supervised_turns:
             _check_written(tokenizer, messages, i, tools)
-        spans = _of_wanted([span for span in spans if span[0] < span[1]], messages, wanted)
-        return ChatText(text, spans, 0 if spans else len(wanted), forgets)
-    text = render(tokenizer, messages, tools)
-    found = [_response(tokenizer, messages, i, text, tools) for i in wanted]
-    spans = [span for span in found if span is not None]
-    return ChatText(text, spans, len(found) - len(spans), forgets)
+        spans = _of_wanted([span for span in spans if span[0] < span[1]], messages, supervised_turns)
+        return ChatText(text, spans, 0 if spans else len(supervised_turns), ignores_tools)
+    text = apply_chat_template(tokenizer, messages, tools)
+    response_spans = [_response(tokenizer, messages, i, text, tools) for i in supervised_turns]
+    spans = [span for span in response_spans if span is not None]
+    return ChatText(text, spans, len(response_spans) - len(spans), ignores_tools)
 
 
 def _of_wanted(spans: list[tuple[int, int]], messages: Messages, wanted: list[int]) -> list[tuple[int, int]]:
@@ -75,19 +79,19 @@ def _of_wanted(spans: list[tuple[int, int]], messages: Messages, wanted: list[in
 def _response(tokenizer: Any, messages: Messages, i: int, text: str, tools: Sequence[Any]) -> tuple[int, int] | None:
     """[start, end) of response i in the text of the whole chat: what a model has to write behind the prompt, with the token
     that ends its turn and nothing after it. None where the whole chat shows it otherwise."""
-    turn = text if i == len(messages) - 1 else _try(tokenizer, messages[: i + 1], tools)
+    turn = text if i == len(messages) - 1 else _render_or_none(tokenizer, messages[: i + 1], tools)
     frame = _frame(tokenizer, messages, i, tools)
     if turn is None or frame is None:
         return None
     _check_written(tokenizer, messages, i, tools)
     before, after = frame
-    is_empty = not any(messages[i].get(name) for name in ("content", *CALLS, *REASONING))
+    is_empty = not any(messages[i].get(name) for name in ("content", *TOOL_CALL_KEYS, *REASONING_KEYS))
     if is_empty and not turn.startswith(before):  # all that is written of it is its header
         return None
     start = _start(turn, before, *(_prompts(tokenizer, messages[:i], tools) if i else (None, None)))
     if start is None or not turn.endswith(after):
         return None
-    ending = special_tokens(tokenizer).search(after)
+    ending = special_token_pattern(tokenizer).search(after)
     end = len(turn) - len(after) + (ending.end() if ending else len(after.rstrip()))
     return (start, end) if start <= end and text[:end] == turn[:end] else None
 
@@ -104,25 +108,29 @@ def _start(turn: str, before: str, prompt: str | None, bare: str | None) -> int 
 
 def _frame(tokenizer: Any, messages: Messages, i: int, tools: Sequence[Any]) -> tuple[str, str] | None:
     """What the template writes before and after the text of response i, if that is the last and nothing but text."""
-    (letter,) = unused_letters(1, messages, tools)
-    shown = _try(tokenizer, [*messages[:i], {"role": "assistant", "content": letter}], tools)
-    if shown is None:
+    (sentinel,) = unused_sentinels(1, messages, tools)
+    rendered = _render_or_none(tokenizer, [*messages[:i], {"role": "assistant", "content": sentinel}], tools)
+    if rendered is None:
         return None
-    if letter not in shown:
+    if sentinel not in rendered:
         raise UserError("the chat template writes nothing of what the assistant says")
-    before, _, after = shown.partition(letter)
-    return (before, after) if letter not in after else None
+    before, _, after = rendered.partition(sentinel)
+    return (before, after) if sentinel not in after else None
 
 
 def _prompts(tokenizer: Any, messages: Messages, tools: Sequence[Any]) -> tuple[str | None, str | None]:
-    return _try(tokenizer, messages, tools, prompt=True), _try(tokenizer, messages, tools)
+    return _render_or_none(tokenizer, messages, tools, add_generation_prompt=True), _render_or_none(
+        tokenizer, messages, tools
+    )
 
 
-def _try(tokenizer: Any, messages: Messages, tools: Sequence[Any], prompt: bool = False) -> str | None:
+def _render_or_none(
+    tokenizer: Any, messages: Messages, tools: Sequence[Any], add_generation_prompt: bool = False
+) -> str | None:
     """A part of a chat as text; None where the template wants whole ones."""
     try:
-        return render(tokenizer, messages, tools, prompt)
-    except Excess:
+        return apply_chat_template(tokenizer, messages, tools, add_generation_prompt)
+    except TemplateLimitExceeded:
         raise
     except UserError:
         return None
@@ -131,23 +139,26 @@ def _try(tokenizer: Any, messages: Messages, tools: Sequence[Any], prompt: bool 
 def _check_written(tokenizer: Any, messages: Messages, i: int, tools: Sequence[Any]) -> None:
     """Raises UserError where the template leaves out what response i says, in a tool call, its reasoning, or beside one."""
     message = messages[i]
-    extra = [name for name in (*CALLS, *REASONING) if message.get(name)]
+    extra = [name for name in (*TOOL_CALL_KEYS, *REASONING_KEYS) if message.get(name)]
     if not extra:
         return
-    whole = _try(tokenizer, messages[: i + 1], tools)
-    forgotten = []
+    whole = _render_or_none(tokenizer, messages[: i + 1], tools)
+    missing_fields = []
     for name in extra:
-        same = [other for other in REASONING if other in message] if name in REASONING else [name]
+        same = [other for other in REASONING_KEYS if other in message] if name in REASONING_KEYS else [name]
         without = {key: value for key, value in message.items() if key not in same}
-        decides = name in REASONING and any(other in str(tokenizer.chat_template) for other in REASONING)
-        if not decides and _try(tokenizer, [*messages[:i], {"content": "", **without}], tools) == whole is not None:
-            forgotten.append(name)
+        decides = name in REASONING_KEYS and any(other in str(tokenizer.chat_template) for other in REASONING_KEYS)
+        if (
+            not decides
+            and _render_or_none(tokenizer, [*messages[:i], {"content": "", **without}], tools) == whole is not None
+        ):
+            missing_fields.append(name)
     if message.get("content"):
-        (letter,) = unused_letters(1, messages, tools)
-        shown = _try(tokenizer, [*messages[:i], {**message, "content": letter}], tools)
-        forgotten += ["content"] if shown is not None and letter not in shown else []
-    if forgotten:
+        (sentinel,) = unused_sentinels(1, messages, tools)
+        rendered = _render_or_none(tokenizer, [*messages[:i], {**message, "content": sentinel}], tools)
+        missing_fields += ["content"] if rendered is not None and sentinel not in rendered else []
+    if missing_fields:
         raise UserError(
-            f"message {i + 1} has {forgotten[0]}, of which the chat template writes nothing; "
+            f"message {i + 1} has {missing_fields[0]}, of which the chat template writes nothing; "
             "give one that does as data.chat_template, or leave the message out"
         )

@@ -12,13 +12,13 @@ from typing import Any
 from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from distill_lit.config import CorpusConfig, decisive
-from distill_lit.data.messages import is_answer, read_messages, read_tools
-from distill_lit.data.sources import Row, check_source, draw_rows, open_source
-from distill_lit.utils.exceptions import UserError, in_one_line
+from distill_lit.config import CorpusConfig, non_default_fields
+from distill_lit.data.messages import is_supervised_response, read_messages, read_tools
+from distill_lit.data.sources import Row, check_corpus_source, draw_rows, open_corpus_source
+from distill_lit.utils.exceptions import UserError, one_line_message
 
-ROW_SHOWN = 80  # characters of a row in an error
-WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")  # letters, with apostrophes inside
+MAX_ROW_CHARS_IN_ERROR = 80  # characters of a row in an error
+CORPUS_WORD_PATTERN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")  # letters, with apostrophes inside
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Document:
 
 
 @dataclass
-class Counts:
+class CorpusCounts:
     """What became of the rows of one corpus: read = documents + duplicates + empty."""
 
     rows: int = 0
@@ -48,7 +48,7 @@ class Documents:
     """All documents of some corpora, and per corpus what was left out."""
 
     items: list[Document] = field(default_factory=list)
-    counts: dict[str, Counts] = field(default_factory=dict)
+    counts: dict[str, CorpusCounts] = field(default_factory=dict)
 
     def statistics(self) -> dict[str, Any]:
         """{rows, documents, duplicates, empty, corpora: {name: the same}}."""
@@ -58,7 +58,7 @@ class Documents:
         return {**total, "corpora": {name: asdict(counts) for name, counts in self.counts.items()}}
 
 
-def environment() -> ImmutableSandboxedEnvironment:
+def template_sandbox() -> ImmutableSandboxedEnvironment:
     """Where templates are compiled: no access to attributes of Python, unknown columns and printed nulls raise, and
     lm-eval's filter `regex_replace`."""
     sandbox = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_printable)
@@ -83,45 +83,45 @@ def _printable(value: Any) -> Any:
 def compile_template(key: str, corpus: CorpusConfig) -> Template:
     """The template of a corpus. Raises UserError for a syntax error."""
     try:
-        return environment().from_string(corpus.text)
+        return template_sandbox().from_string(corpus.text)
     except TemplateSyntaxError as error:
         raise UserError(f"{key}.text: template line {error.lineno}: {error.message}") from error
 
 
-def check_corpora(corpora: Mapping[str, CorpusConfig], origin: str) -> None:
+def check_corpora(corpora: Mapping[str, CorpusConfig], dataset_source: str) -> None:
     """Raises UserError when no corpus is named or one cannot be read, as far as that shows without fetching."""
     if not corpora:
         raise UserError("data.corpora names no corpus; add one, or a corpora/… file to `defaults`")
     for name, corpus in corpora.items():
         if corpus.generated is None:
-            check_source(_key(name), corpus, origin)
+            check_corpus_source(_key(name), corpus, dataset_source)
         elif corpus.dataset or corpus.path:
             raise UserError(f"{_key(name)} has both generated and {'dataset' if corpus.dataset else 'path'}; give one")
         compile_template(_key(name), corpus)
 
 
-def identify(corpora: Mapping[str, CorpusConfig], origin: str) -> dict[str, Any]:
+def corpora_fingerprint(corpora: Mapping[str, CorpusConfig], dataset_source: str) -> dict[str, Any]:
     """JSON-like value that changes when a document can: the config and the hashes of the sources."""
     return {
-        name: [decisive(corpus), open_source(_key(name), corpus, origin).identity()]
+        name: [non_default_fields(corpus), open_corpus_source(_key(name), corpus, dataset_source).fingerprint()]
         for name, corpus in sorted(corpora.items())
     }
 
 
 def read_documents(
-    corpora: Mapping[str, CorpusConfig], seed: int, origin: str, advance: Callable[[], Any] = lambda: None
+    corpora: Mapping[str, CorpusConfig], seed: int, dataset_source: str, on_row: Callable[[], Any] = lambda: None
 ) -> Documents:
     """Every document once, corpus by corpus in the order of their names; `advance` is called for each row.
 
     Two documents are the same when they differ only in white space. Raises UserError for a row that cannot be
     rendered and when nothing is left.
     """
-    found = Documents()
+    loaded = Documents()
     seen: set[bytes] = set()
     for name, corpus in sorted(corpora.items()):
-        counts = found.counts[name] = Counts()
-        for document in _render_corpus(name, corpus, seed, origin):
-            advance()
+        counts = loaded.counts[name] = CorpusCounts()
+        for document in _render_corpus(name, corpus, seed, dataset_source):
+            on_row()
             counts.rows += 1
             digest = _digest(document)
             if not document.text:
@@ -131,18 +131,18 @@ def read_documents(
             else:
                 seen.add(digest)
                 counts.documents += 1
-                found.items.append(document)
-    if not found.items:
-        rows = sum(counts.rows for counts in found.counts.values())
+                loaded.items.append(document)
+    if not loaded.items:
+        rows = sum(counts.rows for counts in loaded.counts.values())
         raise UserError(f"data.corpora: no document left of {rows} rows; all are empty")
-    return found
+    return loaded
 
 
 def count_words(documents: list[Document]) -> Counter[str]:
     """How often each lower-case word occurs."""
     words: Counter[str] = Counter()
     for document in documents:
-        words.update(WORD.findall(document.text.lower()))
+        words.update(CORPUS_WORD_PATTERN.findall(document.text.lower()))
     return words
 
 
@@ -151,15 +151,15 @@ def _key(name: str) -> str:
 
 
 def _digest(document: Document) -> bytes:
-    said = [document.messages, document.tools]
-    text = json.dumps(said, sort_keys=True, default=str) if document.messages else document.text
+    chat = [document.messages, document.tools]
+    text = json.dumps(chat, sort_keys=True, default=str) if document.messages else document.text
     return blake2b(" ".join(text.split()).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def _render_corpus(name: str, corpus: CorpusConfig, seed: int, origin: str) -> Iterator[Document]:
-    source = open_source(_key(name), corpus, origin)
+def _render_corpus(name: str, corpus: CorpusConfig, seed: int, dataset_source: str) -> Iterator[Document]:
+    source = open_corpus_source(_key(name), corpus, dataset_source)
     template = compile_template(_key(name), corpus)
-    for number, row in draw_rows(source, corpus.documents, [seed, zlib.crc32(name.encode())]):
+    for number, row in draw_rows(source, corpus.max_documents, [seed, zlib.crc32(name.encode())]):
         if corpus.messages:
             yield _chat(name, corpus.messages, row, number + 1)
         else:
@@ -170,13 +170,13 @@ def _render(name: str, template: Template, row: Row) -> str:
     try:
         return template.render(row).strip().removeprefix("\ufeff").strip()  # a byte order mark
     except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, MemoryError) as error:
-        raise unrendered(f"{_key(name)}.text", error, row) from error
+        raise render_error(f"{_key(name)}.text", error, row) from error
 
 
-def unrendered(key: str, error: Exception, row: Row) -> UserError:
+def render_error(key: str, error: Exception, row: Row) -> UserError:
     """The error of a row from which the template at `key` cannot make a text."""
-    columns, begins = ", ".join(sorted(row)), repr(row)[:ROW_SHOWN]
-    return UserError(f"{key}: {in_one_line(error)}; the columns are {columns}; the row begins {begins}")
+    columns, begins = ", ".join(sorted(row)), repr(row)[:MAX_ROW_CHARS_IN_ERROR]
+    return UserError(f"{key}: {one_line_message(error)}; the columns are {columns}; the row begins {begins}")
 
 
 def _chat(name: str, column: str, row: Row, number: int) -> Document:
@@ -185,7 +185,7 @@ def _chat(name: str, column: str, row: Row, number: int) -> Document:
         raise UserError(f"{_key(name)}.messages: no column {column!r}; the columns are {', '.join(sorted(row))}")
     try:
         messages, tools = read_messages(column, row[column]), read_tools(row.get("tools"))
-        is_answered = any(is_answer(message) for message in messages)
+        is_answered = any(is_supervised_response(message) for message in messages)
     except (UserError, ValueError) as error:
         raise UserError(f"{_key(name)}.messages: row {number}: {error}") from error
     text = "\n".join(message.get("content", "") for message in messages).strip()

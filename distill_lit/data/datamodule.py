@@ -6,18 +6,18 @@ from lightning.pytorch import LightningDataModule
 
 from distill_lit.config.schema import TrainingConfig
 from distill_lit.data.loader import PackedLoader, ValidationLoader, optimizer_steps
-from distill_lit.data.packing import Packed
+from distill_lit.data.packing import PackedDataset
 
 
 class PackedDataModule(LightningDataModule):
     """Training and validation batches of one cell, in the order of `seed`. `steps`: optimizer steps."""
 
-    def __init__(self, train: Packed, validation: Packed, training: TrainingConfig, seed: int) -> None:
+    def __init__(self, train: PackedDataset, validation: PackedDataset, training: TrainingConfig, seed: int) -> None:
         super().__init__()
         self.train, self.validation, self.training, self.seed = train, validation, training, seed
-        self.steps = optimizer_steps(training, train.length)
+        self.steps = optimizer_steps(training, train.sequence_length)
 
-    def _place(self) -> dict[str, Any]:
+    def _rank_and_world_size(self) -> dict[str, Any]:
         """Which of how many ranks this is; before a Trainer is attached the only one."""
         trainer = self.trainer
         return {"rank": trainer.global_rank, "world_size": trainer.world_size} if trainer else {}
@@ -25,12 +25,17 @@ class PackedDataModule(LightningDataModule):
     def train_dataloader(self) -> PackedLoader:
         return PackedLoader(
             self.train,
-            batch=self.training.batch,
-            accumulate=self.training.accumulate,
+            micro_batch_size=self.training.micro_batch_size,
+            gradient_accumulation_steps=self.training.gradient_accumulation_steps,
             steps=self.steps,
             seed=self.seed,
-            **self._place(),
+            **self._rank_and_world_size(),
         )
 
     def val_dataloader(self) -> ValidationLoader:
-        return ValidationLoader(self.validation, batch=self.training.batch, first_row=len(self.train), **self._place())
+        return ValidationLoader(
+            self.validation,
+            micro_batch_size=self.training.micro_batch_size,
+            first_row=len(self.train),
+            **self._rank_and_world_size(),
+        )

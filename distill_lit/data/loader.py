@@ -7,34 +7,37 @@ import numpy as np
 import torch
 
 from distill_lit.config.schema import TrainingConfig
-from distill_lit.data.packing import Packed
-from distill_lit.losses.targets import IGNORED
+from distill_lit.data.packing import PackedDataset
+from distill_lit.losses.targets import IGNORE_INDEX
 from distill_lit.utils.exceptions import UserError
 
-Batch = dict[str, torch.Tensor]
+PackedBatch = dict[str, torch.Tensor]
 
 
-def batch_order(rows: int, seed: int, count: int, start: int = 0) -> np.ndarray:
+def shuffled_row_indices(rows: int, seed: int, count: int, start: int = 0) -> np.ndarray:
     """Row numbers at places start … start + count − 1 of an endless reading of the pool, every pass in a new order.
 
     (count,) int64. Depends on nothing else, so it is the same for every student, rank and resumed run.
     """
     first, last = start // rows, -(-(start + count) // rows)
-    passes = [_pass_order(rows, seed, number) for number in range(first, last)]
+    passes = [_epoch_permutation(rows, seed, number) for number in range(first, last)]
     return np.concatenate(passes)[start - first * rows :][:count] if passes else np.zeros(0, dtype=np.int64)
 
 
 @functools.lru_cache(maxsize=4)
-def _pass_order(rows: int, seed: int, number: int) -> np.ndarray:
+def _epoch_permutation(rows: int, seed: int, number: int) -> np.ndarray:
     return np.random.default_rng([seed, number]).permutation(rows)
 
 
-def optimizer_steps(training: TrainingConfig, length: int) -> int:
+def optimizer_steps(training: TrainingConfig, sequence_length: int) -> int:
     """Steps in which a student reads `training.tokens` positions, padding included; rounded up."""
-    return -(-training.tokens // (length * training.batch * training.accumulate * training.devices))
+    return -(
+        -training.max_tokens
+        // (sequence_length * training.micro_batch_size * training.gradient_accumulation_steps * training.devices)
+    )
 
 
-def make_batch(packed: Packed, rows: np.ndarray, step_tokens: int) -> Batch:
+def make_batch(packed: PackedDataset, rows: np.ndarray, step_tokens: int) -> PackedBatch:
     """input_ids, labels (-100 where not supervised, not shifted), position_ids, document_ids: (B, T) int64; rows: (B,)
     int64; step_tokens: () int64, supervised targets of the whole optimizer step, at least 1."""
     part = packed.take(rows)
@@ -49,7 +52,7 @@ def make_batch(packed: Packed, rows: np.ndarray, step_tokens: int) -> Batch:
     return {**batch, "step_tokens": torch.tensor(max(1, step_tokens))}
 
 
-def calibration_batches(packed: Packed, rows: int = 16, size: int = 4) -> list[Batch]:
+def calibration_batches(packed: PackedDataset, rows: int = 16, size: int = 4) -> list[PackedBatch]:
     """The first rows, `size` at a time, each with input_ids, position_ids and document_ids (B, T)."""
     starts = range(0, min(rows, len(packed)), size)
     return [make_batch(packed, np.arange(i, min(i + size, len(packed))), 1) for i in starts]
@@ -58,24 +61,37 @@ def calibration_batches(packed: Packed, rows: int = 16, size: int = 4) -> list[B
 class PackedLoader:
     """Batches of one rank for all optimizer steps of a run: `steps` × `accumulate` of them.
 
-    Step i reads world_size × accumulate × batch rows of `batch_order`; the ranks share them out. Its place is its
+    Step i reads world_size × accumulate × batch rows of `shuffled_row_indices`; the ranks share them out. Its place is its
     state, so a run resumed from a checkpoint sees each batch once. A loader read to its end begins again.
     """
 
     def __init__(
-        self, packed: Packed, *, batch: int, accumulate: int, steps: int, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        packed: PackedDataset,
+        *,
+        micro_batch_size: int,
+        gradient_accumulation_steps: int,
+        steps: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        if not len(packed) or not packed.targets.any():
+        if not len(packed) or not packed.targets_per_row.any():
             raise UserError("no sequence to train on has a supervised token")
-        self.packed, self.batch, self.accumulate, self.steps = packed, batch, accumulate, steps
+        self.packed, self.micro_batch_size, self.gradient_accumulation_steps, self.steps = (
+            packed,
+            micro_batch_size,
+            gradient_accumulation_steps,
+            steps,
+        )
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.position = 0  # batches handed out
-        self._targets = packed.targets
+        self._targets = packed.targets_per_row
 
     def __len__(self) -> int:
-        return self.steps * self.accumulate
+        return self.steps * self.gradient_accumulation_steps
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[PackedBatch]:
         if self.position >= len(self):
             self.position = 0
         while self.position < len(self):
@@ -85,22 +101,22 @@ class PackedLoader:
 
     def rows_of_step(self, step: int) -> np.ndarray:
         """(accumulate, world_size, batch) row numbers of an optimizer step."""
-        shape = (self.accumulate, self.world_size, self.batch)
+        shape = (self.gradient_accumulation_steps, self.world_size, self.micro_batch_size)
         size = int(np.prod(shape))
-        return batch_order(len(self.packed), self.seed, size, start=step * size).reshape(shape)
+        return shuffled_row_indices(len(self.packed), self.seed, size, start=step * size).reshape(shape)
 
-    def batch_at(self, position: int) -> Batch:
+    def batch_at(self, position: int) -> PackedBatch:
         """The batch of this rank at a place, 0 ≤ position < len(self)."""
-        step, part = divmod(position, self.accumulate)
+        step, part = divmod(position, self.gradient_accumulation_steps)
         rows = self.rows_of_step(step)
         return make_batch(self.packed, rows[part, self.rank], int(self._targets[rows].sum()))
 
     def _settings(self) -> dict[str, int]:
         return {
             "rows": len(self.packed),
-            "length": self.packed.length,
-            "batch": self.batch,
-            "accumulate": self.accumulate,
+            "length": self.packed.sequence_length,
+            "batch": self.micro_batch_size,
+            "accumulate": self.gradient_accumulation_steps,
             "seed": self.seed,
             "world_size": self.world_size,
         }
@@ -125,24 +141,34 @@ class ValidationLoader:
     up with row 0 without labels, so that all ranks see equally many batches. step_tokens: targets of the batch, on all
     ranks together. `rows` counts on from `first_row`, so that held-out rows have numbers of their own."""
 
-    def __init__(self, packed: Packed, *, batch: int, first_row: int = 0, rank: int = 0, world_size: int = 1) -> None:
-        if not len(packed) or not packed.targets.any():
+    def __init__(
+        self, packed: PackedDataset, *, micro_batch_size: int, first_row: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if not len(packed) or not packed.targets_per_row.any():
             raise UserError("no sequence to validate on has a supervised token")
-        self.packed, self.batch, self.first_row, self.rank, self.world_size = packed, batch, first_row, rank, world_size
+        self.packed, self.micro_batch_size, self.first_row, self.rank, self.world_size = (
+            packed,
+            micro_batch_size,
+            first_row,
+            rank,
+            world_size,
+        )
 
     def __len__(self) -> int:
-        return -(-len(self.packed) // (self.batch * self.world_size))
+        return -(-len(self.packed) // (self.micro_batch_size * self.world_size))
 
-    def __iter__(self) -> Iterator[Batch]:
-        size = self.batch * self.world_size
-        targets = self.packed.targets
+    def __iter__(self) -> Iterator[PackedBatch]:
+        size = self.micro_batch_size * self.world_size
+        targets = self.packed.targets_per_row
         for start in range(0, len(self.packed), size):
             rows = np.arange(start, min(start + size, len(self.packed)))
-            mine = rows[self.rank :: self.world_size]
-            each = -(-len(rows) // self.world_size)
+            rank_rows = rows[self.rank :: self.world_size]
+            rows_per_rank = -(-len(rows) // self.world_size)
             batch = make_batch(
-                self.packed, np.concatenate([mine, np.zeros(each - len(mine), int)]), int(targets[rows].sum())
+                self.packed,
+                np.concatenate([rank_rows, np.zeros(rows_per_rank - len(rank_rows), int)]),
+                int(targets[rows].sum()),
             )
-            batch["labels"][len(mine) :] = IGNORED
+            batch["labels"][len(rank_rows) :] = IGNORE_INDEX
             batch["rows"] += self.first_row
             yield batch

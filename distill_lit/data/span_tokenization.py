@@ -14,7 +14,7 @@ from distill_lit.utils.exceptions import UserError
 
 # what a part is put behind: a tokenizer that begins a text with a blank of its own puts it there
 ANCHORS = ("\n", "a", ".", ")", "0", "~")
-BLANKS = "▁Ġ"  # of SentencePiece and of byte-level tokens
+SPACE_MARKERS = "▁Ġ"  # of SentencePiece and of byte-level tokens
 
 
 def encode_spans(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[bool]]:
@@ -24,43 +24,43 @@ def encode_spans(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]]) ->
     """
     ids: list[int] = []
     marks: list[bool] = []
-    before = ""
+    context = ""
     for part, is_marked in _parts(text, spans):
-        found = encode_after(tokenizer, before, part)
+        found = encode_continuation(tokenizer, context, part)
         ids += found
         marks += [is_marked] * len(found)
-        before = part
+        context = part
     return ids, marks
 
 
-def encode_after(tokenizer: Any, before: str, part: str) -> list[int]:
+def encode_continuation(tokenizer: Any, context: str, continuation: str) -> list[int]:
     """Token ids of `part` where `before` has been read already."""
-    if not before:
-        return _ids(tokenizer, part)
-    added = _ends_with_added(tokenizer, before)
+    if not context:
+        return _ids(tokenizer, continuation)
+    added = _ends_with_added(tokenizer, context)
     if added:  # tokenizers cut there themselves
-        head, whole = _anchor_ids(tokenizer, added), _ids(tokenizer, added + part)
+        head, whole = _anchor_ids(tokenizer, added), _ids(tokenizer, added + continuation)
         if whole[: len(head)] == head and not _begins_with_blank(
             tokenizer, _anchor_ids(tokenizer, added + "a")[len(head) :]
         ):
             return whole[len(head) :]
     for anchor in ANCHORS:
-        head, whole = _anchor_ids(tokenizer, anchor), _ids(tokenizer, anchor + part)
+        head, whole = _anchor_ids(tokenizer, anchor), _ids(tokenizer, anchor + continuation)
         rest = whole[len(head) :]
-        if whole[: len(head)] == head and _is_all_of(tokenizer, rest, part):
+        if whole[: len(head)] == head and _is_all_of(tokenizer, rest, continuation):
             return rest
-    raise UserError(f"the tokenizer has no tokens for {part[:40]!r} that do not depend on what stands before it")
+    raise UserError(f"the tokenizer has no tokens for {continuation[:40]!r} that do not depend on what stands before it")
 
 
 def _is_all_of(tokenizer: Any, ids: list[int], part: str) -> bool:
     """Whether the tokens may be those of the whole part, without a blank that it does not begin with."""
     if not ids:
         return not _ids(tokenizer, part)
-    return part[0].isspace() or part[0] in BLANKS or not _begins_with_blank(tokenizer, ids)
+    return part[0].isspace() or part[0] in SPACE_MARKERS or not _begins_with_blank(tokenizer, ids)
 
 
 def _begins_with_blank(tokenizer: Any, ids: list[int]) -> bool:
-    return bool(ids) and str(tokenizer.convert_ids_to_tokens(ids[0])).startswith(tuple(BLANKS))
+    return bool(ids) and str(tokenizer.convert_ids_to_tokens(ids[0])).startswith(tuple(SPACE_MARKERS))
 
 
 def _parts(text: str, spans: Sequence[tuple[int, int]]) -> Iterator[tuple[str, bool]]:
@@ -98,7 +98,7 @@ def _added(tokenizer: Any) -> re.Pattern[str]:
 
 
 @functools.lru_cache(maxsize=8)
-def special_tokens(tokenizer: Any) -> re.Pattern[str]:
+def special_token_pattern(tokenizer: Any) -> re.Pattern[str]:
     """Finds the first token with a meaning of its own, such as one that ends a turn."""
     marked = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     names = sorted(marked | set(tokenizer.all_special_tokens), key=len, reverse=True)

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from distill_lit.data.chat import check_template, read_chat
+from distill_lit.data.chat import check_has_chat_template, render_chat
 from distill_lit.data.corpora import Document
 from distill_lit.data.span_tokenization import encode_spans
 from distill_lit.utils.exceptions import UserError
@@ -19,7 +19,7 @@ from distill_lit.utils.files import sha256_of
 
 log = logging.getLogger(__name__)
 BATCH_DOCUMENTS = 512  # encoded together
-TOKENIZER_FILES = (
+TOKENIZER_FILE_PATTERNS = (
     "tokenizer*",
     "*.model",
     "vocab*",
@@ -31,22 +31,24 @@ TOKENIZER_FILES = (
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenizedDocuments:
     """Tokenised documents. `tokens`, `supervised` (bool): (N,); `offsets` (int64): (documents + 1,), document i is
     tokens[offsets[i]:offsets[i + 1]]."""
 
     tokens: np.ndarray
     offsets: np.ndarray
-    supervised: np.ndarray
+    loss_mask: np.ndarray
 
 
 def hash_tokenizer(folder: Path) -> dict[str, str]:
     """{file name: sha256} of everything that decides how text becomes tokens."""
-    names = sorted({p for pattern in TOKENIZER_FILES for p in folder.glob(pattern) if p.is_file()})
+    names = sorted({p for pattern in TOKENIZER_FILE_PATTERNS for p in folder.glob(pattern) if p.is_file()})
     return {p.name: sha256_of(p) for p in names}
 
 
-def tokenize(documents: list[Document], tokenizer: Any, seed: int, first: int, rest: int) -> Tokens:
+def tokenize(
+    documents: list[Document], tokenizer: Any, seed: int, validation_tokens: int, max_tokens: int
+) -> TokenizedDocuments:
     """Tokens of the documents in an order drawn by `seed`, until there are `rest` tokens after the documents that hold
     the `first` tokens (rest = 0: of all documents).
 
@@ -63,19 +65,19 @@ def tokenize(documents: list[Document], tokenizer: Any, seed: int, first: int, r
         for ids, supervised in _encode_all([documents[i] for i in order], tokenizer):
             pieces.append(np.array(ids, dtype=wide))
             marks.append(np.array(supervised, dtype=bool))
-            after_first += len(ids) if total >= first else 0
+            after_first += len(ids) if total >= validation_tokens else 0
             total += len(ids)
             bar.advance(task)
-            if rest and after_first >= rest:
+            if max_tokens and after_first >= max_tokens:
                 break
     offsets = np.cumsum([0, *map(len, pieces)], dtype=np.int64)
-    return Tokens(np.concatenate(pieces), offsets, np.concatenate(marks))
+    return TokenizedDocuments(np.concatenate(pieces), offsets, np.concatenate(marks))
 
 
 def _encode_all(documents: list[Document], tokenizer: Any) -> Iterator[tuple[list[int], list[bool]]]:
     if any(document.messages for document in documents):
-        check_template(tokenizer)
-    notes = _Notes()
+        check_has_chat_template(tokenizer)
+    notes = _ChatWarnings()
     for start in range(0, len(documents), BATCH_DOCUMENTS):
         batch = documents[start : start + BATCH_DOCUMENTS]
         texts = iter(_encode_texts([document.text for document in batch if not document.messages], tokenizer))
@@ -85,16 +87,16 @@ def _encode_all(documents: list[Document], tokenizer: Any) -> Iterator[tuple[lis
             else:
                 ids = next(texts)
                 yield ids, [True] * len(ids)
-    notes.tell()
+    notes.log_warnings()
 
 
-class _Notes:
+class _ChatWarnings:
     """What of the chats of every corpus was not as it may be expected: {corpus: number}."""
 
     def __init__(self) -> None:
         self.responses, self.left_out, self.forgets_tools = Counter[str](), Counter[str](), Counter[str]()
 
-    def tell(self) -> None:
+    def log_warnings(self) -> None:
         for name, count in self.left_out.items():
             log.warning(
                 "data.corpora.%s: %d of %d responses are not supervised, since the chat template writes them otherwise "
@@ -105,16 +107,16 @@ class _Notes:
             log.warning("data.corpora.%s: the chat template writes nothing of the tools of %d chats", name, count)
 
 
-def _encode_document(document: Document, tokenizer: Any, notes: _Notes) -> tuple[list[int], list[bool]]:
+def _encode_document(document: Document, tokenizer: Any, notes: _ChatWarnings) -> tuple[list[int], list[bool]]:
     try:
-        chat = read_chat(tokenizer, document.messages, document.tools)
-        found = encode_spans(tokenizer, chat.text, chat.spans)
+        chat = render_chat(tokenizer, document.messages, document.tools)
+        encoded = encode_spans(tokenizer, chat.text, chat.spans)
     except UserError as error:
         raise UserError(f"data.corpora.{document.corpus}.messages: row {document.row}: {error}") from error
-    notes.responses[document.corpus] += len(chat.spans) + chat.left_out
-    notes.left_out.update({document.corpus: chat.left_out} if chat.left_out else {})
-    notes.forgets_tools.update({document.corpus: 1} if chat.forgets_tools else {})
-    return found
+    notes.responses[document.corpus] += len(chat.spans) + chat.num_unsupervised_responses
+    notes.left_out.update({document.corpus: chat.num_unsupervised_responses} if chat.num_unsupervised_responses else {})
+    notes.forgets_tools.update({document.corpus: 1} if chat.template_ignores_tools else {})
+    return encoded
 
 
 def _encode_texts(texts: list[str], tokenizer: Any) -> list[list[int]]:
@@ -140,13 +142,13 @@ def _progress() -> Progress:
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
-def facts(tokens: Tokens, documents: Mapping[str, Any]) -> dict[str, Any]:
+def tokenization_metadata(tokens: TokenizedDocuments, documents: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest of tokenised documents: what became of the corpora, and how much of them was tokenised."""
     return {
         "corpus": dict(documents),
         "tokenised": {
             "documents": len(tokens.offsets) - 1,
             "tokens": len(tokens.tokens),
-            "supervised": int(tokens.supervised.sum()),
+            "supervised": int(tokens.loss_mask.sum()),
         },
     }

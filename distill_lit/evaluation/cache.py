@@ -12,36 +12,36 @@ import pandas as pd
 from rich.console import Console
 
 from distill_lit.config.schema import EvaluationConfig
-from distill_lit.evaluation.records import DOCUMENT_COLUMNS, FORMAT, RECORD_COLUMNS, TOKEN_LOGPROBS
+from distill_lit.evaluation.records import DOCUMENT_COLUMNS, RECORD_COLUMNS, RECORDS_FORMAT_VERSION, TOKEN_LOGPROBS
 from distill_lit.evaluation.task_index import lm_eval_version
 from distill_lit.evaluation.tasks import TaskSpec
 from distill_lit.models.loading import model_fingerprint
 from distill_lit.utils import files
-from distill_lit.utils.files import cache_root, fingerprint, read_json, sha256_of, write_json, writing_folder
+from distill_lit.utils.files import atomic_write_folder, cache_root, fingerprint, read_json, sha256_of, write_json
 
 
-def fingerprint_model(folder: Path) -> str:
+def model_content_hash(folder: Path) -> str:
     """A hash of weights, config and tokenizer; the folder's name and its model card do not count."""
     return fingerprint(model_fingerprint(folder))
 
 
 def effective_seed(spec: TaskSpec, settings: EvaluationConfig) -> int | None:
     """The seed where documents or examples are drawn with it, else None."""
-    return settings.seed if settings.limit or spec.fewshot else None
+    return settings.seed if settings.limit or spec.num_fewshot else None
 
 
-def store_key(model: str, spec: TaskSpec, settings: EvaluationConfig, kind: str = "") -> str:
+def evaluation_cache_key(model: str, spec: TaskSpec, settings: EvaluationConfig, measurement: str = "") -> str:
     """The address of an evaluation, or of what else (`kind`) is known of the same documents: 16 hexadecimal digits."""
     return fingerprint({
-        "format": FORMAT, "model": model, "task": spec.name, "task_digest": spec.digest,
-        "data": spec.source.fingerprint, "lm_eval": lm_eval_version(), "fewshot": spec.fewshot,
-        "limit": settings.limit, "seed": effective_seed(spec, settings), "chat_template": settings.chat_template,
-        "dtype": settings.dtype, **({"kind": kind} if kind else {}),
+        "format": RECORDS_FORMAT_VERSION, "model": model, "task": spec.name, "task_digest": spec.digest,
+        "data": spec.data_source.fingerprint, "lm_eval": lm_eval_version(), "fewshot": spec.num_fewshot,
+        "limit": settings.limit, "seed": effective_seed(spec, settings), "chat_template": settings.apply_chat_template,
+        "dtype": settings.dtype, **({"kind": measurement} if measurement else {}),
         **({"token_logprobs": True} if settings.token_logprobs else {}),
     })  # fmt: skip
 
 
-def read_entry(
+def read_cached_evaluation(
     key: str, columns: tuple[str, ...] = (*DOCUMENT_COLUMNS, *RECORD_COLUMNS)
 ) -> tuple[list[dict[str, Any]], dict[str, Any]] | None:
     """(rows, meta) of a stored evaluation, rows with these columns; None when not there, or damaged, which it says."""
@@ -58,17 +58,17 @@ def read_entry(
         return None
 
 
-def write_entry(key: str, rows: list[dict[str, Any]], meta: dict[str, Any]) -> None:
+def write_cached_evaluation(key: str, rows: list[dict[str, Any]], meta: dict[str, Any]) -> None:
     """Stores an evaluation, whole or not at all."""
-    with writing_folder(_folder(key)) as place:
-        path = place / "records.parquet"
+    with atomic_write_folder(_folder(key)) as folder:
+        path = folder / "records.parquet"
         pd.DataFrame(rows).to_parquet(path, compression="zstd", index=False)
-        write_json(place / "meta.json", {**meta, "sha256": sha256_of(path)})
+        write_json(folder / "meta.json", {**meta, "sha256": sha256_of(path)})
 
 
-def locked(key: str) -> AbstractContextManager[None]:
+def lock_cached_evaluation(key: str) -> AbstractContextManager[None]:
     """One process at a time does an evaluation; the others wait and find it done."""
-    return files.locked(_folder(key))
+    return files.file_lock(_folder(key))
 
 
 def to_frames(rows: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:

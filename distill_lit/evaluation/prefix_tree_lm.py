@@ -18,25 +18,32 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill_lit.config.schema import EvaluationConfig
-from distill_lit.evaluation.packing_support import CANNOT, refusal, said_by
-from distill_lit.evaluation.prefix_tree import batch_packs, find_branch, pack_sequences, split_runs
-from distill_lit.evaluation.scoring import head_is_last, read_prefix, score_alone, score_batch
-from distill_lit.models.generation_check import generation_check
+from distill_lit.evaluation.packing_support import PACKING_ERRORS, packing_error_reason, packing_unsupported_reason
+from distill_lit.evaluation.prefix_tree import (
+    batch_packs,
+    find_longest_shared_prefix,
+    group_shared_prefixes,
+    pack_prefix_trees,
+)
+from distill_lit.evaluation.scoring import compute_kv_prefix, logits_are_head_output, score_batch, score_sequence
+from distill_lit.models.generation_check import supported_generation_mode
 from distill_lit.models.loading import load_model, load_tokenizer
-from distill_lit.models.quantization import is_quantised
-from distill_lit.models.vocabulary import check_ids, check_tokens
+from distill_lit.models.quantization import is_quantized
+from distill_lit.models.vocabulary import check_ids, check_special_tokens
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.template_limits import check_size, refusing
+from distill_lit.utils.template_limits import check_rendered_length, handle_template_errors
 
 log = logging.getLogger(__name__)
 
-Request: TypeAlias = tuple[Any, list[int], list[int]]  # (context, continuation) or None, and the tokens of both
-PLAIN_BATCH = 8  # sequences per forward of HFLM itself: a trial of sizes takes longer than the work on CPUs
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats per token
-LOOSE_TOLERANCE = 0.25  # bfloat16 and float16: the order of their sums differs
+EncodedRequest: TypeAlias = tuple[Any, list[int], list[int]]  # (context, continuation) or None, and the tokens of both
+HFLM_BATCH_SIZE = 8  # sequences per forward of HFLM itself: a trial of sizes takes longer than the work on CPUs
+LOGPROB_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats per token
+LOW_PRECISION_LOGPROB_TOLERANCE = 0.25  # bfloat16 and float16: the order of their sums differs
 ROW_TOKENS = 160  # nodes of a row, unless one context has more: measured, see benchmarks/harness.md
-BRANCH_TOKENS = 16  # shared by two requests of the self-check, if any two share so much: enough to show in numbers
-LONG_PREFIX = 256  # tokens of a context from which it is read once, if what follows it fills several packs
+SELF_CHECK_SHARED_TOKENS = (
+    16  # shared by two requests of the self-check, if any two share so much: enough to show in numbers
+)
+MIN_KV_PREFIX_TOKENS = 256  # tokens of a context from which it is read once, if what follows it fills several packs
 
 
 class PrefixTreeLM(HFLM):
@@ -52,20 +59,22 @@ class PrefixTreeLM(HFLM):
         pack_tokens: int = 512,
         row_tokens: int = ROW_TOKENS,
         keep_token_logprobs: bool = False,
-        progress: Callable[[int, int], None] | None = None,
+        progress_callback: Callable[[int, int], None] | None = None,
     ) -> None:
         super().__init__(
-            pretrained=model, tokenizer=tokenizer, backend="causal", softmax_dtype="float32", batch_size=PLAIN_BATCH
+            pretrained=model, tokenizer=tokenizer, backend="causal", softmax_dtype="float32", batch_size=HFLM_BATCH_SIZE
         )
         self.pack_tokens, self.row_tokens = pack_tokens, min(row_tokens, pack_tokens)
         self.token_logprobs: dict[tuple[str, str], list[float]] | None = {} if keep_token_logprobs else None
-        self._distrust = ""  # why this model is never packed
+        self._packing_disabled_reason = ""  # why this model is never packed
         self._verified_tokens = self._verified_branch = 0  # length, and what two requests shared, in a self-check so far
         self._warned = False
-        self._reads_prefixes: bool | None = None  # not known yet
+        self._supports_kv_prefix: bool | None = None  # not known yet
         self._rows = model.get_input_embeddings().weight.shape[0]
-        self._head_is_last = model.device.type == "cpu" and head_is_last(model)  # a GPU wants large products
-        self.start(progress)
+        self._logits_are_head_output = model.device.type == "cpu" and logits_are_head_output(
+            model
+        )  # a GPU wants large products
+        self.reset_counts(progress_callback)
 
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         # HFLM's fills a cache that nobody reads, and a cut may leave a model without the layers that can count it
@@ -73,13 +82,13 @@ class PrefixTreeLM(HFLM):
             logits: Tensor = self.model(inps, use_cache=False).logits
         return logits
 
-    def start(self, progress: Callable[[int, int], None] | None = None) -> None:
+    def reset_counts(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Sets all counts to zero, for the next task. `progress` is called with (requests done, requests in all)."""
-        self.fallback = ""
-        self.tokens_forwarded = self.truncated = self._done = self._total = 0
+        self.fallback_reason = ""
+        self.tokens_forwarded = self.num_truncated = self._done = self._total = 0
         self.token_counts: dict[tuple[str, str], int] = {}
         self.token_logprobs = None if self.token_logprobs is None else {}
-        self._progress = progress
+        self._progress_callback = progress
 
     # ------------------------------------------------------------------ what lm-eval calls
 
@@ -94,7 +103,7 @@ class PrefixTreeLM(HFLM):
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-probability of each whole text in nats."""
         self._total = 0  # windows are counted here, not texts
-        return self._in_steps(requests, lambda part: super(PrefixTreeLM, self).loglikelihood_rolling(part, True), 1)
+        return self._in_batches(requests, lambda part: super(PrefixTreeLM, self).loglikelihood_rolling(part, True), 1)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """What the model writes, by HFLM. Raises UserError where an answer leaves no position for its question, or the
@@ -108,31 +117,31 @@ class PrefixTreeLM(HFLM):
                 )
             tokens = self.tok_encode(context)
             check_ids(tokens, self.tokenizer, self._rows)
-            self.truncated += len(tokens) > room
+            self.num_truncated += len(tokens) > room
             longest = max(longest, len(tokens))
-        size = PLAIN_BATCH if generation_check(self.model, min(longest, self.max_length)).padded else 1
-        return self._in_steps(requests, lambda part: super(PrefixTreeLM, self).generate_until(part, True), size)
+        size = HFLM_BATCH_SIZE if supported_generation_mode(self.model, min(longest, self.max_length)).padded else 1
+        return self._in_batches(requests, lambda part: super(PrefixTreeLM, self).generate_until(part, True), size)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A chat as text, by HFLM, within the limits of limits.py. Raises UserError where the template refuses it."""
-        with refusing():
-            return check_size(str(super().apply_chat_template(chat_history, add_generation_prompt)))
+        with handle_template_errors():
+            return check_rendered_length(str(super().apply_chat_template(chat_history, add_generation_prompt)))
 
-    def _in_steps(self, requests: list[Any], answer: Callable[[list[Any]], list[Any]], size: int) -> list[Any]:
+    def _in_batches(self, requests: list[Any], answer: Callable[[list[Any]], list[Any]], size: int) -> list[Any]:
         answers: list[Any] = []
         for start in range(0, len(requests), size):
             answers += answer(requests[start : start + size])
-            if self._progress:
-                self._progress(len(answers), len(requests))
+            if self._progress_callback:
+                self._progress_callback(len(answers), len(requests))
         return answers
 
     # ------------------------------------------------------------------ tokens
 
-    def _encode_requests(self, pairs: Sequence[tuple[str, str]]) -> list[Request]:
+    def _encode_requests(self, pairs: Sequence[tuple[str, str]]) -> list[EncodedRequest]:
         """The tokens that HFLM makes of each pair, but every string encoded once, and in batches."""
-        moved = [_move_blanks(context, continuation) for context, continuation in pairs]
+        moved = [_move_trailing_whitespace(context, continuation) for context, continuation in pairs]
         tokens = self._encode_strings({s for c, t in moved if c for s in (c, c + t)})
-        encoded: list[Request] = []
+        encoded: list[EncodedRequest] = []
         for pair, (context, continuation) in zip(pairs, moved, strict=True):
             if pair[0] == "":
                 encoded.append((pair, *self._encode_alone(pair[1])))
@@ -163,7 +172,7 @@ class PrefixTreeLM(HFLM):
     # ------------------------------------------------------------------ scores
 
     def _loglikelihood_tokens(
-        self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
+        self, requests: list[EncodedRequest], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         if not requests:
             return []
@@ -176,90 +185,99 @@ class PrefixTreeLM(HFLM):
                     f"a continuation of {len(continuation)} tokens cannot be scored by a model with "
                     f"{self.max_length} positions"
                 )
-            self.truncated += len(context) + len(continuation) > self.max_length + 1
-        return self._score_packed(requests) if self._can_pack(requests) else self._score_plain(requests)
+            self.num_truncated += len(context) + len(continuation) > self.max_length + 1
+        return self._score_packed(requests) if self._can_pack(requests) else self._score_with_hflm(requests)
 
-    def _can_pack(self, requests: list[Request]) -> bool:
+    def _can_pack(self, requests: list[EncodedRequest]) -> bool:
         longest = max(self._read_tokens(request) for request in requests)
-        self.fallback = self._distrust or refusal(self.model.config, longest)
+        self.fallback_reason = self._packing_disabled_reason or packing_unsupported_reason(self.model.config, longest)
         # a longer one can still show that attention is local, a deeper branch that it is not that of ancestors
-        if not self.fallback and (longest > self._verified_tokens or self._branches_deeper(requests)):
-            self._distrusted(self._self_check(requests))
+        if not self.fallback_reason and (longest > self._verified_tokens or self._branches_deeper(requests)):
+            self._disable_packing(self._self_check(requests))
             self._verified_tokens = max(longest, self._verified_tokens)
         return not self._warn()
 
-    def _branches_deeper(self, requests: list[Request]) -> bool:
+    def _branches_deeper(self, requests: list[EncodedRequest]) -> bool:
         """Whether two of these share more than any two that were compared, up to BRANCH_TOKENS."""
-        if self._verified_branch == BRANCH_TOKENS:
+        if self._verified_branch == SELF_CHECK_SHARED_TOKENS:
             return False
         read = (tuple(tokens[:-1]) for tokens, _ in self._sequences(requests))
-        return find_branch(read, BRANCH_TOKENS, ())[0] > self._verified_branch
+        return find_longest_shared_prefix(read, SELF_CHECK_SHARED_TOKENS, ())[0] > self._verified_branch
 
-    def _distrusted(self, problem: str) -> None:
+    def _disable_packing(self, problem: str) -> None:
         """Unless `problem` is empty, this model is not packed any more."""
-        self.fallback = self._distrust = problem
+        self.fallback_reason = self._packing_disabled_reason = problem
 
     def _warn(self) -> str:
         """Why requests are not packed, said once; empty if they are."""
-        if self.fallback and not self._warned:
-            log.warning("%s; log-likelihoods are computed by HFLM, which is slower", self.fallback)
+        if self.fallback_reason and not self._warned:
+            log.warning("%s; log-likelihoods are computed by HFLM, which is slower", self.fallback_reason)
             self._warned = True
-        return self.fallback
+        return self.fallback_reason
 
-    def _self_check(self, requests: list[Request]) -> str:
+    def _self_check(self, requests: list[EncodedRequest]) -> str:
         """Why packing cannot be trusted with this model, or nothing: the longest request in a row with two that share a
         prefix and then branch, it among them if it shares enough."""
         sequences = self._sequences(requests)
         read = {tuple(tokens[:-1]): n for n, (tokens, _) in enumerate(sequences)}
         longest = max(read, key=len)
-        shared, branch = find_branch(read, BRANCH_TOKENS, longest)
+        shared, branch = find_longest_shared_prefix(read, SELF_CHECK_SHARED_TOKENS, longest)
         # what comes later in a row can see what it must not, so the later of the branches is compared, and the longest
-        judged = dict.fromkeys([longest, *branch[1:]])
-        sample = [(None, *requests[read[tokens]][1:]) for tokens in judged | dict.fromkeys(branch)]
+        compared = dict.fromkeys([longest, *branch[1:]])
+        sample = [(None, *requests[read[tokens]][1:]) for tokens in compared | dict.fromkeys(branch)]
         self._verified_branch = max(self._verified_branch, shared)
         counts = self.tokens_forwarded, self._total
         self._total = 0
         try:
-            return self._check(sample, len(judged), bool(self._runs(sequences)))
+            return self._check(sample, len(compared), bool(self._shared_prefix_groups(sequences)))
         finally:
             self.tokens_forwarded, self._total = counts
 
-    def _check(self, sample: list[Request], judged: int, has_runs: bool) -> str:
+    def _check(self, sample: list[EncodedRequest], num_compared: int, has_shared_prefixes: bool) -> str:
         """Why these requests cannot be packed into one row, or nothing. `judged`: how many of the first are compared.
         `has_runs`: find out as well whether the model can read a long context once, if they share one."""
-        known, self._reads_prefixes = self._reads_prefixes, False
+        known_support, self._supports_kv_prefix = self._supports_kv_prefix, False
         try:
-            expected = [score_alone(self.model, *sequence) for sequence in self._sequences(sample[:judged])]
+            expected = [score_sequence(self.model, *sequence) for sequence in self._sequences(sample[:num_compared])]
             if not all(map(math.isfinite, expected)):
                 raise UserError("its log-likelihoods are not finite: damaged weights, or too large for this dtype")
             problem = self._compare(sample, expected)
-            if not problem and known is not False and (has_runs or known) and self._runs(self._sequences(sample), worth=1):
-                self._reads_prefixes = True
-                known = not self._compare(sample, expected)
+            if (
+                not problem
+                and known_support is not False
+                and (has_shared_prefixes or known_support)
+                and self._shared_prefix_groups(self._sequences(sample), worth=1)
+            ):
+                self._supports_kv_prefix = True
+                known_support = not self._compare(sample, expected)
             return problem
-        except CANNOT as error:
-            return said_by(error)
+        except PACKING_ERRORS as error:
+            return packing_error_reason(error)
         finally:
-            self._reads_prefixes = known
+            self._supports_kv_prefix = known_support
 
-    def _compare(self, sample: list[Request], expected: list[float]) -> str:
+    def _compare(self, sample: list[EncodedRequest], expected: list[float]) -> str:
         """How a pack of these requests fails to give the first of them their log-probabilities, or nothing."""
         try:
-            found = self._score_packed(sample, worth=1, row_tokens=sum(map(self._read_tokens, sample)))
-        except CANNOT as error:
-            return said_by(error)
-        apart = [abs(a - b[0]) / len(r[2]) for a, b, r in zip(expected, found, sample, strict=False)]
+            packed_scores = self._score_packed(sample, min_suffix_nodes=1, row_tokens=sum(map(self._read_tokens, sample)))
+        except PACKING_ERRORS as error:
+            return packing_error_reason(error)
+        differences = [abs(a - b[0]) / len(r[2]) for a, b, r in zip(expected, packed_scores, sample, strict=False)]
         # int8 activations round: a last bit can move a whole step
-        allowed = LOOSE_TOLERANCE if is_quantised(self.model) else TOLERANCE.get(self.model.dtype, LOOSE_TOLERANCE)
-        wrong = [difference for difference in apart if not difference <= allowed]  # NaN is no agreement
+        allowed = (
+            LOW_PRECISION_LOGPROB_TOLERANCE
+            if is_quantized(self.model)
+            else LOGPROB_TOLERANCE.get(self.model.dtype, LOW_PRECISION_LOGPROB_TOLERANCE)
+        )
+        wrong = [difference for difference in differences if not difference <= allowed]  # NaN is no agreement
         return f"packed log-likelihoods differ by {max(wrong):.2g} nats per token from plain ones" if wrong else ""
 
-    def _score_plain(self, requests: list[Request]) -> list[tuple[float, bool]]:
+    def _score_with_hflm(self, requests: list[EncodedRequest]) -> list[tuple[float, bool]]:
         """HFLM's own way, in slices so that progress can be told."""
         order = sorted(range(len(requests)), key=lambda n: -self._read_tokens(requests[n]))
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        for start in range(0, len(order), 8 * PLAIN_BATCH):
-            part = order[start : start + 8 * PLAIN_BATCH]
+        for start in range(0, len(order), 8 * HFLM_BATCH_SIZE):
+            part = order[start : start + 8 * HFLM_BATCH_SIZE]
             scores = super()._loglikelihood_tokens([requests[n] for n in part], disable_tqdm=True)
             for number, score in zip(part, scores, strict=True):
                 answers[number] = score
@@ -267,11 +285,11 @@ class PrefixTreeLM(HFLM):
             self._advance(len(part))
         return answers
 
-    def score_tokens(self, sequences: list[list[int]]) -> list[list[float]] | None:
+    def score_token_logprobs(self, sequences: list[list[int]]) -> list[list[float]] | None:
         """The log-probability of every token but the first of each sequence, in nats; None where this model cannot be
         packed. Sequences longer than the context are cut from the left."""
         cut = [tokens[-(self.max_length + 1) :] for tokens in sequences]
-        requests: list[Request] = [(("", str(n)), tokens[:1], tokens[1:]) for n, tokens in enumerate(cut)]
+        requests: list[EncodedRequest] = [(("", str(n)), tokens[:1], tokens[1:]) for n, tokens in enumerate(cut)]
         scored = [request for request in requests if request[2]]
         if scored and not self._can_pack(scored):
             return None
@@ -283,73 +301,77 @@ class PrefixTreeLM(HFLM):
         finally:
             self.token_logprobs = before
 
-    def _sequences(self, requests: list[Request]) -> list[tuple[list[int], int]]:
-        kept = self.max_length + 1
-        return [((context + continuation)[-kept:], len(continuation)) for _, context, continuation in requests]
+    def _sequences(self, requests: list[EncodedRequest]) -> list[tuple[list[int], int]]:
+        max_tokens = self.max_length + 1
+        return [((context + continuation)[-max_tokens:], len(continuation)) for _, context, continuation in requests]
 
-    def _runs(self, sequences: list[tuple[list[int], int]], worth: int = 0) -> list[tuple[list[int], list[int]]]:
-        """What shares a long context, as `split_runs`."""
-        return split_runs(sequences, LONG_PREFIX, worth or 2 * self.pack_tokens)
+    def _shared_prefix_groups(
+        self, sequences: list[tuple[list[int], int]], worth: int = 0
+    ) -> list[tuple[list[int], list[int]]]:
+        """What shares a long context, as `group_shared_prefixes`."""
+        return group_shared_prefixes(sequences, MIN_KV_PREFIX_TOKENS, worth or 2 * self.pack_tokens)
 
-    def _score_packed(self, requests: list[Request], worth: int = 0, row_tokens: int = 0) -> list[tuple[float, bool]]:
+    def _score_packed(
+        self, requests: list[EncodedRequest], min_suffix_nodes: int = 0, row_tokens: int = 0
+    ) -> list[tuple[float, bool]]:
         """`worth`: nodes after a shared context from which it is read once; 0: as many as fill two packs. `row_tokens`: as
         in the constructor, if not 0."""
         sequences = self._sequences(requests)
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        runs = self._runs(sequences, worth)
-        if runs and self._reads_prefixes is None:
-            self._distrusted(self._self_check([requests[n] for n in runs[0][1]]))
+        groups = self._shared_prefix_groups(sequences, min_suffix_nodes)
+        if groups and self._supports_kv_prefix is None:
+            self._disable_packing(self._self_check([requests[n] for n in groups[0][1]]))
             if self._warn():
-                return self._score_plain(requests)
-        runs = runs if self._reads_prefixes else []
-        alone = sorted(set(range(len(requests))) - {number for _, numbers in runs for number in numbers})
-        for prefix, numbers in [*runs, ([], alone)]:
-            for number, logprobs, greedy in self._score_run(sequences, prefix, numbers, row_tokens or self.row_tokens):
+                return self._score_with_hflm(requests)
+        groups = groups if self._supports_kv_prefix else []
+        alone = sorted(set(range(len(requests))) - {number for _, numbers in groups for number in numbers})
+        for prefix, numbers in [*groups, ([], alone)]:
+            for number, logprobs, greedy in self._score_group(sequences, prefix, numbers, row_tokens or self.row_tokens):
                 answers[number] = (sum(logprobs), all(greedy))
                 pair = requests[number][0]
                 if self.token_logprobs is not None and pair is not None:
                     self.token_logprobs[pair] = logprobs
         return answers
 
-    def _score_run(
+    def _score_group(
         self, sequences: list[tuple[list[int], int]], prefix: list[int], numbers: list[int], row_tokens: int
     ) -> Iterator[tuple[int, list[float], list[bool]]]:
         """(number, log-probabilities, greedy flags) of each sequence of a run; `prefix`, which may be empty, is how all
         of them begin."""
         rest = [(sequences[n][0][len(prefix) :], sequences[n][1]) for n in numbers]
-        past = read_prefix(self.model, prefix) if prefix else None
+        past = compute_kv_prefix(self.model, prefix) if prefix else None
         self.tokens_forwarded += len(prefix)
-        packs = pack_sequences(rest, self.pack_tokens if prefix else row_tokens, 4 * self.pack_tokens)
+        packs = pack_prefix_trees(rest, self.pack_tokens if prefix else row_tokens, 4 * self.pack_tokens)
         for batch in ([pack] for pack in packs) if prefix else batch_packs(packs, self.pack_tokens):
-            logprobs, greedy = score_batch(self.model, batch, past, in_blocks=self._head_is_last)
+            logprobs, greedy = score_batch(self.model, batch, past, in_vocab_blocks=self._logits_are_head_output)
             start = 0
             for scored in (scored for pack in batch for scored in pack.scored):
                 part = slice(start, start := start + len(scored.targets))
-                yield numbers[scored.number], logprobs[part], greedy[part]
+                yield numbers[scored.index], logprobs[part], greedy[part]
             self.tokens_forwarded += sum(len(pack.tokens) for pack in batch)
             self._advance(sum(len(pack.scored) for pack in batch))
 
-    def _read_tokens(self, request: Request) -> int:
+    def _read_tokens(self, request: EncodedRequest) -> int:
         """Tokens that the model reads for a request: all but the last one, or as many as it has positions."""
         return min(int(self.max_length), len(request[1]) + len(request[2]) - 1)
 
     def _advance(self, count: int) -> None:
-        if self._progress and self._total:
+        if self._progress_callback and self._total:
             self._done += count
-            self._progress(self._done, self._total)
+            self._progress_callback(self._done, self._total)
 
 
-def load_harness(folder: Path, settings: EvaluationConfig, device: str) -> PrefixTreeLM:
+def load_prefix_tree_lm(folder: Path, settings: EvaluationConfig, device: str) -> PrefixTreeLM:
     """The model in a transformers folder, ready for lm-eval. Raises UserError when it or the device cannot be had."""
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"evaluation on {device!r}: no CUDA device is there; use cpu")
     model = load_model(folder, getattr(torch, settings.dtype)).to(device)
     tokenizer = load_tokenizer(folder)
-    check_tokens(tokenizer, model.get_input_embeddings().weight.shape[0], folder)
+    check_special_tokens(tokenizer, model.get_input_embeddings().weight.shape[0], folder)
     return PrefixTreeLM(model, tokenizer, pack_tokens=settings.pack_tokens, keep_token_logprobs=settings.token_logprobs)
 
 
-def _move_blanks(context: str, continuation: str) -> tuple[str, str]:
+def _move_trailing_whitespace(context: str, continuation: str) -> tuple[str, str]:
     """Blanks at the end of the context go to the continuation, as HFLM does it, so that words keep their tokens."""
     blanks = len(context) - len(context.rstrip())
     return (context[:-blanks], context[-blanks:] + continuation) if blanks else (context, continuation)

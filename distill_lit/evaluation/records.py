@@ -16,7 +16,7 @@ from distill_lit.utils.files import fingerprint
 
 TokenCounts: TypeAlias = dict[tuple[str, str], int]
 TokenLogprobs: TypeAlias = dict[tuple[str, str], list[float]]
-FORMAT = 1  # raise it when rows mean something else: every stored evaluation is then done again
+RECORDS_FORMAT_VERSION = 1  # raise it when rows mean something else: every stored evaluation is then done again
 DOCUMENT_COLUMNS = (
     "task",
     "key",
@@ -51,11 +51,20 @@ RECORD_COLUMNS = (
     "metrics",
 )
 TOKEN_LOGPROBS = "token_logprobs"  # a column of records where evaluation.token_logprobs asks for it
-SHARED_TEXT = ("passage", "article", "support", "story", "context", "source_id")  # documents may share one of these
-METADATA = ("subject", "category", "level", "topic", "difficulty", "activity_label", "split_type", "question_concept")
-NOTHING = math.nan
+CLUSTER_FIELDS = ("passage", "article", "support", "story", "context", "source_id")  # documents may share one of these
+METADATA_FIELDS = (
+    "subject",
+    "category",
+    "level",
+    "topic",
+    "difficulty",
+    "activity_label",
+    "split_type",
+    "question_concept",
+)
+NOT_APPLICABLE = math.nan
 # what a null or a missing column does to a template or a function of a task
-UNREADABLE = (TypeError, ValueError, LookupError, AttributeError, SyntaxError, TemplateError)
+TASK_FUNCTION_ERRORS = (TypeError, ValueError, LookupError, AttributeError, SyntaxError, TemplateError)
 
 
 def make_rows(
@@ -84,7 +93,7 @@ def make_rows(
 
 def _empty_row() -> dict[str, Any]:
     lists: dict[str, Any] = {k: [] for k in ("choices", "ll", "tokens", "greedy", "len_chars", "len_bytes")}
-    numbers = dict.fromkeys(("correct", "correct_norm", "margin", "margin_norm", "p_gold"), NOTHING)
+    numbers = dict.fromkeys(("correct", "correct_norm", "margin", "margin_norm", "p_gold"), NOT_APPLICABLE)
     return {**lists, **numbers, "gold": -1, "n_choices": 0, "pred": -1, "pred_norm": -1, "tie": False, "response": ""}
 
 
@@ -92,8 +101,8 @@ def _describe(name: str, sample: dict[str, Any], key: str) -> dict[str, Any]:
     """What is known of a document besides its choices."""
     document, contexts = sample["doc"], [argument[0] for argument in sample["arguments"]]
     fields = document if isinstance(document, dict) else {}
-    shared = next((str(fields[c]) for c in SHARED_TEXT if isinstance(fields.get(c), str) and fields[c].strip()), "")
-    found = {c: fields[c] for c in METADATA if isinstance(fields.get(c), (str, int)) and fields[c] != ""}
+    shared = next((str(fields[c]) for c in CLUSTER_FIELDS if isinstance(fields.get(c), str) and fields[c].strip()), "")
+    found = {c: fields[c] for c in METADATA_FIELDS if isinstance(fields.get(c), (str, int)) and fields[c] != ""}
     prompt = _shared_start([c for c in contexts if c])  # the empty ones are acc_mutual_info's
     return {
         "cluster": fingerprint([name, " ".join(shared.split()).lower()]) if shared else key,
@@ -106,7 +115,7 @@ def _describe(name: str, sample: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _outcome(task: Any, sample: dict[str, Any], token_counts: TokenCounts) -> dict[str, Any]:
-    scores = {name: _plain(sample[name]) for name in sample["metrics"]}
+    scores = {name: _to_json_value(sample[name]) for name in sample["metrics"]}
     found = {
         "metrics": json.dumps(scores, sort_keys=True),
         "correct": _number(scores.get("acc")),
@@ -123,7 +132,7 @@ def _outcome(task: Any, sample: dict[str, Any], token_counts: TokenCounts) -> di
             "ll": [float(sample["filtered_resps"][0])],
             "len_chars": [len(text)],
             "len_bytes": [len(text.encode())],
-            "correct": NOTHING,
+            "correct": NOT_APPLICABLE,
         }
     if task.OUTPUT_TYPE == "loglikelihood":
         return found | _continuation(sample, token_counts)
@@ -145,7 +154,7 @@ def _continuation(sample: dict[str, Any], token_counts: TokenCounts) -> dict[str
         "len_bytes": [len(text.encode())],
         "pred": 0,
         "correct": float(bool(greedy)),
-        "correct_norm": NOTHING,
+        "correct_norm": NOT_APPLICABLE,
         "p_gold": math.exp(ll),
     }
 
@@ -179,17 +188,17 @@ def _choice(task: Any, sample: dict[str, Any], token_counts: TokenCounts, scores
 
 def _golds(task: Any, sample: dict[str, Any], texts: list[str]) -> list[int]:
     """The right choices: usually one; none where the label is not among them, which lm-eval counts as wrong."""
-    return right_choices(task.doc_to_text(sample["doc"]) if task.multiple_input else sample["target"], texts)
+    return gold_indices(task.doc_to_text(sample["doc"]) if task.multiple_input else sample["target"], texts)
 
 
-def right_choices(gold: Any, texts: list[str]) -> list[int]:
+def gold_indices(gold: Any, texts: list[str]) -> list[int]:
     """The indices of what a label, or a list of them, names among the choices of a document: by number or by text."""
     golds = gold if isinstance(gold, list) else [gold]
     indices = [texts.index(g) if isinstance(g, str) and g in texts else g for g in golds]
     return [int(i) for i in indices if isinstance(i, int) and 0 <= i < len(texts)]
 
 
-def label_of(task: Any, document: Any) -> Any:
+def gold_label(task: Any, document: Any) -> Any:
     """What a document of a task says is right: an index among its choices, or a text. Raises what the task's templates and
     functions raise."""
     return task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
@@ -201,10 +210,10 @@ def has_gold(task: Any, document: Any) -> bool:
     if task.OUTPUT_TYPE == "loglikelihood_rolling" or callable(task.config.process_results):
         return True
     try:
-        gold = label_of(task, document)
+        gold = gold_label(task, document)
         if task.OUTPUT_TYPE == "multiple_choice":
-            return bool(right_choices(gold, task.doc_to_choice(document)))
-    except UNREADABLE:
+            return bool(gold_indices(gold, task.doc_to_choice(document)))
+    except TASK_FUNCTION_ERRORS:
         return False
     answers = gold if isinstance(gold, (list, tuple)) else [gold]
     return any(answer is not None and str(answer).strip() not in ("", "None") for answer in answers)
@@ -233,23 +242,23 @@ def _argmax(values: list[float]) -> int:
 
 def _margin(values: list[float], gold: int) -> float:
     others = values[:gold] + values[gold + 1 :]
-    return values[gold] - max(others) if gold >= 0 and others else NOTHING
+    return values[gold] - max(others) if gold >= 0 and others else NOT_APPLICABLE
 
 
 def _softmax_at(ll: list[float], gold: int) -> float:
     top = max(ll)
-    return math.exp(ll[gold] - top) / sum(math.exp(value - top) for value in ll) if gold >= 0 else NOTHING
+    return math.exp(ll[gold] - top) / sum(math.exp(value - top) for value in ll) if gold >= 0 else NOT_APPLICABLE
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (bool, int, float)) else NOTHING
+    return float(value) if isinstance(value, (bool, int, float)) else NOT_APPLICABLE
 
 
-def _plain(value: Any) -> Any:
+def _to_json_value(value: Any) -> Any:
     """A metric as JSON has it: numpy numbers as numbers, arrays and tuples as lists."""
     if hasattr(value, "tolist"):
         return value.tolist()
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+    return [_to_json_value(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _digest(text: str) -> str:

@@ -15,42 +15,42 @@ from dataclasses import asdict
 from pathlib import Path
 
 from distill_lit.config.schema import EvaluationConfig
-from distill_lit.models.loading import allow_code, may_run_code
+from distill_lit.models.loading import allow_remote_code, is_remote_code_allowed
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root
 
-FILE_BYTES = 256 << 20  # largest file that may be written
-PROCESSES = 512
+MAX_FILE_BYTES = 256 << 20  # largest file that may be written
+MAX_PROCESSES = 512
 CORE_BYTES = 0
-SECONDS = 6 * 3600  # of wall clock for a whole task, the model included
+SANDBOX_TIMEOUT_SECONDS = 6 * 3600  # of wall clock for a whole task, the model included
 
 
-def evaluate_confined(folder: Path, task: str, settings: EvaluationConfig, benchmarks: str, device: str) -> None:
+def evaluate_in_sandbox(folder: Path, task: str, settings: EvaluationConfig, dataset_source: str, device: str) -> None:
     """Evaluates the model in `folder` on one task and leaves the result in the store. Raises UserError when it fails."""
-    own = str(Path(settings.include_path).expanduser().resolve()) if settings.include_path else ""
+    include_path = str(Path(settings.include_path).expanduser().resolve()) if settings.include_path else ""
     job = {
         "folder": str(folder.resolve()),
-        "code": may_run_code(folder),
-        "settings": {**asdict(settings), "tasks": [task], "include_path": own},
+        "code": is_remote_code_allowed(folder),
+        "settings": {**asdict(settings), "tasks": [task], "include_path": include_path},
     }
-    with tempfile.TemporaryDirectory(prefix="distill-lit-confined-") as place:
-        command = [sys.executable, "-m", __name__, json.dumps({**job, "benchmarks": benchmarks, "device": device})]
+    with tempfile.TemporaryDirectory(prefix="distill-lit-confined-") as workdir:
+        command = [sys.executable, "-m", __name__, json.dumps({**job, "benchmarks": dataset_source, "device": device})]
         result = subprocess.run(
             [*_without_network(), *command],
-            cwd=place,
-            env=clean_environment(Path(place)),
-            preexec_fn=_limit,
+            cwd=workdir,
+            env=sandbox_environment(Path(workdir)),
+            preexec_fn=_set_resource_limits,
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=SECONDS,
+            timeout=SANDBOX_TIMEOUT_SECONDS,
         )
     if result.returncode:
-        said = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
-        raise UserError(f"task {task!r}, which runs generated code, failed in its own process: {said}")
+        message = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
+        raise UserError(f"task {task!r}, which runs generated code, failed in its own process: {message}")
 
 
-def clean_environment(home: Path) -> dict[str, str]:
+def sandbox_environment(home: Path) -> dict[str, str]:
     """What a confined process sees: where Python and the caches are, and nothing else."""
     from huggingface_hub import constants
     from transformers.utils.hub import HF_MODULES_CACHE
@@ -79,27 +79,27 @@ def _without_network() -> list[str]:
     return prefix if works else []
 
 
-def _limit() -> None:
+def _set_resource_limits() -> None:
     for kind, value in (
-        (resource.RLIMIT_FSIZE, FILE_BYTES),
+        (resource.RLIMIT_FSIZE, MAX_FILE_BYTES),
         (resource.RLIMIT_CORE, CORE_BYTES),
-        (resource.RLIMIT_NPROC, PROCESSES),
-        (resource.RLIMIT_CPU, SECONDS * (os.cpu_count() or 1)),  # of all threads together
+        (resource.RLIMIT_NPROC, MAX_PROCESSES),
+        (resource.RLIMIT_CPU, SANDBOX_TIMEOUT_SECONDS * (os.cpu_count() or 1)),  # of all threads together
     ):
         _, most = resource.getrlimit(kind)
         resource.setrlimit(kind, (value if most == resource.RLIM_INFINITY else min(value, most),) * 2)
 
 
-def main(text: str) -> None:
+def sandbox_main(text: str) -> None:
     """The confined process: one task, its result into the store."""
-    from distill_lit.evaluation.evaluator import evaluate_here
+    from distill_lit.evaluation.evaluator import evaluate_in_process
 
     job = json.loads(text)
     if job["code"]:
-        allow_code(Path(job["folder"]))
+        allow_remote_code(Path(job["folder"]))
     settings = EvaluationConfig(**job["settings"])
-    evaluate_here(Path(job["folder"]), settings, job["benchmarks"], device=job["device"], confined=True)
+    evaluate_in_process(Path(job["folder"]), settings, job["benchmarks"], device=job["device"], in_sandbox=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    sandbox_main(sys.argv[1])

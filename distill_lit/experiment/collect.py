@@ -8,16 +8,16 @@ import pandas as pd
 
 from distill_lit import data
 from distill_lit.analysis.document_axes import content_words
-from distill_lit.config import ExperimentConfig, expand, to_yaml
+from distill_lit.config import ExperimentConfig, expand_grid, to_yaml
 from distill_lit.experiment import run as work
-from distill_lit.experiment.fingerprint import held_out_identity
+from distill_lit.experiment.fingerprint import validation_data_fingerprint
 from distill_lit.experiment.paths import results_folder, runs_folder
-from distill_lit.experiment.plan import Cell
-from distill_lit.experiment.teacher import readable_data
+from distill_lit.experiment.plan import Run
+from distill_lit.experiment.teacher import resolve_generated_data
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import read_json, read_lines, write_json, write_text, writing
+from distill_lit.utils.files import atomic_write, read_json, read_jsonl, write_json, write_text
 
-FACTS = (
+MANIFEST_COLUMNS = (
     "parameters",
     "non_embedding_parameters",
     "layers",
@@ -27,7 +27,7 @@ FACTS = (
     "student_flops",
     "teacher_flops",
 )
-VALIDATION = {
+VALIDATION_COLUMNS = {
     "val_kl": "validation/teacher_kl",
     "val_ce": "validation/student_nll",
     "val_agreement": "validation/agreement",
@@ -35,80 +35,82 @@ VALIDATION = {
 }
 
 
-def collect(config: ExperimentConfig, cells: list[Cell], root: Path, failed: dict[str, str], command: str) -> Path:
+def collect_results(config: ExperimentConfig, runs: list[Run], root: Path, failed: dict[str, str], command: str) -> Path:
     """Writes cells.csv, plan.yaml, curves.csv and records/; returns the folder. Missing cells stay in the table."""
-    target, runs = results_folder(root, config), runs_folder(root, config)
-    models = [cell for cell in cells if cell.is_model]
-    done = [cell for cell in models if work.is_done(cell, runs / cell.name)]
+    target, runs_dir = results_folder(root, config), runs_folder(root, config)
+    models = [run for run in runs if run.is_model]
+    done = [run for run in models if work.is_run_complete(run, runs_dir / run.name)]
     write_text(target / "plan.yaml", to_yaml(config))
     _write_frame(
-        target / "cells.csv", pd.DataFrame([_row(cell, runs / cell.name, cell in done, failed) for cell in models])
+        target / "cells.csv", pd.DataFrame([_row(run, runs_dir / run.name, run in done, failed) for run in models])
     )
-    _write_frame(target / "curves.csv", _curves(done, runs))
-    documents = _copy_records(done, runs, target / "records")
+    _write_frame(target / "curves.csv", _curves(done, runs_dir))
+    documents = _copy_records(done, runs_dir, target / "records")
     if documents is not None:
         _write_frame(target / "records" / "frequencies.csv", _frequencies(config, documents))
-    made = {cell.label: work.read_manifest(runs / cell.name / "manifest.json").get("provenance", {}) for cell in done}
-    write_json(target / "provenance.json", {label: {**facts, "command": command} for label, facts in made.items()})
+    provenance = {
+        run.label: work.read_manifest(runs_dir / run.name / "manifest.json").get("provenance", {}) for run in done
+    }
+    write_json(target / "provenance.json", {label: {**facts, "command": command} for label, facts in provenance.items()})
     return target
 
 
-def _row(cell: Cell, folder: Path, is_done: bool, failed: dict[str, str]) -> dict[str, Any]:
+def _row(run: Run, folder: Path, is_done: bool, failed: dict[str, str]) -> dict[str, Any]:
     manifest = work.read_manifest(folder / "manifest.json") if is_done else {}
     metrics = manifest.get("metrics", {})
-    axes = {f"axis.{key}": value for key, value in cell.axes.items()}
+    axes = {f"axis.{key}": value for key, value in run.grid_values.items()}
     return {
-        "model": cell.label,
-        "role": cell.role,
-        "student": cell.student,
-        "seed": cell.seed,
+        "model": run.label,
+        "role": run.role,
+        "student": run.student,
+        "seed": run.seed,
         **axes,
-        **{name: manifest.get(name) for name in FACTS},
+        **{name: manifest.get(name) for name in MANIFEST_COLUMNS},
         "bytes": manifest.get("bytes"),
-        "held_out": held_out_identity(cell.config)[:8] if cell.student else None,
-        **{name: metrics.get(metric) for name, metric in VALIDATION.items()},
-        "state": "done" if is_done else "failed" if cell.name in failed else "missing",
-        "reason": failed.get(cell.name, ""),
+        "held_out": validation_data_fingerprint(run.config)[:8] if run.student else None,
+        **{name: metrics.get(metric) for name, metric in VALIDATION_COLUMNS.items()},
+        "state": "done" if is_done else "failed" if run.name in failed else "missing",
+        "reason": failed.get(run.name, ""),
     }
 
 
-def _copy_records(done: list[Cell], runs: Path, target: Path) -> pd.DataFrame | None:
+def _copy_records(done: list[Run], runs_dir: Path, target: Path) -> pd.DataFrame | None:
     """records/<model>.parquet and .json of each model, records/documents.parquet once for all."""
     documents = []
-    for cell in done:
-        source = runs / cell.name / "records"
+    for run in done:
+        source = runs_dir / run.name / "records"
         documents.append(pd.read_parquet(source / "documents.parquet"))
-        with writing(target / f"{cell.label}.parquet") as path:
+        with atomic_write(target / f"{run.label}.parquet") as path:
             path.write_bytes((source / "records.parquet").read_bytes())
-        write_json(target / f"{cell.label}.json", read_json(source / "meta.json"))
-        if (source / work.SURPRISAL).is_file():
-            with writing(target / work.SURPRISAL) as path:
-                path.write_bytes((source / work.SURPRISAL).read_bytes())
+        write_json(target / f"{run.label}.json", read_json(source / "meta.json"))
+        if (source / work.SURPRISAL_FILE).is_file():
+            with atomic_write(target / work.SURPRISAL_FILE) as path:
+                path.write_bytes((source / work.SURPRISAL_FILE).read_bytes())
     if not documents:
         if target.is_dir():
-            _remove_strangers(target, set())
+            _remove_stale_records(target, set())
         return None
-    every = pd.concat(documents, ignore_index=True).drop_duplicates(["task", "key"])
-    with writing(target / "documents.parquet") as path:
-        every.to_parquet(path, compression="zstd", index=False)
-    _remove_strangers(target, {cell.label for cell in done} | {"documents", "frequencies", "surprisal"})
-    return every
+    documents_once = pd.concat(documents, ignore_index=True).drop_duplicates(["task", "key"])
+    with atomic_write(target / "documents.parquet") as path:
+        documents_once.to_parquet(path, compression="zstd", index=False)
+    _remove_stale_records(target, {run.label for run in done} | {"documents", "frequencies", "surprisal"})
+    return documents_once
 
 
-def _remove_strangers(folder: Path, known: set[str]) -> None:
+def _remove_stale_records(folder: Path, known: set[str]) -> None:
     """Records of cells that are no longer in the experiment would mix with those that are."""
     for path in folder.iterdir():
         if path.stem not in known and path.suffix in (".parquet", ".json"):
             path.unlink()
 
 
-def _curves(done: list[Cell], runs: Path) -> pd.DataFrame:
+def _curves(done: list[Run], runs_dir: Path) -> pd.DataFrame:
     """One row per logged step of every trained model."""
     rows = []
-    for cell in done:
-        path = runs / cell.name / "metrics.jsonl"
+    for run in done:
+        path = runs_dir / run.name / "metrics.jsonl"
         if path.is_file():
-            rows += [{"model": cell.label, **point} for point in read_lines(path)]
+            rows += [{"model": run.label, **point} for point in read_jsonl(path)]
     return pd.DataFrame(rows)
 
 
@@ -123,13 +125,13 @@ def _frequencies(config: ExperimentConfig, documents: pd.DataFrame) -> pd.DataFr
 
 def _corpus_words(config: ExperimentConfig) -> Counter[str]:
     """Words of what the first grid point reads; none where its generated corpora were not written."""
-    _, point = next(expand(config))
+    _, point = next(expand_grid(config))
     try:
-        return data.word_counts(readable_data(point), point.benchmarks)
+        return data.word_counts(resolve_generated_data(point), point.dataset_source)
     except UserError:
         return Counter()
 
 
 def _write_frame(path: Path, frame: pd.DataFrame) -> None:
-    with writing(path) as temporary:
+    with atomic_write(path) as temporary:
         frame.to_csv(temporary, index=False, float_format="%.6g")

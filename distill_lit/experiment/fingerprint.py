@@ -2,100 +2,113 @@
 
 from typing import Any
 
-from distill_lit.config import CorpusConfig, ExperimentConfig, TermConfig, decisive
-from distill_lit.config.on_policy import is_on
-from distill_lit.generation.corpus import decisive_remote
-from distill_lit.generation.filters import comparison_facts
-from distill_lit.generation.prompts import drawing_facts
+from distill_lit.config import CorpusConfig, ExperimentConfig, TermConfig, non_default_fields
+from distill_lit.config.on_policy import is_on_policy_enabled
+from distill_lit.generation.corpus import remote_fingerprint_fields
+from distill_lit.generation.filters import answer_comparison_metadata
+from distill_lit.generation.prompts import prompt_sampling_metadata
 from distill_lit.losses import build_objective
 from distill_lit.utils.files import fingerprint
 
-TEACHER, UNTOUCHED, CE_ONLY, DISTILLED = "teacher", "untouched", "ce_only", "distilled"
-QUANTISED, RIVAL = "quantised", "rival"
-SIGNAL, GENERATED = "signal", "generated"  # what the teacher tells, for cells that need it
+TEACHER, UNTRAINED, CE_ONLY, DISTILLED = "teacher", "untouched", "ce_only", "distilled"
+QUANTIZED, EXTERNAL = "quantised", "rival"
+TEACHER_CACHE, GENERATED = "signal", "generated"  # what the teacher tells, for cells that need it
 TEACHER_INT8 = "teacher_int8"  # name of a baseline
-VERSION = 1  # raise it when a default, or what a value means, changes: every cell is then a new one
+FINGERPRINT_VERSION = 1  # raise it when a default, or what a value means, changes: every cell is then a new one
 # knobs of training that cannot change a result
-WITHOUT_EFFECT = ("keep_checkpoints", "checkpoint_every", "checkpoint_budget", "log_every")
+RESULT_NEUTRAL_TRAINING_FIELDS = ("keep_checkpoints", "checkpoint_every", "checkpoint_budget", "log_every")
 
 
-def student_identity(role: str, config: ExperimentConfig) -> str:
+def student_fingerprint(role: str, config: ExperimentConfig) -> str:
     """Identifies a student: how it begins, what it reads, and, unless it is untouched, how it is trained."""
     facts: dict[str, Any] = {
-        "role": UNTOUCHED if role == UNTOUCHED else "trained",
-        "student": decisive(config.students[config.student]),
-        "teacher": _teacher_identity(role, config),
-        "data": data_identity(config),
+        "role": UNTRAINED if role == UNTRAINED else "trained",
+        "student": non_default_fields(config.students[config.student]),
+        "teacher": _teacher_fingerprint_fields(role, config),
+        "data": data_fingerprint_fields(config),
     }
-    if role != UNTOUCHED:
-        facts |= {"objective": _objective_identity(config), "training": training_identity(config), "seed": config.seed}
-        facts |= {"on_policy": decisive(config.on_policy)} if is_on(config.on_policy) else {}
+    if role != UNTRAINED:
+        facts |= {
+            "objective": _objective_fingerprint_fields(config),
+            "training": training_fingerprint_fields(config),
+            "seed": config.seed,
+        }
+        facts |= {"on_policy": non_default_fields(config.on_policy)} if is_on_policy_enabled(config.on_policy) else {}
     elif config.students[config.student].config:
         facts["seed"] = config.seed
-    return identity_of(**facts)
+    return versioned_fingerprint(**facts)
 
 
-def _teacher_identity(role: str, config: ExperimentConfig) -> dict[str, Any]:
+def _teacher_fingerprint_fields(role: str, config: ExperimentConfig) -> dict[str, Any]:
     """What of the teacher decides a student: for one that learns nothing from it, not how it would have told."""
-    found = decisive(config.teacher)
+    found = non_default_fields(config.teacher)
     known = ("model", "dtype", *(["source"] if config.teacher.source == "foreign" else []))  # then it has another tokenizer
     return found if role == DISTILLED else {key: found[key] for key in known if key in found}
 
 
-def _objective_identity(config: ExperimentConfig) -> dict[str, Any]:
+def _objective_fingerprint_fields(config: ExperimentConfig) -> dict[str, Any]:
     """The terms that have a weight, and the scaling of those with a teacher; how the head computes them decides nothing."""
     objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
-    used = set(objective.names)
-    unless_said = TermConfig(weight=1.0, temperature=1.0)
+    used = set(objective.term_names)
+    default_term = TermConfig(weight=1.0, temperature=1.0)
     terms = {
-        name: {key: value for key, value in decisive(term).items() if value != getattr(unless_said, key)}
+        name: {key: value for key, value in non_default_fields(term).items() if value != getattr(default_term, key)}
         for name, term in config.objective.terms.items()
         if name in used and term is not None
     }
     return {"terms": terms, **({"scaling": config.objective.temperature_scaling} if objective.needs_teacher else {})}
 
 
-def identity_of(**facts: Any) -> str:
+def versioned_fingerprint(**facts: Any) -> str:
     """Identifies these facts in this version."""
-    return fingerprint({"version": VERSION, **facts})
+    return fingerprint({"version": FINGERPRINT_VERSION, **facts})
 
 
-def training_identity(config: ExperimentConfig) -> dict[str, Any]:
+def training_fingerprint_fields(config: ExperimentConfig) -> dict[str, Any]:
     """The knobs of training that decide its result."""
-    return {key: value for key, value in decisive(config.training).items() if key not in WITHOUT_EFFECT}
+    return {
+        key: value
+        for key, value in non_default_fields(config.training).items()
+        if key not in RESULT_NEUTRAL_TRAINING_FIELDS
+    }
 
 
-def data_identity(config: ExperimentConfig) -> dict[str, Any]:
+def data_fingerprint_fields(config: ExperimentConfig) -> dict[str, Any]:
     """What decides the rows that are read."""
-    found = {**decisive(config.data), "benchmarks": config.benchmarks}
-    return {**found, "corpora": {name: corpus_identity(corpus, config) for name, corpus in config.data.corpora.items()}}
+    found = {**non_default_fields(config.data), "benchmarks": config.dataset_source}
+    return {
+        **found,
+        "corpora": {name: corpus_fingerprint_fields(corpus, config) for name, corpus in config.data.corpora.items()},
+    }
 
 
-def held_out_identity(config: ExperimentConfig) -> str:
+def validation_data_fingerprint(config: ExperimentConfig) -> str:
     """Identifies the text that is held out for validation: numbers measured on different text do not compare."""
-    found = data_identity(config)
-    rows: list[Any] = [config.data.seed, config.data.length, config.data.validation]
+    found = data_fingerprint_fields(config)
+    rows: list[Any] = [config.data.seed, config.data.sequence_length, config.data.validation_sequences]
     if config.teacher.source == "foreign":  # the student's own tokenizer cuts them
         rows.append(config.students[config.student].from_)
-    return identity_of(corpora=found["corpora"], rows=rows, benchmarks=found["benchmarks"])
+    return versioned_fingerprint(corpora=found["corpora"], rows=rows, benchmarks=found["benchmarks"])
 
 
-def corpus_identity(corpus: CorpusConfig, config: ExperimentConfig) -> dict[str, Any]:
+def corpus_fingerprint_fields(corpus: CorpusConfig, config: ExperimentConfig) -> dict[str, Any]:
     """A corpus without the knobs that cannot change its documents."""
-    found = decisive(corpus)
+    found = non_default_fields(corpus)
     generated = corpus.generated
     if generated is None:
         return found
-    found |= comparison_facts(generated.filters) | drawing_facts(generated.prompts)
-    if generated.filters.contamination:
+    found |= answer_comparison_metadata(generated.filters) | prompt_sampling_metadata(generated.prompts)
+    if generated.filters.decontamination_ngram:
         found["asked"] = [sorted(config.evaluation.tasks), config.evaluation.include_path]
     if generated.remote is not None:
-        found["generated"]["remote"] = decisive_remote(generated.remote)
+        found["generated"]["remote"] = remote_fingerprint_fields(generated.remote)
     return found
 
 
-def evaluation_identity(config: ExperimentConfig) -> str:
+def evaluation_fingerprint(config: ExperimentConfig) -> str:
     """Identifies the questions a model is asked: a cell is evaluated again when they change."""
-    asked = {key: value for key, value in decisive(config.evaluation).items() if key not in ("every", "every_limit")}
-    asked.setdefault("fewshot", "what the task says")  # once it was none at all
-    return identity_of(**asked, benchmarks=config.benchmarks)
+    fields = {
+        key: value for key, value in non_default_fields(config.evaluation).items() if key not in ("every", "every_limit")
+    }
+    fields.setdefault("fewshot", "what the task says")  # once it was none at all
+    return versioned_fingerprint(**fields, benchmarks=config.dataset_source)

@@ -18,13 +18,13 @@ from filelock import FileLock, Timeout
 from distill_lit.config import ExperimentConfig, to_yaml
 from distill_lit.experiment.fingerprint import GENERATED
 from distill_lit.experiment.paths import runs_folder
-from distill_lit.experiment.plan import Cell
-from distill_lit.experiment.run import is_built, is_done
-from distill_lit.experiment.status import FAILED, PREEMPTED, STOPPED, note_state
-from distill_lit.training.checkpoint import newest_checkpoint
-from distill_lit.utils.exceptions import Failure, UserError, how_it_ended
+from distill_lit.experiment.plan import Run
+from distill_lit.experiment.run import is_run_built, is_run_complete
+from distill_lit.experiment.status import FAILED, PREEMPTED, STOPPED, write_run_status
+from distill_lit.training.checkpoint import find_latest_checkpoint
+from distill_lit.utils.exceptions import FatalRunError, UserError, describe_exit_code
 from distill_lit.utils.files import write_text
-from distill_lit.utils.redaction import scrub
+from distill_lit.utils.redaction import redact_file
 
 STOP_SECONDS = 60  # for a worker to write its checkpoint
 
@@ -43,16 +43,16 @@ class Display(Protocol):
     def note(self, line: str) -> None:
         """A line that the user should read."""
 
-    def start(self, cells: list[Cell], todo: list[Cell]) -> None:
+    def start(self, runs: list[Run], todo: list[Run]) -> None:
         """All cells, and those not done."""
 
-    def begin(self, cell: Cell) -> None:
+    def start_run(self, run: Run) -> None:
         """A cell starts."""
 
-    def progress(self, cell: Cell, event: dict[str, Any]) -> None:
+    def update_run(self, run: Run, event: dict[str, Any]) -> None:
         """An event of a worker: stage, done, total, unit, metrics."""
 
-    def finish(self, cell: Cell, reason: str) -> None:
+    def finish_run(self, run: Run, reason: str) -> None:
         """A cell ends; `reason` tells why it failed, empty for success."""
 
 
@@ -63,42 +63,42 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def run_cells(config: ExperimentConfig, cells: list[Cell], root: Path, display: Display) -> Outcome:
+def launch_runs(config: ExperimentConfig, runs: list[Run], root: Path, display: Display) -> Outcome:
     """Runs all cells that are not done. Raises UserError when another process is at it or a cell has only corrupt
     checkpoints, Terminated when asked to stop, Failure when going on is hopeless."""
     folder = runs_folder(root, config)
     folder.mkdir(parents=True, exist_ok=True)
-    with _only_driver(folder), _stopping_on_signals():
-        _keep_renamed(cells, folder)
-        todo = [cell for cell in cells if not is_done(cell, folder / cell.name)]
+    with _exclusive_launcher(folder), _stopping_on_signals():
+        _rename_relabeled_folders(runs, folder)
+        todo = [run for run in runs if not is_run_complete(run, folder / run.name)]
         for line in _check_checkpoints(todo, folder):
             display.note(line)
         write_text(folder / "experiment.yaml", to_yaml(config))
-        display.start(cells, todo)
+        display.start(runs, todo)
         outcome = Outcome()
         if todo:
             _Launcher(config, root, todo, display, outcome).run()
         return outcome
 
 
-def _keep_renamed(cells: list[Cell], folder: Path) -> None:
+def _rename_relabeled_folders(runs: list[Run], folder: Path) -> None:
     """A cell whose label alone has changed, as when the grid gets another axis, goes on in the folder it has."""
-    names = {cell.name for cell in cells}
-    for cell in cells:
-        if not (folder / cell.name).exists():
-            others = [path for path in folder.glob(f"*-{cell.identity[:8]}") if path.name not in names and path.is_dir()]
+    names = {run.name for run in runs}
+    for run in runs:
+        if not (folder / run.name).exists():
+            others = [path for path in folder.glob(f"*-{run.fingerprint[:8]}") if path.name not in names and path.is_dir()]
             if len(others) == 1:
-                others[0].rename(folder / cell.name)
+                others[0].rename(folder / run.name)
 
 
-def _check_checkpoints(todo: list[Cell], folder: Path) -> list[str]:
+def _check_checkpoints(todo: list[Run], folder: Path) -> list[str]:
     """What is to be said about checkpoints that will be passed over. Raises UserError when a cell has only such."""
-    unbuilt = [cell for cell in todo if not is_built(cell, folder / cell.name)]
-    return [line for cell in unbuilt for line in newest_checkpoint(folder / cell.name / "checkpoints")[1]]
+    unbuilt = [run for run in todo if not is_run_built(run, folder / run.name)]
+    return [line for run in unbuilt for line in find_latest_checkpoint(folder / run.name / "checkpoints")[1]]
 
 
 @contextlib.contextmanager
-def _only_driver(folder: Path) -> Iterator[None]:
+def _exclusive_launcher(folder: Path) -> Iterator[None]:
     lock = FileLock(folder / "lock", timeout=0)  # the kernel frees it when its owner dies
     try:
         lock.acquire()
@@ -131,7 +131,7 @@ class _Worker:
     def __init__(self, number: int, root: Path, experiment: Path, threads: int, inbox: "queue.Queue[Any]") -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         environment["PYTHONIOENCODING"] = "utf-8:backslashreplace"  # whatever the terminal can show
-        self.number, self.cell, self.preempted, self.is_ready = number, None, "", False
+        self.number, self.run, self.preempted, self.is_ready = number, None, "", False
         self.path = experiment.parent / f"worker-{number}.log"
         self.log = self.path.open("a")
         self.process = subprocess.Popen(
@@ -145,7 +145,7 @@ class _Worker:
         )
         threading.Thread(target=self._listen, args=(inbox,), daemon=True).start()
 
-    cell: Cell | None
+    run: Run | None
     preempted: str
     is_ready: bool
 
@@ -159,9 +159,9 @@ class _Worker:
         self.process.wait()
         inbox.put((self, {"event": "exit", "code": self.process.returncode}))
 
-    def give(self, cell: Cell) -> None:
+    def assign(self, cell: Run) -> None:
         """Starts a cell. A worker that has just died is noticed by its exit event."""
-        self.cell = cell
+        self.run = cell
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             print(cell.name, file=self.process.stdin, flush=True)
@@ -170,30 +170,30 @@ class _Worker:
         """Asks for a checkpoint and an end, and waits for it."""
         self.process.terminate()
         try:
-            self.process.wait(STOP_SECONDS + _reply_seconds(self.cell))
+            self.process.wait(STOP_SECONDS + _reply_seconds(self.run))
         except subprocess.TimeoutExpired:
             self.process.kill()
         self.log.close()
-        scrub(self.path)
+        redact_file(self.path)
 
 
 class _Launcher:
     """Hands cells to workers in order, each once what it needs is done."""
 
-    def __init__(self, config: ExperimentConfig, root: Path, todo: list[Cell], display: Display, outcome: Outcome) -> None:
+    def __init__(self, config: ExperimentConfig, root: Path, todo: list[Run], display: Display, outcome: Outcome) -> None:
         self.experiment = runs_folder(root, config) / "experiment.yaml"
         self.root, self.waiting, self.display, self.outcome = root, list(todo), display, outcome
         self.inbox: queue.Queue[Any] = queue.Queue()
         self.count = min(config.launcher.workers, len(todo))
-        self.threads = config.launcher.threads or max(1, (os.cpu_count() or 1) // self.count)
-        self.pending = {cell.name for cell in todo}
+        self.threads = config.launcher.threads_per_worker or max(1, (os.cpu_count() or 1) // self.count)
+        self.pending = {run.name for run in todo}
         self.workers: dict[int, _Worker] = {}
 
     def run(self) -> None:
         """Until no cell is pending."""
         try:
             for number in range(self.count):
-                self._hire(number)
+                self._start_worker(number)
             while self.pending:
                 worker, event = self.inbox.get()
                 self._handle(worker, event)
@@ -213,83 +213,83 @@ class _Launcher:
     def _note_stopped(self, stop: Terminated) -> None:
         """The last word about cells whose workers were stopped before they could say one."""
         state = PREEMPTED if stop.code == 143 else STOPPED
-        for cell in (worker.cell for worker in self.workers.values() if worker.cell):
-            folder = self.experiment.parent / cell.name
-            if folder.is_dir() and not (folder / "state.json").is_file() and not is_done(cell, folder):
-                note_state(folder, state, "")
+        for run in (worker.run for worker in self.workers.values() if worker.run):
+            folder = self.experiment.parent / run.name
+            if folder.is_dir() and not (folder / "state.json").is_file() and not is_run_complete(run, folder):
+                write_run_status(folder, state, "")
 
-    def _hire(self, number: int) -> None:
+    def _start_worker(self, number: int) -> None:
         self.workers[number] = _Worker(number, self.root, self.experiment, self.threads, self.inbox)
 
     def _handle(self, worker: _Worker, event: dict[str, Any]) -> None:
-        kind, cell = event["event"], worker.cell
-        if kind == "progress" and cell is not None:
-            self.display.progress(cell, event)
-        elif kind == "done" and cell is not None:
+        kind, run = event["event"], worker.run
+        if kind == "progress" and run is not None:
+            self.display.update_run(run, event)
+        elif kind == "done" and run is not None:
             # what counts is what is on disk
-            done = is_done(cell, self.experiment.parent / cell.name)
-            self._finish(worker, cell, "" if done else "ended, but its files are not complete")
-        elif kind == "failed" and cell is not None:
-            self._finish(worker, cell, event["reason"])
+            done = is_run_complete(run, self.experiment.parent / run.name)
+            self._finish(worker, run, "" if done else "ended, but its files are not complete")
+        elif kind == "failed" and run is not None:
+            self._finish(worker, run, event["reason"])
             if event["denied"]:  # no other cell could write there either
                 raise UserError(event["reason"])
             if event["fatal"]:
-                raise Failure(f"{cell.label}: {event['reason']}; make room, and the same command goes on from here")
+                raise FatalRunError(f"{run.label}: {event['reason']}; make room, and the same command goes on from here")
         elif kind == "preempted":
             worker.preempted = event["reason"]
         elif kind == "exit":
-            if cell is not None:
-                self._finish(worker, cell, worker.preempted or _death(event["code"]))
+            if run is not None:
+                self._finish(worker, run, worker.preempted or _exit_reason(event["code"]))
             elif event["code"] > 0 and not worker.is_ready and self.pending:
-                raise Failure(f"a worker could not start; see {worker.path}")
+                raise FatalRunError(f"a worker could not start; see {worker.path}")
             if self.waiting:
-                self._hire(worker.number)
+                self._start_worker(worker.number)
         worker.is_ready = worker.is_ready or kind == "ready"
         if kind in ("ready", "done", "failed"):
-            self._employ(worker)
+            self._assign_next(worker)
 
-    def _finish(self, worker: _Worker, cell: Cell, reason: str) -> None:
-        worker.cell = None
-        self.pending.discard(cell.name)
+    def _finish(self, worker: _Worker, run: Run, reason: str) -> None:
+        worker.run = None
+        self.pending.discard(run.name)
         if reason:
-            self._fail(cell, reason)
-        self.display.finish(cell, reason)
-        self._drop_hopeless()
+            self._fail(run, reason)
+        self.display.finish_run(run, reason)
+        self._fail_dependents()
         for idle in self.workers.values():
-            if idle is not worker and idle.cell is None and idle.process.poll() is None:
-                self._employ(idle)
+            if idle is not worker and idle.run is None and idle.process.poll() is None:
+                self._assign_next(idle)
 
-    def _fail(self, cell: Cell, reason: str) -> None:
+    def _fail(self, run: Run, reason: str) -> None:
         """Notes a failure, unless the worker has said more about it."""
-        self.outcome.failed[cell.name] = reason
-        folder = self.experiment.parent / cell.name
+        self.outcome.failed[run.name] = reason
+        folder = self.experiment.parent / run.name
         if not (folder / "state.json").is_file():
             with contextlib.suppress(OSError):  # the disk may be full
-                note_state(folder, FAILED, reason)
-        scrub(folder / "log.txt")
+                write_run_status(folder, FAILED, reason)
+        redact_file(folder / "log.txt")
 
-    def _drop_hopeless(self) -> None:
-        for cell in [c for c in self.waiting if any(need in self.outcome.failed for need in c.needs)]:
+    def _fail_dependents(self) -> None:
+        for cell in [c for c in self.waiting if any(need in self.outcome.failed for need in c.depends_on)]:
             self.waiting.remove(cell)
             self.pending.discard(cell.name)
-            self._fail(cell, f"needs {next(n for n in cell.needs if n in self.outcome.failed)}, which failed")
-            self.display.finish(cell, self.outcome.failed[cell.name])
+            self._fail(cell, f"needs {next(n for n in cell.depends_on if n in self.outcome.failed)}, which failed")
+            self.display.finish_run(cell, self.outcome.failed[cell.name])
 
-    def _employ(self, worker: _Worker) -> None:
-        ready = next((c for c in self.waiting if not self.pending.intersection(c.needs)), None)
-        if ready is not None and worker.cell is None:
+    def _assign_next(self, worker: _Worker) -> None:
+        ready = next((c for c in self.waiting if not self.pending.intersection(c.depends_on)), None)
+        if ready is not None and worker.run is None:
             self.waiting.remove(ready)
-            worker.give(ready)
-            self.display.begin(ready)
+            worker.assign(ready)
+            self.display.start_run(ready)
 
 
-def _reply_seconds(cell: Cell | None) -> float:
+def _reply_seconds(run: Run | None) -> float:
     """Seconds that replies of a server, which are paid for, may still be on their way."""
-    corpora = cell.config.data.corpora.values() if cell is not None and cell.role == GENERATED else ()
+    corpora = run.config.data.corpora.values() if run is not None and run.role == GENERATED else ()
     servers = [corpus.generated.remote for corpus in corpora if corpus.generated is not None]
     return max((server.timeout for server in servers if server is not None), default=0.0)
 
 
-def _death(code: int) -> str:
-    said = how_it_ended(code)
+def _exit_reason(code: int) -> str:
+    said = describe_exit_code(code)
     return said.removeprefix("was ") if code < 0 else f"the worker {said}"

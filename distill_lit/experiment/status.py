@@ -8,24 +8,24 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from distill_lit.experiment.plan import Cell
-from distill_lit.experiment.run import is_built, is_done, read_manifest
-from distill_lit.training.checkpoint import saved_checkpoints
+from distill_lit.experiment.plan import Run
+from distill_lit.experiment.run import is_run_built, is_run_complete, read_manifest
+from distill_lit.training.checkpoint import list_checkpoints
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import remove_leftovers, write_json
 
 DONE, RUNNING, FAILED, PREEMPTED, STOPPED, MISSING = "done", "running", "failed", "preempted", "stopped", "missing"
-HANDOVER_SECONDS = 120.0  # for a worker whose driver has died to write its checkpoint and leave
+LOCK_TIMEOUT_SECONDS = 120.0  # for a worker whose driver has died to write its checkpoint and leave
 
 
 @contextlib.contextmanager
-def working(folder: Path) -> Iterator[None]:
+def lock_run_folder(folder: Path) -> Iterator[None]:
     """Inside, this process alone works on a cell. What a killed predecessor left half-written is removed.
 
     Raises UserError when another process keeps the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock", timeout=HANDOVER_SECONDS)
+    lock = FileLock(folder / "lock", timeout=LOCK_TIMEOUT_SECONDS)
     try:
         lock.acquire()
     except Timeout:
@@ -55,29 +55,29 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def note_state(folder: Path, state: str, reason: str) -> None:
+def write_run_status(folder: Path, status: str, reason: str) -> None:
     """Leaves the last word of a cell that ended before it was done."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "state.json", {"state": state, "reason": reason})
+    write_json(folder / "state.json", {"state": status, "reason": reason})
 
 
-def state_of(cell: Cell, folder: Path) -> tuple[str, str]:
+def get_run_status(run: Run, folder: Path) -> tuple[str, str]:
     """(state, what is to be said about it)."""
     if is_locked(folder):
-        return RUNNING, _progress(cell, folder)
-    if is_done(cell, folder):
+        return RUNNING, _progress(run, folder)
+    if is_run_complete(run, folder):
         return DONE, ""
     if not folder.is_dir():
         return MISSING, ""
-    said = read_manifest(folder / "state.json")
-    state, reason = str(said.get("state", STOPPED)), str(said.get("reason", ""))
-    if state == FAILED:
-        return state, f"{reason}; {folder / 'log.txt'}"
-    return state, "; ".join(part for part in (reason, _progress(cell, folder)) if part)
+    last_status = read_manifest(folder / "state.json")
+    status, reason = str(last_status.get("state", STOPPED)), str(last_status.get("reason", ""))
+    if status == FAILED:
+        return status, f"{reason}; {folder / 'log.txt'}"
+    return status, "; ".join(part for part in (reason, _progress(run, folder)) if part)
 
 
-def _progress(cell: Cell, folder: Path) -> str:
-    if is_built(cell, folder):
+def _progress(run: Run, folder: Path) -> str:
+    if is_run_built(run, folder):
         return "built, not evaluated"
-    saved = saved_checkpoints(folder / "checkpoints")
+    saved = list_checkpoints(folder / "checkpoints")
     return f"checkpoint {saved[0].stem}" if saved else ""

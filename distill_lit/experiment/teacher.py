@@ -8,120 +8,140 @@ import torch
 
 from distill_lit import data
 from distill_lit.config import DataConfig, ExperimentConfig, TeacherConfig
-from distill_lit.evaluation.evaluator import document_texts
-from distill_lit.experiment.requirements import base_of
-from distill_lit.generation.corpus import Evaluation, Writer, resolve_corpora, write_corpus
-from distill_lit.losses.lm_head import head_of
-from distill_lit.models import load_config, load_model, load_tokenizer, model_fingerprint
-from distill_lit.models.vocabulary import count_tokens
-from distill_lit.teachers import CachedTeacher, ForeignTeacher, LiveTeacher, SparseTeacher, TeacherSignal
-from distill_lit.teachers.compression import HIDDEN, SAMPLED, TOP_K, Form
-from distill_lit.teachers.offline import bytes_per_token, cache_facts, cache_folder, is_complete, write_cache
-from distill_lit.training.trainer import Report
+from distill_lit.evaluation.evaluator import evaluation_document_texts
+from distill_lit.experiment.requirements import student_base_folder
+from distill_lit.generation.corpus import EvaluationTexts, GenerationContext, generate_corpus, resolve_generated_corpora
+from distill_lit.losses.lm_head import get_lm_head
+from distill_lit.models import load_model, load_model_config, load_tokenizer, model_fingerprint
+from distill_lit.models.vocabulary import unpadded_vocab_size
+from distill_lit.teachers import CrossTokenizerTeacher, OfflineTeacher, OnlineTeacher, SparseOfflineTeacher, Teacher
+from distill_lit.teachers.compression import CACHE_HIDDEN_STATES, CACHE_SAMPLED, CACHE_TOP_K, TeacherCacheFormat
+from distill_lit.teachers.offline import (
+    is_teacher_cache_complete,
+    measure_bytes_per_token,
+    teacher_cache_folder,
+    teacher_cache_metadata,
+    write_cache_shards,
+)
+from distill_lit.training.trainer import ProgressCallback
 from distill_lit.utils import hardware
 from distill_lit.utils.files import hashes_of
 
 
-def write_generated(config: ExperimentConfig, report: Report) -> dict[str, Any]:
+def write_generated_corpora(config: ExperimentConfig, progress_callback: ProgressCallback) -> dict[str, Any]:
     """Writes the generated corpora; {corpus: what was written, kept and left out}."""
     return {
-        name: write_corpus(
+        name: generate_corpus(
             name,
             corpus.generated,
             _writer(config),
-            config.benchmarks,
-            lambda stage, done, total: report(stage, done, total, "answers", {}),
+            config.dataset_source,
+            lambda stage, done, total: progress_callback(stage, done, total, "answers", {}),
         )
         for name, corpus in config.data.corpora.items()
         if corpus.generated is not None
     }
 
 
-def readable_data(config: ExperimentConfig) -> DataConfig:
+def resolve_generated_data(config: ExperimentConfig) -> DataConfig:
     """The data of an experiment with every generated corpus as the file it was written to."""
-    return resolve_corpora(config.data, _writer(config), config.benchmarks)
+    return resolve_generated_corpora(config.data, _writer(config), config.dataset_source)
 
 
-def prepare_data(config: ExperimentConfig, tokenizer_folder: Path) -> data.PreparedData:
+def prepare_run_data(config: ExperimentConfig, tokenizer_folder: Path) -> data.PreparedData:
     """Packed rows of an experiment, the generated ones among them. Raises UserError for what is not written yet."""
-    return data.prepare(readable_data(config), tokenizer_folder, config.benchmarks)
+    return data.prepare_datasets(resolve_generated_data(config), tokenizer_folder, config.dataset_source)
 
 
-def write_signal(config: ExperimentConfig, teacher: Path, report: Report) -> dict[str, Any]:
+def build_teacher_cache(
+    config: ExperimentConfig, teacher_folder: Path, progress_callback: ProgressCallback
+) -> dict[str, Any]:
     """Writes the teacher's cache; {signal: its folder, rows, bytes_per_token}."""
-    prepared, form = prepare_data(config, teacher), cache_form(config.teacher)
-    facts = _cache_facts(config, teacher, prepared)
-    place, per_row = cache_folder(facts), prepared.train.length
-    model = load_model(teacher, dtype_of(config.teacher.dtype)).to(hardware.device_for(config.training.accelerator))
-    write_cache(
-        place,
+    prepared, form = prepare_run_data(config, teacher_folder), teacher_cache_form(config.teacher)
+    facts = _cache_facts(config, teacher_folder, prepared)
+    cache_dir, per_row = teacher_cache_folder(facts), prepared.train.sequence_length
+    model = load_model(teacher_folder, torch_dtype(config.teacher.dtype)).to(
+        hardware.device_for(config.training.accelerator)
+    )
+    write_cache_shards(
+        cache_dir,
         model.requires_grad_(False),
         prepared.train,
         prepared.validation,
-        config.training.batch,
+        config.training.micro_batch_size,
         form,
-        real_tokens(teacher),
+        load_unpadded_vocab_size(teacher_folder),
         facts,
-        lambda done, total: report("cache", done * per_row, total * per_row, "tokens", {}),
+        lambda done, total: progress_callback("cache", done * per_row, total * per_row, "tokens", {}),
     )
     rows = len(prepared.train) + len(prepared.validation)
-    return {"signal": str(place), "rows": rows, "bytes_per_token": bytes_per_token(place, prepared.train, form)}
+    return {
+        "signal": str(cache_dir),
+        "rows": rows,
+        "bytes_per_token": measure_bytes_per_token(cache_dir, prepared.train, form),
+    }
 
 
-def cache_form(teacher: TeacherConfig) -> Form:
+def teacher_cache_form(teacher: TeacherConfig) -> TeacherCacheFormat:
     """What the cache of a teacher keeps."""
-    widths = {HIDDEN: 0, TOP_K: teacher.k, SAMPLED: teacher.draws}
-    temperature = teacher.draw_temperature if teacher.cache == SAMPLED else 1.0
-    layers = sorted(set(teacher.layers)) if teacher.cache == HIDDEN else []
-    return Form(teacher.cache, widths[teacher.cache], temperature, tuple(layers))
+    widths = {CACHE_HIDDEN_STATES: 0, CACHE_TOP_K: teacher.top_k, CACHE_SAMPLED: teacher.num_samples}
+    temperature = teacher.sampling_temperature if teacher.cache_format == CACHE_SAMPLED else 1.0
+    layers = sorted(set(teacher.hidden_layers)) if teacher.cache_format == CACHE_HIDDEN_STATES else []
+    return TeacherCacheFormat(teacher.cache_format, widths[teacher.cache_format], temperature, tuple(layers))
 
 
-def real_tokens(tokenizer_folder: Path) -> int:
+def load_unpadded_vocab_size(tokenizer_folder: Path) -> int:
     """Columns of the logits that are tokens: heads are often padded."""
-    rows = load_config(tokenizer_folder).get_text_config().vocab_size
-    return count_tokens(load_tokenizer(tokenizer_folder), rows)
+    rows = load_model_config(tokenizer_folder).get_text_config().vocab_size
+    return unpadded_vocab_size(load_tokenizer(tokenizer_folder), rows)
 
 
-def open_signal(
-    config: ExperimentConfig, teacher: Path, prepared: data.PreparedData, vocabulary: int
-) -> TeacherSignal | None:
+def build_teacher(
+    config: ExperimentConfig, teacher_folder: Path, prepared: data.PreparedData, vocab_size: int
+) -> Teacher | None:
     """The signal that a training reads; None for `teacher.source: none`. vocabulary: real tokens of the student."""
     if config.teacher.source == "none":
         return None
-    model = load_model(teacher, dtype_of(config.teacher.dtype))
+    model = load_model(teacher_folder, torch_dtype(config.teacher.dtype))
     if config.teacher.source == "live":
-        own = config.launcher.teacher_device
-        return LiveTeacher(model, vocabulary, config.training.compile, torch.device(own) if own else None)
+        teacher_device = config.launcher.teacher_device
+        return OnlineTeacher(
+            model, vocab_size, config.training.compile, torch.device(teacher_device) if teacher_device else None
+        )
     if config.teacher.source == "foreign":
-        tokenizers = load_tokenizer(teacher), load_tokenizer(base_of(config, teacher))
-        return ForeignTeacher(model, real_tokens(teacher), *tokenizers)
-    head, form = head_of(model.requires_grad_(False), vocabulary), cache_form(config.teacher)
-    facts, held_out = _cache_facts(config, teacher, prepared), len(prepared.validation)
-    folder = cache_folder(facts)
-    if not is_complete(folder, len(prepared.train) + held_out):
+        tokenizers = load_tokenizer(teacher_folder), load_tokenizer(student_base_folder(config, teacher_folder))
+        return CrossTokenizerTeacher(model, load_unpadded_vocab_size(teacher_folder), *tokenizers)
+    head, form = get_lm_head(model.requires_grad_(False), vocab_size), teacher_cache_form(config.teacher)
+    facts, held_out = _cache_facts(config, teacher_folder, prepared), len(prepared.validation)
+    folder = teacher_cache_folder(facts)
+    if not is_teacher_cache_complete(folder, len(prepared.train) + held_out):
         # damaged, or of a teacher that has changed behind its path, since the signal's own cell was done
         model = model.to(hardware.device_for(config.training.accelerator))
-        rows, tokens = (prepared.train, prepared.validation), real_tokens(teacher)
-        write_cache(folder, model, *rows, config.training.batch, form, tokens, facts)
-    if form.kind == HIDDEN:
-        return CachedTeacher(folder, len(prepared.train) + held_out, head)
-    return SparseTeacher(folder, prepared.train, held_out, form, head)
+        rows, tokens = (prepared.train, prepared.validation), load_unpadded_vocab_size(teacher_folder)
+        write_cache_shards(folder, model, *rows, config.training.micro_batch_size, form, tokens, facts)
+    if form.kind == CACHE_HIDDEN_STATES:
+        return OfflineTeacher(folder, len(prepared.train) + held_out, head)
+    return SparseOfflineTeacher(folder, prepared.train, held_out, form, head)
 
 
-def dtype_of(name: str) -> torch.dtype:
+def torch_dtype(name: str) -> torch.dtype:
     """The number format that a settled knob names."""
     dtype: torch.dtype = getattr(torch, name)
     return dtype
 
 
-def _writer(config: ExperimentConfig) -> Writer:
+def _writer(config: ExperimentConfig) -> GenerationContext:
     device = hardware.device_for(config.training.accelerator)
     tasks = dataclasses.replace(config.evaluation, limit=0)  # every document, whichever are drawn
     own = hashes_of(Path(tasks.include_path).expanduser()) if tasks.include_path else ""
-    asked = Evaluation([sorted(tasks.tasks), own, config.benchmarks], lambda: document_texts(tasks, config.benchmarks))
-    return Writer(config.teacher.model, dtype_of(config.teacher.dtype), device, asked)
+    asked = EvaluationTexts(
+        [sorted(tasks.tasks), own, config.dataset_source], lambda: evaluation_document_texts(tasks, config.dataset_source)
+    )
+    return GenerationContext(config.teacher.model, torch_dtype(config.teacher.dtype), device, asked)
 
 
-def _cache_facts(config: ExperimentConfig, teacher: Path, prepared: data.PreparedData) -> dict[str, Any]:
-    dtype = dtype_of(config.teacher.dtype)
-    return cache_facts(model_fingerprint(teacher), prepared.fingerprint, dtype, cache_form(config.teacher))
+def _cache_facts(config: ExperimentConfig, teacher_folder: Path, prepared: data.PreparedData) -> dict[str, Any]:
+    dtype = torch_dtype(config.teacher.dtype)
+    return teacher_cache_metadata(
+        model_fingerprint(teacher_folder), prepared.fingerprint, dtype, teacher_cache_form(config.teacher)
+    )

@@ -6,26 +6,26 @@ from typing import TYPE_CHECKING
 
 from distill_lit import assets, data
 from distill_lit.config import EvaluationConfig, ExperimentConfig, OnPolicyConfig, TeacherConfig, load_section
-from distill_lit.config.on_policy import check_on_policy, is_on
-from distill_lit.evaluation.tasks import check_lengths, check_tasks, try_own_tasks
+from distill_lit.config.on_policy import check_on_policy, is_on_policy_enabled
+from distill_lit.evaluation.tasks import check_answer_lengths, check_tasks, check_user_tasks
 from distill_lit.experiment.fingerprint import TEACHER_INT8
-from distill_lit.experiment.precision import settled_points
-from distill_lit.experiment.requirements import base_of
-from distill_lit.generation.corpus import check_generated
-from distill_lit.losses import Objective, build_objective, check_signal
+from distill_lit.experiment.precision import resolved_grid_points
+from distill_lit.experiment.requirements import student_base_folder
+from distill_lit.generation.corpus import check_generated_corpora
+from distill_lit.losses import Objective, build_objective, check_teacher_supports_objective
 from distill_lit.models import (
     check_int8,
     check_student,
-    check_student_fits,
-    check_student_reads,
-    load_config,
+    check_student_against_teacher,
+    check_student_vocabulary,
+    load_model_config,
     load_tokenizer,
     model_folder,
 )
 from distill_lit.models.position_limits import check_row_length
-from distill_lit.models.vocabulary import check_tokens
-from distill_lit.teachers.cross_tokenizer import read_tables
-from distill_lit.training.feature_alignment import check_fit, check_source
+from distill_lit.models.vocabulary import check_special_tokens
+from distill_lit.teachers.cross_tokenizer import load_token_byte_tables
+from distill_lit.training.feature_alignment import check_feature_dimensions, check_teacher_supports_features
 from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError
 
@@ -35,8 +35,8 @@ if TYPE_CHECKING:  # bad input is told before it is loaded
 
 def check_experiment(config: ExperimentConfig) -> None:
     """Raises UserError for anything that can be known to be wrong before a model or data set is touched."""
-    for reference in (config.teacher.model, *config.rivals.values()):
-        assets.check(reference)
+    for reference in (config.teacher.model, *config.external_models.values()):
+        assets.check_reference(reference)
     if TEACHER_INT8 in config.baselines:
         check_int8()
     hardware.device_for(config.training.accelerator)
@@ -44,34 +44,42 @@ def check_experiment(config: ExperimentConfig) -> None:
         hardware.check_device("launcher.teacher_device", config.launcher.teacher_device)
     for name, student in config.students.items():
         check_student(name, student)
-    for _, point in settled_points(config):
+    for _, point in resolved_grid_points(config):
         objective = build_objective(point.objective.terms, point.objective.temperature_scaling)
         if objective.needs_teacher and point.teacher.source == "none":
             raise UserError("teacher.source: none, and a term of the objective compares with the teacher")
         check_on_policy(point.on_policy, point.teacher.source, point.training.compile)
-        _check_policy_form(objective, point.on_policy)
-        check_signal(objective, *_form_of(point.teacher), tells_author=is_on(point.on_policy))
-        check_source(objective, point.teacher.source, point.training.compile, _cached_layers(point.teacher) or ())
-        data.check(point.data, point.benchmarks)
-        _check_own_device(point, objective)
-        _check_plain_text(point)
-        check_generated(point.data, point.benchmarks)
-    check_tasks(config.evaluation, config.benchmarks)
+        _check_policy_gradient(objective, point.on_policy)
+        check_teacher_supports_objective(
+            objective, *_teacher_output_form(point.teacher), has_on_policy_mask=is_on_policy_enabled(point.on_policy)
+        )
+        check_teacher_supports_features(
+            objective, point.teacher.source, point.training.compile, _cached_layers(point.teacher) or ()
+        )
+        data.check_data_config(point.data, point.dataset_source)
+        _check_teacher_device(point, objective)
+        _check_cross_tokenizer_corpora(point)
+        check_generated_corpora(point.data, point.dataset_source)
+    check_tasks(config.evaluation, config.dataset_source)
 
 
-def _check_policy_form(objective: Objective, on_policy: OnPolicyConfig) -> None:
+def _check_policy_gradient(objective: Objective, on_policy: OnPolicyConfig) -> None:
     """A policy gradient on text of others, or not drawn from the student as it is, would follow another mean than the
     reverse KL's."""
-    is_drawn = on_policy.temperature == on_policy.top_p == 1 and not on_policy.teacher_mix and not on_policy.replay
-    for term in objective.terms:
-        if term.kind == "policy_reverse_kl" and not (on_policy.share == 1 and is_drawn):
+    is_drawn = (
+        on_policy.temperature == on_policy.top_p == 1
+        and not on_policy.teacher_mix_fraction
+        and not on_policy.replay_buffer_size
+    )
+    for term in objective.logit_terms:
+        if term.kind == "policy_reverse_kl" and not (on_policy.fraction == 1 and is_drawn):
             raise UserError(
                 f"objective.terms.{term.name}: policy_reverse_kl is for the student's own text alone: "
                 "set on_policy.share to 1, without teacher_mix and replay, and leave temperature and top_p at 1"
             )
 
 
-def _check_own_device(point: ExperimentConfig, objective: Objective) -> None:
+def _check_teacher_device(point: ExperimentConfig, objective: Objective) -> None:
     """What a teacher on a device of its own cannot do: it sends its last hidden states over, and nothing else."""
     if not point.launcher.teacher_device or point.teacher.source in ("cached", "none"):
         return
@@ -79,64 +87,66 @@ def _check_own_device(point: ExperimentConfig, objective: Objective) -> None:
         raise UserError(f"launcher.teacher_device: only a live teacher has one; teacher.source is {point.teacher.source}")
     if point.training.devices > 1:
         raise UserError("launcher.teacher_device: every one of training.devices would put a teacher there")
-    if objective.representations:
-        name = objective.representations[0].name
+    if objective.feature_terms:
+        name = objective.feature_terms[0].name
         raise UserError(f"launcher.teacher_device: objective.terms.{name} compares inner states, beside the student only")
-    if is_on(point.on_policy) and point.on_policy.teacher_mix:
+    if is_on_policy_enabled(point.on_policy) and point.on_policy.teacher_mix_fraction:
         raise UserError("launcher.teacher_device: on_policy.teacher_mix draws from both models, on one device only")
 
 
-def _check_plain_text(config: ExperimentConfig) -> None:
+def _check_cross_tokenizer_corpora(config: ExperimentConfig) -> None:
     """A chat template belongs to a tokenizer: a foreign teacher would read another text than the student."""
     for name, corpus in config.data.corpora.items():
         if config.teacher.source == "foreign" and corpus.is_chat:
             raise UserError(f"data.corpora.{name}: teacher.source foreign reads plain text only, and this is a chat")
 
 
-def _form_of(teacher: TeacherConfig) -> tuple[str, str]:
+def _teacher_output_form(teacher: TeacherConfig) -> tuple[str, str]:
     """(what losses get of this teacher, what users call it)."""
     if teacher.source != "cached":
         return "foreign" if teacher.source == "foreign" else "dense", f"teacher.source {teacher.source}"
     forms = {"hidden": "dense", "top_k": "top_k", "sampled": "draws"}
-    return forms[teacher.cache], f"teacher.cache {teacher.cache}"
+    return forms[teacher.cache_format], f"teacher.cache {teacher.cache_format}"
 
 
 def _cached_layers(teacher: TeacherConfig) -> tuple[int, ...] | None:
     """The layers whose states a cached teacher holds; None for one that is not cached."""
     if teacher.source != "cached":
         return None
-    return tuple(teacher.layers) if teacher.cache == "hidden" else ()
+    return tuple(teacher.hidden_layers) if teacher.cache_format == "hidden" else ()
 
 
 def check_against_teacher(config: ExperimentConfig) -> None:
     """Raises UserError for what the teacher's config and tokenizer show to be wrong: a student it cannot give or that reads
     other tokens, a term that does not fit both. The teacher must have been fetched; no weights are loaded."""
     folder = model_folder(config.teacher.model)  # no grid varies it
-    teacher = load_config(folder)
-    vocabulary = teacher.get_text_config().vocab_size
-    check_tokens(load_tokenizer(folder), vocabulary, folder)
+    teacher = load_model_config(folder)
+    vocab_size = teacher.get_text_config().vocab_size
+    check_special_tokens(load_tokenizer(folder), vocab_size, folder)
     readers: set[str] = set()  # models whose tokens have been compared
     aligned: set[Path] = set()  # and those whose bytes are known
-    for _, point in settled_points(config):
-        student = check_student_fits(point.student, point.students[point.student], folder)
-        check_row_length("data.length", f"students.{point.student}", student, point.data.length)
+    for _, point in resolved_grid_points(config):
+        student = check_student_against_teacher(point.student, point.students[point.student], folder)
+        check_row_length("data.length", f"students.{point.student}", student, point.data.sequence_length)
         if point.teacher.source not in ("none", "foreign"):
-            check_row_length("data.length", "the teacher", teacher, point.data.length)
+            check_row_length("data.length", "the teacher", teacher, point.data.sequence_length)
         reference = point.students[point.student].from_
         if reference and point.teacher.source != "foreign" and reference not in readers:
-            check_student_reads(point.student, reference, folder)
+            check_student_vocabulary(point.student, reference, folder)
             readers.add(reference)
-        if point.teacher.source == "foreign" and (base := base_of(point, folder)) not in aligned:
-            read_tables(load_tokenizer(folder), load_tokenizer(base))
+        if point.teacher.source == "foreign" and (base := student_base_folder(point, folder)) not in aligned:
+            load_token_byte_tables(load_tokenizer(folder), load_tokenizer(base))
             aligned.add(base)
         objective = build_objective(point.objective.terms, point.objective.temperature_scaling)
-        check_fit(objective, student, teacher, _cached_layers(point.teacher))
-        beyond = [n for n in _cached_layers(point.teacher) or () if n >= teacher.get_text_config().num_hidden_layers]
-        if beyond:
+        check_feature_dimensions(objective, student, teacher, _cached_layers(point.teacher))
+        missing_layers = [
+            n for n in _cached_layers(point.teacher) or () if n >= teacher.get_text_config().num_hidden_layers
+        ]
+        if missing_layers:
             last = teacher.get_text_config().num_hidden_layers - 1
-            raise UserError(f"teacher.layers: {beyond[0]} is beyond the teacher's last layer {last}")
-        if _form_of(point.teacher)[0] == "top_k" and point.teacher.k > vocabulary:
-            raise UserError(f"teacher.k: {point.teacher.k} is above the teacher's vocabulary of {vocabulary}")
+            raise UserError(f"teacher.layers: {missing_layers[0]} is beyond the teacher's last layer {last}")
+        if _teacher_output_form(point.teacher)[0] == "top_k" and point.teacher.top_k > vocab_size:
+            raise UserError(f"teacher.k: {point.teacher.top_k} is above the teacher's vocabulary of {vocab_size}")
 
 
 def check_models(config: ExperimentConfig) -> None:
@@ -145,42 +155,49 @@ def check_models(config: ExperimentConfig) -> None:
     from distill_lit.profiling.inference import check_positions
 
     folder = model_folder(config.teacher.model)
-    places = {"the teacher": folder, **{name: model_folder(reference) for name, reference in config.rivals.items()}}
-    asked = {name: (place, load_config(place)) for name, place in places.items()}
-    own: set[str] = set()  # students with a chat template of their own
-    for _, point in settled_points(config):
-        student = check_student_fits(point.student, point.students[point.student], folder)
-        asked[point.student] = (base_of(point, folder), student)
-        own.update({point.student} if point.data.chat_template else ())
-    check_asked(config.evaluation, config.benchmarks, asked, own)
+    folders = {
+        "the teacher": folder,
+        **{name: model_folder(reference) for name, reference in config.external_models.items()},
+    }
+    models = {name: (place, load_model_config(place)) for name, place in folders.items()}
+    with_own_chat_template: set[str] = set()  # students with a chat template of their own
+    for _, point in resolved_grid_points(config):
+        student = check_student_against_teacher(point.student, point.students[point.student], folder)
+        models[point.student] = (student_base_folder(point, folder), student)
+        with_own_chat_template.update({point.student} if point.data.chat_template else ())
+    check_evaluation_fits_models(config.evaluation, config.dataset_source, models, with_own_chat_template)
     if config.cost.measure:
-        check_positions({name: model for name, (_, model) in asked.items()}, config.cost)
+        check_positions({name: model for name, (_, model) in models.items()}, config.cost)
 
 
-def check_asked(
+def check_evaluation_fits_models(
     settings: EvaluationConfig,
-    benchmarks: str,
+    dataset_source: str,
     models: "Mapping[str, tuple[Path, PreTrainedConfig]]",
-    with_template: Collection[str] = (),
+    with_own_chat_template: Collection[str] = (),
 ) -> None:
     """Raises UserError for questions that a model cannot be asked. models: (folder of its tokenizer, config) of each, by
     the name that users know it by; with_template: those that get a chat template with their training."""
-    from distill_lit.evaluation.evaluator import check_template
+    from distill_lit.evaluation.evaluator import require_chat_template
 
-    for name, (folder, _) in models.items() if settings.chat_template else ():
-        if name not in with_template:
-            check_template(settings, load_tokenizer(folder), name)
+    for name, (folder, _) in models.items() if settings.apply_chat_template else ():
+        if name not in with_own_chat_template:
+            require_chat_template(settings, load_tokenizer(folder), name)
     texts = {name: config.get_text_config() for name, (_, config) in models.items()}
-    check_lengths(settings, benchmarks, {n: getattr(text, "max_position_embeddings", 0) or 0 for n, text in texts.items()})
-    try_own_tasks(settings, benchmarks)
+    check_answer_lengths(
+        settings, dataset_source, {n: getattr(text, "max_position_embeddings", 0) or 0 for n, text in texts.items()}
+    )
+    check_user_tasks(settings, dataset_source)
 
 
-def check_evaluation(reference: str, overrides: list[str], benchmarks: str, accelerator: str = "auto") -> EvaluationConfig:
+def load_evaluation_settings(
+    reference: str, overrides: list[str], dataset_source: str, accelerator: str = "auto"
+) -> EvaluationConfig:
     """The checked settings for evaluating one model outside an experiment. Raises UserError like `check_experiment`."""
     settings = load_section(EvaluationConfig, overrides)
-    assets.check(reference)
+    assets.check_reference(reference)
     hardware.device_for(accelerator, "--accelerator")
     if not settings.tasks:
         raise UserError("tasks: give at least one, as in tasks=[arc_easy,piqa]")
-    check_tasks(settings, benchmarks)
+    check_tasks(settings, dataset_source)
     return settings

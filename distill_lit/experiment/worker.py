@@ -17,43 +17,43 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from distill_lit.utils.distributed.cluster_environment import leave_cluster
+from distill_lit.utils.distributed.cluster_environment import remove_cluster_variables
 
 EVENTS_PER_SECOND = 4
 GRACE_SECONDS = 120.0  # between the death of the driver and the end of a worker that does not come to its senses
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def main(arguments: list[str]) -> None:
+def worker_main(arguments: list[str]) -> None:
     """`python -m distill_lit.experiment.worker ROOT EXPERIMENT.yaml THREADS`.
 
     Cell names arrive as lines, events leave as lines.
     """
     root, experiment, threads = Path(arguments[0]), Path(arguments[1]), int(arguments[2])
-    leave_cluster()
+    remove_cluster_variables()
     for number in (signal.SIGUSR1, signal.SIGUSR2):  # a training takes them for SIGTERM; otherwise they are the driver's
         signal.signal(number, signal.SIG_IGN)
     events = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    watch = _Inbox()
+    queue = _RunQueue()
     import torch
 
     from distill_lit.config import load_experiment
     from distill_lit.experiment.paths import runs_folder
-    from distill_lit.experiment.plan import plan
+    from distill_lit.experiment.plan import plan_runs
 
     torch.set_num_threads(threads)
     config = load_experiment(experiment)
-    cells = {cell.name: cell for cell in plan(config)}
+    runs = {run.name: run for run in plan_runs(config)}
 
-    def tell(**event: Any) -> None:
-        _tell(events, **event)
+    def send_event(**event: Any) -> None:
+        _write_event(events, **event)
 
-    tell(event="ready")
-    while (name := watch.next()) is not None:
-        run(cells[name], runs_folder(root, config) / name, _reporter(name, tell), tell)
+    send_event(event="ready")
+    while (name := queue.next()) is not None:
+        execute_and_report(runs[name], runs_folder(root, config) / name, _reporter(name, send_event), send_event)
 
 
-class _Inbox:
+class _RunQueue:
     """Cell names from standard input. When the driver is gone, the process asks itself to stop, and then insists."""
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class _Inbox:
             return self._lines.pop(0) if self._lines else None
 
 
-def _reporter(cell: str, tell: Callable[..., None]) -> Callable[..., None]:
+def _reporter(run_name: str, send_event: Callable[..., None]) -> Callable[..., None]:
     """A function that passes progress on, a few times a second."""
     last = 0.0
 
@@ -89,43 +89,51 @@ def _reporter(cell: str, tell: Callable[..., None]) -> Callable[..., None]:
         nonlocal last
         if time.monotonic() - last > 1 / EVENTS_PER_SECOND or done >= total:
             last = time.monotonic()
-            tell(event="progress", cell=cell, stage=stage, done=done, total=total, unit=unit, metrics=metrics)
+            send_event(event="progress", cell=run_name, stage=stage, done=done, total=total, unit=unit, metrics=metrics)
 
     return report
 
 
-def run(cell: Any, folder: Path, report: Callable[..., None], tell: Callable[..., None]) -> None:
+def execute_and_report(
+    run: Any, folder: Path, progress_callback: Callable[..., None], send_event: Callable[..., None]
+) -> None:
     """Runs one cell, alone in its folder, and says how it ended. Exits with 143 after SIGTERM."""
-    from distill_lit.experiment.run import run_cell
-    from distill_lit.experiment.status import FAILED, PREEMPTED, note_state, working
+    from distill_lit.experiment.run import execute_run
+    from distill_lit.experiment.status import FAILED, PREEMPTED, lock_run_folder, write_run_status
     from distill_lit.utils.exceptions import Preempted, RankFailure, Unwritable, UserError
-    from distill_lit.utils.files import unwritable
-    from distill_lit.utils.redaction import redact, scrub
+    from distill_lit.utils.files import permission_error_message
+    from distill_lit.utils.redaction import redact, redact_file
 
     folder.mkdir(parents=True, exist_ok=True)
     _redirect_output(folder / "log.txt")
     try:
-        with working(folder):
-            run_cell(cell, folder, report)
-        tell(event="done", cell=cell.name)
+        with lock_run_folder(folder):
+            execute_run(run, folder, progress_callback)
+        send_event(event="done", cell=run.name)
     except Preempted as stop:
-        note_state(folder, PREEMPTED, str(stop))
-        tell(event="preempted", cell=cell.name, reason=str(stop))
+        write_run_status(folder, PREEMPTED, str(stop))
+        send_event(event="preempted", cell=run.name, reason=str(stop))
         sys.exit(143)
     except Exception as error:
         with contextlib.suppress(OSError):  # the disk may be full
             traceback.print_exc()
         first = (str(error).splitlines() or [""])[0]
-        denied = str(error) if isinstance(error, Unwritable) else unwritable(error) if isinstance(error, OSError) else ""
-        told = isinstance(error, (UserError, RankFailure))
-        reason = redact(denied or (str(error) if told else f"{type(error).__name__}: {first}"))
+        denied = (
+            str(error)
+            if isinstance(error, Unwritable)
+            else permission_error_message(error)
+            if isinstance(error, OSError)
+            else ""
+        )
+        is_user_message = isinstance(error, (UserError, RankFailure))
+        reason = redact(denied or (str(error) if is_user_message else f"{type(error).__name__}: {first}"))
         with contextlib.suppress(OSError):
-            note_state(folder, FAILED, reason)
-        fatal = isinstance(error, OSError) and error.errno in FULL_DISK
-        tell(event="failed", cell=cell.name, reason=reason, fatal=fatal, denied=bool(denied))
+            write_run_status(folder, FAILED, reason)
+        fatal = isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS
+        send_event(event="failed", cell=run.name, reason=reason, fatal=fatal, denied=bool(denied))
     finally:
         with contextlib.suppress(OSError):
-            scrub(folder / "log.txt")
+            redact_file(folder / "log.txt")
 
 
 def _redirect_output(path: Path) -> None:
@@ -136,7 +144,7 @@ def _redirect_output(path: Path) -> None:
     logging.basicConfig(level=logging.INFO, stream=log, force=True, format="%(asctime)s %(name)s %(message)s")
 
 
-def _tell(events: TextIO, **event: Any) -> None:
+def _write_event(events: TextIO, **event: Any) -> None:
     try:
         print(json.dumps(event), file=events, flush=True)
     except (BrokenPipeError, ValueError):
@@ -144,4 +152,4 @@ def _tell(events: TextIO, **event: Any) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    worker_main(sys.argv[1:])

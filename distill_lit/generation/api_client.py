@@ -9,139 +9,139 @@ from collections.abc import Callable
 from typing import Any
 
 from distill_lit.config import PriceConfig, RemoteConfig
-from distill_lit.generation.completions import CUT, FINISHED, REFUSED, TOO_LONG
-from distill_lit.generation.request_log import Entry, Journal, request_key
+from distill_lit.generation.completions import FINISH_LENGTH, FINISH_PROMPT_TOO_LONG, FINISH_REFUSED, FINISH_STOP
+from distill_lit.generation.request_log import RequestLog, RequestLogEntry, request_key
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 600.0  # seconds between tries
-BYTES_PER_TOKEN = 4  # of text, where a server does not say how many tokens it counted
-CHAT_OVERHEAD = 64  # tokens that a template may add to a prompt
-UNREADABLE = "its reply cannot be read"
-DOUBTS = 3  # refusals before the first answer that are about how we ask, not about what
-NEVER_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")  # of httpx, or whatever openai asks with
-ABOUT_THE_PROMPT = ("content_filter", "content_policy_violation", "invalid_prompt", "moderation_blocked")
+INITIAL_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 1.0, 600.0  # seconds between tries
+FALLBACK_BYTES_PER_TOKEN = 4  # of text, where a server does not say how many tokens it counted
+CHAT_TEMPLATE_TOKENS = 64  # tokens that a template may add to a prompt
+MALFORMED_REPLY_MESSAGE = "its reply cannot be read"
+MAX_INITIAL_REFUSALS = 3  # refusals before the first answer that are about how we ask, not about what
+UNSENT_REQUEST_ERRORS = ("ConnectError", "ConnectTimeout", "PoolTimeout")  # of httpx, or whatever openai asks with
+PROMPT_REFUSAL_CODES = ("content_filter", "content_policy_violation", "invalid_prompt", "moderation_blocked")
 
 
-class Stopped(Exception):
+class RequestsAborted(Exception):
     """No further request makes sense; the message says why."""
 
 
-class Malformed(Exception):
+class MalformedReply(Exception):
     """A reply without what every reply has. is_booked: its cost is in the journal."""
 
-    is_booked = False
+    is_cost_logged = False
 
 
-class Asker:
+class APIClient:
     """Asks one server. `done`: replies in the journal since the start; `signal`: the one that asked to stop, or 0."""
 
-    def __init__(self, remote: RemoteConfig, key: str, journal: Journal, advance: Callable[[int], Any]) -> None:
+    def __init__(self, remote: RemoteConfig, api_key: str, request_log: RequestLog, on_reply: Callable[[int], Any]) -> None:
         """`advance` is called with the number of replies after each."""
         import openai
 
-        self.remote, self.journal, self.advance = remote, journal, advance
+        self.remote, self.request_log, self.on_reply = remote, request_log, on_reply
         # its own retries know nothing of the other requests, of the budget, or of replies cut short
-        self.client = openai.AsyncOpenAI(api_key=key, base_url=remote.base_url, max_retries=0, timeout=remote.timeout)
-        self.done = self.signal = 0
-        self._reserved = 0.0  # worst cost of what is on its way
-        self._has_answered = any("reason" not in entry for entry in journal.entries.values())
-        self._doubtful: list[Entry] = []  # refusals by a server that has answered nothing yet
-        self._quiet_until = 0.0  # the server asked all of us to wait
-        self._next_turn = 0.0  # when the next request may begin
+        self.client = openai.AsyncOpenAI(api_key=api_key, base_url=remote.base_url, max_retries=0, timeout=remote.timeout)
+        self.num_replies = self.received_signal = 0
+        self._reserved_cost = 0.0  # worst cost of what is on its way
+        self._has_answered = any("reason" not in entry for entry in request_log.entries.values())
+        self._unconfirmed_refusals: list[RequestLogEntry] = []  # refusals by a server that has answered nothing yet
+        self._rate_limited_until = 0.0  # the server asked all of us to wait
+        self._next_request_time = 0.0  # when the next request may begin
         self._reason = ""
         self._stop = asyncio.Event()
 
-    async def ask_all(self, requests: list[dict[str, Any]]) -> None:
+    async def send_all(self, requests: list[dict[str, Any]]) -> None:
         """Every request once answered. Raises Stopped after the first failure, when those on their way are answered."""
         waiting = iter(requests)
         async with self.client:
-            await asyncio.gather(*(self._work(waiting) for _ in range(min(self.remote.concurrency, len(requests)))))
-        if self._doubtful:
-            self._give_up(self._doubtful[0]["reason"])
-        if self._reason and not self.signal:
-            raise Stopped(self._reason)
+            await asyncio.gather(*(self._worker(waiting) for _ in range(min(self.remote.concurrency, len(requests)))))
+        if self._unconfirmed_refusals:
+            self._give_up(self._unconfirmed_refusals[0]["reason"])
+        if self._reason and not self.received_signal:
+            raise RequestsAborted(self._reason)
 
     def interrupt(self, number: int) -> None:
         """No new requests from now on."""
-        self.signal = number
+        self.received_signal = number
         self._stop.set()
 
     def _give_up(self, reason: str) -> None:
         self._reason = self._reason or reason
         self._stop.set()
 
-    async def _work(self, waiting: Any) -> None:
+    async def _worker(self, waiting: Any) -> None:
         for request in waiting:
             if self._stop.is_set():
                 return None
             try:
-                entry = await self._ask_within_budget(request)
-            except Stopped as stop:
+                entry = await self._send_within_budget(request)
+            except RequestsAborted as stop:
                 return self._give_up(str(stop))
             if entry is None:
                 return None
-            self._take(entry)
+            self._record(entry)
         return None
 
-    def _take(self, entry: Entry) -> None:
+    def _record(self, entry: RequestLogEntry) -> None:
         """Keeps a reply; a refusal that need not be about its prompt only once the server has answered another."""
         self._has_answered = self._has_answered or "reason" not in entry
         if not self._has_answered and not _is_about_prompt(entry):
-            self._doubtful.append(entry)
-            if len(self._doubtful) == DOUBTS:
+            self._unconfirmed_refusals.append(entry)
+            if len(self._unconfirmed_refusals) == MAX_INITIAL_REFUSALS:
                 self._give_up(entry["reason"])
             return
-        doubted = self._doubtful if self._has_answered else []
+        doubted = self._unconfirmed_refusals if self._has_answered else []
         for reply in (*doubted, entry):
-            self.journal.add(reply)
-            self.done += 1
+            self.request_log.add(reply)
+            self.num_replies += 1
         doubted.clear()
-        self.advance(self.done)
+        self.on_reply(self.num_replies)
 
-    async def _ask_within_budget(self, request: dict[str, Any]) -> Entry | None:
-        worst = worst_cost(request, self.remote.price)
-        self._afford(worst)
-        self._reserved += worst
+    async def _send_within_budget(self, request: dict[str, Any]) -> RequestLogEntry | None:
+        worst = max_request_cost(request, self.remote.price)
+        self._check_budget(worst)
+        self._reserved_cost += worst
         try:
-            return await self._ask_patiently(request, worst)
+            return await self._send_with_retries(request, worst)
         finally:
-            self._reserved -= worst
+            self._reserved_cost -= worst
 
-    def _afford(self, more: float) -> None:
+    def _check_budget(self, more: float) -> None:
         """Raises Stopped when `more` beside what is on its way could pass the budget."""
-        if self.remote.budget and self.journal.spent + self._reserved + more > self.remote.budget:
-            raise Stopped(f"the budget of {self.remote.budget:g} is spent ({self.journal.spent:.4g})")
+        if self.remote.budget and self.request_log.total_cost + self._reserved_cost + more > self.remote.budget:
+            raise RequestsAborted(f"the budget of {self.remote.budget:g} is spent ({self.request_log.total_cost:.4g})")
 
-    async def _ask_patiently(self, request: dict[str, Any], worst: float) -> Entry | None:
+    async def _send_with_retries(self, request: dict[str, Any], worst: float) -> RequestLogEntry | None:
         """The reply; None when no new request is wanted any more. `worst`: cost of a try whose reply is lost."""
         reason = ""
-        for attempt in range(self.remote.retries + 1):
+        for attempt in range(self.remote.max_retries + 1):
             await self._wait_for_turn()
             if self._stop.is_set():
                 return None
             if attempt:
-                self._afford(0.0)
+                self._check_budget(0.0)
             try:
-                return await self._ask_once(request)
+                return await self._send_once(request)
             except Exception as error:
-                reason, pause = self._judge(error, attempt)
+                reason, pause = self._classify_error(error, attempt)
                 if worst and _may_be_charged(error):
-                    self.journal.add({"key": "", "cost": worst})
-            await self._sleep(pause if attempt < self.remote.retries else 0)
-        raise Stopped(f"{reason}, also after {self.remote.retries} retries")
+                    self.request_log.add({"key": "", "cost": worst})
+            await self._sleep(pause if attempt < self.remote.max_retries else 0)
+        raise RequestsAborted(f"{reason}, also after {self.remote.max_retries} retries")
 
     async def _wait_for_turn(self) -> None:
         """Waits as long as the server asked, and for a moment of its own, evenly spaced, where there is a limit."""
         await self._wait_for_quiet()
         while self.remote.requests_per_minute and not self._stop.is_set():
-            turn = max(self._next_turn, time.monotonic())
-            self._next_turn = turn + 60 / self.remote.requests_per_minute
+            turn = max(self._next_request_time, time.monotonic())
+            self._next_request_time = turn + 60 / self.remote.requests_per_minute
             await self._sleep(turn - time.monotonic())
-            if time.monotonic() >= self._quiet_until:
+            if time.monotonic() >= self._rate_limited_until:
                 return
             await self._wait_for_quiet()  # the turn has passed meanwhile
 
     async def _wait_for_quiet(self) -> None:
-        while (left := self._quiet_until - time.monotonic()) > 0 and not self._stop.is_set():
+        while (left := self._rate_limited_until - time.monotonic()) > 0 and not self._stop.is_set():
             await self._sleep(left)
 
     async def _sleep(self, seconds: float) -> None:
@@ -149,52 +149,52 @@ class Asker:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._stop.wait(), seconds)
 
-    async def _ask_once(self, request: dict[str, Any]) -> Entry:
+    async def _send_once(self, request: dict[str, Any]) -> RequestLogEntry:
         import openai
 
         surface = self.client.chat.completions if self.remote.protocol == "chat" else self.client.completions
         try:
             reply = await surface.create(**request)
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            return _refusal(request, error)
+            return _refusal_entry(request, error)
         raw = reply.model_dump(warnings=False) if hasattr(reply, "model_dump") else reply
-        usage = _usage(request, raw)
-        usage["cost"] = cost_of(usage, self.remote.price)
+        usage = _parse_usage(request, raw)
+        usage["cost"] = reply_cost(usage, self.remote.price)
         try:
             return {"key": request_key(request), **parse_reply(raw), **usage, "time": round(time.time(), 1)}
-        except Malformed as error:
+        except MalformedReply as error:
             if isinstance(raw, dict) and raw.get("usage"):
-                self.journal.add({"key": "", **usage})  # it was charged all the same
-                error.is_booked = True
+                self.request_log.add({"key": "", **usage})  # it was charged all the same
+                error.is_cost_logged = True
             raise
 
-    def _judge(self, error: Exception, attempt: int) -> tuple[str, float]:
+    def _classify_error(self, error: Exception, attempt: int) -> tuple[str, float]:
         """(what went wrong, seconds to wait). Raises Stopped for what no retry can mend."""
         import openai
 
-        pause = FIRST_PAUSE * 2**attempt * random.uniform(0.75, 1.25)
+        pause = INITIAL_BACKOFF_SECONDS * 2**attempt * random.uniform(0.75, 1.25)
         if isinstance(error, openai.APITimeoutError):
             return f"no answer within {self.remote.timeout:g} s", pause
         if isinstance(error, openai.APIConnectionError):
             return "cannot be reached", pause
         if isinstance(error, openai.APIStatusError):
-            return self._judge_status(error, pause)
-        if isinstance(error, (Malformed, ValueError, TypeError, AttributeError, openai.APIResponseValidationError)):
-            return UNREADABLE, pause
+            return self._classify_status(error, pause)
+        if isinstance(error, (MalformedReply, ValueError, TypeError, AttributeError, openai.APIResponseValidationError)):
+            return MALFORMED_REPLY_MESSAGE, pause
         raise error
 
-    def _judge_status(self, error: Any, pause: float) -> tuple[str, float]:
-        status, reason = error.status_code, f"HTTP {error.status_code}: {_said(error)}"
+    def _classify_status(self, error: Any, pause: float) -> tuple[str, float]:
+        status, reason = error.status_code, f"HTTP {error.status_code}: {_error_message(error)}"
         if status in (401, 403):
-            raise Stopped(f"{reason}; is {self.remote.key_variable} right?")
+            raise RequestsAborted(f"{reason}; is {self.remote.api_key_variable} right?")
         if status == 404:
-            raise Stopped(f"{reason}; is there a model {self.remote.model!r}?")
+            raise RequestsAborted(f"{reason}; is there a model {self.remote.model!r}?")
         if getattr(error, "code", None) == "insufficient_quota" or (status < 500 and status not in (408, 409, 429)):
-            raise Stopped(reason)
-        asked = retry_after(error.response.headers)
+            raise RequestsAborted(reason)
+        asked = parse_retry_after(error.response.headers)
         if status == 429:
             # the limit is on all requests together, so all wait
-            self._quiet_until = max(self._quiet_until, time.monotonic() + (pause if asked is None else asked))
+            self._rate_limited_until = max(self._rate_limited_until, time.monotonic() + (pause if asked is None else asked))
         return reason, pause if asked is None else asked
 
 
@@ -203,11 +203,11 @@ def _may_be_charged(error: Exception) -> bool:
     import openai
 
     if isinstance(error, openai.APIConnectionError):
-        return type(error.__cause__).__name__ not in NEVER_SENT
+        return type(error.__cause__).__name__ not in UNSENT_REQUEST_ERRORS
     return not isinstance(error, openai.APIStatusError) and not getattr(error, "is_booked", False)
 
 
-def retry_after(headers: Any) -> float | None:
+def parse_retry_after(headers: Any) -> float | None:
     """Seconds that a server asks to wait, at most 10 minutes; None when it does not say. RFC 9110 §10.2.3."""
     value = headers.get("retry-after", "")
     try:
@@ -217,7 +217,7 @@ def retry_after(headers: Any) -> float | None:
         if moment is None:
             return None
         seconds = email.utils.mktime_tz(moment) - time.time()
-    return min(max(seconds, 0.0), LONGEST_PAUSE)
+    return min(max(seconds, 0.0), MAX_BACKOFF_SECONDS)
 
 
 def parse_reply(raw: Any) -> dict[str, Any]:
@@ -229,51 +229,54 @@ def parse_reply(raw: Any) -> dict[str, Any]:
         choice = raw["choices"][0]
         text = choice["message"]["content"] if "message" in choice else choice["text"]
     except (TypeError, KeyError, IndexError):
-        raise Malformed(UNREADABLE) from None
+        raise MalformedReply(MALFORMED_REPLY_MESSAGE) from None
     if not isinstance(text, (str, type(None))):
-        raise Malformed(UNREADABLE)
+        raise MalformedReply(MALFORMED_REPLY_MESSAGE)
     reason = choice.get("finish_reason")
-    finish = reason if reason in (FINISHED, CUT) else REFUSED if reason == "content_filter" else FINISHED
-    return {"text": text or "", "finish": finish, "log_probabilities": _log_probabilities(choice.get("logprobs"))}
+    finish = (
+        reason if reason in (FINISH_STOP, FINISH_LENGTH) else FINISH_REFUSED if reason == "content_filter" else FINISH_STOP
+    )
+    return {"text": text or "", "finish": finish, "log_probabilities": _parse_logprobs(choice.get("logprobs"))}
 
 
-def _log_probabilities(said: Any) -> list[float]:
+def _parse_logprobs(logprobs: Any) -> list[float]:
     try:
-        if said.get("content") is not None:
-            found = [entry["logprob"] for entry in said["content"]]
+        if logprobs.get("content") is not None:
+            values = [entry["logprob"] for entry in logprobs["content"]]
         else:
-            found = list(said["token_logprobs"])
+            values = list(logprobs["token_logprobs"])
     except (TypeError, KeyError, AttributeError):
         return []
-    is_right = all(isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 1e-6 for value in found)
-    return [round(float(value), 4) for value in found] if is_right else []
+    is_right = all(isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 1e-6 for value in values)
+    return [round(float(value), 4) for value in values] if is_right else []
 
 
-def _usage(request: dict[str, Any], raw: Any) -> dict[str, Any]:
+def _parse_usage(request: dict[str, Any], raw: Any) -> dict[str, Any]:
     """Tokens charged, as the server counts them, or else about as many as the text has."""
-    said: Any = raw.get("usage") if isinstance(raw, dict) else None
+    usage: Any = raw.get("usage") if isinstance(raw, dict) else None
     try:
-        return {"input_tokens": int(said["prompt_tokens"]), "output_tokens": int(said["completion_tokens"])}
+        return {"input_tokens": int(usage["prompt_tokens"]), "output_tokens": int(usage["completion_tokens"])}
     except (TypeError, KeyError, ValueError):
         try:
             text = parse_reply(raw)["text"]
-        except Malformed:
+        except MalformedReply:
             text = ""
         sizes = (len(_prompt_of(request)), len(text.encode()))
         return {
-            name: size // BYTES_PER_TOKEN + 1 for name, size in zip(("input_tokens", "output_tokens"), sizes, strict=True)
+            name: size // FALLBACK_BYTES_PER_TOKEN + 1
+            for name, size in zip(("input_tokens", "output_tokens"), sizes, strict=True)
         }
 
 
-def cost_of(usage: dict[str, Any], price: PriceConfig) -> float:
+def reply_cost(usage: dict[str, Any], price: PriceConfig) -> float:
     """What the tokens of a reply cost at this price."""
     return float(usage["input_tokens"] * price.input + usage["output_tokens"] * price.output) / 1e6
 
 
-def worst_cost(request: dict[str, Any], price: PriceConfig) -> float:
+def max_request_cost(request: dict[str, Any], price: PriceConfig) -> float:
     """The most a request can cost: a token for every byte of the prompt, and an answer of full length."""
-    tokens = {"input_tokens": len(_prompt_of(request)) + CHAT_OVERHEAD, "output_tokens": request["max_tokens"]}
-    return cost_of(tokens, price)
+    tokens = {"input_tokens": len(_prompt_of(request)) + CHAT_TEMPLATE_TOKENS, "output_tokens": request["max_tokens"]}
+    return reply_cost(tokens, price)
 
 
 def _prompt_of(request: dict[str, Any]) -> bytes:
@@ -282,18 +285,18 @@ def _prompt_of(request: dict[str, Any]) -> bytes:
     return "".join(message["content"] for message in request["messages"]).encode()
 
 
-def _refusal(request: dict[str, Any], error: Any) -> Entry:
+def _refusal_entry(request: dict[str, Any], error: Any) -> RequestLogEntry:
     """A request that the server takes for wrong: free of charge, and not asked again. Raises Stopped for a wrong key."""
-    said, code = _said(error), getattr(error, "code", None)
-    if code == "invalid_api_key" or "api key" in said.lower():
-        raise Stopped(f"HTTP {error.status_code}: {said}")
-    is_long = code == "context_length_exceeded" or "context length" in said.lower()
+    message, code = _error_message(error), getattr(error, "code", None)
+    if code == "invalid_api_key" or "api key" in message.lower():
+        raise RequestsAborted(f"HTTP {error.status_code}: {message}")
+    is_long = code == "context_length_exceeded" or "context length" in message.lower()
     return {
         "key": request_key(request),
         "text": "",
-        "finish": TOO_LONG if is_long else REFUSED,
+        "finish": FINISH_PROMPT_TOO_LONG if is_long else FINISH_REFUSED,
         "log_probabilities": [],
-        "reason": f"HTTP {error.status_code}: {said}",
+        "reason": f"HTTP {error.status_code}: {message}",
         "code": code,
         "input_tokens": 0,
         "output_tokens": 0,
@@ -302,12 +305,16 @@ def _refusal(request: dict[str, Any], error: Any) -> Entry:
     }
 
 
-def _is_about_prompt(refusal: Entry) -> bool:
+def _is_about_prompt(refusal: RequestLogEntry) -> bool:
     """Whether a refusal says nothing about other prompts; one for a wrong parameter is every request's."""
-    return refusal["finish"] == TOO_LONG or refusal["code"] in ABOUT_THE_PROMPT or "policy" in refusal["reason"].lower()
+    return (
+        refusal["finish"] == FINISH_PROMPT_TOO_LONG
+        or refusal["code"] in PROMPT_REFUSAL_CODES
+        or "policy" in refusal["reason"].lower()
+    )
 
 
-def _said(error: Any) -> str:
+def _error_message(error: Any) -> str:
     """The first line of what a server said, at most 200 letters: whole bodies may repeat the prompt."""
     body = error.body if isinstance(getattr(error, "body", None), dict) else {}
     said = str(body.get("message") or error.message or "").splitlines()

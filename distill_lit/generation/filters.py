@@ -6,95 +6,99 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from distill_lit.config import FiltersConfig
-from distill_lit.generation.completions import FINISHED, REFUSED, TOO_LONG, Answer
-from distill_lit.generation.dedup import WordRuns, drop_duplicates
+from distill_lit.generation.completions import FINISH_PROMPT_TOO_LONG, FINISH_REFUSED, FINISH_STOP, Completion
+from distill_lit.generation.dedup import WordNgramIndex, drop_duplicates
 from distill_lit.utils.exceptions import UserError
 
-NGRAM = 3
-COMPARISON = 2  # raise it when other final answers count as equal
-Judge = Callable[[Sequence[Answer]], Sequence[float]]
+REPETITION_NGRAM = 3
+ANSWER_COMPARISON_VERSION = 2  # raise it when other final answers count as equal
+LogprobScorer = Callable[[Sequence[Completion]], Sequence[float]]
 
 
-def check_filters(key: str, filters: FiltersConfig, samples: int, has_right_answers: bool) -> None:
+def check_filters(key: str, filters: FiltersConfig, num_samples: int, has_reference_answers: bool) -> None:
     """Raises UserError for filters that contradict each other or what is asked."""
     if filters.max_tokens and filters.max_tokens < filters.min_tokens:
         raise UserError(f"{key}.max_tokens: {filters.max_tokens} is below min_tokens ({filters.min_tokens})")
-    if filters.agreement and samples < 2:
+    if filters.min_agreement and num_samples < 2:
         raise UserError(f"{key}.agreement: needs several answers per prompt; set samples to 2 or more")
-    if filters.correct and not has_right_answers:
+    if filters.require_correct and not has_reference_answers:
         raise UserError(f"{key}.correct: the right answer is not known; give prompts.answer")
-    if filters.duplicates < 1 and importlib.util.find_spec("datasketch") is None:
+    if filters.max_duplicate_overlap < 1 and importlib.util.find_spec("datasketch") is None:
         raise UserError(f"{key}.duplicates: needs the datasketch package; pip install 'distill-lit[synthetic]'")
     try:
-        groups = re.compile(filters.pattern).groups
+        groups = re.compile(filters.answer_pattern).groups
     except re.error as error:
         raise UserError(f"{key}.pattern: {error}") from error
-    if filters.pattern and not groups:
+    if filters.answer_pattern and not groups:
         raise UserError(f"{key}.pattern: needs a group around the final answer, as in 'Answer: (.*)'")
 
 
-def comparison_facts(filters: FiltersConfig) -> dict[str, int]:
+def answer_comparison_metadata(filters: FiltersConfig) -> dict[str, int]:
     """What beside the knobs decides which answers pass: how final answers are compared, where they are."""
-    return {"comparison": COMPARISON} if filters.correct or filters.agreement else {}
+    return {"comparison": ANSWER_COMPARISON_VERSION} if filters.require_correct or filters.min_agreement else {}
 
 
-def filter_answers(
-    answers: Sequence[Answer],
+def filter_completions(
+    completions: Sequence[Completion],
     filters: FiltersConfig,
-    judge: Judge | None = None,
-    evaluation: Callable[[], Iterable[str]] = tuple,
-) -> tuple[list[Answer], dict[str, int]]:
+    logprob_scorer: LogprobScorer | None = None,
+    evaluation_texts: Callable[[], Iterable[str]] = tuple,
+) -> tuple[list[Completion], dict[str, int]]:
     """(answers kept, {reason: answers left out for it first}), those to one prompt side by side.
 
     judge: mean log-probabilities of answers; it reads only what the other filters have left. evaluation: gives the texts
     that no answer may share words with, called only if asked for.
     """
     dropped: Counter[str] = Counter()
-    kept: list[Answer] = []
-    groups: dict[tuple[str, str], list[Answer]] = {}
-    for answer in answers:
-        groups.setdefault((answer.system, answer.prompt), []).append(answer)
-    for same in groups.values():
-        finals = [final_answer(answer.text, filters.pattern) for answer in same]
-        for number, answer in enumerate(same):
-            reason = _first_fault(answer, number, finals, filters)
+    retained: list[Completion] = []
+    groups: dict[tuple[str, str], list[Completion]] = {}
+    for answer in completions:
+        groups.setdefault((answer.system_prompt, answer.prompt), []).append(answer)
+    for siblings in groups.values():
+        final_answers = [extract_final_answer(answer.text, filters.answer_pattern) for answer in siblings]
+        for number, answer in enumerate(siblings):
+            reason = _first_failed_filter(answer, number, final_answers, filters)
             if reason:
                 dropped[reason] += 1
             else:
-                kept.append(answer)
-    if filters.contamination:
-        shared = WordRuns(evaluation(), filters.contamination)
-        clean = [answer for answer in kept if not shared.occur_in(f"{answer.prompt}\n{answer.text}")]
-        dropped["contaminated"], kept = len(kept) - len(clean), clean
-    if filters.duplicates < 1:
-        fresh = drop_duplicates(kept, filters.duplicates)
-        dropped["duplicate"], kept = len(kept) - len(fresh), fresh
-    if judge is not None and kept:
-        scores = judge(kept)
-        good = [answer for answer, score in zip(kept, scores, strict=True) if score >= filters.judge_log_probability]
-        dropped["judge"] = len(kept) - len(good)
-        kept = good
-    return kept, {reason: count for reason, count in sorted(dropped.items()) if count}
+                retained.append(answer)
+    if filters.decontamination_ngram:
+        evaluation_ngrams = WordNgramIndex(evaluation_texts(), filters.decontamination_ngram)
+        uncontaminated = [
+            answer for answer in retained if not evaluation_ngrams.overlaps(f"{answer.prompt}\n{answer.text}")
+        ]
+        dropped["contaminated"], retained = len(retained) - len(uncontaminated), uncontaminated
+    if filters.max_duplicate_overlap < 1:
+        deduplicated = drop_duplicates(retained, filters.max_duplicate_overlap)
+        dropped["duplicate"], retained = len(retained) - len(deduplicated), deduplicated
+    if logprob_scorer is not None and retained:
+        scores = logprob_scorer(retained)
+        above_threshold = [
+            answer for answer, score in zip(retained, scores, strict=True) if score >= filters.min_mean_logprob
+        ]
+        dropped["judge"] = len(retained) - len(above_threshold)
+        retained = above_threshold
+    return retained, {reason: count for reason, count in sorted(dropped.items()) if count}
 
 
-def _first_fault(answer: Answer, number: int, finals: Sequence[str], filters: FiltersConfig) -> str:
+def _first_failed_filter(answer: Completion, number: int, finals: Sequence[str], filters: FiltersConfig) -> str:
     """The first filter that an answer does not pass; empty when it passes all."""
-    length = answer.length or len(answer.text.split())
+    length = answer.num_tokens or len(answer.text.split())
     faults: Mapping[str, Callable[[], bool]] = {
-        TOO_LONG: lambda: answer.finish == TOO_LONG,
-        REFUSED: lambda: answer.finish == REFUSED,
+        FINISH_PROMPT_TOO_LONG: lambda: answer.finish_reason == FINISH_PROMPT_TOO_LONG,
+        FINISH_REFUSED: lambda: answer.finish_reason == FINISH_REFUSED,
         "empty": lambda: not answer.text.strip(),
         "short": lambda: length < filters.min_tokens,
         "long": lambda: 0 < filters.max_tokens < length,
-        "unfinished": lambda: filters.finished and answer.finish != FINISHED,
-        "repetitive": lambda: repetition(answer.text) > filters.repetition,
-        "wrong": lambda: filters.correct and not _is_right(finals[number], answer.right),
-        "disagreement": lambda: filters.agreement > 0 and agreement(finals, number) < filters.agreement,
+        "unfinished": lambda: filters.require_finished and answer.finish_reason != FINISH_STOP,
+        "repetitive": lambda: ngram_repetition(answer.text) > filters.max_repetition,
+        "wrong": lambda: filters.require_correct and not _is_right(finals[number], answer.reference_answer),
+        "disagreement": lambda: filters.min_agreement > 0 and self_consistency(finals, number) < filters.min_agreement,
     }
     return next((name for name, fails in faults.items() if fails()), "")
 
 
-def final_answer(text: str, pattern: str) -> str:
+def extract_final_answer(text: str, pattern: str) -> str:
     """What the first group of `pattern` holds at its last match; empty where it does not match; all of `text` for no
     pattern."""
     if not pattern:
@@ -103,7 +107,7 @@ def final_answer(text: str, pattern: str) -> str:
     return (found[-1].group(1) or "").strip() if found else ""
 
 
-def normalise(text: str) -> list[str]:
+def normalize_answer(text: str) -> list[str]:
     """Lower-case words without articles and punctuation, as SQuAD compares answers (Rajpurkar et al. 2016, 1606.05250),
     unless nothing else is left: `A` is an answer, and so is `+`."""
     text = re.sub(r"(?<=\d),(?=\d)", "", text.lower())  # 1,000 is 1000
@@ -111,29 +115,29 @@ def normalise(text: str) -> list[str]:
     return [word for word in words if word not in ("a", "an", "the")] or words or text.split()
 
 
-def repetition(text: str) -> float:
+def ngram_repetition(text: str) -> float:
     """Share of word 3-grams that occurred before in the text; 0 for fewer than 3 words."""
     words = text.lower().split()
-    grams = list(zip(*(words[i:] for i in range(NGRAM)), strict=False))
+    grams = list(zip(*(words[i:] for i in range(REPETITION_NGRAM)), strict=False))
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def agreement(finals: Sequence[str], number: int) -> float:
+def self_consistency(final_answers: Sequence[str], index: int) -> float:
     """Mean word overlap (F1) of one final answer with all others to the same prompt; 0 when there is no other.
 
     Where `pattern` leaves one word or number this is the share of equal ones: self-consistency, Wang et al. 2022,
     2203.11171.
     """
-    others = [overlap(finals[number], final) for i, final in enumerate(finals) if i != number]
+    others = [word_f1(final_answers[index], final) for i, final in enumerate(final_answers) if i != index]
     return sum(others) / len(others) if others else 0.0
 
 
-def overlap(one: str, other: str) -> float:
+def word_f1(one: str, other: str) -> float:
     """F1 of the words of two texts: 1 when they have the same words equally often. Nothing agrees with nothing: 0."""
-    a, b = normalise(one), normalise(other)
+    a, b = normalize_answer(one), normalize_answer(other)
     common = sum((Counter(a) & Counter(b)).values())
     return 2 * common / (len(a) + len(b)) if common else 0.0
 
 
 def _is_right(final: str, right: str) -> bool:
-    return bool(right) and normalise(final) == normalise(right)
+    return bool(right) and normalize_answer(final) == normalize_answer(right)

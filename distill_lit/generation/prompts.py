@@ -8,11 +8,11 @@ import numpy as np
 from jinja2 import TemplateError, TemplateSyntaxError
 
 from distill_lit.config import PromptsConfig
-from distill_lit.data.corpora import environment, unrendered
-from distill_lit.data.sources import Row, Source, check_source, open_source
+from distill_lit.data.corpora import render_error, template_sandbox
+from distill_lit.data.sources import Row, RowSource, check_corpus_source, open_corpus_source
 from distill_lit.utils.exceptions import UserError
 
-DRAWING = 2  # raise it when other rows are drawn
+PROMPT_SAMPLING_VERSION = 2  # raise it when other rows are drawn
 
 
 @dataclass(frozen=True)
@@ -21,53 +21,53 @@ class Prompt:
     of the source and the templates of `prompts.text`."""
 
     text: str
-    system: str = ""
-    answer: str = ""
-    row: int = 0
-    template: int = 0
+    system_prompt: str = ""
+    reference_answer: str = ""
+    row_index: int = 0
+    template_index: int = 0
 
     @property
     def messages(self) -> list[dict[str, str]]:
         """The prompt as the beginning of a chat."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
+        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
         return [*system, {"role": "user", "content": self.text}]
 
 
-def check_prompts(key: str, prompts: PromptsConfig, origin: str) -> None:
+def check_prompts(key: str, prompts: PromptsConfig, dataset_source: str) -> None:
     """Raises UserError for a source or template that cannot work, as far as that shows without fetching."""
-    check_source(key, prompts, origin)
+    check_corpus_source(key, prompts, dataset_source)
     _templates(key, prompts)
 
 
-def identify_prompts(key: str, prompts: PromptsConfig, origin: str) -> list[Any]:
+def prompt_source_fingerprint(key: str, prompts: PromptsConfig, dataset_source: str) -> list[Any]:
     """JSON-like value that changes when a row of the source changes."""
-    return open_source(key, prompts, origin).identity()
+    return open_corpus_source(key, prompts, dataset_source).fingerprint()
 
 
-def read_prompts(key: str, prompts: PromptsConfig, seed: int, origin: str) -> list[Prompt]:
+def read_prompts(key: str, prompts: PromptsConfig, seed: int, dataset_source: str) -> list[Prompt]:
     """Every prompt once, in the order of the rows. Raises UserError where one cannot be rendered, or none is left."""
-    found: dict[str, Prompt] = {}
-    for prompt in _render_all(key, prompts, seed, origin):
+    prompts_by_text: dict[str, Prompt] = {}
+    for prompt in _render_all(key, prompts, seed, dataset_source):
         if prompt.text:
-            found.setdefault(prompt.text, prompt)
-    if not found:
+            prompts_by_text.setdefault(prompt.text, prompt)
+    if not prompts_by_text:
         raise UserError(f"{key}: no row gives a prompt; all are empty")
-    return list(found.values())
+    return list(prompts_by_text.values())
 
 
-def drawing_facts(prompts: PromptsConfig) -> dict[str, int]:
+def prompt_sampling_metadata(prompts: PromptsConfig) -> dict[str, int]:
     """What beside the knobs decides which prompts are asked: how rows are drawn, where they are."""
-    return {"drawing": DRAWING} if prompts.documents else {}
+    return {"drawing": PROMPT_SAMPLING_VERSION} if prompts.max_documents else {}
 
 
-def _drawn(source: Source, count: int, seed: int) -> Iterator[tuple[int, Row]]:
+def _sample_rows(source: RowSource, count: int, seed: int) -> Iterator[tuple[int, Row]]:
     """`count` rows with their numbers, in the order of the source; all for 0. Of more rows those of fewer are a part, so
     that nothing is asked twice when `count` is raised."""
     if not count:
         yield from enumerate(source.rows(None))
         return
-    chosen = np.random.default_rng([seed]).permutation(source.count())[:count].tolist()
-    yield from zip(sorted(chosen), source.rows(set(chosen)), strict=True)
+    row_indices = np.random.default_rng([seed]).permutation(source.count())[:count].tolist()
+    yield from zip(sorted(row_indices), source.rows(set(row_indices)), strict=True)
 
 
 def _templates(key: str, prompts: PromptsConfig) -> tuple[list[Any], Any]:
@@ -76,17 +76,19 @@ def _templates(key: str, prompts: PromptsConfig) -> tuple[list[Any], Any]:
     if not texts or not all(isinstance(text, str) for text in texts):
         raise UserError(f"{key}.text: {prompts.text!r} is neither a template nor a list of templates")
     try:
-        return [environment().from_string(text) for text in texts], environment().from_string(prompts.answer)
+        return [template_sandbox().from_string(text) for text in texts], template_sandbox().from_string(
+            prompts.reference_answer
+        )
     except TemplateSyntaxError as error:
         raise UserError(f"{key}: template line {error.lineno}: {error.message}") from error
 
 
 def _render_all(key: str, prompts: PromptsConfig, seed: int, origin: str) -> Iterator[Prompt]:
     texts, answer = _templates(key, prompts)
-    for number, row in _drawn(open_source(key, prompts, origin), prompts.documents, seed):
+    for number, row in _sample_rows(open_corpus_source(key, prompts, origin), prompts.max_documents, seed):
         try:
-            right = answer.render(row).strip()
+            reference_answer = answer.render(row).strip()
             for template, text in enumerate(texts):
-                yield Prompt(text.render(row).strip(), prompts.system, right, number, template)
+                yield Prompt(text.render(row).strip(), prompts.system_prompt, reference_answer, number, template)
         except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-            raise unrendered(key, error, row) from error
+            raise render_error(key, error, row) from error

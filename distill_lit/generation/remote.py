@@ -17,17 +17,17 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from distill_lit.config import GeneratedConfig, RemoteConfig
-from distill_lit.generation.api_client import Asker, Stopped, cost_of
-from distill_lit.generation.completions import answer_to, write_answers
+from distill_lit.generation.api_client import APIClient, RequestsAborted, reply_cost
+from distill_lit.generation.completions import build_completion, write_completions
 from distill_lit.generation.prompts import Prompt
-from distill_lit.generation.request_log import Entry, Journal, journal_path, request_key
+from distill_lit.generation.request_log import RequestLog, RequestLogEntry, request_key, request_log_path
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import is_offline
+from distill_lit.utils.files import is_hub_offline
 from distill_lit.utils.shards import Shards
 
-SHARD_ANSWERS = 256
+COMPLETIONS_PER_SHARD = 256
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-Job = tuple[Prompt, int, dict[str, Any]]  # prompt, sample, request
+RemoteJob = tuple[Prompt, int, dict[str, Any]]  # prompt, sample, request
 
 
 def check_remote(key: str, remote: RemoteConfig, system: str = "") -> None:
@@ -49,10 +49,10 @@ def check_remote(key: str, remote: RemoteConfig, system: str = "") -> None:
         raise UserError(f"{key}: needs the openai package; pip install 'distill-lit[remote]'")
 
 
-def check_key(key: str, remote: RemoteConfig) -> None:
+def check_api_key(key: str, remote: RemoteConfig) -> None:
     """Raises UserError when the environment lacks the server's key. A plan can be drawn without."""
-    if not is_loopback(remote) and not os.environ.get(remote.key_variable):
-        raise UserError(f"{key}.key_variable: the environment has no {remote.key_variable}; set it to the server's key")
+    if not is_loopback(remote) and not os.environ.get(remote.api_key_variable):
+        raise UserError(f"{key}.key_variable: the environment has no {remote.api_key_variable}; set it to the server's key")
 
 
 def is_loopback(remote: RemoteConfig) -> bool:
@@ -60,11 +60,11 @@ def is_loopback(remote: RemoteConfig) -> bool:
     return urlsplit(remote.base_url).hostname in LOOPBACK
 
 
-def write_remotely(
+def generate_remotely(
     folder: Path,
     generated: GeneratedConfig,
     prompts: list[Prompt],
-    progress: Callable[[int, int], Any] = lambda done, total: None,
+    progress_callback: Callable[[int, int], Any] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Asks for every answer that the journal lacks, then writes all into shards of `folder`.
 
@@ -74,24 +74,26 @@ def write_remotely(
     """
     remote = generated.remote
     assert remote is not None
-    jobs = [(p, sample, _request(generated, remote, p, sample)) for p in prompts for sample in range(generated.samples)]
-    path = journal_path(remote.base_url, remote.model)
+    jobs = [(p, sample, _request(generated, remote, p, sample)) for p in prompts for sample in range(generated.num_samples)]
+    path = request_log_path(remote.base_url, remote.model)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
-        journal = Journal(path)
-        missing = [request for _, _, request in jobs if request_key(request) not in journal.entries]
+        request_log = RequestLog(path)
+        missing = [request for _, _, request in jobs if request_key(request) not in request_log.entries]
         if missing:
-            _ask(remote, missing, journal, lambda done: progress(len(jobs) - len(missing) + done, len(jobs)))
-    entries = [journal.entries[request_key(request)] for _, _, request in jobs]
+            _send_missing(
+                remote, missing, request_log, lambda done: progress_callback(len(jobs) - len(missing) + done, len(jobs))
+            )
+    entries = [request_log.entries[request_key(request)] for _, _, request in jobs]
     is_continuation = remote.protocol == "completions" and generated.chat
     _write_shards(folder, jobs, entries, strip=is_continuation)
-    progress(len(jobs), len(jobs))
+    progress_callback(len(jobs), len(jobs))
     reasons = Counter(entry["reason"] for entry in entries if "reason" in entry)
     return {
         "requests": len(missing),
         "input_tokens": sum(entry["input_tokens"] for entry in entries),
         "output_tokens": sum(entry["output_tokens"] for entry in entries),
-        "cost": round(sum(cost_of(entry, remote.price) for entry in entries), 6),
+        "cost": round(sum(reply_cost(entry, remote.price) for entry in entries), 6),
         "without_log_probabilities": sum(not entry["log_probabilities"] for entry in entries),
         **({"refusal": max(reasons, key=reasons.__getitem__)} if reasons else {}),
     }
@@ -99,56 +101,58 @@ def write_remotely(
 
 def _request(generated: GeneratedConfig, remote: RemoteConfig, prompt: Prompt, sample: int) -> dict[str, Any]:
     """The body of a request. Answers to one prompt differ in their seed, so each is asked for, and kept, by itself."""
-    said: dict[str, Any] = {"messages": prompt.messages} if remote.protocol == "chat" else {"prompt": prompt.text}
-    wanted = {"logprobs": True if remote.protocol == "chat" else 0} if remote.logprobs else {}
+    prompt_fields: dict[str, Any] = {"messages": prompt.messages} if remote.protocol == "chat" else {"prompt": prompt.text}
+    logprob_fields = {"logprobs": True if remote.protocol == "chat" else 0} if remote.logprobs else {}
     return {
         "model": remote.model,
-        **said,
+        **prompt_fields,
         "max_tokens": generated.max_new_tokens,
         "temperature": generated.temperature,
         "top_p": generated.top_p,
         "seed": generated.seed + sample,
-        **wanted,
+        **logprob_fields,
     }
 
 
-def _ask(remote: RemoteConfig, requests: list[dict[str, Any]], journal: Journal, advance: Callable[[int], Any]) -> None:
-    if is_offline() and not is_loopback(remote):
+def _send_missing(
+    remote: RemoteConfig, requests: list[dict[str, Any]], journal: RequestLog, advance: Callable[[int], Any]
+) -> None:
+    if is_hub_offline() and not is_loopback(remote):
         raise UserError(f"{remote.base_url}: {len(requests)} answers are missing and HF_HUB_OFFLINE is set")
-    key = os.environ.get(remote.key_variable) or "none"
-    asker = Asker(remote, key, journal, advance)
+    key = os.environ.get(remote.api_key_variable) or "none"
+    asker = APIClient(remote, key, journal, advance)
     try:
-        asyncio.run(_ask_until_stopped(asker, requests))
-    except Stopped as stop:
-        left = len(requests) - asker.done
+        asyncio.run(_send_until_interrupted(asker, requests))
+    except RequestsAborted as stop:
+        num_missing = len(requests) - asker.num_replies
         raise UserError(
-            f"{remote.base_url}: {stop}; {left} answers are missing, all others are kept: run again to go on"
+            f"{remote.base_url}: {stop}; {num_missing} answers are missing, all others are kept: run again to go on"
         ) from stop
 
 
-async def _ask_until_stopped(asker: Asker, requests: list[dict[str, Any]]) -> None:
+async def _send_until_interrupted(asker: APIClient, requests: list[dict[str, Any]]) -> None:
     """After SIGTERM or Ctrl-C no new request goes out; replies on their way, which cost money, are waited for and kept."""
     loop = asyncio.get_running_loop()
-    taken = []
+    handled_signals = []
     for number in (signal.SIGTERM, signal.SIGINT):
         try:
             loop.add_signal_handler(number, asker.interrupt, number)
-            taken.append(number)
+            handled_signals.append(number)
         except (RuntimeError, ValueError):  # not the main thread
             break
     try:
-        await asker.ask_all(requests)
+        await asker.send_all(requests)
     finally:
-        for number in taken:
+        for number in handled_signals:
             loop.remove_signal_handler(number)
-    if asker.signal:
-        raise SystemExit(128 + asker.signal)
+    if asker.received_signal:
+        raise SystemExit(128 + asker.received_signal)
 
 
-def _write_shards(folder: Path, jobs: list[Job], entries: list[Entry], strip: bool) -> None:
+def _write_shards(folder: Path, jobs: list[RemoteJob], entries: list[RequestLogEntry], strip: bool) -> None:
     """strip: of texts that go on where their prompt ends, the blank that would begin a response."""
-    answers = [
-        answer_to(
+    completions = [
+        build_completion(
             prompt,
             sample,
             entry["text"].strip() if strip else entry["text"],
@@ -158,10 +162,12 @@ def _write_shards(folder: Path, jobs: list[Job], entries: list[Entry], strip: bo
         )
         for (prompt, sample, _), entry in zip(jobs, entries, strict=True)
     ]
-    starts = range(0, len(answers), SHARD_ANSWERS)
-    Shards(folder).make_all(
+    starts = range(0, len(completions), COMPLETIONS_PER_SHARD)
+    Shards(folder).write_missing(
         {
-            f"answers-{number:05d}.jsonl": functools.partial(write_answers, answers=answers[start : start + SHARD_ANSWERS])
+            f"answers-{number:05d}.jsonl": functools.partial(
+                write_completions, completions=completions[start : start + COMPLETIONS_PER_SHARD]
+            )
             for number, start in enumerate(starts)
         }
     )

@@ -7,17 +7,17 @@ from typing import Any
 from distill_lit.utils.files import cache_root, fingerprint
 from distill_lit.utils.shards import append_line
 
-Entry = dict[str, Any]
+RequestLogEntry = dict[str, Any]
 
 
-class Journal:
+class RequestLog:
     """An append-only file of replies by request. `entries`: {request key: reply}; `spent`: sum of all costs in it."""
 
     def __init__(self, path: Path) -> None:
         """Reads what is there; a line cut short by a crash counts for nothing."""
         self.path = path
-        self.entries: dict[str, Entry] = {}
-        self.spent = 0.0
+        self.entries: dict[str, RequestLogEntry] = {}
+        self.total_cost = 0.0
         if path.is_file():
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
@@ -26,18 +26,18 @@ class Journal:
                     continue
         path.parent.mkdir(parents=True, exist_ok=True)
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: RequestLogEntry) -> None:
         """Appends a reply and syncs it. An entry without `key` is money spent on nothing usable."""
         append_line(self.path, entry)
         self._take(entry)
 
-    def _take(self, entry: Entry) -> None:
-        self.spent += float(entry["cost"])
+    def _take(self, entry: RequestLogEntry) -> None:
+        self.total_cost += float(entry["cost"])
         if entry.get("key"):
             self.entries[entry["key"]] = entry
 
 
-def journal_path(base_url: str, model: str) -> Path:
+def request_log_path(base_url: str, model: str) -> Path:
     """One journal for each server and model, shared by all experiments."""
     return cache_root() / "remote" / fingerprint([base_url.rstrip("/"), model]) / "journal.jsonl"
 

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from distill_lit.losses.sparse import pick
-from distill_lit.losses.targets import Foreign
+from distill_lit.losses.sparse import gather_label_logprobs
+from distill_lit.losses.targets import SpanTarget
 
 
-def uld(log_q: Tensor, teacher: Foreign, k: int = 0) -> Tensor:
+def uld(log_q: Tensor, teacher: SpanTarget, k: int = 0) -> Tensor:
     """Σ |p₍ᵢ₎ − q₍ᵢ₎| of the sorted probabilities: the Wasserstein distance of Boizard et al. 2024, 2402.12030 eq. 6.
 
     log_q: (N, V). Only where both have read the same bytes, 0 elsewhere: there alone do the two predict the same thing. The
@@ -19,10 +19,10 @@ def uld(log_q: Tensor, teacher: Foreign, k: int = 0) -> Tensor:
     count = min(k or width, log_q.shape[-1], teacher.logits.shape[-1]) if k else width
     q, p = _largest(log_q.exp(), count), _largest(teacher.logits.softmax(-1), count)
     distance = (p - q).abs().sum(-1) + (p.sum(-1) - q.sum(-1)).abs()
-    return torch.where(teacher.same, distance, 0.0)
+    return torch.where(teacher.same_prefix, distance, 0.0)
 
 
-def span_likelihood(log_q: Tensor, teacher: Foreign, labels: Tensor, tau: float = 1.0) -> Tensor:
+def alm(log_q: Tensor, teacher: SpanTarget, labels: Tensor, tau: float = 1.0) -> Tensor:
     """KL between teacher and student on whether a span of bytes follows: of (p^(1/τ), 1 − p^(1/τ)), p the probability of
     the span, a product over its tokens in each tokenizer. Minixhofer et al. 2025 (ALM), 2503.20083 §3.
 
@@ -30,12 +30,12 @@ def span_likelihood(log_q: Tensor, teacher: Foreign, labels: Tensor, tau: float 
     the student's tokens in it; its gradient reaches each of them as if all were differentiated together. Returns (N,) nats,
     0 for tokens in no span.
     """
-    chosen = pick(log_q, labels)
+    label_logprobs = gather_label_logprobs(log_q, labels)
     # the other tokens of the span enter as numbers; this one brings the gradient
-    student = teacher.student_span + chosen - chosen.detach()
-    whole = _binary_kl(teacher.teacher_span / tau, student / tau)
-    share = whole - (1 - 1 / teacher.size.clamp(min=1)) * whole.detach()
-    return torch.where(teacher.size > 0, share, 0.0)
+    student_span_logprob = teacher.student_span_logprob + label_logprobs - label_logprobs.detach()
+    span_kl = _binary_kl(teacher.teacher_span_logprob / tau, student_span_logprob / tau)
+    token_share = span_kl - (1 - 1 / teacher.span_length.clamp(min=1)) * span_kl.detach()
+    return torch.where(teacher.span_length > 0, token_share, 0.0)
 
 
 def _binary_kl(log_p: Tensor, log_q: Tensor) -> Tensor:

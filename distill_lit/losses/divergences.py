@@ -9,8 +9,8 @@ import math
 import torch
 from torch import Tensor
 
-HALVINGS = 30  # of the largest probability, until neighbours in a ranking are apart
-LOWEST = -30.0  # log-probability that negative exponents of the α-β divergence count as smallest
+BISECTION_STEPS = 30  # of the largest probability, until neighbours in a ranking are apart
+MIN_ALPHA_BETA_LOGPROB = -30.0  # log-probability that negative exponents of the α-β divergence count as smallest
 
 
 def forward_kl(log_q: Tensor, log_p: Tensor) -> Tensor:
@@ -23,9 +23,9 @@ def reverse_kl(log_q: Tensor, log_p: Tensor) -> Tensor:
     return (log_q.exp() * (log_q - log_p)).sum(-1)
 
 
-def symmetric_kl(log_q: Tensor, log_p: Tensor, forward: float = 0.5) -> Tensor:
+def symmetric_kl(log_q: Tensor, log_p: Tensor, forward_weight: float = 0.5) -> Tensor:
     """forward · KL(p ‖ q) + (1 − forward) · KL(q ‖ p), 0 < forward < 1; at ½ half of Jeffreys' divergence."""
-    return forward * forward_kl(log_q, log_p) + (1 - forward) * reverse_kl(log_q, log_p)
+    return forward_weight * forward_kl(log_q, log_p) + (1 - forward_weight) * reverse_kl(log_q, log_p)
 
 
 def jensen_shannon(log_q: Tensor, log_p: Tensor, beta: float = 0.5) -> Tensor:
@@ -47,15 +47,15 @@ def skew_reverse_kl(log_q: Tensor, log_p: Tensor, skew: float = 0.1) -> Tensor:
     return forward_kl(_mix(log_q, log_p, skew), log_q)
 
 
-def contrastive(log_q: Tensor, log_p: Tensor, by_student: Tensor, skew: float = 0.1) -> Tensor:
+def contrastive_skew_kl(log_q: Tensor, log_p: Tensor, on_policy_mask: Tensor, skew: float = 0.1) -> Tensor:
     """Skew forward KL on the teacher's text, skew reverse KL on the student's. Ko et al. 2025 (DistiLLM-2), 2503.07067.
 
     by_student: (N,) bool, whether the student wrote the text of this token.
     """
-    return torch.where(by_student, skew_reverse_kl(log_q, log_p, skew), skew_forward_kl(log_q, log_p, skew))
+    return torch.where(on_policy_mask, skew_reverse_kl(log_q, log_p, skew), skew_forward_kl(log_q, log_p, skew))
 
 
-def adaptive_kl(log_q: Tensor, log_p: Tensor, mass: float = 0.5) -> Tensor:
+def adaptive_kl(log_q: Tensor, log_p: Tensor, head_mass: float = 0.5) -> Tensor:
     """w KL(p ‖ q) + (1−w) KL(q ‖ p) per token, w = head gap / (head gap + tail gap). Wu et al. 2024, 2404.02657 (AKL).
 
     A gap is Σ |p − q|; the head is the teacher's best token and the next ones as long as they hold at most `mass`
@@ -64,7 +64,7 @@ def adaptive_kl(log_q: Tensor, log_p: Tensor, mass: float = 0.5) -> Tensor:
     with torch.no_grad():
         p = log_p.exp()
         gap = (p - log_q.exp()).abs()
-        weight = (gap * _in_head(p, mass)).sum(-1) / gap.sum(-1).clamp(min=torch.finfo(p.dtype).tiny)
+        weight = (gap * _in_head(p, head_mass)).sum(-1) / gap.sum(-1).clamp(min=torch.finfo(p.dtype).tiny)
     return weight * forward_kl(log_q, log_p) + (1 - weight) * reverse_kl(log_q, log_p)
 
 
@@ -72,7 +72,7 @@ def _in_head(p: Tensor, mass: float) -> Tensor:
     """Which probabilities (N, V) are the largest ones of their row that hold at most `mass` together, and the largest."""
     low, high = torch.zeros_like(p[:, :1]), p.amax(-1, keepdim=True)
     largest = p == high
-    for _ in range(HALVINGS):  # a search for the least probability of the head: eight times as fast as sorting
+    for _ in range(BISECTION_STEPS):  # a search for the least probability of the head: eight times as fast as sorting
         middle = 0.5 * (low + high)
         too_many = torch.where(p >= middle, p, 0.0).sum(-1, keepdim=True) > mass
         low, high = torch.where(too_many, middle, low), torch.where(too_many, high, middle)
@@ -94,7 +94,7 @@ def alpha_beta(log_q: Tensor, log_p: Tensor, alpha: float = 0.2, beta: float = 0
     if abs(beta) > abs(alpha):  # D^(α,β)(p, q) = D^(β,α)(q, p), and the larger one is the safer divisor
         alpha, beta, log_q, log_p = beta, alpha, log_p, log_q
     if min(alpha, beta, alpha + beta) < 0:
-        log_q, log_p = log_q.clamp(min=LOWEST), log_p.clamp(min=LOWEST)
+        log_q, log_p = log_q.clamp(min=MIN_ALPHA_BETA_LOGPROB), log_p.clamp(min=MIN_ALPHA_BETA_LOGPROB)
     if abs(alpha) < 1e-3:
         return (0.5 * (log_q - log_p).square() * (0.5 * (alpha + beta) * (log_p + log_q)).exp()).sum(-1)
     areas = _area(alpha + beta, log_p, log_q) - (alpha * log_p).exp() * _area(beta, log_p, log_q)
@@ -114,14 +114,14 @@ def soft_cross_entropy(log_q: Tensor, log_p: Tensor) -> Tensor:
     return -(log_p.exp() * log_q).sum(-1)
 
 
-def logit_mse(student: Tensor, teacher: Tensor, centred: bool = False) -> Tensor:
+def logit_mse(student_logits: Tensor, teacher_logits: Tensor, center: bool = False) -> Tensor:
     """Mean over the vocabulary of (z_p − z_q)², of logits (N, V); no nats. Kim et al. 2021, 2105.08919.
 
     centred: after subtracting each row's mean, so that a constant that no softmax sees costs nothing.
     """
-    if centred:
-        student, teacher = (z - z.mean(-1, keepdim=True) for z in (student, teacher))
-    return (teacher - student).square().mean(-1)
+    if center:
+        student_logits, teacher_logits = (z - z.mean(-1, keepdim=True) for z in (student_logits, teacher_logits))
+    return (teacher_logits - student_logits).square().mean(-1)
 
 
 def entropy(log_p: Tensor) -> Tensor:

@@ -15,73 +15,84 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distill_lit.losses.lm_head import Head
-from distill_lit.losses.objective import Objective, check_signal
-from distill_lit.losses.reduction import COUNTED_BY, Tokens, term_sums
-from distill_lit.losses.targets import DenseTarget, Foreign, ForeignTarget, Sparse, Target, form_of, rows_of
+from distill_lit.losses.lm_head import LMHead
+from distill_lit.losses.objective import Objective, check_teacher_supports_objective
+from distill_lit.losses.reduction import METRIC_DENOMINATORS, TokenLogits, term_sums
+from distill_lit.losses.targets import (
+    CrossTokenizerTarget,
+    DenseTarget,
+    SpanTarget,
+    SparseTarget,
+    TeacherTarget,
+    slice_target,
+    target_form,
+)
 from distill_lit.utils.exceptions import UserError
 
 
-class Losses(NamedTuple):
+class LossOutput(NamedTuple):
     """total: scalar to minimise, per token; terms: (K,) unweighted sums over tokens; measures: sums over tokens."""
 
     total: Tensor
-    terms: Tensor
-    measures: dict[str, Tensor]
+    term_sums: Tensor
+    metric_sums: dict[str, Tensor]
 
-    def means(self, tokens: int) -> dict[str, tuple[Tensor, Tensor]]:
+    def metric_means(self, tokens: int) -> dict[str, tuple[Tensor, Tensor]]:
         """{measure: (its mean, over how many of the `tokens` tokens)}; a mean over none is 0."""
-        every = self.terms.new_tensor(tokens)
-        counts = {name: self.measures.get(COUNTED_BY.get(name, ""), every) for name in self.measures}
-        return {name: (total / counts[name].clamp(min=1), counts[name]) for name, total in self.measures.items()}
+        every = self.term_sums.new_tensor(tokens)
+        counts = {name: self.metric_sums.get(METRIC_DENOMINATORS.get(name, ""), every) for name in self.metric_sums}
+        return {name: (total / counts[name].clamp(min=1), counts[name]) for name, total in self.metric_sums.items()}
 
 
-class Pass(NamedTuple):
+class FusedLossContext(NamedTuple):
     """What one pass over the tokens reads besides the student: the same for every chunk, or cut into chunks."""
 
     objective: Objective
-    target: Target | None
+    target: TeacherTarget | None
     labels: Tensor
-    by_student: Tensor | None
+    on_policy_mask: Tensor | None
     weights: Tensor  # (K,) with T^power where it applies, divided by the step's denominator
     temperatures: Tensor  # (K,)
-    chunk: int
+    chunk_size: int
     compiled: bool
-    measure: bool
+    compute_metrics: bool
 
 
-def plain_losses(
+def distillation_loss(
     objective: Objective,
-    student: Tensor,
-    teacher: Tensor | Sparse | Foreign | None,
+    student_logits: Tensor,
+    teacher_logits: Tensor | SparseTarget | SpanTarget | None,
     labels: Tensor,
     *,
     denominator: Tensor,
-    by_student: Tensor | None = None,
-    done: float = 0.0,
-    measure: bool = False,
-) -> Losses:
-    """The reference: the same losses from whole logits (N, V), differentiated by autograd. See `fused_losses`."""
-    _check(objective, teacher, by_student)
-    weights, temperatures = _factors(objective, done, denominator, student)
-    sums, measures = term_sums(objective, Tokens(student, teacher, labels, by_student), temperatures, measure)
-    return Losses((weights * sums).sum(), sums.detach(), measures)
+    on_policy_mask: Tensor | None = None,
+    progress: float = 0.0,
+    compute_metrics: bool = False,
+) -> LossOutput:
+    """The reference: the same losses from whole logits (N, V), differentiated by autograd. See
+    `fused_linear_distillation_loss`."""
+    _check(objective, teacher_logits, on_policy_mask)
+    weights, temperatures = _factors(objective, progress, denominator, student_logits)
+    sums, measures = term_sums(
+        objective, TokenLogits(student_logits, teacher_logits, labels, on_policy_mask), temperatures, compute_metrics
+    )
+    return LossOutput((weights * sums).sum(), sums.detach(), measures)
 
 
-def fused_losses(
+def fused_linear_distillation_loss(
     objective: Objective,
-    hidden: Tensor,
-    head: Head,
-    target: Target | None,
+    hidden_states: Tensor,
+    lm_head: LMHead,
+    target: TeacherTarget | None,
     labels: Tensor,
     *,
     denominator: Tensor,
-    by_student: Tensor | None = None,
-    done: float = 0.0,
-    chunk: int = 256,
+    on_policy_mask: Tensor | None = None,
+    progress: float = 0.0,
+    chunk_size: int = 256,
     compiled: bool = False,
-    measure: bool = False,
-) -> Losses:
+    compute_metrics: bool = False,
+) -> LossOutput:
     """The objective over N supervised tokens from hidden states.
 
     hidden: (N, D); target: what the teacher says of the same tokens, None for objectives without a teacher; labels: (N,)
@@ -90,58 +101,60 @@ def fused_losses(
     tokens per pass; compiled: compile the element-wise part. Gradients reach `hidden`, `head.weight` and `head.bias`; a
     second derivative is refused. Raises UserError where a term cannot read the target.
     """
-    _check(objective, target, by_student)
-    weights, temperatures = _factors(objective, done, denominator, hidden)
+    _check(objective, target, on_policy_mask)
+    weights, temperatures = _factors(objective, progress, denominator, hidden_states)
     compiled = compiled and len(labels) > 0  # nothing is not worth a compilation of its own
-    plan = Pass(objective, target, labels, by_student, weights, temperatures, chunk, compiled, measure)
+    context = FusedLossContext(
+        objective, target, labels, on_policy_mask, weights, temperatures, chunk_size, compiled, compute_metrics
+    )
     measures: dict[str, Tensor] = {}
     if not torch.is_grad_enabled():
-        total, terms = _evaluate(hidden, head.cast(hidden.dtype), plan, measures)
+        total, terms = _evaluate(hidden_states, lm_head.cast(hidden_states.dtype), context, measures)
     else:
-        total, terms = _FusedLosses.apply(hidden, head.weight, head.bias, head, plan, measures)
-    return Losses(total, terms, measures)
+        total, terms = _FusedLinearLoss.apply(hidden_states, lm_head.weight, lm_head.bias, lm_head, context, measures)
+    return LossOutput(total, terms, measures)
 
 
-def _check(objective: Objective, target: Target | Foreign | Tensor | None, by_student: Tensor | None) -> None:
+def _check(objective: Objective, target: TeacherTarget | SpanTarget | Tensor | None, by_student: Tensor | None) -> None:
     if target is None and objective.needs_teacher:
         raise UserError("objective: a term compares with the teacher, and there is no teacher signal")
-    form = "absent" if target is None else form_of(target)
-    check_signal(objective, form, "this signal", tells_author=by_student is not None)
+    form = "absent" if target is None else target_form(target)
+    check_teacher_supports_objective(objective, form, "this signal", has_on_policy_mask=by_student is not None)
 
 
-def _factors(objective: Objective, done: float, denominator: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    weights, temperatures = objective.factors(done)
-    number = torch.float64 if like.dtype == torch.float64 else torch.float32
-    as_tensor = functools.partial(torch.tensor, dtype=number, device=like.device)
-    return as_tensor(weights) / denominator.clamp(min=1).to(like.device, number), as_tensor(temperatures)
+def _factors(objective: Objective, progress: float, denominator: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    weights, temperatures = objective.logit_weights_and_temperatures(progress)
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    as_tensor = functools.partial(torch.tensor, dtype=dtype, device=like.device)
+    return as_tensor(weights) / denominator.clamp(min=1).to(like.device, dtype), as_tensor(temperatures)
 
 
-class _FusedLosses(torch.autograd.Function):
+class _FusedLinearLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        head: Head,
-        plan: Pass,
+        head: LMHead,
+        context: FusedLossContext,
         measures: dict[str, Tensor],
     ) -> Any:
-        number = plan.weights.dtype
-        total, terms = torch.zeros((), dtype=number, device=hidden.device), torch.zeros_like(plan.weights)
+        dtype = context.weights.dtype
+        total, terms = torch.zeros((), dtype=dtype, device=hidden.device), torch.zeros_like(context.weights)
         grad_hidden = torch.empty_like(hidden)
         # under adapters the head is frozen: its gradient would be as large as the head, and thrown away
-        grad_weight = torch.zeros_like(weight, dtype=number) if ctx.needs_input_grad[1] else None
-        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=number)
+        grad_weight = torch.zeros_like(weight, dtype=dtype) if ctx.needs_input_grad[1] else None
+        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=dtype)
         head = head.cast(hidden.dtype)
-        for rows in _chunks(hidden.shape[0], plan.chunk):
-            loss, sums, grad = _chunk(head, hidden[rows], plan, rows, measures)
+        for rows in _chunks(hidden.shape[0], context.chunk_size):
+            loss, sums, grad = _chunk_forward_backward(head, hidden[rows], context, rows, measures)
             total, terms = total + loss, terms + sums
             grad_hidden[rows] = grad @ head.weight
             if grad_weight is not None:
-                _function(_accumulate, plan.compiled)(grad_weight[: head.vocabulary], grad.t() @ hidden[rows])
+                _maybe_compile(_accumulate, context.compiled)(grad_weight[: head.vocab_size], grad.t() @ hidden[rows])
             if grad_bias is not None:
-                grad_bias[: head.vocabulary] += grad.sum(0, dtype=number)
+                grad_bias[: head.vocab_size] += grad.sum(0, dtype=dtype)
         # not by save_for_backward: a second reference would make autograd copy what it could take
         ctx.gradients = [grad_hidden, grad_weight, grad_bias]
         ctx.formats = [hidden.dtype, weight.dtype, weight.dtype]
@@ -160,25 +173,27 @@ class _FusedLosses(torch.autograd.Function):
         return *gradients, None, None, None
 
 
-def _chunk(
-    head: Head, hidden: Tensor, plan: Pass, rows: slice, measures: dict[str, Tensor]
+def _chunk_forward_backward(
+    head: LMHead, hidden: Tensor, context: FusedLossContext, rows: slice, measures: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(weighted loss, term sums (K,), gradient (n, V) with respect to the raw products) of one chunk."""
-    products = head.project(hidden).detach().requires_grad_()
+    raw_logits = head.project(hidden).detach().requires_grad_()
     with torch.enable_grad():
-        loss, sums, measured = _run(head, products, plan, rows)
-        (grad,) = torch.autograd.grad(loss, products)
-    _add(measures, measured)
+        loss, sums, metrics = _chunk_forward(head, raw_logits, context, rows)
+        (grad,) = torch.autograd.grad(loss, raw_logits)
+    _add(measures, metrics)
     return loss.detach(), sums.detach(), grad
 
 
-def _evaluate(hidden: Tensor, head: Head, plan: Pass, measures: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _evaluate(
+    hidden: Tensor, head: LMHead, context: FusedLossContext, measures: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
     """(total, term sums) without a gradient."""
-    total, terms = torch.zeros_like(plan.weights).sum(), torch.zeros_like(plan.weights)
-    for rows in _chunks(hidden.shape[0], plan.chunk):
-        loss, sums, measured = _run(head, head.project(hidden[rows]), plan, rows)
+    total, terms = torch.zeros_like(context.weights).sum(), torch.zeros_like(context.weights)
+    for rows in _chunks(hidden.shape[0], context.chunk_size):
+        loss, sums, metrics = _chunk_forward(head, head.project(hidden[rows]), context, rows)
         total, terms = total + loss, terms + sums
-        _add(measures, measured)
+        _add(measures, metrics)
     return total, terms
 
 
@@ -193,43 +208,51 @@ def _add(sums: dict[str, Tensor], more: dict[str, Tensor]) -> None:
         sums[name] = sums[name] + value if name in sums else value
 
 
-def _run(head: Head, products: Tensor, plan: Pass, rows: slice) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def _chunk_forward(
+    head: LMHead, raw_logits: Tensor, context: FusedLossContext, rows: slice
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Brings the teacher's part of a chunk beside the student's products, and calls the element-wise part."""
-    target, teacher_head = plan.target, None
+    target, teacher_head = context.target, None
     if isinstance(target, DenseTarget):
-        teacher_head = target.head
-        teacher: Tensor | Sparse | Foreign | None = teacher_head.project(target.hidden[rows])
-    elif isinstance(target, ForeignTarget):
-        teacher = target.said.rows(rows)
-        if plan.objective.reads_foreign_logits:
-            teacher_head = target.head
-            teacher = teacher._replace(logits=teacher_head.project(target.hidden[rows]))
+        teacher_head = target.lm_head
+        teacher: Tensor | SparseTarget | SpanTarget | None = teacher_head.project(target.hidden_states[rows])
+    elif isinstance(target, CrossTokenizerTarget):
+        teacher = target.span_target.slice_tokens(rows)
+        if context.objective.reads_cross_tokenizer_logits:
+            teacher_head = target.lm_head
+            teacher = teacher._replace(logits=teacher_head.project(target.hidden_states[rows]))
     else:
-        teacher = None if target is None else rows_of(target, rows)
-    by_student = None if plan.by_student is None else plan.by_student[rows]
-    tokens = Tokens(products, teacher, plan.labels[rows], by_student)
-    found: tuple[Tensor, Tensor, dict[str, Tensor]] = _function(_chunk_loss, plan.compiled)(
-        plan.objective, head, teacher_head, tokens, plan.weights, plan.temperatures, plan.measure
+        teacher = None if target is None else slice_target(target, rows)
+    by_student = None if context.on_policy_mask is None else context.on_policy_mask[rows]
+    tokens = TokenLogits(raw_logits, teacher, context.labels[rows], by_student)
+    result: tuple[Tensor, Tensor, dict[str, Tensor]] = _maybe_compile(_chunk_loss, context.compiled)(
+        context.objective, head, teacher_head, tokens, context.weights, context.temperatures, context.compute_metrics
     )
-    return found
+    return result
 
 
 def _chunk_loss(
     objective: Objective,
-    head: Head,
-    teacher_head: Head | None,
-    tokens: Tokens,
+    head: LMHead,
+    teacher_head: LMHead | None,
+    tokens: TokenLogits,
     weights: Tensor,
     temperatures: Tensor,
-    measure: bool,
+    compute_metrics: bool,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """(weighted loss, term sums (K,), measures) of tokens whose logits are still raw products."""
-    if teacher_head is not None and isinstance(tokens.teacher, Tensor):
-        tokens = tokens._replace(teacher=teacher_head.finish(tokens.teacher))
-    if teacher_head is not None and isinstance(tokens.teacher, Foreign) and tokens.teacher.logits is not None:
-        tokens = tokens._replace(teacher=tokens.teacher._replace(logits=teacher_head.finish(tokens.teacher.logits)))
-    tokens = tokens._replace(student=head.finish(tokens.student))
-    sums, measures = term_sums(objective, tokens, temperatures, measure)
+    if teacher_head is not None and isinstance(tokens.teacher_logits, Tensor):
+        tokens = tokens._replace(teacher_logits=teacher_head.scale_and_cap(tokens.teacher_logits))
+    if (
+        teacher_head is not None
+        and isinstance(tokens.teacher_logits, SpanTarget)
+        and tokens.teacher_logits.logits is not None
+    ):
+        tokens = tokens._replace(
+            teacher_logits=tokens.teacher_logits._replace(logits=teacher_head.scale_and_cap(tokens.teacher_logits.logits))
+        )
+    tokens = tokens._replace(student_logits=head.scale_and_cap(tokens.student_logits))
+    sums, measures = term_sums(objective, tokens, temperatures, compute_metrics)
     return (weights * sums).sum(), sums, measures
 
 
@@ -239,7 +262,7 @@ def _accumulate(total: Tensor, part: Tensor) -> None:
 
 
 @functools.cache
-def _function(function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
+def _maybe_compile(function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
     if not compiled:
         return function
     # one process trains many objectives; past this limit the compiler would fall back without a word
@@ -248,14 +271,14 @@ def _function(function: Callable[..., Any], compiled: bool) -> Callable[..., Any
 
 
 @torch.no_grad()
-def label_log_probs(hidden: Tensor, head: Head, labels: Tensor, chunk: int) -> Tensor:
+def label_logprobs_from_hidden(hidden_states: Tensor, lm_head: LMHead, labels: Tensor, chunk_size: int) -> Tensor:
     """The student's log-probabilities (N,) of its labels, float32, from hidden states (N, D), a chunk at a time."""
-    head = head.cast(hidden.dtype)
+    lm_head = lm_head.cast(hidden_states.dtype)
     parts = [
-        head.finish(head.project(hidden[rows])).log_softmax(-1).gather(-1, labels[rows, None])[:, 0]
-        for rows in _chunks(hidden.shape[0], chunk)
+        lm_head.scale_and_cap(lm_head.project(hidden_states[rows])).log_softmax(-1).gather(-1, labels[rows, None])[:, 0]
+        for rows in _chunks(hidden_states.shape[0], chunk_size)
     ]
-    return torch.cat(parts) if parts else hidden.new_zeros(0)
+    return torch.cat(parts) if parts else hidden_states.new_zeros(0)
 
 
 def can_compile(device: torch.device) -> bool:
@@ -267,10 +290,10 @@ def can_compile(device: torch.device) -> bool:
     return bool(has_triton())
 
 
-def chunk_for(budget_mebibytes: float, vocabulary: int, compiled: bool, dtype: torch.dtype = torch.float32) -> int:
+def chunk_size_for_budget(budget_mib: float, vocab_size: int, compiled: bool, dtype: torch.dtype = torch.float32) -> int:
     """Tokens per pass of the fused head so that its (tokens, vocabulary) tensors fit the budget.
 
     dtype: of the products. Compiled: both products, the gradient and a spare; eager: those and about eight in float32.
     """
     per_element = 4 * dtype.itemsize + (0 if compiled else 8 * 4)
-    return max(16, math.floor(budget_mebibytes * 2**20 / (vocabulary * per_element)))
+    return max(16, math.floor(budget_mib * 2**20 / (vocab_size * per_element)))

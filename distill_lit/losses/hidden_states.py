@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from distill_lit.losses.registry import Flag, Number, Word
+from distill_lit.losses.registry import BoolOption, ChoiceOption, NumberOption
 from distill_lit.losses.schedules import Schedule
 from distill_lit.utils.exceptions import UserError, suggest
 
-TINY = 1e-12  # below this an attention probability is taken for this: its logarithm stays finite
-RELATIONS = {"q": "queries", "k": "keys", "v": "values"}
-LAYER_MAPS = ("uniform", "last", "similar")
-Pair = tuple[int, int]
+FEATURE_LOSS_EPS = 1e-12  # below this an attention probability is taken for this: its logarithm stays finite
+QKV_STATES = {"q": "queries", "k": "keys", "v": "values"}
+LAYER_MAPPINGS = ("uniform", "last", "similar")
+LayerPair = tuple[int, int]
 
 
 def hidden_mse(student: Tensor, teacher: Tensor) -> Tensor:
@@ -35,15 +35,15 @@ def hidden_cosine(student: Tensor, teacher: Tensor) -> Tensor:
     return 1 - torch.cosine_similarity(student, teacher, dim=-1)
 
 
-def hidden_normalised(student: Tensor, teacher: Tensor) -> Tensor:
+def hidden_normalized(student: Tensor, teacher: Tensor) -> Tensor:
     """‖s − t‖² / ‖t‖²: the squared error as a share of the teacher's own size. student, teacher: (N, D). (N,)."""
-    return (student - teacher).square().sum(-1) / teacher.square().sum(-1).clamp(min=TINY)
+    return (student - teacher).square().sum(-1) / teacher.square().sum(-1).clamp(min=FEATURE_LOSS_EPS)
 
 
 def attention_kl(student: Tensor, teacher: Tensor) -> Tensor:
     """KL(teacher ‖ student) of what each token attends to, mean over heads, nats. student, teacher: (N, H, T), rows that
     sum to 1. (N,). Wang et al. 2020 (MiniLM), 2002.10957 eq. 5."""
-    return (torch.xlogy(teacher, teacher) - teacher * student.clamp(min=TINY).log()).sum(-1).mean(-1)
+    return (torch.xlogy(teacher, teacher) - teacher * student.clamp(min=FEATURE_LOSS_EPS).log()).sum(-1).mean(-1)
 
 
 def attention_mse(student: Tensor, teacher: Tensor) -> Tensor:
@@ -52,15 +52,15 @@ def attention_mse(student: Tensor, teacher: Tensor) -> Tensor:
     return (student - teacher).square().sum(-1).mean(-1)
 
 
-def relation_kl(student: Tensor, teacher: Tensor, heads: int, allowed: Tensor) -> Tensor:
+def relation_kl(student: Tensor, teacher: Tensor, num_relation_heads: int, attention_mask: Tensor) -> Tensor:
     """KL(teacher ‖ student) of softmax(A Aᵀ / √d), mean over `heads` relation heads into which the channels are split.
 
     student: (B, T, D_s), teacher: (B, T, D_t): queries, keys or values of all heads side by side, before any rotation;
     allowed: (B, 1, T, T) bool, which tokens are related. (B, T) nats. Widths may differ, so no projector is needed.
     Wang et al. 2020 (MiniLMv2), 2012.15828 eq. 5 and §3.2; for the values alone 2002.10957 eq. 8.
     """
-    log_q, log_p = (_relations(states, heads, allowed) for states in (student, teacher))
-    gap: Tensor = torch.where(allowed, log_p.exp() * (log_p - log_q), 0.0)
+    log_q, log_p = (_relations(states, num_relation_heads, attention_mask) for states in (student, teacher))
+    gap: Tensor = torch.where(attention_mask, log_p.exp() * (log_p - log_q), 0.0)
     return gap.sum(-1).mean(1)
 
 
@@ -71,78 +71,80 @@ def _relations(states: Tensor, heads: int, allowed: Tensor) -> Tensor:
     return scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).log_softmax(-1)
 
 
-HIDDEN_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+HIDDEN_STATE_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": hidden_mse,
     "cosine": hidden_cosine,
-    "normalised": hidden_normalised,
+    "normalised": hidden_normalized,
 }
 ATTENTION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": attention_kl, "mse": attention_mse}
 
 
-class Layers(NamedTuple):
+class LayerMappingOption(NamedTuple):
     """An option: a named map of layers, or a list of [student layer, teacher layer]."""
 
-    def check(self, key: str, value: Any) -> str | tuple[Pair, ...]:
+    def check(self, key: str, value: Any) -> str | tuple[LayerPair, ...]:
         """The value. Raises UserError."""
         if isinstance(value, str):
-            if value not in LAYER_MAPS:
-                raise UserError(f"{key}: unknown map {value!r}{suggest(value, LAYER_MAPS)}")
+            if value not in LAYER_MAPPINGS:
+                raise UserError(f"{key}: unknown map {value!r}{suggest(value, LAYER_MAPPINGS)}")
             return value
         pairs = [tuple(pair) for pair in value] if isinstance(value, (list, tuple)) else []
         whole = all(len(pair) == 2 and all(type(i) is int and i >= 0 for i in pair) for pair in pairs)
         if not pairs or not whole:
-            raise UserError(f"{key}: {value!r} is neither one of {', '.join(LAYER_MAPS)} nor a list of [student, teacher]")
+            raise UserError(
+                f"{key}: {value!r} is neither one of {', '.join(LAYER_MAPPINGS)} nor a list of [student, teacher]"
+            )
         return tuple((first, second) for first, second in pairs)
 
 
-class Subset(NamedTuple):
+class QKVSubsetOption(NamedTuple):
     """An option: a list of some of q, k, v."""
 
     def check(self, key: str, value: Any) -> tuple[str, ...]:
         """The value. Raises UserError."""
         given = list(value) if isinstance(value, (list, tuple)) else []
-        if not given or len(set(given)) < len(given) or not set(given) <= set(RELATIONS):
-            raise UserError(f"{key}: {value!r} is not a list of some of {', '.join(RELATIONS)}")
+        if not given or len(set(given)) < len(given) or not set(given) <= set(QKV_STATES):
+            raise UserError(f"{key}: {value!r} is not a list of some of {', '.join(QKV_STATES)}")
         return tuple(given)
 
 
-class Representation(NamedTuple):
+class FeatureLossSpec(NamedTuple):
     """A kind of term: what it says of itself, and its options with their defaults."""
 
     about: str
     options: Mapping[str, tuple[Any, Any]]  # name: (check, default)
 
 
-REPRESENTATIONS: dict[str, Representation] = {
-    "hidden": Representation(
+FEATURE_LOSSES: dict[str, FeatureLossSpec] = {
+    "hidden": FeatureLossSpec(
         "outputs of mapped layers: loss mse, cosine or normalised; a projector where widths differ",
         {
-            "loss": (Word(tuple(HIDDEN_LOSSES)), "mse"),
-            "layers": (Layers(), "uniform"),
-            "projector": (Flag(), False),
+            "loss": (ChoiceOption(tuple(HIDDEN_STATE_LOSSES)), "mse"),
+            "layers": (LayerMappingOption(), "uniform"),
+            "projector": (BoolOption(), False),
         },
     ),
-    "attention": Representation(
+    "attention": FeatureLossSpec(
         "attention maps of mapped layers: loss kl or mse; heads one to one, or their mean",
         {
-            "loss": (Word(tuple(ATTENTION_LOSSES)), "kl"),
-            "layers": (Layers(), "uniform"),
-            "heads": (Word(("each", "mean")), "each"),
+            "loss": (ChoiceOption(tuple(ATTENTION_LOSSES)), "kl"),
+            "layers": (LayerMappingOption(), "uniform"),
+            "heads": (ChoiceOption(("each", "mean")), "each"),
         },
     ),
-    "relations": Representation(
+    "relations": FeatureLossSpec(
         "how queries, keys, values of mapped layers relate to each other; no projector needed",
         {
-            "relations": (Subset(), ("q", "k", "v")),
-            "layers": (Layers(), "last"),
-            "relation_heads": (Number(0, whole=True), 0),
+            "relations": (QKVSubsetOption(), ("q", "k", "v")),
+            "layers": (LayerMappingOption(), "last"),
+            "relation_heads": (NumberOption(0, is_integer=True), 0),
         },
     ),
 }
 
 
 @dataclass(frozen=True)
-class RepresentationTerm:
+class FeatureTerm:
     """One named term; `weight` is a function of the share of training done; `options` are complete."""
 
     name: str
@@ -160,9 +162,9 @@ class RepresentationTerm:
         return f"objective.terms.{self.name}"
 
 
-def build_representation(name: str, kind: str, weight: Schedule, options: Mapping[str, Any]) -> RepresentationTerm:
+def build_feature_term(name: str, kind: str, weight: Schedule, options: Mapping[str, Any]) -> FeatureTerm:
     """A checked term. Raises UserError for an unknown option or value."""
-    known, key = REPRESENTATIONS[kind].options, f"objective.terms.{name}.options"
+    known, key = FEATURE_LOSSES[kind].options, f"objective.terms.{name}.options"
     for option in options:
         if option not in known:
             raise UserError(f"{key}: unknown option {option!r}{suggest(option, known)}")
@@ -170,4 +172,4 @@ def build_representation(name: str, kind: str, weight: Schedule, options: Mappin
         option: check.check(f"{key}.{option}", options[option]) if option in options else default
         for option, (check, default) in known.items()
     }
-    return RepresentationTerm(name, kind, weight, values)
+    return FeatureTerm(name, kind, weight, values)

@@ -5,11 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from distill_lit.losses.hidden_states import Pair, RepresentationTerm
+from distill_lit.losses.hidden_states import FeatureTerm, LayerPair
 from distill_lit.utils.exceptions import UserError
 
 
-def fixed_pairs(term: RepresentationTerm, student: int, teacher: int) -> list[Pair]:
+def fixed_layer_pairs(term: FeatureTerm, num_student_layers: int, num_teacher_layers: int) -> list[LayerPair]:
     """The (student layer, teacher layer) pairs of a term whose map needs no measuring; [] for `similar`.
 
     student, teacher: their numbers of layers. uniform: each student layer with the teacher's at the same share of the
@@ -19,33 +19,33 @@ def fixed_pairs(term: RepresentationTerm, student: int, teacher: int) -> list[Pa
     if layers == "similar":
         return []
     if layers == "last":
-        return [(student - 1, teacher - 1)]
+        return [(num_student_layers - 1, num_teacher_layers - 1)]
     if layers == "uniform":
-        return [(i, max(0, (i + 1) * teacher // student - 1)) for i in range(student)]
-    for number, owner, count in ((0, "student", student), (1, "teacher", teacher)):
+        return [(i, max(0, (i + 1) * num_teacher_layers // num_student_layers - 1)) for i in range(num_student_layers)]
+    for number, owner, count in ((0, "student", num_student_layers), (1, "teacher", num_teacher_layers)):
         beyond = [pair[number] for pair in layers if pair[number] >= count]
         if beyond:
             raise UserError(f"{term.key}.options.layers: {beyond[0]} is beyond the {owner}'s last layer {count - 1}")
     return list(layers)
 
 
-def similar_pairs(student: list[Tensor], teacher: list[Tensor]) -> list[Pair]:
+def cka_layer_pairs(student_features: list[Tensor], teacher_features: list[Tensor]) -> list[LayerPair]:
     """Each student layer with a teacher layer, so that the sum of their similarities is largest and no two pairs cross.
 
     student, teacher: outputs (N, D) of each layer for the same N tokens.
     """
-    ours, theirs = ([_Features.of(states) for states in layers] for layers in (student, teacher))
-    scores = torch.stack([torch.stack([_alignment(a, b) for b in theirs]) for a in ours])
-    best, came_from = scores[0], []
+    ours, theirs = ([_Features.of(states) for states in layers] for layers in (student_features, teacher_features))
+    scores = torch.stack([torch.stack([_cka(a, b) for b in theirs]) for a in ours])
+    best, backpointers = scores[0], []
     for row in scores[1:]:
         # best[t]: largest sum of the layers so far, the last of them with teacher layer t
-        highest, where = torch.cummax(best, 0)
-        came_from.append(where)
+        highest, argmax = torch.cummax(best, 0)
+        backpointers.append(argmax)
         best = highest + row
     last = int(best.argmax())
     path = [last]
-    for where in reversed(came_from):
-        path.append(int(where[path[-1]]))
+    for argmax in reversed(backpointers):
+        path.append(int(argmax[path[-1]]))
     return list(enumerate(reversed(path)))
 
 
@@ -55,7 +55,7 @@ def linear_cka(a: Tensor, b: Tensor) -> Tensor:
 
     Tokens are brought to length 1 first: else the few of enormous norm that language models have decide alone.
     """
-    return _alignment(_Features.of(a), _Features.of(b))
+    return _cka(_Features.of(a), _Features.of(b))
 
 
 class _Features(NamedTuple):
@@ -71,6 +71,6 @@ class _Features(NamedTuple):
         return cls(values, (values.T @ values).norm())
 
 
-def _alignment(a: _Features, b: _Features) -> Tensor:
+def _cka(a: _Features, b: _Features) -> Tensor:
     overlap: Tensor = (b.values.T @ a.values).square().sum()
     return overlap / (a.size * b.size).clamp(min=1e-12)

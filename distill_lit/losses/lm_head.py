@@ -8,11 +8,14 @@ from torch import Tensor, nn
 from distill_lit.utils.exceptions import UserError
 
 # what architectures call the numbers between lm_head and logits
-MULTIPLIERS, DIVISORS = ("logit_scale", "lm_head_multiplier"), ("logits_scaling", "logits_mup_width_multiplier")
-SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+LOGIT_MULTIPLIER_KEYS, LOGIT_DIVISOR_KEYS = (
+    ("logit_scale", "lm_head_multiplier"),
+    ("logits_scaling", "logits_mup_width_multiplier"),
+)
+LOGIT_SOFTCAP_KEYS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 
-class Head(NamedTuple):
+class LMHead(NamedTuple):
     """logits = softcap · tanh(scale · (hidden @ weightᵀ + bias) / softcap), over the first `vocabulary` columns.
 
     weight: (rows, width); bias: (rows,) or None; scale and softcap: numbers, softcap 0 for none; vocabulary: real tokens.
@@ -22,23 +25,23 @@ class Head(NamedTuple):
     bias: Tensor | None
     scale: float
     softcap: float
-    vocabulary: int
+    vocab_size: int
 
-    def cast(self, dtype: torch.dtype) -> "Head":
+    def cast(self, dtype: torch.dtype) -> "LMHead":
         """This head in another number format, without its padded rows."""
-        bias = None if self.bias is None else self.bias[: self.vocabulary].to(dtype)
-        return self._replace(weight=self.weight[: self.vocabulary].to(dtype), bias=bias)
+        bias = None if self.bias is None else self.bias[: self.vocab_size].to(dtype)
+        return self._replace(weight=self.weight[: self.vocab_size].to(dtype), bias=bias)
 
-    def to(self, device: torch.device) -> "Head":
+    def to(self, device: torch.device) -> "LMHead":
         """This head on another device."""
         return self._replace(weight=self.weight.to(device), bias=None if self.bias is None else self.bias.to(device))
 
     def project(self, hidden: Tensor) -> Tensor:
         """Raw products (N, vocabulary) of hidden (N, width), before scale and cap."""
-        bias = None if self.bias is None else self.bias[: self.vocabulary]
-        return nn.functional.linear(hidden, self.weight[: self.vocabulary], bias)
+        bias = None if self.bias is None else self.bias[: self.vocab_size]
+        return nn.functional.linear(hidden, self.weight[: self.vocab_size], bias)
 
-    def finish(self, products: Tensor) -> Tensor:
+    def scale_and_cap(self, products: Tensor) -> Tensor:
         """Logits in float32 (float64 stays) of raw products: bfloat16 log-softmax loses the tail."""
         logits = products if products.dtype == torch.float64 else products.float()
         if self.scale != 1.0:
@@ -46,16 +49,16 @@ class Head(NamedTuple):
         return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
 
 
-def head_of(model: Any, vocabulary: int) -> Head:
+def get_lm_head(model: Any, vocab_size: int) -> LMHead:
     """The head of a causal language model, cut to its `vocabulary` real tokens."""
     output = model.get_output_embeddings()
     if output is None:
         raise UserError(f"{type(model).__name__} has no output embeddings, so it is not a causal language model")
     config = model.config.get_text_config()
     scale = 1.0
-    for name in MULTIPLIERS:
+    for name in LOGIT_MULTIPLIER_KEYS:
         scale *= getattr(config, name, None) or 1
-    for name in DIVISORS:
+    for name in LOGIT_DIVISOR_KEYS:
         scale /= getattr(config, name, None) or 1
-    softcap = next((getattr(config, name) for name in SOFTCAPS if getattr(config, name, None)), 0.0)
-    return Head(output.weight, getattr(output, "bias", None), float(scale), float(softcap), vocabulary)
+    softcap = next((getattr(config, name) for name in LOGIT_SOFTCAP_KEYS if getattr(config, name, None)), 0.0)
+    return LMHead(output.weight, getattr(output, "bias", None), float(scale), float(softcap), vocab_size)

@@ -14,7 +14,7 @@ class Preset(NamedTuple):
     temperature_scaling: str = "none"
 
 
-UNLESS_SAID: dict[str, Any] = {"weight": 1.0, "temperature": 1.0, "options": {}}
+TERM_DEFAULTS: dict[str, Any] = {"weight": 1.0, "temperature": 1.0, "options": {}}
 PRESETS: dict[str, Preset] = {
     "hinton": Preset(
         "½ CE + ½ T² KL(p ‖ q) at T = 2. Hinton et al. 2015, 1503.02531 §2.1",
@@ -55,13 +55,13 @@ def resolve_preset(
     """
     if preset and preset not in PRESETS:
         raise UserError(f"objective.preset: unknown value {preset!r}{suggest(preset, PRESETS)}")
-    chosen = PRESETS[preset] if preset else Preset("", {}, "hinton")
-    resolved = {name: {**UNLESS_SAID, **fields} for name, fields in chosen.terms.items()}
+    base = PRESETS[preset] if preset else Preset("", {}, "hinton")
+    resolved = {name: {**TERM_DEFAULTS, **fields} for name, fields in base.terms.items()}
     for name, fields in terms.items():
         if fields is None:
             resolved.pop(name, None)
             continue
         given = {field: value for field, value in fields.items() if value not in (None, "")}
-        before = resolved.get(name, UNLESS_SAID)
-        resolved[name] = {**before, **given, "options": {**before["options"], **given.get("options", {})}}
-    return resolved, chosen.temperature_scaling if temperature_scaling == "auto" else temperature_scaling
+        base_fields = resolved.get(name, TERM_DEFAULTS)
+        resolved[name] = {**base_fields, **given, "options": {**base_fields["options"], **given.get("options", {})}}
+    return resolved, base.temperature_scaling if temperature_scaling == "auto" else temperature_scaling

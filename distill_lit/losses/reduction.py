@@ -7,95 +7,99 @@ from torch import Tensor
 
 from distill_lit.losses.divergences import entropy, forward_kl, reverse_kl
 from distill_lit.losses.objective import Objective, Term
-from distill_lit.losses.sparse import label_log_probs, pick
-from distill_lit.losses.targets import Draws, Foreign, Sparse, TopK
+from distill_lit.losses.sparse import gather_label_logprobs, teacher_label_logprobs
+from distill_lit.losses.targets import SampledTarget, SpanTarget, SparseTarget, TopKTarget
 
 # measures of some of the tokens, and the measure that counts these where there is one
-COUNTED_BY = {"teacher_nll": "in_spans", "student_span_nll": "in_spans", "own_reverse_kl": "by_student"}
+METRIC_DENOMINATORS = {"teacher_nll": "in_spans", "student_span_nll": "in_spans", "own_reverse_kl": "by_student"}
 
 
-class Tokens(NamedTuple):
+class TokenLogits(NamedTuple):
     """N predicted tokens. student: logits (N, V) in float32 or float64; teacher: logits (N, V), a sparse target, or None;
     labels: (N,) ids; by_student: (N,) bool, whether the student wrote the text, or None where nobody says."""
 
-    student: Tensor
-    teacher: Tensor | Sparse | Foreign | None
+    student_logits: Tensor
+    teacher_logits: Tensor | SparseTarget | SpanTarget | None
     labels: Tensor
-    by_student: Tensor | None = None
+    on_policy_mask: Tensor | None = None
 
 
-class View(NamedTuple):
+class LossInputs(NamedTuple):
     """What losses read of some tokens at one temperature: log_q (N, V), and the teacher's log-probabilities or k tokens."""
 
     log_q: Tensor
-    teacher: Tensor | Sparse | Foreign | None
+    teacher: Tensor | SparseTarget | SpanTarget | None
     labels: Tensor
-    by_student: Tensor | None
+    on_policy_mask: Tensor | None
     student_logits: Tensor
-    teacher_logits: Tensor | Sparse | Foreign | None
+    teacher_logits: Tensor | SparseTarget | SpanTarget | None
 
 
 def term_sums(
-    objective: Objective, tokens: Tokens, temperatures: Tensor, measure: bool = False
+    objective: Objective, logits: TokenLogits, temperatures: Tensor, compute_metrics: bool = False
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """((K,) sums over tokens of the K terms, unweighted, in the unit of each; {measure: sum over tokens}, or {}).
 
     temperatures: (K,), read where a term has one.
     """
-    views: dict[object, View] = {}  # by the temperature's schedule, None for T = 1
+    inputs_by_temperature: dict[object, LossInputs] = {}  # by the temperature's schedule, None for T = 1
 
-    def view(term: Term | None, index: int) -> View:
-        key = term.temperature if term is not None and term.is_softened else None
-        if key not in views:
-            views[key] = soften(tokens, None if key is None else temperatures[index])
-        return views[key]
+    def get_inputs(term: Term | None, index: int) -> LossInputs:
+        key = term.temperature if term is not None and term.uses_temperature else None
+        if key not in inputs_by_temperature:
+            inputs_by_temperature[key] = apply_temperature(logits, None if key is None else temperatures[index])
+        return inputs_by_temperature[key]
 
     sums = [
-        term.loss.function(*(getattr(view(term, i), name) for name in term.loss.reads), **term.options).sum()
-        for i, term in enumerate(objective.terms)
+        term.loss_spec.function(
+            *(getattr(get_inputs(term, i), name) for name in term.loss_spec.inputs), **term.options
+        ).sum()
+        for i, term in enumerate(objective.logit_terms)
     ]
     with torch.no_grad():
-        measures = measure_sums(view(None, 0)) if measure else {}
-    return torch.stack(sums) if sums else tokens.student.new_zeros(0), measures
+        measures = compute_metric_sums(get_inputs(None, 0)) if compute_metrics else {}
+    return torch.stack(sums) if sums else logits.student_logits.new_zeros(0), measures
 
 
-def soften(tokens: Tokens, temperature: Tensor | None) -> View:
+def apply_temperature(logits: TokenLogits, temperature: Tensor | None) -> LossInputs:
     """What losses read at a temperature; None: 1."""
-    student, teacher = tokens.student, tokens.teacher
+    student, teacher = logits.student_logits, logits.teacher_logits
     if temperature is not None:
         student = student / temperature
         if isinstance(teacher, Tensor):
             teacher = teacher / temperature
-        elif isinstance(teacher, TopK):
-            teacher = teacher._replace(log_probs=teacher.log_probs / temperature)
+        elif isinstance(teacher, TopKTarget):
+            teacher = teacher._replace(logprobs=teacher.logprobs / temperature)
     if isinstance(teacher, Tensor):
         teacher = teacher.log_softmax(-1)
-    return View(student.log_softmax(-1), teacher, tokens.labels, tokens.by_student, tokens.student, tokens.teacher)
+    return LossInputs(
+        student.log_softmax(-1), teacher, logits.labels, logits.on_policy_mask, logits.student_logits, logits.teacher_logits
+    )
 
 
-def measure_sums(view: View) -> dict[str, Tensor]:
+def compute_metric_sums(inputs: LossInputs) -> dict[str, Tensor]:
     """Sums over tokens of what is watched and not trained on, at T = 1, in nats; agreement counts equal best tokens.
 
     Of a sparse teacher only what it can tell. The teacher's own NLL shows whether it fits the data at all; of a teacher
     with another tokenizer it is known in spans only, and so is the student's that is comparable with it. Where it is said
     who wrote the text, the reverse KL on the student's own is measured too, from whole distributions.
     """
-    log_q, teacher, labels = view.log_q, view.teacher, view.labels
-    sums = {"student_nll": -pick(log_q, labels).sum(), "student_entropy": entropy(log_q).sum()}
+    log_q, teacher, labels = inputs.log_q, inputs.teacher, inputs.labels
+    sums = {"student_nll": -gather_label_logprobs(log_q, labels).sum(), "student_entropy": entropy(log_q).sum()}
     if teacher is None:
         return sums
-    sums["teacher_nll"] = -label_log_probs(teacher, labels).sum()
-    if isinstance(teacher, Foreign):
-        inside = teacher.size > 0
-        sums["student_span_nll"] = -torch.where(inside, pick(log_q, labels), 0.0).sum()
-        sums["in_spans"] = inside.sum().to(log_q.dtype)
+    sums["teacher_nll"] = -teacher_label_logprobs(teacher, labels).sum()
+    if isinstance(teacher, SpanTarget):
+        in_span = teacher.span_length > 0
+        sums["student_span_nll"] = -torch.where(in_span, gather_label_logprobs(log_q, labels), 0.0).sum()
+        sums["in_spans"] = in_span.sum().to(log_q.dtype)
     if isinstance(teacher, Tensor):
         sums["teacher_entropy"] = entropy(teacher).sum()
         sums["teacher_kl"] = forward_kl(log_q, teacher).sum()
-    if isinstance(teacher, Tensor) and view.by_student is not None:
-        sums["own_reverse_kl"] = torch.where(view.by_student, reverse_kl(log_q, teacher), 0.0).sum()
-        sums["by_student"] = view.by_student.sum().to(log_q.dtype)
-    if not isinstance(teacher, (Draws, Foreign)):
-        best = teacher.ids[:, 0] if isinstance(teacher, TopK) else teacher.argmax(-1)
-        sums["agreement"] = (log_q.argmax(-1) == best).sum().to(log_q.dtype)
+    if isinstance(teacher, Tensor) and inputs.on_policy_mask is not None:
+        sums["own_reverse_kl"] = torch.where(inputs.on_policy_mask, reverse_kl(log_q, teacher), 0.0).sum()
+        sums["by_student"] = inputs.on_policy_mask.sum().to(log_q.dtype)
+    if not isinstance(teacher, (SampledTarget, SpanTarget)):
+        teacher_top1 = teacher.ids[:, 0] if isinstance(teacher, TopKTarget) else teacher.argmax(-1)
+        sums["agreement"] = (log_q.argmax(-1) == teacher_top1).sum().to(log_q.dtype)
     return sums

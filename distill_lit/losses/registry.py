@@ -9,31 +9,31 @@ from distill_lit.losses import cross_tokenizer, divergences, sparse
 from distill_lit.utils.exceptions import UserError, suggest
 
 
-class Number(NamedTuple):
+class NumberOption(NamedTuple):
     """An option that is a number: low ≤ value < below, or low < value < below where `exclusive`; `whole`: an integer."""
 
     low: float
     below: float = float("inf")
     exclusive: bool = False
-    whole: bool = False
+    is_integer: bool = False
 
     def check(self, key: str, value: Any) -> float:
         """The value. Raises UserError."""
-        kind = int if self.whole else (int, float)
+        kind = int if self.is_integer else (int, float)
         above = isinstance(value, kind) and (value > self.low if self.exclusive else value >= self.low)
         if isinstance(value, bool) or not above or not value < self.below:
             raise UserError(f"{key}: {value!r} is not {self}")
-        return int(value) if self.whole else float(value)
+        return int(value) if self.is_integer else float(value)
 
     def __str__(self) -> str:
-        noun = "a whole number" if self.whole else "a number"
+        noun = "a whole number" if self.is_integer else "a number"
         if self.below == float("inf"):
             return f"{noun} {'above' if self.exclusive else 'of at least'} {self.low:g}"
         ends = "both exclusive" if self.exclusive else f"{self.below:g} exclusive"
         return f"{noun} between {self.low:g} and {self.below:g}, {ends}"
 
 
-class Word(NamedTuple):
+class ChoiceOption(NamedTuple):
     """An option that is one of some words."""
 
     choices: tuple[str, ...]
@@ -45,7 +45,7 @@ class Word(NamedTuple):
         return str(value)
 
 
-class Flag(NamedTuple):
+class BoolOption(NamedTuple):
     """An option that is true or false."""
 
     def check(self, key: str, value: Any) -> bool:
@@ -55,7 +55,7 @@ class Flag(NamedTuple):
         return value
 
 
-class Kind(NamedTuple):
+class LossSpec(NamedTuple):
     """A loss and what it needs.
 
     reads: the arguments of `function`, names of `objective.View`; options: their checks, defaults are the function's own;
@@ -64,11 +64,11 @@ class Kind(NamedTuple):
     """
 
     function: Callable[..., Tensor]
-    reads: tuple[str, ...] = ("log_q", "teacher")
-    options: Mapping[str, Number | Word | Flag] = {}
-    targets: tuple[str, ...] = ("dense",)
-    softens: tuple[str, ...] = ("dense",)
-    power: int = 2
+    inputs: tuple[str, ...] = ("log_q", "teacher")
+    options: Mapping[str, NumberOption | ChoiceOption | BoolOption] = {}
+    target_forms: tuple[str, ...] = ("dense",)
+    softenable_forms: tuple[str, ...] = ("dense",)
+    temperature_power: int = 2
 
     @property
     def about(self) -> str:
@@ -76,73 +76,89 @@ class Kind(NamedTuple):
         return (self.function.__doc__ or "").strip().splitlines()[0]
 
 
-SHARE = Number(0, 1, exclusive=True)
-COUNT = Number(1, whole=True)
+UNIT_INTERVAL_OPTION = NumberOption(0, 1, exclusive=True)
+POSITIVE_INT_OPTION = NumberOption(1, is_integer=True)
 
-LOSSES: dict[str, Kind] = {
-    "ce": Kind(
+LOGIT_LOSSES: dict[str, LossSpec] = {
+    "ce": LossSpec(
         sparse.cross_entropy,
         ("log_q", "labels"),
-        {"label_smoothing": Number(0, 1)},
-        targets=(),
-        softens=(),
-        power=0,
+        {"label_smoothing": NumberOption(0, 1)},
+        target_forms=(),
+        softenable_forms=(),
+        temperature_power=0,
     ),
-    "forward_kl": Kind(divergences.forward_kl),
-    "reverse_kl": Kind(divergences.reverse_kl),
-    "symmetric_kl": Kind(divergences.symmetric_kl, options={"forward": SHARE}),
-    "jensen_shannon": Kind(divergences.jensen_shannon, options={"beta": SHARE}),
-    "skew_forward_kl": Kind(divergences.skew_forward_kl, options={"skew": SHARE}),
-    "skew_reverse_kl": Kind(divergences.skew_reverse_kl, options={"skew": SHARE}),
-    "adaptive_kl": Kind(divergences.adaptive_kl, options={"mass": SHARE}),
-    "alpha_beta": Kind(divergences.alpha_beta, options={"alpha": Number(-10, 10), "beta": Number(-10, 10)}),
-    "soft_cross_entropy": Kind(divergences.soft_cross_entropy),
-    "total_variation": Kind(divergences.total_variation, power=1),
-    "logit_mse": Kind(
+    "forward_kl": LossSpec(divergences.forward_kl),
+    "reverse_kl": LossSpec(divergences.reverse_kl),
+    "symmetric_kl": LossSpec(divergences.symmetric_kl, options={"forward": UNIT_INTERVAL_OPTION}),
+    "jensen_shannon": LossSpec(divergences.jensen_shannon, options={"beta": UNIT_INTERVAL_OPTION}),
+    "skew_forward_kl": LossSpec(divergences.skew_forward_kl, options={"skew": UNIT_INTERVAL_OPTION}),
+    "skew_reverse_kl": LossSpec(divergences.skew_reverse_kl, options={"skew": UNIT_INTERVAL_OPTION}),
+    "adaptive_kl": LossSpec(divergences.adaptive_kl, options={"mass": UNIT_INTERVAL_OPTION}),
+    "alpha_beta": LossSpec(divergences.alpha_beta, options={"alpha": NumberOption(-10, 10), "beta": NumberOption(-10, 10)}),
+    "soft_cross_entropy": LossSpec(divergences.soft_cross_entropy),
+    "total_variation": LossSpec(divergences.total_variation, temperature_power=1),
+    "logit_mse": LossSpec(
         divergences.logit_mse,
         ("student_logits", "teacher_logits"),
-        {"centred": Flag()},
-        softens=(),
-        power=0,
+        {"centred": BoolOption()},
+        softenable_forms=(),
+        temperature_power=0,
     ),
-    "contrastive": Kind(divergences.contrastive, ("log_q", "teacher", "by_student"), {"skew": SHARE}),
-    "top_k_kl": Kind(sparse.top_k_kl, options={"k": COUNT}, targets=("dense", "top_k"), softens=("dense", "top_k")),
-    "truncated_kl": Kind(sparse.truncated_kl, options={"k": COUNT}, targets=("dense", "top_k"), softens=("dense", "top_k")),
-    "top_k_tail_kl": Kind(sparse.top_k_tail_kl, options={"k": COUNT}, targets=("dense", "top_k")),
-    "sampled_kl": Kind(sparse.sampled_kl, options={"draws": COUNT}, targets=("dense", "draws")),
-    "ranking": Kind(
-        sparse.ranking,
-        options={"form": Word(("hinge", "logistic")), "k": Number(2, whole=True), "margin": Number(0)},
-        targets=("dense", "top_k"),
-        power=1,
+    "contrastive": LossSpec(
+        divergences.contrastive_skew_kl, ("log_q", "teacher", "by_student"), {"skew": UNIT_INTERVAL_OPTION}
     ),
-    "uld": Kind(
+    "top_k_kl": LossSpec(
+        sparse.top_k_kl,
+        options={"k": POSITIVE_INT_OPTION},
+        target_forms=("dense", "top_k"),
+        softenable_forms=("dense", "top_k"),
+    ),
+    "truncated_kl": LossSpec(
+        sparse.truncated_kl,
+        options={"k": POSITIVE_INT_OPTION},
+        target_forms=("dense", "top_k"),
+        softenable_forms=("dense", "top_k"),
+    ),
+    "top_k_tail_kl": LossSpec(sparse.top_k_tail_kl, options={"k": POSITIVE_INT_OPTION}, target_forms=("dense", "top_k")),
+    "sampled_kl": LossSpec(sparse.sampled_kl, options={"draws": POSITIVE_INT_OPTION}, target_forms=("dense", "draws")),
+    "ranking": LossSpec(
+        sparse.pairwise_ranking,
+        options={
+            "form": ChoiceOption(("hinge", "logistic")),
+            "k": NumberOption(2, is_integer=True),
+            "margin": NumberOption(0),
+        },
+        target_forms=("dense", "top_k"),
+        temperature_power=1,
+    ),
+    "uld": LossSpec(
         cross_tokenizer.uld,
-        options={"k": Number(0, whole=True)},
-        targets=("foreign",),
-        softens=(),
-        power=0,
+        options={"k": NumberOption(0, is_integer=True)},
+        target_forms=("foreign",),
+        softenable_forms=(),
+        temperature_power=0,
     ),
-    "span_likelihood": Kind(
-        cross_tokenizer.span_likelihood,
+    "span_likelihood": LossSpec(
+        cross_tokenizer.alm,
         ("log_q", "teacher", "labels"),
-        {"tau": Number(0, exclusive=True)},
-        targets=("foreign",),
-        softens=(),
-        power=0,
+        {"tau": NumberOption(0, exclusive=True)},
+        target_forms=("foreign",),
+        softenable_forms=(),
+        temperature_power=0,
     ),
-    "policy_reverse_kl": Kind(
-        sparse.policy_reverse_kl,
+    "policy_reverse_kl": LossSpec(
+        sparse.policy_gradient_reverse_kl,
         ("log_q", "teacher", "labels", "by_student"),
-        targets=("dense", "top_k", "draws"),
+        target_forms=("dense", "top_k", "draws"),
     ),
 }
 
 
-def check_options(key: str, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def check_loss_options(key: str, loss_name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a loss, checked. Raises UserError for an unknown one or one out of range."""
-    known = LOSSES[kind].options
-    for name in given:
+    known = LOGIT_LOSSES[loss_name].options
+    for name in options:
         if name not in known:
             raise UserError(f"{key}: unknown option {name!r}{suggest(name, known)}")
-    return {name: known[name].check(f"{key}.{name}", value) for name, value in given.items()}
+    return {name: known[name].check(f"{key}.{name}", value) for name, value in options.items()}

@@ -7,7 +7,7 @@ from typing import Any
 
 from distill_lit.utils.exceptions import UserError, suggest
 
-SHAPES = ("linear", "cosine", "piecewise")
+SCHEDULE_SHAPES = ("linear", "cosine", "piecewise")
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class Schedule:
         """What identifies it, as plain values."""
         return {"shape": self.shape, "points": [list(point) for point in self.points]}
 
-    def __call__(self, done: float) -> float:
+    def __call__(self, progress: float) -> float:
         """The value when the share `done` of all steps has been taken."""
-        if done <= self.points[0][0]:
+        if progress <= self.points[0][0]:
             return self.points[0][1]
         for (start, a), (end, b) in pairwise(self.points):
-            if done < end:
-                return a if self.shape == "piecewise" else a + (b - a) * self._ease((done - start) / (end - start))
+            if progress < end:
+                return a if self.shape == "piecewise" else a + (b - a) * self._ease((progress - start) / (end - start))
         return self.points[-1][1]
 
     def _ease(self, x: float) -> float:
@@ -60,8 +60,8 @@ def _parse(key: str, value: Any) -> Schedule:
     if not isinstance(value, dict):
         raise UserError(f"{key}: {value!r} is neither a number nor a schedule")
     shape = value.get("shape", "linear")
-    if shape not in SHAPES:
-        raise UserError(f"{key}.shape: unknown value {shape!r}{suggest(str(shape), SHAPES)}")
+    if shape not in SCHEDULE_SHAPES:
+        raise UserError(f"{key}.shape: unknown value {shape!r}{suggest(str(shape), SCHEDULE_SHAPES)}")
     allowed = {"shape", "points"} if shape == "piecewise" else {"shape", "start", "end", "from_", "from", "until"}
     if unknown := set(value) - allowed:
         raise UserError(f"{key}: unknown key {min(unknown)!r}{suggest(min(unknown), allowed)}")

@@ -1,117 +1,123 @@
 """Losses that read the teacher at a few tokens only, and losses on labels.
 
-`teacher` is its whole softened distribution, log-probabilities (N, V), or what is left of it: `TopK` or `Draws`. From the
-whole distribution the k best tokens are chosen, or n are drawn, here; so a sparse cache and a live teacher train alike.
+`teacher` is its whole softened distribution, log-probabilities (N, V), or what is left of it: `TopKTarget` or
+`SampledTarget`. From the whole distribution the k best tokens are chosen, or n are drawn, here; so a sparse cache and a
+live teacher train alike.
 """
 
 import torch
 from torch import Tensor
 
 from distill_lit.losses.divergences import forward_kl
-from distill_lit.losses.targets import Draws, Foreign, Sparse, TopK
+from distill_lit.losses.targets import SampledTarget, SpanTarget, SparseTarget, TopKTarget
 
 
-def top_k_kl(log_q: Tensor, teacher: Tensor | TopK, k: int = 64) -> Tensor:
+def top_k_kl(log_q: Tensor, teacher: Tensor | TopKTarget, k: int = 64) -> Tensor:
     """KL between p and q, both renormalised over the teacher's k best tokens: what the student does elsewhere is free.
 
     log_q: (N, V). Returns (N,) nats, 0 where the odds between these tokens are the teacher's. `truncated_kl` holds the
     student's mass elsewhere against it.
     """
-    ids, log_p = largest(teacher, k)
+    ids, log_p = top_k_logprobs(teacher, k)
     return forward_kl(log_q.gather(-1, ids).log_softmax(-1), log_p.log_softmax(-1))
 
 
-def truncated_kl(log_q: Tensor, teacher: Tensor | TopK, k: int = 64) -> Tensor:
+def truncated_kl(log_q: Tensor, teacher: Tensor | TopKTarget, k: int = 64) -> Tensor:
     """KL(p̃ ‖ q), p̃ the teacher's k best tokens renormalised, q over the whole vocabulary: the usual top-k distillation.
 
     The best student is p̃ itself, so what the teacher says of all other tokens is pressed to 0; at q = p it is −log of the
     k tokens' mass. Anshumann et al. 2025, 2503.16870 §3. log_q: (N, V). Returns (N,) nats, never negative.
     """
-    ids, log_p = largest(teacher, k)
+    ids, log_p = top_k_logprobs(teacher, k)
     return forward_kl(log_q.gather(-1, ids), log_p.log_softmax(-1))
 
 
-def top_k_tail_kl(log_q: Tensor, teacher: Tensor | TopK, k: int = 64) -> Tensor:
+def top_k_tail_kl(log_q: Tensor, teacher: Tensor | TopKTarget, k: int = 64) -> Tensor:
     """KL between p and q with all tokens but the teacher's k best in one bucket, at most the forward KL.
 
     log_q: (N, V). Returns (N,) nats.
     """
-    ids, log_p = largest(teacher, k)
+    ids, log_p = top_k_logprobs(teacher, k)
     return forward_kl(_with_tail(log_q.gather(-1, ids)), _with_tail(log_p))
 
 
-def sampled_kl(log_q: Tensor, teacher: Tensor | Draws, draws: int = 64) -> Tensor:
+def sampled_kl(log_q: Tensor, teacher: Tensor | SampledTarget, num_samples: int = 64) -> Tensor:
     """Σ w (log p − log q) over draws from p: KL(p ‖ q) without bias, and 0 where q = p. Anshumann et al. 2025, 2503.16870.
 
     log_q: (N, V). Returns (N,) nats; a single estimate can be negative.
     """
-    ids, log_p, weights = draw(teacher, draws)
+    ids, log_p, weights = sample_tokens(teacher, num_samples)
     return (weights * (log_p - log_q.gather(-1, ids))).sum(-1)
 
 
-def ranking(log_q: Tensor, teacher: Tensor | TopK, form: str = "hinge", k: int = 16, margin: float | None = None) -> Tensor:
+def pairwise_ranking(
+    log_q: Tensor, teacher: Tensor | TopKTarget, loss: str = "hinge", k: int = 16, margin: float | None = None
+) -> Tensor:
     """Mean over pairs of the teacher's k best tokens of what the student pays for another order; no nats. DistillKit.
 
     For p_i > p_j, hinge: max(0, margin − (q_i − q_j)), without a margin that of the teacher, p_i − p_j; logistic:
     log(1 + exp(−(z_i − z_j))) of the student's logits. log_q: (N, V). Returns (N,).
     """
-    ids, log_p = largest(teacher, k)
-    p, chosen = log_p.exp(), log_q.gather(-1, ids)
+    ids, log_p = top_k_logprobs(teacher, k)
+    p, student_logprobs = log_p.exp(), log_q.gather(-1, ids)
     pairs = (_gaps(p) > 0).to(log_q.dtype)
-    if form == "logistic":
-        cost = torch.nn.functional.softplus(-_gaps(chosen))
+    if loss == "logistic":
+        cost = torch.nn.functional.softplus(-_gaps(student_logprobs))
     else:
-        cost = torch.relu((_gaps(p) if margin is None else margin) - _gaps(chosen.exp()))
+        cost = torch.relu((_gaps(p) if margin is None else margin) - _gaps(student_logprobs.exp()))
     return (cost * pairs).sum((-2, -1)) / pairs.sum((-2, -1)).clamp(min=1)
 
 
 def cross_entropy(log_q: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """−Σ y log q with y = (1 − smoothing) · onehot(label) + smoothing / V. log_q: (N, V), labels: (N,). (N,) nats."""
-    nll = -pick(log_q, labels)
+    nll = -gather_label_logprobs(log_q, labels)
     return nll if label_smoothing == 0 else (1 - label_smoothing) * nll - label_smoothing * log_q.mean(-1)
 
 
-def policy_reverse_kl(log_q: Tensor, teacher: Tensor | Sparse, labels: Tensor, by_student: Tensor) -> Tensor:
+def policy_gradient_reverse_kl(
+    log_q: Tensor, teacher: Tensor | SparseTarget, labels: Tensor, on_policy_mask: Tensor
+) -> Tensor:
     """log q(y) − log p(y) on the student's own tokens y, with the gradient of a policy whose advantage is its negative.
 
     Over draws y of q the mean is KL(q ‖ p), and so is the gradient's: ∇E = E[(log q − log p) ∇log q]. Williams 1992;
     Gu et al. 2023, 2306.08543, one step. On text of others it would be neither, so there it is 0. log_q: (N, V), labels
     and by_student: (N,). Returns (N,) nats, of either sign.
     """
-    chosen = pick(log_q, labels)
-    ratio = chosen.detach() - label_log_probs(teacher, labels)
-    return torch.where(by_student, ratio * (1 + chosen - chosen.detach()), 0.0)
+    label_logprobs = gather_label_logprobs(log_q, labels)
+    ratio = label_logprobs.detach() - teacher_label_logprobs(teacher, labels)
+    return torch.where(on_policy_mask, ratio * (1 + label_logprobs - label_logprobs.detach()), 0.0)
 
 
-def largest(teacher: Tensor | TopK, k: int) -> tuple[Tensor, Tensor]:
-    """(ids (N, k), log-probabilities (N, k)) of the k most probable tokens; fewer where a `TopK` holds fewer."""
-    if isinstance(teacher, TopK):
-        return teacher.ids[..., :k], teacher.log_probs[..., :k]
+def top_k_logprobs(teacher: Tensor | TopKTarget, k: int) -> tuple[Tensor, Tensor]:
+    """(ids (N, k), log-probabilities (N, k)) of the k most probable tokens; fewer where a `TopKTarget` holds fewer."""
+    if isinstance(teacher, TopKTarget):
+        return teacher.ids[..., :k], teacher.logprobs[..., :k]
     values, ids = teacher.topk(min(k, teacher.shape[-1]), dim=-1)
     return ids, values
 
 
-def draw(teacher: Tensor | Draws, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(ids, log-probabilities, weights), each (N, count), of tokens drawn with replacement; `Draws` stay as they are."""
-    if isinstance(teacher, Draws):
-        return teacher.ids, teacher.log_probs, teacher.weights
-    ids = torch.multinomial(teacher.exp(), count, replacement=True)
+def sample_tokens(teacher: Tensor | SampledTarget, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(ids, log-probabilities, weights), each (N, count), of tokens drawn with replacement; `SampledTarget` stay as they
+    are."""
+    if isinstance(teacher, SampledTarget):
+        return teacher.ids, teacher.logprobs, teacher.weights
+    ids = torch.multinomial(teacher.exp(), num_samples, replacement=True)
     log_probs = teacher.gather(-1, ids)
-    return ids, log_probs, torch.full_like(log_probs, 1 / count)
+    return ids, log_probs, torch.full_like(log_probs, 1 / num_samples)
 
 
-def label_log_probs(teacher: Tensor | Sparse | Foreign, labels: Tensor) -> Tensor:
+def teacher_label_logprobs(teacher: Tensor | SparseTarget | SpanTarget, labels: Tensor) -> Tensor:
     """The teacher's log-probabilities (N,) of the labels."""
-    return pick(teacher, labels) if isinstance(teacher, Tensor) else teacher.label_log_probs
+    return gather_label_logprobs(teacher, labels) if isinstance(teacher, Tensor) else teacher.label_logprobs
 
 
-def pick(log_probs: Tensor, labels: Tensor) -> Tensor:
+def gather_label_logprobs(logprobs: Tensor, labels: Tensor) -> Tensor:
     """log_probs (N, V) at labels (N,): (N,)."""
     if torch.compiler.is_compiling():
         # the gradient of a gather scatters into a tensor of zeros; a choice by number fuses with what stands around it
-        columns = torch.arange(log_probs.shape[-1], device=labels.device)
-        return torch.where(columns == labels.unsqueeze(-1), log_probs, 0.0).sum(-1)
-    return log_probs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+        columns = torch.arange(logprobs.shape[-1], device=labels.device)
+        return torch.where(columns == labels.unsqueeze(-1), logprobs, 0.0).sum(-1)
+    return logprobs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
 
 def _with_tail(log_probs: Tensor) -> Tensor:

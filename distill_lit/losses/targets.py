@@ -8,43 +8,44 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from distill_lit.losses.lm_head import Head
+from distill_lit.losses.lm_head import LMHead
 
-IGNORED = -100  # label of a position that is not supervised
+IGNORE_INDEX = -100  # label of a position that is not supervised
 
 
 class DenseTarget(NamedTuple):
     """Last hidden states (N, D) and the head that turns them into the whole distribution, a chunk at a time."""
 
-    hidden: Tensor
-    head: Head
+    hidden_states: Tensor
+    lm_head: LMHead
 
 
-class TopK(NamedTuple):
+class TopKTarget(NamedTuple):
     """The teacher's k most probable tokens at T = 1, in falling order, with their true log-probabilities: below 1 in sum.
 
     ids: (N, k) int64; log_probs: (N, k) nats; label_log_probs: (N,) nats of the supervised token, among the k or not.
     """
 
     ids: Tensor
-    log_probs: Tensor
-    label_log_probs: Tensor
+    logprobs: Tensor
+    label_logprobs: Tensor
 
 
-class Draws(NamedTuple):
+class SampledTarget(NamedTuple):
     """Tokens drawn from the teacher at T = 1: Σ weights · f(ids) estimates the mean of f under the teacher without bias.
 
     ids: (N, n) int64, may repeat; log_probs: (N, n) nats, the teacher's; weights: (N, n), for n plain draws 1/n, for
-    counted draws count/total, for draws from a proposal p/(proposal · total), 0 for filling; label_log_probs as in `TopK`.
+    counted draws count/total, for draws from a proposal p/(proposal · total), 0 for filling; label_log_probs as in
+    `TopKTarget`.
     """
 
     ids: Tensor
-    log_probs: Tensor
+    logprobs: Tensor
     weights: Tensor
-    label_log_probs: Tensor
+    label_logprobs: Tensor
 
 
-class Foreign(NamedTuple):
+class SpanTarget(NamedTuple):
     """What a teacher with another tokenizer says of N tokens of the student, on spans of bytes that both cut alike.
 
     logits: (N, V of the teacher), or None where no loss reads them; same: (N,) bool, whether both have read the same bytes
@@ -54,49 +55,49 @@ class Foreign(NamedTuple):
     """
 
     logits: Tensor | None
-    same: Tensor
-    size: Tensor
-    teacher_span: Tensor
-    student_span: Tensor
-    label_log_probs: Tensor
+    same_prefix: Tensor
+    span_length: Tensor
+    teacher_span_logprob: Tensor
+    student_span_logprob: Tensor
+    label_logprobs: Tensor
 
-    def rows(self, rows: slice) -> "Foreign":
+    def slice_tokens(self, rows: slice) -> "SpanTarget":
         """The same for some of its tokens."""
         logits = None if self.logits is None else self.logits[rows]
-        return Foreign(logits, *(part[rows] for part in self[1:]))
+        return SpanTarget(logits, *(part[rows] for part in self[1:]))
 
 
-class ForeignTarget(NamedTuple):
-    """`Foreign` for all tokens of a batch. hidden: (N, D) of the teacher where `same`, 0 elsewhere; spans: (N,) int64, the
-    number of each token's span, -1 for none."""
+class CrossTokenizerTarget(NamedTuple):
+    """`SpanTarget` for all tokens of a batch. hidden: (N, D) of the teacher where `same`, 0 elsewhere; spans: (N,) int64,
+    the number of each token's span, -1 for none."""
 
-    hidden: Tensor
-    head: Head
-    spans: Tensor
-    said: Foreign
+    hidden_states: Tensor
+    lm_head: LMHead
+    span_ids: Tensor
+    span_target: SpanTarget
 
-    def with_student(self, label_log_probs: Tensor) -> "ForeignTarget":
+    def with_student_logprobs(self, label_log_probs: Tensor) -> "CrossTokenizerTarget":
         """With the student's log-probabilities of its spans, from those (N,) of its tokens."""
-        inside = self.spans >= 0
-        total = torch.zeros(int(self.spans.max()) + 1 if len(self.spans) else 0, device=label_log_probs.device)
-        total = total.index_add(0, self.spans[inside], label_log_probs[inside].float())
-        student = torch.zeros_like(self.said.student_span)
-        student[inside] = total[self.spans[inside]]
-        return self._replace(said=self.said._replace(student_span=student))
+        inside = self.span_ids >= 0
+        total = torch.zeros(int(self.span_ids.max()) + 1 if len(self.span_ids) else 0, device=label_log_probs.device)
+        total = total.index_add(0, self.span_ids[inside], label_log_probs[inside].float())
+        student = torch.zeros_like(self.span_target.student_span_logprob)
+        student[inside] = total[self.span_ids[inside]]
+        return self._replace(span_target=self.span_target._replace(student_span_logprob=student))
 
 
-Sparse = TopK | Draws
-Target = DenseTarget | TopK | Draws | ForeignTarget
-AnySparse = TypeVar("AnySparse", bound=Sparse)
+SparseTarget = TopKTarget | SampledTarget
+TeacherTarget = DenseTarget | TopKTarget | SampledTarget | CrossTokenizerTarget
+SparseTargetT = TypeVar("SparseTargetT", bound=SparseTarget)
 
 
-def form_of(target: Target | Foreign | Tensor) -> str:
+def target_form(target: TeacherTarget | SpanTarget | Tensor) -> str:
     """`dense`, `top_k`, `draws` or `foreign`: the word that `Kind.targets` uses. A tensor is logits."""
-    if isinstance(target, (Foreign, ForeignTarget)):
+    if isinstance(target, (SpanTarget, CrossTokenizerTarget)):
         return "foreign"
-    return "top_k" if isinstance(target, TopK) else "draws" if isinstance(target, Draws) else "dense"
+    return "top_k" if isinstance(target, TopKTarget) else "draws" if isinstance(target, SampledTarget) else "dense"
 
 
-def rows_of(target: AnySparse, rows: slice) -> AnySparse:
+def slice_target(target: SparseTargetT, rows: slice) -> SparseTargetT:
     """The same target for some of its tokens."""
     return type(target)(*(part[rows] for part in target))

@@ -6,47 +6,52 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from distill_lit.models.pruning.architecture import attention_heads, head_width, key_value_heads, layer_list
+from distill_lit.models.pruning.architecture import (
+    get_decoder_layers,
+    get_head_dim,
+    get_num_attention_heads,
+    get_num_key_value_heads,
+)
 from distill_lit.utils.exceptions import UserError
 
-HIDDEN, ATTENTION, QUERIES, KEYS, VALUES = "hidden", "attention", "queries", "keys", "values"
+HIDDEN_STATES, ATTENTION, QUERIES, KEYS, VALUES = "hidden", "attention", "queries", "keys", "values"
 PROJECTIONS = {QUERIES: "q_proj", KEYS: "k_proj", VALUES: "v_proj"}
-FUSED = "c_attn"  # GPT-2's queries, keys and values, side by side
-Wanted = Mapping[str, set[int]]  # {what: numbers of layers}
-States = dict[tuple[str, int], Tensor]
+FUSED_QKV_MODULE = "c_attn"  # GPT-2's queries, keys and values, side by side
+LayersByKind = Mapping[str, set[int]]  # {what: numbers of layers}
+Activations = dict[tuple[str, int], Tensor]
 
 
-class Shape(NamedTuple):
+class ActivationDims(NamedTuple):
     """What a model's inner states look like: layers; channels of a hidden state; heads; channels of all queries, of all
     keys or values."""
 
     layers: int
-    hidden: int
+    hidden_size: int
     heads: int
-    queries: int
-    keys: int
+    query_size: int
+    key_value_size: int
     key_value_heads: int
 
 
-def shape_of(config: Any) -> Shape:
+def activation_dims(config: Any) -> ActivationDims:
     """The shape of a model with this transformers config."""
     text = config.get_text_config()
-    heads, groups, width = attention_heads(text), key_value_heads(text), head_width(text)
-    return Shape(text.num_hidden_layers, text.hidden_size, heads, heads * width, groups * width, groups)
+    heads, groups, width = get_num_attention_heads(text), get_num_key_value_heads(text), get_head_dim(text)
+    return ActivationDims(text.num_hidden_layers, text.hidden_size, heads, heads * width, groups * width, groups)
 
 
 @contextmanager
-def watching(model: Any, wanted: Wanted) -> Iterator[States]:
+def capture_activations(model: Any, layers_by_kind: LayersByKind) -> Iterator[Activations]:
     """Yields a dict that forward passes inside fill: {(what, layer): state}.
 
     hidden: (B, T, D), behind a layer, before the final norm; attention: (B, heads, T, T), eager attention only; queries,
     keys, values: (B, T, channels) before any norm or rotation. The states are part of the graph; nothing is copied.
     """
-    states: States = {}
-    layers = layer_list(model)[1] if any(wanted.values()) else nn.ModuleList()
+    states: Activations = {}
+    layers = get_decoder_layers(model)[1] if any(layers_by_kind.values()) else nn.ModuleList()
     handles = [
-        module.register_forward_hook(_keep(states, what, number, module_name))
-        for what, numbers in wanted.items()
+        module.register_forward_hook(_capture_hook(states, what, number, module_name))
+        for what, numbers in layers_by_kind.items()
         for number in sorted(numbers)
         for module_name, module in [_module(layers[number], what)]
     ]
@@ -57,26 +62,26 @@ def watching(model: Any, wanted: Wanted) -> Iterator[States]:
             handle.remove()
 
 
-def _keep(states: States, what: str, layer: int, module_name: str) -> Any:
+def _capture_hook(states: Activations, kind: str, layer: int, module_name: str) -> Any:
     def hook(_: Any, inputs: Any, output: Any) -> None:
-        if what == ATTENTION:
+        if kind == ATTENTION:
             output = output[1]
         elif isinstance(output, tuple):
             output = output[0]
-        if module_name == FUSED:
-            output = output.chunk(3, -1)[(QUERIES, KEYS, VALUES).index(what)]
-        states[what, layer] = output
+        if module_name == FUSED_QKV_MODULE:
+            output = output.chunk(3, -1)[(QUERIES, KEYS, VALUES).index(kind)]
+        states[kind, layer] = output
 
     return hook
 
 
-def _module(layer: nn.Module, what: str) -> tuple[str, nn.Module]:
+def _module(layer: nn.Module, kind: str) -> tuple[str, nn.Module]:
     """(last part of its name, module of a layer) whose output is, or holds, a state."""
-    if what == HIDDEN:
+    if kind == HIDDEN_STATES:
         return "", layer
-    ends = ("self_attn", "attn") if what == ATTENTION else (PROJECTIONS[what], FUSED)
+    ends = ("self_attn", "attn") if kind == ATTENTION else (PROJECTIONS[kind], FUSED_QKV_MODULE)
     for name, module in layer.named_modules():
         last = name.rsplit(".")[-1]
         if last in ends:
             return last, module
-    raise UserError(f"{type(layer).__name__}: no {' or '.join(ends)} was found in it, so its {what} cannot be compared")
+    raise UserError(f"{type(layer).__name__}: no {' or '.join(ends)} was found in it, so its {kind} cannot be compared")

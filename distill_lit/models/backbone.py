@@ -7,7 +7,7 @@ from torch import nn
 from distill_lit.utils.exceptions import UserError
 
 
-def body_of(model: Any) -> nn.Module:
+def get_backbone(model: Any) -> nn.Module:
     """The part of a causal language model that ends in the final norm: the decoder, where the model names one that holds
     its embeddings, else the part that does."""
     embeddings = model.get_input_embeddings()

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill_lit.models.packed_forward import Batch
+from distill_lit.models.packed_forward import PackedBatch
 from distill_lit.utils.exceptions import UserError
 
 
-def check_documents(model: Any, size: int) -> list[list[int]]:
+def dummy_documents(model: Any, size: int) -> list[list[int]]:
     """Three documents that nearly fill a row of `size` tokens, and one that does."""
     first, second = max(2, size // 8), size // 3
     sizes = [first, second, size - first - second - 1, size]
@@ -19,11 +19,11 @@ def check_documents(model: Any, size: int) -> list[list[int]]:
 
 def random_tokens(model: Any, count: int) -> Tensor:
     """Ids (count,) of tokens that stand for text, always the same for the same vocabulary."""
-    usual = usual_tokens(model)
+    usual = text_token_ids(model)
     return usual[torch.randint(len(usual), (count,), generator=torch.Generator().manual_seed(0))]
 
 
-def usual_tokens(model: Any) -> Tensor:
+def text_token_ids(model: Any) -> Tensor:
     """Ids of tokens that stand for text: an image's token would ask for an image, and padded rows may hold anything."""
     table = model.get_input_embeddings().weight
     count = min(len(table), int(model.config.get_text_config().vocab_size))
@@ -44,17 +44,17 @@ def _special_tokens(config: Any) -> Iterator[int]:
             yield from (n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int))
 
 
-def other_tokens(model: Any, text: list[int]) -> list[int]:
+def replace_every_token(model: Any, text: list[int]) -> list[int]:
     """A text of the same length that differs in every token, where the vocabulary has two."""
-    usual = usual_tokens(model).tolist()
+    usual = text_token_ids(model).tolist()
     place = {token: n for n, token in enumerate(usual)}
     return [usual[(place[token] + 1 + n) % len(usual)] for n, token in enumerate(text)]
 
 
-def rows_of(documents: list[list[int]], device: torch.device) -> Batch:
+def pack_dummy_documents(documents: list[list[int]], device: torch.device) -> PackedBatch:
     """Two rows: all documents but the last with some padding, and the last."""
     size = len(documents[-1])
-    batch: Batch = {n: torch.zeros(2, size, dtype=torch.int64) for n in ("input_ids", "document_ids", "position_ids")}
+    batch: PackedBatch = {n: torch.zeros(2, size, dtype=torch.int64) for n in ("input_ids", "document_ids", "position_ids")}
     for row, texts in enumerate((documents[:-1], documents[-1:])):
         start = 0
         for number, text in enumerate(texts, 1):
@@ -65,7 +65,7 @@ def rows_of(documents: list[list[int]], device: torch.device) -> Batch:
     return {name: value.to(device) for name, value in batch.items()}
 
 
-def by_document(batch: Batch, values: Tensor) -> list[Tensor]:
-    """The states of each document (tokens, …) of the batch that `rows_of` makes."""
+def split_by_document(batch: PackedBatch, values: Tensor) -> list[Tensor]:
+    """The states of each document (tokens, …) of the batch that `pack_dummy_documents` makes."""
     numbers = batch["document_ids"]
     return [values[row][numbers[row] == n] for row in range(2) for n in range(1, int(numbers[row].max()) + 1)]

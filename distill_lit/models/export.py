@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from distill_lit.models.loading import TOKENIZER_FILES
-from distill_lit.utils.files import write_text, writing_folder
+from distill_lit.utils.files import atomic_write_folder, write_text
 
-CARD = "README.md"
-RESULTS = "\n## Results\n"
+MODEL_CARD_FILENAME = "README.md"
+RESULTS_HEADING = "\n## Results\n"
 
 
 def export_student(model: Any, tokenizer_folder: Path, folder: Path, card: str, chat_template: str = "") -> None:
@@ -17,14 +17,14 @@ def export_student(model: Any, tokenizer_folder: Path, folder: Path, card: str, 
 
     chat_template: text of the one that takes the place of the tokenizer's; empty: its own stays.
     """
-    with writing_folder(folder) as temporary:
+    with atomic_write_folder(folder) as temporary:
         model.save_pretrained(temporary, safe_serialization=True)
         for name in (*TOKENIZER_FILES, "generation_config.json"):
             if (tokenizer_folder / name).is_file():
                 shutil.copy(tokenizer_folder / name, temporary / name)
         if chat_template:
             _set_template(temporary, chat_template)
-        (temporary / CARD).write_text(card, encoding="utf-8")
+        (temporary / MODEL_CARD_FILENAME).write_text(card, encoding="utf-8")
 
 
 def _set_template(folder: Path, template: str) -> None:
@@ -37,12 +37,12 @@ def _set_template(folder: Path, template: str) -> None:
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8", newline="")
 
 
-def model_card(title: str, base: str, recipe: str, facts: dict[str, str]) -> str:
+def model_card(title: str, base: str, recipe: str, details: dict[str, str]) -> str:
     """The first model card of a student: what it is and how it was made. `add_results` follows its evaluation.
 
     recipe: YAML of the resolved objective, data and training.
     """
-    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    rows = "\n".join(f"| {name} | {value} |" for name, value in details.items())
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -72,6 +72,6 @@ tokenizer = AutoTokenizer.from_pretrained("path/of/this/folder")
 
 def add_results(folder: Path, results: str) -> None:
     """Puts `results` (Markdown) at the end of the model card in `folder`, in place of earlier ones."""
-    card = folder / CARD
-    made = card.read_text(encoding="utf-8").split(RESULTS)[0].rstrip()
-    write_text(card, f"{made}\n{RESULTS}\n{results.strip()}\n")
+    card = folder / MODEL_CARD_FILENAME
+    made = card.read_text(encoding="utf-8").split(RESULTS_HEADING)[0].rstrip()
+    write_text(card, f"{made}\n{RESULTS_HEADING}\n{results.strip()}\n")

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from distill_lit.models.pruning.architecture import attention_heads, head_width, key_value_heads
+from distill_lit.models.pruning.architecture import get_head_dim, get_num_attention_heads, get_num_key_value_heads
 
 
 @dataclass(frozen=True)
-class Size:
+class ModelSize:
     """parameters: unique, tied weights once; embedding: tables of tokens and positions; head_products: weights that the
     head multiplies; layers: of the decoder;
     attention_width: Σ over layers of heads × head width, for the part of attention that grows with the context;
@@ -18,44 +18,44 @@ class Size:
 
     parameters: int
     embedding: int
-    head_products: int
+    lm_head_parameters: int
     attention_width: int
     layers: int
     is_tied: bool
-    cache_width: int
-    idle: int = 0
+    kv_cache_values_per_token: int
+    inactive_parameters: int = 0
 
     @property
     def non_embedding(self) -> int:
         """Parameters that are neither in tables of tokens or positions nor in the head."""
-        return self.parameters - self.embedding - (0 if self.is_tied else self.head_products)
+        return self.parameters - self.embedding - (0 if self.is_tied else self.lm_head_parameters)
 
     def flops_per_token(self, context: float = 0.0, *, head: bool = True) -> float:
         """Forward multiplications and additions for one token that sees `context` tokens: 2 per weight, and 4 per
         attention channel and token seen. Kaplan et al. 2020, 2001.08361 §2.1."""
-        weights = self.non_embedding - self.idle + (self.head_products if head else 0)
+        weights = self.non_embedding - self.inactive_parameters + (self.lm_head_parameters if head else 0)
         return 2.0 * weights + 4.0 * self.attention_width * context
 
 
-def size_of(model: Any) -> Size:
+def size_of(model: Any) -> ModelSize:
     """The size of a model, which may be on the meta device."""
     unique = {id(parameter): parameter for parameter in model.parameters()}
     table, output = model.get_input_embeddings().weight, model.get_output_embeddings()
     text = model.config.get_text_config()
-    heads, width = attention_heads(text), head_width(text)
-    return Size(
+    heads, width = get_num_attention_heads(text), get_head_dim(text)
+    return ModelSize(
         parameters=sum(parameter.numel() for parameter in unique.values()),
         embedding=sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding)),
-        head_products=output.weight.numel(),
+        lm_head_parameters=output.weight.numel(),
         attention_width=text.num_hidden_layers * heads * width,
         layers=text.num_hidden_layers,
-        cache_width=2 * text.num_hidden_layers * key_value_heads(text) * width,
+        kv_cache_values_per_token=2 * text.num_hidden_layers * get_num_key_value_heads(text) * width,
         is_tied=output.weight is table,
-        idle=_idle(model, text),
+        inactive_parameters=_inactive_parameters(model, text),
     )
 
 
-def _idle(model: Any, text: Any) -> int:
+def _inactive_parameters(model: Any, text: Any) -> int:
     """Parameters of the experts that are not chosen for a token."""
     names = ("num_local_experts", "num_experts", "n_routed_experts")
     count = next((n for name in names if (n := getattr(text, name, None))), 0)
@@ -65,7 +65,7 @@ def _idle(model: Any, text: Any) -> int:
     return int(experts * (count - text.num_experts_per_tok) // count)
 
 
-def size_from_config(config: Any) -> Size:
+def size_from_config(config: Any) -> ModelSize:
     """The size of a model that is never built: its config is enough."""
     from transformers import AutoModelForCausalLM
 

@@ -14,46 +14,51 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from distill_lit.models.dummy_inputs import random_tokens, usual_tokens
-from distill_lit.models.packed_forward import as_evaluated
-from distill_lit.models.packing_check import CANNOT, CHECKING, checked_size, distance, most_allowed
-from distill_lit.utils.exceptions import UserError, in_one_line
+from distill_lit.models.dummy_inputs import random_tokens, text_token_ids
+from distill_lit.models.packed_forward import uncompiled_eval_mode
+from distill_lit.models.packing_check import CHECK_LOCK, FORWARD_ERRORS, checked_size, max_relative_error, relative_error
+from distill_lit.utils.exceptions import UserError, one_line_message
 
 log = logging.getLogger(__name__)
 NEW_TOKENS = 3
-SHORT = 3  # tokens of the prompt that is padded
+SHORT_PROMPT_TOKENS = 3  # tokens of the prompt that is padded
 
 
-class Writing(NamedTuple):
+class GenerationMode(NamedTuple):
     """How a model writes. padded: prompts of unequal length side by side; cached: with a cache, not from the start each
     time."""
 
     padded: bool
-    cached: bool
+    use_cache: bool
 
 
-_writings: "WeakKeyDictionary[nn.Module, dict[int, Writing]]" = WeakKeyDictionary()
+_writings: "WeakKeyDictionary[nn.Module, dict[int, GenerationMode]]" = WeakKeyDictionary()
 
 
-def generation_check(model: Any, longest: int) -> Writing:
+def supported_generation_mode(model: Any, max_prompt_tokens: int) -> GenerationMode:
     """How a model may write after prompts of at most `longest` tokens. Remembered for this model.
 
     Raises UserError where it does not write what it reads, even one text at a time and without a cache.
     """
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
-    size = max(SHORT + 1, min(checked_size(model.config, longest), int(room) - NEW_TOKENS))
-    with CHECKING:
+    size = max(SHORT_PROMPT_TOKENS + 1, min(checked_size(model.config, max_prompt_tokens), int(room) - NEW_TOKENS))
+    with CHECK_LOCK:
         known = _writings.setdefault(model, {})
         if size not in known:
-            with as_evaluated(model):
+            with uncompiled_eval_mode(model):
                 known[size] = _choose(model, size)
         return known[size]
 
 
-def _choose(model: Any, size: int) -> Writing:
-    prompts = [part.tolist() for part in random_tokens(model, 2 * SHORT + size).split([SHORT, SHORT, size])]
+def _choose(model: Any, size: int) -> GenerationMode:
+    prompts = [
+        part.tolist()
+        for part in random_tokens(model, 2 * SHORT_PROMPT_TOKENS + size).split(
+            [SHORT_PROMPT_TOKENS, SHORT_PROMPT_TOKENS, size]
+        )
+    ]
     why = ""
-    for writing in (Writing(True, True), Writing(False, True), Writing(False, False)):
+    for writing in (GenerationMode(True, True), GenerationMode(False, True), GenerationMode(False, False)):
         problem = _problem(model, prompts, writing)
         if not problem:
             if why:
@@ -63,27 +68,27 @@ def _choose(model: Any, size: int) -> Writing:
     raise UserError(f"{type(model).__name__}: {problem}, so no text can be written with it")
 
 
-def _problem(model: Any, prompts: list[list[int]], writing: Writing) -> str:
+def _problem(model: Any, prompts: list[list[int]], writing: GenerationMode) -> str:
     """How what is written differs from what the plain model says of it, or nothing."""
     device = next(model.parameters()).device
     try:
         for batch in [prompts] if writing.padded else [prompts[:-1], prompts[-1:]]:
-            for prompt, written, logits in _write(model, batch, writing.cached):
+            for prompt, written, logits in _write(model, batch, writing.use_cache):
                 ids = torch.tensor([[*prompt, *written]], device=device)
                 plain = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
-                apart = distance(logits, plain.to(logits.dtype))
-                if not apart <= most_allowed(model):
-                    kind = "in a padded batch" if writing.padded else "with a cache" if writing.cached else "alone"
-                    return f"its logits while it writes {kind} are not those of the whole text (difference {apart:.2g})"
-    except CANNOT as error:
-        return f"it cannot write ({type(error).__name__}: {in_one_line(error)[:200]})"
+                deviation = relative_error(logits, plain.to(logits.dtype))
+                if not deviation <= max_relative_error(model):
+                    kind = "in a padded batch" if writing.padded else "with a cache" if writing.use_cache else "alone"
+                    return f"its logits while it writes {kind} are not those of the whole text (difference {deviation:.2g})"
+    except FORWARD_ERRORS as error:
+        return f"it cannot write ({type(error).__name__}: {one_line_message(error)[:200]})"
     return ""
 
 
-def _write(model: Any, prompts: list[list[int]], cached: bool) -> list[tuple[list[int], list[int], Tensor]]:
+def _write(model: Any, prompts: list[list[int]], use_cache: bool) -> list[tuple[list[int], list[int], Tensor]]:
     """[(prompt, what was written, logits (new tokens, V) that it was chosen from)]."""
     ids, mask = pad_left(prompts, 0, next(model.parameters()).device)
-    usual = set(usual_tokens(model).tolist())  # others may have no embedding
+    usual = set(text_token_ids(model).tolist())  # others may have no embedding
     unusual = [n for n in range(model.get_output_embeddings().weight.shape[0]) if n not in usual]
     settings = GenerationConfig(
         do_sample=False,
@@ -92,11 +97,11 @@ def _write(model: Any, prompts: list[list[int]], cached: bool) -> list[tuple[lis
         max_new_tokens=NEW_TOKENS,
         pad_token_id=0,
         suppress_tokens=unusual or None,
-        use_cache=cached,
+        use_cache=use_cache,
         return_dict_in_generate=True,
         output_logits=True,
     )
-    with own_settings_aside(model):
+    with without_model_generation_config(model):
         output = model.generate(ids, attention_mask=mask, generation_config=settings)
     logits = torch.stack(output.logits, 1).float()
     written = output.sequences[:, ids.shape[1] :].tolist()
@@ -104,7 +109,7 @@ def _write(model: Any, prompts: list[list[int]], cached: bool) -> list[tuple[lis
 
 
 @contextmanager
-def own_settings_aside(model: Any) -> Iterator[None]:
+def without_model_generation_config(model: Any) -> Iterator[None]:
     """Inside, a model's own generation_config fills no gap of the one that is given: no token is forced or forbidden."""
     own = model.generation_config
     model.generation_config = GenerationConfig()

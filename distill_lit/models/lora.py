@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from distill_lit.config import LoraConfig
-from distill_lit.utils.exceptions import UserError, in_one_line
+from distill_lit.utils.exceptions import UserError, one_line_message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,9 +24,13 @@ def check_lora(lora: LoraConfig) -> None:
     """Raises UserError for targets that make no sense, or without peft."""
     if not lora.rank:
         return
-    is_list = isinstance(lora.targets, list) and lora.targets and all(isinstance(name, str) for name in lora.targets)
-    if lora.targets != ALL_LINEAR and not is_list:
-        raise UserError(f"lora.targets: {lora.targets!r} is neither {ALL_LINEAR} nor a list of names such as q_proj")
+    is_list = (
+        isinstance(lora.target_modules, list)
+        and lora.target_modules
+        and all(isinstance(name, str) for name in lora.target_modules)
+    )
+    if lora.target_modules != ALL_LINEAR and not is_list:
+        raise UserError(f"lora.targets: {lora.target_modules!r} is neither {ALL_LINEAR} nor a list of names such as q_proj")
     if find_spec("peft") is None:
         raise UserError("lora: adapters need peft, which is not installed: pip install 'distill-lit[lora]'")
 
@@ -36,18 +40,26 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig) -> PreTrainedModel:
     import peft
 
     config = peft.LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets, task_type="CAUSAL_LM"
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
     )
     ends = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
     for name, module in model.named_modules():
-        if id(module) in ends and isinstance(lora.targets, list) and any(_ends(name, target) for target in lora.targets):
+        if (
+            id(module) in ends
+            and isinstance(lora.target_modules, list)
+            and any(_ends(name, target) for target in lora.target_modules)
+        ):
             raise UserError(f"lora.targets: {name} cannot have an adapter; the fused head reads its weights")
     try:
         peft.inject_adapter_in_model(config, model)
     except ValueError as error:
         if lora.dropout and "ParamWrapper" in str(error):
             raise UserError("lora.dropout: must be 0 where the experts of a layer share one weight, as here") from error
-        raise UserError(f"lora.targets: {in_one_line(error)}") from error
+        raise UserError(f"lora.targets: {one_line_message(error)}") from error
     return model.eval()
 
 
@@ -99,7 +111,7 @@ def _merged(module: Any) -> Any:
     return module.get_base_layer()
 
 
-def trained_share(model: PreTrainedModel) -> float:
+def trainable_fraction(model: PreTrainedModel) -> float:
     """Share of a model's parameters that training changes."""
     sizes = [(int(parameter.numel()), parameter.requires_grad) for parameter in model.parameters()]
     return float(sum(size for size, trained in sizes if trained) / sum(size for size, _ in sizes))

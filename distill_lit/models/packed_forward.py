@@ -14,24 +14,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distill_lit.models.backbone import body_of
+from distill_lit.models.backbone import get_backbone
 
-Batch = dict[str, Tensor]
-ONE_MASK, MASK_PER_KIND, POSITIONS = "one_mask", "mask_per_kind", "positions"  # several documents in a row
-PADDED, ALONE = "padded", "alone"  # one
-SLACK = {PADDED: 1.25, ALONE: 1.0}  # tokens of a group, its padding included, per real token
+PackedBatch = dict[str, Tensor]
+ONE_MASK, MASK_PER_LAYER_TYPE, POSITION_RESETS = "one_mask", "mask_per_kind", "positions"  # several documents in a row
+PADDED, UNPADDED = "padded", "alone"  # one
+MAX_PADDING_RATIO = {PADDED: 1.25, UNPADDED: 1.0}  # tokens of a group, its padding included, per real token
 
 
-class Part(NamedTuple):
+class ForwardPass(NamedTuple):
     """What a model's forward takes of a batch at a time. valid: (n, L) bool, not padding; places: rows and columns (N,) of
     its valid tokens in the packed batch, None where it is the batch itself."""
 
     inputs: dict[str, Any]
     valid: Tensor
-    places: tuple[Tensor, Tensor] | None = None
+    packed_indices: tuple[Tensor, Tensor] | None = None
 
 
-def attention_mask(document_ids: Tensor) -> Tensor:
+def block_causal_mask(document_ids: Tensor) -> Tensor:
     """Which positions see which: (B, 1, T, T) bool, True where query t (third) attends to key s (last).
 
     Within a document and not to the future. Padding (document 0) sees only itself, so no softmax is empty.
@@ -44,7 +44,7 @@ def attention_mask(document_ids: Tensor) -> Tensor:
     return ((same & past) | itself)[:, None]
 
 
-def split_batch(model: Any, batch: Batch, layout: str) -> list[Part]:
+def plan_forward_passes(model: Any, batch: PackedBatch, layout: str) -> list[ForwardPass]:
     """The forward passes that read a batch of packed rows in a layout.
 
     batch: `input_ids`, `position_ids`, `document_ids`, each (B, T). layout: `one_mask` for all layers; `mask_per_kind` of
@@ -52,41 +52,41 @@ def split_batch(model: Any, batch: Batch, layout: str) -> list[Part]:
     right; `alone`: documents of equal length together, so without padding.
     """
     ids, documents = batch["input_ids"], batch["document_ids"]
-    if layout in (ONE_MASK, MASK_PER_KIND, POSITIONS):
+    if layout in (ONE_MASK, MASK_PER_LAYER_TYPE, POSITION_RESETS):
         inputs: dict[str, Any] = {"input_ids": ids, "position_ids": batch["position_ids"]}
-        if layout != POSITIONS:
-            mask = attention_mask(documents)
-            masks = _by_kind(model, mask, batch["position_ids"]) if layout == MASK_PER_KIND else {"": mask}
-            added = {kind: as_attention_takes(model, mask) for kind, mask in masks.items()}
-            inputs["attention_mask"] = added if layout == MASK_PER_KIND else added[""]
-        return [Part(inputs, documents > 0)]
-    return [_part_of(ids, group) for group in _groups(_spans(documents), SLACK[layout])]
+        if layout != POSITION_RESETS:
+            mask = block_causal_mask(documents)
+            masks = _by_kind(model, mask, batch["position_ids"]) if layout == MASK_PER_LAYER_TYPE else {"": mask}
+            added = {kind: format_attention_mask(model, mask) for kind, mask in masks.items()}
+            inputs["attention_mask"] = added if layout == MASK_PER_LAYER_TYPE else added[""]
+        return [ForwardPass(inputs, documents > 0)]
+    return [_part_of(ids, group) for group in _groups(_spans(documents), MAX_PADDING_RATIO[layout])]
 
 
-def run_backbone(model: Any, part: Part) -> Tensor:
+def run_backbone(model: Any, forward_pass: ForwardPass) -> Tensor:
     """Hidden states (n, L, D) after the final norm, in the number format of the lm_head: some models keep them in float32
     beside weights in a short one."""
-    hidden: Tensor = body_of(model)(**part.inputs, use_cache=False).last_hidden_state
+    hidden: Tensor = get_backbone(model)(**forward_pass.inputs, use_cache=False).last_hidden_state
     return hidden.to(model.get_output_embeddings().weight.dtype)
 
 
-def gather(values: Sequence[Tensor], parts: Sequence[Part], shape: Sequence[int]) -> Tensor:
+def scatter_to_packed(values: Sequence[Tensor], passes: Sequence[ForwardPass], shape: Sequence[int]) -> Tensor:
     """States (n, L, D) of the parts of a batch as one tensor (B, T, D) of its `shape`; 0 in padding."""
-    if parts[0].places is None:
+    if passes[0].packed_indices is None:
         return values[0]
-    chosen = torch.cat([value[part.valid] for value, part in zip(values, parts, strict=True)])
-    rows, columns = (torch.cat([part.places[i] for part in parts if part.places]) for i in (0, 1))
-    return chosen.new_zeros(*shape, chosen.shape[-1]).index_put((rows, columns), chosen)
+    valid_values = torch.cat([value[part.valid] for value, part in zip(values, passes, strict=True)])
+    rows, columns = (torch.cat([part.packed_indices[i] for part in passes if part.packed_indices]) for i in (0, 1))
+    return valid_values.new_zeros(*shape, valid_values.shape[-1]).index_put((rows, columns), valid_values)
 
 
-def gather_maps(values: Sequence[Tensor], parts: Sequence[Part], shape: Sequence[int]) -> Tensor:
+def scatter_attention_maps(values: Sequence[Tensor], passes: Sequence[ForwardPass], shape: Sequence[int]) -> Tensor:
     """Attention maps (n, heads, L, L) of the parts of a batch as one tensor (B, heads, T, T); 0 between documents."""
-    if parts[0].places is None:
+    if passes[0].packed_indices is None:
         return values[0]
     whole = values[0].new_zeros(shape[0], values[0].shape[1], shape[1], shape[1])
-    for value, part in zip(values, parts, strict=True):
-        assert part.places is not None
-        rows, columns = part.places
+    for value, part in zip(values, passes, strict=True):
+        assert part.packed_indices is not None
+        rows, columns = part.packed_indices
         sizes, start = part.valid.sum(1).tolist(), 0
         for number, size in enumerate(sizes):
             here = columns[start : start + size]
@@ -95,7 +95,7 @@ def gather_maps(values: Sequence[Tensor], parts: Sequence[Part], shape: Sequence
     return whole
 
 
-def pad_right(texts: Sequence[Sequence[int]], device: torch.device) -> Batch:
+def pad_right(texts: Sequence[Sequence[int]], device: torch.device) -> PackedBatch:
     """Token sequences as a batch of one document a row."""
     longest = max(map(len, texts))
     documents = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in texts], device=device)
@@ -103,13 +103,13 @@ def pad_right(texts: Sequence[Sequence[int]], device: torch.device) -> Batch:
     return {"input_ids": ids, "document_ids": documents, "position_ids": (documents.cumsum(1) - 1) * documents}
 
 
-def masks_are_known(config: Any) -> bool:
+def has_maskable_layer_types(config: Any) -> bool:
     """Whether a config names the kind of every layer, and each kind is attention that a mask describes."""
     kinds = set(getattr(config.get_text_config(), "layer_types", None) or [])
     return bool(kinds) and kinds <= {"full_attention", "sliding_attention", "chunked_attention"}
 
 
-def local_window(config: Any, length: int) -> bool:
+def has_local_attention(config: Any, length: int) -> bool:
     """Whether some layer of a model with this config looks back on fewer tokens than `length`."""
     text = config.get_text_config()
     names = [n for n in text.to_dict() if re.search(r"window|chunk_size|local_attention", n) and "feed_forward" not in n]
@@ -117,7 +117,7 @@ def local_window(config: Any, length: int) -> bool:
     return any(isinstance(size, int) and not isinstance(size, bool) and 0 < size < length for size in sizes)
 
 
-def scales_with_length(config: Any) -> bool:
+def has_length_dependent_rope(config: Any) -> bool:
     """Whether rotary positions depend on the longest text of a batch, so that one of another length beside it is read
     otherwise."""
     rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
@@ -133,17 +133,17 @@ def _by_kind(model: Any, mask: Tensor, positions: Tensor) -> dict[str, Tensor]:
     """The mask (B, 1, T, T) of each kind of attention that the model's config names."""
     text = model.config.get_text_config()
     kinds = set(text.layer_types)
-    found = {"full_attention": mask}
+    masks = {"full_attention": mask}
     if "sliding_attention" in kinds:
         at = torch.arange(mask.shape[-1], device=mask.device)
-        found["sliding_attention"] = mask & (at[:, None] - at < text.sliding_window)
+        masks["sliding_attention"] = mask & (at[:, None] - at < text.sliding_window)
     if "chunked_attention" in kinds:
         chunk = positions // text.attention_chunk_size
-        found["chunked_attention"] = mask & (chunk[:, :, None] == chunk[:, None, :])[:, None]
-    return found
+        masks["chunked_attention"] = mask & (chunk[:, :, None] == chunk[:, None, :])[:, None]
+    return masks
 
 
-def as_attention_takes(model: Any, mask: Tensor) -> Tensor:
+def format_attention_mask(model: Any, mask: Tensor) -> Tensor:
     """A boolean mask as the model's attention takes it: eager attention adds it to the scores."""
     if model.config.get_text_config()._attn_implementation != "eager":
         return mask
@@ -164,12 +164,12 @@ def _spans(document_ids: Tensor) -> list[tuple[int, int, int]]:
     return sorted(found, key=lambda span: -span[2])
 
 
-def _groups(spans: list[tuple[int, int, int]], slack: float) -> Iterator[list[tuple[int, int, int]]]:
+def _groups(spans: list[tuple[int, int, int]], max_padding_ratio: float) -> Iterator[list[tuple[int, int, int]]]:
     """Documents that are read together: padded to the longest, they are at most `slack` times their tokens."""
     group: list[tuple[int, int, int]] = []
     tokens = 0
     for span in spans:
-        if group and group[0][2] * (len(group) + 1) > slack * (tokens + span[2]):
+        if group and group[0][2] * (len(group) + 1) > max_padding_ratio * (tokens + span[2]):
             yield group
             group, tokens = [], 0
         group.append(span)
@@ -178,7 +178,7 @@ def _groups(spans: list[tuple[int, int, int]], slack: float) -> Iterator[list[tu
         yield group
 
 
-def _part_of(ids: Tensor, spans: list[tuple[int, int, int]]) -> Part:
+def _part_of(ids: Tensor, spans: list[tuple[int, int, int]]) -> ForwardPass:
     device, longest = ids.device, spans[0][2]
     sizes = torch.tensor([size for _, _, size in spans], device=device)
     valid = torch.arange(longest, device=device) < sizes[:, None]
@@ -187,11 +187,11 @@ def _part_of(ids: Tensor, spans: list[tuple[int, int, int]]) -> Part:
     # what follows a document cannot be seen from it, and a mask or positions would be read otherwise by some models
     padded = torch.zeros(valid.shape, dtype=ids.dtype, device=device)
     padded[valid] = ids[rows, columns]
-    return Part({"input_ids": padded}, valid, (rows, columns))
+    return ForwardPass({"input_ids": padded}, valid, (rows, columns))
 
 
 @contextmanager
-def as_evaluated(model: nn.Module) -> Iterator[None]:
+def uncompiled_eval_mode(model: nn.Module) -> Iterator[None]:
     """Inside, a model computes what it computes when it is used: no dropout, no gradient, no autocast, nothing compiled."""
     modes = {module: module.training for module in model.modules()}
     compiled = {module: module._compiled_call_impl for module in modes if module._compiled_call_impl is not None}

@@ -13,140 +13,153 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from distill_lit.losses.lm_head import head_of
-from distill_lit.models.activations import HIDDEN, States, watching
-from distill_lit.models.backbone import body_of
-from distill_lit.models.dummy_inputs import by_document, check_documents, other_tokens, rows_of, usual_tokens
+from distill_lit.losses.lm_head import get_lm_head
+from distill_lit.models.activations import HIDDEN_STATES, Activations, capture_activations
+from distill_lit.models.backbone import get_backbone
+from distill_lit.models.dummy_inputs import (
+    dummy_documents,
+    pack_dummy_documents,
+    replace_every_token,
+    split_by_document,
+    text_token_ids,
+)
 from distill_lit.models.packed_forward import (
-    ALONE,
-    MASK_PER_KIND,
+    MASK_PER_LAYER_TYPE,
     ONE_MASK,
     PADDED,
-    POSITIONS,
-    Batch,
-    Part,
-    as_evaluated,
-    gather,
-    gather_maps,
-    local_window,
-    masks_are_known,
+    POSITION_RESETS,
+    UNPADDED,
+    ForwardPass,
+    PackedBatch,
+    has_length_dependent_rope,
+    has_local_attention,
+    has_maskable_layer_types,
     pad_right,
+    plan_forward_passes,
     run_backbone,
-    scales_with_length,
-    split_batch,
+    scatter_attention_maps,
+    scatter_to_packed,
+    uncompiled_eval_mode,
 )
-from distill_lit.models.pruning.architecture import layer_list
-from distill_lit.utils.exceptions import UserError, in_one_line
+from distill_lit.models.pruning.architecture import get_decoder_layers
+from distill_lit.utils.exceptions import UserError, one_line_message
 
 log = logging.getLogger(__name__)
 # whatever a model raises that cannot read what it is given
-CANNOT = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError)
+FORWARD_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError)
 # relative error of a hidden state from which two are not the same; of sums in another order it is a hundredth
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
-LOOSE_TOLERANCE = 0.15  # bfloat16, float16 and int8, of the mean over a document's tokens: one may choose other experts
-NOISE, FLOOR = 20, 0.2  # times what the length of a row alone changes; at least this share of the tolerance
-SHORTEST = 16  # tokens of a row that is checked
-CHECKING = threading.RLock()  # threads may share a model, and its hooks
+HIDDEN_STATE_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+LOW_PRECISION_HIDDEN_STATE_TOLERANCE = (
+    0.15  # bfloat16, float16 and int8, of the mean over a document's tokens: one may choose other experts
+)
+ROUNDING_NOISE_MULTIPLE, MIN_TOLERANCE_FRACTION = (
+    20,
+    0.2,
+)  # times what the length of a row alone changes; at least this share of the tolerance
+MIN_CHECKED_TOKENS = 16  # tokens of a row that is checked
+CHECK_LOCK = threading.RLock()  # threads may share a model, and its hooks
 
 
-class Reading(NamedTuple):
+class LayoutChoice(NamedTuple):
     """How a model reads packed rows. why: what kept it from a faster layout, empty for the first."""
 
     layout: str
-    why: str = ""
+    fallback_reason: str = ""
 
 
-_readings: "WeakKeyDictionary[nn.Module, dict[tuple[int, str, bool], Reading]]" = WeakKeyDictionary()
+_readings: "WeakKeyDictionary[nn.Module, dict[tuple[int, str, bool], LayoutChoice]]" = WeakKeyDictionary()
 
 
-def last_hidden(model: Any, batch: Batch, states: States | None = None) -> Tensor:
+def last_hidden_state(model: Any, batch: PackedBatch, activations: Activations | None = None) -> Tensor:
     """Hidden states (B, T, D) after the final norm, each document as if it were alone.
 
     batch: `input_ids`, `position_ids`, `document_ids`, each (B, T). states: what hooks note during a forward pass, brought
     into the shape of the batch. Raises UserError for a model that cannot read documents side by side.
     """
-    return _read(model, batch, self_check(model, batch["input_ids"].shape[1]).layout, states)
+    return _forward_in_layout(model, batch, choose_layout(model, batch["input_ids"].shape[1]).layout, activations)
 
 
-def model_batches(model: Any, batches: list[Batch]) -> list[Batch]:
+def unpacked_model_inputs(model: Any, batches: list[PackedBatch]) -> list[PackedBatch]:
     """Packed batches as a model's own inputs, each with `valid` (n, L) bool: not padding."""
     return [
         {**part.inputs, "valid": part.valid}
         for batch in batches
-        for part in split_batch(model, batch, self_check(model, batch["input_ids"].shape[1]).layout)
+        for part in plan_forward_passes(model, batch, choose_layout(model, batch["input_ids"].shape[1]).layout)
     ]
 
 
-def read_texts(model: Any, texts: list[list[int]]) -> list[Tensor]:
+def hidden_states_of_texts(model: Any, texts: list[list[int]]) -> list[Tensor]:
     """Last hidden states (tokens, D) of token sequences that are read side by side, one a row."""
     batch = pad_right(texts, next(model.parameters()).device)
-    hidden = _read(model, batch, self_check(model, batch["input_ids"].shape[1], is_packed=False).layout)
+    hidden = _forward_in_layout(model, batch, choose_layout(model, batch["input_ids"].shape[1], is_packed=False).layout)
     return [row[: len(text)] for row, text in zip(hidden, texts, strict=True)]
 
 
-def self_check(model: Any, length: int, is_packed: bool = True) -> Reading:
+def choose_layout(model: Any, length: int, is_packed: bool = True) -> LayoutChoice:
     """How a model reads rows of `length` tokens; is_packed: of several documents. Remembered for this model.
 
     Raises UserError where no layout gives what the plain model gives, naming the first layer that differs.
     """
     size = checked_size(model.config, length)
     key = size, str(model.config.get_text_config()._attn_implementation), is_packed
-    with CHECKING:
+    with CHECK_LOCK:
         known = _readings.setdefault(model, {})
         if key not in known:
-            with as_evaluated(model):
-                known[key] = _choose(model, size, is_packed)
-            if is_packed and known[key].layout in (PADDED, ALONE):
-                log.warning("%s; every document is read in a row of its own, which takes longer", known[key].why)
+            with uncompiled_eval_mode(model):
+                known[key] = _compare_layouts(model, size, is_packed)
+            if is_packed and known[key].layout in (PADDED, UNPADDED):
+                log.warning(
+                    "%s; every document is read in a row of its own, which takes longer", known[key].fallback_reason
+                )
         return known[key]
 
 
 def checked_size(config: Any, length: int) -> int:
     """The next power of two, so that rows of any length ask for few checks; at most the model's positions."""
-    size = max(SHORTEST, 1 << (length - 1).bit_length())
+    size = max(MIN_CHECKED_TOKENS, 1 << (length - 1).bit_length())
     most = getattr(config.get_text_config(), "max_position_embeddings", None) or size
     return min(size, max(int(most), length))
 
 
-def _choose(model: Any, size: int, is_packed: bool) -> Reading:
-    name, why = type(model).__name__, ""
-    documents = check_documents(model, size)
-    alone = [_plainly(model, text) for text in documents]
-    _check_lm_head(model, documents[0], alone[0])
-    tolerance = _tolerance(model, documents[1], alone[1])
-    alone_or_padded = [ALONE] if scales_with_length(model.config) else [PADDED, ALONE]
+def _compare_layouts(model: Any, size: int, is_packed: bool) -> LayoutChoice:
+    name, fallback_reason = type(model).__name__, ""
+    documents = dummy_documents(model, size)
+    reference = [_plain_last_hidden_state(model, text) for text in documents]
+    _check_lm_head(model, documents[0], reference[0])
+    tolerance = _tolerance(model, documents[1], reference[1])
+    alone_or_padded = [UNPADDED] if has_length_dependent_rope(model.config) else [PADDED, UNPADDED]
     for layout in [*(_packing(model.config, size) if is_packed else []), *alone_or_padded]:
-        problem = _problem(model, documents, alone, layout, tolerance)
+        problem = _layout_problem(model, documents, reference, layout, tolerance)
         if not problem and layout not in alone_or_padded and _leaks(model, documents, layout):
             problem = "in one row, documents change those after them"
         if not problem:
-            return Reading(layout, why)
-        why = why or f"{name}: {problem}"
-    raise UserError(f"{why}; it cannot be distilled here")
+            return LayoutChoice(layout, fallback_reason)
+        fallback_reason = fallback_reason or f"{name}: {problem}"
+    raise UserError(f"{fallback_reason}; it cannot be distilled here")
 
 
 def _packing(config: Any, size: int) -> list[str]:
     """The layouts with several documents in a row that may suit a model. One mask would hide a window that the check's
     tokens hardly use."""
     return [
-        *([] if local_window(config, size) else [ONE_MASK]),
-        *([MASK_PER_KIND] if masks_are_known(config) else []),
-        POSITIONS,
+        *([] if has_local_attention(config, size) else [ONE_MASK]),
+        *([MASK_PER_LAYER_TYPE] if has_maskable_layer_types(config) else []),
+        POSITION_RESETS,
     ]
 
 
-def _problem(model: Any, documents: list[list[int]], alone: list[Tensor], layout: str, tolerance: float) -> str:
+def _layout_problem(model: Any, documents: list[list[int]], alone: list[Tensor], layout: str, tolerance: float) -> str:
     """How a layout fails to give the hidden states of documents alone, or nothing."""
-    batch = rows_of(documents, next(model.parameters()).device)
+    batch = pack_dummy_documents(documents, next(model.parameters()).device)
     try:
-        found = by_document(batch, _read(model, batch, layout))
-    except CANNOT as error:
-        return f"it cannot be read so ({type(error).__name__}: {in_one_line(error)[:200]})"
-    apart = max(distance(mine, other) for mine, other in zip(found, alone, strict=True))
-    if apart <= tolerance:  # NaN is no agreement
+        actual = split_by_document(batch, _forward_in_layout(model, batch, layout))
+    except FORWARD_ERRORS as error:
+        return f"it cannot be read so ({type(error).__name__}: {one_line_message(error)[:200]})"
+    deviation = max(relative_error(actual_document, other) for actual_document, other in zip(actual, alone, strict=True))
+    if deviation <= tolerance:  # NaN is no agreement
         return ""
     layer = _first_layer_apart(model, documents, batch, layout, tolerance)
-    return f"documents in one row are not read as alone, from {layer} on (relative difference {apart:.2g})"
+    return f"documents in one row are not read as alone, from {layer} on (relative difference {deviation:.2g})"
 
 
 def _leaks(model: Any, documents: list[list[int]], layout: str) -> bool:
@@ -156,42 +169,43 @@ def _leaks(model: Any, documents: list[list[int]], layout: str) -> bool:
     otherwise with other company.
     """
     dtype, device = next(model.parameters()).dtype, next(model.parameters()).device
-    if most_allowed(model) == TOLERANCE.get(dtype):
+    if max_relative_error(model) == HIDDEN_STATE_TOLERANCE.get(dtype):
         return False
     first, second = documents[0], documents[1]
-    others = [other_tokens(model, text) for text in (first, second)]
+    others = [replace_every_token(model, text) for text in (first, second)]
     read = [
-        by_document(b, _read(model, b, layout)) for b in (rows_of([t, *documents[1:]], device) for t in (first, others[0]))
+        split_by_document(b, _forward_in_layout(model, b, layout))
+        for b in (pack_dummy_documents([t, *documents[1:]], device) for t in (first, others[0]))
     ]
     company = [
-        run_backbone(model, Part({"input_ids": torch.tensor([second, beside], device=device)}, torch.ones(0)))[0]
+        run_backbone(model, ForwardPass({"input_ids": torch.tensor([second, beside], device=device)}, torch.ones(0)))[0]
         for beside in (second[::-1], others[1])
     ]
-    apart = max(distance(mine, other) for mine, other in zip(read[0][1:], read[1][1:], strict=True))
-    return not apart <= 2 * distance(*company)
+    deviation = max(relative_error(first_read, other) for first_read, other in zip(read[0][1:], read[1][1:], strict=True))
+    return not deviation <= 2 * relative_error(*company)
 
 
-def _read(model: Any, batch: Batch, layout: str, states: States | None = None) -> Tensor:
-    """As `last_hidden`, in a layout."""
-    parts, hidden, noted = split_batch(model, batch, layout), [], []
+def _forward_in_layout(model: Any, batch: PackedBatch, layout: str, states: Activations | None = None) -> Tensor:
+    """As `last_hidden_state`, in a layout."""
+    parts, hidden, captured = plan_forward_passes(model, batch, layout), [], []
     for part in parts:
         hidden.append(run_backbone(model, part))
-        noted.append(dict(states or {}))
+        captured.append(dict(states or {}))
     if states is not None:
-        for name, value in noted[0].items():
-            join = gather_maps if value.ndim == 4 else gather
-            states[name] = join([values[name] for values in noted], parts, batch["input_ids"].shape)
-    return gather(hidden, parts, batch["input_ids"].shape)
+        for name, value in captured[0].items():
+            join = scatter_attention_maps if value.ndim == 4 else scatter_to_packed
+            states[name] = join([values[name] for values in captured], parts, batch["input_ids"].shape)
+    return scatter_to_packed(hidden, parts, batch["input_ids"].shape)
 
 
-def _plainly(model: Any, text: list[int]) -> Tensor:
+def _plain_last_hidden_state(model: Any, text: list[int]) -> Tensor:
     """The last hidden states (T, D) of a document that the plain model reads. Raises UserError where it cannot."""
     name, found = type(model).__name__, []
-    hook = body_of(model).register_forward_hook(lambda _, __, output: found.append(output.last_hidden_state))
+    hook = get_backbone(model).register_forward_hook(lambda _, __, output: found.append(output.last_hidden_state))
     try:
-        _read_plainly(model, torch.tensor([text], device=next(model.parameters()).device))
-    except CANNOT as error:
-        reason = f"{type(error).__name__}: {in_one_line(error)[:200]}"
+        _plain_forward(model, torch.tensor([text], device=next(model.parameters()).device))
+    except FORWARD_ERRORS as error:
+        reason = f"{type(error).__name__}: {one_line_message(error)[:200]}"
         raise UserError(f"{name} cannot read {len(text)} tokens ({reason})") from error
     finally:
         hook.remove()
@@ -205,11 +219,13 @@ def _plainly(model: Any, text: list[int]) -> Tensor:
 
 def _check_lm_head(model: Any, text: list[int], hidden: Tensor) -> None:
     """Raises UserError unless the lm_head alone makes the model's own logits of these hidden states (T, D)."""
-    head = head_of(model, model.get_output_embeddings().weight.shape[0])
-    theirs = _read_plainly(model, torch.tensor([text], device=hidden.device)).logits[0]
-    usual, width = usual_tokens(model), head.weight.shape[1]
-    ours = head.finish(head.project(hidden)) if width == hidden.shape[1] else hidden
-    is_same = ours.shape == theirs.shape and distance(ours[:, usual], theirs[:, usual]) <= FLOOR * most_allowed(model)
+    head = get_lm_head(model, model.get_output_embeddings().weight.shape[0])
+    theirs = _plain_forward(model, torch.tensor([text], device=hidden.device)).logits[0]
+    usual, width = text_token_ids(model), head.weight.shape[1]
+    ours = head.scale_and_cap(head.project(hidden)) if width == hidden.shape[1] else hidden
+    is_same = ours.shape == theirs.shape and relative_error(
+        ours[:, usual], theirs[:, usual]
+    ) <= MIN_TOLERANCE_FRACTION * max_relative_error(model)
     if not is_same:
         name = type(model).__name__
         raise UserError(f"{name}: its logits are not lm_head and last hidden states alone, so it cannot be distilled here")
@@ -219,48 +235,48 @@ def _tolerance(model: Any, text: list[int], alone: Tensor) -> float:
     """The difference from which hidden states are not the same: some times the difference that rows of another length make
     by rounding. Raises UserError for a model in which later tokens change earlier ones."""
     half = len(text) // 2
-    most = most_allowed(model)
-    noise = distance(_plainly(model, text[:half]), alone[:half])
+    most = max_relative_error(model)
+    noise = relative_error(_plain_last_hidden_state(model, text[:half]), alone[:half])
     if not noise <= most:
         raise UserError(
             f"{type(model).__name__}: later tokens change what it makes of earlier ones (relative difference {noise:.2g}), "
             "so it is no causal language model as it is configured"
         )
-    return min(most, max(most * FLOOR, NOISE * noise))
+    return min(most, max(most * MIN_TOLERANCE_FRACTION, ROUNDING_NOISE_MULTIPLE * noise))
 
 
-def most_allowed(model: Any) -> float:
+def max_relative_error(model: Any) -> float:
     if getattr(model.config, "quantization_config", None) is not None:
-        return LOOSE_TOLERANCE
-    return TOLERANCE.get(next(model.parameters()).dtype, LOOSE_TOLERANCE)
+        return LOW_PRECISION_HIDDEN_STATE_TOLERANCE
+    return HIDDEN_STATE_TOLERANCE.get(next(model.parameters()).dtype, LOW_PRECISION_HIDDEN_STATE_TOLERANCE)
 
 
-def distance(found: Tensor, expected: Tensor) -> float:
+def relative_error(actual: Tensor, expected: Tensor) -> float:
     """Relative error of hidden states (T, D): of the worst token, or of the mean in short number formats."""
-    wide = found.dtype if found.dtype == torch.float64 else torch.float32
-    error = (found.to(wide) - expected.to(wide)).norm(dim=-1) / expected.to(wide).norm(dim=-1).clamp(min=1e-30)
-    return float(error.max() if found.dtype in TOLERANCE else error.mean())
+    wide = actual.dtype if actual.dtype == torch.float64 else torch.float32
+    error = (actual.to(wide) - expected.to(wide)).norm(dim=-1) / expected.to(wide).norm(dim=-1).clamp(min=1e-30)
+    return float(error.max() if actual.dtype in HIDDEN_STATE_TOLERANCE else error.mean())
 
 
-def _first_layer_apart(model: Any, documents: list[list[int]], batch: Batch, layout: str, tolerance: float) -> str:
+def _first_layer_apart(model: Any, documents: list[list[int]], batch: PackedBatch, layout: str, tolerance: float) -> str:
     """The first layer whose outputs differ: its number and its class."""
     try:
-        layers = layer_list(model)[1]
-        wanted, plain = {HIDDEN: set(range(len(layers)))}, []
-        with watching(model, wanted) as packed:
-            _read(model, batch, layout, packed)
+        layers = get_decoder_layers(model)[1]
+        layers_by_kind, plain = {HIDDEN_STATES: set(range(len(layers)))}, []
+        with capture_activations(model, layers_by_kind) as packed:
+            _forward_in_layout(model, batch, layout, packed)
         for text in documents:
-            with watching(model, wanted) as states:
-                _read_plainly(model, torch.tensor([text], device=batch["input_ids"].device))
+            with capture_activations(model, layers_by_kind) as states:
+                _plain_forward(model, torch.tensor([text], device=batch["input_ids"].device))
             plain.append(states)
         for number, layer in enumerate(layers):
-            pairs = zip(by_document(batch, packed[HIDDEN, number]), plain, strict=True)
-            if not max(distance(mine, states[HIDDEN, number][0]) for mine, states in pairs) <= tolerance:
+            pairs = zip(split_by_document(batch, packed[HIDDEN_STATES, number]), plain, strict=True)
+            if not max(relative_error(mine, states[HIDDEN_STATES, number][0]) for mine, states in pairs) <= tolerance:
                 return f"layer {number} ({type(layer).__name__})"
-    except (UserError, *CANNOT):
+    except (UserError, *FORWARD_ERRORS):
         return "a layer that cannot be told"
     return "what follows the last layer"
 
 
-def _read_plainly(model: Any, ids: Tensor) -> Any:
+def _plain_forward(model: Any, ids: Tensor) -> Any:
     return model(input_ids=ids, use_cache=False)

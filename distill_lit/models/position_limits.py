@@ -6,19 +6,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from distill_lit.models.backbone import body_of
+from distill_lit.models.backbone import get_backbone
 from distill_lit.utils.exceptions import UserError
 
 _known: dict[tuple[type, int], int | None] = {}
 
 
-def check_row_length(key: str, name: str, config: Any, length: int) -> None:
+def check_row_length(key: str, name: str, config: Any, sequence_length: int) -> None:
     """Raises UserError, naming the knob `key` and the model `name`, when rows of `length` tokens are longer than the
     positions of a model with this transformers config."""
     limit = position_limit(config)
-    if limit is not None and length > limit:
+    if limit is not None and sequence_length > limit:
         raise UserError(
-            f"{key}: {length} exceeds the {limit} positions of {name} ({config.model_type}); give at most {limit}"
+            f"{key}: {sequence_length} exceeds the {limit} positions of {name} ({config.model_type}); give at most {limit}"
         )
 
 
@@ -40,7 +40,7 @@ def _has_table(config: Any, length: int) -> bool:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        backbone = body_of(AutoModelForCausalLM.from_config(config))
+        backbone = get_backbone(AutoModelForCausalLM.from_config(config))
     names = [name.rsplit(".")[-1] for name, module in backbone.named_modules() if isinstance(module, nn.Embedding)]
     tables = [table for name, table in backbone.named_buffers() if not name.endswith("inv_freq")]
     return any(re.search(r"pos|wpe", name) for name in names) or any(length in table.shape for table in tables)

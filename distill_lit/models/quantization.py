@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from distill_lit.models.export import export_student
-from distill_lit.models.loading import check_folder, own_config
+from distill_lit.models.loading import check_model_folder, config_for_loading
 from distill_lit.utils.exceptions import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # in the identity of a cell, so that another recipe is another model
-INT8 = "torchao: int8 weights per output channel, int8 activations per token, head and embeddings as they were"
+INT8_RECIPE = "torchao: int8 weights per output channel, int8 activations per token, head and embeddings as they were"
 
 
 def check_int8() -> None:
@@ -23,7 +23,7 @@ def check_int8() -> None:
         raise UserError("baselines: teacher_int8 needs torchao; pip install 'distill-lit[int8]'")
 
 
-def quantise(folder: Path, target: Path) -> "PreTrainedModel":
+def quantize_int8(folder: Path, target: Path) -> "PreTrainedModel":
     """Writes the model in `folder` to `target` with the linear layers in int8, scaled per token while it runs, and returns
     it.
 
@@ -33,22 +33,22 @@ def quantise(folder: Path, target: Path) -> "PreTrainedModel":
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig
     from transformers import AutoModelForCausalLM, TorchAoConfig
 
-    check_folder(folder)
+    check_model_folder(folder)
     model = AutoModelForCausalLM.from_pretrained(
         folder,
-        config=own_config(folder),
+        config=config_for_loading(folder),
         dtype=torch.float32,
         quantization_config=TorchAoConfig(Int8DynamicActivationInt8WeightConfig()),
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,
     )
-    export_student(model, folder, target, f"# int8\n\n{INT8}\n")
+    export_student(model, folder, target, f"# int8\n\n{INT8_RECIPE}\n")
     quantised: PreTrainedModel = model.eval()
     return quantised
 
 
-def is_quantised(model: torch.nn.Module) -> bool:
+def is_quantized(model: torch.nn.Module) -> bool:
     """Whether weights are kept in fewer bits than they are computed with: rounding then jumps, and small differences
     in the order of sums do not stay small."""
     return getattr(getattr(model, "config", None), "quantization_config", None) is not None

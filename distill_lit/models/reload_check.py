@@ -20,23 +20,23 @@ from torch import Tensor
 
 from distill_lit.models.dummy_inputs import random_tokens
 from distill_lit.models.export import export_student
-from distill_lit.models.loading import may_run_code
+from distill_lit.models.loading import is_remote_code_allowed
 from distill_lit.models.lora import is_adapted, merge_adapters
-from distill_lit.models.quantization import is_quantised
+from distill_lit.models.quantization import is_quantized
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root, fingerprint, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TOKENS = 48
-DECIDING = ("torch", "transformers", "safetensors", "peft", "torchao")  # another version is another export
-WITHIN = 1e-4  # of the largest logit: sums of float32 in another order
-WITHIN_LOW = 3e-2  # where weights or products have 8 or 16 bits, whose rounding jumps
+RELOAD_CHECK_TOKENS = 48
+EXPORT_PACKAGES = ("torch", "transformers", "safetensors", "peft", "torchao")  # another version is another export
+RELOAD_LOGIT_TOLERANCE = 1e-4  # of the largest logit: sums of float32 in another order
+RELOAD_LOGIT_TOLERANCE_LOW_PRECISION = 3e-2  # where weights or products have 8 or 16 bits, whose rounding jumps
 
 # Runs with `python -I` and the path of this process less this suite, of which nothing is imported. Requests are lines of
 # JSON; what libraries print goes to stderr. It ends with its standard input, or when nobody asks for five minutes.
-READER = """
+RELOAD_SCRIPT = """
 import json, os, signal, sys
 answers = os.fdopen(os.dup(1), "w", buffering=1)
 os.dup2(2, 1)
@@ -74,7 +74,7 @@ for line in iter(sys.stdin.readline, ""):
 """
 
 
-class Reader:
+class ReloadProcess:
     """The other process: started when first needed, and again if it has ended."""
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class Reader:
         path = [place for place in sys.path if place and not (Path(place) / "distill_lit").is_dir()]
         self._errors, self._owner = tempfile.TemporaryFile("w+"), os.getpid()  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-c", READER, json.dumps(path)],
+            [sys.executable, "-I", "-c", RELOAD_SCRIPT, json.dumps(path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -98,7 +98,7 @@ class Reader:
             env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
         )
 
-    def ask(self, **request: Any) -> dict[str, Any]:
+    def request(self, **request: Any) -> dict[str, Any]:
         """What it says of a folder; {"error": …} where it could not say anything."""
         self.start()
         process, errors = self._process, self._errors
@@ -122,12 +122,12 @@ class Reader:
             process.wait()
 
 
-READER_PROCESS = Reader()
+RELOAD_PROCESS = ReloadProcess()
 
 
-def probe(model: PreTrainedModel) -> Tensor:
+def probe_input_ids(model: PreTrainedModel) -> Tensor:
     """Token ids (1, T) of every part of a model's vocabulary."""
-    return random_tokens(model, TOKENS)[None]
+    return random_tokens(model, RELOAD_CHECK_TOKENS)[None]
 
 
 @torch.no_grad()
@@ -135,65 +135,72 @@ def logits_on(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """What a model says of token ids (1, T), as it is used: (1, T, V) in float32, on the CPU. It is left as it was."""
     was_training = model.training
     device = next(model.parameters()).device
-    said: Tensor = model.eval()(input_ids=ids.to(device), use_cache=False).logits.float().cpu()
+    logits: Tensor = model.eval()(input_ids=ids.to(device), use_cache=False).logits.float().cpu()
     model.train(was_training)
-    return said
+    return logits
 
 
-def check_reloads(model: Any, folder: Path, ids: Tensor, said: Tensor, code: bool = False) -> None:
+def check_reloads(model: Any, folder: Path, ids: Tensor, expected_logits: Tensor, trust_remote_code: bool = False) -> None:
     """Raises UserError unless plain transformers, in another process, opens `folder` and says `said` (1, T, V) of `ids`.
 
     model: whose number formats decide how near; code: whether the folder may run code of its own.
     """
     from safetensors.torch import save_file
 
-    with tempfile.TemporaryDirectory() as place:
-        save_file({"input_ids": ids.contiguous(), "logits": said.contiguous()}, Path(place) / "said.safetensors")
-        told = READER_PROCESS.ask(
-            folder=str(folder), logits=str(Path(place) / "said.safetensors"), code=code, threads=torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as scratch:
+        save_file(
+            {"input_ids": ids.contiguous(), "logits": expected_logits.contiguous()}, Path(scratch) / "said.safetensors"
         )
-    largest = float(said.abs().max())
-    near = WITHIN if _is_single(model) else WITHIN_LOW
-    if told.get("error"):
-        raise UserError(f"export: transformers does not open what was written: {told['error']}")
-    if lost := [*told["missing"], *told["unexpected"]]:
-        where = "are missing from" if told["missing"] else "have no place in"
+        response = RELOAD_PROCESS.request(
+            folder=str(folder),
+            logits=str(Path(scratch) / "said.safetensors"),
+            code=trust_remote_code,
+            threads=torch.get_num_threads(),
+        )
+    largest = float(expected_logits.abs().max())
+    tolerance = RELOAD_LOGIT_TOLERANCE if _is_single(model) else RELOAD_LOGIT_TOLERANCE_LOW_PRECISION
+    if response.get("error"):
+        raise UserError(f"export: transformers does not open what was written: {response['error']}")
+    if lost := [*response["missing"], *response["unexpected"]]:
+        where = "are missing from" if response["missing"] else "have no place in"
         raise UserError(f"export: weights such as {lost[0]} {where} the exported model")
-    if not told["difference"] <= near * max(largest, 1.0):  # NaN is no agreement
+    if not response["difference"] <= tolerance * max(largest, 1.0):  # NaN is no agreement
         raise UserError(
-            f"export: opened by transformers, the model says something else: logits differ by {told['difference']:.2g} "
+            f"export: opened by transformers, the model says something else: logits differ by {response['difference']:.2g} "
             f"(the largest is {largest:.2g}); its architecture cannot be saved with these changes"
         )
 
 
-def check_exports(student: PreTrainedModel, tokenizer_folder: Path, place: Path, shape: Any) -> None:
+def check_exports(student: PreTrainedModel, tokenizer_folder: Path, scratch_folder: Path, student_config: Any) -> None:
     """Raises UserError unless a student, before its first step, can be exported: adapters that are no longer 0 are merged,
     the folder is opened elsewhere, and logits on one batch are compared.
 
     place: a folder to export into and remove. shape: the student's config. Once on a machine for each kind of student: its
     architecture, shapes, config, tokenizer files and the versions of the libraries count, its weights do not.
     """
-    memory = cache_root() / "exports" / f"{_kind(student, tokenizer_folder, shape)}.json"
+    memory = cache_root() / "exports" / f"{_export_check_key(student, tokenizer_folder, student_config)}.json"
     if memory.is_file():
         return
-    READER_PROCESS.start()
-    ids, trained = probe(student), student
+    RELOAD_PROCESS.start()
+    ids, trained = probe_input_ids(student), student
     if is_adapted(student):
         trained = _as_if_trained(student)
-    said = logits_on(trained, ids)
+    logits = logits_on(trained, ids)
     try:
-        export_student(merge_adapters(trained) if trained is not student else student, tokenizer_folder, place, "")
-        check_reloads(trained, place, ids, said, may_run_code(tokenizer_folder))
+        export_student(merge_adapters(trained) if trained is not student else student, tokenizer_folder, scratch_folder, "")
+        check_reloads(trained, scratch_folder, ids, logits, is_remote_code_allowed(tokenizer_folder))
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(scratch_folder, ignore_errors=True)
     write_json(memory, {"student": type(student).__name__, "says": "the same in plain transformers"})
 
 
-def _kind(student: PreTrainedModel, tokenizer_folder: Path, shape: Any) -> str:
+def _export_check_key(student: PreTrainedModel, tokenizer_folder: Path, student_config: Any) -> str:
     shapes = {name: [list(value.shape), str(value.dtype)] for name, value in student.named_parameters()}
     tokenizer = {path.name: path.stat().st_size for path in sorted(tokenizer_folder.glob("*token*"))}
-    versions = {name: _version(name) for name in DECIDING}
-    return fingerprint([READER, type(student).__name__, student.config.to_dict(), shapes, shape, tokenizer, versions])
+    versions = {name: _version(name) for name in EXPORT_PACKAGES}
+    return fingerprint(
+        [RELOAD_SCRIPT, type(student).__name__, student.config.to_dict(), shapes, student_config, tokenizer, versions]
+    )
 
 
 def _version(name: str) -> str:
@@ -214,4 +221,4 @@ def _as_if_trained(student: PreTrainedModel) -> PreTrainedModel:
 
 
 def _is_single(model: Any) -> bool:
-    return not is_quantised(model) and all(value.dtype == torch.float32 for value in model.parameters())
+    return not is_quantized(model) and all(value.dtype == torch.float32 for value in model.parameters())

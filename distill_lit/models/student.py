@@ -14,33 +14,33 @@ import torch
 from distill_lit import assets
 from distill_lit.config import StudentConfig, WidthConfig, to_dict
 from distill_lit.models.flops import size_from_config
-from distill_lit.models.loading import load_config, load_model, load_tokenizer, model_fingerprint, model_folder
+from distill_lit.models.loading import load_model, load_model_config, load_tokenizer, model_fingerprint, model_folder
 from distill_lit.models.lora import add_adapters, check_lora
-from distill_lit.models.packing_check import model_batches
+from distill_lit.models.packing_check import unpacked_model_inputs
 from distill_lit.models.pruning import (
-    Cut,
-    Progress,
-    check_cut,
-    check_depth,
+    ProgressCallback,
+    WidthSelection,
     check_layers,
-    choose_cut,
+    check_num_layers,
+    check_pruned_logits,
     choose_layers,
-    cut_width,
-    keep_layers,
     narrow_config,
+    prune_depth,
+    prune_width,
     removal_order,
+    select_width,
     shallow_config,
 )
-from distill_lit.models.pruning.architecture import attention_heads
+from distill_lit.models.pruning.architecture import get_num_attention_heads
 from distill_lit.models.vocabulary import check_same_vocabulary
-from distill_lit.utils.exceptions import UserError, in_one_line, suggest
-from distill_lit.utils.files import cache_root, fingerprint, read_json, remember
+from distill_lit.utils.exceptions import UserError, one_line_message, suggest
+from distill_lit.utils.files import cache_root, fingerprint, read_json, try_write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 KL_GREEDY = "kl_greedy"
-MOST_LAYERS = 1000
+MAX_STUDENT_LAYERS = 1000
 
 
 class Calibration(NamedTuple):
@@ -48,9 +48,9 @@ class Calibration(NamedTuple):
     to measure in, and where. kl_greedy tries hundreds of removals: it reads the first batch."""
 
     batches: list[dict[str, torch.Tensor]]
-    identity: str
+    data_fingerprint: str
     dtype: torch.dtype = torch.float32
-    progress: Progress | None = None
+    progress: ProgressCallback | None = None
     device: torch.device = torch.device("cpu")
 
     def load(self, teacher: Path) -> PreTrainedModel:
@@ -58,41 +58,41 @@ class Calibration(NamedTuple):
         model: PreTrainedModel = load_model(teacher, self.dtype).to(self.device)
         return model
 
-    def inputs(self, model: PreTrainedModel, most: int | None = None) -> list[dict[str, Any]]:
+    def inputs(self, model: PreTrainedModel, max_batches: int | None = None) -> list[dict[str, Any]]:
         """The first batches as this model reads them, documents apart."""
-        batches = [{name: value.to(self.device) for name, value in batch.items()} for batch in self.batches[:most]]
-        return model_batches(model, batches)
+        batches = [{name: value.to(self.device) for name, value in batch.items()} for batch in self.batches[:max_batches]]
+        return unpacked_model_inputs(model, batches)
 
 
 def check_student(name: str, student: StudentConfig) -> None:
     """Raises UserError unless the student is either cut out of the teacher, or `from`, or `config`."""
-    is_cut = bool(student.depth or isinstance(student.layers, list) or student.width != WidthConfig())
+    is_cut = bool(student.num_layers or isinstance(student.layers, list) or student.width != WidthConfig())
     given = [key for key, value in (("depth", is_cut), ("from", student.from_), ("config", student.config)) if value]
     if len(given) != 1 and (given or not student.lora.rank):
-        said = " and ".join(given) or "none"
+        given_text = " and ".join(given) or "none"
         raise UserError(
-            f"students.{name}: give exactly one of depth (or a list of layers, or width), from, config; got {said}"
+            f"students.{name}: give exactly one of depth (or a list of layers, or width), from, config; got {given_text}"
         )
-    with _key(name):
-        check_layers(student.layers, student.depth)
+    with _student_key_errors(name):
+        check_layers(student.layers, student.num_layers)
         check_lora(student.lora)
     if student.from_:
-        assets.check(student.from_)
+        assets.check_reference(student.from_)
 
 
-def check_student_fits(name: str, student: StudentConfig, teacher: Path) -> Any:
+def check_student_against_teacher(name: str, student: StudentConfig, teacher: Path) -> Any:
     """The student's transformers config, see `student_config`. Raises UserError when the teacher cannot give it. No
     weights are loaded."""
-    with _key(name):
-        config = student_config(student, load_config(teacher))
+    with _student_key_errors(name):
+        config = student_config(student, load_model_config(teacher))
         if student.config:
             _check_built(config)
         elif not student.from_:
-            _check_cut(config)
+            _check_pruned_config_builds(config)
         return config
 
 
-def check_student_reads(name: str, reference: str, teacher: Path) -> None:
+def check_student_vocabulary(name: str, reference: str, teacher: Path) -> None:
     """Raises UserError unless the model behind the student's `from`, here already, numbers its tokens as the teacher."""
     try:
         check_same_vocabulary(load_tokenizer(teacher), load_tokenizer(model_folder(reference)))
@@ -104,12 +104,12 @@ def student_config(student: StudentConfig, teacher: Any) -> Any:
     """The transformers config of a student; teacher: that of the teacher. Which layers a method will keep is not known
     yet; their number is."""
     if student.from_:
-        return load_config(model_folder(student.from_))
+        return load_model_config(model_folder(student.from_))
     if student.config:
-        return changed_config(teacher, student.config)
+        return config_with_overrides(teacher, student.config)
     total = teacher.get_text_config().num_hidden_layers
-    check_depth(student.layers, student.depth, total)
-    layers = student.layers if isinstance(student.layers, list) else list(range(student.depth or total))
+    check_num_layers(student.layers, student.num_layers, total)
+    layers = student.layers if isinstance(student.layers, list) else list(range(student.num_layers or total))
     config = shallow_config(teacher, layers)
     return config if student.width == WidthConfig() else narrow_config(config, student.width)
 
@@ -124,81 +124,87 @@ def initial_student(student: StudentConfig, teacher: Path, calibration: Calibrat
     elif student.config:
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_config(changed_config(load_config(teacher), student.config)).float().eval()
+        model = (
+            AutoModelForCausalLM.from_config(config_with_overrides(load_model_config(teacher), student.config))
+            .float()
+            .eval()
+        )
     else:
-        model = _cut_out(student, teacher, calibration)
+        model = _prune_teacher(student, teacher, calibration)
     return add_adapters(model, student.lora) if student.lora.rank else model
 
 
-def _cut_out(student: StudentConfig, teacher: Path, calibration: Calibration) -> PreTrainedModel:
+def _prune_teacher(student: StudentConfig, teacher: Path, calibration: Calibration) -> PreTrainedModel:
     try:
-        layers = kept_layers(student, teacher, calibration)
+        layers = retained_layers(student, teacher, calibration)
     except (TypeError, ValueError, LookupError, AttributeError) as error:  # whatever the architecture makes of fewer layers
-        raise UserError(f"layers: {student.layers} cannot choose from this teacher's: {in_one_line(error)}") from error
+        raise UserError(f"layers: {student.layers} cannot choose from this teacher's: {one_line_message(error)}") from error
     whole = load_model(teacher)
-    model = keep_layers(whole, layers)
-    if len(layers) < load_config(teacher).get_text_config().num_hidden_layers:
-        check_cut(whole, model, layers)
+    model = prune_depth(whole, layers)
+    if len(layers) < load_model_config(teacher).get_text_config().num_hidden_layers:
+        check_pruned_logits(whole, model, layers)
     if student.width == WidthConfig():
         return model
-    return cut_width(model, _cut(student, layers, teacher, calibration))
+    return prune_width(model, _width_selection(student, layers, teacher, calibration))
 
 
-def kept_layers(student: StudentConfig, teacher: Path, calibration: Calibration) -> list[int]:
+def retained_layers(student: StudentConfig, teacher: Path, calibration: Calibration) -> list[int]:
     """The teacher's layers that a student cut out of it keeps, rising. Measured choices are remembered in the cache; the
     order in which kl_greedy drops layers serves every depth."""
-    total = load_config(teacher).get_text_config().num_hidden_layers
+    total = load_model_config(teacher).get_text_config().num_hidden_layers
     if isinstance(student.layers, list):
         return list(student.layers)
-    if not student.depth:
+    if not student.num_layers:
         return list(range(total))
     if student.layers != KL_GREEDY:
 
         def choose() -> list[int]:
             model = calibration.load(teacher)
-            return choose_layers(model, student.depth, student.layers, calibration.inputs(model))
+            return choose_layers(model, student.num_layers, student.layers, calibration.inputs(model))
 
-        return list(_remembered("layers", [student.layers, student.depth], teacher, calibration, choose))
-    return _greedily_kept(student.depth, total, teacher, calibration)
+        return list(_load_or_compute_choice("layers", [student.layers, student.num_layers], teacher, calibration, choose))
+    return _greedy_retained_layers(student.num_layers, total, teacher, calibration)
 
 
-def _greedily_kept(depth: int, total: int, teacher: Path, calibration: Calibration) -> list[int]:
-    memory = _memory("layers", [KL_GREEDY], teacher, calibration)
+def _greedy_retained_layers(num_layers: int, total: int, teacher: Path, calibration: Calibration) -> list[int]:
+    memory = _choice_cache_path("layers", [KL_GREEDY], teacher, calibration)
     order: list[int] = read_json(memory) if memory.is_file() else []
-    if len(order) < total - depth:
+    if len(order) < total - num_layers:
         model = calibration.load(teacher)
-        order = removal_order(model, depth, calibration.inputs(model, 1), order, calibration.progress)
-        remember(memory, order)
-    return sorted(set(range(total)) - set(order[: total - depth]))
+        order = removal_order(model, num_layers, calibration.inputs(model, 1), order, calibration.progress)
+        try_write_json(memory, order)
+    return sorted(set(range(total)) - set(order[: total - num_layers]))
 
 
-def _cut(student: StudentConfig, layers: list[int], teacher: Path, calibration: Calibration) -> Cut:
+def _width_selection(student: StudentConfig, layers: list[int], teacher: Path, calibration: Calibration) -> WidthSelection:
     """The cut of a student's width, measured on the layers that it keeps."""
 
     def choose() -> dict[str, Any]:
-        model = keep_layers(calibration.load(teacher), layers).to(calibration.device)
-        return vars(choose_cut(model, student.width, calibration.inputs(model)))
+        model = prune_depth(calibration.load(teacher), layers).to(calibration.device)
+        return vars(select_width(model, student.width, calibration.inputs(model)))
 
-    return Cut(**_remembered("cuts", [layers, to_dict(student.width)], teacher, calibration, choose))
+    return WidthSelection(**_load_or_compute_choice("cuts", [layers, to_dict(student.width)], teacher, calibration, choose))
 
 
-def _remembered(kind: str, what: list[Any], teacher: Path, calibration: Calibration, make: Callable[[], Any]) -> Any:
-    memory = _memory(kind, what, teacher, calibration)
+def _load_or_compute_choice(
+    kind: str, choice_settings: list[Any], teacher: Path, calibration: Calibration, make: Callable[[], Any]
+) -> Any:
+    memory = _choice_cache_path(kind, choice_settings, teacher, calibration)
     if memory.is_file():
         return read_json(memory)
     made = json.loads(json.dumps(make()))  # as it will be read
-    remember(memory, made)
+    try_write_json(memory, made)
     return made
 
 
-def _memory(kind: str, what: list[Any], teacher: Path, calibration: Calibration) -> Path:
+def _choice_cache_path(kind: str, what: list[Any], teacher: Path, calibration: Calibration) -> Path:
     # 2: choices made before were measured under whatever mask a model took
-    key = fingerprint([2, model_fingerprint(teacher), what, calibration.identity, str(calibration.dtype)])
+    key = fingerprint([2, model_fingerprint(teacher), what, calibration.data_fingerprint, str(calibration.dtype)])
     return cache_root() / kind / f"{key}.json"
 
 
 @contextmanager
-def _key(name: str) -> Iterator[None]:
+def _student_key_errors(name: str) -> Iterator[None]:
     """Inside, a UserError is told with the key of the student it is about."""
     try:
         yield
@@ -214,7 +220,7 @@ def _check_change(key: str, value: Any, was: Any) -> None:
         raise UserError(f"config.{key}: {value!r} is neither true nor false")
     if isinstance(was, int) and not isinstance(was, bool):
         least = was if key == "vocab_size" else min(was, 1)
-        most = MOST_LAYERS if key in ("num_hidden_layers", "n_layer") else 1 << 20
+        most = MAX_STUDENT_LAYERS if key in ("num_hidden_layers", "n_layer") else 1 << 20
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise UserError(f"config.{key}: {value!r} is not a whole number from {least:,} to {most:,}")
 
@@ -222,7 +228,7 @@ def _check_change(key: str, value: Any, was: Any) -> None:
 def _check_built(config: Any) -> None:
     """Raises UserError unless a model of this config can be built, with heads that share its channels."""
     text = config.get_text_config()
-    heads = attention_heads(text)
+    heads = get_num_attention_heads(text)
     groups = getattr(text, "num_key_value_heads", None) or heads
     if heads and heads % groups:
         raise UserError(f"config: {heads} attention heads cannot share {groups} key-value heads")
@@ -231,37 +237,44 @@ def _check_built(config: Any) -> None:
     try:
         size_from_config(config)
     except Exception as error:  # whatever the architecture's own code makes of it
-        raise UserError(f"config: no model can be built from it: {type(error).__name__}: {in_one_line(error)}") from error
+        raise UserError(
+            f"config: no model can be built from it: {type(error).__name__}: {one_line_message(error)}"
+        ) from error
 
 
-def _check_cut(config: Any) -> None:
+def _check_pruned_config_builds(config: Any) -> None:
     """Raises UserError unless a model of a cut teacher's config can be built."""
     try:
         size_from_config(config)
     except Exception as error:  # whatever the architecture's own code makes of it
-        raise UserError(f"layers: no model can be built of these: {in_one_line(error)}") from error
+        raise UserError(f"layers: no model can be built of these: {one_line_message(error)}") from error
 
 
-def changed_config(config: Any, changes: dict[str, Any]) -> Any:
+def config_with_overrides(config: Any, overrides: dict[str, Any]) -> Any:
     """The teacher's transformers config with changes, for a student from scratch. Raises UserError for unknown keys."""
     known = config.to_dict()
-    for key, value in changes.items():
+    for key, value in overrides.items():
         if key not in known:
             raise UserError(f"config: unknown key {key!r}{suggest(key, known)}")
         _check_change(key, value, known[key])
     if (
         {"head_dim", "num_attention_heads"} <= set(known)
-        and "head_dim" not in changes
-        and {"hidden_size", "num_attention_heads"} & set(changes)
+        and "head_dim" not in overrides
+        and {"hidden_size", "num_attention_heads"} & set(overrides)
     ):
-        heads = changes.get("num_attention_heads", known["num_attention_heads"])
-        changes = {**changes, "head_dim": changes.get("hidden_size", known["hidden_size"]) // heads}
+        heads = overrides.get("num_attention_heads", known["num_attention_heads"])
+        overrides = {**overrides, "head_dim": overrides.get("hidden_size", known["hidden_size"]) // heads}
     changed = copy.deepcopy(config)
-    for key, value in changes.items():
+    for key, value in overrides.items():
         try:
             setattr(changed, key, value)
         except Exception as error:  # transformers checks types of its own
-            raise UserError(f"config.{key}: {in_one_line(error)}") from error
-    if "layer_types" in known and "num_hidden_layers" in changes and "layer_types" not in changes and known["layer_types"]:
+            raise UserError(f"config.{key}: {one_line_message(error)}") from error
+    if (
+        "layer_types" in known
+        and "num_hidden_layers" in overrides
+        and "layer_types" not in overrides
+        and known["layer_types"]
+    ):
         changed.layer_types = (known["layer_types"] * changed.num_hidden_layers)[: changed.num_hidden_layers]
     return changed

@@ -8,10 +8,10 @@ import numpy as np
 from distill_lit.utils.exceptions import UserError
 
 
-def count_tokens(tokenizer: Any, rows: int = 1 << 62) -> int:
+def unpadded_vocab_size(tokenizer: Any, embedding_rows: int = 1 << 62) -> int:
     """Real tokens: columns of the logits beyond them are padding. rows: of the embeddings; a token beyond them, such as
     one for images in a model of text, is none."""
-    return min(rows, int(max(tokenizer.get_vocab().values())) + 1)
+    return min(embedding_rows, int(max(tokenizer.get_vocab().values())) + 1)
 
 
 def check_ids(ids: Any, tokenizer: Any, rows: int) -> None:
@@ -29,7 +29,7 @@ def check_same_vocabulary(teacher: Any, student: Any) -> int:
     """
     ours, theirs = teacher.get_vocab(), student.get_vocab()
     if ours == theirs:
-        return count_tokens(teacher)
+        return unpadded_vocab_size(teacher)
     names = {number: token for token, number in theirs.items()}
     for token, number in sorted(ours.items(), key=lambda item: item[1]):
         if names.get(number) != token:
@@ -40,7 +40,7 @@ def check_same_vocabulary(teacher: Any, student: Any) -> int:
     raise UserError(f"tokenizers differ: the student has {len(theirs) - len(ours)} tokens that the teacher lacks")
 
 
-def check_tokens(tokenizer: Any, rows: int, folder: Path) -> None:
+def check_special_tokens(tokenizer: Any, rows: int, folder: Path) -> None:
     """Raises UserError when the model in `folder`, with embeddings of `rows` tokens, cannot read the special tokens of its
     tokenizer, or when no token begins a text and none ends it. Others that it cannot read are fine until they occur."""
     needed = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos")}

@@ -6,15 +6,15 @@ from pathlib import Path
 import torch
 
 POWERCAP = Path("/sys/class/powercap")
-Meter = Callable[[], float]  # joules since some moment; a later reading is never smaller
+EnergyMeter = Callable[[], float]  # joules since some moment; a later reading is never smaller
 
 
-def energy_meter(device: torch.device) -> Meter | None:
+def open_energy_meter(device: torch.device) -> EnergyMeter | None:
     """A counter of what the device uses, or None where the machine does not tell (or only to root)."""
     return _gpu_meter(device) if device.type == "cuda" else _processor_meter(POWERCAP)
 
 
-def _processor_meter(root: Path) -> Meter | None:
+def _processor_meter(root: Path) -> EnergyMeter | None:
     """All processor packages; domains below a package, such as its cores, are part of it."""
     packages = [folder for folder in sorted(root.glob("intel-rapl:*")) if folder.name.count(":") == 1]
     try:
@@ -37,7 +37,7 @@ def _processor_meter(root: Path) -> Meter | None:
     return read
 
 
-def _gpu_meter(device: torch.device) -> Meter | None:
+def _gpu_meter(device: torch.device) -> EnergyMeter | None:
     try:
         import pynvml
 

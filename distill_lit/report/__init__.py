@@ -6,39 +6,39 @@ from typing import Any
 from distill_lit.config.schema import AnalysisConfig
 
 
-def analyse(folder: Path, analysis: AnalysisConfig, name: str, question: str = "") -> Any:
+def build_report_bundle(folder: Path, analysis: AnalysisConfig, name: str, question: str = "") -> Any:
     """Reads the records in a results folder and computes all that is drawn.
 
     Raises UserError when records are missing or models cannot be compared.
     """
-    from distill_lit.report.bundle import analyse as analysed
+    from distill_lit.report.bundle import build_report_bundle as analysed
 
     return analysed(folder, analysis, name, question)
 
 
-def draw(folder: Path, result: Any) -> list[Path]:
+def render_report(folder: Path, result: Any) -> list[Path]:
     """Draws every table, figure and page of an analysed experiment into its results folder, and the index of all
     beside it; returns the paths written."""
-    from distill_lit.report.render import draw_analysed
+    from distill_lit.report.render import render_report
 
-    return draw_analysed(folder, result)
+    return render_report(folder, result)
 
 
-def draw_scaling(folders: list[Path], out: Path) -> tuple[list[Any], list[Path]]:
+def render_scaling_report(folders: list[Path], out: Path) -> tuple[list[Any], list[Path]]:
     """(rich table of how the students of several experiments scale and what is said below it, files drawn into `out`).
     Raises UserError where there is no curve to draw."""
-    from distill_lit.analysis.scaling_law import fit_law, is_grid
-    from distill_lit.report.formats.terminal import rich_table
-    from distill_lit.report.render import draw_scaling as drawn
-    from distill_lit.report.tables.scaling import read_runs, scaling_table
+    from distill_lit.analysis.scaling_law import fit_scaling_law, has_scaling_curve
+    from distill_lit.report.formats.terminal import to_rich_table
+    from distill_lit.report.render import write_scaling_files as drawn
+    from distill_lit.report.tables.scaling import load_scaling_data, scaling_table
     from distill_lit.utils.exceptions import UserError
 
-    runs = read_runs(folders)
-    if not is_grid(runs):
+    runs = load_scaling_data(folders)
+    if not has_scaling_curve(runs):
         raise UserError("no student was trained on two numbers of tokens, so there is no curve to draw")
-    law = fit_law(runs)
+    law = fit_scaling_law(runs)
     table = scaling_table(runs, law)
-    return [rich_table(table), *table.below], drawn(out, runs, law)
+    return [to_rich_table(table), *table.footnotes], drawn(out, runs, law)
 
 
 def terminal_table(result: Any) -> Any:
@@ -48,8 +48,8 @@ def terminal_table(result: Any) -> Any:
     return TerminalTable(result)
 
 
-def cards(result: Any) -> dict[str, str]:
+def model_card_sections(result: Any) -> dict[str, str]:
     """{model id of a student: Markdown of its scores beside its teacher's and what it lost}, for its model card."""
-    from distill_lit.report.model_card import cards as written
+    from distill_lit.report.model_card import model_card_sections as written
 
     return written(result)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from distill_lit.analysis.long_tail import LongTail, long_tail
+from distill_lit.analysis.long_tail import LongTail, analyze_long_tail
 from distill_lit.analysis.results import load_results
-from distill_lit.analysis.scaling_law import scaling_runs
+from distill_lit.analysis.scaling_law import scaling_data
 from distill_lit.analysis.score_table import score_frame
-from distill_lit.analysis.scores import Scores, score
+from distill_lit.analysis.scores import Scores, compute_scores
 from distill_lit.config.schema import AnalysisConfig
 from distill_lit.report.loss_statement import loss_statement
 from distill_lit.report.summary import headline, verdict
@@ -18,14 +18,14 @@ from distill_lit.report.tables.scores import with_training_flops
 
 
 @dataclass(frozen=True)
-class Analysed:
+class ReportBundle:
     """What there is to draw."""
 
     name: str
     question: str
     scores: Scores
-    frame: pd.DataFrame
-    longtail: LongTail
+    score_frame: pd.DataFrame
+    long_tail: LongTail
     headline: str
     verdict: list[str]
 
@@ -35,19 +35,21 @@ class Analysed:
         return f"{self.name}: {self.question}" if self.question else self.name
 
     @cached_property
-    def runs(self) -> pd.DataFrame:
+    def scaling_data(self) -> pd.DataFrame:
         """Students by size and tokens, where that is what the grid is over."""
-        return scaling_runs(self.scores.results.cells, self.name)
+        return scaling_data(self.scores.results.runs, self.name)
 
     @cached_property
-    def statements(self) -> dict[str, list[str]]:
+    def loss_statements(self) -> dict[str, list[str]]:
         """{label of a distilled group: paragraphs of its loss statement}."""
         labels = [group.label for group in self.scores.groups if group.role == "distilled"]
-        return {label: loss_statement(self.scores, self.frame, self.longtail, label) for label in labels}
+        return {label: loss_statement(self.scores, self.score_frame, self.long_tail, label) for label in labels}
 
 
-def analyse(folder: Path, analysis: AnalysisConfig, name: str, question: str = "") -> Analysed:
+def build_report_bundle(folder: Path, analysis: AnalysisConfig, name: str, question: str = "") -> ReportBundle:
     """Reads the records in `folder` and computes all that is drawn. Raises UserError as `load_results` does."""
-    scores = score(load_results(folder), analysis)
+    scores = compute_scores(load_results(folder), analysis)
     frame = with_training_flops(score_frame(scores))
-    return Analysed(name, question, scores, frame, long_tail(scores), headline(scores, frame), verdict(scores, frame))
+    return ReportBundle(
+        name, question, scores, frame, analyze_long_tail(scores), headline(scores, frame), verdict(scores, frame)
+    )

@@ -3,65 +3,77 @@
 import numpy as np
 import pandas as pd
 
-from distill_lit.analysis.document_axes import zipf_of
+from distill_lit.analysis.document_axes import zipf_frequency_function
 from distill_lit.analysis.long_tail import LongTail, averaged_flips
 from distill_lit.analysis.scores import Scores
-from distill_lit.report.formats.markdown_table import escape_markdown, paragraphs, to_markdown
-from distill_lit.report.number_format import number
-from distill_lit.report.tables.footnotes import left_out, provenance, watermark
+from distill_lit.report.formats.markdown_table import escape_markdown, markdown_paragraphs, to_markdown
+from distill_lit.report.number_format import format_number
+from distill_lit.report.tables.footnotes import evaluation_footnotes, excluded_task_notes, sample_limit_notes
 from distill_lit.report.tables.long_tail import (
-    axes_table,
-    confidence_table,
+    calibration_table,
     contrast_table,
     flip_table,
     slice_table,
+    stratum_overview_table,
     stratum_table,
 )
 
-EXAMPLES = 5  # lost documents shown per student
-PROMPT_CHARS = 300
+NUM_LOST_EXAMPLES = 5  # lost documents shown per student
+MAX_EXAMPLE_PROMPT_CHARS = 300
 DETAILED = ("rarity_question", "difficulty")  # axes whose strata stand in the page; all are in the CSV
 
 
-def longtail_markdown(
-    scores: Scores, report: LongTail, title: str, statements: dict[str, list[str]], has_confidence: bool
+def loss_report_markdown(
+    scores: Scores, long_tail: LongTail, title: str, statements: dict[str, list[str]], has_confidence: bool
 ) -> str:
     """The page. `statements`: {label: paragraphs of its loss statement}; `has_confidence`: confidence.png was drawn."""
-    lines = [f"# Long tail: {escape_markdown(title)}", "", *(f"> {escape_markdown(w)}\n" for w in watermark(scores))]
-    if not report.flips:
+    lines = [
+        f"# Long tail: {escape_markdown(title)}",
+        "",
+        *(f"> {escape_markdown(w)}\n" for w in sample_limit_notes(scores)),
+    ]
+    if not long_tail.flips:
         missing = "the teacher has no result" if scores.teacher is None else "no distilled student has a result"
         return "\n".join([*lines, f"Nothing can be said about what was lost: {missing}.", ""])
     for label, said in statements.items():
-        lines += [f"**{escape_markdown(label)}**", "", *paragraphs(said)]
+        lines += [f"**{escape_markdown(label)}**", "", *markdown_paragraphs(said)]
     lines += ["![Long tail](longtail.png)", "", "## Did the tail lose more than the head?", ""]
-    lines += [to_markdown(contrast_table(scores, report)), "## Flips per task", "", to_markdown(flip_table(report))]
-    lines += ["## Confidence", "", to_markdown(confidence_table(report))]
+    lines += [to_markdown(contrast_table(scores, long_tail)), "## Flips per task", "", to_markdown(flip_table(long_tail))]
+    lines += ["## Confidence", "", to_markdown(calibration_table(long_tail))]
     lines += ["![Confidence](confidence.png)", ""] if has_confidence else []
-    for model in report.flips:
-        lines += [f"## {escape_markdown(model)}", "", to_markdown(axes_table(scores, report, model))]
-        lines += [to_markdown(stratum_table(scores, report, model, axis)) for axis in report.axes if axis.name in DETAILED]
-        lines += [to_markdown(slice_table(report, model)), *slice_examples(scores, report, model)]
-        lines += lost_examples(scores, report, model)
+    for model in long_tail.flips:
+        lines += [f"## {escape_markdown(model)}", "", to_markdown(stratum_overview_table(scores, long_tail, model))]
+        lines += [
+            to_markdown(stratum_table(scores, long_tail, model, axis)) for axis in long_tail.axes if axis.name in DETAILED
+        ]
+        lines += [to_markdown(slice_table(long_tail, model)), *slice_examples(scores, long_tail, model)]
+        lines += lost_examples(scores, long_tail, model)
     return "\n".join(
-        [*lines, "## How this was computed", "", *paragraphs(_method(scores, report)), *paragraphs(provenance(scores))]
+        [
+            *lines,
+            "## How this was computed",
+            "",
+            *markdown_paragraphs(_method(scores, long_tail)),
+            *markdown_paragraphs(evaluation_footnotes(scores)),
+        ]
     )
 
 
-def slice_examples(scores: Scores, report: LongTail, model: str) -> list[str]:
+def slice_examples(scores: Scores, long_tail: LongTail, model: str) -> list[str]:
     """EXAMPLES lost documents of every confirmed slice, from the tasks that slices were looked for in."""
     lines = []
-    flips = averaged_flips(scores, report.flips[model])
-    for _, row in report.slices[model].iterrows():
+    flips = averaged_flips(scores, long_tail.flips[model])
+    for _, row in long_tail.slices[model].iterrows():
         if row["confirmed"]:
-            mine = report.codes.loc[flips.index]
+            mine = long_tail.stratum_codes.loc[flips.index]
             inside = np.logical_and.reduce([(mine[axis] == stratum).to_numpy() for axis, stratum in row["rule"].items()])
             lines += _examples(scores, flips[inside], f'lost documents in "{row["slice"]}"')
     return lines
 
 
-def lost_examples(scores: Scores, report: LongTail, model: str) -> list[str]:
+def lost_examples(scores: Scores, long_tail: LongTail, model: str) -> list[str]:
     """EXAMPLES documents the student lost, from the tasks on which the teacher is above chance."""
-    return _examples(scores, averaged_flips(scores, report.flips[model]), "lost documents")
+    return _examples(scores, averaged_flips(scores, long_tail.flips[model]), "lost documents")
 
 
 def _examples(scores: Scores, flips: pd.DataFrame, what: str) -> list[str]:
@@ -69,13 +81,13 @@ def _examples(scores: Scores, flips: pd.DataFrame, what: str) -> list[str]:
     lost = flips[flips["flip"] == "lost"]
     if lost.empty:
         return ["No document was lost.", ""]
-    drawn = lost.sample(min(EXAMPLES, len(lost)), random_state=0)
+    drawn = lost.sample(min(NUM_LOST_EXAMPLES, len(lost)), random_state=0)
     documents = scores.results.documents.loc[drawn.index]
     lines = [escape_markdown(f"{len(drawn)} of {len(lost)} {what}, drawn at random:"), ""]
     for (index, row), (_, document) in zip(drawn.iterrows(), documents.iterrows(), strict=True):
         choices = [str(c) for c in document["choices"]] if document["choices"] is not None else []
         prompt = " ".join(str(document["prompt"]).split())
-        shown = prompt if len(prompt) <= PROMPT_CHARS else f"… {prompt[-PROMPT_CHARS:]}"
+        shown = prompt if len(prompt) <= MAX_EXAMPLE_PROMPT_CHARS else f"… {prompt[-MAX_EXAMPLE_PROMPT_CHARS:]}"
         answer = f"teacher: {_choice(choices, row['chosen_t'])} (right); student: {_choice(choices, row['chosen_s'])}"
         lines += [f"- {escape_markdown(index[0])}: {escape_markdown(shown)} — {escape_markdown(answer)}"]
     return [*lines, ""]
@@ -92,9 +104,9 @@ def _method(scores: Scores, report: LongTail) -> list[str]:
     why = "the experiment kept no counts of its corpus"
     if results.frequencies is not None:
         why = f"the {results.corpus_words:,} words of the distillation corpus are too few"
-    source = "the distillation corpus" if results.counts_words else f"wordfreq's general English, because {why}"
-    example = number(zipf_of(results)("the"), 1)
-    axes = "; ".join(f"{axis.name}: {axis.about}" for axis in report.axes if axis.family != "metadata")
+    source = "the distillation corpus" if results.uses_corpus_word_counts else f"wordfreq's general English, because {why}"
+    example = format_number(zipf_frequency_function(results)("the"), 1)
+    axes = "; ".join(f"{axis.name}: {axis.description}" for axis in report.axes if axis.family != "metadata")
     seeds = sorted({len(g.models) for g in scores.groups if g.role == "distilled" and g.models})
     modal = (
         "the modal answer over seeds" if seeds and seeds[0] >= 3 else "the answer of the first seed (fewer than 3 seeds)"
@@ -102,15 +114,20 @@ def _method(scores: Scores, report: LongTail) -> list[str]:
     lines = [
         f"Axes: {axes}.",
         f'Word frequencies are those of {source} ("the": {example}).',
-        f"Strata are {scores.analysis.strata} quantile groups within each task, pooled with equal task weight. Scores "
+        f"Strata are {scores.analysis.num_strata} quantile groups within each task, pooled with equal task weight. Scores "
         f"are above chance. A flip is of {modal}.",
     ]
-    return [*lines, *left_out(scores)]
+    return [*lines, *excluded_task_notes(scores)]
 
 
-def longtail_frame(report: LongTail) -> pd.DataFrame:
+def loss_report_frame(long_tail: LongTail) -> pd.DataFrame:
     """Everything as one long frame; `table` is contrast, stratum, task or worst."""
-    parts = {"contrast": report.contrasts, "stratum": report.strata, "task": report.tasks, "worst": report.worst}
+    parts = {
+        "contrast": long_tail.tail_contrasts,
+        "stratum": long_tail.stratum_scores,
+        "task": long_tail.task_flips,
+        "worst": long_tail.worst_strata,
+    }
     known = [frame.assign(table=name) for name, frame in parts.items() if not frame.empty]
     if not known:
         return pd.DataFrame(columns=["table", "model"])

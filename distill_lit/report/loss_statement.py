@@ -4,42 +4,49 @@ import pandas as pd
 
 from distill_lit.analysis.document_axes import RARITY
 from distill_lit.analysis.long_tail import INSUFFICIENT, LongTail, averaged_flips
-from distill_lit.analysis.score_table import MACRO
+from distill_lit.analysis.score_table import MACRO_AVERAGE
 from distill_lit.analysis.scores import Scores
-from distill_lit.report.number_format import bounds, listed, number, points, with_bounds
-from distill_lit.report.summary import why_no_average, without_teacher
+from distill_lit.report.number_format import (
+    format_interval,
+    format_number,
+    format_points,
+    format_retention,
+    format_with_interval,
+    join_words,
+)
+from distill_lit.report.summary import describe_ce_only_baseline, why_no_average
 
 SLICES_NAMED = 3
 
 
-def loss_statement(scores: Scores, frame: pd.DataFrame, report: LongTail, label: str) -> list[str]:
+def loss_statement(scores: Scores, score_frame: pd.DataFrame, long_tail: LongTail, label: str) -> list[str]:
     """Sentences about the distilled group `label`, grouped in paragraphs; `frame` is `score_frame(scores)`."""
     if scores.teacher is None:
         return ["The teacher was not evaluated, so nothing can be said about what was lost."]
-    if label not in report.flips or report.flips[label].empty:
+    if label not in long_tail.flips or long_tail.flips[label].empty:
         return ["This student has no result to compare with its teacher's."]
     sentences = [
-        _kept(scores, frame, label),
-        _flips(scores, report, label),
-        _tail(scores, report, label),
-        _worst(report, label),
-        _slices(report, label),
+        _kept(scores, score_frame, label),
+        _flips(scores, long_tail, label),
+        _tail(scores, long_tail, label),
+        _worst(long_tail, label),
+        _slices(long_tail, label),
     ]
-    deployer = [_confidence(report, label), _coverage(report, label)]
+    deployer = [_confidence(long_tail, label), _coverage(long_tail, label)]
     limits = (
-        f"All of this was measured on {listed(scores.tasks)}; text it writes by itself, other languages and safety "
+        f"All of this was measured on {join_words(scores.tasks)}; text it writes by itself, other languages and safety "
         "were not measured."
     )
     return [" ".join(s for s in part if s) for part in (sentences, deployer, [limits]) if any(part)]
 
 
 def _kept(scores: Scores, frame: pd.DataFrame, label: str) -> str:
-    macro = frame[(frame["model"] == label) & (frame["task"] == MACRO)].iloc[0]
+    macro = frame[(frame["model"] == label) & (frame["task"] == MACRO_AVERAGE)].iloc[0]
     if pd.isna(macro["retention"]):
-        why = why_no_average(scores, scores.number(label)) or "the teacher's own average is too near chance"
+        why = why_no_average(scores, scores.group_index(label)) or "the teacher's own average is too near chance"
         return f"No average against the teacher can be given, because {why}."
     tasks = len(scores.averaged)
-    kept = f"{points(macro['retention'], 0)}% {bounds(macro['retention_low'], macro['retention_high'], 0)}".strip()
+    kept = format_retention(macro)
     return (
         f"On {tasks} task{'s' if tasks > 1 else ''} with {int(macro['n'])} documents this student keeps {kept} of its "
         "teacher's score above chance."
@@ -50,7 +57,7 @@ def _flips(scores: Scores, report: LongTail, label: str) -> str:
     flips = averaged_flips(scores, report.flips[label])
     right = int(flips["right_t"].sum())
     lost, gained = int((flips["flip"] == "lost").sum()), int((flips["flip"] == "gained").sum())
-    share = f" ({points(lost / right, 0)}%)" if right else ""
+    share = f" ({format_points(lost / right, 0)}%)" if right else ""
     return (
         f"Of the {right} documents its teacher answers rightly it gets {lost} wrong{share}; it answers {gained} "
         "rightly that its teacher gets wrong."
@@ -59,13 +66,13 @@ def _flips(scores: Scores, report: LongTail, label: str) -> str:
 
 def _tail(scores: Scores, report: LongTail, label: str) -> str:
     """Whether rare words cost more than common ones, and what of that the distillation did."""
-    mine = report.contrasts[(report.contrasts["model"] == label) & (report.contrasts["axis"] == RARITY.name)]
+    mine = report.tail_contrasts[(report.tail_contrasts["model"] == label) & (report.tail_contrasts["axis"] == RARITY.name)]
     if mine.empty or mine.iloc[0].get("note") == INSUFFICIENT:
         return "There are too few documents to tell whether questions with rare words lose more."
     row = mine.iloc[0]
     if pd.isna(row["tail_loss"]):
         return ""  # it lacks a task, which is said
-    value = with_bounds(row["tail_loss"], row["tail_loss_low"], row["tail_loss_high"], signed=True)
+    value = format_with_interval(row["tail_loss"], row["tail_loss_low"], row["tail_loss_high"], signed=True)
     if row["tail_loss_low"] <= 0 <= row["tail_loss_high"]:
         text = (
             f"Questions with rare words did not measurably lose more or less than those with common ones ({value} points)"
@@ -75,21 +82,21 @@ def _tail(scores: Scores, report: LongTail, label: str) -> str:
         text = f"Questions with the rarest words lost {more} than those with the most common ones ({value} points)"
     if pd.isna(row.get("excess")):
         return f"{text}."
-    own = with_bounds(row["excess"], row["excess_low"], row["excess_high"], signed=True)
+    own = format_with_interval(row["excess"], row["excess_low"], row["excess_high"], signed=True)
     if row["excess_low"] <= 0 <= row["excess_high"]:
-        return f"{text}; {without_teacher(scores, label)} shows no measurably different pattern (excess {own})."
+        return f"{text}; {describe_ce_only_baseline(scores, label)} shows no measurably different pattern (excess {own})."
     way = "more" if row["excess"] < 0 else "less"
-    return f"{text}; beyond {without_teacher(scores, label)}, distillation made rare words lose {way} ({own})."
+    return f"{text}; beyond {describe_ce_only_baseline(scores, label)}, distillation made rare words lose {way} ({own})."
 
 
 def _worst(report: LongTail, label: str) -> str:
-    mine = report.worst[report.worst["model"] == label]
+    mine = report.worst_strata[report.worst_strata["model"] == label]
     if mine.empty or pd.isna(mine.iloc[0]["retention"]):
         return ""
     row = mine.iloc[0]
-    kept = f"{points(row['retention'], 0)}% {bounds(row['low'], row['high'], 0)}".strip()
+    kept = f"{format_points(row['retention'], 0)}% {format_interval(row['low'], row['high'], 0)}".strip()
     return (
-        f'It keeps least in the group "{report.title(row["axis"])}: {row["label"]}", namely {kept} '
+        f'It keeps least in the group "{report.axis_title(row["axis"])}: {row["label"]}", namely {kept} '
         "(the interval holds for all groups at once)."
     )
 
@@ -102,36 +109,37 @@ def _slices(report: LongTail, label: str) -> str:
     if confirmed.empty:
         return "A search for groups of documents with higher loss confirmed none on held-out documents."
     named = [
-        f'"{r["slice"]}" (loses {points(r["lost_rate"], 0)}% of what the teacher has, elsewhere '
-        f"{points(r['rest_rate'], 0)}%)"
+        f'"{r["slice"]}" (loses {format_points(r["lost_rate"], 0)}% of what the teacher has, elsewhere '
+        f"{format_points(r['rest_rate'], 0)}%)"
         for _, r in confirmed.iterrows()
     ]
-    return f"Groups with higher loss, confirmed on held-out documents: {listed(named)}."
+    return f"Groups with higher loss, confirmed on held-out documents: {join_words(named)}."
 
 
 def _confidence(report: LongTail, label: str) -> str:
-    mine = report.confidence[report.confidence["model"] == label] if not report.confidence.empty else pd.DataFrame()
+    mine = report.calibration[report.calibration["model"] == label] if not report.calibration.empty else pd.DataFrame()
     if mine.empty or "ece_all" not in mine or pd.isna(mine.iloc[0]["ece_all"]):
         return ""
-    row, teacher = mine.iloc[0], report.confidence[report.confidence["model"] == "teacher"].iloc[0]
-    tail = f" ({points(row['ece_tail'])} on the rarest questions)" if pd.notna(row.get("ece_tail")) else ""
+    row, teacher = mine.iloc[0], report.calibration[report.calibration["model"] == "teacher"].iloc[0]
+    tail = f" ({format_points(row['ece_tail'])} on the rarest questions)" if pd.notna(row.get("ece_tail")) else ""
     return (
-        f"In the worst tenth of documents the right answer is on average {number(row['cvar'])} nats less likely than "
-        f"under the teacher (over all documents {number(row['excess_nll'])}). Its confidence is off by "
-        f"{points(row['ece_all'])} points{tail}; the teacher's by {points(teacher['ece_all'])}."
+        f"In the worst tenth of documents the right answer is on average {format_number(row['cvar'])} nats less likely "
+        "than "
+        f"under the teacher (over all documents {format_number(row['excess_nll'])}). Its confidence is off by "
+        f"{format_points(row['ece_all'])} points{tail}; the teacher's by {format_points(teacher['ece_all'])}."
     )
 
 
 def _coverage(report: LongTail, label: str) -> str:
-    mine = report.confidence[report.confidence["model"] == label] if not report.confidence.empty else pd.DataFrame()
+    mine = report.calibration[report.calibration["model"] == label] if not report.calibration.empty else pd.DataFrame()
     if mine.empty or pd.isna(mine.iloc[0].get("coverage")):
         return ""
     row = mine.iloc[0]
-    gain = with_bounds(row["coverage_gain"], row["coverage_gain_low"], row["coverage_gain_high"], signed=True)
+    gain = format_with_interval(row["coverage_gain"], row["coverage_gain_low"], row["coverage_gain_high"], signed=True)
     if row["coverage"] == 0:
         return "No threshold on its confidence was found above which it could answer in the teacher's place without loss."
     return (
         "A threshold on its confidence, chosen on one half of the documents so that answering above it costs nothing "
-        f"against the teacher, lets it answer {points(row['coverage'], 0)}% of the other half; there the two are "
+        f"against the teacher, lets it answer {format_points(row['coverage'], 0)}% of the other half; there the two are "
         f"right {gain} points more often than the teacher alone (choices by likelihood, not divided by length)."
     )

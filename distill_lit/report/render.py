@@ -6,57 +6,66 @@ from typing import Any
 
 import pandas as pd
 
-from distill_lit.analysis.pareto import cost_axes, frontier
-from distill_lit.analysis.scaling_law import Law, is_grid
-from distill_lit.report.bundle import Analysed
-from distill_lit.report.figures.calibration import confidence_figure
-from distill_lit.report.figures.long_tail import longtail_figure
-from distill_lit.report.figures.pareto import frontier_figure
+from distill_lit.analysis.pareto import cost_axes, pareto_frontier
+from distill_lit.analysis.scaling_law import ScalingLaw, has_scaling_curve
+from distill_lit.report.bundle import ReportBundle
+from distill_lit.report.figures.calibration import calibration_figure
+from distill_lit.report.figures.long_tail import long_tail_figure
+from distill_lit.report.figures.pareto import pareto_figure
 from distill_lit.report.figures.ranking import is_crowded, ranking_figure
 from distill_lit.report.figures.scaling import scaling_figure
 from distill_lit.report.figures.style import save_figure, variant_numbers
 from distill_lit.report.figures.training_curves import curves_figure
 from distill_lit.report.formats.latex_table import to_latex
-from distill_lit.report.formats.markdown_table import cell_markdown, escape_markdown, paragraphs, to_markdown
+from distill_lit.report.formats.markdown_table import (
+    escape_markdown,
+    escape_markdown_cell,
+    markdown_paragraphs,
+    to_markdown,
+)
 from distill_lit.report.formats.table import to_csv
-from distill_lit.report.loss_report import longtail_frame, longtail_markdown
+from distill_lit.report.loss_report import loss_report_frame, loss_report_markdown
 from distill_lit.report.tables.efficiency_claim import claim_table
-from distill_lit.report.tables.footnotes import watermark
+from distill_lit.report.tables.footnotes import sample_limit_notes
 from distill_lit.report.tables.inference_cost import cost_table
-from distill_lit.report.tables.long_tail import reads_other_text
+from distill_lit.report.tables.long_tail import baseline_uses_other_data
 from distill_lit.report.tables.scaling import scaling_table
-from distill_lit.report.tables.scores import csv_frame, detail_table, main_table
-from distill_lit.report.web.index_page import draw_index
-from distill_lit.report.web.report_page import draw_page
+from distill_lit.report.tables.scores import csv_frame, detail_table, score_table
+from distill_lit.report.web.index_page import write_index_page
+from distill_lit.report.web.report_page import write_report_page
 from distill_lit.utils.files import write_json, write_text
 
 
-def draw_analysed(folder: Path, result: Analysed) -> list[Path]:
+def render_report(folder: Path, result: ReportBundle) -> list[Path]:
     """Draws what was analysed into `folder`, and the index of all experiments beside it; returns the paths written."""
-    figures = [*draw_frontier(folder, result), *draw_longtail(folder, result), *draw_curves(folder, result)]
-    figures += draw_scaling(folder, result.runs, None)  # a law needs several teachers
+    figures = [
+        *write_pareto_files(folder, result),
+        *write_long_tail_files(folder, result),
+        *write_training_curves(folder, result),
+    ]
+    figures += write_scaling_files(folder, result.scaling_data, None)  # a law needs several teachers
     return [
-        *draw_tables(folder, result),
+        *write_score_tables(folder, result),
         *figures,
-        draw_page(folder, result),
-        draw_summary(folder, result),
-        *([draw_index(folder.parent)] if os.access(folder.parent, os.W_OK) else []),
+        write_report_page(folder, result),
+        write_summary_json(folder, result),
+        *([write_index_page(folder.parent)] if os.access(folder.parent, os.W_OK) else []),
     ]
 
 
-def draw_tables(folder: Path, result: Analysed) -> list[Path]:
+def write_score_tables(folder: Path, result: ReportBundle) -> list[Path]:
     """table.md, table.tex and table.csv, from one frame."""
-    main = main_table(result.scores, result.frame, result.title)
+    main = score_table(result.scores, result.score_frame, result.title)
     claim, cost = claim_table(result.scores), cost_table(result.scores)
-    detail = detail_table(result.scores, result.frame, "Every task, with differences")
+    detail = detail_table(result.scores, result.score_frame, "Every task, with differences")
     page = [
         f"# {escape_markdown(result.name)}",
         "",
-        *paragraphs([result.question] if result.question else []),
-        f"**{cell_markdown(result.headline)}**",
+        *markdown_paragraphs([result.question] if result.question else []),
+        f"**{escape_markdown_cell(result.headline)}**",
         "",
-        *paragraphs(result.verdict),
-        to_markdown(main, source=False),
+        *markdown_paragraphs(result.verdict),
+        to_markdown(main, with_provenance=False),
         "![Frontier](frontier.png)",
         "",
         *(["![Training](curves.png)", ""] if (folder / "curves.png").exists() else []),
@@ -74,7 +83,7 @@ def draw_tables(folder: Path, result: Analysed) -> list[Path]:
         + to_latex(cost, f"{_label(result.name)}-cost")
         + "\n"
         + to_latex(detail, f"{_label(result.name)}-detail"),
-        "table.csv": to_csv(csv_frame(result.frame)),
+        "table.csv": to_csv(csv_frame(result.score_frame)),
     }
     for name, text in texts.items():
         write_text(folder / name, text)
@@ -85,19 +94,24 @@ def _label(name: str) -> str:
     return "".join(c if c.isascii() and c.isalnum() else "-" for c in name)
 
 
-def draw_frontier(folder: Path, result: Analysed) -> list[Path]:
+def write_pareto_files(folder: Path, result: ReportBundle) -> list[Path]:
     """frontier.png, .pdf (against parameters, or one below the other where many have the same) and .csv (against every
     cost axis)."""
     analysis = result.scores.analysis
     known = cost_axes(result.scores) or ["parameters"]
-    frames = {axis: frontier(result.scores, axis) for axis in known}
-    mark = " ".join(watermark(result.scores))
+    frames = {axis: pareto_frontier(result.scores, axis) for axis in known}
+    mark = " ".join(sample_limit_notes(result.scores))
     first = frames[known[0]]
     figure = (
-        ranking_figure(first, analysis.claim_quality, analysis.confidence, mark)
+        ranking_figure(first, analysis.claim_min_quality, analysis.confidence_level, mark)
         if is_crowded(first)
-        else frontier_figure(
-            first, known[0], analysis.claim_quality, analysis.confidence, mark, variant_numbers(result.scores.groups)
+        else pareto_figure(
+            first,
+            known[0],
+            analysis.claim_min_quality,
+            analysis.confidence_level,
+            mark,
+            variant_numbers(result.scores.groups),
         )
     )
     table = pd.concat([frame.assign(axis=axis) for axis, frame in frames.items()], ignore_index=True)
@@ -105,22 +119,22 @@ def draw_frontier(folder: Path, result: Analysed) -> list[Path]:
     return [*save_figure(figure, folder / "frontier.png"), folder / "frontier.csv"]
 
 
-def draw_longtail(folder: Path, result: Analysed) -> list[Path]:
+def write_long_tail_files(folder: Path, result: ReportBundle) -> list[Path]:
     """longtail.md, .csv, and its figure when a teacher and a distilled student have records."""
-    without = "without teacher, on other text" if reads_other_text(result.scores) else "without teacher"
+    without = "without teacher, on other text" if baseline_uses_other_data(result.scores) else "without teacher"
     figures = {
-        "longtail.png": longtail_figure(result.longtail, " ".join(watermark(result.scores)), without),
-        "confidence.png": confidence_figure(result.scores),
+        "longtail.png": long_tail_figure(result.long_tail, " ".join(sample_limit_notes(result.scores)), without),
+        "confidence.png": calibration_figure(result.scores),
     }
     drawn = [path for name, figure in figures.items() for path in _save_or_remove(figure, folder / name)]
     has_confidence = figures["confidence.png"] is not None
-    page = longtail_markdown(result.scores, result.longtail, result.title, result.statements, has_confidence)
+    page = loss_report_markdown(result.scores, result.long_tail, result.title, result.loss_statements, has_confidence)
     write_text(folder / "longtail.md", page)
-    write_text(folder / "longtail.csv", to_csv(longtail_frame(result.longtail)))
+    write_text(folder / "longtail.csv", to_csv(loss_report_frame(result.long_tail)))
     return [folder / "longtail.md", folder / "longtail.csv", *drawn]
 
 
-def draw_curves(folder: Path, result: Analysed) -> list[Path]:
+def write_training_curves(folder: Path, result: ReportBundle) -> list[Path]:
     """curves.png and .pdf, where trained models have left curves.csv."""
     try:
         curves = pd.read_csv(folder / "curves.csv")
@@ -138,7 +152,7 @@ def _save_or_remove(figure: Any, path: Path) -> list[Path]:
     return []
 
 
-def draw_summary(folder: Path, result: Analysed) -> Path:
+def write_summary_json(folder: Path, result: ReportBundle) -> Path:
     """Writes summary.json: name, question, verdict, tasks and watermark, for the index and for other programs."""
     summary = {
         "name": result.name,
@@ -147,16 +161,16 @@ def draw_summary(folder: Path, result: Analysed) -> Path:
         "verdict": result.verdict,
         "tasks": result.scores.tasks,
         "models": sum(len(group.models) for group in result.scores.groups),
-        "watermark": watermark(result.scores),
+        "watermark": sample_limit_notes(result.scores),
     }
     write_json(folder / "summary.json", summary)
     return folder / "summary.json"
 
 
-def draw_scaling(folder: Path, runs: pd.DataFrame, law: Law | None) -> list[Path]:
+def write_scaling_files(folder: Path, runs: pd.DataFrame, law: ScalingLaw | None) -> list[Path]:
     """scaling.md, .csv, .png and .pdf in `folder`; nothing, and what was there goes, where there is no curve to draw."""
     names = [folder / f"scaling{suffix}" for suffix in (".md", ".csv", ".png", ".pdf")]
-    if not is_grid(runs):
+    if not has_scaling_curve(runs):
         for path in names:
             path.unlink(missing_ok=True)
         return []

@@ -4,9 +4,16 @@ import numpy as np
 import pandas as pd
 
 from distill_lit.analysis import scores as sc
-from distill_lit.analysis.score_table import MACRO, opponents
+from distill_lit.analysis.score_table import MACRO_AVERAGE, find_baselines
 from distill_lit.analysis.scores import Scores
-from distill_lit.report.number_format import bounds, count, listed, number, points, with_bounds
+from distill_lit.report.number_format import (
+    format_count,
+    format_number,
+    format_points,
+    format_retention,
+    format_with_interval,
+    join_words,
+)
 
 
 def verdict(scores: Scores, frame: pd.DataFrame) -> list[str]:
@@ -14,60 +21,60 @@ def verdict(scores: Scores, frame: pd.DataFrame) -> list[str]:
     students = [group for group in scores.groups if group.role == "distilled"]
     if not students:
         return ["No distilled student is in this experiment."]
-    said = []
+    paragraphs = []
     for group in students:
-        mine = frame[frame["model"] == group.label]
+        group_frame = frame[frame["model"] == group.label]
         if not group.models:
-            said.append(f"{group.label}: no result ({group.reason or 'missing'}).")
+            paragraphs.append(f"{group.label}: no result ({group.reason or 'missing'}).")
             continue
         sentences = [
-            _kept(scores, mine),
-            _against(scores, mine, "ce_only", without_teacher(scores, group.label)),
-            _wins_without_teacher(scores, mine),
-            _against(scores, mine, "untouched", "itself before training"),
+            _retention_sentence(scores, group_frame),
+            _baseline_sentence(scores, group_frame, "ce_only", describe_ce_only_baseline(scores, group.label)),
+            _wins_without_teacher(scores, group_frame),
+            _baseline_sentence(scores, group_frame, "untouched", "itself before training"),
         ]
-        said.append(" ".join(s for s in sentences if s))
-    return said
+        paragraphs.append(" ".join(s for s in sentences if s))
+    return paragraphs
 
 
 def headline(scores: Scores, frame: pd.DataFrame) -> str:
     """The verdict in a sentence: what the best student keeps, and how often the teacher was worth having."""
-    macro = frame[(frame["task"] == MACRO) & (frame["role"] == "distilled") & frame["score"].notna()]
+    macro = frame[(frame["task"] == MACRO_AVERAGE) & (frame["role"] == "distilled") & frame["score"].notna()]
     if macro.empty and not any(group.role == "distilled" for group in scores.groups):
         return "No distilled student is in this experiment."
     if macro.empty:
         return "There is no result to judge: no distilled student has an average above chance."
     best = macro.loc[macro["score"].idxmax()]
     size = ""
-    teacher = frame[(frame["task"] == MACRO) & (frame["role"] == "teacher")]
+    teacher = frame[(frame["task"] == MACRO_AVERAGE) & (frame["role"] == "teacher")]
     if len(teacher) and best["parameters"] > 0 and teacher.iloc[0]["parameters"] > 0:
-        size = f" with {points(best['parameters'] / teacher.iloc[0]['parameters'], 0)}% of its parameters"
-    kept = f"{points(best['retention'], 0)}% {bounds(best['retention_low'], best['retention_high'], 0)}".strip()
-    first = f"{best['model']} keeps {kept} of the teacher's score above chance{size}"
+        size = f" with {format_points(best['parameters'] / teacher.iloc[0]['parameters'], 0)}% of its parameters"
+    retention = format_retention(best)
+    first = f"{best['model']} keeps {retention} of the teacher's score above chance{size}"
     if pd.isna(best["retention"]):
-        first = f"{best['model']} scores {points(best['score'])} points above chance"
+        first = f"{best['model']} scores {format_points(best['score'])} points above chance"
     known = " with an average" if len(macro) < sum(group.role == "distilled" for group in scores.groups) else ""
     highest = f", the highest of {len(macro)} distilled students{known}" if len(macro) > 1 or known else ""
     pairs = macro[macro["ce_only_delta"].notna()]
     seeds = " One seed each." if (macro["seeds"] == 1).all() else ""
-    return f"{first}{highest}{_before_training(frame, best)}; {_worth(scores, pairs)}.{seeds}"
+    return f"{first}{highest}{_before_training(frame, best)}; {_teacher_benefit(scores, pairs)}.{seeds}"
 
 
 def _before_training(frame: pd.DataFrame, best: pd.Series) -> str:
     """What the student kept before any training, where that is known: pruned students begin with most of it."""
-    same = (frame["task"] == MACRO) & (frame["role"] == "untouched") & (frame["student"] == best["student"])
+    same = (frame["task"] == MACRO_AVERAGE) & (frame["role"] == "untouched") & (frame["student"] == best["student"])
     kept = frame.loc[same, "retention"].dropna()
-    return f" (before any training it keeps {points(kept.iloc[0], 0)}%)" if len(kept) == 1 else ""
+    return f" (before any training it keeps {format_points(kept.iloc[0], 0)}%)" if len(kept) == 1 else ""
 
 
-def _worth(scores: Scores, pairs: pd.DataFrame) -> str:
+def _teacher_benefit(scores: Scores, pairs: pd.DataFrame) -> str:
     """How many distilled students are ahead of themselves without a teacher, and how many surely."""
     if pairs.empty:
         has_any = any(group.role == "ce_only" and group.models for group in scores.groups)
         why = "those trained without it were trained in another way" if has_any else "no student was trained without it"
         return f"whether the teacher helped is unknown, because {why}"
     ahead, sure = pairs["ce_only_delta"] > 0, pairs["ce_only_adjusted"] <= scores.analysis.alpha
-    words = {without_teacher(scores, label) for label in pairs["model"]}
+    words = {describe_ce_only_baseline(scores, label) for label in pairs["model"]}
     other = words.pop() if len(words) == 1 else "the same student trained without the teacher, partly on other text"
     if len(pairs) == 1:
         only = sum(group.role == "distilled" for group in scores.groups) == 1
@@ -81,24 +88,24 @@ def _worth(scores: Scores, pairs: pd.DataFrame) -> str:
     return f"{text}, {int((ahead & sure).sum())} significantly, and {int((~ahead & sure).sum())} significantly behind"
 
 
-def _kept(scores: Scores, mine: pd.DataFrame) -> str:
-    macro = mine[mine["task"] == MACRO].iloc[0]
-    name = f"{macro['model']} ({count(macro['parameters'])} parameters)"
+def _retention_sentence(scores: Scores, mine: pd.DataFrame) -> str:
+    macro = mine[mine["task"] == MACRO_AVERAGE].iloc[0]
+    name = f"{macro['model']} ({format_count(macro['parameters'])} parameters)"
     if scores.teacher is None:
         return f"{name}: the teacher has no result, so nothing can be said about what is kept of it."
     if pd.isna(macro["score"]):
-        return f"{name}: no macro average, because {why_no_average(scores, scores.number(macro['model']))}."
+        return f"{name}: no macro average, because {why_no_average(scores, scores.group_index(macro['model']))}."
     if pd.isna(macro["retention"]):
         return f"{name}: the teacher's own average is too near chance for a share of it to mean anything."
-    kept = f"{points(macro['retention'], 0)}% {bounds(macro['retention_low'], macro['retention_high'], 0)}".strip()
+    kept = format_retention(macro)
     return (
         f"{name} keeps {kept} of the teacher's score above chance, averaged over {len(scores.averaged)} "
         f"task{'s' if len(scores.averaged) > 1 else ''}."
     )
 
 
-def _against(scores: Scores, mine: pd.DataFrame, who: str, words: str) -> str:
-    macro = mine[mine["task"] == MACRO].iloc[0]
+def _baseline_sentence(scores: Scores, mine: pd.DataFrame, who: str, words: str) -> str:
+    macro = mine[mine["task"] == MACRO_AVERAGE].iloc[0]
     delta, low, high = (macro[f"{who}_{name}"] for name in ("delta", "low", "high"))
     if pd.isna(delta):
         return f"It cannot be compared with {words}: {_why_alone(scores, macro)}." if who == "ce_only" else ""
@@ -109,13 +116,13 @@ def _against(scores: Scores, mine: pd.DataFrame, who: str, words: str) -> str:
     known = "" if sure else ", which is not decided at this number of documents"
     if not sure and low * high > 0:
         known = ", which is not significant once all comparisons are counted"
-    return f"It is {way} {words} by {with_bounds(abs(delta), *_turned(delta, low, high))} points{known}."
+    return f"It is {way} {words} by {format_with_interval(abs(delta), *_turned(delta, low, high))} points{known}."
 
 
 def _why_alone(scores: Scores, macro: pd.Series) -> str:
     """Why a student is not compared with itself without the teacher."""
-    g = scores.number(macro["model"])
-    other = opponents(scores, g).get("ce_only")
+    g = scores.group_index(macro["model"])
+    other = find_baselines(scores, g).get("ce_only")
     if other is not None:
         return why_no_average(scores, g) or f"{scores.groups[other].label}: {why_no_average(scores, other)}"
     alike = [group for group in scores.groups if (group.role, group.student) == ("ce_only", macro["student"])]
@@ -128,29 +135,31 @@ def _turned(delta: float, low: float, high: float) -> tuple[float, float]:
 
 def _wins_without_teacher(scores: Scores, mine: pd.DataFrame) -> str:
     """Where the student without teacher scores higher, and where that is significant."""
-    tasks = mine[(mine["task"] != MACRO) & mine["ce_only_delta"].notna()]
+    tasks = mine[(mine["task"] != MACRO_AVERAGE) & mine["ce_only_delta"].notna()]
     if tasks.empty:
         return ""
     wins = tasks[tasks["ce_only_delta"] < 0]
     if wins.empty:
         return f"The student without teacher scores higher on none of the {len(tasks)} tasks."
-    named = listed([f"{t} (by {number(-d * 100)})" for t, d in zip(wins["task"], wins["ce_only_delta"], strict=True)])
-    sure = list(wins.loc[wins["ce_only_adjusted"] <= scores.analysis.false_discovery, "task"])
-    known = f"significantly on {listed(sure)}" if sure else "on none of them significantly"
+    named = join_words(
+        [f"{t} (by {format_number(-d * 100)})" for t, d in zip(wins["task"], wins["ce_only_delta"], strict=True)]
+    )
+    sure = list(wins.loc[wins["ce_only_adjusted"] <= scores.analysis.false_discovery_rate, "task"])
+    known = f"significantly on {join_words(sure)}" if sure else "on none of them significantly"
     return f"The student without teacher scores higher on {len(wins)} of {len(tasks)} tasks: {named}; {known}."
 
 
-def without_teacher(scores: Scores, label: str) -> str:
+def describe_ce_only_baseline(scores: Scores, label: str) -> str:
     """The student without teacher that the distilled group `label` is compared with, in words."""
-    other = opponents(scores, scores.number(label)).get("ce_only")
-    on = " on other text" if other is not None and scores.groups[other].other_text else ""
+    other = find_baselines(scores, scores.group_index(label)).get("ce_only")
+    on = " on other text" if other is not None and scores.groups[other].other_data else ""
     return f"the same student trained without the teacher{on}"
 
 
 def why_no_average(scores: Scores, g: int) -> str:
     """Why a group with records has no macro average, or nothing."""
     if not len(scores.averaged):
-        reasons = set(scores.left_out.values())
-        return "no task has the teacher above chance" if reasons == {sc.AT_CHANCE} else "no task can be averaged"
+        reasons = set(scores.excluded_tasks.values())
+        return "no task has the teacher above chance" if reasons == {sc.EXCLUDED_AT_CHANCE} else "no task can be averaged"
     lacking = [scores.tasks[t] for t in scores.averaged if not np.isfinite(scores.raw[t, g])]
-    return f"it has no result on {listed(lacking)}" if lacking else ""
+    return f"it has no result on {join_words(lacking)}" if lacking else ""

@@ -6,17 +6,17 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from distill_lit.losses.targets import Target
-from distill_lit.models.activations import States, Wanted
-from distill_lit.teachers.cross_tokenizer import ForeignTeacher
-from distill_lit.teachers.offline import CachedTeacher, SparseTeacher
-from distill_lit.teachers.online import LiveTeacher
+from distill_lit.losses.targets import TeacherTarget
+from distill_lit.models.activations import Activations, LayersByKind
+from distill_lit.teachers.cross_tokenizer import CrossTokenizerTeacher
+from distill_lit.teachers.offline import OfflineTeacher, SparseOfflineTeacher
+from distill_lit.teachers.online import OnlineTeacher
 
 
-class TeacherSignal(Protocol):
+class Teacher(Protocol):
     """The teacher as the distiller sees it."""
 
-    def target(self, batch: dict[str, Tensor], chosen: Tensor) -> Target:
+    def target(self, batch: dict[str, Tensor], loss_mask: Tensor) -> TeacherTarget:
         """What it says of the N tokens to predict. batch: packed rows; chosen: (B, T − 1) bool, True at the N positions
         whose next token is supervised."""
         ...
@@ -27,12 +27,19 @@ class TeacherSignal(Protocol):
 
 
 @runtime_checkable
-class InnerSignal(TeacherSignal, Protocol):
+class HiddenStateTeacher(Teacher, Protocol):
     """A teacher that also shows its inner states."""
 
-    def inner_states(self, batch: dict[str, Tensor], wanted: Wanted) -> AbstractContextManager[States]:
+    def activations(self, batch: dict[str, Tensor], wanted: LayersByKind) -> AbstractContextManager[Activations]:
         """Yields the wanted states for a batch, all of them there once `target` has been called inside."""
         ...
 
 
-__all__ = ["CachedTeacher", "ForeignTeacher", "InnerSignal", "LiveTeacher", "SparseTeacher", "TeacherSignal"]
+__all__ = [
+    "CrossTokenizerTeacher",
+    "HiddenStateTeacher",
+    "OfflineTeacher",
+    "OnlineTeacher",
+    "SparseOfflineTeacher",
+    "Teacher",
+]

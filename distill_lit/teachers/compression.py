@@ -13,51 +13,55 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill_lit.losses.targets import Draws, TopK
+from distill_lit.losses.targets import SampledTarget, TopKTarget
 
-HIDDEN, TOP_K, SAMPLED = "hidden", "top_k", "sampled"
-Arrays = dict[str, np.ndarray]
+CACHE_HIDDEN_STATES, CACHE_TOP_K, CACHE_SAMPLED = "hidden", "top_k", "sampled"
+CompressedArrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Form:
+class TeacherCacheFormat:
     """What a cache keeps. kind: hidden, top_k or sampled; width: k, or draws; temperature: of the proposal that is drawn
     from, p^(1/temperature) normalised; the weights make up for it; layers: whose states are kept beside the last hidden."""
 
-    kind: str = HIDDEN
-    width: int = 0
-    temperature: float = 1.0
-    layers: tuple[int, ...] = ()
+    kind: str = CACHE_HIDDEN_STATES
+    tokens_per_position: int = 0
+    sampling_temperature: float = 1.0
+    hidden_layers: tuple[int, ...] = ()
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What identifies it; nothing for last hidden states alone, which are all there is."""
-        if self.kind == HIDDEN:
-            return {"layers": list(self.layers)} if self.layers else {}
-        proposal = {"temperature": self.temperature} if self.kind == SAMPLED else {}
-        return {"kind": self.kind, "width": self.width, **proposal}
+        if self.kind == CACHE_HIDDEN_STATES:
+            return {"layers": list(self.hidden_layers)} if self.hidden_layers else {}
+        proposal = {"temperature": self.sampling_temperature} if self.kind == CACHE_SAMPLED else {}
+        return {"kind": self.kind, "width": self.tokens_per_position, **proposal}
 
     def bytes_per_token(self, vocabulary: int) -> int:
         """On disk, for one supervised token of a sparse cache."""
         number = 2 + (2 if vocabulary <= 1 << 16 else 4)
-        extra = 2 if self.kind == TOP_K else 4 if self.temperature != 1.0 else 0
-        return self.width * number + 2 + extra
+        extra = 2 if self.kind == CACHE_TOP_K else 4 if self.sampling_temperature != 1.0 else 0
+        return self.tokens_per_position * number + 2 + extra
 
 
-def compress(log_p: Tensor, labels: Tensor, form: Form, generator: torch.Generator) -> Arrays:
+def compress_logprobs(
+    log_p: Tensor, labels: Tensor, cache_format: TeacherCacheFormat, generator: torch.Generator
+) -> CompressedArrays:
     """log_p: the teacher's log-probabilities (N, V) at temperature 1, float32; labels: (N,). Arrays of N rows.
 
     generator: of log_p's device; only draws use it.
     """
     label = log_p.gather(-1, labels[:, None])[:, 0]
-    if form.kind == TOP_K:
-        values, ids = log_p.topk(form.width, dim=-1)
-        rest = (1 - values.double().exp().sum(-1)).clamp(min=0)
-        arrays = {"ids": ids, "log_probs": values, "rest": rest.log().float()}
+    if cache_format.kind == CACHE_TOP_K:
+        values, ids = log_p.topk(cache_format.tokens_per_position, dim=-1)
+        tail_logprobs = (1 - values.double().exp().sum(-1)).clamp(min=0)
+        arrays = {"ids": ids, "log_probs": values, "rest": tail_logprobs.log().float()}
     else:
-        proposal = log_p if form.temperature == 1.0 else log_p / form.temperature
-        ids = torch.multinomial(proposal.softmax(-1), form.width, replacement=True, generator=generator)
+        proposal = log_p if cache_format.sampling_temperature == 1.0 else log_p / cache_format.sampling_temperature
+        ids = torch.multinomial(
+            proposal.softmax(-1), cache_format.tokens_per_position, replacement=True, generator=generator
+        )
         arrays = {"ids": ids, "log_probs": log_p.gather(-1, ids)}
-        if form.temperature != 1.0:
+        if cache_format.sampling_temperature != 1.0:
             arrays["normaliser"] = proposal.logsumexp(-1)
     small = {"ids": np.uint16 if log_p.shape[-1] <= 1 << 16 else np.uint32, "normaliser": np.float32}
     return {
@@ -66,23 +70,23 @@ def compress(log_p: Tensor, labels: Tensor, form: Form, generator: torch.Generat
     }
 
 
-def expand(arrays: Arrays, form: Form) -> TopK | Draws:
-    """What `compress` kept, as a target: ids int64, the rest float32."""
+def decompress_target(arrays: CompressedArrays, cache_format: TeacherCacheFormat) -> TopKTarget | SampledTarget:
+    """What `compress_logprobs` kept, as a target: ids int64, the rest float32."""
     ids = torch.from_numpy(arrays["ids"].astype(np.int64))
     log_probs = torch.from_numpy(arrays["log_probs"].astype(np.float32))
     label = torch.from_numpy(arrays["label_log_probs"].astype(np.float32))
-    if form.kind == TOP_K:
+    if cache_format.kind == CACHE_TOP_K:
         # float16 has rounded every probability; their sum is known better from the mass of all others
-        rest = torch.from_numpy(arrays["rest"].astype(np.float32)).exp()
-        exact = torch.log1p(-rest.clamp(max=1 - 1e-6))
-        return TopK(ids, log_probs + (exact - log_probs.logsumexp(-1))[:, None], label)
-    return Draws(ids, log_probs, _weights(log_probs, arrays.get("normaliser"), form), label)
+        tail_mass = torch.from_numpy(arrays["rest"].astype(np.float32)).exp()
+        top_k_log_mass = torch.log1p(-tail_mass.clamp(max=1 - 1e-6))
+        return TopKTarget(ids, log_probs + (top_k_log_mass - log_probs.logsumexp(-1))[:, None], label)
+    return SampledTarget(ids, log_probs, _importance_weights(log_probs, arrays.get("normaliser"), cache_format), label)
 
 
-def _weights(log_probs: Tensor, normaliser: np.ndarray | None, form: Form) -> Tensor:
+def _importance_weights(logprobs: Tensor, log_normalizer: np.ndarray | None, form: TeacherCacheFormat) -> Tensor:
     """p / (n · proposal) of every draw: 1/n where the teacher itself was drawn from. Unbiased for any proposal that is
     nowhere 0."""
-    if normaliser is None:
-        return torch.full_like(log_probs, 1 / form.width)
-    proposal = log_probs / form.temperature - torch.from_numpy(normaliser.astype(np.float32))[:, None]
-    return (log_probs - proposal).exp() / form.width
+    if log_normalizer is None:
+        return torch.full_like(logprobs, 1 / form.tokens_per_position)
+    proposal = logprobs / form.sampling_temperature - torch.from_numpy(log_normalizer.astype(np.float32))[:, None]
+    return (logprobs - proposal).exp() / form.tokens_per_position

@@ -12,182 +12,191 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill_lit.losses.targets import Foreign, ForeignTarget
-from distill_lit.models.packing_check import read_texts
+from distill_lit.losses.targets import CrossTokenizerTarget, SpanTarget
+from distill_lit.models.packing_check import hidden_states_of_texts
 from distill_lit.models.position_limits import position_limit
 from distill_lit.models.vocabulary import check_ids
-from distill_lit.teachers.online import LiveTeacher
+from distill_lit.teachers.online import OnlineTeacher
 from distill_lit.teachers.token_alignment import (
-    Spans,
-    align,
-    begins_with_blank,
+    AlignedSpans,
+    adds_prefix_space,
+    align_tokens,
     check_alignable,
-    sizes_in,
+    get_unk_token_id,
+    token_byte_lengths,
     token_bytes,
-    unknown_token,
-    whole_characters,
+    trim_partial_characters,
 )
 from distill_lit.utils.exceptions import UserError
 
 log = logging.getLogger(__name__)
-BATCH_TOKENS = 2048  # of the teacher, per forward pass
-MANY = 32  # documents, after which it is known whether a teacher reads this text
-CHUNK_TOKENS = 64  # whose whole distributions are in memory at a time
+TEACHER_BATCH_TOKENS = 2048  # of the teacher, per forward pass
+UNALIGNABLE_CHECK_DOCUMENTS = 32  # documents, after which it is known whether a teacher reads this text
+LABEL_LOGPROB_CHUNK_TOKENS = 64  # whose whole distributions are in memory at a time
 
 
-class Piece(NamedTuple):
+class AlignedDocument(NamedTuple):
     """A document of a row for the teacher. columns: the student's tokens in the row; ids: the teacher's."""
 
     row: int
     columns: np.ndarray
-    ids: list[int]
-    spans: Spans
+    teacher_ids: list[int]
+    spans: AlignedSpans
 
 
-class ForeignTeacher:
+class CrossTokenizerTeacher:
     """A frozen teacher beside a student with another tokenizer."""
 
-    def __init__(self, model: Any, vocabulary: int, tokenizer: Any, student_tokenizer: Any) -> None:
+    def __init__(self, model: Any, vocab_size: int, tokenizer: Any, student_tokenizer: Any) -> None:
         """`model`, `vocabulary`, `tokenizer`: the teacher's. Raises UserError for tokenizers that cannot be aligned."""
-        self.live = LiveTeacher(model, vocabulary)
-        self.tokenizer, self.end = tokenizer, student_tokenizer.eos_token_id
-        self._read = self._changed = 0  # documents
-        self._ours, self._theirs = read_tables(tokenizer, student_tokenizer)
-        self._unknown = unknown_token(student_tokenizer)
-        self._has_blank = begins_with_blank(student_tokenizer, self._ours)
+        self.online_teacher = OnlineTeacher(model, vocab_size)
+        self.tokenizer, self.student_eos_token_id = tokenizer, student_tokenizer.eos_token_id
+        self._num_documents = self._num_unalignable = 0  # documents
+        self._student_token_bytes, self._teacher_token_bytes = load_token_byte_tables(tokenizer, student_tokenizer)
+        self._unknown = get_unk_token_id(student_tokenizer)
+        self._adds_prefix_space = adds_prefix_space(student_tokenizer, self._student_token_bytes)
         first = student_tokenizer("a")["input_ids"][0]
-        self._start = first if first == student_tokenizer.bos_token_id else None  # the rest of a cut document has none
-        self._rows = model.get_input_embeddings().weight.shape[0]
-        self._most = position_limit(model.config) or sys.maxsize
-        self._is_long = False  # a document had more tokens than that
+        self._bos_token_id = (
+            first if first == student_tokenizer.bos_token_id else None
+        )  # the rest of a cut document has none
+        self._embedding_rows = model.get_input_embeddings().weight.shape[0]
+        self._max_positions = position_limit(model.config) or sys.maxsize
+        self._warned_too_long = False  # a document had more tokens than that
 
     def to(self, device: torch.device) -> None:
         """Moves the teacher."""
-        self.live.to(device)
+        self.online_teacher.to(device)
 
-    def target(self, batch: dict[str, Tensor], chosen: Tensor) -> ForeignTarget:
+    def target(self, batch: dict[str, Tensor], loss_mask: Tensor) -> CrossTokenizerTarget:
         """What it says of the chosen positions (B, T − 1) on the spans that both tokenizers cut alike."""
-        self.live.check_frozen()
+        self.online_teacher.check_frozen()
         ids, documents = batch["input_ids"].cpu().numpy(), batch["document_ids"].cpu().numpy()
         pieces = [
             piece
             for row in range(len(ids))
             for number in range(1, int(documents[row].max()) + 1)
-            if (piece := self._piece(row, ids[row], np.flatnonzero(documents[row] == number))) is not None
+            if (piece := self._align_document(row, ids[row], np.flatnonzero(documents[row] == number))) is not None
         ]
-        return self._collect(pieces, chosen)
+        return self._collect(pieces, loss_mask)
 
-    def _piece(self, row: int, ids: np.ndarray, columns: np.ndarray) -> Piece | None:
+    def _align_document(self, row: int, ids: np.ndarray, columns: np.ndarray) -> AlignedDocument | None:
         """A document in both tokenizers; None where its bytes are no text, or one that the teacher's tokenizer changes, as
         those do that normalise characters."""
         mine = ids[columns]
-        ended = bool(len(mine)) and int(mine[-1]) == self.end
-        sizes = np.array([len(self._ours[i]) for i in mine])
-        data = b"".join(self._ours[i] for i in mine)
-        if self._has_blank and data.startswith(b" ") and self._start in (None, mine[0]):  # its tokenizer has put it there
+        ended = bool(len(mine)) and int(mine[-1]) == self.student_eos_token_id
+        sizes = np.array([len(self._student_token_bytes[i]) for i in mine])
+        data = b"".join(self._student_token_bytes[i] for i in mine)
+        if (
+            self._adds_prefix_space and data.startswith(b" ") and self._bos_token_id in (None, mine[0])
+        ):  # its tokenizer has put it there
             data = data[1:]
             sizes[np.flatnonzero(sizes)[0]] -= 1
-        text, skipped = whole_characters(data)
+        text, skipped = trim_partial_characters(data)
         if not text:
             return None
-        self._read += 1
+        self._num_documents += 1
         if self._unknown is not None and self._unknown in mine:
-            self._note_change(text, "student", "has no tokens for parts of")
+            self._count_unalignable(text, "student", "has no tokens for parts of")
             return None
         length = len(text.encode())
         theirs = list(self.tokenizer(text, split_special_tokens=True)["input_ids"])
-        check_ids(theirs, self.tokenizer, self._rows)
-        their_sizes = sizes_in(text.encode(), [self._theirs[i] for i in theirs])
+        check_ids(theirs, self.tokenizer, self._embedding_rows)
+        their_sizes = token_byte_lengths(text.encode(), [self._teacher_token_bytes[i] for i in theirs])
         if their_sizes is None:
-            self._note_change(text, "teacher", "changes")
+            self._count_unalignable(text, "teacher", "changes")
             return None
         ends = np.cumsum(sizes) - skipped
-        spans = align(np.diff(np.clip(ends, 0, length), prepend=0), their_sizes)
+        spans = align_tokens(np.diff(np.clip(ends, 0, length), prepend=0), their_sizes)
         # a token that holds a part of a cut character says something the teacher was not shown
         whole = (ends - sizes >= 0) & (ends <= length)
-        kept = [i for i, (first, last) in enumerate(spans.ours) if whole[first:last].all()]
-        spans = Spans(spans.ours[kept], spans.theirs[kept])
+        kept = [i for i, (first, last) in enumerate(spans.student) if whole[first:last].all()]
+        spans = AlignedSpans(spans.student[kept], spans.teacher[kept])
         if ended and skipped + length == len(data) and self.tokenizer.eos_token_id is not None:
-            theirs, spans = self._with_end(theirs, spans, len(mine))
-        return Piece(row, columns, *self._within_positions(theirs, spans))
+            theirs, spans = self._append_eos(theirs, spans, len(mine))
+        return AlignedDocument(row, columns, *self._within_positions(theirs, spans))
 
-    def _within_positions(self, ids: list[int], spans: Spans) -> tuple[list[int], Spans]:
+    def _within_positions(self, ids: list[int], spans: AlignedSpans) -> tuple[list[int], AlignedSpans]:
         """The teacher's tokens that it has positions for, and the spans of these."""
-        if len(ids) <= self._most:
+        if len(ids) <= self._max_positions:
             return ids, spans
-        if not self._is_long:
-            self._is_long = True
+        if not self._warned_too_long:
+            self._warned_too_long = True
             log.warning(
                 "the teacher has %d positions and a document %d of its tokens; what is beyond is left out, see in_spans",
-                self._most,
+                self._max_positions,
                 len(ids),
             )
-        kept = spans.theirs[:, 1] <= self._most
-        return ids[: self._most], Spans(spans.ours[kept], spans.theirs[kept])
+        within_limit = spans.teacher[:, 1] <= self._max_positions
+        return ids[: self._max_positions], AlignedSpans(spans.student[within_limit], spans.teacher[within_limit])
 
-    def _note_change(self, text: str, whose: str, does: str) -> None:
+    def _count_unalignable(self, text: str, whose: str, does: str) -> None:
         """Tells of the first document that is left out. Raises UserError where most are: little would be left to learn."""
-        self._changed += 1
-        if self._changed == 1:
+        self._num_unalignable += 1
+        if self._num_unalignable == 1:
             log.warning("the %s's tokenizer %s %r; such documents are left out, see in_spans", whose, does, text[:60])
-        if self._read >= MANY and self._changed > self._read / 2:
+        if self._num_documents >= UNALIGNABLE_CHECK_DOCUMENTS and self._num_unalignable > self._num_documents / 2:
             raise UserError(
-                f"teacher.source: foreign, and the {whose}'s tokenizer {does} {self._changed} of {self._read} documents, "
+                f"teacher.source: foreign, and the {whose}'s tokenizer {does} {self._num_unalignable} of "
+                f"{self._num_documents} documents, "
                 f"which cannot be aligned; choose a {whose} that reads this text as it is"
             )
 
-    def _with_end(self, theirs: list[int], spans: Spans, count: int) -> tuple[list[int], Spans]:
+    def _append_eos(self, theirs: list[int], spans: AlignedSpans, count: int) -> tuple[list[int], AlignedSpans]:
         """Both say that the document ends, each with its own token: a span without bytes."""
         theirs = theirs if theirs[-1] == self.tokenizer.eos_token_id else [*theirs, self.tokenizer.eos_token_id]
-        ours = np.concatenate([spans.ours, [[count - 1, count]]])
-        return theirs, Spans(ours, np.concatenate([spans.theirs, [[len(theirs) - 1, len(theirs)]]]))
+        ours = np.concatenate([spans.student, [[count - 1, count]]])
+        return theirs, AlignedSpans(ours, np.concatenate([spans.teacher, [[len(theirs) - 1, len(theirs)]]]))
 
-    def _collect(self, pieces: list[Piece], chosen: Tensor) -> ForeignTarget:
-        count, device = int(chosen.sum()), chosen.device
-        place = (chosen.flatten().cumsum(0) - 1).view(chosen.shape).cpu().numpy()
-        marks = chosen.cpu().numpy()
-        head = self.live.head
+    def _collect(self, pieces: list[AlignedDocument], loss_mask: Tensor) -> CrossTokenizerTarget:
+        count, device = int(loss_mask.sum()), loss_mask.device
+        target_index = (loss_mask.flatten().cumsum(0) - 1).view(loss_mask.shape).cpu().numpy()
+        mask = loss_mask.cpu().numpy()
+        head = self.online_teacher.lm_head
         hidden = torch.zeros(count, head.weight.shape[1], dtype=head.weight.dtype, device=device)
-        same = torch.zeros(count, dtype=torch.bool, device=device)
+        same_prefix = torch.zeros(count, dtype=torch.bool, device=device)
         spans = torch.full((count,), -1, device=device)
-        said: list[Tensor] = []
-        for piece, states in zip(pieces, self._hidden([piece.ids for piece in pieces]), strict=True):
-            log_probs = self._label_log_probs(states, piece.ids)
-            for ours, theirs in zip(piece.spans.ours, piece.spans.theirs, strict=True):
-                before = piece.columns[ours[0] : ours[1]] - 1  # a token is predicted from the place before it
-                if before[0] < 0 or not marks[piece.row, before].all() or theirs[0] < 1:
+        span_logprobs: list[Tensor] = []
+        for piece, states in zip(pieces, self._hidden_states([piece.teacher_ids for piece in pieces]), strict=True):
+            log_probs = self._label_logprobs(states, piece.teacher_ids)
+            for ours, theirs in zip(piece.spans.student, piece.spans.teacher, strict=True):
+                predicting_columns = piece.columns[ours[0] : ours[1]] - 1  # a token is predicted from the place before it
+                if predicting_columns[0] < 0 or not mask[piece.row, predicting_columns].all() or theirs[0] < 1:
                     continue
-                numbers = torch.from_numpy(place[piece.row, before]).to(device)
-                spans[numbers] = len(said)
-                same[numbers[0]], hidden[numbers[0]] = True, states[theirs[0] - 1]
-                said.append(log_probs[theirs[0] - 1 : theirs[1] - 1].sum())
-        return _target(hidden, head, same, spans, torch.stack(said) if said else torch.zeros(0, device=device))
+                numbers = torch.from_numpy(target_index[piece.row, predicting_columns]).to(device)
+                spans[numbers] = len(span_logprobs)
+                same_prefix[numbers[0]], hidden[numbers[0]] = True, states[theirs[0] - 1]
+                span_logprobs.append(log_probs[theirs[0] - 1 : theirs[1] - 1].sum())
+        return _build_target(
+            hidden, head, same_prefix, spans, torch.stack(span_logprobs) if span_logprobs else torch.zeros(0, device=device)
+        )
 
     @torch.inference_mode()
-    def _hidden(self, texts: list[list[int]]) -> list[Tensor]:
+    def _hidden_states(self, texts: list[list[int]]) -> list[Tensor]:
         """Last hidden states (tokens, D) of every text, in batches of like length."""
         found: list[Tensor] = [torch.zeros(0)] * len(texts)
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         while order:
-            most = max(1, BATCH_TOKENS // len(texts[order[-1]]))
+            most = max(1, TEACHER_BATCH_TOKENS // len(texts[order[-1]]))
             numbers, order = order[-most:], order[:-most]
-            for i, states in zip(numbers, read_texts(self.live.model, [texts[i] for i in numbers]), strict=True):
+            for i, states in zip(
+                numbers, hidden_states_of_texts(self.online_teacher.model, [texts[i] for i in numbers]), strict=True
+            ):
                 found[i] = states
         return found
 
     @torch.inference_mode()
-    def _label_log_probs(self, states: Tensor, ids: list[int]) -> Tensor:
+    def _label_logprobs(self, states: Tensor, ids: list[int]) -> Tensor:
         """Log-probabilities (tokens − 1,) of every token but the first."""
-        head, labels = self.live.head, torch.tensor(ids[1:], device=states.device)
+        head, labels = self.online_teacher.lm_head, torch.tensor(ids[1:], device=states.device)
         parts = []
-        for start in range(0, len(labels), CHUNK_TOKENS):
-            here = slice(start, start + CHUNK_TOKENS)
-            log_p = head.finish(head.project(states[:-1][here])).log_softmax(-1)
+        for start in range(0, len(labels), LABEL_LOGPROB_CHUNK_TOKENS):
+            here = slice(start, start + LABEL_LOGPROB_CHUNK_TOKENS)
+            log_p = head.scale_and_cap(head.project(states[:-1][here])).log_softmax(-1)
             parts.append(log_p.gather(-1, labels[here, None])[:, 0])
         return torch.cat(parts) if parts else torch.zeros(0, device=states.device)
 
 
-def read_tables(tokenizer: Any, student_tokenizer: Any) -> tuple[list[bytes], list[bytes]]:
+def load_token_byte_tables(tokenizer: Any, student_tokenizer: Any) -> tuple[list[bytes], list[bytes]]:
     """The bytes of every token of the student and of the teacher (`tokenizer`). Raises UserError for a tokenizer whose
     bytes are not known, or that reads texts as others."""
     tables = token_bytes(student_tokenizer), token_bytes(tokenizer)
@@ -196,11 +205,13 @@ def read_tables(tokenizer: Any, student_tokenizer: Any) -> tuple[list[bytes], li
     return tables
 
 
-def _target(hidden: Tensor, head: Any, same: Tensor, spans: Tensor, log_probs: Tensor) -> ForeignTarget:
+def _build_target(hidden: Tensor, head: Any, same: Tensor, spans: Tensor, log_probs: Tensor) -> CrossTokenizerTarget:
     """Per token of the student what its span has."""
     inside = spans >= 0
     sizes = torch.bincount(spans[inside], minlength=len(log_probs))
     size, teacher = torch.zeros_like(spans), torch.zeros(len(spans), device=spans.device)
     size[inside], teacher[inside] = sizes[spans[inside]], log_probs.float()[spans[inside]]
     shared = teacher / size.clamp(min=1)
-    return ForeignTarget(hidden, head, spans, Foreign(None, same, size, teacher, torch.zeros_like(teacher), shared))
+    return CrossTokenizerTarget(
+        hidden, head, spans, SpanTarget(None, same, size, teacher, torch.zeros_like(teacher), shared)
+    )

@@ -14,14 +14,14 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import read_json, sha256_of, write_json, writing
+from distill_lit.utils.files import atomic_write, read_json, sha256_of, write_json
 
 log = logging.getLogger(__name__)
 RESERVE_BYTES = 32 << 20  # left free beside a checkpoint, for event files and manifests
-KEPT = 2  # the newest, and one to fall back on
-OURS = "distill_lit"  # our entry in a checkpoint
-BEST = "best.json"
-Origin = dict[str, str]
+MAX_RETAINED_CHECKPOINTS = 2  # the newest, and one to fall back on
+CHECKPOINT_KEY = "distill_lit"  # our entry in a checkpoint
+BEST_CHECKPOINT_FILE = "best.json"
+Fingerprints = dict[str, str]
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -31,26 +31,26 @@ class SafeCheckpointIO(TorchCheckpointIO):
         """Saves atomically, with `<name>.sha256.json` beside it. Raises OSError when the disk is too full."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        check_room(target.parent, _bytes_of(checkpoint))
-        with writing(target) as temporary:
+        ensure_free_space(target.parent, _tensor_bytes(checkpoint))
+        with atomic_write(target) as temporary:
             with temporary.open("wb") as file:
                 _save(checkpoint, file)
             # before the rename: a checkpoint under its final name always has its checksum
-            write_json(checksum_of(target), {"sha256": sha256_of(temporary)})
+            write_json(checksum_path(target), {"sha256": sha256_of(temporary)})
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Loads with `weights_only`, whatever the caller or the environment says: a checkpoint may not build objects."""
-        if not is_intact(Path(path)):
+        if not is_checkpoint_intact(Path(path)):
             raise UserError(f"checkpoint {path} is corrupt")
-        return load_plain(Path(path), map_location or "cpu")
+        return load_checkpoint_weights_only(Path(path), map_location or "cpu")
 
     def remove_checkpoint(self, path: Any) -> None:
         """Removes a checkpoint and its checksum."""
         Path(path).unlink(missing_ok=True)
-        checksum_of(Path(path)).unlink(missing_ok=True)
+        checksum_path(Path(path)).unlink(missing_ok=True)
 
 
-def load_plain(path: Path, device: Any = "cpu", mapped: bool = False) -> dict[str, Any]:
+def load_checkpoint_weights_only(path: Path, device: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
     """A checkpoint of tensors and plain values in a local file. Raises UserError for one that would build objects.
 
     `mapped`: tensors stay on disk until they are used.
@@ -58,10 +58,10 @@ def load_plain(path: Path, device: Any = "cpu", mapped: bool = False) -> dict[st
     if "://" in str(path) or not path.is_file():
         raise UserError(f"checkpoint {path}: no such local file; checkpoints are never loaded from an address")
     # torch reads this variable and would build whatever a file names
-    forced = os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
+    previous = os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
     try:
-        found: dict[str, Any] = torch.load(path, map_location=device, weights_only=True, mmap=mapped or None)
-        return found
+        checkpoint: dict[str, Any] = torch.load(path, map_location=device, weights_only=True, mmap=mmap or None)
+        return checkpoint
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if "weights only" in str(error).lower().replace("_", " "):  # torch's advice is to build whatever a file names
@@ -69,8 +69,8 @@ def load_plain(path: Path, device: Any = "cpu", mapped: bool = False) -> dict[st
             reason = f"it would build objects ({names or 'of any kind'}); remove it, and the run goes on without it"
         raise UserError(f"checkpoint {path} is refused: {reason}") from error
     finally:
-        if forced is not None:
-            os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = forced
+        if previous is not None:
+            os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = previous
 
 
 def _save(checkpoint: dict[str, Any], file: Any) -> None:
@@ -82,75 +82,75 @@ def _save(checkpoint: dict[str, Any], file: Any) -> None:
         raise
 
 
-def _bytes_of(value: Any) -> int:
+def _tensor_bytes(value: Any) -> int:
     """Bytes of the tensors anywhere in a checkpoint."""
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()
     if isinstance(value, dict):
-        return sum(_bytes_of(item) for item in value.values())
-    return sum(_bytes_of(item) for item in value) if isinstance(value, (list, tuple)) else 0
+        return sum(_tensor_bytes(item) for item in value.values())
+    return sum(_tensor_bytes(item) for item in value) if isinstance(value, (list, tuple)) else 0
 
 
-def check_room(folder: Path, needed: int) -> None:
+def ensure_free_space(folder: Path, required_bytes: int) -> None:
     """Makes room for `needed` bytes by removing what is older than the newest checkpoint; raises OSError if it is not
     enough."""
-    for path in [*saved_checkpoints(folder)[1:][::-1], None]:
+    for path in [*list_checkpoints(folder)[1:][::-1], None]:
         free = shutil.disk_usage(folder).free
-        if free >= needed + RESERVE_BYTES:
+        if free >= required_bytes + RESERVE_BYTES:
             return
         if path is not None and path.stem != _best_stem(folder):
             SafeCheckpointIO().remove_checkpoint(path)
-    said = f"a checkpoint needs {needed / 1e6:,.0f} MB and {folder} has {free / 1e6:,.0f} MB free"
-    raise OSError(errno.ENOSPC, said)
+    message = f"a checkpoint needs {required_bytes / 1e6:,.0f} MB and {folder} has {free / 1e6:,.0f} MB free"
+    raise OSError(errno.ENOSPC, message)
 
 
-def checksum_of(path: Path) -> Path:
+def checksum_path(path: Path) -> Path:
     """Where the checksum of a checkpoint stands."""
     return path.with_suffix(".sha256.json")
 
 
-def is_intact(path: Path) -> bool:
+def is_checkpoint_intact(path: Path) -> bool:
     """Whether a checkpoint has the hash that was written with it."""
     try:
-        return path.is_file() and read_json(checksum_of(path))["sha256"] == sha256_of(path)
+        return path.is_file() and read_json(checksum_path(path))["sha256"] == sha256_of(path)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def step_of(checkpoint: Path) -> int:
+def checkpoint_step(checkpoint: Path) -> int:
     """The optimizer steps that a checkpoint has behind it."""
     return int(checkpoint.stem.split("=")[1])
 
 
-def saved_checkpoints(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, the newest first."""
-    return sorted((p for p in folder.glob("step=*.ckpt") if p.stem[5:].isdigit()), key=step_of, reverse=True)
+    return sorted((p for p in folder.glob("step=*.ckpt") if p.stem[5:].isdigit()), key=checkpoint_step, reverse=True)
 
 
-def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
+def find_latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     """(the newest intact checkpoint, None if there never was one; what is to be said about corrupt ones).
 
     Raises UserError when there are checkpoints and none is intact.
     """
-    said: list[str] = []
-    found = saved_checkpoints(folder)
-    for path in found:
-        if is_intact(path):
-            return path, [f"{line}; {path.name} is used" for line in said]
-        said.append(f"checkpoint {path} does not have its checksum")
-    if found:
+    warnings: list[str] = []
+    checkpoints = list_checkpoints(folder)
+    for path in checkpoints:
+        if is_checkpoint_intact(path):
+            return path, [f"{line}; {path.name} is used" for line in warnings]
+        warnings.append(f"checkpoint {path} does not have its checksum")
+    if checkpoints:
         raise UserError(f"{folder}: no checkpoint is intact; remove this folder to start its cell again")
     return None, []
 
 
-def differences(checkpoint: Path, origin: Origin) -> list[str]:
+def fingerprint_mismatches(checkpoint: Path, fingerprints: Fingerprints) -> list[str]:
     """How what a checkpoint was made from differs from `origin`, a phrase for each part."""
-    entry = load_plain(checkpoint, mapped=True).get(OURS)
+    entry = load_checkpoint_weights_only(checkpoint, mmap=True).get(CHECKPOINT_KEY)
     saved = entry.get("origin", {}) if isinstance(entry, dict) else {}
     return [
-        f"{name} was {_short(saved.get(name))} and is {_short(origin.get(name))}"
-        for name in dict.fromkeys([*origin, *saved])
-        if saved.get(name) != origin.get(name)
+        f"{name} was {_short(saved.get(name))} and is {_short(fingerprints.get(name))}"
+        for name in dict.fromkeys([*fingerprints, *saved])
+        if saved.get(name) != fingerprints.get(name)
     ]
 
 
@@ -161,20 +161,20 @@ def _short(value: str | None) -> str:
 # ---------------------------------------------------------------- what is kept
 
 
-def note_validation(folder: Path, step: int, loss: float) -> None:
+def update_best_checkpoint(folder: Path, step: int, loss: float) -> None:
     """Remembers the checkpoint of `step` as the best when its validation loss is the lowest finite one so far."""
     if not (folder / f"step={step}.ckpt").is_file() or not loss < float("inf"):  # NaN is below nothing
         return
     best = read_best(folder)
     if best is None or loss < best["loss"]:
-        write_json(folder / BEST, {"step": step, "loss": loss})
+        write_json(folder / BEST_CHECKPOINT_FILE, {"step": step, "loss": loss})
 
 
 def read_best(folder: Path) -> dict[str, Any] | None:
     """{step, loss} of the best checkpoint that is there and intact; None if there is none."""
     try:
-        best: dict[str, Any] = read_json(folder / BEST)
-        is_whole = math.isfinite(best["loss"]) and is_intact(folder / f"step={best['step']}.ckpt")
+        best: dict[str, Any] = read_json(folder / BEST_CHECKPOINT_FILE)
+        is_whole = math.isfinite(best["loss"]) and is_checkpoint_intact(folder / f"step={best['step']}.ckpt")
         return best if is_whole else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -182,19 +182,19 @@ def read_best(folder: Path) -> dict[str, Any] | None:
 
 def _best_stem(folder: Path) -> str:
     try:
-        return f"step={read_json(folder / BEST)['step']}"
+        return f"step={read_json(folder / BEST_CHECKPOINT_FILE)['step']}"
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
 
-def prune(folder: Path, budget_gigabytes: float) -> None:
+def rotate_checkpoints(folder: Path, disk_budget_gb: float) -> None:
     """Keeps the newest checkpoint whatever it weighs; then, within the budget, the best and the one before the newest."""
-    newest, *older = saved_checkpoints(folder)
+    newest, *older = list_checkpoints(folder)
     best = _best_stem(folder)
-    room = budget_gigabytes * 1e9 - newest.stat().st_size
-    wanted = [p for p in older if p.stem == best] + [p for p in older if p.stem != best][: KEPT - 1]
-    for path in [*wanted, *(p for p in older if p not in wanted)]:
-        if path in wanted and path.stat().st_size <= room:
-            room -= path.stat().st_size
+    remaining_bytes = disk_budget_gb * 1e9 - newest.stat().st_size
+    retained = [p for p in older if p.stem == best] + [p for p in older if p.stem != best][: MAX_RETAINED_CHECKPOINTS - 1]
+    for path in [*retained, *(p for p in older if p not in retained)]:
+        if path in retained and path.stat().st_size <= remaining_bytes:
+            remaining_bytes -= path.stat().st_size
         else:
             SafeCheckpointIO().remove_checkpoint(path)

@@ -7,35 +7,47 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill_lit.data.loader import Batch
+from distill_lit.data.loader import PackedBatch
 from distill_lit.losses import Objective
 from distill_lit.losses.hidden_states import (
     ATTENTION_LOSSES,
-    HIDDEN_LOSSES,
-    RELATIONS,
-    Pair,
-    RepresentationTerm,
+    HIDDEN_STATE_LOSSES,
+    QKV_STATES,
+    FeatureTerm,
+    LayerPair,
     relation_kl,
 )
-from distill_lit.losses.layer_mapping import fixed_pairs, similar_pairs
-from distill_lit.models.activations import ATTENTION, HIDDEN, Shape, States, Wanted, shape_of, watching
-from distill_lit.models.packed_forward import attention_mask
-from distill_lit.models.packing_check import last_hidden
+from distill_lit.losses.layer_mapping import cka_layer_pairs, fixed_layer_pairs
+from distill_lit.models.activations import (
+    ATTENTION,
+    HIDDEN_STATES,
+    ActivationDims,
+    Activations,
+    LayersByKind,
+    activation_dims,
+    capture_activations,
+)
+from distill_lit.models.packed_forward import block_causal_mask
+from distill_lit.models.packing_check import last_hidden_state
 from distill_lit.utils.exceptions import UserError
 
-Matched = Sequence[tuple[RepresentationTerm, list[Pair]]]
+TermLayerPairs = Sequence[tuple[FeatureTerm, list[LayerPair]]]
 
 
-def check_source(objective: Objective, source: str, compiled: bool = False, cached: Collection[int] = ()) -> None:
+def check_teacher_supports_features(
+    objective: Objective, source: str, student_compiled: bool = False, cached_layers: Collection[int] = ()
+) -> None:
     """Raises UserError for a term that a teacher of this source cannot feed: a live one has all inner states, a cached one
     the hidden states of the layers `cached`; and for a compiled student, whose layers cannot be watched."""
-    for term in objective.representations:
-        if compiled:
+    for term in objective.feature_terms:
+        if student_compiled:
             raise UserError(f"training.compile: {term.key} watches inner states, which a compiled body does not show")
-        if source == "live" or (cached and term.kind == HIDDEN and term.options["layers"] != "similar"):
+        if source == "live" or (cached_layers and term.kind == HIDDEN_STATES and term.options["layers"] != "similar"):
             continue
-        other = ", or let teacher.layers name the layers to cache" if source == "cached" and term.kind == HIDDEN else ""
-        if cached and other:
+        other = (
+            ", or let teacher.layers name the layers to cache" if source == "cached" and term.kind == HIDDEN_STATES else ""
+        )
+        if cached_layers and other:
             raise UserError(
                 f"{term.key}.options.layers: similar looks at all layers of a live teacher; give uniform, last or pairs"
             )
@@ -44,155 +56,175 @@ def check_source(objective: Objective, source: str, compiled: bool = False, cach
         )
 
 
-def check_fit(objective: Objective, student: Any, teacher: Any, cached: Collection[int] | None = None) -> None:
+def check_feature_dimensions(
+    objective: Objective, student_config: Any, teacher_config: Any, cached_layers: Collection[int] | None = None
+) -> None:
     """Raises UserError for a term that does not fit two models with these transformers configs, or that compares a layer
     of the teacher that is not among the `cached` ones (None: it is live)."""
-    ours, theirs = shape_of(student), shape_of(teacher)
-    for term in objective.representations:
-        for _, layer in fixed_pairs(term, ours.layers, theirs.layers):
-            if cached is not None and layer not in cached:
+    student_dims, teacher_dims = activation_dims(student_config), activation_dims(teacher_config)
+    for term in objective.feature_terms:
+        for _, layer in fixed_layer_pairs(term, student_dims.layers, teacher_dims.layers):
+            if cached_layers is not None and layer not in cached_layers:
                 raise UserError(f"teacher.layers: layer {layer} is not among them, and {term.key} compares with it")
         options, key = term.options, f"{term.key}.options"
-        if term.kind == HIDDEN and ours.hidden != theirs.hidden and not options["projector"]:
+        if term.kind == HIDDEN_STATES and student_dims.hidden_size != teacher_dims.hidden_size and not options["projector"]:
             raise UserError(
-                f"{key}.projector: hidden states are {ours.hidden} wide in the student and {theirs.hidden} in the teacher; "
+                f"{key}.projector: hidden states are {student_dims.hidden_size} wide in the student and "
+                f"{teacher_dims.hidden_size} in the teacher; "
                 "set projector: true"
             )
-        if term.kind != HIDDEN and not (ours.heads and theirs.heads):
+        if term.kind != HIDDEN_STATES and not (student_dims.heads and teacher_dims.heads):
             raise UserError(f"{term.key}: {term.kind} compares attention, and one of the two models has no attention heads")
-        if term.kind == ATTENTION and ours.heads != theirs.heads and options["heads"] == "each":
+        if term.kind == ATTENTION and student_dims.heads != teacher_dims.heads and options["heads"] == "each":
             raise UserError(
-                f"{key}.heads: the student has {ours.heads} heads and the teacher {theirs.heads}; set heads: mean"
+                f"{key}.heads: the student has {student_dims.heads} heads and the teacher {teacher_dims.heads}; set "
+                "heads: mean"
             )
         if term.kind == "relations":
-            _check_relation_heads(term, ours, theirs)
+            _check_relation_heads(term, student_dims, teacher_dims)
 
 
-def _check_relation_heads(term: RepresentationTerm, ours: Shape, theirs: Shape) -> None:
-    heads = relation_heads(term, ours, theirs)
+def _check_relation_heads(term: FeatureTerm, ours: ActivationDims, theirs: ActivationDims) -> None:
+    heads = num_relation_heads(term, ours, theirs)
     for relation in term.options["relations"]:
         for owner, shape in (("student", ours), ("teacher", theirs)):
-            width = shape.queries if relation == "q" else shape.keys
+            width = shape.query_size if relation == "q" else shape.key_value_size
             if width % heads:
                 raise UserError(
                     f"{term.key}.options.relation_heads: {heads} does not divide the {width} channels of the {owner}'s "
-                    f"{RELATIONS[relation]}"
+                    f"{QKV_STATES[relation]}"
                 )
 
 
-def relation_heads(term: RepresentationTerm, ours: Shape, theirs: Shape) -> int:
+def num_relation_heads(term: FeatureTerm, student_dims: ActivationDims, teacher_dims: ActivationDims) -> int:
     """Its relation heads; where it does not say, as many as divide the key-value heads of both."""
-    return term.options["relation_heads"] or math.gcd(ours.key_value_heads, theirs.key_value_heads)
+    return term.options["relation_heads"] or math.gcd(student_dims.key_value_heads, teacher_dims.key_value_heads)
 
 
-def build_matching(
-    objective: Objective, student: Any, teacher_config: Any, teacher: Any, calibration: list[Batch], seed: int
-) -> "Matching | None":
+def build_feature_alignment(
+    objective: Objective, student: Any, teacher_config: Any, teacher: Any, calibration_batches: list[PackedBatch], seed: int
+) -> "FeatureAlignment | None":
     """What the representation terms of an objective need between these models; None where there are none.
 
     teacher: the live model, or None where its states are cached; calibration: batches for maps by similarity; seed: for
     the projectors. Terms on attention maps switch both models to eager attention, which alone has maps.
     """
-    if not objective.representations:
+    if not objective.feature_terms:
         return None
-    check_fit(objective, student.config, teacher_config)
-    ours, theirs = shape_of(student.config), shape_of(teacher_config)
-    similar: list[Pair] = []
-    if any(term.options["layers"] == "similar" for term in objective.representations):
-        similar = similar_pairs(layer_outputs(student, calibration[:1]), layer_outputs(teacher, calibration[:1]))
-    matched = [(term, fixed_pairs(term, ours.layers, theirs.layers) or similar) for term in objective.representations]
-    if any(term.kind == ATTENTION for term in objective.representations):
+    check_feature_dimensions(objective, student.config, teacher_config)
+    student_dims, teacher_dims = activation_dims(student.config), activation_dims(teacher_config)
+    cka_pairs: list[LayerPair] = []
+    if any(term.options["layers"] == "similar" for term in objective.feature_terms):
+        cka_pairs = cka_layer_pairs(
+            layer_outputs(student, calibration_batches[:1]), layer_outputs(teacher, calibration_batches[:1])
+        )
+    term_layer_pairs = [
+        (term, fixed_layer_pairs(term, student_dims.layers, teacher_dims.layers) or cka_pairs)
+        for term in objective.feature_terms
+    ]
+    if any(term.kind == ATTENTION for term in objective.feature_terms):
         for model in (student, teacher):
             model.set_attn_implementation("eager")
     torch.manual_seed(seed)
-    return Matching(matched, ours, theirs)
+    return FeatureAlignment(term_layer_pairs, student_dims, teacher_dims)
 
 
 @torch.inference_mode()
-def layer_outputs(model: Any, batches: list[Batch]) -> list[Tensor]:
+def layer_outputs(model: Any, batches: list[PackedBatch]) -> list[Tensor]:
     """The output (N, D) of every layer for the tokens of packed batches, without padding, in float32."""
     count = model.config.get_text_config().num_hidden_layers
-    found: list[list[Tensor]] = [[] for _ in range(count)]
+    outputs: list[list[Tensor]] = [[] for _ in range(count)]
     for batch in batches:
-        with watching(model, {HIDDEN: set(range(count))}) as states:
-            last_hidden(model, batch, states)
+        with capture_activations(model, {HIDDEN_STATES: set(range(count))}) as states:
+            last_hidden_state(model, batch, states)
         for layer in range(count):
-            found[layer].append(states[HIDDEN, layer][batch["document_ids"] > 0].float())
-    return [torch.cat(parts) for parts in found]
+            outputs[layer].append(states[HIDDEN_STATES, layer][batch["document_ids"] > 0].float())
+    return [torch.cat(parts) for parts in outputs]
 
 
-class Matching(nn.Module):
+class FeatureAlignment(nn.Module):
     """The representation terms between a student and its teacher. Its projectors train with the student and are no part
     of it."""
 
-    def __init__(self, matched: Matched, student: Shape, teacher: Shape) -> None:
+    def __init__(
+        self, term_layer_pairs: TermLayerPairs, student_dims: ActivationDims, teacher_dims: ActivationDims
+    ) -> None:
         """matched: each term with its pairs of layers."""
         super().__init__()
-        self.matched, self.student, self.teacher = matched, student, teacher
+        self.term_layer_pairs, self.student_dims, self.teacher_dims = term_layer_pairs, student_dims, teacher_dims
         self.projectors = nn.ModuleDict()
-        for term, pairs in matched:
-            if term.kind == HIDDEN and term.options["projector"]:
-                self.projectors[term.name] = nn.ModuleList(_projector(student.hidden, teacher.hidden) for _ in pairs)
+        for term, pairs in term_layer_pairs:
+            if term.kind == HIDDEN_STATES and term.options["projector"]:
+                self.projectors[term.name] = nn.ModuleList(
+                    _projector(student_dims.hidden_size, teacher_dims.hidden_size) for _ in pairs
+                )
 
     @property
-    def wanted(self) -> tuple[Wanted, Wanted]:
+    def captured_layers(self) -> tuple[LayersByKind, LayersByKind]:
         """What to watch in the student and in the teacher."""
         sides: tuple[dict[str, set[int]], dict[str, set[int]]] = ({}, {})
-        for term, pairs in self.matched:
-            for what in _states_of(term):
+        for term, pairs in self.term_layer_pairs:
+            for what in _activation_kinds(term):
                 for side, wanted in enumerate(sides):
                     wanted.setdefault(what, set()).update(pair[side] for pair in pairs)
         return sides
 
-    def forward(self, ours: States, theirs: States, document_ids: Tensor, chosen: Tensor) -> Tensor:
+    def forward(
+        self, student_states: Activations, teacher_states: Activations, document_ids: Tensor, loss_mask: Tensor
+    ) -> Tensor:
         """The (K,) sums of the K terms over the chosen positions, unweighted, in float32.
 
         ours, theirs: the watched states of student and teacher; document_ids: (B, T); chosen: (B, T − 1), True where the
         next token is supervised.
         """
-        return torch.stack([self._sum(term, pairs, ours, theirs, document_ids, chosen) for term, pairs in self.matched])
+        return torch.stack(
+            [
+                self._sum(term, pairs, student_states, teacher_states, document_ids, loss_mask)
+                for term, pairs in self.term_layer_pairs
+            ]
+        )
 
     def _sum(
         self,
-        term: RepresentationTerm,
-        pairs: list[Pair],
-        ours: States,
-        theirs: States,
+        term: FeatureTerm,
+        pairs: list[LayerPair],
+        student_states: Activations,
+        teacher_states: Activations,
         document_ids: Tensor,
-        chosen: Tensor,
+        loss_mask: Tensor,
     ) -> Tensor:
         """Sum over chosen tokens of the mean over pairs of layers, and over q, k, v."""
         losses = []
-        for number, (mine, other) in enumerate(pairs):
-            for what in _states_of(term):
-                s, t = _numbers(ours[what, mine]), _numbers(theirs[what, other])
-                if term.kind == HIDDEN:
-                    losses.append(self._hidden(term, number, s[:, :-1][chosen], t[:, :-1][chosen]))
+        for pair_index, (student_layer, teacher_layer) in enumerate(pairs):
+            for kind in _activation_kinds(term):
+                s, t = _to_float(student_states[kind, student_layer]), _to_float(teacher_states[kind, teacher_layer])
+                if term.kind == HIDDEN_STATES:
+                    losses.append(self._hidden(term, pair_index, s[:, :-1][loss_mask], t[:, :-1][loss_mask]))
                 elif term.kind == ATTENTION:
-                    losses.append(_attention(term, *(maps.transpose(1, 2)[:, :-1][chosen] for maps in (s, t))))
+                    losses.append(_attention(term, *(maps.transpose(1, 2)[:, :-1][loss_mask] for maps in (s, t))))
                 else:
-                    heads = relation_heads(term, self.student, self.teacher)
-                    losses.append(relation_kl(s, t, heads, attention_mask(document_ids))[:, :-1][chosen])
+                    heads = num_relation_heads(term, self.student_dims, self.teacher_dims)
+                    losses.append(relation_kl(s, t, heads, block_causal_mask(document_ids))[:, :-1][loss_mask])
         return torch.stack(losses).mean(0).sum()
 
-    def _hidden(self, term: RepresentationTerm, pair: int, student: Tensor, teacher: Tensor) -> Tensor:
+    def _hidden(self, term: FeatureTerm, pair: int, student: Tensor, teacher: Tensor) -> Tensor:
         if term.name in self.projectors:
             student = self.projectors[term.name][pair](student)  # type: ignore[index]
-        return HIDDEN_LOSSES[term.options["loss"]](student, teacher)
+        return HIDDEN_STATE_LOSSES[term.options["loss"]](student, teacher)
 
 
-def _states_of(term: RepresentationTerm) -> list[str]:
-    return [RELATIONS[name] for name in term.options["relations"]] if term.kind == "relations" else [term.kind]
+def _activation_kinds(term: FeatureTerm) -> list[str]:
+    return [QKV_STATES[name] for name in term.options["relations"]] if term.kind == "relations" else [term.kind]
 
 
-def _attention(term: RepresentationTerm, student: Tensor, teacher: Tensor) -> Tensor:
+def _attention(term: FeatureTerm, student: Tensor, teacher: Tensor) -> Tensor:
     """student, teacher: (N, heads, T)."""
     if term.options["heads"] == "mean":
         student, teacher = student.mean(1, keepdim=True), teacher.mean(1, keepdim=True)
     return ATTENTION_LOSSES[term.options["loss"]](student, teacher)
 
 
-def _numbers(states: Tensor) -> Tensor:
+def _to_float(states: Tensor) -> Tensor:
     """Float32; float64 stays."""
     return states if states.dtype == torch.float64 else states.float()
 

@@ -9,10 +9,10 @@ from lightning.pytorch.trainer.connectors.checkpoint_connector import _Checkpoin
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from distill_lit.utils.distributed.ranks import rank_count, this_rank
+from distill_lit.utils.distributed.ranks import get_rank, get_world_size
 
 
-class ThisMachine(ClusterEnvironment):
+class SingleNodeEnvironment(ClusterEnvironment):
     """The ranks of this machine, as torch's default group has them, whatever the environment's variables say."""
 
     @property
@@ -37,28 +37,28 @@ class ThisMachine(ClusterEnvironment):
 
     def world_size(self) -> int:
         """How many ranks there are."""
-        return rank_count()
+        return get_world_size()
 
     def set_world_size(self, size: int) -> None:
         """It is known."""
 
     def global_rank(self) -> int:
         """The number of this one."""
-        return this_rank()
+        return get_rank()
 
     def set_global_rank(self, rank: int) -> None:
         """It is known."""
 
     def local_rank(self) -> int:
         """The same: there is one machine."""
-        return this_rank()
+        return get_rank()
 
     def node_rank(self) -> int:
         """There is one machine."""
         return 0
 
 
-class _NoSignals(_SignalConnector):
+class _NoSignalHandling(_SignalConnector):
     """Leaves every handler as it is. Lightning's would end a run with exit code 0, or requeue the user's whole job."""
 
     def register_signal_handlers(self) -> None:
@@ -68,7 +68,7 @@ class _NoSignals(_SignalConnector):
         """Nothing to put back."""
 
 
-class _OwnCheckpoints(_CheckpointConnector):
+class _ExplicitResumeOnly(_CheckpointConnector):
     """Goes on from the checkpoint it is given, never from an `hpc_ckpt_1.ckpt` that Lightning once wrote for SLURM."""
 
     @property
@@ -76,11 +76,11 @@ class _OwnCheckpoints(_CheckpointConnector):
         return None
 
 
-def quiet_trainer(**settings: Any) -> L.Trainer:
+def build_local_trainer(**settings: Any) -> L.Trainer:
     """`L.Trainer(**settings)` on the ranks of this machine."""
     # both are set from RANK, LOCAL_RANK, SLURM_PROCID … when Lightning is imported
-    rank_zero_only.rank = fabric_rank_zero.rank = this_rank()
-    trainer = L.Trainer(**{**settings, "plugins": [ThisMachine(), *settings.get("plugins", [])]})
-    trainer._signal_connector = _NoSignals(trainer)
-    trainer._checkpoint_connector = _OwnCheckpoints(trainer)
+    rank_zero_only.rank = fabric_rank_zero.rank = get_rank()
+    trainer = L.Trainer(**{**settings, "plugins": [SingleNodeEnvironment(), *settings.get("plugins", [])]})
+    trainer._signal_connector = _NoSignalHandling(trainer)
+    trainer._checkpoint_connector = _ExplicitResumeOnly(trainer)
     return trainer

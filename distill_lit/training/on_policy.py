@@ -16,33 +16,44 @@ from transformers import LogitsProcessor
 
 from distill_lit.config import OnPolicyConfig
 from distill_lit.config.on_policy import ADAPTIVE
-from distill_lit.generation.sampling import Sampling, Written, write_batch
-from distill_lit.losses.targets import IGNORED
-from distill_lit.utils.distributed.ranks import of_every_rank, rank_count, this_rank
-from distill_lit.utils.seeding import seed_of
+from distill_lit.generation.sampling import GeneratedSequence, SamplingParams, generate_batch
+from distill_lit.losses.targets import IGNORE_INDEX
+from distill_lit.utils.distributed.ranks import all_gather_object, get_rank, get_world_size
+from distill_lit.utils.seeding import derive_seed
 
-STEP_UP = 0.1  # of the adaptive share, each time validation gets worse
-FACTS = ("length", "distinct_1", "distinct_2", "replayed")  # what is logged of student text, besides its time
+ADAPTIVE_FRACTION_STEP = 0.1  # of the adaptive share, each time validation gets worse
+ON_POLICY_METRICS = ("length", "distinct_1", "distinct_2", "replayed")  # what is logged of student text, besides its time
 Batch = dict[str, Tensor]
 
 
-class StudentText:
+class OnPolicyGenerator:
     """Turns batches of the corpora into batches of student text. Its state is what a checkpoint must hold."""
 
     def __init__(
-        self, config: OnPolicyConfig, ends: list[int], vocabulary: int, teacher: Any, seed: int, steps: int
+        self,
+        config: OnPolicyConfig,
+        eos_token_ids: list[int],
+        vocab_size: int,
+        teacher_model: Any,
+        seed: int,
+        max_steps: int,
     ) -> None:
         """`ends`: tokens that end a text; `vocabulary`: real tokens; `teacher`: the model, for `teacher_mix`; `steps`: of
         the whole training."""
-        self.config, self.ends, self.vocabulary, self.teacher = config, ends, vocabulary, teacher
-        self.seed, self.steps = seed, steps
-        self.share = 0.0 if config.share == ADAPTIVE else float(config.share)
-        self._best = float("inf")  # smallest validation loss so far
-        self._kept: list[Batch] = []
-        self._means: dict[str, MeanMetric] = {}
-        self._seconds = 0.0
+        self.config, self.eos_token_ids, self.vocab_size, self.teacher_model = (
+            config,
+            eos_token_ids,
+            vocab_size,
+            teacher_model,
+        )
+        self.seed, self.max_steps = seed, max_steps
+        self.fraction = 0.0 if config.fraction == ADAPTIVE else float(config.fraction)
+        self._best_validation_loss = float("inf")  # smallest validation loss so far
+        self._replay_buffer: list[Batch] = []
+        self._mean_metrics: dict[str, MeanMetric] = {}
+        self._generation_seconds = 0.0
 
-    def rewrite(self, batch: Batch, student: Any, step: int, part: int) -> tuple[Batch, dict[str, float]] | None:
+    def maybe_generate(self, batch: Batch, student: Any, step: int, part: int) -> tuple[Batch, dict[str, float]] | None:
         """(a batch of student text, what is logged of it), or None where the corpus is read as it is.
 
         step: optimizer steps done; part: micro-batches of this rank before this one, since the training began. The new
@@ -50,114 +61,130 @@ class StudentText:
         supervised, rows without a prompt stay as they are. All ranks write at the same time, each a text of its own.
         """
         draw = np.random.default_rng([self.seed, step, part])
-        if draw.random() >= self.share:
+        if draw.random() >= self.fraction:
             return None
         # replay fades: at the end every text is new (Ko et al. 2024, 2402.03898 §3.2)
-        if len(self._kept) == self.config.replay > 0 and draw.random() < 1 - step / self.steps:
-            kept = self._kept[int(draw.integers(len(self._kept)))]
+        if len(self._replay_buffer) == self.config.replay_buffer_size > 0 and draw.random() < 1 - step / self.max_steps:
+            kept = self._replay_buffer[int(draw.integers(len(self._replay_buffer)))]
             return {name: value.to(batch["input_ids"].device) for name, value in kept.items()}, {"replayed": 1.0}
         start = time.perf_counter()
-        prompts = _prompts(batch, self.config, draw)
+        prompts = _sample_prompts(batch, self.config, draw)
         if not prompts:
             return None
-        written = self._write(student, list(prompts.values()), seed_of(self.seed, step, part * rank_count() + this_rank()))
-        fresh = _batch_of(prompts, written, batch)
-        if self.config.replay:
-            self._kept = [*self._kept, {name: value.to("cpu", copy=True) for name, value in fresh.items()}][
-                -self.config.replay :
-            ]
-        return fresh, {**describe([w.tokens for w in written]), "seconds": time.perf_counter() - start, "replayed": 0.0}
+        written = self._write(
+            student, list(prompts.values()), derive_seed(self.seed, step, part * get_world_size() + get_rank())
+        )
+        fresh = _build_batch(prompts, written, batch)
+        if self.config.replay_buffer_size:
+            self._replay_buffer = [
+                *self._replay_buffer,
+                {name: value.to("cpu", copy=True) for name, value in fresh.items()},
+            ][-self.config.replay_buffer_size :]
+        return fresh, {
+            **generation_statistics([w.token_ids for w in written]),
+            "seconds": time.perf_counter() - start,
+            "replayed": 0.0,
+        }
 
-    def note(self, facts: dict[str, float], device: torch.device) -> None:
+    def update_metrics(self, facts: dict[str, float], device: torch.device) -> None:
         """Collects what `rewrite` has said of a batch, nothing of one of the corpora. All ranks call this for every batch:
         the means are over all of them, and one that has written nothing takes part without weight."""
-        self._seconds += facts.get("seconds", 0.0)
-        for name in FACTS:
-            metric = self._means.setdefault(name, MeanMetric().to(device))
+        self._generation_seconds += facts.get("seconds", 0.0)
+        for name in ON_POLICY_METRICS:
+            metric = self._mean_metrics.setdefault(name, MeanMetric().to(device))
             metric.update(facts.get(name, 0.0), weight=float(name in facts))
 
-    def noted(self, elapsed: float) -> dict[str, float]:
+    def pop_metrics(self, elapsed: float) -> dict[str, float]:
         """{what is logged: its mean since the last call, not a number where nothing was written}, this rank's time of
         writing as a share of the elapsed seconds of training, the present share of the batches."""
-        means = {name: float(metric.compute()) for name, metric in self._means.items()}
-        found = {**means, "time_share": self._seconds / max(elapsed, 1e-9), "share": self.share}
-        self._means, self._seconds = {}, 0.0
+        means = {name: float(metric.compute()) for name, metric in self._mean_metrics.items()}
+        found = {**means, "time_share": self._generation_seconds / max(elapsed, 1e-9), "share": self.fraction}
+        self._mean_metrics, self._generation_seconds = {}, 0.0
         return found
 
-    def note_validation(self, loss: float) -> None:
+    def update_adaptive_fraction(self, loss: float) -> None:
         """After each validation: an adaptive share grows when the loss got worse. Ko et al. 2024, 2402.03898 §3.2."""
-        if self.config.share == ADAPTIVE and loss > self._best:
-            self.share = min(1.0, round(self.share + STEP_UP, 6))
-        self._best = min(self._best, loss)
+        if self.config.fraction == ADAPTIVE and loss > self._best_validation_loss:
+            self.fraction = min(1.0, round(self.fraction + ADAPTIVE_FRACTION_STEP, 6))
+        self._best_validation_loss = min(self._best_validation_loss, loss)
 
     def state_dict(self) -> dict[str, Any]:
         """The adaptive share, the best validation loss, the texts that each rank keeps for replay: all ranks call this."""
-        return {"share": self.share, "best": self._best, "kept": of_every_rank(self._kept)}
+        return {"share": self.fraction, "best": self._best_validation_loss, "kept": all_gather_object(self._replay_buffer)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a saved state."""
-        self.share, self._best = float(state["share"]), float(state["best"])
-        self._kept = list(state["kept"][this_rank()])
+        self.fraction, self._best_validation_loss = float(state["share"]), float(state["best"])
+        self._replay_buffer = list(state["kept"][get_rank()])
 
-    def _write(self, student: Any, prompts: list[list[int]], seed: int) -> list[Written]:
+    def _write(self, student: Any, prompts: list[list[int]], seed: int) -> list[GeneratedSequence]:
         config, was_training = self.config, student.training
-        extra = [_TeacherMix(self.teacher, config.teacher_mix, self.vocabulary)] if config.teacher_mix else []
+        extra = (
+            [_TeacherMix(self.teacher_model, config.teacher_mix_fraction, self.vocab_size)]
+            if config.teacher_mix_fraction
+            else []
+        )
         student.eval()
         try:
-            sampling = Sampling(config.temperature, config.top_p, config.max_new_tokens)
-            return write_batch(student, prompts, self.ends, sampling, seed, extra, self.vocabulary)
+            sampling = SamplingParams(config.temperature, config.top_p, config.max_new_tokens)
+            return generate_batch(student, prompts, self.eos_token_ids, sampling, seed, extra, self.vocab_size)
         finally:
             student.train(was_training)
 
 
-def describe(texts: list[list[int]]) -> dict[str, float]:
+def generation_statistics(token_sequences: list[list[int]]) -> dict[str, float]:
     """{length: mean tokens; distinct_1, distinct_2: different tokens and pairs as a share of all}. Li et al. 2016,
     1510.03055."""
-    pairs = [pair for text in texts for pair in zip(text, text[1:], strict=False)]
-    tokens = [token for text in texts for token in text]
+    pairs = [pair for text in token_sequences for pair in zip(text, text[1:], strict=False)]
+    tokens = [token for text in token_sequences for token in text]
     return {
-        "length": len(tokens) / len(texts),
+        "length": len(tokens) / len(token_sequences),
         "distinct_1": len(set(tokens)) / max(1, len(tokens)),
         "distinct_2": len(set(pairs)) / max(1, len(pairs)),
     }
 
 
-def _prompts(batch: Batch, config: OnPolicyConfig, draw: np.random.Generator) -> dict[int, list[int]]:
+def _sample_prompts(batch: Batch, config: OnPolicyConfig, rng: np.random.Generator) -> dict[int, list[int]]:
     """{row: its prompt, the beginning of one of its documents}, without rows whose document has no response, or one that
     begins too late to leave room for a text."""
     ids, documents, labels = (batch[name].cpu().numpy() for name in ("input_ids", "document_ids", "labels"))
-    room = ids.shape[1] - config.max_new_tokens
-    found = {}
+    max_prompt_length = ids.shape[1] - config.max_new_tokens
+    prompts = {}
     for row in range(len(ids)):
-        number = int(draw.integers(1, max(1, int(documents[row].max())) + 1))
+        number = int(rng.integers(1, max(1, int(documents[row].max())) + 1))
         columns = np.flatnonzero(documents[row] == number)
-        answers = np.flatnonzero(labels[row, columns] != IGNORED)
-        if len(answers) and answers[0] <= 1:  # plain text: only the first token of a document is never supervised
-            count = max(1, min(round(config.prompt * len(columns)), room))
-        elif len(answers) and answers[0] <= room:
-            count = int(answers[0])
+        response_positions = np.flatnonzero(labels[row, columns] != IGNORE_INDEX)
+        if (
+            len(response_positions) and response_positions[0] <= 1
+        ):  # plain text: only the first token of a document is never supervised
+            count = max(1, min(round(config.prompt_fraction * len(columns)), max_prompt_length))
+        elif len(response_positions) and response_positions[0] <= max_prompt_length:
+            count = int(response_positions[0])
         else:
             continue
-        found[row] = ids[row, columns][:count].tolist()
-    return found
+        prompts[row] = ids[row, columns][:count].tolist()
+    return prompts
 
 
-def _batch_of(prompts: dict[int, list[int]], written: list[Written], like: Batch) -> Batch:
+def _build_batch(prompts: dict[int, list[int]], sequences: list[GeneratedSequence], template_batch: Batch) -> Batch:
     """The batch with rows of prompt and text in the place of those that had a prompt."""
-    rows, device = list(prompts), like["input_ids"].device
-    made = {name: value.to("cpu", copy=True) for name, value in like.items()}
-    mine = torch.zeros_like(made["input_ids"], dtype=torch.bool)
-    for name, empty in (("input_ids", 0), ("document_ids", 0), ("position_ids", 0), ("labels", IGNORED), ("rows", -1)):
-        made[name][rows] = empty
-    for row, text in zip(rows, written, strict=True):
-        whole = torch.tensor([*prompts[row], *text.tokens][: mine.shape[1]])
-        made["input_ids"][row, : len(whole)] = whole
-        made["document_ids"][row, : len(whole)] = 1
-        made["position_ids"][row, : len(whole)] = torch.arange(len(whole))
-        mine[row, len(prompts[row]) : len(whole)] = True
-    made["labels"][mine] = made["input_ids"][mine]
-    made |= {"by_student": mine, "step_tokens": (made["labels"][:, 1:] != IGNORED).sum()}
-    return {name: value.to(device) for name, value in made.items()}
+    rows, device = list(prompts), template_batch["input_ids"].device
+    generated_batch = {name: value.to("cpu", copy=True) for name, value in template_batch.items()}
+    on_policy_mask = torch.zeros_like(generated_batch["input_ids"], dtype=torch.bool)
+    for name, empty in (("input_ids", 0), ("document_ids", 0), ("position_ids", 0), ("labels", IGNORE_INDEX), ("rows", -1)):
+        generated_batch[name][rows] = empty
+    for row, text in zip(rows, sequences, strict=True):
+        token_ids = torch.tensor([*prompts[row], *text.token_ids][: on_policy_mask.shape[1]])
+        generated_batch["input_ids"][row, : len(token_ids)] = token_ids
+        generated_batch["document_ids"][row, : len(token_ids)] = 1
+        generated_batch["position_ids"][row, : len(token_ids)] = torch.arange(len(token_ids))
+        on_policy_mask[row, len(prompts[row]) : len(token_ids)] = True
+    generated_batch["labels"][on_policy_mask] = generated_batch["input_ids"][on_policy_mask]
+    generated_batch |= {
+        "by_student": on_policy_mask,
+        "step_tokens": (generated_batch["labels"][:, 1:] != IGNORE_INDEX).sum(),
+    }
+    return {name: value.to(device) for name, value in generated_batch.items()}
 
 
 class _TeacherMix(LogitsProcessor):  # type: ignore[misc]
@@ -165,9 +192,9 @@ class _TeacherMix(LogitsProcessor):  # type: ignore[misc]
 
     The teacher keeps a cache of its own."""
 
-    def __init__(self, teacher: Any, share: float, vocabulary: int) -> None:
-        self.teacher, self.share, self.vocabulary = teacher, share, vocabulary
-        self.models = [teacher]
+    def __init__(self, teacher_model: Any, share: float, vocab_size: int) -> None:
+        self.teacher, self.share, self.vocabulary = teacher_model, share, vocab_size
+        self.models = [teacher_model]
         self._past: Any = None
         self._mask: Tensor | None = None
 

@@ -8,24 +8,24 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-Session = tuple[dict[str, Any], dict[str, float]]  # a cell's knobs, its final scores
+HParamsSession = tuple[dict[str, Any], dict[str, float]]  # a cell's knobs, its final scores
 
 
-class Layout(L.Callback):
+class CustomScalarsCallback(L.Callback):
     """Opens the custom scalars on what belongs together: the terms of the loss in one chart."""
 
-    def __init__(self, terms: list[str]) -> None:
+    def __init__(self, term_names: list[str]) -> None:
         """`terms`: names of the objective's terms."""
-        self.terms = terms
+        self.term_names = term_names
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Writes the layout into the event file of the curves."""
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                logger.experiment.add_custom_scalars(layout_of(self.terms))
+                logger.experiment.add_custom_scalars(custom_scalars_layout(self.term_names))
 
 
-def layout_of(terms: list[str]) -> dict[str, dict[str, list[Any]]]:
+def custom_scalars_layout(term_names: list[str]) -> dict[str, dict[str, list[Any]]]:
     """{category: {chart: [kind, tags]}} for `add_custom_scalars`."""
 
     def chart(*tags: str) -> list[Any]:
@@ -33,10 +33,10 @@ def layout_of(terms: list[str]) -> dict[str, dict[str, list[Any]]]:
 
     return {
         "loss": {
-            "terms in training": chart("train/loss", *(f"train/{term}" for term in terms)),
-            "terms in validation": chart("validation/loss", *(f"validation/{term}" for term in terms)),
-            "weights": chart(*(f"weight/{term}" for term in terms)),
-            "temperatures": chart(*(f"temperature/{term}" for term in terms)),
+            "terms in training": chart("train/loss", *(f"train/{term}" for term in term_names)),
+            "terms in validation": chart("validation/loss", *(f"validation/{term}" for term in term_names)),
+            "weights": chart(*(f"weight/{term}" for term in term_names)),
+            "temperatures": chart(*(f"temperature/{term}" for term in term_names)),
         },
         "student and teacher": {
             "nats per token": chart("validation/student_nll", "validation/teacher_nll", "validation/teacher_kl"),
@@ -47,7 +47,7 @@ def layout_of(terms: list[str]) -> dict[str, dict[str, list[Any]]]:
     }
 
 
-def write_final(folder: Path, session: Session, config: str, has_curves: bool) -> None:
+def write_run_summary(folder: Path, session: HParamsSession, config: str, has_validation_curves: bool) -> None:
     """Adds a cell's knobs, final scores and config (YAML) to the event files in `folder`. `has_curves`: its validation is
     there already, as curves, whose last points count.
 
@@ -56,16 +56,18 @@ def write_final(folder: Path, session: Session, config: str, has_curves: bool) -
     parameters, scores = _plain(session[0]), session[1]
     with SummaryWriter(str(folder), filename_suffix=".final") as writer:
         # without the description of an experiment: TensorBoard takes the first it finds, and columns that only other
-        # cells have would never be seen; `write_experiment` describes all of them
+        # cells have would never be seen; `write_experiment_summary` describes all of them
         for summary in hparams(parameters, scores)[1:]:
             writer.file_writer.add_summary(summary)
         for name, value in scores.items():
-            if not (has_curves and name.startswith("validation/")):
+            if not (has_validation_curves and name.startswith("validation/")):
                 writer.add_scalar(name, value)
         writer.add_text("config", _verbatim(config))
 
 
-def write_experiment(folder: Path, sessions: list[Session], figures: dict[str, Path], said: dict[str, str]) -> None:
+def write_experiment_summary(
+    folder: Path, sessions: list[HParamsSession], figures: dict[str, Path], texts: dict[str, str]
+) -> None:
     """Writes what belongs to a whole experiment as a run of its own: the columns of all cells' hyperparameters,
     figures ({name: PNG}) and texts ({name: plain text}). Replaces what was there."""
     from matplotlib.image import imread
@@ -79,7 +81,7 @@ def write_experiment(folder: Path, sessions: list[Session], figures: dict[str, P
             writer.file_writer.add_summary(hparams(parameters, metrics)[0])
         for name, path in figures.items():
             writer.add_image(name, imread(path), dataformats="HWC")
-        for name, text in said.items():
+        for name, text in texts.items():
             writer.add_text(name, _verbatim(text))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Clock:
+class PausableTimer:
     """Counts seconds from its start on, but for pauses, which may be nested; before the start it stands."""
 
     def __init__(self) -> None:

@@ -13,128 +13,144 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from distill_lit.config import TrainingConfig
 from distill_lit.data.datamodule import PackedDataModule
-from distill_lit.training.callbacks.checkpoints import Checkpoints
-from distill_lit.training.callbacks.nonfinite_guard import FiniteSteps
-from distill_lit.training.callbacks.progress import Progress, Report
-from distill_lit.training.callbacks.random_state import GeneratorState
-from distill_lit.training.callbacks.termination import Termination, noting_signals
+from distill_lit.training.callbacks.checkpoints import CheckpointCallback
+from distill_lit.training.callbacks.nonfinite_guard import TerminateOnNonFinite
+from distill_lit.training.callbacks.progress import ProgressCallback, TrainingProgressReporter
+from distill_lit.training.callbacks.random_state import RNGStateCallback
+from distill_lit.training.callbacks.termination import TerminationRequest, catch_termination_signals
 from distill_lit.training.checkpoint import (
-    Origin,
+    Fingerprints,
     SafeCheckpointIO,
-    differences,
-    newest_checkpoint,
-    saved_checkpoints,
-    step_of,
+    checkpoint_step,
+    find_latest_checkpoint,
+    fingerprint_mismatches,
+    list_checkpoints,
 )
 from distill_lit.training.distiller import Distiller
-from distill_lit.training.local_trainer import quiet_trainer
-from distill_lit.utils.distributed.ranks import of_first_rank, rank_count, this_rank
+from distill_lit.training.local_trainer import build_local_trainer
+from distill_lit.utils.distributed.ranks import broadcast_from_rank_zero, get_rank, get_world_size
 from distill_lit.utils.exceptions import Preempted, UserError
-from distill_lit.utils.files import read_lines, write_text
+from distill_lit.utils.files import read_jsonl, write_text
 
 log = logging.getLogger(__name__)
-__all__ = ["Preempted", "Report", "Run", "train", "validate"]
+__all__ = ["Preempted", "ProgressCallback", "TrainingJob", "train", "validate"]
 
 
 @dataclass
-class Run:
+class TrainingJob:
     """What one training needs. `origin`: {teacher, data, objective …: what identifies it}, which a checkpoint carries;
     `changed`: what becomes of a checkpoint with another origin, refuse, resume or restart."""
 
     folder: Path
     distiller: Distiller
-    data: PackedDataModule
+    datamodule: PackedDataModule
     config: TrainingConfig
     seed: int
-    report: Report
-    origin: Origin = field(default_factory=dict)
-    changed: str = "refuse"
+    progress_callback: ProgressCallback
+    fingerprints: Fingerprints = field(default_factory=dict)
+    on_mismatch: str = "refuse"
     callbacks: list[L.Callback] = field(default_factory=list)
 
     @property
-    def checkpoints(self) -> Path:
+    def checkpoint_folder(self) -> Path:
         """Where its checkpoints are."""
         return self.folder / "checkpoints"
 
 
-def train(run: Run) -> dict[str, float]:
+def train(job: TrainingJob) -> dict[str, float]:
     """Trains until the token budget is spent, resuming from the newest checkpoint; returns the last validation's metrics.
 
     Every one of `training.devices` ranks calls this, each with a run of its own (`together`). Raises Preempted after
     SIGTERM, FloatingPointError for a step that is not finite, UserError for a checkpoint of something else.
     """
-    if run.config.devices != rank_count():
-        raise RuntimeError(f"training.devices is {run.config.devices}, and {rank_count()} ranks are here; see `together`")
-    with noting_signals() as termination:
-        checkpoint = of_first_rank(lambda: find_checkpoint(run))
-        L.seed_everything(run.seed, verbose=False)
-        trainer = build_trainer(run, resumed_at=step_of(checkpoint) if checkpoint else None, termination=termination)
+    if job.config.devices != get_world_size():
+        raise RuntimeError(
+            f"training.devices is {job.config.devices}, and {get_world_size()} ranks are here; see `together`"
+        )
+    with catch_termination_signals() as termination:
+        checkpoint = broadcast_from_rank_zero(lambda: find_resume_checkpoint(job))
+        L.seed_everything(job.seed, verbose=False)
+        trainer = build_trainer(
+            job, resume_step=checkpoint_step(checkpoint) if checkpoint else None, termination=termination
+        )
         if checkpoint is None:
-            trainer.validate(run.distiller, run.data, verbose=False)
-        run.distiller.train()
-        trainer.fit(run.distiller, run.data, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
-        if of_first_rank(lambda: "validation/loss" not in _names_at(run.folder / "metrics.jsonl", run.data.steps)):
-            trainer.validate(run.distiller, run.data, verbose=False)
-    return final_metrics(run.folder / "metrics.jsonl")
+            trainer.validate(job.distiller, job.datamodule, verbose=False)
+        job.distiller.train()
+        trainer.fit(job.distiller, job.datamodule, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
+        if broadcast_from_rank_zero(
+            lambda: "validation/loss" not in _names_at(job.folder / "metrics.jsonl", job.datamodule.steps)
+        ):
+            trainer.validate(job.distiller, job.datamodule, verbose=False)
+    return final_metrics(job.folder / "metrics.jsonl")
 
 
-def find_checkpoint(run: Run) -> Path | None:
+def find_resume_checkpoint(job: TrainingJob) -> Path | None:
     """The checkpoint to go on from, None to begin anew. Raises UserError when none is intact or the newest belongs to
     something else."""
-    checkpoint, said = newest_checkpoint(run.checkpoints)
-    for line in said:
+    checkpoint, warnings = find_latest_checkpoint(job.checkpoint_folder)
+    for line in warnings:
         log.warning(line)
     if checkpoint is None:
         return None
-    changes = differences(checkpoint, run.origin)
-    if changes and run.changed == "refuse":
+    mismatches = fingerprint_mismatches(checkpoint, job.fingerprints)
+    if mismatches and job.on_mismatch == "refuse":
         raise UserError(
-            f"checkpoint {checkpoint} does not belong to this run: {'; '.join(changes)}. "
+            f"checkpoint {checkpoint} does not belong to this run: {'; '.join(mismatches)}. "
             "launcher.changed=restart begins anew, launcher.changed=resume goes on all the same"
         )
-    if changes:
-        log.warning("checkpoint %s: %s; launcher.changed=%s", checkpoint, "; ".join(changes), run.changed)
-    if changes and run.changed == "restart":
-        for path in saved_checkpoints(run.checkpoints):
+    if mismatches:
+        log.warning("checkpoint %s: %s; launcher.changed=%s", checkpoint, "; ".join(mismatches), job.on_mismatch)
+    if mismatches and job.on_mismatch == "restart":
+        for path in list_checkpoints(job.checkpoint_folder):
             SafeCheckpointIO().remove_checkpoint(path)
         return None
     return checkpoint
 
 
-def validate(run: Run) -> dict[str, float]:
+def validate(job: TrainingJob) -> dict[str, float]:
     """The validation metrics of the student as it is, logged as step 0; one process alone does it."""
-    alone = replace(run, config=replace(run.config, devices=1))
-    trainer = build_trainer(alone, resumed_at=None, termination=Termination())
-    trainer.validate(run.distiller, run.data, verbose=False)
-    return final_metrics(run.folder / "metrics.jsonl")
+    single_process = replace(job, config=replace(job.config, devices=1))
+    trainer = build_trainer(single_process, resume_step=None, termination=TerminationRequest())
+    trainer.validate(job.distiller, job.datamodule, verbose=False)
+    return final_metrics(job.folder / "metrics.jsonl")
 
 
-def build_trainer(run: Run, resumed_at: int | None, termination: Termination) -> L.Trainer:
+def build_trainer(job: TrainingJob, resume_step: int | None, termination: TerminationRequest) -> L.Trainer:
     """A Trainer that shows, logs and stores nothing but what this suite wants."""
-    config = run.config
-    validate_every = max(1, round(config.validate_every * run.data.steps))
+    config = job.config
+    val_check_interval = max(1, round(config.val_check_interval * job.datamodule.steps))
     # events of steps that will be taken again are dropped
-    board = TensorBoardLogger(run.folder, name="", version="", default_hp_metric=False, purge_step=resumed_at or 0)
-    every, budget = config.checkpoint_every, config.checkpoint_budget
-    return quiet_trainer(
-        default_root_dir=run.folder,
+    tensorboard_logger = TensorBoardLogger(
+        job.folder, name="", version="", default_hp_metric=False, purge_step=resume_step or 0
+    )
+    checkpoint_interval, budget = config.checkpoint_interval, config.checkpoint_budget
+    return build_local_trainer(
+        default_root_dir=job.folder,
         accelerator="gpu" if config.accelerator == "cuda" else config.accelerator,
         devices=config.devices,
         strategy="ddp" if config.devices > 1 else "auto",
         precision="bf16-mixed" if config.precision == "bfloat16" else "32-true",
-        max_steps=run.data.steps,
-        accumulate_grad_batches=config.accumulate,
-        val_check_interval=validate_every * config.accumulate,
+        max_steps=job.datamodule.steps,
+        accumulate_grad_batches=config.gradient_accumulation_steps,
+        val_check_interval=val_check_interval * config.gradient_accumulation_steps,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
-        logger=[board, JsonLines(run.folder / "metrics.jsonl", resumed_at)],
+        logger=[tensorboard_logger, JSONLinesLogger(job.folder / "metrics.jsonl", resume_step)],
         callbacks=[
-            FiniteSteps(run.folder),
-            GeneratorState(),
-            Checkpoints(run.checkpoints, every, validate_every, config.keep_checkpoints, budget, run.origin, termination),
-            Progress(run.report, run.data.steps),
-            *run.callbacks,
+            TerminateOnNonFinite(job.folder),
+            RNGStateCallback(),
+            CheckpointCallback(
+                job.checkpoint_folder,
+                checkpoint_interval,
+                val_check_interval,
+                config.keep_checkpoints,
+                budget,
+                job.fingerprints,
+                termination,
+            ),
+            TrainingProgressReporter(job.progress_callback, job.datamodule.steps),
+            *job.callbacks,
         ],
         plugins=[SafeCheckpointIO()],
         enable_checkpointing=False,
@@ -145,18 +161,18 @@ def build_trainer(run: Run, resumed_at: int | None, termination: Termination) ->
     )
 
 
-class JsonLines(Logger):
+class JSONLinesLogger(Logger):
     """One JSON object per logged step: what tables and curves are drawn from. A resumed run drops what it will repeat.
 
     `step` counts optimizer steps done: before the step of a training line, before the validation of a validation line.
     """
 
-    def __init__(self, path: Path, resumed_at: int | None) -> None:
+    def __init__(self, path: Path, resume_step: int | None) -> None:
         """`resumed_at`: optimizer steps of the checkpoint that training goes on from; None: start anew."""
         super().__init__()
         self.path = path
-        if this_rank() == 0:
-            kept = [line for line in read_lines(path) if _step_of(line) < resumed_at] if resumed_at is not None else []
+        if get_rank() == 0:
+            kept = [line for line in read_jsonl(path) if _step_of(line) < resume_step] if resume_step is not None else []
             write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     @property
@@ -171,20 +187,20 @@ class JsonLines(Logger):
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Appends a line, on the first rank."""
-        if this_rank():
+        if get_rank():
             return
         values = {name: value for name, value in metrics.items() if name != "epoch"}
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
     @property
-    def experiment(self) -> "JsonLines":
+    def experiment(self) -> "JSONLinesLogger":
         """What has a `flush`, as Lightning calls it."""
         return self
 
     def flush(self) -> None:
         """Makes the lines durable."""
-        if this_rank():
+        if get_rank():
             return
         with self.path.open("a") as file:
             os.fsync(file.fileno())
@@ -201,13 +217,13 @@ def _step_of(line: dict[str, Any]) -> float:
 
 def _names_at(path: Path, step: int) -> set[str]:
     """The names of all metrics logged at a step."""
-    return {name for line in read_lines(path) if _step_of(line) == step for name in line}
+    return {name for line in read_jsonl(path) if _step_of(line) == step for name in line}
 
 
 def final_metrics(path: Path) -> dict[str, float]:
     """The last value of every metric in a run's lines."""
     latest: dict[str, float] = {}
-    for line in read_lines(path):
+    for line in read_jsonl(path):
         latest.update(line)
     latest.pop("step", None)
     return latest

@@ -6,18 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from distill_lit.utils.files import locked, read_json, sha256_of, sha256_once, write_json, writing_folder
+from distill_lit.utils.files import atomic_write_folder, cached_file_sha256, file_lock, read_json, sha256_of, write_json
 
 Arrays = dict[str, np.ndarray]
 
 
-def save_arrays(folder: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+def save_arrays(folder: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
     """Writes `<name>.npy` for every array and manifest.json with their sizes, hashes and `facts`, atomically."""
-    with writing_folder(folder) as place:
+    with atomic_write_folder(folder) as temporary:
         for name, array in arrays.items():
-            np.save(place / f"{name}.npy", array, allow_pickle=False)
-        files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(place.glob("*.npy"))}
-        write_json(place / "manifest.json", {**facts, "files": files})
+            np.save(temporary / f"{name}.npy", array, allow_pickle=False)
+        files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(temporary.glob("*.npy"))}
+        write_json(temporary / "manifest.json", {**metadata, "files": files})
 
 
 def open_arrays(folder: Path) -> tuple[Arrays, dict[str, Any]] | None:
@@ -39,7 +39,7 @@ def open_arrays(folder: Path) -> tuple[Arrays, dict[str, Any]] | None:
 def _is_intact(path: Path, entry: Mapping[str, Any]) -> bool:
     if path.stat().st_size != entry["bytes"]:
         return False
-    return bool(sha256_once(path) == entry["sha256"])
+    return bool(cached_file_sha256(path) == entry["sha256"])
 
 
 def open_or_make(
@@ -49,13 +49,13 @@ def open_or_make(
 
     One process makes them, others wait for it.
     """
-    found = open_arrays(folder)
-    if found is None:
-        with locked(folder):
-            found = open_arrays(folder)
-            if found is None:
+    loaded = open_arrays(folder)
+    if loaded is None:
+        with file_lock(folder):
+            loaded = open_arrays(folder)
+            if loaded is None:
                 save_arrays(folder, *make())
-                found = open_arrays(folder)
-    if found is None:
+                loaded = open_arrays(folder)
+    if loaded is None:
         raise OSError(f"{folder} cannot be read back after writing")
-    return found
+    return loaded

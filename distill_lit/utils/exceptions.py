@@ -13,7 +13,7 @@ class Unwritable(UserError):
     """A folder that this user may not write to; the message names it and the variable that names another."""
 
 
-class Failure(Exception):
+class FatalRunError(Exception):
     """What went wrong while running and concerns every cell, such as a full disk: one line, exit code 1."""
 
 
@@ -25,7 +25,7 @@ class RankFailure(Exception):
     """One of several processes that train together died, or raised what cannot be raised here: one line."""
 
 
-def how_it_ended(code: int) -> str:
+def describe_exit_code(code: int) -> str:
     """`was killed by SIGKILL, perhaps out of memory`, or with which exit code a process ended."""
     if code >= 0:
         return f"ended with exit code {code}"
@@ -36,7 +36,7 @@ def how_it_ended(code: int) -> str:
     return f"was killed by {name}" + (", perhaps out of memory" if name == "SIGKILL" else "")
 
 
-def in_one_line(error: Exception) -> str:
+def one_line_message(error: Exception) -> str:
     """What an error of somebody else's library says, without its line breaks and not at any length."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 

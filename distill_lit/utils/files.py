@@ -17,10 +17,10 @@ from filelock import FileLock
 from distill_lit.utils.exceptions import Unwritable, UserError
 
 CHUNK_BYTES = 1 << 20
-TEMPORARY = ".writing-"  # begins the name of whatever is not complete
+TEMPORARY_PREFIX = ".writing-"  # begins the name of whatever is not complete
 
 
-def is_offline() -> bool:
+def is_hub_offline() -> bool:
     """Whether the environment forbids connections (`HF_HUB_OFFLINE=1`)."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
@@ -32,35 +32,35 @@ def cache_root() -> Path:
     were paid for. No command removes them.
     """
     try:
-        place = Path(os.environ.get("DISTILL_LIT_CACHE") or "~/.cache/distill-lit").expanduser().resolve()
-        if place.exists() and not place.is_dir():
-            raise UserError(f"DISTILL_LIT_CACHE: {place} is no folder")
+        folder = Path(os.environ.get("DISTILL_LIT_CACHE") or "~/.cache/distill-lit").expanduser().resolve()
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"DISTILL_LIT_CACHE: {folder} is no folder")
     except RuntimeError:  # what pathlib raises for a user without a home
         raise UserError("this user has no home folder; set DISTILL_LIT_CACHE to a folder that can be written to") from None
     except OSError as error:
         raise UserError(
             f"DISTILL_LIT_CACHE: {error.filename} cannot be reached ({error.strerror}); set it to a folder that can be"
         ) from error
-    return place
+    return folder
 
 
-DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+PERMISSION_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def unwritable(error: BaseException | None) -> str:
+def permission_error_message(error: BaseException | None) -> str:
     """One line about a folder that this user may not write to and the variable that names another, or a file that it may
     not read; empty where an error, or what it came from, is not about that."""
     while error is not None:
         if isinstance(error, OSError) and "No usable temporary directory" in str(error):
             return "there is no folder for temporary files; set TMPDIR to one that can be written to"
-        if isinstance(error, OSError) and error.errno in DENIED and error.filename:
-            place = Path(os.path.abspath(os.fsdecode(error.filename)))
-            if place.is_file() and not os.access(place, os.R_OK):
-                return f"{place} cannot be read ({error.strerror}); change its rights or name another"
-            inside = [(len(folder), name) for name, folder in _folders() if place.is_relative_to(folder)]
+        if isinstance(error, OSError) and error.errno in PERMISSION_ERRNOS and error.filename:
+            denied_path = Path(os.path.abspath(os.fsdecode(error.filename)))
+            if denied_path.is_file() and not os.access(denied_path, os.R_OK):
+                return f"{denied_path} cannot be read ({error.strerror}); change its rights or name another"
+            inside = [(len(folder), name) for name, folder in _folders() if denied_path.is_relative_to(folder)]
             variable = max(inside)[1] if inside else ""  # of the innermost
             remedy = f"set {variable} to a folder that can be" if variable else "change its rights or choose another --root"
-            return f"{place} cannot be written to ({error.strerror}); {remedy}"
+            return f"{denied_path} cannot be written to ({error.strerror}); {remedy}"
         error = error.__cause__ or error.__context__
     return ""
 
@@ -77,20 +77,20 @@ def _folders() -> Iterator[tuple[str, str]]:
 
 
 @contextmanager
-def telling_unwritable() -> Iterator[None]:
+def explain_permission_errors() -> Iterator[None]:
     """Inside, a folder that may not be written to is an `Unwritable` that says which."""
     try:
         yield
     except OSError as error:
-        if said := unwritable(error):
-            raise Unwritable(said) from error
+        if message := permission_error_message(error):
+            raise Unwritable(message) from error
         raise
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def file_lock(path: Path) -> Iterator[None]:
     """Inside, this process alone makes `path`; others wait. Raises UserError where its folder cannot be written to."""
-    with telling_unwritable():
+    with explain_permission_errors():
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{path}.lock")
         lock.acquire()
@@ -100,7 +100,7 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def remember(path: Path, value: Any) -> None:
+def try_write_json(path: Path, value: Any) -> None:
     """Writes what can be computed again at any time, unless there is nowhere to write it."""
     with suppress(UserError):
         write_json(path, value)
@@ -118,7 +118,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
 
 
-def sha256_once(path: Path) -> str:
+def cached_file_sha256(path: Path) -> str:
     """Like `sha256_of`, but a file that has not been touched since is hashed once per process: weights are gigabytes."""
     stat = path.stat()
     return _remembered_sha256(path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
@@ -161,12 +161,12 @@ def umask() -> int:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on leaving without an error it is synced and renamed to `path`."""
-    with telling_unwritable():
+    with explain_permission_errors():
         path.parent.mkdir(parents=True, exist_ok=True)
         # not its whole name, which may be as long as a name can be
-        descriptor, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=_short(path.suffix), dir=path.parent)
+        descriptor, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=_short(path.suffix), dir=path.parent)
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -185,11 +185,11 @@ def _short(suffix: str) -> str:
 
 
 @contextmanager
-def writing_folder(path: Path) -> Iterator[Path]:
-    """Like `writing`, for a folder: all its files are synced, then it is renamed to `path`, replacing an old one."""
-    with telling_unwritable():
+def atomic_write_folder(path: Path) -> Iterator[Path]:
+    """Like `atomic_write`, for a folder: all its files are synced, then it is renamed to `path`, replacing an old one."""
+    with explain_permission_errors():
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
     try:
         yield temporary
         for file in temporary.rglob("*"):
@@ -208,7 +208,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes `text` to `path` atomically."""
-    with writing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -222,17 +222,17 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The JSON objects of a file with one a line. One cut short by a crash, damaged, or no object counts for nothing."""
-    found = []
+    objects = []
     for line in path.read_bytes().split(b"\n") if path.is_file() else []:
         try:
             value = json.loads(line.decode("utf-8"))
         except (ValueError, RecursionError):
             continue
         if isinstance(value, dict):
-            found.append(value)
-    return found
+            objects.append(value)
+    return objects
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -240,7 +240,7 @@ def remove_leftovers(folder: Path) -> None:
     process that may write there."""
     for pattern in (".*", "*/.*"):
         for path in folder.glob(pattern):
-            if path.name.startswith(TEMPORARY):
+            if path.name.startswith(TEMPORARY_PREFIX):
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
@@ -249,7 +249,7 @@ def disk_free(path: Path) -> int:
     return shutil.disk_usage(_existing(path)).free
 
 
-def disk_of(path: Path) -> int:
+def filesystem_id(path: Path) -> int:
     """Number of the file system that holds `path` or its nearest existing parent."""
     return _existing(path).stat().st_dev
 

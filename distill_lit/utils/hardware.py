@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import cache_root, fingerprint, read_json, remember
+from distill_lit.utils.files import cache_root, fingerprint, read_json, try_write_json
 
-SIZES = (1024, 576, 4096)  # tokens, width, output columns of the product that is timed
-REPEATS = 8
+MATMUL_BENCHMARK_SHAPE = (1024, 576, 4096)  # tokens, width, output columns of the product that is timed
+MATMUL_BENCHMARK_REPEATS = 8
 
 
-def describe() -> dict[str, Any]:
+def describe_hardware() -> dict[str, Any]:
     """Processor, cores, threads, GPU, versions: what a timing depends on."""
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
     return {
@@ -54,33 +54,33 @@ def logits_budget(device: torch.device) -> float:
 
 def fastest_dtype(device: torch.device) -> str:
     """`bfloat16` where its matrix products are at least 1.3 times as fast as float32's, else `float32`."""
-    speed = speeds(device)
+    speed = matmul_flops_per_second(device)
     return "bfloat16" if speed["bfloat16"] > 1.3 * speed["float32"] else "float32"
 
 
-def speeds(device: torch.device) -> dict[str, float]:
+def matmul_flops_per_second(device: torch.device) -> dict[str, float]:
     """{dtype: floating-point operations per second} of a matrix product of the size a small model needs."""
-    path = _memory(device)
+    path = _measurement_cache_path(device)
     if path.is_file():
         known: dict[str, float] = read_json(path)
         return known
     measured = {name: _measure(device, getattr(torch, name)) for name in ("float32", "bfloat16")}
-    remember(path, measured)
+    try_write_json(path, measured)
     return measured
 
 
-def _memory(device: torch.device) -> Path:
-    return cache_root() / "hardware" / f"{fingerprint({**describe(), 'device': device.type})}.json"
+def _measurement_cache_path(device: torch.device) -> Path:
+    return cache_root() / "hardware" / f"{fingerprint({**describe_hardware(), 'device': device.type})}.json"
 
 
 def _measure(device: torch.device, dtype: torch.dtype) -> float:
-    rows, width, columns = SIZES
+    rows, width, columns = MATMUL_BENCHMARK_SHAPE
     left, right = (
         torch.randn(rows, width, device=device, dtype=dtype),
         torch.randn(columns, width, device=device, dtype=dtype),
     )
     best = float("inf")
-    for _ in range(REPEATS):
+    for _ in range(MATMUL_BENCHMARK_REPEATS):
         start = time.perf_counter()
         float((left @ right.t())[0, 0])  # reading a number waits for the device
         best = min(best, time.perf_counter() - start)

@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from distill_lit.utils.files import read_json, sha256_of, write_json, writing
+from distill_lit.utils.files import atomic_write, read_json, sha256_of, write_json
 
 _verified: dict[Path, tuple[int, int, str]] = {}  # size, time of change, sha256: hashed by this process
 
@@ -36,15 +36,17 @@ class Shards:
         """Replaces the manifest."""
         write_json(self.folder / "manifest.json", facts)
 
-    def make_all(self, writers: Mapping[str, Callable[[Path], None]], advance: Callable[[], Any] = lambda: None) -> None:
+    def write_missing(
+        self, writers: Mapping[str, Callable[[Path], None]], advance: Callable[[], Any] = lambda: None
+    ) -> None:
         """Makes every shard that is not intact: name → function that writes its file. `advance` is called for each.
 
         A shard that another process is at is left to it, and looked at again at the end.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        left = [name for name, write in writers.items() if not self._make(name, write, advance, wait=False)]
+        left = [name for name, write in writers.items() if not self._write_if_missing(name, write, advance, wait=False)]
         for name in left:
-            self._make(name, writers[name], advance, wait=True)
+            self._write_if_missing(name, writers[name], advance, wait=True)
 
     def is_intact(self, name: str, known: Mapping[str, str] | None = None) -> bool:
         """Whether a shard has the hash that was written down for it. `known`: `hashes()`, where it was read before."""
@@ -73,7 +75,7 @@ class Shards:
                 continue
         return found
 
-    def _make(self, name: str, write: Callable[[Path], None], advance: Callable[[], Any], wait: bool) -> bool:
+    def _write_if_missing(self, name: str, write: Callable[[Path], None], advance: Callable[[], Any], wait: bool) -> bool:
         """Whether the shard is there now; False when another process is at it and `wait` is not set."""
         if not self.is_intact(name):
             lock = FileLock(self.folder / "locks" / f"{name}.lock", timeout=-1 if wait else 0)
@@ -89,7 +91,7 @@ class Shards:
         return True
 
     def _write(self, name: str, write: Callable[[Path], None]) -> None:
-        with writing(self.folder / name) as temporary:
+        with atomic_write(self.folder / name) as temporary:
             write(temporary)
         digest = sha256_of(self.folder / name)
         if self.hashes().get(name) != digest:

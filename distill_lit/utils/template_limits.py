@@ -14,62 +14,64 @@ from types import FrameType
 
 from jinja2 import TemplateError
 
-from distill_lit.utils.exceptions import UserError, in_one_line
+from distill_lit.utils.exceptions import UserError, one_line_message
 
-SECONDS = 10.0  # of computing, for one chat: a hundred thousand times what one takes
-MEMORY = 1 << 30  # bytes beyond what the process has
-CHARACTERS = 1 << 24  # of one chat
-REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+TEMPLATE_TIMEOUT_S = 10.0  # of computing, for one chat: a hundred thousand times what one takes
+TEMPLATE_MEMORY_BYTES = 1 << 30  # bytes beyond what the process has
+MAX_RENDERED_CHARACTERS = 1 << 24  # of one chat
+TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
-class Excess(UserError):
+class TemplateLimitExceeded(UserError):
     """A template took more than its share."""
 
 
 @contextlib.contextmanager
-def bounded() -> Iterator[None]:
+def limit_template_resources() -> Iterator[None]:
     """Inside, this process may compute for SECONDS and take MEMORY more. Raises Excess beyond either.
 
     The time is limited in the main thread only, as signals are; the memory where /proc tells how much there is.
     """
-    with _memory(), _time():
+    with _memory_limit(), _time_limit():
         try:
             yield
         except MemoryError as error:
-            raise Excess(f"it takes more than {MEMORY >> 20:,} MiB of memory") from error
+            raise TemplateLimitExceeded(f"it takes more than {TEMPLATE_MEMORY_BYTES >> 20:,} MiB of memory") from error
 
 
 @contextlib.contextmanager
-def refusing() -> Iterator[None]:
+def handle_template_errors() -> Iterator[None]:
     """Inside, what a chat template raises becomes a UserError of one line, and what takes too much of it an Excess."""
     try:
-        with bounded():
+        with limit_template_resources():
             yield
-    except Excess as error:
-        raise Excess(f"the chat template is stopped: {error}") from error
-    except REFUSALS as error:
-        raise UserError(f"the chat template refuses it: {in_one_line(error)}") from error
+    except TemplateLimitExceeded as error:
+        raise TemplateLimitExceeded(f"the chat template is stopped: {error}") from error
+    except TEMPLATE_ERRORS as error:
+        raise UserError(f"the chat template refuses it: {one_line_message(error)}") from error
 
 
-def check_size(text: str) -> str:
+def check_rendered_length(text: str) -> str:
     """The text. Raises Excess where it is longer than CHARACTERS."""
-    if len(text) > CHARACTERS:
-        raise Excess(f"it writes {len(text):,} characters, and {CHARACTERS:,} are the most for one chat")
+    if len(text) > MAX_RENDERED_CHARACTERS:
+        raise TemplateLimitExceeded(
+            f"it writes {len(text):,} characters, and {MAX_RENDERED_CHARACTERS:,} are the most for one chat"
+        )
     return text
 
 
 @contextlib.contextmanager
-def _time() -> Iterator[None]:
+def _time_limit() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Excess(f"it takes more than {SECONDS:g} seconds")
+        raise TemplateLimitExceeded(f"it takes more than {TEMPLATE_TIMEOUT_S:g} seconds")
 
     known = signal.signal(signal.SIGVTALRM, stop)
     try:
-        signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
+        signal.setitimer(signal.ITIMER_VIRTUAL, TEMPLATE_TIMEOUT_S)
         yield
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
@@ -77,14 +79,14 @@ def _time() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _memory() -> Iterator[None]:
+def _memory_limit() -> Iterator[None]:
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
     except (OSError, ValueError, IndexError):
         yield
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    most = pages * resource.getpagesize() + MEMORY
+    most = pages * resource.getpagesize() + TEMPLATE_MEMORY_BYTES
     if soft != resource.RLIM_INFINITY and soft <= most:
         yield
         return

@@ -15,9 +15,9 @@ from distill_lit.utils.array_store import save_arrays
 
 
 def shown(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
-    monkeypatch.setattr(doctor, "_places", list)
+    monkeypatch.setattr(doctor, "_network_endpoints", list)
     text = io.StringIO()
-    code = doctor.show(root, Console(file=text, width=400))
+    code = doctor.show_doctor(root, Console(file=text, width=400))
     return code, text.getvalue()
 
 
@@ -31,7 +31,7 @@ def test_a_fit_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_version_below_its_floor() -> None:
-    found = {one.what: one for one in doctor.check_versions({"torch": "99.1", "nosuchpackage": "1", "numpy": "1.26"})}
+    found = {one.subject: one for one in doctor.check_versions({"torch": "99.1", "nosuchpackage": "1", "numpy": "1.26"})}
     assert found["torch"].state == found["nosuchpackage"].state == doctor.BAD
     assert "pip install -c constraints.txt 'torch>=99.1'" in found["torch"].remedy
     assert found["nosuchpackage"].found == "not installed"
@@ -42,9 +42,9 @@ def test_a_version_below_its_floor() -> None:
 def test_floors_are_those_of_the_project() -> None:
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     for package in ("torch", "lightning", "transformers"):
-        assert f'"{package}>={doctor.FLOORS[package]}"' in text
+        assert f'"{package}>={doctor.MIN_PACKAGE_VERSIONS[package]}"' in text
     pins = dict(line.split("==") for line in (Path(__file__).parents[2] / "constraints.txt").read_text().split())
-    for package, floor in doctor.FLOORS.items():
+    for package, floor in doctor.MIN_PACKAGE_VERSIONS.items():
         assert doctor._numbers(pins[package]) >= doctor._numbers(floor)
 
 
@@ -68,10 +68,10 @@ def test_a_damaged_cache_is_wrong_and_its_remedy_works(tmp_path: Path, monkeypat
 def test_a_full_or_closed_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**9))
-    full = doctor.check_disk(tmp_path / "not/there/yet")
+    full = doctor.check_free_disk(tmp_path / "not/there/yet")
     assert (full.state, full.remedy) == (doctor.BAD, "make room, or choose another --root or DISTILL_LIT_CACHE")
     monkeypatch.setattr(doctor.os, "access", lambda *_: False)
-    assert doctor.check_disk(tmp_path).state == doctor.BAD
+    assert doctor.check_free_disk(tmp_path).state == doctor.BAD
 
 
 def test_too_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,12 +104,12 @@ def answering(error: Exception | None) -> Any:
 def test_the_network_is_a_note_and_shows_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     address = "https://user:secret@index.example/simple/x"
-    far = doctor.check_reach("package index", address, "do this", answering(URLError("no route")))
+    far = doctor.check_connection("package index", address, "do this", answering(URLError("no route")))
     assert (far.state, far.remedy) == (doctor.WARNING, "do this")
     assert "secret" not in far.found
-    assert doctor.check_reach("hub", address, "", answering(None)).state == doctor.GOOD
+    assert doctor.check_connection("hub", address, "", answering(None)).state == doctor.GOOD
     refused = HTTPError(address, 401, "no", {}, None)  # type: ignore[arg-type]
-    assert doctor.check_reach("hub", address, "", answering(refused)).state == doctor.GOOD
+    assert doctor.check_connection("hub", address, "", answering(refused)).state == doctor.GOOD
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    offline = doctor.check_reach("hub", address, "", answering(AssertionError("asked")))
+    offline = doctor.check_connection("hub", address, "", answering(AssertionError("asked")))
     assert offline.state == doctor.WARNING

@@ -18,9 +18,9 @@ from distill_lit.config import load_experiment
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.evaluation.evaluator import evaluate_model
 from distill_lit.experiment.paths import runs_folder
-from distill_lit.experiment.plan import plan
-from distill_lit.experiment.precision import settle
-from distill_lit.experiment.run import is_evaluated
+from distill_lit.experiment.plan import plan_runs
+from distill_lit.experiment.precision import resolve_auto
+from distill_lit.experiment.run import is_run_evaluated
 from distill_lit.experiment.validation import check_experiment
 from distill_lit.utils.exceptions import UserError
 
@@ -134,9 +134,9 @@ def test_20_files_that_were_not_written_or_are_damaged_are_noticed(finished: Any
     root = tmp_path / "copy"
     shutil.copytree(finished.root / "runs", root / "runs")
     config = load_experiment(finished.file)
-    planned = [cell for cell in plan(settle(config)) if cell.is_model]
+    planned = [cell for cell in plan_runs(resolve_auto(config)) if cell.is_model]
     folders = [(cell, runs_folder(root, config) / cell.name) for cell in planned]
-    assert all(is_evaluated(cell, folder) for cell, folder in folders)
+    assert all(is_run_evaluated(cell, folder) for cell, folder in folders)
     for name, damage in (
         ("records.parquet", lambda path: path.unlink()),
         ("documents.parquet", lambda path: path.write_bytes(path.read_bytes()[:-1])),
@@ -146,9 +146,9 @@ def test_20_files_that_were_not_written_or_are_damaged_are_noticed(finished: Any
         path = folder / "records" / name
         whole = path.read_bytes()
         damage(path)
-        assert not is_evaluated(cell, folder)
+        assert not is_run_evaluated(cell, folder)
         path.write_bytes(whole)
-        assert is_evaluated(cell, folder)
+        assert is_run_evaluated(cell, folder)
 
 
 @pytest.mark.parametrize(("setting", "value"), [("limit", 7), ("fewshot", 5), ("dtype", "bfloat16"), ("seed", 7)])

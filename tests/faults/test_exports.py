@@ -14,10 +14,17 @@ from transformers import AutoModelForCausalLM, MixtralConfig, OlmoeConfig, Qwen3
 from distill_lit import models
 from distill_lit.config import LoraConfig, load_experiment
 from distill_lit.experiment import student as building
-from distill_lit.experiment.plan import plan
-from distill_lit.experiment.run import build
+from distill_lit.experiment.plan import plan_runs
+from distill_lit.experiment.run import build_run
 from distill_lit.models.lora import add_adapters, merge_adapters
-from distill_lit.models.reload_check import READER_PROCESS, Reader, check_exports, check_reloads, logits_on, probe
+from distill_lit.models.reload_check import (
+    RELOAD_PROCESS,
+    ReloadProcess,
+    check_exports,
+    check_reloads,
+    logits_on,
+    probe_input_ids,
+)
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root
 
@@ -70,7 +77,7 @@ def test_adapters_on_experts_are_merged(name: str, tmp_path: Path) -> None:
 def test_an_embedding_and_a_map_in_two_places_are_merged() -> None:
     model = make_family("gpt2")
     model.transformer.h[1].mlp = model.transformer.h[0].mlp
-    model = trained(add_adapters(model, replace(LORA, targets=["wpe", "attn.c_attn"])))
+    model = trained(add_adapters(model, replace(LORA, target_modules=["wpe", "attn.c_attn"])))
     shared = torch.nn.ModuleList([model.transformer.wpe])
     model.transformer.again = shared  # another name of an adapted module
     adapted = said_by(model)
@@ -88,7 +95,7 @@ def test_dropout_and_experts_are_refused_by_the_name_of_the_key() -> None:
 
 def test_the_head_has_no_adapter_by_whatever_name() -> None:
     with pytest.raises(UserError, match=r"model\.embed_tokens cannot have an adapter"):
-        add_adapters(make_family("llama"), replace(LORA, targets=["model.embed_tokens"]))
+        add_adapters(make_family("llama"), replace(LORA, target_modules=["model.embed_tokens"]))
 
 
 # ---------------------------------------------------------------- another process
@@ -136,7 +143,7 @@ def test_a_kind_of_student_is_proven_once_and_left_as_it_was(
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(READER_PROCESS, "ask", lambda **request: asked.append(request) or {"error": "asked"})
+    monkeypatch.setattr(RELOAD_PROCESS, "ask", lambda **request: asked.append(request) or {"error": "asked"})
     check_exports(model, teacher, tmp_path / "export", {"lora": 2})
     assert not asked
     with pytest.raises(UserError, match="asked"):
@@ -144,13 +151,13 @@ def test_a_kind_of_student_is_proven_once_and_left_as_it_was(
 
 
 def test_a_dead_reader_is_said_and_started_again(tmp_path: Path, teacher: Path) -> None:
-    reader = Reader()
+    reader = ReloadProcess()
     reader.start()
     reader._process.kill()
     reader._process.wait()
     model = models.load_model(teacher)
-    ids = probe(model)
-    told = reader.ask(folder=str(tmp_path / "none"), logits="", code=False, threads=1)
+    ids = probe_input_ids(model)
+    told = reader.request(folder=str(tmp_path / "none"), logits="", code=False, threads=1)
     assert "OSError" in told["error"] or "none" in told["error"]
     reader.close()
     check_reloads(model, teacher, ids, logits_on(model, ids))
@@ -158,7 +165,7 @@ def test_a_dead_reader_is_said_and_started_again(tmp_path: Path, teacher: Path) 
 
 def cell_of(tmp_path: Path, teacher: Path, tiny_corpus: Path) -> Any:
     file = trainings.write_experiment(tmp_path, teacher, tiny_corpus, tmp_path)
-    return next(cell for cell in plan(load_experiment(file)) if cell.role == "distilled")
+    return next(cell for cell in plan_runs(load_experiment(file)) if cell.role == "distilled")
 
 
 def test_no_step_is_taken_by_a_student_that_cannot_be_exported(
@@ -173,7 +180,7 @@ def test_no_step_is_taken_by_a_student_that_cannot_be_exported(
 
     monkeypatch.setattr(building, "initial_student", damaged)
     with pytest.raises(UserError, match="export: .*says something else"):
-        build(cell_of(tmp_path, teacher, tiny_corpus), tmp_path / "cell", lambda *_: None)
+        build_run(cell_of(tmp_path, teacher, tiny_corpus), tmp_path / "cell", lambda *_: None)
     assert not (tmp_path / "cell/metrics.jsonl").exists()
     assert not list((tmp_path / "cell").glob("*export*"))
 
@@ -190,7 +197,7 @@ def test_a_finished_student_that_is_another_when_opened_keeps_its_weights(
 
     monkeypatch.setattr(building, "train", spoilt)
     with pytest.raises(UserError, match="export: .*says something else"):
-        build(cell_of(tmp_path, teacher, tiny_corpus), tmp_path / "cell", lambda *_: None)
+        build_run(cell_of(tmp_path, teacher, tiny_corpus), tmp_path / "cell", lambda *_: None)
     assert (tmp_path / "cell/student/model.safetensors").is_file()
     assert not (tmp_path / "cell/manifest.json").exists()
 
@@ -198,7 +205,7 @@ def test_a_finished_student_that_is_another_when_opened_keeps_its_weights(
 def test_a_teacher_in_int8_says_the_same_when_opened(tmp_path: Path, teacher: Path) -> None:
     pytest.importorskip("torchao")
     quantised = models.quantization(teacher, tmp_path / "int8")
-    ids = probe(quantised)
+    ids = probe_input_ids(quantised)
     said = logits_on(quantised, ids)
     check_reloads(quantised, tmp_path / "int8", ids, said)
     with pytest.raises(UserError, match="says something else"):

@@ -18,10 +18,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from distill_lit.config import load_experiment
 from distill_lit.experiment.validation import check_against_teacher
-from distill_lit.generation.completions import Answer
-from distill_lit.generation.perplexity import judge_answers
+from distill_lit.generation.completions import Completion
+from distill_lit.generation.perplexity import mean_completion_logprobs
 from distill_lit.models import load_tokenizer
-from distill_lit.teachers import ForeignTeacher
+from distill_lit.teachers import CrossTokenizerTeacher
 from distill_lit.teachers.token_alignment import token_bytes
 from distill_lit.utils.exceptions import UserError
 
@@ -91,8 +91,8 @@ def model() -> Any:
     return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, **config, initializer_range=0.2)).eval()
 
 
-def teacher_of(theirs: Any, ours: Any, reader: Any = None) -> ForeignTeacher:
-    return ForeignTeacher(reader or model(), VOCABULARY, theirs, ours)
+def teacher_of(theirs: Any, ours: Any, reader: Any = None) -> CrossTokenizerTeacher:
+    return CrossTokenizerTeacher(reader or model(), VOCABULARY, theirs, ours)
 
 
 def document(tokenizer: Any, text: str) -> list[int]:
@@ -107,9 +107,9 @@ def row(*documents: list[int]) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.tensor([ids]), "document_ids": torch.tensor([numbers])}
 
 
-def said_of(teacher: ForeignTeacher, *documents: list[int]) -> Any:
+def said_of(teacher: CrossTokenizerTeacher, *documents: list[int]) -> Any:
     batch = row(*documents)
-    return teacher.target(batch, torch.ones(1, batch["input_ids"].shape[1] - 1, dtype=torch.bool)).said
+    return teacher.target(batch, torch.ones(1, batch["input_ids"].shape[1] - 1, dtype=torch.bool)).span_target
 
 
 def ends_of(tokenizer: Any, text: str) -> tuple[int, list[int]]:
@@ -171,9 +171,9 @@ def test_the_rest_of_a_cut_document_keeps_its_blank(ours: str) -> None:
     student, theirs = kind(ours), kind("bytes")
     whole = student("river stone river")["input_ids"]
     rest = whole[whole.index(student.convert_tokens_to_ids("▁"), 2) :]
-    piece = teacher_of(theirs, student)._piece(0, np.array(rest), np.arange(len(rest)))
+    piece = teacher_of(theirs, student)._align_document(0, np.array(rest), np.arange(len(rest)))
     assert piece is not None
-    assert piece.ids == theirs(" stone river")["input_ids"]
+    assert piece.teacher_ids == theirs(" stone river")["input_ids"]
 
 
 def test_text_without_tokens_is_left_out_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
@@ -183,8 +183,8 @@ def test_text_without_tokens_is_left_out_and_no_other(caplog: pytest.LogCaptureF
     batch = row(document(student, "a river"), document(student, "a stone \u0416"), document(student, "a river"))
     numbers = batch["document_ids"][0, 1:]
     target = reader.target(batch, torch.ones(1, len(numbers), dtype=torch.bool))
-    assert (target.spans[numbers == 2][1:] == -1).all()
-    first, last = (target.said.teacher_span[numbers == n][-3:] for n in (1, 3))
+    assert (target.span_ids[numbers == 2][1:] == -1).all()
+    first, last = (target.span_target.teacher_span_logprob[numbers == n][-3:] for n in (1, 3))
     torch.testing.assert_close(first, last)
     assert (first < 0).all()
     many = row(*[document(student, "a \u0416")] * 29)
@@ -277,9 +277,9 @@ def test_tokens_beyond_learned_positions_are_left_out_and_said_once(caplog: pyte
         total = sum(right[i] for _, others in stretches(ends_of(student, text), ends_of(theirs, text))
                     for i in others if others[-1] < 64)  # fmt: skip
         ended = right[-1] if len(ids) <= 64 else 0.0
-        here = (numbers == number) & target.said.same
-        assert float(target.said.teacher_span[here].sum()) == pytest.approx(total + ended, abs=1e-3)
-        assert (target.said.size[numbers == number][1:] > 0).all() == (len(ids) <= 64)
+        here = (numbers == number) & target.span_target.same_prefix
+        assert float(target.span_target.teacher_span_logprob[here].sum()) == pytest.approx(total + ended, abs=1e-3)
+        assert (target.span_target.span_length[numbers == number][1:] > 0).all() == (len(ids) <= 64)
     assert len(document(theirs, texts[0])) > 64 >= len(document(theirs, texts[1]))
     assert caplog.text.count("the teacher has 64 positions") == 1
 
@@ -290,7 +290,9 @@ def test_a_judge_scores_what_fits_its_learned_positions() -> None:
     ends = [tokenizer.decode(body[: n + 1]) for n in range(len(body))]
     prompt = " ".join(["stone"] * 18)
     sizes = [len(tokenizer(prompt + " " + end)["input_ids"]) for end in ends]
-    scores = judge_answers(reader, tokenizer, [Answer(prompt, 0, " " + end, "stop") for end in ends], chat=False)
+    scores = mean_completion_logprobs(
+        reader, tokenizer, [Completion(prompt, 0, " " + end, "stop") for end in ends], chat=False
+    )
     assert [score > float("-inf") for score in scores] == [size <= 64 for size in sizes]
     assert 64 in sizes
     assert max(sizes) > 64

@@ -25,11 +25,11 @@ from distill_lit import assets
 from distill_lit.analysis.results import load_results
 from distill_lit.config import load_experiment, load_section, to_dict
 from distill_lit.config.schema import EvaluationConfig, ExperimentConfig
-from distill_lit.evaluation.cache import DOCUMENT_COLUMNS, RECORD_COLUMNS, read_entry, write_entry
-from distill_lit.experiment.plan import plan
+from distill_lit.evaluation.cache import DOCUMENT_COLUMNS, RECORD_COLUMNS, read_cached_evaluation, write_cached_evaluation
+from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.validation import check_experiment
-from distill_lit.teachers.offline import is_complete
-from distill_lit.training.checkpoint import is_intact, load_plain, newest_checkpoint
+from distill_lit.teachers.offline import is_teacher_cache_complete
+from distill_lit.training.checkpoint import find_latest_checkpoint, is_checkpoint_intact, load_checkpoint_weights_only
 from distill_lit.utils.array_store import open_arrays, save_arrays
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.shards import Shards
@@ -109,7 +109,7 @@ def load_and_check(file: Path, overrides: list[str]) -> None:
     with only_clean_errors():
         config = load_experiment(file, overrides)
         check_experiment(config)
-        plan(config)
+        plan_runs(config)
 
 
 def config_test(valid: dict[str, Any], tmp_path: Path, path: tuple[str, ...], value: Any, more: dict[str, Any]) -> None:
@@ -159,8 +159,8 @@ test_files, test_many_files = twice(file_test, content=CONTENTS)
 
 def reference_test(reference: str) -> None:
     with only_clean_errors():
-        assets.parse(reference)
-        assets.check(reference)
+        assets.parse_reference(reference)
+        assets.check_reference(reference)
 
 
 REFERENCES = st.one_of(
@@ -225,11 +225,11 @@ def checkpoint_test(tmp_path: Path, name: str, where: float, what: bytes, cut: b
     SafeCheckpointIO().save_checkpoint({"state": torch.arange(50)}, path)
     before = path.read_bytes()
     damage(tmp_path / name, where, what, cut)
-    if is_intact(path):
+    if is_checkpoint_intact(path):
         assert path.read_bytes() == before
     with only_clean_errors():
-        newest_checkpoint(tmp_path)
-        load_plain(path)
+        find_latest_checkpoint(tmp_path)
+        load_checkpoint_weights_only(path)
 
 
 CHECKPOINTS = st.sampled_from(["step=1.ckpt", "step=1.sha256.json"])
@@ -241,11 +241,11 @@ def signal_test(tmp_path: Path, name: str, where: float, what: bytes, cut: bool)
 
     shutil.rmtree(folder := tmp_path / "signal", ignore_errors=True)
     shards = Shards(folder)
-    shards.make_all({SHARD: lambda path: save_file({"hidden": torch.arange(64.0).reshape(2, 4, 8)}, path)})
+    shards.write_missing({SHARD: lambda path: save_file({"hidden": torch.arange(64.0).reshape(2, 4, 8)}, path)})
     shards.write_manifest({"rows": 2, "shards": [SHARD]})
     before = (folder / SHARD).read_bytes()
     damage(folder / name, where, what, cut)
-    if is_complete(folder, 2) and shards.manifest().get("shards") == [SHARD]:
+    if is_teacher_cache_complete(folder, 2) and shards.manifest().get("shards") == [SHARD]:
         assert (folder / SHARD).read_bytes() == before
 
 
@@ -259,10 +259,10 @@ def evaluation_test(
 ) -> None:
     monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path))
     row = dict.fromkeys((*DOCUMENT_COLUMNS, *RECORD_COLUMNS), 0)
-    write_entry("key", [row], {"n": 1})
-    whole = read_entry("key")
+    write_cached_evaluation("key", [row], {"n": 1})
+    whole = read_cached_evaluation("key")
     damage(tmp_path / "evaluations/key" / name, where, what, cut)
-    found = read_entry("key")
+    found = read_cached_evaluation("key")
     assert found is None or found[0] == (whole or ([],))[0]
 
 

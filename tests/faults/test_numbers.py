@@ -18,16 +18,16 @@ from distill_lit import data
 from distill_lit.config import load_experiment
 from distill_lit.config.schema import CorpusConfig, DataConfig
 from distill_lit.data.loader import PackedLoader, ValidationLoader, make_batch
-from distill_lit.data.packing import Packed, pack
+from distill_lit.data.packing import PackedDataset, pack
 from distill_lit.experiment.validation import check_experiment
-from distill_lit.losses import build_objective, fused_losses
-from distill_lit.losses.lm_head import head_of
+from distill_lit.losses import build_objective, fused_linear_distillation_loss
+from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.models import check_same_vocabulary, load_model, load_tokenizer, model_fingerprint
-from distill_lit.models.packing_check import last_hidden
-from distill_lit.teachers import CachedTeacher, LiveTeacher
+from distill_lit.models.packing_check import last_hidden_state
+from distill_lit.teachers import OfflineTeacher, OnlineTeacher
 from distill_lit.teachers import offline as cached
-from distill_lit.teachers.compression import TOP_K, Form
-from distill_lit.training.checkpoint import load_plain, read_best, saved_checkpoints, step_of
+from distill_lit.teachers.compression import CACHE_TOP_K, TeacherCacheFormat
+from distill_lit.training.checkpoint import checkpoint_step, list_checkpoints, load_checkpoint_weights_only, read_best
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import read_json
 from distill_lit.utils.shards import Shards
@@ -42,7 +42,9 @@ def file(tmp_path_factory: pytest.TempPathFactory, dropping_teacher: Path, tiny_
 @pytest.fixture(scope="module")
 def prepared(dropping_teacher: Path, tiny_corpus: Path) -> data.PreparedData:
     corpora = {"text": CorpusConfig(path=f"file:{tiny_corpus}")}
-    return data.prepare(DataConfig(corpora=corpora, length=32, validation=6, tokens=4096), dropping_teacher, "pypi")
+    return data.prepare_datasets(
+        DataConfig(corpora=corpora, sequence_length=32, validation_sequences=6, max_tokens=4096), dropping_teacher, "pypi"
+    )
 
 
 @pytest.mark.parametrize(
@@ -60,9 +62,9 @@ def test_09_nan_or_inf_stops_before_the_step_and_dumps_step_and_rows(
     assert dump["step"] == 6
     seen = json.loads((folder / "rows.json").read_text())
     assert dump["rows"] == seen[18:21]  # three micro-batches of two rows
-    newest = saved_checkpoints(folder / "checkpoints")[0]
-    assert step_of(newest) == 5
-    assert all(value.isfinite().all() for value in load_plain(newest)["state_dict"].values())
+    newest = list_checkpoints(folder / "checkpoints")[0]
+    assert checkpoint_step(newest) == 5
+    assert all(value.isfinite().all() for value in load_checkpoint_weights_only(newest)["state_dict"].values())
     assert finish(start(file, tmp_path)) == 0  # without the poison it goes on
 
 
@@ -99,16 +101,16 @@ def test_11_longer_than_a_row_is_cut_and_counted(dropping_teacher: Path, tmp_pat
     text = tmp_path / "long.jsonl"
     lines = [" ".join(tiny.WORDS * 3), *tiny.sentences(60)]
     text.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
-    config = DataConfig(corpora={"text": CorpusConfig(path=f"file:{text}")}, length=32, validation=2)
-    assert data.prepare(config, dropping_teacher, "pypi").statistics["split"] >= 1
+    config = DataConfig(corpora={"text": CorpusConfig(path=f"file:{text}")}, sequence_length=32, validation_sequences=2)
+    assert data.prepare_datasets(config, dropping_teacher, "pypi").statistics["split"] >= 1
 
 
 def test_11_padding_has_zero_gradient(dropping_teacher: Path) -> None:
     """Of the loss with respect to what is embedded at each position: nothing for padding, something for the rest."""
     packed, _ = pack(tokens_of([5, 6, 7, 8], [9, 10, 11]), 12)
-    batch = make_batch(packed, np.array([0]), int(packed.targets.sum()))
+    batch = make_batch(packed, np.array([0]), int(packed.targets_per_row.sum()))
     student = load_model(dropping_teacher)
-    last_hidden(student, batch)  # the self-check reads as well, the first time
+    last_hidden_state(student, batch)  # the self-check reads as well, the first time
     embedded: list[torch.Tensor] = []
 
     def keep(_: Any, __: Any, output: torch.Tensor) -> None:
@@ -117,17 +119,17 @@ def test_11_padding_has_zero_gradient(dropping_teacher: Path) -> None:
 
     student.get_input_embeddings().register_forward_hook(keep)
     chosen = batch["labels"][:, 1:] != -100
-    losses = fused_losses(
+    losses = fused_linear_distillation_loss(
         build_objective({"ce": load_objective("ce")}),
-        last_hidden(student, batch)[:, :-1][chosen],
-        head_of(student, 300),
+        last_hidden_state(student, batch)[:, :-1][chosen],
+        get_lm_head(student, 300),
         None,
         batch["labels"][:, 1:][chosen],
         denominator=batch["step_tokens"],
-        done=0.0,
-        chunk=16,
+        progress=0.0,
+        chunk_size=16,
         compiled=False,
-        measure=False,
+        compute_metrics=False,
     )
     losses.total.backward()
     assert embedded[0].grad is not None
@@ -147,14 +149,14 @@ def load_objective(name: str) -> Any:
 def test_12_empty_data_is_refused(tmp_path: Path, dropping_teacher: Path) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text('{"text": ""}\n{"text": "  "}\n')
-    config = DataConfig(corpora={"text": CorpusConfig(path=f"file:{empty}")}, length=32, validation=1)
+    config = DataConfig(corpora={"text": CorpusConfig(path=f"file:{empty}")}, sequence_length=32, validation_sequences=1)
     with pytest.raises(UserError, match="no document left of 2 rows; all are empty"):
-        data.prepare(config, dropping_teacher, "pypi")
+        data.prepare_datasets(config, dropping_teacher, "pypi")
 
 
 def test_12_every_label_masked_is_refused(prepared: data.PreparedData) -> None:
     rows = prepared.train
-    masked = Packed(rows.input_ids, rows.document_ids, np.zeros_like(rows.supervised))
+    masked = PackedDataset(rows.input_ids, rows.document_ids, np.zeros_like(rows.loss_mask))
     for useless in (masked, rows.take(np.arange(0))):
         with pytest.raises(UserError, match="supervised token"):
             PackedLoader(useless, batch=2, accumulate=1, steps=1, seed=0)
@@ -166,12 +168,12 @@ def test_13_a_teacher_that_learns_is_refused_and_its_weights_stay(
     file: Path, dropping_teacher: Path, prepared: data.PreparedData, tmp_path: Path
 ) -> None:
     before = model_fingerprint(dropping_teacher)
-    teacher = LiveTeacher(load_model(dropping_teacher), 300)
+    teacher = OnlineTeacher(load_model(dropping_teacher), 300)
     batch = make_batch(prepared.train, np.arange(2), 1)
     for disturb in (lambda: teacher.model.train(), lambda: teacher.model.eval().requires_grad_(True)):
         disturb()
         with pytest.raises(UserError, match="train mode or trainable"):
-            teacher.hidden(batch)
+            teacher.hidden_states(batch)
     assert finish(start(file, tmp_path, patch="watched_teacher")) == 0
     assert (cell_folder(tmp_path) / "teacher.txt").read_text() == "the same"
     assert model_fingerprint(dropping_teacher) == before
@@ -225,7 +227,7 @@ def test_15_a_corrupt_shard_is_found_and_only_it_is_rebuilt(
 ) -> None:
     monkeypatch.setattr(cached, "SHARD_ROWS", 16)
     model, total = load_model(dropping_teacher), len(prepared.train) + len(prepared.validation)
-    cached.write_cache(tmp_path, model, prepared.train, prepared.validation, 4)
+    cached.write_cache_shards(tmp_path, model, prepared.train, prepared.validation, 4)
     shards = sorted(tmp_path.glob("hidden-*.safetensors"))
     assert len(shards) > 2
     before = {path: path.read_bytes() for path in shards}
@@ -233,11 +235,11 @@ def test_15_a_corrupt_shard_is_found_and_only_it_is_rebuilt(
     content[-1] ^= 1
     shards[1].write_bytes(content)
     shards[2].write_bytes(before[shards[2]][:100])
-    assert not cached.is_complete(tmp_path, total)
+    assert not cached.is_teacher_cache_complete(tmp_path, total)
     with pytest.raises(UserError, match="incomplete or corrupt"):
-        CachedTeacher(tmp_path, total, head_of(model, 300))
+        OfflineTeacher(tmp_path, total, get_lm_head(model, 300))
     written = writes(monkeypatch)
-    cached.write_cache(tmp_path, model, prepared.train, prepared.validation, 4)
+    cached.write_cache_shards(tmp_path, model, prepared.train, prepared.validation, 4)
     assert written == [shards[1].name, shards[2].name]
     assert {path: path.read_bytes() for path in shards} == before
 
@@ -253,11 +255,16 @@ def writes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_15_a_cache_of_something_else_is_a_miss(
     tmp_path: Path, dropping_teacher: Path, tiny_teacher: Path, tiny_corpus: Path
 ) -> None:
-    def key(teacher: Path, dtype: torch.dtype = torch.float32, form: Form = cached.WHOLE, **changes: Any) -> Path:
+    def key(
+        teacher: Path,
+        dtype: torch.dtype = torch.float32,
+        form: TeacherCacheFormat = cached.HIDDEN_STATES_ONLY,
+        **changes: Any,
+    ) -> Path:
         given = {"length": 32, "validation": 6, "tokens": 4096, "seed": 0, **changes}
         config = DataConfig(corpora={"text": CorpusConfig(path=f"file:{tiny_corpus}")}, **given)
-        rows = data.prepare(config, teacher, "pypi").fingerprint
-        return cached.cache_folder(cached.cache_facts(model_fingerprint(teacher), rows, dtype, form))
+        rows = data.prepare_datasets(config, teacher, "pypi").fingerprint
+        return cached.teacher_cache_folder(cached.teacher_cache_metadata(model_fingerprint(teacher), rows, dtype, form))
 
     other = tiny.make_model(tmp_path / "other", seed=3, attention_dropout=0.2)
     retokenised = tiny.make_model(tmp_path / "retokenised", attention_dropout=0.2)
@@ -270,7 +277,7 @@ def test_15_a_cache_of_something_else_is_a_miss(
         key(dropping_teacher, length=64),
         key(dropping_teacher, seed=1),
         key(dropping_teacher, dtype=torch.bfloat16),
-        key(dropping_teacher, form=Form(TOP_K, 8)),
+        key(dropping_teacher, form=TeacherCacheFormat(CACHE_TOP_K, 8)),
     ]
     assert len(set(keys)) == len(keys)
     assert key(dropping_teacher) == keys[0]
@@ -300,7 +307,7 @@ def test_15_two_threads_write_each_shard_once(
     written = writes(monkeypatch)
     model = load_model(dropping_teacher)
     arguments = (tmp_path, model, prepared.train, prepared.validation, 4)
-    threads = [threading.Thread(target=cached.write_cache, args=arguments) for _ in range(2)]
+    threads = [threading.Thread(target=cached.write_cache_shards, args=arguments) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:

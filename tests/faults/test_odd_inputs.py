@@ -21,10 +21,10 @@ from distill_lit.data.corpora import read_documents
 from distill_lit.data.tokenization import tokenize
 from distill_lit.evaluation.evaluator import evaluate_model
 from distill_lit.experiment import collect
-from distill_lit.experiment.plan import Cell, plan
-from distill_lit.experiment.run import is_built, is_evaluated
+from distill_lit.experiment.plan import Run, plan_runs
+from distill_lit.experiment.run import is_run_built, is_run_evaluated
 from distill_lit.experiment.validation import check_experiment
-from distill_lit.models import check_student_fits, load_config, load_model, load_tokenizer
+from distill_lit.models import check_student_against_teacher, load_model, load_model_config, load_tokenizer
 from distill_lit.utils.exceptions import UserError
 
 CONFIGS = {
@@ -65,7 +65,7 @@ def test_a_config_that_is_none_is_refused(model: Path, name: str) -> None:
     content, words = CONFIGS[name]
     (model / "config.json").write_text(content)
     with pytest.raises(UserError, match=re.escape(words)) as raised:
-        load_config(model)
+        load_model_config(model)
     assert str(model) in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -87,7 +87,7 @@ def test_a_config_that_is_none_is_refused(model: Path, name: str) -> None:
 )
 def test_a_student_that_cannot_be_built_is_refused(model: Path, config: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=re.escape(words)):
-        check_student_fits("one", StudentConfig(config=config), model)
+        check_student_against_teacher("one", StudentConfig(config=config), model)
 
 
 def evaluate(model: Path, tasks: Path) -> None:
@@ -96,7 +96,7 @@ def evaluate(model: Path, tasks: Path) -> None:
 
 
 def test_a_token_that_the_model_does_not_read_is_refused_where_it_occurs(tmp_path: Path, tasks_folder: Path) -> None:
-    model = tiny.make_model(tmp_path / "model", vocabulary=100)
+    model = tiny.make_model(tmp_path / "model", vocab_size=100)
     with pytest.raises(UserError, match=r"the text holds '.*', token \d+ of a model that has 100"):
         evaluate(model, tasks_folder)
 
@@ -138,8 +138,8 @@ def test_two_cells_of_one_name_are_refused(experiment: Path) -> None:
         plan_of(experiment, changes)
 
 
-def plan_of(file: Path, changes: list[str]) -> list[Cell]:
-    return plan(load_experiment(file, changes))
+def plan_of(file: Path, changes: list[str]) -> list[Run]:
+    return plan_runs(load_experiment(file, changes))
 
 
 @pytest.mark.parametrize(
@@ -188,9 +188,9 @@ def test_a_port_that_is_none(tmp_path: Path, port: str) -> None:
 def test_a_manifest_of_another_form_is_a_cell_to_build(experiment: Path, tmp_path: Path, content: str) -> None:
     (cell,) = [cell for cell in plan_of(experiment, []) if cell.is_model]
     for name in ("manifest.json", "evaluation.json"):
-        (tmp_path / name).write_text(content.replace("IT", cell.identity))
-    assert not is_built(cell, tmp_path)
-    assert not is_evaluated(cell, tmp_path)
+        (tmp_path / name).write_text(content.replace("IT", cell.fingerprint))
+    assert not is_run_built(cell, tmp_path)
+    assert not is_run_evaluated(cell, tmp_path)
 
 
 def test_damaged_lines_of_a_curve_are_left_out(experiment: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import trainings
 from trainings import cli
 
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import cache_root, umask, unwritable, write_text, writing_folder
+from distill_lit.utils.files import atomic_write_folder, cache_root, permission_error_message, umask, write_text
 
 # root may write anywhere, unless it gives up that right
 AS_ANYONE = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
@@ -115,7 +115,7 @@ def test_the_variable_of_an_unwritable_folder_is_named(
     monkeypatch.setenv(variable, str(tmp_path))
     wrapped = RuntimeError("a library's own words")
     wrapped.__cause__ = PermissionError(13, "Permission denied", str(tmp_path / "a/b"))
-    said = unwritable(wrapped)
+    said = permission_error_message(wrapped)
     assert said == f"{tmp_path / 'a/b'} cannot be written to (Permission denied); set {variable} to a folder that can be"
 
 
@@ -125,7 +125,7 @@ def test_files_and_folders_have_the_rights_that_the_umask_leaves(tmp_path: Path,
     try:
         assert umask() == mask
         write_text(tmp_path / "sub/text", "x")
-        with writing_folder(tmp_path / "folder") as place:
+        with atomic_write_folder(tmp_path / "folder") as place:
             (place / "inner").mkdir()
             (place / "inner/x").write_text("x")
     finally:

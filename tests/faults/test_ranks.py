@@ -14,10 +14,10 @@ from trainings import STEPS, cell_folder, finish, lines, log_of, start, weights
 
 from distill_lit import data
 from distill_lit.config.schema import CorpusConfig, DataConfig
-from distill_lit.data.loader import batch_order
-from distill_lit.utils.distributed.cluster_environment import leave_cluster
-from distill_lit.utils.distributed.ranks import rank_count, this_rank
-from distill_lit.utils.distributed.spawn import together
+from distill_lit.data.loader import shuffled_row_indices
+from distill_lit.utils.distributed.cluster_environment import remove_cluster_variables
+from distill_lit.utils.distributed.ranks import get_rank, get_world_size
+from distill_lit.utils.distributed.spawn import spawn_ranks
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import read_json
 
@@ -88,7 +88,7 @@ def test_one_device_inside_slurm_stops_at_its_warning_and_requeues_nothing(stead
 def test_what_a_cluster_says_is_taken_out_and_nothing_else() -> None:
     kept = {"PATH": "/bin", "SLURM_CONF": "/etc/slurm.conf", "HF_TOKEN": "x", "CUDA_VISIBLE_DEVICES": "0"}
     environment = {**SURROUNDINGS, **kept}
-    leave_cluster(environment)
+    remove_cluster_variables(environment)
     assert environment == kept
 
 
@@ -139,8 +139,10 @@ def test_two_ranks_fail_like_one_and_go_on_bitwise(
 
 def _rows_of_second_rank(teacher: Path, corpus: Path, step: int) -> list[list[int]]:
     """Of a step of two ranks with three rows each, by the seed alone."""
-    config = DataConfig(corpora={"text": CorpusConfig(path=f"file:{corpus}")}, length=32, validation=6, tokens=4096)
-    order = batch_order(len(data.prepare(config, teacher, "pypi").train), 0, 6, start=6 * step)
+    config = DataConfig(
+        corpora={"text": CorpusConfig(path=f"file:{corpus}")}, sequence_length=32, validation_sequences=6, max_tokens=4096
+    )
+    order = shuffled_row_indices(len(data.prepare_datasets(config, teacher, "pypi").train), 0, 6, start=6 * step)
     return [[int(row)] for row in order[1::2]]
 
 
@@ -175,9 +177,9 @@ def test_kill_9_of_the_command_leaves_no_rank(experiment: Path, tmp_path: Path) 
 
 def _place(report: Any) -> tuple[int, int, int]:
     report("here")
-    if this_rank() == 1:
+    if get_rank() == 1:
         os.environ["SEEN"] = "in this process alone"
-    return this_rank(), rank_count(), os.getpid()
+    return get_rank(), get_world_size(), os.getpid()
 
 
 class Odd(Exception):
@@ -188,7 +190,7 @@ class Odd(Exception):
 
 
 def _fail(how: str, report: Any) -> None:
-    if this_rank() == 1:
+    if get_rank() == 1:
         if how == "leave":
             os._exit(3)
         raise {"odd": lambda: Odd("a", "b"), "user": lambda: UserError("key: no"), "exit": lambda: SystemExit(4)}[how]()
@@ -198,7 +200,7 @@ def _fail(how: str, report: Any) -> None:
 @pytest.mark.timeout(200)
 def test_together_from_python() -> None:
     told: list[Any] = []
-    rank, count, process = together(2, _place, report=lambda *facts: told.append(facts))
+    rank, count, process = spawn_ranks(2, _place, progress_callback=lambda *facts: told.append(facts))
     assert (rank, count, told) == (0, 2, [("here",)])
     assert process != os.getpid()
     assert "SEEN" not in os.environ
@@ -209,5 +211,5 @@ def test_together_from_python() -> None:
         ("leave", "RankFailure: rank 1 ended with exit code 3"),
     ):
         with pytest.raises((UserError, Exception)) as caught:
-            together(2, _fail, how)
+            spawn_ranks(2, _fail, how)
         assert f"{type(caught.value).__name__}: {caught.value}" == words

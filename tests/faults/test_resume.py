@@ -15,17 +15,17 @@ from filelock import FileLock
 from trainings import STEPS, cell_folder, cli, finish, kill_after, lines, log_of, start, weights
 
 from distill_lit.training.checkpoint import (
-    OURS,
+    CHECKPOINT_KEY,
     SafeCheckpointIO,
-    differences,
-    is_intact,
-    note_validation,
-    prune,
+    checkpoint_step,
+    fingerprint_mismatches,
+    is_checkpoint_intact,
+    list_checkpoints,
     read_best,
-    saved_checkpoints,
-    step_of,
+    rotate_checkpoints,
+    update_best_checkpoint,
 )
-from distill_lit.training.trainer import JsonLines, final_metrics
+from distill_lit.training.trainer import JSONLinesLogger, final_metrics
 from distill_lit.utils.files import read_json
 
 
@@ -82,7 +82,7 @@ def test_01_the_comparison_would_notice_forgotten_generators(experiment: Path, w
 
 def checkpoints(root: Path) -> list[Path]:
     """The newest first."""
-    return saved_checkpoints(cell_folder(root) / "checkpoints")
+    return list_checkpoints(cell_folder(root) / "checkpoints")
 
 
 def flip_a_bit(path: Path) -> None:
@@ -100,7 +100,7 @@ def test_02_killed_while_a_checkpoint_is_written_keeps_the_one_before(
 ) -> None:
     assert finish(start(experiment, tmp_path, patch="half_written_checkpoint")) == -signal.SIGKILL
     assert [path.stem for path in checkpoints(tmp_path)] == ["step=5", "step=4"]
-    assert all(is_intact(path) for path in checkpoints(tmp_path))
+    assert all(is_checkpoint_intact(path) for path in checkpoints(tmp_path))
     folder = cell_folder(tmp_path) / "checkpoints"
     assert list(folder.glob(".writing-*")), "the torn file should still be there"
     assert finish(start(experiment, tmp_path)) == 0
@@ -133,12 +133,12 @@ def test_02_no_room_is_noticed_before_anything_is_written(
 def test_02_a_budget_keeps_the_newest_then_the_best_then_the_one_before(tmp_path: Path) -> None:
     for step, loss in ((1, 3.0), (2, 1.0), (3, float("nan")), (4, 2.0), (5, float("nan"))):
         SafeCheckpointIO().save_checkpoint({"state": torch.zeros(250_000)}, tmp_path / f"step={step}.ckpt")
-        note_validation(tmp_path, step, loss)
+        update_best_checkpoint(tmp_path, step, loss)
     assert read_best(tmp_path) == {"step": 2, "loss": 1.0}
     left = []
     for budget in (1.0, 0.0025, 0.0011):
-        prune(tmp_path, budget)
-        left.append([step_of(path) for path in saved_checkpoints(tmp_path)])
+        rotate_checkpoints(tmp_path, budget)
+        left.append([checkpoint_step(path) for path in list_checkpoints(tmp_path)])
         assert len(list(tmp_path.glob("*.sha256.json"))) == len(left[-1])
     assert left == [[5, 4, 2], [5, 2], [5]]
 
@@ -225,9 +225,9 @@ def test_05_unless_asked_for(experiment: Path, whole: Path, tmp_path: Path) -> N
 
 def test_05_an_objective_is_compared_too(tmp_path: Path) -> None:
     path = tmp_path / "step=1.ckpt"
-    SafeCheckpointIO().save_checkpoint({OURS: {"origin": {"objective": "kl", "data": "a"}}}, path)
-    assert differences(path, {"objective": "ce", "data": "a"}) == ["objective was kl and is ce"]
-    assert differences(path, {"objective": "kl", "data": "a"}) == []
+    SafeCheckpointIO().save_checkpoint({CHECKPOINT_KEY: {"origin": {"objective": "kl", "data": "a"}}}, path)
+    assert fingerprint_mismatches(path, {"objective": "ce", "data": "a"}) == ["objective was kl and is ce"]
+    assert fingerprint_mismatches(path, {"objective": "kl", "data": "a"}) == []
 
 
 def stamps(runs: Path) -> dict[Path, int]:
@@ -301,7 +301,7 @@ def test_01_a_damaged_curve_loses_that_line_alone(tmp_path: Path) -> None:
     ]
     path.write_bytes(b"\n".join([good[0], *odd[:5], good[1], *odd[5:], good[2], good[3], odd[-1]]))
     assert final_metrics(path)["train/loss"] == 3.0
-    JsonLines(path, 3)
+    JSONLinesLogger(path, 3)
     assert path.read_bytes().splitlines() == good[:3]
 
 
@@ -321,5 +321,5 @@ JsonLines(pathlib.Path({str(path)!r}), 40_000)
 """)
     assert code == -signal.SIGKILL
     assert path.read_bytes() == before
-    JsonLines(path, 40_000)
+    JSONLinesLogger(path, 40_000)
     assert len(path.read_text().splitlines()) == 40_000

@@ -20,7 +20,7 @@ import distill_lit
 from distill_lit import assets
 from distill_lit.config import load_experiment
 from distill_lit.models import load_model, model_folder
-from distill_lit.training.checkpoint import SafeCheckpointIO, checksum_of, load_plain
+from distill_lit.training.checkpoint import SafeCheckpointIO, checksum_path, load_checkpoint_weights_only
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import read_json, sha256_of, write_json
 
@@ -46,8 +46,8 @@ def test_23_a_checkpoint_that_names_a_class_is_refused(
         monkeypatch.setenv(*next(iter(FORCED.items())))
     path, trace = tmp_path / "step=1.ckpt", tmp_path / "built"
     torch.save({"state_dict": {}, "loops": Builds(trace)}, path)
-    write_json(checksum_of(path), {"sha256": sha256_of(path)})
-    for load in (load_plain, SafeCheckpointIO().load_checkpoint):
+    write_json(checksum_path(path), {"sha256": sha256_of(path)})
+    for load in (load_checkpoint_weights_only, SafeCheckpointIO().load_checkpoint):
         with pytest.raises(UserError, match="is refused"):
             load(path)
     assert not trace.exists()
@@ -60,7 +60,7 @@ def test_23_a_checkpoint_that_names_a_class_is_refused(
 def test_23_a_checkpoint_from_an_address_is_refused() -> None:
     for address in ("https://example.org/step=1.ckpt", "s3://bucket/step=1.ckpt"):
         with pytest.raises(UserError, match="never loaded from an address"):
-            load_plain(Path(address))
+            load_checkpoint_weights_only(Path(address))
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.safetensors"])
@@ -113,7 +113,7 @@ def test_24_remote_code_is_not_run(tmp_path: Path, tiny_teacher: Path, where: st
 )
 def test_24_remote_code_needs_a_pin(reference: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        assets.check(reference)
+        assets.check_reference(reference)
 
 
 def test_24_remote_code_runs_where_it_is_asked_for_and_pinned(tmp_path: Path, tiny_teacher: Path) -> None:
@@ -175,11 +175,11 @@ def test_25_defaults_and_grid_values_do_not_leave_the_root(finished: Any, tmp_pa
         (tmp_path / "x.yaml").write_text(f"name: x\ndefaults: [{name}]\n")
         with pytest.raises(UserError, match="leaves the configs folder"):
             load_experiment(tmp_path / "x.yaml")
-    from distill_lit.experiment.plan import plan
+    from distill_lit.experiment.plan import plan_runs
 
     text = finished.file.read_text() + 'variants: {"../../out": {seed: 1}}\ngrid: {variant: ["../../out"]}\n'
     (tmp_path / "y.yaml").write_text(text)
-    for cell in plan(load_experiment(tmp_path / "y.yaml")):
+    for cell in plan_runs(load_experiment(tmp_path / "y.yaml")):
         assert Path(cell.name).name == cell.name
 
 
@@ -225,7 +225,7 @@ def test_26_generated_code_runs_only_on_request_and_confined(
     with pytest.raises(UserError, match="unless evaluation.run_generated_code=true"):
         evaluate_model(tiny_teacher, settings, "pypi")
     assert not trace.exists()
-    settings.run_generated_code = True
+    settings.confirm_run_unsafe_code = True
     monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
     result = evaluate_model(tiny_teacher, settings, "pypi")
     assert result.meta["runs"]["lm_eval_results"]["passed,none"] == 1.0
@@ -291,8 +291,8 @@ def test_28_what_a_model_or_data_set_wrote_is_escaped(tmp_path: Path) -> None:
     cells = pd.read_csv(folder / "cells.csv").astype(object)
     cells.loc[cells["model"] == "deep-ce_only-0", ["state", "reason"]] = "failed", HOSTILE
     cells.to_csv(folder / "cells.csv", index=False)
-    analysed = report.analyse(folder, AnalysisConfig(bootstrap=100), "<b>x</b>", HOSTILE)
-    report.draw(folder, analysed)
+    analysed = report.build_report_bundle(folder, AnalysisConfig(n_resamples=100), "<b>x</b>", HOSTILE)
+    report.render_report(folder, analysed)
     written = {p.name: p.read_text() for p in folder.iterdir() if p.suffix in (".html", ".md", ".tex", ".csv")}
     assert {"table.md", "table.tex", "table.csv", "longtail.md", "report.html"} <= set(written)
     assert "<script>alert(1)" not in written["report.html"]

@@ -23,18 +23,18 @@ from transformers import AutoTokenizer
 
 from distill_lit.config import CorpusConfig, DataConfig, load_experiment
 from distill_lit.config.schema import EvaluationConfig
-from distill_lit.data import check, prepare
+from distill_lit.data import check_data_config, prepare_datasets
 from distill_lit.data.chat import encode_chat
 from distill_lit.data.corpora import read_documents
 from distill_lit.data.tokenization import tokenize
-from distill_lit.evaluation.evaluator import check_template, evaluate_loaded, evaluate_model
-from distill_lit.evaluation.tasks import load_task, resolve_tasks, try_own_tasks
+from distill_lit.evaluation.evaluator import evaluate_loaded, evaluate_model, require_chat_template
+from distill_lit.evaluation.tasks import check_user_tasks, load_task, resolve_tasks
 from distill_lit.experiment import plan as experiments
-from distill_lit.experiment.run import build
-from distill_lit.generation.local import text_after
+from distill_lit.experiment.run import build_run
+from distill_lit.generation.local import decode_continuation
 from distill_lit.models import load_model, load_tokenizer
-from distill_lit.models.vocabulary import check_tokens, count_tokens
-from distill_lit.teachers.token_alignment import align, sizes_in
+from distill_lit.models.vocabulary import check_special_tokens, unpadded_vocab_size
+from distill_lit.teachers.token_alignment import align_tokens, token_byte_lengths
 from distill_lit.training.callbacks import evaluation as midway
 from distill_lit.utils import template_limits as limits
 from distill_lit.utils.exceptions import UserError
@@ -58,7 +58,7 @@ def supervised(tmp_path: Path, tokenizer: Any, *rows: list[dict[str, Any]]) -> s
     parts = []
     for document in documents:
         made = tokenize([document], tokenizer, 0, 0, 0)
-        parts.append(tokenizer.decode(made.tokens[made.supervised].tolist()))
+        parts.append(tokenizer.decode(made.tokens[made.loss_mask].tolist()))
     return "|".join(parts)
 
 
@@ -151,8 +151,8 @@ def test_a_template_of_ones_own(tmp_path: Path) -> None:
 
     def prepared(template: str) -> Any:
         own.write_text(template)
-        data = DataConfig(corpora=corpora, length=64, validation=1, chat_template=str(own))
-        return prepare(data, tokenizer, "pypi")
+        data = DataConfig(corpora=corpora, sequence_length=64, validation_sequences=1, chat_template=str(own))
+        return prepare_datasets(data, tokenizer, "pypi")
 
     first, second = (prepared(STYLES[name][0](True)) for name in ("chatml", "zephyr"))
     assert first.fingerprint != second.fingerprint
@@ -161,7 +161,7 @@ def test_a_template_of_ones_own(tmp_path: Path) -> None:
     own.write_text("{% if %}")
     for path, words in ((own, "template line 2"), (tmp_path / "no", "no such file")):
         with pytest.raises(UserError, match=f"data.chat_template.*{words}"):
-            check(DataConfig(corpora=corpora, chat_template=str(path)), "pypi")
+            check_data_config(DataConfig(corpora=corpora, chat_template=str(path)), "pypi")
 
 
 @pytest.mark.parametrize("older", [None, "{{ 'old' }}"])
@@ -196,7 +196,7 @@ baselines: []
     monkeypatch.setattr(
         midway, "evaluate_loaded", lambda *given: asked.append(given[1].chat_template) or evaluate_loaded(*given)
     )
-    build(experiments.plan(config)[0], tmp_path / "cell", lambda *_: None)
+    build_run(experiments.plan_runs(config)[0], tmp_path / "cell", lambda *_: None)
     student = tmp_path / "cell/student"
     assert AutoTokenizer.from_pretrained(student).chat_template == own.read_text()
     assert set(asked) == {own.read_text()}
@@ -256,7 +256,7 @@ def test_a_continuation_keeps_its_blank(name: str, whole: str) -> None:
     tokenizer = tokenizer_of(name)
     ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
     for cut in range(1, len(ids)):
-        said = text_after(tokenizer, ids[:cut], [*ids[cut:], tokenizer.eos_token_id])
+        said = decode_continuation(tokenizer, ids[:cut], [*ids[cut:], tokenizer.eos_token_id])
         before = tokenizer.decode(ids[:cut]).rstrip("\ufffd")
         assert before + said == tokenizer.decode(ids)
 
@@ -264,7 +264,7 @@ def test_a_continuation_keeps_its_blank(name: str, whole: str) -> None:
 def test_half_a_character_at_the_end_is_left_out() -> None:
     tokenizer = byte_tokenizer()
     ids = tokenizer("a漢")["input_ids"]
-    assert text_after(tokenizer, [], ids[:-1], finished=False) == "a"
+    assert decode_continuation(tokenizer, [], ids[:-1], is_finished=False) == "a"
 
 
 @pytest.mark.parametrize("name", ["pieces", "legacy pieces"])
@@ -276,17 +276,17 @@ def test_spans_with_a_blank_in_front_cover_the_same_text(name: str, text: str) -
     for tokenizer in (tokenizer_of(name), tokenizer_of("bytes")):
         table = token_bytes(tokenizer)
         pieces = [table[i] for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
-        sizes = sizes_in(text.encode(), pieces)
+        sizes = token_byte_lengths(text.encode(), pieces)
         assert sizes is not None
         assert sizes.sum() == len(text.encode())
         found.append(sizes)
-    spans = align(*found)
+    spans = align_tokens(*found)
     for sizes, part in zip(found, spans, strict=True):
         ends = np.cumsum(sizes)
         assert ends[part[-1][1] - 1] == len(text.encode())
-    for ours, theirs in zip(spans.ours, spans.theirs, strict=True):
+    for ours, theirs in zip(spans.student, spans.teacher, strict=True):
         assert found[0][slice(*ours)].sum() == found[1][slice(*theirs)].sum()
-    assert sizes_in(b"other", pieces) is None
+    assert token_byte_lengths(b"other", pieces) is None
 
 
 def test_a_token_beyond_the_embeddings(tmp_path: Path) -> None:
@@ -295,17 +295,17 @@ def test_a_token_beyond_the_embeddings(tmp_path: Path) -> None:
     tokenizer.add_tokens(["<image>"])
     tokenizer.save_pretrained(model)
     tokenizer = load_tokenizer(model)
-    assert (count_tokens(tokenizer), count_tokens(tokenizer, 300)) == (301, 300)
-    check_tokens(tokenizer, 300, model)
+    assert (unpadded_vocab_size(tokenizer), unpadded_vocab_size(tokenizer, 300)) == (301, 300)
+    check_special_tokens(tokenizer, 300, model)
     for extra, refused in (("", False), (" <image>", True)):
         path = tmp_path / "x.jsonl"
         path.write_text("".join(json.dumps({"text": text + extra}) + "\n" for text in tiny.sentences(60)))
-        data = DataConfig(corpora={"a": CorpusConfig(path=f"file:{path}")}, length=32, validation=1)
+        data = DataConfig(corpora={"a": CorpusConfig(path=f"file:{path}")}, sequence_length=32, validation_sequences=1)
         if refused:
             with pytest.raises(UserError, match="data.corpora: the text holds '<image>', token 300 of a model"):
-                prepare(data, model, "pypi")
+                prepare_datasets(data, model, "pypi")
         else:
-            assert len(prepare(data, model, "pypi").train)
+            assert len(prepare_datasets(data, model, "pypi").train)
 
 
 # ---------------------------------------------------------------- hidden labels
@@ -316,15 +316,15 @@ def test_hidden_labels_are_refused_before_a_model_is_loaded(tmp_path: Path, hidd
     folder = tiny_tasks.make_tasks(tmp_path / "tasks", "colours")
     settings = EvaluationConfig(tasks=["colours"], include_path=str(folder))
     words = "task 'colours': none of its 24 documents .* has a known right"
-    try_own_tasks(settings, "pypi")
+    check_user_tasks(settings, "pypi")
     file = folder / "colours.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     file.write_text("".join(json.dumps({**row, "label": hidden}) + "\n" for row in rows))
     with pytest.raises(UserError, match=words):
-        try_own_tasks(settings, "pypi")
+        check_user_tasks(settings, "pypi")
     file.write_text("".join(json.dumps({**row, "label": hidden if i else 0}) + "\n" for i, row in enumerate(rows)))
     with pytest.raises(UserError, match=r"task 'colours': 23 of 24 examples .* have no known right"):
-        try_own_tasks(EvaluationConfig(tasks=["colours"], include_path=str(folder), fewshot=1), "pypi")
+        check_user_tasks(EvaluationConfig(tasks=["colours"], include_path=str(folder), num_fewshot=1), "pypi")
 
 
 def rewrite(file: Path, change: Callable[[int, dict[str, Any]], dict[str, Any]]) -> None:
@@ -339,14 +339,14 @@ def test_a_label_that_is_no_choice_is_named(tmp_path: Path, number: int, label: 
     rewrite(folder / "colours.jsonl", lambda n, row: {**row, "label": str(label if n == number else row["label"])})
     words = f"document {number + 1} of split 'test' has label {label!r}, which is none of its {3 + number % 2} choices"
     with pytest.raises(UserError, match=words):
-        try_own_tasks(EvaluationConfig(tasks=["colours"], include_path=str(folder)), "pypi")
+        check_user_tasks(EvaluationConfig(tasks=["colours"], include_path=str(folder)), "pypi")
 
 
 def test_some_hidden_labels_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tiny_tasks.make_tasks(tmp_path / "tasks", "colours", "shapes")
     rewrite(folder / "shapes.jsonl", lambda n, row: {**row, "label": -1} if n in (0, 7, 9) else row)
     settings = EvaluationConfig(tasks=["colours", "shapes"], include_path=str(folder), dtype="float32")
-    try_own_tasks(settings, "pypi")
+    check_user_tasks(settings, "pypi")
     model = tiny.make_model(tmp_path / "model")
     with caplog.at_level(logging.WARNING):
         found = evaluate_loaded(load_model(model), load_tokenizer(model), settings, "pypi")
@@ -383,12 +383,12 @@ def test_hidden_answers_of_a_task_that_writes_and_of_a_group(tmp_path: Path, hid
     data = make_writing(folder)
     (folder / "both.yaml").write_text("group: both\ntask: [colours, writing]\n")
     settings = EvaluationConfig(tasks=["both"], include_path=str(folder))
-    try_own_tasks(settings, "pypi")
+    check_user_tasks(settings, "pypi")
     rewrite(data, lambda n, row: {**row, "passage": hidden})
     with pytest.raises(
         UserError, match="task 'writing': none of its 24 documents in split 'test' has a known right answer"
     ):
-        try_own_tasks(settings, "pypi")
+        check_user_tasks(settings, "pypi")
 
 
 def test_a_question_beyond_the_embeddings_of_a_model_that_writes(tmp_path: Path) -> None:
@@ -423,7 +423,7 @@ def test_a_document_without_choices_is_named(tmp_path: Path, number: int, choice
     settings = EvaluationConfig(tasks=["colours"], include_path=str(folder), dtype="float32")
     said = f"task 'colours': document {number + 1} of split 'test' has {words}"
     with pytest.raises(UserError, match=said):
-        try_own_tasks(settings, "pypi")
+        check_user_tasks(settings, "pypi")
     model = tiny.make_model(tmp_path / "model")
     with pytest.raises(UserError, match=said):  # as for a task that is known, whose data is not read when a run is planned
         evaluate_loaded(load_model(model), load_tokenizer(model), settings, "pypi")
@@ -431,22 +431,22 @@ def test_a_document_without_choices_is_named(tmp_path: Path, number: int, choice
 
 def test_more_examples_than_there_are(tmp_path: Path) -> None:
     folder = tiny_tasks.make_tasks(tmp_path / "tasks", "colours")
-    settings = EvaluationConfig(tasks=["colours"], include_path=str(folder), fewshot=23)
-    try_own_tasks(settings, "pypi")  # all but the question itself
-    settings.fewshot = 24
+    settings = EvaluationConfig(tasks=["colours"], include_path=str(folder), num_fewshot=23)
+    check_user_tasks(settings, "pypi")  # all but the question itself
+    settings.num_fewshot = 24
     with pytest.raises(
         UserError, match="task 'colours': 24 examples are asked for, and split 'test' has 23 beside the question"
     ):
-        try_own_tasks(settings, "pypi")
+        check_user_tasks(settings, "pypi")
     shown = tiny_tasks.make_documents(folder / "shown.jsonl", count=5)
     task = (folder / "colours.yaml").read_text().replace("data_files: {", f"data_files: {{train: {shown}, ")
     for more in ("training_split: train", "training_split: train\nfewshot_config: {sampler: first_n}"):
         (folder / "colours.yaml").write_text(f"{task}{more}\n")
-        settings.fewshot = 5
-        try_own_tasks(settings, "pypi")
-        settings.fewshot = 6
+        settings.num_fewshot = 5
+        check_user_tasks(settings, "pypi")
+        settings.num_fewshot = 6
         with pytest.raises(UserError, match="task 'colours': 6 examples are asked for, and split 'train' has 5; set eval"):
-            try_own_tasks(settings, "pypi")
+            check_user_tasks(settings, "pypi")
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])
@@ -458,10 +458,10 @@ def test_a_question_is_no_example_of_itself(tmp_path: Path, split: str, named: b
     more = f"fewshot_config: {{sampler: {sampler}}}\n" + (f"fewshot_split: {split}\n" if named else "")
     task_file = file.read_text().replace("test_split: test", f"{split}_split: {split}").replace("{test:", f"{{{split}:")
     file.write_text(task_file + more)
-    settings = EvaluationConfig(tasks=["colours"], include_path=str(folder), fewshot=20)
+    settings = EvaluationConfig(tasks=["colours"], include_path=str(folder), num_fewshot=20)
     (spec,) = resolve_tasks(settings, "pypi")
     task = load_task(spec)
-    task.set_config("num_fewshot", spec.fewshot)
+    task.set_config("num_fewshot", spec.num_fewshot)
     task.set_fewshot_seed(settings.seed)
     for document in task.eval_docs:
         context = task.fewshot_context(document, 20)
@@ -487,14 +487,14 @@ HOSTILE = {
 @pytest.mark.parametrize("template", HOSTILE)
 def test_a_hostile_template_is_stopped(tmp_path: Path, template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if "0.5" in HOSTILE[template]:
-        monkeypatch.setattr(limits, "SECONDS", 0.5)
+        monkeypatch.setattr(limits, "TEMPLATE_TIMEOUT_S", 0.5)
     known = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)
     tokenizer = byte_tokenizer(template)
     with pytest.raises(UserError, match=f"mine.messages: row 1: the chat template {HOSTILE[template]}"):
         supervised(tmp_path, tokenizer, [USER, REPLY])
-    asking = EvaluationConfig(chat_template=True)
+    asking = EvaluationConfig(apply_chat_template=True)
     with pytest.raises(UserError, match=f"evaluation.chat_template: of teacher: the chat template {HOSTILE[template]}"):
-        check_template(asking, tokenizer, "teacher")
+        require_chat_template(asking, tokenizer, "teacher")
     assert (resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)) == known
     assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
 
@@ -502,12 +502,12 @@ def test_a_hostile_template_is_stopped(tmp_path: Path, template: str, monkeypatc
 def test_a_template_that_is_hostile_later_is_stopped_where_it_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "SECONDS", 0.5)
+    monkeypatch.setattr(limits, "TEMPLATE_TIMEOUT_S", 0.5)
     loops = TURNS * 4 + "{% endfor %}" * 4
     late = f"{{% if messages | length == 3 or 'Question' in messages[-1].content %}}{loops}{{% endif %}}"
     late += "{% for m in messages %}{{ m.content }}|{% endfor %}"
     folder = tiny_tasks.make_tasks(tmp_path / "tasks", "colours")
-    settings = EvaluationConfig(tasks=["colours"], include_path=str(folder), dtype="float32", chat_template=True)
+    settings = EvaluationConfig(tasks=["colours"], include_path=str(folder), dtype="float32", apply_chat_template=True)
     model = tiny.make_model(tmp_path / "model")
     tokenizer = load_tokenizer(model)
     tokenizer.chat_template = late

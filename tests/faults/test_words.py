@@ -17,11 +17,11 @@ from distill_lit import assets
 from distill_lit.config import load_experiment
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.evaluation.tasks import load_task, resolve_tasks
-from distill_lit.experiment.plan import plan
-from distill_lit.models import load_config
-from distill_lit.models.loading import load_model, own_config
-from distill_lit.models.quantization import is_quantised, quantise
-from distill_lit.training.checkpoint import load_plain
+from distill_lit.experiment.plan import plan_runs
+from distill_lit.models import load_model_config
+from distill_lit.models.loading import config_for_loading, load_model
+from distill_lit.models.quantization import is_quantized, quantize_int8
+from distill_lit.training.checkpoint import load_checkpoint_weights_only
 from distill_lit.utils.exceptions import UserError
 
 # ---------------------------------------------------------------- names of files
@@ -32,12 +32,12 @@ def test_a_long_or_odd_value_is_a_name_that_fits(experiment: Path, tmp_path: Pat
     file = tmp_path / "x.yaml"
     file.write_text(experiment.read_text() + f"variants: {{{json.dumps(value)}: {{seed: 1}}, b: {{seed: 2}}}}\n"
                     f"grid: {{variant: [{json.dumps(value)}, b]}}\n")  # fmt: skip
-    first, second = [cell for cell in plan(load_experiment(file)) if cell.role == "distilled"]
+    first, second = [cell for cell in plan_runs(load_experiment(file)) if cell.role == "distilled"]
     for name in (first.name, f".writing-{first.label}.parquet.lock"):
         (tmp_path / name).mkdir()
         assert len(name.encode()) <= 255 and "/" not in name
     assert first.label.startswith("one-") and "~" in first.label
-    assert first.axes == {"variant": value}
+    assert first.grid_values == {"variant": value}
     assert second.label == "one-b"
 
 
@@ -47,7 +47,7 @@ def test_two_long_values_and_two_that_differ_in_case_are_apart(experiment: Path,
     (tmp_path / "x.yaml").write_text(
         f"{experiment.read_text()}variants: {{{variants}}}\ngrid: {{variant: {json.dumps(names)}}}\n"
     )
-    labels = [cell.label for cell in plan(load_experiment(tmp_path / "x.yaml")) if cell.is_model]
+    labels = [cell.label for cell in plan_runs(load_experiment(tmp_path / "x.yaml")) if cell.is_model]
     assert len({label.casefold() for label in labels}) == len(labels) == 4
     assert "one-Deep" in labels
 
@@ -59,7 +59,7 @@ def test_a_generated_corpus_stays_in_its_folder(experiment: Path) -> None:
     corpus = config.data.corpora["text"]
     corpus.generated, corpus.path = GeneratedConfig(), ""
     config.data.corpora = {"../../out": corpus}
-    assert all("/" not in cell.name for cell in plan(config))
+    assert all("/" not in cell.name for cell in plan_runs(config))
 
 
 # ---------------------------------------------------------------- references
@@ -67,14 +67,14 @@ def test_a_generated_corpus_stays_in_its_folder(experiment: Path) -> None:
 
 def test_a_reference_without_a_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert assets.parse("org/name").kind == "hf"
-    assert assets.parse("org/name@v1") == assets.parse("hf:org/name@v1")
+    assert assets.parse_reference("org/name").kind == "hf"
+    assert assets.parse_reference("org/name@v1") == assets.parse_reference("hf:org/name@v1")
     (tmp_path / "org/name").mkdir(parents=True)
-    assert assets.parse("org/name") == assets.parse("file:org/name")
-    assert assets.parse(str(tmp_path)).kind == "file"
+    assert assets.parse_reference("org/name") == assets.parse_reference("file:org/name")
+    assert assets.parse_reference(str(tmp_path)).kind == "file"
     for reference in ("smollm", "", "./nowhere/x", "/no/where", "ollama:x/y", "a/b/c", "../x"):
         with pytest.raises(UserError, match="unknown kind .* as in hf:org/name or file:folder"):
-            assets.parse(reference)
+            assets.parse_reference(reference)
 
 
 # ---------------------------------------------------------------- weights
@@ -100,11 +100,11 @@ def test_an_attention_of_a_hub_is_not_asked_for(tmp_path: Path, key: str) -> Non
     (folder / "config.json").write_text(json.dumps({**known, key: kernel, "experts_implementation": kernel}))
     model = load_model(folder)
     assert model.config._attn_implementation == plain.config._attn_implementation == "sdpa"
-    assert load_config(folder)._attn_implementation != kernel
+    assert load_model_config(folder)._attn_implementation != kernel
     ids = torch.arange(3, 11)[None]
     assert torch.equal(model(ids).logits, plain(ids).logits)
     if importlib.util.find_spec("torchao"):
-        assert quantise(folder, tmp_path / "int8").config._attn_implementation == "sdpa"
+        assert quantize_int8(folder, tmp_path / "int8").config._attn_implementation == "sdpa"
 
 
 KERNELS = {
@@ -151,7 +151,7 @@ def test_quantised_weights_that_ask_for_a_package_are_refused(
     known = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**known, "quantization_config": asked}))
     ask_no_hub(monkeypatch)
-    for read in (load_model, load_config):
+    for read in (load_model, load_model_config):
         with pytest.raises(
             UserError, match=f"asks for quantised weights of kind {re.escape(repr(kind))}, which are not re"
         ):
@@ -176,10 +176,10 @@ def test_weights_in_8_bits_are_widened_without_kernels(tmp_path: Path, monkeypat
     asked = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
     (folder / "config.json").write_text(json.dumps({**known, "quantization_config": asked}))
     ask_no_hub(monkeypatch)
-    assert own_config(folder).quantization_config["dequantize"]
+    assert config_for_loading(folder).quantization_config["dequantize"]
     model = load_model(folder)
-    assert not is_quantised(model)
-    assert getattr(load_config(folder), "quantization_config", None) is None
+    assert not is_quantized(model)
+    assert getattr(load_model_config(folder), "quantization_config", None) is None
     ids = torch.arange(3, 11)[None]
     assert torch.allclose(model(ids).logits, plain(ids).logits, atol=1e-2)
     assert {type(module) for name, module in model.named_modules() if name.endswith("_proj")} == {torch.nn.Linear}
@@ -195,7 +195,7 @@ class Built:
 def test_a_refused_checkpoint_gives_no_advice_to_trust_it(tmp_path: Path) -> None:
     torch.save({"x": Built()}, tmp_path / "x.ckpt")
     with pytest.raises(UserError, match=r"is refused: it would build objects \(.*Built\)") as told:
-        load_plain(tmp_path / "x.ckpt")
+        load_checkpoint_weights_only(tmp_path / "x.ckpt")
     assert "weights_only" not in str(told.value)
 
 
@@ -207,7 +207,7 @@ def test_a_refused_checkpoint_gives_no_advice_to_trust_it(tmp_path: Path) -> Non
 def test_a_term_that_is_not_there(experiment: Path, change: str) -> None:
     more = ["grid={variant: [a]}"] if change.startswith("variants") else []
     with pytest.raises(UserError, match=r"objective\.terms\.nonsuch: there is no such term"):
-        plan(load_experiment(experiment, [change, *more]))
+        plan_runs(load_experiment(experiment, [change, *more]))
 
 
 def test_a_task_without_documents(tmp_path: Path) -> None:

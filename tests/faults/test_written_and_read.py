@@ -18,7 +18,7 @@ from distill_lit.config import (
     StudentConfig,
     TeacherConfig,
     TermConfig,
-    expand,
+    expand_grid,
     load_experiment,
     to_dict,
     to_yaml,
@@ -63,7 +63,7 @@ def test_what_is_written_is_what_is_read(tmp_path: Path, text: str, name: str, v
     config = config_of(text, name, value)
     (tmp_path / "x.yaml").write_text(to_yaml(config), encoding="utf-8")
     assert to_dict(load_experiment(tmp_path / "x.yaml")) == to_dict(config)
-    ((_, point),) = expand(config)
+    ((_, point),) = expand_grid(config)
     assert to_dict(point) == to_dict(config)
 
 
@@ -94,7 +94,7 @@ def file(tmp_path: Path) -> Path:
 def test_a_dollar_sign_is_itself_unless_it_stands_before_a_key(file: Path, written: str, meant: str) -> None:
     file.write_text(BASE + "question: '" + written + "'\ndata: {corpora: {a: {path: 'file:x', text: '" + written + "'}}}\n")
     config = load_experiment(file)
-    ((_, point),) = expand(config)
+    ((_, point),) = expand_grid(config)
     for found in (config, point):
         assert (found.question, found.data.corpora["a"].text) == (meant, meant)
     assert load_experiment(file, [f"question={written}"]).question == meant
@@ -116,8 +116,8 @@ def test_names_that_look_like_numbers_need_no_quotes(tmp_path: Path) -> None:
     config = load_experiment(tmp_path / "x.yaml", overrides)
     assert (config.name, list(config.students), config.question) == ("1e3", ["1e3", "007", "yes"], "1e3")
     assert config.objective.terms["1e-4"].weight == 0.5
-    assert config.rivals == {"llama-3.1": "file:y", "qwen-2.5": "file:a=b"}
-    assert [(at["student"], point.student, point.seed) for at, point in expand(config)] == [
+    assert config.external_models == {"llama-3.1": "file:y", "qwen-2.5": "file:a=b"}
+    assert [(at["student"], point.student, point.seed) for at, point in expand_grid(config)] == [
         ("1e3", "1e3", 1), ("007", "007", 1), ("yes", "yes", 1)]  # fmt: skip
     (tmp_path / "y.yaml").write_text(to_yaml(config))
     assert load_experiment(tmp_path / "y.yaml") == config

@@ -121,12 +121,12 @@ def _build(
     from distill_lit.experiment import run as cells
     from distill_lit.experiment.fingerprint import DISTILLED
     from distill_lit.experiment.paths import runs_folder
-    from distill_lit.experiment.plan import plan
-    from distill_lit.experiment.worker import run
+    from distill_lit.experiment.plan import plan_runs
+    from distill_lit.experiment.worker import execute_and_report
 
     torch.set_num_threads(1)
     config = load_experiment(Path(experiment), list(overrides))
-    cell = next(cell for cell in plan(config) if cell.role == DISTILLED)
+    cell = next(cell for cell in plan_runs(config) if cell.role == DISTILLED)
     number, stage, count = [*stop.split(), "", "", ""][:3]
     seen: dict[str, int] = {}
 
@@ -138,9 +138,9 @@ def _build(
     if patch:
         os.environ["CELL"] = str(runs_folder(Path(root), config) / cell.name)
         globals()[patch]()
-    cells.evaluate = lambda *_: None  # building is what is tested
+    cells.evaluate_run = lambda *_: None  # building is what is tested
     ended: dict[str, Any] = {}
-    run(cell, runs_folder(Path(root), config) / cell.name, report, lambda **event: ended.update(event))
+    execute_and_report(cell, runs_folder(Path(root), config) / cell.name, report, lambda **event: ended.update(event))
     (cell_folder(Path(root)) / "ended.json").write_text(json.dumps(ended))
     if ended["event"] != "done":
         raise SystemExit(1)
@@ -182,9 +182,9 @@ def hold_lock(path: str) -> None:
 
 def forgotten_generators() -> None:
     """Resumes without the states of the generators."""
-    from distill_lit.training.callbacks.random_state import GeneratorState
+    from distill_lit.training.callbacks.random_state import RNGStateCallback
 
-    GeneratorState.load_state_dict = lambda self, state: None
+    RNGStateCallback.load_state_dict = lambda self, state: None
 
 
 def poisoned_loss() -> None:

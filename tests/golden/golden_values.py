@@ -15,13 +15,13 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from distill_lit.config import TermConfig, load_experiment, to_dict
-from distill_lit.experiment.plan import plan
-from distill_lit.experiment.run import build
-from distill_lit.losses import LOSSES, build_objective, plain_losses
-from distill_lit.losses.targets import Draws, Foreign, TopK
-from distill_lit.training.feature_alignment import build_matching
+from distill_lit.experiment.plan import plan_runs
+from distill_lit.experiment.run import build_run
+from distill_lit.losses import LOGIT_LOSSES, build_objective, distillation_loss
+from distill_lit.losses.targets import SampledTarget, SpanTarget, TopKTarget
+from distill_lit.training.feature_alignment import build_feature_alignment
 from distill_lit.utils import hardware
-from distill_lit.utils.files import read_lines
+from distill_lit.utils.files import read_jsonl
 
 HERE = Path(__file__).parent
 EXPERIMENTS = sorted((HERE.parents[1] / "experiments").glob("*.yaml"))
@@ -50,10 +50,10 @@ def plans() -> Facts:
     known, found = defaultdict(list), {}
     with environment():
         for path in EXPERIMENTS:
-            cells = plan(load_experiment(path))
+            cells = plan_runs(load_experiment(path))
             found[path.stem] = _plan(cells)
             for number, cell in enumerate(cells):
-                known[cell.identity].append(f"{path.stem} {number}")
+                known[cell.fingerprint].append(f"{path.stem} {number}")
     return {"experiments": found, "same": sorted(names for names in known.values() if len(names) > 1)}
 
 
@@ -124,11 +124,11 @@ def targets(labels: Tensor) -> dict[str, Any]:
     weights = _random(3, TOKENS, DRAWN).softmax(-1)
     size = torch.tensor([1, 2, 2, 0, 3, 1])
     spans = [-_random(seed, TOKENS).abs() - 0.1 for seed in (4, 5, 6)]
-    foreign = Foreign(2 * _random(7, TOKENS, FOREIGN_VOCABULARY), torch.arange(TOKENS) % 3 != 1, size, *spans)
+    foreign = SpanTarget(2 * _random(7, TOKENS, FOREIGN_VOCABULARY), torch.arange(TOKENS) % 3 != 1, size, *spans)
     return {
         "dense": logits,
-        "top_k": TopK(best.indices, best.values, at_labels),
-        "draws": Draws(drawn, log_p.gather(-1, drawn), weights, at_labels),
+        "top_k": TopKTarget(best.indices, best.values, at_labels),
+        "draws": SampledTarget(drawn, log_p.gather(-1, drawn), weights, at_labels),
         "foreign": foreign,
     }
 
@@ -137,23 +137,23 @@ def losses() -> dict[str, Facts]:
     """Every loss on logits, with every form of a teacher it reads, at two temperatures where it has one."""
     labels = torch.from_numpy(np.random.default_rng(8).integers(0, VOCABULARY, TOKENS))
     teachers, by_student, found = targets(labels), torch.arange(TOKENS) % 2 == 0, {}
-    for kind, loss in LOSSES.items():
+    for kind, loss in LOGIT_LOSSES.items():
         for options in ({}, *OPTIONS.get(kind, [])):
-            for form in loss.targets or ("",):
-                for temperature in (1.0, 2.0) if form in loss.softens else (1.0,):
+            for form in loss.target_forms or ("",):
+                for temperature in (1.0, 2.0) if form in loss.softenable_forms else (1.0,):
                     student = (1.5 * _random(0, TOKENS, VOCABULARY)).requires_grad_()
                     torch.manual_seed(0)
-                    said = plain_losses(
+                    said = distillation_loss(
                         build_objective({kind: TermConfig(temperature=temperature, options=options)}),
                         student,
                         teachers.get(form),
                         labels,
                         denominator=torch.tensor(TOKENS),
-                        by_student=by_student,
-                        measure=True,
+                        on_policy_mask=by_student,
+                        compute_metrics=True,
                     )
                     said.total.backward()
-                    measures = {name: _digits(value.item()) for name, value in sorted(said.measures.items())}
+                    measures = {name: _digits(value.item()) for name, value in sorted(said.metric_sums.items())}
                     found[_name(kind, form, options, temperature)] = _summary(said.total, [student]) | {
                         "measures": measures
                     }
@@ -183,7 +183,7 @@ def _between(kind: str, options: Facts, student: Any, teacher: Any) -> Facts:
     ids = torch.from_numpy(np.random.default_rng(9).integers(3, 40, documents.shape))
     batch = {"input_ids": ids, "document_ids": documents, "position_ids": positions}
     objective = build_objective({"t": TermConfig(kind=kind, options=options)})
-    matching = build_matching(objective, student, teacher.config, teacher, [batch], 0).double()
+    matching = build_feature_alignment(objective, student, teacher.config, teacher, [batch], 0).double()
     ours, theirs = (
         _states(model.config, wanted, seed, documents)
         for seed, model, wanted in zip((10, 20), (student, teacher), matching.wanted, strict=True)
@@ -257,10 +257,10 @@ def trainings(folder: Path) -> dict[str, Facts]:
     found = {}
     with environment(DISTILL_LIT_CACHE=folder / "cache"):
         other = load_experiment(file, [f"teacher.model=file:{foreign}", "grid.variant=[foreign]"])
-        for cell in [*plan(load_experiment(file)), *plan(other)]:
+        for cell in [*plan_runs(load_experiment(file)), *plan_runs(other)]:
             place = folder / "runs" / cell.name
             place.mkdir(parents=True)
-            build(cell, place, lambda *_: None)
+            build_run(cell, place, lambda *_: None)
             if cell.is_model:
                 found[cell.label] = _trained(place)
     return found
@@ -270,7 +270,7 @@ KEPT_METRICS = ("train/loss", "train/gradient_norm", "validation/loss")
 
 
 def _trained(place: Path) -> Facts:
-    lines = read_lines(place / "metrics.jsonl")
+    lines = read_jsonl(place / "metrics.jsonl")
     metrics = {name: [line[name] for line in lines if name in line] for name in KEPT_METRICS}
     weights = load_file(place / "student" / "model.safetensors")
     return {

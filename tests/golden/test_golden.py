@@ -20,9 +20,9 @@ from golden_values import CHOICES, OPTIONS, losses, plans, representations, trai
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from distill_lit.cli.report_command import draw_results
+from distill_lit.cli.report_command import render_and_print_report
 from distill_lit.config import load_experiment
-from distill_lit.losses import LOSSES, REPRESENTATIONS
+from distill_lit.losses import FEATURE_LOSSES, LOGIT_LOSSES
 
 HERE = Path(__file__).parent
 RESULTS = sorted(path.parent for path in (HERE.parents[1] / "results").glob("*/plan.yaml"))
@@ -90,7 +90,7 @@ def test_committed_results_are_drawn_the_same(folder: Path, tmp_path: Path, monk
     shutil.copytree(folder, copy)
     drawn = [path for path in copy.iterdir() if path.suffix in (".csv", ".json", ".md", ".tex", ".html")]
     before = {path.name: path.stat().st_mtime_ns for path in drawn}
-    draw_results(copy, load_experiment(copy / "plan.yaml"), Console(file=io.StringIO()))
+    render_and_print_report(copy, load_experiment(copy / "plan.yaml"), Console(file=io.StringIO()))
     assert {path.name for path in copy.iterdir()} == {path.name for path in folder.iterdir()}
     again = {path.name for path in drawn if path.stat().st_mtime_ns != before[path.name]}
     assert {"table.csv", "table.md", "table.tex", "frontier.csv", "longtail.csv", "longtail.md", "summary.json"} <= again
@@ -103,10 +103,10 @@ def test_committed_results_are_drawn_the_same(folder: Path, tmp_path: Path, monk
 
 
 def test_every_loss_and_every_option_is_known() -> None:
-    for kind, loss in LOSSES.items():
+    for kind, loss in LOGIT_LOSSES.items():
         assert {name for options in OPTIONS.get(kind, []) for name in options} == set(loss.options), kind
     assert {kind: set(choices) for kind, choices in CHOICES.items()} == {
-        kind: set(said.options) for kind, said in REPRESENTATIONS.items()
+        kind: set(said.options) for kind, said in FEATURE_LOSSES.items()
     }
 
 

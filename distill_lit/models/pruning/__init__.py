@@ -1,41 +1,41 @@
 """Students cut out of a teacher: fewer layers (`depth`), narrower layers (`width`), chosen by measured `importance`."""
 
 from distill_lit.models.pruning.depth import (
-    METHODS,
-    Progress,
+    LAYER_SELECTION_METHODS,
+    ProgressCallback,
     block_influence,
-    check_depth,
     check_layers,
+    check_num_layers,
     choose_layers,
-    divergence,
-    keep_layers,
+    mean_kl_to_teacher,
     only_layers,
+    prune_depth,
     removal_order,
     shallow_config,
 )
 from distill_lit.models.pruning.importance import Importance, measure_importance, norm_corrections
-from distill_lit.models.pruning.layer_settings import check_cut, skipped_layers
-from distill_lit.models.pruning.width import Cut, choose_cut, cut_width, narrow_config, target_widths
+from distill_lit.models.pruning.layer_settings import check_pruned_logits, skipped_layers
+from distill_lit.models.pruning.width import WidthSelection, narrow_config, prune_width, select_width, target_widths
 
 __all__ = [
-    "METHODS",
-    "Cut",
+    "LAYER_SELECTION_METHODS",
     "Importance",
-    "Progress",
+    "ProgressCallback",
+    "WidthSelection",
     "block_influence",
-    "check_cut",
-    "check_depth",
     "check_layers",
-    "choose_cut",
+    "check_num_layers",
+    "check_pruned_logits",
     "choose_layers",
-    "cut_width",
-    "divergence",
-    "keep_layers",
+    "mean_kl_to_teacher",
     "measure_importance",
     "narrow_config",
     "norm_corrections",
     "only_layers",
+    "prune_depth",
+    "prune_width",
     "removal_order",
+    "select_width",
     "shallow_config",
     "skipped_layers",
     "target_widths",

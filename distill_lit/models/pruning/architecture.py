@@ -1,6 +1,6 @@
 """Where a causal language model keeps its layers, heads, neurons and norms, and along which axes its weights are cut.
 
-Known: Llama, Mistral, Qwen2, Qwen3, Gemma 1 to 3 and GPT-2, that is every model made of the parts in `PARTS`. A model
+Known: Llama, Mistral, Qwen2, Qwen3, Gemma 1 to 3 and GPT-2, that is every model made of the parts in `WEIGHT_AXES`. A model
 with any other weight is refused rather than cut wrongly.
 """
 
@@ -12,36 +12,43 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from distill_lit.utils.exceptions import UserError, in_one_line
+from distill_lit.utils.exceptions import UserError, one_line_message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-HIDDEN, QUERY, KEY, INNER, FUSED, WHOLE = "hidden", "query", "key", "inner", "fused", "whole"
+HIDDEN_AXIS, QUERY_AXIS, KEY_VALUE_AXIS, FFN_AXIS, FUSED_QKV_AXIS, UNPRUNED_AXIS = (
+    "hidden",
+    "query",
+    "key",
+    "inner",
+    "fused",
+    "whole",
+)
 
 # end of a module's name: axes of its weight, outputs first (a Conv1D stores inputs first)
-PARTS: dict[str, tuple[str, ...]] = {
-    "embed_tokens": (WHOLE, HIDDEN),
-    "wte": (WHOLE, HIDDEN),
-    "wpe": (WHOLE, HIDDEN),
-    "lm_head": (WHOLE, HIDDEN),
-    "self_attn.q_proj": (QUERY, HIDDEN),
-    "self_attn.k_proj": (KEY, HIDDEN),
-    "self_attn.v_proj": (KEY, HIDDEN),
-    "self_attn.o_proj": (HIDDEN, QUERY),
-    "attn.c_attn": (FUSED, HIDDEN),
-    "attn.c_proj": (HIDDEN, QUERY),
-    "mlp.gate_proj": (INNER, HIDDEN),
-    "mlp.up_proj": (INNER, HIDDEN),
-    "mlp.down_proj": (HIDDEN, INNER),
-    "mlp.c_fc": (INNER, HIDDEN),
-    "mlp.c_proj": (HIDDEN, INNER),
+WEIGHT_AXES: dict[str, tuple[str, ...]] = {
+    "embed_tokens": (UNPRUNED_AXIS, HIDDEN_AXIS),
+    "wte": (UNPRUNED_AXIS, HIDDEN_AXIS),
+    "wpe": (UNPRUNED_AXIS, HIDDEN_AXIS),
+    "lm_head": (UNPRUNED_AXIS, HIDDEN_AXIS),
+    "self_attn.q_proj": (QUERY_AXIS, HIDDEN_AXIS),
+    "self_attn.k_proj": (KEY_VALUE_AXIS, HIDDEN_AXIS),
+    "self_attn.v_proj": (KEY_VALUE_AXIS, HIDDEN_AXIS),
+    "self_attn.o_proj": (HIDDEN_AXIS, QUERY_AXIS),
+    "attn.c_attn": (FUSED_QKV_AXIS, HIDDEN_AXIS),
+    "attn.c_proj": (HIDDEN_AXIS, QUERY_AXIS),
+    "mlp.gate_proj": (FFN_AXIS, HIDDEN_AXIS),
+    "mlp.up_proj": (FFN_AXIS, HIDDEN_AXIS),
+    "mlp.down_proj": (HIDDEN_AXIS, FFN_AXIS),
+    "mlp.c_fc": (FFN_AXIS, HIDDEN_AXIS),
+    "mlp.c_proj": (HIDDEN_AXIS, FFN_AXIS),
 }
 ATTENTION_OUTPUTS, FFN_OUTPUTS = ("self_attn.o_proj", "attn.c_proj"), ("mlp.down_proj", "mlp.c_proj")
-HEAD_NORMS = ("q_norm", "k_norm")
+QK_NORMS = ("q_norm", "k_norm")
 
 
-def layer_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+def get_decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """(dotted name, list) of a model's decoder layers: the module list as long as the config says."""
     count = model.config.get_text_config().num_hidden_layers
     for name, module in model.named_modules():
@@ -59,13 +66,13 @@ def weighted_modules(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, t
     for name, module in model.named_modules(remove_duplicate=False):
         if not any(True for _ in module.parameters(recurse=False)):
             continue
-        parts = next((axes for end, axes in PARTS.items() if name == end or name.endswith(f".{end}")), None)
+        parts = next((axes for end, axes in WEIGHT_AXES.items() if name == end or name.endswith(f".{end}")), None)
         weight = getattr(module, "weight", None)
         if parts is None and weight is not None and weight.ndim == 1:
-            if name.rsplit(".")[-1] in HEAD_NORMS and len(weight) == head_width(config):
-                parts = (WHOLE,)
+            if name.rsplit(".")[-1] in QK_NORMS and len(weight) == get_head_dim(config):
+                parts = (UNPRUNED_AXIS,)
             elif "norm" in type(module).__name__.lower() and len(weight) == config.hidden_size:
-                parts = (HIDDEN,)
+                parts = (HIDDEN_AXIS,)
         if parts is None:
             raise UserError(f"width: {type(model).__name__} has a part {name!r} that width surgery does not know")
         yield name, module, parts
@@ -73,19 +80,19 @@ def weighted_modules(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, t
 
 def residual_norms(model: PreTrainedModel) -> dict[str, nn.Module]:
     """{dotted name: norm} of all norms as wide as the residual stream."""
-    return {name: module for name, module, axes in weighted_modules(model) if axes == (HIDDEN,)}
+    return {name: module for name, module, axes in weighted_modules(model) if axes == (HIDDEN_AXIS,)}
 
 
 def final_norm(model: PreTrainedModel) -> str:
     """The dotted name of the norm in front of the head."""
-    layers, _ = layer_list(model)
+    layers, _ = get_decoder_layers(model)
     return next(name for name in residual_norms(model) if not name.startswith(f"{layers}."))
 
 
 def submodules(model: PreTrainedModel, ends: tuple[str, ...]) -> list[nn.Module]:
     """The module of each layer, in order, whose name below the layer is one of `ends`."""
     found = []
-    for layer in layer_list(model)[1]:
+    for layer in get_decoder_layers(model)[1]:
         match = [module for name, module in layer.named_modules() if name in ends]
         if len(match) != 1:
             raise UserError(f"{type(model).__name__}: a layer has {len(match)} modules of {', '.join(ends)}, not one")
@@ -93,22 +100,22 @@ def submodules(model: PreTrainedModel, ends: tuple[str, ...]) -> list[nn.Module]
     return found
 
 
-def attention_heads(config: Any) -> int:
+def get_num_attention_heads(config: Any) -> int:
     """Query heads of a layer; 0 for a model without attention, as Mamba or RWKV."""
     return int(getattr(config, "num_attention_heads", None) or 0)
 
 
-def head_width(config: Any) -> int:
+def get_head_dim(config: Any) -> int:
     """Channels of one attention head."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // max(attention_heads(config), 1))
+    return int(getattr(config, "head_dim", None) or config.hidden_size // max(get_num_attention_heads(config), 1))
 
 
-def key_value_heads(config: Any) -> int:
+def get_num_key_value_heads(config: Any) -> int:
     """Key-value heads; as many as query heads where a config does not say."""
-    return int(getattr(config, "num_key_value_heads", None) or attention_heads(config))
+    return int(getattr(config, "num_key_value_heads", None) or get_num_attention_heads(config))
 
 
-def inner_width(config: Any) -> int:
+def get_intermediate_size(config: Any) -> int:
     """Neurons of a layer's feed-forward part."""
     if config.model_type == "gpt2":
         return int(config.n_inner or 4 * config.hidden_size)
@@ -132,7 +139,7 @@ def rebuild(model: PreTrainedModel, config: Any, weights: dict[str, torch.Tensor
     try:
         student: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     except Exception as error:  # whatever the architecture's own code makes of such a config
-        raise UserError(f"{type(model).__name__}: no smaller model can be built: {in_one_line(error)}") from error
+        raise UserError(f"{type(model).__name__}: no smaller model can be built: {one_line_message(error)}") from error
     try:
         student.load_state_dict(weights)
     except RuntimeError as error:

@@ -12,40 +12,46 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from distill_lit.models.pruning.architecture import layer_list, rebuild
+from distill_lit.models.pruning.architecture import get_decoder_layers, rebuild
 from distill_lit.models.pruning.layer_settings import apply_settings, layer_settings
 from distill_lit.utils.exceptions import UserError, suggest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Progress = Callable[[int, int], None]
-Batch = dict[str, Tensor]
-METHODS = ("uniform", "first_last", "block_influence", "kl_greedy")
+ProgressCallback = Callable[[int, int], None]
+ModelInputs = dict[str, Tensor]
+LAYER_SELECTION_METHODS = ("uniform", "first_last", "block_influence", "kl_greedy")
 
 
-def check_layers(layers: Any, depth: int) -> None:
+def check_layers(layers: Any, num_layers: int) -> None:
     """Raises UserError unless `layers` is a method or `depth` distinct layer numbers."""
     if isinstance(layers, str):
-        if layers not in METHODS:
-            raise UserError(f"layers: unknown method {layers!r}{suggest(layers, METHODS)}")
+        if layers not in LAYER_SELECTION_METHODS:
+            raise UserError(f"layers: unknown method {layers!r}{suggest(layers, LAYER_SELECTION_METHODS)}")
         return
     if not isinstance(layers, list) or not all(isinstance(i, int) and i >= 0 for i in layers):
-        raise UserError(f"layers: {layers!r} is neither a method ({', '.join(METHODS)}) nor a list of layer numbers")
-    if not layers or layers != sorted(set(layers)) or (depth and len(layers) != depth):
-        raise UserError(f"layers: {layers} must be rising, distinct and as many as depth ({depth})")
+        raise UserError(
+            f"layers: {layers!r} is neither a method ({', '.join(LAYER_SELECTION_METHODS)}) nor a list of layer numbers"
+        )
+    if not layers or layers != sorted(set(layers)) or (num_layers and len(layers) != num_layers):
+        raise UserError(f"layers: {layers} must be rising, distinct and as many as depth ({num_layers})")
 
 
-def check_depth(layers: Any, depth: int, total: int) -> None:
+def check_num_layers(layers: Any, num_layers: int, total: int) -> None:
     """Raises UserError when a teacher of `total` layers cannot give these."""
-    if depth > total:
-        raise UserError(f"depth: {depth} exceeds the teacher's {total} layers")
+    if num_layers > total:
+        raise UserError(f"depth: {num_layers} exceeds the teacher's {total} layers")
     if isinstance(layers, list) and layers[-1] >= total:
         raise UserError(f"layers: {layers[-1]} is beyond the teacher's last layer {total - 1}")
 
 
 def choose_layers(
-    model: PreTrainedModel, depth: int, method: str, batches: list[Batch], progress: Progress | None = None
+    model: PreTrainedModel,
+    num_layers: int,
+    method: str,
+    batches: list[ModelInputs],
+    progress: ProgressCallback | None = None,
 ) -> list[int]:
     """The numbers of the `depth` layers to keep, rising.
 
@@ -54,23 +60,23 @@ def choose_layers(
     block_influence: 1 − cosine of each layer's input and output, ShortGPT, 2403.03853;
     kl_greedy: drops one layer after the other, each time the one whose loss costs least KL to the whole model.
     """
-    total = len(layer_list(model)[1])
-    check_depth(method, depth, total)
+    total = len(get_decoder_layers(model)[1])
+    check_num_layers(method, num_layers, total)
     if method == "uniform":
-        return [round(i * (total - 1) / max(1, depth - 1)) for i in range(depth)]
+        return [round(i * (total - 1) / max(1, num_layers - 1)) for i in range(num_layers)]
     if method == "first_last":
-        return [*range(depth - depth // 2), *range(total - depth // 2, total)]
+        return [*range(num_layers - num_layers // 2), *range(total - num_layers // 2, total)]
     if method == "block_influence":
         scores = block_influence(model, batches)
-        return sorted(sorted(range(total), key=lambda i: -scores[i])[:depth])
-    removed = removal_order(model, depth, batches, progress=progress)
+        return sorted(sorted(range(total), key=lambda i: -scores[i])[:num_layers])
+    removed = removal_order(model, num_layers, batches, progress=progress)
     return sorted(set(range(total)) - set(removed))
 
 
 @torch.inference_mode()
-def block_influence(model: PreTrainedModel, batches: list[Batch]) -> list[float]:
+def block_influence(model: PreTrainedModel, batches: list[ModelInputs]) -> list[float]:
     """Per layer, mean over valid tokens of 1 − cos(input, output). ShortGPT, 2403.03853 eq. 1."""
-    layers = layer_list(model)[1]
+    layers = get_decoder_layers(model)[1]
     sums = torch.zeros(len(layers), dtype=torch.float64)
 
     def note(number: int, valid: Tensor, before: Tensor, after: Any) -> None:
@@ -79,21 +85,25 @@ def block_influence(model: PreTrainedModel, batches: list[Batch]) -> list[float]
         sums[number] += change.double().sum().cpu()
 
     # hooks, because the last of `output_hidden_states` has passed the final norm
-    count = watch_modules(model, batches, [(layer, functools.partial(note, i)) for i, layer in enumerate(layers)])
+    count = run_with_hooks(model, batches, [(layer, functools.partial(note, i)) for i, layer in enumerate(layers)])
     return (sums / count).tolist()
 
 
-def watch_modules(
-    model: PreTrainedModel, batches: list[Batch], watched: list[tuple[nn.Module, Callable[[Tensor, Tensor, Any], None]]]
+def run_with_hooks(
+    model: PreTrainedModel,
+    batches: list[ModelInputs],
+    hooked_modules: list[tuple[nn.Module, Callable[[Tensor, Tensor, Any], None]]],
 ) -> int:
     """Runs the batches; each module tells its function (valid (B, T), its first input, its output). The valid tokens."""
-    now: Batch = {}
+    now: ModelInputs = {}
     handles = [
         module.register_forward_hook(
-            lambda _, arguments, named, output, tell=tell: tell(now["valid"], [*arguments, *named.values()][0], output),
+            lambda _, arguments, named, output, callback=callback: callback(
+                now["valid"], [*arguments, *named.values()][0], output
+            ),
             with_kwargs=True,
         )
-        for module, tell in watched
+        for module, callback in hooked_modules
     ]
     try:
         for batch in batches:
@@ -108,31 +118,31 @@ def watch_modules(
 @torch.inference_mode()
 def removal_order(
     model: PreTrainedModel,
-    depth: int,
-    batches: list[Batch],
+    num_layers: int,
+    batches: list[ModelInputs],
     removed: list[int] | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> list[int]:
     """Layers in the order in which they are dropped until `depth` are left, each time the layer whose absence raises
     KL(whole ‖ rest) least. `removed`: the beginning of this order, where it is known. Every shorter order begins a
     longer one. What comes before a layer is computed once per round, not again for every layer that is tried."""
-    whole = [_log_probabilities(model, batch) for batch in batches]
-    order, total = list(removed or []), len(layer_list(model)[1])
-    kept = [i for i in range(total) if i not in order]
-    done, trials = 0, sum(range(depth + 1, len(kept) + 1))
-    while len(kept) > depth:
+    teacher_logprobs = [_logprobs(model, batch) for batch in batches]
+    order, total = list(removed or []), len(get_decoder_layers(model)[1])
+    remaining = [i for i in range(total) if i not in order]
+    completed, trials = 0, sum(range(num_layers + 1, len(remaining) + 1))
+    while len(remaining) > num_layers:
         costs = {}
-        replays = [_layer_inputs(model, kept, batch) for batch in batches]
-        for place, layer in enumerate(kept):
+        replays = [_layer_inputs(model, remaining, batch) for batch in batches]
+        for position, layer in enumerate(remaining):
             costs[layer] = 0.0
-            for batch, replay, p in zip(batches, replays, whole, strict=True):
-                with only_layers(model, kept[place:], first=replay[place]):
-                    costs[layer] += divergence(model, batch, p)
-            done += 1
+            for batch, replay, p in zip(batches, replays, teacher_logprobs, strict=True):
+                with only_layers(model, remaining[position:], first=replay[position]):
+                    costs[layer] += mean_kl_to_teacher(model, batch, p)
+            completed += 1
             if progress:
-                progress(done, trials)
+                progress(completed, trials)
         order.append(min(costs, key=lambda layer: costs[layer]))
-        kept.remove(order[-1])
+        remaining.remove(order[-1])
     return order
 
 
@@ -149,29 +159,29 @@ class Replay(nn.Module):
         return self.output
 
 
-def _layer_inputs(model: PreTrainedModel, layers: list[int], batch: Batch) -> list[Replay]:
+def _layer_inputs(model: PreTrainedModel, layers: list[int], batch: ModelInputs) -> list[Replay]:
     """For each of these layers what it is given when only these run, in the form in which a layer returns it."""
-    found: list[Replay] = []
+    recorded: list[Replay] = []
 
     def hook(_: Any, arguments: Any, named: Any, output: Any) -> None:
         state = [*arguments, *named.values()][0]
-        found.append(Replay((state, *output[1:]) if isinstance(output, tuple) else state))
+        recorded.append(Replay((state, *output[1:]) if isinstance(output, tuple) else state))
 
-    handles = [layer.register_forward_hook(hook, with_kwargs=True) for layer in layer_list(model)[1]]
+    handles = [layer.register_forward_hook(hook, with_kwargs=True) for layer in get_decoder_layers(model)[1]]
     try:
         with only_layers(model, layers):
             model(**model_inputs(batch), use_cache=False, logits_to_keep=1)
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return recorded
 
 
 @contextmanager
 def only_layers(model: PreTrainedModel, layers: list[int], first: nn.Module | None = None) -> Iterator[None]:
     """Inside, `model` runs through these of its layers alone, and through `first` in place of the first of them. A
     key-value cache would count wrongly: use_cache=False."""
-    name, everything = layer_list(model)
+    name, everything = get_decoder_layers(model)
     parent = model.get_submodule(name.rpartition(".")[0])
     config = model.config.get_text_config()
     before = layer_settings(config, list(range(len(everything))))
@@ -185,19 +195,19 @@ def only_layers(model: PreTrainedModel, layers: list[int], first: nn.Module | No
         apply_settings(config, before)
 
 
-def keep_layers(model: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
+def prune_depth(model: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
     """A new model with copies of these layers of `model`; embeddings, norms and head are copied whole."""
-    name, everything = layer_list(model)
-    check_depth(layers, len(layers), len(everything))
-    place = {old: new for new, old in enumerate(layers)}
+    name, everything = get_decoder_layers(model)
+    check_num_layers(layers, len(layers), len(everything))
+    new_index = {old: new for new, old in enumerate(layers)}
     pattern = re.compile(rf"{re.escape(name)}\.(\d+)\.")
     weights = {}
     for key, value in model.state_dict().items():
         match = pattern.match(key)
         if match is None:
             weights[key] = value
-        elif int(match[1]) in place:
-            weights[f"{name}.{place[int(match[1])]}.{key[match.end() :]}"] = value
+        elif int(match[1]) in new_index:
+            weights[f"{name}.{new_index[int(match[1])]}.{key[match.end() :]}"] = value
     return rebuild(model, shallow_config(model.config, layers), weights)
 
 
@@ -208,17 +218,17 @@ def shallow_config(config: Any, layers: list[int]) -> Any:
     return config
 
 
-def model_inputs(batch: Batch) -> dict[str, Tensor]:
+def model_inputs(batch: ModelInputs) -> dict[str, Tensor]:
     """What a model's forward takes of a calibration batch."""
     return {key: batch[key] for key in ("input_ids", "attention_mask", "position_ids") if key in batch}
 
 
-def _log_probabilities(model: PreTrainedModel, batch: Batch) -> Tensor:
+def _logprobs(model: PreTrainedModel, batch: ModelInputs) -> Tensor:
     logits = model(**model_inputs(batch), use_cache=False).logits[batch["valid"]]
     return torch.log_softmax(logits.float(), -1)
 
 
-def divergence(model: PreTrainedModel, batch: Batch, whole: Tensor) -> float:
+def mean_kl_to_teacher(model: PreTrainedModel, batch: ModelInputs, teacher_logprobs: Tensor) -> float:
     """KL(whole ‖ model), mean over valid tokens, nats. whole: (N, V) log-probabilities."""
-    rest = _log_probabilities(model, batch)
-    return float((whole.exp() * (whole - rest)).sum(-1).mean())
+    rest = _logprobs(model, batch)
+    return float((teacher_logprobs.exp() * (teacher_logprobs - rest)).sum(-1).mean())

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distill_lit.models.pruning.architecture import ATTENTION_OUTPUTS, FFN_OUTPUTS, head_width, residual_norms, submodules
-from distill_lit.models.pruning.depth import Batch, watch_modules
+from distill_lit.models.pruning.architecture import ATTENTION_OUTPUTS, FFN_OUTPUTS, get_head_dim, residual_norms, submodules
+from distill_lit.models.pruning.depth import ModelInputs, run_with_hooks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,13 +34,13 @@ class Probe(NamedTuple):
     function: Callable[[Tensor], Tensor]
 
 
-def measure_importance(model: PreTrainedModel, batches: list[Batch]) -> Importance:
+def measure_importance(model: PreTrainedModel, batches: list[ModelInputs]) -> Importance:
     """Means over valid tokens of activations. Muralidharan et al. 2024 (Minitron), 2407.14679 §2.2.
 
     A hidden channel: |output| of every norm of the residual stream, summed over the norms. A head: the length of its
     output. A neuron: |activation| behind the non-linearity.
     """
-    width = head_width(model.config.get_text_config())
+    width = get_head_dim(model.config.get_text_config())
     norms = list(residual_norms(model).values())
     heads, neurons = submodules(model, ATTENTION_OUTPUTS), submodules(model, FFN_OUTPUTS)
     probes = [
@@ -55,14 +55,16 @@ def measure_importance(model: PreTrainedModel, batches: list[Batch]) -> Importan
     )
 
 
-def norm_corrections(model: PreTrainedModel, batches: list[Batch], kept: list[int]) -> dict[str, tuple[float, float]]:
+def norm_corrections(
+    model: PreTrainedModel, batches: list[ModelInputs], retained_channels: list[int]
+) -> dict[str, tuple[float, float]]:
     """{name of a norm: (factor, shift)} that make a norm over the `kept` channels alone say what it said before.
 
     A norm divides by the spread over all channels; over the kept ones the spread is another. The factor is the mean
     over valid tokens of spread(kept) / spread(all); the shift, for a LayerNorm, of (mean(kept) − mean(all)) / spread(all).
     """
     norms = residual_norms(model)
-    channels = torch.tensor(kept, device=model.device)
+    channels = torch.tensor(retained_channels, device=model.device)
 
     def compare_root_mean_squares(x: Tensor) -> Tensor:
         ratio = _root_mean_square(x[:, channels]) / _root_mean_square(x)
@@ -88,7 +90,7 @@ def _root_mean_square(x: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def token_means(model: PreTrainedModel, batches: list[Batch], probes: list[Probe]) -> list[Tensor]:
+def token_means(model: PreTrainedModel, batches: list[ModelInputs], probes: list[Probe]) -> list[Tensor]:
     """For each probe, the mean of its function over the valid tokens of all batches, in float64 on the CPU."""
     sums = [torch.zeros((), dtype=torch.float64) for _ in probes]
 
@@ -97,5 +99,5 @@ def token_means(model: PreTrainedModel, batches: list[Batch], probes: list[Probe
         values = before if probe.is_input else after
         sums[number] = sums[number] + probe.function(values[valid].float()).double().sum(0).cpu()
 
-    count = watch_modules(model, batches, [(probe.module, functools.partial(add, i)) for i, probe in enumerate(probes)])
+    count = run_with_hooks(model, batches, [(probe.module, functools.partial(add, i)) for i, probe in enumerate(probes)])
     return [total / count for total in sums]

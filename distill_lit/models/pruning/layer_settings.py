@@ -15,20 +15,31 @@ import torch
 from torch import Tensor
 
 from distill_lit.models.dummy_inputs import random_tokens
-from distill_lit.models.pruning.architecture import layer_list
-from distill_lit.utils.exceptions import UserError, in_one_line
+from distill_lit.models.pruning.architecture import get_decoder_layers
+from distill_lit.utils.exceptions import UserError, one_line_message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NO_LAYERS = ("_id", "_ids", "architectures")  # ends of the names of lists that are as long by chance
-MIXTURES = ("mlp_only_layers", "moe_layers")
-NUMBERS = ("attn_layer_indices", "hybrid_layer_ids", "full_attn_idxs", "cross_attention_layers", *MIXTURES)
-FIRST = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index", "moe_num_first_dense_layers")
-LAST = ("num_kv_shared_layers",)
-PERIODS = ("attn_layer", "expert_layer")  # …_period and …_offset
-NEAR = 1e-4  # of the largest logit, in float32
-SENTENCE = 16  # tokens on which a cut is compared
+NON_LAYER_LIST_SUFFIXES = ("_id", "_ids", "architectures")  # ends of the names of lists that are as long by chance
+MOE_LAYER_INDEX_KEYS = ("mlp_only_layers", "moe_layers")
+LAYER_INDEX_KEYS = (
+    "attn_layer_indices",
+    "hybrid_layer_ids",
+    "full_attn_idxs",
+    "cross_attention_layers",
+    *MOE_LAYER_INDEX_KEYS,
+)
+LEADING_LAYER_COUNT_KEYS = (
+    "first_k_dense_replace",
+    "num_dense_layers",
+    "moe_layer_start_index",
+    "moe_num_first_dense_layers",
+)
+TRAILING_LAYER_COUNT_KEYS = ("num_kv_shared_layers",)
+LAYER_PERIOD_PREFIXES = ("attn_layer", "expert_layer")  # …_period and …_offset
+PRUNING_LOGIT_TOLERANCE = 1e-4  # of the largest logit, in float32
+PRUNING_CHECK_TOKENS = 16  # tokens on which a cut is compared
 
 
 def layer_settings(config: Any, layers: list[int]) -> dict[str, Any]:
@@ -36,18 +47,18 @@ def layer_settings(config: Any, layers: list[int]) -> dict[str, Any]:
     total = int(config.num_hidden_layers)
     settings: dict[str, Any] = {"num_hidden_layers": len(layers)}
     for name, value in vars(config).items():
-        if name in NUMBERS:
+        if name in LAYER_INDEX_KEYS:
             if isinstance(value, (list, tuple)):
                 settings[name] = [layers.index(i) for i in value if i in layers]
         elif isinstance(value, (list, tuple)) and len(value) == total and _is_per_layer(name, value):
             settings[name] = type(value)(value[i] for i in layers)
-        elif name in FIRST and isinstance(value, int):
+        elif name in LEADING_LAYER_COUNT_KEYS and isinstance(value, int):
             settings[name] = sum(i < value for i in layers)
-        elif name in LAST and isinstance(value, int):
+        elif name in TRAILING_LAYER_COUNT_KEYS and isinstance(value, int):
             settings[name] = sum(i >= total - value for i in layers)
     if "attention_layers" in settings and hasattr(config, "attention_types"):  # GPT-Neo's, from which it is read again
         settings["attention_types"] = [[list(settings["attention_layers"]), 1]]
-    for name in PERIODS:
+    for name in LAYER_PERIOD_PREFIXES:
         if hasattr(config, f"{name}_period") and hasattr(config, f"{name}_offset"):
             settings |= _period(config, name, layers)
     return settings
@@ -56,16 +67,18 @@ def layer_settings(config: Any, layers: list[int]) -> dict[str, Any]:
 def _is_per_layer(name: str, values: Any) -> bool:
     """Whether a list that is as long as there are layers has an entry for each; a pair of limits may be as long."""
     has_name = any(word in name for word in ("layer", "pattern", "type"))
-    return not name.endswith(NO_LAYERS) and (has_name or not any(isinstance(value, float) for value in values))
+    return not name.endswith(NON_LAYER_LIST_SUFFIXES) and (
+        has_name or not any(isinstance(value, float) for value in values)
+    )
 
 
 def _period(config: Any, name: str, layers: list[int]) -> dict[str, int]:
     """A period and an offset that give each of these layers the kind that it had. Raises UserError where there is none."""
     period, offset = getattr(config, f"{name}_period"), getattr(config, f"{name}_offset")
-    chosen = [i % period == offset for i in layers]
+    has_kind = [i % period == offset for i in layers]
     candidates = [(period, offset), *((p, o) for p in range(1, len(layers) + 2) for o in range(p))]
     for p, o in candidates:
-        if [i % p == o for i in range(len(layers))] == chosen:
+        if [i % p == o for i in range(len(layers))] == has_kind:
             return {f"{name}_period": p, f"{name}_offset": o}
     raise UserError(
         f"layers: {name}_period: {period} and {name}_offset: {offset} decide the kind of a layer by its number, and no "
@@ -87,7 +100,7 @@ def skipped_layers(model: PreTrainedModel, layers: list[int]) -> Iterator[None]:
         state = [*arguments, *named.values()][0]
         return (state, *output[1:]) if isinstance(output, tuple) else state
 
-    everything = layer_list(model)[1]
+    everything = get_decoder_layers(model)[1]
     left_out = [module for number, module in enumerate(everything) if number not in layers]
     handles = [module.register_forward_hook(hand_on, with_kwargs=True) for module in left_out]
     try:
@@ -98,24 +111,24 @@ def skipped_layers(model: PreTrainedModel, layers: list[int]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def check_cut(model: PreTrainedModel, student: PreTrainedModel, layers: list[int]) -> None:
+def check_pruned_logits(model: PreTrainedModel, student: PreTrainedModel, layers: list[int]) -> None:
     """Raises UserError unless a student that keeps these layers of a model, both in float32, says what the model says when
     it skips the others."""
-    ids = random_tokens(model, SENTENCE)[None]
+    ids = random_tokens(model, PRUNING_CHECK_TOKENS)[None]
     try:
         with skipped_layers(model, layers):
             expected = _logits(model, ids)
-        found = _logits(student, ids)
+        student_logits = _logits(student, ids)
     except Exception as error:
         raise UserError(
-            f"layers: {type(model).__name__} does not run without some of its layers: {in_one_line(error)}"
+            f"layers: {type(model).__name__} does not run without some of its layers: {one_line_message(error)}"
         ) from error
-    apart = float((found - expected).abs().max()) if found.shape == expected.shape else float("nan")
+    deviation = float((student_logits - expected).abs().max()) if student_logits.shape == expected.shape else float("nan")
     largest = float(expected.abs().max())
-    if not apart <= NEAR * max(largest, 1.0):
+    if not deviation <= PRUNING_LOGIT_TOLERANCE * max(largest, 1.0):
         raise UserError(
             f"layers: with {layers} {type(model).__name__} does not say what it says when it skips the others (logits "
-            f"differ by {apart:.2g}, the largest is {largest:.2g}): {_reason(model.config.get_text_config(), layers)}"
+            f"differ by {deviation:.2g}, the largest is {largest:.2g}): {_reason(model.config.get_text_config(), layers)}"
         )
 
 

@@ -2,7 +2,7 @@
 
 Heads and neurons are cut out exactly: a head or neuron that writes nothing can go without any change of the logits.
 The rotary width of a head never changes. Cutting hidden channels changes what norms divide by, and in Gemma the scale
-of the embeddings; both are made good, see `norm_corrections` and `cut_width`.
+of the embeddings; both are made good, see `norm_corrections` and `prune_width`.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from torch import Tensor, nn
 
 from distill_lit.config import WidthConfig
 from distill_lit.models.pruning import architecture as anatomy
-from distill_lit.models.pruning.architecture import FUSED, HIDDEN, INNER, KEY, WHOLE
-from distill_lit.models.pruning.depth import Batch
+from distill_lit.models.pruning.architecture import FFN_AXIS, FUSED_QKV_AXIS, HIDDEN_AXIS, KEY_VALUE_AXIS, UNPRUNED_AXIS
+from distill_lit.models.pruning.depth import ModelInputs
 from distill_lit.models.pruning.importance import measure_importance, norm_corrections
 from distill_lit.utils.exceptions import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FIXED_HEAD_WIDTH = ("gpt2",)  # architectures whose hidden size must be heads × head width
+FIXED_HEAD_DIM_MODEL_TYPES = ("gpt2",)  # architectures whose hidden size must be heads × head width
 
 
 @dataclass(frozen=True)
-class Cut:
+class WidthSelection:
     """What stays, all numbers rising: hidden channels, and per layer neurons, key-value groups and query heads; and for
     each norm of the residual stream the (factor, shift) that make good what is gone."""
 
     hidden: list[int]
     neurons: list[list[int]]
-    groups: list[list[int]]
+    key_value_heads: list[list[int]]
     heads: list[list[int]]
-    norms: dict[str, tuple[float, float]]
+    norm_corrections: dict[str, tuple[float, float]]
 
     @property
     def width(self) -> WidthConfig:
         """The sizes that are left."""
-        return WidthConfig(len(self.hidden), len(self.neurons[0]), len(self.heads[0]), len(self.groups[0]))
+        return WidthConfig(len(self.hidden), len(self.neurons[0]), len(self.heads[0]), len(self.key_value_heads[0]))
 
 
 def target_widths(width: WidthConfig, config: Any) -> dict[str, int]:
@@ -50,13 +50,13 @@ def target_widths(width: WidthConfig, config: Any) -> dict[str, int]:
 
     config: the teacher's transformers config. Raises UserError where they do not fit it.
     """
-    heads, groups = anatomy.attention_heads(config), anatomy.key_value_heads(config)
+    heads, groups = anatomy.get_num_attention_heads(config), anatomy.get_num_key_value_heads(config)
     if not heads:
         raise UserError(f"width: {config.model_type} has no attention heads; only its layers can be cut")
     ratio = heads // groups
     old = {
         "hidden_size": config.hidden_size,
-        "intermediate_size": anatomy.inner_width(config),
+        "intermediate_size": anatomy.get_intermediate_size(config),
         "num_attention_heads": heads,
         "num_key_value_heads": groups,
     }
@@ -79,8 +79,8 @@ def _check_heads(new: dict[str, int], ratio: int, config: Any) -> None:
             f"width.num_attention_heads: {heads} heads cannot be cut for {groups} key-value heads: each keeps the same "
             f"number, at most the teacher's {ratio}"
         )
-    needed = heads * anatomy.head_width(config)
-    if config.model_type in FIXED_HEAD_WIDTH and new["hidden_size"] != needed:
+    needed = heads * anatomy.get_head_dim(config)
+    if config.model_type in FIXED_HEAD_DIM_MODEL_TYPES and new["hidden_size"] != needed:
         raise UserError(
             f"width.hidden_size: {new['hidden_size']} must be heads × head width = {needed} for {config.model_type}"
         )
@@ -90,8 +90,8 @@ def narrow_config(config: Any, width: WidthConfig) -> Any:
     """A copy of a transformers config with these widths."""
     config = copy.deepcopy(config)
     text = config.get_text_config()
-    new, head_width = target_widths(width, text), anatomy.head_width(text)
-    if text.model_type not in FIXED_HEAD_WIDTH:
+    new, head_width = target_widths(width, text), anatomy.get_head_dim(text)
+    if text.model_type not in FIXED_HEAD_DIM_MODEL_TYPES:
         text.head_dim = head_width  # or it would be derived from the new hidden size
         text.num_key_value_heads = new["num_key_value_heads"]
     text.hidden_size, text.num_attention_heads = new["hidden_size"], new["num_attention_heads"]
@@ -103,7 +103,7 @@ def narrow_config(config: Any, width: WidthConfig) -> Any:
     return config
 
 
-def choose_cut(model: PreTrainedModel, width: WidthConfig, batches: list[Batch]) -> Cut:
+def select_width(model: PreTrainedModel, width: WidthConfig, batches: list[ModelInputs]) -> WidthSelection:
     """The most used channels, heads and neurons on calibration text; see `measure_importance`.
 
     Hidden channels are the same everywhere, because all layers share the residual stream; heads and neurons are chosen
@@ -111,7 +111,7 @@ def choose_cut(model: PreTrainedModel, width: WidthConfig, batches: list[Batch])
     """
     config = model.config.get_text_config()
     new, used = target_widths(width, config), measure_importance(model, batches)
-    ratio = config.num_attention_heads // anatomy.key_value_heads(config)
+    ratio = config.num_attention_heads // anatomy.get_num_key_value_heads(config)
     groups = [_largest(scores.view(-1, ratio).sum(-1), new["num_key_value_heads"]) for scores in used.heads]
     share = new["num_attention_heads"] // new["num_key_value_heads"]
     heads = [
@@ -119,7 +119,7 @@ def choose_cut(model: PreTrainedModel, width: WidthConfig, batches: list[Batch])
         for scores, kept in zip(used.heads, groups, strict=True)
     ]
     hidden = _largest(used.hidden, new["hidden_size"])
-    return Cut(
+    return WidthSelection(
         hidden,
         [_largest(scores, new["intermediate_size"]) for scores in used.neurons],
         groups,
@@ -134,39 +134,39 @@ def _largest(scores: Tensor, count: int) -> list[int]:
 
 
 @torch.no_grad()
-def cut_width(model: PreTrainedModel, cut: Cut) -> PreTrainedModel:
+def prune_width(model: PreTrainedModel, selection: WidthSelection) -> PreTrainedModel:
     """A new model with copies of what `cut` keeps of `model`. A cut that keeps everything changes no logit."""
-    teacher, (layers, _) = model.config.get_text_config(), anatomy.layer_list(model)
+    teacher, (layers, _) = model.config.get_text_config(), anatomy.get_decoder_layers(model)
     weights: dict[str, Tensor] = {}
     for name, module, axes in anatomy.weighted_modules(model):
         layer = int(name[len(layers) + 1 :].split(".")[0]) if name.startswith(f"{layers}.") else 0
-        keep = [_kept(axis, cut, layer, teacher) for axis in axes]
+        keep = [_retained_indices(axis, selection, layer, teacher) for axis in axes]
         for key, value in module.named_parameters(recurse=False):
             weights[f"{name}.{key}"] = _slice(value, keep, anatomy.is_transposed(module))
-        if name in cut.norms:
-            factor, shift = cut.norms[name]
+        if name in selection.norm_corrections:
+            factor, shift = selection.norm_corrections[name]
             if "bias" in dict(module.named_parameters()):
                 weights[f"{name}.bias"] += weights[f"{name}.weight"] * shift
             weights[f"{name}.weight"] = _times(weights[f"{name}.weight"], factor, module)
-    student = anatomy.rebuild(model, narrow_config(model.config, cut.width), weights)
+    student = anatomy.rebuild(model, narrow_config(model.config, selection.width), weights)
     _keep_embedding_scale(model, student)
     return student
 
 
-def _kept(axis: str, cut: Cut, layer: int, config: Any) -> Tensor | None:
+def _retained_indices(axis: str, selection: WidthSelection, layer: int, config: Any) -> Tensor | None:
     """The entries of an axis that stay; None for all."""
-    width = anatomy.head_width(config)
-    if axis == WHOLE:
+    width = anatomy.get_head_dim(config)
+    if axis == UNPRUNED_AXIS:
         return None
-    if axis == HIDDEN:
-        return torch.tensor(cut.hidden)
-    if axis == INNER:
-        return torch.tensor(cut.neurons[layer])
-    if axis == KEY:
-        return _channels(cut.groups[layer], width)
-    queries = _channels(cut.heads[layer], width)
+    if axis == HIDDEN_AXIS:
+        return torch.tensor(selection.hidden)
+    if axis == FFN_AXIS:
+        return torch.tensor(selection.neurons[layer])
+    if axis == KEY_VALUE_AXIS:
+        return _channels(selection.key_value_heads[layer], width)
+    queries = _channels(selection.heads[layer], width)
     size = config.num_attention_heads * width
-    return torch.cat([queries, queries + size, queries + 2 * size]) if axis == FUSED else queries
+    return torch.cat([queries, queries + size, queries + 2 * size]) if axis == FUSED_QKV_AXIS else queries
 
 
 def _channels(heads: list[int], width: int) -> Tensor:

@@ -5,15 +5,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from distill_lit.analysis.calibration import confidence_curves
+from distill_lit.analysis.calibration import coverage_and_reliability_curves
 from distill_lit.analysis.scores import Scores
-from distill_lit.report.figures.style import RC, first_of, line_styles, marker_options, plain, role_style, stamp
-from distill_lit.report.tables.footnotes import watermark
+from distill_lit.report.figures.style import (
+    MATPLOTLIB_RC,
+    add_figure_note,
+    escape_mathtext,
+    line_styles,
+    marker_options,
+    omitted_students_note,
+    role_style,
+)
+from distill_lit.report.tables.footnotes import sample_limit_notes
 
 MAX_STUDENTS = 5
 
 
-def confidence_figure(scores: Scores) -> Any:
+def calibration_figure(scores: Scores) -> Any:
     """A matplotlib figure: coverage curves and reliability of the first seeds; None without teacher or students."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -22,10 +30,10 @@ def confidence_figure(scores: Scores) -> Any:
     students = [g for g in scores.groups if g.role == "distilled" and g.models]
     drawn = {g.label: g.models[0] for g in students[:MAX_STUDENTS]}
     teacher = {} if scores.teacher is None else {"teacher": scores.groups[scores.teacher].models[0]}
-    coverage, reliability = confidence_curves(scores, teacher | drawn)
+    coverage, reliability = coverage_and_reliability_curves(scores, teacher | drawn)
     if not students or coverage.empty:
         return None
-    with matplotlib.rc_context(RC):
+    with matplotlib.rc_context(MATPLOTLIB_RC):
         figure = Figure(figsize=(8.2, 3.7), layout="constrained")
         FigureCanvasAgg(figure)
         left, right = figure.subplots(1, 2)
@@ -36,7 +44,7 @@ def confidence_figure(scores: Scores) -> Any:
         _reliability(right, reliability, styles)
         handles, names = right.get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=3)
-        stamp(figure, " ".join([*watermark(scores), first_of(len(drawn), len(students))]))
+        add_figure_note(figure, " ".join([*sample_limit_notes(scores), omitted_students_note(len(drawn), len(students))]))
     return figure
 
 
@@ -58,7 +66,9 @@ def _reliability(axes: Any, reliability: pd.DataFrame, styles: dict[str, dict[st
     for label, mine in reliability.groupby("label", sort=False):
         places = (np.arange(len(mine)) + 0.5) / len(mine) * 100  # bins have equal mass
         axes.plot(places, mine["confidence"] * 100, color=styles[label]["color"], linewidth=1.2, linestyle=(0, (1, 1.2)))
-        axes.plot(places, mine["accuracy"] * 100, label=plain(label), linewidth=1.2, **marker_options(styles[label]))
+        axes.plot(
+            places, mine["accuracy"] * 100, label=escape_mathtext(label), linewidth=1.2, **marker_options(styles[label])
+        )
     axes.set_ylim(0, 104)
     axes.set_xlim(0, 100)
     axes.set_title("Is its confidence right?")

@@ -9,11 +9,11 @@ from distill_lit.report.figures.style import GREY, marker_options
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1
-Place = tuple[float, float, str, str]  # offset in points, alignment
+LabelPosition = tuple[float, float, str, str]  # offset in points, alignment
 Label = tuple[str, str, dict[str, Any] | None, list[Point]]  # text, its colour, style of the marker before it, its points
 
 # offsets in points from the point, with the alignment of the text: right first, the corners, then further away
-PLACES: list[Place] = [
+LABEL_POSITIONS: list[LabelPosition] = [
     (
         dx * r,
         dy * r,
@@ -25,13 +25,15 @@ PLACES: list[Place] = [
 ]
 
 
-SIDES = {"left": 0.0, "bottom": 0.0, "center": 0.5, "right": 1.0, "top": 1.0}
-NEAR = 12  # points from a marker within which a label is seen to be its; further away a line leads to it
+ALIGNMENT_FRACTIONS = {"left": 0.0, "bottom": 0.0, "center": 0.5, "right": 1.0, "top": 1.0}
+MAX_LABEL_DISTANCE_PT = 12  # points from a marker within which a label is seen to be its; further away a line leads to it
 LEADER = {"arrowstyle": "-", "color": GREY, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 5}
-ON_LINE: list[Place] = [(0, 1, "center", "bottom"), (0, -1, "center", "top")]
+LINE_LABEL_POSITIONS: list[LabelPosition] = [(0, 1, "center", "bottom"), (0, -1, "center", "top")]
 
 
-def place_labels(axes: Any, labels: list[Label], obstacles: list[Box], places: list[Place] = PLACES) -> list[Box]:
+def place_labels(
+    axes: Any, labels: list[Label], obstacles: list[Box], positions: list[LabelPosition] = LABEL_POSITIONS
+) -> list[Box]:
     """Writes each label beside one of its points; returns the boxes they take.
 
     obstacles: data-space boxes (x0, y0, x1, y1) not to be covered, such as error bars and line segments.
@@ -44,12 +46,12 @@ def place_labels(axes: Any, labels: list[Label], obstacles: list[Box], places: l
         tried = [
             (order + 3 * rank, point, place)
             for rank, point in enumerate(reversed(points))
-            for order, place in enumerate(places)
+            for order, place in enumerate(positions)
         ]
         costs = [bias + _cost(write(point, place), axes, boxes, renderer) for bias, point, place in tried]
         _, point, place = tried[int(np.argmin(costs))]
         box = _extent(write(point, place), renderer)
-        if np.hypot(*place[:2]) > NEAR:
+        if np.hypot(*place[:2]) > MAX_LABEL_DISTANCE_PT:
             axes.annotate("", point, place[:2], textcoords="offset points", arrowprops=LEADER)
         boxes.append(box)
         (x0, y0), (x1, y1) = axes.transData.inverted().transform([box[:2], box[2:]])
@@ -57,19 +59,20 @@ def place_labels(axes: Any, labels: list[Label], obstacles: list[Box], places: l
     return taken
 
 
-def _write(axes: Any, text: str, colour: str, style: dict[str, Any] | None, point: Point, place: Place) -> Any:
+def _write(axes: Any, text: str, color: str, style: dict[str, Any] | None, point: Point, place: LabelPosition) -> Any:
     from matplotlib.lines import Line2D
     from matplotlib.offsetbox import AnnotationBbox, DrawingArea, HPacker, TextArea
 
     dx, dy, ha, va = place
-    words = TextArea(text, textprops={"color": colour, "fontsize": 8.5})
+    words = TextArea(text, textprops={"color": color, "fontsize": 8.5})
     parts: list[Any] = [words]
     if style:
         swatch = DrawingArea(7, 7)
         swatch.add_artist(Line2D([3.5], [3.5], **marker_options(style) | {"markersize": 0.75 * style["markersize"]}))
         parts = [swatch, words]
     note = AnnotationBbox(HPacker(children=parts, pad=0, sep=3, align="center"), point, (dx, dy), boxcoords="offset points",
-                          box_alignment=(SIDES[ha], SIDES[va]), pad=0, frameon=False, annotation_clip=False)  # fmt: skip
+                          box_alignment=(ALIGNMENT_FRACTIONS[ha], ALIGNMENT_FRACTIONS[va]), pad=0,
+                          frameon=False, annotation_clip=False)  # fmt: skip
     note.set_zorder(5)
     return axes.add_artist(note)
 

@@ -5,58 +5,60 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from distill_lit.analysis.document_axes import MISSING, RARITY
+from distill_lit.analysis.document_axes import MISSING_STRATUM, RARITY
 from distill_lit.analysis.long_tail import LongTail
 from distill_lit.report.figures.style import (
     GREY,
-    RC,
+    MATPLOTLIB_RC,
+    add_figure_note,
     bar_options,
-    first_of,
+    escape_mathtext,
     linestyle,
     marker_options,
-    plain,
+    omitted_students_note,
     role_style,
-    stamp,
 )
 
 MAX_ROWS = 6  # students drawn
 
 
-def longtail_figure(report: LongTail, watermark: str = "", without: str = "without teacher") -> Any:
+def long_tail_figure(long_tail: LongTail, sample_limit_note: str = "", ce_only_label: str = "without teacher") -> Any:
     """A matplotlib figure with a row per distilled student, at most MAX_ROWS; None when there is nothing to draw.
     without: how the student without teacher is called."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    if report.strata.empty:
+    if long_tail.stratum_scores.empty:
         return None
-    models = list(report.flips)[:MAX_ROWS]
-    with matplotlib.rc_context(RC):
+    models = list(long_tail.flips)[:MAX_ROWS]
+    with matplotlib.rc_context(MATPLOTLIB_RC):
         figure = Figure(figsize=(10.5, 2.9 * len(models) + 0.5), layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(len(models), 3, squeeze=False, sharex="col")
         for row, model in zip(panels, models, strict=True):
-            mine = report.strata[(report.strata["model"] == model) & (report.strata["stratum"] != MISSING)]
+            mine = long_tail.stratum_scores[
+                (long_tail.stratum_scores["model"] == model) & (long_tail.stratum_scores["stratum"] != MISSING_STRATUM)
+            ]
             strata = mine[mine["axis"] == RARITY.name]
             if not strata.empty:
-                _by_frequency(row[0], strata, _frequencies(report), without)
+                _by_frequency(row[0], strata, _frequencies(long_tail), ce_only_label)
                 _by_stratum(row[1], strata)
-            _by_axis(row[2], report.contrasts[report.contrasts["model"] == model], report)
-            row[0].set_title(plain(model), pad=10)
+            _by_axis(row[2], long_tail.tail_contrasts[long_tail.tail_contrasts["model"] == model], long_tail)
+            row[0].set_title(escape_mathtext(model), pad=10)
         panels[-1][0].set_xlabel("occurrences of the question's rarest words\nper billion words (log10), rare → common")
         panels[-1][1].set_xlabel("score above chance less the teacher's, points")
         panels[-1][2].set_xlabel("tail less head of that difference, points\n← tail lost more    head lost more →")
         handles, names = panels[0][0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=3)
-        stamp(figure, f"{watermark} {first_of(len(models), len(report.flips))}".strip())
+        add_figure_note(figure, f"{sample_limit_note} {omitted_students_note(len(models), len(long_tail.flips))}".strip())
     return figure
 
 
 def _frequencies(report: LongTail) -> pd.Series:
     """Mean log frequency per rarity stratum, tasks weighted equally."""
-    value = -report.values[RARITY.name]
-    per_task = value.groupby([report.codes[RARITY.name], value.index.get_level_values("task")]).mean()
+    value = -report.axis_values[RARITY.name]
+    per_task = value.groupby([report.stratum_codes[RARITY.name], value.index.get_level_values("task")]).mean()
     return per_task.groupby(level=0).mean()
 
 
@@ -78,7 +80,7 @@ def _by_frequency(axes: Any, strata: pd.DataFrame, frequency: pd.Series, without
 
 def _by_stratum(axes: Any, strata: pd.DataFrame) -> None:
     places = np.arange(len(strata), dtype=float)
-    axes.set_yticks(places, [plain(label) for label in strata["label"]])
+    axes.set_yticks(places, [escape_mathtext(label) for label in strata["label"]])
     _forest(
         axes,
         places,
@@ -94,7 +96,7 @@ def _by_axis(axes: Any, contrasts: pd.DataFrame, report: LongTail) -> None:
     if known.empty:
         axes.text(0.5, 0.5, "too few documents", ha="center", color=GREY, transform=axes.transAxes)
     places = np.arange(len(known), dtype=float)
-    axes.set_yticks(places, [plain(report.title(a)) for a in known["axis"]])
+    axes.set_yticks(places, [escape_mathtext(report.axis_title(a)) for a in known["axis"]])
     _forest(
         axes,
         places,

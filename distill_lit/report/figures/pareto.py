@@ -5,18 +5,32 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from distill_lit.analysis.model_groups import AS_THEY_ARE, ROLE_WORDS
+from distill_lit.analysis.model_groups import REFERENCE_ROLES, ROLE_LABELS
 from distill_lit.analysis.pareto import COST_AXES
-from distill_lit.report.figures.label_placement import ON_LINE, place_labels, segment_boxes
-from distill_lit.report.figures.style import GREY, INK, RC, bar_options, linestyle, plain, role_style, stamp
-from distill_lit.report.number_format import count
+from distill_lit.report.figures.label_placement import LINE_LABEL_POSITIONS, place_labels, segment_boxes
+from distill_lit.report.figures.style import (
+    GREY,
+    MATPLOTLIB_RC,
+    TEXT_COLOR,
+    add_figure_note,
+    bar_options,
+    escape_mathtext,
+    linestyle,
+    role_style,
+)
+from distill_lit.report.number_format import format_count
 
-DODGE = 0.012  # share of the axis by which roles of one student stand apart
+SERIES_OFFSET = 0.012  # share of the axis by which roles of one student stand apart
 ROLE_SHIFT = {"untouched": -1, "ce_only": 0, "distilled": 1}
 
 
-def frontier_figure(
-    frame: pd.DataFrame, axis: str, quality: float, confidence: float, watermark: str, variants: dict[str, int]
+def pareto_figure(
+    frame: pd.DataFrame,
+    axis: str,
+    quality_threshold: float,
+    confidence: float,
+    sample_limit_note: str,
+    variant_indices: dict[str, int],
 ) -> Any:
     """A matplotlib figure of `frontier(scores, axis)`. quality: share of the teacher's score drawn as a line; variants:
     `variant_numbers(scores.groups)`, which colours them as in the other figures."""
@@ -24,24 +38,24 @@ def frontier_figure(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(RC):
+    with matplotlib.rc_context(MATPLOTLIB_RC):
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
-        stamp(figure, watermark)
+        add_figure_note(figure, sample_limit_note)
         if frame.empty:
             axes.text(0.5, 0.5, "no model has both a score and a cost", ha="center", transform=axes.transAxes)
             return figure
         _frame(axes, frame, axis, confidence)
-        labels, obstacles = _series(axes, _once(frame), variants)
-        lines, boxes = _guides(axes, frame, quality)
+        labels, obstacles = _series(axes, _deduplicate_untrained(frame), variant_indices)
+        lines, boxes = _guides(axes, frame, quality_threshold)
         figure.canvas.draw()
-        placed = place_labels(axes, lines, obstacles, ON_LINE)
+        placed = place_labels(axes, lines, obstacles, LINE_LABEL_POSITIONS)
         place_labels(axes, labels, obstacles + boxes + placed)
     return figure
 
 
-def _once(frame: pd.DataFrame) -> pd.DataFrame:
+def _deduplicate_untrained(frame: pd.DataFrame) -> pd.DataFrame:
     """A student before training is the same whatever it would read: one point for all grid points at which it is equal."""
     same = ["role", "student", "cost", "score"]
     again = (frame["role"] == "untouched") & frame.duplicated(same, keep=False)
@@ -60,17 +74,17 @@ def _frame(axes: Any, frame: pd.DataFrame, axis: str, confidence: float) -> None
     room = 0.08 * max(top - bottom, 10)
     axes.set_ylim(bottom - room, top + 1.5 * room)
     names = frame.groupby("cost")[["student", "role", "model"]].first()
-    shown = [plain(r["student"] or r["model"]) for _, r in names.iterrows()]
+    shown = [escape_mathtext(r["student"] or r["model"]) for _, r in names.iterrows()]
     # labels that would touch step down a line each; a letter takes about 1.2% of the axis
     depth, ends = [], dict.fromkeys(range(4), -np.inf)
     for cost, name in zip(names.index, shown, strict=True):
-        half = 0.006 * (max(len(name), len(count(cost))) + 1) * 1.28 * span
+        half = 0.006 * (max(len(name), len(format_count(cost))) + 1) * 1.28 * span
         level = next((d for d, end in ends.items() if np.log(cost) - half > end), 0)
         ends[level] = np.log(cost) + half
         depth.append(level)
     axes.set_xticks(
         list(names.index),
-        ["\n" * (2 * d) + f"{n}\n{count(c)}" for d, n, c in zip(depth, shown, names.index, strict=True)],
+        ["\n" * (2 * d) + f"{n}\n{format_count(c)}" for d, n, c in zip(depth, shown, names.index, strict=True)],
     )
     axes.minorticks_off()
     axes.set_xlabel(f"{COST_AXES.get(axis, axis)} (log scale)")
@@ -81,8 +95,8 @@ def _series(axes: Any, frame: pd.DataFrame, variants: dict[str, int]) -> tuple[l
     """Draws every (role, variant); returns its labels and what labels must not cover."""
     labels, obstacles = [], []
     low, high = axes.get_xlim()
-    step = DODGE * np.log(high / low)
-    series = frame["variant"].where(~frame["role"].isin(AS_THEY_ARE), frame["model"])
+    step = SERIES_OFFSET * np.log(high / low)
+    series = frame["variant"].where(~frame["role"].isin(REFERENCE_ROLES), frame["model"])
     for (role, _), mine in frame.groupby(["role", series], sort=False):
         variant = str(mine["variant"].iloc[0])
         style = role_style(role, variants.get(variant, 0))
@@ -92,15 +106,17 @@ def _series(axes: Any, frame: pd.DataFrame, variants: dict[str, int]) -> tuple[l
         # a percentile interval need not hold its estimate
         bars = np.nan_to_num([np.maximum(down, 0), np.maximum(up, 0)])
         axes.errorbar(x, y, yerr=bars, **bar_options(style))
-        if len(x) > 1 and role not in AS_THEY_ARE:
+        if len(x) > 1 and role not in REFERENCE_ROLES:
             axes.plot(x, y, linestyle=linestyle(style["dash"]), color=style["color"], linewidth=1.0, alpha=0.7, zorder=2)
             for a, b in zip(zip(x, y, strict=True), list(zip(x, y, strict=True))[1:], strict=False):
                 obstacles += segment_boxes(a, b, log_x=True)
         obstacles += [(a, b - c, a, b + d) for a, b, c, d in zip(x, y, *bars, strict=True)]
-        words = mine["model"].iloc[0] if role in AS_THEY_ARE else ROLE_WORDS[role]
+        words = mine["model"].iloc[0] if role in REFERENCE_ROLES else ROLE_LABELS[role]
         text = f"{words} ({variant})" if variant else words
         # dark, for the colours of markers are too light to be read
-        labels.append((plain(text), INK, None if role == "teacher" else style, list(zip(x, y, strict=True))))
+        labels.append(
+            (escape_mathtext(text), TEXT_COLOR, None if role == "teacher" else style, list(zip(x, y, strict=True)))
+        )
     return labels, obstacles
 
 

@@ -5,16 +5,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from distill_lit.report.figures.style import GREY, RC, bar_options, plain, role_style, stamp
-from distill_lit.report.number_format import count
+from distill_lit.report.figures.style import GREY, MATPLOTLIB_RC, add_figure_note, bar_options, escape_mathtext, role_style
+from distill_lit.report.number_format import format_count
 
-CROWDED = 3  # trained models of one kind and cost, above which they cannot be told apart beside each other
+MAX_MODELS_PER_COST = 3  # trained models of one kind and cost, above which they cannot be told apart beside each other
 
 
 def is_crowded(frame: pd.DataFrame) -> bool:
     """Whether more than CROWDED models, all distilled or none, share a cost. frame: `frontier(scores, axis)`."""
     trained = frame[frame["role"].isin(["distilled", "ce_only"])]
-    return bool((trained.groupby(["role", "cost"]).size() > CROWDED).any())
+    return bool((trained.groupby(["role", "cost"]).size() > MAX_MODELS_PER_COST).any())
 
 
 def ranking_figure(frame: pd.DataFrame, quality: float, confidence: float, watermark: str = "") -> Any:
@@ -25,7 +25,7 @@ def ranking_figure(frame: pd.DataFrame, quality: float, confidence: float, water
     from matplotlib.figure import Figure
 
     rows = frame.sort_values(["cost", "score"], ascending=False, kind="stable", ignore_index=True)
-    with matplotlib.rc_context(RC):
+    with matplotlib.rc_context(MATPLOTLIB_RC):
         figure = Figure(figsize=(6.4, 0.9 + 0.27 * len(rows)), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
@@ -37,11 +37,13 @@ def ranking_figure(frame: pd.DataFrame, quality: float, confidence: float, water
         last = rows["cost"].to_numpy()
         for place in np.flatnonzero(last[1:] != last[:-1]):
             axes.axhline(place + 0.5, color="#C0C0C0", linewidth=0.8)
-        axes.set_yticks(range(len(rows)), [f"{plain(r['model'])}, {count(r['cost'])}" for _, r in rows.iterrows()])
+        axes.set_yticks(
+            range(len(rows)), [f"{escape_mathtext(r['model'])}, {format_count(r['cost'])}" for _, r in rows.iterrows()]
+        )
         axes.set_ylim(len(rows) - 0.4, -0.9)
         axes.set_xlabel(f"score above chance, points [{confidence:.0%}]")
         _guides(axes, rows, quality)
-        stamp(figure, watermark)
+        add_figure_note(figure, watermark)
     return figure
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from distill_lit.analysis.model_groups import Group
-from distill_lit.utils.files import writing
+from distill_lit.analysis.model_groups import ModelGroup
+from distill_lit.utils.files import atomic_write
 
 # Okabe & Ito 2008: told apart by colour-blind readers; the lightness differs too, and so do the shapes
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE, GREY = (
@@ -20,13 +20,13 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE, GREY = (
     "#CC79A7",
     "#767676",
 )
-INK = "#1A1A1A"
+TEXT_COLOR = "#1A1A1A"
 Dash = tuple[float, ...]  # on and off in line widths
 SOLID: Dash = ()
 DOTTED, DASHED, LONG_DASHED = (1.0, 1.6), (4.0, 1.8), (9.0, 2.5)
 DASH_DOTTED, DASH_DOT_DOTTED = (6.0, 1.6, 1.0, 1.6), (6.0, 1.6, 1.0, 1.6, 1.0, 1.6)
 DASHES: tuple[Dash, ...] = (SOLID, DOTTED, DASH_DOTTED, DASHED, DASH_DOT_DOTTED, LONG_DASHED)
-WITHOUT_TEACHER: tuple[Dash, ...] = (DASHED, DASH_DOT_DOTTED, LONG_DASHED, DOTTED, DASH_DOTTED)  # never solid
+CE_ONLY_DASH_PATTERNS: tuple[Dash, ...] = (DASHED, DASH_DOT_DOTTED, LONG_DASHED, DOTTED, DASH_DOTTED)  # never solid
 ROLE_STYLE: dict[str, dict[str, Any]] = {
     "teacher": {"color": BLACK, "marker": "*", "markersize": 13, "fill": True, "dash": SOLID},
     "quantised": {"color": BLACK, "marker": "*", "markersize": 13, "fill": False, "dash": SOLID},
@@ -36,9 +36,9 @@ ROLE_STYLE: dict[str, dict[str, Any]] = {
     "distilled": {"color": BLUE, "marker": "o", "markersize": 7, "fill": True, "dash": SOLID},
 }
 # their numbers have no common divisor, so that 40 variants differ in colour or shape
-VARIANT_COLOURS = (BLUE, GREEN, SKY, ORANGE, PURPLE)
+VARIANT_COLORS = (BLUE, GREEN, SKY, ORANGE, PURPLE)
 VARIANT_MARKERS = ("o", "^", "v", "P", "X", "s", "<", "d")
-RC = {
+MATPLOTLIB_RC = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.labelsize": 9,
@@ -63,37 +63,37 @@ def role_style(role: str, variant: int = 0) -> dict[str, Any]:
     """Colour, marker and line of a role; distilled variants (grid points) differ in colour and shape."""
     style = dict(ROLE_STYLE.get(role, ROLE_STYLE["rival"]))
     if role == "distilled":
-        style["color"] = VARIANT_COLOURS[variant % len(VARIANT_COLOURS)]
+        style["color"] = VARIANT_COLORS[variant % len(VARIANT_COLORS)]
         style["marker"] = VARIANT_MARKERS[variant % len(VARIANT_MARKERS)]
     return style
 
 
-def numbered(names: Iterable[str]) -> dict[str, int]:
+def number_unique(names: Iterable[str]) -> dict[str, int]:
     """{name: its number}, in order of first appearance."""
     return {name: number for number, name in enumerate(dict.fromkeys(names))}
 
 
-def variant_numbers(groups: list[Group]) -> dict[str, int]:
+def variant_numbers(groups: list[ModelGroup]) -> dict[str, int]:
     """{variant of the distilled groups: the number that `role_style` takes}, the same in all figures of an experiment."""
-    return numbered(group.variant for group in groups if group.role == "distilled")
+    return number_unique(group.variant for group in groups if group.role == "distilled")
 
 
-def line_styles(groups: list[Group]) -> dict[str, dict[str, Any]]:
+def line_styles(groups: list[ModelGroup]) -> dict[str, dict[str, Any]]:
     """{label of a trained group: its style}: colours are those of the variants, or of the students where there is one
     variant; groups of one colour differ in marker and dash. Beside distilled students those without teacher are as ever.
     """
     beside = any(group.role == "distilled" for group in groups)
     own = [group for group in groups if group.role == ("distilled" if beside else "ce_only")]
-    variants, students = numbered(group.variant for group in own), numbered(group.student for group in own)
+    variants, students = number_unique(group.variant for group in own), number_unique(group.student for group in own)
     used: Counter[str] = Counter()
     styles = {}
     for group in groups:
         if group in own:
             number = variants[group.variant] if len(variants) > 1 else students[group.student]
-            number %= len(VARIANT_COLOURS)
-            style, dashes = role_style("distilled", number + used[VARIANT_COLOURS[number]] * len(VARIANT_COLOURS)), DASHES
+            number %= len(VARIANT_COLORS)
+            style, dashes = role_style("distilled", number + used[VARIANT_COLORS[number]] * len(VARIANT_COLORS)), DASHES
         elif group.role == "ce_only":
-            style, dashes = role_style("ce_only"), WITHOUT_TEACHER
+            style, dashes = role_style("ce_only"), CE_ONLY_DASH_PATTERNS
         else:
             continue
         styles[group.label] = style | {"dash": dashes[used[style["color"]] % len(dashes)]}
@@ -124,18 +124,18 @@ def bar_options(style: dict[str, Any]) -> dict[str, Any]:
     return marker_options(style) | {"linestyle": "none", "elinewidth": 1.1, "capsize": 2.5, "capthick": 1.1}
 
 
-def first_of(shown: int, students: int) -> str:
+def omitted_students_note(shown: int, students: int) -> str:
     """What a figure says that has no room for all students; empty where it shows them all."""
     return f"The first {shown} of {students} distilled students; the tables have all." if shown < students else ""
 
 
-def stamp(figure: Any, text: str) -> None:
+def add_figure_note(figure: Any, text: str) -> None:
     """Writes a watermark above everything else, in lines as wide as the figure."""
-    lines = textwrap.fill(plain(text), int(18 * figure.get_figwidth()))  # characters per inch
+    lines = textwrap.fill(escape_mathtext(text), int(18 * figure.get_figwidth()))  # characters per inch
     figure.text(0.005, 1.0, lines, va="bottom", fontsize=7.5, color=GREY, style="italic")
 
 
-def plain(text: str) -> str:
+def escape_mathtext(text: str) -> str:
     """Text from data for matplotlib, in which `$` would start mathematics."""
     return " ".join(str(text).replace("$", r"\$").split())
 
@@ -148,7 +148,7 @@ def save_figure(figure: Any, path: Path) -> list[Path]:
         (".pdf", {"CreationDate": None, "Producer": None, "Creator": None}),
     ):
         target = path.with_suffix(suffix)
-        with writing(target) as temporary:
+        with atomic_write(target) as temporary:
             figure.savefig(temporary, dpi=200, metadata=metadata, bbox_inches="tight", pad_inches=0.08)
         written.append(target)
     return written

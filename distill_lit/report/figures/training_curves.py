@@ -4,16 +4,16 @@ from typing import Any
 
 import pandas as pd
 
-from distill_lit.analysis.model_groups import Group, cost_of
-from distill_lit.analysis.results import reads_different_text
+from distill_lit.analysis.model_groups import ModelGroup, group_cost
+from distill_lit.analysis.results import has_different_validation_data
 from distill_lit.analysis.scores import Scores
-from distill_lit.report.figures.style import RC, line_styles, linestyle, plain
+from distill_lit.report.figures.style import MATPLOTLIB_RC, escape_mathtext, line_styles, linestyle
 
-ON_THE_WAY = "evaluation/above_chance"  # where evaluation.every asks for scores during training
+IN_TRAINING_SCORE = "evaluation/above_chance"  # where evaluation.every asks for scores during training
 PANELS = (
     ("validation/teacher_kl", "KL to the teacher, nats per token"),
     ("validation/student_nll", "cross-entropy on the text, nats per token"),
-    (ON_THE_WAY, "score above chance, mean of the tasks"),
+    (IN_TRAINING_SCORE, "score above chance, mean of the tasks"),
 )
 
 
@@ -28,30 +28,31 @@ def curves_figure(scores: Scores, curves: pd.DataFrame) -> Any:
     known = [name for name, _ in PANELS if name in curves]
     if not trained or not known or not {"model", "step"} <= set(curves):
         return None
-    own = ", each on its own text" if reads_different_text(scores.results.cells) else ""
-    with matplotlib.rc_context(RC):
+    own = ", each on its own text" if has_different_validation_data(scores.results.runs) else ""
+    with matplotlib.rc_context(MATPLOTLIB_RC):
         figure = Figure(figsize=(max(8.2, 3.6 * len(known)), 3.9), layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, len(known), squeeze=False)[0]
         for axes, (name, words) in zip(panels, [panel for panel in PANELS if panel[0] in known], strict=True):
             for group in trained:
                 line, style = _over_tokens(scores, group, curves, name), styles[group.label]
-                axes.plot(line.index, line.to_numpy(), label=plain(group.label), linewidth=1.3, color=style["color"],
+                axes.plot(line.index, line.to_numpy(), label=escape_mathtext(group.label), linewidth=1.3,
+                          color=style["color"],
                           linestyle=linestyle(style["dash"]))  # fmt: skip
             axes.set_xlabel("training tokens")
-            axes.set_title(words + ("" if name == ON_THE_WAY else own), fontweight="normal", fontsize=9)
+            axes.set_title(words + ("" if name == IN_TRAINING_SCORE else own), fontweight="normal", fontsize=9)
         handles, names = panels[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=3)
     return figure
 
 
-def mean_curve(group: Group, curves: pd.DataFrame, name: str) -> pd.Series:
+def mean_curve(group: ModelGroup, curves: pd.DataFrame, name: str) -> pd.Series:
     """A quantity over steps, mean over the group's seeds."""
     mine = curves[curves["model"].isin(group.models)].dropna(subset=[name])
     return mine.groupby("step")[name].mean()
 
 
-def _over_tokens(scores: Scores, group: Group, curves: pd.DataFrame, name: str) -> pd.Series:
-    line, tokens = mean_curve(group, curves, name), cost_of(group, scores.results, "training_tokens")
+def _over_tokens(scores: Scores, group: ModelGroup, curves: pd.DataFrame, name: str) -> pd.Series:
+    line, tokens = mean_curve(group, curves, name), group_cost(group, scores.results, "training_tokens")
     last = float(curves.loc[curves["model"].isin(group.models), "step"].max())  # of all quantities: not each has one there
     return line.set_axis(line.index / last * tokens) if len(line) and last > 0 else line

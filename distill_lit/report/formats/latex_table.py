@@ -4,7 +4,7 @@ import unicodedata
 
 from distill_lit.report.formats.table import Table
 
-LATEX = {
+LATEX_ESCAPES = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
     "}": r"\}",
@@ -51,14 +51,14 @@ LATEX = {
 
 def escape_latex(text: str) -> str:
     """`text` so that pdflatex sets it literally; letters it has no font for become ASCII or [U+…]."""
-    return "".join(LATEX.get(c) or _latin(c) for c in " ".join(str(text).split()))
+    return "".join(LATEX_ESCAPES.get(c) or _latin(c) for c in " ".join(str(text).split()))
 
 
 def _latin(character: str) -> str:
     if character.isascii():
         return character if character.isprintable() else ""
     plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
-    return "".join(LATEX.get(c, c) for c in plain) or f"{{[}}U+{ord(character):04X}{{]}}"
+    return "".join(LATEX_ESCAPES.get(c, c) for c in plain) or f"{{[}}U+{ord(character):04X}{{]}}"
 
 
 def to_latex(table: Table, label: str) -> str:
@@ -69,13 +69,13 @@ def to_latex(table: Table, label: str) -> str:
 
     body = []
     for number, cells in enumerate(table.rows):
-        if number in table.rules:
+        if number in table.rules_before:
             body.append(r"\midrule")
         body.append(row([rf"\textbf{{{escape_latex(c.text)}}}" if c.bold else escape_latex(c.text) for c in cells]))
-    align = "".join("l" if i < table.left else "r" for i in range(len(table.columns)))
-    notes = [rf"\par\smallskip {escape_latex(text)}" for text in (*table.below, *table.source)]
+    align = "".join("l" if i < table.num_text_columns else "r" for i in range(len(table.columns)))
+    notes = [rf"\par\smallskip {escape_latex(text)}" for text in (*table.footnotes, *table.provenance)]
     end = "" if table.caption.endswith((".", "?", "!")) else "."
-    caption = escape_latex(" ".join([table.caption + end, *table.above]))
+    caption = escape_latex(" ".join([table.caption + end, *table.header_notes]))
     return "\n".join(
         [
             r"\begin{table}[t]",

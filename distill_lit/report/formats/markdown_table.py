@@ -15,28 +15,29 @@ def escape_markdown(text: str) -> str:
     return re.sub(r"^(#|[+=-](?=[\s=-]|$)|\d+[.)](?=\s|$))", lambda m: m[1][:-1] + "\\" + m[1][-1], safe)
 
 
-def cell_markdown(text: str) -> str:
+def escape_markdown_cell(text: str) -> str:
     """`escape_markdown` that leaves the brackets of our own intervals readable."""
     return re.sub(r"\\\[([^\[\]\\()]*)\\\](?!\()", r"[\1]", escape_markdown(text))
 
 
-def to_markdown(table: Table, source: bool = True) -> str:
+def to_markdown(table: Table, with_provenance: bool = True) -> str:
     """A GitHub table with its lines above and below; `source` False leaves its origin to the end of the page."""
 
     def row(cells: list[str]) -> str:
         return f"| {' | '.join(cells)} |"
 
     shown = [
-        [f"**{cell_markdown(c.text)}**" if c.bold and c.text else cell_markdown(c.text) for c in r] for r in table.rows
+        [f"**{escape_markdown_cell(c.text)}**" if c.bold and c.text else escape_markdown_cell(c.text) for c in r]
+        for r in table.rows
     ]
-    ruler = ["---" if i < table.left else "---:" for i in range(len(table.columns))]
+    ruler = ["---" if i < table.num_text_columns else "---:" for i in range(len(table.columns))]
     lines = [f"**{escape_markdown(table.caption)}**", ""]
-    lines += [line for text in table.above for line in (f"> {cell_markdown(text)}", "")]
-    lines += [row([cell_markdown(c) for c in table.columns]), row(ruler), *map(row, shown), ""]
-    lines += paragraphs([*table.below, *(table.source if source else [])])
+    lines += [line for text in table.header_notes for line in (f"> {escape_markdown_cell(text)}", "")]
+    lines += [row([escape_markdown_cell(c) for c in table.columns]), row(ruler), *map(row, shown), ""]
+    lines += markdown_paragraphs([*table.footnotes, *(table.provenance if with_provenance else [])])
     return "\n".join(lines)
 
 
-def paragraphs(lines: list[str]) -> list[str]:
+def markdown_paragraphs(lines: list[str]) -> list[str]:
     """Plain lines as escaped Markdown paragraphs."""
-    return [line for text in lines for line in (cell_markdown(text), "")]
+    return [line for text in lines for line in (escape_markdown_cell(text), "")]

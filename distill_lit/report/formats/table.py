@@ -6,7 +6,7 @@ import pandas as pd
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """What one place of a table shows."""
 
     text: str
@@ -19,12 +19,12 @@ class Table:
 
     caption: str
     columns: list[str]
-    rows: list[list[Cell]]
-    left: int = 1  # this many first columns are text, set flush left
-    above: list[str] = field(default_factory=list)  # watermark
-    below: list[str] = field(default_factory=list)  # how to read it
-    source: list[str] = field(default_factory=list)  # where the numbers come from
-    rules: set[int] = field(default_factory=set)  # row numbers before which a thin rule stands
+    rows: list[list[TableCell]]
+    num_text_columns: int = 1  # this many first columns are text, set flush left
+    header_notes: list[str] = field(default_factory=list)  # watermark
+    footnotes: list[str] = field(default_factory=list)  # how to read it
+    provenance: list[str] = field(default_factory=list)  # where the numbers come from
+    rules_before: set[int] = field(default_factory=set)  # row numbers before which a thin rule stands
 
 
 def to_csv(frame: pd.DataFrame) -> str:

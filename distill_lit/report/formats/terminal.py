@@ -4,23 +4,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from distill_lit.report.bundle import Analysed
+from distill_lit.report.bundle import ReportBundle
 from distill_lit.report.formats.table import Table
-from distill_lit.report.tables.scores import main_table
+from distill_lit.report.tables.scores import score_table
 
 
 @dataclass(frozen=True)
 class TerminalTable:
     """A rich renderable: the main table with its watermark, and the verdict below it, fitted to the console."""
 
-    result: Analysed
+    result: ReportBundle
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         from rich.text import Text
 
-        full = main_table(self.result.scores, self.result.frame, self.result.title)
-        yield from (Text(line, style="yellow") for line in full.above)
-        yield rich_table(_narrowed(full, options.max_width))
+        full = score_table(self.result.scores, self.result.score_frame, self.result.title)
+        yield from (Text(line, style="yellow") for line in full.header_notes)
+        yield to_rich_table(_narrowed(full, options.max_width))
         yield Text(f"{self.result.headline}\n", style="bold")
         yield from (Text(f"{sentence}\n") for sentence in self.result.verdict)
 
@@ -37,7 +37,7 @@ def _narrowed(table: Table, width: int) -> Table:
     return table
 
 
-def rich_table(table: Table) -> Any:
+def to_rich_table(table: Table) -> Any:
     """`table` for rich; texts are taken literally, never as markup."""
     from rich import box
     from rich.table import Table as RichTable
@@ -45,10 +45,10 @@ def rich_table(table: Table) -> Any:
 
     shown = RichTable(title=Text(table.caption), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for number, name in enumerate(table.columns):
-        left = number < table.left
+        left = number < table.num_text_columns
         shown.add_column(Text(name), justify="left" if left else "right", no_wrap=not left, overflow="fold")
     for number, row in enumerate(table.rows):
-        if number in table.rules:
+        if number in table.rules_before:
             shown.add_section()
         shown.add_row(*(Text(cell.text, style="bold" if cell.bold else "") for cell in row))
     return shown

@@ -4,19 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill_lit.analysis.scores import Scores
-from distill_lit.report.number_format import listed, points
+from distill_lit.report.number_format import format_points, join_words
 
-LEFT_OUT = "†"
+EXCLUDED_MARK = "†"
 
 
-def left_out(scores: Scores) -> list[str]:
+def excluded_task_notes(scores: Scores) -> list[str]:
     """A line per reason for which tasks are not averaged."""
-    reasons = dict.fromkeys(scores.left_out.values())
-    tasks = {why: listed([t for t, because in scores.left_out.items() if because == why]) for why in reasons}
-    return [f"{LEFT_OUT} Not in the average: {names}, because {why}." for why, names in tasks.items()]
+    reasons = dict.fromkeys(scores.excluded_tasks.values())
+    tasks = {why: join_words([t for t, because in scores.excluded_tasks.items() if because == why]) for why in reasons}
+    return [f"{EXCLUDED_MARK} Not in the average: {names}, because {why}." for why, names in tasks.items()]
 
 
-def watermark(scores: Scores) -> list[str]:
+def sample_limit_notes(scores: Scores) -> list[str]:
     """One line when documents were limited, else none."""
     known = [scores.results.settings(task) for task in scores.tasks]
     # a limit that leaves out no document is none
@@ -28,7 +28,7 @@ def watermark(scores: Scores) -> list[str]:
     return [f"Limited to {most} documents per task, drawn at random (seed {seed}): not the full evaluation."]
 
 
-def provenance(scores: Scores) -> list[str]:
+def evaluation_footnotes(scores: Scores) -> list[str]:
     """Footer lines: harness, settings and every task with version, hash, split, documents and chance."""
     settings = {t: scores.results.settings(t) for t in scores.tasks}
     if not settings:
@@ -46,9 +46,9 @@ def provenance(scores: Scores) -> list[str]:
         if any(key in s for s in settings.values())
     ]
     tasks = [
-        task_line(panel.task, settings[panel.task], panel.n, float(panel.chance.mean())) for panel in scores.panel.tasks
+        task_line(panel.task, settings[panel.task], panel.n, float(panel.chance.mean())) for panel in scores.responses.tasks
     ]
-    draws, q = scores.analysis.bootstrap, scores.analysis.confidence
+    draws, q = scores.analysis.n_resamples, scores.analysis.confidence_level
     return [
         f"Evaluated with {', '.join(shared)}.",
         *_exceptions(scores, settings),
@@ -72,7 +72,7 @@ def task_line(task: str, settings: Mapping[str, Any], documents: int, chance: fl
         split += f" (official: {official})"
     return (
         f"{task} v{settings.get('version', '?')} ({settings.get('metric', '?')}, {settings.get('fewshot', 0)}-shot, {parts}"
-        f"{documents}{of} documents, chance {points(chance)}, split {split}, "
+        f"{documents}{of} documents, chance {format_points(chance)}, split {split}, "
         f"hash {str(settings.get('task_hash', 'unknown'))[:12]}, data {str(settings.get('data', 'unknown'))[:12]})"
     )
 
@@ -85,12 +85,12 @@ def _exceptions(scores: Scores, settings: Mapping[str, Mapping[str, Any]]) -> li
             why = f" ({facts['fallback']})" if facts.get("fallback") else ""
             ways = [f"{key} {facts[key]}{why if key == 'harness' else ''}" for key in ("harness", "dtype")
                     if task in settings and facts.get(key) != settings[task].get(key)]  # fmt: skip
-            ways += departures(facts)
+            ways += truncation_notes(facts)
             for way in ways:
                 found.setdefault(f"{model} with {way}", []).append(task)
-    return [f"But {way}, on {listed(tasks)}." for way, tasks in found.items()]
+    return [f"But {way}, on {join_words(tasks)}." for way, tasks in found.items()]
 
 
-def departures(facts: Mapping[str, Any]) -> list[str]:
+def truncation_notes(facts: Mapping[str, Any]) -> list[str]:
     """What a model did not read of a task."""
     return [f"{facts['truncated']} prompts cut to its context"] if facts.get("truncated") else []

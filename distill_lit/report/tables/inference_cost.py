@@ -6,30 +6,30 @@ from typing import Any
 import numpy as np
 
 from distill_lit.analysis.inference_cost import MEASURED
-from distill_lit.analysis.model_groups import Group, cost_of
+from distill_lit.analysis.model_groups import ModelGroup, group_cost
 from distill_lit.analysis.scores import Scores
-from distill_lit.report.formats.table import Cell, Table
-from distill_lit.report.number_format import ABSENT, count, data_size, number
-from distill_lit.report.tables.footnotes import watermark
+from distill_lit.report.formats.table import Table, TableCell
+from distill_lit.report.number_format import MISSING_VALUE, format_bytes, format_count, format_number
+from distill_lit.report.tables.footnotes import sample_limit_notes
 
-Show = Callable[[float], str]
+NumberFormatter = Callable[[float], str]
 RATES = {"prefill_s", "decode_s"}  # shown as tokens per second, which people compare
-AXES: dict[str, tuple[str, Show]] = {
-    "parameters": ("parameters", count),
-    "non_embedding_parameters": ("without embeddings", count),
-    "bytes": ("on disk", data_size),
-    "kv_bytes_per_token": ("keys and values per token", data_size),
-    "flops_per_token": ("FLOPs per token", count),
-    "prefill_s": ("prompt tokens/s", count),
-    "decode_s": ("written tokens/s", count),
-    "first_token_s": ("first token, ms", lambda s: number(1000 * s)),
-    "token_p50_s": ("token p50, ms", lambda s: number(1000 * s)),
-    "token_p95_s": ("token p95, ms", lambda s: number(1000 * s)),
-    "memory_bytes": ("peak memory", data_size),
-    "joules_per_token": ("J per token", lambda joules: number(joules, 3)),
-    "money_per_million": ("price of 1M tokens", lambda money: number(money, 3)),
-    "student_flops": ("training FLOPs, student", count),
-    "teacher_flops": ("… its teacher's", count),
+COST_TABLE_COLUMNS: dict[str, tuple[str, NumberFormatter]] = {
+    "parameters": ("parameters", format_count),
+    "non_embedding_parameters": ("without embeddings", format_count),
+    "bytes": ("on disk", format_bytes),
+    "kv_bytes_per_token": ("keys and values per token", format_bytes),
+    "flops_per_token": ("FLOPs per token", format_count),
+    "prefill_s": ("prompt tokens/s", format_count),
+    "decode_s": ("written tokens/s", format_count),
+    "first_token_s": ("first token, ms", lambda s: format_number(1000 * s)),
+    "token_p50_s": ("token p50, ms", lambda s: format_number(1000 * s)),
+    "token_p95_s": ("token p95, ms", lambda s: format_number(1000 * s)),
+    "memory_bytes": ("peak memory", format_bytes),
+    "joules_per_token": ("J per token", lambda joules: format_number(joules, 3)),
+    "money_per_million": ("price of 1M tokens", lambda money: format_number(money, 3)),
+    "student_flops": ("training FLOPs, student", format_count),
+    "teacher_flops": ("… its teacher's", format_count),
 }
 BREAK_EVEN = "pays off after, tokens"
 
@@ -37,39 +37,43 @@ BREAK_EVEN = "pays off after, tokens"
 def cost_table(scores: Scores) -> Table:
     """One row per model with records; columns for every cost that is known of at least one."""
     groups = [group for group in scores.groups if group.models]
-    known = [axis for axis in AXES if any(cost_of(g, scores.results, axis) > 0 for g in groups)]
+    known = [axis for axis in COST_TABLE_COLUMNS if any(group_cost(g, scores.results, axis) > 0 for g in groups)]
     pays = [break_even(scores, group) for group in groups]
     show_pays = any(np.isfinite(value) for value in pays)
-    columns = ["model", *(AXES[axis][0] for axis in known), *([BREAK_EVEN] if show_pays else [])]
+    columns = ["model", *(COST_TABLE_COLUMNS[axis][0] for axis in known), *([BREAK_EVEN] if show_pays else [])]
     rows = []
     for group, tokens in zip(groups, pays, strict=True):
-        cells = [Cell(group.label), *(Cell(_entry(scores, group, axis)) for axis in known)]
-        rows.append(cells + ([Cell(count(tokens) if np.isfinite(tokens) else ABSENT)] if show_pays else []))
-    return Table("What it costs", columns, rows, above=watermark(scores), below=_notes(scores, known, show_pays))
+        cells = [TableCell(group.label), *(TableCell(_entry(scores, group, axis)) for axis in known)]
+        rows.append(
+            cells + ([TableCell(format_count(tokens) if np.isfinite(tokens) else MISSING_VALUE)] if show_pays else [])
+        )
+    return Table(
+        "What it costs", columns, rows, header_notes=sample_limit_notes(scores), footnotes=_notes(scores, known, show_pays)
+    )
 
 
-def break_even(scores: Scores, group: Group) -> float:
+def break_even(scores: Scores, group: ModelGroup) -> float:
     """Tokens that a student must serve until the arithmetic it saves against the teacher exceeds that of its training;
     NaN where it saves nothing or was not trained."""
     if scores.teacher is None:
         return float("nan")
-    saved = cost_of(scores.groups[scores.teacher], scores.results, "flops_per_token")
-    saved -= cost_of(group, scores.results, "flops_per_token")
-    spent = np.nansum([cost_of(group, scores.results, name) for name in ("student_flops", "teacher_flops")])
+    saved = group_cost(scores.groups[scores.teacher], scores.results, "flops_per_token")
+    saved -= group_cost(group, scores.results, "flops_per_token")
+    spent = np.nansum([group_cost(group, scores.results, name) for name in ("student_flops", "teacher_flops")])
     return float(spent / saved) if saved > 0 and spent > 0 else float("nan")
 
 
-def _entry(scores: Scores, group: Group, axis: str) -> str:
+def _entry(scores: Scores, group: ModelGroup, axis: str) -> str:
     """The number, and where it was measured how many times the teacher's cost is this one's, with its interval."""
-    value = cost_of(group, scores.results, axis)
+    value = group_cost(group, scores.results, axis)
     if not np.isfinite(value):
-        return ABSENT
-    text = AXES[axis][1](1 / value if axis in RATES else value)
-    ratio, low, high = (cost_of(group, scores.results, f"{axis}_ratio{bound}") for bound in ("", "_low", "_high"))
+        return MISSING_VALUE
+    text = COST_TABLE_COLUMNS[axis][1](1 / value if axis in RATES else value)
+    ratio, low, high = (group_cost(group, scores.results, f"{axis}_ratio{bound}") for bound in ("", "_low", "_high"))
     if group.role == "teacher" or not np.isfinite(ratio):
         return text
-    interval = f" [{number(low, 2)}, {number(high, 2)}]" if low != high else ""
-    return f"{text} ({number(ratio, 2)}×{interval})"
+    interval = f" [{format_number(low, 2)}, {format_number(high, 2)}]" if low != high else ""
+    return f"{text} ({format_number(ratio, 2)}×{interval})"
 
 
 def _notes(scores: Scores, known: list[str], pays: bool) -> list[str]:
@@ -98,7 +102,8 @@ def _measurement(scores: Scores) -> list[str]:
     return [
         f"Measured in {settings.get('blocks')} turns of all models on {where} ({machine.get('device')}, "
         f"{machine.get('threads')} threads, torch {machine.get('torch')}, {settings.get('dtype')}), greedy, {grid}; load "
-        f"{number(float(machine.get('load') or 0), 1)} at the start. In brackets: the teacher's cost over this one's, with "
+        f"{format_number(float(machine.get('load') or 0), 1)} at the start. In brackets: the teacher's cost over this "
+        "one's, with "
         f"the {float(costs.get('confidence') or 0.95):.0%} interval from redrawn turns. Speeds: geometric mean over the "
         f"grid; first token and latencies: {settings.get('requests')} single requests; memory: of a process that only "
         "serves the largest point of the grid."

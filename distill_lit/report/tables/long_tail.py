@@ -3,46 +3,57 @@
 import numpy as np
 import pandas as pd
 
-from distill_lit.analysis.document_axes import Axis
-from distill_lit.analysis.long_tail import AT_CHANCE, INSUFFICIENT, LongTail
-from distill_lit.analysis.score_table import opponents
+from distill_lit.analysis.document_axes import DocumentAxis
+from distill_lit.analysis.long_tail import INSUFFICIENT, NOTE_AT_CHANCE, LongTail
+from distill_lit.analysis.score_table import find_baselines
 from distill_lit.analysis.scores import Scores
-from distill_lit.report.formats.table import Cell, Table
-from distill_lit.report.number_format import ABSENT, number, p_value, points, with_bounds
+from distill_lit.report.formats.table import Table, TableCell
+from distill_lit.report.number_format import (
+    MISSING_VALUE,
+    format_number,
+    format_p_value,
+    format_points,
+    format_with_interval,
+)
 
 
-def contrast_table(scores: Scores, report: LongTail) -> Table:
+def contrast_table(scores: Scores, long_tail: LongTail) -> Table:
     """Δ_tail − Δ_head per student and axis, the same without teacher, and the excess."""
-    percent = f"{scores.analysis.confidence:.0%}"
+    percent = f"{scores.analysis.confidence_level:.0%}"
     rows, rules, last = [], set(), None
-    for _, row in report.contrasts.iterrows():
+    for _, row in long_tail.tail_contrasts.iterrows():
         if last not in (None, row["model"]):
             rules.add(len(rows))
         cells = [_contrast(row, name) for name in ("tail_loss", "ce_only_tail_loss", "excess")]
-        rows.append([Cell(row["model"] if row["model"] != last else ""), Cell(report.title(row["axis"])), *cells])
+        rows.append(
+            [TableCell(row["model"] if row["model"] != last else ""), TableCell(long_tail.axis_title(row["axis"])), *cells]
+        )
         last = row["model"]
     return Table(
         "Tail less head of the difference to the teacher, points above chance",
         ["model", "axis", f"distilled [{percent}]", f"without teacher [{percent}]", f"excess [{percent}]"],
         rows,
-        left=2,
-        rules=rules,
-        below=[
-            f"Negative: the tail lost more than the head. {_to_blame(scores)} Bold: its interval does not hold 0 (not "
+        num_text_columns=2,
+        rules_before=rules,
+        footnotes=[
+            f"Negative: the tail lost more than the head. {_attribution_note(scores)} Bold: its interval does not hold "
+            "0 (not "
             "corrected for the number of axes)."
         ],
     )
 
 
-def reads_other_text(scores: Scores) -> bool:
+def baseline_uses_other_data(scores: Scores) -> bool:
     """Whether a student without teacher that others are compared with was trained on other text than they."""
-    others = {other for g in range(len(scores.groups)) for who, other in opponents(scores, g).items() if who == "ce_only"}
-    return any(scores.groups[other].other_text for other in others)
+    others = {
+        other for g in range(len(scores.groups)) for who, other in find_baselines(scores, g).items() if who == "ce_only"
+    }
+    return any(scores.groups[other].other_data for other in others)
 
 
-def _to_blame(scores: Scores) -> str:
+def _attribution_note(scores: Scores) -> str:
     """What the excess over the student without teacher may be laid to."""
-    if reads_other_text(scores):
+    if baseline_uses_other_data(scores):
         return (
             "The student without teacher read other text, so the excess over it is of teacher and text together and cannot "
             "be laid to either."
@@ -50,25 +61,25 @@ def _to_blame(scores: Scores) -> str:
     return "Only the excess over the student trained without a teacher can be laid to distillation."
 
 
-def _contrast(row: pd.Series, name: str) -> Cell:
+def _contrast(row: pd.Series, name: str) -> TableCell:
     value, low, high = (row.get(key, np.nan) for key in (name, f"{name}_low", f"{name}_high"))
     if pd.isna(value):
-        return Cell(str(row.get("note") or ABSENT))
-    return Cell(with_bounds(value, low, high, signed=True), bold=bool(low > 0 or high < 0))
+        return TableCell(str(row.get("note") or MISSING_VALUE))
+    return TableCell(format_with_interval(value, low, high, signed=True), bold=bool(low > 0 or high < 0))
 
 
-def flip_table(report: LongTail) -> Table:
+def flip_table(long_tail: LongTail) -> Table:
     """Lost, gained, agreement per task and student."""
     rows, last = [], None
-    for _, row in report.tasks.iterrows():
-        rows.append([Cell(row["model"] if row["model"] != last else ""), Cell(row["task"]), *_flip_cells(row)])
+    for _, row in long_tail.task_flips.iterrows():
+        rows.append([TableCell(row["model"] if row["model"] != last else ""), TableCell(row["task"]), *_flip_cells(row)])
         last = row["model"]
     return Table(
         "Answers that changed from teacher to student",
         ["model", "task", "n", "lost", "gained", "agree", "same wrong", "p", "BH"],
         rows,
-        left=2,
-        below=[
+        num_text_columns=2,
+        footnotes=[
             "Lost: teacher right, student wrong; gained: the reverse. Agree: same choice. Same wrong: of those both "
             "miss, the share with the same wrong choice. p: McNemar, exact, or by passage where documents share one "
             "(Obuchowski 1998); BH: after Benjamini–Hochberg over all "
@@ -77,62 +88,67 @@ def flip_table(report: LongTail) -> Table:
     )
 
 
-def _flip_cells(row: pd.Series) -> list[Cell]:
-    judged = row["verdict"] if row["verdict"] in (INSUFFICIENT, AT_CHANCE) else p_value(row["adjusted"])
+def _flip_cells(row: pd.Series) -> list[TableCell]:
+    judged = row["verdict"] if row["verdict"] in (INSUFFICIENT, NOTE_AT_CHANCE) else format_p_value(row["adjusted"])
     return [
-        Cell(f"{int(row['n'])}"),
-        Cell(f"{int(row['lost'])}"),
-        Cell(f"{int(row['gained'])}"),
-        Cell(_percent(row["agreement"])),
-        Cell(_percent(row["shared_wrong"])),
-        Cell(p_value(row["p"])),
-        Cell(judged),
+        TableCell(f"{int(row['n'])}"),
+        TableCell(f"{int(row['lost'])}"),
+        TableCell(f"{int(row['gained'])}"),
+        TableCell(_percent(row["agreement"])),
+        TableCell(_percent(row["shared_wrong"])),
+        TableCell(format_p_value(row["p"])),
+        TableCell(judged),
     ]
 
 
 def _percent(value: float) -> str:
-    return ABSENT if pd.isna(value) else f"{points(value, 0)}%"
+    return MISSING_VALUE if pd.isna(value) else f"{format_points(value, 0)}%"
 
 
-def axes_table(scores: Scores, report: LongTail, model: str) -> Table:
+def stratum_overview_table(scores: Scores, long_tail: LongTail, model: str) -> Table:
     """Axis × stratum for one student: its score above chance less the teacher's."""
-    mine = report.strata[report.strata["model"] == model]
-    strata = range(1, scores.analysis.strata + 1)
+    mine = long_tail.stratum_scores[long_tail.stratum_scores["model"] == model]
+    strata = range(1, scores.analysis.num_strata + 1)
     rows = []
-    for axis in (a for a in report.axes if a.kind != "category"):
+    for axis in (a for a in long_tail.axes if a.kind != "category"):
         found = mine[mine["axis"] == axis.name].set_index("stratum")
-        last = 2 if axis.kind == "binary" else scores.analysis.strata
-        cells = [_stratum_delta(found.loc[s]) if s in found.index else Cell(ABSENT if s <= last else "") for s in strata]
-        rows.append([Cell(f"{axis.title}: {axis.head} → {axis.tail}"), *cells])
+        last = 2 if axis.kind == "binary" else scores.analysis.num_strata
+        cells = [
+            _stratum_delta(found.loc[s]) if s in found.index else TableCell(MISSING_VALUE if s <= last else "")
+            for s in strata
+        ]
+        rows.append([TableCell(f"{axis.title}: {axis.head_label} → {axis.tail_label}"), *cells])
     notes = ["Points above chance, student less teacher, from head to tail. Bold: its interval does not hold 0."]
-    return Table("By every axis", ["axis", *(str(s) for s in strata)], rows, below=notes)
+    return Table("By every axis", ["axis", *(str(s) for s in strata)], rows, footnotes=notes)
 
 
-def _stratum_delta(row: pd.Series) -> Cell:
-    return Cell(points(row["delta"], signed=True), bold=bool(row["low"] > 0 or row["high"] < 0))
+def _stratum_delta(row: pd.Series) -> TableCell:
+    return TableCell(format_points(row["delta"], signed=True), bold=bool(row["low"] > 0 or row["high"] < 0))
 
 
-def stratum_table(scores: Scores, report: LongTail, model: str, axis: Axis) -> Table:
+def stratum_table(scores: Scores, long_tail: LongTail, model: str, axis: DocumentAxis) -> Table:
     """Every stratum of one axis for one student."""
-    mine = report.strata[(report.strata["model"] == model) & (report.strata["axis"] == axis.name)]
-    percent = f"{scores.analysis.confidence:.0%}"
+    mine = long_tail.stratum_scores[
+        (long_tail.stratum_scores["model"] == model) & (long_tail.stratum_scores["axis"] == axis.name)
+    ]
+    percent = f"{scores.analysis.confidence_level:.0%}"
     rows = []
     for _, row in mine.iterrows():
-        kept = AT_CHANCE if row["note"] == AT_CHANCE else _percent(row["retention"])
-        cells = _flip_cells(row) if row["n"] else [Cell("0"), *[Cell(ABSENT)] * 6]
+        kept = NOTE_AT_CHANCE if row["note"] == NOTE_AT_CHANCE else _percent(row["retention"])
+        cells = _flip_cells(row) if row["n"] else [TableCell("0"), *[TableCell(MISSING_VALUE)] * 6]
         rows.append(
             [
-                Cell(row["label"]),
-                Cell(points(row["teacher"])),
-                Cell(points(row["student"])),
-                Cell(points(row.get("ce_only", np.nan))),
-                Cell(with_bounds(row["delta"], row["low"], row["high"], signed=True)),
-                Cell(kept),
+                TableCell(row["label"]),
+                TableCell(format_points(row["teacher"])),
+                TableCell(format_points(row["student"])),
+                TableCell(format_points(row.get("ce_only", np.nan))),
+                TableCell(format_with_interval(row["delta"], row["low"], row["high"], signed=True)),
+                TableCell(kept),
                 *cells,
             ]
         )
     return Table(
-        f"By {axis.about}",
+        f"By {axis.description}",
         [
             "stratum",
             "teacher",
@@ -152,20 +168,20 @@ def stratum_table(scores: Scores, report: LongTail, model: str, axis: Axis) -> T
     )
 
 
-def slice_table(report: LongTail, model: str) -> Table:
+def slice_table(long_tail: LongTail, model: str) -> Table:
     """Slices that SliceLine proposed for one student, with what the held-out half says."""
     rows = [
         [
-            Cell(row["slice"], bold=bool(row["confirmed"])),
-            Cell(f"{row['n']}"),
-            Cell(f"{row['lost']}"),
-            Cell(f"{row['gained']}"),
-            Cell(_percent(row["lost_rate"])),
-            Cell(_percent(row["rest_rate"])),
-            Cell(p_value(row["adjusted"])),
-            Cell("confirmed" if row["confirmed"] else "not confirmed"),
+            TableCell(row["slice"], bold=bool(row["confirmed"])),
+            TableCell(f"{row['n']}"),
+            TableCell(f"{row['lost']}"),
+            TableCell(f"{row['gained']}"),
+            TableCell(_percent(row["lost_rate"])),
+            TableCell(_percent(row["rest_rate"])),
+            TableCell(format_p_value(row["adjusted"])),
+            TableCell("confirmed" if row["confirmed"] else "not confirmed"),
         ]
-        for _, row in report.slices[model].iterrows()
+        for _, row in long_tail.slices[model].iterrows()
     ]
     columns = ["slice", "n", "lost", "gained", "loss rate", "elsewhere", "BH", "verdict"]
     notes = [
@@ -173,21 +189,21 @@ def slice_table(report: LongTail, model: str) -> Table:
         "rightly, the share the student loses."
     ]
     empty = ["No group of documents with higher loss was found, or there are too few documents to look for one."]
-    return Table("Groups of documents with higher loss", columns, rows, below=notes if rows else empty)
+    return Table("Groups of documents with higher loss", columns, rows, footnotes=notes if rows else empty)
 
 
-def confidence_table(report: LongTail) -> Table:
+def calibration_table(long_tail: LongTail) -> Table:
     """Worst tenth, calibration head against tail, and the share that can be answered at the teacher's risk."""
     rows = []
-    for _, row in report.confidence.iterrows():
-        scores = [Cell(points(row.get(f"ece_{part}", np.nan))) for part in ("all", "head", "tail")]
-        brier = [Cell(number(row.get(f"brier_{part}", np.nan), 2)) for part in ("all", "head", "tail")]
+    for _, row in long_tail.calibration.iterrows():
+        scores = [TableCell(format_points(row.get(f"ece_{part}", np.nan))) for part in ("all", "head", "tail")]
+        brier = [TableCell(format_number(row.get(f"brier_{part}", np.nan), 2)) for part in ("all", "head", "tail")]
         gain, low, high = (row.get(f"coverage_gain{bound}", np.nan) for bound in ("", "_low", "_high"))
-        share = "" if pd.isna(row.get("coverage")) else f"{points(row['coverage'], 0)}%"
-        cover = [Cell(share), Cell(with_bounds(gain, low, high, signed=True) if share else "")]
-        nll = [Cell(number(row.get(name, np.nan), 2, signed=True)) for name in ("excess_nll", "cvar")]
-        known = Cell("" if pd.isna(row.get("n")) else f"{row['n']:.0f}")
-        rows.append([Cell(row["model"]), known, *nll, *scores, *brier, *cover])
+        share = "" if pd.isna(row.get("coverage")) else f"{format_points(row['coverage'], 0)}%"
+        cover = [TableCell(share), TableCell(format_with_interval(gain, low, high, signed=True) if share else "")]
+        nll = [TableCell(format_number(row.get(name, np.nan), 2, signed=True)) for name in ("excess_nll", "cvar")]
+        known = TableCell("" if pd.isna(row.get("n")) else f"{row['n']:.0f}")
+        rows.append([TableCell(row["model"]), known, *nll, *scores, *brier, *cover])
     columns = [
         "model",
         "n",
@@ -204,7 +220,7 @@ def confidence_table(report: LongTail) -> Table:
     ]
     return Table(
         "How much its probabilities can be trusted", columns, rows,
-        below=[
+        footnotes=[
             "Excess NLL: nats by which the right answer is less likely than under the teacher, on average and "
             "over the worst tenth of documents. ECE: points between confidence and accuracy, 10 bins of equal "
             "mass. Head, tail: questions with the most common and the rarest words. Answerable: with a threshold on "

@@ -4,20 +4,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from distill_lit.analysis.results import read_cells
-from distill_lit.analysis.scaling_law import Law, refusal, scaling_runs
-from distill_lit.report.formats.table import Cell, Table
-from distill_lit.report.number_format import count, number
+from distill_lit.analysis.results import load_runs_table
+from distill_lit.analysis.scaling_law import ScalingLaw, reason_not_fitted, scaling_data
+from distill_lit.report.formats.table import Table, TableCell
+from distill_lit.report.number_format import format_count, format_number
 from distill_lit.utils.exceptions import UserError
 
-LAW = "L = T + T^-c0 · (1 + (T / (S·d1))^(1/f1))^(-c1·f1) · (A/N^α + B/D^β)^γ"
+SCALING_LAW_FORMULA = "L = T + T^-c0 · (1 + (T / (S·d1))^(1/f1))^(-c1·f1) · (A/N^α + B/D^β)^γ"
 
 
-def read_runs(folders: list[Path]) -> pd.DataFrame:
-    """`scaling_runs` of several experiments. Raises UserError where one has no such grid."""
+def load_scaling_data(folders: list[Path]) -> pd.DataFrame:
+    """`scaling_data` of several experiments. Raises UserError where one has no such grid."""
     found = []
     for folder in folders:
-        runs = scaling_runs(read_cells(folder / "cells.csv"), folder.resolve().name)
+        runs = scaling_data(load_runs_table(folder / "cells.csv"), folder.resolve().name)
         if runs.empty:
             raise UserError(
                 f"{folder}: no grid over student, training.tokens and seed alone, with validated students, in it"
@@ -26,33 +26,36 @@ def read_runs(folders: list[Path]) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True)
 
 
-def scaling_table(runs: pd.DataFrame, law: Law | None) -> Table:
+def scaling_table(runs: pd.DataFrame, law: ScalingLaw | None) -> Table:
     """A row per size and token budget, with what the law says of it."""
     predicted = [float("nan")] * len(runs) if law is None else law.predict(runs)
     rows = []
     for (_, run), value in zip(runs.iterrows(), predicted, strict=True):
         own = _nats(run["loss"]) + (f" ± {_nats(run['deviation'])}" if run["seeds"] > 1 else "")
         others = [_nats(value) for value in (run["supervised_loss"], run["teacher_loss"], value)]
-        rows.append([run["experiment"], run["student"], count(run["size"]), f"{run['tokens']:,.0f}", own, *others])
+        rows.append([run["experiment"], run["student"], format_count(run["size"]), f"{run['tokens']:,.0f}", own, *others])
     columns = ["experiment", "student", "parameters without embeddings", "training tokens", "distilled", "without teacher",
                "teacher", "law"]  # fmt: skip
     several = runs["experiment"].nunique() > 1
     shown = slice(0 if several else 1, len(columns) if law is not None else -1)
-    below = ["Cross-entropy on held-out text in nats per token, ± its deviation over seeds.", _said_of_law(runs, law)]
-    cells = [[Cell(str(text)) for text in row[shown]] for row in rows]
-    return Table("How students scale", columns[shown], cells, left=2 if several else 1, below=below)
+    below = ["Cross-entropy on held-out text in nats per token, ± its deviation over seeds.", _law_note(runs, law)]
+    cells = [[TableCell(str(text)) for text in row[shown]] for row in rows]
+    return Table("How students scale", columns[shown], cells, num_text_columns=2 if several else 1, footnotes=below)
 
 
 def _nats(value: float) -> str:
-    return number(value, 3)
+    return format_number(value, 3)
 
 
-def _said_of_law(runs: pd.DataFrame, law: Law | None) -> str:
+def _law_note(runs: pd.DataFrame, law: ScalingLaw | None) -> str:
     if law is None:
-        return f"No scaling law (2502.08606) is fitted: {refusal(runs)}."
+        return f"No scaling law (2502.08606) is fitted: {reason_not_fitted(runs)}."
     known = ", ".join(f"{name} = {value:.3g}" for name, value in law.coefficients.items())
     return (
-        f"Law (2502.08606): {LAW}, with T the teacher's cross-entropy, S that without teacher, N in units of "
-        f"{count(law.mean_size)} parameters, D of {law.mean_tokens:,.0f} tokens; {known}. Fitted to {law.runs} runs; the "
-        f"median error for a run left out of the fit is {law.left_out:.1%}. Several sets of coefficients fit alike."
+        f"Law (2502.08606): {SCALING_LAW_FORMULA}, with T the teacher's cross-entropy, S that without teacher, N in "
+        "units of "
+        f"{format_count(law.reference_size)} parameters, D of {law.reference_tokens:,.0f} tokens; {known}. Fitted to "
+        f"{law.num_runs} runs; the "
+        f"median error for a run left out of the fit is {law.leave_one_out_error:.1%}. Several sets of coefficients fit "
+        "alike."
     )

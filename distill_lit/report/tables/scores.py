@@ -3,25 +3,34 @@
 import numpy as np
 import pandas as pd
 
-from distill_lit.analysis.model_groups import AS_THEY_ARE
-from distill_lit.analysis.results import reads_different_text
-from distill_lit.analysis.score_table import AGAINST, COSTS, MACRO
+from distill_lit.analysis.model_groups import REFERENCE_ROLES
+from distill_lit.analysis.results import has_different_validation_data
+from distill_lit.analysis.score_table import BASELINE_ROLES, COSTS, MACRO_AVERAGE
 from distill_lit.analysis.scores import Scores
-from distill_lit.report.formats.table import Cell, Table
-from distill_lit.report.number_format import ABSENT, NOT_AVAILABLE, bounds, count, listed, number, points, with_bounds
-from distill_lit.report.tables.footnotes import LEFT_OUT, left_out, provenance, watermark
+from distill_lit.report.formats.table import Table, TableCell
+from distill_lit.report.number_format import (
+    MISSING_VALUE,
+    NOT_AVAILABLE,
+    format_count,
+    format_interval,
+    format_number,
+    format_points,
+    format_with_interval,
+    join_words,
+)
+from distill_lit.report.tables.footnotes import EXCLUDED_MARK, evaluation_footnotes, excluded_task_notes, sample_limit_notes
 
 FEW_DOCUMENTS, FEW_PASSAGES = 30, 10
-_P = [f"{who}_p" for who in AGAINST]
-DECLARED, ELSEWHERE = "‡", "*"  # significant after Holm, after Benjamini–Hochberg
+_P = [f"{who}_p" for who in BASELINE_ROLES]
+HOLM_MARK, FDR_MARK = "‡", "*"  # significant after Holm, after Benjamini–Hochberg
 
 
-def main_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
+def score_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
     """Rows are model groups, columns the tasks, the macro average, what is kept, size and validation KL."""
     tasks = scores.tasks
-    marks = [f"{t} {LEFT_OUT}" if t in scores.left_out else t for t in tasks]
+    marks = [f"{t} {EXCLUDED_MARK}" if t in scores.excluded_tasks else t for t in tasks]
     costs = [(name, words, show) for name, words, show in _COSTS if frame.get(name, pd.Series(dtype=float)).notna().any()]
-    percent = f"{scores.analysis.confidence:.0%}"
+    percent = f"{scores.analysis.confidence_level:.0%}"
     head = ["model", "seeds", *marks, f"above chance [{percent}]", f"kept [{percent}]"]
     rows, rules, student = [], set(), None
     for group in scores.groups:
@@ -29,38 +38,38 @@ def main_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
         if student is not None and group.student != student:
             rules.add(len(rows))
         student = group.student
-        macro = mine.loc[MACRO]
+        macro = mine.loc[MACRO_AVERAGE]
         rows.append(
             [
-                Cell(group.label),
-                Cell(_seeds(macro)),
+                TableCell(group.label),
+                TableCell(_seeds(macro)),
                 *[_score_cell(mine.loc[t]) for t in tasks],
                 _macro_cell(macro),
-                Cell(_kept(macro)),
-                *[Cell(show(macro[name])) for name, _, show in costs],
+                TableCell(_retention_text(macro)),
+                *[TableCell(show(macro[name])) for name, _, show in costs],
             ]
         )
-    chance = [Cell(points(float(panel.chance.mean()))) for panel in scores.panel.tasks]
+    chance = [TableCell(format_points(float(panel.chance.mean()))) for panel in scores.responses.tasks]
     rules.add(len(rows))
-    rows.append([Cell("guessing"), Cell(""), *chance, Cell("0.0"), *[Cell("")] * (len(costs) + 1)])
+    rows.append([TableCell("guessing"), TableCell(""), *chance, TableCell("0.0"), *[TableCell("")] * (len(costs) + 1)])
     return Table(
         title,
         [*head, *(words for _, words, _ in costs)],
         rows,
-        above=watermark(scores),
-        below=_main_notes(scores, frame),
-        source=provenance(scores),
-        rules=rules,
+        header_notes=sample_limit_notes(scores),
+        footnotes=_main_notes(scores, frame),
+        provenance=evaluation_footnotes(scores),
+        rules_before=rules,
     )
 
 
 def _training_flops(value: float) -> str:
-    return "0" if value == 0 else count(value)
+    return "0" if value == 0 else format_count(value)
 
 
 _COSTS = (
-    ("parameters", "parameters", count),
-    ("val_kl", "val. KL, nats", lambda v: number(v, 2)),
+    ("parameters", "parameters", format_count),
+    ("val_kl", "val. KL, nats", lambda v: format_number(v, 2)),
     ("training_flops", "training FLOPs", _training_flops),
 )
 
@@ -68,30 +77,30 @@ _COSTS = (
 def with_training_flops(frame: pd.DataFrame) -> pd.DataFrame:
     """The score frame with the FLOPs of training, the teacher's forward passes included."""
     both = frame["student_flops"].fillna(0) + frame["teacher_flops"].fillna(0)
-    return frame.assign(training_flops=both.where(frame["student_flops"].notna() & ~frame["role"].isin(AS_THEY_ARE)))
+    return frame.assign(training_flops=both.where(frame["student_flops"].notna() & ~frame["role"].isin(REFERENCE_ROLES)))
 
 
 def _seeds(row: pd.Series) -> str:
-    if row["role"] in (*AS_THEY_ARE, "untouched"):
+    if row["role"] in (*REFERENCE_ROLES, "untouched"):
         return "" if row["seeds"] else row["state"]
     return f"{row['seeds']}" if row["seeds"] == row["planned"] else f"{row['seeds']} of {row['planned']}"
 
 
-def _score_cell(row: pd.Series) -> Cell:
-    text = points(row["score"])
+def _score_cell(row: pd.Series) -> TableCell:
+    text = format_points(row["score"])
     if pd.notna(row["seed_deviation"]):
-        text += f" ± {points(row['seed_deviation'])}"
-    return Cell(text, bool(row["best"]))
+        text += f" ± {format_points(row['seed_deviation'])}"
+    return TableCell(text, bool(row["best"]))
 
 
-def _macro_cell(row: pd.Series) -> Cell:
-    return Cell(with_bounds(row["score"], row["low"], row["high"]), bool(row["best"]))
+def _macro_cell(row: pd.Series) -> TableCell:
+    return TableCell(format_with_interval(row["score"], row["low"], row["high"]), bool(row["best"]))
 
 
-def _kept(row: pd.Series) -> str:
+def _retention_text(row: pd.Series) -> str:
     if row["role"] == "teacher" or pd.isna(row["retention"]):
-        return "" if row["role"] == "teacher" else ABSENT
-    return f"{points(row['retention'], 0)}% {bounds(row['retention_low'], row['retention_high'], 0)}"
+        return "" if row["role"] == "teacher" else MISSING_VALUE
+    return f"{format_points(row['retention'], 0)}% {format_interval(row['retention_low'], row['retention_high'], 0)}"
 
 
 def _main_notes(scores: Scores, frame: pd.DataFrame) -> list[str]:
@@ -103,23 +112,23 @@ def _main_notes(scores: Scores, frame: pd.DataFrame) -> list[str]:
         f"within tasks{_seeds_in_words(scores)}. Kept: that average as a share of the teacher's. Bold: the best student "
         "and every student not significantly different from it (Holm within the column).",
     ]
-    if reads_different_text(scores.results.cells):
+    if has_different_validation_data(scores.results.runs):
         notes.append(
             "Validation (KL, curves): each student on held-out rows of its own text; other text is another measure."
         )
-    notes += left_out(scores)
+    notes += excluded_task_notes(scores)
     if scores.teacher is None:
         notes.append("The teacher has no result: nothing is compared with it, and tasks at chance cannot be told.")
-    few = [p.task for p in scores.panel.tasks if p.n < FEW_DOCUMENTS or int(p.clusters.max()) + 1 < FEW_PASSAGES]
+    few = [p.task for p in scores.responses.tasks if p.n < FEW_DOCUMENTS or int(p.clusters.max()) + 1 < FEW_PASSAGES]
     if few:
         notes.append(
-            f"Fewer than {FEW_DOCUMENTS} documents or {FEW_PASSAGES} passages on {listed(few)}: too few for redrawn "
+            f"Fewer than {FEW_DOCUMENTS} documents or {FEW_PASSAGES} passages on {join_words(few)}: too few for redrawn "
             "documents to say how uncertain an average is."
         )
-    declared = int(frame.loc[(frame["task"] == MACRO) & (frame["role"] == "distilled"), _P].notna().sum().sum())
-    if 2 / (scores.analysis.bootstrap + 1) * declared > scores.analysis.alpha:
+    declared = int(frame.loc[(frame["task"] == MACRO_AVERAGE) & (frame["role"] == "distilled"), _P].notna().sum().sum())
+    if 2 / (scores.analysis.n_resamples + 1) * declared > scores.analysis.alpha:
         notes.append(
-            f"With {scores.analysis.bootstrap} bootstrap draws nothing can be significant after Holm over {declared} "
+            f"With {scores.analysis.n_resamples} bootstrap draws nothing can be significant after Holm over {declared} "
             "comparisons: raise analysis.bootstrap."
         )
     tied = sum(int(frame["tie"].fillna(False).sum()) for frame in scores.results.records.values() if "tie" in frame)
@@ -127,13 +136,13 @@ def _main_notes(scores: Scores, frame: pd.DataFrame) -> list[str]:
         notes.append(f"{tied} answers of all models have two equally likely best choices; the first one counts.")
     for g, group in enumerate(scores.groups):
         lacking = [
-            task for t, task in enumerate(scores.tasks) if task not in scores.left_out and np.isnan(scores.raw[t, g])
+            task for t, task in enumerate(scores.tasks) if task not in scores.excluded_tasks and np.isnan(scores.raw[t, g])
         ]
         if group.models and lacking:
-            notes.append(f"Missing: {group.label} has no result on {listed(lacking)}, hence no average.")
-        if len(group.models) < group.planned:
+            notes.append(f"Missing: {group.label} has no result on {join_words(lacking)}, hence no average.")
+        if len(group.models) < group.num_planned:
             done, why = len(group.models), group.reason or "missing"
-            notes.append(f"Missing: {group.label}, {group.planned - done} of {group.planned} ({why}).")
+            notes.append(f"Missing: {group.label}, {group.num_planned - done} of {group.num_planned} ({why}).")
     return notes
 
 
@@ -148,7 +157,7 @@ def _seeds_in_words(scores: Scores) -> str:
 
 def detail_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
     """One row per task and model: score, document and seed error, differences to the teacher and to itself without."""
-    percent = f"{scores.analysis.confidence:.0%}"
+    percent = f"{scores.analysis.confidence_level:.0%}"
     columns = [
         "task",
         "model",
@@ -161,40 +170,53 @@ def detail_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
         "kept",
         "detectable",
     ]
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     rules: set[int] = set()
-    for task in [*scores.tasks, MACRO]:
+    for task in [*scores.tasks, MACRO_AVERAGE]:
         mine = frame[frame["task"] == task]
         rules.add(len(rows))
         for i, (_, row) in enumerate(mine.iterrows()):
-            rows.append([Cell(task if i == 0 else ""), *_detail_cells(scores, row)])
+            rows.append([TableCell(task if i == 0 else ""), *_detail_cells(scores, row)])
     notes = [
-        f"Paired differences in points; {DECLARED} significant after Holm over the declared comparisons (distilled "
-        f"students on the average) at {scores.analysis.alpha:.3g}, {ELSEWHERE} after Benjamini–Hochberg over tasks and "
+        f"Paired differences in points; {HOLM_MARK} significant after Holm over the declared comparisons (distilled "
+        f"students on the average) at {scores.analysis.alpha:.3g}, {FDR_MARK} after Benjamini–Hochberg over tasks and "
         f"models, for each opponent by itself, at "
-        f"{scores.analysis.false_discovery:.3g}. Detectable: the "
+        f"{scores.analysis.false_discovery_rate:.3g}. Detectable: the "
         "smallest difference to the teacher that this many documents show with 80% power.",
     ]
     return Table(
-        title, columns, rows, left=2, above=watermark(scores), below=notes, source=provenance(scores), rules=rules - {0}
+        title,
+        columns,
+        rows,
+        num_text_columns=2,
+        header_notes=sample_limit_notes(scores),
+        footnotes=notes,
+        provenance=evaluation_footnotes(scores),
+        rules_before=rules - {0},
     )
 
 
-def _detail_cells(scores: Scores, row: pd.Series) -> list[Cell]:
-    trained = row["role"] not in (*AS_THEY_ARE, "untouched")
-    deviation = points(row["seed_deviation"]) if pd.notna(row["seed_deviation"]) else NOT_AVAILABLE
-    kept = "" if row["role"] == "teacher" else f"{points(row['retention'], 0)}%" if pd.notna(row["retention"]) else ABSENT
+def _detail_cells(scores: Scores, row: pd.Series) -> list[TableCell]:
+    trained = row["role"] not in (*REFERENCE_ROLES, "untouched")
+    deviation = format_points(row["seed_deviation"]) if pd.notna(row["seed_deviation"]) else NOT_AVAILABLE
+    kept = (
+        ""
+        if row["role"] == "teacher"
+        else f"{format_points(row['retention'], 0)}%"
+        if pd.notna(row["retention"])
+        else MISSING_VALUE
+    )
     kept = "teacher at chance" if row["at_chance"] and row["role"] != "teacher" else kept
     return [
-        Cell(row["model"]),
-        Cell(_seeds(row)),
-        Cell(with_bounds(row["score"], row["low"], row["high"]), bool(row["best"])),
-        Cell(points(row["document_se"])),
-        Cell(deviation if trained else ""),
-        Cell(_difference(scores, row, "teacher")),
-        Cell(_difference(scores, row, "ce_only")),
-        Cell(kept),
-        Cell(points(row["detectable"])),
+        TableCell(row["model"]),
+        TableCell(_seeds(row)),
+        TableCell(format_with_interval(row["score"], row["low"], row["high"]), bool(row["best"])),
+        TableCell(format_points(row["document_se"])),
+        TableCell(deviation if trained else ""),
+        TableCell(_difference(scores, row, "teacher")),
+        TableCell(_difference(scores, row, "ce_only")),
+        TableCell(kept),
+        TableCell(format_points(row["detectable"])),
     ]
 
 
@@ -202,10 +224,10 @@ def _difference(scores: Scores, row: pd.Series, who: str) -> str:
     delta = row[f"{who}_delta"]
     if pd.isna(delta):
         return ""
-    declared = row["task"] == MACRO and row["role"] == "distilled"
-    mark, level = (DECLARED, scores.analysis.alpha) if declared else (ELSEWHERE, scores.analysis.false_discovery)
+    declared = row["task"] == MACRO_AVERAGE and row["role"] == "distilled"
+    mark, level = (HOLM_MARK, scores.analysis.alpha) if declared else (FDR_MARK, scores.analysis.false_discovery_rate)
     mark = mark if row[f"{who}_adjusted"] <= level else ""
-    return with_bounds(delta, row[f"{who}_low"], row[f"{who}_high"], signed=True) + mark
+    return format_with_interval(delta, row[f"{who}_low"], row[f"{who}_high"], signed=True) + mark
 
 
 def csv_frame(frame: pd.DataFrame) -> pd.DataFrame:

@@ -5,10 +5,12 @@ import math
 from importlib import resources
 from typing import Any
 
-from distill_lit.report.formats.html_table import escape
+from distill_lit.report.formats.html_table import escape_html
 
 # no source but the page itself: even a mistake above could not call out
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src 'self' data:; base-uri 'none'"
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src 'self' data:; base-uri 'none'"
+)
 
 
 def embed_json(value: Any) -> str:
@@ -27,16 +29,16 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def asset(name: str) -> str:
+def read_web_asset(name: str) -> str:
     """A file that lies beside this module."""
     return resources.files("distill_lit.report.web").joinpath(name).read_text(encoding="utf-8")
 
 
-def document(title: str, body: str) -> str:
+def html_document(title: str, body: str) -> str:
     """A complete page that needs no network."""
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_SECURITY_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{asset('page.css')}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+        f"<title>{escape_html(title)}</title>\n<style>\n{read_web_asset('page.css')}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )

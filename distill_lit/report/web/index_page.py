@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from distill_lit.report.formats.html_table import escape, paragraphs
-from distill_lit.report.web.html_page import document
+from distill_lit.report.formats.html_table import escape_html, html_paragraphs
+from distill_lit.report.web.html_page import html_document
 from distill_lit.utils.files import read_json, write_text
 
 
-def draw_index(results_root: Path) -> Path:
+def write_index_page(results_root: Path) -> Path:
     """Writes index.html into the folder of all results; returns its path. Folders without a summary are left out."""
     found = [(path.parent, _read(path)) for path in sorted(results_root.glob("*/summary.json"))]
     cards = [_card(folder, summary) for folder, summary in found if summary]
@@ -16,7 +16,7 @@ def draw_index(results_root: Path) -> Path:
         '<a class="skip" href="#main">To the experiments</a>', "<header><h1>Experiments</h1></header>",
         f'<main id="main">{"".join(cards) or "<p>No experiment has been drawn yet.</p>"}</main>',
     ])  # fmt: skip
-    write_text(results_root / "index.html", document("Experiments", body))
+    write_text(results_root / "index.html", html_document("Experiments", body))
     return results_root / "index.html"
 
 
@@ -31,15 +31,15 @@ def _read(path: Path) -> dict[str, Any]:
 def _card(folder: Path, summary: dict[str, Any]) -> str:
     page = folder / "report.html"
     # the folder's own name, not what a file inside it claims
-    link = f'<a href="{escape(folder.name)}/report.html">{escape(summary["name"])}</a>'
-    title = link if page.exists() else escape(summary["name"])
+    link = f'<a href="{escape_html(folder.name)}/report.html">{escape_html(summary["name"])}</a>'
+    title = link if page.exists() else escape_html(summary["name"])
     lines = {key: [str(line) for line in summary.get(key) or []] for key in ("watermark", "tasks")}
     facts = f"{summary.get('models', 0)} models on {len(lines['tasks'])} tasks: {', '.join(lines['tasks'])}."
-    question = escape(summary.get("question", ""))
+    question = escape_html(summary.get("question", ""))
     return (
         f'<section><h2>{title}</h2><p class="question">{question}</p>'
-        f"{paragraphs(lines['watermark'], 'watermark')}{paragraphs([summary.get('headline', '')])}"
-        f"{paragraphs([facts], 'note')}{_picture(folder / 'frontier.png')}</section>"
+        f"{html_paragraphs(lines['watermark'], 'watermark')}{html_paragraphs([summary.get('headline', '')])}"
+        f"{html_paragraphs([facts], 'note')}{_picture(folder / 'frontier.png')}</section>"
     )
 
 
@@ -47,5 +47,5 @@ def _picture(path: Path) -> str:
     """The figure at `path`, from the folder of its experiment; nothing where there is none."""
     if not path.exists():
         return ""
-    source = escape(f"{path.parent.name}/{path.name}")
+    source = escape_html(f"{path.parent.name}/{path.name}")
     return f'<img src="{source}" alt="Score above chance against parameters" width="720">'

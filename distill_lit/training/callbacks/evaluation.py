@@ -6,32 +6,32 @@ from typing import Any
 import lightning as L
 
 from distill_lit.config import EvaluationConfig
-from distill_lit.evaluation.evaluator import evaluate_loaded, main_scores
+from distill_lit.evaluation.evaluator import evaluate_loaded, primary_scores
 
 
-class MidwayEvaluation(L.Callback):
+class EvaluationCallback(L.Callback):
     """Evaluates the student before the first step and every `evaluation.every` of the training, on at most
     `evaluation.every_limit` documents per task.
 
     The training is the same with and without it, to the bit: random states and modes are as before afterwards.
     """
 
-    def __init__(self, tokenizer: Any, settings: EvaluationConfig, benchmarks: str, steps: int) -> None:
+    def __init__(self, tokenizer: Any, evaluation_config: EvaluationConfig, dataset_source: str, max_steps: int) -> None:
         """`tokenizer`: the student's, with the template it is trained on; `steps`: of the whole training."""
-        self.settings = copy.deepcopy(settings)
-        limits = [limit for limit in (settings.limit, settings.every_limit) if limit]
-        self.settings.limit = min(limits, default=0)
-        self.tokenizer, self.benchmarks = tokenizer, benchmarks
-        self.every = max(1, round(settings.every * steps))
+        self.evaluation_config = copy.deepcopy(evaluation_config)
+        limits = [limit for limit in (evaluation_config.limit, evaluation_config.interval_limit) if limit]
+        self.evaluation_config.limit = min(limits, default=0)
+        self.tokenizer, self.dataset_source = tokenizer, dataset_source
+        self.interval_steps = max(1, round(evaluation_config.interval * max_steps))
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """The student as it was made; in a resumed training that of the checkpoint, whose point was dropped."""
-        if trainer.global_step % self.every == 0:
+        if trainer.global_step % self.interval_steps == 0:
             self._evaluate(trainer, module)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         """After an optimizer step that is due, not within a window of accumulation."""
-        if trainer.global_step % self.every == 0 and not trainer.fit_loop.epoch_loop._should_accumulate():
+        if trainer.global_step % self.interval_steps == 0 and not trainer.fit_loop.epoch_loop._should_accumulate():
             self._evaluate(trainer, module)
 
     def _evaluate(self, trainer: L.Trainer, module: Any) -> None:
@@ -42,12 +42,12 @@ class MidwayEvaluation(L.Callback):
 
     def _log_scores(self, trainer: L.Trainer, module: Any) -> None:
         tokenizer = copy.deepcopy(self.tokenizer)  # an evaluation may set its padding
-        found = evaluate_loaded(module.student, tokenizer, self.settings, self.benchmarks)
-        scores = {f"evaluation/{task}": value for task, value in main_scores(found.meta).items()}
+        evaluation = evaluate_loaded(module.student, tokenizer, self.evaluation_config, self.dataset_source)
+        scores = {f"evaluation/{task}": value for task, value in primary_scores(evaluation.meta).items()}
         above = [
-            (scores[f"evaluation/{task}"] - facts["chance"]) / (1 - facts["chance"])
-            for task, facts in found.meta.items()
-            if f"evaluation/{task}" in scores and facts["metric"].startswith("acc")
+            (scores[f"evaluation/{task}"] - task_meta["chance"]) / (1 - task_meta["chance"])
+            for task, task_meta in evaluation.meta.items()
+            if f"evaluation/{task}" in scores and task_meta["metric"].startswith("acc")
         ]
         if above:
             scores["evaluation/above_chance"] = sum(above) / len(above)

@@ -6,25 +6,25 @@ from typing import Any
 import lightning as L
 
 # stage, done, total, unit, latest metrics
-Report = Callable[[str, float, float, str, dict[str, float]], None]
+ProgressCallback = Callable[[str, float, float, str, dict[str, float]], None]
 
 
-class Progress(L.Callback):
+class TrainingProgressReporter(L.Callback):
     """Reports tokens done and the latest metrics."""
 
-    def __init__(self, report: Report, steps: int) -> None:
+    def __init__(self, report: ProgressCallback, steps: int) -> None:
         """`report` is called; `steps`: optimizer steps of the whole training."""
-        self.report, self.steps = report, steps
+        self.progress_callback, self.max_steps = report, steps
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         """Reports after every batch."""
         per_step = module.tokens_per_step
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self.report("train", trainer.global_step * per_step, self.steps * per_step, "tokens", metrics)
+        self.progress_callback("train", trainer.global_step * per_step, self.max_steps * per_step, "tokens", metrics)
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int, *_: Any
     ) -> None:
         """Reports validation as a stage of its own."""
         total = trainer.num_val_batches[0] if trainer.num_val_batches else 0
-        self.report("validate", index + 1, float(total), "batches", {})
+        self.progress_callback("validate", index + 1, float(total), "batches", {})

@@ -7,10 +7,10 @@ import lightning as L
 import numpy as np
 import torch
 
-from distill_lit.utils.distributed.ranks import of_every_rank
+from distill_lit.utils.distributed.ranks import all_gather_object
 
 
-class GeneratorState(L.Callback):
+class RNGStateCallback(L.Callback):
     """Saves and restores the generators of Python, NumPy and torch, so that dropout goes on where it stopped."""
 
     @property
@@ -20,9 +20,9 @@ class GeneratorState(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The generators' states of every rank as plain values and tensors."""
-        return {"ranks": of_every_rank(self._mine())}
+        return {"ranks": all_gather_object(self._local_state())}
 
-    def _mine(self) -> dict[str, Any]:
+    def _local_state(self) -> dict[str, Any]:
         version, words, gauss = random.getstate()
         name, keys, position, has_gauss, cached = np.random.get_state()
         state: dict[str, Any] = {

@@ -6,24 +6,24 @@ from contextlib import contextmanager
 from typing import Any
 
 
-class Termination:
+class TerminationRequest:
     """Which signal has asked to stop, empty while none has."""
 
     def __init__(self) -> None:
-        self.name = ""
+        self.signal_name = ""
 
-    def note(self, number: int, *_: Any) -> None:
+    def handle_signal(self, number: int, *_: Any) -> None:
         """The signal's handler."""
-        self.name = self.name or signal.Signals(number).name
+        self.signal_name = self.signal_name or signal.Signals(number).name
 
 
 @contextmanager
-def noting_signals() -> Iterator[Termination]:
+def catch_termination_signals() -> Iterator[TerminationRequest]:
     """Inside, SIGTERM does not end the process but is noted, so that a checkpoint can be written first; so are SIGUSR1 and
     SIGUSR2, by which schedulers warn before a job's time is over."""
-    termination = Termination()
+    termination = TerminationRequest()
     numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-    previous = {number: signal.signal(number, termination.note) for number in numbers}
+    previous = {number: signal.signal(number, termination.handle_signal) for number in numbers}
     try:
         yield termination
     finally:

@@ -19,59 +19,59 @@ from typing import Any
 
 from distill_lit.utils.exceptions import RankFailure
 
-FORMAT = "%(asctime)s rank {} %(name)s %(message)s"
+RANK_LOG_FORMAT = "%(asctime)s rank {} %(name)s %(message)s"
 
 
-def main(descriptor: int) -> None:
+def run_rank(descriptor: int) -> None:
     """Does what it is told, and waits to be dismissed."""
     os.set_inheritable(descriptor, False)
-    pipe = Connection(descriptor)
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):  # who started this rank decides about those
-        signal.signal(number, signal.SIG_IGN)
-    rank, count, port, threads = pipe.recv()
-    told = pipe.recv_bytes()
-    threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
-    logging.basicConfig(level=logging.INFO, force=True, format=FORMAT.format(rank))
+    connection = Connection(descriptor)
+    for signal_number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):  # who started this rank decides about those
+        signal.signal(signal_number, signal.SIG_IGN)
+    rank, world_size, port, threads = connection.recv()
+    payload = connection.recv_bytes()
+    threading.Thread(target=_exit_on_disconnect, args=(connection,), daemon=True).start()
+    logging.basicConfig(level=logging.INFO, force=True, format=RANK_LOG_FORMAT.format(rank))
     if rank:
         logging.disable(logging.INFO)  # the first rank says the same
     try:
-        pipe.send(("done", _work(rank, count, port, threads, told, pipe)))
+        connection.send(("done", _run_function(rank, world_size, port, threads, payload, connection)))
     except BaseException as error:
         traceback.print_exc()
-        pipe.send(("failed", portable(error, rank)))
-        _leave(1)  # at once, so that no rank waits for this one; and gloo's threads can hang at a regular exit
+        connection.send(("failed", pickle_error(error, rank)))
+        _flush_and_exit(1)  # at once, so that no rank waits for this one; and gloo's threads can hang at a regular exit
     logging.shutdown()
     threading.Event().wait()
 
 
-def _work(rank: int, count: int, port: int, threads: int, told: bytes, pipe: Connection) -> bytes:
+def _run_function(rank: int, world_size: int, port: int, threads: int, payload: bytes, pipe: Connection) -> bytes:
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "")
     if loopback:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
     import torch
 
-    from distill_lit.utils.distributed.ranks import join
+    from distill_lit.utils.distributed.ranks import init_local_process_group
 
     torch.set_num_threads(threads)
-    join(rank, count, port)
-    work, arguments = pickle.loads(told)
+    init_local_process_group(rank, world_size, port)
+    function, arguments = pickle.loads(payload)
 
-    def report(*facts: Any) -> None:
+    def progress_callback(*facts: Any) -> None:
         if rank == 0:
             pipe.send(("report", facts))
 
-    result = work(*arguments, report)
+    result = function(*arguments, progress_callback)
     return pickle.dumps(result if rank == 0 else None)
 
 
-def _end_with(pipe: Connection) -> None:
+def _exit_on_disconnect(pipe: Connection) -> None:
     try:
         pipe.recv_bytes()
     except (EOFError, OSError):
-        _leave(1)
+        _flush_and_exit(1)
 
 
-def _leave(code: int) -> None:
+def _flush_and_exit(code: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -80,15 +80,15 @@ def _leave(code: int) -> None:
     os._exit(code)
 
 
-def portable(error: BaseException, rank: int) -> bytes:
+def pickle_error(error: BaseException, rank: int) -> bytes:
     """An error pickled; one that would not come out as it went in as a `RankFailure` that says the same."""
     if isinstance(error, SystemExit):
         return pickle.dumps(RankFailure(f"rank {rank} ended with exit code {error.code}"))
     try:
-        found = pickle.dumps(error)
-        same = pickle.loads(found)
-        if type(same) is type(error) and str(same) == str(error):
-            return found
+        pickled = pickle.dumps(error)
+        restored = pickle.loads(pickled)
+        if type(restored) is type(error) and str(restored) == str(error):
+            return pickled
     except Exception:
         pass
     first = (str(error).splitlines() or [""])[0]
@@ -96,4 +96,4 @@ def portable(error: BaseException, rank: int) -> bytes:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    run_rank(int(sys.argv[1]))

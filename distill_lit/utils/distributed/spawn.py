@@ -18,30 +18,32 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from distill_lit.utils.distributed.cluster_environment import leave_cluster
-from distill_lit.utils.exceptions import Preempted, RankFailure, how_it_ended
+from distill_lit.utils.distributed.cluster_environment import remove_cluster_variables
+from distill_lit.utils.exceptions import Preempted, RankFailure, describe_exit_code
 
-LEAVE_SECONDS = 10.0  # for the other ranks to say their last word once one of them has
-STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+RANK_EXIT_GRACE_SECONDS = 10.0  # for the other ranks to say their last word once one of them has
+TERMINATION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass
-class _Rank:
+class _RankProcess:
     """A process, the socket to it, and its last word: what it has returned or raised, pickled."""
 
-    number: int
+    rank: int
     process: subprocess.Popen
-    pipe: Connection
-    done: bytes | None = None
-    failed: bytes | None = None
-    code: int | None = None
+    connection: Connection
+    result: bytes | None = None
+    error: bytes | None = None
+    exit_code: int | None = None
 
     @property
     def is_over(self) -> bool:
-        return self.done is not None or self.failed is not None or self.code is not None
+        return self.result is not None or self.error is not None or self.exit_code is not None
 
 
-def together(count: int, work: Callable[..., Any], *arguments: Any, report: Callable[..., None] | None = None) -> Any:
+def spawn_ranks(
+    world_size: int, function: Callable[..., Any], *arguments: Any, progress_callback: Callable[..., None] | None = None
+) -> Any:
     """What `work(*arguments, report)` returns on the first of `count` ranks, each a process of its own on this machine,
     joined in torch's default group. `work` and all it is given and returns must be picklable; of `report` only what the
     first rank reports arrives.
@@ -49,114 +51,114 @@ def together(count: int, work: Callable[..., Any], *arguments: Any, report: Call
     Raises what the first rank to fail has raised, RankFailure for one that died without a word, and Preempted when a signal
     that asks to stop came to this process or to any rank. No rank is left when it returns.
     """
-    told = pickle.dumps((work, arguments))
-    server, port = _meeting_place(count)
-    ranks: list[_Rank] = []
+    payload = pickle.dumps((function, arguments))
+    server, port = _create_store(world_size)
+    ranks: list[_RankProcess] = []
     try:
-        with _passing_on(ranks) as stopped:
-            for number in range(count):
-                ranks.append(_start(number, count, port, told))
-                if stopped:
+        with _forward_signals(ranks) as received_signals:
+            for number in range(world_size):
+                ranks.append(_start_rank(number, world_size, port, payload))
+                if received_signals:
                     ranks[-1].process.terminate()
-            ended = _watch(ranks, report or (lambda *_: None))
+            ended = _wait_for_ranks(ranks, progress_callback or (lambda *_: None))
     finally:
         for rank in ranks:
             rank.process.kill()
         for rank in ranks:
             rank.process.wait()
-            rank.pipe.close()
+            rank.connection.close()
         del server
-    if all(rank.done is not None for rank in ranks):
-        return pickle.loads(ranks[0].done or b"")
-    raise _reason(ended)
+    if all(rank.result is not None for rank in ranks):
+        return pickle.loads(ranks[0].result or b"")
+    raise _failure_cause(ended)
 
 
-def _meeting_place(count: int) -> tuple[Any, int]:
+def _create_store(world_size: int) -> tuple[Any, int]:
     """(a store at which `count` ranks find each other, its port, which was free and which nobody else on the net sees)."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     descriptor = listener.detach()
-    store = TCPStore("127.0.0.1", port, count, is_master=True, wait_for_workers=False, master_listen_fd=descriptor)
+    store = TCPStore("127.0.0.1", port, world_size, is_master=True, wait_for_workers=False, master_listen_fd=descriptor)
     return store, port
 
 
 @contextlib.contextmanager
-def _passing_on(ranks: list[_Rank]) -> Iterator[list[int]]:
+def _forward_signals(ranks: list[_RankProcess]) -> Iterator[list[int]]:
     """Inside, a signal that asks to stop goes on to every rank as SIGTERM; yields those that came."""
-    came: list[int] = []
+    received_signals: list[int] = []
 
     def note(number: int, _: Any) -> None:
-        came.append(number)
+        received_signals.append(number)
         for rank in ranks:
             rank.process.terminate()
 
     if threading.current_thread() is not threading.main_thread():
-        yield came
+        yield received_signals
         return
-    previous = {number: signal.signal(number, note) for number in STOPPING}
+    previous = {number: signal.signal(number, note) for number in TERMINATION_SIGNALS}
     try:
-        yield came
+        yield received_signals
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _start(number: int, count: int, port: int, told: bytes) -> _Rank:
+def _start_rank(rank: int, world_size: int, port: int, payload: bytes) -> _RankProcess:
     import torch
 
-    threads = max(1, torch.get_num_threads() // count)
+    threads = max(1, torch.get_num_threads() // world_size)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    leave_cluster(environment)
-    ours, theirs = Pipe()
-    descriptor = theirs.fileno()
+    remove_cluster_variables(environment)
+    parent_connection, child_connection = Pipe()
+    descriptor = child_connection.fileno()
     process = subprocess.Popen(
         [sys.executable, "-m", "distill_lit.utils.distributed.rank_process", str(descriptor)],
         stdin=subprocess.DEVNULL,
         pass_fds=[descriptor],
         env=environment,
     )
-    theirs.close()
+    child_connection.close()
     with contextlib.suppress(OSError):  # one that has died is noticed by its exit code
-        ours.send((number, count, port, threads))
-        ours.send_bytes(told)
-    return _Rank(number, process, ours)
+        parent_connection.send((rank, world_size, port, threads))
+        parent_connection.send_bytes(payload)
+    return _RankProcess(rank, process, parent_connection)
 
 
-def _watch(ranks: list[_Rank], report: Callable[..., None]) -> list[_Rank]:
+def _wait_for_ranks(ranks: list[_RankProcess], progress_callback: Callable[..., None]) -> list[_RankProcess]:
     """Listens until all have said their last word, or one has failed and the others had time to. Those that are over, in
     the order of their ends."""
-    listening, ended = {rank.pipe: rank for rank in ranks}, []
-    end = float("inf")
-    while any(not rank.is_over for rank in ranks) and time.monotonic() < end:
-        for pipe in wait(list(listening), None if end == float("inf") else max(0.0, end - time.monotonic())):
+    listening, ended = {rank.connection: rank for rank in ranks}, []
+    deadline = float("inf")
+    while any(not rank.is_over for rank in ranks) and time.monotonic() < deadline:
+        for pipe in wait(list(listening), None if deadline == float("inf") else max(0.0, deadline - time.monotonic())):
             rank = listening[pipe]  # type: ignore[index]
             try:
-                kind, value = rank.pipe.recv()
+                kind, value = rank.connection.recv()
             except (EOFError, OSError):
-                del listening[rank.pipe]
-                rank.code = rank.process.wait()
+                del listening[rank.connection]
+                rank.exit_code = rank.process.wait()
             else:
                 if kind == "report":
-                    report(*value)
+                    progress_callback(*value)
                     continue
                 setattr(rank, kind, value)
             if rank not in ended:
                 ended.append(rank)
-            if rank.done is None:
-                end = min(end, time.monotonic() + LEAVE_SECONDS)
+            if rank.result is None:
+                deadline = min(deadline, time.monotonic() + RANK_EXIT_GRACE_SECONDS)
     return ended
 
 
-def _reason(ended: list[_Rank]) -> Exception:
+def _failure_cause(ended: list[_RankProcess]) -> Exception:
     """Why it ended. Who died without a word comes first: whoever waited for it has failed since."""
     for rank in ended:
-        if rank.done is None and rank.failed is None:
-            if rank.code == -signal.SIGTERM:
+        if rank.result is None and rank.error is None:
+            if rank.exit_code == -signal.SIGTERM:
                 return Preempted("SIGTERM before the first step")
-            return RankFailure(f"rank {rank.number} {how_it_ended(rank.code or 0)}")
-    errors = [pickle.loads(rank.failed) for rank in ended if rank.failed is not None]
+            return RankFailure(f"rank {rank.rank} {describe_exit_code(rank.exit_code or 0)}")
+    errors = [pickle.loads(rank.error) for rank in ended if rank.error is not None]
     stops = [error for error in errors if isinstance(error, Preempted)]
     error = [*stops, *errors][0]
     return error if isinstance(error, Exception) else RankFailure(f"{type(error).__name__}: {error}")

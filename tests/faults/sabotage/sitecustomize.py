@@ -63,11 +63,11 @@ class Finder(importlib.abc.MetaPathFinder):
             module.run_cell = lambda cell, folder, report: run_cell(cell, folder, sabotaged(cell.label, report, FAULTS))
 
             def build(cell, folder, report):
-                from distill_lit.utils.distributed.ranks import this_rank
+                from distill_lit.utils.distributed.ranks import get_rank
 
                 os.environ["CELL"] = str(folder)
-                (folder / f"pid.{this_rank()}").write_text(str(os.getpid()))
-                build_rank(cell, folder, sabotaged(str(this_rank()), report, RANK_FAULTS))
+                (folder / f"pid.{get_rank()}").write_text(str(os.getpid()))
+                build_rank(cell, folder, sabotaged(str(get_rank()), report, RANK_FAULTS))
 
             build.__qualname__, build.__module__ = "build_rank", "distill_lit.experiment.run"
             module.build_rank = build
