@@ -49,7 +49,7 @@ KINDS: dict[str, dict[str, TermConfig]] = {
 
 def measure(kind: str, options: argparse.Namespace) -> dict[str, float]:
     """seconds: median of the steps but the first; mebibytes: most memory that the process, or the GPU, ever held."""
-    config = load_experiment(options.experiment, [f"data.length={options.length}"])
+    config = load_experiment(options.experiment, [f"data.sequence_length={options.length}"])
     folder = model_folder(config.teacher.model)
     prepared = data.prepare_datasets(config.data, folder, config.dataset_source)
     device = hardware.device_for("auto")

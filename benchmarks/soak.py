@@ -34,18 +34,18 @@ import tiny_tasks
 EXPERIMENT = """
 name: soak
 question: Is anything lost when cells and their driver are killed at random?
-teacher: {{model: "file:{place}/teacher", source: cached, dtype: float32}}
+teacher: {{model: "file:{place}/teacher", source: offline, dtype: float32}}
 students:
   first: {{layers: [0]}}
   second: {{layers: [1]}}
   both: {{layers: [0, 1]}}
   fresh: {{config: {{num_hidden_layers: 1}}}}
-data: {{length: 32, validation: 4, tokens: 4096, corpora: {{text: {{path: "file:{place}/text.jsonl"}}}}}}
+data: {{sequence_length: 32, validation_sequences: 4, max_tokens: 4096, corpora: {{text: {{path: "file:{place}/text.jsonl"}}}}}}
 objective: {{compile: never, terms: {{ce: {{weight: 0.5}}, kl: {{kind: forward_kl, temperature: 2}}}}}}
-training: {{tokens: 8192, batch: 2, accumulate: 2, precision: float32, accelerator: cpu, checkpoint_every: 8}}
+training: {{max_tokens: 8192, micro_batch_size: 2, gradient_accumulation_steps: 2, precision: float32, accelerator: cpu, checkpoint_interval: 8}}
 evaluation: {{tasks: [colours], include_path: "{place}/tasks"}}
-analysis: {{bootstrap: 200}}
-launcher: {{workers: {workers}, threads: 1}}
+analysis: {{n_resamples: 200}}
+launcher: {{workers: {workers}, threads_per_worker: 1}}
 grid: {{student: [first, second, both, fresh], objective.terms.kl.weight: [{weights}], seed: [{seeds}]}}
 baselines: []
 """

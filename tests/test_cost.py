@@ -104,7 +104,7 @@ def test_measurement_has_every_model_block_and_point(tiny_teacher: Path, tmp_pat
 
 
 def test_a_grid_beyond_the_positions_is_refused(tiny_teacher: Path) -> None:
-    with pytest.raises(UserError, match=r"cost.prompts: 332 tokens .* teacher has 256 positions"):
+    with pytest.raises(UserError, match=r"cost.prompt_lengths: 332 tokens .* teacher has 256 positions"):
         check_positions({"teacher": load_model_config(tiny_teacher)}, CostConfig(prompt_lengths=[8, 300]))
 
 
@@ -217,13 +217,13 @@ def test_from_the_command_line(tmp_path: Path, tiny_teacher: Path, tiny_corpus: 
     file.write_text(f"""
 name: tiny
 teacher: {{model: "file:{tiny_teacher}", dtype: float32}}
-students: {{one: {{depth: 1, layers: uniform}}}}
-data: {{length: 32, validation: 4, tokens: 1024, corpora: {{text: {{path: "file:{tiny_corpus}"}}}}}}
+students: {{one: {{num_layers: 1, layers: uniform}}}}
+data: {{sequence_length: 32, validation_sequences: 4, max_tokens: 1024, corpora: {{text: {{path: "file:{tiny_corpus}"}}}}}}
 objective: {{terms: {{kl: {{kind: forward_kl}}}}, compile: never}}
-training: {{tokens: 1024, batch: 4, precision: float32, accelerator: cpu}}
+training: {{max_tokens: 1024, micro_batch_size: 4, precision: float32, accelerator: cpu}}
 evaluation: {{tasks: [sciq], limit: 8}}
-cost: {{batches: [1], prompts: [8], outputs: [2], price: 1.0}}
-analysis: {{bootstrap: 200}}
+cost: {{batch_sizes: [1], prompt_lengths: [8], output_lengths: [2], price_per_hour: 1.0}}
+analysis: {{n_resamples: 200}}
 grid: {{seed: [0, 1]}}
 baselines: [teacher]
 """)
@@ -236,7 +236,7 @@ baselines: [teacher]
 
     early = run("cost")
     assert early.returncode == 2 and "run the experiment first" in early.stderr
-    long = run("run", "cost.measure=true", "cost.prompts=[300]")
+    long = run("run", "cost.measure=true", "cost.prompt_lengths=[300]")
     assert long.returncode == 2 and "the teacher has 256 positions" in long.stderr
     assert not list(tmp_path.glob("runs/tiny/*/manifest.json"))
     done = run("run", "cost.measure=true")
@@ -254,7 +254,7 @@ baselines: [teacher]
     assert "written tokens/s" in (folder / "table.md").read_text()
     assert "seconds per written token" in (folder / "report.html").read_text()
     made = (folder / "cost.csv").stat().st_mtime_ns
-    again = run("cost", "cost.price=2.0")
+    again = run("cost", "cost.price_per_hour=2.0")
     assert again.returncode == 0 and "have been measured" in again.stdout
     assert json.loads((folder / "cost.json").read_text())["settings"]["price"] == 2.0
     assert (folder / "cost.csv").stat().st_mtime_ns == made

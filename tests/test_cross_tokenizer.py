@@ -349,7 +349,7 @@ def test_a_teacher_that_changes_nearly_every_document_is_refused(
         [normalizers.Replace("e", "3"), teacher.tokenizer.backend_tokenizer.normalizer]
     )
     batch = make_batch(prepared.train, np.arange(40), 1)
-    with pytest.raises(UserError, match=r"teacher.source: foreign, and the teacher's tokenizer changes \d+ of"):
+    with pytest.raises(UserError, match=r"teacher.source: cross_tokenizer, and the teacher's tokenizer changes \d+ of"):
         teacher.target(batch, batch["labels"][:, 1:] >= 0)
 
 
@@ -395,10 +395,10 @@ QUICK = ROOT / "experiments/quickstart.yaml"
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["teacher.source=foreign"], "forward_kl needs a teacher that is dense, and teacher.source foreign is foreign"),
-        (["teacher.source=live", "objective.terms.kl.kind=uld"], "uld needs a teacher that is foreign"),
-        (["teacher.source=foreign", "objective.terms.kl.kind=uld", "objective.terms.kl.temperature=2"], "temperature"),
-        (["teacher.source=foreign", "objective.terms.kl.kind=uld", "data.corpora.piqa.messages=m"], "plain text only"),
+        (["teacher.source=cross_tokenizer"], "forward_kl needs a teacher that is dense, and teacher.source cross_tokenizer is foreign"),
+        (["teacher.source=online", "objective.terms.kl.kind=uld"], "uld needs a teacher that is foreign"),
+        (["teacher.source=cross_tokenizer", "objective.terms.kl.kind=uld", "objective.terms.kl.temperature=2"], "temperature"),
+        (["teacher.source=cross_tokenizer", "objective.terms.kl.kind=uld", "data.corpora.piqa.messages=m"], "plain text only"),
     ],
 )
 def test_bad_input_is_refused(changes: list[str], words: str) -> None:
@@ -415,7 +415,7 @@ def test_a_student_with_other_tokens_is_refused_before_anything_is_written(
     file.write_text(f"""
 name: far
 teacher: {{model: "file:{pieces}", source: {source}}}
-students: {{near: {{depth: 1}}, far: {{from: "file:{tiny_teacher}"}}}}
+students: {{near: {{num_layers: 1}}, far: {{from: "file:{tiny_teacher}"}}}}
 data: {{corpora: {{text: {{path: "file:{tmp_path}"}}}}}}
 objective: {{terms: {{one: {{kind: {kind}}}}}}}
 grid: {{student: [{"" if source == "foreign" else "near, "}far]}}

@@ -17,20 +17,20 @@ from distill_lit.utils.files import disk_free, filesystem_id, read_json
 
 EXPERIMENT = """
 name: tiny
-teacher: {{model: "file:{teacher}", source: cached, dtype: float32}}
+teacher: {{model: "file:{teacher}", source: offline, dtype: float32}}
 students: {{one: {{layers: [0]}}}}
-data: {{length: 32, validation: 3, corpora: {{text: {{path: "file:{corpus}"}}}}}}
+data: {{sequence_length: 32, validation_sequences: 3, corpora: {{text: {{path: "file:{corpus}"}}}}}}
 objective: {{terms: {{ce: {{weight: 1}}}}, compile: never}}
-training: {{tokens: 64, batch: 4, precision: float32, accelerator: cpu}}
+training: {{max_tokens: 64, micro_batch_size: 4, precision: float32, accelerator: cpu}}
 evaluation: {{tasks: [sciq], limit: 4}}
 baselines: []
 """
 FORMS = {
     "hidden": [],
     "hidden_bfloat16": ["teacher.dtype=bfloat16"],
-    "hidden_layers": ["teacher.layers=[0,1]"],
-    "top_k": ["teacher.cache=top_k", "teacher.k=7", "objective.terms.kl={kind: top_k_kl, weight: 1, options: {k: 7}}"],
-    "sampled": ["teacher.cache=sampled", "teacher.draws=5", "objective.terms.kl={kind: sampled_kl, weight: 1}"],
+    "hidden_layers": ["teacher.hidden_layers=[0,1]"],
+    "top_k": ["teacher.cache_format=top_k", "teacher.top_k=7", "objective.terms.kl={kind: top_k_kl, weight: 1, options: {k: 7}}"],
+    "sampled": ["teacher.cache_format=sampled", "teacher.num_samples=5", "objective.terms.kl={kind: sampled_kl, weight: 1}"],
 }
 
 
@@ -79,7 +79,7 @@ def test_text_that_is_not_prepared_is_counted_by_its_bytes(tmp_path: Path, tiny_
     said = estimate_of(load(tmp_path, tiny_teacher, tiny_corpus))
     assert said is not None
     assert said.disk_bytes == (size // 4 + 3 * 32) * states
-    capped = estimate_of(load(tmp_path, tiny_teacher, tiny_corpus, "data.tokens=512"))
+    capped = estimate_of(load(tmp_path, tiny_teacher, tiny_corpus, "data.max_tokens=512"))
     assert capped is not None
     assert capped.disk_bytes == (512 + 3 * 32) * states
 
@@ -89,7 +89,7 @@ def test_text_that_nobody_can_count_is_unknown_not_nothing(
 ) -> None:
     monkeypatch.setattr("distill_lit.data.pipeline.MAX_BYTES_TO_COUNT", 10)
     assert estimate_of(load(tmp_path, tiny_teacher, tiny_corpus)) is None
-    capped = estimate_of(load(tmp_path, tiny_teacher, tiny_corpus, "data.tokens=512"))
+    capped = estimate_of(load(tmp_path, tiny_teacher, tiny_corpus, "data.max_tokens=512"))
     assert capped is not None
     assert capped.disk_bytes == (512 + 3 * 32) * 32 * 4
 

@@ -56,11 +56,11 @@ def test_decisive_leaves_defaults_out_at_every_depth() -> None:
 
 def test_baselines_are_planned_once_and_named_by_what_they_stand_for() -> None:
     """Three variants, of which two differ in the objective alone, times two lengths of training."""
-    variants = "{a: {objective.terms.kl.temperature: 2.0}, b: {teacher.source: live}, c: {training.learning_rate: 0.001}}"
+    variants = "{a: {objective.terms.kl.temperature: 2.0}, b: {teacher.source: online}, c: {training.learning_rate: 0.001}}"
     changes = (
         "grid.student=[deep]",
         f"variants={variants}",
-        "grid={variant: [a, b, c], training.tokens: [10000, 20000], seed: [0, 1]}",
+        "grid={variant: [a, b, c], training.max_tokens: [10000, 20000], seed: [0, 1]}",
     )
     cells = plan_runs(load_experiment(QUICKSTART, list(changes)))
     of = {role: [cell.label for cell in cells if cell.role == role] for role in ("untouched", "ce_only", "distilled")}
@@ -72,7 +72,7 @@ def test_baselines_are_planned_once_and_named_by_what_they_stand_for() -> None:
     ]
     assert len(of["distilled"]) == 12
     axes = {cell.label: cell.grid_values for cell in cells}
-    assert axes["deep-ce_only-a+b-tokens=10000-seed=0"] == {"variant": "a or b", "training.tokens": 10000}
+    assert axes["deep-ce_only-a+b-tokens=10000-seed=0"] == {"variant": "a or b", "training.max_tokens": 10000}
 
 
 def test_a_point_that_no_teacher_tells_anything_is_training_without_teacher_for_all_others() -> None:
@@ -92,8 +92,8 @@ def test_a_point_that_no_teacher_tells_anything_is_training_without_teacher_for_
 def test_training_without_teacher_stands_for_students_that_are_trained_like_it_alone() -> None:
     """`plain` reads more than `kd` and is no baseline of it; `far` draws from the teacher and is none of anybody."""
     variants = (
-        "variants={kd: {}, plain: {objective.terms: {kl: null}, training.tokens: 100000}, "
-        "far: {objective.terms: {kl: null}, teacher.source: live, on_policy: {share: 0.5, teacher_mix: 0.3}}}"
+        "variants={kd: {}, plain: {objective.terms: {kl: null}, training.max_tokens: 100000}, "
+        "far: {objective.terms: {kl: null}, teacher.source: online, on_policy: {share: 0.5, teacher_mix: 0.3}}}"
     )
     changes = [variants, "grid={student: [deep], variant: [kd, plain, far]}", "baselines=[teacher]"]
     cells = plan_runs(load_experiment(QUICKSTART, changes))
@@ -129,11 +129,11 @@ def names(*changes: str) -> dict[str, str]:
     "change",
     [
         "seed=0",
-        "training.checkpoint_every=7",
-        "training.log_every=1",
-        "analysis.bootstrap=200",
+        "training.checkpoint_interval=7",
+        "training.log_every_n_steps=1",
+        "analysis.n_resamples=200",
         "launcher.workers=2",
-        "objective.chunk=64",
+        "objective.chunk_size=64",
         "evaluation.limit=50",
         "name=other",
         "question=why",

@@ -271,14 +271,14 @@ def run_command(tmp_path: Path, teacher: Path, corpus: Path, *overrides: str) ->
     file.write_text(f"""
 name: tiny
 teacher: {{model: "file:{teacher}", dtype: float32}}
-students: {{one: {{depth: 2, layers: uniform, width: {{hidden_size: 24}}, lora: {{rank: 2}}}}}}
-data: {{length: 32, validation: 4, tokens: 2048, corpora: {{text: {{path: "file:{corpus}"}}}}}}
+students: {{one: {{num_layers: 2, layers: uniform, width: {{hidden_size: 24}}, lora: {{rank: 2}}}}}}
+data: {{sequence_length: 32, validation_sequences: 4, max_tokens: 2048, corpora: {{text: {{path: "file:{corpus}"}}}}}}
 objective:
   compile: never
-  terms: {{hidden: {{options: {{projector: true, layers: similar}}}}, kl: {{kind: forward_kl}}}}
-training: {{tokens: 1024, batch: 4, precision: float32, accelerator: cpu}}
+  terms: {{hidden_states: {{options: {{projector: true, layers: similar}}}}, kl: {{kind: forward_kl}}}}
+training: {{max_tokens: 1024, micro_batch_size: 4, precision: float32, accelerator: cpu}}
 evaluation: {{tasks: [sciq], limit: 4}}
-baselines: [untouched]
+baselines: [untrained]
 """)
     return run_cli("run", str(file), "--root", str(tmp_path / "root"), *overrides)
 
@@ -286,11 +286,11 @@ baselines: [untouched]
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("teacher.source=cached", "teacher.source cached lacks"),
-        ("objective.terms.hidden.options.layers=[[0,4]]", "4 is beyond the teacher's last layer 3"),
-        ("objective.terms.hidden.options.projector=false", "set projector: true"),
+        ("teacher.source=offline", "teacher.source offline lacks"),
+        ("objective.terms.hidden_states.options.layers=[[0,4]]", "4 is beyond the teacher's last layer 3"),
+        ("objective.terms.hidden_states.options.projector=false", "set projector: true"),
         ("students.one.width.hidden_size=25", "students.one.width: transformers refuses these sizes"),
-        ("students.one.depth=9", "students.one.depth: 9 exceeds the teacher's 4 layers"),
+        ("students.one.num_layers=9", "students.one.num_layers: 9 exceeds the teacher's 4 layers"),
     ],
 )
 def test_what_does_not_fit_is_one_line_before_anything_is_loaded(

@@ -20,10 +20,10 @@ EXPERIMENT = """
 name: tiny
 teacher: {{model: "file:{teacher}", dtype: float32}}
 students: {{one: {{layers: [0]}}}}
-data: {{length: 32, validation: 4, tokens: 2048, corpora: {{text: {{path: "file:{corpus}"}}}}}}
+data: {{sequence_length: 32, validation_sequences: 4, max_tokens: 2048, corpora: {{text: {{path: "file:{corpus}"}}}}}}
 objective: {{compile: never, terms: {{ce: {{weight: 0.5}}, kl: {{kind: forward_kl}}}}}}
-training: {{tokens: 2304, batch: 2, accumulate: 3, precision: float32, accelerator: cpu}}
-evaluation: {{tasks: [colours, shapes], include_path: "{tasks}", every_limit: 5}}
+training: {{max_tokens: 2304, micro_batch_size: 2, gradient_accumulation_steps: 3, precision: float32, accelerator: cpu}}
+evaluation: {{tasks: [colours, shapes], include_path: "{tasks}", interval_limit: 5}}
 baselines: []
 """
 
@@ -53,7 +53,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def with_and_without(file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("runs")
-    asked, watched = build(file, folder / "with", "evaluation.every=0.5")
+    asked, watched = build(file, folder / "with", "evaluation.interval=0.5")
     plain, alone = build(file, folder / "without")
     assert (asked.fingerprint, asked.name) == (plain.fingerprint, plain.name)
     assert evaluation_fingerprint(asked.config) == evaluation_fingerprint(plain.config)
@@ -147,10 +147,10 @@ def test_training_speed_leaves_out_whatever_is_done_between_two_steps(
         monkeypatch.setattr(place, name, lambda *arguments: (time.sleep(1), real(*arguments))[1])
 
     changes = (
-        "evaluation.every=0.5",
-        "training.checkpoint_every=4",
+        "evaluation.interval=0.5",
+        "training.checkpoint_interval=4",
         "training.keep_checkpoints=true",
-        "training.log_every=4",
+        "training.log_every_n_steps=4",
     )
     slowly(midway, "evaluate_loaded")
     slowly(distiller.Distiller, "validation_step")

@@ -116,7 +116,7 @@ def test_a_text_in_a_chat_ends_with_its_turn(tmp_path: Path, tiny_teacher: Path)
     tokenizer.save_pretrained(tmp_path)
     turn, end = (tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>"))
     for corpus, ends in (([], {end, 2}), (["data.corpora.piqa.messages=m"], {end, turn, 2})):
-        config = load_experiment(QUICK, ["teacher.source=live", "on_policy.share=1", *corpus])
+        config = load_experiment(QUICK, ["teacher.source=online", "on_policy.fraction=1", *corpus])
         made = _build_on_policy_text(config, load_model(tiny_teacher), VOCABULARY, tmp_path, None, 1)
         assert set(made.eos_token_ids) == ends
 
@@ -427,28 +427,28 @@ def test_accumulated_batches_of_student_text_count_alike(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["on_policy.share=1.5", "teacher.source=live"], "on_policy.share: 1.5"),
-        (["on_policy.share=often", "teacher.source=live"], "adaptive"),
-        (["on_policy.share=0.5"], "teacher.source is cached"),
-        (["on_policy.share=0.5", "teacher.source=live", "training.compile=true"], "training.compile"),
-        (["teacher.source=live", "objective.terms.kl.kind=contrastive"], "does not tell them apart"),
-        (["teacher.source=live", "on_policy={share: 1, teacher_mix: 0.2}", "launcher.teacher_device=cpu"], "teacher_mix"),
-        (["teacher.source=live", "launcher.teacher_device=cpu", "training.devices=2"], "training.devices"),
+        (["on_policy.fraction=1.5", "teacher.source=online"], "on_policy.fraction: 1.5"),
+        (["on_policy.fraction=often", "teacher.source=online"], "adaptive"),
+        (["on_policy.fraction=0.5"], "teacher.source is cached"),
+        (["on_policy.fraction=0.5", "teacher.source=online", "training.compile=true"], "training.compile"),
+        (["teacher.source=online", "objective.terms.kl.kind=contrastive"], "does not tell them apart"),
+        (["teacher.source=online", "on_policy={share: 1, teacher_mix: 0.2}", "launcher.teacher_device=cpu"], "teacher_mix"),
+        (["teacher.source=online", "launcher.teacher_device=cpu", "training.devices=2"], "training.devices"),
         (
-            ["teacher.source=live", "launcher.teacher_device=cpu", "objective.terms.hidden={}"],
+            ["teacher.source=online", "launcher.teacher_device=cpu", "objective.terms.hidden_states={}"],
             "compares inner states",
         ),
         (
-            ["teacher.source=foreign", "launcher.teacher_device=cpu", "objective.terms.kl.kind=uld"],
+            ["teacher.source=cross_tokenizer", "launcher.teacher_device=cpu", "objective.terms.kl.kind=uld"],
             "only a live teacher",
         ),
-        (["teacher.source=live", "objective.terms.kl.kind=policy_reverse_kl"], "set on_policy.share to 1"),
+        (["teacher.source=online", "objective.terms.kl.kind=policy_reverse_kl"], "set on_policy.fraction to 1"),
         *(
             (
-                ["teacher.source=live", "objective.terms.kl.kind=policy_reverse_kl", "on_policy.share=1", change],
+                ["teacher.source=online", "objective.terms.kl.kind=policy_reverse_kl", "on_policy.fraction=1", change],
                 "objective.terms.kl: policy_reverse_kl is for .* leave temperature and top_p at 1",
             )
-            for change in ("on_policy.temperature=0.7", "on_policy.top_p=0.9", "on_policy.replay=2")
+            for change in ("on_policy.temperature=0.7", "on_policy.top_p=0.9", "on_policy.replay_buffer_size=2")
         ),
     ],
 )
@@ -459,8 +459,8 @@ def test_bad_input_is_refused(changes: list[str], words: str) -> None:
 
 def test_only_distilled_cells_are_on_policy() -> None:
     names = [
-        [(c.role, c.name) for c in plan_runs(load_experiment(QUICK, ["teacher.source=live", *changes]))]
-        for changes in ([], ["on_policy.share=0.5"], ["on_policy.temperature=0.7"])
+        [(c.role, c.name) for c in plan_runs(load_experiment(QUICK, ["teacher.source=online", *changes]))]
+        for changes in ([], ["on_policy.fraction=0.5"], ["on_policy.temperature=0.7"])
     ]
     differ = [role for (role, one), (_, other) in zip(names[0], names[1], strict=True) if one != other]
     assert differ == ["distilled", "distilled"]

@@ -553,15 +553,15 @@ name: tiny
 teacher: {{model: "file:{teacher}", source: none, dtype: float32}}
 students: {{one: {{layers: [0]}}}}
 data:
-  length: 32
-  validation: 2
+  sequence_length: 32
+  validation_sequences: 2
   corpora:
-    fine: {{generated: {{prompts: {{path: "file:{rows}"}}, remote: {{base_url: "{url}", model: m, retries: 0}}}}}}
-    none: {{generated: {{prompts: {{path: "file:{rows}"}}, remote: {{base_url: "{url}", model: n, retries: 0}}}}}}
+    fine: {{generated: {{prompts: {{path: "file:{rows}"}}, remote: {{base_url: "{url}", model: m, max_retries: 0}}}}}}
+    none: {{generated: {{prompts: {{path: "file:{rows}"}}, remote: {{base_url: "{url}", model: n, max_retries: 0}}}}}}
 objective: {{terms: {{ce: {{weight: 1}}}}, compile: never}}
-training: {{tokens: 64, batch: 1, precision: float32, accelerator: cpu}}
+training: {{max_tokens: 64, micro_batch_size: 1, precision: float32, accelerator: cpu}}
 evaluation: {{tasks: [colours], include_path: "{tasks}"}}
-launcher: {{workers: 1, threads: 1}}
+launcher: {{workers: 1, threads_per_worker: 1}}
 baselines: []
 """
 
@@ -646,7 +646,7 @@ def test_a_key_is_needed_to_run_and_not_to_plan(tmp_path: Path, monkeypatch: pyt
     generated = GeneratedConfig(PromptsConfig(path=str(tmp_path / "q.jsonl")), remote=remote)
     data = DataConfig({"a": CorpusConfig(generated=generated)})
     check_generated_corpora(data, "pypi")
-    with pytest.raises(UserError, match="data.corpora.a.generated.remote.key_variable: .* NO_SUCH_KEY"):
+    with pytest.raises(UserError, match="data.corpora.a.generated.remote.api_key_variable: .* NO_SUCH_KEY"):
         check_api_keys(data)
     monkeypatch.setenv("NO_SUCH_KEY", "x")
     check_api_keys(data)

@@ -227,7 +227,7 @@ def test_wrong_options_are_refused(kind: str, options: dict, words: str) -> None
 def test_a_temperature_or_a_negative_weight_is_refused() -> None:
     with pytest.raises(UserError, match="hidden has no temperature"):
         build_objective({"hidden": TermConfig(temperature=2.0)})
-    with pytest.raises(UserError, match="objective.terms.hidden.weight"):
+    with pytest.raises(UserError, match="objective.terms.hidden_states.weight"):
         build_objective({"hidden": TermConfig(weight=-1)})
 
 
@@ -235,7 +235,7 @@ def test_a_temperature_or_a_negative_weight_is_refused() -> None:
 def test_a_source_without_inner_states_is_refused(kind: str) -> None:
     objective = build_objective({kind: TermConfig()})
     check_teacher_supports_features(objective, "live")
-    with pytest.raises(UserError, match=rf"objective.terms.{kind}: .* teacher.source cached lacks"):
+    with pytest.raises(UserError, match=rf"objective.terms.{kind}: .* teacher.source offline lacks"):
         check_teacher_supports_features(objective, "cached")
     with pytest.raises(UserError, match="training.compile"):
         check_teacher_supports_features(objective, "live", student_compiled=True)
@@ -245,18 +245,18 @@ def test_a_source_without_inner_states_is_refused(kind: str) -> None:
 def test_a_cache_feeds_hidden_states_of_the_layers_it_keeps() -> None:
     check_teacher_supports_features(build_objective({"hidden": TermConfig()}), "cached", cached_layers=(1, 3))
     for kind in ("attention", "relations"):
-        with pytest.raises(UserError, match=rf"{kind} compares inner states, which teacher.source cached lacks; use live$"):
+        with pytest.raises(UserError, match=rf"{kind} compares inner states, which teacher.source offline lacks; use live$"):
             check_teacher_supports_features(build_objective({kind: TermConfig()}), "cached", cached_layers=(1, 3))
-    with pytest.raises(UserError, match="objective.terms.hidden.options.layers: similar looks at all layers of a live"):
+    with pytest.raises(UserError, match="objective.terms.hidden_states.options.layers: similar looks at all layers of a live"):
         check_teacher_supports_features(
             build_objective({"hidden": TermConfig(options={"layers": "similar"})}), "cached", cached_layers=(1, 3)
         )
-    with pytest.raises(UserError, match="use live, or let teacher.layers name"):
+    with pytest.raises(UserError, match="use live, or let teacher.hidden_layers name"):
         check_teacher_supports_features(build_objective({"hidden": TermConfig()}), "cached")
     model = make_family("llama").config
     pairs = build_objective({"hidden": TermConfig(options={"layers": [[0, 1], [1, 2]]})})
     check_feature_dimensions(pairs, model, model, cached_layers=(1, 2))
-    with pytest.raises(UserError, match="teacher.layers: layer 2 is not among them, and objective.terms.hidden compares"):
+    with pytest.raises(UserError, match="teacher.hidden_layers: layer 2 is not among them, and objective.terms.hidden_states compares"):
         check_feature_dimensions(pairs, model, model, cached_layers=(1, 3))
 
 

@@ -30,14 +30,14 @@ def write_experiment(folder: Path, teacher: Path, rival: Path, corpus: Path) -> 
     file.write_text(f"""
 name: tiny
 teacher: {{model: "file:{teacher}", dtype: float32}}
-students: {{one: {{depth: 1, layers: uniform}}}}
-data: {{length: 32, validation: 4, tokens: 1024, corpora: {{text: {{path: "file:{corpus}"}}}}}}
+students: {{one: {{num_layers: 1, layers: uniform}}}}
+data: {{sequence_length: 32, validation_sequences: 4, max_tokens: 1024, corpora: {{text: {{path: "file:{corpus}"}}}}}}
 objective: {{terms: {{kl: {{kind: forward_kl}}}}, compile: never}}
-training: {{tokens: 1024, batch: 4, precision: float32, accelerator: cpu}}
+training: {{max_tokens: 1024, micro_batch_size: 4, precision: float32, accelerator: cpu}}
 evaluation: {{tasks: [sciq], limit: 12}}
 baselines: [teacher, teacher_int8]
-rivals: {{other: "file:{rival}"}}
-analysis: {{bootstrap: 200}}
+external_models: {{other: "file:{rival}"}}
+analysis: {{n_resamples: 200}}
 """)
     return file
 

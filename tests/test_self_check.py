@@ -286,7 +286,7 @@ name: positions
 teacher: {{model: "file:{teacher}"}}
 students: {{small: {student}}}
 objective: {{terms: {{kl: {{kind: forward_kl}}}}}}
-data: {{corpora: {{text: {{path: "file:{corpus}"}}}}, length: {length}, validation: 4}}
+data: {{corpora: {{text: {{path: "file:{corpus}"}}}}, sequence_length: {length}, validation_sequences: 4}}
 evaluation: {{tasks: [piqa], limit: 10}}
 """
     for teacher, student in (("gpt2", "{depth: 1}"), ("llama", f"{{from: 'file:{tmp_path}/gpt2'}}")):
@@ -296,7 +296,7 @@ evaluation: {{tasks: [piqa], limit: 10}}
             if length == 64:
                 check_against_teacher(load_experiment(path))
                 continue
-            with pytest.raises(UserError, match="data.length: 65 exceeds the 64 positions of students.small"):
+            with pytest.raises(UserError, match="data.sequence_length: 65 exceeds the 64 positions of students.small"):
                 check_against_teacher(load_experiment(path))
     assert load_model_config(tmp_path / "gpt2").n_positions == 64
 

@@ -491,19 +491,19 @@ def test_an_experiment_writes_its_corpus_once_and_trains_on_it(tmp_path: Path, c
     file = tmp_path / "tiny.yaml"
     file.write_text(f"""
 name: tiny
-teacher: {{model: "file:{chatty}", source: cached, dtype: float32}}
-students: {{one: {{depth: 1, layers: uniform}}}}
+teacher: {{model: "file:{chatty}", source: offline, dtype: float32}}
+students: {{one: {{num_layers: 1, layers: uniform}}}}
 data:
-  length: 256
-  validation: 2
+  sequence_length: 256
+  validation_sequences: 2
   corpora:
     answers:
       generated:
         prompts: {{path: "file:{path}", text: "{{{{ q }}}}"}}
         max_new_tokens: 8
-        batch: 16
+        batch_size: 16
 objective: {{terms: {{ce: {{weight: 1}}}}, compile: never}}
-training: {{tokens: 2048, batch: 2, precision: float32, accelerator: cpu}}
+training: {{max_tokens: 2048, micro_batch_size: 2, precision: float32, accelerator: cpu}}
 evaluation: {{tasks: [sciq], limit: 4}}
 baselines: [teacher]
 """)

@@ -59,8 +59,8 @@ def calibration(prepared: data.PreparedData, tmp_path: Path, monkeypatch: pytest
             StudentConfig(num_layers=2, layers="uniforn"),
             "students.s.layers: unknown method 'uniforn'; did you mean 'uniform'",
         ),
-        (StudentConfig(lora=LoraConfig(rank=2, target_modules="q_proj")), "students.s.lora.targets: 'q_proj' is neither"),
-        (StudentConfig(lora=LoraConfig(rank=2, target_modules=[])), "students.s.lora.targets: \\[\\] is neither"),
+        (StudentConfig(lora=LoraConfig(rank=2, target_modules="q_proj")), "students.s.lora.target_modules: 'q_proj' is neither"),
+        (StudentConfig(lora=LoraConfig(rank=2, target_modules=[])), "students.s.lora.target_modules: \\[\\] is neither"),
         (StudentConfig(from_="smollm"), "unknown kind"),
     ],
 )
@@ -88,7 +88,7 @@ def test_students_that_make_sense_are_taken(student: StudentConfig, teacher: Pat
 @pytest.mark.parametrize(
     ("student", "words"),
     [
-        (StudentConfig(num_layers=5), "students.s.depth: 5 exceeds the teacher's 4 layers"),
+        (StudentConfig(num_layers=5), "students.s.num_layers: 5 exceeds the teacher's 4 layers"),
         (StudentConfig(layers=[0, 4]), "students.s.layers: 4 is beyond the teacher's last layer 3"),
         (StudentConfig(width=WidthConfig(hidden_size=64)), "students.s.width.hidden_size: 64 exceeds the teacher's 36"),
         (

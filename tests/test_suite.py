@@ -53,7 +53,7 @@ def test_identity_ignores_what_cannot_change_a_result() -> None:
     path = ROOT / "experiments/quickstart.yaml"
     names = [
         [c.name for c in plan_runs(load_experiment(path, [change]))]
-        for change in ("seed=0", "training.checkpoint_every=7", "analysis.bootstrap=200", "training.learning_rate=1e-3")
+        for change in ("seed=0", "training.checkpoint_interval=7", "analysis.n_resamples=200", "training.learning_rate=1e-3")
     ]
     assert names[0] == names[1] == names[2]
     assert sum(a != b for a, b in zip(names[0], names[3], strict=True)) == 4  # the trained ones
@@ -66,13 +66,13 @@ def test_identity_ignores_what_cannot_change_a_result() -> None:
         ("objective.terms.kl.weight=-1", "objective.terms.kl.weight"),
         ("objective.terms.kl.temperature=0", "above 0"),
         ("evaluation.tasks=[arc_esy]", "arc_easy"),
-        ("students.deep.depth=5", "students.deep"),
+        ("students.deep.num_layers=5", "students.deep"),
         ("teacher.model=smollm", "unknown kind"),
         ("name=../out", "plain folder name"),
         ("training.accelerator=cuda", "cuda"),
         ("launcher.teacher_device=cuda:7", "GPUs here"),
         ("launcher.teacher_device=tpu", "give cpu, cuda or cuda:1"),
-        ("data.corpora.piqa.generated.samples=2", "data.corpora.piqa has both generated and dataset"),
+        ("data.corpora.piqa.generated.num_samples=2", "data.corpora.piqa has both generated and dataset"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, change: str, words: str) -> None:
@@ -91,11 +91,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, tiny_
     file.write_text(f"""
 name: tiny
 question: Does it run?
-teacher: {{model: "file:{tiny_teacher}", source: cached, dtype: float32}}
-students: {{one: {{depth: 1, layers: block_influence}}, fresh: {{config: {{num_hidden_layers: 1}}}}}}
-data: {{length: 32, validation: 4, tokens: 2048, corpora: {{text: {{path: "file:{tiny_corpus}"}}}}}}
+teacher: {{model: "file:{tiny_teacher}", source: offline, dtype: float32}}
+students: {{one: {{num_layers: 1, layers: block_influence}}, fresh: {{config: {{num_hidden_layers: 1}}}}}}
+data: {{sequence_length: 32, validation_sequences: 4, max_tokens: 2048, corpora: {{text: {{path: "file:{tiny_corpus}"}}}}}}
 objective: {{terms: {{ce: {{weight: 0.5}}, kl: {{kind: forward_kl, temperature: 2}}}}, compile: never}}
-training: {{tokens: 2048, batch: 4, accumulate: 2, precision: float32, accelerator: cpu}}
+training: {{max_tokens: 2048, micro_batch_size: 4, gradient_accumulation_steps: 2, precision: float32, accelerator: cpu}}
 evaluation: {{tasks: [sciq], limit: 12}}
 grid: {{student: [one, fresh]}}
 """)
@@ -196,10 +196,10 @@ def test_real_teacher_from_end_to_end(tmp_path: Path) -> None:
         "experiments/quickstart.yaml",
         "--root",
         str(tmp_path),
-        "training.tokens=2048",
-        "data.tokens=2048",
-        "training.batch=4",
-        "data.validation=2",
+        "training.max_tokens=2048",
+        "data.max_tokens=2048",
+        "training.micro_batch_size=4",
+        "data.validation_sequences=2",
         "evaluation.limit=4",
         "grid.student=[shallow]",
         "objective.compile=never",
@@ -224,7 +224,7 @@ def test_a_failing_cell_does_not_stop_the_others(finished: tuple[Path, Path]) ->
 
 
 def test_report_and_lists_run(finished: tuple[Path, Path]) -> None:
-    assert run("report", str(finished[0] / "results/tiny"), "analysis.bootstrap=200").returncode == 0
+    assert run("report", str(finished[0] / "results/tiny"), "analysis.n_resamples=200").returncode == 0
     for what in ("objectives", "students", "experiments", "assets", "knobs", "tasks"):
         assert run("list", what).stdout.strip(), what
     assert run("plan", "experiments/quickstart.yaml").returncode == 0

@@ -18,8 +18,8 @@ def test_the_table_of_cuts(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(f"""
 name: tiny
 teacher: {{model: "file:{teacher}"}}
-students: {{one: {{depth: 1}}}}
-data: {{length: 32, validation: 4, corpora: {{text: {{path: "file:{corpus}"}}}}}}
+students: {{one: {{num_layers: 1}}}}
+data: {{sequence_length: 32, validation_sequences: 4, corpora: {{text: {{path: "file:{corpus}"}}}}}}
 """)
     out = tmp_path / "out"
     command = [sys.executable, "benchmarks/surgery.py", "--depths", "3", "2", "--experiment", str(tmp_path / "tiny.yaml")]

@@ -200,7 +200,7 @@ def test_verdict_names_the_tasks_the_student_without_teacher_wins(tmp_path: Path
 def test_groups_keep_grid_points_apart_and_find_their_rivals(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=10, students={"deep": 0.8, "shallow": 1.4})
     cells = pd.read_csv(folder / "cells.csv")
-    names = {"objective.terms.kl.temperature": "1", "training.tokens": "100"}
+    names = {"objective.terms.kl.temperature": "1", "training.max_tokens": "100"}
     for axis, value in names.items():
         hidden = cells["role"].isin(["teacher", "untouched"]) | (
             axis.startswith("objective") & (cells["role"] == "ce_only")

@@ -355,7 +355,7 @@ metric_list: [{{metric: exact_match}}]
 
 
 def test_code_is_not_run_where_a_student_is_trained() -> None:
-    with pytest.raises(UserError, match=r"evaluation.every: task 'humaneval' executes code"):
+    with pytest.raises(UserError, match=r"evaluation.interval: task 'humaneval' executes code"):
         check("humaneval", data="hub", run_generated_code=True, every=0.5)
 
 

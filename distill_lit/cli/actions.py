@@ -123,7 +123,7 @@ def write_teacher_outputs(config: ExperimentConfig, root: Path, console: Console
     all_runs = plan_runs(config)
     selected = [run for run in all_runs if run.role == role]
     if not selected:
-        what = "a corpus with `generated`" if role == "generated" else "teacher.source: cached"
+        what = "a corpus with `generated`" if role == "generated" else "teacher.source: offline"
         raise UserError(f"{config.name}: nothing to write; it has not {what}")
     names = {name for run in selected for name in (*run.depends_on, run.name)}
     runs = [run for run in all_runs if run.name in names]

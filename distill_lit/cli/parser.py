@@ -12,7 +12,7 @@ Add = Callable[[str, str, str], argparse.ArgumentParser]
 HELP_EPILOG = """examples:
   distill-lit plan experiments/quickstart.yaml                      cells, tokens, disk and minutes, before anything runs
   distill-lit run experiments/quickstart.yaml                       run what is not done yet, then draw the report
-  distill-lit run experiments/quickstart.yaml training.tokens=200000 name=longer
+  distill-lit run experiments/quickstart.yaml training.max_tokens=200000 name=longer
   distill-lit status experiments/quickstart.yaml                    which cells are done, failed, missing
   distill-lit evaluate file:runs/quickstart/…/student tasks=[piqa,sciq] limit=200
   distill-lit report results/quickstart                             draw tables and figures again, from records alone
@@ -33,7 +33,7 @@ EXPERIMENT_COMMANDS = (
     (
         "plan",
         "Show the cells of an experiment, their tokens, arithmetic, disk and minutes; run nothing.",
-        "distill-lit plan experiments/quickstart.yaml training.tokens=1000000",
+        "distill-lit plan experiments/quickstart.yaml training.max_tokens=1000000",
     ),
     (
         "status",
@@ -129,7 +129,7 @@ def _add_scores(add: Add) -> None:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="overrides of `analysis`, as analysis.bootstrap=2000; of any key where an experiment file is given",
+        help="overrides of `analysis`, as analysis.n_resamples=2000; of any key where an experiment file is given",
     )
     report.add_argument("--root", type=Path, default=Path(), help="where runs/ and results/ of an experiment file are")
     scaling = add(

@@ -35,13 +35,13 @@ def check_on_policy(config: OnPolicyConfig, source: str, compiled: bool) -> None
     fraction = config.fraction
     is_number = isinstance(fraction, (int, float)) and not isinstance(fraction, bool)
     if fraction != ADAPTIVE and not (is_number and 0 <= fraction <= 1):
-        raise UserError(f"on_policy.share: {fraction!r} is neither a number from 0 to 1 nor {ADAPTIVE!r}")
+        raise UserError(f"on_policy.fraction: {fraction!r} is neither a number from 0 to 1 nor {ADAPTIVE!r}")
     if not is_on_policy_enabled(config):
         return
     if source != "live":
-        raise UserError(f"on_policy.share: text that the student writes needs a live teacher; teacher.source is {source}")
+        raise UserError(f"on_policy.fraction: text that the student writes needs a live teacher; teacher.source is {source}")
     if compiled:
-        raise UserError("on_policy.share: the student cannot write while training.compile is set")
+        raise UserError("on_policy.fraction: the student cannot write while training.compile is set")
 
 
 def is_on_policy_enabled(config: OnPolicyConfig) -> bool:

@@ -1,7 +1,7 @@
 """Text of a config: YAML in which every key is the text that stands there, and `${key}`, which stands for another value.
 
 Whatever is written by `dump_yaml` is read back by `parse_yaml` as it was. A dollar sign is a dollar sign: only `${` before
-a name, as in `${data.length}`, is more, and `\\${` is a `${` that is not. Backslashes elsewhere stay.
+a name, as in `${data.sequence_length}`, is more, and `\\${` is a `${` that is not. Backslashes elsewhere stay.
 """
 
 import copy
@@ -160,7 +160,7 @@ def mask_literals(text: str, where: str = "") -> str:
         whole = INTERPOLATED_KEY.match(text, begin)
         if whole is None:
             raise UserError(
-                f"{where}: {text[begin : begin + 60]!r} is not the name of a key, as in ${{data.length}}; "
+                f"{where}: {text[begin : begin + 60]!r} is not the name of a key, as in ${{data.sequence_length}}; "
                 "write \\${ for the characters themselves"
             )
         pieces.append(f"${{{whole[1]}}}")

@@ -30,7 +30,7 @@ def _epoch_permutation(rows: int, seed: int, number: int) -> np.ndarray:
 
 
 def optimizer_steps(training: TrainingConfig, sequence_length: int) -> int:
-    """Steps in which a student reads `training.tokens` positions, padding included; rounded up."""
+    """Steps in which a student reads `training.max_tokens` positions, padding included; rounded up."""
     return -(
         -training.max_tokens
         // (sequence_length * training.micro_batch_size * training.gradient_accumulation_steps * training.devices)

@@ -134,13 +134,13 @@ def _pack_both(data: DataConfig, tokens: TokenizedDocuments, manifest: Mapping[s
     )
     if len(train_documents.offsets) < 2:
         raise UserError(
-            f"data.validation: {data.validation_sequences} sequences of {data.sequence_length} tokens need all "
+            f"data.validation_sequences: {data.validation_sequences} sequences of {data.sequence_length} tokens need all "
             f"{len(tokens.offsets) - 1} documents; none is left to train on"
         )
     validation, _ = pack(validation_documents, data.sequence_length)
     if len(validation) < data.validation_sequences:
         raise UserError(
-            f"data.validation: the corpora fill only {len(validation)} of {data.validation_sequences} sequences"
+            f"data.validation_sequences: the corpora fill only {len(validation)} of {data.validation_sequences} sequences"
         )
     validation = validation.take(np.arange(data.validation_sequences))
     train, split = pack(train_documents, data.sequence_length)

@@ -104,7 +104,7 @@ def check_corpus_source(key: str, corpus: DatasetConfig, dataset_source: str) ->
             known = suggest(corpus.dataset, REPOSITORIES)
             raise UserError(
                 f"{key}.dataset: {corpus.dataset!r} is not in the benchmark packages{known}; "
-                "for other repositories set benchmarks=hub"
+                "for other repositories set dataset_source=hub"
             )
         return
     kind, name = _split_path(key, corpus.path)
@@ -158,7 +158,7 @@ def _split_path(key: str, path: str) -> tuple[str, str]:
         return "file", path
     parsed = assets.parse_reference(path)
     if parsed.kind == "hf":
-        raise UserError(f"{key}.path: {path!r} is a model; name a dataset repository with `dataset` and benchmarks=hub")
+        raise UserError(f"{key}.path: {path!r} is a model; name a dataset repository with `dataset` and dataset_source=hub")
     return parsed.kind, parsed.name if parsed.kind == "file" else parsed.inner
 
 

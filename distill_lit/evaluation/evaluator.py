@@ -209,13 +209,13 @@ def require_chat_template(settings: EvaluationConfig, tokenizer: PreTrainedToken
     if not settings.apply_chat_template:
         return
     if not tokenizer.chat_template:
-        raise UserError(f"evaluation.chat_template: the tokenizer of {model} has no chat template")
+        raise UserError(f"evaluation.apply_chat_template: the tokenizer of {model} has no chat template")
     try:
         question = [{"role": "user", "content": "Why?"}]
         with handle_template_errors():
             check_rendered_length(str(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)))
     except UserError as error:
-        raise UserError(f"evaluation.chat_template: of {model}: {error}") from error
+        raise UserError(f"evaluation.apply_chat_template: of {model}: {error}") from error
 
 
 def evaluation_document_texts(settings: EvaluationConfig, dataset_source: str) -> Iterator[str]:

@@ -33,7 +33,7 @@ def check_gold(spec: "TaskSpec", task: Any) -> None:
         raise UserError(
             f"task {spec.name!r}: {hidden} of {len(fewshot_examples)} examples in split "
             f"{spec.data_source.fewshot_split!r} have no known "
-            "right answer; name another fewshot_split, or set evaluation.fewshot=0"
+            "right answer; name another fewshot_split, or set evaluation.num_fewshot=0"
         )
 
 
@@ -47,7 +47,7 @@ def _check_pool(spec: "TaskSpec", task: Any) -> None:
         beside = " beside the question" if left < pool else ""
         raise UserError(
             f"task {spec.name!r}: {spec.num_fewshot} examples are asked for, and {where} has {left}{beside}; "
-            f"set evaluation.fewshot to {left} or less"
+            f"set evaluation.num_fewshot to {left} or less"
         )
 
 

@@ -86,8 +86,8 @@ def check_tasks(settings: EvaluationConfig, dataset_source: str) -> list[str]:
     for entry, *_ in checked:
         if settings.interval and entry.config["unsafe_code"]:
             raise UserError(
-                f"evaluation.every: task {entry.name!r} executes code that the model writes, which must not happen where "
-                "a student is trained; set evaluation.every=0, or leave the task out"
+                f"evaluation.interval: task {entry.name!r} executes code that the model writes, which must not happen where "
+                "a student is trained; set evaluation.interval=0, or leave the task out"
             )
         check_task_data(entry, dataset_source)
     return [entry.name for entry, *_ in checked]
@@ -283,7 +283,7 @@ def _reject_unsupported(entry: TaskEntry, overrides: dict[str, Any], confirm_run
     if entry.config["unsafe_code"] and not confirm_run_unsafe_code:
         raise UserError(
             f"task {entry.name!r} executes code that the model writes; this is refused unless "
-            "evaluation.run_generated_code=true says that it may"
+            "evaluation.confirm_run_unsafe_code=true says that it may"
         )
     bound = [key for key, value in overrides.items() if isinstance(value, str) and value.startswith("/")]
     if bound:

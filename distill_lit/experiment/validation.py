@@ -75,7 +75,7 @@ def _check_policy_gradient(objective: Objective, on_policy: OnPolicyConfig) -> N
         if term.kind == "policy_reverse_kl" and not (on_policy.fraction == 1 and is_drawn):
             raise UserError(
                 f"objective.terms.{term.name}: policy_reverse_kl is for the student's own text alone: "
-                "set on_policy.share to 1, without teacher_mix and replay, and leave temperature and top_p at 1"
+                "set on_policy.fraction to 1, without teacher_mix and replay, and leave temperature and top_p at 1"
             )
 
 
@@ -91,14 +91,14 @@ def _check_teacher_device(point: ExperimentConfig, objective: Objective) -> None
         name = objective.feature_terms[0].name
         raise UserError(f"launcher.teacher_device: objective.terms.{name} compares inner states, beside the student only")
     if is_on_policy_enabled(point.on_policy) and point.on_policy.teacher_mix_fraction:
-        raise UserError("launcher.teacher_device: on_policy.teacher_mix draws from both models, on one device only")
+        raise UserError("launcher.teacher_device: on_policy.teacher_mix_fraction draws from both models, on one device only")
 
 
 def _check_cross_tokenizer_corpora(config: ExperimentConfig) -> None:
     """A chat template belongs to a tokenizer: a foreign teacher would read another text than the student."""
     for name, corpus in config.data.corpora.items():
         if config.teacher.source == "foreign" and corpus.is_chat:
-            raise UserError(f"data.corpora.{name}: teacher.source foreign reads plain text only, and this is a chat")
+            raise UserError(f"data.corpora.{name}: teacher.source cross_tokenizer reads plain text only, and this is a chat")
 
 
 def _teacher_output_form(teacher: TeacherConfig) -> tuple[str, str]:
@@ -106,7 +106,7 @@ def _teacher_output_form(teacher: TeacherConfig) -> tuple[str, str]:
     if teacher.source != "cached":
         return "foreign" if teacher.source == "foreign" else "dense", f"teacher.source {teacher.source}"
     forms = {"hidden": "dense", "top_k": "top_k", "sampled": "draws"}
-    return forms[teacher.cache_format], f"teacher.cache {teacher.cache_format}"
+    return forms[teacher.cache_format], f"teacher.cache_format {teacher.cache_format}"
 
 
 def _cached_layers(teacher: TeacherConfig) -> tuple[int, ...] | None:
@@ -127,9 +127,9 @@ def check_against_teacher(config: ExperimentConfig) -> None:
     aligned: set[Path] = set()  # and those whose bytes are known
     for _, point in resolved_grid_points(config):
         student = check_student_against_teacher(point.student, point.students[point.student], folder)
-        check_row_length("data.length", f"students.{point.student}", student, point.data.sequence_length)
+        check_row_length("data.sequence_length", f"students.{point.student}", student, point.data.sequence_length)
         if point.teacher.source not in ("none", "foreign"):
-            check_row_length("data.length", "the teacher", teacher, point.data.sequence_length)
+            check_row_length("data.sequence_length", "the teacher", teacher, point.data.sequence_length)
         reference = point.students[point.student].from_
         if reference and point.teacher.source != "foreign" and reference not in readers:
             check_student_vocabulary(point.student, reference, folder)
@@ -144,9 +144,9 @@ def check_against_teacher(config: ExperimentConfig) -> None:
         ]
         if missing_layers:
             last = teacher.get_text_config().num_hidden_layers - 1
-            raise UserError(f"teacher.layers: {missing_layers[0]} is beyond the teacher's last layer {last}")
+            raise UserError(f"teacher.hidden_layers: {missing_layers[0]} is beyond the teacher's last layer {last}")
         if _teacher_output_form(point.teacher)[0] == "top_k" and point.teacher.top_k > vocab_size:
-            raise UserError(f"teacher.k: {point.teacher.top_k} is above the teacher's vocabulary of {vocab_size}")
+            raise UserError(f"teacher.top_k: {point.teacher.top_k} is above the teacher's vocabulary of {vocab_size}")
 
 
 def check_models(config: ExperimentConfig) -> None:

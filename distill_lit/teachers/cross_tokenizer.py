@@ -136,7 +136,7 @@ class CrossTokenizerTeacher:
             log.warning("the %s's tokenizer %s %r; such documents are left out, see in_spans", whose, does, text[:60])
         if self._num_documents >= UNALIGNABLE_CHECK_DOCUMENTS and self._num_unalignable > self._num_documents / 2:
             raise UserError(
-                f"teacher.source: foreign, and the {whose}'s tokenizer {does} {self._num_unalignable} of "
+                f"teacher.source: cross_tokenizer, and the {whose}'s tokenizer {does} {self._num_unalignable} of "
                 f"{self._num_documents} documents, "
                 f"which cannot be aligned; choose a {whose} that reads this text as it is"
             )
@@ -200,8 +200,8 @@ def load_token_byte_tables(tokenizer: Any, student_tokenizer: Any) -> tuple[list
     """The bytes of every token of the student and of the teacher (`tokenizer`). Raises UserError for a tokenizer whose
     bytes are not known, or that reads texts as others."""
     tables = token_bytes(student_tokenizer), token_bytes(tokenizer)
-    check_alignable("teacher.source: foreign", "the student's", student_tokenizer, tables[0])
-    check_alignable("teacher.source: foreign", "the teacher's", tokenizer, tables[1])
+    check_alignable("teacher.source: cross_tokenizer", "the student's", student_tokenizer, tables[0])
+    check_alignable("teacher.source: cross_tokenizer", "the teacher's", tokenizer, tables[1])
     return tables
 
 

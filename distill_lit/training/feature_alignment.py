@@ -45,7 +45,7 @@ def check_teacher_supports_features(
         if source == "live" or (cached_layers and term.kind == HIDDEN_STATES and term.options["layers"] != "similar"):
             continue
         other = (
-            ", or let teacher.layers name the layers to cache" if source == "cached" and term.kind == HIDDEN_STATES else ""
+            ", or let teacher.hidden_layers name the layers to cache" if source == "cached" and term.kind == HIDDEN_STATES else ""
         )
         if cached_layers and other:
             raise UserError(
@@ -65,7 +65,7 @@ def check_feature_dimensions(
     for term in objective.feature_terms:
         for _, layer in fixed_layer_pairs(term, student_dims.layers, teacher_dims.layers):
             if cached_layers is not None and layer not in cached_layers:
-                raise UserError(f"teacher.layers: layer {layer} is not among them, and {term.key} compares with it")
+                raise UserError(f"teacher.hidden_layers: layer {layer} is not among them, and {term.key} compares with it")
         options, key = term.options, f"{term.key}.options"
         if term.kind == HIDDEN_STATES and student_dims.hidden_size != teacher_dims.hidden_size and not options["projector"]:
             raise UserError(

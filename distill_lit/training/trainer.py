@@ -96,10 +96,10 @@ def find_resume_checkpoint(job: TrainingJob) -> Path | None:
     if mismatches and job.on_mismatch == "refuse":
         raise UserError(
             f"checkpoint {checkpoint} does not belong to this run: {'; '.join(mismatches)}. "
-            "launcher.changed=restart begins anew, launcher.changed=resume goes on all the same"
+            "launcher.on_mismatch=restart begins anew, launcher.on_mismatch=resume goes on all the same"
         )
     if mismatches:
-        log.warning("checkpoint %s: %s; launcher.changed=%s", checkpoint, "; ".join(mismatches), job.on_mismatch)
+        log.warning("checkpoint %s: %s; launcher.on_mismatch=%s", checkpoint, "; ".join(mismatches), job.on_mismatch)
     if mismatches and job.on_mismatch == "restart":
         for path in list_checkpoints(job.checkpoint_folder):
             SafeCheckpointIO().remove_checkpoint(path)

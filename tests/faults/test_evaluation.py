@@ -99,7 +99,7 @@ def test_19_an_unknown_task_is_refused_first(tmp_path: Path) -> None:
         "data.corpora.hellaswag.path=/nowhere.jsonl",
         "evaluation.tasks=[arc_esy]",
         "training.accelerator=tpu",
-        "students.deep.depth=5",
+        "students.deep.num_layers=5",
     ],
 )
 def test_19_bad_input_is_refused_within_two_seconds(change: str, tmp_path: Path) -> None:

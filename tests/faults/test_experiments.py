@@ -18,7 +18,7 @@ from distill_lit.utils.exceptions import UserError
 STUDENTS = """
 students: {fine: {layers: [0]}, raises: {layers: [1]}, exhausts: {layers: [0]}, dies: {layers: [1]}, leaves: {layers: [0]}}
 grid: {student: [raises, exhausts, dies, leaves, fine]}
-launcher: {workers: 2, threads: 1}
+launcher: {workers: 2, threads_per_worker: 1}
 baselines: [teacher]
 """
 FAULTS = """

@@ -215,7 +215,7 @@ def test_tokenizers_that_change_text_are_refused(name: str, change: Any, words: 
     setattr(backend, part, both([change, own]) if own else change)
     for theirs, ours, whose in ((changing, plain, "teacher"), (plain, changing, "student")):
         if words:
-            with pytest.raises(UserError, match=f"teacher.source: foreign: the {whose}'s tokenizer {words}"):
+            with pytest.raises(UserError, match=f"teacher.source: cross_tokenizer: the {whose}'s tokenizer {words}"):
                 teacher_of(theirs, ours)
         else:
             teacher_of(theirs, ours)
@@ -246,12 +246,12 @@ def test_the_plan_refuses_a_tokenizer_that_changes_text(tmp_path: Path, side: st
     file = tmp_path / "far.yaml"
     file.write_text(f"""
 name: far
-teacher: {{model: "file:{folders["teacher"]}", source: foreign}}
+teacher: {{model: "file:{folders["teacher"]}", source: cross_tokenizer}}
 students: {{far: {{from: "file:{folders["student"]}"}}}}
 data: {{corpora: {{text: {{path: "file:{tmp_path}"}}}}}}
 objective: {{terms: {{one: {{kind: uld}}}}}}
 """)
-    with pytest.raises(UserError, match=f"teacher.source: foreign: the {side}'s tokenizer changes the case"):
+    with pytest.raises(UserError, match=f"teacher.source: cross_tokenizer: the {side}'s tokenizer changes the case"):
         check_against_teacher(load_experiment(file))
 
 

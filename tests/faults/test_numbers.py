@@ -189,19 +189,19 @@ def test_13_a_teacher_that_learns_is_refused_and_its_weights_stay(
         ("objective.terms.kl.weight=.inf", "objective.terms.kl.weight"),
         ("objective.terms.kl.weight='1'", "neither a number nor a schedule"),
         ("training.learning_rate='1e-3'", "training.learning_rate: '1e-3' is text; write it without quotes, as a number"),
-        ("training.batch='8'", "training.batch: '8' is text; write it without quotes, as a whole number"),
+        ("training.micro_batch_size='8'", "training.micro_batch_size: '8' is text; write it without quotes, as a whole number"),
         (
             "teacher.model=file:",
             "reference 'file:' names no path",
         ),
-        ("training.batch=true", "training.batch: true is not a number"),
+        ("training.micro_batch_size=true", "training.micro_batch_size: true is not a number"),
         ("training.gradient_checkpointing='yes'", "training.gradient_checkpointing: 'yes' is text"),
         ("training.learning_rate=.inf", "training.learning_rate: inf is not a finite number"),
-        ("training.tokens=0", "training.tokens: 0 is below its minimum 1"),
+        ("training.max_tokens=0", "training.max_tokens: 0 is below its minimum 1"),
         ("training.beta2=1", "training.beta2: 1.0 is above its maximum"),
-        ("data.length=4", "data.length: 4 is below its minimum 8"),
+        ("data.sequence_length=4", "data.sequence_length: 4 is below its minimum 8"),
         ("evaluation.limit=-1", "evaluation.limit: -1 is below its minimum 0"),
-        ("students.one.depth=-2", "students.one.depth: -2 is below its minimum 0"),
+        ("students.one.num_layers=-2", "students.one.num_layers: -2 is below its minimum 0"),
     ],
 )
 def test_14_numbers_out_of_range_or_as_text_are_refused(file: Path, override: str, words: str) -> None:
@@ -212,10 +212,10 @@ def test_14_numbers_out_of_range_or_as_text_are_refused(file: Path, override: st
 def test_14_numbers_as_text_in_a_file_are_refused(file: Path, tmp_path: Path) -> None:
     changed = tmp_path / "text.yaml"
     changed.write_text(file.read_text().replace("batch: 2", 'batch: "2"'))
-    with pytest.raises(UserError, match=re.escape("training.batch: '2' is text")):
+    with pytest.raises(UserError, match=re.escape("training.micro_batch_size: '2' is text")):
         load_experiment(changed)
-    changed.write_text(file.read_text() + 'grid: {training.batch: ["8"]}\n')
-    with pytest.raises(UserError, match=re.escape("training.batch: '8' is text")):
+    changed.write_text(file.read_text() + 'grid: {training.micro_batch_size: ["8"]}\n')
+    with pytest.raises(UserError, match=re.escape("training.micro_batch_size: '8' is text")):
         check_experiment(load_experiment(changed))
 
 

@@ -117,7 +117,7 @@ def test_weights_that_are_not_numbers_are_not_scored(model: Path, tasks_folder: 
         "grid={teacher.model: [a, b]}",
         "grid={name: [a, b]}",
         "grid={baselines: [[teacher]]}",
-        "variants={a: {analysis.bootstrap: 100}}",
+        "variants={a: {analysis.n_resamples: 100}}",
         "variants={a: {grid: {seed: [1]}}}",
     ],
 )
@@ -129,7 +129,7 @@ def test_what_holds_for_the_whole_experiment_is_in_no_grid(experiment: Path, ove
 @pytest.mark.parametrize("name", ["teacher", "documents", "ce_only", "frequencies"])
 def test_names_of_other_files_are_taken(experiment: Path, name: str) -> None:
     with pytest.raises(UserError, match=f"students.{name}: the name is taken"):
-        load_experiment(experiment, [f"students.{name}.depth=1"])
+        load_experiment(experiment, [f"students.{name}.num_layers=1"])
 
 
 def test_two_cells_of_one_name_are_refused(experiment: Path) -> None:
@@ -144,7 +144,7 @@ def plan_of(file: Path, changes: list[str]) -> list[Run]:
 
 @pytest.mark.parametrize(
     "override",
-    ["seed=4294967296", f"training.tokens={10**22}", f"training.batch={10**20}", "name=index.html", f"name={'x' * 300}"],
+    ["seed=4294967296", f"training.max_tokens={10**22}", f"training.micro_batch_size={10**20}", "name=index.html", f"name={'x' * 300}"],
 )
 def test_too_large_or_too_long_is_refused(experiment: Path, override: str) -> None:
     with pytest.raises(UserError, match=r"above its maximum|must be a plain folder name|form that its key needs"):

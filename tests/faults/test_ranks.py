@@ -21,7 +21,7 @@ from distill_lit.utils.distributed.spawn import spawn_ranks
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import read_json
 
-TWO = ("training.devices=2", "training.batch=1")
+TWO = ("training.devices=2", "training.micro_batch_size=1")
 # what srun, torchrun and mpirun set, all for the second of two ranks elsewhere, and a default of Lightning's Trainer
 SURROUNDINGS = {
     "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "1",
@@ -46,7 +46,7 @@ def test_two_ranks_from_the_command_line_inside_slurm_and_torchrun_train_the_stu
     assert finish(start(steady, tmp_path / "one")) == 0
     surroundings = {**SURROUNDINGS, "OMP_NUM_THREADS": "2"}
     code, said = trainings.cli(
-        "run", steady, *TWO, "launcher.threads=2", "evaluation.every=0.5", "--root", tmp_path / "two", **surroundings
+        "run", steady, *TWO, "launcher.threads_per_worker=2", "evaluation.interval=0.5", "--root", tmp_path / "two", **surroundings
     )
     assert code == 0, said + log_of(tmp_path / "two")
     one, two = ({line["step"]: line for line in lines(tmp_path / n) if "train/loss" in line} for n in ("one", "two"))
@@ -153,7 +153,7 @@ def test_a_full_disk_bad_input_and_signals_to_who_started_two_ranks(experiment: 
     assert "File too large" in said(tmp_path)["reason"]
     assert json.loads((cell_folder(tmp_path) / "ended.json").read_text())["fatal"] is True
     assert go(experiment, tmp_path, "refuse 1 train 2") == 1
-    assert said(tmp_path)["reason"] == "training.batch: no"
+    assert said(tmp_path)["reason"] == "training.micro_batch_size: no"
     assert go(experiment, tmp_path, stop="SIGTERM train 20") == 143
     assert said(tmp_path)["state"] == "preempted"
     assert go(experiment, tmp_path, stop="SIGKILL train 10") == -signal.SIGKILL

@@ -206,7 +206,7 @@ def test_05_a_checkpoint_of_another_model_data_or_objective_is_refused(
     tiny.make_corpus(corpus, seed=5)
     assert finish(start(experiment, root, overrides=overrides)) == 1
     assert "data was" in read_json(cell_folder(root) / "state.json")["reason"]
-    assert finish(start(experiment, root, overrides=(*overrides, "launcher.changed=restart"))) == 0
+    assert finish(start(experiment, root, overrides=(*overrides, "launcher.on_mismatch=restart"))) == 0
     assert [line["step"] for line in lines(root) if "train/loss" in line] == list(range(STEPS))
     assert not same(root, whole)
 
@@ -217,8 +217,8 @@ def test_05_unless_asked_for(experiment: Path, whole: Path, tmp_path: Path) -> N
     overrides = (f"teacher.model=file:{teacher}",)
     assert finish(start(experiment, root, "SIGKILL train 47", overrides)) == -signal.SIGKILL
     tiny.make_model(teacher, seed=1, attention_dropout=0.2)
-    assert finish(start(experiment, root, overrides=(*overrides, "launcher.changed=resume"))) == 0
-    assert "launcher.changed=resume" in log_of(root)
+    assert finish(start(experiment, root, overrides=(*overrides, "launcher.on_mismatch=resume"))) == 0
+    assert "launcher.on_mismatch=resume" in log_of(root)
     assert lines(root)[10] == lines(whole)[10]
     assert lines(root)[-1] != lines(whole)[-1]
 

@@ -222,7 +222,7 @@ def test_26_generated_code_runs_only_on_request_and_confined(
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     settings = EvaluationConfig(tasks=["runs"], include_path=str(folder))
-    with pytest.raises(UserError, match="unless evaluation.run_generated_code=true"):
+    with pytest.raises(UserError, match="unless evaluation.confirm_run_unsafe_code=true"):
         evaluate_model(tiny_teacher, settings, "pypi")
     assert not trace.exists()
     settings.confirm_run_unsafe_code = True

@@ -183,12 +183,12 @@ def test_a_student_answers_with_the_template_it_was_trained_on(
 name: tiny
 teacher: {{model: "file:{base}", dtype: float32}}
 students: {{one: {{layers: [0]}}}}
-data: {{length: 128, validation: 2, chat_template: "{own}",
+data: {{sequence_length: 128, validation_sequences: 2, chat_template: "{own}",
        corpora: {{text: {{path: "file:{tmp_path / "c.jsonl"}", messages: m}}}}}}
 objective: {{compile: never, terms: {{kl: {{kind: forward_kl}}}}}}
-training: {{tokens: 512, batch: 2, precision: float32, accelerator: cpu}}
+training: {{max_tokens: 512, micro_batch_size: 2, precision: float32, accelerator: cpu}}
 evaluation: {{tasks: [colours], include_path: "{tiny_tasks.make_tasks(tmp_path / "tasks", "colours")}", limit: 6,
-             chat_template: true, every: 1.0}}
+             apply_chat_template: true, interval: 1.0}}
 baselines: []
 """)
     config = load_experiment(file)
@@ -493,7 +493,7 @@ def test_a_hostile_template_is_stopped(tmp_path: Path, template: str, monkeypatc
     with pytest.raises(UserError, match=f"mine.messages: row 1: the chat template {HOSTILE[template]}"):
         supervised(tmp_path, tokenizer, [USER, REPLY])
     asking = EvaluationConfig(apply_chat_template=True)
-    with pytest.raises(UserError, match=f"evaluation.chat_template: of teacher: the chat template {HOSTILE[template]}"):
+    with pytest.raises(UserError, match=f"evaluation.apply_chat_template: of teacher: the chat template {HOSTILE[template]}"):
         require_chat_template(asking, tokenizer, "teacher")
     assert (resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)) == known
     assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)

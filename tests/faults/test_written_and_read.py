@@ -50,7 +50,7 @@ def config_of(text: str, name: str, value: Any) -> ExperimentConfig:
         student="1e3",
         data=DataConfig(corpora={name: CorpusConfig(path=text, text=text)}),
         objective=ObjectiveConfig(terms={name: TermConfig(kind=text, options={name: value}), "off": None}),
-        variants={name: {"objective.chunk": 1, "question_": value}},
+        variants={name: {"objective.chunk_size": 1, "question_": value}},
     )
 
 
@@ -87,7 +87,7 @@ def file(tmp_path: Path) -> Path:
         (r"of \${name}", "of ${name}"),
         (r"of \\${name}", r"of \x"),
         (r"C:\temp\x", r"C:\temp\x"),
-        ("${data.length} tokens", "256 tokens"),
+        ("${data.sequence_length} tokens", "256 tokens"),
         ("???", "???"),
     ],
 )

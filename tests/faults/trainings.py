@@ -23,16 +23,16 @@ EXPERIMENT = """
 name: tiny
 teacher: {{model: "file:{teacher}", source: {source}, dtype: float32}}
 students: {{one: {{layers: [0]}}}}
-data: {{length: 32, validation: 6, tokens: 4096, corpora: {{text: {{path: "file:{corpus}"}}}}}}
+data: {{sequence_length: 32, validation_sequences: 6, max_tokens: 4096, corpora: {{text: {{path: "file:{corpus}"}}}}}}
 objective:
   compile: never
   terms:
     ce: {{weight: {{shape: linear, start: 1.0, end: 0.2}}}}
     kl: {{kind: forward_kl, temperature: {{shape: cosine, start: 4.0, end: 1.0}}}}
-training: {{tokens: 4608, batch: 2, accumulate: 3, precision: float32, accelerator: cpu, checkpoint_every: 5,
-           validate_every: 0.17, keep_checkpoints: true}}
+training: {{max_tokens: 4608, micro_batch_size: 2, gradient_accumulation_steps: 3, precision: float32, accelerator: cpu, checkpoint_interval: 5,
+           val_check_interval: 0.17, keep_checkpoints: true}}
 evaluation: {{tasks: [colours], include_path: "{tasks}"}}
-analysis: {{bootstrap: 100}}
+analysis: {{n_resamples: 100}}
 baselines: []
 """
 STEPS, WINDOW = 24, 3

@@ -9,7 +9,7 @@ from distill_lit.analysis.results import has_different_validation_data
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.figures.style import MATPLOTLIB_RC, escape_mathtext, line_styles, linestyle
 
-IN_TRAINING_SCORE = "evaluation/above_chance"  # where evaluation.every asks for scores during training
+IN_TRAINING_SCORE = "evaluation/above_chance"  # where evaluation.interval asks for scores during training
 PANELS = (
     ("validation/teacher_kl", "KL to the teacher, nats per token"),
     ("validation/student_nll", "cross-entropy on the text, nats per token"),

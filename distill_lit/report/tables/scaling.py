@@ -20,7 +20,7 @@ def load_scaling_data(folders: list[Path]) -> pd.DataFrame:
         runs = scaling_data(load_runs_table(folder / "cells.csv"), folder.resolve().name)
         if runs.empty:
             raise UserError(
-                f"{folder}: no grid over student, training.tokens and seed alone, with validated students, in it"
+                f"{folder}: no grid over student, training.max_tokens and seed alone, with validated students, in it"
             )
         found.append(runs)
     return pd.concat(found, ignore_index=True)

@@ -129,7 +129,7 @@ def _main_notes(scores: Scores, frame: pd.DataFrame) -> list[str]:
     if 2 / (scores.analysis.n_resamples + 1) * declared > scores.analysis.alpha:
         notes.append(
             f"With {scores.analysis.n_resamples} bootstrap draws nothing can be significant after Holm over {declared} "
-            "comparisons: raise analysis.bootstrap."
+            "comparisons: raise analysis.n_resamples."
         )
     tied = sum(int(frame["tie"].fillna(False).sum()) for frame in scores.results.records.values() if "tie" in frame)
     if tied:

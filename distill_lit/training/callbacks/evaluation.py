@@ -10,8 +10,8 @@ from distill_lit.evaluation.evaluator import evaluate_loaded, primary_scores
 
 
 class EvaluationCallback(L.Callback):
-    """Evaluates the student before the first step and every `evaluation.every` of the training, on at most
-    `evaluation.every_limit` documents per task.
+    """Evaluates the student before the first step and every `evaluation.interval` of the training, on at most
+    `evaluation.interval_limit` documents per task.
 
     The training is the same with and without it, to the bit: random states and modes are as before afterwards.
     """

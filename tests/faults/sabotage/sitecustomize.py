@@ -34,7 +34,7 @@ def do(deed):
     elif deed == "refuse":
         from distill_lit.utils.exceptions import UserError
 
-        raise UserError("training.batch: no")
+        raise UserError("training.micro_batch_size: no")
     elif deed == "leave":  # ends well, without having finished
         os._exit(0)
     elif deed == "exhaust":
