@@ -59,7 +59,7 @@ LAYERS = {
     6: [0, 1, 11, 24, 27, 29],  # a live teacher costs it more than itself
 }
 FORMS = {
-    "hidden": (TeacherCacheFormat(), {"kind": "forward_kl"}),
+    "hidden_states": (TeacherCacheFormat(), {"kind": "forward_kl"}),
     "top_12": (TeacherCacheFormat(CACHE_TOP_K, 12), {"kind": "top_k_kl", "options": {"k": 12}}),
     "top_50": (TeacherCacheFormat(CACHE_TOP_K, 50), {"kind": "top_k_kl", "options": {"k": 50}}),
     "truncated_12": (TeacherCacheFormat(CACHE_TOP_K, 12), {"kind": "truncated_kl", "options": {"k": 12}}),
@@ -68,7 +68,7 @@ FORMS = {
     "sampled_12": (TeacherCacheFormat(CACHE_SAMPLED, 12), {"kind": "sampled_kl"}),
     "sampled_50": (TeacherCacheFormat(CACHE_SAMPLED, 50), {"kind": "sampled_kl"}),
 }
-NAMES = ("ce", "live", *FORMS)
+NAMES = ("ce", "online", *FORMS)
 PARTS = ("gradients", "times")
 Signals = dict[str, Teacher | None]
 Batch = dict[str, Tensor]
@@ -137,7 +137,7 @@ class Bench:
 
     def write_caches(self, place: Path) -> tuple[Signals, dict[str, float]]:
         """({name: signal}, {name: bytes per token}); None is no teacher, for plain cross-entropy."""
-        signals: Signals = {"ce": None, "live": OnlineTeacher(self.teacher, self.vocabulary)}
+        signals: Signals = {"ce": None, "online": OnlineTeacher(self.teacher, self.vocabulary)}
         sizes, held, rows = {}, self.data.validation.take(np.arange(1)), len(self.train) + 1
         head = get_lm_head(self.teacher, self.vocabulary)
         for name, (form, _) in FORMS.items():
@@ -156,7 +156,7 @@ class Bench:
 
     def distiller(self, name: str, signal: Teacher | None, student: Any) -> Distiller:
         """The student under the objective that reads this signal."""
-        term = TermConfig(kind="ce") if name == "ce" else TermConfig(**FORMS.get(name, FORMS["hidden"])[1])
+        term = TermConfig(kind="ce") if name == "ce" else TermConfig(**FORMS.get(name, FORMS["hidden_states"])[1])
         settings = FusedLossSettings(chunk_size_for_budget(512, self.vocabulary, self.compiled), self.compiled, self.dtype)
         training = TrainingConfig(max_tokens=1, micro_batch_size=self.rows)
         objective = build_objective({"term": term})
@@ -180,7 +180,7 @@ def time_all(bench: Bench, signals: Signals, steps: int) -> Found:
         seconds = time_steps(bench, signals, steps, depth)
         for name, step in seconds.items():
             found[name] |= {f"seconds_{depth}": step, f"to_ce_{depth}": step / seconds["ce"]}
-            found[name] |= {f"faster_than_live_{depth}": seconds["live"] / step}
+            found[name] |= {f"faster_than_live_{depth}": seconds["online"] / step}
     return found
 
 
@@ -213,7 +213,7 @@ def compare_gradients(bench: Bench, signals: Signals, repeats: int) -> Found:
     distillers = {name: bench.distiller(name, signal, student) for name, signal in signals.items()}
     rows: list[dict[str, Any]] = []
     for number, batch in enumerate(bench.batches):
-        full = gradient(bench, distillers["live"], batch)
+        full = gradient(bench, distillers["online"], batch)
         for name in ("ce", *FORMS):
             first = gradient(bench, distillers[name], batch)
             noise = name in FORMS and FORMS[name][0].kind == CACHE_SAMPLED

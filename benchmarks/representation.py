@@ -38,10 +38,10 @@ EAGER = "KL, eager attention"
 KINDS: dict[str, dict[str, TermConfig]] = {
     "KL": KL,
     EAGER: KL,
-    "KL + hidden, every layer": {**KL, "hidden": TermConfig(options={"loss": "normalised"})},
-    "KL + hidden, every layer, projectors": {**KL, "hidden": TermConfig(options={"projector": True})},
-    "KL + relations, last layer": {**KL, "relations": TermConfig()},
-    "KL + relations, every layer": {**KL, "relations": TermConfig(options={"layers": "uniform"})},
+    "KL + hidden, every layer": {**KL, "hidden_states": TermConfig(options={"loss": "normalized"})},
+    "KL + hidden, every layer, projectors": {**KL, "hidden_states": TermConfig(options={"projector": True})},
+    "KL + relations, last layer": {**KL, "qkv_relations": TermConfig()},
+    "KL + relations, every layer": {**KL, "qkv_relations": TermConfig(options={"layers": "uniform"})},
     "KL + attention, last layer": {**KL, "attention": TermConfig(options={"layers": "last"})},
     "KL + attention, every layer": {**KL, "attention": TermConfig()},
 }

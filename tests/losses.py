@@ -9,10 +9,10 @@ from distill_lit.losses.targets import DenseTarget, SampledTarget, TeacherTarget
 # what reads labels or a whole teacher; losses for another tokenizer have tests of their own
 DENSE = [kind for kind, loss in LOGIT_LOSSES.items() if not loss.target_forms or "dense" in loss.target_forms]
 # what vanishes where student and teacher agree, and is positive elsewhere
-NO_DIVERGENCES = {"ce", "soft_cross_entropy", "truncated_kl", "sampled_kl", "ranking", "policy_reverse_kl"}
+NO_DIVERGENCES = {"ce", "soft_cross_entropy", "truncated_kl", "sampled_kl", "pairwise_ranking", "policy_gradient_reverse_kl"}
 DIVERGENCES = sorted(set(DENSE) - NO_DIVERGENCES)
 # no stop-gradient inside and nothing drawn, so that finite differences agree
-DIFFERENTIABLE = sorted(set(DENSE) - {"adaptive_kl", "policy_reverse_kl", "sampled_kl"})
+DIFFERENTIABLE = sorted(set(DENSE) - {"adaptive_kl", "policy_gradient_reverse_kl", "sampled_kl"})
 
 
 def one_term(kind: str, **changes: object) -> Objective:
@@ -39,5 +39,5 @@ def sparse_targets(target: DenseTarget, labels: torch.Tensor, k: int = 5, num_sa
     return {
         "dense": target,
         "top_k": TopKTarget(best.indices, best.values, label_log_probs),
-        "draws": SampledTarget(drawn, log_p.gather(-1, drawn), weights, label_log_probs),
+        "sampled": SampledTarget(drawn, log_p.gather(-1, drawn), weights, label_log_probs),
     }

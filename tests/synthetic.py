@@ -40,7 +40,7 @@ def build(
     _write_model(folder, "teacher", world, 2.0, 0.0, rng, limit)
     for name, lost in students.items():
         size = int(134_515_008 * np.exp(-lost))
-        plan: list[tuple[str, int | None, float, float]] = [("untouched", None, 0.2, 0.0)]
+        plan: list[tuple[str, int | None, float, float]] = [("untrained", None, 0.2, 0.0)]
         for s in seeds:
             plan += [("ce_only", s, 1.7 - lost, 0.0), ("distilled", s, 2.0 - lost, tail_logit_loss)]
         for role, s, ability, tail in plan:

@@ -26,5 +26,5 @@ def test_timed_steps_leave_the_gradients_as_they_were(
     fresh = benchmark.compare_gradients(bench, signals, 1)
     benchmark.time_steps(bench, signals, 3, 2)
     assert benchmark.compare_gradients(bench, signals, 1) == fresh
-    assert fresh["hidden"]["angle"] < 1 < fresh["truncated_12"]["angle"] < 90
+    assert fresh["hidden_states"]["angle"] < 1 < fresh["truncated_12"]["angle"] < 90
     assert {"angle_sd", "bias_sd"} <= fresh["sampled_12"].keys()

@@ -263,7 +263,7 @@ def test_the_fused_head_gives_the_plain_losses_of_a_foreign_teacher(
     hidden = torch.randn(len(labels), 32, requires_grad=True)
     own = label_logprobs_from_hidden(hidden.detach(), head, labels, 50)
     target = foreign(pieces, tiny_teacher).target(batch, chosen).with_student_logprobs(own)
-    terms = {"uld": TermConfig(options={"k": 64}), "span": TermConfig(kind="span_likelihood", weight=0.5)}
+    terms = {"uld": TermConfig(options={"k": 64}), "span": TermConfig(kind="alm", weight=0.5)}
     losses = fused_linear_distillation_loss(
         build_objective(terms),
         hidden,
@@ -293,7 +293,7 @@ def test_the_fused_head_gives_the_plain_losses_of_a_foreign_teacher(
     assert means["in_spans"] == (pytest.approx(float(inside.float().mean()), rel=1e-4), len(labels))
 
 
-@pytest.mark.parametrize("kind", ["span_likelihood", "uld"])
+@pytest.mark.parametrize("kind", ["alm", "uld"])
 def test_a_student_comes_nearer_to_a_teacher_with_another_tokenizer(
     tmp_path: Path, tiny_teacher: Path, pieces: Path, prepared: data.PreparedData, kind: str
 ) -> None:
@@ -385,7 +385,7 @@ def test_a_loss_on_token_numbers_cannot_read_a_foreign_teacher(
         new_student(tiny_teacher), VOCABULARY, objective, foreign(pieces, tiny_teacher), TRAINING, 1, LENGTH, settings
     )
     batch = make_batch(prepared.train, np.arange(2), 1)
-    with pytest.raises(UserError, match="foreign"):
+    with pytest.raises(UserError, match="cross_tokenizer"):
         distiller.compute_loss(batch, torch.tensor(1), False, True)
 
 
@@ -406,11 +406,11 @@ def test_bad_input_is_refused(changes: list[str], words: str) -> None:
         check_experiment(load_experiment(QUICK, changes))
 
 
-@pytest.mark.parametrize("source", ["live", "cached", "none", "foreign"])
+@pytest.mark.parametrize("source", ["online", "offline", "none", "cross_tokenizer"])
 def test_a_student_with_other_tokens_is_refused_before_anything_is_written(
     tmp_path: Path, tiny_teacher: Path, pieces: Path, source: str
 ) -> None:
-    kind = {"foreign": "uld", "none": "ce"}.get(source, "forward_kl")
+    kind = {"cross_tokenizer": "uld", "none": "ce"}.get(source, "forward_kl")
     file = tmp_path / "far.yaml"
     file.write_text(f"""
 name: far
@@ -418,10 +418,10 @@ teacher: {{model: "file:{pieces}", source: {source}}}
 students: {{near: {{num_layers: 1}}, far: {{from: "file:{tiny_teacher}"}}}}
 data: {{corpora: {{text: {{path: "file:{tmp_path}"}}}}}}
 objective: {{terms: {{one: {{kind: {kind}}}}}}}
-grid: {{student: [{"" if source == "foreign" else "near, "}far]}}
+grid: {{student: [{"" if source == "cross_tokenizer" else "near, "}far]}}
 """)
     config = load_experiment(file)
-    if source == "foreign":
+    if source == "cross_tokenizer":
         check_against_teacher(config)
         return
     with pytest.raises(UserError, match=r"^students.far.from: tokenizers differ: id .* cross-tokenizer objective"):

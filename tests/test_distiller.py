@@ -239,7 +239,7 @@ def test_a_teacher_on_a_device_of_its_own_sends_its_hidden_states_and_its_head(
 def test_the_teacher_is_beside_the_student_before_it_is_asked(
     tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, training: bool
 ) -> None:
-    """A training validates before it fits, and an untouched student never fits."""
+    """A training validates before it fits, and an untrained student never fits."""
     done = []
 
     class Watched(OnlineTeacher):
@@ -274,8 +274,8 @@ def test_cached_teacher_trains_the_same_student(
     write_cache_shards(folder, model, prepared.train, prepared.validation, batch_size=8)
     rows = len(prepared.train) + len(prepared.validation)
     cached = OfflineTeacher(folder, rows, get_lm_head(model.requires_grad_(False), VOCABULARY))
-    live_student, live = run(tmp_path / "live", tiny_teacher, prepared)
-    cached_student, other = run(tmp_path / "cached", tiny_teacher, prepared, signal=cached)
+    live_student, live = run(tmp_path / "online", tiny_teacher, prepared)
+    cached_student, other = run(tmp_path / "offline", tiny_teacher, prepared, signal=cached)
     torch.testing.assert_close(weights(live_student), weights(cached_student), rtol=1e-4, atol=1e-5)
     assert other["validation/teacher_kl"] == pytest.approx(live["validation/teacher_kl"], rel=1e-4)
 

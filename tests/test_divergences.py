@@ -272,7 +272,7 @@ def test_policy_reverse_kl_leaves_the_text_of_others_alone() -> None:
 # ---------------------------------------------------------------- laws of the whole family
 
 
-@pytest.mark.parametrize("kind", [*DIVERGENCES, "sampled_kl", "ranking", "policy_reverse_kl"])
+@pytest.mark.parametrize("kind", [*DIVERGENCES, "sampled_kl", "pairwise_ranking", "policy_gradient_reverse_kl"])
 def test_zero_at_equality(kind: str) -> None:
     student, _, labels = draw_logits()
     shift = 0.0 if kind == "logit_mse" else 3.0

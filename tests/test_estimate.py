@@ -26,7 +26,7 @@ evaluation: {{tasks: [sciq], limit: 4}}
 baselines: []
 """
 FORMS = {
-    "hidden": [],
+    "hidden_states": [],
     "hidden_bfloat16": ["teacher.dtype=bfloat16"],
     "hidden_layers": ["teacher.hidden_layers=[0,1]"],
     "top_k": ["teacher.cache_format=top_k", "teacher.top_k=7", "objective.terms.kl={kind: top_k_kl, weight: 1, options: {k: 7}}"],
@@ -46,7 +46,7 @@ def load(tmp_path: Path, teacher: Path, corpus: Path, *changes: str) -> Experime
 
 
 def signal_of(config: ExperimentConfig) -> Run:
-    return next(cell for cell in plan_runs(config) if cell.role == "signal")
+    return next(cell for cell in plan_runs(config) if cell.role == "teacher_cache")
 
 
 def estimate_of(config: ExperimentConfig) -> Estimate | None:
@@ -62,7 +62,7 @@ def test_a_cache_takes_what_was_said(tmp_path: Path, tiny_teacher: Path, tiny_co
     said = estimate_of(config)
     cell = signal_of(config)
     execute_run(cell, tmp_path / "cell", lambda *_: None)
-    shards = list(Path(read_json(tmp_path / "cell/manifest.json")["signal"]).glob("*.safetensors"))
+    shards = list(Path(read_json(tmp_path / "cell/manifest.json")["teacher_cache"]).glob("*.safetensors"))
     assert said is not None
     assert said.disk_bytes == sum(path.stat().st_size - header(path) for path in shards)
     assert said.minutes > 0
@@ -110,7 +110,7 @@ def check(
     monkeypatch.setattr(estimate, "filesystem_id", lambda path: disk(path)[0])
     monkeypatch.setattr(estimate, "disk_free", lambda path: disk(path)[1])
     monkeypatch.setattr(estimate, "is_run_built", lambda cell, folder: cell.role == built)
-    size = {"signal": CACHE, "ce_only": RUNS}
+    size = {"teacher_cache": CACHE, "ce_only": RUNS}
     known = {cell.name: Estimate(0, 0.0, size[cell.role], size[cell.role], 0.0) for cell in cells}
     require_disk_space(known, cells, tmp_path / "runs" / "tiny")
 
@@ -119,7 +119,7 @@ def test_each_disk_is_asked_for_what_goes_there(
     tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cells = plan_runs(load(tmp_path, tiny_teacher, tiny_corpus))
-    assert [cell.role for cell in cells] == ["signal", "ce_only"]
+    assert [cell.role for cell in cells] == ["teacher_cache", "ce_only"]
     check(tmp_path, cells, monkeypatch, {"cache": (1, CACHE), "runs": (2, RUNS)})
     with pytest.raises(UserError, match="cache: .*DISTILL_LIT_CACHE"):
         check(tmp_path, cells, monkeypatch, {"cache": (1, CACHE - 1), "runs": (2, RUNS)})
@@ -135,7 +135,7 @@ def test_what_is_done_needs_no_room(
 ) -> None:
     cells = plan_runs(load(tmp_path, tiny_teacher, tiny_corpus))
     full = {"cache": (1, 0), "runs": (2, RUNS)}
-    check(tmp_path, cells, monkeypatch, full, built="signal")
+    check(tmp_path, cells, monkeypatch, full, built="teacher_cache")
     with pytest.raises(UserError, match="cache: "):
         check(tmp_path, cells, monkeypatch, full, built="ce_only")
 

@@ -50,7 +50,7 @@ def test_teacher_is_on_the_frontier_and_untouched_students_are_not(tmp_path: Pat
     scores = compute_scores(load_results(build(tmp_path, documents=150, students={"deep": 0.3})), FAST)
     frame = pareto_frontier(scores, "parameters").set_index("role")
     assert frame.loc["teacher", "on_frontier"] == pytest.approx(1.0)
-    assert frame.loc["untouched", "on_frontier"] < 0.05
+    assert frame.loc["untrained", "on_frontier"] < 0.05
     assert (frame["low"] <= frame["score"]).all()
     assert (frame["score"] <= frame["high"]).all()
 

@@ -27,7 +27,7 @@ TERMS = {
         "b": TermConfig(kind="reverse_kl", temperature=3),
     },
 }
-SPARSE = [(kind, form) for kind, loss in LOGIT_LOSSES.items() for form in loss.target_forms if form in ("top_k", "draws")]
+SPARSE = [(kind, form) for kind, loss in LOGIT_LOSSES.items() for form in loss.target_forms if form in ("top_k", "sampled")]
 HEADS = {"plain": {}, "scaled": {"scale": 0.25}, "capped": {"softcap": 5.0}, "both": {"scale": 2.0, "softcap": 3.0}}
 
 
@@ -71,7 +71,7 @@ def compare(
     objective = build_objective(terms)
     hidden, student, dense, labels = make(dtype, bias, **head)
     target = sparse_targets(dense, labels)[form]
-    options = {"denominator": torch.tensor(50), "by_student": authors(N), "measure": True}
+    options = {"denominator": torch.tensor(50), "on_policy_mask": authors(N), "measure": True}
     fused = fused_linear_distillation_loss(
         objective, hidden, student, target, labels, chunk_size=10, compiled=compiled, **options
     )
@@ -123,7 +123,7 @@ def test_draws_are_the_same_for_the_same_seed() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["dense", "top_k", "draws"])
+@pytest.mark.parametrize("form", ["dense", "top_k", "sampled"])
 def test_equal_when_compiled(form: str) -> None:
     """All losses that can read the target in one objective, at two temperatures where they have one."""
     kinds = [
@@ -218,10 +218,10 @@ def test_a_second_backward_pass_is_refused_in_words() -> None:
         total.backward()
 
 
-@pytest.mark.parametrize("form", ["dense", "top_k", "draws"])
+@pytest.mark.parametrize("form", ["dense", "top_k", "sampled"])
 def test_no_tokens_give_a_loss_of_zero_and_a_gradient_of_zero(form: str) -> None:
     """A rank whose rows have no label left must still take part in the step, and in what is measured of it."""
-    kind = {"dense": "three", "top_k": "top_k_kl", "draws": "sampled_kl"}[form]
+    kind = {"dense": "three", "top_k": "top_k_kl", "sampled": "sampled_kl"}[form]
     terms = TERMS.get(kind) or softened(kind, 1.0)
     hidden, student, dense, labels = make(torch.float64, bias=True)
     objective, options = build_objective(terms), {"denominator": torch.tensor(N), "measure": True}

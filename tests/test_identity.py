@@ -63,8 +63,8 @@ def test_baselines_are_planned_once_and_named_by_what_they_stand_for() -> None:
         "grid={variant: [a, b, c], training.max_tokens: [10000, 20000], seed: [0, 1]}",
     )
     cells = plan_runs(load_experiment(QUICKSTART, list(changes)))
-    of = {role: [cell.label for cell in cells if cell.role == role] for role in ("untouched", "ce_only", "distilled")}
-    assert of["untouched"] == ["deep-untouched"]
+    of = {role: [cell.label for cell in cells if cell.role == role] for role in ("untrained", "ce_only", "distilled")}
+    assert of["untrained"] == ["deep-untrained"]
     assert of["ce_only"] == [
         f"deep-ce_only-{variant}-tokens={tokens}-seed={seed}"
         for seed in (0, 1)
@@ -150,7 +150,7 @@ def test_what_cannot_change_a_student_does_not_change_its_cell(change: str) -> N
         ("training.learning_rate=1e-3", {"deep", "shallow", "deep-ce_only", "shallow-ce_only"}),
         ("objective.terms.kl.temperature=2", {"deep", "shallow"}),
         ("objective.temperature_scaling=none", {"deep", "shallow"}),
-        ("students.deep.layers=[0,1,2]", {"deep", "deep-ce_only", "deep-untouched"}),
+        ("students.deep.layers=[0,1,2]", {"deep", "deep-ce_only", "deep-untrained"}),
         ("seed=1", {"deep", "shallow", "deep-ce_only", "shallow-ce_only"}),
         ("data.seed=1", set(names()) - {"teacher"}),
     ],

@@ -28,12 +28,12 @@ from distill_lit.training.feature_alignment import build_feature_alignment
 from distill_lit.training.trainer import TrainingJob, train
 from distill_lit.utils.exceptions import UserError
 
-HIDDEN = {"hidden": TermConfig(options={"loss": "normalised", "layers": [[0, 1], [1, 3]]})}
+HIDDEN = {"hidden_states": TermConfig(options={"loss": "normalized", "layers": [[0, 1], [1, 3]]})}
 EVERY = {
     "kl": TermConfig(kind="forward_kl"),
     **HIDDEN,
     "attention": TermConfig(weight=2.0, options={"layers": "last"}),
-    "relations": TermConfig(weight=0.5, options={"layers": "last"}),
+    "qkv_relations": TermConfig(weight=0.5, options={"layers": "last"}),
 }
 
 
@@ -65,7 +65,7 @@ def test_sums_equal_a_loop_over_documents(teacher: Path, prepared: data.Prepared
     distiller, _ = build(teacher, prepared, EVERY)
     student, model = distiller.student, distiller.teacher.model
     batch = make_batch(prepared.train, torch.arange(3).numpy(), 1)
-    wanted = {"hidden": {0, 1, 3}, "attention": {1, 3}, "queries": {1, 3}, "keys": {1, 3}, "values": {1, 3}}
+    wanted = {"hidden_states": {0, 1, 3}, "attention": {1, 3}, "queries": {1, 3}, "keys": {1, 3}, "values": {1, 3}}
     expected, count = torch.zeros(3), 0
     for ids, documents in zip(batch["input_ids"], batch["document_ids"], strict=True):
         for number in range(1, int(documents.max()) + 1):
@@ -75,7 +75,7 @@ def test_sums_equal_a_loop_over_documents(teacher: Path, prepared: data.Prepared
                     student(text)
                 with capture_activations(model, wanted) as t:
                     model(text)
-            pairs = [r.hidden_normalized(s["hidden", i][0, :-1], t["hidden", j][0, :-1]) for i, j in ((0, 1), (1, 3))]
+            pairs = [r.hidden_normalized(s["hidden_states", i][0, :-1], t["hidden_states", j][0, :-1]) for i, j in ((0, 1), (1, 3))]
             expected[0] += torch.stack(pairs).mean(0).sum()
             maps = (states["attention", i][0].transpose(0, 1)[:-1] for states, i in ((s, 1), (t, 3)))
             expected[1] += r.attention_kl(*maps).sum()
@@ -105,12 +105,12 @@ def test_states_from_a_cache_train_as_those_of_the_live_teacher(
     other, _ = build(teacher, prepared, {"kl": EVERY["kl"], **HIDDEN})
     other.teacher = cached
     batch = make_batch(prepared.train, torch.tensor([5, 70, 2]).numpy(), 1)
-    with distiller.teacher.inner_states(batch, {"hidden": {1, 3}}) as live:
+    with distiller.teacher.inner_states(batch, {"hidden_states": {1, 3}}) as live:
         distiller.teacher.target(batch, batch["labels"][:, 1:] >= 0)
-    with cached.activations(batch, {"hidden": {1, 3}}) as kept:
+    with cached.activations(batch, {"hidden_states": {1, 3}}) as kept:
         for key, states in live.items():
             torch.testing.assert_close(kept[key], states)
-    theirs, ours = run(tmp_path / "live", distiller, module), run(tmp_path / "cached", other, module)
+    theirs, ours = run(tmp_path / "online", distiller, module), run(tmp_path / "offline", other, module)
     assert ours["validation/hidden"] == pytest.approx(theirs["validation/hidden"], rel=1e-5)
     assert ours["validation/loss"] == pytest.approx(theirs["validation/loss"], rel=1e-5)
     assert measure_bytes_per_token(tmp_path / "cache", prepared.train, form) == pytest.approx(
@@ -161,7 +161,7 @@ def test_unsupervised_tokens_do_not_count(teacher: Path, prepared: data.Prepared
 
 
 def test_accumulation_does_not_change_the_training(tmp_path: Path, teacher: Path, prepared: data.PreparedData) -> None:
-    terms = {**EVERY, "hidden": TermConfig(options={"projector": True})}
+    terms = {**EVERY, "hidden_states": TermConfig(options={"projector": True})}
     whole, one = build(teacher, prepared, terms)
     parts, four = build(teacher, prepared, terms, replace(TRAINING, micro_batch_size=2, gradient_accumulation_steps=4))
     first, second = run(tmp_path / "a", whole, one), run(tmp_path / "b", parts, four)
@@ -174,7 +174,7 @@ def test_each_term_falls_when_it_is_trained_alone_and_is_logged_by_itself(
     tmp_path: Path, teacher: Path, prepared: data.PreparedData
 ) -> None:
     """No term from logits at all: the head only measures."""
-    for name in ("hidden", "attention", "relations"):
+    for name in ("hidden_states", "attention", "qkv_relations"):
         distiller, module = build(teacher, prepared, {name: replace(EVERY[name], weight=1.0)})
         final = run(tmp_path / name, distiller, module)
         lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
@@ -185,10 +185,10 @@ def test_each_term_falls_when_it_is_trained_alone_and_is_logged_by_itself(
 
 
 def test_projectors_train_and_stay_behind(tmp_path: Path, teacher: Path, prepared: data.PreparedData) -> None:
-    terms = {"ce": TermConfig(), "hidden": TermConfig(options={"projector": True})}
+    terms = {"ce": TermConfig(), "hidden_states": TermConfig(options={"projector": True})}
     narrow = WidthConfig(hidden_size=24, num_attention_heads=4)
     distiller, module = build(teacher, prepared, terms, replace(TRAINING, checkpoint_interval=2), narrow)
-    projector = distiller.feature_alignment.projectors["hidden"]
+    projector = distiller.feature_alignment.projectors["hidden_states"]
     assert [tuple(p.weight.shape) for p in projector] == [(36, 24), (36, 24)]
     before = weights(projector).clone()
     run(tmp_path, distiller, module)
@@ -204,8 +204,8 @@ def test_projectors_train_and_stay_behind(tmp_path: Path, teacher: Path, prepare
 
 
 def test_a_projector_between_equal_widths_starts_as_the_identity(teacher: Path, prepared: data.PreparedData) -> None:
-    plain, _ = build(teacher, prepared, {"hidden": TermConfig()})
-    projected, _ = build(teacher, prepared, {"hidden": TermConfig(options={"projector": True})})
+    plain, _ = build(teacher, prepared, {"hidden_states": TermConfig()})
+    projected, _ = build(teacher, prepared, {"hidden_states": TermConfig(options={"projector": True})})
     batch = make_batch(prepared.train, torch.arange(2).numpy(), 1)
     first, second = (d.compute_loss(batch, torch.tensor(1), False, True)[0].term_sums for d in (plain, projected))
     torch.testing.assert_close(first, second)
@@ -216,7 +216,7 @@ def test_only_attention_maps_switch_to_eager_attention(tmp_path: Path, teacher: 
         distiller, _ = build(teacher, prepared, terms)
         return [m.config._attn_implementation for m in (distiller.student, distiller.teacher.model)]
 
-    assert implementations({"hidden": TermConfig(), "relations": TermConfig()}) == ["sdpa", "sdpa"]
+    assert implementations({"hidden_states": TermConfig(), "qkv_relations": TermConfig()}) == ["sdpa", "sdpa"]
     assert implementations({"attention": TermConfig()}) == ["eager", "eager"]
     distiller, _ = build(teacher, prepared, {"attention": TermConfig()})
     export_student(distiller.student, teacher, tmp_path / "student", "")
@@ -227,7 +227,7 @@ def test_similar_layers_are_found_on_calibration_rows(teacher: Path, prepared: d
     """A student whose two layers are the teacher's first two gives what these give."""
     batches = calibration_batches(prepared.train)
     student = initial_student(StudentConfig(layers=[0, 1]), teacher, Calibration([], ""), seed=0)
-    objective = build_objective({"hidden": TermConfig(options={"layers": "similar"}), "attention": TermConfig()})
+    objective = build_objective({"hidden_states": TermConfig(options={"layers": "similar"}), "attention": TermConfig()})
     model = load_model(teacher)
     matching = build_feature_alignment(objective, student, model.config, model, batches, seed=0)
     assert matching.term_layer_pairs[0][1] == [(0, 0), (1, 1)]
@@ -246,7 +246,7 @@ def test_gradient_checkpointing_changes_nothing(teacher: Path, prepared: data.Pr
 
 
 def test_a_run_cut_off_ends_with_the_same_projectors(tmp_path: Path, teacher: Path, prepared: data.PreparedData) -> None:
-    terms = {"kl": EVERY["kl"], "hidden": TermConfig(options={"projector": True, "layers": "similar"})}
+    terms = {"kl": EVERY["kl"], "hidden_states": TermConfig(options={"projector": True, "layers": "similar"})}
     training = replace(TRAINING, checkpoint_interval=2)
     whole, module = build(teacher, prepared, terms, training)
     run(tmp_path / "a", whole, module)
@@ -307,7 +307,7 @@ def test_what_does_not_fit_is_one_line_before_anything_is_loaded(
 def test_the_whole_way_with_inner_states_width_and_adapters(tmp_path: Path, teacher: Path, tiny_corpus: Path) -> None:
     result = run_command(tmp_path, teacher, tiny_corpus)
     assert result.returncode == 0, result.stdout + result.stderr
-    folder = next(path for path in (tmp_path / "root/runs/tiny").glob("one-*") if "untouched" not in path.name)
+    folder = next(path for path in (tmp_path / "root/runs/tiny").glob("one-*") if "untrained" not in path.name)
     opened, information = AutoModelForCausalLM.from_pretrained(folder / "student", output_loading_info=True)
     assert opened.config.hidden_size == 24
     assert not information["unexpected_keys"]
@@ -315,4 +315,4 @@ def test_the_whole_way_with_inner_states_width_and_adapters(tmp_path: Path, teac
     manifest = json.loads((folder / "manifest.json").read_text())
     assert {"train/hidden", "validation/hidden", "train/kl"} <= set(manifest["metrics"])
     assert manifest["kept_layers"] == [0, 3]
-    assert [pair[0] for pair in manifest["layer_maps"]["hidden"]] == [0, 1]
+    assert [pair[0] for pair in manifest["layer_maps"]["hidden_states"]] == [0, 1]

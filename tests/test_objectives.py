@@ -33,7 +33,7 @@ def test_temperature_and_its_square_by_hand() -> None:
 IDENTIFIED = {
     "ce": TermConfig(weight={"shape": "cosine", "start": 1, "end": 0, "until": 0.5}),
     "kl": TermConfig(kind="skew_forward_kl", temperature=2, options={"skew": 0.3}),
-    "inner": TermConfig(kind="hidden", weight=0.5, options={"layers": [[0, 1]]}),
+    "inner": TermConfig(kind="hidden_states", weight=0.5, options={"layers": [[0, 1]]}),
 }
 
 
@@ -57,7 +57,7 @@ def test_what_identifies_an_objective_is_plain_values() -> None:
             },
             {
                 "name": "inner",
-                "kind": "hidden",
+                "kind": "hidden_states",
                 "weight": {"shape": "linear", "points": [[0.0, 0.5]]},
                 "options": {"loss": "mse", "layers": [[0, 1]], "projector": False},
             },
@@ -89,8 +89,8 @@ def test_every_change_of_an_objective_identifies_another() -> None:
         {"kl": TermConfig(kind="skew_forward_kl", options={"skew": 0.3})},
         {"kl": TermConfig(kind="skew_forward_kl", temperature=2, options={"skew": 0.4})},
         {"kl": TermConfig(kind="skew_reverse_kl", temperature=2, options={"skew": 0.3})},
-        {"inner": TermConfig(kind="hidden", weight=0.5)},
-        {"inner": TermConfig(kind="hidden", weight=0.6, options={"layers": [[0, 1]]})},
+        {"inner": TermConfig(kind="hidden_states", weight=0.5)},
+        {"inner": TermConfig(kind="hidden_states", weight=0.6, options={"layers": [[0, 1]]})},
         {"another": TermConfig(kind="ce")},
     ]
     found = [json.dumps(build_objective({**IDENTIFIED, **change}).facts(), sort_keys=True) for change in changes]
@@ -146,11 +146,11 @@ def test_schedules_stay_between_their_ends(start: float, end: float, done: float
         ({"js": TermConfig(kind="jensen_shannon", options={"beta": 1})}, "objective.terms.js.options.beta"),
         ({"js": TermConfig(kind="jensen_shannon", options={"bta": 0.5})}, "did you mean 'beta'"),
         ({"mse": TermConfig(kind="logit_mse", temperature=2.0)}, "logit_mse has no temperature"),
-        ({"mse": TermConfig(kind="logit_mse", options={"centred": 1})}, "neither true nor false"),
+        ({"mse": TermConfig(kind="logit_mse", options={"center": 1})}, "neither true nor false"),
         ({"top_k_kl": TermConfig(options={"k": 2.5})}, "a whole number of at least 1"),
         ({"top_k_kl": TermConfig(options={"k": True})}, "a whole number of at least 1"),
-        ({"ranking": TermConfig(options={"form": "hing"})}, "did you mean 'hinge'"),
-        ({"ranking": TermConfig(options={"margin": -1})}, "a number of at least 0"),
+        ({"pairwise_ranking": TermConfig(options={"form": "hing"})}, "did you mean 'hinge'"),
+        ({"pairwise_ranking": TermConfig(options={"margin": -1})}, "a number of at least 0"),
         ({"ce": TermConfig(options={"label_smoothing": 1})}, "between 0 and 1, 1 exclusive"),
         ({"alpha_beta": TermConfig(options={"alpha": float("nan")})}, "objective.terms.alpha_beta.options.alpha"),
         ({"kl": TermConfig(kind="forward_kl", weight={"start": 1, "end": 0, "util": 1})}, "unknown key 'util'"),
@@ -167,10 +167,10 @@ def test_refusals_name_the_key(terms: dict, words: str) -> None:
     ("terms", "form", "words"),
     [
         ({"forward_kl": TermConfig()}, "top_k", "forward_kl needs a teacher that is dense, and this cache is top_k"),
-        ({"reverse_kl": TermConfig()}, "draws", "choose from sampled_kl, policy_reverse_kl"),
+        ({"reverse_kl": TermConfig()}, "sampled", "choose from sampled_kl, policy_gradient_reverse_kl"),
         ({"top_k_tail_kl": TermConfig(temperature=2)}, "top_k", "objective.terms.top_k_tail_kl.temperature"),
-        ({"sampled_kl": TermConfig(temperature=2)}, "draws", "cannot soften"),
-        ({"contrastive": TermConfig()}, "dense", "does not tell them apart"),
+        ({"sampled_kl": TermConfig(temperature=2)}, "sampled", "cannot soften"),
+        ({"contrastive_skew_kl": TermConfig()}, "dense", "does not tell them apart"),
     ],
 )
 def test_a_signal_that_cannot_feed_a_term_is_refused(terms: dict, form: str, words: str) -> None:
@@ -184,10 +184,10 @@ def test_a_signal_that_feeds_every_term_is_accepted() -> None:
         "top_k_kl": TermConfig(temperature=2),
         "truncated_kl": TermConfig(temperature=2),
         "top_k_tail_kl": TermConfig(),
-        "ranking": TermConfig(),
+        "pairwise_ranking": TermConfig(),
     }
     check_teacher_supports_objective(build_objective(top_k), "top_k", "this cache")
-    check_teacher_supports_objective(build_objective({"sampled_kl": TermConfig()}), "draws", "this cache")
+    check_teacher_supports_objective(build_objective({"sampled_kl": TermConfig()}), "sampled", "this cache")
     check_teacher_supports_objective(
         build_objective({kind: TermConfig() for kind in DENSE}), "dense", "this cache", has_on_policy_mask=True
     )

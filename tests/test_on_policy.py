@@ -56,7 +56,7 @@ def test_only_what_the_student_wrote_is_supervised(tiny_teacher: Path, prepared:
     assert student.training  # as it was
     lengths = []
     for row in range(6):
-        own = made["by_student"][row]
+        own = made["on_policy_mask"][row]
         first, last = int(own.nonzero()[0]), int(own.nonzero()[-1])
         prompt = made["input_ids"][row, :first].tolist()
         source = batch["input_ids"][row].tolist()
@@ -80,7 +80,7 @@ def test_a_chat_is_continued_where_its_response_begins(prepared: data.PreparedDa
     batch["labels"][0, :5] = -100  # five tokens are the prompt
     made, _ = writer(ALWAYS).maybe_generate(batch, load_model(tiny_teacher), 0, 0)
     assert size > 6
-    assert int(made["by_student"][0].nonzero()[0]) == 5
+    assert int(made["on_policy_mask"][0].nonzero()[0]) == 5
     assert made["input_ids"][0, :5].tolist() == batch["input_ids"][0, :5].tolist()
 
 
@@ -96,11 +96,11 @@ def test_a_question_that_leaves_no_room_for_a_text_is_read_as_it_is(
     made, facts = writer(ALWAYS).maybe_generate(batch, student, 0, 0)
     for name in ("input_ids", "labels", "document_ids", "position_ids", "rows"):
         assert torch.equal(made[name][0], batch[name][0]), name
-    assert not made["by_student"][0].any()
+    assert not made["on_policy_mask"][0].any()
     assert made["rows"].tolist() == [0, -1]
-    own = int(made["by_student"][1].sum())
+    own = int(made["on_policy_mask"][1].sum())
     assert made["input_ids"][1, :6].tolist() == batch["input_ids"][1, :6].tolist()
-    assert torch.equal(made["labels"][1] != -100, made["by_student"][1])
+    assert torch.equal(made["labels"][1] != -100, made["on_policy_mask"][1])
     assert facts["length"] == own
     assert int(made["step_tokens"]) == 4 + own
     assert (
@@ -166,7 +166,7 @@ def test_the_padded_rows_of_a_head_are_never_drawn(tiny_teacher: Path, prepared:
     text = writer(OnPolicyConfig(fraction=1.0, max_new_tokens=10, teacher_mix_fraction=mix), teacher)
     made, _ = text.maybe_generate(make_batch(prepared.train, np.arange(4), 1), student, 0, 0)
     assert int(made["labels"].max()) < VOCABULARY
-    assert len(made["labels"][made["by_student"]].unique()) > 4
+    assert len(made["labels"][made["on_policy_mask"]].unique()) > 4
 
 
 def test_a_mixture_is_one_of_two_distributions_over_the_same_tokens(tiny_teacher: Path) -> None:
@@ -256,13 +256,13 @@ def run(
     return student, train(TrainingJob(folder, distiller, module, training, 0, lambda *_: None))
 
 
-@pytest.mark.parametrize("kind", ["reverse_kl", "jensen_shannon", "policy_reverse_kl", "contrastive"])
+@pytest.mark.parametrize("kind", ["reverse_kl", "jensen_shannon", "policy_gradient_reverse_kl", "contrastive_skew_kl"])
 def test_a_student_learns_from_its_own_text(
     tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, kind: str
 ) -> None:
     config = OnPolicyConfig(fraction=0.7, max_new_tokens=12, teacher_mix_fraction=0.2)
     changes = {"tokens": LENGTH * 8 * 30}
-    if kind == "policy_reverse_kl":  # a noisier gradient, and one that only own text gives
+    if kind == "policy_gradient_reverse_kl":  # a noisier gradient, and one that only own text gives
         config, changes = (
             OnPolicyConfig(fraction=1.0, max_new_tokens=24, prompt_fraction=0.1),
             {**changes, "learning_rate": 1e-3},
@@ -270,7 +270,7 @@ def test_a_student_learns_from_its_own_text(
     _, final = run(tmp_path, tiny_teacher, prepared, {"term": TermConfig(kind=kind)}, config, **changes)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     kl = [line["validation/teacher_kl"] for line in lines if "validation/teacher_kl" in line]
-    assert kl[-1] < (1.02 if kind == "policy_reverse_kl" else 0.9) * kl[0]
+    assert kl[-1] < (1.02 if kind == "policy_gradient_reverse_kl" else 0.9) * kl[0]
     logged = {name for line in lines for name in line if name.startswith("on_policy/")}
     names = ("length", "distinct_1", "distinct_2", "reverse_kl", "time_share", "share", "replayed")
     assert logged == {f"on_policy/{name}" for name in names}
@@ -384,13 +384,13 @@ def test_the_reverse_kl_is_that_of_whole_distributions(
     made, _ = writer(config).maybe_generate(batch, student, 0, 0)
     total = drawn = 0.0
     for row in range(8):
-        own = made["by_student"][row].nonzero()[:, 0]
+        own = made["on_policy_mask"][row].nonzero()[:, 0]
         ids = made["input_ids"][row, : int(own[-1]) + 1][None]
         with torch.no_grad():
             q, p = (model(ids).logits[0, own - 1].log_softmax(-1) for model in (student, teacher))
         total += float((q.exp() * (q - p)).sum())
         drawn += float((q - p).gather(-1, ids[0, own, None]).sum())
-    count = int(made["by_student"].sum())
+    count = int(made["on_policy_mask"].sum())
     assert found == pytest.approx(total / count, rel=1e-3)
     assert abs(drawn - total) / count > 0.05
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -442,11 +442,11 @@ def test_accumulated_batches_of_student_text_count_alike(
             ["teacher.source=cross_tokenizer", "launcher.teacher_device=cpu", "objective.terms.kl.kind=uld"],
             "only a live teacher",
         ),
-        (["teacher.source=online", "objective.terms.kl.kind=policy_reverse_kl"], "set on_policy.fraction to 1"),
+        (["teacher.source=online", "objective.terms.kl.kind=policy_gradient_reverse_kl"], "set on_policy.fraction to 1"),
         *(
             (
-                ["teacher.source=online", "objective.terms.kl.kind=policy_reverse_kl", "on_policy.fraction=1", change],
-                "objective.terms.kl: policy_reverse_kl is for .* leave temperature and top_p at 1",
+                ["teacher.source=online", "objective.terms.kl.kind=policy_gradient_reverse_kl", "on_policy.fraction=1", change],
+                "objective.terms.kl: policy_gradient_reverse_kl is for .* leave temperature and top_p at 1",
             )
             for change in ("on_policy.temperature=0.7", "on_policy.top_p=0.9", "on_policy.replay_buffer_size=2")
         ),

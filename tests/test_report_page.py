@@ -243,7 +243,7 @@ def test_curves_are_read_thinned_and_the_mean_over_seeds(tmp_path: Path) -> None
     path = tmp_path / "curves.csv"
     assert curve_lines(scores, path)["curves"] == {}
     seeds = [{"model": f"deep-distilled-{seed}", "step": range(2000), "train/loss": 1.0 + seed} for seed in (0, 1)]
-    start = {"model": ["deep-untouched"], "step": 0, "train/loss": 9.0}
+    start = {"model": ["deep-untrained"], "step": 0, "train/loss": 9.0}
     pd.concat(map(pd.DataFrame, [*seeds, start])).to_csv(path, index=False)
     found = curve_lines(scores, path)
     assert set(found["curves"]["train/loss"]) == {"deep distilled"}
@@ -289,7 +289,7 @@ def test_index_lists_experiments_and_escapes_them(folder: Path, result: ReportBu
 
 def test_students_before_training_that_are_equal_are_one_point() -> None:
     """They differ in the text they would read, which they have not read."""
-    scores = [("untouched", 0.3, "a"), ("untouched", 0.3, "b"), ("untouched", 0.4, "c"), ("distilled", 0.3, "a")]
+    scores = [("untrained", 0.3, "a"), ("untrained", 0.3, "b"), ("untrained", 0.4, "c"), ("distilled", 0.3, "a")]
     frame = pd.DataFrame(scores, columns=["role", "score", "variant"]).assign(student="deep", cost=1.0)
     assert list(_deduplicate_untrained(frame)["variant"]) == ["", "c", "a"]
 
@@ -359,7 +359,7 @@ def test_lines_and_points_do_not_repeat_their_looks() -> None:
     assert not {"*", "D"} & {p["marker"] for p in points[:20]}  # the teacher's and the rivals'
     groups = [group("ce_only", ""), *(group("distilled", f"v{i}") for i in range(12))]
     groups += [group("ce_only", "", "shallow"), *(group("distilled", f"v{i}", "shallow") for i in range(12))]
-    styles = line_styles([group("untouched", ""), *groups])
+    styles = line_styles([group("untrained", ""), *groups])
     assert list(styles) == [g.label for g in groups]
     assert len({(s["color"], s["dash"]) for s in styles.values()}) == len(groups)
     assert len({(s["color"], s["marker"]) for s in styles.values()}) == len(groups) - 1  # both without teacher are squares

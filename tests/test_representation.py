@@ -127,7 +127,7 @@ def term(kind: str, **options: object) -> r.FeatureTerm:
     ],
 )
 def test_fixed_maps(layers: object, student: int, teacher: int, pairs: list[tuple[int, int]]) -> None:
-    assert fixed_layer_pairs(term("hidden", layers=layers), student, teacher) == pairs
+    assert fixed_layer_pairs(term("hidden_states", layers=layers), student, teacher) == pairs
 
 
 def test_cka_is_one_up_to_rotation_and_scale_and_low_for_noise() -> None:
@@ -169,12 +169,12 @@ def test_states_are_the_models_own(name: str) -> None:
     model = make_family(name)
     model.set_attn_implementation("eager")
     ids, shape = torch.randint(3, 100, (2, 7)), activation_dims(model.config)
-    wanted = {"hidden": {0, 2}, "attention": {1}, "queries": {3}, "keys": {3}, "values": {0}}
+    wanted = {"hidden_states": {0, 2}, "attention": {1}, "queries": {3}, "keys": {3}, "values": {0}}
     with capture_activations(model, wanted) as states:
         output = model(ids, output_hidden_states=True, output_attentions=True)
-    assert set(states) == {("hidden", 0), ("hidden", 2), ("attention", 1), ("queries", 3), ("keys", 3), ("values", 0)}
-    assert torch.equal(states["hidden", 0], output.hidden_states[1])
-    assert torch.equal(states["hidden", 2], output.hidden_states[3])
+    assert set(states) == {("hidden_states", 0), ("hidden_states", 2), ("attention", 1), ("queries", 3), ("keys", 3), ("values", 0)}
+    assert torch.equal(states["hidden_states", 0], output.hidden_states[1])
+    assert torch.equal(states["hidden_states", 2], output.hidden_states[3])
     assert torch.equal(states["attention", 1], output.attentions[1])
     assert states["queries", 3].shape == (2, 7, shape.query_size)
     assert states["keys", 3].shape == states["values", 0].shape == (2, 7, shape.key_value_size)
@@ -185,10 +185,10 @@ def test_states_are_the_models_own(name: str) -> None:
 
 def test_fused_projections_are_taken_apart() -> None:
     model, ids = make_family("gpt2"), torch.randint(3, 100, (1, 5))
-    with capture_activations(model, {"hidden": {0}, "queries": {1}, "keys": {1}, "values": {1}}) as states:
+    with capture_activations(model, {"hidden_states": {0}, "queries": {1}, "keys": {1}, "values": {1}}) as states:
         model(ids)
     block = model.transformer.h[1]
-    whole = block.attn.c_attn(block.ln_1(states["hidden", 0]))
+    whole = block.attn.c_attn(block.ln_1(states["hidden_states", 0]))
     torch.testing.assert_close(torch.cat([states[name, 1] for name in ("queries", "keys", "values")], -1), whole)
 
 
@@ -207,16 +207,16 @@ def test_layer_outputs_are_of_valid_tokens() -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "words"),
     [
-        ("hidden", {"loss": "l2"}, "options.loss: unknown value 'l2'"),
-        ("hidden", {"layer": "last"}, "unknown option 'layer'; did you mean 'layers'"),
-        ("hidden", {"layers": "unifrom"}, "unknown map 'unifrom'; did you mean 'uniform'"),
-        ("hidden", {"layers": [[0, 1, 2]]}, "nor a list of"),
-        ("hidden", {"layers": [[0, -1]]}, "nor a list of"),
-        ("hidden", {"layers": []}, "nor a list of"),
-        ("hidden", {"projector": "yes"}, "neither true nor false"),
+        ("hidden_states", {"loss": "l2"}, "options.loss: unknown value 'l2'"),
+        ("hidden_states", {"layer": "last"}, "unknown option 'layer'; did you mean 'layers'"),
+        ("hidden_states", {"layers": "unifrom"}, "unknown map 'unifrom'; did you mean 'uniform'"),
+        ("hidden_states", {"layers": [[0, 1, 2]]}, "nor a list of"),
+        ("hidden_states", {"layers": [[0, -1]]}, "nor a list of"),
+        ("hidden_states", {"layers": []}, "nor a list of"),
+        ("hidden_states", {"projector": "yes"}, "neither true nor false"),
         ("attention", {"heads": "all"}, "options.heads: unknown value 'all'"),
-        ("relations", {"relations": ["q", "o"]}, "not a list of some of q, k, v"),
-        ("relations", {"relation_heads": 1.5}, "not a whole number"),
+        ("qkv_relations", {"relations": ["q", "o"]}, "not a list of some of q, k, v"),
+        ("qkv_relations", {"num_relation_heads": 1.5}, "not a whole number"),
     ],
 )
 def test_wrong_options_are_refused(kind: str, options: dict, words: str) -> None:
@@ -226,35 +226,35 @@ def test_wrong_options_are_refused(kind: str, options: dict, words: str) -> None
 
 def test_a_temperature_or_a_negative_weight_is_refused() -> None:
     with pytest.raises(UserError, match="hidden has no temperature"):
-        build_objective({"hidden": TermConfig(temperature=2.0)})
+        build_objective({"hidden_states": TermConfig(temperature=2.0)})
     with pytest.raises(UserError, match="objective.terms.hidden_states.weight"):
-        build_objective({"hidden": TermConfig(weight=-1)})
+        build_objective({"hidden_states": TermConfig(weight=-1)})
 
 
 @pytest.mark.parametrize("kind", FEATURE_LOSSES)
 def test_a_source_without_inner_states_is_refused(kind: str) -> None:
     objective = build_objective({kind: TermConfig()})
-    check_teacher_supports_features(objective, "live")
+    check_teacher_supports_features(objective, "online")
     with pytest.raises(UserError, match=rf"objective.terms.{kind}: .* teacher.source offline lacks"):
-        check_teacher_supports_features(objective, "cached")
+        check_teacher_supports_features(objective, "offline")
     with pytest.raises(UserError, match="training.compile"):
-        check_teacher_supports_features(objective, "live", student_compiled=True)
+        check_teacher_supports_features(objective, "online", student_compiled=True)
     assert objective.needs_teacher
 
 
 def test_a_cache_feeds_hidden_states_of_the_layers_it_keeps() -> None:
-    check_teacher_supports_features(build_objective({"hidden": TermConfig()}), "cached", cached_layers=(1, 3))
-    for kind in ("attention", "relations"):
+    check_teacher_supports_features(build_objective({"hidden_states": TermConfig()}), "offline", cached_layers=(1, 3))
+    for kind in ("attention", "qkv_relations"):
         with pytest.raises(UserError, match=rf"{kind} compares inner states, which teacher.source offline lacks; use live$"):
-            check_teacher_supports_features(build_objective({kind: TermConfig()}), "cached", cached_layers=(1, 3))
+            check_teacher_supports_features(build_objective({kind: TermConfig()}), "offline", cached_layers=(1, 3))
     with pytest.raises(UserError, match="objective.terms.hidden_states.options.layers: similar looks at all layers of a live"):
         check_teacher_supports_features(
-            build_objective({"hidden": TermConfig(options={"layers": "similar"})}), "cached", cached_layers=(1, 3)
+            build_objective({"hidden_states": TermConfig(options={"layers": "similar"})}), "offline", cached_layers=(1, 3)
         )
     with pytest.raises(UserError, match="use live, or let teacher.hidden_layers name"):
-        check_teacher_supports_features(build_objective({"hidden": TermConfig()}), "cached")
+        check_teacher_supports_features(build_objective({"hidden_states": TermConfig()}), "offline")
     model = make_family("llama").config
-    pairs = build_objective({"hidden": TermConfig(options={"layers": [[0, 1], [1, 2]]})})
+    pairs = build_objective({"hidden_states": TermConfig(options={"layers": [[0, 1], [1, 2]]})})
     check_feature_dimensions(pairs, model, model, cached_layers=(1, 2))
     with pytest.raises(UserError, match="teacher.hidden_layers: layer 2 is not among them, and objective.terms.hidden_states compares"):
         check_feature_dimensions(pairs, model, model, cached_layers=(1, 3))
@@ -263,14 +263,14 @@ def test_a_cache_feeds_hidden_states_of_the_layers_it_keeps() -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "words"),
     [
-        ("hidden", {"layers": [[2, 1]]}, "options.layers: 2 is beyond the student's last layer 1"),
-        ("hidden", {"layers": [[1, 4]]}, "options.layers: 4 is beyond the teacher's last layer 3"),
-        ("hidden", {}, "hidden states are 24 wide in the student and 36 in the teacher; set projector: true"),
+        ("hidden_states", {"layers": [[2, 1]]}, "options.layers: 2 is beyond the student's last layer 1"),
+        ("hidden_states", {"layers": [[1, 4]]}, "options.layers: 4 is beyond the teacher's last layer 3"),
+        ("hidden_states", {}, "hidden states are 24 wide in the student and 36 in the teacher; set projector: true"),
         ("attention", {}, "the student has 4 heads and the teacher 6; set heads: mean"),
-        ("relations", {"relation_heads": 5}, "5 does not divide the 32 channels of the student's queries"),
+        ("qkv_relations", {"num_relation_heads": 5}, "5 does not divide the 32 channels of the student's queries"),
         (
-            "relations",
-            {"relation_heads": 32, "relations": ["k"]},
+            "qkv_relations",
+            {"num_relation_heads": 32, "relations": ["k"]},
             "32 does not divide the 16 channels of the student's keys",
         ),
     ],
@@ -286,9 +286,9 @@ def test_terms_that_fit_are_taken() -> None:
     teacher = make_family("llama").config
     student = student_config(StudentConfig(num_layers=2, width=WidthConfig(hidden_size=24, num_attention_heads=4)), teacher)
     terms = {
-        "hidden": TermConfig(options={"projector": True}),
+        "hidden_states": TermConfig(options={"projector": True}),
         "attention": TermConfig(options={"heads": "mean"}),
-        "relations": TermConfig(),
+        "qkv_relations": TermConfig(),
     }
     check_feature_dimensions(build_objective(terms), student, teacher)
 

@@ -44,7 +44,7 @@ analysis: {{n_resamples: 200}}
 
 @pytest.fixture(scope="module")
 def rival(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.make_model(tmp_path_factory.mktemp("rival"), num_layers=1, seed=5)
+    return tiny.make_model(tmp_path_factory.mktemp("external"), num_layers=1, seed=5)
 
 
 @needs_torchao
@@ -72,7 +72,7 @@ def test_plan_has_them_once_with_identities_of_their_own(tmp_path: Path, tiny_te
     check_experiment(config)
     cells = plan_runs(config)
     assert [(c.role, c.label) for c in cells] == [
-        ("teacher", "teacher"), ("quantised", "teacher_int8"), ("rival", "other"), ("distilled", "one")]  # fmt: skip
+        ("teacher", "teacher"), ("quantized", "teacher_int8"), ("external", "other"), ("distilled", "one")]  # fmt: skip
     assert len({c.fingerprint for c in cells}) == 4
     assert f"file:{rival}" in required_assets(config)
 
@@ -108,7 +108,7 @@ def test_they_are_evaluated_and_drawn(tmp_path: Path, tiny_teacher: Path, rival:
     folder = tmp_path / "results/tiny"
     cells = pd.read_csv(folder / "cells.csv").set_index("model")
     assert cells["role"].to_dict() == {
-        "teacher": "teacher", "teacher_int8": "quantised", "other": "rival", "one": "distilled"}  # fmt: skip
+        "teacher": "teacher", "teacher_int8": "quantized", "other": "external", "one": "distilled"}  # fmt: skip
     assert (cells["bytes"] > 0).all()
     assert cells.loc["teacher_int8", "bytes"] < cells.loc["teacher", "bytes"]
     assert cells.loc["other", "parameters"] < cells.loc["teacher_int8", "parameters"] == cells.loc["teacher", "parameters"]
@@ -119,4 +119,4 @@ def test_they_are_evaluated_and_drawn(tmp_path: Path, tiny_teacher: Path, rival:
     assert "other off the shelf" in table
     frontier = pd.read_csv(folder / "frontier.csv")
     if not frontier.empty:
-        assert set(frontier["role"]) == {"teacher", "quantised", "rival", "distilled"}
+        assert set(frontier["role"]) == {"teacher", "quantized", "external", "distilled"}

@@ -352,20 +352,20 @@ def test_no_two_models_of_a_shipped_experiment_have_one_name() -> None:
         labels = [cell.label for cell in plan_runs(load_experiment(path)) if cell.is_model]
         assert len(set(labels)) == len(labels), path.stem
         if path.stem == "cached_teacher":
-            assert labels[:3] == ["teacher", "shallow-untouched", "shallow-ce_only"]
+            assert labels[:3] == ["teacher", "shallow-untrained", "shallow-ce_only"]
         if path.stem == "reasoning_traces":
-            assert labels[1:3] == ["shallow-untouched-all", "shallow-untouched-right"]
+            assert labels[1:3] == ["shallow-untrained-all", "shallow-untrained-right"]
 
 
 def test_baselines_are_the_same_cells_whatever_the_cache_keeps() -> None:
-    kinds = {"hidden": "forward_kl", "top_k": "top_k_kl", "sampled": "sampled_kl"}
+    kinds = {"hidden_states": "forward_kl", "top_k": "top_k_kl", "sampled": "sampled_kl"}
     plans = {}
     for cache, kind in kinds.items():
-        changes = [f"teacher.cache_format={cache}", f"objective.terms.kl.kind={kind}", "baselines=[teacher,untouched,ce_only]"]
+        changes = [f"teacher.cache_format={cache}", f"objective.terms.kl.kind={kind}", "baselines=[teacher,untrained,ce_only]"]
         cells = plan_runs(load_experiment(ROOT / "experiments/quickstart.yaml", changes))
         plans[cache] = {
-            role: {c.fingerprint for c in cells if c.role == role} for role in ("ce_only", "signal", "distilled")
+            role: {c.fingerprint for c in cells if c.role == role} for role in ("ce_only", "teacher_cache", "distilled")
         }
-    for role, same in (("ce_only", True), ("signal", False), ("distilled", False)):
-        assert (plans["hidden"][role] == plans["top_k"][role] == plans["sampled"][role]) == same
+    for role, same in (("ce_only", True), ("teacher_cache", False), ("distilled", False)):
+        assert (plans["hidden_states"][role] == plans["top_k"][role] == plans["sampled"][role]) == same
         assert bool(plans["top_k"][role] & plans["sampled"][role]) == same

@@ -40,8 +40,8 @@ def test_seven_models_of_the_quickstart() -> None:
     cells = [cell for cell in plan_runs(load_experiment(ROOT / "experiments/quickstart.yaml")) if cell.is_model]
     assert [cell.label for cell in cells] == [
         "teacher",
-        "deep-untouched",
-        "shallow-untouched",
+        "deep-untrained",
+        "shallow-untrained",
         "deep-ce_only",
         "shallow-ce_only",
         "deep",
@@ -140,7 +140,7 @@ def test_second_run_does_nothing_and_says_the_same(finished: tuple[Path, Path]) 
 
 def test_model_card_has_recipe_and_scores(finished: tuple[Path, Path]) -> None:
     folders = (finished[0] / "runs/tiny").glob("one-*")
-    folder = next(path for path in folders if "only" not in path.name and "untouched" not in path.name)
+    folder = next(path for path in folders if "only" not in path.name and "untrained" not in path.name)
     card = (folder / "student" / "README.md").read_text()
     score = pd.read_parquet(folder / "records" / "records.parquet")["correct_norm"].mean()
     assert re.search(rf"\| sciq \| acc_norm, 0-shot \| 12 \| [\d.]+ \| {100 * score:.1f} \|", card), card
@@ -164,7 +164,7 @@ def test_tensorboard_has_curves_and_final_scores(finished: tuple[Path, Path]) ->
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folders = (finished[0] / "runs/tiny").glob("one-*")
-    folder = next(path for path in folders if "only" not in path.name and "untouched" not in path.name)
+    folder = next(path for path in folders if "only" not in path.name and "untrained" not in path.name)
     board = EventAccumulator(str(folder)).Reload()
     tags = set(board.Tags()["scalars"])
     assert {
@@ -208,7 +208,7 @@ def test_real_teacher_from_end_to_end(tmp_path: Path) -> None:
     cells = pd.read_csv(tmp_path / "results/quickstart/cells.csv").set_index("model")
     assert set(cells["state"]) == {"done"}
     assert cells.loc["teacher", "parameters"] == 134_515_008
-    assert cells.loc["shallow", "val_kl"] < cells.loc["shallow-untouched", "val_kl"]
+    assert cells.loc["shallow", "val_kl"] < cells.loc["shallow-untrained", "val_kl"]
 
 
 def test_a_failing_cell_does_not_stop_the_others(finished: tuple[Path, Path]) -> None:
@@ -258,4 +258,4 @@ def test_another_axis_of_the_grid_trains_no_cell_again(finished: tuple[Path, Pat
     assert result.returncode == 0, result.stdout + result.stderr
     found = {path.parent.name: path.stat().st_mtime_ns for path in (tmp_path / "runs/tiny").glob("*/manifest.json")}
     assert {name[-8:]: when for name, when in found.items()} == made
-    assert {name[:-9] for name in found} >= {"one-seed=0", "one-ce_only-seed=0", "one-untouched", "fresh-untouched-seed=0"}
+    assert {name[:-9] for name in found} >= {"one-seed=0", "one-ce_only-seed=0", "one-untrained", "fresh-untrained-seed=0"}

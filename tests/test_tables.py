@@ -165,7 +165,7 @@ def test_declared_comparisons_are_corrected_by_holm_among_themselves(tmp_path: P
 def test_other_comparisons_are_corrected_for_each_opponent_by_itself(tmp_path: Path) -> None:
     frame = score_frame(compute_scores(load_results(build(tmp_path, documents=60)), FAST))
     rows = frame[frame["task"] != MACRO_AVERAGE]
-    for who in ("teacher", "ce_only", "untouched"):
+    for who in ("teacher", "ce_only", "untrained"):
         known = rows[rows[f"{who}_p"].notna()]
         assert known[f"{who}_adjusted"].to_numpy() == pytest.approx(false_discovery_control(known[f"{who}_p"]))
 
@@ -202,7 +202,7 @@ def test_groups_keep_grid_points_apart_and_find_their_rivals(tmp_path: Path) -> 
     cells = pd.read_csv(folder / "cells.csv")
     names = {"objective.terms.kl.temperature": "1", "training.max_tokens": "100"}
     for axis, value in names.items():
-        hidden = cells["role"].isin(["teacher", "untouched"]) | (
+        hidden = cells["role"].isin(["teacher", "untrained"]) | (
             axis.startswith("objective") & (cells["role"] == "ce_only")
         )
         cells[f"axis.{axis}"] = np.where(hidden, None, value)
@@ -215,7 +215,7 @@ def test_groups_keep_grid_points_apart_and_find_their_rivals(tmp_path: Path) -> 
     rival = baseline_of(mine, "ce_only", groups)
     assert rival is not None
     assert rival.label == "shallow without teacher (tokens=100)"
-    before = baseline_of(mine, "untouched", groups)
+    before = baseline_of(mine, "untrained", groups)
     assert before is not None
     assert before.label == "shallow before training"
 
@@ -225,7 +225,7 @@ def test_students_of_different_text_are_said_to_be_validated_on_it(tmp_path: Pat
     cells = pd.read_csv(folder / "cells.csv")
     said = {}
     for plain, distilled in (("0e1", "0e1"), ("0e1", "00")):  # fingerprints may read like numbers
-        cells["held_out"] = cells["role"].map({"untouched": plain, "ce_only": plain, "distilled": distilled})
+        cells["held_out"] = cells["role"].map({"untrained": plain, "ce_only": plain, "distilled": distilled})
         cells.to_csv(folder / "cells.csv", index=False)
         result = build_report_bundle(folder, FAST, "name")
         notes = " ".join(score_table(result.scores, result.score_frame, "title").footnotes)
@@ -237,7 +237,7 @@ def test_a_student_without_teacher_that_read_other_text_is_called_so(tmp_path: P
     folder = build(tmp_path, documents=30, students={"deep": 0.8})
     cells = pd.read_csv(folder / "cells.csv")
     for text in ("a", "b"):
-        cells["held_out"] = cells["role"].map({"untouched": "a", "ce_only": text, "distilled": "a"})
+        cells["held_out"] = cells["role"].map({"untrained": "a", "ce_only": text, "distilled": "a"})
         cells.to_csv(folder / "cells.csv", index=False)
         result = build_report_bundle(folder, FAST, "name")
         labels = [group.label for group in result.scores.groups]
@@ -270,7 +270,7 @@ def test_without_a_distilled_student_nothing_is_judged(tmp_path: Path) -> None:
 def test_a_baseline_of_several_grid_points_is_found_by_each(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=10, students={"deep": 0.8})
     cells = pd.read_csv(folder / "cells.csv")
-    for value, joint in (("live", "live or top_50"), ("top_50", "live or top_50"), ("long", "long")):
+    for value, joint in (("online", "live or top_50"), ("top_50", "live or top_50"), ("long", "long")):
         cells["axis.variant"] = np.where(cells["role"] == "distilled", value, None)
         cells.loc[cells["role"] == "ce_only", "axis.variant"] = joint
         cells.to_csv(folder / "cells.csv", index=False)
@@ -279,7 +279,7 @@ def test_a_baseline_of_several_grid_points_is_found_by_each(tmp_path: Path) -> N
         rival = baseline_of(mine, "ce_only", groups)
         assert rival is not None
         assert rival.label == f"deep without teacher (variant={joint})"
-    cells.loc[cells["role"] == "distilled", "axis.variant"] = "live"
+    cells.loc[cells["role"] == "distilled", "axis.variant"] = "online"
     cells.to_csv(folder / "cells.csv", index=False)
     groups = groups_of(load_results(folder))
     assert baseline_of(next(group for group in groups if group.role == "distilled"), "ce_only", groups) is None
@@ -296,7 +296,7 @@ def test_a_rival_may_have_another_number_format(tmp_path: Path) -> None:
     cells = pd.read_csv(folder / "cells.csv")
     row = {
         "model": "teacher-int8",
-        "role": "quantised",
+        "role": "quantized",
         "student": "",
         "parameters": 134_515_008,
         "state": "done",

@@ -117,7 +117,7 @@ def test_trap_3_padding_is_masked_for_every_loss(kind: str, teacher: Any, studen
     for length in (8, 16, 40):
         batch = rows(*documents, length=length)
         batch["input_ids"][batch["document_ids"] == 0] = 77  # whatever stands in the padding
-        batch["by_student"] = authors(length).expand_as(batch["input_ids"])
+        batch["on_policy_mask"] = authors(length).expand_as(batch["input_ids"])
         total = loss_of(distiller_of(student, teacher, terms), batch, 6)
         total.backward()
         found.append((total.detach(), gradients(student)))

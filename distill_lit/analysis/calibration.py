@@ -126,7 +126,7 @@ def calibration_frame(scores: Scores, stratum_codes: pd.DataFrame) -> pd.DataFra
     teacher = choice_probabilities(scores, scores.groups[scores.teacher].models[0])
     rows: list[dict[str, Any]] = [{"model": "teacher", **_calibration(scores, teacher, stratum_codes)}]
     for g, group in enumerate(scores.groups):
-        if group.role not in ("distilled", "ce_only", "quantised", "rival") or not group.models:
+        if group.role not in ("distilled", "ce_only", "quantized", "external") or not group.models:
             continue
         own = [choice_probabilities(scores, model) for model in group.models]
         row = pd.DataFrame([_one_model(scores, seed, teacher, stratum_codes) for seed in own]).mean().to_dict()

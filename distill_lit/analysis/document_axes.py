@@ -144,7 +144,7 @@ def _rare_word(text: str, zipf: Callable[[str], float]) -> float:
 def _questions(results: Results) -> list[str]:
     """Prompts, without the examples of few-shot prompts."""
     # a benchmark of several tasks may have several numbers, as "5 / 0"
-    shots = {task: str(results.settings(task).get("fewshot") or 0) != "0" for task in results.tasks}
+    shots = {task: str(results.settings(task).get("num_fewshot") or 0) != "0" for task in results.tasks}
     prompts = results.documents["prompt"].astype(str)
     tasks = prompts.index.get_level_values("task")
     return [p.split("\n\n")[-1] if shots[t] else p for t, p in zip(tasks, prompts, strict=True)]

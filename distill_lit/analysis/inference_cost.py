@@ -80,7 +80,7 @@ def add_costs(cells: pd.DataFrame, costs: dict[str, Any]) -> pd.DataFrame:
         for name, suffix in (("value", ""), ("low", "_low"), ("high", "_high"), ("ratio", "_ratio"),
                              ("ratio_low", "_ratio_low"), ("ratio_high", "_ratio_high")):  # fmt: skip
             cells.loc[mine, row["axis"] + suffix] = row[name]
-    price = float(costs.get("settings", {}).get("price", 0.0))
+    price = float(costs.get("settings", {}).get("price_per_hour", 0.0))
     if price > 0 and "decode_s" in cells:
         for suffix in ("", "_low", "_high"):
             cells[f"money_per_million{suffix}"] = cells[f"decode_s{suffix}"] * 1e6 / 3600 * price

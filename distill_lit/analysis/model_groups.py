@@ -8,13 +8,13 @@ from distill_lit.analysis.results import ROLES, Results
 from distill_lit.config.schema import GRID_VALUE_SEPARATOR
 
 ROLE_LABELS = {
-    "quantised": "in int8",
-    "rival": "off the shelf",
-    "untouched": "before training",
+    "quantized": "in int8",
+    "external": "off the shelf",
+    "untrained": "before training",
     "ce_only": "without teacher",
     "distilled": "distilled",
 }
-REFERENCE_ROLES = ("teacher", "quantised", "rival")  # roles of models that no cell trains or prunes
+REFERENCE_ROLES = ("teacher", "quantized", "external")  # roles of models that no cell trains or prunes
 NON_VARIANT_AXES = ("axis.student", "axis.seed")  # columns of their own
 
 
@@ -90,7 +90,7 @@ def _group(results: Results, rows: pd.DataFrame, key: tuple, short: dict[str, st
         )
     )
     variant = ", ".join([*(f"{short[axis]}={value}" for axis, value in point), *(["other text"] if other_text else [])])
-    base_name = "teacher" if role == "quantised" else student
+    base_name = "teacher" if role == "quantized" else student
     label = "teacher" if role == "teacher" else " ".join(w for w in (base_name, ROLE_LABELS.get(role, "")) if w)
     known = tuple(int(s) for s in seeds if s == s)
     return ModelGroup(

@@ -137,7 +137,7 @@ def efficiency_claims(scores: Scores) -> pd.DataFrame:
     """
     teacher, rows = scores.teacher, []
     for g, group in enumerate(scores.groups):
-        if teacher is None or group.role in ("teacher", "untouched") or not group.models:
+        if teacher is None or group.role in ("teacher", "untrained") or not group.models:
             continue
         for axis in cost_axes(scores):
             row = _claim(scores, g, teacher, axis)

@@ -12,9 +12,9 @@ from distill_lit.analysis.task_groups import merge_documents, merge_frame, merge
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import read_json
 
-COMPARABLE_SETTINGS = ("version", "lm_eval_version", "task_hash", "metric", "fewshot", "limit", "n", "seed",
-              "chat_template", "eval_split", "data")  # fmt: skip
-ROLES = ("teacher", "quantised", "rival", "untouched", "ce_only", "distilled")
+COMPARABLE_SETTINGS = ("version", "lm_eval_version", "task_hash", "metric", "num_fewshot", "limit", "n", "seed",
+              "apply_chat_template", "eval_split", "data")  # fmt: skip
+ROLES = ("teacher", "quantized", "external", "untrained", "ce_only", "distilled")
 TOTAL_COUNT_KEY = "__total__"
 MIN_CORPUS_WORDS = 1_000_000  # words
 RUN_TEXT_COLUMNS = ("model", "role", "student", "held_out", "state", "reason")
@@ -198,7 +198,7 @@ def check_comparable(results: Results, task: str, first: str, second: str) -> No
     roles = dict(zip(results.runs["model"], results.runs["role"], strict=True))
     names = (
         COMPARABLE_SETTINGS
-        if {"quantised", "rival"} & {roles.get(first), roles.get(second)}
+        if {"quantized", "external"} & {roles.get(first), roles.get(second)}
         else (*COMPARABLE_SETTINGS, "dtype")
     )
     for name in names:

@@ -15,7 +15,7 @@ MIN_RETENTION_BASELINE = 0.05  # the teacher's lower bound above chance from whi
 BASELINE_ROLES = (
     "teacher",
     "ce_only",
-    "untouched",
+    "untrained",
 )  # the teacher; the same student without teacher; itself before training
 COSTS = (
     "parameters",
@@ -73,7 +73,7 @@ def find_baselines(scores: Scores, g: int) -> dict[str, int]:
         return {}
     if scores.teacher not in (None, g):
         found["teacher"] = scores.teacher
-    for role in ("ce_only", "untouched"):
+    for role in ("ce_only", "untrained"):
         other = baseline_of(group, role, scores.groups) if group.role == "distilled" else None
         if other is not None:
             found[role] = scores.groups.index(other)
@@ -86,7 +86,7 @@ def _task_row(scores: Scores, t: int, g: int) -> dict[str, Any]:
     row = {
         "task": task.task,
         "metric": task.metric,
-        "shots": settings.get("fewshot", 0),
+        "shots": settings.get("num_fewshot", 0),
         "limit": int(settings.get("limit") or 0),
         "n": task.n,
         "chance": float(task.chance.mean()),

@@ -133,7 +133,7 @@ def write_teacher_outputs(config: ExperimentConfig, root: Path, console: Console
         return stop.code
     for run in runs:
         manifest = read_manifest(runs_folder(root, config) / run.name / "manifest.json")
-        for fact in ("corpora", "signal", "bytes_per_token"):
+        for fact in ("corpora", "teacher_cache", "bytes_per_token"):
             if fact in manifest:
                 console.print(f"{run.label} {fact}: {manifest[fact]}", highlight=False, soft_wrap=True, markup=False)
     return EXIT_SOME_RUNS_FAILED if failed else EXIT_OK

@@ -132,7 +132,7 @@ def _cache(options: argparse.Namespace, console: Console) -> int:
     config = _load_checked(options)
     from distill_lit.cli.actions import write_teacher_outputs
 
-    return write_teacher_outputs(config, options.root, console, "signal")
+    return write_teacher_outputs(config, options.root, console, "teacher_cache")
 
 
 def _cost(options: argparse.Namespace, console: Console) -> int:

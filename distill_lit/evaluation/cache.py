@@ -34,8 +34,8 @@ def evaluation_cache_key(model: str, spec: TaskSpec, settings: EvaluationConfig,
     """The address of an evaluation, or of what else (`kind`) is known of the same documents: 16 hexadecimal digits."""
     return fingerprint({
         "format": RECORDS_FORMAT_VERSION, "model": model, "task": spec.name, "task_digest": spec.digest,
-        "data": spec.data_source.fingerprint, "lm_eval": lm_eval_version(), "fewshot": spec.num_fewshot,
-        "limit": settings.limit, "seed": effective_seed(spec, settings), "chat_template": settings.apply_chat_template,
+        "data": spec.data_source.fingerprint, "lm_eval": lm_eval_version(), "num_fewshot": spec.num_fewshot,
+        "limit": settings.limit, "seed": effective_seed(spec, settings), "apply_chat_template": settings.apply_chat_template,
         "dtype": settings.dtype, **({"kind": measurement} if measurement else {}),
         **({"token_logprobs": True} if settings.token_logprobs else {}),
     })  # fmt: skip

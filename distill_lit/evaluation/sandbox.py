@@ -34,7 +34,7 @@ def evaluate_in_sandbox(folder: Path, task: str, settings: EvaluationConfig, dat
         "settings": {**asdict(settings), "tasks": [task], "include_path": include_path},
     }
     with tempfile.TemporaryDirectory(prefix="distill-lit-confined-") as workdir:
-        command = [sys.executable, "-m", __name__, json.dumps({**job, "benchmarks": dataset_source, "device": device})]
+        command = [sys.executable, "-m", __name__, json.dumps({**job, "dataset_source": dataset_source, "device": device})]
         result = subprocess.run(
             [*_without_network(), *command],
             cwd=workdir,
@@ -98,7 +98,7 @@ def sandbox_main(text: str) -> None:
     if job["code"]:
         allow_remote_code(Path(job["folder"]))
     settings = EvaluationConfig(**job["settings"])
-    evaluate_in_process(Path(job["folder"]), settings, job["benchmarks"], device=job["device"], in_sandbox=True)
+    evaluate_in_process(Path(job["folder"]), settings, job["dataset_source"], device=job["device"], in_sandbox=True)
 
 
 if __name__ == "__main__":

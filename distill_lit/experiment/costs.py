@@ -25,7 +25,7 @@ from distill_lit.utils.files import atomic_write, fingerprint, write_json
 
 # what decides how fast a model is: cells that agree in it are measured once
 SHAPE_FIELDS = ("parameters", "non_embedding_parameters", "layers", "flops_per_token", "kv_bytes_per_token", "bytes")
-UNMEASURED_COST_FIELDS = ("measure", "price")
+UNMEASURED_COST_FIELDS = ("measure", "price_per_hour")
 BUSY_LOAD_PER_CORE = 0.5  # programs waiting per core, from which timings are not to be trusted
 
 
@@ -79,7 +79,7 @@ def _summary(config: ExperimentConfig, rows: pd.DataFrame, teacher: str) -> dict
     axes = summarize_costs(rows, teacher, config.analysis.n_resamples, config.analysis.confidence_level)
     return {
         "settings": to_dict(config.cost),
-        "confidence": config.analysis.confidence_level,
+        "confidence_level": config.analysis.confidence_level,
         "axes": axes.to_dict("records"),
     }
 

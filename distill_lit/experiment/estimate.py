@@ -212,6 +212,6 @@ def _teacher_flops_per_token(config: ExperimentConfig, teacher: ModelSize) -> fl
     """The teacher's forward arithmetic per training token."""
     if not build_objective(config.objective.terms, config.objective.temperature_scaling).needs_teacher:
         return 0.0
-    if config.teacher.source == "cached":
+    if config.teacher.source == "offline":
         return 2.0 * teacher.lm_head_parameters if config.teacher.cache_format == CACHE_HIDDEN_STATES else 0.0
     return teacher.flops_per_token()

@@ -10,17 +10,17 @@ from distill_lit.generation.prompts import prompt_sampling_metadata
 from distill_lit.losses import build_objective
 from distill_lit.utils.files import fingerprint
 
-TEACHER, UNTRAINED, CE_ONLY, DISTILLED = "teacher", "untouched", "ce_only", "distilled"
-QUANTIZED, EXTERNAL = "quantised", "rival"
-TEACHER_CACHE, GENERATED = "signal", "generated"  # what the teacher tells, for cells that need it
+TEACHER, UNTRAINED, CE_ONLY, DISTILLED = "teacher", "untrained", "ce_only", "distilled"
+QUANTIZED, EXTERNAL = "quantized", "external"
+TEACHER_CACHE, GENERATED = "teacher_cache", "generated"  # what the teacher tells, for cells that need it
 TEACHER_INT8 = "teacher_int8"  # name of a baseline
 FINGERPRINT_VERSION = 1  # raise it when a default, or what a value means, changes: every cell is then a new one
 # knobs of training that cannot change a result
-RESULT_NEUTRAL_TRAINING_FIELDS = ("keep_checkpoints", "checkpoint_every", "checkpoint_budget", "log_every")
+RESULT_NEUTRAL_TRAINING_FIELDS = ("keep_checkpoints", "checkpoint_interval", "checkpoint_budget", "log_every_n_steps")
 
 
 def student_fingerprint(role: str, config: ExperimentConfig) -> str:
-    """Identifies a student: how it begins, what it reads, and, unless it is untouched, how it is trained."""
+    """Identifies a student: how it begins, what it reads, and, unless it is untrained, how it is trained."""
     facts: dict[str, Any] = {
         "role": UNTRAINED if role == UNTRAINED else "trained",
         "student": non_default_fields(config.students[config.student]),
@@ -42,7 +42,7 @@ def student_fingerprint(role: str, config: ExperimentConfig) -> str:
 def _teacher_fingerprint_fields(role: str, config: ExperimentConfig) -> dict[str, Any]:
     """What of the teacher decides a student: for one that learns nothing from it, not how it would have told."""
     found = non_default_fields(config.teacher)
-    known = ("model", "dtype", *(["source"] if config.teacher.source == "foreign" else []))  # then it has another tokenizer
+    known = ("model", "dtype", *(["source"] if config.teacher.source == "cross_tokenizer" else []))  # then it has another tokenizer
     return found if role == DISTILLED else {key: found[key] for key in known if key in found}
 
 
@@ -75,7 +75,7 @@ def training_fingerprint_fields(config: ExperimentConfig) -> dict[str, Any]:
 
 def data_fingerprint_fields(config: ExperimentConfig) -> dict[str, Any]:
     """What decides the rows that are read."""
-    found = {**non_default_fields(config.data), "benchmarks": config.dataset_source}
+    found = {**non_default_fields(config.data), "dataset_source": config.dataset_source}
     return {
         **found,
         "corpora": {name: corpus_fingerprint_fields(corpus, config) for name, corpus in config.data.corpora.items()},
@@ -86,9 +86,9 @@ def validation_data_fingerprint(config: ExperimentConfig) -> str:
     """Identifies the text that is held out for validation: numbers measured on different text do not compare."""
     found = data_fingerprint_fields(config)
     rows: list[Any] = [config.data.seed, config.data.sequence_length, config.data.validation_sequences]
-    if config.teacher.source == "foreign":  # the student's own tokenizer cuts them
+    if config.teacher.source == "cross_tokenizer":  # the student's own tokenizer cuts them
         rows.append(config.students[config.student].from_)
-    return versioned_fingerprint(corpora=found["corpora"], rows=rows, benchmarks=found["benchmarks"])
+    return versioned_fingerprint(corpora=found["corpora"], rows=rows, dataset_source=found["dataset_source"])
 
 
 def corpus_fingerprint_fields(corpus: CorpusConfig, config: ExperimentConfig) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def corpus_fingerprint_fields(corpus: CorpusConfig, config: ExperimentConfig) ->
         return found
     found |= answer_comparison_metadata(generated.filters) | prompt_sampling_metadata(generated.prompts)
     if generated.filters.decontamination_ngram:
-        found["asked"] = [sorted(config.evaluation.tasks), config.evaluation.include_path]
+        found["evaluation_tasks"] = [sorted(config.evaluation.tasks), config.evaluation.include_path]
     if generated.remote is not None:
         found["generated"]["remote"] = remote_fingerprint_fields(generated.remote)
     return found
@@ -108,7 +108,6 @@ def corpus_fingerprint_fields(corpus: CorpusConfig, config: ExperimentConfig) ->
 def evaluation_fingerprint(config: ExperimentConfig) -> str:
     """Identifies the questions a model is asked: a cell is evaluated again when they change."""
     fields = {
-        key: value for key, value in non_default_fields(config.evaluation).items() if key not in ("every", "every_limit")
+        key: value for key, value in non_default_fields(config.evaluation).items() if key not in ("interval", "interval_limit")
     }
-    fields.setdefault("fewshot", "what the task says")  # once it was none at all
-    return versioned_fingerprint(**fields, benchmarks=config.dataset_source)
+    return versioned_fingerprint(**fields, dataset_source=config.dataset_source)

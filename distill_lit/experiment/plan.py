@@ -47,7 +47,7 @@ class Run:
     seed: int | None = None
     grid_values: dict[str, Any] = field(default_factory=dict)
     depends_on: tuple[str, ...] = ()
-    model_reference: str = ""  # of a model that is evaluated as it is, or quantised
+    model_reference: str = ""  # of a model that is evaluated as it is, or quantized
 
     @property
     def name(self) -> str:
@@ -134,7 +134,7 @@ def _all_runs(config: ExperimentConfig) -> Iterable[Run]:
     for _, point in points:
         yield from _generated_runs(point)
     for _, point in points:
-        if point.teacher.source == "cached":
+        if point.teacher.source == "offline":
             yield _teacher_cache_run(point)
     if TEACHER in config.baselines:
         yield _teacher_run(config)
@@ -218,7 +218,7 @@ def _student_run(role: str, values: dict[str, Any], config: ExperimentConfig) ->
     if role == UNTRAINED and not config.students[config.student].config:
         seed = None
     label = _label(role, config.student, axes, seed if "seed" in values else None)
-    needs = _generated_run_names(config) + ((_teacher_cache_run(config).name,) if config.teacher.source == "cached" else ())
+    needs = _generated_run_names(config) + ((_teacher_cache_run(config).name,) if config.teacher.source == "offline" else ())
     return Run(role, label, student_fingerprint(role, config), config, config.student, seed, axes, needs)
 
 

@@ -37,7 +37,7 @@ def _needs_dataset_mirror(point: ExperimentConfig) -> bool:
 def student_base_folder(config: ExperimentConfig, teacher_folder: Path) -> Path:
     """The folder whose tokenizer the student reads with: the teacher's, or its own where the teacher is foreign to it."""
     student = config.students[config.student]
-    return model_folder(student.from_) if config.teacher.source == "foreign" and student.from_ else teacher_folder
+    return model_folder(student.from_) if config.teacher.source == "cross_tokenizer" and student.from_ else teacher_folder
 
 
 def prepare_experiment_data(config: ExperimentConfig) -> None:

@@ -83,7 +83,7 @@ def is_run_built(run: Run, folder: Path) -> bool:
 
 def _outputs_exist(run: Run, folder: Path, manifest: dict[str, Any]) -> bool:
     if run.role == TEACHER_CACHE:
-        return is_teacher_cache_complete(Path(manifest["signal"]), manifest["rows"])
+        return is_teacher_cache_complete(Path(manifest["teacher_cache"]), manifest["rows"])
     if run.role == GENERATED:
         return all(is_corpus_complete(Path(facts["corpus"])) for facts in manifest["corpora"].values())
     if run.role in (TEACHER, EXTERNAL):

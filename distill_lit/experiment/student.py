@@ -1,4 +1,4 @@
-"""The model of a cell: taken as it is, quantised, or a student that is trained and exported."""
+"""The model of a cell: taken as it is, quantized, or a student that is trained and exported."""
 
 import functools
 import json
@@ -69,9 +69,9 @@ def build_reference_model(run: Run, folder: Path) -> dict[str, Any]:
     source_folder = model_folder(run.model_reference)
     if run.role != QUANTIZED:
         return {"model": str(source_folder), **_size_facts(size_of(load_model(source_folder)))}
-    quantised = quantize_int8(source_folder, folder / "student")
-    ids = probe_input_ids(quantised)
-    check_reloads(quantised, folder / "student", ids, logits_on(quantised, ids))
+    quantized = quantize_int8(source_folder, folder / "student")
+    ids = probe_input_ids(quantized)
+    check_reloads(quantized, folder / "student", ids, logits_on(quantized, ids))
     size = size_of(load_model(folder / "student"))
     return {"files": student_hashes(folder), "format": INT8_RECIPE, **_size_facts(size)}
 

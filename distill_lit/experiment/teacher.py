@@ -76,7 +76,7 @@ def build_teacher_cache(
     )
     rows = len(prepared.train) + len(prepared.validation)
     return {
-        "signal": str(cache_dir),
+        "teacher_cache": str(cache_dir),
         "rows": rows,
         "bytes_per_token": measure_bytes_per_token(cache_dir, prepared.train, form),
     }
@@ -103,12 +103,12 @@ def build_teacher(
     if config.teacher.source == "none":
         return None
     model = load_model(teacher_folder, torch_dtype(config.teacher.dtype))
-    if config.teacher.source == "live":
+    if config.teacher.source == "online":
         teacher_device = config.launcher.teacher_device
         return OnlineTeacher(
             model, vocab_size, config.training.compile, torch.device(teacher_device) if teacher_device else None
         )
-    if config.teacher.source == "foreign":
+    if config.teacher.source == "cross_tokenizer":
         tokenizers = load_tokenizer(teacher_folder), load_tokenizer(student_base_folder(config, teacher_folder))
         return CrossTokenizerTeacher(model, load_unpadded_vocab_size(teacher_folder), *tokenizers)
     head, form = get_lm_head(model.requires_grad_(False), vocab_size), teacher_cache_form(config.teacher)

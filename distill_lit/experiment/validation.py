@@ -72,18 +72,18 @@ def _check_policy_gradient(objective: Objective, on_policy: OnPolicyConfig) -> N
         and not on_policy.replay_buffer_size
     )
     for term in objective.logit_terms:
-        if term.kind == "policy_reverse_kl" and not (on_policy.fraction == 1 and is_drawn):
+        if term.kind == "policy_gradient_reverse_kl" and not (on_policy.fraction == 1 and is_drawn):
             raise UserError(
-                f"objective.terms.{term.name}: policy_reverse_kl is for the student's own text alone: "
+                f"objective.terms.{term.name}: policy_gradient_reverse_kl is for the student's own text alone: "
                 "set on_policy.fraction to 1, without teacher_mix and replay, and leave temperature and top_p at 1"
             )
 
 
 def _check_teacher_device(point: ExperimentConfig, objective: Objective) -> None:
     """What a teacher on a device of its own cannot do: it sends its last hidden states over, and nothing else."""
-    if not point.launcher.teacher_device or point.teacher.source in ("cached", "none"):
+    if not point.launcher.teacher_device or point.teacher.source in ("offline", "none"):
         return
-    if point.teacher.source != "live":
+    if point.teacher.source != "online":
         raise UserError(f"launcher.teacher_device: only a live teacher has one; teacher.source is {point.teacher.source}")
     if point.training.devices > 1:
         raise UserError("launcher.teacher_device: every one of training.devices would put a teacher there")
@@ -97,23 +97,23 @@ def _check_teacher_device(point: ExperimentConfig, objective: Objective) -> None
 def _check_cross_tokenizer_corpora(config: ExperimentConfig) -> None:
     """A chat template belongs to a tokenizer: a foreign teacher would read another text than the student."""
     for name, corpus in config.data.corpora.items():
-        if config.teacher.source == "foreign" and corpus.is_chat:
+        if config.teacher.source == "cross_tokenizer" and corpus.is_chat:
             raise UserError(f"data.corpora.{name}: teacher.source cross_tokenizer reads plain text only, and this is a chat")
 
 
 def _teacher_output_form(teacher: TeacherConfig) -> tuple[str, str]:
     """(what losses get of this teacher, what users call it)."""
-    if teacher.source != "cached":
-        return "foreign" if teacher.source == "foreign" else "dense", f"teacher.source {teacher.source}"
-    forms = {"hidden": "dense", "top_k": "top_k", "sampled": "draws"}
+    if teacher.source != "offline":
+        return "cross_tokenizer" if teacher.source == "cross_tokenizer" else "dense", f"teacher.source {teacher.source}"
+    forms = {"hidden_states": "dense", "top_k": "top_k", "sampled": "sampled"}
     return forms[teacher.cache_format], f"teacher.cache_format {teacher.cache_format}"
 
 
 def _cached_layers(teacher: TeacherConfig) -> tuple[int, ...] | None:
     """The layers whose states a cached teacher holds; None for one that is not cached."""
-    if teacher.source != "cached":
+    if teacher.source != "offline":
         return None
-    return tuple(teacher.hidden_layers) if teacher.cache_format == "hidden" else ()
+    return tuple(teacher.hidden_layers) if teacher.cache_format == "hidden_states" else ()
 
 
 def check_against_teacher(config: ExperimentConfig) -> None:
@@ -128,13 +128,13 @@ def check_against_teacher(config: ExperimentConfig) -> None:
     for _, point in resolved_grid_points(config):
         student = check_student_against_teacher(point.student, point.students[point.student], folder)
         check_row_length("data.sequence_length", f"students.{point.student}", student, point.data.sequence_length)
-        if point.teacher.source not in ("none", "foreign"):
+        if point.teacher.source not in ("none", "cross_tokenizer"):
             check_row_length("data.sequence_length", "the teacher", teacher, point.data.sequence_length)
         reference = point.students[point.student].from_
-        if reference and point.teacher.source != "foreign" and reference not in readers:
+        if reference and point.teacher.source != "cross_tokenizer" and reference not in readers:
             check_student_vocabulary(point.student, reference, folder)
             readers.add(reference)
-        if point.teacher.source == "foreign" and (base := student_base_folder(point, folder)) not in aligned:
+        if point.teacher.source == "cross_tokenizer" and (base := student_base_folder(point, folder)) not in aligned:
             load_token_byte_tables(load_tokenizer(folder), load_tokenizer(base))
             aligned.add(base)
         objective = build_objective(point.objective.terms, point.objective.temperature_scaling)

@@ -35,10 +35,10 @@ CORPUS_FORMAT_VERSION = 1  # raise it when the same config means other answers
 PLAIN_CORPUS_FORMAT_VERSION = 2  # the same for plain text of a local model, and for chats of what a server goes on with
 # knobs of a server that cannot change what it answers
 REMOTE_KEYS_NOT_IN_FINGERPRINT = (
-    "key_variable",
+    "api_key_variable",
     "concurrency",
     "requests_per_minute",
-    "retries",
+    "max_retries",
     "timeout",
     "price",
     "budget",
@@ -131,9 +131,9 @@ def generated_corpus_path(key: str, generated: GeneratedConfig, context: Generat
     """The file that a generated corpus becomes, beside its answers. All that decides them is in its path."""
     filters = {**non_default_fields(generated.filters), **answer_comparison_metadata(generated.filters)}
     if generated.filters.perplexity_model:
-        filters["judge"] = [model_fingerprint(model_folder(generated.filters.perplexity_model)), str(context.dtype)]
+        filters["perplexity_model"] = [model_fingerprint(model_folder(generated.filters.perplexity_model)), str(context.dtype)]
     else:
-        filters.pop("judge_log_probability", None)
+        filters.pop("min_mean_logprob", None)
     if generated.filters.decontamination_ngram and context.evaluation_texts is not None:
         filters["evaluation"] = context.evaluation_texts.fingerprint
     return (
@@ -154,7 +154,7 @@ def _fingerprint_fields(key: str, generated: GeneratedConfig, writer: Generation
         }
     else:
         facts["server"] = remote_fingerprint_fields(generated.remote)
-        facts.pop("batch", None)
+        facts.pop("batch_size", None)
     facts["source"] = prompt_source_fingerprint(f"{key}.prompts", generated.prompts, origin)
     return {
         **facts,

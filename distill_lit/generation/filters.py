@@ -76,7 +76,7 @@ def filter_completions(
         above_threshold = [
             answer for answer, score in zip(retained, scores, strict=True) if score >= filters.min_mean_logprob
         ]
-        dropped["judge"] = len(retained) - len(above_threshold)
+        dropped["perplexity"] = len(retained) - len(above_threshold)
         retained = above_threshold
     return retained, {reason: count for reason, count in sorted(dropped.items()) if count}
 

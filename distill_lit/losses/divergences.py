@@ -50,7 +50,7 @@ def skew_reverse_kl(log_q: Tensor, log_p: Tensor, skew: float = 0.1) -> Tensor:
 def contrastive_skew_kl(log_q: Tensor, log_p: Tensor, on_policy_mask: Tensor, skew: float = 0.1) -> Tensor:
     """Skew forward KL on the teacher's text, skew reverse KL on the student's. Ko et al. 2025 (DistiLLM-2), 2503.07067.
 
-    by_student: (N,) bool, whether the student wrote the text of this token.
+    on_policy_mask: (N,) bool, whether the student wrote the text of this token.
     """
     return torch.where(on_policy_mask, skew_reverse_kl(log_q, log_p, skew), skew_forward_kl(log_q, log_p, skew))
 

@@ -96,7 +96,7 @@ def fused_linear_distillation_loss(
     """The objective over N supervised tokens from hidden states.
 
     hidden: (N, D); target: what the teacher says of the same tokens, None for objectives without a teacher; labels: (N,)
-    ids of the predicted tokens; denominator: scalar, supervised tokens of the whole optimizer step; by_student: (N,) bool,
+    ids of the predicted tokens; denominator: scalar, supervised tokens of the whole optimizer step; on_policy_mask: (N,) bool,
     whether the student wrote the text, for losses that ask; done: share of training that is over, for schedules; chunk:
     tokens per pass; compiled: compile the element-wise part. Gradients reach `hidden`, `head.weight` and `head.bias`; a
     second derivative is refused. Raises UserError where a term cannot read the target.
@@ -115,11 +115,11 @@ def fused_linear_distillation_loss(
     return LossOutput(total, terms, measures)
 
 
-def _check(objective: Objective, target: TeacherTarget | SpanTarget | Tensor | None, by_student: Tensor | None) -> None:
+def _check(objective: Objective, target: TeacherTarget | SpanTarget | Tensor | None, on_policy_mask: Tensor | None) -> None:
     if target is None and objective.needs_teacher:
         raise UserError("objective: a term compares with the teacher, and there is no teacher signal")
     form = "absent" if target is None else target_form(target)
-    check_teacher_supports_objective(objective, form, "this signal", has_on_policy_mask=by_student is not None)
+    check_teacher_supports_objective(objective, form, "this signal", has_on_policy_mask=on_policy_mask is not None)
 
 
 def _factors(objective: Objective, progress: float, denominator: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,8 +223,8 @@ def _chunk_forward(
             teacher = teacher._replace(logits=teacher_head.project(target.hidden_states[rows]))
     else:
         teacher = None if target is None else slice_target(target, rows)
-    by_student = None if context.on_policy_mask is None else context.on_policy_mask[rows]
-    tokens = TokenLogits(raw_logits, teacher, context.labels[rows], by_student)
+    on_policy_mask = None if context.on_policy_mask is None else context.on_policy_mask[rows]
+    tokens = TokenLogits(raw_logits, teacher, context.labels[rows], on_policy_mask)
     result: tuple[Tensor, Tensor, dict[str, Tensor]] = _maybe_compile(_chunk_loss, context.compiled)(
         context.objective, head, teacher_head, tokens, context.weights, context.temperatures, context.compute_metrics
     )

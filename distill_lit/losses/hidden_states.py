@@ -74,7 +74,7 @@ def _relations(states: Tensor, heads: int, allowed: Tensor) -> Tensor:
 HIDDEN_STATE_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": hidden_mse,
     "cosine": hidden_cosine,
-    "normalised": hidden_normalized,
+    "normalized": hidden_normalized,
 }
 ATTENTION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": attention_kl, "mse": attention_mse}
 
@@ -116,7 +116,7 @@ class FeatureLossSpec(NamedTuple):
 
 
 FEATURE_LOSSES: dict[str, FeatureLossSpec] = {
-    "hidden": FeatureLossSpec(
+    "hidden_states": FeatureLossSpec(
         "outputs of mapped layers: loss mse, cosine or normalised; a projector where widths differ",
         {
             "loss": (ChoiceOption(tuple(HIDDEN_STATE_LOSSES)), "mse"),
@@ -132,12 +132,12 @@ FEATURE_LOSSES: dict[str, FeatureLossSpec] = {
             "heads": (ChoiceOption(("each", "mean")), "each"),
         },
     ),
-    "relations": FeatureLossSpec(
+    "qkv_relations": FeatureLossSpec(
         "how queries, keys, values of mapped layers relate to each other; no projector needed",
         {
             "relations": (QKVSubsetOption(), ("q", "k", "v")),
             "layers": (LayerMappingOption(), "last"),
-            "relation_heads": (NumberOption(0, is_integer=True), 0),
+            "num_relation_heads": (NumberOption(0, is_integer=True), 0),
         },
     ),
 }

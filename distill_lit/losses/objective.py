@@ -75,7 +75,7 @@ class Objective:
     @property
     def needs_on_policy_mask(self) -> bool:
         """Whether any term asks who wrote a text, the teacher or the student."""
-        return any("by_student" in term.loss_spec.inputs for term in self.logit_terms)
+        return any("on_policy_mask" in term.loss_spec.inputs for term in self.logit_terms)
 
     @property
     def reads_cross_tokenizer_logits(self) -> bool:
@@ -85,7 +85,7 @@ class Objective:
     @property
     def reads_span_logprobs(self) -> bool:
         """Whether any term compares spans of bytes."""
-        return any(term.kind == "span_likelihood" for term in self.logit_terms)
+        return any(term.kind == "alm" for term in self.logit_terms)
 
     def logit_weights_and_temperatures(self, done: float) -> tuple[list[float], list[float]]:
         """(weights with T^power where it applies, temperatures) of the terms from logits when the share `done` of
@@ -158,7 +158,7 @@ def check_teacher_supports_objective(
             raise UserError(
                 f"{key}.temperature: {term.kind} cannot soften a teacher that is {target_form} ({source}); leave it at 1"
             )
-        if "by_student" in loss.inputs and not has_on_policy_mask:
+        if "on_policy_mask" in loss.inputs and not has_on_policy_mask:
             raise UserError(
                 f"{key}: {term.kind} treats the student's own text and that of others differently, and {source} does "
                 "not tell them apart"

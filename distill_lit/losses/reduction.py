@@ -11,12 +11,12 @@ from distill_lit.losses.sparse import gather_label_logprobs, teacher_label_logpr
 from distill_lit.losses.targets import SampledTarget, SpanTarget, SparseTarget, TopKTarget
 
 # measures of some of the tokens, and the measure that counts these where there is one
-METRIC_DENOMINATORS = {"teacher_nll": "in_spans", "student_span_nll": "in_spans", "own_reverse_kl": "by_student"}
+METRIC_DENOMINATORS = {"teacher_nll": "in_spans", "student_span_nll": "in_spans", "own_reverse_kl": "on_policy_mask"}
 
 
 class TokenLogits(NamedTuple):
     """N predicted tokens. student: logits (N, V) in float32 or float64; teacher: logits (N, V), a sparse target, or None;
-    labels: (N,) ids; by_student: (N,) bool, whether the student wrote the text, or None where nobody says."""
+    labels: (N,) ids; on_policy_mask: (N,) bool, whether the student wrote the text, or None where nobody says."""
 
     student_logits: Tensor
     teacher_logits: Tensor | SparseTarget | SpanTarget | None
@@ -98,7 +98,7 @@ def compute_metric_sums(inputs: LossInputs) -> dict[str, Tensor]:
         sums["teacher_kl"] = forward_kl(log_q, teacher).sum()
     if isinstance(teacher, Tensor) and inputs.on_policy_mask is not None:
         sums["own_reverse_kl"] = torch.where(inputs.on_policy_mask, reverse_kl(log_q, teacher), 0.0).sum()
-        sums["by_student"] = inputs.on_policy_mask.sum().to(log_q.dtype)
+        sums["on_policy_mask"] = inputs.on_policy_mask.sum().to(log_q.dtype)
     if not isinstance(teacher, (SampledTarget, SpanTarget)):
         teacher_top1 = teacher.ids[:, 0] if isinstance(teacher, TopKTarget) else teacher.argmax(-1)
         sums["agreement"] = (log_q.argmax(-1) == teacher_top1).sum().to(log_q.dtype)

@@ -90,23 +90,23 @@ LOGIT_LOSSES: dict[str, LossSpec] = {
     ),
     "forward_kl": LossSpec(divergences.forward_kl),
     "reverse_kl": LossSpec(divergences.reverse_kl),
-    "symmetric_kl": LossSpec(divergences.symmetric_kl, options={"forward": UNIT_INTERVAL_OPTION}),
+    "symmetric_kl": LossSpec(divergences.symmetric_kl, options={"forward_weight": UNIT_INTERVAL_OPTION}),
     "jensen_shannon": LossSpec(divergences.jensen_shannon, options={"beta": UNIT_INTERVAL_OPTION}),
     "skew_forward_kl": LossSpec(divergences.skew_forward_kl, options={"skew": UNIT_INTERVAL_OPTION}),
     "skew_reverse_kl": LossSpec(divergences.skew_reverse_kl, options={"skew": UNIT_INTERVAL_OPTION}),
-    "adaptive_kl": LossSpec(divergences.adaptive_kl, options={"mass": UNIT_INTERVAL_OPTION}),
+    "adaptive_kl": LossSpec(divergences.adaptive_kl, options={"head_mass": UNIT_INTERVAL_OPTION}),
     "alpha_beta": LossSpec(divergences.alpha_beta, options={"alpha": NumberOption(-10, 10), "beta": NumberOption(-10, 10)}),
     "soft_cross_entropy": LossSpec(divergences.soft_cross_entropy),
     "total_variation": LossSpec(divergences.total_variation, temperature_power=1),
     "logit_mse": LossSpec(
         divergences.logit_mse,
         ("student_logits", "teacher_logits"),
-        {"centred": BoolOption()},
+        {"center": BoolOption()},
         softenable_forms=(),
         temperature_power=0,
     ),
-    "contrastive": LossSpec(
-        divergences.contrastive_skew_kl, ("log_q", "teacher", "by_student"), {"skew": UNIT_INTERVAL_OPTION}
+    "contrastive_skew_kl": LossSpec(
+        divergences.contrastive_skew_kl, ("log_q", "teacher", "on_policy_mask"), {"skew": UNIT_INTERVAL_OPTION}
     ),
     "top_k_kl": LossSpec(
         sparse.top_k_kl,
@@ -121,11 +121,11 @@ LOGIT_LOSSES: dict[str, LossSpec] = {
         softenable_forms=("dense", "top_k"),
     ),
     "top_k_tail_kl": LossSpec(sparse.top_k_tail_kl, options={"k": POSITIVE_INT_OPTION}, target_forms=("dense", "top_k")),
-    "sampled_kl": LossSpec(sparse.sampled_kl, options={"draws": POSITIVE_INT_OPTION}, target_forms=("dense", "draws")),
-    "ranking": LossSpec(
+    "sampled_kl": LossSpec(sparse.sampled_kl, options={"num_samples": POSITIVE_INT_OPTION}, target_forms=("dense", "sampled")),
+    "pairwise_ranking": LossSpec(
         sparse.pairwise_ranking,
         options={
-            "form": ChoiceOption(("hinge", "logistic")),
+            "loss": ChoiceOption(("hinge", "logistic")),
             "k": NumberOption(2, is_integer=True),
             "margin": NumberOption(0),
         },
@@ -135,22 +135,22 @@ LOGIT_LOSSES: dict[str, LossSpec] = {
     "uld": LossSpec(
         cross_tokenizer.uld,
         options={"k": NumberOption(0, is_integer=True)},
-        target_forms=("foreign",),
+        target_forms=("cross_tokenizer",),
         softenable_forms=(),
         temperature_power=0,
     ),
-    "span_likelihood": LossSpec(
+    "alm": LossSpec(
         cross_tokenizer.alm,
         ("log_q", "teacher", "labels"),
         {"tau": NumberOption(0, exclusive=True)},
-        target_forms=("foreign",),
+        target_forms=("cross_tokenizer",),
         softenable_forms=(),
         temperature_power=0,
     ),
-    "policy_reverse_kl": LossSpec(
+    "policy_gradient_reverse_kl": LossSpec(
         sparse.policy_gradient_reverse_kl,
-        ("log_q", "teacher", "labels", "by_student"),
-        target_forms=("dense", "top_k", "draws"),
+        ("log_q", "teacher", "labels", "on_policy_mask"),
+        target_forms=("dense", "top_k", "sampled"),
     ),
 }
 

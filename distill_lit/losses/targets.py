@@ -94,8 +94,8 @@ SparseTargetT = TypeVar("SparseTargetT", bound=SparseTarget)
 def target_form(target: TeacherTarget | SpanTarget | Tensor) -> str:
     """`dense`, `top_k`, `draws` or `foreign`: the word that `Kind.targets` uses. A tensor is logits."""
     if isinstance(target, (SpanTarget, CrossTokenizerTarget)):
-        return "foreign"
-    return "top_k" if isinstance(target, TopKTarget) else "draws" if isinstance(target, SampledTarget) else "dense"
+        return "cross_tokenizer"
+    return "top_k" if isinstance(target, TopKTarget) else "sampled" if isinstance(target, SampledTarget) else "dense"
 
 
 def slice_target(target: SparseTargetT, rows: slice) -> SparseTargetT:

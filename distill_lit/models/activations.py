@@ -14,7 +14,7 @@ from distill_lit.models.pruning.architecture import (
 )
 from distill_lit.utils.exceptions import UserError
 
-HIDDEN_STATES, ATTENTION, QUERIES, KEYS, VALUES = "hidden", "attention", "queries", "keys", "values"
+HIDDEN_STATES, ATTENTION, QUERIES, KEYS, VALUES = "hidden_states", "attention", "queries", "keys", "values"
 PROJECTIONS = {QUERIES: "q_proj", KEYS: "k_proj", VALUES: "v_proj"}
 FUSED_QKV_MODULE = "c_attn"  # GPT-2's queries, keys and values, side by side
 LayersByKind = Mapping[str, set[int]]  # {what: numbers of layers}

@@ -102,7 +102,7 @@ def _check_finite(folder: Path, model: Any) -> None:
 
 
 def config_for_loading(folder: Path) -> Any:
-    """The transformers config in a folder. Raises UserError for quantised weights that are not read.
+    """The transformers config in a folder. Raises UserError for quantized weights that are not read.
 
     What it says of attention, which may be code of a hub, is not followed: which one is fastest here is transformers'
     choice, or the caller's.
@@ -126,7 +126,7 @@ def _parts(config: Any) -> list[Any]:
 
 def _set_dequantization(folder: Path, config: Any) -> None:
     """Has weights in 8 or 4 bits that transformers can widen by itself widened, as its fast ways with them are code of a
-    hub. Raises UserError for other kinds of quantised weights, each of which is a package that would be imported."""
+    hub. Raises UserError for other kinds of quantized weights, each of which is a package that would be imported."""
     quantization_config = getattr(config, "quantization_config", None)
     if quantization_config is None:
         return
@@ -143,7 +143,7 @@ def _set_dequantization(folder: Path, config: Any) -> None:
         quantization_config["dequantize"] = True
     elif kind != "torchao":
         raise UserError(
-            f"{folder}: config.json asks for quantised weights of kind {kind!r}, which are not read; "
+            f"{folder}: config.json asks for quantized weights of kind {kind!r}, which are not read; "
             f"take the model itself, a GGUF, or one of {', '.join(('torchao', *DEQUANTIZED_METHODS))}"
         )
 

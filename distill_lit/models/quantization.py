@@ -44,8 +44,8 @@ def quantize_int8(folder: Path, target: Path) -> "PreTrainedModel":
         local_files_only=True,
     )
     export_student(model, folder, target, f"# int8\n\n{INT8_RECIPE}\n")
-    quantised: PreTrainedModel = model.eval()
-    return quantised
+    quantized: PreTrainedModel = model.eval()
+    return quantized
 
 
 def is_quantized(model: torch.nn.Module) -> bool:

@@ -67,7 +67,7 @@ class Calibration(NamedTuple):
 def check_student(name: str, student: StudentConfig) -> None:
     """Raises UserError unless the student is either cut out of the teacher, or `from`, or `config`."""
     is_cut = bool(student.num_layers or isinstance(student.layers, list) or student.width != WidthConfig())
-    given = [key for key, value in (("depth", is_cut), ("from", student.from_), ("config", student.config)) if value]
+    given = [key for key, value in (("num_layers", is_cut), ("from", student.from_), ("config", student.config)) if value]
     if len(given) != 1 and (given or not student.lora.rank):
         given_text = " and ".join(given) or "none"
         raise UserError(

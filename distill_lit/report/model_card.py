@@ -12,7 +12,7 @@ from distill_lit.report.tables.footnotes import evaluation_footnotes, sample_lim
 
 def model_card_sections(result: ReportBundle) -> dict[str, str]:
     """{model id of a student: Markdown}. Seeds of one group share their text, which gives their mean."""
-    students = [group for group in result.scores.groups if group.role in ("untouched", "ce_only", "distilled")]
+    students = [group for group in result.scores.groups if group.role in ("untrained", "ce_only", "distilled")]
     texts = {group.label: _card(result, group.label, len(group.models)) for group in students if group.models}
     return {model: texts[group.label] for group in students if group.label in texts for model in group.models}
 

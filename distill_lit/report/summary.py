@@ -31,7 +31,7 @@ def verdict(scores: Scores, frame: pd.DataFrame) -> list[str]:
             _retention_sentence(scores, group_frame),
             _baseline_sentence(scores, group_frame, "ce_only", describe_ce_only_baseline(scores, group.label)),
             _wins_without_teacher(scores, group_frame),
-            _baseline_sentence(scores, group_frame, "untouched", "itself before training"),
+            _baseline_sentence(scores, group_frame, "untrained", "itself before training"),
         ]
         paragraphs.append(" ".join(s for s in sentences if s))
     return paragraphs
@@ -62,7 +62,7 @@ def headline(scores: Scores, frame: pd.DataFrame) -> str:
 
 def _before_training(frame: pd.DataFrame, best: pd.Series) -> str:
     """What the student kept before any training, where that is known: pruned students begin with most of it."""
-    same = (frame["task"] == MACRO_AVERAGE) & (frame["role"] == "untouched") & (frame["student"] == best["student"])
+    same = (frame["task"] == MACRO_AVERAGE) & (frame["role"] == "untrained") & (frame["student"] == best["student"])
     kept = frame.loc[same, "retention"].dropna()
     return f" (before any training it keeps {format_points(kept.iloc[0], 0)}%)" if len(kept) == 1 else ""
 

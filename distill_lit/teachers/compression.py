@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distill_lit.losses.targets import SampledTarget, TopKTarget
 
-CACHE_HIDDEN_STATES, CACHE_TOP_K, CACHE_SAMPLED = "hidden", "top_k", "sampled"
+CACHE_HIDDEN_STATES, CACHE_TOP_K, CACHE_SAMPLED = "hidden_states", "top_k", "sampled"
 CompressedArrays = dict[str, np.ndarray]
 
 

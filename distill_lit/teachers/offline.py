@@ -152,7 +152,7 @@ def _write_hidden(
     for i in range(0, len(numbers), batch):
         with capture_activations(model, {STATES: set(layers)}) as states:
             last, _ = _hidden_of(model, rows, numbers[i : i + batch], states)
-        named = {"hidden": last, **{_layer_name(number): states[STATES, number] for number in layers}}
+        named = {"hidden_states": last, **{_layer_name(number): states[STATES, number] for number in layers}}
         parts.append({name: tensor.cpu() for name, tensor in named.items()})
     save_file({name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}, path)
 
@@ -199,7 +199,7 @@ class OfflineTeacher:
 
     def hidden_states(self, batch: dict[str, Tensor]) -> Tensor:
         """Last hidden states (B, T, D) of the rows in `batch["rows"]`."""
-        return self._states("hidden", batch)
+        return self._states("hidden_states", batch)
 
     def activations(self, batch: dict[str, Tensor], wanted: LayersByKind) -> AbstractContextManager[Activations]:
         """Hidden states behind the wanted layers, which the cache must hold."""

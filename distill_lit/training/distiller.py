@@ -90,7 +90,7 @@ class Distiller(L.LightningModule):
     def compute_loss(self, batch: Batch, denominator: Tensor, measure: bool, with_teacher: bool) -> tuple[LossOutput, int]:
         """The objective on one batch, and its number of supervised tokens. Shift and mask happen here, once.
 
-        `by_student` in the batch, (B, T) bool, marks tokens that the student wrote, for losses that ask.
+        `on_policy_mask` in the batch, (B, T) bool, marks tokens that the student wrote, for losses that ask.
         """
         targets = batch["labels"][:, 1:]
         chosen = targets != IGNORE_INDEX
@@ -101,9 +101,9 @@ class Distiller(L.LightningModule):
             hidden = last_hidden_state(self.student, batch, ours)[:, :-1][chosen]
         with self._teacher_states(batch, theirs_wanted) as theirs:
             target = self.teacher.target(batch, chosen) if self.teacher is not None and with_teacher else None
-        by_student = batch["by_student"][:, 1:][chosen] if "by_student" in batch else None
-        if by_student is None and self.on_policy_generator is not None:
-            by_student = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
+        on_policy_mask = batch["on_policy_mask"][:, 1:][chosen] if "on_policy_mask" in batch else None
+        if on_policy_mask is None and self.on_policy_generator is not None:
+            on_policy_mask = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
         chunk, compiled, dtype = self.fused_loss_settings
         with torch.autocast(hidden.device.type, enabled=False), self._head_gradient():
             if isinstance(target, CrossTokenizerTarget) and self.objective.reads_span_logprobs:
@@ -118,7 +118,7 @@ class Distiller(L.LightningModule):
                 target,
                 targets[chosen],
                 denominator=denominator,
-                on_policy_mask=by_student,
+                on_policy_mask=on_policy_mask,
                 progress=self.global_step / self.max_steps,
                 chunk_size=chunk,
                 compiled=compiled,

@@ -42,10 +42,10 @@ def check_teacher_supports_features(
     for term in objective.feature_terms:
         if student_compiled:
             raise UserError(f"training.compile: {term.key} watches inner states, which a compiled body does not show")
-        if source == "live" or (cached_layers and term.kind == HIDDEN_STATES and term.options["layers"] != "similar"):
+        if source == "online" or (cached_layers and term.kind == HIDDEN_STATES and term.options["layers"] != "similar"):
             continue
         other = (
-            ", or let teacher.hidden_layers name the layers to cache" if source == "cached" and term.kind == HIDDEN_STATES else ""
+            ", or let teacher.hidden_layers name the layers to cache" if source == "offline" and term.kind == HIDDEN_STATES else ""
         )
         if cached_layers and other:
             raise UserError(
@@ -80,7 +80,7 @@ def check_feature_dimensions(
                 f"{key}.heads: the student has {student_dims.heads} heads and the teacher {teacher_dims.heads}; set "
                 "heads: mean"
             )
-        if term.kind == "relations":
+        if term.kind == "qkv_relations":
             _check_relation_heads(term, student_dims, teacher_dims)
 
 
@@ -91,14 +91,14 @@ def _check_relation_heads(term: FeatureTerm, ours: ActivationDims, theirs: Activ
             width = shape.query_size if relation == "q" else shape.key_value_size
             if width % heads:
                 raise UserError(
-                    f"{term.key}.options.relation_heads: {heads} does not divide the {width} channels of the {owner}'s "
+                    f"{term.key}.options.num_relation_heads: {heads} does not divide the {width} channels of the {owner}'s "
                     f"{QKV_STATES[relation]}"
                 )
 
 
 def num_relation_heads(term: FeatureTerm, student_dims: ActivationDims, teacher_dims: ActivationDims) -> int:
     """Its relation heads; where it does not say, as many as divide the key-value heads of both."""
-    return term.options["relation_heads"] or math.gcd(student_dims.key_value_heads, teacher_dims.key_value_heads)
+    return term.options["num_relation_heads"] or math.gcd(student_dims.key_value_heads, teacher_dims.key_value_heads)
 
 
 def build_feature_alignment(
@@ -214,7 +214,7 @@ class FeatureAlignment(nn.Module):
 
 
 def _activation_kinds(term: FeatureTerm) -> list[str]:
-    return [QKV_STATES[name] for name in term.options["relations"]] if term.kind == "relations" else [term.kind]
+    return [QKV_STATES[name] for name in term.options["relations"]] if term.kind == "qkv_relations" else [term.kind]
 
 
 def _attention(term: FeatureTerm, student: Tensor, teacher: Tensor) -> Tensor:

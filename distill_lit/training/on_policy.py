@@ -1,7 +1,7 @@
 """Batches that the student writes: it continues prompts of the corpora, the live teacher judges every token.
 
 Which losses are taken on them is the objective's business: any divergence (GKD, Agarwal et al. 2023, 2306.13649),
-reverse_kl or policy_reverse_kl (MiniLLM, Gu et al. 2023, 2306.08543), contrastive (DistiLLM-2, 2503.07067). Whether the
+reverse_kl or policy_gradient_reverse_kl (MiniLLM, Gu et al. 2023, 2306.08543), contrastive (DistiLLM-2, 2503.07067). Whether the
 student writes, and what it draws, depends on seed, step and rank alone, so a resumed run goes on with the same text.
 """
 
@@ -57,7 +57,7 @@ class OnPolicyGenerator:
         """(a batch of student text, what is logged of it), or None where the corpus is read as it is.
 
         step: optimizer steps done; part: micro-batches of this rank before this one, since the training began. The new
-        batch marks the student's tokens in `by_student`, (B, T) bool; in rows that it has written they alone are
+        batch marks the student's tokens in `on_policy_mask`, (B, T) bool; in rows that it has written they alone are
         supervised, rows without a prompt stay as they are. All ranks write at the same time, each a text of its own.
         """
         draw = np.random.default_rng([self.seed, step, part])
@@ -98,7 +98,7 @@ class OnPolicyGenerator:
         """{what is logged: its mean since the last call, not a number where nothing was written}, this rank's time of
         writing as a share of the elapsed seconds of training, the present share of the batches."""
         means = {name: float(metric.compute()) for name, metric in self._mean_metrics.items()}
-        found = {**means, "time_share": self._generation_seconds / max(elapsed, 1e-9), "share": self.fraction}
+        found = {**means, "time_share": self._generation_seconds / max(elapsed, 1e-9), "fraction": self.fraction}
         self._mean_metrics, self._generation_seconds = {}, 0.0
         return found
 
@@ -110,12 +110,12 @@ class OnPolicyGenerator:
 
     def state_dict(self) -> dict[str, Any]:
         """The adaptive share, the best validation loss, the texts that each rank keeps for replay: all ranks call this."""
-        return {"share": self.fraction, "best": self._best_validation_loss, "kept": all_gather_object(self._replay_buffer)}
+        return {"fraction": self.fraction, "best": self._best_validation_loss, "replay_buffer": all_gather_object(self._replay_buffer)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a saved state."""
-        self.fraction, self._best_validation_loss = float(state["share"]), float(state["best"])
-        self._replay_buffer = list(state["kept"][get_rank()])
+        self.fraction, self._best_validation_loss = float(state["fraction"]), float(state["best"])
+        self._replay_buffer = list(state["replay_buffer"][get_rank()])
 
     def _write(self, student: Any, prompts: list[list[int]], seed: int) -> list[GeneratedSequence]:
         config, was_training = self.config, student.training
@@ -181,7 +181,7 @@ def _build_batch(prompts: dict[int, list[int]], sequences: list[GeneratedSequenc
         on_policy_mask[row, len(prompts[row]) : len(token_ids)] = True
     generated_batch["labels"][on_policy_mask] = generated_batch["input_ids"][on_policy_mask]
     generated_batch |= {
-        "by_student": on_policy_mask,
+        "on_policy_mask": on_policy_mask,
         "step_tokens": (generated_batch["labels"][:, 1:] != IGNORE_INDEX).sum(),
     }
     return {name: value.to(device) for name, value in generated_batch.items()}

@@ -46,7 +46,7 @@ def finished(
 ) -> Finished:
     """An experiment that has been run offline, with every connection forbidden, and with secrets in its environment."""
     root = tmp_path_factory.mktemp("finished")
-    file = trainings.write_experiment(root, dropping_teacher, tiny_corpus, tasks_folder, source="cached")
+    file = trainings.write_experiment(root, dropping_teacher, tiny_corpus, tasks_folder, source="offline")
     file.write_text(file.read_text().replace("baselines: []", "baselines: [teacher]"))
     cache = root / "cache"
     environment = {

@@ -204,9 +204,9 @@ def test_a_finished_student_that_is_another_when_opened_keeps_its_weights(
 
 def test_a_teacher_in_int8_says_the_same_when_opened(tmp_path: Path, teacher: Path) -> None:
     pytest.importorskip("torchao")
-    quantised = models.quantization(teacher, tmp_path / "int8")
-    ids = probe_input_ids(quantised)
-    said = logits_on(quantised, ids)
-    check_reloads(quantised, tmp_path / "int8", ids, said)
+    quantized = models.quantization(teacher, tmp_path / "int8")
+    ids = probe_input_ids(quantized)
+    said = logits_on(quantized, ids)
+    check_reloads(quantized, tmp_path / "int8", ids, said)
     with pytest.raises(UserError, match="says something else"):
-        check_reloads(quantised, tmp_path / "int8", ids, said.flip(1))
+        check_reloads(quantized, tmp_path / "int8", ids, said.flip(1))

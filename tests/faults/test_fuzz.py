@@ -239,9 +239,9 @@ test_checkpoints, test_many_checkpoints = twice(checkpoint_test, name=CHECKPOINT
 def signal_test(tmp_path: Path, name: str, where: float, what: bytes, cut: bool) -> None:
     from safetensors.torch import save_file
 
-    shutil.rmtree(folder := tmp_path / "signal", ignore_errors=True)
+    shutil.rmtree(folder := tmp_path / "teacher_cache", ignore_errors=True)
     shards = Shards(folder)
-    shards.write_missing({SHARD: lambda path: save_file({"hidden": torch.arange(64.0).reshape(2, 4, 8)}, path)})
+    shards.write_missing({SHARD: lambda path: save_file({"hidden_states": torch.arange(64.0).reshape(2, 4, 8)}, path)})
     shards.write_manifest({"rows": 2, "shards": [SHARD]})
     before = (folder / SHARD).read_bytes()
     damage(folder / name, where, what, cut)

@@ -133,8 +133,8 @@ def test_names_of_other_files_are_taken(experiment: Path, name: str) -> None:
 
 
 def test_two_cells_of_one_name_are_refused(experiment: Path) -> None:
-    changes = ["students.one-untouched.depth=2", "baselines=[untouched]", "grid={student: [one, one-untouched]}"]
-    with pytest.raises(UserError, match="2 models would be called 'one-untouched'"):
+    changes = ["students.one-untrained.depth=2", "baselines=[untrained]", "grid={student: [one, one-untrained]}"]
+    with pytest.raises(UserError, match="2 models would be called 'one-untrained'"):
         plan_of(experiment, changes)
 
 

@@ -153,7 +153,7 @@ def test_quantised_weights_that_ask_for_a_package_are_refused(
     ask_no_hub(monkeypatch)
     for read in (load_model, load_model_config):
         with pytest.raises(
-            UserError, match=f"asks for quantised weights of kind {re.escape(repr(kind))}, which are not re"
+            UserError, match=f"asks for quantized weights of kind {re.escape(repr(kind))}, which are not re"
         ):
             read(folder)
 

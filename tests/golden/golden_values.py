@@ -69,8 +69,8 @@ def _plan(cells: list[Any]) -> Facts:
             if value not in sections[name]:
                 sections[name].append(value)
             config[name] = sections[name].index(value)
-        own = {name: getattr(cell, name) for name in ("label", "role", "student", "seed", "axes", "reference")}
-        runs.append({**own, "needs": [numbers[name] for name in cell.needs], "config": config})
+        own = {name: getattr(cell, name) for name in ("label", "role", "student", "seed", "grid_values", "model_reference")}
+        runs.append({**own, "needs": [numbers[name] for name in cell.depends_on], "config": config})
     return {"runs": runs, "sections": dict(sections)}
 
 
@@ -79,33 +79,33 @@ def _plan(cells: list[Any]) -> Facts:
 TOKENS, VOCABULARY, FOREIGN_VOCABULARY, KEPT, DRAWN = 6, 11, 13, 5, 7
 OPTIONS: dict[str, list[Facts]] = {
     "ce": [{"label_smoothing": 0.1}],
-    "symmetric_kl": [{"forward": 0.3}],
+    "symmetric_kl": [{"forward_weight": 0.3}],
     "jensen_shannon": [{"beta": 0.3}],
     "skew_forward_kl": [{"skew": 0.3}],
     "skew_reverse_kl": [{"skew": 0.3}],
-    "adaptive_kl": [{"mass": 0.7}],
+    "adaptive_kl": [{"head_mass": 0.7}],
     "alpha_beta": [{"alpha": 0.4, "beta": 0.7}, {"alpha": 0.0, "beta": 1.0}, {"alpha": 1.0, "beta": 0.0}],
-    "logit_mse": [{"centred": True}, {"centred": False}],
-    "contrastive": [{"skew": 0.3}],
+    "logit_mse": [{"center": True}, {"center": False}],
+    "contrastive_skew_kl": [{"skew": 0.3}],
     "top_k_kl": [{"k": 3}],
     "truncated_kl": [{"k": 3}],
     "top_k_tail_kl": [{"k": 3}],
-    "sampled_kl": [{"draws": 4}],
-    "ranking": [{"form": "hinge", "k": 4}, {"form": "logistic", "k": 4}, {"form": "hinge", "margin": 0.2}],
+    "sampled_kl": [{"num_samples": 4}],
+    "pairwise_ranking": [{"loss": "hinge", "k": 4}, {"loss": "logistic", "k": 4}, {"loss": "hinge", "margin": 0.2}],
     "uld": [{"k": 4}],
-    "span_likelihood": [{"tau": 2.0}],
+    "alm": [{"tau": 2.0}],
 }
 CHOICES: dict[str, dict[str, list[Any]]] = {
-    "hidden": {
-        "loss": ["mse", "cosine", "normalised"],
+    "hidden_states": {
+        "loss": ["mse", "cosine", "normalized"],
         "layers": ["uniform", "last", "similar", [[0, 2], [1, 0]]],
         "projector": [True, False],
     },
     "attention": {"loss": ["kl", "mse"], "layers": ["uniform", "last"], "heads": ["each", "mean"]},
-    "relations": {
+    "qkv_relations": {
         "relations": [["q", "k", "v"], ["q"], ["k"], ["v"]],
         "layers": ["last", "uniform"],
-        "relation_heads": [0, 1],
+        "num_relation_heads": [0, 1],
     },
 }
 
@@ -128,15 +128,15 @@ def targets(labels: Tensor) -> dict[str, Any]:
     return {
         "dense": logits,
         "top_k": TopKTarget(best.indices, best.values, at_labels),
-        "draws": SampledTarget(drawn, log_p.gather(-1, drawn), weights, at_labels),
-        "foreign": foreign,
+        "sampled": SampledTarget(drawn, log_p.gather(-1, drawn), weights, at_labels),
+        "cross_tokenizer": foreign,
     }
 
 
 def losses() -> dict[str, Facts]:
     """Every loss on logits, with every form of a teacher it reads, at two temperatures where it has one."""
     labels = torch.from_numpy(np.random.default_rng(8).integers(0, VOCABULARY, TOKENS))
-    teachers, by_student, found = targets(labels), torch.arange(TOKENS) % 2 == 0, {}
+    teachers, on_policy_mask, found = targets(labels), torch.arange(TOKENS) % 2 == 0, {}
     for kind, loss in LOGIT_LOSSES.items():
         for options in ({}, *OPTIONS.get(kind, [])):
             for form in loss.target_forms or ("",):
@@ -149,7 +149,7 @@ def losses() -> dict[str, Facts]:
                         teachers.get(form),
                         labels,
                         denominator=torch.tensor(TOKENS),
-                        on_policy_mask=by_student,
+                        on_policy_mask=on_policy_mask,
                         compute_metrics=True,
                     )
                     said.total.backward()
@@ -171,7 +171,7 @@ def representations() -> dict[str, Facts]:
     for kind, choices in CHOICES.items():
         for values in itertools.product(*choices.values()):
             options = dict(zip(choices, values, strict=True))
-            is_narrow = options.get("projector") or kind == "relations" or options.get("heads") == "mean"
+            is_narrow = options.get("projector") or kind == "qkv_relations" or options.get("heads") == "mean"
             student = _model(2, 12, 2) if is_narrow else _model(2, 24, 4)
             found[_name(kind, "", options, 1.0)] = _between(kind, options, student, teacher)
     return found
@@ -186,7 +186,7 @@ def _between(kind: str, options: Facts, student: Any, teacher: Any) -> Facts:
     matching = build_feature_alignment(objective, student, teacher.config, teacher, [batch], 0).double()
     ours, theirs = (
         _states(model.config, wanted, seed, documents)
-        for seed, model, wanted in zip((10, 20), (student, teacher), matching.wanted, strict=True)
+        for seed, model, wanted in zip((10, 20), (student, teacher), matching.captured_layers, strict=True)
     )
     with torch.no_grad():
         for number, weight in enumerate(matching.parameters()):
@@ -195,13 +195,13 @@ def _between(kind: str, options: Facts, student: Any, teacher: Any) -> Facts:
     chosen = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] > 0)
     total = matching(ours, theirs, documents, chosen).sum() / chosen.sum()
     total.backward()
-    return _summary(total, leaves) | {"pairs": [[list(pair) for pair in pairs] for _, pairs in matching.matched]}
+    return _summary(total, leaves) | {"pairs": [[list(pair) for pair in pairs] for _, pairs in matching.term_layer_pairs]}
 
 
 def _states(config: Any, wanted: dict[str, set[int]], seed: int, documents: Tensor) -> dict[tuple[str, int], Tensor]:
     """Random inner states of a model, by what they are and their layer."""
     head = config.hidden_size // config.num_attention_heads
-    widths = {"hidden": config.hidden_size, "queries": config.hidden_size}
+    widths = {"hidden_states": config.hidden_size, "queries": config.hidden_size}
     count = documents.shape[1]
     allowed = (documents[:, None, :, None] == documents[:, None, None, :]) & torch.ones(count, count).tril().bool()
     found = {}
@@ -251,7 +251,7 @@ def trainings(folder: Path) -> dict[str, Facts]:
     """Every run of tiny.yaml, below `folder`: the losses of its steps and its last weights."""
     corpus = make_corpus(folder / "text.jsonl")
     teacher = make_model(folder / "teacher", layers=3)
-    foreign = make_model(folder / "foreign", layers=2, vocabulary=320, seed=3, tokens=280)
+    foreign = make_model(folder / "cross_tokenizer", layers=2, vocabulary=320, seed=3, tokens=280)
     file = folder / "tiny.yaml"
     file.write_text((HERE / "tiny.yaml").read_text().replace("TEACHER", str(teacher)).replace("CORPUS", str(corpus)))
     found = {}

@@ -21,7 +21,7 @@ from distill_lit.report.figures.style import (
 from distill_lit.report.number_format import format_count
 
 SERIES_OFFSET = 0.012  # share of the axis by which roles of one student stand apart
-ROLE_SHIFT = {"untouched": -1, "ce_only": 0, "distilled": 1}
+ROLE_SHIFT = {"untrained": -1, "ce_only": 0, "distilled": 1}
 
 
 def pareto_figure(
@@ -58,7 +58,7 @@ def pareto_figure(
 def _deduplicate_untrained(frame: pd.DataFrame) -> pd.DataFrame:
     """A student before training is the same whatever it would read: one point for all grid points at which it is equal."""
     same = ["role", "student", "cost", "score"]
-    again = (frame["role"] == "untouched") & frame.duplicated(same, keep=False)
+    again = (frame["role"] == "untrained") & frame.duplicated(same, keep=False)
     kept = frame[~(again & frame.duplicated(same))].copy()
     kept.loc[again.reindex(kept.index), "variant"] = ""
     return kept

@@ -29,9 +29,9 @@ DASHES: tuple[Dash, ...] = (SOLID, DOTTED, DASH_DOTTED, DASHED, DASH_DOT_DOTTED,
 CE_ONLY_DASH_PATTERNS: tuple[Dash, ...] = (DASHED, DASH_DOT_DOTTED, LONG_DASHED, DOTTED, DASH_DOTTED)  # never solid
 ROLE_STYLE: dict[str, dict[str, Any]] = {
     "teacher": {"color": BLACK, "marker": "*", "markersize": 13, "fill": True, "dash": SOLID},
-    "quantised": {"color": BLACK, "marker": "*", "markersize": 13, "fill": False, "dash": SOLID},
-    "rival": {"color": PURPLE, "marker": "D", "markersize": 6, "fill": True, "dash": DASH_DOTTED},
-    "untouched": {"color": GREY, "marker": "o", "markersize": 6, "fill": False, "dash": DOTTED},
+    "quantized": {"color": BLACK, "marker": "*", "markersize": 13, "fill": False, "dash": SOLID},
+    "external": {"color": PURPLE, "marker": "D", "markersize": 6, "fill": True, "dash": DASH_DOTTED},
+    "untrained": {"color": GREY, "marker": "o", "markersize": 6, "fill": False, "dash": DOTTED},
     "ce_only": {"color": RED, "marker": "s", "markersize": 6, "fill": False, "dash": DASHED},
     "distilled": {"color": BLUE, "marker": "o", "markersize": 7, "fill": True, "dash": SOLID},
 }
@@ -61,7 +61,7 @@ MATPLOTLIB_RC = {
 
 def role_style(role: str, variant: int = 0) -> dict[str, Any]:
     """Colour, marker and line of a role; distilled variants (grid points) differ in colour and shape."""
-    style = dict(ROLE_STYLE.get(role, ROLE_STYLE["rival"]))
+    style = dict(ROLE_STYLE.get(role, ROLE_STYLE["external"]))
     if role == "distilled":
         style["color"] = VARIANT_COLORS[variant % len(VARIANT_COLORS)]
         style["marker"] = VARIANT_MARKERS[variant % len(VARIANT_MARKERS)]

@@ -81,7 +81,7 @@ def with_training_flops(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _seeds(row: pd.Series) -> str:
-    if row["role"] in (*REFERENCE_ROLES, "untouched"):
+    if row["role"] in (*REFERENCE_ROLES, "untrained"):
         return "" if row["seeds"] else row["state"]
     return f"{row['seeds']}" if row["seeds"] == row["planned"] else f"{row['seeds']} of {row['planned']}"
 
@@ -197,7 +197,7 @@ def detail_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
 
 
 def _detail_cells(scores: Scores, row: pd.Series) -> list[TableCell]:
-    trained = row["role"] not in (*REFERENCE_ROLES, "untouched")
+    trained = row["role"] not in (*REFERENCE_ROLES, "untrained")
     deviation = format_points(row["seed_deviation"]) if pd.notna(row["seed_deviation"]) else NOT_AVAILABLE
     kept = (
         ""
