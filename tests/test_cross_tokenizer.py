@@ -395,10 +395,19 @@ QUICK = ROOT / "experiments/quickstart.yaml"
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["teacher.source=cross_tokenizer"], "forward_kl needs a teacher that is dense, and teacher.source cross_tokenizer is foreign"),
+        (
+            ["teacher.source=cross_tokenizer"],
+            "forward_kl needs a teacher that is dense, and teacher.source cross_tokenizer is foreign",
+        ),
         (["teacher.source=online", "objective.terms.kl.kind=uld"], "uld needs a teacher that is foreign"),
-        (["teacher.source=cross_tokenizer", "objective.terms.kl.kind=uld", "objective.terms.kl.temperature=2"], "temperature"),
-        (["teacher.source=cross_tokenizer", "objective.terms.kl.kind=uld", "data.corpora.piqa.messages=m"], "plain text only"),
+        (
+            ["teacher.source=cross_tokenizer", "objective.terms.kl.kind=uld", "objective.terms.kl.temperature=2"],
+            "temperature",
+        ),
+        (
+            ["teacher.source=cross_tokenizer", "objective.terms.kl.kind=uld", "data.corpora.piqa.messages=m"],
+            "plain text only",
+        ),
     ],
 )
 def test_bad_input_is_refused(changes: list[str], words: str) -> None:

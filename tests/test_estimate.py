@@ -29,8 +29,16 @@ FORMS = {
     "hidden_states": [],
     "hidden_bfloat16": ["teacher.dtype=bfloat16"],
     "hidden_layers": ["teacher.hidden_layers=[0,1]"],
-    "top_k": ["teacher.cache_format=top_k", "teacher.top_k=7", "objective.terms.kl={kind: top_k_kl, weight: 1, options: {k: 7}}"],
-    "sampled": ["teacher.cache_format=sampled", "teacher.num_samples=5", "objective.terms.kl={kind: sampled_kl, weight: 1}"],
+    "top_k": [
+        "teacher.cache_format=top_k",
+        "teacher.top_k=7",
+        "objective.terms.kl={kind: top_k_kl, weight: 1, options: {k: 7}}",
+    ],
+    "sampled": [
+        "teacher.cache_format=sampled",
+        "teacher.num_samples=5",
+        "objective.terms.kl={kind: sampled_kl, weight: 1}",
+    ],
 }
 
 

@@ -75,7 +75,10 @@ def test_sums_equal_a_loop_over_documents(teacher: Path, prepared: data.Prepared
                     student(text)
                 with capture_activations(model, wanted) as t:
                     model(text)
-            pairs = [r.hidden_normalized(s["hidden_states", i][0, :-1], t["hidden_states", j][0, :-1]) for i, j in ((0, 1), (1, 3))]
+            pairs = [
+                r.hidden_normalized(s["hidden_states", i][0, :-1], t["hidden_states", j][0, :-1])
+                for i, j in ((0, 1), (1, 3))
+            ]
             expected[0] += torch.stack(pairs).mean(0).sum()
             maps = (states["attention", i][0].transpose(0, 1)[:-1] for states, i in ((s, 1), (t, 3)))
             expected[1] += r.attention_kl(*maps).sum()

@@ -445,7 +445,12 @@ def test_accumulated_batches_of_student_text_count_alike(
         (["teacher.source=online", "objective.terms.kl.kind=policy_gradient_reverse_kl"], "set on_policy.fraction to 1"),
         *(
             (
-                ["teacher.source=online", "objective.terms.kl.kind=policy_gradient_reverse_kl", "on_policy.fraction=1", change],
+                [
+                    "teacher.source=online",
+                    "objective.terms.kl.kind=policy_gradient_reverse_kl",
+                    "on_policy.fraction=1",
+                    change,
+                ],
                 "objective.terms.kl: policy_gradient_reverse_kl is for .* leave temperature and top_p at 1",
             )
             for change in ("on_policy.temperature=0.7", "on_policy.top_p=0.9", "on_policy.replay_buffer_size=2")

@@ -181,7 +181,8 @@ def test_an_unknown_preset_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"), [("contrastive_skew_kl", "does not tell them apart"), ("policy_gradient_reverse_kl", "set on_policy.fraction to 1")]
+    ("kind", "words"),
+    [("contrastive_skew_kl", "does not tell them apart"), ("policy_gradient_reverse_kl", "set on_policy.fraction to 1")],
 )
 def test_losses_that_ask_who_wrote_a_text_are_refused_for_a_corpus(kind: str, words: str) -> None:
     with pytest.raises(UserError, match=rf"objective\.terms\.new: {kind} .*{words}"):

@@ -172,7 +172,14 @@ def test_states_are_the_models_own(name: str) -> None:
     wanted = {"hidden_states": {0, 2}, "attention": {1}, "queries": {3}, "keys": {3}, "values": {0}}
     with capture_activations(model, wanted) as states:
         output = model(ids, output_hidden_states=True, output_attentions=True)
-    assert set(states) == {("hidden_states", 0), ("hidden_states", 2), ("attention", 1), ("queries", 3), ("keys", 3), ("values", 0)}
+    assert set(states) == {
+        ("hidden_states", 0),
+        ("hidden_states", 2),
+        ("attention", 1),
+        ("queries", 3),
+        ("keys", 3),
+        ("values", 0),
+    }
     assert torch.equal(states["hidden_states", 0], output.hidden_states[1])
     assert torch.equal(states["hidden_states", 2], output.hidden_states[3])
     assert torch.equal(states["attention", 1], output.attentions[1])
@@ -245,9 +252,13 @@ def test_a_source_without_inner_states_is_refused(kind: str) -> None:
 def test_a_cache_feeds_hidden_states_of_the_layers_it_keeps() -> None:
     check_teacher_supports_features(build_objective({"hidden_states": TermConfig()}), "offline", cached_layers=(1, 3))
     for kind in ("attention", "qkv_relations"):
-        with pytest.raises(UserError, match=rf"{kind} compares inner states, which teacher.source offline lacks; use live$"):
+        with pytest.raises(
+            UserError, match=rf"{kind} compares inner states, which teacher.source offline lacks; use live$"
+        ):
             check_teacher_supports_features(build_objective({kind: TermConfig()}), "offline", cached_layers=(1, 3))
-    with pytest.raises(UserError, match="objective.terms.hidden_states.options.layers: similar looks at all layers of a live"):
+    with pytest.raises(
+        UserError, match="objective.terms.hidden_states.options.layers: similar looks at all layers of a live"
+    ):
         check_teacher_supports_features(
             build_objective({"hidden_states": TermConfig(options={"layers": "similar"})}), "offline", cached_layers=(1, 3)
         )
@@ -256,7 +267,9 @@ def test_a_cache_feeds_hidden_states_of_the_layers_it_keeps() -> None:
     model = make_family("llama").config
     pairs = build_objective({"hidden_states": TermConfig(options={"layers": [[0, 1], [1, 2]]})})
     check_feature_dimensions(pairs, model, model, cached_layers=(1, 2))
-    with pytest.raises(UserError, match="teacher.hidden_layers: layer 2 is not among them, and objective.terms.hidden_states compares"):
+    with pytest.raises(
+        UserError, match="teacher.hidden_layers: layer 2 is not among them, and objective.terms.hidden_states compares"
+    ):
         check_feature_dimensions(pairs, model, model, cached_layers=(1, 3))
 
 

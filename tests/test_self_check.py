@@ -141,7 +141,10 @@ def test_inner_states_come_back_in_the_shape_of_the_batch() -> None:
     model = tiny_model("jamba", attn_implementation="eager")
     texts = documents(model, *TEXTS)
     batch, layers = packed_rows(texts, ROW), {1, 3}  # the attention layers
-    with torch.no_grad(), capture_activations(model, {"hidden_states": {0, 3}, "attention": layers, "keys": layers}) as states:
+    with (
+        torch.no_grad(),
+        capture_activations(model, {"hidden_states": {0, 3}, "attention": layers, "keys": layers}) as states,
+    ):
         last_hidden_state(model, batch, states)
     assert choose_layout(model, ROW).layout == PADDED
     rows, length = batch["input_ids"].shape

@@ -334,7 +334,10 @@ def test_hidden_cache_and_live_teacher_train_alike(tmp_path: Path, tiny_teacher:
     [
         (["teacher.cache_format=top_k"], "teacher.cache_format top_k"),
         (["teacher.cache_format=sampled", "objective.terms.kl.kind=top_k_kl"], "teacher.cache_format sampled"),
-        (["teacher.cache_format=sampled", "objective.terms.kl.kind=sampled_kl", "objective.terms.kl.temperature=2"], "soften"),
+        (
+            ["teacher.cache_format=sampled", "objective.terms.kl.kind=sampled_kl", "objective.terms.kl.temperature=2"],
+            "soften",
+        ),
         (["teacher.cache_format=top_p"], "choose from hidden, sampled, top_k"),
         (["teacher.cache_format=top_k", "teacher.top_k=0"], "teacher.top_k"),
         (["teacher.sampling_temperature=0"], "teacher.sampling_temperature"),
@@ -361,7 +364,11 @@ def test_baselines_are_the_same_cells_whatever_the_cache_keeps() -> None:
     kinds = {"hidden_states": "forward_kl", "top_k": "top_k_kl", "sampled": "sampled_kl"}
     plans = {}
     for cache, kind in kinds.items():
-        changes = [f"teacher.cache_format={cache}", f"objective.terms.kl.kind={kind}", "baselines=[teacher,untrained,ce_only]"]
+        changes = [
+            f"teacher.cache_format={cache}",
+            f"objective.terms.kl.kind={kind}",
+            "baselines=[teacher,untrained,ce_only]",
+        ]
         cells = plan_runs(load_experiment(ROOT / "experiments/quickstart.yaml", changes))
         plans[cache] = {
             role: {c.fingerprint for c in cells if c.role == role} for role in ("ce_only", "teacher_cache", "distilled")

@@ -137,7 +137,10 @@ def test_other_tasks_are_other_cells_only_where_contamination_is_looked_for() ->
     for words, differ in (("0", False), ("13", True)):
         names = []
         for task in ("sciq", "piqa"):
-            changes = [f"data.corpora.answers.generated.filters.decontamination_ngram={words}", f"evaluation.tasks=[{task}]"]
+            changes = [
+                f"data.corpora.answers.generated.filters.decontamination_ngram={words}",
+                f"evaluation.tasks=[{task}]",
+            ]
             cells = plan_runs(load_experiment(ROOT / "experiments/sequence_level.yaml", changes))
             names.append(next(cell.name for cell in cells if cell.role == "generated"))
         assert (names[0] != names[1]) == differ

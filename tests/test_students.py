@@ -59,7 +59,10 @@ def calibration(prepared: data.PreparedData, tmp_path: Path, monkeypatch: pytest
             StudentConfig(num_layers=2, layers="uniforn"),
             "students.s.layers: unknown method 'uniforn'; did you mean 'uniform'",
         ),
-        (StudentConfig(lora=LoraConfig(rank=2, target_modules="q_proj")), "students.s.lora.target_modules: 'q_proj' is neither"),
+        (
+            StudentConfig(lora=LoraConfig(rank=2, target_modules="q_proj")),
+            "students.s.lora.target_modules: 'q_proj' is neither",
+        ),
         (StudentConfig(lora=LoraConfig(rank=2, target_modules=[])), "students.s.lora.target_modules: \\[\\] is neither"),
         (StudentConfig(from_="smollm"), "unknown kind"),
     ],

@@ -53,7 +53,12 @@ def test_identity_ignores_what_cannot_change_a_result() -> None:
     path = ROOT / "experiments/quickstart.yaml"
     names = [
         [c.name for c in plan_runs(load_experiment(path, [change]))]
-        for change in ("seed=0", "training.checkpoint_interval=7", "analysis.n_resamples=200", "training.learning_rate=1e-3")
+        for change in (
+            "seed=0",
+            "training.checkpoint_interval=7",
+            "analysis.n_resamples=200",
+            "training.learning_rate=1e-3",
+        )
     ]
     assert names[0] == names[1] == names[2]
     assert sum(a != b for a, b in zip(names[0], names[3], strict=True)) == 4  # the trained ones

@@ -39,7 +39,9 @@ def check_on_policy(config: OnPolicyConfig, source: str, compiled: bool) -> None
     if not is_on_policy_enabled(config):
         return
     if source != "online":
-        raise UserError(f"on_policy.fraction: text that the student writes needs a live teacher; teacher.source is {source}")
+        raise UserError(
+            f"on_policy.fraction: text that the student writes needs a live teacher; teacher.source is {source}"
+        )
     if compiled:
         raise UserError("on_policy.fraction: the student cannot write while training.compile is set")
 

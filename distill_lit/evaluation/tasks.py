@@ -86,7 +86,8 @@ def check_tasks(settings: EvaluationConfig, dataset_source: str) -> list[str]:
     for entry, *_ in checked:
         if settings.interval and entry.config["unsafe_code"]:
             raise UserError(
-                f"evaluation.interval: task {entry.name!r} executes code that the model writes, which must not happen where "
+                f"evaluation.interval: task {entry.name!r} executes code that the model writes, which must not happen "
+                "where "
                 "a student is trained; set evaluation.interval=0, or leave the task out"
             )
         check_task_data(entry, dataset_source)

@@ -42,7 +42,11 @@ def student_fingerprint(role: str, config: ExperimentConfig) -> str:
 def _teacher_fingerprint_fields(role: str, config: ExperimentConfig) -> dict[str, Any]:
     """What of the teacher decides a student: for one that learns nothing from it, not how it would have told."""
     found = non_default_fields(config.teacher)
-    known = ("model", "dtype", *(["source"] if config.teacher.source == "cross_tokenizer" else []))  # then it has another tokenizer
+    known = (
+        "model",
+        "dtype",
+        *(["source"] if config.teacher.source == "cross_tokenizer" else []),
+    )  # then it has another tokenizer
     return found if role == DISTILLED else {key: found[key] for key in known if key in found}
 
 
@@ -108,6 +112,8 @@ def corpus_fingerprint_fields(corpus: CorpusConfig, config: ExperimentConfig) ->
 def evaluation_fingerprint(config: ExperimentConfig) -> str:
     """Identifies the questions a model is asked: a cell is evaluated again when they change."""
     fields = {
-        key: value for key, value in non_default_fields(config.evaluation).items() if key not in ("interval", "interval_limit")
+        key: value
+        for key, value in non_default_fields(config.evaluation).items()
+        if key not in ("interval", "interval_limit")
     }
     return versioned_fingerprint(**fields, dataset_source=config.dataset_source)

@@ -201,7 +201,7 @@ def _teacher_cache_run(config: ExperimentConfig) -> Run:
     identity = versioned_fingerprint(signal=non_default_fields(config.teacher), data=data_fingerprint_fields(config))
     teacher, widths = config.teacher, {"top_k": config.teacher.top_k, "sampled": config.teacher.num_samples}
     kept = f"-{teacher.cache_format}_{widths[teacher.cache_format]}" if teacher.cache_format in widths else ""
-    return Run(TEACHER_CACHE, f"teacher-signal{kept}", identity, config, depends_on=_generated_run_names(config))
+    return Run(TEACHER_CACHE, f"teacher-cache{kept}", identity, config, depends_on=_generated_run_names(config))
 
 
 def _generated_run_names(config: ExperimentConfig) -> tuple[str, ...]:
@@ -218,7 +218,9 @@ def _student_run(role: str, values: dict[str, Any], config: ExperimentConfig) ->
     if role == UNTRAINED and not config.students[config.student].config:
         seed = None
     label = _label(role, config.student, axes, seed if "seed" in values else None)
-    needs = _generated_run_names(config) + ((_teacher_cache_run(config).name,) if config.teacher.source == "offline" else ())
+    needs = _generated_run_names(config) + (
+        (_teacher_cache_run(config).name,) if config.teacher.source == "offline" else ()
+    )
     return Run(role, label, student_fingerprint(role, config), config, config.student, seed, axes, needs)
 
 

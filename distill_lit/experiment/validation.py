@@ -91,14 +91,18 @@ def _check_teacher_device(point: ExperimentConfig, objective: Objective) -> None
         name = objective.feature_terms[0].name
         raise UserError(f"launcher.teacher_device: objective.terms.{name} compares inner states, beside the student only")
     if is_on_policy_enabled(point.on_policy) and point.on_policy.teacher_mix_fraction:
-        raise UserError("launcher.teacher_device: on_policy.teacher_mix_fraction draws from both models, on one device only")
+        raise UserError(
+            "launcher.teacher_device: on_policy.teacher_mix_fraction draws from both models, on one device only"
+        )
 
 
 def _check_cross_tokenizer_corpora(config: ExperimentConfig) -> None:
     """A chat template belongs to a tokenizer: a foreign teacher would read another text than the student."""
     for name, corpus in config.data.corpora.items():
         if config.teacher.source == "cross_tokenizer" and corpus.is_chat:
-            raise UserError(f"data.corpora.{name}: teacher.source cross_tokenizer reads plain text only, and this is a chat")
+            raise UserError(
+                f"data.corpora.{name}: teacher.source cross_tokenizer reads plain text only, and this is a chat"
+            )
 
 
 def _teacher_output_form(teacher: TeacherConfig) -> tuple[str, str]:

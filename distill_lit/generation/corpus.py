@@ -131,7 +131,10 @@ def generated_corpus_path(key: str, generated: GeneratedConfig, context: Generat
     """The file that a generated corpus becomes, beside its answers. All that decides them is in its path."""
     filters = {**non_default_fields(generated.filters), **answer_comparison_metadata(generated.filters)}
     if generated.filters.perplexity_model:
-        filters["perplexity_model"] = [model_fingerprint(model_folder(generated.filters.perplexity_model)), str(context.dtype)]
+        filters["perplexity_model"] = [
+            model_fingerprint(model_folder(generated.filters.perplexity_model)),
+            str(context.dtype),
+        ]
     else:
         filters.pop("min_mean_logprob", None)
     if generated.filters.decontamination_ngram and context.evaluation_texts is not None:

@@ -121,7 +121,9 @@ LOGIT_LOSSES: dict[str, LossSpec] = {
         softenable_forms=("dense", "top_k"),
     ),
     "top_k_tail_kl": LossSpec(sparse.top_k_tail_kl, options={"k": POSITIVE_INT_OPTION}, target_forms=("dense", "top_k")),
-    "sampled_kl": LossSpec(sparse.sampled_kl, options={"num_samples": POSITIVE_INT_OPTION}, target_forms=("dense", "sampled")),
+    "sampled_kl": LossSpec(
+        sparse.sampled_kl, options={"num_samples": POSITIVE_INT_OPTION}, target_forms=("dense", "sampled")
+    ),
     "pairwise_ranking": LossSpec(
         sparse.pairwise_ranking,
         options={

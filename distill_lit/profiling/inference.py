@@ -62,7 +62,9 @@ def check_positions(configs: Mapping[str, PreTrainedConfig], settings: CostConfi
     for name, config in configs.items():
         known = getattr(config.get_text_config(), "max_position_embeddings", None)
         if known and known < longest:
-            raise UserError(f"cost.prompt_lengths: {longest} tokens with cost.output_lengths, and {name} has {known} positions")
+            raise UserError(
+                f"cost.prompt_lengths: {longest} tokens with cost.output_lengths, and {name} has {known} positions"
+            )
 
 
 def _measure_turn(

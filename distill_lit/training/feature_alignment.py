@@ -45,7 +45,9 @@ def check_teacher_supports_features(
         if source == "online" or (cached_layers and term.kind == HIDDEN_STATES and term.options["layers"] != "similar"):
             continue
         other = (
-            ", or let teacher.hidden_layers name the layers to cache" if source == "offline" and term.kind == HIDDEN_STATES else ""
+            ", or let teacher.hidden_layers name the layers to cache"
+            if source == "offline" and term.kind == HIDDEN_STATES
+            else ""
         )
         if cached_layers and other:
             raise UserError(

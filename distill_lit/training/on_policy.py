@@ -1,8 +1,9 @@
 """Batches that the student writes: it continues prompts of the corpora, the live teacher judges every token.
 
 Which losses are taken on them is the objective's business: any divergence (GKD, Agarwal et al. 2023, 2306.13649),
-reverse_kl or policy_gradient_reverse_kl (MiniLLM, Gu et al. 2023, 2306.08543), contrastive (DistiLLM-2, 2503.07067). Whether the
-student writes, and what it draws, depends on seed, step and rank alone, so a resumed run goes on with the same text.
+reverse_kl or policy_gradient_reverse_kl (MiniLLM, Gu et al. 2023, 2306.08543), contrastive (DistiLLM-2, 2503.07067).
+Whether the student writes, and what it draws, depends on seed, step and rank alone, so a resumed run goes on with the same
+text.
 """
 
 import time
@@ -110,7 +111,11 @@ class OnPolicyGenerator:
 
     def state_dict(self) -> dict[str, Any]:
         """The adaptive share, the best validation loss, the texts that each rank keeps for replay: all ranks call this."""
-        return {"fraction": self.fraction, "best": self._best_validation_loss, "replay_buffer": all_gather_object(self._replay_buffer)}
+        return {
+            "fraction": self.fraction,
+            "best": self._best_validation_loss,
+            "replay_buffer": all_gather_object(self._replay_buffer),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a saved state."""

@@ -189,7 +189,10 @@ def test_13_a_teacher_that_learns_is_refused_and_its_weights_stay(
         ("objective.terms.kl.weight=.inf", "objective.terms.kl.weight"),
         ("objective.terms.kl.weight='1'", "neither a number nor a schedule"),
         ("training.learning_rate='1e-3'", "training.learning_rate: '1e-3' is text; write it without quotes, as a number"),
-        ("training.micro_batch_size='8'", "training.micro_batch_size: '8' is text; write it without quotes, as a whole number"),
+        (
+            "training.micro_batch_size='8'",
+            "training.micro_batch_size: '8' is text; write it without quotes, as a whole number",
+        ),
         (
             "teacher.model=file:",
             "reference 'file:' names no path",

@@ -144,7 +144,13 @@ def plan_of(file: Path, changes: list[str]) -> list[Run]:
 
 @pytest.mark.parametrize(
     "override",
-    ["seed=4294967296", f"training.max_tokens={10**22}", f"training.micro_batch_size={10**20}", "name=index.html", f"name={'x' * 300}"],
+    [
+        "seed=4294967296",
+        f"training.max_tokens={10**22}",
+        f"training.micro_batch_size={10**20}",
+        "name=index.html",
+        f"name={'x' * 300}",
+    ],
 )
 def test_too_large_or_too_long_is_refused(experiment: Path, override: str) -> None:
     with pytest.raises(UserError, match=r"above its maximum|must be a plain folder name|form that its key needs"):

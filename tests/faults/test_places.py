@@ -62,7 +62,9 @@ def test_a_whole_cache_needs_no_right_to_write(finished: Any, tmp_path: Path) ->
     close(cache)
     try:
         places = {"DISTILL_LIT_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
-        code, said = as_anyone("run", finished.file, "data.corpora.text.max_documents=0", "--root", tmp_path / "root", **places)
+        code, said = as_anyone(
+            "run", finished.file, "data.corpora.text.max_documents=0", "--root", tmp_path / "root", **places
+        )
     finally:
         reopen(cache)
     assert code == 0, said

@@ -46,7 +46,14 @@ def test_two_ranks_from_the_command_line_inside_slurm_and_torchrun_train_the_stu
     assert finish(start(steady, tmp_path / "one")) == 0
     surroundings = {**SURROUNDINGS, "OMP_NUM_THREADS": "2"}
     code, said = trainings.cli(
-        "run", steady, *TWO, "launcher.threads_per_worker=2", "evaluation.interval=0.5", "--root", tmp_path / "two", **surroundings
+        "run",
+        steady,
+        *TWO,
+        "launcher.threads_per_worker=2",
+        "evaluation.interval=0.5",
+        "--root",
+        tmp_path / "two",
+        **surroundings,
     )
     assert code == 0, said + log_of(tmp_path / "two")
     one, two = ({line["step"]: line for line in lines(tmp_path / n) if "train/loss" in line} for n in ("one", "two"))

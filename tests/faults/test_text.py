@@ -493,7 +493,9 @@ def test_a_hostile_template_is_stopped(tmp_path: Path, template: str, monkeypatc
     with pytest.raises(UserError, match=f"mine.messages: row 1: the chat template {HOSTILE[template]}"):
         supervised(tmp_path, tokenizer, [USER, REPLY])
     asking = EvaluationConfig(apply_chat_template=True)
-    with pytest.raises(UserError, match=f"evaluation.apply_chat_template: of teacher: the chat template {HOSTILE[template]}"):
+    with pytest.raises(
+        UserError, match=f"evaluation.apply_chat_template: of teacher: the chat template {HOSTILE[template]}"
+    ):
         require_chat_template(asking, tokenizer, "teacher")
     assert (resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)) == known
     assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)

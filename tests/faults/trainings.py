@@ -40,7 +40,9 @@ SECRETS = {"HF_TOKEN": "hf_0123456789abcdefSECRET", "OPENAI_API_KEY": "sk-proj-0
 SABOTAGE = os.pathsep.join([str(Path(__file__).parent / "sabotage"), os.environ.get("PYTHONPATH", "")])
 
 
-def write_experiment(folder: Path, teacher: Path, corpus: Path, tasks: Path, source: str = "online", more: str = "") -> Path:
+def write_experiment(
+    folder: Path, teacher: Path, corpus: Path, tasks: Path, source: str = "online", more: str = ""
+) -> Path:
     """An experiment of 24 steps of three micro-batches, with schedules and six validations."""
     path = folder / "tiny.yaml"
     path.write_text(EXPERIMENT.format(teacher=teacher, corpus=corpus, tasks=tasks, source=source) + more)

@@ -71,7 +71,8 @@ def task_line(task: str, settings: Mapping[str, Any], documents: int, chance: fl
     if official and official != split:
         split += f" (official: {official})"
     return (
-        f"{task} v{settings.get('version', '?')} ({settings.get('metric', '?')}, {settings.get('num_fewshot', 0)}-shot, {parts}"
+        f"{task} v{settings.get('version', '?')} ({settings.get('metric', '?')}, {settings.get('num_fewshot', 0)}-shot, "
+        f"{parts}"
         f"{documents}{of} documents, chance {format_points(chance)}, split {split}, "
         f"hash {str(settings.get('task_hash', 'unknown'))[:12]}, data {str(settings.get('data', 'unknown'))[:12]})"
     )
