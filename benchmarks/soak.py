@@ -40,9 +40,11 @@ students:
   second: {{layers: [1]}}
   both: {{layers: [0, 1]}}
   fresh: {{config: {{num_hidden_layers: 1}}}}
-data: {{sequence_length: 32, validation_sequences: 4, max_tokens: 4096, corpora: {{text: {{path: "file:{place}/text.jsonl"}}}}}}
+data: {{sequence_length: 32, validation_sequences: 4, max_tokens: 4096,
+  corpora: {{text: {{path: "file:{place}/text.jsonl"}}}}}}
 objective: {{compile: never, terms: {{ce: {{weight: 0.5}}, kl: {{kind: forward_kl, temperature: 2}}}}}}
-training: {{max_tokens: 8192, micro_batch_size: 2, gradient_accumulation_steps: 2, precision: float32, accelerator: cpu, checkpoint_interval: 8}}
+training: {{max_tokens: 8192, micro_batch_size: 2, gradient_accumulation_steps: 2, precision: float32,
+  accelerator: cpu, checkpoint_interval: 8}}
 evaluation: {{tasks: [colours], include_path: "{place}/tasks"}}
 analysis: {{n_resamples: 200}}
 launcher: {{workers: {workers}, threads_per_worker: 1}}

@@ -12,7 +12,8 @@ from distill_lit.utils.files import fingerprint
 
 Meta = dict[str, dict[str, Any]]
 SUMMED = ("n", "n_total", "truncated", "tokens_forwarded", "elapsed_s")
-SAME = ("metric", "num_fewshot", "limit", "seed", "apply_chat_template", "dtype", "eval_split", "official_split", "lm_eval_version",
+SAME = ("metric", "num_fewshot", "limit", "seed", "apply_chat_template", "dtype", "eval_split", "official_split",
+        "lm_eval_version",
         "version", "harness", "fallback")  # fmt: skip
 
 

@@ -35,7 +35,8 @@ def evaluation_cache_key(model: str, spec: TaskSpec, settings: EvaluationConfig,
     return fingerprint({
         "format": RECORDS_FORMAT_VERSION, "model": model, "task": spec.name, "task_digest": spec.digest,
         "data": spec.data_source.fingerprint, "lm_eval": lm_eval_version(), "num_fewshot": spec.num_fewshot,
-        "limit": settings.limit, "seed": effective_seed(spec, settings), "apply_chat_template": settings.apply_chat_template,
+        "limit": settings.limit, "seed": effective_seed(spec, settings),
+        "apply_chat_template": settings.apply_chat_template,
         "dtype": settings.dtype, **({"kind": measurement} if measurement else {}),
         **({"token_logprobs": True} if settings.token_logprobs else {}),
     })  # fmt: skip

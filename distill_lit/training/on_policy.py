@@ -1,7 +1,7 @@
 """Batches that the student writes: it continues prompts of the corpora, the live teacher judges every token.
 
 Which losses are taken on them is the objective's business: any divergence (GKD, Agarwal et al. 2023, 2306.13649),
-reverse_kl or policy_gradient_reverse_kl (MiniLLM, Gu et al. 2023, 2306.08543), contrastive (DistiLLM-2, 2503.07067).
+reverse_kl or `policy_gradient_reverse_kl` (MiniLLM, Gu et al. 2023, 2306.08543), contrastive (DistiLLM-2, 2503.07067).
 Whether the student writes, and what it draws, depends on seed, step and rank alone, so a resumed run goes on with the same
 text.
 """

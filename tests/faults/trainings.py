@@ -29,7 +29,8 @@ objective:
   terms:
     ce: {{weight: {{shape: linear, start: 1.0, end: 0.2}}}}
     kl: {{kind: forward_kl, temperature: {{shape: cosine, start: 4.0, end: 1.0}}}}
-training: {{max_tokens: 4608, micro_batch_size: 2, gradient_accumulation_steps: 3, precision: float32, accelerator: cpu, checkpoint_interval: 5,
+training: {{max_tokens: 4608, micro_batch_size: 2, gradient_accumulation_steps: 3, precision: float32,
+           accelerator: cpu, checkpoint_interval: 5,
            val_check_interval: 0.17, keep_checkpoints: true}}
 evaluation: {{tasks: [colours], include_path: "{tasks}"}}
 analysis: {{n_resamples: 100}}
