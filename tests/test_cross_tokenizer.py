@@ -304,7 +304,7 @@ def test_a_student_comes_nearer_to_a_teacher_with_another_tokenizer(
     first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert final["validation/far"] < 0.9 * first["validation/far"]
     teacher, nats, tokens, all_tokens = foreign(pieces, tiny_teacher), 0.0, 0, 0
-    for batch in ValidationLoader(prepared.validation, batch=8):
+    for batch in ValidationLoader(prepared.validation, micro_batch_size=8):
         said = teacher.target(batch, batch["labels"][:, 1:] >= 0).span_target
         nats, tokens = nats - float(said.label_logprobs.sum()), tokens + int((said.span_length > 0).sum())
         all_tokens += len(said.span_length)

@@ -154,14 +154,16 @@ def test_nothing_to_learn_is_refused(kind):
     with pytest.raises(UserError, match="supervised token"):
         loader(useless)
     with pytest.raises(UserError, match="supervised token"):
-        ValidationLoader(useless, batch=2)
+        ValidationLoader(useless, micro_batch_size=2)
 
 
 @pytest.mark.parametrize(("rows", "batch", "world_size"), [(10, 4, 1), (10, 4, 2), (9, 2, 4), (3, 2, 5)])
 def test_validation_reads_every_row_once(rows, batch, world_size):
     packed = random_rows(rows, 8)
-    ranks = [list(ValidationLoader(packed, batch=batch, rank=r, world_size=world_size)) for r in range(world_size)]
-    length = len(ValidationLoader(packed, batch=batch, world_size=world_size))
+    ranks = [
+        list(ValidationLoader(packed, micro_batch_size=batch, rank=r, world_size=world_size)) for r in range(world_size)
+    ]
+    length = len(ValidationLoader(packed, micro_batch_size=batch, world_size=world_size))
     assert {len(batches) for batches in ranks} == {length}
     read = [
         int(row)

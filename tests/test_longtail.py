@@ -38,7 +38,9 @@ ANALYSIS = AnalysisConfig(n_resamples=1000)
 @pytest.fixture(scope="module")
 def scores(tmp_path_factory: pytest.TempPathFactory) -> Scores:
     """Three seeds, a tail that only the distilled students lose."""
-    folder = build(tmp_path_factory.mktemp("tail"), seeds=(0, 1, 2), students={"deep": 0.8}, documents=200, tail_loss=1.5)
+    folder = build(
+        tmp_path_factory.mktemp("tail"), seeds=(0, 1, 2), students={"deep": 0.8}, documents=200, tail_logit_loss=1.5
+    )
     return compute_scores(load_results(folder), ANALYSIS)
 
 
@@ -213,7 +215,7 @@ def test_the_planted_tail_loss_is_found_and_laid_to_distillation(scores: Scores,
 
 
 def test_without_a_planted_loss_nothing_is_claimed(tmp_path: Path) -> None:
-    folder = build(tmp_path, students={"deep": 0.6}, documents=200, tail_loss=0.0, seed=3)
+    folder = build(tmp_path, students={"deep": 0.6}, documents=200, tail_logit_loss=0.0, seed=3)
     found = compute_scores(load_results(folder), ANALYSIS)
     tail = analyze_long_tail(found)
     row = tail.tail_contrasts.set_index("axis").loc["rarity_question"]

@@ -46,7 +46,7 @@ def prepared(tiny_teacher: Path, tiny_corpus: Path) -> data.PreparedData:
 
 
 def writer(config: OnPolicyConfig, teacher: object = None, seed: int = 0) -> OnPolicyGenerator:
-    return OnPolicyGenerator(config, [2], VOCABULARY, teacher, seed, steps=10)
+    return OnPolicyGenerator(config, [2], VOCABULARY, teacher, seed, max_steps=10)
 
 
 def test_only_what_the_student_wrote_is_supervised(tiny_teacher: Path, prepared: data.PreparedData) -> None:
@@ -187,7 +187,7 @@ def test_a_mixture_is_one_of_two_distributions_over_the_same_tokens(tiny_teacher
 def test_texts_are_replayed_ever_less_often(tiny_teacher: Path, prepared: data.PreparedData) -> None:
     batch, student = make_batch(prepared.train, np.arange(1), 1), load_model(tiny_teacher)
     text = OnPolicyGenerator(
-        OnPolicyConfig(fraction=1.0, max_new_tokens=2, replay_buffer_size=3), [2], VOCABULARY, None, 0, steps=200
+        OnPolicyConfig(fraction=1.0, max_new_tokens=2, replay_buffer_size=3), [2], VOCABULARY, None, 0, max_steps=200
     )
     replayed = [text.maybe_generate(batch, student, step, 0)[1]["replayed"] for step in range(200)]
     assert sum(replayed[:3]) == 0  # nothing to replay yet
@@ -352,7 +352,7 @@ def test_every_rank_draws_and_keeps_text_of_its_own(
     one, other = torch.load(path, weights_only=True)["student_text"]["kept"]
     assert len(one) == len(other) == 3
     assert not any(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(one, other, strict=True))
-    texts = [OnPolicyGenerator(config, [2], VOCABULARY, None, 0, steps=10) for _ in range(2)]
+    texts = [OnPolicyGenerator(config, [2], VOCABULARY, None, 0, max_steps=10) for _ in range(2)]
     for rank, text in enumerate(texts):
         monkeypatch.setattr("distill_lit.training.on_policy.get_rank", lambda rank=rank: rank)
         text.load_state_dict(torch.load(path, weights_only=True)["student_text"])

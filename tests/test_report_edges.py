@@ -185,7 +185,7 @@ def test_a_model_without_one_task_shows_a_gap(tmp_path: Path) -> None:
 
 
 def test_one_passage_for_all_documents_is_no_certainty(tmp_path: Path) -> None:
-    folder = build(tmp_path, documents=40, clusters=1)
+    folder = build(tmp_path, documents=40, clusters_per_task=1)
     scores = build_report_bundle(folder, FAST, "edge").scores
     assert np.isnan(macro_score(scores, 1).low)
     assert f"{', '.join(scores.tasks[:-1])} and {scores.tasks[-1]}: too few for redrawn" in page(folder)

@@ -180,7 +180,7 @@ def test_a_batch_without_labels_has_an_empty_target(
 
 def test_held_out_rows_are_whole(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:
     cached = write(tmp_path, tiny_teacher, prepared, DRAWN)
-    loader = ValidationLoader(prepared.validation, batch=3, first_row=len(prepared.train), rank=1, world_size=2)
+    loader = ValidationLoader(prepared.validation, micro_batch_size=3, first_row=len(prepared.train), rank=1, world_size=2)
     for batch in loader:
         chosen = batch["labels"][:, 1:] >= 0
         target = cached.target(batch, chosen)

@@ -141,7 +141,7 @@ def test_metric_chooses_the_column(tmp_path: Path) -> None:
 
 def test_bold_is_the_best_and_what_is_not_significantly_worse(tmp_path: Path) -> None:
     scores = compute_scores(
-        load_results(build(tmp_path, documents=300, students={"deep": 0.3, "shallow": 1.6}, tail_loss=0.0)), FAST
+        load_results(build(tmp_path, documents=300, students={"deep": 0.3, "shallow": 1.6}, tail_logit_loss=0.0)), FAST
     )
     frame = score_frame(scores).set_index(["model", "task"])
     best = frame.xs(MACRO_AVERAGE, level="task")["best"]

@@ -81,7 +81,9 @@ def test_trap_1_accumulation_and_mean_are_over_supervised_tokens(
     """trl 4719: a mean of means weighs short micro-batches too much; trl 4105: a mean over positions × vocabulary."""
     distiller, sums = distiller_of(student, teacher, BOTH), []
     for batch, accumulate in ((8, 1), (2, 4), (1, 8)):
-        loader = PackedLoader(prepared.train, batch=batch, accumulate=accumulate, steps=1, seed=0)
+        loader = PackedLoader(
+            prepared.train, micro_batch_size=batch, gradient_accumulation_steps=accumulate, steps=1, seed=0
+        )
         parts = list(loader)
         assert len({int((part["labels"] != IGNORE_INDEX).sum()) for part in parts}) > (accumulate > 1)
         total = sum(loss_of(distiller, part, part["step_tokens"]) for part in parts)

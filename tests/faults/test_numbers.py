@@ -159,9 +159,9 @@ def test_12_every_label_masked_is_refused(prepared: data.PreparedData) -> None:
     masked = PackedDataset(rows.input_ids, rows.document_ids, np.zeros_like(rows.loss_mask))
     for useless in (masked, rows.take(np.arange(0))):
         with pytest.raises(UserError, match="supervised token"):
-            PackedLoader(useless, batch=2, accumulate=1, steps=1, seed=0)
+            PackedLoader(useless, micro_batch_size=2, gradient_accumulation_steps=1, steps=1, seed=0)
         with pytest.raises(UserError, match="supervised token"):
-            ValidationLoader(useless, batch=2)
+            ValidationLoader(useless, micro_batch_size=2)
 
 
 def test_13_a_teacher_that_learns_is_refused_and_its_weights_stay(
