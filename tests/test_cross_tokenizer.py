@@ -130,15 +130,15 @@ def test_an_unknown_kind_of_tokenizer_is_refused() -> None:
 
 def said(**parts: torch.Tensor) -> SpanTarget:
     count = len(next(iter(parts.values())))
-    empty = {"logits": None, "same": torch.ones(count, dtype=torch.bool), "size": torch.ones(count, dtype=torch.long)}
-    spans = {name: torch.zeros(count) for name in ("teacher_span", "student_span", "label_log_probs")}
+    empty = {"logits": None, "same_prefix": torch.ones(count, dtype=torch.bool), "span_length": torch.ones(count, dtype=torch.long)}
+    spans = {name: torch.zeros(count) for name in ("teacher_span_logprob", "student_span_logprob", "label_logprobs")}
     return SpanTarget(**{**empty, **spans, **parts})
 
 
 def test_uld_by_hand() -> None:
     q = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6]])
     p = torch.tensor([[0.1, 0.7, 0.1, 0.1], [0.25, 0.25, 0.25, 0.25]])
-    teacher = said(logits=p.log(), same=torch.tensor([True, False]))
+    teacher = said(logits=p.log(), same_prefix=torch.tensor([True, False]))
     # sorted: .7 .1 .1 .1 against .6 .3 .1 0
     assert uld(q.log(), teacher).tolist() == pytest.approx([0.1 + 0.2 + 0 + 0.1, 0])
     assert uld(q.log(), teacher, k=2)[0] == pytest.approx(0.1 + 0.2 + abs(0.8 - 0.9))
@@ -166,9 +166,9 @@ def test_span_likelihood_equals_autograd_over_whole_spans(tau: float) -> None:
 
     inside = spans >= 0
     teacher = said(
-        size=torch.where(inside, torch.bincount(spans[inside])[spans], 0),
-        teacher_span=torch.where(inside, log_p[spans], 0.0),
-        student_span=torch.where(inside, totals.detach()[spans], 0.0),
+        span_length=torch.where(inside, torch.bincount(spans[inside])[spans], 0),
+        teacher_span_logprob=torch.where(inside, log_p[spans], 0.0),
+        student_span_logprob=torch.where(inside, totals.detach()[spans], 0.0),
     )
     found = alm(logits.log_softmax(-1), teacher, labels, tau)
     (gradient,) = torch.autograd.grad(found.sum(), logits)
@@ -180,7 +180,7 @@ def test_span_likelihood_equals_autograd_over_whole_spans(tau: float) -> None:
 def test_span_likelihood_is_finite_where_probabilities_are_0_or_1() -> None:
     logits = torch.tensor([[60.0, 0.0], [0.0, 60.0]], requires_grad=True)
     labels = torch.tensor([0, 0])
-    teacher = said(teacher_span=torch.tensor([-50.0, -1e-9]), student_span=torch.tensor([0.0, -60.0]))
+    teacher = said(teacher_span_logprob=torch.tensor([-50.0, -1e-9]), student_span_logprob=torch.tensor([0.0, -60.0]))
     loss = alm(logits.log_softmax(-1), teacher, labels)
     (gradient,) = torch.autograd.grad(loss.sum(), logits)
     assert torch.isfinite(loss).all()

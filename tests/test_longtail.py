@@ -252,8 +252,8 @@ def test_a_task_with_few_documents_in_a_stratum_does_not_count_there(scores: Sco
         codes.loc[task.index[:size], "digits"] = 2
     found = pool_strata(scores, [digits], codes)["digits"]
     assert found.head_tail_n_documents == 60 * len(others)
-    heads = [task.centred()[60:, scores.model_columns(0)].mean() for task in others]
-    tails = [task.centred()[:60, scores.model_columns(0)].mean() for task in others]
+    heads = [task.centered()[60:, scores.model_columns(0)].mean() for task in others]
+    tails = [task.centered()[:60, scores.model_columns(0)].mean() for task in others]
     assert found.head_tail_estimates[:, 0] == pytest.approx([np.mean(heads), np.mean(tails)], abs=1e-5)
     assert found.estimates[1, 0] == pytest.approx(np.mean(tails), abs=1e-5)
 

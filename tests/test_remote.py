@@ -59,7 +59,7 @@ def _fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config(url: str, **remote: object) -> GeneratedConfig:
-    values = {"model": "m", "concurrency": 1, "retries": 2, "price": PRICE, **remote}
+    values = {"model": "m", "concurrency": 1, "max_retries": 2, "price": PRICE, **remote}
     return GeneratedConfig(remote=RemoteConfig(base_url=url, **values), max_new_tokens=16)
 
 
@@ -105,7 +105,7 @@ def test_answers_cost_and_request_are_what_they_should_be(tmp_path: Path) -> Non
 def test_nothing_is_asked_twice(tmp_path: Path) -> None:
     with serving(echo) as server:
         first, _ = ask(tmp_path / "a", config(server.url))
-        more, facts = ask(tmp_path / "b", config(server.url, retries=5, concurrency=3), [*PROMPTS, Prompt("new")])
+        more, facts = ask(tmp_path / "b", config(server.url, max_retries=5, concurrency=3), [*PROMPTS, Prompt("new")])
         assert len(server.requests) == 7
     assert more[:6] == first
     assert facts["requests"] == 1
@@ -468,7 +468,7 @@ def test_a_retry_too_is_within_the_budget(tmp_path: Path) -> None:
     worst = (10 + 64 + 16 * 100) * 1e-6
     with serving(lambda request, number: (200, b"{", {})) as server:
         with pytest.raises(UserError, match="budget of .* is spent"):
-            ask(tmp_path / "a", config(server.url, retries=9, budget=3.5 * worst))
+            ask(tmp_path / "a", config(server.url, max_retries=9, budget=3.5 * worst))
         assert len(server.requests) == 3
         assert RequestLog(request_log_path(server.url, "m")).total_cost == pytest.approx(3 * worst)
 
@@ -611,10 +611,10 @@ def test_a_stopped_driver_waits_for_replies_that_are_paid_for(tmp_path: Path, mo
 def test_the_key_is_sent_and_nowhere_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "sk-very-secret")
     with serving(lambda request, number: echo(request, number) if number < 6 else failure(401, "no")) as server:
-        ask(tmp_path / "a", config(server.url, key_variable="MY_KEY"))
+        ask(tmp_path / "a", config(server.url, api_key_variable="MY_KEY"))
         assert {h.get("Authorization") or h.get("authorization") for h in server.headers} == {"Bearer sk-very-secret"}
         with pytest.raises(UserError) as found:
-            ask(tmp_path / "b", config(server.url, key_variable="MY_KEY"), [Prompt("more")])
+            ask(tmp_path / "b", config(server.url, api_key_variable="MY_KEY"), [Prompt("more")])
     assert "secret" not in str(found.value)
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or b"very-secret" not in path.read_bytes()

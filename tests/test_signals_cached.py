@@ -145,7 +145,7 @@ def test_weights_of_tempered_draws_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    "form", [TOP, DRAWN, TeacherCacheFormat(CACHE_SAMPLED, 5, 2.0)], ids=lambda form: f"{form.kind}-{form.temperature}"
+    "form", [TOP, DRAWN, TeacherCacheFormat(CACHE_SAMPLED, 5, 2.0)], ids=lambda form: f"{form.kind}-{form.sampling_temperature}"
 )
 def test_a_cache_says_what_the_live_teacher_says(
     tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, form: TeacherCacheFormat
@@ -225,7 +225,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_signals_cached as t
 from distill_lit import data
-config = t.DataConfig(corpora={{"text": t.CorpusConfig(path={corpus!r})}}, length=t.LENGTH, validation=4)
+config = t.DataConfig(corpora={{"text": t.CorpusConfig(path={corpus!r})}}, sequence_length=t.LENGTH, validation_sequences=4)
 t.write(Path({folder!r}), Path({teacher!r}), data.prepare(config, Path({teacher!r}), "pypi"), t.DRAWN)
 """
 

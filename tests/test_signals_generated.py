@@ -246,7 +246,7 @@ def test_a_prompt_too_long_for_the_context_is_counted_not_lost(tmp_path: Path, c
 
 
 def answer(text: str, sample: int = 0, **facts: object) -> Completion:
-    return Completion("q", sample, text, **{"finish": "stop", "tokens": [0] * len(text.split()), **facts})
+    return Completion("q", sample, text, **{"finish_reason": "stop", "token_ids": [0] * len(text.split()), **facts})
 
 
 def test_repetition_by_hand() -> None:
@@ -310,11 +310,11 @@ def test_every_filter_takes_what_it_should() -> None:
         answer("", 0),
         answer("one", 1),
         answer("x " * 50, 2),
-        answer("cut off here", 3, finish="length"),
+        answer("cut off here", 3, finish_reason="length"),
         answer("go go go go go go", 4),
         answer("Answer: 3 or so", 5, right="4"),
         answer("Answer: 4 I think", 6, right="4"),
-        answer("declined", 7, finish="refused"),
+        answer("declined", 7, finish_reason="refused"),
     ]
     strict = FiltersConfig(
         min_tokens=2,
@@ -418,13 +418,13 @@ def test_how_a_model_says_it_generates_belongs_to_its_answers(tmp_path: Path, ch
     assert place().parent != before.parent
 
 
-@pytest.mark.parametrize("changes", [{"correct": True}, {"agreement": 0.5}], ids=str)
+@pytest.mark.parametrize("changes", [{"require_correct": True}, {"min_agreement": 0.5}], ids=str)
 def test_another_comparison_of_final_answers_filters_again_and_writes_nothing(
     tmp_path: Path, chatty: Path, monkeypatch: pytest.MonkeyPatch, changes: dict
 ) -> None:
     path = questions(tmp_path)
     prompts = PromptsConfig(path=str(path), text="{{ q }}", reference_answer="A")
-    comparing = settings(path, prompts=prompts, samples=2, temperature=1.0, filters=FiltersConfig(**changes))
+    comparing = settings(path, prompts=prompts, num_samples=2, temperature=1.0, filters=FiltersConfig(**changes))
     plain = dataclasses.replace(comparing, filters=FiltersConfig(min_tokens=2))
     writer, config = (
         GenerationContext(f"file:{chatty}", torch.float32),

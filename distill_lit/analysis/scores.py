@@ -184,7 +184,7 @@ def seed_deviation(scores: Scores, g: int, t: int | None = None) -> float:
         return float(scores.responses.tasks[t].correct[:, members].mean(axis=0).std(ddof=1))
     if not len(scores.averaged):
         return float("nan")
-    per_model = np.mean([scores.responses.tasks[i].centred()[:, members].mean(axis=0) for i in scores.averaged], axis=0)
+    per_model = np.mean([scores.responses.tasks[i].centered()[:, members].mean(axis=0) for i in scores.averaged], axis=0)
     return float(per_model.std(ddof=1))
 
 

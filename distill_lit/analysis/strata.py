@@ -41,7 +41,7 @@ def pool_strata(scores: Scores, axes: list[DocumentAxis], codes: pd.DataFrame) -
     for t in scores.averaged:
         task = scores.responses.tasks[t]
         inside = np.stack([(codes.loc[task.index, name] == s).to_numpy() for name, s in slots], axis=1).astype(float)
-        mean, draws = _task_strata(scores, task.centred(), task.clusters, inside, task.task)
+        mean, draws = _task_strata(scores, task.centered(), task.clusters, inside, task.task)
         size = inside.sum(axis=0)
         few = size < MIN_STRATUM_DOCUMENTS
         mean[few], draws[:, few], size[few] = np.nan, np.nan, 0

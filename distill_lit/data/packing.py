@@ -15,7 +15,7 @@ OPEN_ROWS = 64  # rows that may still take a document
 class PackedDataset:
     """Packed rows, all arrays (rows, length), perhaps memory-mapped.
 
-    input_ids: tokens; padding is 0. document_ids: 1, 2, … within a row; 0 is padding. supervised (bool): the token is a
+    input_ids: tokens; padding is 0. document_ids: 1, 2, … within a row; 0 is padding. loss_mask (bool): the token is a
     target of the one before it: never the first of a document, so that no document is predicted from another.
     """
 
@@ -73,7 +73,7 @@ class PackedDataset:
         return PackedDataset(
             *(
                 np.concatenate([getattr(part, name) for part in parts])
-                for name in ("input_ids", "document_ids", "supervised")
+                for name in ("input_ids", "document_ids", "loss_mask")
             )
         )
 

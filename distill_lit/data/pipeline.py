@@ -21,7 +21,7 @@ from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root, fingerprint, read_json, try_write_json
 
 MAX_BYTES_TO_COUNT = 1 << 28  # files that are read in seconds
-DATA_CACHE_VERSION = 3  # raise it when the same input becomes other documents, tokens or rows
+DATA_CACHE_VERSION = 4  # raise it when the same input becomes other documents, tokens or rows
 
 
 @dataclass(frozen=True)
@@ -170,4 +170,4 @@ def _statistics(corpus: Mapping[str, Any], train: PackedDataset, validation: Pac
 
 
 def _packed(arrays: Mapping[str, np.ndarray], name: str) -> PackedDataset:
-    return PackedDataset(*(arrays[f"{name}_{field}"] for field in ("input_ids", "document_ids", "supervised")))
+    return PackedDataset(*(arrays[f"{name}_{field}"] for field in ("input_ids", "document_ids", "loss_mask")))

@@ -16,7 +16,7 @@ from rich.console import Console
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root, fingerprint, write_text
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 ENTRY_KINDS = {"TASK": "task", "PY_TASK": "python", "GROUP": "group", "TAG": "tag"}
 GROUP_KEYS = {"group", "group_alias", "task", "tag", "task_alias", "aggregate_metric_list", "metadata", "include"}
 DEFAULT_MAX_GEN_TOKS = 256  # tokens that lm-eval lets a model write where a task says nothing

@@ -14,7 +14,7 @@ TEACHER, UNTRAINED, CE_ONLY, DISTILLED = "teacher", "untrained", "ce_only", "dis
 QUANTIZED, EXTERNAL = "quantized", "external"
 TEACHER_CACHE, GENERATED = "teacher_cache", "generated"  # what the teacher tells, for cells that need it
 TEACHER_INT8 = "teacher_int8"  # name of a baseline
-FINGERPRINT_VERSION = 1  # raise it when a default, or what a value means, changes: every cell is then a new one
+FINGERPRINT_VERSION = 2  # raise it when a default, or what a value means, changes: every cell is then a new one
 # knobs of training that cannot change a result
 RESULT_NEUTRAL_TRAINING_FIELDS = ("keep_checkpoints", "checkpoint_interval", "checkpoint_budget", "log_every_n_steps")
 

@@ -199,7 +199,7 @@ def _load_or_compute_choice(
 
 def _choice_cache_path(kind: str, what: list[Any], teacher: Path, calibration: Calibration) -> Path:
     # 2: choices made before were measured under whatever mask a model took
-    key = fingerprint([2, model_fingerprint(teacher), what, calibration.data_fingerprint, str(calibration.dtype)])
+    key = fingerprint([3, model_fingerprint(teacher), what, calibration.data_fingerprint, str(calibration.dtype)])
     return cache_root() / kind / f"{key}.json"
 
 

@@ -277,7 +277,7 @@ def test_15_a_cache_of_something_else_is_a_miss(
         key(dropping_teacher),
         key(other),
         key(retokenised),
-        key(dropping_teacher, length=64),
+        key(dropping_teacher, sequence_length=64),
         key(dropping_teacher, seed=1),
         key(dropping_teacher, dtype=torch.bfloat16),
         key(dropping_teacher, form=TeacherCacheFormat(CACHE_TOP_K, 8)),

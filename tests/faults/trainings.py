@@ -241,7 +241,7 @@ def watched_teacher() -> None:
     train = building.train
 
     def watched(run: Any) -> Any:
-        model = run.distiller.signal.model
+        model = run.distiller.teacher.model
         before = {name: value.clone() for name, value in model.state_dict().items()}
         metrics = train(run)
         same = all(torch.equal(before[name], value) for name, value in model.state_dict().items())

@@ -89,7 +89,7 @@ class CheckpointCallback(L.Callback):
         return next(name for name in names if name)
 
     def _save(self, trainer: L.Trainer, step: int) -> None:
-        with trainer.lightning_module.clock.paused():
+        with trainer.lightning_module.timer.paused():
             for logger in trainer.loggers:
                 logger.experiment.flush()  # what is logged must be as durable as the checkpoint that comes after it
             trainer.save_checkpoint(self.folder / f"step={step}.ckpt")

@@ -35,7 +35,7 @@ class EvaluationCallback(L.Callback):
             self._evaluate(trainer, module)
 
     def _evaluate(self, trainer: L.Trainer, module: Any) -> None:
-        with module.clock.paused():  # asking questions does not count as training
+        with module.timer.paused():  # asking questions does not count as training
             if trainer.is_global_zero:
                 self._log_scores(trainer, module)
             trainer.strategy.barrier()

@@ -38,7 +38,7 @@ class TerminateOnNonFinite(L.Callback):
             return
         losses = torch.as_tensor(trainer.strategy.all_gather(self.window_loss)).reshape(-1)
         if not torch.isfinite(losses).all():
-            module.refuse_step()
+            module.mark_step_non_finite()
             rank = int((~torch.isfinite(losses)).nonzero()[0])
             rank_suffix = f" on rank {rank}" if get_world_size() > 1 else ""
             message = f"loss is {float(losses[rank])}{rank_suffix} at step {trainer.global_step}; the step was not taken"
@@ -61,7 +61,7 @@ class TerminateOnNonFinite(L.Callback):
             "rows": self.window_rows,
         }
         # an error that only this rank has may not wait for the others
-        ranks = all_gather_object(local_record) if module.is_step_refused else [local_record]
+        ranks = all_gather_object(local_record) if module.is_step_non_finite else [local_record]
         offending = [record for record in ranks if record["loss"] in ("nan", "inf", "-inf")] or ranks
         dump = {"step": trainer.global_step, "reason": str(exception), **offending[0]}
         if len(offending) > 1:
@@ -69,6 +69,6 @@ class TerminateOnNonFinite(L.Callback):
                 "rank": [record["rank"] for record in offending],
                 "rows": [rows for record in offending for rows in record["rows"]],
             }
-        if get_rank() == 0 or not module.is_step_refused:
+        if get_rank() == 0 or not module.is_step_non_finite:
             write_json(self.folder / "nonfinite.json", dump)
         log.error("%s; its rows are in %s", exception, self.folder / "nonfinite.json")
