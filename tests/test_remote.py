@@ -87,7 +87,7 @@ def test_answers_cost_and_request_are_what_they_should_be(tmp_path: Path) -> Non
         "input_tokens": 120,
         "output_tokens": 24,
         "cost": pytest.approx(12 * 210e-6),
-        "without_log_probabilities": 0,
+        "without_logprobs": 0,
     }
     sent = {k: v for k, v in server.requests[1].items() if k != "at"}
     assert sent == {
@@ -360,7 +360,7 @@ def test_log_probabilities_of_a_wrong_shape_cost_no_answer(tmp_path: Path, said:
         assert len(server.requests) == 6
     assert {a.text for a in answers} == {"fine"}
     assert {tuple(a.logprobs) for a in answers} == {()}
-    assert facts["without_log_probabilities"] == 6
+    assert facts["without_logprobs"] == 6
 
 
 def test_completions_protocol(tmp_path: Path) -> None:
@@ -737,7 +737,7 @@ def test_a_real_server_says_what_the_model_itself_says(
     assert facts["input_tokens"] == sum(map(len, ids))
     assert facts["cost"] > 0
     assert ask(tmp_path / "b", settings, prompts)[1]["requests"] == 0
-    assert json.loads((tmp_path / "a" / "shards.jsonl").read_text())["name"] == "answers-00000.jsonl"
+    assert json.loads((tmp_path / "a" / "shards.jsonl").read_text())["name"] == "completions-00000.jsonl"
 
 
 def test_journal_keeps_replies_with_letters_that_end_lines_elsewhere(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_same_seed_same_text_another_seed_another(tmp_path: Path, chatty: Path) 
 def test_lost_and_damaged_shards_are_written_again_and_only_they(tmp_path: Path, chatty: Path) -> None:
     path, folder = questions(tmp_path), tmp_path / "a"
     write(folder, chatty, path, temperature=1.0)
-    shards = sorted(folder.glob("answers-*"))
+    shards = sorted(folder.glob("completions-*"))
     assert len(shards) == 2
     before, times = hashes_of(folder), {p: p.stat().st_mtime_ns for p in shards}
     shards[1].write_text(shards[1].read_text().replace("sample", "simple", 1))
@@ -191,9 +191,9 @@ def test_killed_while_writing_loses_one_shard_at_most(tmp_path: Path, chatty: Pa
     values = {"tests": str(ROOT / "tests"), "folder": str(folder), "teacher": str(chatty), "path": str(path)}
     result = subprocess.run([sys.executable, "-c", KILLED.format(**values)], cwd=ROOT, timeout=120)
     assert result.returncode == -signal.SIGKILL
-    kept = folder / "answers-00000.jsonl"
+    kept = folder / "completions-00000.jsonl"
     assert Shards(folder).is_intact(kept.name)
-    assert not (folder / "answers-00001.jsonl").exists()
+    assert not (folder / "completions-00001.jsonl").exists()
     changed = kept.stat().st_mtime_ns
     again = write(folder, chatty, path, temperature=1.0)
     assert kept.stat().st_mtime_ns == changed
@@ -378,7 +378,7 @@ def test_filters_choose_a_corpus_and_nothing_is_written_twice(tmp_path: Path, ch
     path, writer = questions(tmp_path), GenerationContext(f"file:{chatty}", torch.float32)
     first = generate_corpus("a", settings(path, temperature=1.0), writer, "pypi", lambda *_: None)
     folder = Path(first["corpus"]).parent
-    times = {p: p.stat().st_mtime_ns for p in folder.glob("answers-*")}
+    times = {p: p.stat().st_mtime_ns for p in folder.glob("completions-*")}
     strict = settings(path, temperature=1.0, filters=FiltersConfig(min_tokens=3))
     second = Path(generate_corpus("a", strict, writer, "pypi", lambda *_: None)["corpus"])
     assert second.parent == folder
@@ -386,7 +386,7 @@ def test_filters_choose_a_corpus_and_nothing_is_written_twice(tmp_path: Path, ch
     impossible = settings(path, temperature=1.0, filters=FiltersConfig(min_tokens=99))
     with pytest.raises(UserError, match="none of 9 answers is left; .* short"):
         generate_corpus("a", impossible, writer, "pypi", lambda *_: None)
-    assert times == {p: p.stat().st_mtime_ns for p in folder.glob("answers-*")}
+    assert times == {p: p.stat().st_mtime_ns for p in folder.glob("completions-*")}
     other = generate_corpus("a", settings(path, temperature=0.5), writer, "pypi", lambda *_: None)
     assert Path(other["corpus"]).parent != folder
 
@@ -515,7 +515,7 @@ baselines: [teacher]
     assert [p.name.rsplit("-", 1)[0] for p in written] == ["generated-answers"]  # and nothing is trained
     corpus = Path(read_json(written[0] / "manifest.json")["corpora"]["answers"]["corpus"])
     corpus.write_text(corpus.read_text()[:-20])  # cut short: made again from the answers
-    answers = next(corpus.parent.glob("answers-*"))
+    answers = next(corpus.parent.glob("completions-*"))
     changed = answers.stat().st_mtime_ns
     whole = run("run", str(file), *place)
     assert whole.returncode == 0, whole.stdout + whole.stderr

@@ -221,7 +221,7 @@ def parse_retry_after(headers: Any) -> float | None:
 
 
 def parse_reply(raw: Any) -> dict[str, Any]:
-    """{text, finish, log_probabilities} of a reply of either protocol. Raises Malformed where there is no answer in it.
+    """{text, finish_reason, logprobs} of a reply of either protocol. Raises Malformed where there is no answer in it.
 
     Log-probabilities of another shape than documented count as none given; a null text is an empty one.
     """
@@ -236,7 +236,7 @@ def parse_reply(raw: Any) -> dict[str, Any]:
     finish = (
         reason if reason in (FINISH_STOP, FINISH_LENGTH) else FINISH_REFUSED if reason == "content_filter" else FINISH_STOP
     )
-    return {"text": text or "", "finish": finish, "log_probabilities": _parse_logprobs(choice.get("logprobs"))}
+    return {"text": text or "", "finish_reason": finish, "logprobs": _parse_logprobs(choice.get("logprobs"))}
 
 
 def _parse_logprobs(logprobs: Any) -> list[float]:
@@ -294,8 +294,8 @@ def _refusal_entry(request: dict[str, Any], error: Any) -> RequestLogEntry:
     return {
         "key": request_key(request),
         "text": "",
-        "finish": FINISH_PROMPT_TOO_LONG if is_long else FINISH_REFUSED,
-        "log_probabilities": [],
+        "finish_reason": FINISH_PROMPT_TOO_LONG if is_long else FINISH_REFUSED,
+        "logprobs": [],
         "reason": f"HTTP {error.status_code}: {message}",
         "code": code,
         "input_tokens": 0,
@@ -308,7 +308,7 @@ def _refusal_entry(request: dict[str, Any], error: Any) -> RequestLogEntry:
 def _is_about_prompt(refusal: RequestLogEntry) -> bool:
     """Whether a refusal says nothing about other prompts; one for a wrong parameter is every request's."""
     return (
-        refusal["finish"] == FINISH_PROMPT_TOO_LONG
+        refusal["finish_reason"] == FINISH_PROMPT_TOO_LONG
         or refusal["code"] in PROMPT_REFUSAL_CODES
         or "policy" in refusal["reason"].lower()
     )

@@ -47,10 +47,10 @@ class Completion:
 def build_completion(prompt: Prompt, sample_index: int, text: str, finish_reason: str, **facts: Any) -> Completion:
     """An answer with what is known of its prompt."""
     known: dict[str, Any] = {
-        "system": prompt.system_prompt,
-        "right": prompt.reference_answer,
-        "row": prompt.row_index,
-        "template": prompt.template_index,
+        "system_prompt": prompt.system_prompt,
+        "reference_answer": prompt.reference_answer,
+        "row_index": prompt.row_index,
+        "template_index": prompt.template_index,
     }
     return Completion(prompt.text, sample_index, text, finish_reason, **known, **facts)
 
@@ -69,6 +69,6 @@ def write_completions(path: Path, completions: Iterable[Completion]) -> None:
 def read_completions(folder: Path) -> Iterator[Completion]:
     """The answers of all shards, by prompt and sample as they were asked, a shard at a time."""
     for name in sorted(Shards(folder).hashes()):
-        if name.startswith("answers-"):
+        if name.startswith("completions-"):
             with (folder / name).open(encoding="utf-8") as file:
                 yield from (Completion(**json.loads(line)) for line in file)

@@ -1,6 +1,6 @@
 """Text that a teacher writes, as a corpus: prompts → answers on disk → filters → a file that `distill_lit.data` reads.
 
-generated/<key>/answers-00000.jsonl …    every answer, with its tokens and their log-probabilities
+generated/<key>/completions-00000.jsonl …    every answer, with its tokens and their log-probabilities
 generated/<key>/corpus-<filters>.jsonl   what the filters left, as chats or plain text
 generated/<key>/manifest.json            writer, sampling, source of the prompts
 """
@@ -31,8 +31,8 @@ from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cached_file_sha256, fingerprint
 from distill_lit.utils.shards import Shards
 
-CORPUS_FORMAT_VERSION = 1  # raise it when the same config means other answers
-PLAIN_CORPUS_FORMAT_VERSION = 2  # the same for plain text of a local model, and for chats of what a server goes on with
+CORPUS_FORMAT_VERSION = 3  # raise it when the same config means other answers
+PLAIN_CORPUS_FORMAT_VERSION = 4  # the same for plain text of a local model, and for chats of what a server goes on with
 # knobs of a server that cannot change what it answers
 REMOTE_KEYS_NOT_IN_FINGERPRINT = (
     "api_key_variable",
@@ -251,7 +251,7 @@ def _generate_missing(
 
 def _are_completions_complete(shards: Shards, answers: int) -> bool:
     """Whether all answers are on disk and intact, so that no model need be loaded and no server asked."""
-    names = [name for name in shards.hashes() if name.startswith("answers-")]
+    names = [name for name in shards.hashes() if name.startswith("completions-")]
     return shards.are_intact(names) and sum(1 for _ in read_completions(shards.folder)) == answers
 
 

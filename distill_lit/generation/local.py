@@ -58,7 +58,7 @@ def generate_locally(
         progress_callback(done, len(jobs))
 
     writers = {
-        f"answers-{number:05d}.jsonl": functools.partial(
+        f"completions-{number:05d}.jsonl": functools.partial(
             _write_shard,
             model=model,
             tokenizer=tokenizer,
@@ -122,7 +122,7 @@ def _write_shard(
         for job, written in zip(batch, texts, strict=True):
             text = decode_continuation(tokenizer, job[2], written.token_ids, written.is_finished)
             text = text.strip() if config.chat else text  # plain text goes on where its prompt ends
-            facts = {"tokens": written.token_ids, "log_probabilities": written.logprobs}
+            facts = {"token_ids": written.token_ids, "logprobs": written.logprobs}
             finish = FINISH_STOP if written.is_finished else FINISH_LENGTH
             completions.append(build_completion(job[0], job[1], text, finish, **facts))
     write_completions(path, completions)

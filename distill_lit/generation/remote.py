@@ -68,7 +68,7 @@ def generate_remotely(
 ) -> dict[str, Any]:
     """Asks for every answer that the journal lacks, then writes all into shards of `folder`.
 
-    Returns {requests: asked now, input_tokens, output_tokens, cost: of all answers, without_log_probabilities, refusal:
+    Returns {requests: asked now, input_tokens, output_tokens, cost: of all answers, without_logprobs, refusal:
     the commonest reason of those refused, where there are any}.
     Raises UserError when the server cannot be reached, refuses the key, or the budget is spent; what was answered is kept.
     """
@@ -94,7 +94,7 @@ def generate_remotely(
         "input_tokens": sum(entry["input_tokens"] for entry in entries),
         "output_tokens": sum(entry["output_tokens"] for entry in entries),
         "cost": round(sum(reply_cost(entry, remote.price) for entry in entries), 6),
-        "without_log_probabilities": sum(not entry["log_probabilities"] for entry in entries),
+        "without_logprobs": sum(not entry["logprobs"] for entry in entries),
         **({"refusal": max(reasons, key=reasons.__getitem__)} if reasons else {}),
     }
 
@@ -156,16 +156,16 @@ def _write_shards(folder: Path, jobs: list[RemoteJob], entries: list[RequestLogE
             prompt,
             sample,
             entry["text"].strip() if strip else entry["text"],
-            entry["finish"],
-            log_probabilities=entry["log_probabilities"],
-            counted=entry["output_tokens"],
+            entry["finish_reason"],
+            logprobs=entry["logprobs"],
+            reported_tokens=entry["output_tokens"],
         )
         for (prompt, sample, _), entry in zip(jobs, entries, strict=True)
     ]
     starts = range(0, len(completions), COMPLETIONS_PER_SHARD)
     Shards(folder).write_missing(
         {
-            f"answers-{number:05d}.jsonl": functools.partial(
+            f"completions-{number:05d}.jsonl": functools.partial(
                 write_completions, completions=completions[start : start + COMPLETIONS_PER_SHARD]
             )
             for number, start in enumerate(starts)
