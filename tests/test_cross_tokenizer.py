@@ -130,7 +130,8 @@ def test_an_unknown_kind_of_tokenizer_is_refused() -> None:
 
 def said(**parts: torch.Tensor) -> SpanTarget:
     count = len(next(iter(parts.values())))
-    empty = {"logits": None, "same_prefix": torch.ones(count, dtype=torch.bool), "span_length": torch.ones(count, dtype=torch.long)}
+    is_same, lengths = torch.ones(count, dtype=torch.bool), torch.ones(count, dtype=torch.long)
+    empty = {"logits": None, "same_prefix": is_same, "span_length": lengths}
     spans = {name: torch.zeros(count) for name in ("teacher_span_logprob", "student_span_logprob", "label_logprobs")}
     return SpanTarget(**{**empty, **spans, **parts})
 

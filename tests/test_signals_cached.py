@@ -145,7 +145,9 @@ def test_weights_of_tempered_draws_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    "form", [TOP, DRAWN, TeacherCacheFormat(CACHE_SAMPLED, 5, 2.0)], ids=lambda form: f"{form.kind}-{form.sampling_temperature}"
+    "form",
+    [TOP, DRAWN, TeacherCacheFormat(CACHE_SAMPLED, 5, 2.0)],
+    ids=lambda form: f"{form.kind}-{form.sampling_temperature}",
 )
 def test_a_cache_says_what_the_live_teacher_says(
     tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, form: TeacherCacheFormat

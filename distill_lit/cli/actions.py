@@ -67,7 +67,7 @@ def run_experiment(config: ExperimentConfig, root: Path, console: Console, comma
 
 
 def report_experiment(config: ExperimentConfig, root: Path, console: Console, command: str) -> int:
-    """Collects and draws what is done by now, also while another process is at the rest. `command`: what runs the cells.
+    """Collects and draws what is done by now, also while another process is at the rest. `command`: what runs the runs.
     Raises UserError where no model is evaluated yet."""
     config = resolve_auto(config)
     runs, runs_dir = plan_runs(config), runs_folder(root, config)
@@ -105,7 +105,7 @@ def _prepare(config: ExperimentConfig, root: Path) -> ExperimentConfig:
 
 
 def _run_cells(config: ExperimentConfig, runs: list[Run], root: Path, console: Console) -> dict[str, str]:
-    """Shows the plan, runs what is not done; {cell that failed: why}. Raises Terminated, having said so."""
+    """Shows the plan, runs what is not done; {run that failed: why}. Raises Terminated, having said so."""
     known = _print_plan(config, runs, console)
     if known is not None:
         require_disk_space(known, runs, runs_folder(root, config))
@@ -118,7 +118,7 @@ def _run_cells(config: ExperimentConfig, runs: list[Run], root: Path, console: C
 
 
 def write_teacher_outputs(config: ExperimentConfig, root: Path, console: Console, role: str) -> int:
-    """Runs the cells of one role, `generated` or `signal`, and those they need; prints what they made."""
+    """Runs the runs of one role, `generated` or `signal`, and those they need; prints what they made."""
     config = _prepare(config, root)
     all_runs = plan_runs(config)
     selected = [run for run in all_runs if run.role == role]
@@ -140,7 +140,7 @@ def write_teacher_outputs(config: ExperimentConfig, root: Path, console: Console
 
 
 def _write_tensorboard(runs: list[Run], runs_dir: Path, folder: Path, headline: str) -> None:
-    """The experiment as a run of TensorBoard: columns to compare cells by, figures, the verdict."""
+    """The experiment as a run of TensorBoard: columns to compare runs by, figures, the verdict."""
     done = [run for run in runs if run.is_model and is_run_evaluated(run, runs_dir / run.name)]
     sessions = [tensorboard_hparams(run, runs_dir / run.name) for run in done]
     figures = {path.stem: path for path in sorted(folder.glob("*.png"))}
@@ -148,7 +148,7 @@ def _write_tensorboard(runs: list[Run], runs_dir: Path, folder: Path, headline: 
 
 
 def _folder_of(model: str, runs: list[Run], runs_dir: Path) -> Path:
-    """The exported student that a row of cells.csv is about."""
+    """The exported student that a row of runs.csv is about."""
     return next(runs_dir / run.name / "student" for run in runs if run.label == model)
 
 
@@ -189,7 +189,7 @@ def _print_plan(config: ExperimentConfig, runs: list[Run], console: Console) -> 
         table.add_row(run.label, run.role, *_numbers(known[run.name] if known else None))
     if known:
         table.add_section()
-        table.add_row(f"{len(runs)} cells", "", *_numbers(sum_estimates([e for e in known.values() if e is not None])))
+        table.add_row(f"{len(runs)} runs", "", *_numbers(sum_estimates([e for e in known.values() if e is not None])))
     console.print(table)
     if any("~" in run.label for run in runs):
         console.print("a name that ends in ~ and a hash would be too long for a file, or another one's in other letters")
@@ -214,7 +214,7 @@ def _numbers(estimate: Estimate | None) -> tuple[str, ...]:
 
 
 def show_status(config: ExperimentConfig, root: Path, console: Console) -> int:
-    """Prints the state of every cell, as it is on disk."""
+    """Prints the state of every run, as it is on disk."""
     config = resolve_auto(config)
     runs_dir = runs_folder(root, config)
     table = Table("cell", "state", "note")

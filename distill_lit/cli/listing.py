@@ -44,7 +44,7 @@ def _objectives() -> Iterable[Line]:
         options = f" [{', '.join(kind.options)}]" if kind.options else ""
         yield name, kind.about + options
     for name, other in FEATURE_LOSSES.items():
-        yield name, f"{other.about} [{', '.join(other.options)}]; needs a live teacher"
+        yield name, f"{other.about} [{', '.join(other.options)}]; needs an online teacher"
     for name, preset in PRESETS.items():
         yield f"preset: {name}", preset.about
 

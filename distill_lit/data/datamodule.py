@@ -1,4 +1,4 @@
-"""The loaders of one cell as Lightning wants them. Apart from the loaders, since Lightning takes seconds to import."""
+"""The loaders of one run as Lightning wants them. Apart from the loaders, since Lightning takes seconds to import."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from distill_lit.data.packing import PackedDataset
 
 
 class PackedDataModule(LightningDataModule):
-    """Training and validation batches of one cell, in the order of `seed`. `steps`: optimizer steps."""
+    """Training and validation batches of one run, in the order of `seed`. `steps`: optimizer steps."""
 
     def __init__(self, train: PackedDataset, validation: PackedDataset, training: TrainingConfig, seed: int) -> None:
         super().__init__()

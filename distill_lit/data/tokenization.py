@@ -143,7 +143,7 @@ def _progress() -> Progress:
 
 
 def tokenization_metadata(tokens: TokenizedDocuments, documents: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of tokenised documents: what became of the corpora, and how much of them was tokenised."""
+    """The manifest of tokenized documents: what became of the corpora, and how much of them was tokenized."""
     return {
         "corpus": dict(documents),
         "tokenised": {

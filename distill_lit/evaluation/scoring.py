@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicLayer
 from distill_lit.evaluation.prefix_tree import Pack, ancestor_mask
 from distill_lit.models.packed_forward import format_attention_mask
 
-LOGSUMEXP_ROWS = 16  # rows of logits normalised at a time: what the sums need then stays in the processor's cache
+LOGSUMEXP_ROWS = 16  # rows of logits normalized at a time: what the sums need then stays in the processor's cache
 VOCAB_BLOCK_SIZE = (
     2048  # words of the vocabulary that the head is applied to at a time: as whole logits, products leave the cache
 )

@@ -1,4 +1,4 @@
-"""Gathers what the cells of an experiment left into `results/<experiment>/`: everything a report is drawn from."""
+"""Gathers what the runs of an experiment left into `results/<experiment>/`: everything a report is drawn from."""
 
 from collections import Counter
 from pathlib import Path
@@ -36,7 +36,7 @@ VALIDATION_COLUMNS = {
 
 
 def collect_results(config: ExperimentConfig, runs: list[Run], root: Path, failed: dict[str, str], command: str) -> Path:
-    """Writes cells.csv, plan.yaml, curves.csv and records/; returns the folder. Missing cells stay in the table."""
+    """Writes runs.csv, plan.yaml, curves.csv and records/; returns the folder. Missing runs stay in the table."""
     target, runs_dir = results_folder(root, config), runs_folder(root, config)
     models = [run for run in runs if run.is_model]
     done = [run for run in models if work.is_run_complete(run, runs_dir / run.name)]
@@ -98,7 +98,7 @@ def _copy_records(done: list[Run], runs_dir: Path, target: Path) -> pd.DataFrame
 
 
 def _remove_stale_records(folder: Path, known: set[str]) -> None:
-    """Records of cells that are no longer in the experiment would mix with those that are."""
+    """Records of runs that are no longer in the experiment would mix with those that are."""
     for path in folder.iterdir():
         if path.stem not in known and path.suffix in (".parquet", ".json"):
             path.unlink()

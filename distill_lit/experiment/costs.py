@@ -1,7 +1,7 @@
 """`distill-lit cost`: measures what the finished models of an experiment cost to run, into its results folder.
 
 results/<experiment>/cost.csv    a row per model, turn and point of the grid, as measured
-results/<experiment>/cost.json   which cells each model stands for, machine, settings, and the axes with intervals
+results/<experiment>/cost.json   which runs each model stands for, machine, settings, and the axes with intervals
 """
 
 import os
@@ -23,7 +23,7 @@ from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import atomic_write, fingerprint, write_json
 
-# what decides how fast a model is: cells that agree in it are measured once
+# what decides how fast a model is: runs that agree in it are measured once
 SHAPE_FIELDS = ("parameters", "non_embedding_parameters", "layers", "flops_per_token", "kv_bytes_per_token", "bytes")
 UNMEASURED_COST_FIELDS = ("measure", "price_per_hour")
 BUSY_LOAD_PER_CORE = 0.5  # programs waiting per core, from which timings are not to be trusted
@@ -87,9 +87,9 @@ def _summary(config: ExperimentConfig, rows: pd.DataFrame, teacher: str) -> dict
 def choose_models(
     runs: list[Run], runs_dir: Path
 ) -> tuple[dict[str, list[str]], dict[str, Path], dict[str, dict[str, str]]]:
-    """({model: labels of all cells of its shape}, {model: its folder}, {model: its fingerprint}), the teacher first.
+    """({model: labels of all runs of its shape}, {model: its folder}, {model: its fingerprint}), the teacher first.
 
-    A cell that is not built has the shape of one that begins in the same way: what a student costs is known before it is
+    A run that is not built has the shape of one that begins in the same way: what a student costs is known before it is
     trained."""
     stands_for: dict[str, list[str]] = {}
     folders: dict[str, Path] = {}

@@ -25,7 +25,7 @@ from distill_lit.utils.files import cache_root, disk_free, filesystem_id
 TRAINING_EFFICIENCY, FORWARD_EFFICIENCY = 0.45, 0.55
 DECODING_EFFICIENCY = 0.1  # one token at a time, 16 sequences beside each other
 JSON_BYTES_PER_TOKEN = 12  # of a token in JSON: text, id, log-probability
-UNTOKENIZED_BYTES_PER_TOKEN = 4  # of text that nobody has tokenised yet
+UNTOKENIZED_BYTES_PER_TOKEN = 4  # of text that nobody has tokenized yet
 TOKENS_PER_DOCUMENT = 120  # of the benchmark questions, shared prefixes once
 DEFAULT_TASK_DOCUMENTS = 1500  # a guess where no limit is given
 BYTES_PER_WEIGHT, BYTES_PER_CHECKPOINTED_WEIGHT = 4, 12
@@ -33,7 +33,7 @@ BYTES_PER_WEIGHT, BYTES_PER_CHECKPOINTED_WEIGHT = 4, 12
 
 @dataclass(frozen=True)
 class Estimate:
-    """tokens: read in training; flops: all arithmetic; bytes: on disk when the cell is done; peak_bytes: while it runs."""
+    """tokens: read in training; flops: all arithmetic; bytes: on disk when the run is done; peak_bytes: while it runs."""
 
     tokens: int
     flops: float
@@ -43,7 +43,7 @@ class Estimate:
 
 
 def sum_estimates(estimates: list[Estimate]) -> Estimate:
-    """Of cells that run one after the other."""
+    """Of runs that run one after the other."""
     size = sum(e.disk_bytes for e in estimates)
     peak = size + max((e.peak_disk_bytes - e.disk_bytes for e in estimates), default=0)
     return Estimate(
@@ -52,7 +52,7 @@ def sum_estimates(estimates: list[Estimate]) -> Estimate:
 
 
 def estimate_runs(runs: list[Run]) -> dict[str, Estimate | None] | None:
-    """{cell name: estimate}, None for a cell whose text nobody has counted; None while the teacher is not here."""
+    """{run name: estimate}, None for a run whose text nobody has counted; None while the teacher is not here."""
     if not runs or not assets.is_fetched(runs[0].config.teacher.model):
         return None
     teacher_config = load_model_config(model_folder(runs[0].config.teacher.model))
@@ -66,7 +66,7 @@ def estimate_runs(runs: list[Run]) -> dict[str, Estimate | None] | None:
 
 
 def require_disk_space(estimates: Mapping[str, Estimate | None], runs: list[Run], runs_dir: Path) -> None:
-    """Raises UserError when a disk has no room for what cells that are not built will write there: students below `runs`,
+    """Raises UserError when a disk has no room for what runs that are not built will write there: students below `runs`,
     what a teacher tells into the cache."""
     remedies = {runs_dir.resolve(): "give --root on another disk", cache_root(): "set DISTILL_LIT_CACHE to another disk"}
     todo = runs
@@ -151,7 +151,7 @@ def _positions(config: ExperimentConfig) -> tuple[int, int, int] | None:
             if known:
                 return known["train_rows"] * length, known["targets"], held_out
             tokens = tokens or (data.count_bytes(config.data, config.dataset_source) or 0) // UNTOKENIZED_BYTES_PER_TOKEN
-    except UserError:  # the cell will say what is wrong
+    except UserError:  # the run will say what is wrong
         pass
     return (tokens, tokens, held_out) if tokens else None
 

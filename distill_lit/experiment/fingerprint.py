@@ -1,4 +1,4 @@
-"""What identifies a cell: its role and every value that can change its result, and nothing else."""
+"""What identifies a run: its role and every value that can change its result, and nothing else."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ from distill_lit.utils.files import fingerprint
 
 TEACHER, UNTRAINED, CE_ONLY, DISTILLED = "teacher", "untrained", "ce_only", "distilled"
 QUANTIZED, EXTERNAL = "quantized", "external"
-TEACHER_CACHE, GENERATED = "teacher_cache", "generated"  # what the teacher tells, for cells that need it
+TEACHER_CACHE, GENERATED = "teacher_cache", "generated"  # what the teacher tells, for runs that need it
 TEACHER_INT8 = "teacher_int8"  # name of a baseline
-FINGERPRINT_VERSION = 2  # raise it when a default, or what a value means, changes: every cell is then a new one
-# knobs of training that cannot change a result
+FINGERPRINT_VERSION = 2  # raise it when a default, or what a value means, changes: every run is then a new one
+# fields of training that cannot change a result
 RESULT_NEUTRAL_TRAINING_FIELDS = ("keep_checkpoints", "checkpoint_interval", "checkpoint_budget", "log_every_n_steps")
 
 
@@ -69,7 +69,7 @@ def versioned_fingerprint(**facts: Any) -> str:
 
 
 def training_fingerprint_fields(config: ExperimentConfig) -> dict[str, Any]:
-    """The knobs of training that decide its result."""
+    """The fields of training that decide its result."""
     return {
         key: value
         for key, value in non_default_fields(config.training).items()
@@ -96,7 +96,7 @@ def validation_data_fingerprint(config: ExperimentConfig) -> str:
 
 
 def corpus_fingerprint_fields(corpus: CorpusConfig, config: ExperimentConfig) -> dict[str, Any]:
-    """A corpus without the knobs that cannot change its documents."""
+    """A corpus without the fields that cannot change its documents."""
     found = non_default_fields(corpus)
     generated = corpus.generated
     if generated is None:
@@ -110,7 +110,7 @@ def corpus_fingerprint_fields(corpus: CorpusConfig, config: ExperimentConfig) ->
 
 
 def evaluation_fingerprint(config: ExperimentConfig) -> str:
-    """Identifies the questions a model is asked: a cell is evaluated again when they change."""
+    """Identifies the questions a model is asked: a run is evaluated again when they change."""
     fields = {
         key: value
         for key, value in non_default_fields(config.evaluation).items()

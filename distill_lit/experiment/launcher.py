@@ -1,4 +1,4 @@
-"""Runs the cells of an experiment that are not done, on this machine; what fails does not stop the rest."""
+"""Runs the runs of an experiment that are not done, on this machine; what fails does not stop the rest."""
 
 import contextlib
 import json
@@ -44,27 +44,27 @@ class Display(Protocol):
         """A line that the user should read."""
 
     def start(self, runs: list[Run], todo: list[Run]) -> None:
-        """All cells, and those not done."""
+        """All runs, and those not done."""
 
     def start_run(self, run: Run) -> None:
-        """A cell starts."""
+        """A run starts."""
 
     def update_run(self, run: Run, event: dict[str, Any]) -> None:
         """An event of a worker: stage, done, total, unit, metrics."""
 
     def finish_run(self, run: Run, reason: str) -> None:
-        """A cell ends; `reason` tells why it failed, empty for success."""
+        """A run ends; `reason` tells why it failed, empty for success."""
 
 
 @dataclass
 class Outcome:
-    """What became of the cells: {cell name: reason} of those that failed."""
+    """What became of the runs: {run name: reason} of those that failed."""
 
     failed: dict[str, str] = field(default_factory=dict)
 
 
 def launch_runs(config: ExperimentConfig, runs: list[Run], root: Path, display: Display) -> Outcome:
-    """Runs all cells that are not done. Raises UserError when another process is at it or a cell has only corrupt
+    """Runs all runs that are not done. Raises UserError when another process is at it or a run has only corrupt
     checkpoints, Terminated when asked to stop, Failure when going on is hopeless."""
     folder = runs_folder(root, config)
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def launch_runs(config: ExperimentConfig, runs: list[Run], root: Path, display: 
 
 
 def _rename_relabeled_folders(runs: list[Run], folder: Path) -> None:
-    """A cell whose label alone has changed, as when the grid gets another axis, goes on in the folder it has."""
+    """A run whose label alone has changed, as when the grid gets another axis, goes on in the folder it has."""
     names = {run.name for run in runs}
     for run in runs:
         if not (folder / run.name).exists():
@@ -92,7 +92,7 @@ def _rename_relabeled_folders(runs: list[Run], folder: Path) -> None:
 
 
 def _check_checkpoints(todo: list[Run], folder: Path) -> list[str]:
-    """What is to be said about checkpoints that will be passed over. Raises UserError when a cell has only such."""
+    """What is to be said about checkpoints that will be passed over. Raises UserError when a run has only such."""
     unbuilt = [run for run in todo if not is_run_built(run, folder / run.name)]
     return [line for run in unbuilt for line in find_latest_checkpoint(folder / run.name / "checkpoints")[1]]
 
@@ -126,7 +126,7 @@ def _stopping_on_signals() -> Iterator[None]:
 
 
 class _Worker:
-    """A worker process and the cell it is at."""
+    """A worker process and the run it is at."""
 
     def __init__(self, number: int, root: Path, experiment: Path, threads: int, inbox: "queue.Queue[Any]") -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
@@ -159,12 +159,12 @@ class _Worker:
         self.process.wait()
         inbox.put((self, {"event": "exit", "code": self.process.returncode}))
 
-    def assign(self, cell: Run) -> None:
-        """Starts a cell. A worker that has just died is noticed by its exit event."""
-        self.run = cell
+    def assign(self, run: Run) -> None:
+        """Starts a run. A worker that has just died is noticed by its exit event."""
+        self.run = run
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            print(cell.name, file=self.process.stdin, flush=True)
+            print(run.name, file=self.process.stdin, flush=True)
 
     def stop(self) -> None:
         """Asks for a checkpoint and an end, and waits for it."""
@@ -178,7 +178,7 @@ class _Worker:
 
 
 class _Launcher:
-    """Hands cells to workers in order, each once what it needs is done."""
+    """Hands runs to workers in order, each once what it needs is done."""
 
     def __init__(self, config: ExperimentConfig, root: Path, todo: list[Run], display: Display, outcome: Outcome) -> None:
         self.experiment = runs_folder(root, config) / "experiment.yaml"
@@ -190,7 +190,7 @@ class _Launcher:
         self.workers: dict[int, _Worker] = {}
 
     def run(self) -> None:
-        """Until no cell is pending."""
+        """Until no run is pending."""
         try:
             for number in range(self.count):
                 self._start_worker(number)
@@ -211,7 +211,7 @@ class _Launcher:
             worker.stop()
 
     def _note_stopped(self, stop: Terminated) -> None:
-        """The last word about cells whose workers were stopped before they could say one."""
+        """The last word about runs whose workers were stopped before they could say one."""
         state = PREEMPTED if stop.code == 143 else STOPPED
         for run in (worker.run for worker in self.workers.values() if worker.run):
             folder = self.experiment.parent / run.name
@@ -231,7 +231,7 @@ class _Launcher:
             self._finish(worker, run, "" if done else "ended, but its files are not complete")
         elif kind == "failed" and run is not None:
             self._finish(worker, run, event["reason"])
-            if event["denied"]:  # no other cell could write there either
+            if event["denied"]:  # no other run could write there either
                 raise UserError(event["reason"])
             if event["fatal"]:
                 raise FatalRunError(f"{run.label}: {event['reason']}; make room, and the same command goes on from here")
@@ -269,11 +269,11 @@ class _Launcher:
         redact_file(folder / "log.txt")
 
     def _fail_dependents(self) -> None:
-        for cell in [c for c in self.waiting if any(need in self.outcome.failed for need in c.depends_on)]:
-            self.waiting.remove(cell)
-            self.pending.discard(cell.name)
-            self._fail(cell, f"needs {next(n for n in cell.depends_on if n in self.outcome.failed)}, which failed")
-            self.display.finish_run(cell, self.outcome.failed[cell.name])
+        for run in [c for c in self.waiting if any(need in self.outcome.failed for need in c.depends_on)]:
+            self.waiting.remove(run)
+            self.pending.discard(run.name)
+            self._fail(run, f"needs {next(n for n in run.depends_on if n in self.outcome.failed)}, which failed")
+            self.display.finish_run(run, self.outcome.failed[run.name])
 
     def _assign_next(self, worker: _Worker) -> None:
         ready = next((c for c in self.waiting if not self.pending.intersection(c.depends_on)), None)

@@ -6,7 +6,7 @@ from distill_lit.config import ExperimentConfig
 
 
 def runs_folder(root: Path, config: ExperimentConfig) -> Path:
-    """Where cells keep checkpoints, event files and students."""
+    """Where runs keep checkpoints, event files and students."""
     return root / "runs" / config.name
 
 

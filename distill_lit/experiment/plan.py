@@ -1,4 +1,4 @@
-"""An experiment as a list of cells: what each trains, how it is called, and what identifies it."""
+"""An experiment as a list of runs: what each trains, how it is called, and what identifies it."""
 
 import copy
 import unicodedata
@@ -61,7 +61,7 @@ class Run:
 
 
 def plan_runs(config: ExperimentConfig) -> list[Run]:
-    """All cells in the order they run: what the teacher tells, the teacher, the baselines, the distilled students."""
+    """All runs in the order they run: what the teacher tells, the teacher, the baselines, the distilled students."""
     runs = _make_labels_distinct(_deduplicate_runs(list(_all_runs(resolve_auto(config)))))
     label, times = Counter(run.label for run in runs if run.is_model).most_common(1)[0]
     if times > 1:
@@ -70,7 +70,7 @@ def plan_runs(config: ExperimentConfig) -> list[Run]:
 
 
 def _deduplicate_runs(runs: list[Run]) -> list[Run]:
-    """One cell of every identity. A baseline is often the same at several grid points: of a grid key it has all values it
+    """One run of every identity. A baseline is often the same at several grid points: of a grid key it has all values it
     stands for, as in `live or top_50`, and does not have the key at all where it stands for every value."""
     values_in_group: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     values_of_run: dict[str, dict[str, dict[str, Any]]] = {}
@@ -96,7 +96,7 @@ def _baseline_group(run: Run) -> tuple[Any, ...]:
 
 
 def _runs_without_own_baseline(runs: list[Run]) -> Iterable[tuple[Run, str]]:
-    """Distilled cells that have no baseline without teacher at their own point, with the identity of the one other point
+    """Distilled runs that have no baseline without teacher at their own point, with the identity of the one other point
     that no teacher tells anything and that is trained in the same way, if there is just one."""
     without = [run for run in runs if run.role == CE_ONLY]
     served = {_grid_point_key(run) for run in without}
@@ -185,7 +185,7 @@ def _int8_run(config: ExperimentConfig) -> Run:
 
 
 def _generated_runs(config: ExperimentConfig) -> Iterable[Run]:
-    """One cell for each corpus that is written; its config holds no other corpus."""
+    """One run for each corpus that is written; its config holds no other corpus."""
     for name, corpus in config.data.corpora.items():
         if corpus.generated is not None:
             alone = copy.deepcopy(config)
@@ -242,7 +242,7 @@ def _safe_label(label: str) -> str:
 
 
 def _make_labels_distinct(runs: list[Run]) -> list[Run]:
-    """The same cells, with another label where two differ in nothing that every file system tells apart."""
+    """The same runs, with another label where two differ in nothing that every file system tells apart."""
     labels_by_folded: dict[str, str] = {}
     found = []
     for run in runs:

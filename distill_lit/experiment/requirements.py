@@ -16,7 +16,7 @@ def required_assets(config: ExperimentConfig) -> list[str]:
 
 
 def required_assets_at(point: ExperimentConfig) -> list[str]:
-    """Every asset that the cells of one point of the grid need."""
+    """Every asset that the runs of one point of the grid need."""
     found = [point.teacher.model, *point.external_models.values()]
     found += [student.from_ for student in point.students.values() if student.from_]
     if _needs_dataset_mirror(point):

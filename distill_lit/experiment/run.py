@@ -1,4 +1,4 @@
-"""One cell, from its config to a student folder and its evaluation records, each stage done once."""
+"""One run, from its config to a student folder and its evaluation records, each stage done once."""
 
 import shutil
 from pathlib import Path
@@ -37,7 +37,7 @@ SURPRISAL_FILE = "surprisal.parquet"  # beside the teacher's records: axes of th
 
 
 def execute_run(run: Run, folder: Path, progress_callback: ProgressCallback) -> None:
-    """Does whatever of a cell is not done: builds its model, evaluates it. Each stage ends with its manifest."""
+    """Does whatever of a run is not done: builds its model, evaluates it. Each stage ends with its manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", to_yaml(run.config))
     allow_run_remote_code(run, folder)
@@ -52,13 +52,13 @@ def execute_run(run: Run, folder: Path, progress_callback: ProgressCallback) -> 
 
 
 def build_run_on_rank(run: Run, folder: Path, progress_callback: ProgressCallback) -> None:
-    """Builds a cell as one of several ranks, in a process of its own."""
+    """Builds a run as one of several ranks, in a process of its own."""
     allow_run_remote_code(run, folder)
     build_run(run, folder, progress_callback)
 
 
 def allow_run_remote_code(run: Run, folder: Path) -> None:
-    """Lets the models of a cell run the code they bring, in this process, where a reference ends with `+code`."""
+    """Lets the models of a run run the code they bring, in this process, where a reference ends with `+code`."""
     for reference in required_assets_at(run.config):
         if assets.parse_reference(reference).trust_remote_code:  # the student is of the same classes
             allow_remote_code(model_folder(reference))
@@ -66,7 +66,7 @@ def allow_run_remote_code(run: Run, folder: Path) -> None:
 
 
 def is_run_complete(run: Run, folder: Path) -> bool:
-    """Whether a cell needs nothing more, judged by what is on disk."""
+    """Whether a run needs nothing more, judged by what is on disk."""
     if run.role in (TEACHER, EXTERNAL) and is_run_evaluated(run, folder):  # a model that is asked nothing more may be gone
         return bool(read_manifest(folder / "manifest.json").get("identity") == run.fingerprint)
     return is_run_built(run, folder) and (not run.is_model or is_run_evaluated(run, folder))
@@ -92,7 +92,7 @@ def _outputs_exist(run: Run, folder: Path, manifest: dict[str, Any]) -> bool:
 
 
 def run_model_folder(folder: Path, manifest: dict[str, Any]) -> Path:
-    """The transformers folder of a built cell: its own student, or the model that it took as it was."""
+    """The transformers folder of a built run: its own student, or the model that it took as it was."""
     return Path(manifest.get("model", folder / "student"))
 
 
@@ -117,7 +117,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def build_run(run: Run, folder: Path, progress_callback: ProgressCallback) -> None:
-    """Makes a cell's model or signal, and then its manifest. Of several ranks the first writes; the others only train."""
+    """Makes a run's model or signal, and then its manifest. Of several ranks the first writes; the others only train."""
     teacher_folder = model_folder(run.config.teacher.model)
     if run.model_reference:
         facts: dict[str, Any] = build_reference_model(run, folder)
@@ -137,12 +137,12 @@ def build_run(run: Run, folder: Path, progress_callback: ProgressCallback) -> No
         folder / "manifest.json",
         {"identity": run.fingerprint, "role": run.role, "label": run.label, **facts, "provenance": provenance},
     )
-    if not run.config.training.keep_checkpoints:  # only now: without a manifest the cell would begin anew
+    if not run.config.training.keep_checkpoints:  # only now: without a manifest the run would begin anew
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def evaluate_run(run: Run, folder: Path, progress_callback: ProgressCallback) -> None:
-    """Asks a cell's model the experiment's questions; writes records, then `evaluation.json`."""
+    """Asks a run's model the experiment's questions; writes records, then `evaluation.json`."""
     manifest = read_json(folder / "manifest.json")
     result = evaluate_model(
         run_model_folder(folder, manifest),
@@ -177,7 +177,7 @@ def evaluate_run(run: Run, folder: Path, progress_callback: ProgressCallback) ->
 
 
 def tensorboard_hparams(run: Run, folder: Path) -> HParamsSession:
-    """(knobs, final scores) of an evaluated cell, for TensorBoard's table of hyperparameters."""
+    """(fields, final scores) of an evaluated run, for TensorBoard's table of hyperparameters."""
     metrics = read_json(folder / "manifest.json").get("metrics", {})
     validation = {name: value for name, value in metrics.items() if name.startswith("validation/")}
     scores = primary_scores(read_json(folder / "records" / "meta.json"))

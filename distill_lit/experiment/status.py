@@ -1,4 +1,4 @@
-"""Where a cell stands, told by what is on disk: its manifests, a lock that dies with its owner, and the last word said."""
+"""Where a run stands, told by what is on disk: its manifests, a lock that dies with its owner, and the last word said."""
 
 import contextlib
 import fcntl
@@ -20,7 +20,7 @@ LOCK_TIMEOUT_SECONDS = 120.0  # for a worker whose driver has died to write its 
 
 @contextlib.contextmanager
 def lock_run_folder(folder: Path) -> Iterator[None]:
-    """Inside, this process alone works on a cell. What a killed predecessor left half-written is removed.
+    """Inside, this process alone works on a run. What a killed predecessor left half-written is removed.
 
     Raises UserError when another process keeps the folder.
     """
@@ -39,7 +39,7 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a living process works on a cell."""
+    """Whether a living process works on a run."""
     if not (folder / "lock").is_file():
         return False
     try:
@@ -56,7 +56,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def write_run_status(folder: Path, status: str, reason: str) -> None:
-    """Leaves the last word of a cell that ended before it was done."""
+    """Leaves the last word of a run that ended before it was done."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "state.json", {"state": status, "reason": reason})
 

@@ -1,4 +1,4 @@
-"""The model of a cell: taken as it is, quantized, or a student that is trained and exported."""
+"""The model of a run: taken as it is, quantized, or a student that is trained and exported."""
 
 import functools
 import json
@@ -170,7 +170,7 @@ def _build_training_setup(
         length,
         _fused_loss_settings(
             config, max(vocab_size, load_unpadded_vocab_size(teacher_folder))
-        ),  # a foreign teacher may have more words
+        ),  # a cross-tokenizer teacher may have more words
         feature_alignment,
         _build_on_policy_text(
             config, student, vocab_size, student_base_folder(config, teacher_folder), model, module.steps
@@ -214,7 +214,7 @@ def _build_on_policy_text(
 def _training_fingerprints(
     run: Run, teacher_folder: Path, student: Any, prepared: data.PreparedData, objective: Objective
 ) -> dict[str, str]:
-    """What a checkpoint belongs to. A cell's identity holds references; this holds the contents behind them."""
+    """What a checkpoint belongs to. A run's identity holds references; this holds the contents behind them."""
     config = run.config.students[run.student]
     shapes = {name: list(parameter.shape) for name, parameter in student.named_parameters()}
     fingerprints = {
@@ -268,7 +268,7 @@ def _cost_facts(
     run: Run, setup: TrainingJob, size: ModelSize, trainable_fraction: float, teacher_folder: Path
 ) -> dict[str, Any]:
     """Tokens read and arithmetic spent. A backward pass costs a forward pass for the activations and another for the
-    share of the weights that is trained; a cached teacher's body ran once, for all cells, and is charged to each."""
+    share of the weights that is trained; an offline teacher's body ran once, for all runs, and is charged to each."""
     tokens = 0 if run.role == UNTRAINED else setup.datamodule.steps * setup.distiller.tokens_per_step
     teacher_size = _teacher_size(str(teacher_folder))
     needs_teacher = setup.distiller.objective.needs_teacher

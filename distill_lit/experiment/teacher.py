@@ -1,4 +1,4 @@
-"""What the teacher tells the cells of an experiment: generated corpora, caches, and the signal that a training reads."""
+"""What the teacher tells the runs of an experiment: generated corpora, caches, and the signal that a training reads."""
 
 import dataclasses
 from pathlib import Path
@@ -115,7 +115,7 @@ def build_teacher(
     facts, held_out = _cache_facts(config, teacher_folder, prepared), len(prepared.validation)
     folder = teacher_cache_folder(facts)
     if not is_teacher_cache_complete(folder, len(prepared.train) + held_out):
-        # damaged, or of a teacher that has changed behind its path, since the signal's own cell was done
+        # damaged, or of a teacher that has changed behind its path, since the signal's own run was done
         model = model.to(hardware.device_for(config.training.accelerator))
         rows, tokens = (prepared.train, prepared.validation), load_unpadded_vocab_size(teacher_folder)
         write_cache_shards(folder, model, *rows, config.training.micro_batch_size, form, tokens, facts)
@@ -125,7 +125,7 @@ def build_teacher(
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The number format that a settled knob names."""
+    """The number format that a settled field names."""
     dtype: torch.dtype = getattr(torch, name)
     return dtype
 

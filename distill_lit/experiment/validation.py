@@ -84,7 +84,9 @@ def _check_teacher_device(point: ExperimentConfig, objective: Objective) -> None
     if not point.launcher.teacher_device or point.teacher.source in ("offline", "none"):
         return
     if point.teacher.source != "online":
-        raise UserError(f"launcher.teacher_device: only a live teacher has one; teacher.source is {point.teacher.source}")
+        raise UserError(
+            f"launcher.teacher_device: only an online teacher has one; teacher.source is {point.teacher.source}"
+        )
     if point.training.devices > 1:
         raise UserError("launcher.teacher_device: every one of training.devices would put a teacher there")
     if objective.feature_terms:
@@ -97,7 +99,7 @@ def _check_teacher_device(point: ExperimentConfig, objective: Objective) -> None
 
 
 def _check_cross_tokenizer_corpora(config: ExperimentConfig) -> None:
-    """A chat template belongs to a tokenizer: a foreign teacher would read another text than the student."""
+    """A chat template belongs to a tokenizer: a cross-tokenizer teacher would read another text than the student."""
     for name, corpus in config.data.corpora.items():
         if config.teacher.source == "cross_tokenizer" and corpus.is_chat:
             raise UserError(
@@ -114,7 +116,7 @@ def _teacher_output_form(teacher: TeacherConfig) -> tuple[str, str]:
 
 
 def _cached_layers(teacher: TeacherConfig) -> tuple[int, ...] | None:
-    """The layers whose states a cached teacher holds; None for one that is not cached."""
+    """The layers whose states an offline teacher holds; None for one that is not cached."""
     if teacher.source != "offline":
         return None
     return tuple(teacher.hidden_layers) if teacher.cache_format == "hidden_states" else ()

@@ -1,6 +1,6 @@
-"""A worker process: takes cells from its standard input, runs them one after the other, tells its driver how it goes.
+"""A worker process: takes runs from its standard input, runs them one after the other, tells its driver how it goes.
 
-One process serves many cells, so that libraries are imported once; a cell that kills the process costs only itself.
+One process serves many runs, so that libraries are imported once; a run that kills the process costs only itself.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def worker_main(arguments: list[str]) -> None:
     """`python -m distill_lit.experiment.worker ROOT EXPERIMENT.yaml THREADS`.
 
-    Cell names arrive as lines, events leave as lines.
+    Run names arrive as lines, events leave as lines.
     """
     root, experiment, threads = Path(arguments[0]), Path(arguments[1]), int(arguments[2])
     remove_cluster_variables()
@@ -54,7 +54,7 @@ def worker_main(arguments: list[str]) -> None:
 
 
 class _RunQueue:
-    """Cell names from standard input. When the driver is gone, the process asks itself to stop, and then insists."""
+    """Run names from standard input. When the driver is gone, the process asks itself to stop, and then insists."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
@@ -89,7 +89,7 @@ def _reporter(run_name: str, send_event: Callable[..., None]) -> Callable[..., N
         nonlocal last
         if time.monotonic() - last > 1 / EVENTS_PER_SECOND or done >= total:
             last = time.monotonic()
-            send_event(event="progress", cell=run_name, stage=stage, done=done, total=total, unit=unit, metrics=metrics)
+            send_event(event="progress", run=run_name, stage=stage, done=done, total=total, unit=unit, metrics=metrics)
 
     return report
 
@@ -97,7 +97,7 @@ def _reporter(run_name: str, send_event: Callable[..., None]) -> Callable[..., N
 def execute_and_report(
     run: Any, folder: Path, progress_callback: Callable[..., None], send_event: Callable[..., None]
 ) -> None:
-    """Runs one cell, alone in its folder, and says how it ended. Exits with 143 after SIGTERM."""
+    """Runs one run, alone in its folder, and says how it ended. Exits with 143 after SIGTERM."""
     from distill_lit.experiment.run import execute_run
     from distill_lit.experiment.status import FAILED, PREEMPTED, lock_run_folder, write_run_status
     from distill_lit.utils.exceptions import Preempted, RankFailure, Unwritable, UserError
@@ -109,10 +109,10 @@ def execute_and_report(
     try:
         with lock_run_folder(folder):
             execute_run(run, folder, progress_callback)
-        send_event(event="done", cell=run.name)
+        send_event(event="done", run=run.name)
     except Preempted as stop:
         write_run_status(folder, PREEMPTED, str(stop))
-        send_event(event="preempted", cell=run.name, reason=str(stop))
+        send_event(event="preempted", run=run.name, reason=str(stop))
         sys.exit(143)
     except Exception as error:
         with contextlib.suppress(OSError):  # the disk may be full
@@ -130,14 +130,14 @@ def execute_and_report(
         with contextlib.suppress(OSError):
             write_run_status(folder, FAILED, reason)
         fatal = isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS
-        send_event(event="failed", cell=run.name, reason=reason, fatal=fatal, denied=bool(denied))
+        send_event(event="failed", run=run.name, reason=reason, fatal=fatal, denied=bool(denied))
     finally:
         with contextlib.suppress(OSError):
             redact_file(folder / "log.txt")
 
 
 def _redirect_output(path: Path) -> None:
-    """What libraries print belongs to the cell, not to the terminal of the driver."""
+    """What libraries print belongs to the run, not to the terminal of the driver."""
     log = path.open("a", buffering=1, encoding="utf-8", errors="backslashreplace")
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)

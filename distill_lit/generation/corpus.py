@@ -33,7 +33,7 @@ from distill_lit.utils.shards import Shards
 
 CORPUS_FORMAT_VERSION = 3  # raise it when the same config means other answers
 PLAIN_CORPUS_FORMAT_VERSION = 4  # the same for plain text of a local model, and for chats of what a server goes on with
-# knobs of a server that cannot change what it answers
+# fields of a server that cannot change what it answers
 REMOTE_KEYS_NOT_IN_FINGERPRINT = (
     "api_key_variable",
     "concurrency",
@@ -178,7 +178,7 @@ def _generation_config_hashes(folder: Path) -> dict[str, str]:
 
 
 def remote_fingerprint_fields(remote: RemoteConfig) -> dict[str, Any]:
-    """The knobs of a server that decide what it answers."""
+    """The fields of a server that decide what it answers."""
     plain = dataclasses.replace(remote, base_url=remote.base_url.rstrip("/"))
     return {name: value for name, value in non_default_fields(plain).items() if name not in REMOTE_KEYS_NOT_IN_FINGERPRINT}
 

@@ -34,7 +34,7 @@ def check_filters(key: str, filters: FiltersConfig, num_samples: int, has_refere
 
 
 def answer_comparison_metadata(filters: FiltersConfig) -> dict[str, int]:
-    """What beside the knobs decides which answers pass: how final answers are compared, where they are."""
+    """What beside the fields decides which answers pass: how final answers are compared, where they are."""
     return {"comparison": ANSWER_COMPARISON_VERSION} if filters.require_correct or filters.min_agreement else {}
 
 
@@ -46,8 +46,8 @@ def filter_completions(
 ) -> tuple[list[Completion], dict[str, int]]:
     """(answers kept, {reason: answers left out for it first}), those to one prompt side by side.
 
-    judge: mean log-probabilities of answers; it reads only what the other filters have left. evaluation: gives the texts
-    that no answer may share words with, called only if asked for.
+    perplexity: mean log-probabilities of answers; it reads only what the other filters have left. evaluation: gives
+    the texts that no answer may share words with, called only if asked for.
     """
     dropped: Counter[str] = Counter()
     retained: list[Completion] = []

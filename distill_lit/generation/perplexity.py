@@ -1,4 +1,4 @@
-"""A judge: how probable a model of your choice finds each answer, read in whole, not written."""
+"""A perplexity filter: how probable a model of your choice finds each answer, read in whole, not written."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +19,7 @@ def mean_completion_logprobs(
 ) -> list[float]:
     """Mean log-probability per token of every answer after its prompt, nats, −inf for one that the context cannot hold.
 
-    The judge may have another tokenizer than the writer: it gets text.
+    The perplexity filter may have another tokenizer than the writer: it gets text.
     """
     embedding_rows = model.get_input_embeddings().weight.shape[0]
     vocabulary = unpadded_vocab_size(tokenizer, embedding_rows)

@@ -56,7 +56,7 @@ def read_prompts(key: str, prompts: PromptsConfig, seed: int, dataset_source: st
 
 
 def prompt_sampling_metadata(prompts: PromptsConfig) -> dict[str, int]:
-    """What beside the knobs decides which prompts are asked: how rows are drawn, where they are."""
+    """What beside the fields decides which prompts are asked: how rows are drawn, where they are."""
     return {"drawing": PROMPT_SAMPLING_VERSION} if prompts.max_documents else {}
 
 

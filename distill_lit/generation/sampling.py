@@ -99,7 +99,7 @@ def _padding_token_ids(model: Any, vocabulary: int) -> list[int]:
 
 
 def _generation_config(sampling: SamplingParams, ends: list[int], padding: list[int], cached: bool) -> GenerationConfig:
-    # every knob that a model's own generation_config.json could set is named, or it would decide here
+    # every field that a model's own generation_config.json could set is named, or it would decide here
     drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0, "min_p": 0.0, "typical_p": 1.0}
     return GenerationConfig(
         do_sample=sampling.temperature > 0,

@@ -13,7 +13,7 @@ from distill_lit.utils.exceptions import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# in the identity of a cell, so that another recipe is another model
+# in the identity of a run, so that another recipe is another model
 INT8_RECIPE = "torchao: int8 weights per output channel, int8 activations per token, head and embeddings as they were"
 
 

@@ -14,7 +14,7 @@ class Unwritable(UserError):
 
 
 class FatalRunError(Exception):
-    """What went wrong while running and concerns every cell, such as a full disk: one line, exit code 1."""
+    """What went wrong while running and concerns every run, such as a full disk: one line, exit code 1."""
 
 
 class Preempted(Exception):

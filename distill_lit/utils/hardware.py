@@ -36,7 +36,7 @@ def device_for(accelerator: str, key: str = "training.accelerator") -> torch.dev
 
 
 def check_device(key: str, name: str) -> None:
-    """Raises UserError when there is no such device as `name`, such as cuda:1, here; key: the knob that names it."""
+    """Raises UserError when there is no such device as `name`, such as cuda:1, here; key: the field that names it."""
     try:
         device = torch.device(name)
     except RuntimeError:

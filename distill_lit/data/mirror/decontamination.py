@@ -16,7 +16,7 @@ def normalize_question(text: str) -> str:
 
 
 def question_texts(row: dict[str, Any]) -> set[str]:
-    """The normalised question, passage or context of one row. A question that stands on a short context (Social IQa)
+    """The normalized question, passage or context of one row. A question that stands on a short context (Social IQa)
     is joined to it; a passage counts by itself, because its text alone would be half the answer."""
     columns = [c for c in QUESTION_COLUMNS if c in row and not (c == "question" and "context" in row)]
     texts = [row[column] for column in columns]

@@ -46,7 +46,7 @@ class WidthSelection:
 
 
 def target_widths(width: WidthConfig, config: Any) -> dict[str, int]:
-    """The four sizes of the student; a knob that is 0 keeps the teacher's, and of heads and groups one follows the other.
+    """The four sizes of the student; a field that is 0 keeps the teacher's, and of heads and groups one follows the other.
 
     config: the teacher's transformers config. Raises UserError where they do not fit it.
     """
