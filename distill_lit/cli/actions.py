@@ -18,13 +18,13 @@ from distill_lit.cli.main import EXIT_OK, EXIT_SOME_RUNS_FAILED
 from distill_lit.cli.progress import RunDisplay
 from distill_lit.cli.report_command import render_and_print_report
 from distill_lit.config import ExperimentConfig
+from distill_lit.config.roles import Role
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.evaluation.evaluator import evaluate_model
 from distill_lit.experiment import status as state
 from distill_lit.experiment.collect import collect_results
 from distill_lit.experiment.costs import measure_experiment_costs
 from distill_lit.experiment.estimate import Estimate, estimate_runs, require_disk_space, sum_estimates
-from distill_lit.experiment.fingerprint import GENERATED
 from distill_lit.experiment.launcher import Terminated, launch_runs
 from distill_lit.experiment.paths import runs_folder
 from distill_lit.experiment.plan import Run, plan_runs
@@ -95,7 +95,7 @@ def _prepare(config: ExperimentConfig, root: Path) -> ExperimentConfig:
     be asked and its key is not in the environment."""
     runs_dir = runs_folder(root, config)
     for run in plan_runs(config):
-        if run.role == GENERATED and not is_run_built(run, runs_dir / run.name):
+        if run.role == Role.GENERATED and not is_run_built(run, runs_dir / run.name):
             check_api_keys(run.config.data)
     for reference in required_assets(config):
         assets.fetch(reference)

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from distill_lit.analysis.inference_cost import read_costs, summarize_costs
 from distill_lit.config import ExperimentConfig, non_default_fields, to_dict
+from distill_lit.config.roles import Role
 from distill_lit.experiment import run as work
-from distill_lit.experiment.fingerprint import TEACHER
 from distill_lit.experiment.paths import results_folder, runs_folder
 from distill_lit.experiment.plan import Run
 from distill_lit.profiling.inference import measure_costs
@@ -97,7 +97,7 @@ def choose_models(
     model_of_shape: dict[str, str] = {}
     model_of_initial_student: dict[str, str] = {}
     unbuilt: list[Run] = []
-    for run in sorted((c for c in runs if c.is_model), key=lambda c: c.role != TEACHER):
+    for run in sorted((c for c in runs if c.is_model), key=lambda c: c.role != Role.TEACHER):
         folder = runs_dir / run.name
         if not work.is_run_built(run, folder):
             unbuilt.append(run)
@@ -109,7 +109,7 @@ def choose_models(
         if model == run.label:
             work.allow_run_remote_code(run, folder)
             folders[model], fingerprints[model] = work.run_model_folder(folder, manifest), manifest["fingerprint"]
-    if not any(c.role == TEACHER and c.label in folders for c in runs):
+    if not any(c.role == Role.TEACHER and c.label in folders for c in runs):
         raise UserError("cost: the teacher of this experiment has not been built; run the experiment first")
     for run in unbuilt:
         if model := model_of_initial_student.get(_initial_student_key(run), ""):

@@ -8,9 +8,9 @@ from typing import Any
 
 from distill_lit import assets, data
 from distill_lit.config import ExperimentConfig, GeneratedConfig
+from distill_lit.config.roles import Role
 from distill_lit.data.loader import optimizer_steps
 from distill_lit.data.mirror import MIRROR_WHEELS
-from distill_lit.experiment.fingerprint import CE_ONLY, DISTILLED, GENERATED, QUANTIZED, TEACHER_CACHE
 from distill_lit.experiment.plan import Run
 from distill_lit.experiment.run import is_run_built
 from distill_lit.experiment.teacher import teacher_cache_form, torch_dtype
@@ -59,7 +59,7 @@ def estimate_runs(runs: list[Run]) -> dict[str, Estimate | None] | None:
     teacher = size_from_config(teacher_config)
     return {
         run.name: _estimate_teacher_cache(run.config, teacher_config, teacher)
-        if run.role == TEACHER_CACHE
+        if run.role == Role.TEACHER_CACHE
         else _estimate(run, teacher, _student_size(run, teacher_config, teacher))
         for run in runs
     }
@@ -85,7 +85,7 @@ def _full_disks(
     """[(folder, bytes needed on its disk, bytes free)] where there are too few."""
     needs: dict[int, int] = defaultdict(int)
     for place, in_cache in ((runs_dir, False), (cache, True)):
-        every = [estimates[run.name] for run in runs if (run.role in (GENERATED, TEACHER_CACHE)) is in_cache]
+        every = [estimates[run.name] for run in runs if (run.role in (Role.GENERATED, Role.TEACHER_CACHE)) is in_cache]
         needs[filesystem_id(place)] += sum_estimates([e for e in every if e is not None]).peak_disk_bytes
     places = {filesystem_id(place): place for place in (cache, runs_dir)}
     found = [(place, needs[disk], disk_free(place)) for disk, place in places.items()]
@@ -106,18 +106,18 @@ def _estimate(run: Run, teacher: ModelSize, student: ModelSize) -> Estimate:
     speed = hardware.matmul_flops_per_second(hardware.device_for(config.training.accelerator))
     train_speed, teacher_speed = speed[config.training.precision], speed.get(config.teacher.dtype, speed["float32"])
     evaluation_speed = speed.get(config.evaluation.dtype, speed["float32"])
-    if run.role == GENERATED:
+    if run.role == Role.GENERATED:
         return _estimate_generation(config, teacher, teacher_speed)
     questions = len(config.evaluation.tasks) * (config.evaluation.limit or DEFAULT_TASK_DOCUMENTS) * TOKENS_PER_DOCUMENT
     evaluation_flops = student.flops_per_token() * questions
     minutes = evaluation_flops / (evaluation_speed * FORWARD_EFFICIENCY) / 60
-    tokens = _training_tokens(config) if run.role in (CE_ONLY, DISTILLED) else 0
+    tokens = _training_tokens(config) if run.role in (Role.CE_ONLY, Role.DISTILLED) else 0
     student_flops = 3 * student.flops_per_token() * tokens
     teacher_flops = _teacher_flops_per_token(config, teacher) * tokens
     minutes += (student_flops / train_speed + teacher_flops / teacher_speed) / TRAINING_EFFICIENCY / 60
     flops, wait = _on_policy_generation(config, student, tokens, teacher_speed)
     minutes += wait
-    weights = student.parameters * (BYTES_PER_WEIGHT if run.student else 2 if run.role == QUANTIZED else 0)
+    weights = student.parameters * (BYTES_PER_WEIGHT if run.student else 2 if run.role == Role.QUANTIZED else 0)
     peak = weights + (2 * student.parameters * BYTES_PER_CHECKPOINTED_WEIGHT if tokens else 0)
     return Estimate(tokens, evaluation_flops + student_flops + teacher_flops + flops, weights, peak, minutes)
 

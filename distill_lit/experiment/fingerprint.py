@@ -4,15 +4,13 @@ from typing import Any
 
 from distill_lit.config import CorpusConfig, ExperimentConfig, TermConfig, non_default_fields
 from distill_lit.config.on_policy import is_on_policy_enabled
+from distill_lit.config.roles import Role
 from distill_lit.generation.corpus import remote_fingerprint_fields
 from distill_lit.generation.filters import answer_comparison_metadata
 from distill_lit.generation.prompts import prompt_sampling_metadata
 from distill_lit.losses import build_objective
 from distill_lit.utils.files import fingerprint
 
-TEACHER, UNTRAINED, CE_ONLY, DISTILLED = "teacher", "untrained", "ce_only", "distilled"
-QUANTIZED, EXTERNAL = "quantized", "external"
-TEACHER_CACHE, GENERATED = "teacher_cache", "generated"  # what the teacher tells, for runs that need it
 TEACHER_INT8 = "teacher_int8"  # name of a baseline
 FINGERPRINT_VERSION = 2  # raise it when a default, or what a value means, changes: every run is then a new one
 # fields of training that cannot change a result
@@ -22,12 +20,12 @@ RESULT_NEUTRAL_TRAINING_FIELDS = ("keep_checkpoints", "checkpoint_interval", "ch
 def student_fingerprint(role: str, config: ExperimentConfig) -> str:
     """Identifies a student: how it begins, what it reads, and, unless it is untrained, how it is trained."""
     facts: dict[str, Any] = {
-        "role": UNTRAINED if role == UNTRAINED else "trained",
+        "role": Role.UNTRAINED if role == Role.UNTRAINED else "trained",
         "student": non_default_fields(config.students[config.student]),
         "teacher": _teacher_fingerprint_fields(role, config),
         "data": data_fingerprint_fields(config),
     }
-    if role != UNTRAINED:
+    if role != Role.UNTRAINED:
         facts |= {
             "objective": _objective_fingerprint_fields(config),
             "training": training_fingerprint_fields(config),
@@ -47,7 +45,7 @@ def _teacher_fingerprint_fields(role: str, config: ExperimentConfig) -> dict[str
         "dtype",
         *(["source"] if config.teacher.source == "cross_tokenizer" else []),
     )  # then it has another tokenizer
-    return found if role == DISTILLED else {key: found[key] for key in known if key in found}
+    return found if role == Role.DISTILLED else {key: found[key] for key in known if key in found}
 
 
 def _objective_fingerprint_fields(config: ExperimentConfig) -> dict[str, Any]:

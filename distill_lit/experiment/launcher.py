@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from filelock import FileLock, Timeout
 
 from distill_lit.config import ExperimentConfig, to_yaml
-from distill_lit.experiment.fingerprint import GENERATED
+from distill_lit.config.roles import Role
 from distill_lit.experiment.paths import runs_folder
 from distill_lit.experiment.plan import Run
 from distill_lit.experiment.run import is_run_built, is_run_complete
@@ -285,7 +285,7 @@ class _Launcher:
 
 def _reply_seconds(run: Run | None) -> float:
     """Seconds that replies of a server, which are paid for, may still be on their way."""
-    corpora = run.config.data.corpora.values() if run is not None and run.role == GENERATED else ()
+    corpora = run.config.data.corpora.values() if run is not None and run.role == Role.GENERATED else ()
     servers = [corpus.generated.remote for corpus in corpora if corpus.generated is not None]
     return max((server.timeout for server in servers if server is not None), default=0.0)
 

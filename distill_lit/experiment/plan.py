@@ -9,17 +9,10 @@ from typing import Any
 
 from distill_lit.config import ExperimentConfig, OnPolicyConfig, TermConfig, non_default_fields
 from distill_lit.config.on_policy import is_on_policy_enabled
+from distill_lit.config.roles import Role
 from distill_lit.config.schema import GRID_VALUE_SEPARATOR
 from distill_lit.experiment.fingerprint import (
-    CE_ONLY,
-    DISTILLED,
-    EXTERNAL,
-    GENERATED,
-    QUANTIZED,
-    TEACHER,
-    TEACHER_CACHE,
     TEACHER_INT8,
-    UNTRAINED,
     corpus_fingerprint_fields,
     data_fingerprint_fields,
     student_fingerprint,
@@ -57,7 +50,7 @@ class Run:
     @property
     def is_model(self) -> bool:
         """Whether it stands in the table."""
-        return self.role not in (TEACHER_CACHE, GENERATED)
+        return self.role not in (Role.TEACHER_CACHE, Role.GENERATED)
 
 
 def plan_runs(config: ExperimentConfig) -> list[Run]:
@@ -81,7 +74,7 @@ def _deduplicate_runs(runs: list[Run]) -> list[Run]:
     unique_runs: dict[str, Run] = {}
     for run in runs:
         if run.fingerprint not in unique_runs:
-            known = values_of_run.get(run.fingerprint, {}) if run.role in (UNTRAINED, CE_ONLY) else {}
+            known = values_of_run.get(run.fingerprint, {}) if run.role in (Role.UNTRAINED, Role.CE_ONLY) else {}
             varies = {
                 key: values
                 for key, values in known.items()
@@ -92,16 +85,16 @@ def _deduplicate_runs(runs: list[Run]) -> list[Run]:
 
 
 def _baseline_group(run: Run) -> tuple[Any, ...]:
-    return "trained" if run.role in (CE_ONLY, DISTILLED) else run.role, run.student, run.seed
+    return "trained" if run.role in (Role.CE_ONLY, Role.DISTILLED) else run.role, run.student, run.seed
 
 
 def _runs_without_own_baseline(runs: list[Run]) -> Iterable[tuple[Run, str]]:
     """Distilled runs that have no baseline without teacher at their own point, with the identity of the one other point
     that no teacher tells anything and that is trained in the same way, if there is just one."""
-    without = [run for run in runs if run.role == CE_ONLY]
+    without = [run for run in runs if run.role == Role.CE_ONLY]
     served = {_grid_point_key(run) for run in without}
     for run in runs:
-        if without and run.role == DISTILLED and _grid_point_key(run) not in served:
+        if without and run.role == Role.DISTILLED and _grid_point_key(run) not in served:
             found = {other.fingerprint for other in without if _is_trained_like(other, run)}
             if len(found) == 1:
                 yield run, found.pop()
@@ -136,15 +129,17 @@ def _all_runs(config: ExperimentConfig) -> Iterable[Run]:
     for _, point in points:
         if point.teacher.source == "offline":
             yield _teacher_cache_run(point)
-    if TEACHER in config.baselines:
+    if Role.TEACHER in config.baselines:
         yield _teacher_run(config)
     if TEACHER_INT8 in config.baselines:
         yield _int8_run(config)
     for name, reference in config.external_models.items():
-        yield Run(EXTERNAL, _safe_label(name), versioned_fingerprint(rival=reference), config, model_reference=reference)
+        yield Run(
+            Role.EXTERNAL, _safe_label(name), versioned_fingerprint(rival=reference), config, model_reference=reference
+        )
     # seed by seed, so that an experiment that is not finished yet has whole comparisons already
     for seed in dict.fromkeys(point.seed for _, point in points):
-        for role in (UNTRAINED, CE_ONLY, DISTILLED):
+        for role in (Role.UNTRAINED, Role.CE_ONLY, Role.DISTILLED):
             for values, point in points:
                 if point.seed == seed and role in _roles(point):
                     yield _student_run(role, values, point)
@@ -153,8 +148,10 @@ def _all_runs(config: ExperimentConfig) -> Iterable[Run]:
 def _roles(point: ExperimentConfig) -> set[str]:
     """What is made of a point of the grid: its own student, and the baselines it has. Where the teacher wrote the text,
     plain training on it is no training without the teacher; where it says nothing at all, the point itself is just that."""
-    own = DISTILLED if _learns_from_teacher(point) else CE_ONLY
-    return {own} | ({UNTRAINED, CE_ONLY} & set(point.baselines)) - ({CE_ONLY} if _has_generated_corpus(point) else set())
+    own = Role.DISTILLED if _learns_from_teacher(point) else Role.CE_ONLY
+    return {own} | ({Role.UNTRAINED, Role.CE_ONLY} & set(point.baselines)) - (
+        {Role.CE_ONLY} if _has_generated_corpus(point) else set()
+    )
 
 
 def _learns_from_teacher(point: ExperimentConfig) -> bool:
@@ -170,13 +167,13 @@ def _has_generated_corpus(point: ExperimentConfig) -> bool:
 
 def _teacher_run(config: ExperimentConfig) -> Run:
     reference = config.teacher.model
-    return Run(TEACHER, TEACHER, versioned_fingerprint(teacher=reference), config, model_reference=reference)
+    return Run(Role.TEACHER, Role.TEACHER, versioned_fingerprint(teacher=reference), config, model_reference=reference)
 
 
 def _int8_run(config: ExperimentConfig) -> Run:
     reference = config.teacher.model
     return Run(
-        QUANTIZED,
+        Role.QUANTIZED,
         TEACHER_INT8,
         versioned_fingerprint(teacher=reference, form=INT8_RECIPE),
         config,
@@ -194,14 +191,14 @@ def _generated_runs(config: ExperimentConfig) -> Iterable[Run]:
             identity = versioned_fingerprint(
                 corpus=corpus_fingerprint_fields(corpus, config), writer=writer, benchmarks=config.dataset_source
             )
-            yield Run(GENERATED, _safe_label(f"generated-{name}"), identity, alone)
+            yield Run(Role.GENERATED, _safe_label(f"generated-{name}"), identity, alone)
 
 
 def _teacher_cache_run(config: ExperimentConfig) -> Run:
     identity = versioned_fingerprint(signal=non_default_fields(config.teacher), data=data_fingerprint_fields(config))
     teacher, widths = config.teacher, {"top_k": config.teacher.top_k, "sampled": config.teacher.num_samples}
     kept = f"-{teacher.cache_format}_{widths[teacher.cache_format]}" if teacher.cache_format in widths else ""
-    return Run(TEACHER_CACHE, f"teacher-cache{kept}", identity, config, depends_on=_generated_run_names(config))
+    return Run(Role.TEACHER_CACHE, f"teacher-cache{kept}", identity, config, depends_on=_generated_run_names(config))
 
 
 def _generated_run_names(config: ExperimentConfig) -> tuple[str, ...]:
@@ -211,11 +208,11 @@ def _generated_run_names(config: ExperimentConfig) -> tuple[str, ...]:
 def _student_run(role: str, values: dict[str, Any], config: ExperimentConfig) -> Run:
     axes = {key: value for key, value in values.items() if key not in ("student", "seed")}
     seed: int | None = config.seed
-    if role == CE_ONLY and _learns_from_teacher(config):
+    if role == Role.CE_ONLY and _learns_from_teacher(config):
         config = copy.deepcopy(config)
         config.objective.terms = {"ce": TermConfig(weight=1.0)}
         config.on_policy = OnPolicyConfig()  # nobody judges what it would write
-    if role == UNTRAINED and not config.students[config.student].config:
+    if role == Role.UNTRAINED and not config.students[config.student].config:
         seed = None
     label = _label(role, config.student, axes, seed if "seed" in values else None)
     needs = _generated_run_names(config) + (
@@ -225,7 +222,7 @@ def _student_run(role: str, values: dict[str, Any], config: ExperimentConfig) ->
 
 
 def _label(role: str, student: str, axes: dict[str, Any], seed: int | None) -> str:
-    parts = [student, *([] if role == DISTILLED else [role])]
+    parts = [student, *([] if role == Role.DISTILLED else [role])]
     parts += [str(value) if key == "variant" else f"{key.rsplit('.')[-1]}={value}" for key, value in axes.items()]
     parts += [] if seed is None else [f"seed={seed}"]
     return _safe_label("-".join(parts).replace(GRID_VALUE_SEPARATOR, "+").replace(" ", ""))

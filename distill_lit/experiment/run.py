@@ -6,17 +6,10 @@ from typing import Any
 
 from distill_lit import assets
 from distill_lit.config import to_yaml
+from distill_lit.config.roles import Role
 from distill_lit.evaluation.evaluator import evaluate_model, primary_scores
 from distill_lit.evaluation.surprisal import measure_surprisal
-from distill_lit.experiment.fingerprint import (
-    CE_ONLY,
-    DISTILLED,
-    EXTERNAL,
-    GENERATED,
-    TEACHER,
-    TEACHER_CACHE,
-    evaluation_fingerprint,
-)
+from distill_lit.experiment.fingerprint import evaluation_fingerprint
 from distill_lit.experiment.plan import Run
 from distill_lit.experiment.provenance import collect_provenance
 from distill_lit.experiment.requirements import required_assets_at
@@ -42,7 +35,7 @@ def execute_run(run: Run, folder: Path, progress_callback: ProgressCallback) -> 
     write_text(folder / "config.yaml", to_yaml(run.config))
     allow_run_remote_code(run, folder)
     if not is_run_built(run, folder):
-        count = run.config.training.devices if run.role in (CE_ONLY, DISTILLED) else 1
+        count = run.config.training.devices if run.role in (Role.CE_ONLY, Role.DISTILLED) else 1
         if count > 1:
             spawn_ranks(count, build_run_on_rank, run, folder, progress_callback=progress_callback)
         else:
@@ -67,7 +60,9 @@ def allow_run_remote_code(run: Run, folder: Path) -> None:
 
 def is_run_complete(run: Run, folder: Path) -> bool:
     """Whether a run needs nothing more, judged by what is on disk."""
-    if run.role in (TEACHER, EXTERNAL) and is_run_evaluated(run, folder):  # a model that is asked nothing more may be gone
+    if run.role in (Role.TEACHER, Role.EXTERNAL) and is_run_evaluated(
+        run, folder
+    ):  # a model that is asked nothing more may be gone
         return bool(read_manifest(folder / "manifest.json").get("identity") == run.fingerprint)
     return is_run_built(run, folder) and (not run.is_model or is_run_evaluated(run, folder))
 
@@ -82,11 +77,11 @@ def is_run_built(run: Run, folder: Path) -> bool:
 
 
 def _outputs_exist(run: Run, folder: Path, manifest: dict[str, Any]) -> bool:
-    if run.role == TEACHER_CACHE:
+    if run.role == Role.TEACHER_CACHE:
         return is_teacher_cache_complete(Path(manifest["teacher_cache"]), manifest["rows"])
-    if run.role == GENERATED:
+    if run.role == Role.GENERATED:
         return all(is_corpus_complete(Path(facts["corpus"])) for facts in manifest["corpora"].values())
-    if run.role in (TEACHER, EXTERNAL):
+    if run.role in (Role.TEACHER, Role.EXTERNAL):
         return Path(manifest["model"]).is_dir()
     return bool(student_hashes(folder) == manifest["files"])
 
@@ -103,7 +98,7 @@ def is_run_evaluated(run: Run, folder: Path) -> bool:
         manifest.get("evaluation") == evaluation_fingerprint(run.config)
         and manifest.get("model") == read_manifest(folder / "manifest.json").get("fingerprint")
         and hashes_of(folder / "records") == manifest.get("files")
-        and (run.role != TEACHER or SURPRISAL_FILE in manifest.get("files", ()))
+        and (run.role != Role.TEACHER or SURPRISAL_FILE in manifest.get("files", ()))
     )
 
 
@@ -121,9 +116,9 @@ def build_run(run: Run, folder: Path, progress_callback: ProgressCallback) -> No
     teacher_folder = model_folder(run.config.teacher.model)
     if run.model_reference:
         facts: dict[str, Any] = build_reference_model(run, folder)
-    elif run.role == TEACHER_CACHE:
+    elif run.role == Role.TEACHER_CACHE:
         facts = build_teacher_cache(run.config, teacher_folder, progress_callback)
-    elif run.role == GENERATED:
+    elif run.role == Role.GENERATED:
         facts = {"corpora": write_generated_corpora(run.config, progress_callback)}
     else:
         facts = train_and_export_student(run, folder, teacher_folder, progress_callback)
@@ -157,7 +152,7 @@ def evaluate_run(run: Run, folder: Path, progress_callback: ProgressCallback) ->
     with atomic_write(records / "records.parquet") as path:
         result.records.to_parquet(path, compression="zstd", index=False)
     write_json(records / "meta.json", result.meta)
-    if run.role == TEACHER:
+    if run.role == Role.TEACHER:
         surprisal = measure_surprisal(
             run_model_folder(folder, manifest),
             result.documents,

@@ -10,10 +10,11 @@ from lightning import Callback
 from distill_lit import data
 from distill_lit.config import ExperimentConfig, StudentConfig, to_dict, to_yaml
 from distill_lit.config.on_policy import is_on_policy_enabled
+from distill_lit.config.roles import Role
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import calibration_batches
 from distill_lit.data.templates import read_template, set_chat_template
-from distill_lit.experiment.fingerprint import QUANTIZED, UNTRAINED, training_fingerprint_fields
+from distill_lit.experiment.fingerprint import training_fingerprint_fields
 from distill_lit.experiment.plan import Run
 from distill_lit.experiment.requirements import student_base_folder
 from distill_lit.experiment.teacher import build_teacher, load_unpadded_vocab_size, prepare_run_data, torch_dtype
@@ -67,7 +68,7 @@ def student_hashes(folder: Path) -> dict[str, str]:
 def build_reference_model(run: Run, folder: Path) -> dict[str, Any]:
     """A model as it is, or the teacher in int8."""
     source_folder = model_folder(run.model_reference)
-    if run.role != QUANTIZED:
+    if run.role != Role.QUANTIZED:
         return {"model": str(source_folder), **_size_facts(size_of(load_model(source_folder)))}
     quantized = quantize_int8(source_folder, folder / "student")
     ids = probe_input_ids(quantized)
@@ -100,7 +101,7 @@ def train_and_export_student(
         setup = _build_training_setup(
             run, folder, student, vocab_size, prepared, teacher, progress_callback, teacher_folder
         )
-    metrics = (validate if run.role == UNTRAINED else train)(setup)
+    metrics = (validate if run.role == Role.UNTRAINED else train)(setup)
     if get_rank():
         return {}
     progress_callback("export", 0, 1, "", {})
@@ -243,7 +244,7 @@ def _fused_loss_settings(config: ExperimentConfig, vocab_size: int) -> FusedLoss
 def _recipe(run: Run) -> str:
     config = run.config
     head = f"student: {run.student}\nseed: {config.seed}\n"
-    if run.role == UNTRAINED:
+    if run.role == Role.UNTRAINED:
         return head + "training: none\n"
     return (
         head + "objective:\n" + _indented(to_yaml(config.objective)) + "training:\n" + _indented(to_yaml(config.training))
@@ -269,7 +270,7 @@ def _cost_facts(
 ) -> dict[str, Any]:
     """Tokens read and arithmetic spent. A backward pass costs a forward pass for the activations and another for the
     share of the weights that is trained; an offline teacher's body ran once, for all runs, and is charged to each."""
-    tokens = 0 if run.role == UNTRAINED else setup.datamodule.steps * setup.distiller.tokens_per_step
+    tokens = 0 if run.role == Role.UNTRAINED else setup.datamodule.steps * setup.distiller.tokens_per_step
     teacher_size = _teacher_size(str(teacher_folder))
     needs_teacher = setup.distiller.objective.needs_teacher
     return {

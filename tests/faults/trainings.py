@@ -121,15 +121,15 @@ def _build(
     import torch
 
     from distill_lit.config import load_experiment
+    from distill_lit.config.roles import Role
     from distill_lit.experiment import run as cells
-    from distill_lit.experiment.fingerprint import DISTILLED
     from distill_lit.experiment.paths import runs_folder
     from distill_lit.experiment.plan import plan_runs
     from distill_lit.experiment.worker import execute_and_report
 
     torch.set_num_threads(1)
     config = load_experiment(Path(experiment), list(overrides))
-    cell = next(cell for cell in plan_runs(config) if cell.role == DISTILLED)
+    cell = next(cell for cell in plan_runs(config) if cell.role == Role.DISTILLED)
     number, stage, count = [*stop.split(), "", "", ""][:3]
     seen: dict[str, int] = {}
 

@@ -1,0 +1,26 @@
+"""What a run is in its experiment."""
+
+from enum import StrEnum
+
+
+class Role(StrEnum):
+    """The role of a run: a reference model, a student, or what the teacher provides for students."""
+
+    TEACHER = "teacher"  # evaluated as it is
+    QUANTIZED = "quantized"  # the teacher in int8
+    EXTERNAL = "external"  # an off-the-shelf model to compare with
+    UNTRAINED = "untrained"  # a student as it was initialised
+    CE_ONLY = "ce_only"  # a student trained without the teacher
+    DISTILLED = "distilled"
+    TEACHER_CACHE = "teacher_cache"  # what an offline teacher says, written once
+    GENERATED = "generated"  # a corpus that a teacher writes
+
+    @property
+    def is_model(self) -> bool:
+        """Whether it is a row of the table."""
+        return self not in (Role.TEACHER_CACHE, Role.GENERATED)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it is a student with optimizer steps."""
+        return self in (Role.CE_ONLY, Role.DISTILLED)
