@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "analysis": {"config", "utils"},
     "report": {"analysis", "config", "utils"},
     "experiment": {"analysis", "assets", "config", "data", "evaluation", "generation", "losses", "models", "profiling",
-                   "teachers", "training", "utils"},
+                   "report", "teachers", "training", "utils"},
     "cli": {"assets", "config", "evaluation", "experiment", "generation", "losses", "models", "report", "training",
             "utils"},
     "distill_lit": {"cli"},

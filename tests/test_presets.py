@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill_lit.config import ExperimentConfig, ObjectiveConfig, TermConfig, load_experiment, to_dict
+from distill_lit.experiment.grid import resolve_objective, resolved_grid_points
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.precision import resolve_objective, resolved_grid_points
 from distill_lit.experiment.validation import check_experiment
 from distill_lit.losses import PRESETS, build_objective, distillation_loss
 from distill_lit.utils.exceptions import UserError

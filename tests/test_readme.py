@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distill_lit.cli.main import COMMAND_HANDLERS
-from distill_lit.cli.parser import build_parser
+from distill_lit.cli.main import build_parser
 from distill_lit.config import load_experiment
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.validation import check_experiment
@@ -26,7 +25,7 @@ TARGETS = sorted(set(re.findall(r"^    make ([a-z-]+)", README, re.M)))
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    options = build_parser(COMMAND_HANDLERS).parse_args(shlex.split(command, comments=True)[1:])
+    options = build_parser().parse_args(shlex.split(command, comments=True)[1:])
     if hasattr(options, "experiment"):
         check_experiment(load_experiment(options.experiment, options.overrides))
 

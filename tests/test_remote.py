@@ -575,7 +575,7 @@ def run_tiny(tmp_path: Path, url: str) -> dict[str, str]:
     loaded = load_experiment(file)
     cells = plan_runs(loaded)
     with RunDisplay(Console(file=io.StringIO())) as display:
-        failed = launch.launch_runs(loaded, cells, tmp_path, display).failed
+        failed = launch.launch_runs(loaded, cells, tmp_path / "runs/tiny", display).failed
     return {cell.label: failed[cell.name] for cell in cells if cell.name in failed}
 
 

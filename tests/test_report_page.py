@@ -501,7 +501,7 @@ def test_the_policy_blocks_the_network(tmp_path: Path) -> None:
 def test_drawing_needs_neither_torch_nor_lightning_nor_lm_eval(tmp_path: Path) -> None:
     folder = shutil.copytree("results/cross_tokenizer", tmp_path / "cross_tokenizer")
     code = f"""import sys
-from distill_lit.cli import main
+from distill_lit.cli.main import main
 try:
     main(["report", {str(folder)!r}])
 except SystemExit as end:

@@ -2,20 +2,22 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from distill_lit import data
 from distill_lit.analysis.document_axes import content_words
-from distill_lit.config import ExperimentConfig, expand_grid, to_yaml
+from distill_lit.config import ExperimentConfig, to_yaml
 from distill_lit.experiment import run as work
 from distill_lit.experiment.fingerprint import validation_data_fingerprint
-from distill_lit.experiment.paths import results_folder, runs_folder
 from distill_lit.experiment.plan import Run
 from distill_lit.experiment.teacher import resolve_generated_data
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import atomic_write, read_json, read_jsonl, write_json, write_text
+
+if TYPE_CHECKING:
+    from distill_lit.experiment.experiment import Experiment
 
 MANIFEST_COLUMNS = (
     "parameters",
@@ -35,23 +37,25 @@ VALIDATION_COLUMNS = {
 }
 
 
-def collect_results(config: ExperimentConfig, runs: list[Run], root: Path, failed: dict[str, str], command: str) -> Path:
+def collect_results(experiment: "Experiment", failed: dict[str, str]) -> Path:
     """Writes runs.csv, plan.yaml, curves.csv and records/; returns the folder. Missing runs stay in the table."""
-    target, runs_dir = results_folder(root, config), runs_folder(root, config)
-    models = [run for run in runs if run.is_model]
+    target, runs_dir = experiment.results_folder, experiment.runs_folder
+    models = experiment.models
     done = [run for run in models if work.is_run_complete(run, runs_dir / run.name)]
-    write_text(target / "plan.yaml", to_yaml(config))
+    write_text(target / "plan.yaml", to_yaml(experiment.resolved_config))
     _write_frame(
         target / "cells.csv", pd.DataFrame([_row(run, runs_dir / run.name, run in done, failed) for run in models])
     )
     _write_frame(target / "curves.csv", _curves(done, runs_dir))
     documents = _copy_records(done, runs_dir, target / "records")
     if documents is not None:
-        _write_frame(target / "records" / "frequencies.csv", _frequencies(config, documents))
+        _write_frame(target / "records" / "frequencies.csv", _frequencies(experiment.points[0].config, documents))
     provenance = {
         run.label: work.read_manifest(runs_dir / run.name / "manifest.json").get("provenance", {}) for run in done
     }
-    write_json(target / "provenance.json", {label: {**facts, "command": command} for label, facts in provenance.items()})
+    write_json(
+        target / "provenance.json", {label: {**facts, "command": experiment.command} for label, facts in provenance.items()}
+    )
     return target
 
 
@@ -114,18 +118,17 @@ def _curves(done: list[Run], runs_dir: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _frequencies(config: ExperimentConfig, documents: pd.DataFrame) -> pd.DataFrame:
+def _frequencies(point: ExperimentConfig, documents: pd.DataFrame) -> pd.DataFrame:
     """How often the words of the evaluation documents occur in the distillation corpus, and its number of words."""
-    counts = _corpus_words(config)
+    counts = _corpus_words(point)
     texts = [*documents["prompt"], *(choice for choices in documents["choices"] for choice in choices)]
     words = sorted({word for text in texts for word in content_words(text)})
     rows = [("__total__", sum(counts.values())), *((word, counts.get(word, 0)) for word in words)]
     return pd.DataFrame(rows, columns=["word", "count"])
 
 
-def _corpus_words(config: ExperimentConfig) -> Counter[str]:
+def _corpus_words(point: ExperimentConfig) -> Counter[str]:
     """Words of what the first grid point reads; none where its generated corpora were not written."""
-    _, point = next(expand_grid(config))
     try:
         return data.word_counts(resolve_generated_data(point), point.dataset_source)
     except UserError:

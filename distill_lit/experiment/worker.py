@@ -25,11 +25,11 @@ DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def worker_main(arguments: list[str]) -> None:
-    """`python -m distill_lit.experiment.worker ROOT EXPERIMENT.yaml THREADS`.
+    """`python -m distill_lit.experiment.worker RUNS_FOLDER THREADS`.
 
-    Run names arrive as lines, events leave as lines.
+    Runs arrive as lines of JSON, their configs in their folders; events leave as lines.
     """
-    root, experiment, threads = Path(arguments[0]), Path(arguments[1]), int(arguments[2])
+    runs_folder, threads = Path(arguments[0]), int(arguments[1])
     remove_cluster_variables()
     for number in (signal.SIGUSR1, signal.SIGUSR2):  # a training takes them for SIGTERM; otherwise they are the driver's
         signal.signal(number, signal.SIG_IGN)
@@ -38,23 +38,23 @@ def worker_main(arguments: list[str]) -> None:
     import torch
 
     from distill_lit.config import load_experiment
-    from distill_lit.experiment.paths import runs_folder
-    from distill_lit.experiment.plan import plan_runs
+    from distill_lit.experiment.plan import Run
 
     torch.set_num_threads(threads)
-    config = load_experiment(experiment)
-    runs = {run.name: run for run in plan_runs(config)}
 
     def send_event(**event: Any) -> None:
         _write_event(events, **event)
 
     send_event(event="ready")
-    while (name := queue.next()) is not None:
-        execute_and_report(runs[name], runs_folder(root, config) / name, _reporter(name, send_event), send_event)
+    while (line := queue.next()) is not None:
+        assignment = json.loads(line)
+        folder = runs_folder / assignment["folder"]
+        run = Run.from_json(assignment["run"], load_experiment(folder / "config.yaml"))
+        execute_and_report(run, folder, _reporter(run.name, send_event), send_event)
 
 
 class _RunQueue:
-    """Run names from standard input. When the driver is gone, the process asks itself to stop, and then insists."""
+    """Runs from standard input. When the driver is gone, the process asks itself to stop, and then insists."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
@@ -75,7 +75,7 @@ class _RunQueue:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def next(self) -> str | None:
-        """The next name, or None when there will be no more."""
+        """The next line, or None when there will be no more."""
         with self._arrived:
             self._arrived.wait_for(lambda: self._lines or self._closed)
             return self._lines.pop(0) if self._lines else None

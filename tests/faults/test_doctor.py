@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -10,14 +11,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from distill_lit.cli import doctor
+from distill_lit.cli.commands import doctor
 from distill_lit.utils.array_store import save_arrays
 
 
 def shown(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
     monkeypatch.setattr(doctor, "_network_endpoints", list)
     text = io.StringIO()
-    code = doctor.show_doctor(root, Console(file=text, width=400))
+    code = doctor.run(Namespace(root=root, quick=False), Console(file=text, width=400))
     return code, text.getvalue()
 
 

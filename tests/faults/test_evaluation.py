@@ -17,7 +17,6 @@ from distill_lit.analysis.results import load_results
 from distill_lit.config import load_experiment
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.evaluation.evaluator import evaluate_model
-from distill_lit.experiment.paths import runs_folder
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.precision import resolve_auto
 from distill_lit.experiment.run import is_run_evaluated
@@ -135,7 +134,7 @@ def test_20_files_that_were_not_written_or_are_damaged_are_noticed(finished: Any
     shutil.copytree(finished.root / "runs", root / "runs")
     config = load_experiment(finished.file)
     planned = [cell for cell in plan_runs(resolve_auto(config)) if cell.is_model]
-    folders = [(cell, runs_folder(root, config) / cell.name) for cell in planned]
+    folders = [(cell, root / "runs" / config.name / cell.name) for cell in planned]
     assert all(is_run_evaluated(cell, folder) for cell, folder in folders)
     for name, damage in (
         ("records.parquet", lambda path: path.unlink()),

@@ -123,7 +123,6 @@ def _build(
     from distill_lit.config import load_experiment
     from distill_lit.config.roles import Role
     from distill_lit.experiment import run as cells
-    from distill_lit.experiment.paths import runs_folder
     from distill_lit.experiment.plan import plan_runs
     from distill_lit.experiment.worker import execute_and_report
 
@@ -139,11 +138,11 @@ def _build(
             os.kill(os.getpid(), getattr(signal, number))
 
     if patch:
-        os.environ["CELL"] = str(runs_folder(Path(root), config) / cell.name)
+        os.environ["CELL"] = str(Path(root) / "runs" / config.name / cell.name)
         globals()[patch]()
     cells.evaluate_run = lambda *_: None  # building is what is tested
     ended: dict[str, Any] = {}
-    execute_and_report(cell, runs_folder(Path(root), config) / cell.name, report, lambda **event: ended.update(event))
+    execute_and_report(cell, Path(root) / "runs" / config.name / cell.name, report, lambda **event: ended.update(event))
     (cell_folder(Path(root)) / "ended.json").write_text(json.dumps(ended))
     if ended["event"] != "done":
         raise SystemExit(1)

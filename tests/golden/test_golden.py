@@ -5,7 +5,6 @@ The files beside this one are written by `python tests/golden/regenerate.py`; th
 
 import ast
 import functools
-import io
 import json
 import math
 import re
@@ -18,11 +17,10 @@ import pytest
 import torch
 from golden_values import CHOICES, OPTIONS, losses, plans, representations, trainings
 from matplotlib.figure import Figure
-from rich.console import Console
 
-from distill_lit.cli.report_command import render_and_print_report
 from distill_lit.config import load_experiment
 from distill_lit.losses import FEATURE_LOSSES, LOGIT_LOSSES
+from distill_lit.report import build_report_bundle, render_report
 
 HERE = Path(__file__).parent
 RESULTS = sorted(path.parent for path in (HERE.parents[1] / "results").glob("*/plan.yaml"))
@@ -90,7 +88,8 @@ def test_committed_results_are_drawn_the_same(folder: Path, tmp_path: Path, monk
     shutil.copytree(folder, copy)
     drawn = [path for path in copy.iterdir() if path.suffix in (".csv", ".json", ".md", ".tex", ".html")]
     before = {path.name: path.stat().st_mtime_ns for path in drawn}
-    render_and_print_report(copy, load_experiment(copy / "plan.yaml"), Console(file=io.StringIO()))
+    config = load_experiment(copy / "plan.yaml")
+    render_report(copy, build_report_bundle(copy, config.analysis, config.name, config.question))
     assert {path.name for path in copy.iterdir()} == {path.name for path in folder.iterdir()}
     again = {path.name for path in drawn if path.stat().st_mtime_ns != before[path.name]}
     assert {"table.csv", "table.md", "table.tex", "frontier.csv", "longtail.csv", "longtail.md", "summary.json"} <= again

@@ -1,12 +1,15 @@
 """`distill-lit list`: what there is to choose from, a line each."""
 
+import argparse
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from distill_lit.cli.arguments import CommandParsers, add_command
+from distill_lit.cli.exit_codes import DONE
 from distill_lit.config import (
     CorpusConfig,
     ExperimentConfig,
@@ -20,21 +23,31 @@ from distill_lit.config import (
 Line = tuple[str, str]
 
 
-def show_list(kind: str, console: Console) -> int:
-    """Prints the lines of one kind."""
-    makers = {
+def add_parser(commands: CommandParsers) -> None:
+    """Adds the command."""
+    description = "List objectives, students, tasks, experiments, assets or config fields, a line each."
+    parser = add_command(commands, "list", description, "distill-lit list tasks", run)
+    parser.add_argument("what", choices=tuple(_makers()))
+
+
+def _makers() -> dict[str, Callable[[], Iterable[Line]]]:
+    return {
         "objectives": _objectives,
         "students": _students,
         "tasks": _tasks,
         "experiments": _experiments,
         "assets": _assets,
-        "knobs": _config_keys,
+        "fields": _config_keys,
     }
-    lines = list(makers[kind]())
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    """Prints the lines of one kind."""
+    lines = list(_makers()[options.what]())
     width = max((len(name) for name, _ in lines), default=0)
     for name, about in lines:
         console.print(f"{name:<{width}}  {about}", markup=False, highlight=False, soft_wrap=True)
-    return 0
+    return DONE
 
 
 def _objectives() -> Iterable[Line]:

@@ -1,5 +1,6 @@
 """`distill-lit doctor`: is this machine fit to run experiments, and if not, what is to be done about it."""
 
+import argparse
 import functools
 import os
 import re
@@ -18,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from distill_lit.cli.arguments import CommandParsers, add_command
 from distill_lit.utils.files import cache_root, is_hub_offline, read_json, sha256_of
 from distill_lit.utils.shards import Shards
 
@@ -55,9 +57,22 @@ def run_checks(root: Path, deep: bool) -> list[Finding]:
         return [*found, *(one.result() for one in waiting)]
 
 
-def show_doctor(root: Path, console: Console, deep: bool = True) -> int:
+def add_parser(commands: CommandParsers) -> None:
+    """Adds the command."""
+    parser = add_command(
+        commands,
+        "doctor",
+        "Look at versions, threads, number formats, disk, caches, network and GPU; say what is wrong and what to do.",
+        "distill-lit doctor",
+        run,
+    )
+    parser.add_argument("--root", type=Path, default=Path(), help="where runs/ are (default: here)")
+    parser.add_argument("--quick", action="store_true", help="do not hash the caches")
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
     """Prints the findings; returns 1 when something is wrong, else 0."""
-    findings = run_checks(root, deep)
+    findings = run_checks(options.root.resolve(), deep=not options.quick)
     table = Table("what", "state", "found", "remedy")
     colors = {GOOD: "green", WARNING: "yellow", BAD: "red"}
     for one in findings:

@@ -1,0 +1,1 @@
+"""The commands, one a file: `add_parser` adds its arguments, `run` does it and returns the exit code."""

@@ -1,0 +1,28 @@
+"""`distill-lit cache`: writes what an offline teacher says."""
+
+import argparse
+
+from rich.console import Console
+
+from distill_lit.cli.arguments import CommandParsers, add_command, add_experiment_arguments, load_checked_experiment
+from distill_lit.config.roles import Role
+
+
+def add_parser(commands: CommandParsers) -> None:
+    """Adds the command."""
+    parser = add_command(
+        commands,
+        "cache",
+        "Write the teacher caches of an experiment, and what they need.",
+        "distill-lit cache experiments/quickstart.yaml",
+        run,
+    )
+    add_experiment_arguments(parser)
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    """Runs the runs of this role and what they depend on; prints what they made."""
+    experiment = load_checked_experiment(options)
+    from distill_lit.cli.launch import launch_role
+
+    return launch_role(experiment, Role.TEACHER_CACHE, "teacher.source: offline", console)

@@ -1,0 +1,28 @@
+"""`distill-lit generate`: writes the corpora that a teacher generates."""
+
+import argparse
+
+from rich.console import Console
+
+from distill_lit.cli.arguments import CommandParsers, add_command, add_experiment_arguments, load_checked_experiment
+from distill_lit.config.roles import Role
+
+
+def add_parser(commands: CommandParsers) -> None:
+    """Adds the command."""
+    parser = add_command(
+        commands,
+        "generate",
+        "Write the generated corpora of an experiment, and nothing else.",
+        "distill-lit generate experiments/sequence_level.yaml",
+        run,
+    )
+    add_experiment_arguments(parser)
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    """Runs the runs of this role and what they depend on; prints what they made."""
+    experiment = load_checked_experiment(options)
+    from distill_lit.cli.launch import launch_role
+
+    return launch_role(experiment, Role.GENERATED, "a corpus with `generated`", console)

@@ -1,0 +1,69 @@
+"""`distill-lit report`: draws tables, figures and pages again, of a results folder without torch."""
+
+import argparse
+import os
+from pathlib import Path
+
+from rich.console import Console
+
+from distill_lit.cli.arguments import CommandParsers, add_command, check_root
+from distill_lit.cli.exit_codes import DONE
+from distill_lit.utils.exceptions import UserError
+
+
+def add_parser(commands: CommandParsers) -> None:
+    """Adds the command."""
+    parser = add_command(
+        commands,
+        "report",
+        "Draw tables, figures and pages again from the records of a results folder; loads no model. Given an experiment "
+        "file, gather the models that are done by now before, also while it runs.",
+        "distill-lit report results/quickstart",
+        run,
+    )
+    parser.add_argument("folder", type=Path, help="results folder, or experiment file")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="overrides of `analysis`, as analysis.n_resamples=2000; of any key where an experiment file is given",
+    )
+    parser.add_argument("--root", type=Path, default=Path(), help="where runs/ and results/ of an experiment file are")
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    """Draws the report of a folder, or of what an experiment has done by now."""
+    from distill_lit.cli.report_output import print_report
+    from distill_lit.config import load_experiment
+
+    folder = options.folder
+    if folder.is_file():
+        return _report_experiment(options, console)
+    if not (folder / "plan.yaml").is_file() or not (folder / "records").is_dir():
+        raise UserError(f"{folder}: no plan.yaml and records/ in it, so it is no results folder")
+    config = load_experiment(folder / "plan.yaml", options.overrides)
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder} cannot be written to; copy it to a folder that can be, and draw its report there")
+    from distill_lit.report import build_report_bundle, render_report
+
+    bundle = build_report_bundle(folder, config.analysis, config.name, config.question)
+    print_report(bundle, folder, console, render_report(folder, bundle))
+    return DONE
+
+
+def _report_experiment(options: argparse.Namespace, console: Console) -> int:
+    from distill_lit.cli.report_output import print_report
+    from distill_lit.config import load_experiment
+
+    config = load_experiment(options.folder, options.overrides)  # what the models were may be gone by now
+    check_root(options.root, config.name)
+    from distill_lit.experiment.experiment import Experiment
+    from distill_lit.experiment.status import DONE as RUN_DONE
+
+    command = " ".join(["distill-lit run", str(options.folder), *options.overrides])
+    experiment = Experiment(config, options.root, command)
+    print_report(experiment.report(), experiment.results_folder, console)
+    statuses = experiment.statuses()
+    done = sum(statuses[model.name][0] == RUN_DONE for model in experiment.models)
+    console.print(f"{done} of {len(experiment.models)} models are done", highlight=False)
+    return DONE

@@ -1,0 +1,43 @@
+"""An experiment launched from a terminal: the plan first, then bars."""
+
+from rich.console import Console
+
+from distill_lit.cli.exit_codes import DONE, SOME_RUNS_FAILED
+from distill_lit.cli.progress import RunDisplay
+from distill_lit.cli.run_table import print_plan
+from distill_lit.config.roles import Role
+from distill_lit.experiment.experiment import Experiment
+from distill_lit.experiment.launcher import Terminated
+from distill_lit.experiment.run import read_manifest
+from distill_lit.utils.exceptions import UserError
+
+PRINTED_FACTS = ("corpora", "teacher_cache", "bytes_per_token")
+
+
+def launch(experiment: Experiment, console: Console, *roles: Role) -> dict[str, str]:
+    """Shows the plan, runs what is not done; {run that failed: why}. Raises Terminated, having said so."""
+    print_plan(experiment, console, *roles)
+    try:
+        with RunDisplay(console) as display:
+            return experiment.launch(display, roles)
+    except Terminated as stop:
+        console.print(f"stopped; the same command goes on from here (exit code {stop.code})")
+        raise
+
+
+def launch_role(experiment: Experiment, role: Role, missing: str, console: Console) -> int:
+    """Runs the runs of one role and what they depend on, and prints what they made. missing: what an experiment without
+    such runs lacks."""
+    if all(run.role != role for run in experiment.runs):
+        raise UserError(f"{experiment.name}: nothing to write; it has not {missing}")
+    experiment.prepare()
+    try:
+        failed = launch(experiment, console, role)
+    except Terminated as stop:
+        return stop.code
+    for run in experiment.runs_with_dependencies([role]):
+        manifest = read_manifest(experiment.folder_of(run) / "manifest.json")
+        for fact in PRINTED_FACTS:
+            if fact in manifest:
+                console.print(f"{run.label} {fact}: {manifest[fact]}", highlight=False, soft_wrap=True, markup=False)
+    return SOME_RUNS_FAILED if failed else DONE

@@ -1,0 +1,51 @@
+"""The plan as a table: runs with tokens, arithmetic, disk and minutes."""
+
+from rich.console import Console
+from rich.table import Table
+
+from distill_lit import assets
+from distill_lit.config.roles import Role
+from distill_lit.experiment.estimate import Estimate, sum_estimates
+from distill_lit.experiment.experiment import Experiment
+
+
+def print_plan(experiment: Experiment, console: Console, *roles: Role) -> None:
+    """Prints the plan, of these roles and what they depend on, or all of it."""
+    if experiment.config.question:
+        console.print(f"[bold]{experiment.name}[/bold]: {experiment.config.question}", highlight=False)
+    for reference in experiment.required_assets:
+        if not assets.is_fetched(reference):
+            size = assets.download_megabytes(reference)
+            console.print(f"to download: {reference}" + (f", {size} MB" if size else ""), highlight=False)
+    shown = experiment.runs_with_dependencies(roles) if roles else experiment.runs
+    planned = [(run, estimate) for run, estimate in experiment.plan() if run in shown]
+    is_known = assets.is_fetched(experiment.config.teacher.model)
+    table = Table("run", "role", "tokens", "PFLOPs", "disk MB", "minutes", title=None)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for run, estimate in planned:
+        table.add_row(run.label, run.role, *_numbers(estimate))
+    if is_known:
+        table.add_section()
+        total = sum_estimates([estimate for _, estimate in planned if estimate is not None])
+        table.add_row(f"{len(planned)} runs", "", *_numbers(total))
+    console.print(table)
+    if any("~" in run.label for run, _ in planned):
+        console.print("a name that ends in ~ and a hash would be too long for a file, or another one's in other letters")
+    if is_known and any(estimate is None for _, estimate in planned):
+        console.print(
+            "the sums leave out what is not known: the text to cache is counted once it is here: distill-lit fetch"
+        )
+    if not is_known:
+        console.print("minutes and disk are known once the teacher is here: distill-lit fetch")
+
+
+def _numbers(estimate: Estimate | None) -> tuple[str, ...]:
+    if estimate is None:
+        return ("–",) * 4
+    return (
+        f"{estimate.tokens:,}",
+        f"{estimate.flops / 1e15:.2f}",
+        f"{estimate.disk_bytes / 1e6:,.0f}",
+        f"{estimate.minutes:.1f}",
+    )

@@ -1,0 +1,232 @@
+"""An experiment: its config, its grid expanded once, its runs, and where they are.
+
+experiment = Experiment.from_yaml("experiments/quickstart.yaml", ["seed=1"])
+experiment.run()
+experiment.results().frame()
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distill_lit import assets
+from distill_lit.config import ExperimentConfig, load_experiment
+from distill_lit.config.roles import Role
+from distill_lit.evaluation.tasks import check_task_names
+from distill_lit.experiment.grid import GridPoint, expand_points
+from distill_lit.experiment.plan import Run, plan_runs
+from distill_lit.experiment.precision import resolve_auto
+from distill_lit.experiment.validation import check_against_teacher, check_experiment, check_models
+from distill_lit.utils.exceptions import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from distill_lit.analysis.results import Results
+    from distill_lit.experiment.estimate import Estimate
+    from distill_lit.experiment.launcher import Display
+    from distill_lit.report.bundle import ReportBundle
+
+
+@dataclass
+class Experiment:
+    """A question, its runs and its results. Nothing is loaded, downloaded or written before it is asked for, and
+    what only a run needs is imported only then, so that bad input is told at once.
+
+    Args:
+        config: the checked experiment, as `load_experiment` gives it.
+        root: where `runs/<name>` and `results/<name>` are.
+        command: what produced the results, for their provenance.
+    """
+
+    config: ExperimentConfig
+    root: Path = field(default_factory=Path)
+    command: str = "Experiment.run()"
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = (), root: str | Path = ".") -> "Experiment":
+        """The experiment of a file, or a shipped one by its name. overrides: `key=value` for any key.
+
+        Raises UserError for anything that can be known to be wrong before a model or a data set is touched.
+        """
+        experiment = cls(load_experiment(Path(path), list(overrides)), Path(root))
+        experiment.validate()
+        return experiment
+
+    @property
+    def name(self) -> str:
+        """Its name, which its folders bear."""
+        return self.config.name
+
+    @property
+    def runs_folder(self) -> Path:
+        """Where runs keep checkpoints, event files and students."""
+        return self.root / "runs" / self.name
+
+    @property
+    def results_folder(self) -> Path:
+        """Where tables, figures and records go."""
+        return self.root / "results" / self.name
+
+    @cached_property
+    def points(self) -> list[GridPoint]:
+        """Every point of the grid."""
+        return expand_points(self.config)
+
+    @cached_property
+    def resolved_config(self) -> ExperimentConfig:
+        """The config with every `auto` that can change a result replaced by this machine's choice."""
+        return resolve_auto(self.config)
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """All runs, in the order they are run."""
+        return plan_runs(self.config, self.points)
+
+    @property
+    def models(self) -> list[Run]:
+        """The runs that are rows of the table."""
+        return [run for run in self.runs if run.is_model]
+
+    @cached_property
+    def required_assets(self) -> list[str]:
+        """References of all models, wheels and files that it needs."""
+        from distill_lit.experiment.requirements import required_assets
+
+        return required_assets(self.points)
+
+    def folder_of(self, run: Run) -> Path:
+        """Where a run keeps its files."""
+        return self.runs_folder / run.name
+
+    def validate(self) -> None:
+        """Raises UserError for anything that can be known to be wrong before a model or a data set is touched."""
+        check_task_names(self.config.evaluation, self.config.dataset_source)
+        check_experiment(self.config, self.points)
+
+    def plan(self) -> "list[tuple[Run, Estimate | None]]":
+        """Every run with what it will cost; None where nobody knows yet."""
+        from distill_lit.experiment.estimate import estimate_runs
+
+        if assets.is_fetched(self.config.teacher.model):
+            check_against_teacher(self.config, self.points)
+        estimates = estimate_runs(self.runs) or {}
+        return [(run, estimates.get(run.name)) for run in self.runs]
+
+    def fetch(self, note: Callable[[str, Path], None] = lambda *_: None) -> None:
+        """Downloads and prepares all that it needs from elsewhere. note: told each reference and its path."""
+        from distill_lit.experiment.requirements import prepare_experiment_data
+
+        for reference in self.required_assets:
+            note(reference, assets.fetch(reference))
+        prepare_experiment_data(self.points)
+
+    def prepare(self) -> None:
+        """Has all assets here and compares them with the config. Raises UserError for what does not fit, or where a
+        server is still to be asked and its key is not in the environment."""
+        from distill_lit.experiment.run import is_run_built
+        from distill_lit.generation.corpus import check_api_keys
+
+        for run in self.runs:
+            if run.role == Role.GENERATED and not is_run_built(run, self.folder_of(run)):
+                check_api_keys(run.config.data)
+        for reference in self.required_assets:
+            assets.fetch(reference)
+        check_against_teacher(self.config, self.points)
+        check_models(self.config, self.points)
+
+    def launch(self, display: "Display | None" = None, roles: Collection[Role] = ()) -> dict[str, str]:
+        """Runs what is not done; {name of a run that failed: why}.
+
+        roles: only runs of these roles and what they depend on. Raises Terminated when asked to stop.
+        """
+        from distill_lit.experiment.estimate import estimate_runs, require_disk_space
+        from distill_lit.experiment.launcher import SilentDisplay, launch_runs
+
+        runs = self.runs_with_dependencies(roles) if roles else self.runs
+        estimates = estimate_runs(runs)
+        if estimates is not None:
+            require_disk_space(estimates, runs, self.runs_folder)
+        folder = self.runs_folder.resolve()
+        return launch_runs(self.resolved_config, runs, folder, display or SilentDisplay()).failed
+
+    def runs_with_dependencies(self, roles: Collection[Role]) -> list[Run]:
+        wanted = [run for run in self.runs if run.role in roles]
+        names = {name for run in wanted for name in (*run.depends_on, run.name)}
+        return [run for run in self.runs if run.name in names]
+
+    def collect(self, failed: dict[str, str] | None = None) -> Path:
+        """Gathers what the runs have left into the results folder. failed: {name of a run: why}."""
+        from distill_lit.experiment.collect import collect_results
+
+        return collect_results(self, failed or {})
+
+    def run(self, display: "Display | None" = None) -> "Results | None":
+        """Runs what is not done, gathers the results and draws the report; None where no model was evaluated."""
+        self.prepare()
+        failed = self.launch(display)
+        self.collect(failed)
+        if not self.is_evaluated:
+            return None
+        if self.config.cost.measure and not failed:
+            self.measure_costs()
+        self.render()
+        return self.results()
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether results of at least one model have been gathered."""
+        return (self.results_folder / "records" / "documents.parquet").is_file()
+
+    def measure_costs(self, note: Callable[[str], None] = lambda _: None) -> Path:
+        """Measures speed, latency, memory and energy of the finished models into the results folder."""
+        from distill_lit.experiment.costs import measure_experiment_costs
+
+        return measure_experiment_costs(self, note)
+
+    def statuses(self) -> dict[str, tuple[str, str]]:
+        """{name of a run: (status, note)}, as it is on disk."""
+        from distill_lit.experiment.status import get_run_status
+
+        return {run.name: get_run_status(run, self.folder_of(run)) for run in self.runs}
+
+    def status(self) -> "pd.DataFrame":
+        """A row per run: run, role, status, note."""
+        import pandas as pd
+
+        statuses = self.statuses()
+        rows = [(run.label, str(run.role), *statuses[run.name]) for run in self.runs]
+        return pd.DataFrame(rows, columns=["run", "role", "status", "note"])
+
+    def report(self) -> "ReportBundle":
+        """Gathers and draws what is done by now, also while another process is at the rest; the report's bundle.
+
+        Raises UserError where no model has been evaluated yet.
+        """
+        from distill_lit.experiment.status import DONE, FAILED
+
+        statuses = self.statuses()
+        if all(statuses[run.name][0] != DONE for run in self.models):
+            raise UserError(f"{self.runs_folder}: no model of this experiment is evaluated yet; first: {self.command}")
+        self.collect({name: note for name, (status, note) in statuses.items() if status == FAILED})
+        return self.render()
+
+    def render(self) -> "ReportBundle":
+        """Draws tables, figures and pages from the results folder; the report's bundle. What it says goes to TensorBoard
+        and into the students' model cards too."""
+        from distill_lit.experiment.summary import write_summaries
+        from distill_lit.report import build_report_bundle, model_card_sections, render_report
+
+        config = self.resolved_config
+        bundle: ReportBundle = build_report_bundle(self.results_folder, config.analysis, config.name, config.question)
+        render_report(self.results_folder, bundle)
+        write_summaries(self, bundle.headline, model_card_sections(bundle))
+        return bundle
+
+    def results(self) -> "Results":
+        """The gathered results. Raises UserError where there are none."""
+        from distill_lit.analysis.results import load_results
+
+        return load_results(self.results_folder)

@@ -1,0 +1,34 @@
+"""The grid: every point as a config of its own, expanded once."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from distill_lit.config import ExperimentConfig, ObjectiveConfig, TermConfig, expand_grid, to_dict
+from distill_lit.losses import resolve_preset
+
+
+class GridPoint(NamedTuple):
+    """One point of the grid. values: {grid key: value}; config: the experiment at this point, presets spelled out."""
+
+    values: dict[str, Any]
+    config: ExperimentConfig
+
+
+def expand_points(config: ExperimentConfig) -> list[GridPoint]:
+    """All points of the grid, in the order of the file; every objective spelled out: its preset as terms and scaling."""
+    points = []
+    for values, point in expand_grid(config):
+        point.objective = resolve_objective(point.objective)
+        points.append(GridPoint(values, point))
+    return points
+
+
+def resolve_objective(objective: ObjectiveConfig) -> ObjectiveConfig:
+    """The same objective without a preset and without `auto` in its scaling. Raises UserError for an unknown preset."""
+    given: dict[str, Mapping[str, Any] | None] = {
+        name: None if term is None else to_dict(term) for name, term in objective.terms.items()
+    }
+    terms, scaling = resolve_preset(objective.preset, given, objective.temperature_scaling)
+    spelled: dict[str, TermConfig | None] = {name: TermConfig(**fields) for name, fields in terms.items()}
+    return replace(objective, preset="", terms=spelled, temperature_scaling=scaling)
