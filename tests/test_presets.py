@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill_lit.config import ExperimentConfig, ObjectiveConfig, TermConfig, load_experiment, to_dict
-from distill_lit.experiment.grid import resolve_objective, resolved_grid_points
+from distill_lit.experiment.grid import expand_points, resolve_objective
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.validation import check_experiment
 from distill_lit.losses import PRESETS, build_objective, distillation_loss
@@ -136,7 +136,7 @@ def without_terms(*changes: str) -> ExperimentConfig:
 
 
 def test_a_preset_is_spelled_out() -> None:
-    (_, point), *_ = resolved_grid_points(without_terms("objective.preset=hinton"))
+    (_, point), *_ = expand_points(without_terms("objective.preset=hinton"))
     objective = to_dict(point.objective)
     assert (objective["preset"], objective["temperature_scaling"]) == ("", "hinton")
     assert objective["terms"] == {
