@@ -1,7 +1,69 @@
-"""distill-lit: distil causal language models, benchmark students against teachers, and say what was lost."""
+"""distill-lit: distil causal language models, benchmark students against teachers, and say what was lost.
 
+What stands in `__all__` is the public API. It is imported when it is first used: `import distill_lit` costs nothing.
+"""
+
+import importlib
 import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distill_lit import losses
+    from distill_lit.analysis.results import load_results
+    from distill_lit.data.datamodule import PackedDataModule
+    from distill_lit.evaluation.evaluator import evaluate
+    from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
+    from distill_lit.experiment.experiment import Experiment
+    from distill_lit.models.pruning import prune_depth, prune_width
+    from distill_lit.teachers.cross_tokenizer import CrossTokenizerTeacher
+    from distill_lit.teachers.offline import OfflineTeacher
+    from distill_lit.teachers.online import OnlineTeacher
+    from distill_lit.training.distiller import Distiller
+    from distill_lit.utils.exceptions import UserError
+
+__all__ = [
+    "CrossTokenizerTeacher",
+    "Distiller",
+    "Experiment",
+    "OfflineTeacher",
+    "OnlineTeacher",
+    "PackedDataModule",
+    "PrefixTreeLM",
+    "UserError",
+    "evaluate",
+    "load_results",
+    "losses",
+    "prune_depth",
+    "prune_width",
+]
+
+_HOMES = {
+    "CrossTokenizerTeacher": "teachers.cross_tokenizer",
+    "Distiller": "training.distiller",
+    "Experiment": "experiment.experiment",
+    "OfflineTeacher": "teachers.offline",
+    "OnlineTeacher": "teachers.online",
+    "PackedDataModule": "data.datamodule",
+    "PrefixTreeLM": "evaluation.prefix_tree_lm",
+    "UserError": "utils.exceptions",
+    "evaluate": "evaluation.evaluator",
+    "load_results": "analysis.results",
+    "prune_depth": "models.pruning",
+    "prune_width": "models.pruning",
+}
 
 # torchao, where it is installed, complains on import of each CUDA library that a CPU machine lacks
 for _name in ("torchao", "torch.utils._pytree"):
     logging.getLogger(_name).setLevel(logging.ERROR)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "losses":
+        return importlib.import_module(f"{__name__}.losses")
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

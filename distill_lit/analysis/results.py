@@ -43,6 +43,10 @@ class Results:
         """Whether the distillation corpus is large enough to tell rare words from those it happens not to hold."""
         return self.frequencies is not None and self.corpus_words >= MIN_CORPUS_WORDS
 
+    def to_frame(self) -> pd.DataFrame:
+        """A row per model and document: model, task, key, and what its record says."""
+        return pd.concat(self.records, names=["model"]).reset_index()
+
     def teacher(self) -> str | None:
         """The teacher's model id, or None when it has no record."""
         found = self.runs.loc[self.runs["role"] == "teacher", "model"]

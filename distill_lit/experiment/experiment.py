@@ -2,7 +2,7 @@
 
 experiment = Experiment.from_yaml("experiments/quickstart.yaml", ["seed=1"])
 experiment.run()
-experiment.results().frame()
+experiment.results().to_frame()
 """
 
 from collections.abc import Callable, Collection, Sequence

@@ -1,5 +1,6 @@
 """Students cut out of a teacher: fewer layers (`depth`), narrower layers (`width`), chosen by measured `importance`."""
 
+from distill_lit.models.pruning.calibration import calibration_inputs
 from distill_lit.models.pruning.depth import (
     LAYER_SELECTION_METHODS,
     ProgressCallback,
@@ -23,6 +24,7 @@ __all__ = [
     "ProgressCallback",
     "WidthSelection",
     "block_influence",
+    "calibration_inputs",
     "check_layers",
     "check_num_layers",
     "check_pruned_logits",

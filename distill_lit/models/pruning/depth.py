@@ -196,7 +196,12 @@ def only_layers(model: PreTrainedModel, layers: list[int], first: nn.Module | No
 
 
 def prune_depth(model: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
-    """A new model with copies of these layers of `model`; embeddings, norms and head are copied whole."""
+    """A new model with copies of these layers of `model`; embeddings, norms and head are copied whole.
+
+    Example:
+        >>> batches = calibration_inputs(tokenizer, texts)
+        >>> student = prune_depth(teacher, choose_layers(teacher, 12, "block_influence", batches))
+    """
     name, everything = get_decoder_layers(model)
     check_num_layers(layers, len(layers), len(everything))
     new_index = {old: new for new, old in enumerate(layers)}

@@ -135,7 +135,12 @@ def _largest(scores: Tensor, count: int) -> list[int]:
 
 @torch.no_grad()
 def prune_width(model: PreTrainedModel, selection: WidthSelection) -> PreTrainedModel:
-    """A new model with copies of what `cut` keeps of `model`. A cut that keeps everything changes no logit."""
+    """A new model with copies of what a selection keeps of `model`. One that keeps everything changes no logit.
+
+    Example:
+        >>> width = WidthConfig(hidden_size=384, intermediate_size=1024)
+        >>> student = prune_width(teacher, select_width(teacher, width, calibration_inputs(tokenizer, texts)))
+    """
     teacher, (layers, _) = model.config.get_text_config(), anatomy.get_decoder_layers(model)
     weights: dict[str, Tensor] = {}
     for name, module, axes in anatomy.weighted_modules(model):
