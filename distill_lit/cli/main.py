@@ -11,6 +11,7 @@ from distill_lit.cli.commands import (
     evaluate,
     fetch,
     generate,
+    init,
     plan,
     report,
     run,
@@ -26,9 +27,10 @@ from distill_lit.utils.exceptions import FatalRunError, UserError
 from distill_lit.utils.files import permission_error_message
 
 COMMANDS = (
-    run, plan, status, generate, cache, cost, fetch, evaluate, report, scaling, list_command, doctor, tensorboard,
+    init, run, plan, status, generate, cache, cost, fetch, evaluate, report, scaling, list_command, doctor, tensorboard,
 )  # fmt: skip
 EPILOG = """examples:
+  distill-lit init my_experiment                                    a commented experiment file to begin with
   distill-lit plan experiments/quickstart.yaml                      runs, tokens, disk and minutes, before anything is run
   distill-lit run experiments/quickstart.yaml                       run what is not done yet, then draw the report
   distill-lit run experiments/quickstart.yaml training.max_tokens=200000 name=longer

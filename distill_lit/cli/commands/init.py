@@ -1,0 +1,42 @@
+"""`distill-lit init`: a commented experiment to begin with."""
+
+import argparse
+import re
+from pathlib import Path
+
+from rich.console import Console
+
+from distill_lit.cli.arguments import CommandParsers, add_command
+from distill_lit.cli.exit_codes import DONE
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import write_text
+from distill_lit.utils.shipped import shipped_folder
+
+
+def add_parser(commands: CommandParsers) -> None:
+    """Adds the command."""
+    parser = add_command(
+        commands,
+        "init",
+        "Write a commented experiment file to begin with.",
+        "distill-lit init my_experiment",
+        run,
+    )
+    parser.add_argument("name", help="name of the experiment, of which the file is called")
+    parser.add_argument("--folder", type=Path, default=Path(), help="where to write it (default: here)")
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    """Writes NAME.yaml. Raises UserError for a name that is no file name, and where the file is there already."""
+    name = options.name.removesuffix(".yaml")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise UserError(f"init: {options.name!r} is no plain name, such as my_experiment")
+    path = options.folder / f"{name}.yaml"
+    if path.exists():
+        raise UserError(f"init: {path} is there already; give another name")
+    if not options.folder.is_dir():
+        raise UserError(f"--folder {options.folder}: no such folder")
+    template = (shipped_folder("configs") / "templates/experiment.yaml").read_text(encoding="utf-8")
+    write_text(path, template.replace("NAME", name))
+    console.print(f"{path} written; next: distill-lit plan {path}, then distill-lit run {path}", highlight=False)
+    return DONE
