@@ -1,5 +1,6 @@
-"""Typed configuration: YAML, `defaults`, `key=value` overrides, grid. The only room that knows OmegaConf."""
+"""Typed configuration: YAML, `defaults`, `key=value` overrides, grid. Checked by pydantic."""
 
+from distill_lit.config.fields import Dtype
 from distill_lit.config.generation import (
     DatasetConfig,
     FiltersConfig,
@@ -41,6 +42,7 @@ __all__ = [
     "CostConfig",
     "DataConfig",
     "DatasetConfig",
+    "Dtype",
     "EvaluationConfig",
     "ExperimentConfig",
     "FiltersConfig",

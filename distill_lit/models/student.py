@@ -156,13 +156,14 @@ def retained_layers(student: StudentConfig, teacher: Path, calibration: Calibrat
         return list(student.layers)
     if not student.num_layers:
         return list(range(total))
-    if student.layers != KL_GREEDY:
+    method = student.layers
+    if method != KL_GREEDY:
 
         def choose() -> list[int]:
             model = calibration.load(teacher)
-            return choose_layers(model, student.num_layers, student.layers, calibration.inputs(model))
+            return choose_layers(model, student.num_layers, method, calibration.inputs(model))
 
-        return list(_load_or_compute_choice("layers", [student.layers, student.num_layers], teacher, calibration, choose))
+        return list(_load_or_compute_choice("layers", [method, student.num_layers], teacher, calibration, choose))
     return _greedy_retained_layers(student.num_layers, total, teacher, calibration)
 
 
