@@ -15,6 +15,7 @@ from distill_lit.cli.commands import (
     report,
     run,
     scaling,
+    schema,
     status,
     tensorboard,
 )
@@ -26,7 +27,8 @@ from distill_lit.utils.exceptions import FatalRunError, UserError
 from distill_lit.utils.files import permission_error_message
 
 COMMANDS = (
-    run, plan, status, generate, cache, cost, fetch, evaluate, report, scaling, list_command, doctor, tensorboard,
+    run, plan, status, generate, cache, cost, fetch, evaluate, report, scaling, list_command, schema, doctor,
+    tensorboard,
 )  # fmt: skip
 EPILOG = """examples:
   distill-lit plan experiments/quickstart.yaml                      runs, tokens, disk and minutes, before anything is run

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
+from typing_extensions import is_typeddict
 
-from distill_lit.config.key_paths import fields_by_key, is_section, type_below, union_members
+from distill_lit.config.key_paths import fields_by_key, is_section, is_text, type_below, union_members
 from distill_lit.utils.exceptions import suggest
 
 KeyPath = tuple[str, ...]
@@ -43,7 +44,7 @@ def describe_error(error: ValidationError, section: Any, prefix: str = "") -> tu
     first = error.errors(include_url=False)[0]
     place = _locate(section, first["loc"])
     key = prefix + ".".join(place.path)
-    if first["type"] == "unexpected_keyword_argument":
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return place.path, f"unknown key {key!r}{suggest(place.path[-1], _known_keys(place.section))}"
     message = _explain(first, place)
     return place.path, f"{key}: {message}" if key else message
@@ -63,7 +64,7 @@ def _locate(section: Any, location: tuple[int | str, ...]) -> _Place:
             kind = typing.get_args(kind)[0]
         elif part != "[key]":
             path.append(str(part))
-            if is_section(kind) or typing.is_typeddict(kind):
+            if is_section(kind) or is_typeddict(kind):
                 holder = kind
             if is_section(kind):
                 field = fields_by_key(kind).get(str(part))
@@ -73,9 +74,11 @@ def _locate(section: Any, location: tuple[int | str, ...]) -> _Place:
 
 def _tag(member: Any) -> str:
     """What `fields` calls a member of a union."""
-    if typing.is_typeddict(member):
+    if is_typeddict(member):
         return "mapping"
-    return "list" if typing.get_origin(member) is list else "one"
+    if typing.get_origin(member) is list:
+        return "list"
+    return "text" if is_text(member) else "number"
 
 
 def _known_keys(section: Any) -> list[str]:

@@ -31,7 +31,8 @@ MAX_INT = 2**32 - 1  # the largest seed there is
 MAX_TOKENS = 10**15
 CHECKS = ConfigDict(extra="forbid", allow_inf_nan=False, validate_by_name=True, validate_by_alias=True)
 
-Int = Annotated[StrictInt, Field(le=MAX_INT)]
+Int = StrictInt
+Count = Annotated[StrictInt, Field(le=MAX_INT)]  # a whole number without a maximum of its own
 Float = StrictFloat
 Bool = StrictBool
 Text = InstanceOf[str]  # any text, half a surrogate pair too, which pydantic's own `str` refuses
@@ -57,9 +58,9 @@ def config_section(cls: type[Section]) -> type[Section]:
 
 
 # a union names the member that a value wants to be, so that an error is about this member alone
-_LIST_OR_ONE = Discriminator(lambda value: "list" if isinstance(value, list) else "one")
-_MAPPING_OR_ONE = Discriminator(lambda value: "mapping" if isinstance(value, dict) else "one")
-_TEXT_OR_ONE = Discriminator(lambda value: "text" if isinstance(value, str) else "one")
+_TEXT_OR_LIST = Discriminator(lambda value: "list" if isinstance(value, list) else "text")
+_NUMBER_OR_MAPPING = Discriminator(lambda value: "mapping" if isinstance(value, dict) else "number")
+_NUMBER_OR_TEXT = Discriminator(lambda value: "text" if isinstance(value, str) else "number")
 
 Schedule = TypedDict(
     "Schedule",
@@ -79,24 +80,24 @@ Schedule = TypedDict(
 with_config(CHECKS)(Schedule)
 
 Weight = Annotated[
-    Annotated[Float, Tag("one"), Field(ge=0)] | Annotated[Schedule, Tag("mapping")],
-    _MAPPING_OR_ONE,
+    Annotated[Float, Tag("number"), Field(ge=0)] | Annotated[Schedule, Tag("mapping")],
+    _NUMBER_OR_MAPPING,
 ]
 Temperature = Annotated[
-    Annotated[Float, Tag("one"), Field(gt=0)] | Annotated[Schedule, Tag("mapping")],
-    _MAPPING_OR_ONE,
+    Annotated[Float, Tag("number"), Field(gt=0)] | Annotated[Schedule, Tag("mapping")],
+    _NUMBER_OR_MAPPING,
 ]
 LayerSelection = Annotated[
-    Annotated[Literal["uniform", "first_last", "block_influence", "kl_greedy"], Tag("one")]
-    | Annotated[list[Annotated[Int, Field(ge=0)]], Tag("list")],
-    _LIST_OR_ONE,
+    Annotated[Literal["uniform", "first_last", "block_influence", "kl_greedy"], Tag("text")]
+    | Annotated[list[Annotated[Count, Field(ge=0)]], Tag("list")],
+    _TEXT_OR_LIST,
 ]
 LoraTargets = Annotated[
-    Annotated[Literal["all-linear"], Tag("one")] | Annotated[list[Text], Tag("list")],
-    _LIST_OR_ONE,
+    Annotated[Literal["all-linear"], Tag("text")] | Annotated[list[Text], Tag("list")],
+    _TEXT_OR_LIST,
 ]
-Templates = Annotated[Annotated[Text, Tag("one")] | Annotated[list[Text], Tag("list")], _LIST_OR_ONE]
+Templates = Annotated[Annotated[Text, Tag("text")] | Annotated[list[Text], Tag("list")], _TEXT_OR_LIST]
 OnPolicyFraction = Annotated[
-    Annotated[Float, Tag("one"), Field(ge=0, le=1)] | Annotated[Literal["adaptive"], Tag("text")],
-    _TEXT_OR_ONE,
+    Annotated[Float, Tag("number"), Field(ge=0, le=1)] | Annotated[Literal["adaptive"], Tag("text")],
+    _NUMBER_OR_TEXT,
 ]

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from distill_lit.config.fields import Bool, Float, Int, Templates, Text, config_section
+from distill_lit.config.fields import Bool, Count, Float, Int, Templates, Text, config_section
 
 
 @config_section
@@ -17,7 +17,7 @@ class DatasetConfig:
         default="", description="instead of `dataset`: reference of a .jsonl, .parquet or .txt file, or a folder of them"
     )
     split: Text = Field(default="train", description="split of the dataset")
-    max_documents: Int = Field(default=0, ge=0, description="rows drawn at random; 0: all")
+    max_documents: Count = Field(default=0, ge=0, description="rows drawn at random; 0: all")
 
 
 @config_section
@@ -38,8 +38,8 @@ class PromptsConfig(DatasetConfig):
 class FiltersConfig:
     """Which answers become training text. An answer must pass all that are set."""
 
-    min_tokens: Int = Field(default=1, ge=0, description="tokens of the shortest answer")
-    max_tokens: Int = Field(default=0, ge=0, description="tokens of the longest answer; 0: no limit")
+    min_tokens: Count = Field(default=1, ge=0, description="tokens of the shortest answer")
+    max_tokens: Count = Field(default=0, ge=0, description="tokens of the longest answer; 0: no limit")
     require_finished: Bool = Field(
         default=False, description="only answers that ended by themselves, not at max_new_tokens"
     )
@@ -62,7 +62,7 @@ class FiltersConfig:
         le=1,
         description="largest overlap of word 5-grams (Jaccard, by MinHash) with an answer kept before; 1: any",
     )
-    decontamination_ngram: Int = Field(
+    decontamination_ngram: Count = Field(
         default=0, ge=0, description="words in a row that no evaluation document may share; 0: not looked at"
     )
     perplexity_model: Text = Field(default="", description="reference of a model that scores the answers; empty: none")
@@ -119,7 +119,7 @@ class GeneratedConfig:
     num_samples: Int = Field(default=1, ge=1, le=1024, description="answers per prompt")
     temperature: Float = Field(default=0.0, ge=0, le=10, description="temperature of sampling; 0: the most probable token")
     top_p: Float = Field(default=1.0, gt=0, le=1, description="smallest set of tokens with this probability is drawn from")
-    max_new_tokens: Int = Field(default=256, ge=1, description="tokens of the longest answer")
+    max_new_tokens: Count = Field(default=256, ge=1, description="tokens of the longest answer")
     batch_size: Int = Field(default=16, ge=1, le=1 << 20, description="sequences written at a time")
-    seed: Int = Field(default=0, ge=0, description="draws prompts and tokens")
+    seed: Count = Field(default=0, ge=0, description="draws prompts and tokens")
     filters: FiltersConfig = Field(default_factory=FiltersConfig, description="which answers are kept")

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic.dataclasses import is_pydantic_dataclass
 from pydantic.fields import FieldInfo
+from typing_extensions import is_typeddict
 
 from distill_lit.config.yaml_text import YamlScalar
 
@@ -31,8 +32,10 @@ def fields_by_key(section: Any) -> dict[str, FieldInfo]:
 
 @functools.cache
 def _types_by_key(section: Any) -> dict[str, Any]:
-    """{key: type} of a section."""
+    """{key: type} of a section, or of a mapping with known keys."""
     hints = typing.get_type_hints(section)
+    if is_typeddict(section):
+        return hints
     return {field.alias or name: hints[name] for name, field in section.__pydantic_fields__.items()}
 
 
@@ -44,23 +47,30 @@ def union_members(kind: Any) -> list[Any]:
 
 
 def _member(kind: Any, value: Any = None) -> Any:
-    """Of a union, the member for a value: the list for a list, else the first; any other type as it is."""
+    """Of a union, the member for a value; any other type as it is."""
     members = union_members(kind)
-    lists = [part for part in members if typing.get_origin(part) is list]
-    return (lists if isinstance(value, list) and lists else members)[0]
+    fitting = members
+    if isinstance(value, list):
+        fitting = [member for member in members if typing.get_origin(member) is list]
+    elif isinstance(value, dict):
+        fitting = [member for member in members if is_typeddict(member)]
+    return (fitting or members)[0]
 
 
-def is_text(kind: Any) -> bool:
-    """Whether a key of this type holds a text, or one of several texts."""
+def is_text(kind: Any, value: Any = None) -> bool:
+    """Whether a key of this type holds a text, or one of several texts, where the value that is given for it is `value`."""
+    kind = _member(kind, value)
     return kind is str or (typing.get_origin(kind) is typing.Literal and isinstance(typing.get_args(kind)[0], str))
 
 
 def type_below(kind: Any, name: str) -> Any:
     """The type of what stands below a name in a value of `kind`."""
-    kind = _member(kind)
-    if is_section(kind):
-        return _types_by_key(kind).get(name, Any)
-    return _member(typing.get_args(kind)[1]) if typing.get_origin(kind) is dict else Any
+    for member in union_members(kind):
+        if is_section(member) or is_typeddict(member):
+            return _types_by_key(member).get(name, Any)
+        if typing.get_origin(member) is dict:
+            return typing.get_args(member)[1]
+    return Any
 
 
 def type_at_path(kind: Any, parts: list[str]) -> Any:
@@ -122,9 +132,9 @@ def nest_key(kind: Any, tree: Any, key: str, value: Any) -> dict[str, Any]:
 
 
 def _split(kind: Any, tree: Any, parts: list[str]) -> list[str]:
-    count = 1
+    kind, count = _member(kind), 1
     if typing.get_origin(kind) is dict:
-        inner = type_below(kind, "")
+        inner = _member(type_below(kind, ""))
         if inner is str or typing.get_origin(inner) is list:
             return [".".join(parts)]
         known = tree if isinstance(tree, dict) else {}

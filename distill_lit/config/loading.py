@@ -74,7 +74,7 @@ def _parse_override(section: Any, key: str, text: str) -> Any:
         if is_text(kind):
             return text
         raise UserError(f"{key}: {text[:120]!r} is not YAML: {one_line_message(error)}") from error
-    return text if is_text(kind) and isinstance(value, (dict, list)) else resolve_scalars(kind, value, section)
+    return text if isinstance(value, (dict, list)) and is_text(kind, value) else resolve_scalars(kind, value, section)
 
 
 def _build_section(section: type[Section], tree: Tree, layers: list[Layer]) -> Section:

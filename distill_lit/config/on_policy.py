@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from distill_lit.config.fields import Float, Int, OnPolicyFraction, config_section
+from distill_lit.config.fields import Count, Float, OnPolicyFraction, config_section
 from distill_lit.utils.exceptions import UserError
 
 ADAPTIVE = "adaptive"
@@ -20,11 +20,11 @@ class OnPolicyConfig:
     )
     temperature: Float = Field(default=1.0, gt=0, le=10, description="temperature of sampling; the loss has its own")
     top_p: Float = Field(default=1.0, gt=0, le=1, description="smallest set of tokens with this probability is drawn from")
-    max_new_tokens: Int = Field(default=64, ge=1, description="tokens of the longest text")
+    max_new_tokens: Count = Field(default=64, ge=1, description="tokens of the longest text")
     teacher_mix_fraction: Float = Field(
         default=0.0, ge=0, le=1, description="share of the teacher in the distribution drawn from (MiniLLM)"
     )
-    replay_buffer_size: Int = Field(
+    replay_buffer_size: Count = Field(
         default=0,
         ge=0,
         description="batches of student text kept and read again, ever less often; 0: each is read once",

