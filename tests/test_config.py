@@ -74,6 +74,9 @@ WRONG = [  # (override, what is said of it)
     ("objective.terms.kl.temperature=0", "objective.terms.kl.temperature: 0 must be above 0"),
     ("on_policy.fraction=1.5", "on_policy.fraction: 1.5 is above its maximum 1"),
     ("on_policy.fraction=adaptiv", "on_policy.fraction: unknown value 'adaptiv'; did you mean 'adaptive'? choose"),
+    ("grid={seed: []}", "grid.seed: has no values"),
+    ("cost.batch_sizes=[]", "cost.batch_sizes: has no values"),
+    ("students.one.lora.target_modules=[]", "students.one.lora.target_modules: has no values"),
     ("grid={seed: 1}", "grid.seed: 1 is not a list"),
     ("variants={a: 1}", "variants.a: 1 is not a mapping of keys to values"),
     ("external_models={a: [b]}", "external_models.a: ['b'] is not a text; put it in quotes"),
@@ -216,8 +219,8 @@ def test_too_many_levels_are_refused(file: Path) -> None:
 def test_configs_are_loaded_without_torch_and_without_omegaconf() -> None:
     """What shows help, refuses bad input or draws a report again must begin at once."""
     script = (
-        "import sys; from pathlib import Path; from distill_lit.cli.parser import build_parser; from distill_lit.config "
-        "import *; list(expand_grid(load_experiment(Path('experiments/quickstart.yaml')))); "
+        "import sys; from pathlib import Path; from distill_lit.cli.main import build_parser; build_parser(); "
+        "from distill_lit.config import *; list(expand_grid(load_experiment(Path('experiments/quickstart.yaml')))); "
         "print({'torch', 'omegaconf', 'transformers'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)

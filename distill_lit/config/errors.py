@@ -94,6 +94,7 @@ def _explain(error: Any, place: _Place) -> str:
         "less_than_equal": lambda: f"{value} is above its maximum {_plain(limits['le'])}{about}",
         "less_than": lambda: f"{value} must be below {_plain(limits['lt'])}{about}",
         "literal_error": lambda: f"unknown value {_shown(value)}{suggest(str(value), _choices(place.kind))}",
+        "too_short": lambda: "has no values",
         "is_instance_of": lambda: _explain_not_text(value),
     }
     if error["type"] in messages:

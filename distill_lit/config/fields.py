@@ -93,10 +93,10 @@ LayerSelection = Annotated[
     _TEXT_OR_LIST,
 ]
 LoraTargets = Annotated[
-    Annotated[Literal["all-linear"], Tag("text")] | Annotated[list[Text], Tag("list")],
+    Annotated[Literal["all-linear"], Tag("text")] | Annotated[list[Text], Tag("list"), Field(min_length=1)],
     _TEXT_OR_LIST,
 ]
-Templates = Annotated[Annotated[Text, Tag("text")] | Annotated[list[Text], Tag("list")], _TEXT_OR_LIST]
+Templates = Annotated[Annotated[Text, Tag("text")] | Annotated[list[Text], Tag("list"), Field(min_length=1)], _TEXT_OR_LIST]
 OnPolicyFraction = Annotated[
     Annotated[Float, Tag("number"), Field(ge=0, le=1)] | Annotated[Literal["adaptive"], Tag("text")],
     _NUMBER_OR_TEXT,

@@ -249,13 +249,13 @@ class CostConfig:
     measure: Bool = Field(default=False, description="measure at the end of a run; else with `distill-lit cost`")
     blocks: Count = Field(default=5, ge=5, description="turns of every model, all models in each")
     batch_sizes: list[Annotated[Count, Field(ge=1)]] = Field(
-        default_factory=lambda: [1, 8], description="sequences at a time"
+        min_length=1, default_factory=lambda: [1, 8], description="sequences at a time"
     )
     prompt_lengths: list[Annotated[Count, Field(ge=1)]] = Field(
-        default_factory=lambda: [64, 256], description="tokens of a prompt"
+        min_length=1, default_factory=lambda: [64, 256], description="tokens of a prompt"
     )
     output_lengths: list[Annotated[Count, Field(ge=2)]] = Field(
-        default_factory=lambda: [32], description="tokens written after a prompt"
+        min_length=1, default_factory=lambda: [32], description="tokens written after a prompt"
     )
     requests: Count = Field(default=100, ge=100, description="single requests behind the latencies, in all blocks together")
     warmup_generations: Count = Field(
@@ -328,7 +328,7 @@ class ExperimentConfig:
         default_factory=dict, description="named sets of overrides {name: {dotted key: value}}, for the grid key `variant`"
     )
     variant: Text = Field(default="", description="one of `variants`; the grid usually sets it")
-    grid: dict[Text, list[Any]] = Field(
+    grid: dict[Text, Annotated[list[Any], Field(min_length=1)]] = Field(
         default_factory=dict, description="{dotted key: values}; there is a run for every combination"
     )
     baselines: list[Baseline] = Field(

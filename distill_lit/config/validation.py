@@ -43,12 +43,7 @@ def validate_config(config: ExperimentConfig) -> None:
     for name in config.external_models:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]{,99}", name) or name in (*config.students, *RESERVED_NAMES):
             raise UserError(f"external_models.{name}: a name is made of letters, digits, '_', '.', '-', and is not taken")
-    for name in ("batch_sizes", "prompt_lengths", "output_lengths"):
-        if not getattr(config.cost, name):
-            raise UserError(f"cost.{name}: has no values")
-    for key, values in config.grid.items():
-        if not values:
-            raise UserError(f"grid.{key}: has no values")
+    for key in config.grid:
         _check_varies(f"grid.{key}", key)
     for variant, changes in config.variants.items():
         for key in changes:
