@@ -18,6 +18,7 @@ from distill_lit.config.loading import (
     to_dict,
     to_yaml,
 )
+from distill_lit.config.models import LoraConfig, StudentConfig, TeacherConfig, WidthConfig
 from distill_lit.config.on_policy import OnPolicyConfig
 from distill_lit.config.schema import (
     AnalysisConfig,
@@ -27,13 +28,9 @@ from distill_lit.config.schema import (
     EvaluationConfig,
     ExperimentConfig,
     LauncherConfig,
-    LoraConfig,
     ObjectiveConfig,
-    StudentConfig,
-    TeacherConfig,
     TermConfig,
     TrainingConfig,
-    WidthConfig,
 )
 
 __all__ = [

@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save_file
 from trainings import SABOTAGE, cli
 
 from distill_lit.analysis.results import load_results
-from distill_lit.config import load_experiment
-from distill_lit.config.schema import CorpusConfig, EvaluationConfig, StudentConfig
+from distill_lit.config import CorpusConfig, EvaluationConfig, StudentConfig, load_experiment
 from distill_lit.data.corpora import read_documents
 from distill_lit.data.tokenization import tokenize
 from distill_lit.evaluation.evaluator import evaluate_model
