@@ -47,9 +47,9 @@ def students(depths: list[int], teacher: Any) -> dict[str, StudentConfig]:
         rows[name] = StudentConfig(width=width)
     for method in ("uniform", "kl_greedy"):
         both = widths(teacher)["FFN ⅔"]
-        rows[f"depth {deepest}, {method}, FFN ⅔"] = StudentConfig(depth=deepest, layers=method, width=both)
+        rows[f"depth {deepest}, {method}, FFN ⅔"] = StudentConfig(num_layers=deepest, layers=method, width=both)
     every = widths(teacher)["hidden ⅔, FFN ⅔, heads and groups ⅔"]
-    rows[f"depth {deepest}, kl_greedy, all widths ⅔"] = StudentConfig(depth=deepest, layers="kl_greedy", width=every)
+    rows[f"depth {deepest}, kl_greedy, all widths ⅔"] = StudentConfig(num_layers=deepest, layers="kl_greedy", width=every)
     return rows
 
 

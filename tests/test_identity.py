@@ -1,4 +1,4 @@
-"""What makes a cell another cell: every value that can change its result, and nothing else."""
+"""What makes a run another run: every value that can change its result, and nothing else."""
 
 from pathlib import Path
 
@@ -39,18 +39,18 @@ QUICKSTART = ROOT / "experiments" / "quickstart.yaml"
 
 
 def test_defaults_are_those_of_this_version() -> None:
-    """Identities leave defaults out, so a default that changes must raise identity.VERSION (and get a file here)."""
+    """Fingerprints leave defaults out, so a default that changes must raise FINGERPRINT_VERSION (and get a file here)."""
     known = yaml.safe_load(DEFAULTS.read_text())
     for section in SECTIONS:
         now = to_dict(section())
         changed = {key: now.get(key) for key, value in known[section.__name__].items() if now.get(key) != value}
         assert not changed, section.__name__
-        assert set(now) == set(known[section.__name__]), f"add the new knobs of {section.__name__} to {DEFAULTS.name}"
+        assert set(now) == set(known[section.__name__]), f"add the new fields of {section.__name__} to {DEFAULTS.name}"
 
 
-def test_decisive_leaves_defaults_out_at_every_depth() -> None:
+def test_non_default_fields_leave_defaults_out_at_every_depth() -> None:
     data = DataConfig(corpora={"a": CorpusConfig(path="file:x"), "b": CorpusConfig(dataset="d", max_documents=5)}, seed=0)
-    assert non_default_fields(data) == {"corpora": {"a": {"path": "file:x"}, "b": {"dataset": "d", "documents": 5}}}
+    assert non_default_fields(data) == {"corpora": {"a": {"path": "file:x"}, "b": {"dataset": "d", "max_documents": 5}}}
     assert non_default_fields(StudentConfig(from_="hf:a/b")) == {"from": "hf:a/b"}
 
 
@@ -66,13 +66,13 @@ def test_baselines_are_planned_once_and_named_by_what_they_stand_for() -> None:
     of = {role: [cell.label for cell in cells if cell.role == role] for role in ("untrained", "ce_only", "distilled")}
     assert of["untrained"] == ["deep-untrained"]
     assert of["ce_only"] == [
-        f"deep-ce_only-{variant}-tokens={tokens}-seed={seed}"
+        f"deep-ce_only-{variant}-max_tokens={tokens}-seed={seed}"
         for seed in (0, 1)
         for variant, tokens in (("a+b", 10000), ("a+b", 20000), ("c", 10000), ("c", 20000))
     ]
     assert len(of["distilled"]) == 12
     axes = {cell.label: cell.grid_values for cell in cells}
-    assert axes["deep-ce_only-a+b-tokens=10000-seed=0"] == {"variant": "a or b", "training.max_tokens": 10000}
+    assert axes["deep-ce_only-a+b-max_tokens=10000-seed=0"] == {"variant": "a or b", "training.max_tokens": 10000}
 
 
 def test_a_point_that_no_teacher_tells_anything_is_training_without_teacher_for_all_others() -> None:
@@ -93,7 +93,7 @@ def test_training_without_teacher_stands_for_students_that_are_trained_like_it_a
     """`plain` reads more than `kd` and is no baseline of it; `far` draws from the teacher and is none of anybody."""
     variants = (
         "variants={kd: {}, plain: {objective.terms: {kl: null}, training.max_tokens: 100000}, "
-        "far: {objective.terms: {kl: null}, teacher.source: online, on_policy: {share: 0.5, teacher_mix: 0.3}}}"
+        "far: {objective.terms: {kl: null}, teacher.source: online, on_policy: {fraction: 0.5, teacher_mix_fraction: 0.3}}}"
     )
     changes = [variants, "grid={student: [deep], variant: [kd, plain, far]}", "baselines=[teacher]"]
     cells = plan_runs(load_experiment(QUICKSTART, changes))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import fields
 from typing import Any
 
@@ -133,13 +134,25 @@ def test_schedules_stay_between_their_ends(start: float, end: float, done: float
 
 
 @pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (-1, "k: -1.0 must be a number above 0"),
+        (0, "k: 0.0 must be a number above 0"),
+        (float("nan"), "k: nan must be a number above 0"),
+        ("0.5", "k: '0.5' is neither a number nor a schedule"),
+        ({"start": 1, "end": 0.5, "util": 1}, "k: unknown key 'util'; did you mean 'until'"),
+        ({"shape": "cosin"}, "k.shape: unknown value 'cosin'; did you mean 'cosine'"),
+    ],
+)
+def test_what_is_no_schedule_is_refused(value: object, words: str) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(words)}"):
+        parse_schedule("k", value, low=0, exclusive=True)
+
+
+@pytest.mark.parametrize(
     ("terms", "words"),
     [
         ({"forward_kls": TermConfig()}, "did you mean 'forward_kl'"),
-        ({"kl": TermConfig(kind="forward_kl", weight=-1)}, "objective.terms.kl.weight"),
-        ({"kl": TermConfig(kind="forward_kl", weight="0.5")}, "neither a number nor a schedule"),
-        ({"kl": TermConfig(kind="forward_kl", temperature=0)}, "above 0"),
-        ({"kl": TermConfig(kind="forward_kl", temperature=float("nan"))}, "objective.terms.kl.temperature"),
         ({"kl": TermConfig(kind="forward_kl", temperature={"start": 1, "end": 0})}, "above 0"),
         ({"ce": TermConfig(temperature=2.0)}, "ce has no temperature"),
         ({"js": TermConfig(kind="jensen_shannon", options={"beta": 0.0})}, "objective.terms.js.options.beta"),
@@ -149,11 +162,10 @@ def test_schedules_stay_between_their_ends(start: float, end: float, done: float
         ({"mse": TermConfig(kind="logit_mse", options={"center": 1})}, "neither true nor false"),
         ({"top_k_kl": TermConfig(options={"k": 2.5})}, "a whole number of at least 1"),
         ({"top_k_kl": TermConfig(options={"k": True})}, "a whole number of at least 1"),
-        ({"pairwise_ranking": TermConfig(options={"form": "hing"})}, "did you mean 'hinge'"),
+        ({"pairwise_ranking": TermConfig(options={"loss": "hing"})}, "did you mean 'hinge'"),
         ({"pairwise_ranking": TermConfig(options={"margin": -1})}, "a number of at least 0"),
         ({"ce": TermConfig(options={"label_smoothing": 1})}, "between 0 and 1, 1 exclusive"),
         ({"alpha_beta": TermConfig(options={"alpha": float("nan")})}, "objective.terms.alpha_beta.options.alpha"),
-        ({"kl": TermConfig(kind="forward_kl", weight={"start": 1, "end": 0, "util": 1})}, "unknown key 'util'"),
         ({}, "at least one term"),
         ({"ce": TermConfig(weight=0), "kl": None}, "at least one term"),
     ],

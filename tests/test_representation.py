@@ -232,10 +232,10 @@ def test_wrong_options_are_refused(kind: str, options: dict, words: str) -> None
 
 
 def test_a_temperature_or_a_negative_weight_is_refused() -> None:
-    with pytest.raises(UserError, match="hidden has no temperature"):
+    with pytest.raises(UserError, match="hidden_states has no temperature"):
         build_objective({"hidden_states": TermConfig(temperature=2.0)})
     with pytest.raises(UserError, match="objective.terms.hidden_states.weight"):
-        build_objective({"hidden_states": TermConfig(weight=-1)})
+        build_objective({"hidden_states": TermConfig(weight={"start": 1, "end": -1})})
 
 
 @pytest.mark.parametrize("kind", FEATURE_LOSSES)

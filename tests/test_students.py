@@ -52,18 +52,9 @@ def calibration(prepared: data.PreparedData, tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("student", "words"),
     [
-        (StudentConfig(), "students.s: give exactly one of depth .* got none"),
-        (StudentConfig(num_layers=2, from_="file:x"), "got depth and from"),
-        (StudentConfig(width=WidthConfig(hidden_size=8), config={"hidden_size": 8}), "got depth and config"),
-        (
-            StudentConfig(num_layers=2, layers="uniforn"),
-            "students.s.layers: unknown method 'uniforn'; did you mean 'uniform'",
-        ),
-        (
-            StudentConfig(lora=LoraConfig(rank=2, target_modules="q_proj")),
-            "students.s.lora.target_modules: 'q_proj' is neither",
-        ),
-        (StudentConfig(lora=LoraConfig(rank=2, target_modules=[])), "students.s.lora.target_modules: \\[\\] is neither"),
+        (StudentConfig(), "students.s: give exactly one of num_layers .* got none"),
+        (StudentConfig(num_layers=2, from_="file:x"), "got num_layers and from"),
+        (StudentConfig(width=WidthConfig(hidden_size=8), config={"hidden_size": 8}), "got num_layers and config"),
         (StudentConfig(from_="smollm"), "unknown kind"),
     ],
 )
@@ -169,7 +160,7 @@ def test_a_pretrained_student_needs_the_teachers_tokenizer(teacher: Path, tmp_pa
 
 def adapted(teacher: Path, lora: LoraConfig = LORA, **student: Any) -> Any:
     return initial_student(
-        StudentConfig(**{"depth": 2, "layers": "uniform", **student}, lora=lora), teacher, Calibration([], ""), seed=0
+        StudentConfig(**{"num_layers": 2, "layers": "uniform", **student}, lora=lora), teacher, Calibration([], ""), seed=0
     )
 
 
@@ -210,7 +201,7 @@ def test_targets_can_be_named(teacher: Path) -> None:
 
 @pytest.mark.parametrize(("target", "words"), [("lm_head", "lm_head cannot have an adapter"), ("qproj", "qproj")])
 def test_wrong_targets_are_refused(teacher: Path, target: str, words: str) -> None:
-    with pytest.raises(UserError, match=f"lora.targets: .*{words}"):
+    with pytest.raises(UserError, match=f"lora.target_modules: .*{words}"):
         adapted(teacher, LoraConfig(rank=2, target_modules=[target]))
 
 
@@ -266,7 +257,7 @@ def test_eval_of_the_teacher_leaves_the_dropout_of_adapters_on(
     tmp_path: Path, teacher: Path, prepared: data.PreparedData
 ) -> None:
     """trl #5862: a teacher that is the student without its adapters, put into eval mode, takes the student along."""
-    student, dropping = adapted(teacher, depth=0), []
+    student, dropping = adapted(teacher, num_layers=0), []
     for name, module in student.named_modules():
         if name.endswith("q_proj.lora_dropout.default"):
             module.register_forward_hook(lambda module, inputs, output: dropping.append(bool((output == 0).any())))

@@ -67,7 +67,7 @@ def test_identity_ignores_what_cannot_change_a_result() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("training.tokns=5", "did you mean 'tokens'"),
+        ("training.tokns=5", "did you mean 'max_tokens'"),
         ("objective.terms.kl.weight=-1", "objective.terms.kl.weight"),
         ("objective.terms.kl.temperature=0", "above 0"),
         ("evaluation.tasks=[arc_esy]", "arc_easy"),
@@ -230,7 +230,7 @@ def test_a_failing_cell_does_not_stop_the_others(finished: tuple[Path, Path]) ->
 
 def test_report_and_lists_run(finished: tuple[Path, Path]) -> None:
     assert run("report", str(finished[0] / "results/tiny"), "analysis.n_resamples=200").returncode == 0
-    for what in ("objectives", "students", "experiments", "assets", "knobs", "tasks"):
+    for what in ("objectives", "students", "experiments", "assets", "fields", "tasks"):
         assert run("list", what).stdout.strip(), what
     assert run("plan", "experiments/quickstart.yaml").returncode == 0
     assert "examples:" in run("--help").stdout

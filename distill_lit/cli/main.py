@@ -16,6 +16,7 @@ from distill_lit.cli.commands import (
     report,
     run,
     scaling,
+    schema,
     status,
     tensorboard,
 )
@@ -27,7 +28,8 @@ from distill_lit.utils.exceptions import FatalRunError, UserError
 from distill_lit.utils.files import permission_error_message
 
 COMMANDS = (
-    init, run, plan, status, generate, cache, cost, fetch, evaluate, report, scaling, list_command, doctor, tensorboard,
+    init, run, plan, status, generate, cache, cost, fetch, evaluate, report, scaling, list_command, schema,
+    doctor, tensorboard,
 )  # fmt: skip
 EPILOG = """examples:
   distill-lit init my_experiment                                    a commented experiment file to begin with

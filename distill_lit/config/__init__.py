@@ -1,5 +1,6 @@
-"""Typed configuration: YAML, `defaults`, `key=value` overrides, grid. The only room that knows OmegaConf."""
+"""Typed configuration: YAML, `defaults`, `key=value` overrides, grid. Checked by pydantic."""
 
+from distill_lit.config.fields import Dtype
 from distill_lit.config.generation import (
     DatasetConfig,
     FiltersConfig,
@@ -17,6 +18,7 @@ from distill_lit.config.loading import (
     to_dict,
     to_yaml,
 )
+from distill_lit.config.models import LoraConfig, StudentConfig, TeacherConfig, WidthConfig
 from distill_lit.config.on_policy import OnPolicyConfig
 from distill_lit.config.schema import (
     AnalysisConfig,
@@ -26,13 +28,9 @@ from distill_lit.config.schema import (
     EvaluationConfig,
     ExperimentConfig,
     LauncherConfig,
-    LoraConfig,
     ObjectiveConfig,
-    StudentConfig,
-    TeacherConfig,
     TermConfig,
     TrainingConfig,
-    WidthConfig,
 )
 
 __all__ = [
@@ -41,6 +39,7 @@ __all__ = [
     "CostConfig",
     "DataConfig",
     "DatasetConfig",
+    "Dtype",
     "EvaluationConfig",
     "ExperimentConfig",
     "FiltersConfig",

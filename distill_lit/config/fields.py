@@ -1,112 +1,103 @@
-"""A knob is a dataclass field that carries its unit or meaning and its range, so that it documents and checks itself."""
+"""Types of config fields, and the decorator that makes a class a checked section of a config.
 
-import dataclasses
-import math
-import typing
-from collections.abc import Iterable
-from typing import Any
+A field is declared with pydantic's `Field`: default, range (`ge`, `gt`, `le`) and a description that names its unit.
+Numbers, truth values and texts are not converted into each other: a number in quotes is refused, not guessed at.
+"""
 
-from distill_lit.config.yaml_text import is_interpolated
-from distill_lit.utils.exceptions import UserError, suggest
+import functools
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform
 
+from pydantic import (
+    ConfigDict,
+    Discriminator,
+    Field,
+    InstanceOf,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    Tag,
+    ValidationError,
+    with_config,
+)
+from pydantic.dataclasses import dataclass
+from typing_extensions import TypedDict
 
-def config_field(
-    default: Any,
-    help: str,
-    *,
-    ge: float | None = None,
-    le: float | None = None,
-    gt: float | None = None,
-    choices: Iterable[str] | None = None,
-) -> Any:
-    """A dataclass field. `about`: unit and meaning; `low`, `high`: inclusive bounds; `above`: exclusive lower bound."""
-    metadata = {
-        "about": help,
-        "low": ge,
-        "high": le,
-        "above": gt,
-        "choices": tuple(choices) if choices else None,
-    }
-    if isinstance(default, (dict, list)):
-        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+from distill_lit.config.errors import describe_error
+from distill_lit.utils.exceptions import UserError
 
+Section = TypeVar("Section")
+MAX_INT = 2**32 - 1  # the largest seed there is
+MAX_TOKENS = 10**15
+CHECKS = ConfigDict(extra="forbid", allow_inf_nan=False, validate_by_name=True, validate_by_alias=True)
 
-def check_field_ranges(section: Any, path: str = "") -> None:
-    """Raises UserError for the first value outside its range, anywhere below `section`."""
-    for field in dataclasses.fields(section):
-        value = getattr(section, field.name)
-        key = f"{path}{field.name.rstrip('_')}"
-        if dataclasses.is_dataclass(value):
-            check_field_ranges(value, f"{key}.")
-        elif isinstance(value, dict):
-            for name, item in value.items():
-                if dataclasses.is_dataclass(item):
-                    check_field_ranges(item, f"{key}.{name}.")
-        else:
-            check_value(key, value, field.metadata)
+Int = StrictInt
+Count = Annotated[StrictInt, Field(le=MAX_INT)]  # a whole number without a maximum of its own
+Float = StrictFloat
+Bool = StrictBool
+Text = InstanceOf[str]  # any text, half a surrogate pair too, which pydantic's own `str` refuses
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Baseline = Literal["teacher", "untrained", "ce_only", "teacher_int8"]
 
 
-def check_types(schema: Any, values: Any, path: str = "") -> None:
-    """Raises UserError for a number or a truth value that is written as text, which OmegaConf would quietly convert.
+@dataclass_transform(field_specifiers=(Field,))
+def config_section(cls: type[Section]) -> type[Section]:
+    """A dataclass that pydantic checks when it is made. Its constructor raises UserError, one line, for a wrong value."""
+    section = cast(type[Section], dataclass(cls, config=CHECKS))
+    make: Callable[..., None] = section.__init__
 
-    values: the plain tree that will be merged into the dataclass `schema`; other mismatches are left to the merge.
-    """
-    hints = typing.get_type_hints(schema)
-    for name, value in values.items() if isinstance(values, dict) else ():
-        kind, key = hints.get(str(name)), f"{path}{str(name).rstrip('_')}"
-        inner = [*typing.get_args(kind), kind]
-        section = next((t for t in inner if dataclasses.is_dataclass(t)), None)
-        is_plain = typing.get_origin(kind) not in (list, dict)
-        number = next((t for t in inner if t in (int, float, bool) and is_plain), None)
-        if value is None or is_interpolated(value):
-            continue
-        if (section is not None or typing.get_origin(kind) is dict) and not isinstance(value, dict):
-            raise UserError(f"{key}: {value!r} is not a mapping of keys to values")
-        if typing.get_origin(kind) is list and not isinstance(value, list):
-            raise UserError(f"{key}: {value!r} is not a list")
-        if typing.get_origin(kind) in (list, dict) and typing.get_args(kind)[-1] in (str, int, float):
-            for item in value.values() if isinstance(value, dict) else value:
-                if item is None or isinstance(item, (list, dict)):
-                    raise UserError(f"{key}: {item!r} in it is not a single value")
-        if section is not None and typing.get_origin(kind) is dict:
-            for item, entry in value.items():
-                if entry is not None and not isinstance(entry, dict):
-                    raise UserError(f"{key}.{item}: {entry!r} is not a mapping of keys to values")
-                check_types(section, entry, f"{key}.{item}.")
-        elif section is not None:
-            check_types(section, value, f"{key}.")
-        elif number is not None and isinstance(value, str):
-            raise UserError(f"{key}: {value!r} is text; write it without quotes, as a {_WORDS[number]}")
-        elif number in (int, float) and isinstance(value, bool):
-            raise UserError(f"{key}: {str(value).lower()} is not a number")
-        elif kind is str and isinstance(value, (dict, list)):
-            raise UserError(f"{key}: {value!r} is not one text; YAML wants one that ends with a colon in quotes")
+    @functools.wraps(make)
+    def checked(self: Any, *values: Any, **named_values: Any) -> None:
+        try:
+            make(self, *values, **named_values)
+        except ValidationError as error:
+            raise UserError(describe_error(error, section, f"{section.__name__}.")[1]) from None
+
+    section.__init__ = checked  # type: ignore[method-assign,assignment]
+    return section
 
 
-MAX_UNBOUNDED_INT = 2**32 - 1  # of a whole number whose knob names no bound; the largest seed there is
-_WORDS = {int: "whole number", float: "number", bool: "truth value, true or false"}
+# a union names the member that a value wants to be, so that an error is about this member alone
+_TEXT_OR_LIST = Discriminator(lambda value: "list" if isinstance(value, list) else "text")
+_NUMBER_OR_MAPPING = Discriminator(lambda value: "mapping" if isinstance(value, dict) else "number")
+_NUMBER_OR_TEXT = Discriminator(lambda value: "text" if isinstance(value, str) else "number")
 
+Schedule = TypedDict(
+    "Schedule",
+    {
+        "shape": Annotated[
+            Literal["linear", "cosine", "piecewise"],
+            Field(description="linear, cosine: from start to end; piecewise: each of points until the next"),
+        ],
+        "start": Annotated[Float, Field(description="value at the start")],
+        "end": Annotated[Float, Field(description="value at the end")],
+        "from": Annotated[Float, Field(ge=0, le=1, description="share of the steps at which it starts (default 0)")],
+        "until": Annotated[Float, Field(ge=0, le=1, description="share of the steps at which it ends (default 1)")],
+        "points": Annotated[dict[Text, Float], Field(description="of piecewise: {share of the steps: value}")],
+    },
+    total=False,
+)
+with_config(CHECKS)(Schedule)
 
-def check_value(key: str, value: Any, limits: Any) -> None:
-    """Raises UserError when `value` breaks the bounds or choices of its knob."""
-    if isinstance(value, list):
-        for item in value:
-            check_value(key, item, limits)
-        return
-    choices = limits.get("choices")
-    if choices and value not in choices:
-        raise UserError(f"{key}: unknown value {value!r}{suggest(str(value), choices)}")
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return
-    low, high, above = limits.get("low"), limits.get("high"), limits.get("above")
-    if not math.isfinite(value):
-        raise UserError(f"{key}: {value} is not a finite number")
-    if low is not None and value < low:
-        raise UserError(f"{key}: {value} is below its minimum {low} ({limits['about']})")
-    if above is not None and value <= above:
-        raise UserError(f"{key}: {value} must be above {above} ({limits['about']})")
-    if high is None and isinstance(value, int):
-        high = MAX_UNBOUNDED_INT
-    if high is not None and value > high:
-        raise UserError(f"{key}: {value} is above its maximum {high} ({limits['about']})")
+Weight = Annotated[
+    Annotated[Float, Tag("number"), Field(ge=0)] | Annotated[Schedule, Tag("mapping")],
+    _NUMBER_OR_MAPPING,
+]
+Temperature = Annotated[
+    Annotated[Float, Tag("number"), Field(gt=0)] | Annotated[Schedule, Tag("mapping")],
+    _NUMBER_OR_MAPPING,
+]
+LayerSelection = Annotated[
+    Annotated[Literal["uniform", "first_last", "block_influence", "kl_greedy"], Tag("text")]
+    | Annotated[list[Annotated[Count, Field(ge=0)]], Tag("list")],
+    _TEXT_OR_LIST,
+]
+LoraTargets = Annotated[
+    Annotated[Literal["all-linear"], Tag("text")] | Annotated[list[Text], Tag("list"), Field(min_length=1)],
+    _TEXT_OR_LIST,
+]
+Templates = Annotated[Annotated[Text, Tag("text")] | Annotated[list[Text], Tag("list"), Field(min_length=1)], _TEXT_OR_LIST]
+OnPolicyFraction = Annotated[
+    Annotated[Float, Tag("number"), Field(ge=0, le=1)] | Annotated[Literal["adaptive"], Tag("text")],
+    _NUMBER_OR_TEXT,
+]

@@ -1,109 +1,125 @@
-"""Knobs of text that a teacher writes: prompts, sampling, a server to ask, and what of the answers is kept."""
+"""Fields of text that a teacher writes: prompts, sampling, a server to ask, and which of the answers are kept."""
 
-from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Literal
 
-from distill_lit.config.fields import config_field
+from pydantic import Field
+
+from distill_lit.config.fields import Bool, Count, Float, Int, Templates, Text, config_section
 
 
-@dataclass
+@config_section
 class DatasetConfig:
     """Rows of a dataset repository or of a file."""
 
-    dataset: str = config_field("", "dataset repository, org/name, from where `benchmarks` says")
-    name: str = config_field("default", "configuration of that repository")
-    path: str = config_field("", "instead of `dataset`: reference of a .jsonl, .parquet or .txt file, or a folder of them")
-    split: str = config_field("train", "split of the dataset")
-    max_documents: int = config_field(0, "rows drawn at random; 0: all", ge=0)
+    dataset: Text = Field(default="", description="dataset repository, org/name, from where dataset_source says")
+    name: Text = Field(default="default", description="configuration of that repository")
+    path: Text = Field(
+        default="", description="instead of `dataset`: reference of a .jsonl, .parquet or .txt file, or a folder of them"
+    )
+    split: Text = Field(default="train", description="split of the dataset")
+    max_documents: Count = Field(default=0, ge=0, description="rows drawn at random; 0: all")
 
 
-@dataclass
+@config_section
 class PromptsConfig(DatasetConfig):
     """What a teacher is asked: rows, each rendered to one prompt or several."""
 
-    text: Any = config_field(
-        "{{ text }}", "Jinja template of a prompt over the columns of a row, or a list: each row is asked all"
+    text: Templates = Field(
+        default="{{ text }}",
+        description="Jinja template of a prompt over the columns of a row, or a list: each row is asked all",
     )
-    reference_answer: str = config_field("", "Jinja template of the known right answer, for filters.correct")
-    system_prompt: str = config_field("", "system message before every prompt; chat only")
+    reference_answer: Text = Field(
+        default="", description="Jinja template of the known right answer, for filters.require_correct"
+    )
+    system_prompt: Text = Field(default="", description="system message before every prompt; chat only")
 
 
-@dataclass
+@config_section
 class FiltersConfig:
     """Which answers become training text. An answer must pass all that are set."""
 
-    min_tokens: int = config_field(1, "shortest answer", ge=0)
-    max_tokens: int = config_field(0, "longest answer; 0: no limit", ge=0)
-    require_finished: bool = config_field(False, "only answers that ended by themselves, not at max_new_tokens")
-    max_repetition: float = config_field(
-        1.0, "largest share of word 3-grams that occurred before in the answer", ge=0, le=1
+    min_tokens: Count = Field(default=1, ge=0, description="tokens of the shortest answer")
+    max_tokens: Count = Field(default=0, ge=0, description="tokens of the longest answer; 0: no limit")
+    require_finished: Bool = Field(
+        default=False, description="only answers that ended by themselves, not at max_new_tokens"
     )
-    answer_pattern: str = config_field(
-        "", "regular expression whose first group, last match, is the final answer; empty: all of it"
+    max_repetition: Float = Field(
+        default=1.0, ge=0, le=1, description="largest share of word 3-grams that occurred before in the answer"
     )
-    min_agreement: float = config_field(0.0, "smallest mean word overlap (F1) with the prompt's other answers", ge=0, le=1)
-    require_correct: bool = config_field(
-        False, "only where the final answer is prompts.answer, apart from case and punctuation"
+    answer_pattern: Text = Field(
+        default="", description="regular expression whose first group, last match, is the final answer; empty: all of it"
     )
-    max_duplicate_overlap: float = config_field(
-        1.0, "largest overlap of word 5-grams (Jaccard, by MinHash) with an answer kept before; 1: any", gt=0, le=1
+    min_agreement: Float = Field(
+        default=0.0, ge=0, le=1, description="smallest mean word overlap (F1) with the prompt's other answers"
     )
-    decontamination_ngram: int = config_field(
-        0, "words in a row that no evaluation document may share; 0: not looked at", ge=0
+    require_correct: Bool = Field(
+        default=False,
+        description="only where the final answer is prompts.reference_answer, apart from case and punctuation",
     )
-    perplexity_model: str = config_field("", "reference of a model that reads every answer")
-    min_mean_logprob: float = config_field(-5.0, "smallest mean log-probability of a token to the judge, nats", le=0)
+    max_duplicate_overlap: Float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="largest overlap of word 5-grams (Jaccard, by MinHash) with an answer kept before; 1: any",
+    )
+    decontamination_ngram: Count = Field(
+        default=0, ge=0, description="words in a row that no evaluation document may share; 0: not looked at"
+    )
+    perplexity_model: Text = Field(default="", description="reference of a model that scores the answers; empty: none")
+    min_mean_logprob: Float = Field(default=-5.0, le=0, description="least mean log-probability of a token under it, nats")
 
 
-@dataclass
+@config_section
 class PriceConfig:
     """What a server charges, in any one currency."""
 
-    input: float = config_field(0.0, "per million prompt tokens", ge=0)
-    output: float = config_field(0.0, "per million tokens written", ge=0)
+    input: Float = Field(default=0.0, ge=0, description="price of a million prompt tokens")
+    output: Float = Field(default=0.0, ge=0, description="price of a million generated tokens")
 
 
-@dataclass
+@config_section
 class RemoteConfig:
     """An OpenAI-compatible server that writes the answers. Its key comes from the environment only."""
 
-    base_url: str = config_field("https://api.openai.com/v1", "its address, up to and with /v1")
-    model: str = config_field("", "its name for the model")
-    protocol: str = config_field(
-        "chat", "chat: /chat/completions; completions: /completions", choices=("chat", "completions")
+    base_url: Text = Field(default="https://api.openai.com/v1", description="address of the server, up to and with /v1")
+    model: Text = Field(default="", description="name of the model on the server")
+    protocol: Literal["chat", "completions"] = Field(
+        default="chat", description="chat: /chat/completions; completions: /completions"
     )
-    api_key_variable: str = config_field(
-        "OPENAI_API_KEY", "environment variable with the key; a server on this machine needs none"
+    api_key_variable: Text = Field(
+        default="OPENAI_API_KEY", description="environment variable with the key; a server on this machine needs none"
     )
-    logprobs: bool = config_field(True, "ask for token log-probabilities")
-    concurrency: int = config_field(8, "requests at a time", ge=1, le=1024)
-    requests_per_minute: float = config_field(0.0, "most begun in a minute for one corpus, retries too; 0: no limit", ge=0)
-    max_retries: int = config_field(
-        6, "further tries of a request, after 1, 2, 4, … seconds or as the server says", ge=0, le=20
+    logprobs: Bool = Field(default=True, description="ask for token log-probabilities")
+    concurrency: Int = Field(default=8, ge=1, le=1024, description="requests at a time")
+    requests_per_minute: Float = Field(
+        default=0.0, ge=0, description="most begun in a minute for one corpus, retries too; 0: no limit"
     )
-    timeout: float = config_field(120.0, "seconds until a request counts as lost", gt=0)
-    price: PriceConfig = field(default_factory=PriceConfig)
-    budget: float = config_field(
-        0.0, "largest sum to spend on this server and model, in the price's currency; 0: no limit", ge=0
+    max_retries: Int = Field(
+        default=6, ge=0, le=20, description="further tries of a request, after 1, 2, 4, … seconds or as the server says"
+    )
+    timeout: Float = Field(default=120.0, gt=0, description="seconds until a request counts as lost")
+    price: PriceConfig = Field(default_factory=PriceConfig, description="what the server charges")
+    budget: Float = Field(
+        default=0.0, ge=0, description="largest sum to spend on this server and model, in the price's currency; 0: no limit"
     )
 
 
-@dataclass
+@config_section
 class GeneratedConfig:
     """Training text that a teacher writes: prompts → answers → filters."""
 
-    prompts: PromptsConfig = field(default_factory=PromptsConfig)
-    model: str = config_field("", "reference of the model that writes; empty: the experiment's teacher")
-    remote: Optional[RemoteConfig] = None  # instead of a local model
-    chat: bool = config_field(
-        True,
-        "prompts are a user's turns, loss on answers only; false: plain text that goes on where its prompt ends, loss on "
-        "both, of a local model or of remote.protocol completions",
+    prompts: PromptsConfig = Field(default_factory=PromptsConfig, description="what the teacher is asked")
+    model: Text = Field(default="", description="reference of the model that writes; empty: the experiment's teacher")
+    remote: RemoteConfig | None = Field(default=None, description="a server that writes, instead of a local model")
+    chat: Bool = Field(
+        default=True,
+        description="true: prompts are a user's turns, loss on answers only; false: plain text that goes on where its "
+        "prompt ends, loss on both, of a local model or of remote.protocol: completions",
     )
-    num_samples: int = config_field(1, "answers per prompt", ge=1, le=1024)
-    temperature: float = config_field(0.0, "of sampling; 0: the most probable token", ge=0, le=10)
-    top_p: float = config_field(1.0, "smallest set of tokens with this probability is drawn from", gt=0, le=1)
-    max_new_tokens: int = config_field(256, "longest answer, tokens", ge=1)
-    batch_size: int = config_field(16, "sequences written at a time", ge=1, le=1 << 20)
-    seed: int = config_field(0, "draws prompts and tokens", ge=0)
-    filters: FiltersConfig = field(default_factory=FiltersConfig)
+    num_samples: Int = Field(default=1, ge=1, le=1024, description="answers per prompt")
+    temperature: Float = Field(default=0.0, ge=0, le=10, description="temperature of sampling; 0: the most probable token")
+    top_p: Float = Field(default=1.0, gt=0, le=1, description="smallest set of tokens with this probability is drawn from")
+    max_new_tokens: Count = Field(default=256, ge=1, description="tokens of the longest answer")
+    batch_size: Int = Field(default=16, ge=1, le=1 << 20, description="sequences written at a time")
+    seed: Count = Field(default=0, ge=0, description="draws prompts and tokens")
+    filters: FiltersConfig = Field(default_factory=FiltersConfig, description="which answers are kept")

@@ -1,36 +1,76 @@
-"""Plain trees of a config under the keys that users write, guided by the dataclasses that they will become."""
+"""Plain trees of a config under the keys that users write, guided by the sections that they will become."""
 
-import dataclasses
 import functools
 import types
 import typing
 from typing import Any
 
-from distill_lit.config.yaml_text import YamlScalar
+from pydantic import TypeAdapter
+from pydantic.dataclasses import is_pydantic_dataclass
+from pydantic.fields import FieldInfo
+from typing_extensions import is_typeddict
 
-# `from` is a word of Python, so the dataclass field has an underscore that no user should see
-FIELD_OF_KEY = {"from": "from_"}
-KEY_OF_FIELD = {field: key for key, field in FIELD_OF_KEY.items()}
+from distill_lit.config.yaml_text import YamlScalar
 
 
 @functools.cache
-def _types_by_key(schema: Any) -> dict[str, Any]:
-    """{key: type} of a dataclass."""
-    return {KEY_OF_FIELD.get(name, name): _strip_optional(kind) for name, kind in typing.get_type_hints(schema).items()}
+def type_adapter(section: Any) -> TypeAdapter[Any]:
+    """What checks and writes a section."""
+    return TypeAdapter(section)
 
 
-def _strip_optional(kind: Any) -> Any:
-    """The type itself where it is optional."""
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return next(part for part in typing.get_args(kind) if part is not type(None))
-    return kind
+def is_section(kind: Any) -> bool:
+    """Whether a type is a section of a config."""
+    return isinstance(kind, type) and is_pydantic_dataclass(kind)
 
 
-def _type_below(kind: Any, name: str) -> Any:
+@functools.cache
+def fields_by_key(section: Any) -> dict[str, FieldInfo]:
+    """{key as users write it: field} of a section."""
+    return {field.alias or name: field for name, field in section.__pydantic_fields__.items()}
+
+
+@functools.cache
+def _types_by_key(section: Any) -> dict[str, Any]:
+    """{key: type} of a section, or of a mapping with known keys."""
+    hints = typing.get_type_hints(section)
+    if is_typeddict(section):
+        return hints
+    return {field.alias or name: hints[name] for name, field in section.__pydantic_fields__.items()}
+
+
+def union_members(kind: Any) -> list[Any]:
+    """The members of a union, but for None; of any other type, itself."""
+    if typing.get_origin(kind) not in (typing.Union, types.UnionType):
+        return [kind]
+    return [part for part in typing.get_args(kind) if part is not type(None)]
+
+
+def _member(kind: Any, value: Any = None) -> Any:
+    """Of a union, the member for a value; any other type as it is."""
+    members = union_members(kind)
+    fitting = members
+    if isinstance(value, list):
+        fitting = [member for member in members if typing.get_origin(member) is list]
+    elif isinstance(value, dict):
+        fitting = [member for member in members if is_typeddict(member)]
+    return (fitting or members)[0]
+
+
+def is_text(kind: Any, value: Any = None) -> bool:
+    """Whether a key of this type holds a text, or one of several texts, where the value that is given for it is `value`."""
+    kind = _member(kind, value)
+    return kind is str or (typing.get_origin(kind) is typing.Literal and isinstance(typing.get_args(kind)[0], str))
+
+
+def type_below(kind: Any, name: str) -> Any:
     """The type of what stands below a name in a value of `kind`."""
-    if dataclasses.is_dataclass(kind):
-        return _types_by_key(typing.cast(typing.Hashable, kind)).get(name, Any)
-    return _strip_optional(typing.get_args(kind)[1]) if typing.get_origin(kind) is dict else Any
+    for member in union_members(kind):
+        if is_section(member) or is_typeddict(member):
+            return _types_by_key(member).get(name, Any)
+        if typing.get_origin(member) is dict:
+            return typing.get_args(member)[1]
+    return Any
 
 
 def type_at_path(kind: Any, parts: list[str]) -> Any:
@@ -38,23 +78,24 @@ def type_at_path(kind: Any, parts: list[str]) -> Any:
     if not parts:
         return kind
     most = len(parts) if typing.get_origin(kind) is dict else 1
-    found = (type_at_path(_type_below(kind, ".".join(parts[:n])), parts[n:]) for n in range(1, most + 1))
+    found = (type_at_path(type_below(kind, ".".join(parts[:n])), parts[n:]) for n in range(1, most + 1))
     return next((one for one in found if one is not Any), Any)
 
 
 def resolve_scalars(kind: Any, value: Any, root: Any) -> Any:
     """A tree as it was read with each `YamlScalar` as its key wants it: as text, or as its value. root: what the keys of
     `grid` and `variants` begin at."""
+    kind = _member(kind, value)
     if isinstance(value, YamlScalar):
-        return value.source if kind is str else value.value
+        return value.source if is_text(kind) else value.value
     if isinstance(value, list):
-        item = _strip_optional(typing.get_args(kind)[0]) if typing.get_origin(kind) is list else Any
+        item = typing.get_args(kind)[0] if typing.get_origin(kind) is list else Any
         return [resolve_scalars(item, one, root) for one in value]
     if not isinstance(value, dict):
         return value
     if kind is root:
         value = value | {name: _resolve_by_path(value[name], name, root) for name in ("grid", "variants") if name in value}
-    return {name: resolve_scalars(_type_below(kind, name), item, root) for name, item in value.items()}
+    return {name: resolve_scalars(type_below(kind, name), item, root) for name, item in value.items()}
 
 
 def _resolve_by_path(value: Any, name: str, root: Any) -> Any:
@@ -83,31 +124,21 @@ def deep_merge(base: Any, more: Any) -> Any:
 
 def nest_key(kind: Any, tree: Any, key: str, value: Any) -> dict[str, Any]:
     """{a: {b: value}} for the dotted key a.b. A name in it may have dots where `tree` has that name, or where whatever
-    follows is a name, as below `rivals` and `grid`."""
+    follows is a name, as below `external_models` and `grid`."""
     for name in reversed(_split(kind, tree, key.split("."))):
         value = {name: value}
-    found: dict[str, Any] = value
-    return found
+    nested: dict[str, Any] = value
+    return nested
 
 
 def _split(kind: Any, tree: Any, parts: list[str]) -> list[str]:
-    count = 1
+    kind, count = _member(kind), 1
     if typing.get_origin(kind) is dict:
-        inner = _type_below(kind, "")
+        inner = _member(type_below(kind, ""))
         if inner is str or typing.get_origin(inner) is list:
             return [".".join(parts)]
         known = tree if isinstance(tree, dict) else {}
         count = next((n for n in range(len(parts), 1, -1) if ".".join(parts[:n]) in known), 1)
     name, rest = ".".join(parts[:count]), parts[count:]
     inside = tree.get(name) if isinstance(tree, dict) else None
-    return [name, *(_split(_type_below(kind, name), inside, rest) if rest else [])]
-
-
-def keys_to_field_names(kind: Any, value: Any) -> Any:
-    """A tree with the names of fields for the keys that users write."""
-    if isinstance(value, list):
-        return [keys_to_field_names(Any, item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    names = FIELD_OF_KEY if dataclasses.is_dataclass(kind) else {}
-    return {names.get(name, name): keys_to_field_names(_type_below(kind, name), item) for name, item in value.items()}
+    return [name, *(_split(type_below(kind, name), inside, rest) if rest else [])]

@@ -1,46 +1,43 @@
-"""Knobs of training on text that the student writes."""
+"""Fields of training on text that the student writes."""
 
-from dataclasses import dataclass
-from typing import Any
+from pydantic import Field
 
-from distill_lit.config.fields import config_field
+from distill_lit.config.fields import Count, Float, OnPolicyFraction, config_section
 from distill_lit.utils.exceptions import UserError
 
 ADAPTIVE = "adaptive"
 
 
-@dataclass
+@config_section
 class OnPolicyConfig:
-    """Batches in which the student continues prompts of the corpora, and the teacher judges what it wrote."""
+    """Batches in which the student continues prompts of the corpora, scored by the teacher."""
 
-    fraction: Any = config_field(
-        0.0, "of the batches, 0 to 1 (GKD's λ); adaptive: grows whenever validation gets worse (DistiLLM)"
+    fraction: OnPolicyFraction = Field(
+        default=0.0, description="share of the batches (GKD's λ); adaptive: grows whenever validation gets worse (DistiLLM)"
     )
-    prompt_fraction: float = config_field(
-        0.3, "share of a document that is its prompt; of a chat: all before the response", ge=0, le=1
+    prompt_fraction: Float = Field(
+        default=0.3, ge=0, le=1, description="share of a document that is its prompt; of a chat: all before the response"
     )
-    temperature: float = config_field(1.0, "of sampling; the loss has its own", gt=0, le=10)
-    top_p: float = config_field(1.0, "smallest set of tokens with this probability is drawn from", gt=0, le=1)
-    max_new_tokens: int = config_field(64, "longest text, tokens", ge=1)
-    teacher_mix_fraction: float = config_field(
-        0.0, "share of the teacher in the distribution drawn from (MiniLLM)", ge=0, le=1
+    temperature: Float = Field(default=1.0, gt=0, le=10, description="temperature of sampling; the loss has its own")
+    top_p: Float = Field(default=1.0, gt=0, le=1, description="smallest set of tokens with this probability is drawn from")
+    max_new_tokens: Count = Field(default=64, ge=1, description="tokens of the longest text")
+    teacher_mix_fraction: Float = Field(
+        default=0.0, ge=0, le=1, description="share of the teacher in the distribution drawn from (MiniLLM)"
     )
-    replay_buffer_size: int = config_field(
-        0, "batches of student text kept and read again, ever less often; 0: each is read once", ge=0
+    replay_buffer_size: Count = Field(
+        default=0,
+        ge=0,
+        description="batches of student text kept and read again, ever less often; 0: each is read once",
     )
 
 
 def check_on_policy(config: OnPolicyConfig, source: str, compiled: bool) -> None:
-    """Raises UserError for a share that is none, and for what text of the student cannot be judged by."""
-    fraction = config.fraction
-    is_number = isinstance(fraction, (int, float)) and not isinstance(fraction, bool)
-    if fraction != ADAPTIVE and not (is_number and 0 <= fraction <= 1):
-        raise UserError(f"on_policy.fraction: {fraction!r} is neither a number from 0 to 1 nor {ADAPTIVE!r}")
+    """Raises UserError for a teacher that cannot score the student's text, and for a student that cannot write."""
     if not is_on_policy_enabled(config):
         return
     if source != "online":
         raise UserError(
-            f"on_policy.fraction: text that the student writes needs a live teacher; teacher.source is {source}"
+            f"on_policy.fraction: text that the student writes needs an online teacher; teacher.source is {source}"
         )
     if compiled:
         raise UserError("on_policy.fraction: the student cannot write while training.compile is set")

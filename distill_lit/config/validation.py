@@ -2,34 +2,37 @@
 
 import re
 
-from distill_lit.config.fields import check_field_ranges
-from distill_lit.config.schema import BASELINES, OPTIONAL_BASELINES, ExperimentConfig
+from distill_lit.config.schema import BASELINES, ExperimentConfig
 from distill_lit.utils.exceptions import UserError, suggest
 
 MAX_NAME_BYTES = 200  # of the 255 that the name of a folder may have
 # names of files beside the records of models, and of models that are no students
-RESERVED_NAMES = (*BASELINES, *OPTIONAL_BASELINES, "documents", "frequencies", "surprisal")
+RESERVED_NAMES = (*BASELINES, "documents", "frequencies", "surprisal")
 EXPERIMENT_WIDE_KEYS = ("name", "question", "dataset_source", "evaluation", "cost", "analysis", "launcher", "grid",
                         "variants",
                     "baselines", "external_models")  # fmt: skip
 
 
 def _check_varies(what: str, key: str) -> None:
-    """Cells of one experiment answer the same questions beside the same teacher."""
+    """Runs of one experiment answer the same questions beside the same teacher."""
     if key.split(".")[0] in EXPERIMENT_WIDE_KEYS or key in ("teacher", "teacher.model", "students"):
         raise UserError(f"{what}: holds for the whole experiment; write one experiment for each value")
 
 
 def validate_config(config: ExperimentConfig) -> None:
-    """Raises UserError for values out of range and for names that cannot be; names the student of an experiment of one."""
-    check_field_ranges(config)
+    """Raises UserError for names that cannot be, and for what only whole experiments have; names the student of an
+    experiment of one."""
+    if not config.name:
+        raise UserError("name: a value is needed and there is none")
     fits = re.fullmatch(r"[A-Za-z0-9][\w.-]{,99}", config.name) and len(config.name.encode()) <= MAX_NAME_BYTES
     if not fits or ".." in config.name or config.name == "index.html":
         raise UserError(
             f"name: {config.name[:120]!r} must be a plain folder name: letters, digits, '.', '_', '-', at most 100"
         )
+    if not config.teacher.model:
+        raise UserError("teacher.model: a value is needed and there is none")
     if not config.students:
-        raise UserError("students: at least one is needed, as in {half: {depth: 15}}")
+        raise UserError("students: at least one is needed, as in {half: {num_layers: 15}}")
     for name in config.students:
         if not re.fullmatch(r"[A-Za-z0-9][\w-]{,99}", name):
             raise UserError(f"students.{name}: a name is made of letters, digits, '_' and '-', at most 100")
@@ -37,18 +40,10 @@ def validate_config(config: ExperimentConfig) -> None:
             raise UserError(f"students.{name}: the name is taken; choose another")
     if config.student and config.student not in config.students:
         raise UserError(f"student: unknown value {config.student!r}{suggest(config.student, config.students)}")
-    for name in config.baselines:
-        if name not in (*BASELINES, *OPTIONAL_BASELINES):
-            raise UserError(f"baselines: unknown value {name!r}{suggest(name, (*BASELINES, *OPTIONAL_BASELINES))}")
     for name in config.external_models:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]{,99}", name) or name in (*config.students, *RESERVED_NAMES):
-            raise UserError(f"rivals.{name}: a name is made of letters, digits, '_', '.' and '-', and is not taken")
-    for name in ("batch_sizes", "prompt_lengths", "output_lengths"):
-        if not getattr(config.cost, name):
-            raise UserError(f"cost.{name}: has no values")
-    for key, values in config.grid.items():
-        if not values:
-            raise UserError(f"grid.{key}: has no values")
+            raise UserError(f"external_models.{name}: a name is made of letters, digits, '_', '.', '-', and is not taken")
+    for key in config.grid:
         _check_varies(f"grid.{key}", key)
     for variant, changes in config.variants.items():
         for key in changes:

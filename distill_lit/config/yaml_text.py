@@ -17,6 +17,9 @@ from distill_lit.utils.exceptions import UserError
 MAX_YAML_NODES = 200_000  # of a file, aliases counted each time; a few lines of them could stand for more than memory holds
 INTERPOLATION = re.compile(r"\$\{\s*\.*[A-Za-z_]")
 INTERPOLATED_KEY = re.compile(r"\$\{\s*(\.*[A-Za-z_][\w-]*(?:\.[\w-]+)*)\s*\}", re.ASCII)
+MAX_DEPTH = 100  # of values within values
+# what PyYAML and OmegaConf raise beside their own kinds where a value has a shape they did not expect
+PARSE_ERRORS = (TypeError, ValueError, AttributeError, AssertionError, LookupError, RecursionError, yaml.YAMLError)
 SURROGATES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 DOLLAR = re.compile(r"(\\*)\$\{")
 FLOAT = re.compile(
@@ -77,14 +80,16 @@ class _Builder:
     def __init__(self, loader: _Loader) -> None:
         self.loader, self.built = loader, 0
 
-    def build(self, node: yaml.Node) -> Any:
+    def build(self, node: yaml.Node, depth: int = 0) -> Any:
         self.built += 1
+        if depth > MAX_DEPTH:
+            raise yaml.constructor.ConstructorError(None, None, f"more than {MAX_DEPTH} levels", node.start_mark)
         if self.built > MAX_YAML_NODES:
             raise yaml.constructor.ConstructorError(None, None, f"more than {MAX_YAML_NODES:,} values", node.start_mark)
         if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
-            return self._mapping(node)
+            return self._mapping(node, depth)
         if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
-            return [self.build(item) for item in node.value]
+            return [self.build(item, depth + 1) for item in node.value]
         value = self.loader.construct_object(node, deep=True)
         if isinstance(value, str):
             return _joined(value)
@@ -94,7 +99,7 @@ class _Builder:
             raise yaml.constructor.ConstructorError(None, None, f"{node.tag} is no plain value", node.start_mark)
         return value
 
-    def _mapping(self, node: yaml.MappingNode) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Any]:
         names: set[Hashable] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -103,7 +108,7 @@ class _Builder:
                 raise yaml.constructor.ConstructorError(None, None, f"found duplicate key {key.value}", key.start_mark)
             names.add(key.value)
         self.loader.flatten_mapping(node)
-        return {_joined(key.value): self.build(value) for key, value in node.value}
+        return {_joined(key.value): self.build(value, depth + 1) for key, value in node.value}
 
 
 def _joined(text: str) -> str:

@@ -2,7 +2,7 @@
 
 import copy
 
-from distill_lit.config import ExperimentConfig
+from distill_lit.config import Dtype, ExperimentConfig
 from distill_lit.utils import hardware
 
 
@@ -10,11 +10,11 @@ def resolve_auto(config: ExperimentConfig) -> ExperimentConfig:
     """The same experiment with every `auto` that can change a result replaced by this machine's choice."""
     config = copy.deepcopy(config)
     accelerator = config.training.accelerator
-    for section, knob in ((config.training, "precision"), (config.teacher, "dtype"), (config.evaluation, "dtype")):
-        setattr(section, knob, resolve_dtype(getattr(section, knob), accelerator))
+    for section, field in ((config.training, "precision"), (config.teacher, "dtype"), (config.evaluation, "dtype")):
+        setattr(section, field, resolve_dtype(getattr(section, field), accelerator))
     return config
 
 
-def resolve_dtype(dtype: str, accelerator: str = "auto") -> str:
+def resolve_dtype(dtype: Dtype, accelerator: str = "auto") -> Dtype:
     """The number format itself, or for `auto` the fastest measured on this machine."""
     return hardware.fastest_dtype(hardware.device_for(accelerator)) if dtype == "auto" else dtype

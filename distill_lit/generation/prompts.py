@@ -73,8 +73,6 @@ def _sample_rows(source: RowSource, count: int, seed: int) -> Iterator[tuple[int
 def _templates(key: str, prompts: PromptsConfig) -> tuple[list[Any], Any]:
     """(templates of the prompts, template of the right answer)."""
     texts = prompts.text if isinstance(prompts.text, list) else [prompts.text]
-    if not texts or not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{key}.text: {prompts.text!r} is neither a template nor a list of templates")
     try:
         return [template_sandbox().from_string(text) for text in texts], template_sandbox().from_string(
             prompts.reference_answer

@@ -1,9 +1,11 @@
 """Conventions of others, by name: the terms and the scaling that reproduce their loss on the same logits."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from distill_lit.utils.exceptions import UserError, suggest
+
+TemperatureScaling = Literal["auto", "hinton", "none"]
 
 
 class Preset(NamedTuple):
@@ -11,7 +13,7 @@ class Preset(NamedTuple):
 
     about: str
     terms: Mapping[str, Mapping[str, Any]]
-    temperature_scaling: str = "none"
+    temperature_scaling: TemperatureScaling = "none"
 
 
 TERM_DEFAULTS: dict[str, Any] = {"weight": 1.0, "temperature": 1.0, "options": {}}
@@ -46,8 +48,8 @@ PRESETS: dict[str, Preset] = {
 
 
 def resolve_preset(
-    preset: str, terms: Mapping[str, Mapping[str, Any] | None], temperature_scaling: str
-) -> tuple[dict[str, dict[str, Any]], str]:
+    preset: str, terms: Mapping[str, Mapping[str, Any] | None], temperature_scaling: TemperatureScaling
+) -> tuple[dict[str, dict[str, Any]], TemperatureScaling]:
     """({term: its fields}, temperature scaling) of a preset with what a config says on top.
 
     Of a term that both name, a config replaces single fields and single options; a term of None is taken away; fields of

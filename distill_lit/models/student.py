@@ -71,7 +71,8 @@ def check_student(name: str, student: StudentConfig) -> None:
     if len(given) != 1 and (given or not student.lora.rank):
         given_text = " and ".join(given) or "none"
         raise UserError(
-            f"students.{name}: give exactly one of depth (or a list of layers, or width), from, config; got {given_text}"
+            f"students.{name}: give exactly one of num_layers (or a list of layers, or width), from, config; "
+            f"got {given_text}"
         )
     with _student_key_errors(name):
         check_layers(student.layers, student.num_layers)
@@ -156,13 +157,14 @@ def retained_layers(student: StudentConfig, teacher: Path, calibration: Calibrat
         return list(student.layers)
     if not student.num_layers:
         return list(range(total))
-    if student.layers != KL_GREEDY:
+    method = student.layers
+    if method != KL_GREEDY:
 
         def choose() -> list[int]:
             model = calibration.load(teacher)
-            return choose_layers(model, student.num_layers, student.layers, calibration.inputs(model))
+            return choose_layers(model, student.num_layers, method, calibration.inputs(model))
 
-        return list(_load_or_compute_choice("layers", [student.layers, student.num_layers], teacher, calibration, choose))
+        return list(_load_or_compute_choice("layers", [method, student.num_layers], teacher, calibration, choose))
     return _greedy_retained_layers(student.num_layers, total, teacher, calibration)
 
 

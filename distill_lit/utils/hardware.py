@@ -4,7 +4,7 @@ import os
 import platform
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -52,7 +52,7 @@ def logits_budget(device: torch.device) -> float:
     return torch.cuda.get_device_properties(device).total_memory / 2**20 / 10 if device.type == "cuda" else 512.0
 
 
-def fastest_dtype(device: torch.device) -> str:
+def fastest_dtype(device: torch.device) -> Literal["float32", "bfloat16"]:
     """`bfloat16` where its matrix products are at least 1.3 times as fast as float32's, else `float32`."""
     speed = matmul_flops_per_second(device)
     return "bfloat16" if speed["bfloat16"] > 1.3 * speed["float32"] else "float32"

@@ -95,8 +95,8 @@ def test_17_run_again_does_what_is_missing_and_an_edited_cell_is_a_new_one(broke
 
 def test_16_unknown_missing_and_cyclic(tmp_path: Path, experiment: Path) -> None:
     for override, words in (
-        ("training.tokns=5", "unknown key 'training.tokns'; did you mean 'tokens'?"),
-        ("students.one.deep=1", "unknown key 'students.one.deep'; did you mean 'depth'?"),
+        ("training.tokns=5", "unknown key 'training.tokns'; did you mean 'max_tokens'?"),
+        ("students.one.num_layer=1", "unknown key 'students.one.num_layer'; did you mean 'num_layers'?"),
     ):
         with pytest.raises(UserError, match=re.escape(words)):
             load_experiment(experiment, [override])

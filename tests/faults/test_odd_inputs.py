@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save_file
 from trainings import SABOTAGE, cli
 
 from distill_lit.analysis.results import load_results
-from distill_lit.config import load_experiment
-from distill_lit.config.schema import CorpusConfig, EvaluationConfig, StudentConfig
+from distill_lit.config import CorpusConfig, EvaluationConfig, StudentConfig, load_experiment
 from distill_lit.data.corpora import read_documents
 from distill_lit.data.tokenization import tokenize
 from distill_lit.evaluation.evaluator import evaluate_model
@@ -133,7 +132,7 @@ def test_names_of_other_files_are_taken(experiment: Path, name: str) -> None:
 
 
 def test_two_cells_of_one_name_are_refused(experiment: Path) -> None:
-    changes = ["students.one-untrained.depth=2", "baselines=[untrained]", "grid={student: [one, one-untrained]}"]
+    changes = ["students.one-untrained.num_layers=2", "baselines=[untrained]", "grid={student: [one, one-untrained]}"]
     with pytest.raises(UserError, match="2 models would be called 'one-untrained'"):
         plan_of(experiment, changes)
 

@@ -200,7 +200,7 @@ def test_what_a_terminal_cannot_show_is_replaced(tmp_path: Path, encoding: str) 
 
 
 def test_a_reader_that_goes_away_ends_nothing() -> None:
-    process = trainings.command("list", "knobs", PYTHONUNBUFFERED="1")
+    process = trainings.command("list", "fields", PYTHONUNBUFFERED="1")
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
     assert process.wait(120) == 0

