@@ -36,10 +36,10 @@ class TeacherConfig:
     top_k: int = config_field(50, "tokens per position of cache_format top_k", ge=1)
     num_samples: int = config_field(12, "tokens per position of cache_format sampled, drawn with replacement", ge=1)
     sampling_temperature: float = config_field(1.0, "tokens are drawn from p^(1/this); weights make up for it", gt=0)
+    options: dict[str, Any] = config_field({}, "knobs of a registered teacher that the others do not have")
     dtype: str = config_field(
         "auto", "number format of the teacher; auto: the fastest measured on this machine", choices=DTYPES
     )
-    options: dict[str, Any] = config_field({}, "knobs of a registered teacher that the others do not have")
 
 
 @dataclass
