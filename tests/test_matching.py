@@ -20,9 +20,9 @@ from distill_lit.losses import hidden_states as r
 from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.models import Calibration, export_student, initial_student, load_model
 from distill_lit.models.activations import capture_activations
-from distill_lit.teachers import OfflineTeacher, OnlineTeacher
+from distill_lit.teachers import OfflineTeacher, OnlineTeacher, write_teacher_cache
 from distill_lit.teachers.compression import TeacherCacheFormat
-from distill_lit.teachers.offline import measure_bytes_per_token, write_cache_shards
+from distill_lit.teachers.teacher_cache import measure_bytes_per_token
 from distill_lit.training.distiller import Distiller, FusedLossSettings
 from distill_lit.training.feature_alignment import build_feature_alignment
 from distill_lit.training.trainer import TrainingJob, train
@@ -102,9 +102,8 @@ def test_states_from_a_cache_train_as_those_of_the_live_teacher(
         TeacherCacheFormat(hidden_layers=(1, 3)),
         (prepared.train, prepared.validation),
     )
-    write_cache_shards(tmp_path / "cache", model, *rows, batch_size=8, cache_format=form)
-    count = len(prepared.train) + len(prepared.validation)
-    cached = OfflineTeacher(tmp_path / "cache", count, get_lm_head(model, VOCABULARY))
+    write_teacher_cache(tmp_path / "cache", model, *rows, batch_size=8, cache_format=form)
+    cached = OfflineTeacher(tmp_path / "cache", prepared.train, get_lm_head(model, VOCABULARY), len(prepared.validation))
     other, _ = build(teacher, prepared, {"kl": EVERY["kl"], **HIDDEN})
     other.teacher = cached
     batch = make_batch(prepared.train, torch.tensor([5, 70, 2]).numpy(), 1)
