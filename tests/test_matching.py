@@ -288,7 +288,7 @@ baselines: [untrained]
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("teacher.source=offline", "teacher.source offline lacks"),
+        ("teacher.source=offline", "teacher.source offline with cache_format hidden_states does not show"),
         ("objective.terms.hidden_states.options.layers=[[0,4]]", "4 is beyond the teacher's last layer 3"),
         ("objective.terms.hidden_states.options.projector=false", "set projector: true"),
         ("students.one.width.hidden_size=25", "students.one.width: transformers refuses these sizes"),

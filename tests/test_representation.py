@@ -232,20 +232,27 @@ def test_wrong_options_are_refused(kind: str, options: dict, words: str) -> None
 
 
 def test_a_temperature_or_a_negative_weight_is_refused() -> None:
-    with pytest.raises(UserError, match="hidden has no temperature"):
+    with pytest.raises(UserError, match="hidden_states has no temperature"):
         build_objective({"hidden_states": TermConfig(temperature=2.0)})
     with pytest.raises(UserError, match="objective.terms.hidden_states.weight"):
         build_objective({"hidden_states": TermConfig(weight=-1)})
 
 
+def check_features(objective: Any, source: str, student_compiled: bool = False, **knobs: Any) -> None:
+    config = TeacherConfig(model="", source=source, **knobs)
+    described = teacher_source(config).describe(config)
+    check_teacher_supports_features(objective, teacher_capabilities(config), described, student_compiled)
+
+
 @pytest.mark.parametrize("kind", FEATURE_LOSSES)
 def test_a_source_without_inner_states_is_refused(kind: str) -> None:
     objective = build_objective({kind: TermConfig()})
-    check_teacher_supports_features(objective, "online")
-    with pytest.raises(UserError, match=rf"objective.terms.{kind}: .* teacher.source offline lacks"):
-        check_teacher_supports_features(objective, "offline")
+    check_features(objective, "online")
+    for source in ("offline", "cross_tokenizer", "none"):
+        with pytest.raises(UserError, match=rf"objective.terms.{kind}: .* teacher.source {source} .*does not show"):
+            check_features(objective, source)
     with pytest.raises(UserError, match="training.compile"):
-        check_teacher_supports_features(objective, "online", student_compiled=True)
+        check_features(objective, "online", student_compiled=True)
     assert objective.needs_teacher
 
 

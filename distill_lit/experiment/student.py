@@ -47,7 +47,7 @@ from distill_lit.models import (
 from distill_lit.models.loading import is_remote_code_allowed, torch_dtype
 from distill_lit.models.student import retained_layers
 from distill_lit.models.vocabulary import load_unpadded_vocab_size
-from distill_lit.teachers import Teacher
+from distill_lit.teachers import Teacher, teacher_capabilities
 from distill_lit.training.callbacks.evaluation import EvaluationCallback
 from distill_lit.training.distiller import Distiller, FusedLossSettings
 from distill_lit.training.feature_alignment import FeatureAlignment, build_feature_alignment
@@ -270,14 +270,14 @@ def _cost_facts(
     run: Run, setup: TrainingJob, size: ModelSize, trainable_fraction: float, teacher_folder: Path
 ) -> dict[str, Any]:
     """Tokens read and arithmetic spent. A backward pass costs a forward pass for the activations and another for the
-    share of the weights that is trained; an offline teacher's body ran once, for all runs, and is charged to each."""
+    share of the weights that is trained; an offline teacher ran once, for all runs, and is charged to each."""
     tokens = 0 if run.role == Role.UNTRAINED else setup.datamodule.steps * setup.distiller.tokens_per_step
     teacher_size = _teacher_size(str(teacher_folder))
-    needs_teacher = setup.distiller.objective.needs_teacher
+    asks_model = setup.distiller.objective.needs_teacher and teacher_capabilities(run.config.teacher).needs_model
     return {
         "training_tokens": tokens,
         "student_flops": (2 + trainable_fraction) * size.flops_per_token() * tokens,
-        "teacher_flops": teacher_size.flops_per_token() * tokens if needs_teacher else 0.0,
+        "teacher_flops": teacher_size.flops_per_token() * tokens if asks_model else 0.0,
     }
 
 

@@ -7,7 +7,7 @@ from distill_lit.config import TeacherConfig
 from distill_lit.teachers.base import CachedTeacherSource, TeacherCapabilities, TeacherSource
 from distill_lit.utils.exceptions import UserError, suggest
 
-_SOURCES: dict[str, TeacherSource] = {}
+TEACHER_SOURCES: dict[str, TeacherSource] = {}
 SourceClass = TypeVar("SourceClass", bound=type[TeacherSource])
 
 
@@ -18,10 +18,10 @@ def register_teacher(name: str) -> Callable[[SourceClass], SourceClass]:
     """
 
     def register(source: SourceClass) -> SourceClass:
-        known = type(_SOURCES[name]) if name in _SOURCES else source
+        known = type(TEACHER_SOURCES[name]) if name in TEACHER_SOURCES else source
         if (known.__module__, known.__qualname__) != (source.__module__, source.__qualname__):
             raise UserError(f"teacher.source: {name!r} is registered already, by {known.__module__}; choose another name")
-        _SOURCES[name] = source()
+        TEACHER_SOURCES[name] = source()
         return source
 
     return register
@@ -29,14 +29,14 @@ def register_teacher(name: str) -> Callable[[SourceClass], SourceClass]:
 
 def teacher_sources() -> list[str]:
     """The choices of `teacher.source`, in the order in which they were registered."""
-    return list(_SOURCES)
+    return list(TEACHER_SOURCES)
 
 
 def teacher_source(config: TeacherConfig) -> TeacherSource:
     """The chosen source. Raises UserError for one that is not registered."""
-    if config.source not in _SOURCES:
-        raise UserError(f"teacher.source: unknown value {config.source!r}{suggest(config.source, _SOURCES)}")
-    return _SOURCES[config.source]
+    if config.source not in TEACHER_SOURCES:
+        raise UserError(f"teacher.source: unknown value {config.source!r}{suggest(config.source, TEACHER_SOURCES)}")
+    return TEACHER_SOURCES[config.source]
 
 
 def cached_teacher_source(config: TeacherConfig) -> CachedTeacherSource:
@@ -53,4 +53,8 @@ def teacher_capabilities(config: TeacherConfig) -> TeacherCapabilities:
 
 def sources_that(is_able: Callable[[TeacherCapabilities], bool]) -> list[str]:
     """The sources that are able to do something with the default knobs, for messages that say what to choose instead."""
-    return [name for name, source in _SOURCES.items() if is_able(source.capabilities(TeacherConfig(model="", source=name)))]
+    return [
+        name
+        for name, source in TEACHER_SOURCES.items()
+        if is_able(source.capabilities(TeacherConfig(model="", source=name)))
+    ]
