@@ -109,9 +109,8 @@ class UnigramSource(CachedTeacherSource):
 
 
 @pytest.fixture(autouse=True)
-def _registered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both teachers, for one test."""
-    monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(registry, "TEACHER_SOURCES", dict(registry.TEACHER_SOURCES))
     register_teacher("uniform")(UniformSource)
     register_teacher("unigram")(UnigramSource)
