@@ -107,13 +107,13 @@ def test_states_from_a_cache_train_as_those_of_the_live_teacher(
     other, _ = build(teacher, prepared, {"kl": EVERY["kl"], **HIDDEN})
     other.teacher = cached
     batch = make_batch(prepared.train, torch.tensor([5, 70, 2]).numpy(), 1)
-    with distiller.teacher.inner_states(batch, {"hidden_states": {1, 3}}) as live:
+    with distiller.teacher.activations(batch, {"hidden_states": {1, 3}}) as live:
         distiller.teacher.target(batch, batch["labels"][:, 1:] >= 0)
     with cached.activations(batch, {"hidden_states": {1, 3}}) as kept:
         for key, states in live.items():
             torch.testing.assert_close(kept[key], states)
     theirs, ours = run(tmp_path / "online", distiller, module), run(tmp_path / "offline", other, module)
-    assert ours["validation/hidden"] == pytest.approx(theirs["validation/hidden"], rel=1e-5)
+    assert ours["validation/hidden_states"] == pytest.approx(theirs["validation/hidden_states"], rel=1e-5)
     assert ours["validation/loss"] == pytest.approx(theirs["validation/loss"], rel=1e-5)
     assert measure_bytes_per_token(tmp_path / "cache", prepared.train, form) == pytest.approx(
         3 * 4 * model.config.hidden_size, rel=0.1
@@ -315,6 +315,6 @@ def test_the_whole_way_with_inner_states_width_and_adapters(tmp_path: Path, teac
     assert not information["unexpected_keys"]
     assert not information["missing_keys"]
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert {"train/hidden", "validation/hidden", "train/kl"} <= set(manifest["metrics"])
+    assert {"train/hidden_states", "validation/hidden_states", "train/kl"} <= set(manifest["metrics"])
     assert manifest["kept_layers"] == [0, 3]
     assert [pair[0] for pair in manifest["layer_maps"]["hidden_states"]] == [0, 1]

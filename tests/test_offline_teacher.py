@@ -227,7 +227,7 @@ sys.path.insert(0, {tests!r})
 import test_offline_teacher as t
 from distill_lit import data
 config = t.DataConfig(corpora={{"text": t.CorpusConfig(path={corpus!r})}}, sequence_length=t.LENGTH, validation_sequences=4)
-t.write(Path({folder!r}), Path({teacher!r}), data.prepare(config, Path({teacher!r}), "pypi"), t.DRAWN)
+t.write(Path({folder!r}), Path({teacher!r}), data.prepare_datasets(config, Path({teacher!r}), "pypi"), t.DRAWN)
 """
 
 
@@ -332,13 +332,16 @@ def test_hidden_cache_and_live_teacher_train_alike(tmp_path: Path, tiny_teacher:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["teacher.cache_format=top_k"], "teacher.cache_format top_k"),
-        (["teacher.cache_format=sampled", "objective.terms.kl.kind=top_k_kl"], "teacher.cache_format sampled"),
+        (["teacher.cache_format=top_k"], "teacher.source offline with cache_format top_k is top_k"),
+        (
+            ["teacher.cache_format=sampled", "objective.terms.kl.kind=top_k_kl"],
+            "teacher.source offline with cache_format sampled is sampled",
+        ),
         (
             ["teacher.cache_format=sampled", "objective.terms.kl.kind=sampled_kl", "objective.terms.kl.temperature=2"],
             "soften",
         ),
-        (["teacher.cache_format=top_p"], "choose from hidden, sampled, top_k"),
+        (["teacher.cache_format=top_p"], "choose from hidden_states, sampled, top_k"),
         (["teacher.cache_format=top_k", "teacher.top_k=0"], "teacher.top_k"),
         (["teacher.sampling_temperature=0"], "teacher.sampling_temperature"),
         (["teacher.source=none"], "teacher.source: none"),
