@@ -29,7 +29,7 @@ def validate_config(config: ExperimentConfig) -> None:
             f"name: {config.name[:120]!r} must be a plain folder name: letters, digits, '.', '_', '-', at most 100"
         )
     if not config.students:
-        raise UserError("students: at least one is needed, as in {half: {depth: 15}}")
+        raise UserError("students: at least one is needed, as in {half: {num_layers: 15}}")
     for name in config.students:
         if not re.fullmatch(r"[A-Za-z0-9][\w-]{,99}", name):
             raise UserError(f"students.{name}: a name is made of letters, digits, '_' and '-', at most 100")
