@@ -36,20 +36,19 @@ from benchmarks.cached_teacher_page import render
 from distill_lit import data
 from distill_lit.config import ExperimentConfig, StudentConfig, TermConfig, TrainingConfig, load_experiment
 from distill_lit.data.loader import make_batch
-from distill_lit.experiment.teacher import load_unpadded_vocab_size
 from distill_lit.losses import build_objective, can_compile, chunk_size_for_budget
 from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.models import Calibration, initial_student, load_model, model_folder
-from distill_lit.teachers import OfflineTeacher, OnlineTeacher, SparseOfflineTeacher, Teacher
+from distill_lit.models.vocabulary import load_unpadded_vocab_size
+from distill_lit.teachers import OfflineTeacher, OnlineTeacher, Teacher, write_teacher_cache
 from distill_lit.teachers.compression import (
-    CACHE_HIDDEN_STATES,
     CACHE_SAMPLED,
     CACHE_TOP_K,
     TeacherCacheFormat,
     compress_logprobs,
     decompress_target,
 )
-from distill_lit.teachers.offline import measure_bytes_per_token, write_cache_shards
+from distill_lit.teachers.teacher_cache import measure_bytes_per_token
 from distill_lit.training.distiller import Distiller, FusedLossSettings
 from distill_lit.utils import hardware
 from distill_lit.utils.files import write_text
@@ -70,7 +69,7 @@ FORMS = {
 }
 NAMES = ("ce", "online", *FORMS)
 PARTS = ("gradients", "times")
-Signals = dict[str, Teacher | None]
+Teachers = dict[str, Teacher | None]
 Batch = dict[str, Tensor]
 Found = dict[str, dict[str, float]]
 
@@ -94,11 +93,11 @@ def main() -> None:
     config = load_experiment(ROOT / "experiments/cached_teacher.yaml")
     bench = Bench(config, options.rows, options.batches if options.gradients else 1, not options.no_compile)
     with tempfile.TemporaryDirectory() as place:
-        signals, sizes = bench.write_caches(Path(place))
+        teachers, sizes = bench.write_caches(Path(place))
         if options.gradients:
-            found = compare_gradients(bench, signals, options.repeats)
+            found = compare_gradients(bench, teachers, options.repeats)
         else:
-            found = time_all(bench, signals, options.steps)
+            found = time_all(bench, teachers, options.steps)
     part = "gradients" if options.gradients else "times"
     table = pd.DataFrame([{"teacher": name, "bytes_per_token": sizes.get(name), **found.get(name, {})} for name in NAMES])
     numbers = table.to_csv(index=False, float_format="%.5g")
@@ -135,32 +134,29 @@ class Bench:
             f"{'compiled' if self.compiled else 'eager'}"
         )
 
-    def write_caches(self, place: Path) -> tuple[Signals, dict[str, float]]:
-        """({name: signal}, {name: bytes per token}); None is no teacher, for plain cross-entropy."""
-        signals: Signals = {"ce": None, "online": OnlineTeacher(self.teacher, self.vocabulary)}
-        sizes, held, rows = {}, self.data.validation.take(np.arange(1)), len(self.train) + 1
+    def write_caches(self, place: Path) -> tuple[Teachers, dict[str, float]]:
+        """({name: teacher}, {name: bytes per token}); None is no teacher, for plain cross-entropy."""
+        teachers: Teachers = {"ce": None, "online": OnlineTeacher(self.teacher, self.vocabulary)}
+        sizes, held = {}, self.data.validation.take(np.arange(1))
         head = get_lm_head(self.teacher, self.vocabulary)
         for name, (form, _) in FORMS.items():
             folder = place / f"{form.kind}-{form.tokens_per_position}"
-            write_cache_shards(folder, self.teacher, self.train, held, self.rows, form, self.vocabulary)
+            write_teacher_cache(folder, self.teacher, self.train, held, self.rows, form, self.vocabulary)
             sizes[name] = measure_bytes_per_token(folder, self.train, form)
-            whole = form.kind == CACHE_HIDDEN_STATES
-            signals[name] = (
-                OfflineTeacher(folder, rows, head) if whole else SparseOfflineTeacher(folder, self.train, 1, form, head)
-            )
-        return signals, sizes
+            teachers[name] = OfflineTeacher(folder, self.train, head, num_validation_rows=1)
+        return teachers, sizes
 
     def student(self, depth: int) -> Any:
         """A student before its first step."""
         return initial_student(StudentConfig(layers=LAYERS[depth]), self.folder, Calibration([], ""), 0)
 
-    def distiller(self, name: str, signal: Teacher | None, student: Any) -> Distiller:
-        """The student under the objective that reads this signal."""
+    def distiller(self, name: str, teacher: Teacher | None, student: Any) -> Distiller:
+        """The student under the objective that reads this teacher."""
         term = TermConfig(kind="ce") if name == "ce" else TermConfig(**FORMS.get(name, FORMS["hidden_states"])[1])
         settings = FusedLossSettings(chunk_size_for_budget(512, self.vocabulary, self.compiled), self.compiled, self.dtype)
         training = TrainingConfig(max_tokens=1, micro_batch_size=self.rows)
         objective = build_objective({"term": term})
-        return Distiller(student, self.vocabulary, objective, signal, training, 1, self.train.sequence_length, settings)
+        return Distiller(student, self.vocabulary, objective, teacher, training, 1, self.train.sequence_length, settings)
 
     def backward(self, distiller: Distiller, batch: Batch) -> None:
         """Adds the gradient of a batch's mean loss to the student's."""
@@ -173,22 +169,22 @@ class Bench:
 # ---------------------------------------------------------------- times
 
 
-def time_all(bench: Bench, signals: Signals, steps: int) -> Found:
+def time_all(bench: Bench, teachers: Teachers, steps: int) -> Found:
     """{name: of each depth the seconds of a step, their ratio to plain cross-entropy's, the live teacher's to them}."""
-    found: Found = {name: {} for name in signals}
+    found: Found = {name: {} for name in teachers}
     for depth in LAYERS:
-        seconds = time_steps(bench, signals, steps, depth)
+        seconds = time_steps(bench, teachers, steps, depth)
         for name, step in seconds.items():
             found[name] |= {f"seconds_{depth}": step, f"to_ce_{depth}": step / seconds["ce"]}
             found[name] |= {f"faster_than_live_{depth}": seconds["online"] / step}
     return found
 
 
-def time_steps(bench: Bench, signals: Signals, steps: int, depth: int) -> dict[str, float]:
+def time_steps(bench: Bench, teachers: Teachers, steps: int, depth: int) -> dict[str, float]:
     """{name: median seconds of a step}, one step of each in turn, in another order every time, so that a slow minute
     slows all. All train one student, or they would not fit into memory: of it only the time is read."""
     student = bench.student(depth)
-    distillers = {name: bench.distiller(name, signal, student) for name, signal in signals.items()}
+    distillers = {name: bench.distiller(name, teacher, student) for name, teacher in teachers.items()}
     optimizer, draw = torch.optim.AdamW(student.parameters(), 1e-5, fused=True), np.random.default_rng(0)
     times: dict[str, list[float]] = {name: [] for name in distillers}
     for step in range(steps + 1):  # the first compiles
@@ -205,12 +201,12 @@ def time_steps(bench: Bench, signals: Signals, steps: int, depth: int) -> dict[s
 # ---------------------------------------------------------------- gradients
 
 
-def compare_gradients(bench: Bench, signals: Signals, repeats: int) -> Found:
+def compare_gradients(bench: Bench, teachers: Teachers, repeats: int) -> Found:
     """{name: means and standard deviations (sd) over batches of angle (degrees), bias (distance of the mean gradient as a
     share), chance (what of it is noise)}. No step is taken: one student gives every gradient."""
     student = bench.student(max(LAYERS))
     before = [parameter.detach().clone() for parameter in student.parameters()]
-    distillers = {name: bench.distiller(name, signal, student) for name, signal in signals.items()}
+    distillers = {name: bench.distiller(name, teacher, student) for name, teacher in teachers.items()}
     rows: list[dict[str, Any]] = []
     for number, batch in enumerate(bench.batches):
         full = gradient(bench, distillers["online"], batch)
@@ -241,7 +237,7 @@ def distance(one: Tensor, full: Tensor) -> dict[str, float]:
 
 def average(bench: Bench, distiller: Distiller, batch: Batch, full: Tensor, repeats: int) -> dict[str, float]:
     """The bias of the mean gradient over caches of other draws, and what of it chance explains."""
-    signal, form = distiller.teacher, distiller.teacher.form
+    teacher, form = distiller.teacher, distiller.teacher.cache_format
     target = OnlineTeacher(bench.teacher, bench.vocabulary).target(batch, batch["labels"][:, 1:] >= 0)
     mean, squares = torch.zeros_like(full), 0.0
     for seed in range(repeats):
@@ -249,7 +245,7 @@ def average(bench: Bench, distiller: Distiller, batch: Batch, full: Tensor, repe
         found = gradient(bench, distiller, batch)
         squares += float((found - full).square().sum()) / repeats
         mean += found / repeats
-    distiller.teacher = signal
+    distiller.teacher = teacher
     chance = (squares / repeats) ** 0.5 / float(full.norm())
     return {"bias": float((mean - full).norm() / full.norm()), "chance": chance}
 

@@ -108,8 +108,8 @@ def new_distiller(dtype: torch.dtype, device: torch.device, quick: bool, compile
     shape = StudentConfig(num_layers=2 if quick else 6, layers="uniform")
     student = initial_student(shape, folder, Calibration([], ""), seed=0).to(device).train()
     vocabulary = get_lm_head(student, 1).weight.shape[0]
-    signal, training = OnlineTeacher(teacher, vocabulary, compiled), TrainingConfig(compile=compiled)
-    return Distiller(student, vocabulary, ONE_TERM, signal, training, 100, 256, FusedLossSettings(1, False, dtype))
+    teacher, training = OnlineTeacher(teacher, vocabulary, compiled), TrainingConfig(compile=compiled)
+    return Distiller(student, vocabulary, ONE_TERM, teacher, training, 100, 256, FusedLossSettings(1, False, dtype))
 
 
 def random_batch(vocabulary: int, shape: tuple[int, int], device: torch.device) -> dict[str, Tensor]:

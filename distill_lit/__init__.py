@@ -15,9 +15,14 @@ if TYPE_CHECKING:
     from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
     from distill_lit.experiment.experiment import Experiment
     from distill_lit.models.pruning import prune_depth, prune_width
-    from distill_lit.teachers.cross_tokenizer import CrossTokenizerTeacher
-    from distill_lit.teachers.offline import OfflineTeacher
-    from distill_lit.teachers.online import OnlineTeacher
+    from distill_lit.teachers import (
+        CrossTokenizerTeacher,
+        OfflineTeacher,
+        OnlineTeacher,
+        TeacherCacheFormat,
+        register_teacher,
+        write_teacher_cache,
+    )
     from distill_lit.training.distiller import Distiller
     from distill_lit.utils.exceptions import UserError
 
@@ -29,27 +34,33 @@ __all__ = [
     "OnlineTeacher",
     "PackedDataModule",
     "PrefixTreeLM",
+    "TeacherCacheFormat",
     "UserError",
     "evaluate",
     "load_results",
     "losses",
     "prune_depth",
     "prune_width",
+    "register_teacher",
+    "write_teacher_cache",
 ]
 
 _HOMES = {
-    "CrossTokenizerTeacher": "teachers.cross_tokenizer",
+    "CrossTokenizerTeacher": "teachers",
     "Distiller": "training.distiller",
     "Experiment": "experiment.experiment",
-    "OfflineTeacher": "teachers.offline",
-    "OnlineTeacher": "teachers.online",
+    "OfflineTeacher": "teachers",
+    "OnlineTeacher": "teachers",
     "PackedDataModule": "data.datamodule",
     "PrefixTreeLM": "evaluation.prefix_tree_lm",
+    "TeacherCacheFormat": "teachers",
     "UserError": "utils.exceptions",
     "evaluate": "evaluation.evaluator",
     "load_results": "analysis.results",
     "prune_depth": "models.pruning",
     "prune_width": "models.pruning",
+    "register_teacher": "teachers",
+    "write_teacher_cache": "teachers",
 }
 
 # torchao, where it is installed, complains on import of each CUDA library that a CPU machine lacks

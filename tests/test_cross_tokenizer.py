@@ -398,9 +398,9 @@ QUICK = ROOT / "experiments/quickstart.yaml"
     [
         (
             ["teacher.source=cross_tokenizer"],
-            "forward_kl needs a teacher that is dense, and teacher.source cross_tokenizer is foreign",
+            "forward_kl needs a teacher that is dense, and teacher.source cross_tokenizer is cross_tokenizer",
         ),
-        (["teacher.source=online", "objective.terms.kl.kind=uld"], "uld needs a teacher that is foreign"),
+        (["teacher.source=online", "objective.terms.kl.kind=uld"], "uld needs a teacher that is cross_tokenizer"),
         (
             ["teacher.source=cross_tokenizer", "objective.terms.kl.kind=uld", "objective.terms.kl.temperature=2"],
             "temperature",

@@ -15,8 +15,8 @@ from distill_lit.data.loader import make_batch
 from distill_lit.losses import build_objective, can_compile
 from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.models import Calibration, initial_student, load_model
-from distill_lit.teachers import OnlineTeacher
-from distill_lit.teachers.offline import OfflineTeacher, teacher_cache_folder, teacher_cache_metadata, write_cache_shards
+from distill_lit.teachers import OfflineTeacher, OnlineTeacher, write_teacher_cache
+from distill_lit.teachers.teacher_cache import teacher_cache_folder, teacher_cache_metadata
 from distill_lit.training.distiller import Distiller, FusedLossSettings
 from distill_lit.training.trainer import TrainingJob, train, validate
 from distill_lit.utils.distributed.spawn import spawn_ranks
@@ -271,9 +271,9 @@ def test_cached_teacher_trains_the_same_student(
     monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
     model = load_model(tiny_teacher)
     folder = teacher_cache_folder(teacher_cache_metadata({"model": "x"}, prepared.fingerprint, torch.float32))
-    write_cache_shards(folder, model, prepared.train, prepared.validation, batch_size=8)
-    rows = len(prepared.train) + len(prepared.validation)
-    cached = OfflineTeacher(folder, rows, get_lm_head(model.requires_grad_(False), VOCABULARY))
+    write_teacher_cache(folder, model, prepared.train, prepared.validation, batch_size=8)
+    lm_head = get_lm_head(model.requires_grad_(False), VOCABULARY)
+    cached = OfflineTeacher(folder, prepared.train, lm_head, len(prepared.validation))
     live_student, live = run(tmp_path / "online", tiny_teacher, prepared)
     cached_student, other = run(tmp_path / "offline", tiny_teacher, prepared, signal=cached)
     torch.testing.assert_close(weights(live_student), weights(cached_student), rtol=1e-4, atol=1e-5)
@@ -283,7 +283,7 @@ def test_cached_teacher_trains_the_same_student(
 def test_corrupt_shard_is_rebuilt_and_only_it(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:
     model, rows = load_model(tiny_teacher), prepared.train
     total = len(rows) + len(prepared.validation)
-    write_cache_shards(tmp_path, model, rows, prepared.validation, batch_size=8)
+    write_teacher_cache(tmp_path, model, rows, prepared.validation, batch_size=8)
     shards = sorted(tmp_path.glob("*.safetensors"))
     assert len(shards) == -(-total // 64)
     before = hashes_of(tmp_path)
@@ -292,8 +292,8 @@ def test_corrupt_shard_is_rebuilt_and_only_it(tmp_path: Path, tiny_teacher: Path
     content[-1] ^= 1
     shards[1].write_bytes(content)
     with pytest.raises(UserError, match="corrupt"):
-        OfflineTeacher(tmp_path, total, get_lm_head(model, VOCABULARY))
-    write_cache_shards(tmp_path, model, rows, prepared.validation, batch_size=8)
+        OfflineTeacher(tmp_path, rows, get_lm_head(model, VOCABULARY), len(prepared.validation))
+    write_teacher_cache(tmp_path, model, rows, prepared.validation, batch_size=8)
     assert hashes_of(tmp_path) == before
     assert shards[0].stat().st_mtime_ns == times[shards[0]]
 

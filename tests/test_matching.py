@@ -20,9 +20,9 @@ from distill_lit.losses import hidden_states as r
 from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.models import Calibration, export_student, initial_student, load_model
 from distill_lit.models.activations import capture_activations
-from distill_lit.teachers import OfflineTeacher, OnlineTeacher
+from distill_lit.teachers import OfflineTeacher, OnlineTeacher, write_teacher_cache
 from distill_lit.teachers.compression import TeacherCacheFormat
-from distill_lit.teachers.offline import measure_bytes_per_token, write_cache_shards
+from distill_lit.teachers.teacher_cache import measure_bytes_per_token
 from distill_lit.training.distiller import Distiller, FusedLossSettings
 from distill_lit.training.feature_alignment import build_feature_alignment
 from distill_lit.training.trainer import TrainingJob, train
@@ -102,19 +102,18 @@ def test_states_from_a_cache_train_as_those_of_the_live_teacher(
         TeacherCacheFormat(hidden_layers=(1, 3)),
         (prepared.train, prepared.validation),
     )
-    write_cache_shards(tmp_path / "cache", model, *rows, batch_size=8, cache_format=form)
-    count = len(prepared.train) + len(prepared.validation)
-    cached = OfflineTeacher(tmp_path / "cache", count, get_lm_head(model, VOCABULARY))
+    write_teacher_cache(tmp_path / "cache", model, *rows, batch_size=8, cache_format=form)
+    cached = OfflineTeacher(tmp_path / "cache", prepared.train, get_lm_head(model, VOCABULARY), len(prepared.validation))
     other, _ = build(teacher, prepared, {"kl": EVERY["kl"], **HIDDEN})
     other.teacher = cached
     batch = make_batch(prepared.train, torch.tensor([5, 70, 2]).numpy(), 1)
-    with distiller.teacher.inner_states(batch, {"hidden_states": {1, 3}}) as live:
+    with distiller.teacher.activations(batch, {"hidden_states": {1, 3}}) as live:
         distiller.teacher.target(batch, batch["labels"][:, 1:] >= 0)
     with cached.activations(batch, {"hidden_states": {1, 3}}) as kept:
         for key, states in live.items():
             torch.testing.assert_close(kept[key], states)
     theirs, ours = run(tmp_path / "online", distiller, module), run(tmp_path / "offline", other, module)
-    assert ours["validation/hidden"] == pytest.approx(theirs["validation/hidden"], rel=1e-5)
+    assert ours["validation/hidden_states"] == pytest.approx(theirs["validation/hidden_states"], rel=1e-5)
     assert ours["validation/loss"] == pytest.approx(theirs["validation/loss"], rel=1e-5)
     assert measure_bytes_per_token(tmp_path / "cache", prepared.train, form) == pytest.approx(
         3 * 4 * model.config.hidden_size, rel=0.1
@@ -289,7 +288,7 @@ baselines: [untrained]
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("teacher.source=offline", "teacher.source offline lacks"),
+        ("teacher.source=offline", "teacher.source offline with cache_format hidden_states does not show"),
         ("objective.terms.hidden_states.options.layers=[[0,4]]", "4 is beyond the teacher's last layer 3"),
         ("objective.terms.hidden_states.options.projector=false", "set projector: true"),
         ("students.one.width.hidden_size=25", "students.one.width: transformers refuses these sizes"),
@@ -316,6 +315,6 @@ def test_the_whole_way_with_inner_states_width_and_adapters(tmp_path: Path, teac
     assert not information["unexpected_keys"]
     assert not information["missing_keys"]
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert {"train/hidden", "validation/hidden", "train/kl"} <= set(manifest["metrics"])
+    assert {"train/hidden_states", "validation/hidden_states", "train/kl"} <= set(manifest["metrics"])
     assert manifest["kept_layers"] == [0, 3]
     assert [pair[0] for pair in manifest["layer_maps"]["hidden_states"]] == [0, 1]

@@ -125,3 +125,10 @@ grid: {{student: [one]}}
     assert "4 runs at 1 points" in out
     assert out.count(" done") == 4
     assert (tmp_path / "results/tiny/report.html").is_file()
+
+
+def test_an_offline_teacher_alone(tiny_teacher: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    arguments = ("--teacher", tiny_teacher, "--corpus", tiny_corpus, "--sequence-length", 32, "--out", tmp_path / "cache")
+    words = run_example("offline_teacher.py", *arguments).split()
+    assert float(words[-1]) == pytest.approx(float(words[4]), abs=0.3)
+    assert (tmp_path / "cache/manifest.json").is_file()

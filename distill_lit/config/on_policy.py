@@ -31,13 +31,13 @@ class OnPolicyConfig:
     )
 
 
-def check_on_policy(config: OnPolicyConfig, source: str, compiled: bool) -> None:
-    """Raises UserError for a teacher that cannot score the student's text, and for a student that cannot write."""
+def check_on_policy(config: OnPolicyConfig, teacher: str, scores_student_text: bool, compiled: bool) -> None:
+    """Raises UserError for a teacher (what users call it) that cannot score new text, and for a student that cannot write."""
     if not is_on_policy_enabled(config):
         return
-    if source != "online":
+    if not scores_student_text:
         raise UserError(
-            f"on_policy.fraction: text that the student writes needs an online teacher; teacher.source is {source}"
+            f"on_policy.fraction: {teacher} cannot score text that the student has just written; choose an online teacher"
         )
     if compiled:
         raise UserError("on_policy.fraction: the student cannot write while training.compile is set")

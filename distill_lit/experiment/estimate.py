@@ -13,10 +13,10 @@ from distill_lit.data.loader import optimizer_steps
 from distill_lit.data.mirror import MIRROR_WHEELS
 from distill_lit.experiment.plan import Run
 from distill_lit.experiment.run import is_run_built
-from distill_lit.experiment.teacher import teacher_cache_form, torch_dtype
 from distill_lit.losses import build_objective
 from distill_lit.models import ModelSize, load_model_config, model_folder, size_from_config, student_config
-from distill_lit.teachers.compression import CACHE_HIDDEN_STATES
+from distill_lit.teachers import cached_teacher_source, teacher_capabilities
+from distill_lit.teachers.base import CacheRows
 from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root, disk_free, filesystem_id
@@ -123,37 +123,35 @@ def _estimate(run: Run, teacher: ModelSize, student: ModelSize) -> Estimate:
 
 
 def _estimate_teacher_cache(config: ExperimentConfig, teacher_config: Any, teacher: ModelSize) -> Estimate | None:
-    """A pass of the teacher over all rows, and what is kept: of held-out rows hidden states, whatever the form."""
-    counted = _positions(config)
-    if counted is None:
+    """A pass of the teacher over all rows, and what is kept of it."""
+    rows = _positions(config)
+    if rows is None:
         return None
-    read, supervised, held_out = counted
-    text, form = teacher_config.get_text_config(), teacher_cache_form(config.teacher)
-    state = torch_dtype(config.teacher.dtype).itemsize * text.hidden_size * (1 + len(form.hidden_layers))
-    kept = read * state if form.kind == CACHE_HIDDEN_STATES else supervised * form.bytes_per_token(text.vocab_size)
-    flops = teacher.flops_per_token(head=form.kind != CACHE_HIDDEN_STATES) * (read + held_out)
+    source = cached_teacher_source(config.teacher)
+    has_lm_head = source.capabilities(config.teacher).target_form != "dense"  # hidden states need none
+    flops = teacher.flops_per_token(head=has_lm_head) * (rows.train_positions + rows.validation_positions)
     speed = hardware.matmul_flops_per_second(hardware.device_for(config.training.accelerator))
     seconds = flops / (speed.get(config.teacher.dtype, speed["float32"]) * FORWARD_EFFICIENCY)
-    size = kept + held_out * state
+    size = source.estimate_cache_bytes(config.teacher, teacher_config, rows)
     return Estimate(0, flops, size, size, seconds / 60)
 
 
-def _positions(config: ExperimentConfig) -> tuple[int, int, int] | None:
-    """(positions of the training rows, supervised ones among them, held-out positions), or None where nobody knows."""
+def _positions(config: ExperimentConfig) -> CacheRows | None:
+    """How much there is to read, or None where nobody knows."""
     length, held_out = config.data.sequence_length, config.data.validation_sequences * config.data.sequence_length
     if any(corpus.generated for corpus in config.data.corpora.values()):
         tokens = _count_generated_tokens(config)
-        return tokens, tokens, held_out
+        return CacheRows(tokens, tokens, held_out)
     tokens = config.data.max_tokens
     try:
         if _are_corpora_local(config):
             known = data.cached_statistics(config.data, model_folder(config.teacher.model), config.dataset_source)
             if known:
-                return known["train_rows"] * length, known["targets"], held_out
+                return CacheRows(known["train_rows"] * length, known["targets"], held_out)
             tokens = tokens or (data.count_bytes(config.data, config.dataset_source) or 0) // UNTOKENIZED_BYTES_PER_TOKEN
     except UserError:  # the run will say what is wrong
         pass
-    return (tokens, tokens, held_out) if tokens else None
+    return CacheRows(tokens, tokens, held_out) if tokens else None
 
 
 def _are_corpora_local(config: ExperimentConfig) -> bool:
@@ -212,6 +210,7 @@ def _teacher_flops_per_token(config: ExperimentConfig, teacher: ModelSize) -> fl
     """The teacher's forward arithmetic per training token."""
     if not build_objective(config.objective.terms, config.objective.temperature_scaling).needs_teacher:
         return 0.0
-    if config.teacher.source == "offline":
-        return 2.0 * teacher.lm_head_parameters if config.teacher.cache_format == CACHE_HIDDEN_STATES else 0.0
-    return teacher.flops_per_token()
+    able = teacher_capabilities(config.teacher)
+    if able.runs_beside_student:
+        return teacher.flops_per_token()
+    return 2.0 * teacher.lm_head_parameters if able.needs_model and able.target_form == "dense" else 0.0

@@ -9,6 +9,7 @@ from distill_lit.generation.corpus import remote_fingerprint_fields
 from distill_lit.generation.filters import answer_comparison_metadata
 from distill_lit.generation.prompts import prompt_sampling_metadata
 from distill_lit.losses import build_objective
+from distill_lit.teachers import teacher_capabilities
 from distill_lit.utils.files import fingerprint
 
 TEACHER_INT8 = "teacher_int8"  # name of a baseline
@@ -40,11 +41,8 @@ def student_fingerprint(role: str, config: ExperimentConfig) -> str:
 def _teacher_fingerprint_fields(role: str, config: ExperimentConfig) -> dict[str, Any]:
     """What of the teacher decides a student: for one that learns nothing from it, not how it would have told."""
     found = non_default_fields(config.teacher)
-    known = (
-        "model",
-        "dtype",
-        *(["source"] if config.teacher.source == "cross_tokenizer" else []),
-    )  # then it has another tokenizer
+    # one with another tokenizer leaves the student its own
+    known = ("model", "dtype", *([] if teacher_capabilities(config.teacher).shares_tokenizer else ["source"]))
     return found if role == Role.DISTILLED else {key: found[key] for key in known if key in found}
 
 
@@ -88,7 +86,7 @@ def validation_data_fingerprint(config: ExperimentConfig) -> str:
     """Identifies the text that is held out for validation: numbers measured on different text do not compare."""
     found = data_fingerprint_fields(config)
     rows: list[Any] = [config.data.seed, config.data.sequence_length, config.data.validation_sequences]
-    if config.teacher.source == "cross_tokenizer":  # the student's own tokenizer cuts them
+    if not teacher_capabilities(config.teacher).shares_tokenizer:  # the student's own tokenizer cuts them
         rows.append(config.students[config.student].from_)
     return versioned_fingerprint(corpora=found["corpora"], rows=rows, dataset_source=found["dataset_source"])
 

@@ -23,6 +23,7 @@ from distill_lit.experiment.grid import GridPoint, expand_points
 from distill_lit.experiment.precision import resolve_auto
 from distill_lit.losses import build_objective
 from distill_lit.models import INT8_RECIPE
+from distill_lit.teachers import cached_teacher_source, teacher_capabilities
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import fingerprint
 
@@ -137,7 +138,7 @@ def _all_runs(config: ExperimentConfig, points: Sequence[GridPoint]) -> Iterable
     for _, point in points:
         yield from _generated_runs(point)
     for _, point in points:
-        if point.teacher.source == "offline":
+        if teacher_capabilities(point.teacher).needs_cache:
             yield _teacher_cache_run(point)
     if Role.TEACHER in config.baselines:
         yield _teacher_run(config)
@@ -205,10 +206,10 @@ def _generated_runs(config: ExperimentConfig) -> Iterable[Run]:
 
 
 def _teacher_cache_run(config: ExperimentConfig) -> Run:
-    identity = versioned_fingerprint(signal=non_default_fields(config.teacher), data=data_fingerprint_fields(config))
-    teacher, widths = config.teacher, {"top_k": config.teacher.top_k, "sampled": config.teacher.num_samples}
-    kept = f"-{teacher.cache_format}_{widths[teacher.cache_format]}" if teacher.cache_format in widths else ""
-    return Run(Role.TEACHER_CACHE, f"teacher-cache{kept}", identity, config, depends_on=_generated_run_names(config))
+    identity = versioned_fingerprint(teacher_cache=non_default_fields(config.teacher), data=data_fingerprint_fields(config))
+    kind = cached_teacher_source(config.teacher).cache_label(config.teacher)
+    label = _safe_label(f"teacher-cache-{kind}" if kind else "teacher-cache")
+    return Run(Role.TEACHER_CACHE, label, identity, config, depends_on=_generated_run_names(config))
 
 
 def _generated_run_names(config: ExperimentConfig) -> tuple[str, ...]:
@@ -226,7 +227,7 @@ def _student_run(role: Role, values: dict[str, Any], config: ExperimentConfig) -
         seed = None
     label = _label(role, config.student, axes, seed if "seed" in values else None)
     needs = _generated_run_names(config) + (
-        (_teacher_cache_run(config).name,) if config.teacher.source == "offline" else ()
+        (_teacher_cache_run(config).name,) if teacher_capabilities(config.teacher).needs_cache else ()
     )
     return Run(role, label, student_fingerprint(role, config), config, config.student, seed, axes, needs)
 

@@ -10,6 +10,7 @@ from distill_lit.evaluation.tasks import download_tasks, needs_dataset_mirror
 from distill_lit.experiment.grid import GridPoint
 from distill_lit.generation.corpus import generation_references as generated_references
 from distill_lit.models import model_folder
+from distill_lit.teachers import teacher_capabilities
 
 
 def required_assets(points: Iterable[GridPoint]) -> list[str]:
@@ -37,9 +38,10 @@ def _needs_dataset_mirror(point: ExperimentConfig) -> bool:
 
 
 def student_base_folder(config: ExperimentConfig, teacher_folder: Path) -> Path:
-    """The folder whose tokenizer the student reads with: the teacher's, or its own where the teacher is foreign to it."""
-    student = config.students[config.student]
-    return model_folder(student.from_) if config.teacher.source == "cross_tokenizer" and student.from_ else teacher_folder
+    """The folder whose tokenizer the student reads with: the teacher's, or its own where the teacher need not share it."""
+    reference = config.students[config.student].from_
+    has_own = bool(reference) and not teacher_capabilities(config.teacher).shares_tokenizer
+    return model_folder(reference) if has_own else teacher_folder
 
 
 def prepare_experiment_data(grid: Iterable[GridPoint]) -> None:

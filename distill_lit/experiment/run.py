@@ -14,11 +14,11 @@ from distill_lit.experiment.plan import Run
 from distill_lit.experiment.provenance import collect_provenance
 from distill_lit.experiment.requirements import required_assets_at
 from distill_lit.experiment.student import build_reference_model, student_hashes, train_and_export_student
-from distill_lit.experiment.teacher import build_teacher_cache, write_generated_corpora
+from distill_lit.experiment.teacher import write_generated_corpora, write_teacher_cache_of
 from distill_lit.generation.corpus import is_corpus_complete
 from distill_lit.models import model_fingerprint, model_folder
 from distill_lit.models.loading import allow_remote_code, weight_bytes
-from distill_lit.teachers.offline import is_teacher_cache_complete
+from distill_lit.teachers import cached_teacher_source
 from distill_lit.training.tensorboard_summary import HParamsSession, write_run_summary
 from distill_lit.training.trainer import ProgressCallback
 from distill_lit.utils import hardware
@@ -78,7 +78,7 @@ def is_run_built(run: Run, folder: Path) -> bool:
 
 def _outputs_exist(run: Run, folder: Path, manifest: dict[str, Any]) -> bool:
     if run.role == Role.TEACHER_CACHE:
-        return is_teacher_cache_complete(Path(manifest["teacher_cache"]), manifest["rows"])
+        return cached_teacher_source(run.config.teacher).is_cache_complete(manifest)
     if run.role == Role.GENERATED:
         return all(is_corpus_complete(Path(facts["corpus"])) for facts in manifest["corpora"].values())
     if run.role in (Role.TEACHER, Role.EXTERNAL):
@@ -112,12 +112,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def build_run(run: Run, folder: Path, progress_callback: ProgressCallback) -> None:
-    """Makes a run's model or signal, and then its manifest. Of several ranks the first writes; the others only train."""
+    """Makes a run's model, teacher cache or corpora, then its manifest. Of several ranks only the first writes."""
     teacher_folder = model_folder(run.config.teacher.model)
     if run.model_reference:
         facts: dict[str, Any] = build_reference_model(run, folder)
     elif run.role == Role.TEACHER_CACHE:
-        facts = build_teacher_cache(run.config, teacher_folder, progress_callback)
+        facts = write_teacher_cache_of(run.config, teacher_folder, progress_callback)
     elif run.role == Role.GENERATED:
         facts = {"corpora": write_generated_corpora(run.config, progress_callback)}
     else:

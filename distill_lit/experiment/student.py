@@ -17,7 +17,7 @@ from distill_lit.data.templates import read_template, set_chat_template
 from distill_lit.experiment.fingerprint import training_fingerprint_fields
 from distill_lit.experiment.plan import Run
 from distill_lit.experiment.requirements import student_base_folder
-from distill_lit.experiment.teacher import build_teacher, load_unpadded_vocab_size, prepare_run_data, torch_dtype
+from distill_lit.experiment.teacher import build_teacher, prepare_run_data
 from distill_lit.generation.sampling import get_eos_token_ids
 from distill_lit.losses import Objective, build_objective, can_compile, chunk_size_for_budget
 from distill_lit.models import (
@@ -44,9 +44,10 @@ from distill_lit.models import (
     size_of,
     trainable_fraction,
 )
-from distill_lit.models.loading import is_remote_code_allowed
+from distill_lit.models.loading import is_remote_code_allowed, torch_dtype
 from distill_lit.models.student import retained_layers
-from distill_lit.teachers import Teacher
+from distill_lit.models.vocabulary import load_unpadded_vocab_size
+from distill_lit.teachers import Teacher, teacher_capabilities
 from distill_lit.training.callbacks.evaluation import EvaluationCallback
 from distill_lit.training.distiller import Distiller, FusedLossSettings
 from distill_lit.training.feature_alignment import FeatureAlignment, build_feature_alignment
@@ -96,7 +97,7 @@ def train_and_export_student(
         student = initial_student(config.students[run.student], base, calibration, config.seed)
         if not get_rank():
             check_exports(student, base, folder / "export", to_dict(config.students[run.student]))
-        teacher = build_teacher(config, teacher_folder, prepared, vocab_size)
+        teacher = build_teacher(config, teacher_folder, prepared)
         trained_fraction = trainable_fraction(student)
         setup = _build_training_setup(
             run, folder, student, vocab_size, prepared, teacher, progress_callback, teacher_folder
@@ -269,14 +270,14 @@ def _cost_facts(
     run: Run, setup: TrainingJob, size: ModelSize, trainable_fraction: float, teacher_folder: Path
 ) -> dict[str, Any]:
     """Tokens read and arithmetic spent. A backward pass costs a forward pass for the activations and another for the
-    share of the weights that is trained; an offline teacher's body ran once, for all runs, and is charged to each."""
+    share of the weights that is trained; an offline teacher ran once, for all runs, and is charged to each."""
     tokens = 0 if run.role == Role.UNTRAINED else setup.datamodule.steps * setup.distiller.tokens_per_step
     teacher_size = _teacher_size(str(teacher_folder))
-    needs_teacher = setup.distiller.objective.needs_teacher
+    asks_model = setup.distiller.objective.needs_teacher and teacher_capabilities(run.config.teacher).needs_model
     return {
         "training_tokens": tokens,
         "student_flops": (2 + trainable_fraction) * size.flops_per_token() * tokens,
-        "teacher_flops": teacher_size.flops_per_token() * tokens if needs_teacher else 0.0,
+        "teacher_flops": teacher_size.flops_per_token() * tokens if asks_model else 0.0,
     }
 
 

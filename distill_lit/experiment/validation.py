@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill_lit import assets, data
-from distill_lit.config import EvaluationConfig, ExperimentConfig, OnPolicyConfig, TeacherConfig, load_section
+from distill_lit.config import EvaluationConfig, ExperimentConfig, OnPolicyConfig, load_section
 from distill_lit.config.on_policy import check_on_policy, is_on_policy_enabled
 from distill_lit.evaluation.tasks import check_answer_lengths, check_tasks, check_user_tasks
 from distill_lit.experiment.fingerprint import TEACHER_INT8
@@ -24,7 +24,7 @@ from distill_lit.models import (
 )
 from distill_lit.models.position_limits import check_row_length
 from distill_lit.models.vocabulary import check_special_tokens
-from distill_lit.teachers.cross_tokenizer import load_token_byte_tables
+from distill_lit.teachers import TeacherCapabilities, sources_that, teacher_capabilities, teacher_source
 from distill_lit.training.feature_alignment import check_feature_dimensions, check_teacher_supports_features
 from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError
@@ -46,21 +46,29 @@ def check_experiment(config: ExperimentConfig, points: Sequence[GridPoint] | Non
         check_student(name, student)
     for _, point in points or expand_points(config):
         objective = build_objective(point.objective.terms, point.objective.temperature_scaling)
-        if objective.needs_teacher and point.teacher.source == "none":
-            raise UserError("teacher.source: none, and a term of the objective compares with the teacher")
-        check_on_policy(point.on_policy, point.teacher.source, point.training.compile)
-        _check_policy_gradient(objective, point.on_policy)
-        check_teacher_supports_objective(
-            objective, *_teacher_output_form(point.teacher), has_on_policy_mask=is_on_policy_enabled(point.on_policy)
-        )
-        check_teacher_supports_features(
-            objective, point.teacher.source, point.training.compile, _cached_layers(point.teacher) or ()
-        )
+        _check_teacher(point, objective)
         data.check_data_config(point.data, point.dataset_source)
-        _check_teacher_device(point, objective)
-        _check_cross_tokenizer_corpora(point)
         check_generated_corpora(point.data, point.dataset_source)
     check_tasks(config.evaluation, config.dataset_source)
+
+
+def _check_teacher(point: ExperimentConfig, objective: Objective) -> None:
+    """What the capabilities of the teacher do not allow."""
+    source = teacher_source(point.teacher)
+    source.check(point.teacher)
+    teacher, described = source.capabilities(point.teacher), source.describe(point.teacher)
+    if objective.needs_teacher and not teacher.target_form:
+        raise UserError(f"teacher.source: {point.teacher.source}, and a term of the objective compares with the teacher")
+    check_on_policy(point.on_policy, described, teacher.scores_student_text, point.training.compile)
+    _check_policy_gradient(objective, point.on_policy)
+    check_teacher_supports_objective(
+        objective, teacher.target_form, described, has_on_policy_mask=is_on_policy_enabled(point.on_policy)
+    )
+    check_teacher_supports_features(objective, teacher, described, point.training.compile)
+    _check_teacher_device(point, objective, teacher)
+    for name, corpus in point.data.corpora.items():
+        if corpus.is_chat and not teacher.shares_tokenizer:  # a chat template belongs to a tokenizer
+            raise UserError(f"data.corpora.{name}: {described} reads plain text only, and this is a chat")
 
 
 def _check_policy_gradient(objective: Objective, on_policy: OnPolicyConfig) -> None:
@@ -79,13 +87,15 @@ def _check_policy_gradient(objective: Objective, on_policy: OnPolicyConfig) -> N
             )
 
 
-def _check_teacher_device(point: ExperimentConfig, objective: Objective) -> None:
+def _check_teacher_device(point: ExperimentConfig, objective: Objective, teacher: TeacherCapabilities) -> None:
     """What a teacher on a device of its own cannot do: it sends its last hidden states over, and nothing else."""
-    if not point.launcher.teacher_device or point.teacher.source in ("offline", "none"):
+    if not point.launcher.teacher_device or not teacher.runs_beside_student:
         return
-    if point.teacher.source != "online":
+    if not teacher.has_device:
+        able = " or ".join(sources_that(lambda other: other.has_device))
         raise UserError(
-            f"launcher.teacher_device: only an online teacher has one; teacher.source is {point.teacher.source}"
+            f"launcher.teacher_device: teacher.source {point.teacher.source} runs beside the student; only {able} can run "
+            "elsewhere"
         )
     if point.training.devices > 1:
         raise UserError("launcher.teacher_device: every one of training.devices would put a teacher there")
@@ -96,30 +106,6 @@ def _check_teacher_device(point: ExperimentConfig, objective: Objective) -> None
         raise UserError(
             "launcher.teacher_device: on_policy.teacher_mix_fraction draws from both models, on one device only"
         )
-
-
-def _check_cross_tokenizer_corpora(config: ExperimentConfig) -> None:
-    """A chat template belongs to a tokenizer: a cross-tokenizer teacher would read another text than the student."""
-    for name, corpus in config.data.corpora.items():
-        if config.teacher.source == "cross_tokenizer" and corpus.is_chat:
-            raise UserError(
-                f"data.corpora.{name}: teacher.source cross_tokenizer reads plain text only, and this is a chat"
-            )
-
-
-def _teacher_output_form(teacher: TeacherConfig) -> tuple[str, str]:
-    """(what losses get of this teacher, what users call it)."""
-    if teacher.source != "offline":
-        return "cross_tokenizer" if teacher.source == "cross_tokenizer" else "dense", f"teacher.source {teacher.source}"
-    forms = {"hidden_states": "dense", "top_k": "top_k", "sampled": "sampled"}
-    return forms[teacher.cache_format], f"teacher.cache_format {teacher.cache_format}"
-
-
-def _cached_layers(teacher: TeacherConfig) -> tuple[int, ...] | None:
-    """The layers whose states an offline teacher holds; None for one that is not cached."""
-    if teacher.source != "offline":
-        return None
-    return tuple(teacher.hidden_layers) if teacher.cache_format == "hidden_states" else ()
 
 
 def check_against_teacher(config: ExperimentConfig, points: Sequence[GridPoint] | None = None) -> None:
@@ -134,25 +120,19 @@ def check_against_teacher(config: ExperimentConfig, points: Sequence[GridPoint] 
     for _, point in points or expand_points(config):
         student = check_student_against_teacher(point.student, point.students[point.student], folder)
         check_row_length("data.sequence_length", f"students.{point.student}", student, point.data.sequence_length)
-        if point.teacher.source not in ("none", "cross_tokenizer"):
+        source, able = teacher_source(point.teacher), teacher_capabilities(point.teacher)
+        if able.needs_model and able.shares_tokenizer:  # it reads the same rows
             check_row_length("data.sequence_length", "the teacher", teacher, point.data.sequence_length)
         reference = point.students[point.student].from_
-        if reference and point.teacher.source != "cross_tokenizer" and reference not in readers:
+        if reference and able.shares_tokenizer and reference not in readers:
             check_student_vocabulary(point.student, reference, folder)
             readers.add(reference)
-        if point.teacher.source == "cross_tokenizer" and (base := student_base_folder(point, folder)) not in aligned:
-            load_token_byte_tables(load_tokenizer(folder), load_tokenizer(base))
+        if not able.shares_tokenizer and (base := student_base_folder(point, folder)) not in aligned:
+            source.check_tokenizers(load_tokenizer(folder), load_tokenizer(base))
             aligned.add(base)
         objective = build_objective(point.objective.terms, point.objective.temperature_scaling)
-        check_feature_dimensions(objective, student, teacher, _cached_layers(point.teacher))
-        missing_layers = [
-            n for n in _cached_layers(point.teacher) or () if n >= teacher.get_text_config().num_hidden_layers
-        ]
-        if missing_layers:
-            last = teacher.get_text_config().num_hidden_layers - 1
-            raise UserError(f"teacher.hidden_layers: {missing_layers[0]} is beyond the teacher's last layer {last}")
-        if _teacher_output_form(point.teacher)[0] == "top_k" and point.teacher.top_k > vocab_size:
-            raise UserError(f"teacher.top_k: {point.teacher.top_k} is above the teacher's vocabulary of {vocab_size}")
+        check_feature_dimensions(objective, student, teacher, able.hidden_layers)
+        source.check_model(point.teacher, teacher)
 
 
 def check_models(config: ExperimentConfig, points: Sequence[GridPoint] | None = None) -> None:

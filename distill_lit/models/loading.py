@@ -30,6 +30,12 @@ DEQUANTIZED_METHODS = ("fp8", "mxfp8", "mxfp4")  # kinds of weights
 REQUIRED_CONFIG_SIZES = ("num_hidden_layers", "hidden_size", "vocab_size")
 
 
+def torch_dtype(name: str) -> torch.dtype:
+    """The number format of this name, such as bfloat16; `auto` is none."""
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
 _remote_code_folders: set[Path] = set()
 
 

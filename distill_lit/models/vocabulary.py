@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from distill_lit.models.loading import load_model_config, load_tokenizer
 from distill_lit.utils.exceptions import UserError
 
 
@@ -12,6 +13,11 @@ def unpadded_vocab_size(tokenizer: Any, embedding_rows: int = 1 << 62) -> int:
     """Real tokens: columns of the logits beyond them are padding. rows: of the embeddings; a token beyond them, such as
     one for images in a model of text, is none."""
     return min(embedding_rows, int(max(tokenizer.get_vocab().values())) + 1)
+
+
+def load_unpadded_vocab_size(folder: Path) -> int:
+    """Columns of the logits of the model in `folder` that are tokens of its tokenizer: heads are often padded."""
+    return unpadded_vocab_size(load_tokenizer(folder), load_model_config(folder).get_text_config().vocab_size)
 
 
 def check_ids(ids: Any, tokenizer: Any, rows: int) -> None:

@@ -6,7 +6,8 @@
 Arrays have one row per supervised token: ids in 16 bits where the vocabulary allows, log-probabilities in float16.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,15 @@ CompressedArrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class TeacherCacheFormat:
-    """What a cache keeps. kind: hidden, top_k or sampled; width: k, or draws; temperature: of the proposal that is drawn
-    from, p^(1/temperature) normalised; the weights make up for it; layers: whose states are kept beside the last hidden."""
+    """What a teacher cache keeps.
+
+    Args:
+        kind: hidden_states, top_k or sampled.
+        tokens_per_position: k, or the number of samples; 0 for hidden states.
+        sampling_temperature: of the proposal that samples are drawn from, p^(1 / temperature) normalized; their weights
+            make up for it.
+        hidden_layers: layers whose hidden states are kept beside the last one's (hidden_states only).
+    """
 
     kind: str = CACHE_HIDDEN_STATES
     tokens_per_position: int = 0
@@ -30,63 +38,69 @@ class TeacherCacheFormat:
     hidden_layers: tuple[int, ...] = ()
 
     def metadata(self) -> dict[str, Any]:
-        """What identifies it; nothing for last hidden states alone, which are all there is."""
-        if self.kind == CACHE_HIDDEN_STATES:
-            return {"layers": list(self.hidden_layers)} if self.hidden_layers else {}
-        proposal = {"temperature": self.sampling_temperature} if self.kind == CACHE_SAMPLED else {}
-        return {"kind": self.kind, "width": self.tokens_per_position, **proposal}
+        """What identifies it, as plain values."""
+        return {**asdict(self), "hidden_layers": list(self.hidden_layers)}
 
-    def bytes_per_token(self, vocabulary: int) -> int:
+    @staticmethod
+    def from_metadata(metadata: Mapping[str, Any]) -> "TeacherCacheFormat":
+        """The format that `metadata` was of. Raises KeyError, TypeError or ValueError for what is none."""
+        if metadata["kind"] not in (CACHE_HIDDEN_STATES, CACHE_TOP_K, CACHE_SAMPLED):
+            raise ValueError(metadata["kind"])
+        return TeacherCacheFormat(**{**metadata, "hidden_layers": tuple(metadata["hidden_layers"])})
+
+    def bytes_per_token(self, vocab_size: int) -> int:
         """On disk, for one supervised token of a sparse cache."""
-        number = 2 + (2 if vocabulary <= 1 << 16 else 4)
+        per_entry = 2 + (2 if vocab_size <= 1 << 16 else 4)
         extra = 2 if self.kind == CACHE_TOP_K else 4 if self.sampling_temperature != 1.0 else 0
-        return self.tokens_per_position * number + 2 + extra
+        return self.tokens_per_position * per_entry + 2 + extra
 
 
 def compress_logprobs(
-    log_p: Tensor, labels: Tensor, cache_format: TeacherCacheFormat, generator: torch.Generator
+    logprobs: Tensor, labels: Tensor, cache_format: TeacherCacheFormat, generator: torch.Generator
 ) -> CompressedArrays:
-    """log_p: the teacher's log-probabilities (N, V) at temperature 1, float32; labels: (N,). Arrays of N rows.
+    """Arrays of N rows for the teacher's log-probabilities (N, V) at temperature 1, float32, and labels (N,).
 
-    generator: of log_p's device; only draws use it.
+    generator: of the device of `logprobs`; only samples use it.
     """
-    label = log_p.gather(-1, labels[:, None])[:, 0]
+    label_logprobs = logprobs.gather(-1, labels[:, None])[:, 0]
     if cache_format.kind == CACHE_TOP_K:
-        values, ids = log_p.topk(cache_format.tokens_per_position, dim=-1)
-        tail_logprobs = (1 - values.double().exp().sum(-1)).clamp(min=0)
-        arrays = {"ids": ids, "log_probs": values, "rest": tail_logprobs.log().float()}
+        values, ids = logprobs.topk(cache_format.tokens_per_position, dim=-1)
+        tail_mass = (1 - values.double().exp().sum(-1)).clamp(min=0)
+        arrays = {"ids": ids, "logprobs": values, "tail_logprob": tail_mass.log().float()}
     else:
-        proposal = log_p if cache_format.sampling_temperature == 1.0 else log_p / cache_format.sampling_temperature
+        temperature = cache_format.sampling_temperature
+        proposal = logprobs if temperature == 1.0 else logprobs / temperature
         ids = torch.multinomial(
             proposal.softmax(-1), cache_format.tokens_per_position, replacement=True, generator=generator
         )
-        arrays = {"ids": ids, "log_probs": log_p.gather(-1, ids)}
-        if cache_format.sampling_temperature != 1.0:
-            arrays["normaliser"] = proposal.logsumexp(-1)
-    small = {"ids": np.uint16 if log_p.shape[-1] <= 1 << 16 else np.uint32, "normaliser": np.float32}
+        arrays = {"ids": ids, "logprobs": logprobs.gather(-1, ids)}
+        if temperature != 1.0:
+            arrays["log_normalizer"] = proposal.logsumexp(-1)
+    dtypes = {"ids": np.uint16 if logprobs.shape[-1] <= 1 << 16 else np.uint32, "log_normalizer": np.float32}
     return {
-        name: np.ascontiguousarray(array.cpu().numpy().astype(small.get(name, np.float16)))
-        for name, array in {**arrays, "label_log_probs": label}.items()
+        name: np.ascontiguousarray(array.cpu().numpy().astype(dtypes.get(name, np.float16)))
+        for name, array in {**arrays, "label_logprobs": label_logprobs}.items()
     }
 
 
 def decompress_target(arrays: CompressedArrays, cache_format: TeacherCacheFormat) -> TopKTarget | SampledTarget:
     """What `compress_logprobs` kept, as a target: ids int64, the rest float32."""
     ids = torch.from_numpy(arrays["ids"].astype(np.int64))
-    log_probs = torch.from_numpy(arrays["log_probs"].astype(np.float32))
-    label = torch.from_numpy(arrays["label_log_probs"].astype(np.float32))
+    logprobs = torch.from_numpy(arrays["logprobs"].astype(np.float32))
+    label_logprobs = torch.from_numpy(arrays["label_logprobs"].astype(np.float32))
     if cache_format.kind == CACHE_TOP_K:
         # float16 has rounded every probability; their sum is known better from the mass of all others
-        tail_mass = torch.from_numpy(arrays["rest"].astype(np.float32)).exp()
+        tail_mass = torch.from_numpy(arrays["tail_logprob"].astype(np.float32)).exp()
         top_k_log_mass = torch.log1p(-tail_mass.clamp(max=1 - 1e-6))
-        return TopKTarget(ids, log_probs + (top_k_log_mass - log_probs.logsumexp(-1))[:, None], label)
-    return SampledTarget(ids, log_probs, _importance_weights(log_probs, arrays.get("normaliser"), cache_format), label)
+        return TopKTarget(ids, logprobs + (top_k_log_mass - logprobs.logsumexp(-1))[:, None], label_logprobs)
+    weights = _importance_weights(logprobs, arrays.get("log_normalizer"), cache_format)
+    return SampledTarget(ids, logprobs, weights, label_logprobs)
 
 
-def _importance_weights(logprobs: Tensor, log_normalizer: np.ndarray | None, form: TeacherCacheFormat) -> Tensor:
-    """p / (n · proposal) of every draw: 1/n where the teacher itself was drawn from. Unbiased for any proposal that is
+def _importance_weights(logprobs: Tensor, log_normalizer: np.ndarray | None, cache_format: TeacherCacheFormat) -> Tensor:
+    """p / (n · proposal) of every sample: 1/n where the teacher itself was drawn from. Unbiased for any proposal that is
     nowhere 0."""
     if log_normalizer is None:
-        return torch.full_like(logprobs, 1 / form.tokens_per_position)
-    proposal = logprobs / form.sampling_temperature - torch.from_numpy(log_normalizer.astype(np.float32))[:, None]
-    return (logprobs - proposal).exp() / form.tokens_per_position
+        return torch.full_like(logprobs, 1 / cache_format.tokens_per_position)
+    proposal = logprobs / cache_format.sampling_temperature - torch.from_numpy(log_normalizer.astype(np.float32))[:, None]
+    return (logprobs - proposal).exp() / cache_format.tokens_per_position

@@ -1,4 +1,4 @@
-"""A live teacher with another tokenizer. It reads the student's text, never its token numbers.
+"""A teacher beside the student, with another tokenizer. It reads the student's text, never its token numbers.
 
 Every document of a batch goes from the student's tokens to bytes, from these to the teacher's tokens, and what the teacher
 says comes back on the spans of bytes that both cut alike. A BOS that only one of them has costs nothing: it has no bytes.
@@ -12,11 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distill_lit.config import TeacherConfig
 from distill_lit.losses.targets import CrossTokenizerTarget, SpanTarget
+from distill_lit.models import load_tokenizer
 from distill_lit.models.packing_check import hidden_states_of_texts
 from distill_lit.models.position_limits import position_limit
 from distill_lit.models.vocabulary import check_ids
+from distill_lit.teachers.base import TeacherCapabilities, TeacherContext, TeacherSource
 from distill_lit.teachers.online import OnlineTeacher
+from distill_lit.teachers.registry import register_teacher
 from distill_lit.teachers.token_alignment import (
     AlignedSpans,
     adds_prefix_space,
@@ -45,10 +49,18 @@ class AlignedDocument(NamedTuple):
 
 
 class CrossTokenizerTeacher:
-    """A frozen teacher beside a student with another tokenizer."""
+    """A frozen teacher beside a student with another tokenizer.
+
+    Example:
+        model = AutoModelForCausalLM.from_pretrained("teacher")
+        tokenizers = AutoTokenizer.from_pretrained("teacher"), AutoTokenizer.from_pretrained("student")
+        teacher = CrossTokenizerTeacher(model, len(tokenizers[0]), *tokenizers)
+        batch = {"input_ids": ids, "document_ids": torch.ones_like(ids)}  # (B, T) each, tokens of the student
+        target = teacher.target(batch, loss_mask)  # loss_mask: (B, T - 1) bool; for the losses uld and alm
+    """
 
     def __init__(self, model: Any, vocab_size: int, tokenizer: Any, student_tokenizer: Any) -> None:
-        """`model`, `vocabulary`, `tokenizer`: the teacher's. Raises UserError for tokenizers that cannot be aligned."""
+        """`model`, `vocab_size`, `tokenizer`: the teacher's. Raises UserError for tokenizers that cannot be aligned."""
         self.online_teacher = OnlineTeacher(model, vocab_size)
         self.tokenizer, self.student_eos_token_id = tokenizer, student_tokenizer.eos_token_id
         self._num_documents = self._num_unalignable = 0  # documents
@@ -215,3 +227,21 @@ def _build_target(hidden: Tensor, head: Any, same: Tensor, spans: Tensor, log_pr
     return CrossTokenizerTarget(
         hidden, head, spans, SpanTarget(None, same, size, teacher, torch.zeros_like(teacher), shared)
     )
+
+
+@register_teacher("cross_tokenizer")
+class CrossTokenizerSource(TeacherSource):
+    """The teacher reads the text of every batch, cut into tokens of its own."""
+
+    def capabilities(self, config: TeacherConfig) -> TeacherCapabilities:
+        """Targets on spans that both tokenizers cut alike; inner states belong to other tokens."""
+        return TeacherCapabilities(target_form="cross_tokenizer", shares_tokenizer=False)
+
+    def check_tokenizers(self, tokenizer: Any, student_tokenizer: Any) -> None:
+        """Raises UserError where the bytes of a tokenizer's tokens are not known, or it reads texts as others."""
+        load_token_byte_tables(tokenizer, student_tokenizer)
+
+    def build(self, context: TeacherContext) -> CrossTokenizerTeacher:
+        """Loads the model and both tokenizers."""
+        tokenizers = load_tokenizer(context.model_folder), load_tokenizer(context.student_tokenizer_folder)
+        return CrossTokenizerTeacher(context.load_model(), context.vocab_size, *tokenizers)

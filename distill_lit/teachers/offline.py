@@ -1,282 +1,247 @@
-"""The cached teacher: it runs once over the packed rows, and many students and seeds read what it said from shards.
+"""The offline teacher: it reads the packed rows once, and any number of students and seeds learn from what it said.
 
-    hidden     last hidden states (rows, T, width); its head gives the whole distribution again, exactly; where a form
-               names layers, the states behind them too
-    top_k,     a few numbers per supervised token of the training rows (`compress_logprobs`); held-out rows keep their
-    hidden sampled    states, so that fidelity is measured the same whatever a student learns from
+The big idea
+    A frozen teacher says the same of the same text, so asking it again for every student, seed and loss is waste. It runs
+    once over the packed rows (`write_teacher_cache`, a run of its own in an experiment) and leaves a folder of shards; a
+    training then reads shards instead of running the teacher, and needs only the teacher's lm_head in memory, or nothing.
+    It works because rows are fixed before training: packing, order and validation split depend on the data and its seed
+    alone. What it cannot do follows from this too: text that the student writes while it trains is in no cache.
 
-SmolLM2 needs 1,152 bytes per token for hidden states in bfloat16, 50 for 12 draws, 98,304 for logits.
+What is kept (`teacher.cache_format`), with bytes per token for SmolLM2-135M (576 channels, 49,152 tokens)
+    hidden_states   last hidden states (T, D) of every row: 1,152 bytes in bfloat16, where logits would take 98,304. The
+                    lm_head makes the whole distribution of them again, a chunk at a time. `teacher.hidden_layers` adds the
+                    states behind these layers, for hidden-state losses, at the same price each.
+    top_k           the k most probable tokens of every supervised position, their log-probabilities, and the mass of all
+                    others: 4 k + 4 bytes, 204 for 50 tokens.
+    sampled         n tokens drawn from the teacher with replacement: 4 n + 2 bytes, 50 for 12 samples.
+    Held-out rows keep hidden states in any format, so that fidelity is measured the same whatever a student learns from.
+
+Precision
+    Hidden states are stored in the teacher's number format, so they are what the online teacher would have given, but for
+    the rounding of batches of another shape. Sparse formats store log-probabilities in float16: at most 0.004 nats off
+    between -8 and -16. The stored mass of all others restores the sum of the k best, which rounding would blur. The
+    labels' own log-probabilities are stored beside them, whether or not they are among the tokens kept.
+
+Biased or unbiased
+    hidden_states gives the exact loss and the exact gradient. top_k is biased: the tail is cut off (`truncated_kl`) or
+    counted as one token (`top_k_tail_kl`, never above the true KL), so a student learns too little of rare tokens,
+    however long it trains. sampled is unbiased: each sample weighs 1 / n, or p / (n · q) where it was drawn from q = p^(1
+    / temperature) normalized, so the expected gradient is that of the whole KL, and its variance falls as 1 / n
+    (Anshumann et al. 2025, "Sparse Logit Sampling", 2503.16870 §4). Samples depend on the shard alone: written again,
+    they are the same.
+
+Integrity
+    The folder's name hashes all that decides its content: the teacher's files, its tokenizer among them, the fingerprint
+    of the packed rows, number format, and cache format. Another teacher behind the same path, another packing, another k:
+    another folder. Every shard of 64 rows has its sha256 in `shards.jsonl`, written after the file is whole;
+    `manifest.json` comes last. A killed writer goes on where it stopped, several writers share the shards, a damaged
+    shard is written again, alone, and a teacher is refused as long as one hash does not agree. A batch that supervises
+    other positions than the cache is refused too: the numbers would be of other tokens.
 """
 
-import functools
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.numpy import save_file as save_arrays
-from safetensors.torch import save_file
 from torch import Tensor
 
+from distill_lit.config import TeacherConfig
 from distill_lit.data import PackedDataset
-from distill_lit.data.loader import make_batch
 from distill_lit.losses.lm_head import LMHead, get_lm_head
-from distill_lit.losses.targets import DenseTarget, SampledTarget, TeacherTarget, TopKTarget
-from distill_lit.models.activations import HIDDEN_STATES as STATES
-from distill_lit.models.activations import Activations, LayersByKind, capture_activations
-from distill_lit.models.packing_check import last_hidden_state
-from distill_lit.teachers.compression import CACHE_HIDDEN_STATES, TeacherCacheFormat, compress_logprobs, decompress_target
+from distill_lit.losses.targets import DenseTarget, TeacherTarget
+from distill_lit.models import model_fingerprint
+from distill_lit.models.activations import HIDDEN_STATES, Activations, LayersByKind
+from distill_lit.models.loading import torch_dtype
+from distill_lit.teachers.base import CachedTeacherSource, CacheProgress, CacheRows, TeacherCapabilities, TeacherContext
+from distill_lit.teachers.compression import (
+    CACHE_HIDDEN_STATES,
+    CACHE_SAMPLED,
+    CACHE_TOP_K,
+    TeacherCacheFormat,
+    decompress_target,
+)
+from distill_lit.teachers.registry import register_teacher
+from distill_lit.teachers.teacher_cache import (
+    LAST_HIDDEN_STATE,
+    HiddenStateShards,
+    SparseShards,
+    check_teacher_cache,
+    is_teacher_cache_complete,
+    layer_array_name,
+    measure_bytes_per_token,
+    read_cache_format,
+    teacher_cache_folder,
+    teacher_cache_metadata,
+    write_teacher_cache,
+)
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import cache_root, fingerprint
-from distill_lit.utils.seeding import derive_seed
-from distill_lit.utils.shards import Shards
-
-SHARD_ROWS = 64
-TEACHER_CACHE_FORMAT_VERSION = 2  # raise when the bytes of a shard change their meaning
-HIDDEN_STATES_ONLY = TeacherCacheFormat()
-COMPRESSION_CHUNK_TOKENS = 256  # whose whole distributions are in memory at a time
-ProgressCallback = Callable[[int, int], Any]  # rows done, of all
-
-
-def teacher_cache_metadata(
-    teacher: dict[str, str],
-    data_fingerprint: str,
-    dtype: torch.dtype,
-    cache_format: TeacherCacheFormat = HIDDEN_STATES_ONLY,
-) -> dict[str, Any]:
-    """What a cache depends on: the teacher's files, its tokenizer among them, the packed data in their order, number
-    format, and what is kept."""
-    return {
-        "teacher": teacher,
-        "data": data_fingerprint,
-        "dtype": str(dtype),
-        "format": TEACHER_CACHE_FORMAT_VERSION,
-        **cache_format.metadata(),
-    }
-
-
-def teacher_cache_folder(metadata: dict[str, Any]) -> Path:
-    """Where the cache with these facts lives: with any other fact it is another folder, never reused."""
-    return cache_root() / "signals" / fingerprint(metadata)
-
-
-def write_cache_shards(
-    folder: Path,
-    model: Any,
-    train: PackedDataset,
-    validation: PackedDataset,
-    batch_size: int,
-    cache_format: TeacherCacheFormat = HIDDEN_STATES_ONLY,
-    vocab_size: int = 0,
-    metadata: dict[str, Any] | None = None,
-    progress: ProgressCallback | None = None,
-) -> None:
-    """Runs the teacher over all rows and writes shards. A half-written cache goes on; several writers share the work.
-
-    batch: rows per forward pass; vocabulary: the teacher's real tokens, for sparse forms; facts: go into the manifest.
-    """
-    shards, total, done = Shards(folder), len(train) + len(validation), 0
-    if is_teacher_cache_complete(folder, total):  # of another root's run, in a cache that perhaps may only be read
-        return
-
-    def advance() -> None:
-        nonlocal done
-        done = min(done + SHARD_ROWS, total)
-        if progress:
-            progress(done, total)
-
-    hidden = functools.partial(_write_hidden, model=model, batch=batch_size)
-    writers: dict[str, Callable[[Path], None]]
-    if cache_format.kind == CACHE_HIDDEN_STATES:
-        rows = PackedDataset.concatenate([train, validation])
-        write = functools.partial(hidden, rows=rows, layers=cache_format.hidden_layers)
-        writers = {
-            name: functools.partial(write, numbers=part) for name, part in _shard_rows(CACHE_HIDDEN_STATES, len(rows))
-        }
-    else:
-        head = get_lm_head(model, vocab_size)
-        sparse = functools.partial(_write_sparse, model=model, head=head, rows=train, batch=batch_size, form=cache_format)
-        writers = {
-            name: functools.partial(sparse, numbers=part) for name, part in _shard_rows(cache_format.kind, len(train))
-        }
-        validation_shards = _shard_rows(CACHE_HIDDEN_STATES, len(validation))
-        writers |= {name: functools.partial(hidden, rows=validation, numbers=part) for name, part in validation_shards}
-    shards.write_missing(writers, advance)
-    shards.write_manifest({**(metadata or {}), "rows": total, "shards": list(writers)})
-
-
-def is_teacher_cache_complete(folder: Path, rows: int) -> bool:
-    """Whether the cache holds all rows and every shard has the hash that was written down for it."""
-    manifest = Shards(folder).manifest()
-    return manifest.get("rows") == rows and Shards(folder).are_intact(manifest.get("shards"))
-
-
-def measure_bytes_per_token(folder: Path, train: PackedDataset, cache_format: TeacherCacheFormat) -> float:
-    """Bytes on disk per supervised token of the training rows; for hidden states per token of all rows."""
-    file_sizes = {path.name: path.stat().st_size for path in folder.glob("*.safetensors")}
-    format_bytes = sum(size for name, size in file_sizes.items() if name.startswith(cache_format.kind))
-    tokens = (
-        Shards(folder).manifest()["rows"] * train.sequence_length
-        if cache_format.kind == CACHE_HIDDEN_STATES
-        else int(train.targets_per_row.sum())
-    )
-    return format_bytes / max(tokens, 1)
-
-
-def _shard_rows(prefix: str, rows: int) -> list[tuple[str, range]]:
-    """[(name of a shard, its rows)]."""
-    starts = range(0, rows, SHARD_ROWS)
-    return [(_shard_name(prefix, i), range(start, min(start + SHARD_ROWS, rows))) for i, start in enumerate(starts)]
-
-
-def _shard_name(prefix: str, number: int) -> str:
-    return f"{prefix}-{number:05d}.safetensors"
-
-
-@torch.inference_mode()
-def _hidden_of(
-    model: Any, rows: PackedDataset, numbers: range, states: Activations | None = None
-) -> tuple[Tensor, dict[str, Tensor]]:
-    device = next(model.parameters()).device
-    inputs = {name: value.to(device) for name, value in make_batch(rows, np.array(numbers), 1).items()}
-    return last_hidden_state(model, inputs, states), inputs
-
-
-def _write_hidden(
-    path: Path, *, model: Any, rows: PackedDataset, numbers: range, batch: int, layers: tuple[int, ...] = ()
-) -> None:
-    parts = []
-    for i in range(0, len(numbers), batch):
-        with capture_activations(model, {STATES: set(layers)}) as states:
-            last, _ = _hidden_of(model, rows, numbers[i : i + batch], states)
-        named = {"hidden_states": last, **{_layer_name(number): states[STATES, number] for number in layers}}
-        parts.append({name: tensor.cpu() for name, tensor in named.items()})
-    save_file({name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}, path)
-
-
-def _layer_name(number: int) -> str:
-    return f"layer-{number}"
-
-
-@torch.inference_mode()
-def _write_sparse(
-    path: Path, *, model: Any, head: LMHead, rows: PackedDataset, numbers: range, batch: int, form: TeacherCacheFormat
-) -> None:
-    # draws depend on the shard alone, so one that is written again is the same
-    generator = torch.Generator(next(model.parameters()).device).manual_seed(derive_seed(0, numbers[0]))
-    parts = []
-    for i in range(0, len(numbers), batch):
-        hidden, inputs = _hidden_of(model, rows, numbers[i : i + batch])
-        loss_mask = inputs["labels"][:, 1:] >= 0
-        tokens, labels = hidden[:, :-1][loss_mask], inputs["labels"][:, 1:][loss_mask]
-        for start in range(0, max(len(tokens), 1), COMPRESSION_CHUNK_TOKENS):
-            chunk = slice(start, start + COMPRESSION_CHUNK_TOKENS)
-            log_p = head.scale_and_cap(head.project(tokens[chunk])).log_softmax(-1)
-            parts.append(compress_logprobs(log_p, labels[chunk], form, generator))
-    save_arrays({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, path)
 
 
 class OfflineTeacher:
-    """Hidden states from shards; only the teacher's head is in memory."""
+    """Reads a cache that `write_teacher_cache` has written; only the teacher's lm_head is in memory.
 
-    def __init__(self, folder: Path, num_rows: int, lm_head: LMHead, first_row: int = 0) -> None:
-        """`first_row`: number of the first row that the shards hold. Raises UserError when the cache is incomplete or a
-        shard does not have its hash."""
-        _check_complete(folder, num_rows)
-        self.lm_head, self.first_row = lm_head, first_row
-        self._read_slice = _ShardReader(folder, CACHE_HIDDEN_STATES, "pt")
+    Example:
+        text = {"text": CorpusConfig(path="file:text.jsonl")}
+        rows = prepare_datasets(DataConfig(corpora=text), tokenizer_folder, "pypi")
+        write_teacher_cache(folder, model, rows.train, cache_format=TeacherCacheFormat("sampled", 12))
+        teacher = OfflineTeacher(folder, rows.train, get_lm_head(model, vocab_size))
+        batch = make_batch(rows.train, np.array([3, 0]), 1)  # its `rows` say which rows these are
+        target = teacher.target(batch, batch["labels"][:, 1:] >= 0)
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        train: PackedDataset,
+        lm_head: LMHead,
+        num_validation_rows: int = 0,
+        cache_format: TeacherCacheFormat | None = None,
+    ) -> None:
+        """Raises UserError when the cache is incomplete, or a shard does not have its hash.
+
+        Args:
+            train: the training rows that were cached, in their order.
+            lm_head: the teacher's, for whatever is kept as hidden states.
+            num_validation_rows: held-out rows that were cached; batches number them from len(train).
+            cache_format: what the cache keeps; None: what its manifest says.
+        """
+        num_rows = len(train) + num_validation_rows
+        check_teacher_cache(folder, num_rows)
+        self.cache_format = cache_format or read_cache_format(folder)
+        self.lm_head, self.num_train_rows, self._folder = lm_head, len(train), folder
+        is_dense = self.cache_format.kind == CACHE_HIDDEN_STATES
+        self._sparse = None if is_dense else SparseShards(folder, train, self.cache_format)
+        self._states = HiddenStateShards(folder, first_row=0 if is_dense else len(train))
 
     def to(self, device: torch.device) -> None:
-        """Moves the head; shards stay on disk."""
+        """Moves the lm_head; shards stay on disk."""
         self.lm_head = self.lm_head.to(device)
 
-    def target(self, batch: dict[str, Tensor], loss_mask: Tensor) -> DenseTarget:
-        """Its whole distribution at the chosen positions (B, T − 1)."""
-        return DenseTarget(self.hidden_states(batch)[:, :-1][loss_mask], self.lm_head)
+    def target(self, batch: dict[str, Tensor], loss_mask: Tensor) -> TeacherTarget:
+        """What the teacher said of the N positions that `loss_mask` (B, T − 1) marks: what was kept of training rows, the
+        whole distribution of held-out rows."""
+        if self._sparse is None or int(batch["rows"].max()) >= self.num_train_rows:
+            return DenseTarget(self.hidden_states(batch)[:, :-1][loss_mask], self.lm_head)
+        arrays = self._sparse.read(batch["rows"].tolist(), loss_mask.any(1).tolist())
+        if len(arrays["ids"]) != int(loss_mask.sum()):
+            raise UserError("the teacher cache holds other positions than this batch supervises; remove it to mend it")
+        target = decompress_target(arrays, self.cache_format)
+        return type(target)(*(value.to(loss_mask.device) for value in target))
 
     def hidden_states(self, batch: dict[str, Tensor]) -> Tensor:
         """Last hidden states (B, T, D) of the rows in `batch["rows"]`."""
-        return self._states("hidden_states", batch)
+        return self._states.read(LAST_HIDDEN_STATE, batch["rows"])
 
     def activations(self, batch: dict[str, Tensor], wanted: LayersByKind) -> AbstractContextManager[Activations]:
-        """Hidden states behind the wanted layers, which the cache must hold."""
-        return nullcontext({(STATES, n): self._states(_layer_name(n), batch) for n in sorted(wanted[STATES])})
+        """Hidden states behind the wanted layers. Raises UserError for what the cache does not hold."""
+        missing = [
+            f"{kind} of layer {layer}"
+            for kind, layers in wanted.items()
+            for layer in sorted(layers)
+            if kind != HIDDEN_STATES or layer not in self.cache_format.hidden_layers
+        ]
+        if missing:
+            raise UserError(f"the teacher cache {self._folder} has no {missing[0]}; write one with hidden_layers")
+        layers = sorted(wanted.get(HIDDEN_STATES, ()))
+        return nullcontext({(HIDDEN_STATES, n): self._states.read(layer_array_name(n), batch["rows"]) for n in layers})
 
-    def _states(self, name: str, batch: dict[str, Tensor]) -> Tensor:
-        numbers = (batch["rows"] - self.first_row).tolist()
-        shard_positions = [(n // SHARD_ROWS, n % SHARD_ROWS) for n in numbers]
-        return torch.cat([self._read_slice(shard, name, row, row + 1) for shard, row in shard_positions]).to(
-            batch["rows"].device
+
+@register_teacher("offline")
+class OfflineSource(CachedTeacherSource):
+    """A run writes what the teacher says of all rows; trainings read it."""
+
+    def capabilities(self, config: TeacherConfig) -> TeacherCapabilities:
+        """Those of the format that is kept."""
+        forms = {CACHE_HIDDEN_STATES: "dense", CACHE_TOP_K: "top_k", CACHE_SAMPLED: "sampled"}
+        return TeacherCapabilities(
+            target_form=forms[config.cache_format],
+            hidden_layers=_cache_format(config).hidden_layers,
+            hidden_layers_key="teacher.hidden_layers",
+            needs_cache=True,
         )
 
+    def describe(self, config: TeacherConfig) -> str:
+        """With its format, which decides what it can do."""
+        return f"teacher.source {config.source} with cache_format {config.cache_format}"
 
-class SparseOfflineTeacher:
-    """A few numbers per supervised token for training rows, the whole distribution for held-out rows."""
+    def check_model(self, config: TeacherConfig, model_config: Any) -> None:
+        """Raises UserError for layers or tokens that the teacher does not have."""
+        text = model_config.get_text_config()
+        beyond = [layer for layer in _cache_format(config).hidden_layers if layer >= text.num_hidden_layers]
+        if beyond:
+            raise UserError(
+                f"teacher.hidden_layers: {beyond[0]} is beyond the teacher's last layer {text.num_hidden_layers - 1}"
+            )
+        if config.cache_format == CACHE_TOP_K and config.top_k > text.vocab_size:
+            raise UserError(f"teacher.top_k: {config.top_k} is above the teacher's vocabulary of {text.vocab_size}")
 
-    def __init__(
-        self, folder: Path, train: PackedDataset, num_validation_rows: int, form: TeacherCacheFormat, lm_head: LMHead
-    ) -> None:
-        """`train`: the rows that were cached; `held_out`: number of held-out rows; `head`: the teacher's, for these.
+    def build(self, context: TeacherContext) -> OfflineTeacher:
+        """Reads the cache. What is missing of it is written first: it may have been damaged since its own run was done, or
+        the teacher may have changed behind its path."""
+        rows, cache_format, model = context.data, _cache_format(context.config.teacher), context.load_model()
+        folder = teacher_cache_folder(_metadata(context))
+        if not is_teacher_cache_complete(folder, len(rows.train) + len(rows.validation)):
+            _write(model, context)
+        lm_head = get_lm_head(model, context.vocab_size)
+        return OfflineTeacher(folder, rows.train, lm_head, len(rows.validation), cache_format)
 
-        Raises UserError when the cache is incomplete or a shard does not have its hash.
-        """
-        self.validation_teacher = OfflineTeacher(folder, len(train) + num_validation_rows, lm_head, first_row=len(train))
-        self.cache_format, self.num_train_rows = form, len(train)
-        self._supervised_per_row = train.targets_per_row
-        self._shard_offsets = _starts_within_shards(self._supervised_per_row)
-        self._read = _ShardReader(folder, form.kind, "numpy")
+    def cache_label(self, config: TeacherConfig) -> str:
+        """Such as top_k_50 or sampled_12; empty for hidden states."""
+        cache_format = _cache_format(config)
+        is_dense = cache_format.kind == CACHE_HIDDEN_STATES
+        return "" if is_dense else f"{cache_format.kind}_{cache_format.tokens_per_position}"
 
-    def to(self, device: torch.device) -> None:
-        """Moves the head."""
-        self.validation_teacher.to(device)
+    def write_cache(self, context: TeacherContext, progress: CacheProgress) -> dict[str, Any]:
+        """Runs the teacher over all rows."""
+        rows, folder = context.data, _write(context.load_model(), context, progress)
+        return {
+            "teacher_cache": str(folder),
+            "rows": len(rows.train) + len(rows.validation),
+            "bytes_per_token": measure_bytes_per_token(folder, rows.train, _cache_format(context.config.teacher)),
+        }
 
-    def target(self, batch: dict[str, Tensor], loss_mask: Tensor) -> TeacherTarget:
-        """What was kept of the chosen positions (B, T − 1); of held-out rows everything."""
-        numbers = batch["rows"].tolist()
-        if max(numbers) >= self.num_train_rows:
-            return self.validation_teacher.target(batch, loss_mask)
-        parts = [self._row(n, is_supervised) for n, is_supervised in zip(numbers, loss_mask.any(1).tolist(), strict=True)]
-        arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        if len(arrays["ids"]) != int(loss_mask.sum()):
-            raise UserError("the teacher cache holds other positions than this batch supervises; remove it to mend it")
-        target: TopKTarget | SampledTarget = decompress_target(arrays, self.cache_format)
-        return type(target)(*(value.to(loss_mask.device) for value in target))
+    def is_cache_complete(self, facts: Mapping[str, Any]) -> bool:
+        """Whether all its shards are there with their hashes."""
+        return is_teacher_cache_complete(Path(facts["teacher_cache"]), facts["rows"])
 
-    def _row(self, number: int, is_supervised: bool) -> dict[str, np.ndarray]:
-        """What was kept of a row, or as many empty arrays."""
-        shard = number // SHARD_ROWS
-        start, end = (
-            self._shard_offsets[number],
-            self._shard_offsets[number] + self._supervised_per_row[number] * is_supervised,
-        )
-        return {name: self._read(shard, name, start, end) for name in self._read.names(shard)}
-
-
-def _starts_within_shards(targets: np.ndarray) -> np.ndarray:
-    """Place of each row's first supervised token in the arrays of its shard. targets: (rows,) supervised of each row."""
-    before = np.cumsum(targets) - targets
-    within: np.ndarray = before - before[np.arange(len(targets)) // SHARD_ROWS * SHARD_ROWS]
-    return within
-
-
-class _ShardReader:
-    """Slices of the arrays of shards, which stay on disk; the most recent files are kept open."""
-
-    def __init__(self, folder: Path, prefix: str, framework: str) -> None:
-        self._open = functools.lru_cache(maxsize=256)(
-            lambda shard: safe_open(folder / _shard_name(prefix, shard), framework=framework)
-        )
-
-    def __call__(self, shard: int, name: str, start: int, end: int) -> Any:
-        return self._open(shard).get_slice(name)[int(start) : int(end)]
-
-    def names(self, shard: int) -> list[str]:
-        return list(self._open(shard).keys())
+    def estimate_cache_bytes(self, config: TeacherConfig, model_config: Any, rows: CacheRows) -> int:
+        """Hidden states of all rows, or a few numbers per supervised token and the hidden states of held-out rows."""
+        text, cache_format = model_config.get_text_config(), _cache_format(config)
+        per_state = torch_dtype(config.dtype).itemsize * int(text.hidden_size)
+        if cache_format.kind == CACHE_HIDDEN_STATES:
+            return (rows.train_positions + rows.validation_positions) * per_state * (1 + len(cache_format.hidden_layers))
+        return rows.supervised * cache_format.bytes_per_token(text.vocab_size) + rows.validation_positions * per_state
 
 
-def _check_complete(folder: Path, rows: int) -> None:
-    if not is_teacher_cache_complete(folder, rows):
-        raise UserError(f"the teacher cache {folder} is incomplete or corrupt; run the experiment again to mend it")
+def _cache_format(config: TeacherConfig) -> TeacherCacheFormat:
+    """What the cache of a teacher keeps."""
+    if config.cache_format == CACHE_HIDDEN_STATES:
+        return TeacherCacheFormat(hidden_layers=tuple(sorted(set(config.hidden_layers))))
+    if config.cache_format == CACHE_TOP_K:
+        return TeacherCacheFormat(CACHE_TOP_K, config.top_k)
+    return TeacherCacheFormat(CACHE_SAMPLED, config.num_samples, config.sampling_temperature)
+
+
+def _metadata(context: TeacherContext) -> dict[str, Any]:
+    files, cache_format = model_fingerprint(context.model_folder), _cache_format(context.config.teacher)
+    return teacher_cache_metadata(files, context.data.fingerprint, context.dtype, cache_format)
+
+
+def _write(model: Any, context: TeacherContext, progress: CacheProgress | None = None) -> Path:
+    """Completes the cache; its folder."""
+    metadata = _metadata(context)
+    folder = teacher_cache_folder(metadata)
+    write_teacher_cache(
+        folder,
+        model.to(context.device),
+        context.data.train,
+        context.data.validation,
+        context.config.training.micro_batch_size,
+        _cache_format(context.config.teacher),
+        context.vocab_size,
+        metadata,
+        progress,
+    )
+    return folder

@@ -1,4 +1,4 @@
-"""The live teacher: its body runs beside the student, in inference mode, in its own number format."""
+"""The online teacher: its model runs beside the student, in inference mode, in its own number format."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,34 +7,54 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill_lit.config import TeacherConfig
 from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.losses.targets import DenseTarget
 from distill_lit.models.activations import Activations, LayersByKind, capture_activations
 from distill_lit.models.backbone import get_backbone
 from distill_lit.models.packing_check import last_hidden_state
+from distill_lit.teachers.base import ALL_LAYERS, TeacherCapabilities, TeacherContext, TeacherSource
+from distill_lit.teachers.registry import register_teacher
 from distill_lit.utils.exceptions import UserError
 
 
 class OnlineTeacher:
-    """A frozen teacher. It is no nn.Module, so that neither optimizer, checkpoint nor `.train()` can reach it."""
+    """A frozen teacher. It is no nn.Module, so that neither optimizer, checkpoint nor `.train()` can reach it.
 
-    def __init__(self, model: Any, vocab_size: int, compiled: bool = False, device: torch.device | None = None) -> None:
-        """`model`: a causal language model; `vocabulary`: its real tokens; `compiled`: compile its body; `device`: where it
-        runs, None for beside the student. Only its head then goes to the student, and its hidden states, batch by batch."""
+    Example:
+        teacher = OnlineTeacher(AutoModelForCausalLM.from_pretrained("teacher"))
+        batch = {"input_ids": ids, "position_ids": positions, "document_ids": torch.ones_like(ids)}  # (B, T) each
+        target = teacher.target(batch, loss_mask)  # loss_mask: (B, T - 1) bool
+        logits = target.lm_head.scale_and_cap(target.lm_head.project(target.hidden_states))  # (N, vocab_size)
+    """
+
+    def __init__(
+        self, model: Any, vocab_size: int | None = None, compiled: bool = False, device: torch.device | None = None
+    ) -> None:
+        """Puts the model into eval mode and takes its gradients away.
+
+        Args:
+            model: a causal language model of transformers.
+            vocab_size: its real tokens, where its lm_head has padded rows; None: all rows.
+            compiled: compile its backbone.
+            device: where it runs; None: beside the student. On a device of its own, only its lm_head goes to the student,
+                and its hidden states, batch by batch.
+        """
         self.model = model.eval().requires_grad_(False)
         if compiled:
             get_backbone(model).compile()
-        self.vocab_size, self.device = vocab_size, device
+        self.vocab_size = vocab_size or model.get_output_embeddings().weight.shape[0]
+        self.device = device
         self._captured: Activations | None = None  # what is wanted of the next batch
-        self.lm_head = get_lm_head(model, vocab_size)
+        self.lm_head = get_lm_head(model, self.vocab_size)
 
     def to(self, device: torch.device) -> None:
-        """Brings the teacher, or its head, to the student's device."""
+        """Brings the teacher, or its lm_head, to the student's device."""
         self.model.to(self.device or device)
         self.lm_head = get_lm_head(self.model, self.vocab_size).to(device)
 
     def target(self, batch: dict[str, Tensor], loss_mask: Tensor) -> DenseTarget:
-        """Its whole distribution at the chosen positions (B, T − 1)."""
+        """Its whole distribution at the N positions that `loss_mask` (B, T − 1) marks."""
         hidden = self.hidden_states(batch)[:, :-1]
         return DenseTarget(hidden[loss_mask.to(hidden.device)].to(self.lm_head.weight.device), self.lm_head)
 
@@ -42,7 +62,8 @@ class OnlineTeacher:
         """The teacher's last hidden states (B, T, D) for a batch of packed rows."""
         self.check_frozen()
         if self.device is not None:
-            batch = {name: batch[name].to(self.device) for name in ("input_ids", "position_ids", "document_ids")}
+            names = ("input_ids", "attention_mask", "position_ids", "document_ids")
+            batch = {name: batch[name].to(self.device) for name in names if name in batch}
         with torch.inference_mode():
             return last_hidden_state(self.model, batch, self._captured)
 
@@ -59,3 +80,20 @@ class OnlineTeacher:
         """Raises UserError if something has put the teacher into train mode or made it trainable."""
         if self.model.training or any(parameter.requires_grad for parameter in self.model.parameters()):
             raise UserError("the teacher is in train mode or trainable; it must stay frozen")
+
+
+@register_teacher("online")
+class OnlineSource(TeacherSource):
+    """The teacher reads every batch that the student reads, what the student has written too, and shows everything."""
+
+    def capabilities(self, config: TeacherConfig) -> TeacherCapabilities:
+        """All there are."""
+        return TeacherCapabilities(
+            target_form="dense", hidden_layers=ALL_LAYERS, has_attention=True, scores_student_text=True, has_device=True
+        )
+
+    def build(self, context: TeacherContext) -> OnlineTeacher:
+        """Loads the model."""
+        own_device = context.config.launcher.teacher_device
+        device = torch.device(own_device) if own_device else None
+        return OnlineTeacher(context.load_model(), context.vocab_size, context.config.training.compile, device)

@@ -1,7 +1,7 @@
 """Student and teacher matched inside: which layers are compared, projectors between widths, the losses of a batch."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,44 +29,49 @@ from distill_lit.models.activations import (
 )
 from distill_lit.models.packed_forward import block_causal_mask
 from distill_lit.models.packing_check import last_hidden_state
+from distill_lit.teachers import TeacherCapabilities, sources_that
+from distill_lit.teachers.base import ALL_LAYERS, HiddenLayers
 from distill_lit.utils.exceptions import UserError
 
 TermLayerPairs = Sequence[tuple[FeatureTerm, list[LayerPair]]]
 
 
 def check_teacher_supports_features(
-    objective: Objective, source: str, student_compiled: bool = False, cached_layers: Collection[int] = ()
+    objective: Objective, teacher: TeacherCapabilities, described: str, student_compiled: bool = False
 ) -> None:
-    """Raises UserError for a term that a teacher of this source cannot feed: a live one has all inner states, a cached one
-    the hidden states of the layers `cached`; and for a compiled student, whose layers cannot be watched."""
+    """Raises UserError for a term whose inner states this teacher, `described` as users call it, does not show; and for a
+    compiled student, whose layers cannot be watched."""
     for term in objective.feature_terms:
         if student_compiled:
-            raise UserError(f"training.compile: {term.key} watches inner states, which a compiled body does not show")
-        if source == "online" or (cached_layers and term.kind == HIDDEN_STATES and term.options["layers"] != "similar"):
+            raise UserError(f"training.compile: {term.key} compares inner states, which a compiled backbone does not show")
+        is_hidden = term.kind == HIDDEN_STATES
+        if teacher.hidden_layers == ALL_LAYERS if is_hidden else teacher.has_attention:
             continue
-        other = (
-            ", or let teacher.hidden_layers name the layers to cache"
-            if source == "offline" and term.kind == HIDDEN_STATES
-            else ""
-        )
-        if cached_layers and other:
+        able = sources_that(lambda other: other.has_attention and other.hidden_layers == ALL_LAYERS)
+        if is_hidden and teacher.hidden_layers:
+            if term.options["layers"] != "similar":
+                continue
             raise UserError(
-                f"{term.key}.options.layers: similar looks at all layers of a live teacher; give uniform, last or pairs"
+                f"{term.key}.options.layers: similar looks at all layers, and {described} shows some; "
+                "give uniform, last or pairs"
             )
+        key = teacher.hidden_layers_key if is_hidden else ""
+        remedy = f", or let {key} name the layers to keep" if key else ""
         raise UserError(
-            f"{term.key}: {term.kind} compares inner states, which teacher.source {source} lacks; use live{other}"
+            f"{term.key}: {term.kind} compares inner states, which {described} does not show; "
+            f"use teacher.source {' or '.join(able)}{remedy}"
         )
 
 
 def check_feature_dimensions(
-    objective: Objective, student_config: Any, teacher_config: Any, cached_layers: Collection[int] | None = None
+    objective: Objective, student_config: Any, teacher_config: Any, hidden_layers: HiddenLayers = ALL_LAYERS
 ) -> None:
     """Raises UserError for a term that does not fit two models with these transformers configs, or that compares a layer
-    of the teacher that is not among the `cached` ones (None: it is live)."""
+    of the teacher that is not among those it shows."""
     student_dims, teacher_dims = activation_dims(student_config), activation_dims(teacher_config)
     for term in objective.feature_terms:
         for _, layer in fixed_layer_pairs(term, student_dims.layers, teacher_dims.layers):
-            if cached_layers is not None and layer not in cached_layers:
+            if hidden_layers != ALL_LAYERS and layer not in hidden_layers:
                 raise UserError(f"teacher.hidden_layers: layer {layer} is not among them, and {term.key} compares with it")
         options, key = term.options, f"{term.key}.options"
         if term.kind == HIDDEN_STATES and student_dims.hidden_size != teacher_dims.hidden_size and not options["projector"]:

@@ -28,7 +28,7 @@ from distill_lit.config.schema import EvaluationConfig, ExperimentConfig
 from distill_lit.evaluation.cache import DOCUMENT_COLUMNS, RECORD_COLUMNS, read_cached_evaluation, write_cached_evaluation
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.validation import check_experiment
-from distill_lit.teachers.offline import is_teacher_cache_complete
+from distill_lit.teachers.teacher_cache import is_teacher_cache_complete
 from distill_lit.training.checkpoint import find_latest_checkpoint, is_checkpoint_intact, load_checkpoint_weights_only
 from distill_lit.utils.array_store import open_arrays, save_arrays
 from distill_lit.utils.exceptions import UserError
@@ -237,7 +237,7 @@ CHECKPOINTS = st.sampled_from(["step=1.ckpt", "step=1.sha256.json"])
 test_checkpoints, test_many_checkpoints = twice(checkpoint_test, name=CHECKPOINTS, **DAMAGE)
 
 
-def signal_test(tmp_path: Path, name: str, where: float, what: bytes, cut: bool) -> None:
+def teacher_cache_test(tmp_path: Path, name: str, where: float, what: bytes, cut: bool) -> None:
     from safetensors.torch import save_file
 
     shutil.rmtree(folder := tmp_path / "teacher_cache", ignore_errors=True)
@@ -251,8 +251,8 @@ def signal_test(tmp_path: Path, name: str, where: float, what: bytes, cut: bool)
 
 
 SHARD = "hidden-00000.safetensors"
-SIGNALS = st.sampled_from(["manifest.json", "shards.jsonl", SHARD])
-test_signals, test_many_signals = twice(signal_test, name=SIGNALS, **DAMAGE)
+CACHE_FILES = st.sampled_from(["manifest.json", "shards.jsonl", SHARD])
+test_teacher_caches, test_many_teacher_caches = twice(teacher_cache_test, name=CACHE_FILES, **DAMAGE)
 
 
 def evaluation_test(

@@ -25,7 +25,7 @@ from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.models import check_same_vocabulary, load_model, load_tokenizer, model_fingerprint
 from distill_lit.models.packing_check import last_hidden_state
 from distill_lit.teachers import OfflineTeacher, OnlineTeacher
-from distill_lit.teachers import offline as cached
+from distill_lit.teachers import teacher_cache as cached
 from distill_lit.teachers.compression import CACHE_TOP_K, TeacherCacheFormat
 from distill_lit.training.checkpoint import checkpoint_step, list_checkpoints, load_checkpoint_weights_only, read_best
 from distill_lit.utils.exceptions import UserError
@@ -222,7 +222,7 @@ def test_14_numbers_as_text_in_a_file_are_refused(file: Path, tmp_path: Path) ->
         check_experiment(load_experiment(changed))
 
 
-# ---------------------------------------------------------------- cached signal
+# ---------------------------------------------------------------- teacher cache
 
 
 def test_15_a_corrupt_shard_is_found_and_only_it_is_rebuilt(
@@ -230,8 +230,8 @@ def test_15_a_corrupt_shard_is_found_and_only_it_is_rebuilt(
 ) -> None:
     monkeypatch.setattr(cached, "SHARD_ROWS", 16)
     model, total = load_model(dropping_teacher), len(prepared.train) + len(prepared.validation)
-    cached.write_cache_shards(tmp_path, model, prepared.train, prepared.validation, 4)
-    shards = sorted(tmp_path.glob("hidden-*.safetensors"))
+    cached.write_teacher_cache(tmp_path, model, prepared.train, prepared.validation, 4)
+    shards = sorted(tmp_path.glob("hidden_states-*.safetensors"))
     assert len(shards) > 2
     before = {path: path.read_bytes() for path in shards}
     content = bytearray(before[shards[1]])
@@ -240,9 +240,9 @@ def test_15_a_corrupt_shard_is_found_and_only_it_is_rebuilt(
     shards[2].write_bytes(before[shards[2]][:100])
     assert not cached.is_teacher_cache_complete(tmp_path, total)
     with pytest.raises(UserError, match="incomplete or corrupt"):
-        OfflineTeacher(tmp_path, total, get_lm_head(model, 300))
+        OfflineTeacher(tmp_path, prepared.train, get_lm_head(model, 300), len(prepared.validation))
     written = writes(monkeypatch)
-    cached.write_cache_shards(tmp_path, model, prepared.train, prepared.validation, 4)
+    cached.write_teacher_cache(tmp_path, model, prepared.train, prepared.validation, 4)
     assert written == [shards[1].name, shards[2].name]
     assert {path: path.read_bytes() for path in shards} == before
 
@@ -289,7 +289,9 @@ def test_15_a_cache_of_something_else_is_a_miss(
 def test_15_two_writers_do_no_harm(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two experiments at once on one empty cache, one of them killed while it writes."""
     text = (
-        file.read_text().replace("source: live", "source: cached").replace("accelerate", "checkpoint_budget: 1, accelerate")
+        file.read_text()
+        .replace("source: online", "source: offline")
+        .replace("accelerate", "checkpoint_budget: 1, accelerate")
     )
     (shared := tmp_path / "shared.yaml").write_text(text)
     cache = tmp_path / "cache"
@@ -300,8 +302,8 @@ def test_15_two_writers_do_no_harm(file: Path, tmp_path: Path, monkeypatch: pyte
     for name in ("a", "b"):
         assert trainings.lines(tmp_path / name) == trainings.lines(alone)
         assert trainings.weights(tmp_path / name) == trainings.weights(alone)
-    (signals,) = (cache / "signals").iterdir()
-    assert not list(signals.glob(".writing-*"))
+    (folder,) = (cache / "teacher_caches").iterdir()
+    assert not list(folder.glob(".writing-*"))
 
 
 def test_15_two_threads_write_each_shard_once(
@@ -310,9 +312,9 @@ def test_15_two_threads_write_each_shard_once(
     written = writes(monkeypatch)
     model = load_model(dropping_teacher)
     arguments = (tmp_path, model, prepared.train, prepared.validation, 4)
-    threads = [threading.Thread(target=cached.write_cache_shards, args=arguments) for _ in range(2)]
+    threads = [threading.Thread(target=cached.write_teacher_cache, args=arguments) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(written) == len(set(written)) == len(list(tmp_path.glob("hidden-*.safetensors")))
+    assert len(written) == len(set(written)) == len(list(tmp_path.glob("hidden_states-*.safetensors")))

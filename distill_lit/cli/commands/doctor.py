@@ -166,7 +166,7 @@ def check_free_disk(folder: Path) -> Finding:
 def check_cache() -> list[Finding]:
     """Hashes every cached array and shard anew. What is damaged is rebuilt by the run that needs it."""
     found = []
-    tests: dict[str, tuple[str, Callable[[Path], bool]]] = {"signals": ("manifest.json", _teacher_cache_is_intact)}
+    tests: dict[str, tuple[str, Callable[[Path], bool]]] = {"teacher_caches": ("manifest.json", _teacher_cache_is_intact)}
     tests |= {kind: (name, functools.partial(_is_whole, key=key)) for kind, (name, key) in CACHE_MANIFESTS.items()}
     for kind, (name, is_whole) in tests.items():
         manifests = sorted((cache_root() / kind).glob(f"*/{name}"))

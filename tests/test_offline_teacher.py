@@ -20,7 +20,7 @@ from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.losses.sparse import sampled_kl
 from distill_lit.losses.targets import DenseTarget, SampledTarget, TopKTarget
 from distill_lit.models import load_model
-from distill_lit.teachers import OfflineTeacher, OnlineTeacher, SparseOfflineTeacher
+from distill_lit.teachers import OfflineTeacher, OnlineTeacher, write_teacher_cache
 from distill_lit.teachers.compression import (
     CACHE_SAMPLED,
     CACHE_TOP_K,
@@ -28,12 +28,11 @@ from distill_lit.teachers.compression import (
     compress_logprobs,
     decompress_target,
 )
-from distill_lit.teachers.offline import (
+from distill_lit.teachers.teacher_cache import (
     is_teacher_cache_complete,
     measure_bytes_per_token,
     teacher_cache_folder,
     teacher_cache_metadata,
-    write_cache_shards,
 )
 from distill_lit.utils.exceptions import UserError
 
@@ -51,10 +50,10 @@ def prepared(tiny_teacher: Path, tiny_corpus: Path) -> data.PreparedData:
     return data.prepare_datasets(config, tiny_teacher, "pypi")
 
 
-def write(folder: Path, teacher: Path, prepared: data.PreparedData, form: TeacherCacheFormat) -> SparseOfflineTeacher:
+def write(folder: Path, teacher: Path, prepared: data.PreparedData, form: TeacherCacheFormat) -> OfflineTeacher:
     model = load_model(teacher).requires_grad_(False)
-    write_cache_shards(folder, model, prepared.train, prepared.validation, 8, form, VOCABULARY)
-    return SparseOfflineTeacher(folder, prepared.train, len(prepared.validation), form, get_lm_head(model, VOCABULARY))
+    write_teacher_cache(folder, model, prepared.train, prepared.validation, 8, form, VOCABULARY)
+    return OfflineTeacher(folder, prepared.train, get_lm_head(model, VOCABULARY), len(prepared.validation))
 
 
 def rows_of(prepared: data.PreparedData, *numbers: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -81,9 +80,9 @@ def test_top_k_keeps_the_best_tokens_and_the_mass_of_the_rest() -> None:
     arrays = compress_logprobs(log_p, labels, TOP, torch.Generator())
     assert {name: str(array.dtype) for name, array in arrays.items()} == {
         "ids": "uint16",
-        "log_probs": "float16",
-        "rest": "float16",
-        "label_log_probs": "float16",
+        "logprobs": "float16",
+        "tail_logprob": "float16",
+        "label_logprobs": "float16",
     }
     target = decompress_target(arrays, TOP)
     assert isinstance(target, TopKTarget)
@@ -215,7 +214,7 @@ def test_shards_are_mended_one_by_one_and_come_out_the_same(
     shards[1].write_bytes(broken)
     assert not is_teacher_cache_complete(tmp_path, len(prepared.train) + 4)
     with pytest.raises(UserError, match="corrupt"):
-        SparseOfflineTeacher(tmp_path, prepared.train, 4, DRAWN, get_lm_head(load_model(tiny_teacher), VOCABULARY))
+        OfflineTeacher(tmp_path, prepared.train, get_lm_head(load_model(tiny_teacher), VOCABULARY), 4)
     write(tmp_path, tiny_teacher, prepared, DRAWN)
     assert [p.read_bytes() for p in shards] == before
     assert shards[0].stat().st_mtime_ns == times[0]
@@ -225,10 +224,10 @@ WRITER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-import test_signals_cached as t
+import test_offline_teacher as t
 from distill_lit import data
 config = t.DataConfig(corpora={{"text": t.CorpusConfig(path={corpus!r})}}, sequence_length=t.LENGTH, validation_sequences=4)
-t.write(Path({folder!r}), Path({teacher!r}), data.prepare(config, Path({teacher!r}), "pypi"), t.DRAWN)
+t.write(Path({folder!r}), Path({teacher!r}), data.prepare_datasets(config, Path({teacher!r}), "pypi"), t.DRAWN)
 """
 
 
@@ -320,9 +319,8 @@ def test_a_student_learns_from_a_sparse_cache(
 
 def test_hidden_cache_and_live_teacher_train_alike(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:
     model = load_model(tiny_teacher).requires_grad_(False)
-    write_cache_shards(tmp_path / "cache", model, prepared.train, prepared.validation, 8)
-    total = len(prepared.train) + len(prepared.validation)
-    cached = OfflineTeacher(tmp_path / "cache", total, get_lm_head(model, VOCABULARY))
+    write_teacher_cache(tmp_path / "cache", model, prepared.train, prepared.validation, 8)
+    cached = OfflineTeacher(tmp_path / "cache", prepared.train, get_lm_head(model, VOCABULARY), len(prepared.validation))
     one, _ = run(tmp_path / "a", tiny_teacher, prepared)
     other, _ = run(tmp_path / "b", tiny_teacher, prepared, signal=cached)
     torch.testing.assert_close(weights(one), weights(other), rtol=1e-4, atol=1e-5)
@@ -334,13 +332,16 @@ def test_hidden_cache_and_live_teacher_train_alike(tmp_path: Path, tiny_teacher:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["teacher.cache_format=top_k"], "teacher.cache_format top_k"),
-        (["teacher.cache_format=sampled", "objective.terms.kl.kind=top_k_kl"], "teacher.cache_format sampled"),
+        (["teacher.cache_format=top_k"], "teacher.source offline with cache_format top_k is top_k"),
+        (
+            ["teacher.cache_format=sampled", "objective.terms.kl.kind=top_k_kl"],
+            "teacher.source offline with cache_format sampled is sampled",
+        ),
         (
             ["teacher.cache_format=sampled", "objective.terms.kl.kind=sampled_kl", "objective.terms.kl.temperature=2"],
             "soften",
         ),
-        (["teacher.cache_format=top_p"], "choose from hidden, sampled, top_k"),
+        (["teacher.cache_format=top_p"], "choose from hidden_states, sampled, top_k"),
         (["teacher.cache_format=top_k", "teacher.top_k=0"], "teacher.top_k"),
         (["teacher.sampling_temperature=0"], "teacher.sampling_temperature"),
         (["teacher.source=none"], "teacher.source: none"),

@@ -1,0 +1,186 @@
+"""What a teacher is: the protocol that training sees, and the capabilities that planning asks for before loading anything.
+
+A new teacher is one file: a class with `target` and `to`, and a `TeacherSource` that builds it from a config, registered
+under the word that users write for `teacher.source`. Nothing outside this package compares that word with anything: plans,
+checks, fingerprints and estimates ask for capabilities.
+
+Example:
+    @register_teacher("uniform")
+    class UniformSource(TeacherSource):
+        def capabilities(self, config):
+            return TeacherCapabilities(target_form="dense", needs_model=False)
+
+        def build(self, context):
+            return UniformTeacher(context.vocab_size)
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from distill_lit.config import ExperimentConfig, TeacherConfig
+from distill_lit.data import PreparedData
+from distill_lit.losses.targets import TeacherTarget
+from distill_lit.models import load_model
+from distill_lit.models.activations import Activations, LayersByKind
+from distill_lit.models.loading import torch_dtype
+from distill_lit.models.vocabulary import load_unpadded_vocab_size
+from distill_lit.utils import hardware
+from distill_lit.utils.exceptions import UserError
+
+ALL_LAYERS: Literal["all"] = "all"
+HiddenLayers = Literal["all"] | tuple[int, ...]
+CacheProgress = Callable[[int, int], Any]  # rows done, of all
+
+
+class Teacher(Protocol):
+    """The teacher as training sees it."""
+
+    def target(self, batch: dict[str, Tensor], loss_mask: Tensor) -> TeacherTarget:
+        """What it says of the N tokens to predict. batch: packed rows; loss_mask: (B, T − 1) bool, True at the N positions
+        whose next token is supervised."""
+        ...
+
+    def to(self, device: torch.device) -> None:
+        """Moves what is in memory to a device."""
+        ...
+
+
+@runtime_checkable
+class HiddenStateTeacher(Teacher, Protocol):
+    """A teacher that also shows its inner states."""
+
+    def activations(self, batch: dict[str, Tensor], wanted: LayersByKind) -> AbstractContextManager[Activations]:
+        """Yields the wanted states for a batch, all of them there once `target` has been called inside."""
+        ...
+
+
+@dataclass(frozen=True)
+class TeacherCapabilities:
+    """What a configured teacher can do, and what it needs.
+
+    Args:
+        target_form: of its targets for training rows: dense, top_k, sampled or cross_tokenizer, the words that losses list
+            in `target_forms`; empty for no targets at all.
+        hidden_layers: layers whose hidden states can be compared: all, some, or none.
+        hidden_layers_key: the config key that gives it hidden layers, for messages; empty where there is none.
+        has_attention: attention maps, queries, keys and values can be compared too.
+        shares_tokenizer: it reads the student's tokens. If not, the student keeps a tokenizer of its own.
+        needs_model: the weights of `teacher.model` read the rows, during the training or before it.
+        needs_cache: a run of its own must come first and write what it says (`CachedTeacherSource`).
+        scores_student_text: it can be asked about text that the student has just written (on-policy training).
+        has_device: it can run on a device other than the student's (`launcher.teacher_device`).
+    """
+
+    target_form: str
+    hidden_layers: HiddenLayers = ()
+    hidden_layers_key: str = ""
+    has_attention: bool = False
+    shares_tokenizer: bool = True
+    needs_model: bool = True
+    needs_cache: bool = False
+    scores_student_text: bool = False
+    has_device: bool = False
+
+    @property
+    def runs_beside_student(self) -> bool:
+        """Whether the teacher's model is in memory while the student trains."""
+        return self.needs_model and not self.needs_cache
+
+
+@dataclass(frozen=True)
+class TeacherContext:
+    """What a teacher is built from.
+
+    Args:
+        model_folder: of `teacher.model`.
+        student_tokenizer_folder: whose tokenizer has made the rows of `data`; the teacher's where it shares it.
+    """
+
+    config: ExperimentConfig
+    model_folder: Path
+    student_tokenizer_folder: Path
+    data: PreparedData
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """The teacher's real tokens: heads are often padded."""
+        return load_unpadded_vocab_size(self.model_folder)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The teacher's number format."""
+        return torch_dtype(self.config.teacher.dtype)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the experiment trains."""
+        return hardware.device_for(self.config.training.accelerator)
+
+    def load_model(self) -> Any:
+        """The teacher's model, frozen, on the CPU, in its number format."""
+        return load_model(self.model_folder, self.dtype).requires_grad_(False)
+
+
+class TeacherSource(ABC):
+    """One choice of `teacher.source`: what such a teacher can do, what it refuses, and how a config becomes one."""
+
+    @abstractmethod
+    def capabilities(self, config: TeacherConfig) -> TeacherCapabilities:
+        """What a teacher with these knobs can do. Nothing is loaded; the config may be wrong still."""
+
+    @abstractmethod
+    def build(self, context: TeacherContext) -> Teacher | None:
+        """The teacher that a training asks; None where it asks none."""
+
+    def describe(self, config: TeacherConfig) -> str:
+        """What users call such a teacher, for messages."""
+        return f"teacher.source {config.source}"
+
+    def check(self, config: TeacherConfig) -> None:
+        """Raises UserError for knobs that cannot be, as far as the config alone shows."""
+        if config.options:
+            name = next(iter(config.options))
+            raise UserError(f"teacher.options: {name!r} is given, and {self.describe(config)} has none")
+
+    def check_model(self, config: TeacherConfig, model_config: Any) -> None:  # noqa: B027 - most have nothing to refuse
+        """Raises UserError for knobs that do not fit the teacher's transformers config."""
+
+    def check_tokenizers(self, tokenizer: Any, student_tokenizer: Any) -> None:  # noqa: B027
+        """Raises UserError for tokenizers that it cannot bring together; asked where it does not share the student's."""
+
+
+class CacheRows(NamedTuple):
+    """How much a teacher cache is about: positions of training rows, supervised ones among them, and held-out positions."""
+
+    train_positions: int
+    supervised: int
+    validation_positions: int
+
+
+class CachedTeacherSource(TeacherSource):
+    """A teacher whose cache is written by a run of its own, once for all students that read it."""
+
+    @abstractmethod
+    def cache_label(self, config: TeacherConfig) -> str:
+        """What tells its run from those of other caches, such as top_k_50; empty for the usual one."""
+
+    @abstractmethod
+    def write_cache(self, context: TeacherContext, progress: CacheProgress) -> dict[str, Any]:
+        """Writes what the teacher says of all rows, or what is missing of it. The facts go into the manifest of the run:
+        `teacher_cache`, its folder, `rows`, and `bytes_per_token`."""
+
+    @abstractmethod
+    def is_cache_complete(self, facts: Mapping[str, Any]) -> bool:
+        """Whether what `write_cache` has written, by these facts, is there and whole."""
+
+    @abstractmethod
+    def estimate_cache_bytes(self, config: TeacherConfig, model_config: Any, rows: CacheRows) -> int:
+        """Bytes on disk."""

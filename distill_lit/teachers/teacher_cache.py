@@ -1,0 +1,281 @@
+"""Writing a teacher cache, and reading its shards. What it is good for is told at the top of `teachers/offline.py`."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import save_file
+from torch import Tensor
+
+from distill_lit.data import PackedDataset
+from distill_lit.data.loader import make_batch
+from distill_lit.losses.lm_head import LMHead, get_lm_head
+from distill_lit.models.activations import HIDDEN_STATES, Activations, capture_activations
+from distill_lit.models.packing_check import last_hidden_state
+from distill_lit.teachers.base import CacheProgress
+from distill_lit.teachers.compression import (
+    CACHE_HIDDEN_STATES,
+    CompressedArrays,
+    TeacherCacheFormat,
+    compress_logprobs,
+)
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import cache_root, fingerprint
+from distill_lit.utils.seeding import derive_seed
+from distill_lit.utils.shards import Shards
+
+SHARD_ROWS = 64
+SHARD_VERSION = 3  # raise when the bytes of a shard change their meaning
+HIDDEN_STATES_ONLY = TeacherCacheFormat()
+COMPRESSION_CHUNK_TOKENS = 256  # whose whole distributions are in memory at a time
+LAST_HIDDEN_STATE = "hidden_states"  # the array of that name in a shard; those of layers: `layer_array_name`
+
+
+def teacher_cache_metadata(
+    teacher: dict[str, str],
+    data_fingerprint: str,
+    dtype: torch.dtype,
+    cache_format: TeacherCacheFormat = HIDDEN_STATES_ONLY,
+) -> dict[str, Any]:
+    """What a cache depends on: the teacher's files ({name: sha256}), its tokenizer among them, the packed data in their
+    order, number format, and what is kept."""
+    return {
+        "teacher": teacher,
+        "data": data_fingerprint,
+        "dtype": str(dtype),
+        "shard_version": SHARD_VERSION,
+        "cache_format": cache_format.metadata(),
+    }
+
+
+def teacher_cache_folder(metadata: dict[str, Any]) -> Path:
+    """Where the cache with this metadata lives: with any other value it is another folder, never reused."""
+    return cache_root() / "teacher_caches" / fingerprint(metadata)
+
+
+def write_teacher_cache(
+    folder: Path,
+    model: Any,
+    train: PackedDataset,
+    validation: PackedDataset | None = None,
+    batch_size: int = 8,
+    cache_format: TeacherCacheFormat = HIDDEN_STATES_ONLY,
+    vocab_size: int | None = None,
+    metadata: dict[str, Any] | None = None,
+    progress: CacheProgress | None = None,
+) -> None:
+    """Runs a model over packed rows and writes what it says as shards, for `OfflineTeacher`.
+
+    A cache that is complete is left alone; a half-written one goes on; several writers, in processes of their own, share
+    the work.
+
+    Args:
+        model: a causal language model of transformers, on the device where it is to run.
+        validation: held-out rows, of which hidden states are kept in any format.
+        batch_size: rows per forward pass.
+        vocab_size: the teacher's real tokens, where its lm_head has padded rows; None: all rows.
+        metadata: goes into the manifest.
+        progress: is called with the rows done and all rows.
+    """
+    validation = train.take(np.arange(0)) if validation is None else validation
+    shards, total, done = Shards(folder), len(train) + len(validation), 0
+    if is_teacher_cache_complete(folder, total):  # of another root's run, in a cache that perhaps may only be read
+        return
+
+    def advance() -> None:
+        nonlocal done
+        done = min(done + SHARD_ROWS, total)
+        if progress:
+            progress(done, total)
+
+    vocab_size = vocab_size or model.get_output_embeddings().weight.shape[0]
+    writers = _shard_writers(model, train, validation, batch_size, cache_format, vocab_size)
+    shards.write_missing(writers, advance)
+    facts = {"cache_format": cache_format.metadata(), "rows": total, "shards": list(writers)}
+    shards.write_manifest({**(metadata or {}), **facts})
+
+
+def _shard_writers(
+    model: Any,
+    train: PackedDataset,
+    validation: PackedDataset,
+    batch_size: int,
+    cache_format: TeacherCacheFormat,
+    vocab_size: int,
+) -> dict[str, Callable[[Path], None]]:
+    """{name of a shard: function that writes its file}."""
+    states = functools.partial(_write_hidden_states, model=model, batch_size=batch_size)
+    if cache_format.kind == CACHE_HIDDEN_STATES:
+        rows = PackedDataset.concatenate([train, validation])
+        write = functools.partial(states, rows=rows, layers=cache_format.hidden_layers)
+        return {name: functools.partial(write, numbers=part) for name, part in _shard_rows(CACHE_HIDDEN_STATES, len(rows))}
+    sparse = functools.partial(
+        _write_sparse,
+        model=model,
+        lm_head=get_lm_head(model, vocab_size),
+        rows=train,
+        batch_size=batch_size,
+        cache_format=cache_format,
+    )
+    train_shards, validation_shards = (
+        _shard_rows(cache_format.kind, len(train)),
+        _shard_rows(CACHE_HIDDEN_STATES, len(validation)),
+    )
+    return {
+        **{name: functools.partial(sparse, numbers=part) for name, part in train_shards},
+        **{name: functools.partial(states, rows=validation, numbers=part) for name, part in validation_shards},
+    }
+
+
+def is_teacher_cache_complete(folder: Path, rows: int) -> bool:
+    """Whether the cache holds all rows and every shard has the hash that was written down for it."""
+    manifest = Shards(folder).manifest()
+    return manifest.get("rows") == rows and Shards(folder).are_intact(manifest.get("shards"))
+
+
+def check_teacher_cache(folder: Path, rows: int) -> None:
+    """Raises UserError for a cache that is not complete."""
+    if not is_teacher_cache_complete(folder, rows):
+        raise UserError(f"the teacher cache {folder} is incomplete or corrupt, or not of {rows} rows; write it again")
+
+
+def read_cache_format(folder: Path) -> TeacherCacheFormat:
+    """What a cache keeps, by its manifest. Raises UserError where that is damaged."""
+    try:
+        return TeacherCacheFormat.from_metadata(Shards(folder).manifest()["cache_format"])
+    except (KeyError, TypeError, ValueError):  # whoever damaged it left it JSON
+        raise UserError(f"the manifest of the teacher cache {folder} is corrupt; write it again") from None
+
+
+def measure_bytes_per_token(folder: Path, train: PackedDataset, cache_format: TeacherCacheFormat) -> float:
+    """Bytes on disk per supervised token of the training rows; for hidden states per token of all rows."""
+    file_sizes = {path.name: path.stat().st_size for path in folder.glob("*.safetensors")}
+    format_bytes = sum(size for name, size in file_sizes.items() if name.startswith(cache_format.kind))
+    tokens = (
+        Shards(folder).manifest()["rows"] * train.sequence_length
+        if cache_format.kind == CACHE_HIDDEN_STATES
+        else int(train.targets_per_row.sum())
+    )
+    return format_bytes / max(tokens, 1)
+
+
+def _shard_rows(prefix: str, rows: int) -> list[tuple[str, range]]:
+    """[(name of a shard, its rows)]."""
+    starts = range(0, rows, SHARD_ROWS)
+    return [(_shard_name(prefix, i), range(start, min(start + SHARD_ROWS, rows))) for i, start in enumerate(starts)]
+
+
+def _shard_name(prefix: str, number: int) -> str:
+    return f"{prefix}-{number:05d}.safetensors"
+
+
+def layer_array_name(layer: int) -> str:
+    """The array in a shard that holds the hidden states behind a layer."""
+    return f"layer-{layer}"
+
+
+@torch.inference_mode()
+def _last_hidden_state_of_rows(
+    model: Any, rows: PackedDataset, numbers: range, states: Activations | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """((rows, T, D), the batch), on the model's device."""
+    device = next(model.parameters()).device
+    batch = {name: value.to(device) for name, value in make_batch(rows, np.array(numbers), 1).items()}
+    return last_hidden_state(model, batch, states), batch
+
+
+def _write_hidden_states(
+    path: Path, *, model: Any, rows: PackedDataset, numbers: range, batch_size: int, layers: tuple[int, ...] = ()
+) -> None:
+    parts = []
+    for i in range(0, len(numbers), batch_size):
+        with capture_activations(model, {HIDDEN_STATES: set(layers)}) as states:
+            last, _ = _last_hidden_state_of_rows(model, rows, numbers[i : i + batch_size], states)
+        named = {LAST_HIDDEN_STATE: last, **{layer_array_name(n): states[HIDDEN_STATES, n] for n in layers}}
+        parts.append({name: tensor.cpu() for name, tensor in named.items()})
+    save_file({name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}, path)
+
+
+@torch.inference_mode()
+def _write_sparse(
+    path: Path,
+    *,
+    model: Any,
+    lm_head: LMHead,
+    rows: PackedDataset,
+    numbers: range,
+    batch_size: int,
+    cache_format: TeacherCacheFormat,
+) -> None:
+    # samples depend on the shard alone, so one that is written again is the same
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(derive_seed(0, numbers[0]))
+    parts = []
+    for i in range(0, len(numbers), batch_size):
+        hidden, batch = _last_hidden_state_of_rows(model, rows, numbers[i : i + batch_size])
+        loss_mask = batch["labels"][:, 1:] >= 0
+        tokens, labels = hidden[:, :-1][loss_mask], batch["labels"][:, 1:][loss_mask]
+        for start in range(0, max(len(tokens), 1), COMPRESSION_CHUNK_TOKENS):
+            chunk = slice(start, start + COMPRESSION_CHUNK_TOKENS)
+            logprobs = lm_head.scale_and_cap(lm_head.project(tokens[chunk])).log_softmax(-1)
+            parts.append(compress_logprobs(logprobs, labels[chunk], cache_format, generator))
+    save_arrays({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, path)
+
+
+class HiddenStateShards:
+    """Hidden states (T, D) of rows, last ones and those behind layers. first_row: the number of the first row held here."""
+
+    def __init__(self, folder: Path, first_row: int = 0) -> None:
+        self.first_row = first_row
+        self._read_slice = _ShardReader(folder, CACHE_HIDDEN_STATES, "pt")
+
+    def read(self, array: str, rows: Tensor) -> Tensor:
+        """An array of all shards, for rows (B,): (B, T, D), on their device."""
+        positions = [divmod(n, SHARD_ROWS) for n in (rows - self.first_row).tolist()]
+        parts = [self._read_slice(shard, array, row, row + 1) for shard, row in positions]
+        return torch.cat(parts).to(rows.device)
+
+
+class SparseShards:
+    """What was kept of the supervised tokens of training rows."""
+
+    def __init__(self, folder: Path, train: PackedDataset, cache_format: TeacherCacheFormat) -> None:
+        self._supervised_per_row = train.targets_per_row
+        self._offsets = _offsets_within_shards(self._supervised_per_row)
+        self._read_slice = _ShardReader(folder, cache_format.kind, "numpy")
+
+    def read(self, rows: list[int], is_supervised: list[bool]) -> CompressedArrays:
+        """The arrays of rows, one after the other; nothing of those that are not supervised in this batch."""
+        parts = [self._read_row(row, flag) for row, flag in zip(rows, is_supervised, strict=True)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _read_row(self, row: int, is_supervised: bool) -> CompressedArrays:
+        shard, start = row // SHARD_ROWS, self._offsets[row]
+        end = start + self._supervised_per_row[row] * is_supervised
+        return {name: self._read_slice(shard, name, start, end) for name in self._read_slice.names(shard)}
+
+
+def _offsets_within_shards(supervised_per_row: np.ndarray) -> np.ndarray:
+    """Where each row's first supervised token is in the arrays of its shard. supervised_per_row: (rows,)."""
+    before = np.cumsum(supervised_per_row) - supervised_per_row
+    within: np.ndarray = before - before[np.arange(len(supervised_per_row)) // SHARD_ROWS * SHARD_ROWS]
+    return within
+
+
+class _ShardReader:
+    """Slices of the arrays of shards, which stay on disk; the most recent files are kept open."""
+
+    def __init__(self, folder: Path, prefix: str, framework: str) -> None:
+        self._open = functools.lru_cache(maxsize=256)(
+            lambda shard: safe_open(folder / _shard_name(prefix, shard), framework=framework)
+        )
+
+    def __call__(self, shard: int, name: str, start: int, end: int) -> Any:
+        return self._open(shard).get_slice(name)[int(start) : int(end)]
+
+    def names(self, shard: int) -> list[str]:
+        return list(self._open(shard).keys())
