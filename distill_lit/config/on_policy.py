@@ -32,7 +32,7 @@ class OnPolicyConfig:
 
 
 def check_on_policy(config: OnPolicyConfig, teacher: str, scores_student_text: bool, compiled: bool) -> None:
-    """Raises UserError for a teacher (what users call it) that cannot score new text, and for a student that cannot write."""
+    """Raises UserError for a teacher (what users call it) that cannot score new text, and a student that cannot write."""
     if not is_on_policy_enabled(config):
         return
     if not scores_student_text:
