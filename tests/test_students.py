@@ -169,7 +169,7 @@ def test_a_pretrained_student_needs_the_teachers_tokenizer(teacher: Path, tmp_pa
 
 def adapted(teacher: Path, lora: LoraConfig = LORA, **student: Any) -> Any:
     return initial_student(
-        StudentConfig(**{"depth": 2, "layers": "uniform", **student}, lora=lora), teacher, Calibration([], ""), seed=0
+        StudentConfig(**{"num_layers": 2, "layers": "uniform", **student}, lora=lora), teacher, Calibration([], ""), seed=0
     )
 
 
@@ -266,7 +266,7 @@ def test_eval_of_the_teacher_leaves_the_dropout_of_adapters_on(
     tmp_path: Path, teacher: Path, prepared: data.PreparedData
 ) -> None:
     """trl #5862: a teacher that is the student without its adapters, put into eval mode, takes the student along."""
-    student, dropping = adapted(teacher, depth=0), []
+    student, dropping = adapted(teacher, num_layers=0), []
     for name, module in student.named_modules():
         if name.endswith("q_proj.lora_dropout.default"):
             module.register_forward_hook(lambda module, inputs, output: dropping.append(bool((output == 0).any())))

@@ -141,9 +141,10 @@ def logits_on(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 
 def check_reloads(model: Any, folder: Path, ids: Tensor, expected_logits: Tensor, trust_remote_code: bool = False) -> None:
-    """Raises UserError unless plain transformers, in another process, opens `folder` and says `said` (1, T, V) of `ids`.
+    """Raises UserError unless plain transformers, in another process, opens `folder` and gives `expected_logits` (1, T, V) for
+    `ids`.
 
-    model: whose number formats decide how near; code: whether the folder may run code of its own.
+    model: whose number formats decide how near; trust_remote_code: whether the folder may run code of its own.
     """
     from safetensors.torch import save_file
 
@@ -175,7 +176,7 @@ def check_exports(student: PreTrainedModel, tokenizer_folder: Path, scratch_fold
     """Raises UserError unless a student, before its first step, can be exported: adapters that are no longer 0 are merged,
     the folder is opened elsewhere, and logits on one batch are compared.
 
-    place: a folder to export into and remove. shape: the student's config. Once on a machine for each kind of student: its
+    scratch_folder: to export into and to remove. student_config: as in the experiment. Once on a machine for each kind of student: its
     architecture, shapes, config, tokenizer files and the versions of the libraries count, its weights do not.
     """
     memory = cache_root() / "exports" / f"{_export_check_key(student, tokenizer_folder, student_config)}.json"

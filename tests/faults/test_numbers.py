@@ -264,7 +264,7 @@ def test_15_a_cache_of_something_else_is_a_miss(
         form: TeacherCacheFormat = cached.HIDDEN_STATES_ONLY,
         **changes: Any,
     ) -> Path:
-        given = {"length": 32, "validation": 6, "tokens": 4096, "seed": 0, **changes}
+        given = {"sequence_length": 32, "validation_sequences": 6, "max_tokens": 4096, "seed": 0, **changes}
         config = DataConfig(corpora={"text": CorpusConfig(path=f"file:{tiny_corpus}")}, **given)
         rows = data.prepare_datasets(config, teacher, "pypi").fingerprint
         return cached.teacher_cache_folder(cached.teacher_cache_metadata(model_fingerprint(teacher), rows, dtype, form))
@@ -289,7 +289,7 @@ def test_15_a_cache_of_something_else_is_a_miss(
 def test_15_two_writers_do_no_harm(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two experiments at once on one empty cache, one of them killed while it writes."""
     text = (
-        file.read_text().replace("source: live", "source: cached").replace("accelerate", "checkpoint_budget: 1, accelerate")
+        file.read_text().replace("source: online", "source: offline").replace("accelerate", "checkpoint_budget: 1, accelerate")
     )
     (shared := tmp_path / "shared.yaml").write_text(text)
     cache = tmp_path / "cache"

@@ -311,13 +311,13 @@ def test_01_killed_while_the_curve_is_rewritten_keeps_the_curve(tmp_path: Path) 
     before = path.read_bytes()
     code, _ = trainings.python(f"""
 import os, pathlib, signal
-from distill_lit.training import JsonLines
+from distill_lit.training.trainer import JSONLinesLogger
 write = pathlib.Path.write_text
 def cut(path, text, *rest, **more):
     write(path, text[: len(text) // 2], *rest, **more)
     os.kill(os.getpid(), signal.SIGKILL)
 pathlib.Path.write_text = cut
-JsonLines(pathlib.Path({str(path)!r}), 40_000)
+JSONLinesLogger(pathlib.Path({str(path)!r}), 40_000)
 """)
     assert code == -signal.SIGKILL
     assert path.read_bytes() == before
