@@ -93,7 +93,7 @@ def test_training_without_teacher_stands_for_students_that_are_trained_like_it_a
     """`plain` reads more than `kd` and is no baseline of it; `far` draws from the teacher and is none of anybody."""
     variants = (
         "variants={kd: {}, plain: {objective.terms: {kl: null}, training.max_tokens: 100000}, "
-        "far: {objective.terms: {kl: null}, teacher.source: online, on_policy: {share: 0.5, teacher_mix: 0.3}}}"
+        "far: {objective.terms: {kl: null}, teacher.source: online, on_policy: {fraction: 0.5, teacher_mix_fraction: 0.3}}}"
     )
     changes = [variants, "grid={student: [deep], variant: [kd, plain, far]}", "baselines=[teacher]"]
     cells = plan_runs(load_experiment(QUICKSTART, changes))

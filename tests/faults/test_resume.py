@@ -161,7 +161,7 @@ def test_03_no_intact_checkpoint_is_exit_code_2(experiment: Path, tmp_path: Path
         flip_a_bit(path)
     code, said = cli("run", experiment, "--root", tmp_path)
     assert code == 2
-    assert "no checkpoint is intact; remove this folder to start its cell again" in said
+    assert "no checkpoint is intact; remove this folder to start its run again" in said
 
 
 @pytest.mark.parametrize("point", ["train 20", "validate 8"])

@@ -35,13 +35,13 @@ def check_layers(layers: Any, num_layers: int) -> None:
             f"layers: {layers!r} is neither a method ({', '.join(LAYER_SELECTION_METHODS)}) nor a list of layer numbers"
         )
     if not layers or layers != sorted(set(layers)) or (num_layers and len(layers) != num_layers):
-        raise UserError(f"layers: {layers} must be rising, distinct and as many as depth ({num_layers})")
+        raise UserError(f"layers: {layers} must be rising, distinct and as many as num_layers ({num_layers})")
 
 
 def check_num_layers(layers: Any, num_layers: int, total: int) -> None:
     """Raises UserError when a teacher of `total` layers cannot give these."""
     if num_layers > total:
-        raise UserError(f"depth: {num_layers} exceeds the teacher's {total} layers")
+        raise UserError(f"num_layers: {num_layers} exceeds the teacher's {total} layers")
     if isinstance(layers, list) and layers[-1] >= total:
         raise UserError(f"layers: {layers[-1]} is beyond the teacher's last layer {total - 1}")
 
