@@ -204,7 +204,7 @@ def _may_be_charged(error: Exception) -> bool:
 
     if isinstance(error, openai.APIConnectionError):
         return type(error.__cause__).__name__ not in UNSENT_REQUEST_ERRORS
-    return not isinstance(error, openai.APIStatusError) and not getattr(error, "is_booked", False)
+    return not isinstance(error, openai.APIStatusError) and not getattr(error, "is_cost_logged", False)
 
 
 def parse_retry_after(headers: Any) -> float | None:

@@ -48,7 +48,10 @@ ProgressCallback = Callable[[str, int, int], Any]  # stage, done, total
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationTexts:
-    """What students will be asked: for filters.decontamination_ngram. identity: JSON-like; texts: gives all documents' texts."""
+    """What students will be asked: for filters.decontamination_ngram.
+
+    fingerprint: JSON-like; texts: gives all documents' texts.
+    """
 
     fingerprint: Any
     texts: Callable[[], Iterable[str]]

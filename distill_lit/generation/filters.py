@@ -46,8 +46,8 @@ def filter_completions(
 ) -> tuple[list[Completion], dict[str, int]]:
     """(answers kept, {reason: answers left out for it first}), those to one prompt side by side.
 
-    logprob_scorer: gives the mean log-probabilities of answers; it reads only what the other filters have left. evaluation_texts: gives
-    the texts that no answer may share words with, called only if asked for.
+    logprob_scorer: gives the mean log-probabilities of answers; it reads only what the other filters have left.
+    evaluation_texts: gives the texts that no answer may share words with, called only if asked for.
     """
     dropped: Counter[str] = Counter()
     retained: list[Completion] = []

@@ -71,7 +71,8 @@ def check_student(name: str, student: StudentConfig) -> None:
     if len(given) != 1 and (given or not student.lora.rank):
         given_text = " and ".join(given) or "none"
         raise UserError(
-            f"students.{name}: give exactly one of num_layers (or a list of layers, or width), from, config; got {given_text}"
+            f"students.{name}: give exactly one of num_layers (or a list of layers, or width), from, config; "
+            f"got {given_text}"
         )
     with _student_key_errors(name):
         check_layers(student.layers, student.num_layers)

@@ -108,9 +108,10 @@ def test_what_is_no_key_is_refused_with_the_way_to_write_it(file: Path, written:
 
 def test_names_that_look_like_numbers_need_no_quotes(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(
-        "name: 1e3\nteacher: {model: 'file:x'}\nstudents: {1e3: {layers: [0]}, 007: {num_layers: 1}, yes: {num_layers: 2}}\n"
+        "name: 1e3\nteacher: {model: 'file:x'}\nstudents: {1e3: {layers: [0]}, "
+        "007: {num_layers: 1}, yes: {num_layers: 2}}\n"
         "objective: {terms: {1e-4: {kind: forward_kl, weight: 1e-4}}}\nvariants: {1_0: {seed: 1}}\n"
-        "grid: {student: [1e3, 007, yes], variant: [1_0]}\nrivals: {llama-3.1: 'file:y'}\n"
+        "grid: {student: [1e3, 007, yes], variant: [1_0]}\nexternal_models: {llama-3.1: 'file:y'}\n"
     )
     overrides = ["objective.terms.1e-4.weight=5e-1", "external_models.qwen-2.5=file:a=b", "question=1e3"]
     config = load_experiment(tmp_path / "x.yaml", overrides)

@@ -250,8 +250,8 @@ def _digits(value: float) -> float:
 def trainings(folder: Path) -> dict[str, Facts]:
     """Every run of tiny.yaml, below `folder`: the losses of its steps and its last weights."""
     corpus = make_corpus(folder / "text.jsonl")
-    teacher = make_model(folder / "teacher", layers=3)
-    foreign = make_model(folder / "cross_tokenizer", layers=2, vocabulary=320, seed=3, tokens=280)
+    teacher = make_model(folder / "teacher", num_layers=3)
+    foreign = make_model(folder / "cross_tokenizer", num_layers=2, vocab_size=320, seed=3, tokens=280)
     file = folder / "tiny.yaml"
     file.write_text((HERE / "tiny.yaml").read_text().replace("TEACHER", str(teacher)).replace("CORPUS", str(corpus)))
     found = {}
