@@ -26,7 +26,7 @@ class RequestsAborted(Exception):
 
 
 class MalformedReply(Exception):
-    """A reply without what every reply has. is_booked: its cost is in the journal."""
+    """A reply without what every reply has. is_cost_logged: its cost is in the request log."""
 
     is_cost_logged = False
 

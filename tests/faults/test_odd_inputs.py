@@ -133,7 +133,7 @@ def test_names_of_other_files_are_taken(experiment: Path, name: str) -> None:
 
 
 def test_two_cells_of_one_name_are_refused(experiment: Path) -> None:
-    changes = ["students.one-untrained.depth=2", "baselines=[untrained]", "grid={student: [one, one-untrained]}"]
+    changes = ["students.one-untrained.num_layers=2", "baselines=[untrained]", "grid={student: [one, one-untrained]}"]
     with pytest.raises(UserError, match="2 models would be called 'one-untrained'"):
         plan_of(experiment, changes)
 
