@@ -12,8 +12,8 @@ from distill_lit.config import load_experiment
 def bench(teacher: Path, tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> benchmark.Bench:
     path = tmp_path_factory.mktemp("experiment") / "tiny.yaml"
     corpora = f"{{text: {{path: 'file:{tiny_corpus}'}}}}"
-    teaching = f"teacher: {{model: 'file:{teacher}'}}\nstudents: {{half: {{depth: 2}}}}"
-    path.write_text(f"name: tiny\n{teaching}\ndata: {{length: 32, corpora: {corpora}}}\n")
+    teaching = f"teacher: {{model: 'file:{teacher}'}}\nstudents: {{half: {{num_layers: 2}}}}"
+    path.write_text(f"name: tiny\n{teaching}\ndata: {{sequence_length: 32, corpora: {corpora}}}\n")
     return benchmark.Bench(load_experiment(path), rows=2, batches=2, compiled=False)
 
 

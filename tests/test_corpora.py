@@ -40,7 +40,7 @@ def texts(*corpora: CorpusConfig, seed: int = 0) -> list[str]:
 
 def many(folder: Path, rows: int = 60, **options) -> DataConfig:
     path = write_lines(folder / "many.jsonl", [{"text": f"story number {i} " + "word " * (i % 7)} for i in range(rows)])
-    settings = {"length": 32, "validation": 3, **options}
+    settings = {"sequence_length": 32, "validation_sequences": 3, **options}
     return DataConfig(corpora={"stories": CorpusConfig(path=str(path))}, **settings)
 
 
@@ -243,7 +243,7 @@ def test_every_document_ends_once(tmp_path):
 
 def test_the_pool_is_drawn_until_its_tokens(tmp_path):
     folder = save_tokenizer(tmp_path / "tokenizer")
-    small, whole = (prepare_datasets(many(tmp_path, tokens=n), folder, "pypi") for n in (300, 0))
+    small, whole = (prepare_datasets(many(tmp_path, max_tokens=n), folder, "pypi") for n in (300, 0))
     assert 300 - 60 < small.train.num_tokens <= 300
     assert small.train.num_tokens < whole.train.num_tokens
     assert np.array_equal(small.validation.input_ids, whole.validation.input_ids)  # held out first, whatever the cap
@@ -258,11 +258,11 @@ def test_the_cache_is_keyed_to_all_it_depends_on(tmp_path, monkeypatch):
     assert prepare_datasets(many(tmp_path), folder, "pypi").fingerprint == first.fingerprint
     assert len(calls) == 1
     seen = {first.fingerprint}
-    for options in ({"length": 48}, {"validation": 2}, {"tokens": 400}, {"seed": 1}, {"rows": 59}):
+    for options in ({"sequence_length": 48}, {"validation_sequences": 2}, {"max_tokens": 400}, {"seed": 1}, {"rows": 59}):
         other = prepare_datasets(many(tmp_path, **options), folder, "pypi").fingerprint
         assert other not in seen, options
         seen.add(other)
-    assert len(calls) == 4  # another length or validation alone does not tokenise again
+    assert len(calls) == 4  # another length or validation alone does not tokenize again
     save_tokenizer(folder, chat_template="{{ messages }}")
     assert prepare_datasets(many(tmp_path), folder, "pypi").fingerprint not in seen
 
@@ -295,8 +295,8 @@ def test_chats_are_supervised_on_responses_only(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"validation": 500}, "none is left to train on"),
-        ({"rows": 2, "validation": 1}, "none is left to train on"),
+        ({"validation_sequences": 500}, "none is left to train on"),
+        ({"rows": 2, "validation_sequences": 1}, "none is left to train on"),
     ],
 )
 def test_too_little_text_is_refused(tmp_path, options, message):

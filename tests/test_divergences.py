@@ -44,7 +44,7 @@ def total(kind: str, student: Tensor, teacher: Tensor, labels: Tensor, **changes
     [
         (dv.forward_kl, {}, 0.25 * LN2),  # ½ ln 2 + ¼ ln 1 + ¼ ln ½
         (dv.reverse_kl, {}, 0.25 * LN2),  # ¼ ln ½ + ¼ ln 1 + ½ ln 2
-        (dv.symmetric_kl, {"forward": 0.3}, 0.25 * LN2),
+        (dv.symmetric_kl, {"forward_weight": 0.3}, 0.25 * LN2),
         # m = (⅜, ¼, ⅜): ½ [½ ln(4/3) + ¼ ln(2/3)] twice, by symmetry
         (dv.jensen_shannon, {"beta": 0.5}, 0.5 * math.log(4 / 3) + 0.25 * math.log(2 / 3)),
         # m = ½p + ½q

@@ -101,8 +101,8 @@ def work(rank: int, kind: str, folder: str, port: int) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("ranks")
-    make_model(place / "student", layers=1, seed=1)
-    make_model(place / "teacher", layers=2, seed=2)
+    make_model(place / "student", num_layers=1, seed=1)
+    make_model(place / "teacher", num_layers=2, seed=2)
     return place
 
 

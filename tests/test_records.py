@@ -223,7 +223,7 @@ def test_shots_and_limit(tmp_path: Path, model_folder: Path) -> None:
         settings = EvaluationConfig(tasks=["mine"], include_path=str(folder), **changes)
         return evaluate_loaded(model, tokenizer, settings, "pypi")
 
-    whole, part, shots = evaluate(), evaluate(limit=5), evaluate(limit=5, fewshot=2)
+    whole, part, shots = evaluate(), evaluate(limit=5), evaluate(limit=5, num_fewshot=2)
     assert list(part.documents["key"]) == [k for k in whole.documents["key"] if k in set(part.documents["key"])]
     assert (part.meta["mine"]["n"], part.meta["mine"]["n_total"]) == (5, 24)
     assert list(shots.documents["doc_id"]) == list(part.documents["doc_id"])

@@ -530,7 +530,7 @@ def test_after_sigterm_those_that_wait_ask_no_more_and_nothing_has_failed(tmp_pa
 
     with serving(limited) as server:
         values = {"tests": str(ROOT / "tests"), "folder": str(tmp_path / "a"), "url": server.url}
-        code = KILLED.replace("from pathlib", "t.asking.FIRST_PAUSE = 120.0\nfrom pathlib")
+        code = KILLED.replace("from pathlib", "t.asking.INITIAL_BACKOFF_SECONDS = 120.0\nfrom pathlib")
         process.append(subprocess.Popen([sys.executable, "-c", code.format(**values)], cwd=ROOT, stderr=subprocess.PIPE))
         assert process[0].wait(60) == 143, process[0].stderr.read()
         assert len(server.requests) == 4

@@ -88,8 +88,8 @@ def test_int8_without_torchao_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("rivals.teacher=file:x", "rivals.teacher"),
-        ("rivals.deep=file:x", "is not taken"),
+        ("external_models.teacher=file:x", "external_models.teacher"),
+        ("external_models.deep=file:x", "is not taken"),
         ("baselines=[teacher_int9]", "did you mean 'teacher_int8'"),
     ],
 )

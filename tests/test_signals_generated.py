@@ -148,7 +148,7 @@ def write(folder: Path, teacher: Path, path: Path, **changes: object) -> list[Co
 
 def test_same_seed_same_text_another_seed_another(tmp_path: Path, chatty: Path) -> None:
     path = questions(tmp_path)
-    sampled = {"temperature": 1.0, "samples": 2}
+    sampled = {"temperature": 1.0, "num_samples": 2}
     one = write(tmp_path / "a", chatty, path, **sampled)
     assert one == write(tmp_path / "b", chatty, path, **sampled)
     assert [a.text for a in one] != [a.text for a in write(tmp_path / "c", chatty, path, seed=1, **sampled)]
@@ -175,13 +175,13 @@ import os, sys, signal
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_signals_generated as t
-import distill_lit.signals.writer as w
-real, calls = w.write_batch, []
+import distill_lit.generation.local as w
+real, calls = w.generate_batch, []
 def dying(*a, **k):
     calls.append(1)
     if len(calls) == 6: os.kill(os.getpid(), signal.SIGKILL)
     return real(*a, **k)
-w.write_batch = dying
+w.generate_batch = dying
 t.write(Path({folder!r}), Path({teacher!r}), Path({path!r}), temperature=1.0)
 """
 
@@ -204,7 +204,7 @@ def test_two_writers_do_no_harm(tmp_path: Path) -> None:
     code = """
 import sys, time
 from pathlib import Path
-from distill_lit.signals.shards import Shards
+from distill_lit.utils.shards import Shards
 folder = Path(sys.argv[1])
 def writer(name):
     def write(path):
@@ -213,7 +213,7 @@ def writer(name):
         path.write_text(name)
     return write
 names = [f"s-{i}" for i in range(8)]
-Shards(folder).make_all({n: writer(n) for n in names})
+Shards(folder).write_missing({n: writer(n) for n in names})
 assert Shards(folder).are_intact(names)
 """
     both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "f")], cwd=ROOT) for _ in range(2)]
@@ -281,7 +281,7 @@ def test_overlap_by_hand() -> None:
 )
 def test_a_final_answer_may_be_an_article_or_a_sign(text: str, right: str, is_right: bool) -> None:
     kept, dropped = filter_completions(
-        [answer(text, right=right)], FiltersConfig(require_correct=True, answer_pattern=r"Answer:(.*)")
+        [answer(text, reference_answer=right)], FiltersConfig(require_correct=True, answer_pattern=r"Answer:(.*)")
     )
     assert (len(kept), dropped) == ((1, {}) if is_right else (0, {"wrong": 1}))
 
@@ -312,8 +312,8 @@ def test_every_filter_takes_what_it_should() -> None:
         answer("x " * 50, 2),
         answer("cut off here", 3, finish_reason="length"),
         answer("go go go go go go", 4),
-        answer("Answer: 3 or so", 5, right="4"),
-        answer("Answer: 4 I think", 6, right="4"),
+        answer("Answer: 3 or so", 5, reference_answer="4"),
+        answer("Answer: 4 I think", 6, reference_answer="4"),
         answer("declined", 7, finish_reason="refused"),
     ]
     strict = FiltersConfig(
@@ -330,7 +330,7 @@ def test_every_filter_takes_what_it_should() -> None:
     assert dropped == dict.fromkeys(reasons, 1)
 
 
-def test_judge_reads_answers_as_a_loop_over_them_would(chatty: Path) -> None:
+def test_the_perplexity_filter_reads_answers_as_a_loop_over_them_would(chatty: Path) -> None:
     model, tokenizer = load_model(chatty), load_tokenizer(chatty)
     answers = [answer("yes", 0), answer("no, never", 1), answer("x" * 300, 2)]
     scores = mean_completion_logprobs(model, tokenizer, answers, chat=True, batch_size=2)
@@ -344,7 +344,7 @@ def test_judge_reads_answers_as_a_loop_over_them_would(chatty: Path) -> None:
     assert scores[2] == float("-inf")
     kept, dropped = filter_completions(answers, FiltersConfig(min_mean_logprob=-1e9), lambda some: scores)
     assert [a.sample_index for a in kept] == [0, 1]
-    assert dropped == {"judge": 1}
+    assert dropped == {"perplexity": 1}
 
 
 # ---------------------------------------------------------------- as a corpus
@@ -452,11 +452,11 @@ def test_another_comparison_of_final_answers_filters_again_and_writes_nothing(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"samples": 2}, "temperature 0"),
+        ({"num_samples": 2}, "temperature 0"),
         ({"filters": FiltersConfig(min_agreement=0.5)}, "several answers"),
-        ({"filters": FiltersConfig(require_correct=True)}, "prompts.answer"),
+        ({"filters": FiltersConfig(require_correct=True)}, "prompts.reference_answer"),
         ({"filters": FiltersConfig(min_tokens=5, max_tokens=3)}, "below min_tokens"),
-        ({"filters": FiltersConfig(answer_pattern="(")}, "filters.pattern"),
+        ({"filters": FiltersConfig(answer_pattern="(")}, "filters.answer_pattern"),
         ({"filters": FiltersConfig(answer_pattern="x")}, "group"),
         ({"prompts": PromptsConfig(text="{{ q }}")}, "exactly one of dataset and path"),
         ({"prompts": PromptsConfig(dataset="a/b")}, "not in the benchmark packages"),

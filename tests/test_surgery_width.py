@@ -282,5 +282,5 @@ def test_heads_of_gpt2_go_with_its_hidden_size() -> None:
 )  # fmt: skip
 def test_models_with_other_parts_are_refused(config: object, part: str) -> None:
     model = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(UserError, match=rf"{type(model).__name__} has a part '.*({part})' that width surgery"):
+    with pytest.raises(UserError, match=rf"{type(model).__name__} has a part '.*({part})' that width pruning"):
         select_width(model, WidthConfig(intermediate_size=20), BATCHES)

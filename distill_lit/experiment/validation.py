@@ -83,7 +83,8 @@ def _check_policy_gradient(objective: Objective, on_policy: OnPolicyConfig) -> N
         if term.kind == "policy_gradient_reverse_kl" and not (on_policy.fraction == 1 and is_drawn):
             raise UserError(
                 f"objective.terms.{term.name}: policy_gradient_reverse_kl is for the student's own text alone: "
-                "set on_policy.fraction to 1, without teacher_mix and replay, and leave temperature and top_p at 1"
+                "set on_policy.fraction to 1, without teacher_mix_fraction and replay_buffer_size, and leave temperature "
+                "and top_p at 1"
             )
 
 

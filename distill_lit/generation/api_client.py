@@ -26,7 +26,7 @@ class RequestsAborted(Exception):
 
 
 class MalformedReply(Exception):
-    """A reply without what every reply has. is_booked: its cost is in the journal."""
+    """A reply without what every reply has. is_cost_logged: its cost is in the request log."""
 
     is_cost_logged = False
 
@@ -204,7 +204,7 @@ def _may_be_charged(error: Exception) -> bool:
 
     if isinstance(error, openai.APIConnectionError):
         return type(error.__cause__).__name__ not in UNSENT_REQUEST_ERRORS
-    return not isinstance(error, openai.APIStatusError) and not getattr(error, "is_booked", False)
+    return not isinstance(error, openai.APIStatusError) and not getattr(error, "is_cost_logged", False)
 
 
 def parse_retry_after(headers: Any) -> float | None:

@@ -48,7 +48,10 @@ ProgressCallback = Callable[[str, int, int], Any]  # stage, done, total
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationTexts:
-    """What students will be asked: for filters.contamination. identity: JSON-like; texts: gives all documents' texts."""
+    """What students will be asked: for filters.decontamination_ngram.
+
+    fingerprint: JSON-like; texts: gives all documents' texts.
+    """
 
     fingerprint: Any
     texts: Callable[[], Iterable[str]]
@@ -75,9 +78,9 @@ def _check(key: str, generated: GeneratedConfig, origin: str) -> None:
     check_prompts(f"{key}.prompts", generated.prompts, origin)
     check_filters(f"{key}.filters", generated.filters, generated.num_samples, bool(generated.prompts.reference_answer))
     if generated.num_samples > 1 and generated.temperature == 0:
-        raise UserError(f"{key}.samples: at temperature 0 all answers to a prompt are the same; set a temperature")
+        raise UserError(f"{key}.num_samples: at temperature 0 all answers to a prompt are the same; set a temperature")
     if generated.prompts.system_prompt and not generated.chat:
-        raise UserError(f"{key}.prompts.system: plain text has no system message; set chat to true")
+        raise UserError(f"{key}.prompts.system_prompt: plain text has no system message; set chat to true")
     if generated.remote is not None:
         if generated.model:
             raise UserError(f"{key} has both model and remote; give one")

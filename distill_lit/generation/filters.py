@@ -20,17 +20,17 @@ def check_filters(key: str, filters: FiltersConfig, num_samples: int, has_refere
     if filters.max_tokens and filters.max_tokens < filters.min_tokens:
         raise UserError(f"{key}.max_tokens: {filters.max_tokens} is below min_tokens ({filters.min_tokens})")
     if filters.min_agreement and num_samples < 2:
-        raise UserError(f"{key}.agreement: needs several answers per prompt; set samples to 2 or more")
+        raise UserError(f"{key}.min_agreement: needs several answers per prompt; set num_samples to 2 or more")
     if filters.require_correct and not has_reference_answers:
-        raise UserError(f"{key}.correct: the right answer is not known; give prompts.answer")
+        raise UserError(f"{key}.require_correct: the right answer is not known; give prompts.reference_answer")
     if filters.max_duplicate_overlap < 1 and importlib.util.find_spec("datasketch") is None:
-        raise UserError(f"{key}.duplicates: needs the datasketch package; pip install 'distill-lit[synthetic]'")
+        raise UserError(f"{key}.max_duplicate_overlap: needs the datasketch package; pip install 'distill-lit[synthetic]'")
     try:
         groups = re.compile(filters.answer_pattern).groups
     except re.error as error:
-        raise UserError(f"{key}.pattern: {error}") from error
+        raise UserError(f"{key}.answer_pattern: {error}") from error
     if filters.answer_pattern and not groups:
-        raise UserError(f"{key}.pattern: needs a group around the final answer, as in 'Answer: (.*)'")
+        raise UserError(f"{key}.answer_pattern: needs a group around the final answer, as in 'Answer: (.*)'")
 
 
 def answer_comparison_metadata(filters: FiltersConfig) -> dict[str, int]:
@@ -46,8 +46,8 @@ def filter_completions(
 ) -> tuple[list[Completion], dict[str, int]]:
     """(answers kept, {reason: answers left out for it first}), those to one prompt side by side.
 
-    perplexity: mean log-probabilities of answers; it reads only what the other filters have left. evaluation: gives
-    the texts that no answer may share words with, called only if asked for.
+    logprob_scorer: gives the mean log-probabilities of answers; it reads only what the other filters have left.
+    evaluation_texts: gives the texts that no answer may share words with, called only if asked for.
     """
     dropped: Counter[str] = Counter()
     retained: list[Completion] = []

@@ -52,7 +52,9 @@ def check_remote(key: str, remote: RemoteConfig, system: str = "") -> None:
 def check_api_key(key: str, remote: RemoteConfig) -> None:
     """Raises UserError when the environment lacks the server's key. A plan can be drawn without."""
     if not is_loopback(remote) and not os.environ.get(remote.api_key_variable):
-        raise UserError(f"{key}.key_variable: the environment has no {remote.api_key_variable}; set it to the server's key")
+        raise UserError(
+            f"{key}.api_key_variable: the environment has no {remote.api_key_variable}; set it to the server's key"
+        )
 
 
 def is_loopback(remote: RemoteConfig) -> bool:

@@ -24,7 +24,7 @@ def reverse_kl(log_q: Tensor, log_p: Tensor) -> Tensor:
 
 
 def symmetric_kl(log_q: Tensor, log_p: Tensor, forward_weight: float = 0.5) -> Tensor:
-    """forward · KL(p ‖ q) + (1 − forward) · KL(q ‖ p), 0 < forward < 1; at ½ half of Jeffreys' divergence."""
+    """w · KL(p ‖ q) + (1 − w) · KL(q ‖ p) for w = forward_weight, 0 < w < 1; at ½ half of Jeffreys' divergence."""
     return forward_weight * forward_kl(log_q, log_p) + (1 - forward_weight) * reverse_kl(log_q, log_p)
 
 

@@ -117,7 +117,7 @@ class FeatureLossSpec(NamedTuple):
 
 FEATURE_LOSSES: dict[str, FeatureLossSpec] = {
     "hidden_states": FeatureLossSpec(
-        "outputs of mapped layers: loss mse, cosine or normalised; a projector where widths differ",
+        "outputs of mapped layers: loss mse, cosine or normalized; a projector where widths differ",
         {
             "loss": (ChoiceOption(tuple(HIDDEN_STATE_LOSSES)), "mse"),
             "layers": (LayerMappingOption(), "uniform"),

@@ -1,4 +1,4 @@
-"""Teachers and students: loading, vocabulary agreement, surgery, size, export."""
+"""Teachers and students: loading, vocabulary agreement, pruning, size, export."""
 
 from distill_lit.models.export import MODEL_CARD_FILENAME, add_results, export_student, model_card
 from distill_lit.models.flops import ModelSize, size_from_config, size_of

@@ -141,9 +141,11 @@ def logits_on(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 
 def check_reloads(model: Any, folder: Path, ids: Tensor, expected_logits: Tensor, trust_remote_code: bool = False) -> None:
-    """Raises UserError unless plain transformers, in another process, opens `folder` and says `said` (1, T, V) of `ids`.
+    """Raises UserError unless plain transformers, in another process, opens `folder` and gives the same
+    logits.
 
-    model: whose number formats decide how near; code: whether the folder may run code of its own.
+    ids: token ids (1, T). expected_logits: (1, T, V). model: whose number formats decide how near.
+    trust_remote_code: whether the folder may run code of its own.
     """
     from safetensors.torch import save_file
 
@@ -175,8 +177,10 @@ def check_exports(student: PreTrainedModel, tokenizer_folder: Path, scratch_fold
     """Raises UserError unless a student, before its first step, can be exported: adapters that are no longer 0 are merged,
     the folder is opened elsewhere, and logits on one batch are compared.
 
-    place: a folder to export into and remove. shape: the student's config. Once on a machine for each kind of student: its
-    architecture, shapes, config, tokenizer files and the versions of the libraries count, its weights do not.
+    scratch_folder: to export into and to remove. student_config: as in the experiment.
+
+    Once on a machine for each kind of student: its architecture, shapes, config, tokenizer files and the versions of the
+    libraries count, its weights do not.
     """
     memory = cache_root() / "exports" / f"{_export_check_key(student, tokenizer_folder, student_config)}.json"
     if memory.is_file():

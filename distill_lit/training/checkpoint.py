@@ -139,7 +139,7 @@ def find_latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
             return path, [f"{line}; {path.name} is used" for line in warnings]
         warnings.append(f"checkpoint {path} does not have its checksum")
     if checkpoints:
-        raise UserError(f"{folder}: no checkpoint is intact; remove this folder to start its cell again")
+        raise UserError(f"{folder}: no checkpoint is intact; remove this folder to start its run again")
     return None, []
 
 

@@ -143,7 +143,7 @@ def test_a_kind_of_student_is_proven_once_and_left_as_it_was(
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(RELOAD_PROCESS, "ask", lambda **request: asked.append(request) or {"error": "asked"})
+    monkeypatch.setattr(RELOAD_PROCESS, "request", lambda **request: asked.append(request) or {"error": "asked"})
     check_exports(model, teacher, tmp_path / "export", {"lora": 2})
     assert not asked
     with pytest.raises(UserError, match="asked"):

@@ -264,7 +264,7 @@ def test_15_a_cache_of_something_else_is_a_miss(
         form: TeacherCacheFormat = cached.HIDDEN_STATES_ONLY,
         **changes: Any,
     ) -> Path:
-        given = {"length": 32, "validation": 6, "tokens": 4096, "seed": 0, **changes}
+        given = {"sequence_length": 32, "validation_sequences": 6, "max_tokens": 4096, "seed": 0, **changes}
         config = DataConfig(corpora={"text": CorpusConfig(path=f"file:{tiny_corpus}")}, **given)
         rows = data.prepare_datasets(config, teacher, "pypi").fingerprint
         return cached.teacher_cache_folder(cached.teacher_cache_metadata(model_fingerprint(teacher), rows, dtype, form))

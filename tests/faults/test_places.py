@@ -191,7 +191,7 @@ def test_links_are_followed_and_one_to_nothing_is_refused(finished: Any, tmp_pat
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
 def test_what_a_terminal_cannot_show_is_replaced(tmp_path: Path, encoding: str) -> None:
     folder = synthetic.build(tmp_path, documents=8)
-    plan = "name: x\nteacher: {model: 'file:x'}\nstudents: {deep: {depth: 1}}\nquestion: 漢字 ≤ 💥\n"
+    plan = "name: x\nteacher: {model: 'file:x'}\nstudents: {deep: {num_layers: 1}}\nquestion: 漢字 ≤ 💥\n"
     (folder / "plan.yaml").write_text(plan, encoding="utf-8")
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "OMP_NUM_THREADS": "1"}
     for arguments, code in ((["report", str(folder)], 0), (["status", str(tmp_path / "漢字.yaml")], 2)):

@@ -161,7 +161,7 @@ def test_03_no_intact_checkpoint_is_exit_code_2(experiment: Path, tmp_path: Path
         flip_a_bit(path)
     code, said = cli("run", experiment, "--root", tmp_path)
     assert code == 2
-    assert "no checkpoint is intact; remove this folder to start its cell again" in said
+    assert "no checkpoint is intact; remove this folder to start its run again" in said
 
 
 @pytest.mark.parametrize("point", ["train 20", "validate 8"])
@@ -311,13 +311,13 @@ def test_01_killed_while_the_curve_is_rewritten_keeps_the_curve(tmp_path: Path) 
     before = path.read_bytes()
     code, _ = trainings.python(f"""
 import os, pathlib, signal
-from distill_lit.training import JsonLines
+from distill_lit.training.trainer import JSONLinesLogger
 write = pathlib.Path.write_text
 def cut(path, text, *rest, **more):
     write(path, text[: len(text) // 2], *rest, **more)
     os.kill(os.getpid(), signal.SIGKILL)
 pathlib.Path.write_text = cut
-JsonLines(pathlib.Path({str(path)!r}), 40_000)
+JSONLinesLogger(pathlib.Path({str(path)!r}), 40_000)
 """)
     assert code == -signal.SIGKILL
     assert path.read_bytes() == before

