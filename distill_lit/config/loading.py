@@ -1,6 +1,7 @@
 """YAML files + `defaults` + `key=value` overrides → a checked experiment, and its grid of runs."""
 
 import copy
+import difflib
 import functools
 import itertools
 import re
@@ -17,6 +18,7 @@ from distill_lit.config.schema import ExperimentConfig
 from distill_lit.config.validation import validate_config
 from distill_lit.config.yaml_text import PARSE_ERRORS, dump_yaml, parse_yaml
 from distill_lit.utils.exceptions import UserError, one_line_message, suggest
+from distill_lit.utils.shipped import shipped_folder
 
 Section = TypeVar("Section")
 Tree = dict[str, Any]  # plain values under the keys that users write
@@ -30,8 +32,11 @@ class Layer(NamedTuple):
 
 
 def load_experiment(path: Path, overrides: list[str] | None = None) -> ExperimentConfig:
-    """The checked experiment in `path` with `key=value` overrides. Raises UserError for anything wrong in it."""
-    config = _load(ExperimentConfig, _compose(path, ()), overrides or [])
+    """The checked experiment in `path`, or a shipped one by its name, with `key=value` overrides.
+
+    Raises UserError for anything wrong in it.
+    """
+    config = _load(ExperimentConfig, _compose(find_experiment(path), ()), overrides or [])
     validate_config(config)
     return config
 
@@ -173,12 +178,23 @@ def to_yaml(config: Any) -> str:
     return dump_yaml(to_dict(config))
 
 
-def find_configs(start: Path) -> Path:
-    """The `configs` folder nearest to `start`, upwards."""
-    for folder in (start.resolve(), *start.resolve().parents):
-        if (folder / "configs").is_dir():
-            return folder / "configs"
-    raise UserError(f"no configs/ folder beside or above {start}, needed by `defaults`")
+def find_experiment(path: Path) -> Path:
+    """The file of an experiment: a path, or the name of a shipped one, as `quickstart`. Raises UserError."""
+    if path.is_file():
+        return path
+    shipped = shipped_folder("experiments")
+    if len(path.parts) == 1 and (file := shipped / f"{path.name.removesuffix('.yaml')}.yaml").is_file():
+        return file
+    close = difflib.get_close_matches(path.stem, [file.stem for file in shipped.glob("*.yaml")], n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise UserError(f"no experiment file {path}{hint} `distill-lit list experiments` shows the shipped ones")
+
+
+def config_folders(start: Path) -> list[Path]:
+    """Where `defaults` are looked for: the `configs` folder nearest to `start`, upwards, then the shipped one."""
+    above = (folder / "configs" for folder in (start.resolve(), *start.resolve().parents))
+    nearest = next((folder for folder in above if folder.is_dir()), None)
+    return list(dict.fromkeys(folder for folder in (nearest, shipped_folder("configs")) if folder is not None))
 
 
 def _compose(path: Path, trail: tuple[Path, ...]) -> list[Layer]:
@@ -186,6 +202,8 @@ def _compose(path: Path, trail: tuple[Path, ...]) -> list[Layer]:
     if path in trail:
         raise UserError(f"defaults form a cycle: {' → '.join(p.stem for p in (*trail, path))}")
     tree = _read(path)
+    if isinstance(plugins := tree.get("plugins"), list):  # beside the file that names them, wherever it is run
+        tree["plugins"] = [str(file) if (file := path.parent / str(name)).is_file() else name for name in plugins]
     names = tree.pop("defaults", None) or []
     if not isinstance(names, list):
         raise UserError(f"{path}: defaults is a list of names below configs/")
@@ -197,12 +215,12 @@ def _compose(path: Path, trail: tuple[Path, ...]) -> list[Layer]:
 def _default_path(path: Path, name: str) -> Path:
     if ".." in PurePosixPath(name).parts or name.startswith("/"):
         raise UserError(f"{path}: defaults: {name!r} leaves the configs folder")
-    folder = find_configs(path.parent)
-    file = folder / f"{name}.yaml"
-    if not file.is_file():
-        known = [str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml")]
-        raise UserError(f"{path}: defaults: unknown {name!r}{suggest(name, known)}")
-    return file
+    folders = config_folders(path.parent)
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = [str(p.relative_to(folder).with_suffix("")) for folder in folders for p in folder.rglob("*.yaml")]
+    raise UserError(f"{path}: defaults: unknown {name!r}{suggest(name, known)}")
 
 
 def _read(path: Path) -> Tree:

@@ -87,4 +87,7 @@ class StudentConfig:
         default_factory=dict, description="changes to the teacher's transformers config for a student from random weights"
     )
     width: WidthConfig = Field(default_factory=WidthConfig, description="width pruning of the teacher")
+    initializer: Text = Field(
+        default="", description="function registered by a plugin that changes the weights before training; empty: none"
+    )
     lora: LoraConfig = Field(default_factory=LoraConfig, description="low-rank adapters")

@@ -256,6 +256,11 @@ class ExperimentConfig:
         description="models to compare with: teacher; untrained students; ce_only, trained without a teacher; "
         "teacher_int8, the teacher in 8 bits",
     )
+    plugins: list[Text] = Field(
+        default_factory=list,
+        description="Python files that are run, and register losses, filters, initialisers or teachers of your own; "
+        "relative to the file that names them",
+    )
     external_models: dict[Text, Text] = Field(
         default_factory=dict, description="off-the-shelf models to compare with, {name: reference}"
     )

@@ -9,8 +9,7 @@ MAX_NAME_BYTES = 200  # of the 255 that the name of a folder may have
 # names of files beside the records of models, and of models that are no students
 RESERVED_NAMES = (*BASELINES, "documents", "frequencies", "surprisal")
 EXPERIMENT_WIDE_KEYS = ("name", "question", "dataset_source", "evaluation", "cost", "analysis", "launcher", "grid",
-                        "variants",
-                    "baselines", "external_models")  # fmt: skip
+                        "plugins", "variants", "baselines", "external_models")  # fmt: skip
 
 
 def _check_varies(what: str, key: str) -> None:

@@ -154,7 +154,7 @@ def _check_extension(key: str, name: str) -> None:
 
 def _split_path(key: str, path: str) -> tuple[str, str]:
     """(file or pypi, path) of a plain path or an asset reference."""
-    if not re.match(r"(hf|pypi|file):", path):
+    if not re.match(r"(hf|pypi|file|shipped):", path):
         return "file", path
     parsed = assets.parse_reference(path)
     if parsed.kind == "hf":

@@ -20,6 +20,7 @@ from distill_lit.experiment.plan import Run, plan_runs
 from distill_lit.experiment.precision import resolve_auto
 from distill_lit.experiment.validation import check_against_teacher, check_experiment, check_models
 from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.plugins import load_plugins
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,6 +84,7 @@ class Experiment:
     @cached_property
     def runs(self) -> list[Run]:
         """All runs, in the order they are run."""
+        load_plugins(self.config.plugins)
         return plan_runs(self.config, self.points)
 
     @property
@@ -103,6 +105,7 @@ class Experiment:
 
     def validate(self) -> None:
         """Raises UserError for anything that can be known to be wrong before a model or a data set is touched."""
+        load_plugins(self.config.plugins)
         check_task_names(self.config.evaluation, self.config.dataset_source)
         check_experiment(self.config, self.points)
 

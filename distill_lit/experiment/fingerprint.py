@@ -11,6 +11,7 @@ from distill_lit.generation.prompts import prompt_sampling_metadata
 from distill_lit.losses import build_objective
 from distill_lit.teachers import teacher_capabilities
 from distill_lit.utils.files import fingerprint
+from distill_lit.utils.plugins import plugin_hash
 
 TEACHER_INT8 = "teacher_int8"  # name of a baseline
 FINGERPRINT_VERSION = 2  # raise it when a default, or what a value means, changes: every run is then a new one
@@ -21,6 +22,7 @@ RESULT_NEUTRAL_TRAINING_FIELDS = ("keep_checkpoints", "checkpoint_interval", "ch
 def student_fingerprint(role: str, config: ExperimentConfig) -> str:
     """Identifies a student: how it begins, what it reads, and, unless it is untrained, how it is trained."""
     facts: dict[str, Any] = {
+        **plugin_fingerprint_fields(config),
         "role": Role.UNTRAINED if role == Role.UNTRAINED else "trained",
         "student": non_default_fields(config.students[config.student]),
         "teacher": _teacher_fingerprint_fields(role, config),
@@ -57,6 +59,11 @@ def _objective_fingerprint_fields(config: ExperimentConfig) -> dict[str, Any]:
         if name in used and term is not None
     }
     return {"terms": terms, **({"scaling": config.objective.temperature_scaling} if objective.needs_teacher else {})}
+
+
+def plugin_fingerprint_fields(config: ExperimentConfig) -> dict[str, Any]:
+    """{plugins: their hashes}; empty without plugins."""
+    return {"plugins": [plugin_hash(name) for name in config.plugins]} if config.plugins else {}
 
 
 def versioned_fingerprint(**facts: Any) -> str:

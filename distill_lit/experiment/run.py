@@ -25,12 +25,14 @@ from distill_lit.utils import hardware
 from distill_lit.utils.distributed.ranks import get_rank
 from distill_lit.utils.distributed.spawn import spawn_ranks
 from distill_lit.utils.files import atomic_write, hashes_of, read_json, write_json, write_text
+from distill_lit.utils.plugins import load_plugins
 
 SURPRISAL_FILE = "surprisal.parquet"  # beside the teacher's records: axes of the long tail that need a model
 
 
 def execute_run(run: Run, folder: Path, progress_callback: ProgressCallback) -> None:
     """Does whatever of a run is not done: builds its model, evaluates it. Each stage ends with its manifest."""
+    load_plugins(run.config.plugins)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", to_yaml(run.config))
     allow_run_remote_code(run, folder)
@@ -46,6 +48,7 @@ def execute_run(run: Run, folder: Path, progress_callback: ProgressCallback) -> 
 
 def build_run_on_rank(run: Run, folder: Path, progress_callback: ProgressCallback) -> None:
     """Builds a run as one of several ranks, in a process of its own."""
+    load_plugins(run.config.plugins)
     allow_run_remote_code(run, folder)
     build_run(run, folder, progress_callback)
 

@@ -1,18 +1,40 @@
 """Which answers become training text: pure functions of one answer, or of all answers to one prompt."""
 
 import importlib.util
+import inspect
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from distill_lit.config import FiltersConfig
 from distill_lit.generation.completions import FINISH_PROMPT_TOO_LONG, FINISH_REFUSED, FINISH_STOP, Completion
 from distill_lit.generation.dedup import WordNgramIndex, drop_duplicates
-from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.exceptions import UserError, one_line_message, suggest
+from distill_lit.utils.files import sha256_of
 
 REPETITION_NGRAM = 3
 ANSWER_COMPARISON_VERSION = 2  # raise it when other final answers count as equal
+CompletionFilter = Callable[[Completion], bool]
+CUSTOM_FILTERS: dict[str, CompletionFilter] = {}
 LogprobScorer = Callable[[Sequence[Completion]], Sequence[float]]
+
+
+def register_filter(name: str) -> Callable[[CompletionFilter], CompletionFilter]:
+    """Registers a function that says whether a completion may become training text, for `filters.custom`.
+
+    Example:
+        >>> @register_filter("ends_in_a_full_stop")
+        ... def ends(completion):
+        ...     return completion.text.rstrip().endswith(".")
+    """
+
+    def register(function: CompletionFilter) -> CompletionFilter:
+        CUSTOM_FILTERS[name] = function
+        return function
+
+    return register
 
 
 def check_filters(key: str, filters: FiltersConfig, num_samples: int, has_reference_answers: bool) -> None:
@@ -25,6 +47,9 @@ def check_filters(key: str, filters: FiltersConfig, num_samples: int, has_refere
         raise UserError(f"{key}.require_correct: the right answer is not known; give prompts.reference_answer")
     if filters.max_duplicate_overlap < 1 and importlib.util.find_spec("datasketch") is None:
         raise UserError(f"{key}.max_duplicate_overlap: needs the datasketch package; pip install 'distill-lit[synthetic]'")
+    for name in filters.custom:
+        if name not in CUSTOM_FILTERS:
+            raise UserError(f"{key}.custom: unknown {name!r}{suggest(name, CUSTOM_FILTERS)}; a plugin registers it")
     try:
         groups = re.compile(filters.answer_pattern).groups
     except re.error as error:
@@ -33,9 +58,15 @@ def check_filters(key: str, filters: FiltersConfig, num_samples: int, has_refere
         raise UserError(f"{key}.answer_pattern: needs a group around the final answer, as in 'Answer: (.*)'")
 
 
-def answer_comparison_metadata(filters: FiltersConfig) -> dict[str, int]:
-    """What beside the fields decides which answers pass: how final answers are compared, where they are."""
-    return {"comparison": ANSWER_COMPARISON_VERSION} if filters.require_correct or filters.min_agreement else {}
+def answer_comparison_metadata(filters: FiltersConfig) -> dict[str, Any]:
+    """What beside the fields decides which answers pass: how final answers are compared, where they are, and the code of
+    custom filters."""
+    compares = filters.require_correct or filters.min_agreement
+    found: dict[str, Any] = {"comparison": ANSWER_COMPARISON_VERSION} if compares else {}
+    if filters.custom:
+        files = {name: inspect.getsourcefile(CUSTOM_FILTERS[name]) for name in filters.custom}
+        found["custom"] = {name: sha256_of(Path(file)) for name, file in files.items() if file}
+    return found
 
 
 def filter_completions(
@@ -95,7 +126,16 @@ def _first_failed_filter(answer: Completion, number: int, finals: Sequence[str],
         "wrong": lambda: filters.require_correct and not _is_right(finals[number], answer.reference_answer),
         "disagreement": lambda: filters.min_agreement > 0 and self_consistency(finals, number) < filters.min_agreement,
     }
-    return next((name for name, fails in faults.items() if fails()), "")
+    failed = next((name for name, fails in faults.items() if fails()), "")
+    return failed or next((name for name in filters.custom if not _passes_custom(name, answer)), "")
+
+
+def _passes_custom(name: str, answer: Completion) -> bool:
+    try:
+        return bool(CUSTOM_FILTERS[name](answer))
+    except Exception as error:
+        reason = f"{type(error).__name__}: {one_line_message(error)}"
+        raise UserError(f"filters.custom: {name!r} failed on an answer ({reason}); mend the plugin") from error
 
 
 def extract_final_answer(text: str, pattern: str) -> str:

@@ -14,6 +14,7 @@ import torch
 from distill_lit import assets
 from distill_lit.config import StudentConfig, WidthConfig, to_dict
 from distill_lit.models.flops import size_from_config
+from distill_lit.models.initializers import find_initializer
 from distill_lit.models.loading import load_model, load_model_config, load_tokenizer, model_fingerprint, model_folder
 from distill_lit.models.lora import add_adapters, check_lora
 from distill_lit.models.packing_check import unpacked_model_inputs
@@ -132,6 +133,8 @@ def initial_student(student: StudentConfig, teacher: Path, calibration: Calibrat
         )
     else:
         model = _prune_teacher(student, teacher, calibration)
+    if student.initializer:
+        find_initializer(student.initializer)(model, load_model(teacher))
     return add_adapters(model, student.lora) if student.lora.rank else model
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from distill_lit.cli.arguments import CommandParsers, add_command
 from distill_lit.cli.exit_codes import DONE
-from distill_lit.config import find_configs
+from distill_lit.utils.shipped import shipped_folder
 
 Line = tuple[str, str]
 
@@ -74,10 +74,11 @@ def _tasks() -> Iterable[Line]:
 
 
 def _experiments() -> Iterable[Line]:
-    folder = find_configs(Path.cwd()).parent / "experiments"
+    own, shipped = Path("experiments"), shipped_folder("experiments")
+    folder = own if own.is_dir() else shipped
     for path in sorted(folder.glob("*.yaml")):
         first = path.read_text(encoding="utf-8").splitlines()[0]
-        yield str(path.relative_to(folder.parent)), first.lstrip("# ")
+        yield str(path) if folder == own else path.stem, first.lstrip("# ")
 
 
 def _assets() -> Iterable[Line]:
