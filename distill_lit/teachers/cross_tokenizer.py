@@ -40,7 +40,7 @@ LABEL_LOGPROB_CHUNK_TOKENS = 64  # whose whole distributions are in memory at a 
 
 
 class AlignedDocument(NamedTuple):
-    """A document of a row for the teacher. columns: the student's tokens in the row; ids: the teacher's."""
+    """A document of a row for the teacher. columns: the student's tokens in the row; teacher_ids: the teacher's."""
 
     row: int
     columns: np.ndarray
@@ -80,7 +80,7 @@ class CrossTokenizerTeacher:
         self.online_teacher.to(device)
 
     def target(self, batch: dict[str, Tensor], loss_mask: Tensor) -> CrossTokenizerTarget:
-        """What it says of the chosen positions (B, T − 1) on the spans that both tokenizers cut alike."""
+        """What it says of the positions that `loss_mask` (B, T − 1) marks, on the spans that both tokenizers cut alike."""
         self.online_teacher.check_frozen()
         ids, documents = batch["input_ids"].cpu().numpy(), batch["document_ids"].cpu().numpy()
         pieces = [
@@ -94,12 +94,12 @@ class CrossTokenizerTeacher:
     def _align_document(self, row: int, ids: np.ndarray, columns: np.ndarray) -> AlignedDocument | None:
         """A document in both tokenizers; None where its bytes are no text, or one that the teacher's tokenizer changes, as
         those do that normalise characters."""
-        mine = ids[columns]
-        ended = bool(len(mine)) and int(mine[-1]) == self.student_eos_token_id
-        sizes = np.array([len(self._student_token_bytes[i]) for i in mine])
-        data = b"".join(self._student_token_bytes[i] for i in mine)
+        student_ids = ids[columns]
+        ended = bool(len(student_ids)) and int(student_ids[-1]) == self.student_eos_token_id
+        sizes = np.array([len(self._student_token_bytes[i]) for i in student_ids])
+        data = b"".join(self._student_token_bytes[i] for i in student_ids)
         if (
-            self._adds_prefix_space and data.startswith(b" ") and self._bos_token_id in (None, mine[0])
+            self._adds_prefix_space and data.startswith(b" ") and self._bos_token_id in (None, student_ids[0])
         ):  # its tokenizer has put it there
             data = data[1:]
             sizes[np.flatnonzero(sizes)[0]] -= 1
@@ -107,25 +107,25 @@ class CrossTokenizerTeacher:
         if not text:
             return None
         self._num_documents += 1
-        if self._unknown is not None and self._unknown in mine:
+        if self._unknown is not None and self._unknown in student_ids:
             self._count_unalignable(text, "student", "has no tokens for parts of")
             return None
         length = len(text.encode())
-        theirs = list(self.tokenizer(text, split_special_tokens=True)["input_ids"])
-        check_ids(theirs, self.tokenizer, self._embedding_rows)
-        their_sizes = token_byte_lengths(text.encode(), [self._teacher_token_bytes[i] for i in theirs])
-        if their_sizes is None:
+        teacher_ids = list(self.tokenizer(text, split_special_tokens=True)["input_ids"])
+        check_ids(teacher_ids, self.tokenizer, self._embedding_rows)
+        teacher_sizes = token_byte_lengths(text.encode(), [self._teacher_token_bytes[i] for i in teacher_ids])
+        if teacher_sizes is None:
             self._count_unalignable(text, "teacher", "changes")
             return None
         ends = np.cumsum(sizes) - skipped
-        spans = align_tokens(np.diff(np.clip(ends, 0, length), prepend=0), their_sizes)
+        spans = align_tokens(np.diff(np.clip(ends, 0, length), prepend=0), teacher_sizes)
         # a token that holds a part of a cut character says something the teacher was not shown
         whole = (ends - sizes >= 0) & (ends <= length)
         kept = [i for i, (first, last) in enumerate(spans.student) if whole[first:last].all()]
         spans = AlignedSpans(spans.student[kept], spans.teacher[kept])
         if ended and skipped + length == len(data) and self.tokenizer.eos_token_id is not None:
-            theirs, spans = self._append_eos(theirs, spans, len(mine))
-        return AlignedDocument(row, columns, *self._within_positions(theirs, spans))
+            teacher_ids, spans = self._append_eos(teacher_ids, spans, len(student_ids))
+        return AlignedDocument(row, columns, *self._within_positions(teacher_ids, spans))
 
     def _within_positions(self, ids: list[int], spans: AlignedSpans) -> tuple[list[int], AlignedSpans]:
         """The teacher's tokens that it has positions for, and the spans of these."""
@@ -153,11 +153,15 @@ class CrossTokenizerTeacher:
                 f"which cannot be aligned; choose a {whose} that reads this text as it is"
             )
 
-    def _append_eos(self, theirs: list[int], spans: AlignedSpans, count: int) -> tuple[list[int], AlignedSpans]:
+    def _append_eos(self, teacher_ids: list[int], spans: AlignedSpans, count: int) -> tuple[list[int], AlignedSpans]:
         """Both say that the document ends, each with its own token: a span without bytes."""
-        theirs = theirs if theirs[-1] == self.tokenizer.eos_token_id else [*theirs, self.tokenizer.eos_token_id]
-        ours = np.concatenate([spans.student, [[count - 1, count]]])
-        return theirs, AlignedSpans(ours, np.concatenate([spans.teacher, [[len(theirs) - 1, len(theirs)]]]))
+        teacher_ids = (
+            teacher_ids if teacher_ids[-1] == self.tokenizer.eos_token_id else [*teacher_ids, self.tokenizer.eos_token_id]
+        )
+        student_spans = np.concatenate([spans.student, [[count - 1, count]]])
+        return teacher_ids, AlignedSpans(
+            student_spans, np.concatenate([spans.teacher, [[len(teacher_ids) - 1, len(teacher_ids)]]])
+        )
 
     def _collect(self, pieces: list[AlignedDocument], loss_mask: Tensor) -> CrossTokenizerTarget:
         count, device = int(loss_mask.sum()), loss_mask.device

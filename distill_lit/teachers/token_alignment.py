@@ -25,7 +25,7 @@ NORMALIZATION_PROBES = {  # what a tokenizer does to text, and a text that shows
 class AlignedSpans(NamedTuple):
     """Stretches of bytes that both tokenizers cut at both ends, the shortest there are, in order.
 
-    ours, theirs: (S, 2) int64, first token and the one after the last, of each tokenizer.
+    student, teacher: (S, 2) int64, first token and the one after the last, of each tokenizer.
     """
 
     student: np.ndarray
@@ -35,14 +35,14 @@ class AlignedSpans(NamedTuple):
 def align_tokens(
     student_byte_lengths: Sequence[int] | np.ndarray, teacher_byte_lengths: Sequence[int] | np.ndarray
 ) -> AlignedSpans:
-    """Spans of two tokenisations of the same bytes. ours, theirs: bytes of each token; tokens without bytes, such as a BOS,
+    """Spans of two tokenizations of the same bytes, given the bytes of each token; tokens without bytes, such as a BOS,
     belong to no span.
 
     Raises UserError when they are not of the same length.
     """
     a, b = np.cumsum(student_byte_lengths), np.cumsum(teacher_byte_lengths)
     if (a[-1] if len(a) else 0) != (b[-1] if len(b) else 0):
-        raise UserError("two tokenisations of a text have different lengths in bytes and cannot be aligned")
+        raise UserError("two tokenizations of a text have different lengths in bytes and cannot be aligned")
     ends = np.intersect1d(a, b)
     ends = ends[ends > 0]
     return AlignedSpans(
