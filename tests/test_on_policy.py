@@ -432,7 +432,10 @@ def test_accumulated_batches_of_student_text_count_alike(
         (["on_policy.fraction=0.5"], "teacher.source is cached"),
         (["on_policy.fraction=0.5", "teacher.source=online", "training.compile=true"], "training.compile"),
         (["teacher.source=online", "objective.terms.kl.kind=contrastive"], "does not tell them apart"),
-        (["teacher.source=online", "on_policy={share: 1, teacher_mix: 0.2}", "launcher.teacher_device=cpu"], "teacher_mix"),
+        (
+            ["teacher.source=online", "on_policy={fraction: 1, teacher_mix_fraction: 0.2}", "launcher.teacher_device=cpu"],
+            "teacher_mix",
+        ),
         (["teacher.source=online", "launcher.teacher_device=cpu", "training.devices=2"], "training.devices"),
         (
             ["teacher.source=online", "launcher.teacher_device=cpu", "objective.terms.hidden_states={}"],
