@@ -23,7 +23,9 @@ from distill_lit.utils.exceptions import UserError
 
 
 def loader(packed, **options):
-    return PackedLoader(packed, **{"batch": 2, "accumulate": 3, "steps": 5, "seed": 0, **options})
+    return PackedLoader(
+        packed, **{"micro_batch_size": 2, "gradient_accumulation_steps": 3, "steps": 5, "seed": 0, **options}
+    )
 
 
 # ---------------------------------------------------------------- mask
@@ -112,7 +114,14 @@ def test_another_seed_or_pass_is_another_order():
 def test_ranks_share_out_the_same_step(batch, accumulate, world_size, rows):
     packed = random_rows(rows, 8)
     ranks = [
-        loader(packed, batch=batch, accumulate=accumulate, world_size=world_size, rank=r, steps=3)
+        loader(
+            packed,
+            micro_batch_size=batch,
+            gradient_accumulation_steps=accumulate,
+            world_size=world_size,
+            rank=r,
+            steps=3,
+        )
         for r in range(world_size)
     ]
     size = batch * accumulate * world_size
@@ -216,7 +225,9 @@ def test_the_state_counts_the_batches_handed_out():
     assert all(type(value) is int for value in one.state_dict().values())
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"batch": 3}, {"accumulate": 1}, {"world_size": 2}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"micro_batch_size": 3}, {"gradient_accumulation_steps": 1}, {"world_size": 2}]
+)
 def test_resuming_in_another_order_is_refused(change):
     state = loader(random_rows(7, 8)).state_dict()
     with pytest.raises(UserError, match=f"read with {next(iter(change))} = "):

@@ -292,7 +292,7 @@ objective: {{terms: {{kl: {{kind: forward_kl}}}}}}
 data: {{corpora: {{text: {{path: "file:{corpus}"}}}}, sequence_length: {length}, validation_sequences: 4}}
 evaluation: {{tasks: [piqa], limit: 10}}
 """
-    for teacher, student in (("gpt2", "{depth: 1}"), ("llama", f"{{from: 'file:{tmp_path}/gpt2'}}")):
+    for teacher, student in (("gpt2", "{num_layers: 1}"), ("llama", f"{{from: 'file:{tmp_path}/gpt2'}}")):
         for length in (64, 65):
             path = tmp_path / "positions.yaml"
             path.write_text(experiment.format(teacher=tmp_path / teacher, student=student, corpus=corpus, length=length))

@@ -114,9 +114,9 @@ class PackedLoader:
     def _settings(self) -> dict[str, int]:
         return {
             "rows": len(self.packed),
-            "length": self.packed.sequence_length,
-            "batch": self.micro_batch_size,
-            "accumulate": self.gradient_accumulation_steps,
+            "sequence_length": self.packed.sequence_length,
+            "micro_batch_size": self.micro_batch_size,
+            "gradient_accumulation_steps": self.gradient_accumulation_steps,
             "seed": self.seed,
             "world_size": self.world_size,
         }
