@@ -2,13 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test test-slow check audit fuzz soak tensorboard
+.PHONY: install quickstart test test-fast test-slow check format docs audit fuzz soak tensorboard
 
 install: .venv/installed
 
 .venv/installed: constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
 quickstart: install
@@ -17,6 +17,10 @@ quickstart: install
 test: install
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
+# no processes, no trainings: under a minute on two cores
+test-fast: install
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(FAST_TESTS)
+
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
@@ -24,6 +28,14 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
+	$(BIN)/codespell
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: install  # into site/; from files alone, no network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # known holes in the pinned versions; 2 means that no advisory service could be asked
 audit: .venv/audit/bin/pip-audit
