@@ -121,8 +121,8 @@ def _row(name: str, model: Any, measured: dict[str, float]) -> dict[str, Any]:
     return {"student": name, "parameters": size.parameters, "body": size.non_embedding, **measured}
 
 
-def _progress(done: int, total: int) -> None:
-    print(f"\rkl_greedy: {done} of {total} trials", end="" if done < total else "\n", flush=True)
+def _progress(stage: str, done: float, total: float, unit: str = "", *_: object) -> None:
+    print(f"\r{stage}: {done} of {total} {unit}", end="" if done < total else "\n", flush=True)
 
 
 def as_markdown(found: pd.DataFrame, command: str, rows: int) -> str:

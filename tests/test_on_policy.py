@@ -443,7 +443,7 @@ def test_accumulated_batches_of_student_text_count_alike(
         ),
         (
             ["teacher.source=cross_tokenizer", "launcher.teacher_device=cpu", "objective.terms.kl.kind=uld"],
-            "only a live teacher",
+            "teacher.source cross_tokenizer runs beside the student; only online can run elsewhere",
         ),
         (["teacher.source=online", "objective.terms.kl.kind=policy_gradient_reverse_kl"], "set on_policy.fraction to 1"),
         *(

@@ -183,10 +183,10 @@ def test_auto_must_be_resolved_first(world: World) -> None:
 
 
 def test_progress_is_told_per_task(world: World) -> None:
-    told: list[tuple[int, int, str]] = []
+    told: list[tuple[str, int, int, str]] = []
     settings = world.settings("first", "second")
     evaluate_model(world.model, settings, "pypi", progress_callback=lambda *step: told.append(step))
-    assert [step[2] for step in told] == sorted(step[2] for step in told)
+    assert [step[0] for step in told] == sorted(step[0] for step in told)
     for task in ("first", "second"):
-        steps = [step for step in told if step[2] == task]
-        assert steps[-1][:2] == (84, 84)  # 24 questions of three and four choices
+        steps = [step for step in told if step[0] == f"evaluate {task}"]
+        assert steps[-1][1:3] == (84, 84)  # 24 questions of three and four choices

@@ -136,7 +136,7 @@ def test_one_greedy_order_serves_every_depth(
     teacher: Path, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trials = []
-    calibration = calibration._replace(progress=lambda done, total: trials.append(total))
+    calibration = calibration._replace(progress=lambda stage, done, total, unit: trials.append(total))
     three = retained_layers(StudentConfig(num_layers=3), teacher, calibration)
     assert trials == [4] * 4
     one = retained_layers(StudentConfig(num_layers=1), teacher, calibration)

@@ -35,9 +35,10 @@ from distill_lit.teachers import (
     teacher_sources,
     write_teacher_cache,
 )
-from distill_lit.teachers.base import CacheProgress, CacheRows
+from distill_lit.teachers.base import CacheRows
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import read_json, write_json
+from distill_lit.utils.progress import ProgressCallback
 
 PACKAGE = Path(__file__).parent.parent / "distill_lit"
 SHIPPED = ["cross_tokenizer", "none", "offline", "online"]
@@ -89,11 +90,11 @@ class UnigramSource(CachedTeacherSource):
     def cache_label(self, config: TeacherConfig) -> str:
         return f"counts_{config.options['add']}"
 
-    def write_cache(self, context: TeacherContext, progress: CacheProgress) -> dict[str, Any]:
+    def write_cache(self, context: TeacherContext, progress: ProgressCallback) -> dict[str, Any]:
         tokens = context.data.train.input_ids[context.data.train.document_ids > 0]
         path = context.model_folder.parent / f"counts-{context.data.fingerprint[:8]}.json"
         write_json(path, np.bincount(tokens, minlength=context.vocab_size).tolist())
-        progress(len(context.data.train), len(context.data.train))
+        progress("cache", len(context.data.train), len(context.data.train), "rows")
         return {"teacher_cache": str(path)}
 
     def is_cache_complete(self, facts: Mapping[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,13 +30,13 @@ from distill_lit.evaluation.task_index import lm_eval_version
 from distill_lit.evaluation.tasks import TaskSpec, check_tasks, download_tasks, load_task, resolve_tasks
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import is_hub_offline
+from distill_lit.utils.progress import ProgressCallback
 from distill_lit.utils.template_limits import check_rendered_length, handle_template_errors
 
 if TYPE_CHECKING:  # importing HFLM takes seconds, which a run that finds everything stored need not wait for
     from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
 
 log = logging.getLogger(__name__)
-ProgressCallback = Callable[[int, int, str], None]  # requests done, requests of the task, task
 Rows = list[dict[str, Any]]
 
 
@@ -215,7 +215,11 @@ def evaluate_task(
         total = len(task.eval_docs)
         doc_indices = sample_documents(total, settings.limit, settings.seed, spec.name)
         check_choices(spec, task, doc_indices)
-        lm.reset_counts((lambda done, of: progress_callback(done, of, spec.name)) if progress_callback else None)
+        lm.reset_counts(
+            (lambda done, of: progress_callback(f"evaluate {spec.name}", done, of, "requests"))
+            if progress_callback
+            else None
+        )
         results = evaluate(
             lm,
             {"tasks": {spec.name: task}},

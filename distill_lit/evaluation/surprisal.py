@@ -19,9 +19,9 @@ from distill_lit.evaluation.cache import (
 )
 from distill_lit.evaluation.lm_eval_patches import quiet_lm_eval
 from distill_lit.evaluation.tasks import TaskSpec, resolve_tasks
+from distill_lit.utils.progress import ProgressCallback
 
 if TYPE_CHECKING:
-    from distill_lit.evaluation.evaluator import ProgressCallback
     from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
 
 SURPRISAL_COLUMNS = ("task", "key", "prompt_bits_per_byte", "gold_gain")
@@ -38,7 +38,7 @@ def measure_surprisal(
     dataset_source: str,
     *,
     device: str = "cpu",
-    progress_callback: "ProgressCallback | None" = None,
+    progress_callback: ProgressCallback | None = None,
 ) -> pd.DataFrame:
     """COLUMNS for every row of `documents` (records.py) under the model in `folder`; from the store where it is there.
 
@@ -70,8 +70,8 @@ def measure_surprisal(
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(SURPRISAL_COLUMNS))
 
 
-def _report_progress(progress_callback: "ProgressCallback", task: str, done: int, total: int) -> None:
-    progress_callback(done, total, task)
+def _report_progress(progress_callback: ProgressCallback, task: str, done: int, total: int) -> None:
+    progress_callback(f"surprisal {task}", done, total, "requests")
 
 
 def _measure(lm: "PrefixTreeLM", spec: TaskSpec, documents: pd.DataFrame) -> list[dict[str, Any]]:

@@ -56,7 +56,7 @@ def measure_experiment_costs(experiment: "Experiment", note: Callable[[str], Non
     if load > BUSY_LOAD_PER_CORE * (os.cpu_count() or 1):
         note(f"other programs are busy (load {load:.1f}): the timings will be theirs too")
     device = hardware.device_for(config.training.accelerator)
-    rows = measure_costs(folders, config.cost, device, lambda done, of, name: note(f"turn {done} of {of}: {name}"))
+    rows = measure_costs(folders, config.cost, device, lambda stage, done, of, *_: note(f"turn {done} of {of}: {stage}"))
     with atomic_write(target / "cost.csv") as path:
         rows.to_csv(path, index=False, float_format="%.6g")
     facts: dict[str, Any] = {

@@ -20,12 +20,12 @@ from distill_lit.models import model_fingerprint, model_folder
 from distill_lit.models.loading import allow_remote_code, weight_bytes
 from distill_lit.teachers import cached_teacher_source
 from distill_lit.training.tensorboard_summary import HParamsSession, write_run_summary
-from distill_lit.training.trainer import ProgressCallback
 from distill_lit.utils import hardware
 from distill_lit.utils.distributed.ranks import get_rank
 from distill_lit.utils.distributed.spawn import spawn_ranks
 from distill_lit.utils.files import atomic_write, hashes_of, read_json, write_json, write_text
 from distill_lit.utils.plugins import load_plugins
+from distill_lit.utils.progress import ProgressCallback
 
 SURPRISAL_FILE = "surprisal.parquet"  # beside the teacher's records: axes of the long tail that need a model
 
@@ -147,7 +147,7 @@ def evaluate_run(run: Run, folder: Path, progress_callback: ProgressCallback) ->
         run.config.evaluation,
         run.config.dataset_source,
         device=str(hardware.device_for(run.config.training.accelerator)),
-        progress_callback=lambda done, total, task: progress_callback(f"evaluate {task}", done, total, "requests", {}),
+        progress_callback=progress_callback,
     )
     records = folder / "records"
     with atomic_write(records / "documents.parquet") as path:
@@ -162,7 +162,7 @@ def evaluate_run(run: Run, folder: Path, progress_callback: ProgressCallback) ->
             run.config.evaluation,
             run.config.dataset_source,
             device=str(hardware.device_for(run.config.training.accelerator)),
-            progress_callback=lambda done, total, task: progress_callback(f"surprisal {task}", done, total, "requests", {}),
+            progress_callback=progress_callback,
         )
         with atomic_write(records / SURPRISAL_FILE) as path:
             surprisal.to_parquet(path, compression="zstd", index=False)

@@ -53,10 +53,11 @@ from distill_lit.training.distiller import Distiller, FusedLossSettings
 from distill_lit.training.feature_alignment import FeatureAlignment, build_feature_alignment
 from distill_lit.training.on_policy import OnPolicyGenerator
 from distill_lit.training.tensorboard_summary import CustomScalarsCallback
-from distill_lit.training.trainer import ProgressCallback, TrainingJob, train, validate
+from distill_lit.training.trainer import TrainingJob, train, validate
 from distill_lit.utils import hardware
 from distill_lit.utils.distributed.ranks import get_rank, rank_zero_first
 from distill_lit.utils.files import fingerprint, hashes_of
+from distill_lit.utils.progress import ProgressCallback
 
 KV_BYTES_PER_ELEMENT = 2  # of cached keys and values: bfloat16 or float16
 
@@ -91,7 +92,7 @@ def train_and_export_student(
             calibration_batches(prepared.train),
             prepared.fingerprint,
             torch_dtype(config.teacher.dtype),
-            lambda done, total: progress_callback("choose layers", done, total, "trials", {}),
+            progress_callback,
             hardware.device_for(config.training.accelerator),
         )
         student = initial_student(config.students[run.student], base, calibration, config.seed)
@@ -105,7 +106,7 @@ def train_and_export_student(
     metrics = (validate if run.role == Role.UNTRAINED else train)(setup)
     if get_rank():
         return {}
-    progress_callback("export", 0, 1, "", {})
+    progress_callback("export", 0, 1)
     size = _export(run, folder, student, base)
     return {
         "files": student_hashes(folder),

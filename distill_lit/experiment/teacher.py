@@ -11,9 +11,9 @@ from distill_lit.experiment.requirements import student_base_folder
 from distill_lit.generation.corpus import EvaluationTexts, GenerationContext, generate_corpus, resolve_generated_corpora
 from distill_lit.models.loading import torch_dtype
 from distill_lit.teachers import Teacher, TeacherContext, cached_teacher_source, teacher_source
-from distill_lit.training.trainer import ProgressCallback
 from distill_lit.utils import hardware
 from distill_lit.utils.files import hashes_of
+from distill_lit.utils.progress import ProgressCallback
 
 
 def write_generated_corpora(config: ExperimentConfig, progress_callback: ProgressCallback) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def write_generated_corpora(config: ExperimentConfig, progress_callback: Progres
             corpus.generated,
             _writer(config),
             config.dataset_source,
-            lambda stage, done, total: progress_callback(stage, done, total, "answers", {}),
+            progress_callback,
         )
         for name, corpus in config.data.corpora.items()
         if corpus.generated is not None
@@ -47,10 +47,7 @@ def write_teacher_cache_of(
     """Writes the teacher's cache; {teacher_cache: its folder, rows, bytes_per_token}."""
     base = student_base_folder(config, teacher_folder)
     context = TeacherContext(config, teacher_folder, base, prepare_run_data(config, base))
-    per_row = context.data.train.sequence_length
-    return cached_teacher_source(config.teacher).write_cache(
-        context, lambda done, total: progress_callback("cache", done * per_row, total * per_row, "tokens", {})
-    )
+    return cached_teacher_source(config.teacher).write_cache(context, progress_callback)
 
 
 def build_teacher(config: ExperimentConfig, teacher_folder: Path, prepared: data.PreparedData) -> Teacher | None:

@@ -29,6 +29,7 @@ from distill_lit.generation.prompts import (
 from distill_lit.models import load_model, load_tokenizer, model_fingerprint, model_folder
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cached_file_sha256, fingerprint
+from distill_lit.utils.progress import ProgressCallback
 from distill_lit.utils.shards import Shards
 
 CORPUS_FORMAT_VERSION = 3  # raise it when the same config means other answers
@@ -43,7 +44,6 @@ REMOTE_KEYS_NOT_IN_FINGERPRINT = (
     "price",
     "budget",
 )
-ProgressCallback = Callable[[str, int, int], Any]  # stage, done, total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,12 +243,19 @@ def _generate_missing(
     if generated.remote is not None:
         from distill_lit.generation.remote import generate_remotely
 
-        return generate_remotely(folder, generated, prompts, functools.partial(progress, "ask"))
+        return generate_remotely(folder, generated, prompts, lambda done, total: progress("ask", done, total, "answers"))
     from distill_lit.generation.local import generate_locally
 
     teacher = model_folder(generated.model or writer.model)
     model = load_model(teacher, writer.dtype).to(writer.device)
-    generate_locally(folder, model, load_tokenizer(teacher), prompts, generated, functools.partial(progress, "write"))
+    generate_locally(
+        folder,
+        model,
+        load_tokenizer(teacher),
+        prompts,
+        generated,
+        lambda done, total: progress("write", done, total, "answers"),
+    )
     return {}
 
 

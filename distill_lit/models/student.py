@@ -19,7 +19,6 @@ from distill_lit.models.loading import load_model, load_model_config, load_token
 from distill_lit.models.lora import add_adapters, check_lora
 from distill_lit.models.packing_check import unpacked_model_inputs
 from distill_lit.models.pruning import (
-    ProgressCallback,
     WidthSelection,
     check_layers,
     check_num_layers,
@@ -36,6 +35,7 @@ from distill_lit.models.pruning.architecture import get_num_attention_heads
 from distill_lit.models.vocabulary import check_same_vocabulary
 from distill_lit.utils.exceptions import UserError, one_line_message, suggest
 from distill_lit.utils.files import cache_root, fingerprint, read_json, try_write_json
+from distill_lit.utils.progress import ProgressCallback
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

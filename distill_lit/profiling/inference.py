@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from distill_lit.models.loading import allow_remote_code, is_remote_code_allowed
 from distill_lit.profiling.energy import EnergyMeter, open_energy_meter
 from distill_lit.profiling.memory import read_peak_memory, reset_peak_memory
 from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.progress import ProgressCallback
 
-ProgressCallback = Callable[[int, int, str], None]  # turns done, turns in all, model
 Timing = tuple[float, list[float]]  # seconds to the first token, seconds of every further one
 
 
@@ -46,7 +46,7 @@ def measure_costs(
             for row in _measure_turn(model, settings, block, meter):
                 rows.append({"model": name, "block": block, **row})
             if progress_callback:
-                progress_callback(block * len(loaded) + turn + 1, turns, name)
+                progress_callback(f"measure {name}", block * len(loaded) + turn + 1, turns, "turns")
     memory = {name: measure_peak_memory(folder, settings, device) for name, folder in models.items()}
     return pd.DataFrame(rows).assign(memory_bytes=lambda frame: frame["model"].map(memory))
 

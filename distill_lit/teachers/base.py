@@ -15,7 +15,7 @@ Example:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,10 +34,10 @@ from distill_lit.models.loading import torch_dtype
 from distill_lit.models.vocabulary import load_unpadded_vocab_size
 from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.progress import ProgressCallback
 
 ALL_LAYERS: Literal["all"] = "all"
 HiddenLayers = Literal["all"] | tuple[int, ...]
-CacheProgress = Callable[[int, int], Any]  # rows done, of all
 
 
 class Teacher(Protocol):
@@ -173,7 +173,7 @@ class CachedTeacherSource(TeacherSource):
         """What tells its run from those of other caches, such as top_k_50; empty for the usual one."""
 
     @abstractmethod
-    def write_cache(self, context: TeacherContext, progress: CacheProgress) -> dict[str, Any]:
+    def write_cache(self, context: TeacherContext, progress: ProgressCallback) -> dict[str, Any]:
         """Writes what the teacher says of all rows, or what is missing of it. The facts go into the manifest of the run:
         `teacher_cache`, its folder, `rows`, and `bytes_per_token`."""
 

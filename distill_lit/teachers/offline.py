@@ -54,7 +54,7 @@ from distill_lit.losses.targets import DenseTarget, TeacherTarget
 from distill_lit.models import model_fingerprint
 from distill_lit.models.activations import HIDDEN_STATES, Activations, LayersByKind
 from distill_lit.models.loading import torch_dtype
-from distill_lit.teachers.base import CachedTeacherSource, CacheProgress, CacheRows, TeacherCapabilities, TeacherContext
+from distill_lit.teachers.base import CachedTeacherSource, CacheRows, TeacherCapabilities, TeacherContext
 from distill_lit.teachers.compression import (
     CACHE_HIDDEN_STATES,
     CACHE_SAMPLED,
@@ -77,6 +77,7 @@ from distill_lit.teachers.teacher_cache import (
     write_teacher_cache,
 )
 from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.progress import ProgressCallback
 
 
 class OfflineTeacher:
@@ -193,7 +194,7 @@ class OfflineSource(CachedTeacherSource):
         is_dense = cache_format.kind == CACHE_HIDDEN_STATES
         return "" if is_dense else f"{cache_format.kind}_{cache_format.tokens_per_position}"
 
-    def write_cache(self, context: TeacherContext, progress: CacheProgress) -> dict[str, Any]:
+    def write_cache(self, context: TeacherContext, progress: ProgressCallback) -> dict[str, Any]:
         """Runs the teacher over all rows."""
         rows, folder = context.data, _write(context.load_model(), context, progress)
         return {
@@ -229,7 +230,7 @@ def _metadata(context: TeacherContext) -> dict[str, Any]:
     return teacher_cache_metadata(files, context.data.fingerprint, context.dtype, cache_format)
 
 
-def _write(model: Any, context: TeacherContext, progress: CacheProgress | None = None) -> Path:
+def _write(model: Any, context: TeacherContext, progress: ProgressCallback | None = None) -> Path:
     """Completes the cache; its folder."""
     metadata = _metadata(context)
     folder = teacher_cache_folder(metadata)

@@ -17,7 +17,6 @@ from distill_lit.data.loader import make_batch
 from distill_lit.losses.lm_head import LMHead, get_lm_head
 from distill_lit.models.activations import HIDDEN_STATES, Activations, capture_activations
 from distill_lit.models.packing_check import last_hidden_state
-from distill_lit.teachers.base import CacheProgress
 from distill_lit.teachers.compression import (
     CACHE_HIDDEN_STATES,
     CompressedArrays,
@@ -26,6 +25,7 @@ from distill_lit.teachers.compression import (
 )
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root, fingerprint
+from distill_lit.utils.progress import ProgressCallback
 from distill_lit.utils.seeding import derive_seed
 from distill_lit.utils.shards import Shards
 
@@ -67,7 +67,7 @@ def write_teacher_cache(
     cache_format: TeacherCacheFormat = HIDDEN_STATES_ONLY,
     vocab_size: int | None = None,
     metadata: dict[str, Any] | None = None,
-    progress: CacheProgress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> None:
     """Runs a model over packed rows and writes what it says as shards, for `OfflineTeacher`.
 
@@ -80,7 +80,7 @@ def write_teacher_cache(
         batch_size: rows per forward pass.
         vocab_size: the teacher's real tokens, where its lm_head has padded rows; None: all rows.
         metadata: goes into the manifest.
-        progress: is called with the rows done and all rows.
+        progress: told the tokens done and all tokens.
     """
     validation = train.take(np.arange(0)) if validation is None else validation
     shards, total, done = Shards(folder), len(train) + len(validation), 0
@@ -91,7 +91,7 @@ def write_teacher_cache(
         nonlocal done
         done = min(done + SHARD_ROWS, total)
         if progress:
-            progress(done, total)
+            progress("cache", done * train.sequence_length, total * train.sequence_length, "tokens")
 
     vocab_size = vocab_size or model.get_output_embeddings().weight.shape[0]
     writers = _shard_writers(model, train, validation, batch_size, cache_format, vocab_size)

@@ -15,7 +15,7 @@ from distill_lit.config import TrainingConfig
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.training.callbacks.checkpoints import CheckpointCallback
 from distill_lit.training.callbacks.nonfinite_guard import TerminateOnNonFinite
-from distill_lit.training.callbacks.progress import ProgressCallback, TrainingProgressReporter
+from distill_lit.training.callbacks.progress import TrainingProgressReporter
 from distill_lit.training.callbacks.random_state import RNGStateCallback
 from distill_lit.training.callbacks.termination import TerminationRequest, catch_termination_signals
 from distill_lit.training.checkpoint import (
@@ -31,9 +31,10 @@ from distill_lit.training.local_trainer import build_local_trainer
 from distill_lit.utils.distributed.ranks import broadcast_from_rank_zero, get_rank, get_world_size
 from distill_lit.utils.exceptions import Preempted, UserError
 from distill_lit.utils.files import read_jsonl, write_text
+from distill_lit.utils.progress import ProgressCallback
 
 log = logging.getLogger(__name__)
-__all__ = ["Preempted", "ProgressCallback", "TrainingJob", "train", "validate"]
+__all__ = ["Preempted", "TrainingJob", "train", "validate"]
 
 
 @dataclass

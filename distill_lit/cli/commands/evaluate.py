@@ -88,4 +88,4 @@ def _request_bar(console: Console) -> Iterator[Any]:
 
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("evaluate", total=None)
-        yield lambda done, total, name: bar.update(task, completed=done, total=total, description=name)
+        yield lambda stage, done, total, *_: bar.update(task, completed=done, total=total, description=stage)

@@ -3,7 +3,6 @@
 from distill_lit.models.pruning.calibration import calibration_inputs
 from distill_lit.models.pruning.depth import (
     LAYER_SELECTION_METHODS,
-    ProgressCallback,
     block_influence,
     check_layers,
     check_num_layers,
@@ -21,7 +20,6 @@ from distill_lit.models.pruning.width import WidthSelection, narrow_config, prun
 __all__ = [
     "LAYER_SELECTION_METHODS",
     "Importance",
-    "ProgressCallback",
     "WidthSelection",
     "block_influence",
     "calibration_inputs",

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from distill_lit.models.pruning.architecture import get_decoder_layers, rebuild
 from distill_lit.models.pruning.layer_settings import apply_settings, layer_settings
 from distill_lit.utils.exceptions import UserError, suggest
+from distill_lit.utils.progress import ProgressCallback
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ProgressCallback = Callable[[int, int], None]
 ModelInputs = dict[str, Tensor]
 LAYER_SELECTION_METHODS = ("uniform", "first_last", "block_influence", "kl_greedy")
 
@@ -140,7 +140,7 @@ def removal_order(
                     costs[layer] += mean_kl_to_teacher(model, batch, p)
             completed += 1
             if progress:
-                progress(completed, trials)
+                progress("choose layers", completed, trials, "trials")
         order.append(min(costs, key=lambda layer: costs[layer]))
         remaining.remove(order[-1])
     return order

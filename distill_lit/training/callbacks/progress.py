@@ -1,12 +1,12 @@
 """Progress of a training, reported after every batch."""
 
-from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 
+from distill_lit.utils.progress import ProgressCallback
+
 # stage, done, total, unit, latest metrics
-ProgressCallback = Callable[[str, float, float, str, dict[str, float]], None]
 
 
 class TrainingProgressReporter(L.Callback):
@@ -27,4 +27,4 @@ class TrainingProgressReporter(L.Callback):
     ) -> None:
         """Reports validation as a stage of its own."""
         total = trainer.num_val_batches[0] if trainer.num_val_batches else 0
-        self.progress_callback("validate", index + 1, float(total), "batches", {})
+        self.progress_callback("validate", index + 1, float(total), "batches")
