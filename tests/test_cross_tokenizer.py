@@ -18,7 +18,7 @@ from distill_lit import data
 from distill_lit.config import CorpusConfig, DataConfig, TermConfig, load_experiment
 from distill_lit.data.loader import ValidationLoader, make_batch
 from distill_lit.experiment.validation import check_against_teacher, check_experiment
-from distill_lit.losses import build_objective, fused_linear_distillation_loss, label_logprobs_from_hidden
+from distill_lit.losses import build_objective, fused_linear_loss, label_logprobs_from_hidden
 from distill_lit.losses.cross_tokenizer import alm, uld
 from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.losses.targets import SpanTarget
@@ -265,7 +265,7 @@ def test_the_fused_head_gives_the_plain_losses_of_a_foreign_teacher(
     own = label_logprobs_from_hidden(hidden.detach(), head, labels, 50)
     target = foreign(pieces, tiny_teacher).target(batch, chosen).with_student_logprobs(own)
     terms = {"uld": TermConfig(options={"k": 64}), "span": TermConfig(kind="alm", weight=0.5)}
-    losses = fused_linear_distillation_loss(
+    losses = fused_linear_loss(
         build_objective(terms),
         hidden,
         head,

@@ -15,7 +15,7 @@ from distill_lit import data
 from distill_lit.config import LoraConfig, StudentConfig, TermConfig, WidthConfig
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import calibration_batches
-from distill_lit.losses import build_objective, fused_linear_distillation_loss
+from distill_lit.losses import build_objective, fused_linear_loss
 from distill_lit.losses.lm_head import LMHead
 from distill_lit.models import (
     Calibration,
@@ -309,9 +309,7 @@ def test_a_frozen_head_gets_no_gradient_and_changes_no_other() -> None:
     for is_frozen in (False, True):
         head = LMHead(weight.clone().requires_grad_(not is_frozen), None, 1.0, 0.0, 50)
         inputs = hidden.clone().requires_grad_()
-        fused_linear_distillation_loss(
-            objective, inputs, head, None, labels, denominator=torch.tensor(6), chunk_size=4
-        ).total.backward()
+        fused_linear_loss(objective, inputs, head, None, labels, denominator=torch.tensor(6), chunk_size=4).total.backward()
         assert (head.weight.grad is None) == is_frozen
         grads.append(inputs.grad)
     assert torch.equal(*grads)

@@ -256,6 +256,10 @@ class ExperimentConfig:
     on_policy: OnPolicyConfig = field(default_factory=OnPolicyConfig)
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
+    loggers: dict[str, Optional[dict[str, Any]]] = config_field(
+        {"tensorboard": {}},
+        "curves go to: tensorboard, csv, wandb, mlflow, with options of Lightning's loggers; null: not there",
+    )
     variants: dict[str, dict[str, Any]] = config_field({}, "named sets of overrides, chosen by grid key `variant`")
     variant: str = config_field("", "one of `variants`; the grid usually sets it")
     grid: dict[str, list[Any]] = field(default_factory=dict)  # dotted key: values

@@ -48,11 +48,19 @@ from distill_lit.models.loading import is_remote_code_allowed
 from distill_lit.models.student import retained_layers
 from distill_lit.teachers import Teacher
 from distill_lit.training.callbacks.evaluation import EvaluationCallback
-from distill_lit.training.distiller import Distiller, FusedLossSettings
-from distill_lit.training.feature_alignment import FeatureAlignment, build_feature_alignment
+from distill_lit.training.distiller import Distiller
+from distill_lit.training.feature_alignment import FeatureAlignment, build_feature_alignment, use_eager_attention
+from distill_lit.training.loss import FusedLossSettings
 from distill_lit.training.on_policy import OnPolicyGenerator
 from distill_lit.training.tensorboard_summary import CustomScalarsCallback
-from distill_lit.training.trainer import ProgressCallback, TrainingJob, train, validate
+from distill_lit.training.trainer import (
+    ProgressCallback,
+    TrainingJob,
+    optimizer_settings,
+    prepare_student,
+    train,
+    validate,
+)
 from distill_lit.utils import hardware
 from distill_lit.utils.distributed.ranks import get_rank, rank_zero_first
 from distill_lit.utils.files import fingerprint, hashes_of
@@ -113,7 +121,7 @@ def train_and_export_student(
         "data": prepared.statistics,
         **_size_facts(size),
         **_cost_facts(run, setup, size, trained_fraction, teacher_folder),
-        **_layer_choices(config.students[run.student], teacher_folder, calibration, setup.distiller.feature_alignment),
+        **_layer_choices(config.students[run.student], teacher_folder, calibration, setup.distiller.loss.feature_alignment),
     }
 
 
@@ -153,7 +161,7 @@ def _build_training_setup(
     progress_callback: ProgressCallback,
     teacher_folder: Path,
 ) -> TrainingJob:
-    config, length = run.config, prepared.train.sequence_length
+    config = run.config
     module = PackedDataModule(prepared.train, prepared.validation, config.training, config.seed)
     objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
     model = getattr(teacher, "model", None)
@@ -161,21 +169,21 @@ def _build_training_setup(
     feature_alignment = build_feature_alignment(
         objective, student, load_model_config(teacher_folder), model, calibration, config.seed
     )
+    use_eager_attention(objective, *(m for m in (student, model) if m is not None))
+    prepare_student(student, config.training)
+    # a teacher with another tokenizer may have more tokens
+    settings = _fused_loss_settings(config, max(vocab_size, load_unpadded_vocab_size(teacher_folder)))
     distiller = Distiller(
         student,
-        vocab_size,
-        objective,
         teacher,
-        config.training,
-        module.steps,
-        length,
-        _fused_loss_settings(
-            config, max(vocab_size, load_unpadded_vocab_size(teacher_folder))
-        ),  # a cross-tokenizer teacher may have more words
-        feature_alignment,
-        _build_on_policy_text(
+        objective,
+        vocab_size=vocab_size,
+        fused_loss_settings=settings,
+        feature_alignment=feature_alignment,
+        on_policy_generator=_build_on_policy_text(
             config, student, vocab_size, student_base_folder(config, teacher_folder), model, module.steps
         ),
+        **optimizer_settings(config.training),
     )
     fingerprints = _training_fingerprints(run, teacher_folder, student, prepared, objective)
     callbacks: list[Callback] = [CustomScalarsCallback([term.name for term in objective.logit_terms])]
@@ -192,6 +200,7 @@ def _build_training_setup(
         fingerprints,
         config.launcher.on_mismatch,
         callbacks,
+        config.loggers,
     )
 
 
@@ -270,9 +279,9 @@ def _cost_facts(
 ) -> dict[str, Any]:
     """Tokens read and arithmetic spent. A backward pass costs a forward pass for the activations and another for the
     share of the weights that is trained; an offline teacher's body ran once, for all runs, and is charged to each."""
-    tokens = 0 if run.role == Role.UNTRAINED else setup.datamodule.steps * setup.distiller.tokens_per_step
+    tokens = 0 if run.role == Role.UNTRAINED else setup.datamodule.steps * setup.datamodule.tokens_per_step
     teacher_size = _teacher_size(str(teacher_folder))
-    needs_teacher = setup.distiller.objective.needs_teacher
+    needs_teacher = setup.distiller.loss.objective.needs_teacher
     return {
         "training_tokens": tokens,
         "student_flops": (2 + trainable_fraction) * size.flops_per_token() * tokens,

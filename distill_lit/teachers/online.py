@@ -42,7 +42,8 @@ class OnlineTeacher:
         """The teacher's last hidden states (B, T, D) for a batch of packed rows."""
         self.check_frozen()
         if self.device is not None:
-            batch = {name: batch[name].to(self.device) for name in ("input_ids", "position_ids", "document_ids")}
+            names = ("input_ids", "attention_mask", "position_ids", "document_ids")
+            batch = {name: batch[name].to(self.device) for name in names if name in batch}
         with torch.inference_mode():
             return last_hidden_state(self.model, batch, self._captured)
 
