@@ -7,7 +7,7 @@ import lightning as L
 from torch import Tensor, nn
 
 from distill_lit.losses import LossOutput, default_objective
-from distill_lit.losses.targets import IGNORE_INDEX
+from distill_lit.training import optim
 from distill_lit.training.callbacks.nonfinite_guard import TerminateOnNonFinite
 from distill_lit.training.callbacks.step_logger import StepLogger, is_logging_step
 from distill_lit.training.callbacks.throughput import TokenThroughput
@@ -16,21 +16,14 @@ from distill_lit.training.feature_alignment import FeatureAlignment, align_featu
 from distill_lit.training.loss import Batch, DistillationLoss, FusedLossSettings, shared_vocab_size
 from distill_lit.training.metrics import TokenMeans
 from distill_lit.training.on_policy import OnPolicyGenerator
-from distill_lit.training.optim import (
-    OptimizerFactory,
-    SchedulerFactory,
-    adamw,
-    optimizer_and_schedule,
-    warmup_cosine,
-)
 from distill_lit.utils.exceptions import UserError
 
 
 class Distiller(L.LightningModule):
     """Trains `student` to follow `teacher`, under any Trainer and on any batches with `input_ids` and `labels`.
 
-    The student is trained as it is; only its train mode is switched on. The teacher is frozen: in no optimizer, in no
-    checkpoint. Logged are `train/…` every `log_every_n_steps`, and `validation/…`, `validation/loss` among them.
+    The student is trained as it is, but in train mode. The teacher is frozen: in no optimizer, in no checkpoint. Logged
+    are `train/…` every `log_every_n_steps`, and `validation/…`, `validation/loss` among them.
 
     Example:
         >>> module = Distiller(student, teacher, loss=0.5 * losses.CrossEntropy() + 0.5 * losses.ForwardKL(temperature=2.0))
@@ -45,8 +38,8 @@ class Distiller(L.LightningModule):
         loss: Any = None,
         *,
         lr: float = 5e-4,
-        optimizer: OptimizerFactory | None = None,
-        lr_scheduler: SchedulerFactory | None = None,
+        optimizer: optim.OptimizerFactory | None = None,
+        lr_scheduler: optim.SchedulerFactory | None = None,
         vocab_size: int | None = None,
         feature_alignment: FeatureAlignment | None = None,
         on_policy_generator: OnPolicyGenerator | None = None,
@@ -68,28 +61,21 @@ class Distiller(L.LightningModule):
         """
         super().__init__()
         loss = default_objective() if loss is None else loss
-        if teacher is student:
-            raise UserError("teacher: it is the student itself; load the model twice")
         vocab_size = vocab_size or shared_vocab_size(student, teacher)
         self.student = student
-        feature_alignment = feature_alignment or align_features(loss, student, teacher)
-        self.loss = DistillationLoss(
-            loss, teacher, vocab_size=vocab_size, feature_alignment=feature_alignment, settings=fused_loss_settings
-        )
+        alignment = feature_alignment or align_features(loss, student, teacher)
+        self.loss = DistillationLoss(loss, teacher, vocab_size, alignment, fused_loss_settings)
         self.on_policy_generator = on_policy_generator
         self.train_metrics, self.validation_metrics = TokenMeans(), TokenMeans()
         self.gradient_norm: Tensor | None = None  # of the step that is being made, before clipping
-        self._total_steps = float("inf")
-        self._optimizer_factories = optimizer, lr_scheduler
+        self._total_steps, self._optimizer_factories = float("inf"), (optimizer, lr_scheduler)
         self.save_hyperparameters({"loss": self.loss.objective.facts(), "lr": lr, "vocab_size": vocab_size})
 
     @property
     def total_steps(self) -> float:
-        """Optimizer steps of the training; infinite where the Trainer has no end."""
-        if self.trainer.state.fn == "fit":
+        """Optimizer steps of the training; infinite for a Trainer without end."""
+        if self.trainer.state.fn == "fit" or self.trainer.max_steps > 0:
             self._total_steps = self.trainer.estimated_stepping_batches
-        elif self.trainer.max_steps > 0:
-            self._total_steps = self.trainer.max_steps
         return self._total_steps
 
     @property
@@ -109,7 +95,10 @@ class Distiller(L.LightningModule):
         micro_batches = self.trainer.accumulate_grad_batches * self.trainer.world_size
         if self.on_policy_generator is not None:
             batch = self.on_policy_generator.next_batch(batch, self.student, self.global_step, index, micro_batches)
-        losses = self._losses(batch, is_logging_step(self.trainer), self.loss.objective.needs_teacher)
+        needs_teacher, is_logged = self.loss.objective.needs_teacher, is_logging_step(self.trainer)
+        losses: LossOutput = self.loss(
+            self.student, batch, self.progress, compute_metrics=is_logged, with_teacher=needs_teacher
+        )
         self.train_metrics.update(self.loss.objective, losses)
         return losses.total * micro_batches if "step_tokens" in batch else losses.total
 
@@ -117,14 +106,8 @@ class Distiller(L.LightningModule):
         """Collects losses and fidelity over held-out rows."""
         if self.on_policy_generator is not None:
             batch = self.on_policy_generator.mark_corpus_text(batch)
-        tokens = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
-        losses = self._losses({**batch, "step_tokens": tokens}, compute_metrics=True, with_teacher=True)
+        losses = self.loss(self.student, batch, self.progress, compute_metrics=True)
         self.validation_metrics.update(self.loss.objective, losses)
-
-    def _losses(self, batch: Batch, compute_metrics: bool, with_teacher: bool) -> LossOutput:
-        options = {"progress": self.progress, "compute_metrics": compute_metrics, "with_teacher": with_teacher}
-        losses: LossOutput = self.loss(self.student, batch, denominator=batch.get("step_tokens"), **options)
-        return losses
 
     def configure_callbacks(self) -> list[L.Callback]:
         """What counts, guards and logs the steps; a Trainer that has one of a kind keeps its own."""
@@ -137,9 +120,9 @@ class Distiller(L.LightningModule):
         make_optimizer, make_lr_scheduler = self._optimizer_factories
         if make_optimizer is None:  # a fused AdamW would unscale float16's gradients itself, after clipping
             has_scaler = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-            make_optimizer = functools.partial(adamw, lr=self.hparams["lr"], fused=not has_scaler)
-            make_lr_scheduler = make_lr_scheduler or warmup_cosine
-        return optimizer_and_schedule(parameters, make_optimizer, make_lr_scheduler, self.total_steps)
+            make_optimizer = functools.partial(optim.adamw, lr=self.hparams["lr"], fused=not has_scaler)
+            make_lr_scheduler = make_lr_scheduler or optim.warmup_cosine
+        return optim.optimizer_and_schedule(parameters, make_optimizer, make_lr_scheduler, self.total_steps)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None

@@ -79,7 +79,6 @@ class DistillationLoss(nn.Module):
         self,
         loss: Any,
         teacher: Any = None,
-        *,
         vocab_size: int | None = None,
         feature_alignment: FeatureAlignment | None = None,
         settings: FusedLossSettings | None = None,
@@ -117,9 +116,9 @@ class DistillationLoss(nn.Module):
         self,
         student: Any,
         batch: Batch,
+        progress: float = 0.0,
         *,
         denominator: Tensor | None = None,
-        progress: float = 0.0,
         compute_metrics: bool = False,
         with_teacher: bool = True,
     ) -> LossOutput:
@@ -130,8 +129,9 @@ class DistillationLoss(nn.Module):
             batch: `input_ids`, `labels` (not shifted, −100 where nothing is predicted) and perhaps `attention_mask`, each
                 (B, T); or packed rows with `position_ids` and `document_ids`. `on_policy_mask`, (B, T) bool, marks tokens
                 that the student wrote, for losses that ask.
-            denominator: scalar, supervised tokens of the optimizer step; None: those of this batch.
             progress: share of the training that is done, for scheduled weights and temperatures.
+            denominator: scalar, supervised tokens of the optimizer step; None: `step_tokens` of the batch where it has
+                them, else the supervised tokens of this batch.
             compute_metrics: whether entropies, agreement and the like are measured too.
             with_teacher: False: it is not asked, for an objective that does not need it.
 
@@ -140,7 +140,8 @@ class DistillationLoss(nn.Module):
         check_batch(batch)
         targets = batch["labels"][:, 1:]
         loss_mask = targets != IGNORE_INDEX
-        denominator = loss_mask.sum() if denominator is None else denominator
+        if denominator is None:
+            denominator = batch["step_tokens"] if "step_tokens" in batch else loss_mask.sum()
         student_layers, teacher_layers = self._captured_layers()
         with capture_activations(student, student_layers) as student_states:
             hidden = last_hidden_state(student, dict(batch), student_states)[:, :-1][loss_mask]
@@ -224,7 +225,10 @@ def lm_head_rows(model: Any) -> int:
 
 
 def shared_vocab_size(student: Any, teacher: Any) -> int:
-    """Rows of the smaller lm_head: some models pad theirs. teacher: a model, a `Teacher`, or None."""
+    """Rows of the smaller lm_head: some models pad theirs. teacher: a model, a `Teacher`, or None. Raises UserError where
+    it is the student itself."""
+    if teacher is student:
+        raise UserError("teacher: it is the student itself; load the model twice")
     rows = [lm_head_rows(model) for model in (student, teacher) if isinstance(model, nn.Module)]
     rows += [teacher.vocab_size] if hasattr(teacher, "vocab_size") and not isinstance(teacher, nn.Module) else []
     if len(set(rows)) > 1:

@@ -1,6 +1,7 @@
 """A loss or gradient that is not finite stops the training before its optimizer step."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class TerminateOnNonFinite(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, index: int) -> None:
         """Notes which rows are read, where the batch says so."""
-        if "rows" in batch:
+        if isinstance(batch, Mapping) and "rows" in batch:
             self.window_rows.append(batch["rows"].tolist())
 
     def on_before_backward(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:

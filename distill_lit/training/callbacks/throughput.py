@@ -1,6 +1,6 @@
 """How fast a training reads: tokens per second of training alone, whatever is done between its steps."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,7 +45,7 @@ class TokenThroughput(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, index: int) -> None:
         """Counts the positions of a micro-batch."""
-        if "input_ids" in batch:
+        if isinstance(batch, Mapping) and "input_ids" in batch:
             self._new_tokens += batch["input_ids"].numel()
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
