@@ -14,23 +14,28 @@ if TYPE_CHECKING:
     from distill_lit.evaluation.evaluator import evaluate
     from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
     from distill_lit.experiment.experiment import Experiment
+    from distill_lit.losses.functional import FusedLinearDistillationLoss, fused_linear_distillation_loss
     from distill_lit.models.pruning import prune_depth, prune_width
     from distill_lit.teachers.cross_tokenizer import CrossTokenizerTeacher
     from distill_lit.teachers.offline import OfflineTeacher
     from distill_lit.teachers.online import OnlineTeacher
     from distill_lit.training.distiller import Distiller
+    from distill_lit.training.loss import DistillationLoss
     from distill_lit.utils.exceptions import UserError
 
 __all__ = [
     "CrossTokenizerTeacher",
+    "DistillationLoss",
     "Distiller",
     "Experiment",
+    "FusedLinearDistillationLoss",
     "OfflineTeacher",
     "OnlineTeacher",
     "PackedDataModule",
     "PrefixTreeLM",
     "UserError",
     "evaluate",
+    "fused_linear_distillation_loss",
     "load_results",
     "losses",
     "prune_depth",
@@ -39,14 +44,17 @@ __all__ = [
 
 _HOMES = {
     "CrossTokenizerTeacher": "teachers.cross_tokenizer",
+    "DistillationLoss": "training.loss",
     "Distiller": "training.distiller",
     "Experiment": "experiment.experiment",
+    "FusedLinearDistillationLoss": "losses.functional",
     "OfflineTeacher": "teachers.offline",
     "OnlineTeacher": "teachers.online",
     "PackedDataModule": "data.datamodule",
     "PrefixTreeLM": "evaluation.prefix_tree_lm",
     "UserError": "utils.exceptions",
     "evaluate": "evaluation.evaluator",
+    "fused_linear_distillation_loss": "losses.functional",
     "load_results": "analysis.results",
     "prune_depth": "models.pruning",
     "prune_width": "models.pruning",

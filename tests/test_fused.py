@@ -179,7 +179,7 @@ def test_autocast_changes_neither_numbers_nor_gradient() -> None:
     found = []
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            target_ = DenseTarget(target.hidden.bfloat16(), target.head.cast(torch.bfloat16))
+            target_ = DenseTarget(target.hidden_states.bfloat16(), target.lm_head.cast(torch.bfloat16))
             total = fused_linear_loss(objective, states, student, target_, labels, denominator=torch.tensor(N)).total
         total.backward()
         assert total.dtype == torch.float32 and student.weight.grad.dtype == torch.float32
@@ -194,7 +194,7 @@ def test_bfloat16_products_stay_near_float32() -> None:
     fused_linear_loss(objective, hidden, student, target, labels, denominator=torch.tensor(N)).total.backward()
     exact = gradients(student, hidden)
     states = hidden.detach().bfloat16().requires_grad_()
-    target_ = DenseTarget(target.hidden.bfloat16(), target.head.cast(torch.bfloat16))
+    target_ = DenseTarget(target.hidden_states.bfloat16(), target.lm_head.cast(torch.bfloat16))
     fused_linear_loss(objective, states, student, target_, labels, denominator=torch.tensor(N)).total.backward()
     for near, wanted in zip(gradients(student, states), exact, strict=True):
         assert (near.float() - wanted).norm() < 0.02 * wanted.norm()
@@ -218,7 +218,7 @@ def test_no_tokens_give_a_loss_of_zero_and_a_gradient_of_zero(form: str) -> None
     hidden, student, dense, labels = make(torch.float64, bias=True)
     objective, options = build_objective(terms), {"denominator": torch.tensor(N), "measure": True}
     some = fused_linear_loss(objective, hidden, student, sparse_targets(dense, labels)[form], labels, **options)
-    nothing = sparse_targets(DenseTarget(dense.hidden[:0], dense.head), labels[:0])[form]
+    nothing = sparse_targets(DenseTarget(dense.hidden_states[:0], dense.lm_head), labels[:0])[form]
     found = fused_linear_loss(objective, hidden[:0], student, nothing, labels[:0], compiled=True, **options)
     found.total.backward()
     assert found.total.item() == 0.0
@@ -236,7 +236,7 @@ def test_equal_on_cuda() -> None:
         objective,
         hidden.cuda(),
         student._replace(weight=student.weight.cuda()),
-        DenseTarget(target.hidden.cuda(), target.head._replace(weight=target.head.weight.cuda())),
+        DenseTarget(target.hidden_states.cuda(), target.lm_head._replace(weight=target.lm_head.weight.cuda())),
         labels.cuda(),
         denominator=torch.tensor(N),
         compiled=True,
@@ -257,7 +257,7 @@ def test_teacher_in_inference_mode_is_accepted() -> None:
     objective = build_objective(TERMS["three"])
     hidden, student, target, labels = make(torch.float32, bias=False)
     with torch.inference_mode():
-        frozen = DenseTarget(target.hidden * 1.0, target.head)
+        frozen = DenseTarget(target.hidden_states * 1.0, target.lm_head)
     fused_linear_loss(objective, hidden, student, frozen, labels, denominator=torch.tensor(N)).total.backward()
     assert torch.isfinite(hidden.grad).all()
 
