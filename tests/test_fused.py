@@ -71,7 +71,7 @@ def compare(
     objective = build_objective(terms)
     hidden, student, dense, labels = make(dtype, bias, **head)
     target = sparse_targets(dense, labels)[form]
-    options = {"denominator": torch.tensor(50), "on_policy_mask": authors(N), "measure": True}
+    options = {"denominator": torch.tensor(50), "on_policy_mask": authors(N), "compute_metrics": True}
     fused = fused_linear_loss(objective, hidden, student, target, labels, chunk_size=10, compiled=compiled, **options)
     (2.0 * fused.total).backward()
     got = gradients(student, hidden)
@@ -216,7 +216,7 @@ def test_no_tokens_give_a_loss_of_zero_and_a_gradient_of_zero(form: str) -> None
     kind = {"dense": "three", "top_k": "top_k_kl", "sampled": "sampled_kl"}[form]
     terms = TERMS.get(kind) or softened(kind, 1.0)
     hidden, student, dense, labels = make(torch.float64, bias=True)
-    objective, options = build_objective(terms), {"denominator": torch.tensor(N), "measure": True}
+    objective, options = build_objective(terms), {"denominator": torch.tensor(N), "compute_metrics": True}
     some = fused_linear_loss(objective, hidden, student, sparse_targets(dense, labels)[form], labels, **options)
     nothing = sparse_targets(DenseTarget(dense.hidden_states[:0], dense.lm_head), labels[:0])[form]
     found = fused_linear_loss(objective, hidden[:0], student, nothing, labels[:0], compiled=True, **options)

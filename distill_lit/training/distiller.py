@@ -74,8 +74,10 @@ class Distiller(L.LightningModule):
     @property
     def total_steps(self) -> float:
         """Optimizer steps of the training; infinite for a Trainer without end."""
-        if self.trainer.state.fn == "fit" or self.trainer.max_steps > 0:
+        if self.trainer.state.fn == "fit":
             self._total_steps = self.trainer.estimated_stepping_batches
+        elif (max_steps := self.trainer.max_steps) > 0:
+            self._total_steps = max_steps
         return self._total_steps
 
     @property
@@ -122,7 +124,8 @@ class Distiller(L.LightningModule):
             has_scaler = getattr(self.trainer.precision_plugin, "scaler", None) is not None
             make_optimizer = functools.partial(optim.adamw, lr=self.hparams["lr"], fused=not has_scaler)
             make_lr_scheduler = make_lr_scheduler or optim.warmup_cosine
-        return optim.optimizer_and_schedule(parameters, make_optimizer, make_lr_scheduler, self.total_steps)
+        total_steps = self.total_steps if make_lr_scheduler is not None else 0
+        return optim.optimizer_and_schedule(parameters, make_optimizer, make_lr_scheduler, total_steps)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None

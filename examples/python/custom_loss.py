@@ -1,14 +1,14 @@
 """A loss of one's own: a plain function, registered, checked, and used like those of the package.
 
-    python examples/python/custom_loss.py
+python examples/python/custom_loss.py
 """
 
 import argparse
 
 import lightning as L
+from tiny_models import tiny_lines, tiny_model, tiny_tokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tiny_models import tiny_lines, tiny_model, tiny_tokenizer
 from transformers import DataCollatorForLanguageModeling
 
 from distill_lit import Distiller, losses

@@ -1,13 +1,14 @@
-"""Distil one causal language model into another, in ten lines of Python. Without arguments: two tiny random models, offline.
+"""Distil one causal language model into another in ten lines of Python. Without arguments: two tiny random models.
 
-    python examples/python/distill.py --teacher Qwen/Qwen3-1.7B --student Qwen/Qwen3-0.6B --text corpus.txt
+python examples/python/distill.py --teacher Qwen/Qwen3-1.7B --student Qwen/Qwen3-0.6B --text corpus.txt
 """
 
 import argparse
+from pathlib import Path
 
 import lightning as L
-from torch.utils.data import DataLoader
 from tiny_models import tiny_lines, tiny_model, tiny_tokenizer
+from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling
 
 from distill_lit import Distiller, losses
@@ -27,7 +28,7 @@ def main() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.teacher) if arguments.teacher else tiny_tokenizer()
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    lines = open(arguments.text).read().splitlines() if arguments.text else tiny_lines(200)
+    lines = Path(arguments.text).read_text().splitlines() if arguments.text else tiny_lines(200)
     documents = [tokenizer(line, truncation=True, max_length=512) for line in lines]
     collate = DataCollatorForLanguageModeling(tokenizer, mlm=False)
     train_loader = DataLoader(documents[8:], batch_size=8, shuffle=True, collate_fn=collate)
@@ -35,7 +36,9 @@ def main() -> None:
 
     teacher = AutoModelForCausalLM.from_pretrained(arguments.teacher) if arguments.teacher else tiny_model(num_layers=2)
     student = AutoModelForCausalLM.from_pretrained(arguments.student) if arguments.student else tiny_model(num_layers=1)
-    module = Distiller(student, teacher, loss=0.5 * losses.CrossEntropy() + 0.5 * losses.ForwardKL(temperature=2.0), lr=5e-4)
+    module = Distiller(
+        student, teacher, loss=0.5 * losses.CrossEntropy() + 0.5 * losses.ForwardKL(temperature=2.0), lr=5e-4
+    )
     trainer = L.Trainer(max_steps=arguments.steps, accumulate_grad_batches=4, gradient_clip_val=1.0, precision="32-true")
     trainer.fit(module, train_loader, val_loader)
     student.save_pretrained(arguments.out)

@@ -1,6 +1,6 @@
 """The fused loss in a Hugging Face Trainer: distillation without the logits of either model in memory.
 
-    python examples/python/hf_trainer.py
+python examples/python/hf_trainer.py
 """
 
 import argparse
