@@ -149,7 +149,7 @@ def test_schedules_stay_between_their_ends(start: float, end: float, done: float
         ({"mse": TermConfig(kind="logit_mse", options={"center": 1})}, "neither true nor false"),
         ({"top_k_kl": TermConfig(options={"k": 2.5})}, "a whole number of at least 1"),
         ({"top_k_kl": TermConfig(options={"k": True})}, "a whole number of at least 1"),
-        ({"pairwise_ranking": TermConfig(options={"form": "hing"})}, "did you mean 'hinge'"),
+        ({"pairwise_ranking": TermConfig(options={"loss": "hing"})}, "did you mean 'hinge'"),
         ({"pairwise_ranking": TermConfig(options={"margin": -1})}, "a number of at least 0"),
         ({"ce": TermConfig(options={"label_smoothing": 1})}, "between 0 and 1, 1 exclusive"),
         ({"alpha_beta": TermConfig(options={"alpha": float("nan")})}, "objective.terms.alpha_beta.options.alpha"),
