@@ -75,7 +75,7 @@ def compare(
     fused = fused_linear_loss(objective, hidden, student, target, labels, chunk_size=10, compiled=compiled, **options)
     (2.0 * fused.total).backward()
     got = gradients(student, hidden)
-    logits = student.finish(student.project(hidden))
+    logits = student.scale_and_cap(student.project(hidden))
     plain = distillation_loss(objective, logits, logits_of(target), labels, **options)
     (2.0 * plain.total).backward()
     wanted = gradients(student, hidden)

@@ -201,6 +201,7 @@ def _build_training_setup(
         config.launcher.on_mismatch,
         callbacks,
         config.loggers,
+        to_dict(config),
     )
 
 

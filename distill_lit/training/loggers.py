@@ -50,8 +50,9 @@ def _logger_class(name: str) -> Callable[..., Any]:
 def build_loggers(loggers: LoggerOptions, folder: Path, resume_step: int | None) -> list[Any]:
     """The loggers of a run, `metrics.jsonl` last.
 
-    Each writes into the run's folder unless its options name another place. A run that goes on from `resume_step` drops the
-    TensorBoard events of steps that it repeats, writes a new CSV file, and goes on in the same run of W&B and MLflow.
+    Each writes into the run's folder, MLflow beside it, unless its options name another place. A run that goes on from
+    `resume_step` drops the TensorBoard events of steps that it repeats, writes a new CSV file, and goes on in the same run
+    of W&B and MLflow.
 
     Args:
         loggers: {tensorboard, csv, wandb or mlflow: options of Lightning's class}.
@@ -74,8 +75,10 @@ def _build_logger(name: str, options: Mapping[str, Any], folder: Path, resume_st
         },
         "csv": {"save_dir": folder, "name": "csv", "version": f"from_step_{resume_step or 0}"},
         "wandb": {"save_dir": folder, "project": experiment, "name": run, "id": run[-64:], "resume": "allow"},
-        "mlflow": {"save_dir": folder / "mlruns", "experiment_name": experiment, "run_name": run},
+        "mlflow": {"save_dir": folder.parent / "mlruns", "experiment_name": experiment, "run_name": run},
     }
+    if name == "mlflow":  # which refuses to write files without this
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     if name == "mlflow" and resume_step is not None:
         defaults["mlflow"]["run_id"] = _mlflow_run_id(folder)
     logger = _logger_class(name)(**{**defaults[name], **options})
@@ -99,6 +102,13 @@ def flush_loggers(loggers: Iterable[Any]) -> None:
             logger.experiment.flush()
         else:
             logger.save()
+
+
+def close_loggers(loggers: Iterable[Any]) -> None:
+    """Ends the runs that are open in this process: W&B would log the next one into them."""
+    for logger in loggers:
+        if hasattr(logger.experiment, "finish"):
+            logger.experiment.finish()
 
 
 class JSONLinesLogger(Logger):

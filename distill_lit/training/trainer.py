@@ -25,8 +25,8 @@ from distill_lit.training.checkpoint import (
     list_checkpoints,
 )
 from distill_lit.training.distiller import Distiller
-from distill_lit.training.local_trainer import build_local_trainer
-from distill_lit.training.loggers import LoggerOptions, build_loggers, step_of
+from distill_lit.training.local_trainer import build_local_trainer, sync_lightning_rank
+from distill_lit.training.loggers import LoggerOptions, build_loggers, close_loggers, step_of
 from distill_lit.training.optim import adamw, warmup_cosine
 from distill_lit.utils.distributed.ranks import broadcast_from_rank_zero, get_world_size
 from distill_lit.utils.exceptions import Preempted, UserError
@@ -52,6 +52,7 @@ class TrainingJob:
     on_mismatch: str = "refuse"
     callbacks: list[L.Callback] = field(default_factory=list)
     loggers: LoggerOptions = field(default_factory=lambda: {"tensorboard": {}})
+    hyperparameters: dict[str, Any] = field(default_factory=dict)  # of the run, for its loggers
 
     @property
     def checkpoint_folder(self) -> Path:
@@ -68,8 +69,9 @@ def prepare_student(student: Any, config: TrainingConfig) -> None:
 
 
 def optimizer_settings(config: TrainingConfig) -> dict[str, Any]:
-    """`optimizer` and `lr_scheduler` of a `Distiller`."""
+    """Learning rate, optimizer and schedule of a `Distiller`."""
     return {
+        "lr": config.learning_rate,
         "optimizer": functools.partial(
             adamw, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(config.beta1, config.beta2)
         ),
@@ -95,15 +97,23 @@ def train(job: TrainingJob) -> dict[str, float]:
         trainer = build_trainer(
             job, resume_step=checkpoint_step(checkpoint) if checkpoint else None, termination=termination
         )
-        if checkpoint is None:
-            trainer.validate(job.distiller, job.datamodule, verbose=False)
-        job.distiller.train()
-        trainer.fit(job.distiller, job.datamodule, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
-        if broadcast_from_rank_zero(
-            lambda: "validation/loss" not in _names_at(job.folder / "metrics.jsonl", job.datamodule.steps)
-        ):
-            trainer.validate(job.distiller, job.datamodule, verbose=False)
+        try:
+            _fit(job, trainer, checkpoint)
+        finally:
+            close_loggers(trainer.loggers)
     return final_metrics(job.folder / "metrics.jsonl")
+
+
+def _fit(job: TrainingJob, trainer: L.Trainer, checkpoint: Path | None) -> None:
+    """Trains, with a validation before the first step and after the last."""
+    if checkpoint is None:
+        trainer.validate(job.distiller, job.datamodule, verbose=False)
+    job.distiller.train()
+    trainer.fit(job.distiller, job.datamodule, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
+    if broadcast_from_rank_zero(
+        lambda: "validation/loss" not in _names_at(job.folder / "metrics.jsonl", job.datamodule.steps)
+    ):
+        trainer.validate(job.distiller, job.datamodule, verbose=False)
 
 
 def find_resume_checkpoint(job: TrainingJob) -> Path | None:
@@ -134,6 +144,7 @@ def validate(job: TrainingJob) -> dict[str, float]:
     single_process = replace(job, config=replace(job.config, devices=1))
     trainer = build_trainer(single_process, resume_step=None, termination=TerminationRequest())
     trainer.validate(job.distiller, job.datamodule, verbose=False)
+    close_loggers(trainer.loggers)
     return final_metrics(job.folder / "metrics.jsonl")
 
 
@@ -141,6 +152,10 @@ def build_trainer(job: TrainingJob, resume_step: int | None, termination: Termin
     """A Trainer that shows, logs and stores nothing but what this suite wants."""
     config = job.config
     val_check_interval = max(1, round(config.val_check_interval * job.datamodule.steps))
+    sync_lightning_rank()
+    loggers = build_loggers(job.loggers, job.folder, resume_step)
+    for logger in loggers if resume_step is None else []:
+        logger.log_hyperparams(job.hyperparameters)
     checkpoint_interval, budget = config.checkpoint_interval, config.checkpoint_budget
     return build_local_trainer(
         default_root_dir=job.folder,
@@ -155,7 +170,7 @@ def build_trainer(job: TrainingJob, resume_step: int | None, termination: Termin
         num_sanity_val_steps=0,
         gradient_clip_val=config.max_grad_norm or None,
         log_every_n_steps=config.log_every_n_steps,
-        logger=build_loggers(job.loggers, job.folder, resume_step),
+        logger=loggers,
         callbacks=[
             TerminateOnNonFinite(job.folder),
             RNGStateCallback(),
