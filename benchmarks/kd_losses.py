@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill_lit.config import TermConfig
-from distill_lit.losses import build_objective, can_compile, chunk_size_for_budget, fused_linear_distillation_loss
+from distill_lit.losses import build_objective, can_compile, chunk_size_for_budget, fused_linear_loss
 from distill_lit.losses.lm_head import LMHead
 from distill_lit.losses.targets import DenseTarget
 
@@ -56,7 +56,7 @@ def ours(tokens: Tokens, objective: Any = ONE_TERM, budget: float = BUDGET) -> T
     vocabulary, dtype = tokens.weight.shape[0], tokens.hidden.dtype
     compiled = can_compile(tokens.hidden.device)
     target = DenseTarget(tokens.teacher_hidden, LMHead(tokens.teacher_weight, None, 1.0, 0.0, vocabulary))
-    return fused_linear_distillation_loss(
+    return fused_linear_loss(
         objective,
         tokens.hidden,
         LMHead(tokens.weight, None, 1.0, 0.0, vocabulary),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from distill_lit.evaluation.evaluator import evaluate
     from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
     from distill_lit.experiment.experiment import Experiment
+    from distill_lit.losses.functional import FusedLinearDistillationLoss, fused_linear_distillation_loss
     from distill_lit.models.pruning import prune_depth, prune_width
     from distill_lit.teachers import (
         CrossTokenizerTeacher,
@@ -24,12 +25,15 @@ if TYPE_CHECKING:
         write_teacher_cache,
     )
     from distill_lit.training.distiller import Distiller
+    from distill_lit.training.loss import DistillationLoss
     from distill_lit.utils.exceptions import UserError
 
 __all__ = [
     "CrossTokenizerTeacher",
+    "DistillationLoss",
     "Distiller",
     "Experiment",
+    "FusedLinearDistillationLoss",
     "OfflineTeacher",
     "OnlineTeacher",
     "PackedDataModule",
@@ -37,6 +41,7 @@ __all__ = [
     "TeacherCacheFormat",
     "UserError",
     "evaluate",
+    "fused_linear_distillation_loss",
     "load_results",
     "losses",
     "prune_depth",
@@ -47,8 +52,10 @@ __all__ = [
 
 _HOMES = {
     "CrossTokenizerTeacher": "teachers",
+    "DistillationLoss": "training.loss",
     "Distiller": "training.distiller",
     "Experiment": "experiment.experiment",
+    "FusedLinearDistillationLoss": "losses.functional",
     "OfflineTeacher": "teachers",
     "OnlineTeacher": "teachers",
     "PackedDataModule": "data.datamodule",
@@ -56,6 +63,7 @@ _HOMES = {
     "TeacherCacheFormat": "teachers",
     "UserError": "utils.exceptions",
     "evaluate": "evaluation.evaluator",
+    "fused_linear_distillation_loss": "losses.functional",
     "load_results": "analysis.results",
     "prune_depth": "models.pruning",
     "prune_width": "models.pruning",

@@ -9,15 +9,7 @@ from distill_lit.losses.targets import DenseTarget, SampledTarget, TeacherTarget
 # what reads labels or a whole teacher; losses for another tokenizer have tests of their own
 DENSE = [kind for kind, loss in LOGIT_LOSSES.items() if not loss.target_forms or "dense" in loss.target_forms]
 # what vanishes where student and teacher agree, and is positive elsewhere
-NO_DIVERGENCES = {
-    "ce",
-    "soft_cross_entropy",
-    "truncated_kl",
-    "sampled_kl",
-    "pairwise_ranking",
-    "policy_gradient_reverse_kl",
-}
-DIVERGENCES = sorted(set(DENSE) - NO_DIVERGENCES)
+DIVERGENCES = sorted(kind for kind in DENSE if LOGIT_LOSSES[kind].is_divergence)
 # no stop-gradient inside and nothing drawn, so that finite differences agree
 DIFFERENTIABLE = sorted(set(DENSE) - {"adaptive_kl", "policy_gradient_reverse_kl", "sampled_kl"})
 

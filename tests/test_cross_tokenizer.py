@@ -18,14 +18,14 @@ from distill_lit import data
 from distill_lit.config import CorpusConfig, DataConfig, TermConfig, load_experiment
 from distill_lit.data.loader import ValidationLoader, make_batch
 from distill_lit.experiment.validation import check_against_teacher, check_experiment
-from distill_lit.losses import build_objective, fused_linear_distillation_loss, label_logprobs_from_hidden
+from distill_lit.losses import build_objective, fused_linear_loss, label_logprobs_from_hidden
 from distill_lit.losses.cross_tokenizer import alm, uld
 from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.losses.targets import SpanTarget
 from distill_lit.models import load_model, load_tokenizer, model_folder
 from distill_lit.teachers import CrossTokenizerTeacher, OnlineTeacher
 from distill_lit.teachers.token_alignment import align_tokens, token_bytes, trim_partial_characters
-from distill_lit.training.distiller import Distiller, FusedLossSettings
+from distill_lit.training.loss import DistillationLoss
 from distill_lit.utils.exceptions import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -265,7 +265,7 @@ def test_the_fused_head_gives_the_plain_losses_of_a_foreign_teacher(
     own = label_logprobs_from_hidden(hidden.detach(), head, labels, 50)
     target = foreign(pieces, tiny_teacher).target(batch, chosen).with_student_logprobs(own)
     terms = {"uld": TermConfig(options={"k": 64}), "span": TermConfig(kind="alm", weight=0.5)}
-    losses = fused_linear_distillation_loss(
+    losses = fused_linear_loss(
         build_objective(terms),
         hidden,
         head,
@@ -283,7 +283,7 @@ def test_the_fused_head_gives_the_plain_losses_of_a_foreign_teacher(
     (fused,) = torch.autograd.grad(losses.total, hidden)
     (right,) = torch.autograd.grad(plain, hidden)
     torch.testing.assert_close(fused, right, rtol=1e-3, atol=1e-5)
-    means = {name: (float(mean), int(count)) for name, (mean, count) in losses.metric_means(len(labels)).items()}
+    means = {name: (float(mean), int(count)) for name, (mean, count) in losses.metric_means().items()}
     assert set(means) == {"student_nll", "student_entropy", "teacher_nll", "student_span_nll", "in_spans"}
     inside = target.span_target.span_length > 0
     assert 0 < int(inside.sum()) < len(labels)
@@ -380,14 +380,11 @@ def test_a_teacher_in_train_mode_is_refused(tiny_teacher: Path, pieces: Path, pr
 def test_a_loss_on_token_numbers_cannot_read_a_foreign_teacher(
     tiny_teacher: Path, pieces: Path, prepared: data.PreparedData
 ) -> None:
-    settings = FusedLossSettings(64, False, torch.float32)
     objective = build_objective({"kl": TermConfig(kind="forward_kl")})
-    distiller = Distiller(
-        new_student(tiny_teacher), VOCABULARY, objective, foreign(pieces, tiny_teacher), TRAINING, 1, LENGTH, settings
-    )
+    loss = DistillationLoss(objective, foreign(pieces, tiny_teacher), VOCABULARY)
     batch = make_batch(prepared.train, np.arange(2), 1)
     with pytest.raises(UserError, match="cross_tokenizer"):
-        distiller.compute_loss(batch, torch.tensor(1), False, True)
+        loss(new_student(tiny_teacher), batch)
 
 
 QUICK = ROOT / "experiments/quickstart.yaml"

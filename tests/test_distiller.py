@@ -17,13 +17,15 @@ from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.models import Calibration, initial_student, load_model
 from distill_lit.teachers import OfflineTeacher, OnlineTeacher, write_teacher_cache
 from distill_lit.teachers.teacher_cache import teacher_cache_folder, teacher_cache_metadata
-from distill_lit.training.distiller import Distiller, FusedLossSettings
-from distill_lit.training.trainer import TrainingJob, train, validate
+from distill_lit.training.distiller import Distiller
+from distill_lit.training.loss import DistillationLoss, FusedLossSettings
+from distill_lit.training.trainer import TrainingJob, optimizer_settings, prepare_student, train, validate
 from distill_lit.utils.distributed.spawn import spawn_ranks
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import hashes_of
 
 VOCABULARY, LENGTH, STEPS = 300, 32, 6
+SETTINGS = FusedLossSettings(64, False, torch.float32)
 TERMS = {"ce": TermConfig(weight=0.5), "kl": TermConfig(kind="forward_kl", temperature=2.0)}
 TRAINING = TrainingConfig(
     max_tokens=LENGTH * 8 * STEPS,
@@ -65,15 +67,14 @@ def run(
     student = new_student(teacher, dropout)
     module = PackedDataModule(prepared.train, prepared.validation, training, 0)
     signal = signal or OnlineTeacher(load_model(teacher), VOCABULARY)
+    prepare_student(student, training)
     distiller = Distiller(
         student,
-        VOCABULARY,
-        build_objective(terms),
         signal,
-        training,
-        module.steps,
-        LENGTH,
-        FusedLossSettings(64, False, torch.float32),
+        build_objective(terms),
+        vocab_size=VOCABULARY,
+        fused_loss_settings=SETTINGS,
+        **optimizer_settings(training),
     )
     return student, how(TrainingJob(folder, distiller, module, training, 0, lambda *_: None))
 
@@ -137,41 +138,24 @@ def test_compiling_the_body_does_not_change_the_training(
 
 
 def test_padding_does_not_change_the_loss(tiny_teacher: Path, prepared: data.PreparedData) -> None:
-    distiller = Distiller(
-        new_student(tiny_teacher),
-        VOCABULARY,
-        build_objective(TERMS),
-        OnlineTeacher(load_model(tiny_teacher), VOCABULARY),
-        TRAINING,
-        STEPS,
-        LENGTH,
-        FusedLossSettings(64, False, torch.float32),
-    )
+    student = new_student(tiny_teacher)
+    loss = DistillationLoss(build_objective(TERMS), load_model(tiny_teacher), VOCABULARY, settings=SETTINGS)
     batch = make_batch(prepared.train, torch.arange(3).numpy(), 1)
     padded = {
         name: torch.nn.functional.pad(value, (0, 9), value=-100 if name == "labels" else 0)
         for name, value in batch.items()
         if value.ndim == 2
     }
-    plain, count = distiller.compute_loss(batch, torch.tensor(5), False, True)
-    other, padded_count = distiller.compute_loss(padded, torch.tensor(5), False, True)
-    assert count == padded_count == int((batch["labels"][:, 1:] != -100).sum())
+    plain, other = (loss(student, rows, denominator=torch.tensor(5)) for rows in (batch, padded))
+    assert plain.num_tokens == other.num_tokens == int((batch["labels"][:, 1:] != -100).sum())
     torch.testing.assert_close(plain.total, other.total, rtol=1e-5, atol=1e-5)
 
 
 def test_loss_equals_a_loop_over_documents(tiny_teacher: Path, prepared: data.PreparedData) -> None:
     """Shift, mask and packing against the plainest computation: each document alone through both models."""
     student, teacher = new_student(tiny_teacher), load_model(tiny_teacher)
-    distiller = Distiller(
-        student,
-        VOCABULARY,
-        build_objective({"kl": TermConfig(kind="forward_kl"), "ce": TermConfig()}),
-        OnlineTeacher(teacher, VOCABULARY),
-        TRAINING,
-        STEPS,
-        LENGTH,
-        FusedLossSettings(5, False, torch.float32),
-    )
+    objective = build_objective({"kl": TermConfig(kind="forward_kl"), "ce": TermConfig()})
+    loss = DistillationLoss(objective, teacher, VOCABULARY, settings=FusedLossSettings(chunk_size=5))
     batch = make_batch(prepared.train, torch.arange(3).numpy(), 1)
     kl = ce = count = 0
     for ids, documents in zip(batch["input_ids"], batch["document_ids"], strict=True):
@@ -182,8 +166,8 @@ def test_loss_equals_a_loop_over_documents(tiny_teacher: Path, prepared: data.Pr
             kl += float((p.exp() * (p - q)).sum())
             ce -= float(q.gather(-1, text[0, 1:, None]).sum())
             count += len(text[0]) - 1
-    losses, tokens = distiller.compute_loss(batch, torch.tensor(1), False, True)
-    assert tokens == count
+    losses = loss(student, batch, denominator=torch.tensor(1))
+    assert losses.num_tokens == count
     assert losses.term_sums.tolist() == pytest.approx([kl, ce], rel=1e-4)
 
 
@@ -301,21 +285,12 @@ def test_corrupt_shard_is_rebuilt_and_only_it(tmp_path: Path, tiny_teacher: Path
 def test_a_step_that_is_not_finite_is_not_taken(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:
     class Broken(OnlineTeacher):
         def hidden_states(self, batch: dict) -> torch.Tensor:
-            return super().hidden(batch) * float("nan")
+            return super().hidden_states(batch) * float("nan")
 
     with pytest.raises(FloatingPointError, match="step 0"):
         run(tmp_path, tiny_teacher, prepared, signal=Broken(load_model(tiny_teacher), VOCABULARY))
 
 
 def test_objective_with_a_teacher_term_needs_a_teacher(tiny_teacher: Path) -> None:
-    with pytest.raises(UserError, match="no teacher signal"):
-        Distiller(
-            new_student(tiny_teacher),
-            VOCABULARY,
-            build_objective(TERMS),
-            None,
-            TRAINING,
-            1,
-            LENGTH,
-            FusedLossSettings(64, False, torch.float32),
-        )
+    with pytest.raises(UserError, match=r"objective\.terms\.kl: it compares with a teacher, and there is none"):
+        Distiller(new_student(tiny_teacher), None, build_objective(TERMS))

@@ -10,7 +10,7 @@ from distill_lit.losses import (
     build_objective,
     chunk_size_for_budget,
     distillation_loss,
-    fused_linear_distillation_loss,
+    fused_linear_loss,
 )
 from distill_lit.losses.lm_head import LMHead
 from distill_lit.losses.targets import DenseTarget, TeacherTarget
@@ -71,13 +71,11 @@ def compare(
     objective = build_objective(terms)
     hidden, student, dense, labels = make(dtype, bias, **head)
     target = sparse_targets(dense, labels)[form]
-    options = {"denominator": torch.tensor(50), "on_policy_mask": authors(N), "measure": True}
-    fused = fused_linear_distillation_loss(
-        objective, hidden, student, target, labels, chunk_size=10, compiled=compiled, **options
-    )
+    options = {"denominator": torch.tensor(50), "on_policy_mask": authors(N), "compute_metrics": True}
+    fused = fused_linear_loss(objective, hidden, student, target, labels, chunk_size=10, compiled=compiled, **options)
     (2.0 * fused.total).backward()
     got = gradients(student, hidden)
-    logits = student.finish(student.project(hidden))
+    logits = student.scale_and_cap(student.project(hidden))
     plain = distillation_loss(objective, logits, logits_of(target), labels, **options)
     (2.0 * plain.total).backward()
     wanted = gradients(student, hidden)
@@ -113,9 +111,7 @@ def test_draws_are_the_same_for_the_same_seed() -> None:
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
         totals.append(
-            fused_linear_distillation_loss(
-                build_objective({"sampled_kl": TermConfig()}), hidden, student, target, labels, **options
-            )
+            fused_linear_loss(build_objective({"sampled_kl": TermConfig()}), hidden, student, target, labels, **options)
             .total.detach()
             .item()
         )
@@ -141,10 +137,10 @@ def test_padded_columns_get_no_gradient_and_no_probability() -> None:
     hidden, student, target, labels = make(torch.float64, bias=True)
     objective = build_objective(TERMS["ce + forward_kl"])
     arguments = (target, labels)
-    first = fused_linear_distillation_loss(objective, hidden, student, *arguments, denominator=torch.tensor(N))
+    first = fused_linear_loss(objective, hidden, student, *arguments, denominator=torch.tensor(N))
     with torch.no_grad():
         student.weight[V:] += 100.0
-    second = fused_linear_distillation_loss(objective, hidden, student, *arguments, denominator=torch.tensor(N))
+    second = fused_linear_loss(objective, hidden, student, *arguments, denominator=torch.tensor(N))
     second.total.backward()
     assert first.total.item() == second.total.item()
     assert student.weight.grad[V:].abs().max() == 0
@@ -155,7 +151,7 @@ def test_chunk_size_does_not_matter() -> None:
     objective = build_objective(TERMS["three"])
     hidden, student, target, labels = make(torch.float64, bias=False)
     totals = [
-        fused_linear_distillation_loss(
+        fused_linear_loss(
             objective, hidden, student, target, labels, denominator=torch.tensor(N), chunk_size=chunk
         ).total.item()
         for chunk in (1, 7, N, 1000)
@@ -167,9 +163,9 @@ def test_without_gradient_the_same_numbers() -> None:
     objective = build_objective(TERMS["three"])
     hidden, student, target, labels = make(torch.float64, bias=True)
     arguments = (objective, hidden, student, target, labels)
-    trained = fused_linear_distillation_loss(*arguments, denominator=torch.tensor(N), compute_metrics=True)
+    trained = fused_linear_loss(*arguments, denominator=torch.tensor(N), compute_metrics=True)
     with torch.no_grad():
-        evaluated = fused_linear_distillation_loss(*arguments, denominator=torch.tensor(N), compute_metrics=True)
+        evaluated = fused_linear_loss(*arguments, denominator=torch.tensor(N), compute_metrics=True)
     torch.testing.assert_close(evaluated.total, trained.total.detach())
     torch.testing.assert_close(evaluated.term_sums, trained.term_sums)
     assert evaluated.metric_sums.keys() == trained.metric_sums.keys()
@@ -183,10 +179,8 @@ def test_autocast_changes_neither_numbers_nor_gradient() -> None:
     found = []
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            target_ = DenseTarget(target.hidden.bfloat16(), target.head.cast(torch.bfloat16))
-            total = fused_linear_distillation_loss(
-                objective, states, student, target_, labels, denominator=torch.tensor(N)
-            ).total
+            target_ = DenseTarget(target.hidden_states.bfloat16(), target.lm_head.cast(torch.bfloat16))
+            total = fused_linear_loss(objective, states, student, target_, labels, denominator=torch.tensor(N)).total
         total.backward()
         assert total.dtype == torch.float32 and student.weight.grad.dtype == torch.float32
         found.append((total.detach(), states.grad, *gradients(student, states)))
@@ -197,20 +191,18 @@ def test_autocast_changes_neither_numbers_nor_gradient() -> None:
 def test_bfloat16_products_stay_near_float32() -> None:
     objective = build_objective(TERMS["three"])
     hidden, student, target, labels = make(torch.float32, bias=True)
-    fused_linear_distillation_loss(objective, hidden, student, target, labels, denominator=torch.tensor(N)).total.backward()
+    fused_linear_loss(objective, hidden, student, target, labels, denominator=torch.tensor(N)).total.backward()
     exact = gradients(student, hidden)
     states = hidden.detach().bfloat16().requires_grad_()
-    target_ = DenseTarget(target.hidden.bfloat16(), target.head.cast(torch.bfloat16))
-    fused_linear_distillation_loss(
-        objective, states, student, target_, labels, denominator=torch.tensor(N)
-    ).total.backward()
+    target_ = DenseTarget(target.hidden_states.bfloat16(), target.lm_head.cast(torch.bfloat16))
+    fused_linear_loss(objective, states, student, target_, labels, denominator=torch.tensor(N)).total.backward()
     for near, wanted in zip(gradients(student, states), exact, strict=True):
         assert (near.float() - wanted).norm() < 0.02 * wanted.norm()
 
 
 def test_a_second_backward_pass_is_refused_in_words() -> None:
     hidden, student, target, labels = make(torch.float64, bias=False)
-    total = fused_linear_distillation_loss(
+    total = fused_linear_loss(
         build_objective(TERMS["forward_kl"]), hidden, student, target, labels, denominator=torch.tensor(N)
     ).total
     total.backward(retain_graph=True)
@@ -224,12 +216,10 @@ def test_no_tokens_give_a_loss_of_zero_and_a_gradient_of_zero(form: str) -> None
     kind = {"dense": "three", "top_k": "top_k_kl", "sampled": "sampled_kl"}[form]
     terms = TERMS.get(kind) or softened(kind, 1.0)
     hidden, student, dense, labels = make(torch.float64, bias=True)
-    objective, options = build_objective(terms), {"denominator": torch.tensor(N), "measure": True}
-    some = fused_linear_distillation_loss(
-        objective, hidden, student, sparse_targets(dense, labels)[form], labels, **options
-    )
-    nothing = sparse_targets(DenseTarget(dense.hidden[:0], dense.head), labels[:0])[form]
-    found = fused_linear_distillation_loss(objective, hidden[:0], student, nothing, labels[:0], compiled=True, **options)
+    objective, options = build_objective(terms), {"denominator": torch.tensor(N), "compute_metrics": True}
+    some = fused_linear_loss(objective, hidden, student, sparse_targets(dense, labels)[form], labels, **options)
+    nothing = sparse_targets(DenseTarget(dense.hidden_states[:0], dense.lm_head), labels[:0])[form]
+    found = fused_linear_loss(objective, hidden[:0], student, nothing, labels[:0], compiled=True, **options)
     found.total.backward()
     assert found.total.item() == 0.0
     assert student.weight.grad.abs().max() == 0 and student.bias.grad.abs().max() == 0
@@ -241,12 +231,12 @@ def test_no_tokens_give_a_loss_of_zero_and_a_gradient_of_zero(form: str) -> None
 def test_equal_on_cuda() -> None:
     objective = build_objective(TERMS["three"])
     hidden, student, target, labels = make(torch.float32, bias=False)
-    cpu = fused_linear_distillation_loss(objective, hidden, student, target, labels, denominator=torch.tensor(N))
-    there = fused_linear_distillation_loss(
+    cpu = fused_linear_loss(objective, hidden, student, target, labels, denominator=torch.tensor(N))
+    there = fused_linear_loss(
         objective,
         hidden.cuda(),
         student._replace(weight=student.weight.cuda()),
-        DenseTarget(target.hidden.cuda(), target.head._replace(weight=target.head.weight.cuda())),
+        DenseTarget(target.hidden_states.cuda(), target.lm_head._replace(weight=target.lm_head.weight.cuda())),
         labels.cuda(),
         denominator=torch.tensor(N),
         compiled=True,
@@ -257,7 +247,7 @@ def test_equal_on_cuda() -> None:
 def test_second_derivative_is_refused() -> None:
     objective = build_objective(TERMS["forward_kl"])
     hidden, student, target, labels = make(torch.float64, bias=False)
-    total = fused_linear_distillation_loss(objective, hidden, student, target, labels, denominator=torch.tensor(N)).total
+    total = fused_linear_loss(objective, hidden, student, target, labels, denominator=torch.tensor(N)).total
     (first,) = torch.autograd.grad(total, hidden, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable|does not require grad"):
         first.sum().backward()
@@ -267,8 +257,8 @@ def test_teacher_in_inference_mode_is_accepted() -> None:
     objective = build_objective(TERMS["three"])
     hidden, student, target, labels = make(torch.float32, bias=False)
     with torch.inference_mode():
-        frozen = DenseTarget(target.hidden * 1.0, target.head)
-    fused_linear_distillation_loss(objective, hidden, student, frozen, labels, denominator=torch.tensor(N)).total.backward()
+        frozen = DenseTarget(target.hidden_states * 1.0, target.lm_head)
+    fused_linear_loss(objective, hidden, student, frozen, labels, denominator=torch.tensor(N)).total.backward()
     assert torch.isfinite(hidden.grad).all()
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_distiller import LENGTH, TRAINING, VOCABULARY
+from test_distiller import VOCABULARY
 from tiny import make_model
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,7 +19,8 @@ from distill_lit.config import TermConfig
 from distill_lit.losses import build_objective
 from distill_lit.models import load_model
 from distill_lit.teachers import OnlineTeacher
-from distill_lit.training.distiller import Distiller, FusedLossSettings
+from distill_lit.training.distiller import Distiller
+from distill_lit.training.loss import FusedLossSettings
 
 TERMS = {"ce": TermConfig(weight=0.5), "kl": TermConfig(kind="forward_kl", temperature=2.0)}
 RANKS = 2
@@ -33,15 +34,14 @@ class Step(nn.Module):
         self.distiller = distiller
 
     def forward(self, batch: dict[str, Tensor], denominator: Tensor) -> Tensor:
-        losses, _ = self.distiller.compute_loss(batch, denominator, True, True)
+        losses = self.distiller.loss(self.distiller.student, batch, denominator=denominator, compute_metrics=True)
         return losses.total * RANKS  # both strategies average over ranks, as `Distiller.training_step` knows
 
 
 def new_distiller(folder: Path) -> Distiller:
     student, teacher = load_model(folder / "student").train(), load_model(folder / "teacher")
-    head = FusedLossSettings(7, False, torch.float32)
-    signal = OnlineTeacher(teacher, VOCABULARY)
-    return Distiller(student, VOCABULARY, build_objective(TERMS), signal, TRAINING, 10, LENGTH, head)
+    settings = FusedLossSettings(7, False, torch.float32)
+    return Distiller(student, OnlineTeacher(teacher, VOCABULARY), build_objective(TERMS), fused_loss_settings=settings)
 
 
 def batches() -> list[dict[str, Tensor]]:
@@ -83,11 +83,10 @@ def work(rank: int, kind: str, folder: str, port: int) -> None:
         mesh = dist.init_device_mesh("cpu", (RANKS,))
         for layer in distiller.student.model.layers:
             fully_shard(layer, mesh=mesh)
-        fully_shard(distiller, mesh=mesh)
-        register_fsdp_forward_method(distiller, "losses")
+        wrapped = Step(distiller)
+        fully_shard(wrapped, mesh=mesh)
         assert isinstance(distiller.student.get_output_embeddings().weight, DTensor)
-        losses, _ = distiller.compute_loss(rows[rank], count(rows), True, True)
-        total = losses.total * RANKS
+        total = wrapped(rows[rank], count(rows))
     total.backward()
     found = gradients(distiller.student)
     if rank == 0:
@@ -110,7 +109,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_gradient_of_two_ranks_is_that_of_one(kind: str, folder: Path) -> None:
     distiller, rows = new_distiller(folder), batches()
-    sum(distiller.compute_loss(batch, count(rows), False, True)[0].total for batch in rows).backward()
+    sum(distiller.loss(distiller.student, batch, denominator=count(rows)).total for batch in rows).backward()
     wanted = gradients(distiller.student)
     port = 29500 + os.getpid() % 2000 + (kind == "ddp")
     torch.multiprocessing.spawn(work, (kind, str(folder), port), nprocs=RANKS)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_distiller import LENGTH, TRAINING, VOCABULARY, weights
+from test_distiller import LENGTH, SETTINGS, TRAINING, VOCABULARY, weights
 from test_suite import run as run_cli
 from transformers import AutoModelForCausalLM
 
@@ -15,7 +15,7 @@ from distill_lit import data
 from distill_lit.config import StudentConfig, TermConfig, TrainingConfig, WidthConfig
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import calibration_batches, make_batch
-from distill_lit.losses import build_objective
+from distill_lit.losses import LossOutput, build_objective
 from distill_lit.losses import hidden_states as r
 from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.models import Calibration, export_student, initial_student, load_model
@@ -23,9 +23,10 @@ from distill_lit.models.activations import capture_activations
 from distill_lit.teachers import OfflineTeacher, OnlineTeacher, write_teacher_cache
 from distill_lit.teachers.compression import TeacherCacheFormat
 from distill_lit.teachers.teacher_cache import measure_bytes_per_token
-from distill_lit.training.distiller import Distiller, FusedLossSettings
-from distill_lit.training.feature_alignment import build_feature_alignment
-from distill_lit.training.trainer import TrainingJob, train
+from distill_lit.training.distiller import Distiller
+from distill_lit.training.feature_alignment import build_feature_alignment, use_eager_attention
+from distill_lit.training.loss import DistillationLoss
+from distill_lit.training.trainer import TrainingJob, optimizer_settings, prepare_student, train
 from distill_lit.utils.exceptions import UserError
 
 HIDDEN = {"hidden_states": TermConfig(options={"loss": "normalized", "layers": [[0, 1], [1, 3]]})}
@@ -51,19 +52,32 @@ def build(
     objective = build_objective(terms)
     matching = build_feature_alignment(objective, student, signal.model.config, signal.model, batches, seed=0)
     module = PackedDataModule(prepared.train, prepared.validation, training, 0)
-    head = FusedLossSettings(64, False, torch.float32)
-    steps = module.steps
-    return Distiller(student, VOCABULARY, objective, signal, training, steps, LENGTH, head, matching), module
+    use_eager_attention(objective, student, signal.model)
+    prepare_student(student, training)
+    distiller = Distiller(
+        student,
+        signal,
+        objective,
+        vocab_size=VOCABULARY,
+        fused_loss_settings=SETTINGS,
+        feature_alignment=matching,
+        **optimizer_settings(training),
+    )
+    return distiller, module
+
+
+def losses_of(distiller: Distiller, batch: dict[str, torch.Tensor], denominator: int = 5) -> LossOutput:
+    return distiller.loss(distiller.student, batch, denominator=torch.tensor(denominator))
 
 
 def run(folder: Path, distiller: Distiller, module: PackedDataModule) -> dict[str, float]:
-    return train(TrainingJob(folder, distiller, module, distiller.training_config, 0, lambda *_: None))
+    return train(TrainingJob(folder, distiller, module, module.training, 0, lambda *_: None))
 
 
 def test_sums_equal_a_loop_over_documents(teacher: Path, prepared: data.PreparedData) -> None:
     """Each document alone through both models: packing, padding and the shift change nothing."""
     distiller, _ = build(teacher, prepared, EVERY)
-    student, model = distiller.student, distiller.teacher.model
+    student, model = distiller.student, distiller.loss.teacher.model
     batch = make_batch(prepared.train, torch.arange(3).numpy(), 1)
     wanted = {"hidden_states": {0, 1, 3}, "attention": {1, 3}, "queries": {1, 3}, "keys": {1, 3}, "values": {1, 3}}
     expected, count = torch.zeros(3), 0
@@ -86,8 +100,8 @@ def test_sums_equal_a_loop_over_documents(teacher: Path, prepared: data.Prepared
             for what in ("queries", "keys", "values"):
                 expected[2] += r.relation_kl(s[what, 1], t[what, 3], 2, allowed)[0, :-1].sum() / 3
             count += text.shape[1] - 1
-    losses, tokens = distiller.compute_loss(batch, torch.tensor(count), measure=False, with_teacher=True)
-    assert tokens == count
+    losses = losses_of(distiller, batch, count)
+    assert losses.num_tokens == count
     torch.testing.assert_close(losses.term_sums[1:], expected, rtol=1e-4, atol=1e-4)
     weighted = losses.term_sums[0] + losses.term_sums[1] + 2 * losses.term_sums[2] + 0.5 * losses.term_sums[3]
     assert float(losses.total.detach()) == pytest.approx(float(weighted) / count, rel=1e-5)
@@ -98,17 +112,17 @@ def test_states_from_a_cache_train_as_those_of_the_live_teacher(
 ) -> None:
     distiller, module = build(teacher, prepared, {"kl": EVERY["kl"], **HIDDEN})
     model, form, rows = (
-        distiller.teacher.model,
+        distiller.loss.teacher.model,
         TeacherCacheFormat(hidden_layers=(1, 3)),
         (prepared.train, prepared.validation),
     )
     write_teacher_cache(tmp_path / "cache", model, *rows, batch_size=8, cache_format=form)
     cached = OfflineTeacher(tmp_path / "cache", prepared.train, get_lm_head(model, VOCABULARY), len(prepared.validation))
     other, _ = build(teacher, prepared, {"kl": EVERY["kl"], **HIDDEN})
-    other.teacher = cached
+    other.loss.teacher = cached
     batch = make_batch(prepared.train, torch.tensor([5, 70, 2]).numpy(), 1)
-    with distiller.teacher.activations(batch, {"hidden_states": {1, 3}}) as live:
-        distiller.teacher.target(batch, batch["labels"][:, 1:] >= 0)
+    with distiller.loss.teacher.activations(batch, {"hidden_states": {1, 3}}) as live:
+        distiller.loss.teacher.target(batch, batch["labels"][:, 1:] >= 0)
     with cached.activations(batch, {"hidden_states": {1, 3}}) as kept:
         for key, states in live.items():
             torch.testing.assert_close(kept[key], states)
@@ -121,21 +135,9 @@ def test_states_from_a_cache_train_as_those_of_the_live_teacher(
 
 
 def test_a_signal_without_inner_states_is_refused(teacher: Path, prepared: data.PreparedData) -> None:
-    distiller, module = build(teacher, prepared, HIDDEN)
-    head, objective = FusedLossSettings(64, False, torch.float32), distiller.objective
-    args = (
-        distiller.student,
-        VOCABULARY,
-        objective,
-        object(),
-        TRAINING,
-        module.steps,
-        LENGTH,
-        head,
-        distiller.feature_alignment,
-    )
-    with pytest.raises(UserError, match="compares inner states, and this teacher signal has none"):
-        Distiller(*args)
+    distiller, _ = build(teacher, prepared, HIDDEN)
+    with pytest.raises(UserError, match="compares hidden states, which this teacher does not give"):
+        DistillationLoss(distiller.loss.objective, object(), VOCABULARY, distiller.loss.feature_alignment)
 
 
 def test_padding_does_not_change_the_terms(teacher: Path, prepared: data.PreparedData) -> None:
@@ -146,7 +148,7 @@ def test_padding_does_not_change_the_terms(teacher: Path, prepared: data.Prepare
         for name, value in batch.items()
         if value.ndim == 2
     }
-    plain, other = (distiller.compute_loss(b, torch.tensor(5), False, True)[0] for b in (batch, padded))
+    plain, other = (losses_of(distiller, b) for b in (batch, padded))
     torch.testing.assert_close(plain.term_sums, other.term_sums, rtol=1e-4, atol=1e-4)
 
 
@@ -157,8 +159,8 @@ def test_unsupervised_tokens_do_not_count(teacher: Path, prepared: data.Prepared
     for half in (slice(0, LENGTH // 2), slice(LENGTH // 2, LENGTH)):
         labels = torch.full_like(batch["labels"], -100)
         labels[:, half] = batch["labels"][:, half]
-        parts.append(distiller.compute_loss({**batch, "labels": labels}, torch.tensor(5), False, True)[0].term_sums)
-    whole = distiller.compute_loss(batch, torch.tensor(5), False, True)[0].term_sums
+        parts.append(losses_of(distiller, {**batch, "labels": labels}).term_sums)
+    whole = losses_of(distiller, batch).term_sums
     torch.testing.assert_close(parts[0] + parts[1], whole, rtol=1e-4, atol=1e-4)
 
 
@@ -190,14 +192,14 @@ def test_projectors_train_and_stay_behind(tmp_path: Path, teacher: Path, prepare
     terms = {"ce": TermConfig(), "hidden_states": TermConfig(options={"projector": True})}
     narrow = WidthConfig(hidden_size=24, num_attention_heads=4)
     distiller, module = build(teacher, prepared, terms, replace(TRAINING, checkpoint_interval=2), narrow)
-    projector = distiller.feature_alignment.projectors["hidden_states"]
+    projector = distiller.loss.feature_alignment.projectors["hidden_states"]
     assert [tuple(p.weight.shape) for p in projector] == [(36, 24), (36, 24)]
     before = weights(projector).clone()
     run(tmp_path, distiller, module)
     assert not torch.equal(weights(projector), before)
     checkpoint = torch.load(next((tmp_path / "checkpoints").glob("*.ckpt")), weights_only=True)
-    saved = {name for name in checkpoint["state_dict"] if name.startswith("matching")}
-    assert saved == {"matching.projectors.hidden.0.weight", "matching.projectors.hidden.1.weight"}
+    saved = {name for name in checkpoint["state_dict"] if not name.startswith("student.")}
+    assert saved == {f"loss.feature_alignment.projectors.hidden_states.{number}.weight" for number in (0, 1)}
     export_student(distiller.student, teacher, tmp_path / "student", "")
     opened = AutoModelForCausalLM.from_pretrained(tmp_path / "student", output_loading_info=True)
     assert not opened[1]["unexpected_keys"]
@@ -209,14 +211,14 @@ def test_a_projector_between_equal_widths_starts_as_the_identity(teacher: Path, 
     plain, _ = build(teacher, prepared, {"hidden_states": TermConfig()})
     projected, _ = build(teacher, prepared, {"hidden_states": TermConfig(options={"projector": True})})
     batch = make_batch(prepared.train, torch.arange(2).numpy(), 1)
-    first, second = (d.compute_loss(batch, torch.tensor(1), False, True)[0].term_sums for d in (plain, projected))
+    first, second = (losses_of(d, batch, 1).term_sums for d in (plain, projected))
     torch.testing.assert_close(first, second)
 
 
 def test_only_attention_maps_switch_to_eager_attention(tmp_path: Path, teacher: Path, prepared: data.PreparedData) -> None:
     def implementations(terms: dict[str, TermConfig]) -> list[str]:
         distiller, _ = build(teacher, prepared, terms)
-        return [m.config._attn_implementation for m in (distiller.student, distiller.teacher.model)]
+        return [m.config._attn_implementation for m in (distiller.student, distiller.loss.teacher.model)]
 
     assert implementations({"hidden_states": TermConfig(), "qkv_relations": TermConfig()}) == ["sdpa", "sdpa"]
     assert implementations({"attention": TermConfig()}) == ["eager", "eager"]
@@ -242,7 +244,7 @@ def test_gradient_checkpointing_changes_nothing(teacher: Path, prepared: data.Pr
     for training in (TRAINING, replace(TRAINING, gradient_checkpointing=True)):
         distiller, _ = build(teacher, prepared, EVERY, training)
         distiller.train()
-        distiller.compute_loss(batch, torch.tensor(5), False, True)[0].total.backward()
+        losses_of(distiller, batch).total.backward()
         grads.append(torch.cat([p.grad.flatten() for p in distiller.student.parameters()]))
     torch.testing.assert_close(*grads)
 
@@ -262,10 +264,12 @@ def test_a_run_cut_off_ends_with_the_same_projectors(tmp_path: Path, teacher: Pa
 
 
 def test_terms_on_inner_states_and_a_matching_come_together(teacher: Path, prepared: data.PreparedData) -> None:
-    distiller, module = build(teacher, prepared, {"ce": TermConfig()})
-    arguments: list[Any] = [distiller.student, VOCABULARY, build_objective(HIDDEN), distiller.teacher, TRAINING]
-    with pytest.raises(UserError, match="matching"):
-        Distiller(*arguments, module.steps, LENGTH, FusedLossSettings(64, False, torch.float32))
+    distiller, _ = build(teacher, prepared, {"ce": TermConfig()})
+    with pytest.raises(UserError, match="feature_alignment"):
+        DistillationLoss(build_objective(HIDDEN), distiller.loss.teacher, VOCABULARY)
+    other, _ = build(teacher, prepared, HIDDEN)
+    with pytest.raises(UserError, match="no term of the loss compares hidden states"):
+        DistillationLoss(build_objective({"ce": TermConfig()}), None, VOCABULARY, other.loss.feature_alignment)
 
 
 def run_command(tmp_path: Path, teacher: Path, corpus: Path, *overrides: str) -> Any:

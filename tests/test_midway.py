@@ -139,8 +139,8 @@ def test_training_speed_leaves_out_whatever_is_done_between_two_steps(
 ) -> None:
     """Evaluations, validations and checkpoints that take a second each, also where it goes on from a checkpoint."""
     from distill_lit.training import distiller
+    from distill_lit.training.callbacks import checkpoints
     from distill_lit.training.callbacks import evaluation as midway
-    from distill_lit.training.callbacks import nonfinite_guard as callbacks
 
     def slowly(place: Any, name: str) -> None:
         real = getattr(place, name)
@@ -154,7 +154,7 @@ def test_training_speed_leaves_out_whatever_is_done_between_two_steps(
     )
     slowly(midway, "evaluate_loaded")
     slowly(distiller.Distiller, "validation_step")
-    slowly(callbacks, "prune")
+    slowly(checkpoints, "rotate_checkpoints")
     real, calls = distiller.Distiller.training_step, []
 
     def step(*arguments: Any) -> Any:

@@ -15,7 +15,7 @@ from distill_lit.config import CorpusConfig, DataConfig, TermConfig, load_experi
 from distill_lit.data.loader import ValidationLoader, make_batch
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.validation import check_experiment
-from distill_lit.losses import build_objective, fused_linear_distillation_loss
+from distill_lit.losses import build_objective, fused_linear_loss
 from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.losses.sparse import sampled_kl
 from distill_lit.losses.targets import DenseTarget, SampledTarget, TopKTarget
@@ -286,7 +286,7 @@ def test_many_draws_and_a_wide_top_k_give_the_gradient_of_the_whole_kl(
     def gradient(kind: str, target: object) -> torch.Tensor:
         leaf = hidden.clone().requires_grad_()
         objective = build_objective({"kl": TermConfig(kind=kind, options={"k": 300} if kind in BEST_TOKENS else {})})
-        losses = fused_linear_distillation_loss(
+        losses = fused_linear_loss(
             objective, leaf, get_lm_head(student, VOCABULARY), target, labels, denominator=torch.tensor(len(labels))
         )
         return torch.autograd.grad(losses.total, leaf)[0]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from test_distiller import LENGTH, TRAINING, VOCABULARY, new_student, weights
+from test_distiller import LENGTH, SETTINGS, TRAINING, VOCABULARY, new_student, weights
 from tiny_data import byte_tokenizer
 
 from distill_lit import data
@@ -26,9 +26,9 @@ from distill_lit.losses import build_objective
 from distill_lit.models import load_model
 from distill_lit.teachers import OnlineTeacher
 from distill_lit.training import on_policy
-from distill_lit.training.distiller import Distiller, FusedLossSettings
+from distill_lit.training.distiller import Distiller
 from distill_lit.training.on_policy import OnPolicyGenerator, _TeacherMix, generation_statistics
-from distill_lit.training.trainer import TrainingJob, train
+from distill_lit.training.trainer import TrainingJob, optimizer_settings, train
 from distill_lit.utils.distributed.ranks import get_rank
 from distill_lit.utils.distributed.spawn import spawn_ranks
 from distill_lit.utils.exceptions import UserError
@@ -244,14 +244,12 @@ def run(
     live = OnlineTeacher(load_model(teacher), VOCABULARY)
     distiller = Distiller(
         student,
-        VOCABULARY,
-        build_objective(terms),
         live,
-        training,
-        module.steps,
-        LENGTH,
-        FusedLossSettings(64, False, torch.float32),
-        student_text=OnPolicyGenerator(config, [2], VOCABULARY, live.model, 0, module.steps),
+        build_objective(terms),
+        vocab_size=VOCABULARY,
+        fused_loss_settings=SETTINGS,
+        **optimizer_settings(training),
+        on_policy_generator=OnPolicyGenerator(config, [2], VOCABULARY, live.model, 0, module.steps),
     )
     return student, train(TrainingJob(folder, distiller, module, training, 0, lambda *_: None))
 

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from test_distiller import LENGTH, TRAINING, VOCABULARY
+from test_distiller import SETTINGS, TRAINING, VOCABULARY
 from tiny_families import FAMILIES, make_family
 from transformers import AutoModelForCausalLM
 
-from distill_lit import data
+from distill_lit import data, losses
 from distill_lit.config import LoraConfig, StudentConfig, TermConfig, WidthConfig
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import calibration_batches
-from distill_lit.losses import build_objective, fused_linear_distillation_loss
+from distill_lit.losses import build_objective, fused_linear_loss
 from distill_lit.losses.lm_head import LMHead
 from distill_lit.models import (
     Calibration,
@@ -35,8 +35,8 @@ from distill_lit.models import student as students
 from distill_lit.models.lora import add_adapters
 from distill_lit.models.student import retained_layers
 from distill_lit.teachers import OnlineTeacher
-from distill_lit.training.distiller import Distiller, FusedLossSettings
-from distill_lit.training.trainer import TrainingJob, train
+from distill_lit.training.distiller import Distiller
+from distill_lit.training.trainer import TrainingJob, optimizer_settings, train
 from distill_lit.utils.exceptions import UserError
 
 LORA = LoraConfig(rank=2, alpha=8, dropout=0.5)
@@ -208,9 +208,8 @@ def test_wrong_targets_are_refused(teacher: Path, target: str, words: str) -> No
 def lora_run(folder: Path, teacher: Path, prepared: data.PreparedData, student: Any, signal: OnlineTeacher) -> TrainingJob:
     training = replace(TRAINING, checkpoint_interval=2)
     module = PackedDataModule(prepared.train, prepared.validation, training, 0)
-    head = FusedLossSettings(64, False, torch.float32)
-    terms = build_objective({"kl": TermConfig(kind="forward_kl")})
-    distiller = Distiller(student, VOCABULARY, terms, signal, training, module.steps, LENGTH, head)
+    settings = {"vocab_size": VOCABULARY, "fused_loss_settings": SETTINGS, **optimizer_settings(training)}
+    distiller = Distiller(student, signal, losses.ForwardKL(name="kl"), **settings)
     return TrainingJob(folder, distiller, module, training, 0, lambda *_: None)
 
 
@@ -300,9 +299,7 @@ def test_a_frozen_head_gets_no_gradient_and_changes_no_other() -> None:
     for is_frozen in (False, True):
         head = LMHead(weight.clone().requires_grad_(not is_frozen), None, 1.0, 0.0, 50)
         inputs = hidden.clone().requires_grad_()
-        fused_linear_distillation_loss(
-            objective, inputs, head, None, labels, denominator=torch.tensor(6), chunk_size=4
-        ).total.backward()
+        fused_linear_loss(objective, inputs, head, None, labels, denominator=torch.tensor(6), chunk_size=4).total.backward()
         assert (head.weight.grad is None) == is_frozen
         grads.append(inputs.grad)
     assert torch.equal(*grads)

@@ -21,11 +21,13 @@ from distill_lit.config import CorpusConfig, DataConfig, TermConfig, load_sectio
 from distill_lit.config.schema import ObjectiveConfig
 from distill_lit.data.loader import PackedLoader, make_batch
 from distill_lit.data.packing import IGNORE_INDEX, pack
-from distill_lit.losses import LOGIT_LOSSES, build_objective
+from distill_lit.losses import LOGIT_LOSSES, LossOutput, build_objective
 from distill_lit.losses.sparse import top_k_kl, top_k_tail_kl
 from distill_lit.models import check_same_vocabulary, load_model
 from distill_lit.teachers import OnlineTeacher
-from distill_lit.training.distiller import Distiller, FusedLossSettings
+from distill_lit.training.distiller import Distiller
+from distill_lit.training.loss import FusedLossSettings
+from distill_lit.training.optim import adamw
 from distill_lit.utils.exceptions import UserError
 
 KL = {"kl": TermConfig(kind="forward_kl")}
@@ -34,14 +36,17 @@ BOTH = {"ce": TermConfig(weight=0.5), "kl": TermConfig(kind="forward_kl", weight
 
 def distiller_of(student: Any, teacher: Any, terms: dict, vocabulary: int = VOCABULARY) -> Distiller:
     """A distiller outside a Trainer. teacher: a model."""
+    settings = FusedLossSettings(16, False, torch.float32)
     signal = OnlineTeacher(teacher, vocabulary)
-    head = FusedLossSettings(16, False, torch.float32)
-    return Distiller(student, vocabulary, build_objective(terms), signal, TRAINING, 10, LENGTH, head)
+    return Distiller(student, signal, build_objective(terms), optimizer=adamw, fused_loss_settings=settings)
+
+
+def losses_of(distiller: Distiller, batch: dict[str, Tensor], denominator: int | Tensor = 1) -> LossOutput:
+    return distiller.loss(distiller.student, batch, denominator=torch.as_tensor(denominator))
 
 
 def loss_of(distiller: Distiller, batch: dict[str, Tensor], denominator: int | Tensor = 1) -> Tensor:
-    losses, _ = distiller.compute_loss(batch, torch.as_tensor(denominator), False, True)
-    return losses.total
+    return losses_of(distiller, batch, denominator).total
 
 
 def gradients(module: torch.nn.Module) -> Tensor:
@@ -93,7 +98,8 @@ def test_trap_1_accumulation_and_mean_are_over_supervised_tokens(
         torch.testing.assert_close(total, sums[0][0], rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(gradient, sums[0][1], rtol=1e-3, atol=1e-6)
     whole = parts[0] | {name: torch.cat([part[name] for part in parts]) for name in parts[0] if name != "step_tokens"}
-    losses, count = distiller.compute_loss(whole, torch.tensor(1), False, True)
+    losses = losses_of(distiller, whole)
+    count = losses.num_tokens
     mean = 0.5 * losses.term_sums[0] / count + 0.5 * 4 * losses.term_sums[1] / count
     torch.testing.assert_close(sums[0][0], mean, rtol=1e-5, atol=1e-6)
 
@@ -102,12 +108,10 @@ def test_trap_2_the_first_response_token_counts_and_the_prompt_does_not(teacher:
     """trl 6006: a mask that is not shifted with the labels drops the first answer token or trains on the prompt."""
     prompt, answer = [5, 6, 7], [40, 41, 42]
     ids, marks = prompt + answer, [False] * 3 + [True] * 3
-    losses, count = distiller_of(student, teacher, {"ce": TermConfig()}).compute_loss(
-        rows(ids, supervised=[marks]), torch.tensor(1), False, True
-    )
+    losses = losses_of(distiller_of(student, teacher, {"ce": TermConfig()}), rows(ids, supervised=[marks]))
     log_q = plain_logits(student, ids).log_softmax(-1)
     expected = -sum(log_q[at - 1, ids[at]] for at in (3, 4, 5))
-    assert count == 3
+    assert losses.num_tokens == 3
     torch.testing.assert_close(losses.total, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -222,11 +226,11 @@ def test_trap_8_the_teacher_is_out_of_reach_of_train_optimizer_and_checkpoint(te
     distiller.train()
     assert not teacher.training
     frozen = {id(parameter) for parameter in teacher.parameters()}
-    groups = distiller.configure_optimizers()["optimizer"].param_groups
+    groups = distiller.configure_optimizers().param_groups
     assert not frozen & {id(parameter) for group in groups for parameter in group["params"]}
     assert not frozen & {id(parameter) for parameter in distiller.parameters()}
     assert all(name.startswith("student.") for name in distiller.state_dict())
-    distiller.compute_loss(rows([9, 10, 11]), torch.tensor(1), False, True)
+    loss_of(distiller, rows([9, 10, 11]))
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in teacher.parameters())
 
 
@@ -300,7 +304,7 @@ def test_trap_12_both_models_read_the_same_ids_whatever_their_bos(tmp_path: Path
     distiller = distiller_of(models[1], models[0], KL)
     for _ in range(2):  # the self-check reads as well, the first time
         read.clear()
-        distiller.compute_loss(make_batch(packed, np.arange(1), 1), torch.tensor(1), False, True)
+        loss_of(distiller, make_batch(packed, np.arange(1), 1))
     assert len(read) == 2 and torch.equal(read[0], read[1])
 
 

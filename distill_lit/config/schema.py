@@ -223,6 +223,10 @@ class LauncherConfig:
     )
 
 
+def _default_loggers() -> dict[str, dict[str, Any] | None]:
+    return {"tensorboard": {}}
+
+
 @config_section
 class ExperimentConfig:
     """A question, a base, and a grid."""
@@ -244,6 +248,10 @@ class ExperimentConfig:
     on_policy: OnPolicyConfig = Field(default_factory=OnPolicyConfig, description="text that the student writes")
     analysis: AnalysisConfig = Field(default_factory=AnalysisConfig, description="intervals and tests of the report")
     launcher: LauncherConfig = Field(default_factory=LauncherConfig, description="where runs happen")
+    loggers: dict[Text, dict[Text, Any] | None] = Field(
+        default_factory=_default_loggers,
+        description="where curves go: tensorboard, csv, wandb, mlflow, with options of Lightning's loggers; null: not there",
+    )
     variants: dict[Text, dict[Text, Any]] = Field(
         default_factory=dict, description="named sets of overrides {name: {dotted key: value}}, for the grid key `variant`"
     )

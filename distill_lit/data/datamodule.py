@@ -17,6 +17,13 @@ class PackedDataModule(LightningDataModule):
         self.train, self.validation, self.training, self.seed = train, validation, training, seed
         self.steps = optimizer_steps(training, train.sequence_length)
 
+    @property
+    def tokens_per_step(self) -> int:
+        """Positions that all ranks read in one optimizer step, padding included."""
+        config = self.training
+        rows = config.micro_batch_size * config.gradient_accumulation_steps * config.devices
+        return rows * self.train.sequence_length
+
     def _rank_and_world_size(self) -> dict[str, Any]:
         """Which of how many ranks this is; before a Trainer is attached the only one."""
         trainer = self.trainer

@@ -49,11 +49,18 @@ from distill_lit.models.student import retained_layers
 from distill_lit.models.vocabulary import load_unpadded_vocab_size
 from distill_lit.teachers import Teacher, teacher_capabilities
 from distill_lit.training.callbacks.evaluation import EvaluationCallback
-from distill_lit.training.distiller import Distiller, FusedLossSettings
-from distill_lit.training.feature_alignment import FeatureAlignment, build_feature_alignment
+from distill_lit.training.distiller import Distiller
+from distill_lit.training.feature_alignment import FeatureAlignment, build_feature_alignment, use_eager_attention
+from distill_lit.training.loss import FusedLossSettings
 from distill_lit.training.on_policy import OnPolicyGenerator
 from distill_lit.training.tensorboard_summary import CustomScalarsCallback
-from distill_lit.training.trainer import TrainingJob, train, validate
+from distill_lit.training.trainer import (
+    TrainingJob,
+    optimizer_settings,
+    prepare_student,
+    train,
+    validate,
+)
 from distill_lit.utils import hardware
 from distill_lit.utils.distributed.ranks import get_rank, rank_zero_first
 from distill_lit.utils.files import fingerprint, hashes_of
@@ -115,7 +122,7 @@ def train_and_export_student(
         "data": prepared.statistics,
         **_size_facts(size),
         **_cost_facts(run, setup, size, trained_fraction, teacher_folder),
-        **_layer_choices(config.students[run.student], teacher_folder, calibration, setup.distiller.feature_alignment),
+        **_layer_choices(config.students[run.student], teacher_folder, calibration, setup.distiller.loss.feature_alignment),
     }
 
 
@@ -155,7 +162,7 @@ def _build_training_setup(
     progress_callback: ProgressCallback,
     teacher_folder: Path,
 ) -> TrainingJob:
-    config, length = run.config, prepared.train.sequence_length
+    config = run.config
     module = PackedDataModule(prepared.train, prepared.validation, config.training, config.seed)
     objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
     model = getattr(teacher, "model", None)
@@ -163,21 +170,21 @@ def _build_training_setup(
     feature_alignment = build_feature_alignment(
         objective, student, load_model_config(teacher_folder), model, calibration, config.seed
     )
+    use_eager_attention(objective, *(m for m in (student, model) if m is not None))
+    prepare_student(student, config.training)
+    # a teacher with another tokenizer may have more tokens
+    settings = _fused_loss_settings(config, max(vocab_size, load_unpadded_vocab_size(teacher_folder)))
     distiller = Distiller(
         student,
-        vocab_size,
-        objective,
         teacher,
-        config.training,
-        module.steps,
-        length,
-        _fused_loss_settings(
-            config, max(vocab_size, load_unpadded_vocab_size(teacher_folder))
-        ),  # a cross-tokenizer teacher may have more words
-        feature_alignment,
-        _build_on_policy_text(
+        objective,
+        vocab_size=vocab_size,
+        fused_loss_settings=settings,
+        feature_alignment=feature_alignment,
+        on_policy_generator=_build_on_policy_text(
             config, student, vocab_size, student_base_folder(config, teacher_folder), model, module.steps
         ),
+        **optimizer_settings(config.training),
     )
     fingerprints = _training_fingerprints(run, teacher_folder, student, prepared, objective)
     callbacks: list[Callback] = [CustomScalarsCallback([term.name for term in objective.logit_terms])]
@@ -194,6 +201,8 @@ def _build_training_setup(
         fingerprints,
         config.launcher.on_mismatch,
         callbacks,
+        config.loggers,
+        to_dict(config),
     )
 
 
@@ -272,9 +281,9 @@ def _cost_facts(
 ) -> dict[str, Any]:
     """Tokens read and arithmetic spent. A backward pass costs a forward pass for the activations and another for the
     share of the weights that is trained; an offline teacher ran once, for all runs, and is charged to each."""
-    tokens = 0 if run.role == Role.UNTRAINED else setup.datamodule.steps * setup.distiller.tokens_per_step
+    tokens = 0 if run.role == Role.UNTRAINED else setup.datamodule.steps * setup.datamodule.tokens_per_step
     teacher_size = _teacher_size(str(teacher_folder))
-    asks_model = setup.distiller.objective.needs_teacher and teacher_capabilities(run.config.teacher).needs_model
+    asks_model = setup.distiller.loss.objective.needs_teacher and teacher_capabilities(run.config.teacher).needs_model
     return {
         "training_tokens": tokens,
         "student_flops": (2 + trainable_fraction) * size.flops_per_token() * tokens,

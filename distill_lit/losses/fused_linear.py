@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distill_lit.losses.lm_head import LMHead
-from distill_lit.losses.objective import Objective, check_teacher_supports_objective
+from distill_lit.losses.objective import FeatureTerm, Objective, check_teacher_supports_objective
 from distill_lit.losses.reduction import METRIC_DENOMINATORS, TokenLogits, term_sums
 from distill_lit.losses.targets import (
     CrossTokenizerTarget,
@@ -31,15 +31,17 @@ from distill_lit.utils.exceptions import UserError
 
 
 class LossOutput(NamedTuple):
-    """total: scalar to minimise, per token; terms: (K,) unweighted sums over tokens; measures: sums over tokens."""
+    """total: scalar to minimise, per token; term_sums: (K,) unweighted sums over tokens; metric_sums: sums over tokens;
+    num_tokens: how many supervised tokens there were."""
 
     total: Tensor
     term_sums: Tensor
     metric_sums: dict[str, Tensor]
+    num_tokens: int
 
-    def metric_means(self, tokens: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """{measure: (its mean, over how many of the `tokens` tokens)}; a mean over none is 0."""
-        every = self.term_sums.new_tensor(tokens)
+    def metric_means(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """{metric: (its mean, over how many of the tokens)}; a mean over none is 0."""
+        every = self.term_sums.new_tensor(self.num_tokens)
         counts = {name: self.metric_sums.get(METRIC_DENOMINATORS.get(name, ""), every) for name in self.metric_sums}
         return {name: (total / counts[name].clamp(min=1), counts[name]) for name, total in self.metric_sums.items()}
 
@@ -70,16 +72,16 @@ def distillation_loss(
     compute_metrics: bool = False,
 ) -> LossOutput:
     """The reference: the same losses from whole logits (N, V), differentiated by autograd. See
-    `fused_linear_distillation_loss`."""
+    `fused_linear_loss`."""
     _check(objective, teacher_logits, on_policy_mask)
     weights, temperatures = _factors(objective, progress, denominator, student_logits)
     sums, measures = term_sums(
         objective, TokenLogits(student_logits, teacher_logits, labels, on_policy_mask), temperatures, compute_metrics
     )
-    return LossOutput((weights * sums).sum(), sums.detach(), measures)
+    return LossOutput((weights * sums).sum(), sums.detach(), measures, len(labels))
 
 
-def fused_linear_distillation_loss(
+def fused_linear_loss(
     objective: Objective,
     hidden_states: Tensor,
     lm_head: LMHead,
@@ -112,14 +114,15 @@ def fused_linear_distillation_loss(
         total, terms = _evaluate(hidden_states, lm_head.cast(hidden_states.dtype), context, measures)
     else:
         total, terms = _FusedLinearLoss.apply(hidden_states, lm_head.weight, lm_head.bias, lm_head, context, measures)
-    return LossOutput(total, terms, measures)
+    return LossOutput(total, terms, measures, len(labels))
 
 
 def _check(objective: Objective, target: TeacherTarget | SpanTarget | Tensor | None, on_policy_mask: Tensor | None) -> None:
     if target is None and objective.needs_teacher:
-        raise UserError("objective: a term compares with the teacher, and there is no teacher signal")
+        term = next(term for term in objective.terms if isinstance(term, FeatureTerm) or term.needs_teacher)
+        raise UserError(f"{term.key}: it compares with a teacher, and there is none")
     form = "absent" if target is None else target_form(target)
-    check_teacher_supports_objective(objective, form, "this signal", has_on_policy_mask=on_policy_mask is not None)
+    check_teacher_supports_objective(objective, form, "this teacher", has_on_policy_mask=on_policy_mask is not None)
 
 
 def _factors(objective: Objective, progress: float, denominator: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,14 +6,12 @@ denominator here too; none sees padding or another document.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from distill_lit.losses.registry import BoolOption, ChoiceOption, NumberOption
-from distill_lit.losses.schedules import Schedule
 from distill_lit.utils.exceptions import UserError, suggest
 
 FEATURE_LOSS_EPS = 1e-12  # below this an attention probability is taken for this: its logarithm stays finite
@@ -141,35 +139,3 @@ FEATURE_LOSSES: dict[str, FeatureLossSpec] = {
         },
     ),
 }
-
-
-@dataclass(frozen=True)
-class FeatureTerm:
-    """One named term; `weight` is a function of the share of training done; `options` are complete."""
-
-    name: str
-    kind: str
-    weight: Schedule
-    options: Mapping[str, Any]
-
-    def facts(self) -> dict[str, Any]:
-        """What identifies it, as plain values."""
-        return {"name": self.name, "kind": self.kind, "weight": self.weight.facts(), "options": dict(self.options)}
-
-    @property
-    def key(self) -> str:
-        """Where its config stands."""
-        return f"objective.terms.{self.name}"
-
-
-def build_feature_term(name: str, kind: str, weight: Schedule, options: Mapping[str, Any]) -> FeatureTerm:
-    """A checked term. Raises UserError for an unknown option or value."""
-    known, key = FEATURE_LOSSES[kind].options, f"objective.terms.{name}.options"
-    for option in options:
-        if option not in known:
-            raise UserError(f"{key}: unknown option {option!r}{suggest(option, known)}")
-    values = {
-        option: check.check(f"{key}.{option}", options[option]) if option in options else default
-        for option, (check, default) in known.items()
-    }
-    return FeatureTerm(name, kind, weight, values)

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from distill_lit.losses.hidden_states import FeatureTerm, LayerPair
+from distill_lit.losses.hidden_states import LayerPair
+from distill_lit.losses.objective import FeatureTerm
 from distill_lit.utils.exceptions import UserError
 
 
@@ -25,7 +26,7 @@ def fixed_layer_pairs(term: FeatureTerm, num_student_layers: int, num_teacher_la
     for number, owner, count in ((0, "student", num_student_layers), (1, "teacher", num_teacher_layers)):
         beyond = [pair[number] for pair in layers if pair[number] >= count]
         if beyond:
-            raise UserError(f"{term.key}.options.layers: {beyond[0]} is beyond the {owner}'s last layer {count - 1}")
+            raise UserError(f"{term.option_key('layers')}: {beyond[0]} is beyond the {owner}'s last layer {count - 1}")
     return list(layers)
 
 

@@ -1,25 +1,60 @@
-"""The objective: named terms with weights and temperatures, checked against the teacher's signal before anything loads."""
+"""The objective: named terms with weights and temperatures, which can be weighted and added up in Python."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 
-from distill_lit.losses.hidden_states import FEATURE_LOSSES, FeatureTerm, build_feature_term
-from distill_lit.losses.registry import LOGIT_LOSSES, LossSpec, check_loss_options
+from distill_lit.losses.hidden_states import FEATURE_LOSSES
+from distill_lit.losses.registry import LOGIT_LOSSES, LossSpec, argument_key, check_options, option_key
 from distill_lit.losses.schedules import Schedule, parse_schedule
 from distill_lit.utils.exceptions import UserError, suggest
 
 
+class WeightedSum:
+    """What can be weighted and added up, `0.5 * CrossEntropy() + 0.5 * ForwardKL()`: terms and objectives."""
+
+    def __add__(self, other: Any) -> "Objective":
+        if not isinstance(other, WeightedSum):
+            return NotImplemented
+        objectives = [as_objective(part) for part in (self, other)]
+        if len({objective.scales_by_temperature for objective in objectives}) > 1:
+            raise UserError("losses: an objective that scales by T² and one that does not cannot be added")
+        terms = [term for objective in objectives for term in objective.terms]
+        return objective_of_terms(terms, objectives[0].scales_by_temperature)
+
+    def __radd__(self, other: Any) -> Any:
+        return self if other == 0 else NotImplemented  # sum() begins with 0
+
+    def __mul__(self, factor: Any) -> Any:
+        if isinstance(factor, WeightedSum):
+            raise UserError("losses: a loss is multiplied with a number or a schedule, not with another loss")
+        if isinstance(self, Objective):
+            return objective_of_terms([factor * term for term in self.terms], self.scales_by_temperature)
+        assert isinstance(self, (Term, FeatureTerm))
+        return replace(self, weight=_product(argument_key(self.key, "weight"), self.weight, factor))
+
+    __rmul__ = __mul__
+
+
+def _product(key: str, weight: Schedule, factor: Any) -> Schedule:
+    other = parse_schedule(key, factor, low=0)
+    for one, another in ((weight, other), (other, weight)):
+        if len(one.points) == 1:
+            return another.scaled(one.points[0][1])
+    raise UserError(f"{key}: two schedules cannot be multiplied; give the term one of them")
+
+
 @dataclass(frozen=True)
-class Term:
-    """One named term; `weight` and `temperature` are functions of the share of training done."""
+class Term(WeightedSum):
+    """One named term from logits; `weight` and `temperature` are functions of the share of training done."""
 
     name: str
     kind: str
     weight: Schedule
     temperature: Schedule
     options: Mapping[str, Any] = field(default_factory=dict)
+    key: str = field(default="", compare=False, repr=False)  # what errors call it
 
     def facts(self) -> dict[str, Any]:
         """What identifies it, as plain values."""
@@ -28,7 +63,7 @@ class Term:
 
     @property
     def loss_spec(self) -> LossSpec:
-        """Its entry in the family."""
+        """Its entry in the registry."""
         return LOGIT_LOSSES[self.kind]
 
     @property
@@ -43,17 +78,46 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Objective:
-    """Σ weight · [T^power] · term. Terms whose weight is always 0 are left out."""
+class FeatureTerm(WeightedSum):
+    """One named term from hidden states; `weight` is a function of the share of training done; `options` are complete."""
 
-    logit_terms: tuple[Term, ...]  # from logits
+    name: str
+    kind: str
+    weight: Schedule
+    options: Mapping[str, Any]
+    key: str = field(default="", compare=False, repr=False)  # what errors call it
+
+    def facts(self) -> dict[str, Any]:
+        """What identifies it, as plain values."""
+        return {"name": self.name, "kind": self.kind, "weight": self.weight.facts(), "options": dict(self.options)}
+
+    def option_key(self, option: str) -> str:
+        """How an error names one of its options."""
+        return option_key(self.key, option)
+
+
+@dataclass(frozen=True)
+class Objective(WeightedSum):
+    """Σ weight · [T^power] · term. Terms whose weight is always 0 are left out.
+
+    `scales_by_temperature`: whether terms at a temperature T count T² times, as Hinton et al. 2015, 1503.02531 §2.1 do.
+    """
+
+    logit_terms: tuple[Term, ...]
     scales_by_temperature: bool = True
-    feature_terms: tuple[FeatureTerm, ...] = ()  # from inner states
+    feature_terms: tuple[FeatureTerm, ...] = ()
 
     def facts(self) -> dict[str, Any]:
         """What identifies it, as plain values: a class that is renamed changes nothing here."""
-        terms = [term.facts() for term in self.logit_terms] + [term.facts() for term in self.feature_terms]
-        return {"terms": terms, "scaling": "hinton" if self.scales_by_temperature else "none"}
+        return {
+            "terms": [term.facts() for term in self.terms],
+            "scaling": "hinton" if self.scales_by_temperature else "none",
+        }
+
+    @property
+    def terms(self) -> tuple[Term | FeatureTerm, ...]:
+        """All terms, those from logits first."""
+        return (*self.logit_terms, *self.feature_terms)
 
     @property
     def needs_teacher(self) -> bool:
@@ -63,10 +127,16 @@ class Objective:
     @property
     def term_names(self) -> list[str]:
         """The names of all terms, those from logits first."""
-        return [*(term.name for term in self.logit_terms), *(term.name for term in self.feature_terms)]
+        return [term.name for term in self.terms]
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether a weight or temperature changes in the course of training."""
+        schedules = [term.weight for term in self.terms] + [term.temperature for term in self.logit_terms]
+        return any(len(schedule.points) > 1 for schedule in schedules)
 
     def weights(self, progress: float) -> dict[str, float]:
-        """{name of a term: its weight, with T^power where it applies} when the share `done` of training is over."""
+        """{name of a term: its weight, with T^power where it applies} when the share `progress` of training is done."""
         feature_weights = [term.weight(progress) for term in self.feature_terms]
         return dict(
             zip(self.term_names, [*self.logit_weights_and_temperatures(progress)[0], *feature_weights], strict=True)
@@ -87,50 +157,102 @@ class Objective:
         """Whether any term compares spans of bytes."""
         return any(term.kind == "alm" for term in self.logit_terms)
 
-    def logit_weights_and_temperatures(self, done: float) -> tuple[list[float], list[float]]:
-        """(weights with T^power where it applies, temperatures) of the terms from logits when the share `done` of
-        training is over.
+    def logit_weights_and_temperatures(self, progress: float) -> tuple[list[float], list[float]]:
+        """(weights with T^power where it applies, temperatures) of the terms from logits when the share `progress` of
+        training is done.
 
         The power is 2 as in Hinton et al. 2015, 1503.02531 §2.1, 1 for total variation, whose gradient fades as 1/T.
         """
-        temperatures = [term.temperature(done) for term in self.logit_terms]
+        temperatures = [term.temperature(progress) for term in self.logit_terms]
         weights = [
-            term.weight(done) * (t**term.loss_spec.temperature_power if self.scales_by_temperature else 1.0)
+            term.weight(progress) * (t**term.loss_spec.temperature_power if self.scales_by_temperature else 1.0)
             for term, t in zip(self.logit_terms, temperatures, strict=True)
         ]
         return weights, temperatures
 
 
+def as_objective(loss: Any) -> Objective:
+    """A term, an objective, or the plain values of one (`Objective.facts`) as an objective. Raises UserError."""
+    if isinstance(loss, Objective):
+        return loss
+    if isinstance(loss, (Term, FeatureTerm)):
+        return objective_of_terms([loss])
+    if isinstance(loss, Mapping) and "terms" in loss:
+        terms = [build_term(f"losses.{fields['kind']}", **_from_facts(fields)) for fields in loss["terms"]]
+        return objective_of_terms(terms, loss.get("scaling") != "none")
+    raise UserError(f"loss: {loss!r} is no loss; give one of distill_lit.losses, or a weighted sum of them")
+
+
+def _from_facts(fields: Mapping[str, Any]) -> dict[str, Any]:
+    schedules = {
+        name: Schedule(
+            tuple((float(share), float(value)) for share, value in fields[name]["points"]), fields[name]["shape"]
+        )
+        for name in ("weight", "temperature")
+        if name in fields
+    }
+    return {**fields, **schedules}
+
+
+def objective_of_terms(terms: Iterable[Term | FeatureTerm], scales_by_temperature: bool = True) -> Objective:
+    """The sum of terms. Raises UserError for none with a weight, and for two of one name."""
+    terms = [term for term in terms if not term.weight.is_zero]
+    if not terms:
+        raise UserError("loss: no term has a weight above 0")
+    for number, term in enumerate(terms):
+        if term.name in (other.name for other in terms[:number]):
+            raise UserError(f"loss: two terms are called {term.name!r}; give one of them another name=")
+    logit_terms = tuple(term for term in terms if isinstance(term, Term))
+    feature_terms = tuple(term for term in terms if isinstance(term, FeatureTerm))
+    return Objective(logit_terms, scales_by_temperature, feature_terms)
+
+
 def build_objective(terms: Mapping[str, Any], temperature_scaling: str = "auto") -> Objective:
     """The objective of a config: {name: TermConfig-like or None}. Raises UserError for anything out of range."""
-    built_terms = [_build_term(name, term) for name, term in terms.items() if term is not None]
-    built_terms = [term for term in built_terms if not term.weight.is_zero]
-    if not built_terms:
+    built_terms = [_build_config_term(name, term) for name, term in terms.items() if term is not None]
+    if all(term.weight.is_zero for term in built_terms):
         raise UserError("objective.terms: at least one term with a weight is needed, as in {ce: {weight: 1}}")
-    logits = tuple(term for term in built_terms if isinstance(term, Term))
-    feature_terms = tuple(term for term in built_terms if isinstance(term, FeatureTerm))
-    return Objective(logits, temperature_scaling != "none", feature_terms)
+    return objective_of_terms(built_terms, temperature_scaling != "none")
 
 
-def _build_term(name: str, term: Any) -> Term | FeatureTerm:
+def _build_config_term(name: str, term: Any) -> Term | FeatureTerm:
     key, kind = f"objective.terms.{name}", term.kind or name
     known = (*LOGIT_LOSSES, *FEATURE_LOSSES)
     if kind not in known and not term.kind and not get_close_matches(name, known, 1):
         raise UserError(
             f"{key}: there is no such term, and no loss of this name; give it a kind, or name one of the terms there are"
         )
-    if kind not in known:
-        raise UserError(f"{key}: unknown loss {kind!r}{suggest(kind, known)}")
-    weight = parse_schedule(f"{key}.weight", _or_one(term.weight), low=0)
-    temperature = parse_schedule(f"{key}.temperature", _or_one(term.temperature), low=0, exclusive=True)
-    if kind in FEATURE_LOSSES:
-        if any(value != 1 for _, value in temperature.points):
-            raise UserError(f"{key}.temperature: {kind} has no temperature; leave it at 1")
-        return build_feature_term(name, kind, weight, dict(term.options))
-    built = Term(name, kind, weight, temperature, check_loss_options(f"{key}.options", kind, dict(term.options)))
-    if built.uses_temperature and not built.loss_spec.softenable_forms:
-        raise UserError(f"{key}.temperature: {kind} has no temperature; leave it at 1")
-    return built
+    return build_term(key, name, kind, _or_one(term.weight), _or_one(term.temperature), dict(term.options))
+
+
+def build_term(
+    key: str,
+    name: str,
+    kind: str,
+    weight: Any = 1.0,
+    temperature: Any = 1.0,
+    options: Mapping[str, Any] | None = None,
+) -> Term | FeatureTerm:
+    """A checked term of a loss in the registry; key: what errors call it. Raises UserError."""
+    if kind not in (*LOGIT_LOSSES, *FEATURE_LOSSES):
+        raise UserError(f"{key}: unknown loss {kind!r}{suggest(kind, (*LOGIT_LOSSES, *FEATURE_LOSSES))}")
+    weight = parse_schedule(argument_key(key, "weight"), weight, low=0)
+    temperature_key = argument_key(key, "temperature")
+    temperature = parse_schedule(temperature_key, temperature, low=0, exclusive=True)
+    softens, checks = kind in LOGIT_LOSSES and LOGIT_LOSSES[kind].softenable_forms, _option_checks(kind)
+    if any(value != 1 for _, value in temperature.points) and not softens:
+        raise UserError(f"{temperature_key}: {kind} has no temperature; leave it at 1")
+    checked = check_options(key, checks, options or {})
+    if kind in LOGIT_LOSSES:
+        return Term(name, kind, weight, temperature, checked, key)
+    defaults = {option: default for option, (_, default) in FEATURE_LOSSES[kind].options.items()}
+    return FeatureTerm(name, kind, weight, {**defaults, **checked}, key)
+
+
+def _option_checks(kind: str) -> Mapping[str, Any]:
+    if kind in LOGIT_LOSSES:
+        return LOGIT_LOSSES[kind].options
+    return {option: check for option, (check, _) in FEATURE_LOSSES[kind].options.items()}
 
 
 def _or_one(value: Any) -> Any:
@@ -140,13 +262,13 @@ def _or_one(value: Any) -> Any:
 def check_teacher_supports_objective(
     objective: Objective, target_form: str, source: str, has_on_policy_mask: bool = False
 ) -> None:
-    """Raises UserError for the first term that a teacher signal cannot feed.
+    """Raises UserError for the first term that a teacher cannot feed.
 
-    form: of its target, `dense`, `top_k` or `draws`; source: what users call it; tells_author: whether it marks the text
-    that the student wrote.
+    target_form: of its target, `dense`, `top_k`, `sampled` or `cross_tokenizer`; source: what users call it;
+    has_on_policy_mask: whether text that the student wrote is marked.
     """
     for term in objective.logit_terms:
-        key, loss = f"objective.terms.{term.name}", term.loss_spec
+        key, loss = term.key, term.loss_spec
         if term.needs_teacher and target_form not in loss.target_forms:
             able = [name for name, kind in LOGIT_LOSSES.items() if target_form in kind.target_forms]
             raise UserError(
@@ -155,8 +277,9 @@ def check_teacher_supports_objective(
                 f"choose from {', '.join(able)}"
             )
         if term.needs_teacher and term.uses_temperature and target_form not in loss.softenable_forms:
+            temperature_key = argument_key(key, "temperature")
             raise UserError(
-                f"{key}.temperature: {term.kind} cannot soften a teacher that is {target_form} ({source}); leave it at 1"
+                f"{temperature_key}: {term.kind} cannot soften a teacher that is {target_form} ({source}); leave it at 1"
             )
         if "on_policy_mask" in loss.inputs and not has_on_policy_mask:
             raise UserError(

@@ -27,6 +27,8 @@ class NumberOption(NamedTuple):
 
     def __str__(self) -> str:
         noun = "a whole number" if self.is_integer else "a number"
+        if self.low == -float("inf"):
+            return noun
         if self.below == float("inf"):
             return f"{noun} {'above' if self.exclusive else 'of at least'} {self.low:g}"
         ends = "both exclusive" if self.exclusive else f"{self.below:g} exclusive"
@@ -58,9 +60,10 @@ class BoolOption(NamedTuple):
 class LossSpec(NamedTuple):
     """A loss and what it needs.
 
-    reads: the arguments of `function`, names of `objective.View`; options: their checks, defaults are the function's own;
-    targets: the forms of a teacher it compares with, none for losses on labels alone; softens: the forms it can compare at
-    another temperature than 1; power: the gradient fades as T^−power, which Hinton's scaling makes up for.
+    inputs: the arguments of `function`, fields of `reduction.LossInputs`; options: their checks, defaults are the
+    function's own; target_forms: the forms of a teacher it compares with, none for losses on labels alone;
+    softenable_forms: those it can compare at another temperature than 1; temperature_power: the gradient fades as
+    T^−power, which Hinton's scaling makes up for; is_divergence: never negative, and 0 where student and teacher agree.
     """
 
     function: Callable[..., Tensor]
@@ -69,6 +72,7 @@ class LossSpec(NamedTuple):
     target_forms: tuple[str, ...] = ("dense",)
     softenable_forms: tuple[str, ...] = ("dense",)
     temperature_power: int = 2
+    is_divergence: bool = True
 
     @property
     def about(self) -> str:
@@ -87,6 +91,7 @@ LOGIT_LOSSES: dict[str, LossSpec] = {
         target_forms=(),
         softenable_forms=(),
         temperature_power=0,
+        is_divergence=False,
     ),
     "forward_kl": LossSpec(divergences.forward_kl),
     "reverse_kl": LossSpec(divergences.reverse_kl),
@@ -96,7 +101,7 @@ LOGIT_LOSSES: dict[str, LossSpec] = {
     "skew_reverse_kl": LossSpec(divergences.skew_reverse_kl, options={"skew": UNIT_INTERVAL_OPTION}),
     "adaptive_kl": LossSpec(divergences.adaptive_kl, options={"head_mass": UNIT_INTERVAL_OPTION}),
     "alpha_beta": LossSpec(divergences.alpha_beta, options={"alpha": NumberOption(-10, 10), "beta": NumberOption(-10, 10)}),
-    "soft_cross_entropy": LossSpec(divergences.soft_cross_entropy),
+    "soft_cross_entropy": LossSpec(divergences.soft_cross_entropy, is_divergence=False),
     "total_variation": LossSpec(divergences.total_variation, temperature_power=1),
     "logit_mse": LossSpec(
         divergences.logit_mse,
@@ -119,10 +124,14 @@ LOGIT_LOSSES: dict[str, LossSpec] = {
         options={"k": POSITIVE_INT_OPTION},
         target_forms=("dense", "top_k"),
         softenable_forms=("dense", "top_k"),
+        is_divergence=False,
     ),
     "top_k_tail_kl": LossSpec(sparse.top_k_tail_kl, options={"k": POSITIVE_INT_OPTION}, target_forms=("dense", "top_k")),
     "sampled_kl": LossSpec(
-        sparse.sampled_kl, options={"num_samples": POSITIVE_INT_OPTION}, target_forms=("dense", "sampled")
+        sparse.sampled_kl,
+        options={"num_samples": POSITIVE_INT_OPTION},
+        target_forms=("dense", "sampled"),
+        is_divergence=False,
     ),
     "pairwise_ranking": LossSpec(
         sparse.pairwise_ranking,
@@ -133,6 +142,7 @@ LOGIT_LOSSES: dict[str, LossSpec] = {
         },
         target_forms=("dense", "top_k"),
         temperature_power=1,
+        is_divergence=False,
     ),
     "uld": LossSpec(
         cross_tokenizer.uld,
@@ -153,14 +163,26 @@ LOGIT_LOSSES: dict[str, LossSpec] = {
         sparse.policy_gradient_reverse_kl,
         ("log_q", "teacher", "labels", "on_policy_mask"),
         target_forms=("dense", "top_k", "sampled"),
+        is_divergence=False,
     ),
 }
 
 
-def check_loss_options(key: str, loss_name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a loss, checked. Raises UserError for an unknown one or one out of range."""
-    known = LOGIT_LOSSES[loss_name].options
+def argument_key(key: str, name: str) -> str:
+    """How an error names an argument of a term, as its user wrote it. key: `objective.terms.<name>` of a config, or
+    `losses.<Class>` of Python."""
+    return f"{key}.{name}" if key.startswith("objective.") else f"{key}({name})"
+
+
+def option_key(key: str, option: str) -> str:
+    """The same for an option of the loss."""
+    return f"{key}.options.{option}" if key.startswith("objective.") else f"{key}({option})"
+
+
+def check_options(key: str, checks: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a term, checked. Raises UserError for an unknown one or one out of range."""
     for name in options:
-        if name not in known:
-            raise UserError(f"{key}: unknown option {name!r}{suggest(name, known)}")
-    return {name: known[name].check(f"{key}.{name}", value) for name, value in options.items()}
+        if name not in checks:
+            where = f"{key}.options" if key.startswith("objective.") else key
+            raise UserError(f"{where}: unknown option {name!r}{suggest(name, checks)}")
+    return {name: checks[name].check(option_key(key, name), value) for name, value in options.items()}

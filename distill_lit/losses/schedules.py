@@ -1,6 +1,7 @@
 """A weight or temperature as a function of the share of training that is done."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -33,6 +34,10 @@ class Schedule:
                 return a if self.shape == "piecewise" else a + (b - a) * self._ease((progress - start) / (end - start))
         return self.points[-1][1]
 
+    def scaled(self, factor: float) -> "Schedule":
+        """The same course, every value times `factor`."""
+        return Schedule(tuple((share, factor * value) for share, value in self.points), self.shape)
+
     def _ease(self, x: float) -> float:
         return 0.5 - 0.5 * math.cos(math.pi * x) if self.shape == "cosine" else x
 
@@ -42,12 +47,35 @@ class Schedule:
         return all(value == 0 for _, value in self.points)
 
 
-def parse_schedule(key: str, value: Any, *, low: float, exclusive: bool = False) -> Schedule:
-    """A number, or {shape: linear | cosine, start, end[, from, until]}, or {shape: piecewise, points: {share: value}}.
+def linear(start: float, end: float, begin: float = 0.0, until: float = 1.0) -> Schedule:
+    """From `start` to `end`, in a straight line between the shares `begin` and `until` of the optimizer steps.
 
-    `key` names the knob in errors; values must be ≥ `low`, or > `low` when `exclusive`.
+    Example:
+        >>> losses.linear(1.0, 0.2) * losses.CrossEntropy()
     """
-    schedule = _parse(key, value)
+    return Schedule(((begin, start), (until, end)), "linear")
+
+
+def cosine(start: float, end: float, begin: float = 0.0, until: float = 1.0) -> Schedule:
+    """From `start` to `end` along half a cosine, between the shares `begin` and `until` of the optimizer steps."""
+    return Schedule(((begin, start), (until, end)), "cosine")
+
+
+def piecewise(points: Mapping[float, float]) -> Schedule:
+    """{share of the optimizer steps: the value from there on}."""
+    return Schedule(tuple(sorted(points.items())), "piecewise")
+
+
+def parse_schedule(key: str, value: Any, *, low: float, exclusive: bool = False) -> Schedule:
+    """A number, a `Schedule`, {shape: linear | cosine, start, end[, from, until]}, or {shape: piecewise, points: {share:
+    value}}.
+
+    `key` names the argument in errors; values must be ≥ `low`, or > `low` when `exclusive`.
+    """
+    schedule = value if isinstance(value, Schedule) else _parse(key, value)
+    shares = [share for share, _ in schedule.points]
+    if not shares or shares != sorted(set(shares)) or shares[0] < 0 or shares[-1] > 1:
+        raise UserError(f"{key}: its points must rise within [0, 1], got {shares}")
     for _, number in schedule.points:
         if not math.isfinite(number) or number < low or (exclusive and number == low):
             raise UserError(f"{key}: {number} must be a number {'above' if exclusive else 'of at least'} {low}")
@@ -73,7 +101,4 @@ def _parse(key: str, value: Any) -> Schedule:
             points = ((begin, float(value["start"])), (until, float(value["end"])))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{key}: incomplete schedule: {error}") from error
-    shares = [share for share, _ in points]
-    if not shares or shares != sorted(set(shares)) or shares[0] < 0 or shares[-1] > 1:
-        raise UserError(f"{key}: its points must rise within [0, 1], got {shares}")
     return Schedule(points, shape)

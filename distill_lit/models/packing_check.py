@@ -8,7 +8,7 @@ model's vocabulary only, so a run that goes on decides as it did before.
 import logging
 import threading
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,7 @@ ROUNDING_NOISE_MULTIPLE, MIN_TOLERANCE_FRACTION = (
     20,
     0.2,
 )  # times what the length of a row alone changes; at least this share of the tolerance
+PLAIN_INPUTS = ("input_ids", "attention_mask", "position_ids")  # what is read of a batch that is not packed
 MIN_CHECKED_TOKENS = 16  # tokens of a row that is checked
 CHECK_LOCK = threading.RLock()  # threads may share a model, and its hooks
 
@@ -68,15 +69,32 @@ class LayoutChoice(NamedTuple):
 
 
 _readings: "WeakKeyDictionary[nn.Module, dict[tuple[int, str, bool], LayoutChoice]]" = WeakKeyDictionary()
+_checked_lm_heads: "WeakSet[nn.Module]" = WeakSet()
 
 
 def last_hidden_state(model: Any, batch: PackedBatch, activations: Activations | None = None) -> Tensor:
     """Hidden states (B, T, D) after the final norm, each document as if it were alone.
 
-    batch: `input_ids`, `position_ids`, `document_ids`, each (B, T). states: what hooks note during a forward pass, brought
-    into the shape of the batch. Raises UserError for a model that cannot read documents side by side.
+    batch: packed rows, `input_ids`, `position_ids`, `document_ids`, each (B, T); or, without document_ids, any batch of
+    transformers, `input_ids` and perhaps `attention_mask` and `position_ids`, read as the model itself reads it.
+    activations: what hooks note during a forward pass, brought into the shape of the batch. Raises UserError for a model
+    that cannot read documents side by side.
     """
+    if "document_ids" not in batch:
+        return _read_plain_batch(model, batch)
     return _forward_in_layout(model, batch, choose_layout(model, batch["input_ids"].shape[1]).layout, activations)
+
+
+def _read_plain_batch(model: Any, batch: PackedBatch) -> Tensor:
+    """As the model's own forward reads it, once it is known that the lm_head makes its logits of these hidden states."""
+    with CHECK_LOCK:
+        if model not in _checked_lm_heads:
+            with uncompiled_eval_mode(model):
+                text = dummy_documents(model, MIN_CHECKED_TOKENS)[0]
+                _check_lm_head(model, text, _plain_last_hidden_state(model, text))
+            _checked_lm_heads.add(model)
+    inputs: dict[str, Any] = {name: batch[name] for name in PLAIN_INPUTS if name in batch}
+    return run_backbone(model, ForwardPass(inputs, torch.ones(0)))
 
 
 def unpacked_model_inputs(model: Any, batches: list[PackedBatch]) -> list[PackedBatch]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import atomic_write, read_json, sha256_of, write_json
@@ -71,6 +71,12 @@ def load_checkpoint_weights_only(path: Path, device: Any = "cpu", mmap: bool = F
     finally:
         if previous is not None:
             os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = previous
+
+
+def frozen_weights(module: nn.Module) -> dict[str, Tensor]:
+    """{name: parameter} of what is not trained, under every name that a tied one has."""
+    parameters = module.named_parameters(remove_duplicate=False)
+    return {name: parameter.detach() for name, parameter in parameters if not parameter.requires_grad}
 
 
 def _save(checkpoint: dict[str, Any], file: Any) -> None:

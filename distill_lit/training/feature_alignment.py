@@ -1,4 +1,4 @@
-"""Student and teacher matched inside: which layers are compared, projectors between widths, the losses of a batch."""
+"""Feature alignment of student and teacher: pairs of layers, projectors between widths, hidden-state losses of a batch."""
 
 import math
 from collections.abc import Sequence
@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from distill_lit.data.loader import PackedBatch
-from distill_lit.losses import Objective
+from distill_lit.losses import FeatureTerm, Objective, as_objective
 from distill_lit.losses.hidden_states import (
     ATTENTION_LOSSES,
     HIDDEN_STATE_LOSSES,
     QKV_STATES,
-    FeatureTerm,
     LayerPair,
     relation_kl,
 )
@@ -52,7 +51,7 @@ def check_teacher_supports_features(
             if term.options["layers"] != "similar":
                 continue
             raise UserError(
-                f"{term.key}.options.layers: similar looks at all layers, and {described} shows some; "
+                f"{term.option_key('layers')}: similar looks at all layers, and {described} shows some; "
                 "give uniform, last or pairs"
             )
         key = teacher.hidden_layers_key if is_hidden else ""
@@ -73,10 +72,10 @@ def check_feature_dimensions(
         for _, layer in fixed_layer_pairs(term, student_dims.layers, teacher_dims.layers):
             if hidden_layers != ALL_LAYERS and layer not in hidden_layers:
                 raise UserError(f"teacher.hidden_layers: layer {layer} is not among them, and {term.key} compares with it")
-        options, key = term.options, f"{term.key}.options"
+        options = term.options
         if term.kind == HIDDEN_STATES and student_dims.hidden_size != teacher_dims.hidden_size and not options["projector"]:
             raise UserError(
-                f"{key}.projector: hidden states are {student_dims.hidden_size} wide in the student and "
+                f"{term.option_key('projector')}: hidden states are {student_dims.hidden_size} wide in the student and "
                 f"{teacher_dims.hidden_size} in the teacher; "
                 "set projector: true"
             )
@@ -84,8 +83,8 @@ def check_feature_dimensions(
             raise UserError(f"{term.key}: {term.kind} compares attention, and one of the two models has no attention heads")
         if term.kind == ATTENTION and student_dims.heads != teacher_dims.heads and options["heads"] == "each":
             raise UserError(
-                f"{key}.heads: the student has {student_dims.heads} heads and the teacher {teacher_dims.heads}; set "
-                "heads: mean"
+                f"{term.option_key('heads')}: the student has {student_dims.heads} heads and the teacher "
+                f"{teacher_dims.heads}; set heads: mean"
             )
         if term.kind == "qkv_relations":
             _check_relation_heads(term, student_dims, teacher_dims)
@@ -98,8 +97,8 @@ def _check_relation_heads(term: FeatureTerm, ours: ActivationDims, theirs: Activ
             width = shape.query_size if relation == "q" else shape.key_value_size
             if width % heads:
                 raise UserError(
-                    f"{term.key}.options.num_relation_heads: {heads} does not divide the {width} channels of the {owner}'s "
-                    f"{QKV_STATES[relation]}"
+                    f"{term.option_key('num_relation_heads')}: {heads} does not divide the {width} channels of the "
+                    f"{owner}'s {QKV_STATES[relation]}"
                 )
 
 
@@ -113,15 +112,22 @@ def build_feature_alignment(
 ) -> "FeatureAlignment | None":
     """What the representation terms of an objective need between these models; None where there are none.
 
-    teacher: the live model, or None where its states are cached; calibration: batches for maps by similarity; seed: for
-    the projectors. Terms on attention maps switch both models to eager attention, which alone has maps.
+    teacher: the model, or None where its states come from a cache; calibration_batches: for layer mappings by similarity;
+    seed: for the projectors. Terms on attention maps need `use_eager_attention` first. Raises UserError for terms that do
+    not fit these models.
     """
     if not objective.feature_terms:
         return None
     check_feature_dimensions(objective, student.config, teacher_config)
     student_dims, teacher_dims = activation_dims(student.config), activation_dims(teacher_config)
     cka_pairs: list[LayerPair] = []
-    if any(term.options["layers"] == "similar" for term in objective.feature_terms):
+    similar = [term for term in objective.feature_terms if term.options["layers"] == "similar"]
+    if similar and not calibration_batches:
+        raise UserError(
+            f"{similar[0].option_key('layers')}: similar is measured on batches; give pairs, or calibration_batches to "
+            "build_feature_alignment"
+        )
+    if similar:
         cka_pairs = cka_layer_pairs(
             layer_outputs(student, calibration_batches[:1]), layer_outputs(teacher, calibration_batches[:1])
         )
@@ -129,11 +135,36 @@ def build_feature_alignment(
         (term, fixed_layer_pairs(term, student_dims.layers, teacher_dims.layers) or cka_pairs)
         for term in objective.feature_terms
     ]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return FeatureAlignment(term_layer_pairs, student_dims, teacher_dims)
+
+
+def align_features(loss: Any, student: Any, teacher: Any) -> "FeatureAlignment | None":
+    """What the hidden-state terms of a loss need between two models; None without such terms, or without such a teacher.
+
+    teacher: a model, or a `Teacher` that has one. Raises UserError for terms that do not fit the models as they are.
+    """
+    objective = as_objective(loss)
+    model = teacher if isinstance(teacher, nn.Module) else getattr(teacher, "model", None)
+    if not objective.feature_terms or model is None:
+        return None
+    check_eager_attention(objective, student, model)
+    return build_feature_alignment(objective, student, model.config, model, [], seed=0)
+
+
+def use_eager_attention(objective: Objective, *models: Any) -> None:
+    """Switches models to eager attention, the only one that has attention maps, where a term compares these."""
     if any(term.kind == ATTENTION for term in objective.feature_terms):
-        for model in (student, teacher):
+        for model in models:
             model.set_attn_implementation("eager")
-    torch.manual_seed(seed)
-    return FeatureAlignment(term_layer_pairs, student_dims, teacher_dims)
+
+
+def check_eager_attention(objective: Objective, *models: Any) -> None:
+    """Raises UserError for a term on attention maps and a model whose attention has none."""
+    for term in objective.feature_terms:
+        if term.kind == ATTENTION and any(m.config.get_text_config()._attn_implementation != "eager" for m in models):
+            raise UserError(f"{term.key}: attention maps need attn_implementation='eager' in both models")
 
 
 @torch.inference_mode()

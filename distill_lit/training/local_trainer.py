@@ -76,10 +76,14 @@ class _ExplicitResumeOnly(_CheckpointConnector):
         return None
 
 
+def sync_lightning_rank() -> None:
+    """Tells Lightning which rank this is: it reads RANK, LOCAL_RANK, SLURM_PROCID … when it is imported."""
+    rank_zero_only.rank = fabric_rank_zero.rank = get_rank()
+
+
 def build_local_trainer(**settings: Any) -> L.Trainer:
     """`L.Trainer(**settings)` on the ranks of this machine."""
-    # both are set from RANK, LOCAL_RANK, SLURM_PROCID … when Lightning is imported
-    rank_zero_only.rank = fabric_rank_zero.rank = get_rank()
+    sync_lightning_rank()
     trainer = L.Trainer(**{**settings, "plugins": [SingleNodeEnvironment(), *settings.get("plugins", [])]})
     trainer._signal_connector = _NoSignalHandling(trainer)
     trainer._checkpoint_connector = _ExplicitResumeOnly(trainer)

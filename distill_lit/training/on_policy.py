@@ -7,6 +7,7 @@ text.
 """
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,23 @@ class OnPolicyGenerator:
         self._replay_buffer: list[Batch] = []
         self._mean_metrics: dict[str, MeanMetric] = {}
         self._generation_seconds = 0.0
+
+    def next_batch(self, batch: Mapping[str, Tensor], student: Any, step: int, part: int, micro_batches: int) -> Batch:
+        """The batch, or one that the student has written in its place, with the student's tokens in `on_policy_mask`.
+
+        micro_batches: of the whole optimizer step, over all ranks. How many tokens the others will have is not known yet,
+        so text of the student counts for its share of the step. For `step` and `part` see `maybe_generate`.
+        """
+        generated = self.maybe_generate(dict(batch), student, step, part)
+        new_batch, metrics = generated or (self.mark_corpus_text(batch), {})
+        if generated is not None:
+            new_batch["step_tokens"] = new_batch["step_tokens"] * micro_batches
+        self.update_metrics(metrics, new_batch["input_ids"].device)
+        return new_batch
+
+    def mark_corpus_text(self, batch: Mapping[str, Tensor]) -> Batch:
+        """The batch with an `on_policy_mask` that says that the student wrote none of it."""
+        return {**batch, "on_policy_mask": torch.zeros_like(batch["labels"], dtype=torch.bool)}
 
     def maybe_generate(self, batch: Batch, student: Any, step: int, part: int) -> tuple[Batch, dict[str, float]] | None:
         """(a batch of student text, what is logged of it), or None where the corpus is read as it is.

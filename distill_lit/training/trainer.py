@@ -1,18 +1,16 @@
 """One training: the Trainer around a distiller, in a run folder that can be killed and goes on where it stopped."""
 
-import json
+import functools
 import logging
-import math
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from distill_lit.config import TrainingConfig
 from distill_lit.data.datamodule import PackedDataModule
+from distill_lit.models.backbone import get_backbone
 from distill_lit.training.callbacks.checkpoints import CheckpointCallback
 from distill_lit.training.callbacks.nonfinite_guard import TerminateOnNonFinite
 from distill_lit.training.callbacks.progress import TrainingProgressReporter
@@ -27,10 +25,12 @@ from distill_lit.training.checkpoint import (
     list_checkpoints,
 )
 from distill_lit.training.distiller import Distiller
-from distill_lit.training.local_trainer import build_local_trainer
-from distill_lit.utils.distributed.ranks import broadcast_from_rank_zero, get_rank, get_world_size
+from distill_lit.training.local_trainer import build_local_trainer, sync_lightning_rank
+from distill_lit.training.loggers import LoggerOptions, build_loggers, close_loggers, step_of
+from distill_lit.training.optim import adamw, warmup_cosine
+from distill_lit.utils.distributed.ranks import broadcast_from_rank_zero, get_world_size
 from distill_lit.utils.exceptions import Preempted, UserError
-from distill_lit.utils.files import read_jsonl, write_text
+from distill_lit.utils.files import read_jsonl
 from distill_lit.utils.progress import ProgressCallback
 
 log = logging.getLogger(__name__)
@@ -39,8 +39,9 @@ __all__ = ["Preempted", "TrainingJob", "train", "validate"]
 
 @dataclass
 class TrainingJob:
-    """What one training needs. `origin`: {teacher, data, objective …: what identifies it}, which a checkpoint carries;
-    `changed`: what becomes of a checkpoint with another origin, refuse, resume or restart."""
+    """What one training needs. fingerprints: {teacher, data, objective …: what identifies it}, which a checkpoint carries;
+    on_mismatch: what becomes of a checkpoint with other fingerprints, refuse, resume or restart; loggers: see
+    `training.loggers`."""
 
     folder: Path
     distiller: Distiller
@@ -51,11 +52,34 @@ class TrainingJob:
     fingerprints: Fingerprints = field(default_factory=dict)
     on_mismatch: str = "refuse"
     callbacks: list[L.Callback] = field(default_factory=list)
+    loggers: LoggerOptions = field(default_factory=lambda: {"tensorboard": {}})
+    hyperparameters: dict[str, Any] = field(default_factory=dict)  # of the run, for its loggers
 
     @property
     def checkpoint_folder(self) -> Path:
         """Where its checkpoints are."""
         return self.folder / "checkpoints"
+
+
+def prepare_student(student: Any, config: TrainingConfig) -> None:
+    """Switches on what the config asks of the student: recomputed activations, a compiled body."""
+    if config.gradient_checkpointing:
+        student.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.compile:
+        get_backbone(student).compile()
+
+
+def optimizer_settings(config: TrainingConfig) -> dict[str, Any]:
+    """Learning rate, optimizer and schedule of a `Distiller`."""
+    return {
+        "lr": config.learning_rate,
+        "optimizer": functools.partial(
+            adamw, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(config.beta1, config.beta2)
+        ),
+        "lr_scheduler": functools.partial(
+            warmup_cosine, warmup_fraction=config.warmup_fraction, min_lr_ratio=config.min_lr_ratio
+        ),
+    }
 
 
 def train(job: TrainingJob) -> dict[str, float]:
@@ -74,15 +98,23 @@ def train(job: TrainingJob) -> dict[str, float]:
         trainer = build_trainer(
             job, resume_step=checkpoint_step(checkpoint) if checkpoint else None, termination=termination
         )
-        if checkpoint is None:
-            trainer.validate(job.distiller, job.datamodule, verbose=False)
-        job.distiller.train()
-        trainer.fit(job.distiller, job.datamodule, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
-        if broadcast_from_rank_zero(
-            lambda: "validation/loss" not in _names_at(job.folder / "metrics.jsonl", job.datamodule.steps)
-        ):
-            trainer.validate(job.distiller, job.datamodule, verbose=False)
+        try:
+            _fit(job, trainer, checkpoint)
+        finally:
+            close_loggers(trainer.loggers)
     return final_metrics(job.folder / "metrics.jsonl")
+
+
+def _fit(job: TrainingJob, trainer: L.Trainer, checkpoint: Path | None) -> None:
+    """Trains, with a validation before the first step and after the last."""
+    if checkpoint is None:
+        trainer.validate(job.distiller, job.datamodule, verbose=False)
+    job.distiller.train()
+    trainer.fit(job.distiller, job.datamodule, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
+    if broadcast_from_rank_zero(
+        lambda: "validation/loss" not in _names_at(job.folder / "metrics.jsonl", job.datamodule.steps)
+    ):
+        trainer.validate(job.distiller, job.datamodule, verbose=False)
 
 
 def find_resume_checkpoint(job: TrainingJob) -> Path | None:
@@ -113,6 +145,7 @@ def validate(job: TrainingJob) -> dict[str, float]:
     single_process = replace(job, config=replace(job.config, devices=1))
     trainer = build_trainer(single_process, resume_step=None, termination=TerminationRequest())
     trainer.validate(job.distiller, job.datamodule, verbose=False)
+    close_loggers(trainer.loggers)
     return final_metrics(job.folder / "metrics.jsonl")
 
 
@@ -120,10 +153,10 @@ def build_trainer(job: TrainingJob, resume_step: int | None, termination: Termin
     """A Trainer that shows, logs and stores nothing but what this suite wants."""
     config = job.config
     val_check_interval = max(1, round(config.val_check_interval * job.datamodule.steps))
-    # events of steps that will be taken again are dropped
-    tensorboard_logger = TensorBoardLogger(
-        job.folder, name="", version="", default_hp_metric=False, purge_step=resume_step or 0
-    )
+    sync_lightning_rank()
+    loggers = build_loggers(job.loggers, job.folder, resume_step)
+    for logger in loggers if resume_step is None else []:
+        logger.log_hyperparams(job.hyperparameters)
     checkpoint_interval, budget = config.checkpoint_interval, config.checkpoint_budget
     return build_local_trainer(
         default_root_dir=job.folder,
@@ -136,8 +169,9 @@ def build_trainer(job: TrainingJob, resume_step: int | None, termination: Termin
         val_check_interval=val_check_interval * config.gradient_accumulation_steps,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        logger=[tensorboard_logger, JSONLinesLogger(job.folder / "metrics.jsonl", resume_step)],
+        gradient_clip_val=config.max_grad_norm or None,
+        log_every_n_steps=config.log_every_n_steps,
+        logger=loggers,
         callbacks=[
             TerminateOnNonFinite(job.folder),
             RNGStateCallback(),
@@ -150,7 +184,7 @@ def build_trainer(job: TrainingJob, resume_step: int | None, termination: Termin
                 job.fingerprints,
                 termination,
             ),
-            TrainingProgressReporter(job.progress_callback, job.datamodule.steps),
+            TrainingProgressReporter(job.progress_callback, job.datamodule.steps, job.datamodule.tokens_per_step),
             *job.callbacks,
         ],
         plugins=[SafeCheckpointIO()],
@@ -158,67 +192,12 @@ def build_trainer(job: TrainingJob, resume_step: int | None, termination: Termin
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        inference_mode=False,  # metrics made in inference mode could not be updated in training
     )
-
-
-class JSONLinesLogger(Logger):
-    """One JSON object per logged step: what tables and curves are drawn from. A resumed run drops what it will repeat.
-
-    `step` counts optimizer steps done: before the step of a training line, before the validation of a validation line.
-    """
-
-    def __init__(self, path: Path, resume_step: int | None) -> None:
-        """`resumed_at`: optimizer steps of the checkpoint that training goes on from; None: start anew."""
-        super().__init__()
-        self.path = path
-        if get_rank() == 0:
-            kept = [line for line in read_jsonl(path) if _step_of(line) < resume_step] if resume_step is not None else []
-            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-
-    @property
-    def name(self) -> str:
-        """No name: there is one file per run."""
-        return ""
-
-    @property
-    def version(self) -> str:
-        """No version: there is one file per run."""
-        return ""
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Appends a line, on the first rank."""
-        if get_rank():
-            return
-        values = {name: value for name, value in metrics.items() if name != "epoch"}
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-
-    @property
-    def experiment(self) -> "JSONLinesLogger":
-        """What has a `flush`, as Lightning calls it."""
-        return self
-
-    def flush(self) -> None:
-        """Makes the lines durable."""
-        if get_rank():
-            return
-        with self.path.open("a") as file:
-            os.fsync(file.fileno())
-
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """The resolved config is in the run folder already."""
-
-
-def _step_of(line: dict[str, Any]) -> float:
-    """The step of a logged line; NaN, which is before and after nothing, where it has none."""
-    step = line.get("step")
-    return step if isinstance(step, (int, float)) else math.nan
 
 
 def _names_at(path: Path, step: int) -> set[str]:
     """The names of all metrics logged at a step."""
-    return {name for line in read_jsonl(path) if _step_of(line) == step for name in line}
+    return {name for line in read_jsonl(path) if step_of(line) == step for name in line}
 
 
 def final_metrics(path: Path) -> dict[str, float]:

@@ -20,7 +20,7 @@ from distill_lit.config.schema import CorpusConfig, DataConfig
 from distill_lit.data.loader import PackedLoader, ValidationLoader, make_batch
 from distill_lit.data.packing import PackedDataset, pack
 from distill_lit.experiment.validation import check_experiment
-from distill_lit.losses import build_objective, fused_linear_distillation_loss
+from distill_lit.losses import build_objective, fused_linear_loss
 from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.models import check_same_vocabulary, load_model, load_tokenizer, model_fingerprint
 from distill_lit.models.packing_check import last_hidden_state
@@ -119,7 +119,7 @@ def test_11_padding_has_zero_gradient(dropping_teacher: Path) -> None:
 
     student.get_input_embeddings().register_forward_hook(keep)
     chosen = batch["labels"][:, 1:] != -100
-    losses = fused_linear_distillation_loss(
+    losses = fused_linear_loss(
         build_objective({"ce": load_objective("ce")}),
         last_hidden_state(student, batch)[:, :-1][chosen],
         get_lm_head(student, 300),

@@ -25,7 +25,8 @@ from distill_lit.training.checkpoint import (
     rotate_checkpoints,
     update_best_checkpoint,
 )
-from distill_lit.training.trainer import JSONLinesLogger, final_metrics
+from distill_lit.training.loggers import JSONLinesLogger
+from distill_lit.training.trainer import final_metrics
 from distill_lit.utils.files import read_json
 
 

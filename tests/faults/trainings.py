@@ -220,15 +220,20 @@ def _poison(change: Callable[[Any], Any]) -> None:
 
 def poisoned_validation() -> None:
     """The last validation's loss is not a number."""
-    from distill_lit.training.distiller import Distiller
+    from distill_lit.training.callbacks.step_logger import StepLogger
+    from distill_lit.training.metrics import TokenMeans
 
-    means = Distiller._means
+    log, compute, step = StepLogger.on_validation_epoch_end, TokenMeans.compute, [0]
 
-    def poisoned(self: Any, metrics: Any, stage: str) -> dict[str, float]:
-        found = means(self, metrics, stage)
-        return {k: float("nan") for k in found} if stage == "validation" and self.global_step == STEPS else found
+    def noting(self: Any, trainer: Any, module: Any) -> None:
+        step[0] = trainer.global_step
+        log(self, trainer, module)
 
-    Distiller._means = poisoned
+    def poisoned(self: Any, stage: str) -> dict[str, float]:
+        found = compute(self, stage)
+        return {k: float("nan") for k in found} if stage == "validation" and step[0] == STEPS else found
+
+    StepLogger.on_validation_epoch_end, TokenMeans.compute = noting, poisoned
 
 
 def watched_teacher() -> None:

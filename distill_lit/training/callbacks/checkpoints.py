@@ -8,7 +8,9 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from distill_lit.training.callbacks.termination import TerminationRequest
+from distill_lit.training.callbacks.throughput import pause_throughput
 from distill_lit.training.checkpoint import CHECKPOINT_KEY, Fingerprints, rotate_checkpoints, update_best_checkpoint
+from distill_lit.training.loggers import flush_loggers
 from distill_lit.utils.distributed.ranks import all_gather_object
 from distill_lit.utils.exceptions import Preempted
 
@@ -89,9 +91,8 @@ class CheckpointCallback(L.Callback):
         return next(name for name in names if name)
 
     def _save(self, trainer: L.Trainer, step: int) -> None:
-        with trainer.lightning_module.timer.paused():
-            for logger in trainer.loggers:
-                logger.experiment.flush()  # what is logged must be as durable as the checkpoint that comes after it
+        with pause_throughput(trainer):
+            flush_loggers(trainer.loggers)  # what is logged must be as durable as the checkpoint that comes after it
             trainer.save_checkpoint(self.folder / f"step={step}.ckpt")
             if trainer.is_global_zero:
                 rotate_checkpoints(self.folder, self.disk_budget_gb)

@@ -7,6 +7,7 @@ import lightning as L
 
 from distill_lit.config import EvaluationConfig
 from distill_lit.evaluation.evaluator import evaluate_loaded, primary_scores
+from distill_lit.training.callbacks.throughput import pause_throughput
 
 
 class EvaluationCallback(L.Callback):
@@ -35,7 +36,7 @@ class EvaluationCallback(L.Callback):
             self._evaluate(trainer, module)
 
     def _evaluate(self, trainer: L.Trainer, module: Any) -> None:
-        with module.timer.paused():  # asking questions does not count as training
+        with pause_throughput(trainer):  # asking questions does not count as training
             if trainer.is_global_zero:
                 self._log_scores(trainer, module)
             trainer.strategy.barrier()

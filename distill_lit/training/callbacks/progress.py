@@ -12,13 +12,13 @@ from distill_lit.utils.progress import ProgressCallback
 class TrainingProgressReporter(L.Callback):
     """Reports tokens done and the latest metrics."""
 
-    def __init__(self, report: ProgressCallback, steps: int) -> None:
-        """`report` is called; `steps`: optimizer steps of the whole training."""
-        self.progress_callback, self.max_steps = report, steps
+    def __init__(self, progress_callback: ProgressCallback, max_steps: int, tokens_per_step: int) -> None:
+        """max_steps: optimizer steps of the whole training; tokens_per_step: positions read in each, by all ranks."""
+        self.progress_callback, self.max_steps, self.tokens_per_step = progress_callback, max_steps, tokens_per_step
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         """Reports after every batch."""
-        per_step = module.tokens_per_step
+        per_step = self.tokens_per_step
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.progress_callback("train", trainer.global_step * per_step, self.max_steps * per_step, "tokens", metrics)
 

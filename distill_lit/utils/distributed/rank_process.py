@@ -35,10 +35,10 @@ def run_rank(descriptor: int) -> None:
     if rank:
         logging.disable(logging.INFO)  # the first rank says the same
     try:
-        connection.send(("done", _run_function(rank, world_size, port, threads, payload, connection)))
+        connection.send(("result", _run_function(rank, world_size, port, threads, payload, connection)))
     except BaseException as error:
         traceback.print_exc()
-        connection.send(("failed", pickle_error(error, rank)))
+        connection.send(("error", pickle_error(error, rank)))
         _flush_and_exit(1)  # at once, so that no rank waits for this one; and gloo's threads can hang at a regular exit
     logging.shutdown()
     threading.Event().wait()

@@ -1,0 +1,165 @@
+"""Where a run's curves go: `metrics.jsonl` always, and any of Lightning's loggers that the config names."""
+
+import importlib.util
+import inspect
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+
+from distill_lit.utils.distributed.ranks import get_rank
+from distill_lit.utils.exceptions import UserError, suggest
+from distill_lit.utils.files import read_jsonl, write_text
+
+LoggerOptions = Mapping[str, Mapping[str, Any] | None]  # {logger: options of its class}; None: not this one
+LOGGER_CLASSES = {"tensorboard": "TensorBoardLogger", "csv": "CSVLogger", "wandb": "WandbLogger", "mlflow": "MLFlowLogger"}
+LOGGER_PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}  # optional
+
+
+def check_loggers(loggers: LoggerOptions) -> None:
+    """Raises UserError for a logger that is unknown, whose package is missing, or that has no such option."""
+    for name, options in loggers.items():
+        if name not in LOGGER_CLASSES:
+            raise UserError(f"loggers: unknown logger {name!r}{suggest(name, LOGGER_CLASSES)}")
+        package = LOGGER_PACKAGES.get(name)
+        if options is not None and package and importlib.util.find_spec(package) is None:
+            raise UserError(f"loggers.{name}: package {package} is not installed; pip install 'distill-lit[{name}]'")
+        if options:
+            _check_options(name, options)
+
+
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(_logger_class(name)).parameters
+    takes_any = any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    for option in options:
+        if option not in parameters and not takes_any:
+            raise UserError(f"loggers.{name}: unknown option {option!r}{suggest(option, parameters)}")
+
+
+def _logger_class(name: str) -> Callable[..., Any]:
+    import lightning.pytorch.loggers  # takes seconds, and bad input is refused without it
+
+    logger_class: Callable[..., Any] = getattr(lightning.pytorch.loggers, LOGGER_CLASSES[name])
+    return logger_class
+
+
+def build_loggers(loggers: LoggerOptions, folder: Path, resume_step: int | None) -> list[Any]:
+    """The loggers of a run, `metrics.jsonl` last.
+
+    Each writes into the run's folder, MLflow beside it, unless its options name another place. A run that goes on from
+    `resume_step` drops the TensorBoard events of steps that it repeats, writes a new CSV file, and goes on in the same run
+    of W&B and MLflow.
+
+    Args:
+        loggers: {tensorboard, csv, wandb or mlflow: options of Lightning's class}.
+        folder: the run's.
+        resume_step: optimizer steps of the checkpoint that training goes on from; None: it begins.
+    """
+    found = [_build_logger(name, options, folder, resume_step) for name, options in loggers.items() if options is not None]
+    return [*found, JSONLinesLogger(folder / "metrics.jsonl", resume_step)]
+
+
+def _build_logger(name: str, options: Mapping[str, Any], folder: Path, resume_step: int | None) -> Any:
+    experiment, run = folder.parent.name, folder.name
+    defaults: dict[str, dict[str, Any]] = {
+        "tensorboard": {
+            "save_dir": folder,
+            "name": "",
+            "version": "",
+            "default_hp_metric": False,
+            "purge_step": resume_step or 0,
+        },
+        "csv": {"save_dir": folder, "name": "csv", "version": f"from_step_{resume_step or 0}"},
+        "wandb": {"save_dir": folder, "project": experiment, "name": run, "id": run[-64:], "resume": "allow"},
+        "mlflow": {"save_dir": folder.parent / "mlruns", "experiment_name": experiment, "run_name": run},
+    }
+    if name == "mlflow":  # which refuses to write files without this
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+    if name == "mlflow" and resume_step is not None:
+        defaults["mlflow"]["run_id"] = _mlflow_run_id(folder)
+    logger = _logger_class(name)(**{**defaults[name], **options})
+    if name == "mlflow" and get_rank() == 0:
+        write_text(folder / MLFLOW_RUN_FILE, str(logger.run_id))
+    return logger
+
+
+MLFLOW_RUN_FILE = "mlflow_run_id.txt"  # in a run's folder
+
+
+def _mlflow_run_id(folder: Path) -> str | None:
+    path = folder / MLFLOW_RUN_FILE
+    return path.read_text().strip() if path.is_file() else None
+
+
+def flush_loggers(loggers: Iterable[Any]) -> None:
+    """Makes what was logged as durable as each logger can."""
+    for logger in loggers:
+        if hasattr(logger.experiment, "flush"):
+            logger.experiment.flush()
+        else:
+            logger.save()
+
+
+def close_loggers(loggers: Iterable[Any]) -> None:
+    """Ends the runs that are open in this process: W&B would log the next one into them."""
+    for logger in loggers:
+        if hasattr(logger.experiment, "finish"):
+            logger.experiment.finish()
+
+
+class JSONLinesLogger(Logger):
+    """One JSON object per logged step: what tables and curves are drawn from. A resumed run drops what it will repeat.
+
+    `step` counts optimizer steps done: before the step of a training line, before the validation of a validation line.
+    """
+
+    def __init__(self, path: Path, resume_step: int | None) -> None:
+        """resume_step: optimizer steps of the checkpoint that training goes on from; None: start anew."""
+        super().__init__()
+        self.path = path
+        if get_rank() == 0:
+            kept = [line for line in read_jsonl(path) if step_of(line) < resume_step] if resume_step is not None else []
+            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    @property
+    def name(self) -> str:
+        """No name: there is one file per run."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """No version: there is one file per run."""
+        return ""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Appends a line, on the first rank."""
+        if get_rank():
+            return
+        values = {name: value for name, value in metrics.items() if name != "epoch"}
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+    @property
+    def experiment(self) -> "JSONLinesLogger":
+        """What has a `flush`, as Lightning calls it."""
+        return self
+
+    def flush(self) -> None:
+        """Makes the lines durable."""
+        if get_rank():
+            return
+        with self.path.open("a") as file:
+            os.fsync(file.fileno())
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """The resolved config is in the run folder already."""
+
+
+def step_of(line: dict[str, Any]) -> float:
+    """The step of a logged line; NaN, which is before and after nothing, where it has none."""
+    step = line.get("step")
+    return step if isinstance(step, (int, float)) else math.nan

@@ -1,0 +1,62 @@
+"""Optimizer and learning-rate schedule: AdamW with decay on matrices only, linear warm-up, then a cosine."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from distill_lit.utils.exceptions import UserError
+
+OptimizerFactory = Callable[[list[torch.nn.Parameter]], Optimizer]
+SchedulerFactory = Callable[[Optimizer, int], Any]  # (optimizer, optimizer steps of the training) → its schedule
+
+
+def adamw(
+    parameters: Iterable[torch.nn.Parameter],
+    lr: float = 5e-4,
+    weight_decay: float = 0.01,
+    betas: tuple[float, float] = (0.9, 0.95),
+    fused: bool = True,
+) -> AdamW:
+    """AdamW; norms and biases, which are no matrices, do not decay."""
+    parameters = list(parameters)
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return AdamW(groups, lr=lr, betas=betas, fused=fused)
+
+
+def warmup_cosine(
+    optimizer: Optimizer, total_steps: int, warmup_fraction: float = 0.1, min_lr_ratio: float = 0.1
+) -> LambdaLR:
+    """The learning rate rises for a share of the optimizer steps, then falls along a cosine to a share of its peak."""
+    warmup_steps = max(1, round(warmup_fraction * total_steps))
+
+    def multiplier(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        share = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        return min_lr_ratio + (1 - min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * share))
+
+    return LambdaLR(optimizer, multiplier)
+
+
+def optimizer_and_schedule(
+    parameters: list[torch.nn.Parameter],
+    make_optimizer: OptimizerFactory,
+    make_lr_scheduler: SchedulerFactory | None,
+    total_steps: float,
+) -> Any:
+    """What `configure_optimizers` returns; the schedule is stepped after every optimizer step. Raises UserError for a
+    schedule over steps without number."""
+    optimizer = make_optimizer(parameters)
+    if make_lr_scheduler is None:
+        return optimizer
+    if total_steps == float("inf"):
+        raise UserError("lr_scheduler: it needs the number of steps; give the Trainer max_steps or max_epochs")
+    schedule = make_lr_scheduler(optimizer, int(total_steps))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
