@@ -13,11 +13,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from distill_lit.utils.distributed.cluster_environment import remove_cluster_variables
+from distill_lit.utils.progress import NO_METRICS, ProgressCallback
 
 EVENTS_PER_SECOND = 4
 GRACE_SECONDS = 120.0  # between the death of the driver and the end of a worker that does not come to its senses
@@ -81,15 +82,17 @@ class _RunQueue:
             return self._lines.pop(0) if self._lines else None
 
 
-def _reporter(run_name: str, send_event: Callable[..., None]) -> Callable[..., None]:
+def _reporter(run_name: str, send_event: Callable[..., None]) -> ProgressCallback:
     """A function that passes progress on, a few times a second."""
     last = 0.0
 
-    def report(stage: str, done: float, total: float, unit: str, metrics: dict[str, float]) -> None:
+    def report(stage: str, done: float, total: float, unit: str = "", metrics: Mapping[str, float] = NO_METRICS, /) -> None:
         nonlocal last
         if time.monotonic() - last > 1 / EVENTS_PER_SECOND or done >= total:
             last = time.monotonic()
-            send_event(event="progress", run=run_name, stage=stage, done=done, total=total, unit=unit, metrics=metrics)
+            send_event(
+                event="progress", run=run_name, stage=stage, done=done, total=total, unit=unit, metrics=dict(metrics)
+            )
 
     return report
 

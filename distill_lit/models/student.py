@@ -78,6 +78,8 @@ def check_student(name: str, student: StudentConfig) -> None:
     with _student_key_errors(name):
         check_layers(student.layers, student.num_layers)
         check_lora(student.lora)
+        if student.initializer:
+            find_initializer(student.initializer)
     if student.from_:
         assets.check_reference(student.from_)
 
