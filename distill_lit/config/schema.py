@@ -250,7 +250,7 @@ class ExperimentConfig:
     launcher: LauncherConfig = Field(default_factory=LauncherConfig, description="where runs happen")
     loggers: dict[Text, dict[Text, Any] | None] = Field(
         default_factory=_default_loggers,
-        description="where curves go: tensorboard, csv, wandb, mlflow, with options of Lightning's loggers; null: not there",
+        description="where curves go: tensorboard, csv, wandb, mlflow, with options of Lightning's loggers; null: off",
     )
     variants: dict[Text, dict[Text, Any]] = Field(
         default_factory=dict, description="named sets of overrides {name: {dotted key: value}}, for the grid key `variant`"
