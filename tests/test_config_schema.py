@@ -101,18 +101,20 @@ def test_the_schema_takes_what_the_loader_takes(validator: Any, tmp_path: Path, 
 
 def test_listed_fields_are_all_fields_with_their_defaults() -> None:
     listed = {field.key: field.default for field in describe_fields()}
-    plain = flat(to_dict(ExperimentConfig()))
+    plain = flat(to_dict(ExperimentConfig()), set(listed))
     assert {key: listed[key] for key in plain} == plain
     assert set(listed) - set(plain) == {"defaults", *(key for key in listed if ".NAME" in key)}
     assert listed["objective.terms.NAME.weight"] is None
     assert listed["data.corpora.NAME.generated.remote.price.input"] == 0.0
 
 
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found = {}
+def flat(tree: dict[str, Any], fields: set[str], prefix: str = "") -> dict[str, Any]:
+    """{dotted key: value} down to the keys that are fields."""
+    values = {}
     for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return found
+        is_section = isinstance(value, dict) and f"{prefix}{key}" not in fields
+        values |= flat(value, fields, f"{prefix}{key}.") if is_section else {f"{prefix}{key}": value}
+    return values
 
 
 def test_listed_ranges_are_those_that_are_checked() -> None:

@@ -13,7 +13,6 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import yaml
-from omegaconf import OmegaConf
 from tiny_data import byte_tokenizer, save_tokenizer, write_lines
 
 from distill_lit.config.schema import CorpusConfig, DataConfig
@@ -334,8 +333,8 @@ def test_text_without_targets_is_refused(tmp_path):
 
 
 def shipped() -> DataConfig:
-    fragment = OmegaConf.load(CONFIGS / "corpora" / "commonsense_train.yaml")
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), fragment.data))
+    fragment = yaml.safe_load((CONFIGS / "corpora" / "commonsense_train.yaml").read_text(encoding="utf-8"))
+    return DataConfig(**fragment["data"])
 
 
 LM_EVAL_TASKS = {
