@@ -1,5 +1,5 @@
-"""On the path of a subprocess, this lets things go wrong: FAULTS holds lines of '<deed> <cell> <stage> <n>', done at the
-n-th report of a stage in a cell whose label it is; RANK_FAULTS lines of '<deed> <rank> <stage> <n>', done by that one of
+"""On the path of a subprocess, this lets things go wrong: FAULTS holds lines of '<deed> <run> <stage> <n>', done at the
+n-th report of a stage in a run whose label it is; RANK_FAULTS lines of '<deed> <rank> <stage> <n>', done by that one of
 several ranks; NO_SOCKETS names a file where attempts to connect are written down."""
 
 import importlib.abc
@@ -59,18 +59,18 @@ class Finder(importlib.abc.MetaPathFinder):
 
         def execute(module):
             whole(module)
-            run_cell, build_rank = module.run_cell, module.build_rank
-            module.run_cell = lambda cell, folder, report: run_cell(cell, folder, sabotaged(cell.label, report, FAULTS))
+            execute_run, build_run_on_rank = module.execute_run, module.build_run_on_rank
+            module.execute_run = lambda run, folder, report: execute_run(run, folder, sabotaged(run.label, report, FAULTS))
 
-            def build(cell, folder, report):
+            def build(run, folder, report):
                 from distill_lit.utils.distributed.ranks import get_rank
 
                 os.environ["CELL"] = str(folder)
                 (folder / f"pid.{get_rank()}").write_text(str(os.getpid()))
-                build_rank(cell, folder, sabotaged(str(get_rank()), report, RANK_FAULTS))
+                build_run_on_rank(run, folder, sabotaged(str(get_rank()), report, RANK_FAULTS))
 
-            build.__qualname__, build.__module__ = "build_rank", "distill_lit.experiment.run"
-            module.build_rank = build
+            build.__qualname__, build.__module__ = "build_run_on_rank", "distill_lit.experiment.run"
+            module.build_run_on_rank = build
 
         spec.loader.exec_module = execute
         return spec
@@ -83,8 +83,8 @@ def sabotaged(label, report, faults):
         report(stage, *rest)
         first = stage.split()[0]
         seen[first] = seen.get(first, 0) + 1
-        for deed, cell, where, count in faults:
-            if cell in (label, "*") and where == first and count in (str(seen[first]), "*"):
+        for deed, run, where, count in faults:
+            if run in (label, "*") and where == first and count in (str(seen[first]), "*"):
                 do(deed)
 
     return reporting
