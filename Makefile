@@ -36,7 +36,7 @@ format: install
 	$(BIN)/ruff format .
 
 docs: install  # into site/; from files alone, no network
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # known holes in the pinned versions; 2 means that no advisory service could be asked
 audit: .venv/audit/bin/pip-audit
