@@ -11,13 +11,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from distill_lit.analysis import significance as st
+from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.bootstrap import bootstrap_seed, cluster_counts
 from distill_lit.analysis.document_axes import RARITY
 from distill_lit.analysis.score_table import find_baselines
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.slices import discovery_mask
 
-FloatArray = NDArray[np.floating]
 CVAR_SHARE = 0.1
 N_CALIBRATION_BINS = 10  # of equal mass, for the calibration error
 MAX_COVERAGE_RESAMPLES = 1000
@@ -25,11 +25,11 @@ RISK_TOLERANCE = 1e-12  # equal risks that differ by rounding
 
 
 def choice_probabilities(scores: Scores, model: str) -> pd.DataFrame:
-    """Per document: p_top (softmax probability of the likeliest choice), right (it is the gold one), p_gold, brier
-    (Σ over choices of (p − y)²), gold_nll (nats of the gold answer's text), chosen; NaN without two choices."""
+    """Per document: p_top (softmax probability of the likeliest choice), correct (it is the gold one), p_gold,
+    brier (Σ over choices of (p − y)²), gold_nll (nats of the gold answer's text), choice; NaN without two choices."""
     rows, gold = scores.results.records[model], scores.results.documents["gold"]
     found = [_probabilities(ll, g) for ll, g in zip(rows["ll"], gold, strict=True)]
-    names = ["p_top", "right", "p_gold", "brier", "gold_nll", "chosen"]
+    names = ["p_top", "correct", "p_gold", "brier", "gold_nll", "choice"]
     return pd.DataFrame(found, index=rows.index, columns=names)
 
 
@@ -100,7 +100,7 @@ def deferral_threshold(
 def coverage_curve(
     confidence: FloatArray, student_correct: FloatArray, teacher_correct: FloatArray, weights: FloatArray
 ) -> pd.DataFrame:
-    """coverage, accuracy of student-then-teacher at it, and the accuracy of the student alone on what it answers."""
+    """coverage, combined_accuracy (student, else teacher) and selective_accuracy (the student on what it answers)."""
     order = np.argsort(-confidence, kind="stable")
     mass = weights[order].cumsum()
     own = (weights * student_correct)[order].cumsum()
@@ -108,8 +108,8 @@ def coverage_curve(
     return pd.DataFrame(
         {
             "coverage": mass / mass[-1],
-            "together": (own + deferred) / mass[-1],
-            "answered": own / np.maximum(mass, RISK_TOLERANCE),
+            "combined_accuracy": (own + deferred) / mass[-1],
+            "selective_accuracy": own / np.maximum(mass, RISK_TOLERANCE),
         }
     )
 
@@ -168,7 +168,7 @@ def _calibration(scores: Scores, own: pd.DataFrame, codes: pd.DataFrame) -> dict
         rows = inside & _known(own)
         weight = document_weights(scores, own.index[rows])
         if weight.sum():
-            confidence, right = own["p_top"][rows].to_numpy(float), own["right"][rows].to_numpy(float)
+            confidence, right = own["p_top"][rows].to_numpy(float), own["correct"][rows].to_numpy(float)
             found[f"ece_{name}"] = expected_calibration_error(confidence, right, weight)
             found[f"brier_{name}"] = float(np.average(own["brier"][rows], weights=weight))
     return found
@@ -189,10 +189,10 @@ def _coverage(scores: Scores, seeds: list[pd.DataFrame], teacher: pd.DataFrame, 
     weight = document_weights(scores, index)
     if not (weight[is_discovery].sum() and weight[~is_discovery].sum()):
         return {}
-    teacher_correct = teacher["right"][rows].to_numpy(float)
+    teacher_correct = teacher["correct"][rows].to_numpy(float)
     answered, gains = np.zeros(len(index)), np.zeros(len(index))
     for own in seeds:
-        confidence, right = own["p_top"][rows].to_numpy(float), own["right"][rows].to_numpy(float)
+        confidence, right = own["p_top"][rows].to_numpy(float), own["correct"][rows].to_numpy(float)
         threshold = deferral_threshold(
             confidence[is_discovery], right[is_discovery], teacher_correct[is_discovery], weight[is_discovery]
         )
@@ -231,8 +231,8 @@ def _redrawn(scores: Scores, index: pd.MultiIndex) -> Iterator[FloatArray]:
 
 
 def coverage_and_reliability_curves(scores: Scores, models: dict[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """For {label: model id}: coverage curves (label, coverage, together, answered) and reliability (label, confidence,
-    accuracy) in BINS bins of equal mass. Empty without a teacher."""
+    """For {label: model id}: coverage curves (label, coverage, combined_accuracy, selective_accuracy) and reliability
+    (label, confidence, accuracy) in N_CALIBRATION_BINS bins of equal mass. Empty without a teacher."""
     coverage, reliability = [pd.DataFrame()], [pd.DataFrame()]
     if scores.teacher is None:
         return coverage[0], reliability[0]
@@ -243,8 +243,8 @@ def coverage_and_reliability_curves(scores: Scores, models: dict[str, str]) -> t
         weight = document_weights(scores, own.index[rows])
         if not weight.sum():
             continue
-        confidence, right = own["p_top"][rows].to_numpy(float), own["right"][rows].to_numpy(float)
-        teacher_correct = teacher["right"][rows].to_numpy(float)
+        confidence, right = own["p_top"][rows].to_numpy(float), own["correct"][rows].to_numpy(float)
+        teacher_correct = teacher["correct"][rows].to_numpy(float)
         coverage.append(coverage_curve(confidence, right, teacher_correct, weight).assign(label=label))
         values = pd.DataFrame({"confidence": confidence * weight, "accuracy": right * weight, "weight": weight})
         sums = values.groupby(equal_mass_bins(confidence, weight)).sum()

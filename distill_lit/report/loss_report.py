@@ -24,9 +24,9 @@ DETAILED = ("rarity_question", "difficulty")  # axes whose strata stand in the p
 
 
 def loss_report_markdown(
-    scores: Scores, long_tail: LongTail, title: str, statements: dict[str, list[str]], has_confidence: bool
+    scores: Scores, long_tail: LongTail, title: str, statements: dict[str, list[str]], has_calibration: bool
 ) -> str:
-    """The page. `statements`: {label: paragraphs of its loss statement}; `has_confidence`: confidence.png was drawn."""
+    """The page. `statements`: {label: paragraphs of its loss statement}; `has_calibration`: calibration.png was drawn."""
     lines = [
         f"# Long tail: {escape_markdown(title)}",
         "",
@@ -39,8 +39,8 @@ def loss_report_markdown(
         lines += [f"**{escape_markdown(label)}**", "", *markdown_paragraphs(said)]
     lines += ["![Long tail](longtail.png)", "", "## Did the tail lose more than the head?", ""]
     lines += [to_markdown(contrast_table(scores, long_tail)), "## Flips per task", "", to_markdown(flip_table(long_tail))]
-    lines += ["## Confidence", "", to_markdown(calibration_table(long_tail))]
-    lines += ["![Confidence](confidence.png)", ""] if has_confidence else []
+    lines += ["## Calibration", "", to_markdown(calibration_table(long_tail))]
+    lines += ["![Calibration](calibration.png)", ""] if has_calibration else []
     for model in long_tail.flips:
         lines += [f"## {escape_markdown(model)}", "", to_markdown(stratum_overview_table(scores, long_tail, model))]
         lines += [
@@ -88,7 +88,8 @@ def _examples(scores: Scores, flips: pd.DataFrame, what: str) -> list[str]:
         choices = [str(c) for c in document["choices"]] if document["choices"] is not None else []
         prompt = " ".join(str(document["prompt"]).split())
         shown = prompt if len(prompt) <= MAX_EXAMPLE_PROMPT_CHARS else f"… {prompt[-MAX_EXAMPLE_PROMPT_CHARS:]}"
-        answer = f"teacher: {_choice(choices, row['chosen_t'])} (right); student: {_choice(choices, row['chosen_s'])}"
+        teacher, student = (_choice(choices, row[f"{who}_choice"]) for who in ("teacher", "student"))
+        answer = f"teacher: {teacher} (right); student: {student}"
         lines += [f"- {escape_markdown(index[0])}: {escape_markdown(shown)} — {escape_markdown(answer)}"]
     return [*lines, ""]
 
@@ -101,8 +102,8 @@ def _choice(choices: list[str], number: int) -> str:
 
 def _method(scores: Scores, report: LongTail) -> list[str]:
     results = scores.results
-    why = "the experiment kept no counts of its corpus"
-    if results.frequencies is not None:
+    why = "the experiment has no counts of its corpus"
+    if results.corpus_words:
         why = f"the {results.corpus_words:,} words of the distillation corpus are too few"
     source = "the distillation corpus" if results.uses_corpus_word_counts else f"wordfreq's general English, because {why}"
     example = format_number(zipf_frequency_function(results)("the"), 1)
@@ -115,7 +116,7 @@ def _method(scores: Scores, report: LongTail) -> list[str]:
         f"Axes: {axes}.",
         f'Word frequencies are those of {source} ("the": {example}).',
         f"Strata are {scores.analysis.num_strata} quantile groups within each task, pooled with equal task weight. Scores "
-        f"are above chance. A flip is of {modal}.",
+        f"are above chance. Flips compare {modal}.",
     ]
     return [*lines, *excluded_task_notes(scores)]
 

@@ -43,19 +43,19 @@ def loss_statement(scores: Scores, score_frame: pd.DataFrame, long_tail: LongTai
 def _kept(scores: Scores, frame: pd.DataFrame, label: str) -> str:
     macro = frame[(frame["model"] == label) & (frame["task"] == MACRO_AVERAGE)].iloc[0]
     if pd.isna(macro["retention"]):
-        why = why_no_average(scores, scores.group_index(label)) or "the teacher's own average is too near chance"
+        why = why_no_average(scores, scores.group_index(label)) or "the teacher's average is too close to chance"
         return f"No average against the teacher can be given, because {why}."
     tasks = len(scores.averaged)
-    kept = format_retention(macro)
+    retention = format_retention(macro)
     return (
-        f"On {tasks} task{'s' if tasks > 1 else ''} with {int(macro['n'])} documents this student keeps {kept} of its "
-        "teacher's score above chance."
+        f"On {tasks} task{'s' if tasks > 1 else ''} with {int(macro['n'])} documents this student retains {retention} of "
+        "its teacher's score above chance."
     )
 
 
 def _flips(scores: Scores, report: LongTail, label: str) -> str:
     flips = averaged_flips(scores, report.flips[label])
-    right = int(flips["right_t"].sum())
+    right = int(flips["teacher_correct"].sum())
     lost, gained = int((flips["flip"] == "lost").sum()), int((flips["flip"] == "gained").sum())
     share = f" ({format_points(lost / right, 0)}%)" if right else ""
     return (
@@ -94,9 +94,9 @@ def _worst(report: LongTail, label: str) -> str:
     if mine.empty or pd.isna(mine.iloc[0]["retention"]):
         return ""
     row = mine.iloc[0]
-    kept = f"{format_points(row['retention'], 0)}% {format_interval(row['low'], row['high'], 0)}".strip()
+    retention = f"{format_points(row['retention'], 0)}% {format_interval(row['low'], row['high'], 0)}".strip()
     return (
-        f'It keeps least in the group "{report.axis_title(row["axis"])}: {row["label"]}", namely {kept} '
+        f'Its lowest retention is in the group "{report.axis_title(row["axis"])}: {row["label"]}", namely {retention} '
         "(the interval holds for all groups at once)."
     )
 
@@ -109,8 +109,8 @@ def _slices(report: LongTail, label: str) -> str:
     if confirmed.empty:
         return "A search for groups of documents with higher loss confirmed none on held-out documents."
     named = [
-        f'"{r["slice"]}" (loses {format_points(r["lost_rate"], 0)}% of what the teacher has, elsewhere '
-        f"{format_points(r['rest_rate'], 0)}%)"
+        f'"{r["slice"]}" (loses {format_points(r["inside_loss_rate"], 0)}% of what the teacher has, elsewhere '
+        f"{format_points(r['outside_loss_rate'], 0)}%)"
         for _, r in confirmed.iterrows()
     ]
     return f"Groups with higher loss, confirmed on held-out documents: {join_words(named)}."

@@ -22,7 +22,7 @@ def _card(result: ReportBundle, label: str, seeds: int) -> str:
     mine, teacher = (_by_task(frame[mask]) for mask in (frame["model"] == label, frame["role"] == "teacher"))
     rows = []
     for task, row in mine.iterrows():
-        where = "above chance" if task == MACRO_AVERAGE else f"{row['metric']}, {row['shots']:.0f}-shot"
+        where = "above chance" if task == MACRO_AVERAGE else f"{row['metric']}, {row['num_fewshot']:.0f}-shot"
         other = format_points(teacher.loc[task, "score"]) if task in teacher.index else "—"
         rows.append(
             [

@@ -49,16 +49,16 @@ def calibration_figure(scores: Scores) -> Any:
 
 
 def _coverage(axes: Any, coverage: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> None:
-    alone = coverage.loc[coverage["label"] == "teacher", "together"].iloc[0] * 100
+    alone = coverage.loc[coverage["label"] == "teacher", "combined_accuracy"].iloc[0] * 100
     axes.axhline(alone, color=styles["teacher"]["color"], linewidth=1.0, linestyle=(0, (1, 2)))
     axes.annotate("teacher alone", (100, alone), (0, 3), textcoords="offset points", ha="right", fontsize=8)
     for label, mine in coverage[coverage["label"] != "teacher"].groupby("label", sort=False):
         every = max(1, len(mine) // 6)
-        axes.plot(mine["coverage"] * 100, mine["together"] * 100, markevery=every, linewidth=1.4,
+        axes.plot(mine["coverage"] * 100, mine["combined_accuracy"] * 100, markevery=every, linewidth=1.4,
                   **marker_options(styles[label]))  # fmt: skip
     axes.set_title("Who answers?")
     axes.set_xlabel("documents the student answers, most confident first, %")
-    axes.set_ylabel("student and teacher together, % right")
+    axes.set_ylabel("accuracy of student and teacher together, %")
 
 
 def _reliability(axes: Any, reliability: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> None:

@@ -24,7 +24,7 @@ MAX_ROWS = 6  # students drawn
 
 def long_tail_figure(long_tail: LongTail, sample_limit_note: str = "", ce_only_label: str = "without teacher") -> Any:
     """A matplotlib figure with a row per distilled student, at most MAX_ROWS; None when there is nothing to draw.
-    without: how the student without teacher is called."""
+    ce_only_label: how the student without teacher is called."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -85,9 +85,12 @@ def _by_stratum(axes: Any, strata: pd.DataFrame) -> None:
         axes,
         places,
         strata,
-        (("ce_only_delta", "ce_only_low", "ce_only_high", "ce_only", 0.14), ("delta", "low", "high", "distilled", -0.14)),
+        (
+            ("ce_only_delta", "ce_only_delta_low", "ce_only_delta_high", "ce_only", 0.14),
+            ("delta", "low", "high", "distilled", -0.14),
+        ),
     )
-    axes.set_ylabel("words of the question")
+    axes.set_ylabel("rarity of the question's words")
     axes.invert_yaxis()
 
 

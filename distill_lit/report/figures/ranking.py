@@ -17,7 +17,7 @@ def is_crowded(frame: pd.DataFrame) -> bool:
     return bool((trained.groupby(["role", "cost"]).size() > MAX_MODELS_PER_COST).any())
 
 
-def ranking_figure(frame: pd.DataFrame, quality: float, confidence: float, watermark: str = "") -> Any:
+def ranking_figure(frame: pd.DataFrame, quality: float, confidence: float, sample_limit_note: str = "") -> Any:
     """A matplotlib figure of `frontier(scores, axis)`: dearest first, then best first, with intervals. quality: share of
     the teacher's score drawn as a line."""
     import matplotlib
@@ -43,7 +43,7 @@ def ranking_figure(frame: pd.DataFrame, quality: float, confidence: float, water
         axes.set_ylim(len(rows) - 0.4, -0.9)
         axes.set_xlabel(f"score above chance, points [{confidence:.0%}]")
         _guides(axes, rows, quality)
-        add_figure_note(figure, watermark)
+        add_figure_note(figure, sample_limit_note)
     return figure
 
 

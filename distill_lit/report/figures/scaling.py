@@ -44,8 +44,8 @@ def _look(place: int) -> dict[str, Any]:
 
 def _draw_panel(axes: Any, runs: pd.DataFrame, looks: dict[float, dict[str, Any]], law: ScalingLaw | None) -> None:
     for (_, size), line in runs.groupby(["student", "size"], sort=False):
-        axes.errorbar(line["tokens"], line["loss"], line["deviation"].fillna(0), capsize=2, **looks[size])
-        axes.plot(line["tokens"], line["supervised_loss"], **looks[size], **CE_ONLY_LINE_STYLE)
+        axes.errorbar(line["tokens"], line["loss"], line["loss_std"].fillna(0), capsize=2, **looks[size])
+        axes.plot(line["tokens"], line["ce_only_loss"], **looks[size], **CE_ONLY_LINE_STYLE)
         if law is not None:
             axes.plot(line["tokens"], law.predict(line), color=looks[size]["color"], **LAW_LINE_STYLE)
     teacher = runs["teacher_loss"].mean()

@@ -1,8 +1,9 @@
-"""One look for all figures: Okabe–Ito colours, a shape per role, sizes for a column of a paper."""
+"""One look for all figures: Okabe–Ito colors, a shape per role, sizes for a column of a paper."""
 
 import textwrap
 from collections import Counter
 from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE, GREY = (
     "#767676",
 )
 TEXT_COLOR = "#1A1A1A"
+MAX_PNG_BYTES = 100_000
+PNG_DPI = (200, 150, 120, 100, 80)
+PNG_COLORS = 64
+MARGINS: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.08}
 Dash = tuple[float, ...]  # on and off in line widths
 SOLID: Dash = ()
 DOTTED, DASHED, LONG_DASHED = (1.0, 1.6), (4.0, 1.8), (9.0, 2.5)
@@ -130,7 +135,7 @@ def omitted_students_note(shown: int, students: int) -> str:
 
 
 def add_figure_note(figure: Any, text: str) -> None:
-    """Writes a watermark above everything else, in lines as wide as the figure."""
+    """Writes a note above everything else, in lines as wide as the figure."""
     lines = textwrap.fill(escape_mathtext(text), int(18 * figure.get_figwidth()))  # characters per inch
     figure.text(0.005, 1.0, lines, va="bottom", fontsize=7.5, color=GREY, style="italic")
 
@@ -140,15 +145,30 @@ def escape_mathtext(text: str) -> str:
     return " ".join(str(text).replace("$", r"\$").split())
 
 
-def save_figure(figure: Any, path: Path) -> list[Path]:
-    """Writes `figure` as PNG and PDF beside each other, without dates, so that the same data give the same bytes."""
-    written = []
-    for suffix, metadata in (
-        (".png", {"Software": None}),
-        (".pdf", {"CreationDate": None, "Producer": None, "Creator": None}),
-    ):
-        target = path.with_suffix(suffix)
-        with atomic_write(target) as temporary:
-            figure.savefig(temporary, dpi=200, metadata=metadata, bbox_inches="tight", pad_inches=0.08)
-        written.append(target)
-    return written
+def save_figure(figure: Any, path: Path, all_formats: bool = False) -> list[Path]:
+    """Writes `figure` as PNG of at most MAX_PNG_BYTES, and with `all_formats`, or where it is there already, as PDF beside
+    it; without dates, so that the same data give the same bytes. Returns the paths."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(_small_png(figure))
+    vector = path.with_suffix(".pdf")
+    if not all_formats and not vector.exists():
+        return [path]
+    with atomic_write(vector) as temporary:
+        metadata = {"CreationDate": None, "Producer": None, "Creator": None}
+        figure.savefig(temporary, format="pdf", metadata=metadata, **MARGINS)
+    return [path, vector]
+
+
+def _small_png(figure: Any) -> bytes:
+    """With a palette, which figures of few colors lose nothing by, and only as fine as fits."""
+    from PIL import Image
+
+    for dpi in PNG_DPI:
+        drawn, packed = BytesIO(), BytesIO()
+        figure.savefig(drawn, format="png", dpi=dpi, metadata={"Software": None}, **MARGINS)
+        image = Image.open(drawn).convert("RGB")
+        image = image.quantize(PNG_COLORS, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        image.save(packed, format="png", optimize=True)
+        if len(packed.getvalue()) <= MAX_PNG_BYTES:
+            break
+    return packed.getvalue()
