@@ -103,13 +103,13 @@ def coverage_curve(
     """coverage, combined_accuracy (student, else teacher) and selective_accuracy (the student on what it answers)."""
     order = np.argsort(-confidence, kind="stable")
     mass = weights[order].cumsum()
-    own = (weights * student_correct)[order].cumsum()
+    student = (weights * student_correct)[order].cumsum()
     deferred = (weights * teacher_correct).sum() - (weights * teacher_correct)[order].cumsum()
     return pd.DataFrame(
         {
             "coverage": mass / mass[-1],
-            "combined_accuracy": (own + deferred) / mass[-1],
-            "selective_accuracy": own / np.maximum(mass, RISK_TOLERANCE),
+            "combined_accuracy": (student + deferred) / mass[-1],
+            "selective_accuracy": student / np.maximum(mass, RISK_TOLERANCE),
         }
     )
 
@@ -128,9 +128,9 @@ def calibration_frame(scores: Scores, stratum_codes: pd.DataFrame) -> pd.DataFra
     for g, group in enumerate(scores.groups):
         if group.role not in ("distilled", "ce_only", "quantized", "external") or not group.models:
             continue
-        own = [choice_probabilities(scores, model) for model in group.models]
-        row = pd.DataFrame([_one_model(scores, seed, teacher, stratum_codes) for seed in own]).mean().to_dict()
-        rows.append({"model": group.label, **row, **_coverage(scores, own, teacher, g)})
+        student = [choice_probabilities(scores, model) for model in group.models]
+        row = pd.DataFrame([_one_model(scores, seed, teacher, stratum_codes) for seed in student]).mean().to_dict()
+        rows.append({"model": group.label, **row, **_coverage(scores, student, teacher, g)})
     return pd.DataFrame(rows)
 
 
@@ -148,29 +148,29 @@ def _known(*frames: pd.DataFrame) -> NDArray[np.bool_]:
     return np.asarray(np.logical_and.reduce([frame["p_top"].notna() for frame in frames]))
 
 
-def _one_model(scores: Scores, own: pd.DataFrame, teacher: pd.DataFrame, codes: pd.DataFrame) -> dict[str, float]:
-    rows = _known(own, teacher)
-    excess = (own["gold_nll"] - teacher["gold_nll"])[rows].to_numpy(float)
-    weight = document_weights(scores, own.index[rows])
+def _one_model(scores: Scores, student: pd.DataFrame, teacher: pd.DataFrame, codes: pd.DataFrame) -> dict[str, float]:
+    rows = _known(student, teacher)
+    excess = (student["gold_nll"] - teacher["gold_nll"])[rows].to_numpy(float)
+    weight = document_weights(scores, student.index[rows])
     if not weight.sum():
         return {}
     mean, worst = float(np.average(excess, weights=weight)), conditional_value_at_risk(excess, weight)
-    return {"n": int(rows.sum()), "excess_nll": mean, "cvar": worst, **_calibration(scores, own, codes)}
+    return {"n": int(rows.sum()), "excess_nll": mean, "cvar": worst, **_calibration(scores, student, codes)}
 
 
-def _calibration(scores: Scores, own: pd.DataFrame, codes: pd.DataFrame) -> dict[str, float]:
-    parts = {"all": np.ones(len(own), bool)}
+def _calibration(scores: Scores, student: pd.DataFrame, codes: pd.DataFrame) -> dict[str, float]:
+    parts = {"all": np.ones(len(student), bool)}
     if RARITY.name in codes:
-        stratum = codes.loc[own.index, RARITY.name].to_numpy()
+        stratum = codes.loc[student.index, RARITY.name].to_numpy()
         parts |= {"head": stratum == 1, "tail": stratum == scores.analysis.num_strata}
     found = {}
     for name, inside in parts.items():
-        rows = inside & _known(own)
-        weight = document_weights(scores, own.index[rows])
+        rows = inside & _known(student)
+        weight = document_weights(scores, student.index[rows])
         if weight.sum():
-            confidence, right = own["p_top"][rows].to_numpy(float), own["correct"][rows].to_numpy(float)
+            confidence, right = student["p_top"][rows].to_numpy(float), student["correct"][rows].to_numpy(float)
             found[f"ece_{name}"] = expected_calibration_error(confidence, right, weight)
-            found[f"brier_{name}"] = float(np.average(own["brier"][rows], weights=weight))
+            found[f"brier_{name}"] = float(np.average(student["brier"][rows], weights=weight))
     return found
 
 
@@ -191,8 +191,8 @@ def _coverage(scores: Scores, seeds: list[pd.DataFrame], teacher: pd.DataFrame, 
         return {}
     teacher_correct = teacher["correct"][rows].to_numpy(float)
     answered, gains = np.zeros(len(index)), np.zeros(len(index))
-    for own in seeds:
-        confidence, right = own["p_top"][rows].to_numpy(float), own["correct"][rows].to_numpy(float)
+    for student in seeds:
+        confidence, right = student["p_top"][rows].to_numpy(float), student["correct"][rows].to_numpy(float)
         threshold = deferral_threshold(
             confidence[is_discovery], right[is_discovery], teacher_correct[is_discovery], weight[is_discovery]
         )
@@ -238,12 +238,12 @@ def coverage_and_reliability_curves(scores: Scores, models: dict[str, str]) -> t
         return coverage[0], reliability[0]
     teacher = choice_probabilities(scores, scores.groups[scores.teacher].models[0])
     for label, model in models.items():
-        own = choice_probabilities(scores, model)
-        rows = _known(own, teacher)
-        weight = document_weights(scores, own.index[rows])
+        student = choice_probabilities(scores, model)
+        rows = _known(student, teacher)
+        weight = document_weights(scores, student.index[rows])
         if not weight.sum():
             continue
-        confidence, right = own["p_top"][rows].to_numpy(float), own["correct"][rows].to_numpy(float)
+        confidence, right = student["p_top"][rows].to_numpy(float), student["correct"][rows].to_numpy(float)
         teacher_correct = teacher["correct"][rows].to_numpy(float)
         coverage.append(coverage_curve(confidence, right, teacher_correct, weight).assign(label=label))
         values = pd.DataFrame({"confidence": confidence * weight, "accuracy": right * weight, "weight": weight})

@@ -87,7 +87,7 @@ DOCUMENT_AXES = (
 
 
 def axis_values(results: Results) -> pd.DataFrame:
-    """Value of every axis of AXES for every document, indexed like `results.documents`; NaN where there is none."""
+    """Value of every axis of DOCUMENT_AXES for every document, indexed like `results.documents`; NaN where there is none."""
     documents = results.documents
     questions = _questions(results)
     answers = [_gold(c, g) for c, g in zip(documents["choices"], documents["gold"], strict=True)]
@@ -172,14 +172,14 @@ def _margin(likelihoods: object, lengths: object) -> float:
 
 
 def quantile_strata(values: pd.Series, num_strata: int) -> pd.Series:
-    """Quantile group 1 … `strata` within each task; equal values stay together; NaN is MISSING."""
+    """Quantile group 1 … `num_strata` within each task; equal values stay together; NaN is MISSING_STRATUM."""
     rank = values.groupby(level="task").rank(pct=True, method="average")
     # the tolerance keeps 0.2 * 5 = 1.0000000000000002 in the first group
     return np.ceil(rank * num_strata - 1e-9).clip(1, num_strata).fillna(MISSING_STRATUM).astype(int)
 
 
 def stratify(results: Results, values: pd.DataFrame, num_strata: int) -> tuple[list[DocumentAxis], pd.DataFrame]:
-    """The axes that tell documents apart, with the stratum of every document: AXES, then metadata categories."""
+    """The axes that tell documents apart, with the stratum of every document: DOCUMENT_AXES, then metadata categories."""
     axes, codes = [], {}
     for axis in DOCUMENT_AXES:
         series = values[axis.name]

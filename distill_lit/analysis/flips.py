@@ -51,13 +51,17 @@ def document_flips(scores: Scores, group_index: int) -> pd.DataFrame:
         )
         if not task.is_binary or np.isnan(one.correct).any() or np.isnan(two.correct).any():
             continue
-        right_t, right_s = one.correct == 1, two.correct == 1
-        flip = np.select([right_t & ~right_s, ~right_t & right_s, right_t], ["lost", "gained", "both right"], "both wrong")
+        teacher_right, student_right = one.correct == 1, two.correct == 1
+        flip = np.select(
+            [teacher_right & ~student_right, ~teacher_right & student_right, teacher_right],
+            ["lost", "gained", "both right"],
+            "both wrong",
+        )
         frames.append(
             pd.DataFrame(
                 {
-                    "teacher_correct": right_t,
-                    "student_correct": right_s,
+                    "teacher_correct": teacher_right,
+                    "student_correct": student_right,
                     "teacher_choice": one.choice,
                     "student_choice": two.choice,
                     "flip": flip,

@@ -72,13 +72,13 @@ def add_costs(runs: pd.DataFrame, costs: dict[str, Any]) -> pd.DataFrame:
     teacher's cost over the model's), and `price_per_million_tokens` from the price of an hour, where one is known."""
     runs = runs.copy()
     for row in costs.get("axes", []):
-        mine = runs["model"].isin(costs["stands_for"].get(row["model"], []))
+        is_measured = runs["model"].isin(costs["stands_for"].get(row["model"], []))
         known = costs.get("parameters", {}).get(row["model"])
         if known is not None:
-            mine &= runs["parameters"] == known  # measured before the experiment was changed
+            is_measured &= runs["parameters"] == known  # measured before the experiment was changed
         for name, suffix in (("value", ""), ("low", "_low"), ("high", "_high"), ("ratio", "_ratio"),
                              ("ratio_low", "_ratio_low"), ("ratio_high", "_ratio_high")):  # fmt: skip
-            runs.loc[mine, row["axis"] + suffix] = row[name]
+            runs.loc[is_measured, row["axis"] + suffix] = row[name]
     price = float(costs.get("settings", {}).get("price_per_hour", 0.0))
     if price > 0 and "decode_s_per_token" in runs:
         for suffix in ("", "_low", "_high"):

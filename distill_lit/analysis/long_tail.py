@@ -161,8 +161,8 @@ def _contrast(scores: Scores, axis: DocumentAxis, pooled: StratumScores, g: int)
             difference_in_differences(pooled.head_tail_estimates, ce_only),
             difference_in_differences(pooled.head_tail_replicates, ce_only),
         )
-        own, other = pairs["tail_loss"], pairs["ce_only_tail_loss"]
-        pairs["excess"] = (own[0] - other[0], own[1] - other[1])
+        student, other = pairs["tail_loss"], pairs["ce_only_tail_loss"]
+        pairs["excess"] = (student[0] - other[0], student[1] - other[1])
     for name, (value, draws) in pairs.items():
         found = st.percentile_interval(float(value), draws, scores.analysis.confidence_level)
         row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}

@@ -73,10 +73,10 @@ def groups_of(results: Results) -> list[ModelGroup]:
     return sorted(groups, key=sort_key)
 
 
-def _trained_on_other_data(rows: pd.DataFrame, taught: set[str] | None) -> bool:
-    """Whether models read other data than each of `taught`, fingerprints of what distilled students read."""
-    own, others = set(rows["validation_data_fingerprint"]), taught or set()
-    return bool(others) and "" not in own | others and not own & others
+def _trained_on_other_data(rows: pd.DataFrame, distilled_fingerprints: set[str] | None) -> bool:
+    """Whether models read other data than each of those that distilled students read."""
+    data, distilled_data = set(rows["validation_data_fingerprint"]), distilled_fingerprints or set()
+    return bool(distilled_data) and "" not in data | distilled_data and not data & distilled_data
 
 
 def _group(results: Results, rows: pd.DataFrame, key: tuple, short: dict[str, str], other_data: bool) -> ModelGroup:

@@ -109,8 +109,12 @@ def hypervolume_gains(scores: Scores, axis: str) -> pd.DataFrame:
             pairs.setdefault(group.variant, []).append((g, without))
     rows = []
     for variant, found in pairs.items():
-        own, plain = (_volume(scores, axis, list(members), price) for members in zip(*found, strict=True))
-        for series, volume in (("distilled", own), ("ce_only", plain), ("gain", own - plain)):
+        distilled, without_teacher = (_volume(scores, axis, list(members), price) for members in zip(*found, strict=True))
+        for series, volume in (
+            ("distilled", distilled),
+            ("ce_only", without_teacher),
+            ("gain", distilled - without_teacher),
+        ):
             bounds = percentile_interval(volume[0], volume[1:], scores.analysis.confidence_level)
             rows.append({"variant": variant, "series": series, **bounds._asdict()})
     return pd.DataFrame(rows, columns=["variant", "series", "value", "low", "high"])

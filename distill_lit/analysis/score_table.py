@@ -35,9 +35,9 @@ COSTS = (
 def score_frame(scores: Scores) -> pd.DataFrame:
     """Long frame. Scores are in [0, 1]; `score` is the task's metric, for the macro rows the centered average.
 
-    Columns: task, metric, shots, n, chance, at_chance, model, role, student, seeds, planned, state, score, low, high,
-    document_se, seed_std, retention(+low, high), detectable, best, costs, and for each of AGAINST:
-    <who>_delta, _low, _high, _p, _adjusted (Holm for the declared comparisons, those of distilled
+    Columns: task, metric, num_fewshot, limit, n, chance, teacher_at_chance, model, role, student, variant, num_seeds,
+    num_planned, status, reason, score, low, high, document_se, seed_std, retention(_low, _high), minimum_detectable_effect,
+    best, costs, and for each of BASELINE_ROLES: <who>_delta, _delta_low, _delta_high, _p, _p_adjusted (Holm for the declared comparisons, those of distilled
     students on the macro average; else Benjamini–Hochberg over the comparisons with the same opponent).
     """
     rows = []
@@ -68,7 +68,7 @@ def _shared(scores: Scores, g: int) -> dict[str, Any]:
 
 
 def find_baselines(scores: Scores, g: int) -> dict[str, int]:
-    """{one of AGAINST: group number} of whom group `g` is compared with; empty without records of its own."""
+    """{one of BASELINE_ROLES: group number} of whom group `g` is compared with; empty without records of its own."""
     group, found = scores.groups[g], {}
     if not group.models:
         return {}

@@ -85,11 +85,11 @@ def compute_scores(results: Results, analysis: AnalysisConfig) -> Scores:
         for g, group in enumerate(groups):
             if not group.models:
                 continue
-            own = np.asarray(responses.model_columns(group.models))
-            raw[t, g] = task.correct[:, own].mean()
-            centered[t, g] = task.centered()[:, own].mean()
-            raw_draws[:, t, g] = (draws[:, own] * weights[g]).sum(axis=1)
-            centered_draws[:, t, g] = (draws[:, own + len(responses.models)] * weights[g]).sum(axis=1)
+            columns = np.asarray(responses.model_columns(group.models))
+            raw[t, g] = task.correct[:, columns].mean()
+            centered[t, g] = task.centered()[:, columns].mean()
+            raw_draws[:, t, g] = (draws[:, columns] * weights[g]).sum(axis=1)
+            centered_draws[:, t, g] = (draws[:, columns + len(responses.models)] * weights[g]).sum(axis=1)
     teacher = next((i for i, g in enumerate(groups) if g.role == "teacher" and g.models), None)
     reasons = {
         task.task: _exclusion_reason(

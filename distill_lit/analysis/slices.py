@@ -47,8 +47,8 @@ def find_slices(
     """Slices in which the teacher's right answers are lost more often than outside, with the verdict of the other half.
 
     All arguments are indexed by the same documents. Confirmed: Fisher's exact test among documents the teacher answers
-    rightly, after Benjamini–Hochberg, is at most `q`, and the slice loses more than it gains. Columns: COLUMNS, counts
-    of the confirming half; `rule` is {axis: stratum}.
+    rightly, after Benjamini–Hochberg, is at most `false_discovery_rate`, and the slice loses more than it gains. Columns:
+    SLICE_COLUMNS, counts of the confirming half; `rule` is {axis: stratum}.
     """
     names = [axis.name for axis in axes]
     half = discovery_mask(clusters)
@@ -69,7 +69,7 @@ def find_slices(
 
 
 def _search(codes: NDArray[np.integer], lost: NDArray[np.bool_], names: list[str]) -> list[dict[str, int]]:
-    """The CANDIDATES highest-scoring slices as {axis: stratum}; none when nothing was lost."""
+    """The MAX_CANDIDATE_SLICES highest-scoring slices as {axis: stratum}; none when nothing was lost."""
     from sliceline.slicefinder import Slicefinder
 
     support = int(max(MIN_SLICE_SUPPORT[0], np.ceil(MIN_SLICE_SUPPORT[1] * len(codes))))

@@ -16,7 +16,8 @@ MIN_STRATUM_DOCUMENTS = 10  # of a task in a stratum, from which its mean has th
 
 @dataclass(frozen=True)
 class StratumScores:
-    """Centered scores of one axis. `ends`: head and tail over the tasks that have both, so that tasks do not differ."""
+    """Centered scores of one axis. `head_tail_…`: head and tail over the tasks that have both, so that tasks do
+    not differ."""
 
     strata: list[int]  # strata
     n_documents: NDArray[np.integer]  # (stratum,) documents
@@ -28,7 +29,8 @@ class StratumScores:
 
 
 def pool_strata(scores: Scores, axes: list[DocumentAxis], codes: pd.DataFrame) -> dict[str, StratumScores]:
-    """Centered scores of all groups in every stratum of every axis, averaged over the tasks that have CELL_DOCUMENTS there.
+    """Centered scores of all groups in every stratum of every axis, averaged over the tasks that have
+    MIN_STRATUM_DOCUMENTS there.
 
     NaN for a group that lacks one of the averaged tasks: it would be compared over others.
     """
@@ -111,9 +113,9 @@ def _task_strata(
     groups = np.full((draws + 1, strata, len(scores.groups)), np.nan)
     for g, group in enumerate(scores.groups):
         if group.models:
-            own = scores.model_columns(g)
+            columns = scores.model_columns(g)
             weights = np.concatenate(
-                [np.full((1, len(own)), 1 / len(own)), seed_resample_weights(group.seeds, len(own), draws)]
+                [np.full((1, len(columns)), 1 / len(columns)), seed_resample_weights(group.seeds, len(columns), draws)]
             )
-            groups[:, :, g] = np.einsum("bsk,bk->bs", means[:, :, own], weights)
+            groups[:, :, g] = np.einsum("bsk,bk->bs", means[:, :, columns], weights)
     return groups[0].astype(float), groups[1:]

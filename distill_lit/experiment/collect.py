@@ -45,9 +45,7 @@ def collect_results(experiment: "Experiment", failed: dict[str, str]) -> Path:
     models = experiment.models
     done = [run for run in models if work.is_run_complete(run, runs_dir / run.name)]
     write_text(target / "plan.yaml", to_yaml(experiment.resolved_config))
-    _write_frame(
-        target / "runs.csv", pd.DataFrame([_row(run, runs_dir / run.name, run in done, failed) for run in models])
-    )
+    _write_frame(target / "runs.csv", pd.DataFrame([_row(run, runs_dir / run.name, run in done, failed) for run in models]))
     _write_frame(target / "curves.csv", _curves(done, runs_dir))
     _collect_records(experiment, done, target / RECORDS_FILE)
     provenance = {

@@ -35,8 +35,8 @@ def loss_report_markdown(
     if not long_tail.flips:
         missing = "the teacher has no result" if scores.teacher is None else "no distilled student has a result"
         return "\n".join([*lines, f"Nothing can be said about what was lost: {missing}.", ""])
-    for label, said in statements.items():
-        lines += [f"**{escape_markdown(label)}**", "", *markdown_paragraphs(said)]
+    for label, paragraphs in statements.items():
+        lines += [f"**{escape_markdown(label)}**", "", *markdown_paragraphs(paragraphs)]
     lines += ["![Long tail](longtail.png)", "", "## Did the tail lose more than the head?", ""]
     lines += [to_markdown(contrast_table(scores, long_tail)), "## Flips per task", "", to_markdown(flip_table(long_tail))]
     lines += ["## Calibration", "", to_markdown(calibration_table(long_tail))]
@@ -60,19 +60,19 @@ def loss_report_markdown(
 
 
 def slice_examples(scores: Scores, long_tail: LongTail, model: str) -> list[str]:
-    """EXAMPLES lost documents of every confirmed slice, from the tasks that slices were looked for in."""
+    """NUM_LOST_EXAMPLES lost documents of every confirmed slice, from the tasks that slices were looked for in."""
     lines = []
     flips = averaged_flips(scores, long_tail.flips[model])
     for _, row in long_tail.slices[model].iterrows():
         if row["confirmed"]:
-            mine = long_tail.stratum_codes.loc[flips.index]
-            inside = np.logical_and.reduce([(mine[axis] == stratum).to_numpy() for axis, stratum in row["rule"].items()])
+            strata = long_tail.stratum_codes.loc[flips.index]
+            inside = np.logical_and.reduce([(strata[axis] == stratum).to_numpy() for axis, stratum in row["rule"].items()])
             lines += _examples(scores, flips[inside], f'lost documents in "{row["slice"]}"')
     return lines
 
 
 def lost_examples(scores: Scores, long_tail: LongTail, model: str) -> list[str]:
-    """EXAMPLES documents the student lost, from the tasks on which the teacher is above chance."""
+    """NUM_LOST_EXAMPLES documents the student lost, from the tasks on which the teacher is above chance."""
     return _examples(scores, averaged_flips(scores, long_tail.flips[model]), "lost documents")
 
 

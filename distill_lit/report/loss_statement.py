@@ -66,10 +66,10 @@ def _flips(scores: Scores, report: LongTail, label: str) -> str:
 
 def _tail(scores: Scores, report: LongTail, label: str) -> str:
     """Whether rare words cost more than common ones, and what of that the distillation did."""
-    mine = report.tail_contrasts[(report.tail_contrasts["model"] == label) & (report.tail_contrasts["axis"] == RARITY.name)]
-    if mine.empty or mine.iloc[0].get("note") == INSUFFICIENT:
+    rows = report.tail_contrasts[(report.tail_contrasts["model"] == label) & (report.tail_contrasts["axis"] == RARITY.name)]
+    if rows.empty or rows.iloc[0].get("note") == INSUFFICIENT:
         return "There are too few documents to tell whether questions with rare words lose more."
-    row = mine.iloc[0]
+    row = rows.iloc[0]
     if pd.isna(row["tail_loss"]):
         return ""  # it lacks a task, which is said
     value = format_with_interval(row["tail_loss"], row["tail_loss_low"], row["tail_loss_high"], signed=True)
@@ -90,10 +90,10 @@ def _tail(scores: Scores, report: LongTail, label: str) -> str:
 
 
 def _worst(report: LongTail, label: str) -> str:
-    mine = report.worst_strata[report.worst_strata["model"] == label]
-    if mine.empty or pd.isna(mine.iloc[0]["retention"]):
+    rows = report.worst_strata[report.worst_strata["model"] == label]
+    if rows.empty or pd.isna(rows.iloc[0]["retention"]):
         return ""
-    row = mine.iloc[0]
+    row = rows.iloc[0]
     retention = f"{format_points(row['retention'], 0)}% {format_interval(row['low'], row['high'], 0)}".strip()
     return (
         f'Its lowest retention is in the group "{report.axis_title(row["axis"])}: {row["label"]}", namely {retention} '
@@ -117,10 +117,10 @@ def _slices(report: LongTail, label: str) -> str:
 
 
 def _confidence(report: LongTail, label: str) -> str:
-    mine = report.calibration[report.calibration["model"] == label] if not report.calibration.empty else pd.DataFrame()
-    if mine.empty or "ece_all" not in mine or pd.isna(mine.iloc[0]["ece_all"]):
+    rows = report.calibration[report.calibration["model"] == label] if not report.calibration.empty else pd.DataFrame()
+    if rows.empty or "ece_all" not in rows or pd.isna(rows.iloc[0]["ece_all"]):
         return ""
-    row, teacher = mine.iloc[0], report.calibration[report.calibration["model"] == "teacher"].iloc[0]
+    row, teacher = rows.iloc[0], report.calibration[report.calibration["model"] == "teacher"].iloc[0]
     tail = f" ({format_points(row['ece_tail'])} on the rarest questions)" if pd.notna(row.get("ece_tail")) else ""
     return (
         f"In the worst tenth of documents the right answer is on average {format_number(row['cvar'])} nats less likely "
@@ -131,10 +131,10 @@ def _confidence(report: LongTail, label: str) -> str:
 
 
 def _coverage(report: LongTail, label: str) -> str:
-    mine = report.calibration[report.calibration["model"] == label] if not report.calibration.empty else pd.DataFrame()
-    if mine.empty or pd.isna(mine.iloc[0].get("coverage")):
+    rows = report.calibration[report.calibration["model"] == label] if not report.calibration.empty else pd.DataFrame()
+    if rows.empty or pd.isna(rows.iloc[0].get("coverage")):
         return ""
-    row = mine.iloc[0]
+    row = rows.iloc[0]
     gain = format_with_interval(row["coverage_gain"], row["coverage_gain_low"], row["coverage_gain_high"], signed=True)
     if row["coverage"] == 0:
         return "No threshold on its confidence was found above which it could answer in the teacher's place without loss."

@@ -63,8 +63,8 @@ def headline(scores: Scores, frame: pd.DataFrame) -> str:
 def _before_training(frame: pd.DataFrame, best: pd.Series) -> str:
     """What the student retained before any training, where that is known: pruned students begin with most of it."""
     same = (frame["task"] == MACRO_AVERAGE) & (frame["role"] == "untrained") & (frame["student"] == best["student"])
-    kept = frame.loc[same, "retention"].dropna()
-    return f" (before any training it retains {format_points(kept.iloc[0], 0)}%)" if len(kept) == 1 else ""
+    retention = frame.loc[same, "retention"].dropna()
+    return f" (before any training it retains {format_points(retention.iloc[0], 0)}%)" if len(retention) == 1 else ""
 
 
 def _teacher_benefit(scores: Scores, pairs: pd.DataFrame) -> str:
@@ -88,8 +88,8 @@ def _teacher_benefit(scores: Scores, pairs: pd.DataFrame) -> str:
     return f"{text}, {int((ahead & sure).sum())} significantly, and {int((~ahead & sure).sum())} significantly behind"
 
 
-def _retention_sentence(scores: Scores, mine: pd.DataFrame) -> str:
-    macro = mine[mine["task"] == MACRO_AVERAGE].iloc[0]
+def _retention_sentence(scores: Scores, group_frame: pd.DataFrame) -> str:
+    macro = group_frame[group_frame["task"] == MACRO_AVERAGE].iloc[0]
     name = f"{macro['model']} ({format_count(macro['parameters'])} parameters)"
     if scores.teacher is None:
         return f"{name}: the teacher has no result, so nothing can be said about what is retained of it."
@@ -104,8 +104,8 @@ def _retention_sentence(scores: Scores, mine: pd.DataFrame) -> str:
     )
 
 
-def _baseline_sentence(scores: Scores, mine: pd.DataFrame, who: str, words: str) -> str:
-    macro = mine[mine["task"] == MACRO_AVERAGE].iloc[0]
+def _baseline_sentence(scores: Scores, group_frame: pd.DataFrame, who: str, words: str) -> str:
+    macro = group_frame[group_frame["task"] == MACRO_AVERAGE].iloc[0]
     delta, low, high = (macro[f"{who}_{name}"] for name in ("delta", "delta_low", "delta_high"))
     if pd.isna(delta):
         return f"It cannot be compared with {words}: {_why_alone(scores, macro)}." if who == "ce_only" else ""
@@ -133,9 +133,9 @@ def _turned(delta: float, low: float, high: float) -> tuple[float, float]:
     return (-high, -low) if delta < 0 else (low, high)
 
 
-def _wins_without_teacher(scores: Scores, mine: pd.DataFrame) -> str:
+def _wins_without_teacher(scores: Scores, group_frame: pd.DataFrame) -> str:
     """Where the student without teacher scores higher, and where that is significant."""
-    tasks = mine[(mine["task"] != MACRO_AVERAGE) & mine["ce_only_delta"].notna()]
+    tasks = group_frame[(group_frame["task"] != MACRO_AVERAGE) & group_frame["ce_only_delta"].notna()]
     if tasks.empty:
         return ""
     wins = tasks[tasks["ce_only_delta"] < 0]

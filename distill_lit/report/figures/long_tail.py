@@ -37,10 +37,10 @@ def long_tail_figure(long_tail: LongTail, sample_limit_note: str = "", ce_only_l
         FigureCanvasAgg(figure)
         panels = figure.subplots(len(models), 3, squeeze=False, sharex="col")
         for row, model in zip(panels, models, strict=True):
-            mine = long_tail.stratum_scores[
+            student_strata = long_tail.stratum_scores[
                 (long_tail.stratum_scores["model"] == model) & (long_tail.stratum_scores["stratum"] != MISSING_STRATUM)
             ]
-            strata = mine[mine["axis"] == RARITY.name]
+            strata = student_strata[student_strata["axis"] == RARITY.name]
             if not strata.empty:
                 _by_frequency(row[0], strata, _frequencies(long_tail), ce_only_label)
                 _by_stratum(row[1], strata)

@@ -10,7 +10,7 @@ from typing import Any
 from distill_lit.analysis.model_groups import ModelGroup
 from distill_lit.utils.files import atomic_write
 
-# Okabe & Ito 2008: told apart by colour-blind readers; the lightness differs too, and so do the shapes
+# Okabe & Ito 2008: told apart by color-blind readers; the lightness differs too, and so do the shapes
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE, GREY = (
     "#000000",
     "#E69F00",
@@ -40,7 +40,7 @@ ROLE_STYLE: dict[str, dict[str, Any]] = {
     "ce_only": {"color": RED, "marker": "s", "markersize": 6, "fill": False, "dash": DASHED},
     "distilled": {"color": BLUE, "marker": "o", "markersize": 7, "fill": True, "dash": SOLID},
 }
-# their numbers have no common divisor, so that 40 variants differ in colour or shape
+# their numbers have no common divisor, so that 40 variants differ in color or shape
 VARIANT_COLORS = (BLUE, GREEN, SKY, ORANGE, PURPLE)
 VARIANT_MARKERS = ("o", "^", "v", "P", "X", "s", "<", "d")
 MATPLOTLIB_RC = {
@@ -65,7 +65,7 @@ MATPLOTLIB_RC = {
 
 
 def role_style(role: str, variant: int = 0) -> dict[str, Any]:
-    """Colour, marker and line of a role; distilled variants (grid points) differ in colour and shape."""
+    """Color, marker and line of a role; distilled variants (grid points) differ in color and shape."""
     style = dict(ROLE_STYLE.get(role, ROLE_STYLE["external"]))
     if role == "distilled":
         style["color"] = VARIANT_COLORS[variant % len(VARIANT_COLORS)]
@@ -84,8 +84,8 @@ def variant_numbers(groups: list[ModelGroup]) -> dict[str, int]:
 
 
 def line_styles(groups: list[ModelGroup]) -> dict[str, dict[str, Any]]:
-    """{label of a trained group: its style}: colours are those of the variants, or of the students where there is one
-    variant; groups of one colour differ in marker and dash. Beside distilled students those without teacher are as ever.
+    """{label of a trained group: its style}: colors are those of the variants, or of the students where there is one
+    variant; groups of one color differ in marker and dash. Beside distilled students those without teacher are as ever.
     """
     beside = any(group.role == "distilled" for group in groups)
     own = [group for group in groups if group.role == ("distilled" if beside else "ce_only")]

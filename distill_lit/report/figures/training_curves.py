@@ -48,8 +48,8 @@ def curves_figure(scores: Scores, curves: pd.DataFrame) -> Any:
 
 def mean_curve(group: ModelGroup, curves: pd.DataFrame, name: str) -> pd.Series:
     """A quantity over steps, mean over the group's seeds."""
-    mine = curves[curves["model"].isin(group.models)].dropna(subset=[name])
-    return mine.groupby("step")[name].mean()
+    group_curves = curves[curves["model"].isin(group.models)].dropna(subset=[name])
+    return group_curves.groupby("step")[name].mean()
 
 
 def _over_tokens(scores: Scores, group: ModelGroup, curves: pd.DataFrame, name: str) -> pd.Series:

@@ -12,9 +12,9 @@ def claim_table(scores: Scores) -> Table:
     frame, axes = efficiency_claims(scores), cost_axes(scores)
     quality, share = scores.analysis.claim_min_quality, scores.analysis.claim_max_cost
     rows = []
-    for model, mine in frame.groupby("model", sort=False):
-        row = mine.iloc[0]
-        verdicts = mine.set_index("axis")
+    for model, claims in frame.groupby("model", sort=False):
+        row = claims.iloc[0]
+        verdicts = claims.set_index("axis")
         cells = [f"{format_points(row['raw_retention'])}%", f"{format_points(row['retention'])}%"]
         cells.append(format_with_interval(row["margin"], row["low"], row["high"], signed=True))
         cells += [
@@ -39,14 +39,14 @@ def _volumes(scores: Scores) -> list[str]:
     found = hypervolume_gains(scores, axes[0]) if axes else None
     if found is None or found.empty:
         return []
-    said, on = [], " on other data" if any(group.other_data for group in scores.groups) else ""
-    for variant, mine in found.groupby("variant", sort=False):
-        own, without, gain = (mine[mine["series"] == what].iloc[0] for what in ("distilled", "ce_only", "gain"))
-        areas = [format_with_interval(row["value"], row["low"], row["high"]) for row in (own, without)]
+    sentences, on = [], " on other data" if any(group.other_data for group in scores.groups) else ""
+    for variant, volumes in found.groupby("variant", sort=False):
+        distilled, without, gain = (volumes[volumes["series"] == what].iloc[0] for what in ("distilled", "ce_only", "gain"))
+        areas = [format_with_interval(row["value"], row["low"], row["high"]) for row in (distilled, without)]
         adds = format_with_interval(gain["value"], gain["low"], gain["high"], signed=True)
         name = f"{variant}: " if variant else ""
-        said.append(f"{name}distilled {areas[0]}, without teacher{on} {areas[1]}, so that distillation adds {adds}")
+        sentences.append(f"{name}distilled {areas[0]}, without teacher{on} {areas[1]}, so that distillation adds {adds}")
     return [
         f"Area under the frontier over {COST_AXES[axes[0]]} (points above chance × decades of cost, up to the "
-        f"teacher's cost): {'; '.join(said)}."
+        f"teacher's cost): {'; '.join(sentences)}."
     ]

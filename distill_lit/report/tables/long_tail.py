@@ -107,11 +107,11 @@ def _percent(value: float) -> str:
 
 def stratum_overview_table(scores: Scores, long_tail: LongTail, model: str) -> Table:
     """Axis × stratum for one student: its score above chance less the teacher's."""
-    mine = long_tail.stratum_scores[long_tail.stratum_scores["model"] == model]
+    student_strata = long_tail.stratum_scores[long_tail.stratum_scores["model"] == model]
     strata = range(1, scores.analysis.num_strata + 1)
     rows = []
     for axis in (a for a in long_tail.axes if a.kind != "category"):
-        found = mine[mine["axis"] == axis.name].set_index("stratum")
+        found = student_strata[student_strata["axis"] == axis.name].set_index("stratum")
         last = 2 if axis.kind == "binary" else scores.analysis.num_strata
         cells = [
             _stratum_delta(found.loc[s]) if s in found.index else TableCell(MISSING_VALUE if s <= last else "")
@@ -128,12 +128,12 @@ def _stratum_delta(row: pd.Series) -> TableCell:
 
 def stratum_table(scores: Scores, long_tail: LongTail, model: str, axis: DocumentAxis) -> Table:
     """Every stratum of one axis for one student."""
-    mine = long_tail.stratum_scores[
+    student_strata = long_tail.stratum_scores[
         (long_tail.stratum_scores["model"] == model) & (long_tail.stratum_scores["axis"] == axis.name)
     ]
     percent = f"{scores.analysis.confidence_level:.0%}"
     rows = []
-    for _, row in mine.iterrows():
+    for _, row in student_strata.iterrows():
         retained = NOTE_AT_CHANCE if row["note"] == NOTE_AT_CHANCE else _percent(row["retention"])
         cells = _flip_cells(row) if row["n"] else [TableCell("0"), *[TableCell(MISSING_VALUE)] * 6]
         rows.append(

@@ -34,16 +34,16 @@ def score_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
     head = ["model", "num_seeds", *marks, f"above chance [{percent}]", f"retained [{percent}]"]
     rows, rules, student = [], set(), None
     for group in scores.groups:
-        mine = frame[frame["model"] == group.label].set_index("task")
+        group_rows = frame[frame["model"] == group.label].set_index("task")
         if student is not None and group.student != student:
             rules.add(len(rows))
         student = group.student
-        macro = mine.loc[MACRO_AVERAGE]
+        macro = group_rows.loc[MACRO_AVERAGE]
         rows.append(
             [
                 TableCell(group.label),
                 TableCell(_seeds(macro)),
-                *[_score_cell(mine.loc[t]) for t in tasks],
+                *[_score_cell(group_rows.loc[t]) for t in tasks],
                 _macro_cell(macro),
                 TableCell(_retention_text(macro)),
                 *[TableCell(show(macro[name])) for name, _, show in costs],
@@ -181,9 +181,9 @@ def detail_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
     rows: list[list[TableCell]] = []
     rules: set[int] = set()
     for task in [*scores.tasks, MACRO_AVERAGE]:
-        mine = frame[frame["task"] == task]
+        task_rows = frame[frame["task"] == task]
         rules.add(len(rows))
-        for i, (_, row) in enumerate(mine.iterrows()):
+        for i, (_, row) in enumerate(task_rows.iterrows()):
             rows.append([TableCell(task if i == 0 else ""), *_detail_cells(scores, row)])
     notes = [
         f"Paired differences in points; {HOLM_MARK} significant after Holm over the declared comparisons (distilled "
