@@ -51,7 +51,7 @@ def report(scores: Scores) -> LongTail:
 
 @pytest.fixture(scope="module")
 def simulation() -> ModuleType:
-    path = Path(__file__).parents[1] / "benchmarks" / "statistics.py"
+    path = Path(__file__).parents[1] / "benchmarks" / "significance_simulations.py"
     spec = importlib.util.spec_from_file_location("simulation", path)
     assert spec
     assert spec.loader
@@ -303,11 +303,11 @@ def test_passages_are_redrawn_whole(tmp_path: Path) -> None:
 
 
 def test_planted_slice_is_found(simulation: ModuleType) -> None:
-    assert simulation.slices_found(np.random.default_rng(1), 20, 6000) >= 0.9
+    assert simulation.planted_slice_recall(np.random.default_rng(1), 20, 6000) >= 0.9
 
 
 def test_permuted_labels_confirm_none(simulation: ModuleType) -> None:
-    assert simulation.slices_invented(np.random.default_rng(1), 40, 6000) <= 0.05
+    assert simulation.false_slice_rate(np.random.default_rng(1), 40, 6000) <= 0.05
 
 
 # confidence, by hand

@@ -36,7 +36,7 @@ from distill_lit.report.formats.table import Table, TableCell
 from distill_lit.report.render import write_summary_json
 from distill_lit.report.web.html_page import embed_json, html_document
 from distill_lit.report.web.index_page import write_index_page
-from distill_lit.report.web.page_data import changed_documents, curve_lines, frontiers, packed_documents, page_data
+from distill_lit.report.web.page_data import changed_documents, curve_lines, frontiers, packed_long_tail, page_data
 from distill_lit.report.web.report_page import write_report_page
 
 FAST = AnalysisConfig(n_resamples=300)
@@ -145,7 +145,7 @@ def test_nothing_from_data_becomes_markup(page: str) -> None:
     outline.feed(page)
     assert not [tag for tag, _ in outline.tags if tag == "img"]
     scripts = [attributes for tag, attributes in outline.tags if tag == "script"]
-    assert scripts == [{"type": "application/json", "id": "data"}, {"type": "text/plain", "id": "packed-documents"}, {}]
+    assert scripts == [{"type": "application/json", "id": "data"}, {"type": "text/plain", "id": "packed-long-tail"}, {}]
     assert not [a for _, attributes in outline.tags for a in attributes if a.startswith("on")]
 
 
@@ -211,19 +211,21 @@ def test_embedded_json_is_safe_and_whole() -> None:
     assert json.loads(text) == {"x": [ATTACK, None, None, "<!--", "\u2028", True, None]}
 
 
-def test_packed_documents_are_those_that_changed(page: str, result: ReportBundle) -> None:
-    packed = re.search(r'<script type="text/plain" id="packed-documents">([A-Za-z0-9+/=]+)</script>', page)
+def test_packed_long_tail_are_those_that_changed(page: str, result: ReportBundle) -> None:
+    packed = re.search(r'<script type="text/plain" id="packed-long-tail">([A-Za-z0-9+/=]+)</script>', page)
     assert packed
     documents, omitted = changed_documents(result)
-    assert json.loads(zlib.decompress(base64.b64decode(packed[1]))) == documents
+    content = json.loads(zlib.decompress(base64.b64decode(packed[1])))
+    assert content["documents"] == documents
+    assert len(content["strata"]) == len(result.long_tail.stratum_scores)
     assert omitted == 0
 
 
 def test_documents_are_left_out_until_the_page_is_small(result: ReportBundle) -> None:
     changed, _ = changed_documents(result)
-    packed, omitted = packed_documents(result, 2000)
-    shown = json.loads(zlib.decompress(base64.b64decode(packed)))
-    assert len(packed) <= 2000
+    packed, omitted = packed_long_tail(result, 6000)
+    shown = json.loads(zlib.decompress(base64.b64decode(packed)))["documents"]
+    assert len(packed) <= 6000
     assert 0 < len(shown) == len(changed) - omitted
     assert all(document in changed for document in shown)
 

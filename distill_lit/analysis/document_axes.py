@@ -87,7 +87,7 @@ DOCUMENT_AXES = (
 
 
 def axis_values(results: Results) -> pd.DataFrame:
-    """Value of every axis of DOCUMENT_AXES for every document, indexed like `results.documents`; NaN where there is none."""
+    """Value of each of DOCUMENT_AXES for every document, indexed like `results.documents`; NaN where there is none."""
     documents = results.documents
     questions = _questions(results)
     answers = [_gold(c, g) for c, g in zip(documents["choices"], documents["gold"], strict=True)]

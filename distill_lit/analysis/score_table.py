@@ -36,8 +36,9 @@ def score_frame(scores: Scores) -> pd.DataFrame:
     """Long frame. Scores are in [0, 1]; `score` is the task's metric, for the macro rows the centered average.
 
     Columns: task, metric, num_fewshot, limit, n, chance, teacher_at_chance, model, role, student, variant, num_seeds,
-    num_planned, status, reason, score, low, high, document_se, seed_std, retention(_low, _high), minimum_detectable_effect,
-    best, costs, and for each of BASELINE_ROLES: <who>_delta, _delta_low, _delta_high, _p, _p_adjusted (Holm for the declared comparisons, those of distilled
+    num_planned, status, reason, score, low, high, document_se, seed_std, retention(_low, _high),
+    minimum_detectable_effect, best, costs, and for each of BASELINE_ROLES: <who>_delta, _delta_low, _delta_high, _p,
+    _p_adjusted (Holm for the declared comparisons, those of distilled
     students on the macro average; else Benjamini–Hochberg over the comparisons with the same opponent).
     """
     rows = []

@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 RESULTS = sorted(path.parent for path in (HERE.parents[1] / "results").glob("*/plan.yaml"))
 PACKAGE = HERE.parents[1] / "distill_lit"
 LARGE = ("depth_frontier", "divergences")
-PACKED = re.compile(r'(?<=id="packed-documents">)[A-Za-z0-9+/=]+')
+PACKED = re.compile(r'(?<=id="packed-long-tail">)[A-Za-z0-9+/=]+')
 NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?")
 
 

@@ -1,11 +1,11 @@
 /* The long tail */
 const PER_PAGE = 10;
-let shown = PER_PAGE, changedDocuments = null;
+let shown = PER_PAGE, longTail = { strata: [], documents: [] };
 
-/* The documents are compressed (zlib, then base64), so that the page stays small and one file. */
-async function unpackDocuments() {
-  if (typeof DecompressionStream === "undefined") throw new Error("this browser cannot unpack them");
-  const bytes = Uint8Array.from(atob($("packed-documents").textContent.trim()), (letter) => letter.charCodeAt(0));
+/* Strata and documents are compressed (zlib, then base64), so that the page stays small and one file. */
+async function unpack(id) {
+  if (typeof DecompressionStream === "undefined") throw new Error("this browser has no DecompressionStream");
+  const bytes = Uint8Array.from(atob($(id).textContent.trim()), (letter) => letter.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   return JSON.parse(await new Response(stream).text());
 }
@@ -14,13 +14,13 @@ function selectedAxis() { return data.axes.find((a) => a.name === $("axis").valu
 
 function setStrata(selected) {
   const axis = selectedAxis();
-  const rows = data.strata.filter((s) => s.axis === axis.name && s.model === $("student").value);
+  const rows = longTail.strata.filter((s) => s.axis === axis.name && s.model === $("student").value);
   fill($("stratum"), [["", "all"], ...rows.map((s) => [s.stratum, s.label])], selected);
 }
 
 function strata() {
   const axis = selectedAxis(), student = $("student").value;
-  const rows = data.strata.filter((s) => s.axis === axis.name && s.model === student);
+  const rows = longTail.strata.filter((s) => s.axis === axis.name && s.model === student);
   const rowHeight = 40, width = 430, left = 130, right = width - 16, height = 30 + rowHeight * rows.length + 40;
   const svg = canvas($("strata"), width, height, `Difference to the teacher by ${axis.title}`);
   const known = rows.flatMap((r) => [r.low, r.high, r.ce_only_delta_low, r.ce_only_delta_high, r.delta, r.ce_only_delta]).filter((v) => v !== null && v !== undefined);
@@ -57,14 +57,13 @@ function strata() {
 function selectedDocuments() {
   const [student, task, stratum, flip] = ["student", "task", "stratum", "flip"].map((id) => $(id).value);
   const number = data.students.indexOf(student), axis = data.axes.findIndex((a) => a.name === $("axis").value);
-  return changedDocuments.filter((d) => {
+  return longTail.documents.filter((d) => {
     const answer = d.students[number];
     return answer && (!task || d.task === task) && (!flip || answer.flip === flip) && (stratum === "" || String(d.strata[axis]) === stratum);
   }).map((d) => ({ document: d, answer: d.students[number] }));
 }
 
 function documents() {
-  if (!changedDocuments) return;
   const selected = selectedDocuments();
   $("count").textContent = `${selected.length} document${selected.length === 1 ? "" : "s"}` + (data.omitted_documents ? ` (${data.omitted_documents} more changed documents are in records.parquet only)` : "");
   $("documents").replaceChildren(...selected.slice(0, shown).map(card));

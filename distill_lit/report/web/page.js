@@ -19,7 +19,14 @@ async function begin() {
     $("cost").addEventListener("change", () => { frontier(); remember(); });
     frontier();
   }
+  if ($("curve")) {
+    fill($("curve"), Object.keys(data.curves).map((c) => [c, c]), start.get("curve"));
+    $("curve").addEventListener("change", () => { curves(); remember(); });
+    curves();
+  }
   if ($("student")) {
+    try { longTail = await unpack("packed-long-tail"); }
+    catch (error) { $("count").textContent = `Strata and documents cannot be shown: ${error.message}.`; return; }
     fill($("student"), data.students.map((s) => [s, s]), start.get("student"));
     fill($("task"), [["", "all"], ...data.tasks.map((t) => [t, t])], start.get("task"));
     fill($("axis"), data.axes.map((a) => [a.name, a.title]), start.get("axis"));
@@ -29,15 +36,6 @@ async function begin() {
     for (const id of ["task", "stratum", "flip"]) $(id).addEventListener("change", () => update());
     $("more").addEventListener("click", () => { shown += PER_PAGE; documents(); });
     update();
-  }
-  if ($("curve")) {
-    fill($("curve"), Object.keys(data.curves).map((c) => [c, c]), start.get("curve"));
-    $("curve").addEventListener("change", () => { curves(); remember(); });
-    curves();
-  }
-  if ($("student")) {
-    try { changedDocuments = await unpackDocuments(); documents(); }
-    catch (error) { $("count").textContent = `The documents are not shown: ${error.message}.`; }
   }
   document.documentElement.dataset.ready = "yes";
 }

@@ -32,9 +32,8 @@ def frontiers(result: ReportBundle) -> dict[str, pd.DataFrame]:
 
 
 def page_data(result: ReportBundle, placed: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """What the page's script draws at once: the frontier per cost axis, and the strata."""
+    """What the page's script draws at once, the frontier per cost axis, and what it needs to draw the long tail."""
     scores, tail = result.scores, result.long_tail
-    strata = tail.stratum_scores[[name for name in STRATUM_COLUMNS if name in tail.stratum_scores]]
     role_labels = {role: word for role, word in ROLE_LABELS.items() if role not in REFERENCE_ROLES}
     return {
         "costs": {axis: COST_AXES[axis] for axis in placed},
@@ -47,7 +46,6 @@ def page_data(result: ReportBundle, placed: dict[str, pd.DataFrame]) -> dict[str
         "tasks": scores.tasks,
         "students": list(tail.flips),
         "axes": [{"name": a.name, "title": a.title, "about": a.description} for a in tail.axes],
-        "strata": strata.astype(object).where(strata.notna(), None).to_dict("records"),
     }
 
 
@@ -67,12 +65,15 @@ def _js_style(style: dict[str, Any]) -> dict[str, Any]:
     return {"color": style["color"], "shape": style["marker"], "fill": style["fill"], "dash": style["dash"]}
 
 
-def packed_documents(result: ReportBundle, max_chars: int) -> tuple[str, int]:
-    """(the changed documents as `pack_json` has them, in at most `max_chars`; how many are left out)."""
+def packed_long_tail(result: ReportBundle, max_chars: int) -> tuple[str, int]:
+    """(strata and changed documents as `pack_json` has them, in at most `max_chars`; how many documents are left out)."""
+    frame = result.long_tail.stratum_scores
+    frame = frame[[name for name in STRATUM_COLUMNS if name in frame]]
+    strata = frame.astype(object).where(frame.notna(), None).to_dict("records")
     limit = MAX_DOCUMENTS
     while True:
         documents, omitted = changed_documents(result, limit)
-        packed = pack_json(documents)
+        packed = pack_json({"strata": strata, "documents": documents})
         if len(packed) <= max_chars or not documents:
             return packed, omitted
         limit = int(0.95 * len(documents) * max_chars / len(packed)) if max_chars > 0 else 0

@@ -18,7 +18,7 @@ from distill_lit.report.tables.long_tail import contrast_table, flip_table
 from distill_lit.report.tables.scaling import scaling_table
 from distill_lit.report.tables.scores import detail_table, score_table
 from distill_lit.report.web.html_page import embed_json, html_document, page_script
-from distill_lit.report.web.page_data import curve_lines, frontiers, packed_documents, page_data
+from distill_lit.report.web.page_data import curve_lines, frontiers, packed_long_tail, page_data
 from distill_lit.utils.files import read_json, write_text
 
 MAX_PAGE_BYTES = 400_000  # beyond which changed documents are left out
@@ -37,11 +37,11 @@ def write_report_page(folder: Path, result: ReportBundle) -> Path:
     def page(packed: str, omitted: int) -> str:
         embedded = embed_json(data | {"omitted_documents": omitted})
         scripts = [f'<script type="application/json" id="data">{embedded}</script>',
-                   f'<script type="text/plain" id="packed-documents">{packed}</script>']  # fmt: skip
+                   f'<script type="text/plain" id="packed-long-tail">{packed}</script>']  # fmt: skip
         return html_document(result.title, "\n".join([*(part for part in parts[:-1] if part), *scripts, parts[-1]]))
 
     room = MAX_PAGE_BYTES - len(page("", 0).encode())
-    write_text(folder / "report.html", page(*packed_documents(result, room)))
+    write_text(folder / "report.html", page(*packed_long_tail(result, room)))
     return folder / "report.html"
 
 
