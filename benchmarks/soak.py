@@ -52,7 +52,7 @@ grid: {{student: [first, second, both, fresh], objective.terms.kl.weight: [{weig
 baselines: []
 """
 KILLED_SHARE, DRIVER_KILLS = 0.2, 2
-COMPARED_TABLES = ("table.csv", "table.md", "table.tex", "longtail.csv", "longtail.md", "frontier.csv", "curves.csv")
+COMPARED_TABLES = ("table.csv", "table.md", "longtail.csv", "longtail.md", "frontier.csv", "curves.csv")
 TIMING_COLUMNS = ("train/tokens_per_second",)  # columns that tell the time of day and not the result
 
 
