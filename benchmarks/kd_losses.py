@@ -13,17 +13,17 @@ from distill_lit.losses import build_objective, can_compile, chunk_size_for_budg
 from distill_lit.losses.lm_head import LMHead
 from distill_lit.losses.targets import DenseTarget
 
-WIDTH = 576
+HIDDEN_SIZE = 576
 BUDGET, LARGE_BUDGET = 512.0, 8192.0  # MiB: the default on a CPU; near that on a GPU of 80 GB
-OURS, OURS_TWO, PLAIN, PLAIN_TWO, TRL, TORCHTUNE, LIGER, FLOOR, COMPILED = (
+OURS, OURS_CE_KL, PLAIN, PLAIN_CE_KL, TRL, TORCHTUNE, LIGER, FLOOR, COMPILED = (
     "ours", "ours, CE + KL", "plain", "plain, CE + KL", "trl", "torchtune", "liger", "floor", "ours, training.compile"
 )  # fmt: skip
-LARGE = "ours, budget of 8 GiB"
+OURS_LARGE_BUDGET = "ours, budget of 8 GiB"
 ONE_TERM = build_objective({"kl": TermConfig(kind="forward_kl")})
 TWO_TERMS = build_objective({"kl": TermConfig(kind="forward_kl", weight=0.5), "ce": TermConfig(weight=0.5)})
 
 
-class Tokens(NamedTuple):
+class LossInputs(NamedTuple):
     """What every contender starts from: hidden states (N, D) and head weights (V, D) of both models, labels (N,)."""
 
     hidden: Tensor
@@ -38,20 +38,20 @@ class Tokens(NamedTuple):
         return self.weight.to(self.hidden.dtype)
 
 
-Loss = Callable[[Tokens], Tensor]
+Loss = Callable[[LossInputs], Tensor]
 
 
-def random_tokens(count: int, vocabulary: int, dtype: torch.dtype, device: torch.device) -> Tokens:
+def random_loss_inputs(count: int, vocabulary: int, dtype: torch.dtype, device: torch.device) -> LossInputs:
     """Random states; logits with a standard deviation of about 3."""
     torch.manual_seed(0)
-    scale = 3 / WIDTH**0.5
-    hidden, teacher_hidden = (torch.randn(count, WIDTH, device=device).to(dtype) for _ in range(2))
-    weight, teacher_weight = (torch.randn(vocabulary, WIDTH, device=device).mul_(scale) for _ in range(2))
+    scale = 3 / HIDDEN_SIZE**0.5
+    hidden, teacher_hidden = (torch.randn(count, HIDDEN_SIZE, device=device).to(dtype) for _ in range(2))
+    weight, teacher_weight = (torch.randn(vocabulary, HIDDEN_SIZE, device=device).mul_(scale) for _ in range(2))
     labels = torch.randint(0, vocabulary, (count,), device=device)
-    return Tokens(hidden.requires_grad_(), weight.requires_grad_(), teacher_hidden, teacher_weight.to(dtype), labels)
+    return LossInputs(hidden.requires_grad_(), weight.requires_grad_(), teacher_hidden, teacher_weight.to(dtype), labels)
 
 
-def ours(tokens: Tokens, objective: Any = ONE_TERM, budget: float = BUDGET) -> Tensor:
+def fused_loss(tokens: LossInputs, objective: Any = ONE_TERM, budget: float = BUDGET) -> Tensor:
     """The fused head, its chunk from a memory budget in MiB."""
     vocabulary, dtype = tokens.weight.shape[0], tokens.hidden.dtype
     compiled = can_compile(tokens.hidden.device)
@@ -68,7 +68,7 @@ def ours(tokens: Tokens, objective: Any = ONE_TERM, budget: float = BUDGET) -> T
     ).total
 
 
-def plain(tokens: Tokens, with_labels: bool = False) -> Tensor:
+def plain_pytorch_loss(tokens: LossInputs, with_labels: bool = False) -> Tensor:
     """Both logit tensors in full, softmax in float32."""
     logits = (tokens.hidden @ tokens.product_weight.t()).float()
     with torch.no_grad():
@@ -77,7 +77,7 @@ def plain(tokens: Tokens, with_labels: bool = False) -> Tensor:
     return 0.5 * kl + 0.5 * F.cross_entropy(logits, tokens.labels) if with_labels else kl
 
 
-def trl_loss(tokens: Tokens) -> Tensor:
+def trl_loss(tokens: LossInputs) -> Tensor:
     """trl's chunked divergence at β = 0."""
     from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
@@ -86,7 +86,7 @@ def trl_loss(tokens: Tokens) -> Tensor:
     return _chunked_divergence_loss(student, teacher, tokens.weight, tokens.teacher_weight, mask, beta=0.0)[0]
 
 
-def torchtune_loss(tokens: Tokens) -> Tensor:
+def torchtune_loss(tokens: LossInputs) -> Tensor:
     """torchtune's forward KL over eight chunks of logits, which is −Σ p log q."""
     chunks = tokens.hidden.unsqueeze(0).chunk(8, dim=1)
     student = [chunk @ tokens.product_weight.t() for chunk in chunks]
@@ -95,7 +95,7 @@ def torchtune_loss(tokens: Tokens) -> Tensor:
     return rivals.torchtune_losses().ForwardKLWithChunkedOutputLoss(8)(student, teacher, tokens.labels.unsqueeze(0))
 
 
-def liger_loss(tokens: Tokens) -> Tensor:
+def liger_loss(tokens: LossInputs) -> Tensor:
     """Liger's Triton kernel over chunks of its own choice, at β = 0."""
     from liger_kernel.transformers import LigerFusedLinearJSD
 
@@ -103,7 +103,7 @@ def liger_loss(tokens: Tokens) -> Tensor:
     return LigerFusedLinearJSD(jsd_beta=0.0)(*operands, None)
 
 
-def floor(tokens: Tokens, chunk: int = 1024) -> None:
+def matmul_floor(tokens: LossInputs, chunk: int = 1024) -> None:
     """The matrix products that no method can do without, forward and backward, and nothing else."""
     weight = tokens.product_weight
     for start in range(0, len(tokens.labels), chunk):
@@ -114,32 +114,32 @@ def floor(tokens: Tokens, chunk: int = 1024) -> None:
 
 
 LOSSES: dict[str, Loss] = {
-    OURS: ours,
-    OURS_TWO: lambda tokens: ours(tokens, TWO_TERMS),
-    PLAIN: plain,
-    PLAIN_TWO: lambda tokens: plain(tokens, with_labels=True),
+    OURS: fused_loss,
+    OURS_CE_KL: lambda tokens: fused_loss(tokens, TWO_TERMS),
+    PLAIN: plain_pytorch_loss,
+    PLAIN_CE_KL: lambda tokens: plain_pytorch_loss(tokens, with_labels=True),
     TRL: trl_loss,
     TORCHTUNE: torchtune_loss,
     LIGER: liger_loss,
-    LARGE: lambda tokens: ours(tokens, budget=LARGE_BUDGET),
+    OURS_LARGE_BUDGET: lambda tokens: fused_loss(tokens, budget=LARGE_BUDGET),
 }
-ON_CUDA = (LIGER, LARGE)  # Liger's kernels need a GPU, the large budget the memory of one
+CUDA_ONLY = (LIGER, OURS_LARGE_BUDGET)  # Liger's kernels need a GPU, the large budget the memory of one
 
 
-def losses_on(device: torch.device) -> dict[str, Loss]:
+def losses_for_device(device: torch.device) -> dict[str, Loss]:
     """The contenders there."""
-    return {name: loss for name, loss in LOSSES.items() if name not in ON_CUDA or device.type == "cuda"}
+    return {name: loss for name, loss in LOSSES.items() if name not in CUDA_ONLY or device.type == "cuda"}
 
 
-WHOLE_LOGITS = {PLAIN: 26, PLAIN_TWO: 30, TORCHTUNE: 16}  # bytes per token and column that they need at least
+LOGITS_BYTES = {PLAIN: 26, PLAIN_CE_KL: 30, TORCHTUNE: 16}  # bytes per token and column that they need at least
 
 
-def check_equal(tokens: Tokens, losses: dict[str, Loss]) -> None:
+def check_gradients_match(tokens: LossInputs, losses: dict[str, Loss]) -> None:
     """Raises AssertionError unless all one-term contenders have the same gradient on some of the tokens."""
-    few = Tokens(*(t[:256].detach() if len(t) == len(tokens.labels) else t.detach() for t in tokens))
+    few = LossInputs(*(t[:256].detach() if len(t) == len(tokens.labels) else t.detach() for t in tokens))
     few = few._replace(hidden=few.hidden.requires_grad_(), weight=few.weight.requires_grad_())
-    wanted = torch.autograd.grad(plain(few), (few.hidden, few.weight))
-    for name in set(losses) - {OURS_TWO, PLAIN_TWO}:
+    wanted = torch.autograd.grad(plain_pytorch_loss(few), (few.hidden, few.weight))
+    for name in set(losses) - {OURS_CE_KL, PLAIN_CE_KL}:
         for ours_, theirs in zip(torch.autograd.grad(losses[name](few), (few.hidden, few.weight)), wanted, strict=True):
             error = (ours_ - theirs).float().norm() / theirs.float().norm()
             assert error < (0.02 if few.hidden.dtype == torch.bfloat16 else 1e-4), f"{name}: gradient off by {error:.3f}"

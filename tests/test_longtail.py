@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import chi2
-from synthetic import build
+from synthetic import build, edited_records
 
 from distill_lit.analysis import document_axes as ax
 from distill_lit.analysis.calibration import (
@@ -51,7 +51,7 @@ def report(scores: Scores) -> LongTail:
 
 @pytest.fixture(scope="module")
 def simulation() -> ModuleType:
-    path = Path(__file__).parents[1] / "benchmarks" / "statistics.py"
+    path = Path(__file__).parents[1] / "benchmarks" / "significance_simulations.py"
     spec = importlib.util.spec_from_file_location("simulation", path)
     assert spec
     assert spec.loader
@@ -90,21 +90,23 @@ def test_missing_values_are_a_stratum_of_their_own() -> None:
 def test_content_words_and_their_frequencies(scores: Scores) -> None:
     assert ax.content_words("What is the Mitosis of 3 cells? It's an old one.") == ["mitosis", "cells", "old"]
     zipf, total = ax.zipf_frequency_function(scores.results), scores.results.corpus_words
-    counts = scores.results.frequencies or {}
+    counts = scores.results.word_counts
     assert zipf("water") == pytest.approx(np.log10((counts["water"] + 0.5) / total * 1e9))
     assert zipf("unheard") == pytest.approx(np.log10(0.5 / total * 1e9))
 
 
 def test_wordfreq_is_the_fallback(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=5)
-    (folder / "records" / "frequencies.csv").unlink()
+    with edited_records(folder) as content:
+        content.corpus_words = 0
     zipf = ax.zipf_frequency_function(load_results(folder))
     assert zipf("water") > zipf("photosynthesis") > zipf("xqzzyw") == 0
 
 
 def test_a_small_corpus_does_not_say_which_words_are_rare(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=40)
-    (folder / "records" / "frequencies.csv").write_text("word,count\nwater,3\n__total__,18547\n")
+    with edited_records(folder) as content:
+        content.word_counts, content.corpus_words = {"water": 3}, 18547
     zipf = ax.zipf_frequency_function(load_results(folder))
     assert zipf("mitosis") > zipf("xqzzyw") == 0  # neither stands in the corpus
     result = build_report_bundle(folder, AnalysisConfig(n_resamples=100), "name")
@@ -143,19 +145,25 @@ def test_modal_answer_over_three_seeds_and_first_seed_below() -> None:
 
 def test_flip_counts_by_hand() -> None:
     flips = pd.DataFrame({
-        "right_t": [True, True, False, False, False], "right_s": [True, False, True, False, False],
-        "chosen_t": [0, 1, 2, 2, 0], "chosen_s": [0, 2, 3, 2, 1],
-        "flip": ["kept right", "lost", "gained", "kept wrong", "kept wrong"], "cluster": ["a", "b", "c", "d", "e"],
+        "teacher_correct": [True, True, False, False, False], "student_correct": [True, False, True, False, False],
+        "teacher_choice": [0, 1, 2, 2, 0], "student_choice": [0, 2, 3, 2, 1],
+        "flip": ["both right", "lost", "gained", "both wrong", "both wrong"], "cluster": ["a", "b", "c", "d", "e"],
     })  # fmt: skip
     row = flip_counts(flips).iloc[0]
     assert (row["n"], row["lost"], row["gained"]) == (5, 1, 1)
     assert row["agreement"] == pytest.approx(2 / 5)
-    assert row["shared_wrong"] == pytest.approx(1 / 2)
+    assert row["same_wrong_rate"] == pytest.approx(1 / 2)
     assert row["p"] == 1
 
 
 def test_lost_documents_of_one_passage_are_no_evidence_each() -> None:
-    frame = {"right_t": [True] * 9, "right_s": [False] * 9, "chosen_t": [0] * 9, "chosen_s": [1] * 9, "flip": ["lost"] * 9}
+    frame = {
+        "teacher_correct": [True] * 9,
+        "student_correct": [False] * 9,
+        "teacher_choice": [0] * 9,
+        "student_choice": [1] * 9,
+        "flip": ["lost"] * 9,
+    }
     alone = flip_counts(pd.DataFrame(frame | {"cluster": list("abcdefghi")})).iloc[0]
     assert alone["p"] == pytest.approx(2 * 0.5**9)
     shared = flip_counts(pd.DataFrame(frame | {"cluster": list("aaaabbbbc")})).iloc[0]
@@ -267,7 +275,7 @@ def test_small_strata_are_insufficient(tmp_path: Path) -> None:
         compute_scores(load_results(build(tmp_path, documents=30, students={"deep": 0.8})), AnalysisConfig(n_resamples=200))
     )
     assert set(found.stratum_scores.loc[found.stratum_scores["n"] < 100, "verdict"]) == {"insufficient"}
-    assert found.stratum_scores.loc[found.stratum_scores["n"] < 100, "adjusted"].isna().all()
+    assert found.stratum_scores.loc[found.stratum_scores["n"] < 100, "p_adjusted"].isna().all()
     few = found.stratum_scores["n"] < 30
     assert few.any()
     assert found.stratum_scores.loc[few, "low"].isna().all()
@@ -283,12 +291,10 @@ def test_worst_group_interval_is_wider_than_its_own(scores: Scores, report: Long
 def test_passages_are_redrawn_whole(tmp_path: Path) -> None:
     """The same documents in passages of five that agree give wider intervals than single documents."""
     wide, narrow = (build(tmp_path / name, documents=100, students={"deep": 0.8}) for name in ("wide", "narrow"))
-    path = wide / "records" / "documents.parquet"
-    frame = pd.read_parquet(path)
-    teacher = pd.read_parquet(wide / "records" / "teacher.parquet")
-    order = teacher.groupby("task")["correct"].rank(method="first").astype(int) // 5
-    frame["cluster"] = frame["task"] + order.astype(str).to_numpy()
-    frame.to_parquet(path)
+    with edited_records(wide) as content:
+        order = content.records["teacher"].groupby("task")["correct"].rank(method="first").astype(int) // 5
+        tasks = content.documents.index.get_level_values("task")
+        content.documents["cluster"] = [f"{task}{number}" for task, number in zip(tasks, order, strict=True)]
     one, two = (compute_scores(load_results(folder), ANALYSIS) for folder in (wide, narrow))
     assert one.raw_replicates[:, 0, 0].std() > 1.5 * two.raw_replicates[:, 0, 0].std()
 
@@ -297,11 +303,11 @@ def test_passages_are_redrawn_whole(tmp_path: Path) -> None:
 
 
 def test_planted_slice_is_found(simulation: ModuleType) -> None:
-    assert simulation.slices_found(np.random.default_rng(1), 20, 6000) >= 0.9
+    assert simulation.planted_slice_recall(np.random.default_rng(1), 20, 6000) >= 0.9
 
 
 def test_permuted_labels_confirm_none(simulation: ModuleType) -> None:
-    assert simulation.slices_invented(np.random.default_rng(1), 40, 6000) <= 0.05
+    assert simulation.false_slice_rate(np.random.default_rng(1), 40, 6000) <= 0.05
 
 
 # confidence, by hand
@@ -350,5 +356,5 @@ def test_coverage_curve_ends_at_the_student_alone() -> None:
     confidence = np.array([0.9, 0.8, 0.7, 0.6])
     student, teacher = np.array([1.0, 0, 1, 0]), np.array([1.0, 1, 1, 1])
     curve = coverage_curve(confidence, student, teacher, np.full(4, 0.25))
-    assert curve["together"].tolist() == pytest.approx([1.0, 0.75, 0.75, 0.5])
-    assert curve["answered"].tolist() == pytest.approx([1.0, 0.5, 2 / 3, 0.5])
+    assert curve["combined_accuracy"].tolist() == pytest.approx([1.0, 0.75, 0.75, 0.5])
+    assert curve["selective_accuracy"].tolist() == pytest.approx([1.0, 0.5, 2 / 3, 0.5])

@@ -357,7 +357,7 @@ def test_no_two_models_of_a_shipped_experiment_have_one_name() -> None:
     for path in sorted((ROOT / "experiments").glob("*.yaml")):
         labels = [cell.label for cell in plan_runs(load_experiment(path)) if cell.is_model]
         assert len(set(labels)) == len(labels), path.stem
-        if path.stem == "cached_teacher":
+        if path.stem == "offline_teacher":
             assert labels[:3] == ["teacher", "shallow-untrained", "shallow-ce_only"]
         if path.stem == "reasoning_traces":
             assert labels[1:3] == ["shallow-untrained-all", "shallow-untrained-right"]

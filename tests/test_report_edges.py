@@ -1,13 +1,20 @@
 """Bad and thin input: visible in the tables, never averaged away, never a crash."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import build
+from synthetic import (
+    build,
+    copy_model,
+    edit_documents,
+    edit_model,
+    edit_settings,
+    edited_records,
+    remove_model,
+)
 
 from distill_lit import report
 from distill_lit.analysis.results import load_results
@@ -27,22 +34,12 @@ FAST = AnalysisConfig(n_resamples=300)
 
 
 def edit(path: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
-    if path.suffix == ".csv":
-        change(pd.read_csv(path)).to_csv(path, index=False)
-    else:
-        change(pd.read_parquet(path)).to_parquet(path)
-
-
-def edit_meta(folder: Path, model: str, task: str, **changes: object) -> None:
-    path = folder / "records" / f"{model}.json"
-    meta = json.loads(path.read_text())
-    meta[task] |= changes
-    path.write_text(json.dumps(meta))
+    change(pd.read_csv(path)).to_csv(path, index=False)
 
 
 def page(folder: Path) -> str:
     result = build_report_bundle(folder, FAST, "edge", "does it stand?")
-    write_score_tables(folder, result)
+    write_score_tables(folder, result, all_formats=True)
     text = loss_report_markdown(result.scores, result.long_tail, result.title, result.loss_statements, True)
     (folder / "longtail.md").write_text(text)
     (folder / "longtail.csv").write_text(to_csv(loss_report_frame(result.long_tail)))
@@ -57,7 +54,7 @@ def test_one_seed_prints_not_available_and_never_a_zero_deviation(tmp_path: Path
 
 def test_missing_teacher_is_said_and_nothing_is_compared_with_it(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=40)
-    (folder / "records" / "teacher.parquet").unlink()
+    remove_model(folder, "teacher")
     text = page(folder)
     assert "The teacher has no result" in text
     assert "Missing: teacher, 1 of 1" in text
@@ -67,14 +64,14 @@ def test_missing_teacher_is_said_and_nothing_is_compared_with_it(tmp_path: Path)
 def test_failed_cells_stay_in_the_table_with_their_reason(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=40, seeds=(0, 1))
 
-    def fail(cells: pd.DataFrame) -> pd.DataFrame:
-        rows = cells["model"].isin(["deep-distilled-1", "shallow-distilled-0", "shallow-distilled-1"])
-        cells.loc[rows, "state"] = "failed"
-        cells["reason"] = cells["reason"].astype(object)
-        cells.loc[rows, "reason"] = "out of memory"
-        return cells
+    def fail(runs: pd.DataFrame) -> pd.DataFrame:
+        rows = runs["model"].isin(["deep-distilled-1", "shallow-distilled-0", "shallow-distilled-1"])
+        runs.loc[rows, "status"] = "failed"
+        runs["reason"] = runs["reason"].astype(object)
+        runs.loc[rows, "reason"] = "out of memory"
+        return runs
 
-    edit(folder / "cells.csv", fail)
+    edit(folder / "runs.csv", fail)
     text = page(folder)
     assert "Missing: deep distilled, 1 of 2 (failed: out of memory)." in text
     assert "| shallow distilled | 0 of 2 | — | — | — | — | — |" in text
@@ -89,7 +86,7 @@ def test_a_task_at_chance_is_flagged_and_left_out_of_the_average(tmp_path: Path)
         frame.loc[rows, "correct_norm"] = [i % 2 for i in range(int(rows.sum()))]
         return frame
 
-    edit(folder / "records" / "teacher.parquet", guess)
+    edit_model(folder, "teacher", guess)
     text = page(folder)
     assert "piqa †" in text
     assert "Not in the average: piqa, because the teacher is at chance." in text
@@ -99,17 +96,17 @@ def test_a_task_at_chance_is_flagged_and_left_out_of_the_average(tmp_path: Path)
     result = build_report_bundle(folder, FAST, "edge")
     flips = result.long_tail.flips["deep distilled"]
     counted = flips[flips.index.get_level_values("task") != "piqa"]
-    assert f"Of the {counted['right_t'].sum()} documents its teacher answers rightly" in " ".join(
+    assert f"Of the {counted['teacher_correct'].sum()} documents its teacher answers rightly" in " ".join(
         result.loss_statements["deep distilled"]
     )
     tasks = result.long_tail.task_flips.set_index(["model", "task"])
     assert tasks.loc[("deep distilled", "piqa"), "verdict"] == "teacher at chance"
-    assert np.isnan(tasks.loc[("deep distilled", "piqa"), "adjusted"])
+    assert np.isnan(tasks.loc[("deep distilled", "piqa"), "p_adjusted"])
 
 
 def test_every_task_at_chance_leaves_no_average(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=24, tasks={"arc_easy": (4, "acc_norm")})
-    edit(folder / "records" / "teacher.parquet", lambda f: f.assign(correct_norm=0))
+    edit_model(folder, "teacher", lambda f: f.assign(correct_norm=0))
     assert "no macro average" in page(folder)
     text = write_report_page(folder, build_report_bundle(folder, FAST, "edge")).read_text()
     assert "<p>No model has both a score and a cost.</p>" in text
@@ -120,13 +117,12 @@ def test_every_task_at_chance_leaves_no_average(tmp_path: Path) -> None:
 
 def test_identical_models_have_no_discordant_pair_and_no_certainty(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=50)
-    source = folder / "records" / "teacher.parquet"
-    (folder / "records" / "deep-distilled-0.parquet").write_bytes(source.read_bytes())
+    copy_model(folder, "teacher", "deep-distilled-0")
     page(folder)
     table = pd.read_csv(folder / "table.csv")
     row = table[(table["model"] == "deep distilled") & (table["task"] == "sciq")].iloc[0]
     assert row["teacher_delta"] == 0
-    assert row["teacher_low"] < 0 < row["teacher_high"]
+    assert row["teacher_delta_low"] < 0 < row["teacher_delta_high"]
     assert row["teacher_p"] == 1
 
 
@@ -134,8 +130,10 @@ def test_identical_models_have_no_discordant_pair_and_no_certainty(tmp_path: Pat
 def test_draw_leaves_every_file_also_without_a_teacher(tmp_path: Path, broken: bool) -> None:
     folder = build(tmp_path, documents=30)
     if broken:
-        (folder / "records" / "teacher.parquet").unlink()
-    written = report.render_report(folder, report.build_report_bundle(folder, FAST, "edge", "does it stand?"))
+        remove_model(folder, "teacher")
+    written = report.render_report(
+        folder, report.build_report_bundle(folder, FAST, "edge", "does it stand?"), all_formats=True
+    )
     assert all(path.stat().st_size > 10 for path in written)
     names = {"table.md", "table.tex", "table.csv", "frontier.png", "frontier.pdf", "frontier.csv", "longtail.md"}
     assert names <= {path.name for path in written}
@@ -143,9 +141,9 @@ def test_draw_leaves_every_file_also_without_a_teacher(tmp_path: Path, broken: b
 
 def test_a_limit_above_all_documents_is_none(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=24, limit=100)
-    for path in (folder / "records").glob("*.json"):
-        meta = json.loads(path.read_text())
-        path.write_text(json.dumps({task: facts | {"n_total": facts["n"]} for task, facts in meta.items()}))
+    with edited_records(folder) as content:
+        for facts in (facts for tasks in content.settings.values() for facts in tasks.values()):
+            facts["n_total"] = facts["n"]
     assert "not the full evaluation" not in page(folder)
 
 
@@ -159,18 +157,16 @@ def test_limit_marks_table_and_long_tail(tmp_path: Path) -> None:
 def test_constant_axes_and_missing_values_do_not_break_strata(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=40)
     blank = {"prompt": "…", "metadata": None}
-    edit(folder / "records" / "documents.parquet", lambda f: f.assign(**blank))
+    edit_documents(folder, lambda f: f.assign(**blank))
     page(folder)
     assert "rarity_question" not in pd.read_csv(folder / "longtail.csv")["axis"].dropna().unique()
 
 
 def test_a_model_without_one_task_shows_a_gap(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=40)
-    path = folder / "records" / "deep-distilled-0.json"
-    meta = json.loads(path.read_text())
-    del meta["sciq"]
-    path.write_text(json.dumps(meta))
-    edit(path.with_suffix(".parquet"), lambda f: f[f["task"] != "sciq"])
+    with edited_records(folder) as content:
+        del content.settings["deep-distilled-0"]["sciq"]
+        content.records["deep-distilled-0"] = content.records["deep-distilled-0"].drop("sciq")
     row = next(line for line in page(folder).splitlines() if line.startswith("| deep distilled"))
     assert "| — |" in row
     result = build_report_bundle(folder, FAST, "edge", "does it stand?")
@@ -194,7 +190,7 @@ def test_one_passage_for_all_documents_is_no_certainty(tmp_path: Path) -> None:
 def test_all_right_with_every_seed_is_no_certainty(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=40, seeds=(0, 1, 2))
     for seed in (0, 1, 2):
-        edit(folder / "records" / f"deep-distilled-{seed}.parquet", lambda f: f.assign(correct=1, correct_norm=1))
+        edit_model(folder, f"deep-distilled-{seed}", lambda f: f.assign(correct=1, correct_norm=1))
     scores = build_report_bundle(folder, FAST, "edge").scores
     g = [group.label for group in scores.groups].index("deep distilled")
     assert task_score(scores, 0, g) == wilson(40, 40)
@@ -217,12 +213,10 @@ def test_a_single_document_is_drawn(tmp_path: Path) -> None:
 def test_graded_answers_are_no_shares_of_right_ones(tmp_path: Path) -> None:
     """A task scored by BLEU: shown with bounds of redrawn documents, in no average, no flip, no exact test."""
     folder = build(tmp_path, documents=60)
-    for number, path in enumerate(sorted((folder / "records").glob("*.parquet"))):
-        if path.stem not in ("documents", "surprisal"):
+    with edited_records(folder) as content:
+        for number, frame in enumerate(content.records.values()):
             grades = np.random.default_rng(number).uniform(0, 0.4, 60)
-            frame = pd.read_parquet(path).astype({"correct": float, "correct_norm": float})
-            frame.loc[frame["task"] == "arc_easy", ["correct", "correct_norm"]] = np.stack([grades, grades], axis=1)
-            frame.to_parquet(path)
+            frame.loc["arc_easy", ["correct", "correct_norm"]] = np.stack([grades, grades], axis=1)
     text = page(folder)
     assert "Not in the average: arc_easy, because its answers are graded, not right or wrong" in text
     table = pd.read_csv(folder / "table.csv")
@@ -234,7 +228,7 @@ def test_graded_answers_are_no_shares_of_right_ones(tmp_path: Path) -> None:
 
 def test_the_footer_says_who_was_evaluated_otherwise(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=40, limit=40)
-    edit_meta(folder, "deep-distilled-0", "sciq", harness="hflm", fallback="sliding windows", truncated=3)
+    edit_settings(folder, "deep-distilled-0", "sciq", harness="hflm", fallback="sliding windows", truncated=3)
     text = page(folder)
     assert "But deep-distilled-0 with harness hflm (sliding windows), on sciq." in text
     assert "But deep-distilled-0 with 3 prompts cut to its context, on sciq." in text
@@ -245,8 +239,8 @@ def test_the_footer_says_who_was_evaluated_otherwise(tmp_path: Path) -> None:
     ("setting", "value"),
     [
         ("limit", 7),
-        ("fewshot", 5),
-        ("chat_template", True),
+        ("num_fewshot", 5),
+        ("apply_chat_template", True),
         ("version", 2.0),
         ("task_hash", "x"),
         ("data", "other labels"),
@@ -256,32 +250,33 @@ def test_the_footer_says_who_was_evaluated_otherwise(tmp_path: Path) -> None:
 )
 def test_models_evaluated_differently_are_refused_with_the_difference(tmp_path: Path, setting: str, value: object) -> None:
     folder = build(tmp_path, documents=10)
-    edit_meta(folder, "deep-ce_only-0", "piqa", **{setting: value})
+    edit_settings(folder, "deep-ce_only-0", "piqa", **{setting: value})
     with pytest.raises(UserError, match=f"piqa: {setting} is .* for 'teacher' and .* for 'deep-ce_only-0'"):
         load_results(folder)
 
 
 def test_different_documents_are_refused(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=10)
-    path = folder / "records" / "deep-ce_only-0.parquet"
-    edit(path, lambda f: f.assign(key=f["key"].replace("piqa-00003.0", "piqa-other.0")))
+    rename = {"piqa-00003.0": "piqa-other.0"}
+    edit_documents(folder, lambda f: pd.concat([f, f[f["key"] == "piqa-00003.0"].replace({"key": rename})]))
+    edit_model(folder, "deep-ce_only-0", lambda f: f.replace({"key": rename}))
     with pytest.raises(UserError, match=r"piqa: .* answered different prompts \(1 only the first, 1 only the second\)"):
         load_results(folder)
 
 
 def test_absent_and_broken_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cells\.csv: not there"):
+    with pytest.raises(UserError, match=r"runs\.csv: not found"):
         load_results(tmp_path)
     folder = build(tmp_path, documents=10)
-    (folder / "records" / "teacher.parquet").write_bytes(b"PAR1 broken")
-    with pytest.raises(UserError, match=r"teacher\.parquet: cannot be read"):
+    (folder / "records.parquet").write_bytes(b"PAR1 broken")
+    with pytest.raises(UserError, match=r"records\.parquet: cannot be read"):
         load_results(folder)
 
 
 def test_a_model_name_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=10)
-    edit(folder / "cells.csv", lambda c: c.replace({"model": {"teacher": "../teacher"}}))
-    with pytest.raises(UserError, match=r"'\.\./teacher' cannot be the name of a record file"):
+    edit(folder / "runs.csv", lambda c: c.replace({"model": {"teacher": "../teacher"}}))
+    with pytest.raises(UserError, match=r"'\.\./teacher' cannot be the name of a model"):
         load_results(folder)
 
 

@@ -1,5 +1,6 @@
 """The page: self-contained, everything escaped, and alive in a real browser."""
 
+import base64
 import html
 import json
 import re
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+import zlib
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import build
+from synthetic import build, copy_model, edited_records, remove_model
 
 from distill_lit import report
 from distill_lit.analysis.long_tail import LongTail
@@ -34,7 +36,7 @@ from distill_lit.report.formats.table import Table, TableCell
 from distill_lit.report.render import write_summary_json
 from distill_lit.report.web.html_page import embed_json, html_document
 from distill_lit.report.web.index_page import write_index_page
-from distill_lit.report.web.page_data import changed_documents, curve_lines, frontiers, page_data
+from distill_lit.report.web.page_data import changed_documents, curve_lines, frontiers, packed_long_tail, page_data
 from distill_lit.report.web.report_page import write_report_page
 
 FAST = AnalysisConfig(n_resamples=300)
@@ -43,7 +45,8 @@ CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "
 
 # changes every control as a reader would and leaves what the page then shows in the body's data-test
 DRIVE = """<script>
-{
+(async () => {
+while (document.documentElement.dataset.ready !== "yes") await new Promise((resume) => setTimeout(resume, 20));
 const pick = (id, value) => {
   const select = document.getElementById(id);
   select.value = value;
@@ -90,7 +93,7 @@ out.open = folds.map((details) => details.open);
 out.hash = location.hash;
 out.title = document.title;
 document.body.dataset.test = JSON.stringify(out);
-}
+})();
 </script>"""
 
 
@@ -109,14 +112,13 @@ class Outline(HTMLParser):
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An experiment whose data try to break out of the page."""
     folder = build(tmp_path_factory.mktemp("results") / "nasty", documents=80, seeds=(0,), limit=80)
-    cells = pd.read_csv(folder / "cells.csv")
-    cells.assign(student=cells["student"].replace("shallow", ATTACK)).to_csv(folder / "cells.csv", index=False)
-    path = folder / "records" / "documents.parquet"
-    frame = pd.read_parquet(path)
-    frame["prompt"] = ATTACK + frame["prompt"]
-    frame["choices"] = [[ATTACK + c for c in choices] for choices in frame["choices"]]
-    frame["metadata"] = [json.dumps({"subject": ATTACK if i % 2 else "plain"}) for i in range(len(frame))]
-    frame.to_parquet(path)
+    runs = pd.read_csv(folder / "runs.csv")
+    runs.assign(student=runs["student"].replace("shallow", ATTACK)).to_csv(folder / "runs.csv", index=False)
+    with edited_records(folder) as content:
+        frame = content.documents
+        frame["prompt"] = ATTACK + frame["prompt"]
+        frame["choices"] = [[ATTACK + c for c in choices] for choices in frame["choices"]]
+        frame["metadata"] = [json.dumps({"subject": ATTACK if i % 2 else "plain"}) for i in range(len(frame))]
     curves = {
         "model": ["deep-distilled-0", "deep-distilled-0", "shallow-distilled-0", "deep-ce_only-0"],
         "step": [0, 10, 5, 10],
@@ -143,7 +145,7 @@ def test_nothing_from_data_becomes_markup(page: str) -> None:
     outline.feed(page)
     assert not [tag for tag, _ in outline.tags if tag == "img"]
     scripts = [attributes for tag, attributes in outline.tags if tag == "script"]
-    assert scripts == [{"type": "application/json", "id": "data"}, {}]
+    assert scripts == [{"type": "application/json", "id": "data"}, {"type": "text/plain", "id": "packed-long-tail"}, {}]
     assert not [a for _, attributes in outline.tags for a in attributes if a.startswith("on")]
 
 
@@ -209,22 +211,41 @@ def test_embedded_json_is_safe_and_whole() -> None:
     assert json.loads(text) == {"x": [ATTACK, None, None, "<!--", "\u2028", True, None]}
 
 
+def test_packed_long_tail_are_those_that_changed(page: str, result: ReportBundle) -> None:
+    packed = re.search(r'<script type="text/plain" id="packed-long-tail">([A-Za-z0-9+/=]+)</script>', page)
+    assert packed
+    documents, omitted = changed_documents(result)
+    content = json.loads(zlib.decompress(base64.b64decode(packed[1])))
+    assert content["documents"] == documents
+    assert len(content["strata"]) == len(result.long_tail.stratum_scores)
+    assert omitted == 0
+
+
+def test_documents_are_left_out_until_the_page_is_small(result: ReportBundle) -> None:
+    changed, _ = changed_documents(result)
+    packed, omitted = packed_long_tail(result, 6000)
+    shown = json.loads(zlib.decompress(base64.b64decode(packed)))["documents"]
+    assert len(packed) <= 6000
+    assert 0 < len(shown) == len(changed) - omitted
+    assert all(document in changed for document in shown)
+
+
 def test_tables_in_html_are_escaped() -> None:
     text = to_html(Table(ATTACK, [ATTACK], [[TableCell(ATTACK, bold=True)]], header_notes=[ATTACK], footnotes=[ATTACK]))
     assert "<script" not in text
     assert "<img" not in text
     assert text.count(escape_html(ATTACK)) == 5
-    assert text.startswith(f'<p class="watermark">{escape_html(ATTACK)}</p>')
+    assert text.startswith(f'<p class="sample-limit">{escape_html(ATTACK)}</p>')
 
 
 def test_every_table_and_plot_says_that_documents_were_limited(page: str) -> None:
-    mark = '<p class="watermark">Limited to 80 documents per task'
+    mark = '<p class="sample-limit">Limited to 80 documents per task'
     body = page[page.index("<main") : page.index("<footer")]
     assert page.count(mark, 0, page.index("<main")) == 1
     before = re.split(r"<table>", body)[:-1]
     assert len(before) >= 6
     assert all(mark in text for text in before)
-    assert f'{mark}, drawn at random (seed 1234): not the full evaluation.</p><div id="frontier-table"' in body
+    assert f'{mark}, drawn at random (seed 1234): not the full evaluation.</p>\n<div id="frontier-table"' in body
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", body, re.S)
     assert [mark in text for text in captions] == [True, True, False]  # validation reads no documents
 
@@ -234,7 +255,7 @@ def test_a_page_without_teacher_students_or_curves_stands(tmp_path: Path) -> Non
     text = write_report_page(folder, build_report_bundle(folder, FAST, "bare")).read_text()
     assert 'id="student"' not in text
     folder = build(tmp_path / "orphan", documents=20)
-    (folder / "records" / "teacher.parquet").unlink()
+    remove_model(folder, "teacher")
     assert "the teacher has no result" in write_report_page(folder, build_report_bundle(folder, FAST, "orphan")).read_text()
 
 
@@ -250,7 +271,7 @@ def test_curves_are_read_thinned_and_the_mean_over_seeds(tmp_path: Path) -> None
     line = found["curves"]["train/loss"]["deep distilled"]
     assert len(line) == 300
     assert (line[0], line[-1]) == ([0.0, 1.5], [1999.0, 1.5])
-    assert found["curve_looks"]["deep distilled"]["colour"] == ROLE_STYLE["distilled"]["color"]
+    assert found["curve_styles"]["deep distilled"]["color"] == ROLE_STYLE["distilled"]["color"]
 
 
 def test_an_impossible_likelihood_leaves_a_gap_and_no_warning(tmp_path: Path) -> None:
@@ -266,11 +287,11 @@ def test_an_impossible_likelihood_leaves_a_gap_and_no_warning(tmp_path: Path) ->
         found, _ = changed_documents(result)
     assert [d["teacher"] for d in found] == [d["teacher"] for d in known]
     # the other seed still says something
-    assert {tuple(d["students"][0]["p"]) for d in found} <= {(0.0, 1.0), (0.0, 1.0, 0.0, 0.0)}
+    assert {tuple(d["students"][0]["permille"]) for d in found} <= {(0, 1000), (0, 1000, 0, 0)}
     for seed in never:
         rows = result.scores.results.records[f"deep-distilled-{seed}"]
         rows["ll"] = [[-np.inf] * len(ll) for ll in rows["ll"]]
-    assert all(d["students"][0]["p"] == [] for d in changed_documents(result)[0])
+    assert all(d["students"][0]["permille"] == [] for d in changed_documents(result)[0])
 
 
 def test_index_lists_experiments_and_escapes_them(folder: Path, result: ReportBundle) -> None:
@@ -301,15 +322,14 @@ LIMITED = "Limited to 100 / 300 documents per task, drawn at random (seed 1234):
 def variants(tmp_path_factory: pytest.TempPathFactory) -> ReportBundle:
     """Two students in three variants each; the first variant is the best, so that it is the last on the frontier."""
     folder = build(tmp_path_factory.mktemp("results") / "variants", documents=60, seeds=(0, 1, 2), limit=60)
-    cells = pd.read_csv(folder / "cells.csv")
-    mine = cells["role"] == "distilled"
-    cells["axis.variant"] = cells["seed"].where(mine).map(lambda seed: None if pd.isna(seed) else f"v{seed:.0f}")
-    cells.to_csv(folder / "cells.csv", index=False)
-    for student in ("deep", "shallow"):
-        shutil.copy(folder / "records" / "teacher.parquet", folder / "records" / f"{student}-distilled-0.parquet")
+    runs = pd.read_csv(folder / "runs.csv")
+    mine = runs["role"] == "distilled"
+    runs["grid.variant"] = runs["seed"].where(mine).map(lambda seed: None if pd.isna(seed) else f"v{seed:.0f}")
+    runs.to_csv(folder / "runs.csv", index=False)
+    copy_model(folder, "teacher", "deep-distilled-0", "shallow-distilled-0")
     steps = [
         {"model": model, "step": step, "validation/teacher_kl": 2 - step / 10}
-        for model in cells["model"]
+        for model in runs["model"]
         for step in (0, 10)
     ]
     pd.DataFrame(steps).to_csv(folder / "curves.csv", index=False)
@@ -336,7 +356,7 @@ def test_a_variant_has_one_colour_in_all_figures(variants: ReportBundle) -> None
     curves = curves_figure(scores, pd.read_csv(scores.results.folder / "curves.csv")).axes[0].get_lines()
     in_curves = {(line.get_label(), line.get_color()) for line in curves if "distilled" in line.get_label()}
     points = page_data(variants, frontiers(variants))["frontier"]["parameters"]
-    on_page = {(row["variant"], row["look"]["colour"]) for row in points if row["role"] == "distilled"}
+    on_page = {(row["variant"], row["style"]["color"]) for row in points if row["role"] == "distilled"}
     confidence = {line.get_label(): line for line in calibration_figure(scores).axes[1].get_lines()}
 
     assert on_frontier == expected
@@ -398,13 +418,13 @@ def test_watermarks_are_covered_by_nothing(variants: ReportBundle, many: int) ->
 
 def test_many_variants_of_one_size_are_ranked_and_curves_drawn(tmp_path: Path) -> None:
     folder = build(tmp_path / "one", documents=30, students={"deep": 0.5}, seeds=(0, 1, 2, 3))
-    cells = pd.read_csv(folder / "cells.csv")
-    mine = cells["role"] == "distilled"
-    cells["axis.variant"] = cells["seed"].where(mine).map(lambda seed: None if pd.isna(seed) else f"v{seed:.0f}")
-    cells.to_csv(folder / "cells.csv", index=False)
+    runs = pd.read_csv(folder / "runs.csv")
+    mine = runs["role"] == "distilled"
+    runs["grid.variant"] = runs["seed"].where(mine).map(lambda seed: None if pd.isna(seed) else f"v{seed:.0f}")
+    runs.to_csv(folder / "runs.csv", index=False)
     points = [
         {"model": model, "step": step, "validation/teacher_kl": 2 - step / 10}
-        for model in cells.loc[mine, "model"]
+        for model in runs.loc[mine, "model"]
         for step in (0, 5, 10)
     ]
     pd.DataFrame(points).to_csv(folder / "curves.csv", index=False)
@@ -438,7 +458,9 @@ def test_everything_is_drawn_twice_over(tmp_path: Path) -> None:
     assert "teacher" not in cards
     assert "of its teacher's score above chance" in cards["deep-distilled-0"]
     row = next(line for line in cards["deep-distilled-0"].splitlines() if line.startswith("| sciq"))
-    mine = result.frame[(result.frame["task"] == "sciq") & (result.frame["model"] == "deep distilled")].iloc[0]
+    mine = result.score_frame[
+        (result.score_frame["task"] == "sciq") & (result.score_frame["model"] == "deep distilled")
+    ].iloc[0]
     assert row.endswith(f"| {100 * mine['score']:.1f} |")
 
 

@@ -107,7 +107,7 @@ def test_they_are_evaluated_and_drawn(tmp_path: Path, tiny_teacher: Path, rival:
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     folder = tmp_path / "results/tiny"
-    cells = pd.read_csv(folder / "cells.csv").set_index("model")
+    cells = pd.read_csv(folder / "runs.csv").set_index("model")
     assert cells["role"].to_dict() == {
         "teacher": "teacher", "teacher_int8": "quantized", "other": "external", "one": "distilled"}  # fmt: skip
     assert (cells["bytes"] > 0).all()

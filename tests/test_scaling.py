@@ -1,4 +1,4 @@
-"""How students scale: the law finds what was put in, refuses too few runs, and is drawn from cells.csv alone."""
+"""How students scale: the law finds what was put in, refuses too few runs, and is drawn from runs.csv alone."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def true_loss(size: float, tokens: float, teacher: float, supervised: float) -> 
 
 
 def cells_of(teacher: float, noise: float = 0.0) -> pd.DataFrame:
-    """cells.csv of one teacher: three sizes × three budgets, with and without it."""
+    """runs.csv of one teacher: three sizes × three budgets, with and without it."""
     rng, rows = np.random.default_rng(round(teacher * 100)), []
     for student, size in SIZES.items():
         for tokens in BUDGETS:
@@ -30,9 +30,10 @@ def cells_of(teacher: float, noise: float = 0.0) -> pd.DataFrame:
             loss = true_loss(size, tokens, teacher, supervised) * np.exp(rng.normal(0, noise))
             for role, value in (("ce_only", supervised), ("distilled", loss)):
                 rows.append(
-                    {"model": f"{student}-{role}-{tokens:.0f}", "role": role, "student": student, "held_out": "text",
-                     "state": "done", "non_embedding_parameters": size, "training_tokens": tokens, "val_ce": value,
-                     "val_teacher_nll": teacher, "axis.training.tokens": str(int(tokens))}
+                    {"model": f"{student}-{role}-{tokens:.0f}", "role": role, "student": student,
+                     "validation_data_fingerprint": "text", "status": "done", "non_embedding_parameters": size,
+                     "training_tokens": tokens, "val_ce": value,
+                     "val_teacher_nll": teacher, "grid.training.max_tokens": str(int(tokens))}
                 )  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -58,8 +59,8 @@ def test_law_predicts_runs_that_it_was_not_fitted_to() -> None:
     [
         (lambda runs: runs[runs["experiment"] == "t2.0"], "there are 9 runs of at least 12, 1 teachers of at least 2"),
         (lambda runs: runs[runs["student"] != "small"], "there are 2 sizes of at least 3"),
-        (lambda runs: runs.assign(supervised_loss=np.nan), "without the teacher"),
-        (lambda runs: runs.assign(held_out=runs["experiment"]), "different text"),
+        (lambda runs: runs.assign(ce_only_loss=np.nan), "without the teacher"),
+        (lambda runs: runs.assign(validation_data_fingerprint=runs["experiment"]), "different text"),
     ],
 )
 def test_law_is_refused(change: object, words: str) -> None:
@@ -74,14 +75,14 @@ def test_runs_are_means_over_seeds_beside_the_same_without_teacher() -> None:
     expected = cells.set_index(["role", "student", "training_tokens"])["val_ce"]
     own = runs.loc[("middle", 6e6)]
     assert own["loss"] == pytest.approx(expected["distilled", "middle", 6e6] + 0.1)
-    assert own["deviation"] == pytest.approx(np.std([0, 0.2], ddof=1))
-    assert own["supervised_loss"] == pytest.approx(expected["ce_only", "middle", 6e6] + 0.1)
-    assert own["seeds"] == 2 and has_scaling_curve(runs.reset_index())
+    assert own["loss_std"] == pytest.approx(np.std([0, 0.2], ddof=1))
+    assert own["ce_only_loss"] == pytest.approx(expected["ce_only", "middle", 6e6] + 0.1)
+    assert own["num_seeds"] == 2 and has_scaling_curve(runs.reset_index())
 
 
 def test_another_axis_is_no_scaling_grid() -> None:
     cells = cells_of(2.0)
-    assert scaling_data(cells.assign(**{"axis.training.learning_rate": [str(n % 2) for n in range(len(cells))]})).empty
+    assert scaling_data(cells.assign(**{"grid.training.learning_rate": [str(n % 2) for n in range(len(cells))]})).empty
     assert not has_scaling_curve(scaling_data(cells[cells["training_tokens"] == BUDGETS[0]]))
 
 
@@ -89,16 +90,16 @@ def test_command_draws_several_teachers(tmp_path: Path, capsys: pytest.CaptureFi
     folders = [tmp_path / f"teacher_{teacher}" for teacher in (2.0, 2.4)]
     for folder, teacher in zip(folders, (2.0, 2.4), strict=True):
         folder.mkdir()
-        cells_of(teacher, 0.002).to_csv(folder / "cells.csv", index=False)
+        cells_of(teacher, 0.002).to_csv(folder / "runs.csv", index=False)
     with pytest.raises(SystemExit) as end:
         main(["scaling", *map(str, folders), "--out", str(tmp_path / "law")])
     assert end.value.code == 0, capsys.readouterr()
     out = tmp_path / "law"
-    assert {path.name for path in out.iterdir()} == {"scaling.md", "scaling.csv", "scaling.png", "scaling.pdf"}
+    assert {path.name for path in out.iterdir()} == {"scaling.md", "scaling.csv", "scaling.png"}
     assert "Fitted to 18 runs" in (out / "scaling.md").read_text()
     drawn = pd.read_csv(out / "scaling.csv")
     assert np.abs(drawn["law"] / drawn["loss"] - 1).max() < 0.03
     with pytest.raises(SystemExit) as end:
         main(["scaling", str(tmp_path), "--out", str(tmp_path / "none")])
     assert end.value.code == 2 and not (tmp_path / "none").exists()
-    assert "cells.csv" in capsys.readouterr().err
+    assert "runs.csv" in capsys.readouterr().err

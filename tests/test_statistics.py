@@ -24,8 +24,8 @@ from distill_lit.analysis.bootstrap import (
 
 @pytest.fixture(scope="module")
 def simulation() -> ModuleType:
-    """benchmarks/statistics.py, whose table these tests redraw in small."""
-    path = Path(__file__).parents[1] / "benchmarks" / "statistics.py"
+    """benchmarks/significance_simulations.py, whose table these tests redraw in small."""
+    path = Path(__file__).parents[1] / "benchmarks" / "significance_simulations.py"
     spec = importlib.util.spec_from_file_location("simulation", path)
     assert spec
     assert spec.loader

@@ -113,23 +113,21 @@ def test_results_are_complete(finished: tuple[Path, Path]) -> None:
     folder = finished[0] / "results" / "tiny"
     for name in (
         "table.md",
-        "table.tex",
         "table.csv",
         "frontier.png",
         "longtail.md",
-        "cells.csv",
+        "runs.csv",
         "plan.yaml",
         "curves.csv",
-        "records/documents.parquet",
-        "records/teacher.parquet",
+        "records.parquet",
     ):
         assert (folder / name).stat().st_size > 0, name
-    cells = pd.read_csv(folder / "cells.csv")
+    cells = pd.read_csv(folder / "runs.csv")
     assert len(cells) == 7
-    assert set(cells["state"]) == {"done"}
+    assert set(cells["status"]) == {"done"}
     trained = cells[cells["role"].isin(["ce_only", "distilled"])]
     assert (trained["training_tokens"] == 2048).all()
-    assert (cells.loc[cells["role"] == "ce_only", "teacher_flops"] == 0).all()
+    assert (cells.loc[cells["role"] == "ce_only", "teacher_training_flops"] == 0).all()
 
 
 def test_second_run_does_nothing_and_says_the_same(finished: tuple[Path, Path]) -> None:
@@ -210,8 +208,8 @@ def test_real_teacher_from_end_to_end(tmp_path: Path) -> None:
         "objective.compile=never",
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    cells = pd.read_csv(tmp_path / "results/quickstart/cells.csv").set_index("model")
-    assert set(cells["state"]) == {"done"}
+    cells = pd.read_csv(tmp_path / "results/quickstart/runs.csv").set_index("model")
+    assert set(cells["status"]) == {"done"}
     assert cells.loc["teacher", "parameters"] == 134_515_008
     assert cells.loc["shallow", "val_kl"] < cells.loc["shallow-untrained", "val_kl"]
 
@@ -222,9 +220,9 @@ def test_a_failing_cell_does_not_stop_the_others(finished: tuple[Path, Path]) ->
         "run", str(file), "--root", str(root), "name=broken", "students.fresh.config.hidden_size=33", "evaluation.limit=4"
     )
     assert result.returncode == 3, result.stdout + result.stderr
-    cells = pd.read_csv(root / "results/broken/cells.csv").set_index("model")
-    assert set(cells.loc[cells["student"] == "fresh", "state"]) == {"failed"}
-    assert set(cells.loc[cells["student"] != "fresh", "state"]) == {"done"}
+    cells = pd.read_csv(root / "results/broken/runs.csv").set_index("model")
+    assert set(cells.loc[cells["student"] == "fresh", "status"]) == {"failed"}
+    assert set(cells.loc[cells["student"] != "fresh", "status"]) == {"done"}
     assert cells.loc[cells["student"] == "fresh", "reason"].str.len().min() > 0
 
 
@@ -245,9 +243,9 @@ def test_report_of_an_experiment_that_is_not_done_yet(finished: tuple[Path, Path
     result = run("report", file, *root)
     assert result.returncode == 0, result.stdout + result.stderr
     folder = tmp_path / "results/tiny"
-    cells = pd.read_csv(folder / "cells.csv").set_index("model")
-    assert set(cells.loc[cells["student"] == "fresh", "state"]) == {"missing"}
-    assert set(cells.loc[cells["student"] != "fresh", "state"]) == {"done"}
+    cells = pd.read_csv(folder / "runs.csv").set_index("model")
+    assert set(cells.loc[cells["student"] == "fresh", "status"]) == {"missing"}
+    assert set(cells.loc[cells["student"] != "fresh", "status"]) == {"done"}
     assert "missing" in (folder / "table.md").read_text() and (folder / "report.html").is_file()
     provenance = json.loads((folder / "provenance.json").read_text())
     assert provenance["one"]["command"] == f"distill-lit run {file}"

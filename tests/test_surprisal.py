@@ -9,7 +9,7 @@ import pytest
 import tiny_tasks
 import torch
 from lm_eval.models.huggingface import HFLM
-from synthetic import build
+from synthetic import build, edited_records
 
 from distill_lit.analysis.document_axes import axis_values, stratify
 from distill_lit.analysis.results import load_results
@@ -107,12 +107,12 @@ def test_text_by_hand() -> None:
 
 def test_axes_of_the_long_tail(tmp_path: Path) -> None:
     folder = build(tmp_path / "results", documents=20)
-    documents = pd.read_parquet(folder / "records/documents.parquet")
     assert axis_values(load_results(folder))["surprisal"].isna().all()
-    values = pd.DataFrame({"task": documents["task"], "key": documents["key"],
-                           "prompt_bits_per_byte": np.arange(len(documents)) / 10.0,
-                           "gold_gain": np.arange(len(documents)) * 1.0})  # fmt: skip
-    values.iloc[::-1].to_parquet(folder / "records/surprisal.parquet")  # the order of rows says nothing
+    with edited_records(folder) as content:
+        rank = np.arange(len(content.documents))
+        values = {"prompt_bits_per_byte": rank / 10.0, "gold_gain": rank * 1.0}
+        # the order of rows says nothing
+        content.surprisal = pd.DataFrame(values, content.documents.index).iloc[::-1]
     results = load_results(folder)
     axes, codes = stratify(results, axis_values(results), 5)
     assert {"surprisal", "gold_gain"} <= {axis.name for axis in axes}

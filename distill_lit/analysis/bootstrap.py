@@ -6,8 +6,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.floating]
-MAX_COUNTS_IN_MEMORY = 4_000_000  # weights in memory at a time
+from distill_lit.analysis.array_types import FloatArray
+
+MAX_COUNTS_IN_MEMORY = 2_000_000  # weights in memory at a time
+GRID = 2.0**30  # values are rounded to multiples of its inverse, so that sums of them are exact
 
 
 def cluster_counts(n_clusters: int, n_resamples: int, seed: int | list[int]) -> Iterator[FloatArray]:
@@ -18,7 +20,7 @@ def cluster_counts(n_clusters: int, n_resamples: int, seed: int | list[int]) -> 
         rows = min(block, n_resamples - start)
         picks = rng.integers(0, n_clusters, (rows, n_clusters))
         picks += np.arange(rows)[:, None] * n_clusters
-        yield np.bincount(picks.ravel(), minlength=rows * n_clusters).reshape(rows, n_clusters).astype(np.float32)
+        yield np.bincount(picks.ravel(), minlength=rows * n_clusters).reshape(rows, n_clusters).astype(float)
 
 
 def bootstrap_seed(task: str) -> list[int]:
@@ -29,17 +31,17 @@ def bootstrap_seed(task: str) -> list[int]:
 def bootstrap_sums(
     values: FloatArray, clusters: NDArray[np.integer], n_resamples: int, seed: int | list[int]
 ) -> FloatArray:
-    """Column sums of `values` (documents, columns) over redrawn documents: (draws, columns) float32.
+    """Column sums of `values` (documents, columns) over redrawn documents: (draws, columns).
 
-    clusters: (documents,) codes 0 … n−1. NaN in a column makes that column NaN.
+    clusters: (documents,) codes 0 … n−1. NaN in a column makes that column NaN. Values are rounded to 2^-30: their sums
+    then fit into the 53 bits of a float64, whatever the order in which a processor adds, and reports do not depend on it.
     """
     if not len(values):
-        return np.full((n_resamples, values.shape[1]), np.nan, np.float32)
+        return np.full((n_resamples, values.shape[1]), np.nan)
     order = np.argsort(clusters, kind="stable")
     starts = np.flatnonzero(np.diff(clusters[order], prepend=-1))
-    totals = np.add.reduceat(values[order], starts, axis=0)
-    single = totals.astype(np.float32)
-    return np.concatenate([counts @ single for counts in cluster_counts(len(totals), n_resamples, seed)])
+    totals = np.add.reduceat(np.round(values[order] * GRID) / GRID, starts, axis=0)
+    return np.concatenate([counts @ totals for counts in cluster_counts(len(totals), n_resamples, seed)])
 
 
 def bootstrap_means(
@@ -58,7 +60,7 @@ def seed_resample_weights(seeds: tuple[int, ...], n_models: int, n_resamples: in
     (Rao & Wu 1988). One model: all ones, the interval then covers documents only.
     """
     if n_models < 2:
-        return np.ones((n_resamples, n_models), np.float32)
+        return np.ones((n_resamples, n_models))
     rng = np.random.default_rng([20261, *[seed & 0xFFFFFFFF for seed in (seeds or range(n_models))]])
     drawn = rng.multinomial(n_models, np.full(n_models, 1 / n_models), size=n_resamples)
-    return np.asarray((1 + (drawn - 1) * (n_models / (n_models - 1)) ** 0.5) / n_models, np.float32)
+    return np.asarray((1 + (drawn - 1) * (n_models / (n_models - 1)) ** 0.5) / n_models)

@@ -11,13 +11,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from distill_lit.analysis import significance as st
+from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.bootstrap import bootstrap_seed, cluster_counts
 from distill_lit.analysis.document_axes import RARITY
 from distill_lit.analysis.score_table import find_baselines
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.slices import discovery_mask
 
-FloatArray = NDArray[np.floating]
 CVAR_SHARE = 0.1
 N_CALIBRATION_BINS = 10  # of equal mass, for the calibration error
 MAX_COVERAGE_RESAMPLES = 1000
@@ -25,11 +25,11 @@ RISK_TOLERANCE = 1e-12  # equal risks that differ by rounding
 
 
 def choice_probabilities(scores: Scores, model: str) -> pd.DataFrame:
-    """Per document: p_top (softmax probability of the likeliest choice), right (it is the gold one), p_gold, brier
-    (Σ over choices of (p − y)²), gold_nll (nats of the gold answer's text), chosen; NaN without two choices."""
+    """Per document: p_top (softmax probability of the likeliest choice), correct (it is the gold one), p_gold,
+    brier (Σ over choices of (p − y)²), gold_nll (nats of the gold answer's text), choice; NaN without two choices."""
     rows, gold = scores.results.records[model], scores.results.documents["gold"]
     found = [_probabilities(ll, g) for ll, g in zip(rows["ll"], gold, strict=True)]
-    names = ["p_top", "right", "p_gold", "brier", "gold_nll", "chosen"]
+    names = ["p_top", "correct", "p_gold", "brier", "gold_nll", "choice"]
     return pd.DataFrame(found, index=rows.index, columns=names)
 
 
@@ -100,16 +100,16 @@ def deferral_threshold(
 def coverage_curve(
     confidence: FloatArray, student_correct: FloatArray, teacher_correct: FloatArray, weights: FloatArray
 ) -> pd.DataFrame:
-    """coverage, accuracy of student-then-teacher at it, and the accuracy of the student alone on what it answers."""
+    """coverage, combined_accuracy (student, else teacher) and selective_accuracy (the student on what it answers)."""
     order = np.argsort(-confidence, kind="stable")
     mass = weights[order].cumsum()
-    own = (weights * student_correct)[order].cumsum()
+    student = (weights * student_correct)[order].cumsum()
     deferred = (weights * teacher_correct).sum() - (weights * teacher_correct)[order].cumsum()
     return pd.DataFrame(
         {
             "coverage": mass / mass[-1],
-            "together": (own + deferred) / mass[-1],
-            "answered": own / np.maximum(mass, RISK_TOLERANCE),
+            "combined_accuracy": (student + deferred) / mass[-1],
+            "selective_accuracy": student / np.maximum(mass, RISK_TOLERANCE),
         }
     )
 
@@ -128,9 +128,9 @@ def calibration_frame(scores: Scores, stratum_codes: pd.DataFrame) -> pd.DataFra
     for g, group in enumerate(scores.groups):
         if group.role not in ("distilled", "ce_only", "quantized", "external") or not group.models:
             continue
-        own = [choice_probabilities(scores, model) for model in group.models]
-        row = pd.DataFrame([_one_model(scores, seed, teacher, stratum_codes) for seed in own]).mean().to_dict()
-        rows.append({"model": group.label, **row, **_coverage(scores, own, teacher, g)})
+        student = [choice_probabilities(scores, model) for model in group.models]
+        row = pd.DataFrame([_one_model(scores, seed, teacher, stratum_codes) for seed in student]).mean().to_dict()
+        rows.append({"model": group.label, **row, **_coverage(scores, student, teacher, g)})
     return pd.DataFrame(rows)
 
 
@@ -148,29 +148,29 @@ def _known(*frames: pd.DataFrame) -> NDArray[np.bool_]:
     return np.asarray(np.logical_and.reduce([frame["p_top"].notna() for frame in frames]))
 
 
-def _one_model(scores: Scores, own: pd.DataFrame, teacher: pd.DataFrame, codes: pd.DataFrame) -> dict[str, float]:
-    rows = _known(own, teacher)
-    excess = (own["gold_nll"] - teacher["gold_nll"])[rows].to_numpy(float)
-    weight = document_weights(scores, own.index[rows])
+def _one_model(scores: Scores, student: pd.DataFrame, teacher: pd.DataFrame, codes: pd.DataFrame) -> dict[str, float]:
+    rows = _known(student, teacher)
+    excess = (student["gold_nll"] - teacher["gold_nll"])[rows].to_numpy(float)
+    weight = document_weights(scores, student.index[rows])
     if not weight.sum():
         return {}
     mean, worst = float(np.average(excess, weights=weight)), conditional_value_at_risk(excess, weight)
-    return {"n": int(rows.sum()), "excess_nll": mean, "cvar": worst, **_calibration(scores, own, codes)}
+    return {"n": int(rows.sum()), "excess_nll": mean, "cvar": worst, **_calibration(scores, student, codes)}
 
 
-def _calibration(scores: Scores, own: pd.DataFrame, codes: pd.DataFrame) -> dict[str, float]:
-    parts = {"all": np.ones(len(own), bool)}
+def _calibration(scores: Scores, student: pd.DataFrame, codes: pd.DataFrame) -> dict[str, float]:
+    parts = {"all": np.ones(len(student), bool)}
     if RARITY.name in codes:
-        stratum = codes.loc[own.index, RARITY.name].to_numpy()
+        stratum = codes.loc[student.index, RARITY.name].to_numpy()
         parts |= {"head": stratum == 1, "tail": stratum == scores.analysis.num_strata}
     found = {}
     for name, inside in parts.items():
-        rows = inside & _known(own)
-        weight = document_weights(scores, own.index[rows])
+        rows = inside & _known(student)
+        weight = document_weights(scores, student.index[rows])
         if weight.sum():
-            confidence, right = own["p_top"][rows].to_numpy(float), own["right"][rows].to_numpy(float)
+            confidence, right = student["p_top"][rows].to_numpy(float), student["correct"][rows].to_numpy(float)
             found[f"ece_{name}"] = expected_calibration_error(confidence, right, weight)
-            found[f"brier_{name}"] = float(np.average(own["brier"][rows], weights=weight))
+            found[f"brier_{name}"] = float(np.average(student["brier"][rows], weights=weight))
     return found
 
 
@@ -189,10 +189,10 @@ def _coverage(scores: Scores, seeds: list[pd.DataFrame], teacher: pd.DataFrame, 
     weight = document_weights(scores, index)
     if not (weight[is_discovery].sum() and weight[~is_discovery].sum()):
         return {}
-    teacher_correct = teacher["right"][rows].to_numpy(float)
+    teacher_correct = teacher["correct"][rows].to_numpy(float)
     answered, gains = np.zeros(len(index)), np.zeros(len(index))
-    for own in seeds:
-        confidence, right = own["p_top"][rows].to_numpy(float), own["right"][rows].to_numpy(float)
+    for student in seeds:
+        confidence, right = student["p_top"][rows].to_numpy(float), student["correct"][rows].to_numpy(float)
         threshold = deferral_threshold(
             confidence[is_discovery], right[is_discovery], teacher_correct[is_discovery], weight[is_discovery]
         )
@@ -231,20 +231,20 @@ def _redrawn(scores: Scores, index: pd.MultiIndex) -> Iterator[FloatArray]:
 
 
 def coverage_and_reliability_curves(scores: Scores, models: dict[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """For {label: model id}: coverage curves (label, coverage, together, answered) and reliability (label, confidence,
-    accuracy) in BINS bins of equal mass. Empty without a teacher."""
+    """For {label: model id}: coverage curves (label, coverage, combined_accuracy, selective_accuracy) and reliability
+    (label, confidence, accuracy) in N_CALIBRATION_BINS bins of equal mass. Empty without a teacher."""
     coverage, reliability = [pd.DataFrame()], [pd.DataFrame()]
     if scores.teacher is None:
         return coverage[0], reliability[0]
     teacher = choice_probabilities(scores, scores.groups[scores.teacher].models[0])
     for label, model in models.items():
-        own = choice_probabilities(scores, model)
-        rows = _known(own, teacher)
-        weight = document_weights(scores, own.index[rows])
+        student = choice_probabilities(scores, model)
+        rows = _known(student, teacher)
+        weight = document_weights(scores, student.index[rows])
         if not weight.sum():
             continue
-        confidence, right = own["p_top"][rows].to_numpy(float), own["right"][rows].to_numpy(float)
-        teacher_correct = teacher["right"][rows].to_numpy(float)
+        confidence, right = student["p_top"][rows].to_numpy(float), student["correct"][rows].to_numpy(float)
+        teacher_correct = teacher["correct"][rows].to_numpy(float)
         coverage.append(coverage_curve(confidence, right, teacher_correct, weight).assign(label=label))
         values = pd.DataFrame({"confidence": confidence * weight, "accuracy": right * weight, "weight": weight})
         sums = values.groupby(equal_mass_bins(confidence, weight)).sum()

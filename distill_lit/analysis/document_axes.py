@@ -69,12 +69,12 @@ DOCUMENT_AXES = (
     DocumentAxis("rarity_answer", "rarity", "quantile", "words of the answer",
          "rarity of the right answer's content words: 10th percentile of their log10 occurrences per billion words",
          "most common", "rarest"),
-    DocumentAxis("difficulty", "difficulty", "quantile", "the teacher's margin",
+    DocumentAxis("difficulty", "difficulty", "quantile", "the teacher's confidence margin",
          "margin between the teacher's two best choices, nats per character (secondary: the noise that makes it "
          "narrow also makes the teacher err)", "widest", "narrowest"),
-    DocumentAxis("surprisal", "difficulty", "quantile", "surprise of the prompt",
+    DocumentAxis("surprisal", "difficulty", "quantile", "surprisal of the prompt",
          "bits per byte of the prompt under the teacher", "least surprising", "most surprising"),
-    DocumentAxis("gold_gain", "difficulty", "quantile", "what the prompt tells of the answer",
+    DocumentAxis("gold_gain", "difficulty", "quantile", "log-probability the prompt adds to the answer",
          "log p(right answer | prompt) − log p(right answer) under the teacher, nats", "most", "least"),
     DocumentAxis("prompt_length", "complexity", "quantile", "prompt length", "characters of the prompt", "shortest",
          "longest"),
@@ -87,7 +87,7 @@ DOCUMENT_AXES = (
 
 
 def axis_values(results: Results) -> pd.DataFrame:
-    """Value of every axis of AXES for every document, indexed like `results.documents`; NaN where there is none."""
+    """Value of each of DOCUMENT_AXES for every document, indexed like `results.documents`; NaN where there is none."""
     documents = results.documents
     questions = _questions(results)
     answers = [_gold(c, g) for c, g in zip(documents["choices"], documents["gold"], strict=True)]
@@ -122,8 +122,7 @@ def _surprisal(results: Results) -> dict[str, pd.Series]:
 def zipf_frequency_function(results: Results) -> Callable[[str], float]:
     """word → log10 occurrences per billion words: in the distillation corpus, or in `wordfreq` where that is too small."""
     if results.uses_corpus_word_counts:
-        assert results.frequencies is not None
-        counts, scale = results.frequencies, 1e9 / results.corpus_words
+        counts, scale = results.word_counts, 1e9 / results.corpus_words
         return lambda word: math.log10((counts.get(word, 0) + 0.5) * scale)  # 0.5: unseen is rare, not impossible
     from wordfreq import zipf_frequency
 
@@ -157,7 +156,7 @@ def _gold(choices: object, gold: object) -> str:
 
 
 def _teacher_margin(results: Results) -> pd.Series:
-    """Length-normalised log-likelihood of the teacher's best choice less its second best; NaN without two."""
+    """Length-normalized log-likelihood of the teacher's best choice less its second best; NaN without two."""
     teacher = results.teacher()
     if teacher is None:
         return pd.Series(np.nan, index=results.documents.index)
@@ -173,14 +172,14 @@ def _margin(likelihoods: object, lengths: object) -> float:
 
 
 def quantile_strata(values: pd.Series, num_strata: int) -> pd.Series:
-    """Quantile group 1 … `strata` within each task; equal values stay together; NaN is MISSING."""
+    """Quantile group 1 … `num_strata` within each task; equal values stay together; NaN is MISSING_STRATUM."""
     rank = values.groupby(level="task").rank(pct=True, method="average")
     # the tolerance keeps 0.2 * 5 = 1.0000000000000002 in the first group
     return np.ceil(rank * num_strata - 1e-9).clip(1, num_strata).fillna(MISSING_STRATUM).astype(int)
 
 
 def stratify(results: Results, values: pd.DataFrame, num_strata: int) -> tuple[list[DocumentAxis], pd.DataFrame]:
-    """The axes that tell documents apart, with the stratum of every document: AXES, then metadata categories."""
+    """The axes that tell documents apart, with the stratum of every document: DOCUMENT_AXES, then metadata categories."""
     axes, codes = [], {}
     for axis in DOCUMENT_AXES:
         series = values[axis.name]

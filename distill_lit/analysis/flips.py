@@ -1,4 +1,4 @@
-"""Which answers changed between teacher and student: lost, gained, kept wrong together."""
+"""Which answers changed between teacher and student: lost, gained, wrong both before and after."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from distill_lit.analysis.response_matrix import TaskResponses
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.significance import clustered_mcnemar, mcnemar
 
-FLIP_COLUMNS = ["right_t", "right_s", "chosen_t", "chosen_s", "flip", "cluster"]
+FLIP_COLUMNS = ["teacher_correct", "student_correct", "teacher_choice", "student_choice", "flip", "cluster"]
 MODAL_SEEDS = 3  # from which a flip of the modal prediction counts as lost in distillation
 
 
@@ -37,7 +37,8 @@ def modal_answers(task: TaskResponses, model_columns: list[int]) -> Answers:
 def document_flips(scores: Scores, group_index: int) -> pd.DataFrame:
     """One row per document that teacher and group answered rightly or wrongly, indexed by (task, key).
 
-    Columns: right_t, right_s (bool), chosen_t, chosen_s, flip (lost, gained, kept right, kept wrong), cluster (passage).
+    Columns: teacher_correct, student_correct (bool), teacher_choice, student_choice, flip (lost, gained, both right, both
+    wrong), cluster (passage).
     """
     frames = []
     teacher = scores.teacher
@@ -50,15 +51,19 @@ def document_flips(scores: Scores, group_index: int) -> pd.DataFrame:
         )
         if not task.is_binary or np.isnan(one.correct).any() or np.isnan(two.correct).any():
             continue
-        right_t, right_s = one.correct == 1, two.correct == 1
-        flip = np.select([right_t & ~right_s, ~right_t & right_s, right_t], ["lost", "gained", "kept right"], "kept wrong")
+        teacher_right, student_right = one.correct == 1, two.correct == 1
+        flip = np.select(
+            [teacher_right & ~student_right, ~teacher_right & student_right, teacher_right],
+            ["lost", "gained", "both right"],
+            "both wrong",
+        )
         frames.append(
             pd.DataFrame(
                 {
-                    "right_t": right_t,
-                    "right_s": right_s,
-                    "chosen_t": one.choice,
-                    "chosen_s": two.choice,
+                    "teacher_correct": teacher_right,
+                    "student_correct": student_right,
+                    "teacher_choice": one.choice,
+                    "student_choice": two.choice,
                     "flip": flip,
                     "cluster": [f"{task.task}:{code}" for code in task.clusters],
                 },
@@ -69,11 +74,11 @@ def document_flips(scores: Scores, group_index: int) -> pd.DataFrame:
 
 
 def flip_counts(flips: pd.DataFrame, by: pd.Series | pd.Index | None = None) -> pd.DataFrame:
-    """Per value of `by` (all documents when None): n, lost, gained, agreement, shared_wrong (shares), p (McNemar: exact, or
-    for documents that share passages by passage)."""
+    """Per value of `by` (all documents when None): n, lost, gained, agreement, same_wrong_rate (shares), p (McNemar: exact,
+    or for documents that share passages by passage)."""
     key = by if by is not None else pd.Series("all", index=flips.index)
-    both_wrong = ~flips["right_t"].astype(bool) & ~flips["right_s"].astype(bool)
-    same = flips["chosen_t"] == flips["chosen_s"]
+    both_wrong = ~flips["teacher_correct"].astype(bool) & ~flips["student_correct"].astype(bool)
+    same = flips["teacher_choice"] == flips["student_choice"]
     table = (
         pd.DataFrame(
             {
@@ -90,10 +95,10 @@ def flip_counts(flips: pd.DataFrame, by: pd.Series | pd.Index | None = None) -> 
         .sum()
     )
     table["agreement"] = table["same"] / table["n"]
-    table["shared_wrong"] = table["same_wrong"] / table["both_wrong"].where(table["both_wrong"] > 0)
+    table["same_wrong_rate"] = table["same_wrong"] / table["both_wrong"].where(table["both_wrong"] > 0)
     table["p"] = mcnemar(table["lost"], table["gained"])
     if flips["cluster"].duplicated().any():
-        difference = flips["right_s"].astype(int) - flips["right_t"].astype(int)
+        difference = flips["student_correct"].astype(int) - flips["teacher_correct"].astype(int)
         for value, clusters in flips["cluster"].groupby(key):
             if clusters.duplicated().any():
                 table.loc[value, "p"] = clustered_mcnemar(difference[clusters.index], clusters)

@@ -8,21 +8,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.bootstrap import seed_resample_weights
 from distill_lit.utils.files import read_json
 
-FloatArray = NDArray[np.floating]
 TIMED = {  # axis: (kind of row, column)
-    "prefill_s": ("grid", "prefill_s"),
-    "decode_s": ("grid", "decode_s"),
-    "first_token_s": ("requests", "first_token_s"),
-    "token_p50_s": ("requests", "token_p50_s"),
-    "token_p95_s": ("requests", "token_p95_s"),
+    "prefill_s_per_token": ("grid", "prefill_s_per_token"),
+    "decode_s_per_token": ("grid", "decode_s_per_token"),
+    "ttft_s": ("requests", "ttft_s"),
+    "itl_p50_s": ("requests", "itl_p50_s"),
+    "itl_p95_s": ("requests", "itl_p95_s"),
     "joules_per_token": ("grid", "joules"),
 }
-MEMORY_COST_AXIS = "memory_bytes"
+MEMORY_COST_AXIS = "peak_memory_bytes"
 MEASURED = (*TIMED, MEMORY_COST_AXIS)
 COST_SUMMARY_COLUMNS = ["model", "axis", "value", "low", "high", "ratio", "ratio_low", "ratio_high"]
 
@@ -68,22 +67,22 @@ def read_costs(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def add_costs(cells: pd.DataFrame, costs: dict[str, Any]) -> pd.DataFrame:
-    """`cells` with the measured axes as columns <axis>, <axis>_low, _high and <axis>_ratio, _ratio_low, _ratio_high (the
-    teacher's cost over the model's), and `money_per_million` from the price of an hour, where one is known."""
-    cells = cells.copy()
+def add_costs(runs: pd.DataFrame, costs: dict[str, Any]) -> pd.DataFrame:
+    """`runs` with the measured axes as columns <axis>, <axis>_low, _high and <axis>_ratio, _ratio_low, _ratio_high (the
+    teacher's cost over the model's), and `price_per_million_tokens` from the price of an hour, where one is known."""
+    runs = runs.copy()
     for row in costs.get("axes", []):
-        mine = cells["model"].isin(costs["stands_for"].get(row["model"], []))
+        is_measured = runs["model"].isin(costs["stands_for"].get(row["model"], []))
         known = costs.get("parameters", {}).get(row["model"])
         if known is not None:
-            mine &= cells["parameters"] == known  # measured before the experiment was changed
+            is_measured &= runs["parameters"] == known  # measured before the experiment was changed
         for name, suffix in (("value", ""), ("low", "_low"), ("high", "_high"), ("ratio", "_ratio"),
                              ("ratio_low", "_ratio_low"), ("ratio_high", "_ratio_high")):  # fmt: skip
-            cells.loc[mine, row["axis"] + suffix] = row[name]
+            runs.loc[is_measured, row["axis"] + suffix] = row[name]
     price = float(costs.get("settings", {}).get("price_per_hour", 0.0))
-    if price > 0 and "decode_s" in cells:
+    if price > 0 and "decode_s_per_token" in runs:
         for suffix in ("", "_low", "_high"):
-            cells[f"money_per_million{suffix}"] = cells[f"decode_s{suffix}"] * 1e6 / 3600 * price
+            runs[f"price_per_million_tokens{suffix}"] = runs[f"decode_s_per_token{suffix}"] * 1e6 / 3600 * price
         for suffix in ("_ratio", "_ratio_low", "_ratio_high"):
-            cells[f"money_per_million{suffix}"] = cells[f"decode_s{suffix}"]
-    return cells
+            runs[f"price_per_million_tokens{suffix}"] = runs[f"decode_s_per_token{suffix}"]
+    return runs

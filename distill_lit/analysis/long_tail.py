@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from distill_lit.analysis import significance as st
+from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.calibration import calibration_frame
 from distill_lit.analysis.document_axes import MISSING_STRATUM, SECONDARY_AXES, DocumentAxis, axis_values, stratify
 from distill_lit.analysis.flips import document_flips, flip_counts
@@ -19,7 +19,6 @@ from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.slices import find_slices
 from distill_lit.analysis.strata import StratumScores, pool_strata
 
-FloatArray = NDArray[np.floating]
 TESTABLE_DOCUMENTS = 100
 TESTABLE_DISCORDANT = 10
 MIN_INTERVAL_DOCUMENTS = 30  # from which a stratum gets an interval: below it redrawn documents understate chance
@@ -119,8 +118,8 @@ def _stratum_rows(
             row |= {
                 "ce_only": pooled.estimates[i, ce_only],
                 "ce_only_delta": other.value,
-                "ce_only_low": other.low,
-                "ce_only_high": other.high,
+                "ce_only_delta_low": other.low,
+                "ce_only_delta_high": other.high,
             }
         floor = st.percentile_interval(
             float(pooled.estimates[i, teacher]), pooled.replicates[:, i, teacher], scores.analysis.confidence_level
@@ -162,8 +161,8 @@ def _contrast(scores: Scores, axis: DocumentAxis, pooled: StratumScores, g: int)
             difference_in_differences(pooled.head_tail_estimates, ce_only),
             difference_in_differences(pooled.head_tail_replicates, ce_only),
         )
-        own, other = pairs["tail_loss"], pairs["ce_only_tail_loss"]
-        pairs["excess"] = (own[0] - other[0], own[1] - other[1])
+        student, other = pairs["tail_loss"], pairs["ce_only_tail_loss"]
+        pairs["excess"] = (student[0] - other[0], student[1] - other[1])
     for name, (value, draws) in pairs.items():
         found = st.percentile_interval(float(value), draws, scores.analysis.confidence_level)
         row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
@@ -205,7 +204,7 @@ def _adjust_p_values(scores: Scores, report: LongTail) -> None:
     for frame in (report.task_flips, report.stratum_scores):
         discordant = frame["lost"] + frame["gained"]
         frame["testable"] = (frame["n"] >= TESTABLE_DOCUMENTS) & (discordant >= TESTABLE_DISCORDANT)
-        frame["adjusted"] = np.nan
+        frame["p_adjusted"] = np.nan
     at_chance = report.task_flips["task"].isin(scores.excluded_tasks)
     report.task_flips["testable"] &= ~at_chance
     for label in report.flips:
@@ -215,9 +214,9 @@ def _adjust_p_values(scores: Scores, report: LongTail) -> None:
         ]
         p = [*report.task_flips.loc[parts[0], "p"], *report.stratum_scores.loc[parts[1], "p"]]
         adjusted = st.benjamini_hochberg(p)
-        report.task_flips.loc[parts[0], "adjusted"] = adjusted[: len(parts[0])]
-        report.stratum_scores.loc[parts[1], "adjusted"] = adjusted[len(parts[0]) :]
+        report.task_flips.loc[parts[0], "p_adjusted"] = adjusted[: len(parts[0])]
+        report.stratum_scores.loc[parts[1], "p_adjusted"] = adjusted[len(parts[0]) :]
     for frame in (report.task_flips, report.stratum_scores):
-        significant = frame["adjusted"] <= scores.analysis.false_discovery_rate
+        significant = frame["p_adjusted"] <= scores.analysis.false_discovery_rate
         frame["verdict"] = np.select([~frame["testable"], significant], [INSUFFICIENT, "significant"], "not significant")
     report.task_flips.loc[at_chance, "verdict"] = NOTE_AT_CHANCE

@@ -8,19 +8,19 @@ from distill_lit.analysis.results import ROLES, Results
 from distill_lit.config.schema import GRID_VALUE_SEPARATOR
 
 ROLE_LABELS = {
-    "quantized": "in int8",
-    "external": "off the shelf",
+    "quantized": "int8",
+    "external": "external",
     "untrained": "before training",
     "ce_only": "without teacher",
     "distilled": "distilled",
 }
-REFERENCE_ROLES = ("teacher", "quantized", "external")  # roles of models that no cell trains or prunes
-NON_VARIANT_AXES = ("axis.student", "axis.seed")  # columns of their own
+REFERENCE_ROLES = ("teacher", "quantized", "external")  # roles of models that no run trains or prunes
+NON_VARIANT_AXES = ("grid.student", "grid.seed")  # columns of their own
 
 
 @dataclass(frozen=True)
 class ModelGroup:
-    """One row of a table. `models` holds the ids that have records; `planned` counts all its cells."""
+    """One row of a table. `models` holds the ids that have records; `num_planned` counts all its runs."""
 
     role: str
     student: str
@@ -29,30 +29,30 @@ class ModelGroup:
     seeds: tuple[int, ...]  # of `models`; empty for models without a seed
     num_planned: int
     label: str
-    reason: str = ""  # why cells are missing
+    reason: str = ""  # why runs are missing
     variant: str = ""  # the grid point in words, empty without one
-    other_data: bool = False  # without teacher, and trained on other text than the distilled students of this shape
+    other_data: bool = False  # without teacher, and trained on other data than the distilled students of this shape
 
 
 def groups_of(results: Results) -> list[ModelGroup]:
     """All groups, teacher first, then by student size and role; groups without any record are kept."""
-    cells = results.runs.copy()
-    axes = [c for c in cells.columns if c.startswith("axis.") and c not in NON_VARIANT_AXES and cells[c].notna().any()]
+    runs = results.runs.copy()
+    axes = [c for c in runs.columns if c.startswith("grid.") and c not in NON_VARIANT_AXES and runs[c].notna().any()]
     short = _short_names(axes)
-    size = cells.groupby("student")["parameters"].max() if "parameters" in cells else pd.Series(dtype=float)
+    size = runs.groupby("student")["parameters"].max() if "parameters" in runs else pd.Series(dtype=float)
     found: dict[tuple, list[int]] = {}
-    for row in cells.index:
-        point = tuple((a, str(cells.at[row, a])) for a in axes if pd.notna(cells.at[row, a]))
-        name = cells.at[row, "model" if cells.at[row, "role"] in REFERENCE_ROLES[1:] else "student"]
-        found.setdefault((cells.at[row, "role"], name, point), []).append(row)
-    distilled_data = cells[cells["role"] == "distilled"].groupby("student")["held_out"].agg(set)
+    for row in runs.index:
+        point = tuple((a, str(runs.at[row, a])) for a in axes if pd.notna(runs.at[row, a]))
+        name = runs.at[row, "model" if runs.at[row, "role"] in REFERENCE_ROLES[1:] else "student"]
+        found.setdefault((runs.at[row, "role"], name, point), []).append(row)
+    distilled_data = runs[runs["role"] == "distilled"].groupby("student")["validation_data_fingerprint"].agg(set)
     groups = [
         _group(
             results,
-            cells.loc[rows],
+            runs.loc[rows],
             key,
             short,
-            key[0] == "ce_only" and _trained_on_other_data(cells.loc[rows], distilled_data.get(key[1])),
+            key[0] == "ce_only" and _trained_on_other_data(runs.loc[rows], distilled_data.get(key[1])),
         )
         for key, rows in found.items()
     ]
@@ -73,23 +73,23 @@ def groups_of(results: Results) -> list[ModelGroup]:
     return sorted(groups, key=sort_key)
 
 
-def _trained_on_other_data(rows: pd.DataFrame, taught: set[str] | None) -> bool:
-    """Whether models read another text than each of `taught`, fingerprints of what distilled students read."""
-    own, others = set(rows["held_out"]), taught or set()
-    return bool(others) and "" not in own | others and not own & others
+def _trained_on_other_data(rows: pd.DataFrame, distilled_fingerprints: set[str] | None) -> bool:
+    """Whether models read other data than each of those that distilled students read."""
+    data, distilled_data = set(rows["validation_data_fingerprint"]), distilled_fingerprints or set()
+    return bool(distilled_data) and "" not in data | distilled_data and not data & distilled_data
 
 
-def _group(results: Results, rows: pd.DataFrame, key: tuple, short: dict[str, str], other_text: bool) -> ModelGroup:
+def _group(results: Results, rows: pd.DataFrame, key: tuple, short: dict[str, str], other_data: bool) -> ModelGroup:
     role, student, point = key
     models = tuple(m for m in rows["model"] if m in results.records)
     seeds = rows.loc[rows["model"].isin(models), "seed"].tolist() if "seed" in rows else []
     missing_runs = rows[~rows["model"].isin(models)]
     reason = "; ".join(
         dict.fromkeys(
-            f"{s}: {r}" if r else str(s) for s, r in zip(missing_runs["state"], missing_runs["reason"], strict=True)
+            f"{s}: {r}" if r else str(s) for s, r in zip(missing_runs["status"], missing_runs["reason"], strict=True)
         )
     )
-    variant = ", ".join([*(f"{short[axis]}={value}" for axis, value in point), *(["other text"] if other_text else [])])
+    variant = ", ".join([*(f"{short[axis]}={value}" for axis, value in point), *(["other data"] if other_data else [])])
     base_name = "teacher" if role == "quantized" else student
     label = "teacher" if role == "teacher" else " ".join(w for w in (base_name, ROLE_LABELS.get(role, "")) if w)
     known = tuple(int(s) for s in seeds if s == s)
@@ -103,13 +103,13 @@ def _group(results: Results, rows: pd.DataFrame, key: tuple, short: dict[str, st
         label=f"{label} ({variant})" if variant else label,
         reason=reason,
         variant=variant,
-        other_data=other_text,
+        other_data=other_data,
     )
 
 
 def _short_names(axes: list[str]) -> dict[str, str]:
     """The shortest dotted endings that tell the grid keys apart."""
-    parts = {axis: axis.removeprefix("axis.").split(".") for axis in axes}
+    parts = {axis: axis.removeprefix("grid.").split(".") for axis in axes}
     for length in range(1, 10):
         names = {axis: ".".join(p[-length:]) for axis, p in parts.items()}
         if len(set(names.values())) == len(axes):
@@ -129,7 +129,7 @@ def baseline_of(group: ModelGroup, role: str, groups: list[ModelGroup]) -> Model
 
 
 def group_cost(group: ModelGroup, results: Results, column: str) -> float:
-    """Mean of a numeric column of cells.csv over the group's finished models; NaN when unknown."""
+    """Mean of a numeric column of runs.csv over the group's finished models; NaN when unknown."""
     if column not in results.runs:
         return float("nan")
     return float(results.runs.loc[results.runs["model"].isin(group.models), column].mean())

@@ -7,29 +7,28 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from distill_lit.analysis import scores as sc
+from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.model_groups import group_cost
 from distill_lit.analysis.score_table import find_baselines
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.significance import REPLICATE_TOLERANCE, percentile_interval
 
-FloatArray = NDArray[np.floating]
-
-COST_AXES = {  # column of cells.csv: what it is, in words with its unit
+COST_AXES = {  # column of runs.csv: what it is, in words with its unit
     "parameters": "parameters",
-    "non_embedding_parameters": "parameters without embeddings",
+    "non_embedding_parameters": "non-embedding parameters",
     "bytes": "bytes on disk",
     "flops_per_token": "FLOPs per token",
-    "kv_bytes_per_token": "bytes of keys and values per token",
-    "prefill_s": "seconds per prompt token",
-    "decode_s": "seconds per written token",
-    "first_token_s": "seconds to the first token",
-    "token_p50_s": "seconds per token, median",
-    "token_p95_s": "seconds per token, 95th percentile",
-    "memory_bytes": "peak memory, bytes",
-    "joules_per_token": "joules per written token",
-    "money_per_million": "price of a million written tokens",
+    "kv_cache_bytes_per_token": "KV cache bytes per token",
+    "prefill_s_per_token": "prefill seconds per token",
+    "decode_s_per_token": "decode seconds per token",
+    "ttft_s": "time to first token (TTFT), seconds",
+    "itl_p50_s": "inter-token latency, median, seconds",
+    "itl_p95_s": "inter-token latency, 95th percentile, seconds",
+    "peak_memory_bytes": "peak memory, bytes",
+    "joules_per_token": "joules per generated token",
+    "price_per_million_tokens": "price of a million generated tokens",
 }
-CLAIM_HOLDS, CLAIM_FAILS, CLAIM_UNDECIDED = "yes", "no", "open"  # answers to the claim as a question
+CLAIM_HOLDS, CLAIM_FAILS, CLAIM_UNDECIDED = "yes", "no", "undecided"  # answers to the claim as a question
 
 
 def cost_axes(scores: Scores) -> list[str]:
@@ -40,7 +39,7 @@ def cost_axes(scores: Scores) -> list[str]:
 def pareto_frontier(scores: Scores, axis: str) -> pd.DataFrame:
     """One row per group that has a cost and a macro score, cheapest first, of equal cost the teacher.
 
-    Columns: model, role, student, variant, seeds, cost, score, low, high (above chance), on_frontier (probability over
+    Columns: model, role, student, variant, num_seeds, cost, score, low, high (above chance), on_frontier (probability over
     the bootstrap replicates that no other group is at most as costly and better).
     """
     rows, draws = [], []
@@ -53,7 +52,7 @@ def pareto_frontier(scores: Scores, axis: str) -> pd.DataFrame:
                     "role": group.role,
                     "student": group.student,
                     "variant": group.variant,
-                    "seeds": len(group.models),
+                    "num_seeds": len(group.models),
                     "cost": cost,
                     "score": value.value,
                     "low": value.low,
@@ -63,7 +62,7 @@ def pareto_frontier(scores: Scores, axis: str) -> pd.DataFrame:
             draws.append(scores.macro_average_replicates(g))
     if not rows:
         return pd.DataFrame(
-            columns=["model", "role", "student", "variant", "seeds", "cost", "score", "low", "high", "on_frontier"]
+            columns=["model", "role", "student", "variant", "num_seeds", "cost", "score", "low", "high", "on_frontier"]
         )
     frame = pd.DataFrame(rows)
     frame["on_frontier"] = pareto_optimal_mask(frame["cost"].to_numpy(float), np.stack(draws, axis=1)).mean(axis=0)
@@ -97,7 +96,7 @@ def hypervolume(costs: FloatArray, scores: FloatArray, reference_cost: float, re
 
 def hypervolume_gains(scores: Scores, axis: str) -> pd.DataFrame:
     """Per variant: hypervolume of its distilled students, of the same students without teacher, and the difference
-    (`what`: distilled, ce_only, gain), each with bounds. Of all variants the best beats one baseline by chance.
+    (`series`: distilled, ce_only, gain), each with bounds. Of all variants the best beats one baseline by chance.
 
     The reference point is the teacher's cost at chance. Empty without a teacher; without variants that have both kinds.
     """
@@ -110,11 +109,15 @@ def hypervolume_gains(scores: Scores, axis: str) -> pd.DataFrame:
             pairs.setdefault(group.variant, []).append((g, without))
     rows = []
     for variant, found in pairs.items():
-        own, plain = (_volume(scores, axis, list(members), price) for members in zip(*found, strict=True))
-        for what, volume in (("distilled", own), ("ce_only", plain), ("gain", own - plain)):
+        distilled, without_teacher = (_volume(scores, axis, list(members), price) for members in zip(*found, strict=True))
+        for series, volume in (
+            ("distilled", distilled),
+            ("ce_only", without_teacher),
+            ("gain", distilled - without_teacher),
+        ):
             bounds = percentile_interval(volume[0], volume[1:], scores.analysis.confidence_level)
-            rows.append({"variant": variant, "what": what, **bounds._asdict()})
-    return pd.DataFrame(rows, columns=["variant", "what", "value", "low", "high"])
+            rows.append({"variant": variant, "series": series, **bounds._asdict()})
+    return pd.DataFrame(rows, columns=["variant", "series", "value", "low", "high"])
 
 
 def _is_placed(scores: Scores, axis: str, g: int) -> bool:
@@ -132,8 +135,8 @@ def _volume(scores: Scores, axis: str, groups: list[int], price: float) -> Float
 def efficiency_claims(scores: Scores) -> pd.DataFrame:
     """The claim "at least q of the teacher's quality at most c of its cost", per student and cost axis.
 
-    Columns: model, axis, kept (share of the teacher's macro average), raw (share of its uncentred average), margin,
-    low, high (g_S − q·g_T), ratio, ratio_low, ratio_high (cost_T / cost_S), badge.
+    Columns: model, axis, retention (share of the teacher's macro average), raw_retention (share of its uncentered
+    average), margin, low, high (g_S − q·g_T), ratio, ratio_low, ratio_high (cost_T / cost_S), verdict.
     """
     teacher, rows = scores.teacher, []
     for g, group in enumerate(scores.groups):
@@ -147,15 +150,15 @@ def efficiency_claims(scores: Scores) -> pd.DataFrame:
         "model",
         "role",
         "axis",
-        "kept",
-        "raw",
+        "retention",
+        "raw_retention",
         "margin",
         "low",
         "high",
         "ratio",
         "ratio_low",
         "ratio_high",
-        "badge",
+        "verdict",
     ]
     return pd.DataFrame(rows, columns=names)
 
@@ -170,22 +173,22 @@ def _claim(scores: Scores, g: int, teacher: int, axis: str) -> dict[str, Any]:
         return {}
     needed = (1 - 1e-9) / share
     if margin.low > 0 and ratio[1] >= needed:
-        badge = CLAIM_HOLDS
+        verdict = CLAIM_HOLDS
     elif margin.high < 0 or ratio[2] < needed:
-        badge = CLAIM_FAILS
+        verdict = CLAIM_FAILS
     else:
-        badge = CLAIM_UNDECIDED
+        verdict = CLAIM_UNDECIDED
     raw = scores.raw[scores.averaged]
     return {
-        "kept": sc.macro_retention(scores, g).value,
-        "raw": float(raw[:, g].mean() / raw[:, teacher].mean()),
+        "retention": sc.macro_retention(scores, g).value,
+        "raw_retention": float(raw[:, g].mean() / raw[:, teacher].mean()),
         "margin": margin.value,
         "low": margin.low,
         "high": margin.high,
         "ratio": ratio[0],
         "ratio_low": ratio[1],
         "ratio_high": ratio[2],
-        "badge": badge,
+        "verdict": verdict,
     }
 
 

@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.results import Results
-
-FloatArray = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def _task_panel(results: Results, task: str, models: list[str]) -> TaskResponses
     correct = np.full((len(documents), len(models)), np.nan)
     chosen = np.full((len(documents), len(models)), -1, np.int64)
     for column, model in enumerate(models):
-        if task not in results.meta[model]:
+        if task not in results.settings_by_model[model]:
             continue
         rows = results.records[model].loc[documents.index]
         right = pd.to_numeric(rows.get(f"correct{suffix}", rows["correct"]), errors="coerce").to_numpy(float)

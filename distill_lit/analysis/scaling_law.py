@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.floating]
-SCALING_AXES = ("axis.student", "axis.seed", "axis.training.tokens")
+from distill_lit.analysis.array_types import FloatArray
+
+SCALING_AXES = ("grid.student", "grid.seed", "grid.training.max_tokens")
 MIN_DISTINCT_FOR_FIT = {"runs": 12, "sizes": 3, "token budgets": 3, "teachers": 2}  # distinct values a fit asks for
 COEFFICIENTS = ("c0", "c1", "d1", "f1", "A", "α", "B", "β", "γ")
 # bounds of each on a log scale, A and B being those of N and D in units of the geometric means of the runs
@@ -36,31 +36,31 @@ class ScalingLaw:
     reference_tokens: float
 
     def predict(self, runs: pd.DataFrame) -> FloatArray:
-        """Cross-entropy in nats per token for rows with size, tokens, teacher_loss and supervised_loss."""
+        """Cross-entropy in nats per token for rows with size, tokens, teacher_loss and ce_only_loss."""
         return _law(np.log(list(self.coefficients.values())), _inputs(runs, self.reference_size, self.reference_tokens))
 
 
-def scaling_data(cells: pd.DataFrame, experiment: str = "") -> pd.DataFrame:
-    """One row per student and token budget: experiment, student, size (parameters without embeddings), tokens, seeds,
-    loss, deviation (over seeds), teacher_loss, supervised_loss (the same student without teacher, NaN where it was not
-    trained), held_out. Empty where the grid has other axes, or nothing was validated.
+def scaling_data(runs: pd.DataFrame, experiment: str = "") -> pd.DataFrame:
+    """One row per student and token budget: experiment, student, size (non-embedding parameters), tokens, num_seeds,
+    loss, loss_std (over seeds), teacher_loss, ce_only_loss (the same student without teacher, NaN where it was not
+    trained), validation_data_fingerprint. Empty where the grid has other axes, or nothing was validated.
 
-    cells: cells.csv, of one experiment."""
-    columns = ["experiment", "student", "size", "tokens", "seeds", "loss", "deviation", "teacher_loss", "supervised_loss",
-               "held_out"]  # fmt: skip
+    runs: runs.csv, of one experiment."""
+    columns = ["experiment", "student", "size", "tokens", "num_seeds", "loss", "loss_std", "teacher_loss", "ce_only_loss",
+               "validation_data_fingerprint"]  # fmt: skip
     needed = {"non_embedding_parameters", "training_tokens", "val_ce", "val_teacher_nll"}
-    others = [c for c in cells if c.startswith("axis.") and c not in SCALING_AXES and cells[c].nunique() > 1]
-    if others or not needed <= set(cells):
+    others = [c for c in runs if c.startswith("grid.") and c not in SCALING_AXES and runs[c].nunique() > 1]
+    if others or not needed <= set(runs):
         return pd.DataFrame(columns=columns)
-    trained = cells[cells["role"].isin(["distilled", "ce_only"])].dropna(subset=sorted(needed))
+    trained = runs[runs["role"].isin(["distilled", "ce_only"])].dropna(subset=sorted(needed))
     rows = []
     for (student, tokens), budget_runs in trained.groupby(["student", "training_tokens"], sort=False):
         distilled, ce_only = budget_runs[budget_runs["role"] == "distilled"], budget_runs[budget_runs["role"] == "ce_only"]
-        ce_only = ce_only[ce_only["held_out"].isin(distilled["held_out"])]
+        ce_only = ce_only[ce_only["validation_data_fingerprint"].isin(distilled["validation_data_fingerprint"])]
         if len(distilled):
             rows.append([experiment, student, distilled["non_embedding_parameters"].iloc[0], tokens, len(distilled),
                          distilled["val_ce"].mean(), distilled["val_ce"].std(ddof=1), distilled["val_teacher_nll"].mean(),
-                         ce_only["val_ce"].mean(), distilled["held_out"].iloc[0]])  # fmt: skip
+                         ce_only["val_ce"].mean(), distilled["validation_data_fingerprint"].iloc[0]])  # fmt: skip
     return pd.DataFrame(rows, columns=columns).sort_values(["size", "tokens"], ascending=[False, True], ignore_index=True)
 
 
@@ -71,9 +71,9 @@ def has_scaling_curve(runs: pd.DataFrame) -> bool:
 
 def reason_not_fitted(runs: pd.DataFrame) -> str:
     """Why no law is fitted to these runs, or nothing."""
-    if runs["held_out"].nunique() > 1:
+    if runs["validation_data_fingerprint"].nunique() > 1:
         return "the students are validated on different text"
-    if runs["supervised_loss"].isna().any():
+    if runs["ce_only_loss"].isna().any():
         return "not every student has been trained without the teacher on as many tokens"
     found = {"runs": len(runs), "sizes": runs["size"].nunique(), "token budgets": runs["tokens"].nunique(),
              "teachers": runs["teacher_loss"].round(3).nunique()}  # fmt: skip
@@ -101,7 +101,7 @@ def fit_scaling_law(runs: pd.DataFrame) -> ScalingLaw | None:
 
 def _inputs(runs: pd.DataFrame, size: float, tokens: float) -> FloatArray:
     """(4, runs): N and D in units of `size` and `tokens`, T, S."""
-    columns = [runs["size"] / size, runs["tokens"] / tokens, runs["teacher_loss"], runs["supervised_loss"]]
+    columns = [runs["size"] / size, runs["tokens"] / tokens, runs["teacher_loss"], runs["ce_only_loss"]]
     return np.array(columns, float)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from distill_lit.analysis import scores as sc
+from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.model_groups import REFERENCE_ROLES, baseline_of, group_cost
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.significance import benjamini_hochberg, clustered_standard_error, holm, minimum_detectable_effect
@@ -23,8 +24,8 @@ COSTS = (
     "bytes",
     "flops_per_token",
     "training_tokens",
-    "student_flops",
-    "teacher_flops",
+    "student_training_flops",
+    "teacher_training_flops",
     "val_kl",
     "val_ce",
     "val_agreement",
@@ -32,11 +33,12 @@ COSTS = (
 
 
 def score_frame(scores: Scores) -> pd.DataFrame:
-    """Long frame. Scores are in [0, 1]; `score` is the task's metric, for the macro rows the centred average.
+    """Long frame. Scores are in [0, 1]; `score` is the task's metric, for the macro rows the centered average.
 
-    Columns: task, metric, shots, n, chance, at_chance, model, role, student, seeds, planned, state, score, low, high,
-    document_se, seed_deviation, retention(+low, high), detectable, best, costs, and for each of AGAINST:
-    <who>_delta, _low, _high, _p, _adjusted (Holm for the declared comparisons, those of distilled
+    Columns: task, metric, num_fewshot, limit, n, chance, teacher_at_chance, model, role, student, variant, num_seeds,
+    num_planned, status, reason, score, low, high, document_se, seed_std, retention(_low, _high),
+    minimum_detectable_effect, best, costs, and for each of BASELINE_ROLES: <who>_delta, _delta_low, _delta_high, _p,
+    _p_adjusted (Holm for the declared comparisons, those of distilled
     students on the macro average; else Benjamini–Hochberg over the comparisons with the same opponent).
     """
     rows = []
@@ -58,16 +60,16 @@ def _shared(scores: Scores, g: int) -> dict[str, Any]:
         "role": group.role,
         "student": group.student,
         "variant": group.variant,
-        "seeds": done,
-        "planned": group.num_planned,
-        "state": state,
+        "num_seeds": done,
+        "num_planned": group.num_planned,
+        "status": state,
         "reason": group.reason,
         **costs,
     }
 
 
 def find_baselines(scores: Scores, g: int) -> dict[str, int]:
-    """{one of AGAINST: group number} of whom group `g` is compared with; empty without records of its own."""
+    """{one of BASELINE_ROLES: group number} of whom group `g` is compared with; empty without records of its own."""
     group, found = scores.groups[g], {}
     if not group.models:
         return {}
@@ -86,23 +88,23 @@ def _task_row(scores: Scores, t: int, g: int) -> dict[str, Any]:
     row = {
         "task": task.task,
         "metric": task.metric,
-        "shots": settings.get("num_fewshot", 0),
+        "num_fewshot": settings.get("num_fewshot", 0),
         "limit": int(settings.get("limit") or 0),
         "n": task.n,
         "chance": float(task.chance.mean()),
-        "at_chance": scores.excluded_tasks.get(task.task) == sc.EXCLUDED_AT_CHANCE,
+        "teacher_at_chance": scores.excluded_tasks.get(task.task) == sc.EXCLUDED_AT_CHANCE,
         **_shared(scores, g),
         "score": value.value,
         "low": value.low,
         "high": value.high,
         "document_se": sc.document_standard_error(scores, g, t),
-        "seed_deviation": sc.seed_deviation(scores, g, t),
+        "seed_std": sc.seed_std(scores, g, t),
     }
     for who, other in find_baselines(scores, g).items():
         row |= _difference(who, *sc.task_difference(scores, t, g, other))
     teacher = find_baselines(scores, g).get("teacher")
     if teacher is not None:
-        row["detectable"] = minimum_detectable_effect(
+        row["minimum_detectable_effect"] = minimum_detectable_effect(
             _effective_documents(scores, t, g, teacher), sc.discordance(scores, g, teacher, t)
         )
         if _above_floor(scores, scores.centered_replicates[:, t, teacher]):
@@ -125,35 +127,35 @@ def _effective_documents(scores: Scores, t: int, g: int, other: int) -> float:
     return task.n * min((alone / shared) ** 2, 1.0) if shared > 0 and np.isfinite(alone) else task.n
 
 
-def _above_floor(scores: Scores, teacher: sc.FloatArray) -> bool:
+def _above_floor(scores: Scores, teacher: FloatArray) -> bool:
     """Whether the lower bound of the teacher's score leaves room for a share of it; teacher: its draws."""
     return bool(np.quantile(teacher, (1 - scores.analysis.confidence_level) / 2) > MIN_RETENTION_BASELINE)
 
 
 def _macro_row(scores: Scores, g: int) -> dict[str, Any]:
-    value, kept = sc.macro_score(scores, g), sc.macro_retention(scores, g)
+    value, retention = sc.macro_score(scores, g), sc.macro_retention(scores, g)
     row = {
         "task": MACRO_AVERAGE,
         "metric": "above chance",
         "n": sum(scores.responses.tasks[t].n for t in scores.averaged),
         "chance": 0.0,
-        "at_chance": False,
+        "teacher_at_chance": False,
         **_shared(scores, g),
         "score": value.value,
         "low": value.low,
         "high": value.high,
-        "seed_deviation": sc.seed_deviation(scores, g),
+        "seed_std": sc.seed_std(scores, g),
     }
     for who, other in find_baselines(scores, g).items():
         row |= _difference(who, *sc.macro_difference(scores, g, other))
     teacher = find_baselines(scores, g).get("teacher")
     if teacher is not None and _above_floor(scores, scores.macro_average_replicates(teacher)):
-        row |= {"retention": kept.value, "retention_low": kept.low, "retention_high": kept.high}
+        row |= {"retention": retention.value, "retention_low": retention.low, "retention_high": retention.high}
     return row
 
 
 def _difference(who: str, delta: sc.Interval, p: float) -> dict[str, float]:
-    return {f"{who}_delta": delta.value, f"{who}_low": delta.low, f"{who}_high": delta.high, f"{who}_p": p}
+    return {f"{who}_delta": delta.value, f"{who}_delta_low": delta.low, f"{who}_delta_high": delta.high, f"{who}_p": p}
 
 
 def _best(scores: Scores, frame: pd.DataFrame) -> list[bool]:
@@ -178,13 +180,15 @@ def _best(scores: Scores, frame: pd.DataFrame) -> list[bool]:
 def _adjust_comparisons(frame: pd.DataFrame) -> pd.DataFrame:
     """Adjusted p: Holm over the macro differences of distilled groups (declared); Benjamini–Hochberg over tasks, for each
     opponent by itself: that students are behind their teacher must not make other differences pass."""
-    numbers = [f"{who}_{column}" for who in BASELINE_ROLES for column in ("delta", "low", "high", "p", "adjusted")]
-    numbers += ["retention", "retention_low", "retention_high", "detectable"]
+    numbers = [
+        f"{who}_{column}" for who in BASELINE_ROLES for column in ("delta", "delta_low", "delta_high", "p", "p_adjusted")
+    ]
+    numbers += ["retention", "retention_low", "retention_high", "minimum_detectable_effect"]
     frame = frame.reindex(columns=[*frame.columns, *(name for name in numbers if name not in frame)])
     frame[numbers] = frame[numbers].astype(float)
     macro = frame["task"] == MACRO_AVERAGE
     declared = macro & (frame["role"] == "distilled")
-    before, after = [f"{who}_p" for who in BASELINE_ROLES], [f"{who}_adjusted" for who in BASELINE_ROLES]
+    before, after = [f"{who}_p" for who in BASELINE_ROLES], [f"{who}_p_adjusted" for who in BASELINE_ROLES]
     p = frame.loc[declared, before].to_numpy(float)
     frame.loc[declared, after] = holm(p.ravel()).reshape(p.shape)
     for rows in (~macro, macro & ~declared):

@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill_lit.analysis import significance as st
+from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.bootstrap import bootstrap_means, bootstrap_seed, seed_resample_weights
 from distill_lit.analysis.model_groups import ModelGroup, groups_of
 from distill_lit.analysis.response_matrix import ResponseMatrices, TaskResponses, build_response_matrices
 from distill_lit.analysis.results import Results
 from distill_lit.config.schema import AnalysisConfig
 
-FloatArray = NDArray[np.floating]
 Interval = st.Interval
 
 EXCLUDED_AT_CHANCE = "the teacher is at chance"
@@ -23,7 +23,7 @@ EXCLUDED_GRADED = "its answers are graded, not right or wrong"
 
 @dataclass(frozen=True)
 class Scores:
-    """Point estimates (task, group) and replicates (draw, task, group); `raw` is the metric, `centred` above chance."""
+    """Point estimates (task, group) and replicates (draw, task, group); `raw` is the metric, `centered` above chance."""
 
     results: Results
     analysis: AnalysisConfig
@@ -38,7 +38,7 @@ class Scores:
     @property
     def tasks(self) -> list[str]:
         """Task names in the order of the arrays."""
-        return [panel.task for panel in self.responses.tasks]
+        return [task.task for task in self.responses.tasks]
 
     @property
     def teacher(self) -> int | None:
@@ -55,11 +55,11 @@ class Scores:
         return next(i for i, group in enumerate(self.groups) if group.label == label)
 
     def model_columns(self, group: int) -> list[int]:
-        """Columns of the group's models in the panel."""
+        """Columns of the group's models in the response matrices."""
         return self.responses.model_columns(self.groups[group].models)
 
     def macro(self, group: int) -> float:
-        """Equal-weight mean of centred scores over `averaged`; NaN when there is none or the group lacks one."""
+        """Equal-weight mean of centered scores over `averaged`; NaN when there is none or the group lacks one."""
         return float(self.centered[self.averaged, group].mean()) if len(self.averaged) else float("nan")
 
     def macro_average_replicates(self, group: int) -> FloatArray:
@@ -71,13 +71,13 @@ class Scores:
 
 def compute_scores(results: Results, analysis: AnalysisConfig) -> Scores:
     """All scores of an experiment. Documents are redrawn by cluster within tasks, seeds jointly over tasks."""
-    panel, groups = build_response_matrices(results), groups_of(results)
-    shape = (len(panel.tasks), len(groups))
-    raw, centred = np.full(shape, np.nan), np.full(shape, np.nan)
-    raw_draws = np.full((analysis.n_resamples, *shape), np.nan, np.float32)
-    centred_draws = raw_draws.copy()
+    responses, groups = build_response_matrices(results), groups_of(results)
+    shape = (len(responses.tasks), len(groups))
+    raw, centered = np.full(shape, np.nan), np.full(shape, np.nan)
+    raw_draws = np.full((analysis.n_resamples, *shape), np.nan)
+    centered_draws = raw_draws.copy()
     weights = [seed_resample_weights(g.seeds, len(g.models), analysis.n_resamples) for g in groups]
-    for t, task in enumerate(panel.tasks):
+    for t, task in enumerate(responses.tasks):
         both = np.concatenate([task.correct, task.centered()], axis=1)
         draws = bootstrap_means(both, task.clusters, analysis.n_resamples, bootstrap_seed(task.task))
         if not task.clusters.any():  # a single passage, redrawn, is always itself
@@ -85,24 +85,28 @@ def compute_scores(results: Results, analysis: AnalysisConfig) -> Scores:
         for g, group in enumerate(groups):
             if not group.models:
                 continue
-            own = np.asarray(panel.model_columns(group.models))
-            raw[t, g] = task.correct[:, own].mean()
-            centred[t, g] = task.centered()[:, own].mean()
-            raw_draws[:, t, g] = (draws[:, own] * weights[g]).sum(axis=1)
-            centred_draws[:, t, g] = (draws[:, own + len(panel.models)] * weights[g]).sum(axis=1)
+            columns = np.asarray(responses.model_columns(group.models))
+            raw[t, g] = task.correct[:, columns].mean()
+            centered[t, g] = task.centered()[:, columns].mean()
+            raw_draws[:, t, g] = (draws[:, columns] * weights[g]).sum(axis=1)
+            centered_draws[:, t, g] = (draws[:, columns + len(responses.models)] * weights[g]).sum(axis=1)
     teacher = next((i for i, g in enumerate(groups) if g.role == "teacher" and g.models), None)
-    out = {
-        task.task: _left_out(
-            task, panel, None if teacher is None else groups[teacher], raw_draws[:, t, teacher or 0], analysis
+    reasons = {
+        task.task: _exclusion_reason(
+            task, responses, None if teacher is None else groups[teacher], raw_draws[:, t, teacher or 0], analysis
         )
-        for t, task in enumerate(panel.tasks)
+        for t, task in enumerate(responses.tasks)
     }
-    left_out = {task: why for task, why in out.items() if why}
-    return Scores(results, analysis, panel, groups, raw, centred, raw_draws, centred_draws, left_out)
+    excluded = {task: why for task, why in reasons.items() if why}
+    return Scores(results, analysis, responses, groups, raw, centered, raw_draws, centered_draws, excluded)
 
 
-def _left_out(
-    task: TaskResponses, panel: ResponseMatrices, teacher: ModelGroup | None, draws: FloatArray, analysis: AnalysisConfig
+def _exclusion_reason(
+    task: TaskResponses,
+    responses: ResponseMatrices,
+    teacher: ModelGroup | None,
+    draws: FloatArray,
+    analysis: AnalysisConfig,
 ) -> str:
     """Why a task is not averaged, or an empty text. draws: of the teacher's metric."""
     if np.isnan(task.correct).all():
@@ -111,7 +115,7 @@ def _left_out(
         return EXCLUDED_GRADED
     if teacher is None:
         return ""
-    right = task.correct[:, panel.model_columns(teacher.models)[0]]
+    right = task.correct[:, responses.model_columns(teacher.models)[0]]
     if np.isnan(right).any():
         return EXCLUDED_NO_TEACHER
     low = st.wilson(right.sum(), task.n, analysis.confidence_level).low
@@ -135,7 +139,7 @@ def task_score(scores: Scores, t: int, g: int) -> Interval:
 
 
 def macro_score(scores: Scores, g: int) -> Interval:
-    """A group's macro average of centred scores."""
+    """A group's macro average of centered scores."""
     return st.percentile_interval(scores.macro(g), scores.macro_average_replicates(g), scores.analysis.confidence_level)
 
 
@@ -166,7 +170,7 @@ def _p(value: float, draws: FloatArray) -> float:
 
 
 def macro_retention(scores: Scores, g: int) -> Interval:
-    """Share of the teacher's macro average the group keeps; NaN without a teacher above chance."""
+    """Share of the teacher's macro average the group retains; NaN without a teacher above chance."""
     if scores.teacher is None:
         return Interval(np.nan, np.nan, np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -175,7 +179,7 @@ def macro_retention(scores: Scores, g: int) -> Interval:
     return st.percentile_interval(float(value), draws, scores.analysis.confidence_level)
 
 
-def seed_deviation(scores: Scores, g: int, t: int | None = None) -> float:
+def seed_std(scores: Scores, g: int, t: int | None = None) -> float:
     """Standard deviation over the group's seeds, of a task's metric or (t None) of the macro average; NaN for one."""
     members = scores.model_columns(g)
     if len(members) < 2:

@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
-FloatArray = NDArray[np.floating]
+from distill_lit.analysis.array_types import FloatArray
+
 REPLICATE_TOLERANCE = (
-    1e-6  # equal replicates differ by less, different ones by more: they are means of thousands of answers in float32
+    1e-6  # equal replicates differ by less, different ones by more: they are means of thousands of answers
 )
 
 

@@ -17,7 +17,18 @@ MAX_CANDIDATE_SLICES = 10  # slices taken from the discovery half
 MAX_SLICE_PREDICATES = 2  # axes that may define a slice together
 MIN_SLICE_SUPPORT = (100, 0.01)  # documents in the discovery half: at least this many and this share
 SLICELINE_ALPHA = 0.9  # SliceLine's weight of the error against the size of a slice
-SLICE_COLUMNS = ["slice", "n", "lost", "gained", "lost_rate", "rest_rate", "p", "adjusted", "confirmed", "rule"]
+SLICE_COLUMNS = [
+    "slice",
+    "n",
+    "lost",
+    "gained",
+    "inside_loss_rate",
+    "outside_loss_rate",
+    "p",
+    "p_adjusted",
+    "confirmed",
+    "rule",
+]
 
 
 def discovery_mask(clusters: pd.Series) -> NDArray[np.bool_]:
@@ -36,8 +47,8 @@ def find_slices(
     """Slices in which the teacher's right answers are lost more often than outside, with the verdict of the other half.
 
     All arguments are indexed by the same documents. Confirmed: Fisher's exact test among documents the teacher answers
-    rightly, after Benjamini–Hochberg, is at most `q`, and the slice loses more than it gains. Columns: COLUMNS, counts
-    of the confirming half; `rule` is {axis: stratum}.
+    rightly, after Benjamini–Hochberg, is at most `false_discovery_rate`, and the slice loses more than it gains. Columns:
+    SLICE_COLUMNS, counts of the confirming half; `rule` is {axis: stratum}.
     """
     names = [axis.name for axis in axes]
     half = discovery_mask(clusters)
@@ -52,13 +63,13 @@ def find_slices(
         label = " and ".join(f"{words[name].title}: {words[name].stratum_label(s, num_strata)}" for name, s in rule.items())
         rows.append({"slice": label, "rule": rule, **_confirm(flips[~half], inside[~half])})
     frame = pd.DataFrame(rows, columns=SLICE_COLUMNS)
-    frame["adjusted"] = benjamini_hochberg(frame["p"].astype(float).tolist())
-    frame["confirmed"] = (frame["adjusted"] <= false_discovery_rate) & (frame["gained"] < frame["lost"])
-    return frame.sort_values("adjusted", kind="stable", ignore_index=True)
+    frame["p_adjusted"] = benjamini_hochberg(frame["p"].astype(float).tolist())
+    frame["confirmed"] = (frame["p_adjusted"] <= false_discovery_rate) & (frame["gained"] < frame["lost"])
+    return frame.sort_values("p_adjusted", kind="stable", ignore_index=True)
 
 
 def _search(codes: NDArray[np.integer], lost: NDArray[np.bool_], names: list[str]) -> list[dict[str, int]]:
-    """The CANDIDATES highest-scoring slices as {axis: stratum}; none when nothing was lost."""
+    """The MAX_CANDIDATE_SLICES highest-scoring slices as {axis: stratum}; none when nothing was lost."""
     from sliceline.slicefinder import Slicefinder
 
     support = int(max(MIN_SLICE_SUPPORT[0], np.ceil(MIN_SLICE_SUPPORT[1] * len(codes))))
@@ -78,9 +89,9 @@ def _search(codes: NDArray[np.integer], lost: NDArray[np.bool_], names: list[str
 
 def _confirm(flips: pd.DataFrame, inside: NDArray[np.bool_]) -> dict[str, Any]:
     """Counts in the confirming half and Fisher's p that teacher-right documents are lost more often inside."""
-    right = flips["right_t"].to_numpy(bool)
+    right = flips["teacher_correct"].to_numpy(bool)
     lost, gained = (flips["flip"] == "lost").to_numpy(), (flips["flip"] == "gained").to_numpy()
     tables = [(int((lost & part).sum()), int((right & ~lost & part).sum())) for part in (inside, ~inside)]
     rates = [a / (a + b) if a + b else float("nan") for a, b in tables]
     return {"n": int(inside.sum()), "lost": tables[0][0], "gained": int((gained & inside).sum()),
-            "lost_rate": rates[0], "rest_rate": rates[1], "p": fisher_greater(*tables)}  # fmt: skip
+            "inside_loss_rate": rates[0], "outside_loss_rate": rates[1], "p": fisher_greater(*tables)}  # fmt: skip

@@ -6,17 +6,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.bootstrap import bootstrap_seed, bootstrap_sums, seed_resample_weights
 from distill_lit.analysis.document_axes import DocumentAxis
 from distill_lit.analysis.scores import Scores
 
-FloatArray = NDArray[np.floating]
 MIN_STRATUM_DOCUMENTS = 10  # of a task in a stratum, from which its mean has the weight of a task
 
 
 @dataclass(frozen=True)
 class StratumScores:
-    """Centred scores of one axis. `ends`: head and tail over the tasks that have both, so that tasks do not differ."""
+    """Centered scores of one axis. `head_tail_…`: head and tail over the tasks that have both, so that tasks do
+    not differ."""
 
     strata: list[int]  # strata
     n_documents: NDArray[np.integer]  # (stratum,) documents
@@ -28,7 +29,8 @@ class StratumScores:
 
 
 def pool_strata(scores: Scores, axes: list[DocumentAxis], codes: pd.DataFrame) -> dict[str, StratumScores]:
-    """Centred scores of all groups in every stratum of every axis, averaged over the tasks that have CELL_DOCUMENTS there.
+    """Centered scores of all groups in every stratum of every axis, averaged over the tasks that have
+    MIN_STRATUM_DOCUMENTS there.
 
     NaN for a group that lacks one of the averaged tasks: it would be compared over others.
     """
@@ -71,7 +73,7 @@ class _Average:
     def __init__(self, draws: int, slots: int, groups: int) -> None:
         self.size = np.zeros(slots, np.int64)
         self.point, self.seen = np.zeros((slots, groups)), np.zeros((slots, groups))
-        self.draws = np.zeros((draws, slots, groups), np.float32)
+        self.draws = np.zeros((draws, slots, groups))
         self.drawn = np.zeros_like(self.draws)
 
     def add(self, place: slice, point: FloatArray, draws: FloatArray, size: FloatArray) -> None:
@@ -96,24 +98,24 @@ def _last(scores: Scores, axis: DocumentAxis) -> int:
 
 
 def _task_strata(
-    scores: Scores, centred: FloatArray, clusters: NDArray[np.integer], inside: FloatArray, task: str
+    scores: Scores, centered: FloatArray, clusters: NDArray[np.integer], inside: FloatArray, task: str
 ) -> tuple[FloatArray, FloatArray]:
     """Mean score (stratum, group) and its replicates (draw, stratum, group) on one task; NaN in empty strata."""
-    documents, models = centred.shape
+    documents, models = centered.shape
     strata, draws = inside.shape[1], scores.analysis.n_resamples
-    parts = inside[:, :, None] * np.concatenate([centred, np.ones((documents, 1))], axis=1)[:, None, :]
+    parts = inside[:, :, None] * np.concatenate([centered, np.ones((documents, 1))], axis=1)[:, None, :]
     flat = parts.reshape(documents, -1)
     # the observed sample is one more "draw", so that point and replicates go the same way
     sums = np.concatenate([flat.sum(axis=0, keepdims=True), bootstrap_sums(flat, clusters, draws, bootstrap_seed(task))])
     sums = sums.reshape(draws + 1, strata, models + 1)
     with np.errstate(invalid="ignore", divide="ignore"):
         means = sums[:, :, :-1] / sums[:, :, -1:]
-    groups = np.full((draws + 1, strata, len(scores.groups)), np.nan, np.float32)
+    groups = np.full((draws + 1, strata, len(scores.groups)), np.nan)
     for g, group in enumerate(scores.groups):
         if group.models:
-            own = scores.model_columns(g)
+            columns = scores.model_columns(g)
             weights = np.concatenate(
-                [np.full((1, len(own)), 1 / len(own)), seed_resample_weights(group.seeds, len(own), draws)]
+                [np.full((1, len(columns)), 1 / len(columns)), seed_resample_weights(group.seeds, len(columns), draws)]
             )
-            groups[:, :, g] = np.einsum("bsk,bk->bs", means[:, :, own], weights)
+            groups[:, :, g] = np.einsum("bsk,bk->bs", means[:, :, columns], weights)
     return groups[0].astype(float), groups[1:]

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 def print_report(bundle: "ReportBundle", folder: Path, console: Console, paths: Sequence[Path] = ()) -> None:
     """Prints where the report is, and its table. paths: the files drawn, each on a line."""
-    from distill_lit.report import terminal_table
+    from distill_lit.report import TerminalTable
 
     for path in paths or (folder / "report.html",):
         console.print(f"  {path}", highlight=False, soft_wrap=True)
-    console.print(terminal_table(bundle))
+    console.print(TerminalTable(bundle))

@@ -6,8 +6,8 @@ from distill_lit.config.schema import BASELINES, ExperimentConfig
 from distill_lit.utils.exceptions import UserError, suggest
 
 MAX_NAME_BYTES = 200  # of the 255 that the name of a folder may have
-# names of files beside the records of models, and of models that are no students
-RESERVED_NAMES = (*BASELINES, "documents", "frequencies", "surprisal")
+# names of models that are no students
+RESERVED_NAMES = BASELINES
 EXPERIMENT_WIDE_KEYS = ("name", "question", "dataset_source", "evaluation", "cost", "analysis", "launcher", "grid",
                         "plugins", "variants", "baselines", "external_models")  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 The context of a question is computed once and not once per choice, examples once and not once per question. It compares
 itself with plain forward passes on two or three requests before it is trusted, and steps aside where a model cannot be
-packed. Measured in benchmarks/harness.md.
+packed. Measured in benchmarks/prefix_tree_lm.md.
 
 lm-eval finds it as `prefix_tree` once this module is imported:
 
@@ -48,7 +48,7 @@ EncodedRequest: TypeAlias = tuple[Any, list[int], list[int]]  # (context, contin
 HFLM_BATCH_SIZE = 8  # sequences per forward of HFLM itself: a trial of sizes takes longer than the work on CPUs
 LOGPROB_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats per token
 LOW_PRECISION_LOGPROB_TOLERANCE = 0.25  # bfloat16 and float16: the order of their sums differs
-ROW_TOKENS = 160  # nodes of a row, unless one context has more: measured, see benchmarks/harness.md
+ROW_TOKENS = 160  # nodes of a row, unless one context has more: measured, see benchmarks/prefix_tree_lm.md
 # shared by two requests of the self-check, if any two share so much: enough to show in numbers
 SELF_CHECK_SHARED_TOKENS = 16
 MIN_KV_PREFIX_TOKENS = 256  # tokens of a context from which it is read once, if what follows it fills several packs

@@ -8,6 +8,7 @@ import pandas as pd
 
 from distill_lit import data
 from distill_lit.analysis.document_axes import content_words
+from distill_lit.analysis.records_file import INDEX, RECORDS_FILE, ExperimentRecords, write_records
 from distill_lit.config import ExperimentConfig, to_yaml
 from distill_lit.experiment import run as work
 from distill_lit.experiment.fingerprint import validation_data_fingerprint
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
 MANIFEST_COLUMNS = (
     "parameters",
     "non_embedding_parameters",
-    "layers",
+    "num_layers",
     "flops_per_token",
-    "kv_bytes_per_token",
+    "kv_cache_bytes_per_token",
     "training_tokens",
-    "student_flops",
-    "teacher_flops",
+    "student_training_flops",
+    "teacher_training_flops",
 )
 VALIDATION_COLUMNS = {
     "val_kl": "validation/teacher_kl",
@@ -38,18 +39,15 @@ VALIDATION_COLUMNS = {
 
 
 def collect_results(experiment: "Experiment", failed: dict[str, str]) -> Path:
-    """Writes runs.csv, plan.yaml, curves.csv and records/; returns the folder. Missing runs stay in the table."""
+    """Writes runs.csv, plan.yaml, curves.csv, records.parquet and provenance.json; returns the folder. Missing runs stay in
+    the table."""
     target, runs_dir = experiment.results_folder, experiment.runs_folder
     models = experiment.models
     done = [run for run in models if work.is_run_complete(run, runs_dir / run.name)]
     write_text(target / "plan.yaml", to_yaml(experiment.resolved_config))
-    _write_frame(
-        target / "cells.csv", pd.DataFrame([_row(run, runs_dir / run.name, run in done, failed) for run in models])
-    )
+    _write_frame(target / "runs.csv", pd.DataFrame([_row(run, runs_dir / run.name, run in done, failed) for run in models]))
     _write_frame(target / "curves.csv", _curves(done, runs_dir))
-    documents = _copy_records(done, runs_dir, target / "records")
-    if documents is not None:
-        _write_frame(target / "records" / "frequencies.csv", _frequencies(experiment.points[0].config, documents))
+    _collect_records(experiment, done, target / RECORDS_FILE)
     provenance = {
         run.label: work.read_manifest(runs_dir / run.name / "manifest.json").get("provenance", {}) for run in done
     }
@@ -62,50 +60,40 @@ def collect_results(experiment: "Experiment", failed: dict[str, str]) -> Path:
 def _row(run: Run, folder: Path, is_done: bool, failed: dict[str, str]) -> dict[str, Any]:
     manifest = work.read_manifest(folder / "manifest.json") if is_done else {}
     metrics = manifest.get("metrics", {})
-    axes = {f"axis.{key}": value for key, value in run.grid_values.items()}
     return {
         "model": run.label,
         "role": run.role,
         "student": run.student,
         "seed": run.seed,
-        **axes,
+        **{f"grid.{key}": value for key, value in run.grid_values.items()},
         **{name: manifest.get(name) for name in MANIFEST_COLUMNS},
         "bytes": manifest.get("bytes"),
-        "held_out": validation_data_fingerprint(run.config)[:8] if run.student else None,
+        "validation_data_fingerprint": validation_data_fingerprint(run.config)[:8] if run.student else None,
         **{name: metrics.get(metric) for name, metric in VALIDATION_COLUMNS.items()},
-        "state": "done" if is_done else "failed" if run.name in failed else "missing",
+        "status": "done" if is_done else "failed" if run.name in failed else "missing",
         "reason": failed.get(run.name, ""),
     }
 
 
-def _copy_records(done: list[Run], runs_dir: Path, target: Path) -> pd.DataFrame | None:
-    """records/<model>.parquet and .json of each model, records/documents.parquet once for all."""
-    documents = []
-    for run in done:
-        source = runs_dir / run.name / "records"
-        documents.append(pd.read_parquet(source / "documents.parquet"))
-        with atomic_write(target / f"{run.label}.parquet") as path:
-            path.write_bytes((source / "records.parquet").read_bytes())
-        write_json(target / f"{run.label}.json", read_json(source / "meta.json"))
-        if (source / work.SURPRISAL_FILE).is_file():
-            with atomic_write(target / work.SURPRISAL_FILE) as path:
-                path.write_bytes((source / work.SURPRISAL_FILE).read_bytes())
-    if not documents:
-        if target.is_dir():
-            _remove_stale_records(target, set())
-        return None
-    documents_once = pd.concat(documents, ignore_index=True).drop_duplicates(["task", "key"])
-    with atomic_write(target / "documents.parquet") as path:
-        documents_once.to_parquet(path, compression="zstd", index=False)
-    _remove_stale_records(target, {run.label for run in done} | {"documents", "frequencies", "surprisal"})
-    return documents_once
-
-
-def _remove_stale_records(folder: Path, known: set[str]) -> None:
-    """Records of runs that are no longer in the experiment would mix with those that are."""
-    for path in folder.iterdir():
-        if path.stem not in known and path.suffix in (".parquet", ".json"):
-            path.unlink()
+def _collect_records(experiment: "Experiment", done: list[Run], path: Path) -> None:
+    """records.parquet of the models that are evaluated; none where there is no such model."""
+    if not done:
+        path.unlink(missing_ok=True)
+        return
+    folders = {run.label: experiment.runs_folder / run.name / "records" for run in done}
+    frames = [pd.read_parquet(folder / "documents.parquet") for folder in folders.values()]
+    documents = pd.concat(frames, ignore_index=True).drop_duplicates(INDEX).set_index(INDEX)
+    surprisal = [folder / work.SURPRISAL_FILE for folder in folders.values() if (folder / work.SURPRISAL_FILE).is_file()]
+    counts = _corpus_words(experiment.points[0].config)
+    content = ExperimentRecords(
+        documents,
+        {model: pd.read_parquet(folder / "records.parquet").set_index(INDEX) for model, folder in folders.items()},
+        {model: read_json(folder / "meta.json") for model, folder in folders.items()},
+        pd.read_parquet(surprisal[-1]).set_index(INDEX) if surprisal else None,
+        {word: counts[word] for word in _words_of(documents) if word in counts},
+        sum(counts.values()),
+    )
+    write_records(path, content)
 
 
 def _curves(done: list[Run], runs_dir: Path) -> pd.DataFrame:
@@ -118,13 +106,10 @@ def _curves(done: list[Run], runs_dir: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _frequencies(point: ExperimentConfig, documents: pd.DataFrame) -> pd.DataFrame:
-    """How often the words of the evaluation documents occur in the distillation corpus, and its number of words."""
-    counts = _corpus_words(point)
+def _words_of(documents: pd.DataFrame) -> list[str]:
+    """The content words of prompts and choices."""
     texts = [*documents["prompt"], *(choice for choices in documents["choices"] for choice in choices)]
-    words = sorted({word for text in texts for word in content_words(text)})
-    rows = [("__total__", sum(counts.values())), *((word, counts.get(word, 0)) for word in words)]
-    return pd.DataFrame(rows, columns=["word", "count"])
+    return sorted({word for text in texts for word in content_words(text)})
 
 
 def _corpus_words(point: ExperimentConfig) -> Counter[str]:

@@ -26,20 +26,21 @@ if TYPE_CHECKING:
     from distill_lit.experiment.experiment import Experiment
 
 # what decides how fast a model is: runs that agree in it are measured once
-SHAPE_FIELDS = ("parameters", "non_embedding_parameters", "layers", "flops_per_token", "kv_bytes_per_token", "bytes")
+SHAPE_FIELDS = ("parameters", "non_embedding_parameters", "num_layers", "flops_per_token", "kv_cache_bytes_per_token",
+                "bytes")  # fmt: skip
 UNMEASURED_COST_FIELDS = ("measure", "price_per_hour")
 BUSY_LOAD_PER_CORE = 0.5  # programs waiting per core, from which timings are not to be trusted
 
 
 def measure_experiment_costs(experiment: "Experiment", note: Callable[[str], None]) -> Path:
     """Measures one model of every shape, all in turn; returns the results folder. Where the same models have been measured
-    in the same way on this machine, their numbers are summarised anew. Raises UserError without a finished teacher."""
+    in the same way on this machine, their numbers are summarized anew. Raises UserError without a finished teacher."""
     config, runs = experiment.resolved_config, experiment.runs
     target, runs_dir = experiment.results_folder, experiment.runs_folder
     if config.launcher.threads_per_worker:
         torch.set_num_threads(config.launcher.threads_per_worker)
     stands_for, folders, fingerprints = choose_models(runs, runs_dir)
-    identity = fingerprint(
+    measured = fingerprint(
         {
             "models": fingerprints,
             "settings": {k: v for k, v in to_dict(config.cost).items() if k not in UNMEASURED_COST_FIELDS},
@@ -47,7 +48,7 @@ def measure_experiment_costs(experiment: "Experiment", note: Callable[[str], Non
         }
     )
     known = read_costs(target)
-    if known.get("identity") == identity and (target / "cost.csv").is_file():
+    if known.get("fingerprint") == measured and (target / "cost.csv").is_file():
         note(f"{target / 'cost.csv'}: these models have been measured on this machine")
         rows = pd.read_csv(target / "cost.csv")
         write_json(target / "cost.json", {**known, **_summary(config, rows, next(iter(folders))), "stands_for": stands_for})
@@ -60,7 +61,7 @@ def measure_experiment_costs(experiment: "Experiment", note: Callable[[str], Non
     with atomic_write(target / "cost.csv") as path:
         rows.to_csv(path, index=False, float_format="%.6g")
     facts: dict[str, Any] = {
-        "identity": identity,
+        "fingerprint": measured,
         "machine": {
             **hardware.describe_hardware(),
             "device": str(device),

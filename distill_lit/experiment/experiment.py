@@ -181,7 +181,7 @@ class Experiment:
     @property
     def is_evaluated(self) -> bool:
         """Whether results of at least one model have been gathered."""
-        return (self.results_folder / "records" / "documents.parquet").is_file()
+        return (self.results_folder / "records.parquet").is_file()
 
     def measure_costs(self, note: Callable[[str], None] = lambda _: None) -> Path:
         """Measures speed, latency, memory and energy of the finished models into the results folder."""
@@ -203,10 +203,10 @@ class Experiment:
         rows = [(run.label, str(run.role), *statuses[run.name]) for run in self.runs]
         return pd.DataFrame(rows, columns=["run", "role", "status", "note"])
 
-    def report(self) -> "ReportBundle":
+    def report(self, all_formats: bool = False) -> "ReportBundle":
         """Gathers and draws what is done by now, also while another process is at the rest; the report's bundle.
 
-        Raises UserError where no model has been evaluated yet.
+        all_formats: figures as PDF and tables as TeX too. Raises UserError where no model has been evaluated yet.
         """
         from distill_lit.experiment.status import DONE, FAILED
 
@@ -214,17 +214,17 @@ class Experiment:
         if all(statuses[run.name][0] != DONE for run in self.models):
             raise UserError(f"{self.runs_folder}: no model of this experiment is evaluated yet; first: {self.command}")
         self.collect({name: note for name, (status, note) in statuses.items() if status == FAILED})
-        return self.render()
+        return self.render(all_formats)
 
-    def render(self) -> "ReportBundle":
+    def render(self, all_formats: bool = False) -> "ReportBundle":
         """Draws tables, figures and pages from the results folder; the report's bundle. What it says goes to TensorBoard
         and into the students' model cards too."""
         from distill_lit.experiment.summary import write_summaries
         from distill_lit.report import build_report_bundle, model_card_sections, render_report
 
         config = self.resolved_config
-        bundle: ReportBundle = build_report_bundle(self.results_folder, config.analysis, config.name, config.question)
-        render_report(self.results_folder, bundle)
+        bundle = build_report_bundle(self.results_folder, config.analysis, config.name, config.question)
+        render_report(self.results_folder, bundle, all_formats)
         write_summaries(self, bundle.headline, model_card_sections(bundle))
         return bundle
 

@@ -270,9 +270,9 @@ def _size_facts(size: ModelSize) -> dict[str, Any]:
     return {
         "parameters": size.parameters,
         "non_embedding_parameters": size.non_embedding,
-        "layers": size.layers,
+        "num_layers": size.layers,
         "flops_per_token": size.flops_per_token(),
-        "kv_bytes_per_token": KV_BYTES_PER_ELEMENT * size.kv_cache_values_per_token,
+        "kv_cache_bytes_per_token": KV_BYTES_PER_ELEMENT * size.kv_cache_values_per_token,
     }
 
 
@@ -286,8 +286,8 @@ def _cost_facts(
     asks_model = setup.distiller.loss.objective.needs_teacher and teacher_capabilities(run.config.teacher).needs_model
     return {
         "training_tokens": tokens,
-        "student_flops": (2 + trainable_fraction) * size.flops_per_token() * tokens,
-        "teacher_flops": teacher_size.flops_per_token() * tokens if asks_model else 0.0,
+        "student_training_flops": (2 + trainable_fraction) * size.flops_per_token() * tokens,
+        "teacher_training_flops": teacher_size.flops_per_token() * tokens if asks_model else 0.0,
     }
 
 

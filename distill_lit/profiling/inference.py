@@ -48,7 +48,7 @@ def measure_costs(
             if progress_callback:
                 progress_callback(f"measure {name}", block * len(loaded) + turn + 1, turns, "turns")
     memory = {name: measure_peak_memory(folder, settings, device) for name, folder in models.items()}
-    return pd.DataFrame(rows).assign(memory_bytes=lambda frame: frame["model"].map(memory))
+    return pd.DataFrame(rows).assign(peak_memory_bytes=lambda frame: frame["model"].map(memory))
 
 
 def inference_grid(settings: CostConfig) -> list[tuple[int, int, int]]:
@@ -87,8 +87,8 @@ def _measure_turn(
 
 
 def _row(kind: str, batch: int, prompt: int, output: int, timings: list[Timing], joules: float | None) -> dict[str, Any]:
-    """kind: grid or requests. first_token_s: median; prefill_s and decode_s: seconds per token over the whole batch;
-    token_p50_s, token_p95_s: of the steps after the first token; joules: per token written, NaN where unknown."""
+    """kind: grid or requests. ttft_s: median; prefill_s_per_token, decode_s_per_token: over the whole batch;
+    itl_p50_s, itl_p95_s: of the steps after the first token; joules: per token written, NaN where unknown."""
     first = np.array([t[0] for t in timings])
     steps = np.concatenate([t[1] for t in timings])
     return {
@@ -97,11 +97,11 @@ def _row(kind: str, batch: int, prompt: int, output: int, timings: list[Timing],
         "prompt": prompt,
         "output": output,
         "requests": len(timings),
-        "first_token_s": float(np.median(first)),
-        "prefill_s": float(first.mean() / (batch * prompt)),
-        "decode_s": float(steps.mean() / batch),
-        "token_p50_s": float(np.quantile(steps, 0.5)),
-        "token_p95_s": float(np.quantile(steps, 0.95)),
+        "ttft_s": float(np.median(first)),
+        "prefill_s_per_token": float(first.mean() / (batch * prompt)),
+        "decode_s_per_token": float(steps.mean() / batch),
+        "itl_p50_s": float(np.quantile(steps, 0.5)),
+        "itl_p95_s": float(np.quantile(steps, 0.95)),
         "joules": float("nan") if joules is None else joules / (batch * output * len(timings)),
     }
 

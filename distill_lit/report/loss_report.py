@@ -24,9 +24,9 @@ DETAILED = ("rarity_question", "difficulty")  # axes whose strata stand in the p
 
 
 def loss_report_markdown(
-    scores: Scores, long_tail: LongTail, title: str, statements: dict[str, list[str]], has_confidence: bool
+    scores: Scores, long_tail: LongTail, title: str, statements: dict[str, list[str]], has_calibration: bool
 ) -> str:
-    """The page. `statements`: {label: paragraphs of its loss statement}; `has_confidence`: confidence.png was drawn."""
+    """The page. `statements`: {label: paragraphs of its loss statement}; `has_calibration`: calibration.png was drawn."""
     lines = [
         f"# Long tail: {escape_markdown(title)}",
         "",
@@ -35,12 +35,12 @@ def loss_report_markdown(
     if not long_tail.flips:
         missing = "the teacher has no result" if scores.teacher is None else "no distilled student has a result"
         return "\n".join([*lines, f"Nothing can be said about what was lost: {missing}.", ""])
-    for label, said in statements.items():
-        lines += [f"**{escape_markdown(label)}**", "", *markdown_paragraphs(said)]
+    for label, paragraphs in statements.items():
+        lines += [f"**{escape_markdown(label)}**", "", *markdown_paragraphs(paragraphs)]
     lines += ["![Long tail](longtail.png)", "", "## Did the tail lose more than the head?", ""]
     lines += [to_markdown(contrast_table(scores, long_tail)), "## Flips per task", "", to_markdown(flip_table(long_tail))]
-    lines += ["## Confidence", "", to_markdown(calibration_table(long_tail))]
-    lines += ["![Confidence](confidence.png)", ""] if has_confidence else []
+    lines += ["## Calibration", "", to_markdown(calibration_table(long_tail))]
+    lines += ["![Calibration](calibration.png)", ""] if has_calibration else []
     for model in long_tail.flips:
         lines += [f"## {escape_markdown(model)}", "", to_markdown(stratum_overview_table(scores, long_tail, model))]
         lines += [
@@ -60,19 +60,19 @@ def loss_report_markdown(
 
 
 def slice_examples(scores: Scores, long_tail: LongTail, model: str) -> list[str]:
-    """EXAMPLES lost documents of every confirmed slice, from the tasks that slices were looked for in."""
+    """NUM_LOST_EXAMPLES lost documents of every confirmed slice, from the tasks that slices were looked for in."""
     lines = []
     flips = averaged_flips(scores, long_tail.flips[model])
     for _, row in long_tail.slices[model].iterrows():
         if row["confirmed"]:
-            mine = long_tail.stratum_codes.loc[flips.index]
-            inside = np.logical_and.reduce([(mine[axis] == stratum).to_numpy() for axis, stratum in row["rule"].items()])
+            strata = long_tail.stratum_codes.loc[flips.index]
+            inside = np.logical_and.reduce([(strata[axis] == stratum).to_numpy() for axis, stratum in row["rule"].items()])
             lines += _examples(scores, flips[inside], f'lost documents in "{row["slice"]}"')
     return lines
 
 
 def lost_examples(scores: Scores, long_tail: LongTail, model: str) -> list[str]:
-    """EXAMPLES documents the student lost, from the tasks on which the teacher is above chance."""
+    """NUM_LOST_EXAMPLES documents the student lost, from the tasks on which the teacher is above chance."""
     return _examples(scores, averaged_flips(scores, long_tail.flips[model]), "lost documents")
 
 
@@ -88,7 +88,8 @@ def _examples(scores: Scores, flips: pd.DataFrame, what: str) -> list[str]:
         choices = [str(c) for c in document["choices"]] if document["choices"] is not None else []
         prompt = " ".join(str(document["prompt"]).split())
         shown = prompt if len(prompt) <= MAX_EXAMPLE_PROMPT_CHARS else f"… {prompt[-MAX_EXAMPLE_PROMPT_CHARS:]}"
-        answer = f"teacher: {_choice(choices, row['chosen_t'])} (right); student: {_choice(choices, row['chosen_s'])}"
+        teacher, student = (_choice(choices, row[f"{who}_choice"]) for who in ("teacher", "student"))
+        answer = f"teacher: {teacher} (right); student: {student}"
         lines += [f"- {escape_markdown(index[0])}: {escape_markdown(shown)} — {escape_markdown(answer)}"]
     return [*lines, ""]
 
@@ -101,8 +102,8 @@ def _choice(choices: list[str], number: int) -> str:
 
 def _method(scores: Scores, report: LongTail) -> list[str]:
     results = scores.results
-    why = "the experiment kept no counts of its corpus"
-    if results.frequencies is not None:
+    why = "the experiment has no counts of its corpus"
+    if results.corpus_words:
         why = f"the {results.corpus_words:,} words of the distillation corpus are too few"
     source = "the distillation corpus" if results.uses_corpus_word_counts else f"wordfreq's general English, because {why}"
     example = format_number(zipf_frequency_function(results)("the"), 1)
@@ -115,7 +116,7 @@ def _method(scores: Scores, report: LongTail) -> list[str]:
         f"Axes: {axes}.",
         f'Word frequencies are those of {source} ("the": {example}).',
         f"Strata are {scores.analysis.num_strata} quantile groups within each task, pooled with equal task weight. Scores "
-        f"are above chance. A flip is of {modal}.",
+        f"are above chance. Flips compare {modal}.",
     ]
     return [*lines, *excluded_task_notes(scores)]
 

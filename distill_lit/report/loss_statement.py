@@ -43,19 +43,19 @@ def loss_statement(scores: Scores, score_frame: pd.DataFrame, long_tail: LongTai
 def _kept(scores: Scores, frame: pd.DataFrame, label: str) -> str:
     macro = frame[(frame["model"] == label) & (frame["task"] == MACRO_AVERAGE)].iloc[0]
     if pd.isna(macro["retention"]):
-        why = why_no_average(scores, scores.group_index(label)) or "the teacher's own average is too near chance"
+        why = why_no_average(scores, scores.group_index(label)) or "the teacher's average is too close to chance"
         return f"No average against the teacher can be given, because {why}."
     tasks = len(scores.averaged)
-    kept = format_retention(macro)
+    retention = format_retention(macro)
     return (
-        f"On {tasks} task{'s' if tasks > 1 else ''} with {int(macro['n'])} documents this student keeps {kept} of its "
-        "teacher's score above chance."
+        f"On {tasks} task{'s' if tasks > 1 else ''} with {int(macro['n'])} documents this student retains {retention} of "
+        "its teacher's score above chance."
     )
 
 
 def _flips(scores: Scores, report: LongTail, label: str) -> str:
     flips = averaged_flips(scores, report.flips[label])
-    right = int(flips["right_t"].sum())
+    right = int(flips["teacher_correct"].sum())
     lost, gained = int((flips["flip"] == "lost").sum()), int((flips["flip"] == "gained").sum())
     share = f" ({format_points(lost / right, 0)}%)" if right else ""
     return (
@@ -66,10 +66,10 @@ def _flips(scores: Scores, report: LongTail, label: str) -> str:
 
 def _tail(scores: Scores, report: LongTail, label: str) -> str:
     """Whether rare words cost more than common ones, and what of that the distillation did."""
-    mine = report.tail_contrasts[(report.tail_contrasts["model"] == label) & (report.tail_contrasts["axis"] == RARITY.name)]
-    if mine.empty or mine.iloc[0].get("note") == INSUFFICIENT:
+    rows = report.tail_contrasts[(report.tail_contrasts["model"] == label) & (report.tail_contrasts["axis"] == RARITY.name)]
+    if rows.empty or rows.iloc[0].get("note") == INSUFFICIENT:
         return "There are too few documents to tell whether questions with rare words lose more."
-    row = mine.iloc[0]
+    row = rows.iloc[0]
     if pd.isna(row["tail_loss"]):
         return ""  # it lacks a task, which is said
     value = format_with_interval(row["tail_loss"], row["tail_loss_low"], row["tail_loss_high"], signed=True)
@@ -90,13 +90,13 @@ def _tail(scores: Scores, report: LongTail, label: str) -> str:
 
 
 def _worst(report: LongTail, label: str) -> str:
-    mine = report.worst_strata[report.worst_strata["model"] == label]
-    if mine.empty or pd.isna(mine.iloc[0]["retention"]):
+    rows = report.worst_strata[report.worst_strata["model"] == label]
+    if rows.empty or pd.isna(rows.iloc[0]["retention"]):
         return ""
-    row = mine.iloc[0]
-    kept = f"{format_points(row['retention'], 0)}% {format_interval(row['low'], row['high'], 0)}".strip()
+    row = rows.iloc[0]
+    retention = f"{format_points(row['retention'], 0)}% {format_interval(row['low'], row['high'], 0)}".strip()
     return (
-        f'It keeps least in the group "{report.axis_title(row["axis"])}: {row["label"]}", namely {kept} '
+        f'Its lowest retention is in the group "{report.axis_title(row["axis"])}: {row["label"]}", namely {retention} '
         "(the interval holds for all groups at once)."
     )
 
@@ -109,18 +109,18 @@ def _slices(report: LongTail, label: str) -> str:
     if confirmed.empty:
         return "A search for groups of documents with higher loss confirmed none on held-out documents."
     named = [
-        f'"{r["slice"]}" (loses {format_points(r["lost_rate"], 0)}% of what the teacher has, elsewhere '
-        f"{format_points(r['rest_rate'], 0)}%)"
+        f'"{r["slice"]}" (loses {format_points(r["inside_loss_rate"], 0)}% of what the teacher has, elsewhere '
+        f"{format_points(r['outside_loss_rate'], 0)}%)"
         for _, r in confirmed.iterrows()
     ]
     return f"Groups with higher loss, confirmed on held-out documents: {join_words(named)}."
 
 
 def _confidence(report: LongTail, label: str) -> str:
-    mine = report.calibration[report.calibration["model"] == label] if not report.calibration.empty else pd.DataFrame()
-    if mine.empty or "ece_all" not in mine or pd.isna(mine.iloc[0]["ece_all"]):
+    rows = report.calibration[report.calibration["model"] == label] if not report.calibration.empty else pd.DataFrame()
+    if rows.empty or "ece_all" not in rows or pd.isna(rows.iloc[0]["ece_all"]):
         return ""
-    row, teacher = mine.iloc[0], report.calibration[report.calibration["model"] == "teacher"].iloc[0]
+    row, teacher = rows.iloc[0], report.calibration[report.calibration["model"] == "teacher"].iloc[0]
     tail = f" ({format_points(row['ece_tail'])} on the rarest questions)" if pd.notna(row.get("ece_tail")) else ""
     return (
         f"In the worst tenth of documents the right answer is on average {format_number(row['cvar'])} nats less likely "
@@ -131,10 +131,10 @@ def _confidence(report: LongTail, label: str) -> str:
 
 
 def _coverage(report: LongTail, label: str) -> str:
-    mine = report.calibration[report.calibration["model"] == label] if not report.calibration.empty else pd.DataFrame()
-    if mine.empty or pd.isna(mine.iloc[0].get("coverage")):
+    rows = report.calibration[report.calibration["model"] == label] if not report.calibration.empty else pd.DataFrame()
+    if rows.empty or pd.isna(rows.iloc[0].get("coverage")):
         return ""
-    row = mine.iloc[0]
+    row = rows.iloc[0]
     gain = format_with_interval(row["coverage_gain"], row["coverage_gain_low"], row["coverage_gain_high"], signed=True)
     if row["coverage"] == 0:
         return "No threshold on its confidence was found above which it could answer in the teacher's place without loss."

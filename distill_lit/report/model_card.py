@@ -19,10 +19,10 @@ def model_card_sections(result: ReportBundle) -> dict[str, str]:
 
 def _card(result: ReportBundle, label: str, seeds: int) -> str:
     frame = result.score_frame
-    mine, teacher = (_by_task(frame[mask]) for mask in (frame["model"] == label, frame["role"] == "teacher"))
+    student, teacher = (_by_task(frame[mask]) for mask in (frame["model"] == label, frame["role"] == "teacher"))
     rows = []
-    for task, row in mine.iterrows():
-        where = "above chance" if task == MACRO_AVERAGE else f"{row['metric']}, {row['shots']:.0f}-shot"
+    for task, row in student.iterrows():
+        where = "above chance" if task == MACRO_AVERAGE else f"{row['metric']}, {row['num_fewshot']:.0f}-shot"
         other = format_points(teacher.loc[task, "score"]) if task in teacher.index else "—"
         rows.append(
             [

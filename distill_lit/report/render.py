@@ -36,16 +36,18 @@ from distill_lit.report.web.report_page import write_report_page
 from distill_lit.utils.files import write_json, write_text
 
 
-def render_report(folder: Path, result: ReportBundle) -> list[Path]:
-    """Draws what was analysed into `folder`, and the index of all experiments beside it; returns the paths written."""
+def render_report(folder: Path, result: ReportBundle, all_formats: bool = False) -> list[Path]:
+    """Draws what was analyzed into `folder`, and the index of all experiments beside it; returns the paths written.
+
+    all_formats: figures as PDF and tables as TeX too. Those that are there already are drawn again in any case."""
     figures = [
-        *write_pareto_files(folder, result),
-        *write_long_tail_files(folder, result),
-        *write_training_curves(folder, result),
+        *write_pareto_files(folder, result, all_formats),
+        *write_long_tail_files(folder, result, all_formats),
+        *write_training_curves(folder, result, all_formats),
     ]
-    figures += write_scaling_files(folder, result.scaling_data, None)  # a law needs several teachers
+    figures += write_scaling_files(folder, result.scaling_data, None, all_formats)  # a law needs several teachers
     return [
-        *write_score_tables(folder, result),
+        *write_score_tables(folder, result, all_formats),
         *figures,
         write_report_page(folder, result),
         write_summary_json(folder, result),
@@ -53,8 +55,8 @@ def render_report(folder: Path, result: ReportBundle) -> list[Path]:
     ]
 
 
-def write_score_tables(folder: Path, result: ReportBundle) -> list[Path]:
-    """table.md, table.tex and table.csv, from one frame."""
+def write_score_tables(folder: Path, result: ReportBundle, all_formats: bool = False) -> list[Path]:
+    """table.md, table.csv and, as in `render_report`, table.tex, from one frame."""
     main = score_table(result.scores, result.score_frame, result.title)
     claim, cost = claim_table(result.scores), cost_table(result.scores)
     detail = detail_table(result.scores, result.score_frame, "Every task, with differences")
@@ -74,17 +76,11 @@ def write_score_tables(folder: Path, result: ReportBundle) -> list[Path]:
         to_markdown(cost),
         to_markdown(detail),
     ]
-    head = "% Needs \\usepackage{booktabs,graphicx} in the preamble.\n"
-    texts = {
-        "table.md": "\n".join(page),
-        "table.tex": head
-        + to_latex(main, f"{_label(result.name)}-main")
-        + "\n"
-        + to_latex(cost, f"{_label(result.name)}-cost")
-        + "\n"
-        + to_latex(detail, f"{_label(result.name)}-detail"),
-        "table.csv": to_csv(csv_frame(result.score_frame)),
-    }
+    texts = {"table.md": "\n".join(page), "table.csv": to_csv(csv_frame(result.score_frame))}
+    if all_formats or (folder / "table.tex").exists():
+        named = {"main": main, "cost": cost, "detail": detail}
+        tables = [to_latex(table, f"{_label(result.name)}-{name}") for name, table in named.items()]
+        texts["table.tex"] = "\n".join(["% Needs \\usepackage{booktabs,graphicx} in the preamble.", *tables])
     for name, text in texts.items():
         write_text(folder / name, text)
     return [folder / name for name in texts]
@@ -94,8 +90,8 @@ def _label(name: str) -> str:
     return "".join(c if c.isascii() and c.isalnum() else "-" for c in name)
 
 
-def write_pareto_files(folder: Path, result: ReportBundle) -> list[Path]:
-    """frontier.png, .pdf (against parameters, or one below the other where many have the same) and .csv (against every
+def write_pareto_files(folder: Path, result: ReportBundle, all_formats: bool = False) -> list[Path]:
+    """frontier.png (against parameters, or one below the other where many have the same) and .csv (against every
     cost axis)."""
     analysis = result.scores.analysis
     known = cost_axes(result.scores) or ["parameters"]
@@ -116,44 +112,44 @@ def write_pareto_files(folder: Path, result: ReportBundle) -> list[Path]:
     )
     table = pd.concat([frame.assign(axis=axis) for axis, frame in frames.items()], ignore_index=True)
     write_text(folder / "frontier.csv", to_csv(table[["axis", *(c for c in table if c != "axis")]]))
-    return [*save_figure(figure, folder / "frontier.png"), folder / "frontier.csv"]
+    return [*save_figure(figure, folder / "frontier.png", all_formats), folder / "frontier.csv"]
 
 
-def write_long_tail_files(folder: Path, result: ReportBundle) -> list[Path]:
+def write_long_tail_files(folder: Path, result: ReportBundle, all_formats: bool = False) -> list[Path]:
     """longtail.md, .csv, and its figure when a teacher and a distilled student have records."""
-    without = "without teacher, on other text" if baseline_uses_other_data(result.scores) else "without teacher"
+    ce_only_label = "without teacher, on other data" if baseline_uses_other_data(result.scores) else "without teacher"
     figures = {
-        "longtail.png": long_tail_figure(result.long_tail, " ".join(sample_limit_notes(result.scores)), without),
-        "confidence.png": calibration_figure(result.scores),
+        "longtail.png": long_tail_figure(result.long_tail, " ".join(sample_limit_notes(result.scores)), ce_only_label),
+        "calibration.png": calibration_figure(result.scores),
     }
-    drawn = [path for name, figure in figures.items() for path in _save_or_remove(figure, folder / name)]
-    has_confidence = figures["confidence.png"] is not None
-    page = loss_report_markdown(result.scores, result.long_tail, result.title, result.loss_statements, has_confidence)
+    drawn = [path for name, figure in figures.items() for path in _save_or_remove(figure, folder / name, all_formats)]
+    has_calibration = figures["calibration.png"] is not None
+    page = loss_report_markdown(result.scores, result.long_tail, result.title, result.loss_statements, has_calibration)
     write_text(folder / "longtail.md", page)
     write_text(folder / "longtail.csv", to_csv(loss_report_frame(result.long_tail)))
     return [folder / "longtail.md", folder / "longtail.csv", *drawn]
 
 
-def write_training_curves(folder: Path, result: ReportBundle) -> list[Path]:
-    """curves.png and .pdf, where trained models have left curves.csv."""
+def write_training_curves(folder: Path, result: ReportBundle, all_formats: bool = False) -> list[Path]:
+    """curves.png, where trained models have left curves.csv."""
     try:
         curves = pd.read_csv(folder / "curves.csv")
     except (OSError, ValueError):
         curves = pd.DataFrame()
-    return _save_or_remove(curves_figure(result.scores, curves), folder / "curves.png")
+    return _save_or_remove(curves_figure(result.scores, curves), folder / "curves.png", all_formats)
 
 
-def _save_or_remove(figure: Any, path: Path) -> list[Path]:
+def _save_or_remove(figure: Any, path: Path, all_formats: bool) -> list[Path]:
     """Saves a figure; where there is none, removes that of an earlier drawing, which had something to show."""
     if figure is not None:
-        return save_figure(figure, path)
+        return save_figure(figure, path, all_formats)
     for old in (path, path.with_suffix(".pdf")):
         old.unlink(missing_ok=True)
     return []
 
 
 def write_summary_json(folder: Path, result: ReportBundle) -> Path:
-    """Writes summary.json: name, question, verdict, tasks and watermark, for the index and for other programs."""
+    """Writes summary.json: name, question, verdict, tasks and sample limits, for the index and for other programs."""
     summary = {
         "name": result.name,
         "question": result.question,
@@ -161,20 +157,19 @@ def write_summary_json(folder: Path, result: ReportBundle) -> Path:
         "verdict": result.verdict,
         "tasks": result.scores.tasks,
         "models": sum(len(group.models) for group in result.scores.groups),
-        "watermark": sample_limit_notes(result.scores),
+        "sample_limit_notes": sample_limit_notes(result.scores),
     }
     write_json(folder / "summary.json", summary)
     return folder / "summary.json"
 
 
-def write_scaling_files(folder: Path, runs: pd.DataFrame, law: ScalingLaw | None) -> list[Path]:
-    """scaling.md, .csv, .png and .pdf in `folder`; nothing, and what was there goes, where there is no curve to draw."""
-    names = [folder / f"scaling{suffix}" for suffix in (".md", ".csv", ".png", ".pdf")]
+def write_scaling_files(folder: Path, runs: pd.DataFrame, law: ScalingLaw | None, all_formats: bool = False) -> list[Path]:
+    """scaling.md, .csv and .png in `folder`; nothing, and what was there goes, where there is no curve to draw."""
+    page, table, figure = (folder / f"scaling{suffix}" for suffix in (".md", ".csv", ".png"))
     if not has_scaling_curve(runs):
-        for path in names:
+        for path in (page, table, figure, figure.with_suffix(".pdf")):
             path.unlink(missing_ok=True)
         return []
-    write_text(names[0], "\n".join([to_markdown(scaling_table(runs, law)), "![Scaling](scaling.png)", ""]))
-    write_text(names[1], to_csv(runs if law is None else runs.assign(law=law.predict(runs))))
-    save_figure(scaling_figure(runs, law), names[2])
-    return names
+    write_text(page, "\n".join([to_markdown(scaling_table(runs, law)), "![Scaling](scaling.png)", ""]))
+    write_text(table, to_csv(runs if law is None else runs.assign(law=law.predict(runs))))
+    return [page, table, *save_figure(scaling_figure(runs, law), figure, all_formats)]

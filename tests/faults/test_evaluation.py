@@ -1,6 +1,5 @@
 """faults.md, evaluation: lines 19 to 22."""
 
-import json
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -150,24 +149,17 @@ def test_20_files_that_were_not_written_or_are_damaged_are_noticed(finished: Any
         assert is_run_evaluated(cell, folder)
 
 
-@pytest.mark.parametrize(("setting", "value"), [("limit", 7), ("fewshot", 5), ("dtype", "bfloat16"), ("seed", 7)])
+@pytest.mark.parametrize(("setting", "value"), [("limit", 7), ("num_fewshot", 5), ("dtype", "bfloat16"), ("seed", 7)])
 def test_21_other_limits_or_shots_are_not_compared(tmp_path: Path, setting: str, value: Any) -> None:
     folder = synthetic.build(tmp_path, documents=10)
-    path = folder / "records" / "deep-ce_only-0.json"
-    meta = json.loads(path.read_text())
-    meta["piqa"][setting] = value
-    path.write_text(json.dumps(meta))
+    synthetic.edit_settings(folder, "deep-ce_only-0", "piqa", **{setting: value})
     with pytest.raises(UserError, match=f"piqa: {setting} is .* for 'teacher' and .* for 'deep-ce_only-0'"):
         load_results(folder)
 
 
 def test_21_samples_that_do_not_match_are_not_compared(tmp_path: Path) -> None:
-    import pandas as pd
-
     folder = synthetic.build(tmp_path, documents=10)
-    path = folder / "records" / "deep-ce_only-0.parquet"
-    frame = pd.read_parquet(path)
-    frame[frame["key"] != "piqa-00003.0"].to_parquet(path)
+    synthetic.edit_model(folder, "deep-ce_only-0", lambda frame: frame[frame["key"] != "piqa-00003.0"])
     with pytest.raises(UserError, match="answered different prompts"):
         load_results(folder)
 

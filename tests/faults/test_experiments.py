@@ -46,7 +46,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory, experiment: Path) -> tuple[
 
 
 def reasons(root: Path) -> dict[str, str]:
-    cells = pd.read_csv(root / "results/tiny/cells.csv").set_index("model")
+    cells = pd.read_csv(root / "results/tiny/runs.csv").set_index("model")
     return {name: f"{row.state}: {'' if pd.isna(row.reason) else row.reason}" for name, row in cells.iterrows()}
 
 

@@ -200,8 +200,7 @@ def records_test(results: Path, tmp_path: Path, name: str, where: float, what: b
         load_results(folder)
 
 
-RECORDS = st.sampled_from(["cells.csv", "records/teacher.parquet", "records/teacher.json", "records/documents.parquet",
-                           "records/deep-ce_only-0.json"])  # fmt: skip
+RECORDS = st.sampled_from(["runs.csv", "records.parquet"])
 test_records, test_many_records = twice(records_test, name=RECORDS, **DAMAGE)
 
 

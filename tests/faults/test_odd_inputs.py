@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import synthetic
 import tiny
@@ -125,7 +126,7 @@ def test_what_holds_for_the_whole_experiment_is_in_no_grid(experiment: Path, ove
         load_experiment(experiment, [override])
 
 
-@pytest.mark.parametrize("name", ["teacher", "documents", "ce_only", "frequencies"])
+@pytest.mark.parametrize("name", ["teacher", "ce_only", "teacher_int8"])
 def test_names_of_other_files_are_taken(experiment: Path, name: str) -> None:
     with pytest.raises(UserError, match=f"students.{name}: the name is taken"):
         load_experiment(experiment, [f"students.{name}.num_layers=1"])
@@ -160,7 +161,7 @@ def test_all_cells_failed_is_exit_code_3(experiment: Path, tmp_path: Path) -> No
     code, said = cli("run", experiment, "--root", tmp_path, FAULTS="raise one train 4", PYTHONPATH=SABOTAGE)
     assert code == 3, said
     assert "no model was evaluated, so nothing" in said
-    assert "a bug, with <b>markup</b>" in (tmp_path / "results/tiny/cells.csv").read_text()
+    assert "a bug, with <b>markup</b>" in (tmp_path / "results/tiny/runs.csv").read_text()
 
 
 @pytest.mark.parametrize("name", ["runs", "results"])
@@ -208,13 +209,16 @@ def test_damaged_lines_of_a_curve_are_left_out(experiment: Path, tmp_path: Path)
 
 def test_records_that_are_gone_or_of_another_form(tmp_path: Path) -> None:
     folder = synthetic.build(tmp_path, documents=8)
-    (folder / "records/teacher.json").write_text("[]")
-    with pytest.raises(UserError, match=r"teacher\.json: not a mapping of tasks"):
-        load_results(folder)
-    for path in (folder / "records").iterdir():
-        if path.stem not in ("documents", "frequencies", "surprisal"):
-            path.unlink()
+    with synthetic.edited_records(folder) as content:
+        content.records, content.settings = {}, {}
     with pytest.raises(UserError, match="no model has records; run the experiment again"):
+        load_results(folder)
+    path = folder / "records.parquet"
+    pd.DataFrame({"task": ["piqa"]}).to_parquet(path)
+    with pytest.raises(UserError, match=r"records\.parquet: not the records of an experiment in format 1"):
+        load_results(folder)
+    path.unlink()
+    with pytest.raises(UserError, match=r"records\.parquet: not found; run the experiment first"):
         load_results(folder)
 
 

@@ -283,16 +283,14 @@ def test_28_what_a_model_or_data_set_wrote_is_escaped(tmp_path: Path) -> None:
     from distill_lit.config.schema import AnalysisConfig
 
     folder = synthetic.build(tmp_path, documents=12)
-    path = folder / "records/documents.parquet"
-    documents = pd.read_parquet(path)
-    documents["prompt"] = HOSTILE
-    documents["choices"] = [[HOSTILE] * len(choices) for choices in documents["choices"]]
-    documents.to_parquet(path)
-    cells = pd.read_csv(folder / "cells.csv").astype(object)
-    cells.loc[cells["model"] == "deep-ce_only-0", ["state", "reason"]] = "failed", HOSTILE
-    cells.to_csv(folder / "cells.csv", index=False)
+    with synthetic.edited_records(folder) as content:
+        content.documents["prompt"] = HOSTILE
+        content.documents["choices"] = [[HOSTILE] * len(choices) for choices in content.documents["choices"]]
+    cells = pd.read_csv(folder / "runs.csv").astype(object)
+    cells.loc[cells["model"] == "deep-ce_only-0", ["status", "reason"]] = "failed", HOSTILE
+    cells.to_csv(folder / "runs.csv", index=False)
     analysed = report.build_report_bundle(folder, AnalysisConfig(n_resamples=100), "<b>x</b>", HOSTILE)
-    report.render_report(folder, analysed)
+    report.render_report(folder, analysed, all_formats=True)
     written = {p.name: p.read_text() for p in folder.iterdir() if p.suffix in (".html", ".md", ".tex", ".csv")}
     assert {"table.md", "table.tex", "table.csv", "longtail.md", "report.html"} <= set(written)
     assert "<script>alert(1)" not in written["report.html"]

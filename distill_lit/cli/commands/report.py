@@ -29,6 +29,7 @@ def add_parser(commands: CommandParsers) -> None:
         help="overrides of `analysis`, as analysis.n_resamples=2000; of any key where an experiment file is given",
     )
     parser.add_argument("--root", type=Path, default=Path(), help="where runs/ and results/ of an experiment file are")
+    parser.add_argument("--all", action="store_true", help="figures as PDF and tables as TeX too")
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
@@ -39,15 +40,15 @@ def run(options: argparse.Namespace, console: Console) -> int:
     folder = options.folder
     if folder.is_file():
         return _report_experiment(options, console)
-    if not (folder / "plan.yaml").is_file() or not (folder / "records").is_dir():
-        raise UserError(f"{folder}: no plan.yaml and records/ in it, so it is no results folder")
+    if not (folder / "plan.yaml").is_file() or not (folder / "records.parquet").is_file():
+        raise UserError(f"{folder}: no plan.yaml and records.parquet in it, so it is no results folder")
     config = load_experiment(folder / "plan.yaml", options.overrides)
     if not os.access(folder, os.W_OK):
         raise UserError(f"{folder} cannot be written to; copy it to a folder that can be, and draw its report there")
     from distill_lit.report import build_report_bundle, render_report
 
     bundle = build_report_bundle(folder, config.analysis, config.name, config.question)
-    print_report(bundle, folder, console, render_report(folder, bundle))
+    print_report(bundle, folder, console, render_report(folder, bundle, options.all))
     return DONE
 
 
@@ -62,7 +63,7 @@ def _report_experiment(options: argparse.Namespace, console: Console) -> int:
 
     command = " ".join(["distill-lit run", str(options.folder), *options.overrides])
     experiment = Experiment(config, options.root, command)
-    print_report(experiment.report(), experiment.results_folder, console)
+    print_report(experiment.report(options.all), experiment.results_folder, console)
     statuses = experiment.statuses()
     done = sum(statuses[model.name][0] == RUN_DONE for model in experiment.models)
     console.print(f"{done} of {len(experiment.models)} models are done", highlight=False)

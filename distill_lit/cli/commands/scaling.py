@@ -22,6 +22,7 @@ def add_parser(commands: CommandParsers) -> None:
     )
     parser.add_argument("folders", type=Path, nargs="+", help="results folders")
     parser.add_argument("--out", type=Path, required=True, help="folder to draw into")
+    parser.add_argument("--all", action="store_true", help="the figure as PDF too")
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
@@ -30,7 +31,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         raise UserError(f"--out {options.out}: is no folder")
     from distill_lit.report import render_scaling_report
 
-    lines, paths = render_scaling_report(options.folders, options.out)
+    lines, paths = render_scaling_report(options.folders, options.out, options.all)
     for line in lines:
         console.print(line, highlight=False, markup=False)
     for path in paths:

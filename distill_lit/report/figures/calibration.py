@@ -49,25 +49,25 @@ def calibration_figure(scores: Scores) -> Any:
 
 
 def _coverage(axes: Any, coverage: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> None:
-    alone = coverage.loc[coverage["label"] == "teacher", "together"].iloc[0] * 100
+    alone = coverage.loc[coverage["label"] == "teacher", "combined_accuracy"].iloc[0] * 100
     axes.axhline(alone, color=styles["teacher"]["color"], linewidth=1.0, linestyle=(0, (1, 2)))
     axes.annotate("teacher alone", (100, alone), (0, 3), textcoords="offset points", ha="right", fontsize=8)
-    for label, mine in coverage[coverage["label"] != "teacher"].groupby("label", sort=False):
-        every = max(1, len(mine) // 6)
-        axes.plot(mine["coverage"] * 100, mine["together"] * 100, markevery=every, linewidth=1.4,
+    for label, points in coverage[coverage["label"] != "teacher"].groupby("label", sort=False):
+        every = max(1, len(points) // 6)
+        axes.plot(points["coverage"] * 100, points["combined_accuracy"] * 100, markevery=every, linewidth=1.4,
                   **marker_options(styles[label]))  # fmt: skip
     axes.set_title("Who answers?")
     axes.set_xlabel("documents the student answers, most confident first, %")
-    axes.set_ylabel("student and teacher together, % right")
+    axes.set_ylabel("accuracy of student and teacher together, %")
 
 
 def _reliability(axes: Any, reliability: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> None:
     """Over the documents, for most have a confidence near 1; the mean distance of the two lines is the ECE."""
-    for label, mine in reliability.groupby("label", sort=False):
-        places = (np.arange(len(mine)) + 0.5) / len(mine) * 100  # bins have equal mass
-        axes.plot(places, mine["confidence"] * 100, color=styles[label]["color"], linewidth=1.2, linestyle=(0, (1, 1.2)))
+    for label, points in reliability.groupby("label", sort=False):
+        places = (np.arange(len(points)) + 0.5) / len(points) * 100  # bins have equal mass
+        axes.plot(places, points["confidence"] * 100, color=styles[label]["color"], linewidth=1.2, linestyle=(0, (1, 1.2)))
         axes.plot(
-            places, mine["accuracy"] * 100, label=escape_mathtext(label), linewidth=1.2, **marker_options(styles[label])
+            places, points["accuracy"] * 100, label=escape_mathtext(label), linewidth=1.2, **marker_options(styles[label])
         )
     axes.set_ylim(0, 104)
     axes.set_xlim(0, 100)

@@ -10,7 +10,7 @@ from distill_lit.report.figures.style import GREY, marker_options
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1
 LabelPosition = tuple[float, float, str, str]  # offset in points, alignment
-Label = tuple[str, str, dict[str, Any] | None, list[Point]]  # text, its colour, style of the marker before it, its points
+Label = tuple[str, str, dict[str, Any] | None, list[Point]]  # text, its color, style of the marker before it, its points
 
 # offsets in points from the point, with the alignment of the text: right first, the corners, then further away
 LABEL_POSITIONS: list[LabelPosition] = [
@@ -41,8 +41,8 @@ def place_labels(
     renderer = axes.get_figure().canvas.get_renderer()
     boxes = [_pixels(axes, box) for box in obstacles]
     taken = []
-    for text, colour, style, points in labels:
-        write = partial(_write, axes, text, colour, style)
+    for text, color, style, points in labels:
+        write = partial(_write, axes, text, color, style)
         tried = [
             (order + 3 * rank, point, place)
             for rank, point in enumerate(reversed(points))
@@ -84,9 +84,9 @@ def _extent(note: Any, renderer: Any) -> Box:
 
 def _cost(note: Any, axes: Any, boxes: list[Box], renderer: Any) -> float:
     """Square pixels that a trial label covers of `boxes`, and much more for those outside the axes; removes it."""
-    mine = _extent(note, renderer)
+    label_box = _extent(note, renderer)
     note.remove()
-    return sum(_overlap(mine, box) for box in boxes) + 20 * _outside(mine, axes.get_window_extent(renderer))
+    return sum(_overlap(label_box, box) for box in boxes) + 20 * _outside(label_box, axes.get_window_extent(renderer))
 
 
 def _pixels(axes: Any, box: tuple) -> tuple[float, float, float, float]:

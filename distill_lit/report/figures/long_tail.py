@@ -24,7 +24,7 @@ MAX_ROWS = 6  # students drawn
 
 def long_tail_figure(long_tail: LongTail, sample_limit_note: str = "", ce_only_label: str = "without teacher") -> Any:
     """A matplotlib figure with a row per distilled student, at most MAX_ROWS; None when there is nothing to draw.
-    without: how the student without teacher is called."""
+    ce_only_label: how the student without teacher is called."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -37,10 +37,10 @@ def long_tail_figure(long_tail: LongTail, sample_limit_note: str = "", ce_only_l
         FigureCanvasAgg(figure)
         panels = figure.subplots(len(models), 3, squeeze=False, sharex="col")
         for row, model in zip(panels, models, strict=True):
-            mine = long_tail.stratum_scores[
+            student_strata = long_tail.stratum_scores[
                 (long_tail.stratum_scores["model"] == model) & (long_tail.stratum_scores["stratum"] != MISSING_STRATUM)
             ]
-            strata = mine[mine["axis"] == RARITY.name]
+            strata = student_strata[student_strata["axis"] == RARITY.name]
             if not strata.empty:
                 _by_frequency(row[0], strata, _frequencies(long_tail), ce_only_label)
                 _by_stratum(row[1], strata)
@@ -85,9 +85,12 @@ def _by_stratum(axes: Any, strata: pd.DataFrame) -> None:
         axes,
         places,
         strata,
-        (("ce_only_delta", "ce_only_low", "ce_only_high", "ce_only", 0.14), ("delta", "low", "high", "distilled", -0.14)),
+        (
+            ("ce_only_delta", "ce_only_delta_low", "ce_only_delta_high", "ce_only", 0.14),
+            ("delta", "low", "high", "distilled", -0.14),
+        ),
     )
-    axes.set_ylabel("words of the question")
+    axes.set_ylabel("rarity of the question's words")
     axes.invert_yaxis()
 
 

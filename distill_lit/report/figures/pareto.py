@@ -32,8 +32,8 @@ def pareto_figure(
     sample_limit_note: str,
     variant_indices: dict[str, int],
 ) -> Any:
-    """A matplotlib figure of `frontier(scores, axis)`. quality: share of the teacher's score drawn as a line; variants:
-    `variant_numbers(scores.groups)`, which colours them as in the other figures."""
+    """A matplotlib figure of `pareto_frontier(scores, axis)`. quality_threshold: share of the teacher's score drawn as a
+    line; variant_indices: `variant_numbers(scores.groups)`, which colors them as in the other figures."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -59,9 +59,9 @@ def _deduplicate_untrained(frame: pd.DataFrame) -> pd.DataFrame:
     """A student before training is the same whatever it would read: one point for all grid points at which it is equal."""
     same = ["role", "student", "cost", "score"]
     again = (frame["role"] == "untrained") & frame.duplicated(same, keep=False)
-    kept = frame[~(again & frame.duplicated(same))].copy()
-    kept.loc[again.reindex(kept.index), "variant"] = ""
-    return kept
+    deduplicated = frame[~(again & frame.duplicated(same))].copy()
+    deduplicated.loc[again.reindex(deduplicated.index), "variant"] = ""
+    return deduplicated
 
 
 def _frame(axes: Any, frame: pd.DataFrame, axis: str, confidence: float) -> None:
@@ -97,12 +97,12 @@ def _series(axes: Any, frame: pd.DataFrame, variants: dict[str, int]) -> tuple[l
     low, high = axes.get_xlim()
     step = SERIES_OFFSET * np.log(high / low)
     series = frame["variant"].where(~frame["role"].isin(REFERENCE_ROLES), frame["model"])
-    for (role, _), mine in frame.groupby(["role", series], sort=False):
-        variant = str(mine["variant"].iloc[0])
+    for (role, _), series_rows in frame.groupby(["role", series], sort=False):
+        variant = str(series_rows["variant"].iloc[0])
         style = role_style(role, variants.get(variant, 0))
         shift = ROLE_SHIFT.get(role, 0) + 0.6 * variants.get(variant, 0) * (role == "distilled")
-        x, y = mine["cost"].to_numpy(float) * np.exp(shift * step), mine["score"].to_numpy(float) * 100
-        down, up = y - mine["low"].to_numpy(float) * 100, mine["high"].to_numpy(float) * 100 - y
+        x, y = series_rows["cost"].to_numpy(float) * np.exp(shift * step), series_rows["score"].to_numpy(float) * 100
+        down, up = y - series_rows["low"].to_numpy(float) * 100, series_rows["high"].to_numpy(float) * 100 - y
         # a percentile interval need not hold its estimate
         bars = np.nan_to_num([np.maximum(down, 0), np.maximum(up, 0)])
         axes.errorbar(x, y, yerr=bars, **bar_options(style))
@@ -111,9 +111,9 @@ def _series(axes: Any, frame: pd.DataFrame, variants: dict[str, int]) -> tuple[l
             for a, b in zip(zip(x, y, strict=True), list(zip(x, y, strict=True))[1:], strict=False):
                 obstacles += segment_boxes(a, b, log_x=True)
         obstacles += [(a, b - c, a, b + d) for a, b, c, d in zip(x, y, *bars, strict=True)]
-        words = mine["model"].iloc[0] if role in REFERENCE_ROLES else ROLE_LABELS[role]
+        words = series_rows["model"].iloc[0] if role in REFERENCE_ROLES else ROLE_LABELS[role]
         text = f"{words} ({variant})" if variant else words
-        # dark, for the colours of markers are too light to be read
+        # dark, for the colors of markers are too light to be read
         labels.append(
             (escape_mathtext(text), TEXT_COLOR, None if role == "teacher" else style, list(zip(x, y, strict=True)))
         )

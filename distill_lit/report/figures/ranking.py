@@ -12,14 +12,15 @@ MAX_MODELS_PER_COST = 3  # trained models of one kind and cost, above which they
 
 
 def is_crowded(frame: pd.DataFrame) -> bool:
-    """Whether more than CROWDED models, all distilled or none, share a cost. frame: `frontier(scores, axis)`."""
+    """Whether more than MAX_MODELS_PER_COST models, all distilled or none, share a cost. frame: that of
+    `pareto_frontier`."""
     trained = frame[frame["role"].isin(["distilled", "ce_only"])]
     return bool((trained.groupby(["role", "cost"]).size() > MAX_MODELS_PER_COST).any())
 
 
-def ranking_figure(frame: pd.DataFrame, quality: float, confidence: float, watermark: str = "") -> Any:
-    """A matplotlib figure of `frontier(scores, axis)`: dearest first, then best first, with intervals. quality: share of
-    the teacher's score drawn as a line."""
+def ranking_figure(frame: pd.DataFrame, quality: float, confidence: float, sample_limit_note: str = "") -> Any:
+    """A matplotlib figure of `pareto_frontier(scores, axis)`: dearest first, then best first, with intervals. quality:
+    share of the teacher's score drawn as a line."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -43,7 +44,7 @@ def ranking_figure(frame: pd.DataFrame, quality: float, confidence: float, water
         axes.set_ylim(len(rows) - 0.4, -0.9)
         axes.set_xlabel(f"score above chance, points [{confidence:.0%}]")
         _guides(axes, rows, quality)
-        add_figure_note(figure, watermark)
+        add_figure_note(figure, sample_limit_note)
     return figure
 
 

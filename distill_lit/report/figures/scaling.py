@@ -13,7 +13,7 @@ LAW_LINE_STYLE: dict[str, Any] = {"linestyle": ":", "linewidth": 2.5, "alpha": 0
 
 
 def scaling_figure(runs: pd.DataFrame, law: ScalingLaw | None) -> Any:
-    """A panel per experiment (that is: teacher), cross-entropy over tokens, a colour per size; dashed without teacher."""
+    """A panel per experiment (that is: teacher), cross-entropy over tokens, a color per size; dashed without teacher."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -25,8 +25,10 @@ def scaling_figure(runs: pd.DataFrame, law: ScalingLaw | None) -> Any:
     with matplotlib.rc_context(MATPLOTLIB_RC):
         figure = Figure(figsize=(1.6 + 3.4 * len(panels), 3.6), layout="constrained")
         FigureCanvasAgg(figure)
-        for axes, (name, mine) in zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True):
-            _draw_panel(axes, mine, looks, law)
+        for axes, (name, panel_runs) in zip(
+            figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True
+        ):
+            _draw_panel(axes, panel_runs, looks, law)
             axes.set_title(escape_mathtext(str(name)), fontweight="normal", fontsize=9)
         figure.supylabel("cross-entropy on the text, nats per token", fontsize=9)
         handles = [Line2D([], [], label=f"{format_count(size)} parameters", **looks[size]) for size in sizes]
@@ -38,14 +40,14 @@ def scaling_figure(runs: pd.DataFrame, law: ScalingLaw | None) -> Any:
 
 def _look(place: int) -> dict[str, Any]:
     """Colour and marker of the size at this place, largest first."""
-    colour, marker = (each[place % len(each)] for each in (VARIANT_COLORS, VARIANT_MARKERS))
-    return {"color": colour, "marker": marker, "markersize": 5}
+    color, marker = (each[place % len(each)] for each in (VARIANT_COLORS, VARIANT_MARKERS))
+    return {"color": color, "marker": marker, "markersize": 5}
 
 
 def _draw_panel(axes: Any, runs: pd.DataFrame, looks: dict[float, dict[str, Any]], law: ScalingLaw | None) -> None:
     for (_, size), line in runs.groupby(["student", "size"], sort=False):
-        axes.errorbar(line["tokens"], line["loss"], line["deviation"].fillna(0), capsize=2, **looks[size])
-        axes.plot(line["tokens"], line["supervised_loss"], **looks[size], **CE_ONLY_LINE_STYLE)
+        axes.errorbar(line["tokens"], line["loss"], line["loss_std"].fillna(0), capsize=2, **looks[size])
+        axes.plot(line["tokens"], line["ce_only_loss"], **looks[size], **CE_ONLY_LINE_STYLE)
         if law is not None:
             axes.plot(line["tokens"], law.predict(line), color=looks[size]["color"], **LAW_LINE_STYLE)
     teacher = runs["teacher_loss"].mean()

@@ -1,15 +1,16 @@
-"""One look for all figures: Okabe–Ito colours, a shape per role, sizes for a column of a paper."""
+"""One look for all figures: Okabe–Ito colors, a shape per role, sizes for a column of a paper."""
 
 import textwrap
 from collections import Counter
 from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from distill_lit.analysis.model_groups import ModelGroup
 from distill_lit.utils.files import atomic_write
 
-# Okabe & Ito 2008: told apart by colour-blind readers; the lightness differs too, and so do the shapes
+# Okabe & Ito 2008: told apart by color-blind readers; the lightness differs too, and so do the shapes
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE, GREY = (
     "#000000",
     "#E69F00",
@@ -21,6 +22,10 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE, GREY = (
     "#767676",
 )
 TEXT_COLOR = "#1A1A1A"
+MAX_PNG_BYTES = 100_000
+PNG_DPI = (200, 150, 120, 100, 80)
+PNG_COLORS = 64
+MARGINS: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.08}
 Dash = tuple[float, ...]  # on and off in line widths
 SOLID: Dash = ()
 DOTTED, DASHED, LONG_DASHED = (1.0, 1.6), (4.0, 1.8), (9.0, 2.5)
@@ -35,7 +40,7 @@ ROLE_STYLE: dict[str, dict[str, Any]] = {
     "ce_only": {"color": RED, "marker": "s", "markersize": 6, "fill": False, "dash": DASHED},
     "distilled": {"color": BLUE, "marker": "o", "markersize": 7, "fill": True, "dash": SOLID},
 }
-# their numbers have no common divisor, so that 40 variants differ in colour or shape
+# their numbers have no common divisor, so that 40 variants differ in color or shape
 VARIANT_COLORS = (BLUE, GREEN, SKY, ORANGE, PURPLE)
 VARIANT_MARKERS = ("o", "^", "v", "P", "X", "s", "<", "d")
 MATPLOTLIB_RC = {
@@ -60,7 +65,7 @@ MATPLOTLIB_RC = {
 
 
 def role_style(role: str, variant: int = 0) -> dict[str, Any]:
-    """Colour, marker and line of a role; distilled variants (grid points) differ in colour and shape."""
+    """Color, marker and line of a role; distilled variants (grid points) differ in color and shape."""
     style = dict(ROLE_STYLE.get(role, ROLE_STYLE["external"]))
     if role == "distilled":
         style["color"] = VARIANT_COLORS[variant % len(VARIANT_COLORS)]
@@ -79,8 +84,8 @@ def variant_numbers(groups: list[ModelGroup]) -> dict[str, int]:
 
 
 def line_styles(groups: list[ModelGroup]) -> dict[str, dict[str, Any]]:
-    """{label of a trained group: its style}: colours are those of the variants, or of the students where there is one
-    variant; groups of one colour differ in marker and dash. Beside distilled students those without teacher are as ever.
+    """{label of a trained group: its style}: colors are those of the variants, or of the students where there is one
+    variant; groups of one color differ in marker and dash. Beside distilled students those without teacher are as ever.
     """
     beside = any(group.role == "distilled" for group in groups)
     own = [group for group in groups if group.role == ("distilled" if beside else "ce_only")]
@@ -130,7 +135,7 @@ def omitted_students_note(shown: int, students: int) -> str:
 
 
 def add_figure_note(figure: Any, text: str) -> None:
-    """Writes a watermark above everything else, in lines as wide as the figure."""
+    """Writes a note above everything else, in lines as wide as the figure."""
     lines = textwrap.fill(escape_mathtext(text), int(18 * figure.get_figwidth()))  # characters per inch
     figure.text(0.005, 1.0, lines, va="bottom", fontsize=7.5, color=GREY, style="italic")
 
@@ -140,15 +145,30 @@ def escape_mathtext(text: str) -> str:
     return " ".join(str(text).replace("$", r"\$").split())
 
 
-def save_figure(figure: Any, path: Path) -> list[Path]:
-    """Writes `figure` as PNG and PDF beside each other, without dates, so that the same data give the same bytes."""
-    written = []
-    for suffix, metadata in (
-        (".png", {"Software": None}),
-        (".pdf", {"CreationDate": None, "Producer": None, "Creator": None}),
-    ):
-        target = path.with_suffix(suffix)
-        with atomic_write(target) as temporary:
-            figure.savefig(temporary, dpi=200, metadata=metadata, bbox_inches="tight", pad_inches=0.08)
-        written.append(target)
-    return written
+def save_figure(figure: Any, path: Path, all_formats: bool = False) -> list[Path]:
+    """Writes `figure` as PNG of at most MAX_PNG_BYTES, and with `all_formats`, or where it is there already, as PDF beside
+    it; without dates, so that the same data give the same bytes. Returns the paths."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(_small_png(figure))
+    vector = path.with_suffix(".pdf")
+    if not all_formats and not vector.exists():
+        return [path]
+    with atomic_write(vector) as temporary:
+        metadata = {"CreationDate": None, "Producer": None, "Creator": None}
+        figure.savefig(temporary, format="pdf", metadata=metadata, **MARGINS)
+    return [path, vector]
+
+
+def _small_png(figure: Any) -> bytes:
+    """With a palette, which figures of few colors lose nothing by, and only as fine as fits."""
+    from PIL import Image
+
+    for dpi in PNG_DPI:
+        drawn, packed = BytesIO(), BytesIO()
+        figure.savefig(drawn, format="png", dpi=dpi, metadata={"Software": None}, **MARGINS)
+        image = Image.open(drawn).convert("RGB")
+        image = image.quantize(PNG_COLORS, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        image.save(packed, format="png", optimize=True)
+        if len(packed.getvalue()) <= MAX_PNG_BYTES:
+            break
+    return packed.getvalue()

@@ -12,7 +12,7 @@ from distill_lit.report.figures.style import MATPLOTLIB_RC, escape_mathtext, lin
 IN_TRAINING_SCORE = "evaluation/above_chance"  # where evaluation.interval asks for scores during training
 PANELS = (
     ("validation/teacher_kl", "KL to the teacher, nats per token"),
-    ("validation/student_nll", "cross-entropy on the text, nats per token"),
+    ("validation/student_nll", "validation cross-entropy, nats per token"),
     (IN_TRAINING_SCORE, "score above chance, mean of the tasks"),
 )
 
@@ -28,7 +28,7 @@ def curves_figure(scores: Scores, curves: pd.DataFrame) -> Any:
     known = [name for name, _ in PANELS if name in curves]
     if not trained or not known or not {"model", "step"} <= set(curves):
         return None
-    own = ", each on its own text" if has_different_validation_data(scores.results.runs) else ""
+    own = ", each on its own data" if has_different_validation_data(scores.results.runs) else ""
     with matplotlib.rc_context(MATPLOTLIB_RC):
         figure = Figure(figsize=(max(8.2, 3.6 * len(known)), 3.9), layout="constrained")
         FigureCanvasAgg(figure)
@@ -48,8 +48,8 @@ def curves_figure(scores: Scores, curves: pd.DataFrame) -> Any:
 
 def mean_curve(group: ModelGroup, curves: pd.DataFrame, name: str) -> pd.Series:
     """A quantity over steps, mean over the group's seeds."""
-    mine = curves[curves["model"].isin(group.models)].dropna(subset=[name])
-    return mine.groupby("step")[name].mean()
+    group_curves = curves[curves["model"].isin(group.models)].dropna(subset=[name])
+    return group_curves.groupby("step")[name].mean()
 
 
 def _over_tokens(scores: Scores, group: ModelGroup, curves: pd.DataFrame, name: str) -> pd.Series:

@@ -18,7 +18,7 @@ def html_paragraphs(lines: Iterable[str], css_class: str = "") -> str:
 
 
 def to_html(table: Table) -> str:
-    """A table with caption, header cells with their scope, its watermark above and its notes below."""
+    """A table with caption, header cells with their scope, its notes on sample limits above and its notes below."""
 
     def cell(number: int, text: str, bold: bool) -> str:
         side = ' class="left"' if number < table.num_text_columns else ""
@@ -34,7 +34,7 @@ def to_html(table: Table) -> str:
         rule = ' class="rule"' if number in table.rules_before else ""
         rows.append(f"<tr{rule}>{''.join(cell(i, c.text, c.bold) for i, c in enumerate(row))}</tr>")
     return (
-        f"{html_paragraphs(table.header_notes, 'watermark')}\n"
+        f"{html_paragraphs(table.header_notes, 'sample-limit')}\n"
         f'<div class="scroll"><table><caption>{escape_html(table.caption)}</caption>'
         f"<thead><tr>{''.join(heads)}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>\n{html_paragraphs(table.footnotes, 'note')}"

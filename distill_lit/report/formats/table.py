@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+ROUNDING_NOISE = 1e-12  # what is less than this is 0 on another processor
+
 
 @dataclass(frozen=True)
 class TableCell:
@@ -15,22 +17,24 @@ class TableCell:
 
 @dataclass
 class Table:
-    """A table with its caption, the lines above it (watermark) and below it (footer)."""
+    """A table with its caption, the notes above it (sample limits) and below it."""
 
     caption: str
     columns: list[str]
     rows: list[list[TableCell]]
     num_text_columns: int = 1  # this many first columns are text, set flush left
-    header_notes: list[str] = field(default_factory=list)  # watermark
+    header_notes: list[str] = field(default_factory=list)  # sample limits
     footnotes: list[str] = field(default_factory=list)  # how to read it
     provenance: list[str] = field(default_factory=list)  # where the numbers come from
     rules_before: set[int] = field(default_factory=set)  # row numbers before which a thin rule stands
 
 
 def to_csv(frame: pd.DataFrame) -> str:
-    """The frame with full precision; texts that a spreadsheet would run as a formula get a leading quote."""
+    """The frame with six digits a number; texts that a spreadsheet would run as a formula get a leading quote."""
     safe = frame.copy()
     for name in safe.columns:
-        if not pd.api.types.is_numeric_dtype(safe[name]):
+        if pd.api.types.is_float_dtype(safe[name]):
+            safe[name] = safe[name].mask(safe[name].abs() < ROUNDING_NOISE, 0.0)
+        elif not pd.api.types.is_numeric_dtype(safe[name]):
             safe[name] = safe[name].map(lambda v: f"'{v}" if isinstance(v, str) and v[:1] in "=+-@\t\r" and v else v)
     return str(safe.to_csv(index=False, float_format="%.6g", lineterminator="\n"))

@@ -11,7 +11,7 @@ from distill_lit.report.tables.scores import score_table
 
 @dataclass(frozen=True)
 class TerminalTable:
-    """A rich renderable: the main table with its watermark, and the verdict below it, fitted to the console."""
+    """A rich renderable: the main table with its notes, and the verdict below it, fitted to the console."""
 
     result: ReportBundle
 
@@ -27,7 +27,7 @@ class TerminalTable:
 
 def _narrowed(table: Table, width: int) -> Table:
     """`table` without its least needed columns, until it fits."""
-    for name in ("training FLOPs", "seeds", "val. KL, nats", "parameters", "kept"):
+    for name in ("training FLOPs", "num_seeds", "val. KL, nats", "parameters", "retained"):
         wide = [max(len(c), *(len(r[i].text) for r in table.rows)) + 2 for i, c in enumerate(table.columns)]
         if sum(wide) <= width:
             break

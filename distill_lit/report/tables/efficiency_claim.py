@@ -1,4 +1,4 @@
-"""The claim "most of the quality at a fraction of the cost", judged per student and cost axis."""
+"""The claim "most of the quality at a fraction of the cost", decided per student and cost axis."""
 
 from distill_lit.analysis.pareto import COST_AXES, cost_axes, efficiency_claims, hypervolume_gains
 from distill_lit.analysis.scores import Scores
@@ -8,26 +8,27 @@ from distill_lit.report.tables.footnotes import sample_limit_notes
 
 
 def claim_table(scores: Scores) -> Table:
-    """One row per student and one badge per cost axis; never a badge over all axes."""
+    """One row per student and one verdict per cost axis; never one over all axes."""
     frame, axes = efficiency_claims(scores), cost_axes(scores)
     quality, share = scores.analysis.claim_min_quality, scores.analysis.claim_max_cost
     rows = []
-    for model, mine in frame.groupby("model", sort=False):
-        row = mine.iloc[0]
-        badges = mine.set_index("axis")
-        cells = [f"{format_points(row['raw'])}%", f"{format_points(row['kept'])}%"]
+    for model, claims in frame.groupby("model", sort=False):
+        row = claims.iloc[0]
+        verdicts = claims.set_index("axis")
+        cells = [f"{format_points(row['raw_retention'])}%", f"{format_points(row['retention'])}%"]
         cells.append(format_with_interval(row["margin"], row["low"], row["high"], signed=True))
         cells += [
-            f"{format_number(badges.at[a, 'ratio'])}×, {badges.at[a, 'badge']}" if a in badges.index else "" for a in axes
+            f"{format_number(verdicts.at[a, 'ratio'])}×, {verdicts.at[a, 'verdict']}" if a in verdicts.index else ""
+            for a in axes
         ]
         rows.append([TableCell(str(model)), *map(TableCell, cells)])
     notes = [
-        "Kept, raw: share of the teacher's plain average; kept: of its average above chance. Margin: the student's "
+        "Retained, raw: share of the teacher's plain average; retained: of its average above chance. Margin: the student's "
         f"score above chance less {quality:.0%} of the teacher's. Per cost axis, how many times the student's cost the "
         "teacher's is, and whether the claim holds: yes if the lower bound of the margin is above 0 and that of the "
-        f"ratio at least {format_number(1 / share, 0)}; no if an upper bound is below; else open."
+        f"ratio at least {format_number(1 / share, 0)}; no if an upper bound is below; else undecided."
     ]
-    columns = ["model", "kept, raw", "kept", "margin, points", *(COST_AXES[a] for a in axes)]
+    columns = ["model", "retained, raw", "retained", "margin, points", *(COST_AXES[a] for a in axes)]
     title = f"At least {quality:.0%} of the teacher's score at no more than {share:.0%} of its cost?"
     return Table(title, columns, rows, header_notes=sample_limit_notes(scores), footnotes=notes + _volumes(scores))
 
@@ -38,14 +39,14 @@ def _volumes(scores: Scores) -> list[str]:
     found = hypervolume_gains(scores, axes[0]) if axes else None
     if found is None or found.empty:
         return []
-    said, on = [], " on other text" if any(group.other_data for group in scores.groups) else ""
-    for variant, mine in found.groupby("variant", sort=False):
-        own, without, gain = (mine[mine["what"] == what].iloc[0] for what in ("distilled", "ce_only", "gain"))
-        areas = [format_with_interval(row["value"], row["low"], row["high"]) for row in (own, without)]
+    sentences, on = [], " on other data" if any(group.other_data for group in scores.groups) else ""
+    for variant, volumes in found.groupby("variant", sort=False):
+        distilled, without, gain = (volumes[volumes["series"] == what].iloc[0] for what in ("distilled", "ce_only", "gain"))
+        areas = [format_with_interval(row["value"], row["low"], row["high"]) for row in (distilled, without)]
         adds = format_with_interval(gain["value"], gain["low"], gain["high"], signed=True)
         name = f"{variant}: " if variant else ""
-        said.append(f"{name}distilled {areas[0]}, without teacher{on} {areas[1]}, so that distillation adds {adds}")
+        sentences.append(f"{name}distilled {areas[0]}, without teacher{on} {areas[1]}, so that distillation adds {adds}")
     return [
         f"Area under the frontier over {COST_AXES[axes[0]]} (points above chance × decades of cost, up to the "
-        f"teacher's cost): {'; '.join(said)}."
+        f"teacher's cost): {'; '.join(sentences)}."
     ]

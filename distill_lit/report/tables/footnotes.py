@@ -39,7 +39,7 @@ def evaluation_footnotes(scores: Scores) -> list[str]:
             ("lm_eval_version", "lm-eval"),
             ("harness", "harness"),
             ("dtype", "dtype"),
-            ("pack_tokens", "tokens per pass"),
+            ("pack_tokens", "tokens per forward pass"),
             ("apply_chat_template", "chat template"),
             ("seed", "seed"),
         )
@@ -81,7 +81,7 @@ def task_line(task: str, settings: Mapping[str, Any], documents: int, chance: fl
 def _exceptions(scores: Scores, settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A line for every model that was evaluated in another way than the footer says, or did not read whole prompts."""
     found: dict[str, list[str]] = {}
-    for model, tasks in scores.results.meta.items():
+    for model, tasks in scores.results.settings_by_model.items():
         for task, facts in tasks.items():
             why = f" ({facts['fallback']})" if facts.get("fallback") else ""
             ways = [f"{key} {facts[key]}{why if key == 'harness' else ''}" for key in ("harness", "dtype")

@@ -1,4 +1,4 @@
-"""What every model costs: size, arithmetic, measured speed, memory and energy, and the training that must pay off."""
+"""What every model costs: size, arithmetic, measured speed, memory and energy, and the training that must break even."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,42 +13,46 @@ from distill_lit.report.number_format import MISSING_VALUE, format_bytes, format
 from distill_lit.report.tables.footnotes import sample_limit_notes
 
 NumberFormatter = Callable[[float], str]
-RATES = {"prefill_s", "decode_s"}  # shown as tokens per second, which people compare
+RATES = {"prefill_s_per_token", "decode_s_per_token"}  # shown as tokens per second, which people compare
 COST_TABLE_COLUMNS: dict[str, tuple[str, NumberFormatter]] = {
     "parameters": ("parameters", format_count),
-    "non_embedding_parameters": ("without embeddings", format_count),
+    "non_embedding_parameters": ("non-embedding parameters", format_count),
     "bytes": ("on disk", format_bytes),
-    "kv_bytes_per_token": ("keys and values per token", format_bytes),
+    "kv_cache_bytes_per_token": ("KV cache per token", format_bytes),
     "flops_per_token": ("FLOPs per token", format_count),
-    "prefill_s": ("prompt tokens/s", format_count),
-    "decode_s": ("written tokens/s", format_count),
-    "first_token_s": ("first token, ms", lambda s: format_number(1000 * s)),
-    "token_p50_s": ("token p50, ms", lambda s: format_number(1000 * s)),
-    "token_p95_s": ("token p95, ms", lambda s: format_number(1000 * s)),
-    "memory_bytes": ("peak memory", format_bytes),
+    "prefill_s_per_token": ("prefill tokens/s", format_count),
+    "decode_s_per_token": ("decode tokens/s", format_count),
+    "ttft_s": ("TTFT, ms", lambda s: format_number(1000 * s)),
+    "itl_p50_s": ("inter-token latency p50, ms", lambda s: format_number(1000 * s)),
+    "itl_p95_s": ("inter-token latency p95, ms", lambda s: format_number(1000 * s)),
+    "peak_memory_bytes": ("peak memory", format_bytes),
     "joules_per_token": ("J per token", lambda joules: format_number(joules, 3)),
-    "money_per_million": ("price of 1M tokens", lambda money: format_number(money, 3)),
-    "student_flops": ("training FLOPs, student", format_count),
-    "teacher_flops": ("… its teacher's", format_count),
+    "price_per_million_tokens": ("price of 1M tokens", lambda money: format_number(money, 3)),
+    "student_training_flops": ("training FLOPs, student", format_count),
+    "teacher_training_flops": ("… its teacher's", format_count),
 }
-BREAK_EVEN = "pays off after, tokens"
+BREAK_EVEN = "breaks even after, tokens"
 
 
 def cost_table(scores: Scores) -> Table:
     """One row per model with records; columns for every cost that is known of at least one."""
     groups = [group for group in scores.groups if group.models]
     known = [axis for axis in COST_TABLE_COLUMNS if any(group_cost(g, scores.results, axis) > 0 for g in groups)]
-    pays = [break_even(scores, group) for group in groups]
-    show_pays = any(np.isfinite(value) for value in pays)
-    columns = ["model", *(COST_TABLE_COLUMNS[axis][0] for axis in known), *([BREAK_EVEN] if show_pays else [])]
+    break_evens = [break_even(scores, group) for group in groups]
+    show_break_even = any(np.isfinite(value) for value in break_evens)
+    columns = ["model", *(COST_TABLE_COLUMNS[axis][0] for axis in known), *([BREAK_EVEN] if show_break_even else [])]
     rows = []
-    for group, tokens in zip(groups, pays, strict=True):
+    for group, tokens in zip(groups, break_evens, strict=True):
         cells = [TableCell(group.label), *(TableCell(_entry(scores, group, axis)) for axis in known)]
         rows.append(
-            cells + ([TableCell(format_count(tokens) if np.isfinite(tokens) else MISSING_VALUE)] if show_pays else [])
+            cells + ([TableCell(format_count(tokens) if np.isfinite(tokens) else MISSING_VALUE)] if show_break_even else [])
         )
     return Table(
-        "What it costs", columns, rows, header_notes=sample_limit_notes(scores), footnotes=_notes(scores, known, show_pays)
+        "What it costs",
+        columns,
+        rows,
+        header_notes=sample_limit_notes(scores),
+        footnotes=_notes(scores, known, show_break_even),
     )
 
 
@@ -59,7 +63,9 @@ def break_even(scores: Scores, group: ModelGroup) -> float:
         return float("nan")
     saved = group_cost(scores.groups[scores.teacher], scores.results, "flops_per_token")
     saved -= group_cost(group, scores.results, "flops_per_token")
-    spent = np.nansum([group_cost(group, scores.results, name) for name in ("student_flops", "teacher_flops")])
+    spent = np.nansum(
+        [group_cost(group, scores.results, name) for name in ("student_training_flops", "teacher_training_flops")]
+    )
     return float(spent / saved) if saved > 0 and spent > 0 else float("nan")
 
 
@@ -76,12 +82,12 @@ def _entry(scores: Scores, group: ModelGroup, axis: str) -> str:
     return f"{text} ({format_number(ratio, 2)}×{interval})"
 
 
-def _notes(scores: Scores, known: list[str], pays: bool) -> list[str]:
-    notes = ["FLOPs per token: forward, 2 per weight, attention over the context left out. Keys and values in 16 bits."]
-    if pays:
+def _notes(scores: Scores, known: list[str], show_break_even: bool) -> list[str]:
+    notes = ["FLOPs per token: forward, 2 per weight, attention over the context left out. KV cache in 16 bits."]
+    if show_break_even:
         notes.append(
-            "Pays off after: tokens served until the FLOPs saved per token exceed those of training, the teacher's "
-            "forward passes included; choosing and cutting the student is not."
+            "Breaks even after: tokens served until the FLOPs saved per token exceed those of training, the teacher's "
+            "forward passes included; choosing and pruning the student is not."
         )
     if set(known) & set(MEASURED):
         notes += _measurement(scores)
@@ -106,6 +112,6 @@ def _measurement(scores: Scores) -> list[str]:
         "one's, with "
         f"the {float(costs.get('confidence_level') or 0.95):.0%} interval from redrawn turns. Speeds: geometric mean "
         "over the "
-        f"grid; first token and latencies: {settings.get('requests')} single requests; memory: of a process that only "
+        f"grid; TTFT and latencies: {settings.get('requests')} single requests; memory: of a process that only "
         "serves the largest point of the grid."
     ]

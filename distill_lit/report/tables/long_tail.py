@@ -44,7 +44,7 @@ def contrast_table(scores: Scores, long_tail: LongTail) -> Table:
 
 
 def baseline_uses_other_data(scores: Scores) -> bool:
-    """Whether a student without teacher that others are compared with was trained on other text than they."""
+    """Whether a student without teacher that others are compared with was trained on other data than they."""
     others = {
         other for g in range(len(scores.groups)) for who, other in find_baselines(scores, g).items() if who == "ce_only"
     }
@@ -52,13 +52,13 @@ def baseline_uses_other_data(scores: Scores) -> bool:
 
 
 def _attribution_note(scores: Scores) -> str:
-    """What the excess over the student without teacher may be laid to."""
+    """What the excess over the student without teacher may be attributed to."""
     if baseline_uses_other_data(scores):
         return (
-            "The student without teacher read other text, so the excess over it is of teacher and text together and cannot "
-            "be laid to either."
+            "The student without teacher read other data, so the excess over it is of teacher and data together and cannot "
+            "be attributed to either."
         )
-    return "Only the excess over the student trained without a teacher can be laid to distillation."
+    return "Only the excess over the student trained without a teacher can be attributed to distillation."
 
 
 def _contrast(row: pd.Series, name: str) -> TableCell:
@@ -76,26 +76,26 @@ def flip_table(long_tail: LongTail) -> Table:
         last = row["model"]
     return Table(
         "Answers that changed from teacher to student",
-        ["model", "task", "n", "lost", "gained", "agree", "same wrong", "p", "BH"],
+        ["model", "task", "n", "lost", "gained", "agreement", "same wrong", "p", "p (BH)"],
         rows,
         num_text_columns=2,
         footnotes=[
-            "Lost: teacher right, student wrong; gained: the reverse. Agree: same choice. Same wrong: of those both "
+            "Lost: teacher right, student wrong; gained: the reverse. Agreement: same choice. Same wrong: of those both "
             "miss, the share with the same wrong choice. p: McNemar, exact, or by passage where documents share one "
-            "(Obuchowski 1998); BH: after Benjamini–Hochberg over all "
+            "(Obuchowski 1998); p (BH): after Benjamini–Hochberg over all "
             f'strata and tasks of the student, "{INSUFFICIENT}" below 100 documents or 10 changed ones.'
         ],
     )
 
 
 def _flip_cells(row: pd.Series) -> list[TableCell]:
-    judged = row["verdict"] if row["verdict"] in (INSUFFICIENT, NOTE_AT_CHANCE) else format_p_value(row["adjusted"])
+    judged = row["verdict"] if row["verdict"] in (INSUFFICIENT, NOTE_AT_CHANCE) else format_p_value(row["p_adjusted"])
     return [
         TableCell(f"{int(row['n'])}"),
         TableCell(f"{int(row['lost'])}"),
         TableCell(f"{int(row['gained'])}"),
         TableCell(_percent(row["agreement"])),
-        TableCell(_percent(row["shared_wrong"])),
+        TableCell(_percent(row["same_wrong_rate"])),
         TableCell(format_p_value(row["p"])),
         TableCell(judged),
     ]
@@ -107,11 +107,11 @@ def _percent(value: float) -> str:
 
 def stratum_overview_table(scores: Scores, long_tail: LongTail, model: str) -> Table:
     """Axis × stratum for one student: its score above chance less the teacher's."""
-    mine = long_tail.stratum_scores[long_tail.stratum_scores["model"] == model]
+    student_strata = long_tail.stratum_scores[long_tail.stratum_scores["model"] == model]
     strata = range(1, scores.analysis.num_strata + 1)
     rows = []
     for axis in (a for a in long_tail.axes if a.kind != "category"):
-        found = mine[mine["axis"] == axis.name].set_index("stratum")
+        found = student_strata[student_strata["axis"] == axis.name].set_index("stratum")
         last = 2 if axis.kind == "binary" else scores.analysis.num_strata
         cells = [
             _stratum_delta(found.loc[s]) if s in found.index else TableCell(MISSING_VALUE if s <= last else "")
@@ -128,13 +128,13 @@ def _stratum_delta(row: pd.Series) -> TableCell:
 
 def stratum_table(scores: Scores, long_tail: LongTail, model: str, axis: DocumentAxis) -> Table:
     """Every stratum of one axis for one student."""
-    mine = long_tail.stratum_scores[
+    student_strata = long_tail.stratum_scores[
         (long_tail.stratum_scores["model"] == model) & (long_tail.stratum_scores["axis"] == axis.name)
     ]
     percent = f"{scores.analysis.confidence_level:.0%}"
     rows = []
-    for _, row in mine.iterrows():
-        kept = NOTE_AT_CHANCE if row["note"] == NOTE_AT_CHANCE else _percent(row["retention"])
+    for _, row in student_strata.iterrows():
+        retained = NOTE_AT_CHANCE if row["note"] == NOTE_AT_CHANCE else _percent(row["retention"])
         cells = _flip_cells(row) if row["n"] else [TableCell("0"), *[TableCell(MISSING_VALUE)] * 6]
         rows.append(
             [
@@ -143,7 +143,7 @@ def stratum_table(scores: Scores, long_tail: LongTail, model: str, axis: Documen
                 TableCell(format_points(row["student"])),
                 TableCell(format_points(row.get("ce_only", np.nan))),
                 TableCell(format_with_interval(row["delta"], row["low"], row["high"], signed=True)),
-                TableCell(kept),
+                TableCell(retained),
                 *cells,
             ]
         )
@@ -155,14 +155,14 @@ def stratum_table(scores: Scores, long_tail: LongTail, model: str, axis: Documen
             "student",
             "without teacher",
             f"Δ teacher [{percent}]",
-            "kept",
+            "retained",
             "n",
             "lost",
             "gained",
-            "agree",
+            "agreement",
             "same wrong",
             "p",
-            "BH",
+            "p (BH)",
         ],
         rows,
     )
@@ -176,14 +176,14 @@ def slice_table(long_tail: LongTail, model: str) -> Table:
             TableCell(f"{row['n']}"),
             TableCell(f"{row['lost']}"),
             TableCell(f"{row['gained']}"),
-            TableCell(_percent(row["lost_rate"])),
-            TableCell(_percent(row["rest_rate"])),
-            TableCell(format_p_value(row["adjusted"])),
+            TableCell(_percent(row["inside_loss_rate"])),
+            TableCell(_percent(row["outside_loss_rate"])),
+            TableCell(format_p_value(row["p_adjusted"])),
             TableCell("confirmed" if row["confirmed"] else "not confirmed"),
         ]
         for _, row in long_tail.slices[model].iterrows()
     ]
-    columns = ["slice", "n", "lost", "gained", "loss rate", "elsewhere", "BH", "verdict"]
+    columns = ["slice", "n", "lost", "gained", "loss rate", "elsewhere", "p (BH)", "verdict"]
     notes = [
         "Found by SliceLine on one half of the documents, counted on the other. Loss rate: of what the teacher answers "
         "rightly, the share the student loses."
@@ -193,7 +193,7 @@ def slice_table(long_tail: LongTail, model: str) -> Table:
 
 
 def calibration_table(long_tail: LongTail) -> Table:
-    """Worst tenth, calibration head against tail, and the share that can be answered at the teacher's risk."""
+    """Excess NLL and its CVaR, calibration of head and tail, and the coverage at the teacher's risk."""
     rows = []
     for _, row in long_tail.calibration.iterrows():
         scores = [TableCell(format_points(row.get(f"ece_{part}", np.nan))) for part in ("all", "head", "tail")]
@@ -208,22 +208,22 @@ def calibration_table(long_tail: LongTail) -> Table:
         "model",
         "n",
         "excess NLL",
-        "worst tenth",
+        "CVaR 10%",
         "ECE",
         "head",
         "tail",
         "Brier",
         "head",
         "tail",
-        "answerable",
-        "gain",
+        "coverage",
+        "gain at coverage",
     ]
     return Table(
-        "How much its probabilities can be trusted", columns, rows,
+        "Calibration and selective prediction", columns, rows,
         footnotes=[
             "Excess NLL: nats by which the right answer is less likely than under the teacher, on average and "
-            "over the worst tenth of documents. ECE: points between confidence and accuracy, 10 bins of equal "
-            "mass. Head, tail: questions with the most common and the rarest words. Answerable: with a threshold on "
+            "over the worst tenth of documents (CVaR). ECE: points between confidence and accuracy, 10 bins of equal "
+            "mass. Head, tail: questions with the most common and the rarest words. Coverage: with a threshold on "
             "its confidence chosen on one half of the documents so that student and, below it, teacher are as often "
             "right as the teacher alone, the share of the other half it answers; gain: points by which the two are "
             "then right more often than the teacher. All from unnormalised likelihoods, tasks weighted equally; n: "

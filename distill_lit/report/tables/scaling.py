@@ -17,7 +17,7 @@ def load_scaling_data(folders: list[Path]) -> pd.DataFrame:
     """`scaling_data` of several experiments. Raises UserError where one has no such grid."""
     found = []
     for folder in folders:
-        runs = scaling_data(load_runs_table(folder / "cells.csv"), folder.resolve().name)
+        runs = scaling_data(load_runs_table(folder / "runs.csv"), folder.resolve().name)
         if runs.empty:
             raise UserError(
                 f"{folder}: no grid over student, training.max_tokens and seed alone, with validated students, in it"
@@ -31,10 +31,10 @@ def scaling_table(runs: pd.DataFrame, law: ScalingLaw | None) -> Table:
     predicted = [float("nan")] * len(runs) if law is None else law.predict(runs)
     rows = []
     for (_, run), value in zip(runs.iterrows(), predicted, strict=True):
-        own = _nats(run["loss"]) + (f" ± {_nats(run['deviation'])}" if run["seeds"] > 1 else "")
-        others = [_nats(value) for value in (run["supervised_loss"], run["teacher_loss"], value)]
+        own = _nats(run["loss"]) + (f" ± {_nats(run['loss_std'])}" if run["num_seeds"] > 1 else "")
+        others = [_nats(value) for value in (run["ce_only_loss"], run["teacher_loss"], value)]
         rows.append([run["experiment"], run["student"], format_count(run["size"]), f"{run['tokens']:,.0f}", own, *others])
-    columns = ["experiment", "student", "parameters without embeddings", "training tokens", "distilled", "without teacher",
+    columns = ["experiment", "student", "non-embedding parameters", "training tokens", "distilled", "without teacher",
                "teacher", "law"]  # fmt: skip
     several = runs["experiment"].nunique() > 1
     shown = slice(0 if several else 1, len(columns) if law is not None else -1)

@@ -26,24 +26,24 @@ HOLM_MARK, FDR_MARK = "‡", "*"  # significant after Holm, after Benjamini–Ho
 
 
 def score_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
-    """Rows are model groups, columns the tasks, the macro average, what is kept, size and validation KL."""
+    """Rows are model groups, columns the tasks, the macro average, what is retained, size and validation KL."""
     tasks = scores.tasks
     marks = [f"{t} {EXCLUDED_MARK}" if t in scores.excluded_tasks else t for t in tasks]
     costs = [(name, words, show) for name, words, show in _COSTS if frame.get(name, pd.Series(dtype=float)).notna().any()]
     percent = f"{scores.analysis.confidence_level:.0%}"
-    head = ["model", "seeds", *marks, f"above chance [{percent}]", f"kept [{percent}]"]
+    head = ["model", "num_seeds", *marks, f"above chance [{percent}]", f"retained [{percent}]"]
     rows, rules, student = [], set(), None
     for group in scores.groups:
-        mine = frame[frame["model"] == group.label].set_index("task")
+        group_rows = frame[frame["model"] == group.label].set_index("task")
         if student is not None and group.student != student:
             rules.add(len(rows))
         student = group.student
-        macro = mine.loc[MACRO_AVERAGE]
+        macro = group_rows.loc[MACRO_AVERAGE]
         rows.append(
             [
                 TableCell(group.label),
                 TableCell(_seeds(macro)),
-                *[_score_cell(mine.loc[t]) for t in tasks],
+                *[_score_cell(group_rows.loc[t]) for t in tasks],
                 _macro_cell(macro),
                 TableCell(_retention_text(macro)),
                 *[TableCell(show(macro[name])) for name, _, show in costs],
@@ -76,20 +76,24 @@ _COSTS = (
 
 def with_training_flops(frame: pd.DataFrame) -> pd.DataFrame:
     """The score frame with the FLOPs of training, the teacher's forward passes included."""
-    both = frame["student_flops"].fillna(0) + frame["teacher_flops"].fillna(0)
-    return frame.assign(training_flops=both.where(frame["student_flops"].notna() & ~frame["role"].isin(REFERENCE_ROLES)))
+    both = frame["student_training_flops"].fillna(0) + frame["teacher_training_flops"].fillna(0)
+    return frame.assign(
+        training_flops=both.where(frame["student_training_flops"].notna() & ~frame["role"].isin(REFERENCE_ROLES))
+    )
 
 
 def _seeds(row: pd.Series) -> str:
     if row["role"] in (*REFERENCE_ROLES, "untrained"):
-        return "" if row["seeds"] else row["state"]
-    return f"{row['seeds']}" if row["seeds"] == row["planned"] else f"{row['seeds']} of {row['planned']}"
+        return "" if row["num_seeds"] else row["status"]
+    return (
+        f"{row['num_seeds']}" if row["num_seeds"] == row["num_planned"] else f"{row['num_seeds']} of {row['num_planned']}"
+    )
 
 
 def _score_cell(row: pd.Series) -> TableCell:
     text = format_points(row["score"])
-    if pd.notna(row["seed_deviation"]):
-        text += f" ± {format_points(row['seed_deviation'])}"
+    if pd.notna(row["seed_std"]):
+        text += f" ± {format_points(row['seed_std'])}"
     return TableCell(text, bool(row["best"]))
 
 
@@ -104,17 +108,21 @@ def _retention_text(row: pd.Series) -> str:
 
 
 def _main_notes(scores: Scores, frame: pd.DataFrame) -> list[str]:
-    many = frame["seed_deviation"].notna().any()
-    deviation = "± is the standard deviation over seeds" if many else (f"Seed deviation: {NOT_AVAILABLE}, one seed each")
+    many = frame["seed_std"].notna().any()
+    deviation = (
+        "± is the standard deviation over seeds"
+        if many
+        else (f"Standard deviation over seeds: {NOT_AVAILABLE}, one seed each")
+    )
     notes = [
         f"Scores in points of the task's metric. {deviation}; the error from documents is in the detailed table.",
         "Above chance: mean over tasks of (score − chance) / (1 − chance), in points; its interval redraws documents "
-        f"within tasks{_seeds_in_words(scores)}. Kept: that average as a share of the teacher's. Bold: the best student "
-        "and every student not significantly different from it (Holm within the column).",
+        f"within tasks{_seeds_in_words(scores)}. Retained: that average as a share of the teacher's. Bold: the best "
+        "student and every student not significantly different from it (Holm within the column).",
     ]
     if has_different_validation_data(scores.results.runs):
         notes.append(
-            "Validation (KL, curves): each student on held-out rows of its own text; other text is another measure."
+            "Validation (KL, curves): each student on held-out rows of its own text; other data are another measure."
         )
     notes += excluded_task_notes(scores)
     if scores.teacher is None:
@@ -161,27 +169,27 @@ def detail_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
     columns = [
         "task",
         "model",
-        "seeds",
+        "num_seeds",
         f"score [{percent}]",
-        "document SE",
-        "seed deviation",
+        "standard error (documents)",
+        "std. over seeds",
         f"Δ teacher [{percent}]",
         f"Δ without teacher [{percent}]",
-        "kept",
-        "detectable",
+        "retained",
+        "min. detectable Δ",
     ]
     rows: list[list[TableCell]] = []
     rules: set[int] = set()
     for task in [*scores.tasks, MACRO_AVERAGE]:
-        mine = frame[frame["task"] == task]
+        task_rows = frame[frame["task"] == task]
         rules.add(len(rows))
-        for i, (_, row) in enumerate(mine.iterrows()):
+        for i, (_, row) in enumerate(task_rows.iterrows()):
             rows.append([TableCell(task if i == 0 else ""), *_detail_cells(scores, row)])
     notes = [
         f"Paired differences in points; {HOLM_MARK} significant after Holm over the declared comparisons (distilled "
         f"students on the average) at {scores.analysis.alpha:.3g}, {FDR_MARK} after Benjamini–Hochberg over tasks and "
         f"models, for each opponent by itself, at "
-        f"{scores.analysis.false_discovery_rate:.3g}. Detectable: the "
+        f"{scores.analysis.false_discovery_rate:.3g}. Minimum detectable Δ: the "
         "smallest difference to the teacher that this many documents show with 80% power.",
     ]
     return Table(
@@ -198,15 +206,15 @@ def detail_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
 
 def _detail_cells(scores: Scores, row: pd.Series) -> list[TableCell]:
     trained = row["role"] not in (*REFERENCE_ROLES, "untrained")
-    deviation = format_points(row["seed_deviation"]) if pd.notna(row["seed_deviation"]) else NOT_AVAILABLE
-    kept = (
+    deviation = format_points(row["seed_std"]) if pd.notna(row["seed_std"]) else NOT_AVAILABLE
+    retained = (
         ""
         if row["role"] == "teacher"
         else f"{format_points(row['retention'], 0)}%"
         if pd.notna(row["retention"])
         else MISSING_VALUE
     )
-    kept = "teacher at chance" if row["at_chance"] and row["role"] != "teacher" else kept
+    retained = "teacher at chance" if row["teacher_at_chance"] and row["role"] != "teacher" else retained
     return [
         TableCell(row["model"]),
         TableCell(_seeds(row)),
@@ -215,8 +223,8 @@ def _detail_cells(scores: Scores, row: pd.Series) -> list[TableCell]:
         TableCell(deviation if trained else ""),
         TableCell(_difference(scores, row, "teacher")),
         TableCell(_difference(scores, row, "ce_only")),
-        TableCell(kept),
-        TableCell(format_points(row["detectable"])),
+        TableCell(retained),
+        TableCell(format_points(row["minimum_detectable_effect"])),
     ]
 
 
@@ -226,8 +234,8 @@ def _difference(scores: Scores, row: pd.Series, who: str) -> str:
         return ""
     declared = row["task"] == MACRO_AVERAGE and row["role"] == "distilled"
     mark, level = (HOLM_MARK, scores.analysis.alpha) if declared else (FDR_MARK, scores.analysis.false_discovery_rate)
-    mark = mark if row[f"{who}_adjusted"] <= level else ""
-    return format_with_interval(delta, row[f"{who}_low"], row[f"{who}_high"], signed=True) + mark
+    mark = mark if row[f"{who}_p_adjusted"] <= level else ""
+    return format_with_interval(delta, row[f"{who}_delta_low"], row[f"{who}_delta_high"], signed=True) + mark
 
 
 def csv_frame(frame: pd.DataFrame) -> pd.DataFrame:
@@ -235,28 +243,28 @@ def csv_frame(frame: pd.DataFrame) -> pd.DataFrame:
     first = [
         "task",
         "metric",
-        "shots",
+        "num_fewshot",
         "limit",
         "n",
         "chance",
-        "at_chance",
+        "teacher_at_chance",
         "model",
         "role",
         "student",
         "variant",
-        "seeds",
-        "planned",
-        "state",
+        "num_seeds",
+        "num_planned",
+        "status",
         "score",
         "low",
         "high",
         "document_se",
-        "seed_deviation",
+        "seed_std",
         "best",
         "retention",
         "retention_low",
         "retention_high",
-        "detectable",
+        "minimum_detectable_effect",
     ]
     rest = [c for c in frame.columns if c not in (*first, *COSTS, "p")]
     return frame[[*first, *rest, *(c for c in COSTS if c in frame)]]

@@ -1,7 +1,9 @@
 """HTML in which nothing from data can become markup or script."""
 
+import base64
 import json
 import math
+import zlib
 from importlib import resources
 from typing import Any
 
@@ -14,9 +16,16 @@ CONTENT_SECURITY_POLICY = (
 
 
 def embed_json(value: Any) -> str:
-    """JSON for a script element: no `<`, so no `</script>` or `<!--`; NaN and infinities are null."""
+    """JSON for a script element: no `<`, so no `</script>` or `<!--`; NaN and infinities are null, other
+    numbers have six digits, for processors differ in the last ones."""
     text = json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e").replace("\u2028", "\\u2028")
+
+
+def pack_json(value: Any) -> str:
+    """JSON as a compressed block for a script element: zlib, then base64, which the page's script unpacks."""
+    text = json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
 
 
 def _finite(value: Any) -> Any:
@@ -26,7 +35,17 @@ def _finite(value: Any) -> Any:
         return [_finite(v) for v in value]
     if hasattr(value, "item"):
         return _finite(value.item())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
+
+
+SCRIPTS = ("drawing.js", "frontier.js", "long_tail.js", "curves.js", "page.js")  # in the order in which they are run
+
+
+def page_script() -> str:
+    """The script of the page, one text of several files."""
+    return "".join(read_web_asset(name) for name in SCRIPTS)
 
 
 def read_web_asset(name: str) -> str:

@@ -14,7 +14,7 @@ def write_index_page(results_root: Path) -> Path:
     cards = [_card(folder, summary) for folder, summary in found if summary]
     body = "\n".join([
         '<a class="skip" href="#main">To the experiments</a>', "<header><h1>Experiments</h1></header>",
-        f'<main id="main">{"".join(cards) or "<p>No experiment has been drawn yet.</p>"}</main>',
+        f'<main id="main">{"".join(cards) or "<p>No experiment has a report yet.</p>"}</main>',
     ])  # fmt: skip
     write_text(results_root / "index.html", html_document("Experiments", body))
     return results_root / "index.html"
@@ -33,12 +33,12 @@ def _card(folder: Path, summary: dict[str, Any]) -> str:
     # the folder's own name, not what a file inside it claims
     link = f'<a href="{escape_html(folder.name)}/report.html">{escape_html(summary["name"])}</a>'
     title = link if page.exists() else escape_html(summary["name"])
-    lines = {key: [str(line) for line in summary.get(key) or []] for key in ("watermark", "tasks")}
+    lines = {key: [str(line) for line in summary.get(key) or []] for key in ("sample_limit_notes", "tasks")}
     facts = f"{summary.get('models', 0)} models on {len(lines['tasks'])} tasks: {', '.join(lines['tasks'])}."
     question = escape_html(summary.get("question", ""))
     return (
         f'<section><h2>{title}</h2><p class="question">{question}</p>'
-        f"{html_paragraphs(lines['watermark'], 'watermark')}{html_paragraphs([summary.get('headline', '')])}"
+        f"{html_paragraphs(lines['sample_limit_notes'], 'sample-limit')}{html_paragraphs([summary.get('headline', '')])}"
         f"{html_paragraphs([facts], 'note')}{_picture(folder / 'frontier.png')}</section>"
     )
 

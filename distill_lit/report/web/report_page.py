@@ -17,10 +17,11 @@ from distill_lit.report.tables.inference_cost import cost_table
 from distill_lit.report.tables.long_tail import contrast_table, flip_table
 from distill_lit.report.tables.scaling import scaling_table
 from distill_lit.report.tables.scores import detail_table, score_table
-from distill_lit.report.web.html_page import embed_json, html_document, read_web_asset
-from distill_lit.report.web.page_data import curve_lines, frontiers, page_data
+from distill_lit.report.web.html_page import embed_json, html_document, page_script
+from distill_lit.report.web.page_data import curve_lines, frontiers, packed_long_tail, page_data
 from distill_lit.utils.files import read_json, write_text
 
+MAX_PAGE_BYTES = 400_000  # beyond which changed documents are left out
 MAX_OPEN_VERDICTS = 3  # paragraphs of the verdict that are open at once
 
 
@@ -30,9 +31,17 @@ def write_report_page(folder: Path, result: ReportBundle) -> Path:
     curves = curve_lines(result.scores, folder / "curves.csv")
     parts = [_head(result), "<main id='main'>", _results(result), _frontier_section(result, placed), _tail_section(result)]
     parts += [_curves_section(curves), _scaling_section(result), _statements(result), "</main>", _footer(folder, result)]
-    parts.append(f'<script type="application/json" id="data">{embed_json(page_data(result, placed) | curves)}</script>')
-    parts.append(f"<script>\n{read_web_asset('page.js')}</script>")
-    write_text(folder / "report.html", html_document(result.title, "\n".join(p for p in parts if p)))
+    parts.append(f"<script>\n{page_script()}</script>")
+    data = page_data(result, placed) | curves
+
+    def page(packed: str, omitted: int) -> str:
+        embedded = embed_json(data | {"omitted_documents": omitted})
+        scripts = [f'<script type="application/json" id="data">{embedded}</script>',
+                   f'<script type="text/plain" id="packed-long-tail">{packed}</script>']  # fmt: skip
+        return html_document(result.title, "\n".join([*(part for part in parts[:-1] if part), *scripts, parts[-1]]))
+
+    room = MAX_PAGE_BYTES - len(page("", 0).encode())
+    write_text(folder / "report.html", page(*packed_long_tail(result, room)))
     return folder / "report.html"
 
 
@@ -41,16 +50,18 @@ def _head(result: ReportBundle) -> str:
     return (
         '<a class="skip" href="#main">To the results</a>\n<header>'
         f"<h1>{escape_html(result.name)}</h1>{question}\n"
-        f"{html_paragraphs(sample_limit_notes(result.scores), 'watermark')}\n"
+        f"{html_paragraphs(sample_limit_notes(result.scores), 'sample-limit')}\n"
         f"{html_paragraphs([result.headline], 'verdict')}\n{_in_words(result.verdict)}\n</header>"
     )
 
 
 def _in_words(verdict: list[str]) -> str:
     """The verdict on every student; of many students folded away."""
-    said = html_paragraphs(verdict)
+    paragraphs = html_paragraphs(verdict)
     return (
-        said if len(verdict) <= MAX_OPEN_VERDICTS else f"<details><summary>Every student in words</summary>{said}</details>"
+        paragraphs
+        if len(verdict) <= MAX_OPEN_VERDICTS
+        else f"<details><summary>Every student in words</summary>{paragraphs}</details>"
     )
 
 
@@ -78,13 +89,13 @@ def _frontier_plot(result: ReportBundle) -> str:
 <figure><div id="frontier"></div>
 <figcaption>Score above chance, mean over tasks, with {result.scores.analysis.confidence_level:.0%} intervals.
 Point at a model, or reach it with the tab key, to read its numbers.{_sample_limit_paragraphs(result)}</figcaption></figure>
-<div class="tip" id="tip" aria-live="polite">No model chosen.</div>
+<div class="tip" id="tip" aria-live="polite">No model selected.</div>
 <details><summary>The same as a table</summary>{_sample_limit_paragraphs(result)}
 <div id="frontier-table" class="scroll"></div></details>"""
 
 
 def _sample_limit_paragraphs(result: ReportBundle) -> str:
-    return html_paragraphs(sample_limit_notes(result.scores), "watermark")
+    return html_paragraphs(sample_limit_notes(result.scores), "sample-limit")
 
 
 def _table_with_limit_note(result: ReportBundle, table: Table) -> str:
@@ -97,7 +108,7 @@ def _tail_section(result: ReportBundle) -> str:
     boxes = "".join(
         f'<label for="{name}">{words}<select id="{name}"></select></label>'
         for name, words in (("student", "student"), ("task", "task"), ("axis", "axis"), ("stratum", "stratum"),
-                            ("flip", "what changed"))
+                            ("flip", "answer change"))
     )  # fmt: skip
     return f"""<section aria-labelledby="h-tail"><h2 id="h-tail">The long tail</h2>
 {_table_with_limit_note(result, contrast_table(result.scores, result.long_tail))}
@@ -128,8 +139,11 @@ def _scaling_section(result: ReportBundle) -> str:
 
 
 def _statements(result: ReportBundle) -> str:
-    parts = [f"<h3>{escape_html(label)}</h3>{html_paragraphs(said)}" for label, said in result.loss_statements.items()]
-    title = '<section aria-labelledby="h-loss"><h2 id="h-loss">What was lost, in words</h2>'
+    parts = [
+        f"<h3>{escape_html(label)}</h3>{html_paragraphs(paragraphs)}"
+        for label, paragraphs in result.loss_statements.items()
+    ]
+    title = '<section aria-labelledby="h-loss"><h2 id="h-loss">Loss statement</h2>'
     return f"{title}{''.join(parts)}</section>" if parts else ""
 
 
@@ -145,7 +159,7 @@ def _footer(folder: Path, result: ReportBundle) -> str:
         if values:
             lines.append(f"{name.capitalize()}: {' / '.join(values)}.")
     files = "".join(f'<a href="{name}">{name}</a> ' for name in ("table.md", "table.csv", "longtail.md", "plan.yaml"))
-    return f'<footer><h2 id="h-source">Where this comes from</h2>{html_paragraphs(lines)}<p>{files}</p></footer>'
+    return f'<footer><h2 id="h-source">Provenance</h2>{html_paragraphs(lines)}<p>{files}</p></footer>'
 
 
 def _flat(value: Any) -> str:

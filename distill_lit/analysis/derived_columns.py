@@ -1,0 +1,107 @@
+"""What follows from the log-likelihoods of a document's choices: the answer, whether it is right, margins, probabilities.
+
+The definitions are those of lm-eval: `acc` takes the likeliest choice, `acc_norm` the likeliest per character.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from distill_lit.analysis.array_types import FloatArray
+
+NO_CHOICE = -1
+DERIVED_COLUMNS = ("pred", "pred_norm", "correct", "correct_norm", "margin", "margin_norm", "p_gold", "tie", "response",
+                   "metrics")  # fmt: skip
+DERIVED_TOLERANCE = 1e-3  # nats or probability; log-likelihoods of −1000 nats have steps of 6e-5 in single precision
+
+
+def derive_columns(
+    documents: pd.DataFrame, records: pd.DataFrame, settings: Mapping[str, Mapping[str, Any]]
+) -> pd.DataFrame:
+    """DERIVED_COLUMNS for each row of one model.
+
+    Args:
+        documents: gold and n_choices, indexed by (task, key).
+        records: of the same documents, ll (nats), len_chars, and greedy where there is a single continuation.
+        settings: {task: its settings}, of which `metrics` names what lm-eval computes.
+    """
+    ll, lengths = _padded(records["ll"], -np.inf), _padded(records["len_chars"], 1)
+    gold = pd.to_numeric(documents["gold"], errors="coerce").fillna(NO_CHOICE).to_numpy(int)
+    per_char = ll / np.maximum(lengths[:, : ll.shape[1]], 1)
+    is_choice = pd.to_numeric(documents["n_choices"], errors="coerce").fillna(0).to_numpy(int) > 0
+    counts = np.array([len(values) for values in records["ll"]])
+    is_choice &= counts > 0
+    is_continuation = ~is_choice & (counts == 1) & (gold == 0)
+    right = np.where(is_continuation, _greedy(records), np.nan)
+    frame: dict[str, Any] = {}
+    for suffix, values in (("", ll), ("_norm", per_char)):
+        answer = values.argmax(axis=1) if values.shape[1] else np.zeros(len(values), int)
+        frame[f"pred{suffix}"] = np.where(is_choice, answer, NO_CHOICE)
+        frame[f"correct{suffix}"] = np.where(is_choice, (answer == gold).astype(float), np.nan if suffix else right)
+        frame[f"margin{suffix}"] = np.where(is_choice, _margin(values, gold), np.nan)
+    frame["pred"] = np.where(is_continuation, 0, frame["pred"])
+    frame["p_gold"] = np.where(is_choice | is_continuation, _gold_probability(ll, gold, is_continuation), np.nan)
+    frame["tie"] = is_choice & ((ll == ll.max(axis=1, initial=-np.inf, keepdims=True)).sum(axis=1) > 1)
+    frame["response"] = ""
+    names = {task: tuple(facts.get("metrics", ())) for task, facts in settings.items()}
+    tasks = records.index.get_level_values("task")
+    frame["metrics"] = [_metrics(names.get(task, ()), *pair)
+                        for task, *pair in zip(tasks, frame["correct"], frame["correct_norm"], strict=True)]  # fmt: skip
+    return pd.DataFrame(frame, index=records.index)[list(DERIVED_COLUMNS)]
+
+
+def is_derivable(stored: pd.Series, derived: pd.Series) -> bool:
+    """Whether a column need not be stored: numbers of margins and probabilities to DERIVED_TOLERANCE, all else exactly."""
+    if derived.name in ("margin", "margin_norm", "p_gold"):
+        pair = stored.to_numpy(float), derived.to_numpy(float)
+        return bool(np.allclose(*pair, rtol=0.0, atol=DERIVED_TOLERANCE, equal_nan=True))
+    return bool(((stored == derived) | (stored.isna() & derived.isna())).all())
+
+
+def _padded(lists: pd.Series, filler: float) -> FloatArray:
+    """Lists as rows of a matrix, as wide as the longest."""
+    width = max((len(values) for values in lists), default=0)
+    rows = np.full((len(lists), width), filler)
+    for row, values in zip(rows, lists, strict=True):
+        row[: len(values)] = values
+    return rows
+
+
+def _greedy(records: pd.DataFrame) -> FloatArray:
+    """Whether greedy decoding writes the first choice; NaN where that is unknown."""
+    if "greedy" not in records:
+        return np.full(len(records), np.nan)
+    return np.array([float(values[0]) if len(values) else np.nan for values in records["greedy"]])
+
+
+def _margin(values: FloatArray, gold: NDArray[np.integer]) -> FloatArray:
+    """The right choice's value less the best other one's; NaN without a right choice or another one."""
+    if values.shape[1] < 2:
+        return np.full(len(values), np.nan)
+    rows, column = np.arange(len(values)), np.clip(gold, 0, values.shape[1] - 1)
+    others = values.copy()
+    others[rows, column] = -np.inf
+    best = others.max(axis=1)
+    known = (gold >= 0) & np.isfinite(best)
+    return np.where(known, values[rows, column] - np.where(known, best, 0), np.nan)
+
+
+def _gold_probability(ll: FloatArray, gold: NDArray[np.integer], is_continuation: NDArray[np.bool_]) -> FloatArray:
+    """Softmax over the choices at the right one; of a single continuation the probability of its text."""
+    if not ll.shape[1]:
+        return np.full(len(ll), np.nan)
+    column = np.clip(gold, 0, ll.shape[1] - 1)
+    at_gold = ll[np.arange(len(ll)), column]
+    top = ll.max(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        softmax = np.exp(at_gold - top[:, 0]) / np.exp(ll - top).sum(axis=1)
+    return np.where(is_continuation, np.exp(at_gold), np.where(gold >= 0, softmax, np.nan))
+
+
+def _metrics(names: tuple[str, ...], correct: float, correct_norm: float) -> str:
+    values = {"acc": correct, "acc_norm": correct_norm}
+    return json.dumps({name: values[name] for name in names if name in values}, sort_keys=True)

@@ -1,0 +1,79 @@
+/* The frontier */
+/* Models of one role are one line; a model that was taken as it is stands alone. */
+const seriesOf = (r) => `${r.role}|${r.role in data.role_labels ? r.variant : r.model}`;
+
+function frontier() {
+  const axis = $("cost").value, rows = data.frontier[axis], width = 900, height = 470;
+  const left = 58, right = width - 30, top = 18, bottom = height - 58;
+  const svg = canvas($("frontier"), width, height, `Score above chance against ${data.costs[axis]}`);
+  const logs = rows.map((r) => Math.log(r.cost)), span = Math.max(Math.max(...logs) - Math.min(...logs), 0.3);
+  const x0 = Math.min(...logs) - 0.1 * span, x1 = Math.max(...logs) + 0.16 * span;
+  const low = Math.min(0, ...rows.map((r) => r.low)) - 0.03, high = Math.max(...rows.map((r) => r.high)) + 0.05;
+  const x = (cost) => left + ((Math.log(cost) - x0) / (x1 - x0)) * (right - left);
+  const y = (score) => bottom - ((score - low) / (high - low)) * (bottom - top);
+  for (const tick of ticks(low * 100, high * 100)) {
+    draw(svg, "line", { x1: left, x2: right, y1: y(tick / 100), y2: y(tick / 100), stroke: "#e6e6e6" });
+    draw(svg, "text", { x: left - 8, y: y(tick / 100) + 4, "text-anchor": "end" }, format(tick, 0));
+  }
+  draw(svg, "text", { x: -(top + bottom) / 2, y: 14, transform: "rotate(-90)", "text-anchor": "middle" }, "score above chance, points");
+  draw(svg, "text", { x: (left + right) / 2, y: height - 6, "text-anchor": "middle" }, `${data.costs[axis]} (log scale)`);
+  let end = -1e9, level = 0;
+  for (const cost of [...new Set(rows.map((r) => r.cost))].sort((a, b) => a - b)) {
+    const row = rows.find((r) => r.cost === cost), name = row.student || row.model;
+    const half = 3.6 * Math.max(name.length, 6);
+    level = x(cost) - half < end ? 1 - level : 0;
+    end = x(cost) + half;
+    draw(svg, "line", { x1: x(cost), x2: x(cost), y1: bottom, y2: bottom + 5, stroke: "#1a1a1a" });
+    draw(svg, "text", { x: x(cost), y: bottom + 18 + level * 14, "text-anchor": "middle" }, `${name} ${short(cost)}`);
+  }
+  draw(svg, "line", { x1: left, x2: right, y1: bottom, y2: bottom, stroke: "#1a1a1a" });
+  const teacher = rows.find((r) => r.role === "teacher");
+  const lines = [[0, "guessing"]].concat(teacher ? [[teacher.score * data.quality_threshold, `${format(100 * data.quality_threshold, 0)}% of the teacher`]] : []);
+  for (const [score] of lines) {
+    draw(svg, "line", { x1: left, x2: right, y1: y(score), y2: y(score), stroke: "#767676", "stroke-dasharray": "2 4" });
+  }
+  const shift = { untrained: -1, ce_only: 0, distilled: 1 };
+  const markerX = (r) => x(r.cost) + 10 * ((shift[r.role] || 0) + (r.role === "distilled" ? 0.7 * r.variant_index : 0));
+  const series = new Map();
+  for (const r of rows) series.set(seriesOf(r), [...(series.get(seriesOf(r)) || []), r]);
+  for (const group of series.values()) {
+    if (group.length > 1) {
+      const path = group.map((r) => `${markerX(r)},${y(r.score)}`).join(" ");
+      draw(svg, "polyline", { points: path, ...stroke(group[0].style, 1.2), opacity: 0.7 });
+    }
+  }
+  for (const r of rows) model(svg, r, markerX(r), y);
+  for (const [score, words] of lines) draw(svg, "text", { x: left + 6, y: y(score) - 5, class: "soft halo" }, words);
+  legend(rows);
+  frontierTable(rows, axis);
+}
+
+function model(svg, r, x, y) {
+  const description = `${r.model}: ${points(r.score)}${bounds(r.low, r.high)} points above chance, ${short(r.cost)}, ` +
+    `on the frontier with probability ${format(r.on_frontier, 2)}${r.num_seeds > 1 ? `, ${r.num_seeds} seeds` : ""}`;
+  const group = draw(svg, "g", { tabindex: 0, role: "img", "aria-label": description });
+  draw(group, "title", {}, description);
+  draw(group, "rect", { x: x - 8, y: y(r.high) - 4, width: 16, height: y(r.low) - y(r.high) + 8, fill: "transparent" });
+  for (const [x1, y1, x2, y2] of [[x, y(r.low), x, y(r.high)], [x - 4, y(r.low), x + 4, y(r.low)], [x - 4, y(r.high), x + 4, y(r.high)]])
+    draw(group, "line", { x1, y1, x2, y2, stroke: r.style.color, "stroke-width": 1.4 });
+  marker(group, x, y(r.score), r.style);
+  const describe = () => { $("tip").textContent = description; };
+  group.addEventListener("mouseenter", describe);
+  group.addEventListener("focus", describe);
+}
+
+function legend(rows) {
+  const seen = new Map(rows.map((r) => [seriesOf(r), r])), roles = Object.keys(data.role_styles);
+  const known = [...seen.values()].sort((a, b) => roles.indexOf(a.role) - roles.indexOf(b.role) || a.variant_index - b.variant_index);
+  $("legend").replaceChildren(...known.map((r) => {
+    const words = data.role_labels[r.role] || r.model;
+    return make("span", {}, swatch(20, (svg) => marker(svg, 10, 10, r.style, 5.5)), ` ${r.variant ? `${words} (${r.variant})` : words}`);
+  }));
+}
+
+function frontierTable(rows, axis) {
+  const head = ["model", data.costs[axis], "above chance", "on the frontier"];
+  const body = rows.map((r) => [r.model, short(r.cost), points(r.score) + bounds(r.low, r.high), format(r.on_frontier, 2)]);
+  $("frontier-table").replaceChildren(table(head, body));
+}
+
