@@ -68,7 +68,7 @@ def prepared(tiny_teacher: Path, tiny_corpus: Path) -> data.PreparedData:
     return data.prepare_datasets(config, tiny_teacher, "pypi")
 
 
-def foreign(teacher: Path, student: Path) -> CrossTokenizerTeacher:
+def cross_tokenizer_teacher(teacher: Path, student: Path) -> CrossTokenizerTeacher:
     tokenizer = load_tokenizer(teacher)
     return CrossTokenizerTeacher(
         load_model(teacher), max(tokenizer.get_vocab().values()) + 1, tokenizer, load_tokenizer(student)
@@ -196,7 +196,7 @@ def test_equal_tokenizers_give_one_span_per_token_and_the_live_teachers_numbers(
 ) -> None:
     batch = make_batch(prepared.train, np.arange(5), 1)
     chosen = batch["labels"][:, 1:] >= 0
-    target = foreign(tiny_teacher, tiny_teacher).target(batch, chosen)
+    target = cross_tokenizer_teacher(tiny_teacher, tiny_teacher).target(batch, chosen)
     live = OnlineTeacher(load_model(tiny_teacher), VOCABULARY).target(batch, chosen)
     log_p = live.lm_head.scale_and_cap(live.lm_head.project(live.hidden_states)).log_softmax(-1)
     labels = batch["labels"][:, 1:][chosen]
@@ -214,7 +214,7 @@ def test_spans_of_two_tokenizers_against_a_loop_over_documents(
     between the bytes at which both have a cut."""
     batch = make_batch(prepared.train, np.arange(4), 1)
     chosen = batch["labels"][:, 1:] >= 0
-    target = foreign(pieces, tiny_teacher).target(batch, chosen)
+    target = cross_tokenizer_teacher(pieces, tiny_teacher).target(batch, chosen)
     ours, theirs, model = load_tokenizer(tiny_teacher), load_tokenizer(pieces), load_model(pieces)
     our_bytes, their_bytes = token_bytes(ours), token_bytes(theirs)
     words = max(theirs.get_vocab().values()) + 1
@@ -263,7 +263,7 @@ def test_the_fused_head_gives_the_plain_losses_of_a_foreign_teacher(
     torch.manual_seed(0)
     hidden = torch.randn(len(labels), 32, requires_grad=True)
     own = label_logprobs_from_hidden(hidden.detach(), head, labels, 50)
-    target = foreign(pieces, tiny_teacher).target(batch, chosen).with_student_logprobs(own)
+    target = cross_tokenizer_teacher(pieces, tiny_teacher).target(batch, chosen).with_student_logprobs(own)
     terms = {"uld": TermConfig(options={"k": 64}), "span": TermConfig(kind="alm", weight=0.5)}
     losses = fused_linear_loss(
         build_objective(terms),
@@ -301,10 +301,17 @@ def test_a_student_comes_nearer_to_a_teacher_with_another_tokenizer(
     from dataclasses import replace
 
     longer = replace(TRAINING, max_tokens=LENGTH * 8 * 25)
-    _, final = run(tmp_path, tiny_teacher, prepared, longer, {"far": TermConfig(kind=kind)}, foreign(pieces, tiny_teacher))
+    _, final = run(
+        tmp_path,
+        tiny_teacher,
+        prepared,
+        longer,
+        {"far": TermConfig(kind=kind)},
+        cross_tokenizer_teacher(pieces, tiny_teacher),
+    )
     first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert final["validation/far"] < 0.9 * first["validation/far"]
-    teacher, nats, tokens, all_tokens = foreign(pieces, tiny_teacher), 0.0, 0, 0
+    teacher, nats, tokens, all_tokens = cross_tokenizer_teacher(pieces, tiny_teacher), 0.0, 0, 0
     for batch in ValidationLoader(prepared.validation, micro_batch_size=8):
         said = teacher.target(batch, batch["labels"][:, 1:] >= 0).span_target
         nats, tokens = nats - float(said.label_logprobs.sum()), tokens + int((said.span_length > 0).sum())
@@ -345,7 +352,7 @@ def test_a_document_that_the_teachers_tokenizer_changes_is_left_out_and_no_other
 def test_a_teacher_that_changes_nearly_every_document_is_refused(
     tiny_teacher: Path, pieces: Path, prepared: data.PreparedData
 ) -> None:
-    teacher = foreign(pieces, tiny_teacher)
+    teacher = cross_tokenizer_teacher(pieces, tiny_teacher)
     teacher.tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Replace("e", "3"), teacher.tokenizer.backend_tokenizer.normalizer]
     )
@@ -358,7 +365,7 @@ def test_a_special_token_in_a_text_is_read_as_the_text_it_is(tiny_teacher: Path,
     ours, table = load_tokenizer(tiny_teacher), token_bytes(load_tokenizer(pieces))
     batch = batch_of(ours, "the <eos> of it")
     chosen = torch.ones(1, batch["input_ids"].shape[1] - 1, dtype=torch.bool)
-    teacher = foreign(pieces, tiny_teacher)
+    teacher = cross_tokenizer_teacher(pieces, tiny_teacher)
     ids = batch["input_ids"][0].numpy()
     piece = teacher._align_document(0, ids, np.arange(len(ids)))
     assert b"".join(table[i] for i in piece.teacher_ids) == b"the <eos> of it"
@@ -370,7 +377,7 @@ def test_a_special_token_in_a_text_is_read_as_the_text_it_is(tiny_teacher: Path,
 
 
 def test_a_teacher_in_train_mode_is_refused(tiny_teacher: Path, pieces: Path, prepared: data.PreparedData) -> None:
-    teacher = foreign(pieces, tiny_teacher)
+    teacher = cross_tokenizer_teacher(pieces, tiny_teacher)
     teacher.online_teacher.model.train()
     batch = make_batch(prepared.train, np.arange(2), 1)
     with pytest.raises(UserError, match="frozen"):
@@ -381,7 +388,7 @@ def test_a_loss_on_token_numbers_cannot_read_a_foreign_teacher(
     tiny_teacher: Path, pieces: Path, prepared: data.PreparedData
 ) -> None:
     objective = build_objective({"kl": TermConfig(kind="forward_kl")})
-    loss = DistillationLoss(objective, foreign(pieces, tiny_teacher), VOCABULARY)
+    loss = DistillationLoss(objective, cross_tokenizer_teacher(pieces, tiny_teacher), VOCABULARY)
     batch = make_batch(prepared.train, np.arange(2), 1)
     with pytest.raises(UserError, match="cross_tokenizer"):
         loss(new_student(tiny_teacher), batch)
@@ -452,7 +459,7 @@ def test_gemma_and_smollm2_agree_on_bytes_and_the_teacher_knows_the_text() -> No
     ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
     batch = {"input_ids": torch.tensor([ids]), "document_ids": torch.ones(1, len(ids), dtype=torch.long)}
     chosen = torch.ones(1, len(ids) - 1, dtype=torch.bool)
-    target = foreign(teacher, student).target(batch, chosen)
+    target = cross_tokenizer_teacher(teacher, student).target(batch, chosen)
     assert (target.span_target.span_length > 0).float().mean() > 0.9
     assert bool(target.span_target.same_prefix[0])
     nll = -float(target.span_target.label_logprobs.sum()) / len(text.encode())

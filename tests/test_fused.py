@@ -5,13 +5,7 @@ import torch
 from losses import DENSE, authors, softened, sparse_targets
 
 from distill_lit.config import TermConfig
-from distill_lit.losses import (
-    LOGIT_LOSSES,
-    build_objective,
-    chunk_size_for_budget,
-    distillation_loss,
-    fused_linear_loss,
-)
+from distill_lit.losses import LOGIT_LOSSES, build_objective, chunk_size_for_budget, distillation_loss, fused_linear_loss
 from distill_lit.losses.lm_head import LMHead
 from distill_lit.losses.targets import DenseTarget, TeacherTarget
 from distill_lit.utils import hardware

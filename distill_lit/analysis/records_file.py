@@ -28,7 +28,7 @@ METADATA_KEY = "distill_lit"
 MODEL_SEPARATOR = "/"  # no model's name contains it
 MIN_CORPUS_WORDS = 1_000_000  # of a corpus that can tell rare words from those it happens not to hold
 REQUIRED_DOCUMENT_COLUMNS = ("task", "key", "doc_id", "prompt", "choices", "gold", "n_choices")
-SURPRISAL_COLUMNS = ("prompt_bits_per_byte", "gold_gain")
+STORED_SURPRISAL_COLUMNS = ("prompt_bits_per_byte", "gold_gain")
 SHARED_LIST_COLUMNS = ("tokens", "len_chars", "len_bytes")  # the same for models with the same tokenizer
 LIKELIHOODS = "ll"
 INDEX = ["task", "key"]
@@ -60,7 +60,7 @@ def write_records(path: Path, content: ExperimentRecords) -> None:
     arrays: dict[str, pa.Array] = {name: pa.array(index.get_level_values(name).tolist(), pa.string()) for name in INDEX}
     arrays |= {name: pa.array(values, from_pandas=True) for name, values in columns.items()}
     if content.surprisal is not None:
-        for name in SURPRISAL_COLUMNS:
+        for name in STORED_SURPRISAL_COLUMNS:
             arrays[name] = pa.array(content.surprisal[name].reindex(index), pa.float32(), from_pandas=True)
     shared = _shared_lists(content.records, index)
     arrays |= {name: pa.array(values.tolist(), pa.list_(pa.int32())) for name, values in shared.items()}
@@ -182,7 +182,7 @@ def _from_table(
         raise UserError(f"{path}: {index[index.duplicated()][0]} appears twice")
     facts = [name for name in table.column_names if MODEL_SEPARATOR not in name and name not in INDEX]
     lists = [name for name in facts if name in SHARED_LIST_COLUMNS]
-    documents = table.select([name for name in facts if name not in (*lists, *SURPRISAL_COLUMNS)]).to_pandas()
+    documents = table.select([name for name in facts if name not in (*lists, *STORED_SURPRISAL_COLUMNS)]).to_pandas()
     documents.index = index
     keys = index.get_level_values("key").to_series(index=index)
     documents["cluster"] = documents["cluster"].fillna(keys) if "cluster" in documents else keys
@@ -190,8 +190,8 @@ def _from_table(
         documents["prompt_chars"] = documents["prompt"].str.len()
     shared = {name: pd.Series(table[name].to_pandas().tolist(), index, dtype=object) for name in lists}
     surprisal = None
-    if set(SURPRISAL_COLUMNS) <= set(facts):
-        surprisal = table.select(list(SURPRISAL_COLUMNS)).to_pandas().astype(float).set_axis(index)
+    if set(STORED_SURPRISAL_COLUMNS) <= set(facts):
+        surprisal = table.select(list(STORED_SURPRISAL_COLUMNS)).to_pandas().astype(float).set_axis(index)
     return ExperimentRecords(
         documents,
         {model: _model_frame(table, model, documents, shared, facts) for model, facts in settings.items()},

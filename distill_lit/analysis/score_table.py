@@ -9,7 +9,13 @@ from distill_lit.analysis import scores as sc
 from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.model_groups import REFERENCE_ROLES, baseline_of, group_cost
 from distill_lit.analysis.scores import Scores
-from distill_lit.analysis.significance import benjamini_hochberg, clustered_standard_error, holm, minimum_detectable_effect
+from distill_lit.analysis.significance import (
+    Interval,
+    benjamini_hochberg,
+    clustered_standard_error,
+    holm,
+    minimum_detectable_effect,
+)
 
 MACRO_AVERAGE = "macro average"
 MIN_RETENTION_BASELINE = 0.05  # the teacher's lower bound above chance from which a ratio to it means something
@@ -154,7 +160,7 @@ def _macro_row(scores: Scores, g: int) -> dict[str, Any]:
     return row
 
 
-def _difference(who: str, delta: sc.Interval, p: float) -> dict[str, float]:
+def _difference(who: str, delta: Interval, p: float) -> dict[str, float]:
     return {f"{who}_delta": delta.value, f"{who}_delta_low": delta.low, f"{who}_delta_high": delta.high, f"{who}_p": p}
 
 

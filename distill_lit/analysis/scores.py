@@ -11,9 +11,8 @@ from distill_lit.analysis.bootstrap import bootstrap_means, bootstrap_seed, seed
 from distill_lit.analysis.model_groups import ModelGroup, groups_of
 from distill_lit.analysis.response_matrix import ResponseMatrices, TaskResponses, build_response_matrices
 from distill_lit.analysis.results import Results
+from distill_lit.analysis.significance import Interval
 from distill_lit.config.schema import AnalysisConfig
-
-Interval = st.Interval
 
 EXCLUDED_AT_CHANCE = "the teacher is at chance"
 EXCLUDED_NO_TEACHER = "the teacher has no result"

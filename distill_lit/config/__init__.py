@@ -9,14 +9,7 @@ from distill_lit.config.generation import (
     PromptsConfig,
     RemoteConfig,
 )
-from distill_lit.config.loading import (
-    expand_grid,
-    load_experiment,
-    load_section,
-    non_default_fields,
-    to_dict,
-    to_yaml,
-)
+from distill_lit.config.loading import expand_grid, load_experiment, load_section, non_default_fields, to_dict, to_yaml
 from distill_lit.config.models import LoraConfig, StudentConfig, TeacherConfig, WidthConfig
 from distill_lit.config.on_policy import OnPolicyConfig
 from distill_lit.config.schema import (

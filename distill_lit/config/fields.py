@@ -62,8 +62,8 @@ _TEXT_OR_LIST = Discriminator(lambda value: "list" if isinstance(value, list) el
 _NUMBER_OR_MAPPING = Discriminator(lambda value: "mapping" if isinstance(value, dict) else "number")
 _NUMBER_OR_TEXT = Discriminator(lambda value: "text" if isinstance(value, str) else "number")
 
-Schedule = TypedDict(
-    "Schedule",
+ScheduleFields = TypedDict(
+    "ScheduleFields",
     {
         "shape": Annotated[
             Literal["linear", "cosine", "piecewise"],
@@ -77,14 +77,14 @@ Schedule = TypedDict(
     },
     total=False,
 )
-with_config(CHECKS)(Schedule)
+with_config(CHECKS)(ScheduleFields)
 
 Weight = Annotated[
-    Annotated[Float, Tag("number"), Field(ge=0)] | Annotated[Schedule, Tag("mapping")],
+    Annotated[Float, Tag("number"), Field(ge=0)] | Annotated[ScheduleFields, Tag("mapping")],
     _NUMBER_OR_MAPPING,
 ]
 Temperature = Annotated[
-    Annotated[Float, Tag("number"), Field(gt=0)] | Annotated[Schedule, Tag("mapping")],
+    Annotated[Float, Tag("number"), Field(gt=0)] | Annotated[ScheduleFields, Tag("mapping")],
     _NUMBER_OR_MAPPING,
 ]
 LayerSelection = Annotated[

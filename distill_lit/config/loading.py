@@ -7,11 +7,12 @@ import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 from pydantic import ValidationError
 
 from distill_lit.config.errors import KeyPath, describe_error
+from distill_lit.config.fields import Section
 from distill_lit.config.interpolation import resolve_interpolations
 from distill_lit.config.key_paths import deep_merge, is_text, nest_key, resolve_scalars, type_adapter, type_at_path
 from distill_lit.config.schema import ExperimentConfig
@@ -20,7 +21,6 @@ from distill_lit.config.yaml_text import PARSE_ERRORS, dump_yaml, parse_yaml
 from distill_lit.utils.exceptions import UserError, one_line_message, suggest
 from distill_lit.utils.shipped import shipped_folder
 
-Section = TypeVar("Section")
 Tree = dict[str, Any]  # plain values under the keys that users write
 
 

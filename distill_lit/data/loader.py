@@ -9,9 +9,8 @@ import torch
 from distill_lit.config.schema import TrainingConfig
 from distill_lit.data.packing import PackedDataset
 from distill_lit.losses.targets import IGNORE_INDEX
+from distill_lit.models.packed_forward import PackedBatch
 from distill_lit.utils.exceptions import UserError
-
-PackedBatch = dict[str, torch.Tensor]
 
 
 def shuffled_row_indices(rows: int, seed: int, count: int, start: int = 0) -> np.ndarray:

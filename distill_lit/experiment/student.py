@@ -54,13 +54,7 @@ from distill_lit.training.feature_alignment import FeatureAlignment, build_featu
 from distill_lit.training.loss import FusedLossSettings
 from distill_lit.training.on_policy import OnPolicyGenerator
 from distill_lit.training.tensorboard_summary import CustomScalarsCallback
-from distill_lit.training.trainer import (
-    TrainingJob,
-    optimizer_settings,
-    prepare_student,
-    train,
-    validate,
-)
+from distill_lit.training.trainer import TrainingJob, optimizer_settings, prepare_student, train, validate
 from distill_lit.utils import hardware
 from distill_lit.utils.distributed.ranks import get_rank, rank_zero_first
 from distill_lit.utils.files import fingerprint, hashes_of

@@ -6,11 +6,7 @@ Example:
 """
 
 from distill_lit.losses.custom import check_loss, register
-from distill_lit.losses.functional import (
-    FusedLinearDistillationLoss,
-    default_objective,
-    fused_linear_distillation_loss,
-)
+from distill_lit.losses.functional import FusedLinearDistillationLoss, default_objective, fused_linear_distillation_loss
 from distill_lit.losses.fused_linear import (
     LossOutput,
     can_compile,

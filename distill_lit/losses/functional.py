@@ -13,7 +13,7 @@ from distill_lit.losses.targets import IGNORE_INDEX, DenseTarget
 from distill_lit.losses.terms import CrossEntropy, ForwardKL
 from distill_lit.utils.exceptions import UserError
 
-Loss = Objective | Term | FeatureTerm | Mapping[str, Any]
+AnyLoss = Objective | Term | FeatureTerm | Mapping[str, Any]
 
 
 def default_objective() -> Objective:
@@ -29,7 +29,7 @@ def fused_linear_distillation_loss(
     teacher_lm_head_weight: Tensor | None,
     labels: Tensor,
     *,
-    loss: Loss | None = None,
+    loss: AnyLoss | None = None,
     lm_head_bias: Tensor | None = None,
     teacher_lm_head_bias: Tensor | None = None,
     num_items_in_batch: Tensor | int | None = None,
@@ -112,7 +112,7 @@ class FusedLinearDistillationLoss(nn.Module):
         >>> criterion(hidden, student.lm_head.weight, teacher_hidden, teacher.lm_head.weight, labels).backward()
     """
 
-    def __init__(self, loss: Loss | None = None, *, chunk_size: int = 256, compiled: bool = False) -> None:
+    def __init__(self, loss: AnyLoss | None = None, *, chunk_size: int = 256, compiled: bool = False) -> None:
         super().__init__()
         self.objective = default_objective() if loss is None else as_objective(loss)
         self.chunk_size, self.compiled = chunk_size, compiled

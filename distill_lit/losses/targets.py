@@ -92,7 +92,7 @@ SparseTargetT = TypeVar("SparseTargetT", bound=SparseTarget)
 
 
 def target_form(target: TeacherTarget | SpanTarget | Tensor) -> str:
-    """`dense`, `top_k`, `draws` or `foreign`: the word that `Kind.targets` uses. A tensor is logits."""
+    """`dense`, `top_k`, `sampled` or `cross_tokenizer`: the word of `LossSpec.target_forms`. A tensor is logits."""
     if isinstance(target, (SpanTarget, CrossTokenizerTarget)):
         return "cross_tokenizer"
     return "top_k" if isinstance(target, TopKTarget) else "sampled" if isinstance(target, SampledTarget) else "dense"

@@ -17,12 +17,7 @@ from distill_lit.data.loader import make_batch
 from distill_lit.losses.lm_head import LMHead, get_lm_head
 from distill_lit.models.activations import HIDDEN_STATES, Activations, capture_activations
 from distill_lit.models.packing_check import last_hidden_state
-from distill_lit.teachers.compression import (
-    CACHE_HIDDEN_STATES,
-    CompressedArrays,
-    TeacherCacheFormat,
-    compress_logprobs,
-)
+from distill_lit.teachers.compression import CACHE_HIDDEN_STATES, CompressedArrays, TeacherCacheFormat, compress_logprobs
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root, fingerprint
 from distill_lit.utils.progress import ProgressCallback

@@ -7,15 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill_lit.data.loader import PackedBatch
 from distill_lit.losses import FeatureTerm, Objective, as_objective
-from distill_lit.losses.hidden_states import (
-    ATTENTION_LOSSES,
-    HIDDEN_STATE_LOSSES,
-    QKV_STATES,
-    LayerPair,
-    relation_kl,
-)
+from distill_lit.losses.hidden_states import ATTENTION_LOSSES, HIDDEN_STATE_LOSSES, QKV_STATES, LayerPair, relation_kl
 from distill_lit.losses.layer_mapping import cka_layer_pairs, fixed_layer_pairs
 from distill_lit.models.activations import (
     ATTENTION,
@@ -26,7 +19,7 @@ from distill_lit.models.activations import (
     activation_dims,
     capture_activations,
 )
-from distill_lit.models.packed_forward import block_causal_mask
+from distill_lit.models.packed_forward import PackedBatch, block_causal_mask
 from distill_lit.models.packing_check import last_hidden_state
 from distill_lit.teachers import TeacherCapabilities, sources_that
 from distill_lit.teachers.base import ALL_LAYERS, HiddenLayers

@@ -20,12 +20,12 @@ from distill_lit.config import OnPolicyConfig
 from distill_lit.config.on_policy import ADAPTIVE
 from distill_lit.generation.sampling import GeneratedSequence, SamplingParams, generate_batch
 from distill_lit.losses.targets import IGNORE_INDEX
+from distill_lit.models.packed_forward import PackedBatch
 from distill_lit.utils.distributed.ranks import all_gather_object, get_rank, get_world_size
 from distill_lit.utils.seeding import derive_seed
 
 ADAPTIVE_FRACTION_STEP = 0.1  # of the adaptive share, each time validation gets worse
 ON_POLICY_METRICS = ("length", "distinct_1", "distinct_2", "replayed")  # what is logged of student text, besides its time
-Batch = dict[str, Tensor]
 
 
 class OnPolicyGenerator:
@@ -51,11 +51,13 @@ class OnPolicyGenerator:
         self.seed, self.max_steps = seed, max_steps
         self.fraction = 0.0 if config.fraction == ADAPTIVE else float(config.fraction)
         self._best_validation_loss = float("inf")  # smallest validation loss so far
-        self._replay_buffer: list[Batch] = []
+        self._replay_buffer: list[PackedBatch] = []
         self._mean_metrics: dict[str, MeanMetric] = {}
         self._generation_seconds = 0.0
 
-    def next_batch(self, batch: Mapping[str, Tensor], student: Any, step: int, part: int, micro_batches: int) -> Batch:
+    def next_batch(
+        self, batch: Mapping[str, Tensor], student: Any, step: int, part: int, micro_batches: int
+    ) -> PackedBatch:
         """The batch, or one that the student has written in its place, with the student's tokens in `on_policy_mask`.
 
         micro_batches: of the whole optimizer step, over all ranks. How many tokens the others will have is not known yet,
@@ -68,11 +70,13 @@ class OnPolicyGenerator:
         self.update_metrics(metrics, new_batch["input_ids"].device)
         return new_batch
 
-    def mark_corpus_text(self, batch: Mapping[str, Tensor]) -> Batch:
+    def mark_corpus_text(self, batch: Mapping[str, Tensor]) -> PackedBatch:
         """The batch with an `on_policy_mask` that says that the student wrote none of it."""
         return {**batch, "on_policy_mask": torch.zeros_like(batch["labels"], dtype=torch.bool)}
 
-    def maybe_generate(self, batch: Batch, student: Any, step: int, part: int) -> tuple[Batch, dict[str, float]] | None:
+    def maybe_generate(
+        self, batch: PackedBatch, student: Any, step: int, part: int
+    ) -> tuple[PackedBatch, dict[str, float]] | None:
         """(a batch of student text, what is logged of it), or None where the corpus is read as it is.
 
         step: optimizer steps done; part: micro-batches of this rank before this one, since the training began. The new
@@ -167,7 +171,7 @@ def generation_statistics(token_sequences: list[list[int]]) -> dict[str, float]:
     }
 
 
-def _sample_prompts(batch: Batch, config: OnPolicyConfig, rng: np.random.Generator) -> dict[int, list[int]]:
+def _sample_prompts(batch: PackedBatch, config: OnPolicyConfig, rng: np.random.Generator) -> dict[int, list[int]]:
     """{row: its prompt, the beginning of one of its documents}, without rows whose document has no response, or one that
     begins too late to leave room for a text."""
     ids, documents, labels = (batch[name].cpu().numpy() for name in ("input_ids", "document_ids", "labels"))
@@ -189,7 +193,9 @@ def _sample_prompts(batch: Batch, config: OnPolicyConfig, rng: np.random.Generat
     return prompts
 
 
-def _build_batch(prompts: dict[int, list[int]], sequences: list[GeneratedSequence], template_batch: Batch) -> Batch:
+def _build_batch(
+    prompts: dict[int, list[int]], sequences: list[GeneratedSequence], template_batch: PackedBatch
+) -> PackedBatch:
     """The batch with rows of prompt and text in the place of those that had a prompt."""
     rows, device = list(prompts), template_batch["input_ids"].device
     generated_batch = {name: value.to("cpu", copy=True) for name, value in template_batch.items()}

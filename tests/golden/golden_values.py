@@ -124,12 +124,12 @@ def targets(labels: Tensor) -> dict[str, Any]:
     weights = _random(3, TOKENS, DRAWN).softmax(-1)
     size = torch.tensor([1, 2, 2, 0, 3, 1])
     spans = [-_random(seed, TOKENS).abs() - 0.1 for seed in (4, 5, 6)]
-    foreign = SpanTarget(2 * _random(7, TOKENS, FOREIGN_VOCABULARY), torch.arange(TOKENS) % 3 != 1, size, *spans)
+    span_target = SpanTarget(2 * _random(7, TOKENS, FOREIGN_VOCABULARY), torch.arange(TOKENS) % 3 != 1, size, *spans)
     return {
         "dense": logits,
         "top_k": TopKTarget(best.indices, best.values, at_labels),
         "sampled": SampledTarget(drawn, log_p.gather(-1, drawn), weights, at_labels),
-        "cross_tokenizer": foreign,
+        "cross_tokenizer": span_target,
     }
 
 
@@ -251,12 +251,12 @@ def trainings(folder: Path) -> dict[str, Facts]:
     """Every run of tiny.yaml, below `folder`: the losses of its steps and its last weights."""
     corpus = make_corpus(folder / "text.jsonl")
     teacher = make_model(folder / "teacher", num_layers=3)
-    foreign = make_model(folder / "cross_tokenizer", num_layers=2, vocab_size=320, seed=3, tokens=280)
+    other_teacher = make_model(folder / "cross_tokenizer", num_layers=2, vocab_size=320, seed=3, tokens=280)
     file = folder / "tiny.yaml"
     file.write_text((HERE / "tiny.yaml").read_text().replace("TEACHER", str(teacher)).replace("CORPUS", str(corpus)))
     found = {}
     with environment(DISTILL_LIT_CACHE=folder / "cache"):
-        other = load_experiment(file, [f"teacher.model=file:{foreign}", "grid.variant=[foreign]"])
+        other = load_experiment(file, [f"teacher.model=file:{other_teacher}", "grid.variant=[cross_tokenizer]"])
         for cell in [*plan_runs(load_experiment(file)), *plan_runs(other)]:
             place = folder / "runs" / cell.name
             place.mkdir(parents=True)
