@@ -192,7 +192,7 @@ def test_texts_are_replayed_ever_less_often(tiny_teacher: Path, prepared: data.P
     replayed = [text.maybe_generate(batch, student, step, 0)[1]["replayed"] for step in range(200)]
     assert sum(replayed[:3]) == 0  # nothing to replay yet
     assert sum(replayed[3:60]) > 2 * sum(replayed[140:])
-    (kept,) = text.state_dict()["kept"]
+    (kept,) = text.state_dict()["replay_buffer"]
     assert len(kept) == 3
 
 
@@ -259,7 +259,7 @@ def test_a_student_learns_from_its_own_text(
     tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, kind: str
 ) -> None:
     config = OnPolicyConfig(fraction=0.7, max_new_tokens=12, teacher_mix_fraction=0.2)
-    changes = {"tokens": LENGTH * 8 * 30}
+    changes = {"max_tokens": LENGTH * 8 * 30}
     if kind == "policy_gradient_reverse_kl":  # a noisier gradient, and one that only own text gives
         config, changes = (
             OnPolicyConfig(fraction=1.0, max_new_tokens=24, prompt_fraction=0.1),
@@ -277,7 +277,7 @@ def test_a_student_learns_from_its_own_text(
 
 def run_ranks(count: int, patch: Callable[[pytest.MonkeyPatch], None], *arguments: Any, **changes: Any) -> Any:
     """`run` with something patched, here or on so many ranks."""
-    changes |= {"devices": count, "batch": 8 // count}
+    changes |= {"devices": count, "micro_batch_size": 8 // count}
     if count == 1:
         return patched_run(patch, arguments, changes, None)
     return spawn_ranks(count, patched_run, patch, arguments, changes)
@@ -308,7 +308,7 @@ def power_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ranks read what one of two reads."""
-    monkeypatch.setattr("distill_lit.data.datamodule.PackedDataModule._place", lambda self: {"rank": 0, "world_size": 2})
+    monkeypatch.setattr("distill_lit.data.datamodule.PackedDataModule._rank_and_world_size", lambda self: {"rank": 0, "world_size": 2})
 
 
 def slow_writing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,10 +330,10 @@ def test_a_run_that_was_cut_goes_on_with_the_same_text(
     """Bitwise, with replay and an adaptive share: six steps at once, and two, a crash, four."""
     config = OnPolicyConfig(fraction=0.8, max_new_tokens=6, replay_buffer_size=1)
     known = tiny_teacher, prepared, {"kl": TermConfig(kind="reverse_kl")}, config
-    whole, _ = run_ranks(devices, nothing, tmp_path / "a", *known, checkpoint_every=2)
+    whole, _ = run_ranks(devices, nothing, tmp_path / "a", *known, checkpoint_interval=2)
     with pytest.raises(RuntimeError, match="power cut"):
-        run_ranks(devices, power_cut, tmp_path / "b", *known, checkpoint_every=2)
-    parts, _ = run_ranks(devices, nothing, tmp_path / "b", *known, checkpoint_every=2)
+        run_ranks(devices, power_cut, tmp_path / "b", *known, checkpoint_interval=2)
+    parts, _ = run_ranks(devices, nothing, tmp_path / "b", *known, checkpoint_interval=2)
     assert torch.equal(weights(whole), weights(parts))
 
 
@@ -347,7 +347,7 @@ def test_every_rank_draws_and_keeps_text_of_its_own(
     )
     run_ranks(2, same_rows, tmp_path, tiny_teacher, prepared, terms, config)
     (path,) = (tmp_path / "checkpoints").glob("*.ckpt")
-    one, other = torch.load(path, weights_only=True)["student_text"]["kept"]
+    one, other = torch.load(path, weights_only=True)["on_policy"]["replay_buffer"]
     assert len(one) == len(other) == 3
     assert not any(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(one, other, strict=True))
     texts = [OnPolicyGenerator(config, [2], VOCABULARY, None, 0, max_steps=10) for _ in range(2)]
@@ -375,7 +375,7 @@ def test_the_reverse_kl_is_that_of_whole_distributions(
 ) -> None:
     """On text drawn at temperature 3, where the mean of log q - log p of the drawn tokens would be another number."""
     config = OnPolicyConfig(fraction=1.0, max_new_tokens=12, temperature=3.0)
-    run(tmp_path, tiny_teacher, prepared, {"reverse_kl": TermConfig(weight=0.5)}, config, log_every=6)
+    run(tmp_path, tiny_teacher, prepared, {"reverse_kl": TermConfig(weight=0.5)}, config, log_every_n_steps=6)
     found = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])["on_policy/reverse_kl"]
     student, teacher = new_student(tiny_teacher).train(), load_model(tiny_teacher)
     batch = PackedDataModule(prepared.train, prepared.validation, TRAINING, 0).train_dataloader().batch_at(0)
@@ -400,7 +400,7 @@ def test_the_time_of_writing_is_a_share_of_the_time_of_training(
     tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, devices: int
 ) -> None:
     """Where nearly all is writing, with a validation between two logged steps."""
-    changes = {"log_every": 3, "validate_every": 0.34}
+    changes = {"log_every_n_steps": 3, "val_check_interval": 0.34}
     terms = {"kl": TermConfig(kind="reverse_kl")}
     config = OnPolicyConfig(fraction=1.0, max_new_tokens=2)
     run_ranks(devices, slow_writing, tmp_path, tiny_teacher, prepared, terms, config, **changes)
@@ -415,7 +415,7 @@ def test_accumulated_batches_of_student_text_count_alike(
     tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData
 ) -> None:
     terms = {"kl": TermConfig(kind="reverse_kl")}
-    _, final = run(tmp_path, tiny_teacher, prepared, terms, ALWAYS, batch=2, accumulate=4)
+    _, final = run(tmp_path, tiny_teacher, prepared, terms, ALWAYS, micro_batch_size=2, gradient_accumulation_steps=4)
     assert np.isfinite(final["train/gradient_norm"])
 
 

@@ -250,7 +250,8 @@ class ExperimentConfig:
     launcher: LauncherConfig = Field(default_factory=LauncherConfig, description="where runs happen")
     loggers: dict[Text, dict[Text, Any] | None] = Field(
         default_factory=_default_loggers,
-        description="where curves go: tensorboard, csv, wandb, mlflow, with options of Lightning's loggers; null: not there",
+        description="where curves go beside metrics.jsonl, {tensorboard, csv, wandb or mlflow: options of Lightning's "
+        "logger}; what is named replaces the default",
     )
     variants: dict[Text, dict[Text, Any]] = Field(
         default_factory=dict, description="named sets of overrides {name: {dotted key: value}}, for the grid key `variant`"
