@@ -308,7 +308,9 @@ def power_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ranks read what one of two reads."""
-    monkeypatch.setattr("distill_lit.data.datamodule.PackedDataModule._rank_and_world_size", lambda self: {"rank": 0, "world_size": 2})
+    monkeypatch.setattr(
+        "distill_lit.data.datamodule.PackedDataModule._rank_and_world_size", lambda self: {"rank": 0, "world_size": 2}
+    )
 
 
 def slow_writing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -441,7 +443,11 @@ def test_accumulated_batches_of_student_text_count_alike(
         ),
         (
             ["teacher.source=cross_tokenizer", "launcher.teacher_device=cpu", "objective.terms.kl.kind=uld"],
+<<<<<<< HEAD
             "teacher.source cross_tokenizer runs beside the student; only online can run elsewhere",
+=======
+            "only an online teacher",
+>>>>>>> b1fadc2 (Schema with loggers)
         ),
         (["teacher.source=online", "objective.terms.kl.kind=policy_gradient_reverse_kl"], "set on_policy.fraction to 1"),
         *(
