@@ -270,7 +270,7 @@ def test_a_student_learns_from_its_own_text(
     kl = [line["validation/teacher_kl"] for line in lines if "validation/teacher_kl" in line]
     assert kl[-1] < (1.02 if kind == "policy_gradient_reverse_kl" else 0.9) * kl[0]
     logged = {name for line in lines for name in line if name.startswith("on_policy/")}
-    names = ("length", "distinct_1", "distinct_2", "reverse_kl", "time_share", "share", "replayed")
+    names = ("length", "distinct_1", "distinct_2", "reverse_kl", "time_share", "fraction", "replayed")
     assert logged == {f"on_policy/{name}" for name in names}
     assert 0 < final["on_policy/time_share"] <= 1
 
@@ -303,7 +303,7 @@ def power_cut(monkeypatch: pytest.MonkeyPatch) -> None:
             raise RuntimeError("power cut")
         return real(self, *arguments)
 
-    monkeypatch.setattr(OnPolicyGenerator, "rewrite", dying)
+    monkeypatch.setattr(OnPolicyGenerator, "maybe_generate", dying)
 
 
 def same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,7 +355,7 @@ def test_every_rank_draws_and_keeps_text_of_its_own(
     texts = [OnPolicyGenerator(config, [2], VOCABULARY, None, 0, max_steps=10) for _ in range(2)]
     for rank, text in enumerate(texts):
         monkeypatch.setattr("distill_lit.training.on_policy.get_rank", lambda rank=rank: rank)
-        text.load_state_dict(torch.load(path, weights_only=True)["student_text"])
+        text.load_state_dict(torch.load(path, weights_only=True)["on_policy"])
     replayed = [text.maybe_generate(make_batch(prepared.train, np.arange(1), 1), None, 0, 0) for text in texts]
     assert any(torch.equal(replayed[0][0]["input_ids"], batch["input_ids"]) for batch in one)
     assert any(torch.equal(replayed[1][0]["input_ids"], batch["input_ids"]) for batch in other)
@@ -443,11 +443,7 @@ def test_accumulated_batches_of_student_text_count_alike(
         ),
         (
             ["teacher.source=cross_tokenizer", "launcher.teacher_device=cpu", "objective.terms.kl.kind=uld"],
-<<<<<<< HEAD
             "teacher.source cross_tokenizer runs beside the student; only online can run elsewhere",
-=======
-            "only an online teacher",
->>>>>>> b1fadc2 (Schema with loggers)
         ),
         (["teacher.source=online", "objective.terms.kl.kind=policy_gradient_reverse_kl"], "set on_policy.fraction to 1"),
         *(
