@@ -308,7 +308,9 @@ def power_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ranks read what one of two reads."""
-    monkeypatch.setattr("distill_lit.data.datamodule.PackedDataModule._place", lambda self: {"rank": 0, "world_size": 2})
+    monkeypatch.setattr(
+        "distill_lit.data.datamodule.PackedDataModule._rank_and_world_size", lambda self: {"rank": 0, "world_size": 2}
+    )
 
 
 def slow_writing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,7 +377,7 @@ def test_the_reverse_kl_is_that_of_whole_distributions(
 ) -> None:
     """On text drawn at temperature 3, where the mean of log q - log p of the drawn tokens would be another number."""
     config = OnPolicyConfig(fraction=1.0, max_new_tokens=12, temperature=3.0)
-    run(tmp_path, tiny_teacher, prepared, {"reverse_kl": TermConfig(weight=0.5)}, config, log_every=6)
+    run(tmp_path, tiny_teacher, prepared, {"reverse_kl": TermConfig(weight=0.5)}, config, log_every_n_steps=6)
     found = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])["on_policy/reverse_kl"]
     student, teacher = new_student(tiny_teacher).train(), load_model(tiny_teacher)
     batch = PackedDataModule(prepared.train, prepared.validation, TRAINING, 0).train_dataloader().batch_at(0)
