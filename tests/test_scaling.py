@@ -92,10 +92,10 @@ def test_command_draws_several_teachers(tmp_path: Path, capsys: pytest.CaptureFi
         folder.mkdir()
         cells_of(teacher, 0.002).to_csv(folder / "runs.csv", index=False)
     with pytest.raises(SystemExit) as end:
-        main(["scaling", *map(str, folders), "--out", str(tmp_path / "law")])
+        main(["scaling", *map(str, folders), "--out", str(tmp_path / "law"), "--all"])
     assert end.value.code == 0, capsys.readouterr()
     out = tmp_path / "law"
-    assert {path.name for path in out.iterdir()} == {"scaling.md", "scaling.csv", "scaling.png"}
+    assert {path.name for path in out.iterdir()} == {"scaling.md", "scaling.csv", "scaling.png", "scaling.pdf"}
     assert "Fitted to 18 runs" in (out / "scaling.md").read_text()
     drawn = pd.read_csv(out / "scaling.csv")
     assert np.abs(drawn["law"] / drawn["loss"] - 1).max() < 0.03

@@ -27,7 +27,7 @@ class TerminalTable:
 
 def _narrowed(table: Table, width: int) -> Table:
     """`table` without its least needed columns, until it fits."""
-    for name in ("training FLOPs", "num_seeds", "val. KL, nats", "parameters", "retained"):
+    for name in ("training FLOPs", "seeds", "val. KL, nats", "parameters", "retained"):
         wide = [max(len(c), *(len(r[i].text) for r in table.rows)) + 2 for i, c in enumerate(table.columns)]
         if sum(wide) <= width:
             break

@@ -31,7 +31,7 @@ def score_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
     marks = [f"{t} {EXCLUDED_MARK}" if t in scores.excluded_tasks else t for t in tasks]
     costs = [(name, words, show) for name, words, show in _COSTS if frame.get(name, pd.Series(dtype=float)).notna().any()]
     percent = f"{scores.analysis.confidence_level:.0%}"
-    head = ["model", "num_seeds", *marks, f"above chance [{percent}]", f"retained [{percent}]"]
+    head = ["model", "seeds", *marks, f"above chance [{percent}]", f"retained [{percent}]"]
     rows, rules, student = [], set(), None
     for group in scores.groups:
         group_rows = frame[frame["model"] == group.label].set_index("task")
@@ -169,7 +169,7 @@ def detail_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
     columns = [
         "task",
         "model",
-        "num_seeds",
+        "seeds",
         f"score [{percent}]",
         "standard error (documents)",
         "std. over seeds",
