@@ -34,7 +34,7 @@ EXPORT_PACKAGES = ("torch", "transformers", "safetensors", "peft", "torchao")  #
 RELOAD_LOGIT_TOLERANCE = 1e-4  # of the largest logit: sums of float32 in another order
 RELOAD_LOGIT_TOLERANCE_LOW_PRECISION = 3e-2  # where weights or products have 8 or 16 bits, whose rounding jumps
 
-# Runs with `python -I` and the path of this process less this suite, of which nothing is imported. Requests are lines of
+# Runs with `python -I` and the path of this process; nothing of this suite can be imported there. Requests are lines of
 # JSON; what libraries print goes to stderr. It ends with its standard input, or when nobody asks for five minutes.
 RELOAD_SCRIPT = """
 import json, os, signal, sys
@@ -42,6 +42,7 @@ answers = os.fdopen(os.dup(1), "w", buffering=1)
 os.dup2(2, 1)
 signal.alarm(300)
 sys.path[:] = json.loads(sys.argv[1])
+sys.modules["distill_lit"] = None
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -87,7 +88,7 @@ class ReloadProcess:
         """Begins its imports, which take seconds, beside whatever is done here meanwhile."""
         if self._process is not None and self._owner == os.getpid() and self._process.poll() is None:
             return
-        path = [place for place in sys.path if place and not (Path(place) / "distill_lit").is_dir()]
+        path = [place for place in sys.path if place]
         self._errors, self._owner = tempfile.TemporaryFile("w+"), os.getpid()  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-c", RELOAD_SCRIPT, json.dumps(path)],
