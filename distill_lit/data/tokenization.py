@@ -32,7 +32,7 @@ TOKENIZER_FILE_PATTERNS = (
 
 @dataclass(frozen=True)
 class TokenizedDocuments:
-    """Tokenised documents. `tokens`, `supervised` (bool): (N,); `offsets` (int64): (documents + 1,), document i is
+    """Tokenised documents. `tokens`, `loss_mask` (bool): (N,); `offsets` (int64): (documents + 1,), document i is
     tokens[offsets[i]:offsets[i + 1]]."""
 
     tokens: np.ndarray
@@ -49,8 +49,8 @@ def hash_tokenizer(folder: Path) -> dict[str, str]:
 def tokenize(
     documents: list[Document], tokenizer: Any, seed: int, validation_tokens: int, max_tokens: int
 ) -> TokenizedDocuments:
-    """Tokens of the documents in an order drawn by `seed`, until there are `rest` tokens after the documents that hold
-    the `first` tokens (rest = 0: of all documents).
+    """Tokens of the documents in an order drawn by `seed`, until there are `max_tokens` tokens after the documents that
+    hold the `validation_tokens` tokens (rest = 0: of all documents).
 
     Text ends with the end-of-sequence token, and begins with one of its own only if the tokenizer adds it; all of it is
     supervised. Of chats only the responses are. Raises UserError for a tokenizer without the token or template needed.

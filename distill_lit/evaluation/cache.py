@@ -31,7 +31,8 @@ def effective_seed(spec: TaskSpec, settings: EvaluationConfig) -> int | None:
 
 
 def evaluation_cache_key(model: str, spec: TaskSpec, settings: EvaluationConfig, measurement: str = "") -> str:
-    """The address of an evaluation, or of what else (`kind`) is known of the same documents: 16 hexadecimal digits."""
+    """The address of an evaluation, or of what else (`measurement`) is known of the same documents: 16 hexadecimal
+    digits."""
     return fingerprint({
         "format": RECORDS_FORMAT_VERSION, "model": model, "task": spec.name, "task_digest": spec.digest,
         "data": spec.data_source.fingerprint, "lm_eval": lm_eval_version(), "num_fewshot": spec.num_fewshot,

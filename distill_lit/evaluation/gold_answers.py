@@ -52,8 +52,8 @@ def _check_pool(spec: "TaskSpec", task: Any) -> None:
 
 
 def check_choices(spec: "TaskSpec", task: Any, doc_indices: Iterable[int], check_labels: bool = False) -> None:
-    """Raises UserError for the first of these documents that has no choices. labels: also for one whose label is none of
-    its choices and does not mean that it is hidden."""
+    """Raises UserError for the first of these documents that has no choices. check_labels: also for one whose label is none
+    of its choices and does not mean that it is hidden."""
     if task.OUTPUT_TYPE != "multiple_choice":
         return
     for number in doc_indices:

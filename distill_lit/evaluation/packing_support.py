@@ -12,7 +12,7 @@ PACKING_ERRORS = (
 
 
 def packing_unsupported_reason(config: Any, max_request_tokens: int) -> str:
-    """Why a model cannot be packed with requests of `longest` tokens, or nothing."""
+    """Why a model cannot be packed with requests of `max_request_tokens` tokens, or nothing."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     implementation = getattr(text, "_attn_implementation", "sdpa")
     if implementation not in ("sdpa", "eager"):

@@ -37,8 +37,8 @@ class Pack:
 def pack_prefix_trees(
     sequences: Sequence[tuple[list[int], int]], target_nodes: int, max_nodes: int | None = None
 ) -> Iterator[Pack]:
-    """Packs of about `size` nodes. `sequences`: (tokens, how many of the last ones are scored, at least one). A shared
-    context is not cut until the pack has `most` nodes, by default four times that size."""
+    """Packs of about `target_nodes` nodes. `sequences`: (tokens, how many of the last ones are scored, at least one). A
+    shared context is not cut until the pack has `max_nodes` nodes, by default four times that size."""
     max_nodes = max_nodes or 4 * target_nodes
     pack, path, previous = Pack(), [], []  # type: Pack, list[int], list[int]
     for number in sorted(range(len(sequences)), key=lambda n: sequences[n][0]):
@@ -64,8 +64,9 @@ def pack_prefix_trees(
 def group_shared_prefixes(
     sequences: Sequence[tuple[list[int], int]], min_prefix_tokens: int, min_suffix_nodes: int
 ) -> list[tuple[list[int], list[int]]]:
-    """[(prefix, numbers of the sequences that begin with it)] where a prefix of `least` tokens or more is shared and at
-    least `worth` different nodes follow it; no token of the prefix is scored. As arguments of `pack_prefix_trees`."""
+    """[(prefix, numbers of the sequences that begin with it)] where a prefix of `min_prefix_tokens` tokens or more is
+    shared and at least `min_suffix_nodes` different nodes follow it; no token of the prefix is scored. As arguments of
+    `pack_prefix_trees`."""
     order = sorted(range(len(sequences)), key=lambda n: sequences[n][0])
     groups, start = [], 0
     while start < len(order):
@@ -87,8 +88,10 @@ def group_shared_prefixes(
 def find_longest_shared_prefix(
     sequences: Iterable[TokenTuple], max_shared_tokens: int, preferred: TokenTuple
 ) -> tuple[int, list[TokenTuple]]:
-    """(tokens shared, at most `enough`; two sequences of which neither begins with the other, the earlier in order first),
-    with the most shared; of those with the same, with `wanted` in it, or the shortest. (0, []) where there are no two."""
+    """(tokens shared, at most `max_shared_tokens`; two sequences of which neither begins with the other, the earlier in
+    order first), with the most shared; of those with the same, with `preferred` in it, or the shortest. (0, []) where there
+    are no
+    two."""
     pairs = [
         (min(shared, max_shared_tokens), preferred in (one, other), -len(one) - len(other), [one, other])
         for one, other in pairwise(sorted(set(sequences)))
@@ -99,8 +102,8 @@ def find_longest_shared_prefix(
 
 
 def batch_packs(packs: Iterable[Pack], max_nodes: int) -> Iterator[list[Pack]]:
-    """Packs of about the same length together, largest first, so that they fill at most `size` nodes with their padding
-    (one that is larger stands alone)."""
+    """Packs of about the same length together, largest first, so that they fill at most `max_nodes` nodes with their
+    padding (one that is larger stands alone)."""
     batch: list[Pack] = []
     for pack in sorted(packs, key=lambda pack: -len(pack.tokens)):
         if batch and len(batch[0].tokens) * (len(batch) + 1) > max_nodes:

@@ -256,8 +256,8 @@ class PrefixTreeLM(HFLM):
             self.tokens_forwarded, self._total = counts
 
     def _check(self, sample: list[EncodedRequest], num_compared: int, has_shared_prefixes: bool) -> str:
-        """Why these requests cannot be packed into one row, or nothing. `judged`: how many of the first are compared.
-        `has_runs`: find out as well whether the model can read a long context once, if they share one."""
+        """Why these requests cannot be packed into one row, or nothing. `num_compared`: how many of the first are compared.
+        `has_shared_prefixes`: find out as well whether the model can read a long context once, if they share one."""
         known_support, self._supports_kv_prefix = self._supports_kv_prefix, False
         try:
             expected = [score_sequence(self.model, *sequence) for sequence in self._sequences(sample[:num_compared])]
@@ -336,8 +336,8 @@ class PrefixTreeLM(HFLM):
     def _score_packed(
         self, requests: list[EncodedRequest], min_suffix_nodes: int = 0, row_tokens: int = 0
     ) -> list[tuple[float, bool]]:
-        """`worth`: nodes after a shared context from which it is read once; 0: as many as fill two packs. `row_tokens`: as
-        in the constructor, if not 0."""
+        """`min_suffix_nodes`: nodes after a shared context from which it is read once; 0: as many as fill two packs.
+        `row_tokens`: as in the constructor, if not 0."""
         sequences = self._sequences(requests)
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         groups = self._shared_prefix_groups(sequences, min_suffix_nodes)

@@ -38,7 +38,7 @@ def score_batch(
     """(log-probability in nats, whether it is the most probable token) of every scored token, sequence after sequence.
 
     batch: the longest pack first. prefix: what every node attends to besides its ancestors; the batch is then one pack.
-    in_blocks: apply the head to BLOCK words at a time, which `logits_are_head_output` must allow.
+    in_vocab_blocks: apply the head to BLOCK words at a time, which `logits_are_head_output` must allow.
     """
     width, device = len(batch[0].tokens), model.device
     scored_positions = [
@@ -74,7 +74,7 @@ def score_batch(
 def _score_in_blocks(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, logit_rows: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The logits of `targets` in rows `lines`, and as `_logsumexp_and_argmax`: the logits (nodes, V) of hidden states
+    """The logits of `targets` in rows `logit_rows`, and as `_logsumexp_and_argmax`: the logits (nodes, V) of hidden states
     (nodes, width) are there for one block of the vocabulary at a time."""
     sum_dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     target_logits = torch.full((len(logit_rows),), torch.nan, dtype=sum_dtype, device=hidden.device)

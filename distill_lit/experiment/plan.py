@@ -75,7 +75,7 @@ def plan_runs(config: ExperimentConfig, points: Sequence[GridPoint] | None = Non
 
 def _deduplicate_runs(runs: list[Run]) -> list[Run]:
     """One run of every identity. A baseline is often the same at several grid points: of a grid key it has all values it
-    stands for, as in `live or top_50`, and does not have the key at all where it stands for every value."""
+    stands for, as in `online or top_50`, and does not have the key at all where it stands for every value."""
     values_in_group: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     values_of_run: dict[str, dict[str, dict[str, Any]]] = {}
     for run, identity in [*((run, run.fingerprint) for run in runs), *_runs_without_own_baseline(runs)]:
@@ -146,7 +146,7 @@ def _all_runs(config: ExperimentConfig, points: Sequence[GridPoint]) -> Iterable
         yield _int8_run(config)
     for name, reference in config.external_models.items():
         yield Run(
-            Role.EXTERNAL, _safe_label(name), versioned_fingerprint(rival=reference), config, model_reference=reference
+            Role.EXTERNAL, _safe_label(name), versioned_fingerprint(external=reference), config, model_reference=reference
         )
     # seed by seed, so that an experiment that is not finished yet has whole comparisons already
     for seed in dict.fromkeys(point.seed for _, point in points):

@@ -32,10 +32,11 @@ class MalformedReply(Exception):
 
 
 class APIClient:
-    """Asks one server. `done`: replies in the journal since the start; `signal`: the one that asked to stop, or 0."""
+    """Asks one server. `num_replies`: replies in the journal since the start; `received_signal`: the one that asked to
+    stop, or 0."""
 
     def __init__(self, remote: RemoteConfig, api_key: str, request_log: RequestLog, on_reply: Callable[[int], Any]) -> None:
-        """`advance` is called with the number of replies after each."""
+        """`on_reply` is called with the number of replies after each."""
         import openai
 
         self.remote, self.request_log, self.on_reply = remote, request_log, on_reply

@@ -15,10 +15,10 @@ FINISH_STOP, FINISH_LENGTH, FINISH_PROMPT_TOO_LONG, FINISH_REFUSED = "stop", "le
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer. sample: its number among those to the prompt; finish: stop (by itself), length (at max_new_tokens),
-    too_long (the prompt leaves no room in the context), refused (the server would not); tokens: ids, empty where a server
-    does not say; log_probabilities: one per token, to the writer itself at temperature 1, nats; counted: tokens, as a
-    server counts them."""
+    """One answer. sample_index: its number among those to the prompt; finish_reason: stop (by itself), length (at
+    max_new_tokens), too_long (the prompt leaves no room in the context), refused (the server would not); token_ids: ids,
+    empty where a server does not say; logprobs: one per token, to the writer itself at temperature 1, nats;
+    reported_tokens: tokens, as a server counts them."""
 
     prompt: str
     sample_index: int

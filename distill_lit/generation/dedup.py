@@ -44,7 +44,7 @@ def jaccard(one: set[str], other: set[str]) -> float:
 
 
 def word_ngrams(words: Sequence[str], n: int) -> Iterator[str]:
-    """All runs of `count` words; the whole of a shorter text."""
+    """All runs of `n` words; the whole of a shorter text."""
     yield from (" ".join(words[i : i + n]) for i in range(max(1, len(words) - n + 1)))
 
 

@@ -17,8 +17,8 @@ PROMPT_SAMPLING_VERSION = 2  # raise it when other rows are drawn
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt. answer: the known right one, or empty; row, template: where it comes from, counted from 0 among the rows
-    of the source and the templates of `prompts.text`."""
+    """One prompt. reference_answer: the known right one, or empty; row_index, template_index: where it comes from, counted
+    from 0 among the rows of the source and the templates of `prompts.text`."""
 
     text: str
     system_prompt: str = ""

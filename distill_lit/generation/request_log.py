@@ -11,7 +11,7 @@ RequestLogEntry = dict[str, Any]
 
 
 class RequestLog:
-    """An append-only file of replies by request. `entries`: {request key: reply}; `spent`: sum of all costs in it."""
+    """An append-only file of replies by request. `entries`: {request key: reply}; `total_cost`: sum of all costs in it."""
 
     def __init__(self, path: Path) -> None:
         """Reads what is there; a line cut short by a crash counts for nothing."""

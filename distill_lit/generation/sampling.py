@@ -23,8 +23,8 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class GeneratedSequence:
-    """One continuation. tokens: its ids, the end token included; log_probabilities: of each to the model itself, at
-    temperature 1 and without top-p, nats; finished: it ended by itself."""
+    """One continuation. token_ids: its ids, the end token included; logprobs: of each to the model itself, at
+    temperature 1 and without top-p, nats; is_finished: it ended by itself."""
 
     token_ids: list[int]
     logprobs: list[float]
@@ -42,9 +42,9 @@ def generate_batch(
 ) -> list[GeneratedSequence]:
     """A continuation of each prompt (token ids). The same prompts, in the same batch, with the same seed give the same.
 
-    extra: logits processors that change what is drawn from, told of the prompts' attention mask by `start`, each with the
-    `models` it asks; vocabulary: real tokens, when a padded head must draw no others. Models that cannot be padded write
-    after prompts of equal length together.
+    logits_processors: logits processors that change what is drawn from, told of the prompts' attention mask by `start`,
+    each with the `models` it asks; vocab_size: real tokens, when a padded head must draw no others. Models that cannot be
+    padded write after prompts of equal length together.
     """
     device = next(model.parameters()).device
     checks = [

@@ -58,7 +58,7 @@ def contrastive_skew_kl(log_q: Tensor, log_p: Tensor, on_policy_mask: Tensor, sk
 def adaptive_kl(log_q: Tensor, log_p: Tensor, head_mass: float = 0.5) -> Tensor:
     """w KL(p ‖ q) + (1−w) KL(q ‖ p) per token, w = head gap / (head gap + tail gap). Wu et al. 2024, 2404.02657 (AKL).
 
-    A gap is Σ |p − q|; the head is the teacher's best token and the next ones as long as they hold at most `mass`
+    A gap is Σ |p − q|; the head is the teacher's best token and the next ones as long as they hold at most `head_mass`
     together. The weight has no gradient.
     """
     with torch.no_grad():
@@ -117,7 +117,7 @@ def soft_cross_entropy(log_q: Tensor, log_p: Tensor) -> Tensor:
 def logit_mse(student_logits: Tensor, teacher_logits: Tensor, center: bool = False) -> Tensor:
     """Mean over the vocabulary of (z_p − z_q)², of logits (N, V); no nats. Kim et al. 2021, 2105.08919.
 
-    centred: after subtracting each row's mean, so that a constant that no softmax sees costs nothing.
+    center: after subtracting each row's mean, so that a constant that no softmax sees costs nothing.
     """
     if center:
         student_logits, teacher_logits = (z - z.mean(-1, keepdim=True) for z in (student_logits, teacher_logits))

@@ -51,10 +51,11 @@ def attention_mse(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def relation_kl(student: Tensor, teacher: Tensor, num_relation_heads: int, attention_mask: Tensor) -> Tensor:
-    """KL(teacher ‖ student) of softmax(A Aᵀ / √d), mean over `heads` relation heads into which the channels are split.
+    """KL(teacher ‖ student) of softmax(A Aᵀ / √d), mean over `num_relation_heads` relation heads into which the channels
+    are split.
 
     student: (B, T, D_s), teacher: (B, T, D_t): queries, keys or values of all heads side by side, before any rotation;
-    allowed: (B, 1, T, T) bool, which tokens are related. (B, T) nats. Widths may differ, so no projector is needed.
+    attention_mask: (B, 1, T, T) bool, which tokens are related. (B, T) nats. Widths may differ, so no projector is needed.
     Wang et al. 2020 (MiniLMv2), 2012.15828 eq. 5 and §3.2; for the values alone 2002.10957 eq. 8.
     """
     log_q, log_p = (_relations(states, num_relation_heads, attention_mask) for states in (student, teacher))

@@ -13,8 +13,9 @@ from distill_lit.utils.exceptions import UserError
 def fixed_layer_pairs(term: FeatureTerm, num_student_layers: int, num_teacher_layers: int) -> list[LayerPair]:
     """The (student layer, teacher layer) pairs of a term whose map needs no measuring; [] for `similar`.
 
-    student, teacher: their numbers of layers. uniform: each student layer with the teacher's at the same share of the
-    depth, as TinyBERT, 1909.10351 §3.1; last: the last of both. Raises UserError for layers beyond a model.
+    num_student_layers, num_teacher_layers: their numbers of layers. uniform: each student layer with the teacher's at the
+    same share of the depth, as TinyBERT, 1909.10351 §3.1; last: the last of both. Raises UserError for layers beyond a
+    model.
     """
     layers = term.options["layers"]
     if layers == "similar":
@@ -33,7 +34,7 @@ def fixed_layer_pairs(term: FeatureTerm, num_student_layers: int, num_teacher_la
 def cka_layer_pairs(student_features: list[Tensor], teacher_features: list[Tensor]) -> list[LayerPair]:
     """Each student layer with a teacher layer, so that the sum of their similarities is largest and no two pairs cross.
 
-    student, teacher: outputs (N, D) of each layer for the same N tokens.
+    student_features, teacher_features: outputs (N, D) of each layer for the same N tokens.
     """
     ours, theirs = ([_Features.of(states) for states in layers] for layers in (student_features, teacher_features))
     scores = torch.stack([torch.stack([_cka(a, b) for b in theirs]) for a in ours])

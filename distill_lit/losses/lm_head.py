@@ -16,9 +16,9 @@ LOGIT_SOFTCAP_KEYS = ("final_logit_softcapping", "logits_soft_cap", "output_logi
 
 
 class LMHead(NamedTuple):
-    """logits = softcap · tanh(scale · (hidden @ weightᵀ + bias) / softcap), over the first `vocabulary` columns.
+    """logits = softcap · tanh(scale · (hidden @ weightᵀ + bias) / softcap), over the first `vocab_size` columns.
 
-    weight: (rows, width); bias: (rows,) or None; scale and softcap: numbers, softcap 0 for none; vocabulary: real tokens.
+    weight: (rows, width); bias: (rows,) or None; scale and softcap: numbers, softcap 0 for none; vocab_size: real tokens.
     """
 
     weight: Tensor
@@ -50,7 +50,7 @@ class LMHead(NamedTuple):
 
 
 def get_lm_head(model: Any, vocab_size: int) -> LMHead:
-    """The head of a causal language model, cut to its `vocabulary` real tokens."""
+    """The head of a causal language model, cut to its `vocab_size` real tokens."""
     output = model.get_output_embeddings()
     if output is None:
         raise UserError(f"{type(model).__name__} has no output embeddings, so it is not a causal language model")

@@ -15,8 +15,9 @@ METRIC_DENOMINATORS = {"teacher_nll": "in_spans", "student_span_nll": "in_spans"
 
 
 class TokenLogits(NamedTuple):
-    """N predicted tokens. student: logits (N, V) in float32 or float64; teacher: logits (N, V), a sparse target, or None;
-    labels: (N,) ids; on_policy_mask: (N,) bool, whether the student wrote the text, or None where nobody says."""
+    """N predicted tokens. student_logits: logits (N, V) in float32 or float64; teacher_logits: logits (N, V), a sparse
+    target, or None; labels: (N,) ids; on_policy_mask: (N,) bool, whether the student wrote the text, or None where nobody
+    says."""
 
     student_logits: Tensor
     teacher_logits: Tensor | SparseTarget | SpanTarget | None

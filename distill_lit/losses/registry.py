@@ -10,7 +10,8 @@ from distill_lit.utils.exceptions import UserError, suggest
 
 
 class NumberOption(NamedTuple):
-    """An option that is a number: low ≤ value < below, or low < value < below where `exclusive`; `whole`: an integer."""
+    """An option that is a number: low ≤ value < below, or low < value < below where `exclusive`; `is_integer`: an
+    integer."""
 
     low: float
     below: float = float("inf")

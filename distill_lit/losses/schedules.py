@@ -26,7 +26,7 @@ class Schedule:
         return {"shape": self.shape, "points": [list(point) for point in self.points]}
 
     def __call__(self, progress: float) -> float:
-        """The value when the share `done` of all steps has been taken."""
+        """The value when the share `progress` of all steps has been taken."""
         if progress <= self.points[0][0]:
             return self.points[0][1]
         for (start, a), (end, b) in pairwise(self.points):

@@ -2,7 +2,7 @@
 
 `teacher` is its whole softened distribution, log-probabilities (N, V), or what is left of it: `TopKTarget` or
 `SampledTarget`. From the whole distribution the k best tokens are chosen, or n are drawn, here; so a sparse cache and a
-live teacher train alike.
+online teacher train alike.
 """
 
 import torch

@@ -23,7 +23,7 @@ class DenseTarget(NamedTuple):
 class TopKTarget(NamedTuple):
     """The teacher's k most probable tokens at T = 1, in falling order, with their true log-probabilities: below 1 in sum.
 
-    ids: (N, k) int64; log_probs: (N, k) nats; label_log_probs: (N,) nats of the supervised token, among the k or not.
+    ids: (N, k) int64; logprobs: (N, k) nats; label_logprobs: (N,) nats of the supervised token, among the k or not.
     """
 
     ids: Tensor
@@ -34,7 +34,7 @@ class TopKTarget(NamedTuple):
 class SampledTarget(NamedTuple):
     """Tokens drawn from the teacher at T = 1: Σ weights · f(ids) estimates the mean of f under the teacher without bias.
 
-    ids: (N, n) int64, may repeat; log_probs: (N, n) nats, the teacher's; weights: (N, n), for n plain draws 1/n, for
+    ids: (N, n) int64, may repeat; logprobs: (N, n) nats, the teacher's; weights: (N, n), for n plain draws 1/n, for
     counted draws count/total, for draws from a proposal p/(proposal · total), 0 for filling; label_log_probs as in
     `TopKTarget`.
     """
@@ -48,10 +48,10 @@ class SampledTarget(NamedTuple):
 class SpanTarget(NamedTuple):
     """What a teacher with another tokenizer says of N tokens of the student, on spans of bytes that both cut alike.
 
-    logits: (N, V of the teacher), or None where no loss reads them; same: (N,) bool, whether both have read the same bytes
-    before this token: only there are the logits meant; size: (N,) tokens of the student in the span of this one, 0 for
-    none; teacher_span, student_span: (N,) nats, log-probability of the whole span to each; label_log_probs: (N,) nats, the
-    teacher's of the span shared out over its tokens, 0 without one.
+    logits: (N, V of the teacher), or None where no loss reads them; same_prefix: (N,) bool, whether both have read the same
+    bytes before this token: only there are the logits meant; span_length: (N,) tokens of the student in the span of this
+    one, 0 for none; teacher_span_logprob, student_span_logprob: (N,) nats, log-probability of the whole span to each;
+    label_logprobs: (N,) nats, the teacher's of the span shared out over its tokens, 0 without one.
     """
 
     logits: Tensor | None
@@ -68,8 +68,8 @@ class SpanTarget(NamedTuple):
 
 
 class CrossTokenizerTarget(NamedTuple):
-    """`SpanTarget` for all tokens of a batch. hidden: (N, D) of the teacher where `same`, 0 elsewhere; spans: (N,) int64,
-    the number of each token's span, -1 for none."""
+    """`SpanTarget` for all tokens of a batch. hidden_states: (N, D) of the teacher where `same`, 0 elsewhere; span_ids:
+    (N,) int64, the number of each token's span, -1 for none."""
 
     hidden_states: Tensor
     lm_head: LMHead

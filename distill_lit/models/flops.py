@@ -10,11 +10,10 @@ from distill_lit.models.pruning.architecture import get_head_dim, get_num_attent
 
 @dataclass(frozen=True)
 class ModelSize:
-    """parameters: unique, tied weights once; embedding: tables of tokens and positions; head_products: weights that the
-    head multiplies; layers: of the decoder;
-    attention_width: Σ over layers of heads × head width, for the part of attention that grows with the context;
-    cache_width: Σ over layers of keys and values, the numbers that are kept of every token read; idle: parameters of
-    experts that a token is not sent to, of mixtures."""
+    """parameters: unique, tied weights once; embedding: tables of tokens and positions; lm_head_parameters: weights that
+    the head multiplies; layers: of the decoder; attention_width: Σ over layers of heads × head width, for the part of
+    attention that grows with the context; kv_cache_values_per_token: Σ over layers of keys and values, the numbers that are
+    kept of every token read; inactive_parameters: parameters of experts that a token is not sent to, of mixtures."""
 
     parameters: int
     embedding: int

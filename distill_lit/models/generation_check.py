@@ -25,7 +25,7 @@ SHORT_PROMPT_TOKENS = 3  # tokens of the prompt that is padded
 
 
 class GenerationMode(NamedTuple):
-    """How a model writes. padded: prompts of unequal length side by side; cached: with a cache, not from the start each
+    """How a model writes. padded: prompts of unequal length side by side; use_cache: with a cache, not from the start each
     time."""
 
     padded: bool
@@ -36,7 +36,7 @@ _writings: "WeakKeyDictionary[nn.Module, dict[int, GenerationMode]]" = WeakKeyDi
 
 
 def supported_generation_mode(model: Any, max_prompt_tokens: int) -> GenerationMode:
-    """How a model may write after prompts of at most `longest` tokens. Remembered for this model.
+    """How a model may write after prompts of at most `max_prompt_tokens` tokens. Remembered for this model.
 
     Raises UserError where it does not write what it reads, even one text at a time and without a cache.
     """

@@ -23,8 +23,8 @@ MAX_PADDING_RATIO = {PADDED: 1.25, UNPADDED: 1.0}  # tokens of a group, its padd
 
 
 class ForwardPass(NamedTuple):
-    """What a model's forward takes of a batch at a time. valid: (n, L) bool, not padding; places: rows and columns (N,) of
-    its valid tokens in the packed batch, None where it is the batch itself."""
+    """What a model's forward takes of a batch at a time. valid: (n, L) bool, not padding; packed_indices: rows and columns
+    (N,) of its valid tokens in the packed batch, None where it is the batch itself."""
 
     inputs: dict[str, Any]
     valid: Tensor
@@ -165,7 +165,7 @@ def _spans(document_ids: Tensor) -> list[tuple[int, int, int]]:
 
 
 def _groups(spans: list[tuple[int, int, int]], max_padding_ratio: float) -> Iterator[list[tuple[int, int, int]]]:
-    """Documents that are read together: padded to the longest, they are at most `slack` times their tokens."""
+    """Documents that are read together: padded to the longest, they are at most `max_padding_ratio` times their tokens."""
     group: list[tuple[int, int, int]] = []
     tokens = 0
     for span in spans:

@@ -62,7 +62,7 @@ CHECK_LOCK = threading.RLock()  # threads may share a model, and its hooks
 
 
 class LayoutChoice(NamedTuple):
-    """How a model reads packed rows. why: what kept it from a faster layout, empty for the first."""
+    """How a model reads packed rows. fallback_reason: what kept it from a faster layout, empty for the first."""
 
     layout: str
     fallback_reason: str = ""

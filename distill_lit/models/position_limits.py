@@ -13,8 +13,8 @@ _known: dict[tuple[type, int], int | None] = {}
 
 
 def check_row_length(key: str, name: str, config: Any, sequence_length: int) -> None:
-    """Raises UserError, naming the field `key` and the model `name`, when rows of `length` tokens are longer than the
-    positions of a model with this transformers config."""
+    """Raises UserError, naming the field `key` and the model `name`, when rows of `sequence_length` tokens are longer than
+    the positions of a model with this transformers config."""
     limit = position_limit(config)
     if limit is not None and sequence_length > limit:
         raise UserError(

@@ -10,8 +10,8 @@ from distill_lit.utils.exceptions import UserError
 
 
 def unpadded_vocab_size(tokenizer: Any, embedding_rows: int = 1 << 62) -> int:
-    """Real tokens: columns of the logits beyond them are padding. rows: of the embeddings; a token beyond them, such as
-    one for images in a model of text, is none."""
+    """Real tokens: columns of the logits beyond them are padding. embedding_rows: of the embeddings; a token beyond them,
+    such as one for images in a model of text, is none."""
     return min(embedding_rows, int(max(tokenizer.get_vocab().values())) + 1)
 
 

@@ -115,7 +115,7 @@ def random_prompts(model: PreTrainedModel, batch: int, prompt: int, seed: int) -
 
 @torch.inference_mode()
 def time_generation(model: PreTrainedModel, tokens: torch.Tensor, max_new_tokens: int) -> Timing:
-    """Times `output` greedy tokens after each row of `tokens` (B, T), at least two."""
+    """Times `max_new_tokens` greedy tokens after each row of `tokens` (B, T), at least two."""
     return greedy_decode(model, tokens, max_new_tokens)[1]
 
 

@@ -20,7 +20,7 @@ SLICES_NAMED = 3
 
 
 def loss_statement(scores: Scores, score_frame: pd.DataFrame, long_tail: LongTail, label: str) -> list[str]:
-    """Sentences about the distilled group `label`, grouped in paragraphs; `frame` is `score_frame(scores)`."""
+    """Sentences about the distilled group `label`, grouped in paragraphs; `score_frame` is `score_frame(scores)`."""
     if scores.teacher is None:
         return ["The teacher was not evaluated, so nothing can be said about what was lost."]
     if label not in long_tail.flips or long_tail.flips[label].empty:

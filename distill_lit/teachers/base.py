@@ -134,7 +134,7 @@ class TeacherSource(ABC):
 
     @abstractmethod
     def capabilities(self, config: TeacherConfig) -> TeacherCapabilities:
-        """What a teacher with these knobs can do. Nothing is loaded; the config may be wrong still."""
+        """What a teacher with these fields can do. Nothing is loaded; the config may be wrong still."""
 
     @abstractmethod
     def build(self, context: TeacherContext) -> Teacher | None:
@@ -145,13 +145,13 @@ class TeacherSource(ABC):
         return f"teacher.source {config.source}"
 
     def check(self, config: TeacherConfig) -> None:
-        """Raises UserError for knobs that cannot be, as far as the config alone shows."""
+        """Raises UserError for fields that cannot be, as far as the config alone shows."""
         if config.options:
             name = next(iter(config.options))
             raise UserError(f"teacher.options: {name!r} is given, and {self.describe(config)} has none")
 
     def check_model(self, config: TeacherConfig, model_config: Any) -> None:  # noqa: B027 - most have nothing to refuse
-        """Raises UserError for knobs that do not fit the teacher's transformers config."""
+        """Raises UserError for fields that do not fit the teacher's transformers config."""
 
     def check_tokenizers(self, tokenizer: Any, student_tokenizer: Any) -> None:  # noqa: B027
         """Raises UserError for tokenizers that it cannot bring together; asked where it does not share the student's."""

@@ -52,7 +52,7 @@ def teacher_capabilities(config: TeacherConfig) -> TeacherCapabilities:
 
 
 def sources_that(is_able: Callable[[TeacherCapabilities], bool]) -> list[str]:
-    """The sources that are able to do something with the default knobs, for messages that say what to choose instead."""
+    """The sources that are able to do something with the default fields, for messages that say what to choose instead."""
     return [
         name
         for name, source in TEACHER_SOURCES.items()

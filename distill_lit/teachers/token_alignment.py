@@ -95,7 +95,7 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
 
 
 def check_alignable(key: str, owner: str, tokenizer: Any, table: Sequence[bytes]) -> None:
-    """Raises UserError, naming the knob `key`, for a tokenizer that reads usual texts as other texts than they are.
+    """Raises UserError, naming the field `key`, for a tokenizer that reads usual texts as other texts than they are.
 
     Unicode's canonical forms (NFC), which rarely change one, are no reason. table: what `token_bytes` says.
     """

@@ -53,7 +53,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
 def load_checkpoint_weights_only(path: Path, device: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
     """A checkpoint of tensors and plain values in a local file. Raises UserError for one that would build objects.
 
-    `mapped`: tensors stay on disk until they are used.
+    `mmap`: tensors stay on disk until they are used.
     """
     if "://" in str(path) or not path.is_file():
         raise UserError(f"checkpoint {path}: no such local file; checkpoints are never loaded from an address")
@@ -98,8 +98,8 @@ def _tensor_bytes(value: Any) -> int:
 
 
 def ensure_free_space(folder: Path, required_bytes: int) -> None:
-    """Makes room for `needed` bytes by removing what is older than the newest checkpoint; raises OSError if it is not
-    enough."""
+    """Makes room for `required_bytes` bytes by removing what is older than the newest checkpoint; raises OSError if it is
+    not enough."""
     for path in [*list_checkpoints(folder)[1:][::-1], None]:
         free = shutil.disk_usage(folder).free
         if free >= required_bytes + RESERVE_BYTES:
@@ -150,7 +150,7 @@ def find_latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def fingerprint_mismatches(checkpoint: Path, fingerprints: Fingerprints) -> list[str]:
-    """How what a checkpoint was made from differs from `origin`, a phrase for each part."""
+    """How what a checkpoint was made from differs from `fingerprints`, a phrase for each part."""
     entry = load_checkpoint_weights_only(checkpoint, mmap=True).get(CHECKPOINT_KEY)
     saved = entry.get("origin", {}) if isinstance(entry, dict) else {}
     return [

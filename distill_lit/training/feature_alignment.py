@@ -205,8 +205,8 @@ class FeatureAlignment(nn.Module):
     ) -> Tensor:
         """The (K,) sums of the K terms over the chosen positions, unweighted, in float32.
 
-        ours, theirs: the watched states of student and teacher; document_ids: (B, T); chosen: (B, T − 1), True where the
-        next token is supervised.
+        student_states, teacher_states: the watched states of student and teacher; document_ids: (B, T); loss_mask: (B, T −
+        1), True where the next token is supervised.
         """
         return torch.stack(
             [

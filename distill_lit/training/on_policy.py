@@ -1,4 +1,4 @@
-"""Batches that the student writes: it continues prompts of the corpora, the live teacher judges every token.
+"""Batches that the student writes: it continues prompts of the corpora, the online teacher judges every token.
 
 Which losses are taken on them is the objective's business: any divergence (GKD, Agarwal et al. 2023, 2306.13649),
 reverse_kl or `policy_gradient_reverse_kl` (MiniLLM, Gu et al. 2023, 2306.08543), contrastive (DistiLLM-2, 2503.07067).
@@ -40,8 +40,8 @@ class OnPolicyGenerator:
         seed: int,
         max_steps: int,
     ) -> None:
-        """`ends`: tokens that end a text; `vocabulary`: real tokens; `teacher`: the model, for `teacher_mix`; `steps`: of
-        the whole training."""
+        """`eos_token_ids`: tokens that end a text; `vocab_size`: real tokens; `teacher_model`: the model, for
+        `teacher_mix`; `max_steps`: of the whole training."""
         self.config, self.eos_token_ids, self.vocab_size, self.teacher_model = (
             config,
             eos_token_ids,

@@ -8,14 +8,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-HParamsSession = tuple[dict[str, Any], dict[str, float]]  # a cell's knobs, its final scores
+HParamsSession = tuple[dict[str, Any], dict[str, float]]  # a run's fields, its final scores
 
 
 class CustomScalarsCallback(L.Callback):
     """Opens the custom scalars on what belongs together: the terms of the loss in one chart."""
 
     def __init__(self, term_names: list[str]) -> None:
-        """`terms`: names of the objective's terms."""
+        """`term_names`: names of the objective's terms."""
         self.term_names = term_names
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -48,15 +48,15 @@ def custom_scalars_layout(term_names: list[str]) -> dict[str, dict[str, list[Any
 
 
 def write_run_summary(folder: Path, session: HParamsSession, config: str, has_validation_curves: bool) -> None:
-    """Adds a cell's knobs, final scores and config (YAML) to the event files in `folder`. `has_curves`: its validation is
-    there already, as curves, whose last points count.
+    """Adds a run's fields, final scores and config (YAML) to the event files in `folder`. `has_validation_curves`: its
+    validation is there already, as curves, whose last points count.
 
     `add_hparams` of the writer would make a run of its own for them, beside the one with the curves.
     """
     parameters, scores = _plain(session[0]), session[1]
     with SummaryWriter(str(folder), filename_suffix=".final") as writer:
         # without the description of an experiment: TensorBoard takes the first it finds, and columns that only other
-        # cells have would never be seen; `write_experiment_summary` describes all of them
+        # runs have would never be seen; `write_experiment_summary` describes all of them
         for summary in hparams(parameters, scores)[1:]:
             writer.file_writer.add_summary(summary)
         for name, value in scores.items():
@@ -68,7 +68,7 @@ def write_run_summary(folder: Path, session: HParamsSession, config: str, has_va
 def write_experiment_summary(
     folder: Path, sessions: list[HParamsSession], figures: dict[str, Path], texts: dict[str, str]
 ) -> None:
-    """Writes what belongs to a whole experiment as a run of its own: the columns of all cells' hyperparameters,
+    """Writes what belongs to a whole experiment as a run of its own: the columns of all runs' hyperparameters,
     figures ({name: PNG}) and texts ({name: plain text}). Replaces what was there."""
     from matplotlib.image import imread
 

@@ -12,7 +12,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def save_arrays(folder: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
-    """Writes `<name>.npy` for every array and manifest.json with their sizes, hashes and `facts`, atomically."""
+    """Writes `<name>.npy` for every array and manifest.json with their sizes, hashes and `metadata`, atomically."""
     with atomic_write_folder(folder) as temporary:
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", array, allow_pickle=False)

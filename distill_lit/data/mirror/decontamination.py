@@ -30,6 +30,6 @@ def split_question_texts(rows: Any) -> set[str]:
 
 
 def drop_contaminated_rows(rows: Any, evaluation_texts: set[str]) -> Any:
-    """The rows that ask nothing of `evaluation`, in their order."""
+    """The rows that ask nothing of `evaluation_texts`, in their order."""
     kept = [number for number, row in enumerate(rows) if not question_texts(row) & evaluation_texts]
     return rows.select(kept) if len(kept) < len(rows) else rows

@@ -25,7 +25,7 @@ LAYER_SELECTION_METHODS = ("uniform", "first_last", "block_influence", "kl_greed
 
 
 def check_layers(layers: Any, num_layers: int) -> None:
-    """Raises UserError unless `layers` is a method or `depth` distinct layer numbers."""
+    """Raises UserError unless `layers` is a method or `num_layers` distinct layer numbers."""
     if isinstance(layers, str):
         if layers not in LAYER_SELECTION_METHODS:
             raise UserError(f"layers: unknown method {layers!r}{suggest(layers, LAYER_SELECTION_METHODS)}")
@@ -53,7 +53,7 @@ def choose_layers(
     batches: list[ModelInputs],
     progress: ProgressCallback | None = None,
 ) -> list[int]:
-    """The numbers of the `depth` layers to keep, rising.
+    """The numbers of the `num_layers` layers to keep, rising.
 
     batches: what `model_batches` makes: a model's own inputs, and `valid` (B, T).
     uniform: evenly spaced, first and last included; first_last: the ends, nothing of the middle;
@@ -123,7 +123,7 @@ def removal_order(
     removed: list[int] | None = None,
     progress: ProgressCallback | None = None,
 ) -> list[int]:
-    """Layers in the order in which they are dropped until `depth` are left, each time the layer whose absence raises
+    """Layers in the order in which they are dropped until `num_layers` are left, each time the layer whose absence raises
     KL(whole ‖ rest) least. `removed`: the beginning of this order, where it is known. Every shorter order begins a
     longer one. What comes before a layer is computed once per round, not again for every layer that is tried."""
     teacher_logprobs = [_logprobs(model, batch) for batch in batches]
@@ -234,6 +234,6 @@ def _logprobs(model: PreTrainedModel, batch: ModelInputs) -> Tensor:
 
 
 def mean_kl_to_teacher(model: PreTrainedModel, batch: ModelInputs, teacher_logprobs: Tensor) -> float:
-    """KL(whole ‖ model), mean over valid tokens, nats. whole: (N, V) log-probabilities."""
+    """KL(whole ‖ model), mean over valid tokens, nats. teacher_logprobs: (N, V) log-probabilities."""
     rest = _logprobs(model, batch)
     return float((teacher_logprobs.exp() * (teacher_logprobs - rest)).sum(-1).mean())

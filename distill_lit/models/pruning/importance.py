@@ -58,7 +58,8 @@ def measure_importance(model: PreTrainedModel, batches: list[ModelInputs]) -> Im
 def norm_corrections(
     model: PreTrainedModel, batches: list[ModelInputs], retained_channels: list[int]
 ) -> dict[str, tuple[float, float]]:
-    """{name of a norm: (factor, shift)} that make a norm over the `kept` channels alone say what it said before.
+    """{name of a norm: (factor, shift)} that make a norm over the `retained_channels` channels alone say what it said
+    before.
 
     A norm divides by the spread over all channels; over the kept ones the spread is another. The factor is the mean
     over valid tokens of spread(kept) / spread(all); the shift, for a LayerNorm, of (mean(kept) − mean(all)) / spread(all).

@@ -21,7 +21,7 @@ def escape_markdown_cell(text: str) -> str:
 
 
 def to_markdown(table: Table, with_provenance: bool = True) -> str:
-    """A GitHub table with its lines above and below; `source` False leaves its origin to the end of the page."""
+    """A GitHub table with its lines above and below; `with_provenance` False leaves its origin to the end of the page."""
 
     def row(cells: list[str]) -> str:
         return f"| {' | '.join(cells)} |"

@@ -18,7 +18,7 @@ class EvaluationCallback(L.Callback):
     """
 
     def __init__(self, tokenizer: Any, evaluation_config: EvaluationConfig, dataset_source: str, max_steps: int) -> None:
-        """`tokenizer`: the student's, with the template it is trained on; `steps`: of the whole training."""
+        """`tokenizer`: the student's, with the template it is trained on; `max_steps`: of the whole training."""
         self.evaluation_config = copy.deepcopy(evaluation_config)
         limits = [limit for limit in (evaluation_config.limit, evaluation_config.interval_limit) if limit]
         self.evaluation_config.limit = min(limits, default=0)

@@ -14,7 +14,7 @@ ResultT = TypeVar("ResultT")
 
 
 def init_local_process_group(rank: int, world_size: int, port: int) -> None:
-    """Makes this process one of the `count` ranks of this machine, who meet at a port of it."""
+    """Makes this process one of the `world_size` ranks of this machine, who meet at a port of it."""
     store = distributed.TCPStore("127.0.0.1", port, world_size, is_master=False, timeout=PROCESS_GROUP_TIMEOUT)  # type: ignore[attr-defined]
     with_gpus = torch.cuda.is_available()
     if with_gpus and rank < torch.cuda.device_count():
@@ -42,7 +42,8 @@ def all_gather_object(value: Any) -> list[Any]:
 
 
 def broadcast_from_rank_zero(compute: Callable[[], ResultT]) -> ResultT:
-    """What `make` returns on the first rank, the only one to call it: what is read from disk must be the same for all."""
+    """What `compute` returns on the first rank, the only one to call it: what is read from disk must be the same for
+    all."""
     if not _is_distributed():
         return compute()
     payload = [compute() if get_rank() == 0 else None]
