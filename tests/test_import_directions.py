@@ -1,6 +1,9 @@
 """The law of import directions: packages import downwards only. `python tests/test_import_directions.py` prints it."""
 
 import ast
+import re
+import sys
+import tomllib
 from collections import defaultdict
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -63,6 +66,20 @@ def test_there_is_no_circle_and_there_are_few_floors() -> None:
     graph = imported_packages()
     assert len(graph) <= 20
     assert len(levels(graph)) <= 10
+
+
+def test_no_module_is_called_like_one_of_python_or_of_a_dependency() -> None:
+    taken = {*sys.stdlib_module_names, *(name.split("[")[0] for name in requirement_names())}
+    named = {path.stem for path in PACKAGE.rglob("*.py")} - {"__init__", "__main__"}
+    assert named & taken == set()
+
+
+def requirement_names() -> list[str]:
+    """Import names of the dependencies, as far as their distributions are called alike."""
+    with (PACKAGE.parent / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    return [re.split(r"[^\w.-]", line)[0].replace("-", "_") for line in lines]
 
 
 def test_the_root_holds_no_modules() -> None:

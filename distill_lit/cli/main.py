@@ -17,8 +17,8 @@ from distill_lit.cli.commands import (
     run,
     scaling,
     schema,
+    serve_tensorboard,
     status,
-    tensorboard,
 )
 from distill_lit.cli.commands import list as list_command
 from distill_lit.cli.errors import PipeSafeConsole, error_summary, log_traceback, print_error, replace_unencodable_output
@@ -29,7 +29,7 @@ from distill_lit.utils.files import permission_error_message
 
 COMMANDS = (
     init, run, plan, status, generate, cache, cost, fetch, evaluate, report, scaling, list_command, schema,
-    doctor, tensorboard,
+    doctor, serve_tensorboard,
 )  # fmt: skip
 EPILOG = """examples:
   distill-lit init my_experiment                                    a commented experiment file to begin with
