@@ -254,7 +254,7 @@ baselines: [teacher]
     made = (folder / "cost.csv").stat().st_mtime_ns
     again = run("cost", "cost.price_per_hour=2.0")
     assert again.returncode == 0 and "have been measured" in again.stdout
-    assert json.loads((folder / "cost.json").read_text())["settings"]["price"] == 2.0
+    assert json.loads((folder / "cost.json").read_text())["settings"]["price_per_hour"] == 2.0
     assert (folder / "cost.csv").stat().st_mtime_ns == made
     assert run("cost", "cost.blocks=4").returncode == 2
     (student,) = (tmp_path / "runs/tiny").glob("one-seed=1-*")
