@@ -28,8 +28,10 @@ from distill_lit.data.loader import calibration_batches, make_batch
 from distill_lit.losses import build_objective, can_compile, chunk_size_for_budget
 from distill_lit.models import Calibration, initial_student, load_model, load_tokenizer, model_folder
 from distill_lit.teachers import OnlineTeacher
-from distill_lit.training.distiller import Distiller, FusedLossSettings
-from distill_lit.training.feature_alignment import build_feature_alignment
+from distill_lit.training.distiller import Distiller
+from distill_lit.training.feature_alignment import build_feature_alignment, use_eager_attention
+from distill_lit.training.loss import FusedLossSettings
+from distill_lit.training.trainer import optimizer_settings, prepare_student
 from distill_lit.utils import hardware
 from distill_lit.utils.files import write_text
 
@@ -54,22 +56,21 @@ def measure(kind: str, options: argparse.Namespace) -> dict[str, float]:
     prepared = data.prepare_datasets(config.data, folder, config.dataset_source)
     device = hardware.device_for("auto")
     distiller = _build_distiller(kind, config, folder, prepared, options.depth).to(device)
-    distiller.teacher.to(device)  # type: ignore[union-attr]
-    optimizer = distiller.configure_optimizers()["optimizer"]
+    optimizer = distiller.configure_optimizers()
     rows = np.arange(min(options.batch, len(prepared.train)))
     batch = {name: value.to(device) for name, value in make_batch(prepared.train, rows, 1).items()}
-    tokens = (batch["labels"][:, 1:] >= 0).sum()
+    dtype, num_tokens = distiller.loss.settings.dtype, (batch["labels"][:, 1:] >= 0).sum()
     times = []
     for _ in range(options.steps + 1):
-        began = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=distiller.fused_loss_settings.dtype == torch.bfloat16):
-            losses, _ = distiller.compute_loss(batch, tokens, False, True)
+        start = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            losses = distiller.loss(distiller.student, batch, denominator=num_tokens)
         losses.total.backward()
         optimizer.step()
         optimizer.zero_grad()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**20
@@ -78,10 +79,11 @@ def measure(kind: str, options: argparse.Namespace) -> dict[str, float]:
 
 def _build_distiller(kind: str, config: Any, folder: Path, prepared: data.PreparedData, depth: int) -> Distiller:
     dtype = getattr(torch, hardware.fastest_dtype(hardware.device_for("auto")))
-    vocabulary = max(load_tokenizer(folder).get_vocab().values()) + 1
+    vocab_size = max(load_tokenizer(folder).get_vocab().values()) + 1
     student = initial_student(StudentConfig(num_layers=depth, layers="uniform"), folder, Calibration([], ""), seed=0)
-    teacher = OnlineTeacher(load_model(folder, dtype), vocabulary)
+    teacher = OnlineTeacher(load_model(folder, dtype), vocab_size)
     objective = build_objective(OBJECTIVES[kind])
+    use_eager_attention(objective, student, teacher.model)
     feature_alignment = build_feature_alignment(
         objective, student, teacher.model.config, teacher.model, calibration_batches(prepared.train), seed=0
     )
@@ -89,9 +91,18 @@ def _build_distiller(kind: str, config: Any, folder: Path, prepared: data.Prepar
         for model in (student, teacher.model):
             model.set_attn_implementation("eager")
     compiled = can_compile(hardware.device_for("auto"))
-    fused_loss = FusedLossSettings(chunk_size_for_budget(512, vocabulary, compiled), compiled, dtype)
-    training, length = config.training, prepared.train.sequence_length
-    return Distiller(student.train(), vocabulary, objective, teacher, training, 1, length, fused_loss, feature_alignment)
+    fused_loss_settings = FusedLossSettings(chunk_size_for_budget(512, vocab_size, compiled), compiled, dtype)
+    prepare_student(student, config.training)
+    # a constant learning rate: the schedule would need a Trainer
+    return Distiller(
+        student.train(),
+        teacher,
+        objective,
+        vocab_size=vocab_size,
+        feature_alignment=feature_alignment,
+        fused_loss_settings=fused_loss_settings,
+        optimizer=optimizer_settings(config.training)["optimizer"],
+    )
 
 
 def measure_rounds(options: argparse.Namespace) -> pd.DataFrame:

