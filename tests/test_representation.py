@@ -13,6 +13,7 @@ from distill_lit.config import StudentConfig, TeacherConfig, TermConfig, WidthCo
 from distill_lit.losses import FEATURE_LOSSES, build_objective
 from distill_lit.losses import hidden_states as r
 from distill_lit.losses.layer_mapping import cka_layer_pairs, fixed_layer_pairs, linear_cka
+from distill_lit.losses.objective import FeatureTerm
 from distill_lit.models import student_config
 from distill_lit.models.activations import activation_dims, capture_activations
 from distill_lit.models.packed_forward import block_causal_mask
@@ -113,7 +114,7 @@ def test_relations_are_zero_where_equal_and_see_neither_padding_nor_other_docume
 # ---------------------------------------------------------------- layer maps
 
 
-def term(kind: str, **options: object) -> r.FeatureTerm:
+def term(kind: str, **options: object) -> FeatureTerm:
     return build_objective({"t": TermConfig(kind=kind, options=options)}).feature_terms[0]
 
 
