@@ -169,8 +169,8 @@ def simulate_slice_data(rng: np.random.Generator, n: int, planted: bool) -> tupl
     right = rng.random(n) < 0.6
     hit = ((codes["rarity_question"] == 5) & (codes["digits"] == 2)).to_numpy() & planted
     student = np.where(right, rng.random(n) > np.where(hit, 0.45, 0.15), rng.random(n) < 0.12)
-    flip = np.select([right & ~student, ~right & student, right], ["lost", "gained", "kept right"], "kept wrong")
-    flips = pd.DataFrame({"right_t": right, "right_s": student, "flip": flip}, index=index)
+    flip = np.select([right & ~student, ~right & student, right], ["lost", "gained", "both right"], "both wrong")
+    flips = pd.DataFrame({"teacher_correct": right, "student_correct": student, "flip": flip}, index=index)
     return codes, flips, pd.Series([str(i) for i in range(n)], index=index)
 
 
