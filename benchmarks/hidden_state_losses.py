@@ -107,20 +107,20 @@ def _build_distiller(kind: str, config: Any, folder: Path, prepared: data.Prepar
 
 def measure_rounds(options: argparse.Namespace) -> pd.DataFrame:
     """A row per kind: medians over the rounds, and ratios to KL alone."""
-    found: dict[str, list[dict[str, float]]] = {kind: [] for kind in OBJECTIVES}
+    measured: dict[str, list[dict[str, float]]] = {kind: [] for kind in OBJECTIVES}
     own = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:]]
     for _ in range(options.rounds):
         for kind in OBJECTIVES:
             result = subprocess.run([*own, "--only", kind], stdout=subprocess.PIPE, text=True, check=True)
-            found[kind].append(json.loads(result.stdout.splitlines()[-1]))
-            print(kind, found[kind][-1], flush=True)
-    table = pd.DataFrame({kind: pd.DataFrame(values).median() for kind, values in found.items()}).T
+            measured[kind].append(json.loads(result.stdout.splitlines()[-1]))
+            print(kind, measured[kind][-1], flush=True)
+    table = pd.DataFrame({kind: pd.DataFrame(values).median() for kind, values in measured.items()}).T
     table["time_ratio"] = table["seconds"] / table["seconds"]["KL"]
     table["memory_ratio"] = table["peak_mib"] / table["peak_mib"]["KL"]
     return table.rename_axis("objective").reset_index()
 
 
-def as_markdown(found: pd.DataFrame, options: argparse.Namespace) -> str:
+def as_markdown(table: pd.DataFrame, options: argparse.Namespace) -> str:
     """The table and how it was made."""
     machine = hardware.describe_hardware()
     lines = [
@@ -136,7 +136,7 @@ def as_markdown(found: pd.DataFrame, options: argparse.Namespace) -> str:
         "| objective | seconds a step | of KL alone | peak MiB | of KL alone |",
         "|---|---:|---:|---:|---:|",
     ]
-    for row in found.to_dict("records"):
+    for row in table.to_dict("records"):
         lines.append(
             f"| {row['objective']} | {row['seconds']:.2f} | {row['time_ratio']:.2f} | {row['peak_mib']:,.0f} "
             f"| {row['memory_ratio']:.2f} |"
@@ -159,10 +159,10 @@ def main() -> None:
     if options.only:
         print(json.dumps(measure(options.only, options)))
         return
-    found = measure_rounds(options)
-    text = as_markdown(found, options)
+    table = measure_rounds(options)
+    text = as_markdown(table, options)
     write_text(options.out / "table.md", text)
-    write_text(options.out / "table.csv", found.round(4).to_csv(index=False))
+    write_text(options.out / "table.csv", table.round(4).to_csv(index=False))
     print(text)
 
 

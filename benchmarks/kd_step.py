@@ -61,11 +61,11 @@ def lm_head_runs(tokens: LossInputs) -> dict[str, Callable[[], None]]:
         tokens.hidden.grad = tokens.weight.grad = None
         loss(tokens).backward()
 
-    logits, room = tokens.hidden.shape[0] * tokens.weight.shape[0], 0.6 * free_memory(tokens)
+    logits, memory = tokens.hidden.shape[0] * tokens.weight.shape[0], 0.6 * free_memory(tokens)
     fits = {
         name: loss
         for name, loss in losses_for_device(tokens.hidden.device).items()
-        if LOGITS_BYTES.get(name, 0) * logits < room
+        if LOGITS_BYTES.get(name, 0) * logits < memory
     }
     check_gradients_match(tokens, fits)
     return {**{name: lambda loss=loss: run(loss) for name, loss in fits.items()}, FLOOR: lambda: matmul_floor(tokens)}
@@ -165,12 +165,12 @@ def measure(runs: dict[str, Callable[[], None]], rounds: int, device: torch.devi
     return {name: (pd.Series(times[name]).median(), peaks[name]) for name in runs}
 
 
-def result_rows(case: str, found: dict[str, tuple[float, float]]) -> Iterable[dict[str, Any]]:
+def result_rows(case: str, measured: dict[str, tuple[float, float]]) -> Iterable[dict[str, Any]]:
     """One row per contender, with its ratios to ours."""
-    seconds, memory = found[OURS]
-    for name, (its_seconds, its_memory) in found.items():
+    seconds, memory = measured[OURS]
+    for name, (its_seconds, its_memory) in measured.items():
         ratios = {"time / ours": its_seconds / seconds, "memory / ours": its_memory / memory}
-        share = {"time / floor": its_seconds / found[FLOOR][0]} if FLOOR in found else {}
+        share = {"time / floor": its_seconds / measured[FLOOR][0]} if FLOOR in measured else {}
         yield {"case": case, "method": name, "seconds": its_seconds, "peak MiB": its_memory, **ratios, **share}
 
 
@@ -214,8 +214,8 @@ def main(arguments: argparse.Namespace) -> None:
     cases = [(4096, 49152), (1024, 49152), (16384, 49152), (4096, 32768), (4096, 151936), (4096, 262144)]
     rows: list[dict[str, Any]] = []
     for count, vocabulary in [(128, 4096)] if arguments.quick else cases:
-        found = measure(lm_head_runs(random_loss_inputs(count, vocabulary, dtype, device)), arguments.rounds, device)
-        rows += result_rows(f"LM head alone, {count:,} tokens, vocabulary {vocabulary:,}", found)
+        measured = measure(lm_head_runs(random_loss_inputs(count, vocabulary, dtype, device)), arguments.rounds, device)
+        rows += result_rows(f"LM head alone, {count:,} tokens, vocabulary {vocabulary:,}", measured)
         print(write_results(rows, dtype, device, arguments), flush=True)
     if not arguments.lm_head_only:
         for case, is_offline in (("online teacher", False), ("offline teacher", True)):

@@ -93,15 +93,15 @@ def main() -> None:
         return
     config = load_experiment(ROOT / "experiments/offline_teacher.yaml")
     bench = BenchmarkSetup(config, options.rows, options.batches if options.gradients else 1, not options.no_compile)
-    with tempfile.TemporaryDirectory() as place:
-        teachers, sizes = bench.write_caches(Path(place))
+    with tempfile.TemporaryDirectory() as cache_folder:
+        teachers, sizes = bench.write_caches(Path(cache_folder))
         if options.gradients:
-            found = compare_gradients(bench, teachers, options.repeats)
+            measurements = compare_gradients(bench, teachers, options.repeats)
         else:
-            found = time_all(bench, teachers, options.steps)
+            measurements = time_all(bench, teachers, options.steps)
     part = "gradients" if options.gradients else "times"
     table = pd.DataFrame(
-        [{"teacher": name, "bytes_per_token": sizes.get(name), **found.get(name, {})} for name in TEACHER_NAMES]
+        [{"teacher": name, "bytes_per_token": sizes.get(name), **measurements.get(name, {})} for name in TEACHER_NAMES]
     )
     numbers = table.to_csv(index=False, float_format="%.5g")
     write_text(options.out / f"{part}.csv", f"# {bench.describe(part, options)}\n{numbers}")
@@ -137,14 +137,14 @@ class BenchmarkSetup:
             f"{'compiled' if self.compiled else 'eager'}"
         )
 
-    def write_caches(self, place: Path) -> tuple[Teachers, dict[str, float]]:
+    def write_caches(self, root: Path) -> tuple[Teachers, dict[str, float]]:
         """({name: teacher}, {name: bytes per token}); None is no teacher, for plain cross-entropy."""
         teachers: Teachers = {"ce": None, "online": OnlineTeacher(self.teacher, self.vocab_size)}
-        sizes, held = {}, self.data.validation.take(np.arange(1))
+        sizes, validation = {}, self.data.validation.take(np.arange(1))
         head = get_lm_head(self.teacher, self.vocab_size)
         for name, (form, _) in CACHE_FORMS.items():
-            folder = place / f"{form.kind}-{form.tokens_per_position}"
-            write_teacher_cache(folder, self.teacher, self.train, held, self.rows, form, self.vocab_size)
+            folder = root / f"{form.kind}-{form.tokens_per_position}"
+            write_teacher_cache(folder, self.teacher, self.train, validation, self.rows, form, self.vocab_size)
             sizes[name] = measure_bytes_per_token(folder, self.train, form)
             teachers[name] = OfflineTeacher(folder, self.train, head, num_validation_rows=1)
         return teachers, sizes
@@ -175,13 +175,13 @@ class BenchmarkSetup:
 
 def time_all(bench: BenchmarkSetup, teachers: Teachers, steps: int) -> Measurements:
     """{name: of each depth the seconds of a step, their ratio to plain cross-entropy's, the online teacher's to them}."""
-    found: Measurements = {name: {} for name in teachers}
+    measurements: Measurements = {name: {} for name in teachers}
     for depth in STUDENT_LAYERS:
         seconds = time_steps(bench, teachers, steps, depth)
         for name, step in seconds.items():
-            found[name] |= {f"seconds_{depth}": step, f"ratio_to_ce_{depth}": step / seconds["ce"]}
-            found[name] |= {f"speedup_over_online_{depth}": seconds["online"] / step}
-    return found
+            measurements[name] |= {f"seconds_{depth}": step, f"ratio_to_ce_{depth}": step / seconds["ce"]}
+            measurements[name] |= {f"speedup_over_online_{depth}": seconds["online"] / step}
+    return measurements
 
 
 def time_steps(bench: BenchmarkSetup, teachers: Teachers, steps: int, depth: int) -> dict[str, float]:
@@ -189,10 +189,10 @@ def time_steps(bench: BenchmarkSetup, teachers: Teachers, steps: int, depth: int
     slows all. All train one student, or they would not fit into memory: of it only the time is read."""
     student = bench.student(depth)
     distillers = {name: bench.distiller(name, teacher, student) for name, teacher in teachers.items()}
-    optimizer, draw = torch.optim.AdamW(student.parameters(), 1e-5, fused=True), np.random.default_rng(0)
+    optimizer, rng = torch.optim.AdamW(student.parameters(), 1e-5, fused=True), np.random.default_rng(0)
     times: dict[str, list[float]] = {name: [] for name in distillers}
     for step in range(steps + 1):  # the first compiles
-        for name in draw.permutation(list(distillers)):
+        for name in rng.permutation(list(distillers)):
             start = time.perf_counter()
             optimizer.zero_grad()
             bench.backward(distillers[name], bench.batches[0])
@@ -253,9 +253,9 @@ def sampled_gradient_bias(
     mean, squares = torch.zeros_like(full), 0.0
     for seed in range(repeats):
         distiller.loss.teacher = ResampledTeacher(target, supervised_labels(batch), cache_format, seed)
-        found = flat_gradient(bench, distiller, batch)
-        squares += float((found - full).square().sum()) / repeats
-        mean += found / repeats
+        gradient = flat_gradient(bench, distiller, batch)
+        squares += float((gradient - full).square().sum()) / repeats
+        mean += gradient / repeats
     distiller.loss.teacher = teacher
     sampling_noise = (squares / repeats) ** 0.5 / float(full.norm())
     return {"bias": float((mean - full).norm() / full.norm()), "sampling_noise": sampling_noise}
@@ -270,13 +270,13 @@ class ResampledTeacher:
             chunk = slice(start, start + 256)
             logits = target.lm_head.scale_and_cap(target.lm_head.project(target.hidden_states[chunk]))
             parts.append(compress_logprobs(logits.log_softmax(-1), labels[chunk], cache_format, generator))
-        self.drawn = decompress_target(
+        self.sampled = decompress_target(
             {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, cache_format
         )
 
     def target(self, batch: Batch, loss_mask: Tensor) -> Any:
         """The same for every call."""
-        return self.drawn
+        return self.sampled
 
     def to(self, device: torch.device) -> None:
         """It stays."""

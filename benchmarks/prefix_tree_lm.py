@@ -90,8 +90,8 @@ def build_requests(name: str, num_fewshot: int, documents: int) -> Requests:
         task = load_task(spec)
         task.set_config("num_fewshot", num_fewshot)
         task.set_fewshot_seed(settings.seed)
-        chosen = sample_documents(len(task.eval_docs), documents, settings.seed, name)
-        task.build_all_requests(samples=chosen)
+        document_indices = sample_documents(len(task.eval_docs), documents, settings.seed, name)
+        task.build_all_requests(samples=document_indices)
     return list(task.instances)
 
 
@@ -106,9 +106,9 @@ def measure_task(folder: Path, name: str, num_fewshot: int, documents: int, roun
         tree = PrefixTreeLM(model, tokenizer)  # a fresh one: its self-check is part of the time
         plain.batch_size_per_gpu = batch
         for side, lm in (("ours", tree), ("hflm", plain)):
-            began = time.perf_counter()
+            start = time.perf_counter()
             answers = lm.loglikelihood(requests, disable_tqdm=True)
-            times[side].append(time.perf_counter() - began)
+            times[side].append(time.perf_counter() - start)
             ours, theirs = (answers, theirs) if side == "ours" else (ours, answers)
     ratios = [b / a for a, b in zip(times["ours"], times["hflm"], strict=True)]
     encoded = tree._encode_requests([request.args for request in requests])
@@ -133,9 +133,9 @@ def best_batch_size(lm: HFLM, requests: Requests) -> int:
     taken = {}
     for size in (BATCH_SIZES[0], *BATCH_SIZES):
         lm.batch_size_per_gpu = size
-        began = time.perf_counter()
+        start = time.perf_counter()
         lm.loglikelihood(part, disable_tqdm=True)
-        taken[size] = time.perf_counter() - began
+        taken[size] = time.perf_counter() - start
     return min(taken, key=lambda size: taken[size])
 
 
@@ -158,8 +158,8 @@ def _decide(requests: Requests, answers: Answers, numbers: list[int]) -> tuple[A
 
 def float64_errors(folder: Path, requests: Requests, ours: Answers, theirs: Answers) -> dict[str, float]:
     """Mean distance in nats of both to HFLM in float64, one sequence at a time, on some documents."""
-    chosen = set(sorted({request.doc_id for request in requests})[:REFERENCE_DOCUMENTS])
-    numbers = [n for n, request in enumerate(requests) if request.doc_id in chosen]
+    document_ids = set(sorted({request.doc_id for request in requests})[:REFERENCE_DOCUMENTS])
+    numbers = [n for n, request in enumerate(requests) if request.doc_id in document_ids]
     model = load_model(folder, torch.float64)
     exact = HFLM(pretrained=model, tokenizer=load_tokenizer(folder), softmax_dtype="float64", batch_size=1)
     reference = exact.loglikelihood([requests[n] for n in numbers], disable_tqdm=True)
@@ -198,7 +198,7 @@ def render_page(frame: pd.DataFrame, documents: int, rounds: int) -> str:
     """The rows as a page with the speedups that are required."""
     machine = hardware.describe_hardware()
     lines = [
-        "# PrefixTreeLM against lm-eval's HFLM",
+        "# PrefixTreeLM compared with lm-eval's HFLM",
         "",
         f"`python benchmarks/prefix_tree_lm.py`: SmolLM2-135M, float32, {machine['processor']}, "
         f"{machine['threads']} threads, torch {machine['torch']}; up to {documents} documents per task, "
@@ -214,7 +214,7 @@ def render_page(frame: pd.DataFrame, documents: int, rounds: int) -> str:
     ]
     for row in frame.to_dict("records"):
         bar, share = MIN_SPEEDUPS.get(row["task"], 1.0), row["memory_ours"] / row["memory_hflm"]
-        cells = [
+        values = [
             row["task"],
             row["documents"],
             row["batch"],
@@ -230,7 +230,7 @@ def render_page(frame: pd.DataFrame, documents: int, rounds: int) -> str:
             f"{share:.0%}" + ("" if share <= MAX_MEMORY_RATIO else " missed"),
             row["measured"],
         ]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        lines.append(f"| {' | '.join(map(str, values))} |")
     return "\n".join(lines) + "\n"
 
 

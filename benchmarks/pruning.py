@@ -76,23 +76,23 @@ def pruned_widths(teacher: Any) -> dict[str, WidthConfig]:
 
 
 @torch.inference_mode()
-def measure_fidelity(student: Any, teacher: Any, rows: data.PackedDataset, vocabulary: int) -> dict[str, float]:
+def measure_fidelity(student: Any, teacher: Any, rows: data.PackedDataset, vocab_size: int) -> dict[str, float]:
     """kl: KL(teacher ‖ student), nats per token; agreement: share of equal top tokens; perplexity of the labels."""
     sums: dict[str, float] = {}
-    heads, count = [get_lm_head(model, vocabulary) for model in (student, teacher)], 0
+    lm_heads, count = [get_lm_head(model, vocab_size) for model in (student, teacher)], 0
     for start in range(0, len(rows), ROWS_AT_A_TIME):
         numbers = torch.arange(start, min(start + ROWS_AT_A_TIME, len(rows))).numpy()
         batch = make_batch(rows, numbers, 1)
-        chosen = batch["labels"][:, 1:] >= 0
+        loss_mask = batch["labels"][:, 1:] >= 0
         q, p = (
-            head.scale_and_cap(head.project(last_hidden_state(model, batch)[:, :-1][chosen]))
-            for model, head in zip((student, teacher), heads, strict=True)
+            lm_head.scale_and_cap(lm_head.project(last_hidden_state(model, batch)[:, :-1][loss_mask]))
+            for model, lm_head in zip((student, teacher), lm_heads, strict=True)
         )
         for name, value in compute_metric_sums(
-            apply_temperature(TokenLogits(q, p, batch["labels"][:, 1:][chosen]), None)
+            apply_temperature(TokenLogits(q, p, batch["labels"][:, 1:][loss_mask]), None)
         ).items():
             sums[name] = sums.get(name, 0.0) + float(value)
-        count += int(chosen.sum())
+        count += int(loss_mask.sum())
     perplexity = float(torch.tensor(sums["student_nll"] / count).exp())
     return {"kl": sums["teacher_kl"] / count, "agreement": sums["agreement"] / count, "perplexity": perplexity}
 
@@ -102,16 +102,16 @@ def pruning_table(depths: list[int], experiment: Path, held_out: int, overrides:
     config = load_experiment(experiment, overrides)
     folder = model_folder(config.teacher.model)
     prepared = data.prepare_datasets(config.data, folder, config.dataset_source)
-    vocabulary = max(load_tokenizer(folder).get_vocab().values()) + 1
+    vocab_size = max(load_tokenizer(folder).get_vocab().values()) + 1
     rows = prepared.validation.take(torch.arange(min(held_out, len(prepared.validation))).numpy())
     dtype = getattr(torch, hardware.fastest_dtype(hardware.device_for("cpu")))
     calibration = Calibration(calibration_batches(prepared.train), prepared.fingerprint, dtype, _progress)
     teacher = load_model(folder, dtype)
     retained_layers(StudentConfig(num_layers=min(depths), layers="kl_greedy"), folder, calibration)
-    found = [_row("the teacher, unpruned", teacher, measure_fidelity(teacher, teacher, rows, vocabulary))]
+    found = [_row("the teacher, unpruned", teacher, measure_fidelity(teacher, teacher, rows, vocab_size))]
     for name, student in pruned_students(depths, teacher.config).items():
         model = initial_student(student, folder, calibration, seed=0).to(dtype)
-        found.append(_row(name, model, measure_fidelity(model, teacher, rows, vocabulary)))
+        found.append(_row(name, model, measure_fidelity(model, teacher, rows, vocab_size)))
         print(found[-1], flush=True)
     return pd.DataFrame(found, columns=list(PRUNING_TABLE_COLUMNS))
 

@@ -61,7 +61,8 @@ def newcombe_coverage(rng: np.random.Generator, repeats: int, n: int, first: flo
 
 
 def cluster_coverage(rng: np.random.Generator, repeats: int, clusters: int, size: int, by_cluster: bool) -> float:
-    """Share of bootstrap intervals of an accuracy that hold it, documents sharing passages; `respected`: by passage."""
+    """Share of bootstrap intervals of an accuracy that hold it, documents sharing passages; `by_cluster`: drawn by
+    passage."""
     found = []
     for repeat in range(repeats):
         passage = np.repeat(rng.normal(size=clusters), size)
@@ -75,7 +76,7 @@ def cluster_coverage(rng: np.random.Generator, repeats: int, clusters: int, size
 def seed_coverage(rng: np.random.Generator, repeats: int, seeds: int, deviation: float, rescaled: bool = True) -> float:
     """Share of joint document-and-seed intervals that hold the mean difference to a teacher, 200 documents.
 
-    deviation: of the student's accuracy over seeds. stretched: with √(K/(K−1)), as the suite does.
+    deviation: of the student's accuracy over seeds; rescaled: with √(K/(K−1)), as the suite does.
     """
     found = []
     n, middle = 200, 0.5
@@ -134,11 +135,12 @@ def mcnemar_errors(rng: np.random.Generator, repeats: int, n: int, effect: float
 
 
 def passage_errors(rng: np.random.Generator, repeats: int, passages: int, size: int, by_cluster: bool) -> float:
-    """Share of equal models called different at 5%, where a passage favours one of the two; `respected`: by passage."""
+    """Share of equal models called different at 5%, where a passage favors one of the two; `by_cluster`: tested by
+    passage."""
     found, clusters = [], np.repeat(np.arange(passages), size)
     for _ in range(repeats):
-        favour = 0.5 + np.repeat(rng.uniform(-0.5, 0.5, passages), size)
-        better = np.where(rng.random(len(clusters)) < favour, 1, -1) * (rng.random(len(clusters)) < 0.4)
+        favor = 0.5 + np.repeat(rng.uniform(-0.5, 0.5, passages), size)
+        better = np.where(rng.random(len(clusters)) < favor, 1, -1) * (rng.random(len(clusters)) < 0.4)
         p = st.clustered_mcnemar(better, clusters) if by_cluster else st.mcnemar((better < 0).sum(), (better > 0).sum())
         found.append(p <= 0.05)
     return float(np.mean(found))
@@ -167,8 +169,8 @@ def simulate_slice_data(rng: np.random.Generator, n: int, planted: bool) -> tupl
     right = rng.random(n) < 0.6
     hit = ((codes["rarity_question"] == 5) & (codes["digits"] == 2)).to_numpy() & planted
     student = np.where(right, rng.random(n) > np.where(hit, 0.45, 0.15), rng.random(n) < 0.12)
-    flip = np.select([right & ~student, ~right & student, right], ["lost", "gained", "kept right"], "kept wrong")
-    flips = pd.DataFrame({"right_t": right, "right_s": student, "flip": flip}, index=index)
+    flip = np.select([right & ~student, ~right & student, right], ["lost", "gained", "both right"], "both wrong")
+    flips = pd.DataFrame({"teacher_correct": right, "student_correct": student, "flip": flip}, index=index)
     return codes, flips, pd.Series([str(i) for i in range(n)], index=index)
 
 
@@ -216,7 +218,7 @@ def simulation_rows(repeats: int) -> list[tuple[str, str, float]]:
         ("Seeds and documents, K = 2, deviation .05: covers", ".95", seed_coverage(rng, repeats, 2, 0.05)),
         ("Seeds and documents, K = 3, deviation .02: covers", ".95", seed_coverage(rng, repeats, 3, 0.02)),
         ("Seeds and documents, K = 3, deviation .10: covers", ".95", seed_coverage(rng, repeats, 3, 0.10)),
-        ("… the same without the stretch: covers", "too little", seed_coverage(rng, repeats, 3, 0.10, False)),
+        ("… the same not rescaled: covers", "too little", seed_coverage(rng, repeats, 3, 0.10, False)),
         ("Seeds and documents, K = 8, deviation .10: covers", ".95", seed_coverage(rng, repeats, 8, 0.10)),
         ("Macro average, 4 tasks of 150, equal models: called different", ".05", macro_errors(rng, repeats, 4, 150)),
         ("Tail less head, 600 documents, equal loss: interval excludes 0", ".05", contrast_errors(rng, repeats, 600)),

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT / "tests")  # this folder would hide the standard library's `statistics`
+sys.path[0] = str(ROOT / "tests")  # instead of this folder
 
 import pandas as pd
 import psutil
@@ -34,18 +34,18 @@ import tiny_tasks
 EXPERIMENT = """
 name: soak
 question: Is anything lost when runs and their driver are killed at random?
-teacher: {{model: "file:{place}/teacher", source: offline, dtype: float32}}
+teacher: {{model: "file:{folder}/teacher", source: offline, dtype: float32}}
 students:
   first: {{layers: [0]}}
   second: {{layers: [1]}}
   both: {{layers: [0, 1]}}
   fresh: {{config: {{num_hidden_layers: 1}}}}
 data: {{sequence_length: 32, validation_sequences: 4, max_tokens: 4096,
-  corpora: {{text: {{path: "file:{place}/text.jsonl"}}}}}}
+  corpora: {{text: {{path: "file:{folder}/text.jsonl"}}}}}}
 objective: {{compile: never, terms: {{ce: {{weight: 0.5}}, kl: {{kind: forward_kl, temperature: 2}}}}}}
 training: {{max_tokens: 8192, micro_batch_size: 2, gradient_accumulation_steps: 2, precision: float32,
   accelerator: cpu, checkpoint_interval: 8}}
-evaluation: {{tasks: [colours], include_path: "{place}/tasks"}}
+evaluation: {{tasks: [colours], include_path: "{folder}/tasks"}}
 analysis: {{n_resamples: 200}}
 launcher: {{workers: {workers}, threads_per_worker: 1}}
 grid: {{student: [first, second, both, fresh], objective.terms.kl.weight: [{weights}], seed: [{seeds}]}}
@@ -74,17 +74,19 @@ def main() -> None:
     work_folder = Path(tempfile.mkdtemp(prefix="soak-"))
     try:
         file = prepare_experiment(work_folder, options)
-        undisturbed_root, disturbed_root = work_folder / "calm", work_folder / "wild"
+        undisturbed_root, disturbed_root = work_folder / "undisturbed", work_folder / "disturbed"
         print("undisturbed", flush=True)
-        began = time.monotonic()
-        wait_for_driver(start_driver(file, undisturbed_root, work_folder / "cache-calm"))
-        calm_seconds = time.monotonic() - began
+        start = time.monotonic()
+        wait_for_driver(start_driver(file, undisturbed_root, work_folder / "cache-undisturbed"))
+        undisturbed_seconds = time.monotonic() - start
         num_runs = len(pd.read_csv(undisturbed_root / "results/soak/runs.csv"))
-        print(f"{num_runs} runs in {calm_seconds:.0f} s; now with kills", flush=True)
-        disturbed, wild_seconds = run_with_kills(file, disturbed_root, work_folder / "cache-wild", num_runs, options.seed)
+        print(f"{num_runs} runs in {undisturbed_seconds:.0f} s; now with kills", flush=True)
+        kill_log, disturbed_seconds = run_with_kills(
+            file, disturbed_root, work_folder / "cache-disturbed", num_runs, options.seed
+        )
         lost = differences(undisturbed_root, disturbed_root)
-        write_report(options.out, num_runs, disturbed, lost, calm_seconds, wild_seconds, command())
-        print(f"{disturbed.count('worker')} workers and {disturbed.count('driver')} drivers killed, {len(lost)} losses")
+        write_report(options.out, num_runs, kill_log, lost, (undisturbed_seconds, disturbed_seconds), command())
+        print(f"{kill_log.count('worker')} workers and {kill_log.count('driver')} drivers killed, {len(lost)} losses")
         sys.exit(1 if lost else 0)
     finally:
         shutil.rmtree(work_folder, ignore_errors=True)
@@ -106,15 +108,15 @@ def command() -> str:
     return " ".join(["python benchmarks/soak.py", *sys.argv[1:]])
 
 
-def prepare_experiment(place: Path, options: argparse.Namespace) -> Path:
+def prepare_experiment(folder: Path, options: argparse.Namespace) -> Path:
     """Teacher, text, task and experiment file."""
-    tiny.make_model(place / "teacher", attention_dropout=0.1)
-    tiny.make_corpus(place / "text.jsonl")
-    tiny_tasks.make_tasks(place / "tasks", "colours")
+    tiny.make_model(folder / "teacher", attention_dropout=0.1)
+    tiny.make_corpus(folder / "text.jsonl")
+    tiny_tasks.make_tasks(folder / "tasks", "colours")
     seeds = ", ".join(map(str, range(options.seeds)))
-    text = EXPERIMENT.format(place=place, weights=options.weights, seeds=seeds, workers=options.workers)
-    (place / "soak.yaml").write_text(text)
-    return place / "soak.yaml"
+    text = EXPERIMENT.format(folder=folder, weights=options.weights, seeds=seeds, workers=options.workers)
+    (folder / "soak.yaml").write_text(text)
+    return folder / "soak.yaml"
 
 
 def start_driver(file: Path, root: Path, cache: Path) -> subprocess.Popen[bytes]:
@@ -134,25 +136,25 @@ def wait_for_driver(driver: subprocess.Popen[bytes]) -> None:
 
 def run_with_kills(file: Path, root: Path, cache: Path, num_runs: int, seed: int) -> tuple[KillLog, float]:
     """Runs the experiment until it is complete, killing workers and drivers on the way."""
-    draw, disturbed, began = random.Random(seed), KillLog(), time.monotonic()
+    rng, kill_log, start = random.Random(seed), KillLog(), time.monotonic()
     victims = round(KILLED_SHARE * num_runs)
     # a driver dies when about a third and two thirds of the runs are done
     driver_marks = [round(num_runs * (i + 1) / (DRIVER_KILLS + 1)) for i in range(DRIVER_KILLS)]
-    marks = sorted(draw.sample(range(round(0.9 * num_runs)), victims))
+    marks = sorted(rng.sample(range(round(0.9 * num_runs)), victims))
     while True:
         driver = start_driver(file, root, cache)
         for done in watch_progress(driver, root):
-            now = time.monotonic() - began
-            disturbed.progress.append((now, done))
+            now = time.monotonic() - start
+            kill_log.progress.append((now, done))
             if driver_marks and done >= driver_marks[0]:
                 driver_marks.pop(0)
                 driver.kill()
-                disturbed.kills.append((now, "driver", done))
-            elif marks and done >= marks[0] and kill_worker(driver.pid, draw):
+                kill_log.kills.append((now, "driver", done))
+            elif marks and done >= marks[0] and kill_worker(driver.pid, rng):
                 marks.pop(0)
-                disturbed.kills.append((now, "worker", done))
+                kill_log.kills.append((now, "worker", done))
         if driver.returncode == 0:
-            return disturbed, time.monotonic() - began
+            return kill_log, time.monotonic() - start
         if driver.returncode not in (3, -signal.SIGKILL):
             sys.exit(f"the disturbed run ended with {driver.returncode}; see {root / 'driver.log'}")
 
@@ -164,22 +166,22 @@ def watch_progress(driver: subprocess.Popen[bytes], root: Path) -> Iterator[int]
         time.sleep(0.2)
 
 
-def kill_worker(driver: int, draw: random.Random) -> bool:
+def kill_worker(driver: int, rng: random.Random) -> bool:
     """kill -9 to a worker of the driver after a random moment; whether there was one at work."""
-    time.sleep(draw.uniform(0, 2.0))
+    time.sleep(rng.uniform(0, 2.0))
     with contextlib.suppress(psutil.NoSuchProcess):
         workers = [p for p in psutil.Process(driver).children() if "distill_lit.experiment.worker" in " ".join(p.cmdline())]
         busy = [p for p in workers if p.cpu_times().user > 1]
         if busy:
-            draw.choice(busy).kill()
+            rng.choice(busy).kill()
             return True
     return False
 
 
-def differences(calm: Path, wild: Path) -> list[str]:
+def differences(undisturbed: Path, disturbed: Path) -> list[str]:
     """Tables that are not equal, runs that are not done, students whose weights differ."""
     found = []
-    one, two = calm / "results/soak", wild / "results/soak"
+    one, two = undisturbed / "results/soak", disturbed / "results/soak"
     for name in COMPARED_TABLES:
         if not (one / name).is_file():
             continue
@@ -187,10 +189,10 @@ def differences(calm: Path, wild: Path) -> list[str]:
             found.append(name)
     states = pd.read_csv(two / "runs.csv").set_index("model")["status"]
     found += [f"{model} is {state}" for model, state in states.items() if state != "done"]
-    for path in sorted(calm.glob("runs/soak/*/student/model.safetensors")):
-        twin = wild / path.relative_to(calm)
+    for path in sorted(undisturbed.glob("runs/soak/*/student/model.safetensors")):
+        twin = disturbed / path.relative_to(undisturbed)
         if not twin.is_file() or path.read_bytes() != twin.read_bytes():
-            found.append(str(path.relative_to(calm)))
+            found.append(str(path.relative_to(undisturbed)))
     return found
 
 
@@ -203,26 +205,26 @@ def comparable_text(path: Path) -> str:
 
 
 def write_report(
-    out: Path, num_runs: int, disturbed: KillLog, lost: list[str], calm: float, wild: float, command_line: str
+    out: Path, num_runs: int, kill_log: KillLog, lost: list[str], seconds: tuple[float, float], command_line: str
 ) -> None:
-    """kills.csv, soak.md and soak.png."""
+    """kills.csv, soak.md and soak.png. seconds: of the undisturbed experiment, and of the disturbed one."""
     out.mkdir(parents=True, exist_ok=True)
     with (out / "kills.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("seconds", "killed", "runs done"), *disturbed.kills])
-    workers, drivers = disturbed.count("worker"), disturbed.count("driver")
+        csv.writer(file).writerows([("seconds", "killed", "runs done"), *kill_log.kills])
+    workers, drivers = kill_log.count("worker"), kill_log.count("driver")
     rows = [
         ("runs", num_runs), ("workers killed with kill -9", workers), ("drivers killed with kill -9", drivers),
         ("runs lost", sum("is " in line for line in lost)), ("tables and students that differ", len(lost)),
-        ("seconds undisturbed", round(calm)), ("seconds disturbed", round(wild)),
+        ("seconds undisturbed", round(seconds[0])), ("seconds disturbed", round(seconds[1])),
     ]  # fmt: skip
     lines = ["# Soak", "", f"`{command_line}`", "", "| | |", "| --- | ---: |", *(f"| {k} | {v} |" for k, v in rows)]
     lines += ["", *(f"* differs: {name}" for name in lost)]
     (out / "soak.md").write_text("\n".join(lines).rstrip() + "\n")
-    draw_figure(out / "soak.png", num_runs, disturbed, len(lost))
+    draw_figure(out / "soak.png", num_runs, kill_log, len(lost))
 
 
-def draw_figure(path: Path, num_runs: int, disturbed: KillLog, lost: int) -> None:
-    """Cells done over time, with every kill."""
+def draw_figure(path: Path, num_runs: int, kill_log: KillLog, lost: int) -> None:
+    """Runs done over time, with every kill."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -230,20 +232,20 @@ def draw_figure(path: Path, num_runs: int, disturbed: KillLog, lost: int) -> Non
 
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
     axes.step(
-        [t for t, _ in disturbed.progress],
-        [n for _, n in disturbed.progress],
+        [t for t, _ in kill_log.progress],
+        [n for _, n in kill_log.progress],
         where="post",
         color="#4878a8",
         label="runs done",
     )
-    for kind, mark, colour in (("worker", "x", "#c44e52"), ("driver", "D", "#222222")):
-        points = [(t, n) for t, what, n in disturbed.kills if what == kind]
+    for kind, mark, color in (("worker", "x", "#c44e52"), ("driver", "D", "#222222")):
+        points = [(t, n) for t, what, n in kill_log.kills if what == kind]
         axes.scatter(
-            *zip(*points, strict=True), marker=mark, color=colour, zorder=3, label=f"{len(points)} {kind}s killed"
+            *zip(*points, strict=True), marker=mark, color=color, zorder=3, label=f"{len(points)} {kind}s killed"
         ) if points else None
     axes.axhline(num_runs, color="#999999", linewidth=0.8, linestyle=":")
     axes.set(xlabel="seconds", ylabel="runs", ylim=(0, num_runs * 1.08))
-    axes.set_title(f"{num_runs} runs, {len(disturbed.kills)} kills, {lost} losses", loc="left")
+    axes.set_title(f"{num_runs} runs, {len(kill_log.kills)} kills, {lost} losses", loc="left")
     axes.legend(frameon=False, loc="lower right")
     figure.savefig(path, dpi=160)
 
