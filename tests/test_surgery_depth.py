@@ -95,7 +95,7 @@ def test_greedy_order_goes_on_from_a_shorter_one() -> None:
     model = make_family("llama")
     whole, trials = removal_order(model, 1, BATCHES), []
     assert removal_order(model, 3, BATCHES) == whole[:1]
-    rest = removal_order(model, 1, BATCHES, whole[:1], lambda done, total: trials.append((done, total)))
+    rest = removal_order(model, 1, BATCHES, whole[:1], lambda stage, done, total, unit: trials.append((done, total)))
     assert rest == whole
     assert trials == [(i + 1, 5) for i in range(5)]  # three layers tried, then two
 

@@ -95,7 +95,7 @@ def test_key_value_groups_that_write_nothing_can_go(name: str) -> None:
         module.weight.data[:, gone * 24 : gone * 24 + 24] = 0
         groups.append([1 - gone])
         heads.append([i + 3 * (1 - gone) for i in range(3)])
-    student = prune_width(model, without(cut, groups=groups, heads=heads))
+    student = prune_width(model, without(cut, key_value_heads=groups, heads=heads))
     assert (student.config.num_attention_heads, student.config.num_key_value_heads) == (3, 1)
     assert_same(student, model)
 
@@ -125,7 +125,9 @@ def test_hidden_channels_that_carry_nothing_can_go(name: str) -> None:
             if "gemma" in name:
                 norm.weight[gone] = -1  # what Gemma's norms write into the stream: nothing either
     kept = [i for i in range(36) if i not in gone]
-    student = prune_width(model, without(whole(model), hidden=kept, norms=norm_corrections(model, BATCHES, kept)))
+    student = prune_width(
+        model, without(whole(model), hidden=kept, norm_corrections=norm_corrections(model, BATCHES, kept))
+    )
     assert student.config.hidden_size == 24
     assert_same(student, model, 1e-3)
     careless = prune_width(model, without(whole(model), hidden=kept))
@@ -148,10 +150,10 @@ def test_a_corrected_norm_says_what_it_said_before(name: str) -> None:
 
     target, cut = output(model)[:, kept], without(whole(model), hidden=kept)
     if name == "gpt2":
-        cut = without(cut, heads=[[0, 1, 2]] * LAYERS, groups=[[0, 1, 2]] * LAYERS)
+        cut = without(cut, heads=[[0, 1, 2]] * LAYERS, key_value_heads=[[0, 1, 2]] * LAYERS)
     plain = output(prune_width(model, cut)) - target
     norms = norm_corrections(model, BATCHES, kept)
-    corrected = output(prune_width(model, without(cut, norms=norms))) - target
+    corrected = output(prune_width(model, without(cut, norm_corrections=norms))) - target
     assert corrected.square().mean() < 0.1 * plain.square().mean()
 
 
