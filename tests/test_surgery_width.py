@@ -125,7 +125,8 @@ def test_hidden_channels_that_carry_nothing_can_go(name: str) -> None:
             if "gemma" in name:
                 norm.weight[gone] = -1  # what Gemma's norms write into the stream: nothing either
     kept = [i for i in range(36) if i not in gone]
-    student = prune_width(
+    corrections = norm_corrections(model, BATCHES, kept)
+    student = prune_width(model, without(whole(model), hidden=kept, norm_corrections=corrections))
         model, without(whole(model), hidden=kept, norm_corrections=norm_corrections(model, BATCHES, kept))
     )
     assert student.config.hidden_size == 24
