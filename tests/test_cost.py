@@ -88,8 +88,8 @@ def test_measurement_has_every_model_block_and_point(tiny_teacher: Path, tmp_pat
     small = tiny.make_model(tmp_path / "small", num_layers=1)
     settings = CostConfig(batch_sizes=[1, 2], prompt_lengths=[8], output_lengths=[3])
     turns: list[str] = []
-    rows = measure_costs({"teacher": tiny_teacher, "small": small}, settings, CPU, lambda _, __, name: turns.append(name))
-    assert turns == ["teacher", "small"] * 5
+    rows = measure_costs({"teacher": tiny_teacher, "small": small}, settings, CPU, lambda stage, *_: turns.append(stage))
+    assert turns == ["measure teacher", "measure small"] * 5
     assert len(rows) == 2 * 5 * 3
     assert rows.loc[rows["kind"] == "requests", "requests"].eq(20).all()
     timed = ["ttft_s", "prefill_s_per_token", "decode_s_per_token", "itl_p50_s", "itl_p95_s", "peak_memory_bytes"]
@@ -250,7 +250,7 @@ baselines: [teacher]
         "peak_memory_bytes",
     }
     assert "decode tokens/s" in (folder / "table.md").read_text()
-    assert "seconds per written token" in (folder / "report.html").read_text()
+    assert "decode seconds per token" in (folder / "report.html").read_text()
     made = (folder / "cost.csv").stat().st_mtime_ns
     again = run("cost", "cost.price_per_hour=2.0")
     assert again.returncode == 0 and "have been measured" in again.stdout

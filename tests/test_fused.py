@@ -100,7 +100,7 @@ def test_equal_for_a_sparse_teacher(kind: str, form: str) -> None:
 
 def test_draws_are_the_same_for_the_same_seed() -> None:
     hidden, student, target, labels = make(torch.float64, bias=False)
-    options = {"denominator": torch.tensor(N), "chunk": N}
+    options = {"denominator": torch.tensor(N), "chunk_size": N}
     totals = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)

@@ -156,12 +156,12 @@ def test_kinds_of_tokenizers_are_aligned(theirs: str, ours: str) -> None:
             if tokens[0] == 0 or others[0] == 0:
                 continue  # nothing comes before that predicts it
             numbers = [i - 1 for i in tokens]
-            assert (said.size[numbers] > 0).all()
-            firsts = [n for n in numbers if said.same[n]]
-            found = float(said.teacher_span[firsts].sum())
+            assert (said.span_length[numbers] > 0).all()
+            firsts = [n for n in numbers if said.same_prefix[n]]
+            found = float(said.teacher_span_logprob[firsts].sum())
             assert found == pytest.approx(sum(right[i] for i in others), abs=1e-3), (text, tokens, others)
             compared += 1
-        assert float(said.teacher_span[-1]) == pytest.approx(right[-1], abs=1e-3)  # both end
+        assert float(said.teacher_span_logprob[-1]) == pytest.approx(right[-1], abs=1e-3)  # both end
     assert compared > 15
 
 

@@ -245,7 +245,7 @@ def watched_teacher() -> None:
     train = building.train
 
     def watched(run: Any) -> Any:
-        model = run.distiller.teacher.model
+        model = run.distiller.loss.teacher.model
         before = {name: value.clone() for name, value in model.state_dict().items()}
         metrics = train(run)
         same = all(torch.equal(before[name], value) for name, value in model.state_dict().items())
