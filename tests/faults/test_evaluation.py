@@ -75,7 +75,7 @@ def test_19_gated_unknown_and_unreachable_data_sets_are_refused_first(
     nothing = tmp_path / "model"
     nothing.mkdir()
     endpoint = "http://127.0.0.1:9" if repository == "org/off" else hub
-    arguments = ("evaluate", f"file:{nothing}", "tasks=[mine]", f"include_path={folder}", "--benchmarks", "hub")
+    arguments = ("evaluate", f"file:{nothing}", "tasks=[mine]", f"include_path={folder}", "--dataset-source", "hub")
     code, said = cli(*arguments, HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="0")
     assert code == 2
     assert words in said
@@ -117,7 +117,7 @@ def test_19_bad_input_is_refused_within_two_seconds(change: str, tmp_path: Path)
 
 def test_19_nothing_heavy_is_imported_for_that(tmp_path: Path) -> None:
     code = (
-        "import sys; from distill_lit import cli\n"
+        "import sys; from distill_lit.cli import main as cli\n"
         f"try: cli.main(['run', {str(QUICKSTART)!r}, 'evaluation.tasks=[arc_esy]', '--root', {str(tmp_path)!r}])\n"
         "except SystemExit as end: assert end.code == 2\n"
         "heavy = {'lightning', 'transformers', 'datasets', 'pandas', 'matplotlib', 'accelerate'} & sys.modules.keys()\n"

@@ -312,7 +312,7 @@ def test_01_killed_while_the_curve_is_rewritten_keeps_the_curve(tmp_path: Path) 
     before = path.read_bytes()
     code, _ = trainings.python(f"""
 import os, pathlib, signal
-from distill_lit.training.trainer import JSONLinesLogger
+from distill_lit.training.loggers import JSONLinesLogger
 write = pathlib.Path.write_text
 def cut(path, text, *rest, **more):
     write(path, text[: len(text) // 2], *rest, **more)
