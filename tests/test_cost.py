@@ -259,5 +259,6 @@ baselines: [teacher]
     assert run("cost", "cost.blocks=4").returncode == 2
     (student,) = (tmp_path / "runs/tiny").glob("one-seed=1-*")
     shutil.rmtree(student)  # as if it had not been trained yet
-    assert run("cost").returncode == 0
+    done = run("cost")
+    assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((folder / "cost.json").read_text())["stands_for"] == costs["stands_for"]

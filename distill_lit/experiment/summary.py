@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from distill_lit.experiment.run import is_run_evaluated, tensorboard_hparams
-from distill_lit.models import add_results
+from distill_lit.models import MODEL_CARD_FILENAME, add_results
 from distill_lit.training.tensorboard_summary import write_experiment_summary
 
 if TYPE_CHECKING:
@@ -20,4 +20,5 @@ def write_summaries(experiment: "Experiment", headline: str, card_sections: Mapp
     write_experiment_summary(experiment.runs_folder / "report", sessions, figures, {"verdict": headline})
     folders = {run.label: experiment.folder_of(run) / "student" for run in experiment.models}
     for label, text in card_sections.items():
-        add_results(folders[label], text)
+        if (folders[label] / MODEL_CARD_FILENAME).is_file():  # a run may be gone whose results are not
+            add_results(folders[label], text)
