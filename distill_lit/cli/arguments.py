@@ -33,11 +33,15 @@ def add_command(
     return parser
 
 
-def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
-    """The experiment file, overrides of its keys, and the root of its folders."""
+def add_experiment_command(
+    commands: CommandParsers, name: str, description: str, example: str, run: Command
+) -> argparse.ArgumentParser:
+    """A command on an experiment: its file, overrides of its keys, and the root of its folders."""
+    parser = add_command(commands, name, description, example, run)
     parser.add_argument("experiment", type=Path, help="experiment file, as experiments/quickstart.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of any key of the experiment")
     parser.add_argument("--root", type=Path, default=Path(), help="where runs/ and results/ are (default: here)")
+    return parser
 
 
 def load_experiment_of(options: argparse.Namespace, writes: bool = True) -> "Experiment":

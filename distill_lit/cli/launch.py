@@ -16,7 +16,7 @@ PRINTED_FACTS = ("corpora", "teacher_cache", "bytes_per_token")
 
 def launch(experiment: Experiment, console: Console, *roles: Role) -> dict[str, str]:
     """Shows the plan, runs what is not done; {run that failed: why}. Raises Terminated, having said so."""
-    print_plan(experiment, console, *roles)
+    print_plan(experiment, experiment.estimated_runs(roles), console)
     try:
         with RunDisplay(console) as display:
             return experiment.launch(display, roles)

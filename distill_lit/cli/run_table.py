@@ -4,13 +4,15 @@ from rich.console import Console
 from rich.table import Table
 
 from distill_lit import assets
-from distill_lit.config.roles import Role
 from distill_lit.experiment.estimate import Estimate, sum_estimates
 from distill_lit.experiment.experiment import Experiment
+from distill_lit.experiment.plan import Run
+
+Planned = list[tuple[Run, Estimate | None]]
 
 
-def print_plan(experiment: Experiment, console: Console, *roles: Role) -> None:
-    """Prints the plan, of these roles and what they depend on, or all of it."""
+def print_plan(experiment: Experiment, planned: Planned, console: Console) -> None:
+    """Prints runs with their estimates, after the question and what is to be downloaded."""
     if experiment.config.question:
         console.print(f"[bold]{experiment.name}[/bold]: {experiment.config.question}", highlight=False)
     for plugin in experiment.config.plugins:
@@ -19,8 +21,6 @@ def print_plan(experiment: Experiment, console: Console, *roles: Role) -> None:
         if not assets.is_fetched(reference):
             size = assets.download_megabytes(reference)
             console.print(f"to download: {reference}" + (f", {size} MB" if size else ""), highlight=False)
-    shown = experiment.runs_with_dependencies(roles) if roles else experiment.runs
-    planned = [(run, estimate) for run, estimate in experiment.plan() if run in shown]
     is_known = assets.is_fetched(experiment.config.teacher.model)
     table = Table("run", "role", "tokens", "PFLOPs", "disk MB", "minutes", title=None)
     for column in table.columns[2:]:

@@ -86,7 +86,7 @@ def _full_disks(
     """[(folder, bytes needed on its disk, bytes free)] where there are too few."""
     needs: dict[int, int] = defaultdict(int)
     for place, in_cache in ((runs_dir, False), (cache, True)):
-        every = [estimates[run.name] for run in runs if (run.role in (Role.GENERATED, Role.TEACHER_CACHE)) is in_cache]
+        every = [estimates[run.name] for run in runs if (not run.is_model) is in_cache]
         needs[filesystem_id(place)] += sum_estimates([e for e in every if e is not None]).peak_disk_bytes
     places = {filesystem_id(place): place for place in (cache, runs_dir)}
     found = [(place, needs[disk], disk_free(place)) for disk, place in places.items()]
@@ -112,7 +112,7 @@ def _estimate(run: Run, teacher: ModelSize, student: ModelSize) -> Estimate:
     questions = len(config.evaluation.tasks) * (config.evaluation.limit or DEFAULT_TASK_DOCUMENTS) * TOKENS_PER_DOCUMENT
     evaluation_flops = student.flops_per_token() * questions
     minutes = evaluation_flops / (evaluation_speed * FORWARD_EFFICIENCY) / 60
-    tokens = _training_tokens(config) if run.role in (Role.CE_ONLY, Role.DISTILLED) else 0
+    tokens = _training_tokens(config) if run.role.is_trained else 0
     student_flops = 3 * student.flops_per_token() * tokens
     teacher_flops = _teacher_flops_per_token(config, teacher) * tokens
     minutes += (student_flops / train_speed + teacher_flops / teacher_speed) / TRAINING_EFFICIENCY / 60

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from distill_lit import assets
 from distill_lit.config import ExperimentConfig, load_experiment
 from distill_lit.config.roles import Role
-from distill_lit.evaluation.tasks import check_task_names
 from distill_lit.experiment.grid import GridPoint, expand_points
 from distill_lit.experiment.plan import Run, plan_runs
 from distill_lit.experiment.precision import resolve_auto
@@ -45,6 +44,7 @@ class Experiment:
     config: ExperimentConfig
     root: Path = field(default_factory=Path)
     command: str = "Experiment.run()"
+    _estimates: "dict[str, Estimate | None]" = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = (), root: str | Path = ".") -> "Experiment":
@@ -106,17 +106,21 @@ class Experiment:
     def validate(self) -> None:
         """Raises UserError for anything that can be known to be wrong before a model or a data set is touched."""
         load_plugins(self.config.plugins)
-        check_task_names(self.config.evaluation, self.config.dataset_source)
         check_experiment(self.config, self.points)
 
     def plan(self) -> "list[tuple[Run, Estimate | None]]":
-        """Every run with what it will cost; None where nobody knows yet."""
-        from distill_lit.experiment.estimate import estimate_runs
-
+        """`estimated_runs` of a config that is compared with its teacher, where that is here already."""
         if assets.is_fetched(self.config.teacher.model):
             check_against_teacher(self.config, self.points)
-        estimates = estimate_runs(self.runs) or {}
-        return [(run, estimates.get(run.name)) for run in self.runs]
+        return self.estimated_runs()
+
+    def estimated_runs(self, roles: Collection[Role] = ()) -> "list[tuple[Run, Estimate | None]]":
+        """Every run with what it will cost; None where nobody knows yet. roles: only these and what they depend on."""
+        from distill_lit.experiment.estimate import estimate_runs
+
+        if not self._estimates:
+            self._estimates = estimate_runs(self.runs) or {}
+        return [(run, self._estimates.get(run.name)) for run in self.runs_with_dependencies(roles)]
 
     def fetch(self, note: Callable[[str, Path], None] = lambda *_: None) -> None:
         """Downloads and prepares all that it needs from elsewhere. note: told each reference and its path."""
@@ -145,17 +149,19 @@ class Experiment:
 
         roles: only runs of these roles and what they depend on. Raises Terminated when asked to stop.
         """
-        from distill_lit.experiment.estimate import estimate_runs, require_disk_space
+        from distill_lit.experiment.estimate import require_disk_space
         from distill_lit.experiment.launcher import SilentDisplay, launch_runs
 
-        runs = self.runs_with_dependencies(roles) if roles else self.runs
-        estimates = estimate_runs(runs)
-        if estimates is not None:
-            require_disk_space(estimates, runs, self.runs_folder)
+        estimates = {run.name: estimate for run, estimate in self.estimated_runs(roles)}
+        runs = self.runs_with_dependencies(roles)
+        require_disk_space(estimates, runs, self.runs_folder)
         folder = self.runs_folder.resolve()
         return launch_runs(self.resolved_config, runs, folder, display or SilentDisplay()).failed
 
     def runs_with_dependencies(self, roles: Collection[Role]) -> list[Run]:
+        """The runs of these roles and what they depend on; all runs where no role is named."""
+        if not roles:
+            return self.runs
         wanted = [run for run in self.runs if run.role in roles]
         names = {name for run in wanted for name in (*run.depends_on, run.name)}
         return [run for run in self.runs if run.name in names]

@@ -96,7 +96,7 @@ def _deduplicate_runs(runs: list[Run]) -> list[Run]:
 
 
 def _baseline_group(run: Run) -> tuple[Any, ...]:
-    return "trained" if run.role in (Role.CE_ONLY, Role.DISTILLED) else run.role, run.student, run.seed
+    return "trained" if run.role.is_trained else run.role, run.student, run.seed
 
 
 def _runs_without_own_baseline(runs: list[Run]) -> Iterable[tuple[Run, str]]:

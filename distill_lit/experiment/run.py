@@ -23,7 +23,7 @@ from distill_lit.training.tensorboard_summary import HParamsSession, write_run_s
 from distill_lit.utils import hardware
 from distill_lit.utils.distributed.ranks import get_rank
 from distill_lit.utils.distributed.spawn import spawn_ranks
-from distill_lit.utils.files import atomic_write, hashes_of, read_json, write_json, write_text
+from distill_lit.utils.files import atomic_write, hashes_of, read_json, write_json
 from distill_lit.utils.plugins import load_plugins
 from distill_lit.utils.progress import ProgressCallback
 
@@ -34,10 +34,9 @@ def execute_run(run: Run, folder: Path, progress_callback: ProgressCallback) -> 
     """Does whatever of a run is not done: builds its model, evaluates it. Each stage ends with its manifest."""
     load_plugins(run.config.plugins)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.yaml", to_yaml(run.config))
     allow_run_remote_code(run, folder)
     if not is_run_built(run, folder):
-        count = run.config.training.devices if run.role in (Role.CE_ONLY, Role.DISTILLED) else 1
+        count = run.config.training.devices if run.role.is_trained else 1
         if count > 1:
             spawn_ranks(count, build_run_on_rank, run, folder, progress_callback=progress_callback)
         else:

@@ -26,6 +26,7 @@ from distill_lit.models.position_limits import check_row_length
 from distill_lit.models.vocabulary import check_special_tokens
 from distill_lit.teachers import TeacherCapabilities, sources_that, teacher_capabilities, teacher_source
 from distill_lit.training.feature_alignment import check_feature_dimensions, check_teacher_supports_features
+from distill_lit.training.loggers import check_loggers
 from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError
 
@@ -44,10 +45,7 @@ def check_experiment(config: ExperimentConfig, points: Sequence[GridPoint] | Non
         hardware.check_device("launcher.teacher_device", config.launcher.teacher_device)
     for name, student in config.students.items():
         check_student(name, student)
-    if config.loggers != ExperimentConfig().loggers:
-        from distill_lit.training.loggers import check_loggers  # brings Lightning, which takes seconds
-
-        check_loggers(config.loggers)
+    check_loggers(config.loggers)
     for _, point in points or expand_points(config):
         objective = build_objective(point.objective.terms, point.objective.temperature_scaling)
         _check_teacher(point, objective)

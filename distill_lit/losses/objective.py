@@ -91,6 +91,11 @@ class FeatureTerm(WeightedSum):
         """What identifies it, as plain values."""
         return {"name": self.name, "kind": self.kind, "weight": self.weight.facts(), "options": dict(self.options)}
 
+    @property
+    def needs_teacher(self) -> bool:
+        """It compares with the teacher's layers."""
+        return True
+
     def option_key(self, option: str) -> str:
         """How an error names one of its options."""
         return option_key(self.key, option)
@@ -122,7 +127,7 @@ class Objective(WeightedSum):
     @property
     def needs_teacher(self) -> bool:
         """Whether any term compares with the teacher."""
-        return bool(self.feature_terms) or any(term.needs_teacher for term in self.logit_terms)
+        return any(term.needs_teacher for term in self.terms)
 
     @property
     def term_names(self) -> list[str]:
@@ -141,11 +146,6 @@ class Objective(WeightedSum):
         return dict(
             zip(self.term_names, [*self.logit_weights_and_temperatures(progress)[0], *feature_weights], strict=True)
         )
-
-    @property
-    def needs_on_policy_mask(self) -> bool:
-        """Whether any term asks who wrote a text, the teacher or the student."""
-        return any("on_policy_mask" in term.loss_spec.inputs for term in self.logit_terms)
 
     @property
     def reads_cross_tokenizer_logits(self) -> bool:

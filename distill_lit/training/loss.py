@@ -102,7 +102,7 @@ class DistillationLoss(nn.Module):
         self.feature_alignment = feature_alignment
         self._teacher_device: torch.device | None = None
         for term in self.objective.terms:
-            if teacher is None and (term in self.objective.feature_terms or getattr(term, "needs_teacher", False)):
+            if teacher is None and term.needs_teacher:
                 raise UserError(f"{term.key}: it compares with a teacher, and there is none; give teacher=")
         for feature_term in self.objective.feature_terms:
             if not isinstance(teacher, HiddenStateTeacher):
@@ -147,8 +147,7 @@ class DistillationLoss(nn.Module):
             hidden = last_hidden_state(student, dict(batch), student_states)[:, :-1][loss_mask]
         self._place_teacher(hidden.device)
         with self._teacher_states(batch, teacher_layers) as teacher_states:
-            asks_teacher = self.teacher is not None and with_teacher
-            target = self.teacher.target(dict(batch), loss_mask) if self.teacher and asks_teacher else None
+            target = self.teacher.target(dict(batch), loss_mask) if self.teacher is not None and with_teacher else None
         lm_head = get_lm_head(student, self._vocab_size_of(student))
         chunk_size, compiled, dtype = self._resolved_settings(hidden, lm_head)
         with torch.autocast(hidden.device.type, enabled=False), self._lm_head_gradient():

@@ -25,8 +25,9 @@ from distill_lit.training.checkpoint import (
     list_checkpoints,
 )
 from distill_lit.training.distiller import Distiller
+from distill_lit.training.json_lines_logger import step_of
 from distill_lit.training.local_trainer import build_local_trainer, sync_lightning_rank
-from distill_lit.training.loggers import LoggerOptions, build_loggers, close_loggers, step_of
+from distill_lit.training.loggers import LoggerOptions, build_loggers, close_loggers
 from distill_lit.training.optim import adamw, warmup_cosine
 from distill_lit.utils.distributed.ranks import broadcast_from_rank_zero, get_world_size
 from distill_lit.utils.exceptions import Preempted, UserError

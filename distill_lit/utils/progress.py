@@ -13,9 +13,3 @@ class ProgressCallback(Protocol):
     def __call__(
         self, stage: str, done: float, total: float, unit: str = "", metrics: Mapping[str, float] = NO_METRICS, /
     ) -> None: ...
-
-
-def ignore_progress(
-    stage: str, done: float, total: float, unit: str = "", metrics: Mapping[str, float] = NO_METRICS, /
-) -> None:
-    """For whoever is told nothing."""

@@ -25,7 +25,7 @@ from distill_lit.training.checkpoint import (
     rotate_checkpoints,
     update_best_checkpoint,
 )
-from distill_lit.training.loggers import JSONLinesLogger
+from distill_lit.training.json_lines_logger import JSONLinesLogger
 from distill_lit.training.trainer import final_metrics
 from distill_lit.utils.files import read_json
 
@@ -312,7 +312,7 @@ def test_01_killed_while_the_curve_is_rewritten_keeps_the_curve(tmp_path: Path) 
     before = path.read_bytes()
     code, _ = trainings.python(f"""
 import os, pathlib, signal
-from distill_lit.training.loggers import JSONLinesLogger
+from distill_lit.training.json_lines_logger import JSONLinesLogger
 write = pathlib.Path.write_text
 def cut(path, text, *rest, **more):
     write(path, text[: len(text) // 2], *rest, **more)

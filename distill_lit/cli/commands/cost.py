@@ -4,20 +4,19 @@ import argparse
 
 from rich.console import Console
 
-from distill_lit.cli.arguments import CommandParsers, add_command, add_experiment_arguments, load_checked_experiment
+from distill_lit.cli.arguments import CommandParsers, add_experiment_command, load_checked_experiment
 from distill_lit.cli.exit_codes import DONE
 
 
 def add_parser(commands: CommandParsers) -> None:
     """Adds the command."""
-    parser = add_command(
+    add_experiment_command(
         commands,
         "cost",
         "Measure speed, latency, memory and energy of the finished models; leave the machine alone meanwhile.",
         "distill-lit cost experiments/quickstart.yaml cost.blocks=10",
         run,
     )
-    add_experiment_arguments(parser)
 
 
 def run(options: argparse.Namespace, console: Console) -> int:

@@ -4,20 +4,19 @@ import argparse
 
 from rich.console import Console
 
-from distill_lit.cli.arguments import CommandParsers, add_command, add_experiment_arguments, load_checked_experiment
+from distill_lit.cli.arguments import CommandParsers, add_experiment_command, load_checked_experiment
 from distill_lit.cli.exit_codes import DONE
 
 
 def add_parser(commands: CommandParsers) -> None:
     """Adds the command."""
-    parser = add_command(
+    add_experiment_command(
         commands,
         "plan",
         "Show the runs of an experiment, their tokens, arithmetic, disk and minutes; run nothing.",
         "distill-lit plan experiments/quickstart.yaml training.max_tokens=1000000",
         run,
     )
-    add_experiment_arguments(parser)
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
@@ -25,5 +24,5 @@ def run(options: argparse.Namespace, console: Console) -> int:
     experiment = load_checked_experiment(options)
     from distill_lit.cli.run_table import print_plan
 
-    print_plan(experiment, console)
+    print_plan(experiment, experiment.plan(), console)
     return DONE

@@ -5,21 +5,20 @@ import time
 
 from rich.console import Console
 
-from distill_lit.cli.arguments import CommandParsers, add_command, add_experiment_arguments, load_checked_experiment
+from distill_lit.cli.arguments import CommandParsers, add_experiment_command, load_checked_experiment
 from distill_lit.cli.exit_codes import DONE, SOME_RUNS_FAILED
 from distill_lit.utils.exceptions import UserError
 
 
 def add_parser(commands: CommandParsers) -> None:
     """Adds the command."""
-    parser = add_command(
+    parser = add_experiment_command(
         commands,
         "run",
         "Run what is not done yet of an experiment, then draw its report.",
         "distill-lit run experiments/quickstart.yaml seed=1",
         run,
     )
-    add_experiment_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="the same as `plan`")
 
 
@@ -32,7 +31,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     from distill_lit.experiment.launcher import Terminated
 
     if options.dry_run:
-        print_plan(experiment, console)
+        print_plan(experiment, experiment.plan(), console)
         return DONE
     began = time.monotonic()
     experiment.prepare()

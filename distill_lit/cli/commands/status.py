@@ -7,20 +7,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distill_lit.cli.arguments import CommandParsers, add_command, add_experiment_arguments, load_experiment_of
+from distill_lit.cli.arguments import CommandParsers, add_experiment_command, load_experiment_of
 from distill_lit.cli.exit_codes import DONE
 
 
 def add_parser(commands: CommandParsers) -> None:
     """Adds the command."""
-    parser = add_command(
+    add_experiment_command(
         commands,
         "status",
         "Show which runs are done, failed or missing.",
         "distill-lit status experiments/quickstart.yaml",
         run,
     )
-    add_experiment_arguments(parser)
 
 
 def run(options: argparse.Namespace, console: Console) -> int:

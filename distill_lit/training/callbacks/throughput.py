@@ -1,7 +1,7 @@
 """How fast a training reads: tokens per second of training alone, whatever is done between its steps."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import lightning as L
@@ -68,11 +68,8 @@ class TokenThroughput(L.Callback):
 @contextmanager
 def pause_throughput(trainer: L.Trainer) -> Iterator[None]:
     """What is inside does not count as training time."""
-    timers = [callback.timer for callback in trainer.callbacks if isinstance(callback, TokenThroughput)]
-    for timer in timers:
-        timer.pause()
-    try:
+    with ExitStack() as stack:
+        for callback in trainer.callbacks:
+            if isinstance(callback, TokenThroughput):
+                stack.enter_context(callback.timer.paused())
         yield
-    finally:
-        for timer in timers:
-            timer.resume()
