@@ -103,7 +103,7 @@ def test_the_code_of_a_plugin_is_part_of_the_fingerprint(
     [
         ({"plugin": "import nothing_of_this_name"}, "plugins: .*my_losses.py: ModuleNotFoundError: No module named"),
         ({"plugin": "def f(:\n"}, "plugins: .*my_losses.py, line 1: SyntaxError"),
-        ({"plugin": "", "kind": "squared_helinger"}, "unknown loss 'squared_helinger'"),
+        ({"plugin": "", "kind": "squared_helinger", "initializer": "''"}, "unknown loss 'squared_helinger'"),
         (
             {"plugin": "# empty", "kind": "forward_kl", "initializer": "zero"},
             "students.one.initializer: unknown 'zero'.*a plugin",
