@@ -25,9 +25,9 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from distill_lit.config.schema import EvaluationConfig
-from distill_lit.evaluation.evaluator import sample_documents
 from distill_lit.evaluation.lm_eval_patches import quiet_lm_eval
 from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
+from distill_lit.evaluation.task_evaluation import sample_documents
 from distill_lit.evaluation.tasks import load_task, resolve_tasks
 from distill_lit.models import load_model, load_tokenizer, model_folder
 from distill_lit.profiling.memory import read_peak_memory, reset_peak_memory

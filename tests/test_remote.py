@@ -37,7 +37,7 @@ from distill_lit.config import (
 from distill_lit.experiment import launcher as launch
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.generation import api_client as asking
-from distill_lit.generation.api_client import parse_reply, parse_retry_after
+from distill_lit.generation.api_replies import parse_reply, parse_retry_after
 from distill_lit.generation.completions import Completion, read_completions
 from distill_lit.generation.corpus import GenerationContext, check_api_keys, check_generated_corpora, generate_corpus
 from distill_lit.generation.prompts import Prompt

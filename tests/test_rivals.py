@@ -114,10 +114,10 @@ def test_they_are_evaluated_and_drawn(tmp_path: Path, tiny_teacher: Path, rival:
     assert cells.loc["teacher_int8", "bytes"] < cells.loc["teacher", "bytes"]
     assert cells.loc["other", "parameters"] < cells.loc["teacher_int8", "parameters"] == cells.loc["teacher", "parameters"]
     scores = compute_scores(load_results(folder), AnalysisConfig(n_resamples=200))
-    assert [g.label for g in scores.groups] == ["teacher", "teacher in int8", "other off the shelf", "one distilled"]
+    assert [g.label for g in scores.groups] == ["teacher", "teacher int8", "other external", "one distilled"]
     table = (folder / "table.md").read_text()
-    assert "teacher in int8" in table
-    assert "other off the shelf" in table
+    assert "teacher int8" in table
+    assert "other external" in table
     frontier = pd.read_csv(folder / "frontier.csv")
     if not frontier.empty:
         assert set(frontier["role"]) == {"teacher", "quantized", "external", "distilled"}

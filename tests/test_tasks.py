@@ -11,9 +11,9 @@ from distill_lit.config.schema import EvaluationConfig
 from distill_lit.data.mirror import MIRROR_WHEELS, assets, repositories
 from distill_lit.evaluation import task_index as index
 from distill_lit.evaluation import tasks
-from distill_lit.evaluation.evaluator import sample_documents
 from distill_lit.evaluation.lm_eval_patches import quiet_lm_eval
 from distill_lit.evaluation.task_data import hub_commit, task_dataset_revision
+from distill_lit.evaluation.task_evaluation import sample_documents
 from distill_lit.evaluation.tasks import check_tasks, load_task, resolve_tasks
 from distill_lit.utils.exceptions import UserError
 

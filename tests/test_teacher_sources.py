@@ -151,7 +151,7 @@ def test_a_student_is_distilled_from_a_teacher_without_a_model(load: Any, tmp_pa
     assert metrics["validation/teacher_entropy"] == pytest.approx(math.log(300), rel=1e-6)
     losses = [json.loads(line)["train/loss"] for line in (tmp_path / "run/metrics.jsonl").open() if "train/loss" in line]
     assert losses[-1] < losses[0]  # the student forgets what it knew
-    assert made["teacher_flops"] == 0
+    assert made["teacher_training_flops"] == 0
     assert made["training_tokens"] == 256
 
 

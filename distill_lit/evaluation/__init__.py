@@ -1,13 +1,12 @@
 """Evaluation: lm-eval's own tasks behind a fast exact harness, one record per document, each kept for ever.
 
-evaluate.py   a model folder and the settings to records, from the store where they are there
-tasks.py      names to tasks: our groups, lm-eval's groups and tags, tasks of your own
-sources.py    where the documents of a task come from
-index.py      what tasks lm-eval has, read once per installation
-harness.py    log-likelihoods on packed prefix trees; packing.py builds the trees, forward.py runs them
-records.py    lm-eval's samples to one row per document
-surprisal.py  what the prompts are to the teacher: axes of the long tail
-cost.py       what a model costs to run: speed, latency, energy.py, memory.py
-store.py      content-addressed records on disk
-quiet.py      lm-eval without its bars, its logging, and its hand on the random state
+evaluator.py        a model folder, or a model in memory, and the settings to records; from the cache where they are there
+task_evaluation.py  one task on one model: documents, lm-eval's own evaluation, the facts beside the rows
+tasks.py            names to tasks: our groups, lm-eval's groups and tags, tasks of your own; task_index.py lists lm-eval's
+task_data.py        where the documents of a task come from
+prefix_tree_lm.py   log-likelihoods on packed prefix trees; prefix_tree.py builds them, scoring.py runs them
+records.py          lm-eval's samples to one row per document; cache.py keeps them, addressed by content
+surprisal.py        what the prompts are to the teacher: axes of the long tail
+sandbox.py          tasks that run what a model writes
+lm_eval_patches.py  lm-eval without its bars, its logging, and its hand on the random state
 """

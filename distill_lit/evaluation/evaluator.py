@@ -1,6 +1,5 @@
 """A model folder and the settings of an evaluation to records: from the store if they are there, else from lm-eval."""
 
-import hashlib
 import logging
 import time
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.evaluation.cache import (
-    effective_seed,
     evaluation_cache_key,
     lock_cached_evaluation,
     model_content_hash,
@@ -22,23 +20,20 @@ from distill_lit.evaluation.cache import (
     to_frames,
     write_cached_evaluation,
 )
-from distill_lit.evaluation.gold_answers import check_choices, check_gold
+from distill_lit.evaluation.gold_answers import check_gold
 from distill_lit.evaluation.lm_eval_patches import isolated_random_state, quiet_lm_eval
-from distill_lit.evaluation.records import has_gold, make_rows
 from distill_lit.evaluation.sandbox import evaluate_in_sandbox
-from distill_lit.evaluation.task_index import lm_eval_version
+from distill_lit.evaluation.task_evaluation import Rows, evaluate_task, primary_scores
 from distill_lit.evaluation.tasks import TaskSpec, check_tasks, download_tasks, load_task, resolve_tasks
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import is_hub_offline
 from distill_lit.utils.hardware import check_device
 from distill_lit.utils.progress import ProgressCallback
-from distill_lit.utils.template_limits import check_rendered_length, handle_template_errors
 
 if TYPE_CHECKING:  # importing HFLM takes seconds, which a run that finds everything stored need not wait for
     from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
 
 log = logging.getLogger(__name__)
-Rows = list[dict[str, Any]]
 
 
 @dataclass
@@ -201,61 +196,6 @@ def evaluate_loaded(
     return _assemble(specs, entries, [], time.monotonic() - started)
 
 
-def evaluate_task(
-    lm: "PrefixTreeLM", spec: TaskSpec, settings: EvaluationConfig, progress_callback: ProgressCallback | None = None
-) -> tuple[Rows, dict[str, Any]]:
-    """(rows, meta) of one task, computed now."""
-    from lm_eval.evaluator import evaluate
-
-    require_chat_template(settings, lm.tokenizer, "this model")
-    started = time.monotonic()
-    with isolated_random_state():
-        task = load_task(spec)
-        task.set_config("num_fewshot", spec.num_fewshot)
-        task.set_fewshot_seed(settings.seed)
-        check_gold(spec, task)
-        total = len(task.eval_docs)
-        doc_indices = sample_documents(total, settings.limit, settings.seed, spec.name)
-        check_choices(spec, task, doc_indices)
-        lm.reset_counts(
-            (lambda done, of: progress_callback(f"evaluate {spec.name}", done, of, "requests"))
-            if progress_callback
-            else None
-        )
-        results = evaluate(
-            lm,
-            {"tasks": {spec.name: task}},
-            samples={spec.name: doc_indices} if len(doc_indices) < total else None,
-            bootstrap_iters=0,  # intervals are ours; 100,000 draws of a perplexity take minutes
-            apply_chat_template=settings.apply_chat_template,
-            confirm_run_unsafe_code=spec.unsafe_code,
-            fewshot_as_multiturn=settings.apply_chat_template,
-        )
-        rows = make_rows(task, results["samples"][spec.name], lm.token_counts, lm.token_logprobs)
-    hidden = sum(not has_gold(task, task.eval_docs[number]) for number in doc_indices)
-    if hidden:
-        log.warning("task %s: %d of %d documents without a known right answer count as wrong", spec.name, hidden, len(rows))
-    counts = {"n_total": total, "n": len(rows), "elapsed_s": round(time.monotonic() - started, 3)}
-    filters = list(dict.fromkeys(sample["filter"] for sample in results["samples"][spec.name]))
-    scores = {"filter": filters[0], "filters": filters, "lm_eval_results": _scores(results["results"][spec.name])}
-    return rows, {**_settings(spec, settings, rows), **counts, **scores, **_compute_meta(lm, task)}
-
-
-def require_chat_template(settings: EvaluationConfig, tokenizer: PreTrainedTokenizerBase, model: str) -> None:
-    """Raises UserError where the settings want a chat template and the tokenizer of `model` has none, or one that cannot
-    ask a question."""
-    if not settings.apply_chat_template:
-        return
-    if not tokenizer.chat_template:
-        raise UserError(f"evaluation.apply_chat_template: the tokenizer of {model} has no chat template")
-    try:
-        question = [{"role": "user", "content": "Why?"}]
-        with handle_template_errors():
-            check_rendered_length(str(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)))
-    except UserError as error:
-        raise UserError(f"evaluation.apply_chat_template: of {model}: {error}") from error
-
-
 def evaluation_document_texts(settings: EvaluationConfig, dataset_source: str) -> Iterator[str]:
     """Every text of every evaluation document of the tasks, as its data set has it: questions, passages, choices."""
     with quiet_lm_eval(), isolated_random_state():
@@ -270,73 +210,6 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, (dict, list, tuple)):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _texts(item)
-
-
-def sample_documents(total: int, limit: int, seed: int, task: str) -> list[int]:
-    """Which of `total` documents a limit takes: sorted numbers, drawn at random, the same for every model and on every
-    machine; a smaller limit takes some of those that a larger one takes."""
-    if not limit or limit >= total:
-        return list(range(total))
-    order = sorted(range(total), key=lambda n: hashlib.sha256(f"{seed}/{task}/{n}".encode()).digest())
-    return sorted(order[:limit])
-
-
-def _settings(spec: TaskSpec, settings: EvaluationConfig, rows: Rows) -> dict[str, Any]:
-    config, source = spec.entry.config, spec.data_source
-    metrics = config["metrics"]
-    chances = [1 / row["n_choices"] for row in rows if row["n_choices"]]
-    return {
-        "task": spec.name,
-        "version": {**config["metadata"], **(spec.overrides.get("metadata") or {})}.get("version"),
-        "lm_eval_version": lm_eval_version(),
-        "task_hash": spec.digest,
-        "output_type": config["output_type"],
-        "metric": _primary_metric(config["output_type"], metrics),
-        "metrics": metrics,
-        "num_fewshot": spec.num_fewshot,
-        "fewshot_split": source.fewshot_split,
-        "limit": settings.limit,
-        "seed": effective_seed(spec, settings),
-        "apply_chat_template": settings.apply_chat_template,
-        "dtype": settings.dtype,
-        "eval_split": source.eval_split,
-        "official_split": source.official_split,
-        "dropped_splits": source.dropped_splits,
-        "dataset": config["dataset_path"],
-        "dataset_name": config["dataset_name"],
-        "data": source.fingerprint,
-        "chance": sum(chances) / len(chances) if chances else 0.0,
-    }
-
-
-def _primary_metric(output_type: str, metrics: list[str]) -> str:
-    """acc_norm where the task defines it, else acc; what the task names first where nothing is chosen."""
-    if output_type == "multiple_choice":
-        return "acc_norm" if "acc_norm" in metrics else "acc"
-    return "acc" if output_type == "loglikelihood" else next(iter(metrics), "")
-
-
-def _compute_meta(lm: "PrefixTreeLM", task: Any) -> dict[str, Any]:
-    packed = task.OUTPUT_TYPE != "generate_until" and not lm.fallback_reason
-    return {
-        "harness": "prefix_tree" if packed else "hflm",
-        "fallback": lm.fallback_reason,
-        "truncated": lm.num_truncated,
-        "tokens_forwarded": lm.tokens_forwarded,
-        "pack_tokens": lm.pack_tokens,
-    }
-
-
-def primary_scores(meta: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """{task: lm-eval's own score in the task's main metric}, where it has one; of several filters the first one's."""
-    keys = {task: f"{facts['metric']},{facts['filter']}" for task, facts in meta.items()}
-    results = {task: facts["lm_eval_results"] for task, facts in meta.items()}
-    return {task: results[task][key] for task, key in keys.items() if key in results[task]}
-
-
-def _scores(results: dict[str, Any]) -> dict[str, float]:
-    """lm-eval's own aggregates, by its own names."""
-    return {name: float(value) for name, value in results.items() if isinstance(value, (int, float))}
 
 
 def _assemble(

@@ -145,7 +145,7 @@ class PrefixTreeLM(HFLM):
         return self._in_batches(requests, lambda part: super(PrefixTreeLM, self).generate_until(part, True), size)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A chat as text, by HFLM, within the limits of limits.py. Raises UserError where the template refuses it."""
+        """A chat as text, by HFLM, within `utils.template_limits`. Raises UserError where the template refuses it."""
         with handle_template_errors():
             return check_rendered_length(str(super().apply_chat_template(chat_history, add_generation_prompt)))
 

@@ -7,8 +7,9 @@ from typing import Any
 from distill_lit import assets
 from distill_lit.config import to_yaml
 from distill_lit.config.roles import Role
-from distill_lit.evaluation.evaluator import evaluate_model, primary_scores
+from distill_lit.evaluation.evaluator import evaluate_model
 from distill_lit.evaluation.surprisal import measure_surprisal
+from distill_lit.evaluation.task_evaluation import primary_scores
 from distill_lit.experiment.fingerprint import evaluation_fingerprint
 from distill_lit.experiment.plan import Run
 from distill_lit.experiment.provenance import collect_provenance

@@ -167,7 +167,7 @@ def check_evaluation_fits_models(
 ) -> None:
     """Raises UserError for questions that a model cannot be asked. models: (folder of its tokenizer, config) of each, by
     the name that users know it by; with_own_chat_template: those that get a chat template with their training."""
-    from distill_lit.evaluation.evaluator import require_chat_template
+    from distill_lit.evaluation.task_evaluation import require_chat_template
 
     for name, (folder, _) in models.items() if settings.apply_chat_template else ():
         if name not in with_own_chat_template:

@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from distill_lit.config import GeneratedConfig, RemoteConfig
-from distill_lit.generation.api_client import APIClient, RequestsAborted, reply_cost
+from distill_lit.generation.api_client import APIClient
+from distill_lit.generation.api_replies import RequestsAborted, reply_cost
 from distill_lit.generation.completions import build_completion, write_completions
 from distill_lit.generation.prompts import Prompt
 from distill_lit.generation.request_log import RequestLog, RequestLogEntry, request_key, request_log_path

@@ -1,0 +1,1 @@
+"""What a model costs to run: speed and latency (`inference`), `memory`, `energy`."""

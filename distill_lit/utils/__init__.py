@@ -1,0 +1,1 @@
+"""What every package uses and that knows none of them: files, processes, hardware, errors."""

@@ -47,7 +47,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory, experiment: Path) -> tuple[
 
 def reasons(root: Path) -> dict[str, str]:
     cells = pd.read_csv(root / "results/tiny/runs.csv").set_index("model")
-    return {name: f"{row.state}: {'' if pd.isna(row.reason) else row.reason}" for name, row in cells.iterrows()}
+    return {name: f"{row.status}: {'' if pd.isna(row.reason) else row.reason}" for name, row in cells.iterrows()}
 
 
 def test_17_the_rest_finish_and_the_reasons_stand_in_the_table(broken: tuple[Path, Path, int, str]) -> None:

@@ -27,7 +27,8 @@ from distill_lit.data import check_data_config, prepare_datasets
 from distill_lit.data.chat import encode_chat
 from distill_lit.data.corpora import read_documents
 from distill_lit.data.tokenization import tokenize
-from distill_lit.evaluation.evaluator import evaluate_loaded, evaluate_model, require_chat_template
+from distill_lit.evaluation.evaluator import evaluate_loaded, evaluate_model
+from distill_lit.evaluation.task_evaluation import require_chat_template
 from distill_lit.evaluation.tasks import check_user_tasks, load_task, resolve_tasks
 from distill_lit.experiment import plan as experiments
 from distill_lit.experiment.run import build_run

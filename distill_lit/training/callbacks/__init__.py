@@ -1,0 +1,1 @@
+"""Lightning callbacks: throughput, checkpoints, evaluation on the way, random state, termination, what is logged."""

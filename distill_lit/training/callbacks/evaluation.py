@@ -6,7 +6,8 @@ from typing import Any
 import lightning as L
 
 from distill_lit.config import EvaluationConfig
-from distill_lit.evaluation.evaluator import evaluate_loaded, primary_scores
+from distill_lit.evaluation.evaluator import evaluate_loaded
+from distill_lit.evaluation.task_evaluation import primary_scores
 from distill_lit.training.callbacks.throughput import pause_throughput
 
 
