@@ -17,10 +17,8 @@ quickstart: install
 test: install
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
-# no processes, no trainings: 55 seconds of processor time, measured with one process
-FAST_TESTS := tests/test_chat.py tests/test_config.py tests/test_config_schema.py tests/test_divergences.py tests/test_docs.py tests/test_frontier.py tests/test_import_directions.py tests/test_loader.py tests/test_objectives.py tests/test_packing.py tests/test_presets.py tests/test_statistics.py
-test-fast: install
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(FAST_TESTS)
+test-fast: install  # no processes, no trainings: under a minute on two cores
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile tests/unit
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
@@ -47,7 +45,7 @@ audit: .venv/audit/bin/pip-audit
 	.venv/audit/bin/pip install --quiet --disable-pip-version-check pip-audit
 
 fuzz: install  # new examples each time; CI always has the same
-	FUZZ_EXAMPLES=10000 $(BIN)/python -m pytest tests/faults/test_fuzz.py tests/faults/test_written_and_read.py tests/test_chat_masks.py -m "slow or not slow"
+	FUZZ_EXAMPLES=10000 $(BIN)/python -m pytest tests/faults/test_fuzz.py tests/faults/test_written_and_read.py tests/unit/data/test_chat_masks.py -m "slow or not slow"
 
 soak: install  # about seven minutes; results/soak/
 	$(BIN)/python benchmarks/soak.py

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import rivals
 import torch
+from helpers import reference_libraries
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -92,7 +92,8 @@ def torchtune_loss(tokens: LossInputs) -> Tensor:
     student = [chunk @ tokens.product_weight.t() for chunk in chunks]
     with torch.no_grad():
         teacher = [chunk @ tokens.teacher_weight.t() for chunk in tokens.teacher_hidden.unsqueeze(0).chunk(8, dim=1)]
-    return rivals.torchtune_losses().ForwardKLWithChunkedOutputLoss(8)(student, teacher, tokens.labels.unsqueeze(0))
+    loss = reference_libraries.torchtune_losses().ForwardKLWithChunkedOutputLoss(8)
+    return loss(student, teacher, tokens.labels.unsqueeze(0))
 
 
 def liger_loss(tokens: LossInputs) -> Tensor:

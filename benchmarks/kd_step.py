@@ -20,8 +20,8 @@ sys.path.append(str(ROOT / "tests"))
 
 import pandas as pd
 import psutil
-import rivals
 import torch
+from helpers import reference_libraries
 from torch import Tensor
 
 from benchmarks.kd_losses import (
@@ -187,8 +187,8 @@ def write_results(
         "",
         f"`python benchmarks/kd_step.py {' '.join(flags)}`, {arguments.rounds} "
         f"interleaved rounds, medians, {str(dtype).removeprefix('torch.')} products, width {HIDDEN_SIZE}. Peak: beyond ",
-        f"weights, optimizer and inputs. Compared with: {', '.join(rivals.PINNED)}. A method that a case lacks did not",
-        "fit.",
+        f"weights, optimizer and inputs. Compared with: {', '.join(reference_libraries.PINNED)}. A method that",
+        "a case lacks did not fit.",
         "",
         "Machine: " + ", ".join(f"{key} {value}" for key, value in hardware.describe_hardware().items() if value),
     ]
@@ -210,7 +210,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Measures all cases; prints and writes the tables."""
     device = torch.device(arguments.device)
     dtype = getattr(torch, arguments.dtype or hardware.fastest_dtype(device))
-    sys.path.append(str(rivals.install()))
+    sys.path.append(str(reference_libraries.install()))
     cases = [(4096, 49152), (1024, 49152), (16384, 49152), (4096, 32768), (4096, 151936), (4096, 262144)]
     rows: list[dict[str, Any]] = []
     for count, vocabulary in [(128, 4096)] if arguments.quick else cases:

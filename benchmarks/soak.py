@@ -28,8 +28,7 @@ sys.path[0] = str(ROOT / "tests")  # instead of this folder
 
 import pandas as pd
 import psutil
-import tiny
-import tiny_tasks
+from helpers import tiny_models, tiny_tasks
 
 EXPERIMENT = """
 name: soak
@@ -110,8 +109,8 @@ def command() -> str:
 
 def prepare_experiment(folder: Path, options: argparse.Namespace) -> Path:
     """Teacher, text, task and experiment file."""
-    tiny.make_model(folder / "teacher", attention_dropout=0.1)
-    tiny.make_corpus(folder / "text.jsonl")
+    tiny_models.make_model(folder / "teacher", attention_dropout=0.1)
+    tiny_models.make_corpus(folder / "text.jsonl")
     tiny_tasks.make_tasks(folder / "tasks", "colours")
     seeds = ", ".join(map(str, range(options.seeds)))
     text = EXPERIMENT.format(folder=folder, weights=options.weights, seeds=seeds, workers=options.workers)

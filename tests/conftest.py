@@ -8,7 +8,7 @@ import pytest
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
 
-import tiny
+from helpers import tiny_models
 
 from distill_lit import data
 from distill_lit.config import CorpusConfig, DataConfig
@@ -17,26 +17,26 @@ from distill_lit.config import CorpusConfig, DataConfig
 @pytest.fixture(scope="session")
 def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a two-layer random teacher."""
-    return tiny.make_model(tmp_path_factory.mktemp("teacher"))
+    return tiny_models.make_model(tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of 400 sentences."""
-    return tiny.make_corpus(tmp_path_factory.mktemp("corpus") / "text.jsonl")
+    return tiny_models.make_corpus(tmp_path_factory.mktemp("corpus") / "text.jsonl")
 
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four layers of six heads that share keys and values in two groups."""
     sizes = {"hidden_size": 36, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8}
-    return tiny.make_model(tmp_path_factory.mktemp("grouped"), num_layers=4, **sizes)
+    return tiny_models.make_model(tmp_path_factory.mktemp("grouped"), num_layers=4, **sizes)
 
 
 @pytest.fixture(scope="session")
-def prepared(teacher: Path, tiny_corpus: Path) -> data.PreparedData:
+def prepared(tiny_teacher: Path, tiny_corpus: Path) -> data.PreparedData:
     """The tiny corpus in rows of 32 tokens."""
     config = DataConfig(
         corpora={"text": CorpusConfig(path=f"file:{tiny_corpus}")}, sequence_length=32, validation_sequences=4
     )
-    return data.prepare_datasets(config, teacher, "pypi")
+    return data.prepare_datasets(config, tiny_teacher, "pypi")

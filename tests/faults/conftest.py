@@ -4,10 +4,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import tiny
-import tiny_tasks
-import trainings
-from trainings import SECRETS
+from helpers import tiny_models, tiny_tasks, training_processes
+from helpers.training_processes import SECRETS
 
 
 class Finished(NamedTuple):
@@ -23,7 +21,7 @@ class Finished(NamedTuple):
 @pytest.fixture(scope="session")
 def dropping_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer teacher with dropout in its attention, which its students inherit."""
-    return tiny.make_model(tmp_path_factory.mktemp("dropping"), attention_dropout=0.2)
+    return tiny_models.make_model(tmp_path_factory.mktemp("dropping"), attention_dropout=0.2)
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +35,7 @@ def experiment(
     tmp_path_factory: pytest.TempPathFactory, dropping_teacher: Path, tiny_corpus: Path, tasks_folder: Path
 ) -> Path:
     """The file of a tiny experiment."""
-    return trainings.write_experiment(tmp_path_factory.mktemp("file"), dropping_teacher, tiny_corpus, tasks_folder)
+    return training_processes.write_experiment(tmp_path_factory.mktemp("file"), dropping_teacher, tiny_corpus, tasks_folder)
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +44,7 @@ def finished(
 ) -> Finished:
     """An experiment that has been run offline, with every connection forbidden, and with secrets in its environment."""
     root = tmp_path_factory.mktemp("finished")
-    file = trainings.write_experiment(root, dropping_teacher, tiny_corpus, tasks_folder, source="offline")
+    file = training_processes.write_experiment(root, dropping_teacher, tiny_corpus, tasks_folder, source="offline")
     file.write_text(file.read_text().replace("baselines: []", "baselines: [teacher]"))
     cache = root / "cache"
     environment = {
@@ -54,7 +52,7 @@ def finished(
         "DISTILL_LIT_CACHE": str(cache),
         "HF_HUB_OFFLINE": "1",
         "NO_SOCKETS": str(root / "connections"),
-        "PYTHONPATH": trainings.SABOTAGE,
+        "PYTHONPATH": training_processes.SABOTAGE,
     }
-    code, said = trainings.cli("run", file, "--root", root, **environment)
+    code, said = training_processes.cli("run", file, "--root", root, **environment)
     return Finished(root, file, cache, code, said)

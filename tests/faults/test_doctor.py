@@ -9,6 +9,7 @@ from urllib.error import HTTPError, URLError
 
 import numpy as np
 import pytest
+from helpers import ROOT
 from rich.console import Console
 
 from distill_lit.cli.commands import doctor
@@ -41,10 +42,10 @@ def test_a_version_below_its_floor() -> None:
 
 
 def test_floors_are_those_of_the_project() -> None:
-    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    text = (ROOT / "pyproject.toml").read_text()
     for package in ("torch", "lightning", "transformers"):
         assert f'"{package}>={doctor.MIN_PACKAGE_VERSIONS[package]}"' in text
-    pins = dict(line.split("==") for line in (Path(__file__).parents[2] / "constraints.txt").read_text().split())
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
     for package, floor in doctor.MIN_PACKAGE_VERSIONS.items():
         assert doctor._numbers(pins[package]) >= doctor._numbers(floor)
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import synthetic
 import torch
-import trainings
-from trainings import cli, command, outcome
+from helpers import ROOT, synthetic_results, training_processes
+from helpers.training_processes import cli, command, outcome
 
 from distill_lit.analysis.results import load_results
 from distill_lit.config import load_experiment
@@ -22,7 +21,7 @@ from distill_lit.experiment.run import is_run_evaluated
 from distill_lit.experiment.validation import check_experiment
 from distill_lit.utils.exceptions import UserError
 
-QUICKSTART = Path(__file__).parents[2] / "experiments/quickstart.yaml"
+QUICKSTART = ROOT / "experiments/quickstart.yaml"
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -110,8 +109,8 @@ def test_19_bad_input_is_refused_within_two_seconds(change: str, tmp_path: Path)
         assert code == 2
         assert len(said.strip().splitlines()) == 1
 
-    torch = min(trainings.processor_seconds(lambda: trainings.python("import torch")) for _ in range(2))
-    assert min(trainings.processor_seconds(refused) for _ in range(2)) < max(2.0, 2 * torch)
+    torch = min(training_processes.processor_seconds(lambda: training_processes.python("import torch")) for _ in range(2))
+    assert min(training_processes.processor_seconds(refused) for _ in range(2)) < max(2.0, 2 * torch)
     assert not list(tmp_path.iterdir())
 
 
@@ -123,43 +122,43 @@ def test_19_nothing_heavy_is_imported_for_that(tmp_path: Path) -> None:
         "heavy = {'lightning', 'transformers', 'datasets', 'pandas', 'matplotlib', 'accelerate'} & sys.modules.keys()\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
-    found, said = trainings.python(code)
+    found, said = training_processes.python(code)
     assert found == 0, said
 
 
 def test_20_files_that_were_not_written_or_are_damaged_are_noticed(finished: Any, tmp_path: Path) -> None:
-    """lm-eval says 'could not save results' as a warning; here a cell without whole records is not done."""
+    """lm-eval says 'could not save results' as a warning; here a run without whole records is not done."""
     root = tmp_path / "copy"
     shutil.copytree(finished.root / "runs", root / "runs")
     config = load_experiment(finished.file)
-    planned = [cell for cell in plan_runs(resolve_auto(config)) if cell.is_model]
-    folders = [(cell, root / "runs" / config.name / cell.name) for cell in planned]
-    assert all(is_run_evaluated(cell, folder) for cell, folder in folders)
+    planned = [run for run in plan_runs(resolve_auto(config)) if run.is_model]
+    folders = [(run, root / "runs" / config.name / run.name) for run in planned]
+    assert all(is_run_evaluated(run, folder) for run, folder in folders)
     for name, damage in (
         ("records.parquet", lambda path: path.unlink()),
         ("documents.parquet", lambda path: path.write_bytes(path.read_bytes()[:-1])),
         ("meta.json", lambda path: path.write_text(path.read_text().replace('"n": 24', '"n": 25'))),
     ):
-        cell, folder = folders[0]
+        run, folder = folders[0]
         path = folder / "records" / name
         whole = path.read_bytes()
         damage(path)
-        assert not is_run_evaluated(cell, folder)
+        assert not is_run_evaluated(run, folder)
         path.write_bytes(whole)
-        assert is_run_evaluated(cell, folder)
+        assert is_run_evaluated(run, folder)
 
 
 @pytest.mark.parametrize(("setting", "value"), [("limit", 7), ("num_fewshot", 5), ("dtype", "bfloat16"), ("seed", 7)])
 def test_21_other_limits_or_shots_are_not_compared(tmp_path: Path, setting: str, value: Any) -> None:
-    folder = synthetic.build(tmp_path, documents=10)
-    synthetic.edit_settings(folder, "deep-ce_only-0", "piqa", **{setting: value})
+    folder = synthetic_results.build(tmp_path, documents=10)
+    synthetic_results.edit_settings(folder, "deep-ce_only-0", "piqa", **{setting: value})
     with pytest.raises(UserError, match=f"piqa: {setting} is .* for 'teacher' and .* for 'deep-ce_only-0'"):
         load_results(folder)
 
 
 def test_21_samples_that_do_not_match_are_not_compared(tmp_path: Path) -> None:
-    folder = synthetic.build(tmp_path, documents=10)
-    synthetic.edit_model(folder, "deep-ce_only-0", lambda frame: frame[frame["key"] != "piqa-00003.0"])
+    folder = synthetic_results.build(tmp_path, documents=10)
+    synthetic_results.edit_model(folder, "deep-ce_only-0", lambda frame: frame[frame["key"] != "piqa-00003.0"])
     with pytest.raises(UserError, match="answered different prompts"):
         load_results(folder)
 

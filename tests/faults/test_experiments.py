@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-import trainings
-from trainings import SABOTAGE, cli, command, finish, outcome, start, wait_until
+from helpers import training_processes
+from helpers.training_processes import SABOTAGE, cli, command, finish, outcome, start, wait_until
 
 from distill_lit.config import load_experiment
 from distill_lit.utils.exceptions import UserError
@@ -31,12 +31,12 @@ leave leaves train 4
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory, experiment: Path) -> tuple[Path, Path, int, str]:
-    """(root, file, exit code, what was said) of an experiment in which four cells of six fail, each in its own way."""
+    """(root, file, exit code, what was said) of an experiment in which four runs of six fail, each in its own way."""
     root = tmp_path_factory.mktemp("broken")
     file = root / "broken.yaml"
     text = experiment.read_text()
     text = text.replace("students: {one: {layers: [0]}}", "").replace("baselines: []", "")
-    # equal students would be one cell
+    # equal students would be one run
     students = STUDENTS.replace("exhausts: {layers: [0]}", "exhausts: {layers: [0, 1]}")
     students = students.replace("dies: {layers: [1]}", "dies: {config: {num_hidden_layers: 1}}")
     students = students.replace("leaves: {layers: [0]}", "leaves: {config: {num_hidden_layers: 2}}")
@@ -46,8 +46,8 @@ def broken(tmp_path_factory: pytest.TempPathFactory, experiment: Path) -> tuple[
 
 
 def reasons(root: Path) -> dict[str, str]:
-    cells = pd.read_csv(root / "results/tiny/runs.csv").set_index("model")
-    return {name: f"{row.status}: {'' if pd.isna(row.reason) else row.reason}" for name, row in cells.iterrows()}
+    runs = pd.read_csv(root / "results/tiny/runs.csv").set_index("model")
+    return {name: f"{row.status}: {'' if pd.isna(row.reason) else row.reason}" for name, row in runs.iterrows()}
 
 
 def test_17_the_rest_finish_and_the_reasons_stand_in_the_table(broken: tuple[Path, Path, int, str]) -> None:
@@ -79,7 +79,7 @@ def test_17_status_says_what_happened(broken: tuple[Path, Path, int, str]) -> No
 
 
 @pytest.mark.slow
-def test_17_run_again_does_what_is_missing_and_an_edited_cell_is_a_new_one(broken: tuple[Path, Path, int, str]) -> None:
+def test_17_run_again_does_what_is_missing_and_an_edited_run_is_a_new_one(broken: tuple[Path, Path, int, str]) -> None:
     root, file, *_ = broken
     folders = {path.name for path in (root / "runs/tiny").iterdir() if path.is_dir()}
     before = {p: p.stat().st_mtime_ns for p in root.glob("runs/tiny/*/manifest.json")}
@@ -147,11 +147,11 @@ def test_17_a_stopped_or_killed_driver_leaves_no_orphans_and_status_tells_the_tr
         assert re.search(rf"one .* ({state})", cli("status", experiment, "--root", root)[1])
     code, said = cli("run", experiment, "--root", root)
     assert code == 0, said
-    assert trainings.lines(root) == trainings.lines(undisturbed)
-    assert trainings.weights(root) == trainings.weights(undisturbed)
+    assert training_processes.lines(root) == training_processes.lines(undisturbed)
+    assert training_processes.weights(root) == training_processes.weights(undisturbed)
 
 
 def steps_done(root: Path) -> int:
     with contextlib.suppress(OSError, StopIteration, ValueError):
-        return sum("train/loss" in line for line in trainings.lines(root))
+        return sum("train/loss" in line for line in training_processes.lines(root))
     return 0

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-import trainings
-from tiny_families import SHAPE, make_family
+from helpers import training_processes
+from helpers.tiny_architectures import SHAPE, make_family
 from transformers import AutoModelForCausalLM, MixtralConfig, OlmoeConfig, Qwen3MoeConfig
 
 from distill_lit import models
@@ -163,9 +163,9 @@ def test_a_dead_reader_is_said_and_started_again(tmp_path: Path, teacher: Path) 
     check_reloads(model, teacher, ids, logits_on(model, ids))
 
 
-def cell_of(tmp_path: Path, teacher: Path, tiny_corpus: Path) -> Any:
-    file = trainings.write_experiment(tmp_path, teacher, tiny_corpus, tmp_path)
-    return next(cell for cell in plan_runs(load_experiment(file)) if cell.role == "distilled")
+def run_of(tmp_path: Path, teacher: Path, tiny_corpus: Path) -> Any:
+    file = training_processes.write_experiment(tmp_path, teacher, tiny_corpus, tmp_path)
+    return next(run for run in plan_runs(load_experiment(file)) if run.role == "distilled")
 
 
 def test_no_step_is_taken_by_a_student_that_cannot_be_exported(
@@ -180,9 +180,9 @@ def test_no_step_is_taken_by_a_student_that_cannot_be_exported(
 
     monkeypatch.setattr(building, "initial_student", damaged)
     with pytest.raises(UserError, match="export: .*says something else"):
-        build_run(cell_of(tmp_path, teacher, tiny_corpus), tmp_path / "cell", lambda *_: None)
-    assert not (tmp_path / "cell/metrics.jsonl").exists()
-    assert not list((tmp_path / "cell").glob("*export*"))
+        build_run(run_of(tmp_path, teacher, tiny_corpus), tmp_path / "run", lambda *_: None)
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+    assert not list((tmp_path / "run").glob("*export*"))
 
 
 def test_a_finished_student_that_is_another_when_opened_keeps_its_weights(
@@ -197,9 +197,9 @@ def test_a_finished_student_that_is_another_when_opened_keeps_its_weights(
 
     monkeypatch.setattr(building, "train", spoilt)
     with pytest.raises(UserError, match="export: .*says something else"):
-        build_run(cell_of(tmp_path, teacher, tiny_corpus), tmp_path / "cell", lambda *_: None)
-    assert (tmp_path / "cell/student/model.safetensors").is_file()
-    assert not (tmp_path / "cell/manifest.json").exists()
+        build_run(run_of(tmp_path, teacher, tiny_corpus), tmp_path / "run", lambda *_: None)
+    assert (tmp_path / "run/student/model.safetensors").is_file()
+    assert not (tmp_path / "run/manifest.json").exists()
 
 
 def test_a_teacher_in_int8_says_the_same_when_opened(tmp_path: Path, teacher: Path) -> None:

@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import synthetic
 import torch
-import trainings
 import yaml
+from helpers import synthetic_results, training_processes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -91,7 +90,7 @@ def valid(
     tmp_path_factory: pytest.TempPathFactory, dropping_teacher: Path, tiny_corpus: Path, tasks_folder: Path
 ) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("fuzz")
-    file = trainings.write_experiment(folder, dropping_teacher, tiny_corpus, tasks_folder)
+    file = training_processes.write_experiment(folder, dropping_teacher, tiny_corpus, tasks_folder)
     tree: dict[str, Any] = yaml.safe_load(file.read_text())
     return tree
 
@@ -188,7 +187,7 @@ DAMAGE = {"where": st.floats(0, 1), "what": st.binary(max_size=40), "cut": st.bo
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.build(tmp_path_factory.mktemp("records"), documents=8)
+    return synthetic_results.build(tmp_path_factory.mktemp("records"), documents=8)
 
 
 def records_test(results: Path, tmp_path: Path, name: str, where: float, what: bytes, cut: bool) -> None:

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
-import trainings
-from tiny_data import tokens_of
-from trainings import cell_folder, finish, start
+from helpers import tiny_models, training_processes
+from helpers.tiny_data import tokens_of
+from helpers.training_processes import finish, lines, run_folder, start
 
 from distill_lit import data
 from distill_lit.config import load_experiment
@@ -36,7 +35,7 @@ from distill_lit.utils.shards import Shards
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory, dropping_teacher: Path, tiny_corpus: Path, tasks_folder: Path) -> Path:
     folder = tmp_path_factory.mktemp("numbers")
-    return trainings.write_experiment(folder, dropping_teacher, tiny_corpus, tasks_folder)
+    return training_processes.write_experiment(folder, dropping_teacher, tiny_corpus, tasks_folder)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +54,7 @@ def test_09_nan_or_inf_stops_before_the_step_and_dumps_step_and_rows(
     file: Path, tmp_path: Path, patch: str, words: str
 ) -> None:
     assert finish(start(file, tmp_path, patch=patch)) == 1
-    folder = cell_folder(tmp_path)
+    folder = run_folder(tmp_path)
     reason = read_json(folder / "state.json")["reason"]
     assert re.fullmatch(f"FloatingPointError: {words}; the step was not taken", reason)
     dump = read_json(folder / "nonfinite.json")
@@ -70,8 +69,8 @@ def test_09_nan_or_inf_stops_before_the_step_and_dumps_step_and_rows(
 
 def test_09_nan_never_becomes_best(file: Path, tmp_path: Path) -> None:
     assert finish(start(file, tmp_path, patch="poisoned_validation")) == 0
-    best = read_best(cell_folder(tmp_path) / "checkpoints")
-    losses = {line["step"]: line["validation/loss"] for line in trainings.lines(tmp_path) if "validation/loss" in line}
+    best = read_best(run_folder(tmp_path) / "checkpoints")
+    losses = {line["step"]: line["validation/loss"] for line in lines(tmp_path) if "validation/loss" in line}
     assert losses[24] != losses[24]
     assert best is not None
     assert best["loss"] == min(losses[step] for step in (4, 8, 12, 16, 20))
@@ -80,8 +79,8 @@ def test_09_nan_never_becomes_best(file: Path, tmp_path: Path) -> None:
 def test_10_another_vocabulary_is_refused(tmp_path: Path, dropping_teacher: Path) -> None:
     """Equal sizes prove nothing: the second tokenizer has as many tokens, two of which have changed places."""
     smaller, swapped = tmp_path / "smaller", tmp_path / "swapped"
-    tiny.make_tokenizer(smaller, 280)
-    tiny.make_tokenizer(swapped)
+    tiny_models.make_tokenizer(smaller, 280)
+    tiny_models.make_tokenizer(swapped)
     text = json.loads((swapped / "tokenizer.json").read_text())
     vocabulary = text["model"]["vocab"]
     first, second = list(vocabulary)[-2:]
@@ -99,7 +98,7 @@ def test_11_longer_than_a_row_is_cut_and_counted(dropping_teacher: Path, tmp_pat
     assert split == 1
     assert sorted(packed.input_ids[packed.document_ids > 0].tolist()) == sorted([*range(1, 20), 1, 2, 3])
     text = tmp_path / "long.jsonl"
-    lines = [" ".join(tiny.WORDS * 3), *tiny.sentences(60)]
+    lines = [" ".join(tiny_models.WORDS * 3), *tiny_models.sentences(60)]
     text.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     config = DataConfig(corpora={"text": CorpusConfig(path=f"file:{text}")}, sequence_length=32, validation_sequences=2)
     assert data.prepare_datasets(config, dropping_teacher, "pypi").statistics["split"] >= 1
@@ -175,7 +174,7 @@ def test_13_a_teacher_that_learns_is_refused_and_its_weights_stay(
         with pytest.raises(UserError, match="train mode or trainable"):
             teacher.hidden_states(batch)
     assert finish(start(file, tmp_path, patch="watched_teacher")) == 0
-    assert (cell_folder(tmp_path) / "teacher.txt").read_text() == "the same"
+    assert (run_folder(tmp_path) / "teacher.txt").read_text() == "the same"
     assert model_fingerprint(dropping_teacher) == before
 
 
@@ -269,8 +268,8 @@ def test_15_a_cache_of_something_else_is_a_miss(
         rows = data.prepare_datasets(config, teacher, "pypi").fingerprint
         return cached.teacher_cache_folder(cached.teacher_cache_metadata(model_fingerprint(teacher), rows, dtype, form))
 
-    other = tiny.make_model(tmp_path / "other", seed=3, attention_dropout=0.2)
-    retokenised = tiny.make_model(tmp_path / "retokenised", attention_dropout=0.2)
+    other = tiny_models.make_model(tmp_path / "other", seed=3, attention_dropout=0.2)
+    retokenised = tiny_models.make_model(tmp_path / "retokenised", attention_dropout=0.2)
     settings = json.loads((retokenised / "tokenizer_config.json").read_text())
     (retokenised / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": 128}))
     keys = [
@@ -300,8 +299,8 @@ def test_15_two_writers_do_no_harm(file: Path, tmp_path: Path, monkeypatch: pyte
     alone = tmp_path / "alone"
     assert finish(start(shared, alone, cache=tmp_path / "other")) == 0
     for name in ("a", "b"):
-        assert trainings.lines(tmp_path / name) == trainings.lines(alone)
-        assert trainings.weights(tmp_path / name) == trainings.weights(alone)
+        assert training_processes.lines(tmp_path / name) == training_processes.lines(alone)
+        assert training_processes.weights(tmp_path / name) == training_processes.weights(alone)
     (folder,) = (cache / "teacher_caches").iterdir()
     assert not list(folder.glob(".writing-*"))
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import synthetic
-import tiny
 import torch
+from helpers import synthetic_results, tiny_models
+from helpers.training_processes import SABOTAGE, cli
 from safetensors.torch import load_file, save_file
-from trainings import SABOTAGE, cli
 
 from distill_lit.analysis.results import load_results
 from distill_lit.config import CorpusConfig, EvaluationConfig, StudentConfig, load_experiment
@@ -38,7 +37,7 @@ CONFIGS = {
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    return tiny.make_model(tmp_path / "model")
+    return tiny_models.make_model(tmp_path / "model")
 
 
 def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
@@ -96,7 +95,7 @@ def evaluate(model: Path, tasks: Path) -> None:
 
 
 def test_a_token_that_the_model_does_not_read_is_refused_where_it_occurs(tmp_path: Path, tasks_folder: Path) -> None:
-    model = tiny.make_model(tmp_path / "model", vocab_size=100)
+    model = tiny_models.make_model(tmp_path / "model", vocab_size=100)
     with pytest.raises(UserError, match=r"the text holds '.*', token \d+ of a model that has 100"):
         evaluate(model, tasks_folder)
 
@@ -132,7 +131,7 @@ def test_names_of_other_files_are_taken(experiment: Path, name: str) -> None:
         load_experiment(experiment, [f"students.{name}.num_layers=1"])
 
 
-def test_two_cells_of_one_name_are_refused(experiment: Path) -> None:
+def test_two_runs_of_one_name_are_refused(experiment: Path) -> None:
     changes = ["students.one-untrained.num_layers=2", "baselines=[untrained]", "grid={student: [one, one-untrained]}"]
     with pytest.raises(UserError, match="2 models would be called 'one-untrained'"):
         plan_of(experiment, changes)
@@ -157,7 +156,7 @@ def test_too_large_or_too_long_is_refused(experiment: Path, override: str) -> No
         check_experiment(load_experiment(experiment, [override]))
 
 
-def test_all_cells_failed_is_exit_code_3(experiment: Path, tmp_path: Path) -> None:
+def test_all_runs_failed_is_exit_code_3(experiment: Path, tmp_path: Path) -> None:
     code, said = cli("run", experiment, "--root", tmp_path, FAULTS="raise one train 4", PYTHONPATH=SABOTAGE)
     assert code == 3, said
     assert "no model was evaluated, so nothing" in said
@@ -191,25 +190,25 @@ def test_a_port_that_is_none(tmp_path: Path, port: str) -> None:
 
 
 @pytest.mark.parametrize("content", ["[]", "5", "null", '{"identity": "IT"}', '{"identity": "IT", "files": 3}'])
-def test_a_manifest_of_another_form_is_a_cell_to_build(experiment: Path, tmp_path: Path, content: str) -> None:
-    (cell,) = [cell for cell in plan_of(experiment, []) if cell.is_model]
+def test_a_manifest_of_another_form_is_a_run_to_build(experiment: Path, tmp_path: Path, content: str) -> None:
+    (run,) = [run for run in plan_of(experiment, []) if run.is_model]
     for name in ("manifest.json", "evaluation.json"):
-        (tmp_path / name).write_text(content.replace("IT", cell.fingerprint))
-    assert not is_run_built(cell, tmp_path)
-    assert not is_run_evaluated(cell, tmp_path)
+        (tmp_path / name).write_text(content.replace("IT", run.fingerprint))
+    assert not is_run_built(run, tmp_path)
+    assert not is_run_evaluated(run, tmp_path)
 
 
 def test_damaged_lines_of_a_curve_are_left_out(experiment: Path, tmp_path: Path) -> None:
-    (cell,) = [cell for cell in plan_of(experiment, []) if cell.is_model]
-    place = tmp_path / cell.name
+    (run,) = [run for run in plan_of(experiment, []) if run.is_model]
+    place = tmp_path / run.name
     place.mkdir()
     (place / "metrics.jsonl").write_bytes(b'{"step": 1}\nx\n[]\n\xff\xfe\n{"step": 2}\n{"st')
-    assert collect._curves([cell], tmp_path)["step"].tolist() == [1, 2]
+    assert collect._curves([run], tmp_path)["step"].tolist() == [1, 2]
 
 
 def test_records_that_are_gone_or_of_another_form(tmp_path: Path) -> None:
-    folder = synthetic.build(tmp_path, documents=8)
-    with synthetic.edited_records(folder) as content:
+    folder = synthetic_results.build(tmp_path, documents=8)
+    with synthetic_results.edited_records(folder) as content:
         content.records, content.settings = {}, {}
     with pytest.raises(UserError, match="no model has records; run the experiment again"):
         load_results(folder)

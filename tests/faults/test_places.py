@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import synthetic
-import trainings
-from trainings import cli
+from helpers import ROOT, synthetic_results, training_processes
+from helpers.training_processes import cli
 
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import atomic_write_folder, cache_root, permission_error_message, umask, write_text
@@ -190,7 +189,7 @@ def test_links_are_followed_and_one_to_nothing_is_refused(finished: Any, tmp_pat
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
 def test_what_a_terminal_cannot_show_is_replaced(tmp_path: Path, encoding: str) -> None:
-    folder = synthetic.build(tmp_path, documents=8)
+    folder = synthetic_results.build(tmp_path, documents=8)
     plan = "name: x\nteacher: {model: 'file:x'}\nstudents: {deep: {num_layers: 1}}\nquestion: 漢字 ≤ 💥\n"
     (folder / "plan.yaml").write_text(plan, encoding="utf-8")
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "OMP_NUM_THREADS": "1"}
@@ -200,7 +199,7 @@ def test_what_a_terminal_cannot_show_is_replaced(tmp_path: Path, encoding: str) 
 
 
 def test_a_reader_that_goes_away_ends_nothing() -> None:
-    process = trainings.command("list", "fields", PYTHONUNBUFFERED="1")
+    process = training_processes.command("list", "fields", PYTHONUNBUFFERED="1")
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
     assert process.wait(120) == 0
@@ -217,7 +216,7 @@ def test_a_port_in_use_and_a_folder_that_is_gone(tmp_path: Path) -> None:
     assert (code, said) == (2, f"distill-lit: --port {port}: Address already in use; choose another with --port\n")
     (tmp_path / "gone").mkdir()
     script = f"cd {tmp_path / 'gone'} && rmdir {tmp_path / 'gone'} && exec {sys.executable} -m distill_lit list students"
-    root = str(Path(__file__).parent.parent.parent)
+    root = str(ROOT)
     result = subprocess.run(["sh", "-c", script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root})
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1] == "distill-lit: the current folder is not there any more; cd to one that is"

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-import trainings
+from helpers import training_processes
+from helpers.training_processes import SABOTAGE, STEPS, finish, lines, log_of, run_folder, start, weights
 from safetensors.torch import load_file
-from trainings import STEPS, cell_folder, finish, lines, log_of, start, weights
 
 from distill_lit import data
 from distill_lit.config.schema import CorpusConfig, DataConfig
@@ -36,7 +36,7 @@ SURROUNDINGS = {
 @pytest.fixture(scope="module")
 def steady(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, tiny_corpus: Path, tasks_folder: Path) -> Path:
     """The experiment without dropout, which every rank would draw for other rows."""
-    return trainings.write_experiment(tmp_path_factory.mktemp("steady"), tiny_teacher, tiny_corpus, tasks_folder)
+    return training_processes.write_experiment(tmp_path_factory.mktemp("steady"), tiny_teacher, tiny_corpus, tasks_folder)
 
 
 @pytest.mark.timeout(300)
@@ -45,7 +45,7 @@ def test_two_ranks_from_the_command_line_inside_slurm_and_torchrun_train_the_stu
 ) -> None:
     assert finish(start(steady, tmp_path / "one")) == 0
     surroundings = {**SURROUNDINGS, "OMP_NUM_THREADS": "2"}
-    code, said = trainings.cli(
+    code, said = training_processes.cli(
         "run",
         steady,
         *TWO,
@@ -64,8 +64,8 @@ def test_two_ranks_from_the_command_line_inside_slurm_and_torchrun_train_the_stu
     validated = _validations(tmp_path / "two")
     assert validated == [(s, pytest.approx(v, rel=2e-3)) for s, v in _validations(tmp_path / "one")]
     assert [line["step"] for line in lines(tmp_path / "two") if "evaluation/colours" in line] == [0, 12, 24]
-    for name, value in load_file(cell_folder(tmp_path / "one") / "student/model.safetensors").items():
-        other = load_file(cell_folder(tmp_path / "two") / "student/model.safetensors")[name]
+    for name, value in load_file(run_folder(tmp_path / "one") / "student/model.safetensors").items():
+        other = load_file(run_folder(tmp_path / "two") / "student/model.safetensors")[name]
         torch.testing.assert_close(other, value, rtol=1e-2, atol=1e-3)
     assert not list((tmp_path / "two").rglob("hpc_ckpt*"))
 
@@ -84,10 +84,10 @@ def test_one_device_inside_slurm_stops_at_its_warning_and_requeues_nothing(stead
     root = tmp_path / "root"
     for number, point, step in (("SIGUSR1", "train 2", 1), ("SIGUSR2", "validate 5", 8)):
         assert finish(start(steady, root, f"{number} {point}", environment=inside)) == 143
-        assert read_json(cell_folder(root) / "state.json") == {"state": "preempted", "reason": f"{number} at step {step}"}
+        assert read_json(run_folder(root) / "state.json") == {"state": "preempted", "reason": f"{number} at step {step}"}
     assert not requeued.exists()
     assert not list(root.rglob("hpc_ckpt*"))
-    (cell_folder(root) / "hpc_ckpt_1.ckpt").write_bytes(b"left by another version")
+    (run_folder(root) / "hpc_ckpt_1.ckpt").write_bytes(b"left by another version")
     assert finish(start(steady, root, environment=inside)) == 0
     assert (lines(root), weights(root)) == (lines(tmp_path / "whole"), weights(tmp_path / "whole"))
 
@@ -100,12 +100,12 @@ def test_what_a_cluster_says_is_taken_out_and_nothing_else() -> None:
 
 
 def said(root: Path) -> dict[str, Any]:
-    return read_json(cell_folder(root) / "state.json")
+    return read_json(run_folder(root) / "state.json")
 
 
 def living(root: Path) -> list[int]:
-    """The ranks of a cell that still run."""
-    pids = [int(path.read_text()) for path in cell_folder(root).glob("pid.*")]
+    """The ranks of a run that still run."""
+    pids = [int(path.read_text()) for path in run_folder(root).glob("pid.*")]
     return [
         pid for pid in pids if Path(f"/proc/{pid}").exists() and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     ]
@@ -122,7 +122,7 @@ def whole(experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def go(experiment: Path, root: Path, deed: str = "kill 9 train 0", stop: str = "") -> int:
     """Runs two ranks until they end; none may be left. `deed` is done by a rank, `stop` by who started them."""
     code = finish(start(experiment, root, stop, TWO, environment=(("RANK_FAULTS", deed),)))
-    trainings.wait_until(lambda: not living(root), 20)
+    training_processes.wait_until(lambda: not living(root), 20)
     return code
 
 
@@ -132,7 +132,7 @@ def test_two_ranks_fail_like_one_and_go_on_bitwise(
 ) -> None:
     assert go(experiment, tmp_path, "poison 1 train 18") == 1
     assert said(tmp_path)["reason"] == "FloatingPointError: loss is nan on rank 1 at step 6; the step was not taken"
-    dump = read_json(cell_folder(tmp_path) / "nonfinite.json")
+    dump = read_json(run_folder(tmp_path) / "nonfinite.json")
     assert (dump["step"], dump["rank"], dump["loss"]) == (6, 1, "nan")
     assert dump["rows"] == _rows_of_second_rank(dropping_teacher, tiny_corpus, step=6)
     assert go(experiment, tmp_path, "kill 1 train 7") == 1
@@ -158,7 +158,7 @@ def _rows_of_second_rank(teacher: Path, corpus: Path, step: int) -> list[list[in
 def test_a_full_disk_bad_input_and_signals_to_who_started_two_ranks(experiment: Path, whole: Path, tmp_path: Path) -> None:
     assert go(experiment, tmp_path, "fill 0 train 4") == 1
     assert "File too large" in said(tmp_path)["reason"]
-    assert json.loads((cell_folder(tmp_path) / "ended.json").read_text())["fatal"] is True
+    assert json.loads((run_folder(tmp_path) / "ended.json").read_text())["fatal"] is True
     assert go(experiment, tmp_path, "refuse 1 train 2") == 1
     assert said(tmp_path)["reason"] == "training.micro_batch_size: no"
     assert go(experiment, tmp_path, stop="SIGTERM train 20") == 143
@@ -172,13 +172,13 @@ def test_a_full_disk_bad_input_and_signals_to_who_started_two_ranks(experiment: 
 @pytest.mark.timeout(300)
 def test_kill_9_of_the_command_leaves_no_rank(experiment: Path, tmp_path: Path) -> None:
     slow = "slow 0 train *"
-    driver = trainings.command("run", experiment, *TWO, "--root", tmp_path, RANK_FAULTS=slow, PYTHONPATH=trainings.SABOTAGE)
-    trainings.wait_until(lambda: list((tmp_path / "runs").glob("tiny/one-*/checkpoints/step=4.ckpt")), 200)
+    driver = training_processes.command("run", experiment, *TWO, "--root", tmp_path, RANK_FAULTS=slow, PYTHONPATH=SABOTAGE)
+    training_processes.wait_until(lambda: list((tmp_path / "runs").glob("tiny/one-*/checkpoints/step=4.ckpt")), 200)
     assert len(living(tmp_path)) == 2
     driver.kill()
     driver.communicate()
-    trainings.wait_until(lambda: not living(tmp_path), 60)
-    trainings.wait_until(lambda: (cell_folder(tmp_path) / "state.json").exists(), 20)
+    training_processes.wait_until(lambda: not living(tmp_path), 60)
+    training_processes.wait_until(lambda: (run_folder(tmp_path) / "state.json").exists(), 20)
     assert said(tmp_path)["state"] == "preempted"
 
 

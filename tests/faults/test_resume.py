@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
-import trainings
 from filelock import FileLock
-from trainings import STEPS, cell_folder, cli, finish, kill_after, lines, log_of, start, weights
+from helpers import tiny_models, training_processes
+from helpers.training_processes import STEPS, cli, finish, kill_after, lines, log_of, run_folder, start, weights
 
 from distill_lit.training.checkpoint import (
     CHECKPOINT_KEY,
@@ -44,7 +43,7 @@ def same(root: Path, whole: Path) -> bool:
 
 
 def test_01_the_undisturbed_run_is_what_it_should_be(whole: Path) -> None:
-    assert (cell_folder(whole) / "student").is_dir(), log_of(whole)
+    assert (run_folder(whole) / "student").is_dir(), log_of(whole)
     steps = [line["step"] for line in lines(whole) if "train/loss" in line]
     validated = [line["step"] for line in lines(whole) if "validation/loss" in line]
     assert steps == list(range(STEPS))
@@ -52,8 +51,8 @@ def test_01_the_undisturbed_run_is_what_it_should_be(whole: Path) -> None:
 
 
 def test_01_kill_9_at_ten_random_points_resumes_bitwise(experiment: Path, whole: Path, tmp_path: Path) -> None:
-    longest = trainings.seconds(lambda: finish(start(experiment, tmp_path / "timed")))
-    pauses = iter(trainings.random_seconds(0, longest, 60))
+    longest = training_processes.seconds(lambda: finish(start(experiment, tmp_path / "timed")))
+    pauses = iter(training_processes.random_seconds(0, longest, 60))
     killed = finished = 0
     while killed < 10:
         root = tmp_path / str(finished)
@@ -83,7 +82,7 @@ def test_01_the_comparison_would_notice_forgotten_generators(experiment: Path, w
 
 def checkpoints(root: Path) -> list[Path]:
     """The newest first."""
-    return list_checkpoints(cell_folder(root) / "checkpoints")
+    return list_checkpoints(run_folder(root) / "checkpoints")
 
 
 def flip_a_bit(path: Path) -> None:
@@ -102,7 +101,7 @@ def test_02_killed_while_a_checkpoint_is_written_keeps_the_one_before(
     assert finish(start(experiment, tmp_path, patch="half_written_checkpoint")) == -signal.SIGKILL
     assert [path.stem for path in checkpoints(tmp_path)] == ["step=5", "step=4"]
     assert all(is_checkpoint_intact(path) for path in checkpoints(tmp_path))
-    folder = cell_folder(tmp_path) / "checkpoints"
+    folder = run_folder(tmp_path) / "checkpoints"
     assert list(folder.glob(".writing-*")), "the torn file should still be there"
     assert finish(start(experiment, tmp_path)) == 0
     assert same(tmp_path, whole)
@@ -114,8 +113,8 @@ def test_02_a_failed_write_keeps_the_one_before(experiment: Path, whole: Path, t
     before = [(path.name, path.stat().st_mtime_ns) for path in checkpoints(tmp_path)]
     assert finish(start(experiment, tmp_path, patch="small_files")) == 1
     assert [(path.name, path.stat().st_mtime_ns) for path in checkpoints(tmp_path)] == before
-    assert not list((cell_folder(tmp_path) / "checkpoints").glob(".writing-*"))
-    assert "File too large" in json.loads((cell_folder(tmp_path) / "state.json").read_text())["reason"]
+    assert not list((run_folder(tmp_path) / "checkpoints").glob(".writing-*"))
+    assert "File too large" in json.loads((run_folder(tmp_path) / "state.json").read_text())["reason"]
     assert finish(start(experiment, tmp_path)) == 0
     assert same(tmp_path, whole)
 
@@ -170,13 +169,13 @@ def test_04_sigterm_leaves_a_checkpoint_within_a_step_and_exits_143(
     experiment: Path, whole: Path, tmp_path: Path, point: str
 ) -> None:
     assert finish(start(experiment, tmp_path, f"SIGTERM {point}")) == 143
-    state = read_json(cell_folder(tmp_path) / "state.json")
+    state = read_json(run_folder(tmp_path) / "state.json")
     step = {"train 20": 7, "validate 8": 8}[point]  # the 20th micro-batch is in the seventh step
     assert state == {"state": "preempted", "reason": f"SIGTERM at step {step}"}
     assert checkpoints(tmp_path)[0].stem == f"step={step}"
     assert finish(start(experiment, tmp_path)) == 0
     assert same(tmp_path, whole)
-    assert not (cell_folder(tmp_path) / "state.json").exists()
+    assert not (run_folder(tmp_path) / "state.json").exists()
 
 
 def test_04_sigterm_in_a_validation_that_no_checkpoint_stands_before(experiment: Path, whole: Path, tmp_path: Path) -> None:
@@ -193,20 +192,20 @@ def test_04_sigterm_in_a_validation_that_no_checkpoint_stands_before(experiment:
 def test_05_a_checkpoint_of_another_model_data_or_objective_is_refused(
     experiment: Path, whole: Path, tmp_path: Path
 ) -> None:
-    """The cell's name stays, as its config does; what is behind a path has changed."""
+    """The run's name stays, as its config does; what is behind a path has changed."""
     root, teacher, corpus = tmp_path / "root", tmp_path / "teacher", tmp_path / "text.jsonl"
-    tiny.make_model(teacher, attention_dropout=0.2)
-    tiny.make_corpus(corpus)
+    tiny_models.make_model(teacher, attention_dropout=0.2)
+    tiny_models.make_corpus(corpus)
     overrides = (f"teacher.model=file:{teacher}", f"data.corpora.text.path=file:{corpus}")
     assert finish(start(experiment, root, "SIGKILL train 47", overrides)) == -signal.SIGKILL
-    tiny.make_model(teacher, seed=1, attention_dropout=0.2)
+    tiny_models.make_model(teacher, seed=1, attention_dropout=0.2)
     assert finish(start(experiment, root, overrides=overrides)) == 1
-    reason = read_json(cell_folder(root) / "state.json")["reason"]
+    reason = read_json(run_folder(root) / "state.json")["reason"]
     assert "does not belong to this run: teacher was" in reason
     assert "data was" not in reason
-    tiny.make_corpus(corpus, seed=5)
+    tiny_models.make_corpus(corpus, seed=5)
     assert finish(start(experiment, root, overrides=overrides)) == 1
-    assert "data was" in read_json(cell_folder(root) / "state.json")["reason"]
+    assert "data was" in read_json(run_folder(root) / "state.json")["reason"]
     assert finish(start(experiment, root, overrides=(*overrides, "launcher.on_mismatch=restart"))) == 0
     assert [line["step"] for line in lines(root) if "train/loss" in line] == list(range(STEPS))
     assert not same(root, whole)
@@ -214,10 +213,10 @@ def test_05_a_checkpoint_of_another_model_data_or_objective_is_refused(
 
 def test_05_unless_asked_for(experiment: Path, whole: Path, tmp_path: Path) -> None:
     root, teacher = tmp_path / "root", tmp_path / "teacher"
-    tiny.make_model(teacher, attention_dropout=0.2)
+    tiny_models.make_model(teacher, attention_dropout=0.2)
     overrides = (f"teacher.model=file:{teacher}",)
     assert finish(start(experiment, root, "SIGKILL train 47", overrides)) == -signal.SIGKILL
-    tiny.make_model(teacher, seed=1, attention_dropout=0.2)
+    tiny_models.make_model(teacher, seed=1, attention_dropout=0.2)
     assert finish(start(experiment, root, overrides=(*overrides, "launcher.on_mismatch=resume"))) == 0
     assert "launcher.on_mismatch=resume" in log_of(root)
     assert lines(root)[10] == lines(whole)[10]
@@ -232,13 +231,13 @@ def test_05_an_objective_is_compared_too(tmp_path: Path) -> None:
 
 
 def stamps(runs: Path) -> dict[Path, int]:
-    """When each file of the cells was written. The experiment's own event file is drawn with every report."""
+    """When each file of the runs was written. The experiment's own event file is drawn with every report."""
     files = (path for path in runs.rglob("*") if path.is_file() and path.name != "lock" and path.parent.name != "report")
     return {path: path.stat().st_mtime_ns for path in files}
 
 
 def written(root: Path) -> dict[Path, int]:
-    """When each file of an experiment's cells was written; locks and the report's own curves aside."""
+    """When each file of an experiment's runs was written; locks and the report's own curves aside."""
     files = [path for path in (root / "runs").rglob("*") if path.is_file()]
     return {p: p.stat().st_mtime_ns for p in files if p.name != "lock" and p.parent.name != "report"}
 
@@ -260,7 +259,7 @@ def test_07_tensorboard_shows_one_curve_with_rising_steps(experiment: Path, tmp_
     for point in ("train 8", "train 47", "validate 5", "train 8"):  # the first before any checkpoint
         assert finish(start(experiment, tmp_path, f"SIGKILL {point}")) == -signal.SIGKILL
     assert finish(start(experiment, tmp_path)) == 0
-    board = EventAccumulator(str(cell_folder(tmp_path)), size_guidance={"scalars": 0}).Reload()
+    board = EventAccumulator(str(run_folder(tmp_path)), size_guidance={"scalars": 0}).Reload()
     assert [event.step for event in board.Scalars("train/loss")] == list(range(STEPS))
     assert [event.step for event in board.Scalars("validation/loss")] == [0, 4, 8, 12, 16, 20, 24]
     losses = {line["step"]: line["train/loss"] for line in lines(tmp_path) if "train/loss" in line}
@@ -276,9 +275,9 @@ def test_08_two_processes_on_one_run_folder(experiment: Path, tmp_path: Path) ->
     assert code == 2
     assert f"{folder} is in use by another process" in said
     assert [path.name for path in folder.iterdir()] == ["lock"]
-    owner = trainings.SERVER.Process(target=trainings.hold_lock, args=(str(folder / "lock"),))
+    owner = training_processes.SERVER.Process(target=training_processes.hold_lock, args=(str(folder / "lock"),))
     owner.start()
-    trainings.wait_until(lambda: (folder / "lock.held").exists())
+    training_processes.wait_until(lambda: (folder / "lock.held").exists())
     owner.kill()
     owner.join()
     with FileLock(folder / "lock", timeout=0):
@@ -310,7 +309,7 @@ def test_01_killed_while_the_curve_is_rewritten_keeps_the_curve(tmp_path: Path) 
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": step, "train/loss": 1.0}) + "\n" for step in range(50_000)))
     before = path.read_bytes()
-    code, _ = trainings.python(f"""
+    code, _ = training_processes.python(f"""
 import os, pathlib, signal
 from distill_lit.training.json_lines_logger import JSONLinesLogger
 write = pathlib.Path.write_text

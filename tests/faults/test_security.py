@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 import torch
-import trainings
-from trainings import SABOTAGE, SECRETS, cli, command, outcome, wait_until
+from helpers import training_processes
+from helpers.training_processes import SABOTAGE, SECRETS, cli, command, outcome, wait_until
 
 import distill_lit
 from distill_lit import assets
@@ -96,7 +96,7 @@ def test_24_remote_code_is_not_run(tmp_path: Path, tiny_teacher: Path, where: st
         "    try: load(folder)\n"
         "    except (UserError, ValueError) as error: print(error)\n"
     )
-    found, said = trainings.python(code, HF_HUB_TRUST_REMOTE_CODE="1", TRANSFORMERS_TRUST_REMOTE_CODE="1")
+    found, said = training_processes.python(code, HF_HUB_TRUST_REMOTE_CODE="1", TRANSFORMERS_TRUST_REMOTE_CODE="1")
     assert found == 0, said
     assert not trace.exists()
 
@@ -136,7 +136,7 @@ def test_24_remote_code_runs_where_it_is_asked_for_and_pinned(tmp_path: Path, ti
         "    except Exception as error: print('refused')\n"
     )
     environment = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "m")}
-    _, said = trainings.python(code, **environment)
+    _, said = training_processes.python(code, **environment)
     assert [line for line in said.splitlines() if line in ("refused", "Mine")] == ["refused", "Mine"], said
 
 
@@ -179,8 +179,8 @@ def test_25_defaults_and_grid_values_do_not_leave_the_root(finished: Any, tmp_pa
 
     text = finished.file.read_text() + 'variants: {"../../out": {seed: 1}}\ngrid: {variant: ["../../out"]}\n'
     (tmp_path / "y.yaml").write_text(text)
-    for cell in plan_runs(load_experiment(tmp_path / "y.yaml")):
-        assert Path(cell.name).name == cell.name
+    for run in plan_runs(load_experiment(tmp_path / "y.yaml")):
+        assert Path(run.name).name == run.name
 
 
 RUNNER = """
@@ -253,7 +253,7 @@ def test_27_secrets_of_the_environment_are_written_nowhere(finished: Any) -> Non
 
 
 def test_27_not_even_where_a_library_says_them(finished: Any, tmp_path: Path) -> None:
-    """A cell fails with the token in its message and its log; the reason, the table and the log have it taken out."""
+    """A run fails with the token in its message and its log; the reason, the table and the log have it taken out."""
     root = tmp_path / "root"
     secret = SECRETS["HF_TOKEN"]
     code, said = cli("run", finished.file, "--root", root, **SECRETS, FAULTS="tell one train 3", PYTHONPATH=SABOTAGE)
@@ -277,18 +277,18 @@ HOSTILE = "<script>alert(1)</script> | \\input{x} _&%$ =cmd|' /C calc'!A0"
 
 def test_28_what_a_model_or_data_set_wrote_is_escaped(tmp_path: Path) -> None:
     import pandas as pd
-    import synthetic
+    from helpers import synthetic_results
 
     from distill_lit import report
     from distill_lit.config.schema import AnalysisConfig
 
-    folder = synthetic.build(tmp_path, documents=12)
-    with synthetic.edited_records(folder) as content:
+    folder = synthetic_results.build(tmp_path, documents=12)
+    with synthetic_results.edited_records(folder) as content:
         content.documents["prompt"] = HOSTILE
         content.documents["choices"] = [[HOSTILE] * len(choices) for choices in content.documents["choices"]]
-    cells = pd.read_csv(folder / "runs.csv").astype(object)
-    cells.loc[cells["model"] == "deep-ce_only-0", ["status", "reason"]] = "failed", HOSTILE
-    cells.to_csv(folder / "runs.csv", index=False)
+    runs = pd.read_csv(folder / "runs.csv").astype(object)
+    runs.loc[runs["model"] == "deep-ce_only-0", ["status", "reason"]] = "failed", HOSTILE
+    runs.to_csv(folder / "runs.csv", index=False)
     analysed = report.build_report_bundle(folder, AnalysisConfig(n_resamples=100), "<b>x</b>", HOSTILE)
     report.render_report(folder, analysed, all_formats=True)
     written = {p.name: p.read_text() for p in folder.iterdir() if p.suffix in (".html", ".md", ".tex", ".csv")}
@@ -325,7 +325,7 @@ def test_30_offline_runs_from_caches_with_no_connection_attempt(finished: Any) -
 
 def test_30_the_guard_itself_notices_an_attempt(tmp_path: Path) -> None:
     code = "import urllib.request as u\ntry: u.urlopen('http://127.0.0.1:9')\nexcept OSError as error: print(error)"
-    _, said = trainings.python(code, NO_SOCKETS=str(tmp_path / "attempts"), PYTHONPATH=SABOTAGE)
+    _, said = training_processes.python(code, NO_SOCKETS=str(tmp_path / "attempts"), PYTHONPATH=SABOTAGE)
     assert "forbidden" in said or "not resolved" in said
     assert (tmp_path / "attempts").read_text()
 
@@ -376,6 +376,6 @@ def test_31_without_git_it_says_unknown(tmp_path: Path, finished: Any, reason: s
         "print(made['commit'], made['changes'])"
     )
     path = str(Path(sys.executable).parent) if reason == "no git" else os.environ["PATH"]
-    found, said = trainings.python(code, PATH=path, PYTHONPATH=str(tmp_path / "place"))
+    found, said = training_processes.python(code, PATH=path, PYTHONPATH=str(tmp_path / "place"))
     assert found == 0, said
     assert said.strip() == "unknown unknown"

@@ -11,9 +11,9 @@ from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 from packaging.specifiers import SpecifierSet
 
-ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "distill_lit").rglob("*.py"))
 
 

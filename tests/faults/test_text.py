@@ -13,12 +13,11 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-import tiny
-import tiny_tasks
-from chat_templates import STYLES
-from test_chat_masks import tokenizer_of
-from tiny_data import byte_tokenizer, save_tokenizer
-from trainings import cli
+from helpers import tiny_models, tiny_tasks
+from helpers.chat_templates import STYLES
+from helpers.chat_tokenizers import tokenizer_of
+from helpers.tiny_data import byte_tokenizer, save_tokenizer
+from helpers.training_processes import cli
 from transformers import AutoTokenizer
 
 from distill_lit.config import CorpusConfig, DataConfig, load_experiment
@@ -171,13 +170,13 @@ def test_a_student_answers_with_the_template_it_was_trained_on(
 ) -> None:
     """Whether its base has none, or an older one in the tokenizer's config; scores on the way and after use it too."""
     monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
-    base = tiny.make_model(tmp_path / "base", bos_token_id=None, eos_token_id=258)
+    base = tiny_models.make_model(tmp_path / "base", bos_token_id=None, eos_token_id=258)
     save_tokenizer(base, None)
     settings = json.loads((base / "tokenizer_config.json").read_text())
     (base / "tokenizer_config.json").write_text(json.dumps({**settings, **({"chat_template": older} if older else {})}))
     own = tmp_path / "own.jinja"
     own.write_text(STYLES["zephyr"][0](True))
-    rows = [{"m": [USER | {"content": f"{i} {text}"}, REPLY]} for i, text in enumerate(tiny.sentences(60))]
+    rows = [{"m": [USER | {"content": f"{i} {text}"}, REPLY]} for i, text in enumerate(tiny_models.sentences(60))]
     (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     file = tmp_path / "tiny.yaml"
     file.write_text(f"""
@@ -197,8 +196,8 @@ baselines: []
     monkeypatch.setattr(
         midway, "evaluate_loaded", lambda *given: asked.append(given[1].chat_template) or evaluate_loaded(*given)
     )
-    build_run(experiments.plan_runs(config)[0], tmp_path / "cell", lambda *_: None)
-    student = tmp_path / "cell/student"
+    build_run(experiments.plan_runs(config)[0], tmp_path / "run", lambda *_: None)
+    student = tmp_path / "run/student"
     assert AutoTokenizer.from_pretrained(student).chat_template == own.read_text()
     assert set(asked) == {own.read_text()}
     found = evaluate_model(student, config.evaluation, "pypi")
@@ -291,7 +290,7 @@ def test_spans_with_a_blank_in_front_cover_the_same_text(name: str, text: str) -
 
 
 def test_a_token_beyond_the_embeddings(tmp_path: Path) -> None:
-    model = tiny.make_model(tmp_path / "model")
+    model = tiny_models.make_model(tmp_path / "model")
     tokenizer = load_tokenizer(model)
     tokenizer.add_tokens(["<image>"])
     tokenizer.save_pretrained(model)
@@ -300,7 +299,7 @@ def test_a_token_beyond_the_embeddings(tmp_path: Path) -> None:
     check_special_tokens(tokenizer, 300, model)
     for extra, refused in (("", False), (" <image>", True)):
         path = tmp_path / "x.jsonl"
-        path.write_text("".join(json.dumps({"text": text + extra}) + "\n" for text in tiny.sentences(60)))
+        path.write_text("".join(json.dumps({"text": text + extra}) + "\n" for text in tiny_models.sentences(60)))
         data = DataConfig(corpora={"a": CorpusConfig(path=f"file:{path}")}, sequence_length=32, validation_sequences=1)
         if refused:
             with pytest.raises(UserError, match="data.corpora: the text holds '<image>', token 300 of a model"):
@@ -348,7 +347,7 @@ def test_some_hidden_labels_are_said(tmp_path: Path, caplog: pytest.LogCaptureFi
     rewrite(folder / "shapes.jsonl", lambda n, row: {**row, "label": -1} if n in (0, 7, 9) else row)
     settings = EvaluationConfig(tasks=["colours", "shapes"], include_path=str(folder), dtype="float32")
     check_user_tasks(settings, "pypi")
-    model = tiny.make_model(tmp_path / "model")
+    model = tiny_models.make_model(tmp_path / "model")
     with caplog.at_level(logging.WARNING):
         found = evaluate_loaded(load_model(model), load_tokenizer(model), settings, "pypi")
     assert "task shapes: 3 of 24 documents without a known right answer count as wrong" in caplog.text
@@ -394,7 +393,7 @@ def test_hidden_answers_of_a_task_that_writes_and_of_a_group(tmp_path: Path, hid
 
 def test_a_question_beyond_the_embeddings_of_a_model_that_writes(tmp_path: Path) -> None:
     data = make_writing(tmp_path / "tasks")
-    model = tiny.make_model(tmp_path / "model")
+    model = tiny_models.make_model(tmp_path / "model")
     tokenizer = load_tokenizer(model)
     tokenizer.add_tokens(["<image>"])
     settings = EvaluationConfig(tasks=["writing"], include_path=str(data.parent), dtype="float32", limit=4)
@@ -425,7 +424,7 @@ def test_a_document_without_choices_is_named(tmp_path: Path, number: int, choice
     said = f"task 'colours': document {number + 1} of split 'test' has {words}"
     with pytest.raises(UserError, match=said):
         check_user_tasks(settings, "pypi")
-    model = tiny.make_model(tmp_path / "model")
+    model = tiny_models.make_model(tmp_path / "model")
     with pytest.raises(UserError, match=said):  # as for a task that is known, whose data is not read when a run is planned
         evaluate_loaded(load_model(model), load_tokenizer(model), settings, "pypi")
 
@@ -511,7 +510,7 @@ def test_a_template_that_is_hostile_later_is_stopped_where_it_is_asked(
     late += "{% for m in messages %}{{ m.content }}|{% endfor %}"
     folder = tiny_tasks.make_tasks(tmp_path / "tasks", "colours")
     settings = EvaluationConfig(tasks=["colours"], include_path=str(folder), dtype="float32", apply_chat_template=True)
-    model = tiny.make_model(tmp_path / "model")
+    model = tiny_models.make_model(tmp_path / "model")
     tokenizer = load_tokenizer(model)
     tokenizer.chat_template = late
     with pytest.raises(UserError, match="the chat template is stopped: it takes more than 0.5 seconds"):

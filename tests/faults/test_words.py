@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from helpers import tiny_models
 from safetensors.torch import load_file, save_file
 
 from distill_lit import assets
@@ -32,7 +32,7 @@ def test_a_long_or_odd_value_is_a_name_that_fits(experiment: Path, tmp_path: Pat
     file = tmp_path / "x.yaml"
     file.write_text(experiment.read_text() + f"variants: {{{json.dumps(value)}: {{seed: 1}}, b: {{seed: 2}}}}\n"
                     f"grid: {{variant: [{json.dumps(value)}, b]}}\n")  # fmt: skip
-    first, second = [cell for cell in plan_runs(load_experiment(file)) if cell.role == "distilled"]
+    first, second = [run for run in plan_runs(load_experiment(file)) if run.role == "distilled"]
     for name in (first.name, f".writing-{first.label}.parquet.lock"):
         (tmp_path / name).mkdir()
         assert len(name.encode()) <= 255 and "/" not in name
@@ -47,7 +47,7 @@ def test_two_long_values_and_two_that_differ_in_case_are_apart(experiment: Path,
     (tmp_path / "x.yaml").write_text(
         f"{experiment.read_text()}variants: {{{variants}}}\ngrid: {{variant: {json.dumps(names)}}}\n"
     )
-    labels = [cell.label for cell in plan_runs(load_experiment(tmp_path / "x.yaml")) if cell.is_model]
+    labels = [run.label for run in plan_runs(load_experiment(tmp_path / "x.yaml")) if run.is_model]
     assert len({label.casefold() for label in labels}) == len(labels) == 4
     assert "one-Deep" in labels
 
@@ -59,7 +59,7 @@ def test_a_generated_corpus_stays_in_its_folder(experiment: Path) -> None:
     corpus = config.data.corpora["text"]
     corpus.generated, corpus.path = GeneratedConfig(), ""
     config.data.corpora = {"../../out": corpus}
-    assert all("/" not in cell.name for cell in plan_runs(config))
+    assert all("/" not in run.name for run in plan_runs(config))
 
 
 # ---------------------------------------------------------------- references
@@ -83,7 +83,7 @@ def test_a_reference_without_a_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"])
 def test_a_weight_that_is_no_number_is_named(tmp_path: Path, name: str, value: float) -> None:
-    folder = tiny.make_model(tmp_path / "model")
+    folder = tiny_models.make_model(tmp_path / "model")
     weights = load_file(folder / "model.safetensors")
     weights[name][1, 2] = value
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
@@ -93,7 +93,7 @@ def test_a_weight_that_is_no_number_is_named(tmp_path: Path, name: str, value: f
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
 def test_an_attention_of_a_hub_is_not_asked_for(tmp_path: Path, key: str) -> None:
-    folder = tiny.make_model(tmp_path / "model")
+    folder = tiny_models.make_model(tmp_path / "model")
     known = json.loads((folder / "config.json").read_text())
     plain = load_model(folder)
     kernel = "kernels-community/flash-attn2"
@@ -127,7 +127,7 @@ def ask_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_kernels_of_a_config_are_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tiny.make_model(tmp_path / "model")
+    folder = tiny_models.make_model(tmp_path / "model")
     plain = load_model(folder)
     known = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**known, **KERNELS}))
@@ -147,7 +147,7 @@ def test_kernels_of_a_config_are_not_asked_for(tmp_path: Path, monkeypatch: pyte
 def test_quantised_weights_that_ask_for_a_package_are_refused(
     tmp_path: Path, asked: Any, kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tiny.make_model(tmp_path / "model")
+    folder = tiny_models.make_model(tmp_path / "model")
     known = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**known, "quantization_config": asked}))
     ask_no_hub(monkeypatch)
@@ -159,7 +159,7 @@ def test_quantised_weights_that_ask_for_a_package_are_refused(
 
 
 def test_weights_in_8_bits_are_widened_without_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tiny.make_model(tmp_path / "model")
+    folder = tiny_models.make_model(tmp_path / "model")
     known, weights = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
     narrow = {}
     for name, weight in weights.items():  # one block for each matrix, of scale 1/4

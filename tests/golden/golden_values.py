@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from helpers.tiny_models import make_corpus, make_model
 from safetensors.numpy import load_file
-from tiny import make_corpus, make_model
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -50,27 +50,27 @@ def plans() -> Facts:
     known, found = defaultdict(list), {}
     with environment():
         for path in EXPERIMENTS:
-            cells = plan_runs(load_experiment(path))
-            found[path.stem] = _plan(cells)
-            for number, cell in enumerate(cells):
-                known[cell.fingerprint].append(f"{path.stem} {number}")
+            runs = plan_runs(load_experiment(path))
+            found[path.stem] = _plan(runs)
+            for number, run in enumerate(runs):
+                known[run.fingerprint].append(f"{path.stem} {number}")
     return {"experiments": found, "same": sorted(names for names in known.values() if len(names) > 1)}
 
 
-def _plan(cells: list[Any]) -> Facts:
+def _plan(runs: list[Any]) -> Facts:
     """runs: one after the other, `needs` by their numbers, of each section of the config the number of its value among the
     different ones in `sections`."""
     sections: dict[str, list[Any]] = defaultdict(list)
-    numbers = {cell.name: number for number, cell in enumerate(cells)}
+    numbers = {run.name: number for number, run in enumerate(runs)}
     runs = []
-    for cell in cells:
+    for run in runs:
         config = {}
-        for name, value in to_dict(cell.config).items():
+        for name, value in to_dict(run.config).items():
             if value not in sections[name]:
                 sections[name].append(value)
             config[name] = sections[name].index(value)
-        own = {name: getattr(cell, name) for name in ("label", "role", "student", "seed", "grid_values", "model_reference")}
-        runs.append({**own, "needs": [numbers[name] for name in cell.depends_on], "config": config})
+        own = {name: getattr(run, name) for name in ("label", "role", "student", "seed", "grid_values", "model_reference")}
+        runs.append({**own, "needs": [numbers[name] for name in run.depends_on], "config": config})
     return {"runs": runs, "sections": dict(sections)}
 
 
@@ -257,12 +257,12 @@ def trainings(folder: Path) -> dict[str, Facts]:
     found = {}
     with environment(DISTILL_LIT_CACHE=folder / "cache"):
         other = load_experiment(file, [f"teacher.model=file:{other_teacher}", "grid.variant=[cross_tokenizer]"])
-        for cell in [*plan_runs(load_experiment(file)), *plan_runs(other)]:
-            place = folder / "runs" / cell.name
+        for run in [*plan_runs(load_experiment(file)), *plan_runs(other)]:
+            place = folder / "runs" / run.name
             place.mkdir(parents=True)
-            build_run(cell, place, lambda *_: None)
-            if cell.is_model:
-                found[cell.label] = _trained(place)
+            build_run(run, place, lambda *_: None)
+            if run.is_model:
+                found[run.label] = _trained(place)
     return found
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path[:0] = [str(HERE.parent), str(HERE), str(HERE.parents[1])]
+sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
 
 
 def regenerate(*names: str) -> None:
     """Writes these files, or all."""
-    from golden_values import losses, plans, representations, trainings
+    from golden.golden_values import losses, plans, representations, trainings
 
     with tempfile.TemporaryDirectory() as folder:
         made = {

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden_values import CHOICES, OPTIONS, losses, plans, representations, trainings
+from golden.golden_values import CHOICES, OPTIONS, losses, plans, representations, trainings
 
 from distill_lit.config import load_experiment
 from distill_lit.losses import FEATURE_LOSSES, LOGIT_LOSSES

@@ -1,0 +1,316 @@
+"""Distiller in a notebook: models of transformers, a plain DataLoader, and whatever flags a Trainer has."""
+
+import csv
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from helpers import tiny_models
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling
+
+from distill_lit import DistillationLoss, Distiller, losses
+from distill_lit.teachers import OnlineTeacher
+from distill_lit.training.loss import FusedLossSettings
+from distill_lit.utils.exceptions import UserError
+
+BOTH = 0.5 * losses.CrossEntropy() + 0.5 * losses.ForwardKL(temperature=2.0)
+QUIET = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The folders of a teacher of two layers and a student of one."""
+    root = tmp_path_factory.mktemp("api")
+    return tiny_models.make_model(root / "teacher"), tiny_models.make_model(root / "student", num_layers=1, seed=1)
+
+
+@pytest.fixture
+def models(folders: tuple[Path, Path]) -> tuple[Any, Any]:
+    """(student, teacher), as `from_pretrained` gives them."""
+    teacher, student = (AutoModelForCausalLM.from_pretrained(folder) for folder in folders)
+    return student, teacher
+
+
+@pytest.fixture(scope="module")
+def loader(folders: tuple[Path, Path]) -> DataLoader:
+    """Sentences of different lengths, padded, four at a time."""
+    tokenizer = AutoTokenizer.from_pretrained(folders[0])
+    rows = [tokenizer(text) for text in tiny_models.sentences(24)]
+    return DataLoader(rows, batch_size=4, collate_fn=DataCollatorForLanguageModeling(tokenizer, mlm=False))
+
+
+def weights(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().float().flatten() for p in model.parameters()])
+
+
+def plain_loss(student: Any, teacher: Any, batch: Any, temperature: float = 2.0) -> torch.Tensor:
+    """½ CE + ½ T² KL from whole logits, as a loop of transformers would have it."""
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    output = student(**inputs, labels=batch["labels"])
+    with torch.no_grad():
+        theirs = teacher(**inputs).logits[:, :-1]
+    mask = batch["labels"][:, 1:] != -100
+    log_q, log_p = ((z / temperature).log_softmax(-1)[mask] for z in (output.logits[:, :-1], theirs))
+    kl = torch.nn.functional.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+    return 0.5 * output.loss + 0.5 * temperature**2 * kl
+
+
+def test_the_loss_is_that_of_whole_logits(models: tuple[Any, Any], loader: DataLoader) -> None:
+    student, teacher = models
+    batch, criterion = next(iter(loader)), DistillationLoss(BOTH, teacher, settings=FusedLossSettings(chunk_size=7))
+    ours = criterion(student, batch)
+    ours.total.backward()
+    gradient = gradient_of(student)
+    theirs = plain_loss(student, teacher, batch)
+    theirs.backward()
+    torch.testing.assert_close(ours.total, theirs, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient, gradient_of(student), rtol=1e-4, atol=1e-6)
+
+
+def gradient_of(model: torch.nn.Module) -> torch.Tensor:
+    found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    model.zero_grad()
+    return found
+
+
+def trained_by_hand(student: Any, teacher: Any, loader: DataLoader, accumulate: int, clip: Callable[..., Any]) -> Any:
+    """Two optimizer steps of SGD, written out."""
+    optimizer, batches = torch.optim.SGD(student.parameters(), lr=0.1), iter(loader)
+    for _ in range(2):
+        for _ in range(accumulate):
+            (plain_loss(student, teacher, next(batches)) / accumulate).backward()
+        clip(student.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+    return student
+
+
+@pytest.mark.parametrize(
+    ("flags", "clip"),
+    [
+        ({"gradient_clip_val": 0.01}, lambda p: torch.nn.utils.clip_grad_norm_(p, 0.01)),
+        (
+            {"gradient_clip_val": 1e-4, "gradient_clip_algorithm": "value"},
+            lambda p: torch.nn.utils.clip_grad_value_(p, 1e-4),
+        ),
+        ({}, lambda _: None),
+    ],
+    ids=["norm", "value", "none"],
+)
+def test_accumulation_and_clipping_are_those_of_the_trainer(
+    folders: tuple[Path, Path], loader: DataLoader, flags: dict, clip: Callable[..., Any]
+) -> None:
+    teacher, student, other = (AutoModelForCausalLM.from_pretrained(folders[i]) for i in (0, 1, 1))
+    module = Distiller(student, teacher, BOTH, optimizer=functools.partial(torch.optim.SGD, lr=0.1))
+    L.Trainer(max_steps=2, accumulate_grad_batches=3, **QUIET, **flags).fit(module, loader)
+    expected = trained_by_hand(other.train(), teacher, loader, 3, clip)
+    torch.testing.assert_close(weights(student), weights(expected), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_ten_lines(folders: tuple[Path, Path], loader: DataLoader, tmp_path: Path, precision: str) -> None:
+    """The student learns, is what transformers opens, and the teacher and all settings of both are as before."""
+    teacher, student = (AutoModelForCausalLM.from_pretrained(folder) for folder in folders)
+    before, config = weights(teacher).clone(), student.config.to_dict()
+    module = Distiller(student, teacher, loss=BOTH, lr=1e-2)
+    early = EarlyStopping("validation/loss", patience=3)
+    trainer = L.Trainer(
+        max_steps=30,
+        accumulate_grad_batches=2,
+        gradient_clip_val=1.0,
+        precision=precision,
+        callbacks=[early],
+        check_val_every_n_epoch=None,
+        val_check_interval=20,
+        **QUIET,
+    )
+    trainer.validate(module, loader, verbose=False)
+    start = float(trainer.callback_metrics["validation/loss"])
+    trainer.fit(module, loader, loader)
+    assert float(trainer.callback_metrics["validation/loss"]) < 0.8 * start
+    assert float(early.best_score) < start
+    assert torch.equal(weights(teacher), before)
+    assert student.dtype == (torch.bfloat16 if precision == "bf16-true" else torch.float32)
+    assert teacher.dtype == torch.float32
+    assert not student.is_gradient_checkpointing
+    assert {**student.config.to_dict(), "dtype": None} == {**config, "dtype": None}
+    assert student.config._attn_implementation == "sdpa"
+    student.save_pretrained(tmp_path)
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert opened.dtype == student.dtype and torch.equal(weights(opened), weights(student))
+
+
+def test_a_checkpoint_gives_the_module_back(folders: tuple[Path, Path], loader: DataLoader, tmp_path: Path) -> None:
+    teacher, student, fresh = (AutoModelForCausalLM.from_pretrained(folders[i]) for i in (0, 1, 1))
+    loss = losses.linear(1.0, 0.5) * losses.CrossEntropy() + losses.HiddenStates(layers="last", projector=True)
+    module = Distiller(student, teacher, loss=loss, lr=3e-3)
+    best = ModelCheckpoint(tmp_path, monitor="validation/loss", filename="best")
+    flags = {**QUIET, "enable_checkpointing": True}
+    L.Trainer(max_epochs=2, callbacks=[best], **flags).fit(module, loader, loader)
+    saved = torch.load(best.best_model_path, weights_only=True)
+    assert saved["hyper_parameters"]["lr"] == 3e-3
+    assert {name.split(".")[0] for name in saved["state_dict"]} == {"student", "loss"}
+    assert not any("teacher" in name for name in saved["state_dict"])
+    again = Distiller.load_from_checkpoint(best.best_model_path, student=fresh, teacher=teacher)
+    assert again.loss.objective == module.loss.objective
+    stored = [saved["state_dict"][f"student.{name}"].flatten() for name, _ in fresh.named_parameters()]
+    assert torch.equal(weights(fresh), torch.cat(stored))
+    steps = saved["global_step"]
+    trainer = L.Trainer(max_epochs=3, **QUIET)
+    trainer.fit(again, loader, loader, ckpt_path=best.best_model_path)
+    assert trainer.global_step > steps
+
+
+def test_own_optimizer_and_schedule(models: tuple[Any, Any], loader: DataLoader) -> None:
+    module = Distiller(
+        *models,
+        losses.ForwardKL(),
+        optimizer=functools.partial(torch.optim.SGD, lr=0.4),
+        lr_scheduler=torch.optim.lr_scheduler.CosineAnnealingLR,
+    )
+    trainer = L.Trainer(max_steps=6, **QUIET)
+    trainer.fit(module, loader)
+    assert type(trainer.optimizers[0]) is torch.optim.SGD
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)  # T_max is the number of steps
+
+
+def test_configure_optimizers_can_be_overridden(models: tuple[Any, Any], loader: DataLoader) -> None:
+    class Own(Distiller):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Adagrad(self.student.parameters())
+
+    trainer = L.Trainer(max_steps=1, **QUIET)
+    trainer.fit(Own(*models), loader)
+    assert type(trainer.optimizers[0]) is torch.optim.Adagrad
+
+
+def test_batches_with_step_tokens_are_exact_over_the_window(folders: tuple[Path, Path], loader: DataLoader) -> None:
+    """Three micro-batches of different lengths, and one of all their rows: the same gradient."""
+    teacher, student, other = (AutoModelForCausalLM.from_pretrained(folders[i]) for i in (0, 1, 1))
+    batches = [{n: part[n][:size] for n in part} for part, size in zip(loader, (4, 1, 2), strict=False)]
+    count = torch.stack([(part["labels"][:, 1:] != -100).sum() for part in batches]).sum()
+    module = Distiller(student, teacher, BOTH, optimizer=functools.partial(torch.optim.SGD, lr=0.1))
+    window = DataLoader([{**part, "step_tokens": count} for part in batches], batch_size=None)
+    L.Trainer(max_steps=1, accumulate_grad_batches=3, **QUIET).fit(module, window)
+    optimizer, other = torch.optim.SGD(other.parameters(), lr=0.1), other.train()
+    for part in batches:
+        tokens = (part["labels"][:, 1:] != -100).sum()
+        (plain_loss(other, teacher, part) * tokens / count).backward()
+    optimizer.step()
+    torch.testing.assert_close(weights(student), weights(other), rtol=1e-5, atol=1e-7)
+
+
+def test_a_slow_validation_does_not_slow_down_the_training_that_is_logged(
+    models: tuple[Any, Any], loader: DataLoader, tmp_path: Path
+) -> None:
+    class Slow(Distiller):
+        def validation_step(self, batch: Any, index: int) -> None:
+            time.sleep(0.3)
+            super().validation_step(batch, index)
+
+        def training_step(self, batch: Any, index: int) -> Any:
+            time.sleep(0.05)
+            return super().training_step(batch, index)
+
+    flags = {**QUIET, "logger": CSVLogger(tmp_path, name=None, version="x"), "log_every_n_steps": 2}
+    trainer = L.Trainer(max_steps=6, check_val_every_n_epoch=None, val_check_interval=1, limit_val_batches=2, **flags)
+    trainer.fit(Slow(*models, losses.ForwardKL()), loader, loader)
+    with (tmp_path / "x" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["train/tokens_per_second"]]
+    tokens, speeds = ([float(row[f"train/{name}"]) for row in rows] for name in ("tokens", "tokens_per_second"))
+    sizes = [batch["input_ids"].numel() for batch in loader]
+    assert tokens == [sizes[0], sum(sizes[:3]), sum(sizes[:5])]
+    steps = [(sizes[0], 1), (sum(sizes[1:3]), 2), (sum(sizes[3:5]), 2)]
+    for speed, (size, count) in zip(speeds, steps, strict=True):
+        seconds = size / speed  # 0.05 a step and what it computes; a validation would add 0.6
+        assert 0.05 * count <= seconds < 0.05 * count + 0.4
+
+
+def test_more_of_the_trainers_flags(models: tuple[Any, Any], loader: DataLoader) -> None:
+    trainer = L.Trainer(max_epochs=1, devices=1, strategy="auto", inference_mode=True, overfit_batches=2, **QUIET)
+    trainer.fit(Distiller(*models), loader, loader)
+    assert trainer.global_step == 2
+
+
+def test_hidden_states_and_relations_without_more_ado(models: tuple[Any, Any], loader: DataLoader) -> None:
+    loss = losses.HiddenStates(loss="normalized") + 0.5 * losses.QKVRelations()
+    module = Distiller(*models, loss=loss, lr=1e-2)
+    trainer = L.Trainer(max_steps=20, **QUIET)
+    trainer.validate(module, loader, verbose=False)
+    start = float(trainer.callback_metrics["validation/hidden_states"])
+    trainer.fit(module, loader, loader)
+    assert float(trainer.callback_metrics["validation/hidden_states"]) < start
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"teacher": None}, "losses.ForwardKL: it compares with a teacher, and there is none; give teacher="),
+        ({"loss": 3}, "loss: 3 is no loss"),
+        ({"loss": losses.Attention()}, "losses.Attention: attention maps need attn_implementation='eager'"),
+        ({"loss": losses.HiddenStates(layers="similar")}, r"losses.HiddenStates\(layers\): similar is measured"),
+        ({"loss": losses.HiddenStates(layers=((0, 9),))}, r"losses.HiddenStates\(layers\): 9 is beyond"),
+    ],
+)
+def test_errors_name_arguments(models: tuple[Any, Any], arguments: dict, words: str) -> None:
+    student, teacher = models
+    with pytest.raises(UserError, match=words):
+        Distiller(student, **{"teacher": teacher, "loss": losses.ForwardKL(), **arguments})
+
+
+def test_a_student_that_is_its_own_teacher_is_refused(models: tuple[Any, Any]) -> None:
+    with pytest.raises(UserError, match="teacher: it is the student itself"):
+        Distiller(models[0], models[0])
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        ({"input_ids": torch.ones(2, 5, dtype=torch.long)}, "no labels; transformers' DataCollatorForLanguageModeling"),
+        ([torch.ones(2, 5, dtype=torch.long)] * 2, "the loader gives list"),
+        (
+            {"input_ids": torch.ones(2, 5, dtype=torch.long), "labels": torch.ones(2, 4, dtype=torch.long)},
+            r"input_ids \(2, 5\) and labels \(2, 4\)",
+        ),
+    ],
+    ids=["no labels", "no dict", "shapes"],
+)
+def test_batches_that_are_none(models: tuple[Any, Any], batch: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        L.Trainer(max_steps=1, **QUIET).fit(Distiller(*models), DataLoader([batch], batch_size=None))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "lr_scheduler: it needs the number of steps"),
+        ({"loss": losses.cosine(1, 0) * losses.CrossEntropy(), "optimizer": torch.optim.SGD}, "loss: its schedules need"),
+    ],
+)
+def test_a_trainer_without_an_end(models: tuple[Any, Any], loader: DataLoader, changes: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        L.Trainer(max_epochs=-1, **QUIET).fit(Distiller(*models, **changes), loader)
+
+
+def test_a_padded_vocabulary_is_cut_to_the_smaller_one(models: tuple[Any, Any], loader: DataLoader) -> None:
+    student, teacher = models
+    batch = next(iter(loader))
+    plain = DistillationLoss(losses.ForwardKL(), teacher)(student, batch).total
+    tiny_models.pad_head(teacher, 320)
+    module = Distiller(student, teacher, losses.ForwardKL())
+    assert isinstance(module.loss.teacher, OnlineTeacher)
+    torch.testing.assert_close(module.loss(student, batch).total, plain)

@@ -1,0 +1,361 @@
+"""Axes, strata, flips, contrasts, slices and confidence: by hand, and on planted and permuted data."""
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import ROOT
+from helpers.synthetic_results import build, edited_records
+from scipy.stats import chi2
+
+from distill_lit.analysis import document_axes as ax
+from distill_lit.analysis.calibration import (
+    conditional_value_at_risk,
+    coverage_curve,
+    deferral_threshold,
+    equal_mass_bins,
+    expected_calibration_error,
+)
+from distill_lit.analysis.flips import flip_counts, modal_answers
+from distill_lit.analysis.long_tail import LongTail, analyze_long_tail
+from distill_lit.analysis.response_matrix import TaskResponses
+from distill_lit.analysis.results import load_results
+from distill_lit.analysis.score_table import score_frame
+from distill_lit.analysis.scores import Scores, compute_scores
+from distill_lit.analysis.strata import pool_strata
+from distill_lit.config.schema import AnalysisConfig
+from distill_lit.report.bundle import build_report_bundle
+from distill_lit.report.loss_report import loss_report_markdown
+from distill_lit.report.loss_statement import loss_statement
+
+ANALYSIS = AnalysisConfig(n_resamples=1000)
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory: pytest.TempPathFactory) -> Scores:
+    """Three seeds, a tail that only the distilled students lose."""
+    folder = build(
+        tmp_path_factory.mktemp("tail"), seeds=(0, 1, 2), students={"deep": 0.8}, documents=200, tail_logit_loss=1.5
+    )
+    return compute_scores(load_results(folder), ANALYSIS)
+
+
+@pytest.fixture(scope="module")
+def report(scores: Scores) -> LongTail:
+    return analyze_long_tail(scores)
+
+
+@pytest.fixture(scope="module")
+def simulation() -> ModuleType:
+    path = ROOT / "benchmarks" / "significance_simulations.py"
+    spec = importlib.util.spec_from_file_location("simulation", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    before = list(sys.path)
+    spec.loader.exec_module(module)
+    sys.path[:] = before
+    return module
+
+
+def series(values: list[float], tasks: list[str] | None = None) -> pd.Series:
+    tasks = tasks or ["t"] * len(values)
+    return pd.Series(values, index=pd.MultiIndex.from_arrays([tasks, range(len(values))], names=["task", "key"]))
+
+
+# strata
+
+
+def test_quintiles_are_equal_within_each_task() -> None:
+    values = series([*range(10), *range(100, 120)], ["a"] * 10 + ["b"] * 20)
+    codes = ax.quantile_strata(values, 5)
+    assert codes.tolist() == [i // 2 + 1 for i in range(10)] + [i // 4 + 1 for i in range(20)]
+
+
+def test_equal_values_stay_together_and_a_constant_is_neither_head_nor_tail() -> None:
+    assert ax.quantile_strata(series([7.0] * 9), 5).tolist() == [3] * 9
+    codes = ax.quantile_strata(series([1, 1, 1, 1, 2, 3, 4, 5, 6, 7]), 5)
+    assert codes.iloc[:4].nunique() == 1
+
+
+def test_missing_values_are_a_stratum_of_their_own() -> None:
+    codes = ax.quantile_strata(series([np.nan, 1, 2, 3, 4, 5]), 5)
+    assert codes.tolist() == [ax.MISSING_STRATUM, 1, 2, 3, 4, 5]
+
+
+def test_content_words_and_their_frequencies(scores: Scores) -> None:
+    assert ax.content_words("What is the Mitosis of 3 cells? It's an old one.") == ["mitosis", "cells", "old"]
+    zipf, total = ax.zipf_frequency_function(scores.results), scores.results.corpus_words
+    counts = scores.results.word_counts
+    assert zipf("water") == pytest.approx(np.log10((counts["water"] + 0.5) / total * 1e9))
+    assert zipf("unheard") == pytest.approx(np.log10(0.5 / total * 1e9))
+
+
+def test_wordfreq_is_the_fallback(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=5)
+    with edited_records(folder) as content:
+        content.corpus_words = 0
+    zipf = ax.zipf_frequency_function(load_results(folder))
+    assert zipf("water") > zipf("photosynthesis") > zipf("xqzzyw") == 0
+
+
+def test_a_small_corpus_does_not_say_which_words_are_rare(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=40)
+    with edited_records(folder) as content:
+        content.word_counts, content.corpus_words = {"water": 3}, 18547
+    zipf = ax.zipf_frequency_function(load_results(folder))
+    assert zipf("mitosis") > zipf("xqzzyw") == 0  # neither stands in the corpus
+    result = build_report_bundle(folder, AnalysisConfig(n_resamples=100), "name")
+    text = loss_report_markdown(result.scores, result.long_tail, "name", result.loss_statements, False)
+    assert "wordfreq's general English, because the 18,547 words of the distillation corpus are too few" in text
+
+
+def test_the_teachers_margin_looks_at_no_gold_answer() -> None:
+    assert ax._margin([-6.0, -2.0, -9.0], [3, 2, 3]) == pytest.approx(-1 - -2)
+    assert np.isnan(ax._margin([-3.0], [2]))
+
+
+def test_negation_words() -> None:
+    assert ax.NEGATION.search("Which is NOT a metal?")
+    assert ax.NEGATION.search("It doesn't burn")
+    assert not ax.NEGATION.search("Note the knot")
+
+
+# flips
+
+
+def panel(chosen: list[list[int]], gold: list[int]) -> TaskResponses:
+    picks = np.array(chosen)
+    index = pd.MultiIndex.from_arrays([["t"] * len(gold), range(len(gold))], names=["task", "key"])
+    right = (picks == np.array(gold)[:, None]).astype(float)
+    return TaskResponses("t", "acc", index, np.arange(len(gold)), np.full(len(gold), 0.25), right, picks)
+
+
+def test_modal_answer_over_three_seeds_and_first_seed_below() -> None:
+    task = panel([[0, 1, 1, 2], [2, 1, 0, 3], [1, 1, 1, 0]], [1, 2, 1])
+    modal = modal_answers(task, [0, 1, 2])
+    assert modal.choice.tolist() == [1, 2, 1]  # a tie goes to the earliest seed
+    assert modal.correct.tolist() == [1, 1, 1]
+    assert modal_answers(task, [1, 2]).choice.tolist() == [1, 1, 1]
+
+
+def test_flip_counts_by_hand() -> None:
+    flips = pd.DataFrame({
+        "teacher_correct": [True, True, False, False, False], "student_correct": [True, False, True, False, False],
+        "teacher_choice": [0, 1, 2, 2, 0], "student_choice": [0, 2, 3, 2, 1],
+        "flip": ["both right", "lost", "gained", "both wrong", "both wrong"], "cluster": ["a", "b", "c", "d", "e"],
+    })  # fmt: skip
+    row = flip_counts(flips).iloc[0]
+    assert (row["n"], row["lost"], row["gained"]) == (5, 1, 1)
+    assert row["agreement"] == pytest.approx(2 / 5)
+    assert row["same_wrong_rate"] == pytest.approx(1 / 2)
+    assert row["p"] == 1
+
+
+def test_lost_documents_of_one_passage_are_no_evidence_each() -> None:
+    frame = {
+        "teacher_correct": [True] * 9,
+        "student_correct": [False] * 9,
+        "teacher_choice": [0] * 9,
+        "student_choice": [1] * 9,
+        "flip": ["lost"] * 9,
+    }
+    alone = flip_counts(pd.DataFrame(frame | {"cluster": list("abcdefghi")})).iloc[0]
+    assert alone["p"] == pytest.approx(2 * 0.5**9)
+    shared = flip_counts(pd.DataFrame(frame | {"cluster": list("aaaabbbbc")})).iloc[0]
+    # sums by passage −4, −4, −1: χ² = 81/33
+    assert shared["p"] == pytest.approx(float(chi2.sf(81 / 33, 1)))
+
+
+# pooled strata and the contrast
+
+
+def test_pooled_scores_equal_plain_means(scores: Scores, report: LongTail) -> None:
+    codes = report.stratum_codes["rarity_question"]
+    row = report.stratum_scores[
+        (report.stratum_scores["axis"] == "rarity_question") & (report.stratum_scores["stratum"] == 5)
+    ].iloc[0]
+    student = scores.model_columns(next(i for i, g in enumerate(scores.groups) if g.role == "distilled"))
+    per_task = []
+    for task in scores.responses.tasks:
+        inside = (codes.loc[task.index] == 5).to_numpy()
+        per_task.append(task.centered()[inside][:, student].mean())
+    assert row["student"] == pytest.approx(np.mean(per_task), abs=1e-5)
+
+
+def test_contrast_uses_only_tasks_with_head_and_tail(scores: Scores) -> None:
+    """A task that lies wholly in the tail would otherwise compare tasks, not documents."""
+    axis = ax.DocumentAxis("made_up", "complexity", "binary", "made up", "made up", "none", "some")
+    code = pd.Series(1, index=scores.results.documents.index)
+    task, sciq = code.index.get_level_values("task"), scores.tasks.index("sciq")
+    code[task == "sciq"] = 2
+    half = np.arange(len(code)) % 2 == 0
+    code[(task == "piqa") & half] = 2
+    found = pool_strata(scores, [axis], code.to_frame("made_up"))["made_up"]
+    piqa = scores.responses.tasks[scores.tasks.index("piqa")]
+    tail = (code.loc[piqa.index] == 2).to_numpy()
+    teacher = scores.model_columns(0)[0]
+    expected = [piqa.centered()[~tail, teacher].mean(), piqa.centered()[tail, teacher].mean()]
+    assert found.head_tail_estimates[:, 0] == pytest.approx(expected, abs=1e-5)
+    assert found.head_tail_n_documents == tail.sum()
+    both = (expected[1] + scores.centered[sciq, 0]) / 2
+    assert found.estimates[1, 0] == pytest.approx(both, abs=1e-5)
+
+
+def test_strata_partition_the_documents(report: LongTail) -> None:
+    sizes = report.stratum_scores.groupby("axis")["n"].sum()
+    assert (sizes == len(report.stratum_codes)).all()
+
+
+def test_the_planted_tail_loss_is_found_and_laid_to_distillation(scores: Scores, report: LongTail) -> None:
+    row = report.tail_contrasts.set_index("axis").loc["rarity_question"]
+    assert row["tail_loss_high"] < 0
+    assert row["excess_high"] < 0
+    assert row["ce_only_tail_loss_low"] < 0 < row["ce_only_tail_loss_high"]
+    assert row["excess"] == pytest.approx(row["tail_loss"] - row["ce_only_tail_loss"], abs=1e-5)
+    text = " ".join(loss_statement(scores, score_frame(scores), report, "deep distilled"))
+    assert "rarest words lost more" in text
+    assert "distillation made rare words lose more" in text
+
+
+def test_without_a_planted_loss_nothing_is_claimed(tmp_path: Path) -> None:
+    folder = build(tmp_path, students={"deep": 0.6}, documents=200, tail_logit_loss=0.0, seed=3)
+    found = compute_scores(load_results(folder), ANALYSIS)
+    tail = analyze_long_tail(found)
+    row = tail.tail_contrasts.set_index("axis").loc["rarity_question"]
+    assert row["excess_low"] < 0 < row["excess_high"]
+    assert "distillation made" not in " ".join(loss_statement(found, score_frame(found), tail, "deep distilled"))
+
+
+@pytest.mark.parametrize(
+    ("tail", "excess", "said"),
+    [
+        ((-0.05, -0.08, -0.02), (-0.03, -0.05, -0.01), ["rarest words lost more", "made rare words lose more"]),
+        ((-0.05, -0.08, -0.02), (0.04, 0.01, 0.07), ["rarest words lost more", "made rare words lose less"]),
+        ((0.01, -0.02, 0.04), (-0.03, -0.05, -0.01), ["did not measurably lose more or less", "made rare words lose more"]),
+        ((-0.05, -0.08, -0.02), (-0.01, -0.03, 0.01), ["rarest words lost more", "no measurably different pattern"]),
+    ],
+)
+def test_the_statement_blames_distillation_by_the_sign_of_its_excess(
+    scores: Scores, report: LongTail, tail: tuple[float, ...], excess: tuple[float, ...], said: list[str]
+) -> None:
+    row: dict[str, object] = {"model": "deep distilled", "axis": "rarity_question"}
+    for name, values in (("tail_loss", tail), ("excess", excess)):
+        row |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+    changed = replace(report, tail_contrasts=pd.DataFrame([row]))
+    text = " ".join(loss_statement(scores, score_frame(scores), changed, "deep distilled"))
+    assert all(words in text for words in said)
+
+
+def test_a_task_with_few_documents_in_a_stratum_does_not_count_there(scores: Scores, report: LongTail) -> None:
+    """Three documents of one task in the tail: head and tail are then compared over the other tasks alone."""
+    digits = next(axis for axis in ax.DOCUMENT_AXES if axis.name == "digits")
+    first, *others = (scores.responses.tasks[t] for t in scores.averaged)
+    codes = pd.DataFrame({"digits": 1}, index=report.stratum_codes.index)
+    for task, size in ((first, 3), *((other, 60) for other in others)):
+        codes.loc[task.index[:size], "digits"] = 2
+    found = pool_strata(scores, [digits], codes)["digits"]
+    assert found.head_tail_n_documents == 60 * len(others)
+    heads = [task.centered()[60:, scores.model_columns(0)].mean() for task in others]
+    tails = [task.centered()[:60, scores.model_columns(0)].mean() for task in others]
+    assert found.head_tail_estimates[:, 0] == pytest.approx([np.mean(heads), np.mean(tails)], abs=1e-5)
+    assert found.estimates[1, 0] == pytest.approx(np.mean(tails), abs=1e-5)
+
+
+def test_contractions_are_no_rare_words() -> None:
+    assert ax.content_words("Don't the cell's walls break?") == ["cell", "walls", "break"]
+
+
+def test_small_strata_are_insufficient(tmp_path: Path) -> None:
+    found = analyze_long_tail(
+        compute_scores(load_results(build(tmp_path, documents=30, students={"deep": 0.8})), AnalysisConfig(n_resamples=200))
+    )
+    assert set(found.stratum_scores.loc[found.stratum_scores["n"] < 100, "verdict"]) == {"insufficient"}
+    assert found.stratum_scores.loc[found.stratum_scores["n"] < 100, "p_adjusted"].isna().all()
+    few = found.stratum_scores["n"] < 30
+    assert few.any()
+    assert found.stratum_scores.loc[few, "low"].isna().all()
+    assert set(found.tail_contrasts.loc[found.tail_contrasts["n"] < 30, "note"]) == {"insufficient"}
+
+
+def test_worst_group_interval_is_wider_than_its_own(scores: Scores, report: LongTail) -> None:
+    row = report.worst_strata.iloc[0]
+    assert row["axis"] == "rarity_question"
+    assert row["low"] < row["retention"] < row["high"]
+
+
+def test_passages_are_redrawn_whole(tmp_path: Path) -> None:
+    """The same documents in passages of five that agree give wider intervals than single documents."""
+    wide, narrow = (build(tmp_path / name, documents=100, students={"deep": 0.8}) for name in ("wide", "narrow"))
+    with edited_records(wide) as content:
+        order = content.records["teacher"].groupby("task")["correct"].rank(method="first").astype(int) // 5
+        tasks = content.documents.index.get_level_values("task")
+        content.documents["cluster"] = [f"{task}{number}" for task, number in zip(tasks, order, strict=True)]
+    one, two = (compute_scores(load_results(folder), ANALYSIS) for folder in (wide, narrow))
+    assert one.raw_replicates[:, 0, 0].std() > 1.5 * two.raw_replicates[:, 0, 0].std()
+
+
+# slices
+
+
+def test_planted_slice_is_found(simulation: ModuleType) -> None:
+    assert simulation.planted_slice_recall(np.random.default_rng(1), 20, 6000) >= 0.9
+
+
+def test_permuted_labels_confirm_none(simulation: ModuleType) -> None:
+    assert simulation.false_slice_rate(np.random.default_rng(1), 40, 6000) <= 0.05
+
+
+# confidence, by hand
+
+
+def test_calibration_error_by_hand() -> None:
+    confidence, right = np.array([0.9, 0.8, 0.6, 0.5]), np.array([1.0, 0.0, 1.0, 1.0])
+    # two bins of two: |(.5 + .6) − 2| and |1.7 − 1|, over 4
+    assert expected_calibration_error(confidence, right, bins=2) == pytest.approx((0.9 + 0.7) / 4)
+    assert expected_calibration_error(np.ones(5), np.ones(5)) == 0
+    assert np.isnan(expected_calibration_error(np.array([]), np.array([])))
+
+
+def test_equal_mass_bins_respect_weights() -> None:
+    assert equal_mass_bins(np.array([0.1, 0.2, 0.3, 0.4]), np.ones(4), 2).tolist() == [0, 0, 1, 1]
+    assert equal_mass_bins(np.array([0.1, 0.2, 0.3, 0.4]), np.array([3.0, 1, 1, 1]), 2).tolist() == [0, 1, 1, 1]
+
+
+def test_worst_tenth_by_hand() -> None:
+    values = np.arange(20.0)
+    assert conditional_value_at_risk(values, np.ones(20)) == pytest.approx(18.5)
+    assert conditional_value_at_risk(values[:15], np.ones(15)) == pytest.approx((14 + 0.5 * 13) / 1.5)
+
+
+def test_risk_threshold_by_hand() -> None:
+    confidence = np.array([0.9, 0.8, 0.7, 0.6])
+    student, teacher = np.array([1.0, 0, 1, 0]), np.array([1.0, 1, 0, 1])
+    # gains: 0, −1, 0, −1: three of four can be answered
+    assert deferral_threshold(confidence, student, teacher, np.ones(4)) == 0.7
+    assert deferral_threshold(confidence, teacher, teacher, np.ones(4)) == 0.6
+    assert deferral_threshold(confidence, 0 * teacher, teacher + 1, np.ones(4)) == np.inf
+    # equal confidence stands or falls together
+    assert deferral_threshold(np.full(4, 0.5), student, teacher, np.ones(4)) == np.inf
+
+
+def test_answering_in_the_teachers_place_is_tried_on_other_documents(scores: Scores, report: LongTail) -> None:
+    found = report.calibration.set_index("model")
+    row = found.loc["deep distilled"]
+    assert row["coverage_gain_low"] <= row["coverage_gain"] <= row["coverage_gain_high"]
+    # the student is worse than its teacher: what looks free on one half costs on the other, or nearly nothing
+    assert row["coverage_gain"] < 0.02
+    assert row["n"] == len(scores.results.documents)
+
+
+def test_coverage_curve_ends_at_the_student_alone() -> None:
+    confidence = np.array([0.9, 0.8, 0.7, 0.6])
+    student, teacher = np.array([1.0, 0, 1, 0]), np.array([1.0, 1, 1, 1])
+    curve = coverage_curve(confidence, student, teacher, np.full(4, 0.25))
+    assert curve["combined_accuracy"].tolist() == pytest.approx([1.0, 0.75, 0.75, 0.5])
+    assert curve["selective_accuracy"].tolist() == pytest.approx([1.0, 0.5, 2 / 3, 0.5])

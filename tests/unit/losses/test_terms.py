@@ -1,0 +1,162 @@
+"""Losses as objects, weighted sums, schedules, and losses of one's own under the laws of ours."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from helpers.loss_inputs import DENSE
+from torch import Tensor
+
+from distill_lit import losses
+from distill_lit.config import TermConfig
+from distill_lit.losses import FEATURE_LOSSES, LOGIT_LOSSES, build_objective, distillation_loss
+from distill_lit.utils.exceptions import UserError
+
+CLASSES = [
+    losses.CrossEntropy,
+    losses.ForwardKL,
+    losses.ReverseKL,
+    losses.SymmetricKL,
+    losses.JensenShannon,
+    losses.SkewForwardKL,
+    losses.SkewReverseKL,
+    losses.AdaptiveKL,
+    losses.AlphaBeta,
+    losses.SoftCrossEntropy,
+    losses.TotalVariation,
+    losses.LogitMSE,
+    losses.ContrastiveSkewKL,
+    losses.TopKKL,
+    losses.TruncatedKL,
+    losses.TopKTailKL,
+    losses.SampledKL,
+    losses.PairwiseRanking,
+    losses.ULD,
+    losses.ALM,
+    losses.PolicyGradientReverseKL,
+    losses.HiddenStates,
+    losses.Attention,
+    losses.QKVRelations,
+]
+
+
+def test_every_entry_of_the_registry_is_an_object_and_what_a_config_builds() -> None:
+    terms = [make() for make in CLASSES]
+    assert [term.kind for term in terms] == [*LOGIT_LOSSES, *FEATURE_LOSSES]
+    for term in terms:
+        assert losses.as_objective(term) == build_objective({term.kind: TermConfig()})
+
+
+def test_a_weighted_sum_is_the_objective_of_a_config() -> None:
+    loss = 0.5 * losses.CrossEntropy() + losses.JensenShannon(beta=0.3, temperature=2.0, name="jsd") * 2
+    ramp = {"shape": "cosine", "start": 1.0, "end": 0.0, "until": 0.5}
+    loss = loss + losses.cosine(1.0, 0.0, until=0.5) * losses.HiddenStates(layers=[(0, 1)], loss="cosine")
+    expected = {
+        "ce": TermConfig(weight=0.5),
+        "jsd": TermConfig(kind="jensen_shannon", weight=2, temperature=2, options={"beta": 0.3}),
+        "hidden_states": TermConfig(weight=ramp, options={"layers": [[0, 1]], "loss": "cosine"}),
+    }
+    assert loss == build_objective(expected)
+    assert losses.as_objective(loss.facts()) == loss
+    assert sum([losses.CrossEntropy(), losses.ForwardKL()]) == losses.CrossEntropy() + losses.ForwardKL()
+
+
+def test_weights_by_hand() -> None:
+    loss = 0.5 * (losses.linear(1.0, 0.0) * losses.CrossEntropy() + losses.ForwardKL(temperature=3.0))
+    assert loss.weights(0.25) == pytest.approx({"ce": 0.375, "forward_kl": 0.5 * 9})
+    steps = losses.piecewise({0.0: 1.0, 0.5: 4.0})
+    assert [losses.as_objective(losses.ForwardKL(weight=steps)).weights(x)["forward_kl"] for x in (0.4, 0.6)] == [1, 4]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: losses.JensenShannon(beta=2), r"losses.JensenShannon\(beta\): 2 is not a number between 0 and 1"),
+        (lambda: -1 * losses.ForwardKL(), r"losses.ForwardKL\(weight\): -1.0 must be a number of at least 0"),
+        (lambda: losses.ForwardKL(temperature=0), r"losses.ForwardKL\(temperature\): 0.0 must be a number above 0"),
+        (lambda: losses.ForwardKL() + losses.ForwardKL(), "two terms are called 'forward_kl'"),
+        (lambda: losses.ForwardKL() * losses.ForwardKL(), "not with another loss"),
+        (lambda: losses.Loss("forwardkl"), "unknown loss 'forwardkl'; did you mean 'forward_kl'"),
+        (lambda: losses.Loss("forward_kl", beta=1), "losses.Loss: unknown option 'beta'"),
+        (lambda: losses.linear(0, 1) * losses.ForwardKL(weight=losses.linear(1, 0)), "two schedules"),
+        (lambda: losses.ForwardKL(weight=losses.linear(0, 1, begin=0.5, until=0.2)), "must rise"),
+        (lambda: losses.as_objective(0 * losses.ForwardKL()), "no term has a weight"),
+    ],
+)
+def test_errors_name_the_argument(make: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        make()
+
+
+# ---------------------------------------------------------------- losses of one's own
+
+
+@pytest.fixture(autouse=True)
+def _registry_as_it_was() -> Iterator[None]:
+    before = dict(LOGIT_LOSSES)
+    yield
+    LOGIT_LOSSES.clear()
+    LOGIT_LOSSES.update(before)
+
+
+@pytest.mark.parametrize("kind", DENSE)
+def test_ours_keep_the_laws(kind: str) -> None:
+    losses.check_loss(kind)
+
+
+def test_a_registered_loss_is_like_ours() -> None:
+    """½ Σ |p − q| again: the same numbers in a config and in Python."""
+
+    @losses.register("half_l1", is_divergence=True, temperature_power=1)
+    def half_l1(log_q: Tensor, log_p: Tensor, factor: float = 1.0) -> Tensor:
+        return factor * 0.5 * (log_q.exp() - log_p.exp()).abs().sum(-1)
+
+    student, teacher, labels = torch.randn(4, 9), torch.randn(4, 9), torch.zeros(4, dtype=torch.long)
+    arguments = (student, teacher, labels)
+    ours = distillation_loss(losses.as_objective(losses.TotalVariation(temperature=2.0)), *arguments, denominator=labels[0])
+    config = build_objective({"mine": TermConfig(kind="half_l1", temperature=2.0, options={"factor": 2.0})})
+    theirs = distillation_loss(config, *arguments, denominator=labels[0])
+    torch.testing.assert_close(theirs.total, 2 * ours.total)
+    objective = losses.as_objective(losses.Loss("half_l1", factor=2.0, temperature=2.0, name="mine"))
+    assert objective == config
+    with pytest.raises(UserError, match=r"losses.Loss\(factor\): 'x' is not a number"):
+        losses.Loss("half_l1", factor="x")
+
+
+def test_a_loss_may_read_labels_and_logits() -> None:
+    @losses.register("teacher_where_wrong")
+    def teacher_where_wrong(log_q: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
+        return -log_q.gather(-1, labels[:, None])[:, 0] * (teacher_logits.argmax(-1) == labels)
+
+    assert LOGIT_LOSSES["teacher_where_wrong"].inputs == ("log_q", "teacher_logits", "labels")
+    assert losses.as_objective(losses.Loss("teacher_where_wrong")).needs_teacher
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda log_q, log_p: (log_p - log_q).sum(), r"8 tokens gave \(\); return one value per token"),
+        (lambda log_q, log_p: log_p.exp(), r"8 tokens gave \(8, 11\)"),
+        (lambda log_q, log_p: (log_p.exp() / log_q.exp().round()).sum(-1), "inf for a token"),
+        (lambda log_q, log_p: (log_p.exp() * (log_p - log_q) + 0 * log_q.exp().sqrt()).sum(-1), "its gradient is nan"),
+        (lambda log_q, log_p: (log_q - log_q.mean(0)).square().sum(-1), "changes with the other tokens"),
+        (lambda log_q, log_p: (log_p.exp() * log_q).sum(-1), "is negative, which a divergence never is"),
+        (lambda log_q, log_p: -(log_p.exp() * log_q).sum(-1), "where student and teacher agree"),
+        (lambda log_q, log_p: log_p.exp().sum(-1), "does not depend on the student"),
+        (lambda log_q, log_p: log_q.reshape(3, 3), "it raises RuntimeError: shape"),
+        (lambda log_q, reference: log_q.sum(-1), "'reference' is none of log_q, log_p, labels"),
+    ],
+)
+def test_what_breaks_a_law_is_refused_and_not_registered(function: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        losses.register("mine", is_divergence=True)(function)
+    assert "mine" not in LOGIT_LOSSES
+
+
+def test_a_name_of_ours_is_taken_and_ones_own_can_be_defined_again() -> None:
+    with pytest.raises(UserError, match=r"losses.register\('forward_kl'\): a loss of this name is part of the package"):
+        losses.register("forward_kl")
+    for factor in (1.0, 2.0):
+        losses.register("again")(lambda log_q, log_p, factor=factor: factor * (log_p - log_q).square().sum(-1))
+    assert LOGIT_LOSSES["again"].function.__defaults__ == (2.0,)

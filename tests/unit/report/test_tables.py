@@ -1,0 +1,331 @@
+"""Tables: escaped for each format, the same numbers everywhere, bold where it is earned."""
+
+import csv
+import io
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.synthetic_results import TASKS, build, copy_model, edit_model, edit_settings, edited_records
+from scipy.stats import false_discovery_control
+
+from distill_lit.analysis.long_tail import analyze_long_tail
+from distill_lit.analysis.model_groups import baseline_of, groups_of
+from distill_lit.analysis.results import load_results
+from distill_lit.analysis.score_table import MACRO_AVERAGE, score_frame
+from distill_lit.analysis.scores import compute_scores, macro_retention
+from distill_lit.config.schema import AnalysisConfig
+from distill_lit.report.bundle import build_report_bundle
+from distill_lit.report.formats.latex_table import escape_latex, to_latex
+from distill_lit.report.formats.markdown_table import escape_markdown, escape_markdown_cell, to_markdown
+from distill_lit.report.formats.table import Table, TableCell, to_csv
+from distill_lit.report.number_format import (
+    format_count,
+    format_interval,
+    format_number,
+    format_p_value,
+    format_points,
+    join_words,
+)
+from distill_lit.report.render import write_score_tables
+from distill_lit.report.summary import headline, verdict
+from distill_lit.report.tables.footnotes import evaluation_footnotes
+from distill_lit.report.tables.scores import score_table, with_training_flops
+
+FAST = AnalysisConfig(n_resamples=500)
+NASTY = r"a|b`c` *d* _e_ <script>alert(1)</script> [x](javascript:1) $\input{/etc/passwd}$ 50% & #1 {z} ~ ^ \ 学生 ±é"
+
+
+def test_numbers_in_words() -> None:
+    assert (format_points(-0.123), format_points(0.1, signed=True), format_points(float("nan"))) == ("−12.3", "+10.0", "—")
+    assert format_number(-0.01) == "0.0"
+    assert format_interval(-0.5, 0.25, 0) == "[−50, 25]"
+    assert [format_count(v) for v in (134515008, 1.2e9, 200_000, 42, 999_600)] == ["135M", "1.2B", "200k", "42", "1000k"]
+    assert (format_p_value(0.0001), format_p_value(0.042), format_p_value(1.0)) == ("<.001", ".042", "1.000")
+    assert join_words(["a", "b", "c"]) == "a, b and c"
+
+
+def test_markdown_shows_data_literally() -> None:
+    text = escape_markdown(NASTY)
+    assert "<script" not in text
+    assert r"\|" in text
+    assert r"\`c\`" in text
+    assert r"\[x\](" in text
+    assert "[x](" not in escape_markdown_cell(NASTY).replace(r"\[x\](", "")
+    assert escape_markdown_cell("1.0 [−2.0, 3.0]") == "1.0 [−2.0, 3.0]"
+    assert escape_markdown("# title\n- item") == r"\# title - item"
+    assert escape_markdown("arc_easy") == "arc_easy"
+
+
+def test_a_nasty_run_stays_one_cell() -> None:
+    table = Table(NASTY, ["model", "x"], [[TableCell(NASTY), TableCell("1")]])
+    row = to_markdown(table).splitlines()[4]
+    assert row.replace(r"\|", "").count("|") == 3
+
+
+def test_csv_runs_cannot_become_formulas() -> None:
+    frame = pd.DataFrame({"model": ["=cmd()", "+1", "@x", "plain"], "delta": [-1.5, 2.0, np.nan, 0.1]})
+    rows = list(csv.reader(io.StringIO(to_csv(frame))))
+    assert [row[0] for row in rows[1:]] == ["'=cmd()", "'+1", "'@x", "plain"]
+    assert rows[1][1] == "-1.5"
+
+
+def test_latex_escapes_every_special_character() -> None:
+    text = escape_latex(r"\ { } $ & # % _ ~ ^ 学 é −1")
+    assert text == (r"\textbackslash{} \{ \} \$ \& \# \% \_ \textasciitilde{} \textasciicircum{} {[}U+5B66{]} e $-$1")
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
+def test_latex_compiles(tmp_path: Path) -> None:
+    result = build_report_bundle(
+        build(tmp_path, documents=40, seeds=(0, 1), students={"deep_é&%": 0.8}), FAST, NASTY, NASTY
+    )
+    write_score_tables(tmp_path, result, all_formats=True)
+    main = "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\\input{table}\\end{document}"
+    (tmp_path / "main.tex").write_text(main)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-1500:]
+    assert "Overfull" not in done.stdout
+
+
+def test_latex_has_as_many_runs_as_columns(tmp_path: Path) -> None:
+    result = build_report_bundle(build(tmp_path, documents=30), FAST, "name")
+    table = score_table(result.scores, result.score_frame, "title")
+    body = to_latex(table, "x").split(r"\midrule", 1)[1].split(r"\bottomrule")[0]
+    rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+    assert len(rows) == len(table.rows)
+    assert all(line.count(" & ") == len(table.columns) - 1 for line in rows)
+
+
+def test_frame_equals_arithmetic_on_the_records(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=120, seeds=(0, 1, 2))
+    scores = compute_scores(load_results(folder), FAST)
+    frame = score_frame(scores).set_index(["model", "task"])
+    records = load_results(folder).records
+    accuracy = [records[f"deep-distilled-{seed}"].loc["piqa", "correct_norm"].mean() for seed in (0, 1, 2)]
+    row = frame.loc[("deep distilled", "piqa")]
+    assert row["score"] == pytest.approx(np.mean(accuracy))
+    assert row["seed_std"] == pytest.approx(np.std(accuracy, ddof=1))
+    base = records["teacher"].loc["piqa", "correct_norm"].mean()
+    assert row["teacher_delta"] == pytest.approx(np.mean(accuracy) - base)
+    assert row["retention"] == pytest.approx((np.mean(accuracy) - 0.5) / (base - 0.5))
+    macro = np.mean([frame.loc[("deep distilled", t), "score"] - c for t, c in _chances().items()] / _rooms())
+    assert frame.loc[("deep distilled", MACRO_AVERAGE), "score"] == pytest.approx(macro)
+
+
+def _chances() -> dict[str, float]:
+    return {"arc_easy": 0.25, "hellaswag": 0.25, "piqa": 0.5, "sciq": 0.25}
+
+
+def _rooms() -> np.ndarray:
+    return 1 - np.array(list(_chances().values()))
+
+
+def test_metric_chooses_the_column(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=50, students={})
+    edit_model(folder, "teacher", lambda frame: frame.assign(correct=0))
+    scores = compute_scores(load_results(folder), FAST)
+    found = dict(zip(scores.tasks, scores.raw[:, 0], strict=True))
+    assert found["sciq"] == 0  # acc
+    assert found["piqa"] > 0.5  # acc_norm
+
+
+def test_bold_is_the_best_and_what_is_not_significantly_worse(tmp_path: Path) -> None:
+    scores = compute_scores(
+        load_results(build(tmp_path, documents=300, students={"deep": 0.3, "shallow": 1.6}, tail_logit_loss=0.0)), FAST
+    )
+    frame = score_frame(scores).set_index(["model", "task"])
+    best = frame.xs(MACRO_AVERAGE, level="task")["best"]
+    assert best["deep distilled"]
+    assert not best["shallow distilled"]
+    assert not best["shallow before training"]
+    assert not best["teacher"]  # the reference, not a contestant
+
+
+def test_declared_comparisons_are_corrected_by_holm_among_themselves(tmp_path: Path) -> None:
+    scores = compute_scores(load_results(build(tmp_path, documents=60)), FAST)
+    frame = score_frame(scores)
+    rows = frame[(frame["task"] == MACRO_AVERAGE) & (frame["role"] == "distilled")]
+    p = rows[["teacher_p", "ce_only_p", "untrained_p"]].to_numpy().ravel()
+    order = np.argsort(p)
+    by_hand = np.empty(6)
+    by_hand[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(6, 0, -1)))
+    assert rows[["teacher_p_adjusted", "ce_only_p_adjusted", "untrained_p_adjusted"]].to_numpy().ravel() == pytest.approx(
+        by_hand
+    )
+
+
+def test_other_comparisons_are_corrected_for_each_opponent_by_itself(tmp_path: Path) -> None:
+    frame = score_frame(compute_scores(load_results(build(tmp_path, documents=60)), FAST))
+    rows = frame[frame["task"] != MACRO_AVERAGE]
+    for who in ("teacher", "ce_only", "untrained"):
+        known = rows[rows[f"{who}_p"].notna()]
+        assert known[f"{who}_p_adjusted"].to_numpy() == pytest.approx(false_discovery_control(known[f"{who}_p"]))
+
+
+def test_the_headline_says_what_was_retained_before_training_and_how_many_seeds(tmp_path: Path) -> None:
+    scores = compute_scores(load_results(build(tmp_path / "one", documents=100)), FAST)
+    frame = score_frame(scores)
+    text = headline(scores, frame)
+    best = frame[(frame["task"] == MACRO_AVERAGE) & (frame["role"] == "distilled")].sort_values("score").iloc[-1]
+    before = frame[(frame["task"] == MACRO_AVERAGE) & (frame["model"] == f"{best['student']} before training")].iloc[0]
+    assert f"(before any training it retains {round(before['retention'] * 100)}%)" in text
+    assert text.endswith("One seed each.")
+    scores = compute_scores(load_results(build(tmp_path / "two", documents=100, seeds=(0, 1))), FAST)
+    assert "One seed" not in headline(scores, score_frame(scores))
+
+
+def test_verdict_names_the_tasks_the_student_without_teacher_wins(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=200, students={"deep": 0.8})
+    edit_model(folder, "deep-ce_only-0", lambda f: f.assign(correct=f["correct"].mask(f["task"] == "sciq", 1)))
+    scores = compute_scores(load_results(folder), FAST)
+    frame = score_frame(scores)
+    text = verdict(scores, frame)[0]
+    delta = frame.set_index(["model", "task"]).loc[("deep distilled", "sciq"), "ce_only_delta"]
+    assert f"sciq (by {-delta * 100:.1f})" in text
+    assert "significantly on sciq" in text
+
+
+def test_groups_keep_grid_points_apart_and_find_their_baselines(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=10, students={"deep": 0.8, "shallow": 1.4})
+    runs = pd.read_csv(folder / "runs.csv")
+    names = {"objective.terms.kl.temperature": "1", "training.max_tokens": "100"}
+    for axis, value in names.items():
+        hidden = runs["role"].isin(["teacher", "untrained"]) | (axis.startswith("objective") & (runs["role"] == "ce_only"))
+        runs[f"grid.{axis}"] = np.where(hidden, None, value)
+    runs.loc[runs["model"] == "shallow-distilled-0", "grid.objective.terms.kl.temperature"] = "4"
+    runs.to_csv(folder / "runs.csv", index=False)
+    groups = groups_of(load_results(folder))
+    labels = [g.label for g in groups]
+    assert "shallow distilled (temperature=4, max_tokens=100)" in labels
+    mine = groups[labels.index("shallow distilled (temperature=4, max_tokens=100)")]
+    baseline = baseline_of(mine, "ce_only", groups)
+    assert baseline is not None
+    assert baseline.label == "shallow without teacher (max_tokens=100)"
+    before = baseline_of(mine, "untrained", groups)
+    assert before is not None
+    assert before.label == "shallow before training"
+
+
+def test_students_of_different_data_are_said_to_be_validated_on_it(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=10, students={"deep": 0.8})
+    runs = pd.read_csv(folder / "runs.csv")
+    said = {}
+    for plain, distilled in (("0e1", "0e1"), ("0e1", "00")):  # fingerprints may read like numbers
+        runs["validation_data_fingerprint"] = runs["role"].map(
+            {"untrained": plain, "ce_only": plain, "distilled": distilled}
+        )
+        runs.to_csv(folder / "runs.csv", index=False)
+        result = build_report_bundle(folder, FAST, "name")
+        notes = " ".join(score_table(result.scores, result.score_frame, "title").footnotes)
+        said[distilled] = "other data are another measure" in notes
+    assert said == {"0e1": False, "00": True}
+
+
+def test_a_student_without_teacher_that_read_other_data_is_called_so(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=30, students={"deep": 0.8})
+    runs = pd.read_csv(folder / "runs.csv")
+    for text in ("a", "b"):
+        runs["validation_data_fingerprint"] = runs["role"].map({"untrained": "a", "ce_only": text, "distilled": "a"})
+        runs.to_csv(folder / "runs.csv", index=False)
+        result = build_report_bundle(folder, FAST, "name")
+        labels = [group.label for group in result.scores.groups]
+        is_other = text == "b"
+        assert ("deep without teacher (other data)" in labels) == is_other
+        said = " ".join(result.verdict)
+        assert ("the same student trained without the teacher on other data by" in said) == is_other
+        assert "the same student trained without the teacher" in said
+
+
+def test_an_interval_without_zero_that_is_not_significant_is_said_to_be_one_of_many(tmp_path: Path) -> None:
+    result = build_report_bundle(build(tmp_path, documents=30, students={"deep": 0.8}), FAST, "name")
+    frame = result.score_frame.copy()
+    macro = (frame["role"] == "distilled") & (frame["task"] == MACRO_AVERAGE)
+    for (low, high), words in {(0.01, 0.09): "once all comparisons are counted", (-0.01, 0.09): "not decided"}.items():
+        values = {"delta": 0.05, "delta_low": low, "delta_high": high, "p_adjusted": 0.2}
+        frame.loc[macro, [f"ce_only_{name}" for name in values]] = list(values.values())
+        text = verdict(result.scores, frame)[0].split("The student without teacher")[0]
+        assert words in text
+
+
+def test_without_a_distilled_student_nothing_is_judged(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=30, students={"deep": 0.8})
+    runs = pd.read_csv(folder / "runs.csv")
+    runs[runs["role"] != "distilled"].to_csv(folder / "runs.csv", index=False)
+    result = build_report_bundle(folder, FAST, "name")
+    assert result.headline == "No distilled student is in this experiment."
+
+
+def test_a_baseline_of_several_grid_points_is_found_by_each(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=10, students={"deep": 0.8})
+    runs = pd.read_csv(folder / "runs.csv")
+    for value, joint in (("online", "online or top_50"), ("top_50", "online or top_50"), ("long", "long")):
+        runs["grid.variant"] = np.where(runs["role"] == "distilled", value, None)
+        runs.loc[runs["role"] == "ce_only", "grid.variant"] = joint
+        runs.to_csv(folder / "runs.csv", index=False)
+        groups = groups_of(load_results(folder))
+        mine = next(group for group in groups if group.role == "distilled")
+        baseline = baseline_of(mine, "ce_only", groups)
+        assert baseline is not None
+        assert baseline.label == f"deep without teacher (variant={joint})"
+    runs.loc[runs["role"] == "distilled", "grid.variant"] = "online"
+    runs.to_csv(folder / "runs.csv", index=False)
+    groups = groups_of(load_results(folder))
+    assert baseline_of(next(group for group in groups if group.role == "distilled"), "ce_only", groups) is None
+
+
+def test_an_external_model_may_have_another_number_format(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=30, students={"deep": 0.8})
+    copy_model(folder, "teacher", "teacher-int8")
+    for task in TASKS:
+        edit_settings(folder, "teacher-int8", task, dtype="int8")
+    runs = pd.read_csv(folder / "runs.csv")
+    row = {
+        "model": "teacher-int8",
+        "role": "quantized",
+        "student": "",
+        "parameters": 134_515_008,
+        "status": "done",
+    }
+    pd.concat([runs, pd.DataFrame([row])]).to_csv(folder / "runs.csv", index=False)
+    scores = compute_scores(load_results(folder), FAST)
+    place = [g.label for g in scores.groups].index("teacher int8")
+    assert macro_retention(scores, place).value == pytest.approx(1.0)
+
+
+def test_csv_holds_every_model_on_every_task(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=30)
+    result = build_report_bundle(folder, FAST, "name")
+    write_score_tables(folder, result)
+    table = pd.read_csv(folder / "table.csv")
+    assert len(table) == 7 * 5
+    assert {"score", "low", "high", "document_se", "seed_std", "teacher_delta", "ce_only_p_adjusted"} <= set(table)
+    assert with_training_flops(score_frame(result.scores))["training_flops"].notna().sum() == 6 * 5
+
+
+def test_the_tasks_of_a_benchmark_are_one_task(tmp_path: Path) -> None:
+    """Every document counts the same, the benchmark as much as any other task, and its parts are strata."""
+    tasks = {"mmlu_a": (4, "acc"), "mmlu_b": (4, "acc"), "sciq": (4, "acc_norm")}
+    folder = build(tmp_path, documents=60, tasks=tasks, students={"deep": 0.8})
+    apart = compute_scores(load_results(folder), FAST)
+    with edited_records(folder) as content:
+        for settings in content.settings.values():
+            for task in ("mmlu_a", "mmlu_b"):
+                settings[task]["group"] = "mmlu"
+    merged = compute_scores(load_results(folder), FAST)
+    assert merged.tasks == ["mmlu", "sciq"]
+    assert merged.raw[0] == pytest.approx(apart.raw[:2].mean(axis=0))
+    assert merged.macro(0) == pytest.approx((apart.centered[:2, 0].mean() + apart.centered[2, 0]) / 2)
+    assert "mmlu v1.0 (acc, 0-shot, 2 tasks, 120 documents" in "\n".join(evaluation_footnotes(merged))
+    tail = analyze_long_tail(merged)
+    assert {"mmlu_a", "mmlu_b"} <= set(tail.stratum_scores.loc[tail.stratum_scores["axis"] == "metadata:task", "label"])
+    with edited_records(folder) as content:
+        del content.settings["deep-distilled-0"]["mmlu_b"]
+    lacking = compute_scores(load_results(folder), FAST)
+    student = next(g for g, group in enumerate(lacking.groups) if group.role == "distilled")
+    assert np.isnan(lacking.raw[0, student])
+    assert np.isfinite(lacking.raw[1, student])
