@@ -1,6 +1,7 @@
 """Fixtures that many tests share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,19 @@ import pytest
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
 
-from helpers import tiny_models
+from helpers import tiny_models, warm_processes
 
 from distill_lit import data
 from distill_lit.config import CorpusConfig, DataConfig
+
+warm_processes.install()
+
+
+@pytest.fixture
+def cold_processes() -> Iterator[None]:
+    """Processes start from nothing in this test, as they do for users."""
+    with warm_processes.cold():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,17 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from helpers import warm_processes
+
 SERVER = get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["trainings", "distill_lit.experiment.run", "distill_lit.experiment.plan", "lm_eval.api.task"]
+    [
+        "helpers.training_processes",
+        "distill_lit.experiment.run",
+        "distill_lit.experiment.plan",
+        "distill_lit.experiment.student",
+        "lm_eval.api.task",
+    ]
 )
 Stop = Callable[[str, int, Path], bool]  # (stage, how often it was reported, run folder) → now
 
@@ -62,6 +70,7 @@ def start(
     """Builds the distilled student below `root` in a new process. `stop`: '<signal> <stage> <n>', sent by the process to
     itself at the n-th report of a stage; `patch`: name of a function below, called first; `environment`: set before, where
     ranks find it too."""
+    warm_processes.ensure("reload")
     process = SERVER.Process(
         target=_build, args=(str(experiment), str(root), stop, overrides, patch, cache, environment), daemon=True
     )
@@ -115,6 +124,7 @@ def _build(
     environment: tuple[tuple[str, str], ...],
 ) -> None:
     os.environ.update(environment)
+    warm_processes.install()
     sys.path.insert(0, str(Path(__file__).parent / "sabotage"))  # for the ranks
     if cache is not None:
         os.environ["DISTILL_LIT_CACHE"] = str(cache)
@@ -303,7 +313,8 @@ def python(code: str, **environment: str) -> tuple[int, str]:
 def processor_seconds(work: Callable[[], Any]) -> float:
     """Processor time that child processes spend on it."""
     begin = os.times()
-    work()
+    with warm_processes.cold():
+        work()
     end = os.times()
     return end.children_user - begin.children_user + end.children_system - begin.children_system
 

@@ -1,0 +1,308 @@
+"""Processes of this suite that start in milliseconds: forked from a server that has imported what they would import.
+
+`install()` puts `WarmPopen` in the place of `subprocess.Popen`, in this process and in all that are forked. It takes
+`python -m distill_lit…` and the process that reads exports; they get their own pid, environment, folder, streams, session
+and exit code, and can be killed like any other. What is started differently, with an environment that is read on import, or
+inside `cold()`, starts as everywhere.
+"""
+
+import atexit
+import contextlib
+import json
+import os
+import random
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# beginnings of variables that libraries or Python read on import; HF_TOKEN is asked for when it is needed
+READ_ON_IMPORT = ("HF_", "TRANSFORMERS_", "CUDA_", "PYTHON", "LC_", "LANG", "HOME", "XDG_", "MPL", "TMPDIR", "TORCH",
+                  "TERM", "NO_COLOR", "FORCE_COLOR", "TZ", "PATH", "USER")  # fmt: skip
+READ_LATER = {"HF_TOKEN", "PYTHONIOENCODING", "PYTHONPATH"}
+IMPORTS = {
+    "suite": ("distill_lit.cli.commands.run", "distill_lit.experiment.student", "distill_lit.experiment.run",
+              "distill_lit.report.render", "lm_eval.models.huggingface", "lm_eval.tasks", "lm_eval.evaluator",
+              "distill_lit.evaluation.prefix_tree_lm", "transformers.models.llama.modeling_llama", "torchmetrics",
+              "distill_lit.report.figures.pareto", "torch.utils.tensorboard"),
+    "reload": ("torch", "safetensors.torch", "transformers.models.auto.modeling_auto",
+               "transformers.models.llama.modeling_llama", "transformers.models.auto.tokenization_auto"),
+}  # fmt: skip
+SETTINGS = {"suite": {}, "reload": {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}}
+FOLDER = "WARM_PROCESSES"  # in the environment: where the servers listen
+SABOTAGED = ("distill_lit.experiment.run",)  # imported again where a `sitecustomize` on the path changes it
+_cold_popen = subprocess.Popen
+_started_with: dict[str, str] = {}
+_servers: dict[str, subprocess.Popen] = {}
+_owner = 0  # the process that starts servers
+_is_cold = False
+
+
+class WarmPopen(_cold_popen):
+    """`subprocess.Popen`, whose process comes from a server where it can."""
+
+    _status: socket.socket | None = None
+
+    def _execute_child(
+        self, args: Any, executable: Any, preexec_fn: Any, close_fds: Any, pass_fds: Any, cwd: Any, env: Any,
+        startupinfo: Any, creationflags: Any, shell: Any, p2cread: int, p2cwrite: int, c2pread: int, c2pwrite: int,
+        errread: int, errwrite: int, restore_signals: Any, gid: Any, gids: Any, uid: Any, umask: int,
+        start_new_session: bool, process_group: int,
+    ) -> None:  # fmt: skip
+        server = _server_for(args, env)
+        unusual = (executable, preexec_fn, gid, gids, uid) != (None,) * 5 or shell or umask != -1 or process_group != -1
+        if server is None or unusual:
+            super()._execute_child(
+                args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo, creationflags, shell, p2cread,
+                p2cwrite, c2pread, c2pwrite, errread, errwrite, restore_signals, gid, gids, uid, umask, start_new_session,
+                process_group,
+            )  # fmt: skip
+            return
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        streams = [given if given != -1 else own for given, own in ((p2cread, 0), (c2pwrite, 1), (errwrite, 2))]
+        request = {
+            "arguments": [os.fspath(word) for word in args],
+            "environment": dict(os.environ if env is None else env),
+            "folder": os.fspath(cwd or os.getcwd()),
+            "descriptors": [0, 1, 2, *pass_fds],
+            "new_session": start_new_session,
+        }
+        self._status = socket.socket(socket.AF_UNIX)
+        self._status.connect(server)
+        body = json.dumps(request).encode()
+        socket.send_fds(self._status, [len(body).to_bytes(8, "big")], [*streams, *pass_fds])
+        self._status.sendall(body)
+        self.pid = int.from_bytes(self._status.recv(8), "big")
+        self._child_created = True
+        self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
+
+    def _read_status(self, timeout: float | None) -> None:
+        assert self._status is not None
+        if self.returncode is None and select.select([self._status], [], [], timeout)[0]:
+            with self._waitpid_lock:
+                if self.returncode is None:
+                    answer = self._status.recv(8)
+                    self.returncode = int.from_bytes(answer, "big", signed=True) if answer else -signal.SIGKILL
+
+    def _internal_poll(self, *arguments: Any, **options: Any) -> int | None:
+        if self._status is None:
+            return super()._internal_poll(*arguments, **options)
+        self._read_status(0)
+        return self.returncode
+
+    def _wait(self, timeout: float | None) -> int | None:
+        if self._status is None:
+            return super()._wait(timeout)
+        self._read_status(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+        return self.returncode
+
+
+def _server_for(args: Any, env: Any) -> str | None:
+    """The address of the server that has such a process, or None where it must start by itself."""
+    if _is_cold or not isinstance(args, (list, tuple)) or len(args) < 3 or args[0] != sys.executable:
+        return None
+    is_module = args[1] == "-m" and str(args[2]).split(".")[0] == "distill_lit"
+    is_reload = list(args[1:3]) == ["-I", "-c"] and 'sys.modules["distill_lit"] = None' in args[3]
+    if not is_module and not is_reload:
+        return None
+    kind = "suite" if is_module else "reload"
+    expected = {**_started_with, **SETTINGS[kind]}
+    given = dict(os.environ if env is None else env)
+    differs = {key for key in expected.keys() | given.keys() if expected.get(key) != given.get(key)}
+    is_free = all(key in READ_LATER or not key.startswith(READ_ON_IMPORT) for key in differs)
+    return _address(kind) if is_free else None
+
+
+def ensure(kind: str) -> None:
+    """Starts a server, unless it runs; one that forks workers needs the other too."""
+    if _owner == os.getpid():
+        for needed in IMPORTS if kind == "suite" else [kind]:
+            if needed not in _servers:
+                _servers[needed] = _start(needed, os.environ[FOLDER])
+
+
+def _address(kind: str) -> str:
+    """Where a server listens, once it does."""
+    ensure(kind)
+    path = Path(os.environ[FOLDER], kind)
+    while not path.exists():
+        server = _servers.get(kind)
+        assert server is None or server.poll() is None, f"the server of {kind} processes has ended"
+        time.sleep(0.02)
+    return str(path)
+
+
+def _start(kind: str, folder: str) -> subprocess.Popen:
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); "
+    code += f"from helpers import warm_processes; warm_processes.serve({kind!r}, {folder!r})"
+    environment = {**_started_with, **SETTINGS[kind], "OMP_NUM_THREADS": "1"}
+    return _cold_popen([sys.executable, "-c", code], stdin=subprocess.PIPE, env=environment)
+
+
+@contextlib.contextmanager
+def cold() -> Iterator[None]:
+    """Inside, processes start as everywhere: where their start is what is tested."""
+    global _is_cold
+    before, _is_cold = _is_cold, True
+    try:
+        yield
+    finally:
+        _is_cold = before
+
+
+def install() -> None:
+    """Lets `subprocess` use servers that end with this process, or in a child those of its parent."""
+    global _owner
+    _started_with.update(os.environ)
+    if FOLDER not in os.environ:
+        _owner, os.environ[FOLDER] = os.getpid(), tempfile.mkdtemp(prefix="warm")
+    _started_with[FOLDER] = os.environ[FOLDER]
+    subprocess.Popen = WarmPopen  # type: ignore[misc]
+
+
+def serve(kind: str, folder: str) -> None:
+    """Imports, and forks a process for each request, until the one who started it is gone."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"{folder}/{kind}.starting")
+    listener.listen(64)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal is for those who asked
+    install()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in IMPORTS[kind]:
+            __import__(name)
+    assert threading.active_count() == 1, threading.enumerate()
+    os.rename(f"{folder}/{kind}.starting", f"{folder}/{kind}")
+    waiting: dict[int, socket.socket] = {}
+    read_signal, write_signal = os.pipe()
+    os.set_blocking(write_signal, False)
+    signal.set_wakeup_fd(write_signal)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    while True:
+        ready = select.select([listener, 0, read_signal], [], [])[0]
+        if read_signal in ready:
+            os.read(read_signal, 4096)
+            _report_ends(waiting)
+        if 0 in ready:
+            return
+        if listener in ready:
+            _fork(listener.accept()[0], waiting, (listener, read_signal, write_signal))
+
+
+def _report_ends(waiting: dict[int, socket.socket]) -> None:
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            connection = waiting.pop(ended[0])
+            with contextlib.suppress(OSError):
+                connection.sendall(os.waitstatus_to_exitcode(ended[1]).to_bytes(8, "big", signed=True))
+            connection.close()
+
+
+def _fork(connection: socket.socket, waiting: dict[int, socket.socket], ours: tuple[Any, ...]) -> None:
+    size, descriptors, *_ = socket.recv_fds(connection, 8, 64)
+    body = b""
+    while len(body) < int.from_bytes(size, "big"):
+        body += connection.recv(1 << 20)
+    request = json.loads(body)
+    if pid := os.fork():
+        waiting[pid] = connection
+        connection.sendall(pid.to_bytes(8, "big"))
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return
+    for other in (connection, *waiting.values(), ours[0]):
+        other.close()
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for descriptor in ours[1:]:
+        os.close(descriptor)
+    _become(request, descriptors)
+
+
+def _become(request: dict[str, Any], descriptors: list[int]) -> None:
+    """This fork is the process that was asked for, from its first line to its exit code."""
+    high = [os.dup2(given, 900 + n, inheritable=False) for n, given in enumerate(descriptors)]
+    for given in descriptors:
+        os.close(given)
+    for given, wanted in zip(high, request["descriptors"], strict=True):
+        os.dup2(given, wanted)
+        os.close(given)
+    if request["new_session"]:
+        os.setsid()
+    os.chdir(request["folder"])
+    path_before = os.environ.get("PYTHONPATH", "")
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    code = 1
+    try:
+        _open_streams()
+        random.seed()
+        _set_path(path_before, request["folder"])
+        _run(request["arguments"][1:])
+        code = 0
+    except SystemExit as leave:
+        code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+        if leave.code is not None and not isinstance(leave.code, int):
+            print(leave.code, file=sys.stderr)
+    except KeyboardInterrupt:
+        code = 130
+    except BaseException:
+        traceback.print_exc()
+    _leave(code)
+
+
+def _open_streams() -> None:
+    encoding, _, errors = os.environ.get("PYTHONIOENCODING", "utf-8").partition(":")
+    options: dict[str, Any] = {"encoding": encoding or "utf-8", "closefd": False}
+    sys.stdin = open(0, errors=errors or "strict", **options)  # noqa: SIM115
+    line_buffered = os.isatty(1)
+    sys.stdout = open(1, "w", errors=errors or "strict", buffering=1 if line_buffered else -1, **options)  # noqa: SIM115
+    sys.stderr = open(2, "w", errors="backslashreplace", buffering=1, **options)  # noqa: SIM115
+
+
+def _set_path(before: str, folder: str) -> None:
+    """`sys.path` as PYTHONPATH now wants it, and a `sitecustomize` that is new on it."""
+    old, new = before.split(os.pathsep), os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    added = [place for place in new if place and place not in old]
+    tests = str(Path(__file__).parents[1])
+    sys.path[:] = [folder, *added, *(place for place in sys.path if place not in ("", tests, *added))]
+    for place in added:
+        if (script := Path(place) / "sitecustomize.py").is_file():
+            for name in SABOTAGED:
+                sys.modules.pop(name, None)
+            runpy.run_path(str(script))
+
+
+def _run(words: list[str]) -> None:
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")  # it has been imported already
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:  # -I -c CODE
+        sys.argv = ["-c", *words[3:]]
+        exec(compile(words[2], "<string>", "exec"), {"__name__": "__main__"})
+
+
+def _leave(code: int) -> None:
+    """As an interpreter ends: threads are waited for, what was registered is called, streams are written."""
+    with contextlib.suppress(BaseException):
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code & 0xFF)
