@@ -64,12 +64,16 @@ class StoredIndex(Mapping[str, TaskEntry]):
         return len(self._lines)
 
 
+def built_in_index_path() -> Path:
+    """Where the entries of this installation's lm-eval are kept once they have been read."""
+    index_key = fingerprint([INDEX_VERSION, lm_eval_version(), _stamp(tasks_folder())])
+    return cache_root() / "lm_eval" / f"tasks-{index_key}.txt"
+
+
 @functools.cache
 def built_in_index() -> Mapping[str, TaskEntry]:
     """{name: entry} of everything lm-eval brings."""
-    root = tasks_folder()
-    index_key = fingerprint([INDEX_VERSION, lm_eval_version(), _stamp(root)])
-    path = cache_root() / "lm_eval" / f"tasks-{index_key}.txt"
+    root, path = tasks_folder(), built_in_index_path()
     if not path.is_file():
         with Console(stderr=True).status("reading lm-eval's task files, once"):
             from lm_eval.tasks._index import TaskIndex

@@ -13,6 +13,7 @@ from distill_lit.config import ExperimentConfig, to_yaml
 from distill_lit.experiment import run as work
 from distill_lit.experiment.fingerprint import validation_data_fingerprint
 from distill_lit.experiment.plan import Run
+from distill_lit.experiment.precision import resolve_auto
 from distill_lit.experiment.teacher import resolve_generated_data
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import atomic_write, read_json, read_jsonl, write_json, write_text
@@ -84,7 +85,7 @@ def _collect_records(experiment: "Experiment", done: list[Run], path: Path) -> N
     frames = [pd.read_parquet(folder / "documents.parquet") for folder in folders.values()]
     documents = pd.concat(frames, ignore_index=True).drop_duplicates(INDEX).set_index(INDEX)
     surprisal = [folder / work.SURPRISAL_FILE for folder in folders.values() if (folder / work.SURPRISAL_FILE).is_file()]
-    counts = _corpus_words(experiment.points[0].config)
+    counts = _corpus_words(resolve_auto(experiment.points[0].config))
     content = ExperimentRecords(
         documents,
         {model: pd.read_parquet(folder / "records.parquet").set_index(INDEX) for model, folder in folders.items()},

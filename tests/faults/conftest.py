@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pytest
 from helpers import tiny_models, tiny_tasks, training_processes
+from helpers.caches import new_cache
 from helpers.training_processes import SECRETS
 
 
@@ -46,7 +47,7 @@ def finished(
     root = tmp_path_factory.mktemp("finished")
     file = training_processes.write_experiment(root, dropping_teacher, tiny_corpus, tasks_folder, source="offline")
     file.write_text(file.read_text().replace("baselines: []", "baselines: [teacher]"))
-    cache = root / "cache"
+    cache = new_cache(root / "cache")
     environment = {
         **SECRETS,
         "DISTILL_LIT_CACHE": str(cache),

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import ROOT, synthetic_results, training_processes
+from helpers import ROOT, synthetic_results, training_processes, warm_processes
+from helpers.caches import new_cache
 from helpers.training_processes import cli
 
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import atomic_write_folder, cache_root, permission_error_message, umask, write_text
 
 # root may write anywhere, unless it gives up that right
-AS_ANYONE = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+AS_ANYONE = warm_processes.AS_ANYONE if os.geteuid() == 0 else ()
 needs_rights = pytest.mark.skipif(bool(AS_ANYONE) and not shutil.which("setpriv"), reason="root without setpriv")
 
 
@@ -93,7 +94,9 @@ def test_a_corpus_that_may_not_be_read_is_named(finished: Any, tmp_path: Path) -
     corpus.write_text('{"text": "a"}\n')
     corpus.chmod(0)
     where = (f"data.corpora.text.path=file:{corpus}", "--root", tmp_path / "root")
-    code, said = as_anyone("run", finished.file, *where, DISTILL_LIT_CACHE=str(tmp_path / "cache"), HF_HUB_OFFLINE="1")
+    code, said = as_anyone(
+        "run", finished.file, *where, DISTILL_LIT_CACHE=str(new_cache(tmp_path / "cache")), HF_HUB_OFFLINE="1"
+    )
     (told,) = [one for one in said.splitlines() if one.startswith("distill-lit:")]
     assert (code, told) == (
         2,

@@ -16,15 +16,7 @@ from typing import Any
 from helpers import warm_processes
 
 SERVER = get_context("forkserver")
-SERVER.set_forkserver_preload(
-    [
-        "helpers.training_processes",
-        "distill_lit.experiment.run",
-        "distill_lit.experiment.plan",
-        "distill_lit.experiment.student",
-        "lm_eval.api.task",
-    ]
-)
+SERVER.set_forkserver_preload(["helpers.training_processes", *warm_processes.SUITE_IMPORTS])
 Stop = Callable[[str, int, Path], bool]  # (stage, how often it was reported, run folder) → now
 
 EXPERIMENT = """
@@ -70,7 +62,7 @@ def start(
     """Builds the distilled student below `root` in a new process. `stop`: '<signal> <stage> <n>', sent by the process to
     itself at the n-th report of a stage; `patch`: name of a function below, called first; `environment`: set before, where
     ranks find it too."""
-    warm_processes.ensure("reload")
+    warm_processes.ensure("reader of exports")
     process = SERVER.Process(
         target=_build, args=(str(experiment), str(root), stop, overrides, patch, cache, environment), daemon=True
     )

@@ -8,6 +8,7 @@ inside `cold()`, starts as everywhere.
 
 import atexit
 import contextlib
+import ctypes
 import json
 import os
 import random
@@ -30,22 +31,30 @@ from typing import Any
 READ_ON_IMPORT = ("HF_", "TRANSFORMERS_", "CUDA_", "PYTHON", "LC_", "LANG", "HOME", "XDG_", "MPL", "TMPDIR", "TORCH",
                   "TERM", "NO_COLOR", "FORCE_COLOR", "TZ", "PATH", "USER")  # fmt: skip
 READ_LATER = {"HF_TOKEN", "PYTHONIOENCODING", "PYTHONPATH"}
-IMPORTS = {
-    "suite": ("distill_lit.cli.commands.run", "distill_lit.experiment.student", "distill_lit.experiment.run",
-              "distill_lit.report.render", "lm_eval.models.huggingface", "lm_eval.tasks", "lm_eval.evaluator",
-              "distill_lit.evaluation.prefix_tree_lm", "transformers.models.llama.modeling_llama", "torchmetrics",
-              "distill_lit.report.figures.pareto", "torch.utils.tensorboard"),
-    "reload": ("torch", "safetensors.torch", "transformers.models.auto.modeling_auto",
-               "transformers.models.llama.modeling_llama", "transformers.models.auto.tokenization_auto"),
-}  # fmt: skip
-SETTINGS = {"suite": {}, "reload": {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}}
+SUITE_IMPORTS = (
+    "distill_lit.cli.commands.run", "distill_lit.evaluation.prefix_tree_lm", "distill_lit.experiment.run",
+    "distill_lit.experiment.status", "distill_lit.experiment.student", "distill_lit.report.figures.pareto",
+    "distill_lit.report.render", "lm_eval.evaluator", "lm_eval.models.huggingface", "lm_eval.tasks", "omegaconf",
+    "torch.utils.serialization", "torch.utils.tensorboard", "torchmetrics", "transformers.models.llama.modeling_llama",
+)  # fmt: skip
+READER_IMPORTS = (
+    "torch", "safetensors.torch", "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.modeling_llama",
+)  # fmt: skip
+IMPORTS = {"suite": SUITE_IMPORTS, "suite offline": SUITE_IMPORTS, "reader of exports": READER_IMPORTS}
+SETTINGS = {
+    "suite": {},
+    "suite offline": {"HF_HUB_OFFLINE": "1"},
+    "reader of exports": {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+}
+AS_ANYONE = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")  # root without root's right to any file
 FOLDER = "WARM_PROCESSES"  # in the environment: where the servers listen
 SABOTAGED = ("distill_lit.experiment.run",)  # imported again where a `sitecustomize` on the path changes it
 _cold_popen = subprocess.Popen
 _started_with: dict[str, str] = {}
 _servers: dict[str, subprocess.Popen] = {}
 _owner = 0  # the process that starts servers
-_is_cold = False
+_is_cold = _has_bound_rights = False
 
 
 class WarmPopen(_cold_popen):
@@ -71,8 +80,10 @@ class WarmPopen(_cold_popen):
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         streams = [given if given != -1 else own for given, own in ((p2cread, 0), (c2pwrite, 1), (errwrite, 2))]
+        bound_rights = tuple(args[:2]) == AS_ANYONE
         request = {
-            "arguments": [os.fspath(word) for word in args],
+            "arguments": [os.fspath(word) for word in args[2 if bound_rights else 0 :]],
+            "has_bound_rights": bound_rights or _has_bound_rights,
             "environment": dict(os.environ if env is None else env),
             "folder": os.fspath(cwd or os.getcwd()),
             "descriptors": [0, 1, 2, *pass_fds],
@@ -112,24 +123,32 @@ class WarmPopen(_cold_popen):
 
 def _server_for(args: Any, env: Any) -> str | None:
     """The address of the server that has such a process, or None where it must start by itself."""
-    if _is_cold or not isinstance(args, (list, tuple)) or len(args) < 3 or args[0] != sys.executable:
+    if _is_cold or not isinstance(args, (list, tuple)):
+        return None
+    args = args[2:] if tuple(args[:2]) == AS_ANYONE else args
+    if len(args) < 3 or args[0] != sys.executable:
         return None
     is_module = args[1] == "-m" and str(args[2]).split(".")[0] == "distill_lit"
     is_reload = list(args[1:3]) == ["-I", "-c"] and 'sys.modules["distill_lit"] = None' in args[3]
-    if not is_module and not is_reload:
-        return None
-    kind = "suite" if is_module else "reload"
-    expected = {**_started_with, **SETTINGS[kind]}
     given = dict(os.environ if env is None else env)
-    differs = {key for key in expected.keys() | given.keys() if expected.get(key) != given.get(key)}
-    is_free = all(key in READ_LATER or not key.startswith(READ_ON_IMPORT) for key in differs)
-    return _address(kind) if is_free else None
+    for kind in IMPORTS:
+        if (is_module if kind.startswith("suite") else is_reload) and not _differs(given, SETTINGS[kind]):
+            return _address(kind)
+    return None
+
+
+def _differs(given: dict[str, str], settings: dict[str, str]) -> set[str]:
+    """The variables that make a process another one on import than that of a server with these settings."""
+    own = {key for values in SETTINGS.values() for key in values}
+    expected = {key: value for key, value in _started_with.items() if key not in own} | settings
+    differing = {key for key in expected.keys() | given.keys() if expected.get(key) != given.get(key)}
+    return {key for key in differing if key not in READ_LATER and key.startswith(READ_ON_IMPORT)}
 
 
 def ensure(kind: str) -> None:
     """Starts a server, unless it runs; one that forks workers needs the other too."""
     if _owner == os.getpid():
-        for needed in IMPORTS if kind == "suite" else [kind]:
+        for needed in (kind, "reader of exports"):
             if needed not in _servers:
                 _servers[needed] = _start(needed, os.environ[FOLDER])
 
@@ -243,6 +262,8 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> None:
         os.close(given)
     if request["new_session"]:
         os.setsid()
+    if request["has_bound_rights"]:
+        _bind_rights()
     os.chdir(request["folder"])
     path_before = os.environ.get("PYTHONPATH", "")
     os.environ.clear()
@@ -263,6 +284,18 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> None:
     except BaseException:
         traceback.print_exc()
     _leave(code)
+
+
+def _bind_rights() -> None:
+    """Gives up CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, capabilities 1 and 2, here and in processes started later."""
+    global _has_bound_rights
+    _has_bound_rights = True
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, sets) == 0
+    for place in range(3):  # effective, permitted, inheritable
+        sets[place] &= ~0b110
+    assert libc.capset(header, sets) == 0, ctypes.get_errno()
 
 
 def _open_streams() -> None:

@@ -84,7 +84,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, tiny_
     file.write_text(f"""
 name: tiny
 question: Does it run?
-teacher: {{model: "file:{tiny_teacher}", source: offline, dtype: float32}}
+teacher: {{model: "file:{tiny_teacher}", source: offline}}
 students: {{one: {{num_layers: 1, layers: block_influence}}, fresh: {{config: {{num_hidden_layers: 1}}}}}}
 data: {{sequence_length: 32, validation_sequences: 4, max_tokens: 2048, corpora: {{text: {{path: "file:{tiny_corpus}"}}}}}}
 objective: {{terms: {{ce: {{weight: 0.5}}, kl: {{kind: forward_kl, temperature: 2}}}}, compile: never}}

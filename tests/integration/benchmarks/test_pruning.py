@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 from helpers import ROOT, tiny_models
+from helpers.caches import new_cache
 
 
 def test_the_table_of_pruned_students(tmp_path: Path) -> None:
@@ -21,7 +22,7 @@ data: {{sequence_length: 32, validation_sequences: 4, corpora: {{text: {{path: "
 """)
     out = tmp_path / "out"
     command = [sys.executable, "benchmarks/pruning.py", "--depths", "3", "2", "--experiment", str(tmp_path / "tiny.yaml")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DISTILL_LIT_CACHE": str(tmp_path / "cache")}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DISTILL_LIT_CACHE": str(new_cache(tmp_path / "cache"))}
     result = subprocess.run(
         [*command, "--out", str(out)], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300
     )
