@@ -62,7 +62,7 @@ def _plan(runs: list[Any]) -> Facts:
     different ones in `sections`."""
     sections: dict[str, list[Any]] = defaultdict(list)
     numbers = {run.name: number for number, run in enumerate(runs)}
-    runs = []
+    described = []
     for run in runs:
         config = {}
         for name, value in to_dict(run.config).items():
@@ -70,8 +70,8 @@ def _plan(runs: list[Any]) -> Facts:
                 sections[name].append(value)
             config[name] = sections[name].index(value)
         own = {name: getattr(run, name) for name in ("label", "role", "student", "seed", "grid_values", "model_reference")}
-        runs.append({**own, "needs": [numbers[name] for name in run.depends_on], "config": config})
-    return {"runs": runs, "sections": dict(sections)}
+        described.append({**own, "needs": [numbers[name] for name in run.depends_on], "config": config})
+    return {"runs": described, "sections": dict(sections)}
 
 
 # ---------------------------------------------------------------- losses

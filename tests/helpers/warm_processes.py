@@ -1,9 +1,9 @@
 """Processes of this suite that start in milliseconds: forked from a server that has imported what they would import.
 
 `install()` puts `WarmPopen` in the place of `subprocess.Popen`, in this process and in all that are forked. It takes
-`python -m distill_lit…` and the process that reads exports; they get their own pid, environment, folder, streams, session
-and exit code, and can be killed like any other. What is started differently, with an environment that is read on import, or
-inside `cold()`, starts as everywhere.
+`python -m distill_lit…`, scripts, marked code, and the process that reads exports. They get their own pid, environment,
+folder, streams, session and exit code, and can be killed like any other. What is started differently, with other values of
+what is read on import, or inside `cold()`, starts as everywhere.
 """
 
 import atexit
@@ -47,6 +47,8 @@ SETTINGS = {
     "suite offline": {"HF_HUB_OFFLINE": "1"},
     "reader of exports": {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
 }
+MEASURED = "distill_lit.profiling.inference"  # whose memory is its own
+MAY_BE_WARM = "# may start warm\n"  # the beginning of code for `python -c` of which the start is not what is tested
 AS_ANYONE = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")  # root without root's right to any file
 FOLDER = "WARM_PROCESSES"  # in the environment: where the servers listen
 SABOTAGED = ("distill_lit.experiment.run",)  # imported again where a `sitecustomize` on the path changes it
@@ -126,13 +128,16 @@ def _server_for(args: Any, env: Any) -> str | None:
     if _is_cold or not isinstance(args, (list, tuple)):
         return None
     args = args[2:] if tuple(args[:2]) == AS_ANYONE else args
-    if len(args) < 3 or args[0] != sys.executable:
+    words = [os.fspath(word) for word in args]
+    if len(words) < 2 or words[0] != sys.executable:
         return None
-    is_module = args[1] == "-m" and str(args[2]).split(".")[0] == "distill_lit"
-    is_reload = list(args[1:3]) == ["-I", "-c"] and 'sys.modules["distill_lit"] = None' in args[3]
+    is_reader = words[1:3] == ["-I", "-c"] and 'sys.modules["distill_lit"] = None' in words[3]
+    is_module = words[1] == "-m" and words[2].split(".")[0] == "distill_lit" and words[2] != MEASURED
+    if not (is_reader or is_module or words[1].endswith(".py") or (words[1] == "-c" and words[2].startswith(MAY_BE_WARM))):
+        return None
     given = dict(os.environ if env is None else env)
     for kind in IMPORTS:
-        if (is_module if kind.startswith("suite") else is_reload) and not _differs(given, SETTINGS[kind]):
+        if (kind == "reader of exports") == is_reader and not _differs(given, SETTINGS[kind]):
             return _address(kind)
     return None
 
@@ -230,15 +235,26 @@ def _report_ends(waiting: dict[int, socket.socket]) -> None:
             connection.close()
 
 
+def _receive(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    """(what is asked for, or None where the one who asks is gone; the descriptors that came with it)."""
+    descriptors: list[int] = []
+    try:
+        size, descriptors, *_ = socket.recv_fds(connection, 8, 64)
+        body = b""
+        while len(body) < int.from_bytes(size, "big") and (part := connection.recv(1 << 20)):
+            body += part
+        return json.loads(body), descriptors
+    except (OSError, ValueError):
+        return None, descriptors
+
+
 def _fork(connection: socket.socket, waiting: dict[int, socket.socket], ours: tuple[Any, ...]) -> None:
-    size, descriptors, *_ = socket.recv_fds(connection, 8, 64)
-    body = b""
-    while len(body) < int.from_bytes(size, "big"):
-        body += connection.recv(1 << 20)
-    request = json.loads(body)
-    if pid := os.fork():
+    request, descriptors = _receive(connection)
+    pid = os.fork() if request is not None else -1
+    if request is None or pid:
         waiting[pid] = connection
-        connection.sendall(pid.to_bytes(8, "big"))
+        with contextlib.suppress(OSError):  # who asked may be gone by now
+            connection.sendall(pid.to_bytes(8, "big", signed=True))
         for descriptor in descriptors:
             os.close(descriptor)
         return
@@ -325,9 +341,13 @@ def _run(words: list[str]) -> None:
         sys.argv = words[1:]
         warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")  # it has been imported already
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-    else:  # -I -c CODE
-        sys.argv = ["-c", *words[3:]]
-        exec(compile(words[2], "<string>", "exec"), {"__name__": "__main__"})
+    elif words[0].endswith(".py"):
+        sys.argv, sys.path[0] = words, str(Path(words[0]).resolve().parent)
+        runpy.run_path(words[0], run_name="__main__")
+    else:
+        code, *sys.argv = words[words.index("-c") + 1 :]
+        sys.argv.insert(0, "-c")
+        exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
 
 
 def _leave(code: int) -> None:

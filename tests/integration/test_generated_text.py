@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import ROOT, tiny_models
 from helpers.tiny_data import save_tokenizer, write_lines
+from helpers.warm_processes import MAY_BE_WARM
 
 from distill_lit import data
 from distill_lit.config import CorpusConfig, DataConfig, FiltersConfig, GeneratedConfig, PromptsConfig, load_experiment
@@ -170,7 +171,9 @@ def test_lost_and_damaged_shards_are_written_again_and_only_they(tmp_path: Path,
     assert shards[1].stat().st_mtime_ns != times[shards[1]]
 
 
-KILLED = """
+KILLED = (
+    MAY_BE_WARM
+    + """
 import os, signal
 from pathlib import Path
 from distill_lit.config import GeneratedConfig, PromptsConfig
@@ -187,6 +190,7 @@ config = GeneratedConfig(PromptsConfig(path={path!r}, text="{{{{ q }}}}"), max_n
 teacher, prompts = Path({teacher!r}), read_prompts("p", config.prompts, 0, "pypi")
 w.generate_locally(Path({folder!r}), load_model(teacher), load_tokenizer(teacher), prompts, config)
 """
+)
 
 
 def test_killed_while_writing_loses_one_shard_at_most(tmp_path: Path, chatty: Path) -> None:
@@ -204,7 +208,9 @@ def test_killed_while_writing_loses_one_shard_at_most(tmp_path: Path, chatty: Pa
 
 
 def test_two_writers_do_no_harm(tmp_path: Path) -> None:
-    code = """
+    code = (
+        MAY_BE_WARM
+        + """
 import sys, time
 from pathlib import Path
 from distill_lit.utils.shards import Shards
@@ -219,6 +225,7 @@ names = [f"s-{i}" for i in range(8)]
 Shards(folder).write_missing({n: writer(n) for n in names})
 assert Shards(folder).are_intact(names)
 """
+    )
     both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "f")], cwd=ROOT) for _ in range(2)]
     assert [p.wait(60) for p in both] == [0, 0]
     assert sorted((tmp_path / "made").read_text().split()) == [f"s-{i}" for i in range(8)]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import ROOT
 from helpers.distillation import LENGTH, TRAINING, VOCABULARY, run, weights
+from helpers.warm_processes import MAY_BE_WARM
 
 from distill_lit import data
 from distill_lit.config import TermConfig, load_experiment
@@ -212,7 +213,9 @@ def test_shards_are_mended_one_by_one_and_come_out_the_same(
     assert shards[0].stat().st_mtime_ns == times[0]
 
 
-WRITER = """
+WRITER = (
+    MAY_BE_WARM
+    + """
 from pathlib import Path
 from distill_lit import data
 from distill_lit.config import CorpusConfig, DataConfig
@@ -224,6 +227,7 @@ prepared = data.prepare_datasets(config, Path({teacher!r}), "pypi")
 form, model = TeacherCacheFormat(CACHE_SAMPLED, 5), load_model(Path({teacher!r})).requires_grad_(False)
 write_teacher_cache(Path({folder!r}), model, prepared.train, prepared.validation, 8, form, {vocab_size})
 """
+)
 
 
 def test_two_writers_make_one_cache(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT, tiny_tasks
+from helpers.warm_processes import MAY_BE_WARM
 
 from distill_lit.config import load_experiment
 from distill_lit.experiment.experiment import Experiment
@@ -88,7 +89,7 @@ def test_the_code_of_a_plugin_is_part_of_the_fingerprint(
     for change in ("", "# another comment\n"):
         file = write_experiment(tmp_path / f"v{len(change)}", tiny_teacher, tiny_corpus, tasks, plugin=PLUGIN + change)
         code = (
-            "import sys; from distill_lit import Experiment; "
+            f"{MAY_BE_WARM}import sys; from distill_lit import Experiment; "
             "print([run.name for run in Experiment.from_yaml(sys.argv[1]).runs])"
         )
         done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=True)

@@ -57,7 +57,7 @@ def test_lm_eval_finds_the_prefix_tree_by_name_and_it_agrees_with_hflm(tiny_teac
             model_args={"pretrained": str(tiny_teacher), "dtype": "float32"},
             tasks=["colours"],
             device="cpu",
-            task_manager=TaskManager(include_path=str(tasks)),
+            task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
             log_samples=True,
         )
     ours, theirs = ([s["resps"] for s in found[name]["samples"]["colours"]] for name in ("prefix_tree", "hf"))
@@ -73,7 +73,8 @@ def test_a_model_in_memory_and_its_folder_have_the_same_scores(tiny_teacher: Pat
     loaded = evaluate(model, tokenizer, **options)
     assert loaded.scores == evaluate(tiny_teacher, **options).scores
     lm = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal")
-    expected = lm_eval.simple_evaluate(lm, tasks=["colours"], task_manager=TaskManager(include_path=str(tasks)))
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
+    expected = lm_eval.simple_evaluate(lm, tasks=["colours"], task_manager=manager)
     assert loaded.scores["colours"] in expected["results"]["colours"].values()
     with pytest.raises(UserError, match="needs its tokenizer"):
         evaluate(model, **options)

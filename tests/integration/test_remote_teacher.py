@@ -21,6 +21,7 @@ from helpers import ROOT, tiny_models
 from helpers.mock_openai_server import failure, good, serving
 from helpers.tiny_data import save_tokenizer, write_lines
 from helpers.tiny_tasks import make_tasks
+from helpers.warm_processes import MAY_BE_WARM
 from rich.console import Console
 
 from distill_lit.cli.progress import RunDisplay
@@ -480,7 +481,9 @@ def test_a_server_that_is_down_or_says_no_costs_nothing(tmp_path: Path) -> None:
     assert RequestLog(request_log_path(server.url, "m")).total_cost == 0
 
 
-KILLED = """
+KILLED = (
+    MAY_BE_WARM
+    + """
 from pathlib import Path
 from distill_lit.config import GeneratedConfig, RemoteConfig
 from distill_lit.generation.prompts import Prompt
@@ -489,6 +492,7 @@ remote = RemoteConfig(base_url={url!r}, model="m", concurrency=2)
 prompts = [Prompt(f"question {{i}}") for i in range(6)]
 generate_remotely(Path({folder!r}), GeneratedConfig(remote=remote, max_new_tokens=16), prompts)
 """
+)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
@@ -531,7 +535,10 @@ def test_after_sigterm_those_that_wait_ask_no_more_and_nothing_has_failed(tmp_pa
 
     with serving(limited) as server:
         values = {"folder": str(tmp_path / "a"), "url": server.url}
-        code = "from distill_lit.generation import api_client\napi_client.INITIAL_BACKOFF_SECONDS = 120.0" + KILLED
+        code = (
+            f"{MAY_BE_WARM}from distill_lit.generation import api_client\napi_client.INITIAL_BACKOFF_SECONDS = 120.0"
+            + KILLED
+        )
         process.append(subprocess.Popen([sys.executable, "-c", code.format(**values)], cwd=ROOT, stderr=subprocess.PIPE))
         assert process[0].wait(60) == 143, process[0].stderr.read()
         assert len(server.requests) == 4
