@@ -50,7 +50,7 @@ __all__ = [
     "write_teacher_cache",
 ]
 
-_HOMES = {
+_LAZY_IMPORTS = {
     "CrossTokenizerTeacher": "teachers",
     "DistillationLoss": "training.loss",
     "Distiller": "training.distiller",
@@ -79,8 +79,8 @@ for _name in ("torchao", "torch.utils._pytree"):
 def __getattr__(name: str) -> Any:
     if name == "losses":
         return importlib.import_module(f"{__name__}.losses")
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in _LAZY_IMPORTS:
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY_IMPORTS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

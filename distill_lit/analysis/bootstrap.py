@@ -1,4 +1,4 @@
-"""The paired cluster bootstrap: documents are redrawn by cluster within a task, all models keep the same documents."""
+"""The paired bootstrap, by clusters: documents are redrawn by cluster within a task, all models keep the same documents."""
 
 import zlib
 from collections.abc import Iterator

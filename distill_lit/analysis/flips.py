@@ -35,7 +35,7 @@ def modal_answers(task: TaskResponses, model_columns: list[int]) -> Answers:
 
 
 def document_flips(scores: Scores, group_index: int) -> pd.DataFrame:
-    """One row per document that teacher and group answered rightly or wrongly, indexed by (task, key).
+    """One row per document that teacher and group answered correctly or wrongly, indexed by (task, key).
 
     Columns: teacher_correct, student_correct (bool), teacher_choice, student_choice, flip (lost, gained, both right, both
     wrong), cluster (passage).

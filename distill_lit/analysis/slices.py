@@ -47,7 +47,7 @@ def find_slices(
     """Slices in which the teacher's right answers are lost more often than outside, with the verdict of the other half.
 
     All arguments are indexed by the same documents. Confirmed: Fisher's exact test among documents the teacher answers
-    rightly, after Benjamini–Hochberg, is at most `false_discovery_rate`, and the slice loses more than it gains. Columns:
+    correctly, after Benjamini–Hochberg, is at most `false_discovery_rate`, and the slice loses more than it gains. Columns:
     SLICE_COLUMNS, counts of the confirming half; `rule` is {axis: stratum}.
     """
     names = [axis.name for axis in axes]

@@ -53,7 +53,7 @@ def load_experiment_of(options: argparse.Namespace, writes: bool = True) -> "Exp
     from distill_lit.evaluation.tasks import check_task_names
 
     if writes:
-        check_task_names(config.evaluation, config.dataset_source)  # a name misspelt is told before torch is loaded
+        check_task_names(config.evaluation, config.dataset_source)  # misspelt names are reported before torch is imported
     gc.disable()  # nothing of what an import makes is garbage
     from distill_lit.experiment.experiment import Experiment
 

@@ -14,7 +14,7 @@ from distill_lit.utils.redaction import redact
 
 
 class PipeSafeConsole(Console):
-    """A console whose reader may go away, as `head` does: what is at work goes on, unheard."""
+    """A console whose reader may go away, as `head` does: the command goes on without output."""
 
     def on_broken_pipe(self) -> None:
         """Sends the rest nowhere."""
@@ -26,7 +26,7 @@ class PipeSafeConsole(Console):
 
 
 def replace_unencodable_output() -> None:
-    """Has what the terminal cannot show replaced: a run must not end at a letter."""
+    """Replaces characters that the terminal cannot show: they must not end a run."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

@@ -40,7 +40,7 @@ EPILOG = """examples:
   distill-lit evaluate file:runs/quickstart/…/student tasks=[piqa,sciq] limit=200
   distill-lit report results/quickstart                             draw tables and figures again, from records alone
   distill-lit tensorboard runs/quickstart
-  distill-lit doctor                                                is this machine fit, and what is to be done if not
+  distill-lit doctor                                                check this machine, and say how to fix what is wrong
 
 exit codes: 0 done, 1 failed, 2 bad input (nothing was written), 3 some runs failed, 130 interrupted, 143 terminated
 """

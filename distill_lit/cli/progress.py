@@ -38,7 +38,7 @@ class RunDisplay:
         )
         self.tasks: dict[str, TaskID] = {}
         self.stages: dict[str, str] = {}
-        self.spoken = 0.0
+        self.last_log_time = 0.0
         self.all: TaskID | None = None
         self.done = self.total = 0
 
@@ -84,8 +84,8 @@ class RunDisplay:
             total=int(event["total"]),
             note=note,
         )
-        if not self.console.is_terminal and time.monotonic() - self.spoken > LOG_INTERVAL_SECONDS:
-            self.spoken = time.monotonic()
+        if not self.console.is_terminal and time.monotonic() - self.last_log_time > LOG_INTERVAL_SECONDS:
+            self.last_log_time = time.monotonic()
             self.console.print(
                 f"    {event['stage']} {int(event['done']):,} of {int(event['total']):,} {note}", markup=False
             )

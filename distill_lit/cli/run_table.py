@@ -35,9 +35,7 @@ def print_plan(experiment: Experiment, planned: Planned, console: Console) -> No
     if any("~" in run.label for run, _ in planned):
         console.print("a name that ends in ~ and a hash would be too long for a file, or another one's in other letters")
     if is_known and any(estimate is None for _, estimate in planned):
-        console.print(
-            "the sums leave out what is not known: the text to cache is counted once it is here: distill-lit fetch"
-        )
+        console.print("the totals leave out runs whose text is not here yet: distill-lit fetch downloads it")
     if not is_known:
         console.print("minutes and disk are known once the teacher is here: distill-lit fetch")
 

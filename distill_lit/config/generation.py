@@ -69,7 +69,11 @@ class FiltersConfig:
         default=0, ge=0, description="words in a row that no evaluation document may share; 0: not looked at"
     )
     perplexity_model: Text = Field(default="", description="reference of a model that scores the answers; empty: none")
-    min_mean_logprob: Float = Field(default=-5.0, le=0, description="least mean log-probability of a token under it, nats")
+    min_mean_logprob: Float = Field(
+        default=-5.0,
+        le=0,
+        description="least mean log-probability of a token under it, nats: −log of the largest perplexity",
+    )
 
 
 @config_section

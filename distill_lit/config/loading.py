@@ -187,7 +187,7 @@ def find_experiment(path: Path) -> Path:
         return file
     close = difflib.get_close_matches(path.stem, [file.stem for file in shipped.glob("*.yaml")], n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
-    raise UserError(f"no experiment file {path}{hint} `distill-lit list experiments` shows the shipped ones")
+    raise UserError(f"no experiment file {path}{hint}; `distill-lit list experiments` shows the shipped ones")
 
 
 def config_folders(start: Path) -> list[Path]:

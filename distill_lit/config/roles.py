@@ -9,10 +9,10 @@ class Role(StrEnum):
     TEACHER = "teacher"  # evaluated as it is
     QUANTIZED = "quantized"  # the teacher in int8
     EXTERNAL = "external"  # an off-the-shelf model to compare with
-    UNTRAINED = "untrained"  # a student as it was initialised
+    UNTRAINED = "untrained"  # a student as it was initialized
     CE_ONLY = "ce_only"  # a student trained without the teacher
     DISTILLED = "distilled"
-    TEACHER_CACHE = "teacher_cache"  # what an offline teacher says, written once
+    TEACHER_CACHE = "teacher_cache"  # the outputs of an offline teacher, written once
     GENERATED = "generated"  # a corpus that a teacher writes
 
     @property

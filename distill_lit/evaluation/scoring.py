@@ -20,7 +20,8 @@ KVPrefix: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values
 
 @torch.inference_mode()
 def compute_kv_prefix(model: PreTrainedModel, tokens: list[int]) -> KVPrefix:
-    """Keys and values of a context that many sequences share. Raises TypeError for a model that keeps anything else."""
+    """Prefix cache: keys and values of a context that many sequences share. Raises TypeError for a model that keeps
+    anything else."""
     cache = DynamicCache()
     ids = torch.tensor([tokens], device=model.device)
     with _lm_head_at(model, torch.zeros(1, dtype=torch.int64, device=model.device)):
@@ -38,7 +39,8 @@ def score_batch(
     """(log-probability in nats, whether it is the most probable token) of every scored token, sequence after sequence.
 
     batch: the longest pack first. prefix: what every node attends to besides its ancestors; the batch is then one pack.
-    in_vocab_blocks: apply the head to BLOCK words at a time, which `logits_are_head_output` must allow.
+    in_vocab_blocks: apply the lm_head to VOCAB_BLOCK_SIZE tokens of the vocabulary at a time, which
+    `logits_are_head_output` must allow.
     """
     width, device = len(batch[0].tokens), model.device
     scored_positions = [

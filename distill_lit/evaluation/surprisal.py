@@ -40,7 +40,8 @@ def measure_surprisal(
     device: str = "cpu",
     progress_callback: ProgressCallback | None = None,
 ) -> pd.DataFrame:
-    """COLUMNS for every row of `documents` (records.py) under the model in `folder`; from the store where it is there.
+    """SURPRISAL_COLUMNS for every row of `documents` (records.py) under the model in `folder`; from the store where it is
+    there.
 
     prompt_bits_per_byte: −log2 p(prompt) per byte, of the question alone in few-shot prompts; the first token of all,
     which nothing predicts, is free.

@@ -34,7 +34,7 @@ class TaskDataSource:
 
 
 def check_task_data(entry: TaskEntry, dataset_source: str) -> None:
-    """Raises UserError when the documents of a task are not to be had. Builds and downloads nothing."""
+    """Raises UserError when the documents of a task are not available. Builds and downloads nothing."""
     repository = str(entry.config["dataset_path"])
     if is_local(entry):
         local_files(entry)

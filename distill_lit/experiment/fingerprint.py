@@ -41,7 +41,7 @@ def student_fingerprint(role: str, config: ExperimentConfig) -> str:
 
 
 def _teacher_fingerprint_fields(role: str, config: ExperimentConfig) -> dict[str, Any]:
-    """What of the teacher decides a student: for one that learns nothing from it, not how it would have told."""
+    """What of the teacher decides a student; of one that learns nothing from it, not the settings of its outputs."""
     found = non_default_fields(config.teacher)
     # one with another tokenizer leaves the student its own
     known = ("model", "dtype", *([] if teacher_capabilities(config.teacher).shares_tokenizer else ["source"]))

@@ -80,7 +80,7 @@ def launch_runs(config: ExperimentConfig, runs: list[Run], folder: Path, display
     """Runs what is not done, each run in its folder below `folder`.
 
     Raises UserError when another process is at it or a run has only corrupt
-    checkpoints, Terminated when asked to stop, Failure when going on is hopeless."""
+    checkpoints, Terminated when asked to stop, FatalRunError when going on is hopeless."""
     folder.mkdir(parents=True, exist_ok=True)
     with _exclusive_launcher(folder), _stopping_on_signals():
         _rename_relabeled_folders(runs, folder)

@@ -32,7 +32,8 @@ LABEL_BYTES = 150  # of the 255 that a name may have
 
 @dataclass(frozen=True)
 class Run:
-    """One model of the table, or what the teacher tells others. `fingerprint` hashes all that decides its result."""
+    """One model of the table, or text or a cache that others learn from. `fingerprint` hashes all that decides its
+    result."""
 
     role: Role
     label: str
@@ -65,7 +66,8 @@ class Run:
 
 
 def plan_runs(config: ExperimentConfig, points: Sequence[GridPoint] | None = None) -> list[Run]:
-    """All runs in the order they run: what the teacher tells, the teacher, the baselines, the distilled students."""
+    """All runs in the order they run: generated corpora, teacher caches, the teacher, the baselines, the distilled
+    students."""
     runs = _make_labels_distinct(_deduplicate_runs(list(_all_runs(resolve_auto(config), points or expand_points(config)))))
     label, times = Counter(run.label for run in runs if run.is_model).most_common(1)[0]
     if times > 1:

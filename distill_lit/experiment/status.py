@@ -1,4 +1,5 @@
-"""Where a run stands, told by what is on disk: its manifests, a lock that dies with its owner, and the last word said."""
+"""Where a run stands, from what is on disk: its manifests, a lock that dies with its owner, and the last recorded
+status."""
 
 import contextlib
 import fcntl
@@ -62,7 +63,7 @@ def write_run_status(folder: Path, status: str, reason: str) -> None:
 
 
 def get_run_status(run: Run, folder: Path) -> tuple[str, str]:
-    """(state, what is to be said about it)."""
+    """(status, message)."""
     if is_locked(folder):
         return RUNNING, _progress(run, folder)
     if is_run_complete(run, folder):

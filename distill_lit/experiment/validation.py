@@ -24,7 +24,7 @@ from distill_lit.models import (
 )
 from distill_lit.models.position_limits import check_row_length
 from distill_lit.models.vocabulary import check_special_tokens
-from distill_lit.teachers import TeacherCapabilities, sources_that, teacher_capabilities, teacher_source
+from distill_lit.teachers import TeacherCapabilities, sources_supporting, teacher_capabilities, teacher_source
 from distill_lit.training.feature_alignment import check_feature_dimensions, check_teacher_supports_features
 from distill_lit.training.loggers import check_loggers
 from distill_lit.utils import hardware
@@ -95,7 +95,7 @@ def _check_teacher_device(point: ExperimentConfig, objective: Objective, teacher
     if not point.launcher.teacher_device or not teacher.runs_beside_student:
         return
     if not teacher.has_device:
-        able = " or ".join(sources_that(lambda other: other.has_device))
+        able = " or ".join(sources_supporting(lambda other: other.has_device))
         raise UserError(
             f"launcher.teacher_device: teacher.source {point.teacher.source} runs beside the student; only {able} can run "
             "elsewhere"

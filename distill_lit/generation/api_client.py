@@ -29,7 +29,7 @@ UNSENT_REQUEST_ERRORS = ("ConnectError", "ConnectTimeout", "PoolTimeout")  # of 
 
 
 class APIClient:
-    """Asks one server. `num_replies`: replies in the journal since the start; `received_signal`: the one that asked to
+    """Asks one server. `num_replies`: replies in the request log since the start; `received_signal`: the one that asked to
     stop, or 0."""
 
     def __init__(self, remote: RemoteConfig, api_key: str, request_log: RequestLog, on_reply: Callable[[int], Any]) -> None:
@@ -167,7 +167,7 @@ class APIClient:
             raise
 
     def _classify_error(self, error: Exception, attempt: int) -> tuple[str, float]:
-        """(what went wrong, seconds to wait). Raises RequestsAborted for what no retry can mend."""
+        """(what went wrong, seconds to wait). Raises RequestsAborted for what no retry can fix."""
         import openai
 
         pause = INITIAL_BACKOFF_SECONDS * 2**attempt * random.uniform(0.75, 1.25)

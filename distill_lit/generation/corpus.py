@@ -1,4 +1,5 @@
-"""Text that a teacher writes, as a corpus: prompts → answers on disk → filters → a file that `distill_lit.data` reads.
+"""Sequence-level distillation (SeqKD): text that a teacher writes, as a corpus: prompts → answers on disk → filters → a
+file that `distill_lit.data` reads.
 
 generated/<key>/completions-00000.jsonl …    every answer, with its tokens and their log-probabilities
 generated/<key>/corpus-<filters>.jsonl   what the filters left, as chats or plain text

@@ -1,4 +1,5 @@
-"""Words that texts share: near-duplicates among answers, and runs of words that also stand in evaluation documents."""
+"""Deduplication and decontamination, by words that texts share: near-duplicates among answers, and runs of words that also
+stand in evaluation documents."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -49,7 +50,8 @@ def word_ngrams(words: Sequence[str], n: int) -> Iterator[str]:
 
 
 class WordNgramIndex:
-    """Runs of `count` words of some texts, as contamination is looked for since Brown et al. 2020, 2005.14165 App. C.
+    """Decontamination: runs of `count` words of some texts, as contamination is looked for since Brown et al. 2020,
+    2005.14165 App. C.
 
     A text shorter than that counts as one run, if it has at least half as many words: shorter ones say nothing of their
     own.

@@ -135,7 +135,7 @@ def _passes_custom(name: str, answer: Completion) -> bool:
         return bool(CUSTOM_FILTERS[name](answer))
     except Exception as error:
         reason = f"{type(error).__name__}: {one_line_message(error)}"
-        raise UserError(f"filters.custom: {name!r} failed on an answer ({reason}); mend the plugin") from error
+        raise UserError(f"filters.custom: {name!r} failed on an answer ({reason}); fix the plugin") from error
 
 
 def extract_final_answer(text: str, pattern: str) -> str:

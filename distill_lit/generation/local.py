@@ -37,7 +37,7 @@ def generate_locally(
     config: GeneratedConfig,
     progress_callback: Callable[[int, int], Any] = lambda done, total: None,
 ) -> None:
-    """Writes `config.samples` answers to every prompt into shards of `folder`. What is there already is not done again.
+    """Writes `config.num_samples` answers to every prompt into shards of `folder`. What is there already is not done again.
 
     Raises UserError when a chat is asked for and the tokenizer has no template.
     """

@@ -1,6 +1,7 @@
 """Answers from an OpenAI-compatible server: the black-box recipe, where only text comes back.
 
-Requests go out side by side, failed ones again after a pause; every reply is in the journal before the next is asked for.
+Requests go out side by side, failed ones again after a pause; every reply is in the request log before the next is asked
+for.
 """
 
 import asyncio
@@ -69,7 +70,7 @@ def generate_remotely(
     prompts: list[Prompt],
     progress_callback: Callable[[int, int], Any] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Asks for every answer that the journal lacks, then writes all into shards of `folder`.
+    """Asks for every answer that the request log lacks, then writes all into shards of `folder`.
 
     Returns {requests: asked now, input_tokens, output_tokens, cost: of all answers, without_logprobs, refusal:
     the commonest reason of those refused, where there are any}.
@@ -118,38 +119,38 @@ def _request(generated: GeneratedConfig, remote: RemoteConfig, prompt: Prompt, s
 
 
 def _send_missing(
-    remote: RemoteConfig, requests: list[dict[str, Any]], journal: RequestLog, advance: Callable[[int], Any]
+    remote: RemoteConfig, requests: list[dict[str, Any]], request_log: RequestLog, advance: Callable[[int], Any]
 ) -> None:
     if is_hub_offline() and not is_loopback(remote):
         raise UserError(f"{remote.base_url}: {len(requests)} answers are missing and HF_HUB_OFFLINE is set")
     key = os.environ.get(remote.api_key_variable) or "none"
-    asker = APIClient(remote, key, journal, advance)
+    client = APIClient(remote, key, request_log, advance)
     try:
-        asyncio.run(_send_until_interrupted(asker, requests))
+        asyncio.run(_send_until_interrupted(client, requests))
     except RequestsAborted as stop:
-        num_missing = len(requests) - asker.num_replies
+        num_missing = len(requests) - client.num_replies
         raise UserError(
             f"{remote.base_url}: {stop}; {num_missing} answers are missing, all others are kept: run again to go on"
         ) from stop
 
 
-async def _send_until_interrupted(asker: APIClient, requests: list[dict[str, Any]]) -> None:
+async def _send_until_interrupted(client: APIClient, requests: list[dict[str, Any]]) -> None:
     """After SIGTERM or Ctrl-C no new request goes out; replies on their way, which cost money, are waited for and kept."""
     loop = asyncio.get_running_loop()
     handled_signals = []
     for number in (signal.SIGTERM, signal.SIGINT):
         try:
-            loop.add_signal_handler(number, asker.interrupt, number)
+            loop.add_signal_handler(number, client.interrupt, number)
             handled_signals.append(number)
         except (RuntimeError, ValueError):  # not the main thread
             break
     try:
-        await asker.send_all(requests)
+        await client.send_all(requests)
     finally:
         for number in handled_signals:
             loop.remove_signal_handler(number)
-    if asker.received_signal:
-        raise SystemExit(128 + asker.received_signal)
+    if client.received_signal:
+        raise SystemExit(128 + client.received_signal)
 
 
 def _write_shards(folder: Path, jobs: list[RemoteJob], entries: list[RequestLogEntry], strip: bool) -> None:

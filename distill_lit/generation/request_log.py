@@ -38,7 +38,7 @@ class RequestLog:
 
 
 def request_log_path(base_url: str, model: str) -> Path:
-    """One journal for each server and model, shared by all experiments."""
+    """One request log for each server and model, shared by all experiments."""
     return cache_root() / "remote" / fingerprint([base_url.rstrip("/"), model]) / "journal.jsonl"
 
 

@@ -97,11 +97,12 @@ def fused_linear_loss(
 ) -> LossOutput:
     """The objective over N supervised tokens from hidden states.
 
-    hidden: (N, D); target: what the teacher says of the same tokens, None for objectives without a teacher; labels: (N,)
-    ids of the predicted tokens; denominator: scalar, supervised tokens of the whole optimizer step; on_policy_mask: (N,)
-    bool, whether the student wrote the text, for losses that ask; done: share of training that is over, for schedules;
-    chunk: tokens per pass; compiled: compile the element-wise part. Gradients reach `hidden`, `head.weight` and
-    `head.bias`; a second derivative is refused. Raises UserError where a term cannot read the target.
+    hidden_states: (N, D); target: the teacher's distribution at the same tokens, None for objectives without a teacher;
+    labels: (N,) ids of the predicted tokens; denominator: scalar, supervised tokens of the whole optimizer step;
+    on_policy_mask: (N,) bool, whether the student wrote the text, for losses that ask; progress: share of training that is
+    over, for schedules; chunk_size: tokens per pass; compiled: compile the element-wise part. Gradients reach
+    `hidden_states`, `lm_head.weight` and `lm_head.bias`; a second derivative is refused. Raises UserError where a term
+    cannot read the target.
     """
     _check(objective, target, on_policy_mask)
     weights, temperatures = _factors(objective, progress, denominator, hidden_states)

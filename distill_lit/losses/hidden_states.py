@@ -16,7 +16,7 @@ from distill_lit.utils.exceptions import UserError, suggest
 
 FEATURE_LOSS_EPS = 1e-12  # below this an attention probability is taken for this: its logarithm stays finite
 QKV_STATES = {"q": "queries", "k": "keys", "v": "values"}
-LAYER_MAPPINGS = ("uniform", "last", "similar")
+LAYER_MAPPINGS = ("uniform", "last", "cka")
 LayerPair = tuple[int, int]
 
 

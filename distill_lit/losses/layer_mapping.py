@@ -11,14 +11,14 @@ from distill_lit.utils.exceptions import UserError
 
 
 def fixed_layer_pairs(term: FeatureTerm, num_student_layers: int, num_teacher_layers: int) -> list[LayerPair]:
-    """The (student layer, teacher layer) pairs of a term whose map needs no measuring; [] for `similar`.
+    """The (student layer, teacher layer) pairs of a term whose map needs no measuring; [] for `cka`.
 
     num_student_layers, num_teacher_layers: their numbers of layers. uniform: each student layer with the teacher's at the
     same share of the depth, as TinyBERT, 1909.10351 §3.1; last: the last of both. Raises UserError for layers beyond a
     model.
     """
     layers = term.options["layers"]
-    if layers == "similar":
+    if layers == "cka":
         return []
     if layers == "last":
         return [(num_student_layers - 1, num_teacher_layers - 1)]
@@ -52,7 +52,7 @@ def cka_layer_pairs(student_features: list[Tensor], teacher_features: list[Tenso
 
 
 def linear_cka(a: Tensor, b: Tensor) -> Tensor:
-    """Linear centred kernel alignment of two sets of features for the same tokens, between 0 and 1, 1 for equal up to
+    """Linear centered kernel alignment of two sets of features for the same tokens, between 0 and 1, 1 for equal up to
     rotation and scale. a: (N, D_a), b: (N, D_b). Kornblith et al. 2019, 1905.00414 §3.
 
     Tokens are brought to length 1 first: else the few of enormous norm that language models have decide alone.
@@ -61,7 +61,7 @@ def linear_cka(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _Features(NamedTuple):
-    """Centred features (N, D) and the norm of their own covariance."""
+    """Centered features (N, D) and the norm of their own covariance."""
 
     values: Tensor
     size: Tensor

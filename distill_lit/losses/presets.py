@@ -23,8 +23,9 @@ PRESETS: dict[str, Preset] = {
         {"ce": {"weight": 0.5}, "kl": {"kind": "forward_kl", "weight": 0.5, "temperature": 2.0}},
         "hinton",
     ),
-    "trl": Preset(
-        "generalised Jensen-Shannon divergence, β = ½, no T². trl's GKDTrainer; its β = 0 and 1 are forward and reverse_kl",
+    "gkd": Preset(
+        "generalized Jensen-Shannon divergence, β = ½, no T². GKD (2306.13649) as in trl's GKDTrainer; its β = 0 and 1 are "
+        "forward and reverse_kl",
         {"jsd": {"kind": "jensen_shannon", "options": {"beta": 0.5}}},
     ),
     "torchtune": Preset(

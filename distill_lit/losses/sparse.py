@@ -1,7 +1,7 @@
 """Losses that read the teacher at a few tokens only, and losses on labels.
 
 `teacher` is its whole softened distribution, log-probabilities (N, V), or what is left of it: `TopKTarget` or
-`SampledTarget`. From the whole distribution the k best tokens are chosen, or n are drawn, here; so a sparse cache and a
+`SampledTarget`. From the whole distribution the k best tokens are chosen, or n are drawn, here; so a sparse cache and an
 online teacher train alike.
 """
 
@@ -13,7 +13,7 @@ from distill_lit.losses.targets import SampledTarget, SpanTarget, SparseTarget, 
 
 
 def top_k_kl(log_q: Tensor, teacher: Tensor | TopKTarget, k: int = 64) -> Tensor:
-    """KL between p and q, both renormalised over the teacher's k best tokens: what the student does elsewhere is free.
+    """KL between p and q, both renormalized over the teacher's k best tokens: what the student does elsewhere is free.
 
     log_q: (N, V). Returns (N,) nats, 0 where the odds between these tokens are the teacher's. `truncated_kl` holds the
     student's mass elsewhere against it.
@@ -23,7 +23,7 @@ def top_k_kl(log_q: Tensor, teacher: Tensor | TopKTarget, k: int = 64) -> Tensor
 
 
 def truncated_kl(log_q: Tensor, teacher: Tensor | TopKTarget, k: int = 64) -> Tensor:
-    """KL(p̃ ‖ q), p̃ the teacher's k best tokens renormalised, q over the whole vocabulary: the usual top-k distillation.
+    """KL(p̃ ‖ q), p̃ the teacher's k best tokens renormalized, q over the whole vocabulary: the usual top-k distillation.
 
     The best student is p̃ itself, so what the teacher says of all other tokens is pressed to 0; at q = p it is −log of the
     k tokens' mass. Anshumann et al. 2025, 2503.16870 §3. log_q: (N, V). Returns (N,) nats, never negative.

@@ -35,7 +35,7 @@ class SampledTarget(NamedTuple):
     """Tokens drawn from the teacher at T = 1: Σ weights · f(ids) estimates the mean of f under the teacher without bias.
 
     ids: (N, n) int64, may repeat; logprobs: (N, n) nats, the teacher's; weights: (N, n), for n plain draws 1/n, for
-    counted draws count/total, for draws from a proposal p/(proposal · total), 0 for filling; label_log_probs as in
+    counted draws count/total, for draws from a proposal p/(proposal · total), 0 for filling; label_logprobs as in
     `TopKTarget`.
     """
 
@@ -76,11 +76,11 @@ class CrossTokenizerTarget(NamedTuple):
     span_ids: Tensor
     span_target: SpanTarget
 
-    def with_student_logprobs(self, label_log_probs: Tensor) -> "CrossTokenizerTarget":
+    def with_student_logprobs(self, label_logprobs: Tensor) -> "CrossTokenizerTarget":
         """With the student's log-probabilities of its spans, from those (N,) of its tokens."""
         inside = self.span_ids >= 0
-        total = torch.zeros(int(self.span_ids.max()) + 1 if len(self.span_ids) else 0, device=label_log_probs.device)
-        total = total.index_add(0, self.span_ids[inside], label_log_probs[inside].float())
+        total = torch.zeros(int(self.span_ids.max()) + 1 if len(self.span_ids) else 0, device=label_logprobs.device)
+        total = total.index_add(0, self.span_ids[inside], label_logprobs[inside].float())
         student = torch.zeros_like(self.span_target.student_span_logprob)
         student[inside] = total[self.span_ids[inside]]
         return self._replace(span_target=self.span_target._replace(student_span_logprob=student))

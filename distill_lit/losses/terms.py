@@ -118,12 +118,12 @@ def LogitMSE(*, center: bool = False, weight: Value = 1.0, name: str = "") -> Te
 
 
 def TopKKL(*, k: int = 64, temperature: Value = 1.0, weight: Value = 1.0, name: str = "") -> Term:
-    """KL of both, renormalised over the teacher's k best tokens."""
+    """KL of both, renormalized over the teacher's k best tokens."""
     return _logit_term("TopKKL", "top_k_kl", name, weight, temperature, k=k)
 
 
 def TruncatedKL(*, k: int = 64, temperature: Value = 1.0, weight: Value = 1.0, name: str = "") -> Term:
-    """KL of the teacher's k best tokens, renormalised, and the student's whole distribution. 2503.16870 §3."""
+    """KL of the teacher's k best tokens, renormalized, and the student's whole distribution. 2503.16870 §3."""
     return _logit_term("TruncatedKL", "truncated_kl", name, weight, temperature, k=k)
 
 
@@ -187,8 +187,9 @@ def HiddenStates(
     weight: Value = 1.0,
     name: str = "",
 ) -> FeatureTerm:
-    """Outputs of mapped layers: loss mse, cosine or normalized; layers: uniform, last, similar, or (student layer, teacher
-    layer) pairs; projector: a trained linear map, where the widths differ. TinyBERT, 1909.10351."""
+    """Outputs of mapped layers: loss mse, cosine or normalized; layers: uniform, last, cka (those most alike by linear
+    CKA), or (student layer, teacher layer) pairs; projector: a trained linear map, where the widths differ. TinyBERT,
+    1909.10351."""
     return _feature_term("HiddenStates", "hidden_states", name, weight, loss=loss, layers=layers, projector=projector)
 
 

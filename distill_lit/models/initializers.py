@@ -29,7 +29,7 @@ def register_initializer(name: str) -> Callable[[Initializer], Initializer]:
 
 
 def find_initializer(name: str) -> Initializer:
-    """A registered initialiser. Raises UserError for an unknown name."""
+    """A registered initializer. Raises UserError for an unknown name."""
     if name not in STUDENT_INITIALIZERS:
         raise UserError(f"initializer: unknown {name!r}{suggest(name, STUDENT_INITIALIZERS)}; a plugin registers it")
     return STUDENT_INITIALIZERS[name]

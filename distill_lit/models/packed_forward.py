@@ -2,7 +2,8 @@
 
 How a model is told where documents begin depends on its layers, and what is told wrongly stays silent: a window that a mask
 forgets, a state that runs on into the next document, a mask that is added where it should select. So no way is trusted.
-`self_check` compares each with the plain model on every document alone, and the first that agrees is taken.
+`packing_check.choose_layout` compares each with the plain model on every document alone, and the first that agrees is
+taken.
 """
 
 import re

@@ -121,7 +121,7 @@ def time_generation(model: PreTrainedModel, tokens: torch.Tensor, max_new_tokens
 
 @torch.inference_mode()
 def greedy_decode(model: PreTrainedModel, tokens: torch.Tensor, max_new_tokens: int) -> tuple[torch.Tensor, Timing]:
-    """((B, output) greedy tokens, their times); `greedy_decode` of transformers adds its own bookkeeping to every step."""
+    """((B, output) greedy tokens, their times); `generate` of transformers adds its own bookkeeping to every step."""
     new_tokens, times = [], [_now(model.device)]
     input_ids, cache = tokens, None
     for _ in range(max_new_tokens):

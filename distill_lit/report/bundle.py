@@ -1,4 +1,4 @@
-"""An experiment read and analysed once, from which every table, figure and page is drawn."""
+"""An experiment read and analyzed once, from which every table, figure and page is drawn."""
 
 from dataclasses import dataclass
 from functools import cached_property

@@ -59,8 +59,8 @@ def _flips(scores: Scores, report: LongTail, label: str) -> str:
     lost, gained = int((flips["flip"] == "lost").sum()), int((flips["flip"] == "gained").sum())
     share = f" ({format_points(lost / right, 0)}%)" if right else ""
     return (
-        f"Of the {right} documents its teacher answers rightly it gets {lost} wrong{share}; it answers {gained} "
-        "rightly that its teacher gets wrong."
+        f"Of the {right} documents its teacher answers correctly it gets {lost} wrong{share}; it answers {gained} "
+        "correctly that its teacher gets wrong."
     )
 
 

@@ -16,7 +16,7 @@ from distill_lit.teachers.online import OnlineTeacher
 from distill_lit.teachers.registry import (
     cached_teacher_source,
     register_teacher,
-    sources_that,
+    sources_supporting,
     teacher_capabilities,
     teacher_source,
     teacher_sources,
@@ -37,7 +37,7 @@ __all__ = [
     "TeacherSource",
     "cached_teacher_source",
     "register_teacher",
-    "sources_that",
+    "sources_supporting",
     "teacher_capabilities",
     "teacher_source",
     "teacher_sources",

@@ -1,4 +1,5 @@
-"""A teacher's distribution cut down to a few numbers per token, and back to what losses read.
+"""Compression of a teacher's distribution, for top-k and sampled caches: a few numbers per token, and back to what losses
+read.
 
     top_k     the k most probable tokens, their log-probabilities, and the mass of all others
     sampled   n tokens drawn with replacement: an unbiased estimate of the whole, Anshumann et al. 2025, 2503.16870 §4

@@ -127,7 +127,9 @@ class OfflineTeacher:
             return DenseTarget(self.hidden_states(batch)[:, :-1][loss_mask], self.lm_head)
         arrays = self._sparse.read(batch["rows"].tolist(), loss_mask.any(1).tolist())
         if len(arrays["ids"]) != int(loss_mask.sum()):
-            raise UserError("the teacher cache holds other positions than this batch supervises; remove it to mend it")
+            raise UserError(
+                "the teacher cache holds other positions than this batch supervises; remove it to have it written again"
+            )
         target = decompress_target(arrays, self.cache_format)
         return type(target)(*(value.to(loss_mask.device) for value in target))
 

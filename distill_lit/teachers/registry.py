@@ -51,7 +51,7 @@ def teacher_capabilities(config: TeacherConfig) -> TeacherCapabilities:
     return teacher_source(config).capabilities(config)
 
 
-def sources_that(is_able: Callable[[TeacherCapabilities], bool]) -> list[str]:
+def sources_supporting(is_able: Callable[[TeacherCapabilities], bool]) -> list[str]:
     """The sources that are able to do something with the default fields, for messages that say what to choose instead."""
     return [
         name

@@ -1,4 +1,5 @@
-"""The same text in two tokenizers: which tokens of one say the same bytes as which tokens of the other.
+"""Tokenizer alignment: of the same text in two tokenizers, which tokens of one say the same bytes as which tokens of the
+other.
 
 Everything is counted in bytes: characters are cut differently by byte-level tokens, and one character may be several.
 """

@@ -21,7 +21,7 @@ from distill_lit.models.activations import (
 )
 from distill_lit.models.packed_forward import PackedBatch, block_causal_mask
 from distill_lit.models.packing_check import last_hidden_state
-from distill_lit.teachers import TeacherCapabilities, sources_that
+from distill_lit.teachers import TeacherCapabilities, sources_supporting
 from distill_lit.teachers.base import ALL_LAYERS, HiddenLayers
 from distill_lit.utils.exceptions import UserError
 
@@ -39,12 +39,12 @@ def check_teacher_supports_features(
         is_hidden = term.kind == HIDDEN_STATES
         if teacher.hidden_layers == ALL_LAYERS if is_hidden else teacher.has_attention:
             continue
-        able = sources_that(lambda other: other.has_attention and other.hidden_layers == ALL_LAYERS)
+        able = sources_supporting(lambda other: other.has_attention and other.hidden_layers == ALL_LAYERS)
         if is_hidden and teacher.hidden_layers:
-            if term.options["layers"] != "similar":
+            if term.options["layers"] != "cka":
                 continue
             raise UserError(
-                f"{term.option_key('layers')}: similar looks at all layers, and {described} shows some; "
+                f"{term.option_key('layers')}: cka looks at all layers, and {described} shows some; "
                 "give uniform, last or pairs"
             )
         key = teacher.hidden_layers_key if is_hidden else ""
@@ -114,13 +114,13 @@ def build_feature_alignment(
     check_feature_dimensions(objective, student.config, teacher_config)
     student_dims, teacher_dims = activation_dims(student.config), activation_dims(teacher_config)
     cka_pairs: list[LayerPair] = []
-    similar = [term for term in objective.feature_terms if term.options["layers"] == "similar"]
-    if similar and not calibration_batches:
+    by_cka = [term for term in objective.feature_terms if term.options["layers"] == "cka"]
+    if by_cka and not calibration_batches:
         raise UserError(
-            f"{similar[0].option_key('layers')}: similar is measured on batches; give pairs, or calibration_batches to "
+            f"{by_cka[0].option_key('layers')}: cka is measured on batches; give pairs, or calibration_batches to "
             "build_feature_alignment"
         )
-    if similar:
+    if by_cka:
         cka_pairs = cka_layer_pairs(
             layer_outputs(student, calibration_batches[:1]), layer_outputs(teacher, calibration_batches[:1])
         )
@@ -187,7 +187,7 @@ class FeatureAlignment(nn.Module):
         for term, pairs in term_layer_pairs:
             if term.kind == HIDDEN_STATES and term.options["projector"]:
                 self.projectors[term.name] = nn.ModuleList(
-                    _projector(student_dims.hidden_size, teacher_dims.hidden_size) for _ in pairs
+                    _build_projector(student_dims.hidden_size, teacher_dims.hidden_size) for _ in pairs
                 )
 
     @property
@@ -260,8 +260,9 @@ def _to_float(states: Tensor) -> Tensor:
     return states if states.dtype == torch.float64 else states.float()
 
 
-def _projector(student: int, teacher: int) -> nn.Linear:
-    """From the student's width to the teacher's: the identity where they are equal, else it keeps lengths."""
+def _build_projector(student: int, teacher: int) -> nn.Linear:
+    """A feature projector, from the student's width to the teacher's: the identity where they are equal, else it keeps
+    lengths."""
     projector = nn.Linear(student, teacher, bias=False)
     nn.init.eye_(projector.weight) if student == teacher else nn.init.orthogonal_(projector.weight)
     return projector

@@ -32,22 +32,22 @@ class SingleNodeEnvironment(ClusterEnvironment):
 
     @staticmethod
     def detect() -> bool:
-        """It is named, not found."""
+        """Never chosen by itself."""
         return False
 
     def world_size(self) -> int:
-        """How many ranks there are."""
+        """The number of ranks."""
         return get_world_size()
 
     def set_world_size(self, size: int) -> None:
-        """It is known."""
+        """Does nothing: it is set when the ranks start."""
 
     def global_rank(self) -> int:
-        """The number of this one."""
+        """The rank of this process."""
         return get_rank()
 
     def set_global_rank(self, rank: int) -> None:
-        """It is known."""
+        """Does nothing: it is set when the ranks start."""
 
     def local_rank(self) -> int:
         """The same: there is one machine."""

@@ -41,7 +41,7 @@ class OnPolicyGenerator:
         max_steps: int,
     ) -> None:
         """`eos_token_ids`: tokens that end a text; `vocab_size`: real tokens; `teacher_model`: the model, for
-        `teacher_mix`; `max_steps`: of the whole training."""
+        `teacher_mix_fraction`; `max_steps`: of the whole training."""
         self.config, self.eos_token_ids, self.vocab_size, self.teacher_model = (
             config,
             eos_token_ids,
@@ -110,8 +110,8 @@ class OnPolicyGenerator:
         }
 
     def update_metrics(self, facts: dict[str, float], device: torch.device) -> None:
-        """Collects what `rewrite` has said of a batch, nothing of one of the corpora. All ranks call this for every batch:
-        the means are over all of them, and one that has written nothing takes part without weight."""
+        """Collects what `maybe_generate` reports of a batch, nothing of one of the corpora. All ranks call this for every
+        batch: the means are over all of them, and one that has written nothing takes part without weight."""
         self._generation_seconds += facts.get("seconds", 0.0)
         for name in ON_POLICY_METRICS:
             metric = self._mean_metrics.setdefault(name, MeanMetric().to(device))

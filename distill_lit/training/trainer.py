@@ -86,12 +86,12 @@ def optimizer_settings(config: TrainingConfig) -> dict[str, Any]:
 def train(job: TrainingJob) -> dict[str, float]:
     """Trains until the token budget is spent, resuming from the newest checkpoint; returns the last validation's metrics.
 
-    Every one of `training.devices` ranks calls this, each with a run of its own (`together`). Raises Preempted after
+    Every one of `training.devices` ranks calls this, each with a run of its own (`spawn_ranks`). Raises Preempted after
     SIGTERM, FloatingPointError for a step that is not finite, UserError for a checkpoint of something else.
     """
     if job.config.devices != get_world_size():
         raise RuntimeError(
-            f"training.devices is {job.config.devices}, and {get_world_size()} ranks are here; see `together`"
+            f"training.devices is {job.config.devices}, and {get_world_size()} ranks are here; use `spawn_ranks`"
         )
     with catch_termination_signals() as termination:
         checkpoint = broadcast_from_rank_zero(lambda: find_resume_checkpoint(job))

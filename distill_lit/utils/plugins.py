@@ -1,4 +1,4 @@
-"""Python files beside an experiment, whose losses, filters, initialisers and teachers are registered when they are run."""
+"""Python files beside an experiment, whose losses, filters, initializers and teachers are registered when they are run."""
 
 import importlib.util
 import sys

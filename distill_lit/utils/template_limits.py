@@ -28,7 +28,8 @@ class TemplateLimitExceeded(UserError):
 
 @contextlib.contextmanager
 def limit_template_resources() -> Iterator[None]:
-    """Inside, this process may compute for SECONDS and take MEMORY more. Raises Excess beyond either.
+    """Inside, this process may compute for TEMPLATE_TIMEOUT_S and take TEMPLATE_MEMORY_BYTES more. Raises
+    TemplateLimitExceeded beyond either.
 
     The time is limited in the main thread only, as signals are; the memory where /proc tells how much there is.
     """
@@ -41,7 +42,8 @@ def limit_template_resources() -> Iterator[None]:
 
 @contextlib.contextmanager
 def handle_template_errors() -> Iterator[None]:
-    """Inside, what a chat template raises becomes a UserError of one line, and what takes too much of it an Excess."""
+    """Inside, what a chat template raises becomes a UserError of one line, and what takes too much a
+    TemplateLimitExceeded."""
     try:
         with limit_template_resources():
             yield
@@ -52,7 +54,7 @@ def handle_template_errors() -> Iterator[None]:
 
 
 def check_rendered_length(text: str) -> str:
-    """The text. Raises Excess where it is longer than CHARACTERS."""
+    """The text. Raises TemplateLimitExceeded where it is longer than MAX_RENDERED_CHARACTERS."""
     if len(text) > MAX_RENDERED_CHARACTERS:
         raise TemplateLimitExceeded(
             f"it writes {len(text):,} characters, and {MAX_RENDERED_CHARACTERS:,} are the most for one chat"

@@ -101,7 +101,7 @@ def test_16_unknown_missing_and_cyclic(tmp_path: Path, experiment: Path) -> None
         with pytest.raises(UserError, match=re.escape(words)):
             load_experiment(experiment, [override])
     (tmp_path / "bare.yaml").write_text("name: x\nstudents: {one: {layers: [0]}}\n")
-    with pytest.raises(UserError, match="teacher.model: a value is needed and there is none"):
+    with pytest.raises(UserError, match="teacher.model: it is required and has no value"):
         load_experiment(tmp_path / "bare.yaml")
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/a.yaml").write_text("defaults: [b]\n")

@@ -40,7 +40,7 @@ MIXTURES = {
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No kind of student is known to be exported rightly."""
+    """No kind of student is known to be exported correctly."""
     monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
 
 

@@ -98,7 +98,7 @@ OPTIONS: dict[str, list[Facts]] = {
 CHOICES: dict[str, dict[str, list[Any]]] = {
     "hidden_states": {
         "loss": ["mse", "cosine", "normalized"],
-        "layers": ["uniform", "last", "similar", [[0, 2], [1, 0]]],
+        "layers": ["uniform", "last", "cka", [[0, 2], [1, 0]]],
         "projector": [True, False],
     },
     "attention": {"loss": ["kl", "mse"], "layers": ["uniform", "last"], "heads": ["each", "mean"]},

@@ -231,7 +231,7 @@ def test_similar_layers_are_found_on_calibration_rows(teacher: Path, prepared: d
     """A student whose two layers are the teacher's first two gives what these give."""
     batches = calibration_batches(prepared.train)
     student = initial_student(StudentConfig(layers=[0, 1]), teacher, Calibration([], ""), seed=0)
-    objective = build_objective({"hidden_states": TermConfig(options={"layers": "similar"}), "attention": TermConfig()})
+    objective = build_objective({"hidden_states": TermConfig(options={"layers": "cka"}), "attention": TermConfig()})
     model = load_model(teacher)
     matching = build_feature_alignment(objective, student, model.config, model, batches, seed=0)
     assert matching.term_layer_pairs[0][1] == [(0, 0), (1, 1)]
@@ -250,7 +250,7 @@ def test_gradient_checkpointing_changes_nothing(teacher: Path, prepared: data.Pr
 
 
 def test_a_run_cut_off_ends_with_the_same_projectors(tmp_path: Path, teacher: Path, prepared: data.PreparedData) -> None:
-    terms = {"kl": EVERY["kl"], "hidden_states": TermConfig(options={"projector": True, "layers": "similar"})}
+    terms = {"kl": EVERY["kl"], "hidden_states": TermConfig(options={"projector": True, "layers": "cka"})}
     training = replace(TRAINING, checkpoint_interval=2)
     whole, module = build(teacher, prepared, terms, training)
     run(tmp_path / "a", whole, module)
@@ -281,7 +281,7 @@ students: {{one: {{num_layers: 2, layers: uniform, width: {{hidden_size: 24}}, l
 data: {{sequence_length: 32, validation_sequences: 4, max_tokens: 2048, corpora: {{text: {{path: "file:{corpus}"}}}}}}
 objective:
   compile: never
-  terms: {{hidden_states: {{options: {{projector: true, layers: similar}}}}, kl: {{kind: forward_kl}}}}
+  terms: {{hidden_states: {{options: {{projector: true, layers: cka}}}}, kl: {{kind: forward_kl}}}}
 training: {{max_tokens: 1024, micro_batch_size: 4, precision: float32, accelerator: cpu}}
 evaluation: {{tasks: [sciq], limit: 4}}
 baselines: [untrained]

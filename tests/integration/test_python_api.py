@@ -262,7 +262,7 @@ def test_hidden_states_and_relations_without_more_ado(models: tuple[Any, Any], l
         ({"teacher": None}, "losses.ForwardKL: it compares with a teacher, and there is none; give teacher="),
         ({"loss": 3}, "loss: 3 is no loss"),
         ({"loss": losses.Attention()}, "losses.Attention: attention maps need attn_implementation='eager'"),
-        ({"loss": losses.HiddenStates(layers="similar")}, r"losses.HiddenStates\(layers\): similar is measured"),
+        ({"loss": losses.HiddenStates(layers="cka")}, r"losses.HiddenStates\(layers\): cka is measured"),
         ({"loss": losses.HiddenStates(layers=((0, 9),))}, r"losses.HiddenStates\(layers\): 9 is beyond"),
     ],
 )

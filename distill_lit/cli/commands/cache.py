@@ -1,4 +1,4 @@
-"""`distill-lit cache`: writes what an offline teacher says."""
+"""`distill-lit cache`: writes the outputs of an offline teacher."""
 
 import argparse
 

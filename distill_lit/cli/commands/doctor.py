@@ -1,4 +1,4 @@
-"""`distill-lit doctor`: is this machine fit to run experiments, and if not, what is to be done about it."""
+"""`distill-lit doctor`: checks that this machine can run experiments, and says how to fix what is wrong."""
 
 import argparse
 import functools

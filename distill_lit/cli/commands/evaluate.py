@@ -43,7 +43,7 @@ def add_parser(commands: CommandParsers) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
-    """Evaluates one model and prints its scores, and below them how they were had."""
+    """Evaluates one model and prints its scores, and below them how they were computed."""
     from distill_lit.experiment.validation import check_evaluation_fits_models, load_evaluation_settings
 
     settings = load_evaluation_settings(options.model, options.overrides, options.dataset_source, options.accelerator)

@@ -22,7 +22,7 @@ def add_parser(commands: CommandParsers) -> None:
         "distill-lit init my_experiment",
         run,
     )
-    parser.add_argument("name", help="name of the experiment, of which the file is called")
+    parser.add_argument("name", help="name of the experiment and, with .yaml, of its file")
     parser.add_argument("--folder", type=Path, default=Path(), help="where to write it (default: here)")
 
 
@@ -33,7 +33,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         raise UserError(f"init: {options.name!r} is no plain name, such as my_experiment")
     path = options.folder / f"{name}.yaml"
     if path.exists():
-        raise UserError(f"init: {path} is there already; give another name")
+        raise UserError(f"init: {path} exists already; give another name")
     if not options.folder.is_dir():
         raise UserError(f"--folder {options.folder}: no such folder")
     template = (shipped_folder("configs") / "templates/experiment.yaml").read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ def add_parser(commands: CommandParsers) -> None:
         commands,
         "report",
         "Draw tables, figures and pages again from the records of a results folder; loads no model. Given an experiment "
-        "file, gather the models that are done by now before, also while it runs.",
+        "file, first collect the models that are done by now; works while the experiment runs.",
         "distill-lit report results/quickstart",
         run,
     )

@@ -55,7 +55,7 @@ def choose_layers(
 ) -> list[int]:
     """The numbers of the `num_layers` layers to keep, rising.
 
-    batches: what `model_batches` makes: a model's own inputs, and `valid` (B, T).
+    batches: what `calibration_inputs` makes: a model's own inputs, and `valid` (B, T).
     uniform: evenly spaced, first and last included; first_last: the ends, nothing of the middle;
     block_influence: 1 − cosine of each layer's input and output, ShortGPT, 2403.03853;
     kl_greedy: drops one layer after the other, each time the one whose loss costs least KL to the whole model.

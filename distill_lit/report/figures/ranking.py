@@ -19,8 +19,8 @@ def is_crowded(frame: pd.DataFrame) -> bool:
 
 
 def ranking_figure(frame: pd.DataFrame, quality: float, confidence: float, sample_limit_note: str = "") -> Any:
-    """A matplotlib figure of `pareto_frontier(scores, axis)`: dearest first, then best first, with intervals. quality:
-    share of the teacher's score drawn as a line."""
+    """A matplotlib figure of `pareto_frontier(scores, axis)`: most expensive first, then best first, with intervals.
+    quality: share of the teacher's score drawn as a line."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -85,7 +85,8 @@ def variant_numbers(groups: list[ModelGroup]) -> dict[str, int]:
 
 def line_styles(groups: list[ModelGroup]) -> dict[str, dict[str, Any]]:
     """{label of a trained group: its style}: colors are those of the variants, or of the students where there is one
-    variant; groups of one color differ in marker and dash. Beside distilled students those without teacher are as ever.
+    variant; groups of one color differ in marker and dash. Beside distilled students those without teacher keep their usual
+    style.
     """
     beside = any(group.role == "distilled" for group in groups)
     own = [group for group in groups if group.role == ("distilled" if beside else "ce_only")]

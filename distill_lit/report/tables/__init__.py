@@ -1,1 +1,1 @@
-"""Tables of a report, as `formats.table.Table`, from analysed results."""
+"""Tables of a report, as `formats.table.Table`, from analyzed results."""

@@ -186,7 +186,7 @@ def slice_table(long_tail: LongTail, model: str) -> Table:
     columns = ["slice", "n", "lost", "gained", "loss rate", "elsewhere", "p (BH)", "verdict"]
     notes = [
         "Found by SliceLine on one half of the documents, counted on the other. Loss rate: of what the teacher answers "
-        "rightly, the share the student loses."
+        "correctly, the share the student loses."
     ]
     empty = ["No group of documents with higher loss was found, or there are too few documents to look for one."]
     return Table("Groups of documents with higher loss", columns, rows, footnotes=notes if rows else empty)

@@ -1,4 +1,4 @@
-"""One rank: a process that `together` has started.
+"""One rank: a process that `spawn_ranks` has started.
 
 `python -m distill_lit.utils.distributed.rank_process DESCRIPTOR`, of a socket to who started it.
 

@@ -44,8 +44,8 @@ class _RankProcess:
 def spawn_ranks(
     world_size: int, function: Callable[..., Any], *arguments: Any, progress_callback: Callable[..., None] | None = None
 ) -> Any:
-    """What `work(*arguments, report)` returns on the first of `world_size` ranks, each a process of its own on this
-    machine, joined in torch's default group. `function` and all it is given and returns must be picklable; of
+    """What `function(*arguments, progress_callback)` returns on the first of `world_size` ranks, each a process of its own
+    on this machine, joined in torch's default group. `function` and all it is given and returns must be picklable; of
     `progress_callback` only what the first rank reports arrives.
 
     Raises what the first rank to fail has raised, RankFailure for one that died without a word, and Preempted when a signal

@@ -113,7 +113,7 @@ def test_torchtunes_symmetric_loss_is_two_terms(theirs: dict[str, np.ndarray]) -
 
 @pytest.mark.slow
 def test_presets_equal_the_code_of_trl_and_torchtune(theirs: dict[str, np.ndarray]) -> None:
-    compare(ours(ObjectiveConfig(preset="trl")), "trl beta=0.5 T=1.0", theirs)
+    compare(ours(ObjectiveConfig(preset="gkd")), "trl beta=0.5 T=1.0", theirs)
     only_kd = ObjectiveConfig(preset="torchtune", terms={"ce": None, "kd": TermConfig(weight=1.0)})
     compare(ours(only_kd), "torchtune forward", theirs)
 
@@ -165,9 +165,9 @@ def test_terms_change_single_fields_of_a_preset() -> None:
 
 
 def test_presets_are_an_axis_of_a_grid() -> None:
-    runs = plan_runs(without_terms("grid={objective.preset: [trl, hinton], student: [deep]}"))
+    runs = plan_runs(without_terms("grid={objective.preset: [gkd, hinton], student: [deep]}"))
     distilled = [run for run in runs if run.role == "distilled"]
-    assert [run.label for run in distilled] == ["deep-preset=trl", "deep-preset=hinton"]
+    assert [run.label for run in distilled] == ["deep-preset=gkd", "deep-preset=hinton"]
     assert [sorted(run.config.objective.terms) for run in distilled] == [["jsd"], ["ce", "kl"]]
     plain = [run for run in runs if run.role == "ce_only"]
     assert [sorted(run.config.objective.terms) for run in plain] == [["ce"]]

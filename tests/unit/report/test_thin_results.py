@@ -96,7 +96,7 @@ def test_a_task_at_chance_is_flagged_and_left_out_of_the_average(tmp_path: Path)
     result = build_report_bundle(folder, FAST, "edge")
     flips = result.long_tail.flips["deep distilled"]
     counted = flips[flips.index.get_level_values("task") != "piqa"]
-    assert f"Of the {counted['teacher_correct'].sum()} documents its teacher answers rightly" in " ".join(
+    assert f"Of the {counted['teacher_correct'].sum()} documents its teacher answers correctly" in " ".join(
         result.loss_statements["deep distilled"]
     )
     tasks = result.long_tail.task_flips.set_index(["model", "task"])
