@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test test-fast test-slow check format docs audit fuzz soak tensorboard
+.PHONY: install quickstart test test-fast test-slow test-durations check format docs audit fuzz soak tensorboard
 
 install: .venv/installed
 
@@ -21,7 +21,10 @@ test-fast: install  # no processes, no trainings: under a minute on two cores
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile tests/unit
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --numprocesses auto --dist loadfile
+
+test-durations: install  # of the default suite and the slow tests, into docs/test_durations.md
+	$(BIN)/python tests/durations.py
 
 check: install
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ from helpers import tiny_models, warm_processes
 from distill_lit import data
 from distill_lit.config import CorpusConfig, DataConfig
 
-warm_processes.install()
+warm_processes.install_with_servers()
 
 
 @pytest.fixture

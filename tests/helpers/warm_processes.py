@@ -1,6 +1,6 @@
 """Processes of this suite that start in milliseconds: forked from a server that has imported what they would import.
 
-`install()` puts `WarmPopen` in the place of `subprocess.Popen`, in this process and in all that are forked. It takes
+`install_with_servers()` puts `WarmPopen` in the place of `subprocess.Popen`, in this process and in all that are forked. It takes
 `python -m distill_lit…`, scripts, marked code, and the process that reads exports. They get their own pid, environment,
 folder, streams, session and exit code, and can be killed like any other. What is started differently, with other values of
 what is read on import, or inside `cold()`, starts as everywhere.
@@ -188,13 +188,16 @@ def cold() -> Iterator[None]:
 
 
 def install() -> None:
-    """Lets `subprocess` use servers that end with this process, or in a child those of its parent."""
-    global _owner
+    """Lets `subprocess` use the servers of the process that this one comes from."""
     _started_with.update(os.environ)
-    if FOLDER not in os.environ:
-        _owner, os.environ[FOLDER] = os.getpid(), tempfile.mkdtemp(prefix="warm")
-    _started_with[FOLDER] = os.environ[FOLDER]
     subprocess.Popen = WarmPopen  # type: ignore[misc]
+
+
+def install_with_servers() -> None:
+    """Lets `subprocess` use servers of this process, which start when they are needed and end with it."""
+    global _owner
+    _owner, os.environ[FOLDER] = os.getpid(), tempfile.mkdtemp(prefix="warm")
+    install()
 
 
 def serve(kind: str, folder: str) -> None:
