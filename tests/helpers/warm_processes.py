@@ -1,9 +1,9 @@
 """Processes of this suite that start in milliseconds: forked from a server that has imported what they would import.
 
-`install_with_servers()` puts `WarmPopen` in the place of `subprocess.Popen`, in this process and in all that are forked. It takes
-`python -m distill_lit…`, scripts, marked code, and the process that reads exports. They get their own pid, environment,
-folder, streams, session and exit code, and can be killed like any other. What is started differently, with other values of
-what is read on import, or inside `cold()`, starts as everywhere.
+`install_with_servers()` puts `WarmPopen` in the place of `subprocess.Popen`, in this process and in all that are forked. It
+takes `python -m distill_lit…`, scripts, marked code, and the process that reads exports. They get their own pid,
+environment, folder, streams, session and exit code, and can be killed like any other. What is started differently, with
+other values of what is read on import, or inside `cold()`, starts as everywhere.
 """
 
 import atexit
@@ -30,7 +30,7 @@ from typing import Any
 # beginnings of variables that libraries or Python read on import; HF_TOKEN is asked for when it is needed
 READ_ON_IMPORT = ("HF_", "TRANSFORMERS_", "CUDA_", "PYTHON", "LC_", "LANG", "HOME", "XDG_", "MPL", "TMPDIR", "TORCH",
                   "TERM", "NO_COLOR", "FORCE_COLOR", "TZ", "PATH", "USER")  # fmt: skip
-READ_LATER = {"HF_TOKEN", "PYTHONIOENCODING", "PYTHONPATH"}
+READ_LATER = {"HF_TOKEN", "HF_XET_HIGH_PERFORMANCE", "PYTHONIOENCODING", "PYTHONPATH"}  # the second is set by lm-eval
 SUITE_IMPORTS = (
     "distill_lit.cli.commands.run", "distill_lit.evaluation.prefix_tree_lm", "distill_lit.experiment.run",
     "distill_lit.experiment.status", "distill_lit.experiment.student", "distill_lit.report.figures.pareto",
