@@ -121,6 +121,7 @@ def workers_of(driver: int) -> list[psutil.Process]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cold_processes")  # workers are looked for among the children of their driver
 def test_17_a_stopped_or_killed_driver_leaves_no_orphans_and_status_tells_the_truth(
     experiment: Path, tmp_path: Path
 ) -> None:

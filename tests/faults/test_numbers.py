@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import tiny_models, training_processes
+from helpers.caches import new_cache
 from helpers.tiny_data import tokens_of
 from helpers.training_processes import finish, lines, run_folder, start
 
@@ -293,11 +294,11 @@ def test_15_two_writers_do_no_harm(file: Path, tmp_path: Path, monkeypatch: pyte
         .replace("accelerate", "checkpoint_budget: 1, accelerate")
     )
     (shared := tmp_path / "shared.yaml").write_text(text)
-    cache = tmp_path / "cache"
+    cache = new_cache(tmp_path / "cache")
     both = [start(shared, tmp_path / name, cache=cache, stop=stop) for name, stop in (("a", ""), ("b", ""))]
     assert [finish(one) for one in both] == [0, 0]
     alone = tmp_path / "alone"
-    assert finish(start(shared, alone, cache=tmp_path / "other")) == 0
+    assert finish(start(shared, alone, cache=new_cache(tmp_path / "other"))) == 0
     for name in ("a", "b"):
         assert training_processes.lines(tmp_path / name) == training_processes.lines(alone)
         assert training_processes.weights(tmp_path / name) == training_processes.weights(alone)

@@ -52,6 +52,7 @@ def closed(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "closed").chmod(0o755)
 
 
+@pytest.mark.slow
 @needs_rights
 def test_a_whole_cache_needs_no_right_to_write(finished: Any, tmp_path: Path) -> None:
     assert finished.code == 0, finished.said

@@ -39,6 +39,7 @@ def steady(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, tiny_co
     return training_processes.write_experiment(tmp_path_factory.mktemp("steady"), tiny_teacher, tiny_corpus, tasks_folder)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_ranks_from_the_command_line_inside_slurm_and_torchrun_train_the_student_of_one(
     steady: Path, tmp_path: Path
@@ -126,6 +127,7 @@ def go(experiment: Path, root: Path, deed: str = "kill 9 train 0", stop: str = "
     return code
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_two_ranks_fail_like_one_and_go_on_bitwise(
     experiment: Path, whole: Path, tmp_path: Path, dropping_teacher: Path, tiny_corpus: Path

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 from helpers import training_processes
+from helpers.caches import new_cache
 from helpers.training_processes import SABOTAGE, SECRETS, cli, command, outcome, wait_until
 
 import distill_lit
@@ -162,7 +163,7 @@ def test_25_names_that_leave_the_root_are_refused(finished: Any, name: str) -> N
     text = finished.file.read_text()
     changed = finished.root / "names.yaml"
     changed.write_text(text.replace("name: tiny", f"name: {json.dumps(name)}"))
-    with pytest.raises(UserError, match="name: (.* must be a plain folder name|a value is needed)"):
+    with pytest.raises(UserError, match="name: (.* must be a plain folder name|it is required)"):
         load_experiment(changed)
     changed.write_text(text.replace("students: {one:", f"students: {{{json.dumps(name)}:"))
     with pytest.raises(UserError, match=r"(?s)students\..* a name is made of letters"):
@@ -198,6 +199,7 @@ def run(doc, results):
 """
 
 
+@pytest.mark.slow
 def test_26_generated_code_runs_only_on_request_and_confined(
     tmp_path: Path, tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,7 +228,7 @@ def test_26_generated_code_runs_only_on_request_and_confined(
         evaluate_model(tiny_teacher, settings, "pypi")
     assert not trace.exists()
     settings.confirm_run_unsafe_code = True
-    monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DISTILL_LIT_CACHE", str(new_cache(tmp_path / "cache")))
     result = evaluate_model(tiny_teacher, settings, "pypi")
     assert result.meta["runs"]["lm_eval_results"]["passed,none"] == 1.0
     seen = json.loads(trace.read_text())

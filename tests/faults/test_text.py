@@ -14,6 +14,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from helpers import tiny_models, tiny_tasks
+from helpers.caches import new_cache
 from helpers.chat_templates import STYLES
 from helpers.chat_tokenizers import tokenizer_of
 from helpers.tiny_data import byte_tokenizer, save_tokenizer
@@ -169,7 +170,7 @@ def test_a_student_answers_with_the_template_it_was_trained_on(
     tmp_path: Path, older: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether its base has none, or an older one in the tokenizer's config; scores on the way and after use it too."""
-    monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DISTILL_LIT_CACHE", str(new_cache(tmp_path / "cache")))
     base = tiny_models.make_model(tmp_path / "base", bos_token_id=None, eos_token_id=258)
     save_tokenizer(base, None)
     settings = json.loads((base / "tokenizer_config.json").read_text())

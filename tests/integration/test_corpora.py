@@ -413,6 +413,7 @@ def evaluation_documents():
                         yield task, question, question + answer
 
 
+@pytest.mark.slow
 def test_no_evaluation_document_is_in_the_shipped_training_text():
     """No question or context of 12 or more words anywhere in the text; a shorter one ("how to clean a cast iron
     skillet") neither as the question of a training document nor, anywhere, with its right answer behind it. One

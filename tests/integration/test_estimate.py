@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from helpers import tiny_models
+from helpers.caches import new_cache
 
 from distill_lit.config import ExperimentConfig, load_experiment
 from distill_lit.data import prepare_datasets
@@ -44,7 +45,7 @@ FORMS = {
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DISTILL_LIT_CACHE", str(new_cache(tmp_path / "cache")))
 
 
 def load(tmp_path: Path, teacher: Path, corpus: Path, *changes: str) -> ExperimentConfig:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from helpers import tiny_models, tiny_tasks
+from helpers.caches import new_cache
 
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.evaluation import cache as store
@@ -22,7 +23,7 @@ from distill_lit.utils.files import cache_root
 @pytest.fixture
 def world(tmp_path: Path, tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> "World":
     built_in_index()  # from the shared cache, before ours takes its place
-    monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DISTILL_LIT_CACHE", str(new_cache(tmp_path / "cache")))
     return World(tmp_path, tiny_teacher, monkeypatch)
 
 

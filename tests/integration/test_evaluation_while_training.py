@@ -134,6 +134,7 @@ def test_figures_are_images(tmp_path: Path) -> None:
     assert "_hparams_/experiment" not in events.summary_metadata
 
 
+@pytest.mark.slow
 def test_training_speed_leaves_out_whatever_is_done_between_two_steps(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

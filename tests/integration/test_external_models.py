@@ -97,6 +97,7 @@ def test_bad_rivals_are_refused(change: str, words: str) -> None:
         load_experiment(ROOT / "experiments/quickstart.yaml", [change])
 
 
+@pytest.mark.slow
 @needs_torchao
 def test_they_are_evaluated_and_drawn(tmp_path: Path, tiny_teacher: Path, rival: Path, tiny_corpus: Path) -> None:
     file = write_experiment(tmp_path, tiny_teacher, rival, tiny_corpus)

@@ -496,6 +496,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
 
 
+@pytest.mark.slow
 def test_an_experiment_writes_its_corpus_once_and_trains_on_it(tmp_path: Path, chatty: Path) -> None:
     path = questions(tmp_path, 60)
     file = tmp_path / "tiny.yaml"

@@ -134,7 +134,7 @@ def test_init_writes_an_experiment_that_can_be_planned(tmp_path: Path) -> None:
     assert len(experiment.runs) == 7
     again = command("init", "mine", cwd=tmp_path)
     assert again.returncode == 2
-    assert "is there already" in again.stderr
+    assert "exists already" in again.stderr
 
 
 def test_a_shipped_experiment_is_known_by_its_name_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

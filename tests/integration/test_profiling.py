@@ -83,6 +83,7 @@ def test_tokens_are_those_of_greedy_generation(tiny_teacher: Path) -> None:
     assert first > 0 and len(steps) == 5 and min(steps) > 0
 
 
+@pytest.mark.slow
 def test_measurement_has_every_model_block_and_point(tiny_teacher: Path, tmp_path: Path) -> None:
     small = tiny_models.make_model(tmp_path / "small", num_layers=1)
     settings = CostConfig(batch_sizes=[1, 2], prompt_lengths=[8], output_lengths=[3])
@@ -188,8 +189,8 @@ def test_peak_memory_sees_what_was_there_and_forgets_it() -> None:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("this system does not forget its peak")
     before = reset_peak_memory(CPU)
-    torch.ones(32 * 2**20 // 4).sum()
-    assert 32e6 < read_peak_memory(CPU) - before < 64e6
+    torch.ones(256 * 2**20 // 4).sum()  # more than this process has freed and kept in one piece
+    assert 256e6 < read_peak_memory(CPU) - before < 320e6
     before = reset_peak_memory(CPU)
     assert read_peak_memory(CPU) - before < 8e6
 
@@ -209,6 +210,7 @@ def test_energy_counter_goes_round(tmp_path: Path) -> None:
     assert _processor_meter(tmp_path / "nothing") is None
 
 
+@pytest.mark.slow
 def test_from_the_command_line(tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path) -> None:
     file = tmp_path / "tiny.yaml"
     file.write_text(f"""

@@ -101,11 +101,13 @@ def test_pruning_alone(tiny_teacher: Path, tmp_path: Path) -> None:
     assert student.config.intermediate_size == 32
 
 
+@pytest.mark.slow
 def test_lm_eval_from_a_script_and_its_command_line(tiny_teacher: Path, tasks: Path) -> None:
     arguments = ("--model", tiny_teacher, "--tasks", "colours", "--limit", 4, "--include-path", tasks)
     assert "colours" in run_example("lm_eval_prefix_tree.py", *arguments)
 
 
+@pytest.mark.slow
 def test_an_experiment_from_python(tiny_teacher: Path, tiny_corpus: Path, tasks: Path, tmp_path: Path) -> None:
     file = tmp_path / "tiny.yaml"
     file.write_text(f"""

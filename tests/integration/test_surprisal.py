@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers import tiny_tasks
+from helpers.caches import new_cache
 from helpers.synthetic_results import build, edited_records
 from lm_eval.models.huggingface import HFLM
 
@@ -23,7 +24,7 @@ from distill_lit.models import load_model, load_tokenizer
 
 @pytest.fixture(autouse=True)
 def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DISTILL_LIT_CACHE", str(new_cache(tmp_path / "cache")))
 
 
 @pytest.fixture

@@ -136,6 +136,7 @@ def load_in_a_new_process(code: str, **environment: str) -> subprocess.Completed
     )
 
 
+@pytest.mark.slow
 def test_a_model_of_the_hub_is_fetched_and_then_opens_offline(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
     code = (
         "from distill_lit.models import load_model, model_folder; "

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import ROOT, tiny_models
+from helpers.caches import new_cache
 from helpers.tiny_data import save_tokenizer, write_lines
 
 from distill_lit.config import EvaluationConfig, FiltersConfig, GeneratedConfig, PromptsConfig, load_experiment
@@ -102,7 +103,7 @@ def test_real_evaluation_documents_are_found_and_real_training_rows_are_not() ->
 def test_documents_say_where_they_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import json
 
-    monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DISTILL_LIT_CACHE", str(new_cache(tmp_path / "cache")))
     folder = save_tokenizer(tiny_models.make_model(tmp_path / "m", bos_token_id=None, eos_token_id=258))
     topics = write_lines(tmp_path / "t.jsonl", [{"topic": t} for t in ("tides", "levers", "yeast")])
     prompts = PromptsConfig(path=str(topics), text=["Explain {{ topic }}.", "An exercise on {{ topic }}:"])

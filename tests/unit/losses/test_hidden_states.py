@@ -267,9 +267,9 @@ def test_a_cache_feeds_hidden_states_of_the_layers_it_keeps() -> None:
             UserError, match=f"{kind} compares inner states, which {described} does not show; use teacher.source online$"
         ):
             check_features(build_objective({kind: TermConfig()}), "offline", hidden_layers=[1, 3])
-    similar = build_objective({"hidden_states": TermConfig(options={"layers": "similar"})})
-    with pytest.raises(UserError, match=f"options.layers: similar looks at all layers, and {described} shows some; give"):
-        check_features(similar, "offline", hidden_layers=[1, 3])
+    by_cka = build_objective({"hidden_states": TermConfig(options={"layers": "cka"})})
+    with pytest.raises(UserError, match=f"options.layers: cka looks at all layers, and {described} shows some; give"):
+        check_features(by_cka, "offline", hidden_layers=[1, 3])
     for knobs in ({}, {"cache_format": "top_k", "hidden_layers": [1, 3]}):
         with pytest.raises(UserError, match="use teacher.source online, or let teacher.hidden_layers name the layers"):
             check_features(build_objective({"hidden_states": TermConfig()}), "offline", **knobs)

@@ -416,6 +416,7 @@ def test_watermarks_are_covered_by_nothing(variants: ReportBundle, many: int) ->
             assert legend.get_window_extent().y1 <= min(axes.get_window_extent().y0 for axes in figure.axes)
 
 
+@pytest.mark.slow
 def test_many_variants_of_one_size_are_ranked_and_curves_drawn(tmp_path: Path) -> None:
     folder = build(tmp_path / "one", documents=30, students={"deep": 0.5}, seeds=(0, 1, 2, 3))
     runs = pd.read_csv(folder / "runs.csv")
@@ -447,6 +448,7 @@ def test_many_variants_of_one_size_are_ranked_and_curves_drawn(tmp_path: Path) -
     assert not (folder / "curves.png").exists()
 
 
+@pytest.mark.slow
 def test_everything_is_drawn_twice_over(tmp_path: Path) -> None:
     folder = build(tmp_path / "results" / "one", documents=30, limit=30)
     result = report.build_report_bundle(folder, FAST, "one", "why?")
