@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-from helpers import training_processes
+from helpers import training_processes, warm_processes
 from helpers.training_processes import SABOTAGE, cli, command, finish, outcome, start, wait_until
 
 from distill_lit.config import load_experiment
@@ -121,7 +121,6 @@ def workers_of(driver: int) -> list[psutil.Process]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("cold_processes")  # workers are looked for among the children of their driver
 def test_17_a_stopped_or_killed_driver_leaves_no_orphans_and_status_tells_the_truth(
     experiment: Path, tmp_path: Path
 ) -> None:
@@ -135,7 +134,8 @@ def test_17_a_stopped_or_killed_driver_leaves_no_orphans_and_status_tells_the_tr
         (signal.SIGINT, 130, "preempted|stopped"),
         (signal.SIGKILL, -9, "preempted"),
     ):
-        driver = command("run", experiment, "--root", root, FAULTS="slow one train *", PYTHONPATH=SABOTAGE)
+        with warm_processes.cold():  # its worker is looked for among its children
+            driver = command("run", experiment, "--root", root, FAULTS="slow one train *", PYTHONPATH=SABOTAGE)
         wait_until(lambda done=metrics: steps_done(root) > done)
         (worker,) = workers_of(driver.pid)
         if number == signal.SIGTERM:
