@@ -1,7 +1,6 @@
 """Fixtures that many tests share."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,6 @@ from distill_lit import data
 from distill_lit.config import CorpusConfig, DataConfig
 
 warm_processes.install_with_servers()
-
-
-@pytest.fixture
-def cold_processes() -> Iterator[None]:
-    """Processes start from nothing in this test, as they do for users."""
-    with warm_processes.cold():
-        yield
 
 
 @pytest.fixture(scope="session")

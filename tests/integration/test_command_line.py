@@ -193,6 +193,7 @@ def test_real_teacher_from_end_to_end(tmp_path: Path) -> None:
         "data.validation_sequences=2",
         "evaluation.limit=4",
         "grid.student=[shallow]",
+        "baselines=[teacher,untrained]",
         "objective.compile=never",
     )
     assert result.returncode == 0, result.stdout + result.stderr
