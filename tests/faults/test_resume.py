@@ -50,6 +50,7 @@ def test_01_the_undisturbed_run_is_what_it_should_be(whole: Path) -> None:
     assert validated == [0, 4, 8, 12, 16, 20, 24]
 
 
+@pytest.mark.slow
 def test_01_kill_9_at_ten_random_points_resumes_bitwise(experiment: Path, whole: Path, tmp_path: Path) -> None:
     longest = training_processes.seconds(lambda: finish(start(experiment, tmp_path / "timed")))
     pauses = iter(training_processes.random_seconds(0, longest, 60))
@@ -275,11 +276,10 @@ def test_08_two_processes_on_one_run_folder(experiment: Path, tmp_path: Path) ->
     assert code == 2
     assert f"{folder} is in use by another process" in said
     assert [path.name for path in folder.iterdir()] == ["lock"]
-    owner = training_processes.SERVER.Process(target=training_processes.hold_lock, args=(str(folder / "lock"),))
-    owner.start()
+    owner = training_processes.call("hold_lock", str(folder / "lock"))
     training_processes.wait_until(lambda: (folder / "lock.held").exists())
     owner.kill()
-    owner.join()
+    owner.wait()
     with FileLock(folder / "lock", timeout=0):
         pass
 

@@ -26,7 +26,7 @@ from distill_lit.report import build_report_bundle, render, render_report
 HERE = Path(__file__).parent
 RESULTS = sorted(path.parent for path in (HERE.parents[1] / "results").glob("*/plan.yaml"))
 PACKAGE = HERE.parents[1] / "distill_lit"
-LARGE = ("depth_frontier", "divergences")
+QUICK = ("cross_tokenizer", "quickstart")  # the others are drawn by the slow tests
 PACKED = re.compile(r'(?<=id="packed-long-tail">)[A-Za-z0-9+/=]+')
 NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?")
 
@@ -82,7 +82,7 @@ def test_the_same_runs_are_shared_by_experiments() -> None:
 
 
 @pytest.mark.parametrize(
-    "folder", [pytest.param(p, marks=pytest.mark.slow if p.name in LARGE else (), id=p.name) for p in RESULTS]
+    "folder", [pytest.param(p, marks=() if p.name in QUICK else pytest.mark.slow, id=p.name) for p in RESULTS]
 )
 def test_committed_results_are_drawn_the_same(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(render, "save_figure", lambda _, path, *__: [path])

@@ -1,5 +1,6 @@
-"""Trainings in processes of their own, which can be killed. Imported by a fork server, so that each starts in no time."""
+"""Trainings in processes of their own, which can be killed."""
 
+import contextlib
 import json
 import os
 import random
@@ -8,15 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing import get_context
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from helpers import warm_processes
+from helpers import ROOT, warm_processes
 
-SERVER = get_context("forkserver")
-SERVER.set_forkserver_preload(["helpers.training_processes", *warm_processes.SUITE_IMPORTS])
 Stop = Callable[[str, int, Path], bool]  # (stage, how often it was reported, run folder) → now
 
 EXPERIMENT = """
@@ -58,30 +55,32 @@ def start(
     patch: str = "",
     cache: Path | None = None,
     environment: tuple[tuple[str, str], ...] = (),
-) -> BaseProcess:
+) -> subprocess.Popen[bytes]:
     """Builds the distilled student below `root` in a new process. `stop`: '<signal> <stage> <n>', sent by the process to
     itself at the n-th report of a stage; `patch`: name of a function below, called first; `environment`: set before, where
     ranks find it too."""
-    warm_processes.ensure("reader of exports")
-    process = SERVER.Process(
-        target=_build, args=(str(experiment), str(root), stop, overrides, patch, cache, environment), daemon=True
-    )
-    process.start()
-    return process
+    return call("build", str(experiment), str(root), stop, overrides, patch, str(cache or ""), environment)
 
 
-def finish(process: BaseProcess) -> int:
+def call(function: str, *arguments: Any) -> subprocess.Popen[bytes]:
+    """A process of its own that calls a function of this module."""
+    code = f"{warm_processes.MAY_BE_WARM}import json, sys\nfrom helpers import training_processes\n"
+    code += f"training_processes.{function}(*json.loads(sys.argv[1]))"
+    path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.Popen([sys.executable, "-c", code, json.dumps(arguments)], env=environment)
+
+
+def finish(process: subprocess.Popen[bytes]) -> int:
     """Waits for the end; returns the exit code, negative for a signal."""
-    process.join(120)
-    assert process.exitcode is not None, "hangs"
-    return process.exitcode
+    return process.wait(120)
 
 
-def kill_after(process: BaseProcess, seconds: float) -> int:
+def kill_after(process: subprocess.Popen[bytes], seconds: float) -> int:
     """kill -9 from outside, unless it ends before."""
-    process.join(seconds)
-    if process.exitcode is None:
-        process.kill()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    process.kill()
     return finish(process)
 
 
@@ -106,20 +105,20 @@ def log_of(root: Path) -> str:
     return (run_folder(root) / "log.txt").read_text()
 
 
-def _build(
+def build(
     experiment: str,
     root: str,
     stop: str,
     overrides: tuple[str, ...],
     patch: str,
-    cache: Path | None,
+    cache: str,
     environment: tuple[tuple[str, str], ...],
 ) -> None:
+    """What `start` starts."""
     os.environ.update(environment)
-    warm_processes.install()
     sys.path.insert(0, str(Path(__file__).parent / "sabotage"))  # for the ranks
-    if cache is not None:
-        os.environ["DISTILL_LIT_CACHE"] = str(cache)
+    if cache:
+        os.environ["DISTILL_LIT_CACHE"] = cache
     import torch
 
     from distill_lit.config import load_experiment

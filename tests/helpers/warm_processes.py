@@ -27,10 +27,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# beginnings of variables that libraries or Python read on import; HF_TOKEN is asked for when it is needed
+# beginnings of variables that libraries or Python read on import, and those of them that are read or set later
 READ_ON_IMPORT = ("HF_", "TRANSFORMERS_", "CUDA_", "PYTHON", "LC_", "LANG", "HOME", "XDG_", "MPL", "TMPDIR", "TORCH",
                   "TERM", "NO_COLOR", "FORCE_COLOR", "TZ", "PATH", "USER")  # fmt: skip
-READ_LATER = {"HF_TOKEN", "HF_XET_HIGH_PERFORMANCE", "PYTHONIOENCODING", "PYTHONPATH"}  # the second is set by lm-eval
+READ_LATER = {"HF_HUB_OFFLINE", "HF_TOKEN", "HF_XET_HIGH_PERFORMANCE", "PYTHONIOENCODING", "PYTHONPATH"}
 SUITE_IMPORTS = (
     "distill_lit.cli.commands.run", "distill_lit.evaluation.prefix_tree_lm", "distill_lit.experiment.run",
     "distill_lit.experiment.status", "distill_lit.experiment.student", "distill_lit.report.figures.pareto",
@@ -41,12 +41,9 @@ READER_IMPORTS = (
     "torch", "safetensors.torch", "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
     "transformers.models.llama.modeling_llama",
 )  # fmt: skip
-IMPORTS = {"suite": SUITE_IMPORTS, "suite offline": SUITE_IMPORTS, "reader of exports": READER_IMPORTS}
-SETTINGS = {
-    "suite": {},
-    "suite offline": {"HF_HUB_OFFLINE": "1"},
-    "reader of exports": {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
-}
+IMPORTS = {"suite": SUITE_IMPORTS, "reader of exports": READER_IMPORTS}
+SETTINGS = {"suite": {}, "reader of exports": {"CUDA_VISIBLE_DEVICES": ""}}
+OFFLINE = ("huggingface_hub.constants", "datasets.config")  # whose HF_HUB_OFFLINE is the environment's
 MEASURED = "distill_lit.profiling.inference"  # whose memory is its own
 MAY_BE_WARM = "# may start warm\n"  # the beginning of code for `python -c` of which the start is not what is tested
 AS_ANYONE = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")  # root without root's right to any file
@@ -292,6 +289,14 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> None:
         _open_streams()
         random.seed()
         _set_path(path_before, request["folder"])
+        for name in OFFLINE:
+            if name in sys.modules:
+                sys.modules[name].HF_HUB_OFFLINE = os.environ.get("HF_HUB_OFFLINE", "").upper() in (
+                    "1",
+                    "ON",
+                    "YES",
+                    "TRUE",
+                )
         _run(request["arguments"][1:])
         code = 0
     except SystemExit as leave:

@@ -203,6 +203,7 @@ def test_real_teacher_from_end_to_end(tmp_path: Path) -> None:
     assert runs.loc["shallow", "val_kl"] < runs.loc["shallow-untrained", "val_kl"]
 
 
+@pytest.mark.slow
 def test_a_failing_run_does_not_stop_the_others(finished: tuple[Path, Path]) -> None:
     root, file = finished
     result = run(

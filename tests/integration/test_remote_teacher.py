@@ -587,6 +587,7 @@ def run_tiny(tmp_path: Path, url: str) -> dict[str, str]:
     return {run.label: failed[run.name] for run in runs if run.name in failed}
 
 
+@pytest.mark.slow
 def test_a_run_is_told_which_of_those_it_needs_has_failed(tmp_path: Path) -> None:
     def half(request: dict, number: int) -> tuple:
         return echo(request, number) if request["model"] == "m" else failure(401, "no")
@@ -598,6 +599,7 @@ def test_a_run_is_told_which_of_those_it_needs_has_failed(tmp_path: Path) -> Non
     assert re.fullmatch(r"needs generated-none-\w+, which failed", failed["one"])
 
 
+@pytest.mark.slow
 def test_a_stopped_driver_waits_for_replies_that_are_paid_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "STOP_SECONDS", 0.1)
 
