@@ -1,7 +1,5 @@
 """Axes, strata, flips, contrasts, slices and confidence: by hand, and on planted and permuted data."""
 
-import importlib.util
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -9,7 +7,6 @@ from types import ModuleType
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ROOT
 from helpers.synthetic_results import build, edited_records
 from scipy.stats import chi2
 
@@ -48,19 +45,6 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> Scores:
 @pytest.fixture(scope="module")
 def report(scores: Scores) -> LongTail:
     return analyze_long_tail(scores)
-
-
-@pytest.fixture(scope="module")
-def simulation() -> ModuleType:
-    path = ROOT / "benchmarks" / "significance_simulations.py"
-    spec = importlib.util.spec_from_file_location("simulation", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    before = list(sys.path)
-    spec.loader.exec_module(module)
-    sys.path[:] = before
-    return module
 
 
 def series(values: list[float], tasks: list[str] | None = None) -> pd.Series:

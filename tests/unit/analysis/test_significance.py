@@ -1,13 +1,10 @@
 """Statistics against arithmetic done by hand, against scipy and statsmodels, and against simulated truth."""
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
 import pytest
-from helpers import ROOT
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -20,20 +17,6 @@ from distill_lit.analysis.bootstrap import (
     cluster_counts,
     seed_resample_weights,
 )
-
-
-@pytest.fixture(scope="module")
-def simulation() -> ModuleType:
-    """benchmarks/significance_simulations.py, whose table these tests redraw in small."""
-    path = ROOT / "benchmarks" / "significance_simulations.py"
-    spec = importlib.util.spec_from_file_location("simulation", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    before = list(sys.path)
-    spec.loader.exec_module(module)
-    sys.path[:] = before
-    return module
 
 
 def near(repeats: int, truth: float, errors: float = 3.5) -> float:
