@@ -115,7 +115,8 @@ def test_19_bad_input_is_refused_within_two_seconds(change: str, tmp_path: Path,
         assert code == 2
         assert len(said.strip().splitlines()) == 1
 
-    assert min(training_processes.processor_seconds(refused) for _ in range(2)) < max(2.0, 2 * seconds_to_import_torch)
+    limit = max(2.0, 2 * seconds_to_import_torch)
+    assert any(training_processes.processor_seconds(refused) < limit for _ in range(2))
     assert not list(tmp_path.iterdir())
 
 
