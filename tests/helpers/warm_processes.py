@@ -14,6 +14,7 @@ import os
 import random
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -103,7 +104,9 @@ class WarmPopen(_cold_popen):
             with self._waitpid_lock:
                 if self.returncode is None:
                     answer = self._status.recv(8)
-                    self.returncode = int.from_bytes(answer, "big", signed=True) if answer else -signal.SIGKILL
+                    if not answer:
+                        raise RuntimeError("the server that knows how this process ended has ended itself")
+                    self.returncode = int.from_bytes(answer, "big", signed=True)
 
     def _internal_poll(self, *arguments: Any, **options: Any) -> int | None:
         if self._status is None:
@@ -194,6 +197,7 @@ def install_with_servers() -> None:
     """Lets `subprocess` use servers of this process, which start when they are needed and end with it."""
     global _owner
     _owner, os.environ[FOLDER] = os.getpid(), tempfile.mkdtemp(prefix="warm")
+    atexit.register(shutil.rmtree, os.environ[FOLDER], ignore_errors=True)
     install()
 
 
@@ -250,64 +254,69 @@ def _receive(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int
 
 def _fork(connection: socket.socket, waiting: dict[int, socket.socket], ours: tuple[Any, ...]) -> None:
     request, descriptors = _receive(connection)
-    pid = os.fork() if request is not None else -1
-    if request is None or pid:
+    if request is not None and (pid := os.fork()):
         waiting[pid] = connection
         with contextlib.suppress(OSError):  # who asked may be gone by now
-            connection.sendall(pid.to_bytes(8, "big", signed=True))
-        for descriptor in descriptors:
+            connection.sendall(pid.to_bytes(8, "big"))
+    elif request is not None:
+        for other in (connection, *waiting.values(), ours[0]):
+            other.close()
+        for descriptor in ours[1:]:
             os.close(descriptor)
-        return
-    for other in (connection, *waiting.values(), ours[0]):
-        other.close()
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for descriptor in ours[1:]:
+        _leave(_become(request, descriptors))
+    for descriptor in descriptors:
         os.close(descriptor)
-    _become(request, descriptors)
 
 
-def _become(request: dict[str, Any], descriptors: list[int]) -> None:
-    """This fork is the process that was asked for, from its first line to its exit code."""
-    high = [os.dup2(given, 900 + n, inheritable=False) for n, given in enumerate(descriptors)]
-    for given in descriptors:
-        os.close(given)
-    for given, wanted in zip(high, request["descriptors"], strict=True):
-        os.dup2(given, wanted)
-        os.close(given)
-    if request["new_session"]:
-        os.setsid()
-    if request["has_bound_rights"]:
-        _bind_rights()
-    os.chdir(request["folder"])
-    path_before = os.environ.get("PYTHONPATH", "")
-    os.environ.clear()
-    os.environ.update(request["environment"])
-    code = 1
+def _become(request: dict[str, Any], descriptors: list[int]) -> int:
+    """This fork is the process that was asked for, from its first line to its exit code, which is returned."""
     try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _take_descriptors(descriptors, request["descriptors"])
+        if request["new_session"]:
+            os.setsid()
+        if request["has_bound_rights"]:
+            _bind_rights()
+        os.chdir(request["folder"])
+        path_before = os.environ.get("PYTHONPATH", "")
+        os.environ.clear()
+        os.environ.update(request["environment"])
         _open_streams()
         random.seed()
         _set_path(path_before, request["folder"])
-        for name in OFFLINE:
-            if name in sys.modules:
-                sys.modules[name].HF_HUB_OFFLINE = os.environ.get("HF_HUB_OFFLINE", "").upper() in (
-                    "1",
-                    "ON",
-                    "YES",
-                    "TRUE",
-                )
+        _set_offline()
         _run(request["arguments"][1:])
-        code = 0
     except SystemExit as leave:
-        code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
-        if leave.code is not None and not isinstance(leave.code, int):
-            print(leave.code, file=sys.stderr)
+        if isinstance(leave.code, int) or leave.code is None:
+            return leave.code or 0
+        print(leave.code, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        code = 130
+        return 130
     except BaseException:
         traceback.print_exc()
-    _leave(code)
+        return 1
+    return 0
+
+
+def _take_descriptors(descriptors: list[int], wanted: list[int]) -> None:
+    """Gives descriptors the numbers that they are to have: first out of each other's way, then there."""
+    high = [os.dup2(given, 900 + n, inheritable=False) for n, given in enumerate(descriptors)]
+    for given in descriptors:
+        os.close(given)
+    for given, number in zip(high, wanted, strict=True):
+        os.dup2(given, number)
+        os.close(given)
+
+
+def _set_offline() -> None:
+    """What was read on import of HF_HUB_OFFLINE, as the environment of this process has it."""
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    for name in OFFLINE:
+        if name in sys.modules:
+            sys.modules[name].HF_HUB_OFFLINE = offline  # type: ignore[attr-defined]
 
 
 def _bind_rights() -> None:

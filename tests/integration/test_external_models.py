@@ -1,15 +1,13 @@
 """The teacher in int8 and models off the shelf: runs of their own, rows of the table, never students."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 from helpers import ROOT, tiny_models
+from helpers.command_line import run
 
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scores import compute_scores
@@ -101,10 +99,7 @@ def test_bad_rivals_are_refused(change: str, words: str) -> None:
 @needs_torchao
 def test_they_are_evaluated_and_drawn(tmp_path: Path, tiny_teacher: Path, rival: Path, tiny_corpus: Path) -> None:
     file = write_experiment(tmp_path, tiny_teacher, rival, tiny_corpus)
-    result = subprocess.run(
-        [sys.executable, "-m", "distill_lit", "run", str(file), "--root", str(tmp_path)],
-        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
-    )  # fmt: skip
+    result = run("run", str(file), "--root", str(tmp_path))
     assert result.returncode == 0, result.stdout + result.stderr
     folder = tmp_path / "results/tiny"
     runs = pd.read_csv(folder / "runs.csv").set_index("model")

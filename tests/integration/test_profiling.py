@@ -1,17 +1,16 @@
 """Cost: arithmetic against torch's counter, memory and energy against known amounts, intervals by hand, the whole way."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import ROOT, tiny_models
+from helpers import tiny_models
+from helpers.command_line import run as run_command
 from helpers.synthetic_results import build, copy_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -228,10 +227,7 @@ baselines: [teacher]
 """)
 
     def run(command: str, *more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "distill_lit", command, str(file), "--root", str(tmp_path), *more],
-            capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
-        )  # fmt: skip
+        return run_command(command, str(file), "--root", str(tmp_path), *more)
 
     early = run("cost")
     assert early.returncode == 2 and "run the experiment first" in early.stderr
