@@ -12,6 +12,8 @@ from typing_extensions import is_typeddict
 
 from distill_lit.config.yaml_text import YamlScalar
 
+NAMED_CHANGES = ("variants", "models", "stages")  # {name: changes to an experiment}
+
 
 @functools.cache
 def type_adapter(section: Any) -> TypeAdapter[Any]:
@@ -94,15 +96,16 @@ def resolve_scalars(kind: Any, value: Any, root: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if kind is root:
-        value = value | {name: _resolve_by_path(value[name], name, root) for name in ("grid", "variants") if name in value}
+        named = ("grid", *NAMED_CHANGES)
+        value = value | {name: _resolve_by_path(value[name], name, root) for name in named if name in value}
     return {name: resolve_scalars(type_below(kind, name), item, root) for name, item in value.items()}
 
 
 def _resolve_by_path(value: Any, name: str, root: Any) -> Any:
-    """The values of `grid`, or of every one of `variants`, each as the key at its path wants it."""
+    """The values of `grid`, or of every one of `variants`, `models` or `stages`, each as the key at its path wants it."""
     if not isinstance(value, dict):
         return value
-    if name == "variants":
+    if name in NAMED_CHANGES:
         return {variant: _resolve_by_path(changes, "", root) for variant, changes in value.items()}
     listed = [(key, type_at_path(root, key.split(".")), item) for key, item in value.items()]
     if name == "grid":

@@ -50,8 +50,8 @@ def _load(section: type[Section], layers: list[Layer], overrides: list[str]) -> 
     files = _merged(layers)
     changes = _parse_overrides(section, files, overrides)
     _check_null_corpora("", changes, files)
-    tree = _drop_null_corpora(deep_merge(files, changes))
-    return _build_section(section, resolve_interpolations(section, tree), [*layers, Layer("", changes)])
+    tree = drop_null_corpora(deep_merge(files, changes))
+    return build_section(section, resolve_interpolations(section, tree), [*layers, Layer("", changes)])
 
 
 def _merged(layers: list[Layer]) -> Tree:
@@ -66,7 +66,7 @@ def _parse_overrides(section: Any, tree: Tree, overrides: list[str]) -> Tree:
             raise UserError(f"override {override!r} is not key=value")
         key, _, text = override.partition("=")
         nested = nest_key(section, deep_merge(tree, changes), key, _parse_override(section, key, text))
-        changes = deep_merge(changes, nested)
+        changes = deep_merge(changes, _spell_out_teacher(nested))
     return changes
 
 
@@ -82,7 +82,7 @@ def _parse_override(section: Any, key: str, text: str) -> Any:
     return text if isinstance(value, (dict, list)) and is_text(kind, value) else resolve_scalars(kind, value, section)
 
 
-def _build_section(section: type[Section], tree: Tree, layers: list[Layer]) -> Section:
+def build_section(section: type[Section], tree: Tree, layers: list[Layer]) -> Section:
     """The checked section of a tree. layers: what it was merged from, the last on top, to name the file of a fault."""
     try:
         config: Section = type_adapter(cast(Any, section)).validate_python(tree, by_alias=True, by_name=False)
@@ -108,7 +108,7 @@ def _corpora(tree: Any) -> dict[str, Any]:
     return corpora if isinstance(corpora, dict) else {}
 
 
-def _drop_null_corpora(tree: Tree) -> Tree:
+def drop_null_corpora(tree: Tree) -> Tree:
     """The tree without corpora that are null, which is how one takes away what a default or the base has."""
     corpora = _corpora(tree)
     if None not in corpora.values():
@@ -129,31 +129,37 @@ def expand_grid(config: ExperimentConfig) -> Iterator[tuple[dict[str, Any], Expe
     """({grid key: value}, the experiment with these values) for every point of the grid, in the order of the file."""
     for values in itertools.product(*config.grid.values()):
         point = dict(zip(config.grid, copy.deepcopy(values), strict=True))
-        yield point, _config_at_point(config, point)
+        yield point, config_at_point(config, point)
 
 
-def _config_at_point(config: ExperimentConfig, point: dict[str, Any]) -> ExperimentConfig:
+def config_at_point(config: ExperimentConfig, point: dict[str, Any]) -> ExperimentConfig:
+    """The experiment with these values of its grid's keys, and with its variant."""
     base = to_dict(config)
     layers = [Layer("", base)]
     variant = point.get("variant", config.variant)
     if variant:
         if not isinstance(variant, str) or variant not in config.variants:
             raise UserError(f"variant: unknown value {variant!r}{suggest(str(variant), config.variants)}")
-        changes = _nest_changes(base, copy.deepcopy(config.variants[variant]))
+        changes = nest_changes(base, copy.deepcopy(config.variants[variant]))
         _check_null_corpora(f"variants.{variant}.", changes, base)
         layers.append(Layer(f"variants.{variant}", changes))
-    layers.append(Layer("grid", _nest_changes(_merged(layers), point)))
-    resolved = _build_section(ExperimentConfig, _drop_null_corpora(_merged(layers)), layers)
+    layers.append(Layer("grid", nest_changes(_merged(layers), point)))
+    resolved = build_section(ExperimentConfig, drop_null_corpora(_merged(layers)), layers)
     validate_config(resolved)
     return resolved
 
 
-def _nest_changes(base: Tree, changes: dict[str, Any]) -> Tree:
+def nest_changes(base: Tree, changes: dict[str, Any]) -> Tree:
     """{'a.b': 1, 'c': {…}} → {a: {b: 1}, c: {…}}."""
     tree: Tree = {}
     for key, value in changes.items():
-        tree = deep_merge(tree, nest_key(ExperimentConfig, deep_merge(base, tree), key, value))
+        tree = deep_merge(tree, _spell_out_teacher(nest_key(ExperimentConfig, deep_merge(base, tree), key, value)))
     return tree
+
+
+def _spell_out_teacher(tree: Tree) -> Tree:
+    """`teacher: X` is short for `teacher: {model: X}`."""
+    return {**tree, "teacher": {"model": tree["teacher"]}} if isinstance(tree.get("teacher"), str) else tree
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -232,7 +238,7 @@ def _read(path: Path) -> Tree:
         raise UserError(f"{path}: not a plain YAML file: {one_line_message(error)}") from error
     if not isinstance(tree, dict) and tree is not None:
         raise UserError(f"{path}: not a mapping of keys to values")
-    values: Tree = resolve_scalars(ExperimentConfig, tree or {}, ExperimentConfig)
+    values: Tree = _spell_out_teacher(resolve_scalars(ExperimentConfig, tree or {}, ExperimentConfig))
     if isinstance(names := values.get("defaults"), list):
         values["defaults"] = resolve_scalars(list[str], (tree or {})["defaults"], ExperimentConfig) or names
     return values

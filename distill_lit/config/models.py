@@ -75,13 +75,15 @@ class LoraConfig:
 class StudentConfig:
     """One student: pruned from the teacher in depth and width, another model, or a model from random weights."""
 
-    num_layers: Count = Field(default=0, ge=0, description="layers kept of the teacher; 0: all of them")
+    num_layers: Count = Field(default=0, ge=0, description="layers kept of the teacher, or of `from`; 0: all of them")
     layers: LayerSelection = Field(
         default="kl_greedy",
         description="how layers are chosen: uniform, first_last, block_influence, kl_greedy; or their numbers, from 0",
     )
     from_: Text = Field(
-        default="", alias="from", description="reference of a pretrained student, instead of a pruned teacher"
+        default="",
+        alias="from",
+        description="reference of the model that it begins as, or is pruned from; empty: the teacher",
     )
     config: dict[Text, Any] = Field(
         default_factory=dict, description="changes to the teacher's transformers config for a student from random weights"
@@ -91,3 +93,7 @@ class StudentConfig:
         default="", description="function registered by a plugin that changes the weights before training; empty: none"
     )
     lora: LoraConfig = Field(default_factory=LoraConfig, description="low-rank adapters")
+    quantize: Literal["", "int8"] = Field(
+        default="",
+        description="weights in so many bits (torchao), as a stage after training; empty: as trained",
+    )

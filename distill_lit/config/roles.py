@@ -9,6 +9,7 @@ class Role(StrEnum):
     TEACHER = "teacher"  # evaluated as it is
     QUANTIZED = "quantized"  # the teacher in int8
     EXTERNAL = "external"  # an off-the-shelf model to compare with
+    DERIVED = "derived"  # a model of `models`, or an earlier stage of a student
     UNTRAINED = "untrained"  # a student as it was initialized
     CE_ONLY = "ce_only"  # a student trained without the teacher
     DISTILLED = "distilled"
@@ -22,5 +23,5 @@ class Role(StrEnum):
 
     @property
     def is_trained(self) -> bool:
-        """Whether it is a student with optimizer steps."""
-        return self in (Role.CE_ONLY, Role.DISTILLED)
+        """Whether such a model has optimizer steps, unless it only quantizes another."""
+        return self in (Role.DERIVED, Role.CE_ONLY, Role.DISTILLED)

@@ -240,6 +240,15 @@ class ExperimentConfig:
         default_factory=dict, description="models that learn, {name: student}; at least one"
     )
     student: Text = Field(default="", description="the student of a run, one of `students`; the grid usually sets it")
+    models: dict[Text, dict[Text, Any]] = Field(
+        default_factory=dict,
+        description="models made from models, {name: what it begins as (from, student or config), and changes to the "
+        "experiment}; a name may stand wherever a reference to a model may",
+    )
+    stages: dict[Text, dict[Text, Any]] = Field(
+        default_factory=dict,
+        description="stages of every student, one after the other, {name: what is changed of the experiment}; empty: one",
+    )
     data: DataConfig = Field(default_factory=DataConfig, description="what students read")
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="the loss")
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="how students are trained")

@@ -13,8 +13,8 @@ EXPERIMENT_WIDE_KEYS = ("name", "question", "dataset_source", "evaluation", "cos
 
 
 def _check_varies(what: str, key: str) -> None:
-    """Runs of one experiment answer the same questions beside the same teacher."""
-    if key.split(".")[0] in EXPERIMENT_WIDE_KEYS or key in ("teacher", "teacher.model", "students"):
+    """Runs of one experiment answer the same questions."""
+    if key.split(".")[0] in EXPERIMENT_WIDE_KEYS or key in ("students", "models"):
         raise UserError(f"{what}: holds for the whole experiment; write one experiment for each value")
 
 
@@ -37,6 +37,12 @@ def validate_config(config: ExperimentConfig) -> None:
             raise UserError(f"students.{name}: a name is made of letters, digits, '_' and '-', at most 100")
         if name in RESERVED_NAMES:
             raise UserError(f"students.{name}: the name is taken; choose another")
+    for name in config.models:
+        if not re.fullmatch(r"[A-Za-z0-9][\w-]{,99}", name) or name in (*config.students, *RESERVED_NAMES):
+            raise UserError(f"models.{name}: a name is made of letters, digits, '_' and '-', and is not taken")
+    for name in config.stages:
+        if not re.fullmatch(r"[A-Za-z0-9][\w-]{,99}", name):
+            raise UserError(f"stages.{name}: a name is made of letters, digits, '_' and '-', at most 100")
     if config.student and config.student not in config.students:
         raise UserError(f"student: unknown value {config.student!r}{suggest(config.student, config.students)}")
     for name in config.external_models:

@@ -1,33 +1,35 @@
 """An experiment as a list of runs: what each trains, how it is called, and what identifies it."""
 
 import copy
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from distill_lit.config import ExperimentConfig, OnPolicyConfig, TermConfig, non_default_fields
-from distill_lit.config.on_policy import is_on_policy_enabled
+from distill_lit.config import ExperimentConfig, non_default_fields
+from distill_lit.config.derivation import BASE_TEACHER, Recipe, map_model_references
 from distill_lit.config.roles import Role
-from distill_lit.config.schema import GRID_VALUE_SEPARATOR
 from distill_lit.experiment.fingerprint import (
     TEACHER_INT8,
     corpus_fingerprint_fields,
     data_fingerprint_fields,
     student_fingerprint,
-    training_fingerprint_fields,
     versioned_fingerprint,
 )
 from distill_lit.experiment.grid import GridPoint, expand_points
+from distill_lit.experiment.pipeline import (
+    Pipeline,
+    expand_pipeline,
+    has_generated_corpus,
+    learns_from_teacher,
+    referred_models,
+    without_teacher,
+)
 from distill_lit.experiment.precision import resolve_auto
-from distill_lit.losses import build_objective
+from distill_lit.experiment.run_labels import deduplicate_runs, make_labels_distinct, run_label, safe_label
 from distill_lit.models import INT8_RECIPE
 from distill_lit.teachers import cached_teacher_source, teacher_capabilities
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import fingerprint
-
-LABEL_BYTES = 150  # of the 255 that a name may have
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,10 @@ class Run:
     student: str = ""
     seed: int | None = None
     grid_values: dict[str, Any] = field(default_factory=dict)
-    depends_on: tuple[str, ...] = ()
+    depends_on: tuple[str, ...] = ()  # names of runs that must be done before
     model_reference: str = ""  # of a model that is evaluated as it is, or quantized
+    sources: dict[str, str] = field(default_factory=dict)  # {name of a model that it needs: name of the run that makes it}
+    previous_stage: str = ""  # name of the run whose curves it goes on with
 
     @property
     def name(self) -> str:
@@ -54,6 +58,12 @@ class Run:
     def is_model(self) -> bool:
         """Whether it stands in the table."""
         return self.role.is_model
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it takes optimizer steps."""
+        is_made = not self.model_reference and self.student in self.config.students
+        return self.role.is_trained and is_made and not self.config.students[self.student].quantize
 
     def to_json(self) -> dict[str, Any]:
         """All but the config, for another process: `from_json` gives it back."""
@@ -66,198 +76,196 @@ class Run:
 
 
 def plan_runs(config: ExperimentConfig, points: Sequence[GridPoint] | None = None) -> list[Run]:
-    """All runs in the order they run: generated corpora, teacher caches, the teacher, the baselines, the distilled
-    students."""
-    runs = _make_labels_distinct(_deduplicate_runs(list(_all_runs(resolve_auto(config), points or expand_points(config)))))
+    """All runs, each after what it depends on: generated corpora, teacher caches, the teacher, models made from it, the
+    baselines, the distilled students."""
+    runs = _link(
+        make_labels_distinct(deduplicate_runs(list(_all_runs(resolve_auto(config), points or expand_points(config)))))
+    )
     label, times = Counter(run.label for run in runs if run.is_model).most_common(1)[0]
     if times > 1:
         raise UserError(f"students: {times} models would be called {label!r}; give a student or a grid value another name")
     return runs
 
 
-def _deduplicate_runs(runs: list[Run]) -> list[Run]:
-    """One run of every identity. A baseline is often the same at several grid points: of a grid key it has all values it
-    stands for, as in `online or top_50`, and does not have the key at all where it stands for every value."""
-    values_in_group: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
-    values_of_run: dict[str, dict[str, dict[str, Any]]] = {}
-    for run, identity in [*((run, run.fingerprint) for run in runs), *_runs_without_own_baseline(runs)]:
-        for key, value in run.grid_values.items():
-            for found in (values_in_group.setdefault(_baseline_group(run), {}), values_of_run.setdefault(identity, {})):
-                found.setdefault(key, {})[str(value)] = value
-    unique_runs: dict[str, Run] = {}
-    for run in runs:
-        if run.fingerprint not in unique_runs:
-            known = values_of_run.get(run.fingerprint, {}) if run.role in (Role.UNTRAINED, Role.CE_ONLY) else {}
-            varies = {
-                key: values
-                for key, values in known.items()
-                if len(values) < len(values_in_group[_baseline_group(run)][key])
-            }
-            unique_runs[run.fingerprint] = _relabel(run, varies) if known else run
-    return list(unique_runs.values())
+def _link(runs: list[Run]) -> list[Run]:
+    """The runs with names instead of fingerprints of those they depend on, in an order in which they can be run."""
+    by_identity = {run.fingerprint: run for run in runs}
+    names = {identity: run.name for identity, run in by_identity.items()}
+    ordered: dict[str, Run] = {}
 
-
-def _baseline_group(run: Run) -> tuple[Any, ...]:
-    return "trained" if run.role.is_trained else run.role, run.student, run.seed
-
-
-def _runs_without_own_baseline(runs: list[Run]) -> Iterable[tuple[Run, str]]:
-    """Distilled runs that have no baseline without teacher at their own point, with the identity of the one other point
-    that no teacher tells anything and that is trained in the same way, if there is just one."""
-    without = [run for run in runs if run.role == Role.CE_ONLY]
-    served = {_grid_point_key(run) for run in without}
-    for run in runs:
-        if without and run.role == Role.DISTILLED and _grid_point_key(run) not in served:
-            found = {other.fingerprint for other in without if _is_trained_like(other, run)}
-            if len(found) == 1:
-                yield run, found.pop()
-
-
-def _grid_point_key(run: Run) -> tuple[Any, ...]:
-    return run.student, run.seed, tuple(sorted((key, str(value)) for key, value in run.grid_values.items()))
-
-
-def _is_trained_like(other: Run, run: Run) -> bool:
-    """Whether a student reads on its own as many tokens in the same way as another."""
-    ways = [
-        (one.student, one.seed, one.config.data.sequence_length, training_fingerprint_fields(one.config))
-        for one in (other, run)
-    ]
-    return ways[0] == ways[1] and not is_on_policy_enabled(other.config.on_policy)
-
-
-def _relabel(run: Run, varies: dict[str, dict[str, Any]]) -> Run:
-    axes = {
-        key: GRID_VALUE_SEPARATOR.join(found) if len(found) > 1 else next(iter(found.values()))
-        for key, found in varies.items()
-    }
-    seed = run.seed if "seed" in run.config.grid else None
-    return replace(run, grid_values=axes, label=_label(run.role, run.student, axes, seed))
-
-
-def _all_runs(config: ExperimentConfig, points: Sequence[GridPoint]) -> Iterable[Run]:
-    points = [GridPoint(values, resolve_auto(point)) for values, point in points]
-    for _, point in points:
-        yield from _generated_runs(point)
-    for _, point in points:
-        if teacher_capabilities(point.teacher).needs_cache:
-            yield _teacher_cache_run(point)
-    if Role.TEACHER in config.baselines:
-        yield _teacher_run(config)
-    if TEACHER_INT8 in config.baselines:
-        yield _int8_run(config)
-    for name, reference in config.external_models.items():
-        yield Run(
-            Role.EXTERNAL, _safe_label(name), versioned_fingerprint(external=reference), config, model_reference=reference
+    def place(run: Run) -> None:
+        for identity in run.depends_on if run.name not in ordered else ():
+            place(by_identity[identity])
+        ordered.setdefault(
+            run.name,
+            replace(
+                run,
+                depends_on=tuple(names[identity] for identity in run.depends_on),
+                sources={name: names[identity] for name, identity in run.sources.items()},
+                previous_stage=names.get(run.previous_stage, ""),
+            ),
         )
+
+    for run in runs:
+        place(run)
+    return list(ordered.values())
+
+
+def _all_runs(config: ExperimentConfig, points: Sequence[GridPoint]) -> Iterator[Run]:
+    planned = [PointRuns(config, values, resolve_auto(point)) for values, point in points]
+    for one in planned:
+        yield from one.generated
+    for one in planned:
+        yield from one.teacher_caches
+    yield from _reference_runs(config, planned[0])
     # seed by seed, so that an experiment that is not finished yet has whole comparisons already
-    for seed in dict.fromkeys(point.seed for _, point in points):
+    for seed in dict.fromkeys(one.seed for one in planned):
+        of_seed = [one for one in planned if one.seed == seed]
+        for one in of_seed:
+            yield from one.models
         for role in (Role.UNTRAINED, Role.CE_ONLY, Role.DISTILLED):
-            for values, point in points:
-                if point.seed == seed and role in _roles(point):
-                    yield _student_run(role, values, point)
+            for one in of_seed:
+                yield from one.students.get(role, ())
 
 
-def _roles(point: ExperimentConfig) -> set[str]:
-    """What is made of a point of the grid: its own student, and the baselines it has. Where the teacher wrote the text,
-    plain training on it is no training without the teacher; where it says nothing at all, the point itself is just that."""
-    own = Role.DISTILLED if _learns_from_teacher(point) else Role.CE_ONLY
-    return {own} | ({Role.UNTRAINED, Role.CE_ONLY} & set(point.baselines)) - (
-        {Role.CE_ONLY} if _has_generated_corpus(point) else set()
-    )
-
-
-def _learns_from_teacher(point: ExperimentConfig) -> bool:
-    """Whether the student of a point learns from a teacher: a term compares with it, or it writes some of the text."""
-    objective = build_objective(point.objective.terms, point.objective.temperature_scaling)
-    is_mixed = is_on_policy_enabled(point.on_policy) and point.on_policy.teacher_mix_fraction > 0
-    return objective.needs_teacher or is_mixed or _has_generated_corpus(point)
-
-
-def _has_generated_corpus(point: ExperimentConfig) -> bool:
-    return any(corpus.generated is not None for corpus in point.data.corpora.values())
-
-
-def _teacher_run(config: ExperimentConfig) -> Run:
+def _reference_runs(config: ExperimentConfig, first: "PointRuns") -> Iterator[Run]:
+    """Models to compare with that no run trains."""
     reference = config.teacher.model
-    return Run(Role.TEACHER, Role.TEACHER, versioned_fingerprint(teacher=reference), config, model_reference=reference)
+    if Role.TEACHER in config.baselines:
+        identity = versioned_fingerprint(teacher=reference)
+        yield Run(Role.TEACHER, Role.TEACHER, identity, config, model_reference=reference)
+    if TEACHER_INT8 in config.baselines:
+        identity = versioned_fingerprint(teacher=reference, form=INT8_RECIPE)
+        yield Run(Role.QUANTIZED, TEACHER_INT8, identity, config, model_reference=reference)
+    for name, reference in config.external_models.items():
+        yield first.external_run(name, reference, config)
 
 
-def _int8_run(config: ExperimentConfig) -> Run:
-    reference = config.teacher.model
-    return Run(
-        Role.QUANTIZED,
-        TEACHER_INT8,
-        versioned_fingerprint(teacher=reference, form=INT8_RECIPE),
-        config,
-        model_reference=reference,
-    )
+class PointRuns:
+    """The runs that one point of the grid needs. `depends_on`, `sources` and `previous_stage` hold fingerprints still.
+
+    generated: corpora that are written; teacher_caches; models: of `models`, by what they are made from; students: those of
+    the point, {role: its stages, the last one last}.
+    """
+
+    def __init__(self, experiment: ExperimentConfig, values: dict[str, Any], point: ExperimentConfig) -> None:
+        self.experiment, self.values, self.seed = experiment, values, point.seed
+        self.axes = {key: value for key, value in values.items() if key not in ("student", "seed")}
+        self.generated: list[Run] = []
+        self.teacher_caches: list[Run] = []
+        self.models: list[Run] = []
+        self.students: dict[str, list[Run]] = {}
+        self._made: dict[str, Run] = {}  # of `models`, by name
+        pipeline = expand_pipeline(point, experiment)
+        for name in pipeline.models:
+            self._make_model(name, pipeline.models)
+        self.models = list(self._made.values())
+        own = Role.DISTILLED if pipeline.learns_from_teacher else Role.CE_ONLY
+        self._make_student(own, pipeline)
+        for role in (Role.UNTRAINED, Role.CE_ONLY):
+            # where the teacher wrote the text, plain training on it is no training without the teacher
+            if role in point.baselines and role != own and not (role == Role.CE_ONLY and has_generated_corpus(point)):
+                self._make_student(role, expand_pipeline(self._baseline_point(role, point, pipeline), experiment))
+
+    def _baseline_point(self, role: Role, point: ExperimentConfig, pipeline: Pipeline) -> ExperimentConfig:
+        """The point with the student as a baseline has it. One that is not made from the point's own teacher is the same
+        beside every teacher, and is validated against the experiment's."""
+        shape = point.students[point.student]
+        if role == Role.CE_ONLY and pipeline.learns_from_teacher:
+            point = without_teacher(point)
+        elif role == Role.UNTRAINED:
+            point = replace(point, stages={}, students={**point.students, point.student: replace(shape, quantize="")})
+        own, of_experiment = point.teacher.model, self.experiment.teacher
+        is_other = bool(shape.from_) and own not in (BASE_TEACHER, of_experiment.model)
+        return replace(point, teacher=copy.deepcopy(of_experiment)) if is_other else point
+
+    def _make_model(self, name: str, recipes: Mapping[str, Recipe]) -> None:
+        if name not in self._made:
+            for reference in referred_models(recipes[name].config).values():
+                if reference in recipes:
+                    self._make_model(reference, recipes)
+            self._made[name] = self._run(Role.DERIVED, name, recipes[name], self._made)
+
+    def _make_student(self, role: Role, pipeline: Pipeline) -> None:
+        made = dict(self._made)
+        for name, recipe in pipeline.stages.items():
+            is_last = name == list(pipeline.stages)[-1]
+            made[name] = self._run(Role.DERIVED if role == Role.DISTILLED and not is_last else role, name, recipe, made)
+        self.students[role] = [made[name] for name in pipeline.stages]
+
+    def _run(self, role: Role, name: str, recipe: Recipe, made: Mapping[str, Run]) -> Run:
+        """The run of a recipe. made: the runs that its names stand for."""
+        config = recipe.config
+        sources = {ref: made[ref].fingerprint for ref in referred_models(config).values() if ref in made}
+        identified = map_model_references(config, lambda _, ref: f"derived:{sources[ref]}" if ref in sources else ref)
+        shape = config.students[name]
+        if not recipe.is_trained and not shape.quantize:
+            return replace(
+                self.external_run(name, shape.from_, config), sources=sources, depends_on=tuple(sources.values())
+            )
+        needs = self._prerequisites(config, identified, sources)
+        is_student = role in (Role.UNTRAINED, Role.CE_ONLY, Role.DISTILLED)
+        learning = role if is_student else Role.DISTILLED if learns_from_teacher(config) else Role.CE_ONLY
+        identity = student_fingerprint(learning if recipe.is_trained else Role.UNTRAINED, identified)
+        origin = made.get(shape.from_ or config.teacher.model)
+        is_seedless = role == Role.UNTRAINED and not shape.config and (origin is None or origin.seed is None)
+        seed = None if recipe.has_fixed_seed or is_seedless else config.seed
+        label = run_label(role, name, self.axes, seed if "seed" in self.values else None)
+        previous = made[recipe.previous].fingerprint if recipe.previous else ""
+        needs = (*needs, *sources.values())
+        return Run(role, label, identity, config, name, seed, self.axes, needs, "", sources, previous)
+
+    def external_run(self, name: str, reference: str, config: ExperimentConfig) -> Run:
+        """A model as it is. Under `external_models` it may be one that is made here, with the seed of this point."""
+        made = self._made.get(reference)
+        identity = versioned_fingerprint(external=f"derived:{made.fingerprint}" if made else reference)
+        sources = {reference: made.fingerprint} if made else {}
+        run = Run(Role.EXTERNAL, safe_label(name), identity, config, model_reference=reference, sources=sources)
+        return replace(run, depends_on=tuple(sources.values()))
+
+    def _prerequisites(
+        self, config: ExperimentConfig, identified: ExperimentConfig, sources: dict[str, str]
+    ) -> tuple[str, ...]:
+        """The identities of the runs that write what a student reads: generated corpora, and what its teacher says."""
+        generated = list(_generated_runs(config, identified, sources))
+        self.generated += generated
+        needs = tuple(run.fingerprint for run in generated)
+        if not teacher_capabilities(config.teacher).needs_cache:
+            return needs
+        cache = _teacher_cache_run(config, identified, sources, needs, self.seed if "seed" in self.values else None)
+        self.teacher_caches.append(cache)
+        return (*needs, cache.fingerprint)
 
 
-def _generated_runs(config: ExperimentConfig) -> Iterable[Run]:
+def _generated_runs(config: ExperimentConfig, identified: ExperimentConfig, sources: dict[str, str]) -> Iterator[Run]:
     """One run for each corpus that is written; its config holds no other corpus."""
     for name, corpus in config.data.corpora.items():
         if corpus.generated is not None:
             alone = copy.deepcopy(config)
             alone.data.corpora = {name: corpus}
-            writer = {} if corpus.generated.remote else {"model": config.teacher.model, "dtype": config.teacher.dtype}
+            writer = {"model": identified.teacher.model, "dtype": config.teacher.dtype}
             identity = versioned_fingerprint(
-                corpus=corpus_fingerprint_fields(corpus, config), writer=writer, benchmarks=config.dataset_source
+                corpus=corpus_fingerprint_fields(identified.data.corpora[name], config),
+                writer={} if corpus.generated.remote else writer,
+                benchmarks=config.dataset_source,
             )
-            yield Run(Role.GENERATED, _safe_label(f"generated-{name}"), identity, alone)
+            used = [config.teacher.model, corpus.generated.model, corpus.generated.filters.perplexity_model]
+            own = {ref: sources[ref] for ref in used if ref in sources}
+            label = safe_label(f"generated-{name}")
+            yield Run(Role.GENERATED, label, identity, alone, depends_on=tuple(own.values()), sources=own)
 
 
-def _teacher_cache_run(config: ExperimentConfig) -> Run:
-    identity = versioned_fingerprint(teacher_cache=non_default_fields(config.teacher), data=data_fingerprint_fields(config))
+def _teacher_cache_run(
+    config: ExperimentConfig,
+    identified: ExperimentConfig,
+    sources: dict[str, str],
+    needs: tuple[str, ...],
+    seed: int | None,
+) -> Run:
+    fields = non_default_fields(identified.teacher)
+    identity = versioned_fingerprint(teacher_cache=fields, data=data_fingerprint_fields(identified))
     kind = cached_teacher_source(config.teacher).cache_label(config.teacher)
-    label = _safe_label(f"teacher-cache-{kind}" if kind else "teacher-cache")
-    return Run(Role.TEACHER_CACHE, label, identity, config, depends_on=_generated_run_names(config))
-
-
-def _generated_run_names(config: ExperimentConfig) -> tuple[str, ...]:
-    return tuple(run.name for run in _generated_runs(config))
-
-
-def _student_run(role: Role, values: dict[str, Any], config: ExperimentConfig) -> Run:
-    axes = {key: value for key, value in values.items() if key not in ("student", "seed")}
-    seed: int | None = config.seed
-    if role == Role.CE_ONLY and _learns_from_teacher(config):
-        config = copy.deepcopy(config)
-        config.objective.terms = {"ce": TermConfig(weight=1.0)}
-        config.on_policy = OnPolicyConfig()  # nobody judges what it would write
-    if role == Role.UNTRAINED and not config.students[config.student].config:
-        seed = None
-    label = _label(role, config.student, axes, seed if "seed" in values else None)
-    needs = _generated_run_names(config) + (
-        (_teacher_cache_run(config).name,) if teacher_capabilities(config.teacher).needs_cache else ()
-    )
-    return Run(role, label, student_fingerprint(role, config), config, config.student, seed, axes, needs)
-
-
-def _label(role: str, student: str, axes: dict[str, Any], seed: int | None) -> str:
-    parts = [student, *([] if role == Role.DISTILLED else [role])]
-    parts += [str(value) if key == "variant" else f"{key.rsplit('.')[-1]}={value}" for key, value in axes.items()]
-    parts += [] if seed is None else [f"seed={seed}"]
-    return _safe_label("-".join(parts).replace(GRID_VALUE_SEPARATOR, "+").replace(" ", ""))
-
-
-def _safe_label(label: str) -> str:
-    """A label that is a file name, with room for what is written before and after it: one that is too long, or holds what
-    no terminal shows, ends in ~ and a hash of all of it."""
-    plain = label.replace("/", "_")
-    clean = "".join(c if c.isprintable() else "_" for c in plain)
-    if clean == plain and len(clean.encode()) <= LABEL_BYTES:
-        return clean
-    return f"{clean.encode()[: LABEL_BYTES - 9].decode(errors='ignore')}~{fingerprint(label)[:8]}"
-
-
-def _make_labels_distinct(runs: list[Run]) -> list[Run]:
-    """The same runs, with another label where two differ in nothing that every file system tells apart."""
-    labels_by_folded: dict[str, str] = {}
-    found = []
-    for run in runs:
-        folded = unicodedata.normalize("NFKC", run.label).casefold()
-        if labels_by_folded.setdefault(folded, run.label) != run.label:
-            run = replace(run, label=_safe_label(f"{run.label[:100]}~{fingerprint(run.label)[:8]}"))
-        found.append(run)
-    return found
+    own = {ref: identity for ref, identity in sources.items() if ref == config.teacher.model}
+    named = [*own, *([] if seed is None or not own else [f"seed={seed}"])]
+    label = safe_label("-".join(["teacher-cache", *([kind] if kind else []), *named]))
+    return Run(Role.TEACHER_CACHE, label, identity, config, depends_on=(*needs, *own.values()), sources=own)

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from distill_lit.config import TermConfig, load_experiment, to_dict
+from distill_lit.config import TermConfig, load_experiment, non_default_fields
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.run import build_run
 from distill_lit.losses import LOGIT_LOSSES, build_objective, distillation_loss
@@ -58,14 +58,14 @@ def plans() -> Facts:
 
 
 def _plan(runs: list[Any]) -> Facts:
-    """runs: one after the other, `needs` by their numbers, of each section of the config the number of its value among the
-    different ones in `sections`."""
+    """runs: one after the other, `needs` by their numbers, of each section of the config that is not its default the number
+    of its value among the different ones in `sections`."""
     sections: dict[str, list[Any]] = defaultdict(list)
     numbers = {run.name: number for number, run in enumerate(runs)}
     described = []
     for run in runs:
         config = {}
-        for name, value in to_dict(run.config).items():
+        for name, value in non_default_fields(run.config).items():
             if value not in sections[name]:
                 sections[name].append(value)
             config[name] = sections[name].index(value)

@@ -1,0 +1,160 @@
+"""Configs derived from the config of a grid point: one for each of its `models`, and one for each stage of its student.
+
+Both are written as changes to the experiment, and a model also says what it begins as:
+
+    models:
+      corrected: {from: teacher, objective: {terms: {ce: {}}}, training: {max_tokens: 200000}}
+      assistant: {student: d24, teacher: corrected}
+    stages:
+      warm_up: {objective: {terms: {ce: {}}}}
+      on_policy: {on_policy: {fraction: 1.0}}
+
+`objective: {…}` takes the place of the experiment's; of every other section, and by a dotted key, what is named changes.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from distill_lit.config.key_paths import deep_merge, fields_by_key
+from distill_lit.config.loading import Layer, Tree, build_section, drop_null_corpora, nest_changes, to_dict
+from distill_lit.config.models import StudentConfig, TeacherConfig
+from distill_lit.config.schema import ExperimentConfig, ObjectiveConfig
+from distill_lit.utils.exceptions import UserError, suggest
+
+BASE_TEACHER = "teacher"  # stands for the experiment's own teacher, wherever a reference to a model may stand
+SECTIONS = ("teacher", "data", "objective", "training", "on_policy")
+STUDENT_KEYS = tuple(fields_by_key(StudentConfig))
+MODEL_KEYS = ("student", "seed", "stages", *SECTIONS, *STUDENT_KEYS)
+STAGE_KEYS = (*SECTIONS, *(key for key in STUDENT_KEYS if key not in ("from", "config")))
+FULL_PRECISION = "full_precision"  # the stage before the one that quantizes
+KEPT_OF_THE_OBJECTIVE = ("chunk_size", "memory_budget", "compile")  # they say how it is computed, not what it is
+
+
+class Recipe(NamedTuple):
+    """How a model is made.
+
+    Args:
+        config: of its run: its only student, which bears its name, and the sections it is trained with.
+        is_trained: whether it takes optimizer steps; else it is a model as it is, or quantized.
+        has_fixed_seed: whether it is the same for all seeds of the experiment.
+        previous: the stage before it, whose curves it goes on with; empty for the first, and for models of `models`.
+    """
+
+    config: ExperimentConfig
+    is_trained: bool = True
+    has_fixed_seed: bool = False
+    previous: str = ""
+
+
+def derive_model(point: ExperimentConfig, name: str) -> Recipe:
+    """The recipe of a model of `models` at a point of the grid. Raises UserError for what cannot be."""
+    where, spec = f"models.{name}", point.models[name]
+    _check_keys(where, spec, MODEL_KEYS)
+    if "student" in spec and "from" in spec:
+        raise UserError(f"{where}: it begins as `from` or as `student`; give one")
+    shape: Tree = {}
+    if "student" in spec:
+        if spec["student"] not in point.students:
+            raise UserError(
+                f"{where}.student: unknown value {spec['student']!r}{suggest(str(spec['student']), point.students)}"
+            )
+        shape = to_dict(point.students[spec["student"]])
+    elif not {_root(key) for key in spec} & {"from", "config"}:
+        raise UserError(f"{where}: say what it begins as: from, student or config")
+    config = _derive(point, where, name, shape, {key: value for key, value in spec.items() if key != "student"})
+    other = {_root(key) for key in spec} - {"from", "quantize", "seed"}
+    return Recipe(config, is_trained=bool(other), has_fixed_seed="seed" in spec)
+
+
+def derive_stages(config: ExperimentConfig) -> dict[str, Recipe]:
+    """The recipes of all stages of a config's student, {name: recipe}, in their order. The last bears the student's own
+    name, the others STUDENT-STAGE. Without stages there is one."""
+    student, shape = config.student, config.students[config.student]
+    specs = dict(config.stages)
+    if shape.quantize:
+        specs = (specs or {FULL_PRECISION: {}}) | {"quantize": {"quantize": shape.quantize}}
+    if not specs:
+        return {student: Recipe(config)}
+    names = {stage: f"{student}-{stage}" for stage in specs} | {list(specs)[-1]: student}
+    recipes: dict[str, Recipe] = {}
+    previous = ""
+    for number, (stage, spec) in enumerate(specs.items()):
+        where = f"stages.{stage}"
+        _check_keys(where, spec, STAGE_KEYS)
+        begins = to_dict(replace(shape, quantize="")) if not previous else {"from": previous, "lora": to_dict(shape.lora)}
+        if is_quantization := "quantize" in spec:
+            if len(spec) > 1 or not previous:
+                raise UserError(f"{where}: `quantize` is a stage of its own, after the one that trains")
+            begins = {"from": previous}
+        spec = _with_teacher_of_stage(where, spec, names, list(specs)[: number + 1])
+        derived = _derive(config, where, names[stage], begins, spec)
+        recipes[names[stage]] = Recipe(derived, is_trained=not is_quantization, previous=previous)
+        previous = names[stage]
+    return recipes
+
+
+def _with_teacher_of_stage(where: str, spec: Tree, names: Mapping[str, str], until: Iterable[str]) -> Tree:
+    """The changes of a stage with an earlier stage, named as teacher, under the name of its model."""
+    teacher = spec.get("teacher")
+    stage = teacher.get("model") if isinstance(teacher, dict) else teacher
+    if not isinstance(stage, str) or stage not in names:
+        return spec
+    *earlier, itself = until
+    if stage not in earlier:
+        raise UserError(f"{where}.teacher: {stage!r} is {'this stage itself' if stage == itself else 'a later stage'}")
+    given = teacher if isinstance(teacher, dict) else {}
+    return {**spec, "teacher": {**given, "model": names[stage]}}
+
+
+def _derive(config: ExperimentConfig, where: str, name: str, shape: Tree, spec: Tree) -> ExperimentConfig:
+    """The config with `name` as its only student, of this shape, and with the changes of a model or a stage."""
+    spec = copy.deepcopy(spec)
+    base = {**to_dict(config), "student": name, "students": {name: shape}, "stages": {}}
+    if isinstance(spec.get("objective"), dict):
+        kept = {key: value for key, value in base["objective"].items() if key in KEPT_OF_THE_OBJECTIVE}
+        base["objective"] = {**to_dict(ObjectiveConfig()), **kept}
+    student_changes = {key: spec.pop(key) for key in list(spec) if _root(key) in STUDENT_KEYS}
+    nested = {f"students.{name}.{key}": value for key, value in student_changes.items()}
+    layers = [Layer("", base), Layer(where, nest_changes(base, {**spec, **nested}))]
+    return build_section(ExperimentConfig, drop_null_corpora(deep_merge(layers[0].tree, layers[1].tree)), layers)
+
+
+def _check_keys(where: str, spec: Mapping[str, Any], known: Iterable[str]) -> None:
+    for key in spec:
+        if _root(key) not in known:
+            raise UserError(f"{where}: unknown key {_root(key)!r}{suggest(_root(key), known)}")
+
+
+def _root(key: str) -> str:
+    return key.partition(".")[0]
+
+
+def map_model_references(config: ExperimentConfig, change: Any) -> ExperimentConfig:
+    """The config with every reference to a model that its run needs changed: of the teacher, of what its own student begins
+    as, and of who writes and filters its corpora. change: told the key and the reference, gives another reference."""
+    student = config.students[config.student]
+    corpora = {
+        name: _map_corpus(f"data.corpora.{name}.generated", corpus, change) for name, corpus in config.data.corpora.items()
+    }
+    teacher: TeacherConfig = replace(config.teacher, model=change("teacher.model", config.teacher.model))
+    if student.from_:
+        student = replace(student, from_=change(f"students.{config.student}.from", student.from_))
+    return replace(
+        config,
+        teacher=teacher,
+        students={**config.students, config.student: student},
+        data=replace(config.data, corpora=corpora),
+    )
+
+
+def _map_corpus(key: str, corpus: Any, change: Any) -> Any:
+    generated = corpus.generated
+    if generated is None:
+        return corpus
+    filters = generated.filters
+    if filters.perplexity_model:
+        filters = replace(filters, perplexity_model=change(f"{key}.filters.perplexity_model", filters.perplexity_model))
+    model = change(f"{key}.model", generated.model) if generated.model else ""
+    return replace(corpus, generated=replace(generated, model=model, filters=filters))

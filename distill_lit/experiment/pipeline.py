@@ -1,0 +1,143 @@
+"""What is made at one point of the grid: its student, the stages before it, the models that it begins as or learns from.
+
+A reference to a model is one to weights that exist (`assets`), or the name of a model that this experiment makes, or
+`teacher`, the experiment's own. Names are followed within one seed: the student of seed 1 learns from the `corrected` of
+seed 1, unless that model has a seed of its own.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from distill_lit.config import ExperimentConfig, OnPolicyConfig, TeacherConfig, TermConfig
+from distill_lit.config.derivation import BASE_TEACHER, Recipe, derive_model, derive_stages, map_model_references
+from distill_lit.config.loading import config_at_point
+from distill_lit.config.on_policy import is_on_policy_enabled
+from distill_lit.experiment.grid import resolve_objective
+from distill_lit.losses import build_objective
+from distill_lit.teachers import teacher_capabilities
+from distill_lit.utils.exceptions import UserError, suggest
+
+
+class Pipeline(NamedTuple):
+    """models: the recipes of `models`, and of stages that these have; stages: those of the point's student, the last one
+    under the student's own name."""
+
+    models: dict[str, Recipe]
+    stages: dict[str, Recipe]
+
+    @property
+    def recipes(self) -> dict[str, Recipe]:
+        """All by name."""
+        return {**self.models, **self.stages}
+
+    @property
+    def learns_from_teacher(self) -> bool:
+        """Whether the student learns from a teacher in any of its stages."""
+        return any(learns_from_teacher(recipe.config) for recipe in self.stages.values())
+
+
+def expand_pipeline(point: ExperimentConfig, experiment: ExperimentConfig) -> Pipeline:
+    """The pipeline of a grid point, with presets spelled out and no reference left to `teacher`.
+
+    The axes of the grid change the student and its stages, and models only where a key says so, as
+    `models.corrected.training.max_tokens`. Raises UserError for names that are unknown or taken, and for models made from
+    themselves.
+    """
+    models: dict[str, Recipe] = {}
+    without_axes = replace(config_at_point(experiment, {}), models=point.models, seed=point.seed)
+    for name in point.models:
+        recipe = derive_model(without_axes, name)
+        _add(models, _stages_of(recipe) if recipe.is_trained else {name: recipe})
+    stages = derive_stages(point)
+    _add(dict(models), stages)
+    pipeline = Pipeline(
+        {name: _spell_out(recipe, experiment.teacher, is_derived=True) for name, recipe in models.items()},
+        {name: _spell_out(recipe, experiment.teacher, is_derived=len(stages) > 1) for name, recipe in stages.items()},
+    )
+    _check_references(pipeline.recipes)
+    return pipeline
+
+
+def _stages_of(recipe: Recipe) -> dict[str, Recipe]:
+    """The stages of a model of `models`, which all have its seed."""
+    found = derive_stages(recipe.config)
+    return {name: stage._replace(has_fixed_seed=recipe.has_fixed_seed) for name, stage in found.items()}
+
+
+def _add(recipes: dict[str, Recipe], more: Mapping[str, Recipe]) -> None:
+    for name in more:
+        if name in recipes or name == BASE_TEACHER:
+            raise UserError(f"models.{name}: the name is taken; choose another")
+    recipes.update(more)
+
+
+def _spell_out(recipe: Recipe, base: TeacherConfig, is_derived: bool) -> Recipe:
+    """The recipe with its preset as terms and the experiment's teacher under its own reference. A derived one whose
+    objective asks no teacher needs neither on-policy text nor a cache: its teacher is asked in validation alone."""
+    config = map_model_references(recipe.config, lambda _, name: base.model if name == BASE_TEACHER else name)
+    if is_derived:
+        config = replace(config, objective=resolve_objective(config.objective))
+    if is_derived and not learns_from_teacher(config):
+        config = replace(config, on_policy=OnPolicyConfig())
+        if teacher_capabilities(config.teacher).needs_cache:
+            config = replace(config, teacher=replace(config.teacher, source="online"))
+    return recipe._replace(config=config)
+
+
+def _check_references(recipes: Mapping[str, Recipe]) -> None:
+    """Raises UserError for the name of a model that nobody makes, and for a model that is made from itself."""
+    for name, recipe in recipes.items() if len(recipes) > 1 else ():
+        for key, reference in referred_models(recipe.config).items():
+            if re.fullmatch(r"[\w-]+", reference) and reference not in recipes and not Path(reference).exists():
+                raise UserError(
+                    f"{name}: {key}: no model is called {reference!r}{suggest(reference, [BASE_TEACHER, *recipes])}"
+                )
+        _follow(name, recipes, ())
+
+
+def _follow(name: str, recipes: Mapping[str, Recipe], trail: tuple[str, ...]) -> None:
+    if name in trail:
+        raise UserError(f"models: {' → '.join((*trail[trail.index(name) :], name))}: a model cannot be made from itself")
+    for reference in referred_models(recipes[name].config).values():
+        if reference in recipes:
+            _follow(reference, recipes, (*trail, name))
+
+
+def without_teacher(point: ExperimentConfig) -> ExperimentConfig:
+    """The same training on the labels alone, in each of its stages."""
+    plain = {"ce": TermConfig(weight=1.0)}
+    stages = {
+        name: {
+            key: value for key, value in spec.items() if key.partition(".")[0] not in ("objective", "on_policy", "teacher")
+        }
+        for name, spec in point.stages.items()
+    }
+    objective = replace(point.objective, terms=dict(plain))
+    return replace(point, objective=objective, on_policy=OnPolicyConfig(), stages=stages)
+
+
+def learns_from_teacher(config: ExperimentConfig) -> bool:
+    """Whether the student of a run learns from a teacher: a term compares with it, or it writes some of the text."""
+    objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
+    is_mixed = is_on_policy_enabled(config.on_policy) and config.on_policy.teacher_mix_fraction > 0
+    return objective.needs_teacher or is_mixed or has_generated_corpus(config)
+
+
+def has_generated_corpus(config: ExperimentConfig) -> bool:
+    """Whether a model writes some of the text."""
+    return any(corpus.generated is not None for corpus in config.data.corpora.values())
+
+
+def referred_models(config: ExperimentConfig) -> dict[str, str]:
+    """{key: reference} of every model that a run with this config needs."""
+    found: dict[str, str] = {}
+
+    def note(key: str, reference: str) -> str:
+        found[key] = reference
+        return reference
+
+    map_model_references(config, note)
+    return found
