@@ -10,11 +10,13 @@ from distill_lit.config.schema import GRID_VALUE_SEPARATOR
 ROLE_LABELS = {
     "quantized": "int8",
     "external": "external",
+    "derived": "",
     "untrained": "before training",
     "ce_only": "without teacher",
     "distilled": "distilled",
 }
 REFERENCE_ROLES = ("teacher", "quantized", "external")  # roles of models that no run trains or prunes
+NAMED_ROLES = (*REFERENCE_ROLES, "derived")  # roles of models that are no student of the grid, and bear names of their own
 NON_VARIANT_AXES = ("grid.student", "grid.seed")  # columns of their own
 
 

@@ -14,7 +14,7 @@ from distill_lit.utils.exceptions import UserError
 
 COMPARABLE_SETTINGS = ("version", "lm_eval_version", "task_hash", "metric", "num_fewshot", "limit", "n", "seed",
               "apply_chat_template", "eval_split", "data")  # fmt: skip
-ROLES = ("teacher", "quantized", "external", "untrained", "ce_only", "distilled")
+ROLES = ("teacher", "quantized", "external", "derived", "untrained", "ce_only", "distilled")
 RUN_TEXT_COLUMNS = ("model", "role", "student", "validation_data_fingerprint", "status", "reason")
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from distill_lit.analysis import scores as sc
 from distill_lit.analysis.array_types import FloatArray
-from distill_lit.analysis.model_groups import REFERENCE_ROLES, baseline_of, group_cost
+from distill_lit.analysis.model_groups import NAMED_ROLES, baseline_of, group_cost
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.significance import (
     Interval,
@@ -32,6 +32,7 @@ COSTS = (
     "training_tokens",
     "student_training_flops",
     "teacher_training_flops",
+    "pipeline_training_flops",
     "val_kl",
     "val_ce",
     "val_agreement",
@@ -52,6 +53,8 @@ def score_frame(scores: Scores) -> pd.DataFrame:
         rows += [_task_row(scores, t, g) for t in range(len(scores.tasks))]
         rows.append(_macro_row(scores, g))
     frame = pd.DataFrame(rows)
+    if frame["pipeline_training_flops"].isna().all():  # nothing is made from a model of this experiment
+        frame = frame.drop(columns="pipeline_training_flops")
     frame["best"] = _best(scores, frame)
     return _adjust_comparisons(frame)
 
@@ -166,7 +169,7 @@ def _difference(who: str, delta: Interval, p: float) -> dict[str, float]:
 
 def _best(scores: Scores, frame: pd.DataFrame) -> list[bool]:
     """Best student of each task and every student not significantly different from it (Holm within the task)."""
-    students = [g for g, group in enumerate(scores.groups) if group.role not in REFERENCE_ROLES and group.models]
+    students = [g for g, group in enumerate(scores.groups) if group.role not in NAMED_ROLES and group.models]
     marks: dict[tuple[str, str], bool] = {}
     for t, task in [*enumerate(scores.tasks), (None, MACRO_AVERAGE)]:
         value = {g: scores.macro(g) if t is None else scores.raw[t, g] for g in students}

@@ -21,7 +21,7 @@ def print_plan(experiment: Experiment, planned: Planned, console: Console) -> No
         if not assets.is_fetched(reference):
             size = assets.download_megabytes(reference)
             console.print(f"to download: {reference}" + (f", {size} MB" if size else ""), highlight=False)
-    is_known = assets.is_fetched(experiment.config.teacher.model)
+    is_known = experiment.has_models
     table = Table("run", "role", "tokens", "PFLOPs", "disk MB", "minutes", title=None)
     for column in table.columns[2:]:
         column.justify = "right"
@@ -37,7 +37,7 @@ def print_plan(experiment: Experiment, planned: Planned, console: Console) -> No
     if is_known and any(estimate is None for _, estimate in planned):
         console.print("the totals leave out runs whose text is not here yet: distill-lit fetch downloads it")
     if not is_known:
-        console.print("minutes and disk are known once the teacher is here: distill-lit fetch")
+        console.print("minutes and disk are known once the models are here: distill-lit fetch")
 
 
 def _numbers(estimate: Estimate | None) -> tuple[str, ...]:

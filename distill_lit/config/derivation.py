@@ -134,17 +134,17 @@ def _root(key: str) -> str:
 def map_model_references(config: ExperimentConfig, change: Any) -> ExperimentConfig:
     """The config with every reference to a model that its run needs changed: of the teacher, of what its own student begins
     as, and of who writes and filters its corpora. change: told the key and the reference, gives another reference."""
-    student = config.students[config.student]
+    student = config.students.get(config.student, StudentConfig())
     corpora = {
         name: _map_corpus(f"data.corpora.{name}.generated", corpus, change) for name, corpus in config.data.corpora.items()
     }
     teacher: TeacherConfig = replace(config.teacher, model=change("teacher.model", config.teacher.model))
     if student.from_:
-        student = replace(student, from_=change(f"students.{config.student}.from", student.from_))
+        student = student.with_origin(change(f"students.{config.student}.from", student.from_))
     return replace(
         config,
         teacher=teacher,
-        students={**config.students, config.student: student},
+        students={**config.students, config.student: student} if config.student else config.students,
         data=replace(config.data, corpora=corpora),
     )
 

@@ -1,5 +1,6 @@
 """Fields of the teacher and of the students."""
 
+import copy
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -97,3 +98,9 @@ class StudentConfig:
         default="",
         description="weights in so many bits (torchao), as a stage after training; empty: as trained",
     )
+
+    def with_origin(self, reference: str) -> "StudentConfig":
+        """The same student, from another model."""
+        student = copy.copy(self)
+        student.from_ = reference
+        return student

@@ -38,7 +38,7 @@ def validate_config(config: ExperimentConfig) -> None:
         if name in RESERVED_NAMES:
             raise UserError(f"students.{name}: the name is taken; choose another")
     for name in config.models:
-        if not re.fullmatch(r"[A-Za-z0-9][\w-]{,99}", name) or name in (*config.students, *RESERVED_NAMES):
+        if not re.fullmatch(r"[A-Za-z0-9][\w-]{,99}", name) or name in RESERVED_NAMES:
             raise UserError(f"models.{name}: a name is made of letters, digits, '_' and '-', and is not taken")
     for name in config.stages:
         if not re.fullmatch(r"[A-Za-z0-9][\w-]{,99}", name):

@@ -31,6 +31,7 @@ MANIFEST_COLUMNS = (
     "student_training_flops",
     "teacher_training_flops",
 )
+TRAINING_COLUMNS = MANIFEST_COLUMNS[-3:]  # sums over the stages of a student
 VALIDATION_COLUMNS = {
     "val_kl": "validation/teacher_kl",
     "val_ce": "validation/student_nll",
@@ -46,8 +47,9 @@ def collect_results(experiment: "Experiment", failed: dict[str, str]) -> Path:
     models = experiment.models
     done = [run for run in models if work.is_run_complete(run, runs_dir / run.name)]
     write_text(target / "plan.yaml", to_yaml(experiment.resolved_config))
-    _write_frame(target / "runs.csv", pd.DataFrame([_row(run, runs_dir / run.name, run in done, failed) for run in models]))
-    _write_frame(target / "curves.csv", _curves(done, runs_dir))
+    rows = [_row(run, runs_dir / run.name, run in done, failed) | _costs(run, experiment) for run in models]
+    _write_frame(target / "runs.csv", pd.DataFrame(rows))
+    _write_frame(target / "curves.csv", _curves(done, experiment))
     _collect_records(experiment, done, target / RECORDS_FILE)
     provenance = {
         run.label: work.read_manifest(runs_dir / run.name / "manifest.json").get("provenance", {}) for run in done
@@ -76,6 +78,27 @@ def _row(run: Run, folder: Path, is_done: bool, failed: dict[str, str]) -> dict[
     }
 
 
+def _costs(run: Run, experiment: "Experiment") -> dict[str, Any]:
+    """Of a run with stages before it, tokens and arithmetic of all of them; of one that is made from other models, also the
+    arithmetic of all training behind it, each model's once."""
+    if not run.sources:
+        return {}
+    runs = {one.name: one for one in experiment.runs}
+    stages, behind = _stages(run, runs), {run.name}
+    for one in reversed(experiment.runs):  # each stands after what it is made from
+        behind.update(one.sources.values() if one.name in behind else ())
+    spent = {name: work.read_manifest(experiment.runs_folder / name / "manifest.json") for name in behind}
+    sums = {column: sum(spent[one.name].get(column) or 0 for one in stages) for column in TRAINING_COLUMNS}
+    total = sum(facts.get(column) or 0 for facts in spent.values() for column in TRAINING_COLUMNS[1:])
+    return {**sums, "pipeline_training_flops": total}
+
+
+def _stages(run: Run, runs: dict[str, Run]) -> list[Run]:
+    """The stages of a student, the first one first."""
+    before = _stages(runs[run.previous_stage], runs) if run.previous_stage else []
+    return [*before, run]
+
+
 def _collect_records(experiment: "Experiment", done: list[Run], path: Path) -> None:
     """records.parquet of the models that are evaluated; none where there is no such model."""
     if not done:
@@ -97,13 +120,17 @@ def _collect_records(experiment: "Experiment", done: list[Run], path: Path) -> N
     write_records(path, content)
 
 
-def _curves(done: list[Run], runs_dir: Path) -> pd.DataFrame:
-    """One row per logged step of every trained model."""
+def _curves(done: list[Run], experiment: "Experiment") -> pd.DataFrame:
+    """One row per logged step of every trained model, in all its stages: steps count on from one to the next."""
+    runs = {run.name: run for run in experiment.runs}
     rows = []
     for run in done:
-        path = runs_dir / run.name / "metrics.jsonl"
-        if path.is_file():
-            rows += [{"model": run.label, **point} for point in read_jsonl(path)]
+        first_step = 0
+        for stage in _stages(run, runs):
+            folder = experiment.runs_folder / stage.name
+            points = read_jsonl(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
+            rows += [{"model": run.label, **point, "step": point["step"] + first_step} for point in points]
+            first_step += work.read_manifest(folder / "manifest.json").get("steps", 0)
     return pd.DataFrame(rows)
 
 

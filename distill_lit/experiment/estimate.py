@@ -4,17 +4,17 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from distill_lit import assets, data
 from distill_lit.config import ExperimentConfig, GeneratedConfig
 from distill_lit.config.roles import Role
 from distill_lit.data.loader import optimizer_steps
 from distill_lit.data.mirror import MIRROR_WHEELS
+from distill_lit.experiment.architectures import Architecture, Architectures
 from distill_lit.experiment.plan import Run
 from distill_lit.experiment.run import is_run_built
 from distill_lit.losses import build_objective
-from distill_lit.models import ModelSize, load_model_config, model_folder, size_from_config, student_config
+from distill_lit.models import ModelSize, size_from_config
 from distill_lit.teachers import cached_teacher_source, teacher_capabilities
 from distill_lit.teachers.base import CacheRows
 from distill_lit.utils import hardware
@@ -52,18 +52,20 @@ def sum_estimates(estimates: list[Estimate]) -> Estimate:
     )
 
 
-def estimate_runs(runs: list[Run]) -> dict[str, Estimate | None] | None:
-    """{run name: estimate}, None for a run whose text nobody has counted; None while the teacher is not here."""
-    if not runs or not assets.is_fetched(runs[0].config.teacher.model):
-        return None
-    teacher_config = load_model_config(model_folder(runs[0].config.teacher.model))
-    teacher = size_from_config(teacher_config)
-    return {
-        run.name: _estimate_teacher_cache(run.config, teacher_config, teacher)
-        if run.role == Role.TEACHER_CACHE
-        else _estimate(run, teacher, _student_size(run, teacher_config, teacher))
-        for run in runs
-    }
+def estimate_runs(runs: list[Run]) -> dict[str, Estimate | None]:
+    """{run name: estimate}, None for a run whose text nobody has counted. All models must have been fetched."""
+    architectures = Architectures(runs)
+    return {run.name: _estimate(run, architectures) for run in runs}
+
+
+def _estimate(run: Run, architectures: Architectures) -> Estimate | None:
+    if run.role == Role.TEACHER_CACHE:
+        return _estimate_teacher_cache(run.config, architectures.teacher(run))
+    teacher = size_from_config(architectures.teacher(run).config)
+    if run.role == Role.GENERATED:
+        return _estimate_generation(run.config, teacher)
+    is_model = bool(run.student or run.model_reference)
+    return _estimate_model(run, teacher, size_from_config(architectures.student(run).config) if is_model else teacher)
 
 
 def require_disk_space(estimates: Mapping[str, Estimate | None], runs: list[Run], runs_dir: Path) -> None:
@@ -93,26 +95,15 @@ def _full_disks(
     return [(place, needed, free) for place, needed, free in found if needed > free]
 
 
-def _student_size(run: Run, teacher_config: object, teacher: ModelSize) -> ModelSize:
-    student = run.config.students.get(run.student)
-    if student is None:
-        return teacher
-    if student.from_ and not assets.is_fetched(student.from_):
-        return teacher
-    return size_from_config(student_config(student, teacher_config))
-
-
-def _estimate(run: Run, teacher: ModelSize, student: ModelSize) -> Estimate:
+def _estimate_model(run: Run, teacher: ModelSize, student: ModelSize) -> Estimate:
     config = run.config
     speed = hardware.matmul_flops_per_second(hardware.device_for(config.training.accelerator))
     train_speed, teacher_speed = speed[config.training.precision], speed.get(config.teacher.dtype, speed["float32"])
     evaluation_speed = speed.get(config.evaluation.dtype, speed["float32"])
-    if run.role == Role.GENERATED:
-        return _estimate_generation(config, teacher, teacher_speed)
     questions = len(config.evaluation.tasks) * (config.evaluation.limit or DEFAULT_TASK_DOCUMENTS) * TOKENS_PER_DOCUMENT
     evaluation_flops = student.flops_per_token() * questions
     minutes = evaluation_flops / (evaluation_speed * FORWARD_EFFICIENCY) / 60
-    tokens = _training_tokens(config) if run.role.is_trained else 0
+    tokens = _training_tokens(config) if run.is_trained else 0
     student_flops = 3 * student.flops_per_token() * tokens
     teacher_flops = _teacher_flops_per_token(config, teacher) * tokens
     minutes += (student_flops / train_speed + teacher_flops / teacher_speed) / TRAINING_EFFICIENCY / 60
@@ -123,21 +114,23 @@ def _estimate(run: Run, teacher: ModelSize, student: ModelSize) -> Estimate:
     return Estimate(tokens, evaluation_flops + student_flops + teacher_flops + flops, weights, peak, minutes)
 
 
-def _estimate_teacher_cache(config: ExperimentConfig, teacher_config: Any, teacher: ModelSize) -> Estimate | None:
+def _estimate_teacher_cache(config: ExperimentConfig, teacher: Architecture) -> Estimate | None:
     """A pass of the teacher over all rows, and what is kept of it."""
-    rows = _positions(config)
+    rows = _positions(config, teacher.tokenizer_folder)
     if rows is None:
         return None
     source = cached_teacher_source(config.teacher)
     has_lm_head = source.capabilities(config.teacher).target_form != "dense"  # hidden states need none
-    flops = teacher.flops_per_token(head=has_lm_head) * (rows.train_positions + rows.validation_positions)
+    flops = size_from_config(teacher.config).flops_per_token(head=has_lm_head) * (
+        rows.train_positions + rows.validation_positions
+    )
     speed = hardware.matmul_flops_per_second(hardware.device_for(config.training.accelerator))
     seconds = flops / (speed.get(config.teacher.dtype, speed["float32"]) * FORWARD_EFFICIENCY)
-    size = source.estimate_cache_bytes(config.teacher, teacher_config, rows)
+    size = source.estimate_cache_bytes(config.teacher, teacher.config, rows)
     return Estimate(0, flops, size, size, seconds / 60)
 
 
-def _positions(config: ExperimentConfig) -> CacheRows | None:
+def _positions(config: ExperimentConfig, tokenizer_folder: Path) -> CacheRows | None:
     """How much there is to read, or None where nobody knows."""
     length, held_out = config.data.sequence_length, config.data.validation_sequences * config.data.sequence_length
     if any(corpus.generated for corpus in config.data.corpora.values()):
@@ -146,7 +139,7 @@ def _positions(config: ExperimentConfig) -> CacheRows | None:
     tokens = config.data.max_tokens
     try:
         if _are_corpora_local(config):
-            known = data.cached_statistics(config.data, model_folder(config.teacher.model), config.dataset_source)
+            known = data.cached_statistics(config.data, tokenizer_folder, config.dataset_source)
             if known:
                 return CacheRows(known["train_rows"] * length, known["targets"], held_out)
             tokens = tokens or (data.count_bytes(config.data, config.dataset_source) or 0) // UNTOKENIZED_BYTES_PER_TOKEN
@@ -166,8 +159,10 @@ def _are_corpora_local(config: ExperimentConfig) -> bool:
     return all(map(assets.is_fetched, needed))
 
 
-def _estimate_generation(config: ExperimentConfig, teacher: ModelSize, speed: float) -> Estimate:
+def _estimate_generation(config: ExperimentConfig, teacher: ModelSize) -> Estimate:
     """Prompts and answers of a local writer; a server's work costs this machine nothing but the disk."""
+    speeds = hardware.matmul_flops_per_second(hardware.device_for(config.training.accelerator))
+    speed = speeds.get(config.teacher.dtype, speeds["float32"])
     written = [corpus.generated for corpus in config.data.corpora.values() if corpus.generated is not None]
     local = sum(_count_completions(generated) * generated.max_new_tokens for generated in written if not generated.remote)
     flops, tokens = teacher.flops_per_token() * local, _count_generated_tokens(config)

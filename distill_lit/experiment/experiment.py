@@ -97,7 +97,14 @@ class Experiment:
         """References of all models, wheels and files that it needs."""
         from distill_lit.experiment.requirements import required_assets
 
-        return required_assets(self.points)
+        return required_assets(self.runs)
+
+    @property
+    def has_models(self) -> bool:
+        """Whether all models that its runs need from elsewhere are here."""
+        from distill_lit.experiment.requirements import required_models
+
+        return all(map(assets.is_fetched, required_models(self.runs)))
 
     def folder_of(self, run: Run) -> Path:
         """Where a run keeps its files."""
@@ -110,8 +117,8 @@ class Experiment:
 
     def plan(self) -> "list[tuple[Run, Estimate | None]]":
         """`estimated_runs` of a config that is compared with its teacher, where that is here already."""
-        if assets.is_fetched(self.config.teacher.model):
-            check_against_teacher(self.config, self.points)
+        if self.has_models:
+            check_against_teacher(self.runs)
         return self.estimated_runs()
 
     def estimated_runs(self, roles: Collection[Role] = ()) -> "list[tuple[Run, Estimate | None]]":
@@ -119,7 +126,7 @@ class Experiment:
         from distill_lit.experiment.estimate import estimate_runs
 
         if not self._estimates:
-            self._estimates = estimate_runs(self.runs) or {}
+            self._estimates = estimate_runs(self.runs) if self.has_models else {}
         return [(run, self._estimates.get(run.name)) for run in self.runs_with_dependencies(roles)]
 
     def fetch(self, note: Callable[[str, Path], None] = lambda *_: None) -> None:
@@ -128,12 +135,12 @@ class Experiment:
 
         for reference in self.required_assets:
             note(reference, assets.fetch(reference))
-        prepare_experiment_data(self.points)
+        prepare_experiment_data(self.runs)
 
     def prepare(self) -> None:
         """Has all assets here and compares them with the config. Raises UserError for what does not fit, or where a
         server is still to be asked and its key is not in the environment."""
-        from distill_lit.experiment.run import is_run_built
+        from distill_lit.experiment.run import check_sources_unchanged, is_run_built
         from distill_lit.generation.corpus import check_api_keys
 
         for run in self.runs:
@@ -141,8 +148,9 @@ class Experiment:
                 check_api_keys(run.config.data)
         for reference in self.required_assets:
             assets.fetch(reference)
-        check_against_teacher(self.config, self.points)
-        check_models(self.config, self.points)
+        check_against_teacher(self.runs)
+        check_models(self.config, self.runs)
+        check_sources_unchanged(self.runs, self.runs_folder)
 
     def launch(self, display: "Display | None" = None, roles: Collection[Role] = ()) -> dict[str, str]:
         """Runs what is not done; {name of a run that failed: why}.
@@ -162,8 +170,9 @@ class Experiment:
         """The runs of these roles and what they depend on; all runs where no role is named."""
         if not roles:
             return self.runs
-        wanted = [run for run in self.runs if run.role in roles]
-        names = {name for run in wanted for name in (*run.depends_on, run.name)}
+        names = {run.name for run in self.runs if run.role in roles}
+        for run in reversed(self.runs):  # each stands after what it depends on
+            names.update(run.depends_on if run.name in names else ())
         return [run for run in self.runs if run.name in names]
 
     def collect(self, failed: dict[str, str] | None = None) -> Path:

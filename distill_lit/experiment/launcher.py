@@ -284,11 +284,13 @@ class _Launcher:
         redact_file(folder / "log.txt")
 
     def _fail_dependents(self) -> None:
-        for run in [c for c in self.waiting if any(need in self.outcome.failed for need in c.depends_on)]:
-            self.waiting.remove(run)
-            self.pending.discard(run.name)
-            self._fail(run, f"needs {next(n for n in run.depends_on if n in self.outcome.failed)}, which failed")
-            self.display.finish_run(run, self.outcome.failed[run.name])
+        for run in list(self.waiting):  # each stands after what it depends on, so one pass reaches all of them
+            failed = next((name for name in run.depends_on if name in self.outcome.failed), "")
+            if failed:
+                self.waiting.remove(run)
+                self.pending.discard(run.name)
+                self._fail(run, f"needs {failed}, which failed")
+                self.display.finish_run(run, self.outcome.failed[run.name])
 
     def _assign_next(self, worker: _Worker) -> None:
         ready = next((c for c in self.waiting if not self.pending.intersection(c.depends_on)), None)

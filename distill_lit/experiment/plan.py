@@ -241,7 +241,7 @@ def _generated_runs(config: ExperimentConfig, identified: ExperimentConfig, sour
     """One run for each corpus that is written; its config holds no other corpus."""
     for name, corpus in config.data.corpora.items():
         if corpus.generated is not None:
-            alone = copy.deepcopy(config)
+            alone = copy.deepcopy(_without_made_student(config, sources))
             alone.data.corpora = {name: corpus}
             writer = {"model": identified.teacher.model, "dtype": config.teacher.dtype}
             identity = versioned_fingerprint(
@@ -265,7 +265,16 @@ def _teacher_cache_run(
     fields = non_default_fields(identified.teacher)
     identity = versioned_fingerprint(teacher_cache=fields, data=data_fingerprint_fields(identified))
     kind = cached_teacher_source(config.teacher).cache_label(config.teacher)
-    own = {ref: identity for ref, identity in sources.items() if ref == config.teacher.model}
+    own = {ref: made for ref, made in sources.items() if ref == config.teacher.model}
     named = [*own, *([] if seed is None or not own else [f"seed={seed}"])]
     label = safe_label("-".join(["teacher-cache", *([kind] if kind else []), *named]))
+    config = _without_made_student(config, sources)
     return Run(Role.TEACHER_CACHE, label, identity, config, depends_on=(*needs, *own.values()), sources=own)
+
+
+def _without_made_student(config: ExperimentConfig, sources: dict[str, str]) -> ExperimentConfig:
+    """The config of a run that a student waits for, without what that student begins as, which need not be there yet."""
+    shape = config.students[config.student]
+    if shape.from_ not in sources:
+        return config
+    return replace(config, students={**config.students, config.student: shape.with_origin("")})

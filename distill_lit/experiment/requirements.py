@@ -1,31 +1,42 @@
 """What an experiment needs from elsewhere, and how it is made ready without a model."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from distill_lit import data
 from distill_lit.config import ExperimentConfig
 from distill_lit.data.mirror import MIRROR_WHEELS, mirror_root
 from distill_lit.evaluation.tasks import download_tasks, needs_dataset_mirror
-from distill_lit.experiment.grid import GridPoint
+from distill_lit.experiment.architectures import Architectures
+from distill_lit.experiment.pipeline import referred_models
+from distill_lit.experiment.plan import Run
 from distill_lit.generation.corpus import generation_references as generated_references
 from distill_lit.models import model_folder
 from distill_lit.teachers import teacher_capabilities
 
 
-def required_assets(points: Iterable[GridPoint]) -> list[str]:
-    """Every asset that an experiment with these points needs."""
-    return list(dict.fromkeys(name for _, point in points for name in required_assets_at(point)))
+def required_assets(runs: Iterable[Run]) -> list[str]:
+    """Every asset that runs need."""
+    return list(dict.fromkeys(name for run in runs for name in required_assets_of(run)))
 
 
-def required_assets_at(point: ExperimentConfig) -> list[str]:
-    """Every asset that the runs of one point of the grid need."""
-    found = [point.teacher.model, *point.external_models.values()]
-    found += [student.from_ for student in point.students.values() if student.from_]
-    if _needs_dataset_mirror(point):
+def required_models(runs: Iterable[Run]) -> list[str]:
+    """The references of all models that runs need; those that other runs make are none."""
+    found: list[str] = []
+    for run in runs:
+        names = [run.model_reference] if run.model_reference else list(referred_models(run.config).values())
+        found += [name for name in names if name not in run.sources]
+    return list(dict.fromkeys(found))
+
+
+def required_assets_of(run: Run) -> list[str]:
+    """Every asset that one run needs."""
+    config = run.config
+    found = required_models([run])
+    if _needs_dataset_mirror(config):
         found += MIRROR_WHEELS
-    found += [corpus.path for corpus in point.data.corpora.values() if ":" in corpus.path]
-    return list(dict.fromkeys([*found, *generated_references(point.data)]))
+    found += [corpus.path for corpus in config.data.corpora.values() if ":" in corpus.path]
+    return list(dict.fromkeys([*found, *generated_references(config.data)]))
 
 
 def _needs_dataset_mirror(point: ExperimentConfig) -> bool:
@@ -44,14 +55,13 @@ def student_base_folder(config: ExperimentConfig, teacher_folder: Path) -> Path:
     return model_folder(reference) if has_own else teacher_folder
 
 
-def prepare_experiment_data(grid: Iterable[GridPoint]) -> None:
+def prepare_experiment_data(runs: Sequence[Run]) -> None:
     """Makes everything that needs assets and no model: model folders, packed data, benchmark files."""
-    points = [point for _, point in grid]
-    for point in points:
-        folder = model_folder(point.teacher.model)
-        if not any(corpus.generated for corpus in point.data.corpora.values()):
-            data.prepare_datasets(point.data, student_base_folder(point, folder), point.dataset_source)
-    if any(_needs_dataset_mirror(point) for point in points):
+    architectures = Architectures(runs)
+    for run in runs:
+        if run.student and not any(corpus.generated for corpus in run.config.data.corpora.values()):
+            data.prepare_datasets(run.config.data, architectures.tokenizer_folder(run), run.config.dataset_source)
+    if any(_needs_dataset_mirror(run.config) for run in runs):
         mirror_root()
-    if points[0].dataset_source == "hub":
-        download_tasks(points[0].evaluation, points[0].dataset_source)
+    if runs[0].config.dataset_source == "hub":
+        download_tasks(runs[0].config.evaluation, runs[0].config.dataset_source)

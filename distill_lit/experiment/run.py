@@ -1,11 +1,14 @@
 """One run, from its config to a student folder and its evaluation records, each stage done once."""
 
 import shutil
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from distill_lit import assets
 from distill_lit.config import to_yaml
+from distill_lit.config.derivation import map_model_references
 from distill_lit.config.roles import Role
 from distill_lit.evaluation.evaluator import evaluate_model
 from distill_lit.evaluation.surprisal import measure_surprisal
@@ -13,18 +16,19 @@ from distill_lit.evaluation.task_evaluation import primary_scores
 from distill_lit.experiment.fingerprint import evaluation_fingerprint
 from distill_lit.experiment.plan import Run
 from distill_lit.experiment.provenance import collect_provenance
-from distill_lit.experiment.requirements import required_assets_at
+from distill_lit.experiment.requirements import required_assets_of, required_models
 from distill_lit.experiment.student import build_reference_model, student_hashes, train_and_export_student
 from distill_lit.experiment.teacher import write_generated_corpora, write_teacher_cache_of
 from distill_lit.generation.corpus import is_corpus_complete
 from distill_lit.models import model_fingerprint, model_folder
-from distill_lit.models.loading import allow_remote_code, weight_bytes
+from distill_lit.models.loading import allow_remote_code, is_remote_code_allowed, weight_bytes
 from distill_lit.teachers import cached_teacher_source
 from distill_lit.training.tensorboard_summary import HParamsSession, write_run_summary
 from distill_lit.utils import hardware
 from distill_lit.utils.distributed.ranks import get_rank
 from distill_lit.utils.distributed.spawn import spawn_ranks
-from distill_lit.utils.files import atomic_write, hashes_of, read_json, write_json
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import atomic_write, fingerprint, hashes_of, read_json, write_json
 from distill_lit.utils.plugins import load_plugins
 from distill_lit.utils.progress import ProgressCallback
 
@@ -35,9 +39,10 @@ def execute_run(run: Run, folder: Path, progress_callback: ProgressCallback) -> 
     """Does whatever of a run is not done: builds its model, evaluates it. Each stage ends with its manifest."""
     load_plugins(run.config.plugins)
     folder.mkdir(parents=True, exist_ok=True)
+    run = with_source_folders(run, folder.parent)
     allow_run_remote_code(run, folder)
     if not is_run_built(run, folder):
-        count = run.config.training.devices if run.role.is_trained else 1
+        count = run.config.training.devices if run.is_trained else 1
         if count > 1:
             spawn_ranks(count, build_run_on_rank, run, folder, progress_callback=progress_callback)
         else:
@@ -53,12 +58,45 @@ def build_run_on_rank(run: Run, folder: Path, progress_callback: ProgressCallbac
     build_run(run, folder, progress_callback)
 
 
+def with_source_folders(run: Run, runs_folder: Path) -> Run:
+    """The run with the folders of the models that other runs have made in the place of their names."""
+
+    def folder_of(_: str, reference: str) -> str:
+        source = run.sources.get(reference)
+        return f"file:{source_model_folder(runs_folder / source)}" if source else reference
+
+    reference = folder_of("", run.model_reference)
+    return replace(run, config=map_model_references(run.config, folder_of), model_reference=reference)
+
+
+def source_model_folder(folder: Path) -> Path:
+    """The transformers folder of the model that a run has made, or has taken as it was."""
+    return run_model_folder(folder, read_manifest(folder / "manifest.json"))
+
+
 def allow_run_remote_code(run: Run, folder: Path) -> None:
-    """Lets the models of a run run the code they bring, in this process, where a reference ends with `+code`."""
-    for reference in required_assets_at(run.config):
-        if assets.parse_reference(reference).trust_remote_code:  # the student is of the same classes
-            allow_remote_code(model_folder(reference))
-            allow_remote_code(folder / "student")
+    """Lets the models of a run run the code they bring, in this process, where a reference ends with `+code`, or one did
+    from which they were made."""
+    references = required_models([run])
+    made = [folder.parent / name for name in run.sources.values()]
+    trusted = [model_folder(name) for name in references if assets.parse_reference(name).trust_remote_code]
+    trusted += [source_model_folder(place) for place in made if read_manifest(place / "manifest.json").get("remote_code")]
+    for place in trusted:  # the student is of the same classes
+        allow_remote_code(place)
+        allow_remote_code(folder / "student")
+
+
+def check_sources_unchanged(runs: Iterable[Run], runs_folder: Path) -> None:
+    """Raises UserError where the files of a model are others than when a finished run learned from it or began as it."""
+    for run in runs:
+        recorded = read_manifest(runs_folder / run.name / "manifest.json").get("sources", {})
+        for name, source in run.sources.items():
+            place = source_model_folder(runs_folder / source)
+            if name in recorded and place.is_dir() and fingerprint(model_fingerprint(place)) != recorded[name]:
+                raise UserError(
+                    f"{place}: it is not the {name!r} any more that {run.label} was made from; put its files back, or "
+                    f"remove the folders of both below {runs_folder} to make them again"
+                )
 
 
 def is_run_complete(run: Run, folder: Path) -> bool:
@@ -130,13 +168,23 @@ def build_run(run: Run, folder: Path, progress_callback: ProgressCallback) -> No
     if run.is_model:
         place = run_model_folder(folder, facts)
         facts |= {"fingerprint": model_fingerprint(place), "bytes": weight_bytes(place)}
-    provenance = collect_provenance(run.config, required_assets_at(run.config))
+    facts |= _source_facts(run, folder)
+    provenance = collect_provenance(run.config, required_assets_of(run))
     write_json(
         folder / "manifest.json",
         {"identity": run.fingerprint, "role": run.role, "label": run.label, **facts, "provenance": provenance},
     )
     if not run.config.training.keep_checkpoints:  # only now: without a manifest the run would begin anew
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _source_facts(run: Run, folder: Path) -> dict[str, Any]:
+    """What the models were from which a run was made, and whether code of theirs may be run."""
+    places = {name: source_model_folder(folder.parent / source) for name, source in run.sources.items()}
+    facts: dict[str, Any] = {"remote_code": True} if is_remote_code_allowed(folder / "student") else {}
+    if places:
+        facts["sources"] = {name: fingerprint(model_fingerprint(place)) for name, place in places.items()}
+    return facts
 
 
 def evaluate_run(run: Run, folder: Path, progress_callback: ProgressCallback) -> None:

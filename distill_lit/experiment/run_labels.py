@@ -15,29 +15,35 @@ if TYPE_CHECKING:
     from distill_lit.experiment.plan import Run
 
 RELABELED_ROLES = (Role.DERIVED, Role.UNTRAINED, Role.CE_ONLY)  # of which one may stand for several points of the grid
+Values = dict[str, dict[str, Any]]  # {grid key: {its value as text: the value}}
 LABEL_BYTES = 150  # of the 255 that a name may have
 
 
 def deduplicate_runs(runs: "list[Run]") -> "list[Run]":
     """One run of every identity. A baseline is often the same at several grid points: of a grid key it has all values it
     stands for, as in `online or top_50`, and does not have the key at all where it stands for every value."""
-    values_in_group: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
-    values_of_run: dict[str, dict[str, dict[str, Any]]] = {}
+    values_in_group: dict[tuple[Any, ...], Values] = {}
+    values_of_run: dict[str, Values] = {}
     for run, identity in [*((run, run.fingerprint) for run in runs), *_runs_without_own_baseline(runs)]:
         for key, value in run.grid_values.items():
             for found in (values_in_group.setdefault(_baseline_group(run), {}), values_of_run.setdefault(identity, {})):
                 found.setdefault(key, {})[str(value)] = value
-    unique_runs: dict[str, Run] = {}
-    for run in sorted(runs, key=lambda run: run.role == Role.DERIVED):  # a student of the grid is shown as such
-        if run.fingerprint not in unique_runs:
-            known = values_of_run.get(run.fingerprint, {}) if run.role in RELABELED_ROLES else {}
-            varies = {
-                key: values
-                for key, values in known.items()
-                if len(values) < len(values_in_group[_baseline_group(run)][key])
-            }
-            unique_runs[run.fingerprint] = _relabel(run, varies) if known else run
-    return list(unique_runs.values())
+    unique_runs: dict[str, Any] = {}
+    for run in runs:
+        known = unique_runs.setdefault(run.fingerprint, run)
+        if known.role == Role.DERIVED:  # a student of the grid is shown as such
+            unique_runs[run.fingerprint] = run
+    return [
+        _with_own_axes(run, values_of_run.get(run.fingerprint, {}), values_in_group[_baseline_group(run)])
+        if run.role in RELABELED_ROLES and run.grid_values
+        else run
+        for run in unique_runs.values()
+    ]
+
+
+def _with_own_axes(run: "Run", own: Values, in_group: Values) -> "Run":
+    """The run with the grid keys that do not have all their values in it."""
+    return _relabel(run, {key: values for key, values in own.items() if len(values) < len(in_group[key])})
 
 
 def _baseline_group(run: "Run") -> tuple[Any, ...]:
@@ -69,7 +75,7 @@ def _is_trained_like(other: "Run", run: "Run") -> bool:
     return ways[0] == ways[1] and not is_on_policy_enabled(other.config.on_policy)
 
 
-def _relabel(run: "Run", varies: dict[str, dict[str, Any]]) -> "Run":
+def _relabel(run: "Run", varies: Values) -> "Run":
     axes = {
         key: GRID_VALUE_SEPARATOR.join(found) if len(found) > 1 else next(iter(found.values()))
         for key, found in varies.items()

@@ -45,7 +45,7 @@ from distill_lit.models import (
     trainable_fraction,
 )
 from distill_lit.models.loading import is_remote_code_allowed, torch_dtype
-from distill_lit.models.student import retained_layers
+from distill_lit.models.student import is_pruned, retained_layers
 from distill_lit.models.vocabulary import load_unpadded_vocab_size
 from distill_lit.teachers import Teacher, teacher_capabilities
 from distill_lit.training.callbacks.evaluation import EvaluationCallback
@@ -96,20 +96,20 @@ def train_and_export_student(
             progress_callback,
             hardware.device_for(config.training.accelerator),
         )
-        student = initial_student(config.students[run.student], base, calibration, config.seed)
-        if not get_rank():
-            check_exports(student, base, folder / "export", to_dict(config.students[run.student]))
+        student = _initial_student(run, folder, base, calibration)
         teacher = build_teacher(config, teacher_folder, prepared)
         trained_fraction = trainable_fraction(student)
         setup = _build_training_setup(
             run, folder, student, vocab_size, prepared, teacher, progress_callback, teacher_folder
         )
-    metrics = (validate if run.role == Role.UNTRAINED else train)(setup)
+    metrics = (train if run.is_trained else validate)(setup)
     if get_rank():
         return {}
     progress_callback("export", 0, 1)
     size = _export(run, folder, student, base)
+    is_quantized = bool(config.students[run.student].quantize)
     return {
+        **({"format": INT8_RECIPE} if is_quantized else {}),
         "files": student_hashes(folder),
         "origin": setup.fingerprints,
         "metrics": metrics,
@@ -120,12 +120,26 @@ def train_and_export_student(
     }
 
 
+def _initial_student(run: Run, folder: Path, base: Path, calibration: Calibration) -> Any:
+    """The student before training; one that is only quantized is written at once."""
+    shape = run.config.students[run.student]
+    if shape.quantize:
+        return quantize_int8(model_folder(shape.from_), folder / "student")
+    student = initial_student(shape, base, calibration, run.config.seed)
+    if not get_rank():
+        check_exports(student, base, folder / "export", to_dict(shape))
+    return student
+
+
 def _export(run: Run, folder: Path, student: Any, base: Path) -> ModelSize:
     """Writes the finished student, adapters merged, and has it read in another process. Raises UserError, its weights kept,
     where it says something else there."""
     RELOAD_PROCESS.start()
     ids = probe_input_ids(student)
     expected_logits = logits_on(student, ids)
+    if run.config.students[run.student].quantize:
+        check_reloads(student, folder / "student", ids, expected_logits)
+        return size_of(load_model(folder / "student"))
     size = size_of(merge_adapters(student))
     card = model_card(run.label, run.config.teacher.model, _recipe(run), {"parameters": f"{size.parameters:,}"})
     export_student(student, base, folder / "student", card, read_template(run.config.data.chat_template))
@@ -137,8 +151,9 @@ def _layer_choices(
     student: StudentConfig, teacher_folder: Path, calibration: Calibration, feature_alignment: FeatureAlignment | None
 ) -> dict[str, Any]:
     """Which of the teacher's layers the student kept, and which layers were compared with which."""
-    is_pruned = not student.from_ and not student.config
-    kept = {"kept_layers": retained_layers(student, teacher_folder, calibration)} if is_pruned else {}
+    origin = model_folder(student.from_) if student.from_ else teacher_folder
+    is_cut = is_pruned(student) or not (student.from_ or student.config)
+    kept = {"kept_layers": retained_layers(student, origin, calibration)} if is_cut else {}
     return kept | (
         {"layer_maps": {term.name: pairs for term, pairs in feature_alignment.term_layer_pairs}}
         if feature_alignment
@@ -249,7 +264,7 @@ def _fused_loss_settings(config: ExperimentConfig, vocab_size: int) -> FusedLoss
 def _recipe(run: Run) -> str:
     config = run.config
     head = f"student: {run.student}\nseed: {config.seed}\n"
-    if run.role == Role.UNTRAINED:
+    if not run.is_trained:
         return head + "training: none\n"
     return (
         head + "objective:\n" + _indented(to_yaml(config.objective)) + "training:\n" + _indented(to_yaml(config.training))
@@ -275,11 +290,12 @@ def _cost_facts(
 ) -> dict[str, Any]:
     """Tokens read and arithmetic spent. A backward pass costs a forward pass for the activations and another for the
     share of the weights that is trained; an offline teacher ran once, for all runs, and is charged to each."""
-    tokens = 0 if run.role == Role.UNTRAINED else setup.datamodule.steps * setup.datamodule.tokens_per_step
+    tokens = 0 if not run.is_trained else setup.datamodule.steps * setup.datamodule.tokens_per_step
     teacher_size = _teacher_size(str(teacher_folder))
     asks_model = setup.distiller.loss.objective.needs_teacher and teacher_capabilities(run.config.teacher).needs_model
     return {
         "training_tokens": tokens,
+        **({"steps": setup.datamodule.steps} if tokens else {}),
         "student_training_flops": (2 + trainable_fraction) * size.flops_per_token() * tokens,
         "teacher_training_flops": teacher_size.flops_per_token() * tokens if asks_model else 0.0,
     }

@@ -2,25 +2,27 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from distill_lit import assets, data
 from distill_lit.config import EvaluationConfig, ExperimentConfig, OnPolicyConfig, load_section
+from distill_lit.config.derivation import BASE_TEACHER, Recipe
 from distill_lit.config.on_policy import check_on_policy, is_on_policy_enabled
+from distill_lit.config.roles import Role
 from distill_lit.evaluation.tasks import check_answer_lengths, check_tasks, check_user_tasks
+from distill_lit.experiment.architectures import Architectures
 from distill_lit.experiment.fingerprint import TEACHER_INT8
 from distill_lit.experiment.grid import GridPoint, expand_points
-from distill_lit.experiment.requirements import student_base_folder
+from distill_lit.experiment.pipeline import expand_pipeline, referred_models
+from distill_lit.experiment.plan import Run
 from distill_lit.generation.corpus import check_generated_corpora
 from distill_lit.losses import Objective, build_objective, check_teacher_supports_objective
 from distill_lit.models import (
     check_int8,
     check_student,
-    check_student_against_teacher,
+    check_student_origin,
     check_student_vocabulary,
-    load_model_config,
     load_tokenizer,
-    model_folder,
 )
 from distill_lit.models.position_limits import check_row_length
 from distill_lit.models.vocabulary import check_special_tokens
@@ -36,22 +38,49 @@ if TYPE_CHECKING:  # bad input is told before it is loaded
 
 def check_experiment(config: ExperimentConfig, points: Sequence[GridPoint] | None = None) -> None:
     """Raises UserError for anything that can be known to be wrong before a model or data set is touched."""
-    for reference in (config.teacher.model, *config.external_models.values()):
-        assets.check_reference(reference)
+    assets.check_reference(config.teacher.model)
     if TEACHER_INT8 in config.baselines:
         check_int8()
     hardware.device_for(config.training.accelerator)
     if config.launcher.teacher_device:
         hardware.check_device("launcher.teacher_device", config.launcher.teacher_device)
     for name, student in config.students.items():
-        check_student(name, student)
+        check_student(f"students.{name}", student)
+        _check_reference(student.from_, config)
+    for reference in config.external_models.values():
+        _check_reference(reference, config)
     check_loggers(config.loggers)
     for _, point in points or expand_points(config):
-        objective = build_objective(point.objective.terms, point.objective.temperature_scaling)
-        _check_teacher(point, objective)
-        data.check_data_config(point.data, point.dataset_source)
-        check_generated_corpora(point.data, point.dataset_source)
+        recipes = expand_pipeline(point, config).recipes
+        for name, recipe in recipes.items():
+            _check_recipe(name, recipe, recipes)
     check_tasks(config.evaluation, config.dataset_source)
+
+
+def _check_reference(reference: str, config: ExperimentConfig) -> None:
+    if reference and reference not in (BASE_TEACHER, *config.models):
+        assets.check_reference(reference)
+
+
+def _check_recipe(name: str, recipe: Recipe, recipes: Mapping[str, Recipe]) -> None:
+    """What the config of one run shows."""
+    config = recipe.config
+    check_student(config_key(name, config), config.students[name])
+    for reference in referred_models(config).values():
+        if reference not in recipes:
+            assets.check_reference(reference)
+    if config.students[name].quantize:
+        check_int8()
+    objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
+    if recipe.is_trained:
+        _check_teacher(config, objective)
+    data.check_data_config(config.data, config.dataset_source)
+    check_generated_corpora(config.data, config.dataset_source)
+
+
+def config_key(name: str, config: ExperimentConfig) -> str:
+    """The key of a model in the config, for messages."""
+    return f"models.{name}" if name in config.models else f"students.{name}"
 
 
 def _check_teacher(point: ExperimentConfig, objective: Objective) -> None:
@@ -111,52 +140,74 @@ def _check_teacher_device(point: ExperimentConfig, objective: Objective, teacher
         )
 
 
-def check_against_teacher(config: ExperimentConfig, points: Sequence[GridPoint] | None = None) -> None:
-    """Raises UserError for what the teacher's config and tokenizer show to be wrong: a student it cannot give or that reads
-    other tokens, a term that does not fit both. The teacher must have been fetched; no weights are loaded."""
-    folder = model_folder(config.teacher.model)  # no grid varies it
-    teacher = load_model_config(folder)
-    vocab_size = teacher.get_text_config().vocab_size
-    check_special_tokens(load_tokenizer(folder), vocab_size, folder)
-    readers: set[str] = set()  # models whose tokens have been compared
-    aligned: set[Path] = set()  # and those whose bytes are known
-    for _, point in points or expand_points(config):
-        student = check_student_against_teacher(point.student, point.students[point.student], folder)
-        check_row_length("data.sequence_length", f"students.{point.student}", student, point.data.sequence_length)
-        source, able = teacher_source(point.teacher), teacher_capabilities(point.teacher)
-        if able.needs_model and able.shares_tokenizer:  # it reads the same rows
-            check_row_length("data.sequence_length", "the teacher", teacher, point.data.sequence_length)
-        reference = point.students[point.student].from_
-        if reference and able.shares_tokenizer and reference not in readers:
-            check_student_vocabulary(point.student, reference, folder)
-            readers.add(reference)
-        if not able.shares_tokenizer and (base := student_base_folder(point, folder)) not in aligned:
-            source.check_tokenizers(load_tokenizer(folder), load_tokenizer(base))
-            aligned.add(base)
-        objective = build_objective(point.objective.terms, point.objective.temperature_scaling)
-        check_feature_dimensions(objective, student, teacher, able.hidden_layers)
-        source.check_model(point.teacher, teacher)
+def check_against_teacher(runs: Sequence[Run]) -> None:
+    """Raises UserError for what the configs and tokenizers of teachers show to be wrong: a student that one cannot give or
+    that reads other tokens, a term that does not fit both. All assets must have been fetched; no weights are loaded."""
+    architectures = Architectures(runs)
+    checked: set[Any] = set()  # what several runs have in common
+    for run in runs:
+        teacher = architectures.teacher(run)
+        folder = teacher.tokenizer_folder
+        if folder not in checked:
+            checked.add(folder)
+            check_special_tokens(load_tokenizer(folder), teacher.config.get_text_config().vocab_size, folder)
+        if run.student and (key := _compared_fields(run)) not in checked:
+            checked.add(key)
+            _check_student_against_teacher(run, architectures)
+        check_same_tokens(run, architectures, checked)
 
 
-def check_models(config: ExperimentConfig, points: Sequence[GridPoint] | None = None) -> None:
+def _compared_fields(run: Run) -> tuple[Any, ...]:
+    """What of a run decides whether its student fits its teacher."""
+    config = run.config
+    return run.student, *map(
+        repr, (config.students[run.student], config.teacher, config.objective, config.data.sequence_length)
+    )
+
+
+def _check_student_against_teacher(run: Run, architectures: Architectures) -> None:
+    config, teacher = run.config, architectures.teacher(run).config
+    key = config_key(run.student, config)
+    student = check_student_origin(key, config.students[run.student], architectures.origin(run).config)
+    check_row_length("data.sequence_length", key, student, config.data.sequence_length)
+    source, able = teacher_source(config.teacher), teacher_capabilities(config.teacher)
+    if able.needs_model and able.shares_tokenizer:  # it reads the same rows
+        check_row_length("data.sequence_length", "the teacher", teacher, config.data.sequence_length)
+    objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
+    check_feature_dimensions(objective, student, teacher, able.hidden_layers)
+    source.check_model(config.teacher, teacher)
+
+
+def check_same_tokens(run: Run, architectures: Architectures, checked: set[Any]) -> None:
+    """Raises UserError unless a student reads the tokens of its teacher, or the teacher can do with others. checked: pairs
+    of tokenizers that have been compared, to which this one is added."""
+    if not run.student:
+        return
+    config, teacher = run.config, architectures.teacher(run).tokenizer_folder
+    able, reference = teacher_capabilities(config.teacher), config.students[run.student].from_
+    own = architectures.of(reference, run).tokenizer_folder if reference else teacher
+    if (pair := (able.shares_tokenizer, teacher, own)) in checked or (own == teacher and able.shares_tokenizer):
+        return
+    checked.add(pair)
+    if able.shares_tokenizer:
+        check_student_vocabulary(config_key(run.student, config), own, teacher)
+    else:
+        teacher_source(config.teacher).check_tokenizers(load_tokenizer(teacher), load_tokenizer(own))
+
+
+def check_models(config: ExperimentConfig, runs: Sequence[Run]) -> None:
     """Raises UserError for questions and measurements that a model of the experiment is not made for. All assets must have
     been fetched; no weights are loaded."""
     from distill_lit.profiling.inference import check_positions
 
-    folder = model_folder(config.teacher.model)
-    folders = {
-        "the teacher": folder,
-        **{name: model_folder(reference) for name, reference in config.external_models.items()},
-    }
-    models = {name: (place, load_model_config(place)) for name, place in folders.items()}
-    with_own_chat_template: set[str] = set()  # students with a chat template of their own
-    for _, point in points or expand_points(config):
-        student = check_student_against_teacher(point.student, point.students[point.student], folder)
-        models[point.student] = (student_base_folder(point, folder), student)
-        with_own_chat_template.update({point.student} if point.data.chat_template else ())
-    check_evaluation_fits_models(config.evaluation, config.dataset_source, models, with_own_chat_template)
+    architectures = Architectures(runs)
+    models = {"the teacher" if run.role == Role.TEACHER else run.student or run.label: run for run in runs if run.is_model}
+    known = {name: architectures.student(run) for name, run in models.items()}
+    folders = {name: (architecture.tokenizer_folder, architecture.config) for name, architecture in known.items()}
+    with_own_chat_template = {run.student for run in runs if run.student and run.config.data.chat_template}
+    check_evaluation_fits_models(config.evaluation, config.dataset_source, folders, with_own_chat_template)
     if config.cost.measure:
-        check_positions({name: model for name, (_, model) in models.items()}, config.cost)
+        check_positions({name: architecture.config for name, architecture in known.items()}, config.cost)
 
 
 def check_evaluation_fits_models(

@@ -9,7 +9,7 @@ from distill_lit.models.reload_check import RELOAD_PROCESS, check_exports, check
 from distill_lit.models.student import (
     Calibration,
     check_student,
-    check_student_against_teacher,
+    check_student_origin,
     check_student_vocabulary,
     initial_student,
     student_config,
@@ -28,7 +28,7 @@ __all__ = [
     "check_reloads",
     "check_same_vocabulary",
     "check_student",
-    "check_student_against_teacher",
+    "check_student_origin",
     "check_student_vocabulary",
     "export_student",
     "initial_student",

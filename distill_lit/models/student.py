@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from distill_lit import assets
 from distill_lit.config import StudentConfig, WidthConfig, to_dict
 from distill_lit.models.flops import size_from_config
 from distill_lit.models.initializers import find_initializer
@@ -65,67 +64,67 @@ class Calibration(NamedTuple):
         return unpacked_model_inputs(model, batches)
 
 
-def check_student(name: str, student: StudentConfig) -> None:
-    """Raises UserError unless the student is either cut out of the teacher, or `from`, or `config`."""
-    is_cut = bool(student.num_layers or isinstance(student.layers, list) or student.width != WidthConfig())
-    given = [key for key, value in (("num_layers", is_cut), ("from", student.from_), ("config", student.config)) if value]
-    if len(given) != 1 and (given or not student.lora.rank):
-        given_text = " and ".join(given) or "none"
-        raise UserError(
-            f"students.{name}: give exactly one of num_layers (or a list of layers, or width), from, config; "
-            f"got {given_text}"
-        )
-    with _student_key_errors(name):
+def is_pruned(student: StudentConfig) -> bool:
+    """Whether layers or width are taken from what the student begins as."""
+    return bool(student.num_layers or isinstance(student.layers, list) or student.width != WidthConfig())
+
+
+def check_student(key: str, student: StudentConfig) -> None:
+    """Raises UserError for a student that cannot be, as far as the config alone shows. key: the student's in the config."""
+    others = [name for name, given in (("num_layers", is_pruned(student)), ("from", student.from_)) if given]
+    if student.config and others:
+        raise UserError(f"{key}: a student from random weights has config alone; got {others[0]} and config")
+    with _student_key_errors(key):
         check_layers(student.layers, student.num_layers)
         check_lora(student.lora)
         if student.initializer:
             find_initializer(student.initializer)
-    if student.from_:
-        assets.check_reference(student.from_)
 
 
-def check_student_against_teacher(name: str, student: StudentConfig, teacher: Path) -> Any:
-    """The student's transformers config, see `student_config`. Raises UserError when the teacher cannot give it. No
-    weights are loaded."""
-    with _student_key_errors(name):
-        config = student_config(student, load_model_config(teacher))
+def check_student_origin(key: str, student: StudentConfig, origin: Any) -> Any:
+    """The student's transformers config, see `student_config`. Raises UserError where its origin cannot give it. No weights
+    are loaded."""
+    with _student_key_errors(key):
+        config = student_config(student, origin)
         if student.config:
             _check_built(config)
-        elif not student.from_:
+        elif is_pruned(student):
             _check_pruned_config_builds(config)
         return config
 
 
-def check_student_vocabulary(name: str, reference: str, teacher: Path) -> None:
-    """Raises UserError unless the model behind the student's `from`, here already, numbers its tokens as the teacher."""
+def check_student_vocabulary(key: str, tokenizer_folder: Path, teacher: Path) -> None:
+    """Raises UserError unless the model that the student begins as numbers its tokens as the teacher."""
     try:
-        check_same_vocabulary(load_tokenizer(teacher), load_tokenizer(model_folder(reference)))
+        check_same_vocabulary(load_tokenizer(teacher), load_tokenizer(tokenizer_folder))
     except UserError as error:
-        raise UserError(f"students.{name}.from: {error}") from None
+        raise UserError(f"{key}.from: {error}") from None
 
 
-def student_config(student: StudentConfig, teacher: Any) -> Any:
-    """The transformers config of a student; teacher: that of the teacher. Which layers a method will keep is not known
-    yet; their number is."""
-    if student.from_:
-        return load_model_config(model_folder(student.from_))
+def student_config(student: StudentConfig, origin: Any) -> Any:
+    """The transformers config of a student. Which layers a method will keep is not known yet; their number is.
+
+    origin: the config of what the student begins as: the model of `from`, or the teacher.
+    """
     if student.config:
-        return config_with_overrides(teacher, student.config)
-    total = teacher.get_text_config().num_hidden_layers
+        return config_with_overrides(origin, student.config)
+    if not is_pruned(student):
+        return origin
+    total = origin.get_text_config().num_hidden_layers
     check_num_layers(student.layers, student.num_layers, total)
     layers = student.layers if isinstance(student.layers, list) else list(range(student.num_layers or total))
-    config = shallow_config(teacher, layers)
+    config = shallow_config(origin, layers)
     return config if student.width == WidthConfig() else narrow_config(config, student.width)
 
 
 def initial_student(student: StudentConfig, teacher: Path, calibration: Calibration, seed: int) -> PreTrainedModel:
-    """The untrained student in float32. teacher: its folder; seed: for new weights."""
+    """The untrained student in float32. teacher: folder whose tokenizer it reads with, and what it begins as or is pruned
+    from without `from`; seed: for new weights."""
     torch.manual_seed(seed)
+    origin = model_folder(student.from_) if student.from_ else teacher
     if student.from_:
-        folder = model_folder(student.from_)
-        check_same_vocabulary(load_tokenizer(teacher), load_tokenizer(folder))
-        model = load_model(folder)
-    elif student.config:
+        check_same_vocabulary(load_tokenizer(teacher), load_tokenizer(origin))
+    if student.config:
         from transformers import AutoModelForCausalLM
 
         model = (
@@ -133,14 +132,16 @@ def initial_student(student: StudentConfig, teacher: Path, calibration: Calibrat
             .float()
             .eval()
         )
+    elif is_pruned(student):
+        model = _prune(student, origin, calibration)
     else:
-        model = _prune_teacher(student, teacher, calibration)
+        model = load_model(origin)
     if student.initializer:
         find_initializer(student.initializer)(model, load_model(teacher))
     return add_adapters(model, student.lora) if student.lora.rank else model
 
 
-def _prune_teacher(student: StudentConfig, teacher: Path, calibration: Calibration) -> PreTrainedModel:
+def _prune(student: StudentConfig, teacher: Path, calibration: Calibration) -> PreTrainedModel:
     try:
         layers = retained_layers(student, teacher, calibration)
     except (TypeError, ValueError, LookupError, AttributeError) as error:  # whatever the architecture makes of fewer layers
@@ -211,12 +212,12 @@ def _choice_cache_path(kind: str, what: list[Any], teacher: Path, calibration: C
 
 
 @contextmanager
-def _student_key_errors(name: str) -> Iterator[None]:
+def _student_key_errors(key: str) -> Iterator[None]:
     """Inside, a UserError is told with the key of the student it is about."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"students.{name}.{error}") from None
+        raise UserError(f"{key}.{error}") from None
 
 
 def _check_change(key: str, value: Any, was: Any) -> None:

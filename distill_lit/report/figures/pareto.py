@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from distill_lit.analysis.model_groups import REFERENCE_ROLES, ROLE_LABELS
+from distill_lit.analysis.model_groups import NAMED_ROLES, ROLE_LABELS
 from distill_lit.analysis.pareto import COST_AXES
 from distill_lit.report.figures.label_placement import LINE_LABEL_POSITIONS, place_labels, segment_boxes
 from distill_lit.report.figures.style import (
@@ -96,7 +96,7 @@ def _series(axes: Any, frame: pd.DataFrame, variants: dict[str, int]) -> tuple[l
     labels, obstacles = [], []
     low, high = axes.get_xlim()
     step = SERIES_OFFSET * np.log(high / low)
-    series = frame["variant"].where(~frame["role"].isin(REFERENCE_ROLES), frame["model"])
+    series = frame["variant"].where(~frame["role"].isin(NAMED_ROLES), frame["model"])
     for (role, _), series_rows in frame.groupby(["role", series], sort=False):
         variant = str(series_rows["variant"].iloc[0])
         style = role_style(role, variants.get(variant, 0))
@@ -106,12 +106,12 @@ def _series(axes: Any, frame: pd.DataFrame, variants: dict[str, int]) -> tuple[l
         # a percentile interval need not hold its estimate
         bars = np.nan_to_num([np.maximum(down, 0), np.maximum(up, 0)])
         axes.errorbar(x, y, yerr=bars, **bar_options(style))
-        if len(x) > 1 and role not in REFERENCE_ROLES:
+        if len(x) > 1 and role not in NAMED_ROLES:
             axes.plot(x, y, linestyle=linestyle(style["dash"]), color=style["color"], linewidth=1.0, alpha=0.7, zorder=2)
             for a, b in zip(zip(x, y, strict=True), list(zip(x, y, strict=True))[1:], strict=False):
                 obstacles += segment_boxes(a, b, log_x=True)
         obstacles += [(a, b - c, a, b + d) for a, b, c, d in zip(x, y, *bars, strict=True)]
-        words = series_rows["model"].iloc[0] if role in REFERENCE_ROLES else ROLE_LABELS[role]
+        words = series_rows["model"].iloc[0] if role in NAMED_ROLES else ROLE_LABELS[role]
         text = f"{words} ({variant})" if variant else words
         # dark, for the colors of markers are too light to be read
         labels.append(

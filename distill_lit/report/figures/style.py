@@ -36,6 +36,7 @@ ROLE_STYLE: dict[str, dict[str, Any]] = {
     "teacher": {"color": BLACK, "marker": "*", "markersize": 13, "fill": True, "dash": SOLID},
     "quantized": {"color": BLACK, "marker": "*", "markersize": 13, "fill": False, "dash": SOLID},
     "external": {"color": PURPLE, "marker": "D", "markersize": 6, "fill": True, "dash": DASH_DOTTED},
+    "derived": {"color": BLACK, "marker": "D", "markersize": 6, "fill": False, "dash": DASH_DOTTED},
     "untrained": {"color": GREY, "marker": "o", "markersize": 6, "fill": False, "dash": DOTTED},
     "ce_only": {"color": RED, "marker": "s", "markersize": 6, "fill": False, "dash": DASHED},
     "distilled": {"color": BLUE, "marker": "o", "markersize": 7, "fill": True, "dash": SOLID},

@@ -71,6 +71,7 @@ _COSTS = (
     ("parameters", "parameters", format_count),
     ("val_kl", "val. KL, nats", lambda v: format_number(v, 2)),
     ("training_flops", "training FLOPs", _training_flops),
+    ("pipeline_training_flops", "… and of what it is made from", _training_flops),
 )
 
 

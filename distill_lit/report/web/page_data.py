@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from distill_lit.analysis.calibration import choice_softmax
-from distill_lit.analysis.model_groups import REFERENCE_ROLES, ROLE_LABELS
+from distill_lit.analysis.model_groups import NAMED_ROLES, ROLE_LABELS
 from distill_lit.analysis.pareto import COST_AXES, cost_axes, pareto_frontier
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.bundle import ReportBundle
@@ -34,7 +34,7 @@ def frontiers(result: ReportBundle) -> dict[str, pd.DataFrame]:
 def page_data(result: ReportBundle, placed: dict[str, pd.DataFrame]) -> dict[str, Any]:
     """What the page's script draws at once, the frontier per cost axis, and what it needs to draw the long tail."""
     scores, tail = result.scores, result.long_tail
-    role_labels = {role: word for role, word in ROLE_LABELS.items() if role not in REFERENCE_ROLES}
+    role_labels = {role: word for role, word in ROLE_LABELS.items() if role not in NAMED_ROLES}
     return {
         "costs": {axis: COST_AXES[axis] for axis in placed},
         "frontier": {axis: _points(frame, variant_numbers(scores.groups)) for axis, frame in placed.items()},
