@@ -57,7 +57,7 @@ from distill_lit.training.tensorboard_summary import CustomScalarsCallback
 from distill_lit.training.trainer import TrainingJob, optimizer_settings, prepare_student, train, validate
 from distill_lit.utils import hardware
 from distill_lit.utils.distributed.ranks import get_rank, rank_zero_first
-from distill_lit.utils.files import fingerprint, hashes_of
+from distill_lit.utils.files import fingerprint, hashes_of, read_json
 from distill_lit.utils.progress import ProgressCallback
 
 KV_BYTES_PER_ELEMENT = 2  # of cached keys and values: bfloat16 or float16
@@ -212,7 +212,16 @@ def _build_training_setup(
         callbacks,
         config.loggers,
         to_dict(config),
+        _steps_before(run, folder),
     )
+
+
+def _steps_before(run: Run, folder: Path) -> int:
+    """Optimizer steps of the stages before that of a run."""
+    if not run.previous_stage:
+        return 0
+    previous = read_json(folder.parent / run.previous_stage / "manifest.json")
+    return int(previous.get("first_step", 0) + previous.get("steps", 0))
 
 
 def _tokenizer(config: ExperimentConfig, base: Path) -> Any:
@@ -295,7 +304,7 @@ def _cost_facts(
     asks_model = setup.distiller.loss.objective.needs_teacher and teacher_capabilities(run.config.teacher).needs_model
     return {
         "training_tokens": tokens,
-        **({"steps": setup.datamodule.steps} if tokens else {}),
+        **({"first_step": setup.first_step, "steps": setup.datamodule.steps} if tokens else {}),
         "student_training_flops": (2 + trainable_fraction) * size.flops_per_token() * tokens,
         "teacher_training_flops": teacher_size.flops_per_token() * tokens if asks_model else 0.0,
     }

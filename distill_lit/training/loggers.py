@@ -43,7 +43,7 @@ def _logger_class(name: str) -> Callable[..., Any]:
     return logger_class
 
 
-def build_loggers(loggers: LoggerOptions, folder: Path, resume_step: int | None) -> list[Any]:
+def build_loggers(loggers: LoggerOptions, folder: Path, resume_step: int | None, first_step: int = 0) -> list[Any]:
     """The loggers of a run, `metrics.jsonl` last.
 
     Each writes into the run's folder, MLflow beside it, unless its options name another place. A run that goes on from
@@ -54,14 +54,20 @@ def build_loggers(loggers: LoggerOptions, folder: Path, resume_step: int | None)
         loggers: {tensorboard, csv, wandb or mlflow: options of Lightning's class}.
         folder: the run's.
         resume_step: optimizer steps of the checkpoint that training goes on from; None: it begins.
+        first_step: optimizer steps of the stages before this one, from which on curves are drawn. `metrics.jsonl` counts
+            those of this stage alone.
     """
-    found = [_build_logger(name, options, folder, resume_step) for name, options in loggers.items() if options is not None]
+    found = [
+        _build_logger(name, options, folder, resume_step, first_step)
+        for name, options in loggers.items()
+        if options is not None
+    ]
     from distill_lit.training.json_lines_logger import JSONLinesLogger  # brings Lightning, which takes seconds
 
     return [*found, JSONLinesLogger(folder / "metrics.jsonl", resume_step)]
 
 
-def _build_logger(name: str, options: Mapping[str, Any], folder: Path, resume_step: int | None) -> Any:
+def _build_logger(name: str, options: Mapping[str, Any], folder: Path, resume_step: int | None, first_step: int) -> Any:
     experiment, run = folder.parent.name, folder.name
     defaults: dict[str, dict[str, Any]] = {
         "tensorboard": {
@@ -69,7 +75,7 @@ def _build_logger(name: str, options: Mapping[str, Any], folder: Path, resume_st
             "name": "",
             "version": "",
             "default_hp_metric": False,
-            "purge_step": resume_step or 0,
+            "purge_step": first_step + (resume_step or 0),
         },
         "csv": {"save_dir": folder, "name": "csv", "version": f"from_step_{resume_step or 0}"},
         "wandb": {"save_dir": folder, "project": experiment, "name": run, "id": run[-64:], "resume": "allow"},
@@ -79,10 +85,24 @@ def _build_logger(name: str, options: Mapping[str, Any], folder: Path, resume_st
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     if name == "mlflow" and resume_step is not None:
         defaults["mlflow"]["run_id"] = _mlflow_run_id(folder)
-    logger = _logger_class(name)(**{**defaults[name], **options})
+    logger = _with_first_step(_logger_class(name), first_step)(**{**defaults[name], **options})
     if name == "mlflow" and get_rank() == 0:
         write_text(folder / MLFLOW_RUN_FILE, str(logger.run_id))
     return logger
+
+
+def _with_first_step(logger_class: Any, first_step: int) -> Any:
+    """A logger whose steps count on from `first_step`."""
+    if not first_step:
+        return logger_class
+
+    class ContinuedLogger(logger_class):  # type: ignore[misc]
+        """Goes on with the curves of the stage before."""
+
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            super().log_metrics(metrics, None if step is None else first_step + step)
+
+    return ContinuedLogger
 
 
 MLFLOW_RUN_FILE = "mlflow_run_id.txt"  # in a run's folder

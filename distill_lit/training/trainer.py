@@ -55,6 +55,7 @@ class TrainingJob:
     callbacks: list[L.Callback] = field(default_factory=list)
     loggers: LoggerOptions = field(default_factory=lambda: {"tensorboard": {}})
     hyperparameters: dict[str, Any] = field(default_factory=dict)  # of the run, for its loggers
+    first_step: int = 0  # optimizer steps of the stages before this one
 
     @property
     def checkpoint_folder(self) -> Path:
@@ -155,7 +156,7 @@ def build_trainer(job: TrainingJob, resume_step: int | None, termination: Termin
     config = job.config
     val_check_interval = max(1, round(config.val_check_interval * job.datamodule.steps))
     sync_lightning_rank()
-    loggers = build_loggers(job.loggers, job.folder, resume_step)
+    loggers = build_loggers(job.loggers, job.folder, resume_step, job.first_step)
     for logger in loggers if resume_step is None else []:
         logger.log_hyperparams(job.hyperparameters)
     checkpoint_interval, budget = config.checkpoint_interval, config.checkpoint_budget

@@ -23,7 +23,7 @@ from distill_lit.experiment import collect
 from distill_lit.experiment.plan import Run, plan_runs
 from distill_lit.experiment.run import is_run_built, is_run_evaluated
 from distill_lit.experiment.validation import check_experiment
-from distill_lit.models import check_student_against_teacher, load_model, load_model_config, load_tokenizer
+from distill_lit.models import check_student_origin, load_model, load_model_config, load_tokenizer
 from distill_lit.utils.exceptions import UserError
 
 CONFIGS = {
@@ -86,7 +86,7 @@ def test_a_config_that_is_none_is_refused(model: Path, name: str) -> None:
 )
 def test_a_student_that_cannot_be_built_is_refused(model: Path, config: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=re.escape(words)):
-        check_student_against_teacher("one", StudentConfig(config=config), model)
+        check_student_origin("students.one", StudentConfig(config=config), load_model_config(model))
 
 
 def evaluate(model: Path, tasks: Path) -> None:

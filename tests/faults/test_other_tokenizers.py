@@ -17,6 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from distill_lit.config import load_experiment
+from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.validation import check_against_teacher
 from distill_lit.generation.completions import Completion
 from distill_lit.generation.perplexity import mean_completion_logprobs
@@ -252,7 +253,7 @@ data: {{corpora: {{text: {{path: "file:{tmp_path}"}}}}}}
 objective: {{terms: {{one: {{kind: uld}}}}}}
 """)
     with pytest.raises(UserError, match=f"teacher.source: cross_tokenizer: the {side}'s tokenizer changes the case"):
-        check_against_teacher(load_experiment(file))
+        check_against_teacher(plan_runs(load_experiment(file)))
 
 
 # ---------------------------------------------------------------- positions

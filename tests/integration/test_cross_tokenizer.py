@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from distill_lit import data
 from distill_lit.config import TermConfig, load_experiment
 from distill_lit.data.loader import ValidationLoader, make_batch
+from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.validation import check_against_teacher, check_experiment
 from distill_lit.losses import build_objective, fused_linear_loss, label_logprobs_from_hidden
 from distill_lit.losses.cross_tokenizer import alm, uld
@@ -427,10 +428,10 @@ grid: {{student: [{"" if source == "cross_tokenizer" else "near, "}far]}}
 """)
     config = load_experiment(file)
     if source == "cross_tokenizer":
-        check_against_teacher(config)
+        check_against_teacher(plan_runs(config))
         return
     with pytest.raises(UserError, match=r"^students.far.from: tokenizers differ: id .* cross-tokenizer objective"):
-        check_against_teacher(config)
+        check_against_teacher(plan_runs(config))
 
 
 @pytest.mark.slow

@@ -12,7 +12,6 @@ from helpers.command_line import run
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scores import compute_scores
 from distill_lit.config import AnalysisConfig, load_experiment
-from distill_lit.experiment.grid import expand_points
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.requirements import required_assets
 from distill_lit.experiment.validation import check_experiment
@@ -72,7 +71,7 @@ def test_plan_has_them_once_with_identities_of_their_own(tmp_path: Path, tiny_te
     assert [(c.role, c.label) for c in runs] == [
         ("teacher", "teacher"), ("quantized", "teacher_int8"), ("external", "other"), ("distilled", "one")]  # fmt: skip
     assert len({c.fingerprint for c in runs}) == 4
-    assert f"file:{rival}" in required_assets(expand_points(config))
+    assert f"file:{rival}" in required_assets(runs)
 
 
 def test_int8_without_torchao_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from helpers.tiny_models import make_corpus, make_model, make_tokenizer
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Phi3Config, Qwen2Config
 
 from distill_lit.config import WidthConfig, load_experiment
+from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.validation import check_against_teacher
 from distill_lit.generation.sampling import SamplingParams, generate_batch
 from distill_lit.models import load_model_config
@@ -297,10 +298,10 @@ evaluation: {{tasks: [piqa], limit: 10}}
             path = tmp_path / "positions.yaml"
             path.write_text(experiment.format(teacher=tmp_path / teacher, student=student, corpus=corpus, length=length))
             if length == 64:
-                check_against_teacher(load_experiment(path))
+                check_against_teacher(plan_runs(load_experiment(path)))
                 continue
             with pytest.raises(UserError, match="data.sequence_length: 65 exceeds the 64 positions of students.small"):
-                check_against_teacher(load_experiment(path))
+                check_against_teacher(plan_runs(load_experiment(path)))
     assert load_model_config(tmp_path / "gpt2").n_positions == 64
 
 

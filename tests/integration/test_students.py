@@ -20,7 +20,7 @@ from distill_lit.losses.lm_head import LMHead
 from distill_lit.models import (
     Calibration,
     check_student,
-    check_student_against_teacher,
+    check_student_origin,
     export_student,
     initial_student,
     load_model,
@@ -60,7 +60,7 @@ def calibration(prepared: data.PreparedData, tmp_path: Path, monkeypatch: pytest
 )
 def test_students_that_make_no_sense_are_refused(student: StudentConfig, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        check_student("s", student)
+        check_student("students.s", student)
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_students_that_make_no_sense_are_refused(student: StudentConfig, words: 
     ],
 )
 def test_students_that_make_sense_are_taken(student: StudentConfig, teacher: Path) -> None:
-    check_student("s", student)
-    check_student_against_teacher("s", student, teacher)
+    check_student("students.s", student)
+    check_student_origin("students.s", student, load_model_config(teacher))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_students_that_the_teacher_cannot_give_are_refused_without_its_weights(
 ) -> None:
     (tmp_path / "config.json").write_text((teacher / "config.json").read_text())
     with pytest.raises(UserError, match=words):
-        check_student_against_teacher("s", student, tmp_path)
+        check_student_origin("students.s", student, load_model_config(tmp_path))
 
 
 @pytest.mark.parametrize(

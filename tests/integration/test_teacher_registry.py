@@ -143,7 +143,7 @@ def build(run: Run, folder: Path) -> Any:
 def test_a_student_is_distilled_from_a_teacher_without_a_model(load: Any, tmp_path: Path) -> None:
     config = load("uniform")
     check_experiment(config)
-    check_against_teacher(config)
+    check_against_teacher(plan_runs(config))
     (run,) = plan_runs(config)
     assert (run.role, run.depends_on) == ("distilled", ())
     made = build(run, tmp_path / "run")
@@ -159,7 +159,7 @@ def test_a_student_is_distilled_from_a_teacher_without_a_model(load: Any, tmp_pa
 def test_a_teacher_whose_run_comes_first(load: Any, tmp_path: Path, tiny_teacher: Path) -> None:
     config = load("unigram", "teacher.options.add=1")
     check_experiment(config)
-    check_against_teacher(config)
+    check_against_teacher(plan_runs(config))
     first, second = plan_runs(config)
     assert (first.role, first.label) == ("teacher_cache", "teacher-cache-counts_1")
     assert (second.role, second.depends_on) == ("distilled", (first.name,))

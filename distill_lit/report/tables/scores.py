@@ -78,9 +78,11 @@ _COSTS = (
 def with_training_flops(frame: pd.DataFrame) -> pd.DataFrame:
     """The score frame with the FLOPs of training, the teacher's forward passes included."""
     both = frame["student_training_flops"].fillna(0) + frame["teacher_training_flops"].fillna(0)
-    return frame.assign(
-        training_flops=both.where(frame["student_training_flops"].notna() & ~frame["role"].isin(REFERENCE_ROLES))
-    )
+    own = both.where(frame["student_training_flops"].notna() & ~frame["role"].isin(REFERENCE_ROLES))
+    frame = frame.assign(training_flops=own)
+    if "pipeline_training_flops" in frame:  # of a model made from none of this experiment it is all there is
+        frame["pipeline_training_flops"] = frame["pipeline_training_flops"].fillna(own)
+    return frame
 
 
 def _seeds(row: pd.Series) -> str:
