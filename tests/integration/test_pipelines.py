@@ -1,0 +1,272 @@
+"""Models made from models, and stages of one student: planned, followed from seed to seed, built, paid for."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import tiny_tasks
+
+from distill_lit.config import load_experiment, to_yaml
+from distill_lit.config.roles import Role
+from distill_lit.experiment.architectures import Architectures
+from distill_lit.experiment.collect import _costs, _curves
+from distill_lit.experiment.experiment import Experiment
+from distill_lit.experiment.plan import Run, plan_runs
+from distill_lit.experiment.run import build_run, check_sources_unchanged, is_run_built, read_manifest, with_source_folders
+from distill_lit.experiment.validation import check_against_teacher, check_experiment
+from distill_lit.models import load_model
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import read_jsonl
+
+MODELS = """
+models:
+  corrected: {from: teacher, objective: {terms: {ce: {}}}, training: {max_tokens: 1024, learning_rate: 0.01}}
+  assistant: {student: three, teacher: corrected}
+"""
+STAGES = """
+stages:
+  warm_up: {objective: {terms: {ce: {}}}, training.max_tokens: 512}
+  off_policy: {training: {max_tokens: 1024}}
+  on_policy: {on_policy: {fraction: 1.0, max_new_tokens: 8}, training.learning_rate: 0.002}
+"""
+
+
+def write(folder: Path, teacher: Path, corpus: Path, text: str = "", grid: str = "{seed: [0]}", more: str = "") -> Path:
+    tasks = tiny_tasks.make_tasks(folder / "tasks", "colours")
+    file = folder / "tiny.yaml"
+    file.write_text(f"""
+name: tiny
+teacher: {{model: "file:{teacher}", dtype: float32}}
+students:
+  three: {{num_layers: 3, layers: uniform}}
+  two: {{num_layers: 2, layers: uniform}}
+data: {{sequence_length: 32, validation_sequences: 4, max_tokens: 2048, corpora: {{text: {{path: "file:{corpus}"}}}}}}
+objective: {{terms: {{kl: {{kind: forward_kl}}}}, compile: never}}
+training: {{max_tokens: 1024, micro_batch_size: 4, precision: float32, accelerator: cpu, val_check_interval: 1.0}}
+evaluation: {{tasks: [colours], include_path: "{tasks}", limit: 4}}
+loggers: {{tensorboard: null}}
+student: two
+grid: {grid}
+{text}
+{more}
+""")
+    return file
+
+
+def plan(file: Path, *overrides: str) -> dict[str, Run]:
+    config = load_experiment(file, list(overrides))
+    check_experiment(config)
+    return {run.label: run for run in plan_runs(config)}
+
+
+def build(runs: dict[str, Run], folder: Path) -> None:
+    for run in runs.values():
+        (folder / run.name).mkdir(parents=True, exist_ok=True)
+        build_run(with_source_folders(run, folder), folder / run.name, lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, teacher: Path, tiny_corpus: Path) -> tuple[Experiment, dict[str, Run]]:
+    """An experiment with models, stages and a student that is quantized, whose runs are built and not evaluated."""
+    root = tmp_path_factory.mktemp("pipeline")
+    more = "baselines: [teacher, untrained, ce_only]"
+    file = write(root, teacher, tiny_corpus, MODELS + STAGES, "{teacher: [corrected], seed: [0]}", more)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DISTILL_LIT_CACHE", str(root / "cache"))
+        experiment = Experiment.from_yaml(file, ["students.two.quantize=int8"], root)
+        runs = {run.label: run for run in experiment.runs}
+        check_against_teacher(experiment.runs)
+        build(runs, experiment.runs_folder)
+    return experiment, runs
+
+
+# ---------------------------------------------------------------- plans
+
+
+def test_the_seed_is_followed_from_model_to_model(tmp_path: Path, teacher: Path, tiny_corpus: Path) -> None:
+    runs = plan(write(tmp_path, teacher, tiny_corpus, MODELS, "{teacher: [teacher, corrected, assistant], seed: [0, 1]}"))
+    for seed in (0, 1):
+        assert runs[f"assistant-seed={seed}"].depends_on == (runs[f"corrected-seed={seed}"].name,)
+        student = runs[f"two-teacher=assistant-seed={seed}"]
+        assert student.sources == {"assistant": runs[f"assistant-seed={seed}"].name}
+    assert runs["corrected-seed=0"].fingerprint != runs["corrected-seed=1"].fingerprint
+    assert runs["two-teacher=teacher-seed=1"].sources == {}
+    order = [run.name for run in runs.values()]
+    assert all(order.index(name) < order.index(run.name) for run in runs.values() for name in run.depends_on)
+
+
+def test_a_model_with_a_seed_of_its_own_is_made_once(tmp_path: Path, teacher: Path, tiny_corpus: Path) -> None:
+    text = MODELS.replace("{from: teacher,", "{from: teacher, seed: 5,")
+    runs = plan(write(tmp_path, teacher, tiny_corpus, text, "{teacher: [corrected], seed: [0, 1]}"))
+    assert runs["corrected"].config.seed == 5
+    assert {runs[f"two-teacher=corrected-seed={seed}"].sources["corrected"] for seed in (0, 1)} == {runs["corrected"].name}
+
+
+@pytest.mark.parametrize("change", ["models.corrected.training.max_tokens=2000", "data.seed=1", "models.corrected.seed=3"])
+def test_what_is_made_from_a_model_has_another_identity_when_the_model_has(
+    change: str, tmp_path: Path, teacher: Path, tiny_corpus: Path
+) -> None:
+    file = write(tmp_path, teacher, tiny_corpus, MODELS, "{teacher: [corrected], seed: [0]}")
+    one, other = (plan(file, *overrides)["two-teacher=corrected-seed=0"] for overrides in ([], [change]))
+    assert one.fingerprint != other.fingerprint
+
+
+def test_another_name_is_no_other_model(tmp_path: Path, teacher: Path, tiny_corpus: Path) -> None:
+    file = write(tmp_path, teacher, tiny_corpus, MODELS, "{teacher: [corrected], seed: [0]}")
+    known = plan(file)["two-teacher=corrected-seed=0"]
+    file.write_text(file.read_text().replace("corrected", "tuned"))
+    assert plan(file)["two-teacher=tuned-seed=0"].fingerprint == known.fingerprint
+
+
+def test_axes_of_the_grid_do_not_change_models(tmp_path: Path, teacher: Path, tiny_corpus: Path) -> None:
+    grid = "{training.learning_rate: [0.001, 0.002], seed: [0]}"
+    runs = plan(write(tmp_path, teacher, tiny_corpus, MODELS, grid))
+    assert [label for label, run in runs.items() if run.role == Role.DERIVED] == ["corrected-seed=0", "assistant-seed=0"]
+    axes = "{models.corrected.training.learning_rate: [0.001, 0.002], teacher: [corrected], seed: [0]}"
+    runs = plan(write(tmp_path, teacher, tiny_corpus, MODELS, axes))
+    assert {"corrected-learning_rate=0.001-seed=0", "corrected-learning_rate=0.002-seed=0"} <= set(runs)
+
+
+def test_a_student_that_does_not_begin_as_its_teacher_has_one_baseline_for_all_teachers(
+    tmp_path: Path, teacher: Path, tiny_corpus: Path
+) -> None:
+    grid, baselines = "{teacher: [teacher, corrected], seed: [0]}", "baselines: [untrained, ce_only]"
+    file = write(tmp_path, teacher, tiny_corpus, MODELS, grid, baselines)
+    assert len([run for run in plan(file).values() if run.role == Role.CE_ONLY]) == 2
+    (without,) = [run for run in plan(file, "students.two.from=teacher").values() if run.role == Role.CE_ONLY]
+    assert without.label == "two-ce_only-seed=0" and without.grid_values == {}
+
+
+def test_an_earlier_stage_is_shared_by_students_that_differ_later(tmp_path: Path, teacher: Path, tiny_corpus: Path) -> None:
+    grid = "{stages.on_policy.training.learning_rate: [0.001, 0.002], seed: [0]}"
+    runs = plan(write(tmp_path, teacher, tiny_corpus, STAGES.replace(", training.learning_rate: 0.002", ""), grid))
+    students = [run for run in runs.values() if run.role == Role.DISTILLED]
+    assert len(students) == 2 and len({run.previous_stage for run in students}) == 1
+    assert [run.label for run in runs.values() if run.role == Role.DERIVED] == ["two-off_policy-seed=0"]
+
+
+def test_a_config_of_a_run_is_read_back(tmp_path: Path, teacher: Path, tiny_corpus: Path) -> None:
+    for run in plan(write(tmp_path, teacher, tiny_corpus, MODELS + STAGES, "{teacher: [assistant], seed: [0]}")).values():
+        (tmp_path / "run.yaml").write_text(to_yaml(run.config))
+        assert load_experiment(tmp_path / "run.yaml") == run.config
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("models: {a: {from: a, lora: {rank: 2}}}", "models: a → a: a model cannot be made from itself"),
+        ("models: {a: {from: b}, b: {from: teacher, teacher: a, lora: {rank: 2}}}", "a → b → a"),
+        (
+            "models: {a: {from: correctd, lora: {rank: 2}}, corrected: {from: teacher}}",
+            "'correctd'; did you mean 'corrected'",
+        ),
+        ("models: {a: {training: {max_tokens: 5}}}", "models.a: say what it begins as"),
+        ("models: {a: {student: four}}", "models.a.student: unknown value 'four'"),
+        ("models: {a: {student: two, from: teacher}}", "models.a: it begins as `from` or as `student`"),
+        ("models: {a: {from: teacher, trainig: {}}}", "models.a: unknown key 'trainig'; did you mean 'training'"),
+        ("models: {a: {from: teacher, training: {max_token: 5}}}", "models.a: unknown key 'training.max_token'"),
+        ("models: {two: {from: teacher}}", "models.two: the name is taken"),
+        ("models: {teacher: {from: 'hf:a/b'}}", "models.teacher: a name"),
+        ("models: {a: {from: 'file:nowhere'}}", "no such file or folder"),
+        ("models: {a: {from: teacher, seed: x}}", "models.a: seed: 'x' is text"),
+        ("stages: {a: {teacher: b}, b: {}}", "stages.a.teacher: 'b' is a later stage"),
+        ("stages: {a: {}, b: {teacher: b}}", "stages.b.teacher: 'b' is this stage itself"),
+        ("stages: {a: {from: teacher}}", "stages.a: unknown key 'from'"),
+        ("stages: {a: {quantize: int8}}", "`quantize` is a stage of its own"),
+        ("stages: {a: {}, b: {quantize: int8, training: {max_tokens: 5}}}", "`quantize` is a stage of its own"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_in_one_line(
+    text: str, words: str, tmp_path: Path, teacher: Path, tiny_corpus: Path
+) -> None:
+    with pytest.raises(UserError) as refused:
+        plan(write(tmp_path, teacher, tiny_corpus, text))
+    assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_more_layers_than_a_model_will_have_are_refused_before_it_is_made(
+    tmp_path: Path, teacher: Path, tiny_corpus: Path
+) -> None:
+    file = write(tmp_path, teacher, tiny_corpus, MODELS, "{teacher: [assistant], seed: [0]}")
+    with pytest.raises(UserError, match=r"students.two.num_layers: 4 exceeds the teacher's 3 layers"):
+        check_against_teacher(list(plan(file, "students.two.num_layers=4").values()))
+
+
+# ---------------------------------------------------------------- runs
+
+
+def test_a_student_is_cut_out_of_the_model_that_was_made(built: tuple[Experiment, dict[str, Run]]) -> None:
+    experiment, runs = built
+    corrected = load_model(experiment.folder_of(runs["corrected-seed=0"]) / "student")
+    untrained = load_model(experiment.folder_of(runs["two-untrained-seed=0"]) / "student")
+    kept = read_manifest(experiment.folder_of(runs["two-untrained-seed=0"]) / "manifest.json")["kept_layers"]
+    for layer, number in zip(untrained.model.layers, kept, strict=True):
+        assert torch.equal(layer.mlp.up_proj.weight, corrected.model.layers[number].mlp.up_proj.weight)
+
+
+def test_architectures_foretell_what_is_made(built: tuple[Experiment, dict[str, Run]]) -> None:
+    experiment, runs = built
+    architectures = Architectures(experiment.runs)
+    for run in runs.values():
+        manifest = read_manifest(experiment.folder_of(run) / "manifest.json")
+        assert architectures.student(run).config.num_hidden_layers == manifest["num_layers"], run.label
+
+
+def test_each_stage_begins_as_the_one_before_it_ended(built: tuple[Experiment, dict[str, Run]]) -> None:
+    experiment, runs = built
+    stages = ["two-warm_up", "two-off_policy", "two-on_policy", "two"]
+    chain = [
+        run
+        for name in stages
+        for run in runs.values()
+        if run.student == name and run.role in (Role.DERIVED, Role.DISTILLED)
+    ]
+    ends = [experiment.folder_of(run) for run in (runs["two-warm_up-ce_only-seed=0"], *chain)]
+    losses = []
+    for folder in ends:
+        points = [point for point in read_jsonl(folder / "metrics.jsonl") if "validation/student_nll" in point]
+        losses.append((points[0]["validation/student_nll"], points[-1]["validation/student_nll"]))
+    for (_, before), (after, _) in zip(losses[:-2], losses[1:-1], strict=True):
+        assert after == pytest.approx(before, abs=1e-4)
+    assert losses[-1][0] == pytest.approx(losses[-2][1], abs=0.05)  # of int8
+
+
+def test_curves_and_costs_run_over_all_stages(built: tuple[Experiment, dict[str, Run]]) -> None:
+    experiment, runs = built
+    student = runs["two-teacher=corrected-seed=0"]
+    curves = _curves([student], experiment)
+    manifests = {run.student: read_manifest(experiment.folder_of(run) / "manifest.json") for run in runs.values()
+                 if run.role != Role.CE_ONLY or run.student == "two-warm_up"}  # fmt: skip
+    stages = ("two-warm_up", "two-off_policy", "two-on_policy")
+    assert [manifests[name]["first_step"] for name in stages] == [0, 4, 12]  # 512, then 1,024 tokens of 128 a step
+    assert curves["step"].is_monotonic_increasing and curves["step"].max() == 20
+    costs = _costs(student, experiment)
+    assert costs["training_tokens"] == 512 + 1024 + 1024
+    own = sum(manifests[name][column] for name in stages for column in ("student_training_flops", "teacher_training_flops"))
+    assert costs["student_training_flops"] + costs["teacher_training_flops"] == own
+    assert costs["pipeline_training_flops"] == own + manifests["corrected"]["student_training_flops"]
+
+
+def test_files_that_changed_after_a_student_was_trained_are_noticed(
+    built: tuple[Experiment, dict[str, Run]], tmp_path: Path
+) -> None:
+    experiment, runs = built
+    copied = tmp_path / "runs"
+    shutil.copytree(experiment.runs_folder, copied)
+    check_sources_unchanged(runs.values(), copied)
+    folder = copied / runs["corrected-seed=0"].name / "student"
+    shutil.copy(copied / runs["assistant-seed=0"].name / "student" / "model.safetensors", folder / "model.safetensors")
+    assert not is_run_built(runs["corrected-seed=0"], folder.parent)
+    with pytest.raises(UserError, match="is not the 'corrected' any more that assistant-seed=0 was made from"):
+        check_sources_unchanged(runs.values(), copied)
+
+
+def test_runs_of_a_plan_know_what_they_need(built: tuple[Experiment, dict[str, Run]]) -> None:
+    experiment, _ = built
+    values = json.loads(json.dumps([run.to_json() for run in experiment.runs]))
+    assert [Run.from_json(one, run.config) for one, run in zip(values, experiment.runs, strict=True)] == experiment.runs
