@@ -14,6 +14,7 @@ from distill_lit.config.fields import (
     Int,
     Temperature,
     Text,
+    VariantChoice,
     Weight,
     config_section,
 )
@@ -253,11 +254,17 @@ class ExperimentConfig:
         description="where curves go: tensorboard, csv, wandb, mlflow, with options of Lightning's logger; null: not there",
     )
     variants: dict[Text, dict[Text, Any]] = Field(
-        default_factory=dict, description="named sets of overrides {name: {dotted key: value}}, for the grid key `variant`"
+        default_factory=dict,
+        description="named sets of overrides {name: {dotted key: value}}, for the grid key `variant`; or axes of such sets "
+        "{axis: {name: {dotted key: value}}}, for the grid keys `variant.axis`",
     )
-    variant: Text = Field(default="", description="one of `variants`; the grid usually sets it")
+    variant: VariantChoice = Field(
+        default="", description="one of `variants`, or {axis: one of its variants}; the grid usually sets it"
+    )
     grid: dict[Text, Annotated[list[Any], Field(min_length=1)]] = Field(
-        default_factory=dict, description="{dotted key: values}; there is a run for every combination"
+        default_factory=dict,
+        description="{dotted key: values}; there is a run for every combination. Values of 'key, other.key' go together; "
+        "`exclude` and `include` are lists of {key: value} to leave out and to add",
     )
     baselines: list[Baseline] = Field(
         default_factory=lambda: list(DEFAULT_BASELINES),

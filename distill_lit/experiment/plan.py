@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from distill_lit.config import ExperimentConfig, OnPolicyConfig, TermConfig, non_default_fields
+from distill_lit.config.grid_points import grid_keys, shortest_names
 from distill_lit.config.on_policy import is_on_policy_enabled
 from distill_lit.config.roles import Role
 from distill_lit.config.schema import GRID_VALUE_SEPARATOR
@@ -80,14 +81,17 @@ def _deduplicate_runs(runs: list[Run]) -> list[Run]:
     stands for, as in `online or top_50`, and does not have the key at all where it stands for every value."""
     values_in_group: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     values_of_run: dict[str, dict[str, dict[str, Any]]] = {}
+    # a grid with exclusions has other points at other seeds, and a baseline is called alike at all of them
+    seedless = {run.fingerprint: _seedless_fingerprint(run) for run in runs}
     for run, identity in [*((run, run.fingerprint) for run in runs), *_runs_without_own_baseline(runs)]:
         for key, value in run.grid_values.items():
-            for found in (values_in_group.setdefault(_baseline_group(run), {}), values_of_run.setdefault(identity, {})):
+            own = values_of_run.setdefault(seedless[identity], {})
+            for found in (values_in_group.setdefault(_baseline_group(run), {}), own):
                 found.setdefault(key, {})[str(value)] = value
     unique_runs: dict[str, Run] = {}
     for run in runs:
         if run.fingerprint not in unique_runs:
-            known = values_of_run.get(run.fingerprint, {}) if run.role in (Role.UNTRAINED, Role.CE_ONLY) else {}
+            known = values_of_run.get(seedless[run.fingerprint], {}) if run.role in (Role.UNTRAINED, Role.CE_ONLY) else {}
             varies = {
                 key: values
                 for key, values in known.items()
@@ -98,7 +102,16 @@ def _deduplicate_runs(runs: list[Run]) -> list[Run]:
 
 
 def _baseline_group(run: Run) -> tuple[Any, ...]:
-    return "trained" if run.role.is_trained else run.role, run.student, run.seed
+    return "trained" if run.role.is_trained else run.role, run.student
+
+
+def _seedless_fingerprint(run: Run) -> str:
+    """What identifies a student and its like at other seeds; any other run by itself."""
+    if run.seed is None or not run.student:
+        return run.fingerprint
+    config = copy.copy(run.config)
+    config.seed = 0
+    return student_fingerprint(run.role, config)
 
 
 def _runs_without_own_baseline(runs: list[Run]) -> Iterable[tuple[Run, str]]:
@@ -131,8 +144,9 @@ def _relabel(run: Run, varies: dict[str, dict[str, Any]]) -> Run:
         key: GRID_VALUE_SEPARATOR.join(found) if len(found) > 1 else next(iter(found.values()))
         for key, found in varies.items()
     }
-    seed = run.seed if "seed" in run.config.grid else None
-    return replace(run, grid_values=axes, label=_label(run.role, run.student, axes, seed))
+    keys = grid_keys(run.config.grid)
+    seed = run.seed if "seed" in keys else None
+    return replace(run, grid_values=axes, label=_label(run.role, run.student, axes, seed, keys))
 
 
 def _all_runs(config: ExperimentConfig, points: Sequence[GridPoint]) -> Iterable[Run]:
@@ -227,16 +241,18 @@ def _student_run(role: Role, values: dict[str, Any], config: ExperimentConfig) -
         config.on_policy = OnPolicyConfig()  # nobody judges what it would write
     if role == Role.UNTRAINED and not config.students[config.student].config:
         seed = None
-    label = _label(role, config.student, axes, seed if "seed" in values else None)
+    label = _label(role, config.student, axes, seed if "seed" in values else None, grid_keys(config.grid))
     needs = _generated_run_names(config) + (
         (_teacher_cache_run(config).name,) if teacher_capabilities(config.teacher).needs_cache else ()
     )
     return Run(role, label, student_fingerprint(role, config), config, config.student, seed, axes, needs)
 
 
-def _label(role: str, student: str, axes: dict[str, Any], seed: int | None) -> str:
+def _label(role: str, student: str, axes: dict[str, Any], seed: int | None, keys: list[str]) -> str:
+    """keys: all that the grid varies, among which an axis is called by its shortest ending."""
+    names = shortest_names([*keys, *axes])
     parts = [student, *([] if role == Role.DISTILLED else [role])]
-    parts += [str(value) if key == "variant" else f"{key.rsplit('.')[-1]}={value}" for key, value in axes.items()]
+    parts += [str(value) if key == "variant" else f"{names[key]}={value}" for key, value in axes.items()]
     parts += [] if seed is None else [f"seed={seed}"]
     return _safe_label("-".join(parts).replace(GRID_VALUE_SEPARATOR, "+").replace(" ", ""))
 
