@@ -89,6 +89,11 @@ class ObjectiveConfig:
     terms: dict[Text, TermConfig | None] = Field(
         default_factory=dict, description="{name: term}; null removes an inherited term, or one of the preset"
     )
+    alpha: Annotated[Float, Field(ge=0, le=1)] | None = Field(
+        default=None,
+        description="mixes by one number: weights of terms with the teacher times alpha, of terms on labels (`ce` is added "
+        "where there is none) times 1 − alpha; null: weights as they are",
+    )
     temperature_scaling: Literal["auto", "hinton", "none"] = Field(
         default="auto", description="hinton: terms with a temperature T times T²; none: not; auto: the preset's, or hinton"
     )

@@ -66,15 +66,17 @@ class Calibration(NamedTuple):
 
 
 def check_student(name: str, student: StudentConfig) -> None:
-    """Raises UserError unless the student is either cut out of the teacher, or `from`, or `config`."""
+    """Raises UserError unless the student is cut out of the teacher (with all its layers where nothing is said), or `from`,
+    or `config`."""
     is_cut = bool(student.num_layers or isinstance(student.layers, list) or student.width != WidthConfig())
     given = [key for key, value in (("num_layers", is_cut), ("from", student.from_), ("config", student.config)) if value]
-    if len(given) != 1 and (given or not student.lora.rank):
-        given_text = " and ".join(given) or "none"
+    if len(given) > 1:
+        said = " and ".join(given)
         raise UserError(
-            f"students.{name}: give exactly one of num_layers (or a list of layers, or width), from, config; "
-            f"got {given_text}"
+            f"students.{name}: give one of num_layers (or a list of layers, or width), from, config; got {said}"
         )
+    if not given and not student.lora.rank and student.layers != KL_GREEDY:
+        raise UserError(f"students.{name}.layers: {student.layers} chooses layers, and num_layers does not say how many")
     with _student_key_errors(name):
         check_layers(student.layers, student.num_layers)
         check_lora(student.lora)

@@ -52,7 +52,10 @@ def calibration(prepared: data.PreparedData, tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("student", "words"),
     [
-        (StudentConfig(), "students.s: give exactly one of num_layers .* got none"),
+        (
+            StudentConfig(layers="uniform"),
+            "students.s.layers: uniform chooses layers, and num_layers does not say",
+        ),
         (StudentConfig(num_layers=2, from_="file:x"), "got num_layers and from"),
         (StudentConfig(width=WidthConfig(hidden_size=8), config={"hidden_size": 8}), "got num_layers and config"),
         (StudentConfig(from_="smollm"), "unknown kind"),
@@ -66,6 +69,7 @@ def test_students_that_make_no_sense_are_refused(student: StudentConfig, words: 
 @pytest.mark.parametrize(
     "student",
     [
+        StudentConfig(),
         StudentConfig(num_layers=2),
         StudentConfig(layers=[0, 3]),
         StudentConfig(width=WidthConfig(intermediate_size=32)),
@@ -77,6 +81,13 @@ def test_students_that_make_no_sense_are_refused(student: StudentConfig, words: 
 def test_students_that_make_sense_are_taken(student: StudentConfig, teacher: Path) -> None:
     check_student("s", student)
     check_student_against_teacher("s", student, teacher)
+
+
+def test_a_student_of_whom_nothing_is_said_is_the_whole_teacher(teacher: Path, calibration: Calibration) -> None:
+    whole = load_model(teacher)
+    model = initial_student(StudentConfig(), teacher, calibration, seed=0)
+    assert model.state_dict().keys() == whole.state_dict().keys()
+    assert all(torch.equal(weight, whole.state_dict()[name]) for name, weight in model.state_dict().items())
 
 
 @pytest.mark.parametrize(
