@@ -36,6 +36,11 @@ class CorpusConfig(DatasetConfig):
         default="", description="instead of `text`: column of chat messages; the loss is then on the responses only"
     )
     generated: GeneratedConfig | None = Field(default=None, description="instead of `dataset` and `path`: a teacher writes")
+    weight: Annotated[Float, Field(ge=0)] | None = Field(
+        default=None,
+        description="share of the pool's tokens, in proportion to the other weights; read again where it has too few; "
+        "null: every document of all corpora once",
+    )
 
     @property
     def is_chat(self) -> bool:
@@ -54,7 +59,14 @@ class DataConfig:
     max_tokens: Int = Field(
         default=0, ge=0, le=MAX_TOKENS, description="tokens in the training pool, drawn at random; 0: the whole corpus"
     )
-    validation_sequences: Count = Field(default=16, ge=1, description="packed sequences held out for validation")
+    validation: dict[Text, CorpusConfig] = Field(
+        default_factory=dict,
+        description="text to validate on, {name: corpus}, instead of held-out documents of `corpora`; documents of it are "
+        "left out of training",
+    )
+    validation_sequences: Count = Field(
+        default=16, ge=0, description="packed sequences to validate on; 0: all that `validation` fills"
+    )
     chat_template: Text = Field(
         default="", description="file with a Jinja chat template for corpora and students; empty: the tokenizer's own"
     )

