@@ -1,13 +1,15 @@
 """An experiment as a list of runs: what each trains, how it is called, and what identifies it."""
 
 import copy
+import functools
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from operator import getitem
 from typing import Any
 
-from distill_lit.config import ExperimentConfig, OnPolicyConfig, TermConfig, non_default_fields
+from distill_lit.config import CorpusConfig, ExperimentConfig, OnPolicyConfig, TermConfig, non_default_fields, to_dict
 from distill_lit.config.grid_points import grid_keys, shortest_names
 from distill_lit.config.on_policy import is_on_policy_enabled
 from distill_lit.config.roles import Role
@@ -217,7 +219,16 @@ def _generated_runs(config: ExperimentConfig) -> Iterable[Run]:
             writer = {} if corpus.generated.remote else {"model": config.teacher.model, "dtype": config.teacher.dtype}
             written = {key: value for key, value in corpus_fingerprint_fields(corpus, config).items() if key != "weight"}
             identity = versioned_fingerprint(corpus=written, writer=writer, benchmarks=config.dataset_source)
-            yield Run(Role.GENERATED, _safe_label(f"generated-{name}"), identity, alone)
+            label = "-".join([f"generated-{name}", *_corpus_axes(name, corpus, config.grid)])
+            yield Run(Role.GENERATED, _safe_label(label), identity, alone)
+
+
+def _corpus_axes(name: str, corpus: CorpusConfig, grid: Mapping[str, list[Any]]) -> list[str]:
+    """`key=value` of what the grid varies in how a corpus is written: one run for each."""
+    prefix, values = f"data.corpora.{name}.generated.", to_dict(corpus.generated)
+    names = shortest_names(grid_keys(grid))
+    paths = {key: key.removeprefix(prefix).split(".") for key in names if key.startswith(prefix)}
+    return [f"{names[key]}={functools.reduce(getitem, path, values)}" for key, path in paths.items()]
 
 
 def _teacher_cache_run(config: ExperimentConfig) -> Run:

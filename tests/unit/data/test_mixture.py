@@ -33,7 +33,7 @@ def corpus(folder: Path, letter: str, documents: int, weight: float | None = Non
 
 
 def data(folder: Path, validation: int = 0, **corpora: tuple[int, float | None]) -> DataConfig:
-    """corpora: {letter: (documents, weight)}; validation: documents to validate on; none of them: 40 tokens are held out."""
+    """corpora: {letter: (documents, weight)}; validation: documents to validate on; 0: 40 tokens are held out."""
     own = {"v": corpus(folder, "v", validation)} if validation else {}
     named = {letter: corpus(folder, letter, *given) for letter, given in corpora.items()}
     return DataConfig(corpora=named, sequence_length=20, validation=own, validation_sequences=2)
@@ -140,11 +140,8 @@ def test_corpora_alternate_within_the_rows(tmp_path: Path, tokenizer: Path) -> N
 
 def test_own_text_is_validated_on_and_left_out_of_training(tmp_path: Path, tokenizer: Path) -> None:
     config = data(tmp_path, validation=8, a=(20, None))
-    rows = [{"text": f"a{i:08d}"} for i in (3, 4)] + [
-        {"text": " v00000002\n"},
-        {"text": "v00000003"},
-        {"text": "v00000003"},
-    ]
+    texts = ["a00000003", "a00000004", " v00000002\n", "v00000003", "v00000003"]
+    rows = [{"text": text} for text in texts]
     config.corpora["c"] = CorpusConfig(path=str(write_lines(tmp_path / "c.jsonl", rows)))
     prepared = prepare_datasets(config, tokenizer, "pypi")
     assert set(documents(prepared.train)) == {f"a{i}" for i in range(20)}
@@ -179,9 +176,7 @@ def test_the_pool_has_its_size_beside_own_text(tmp_path: Path, tokenizer: Path) 
 def test_training_text_that_is_all_validated_on_is_refused(tmp_path: Path, tokenizer: Path) -> None:
     config = data(tmp_path, validation=8, a=(5, None))
     config.validation = {"same": config.corpora["a"]}
-    with pytest.raises(
-        UserError, match=r"^data\.corpora: no document left of 5 rows; all are empty or in data\.validation"
-    ):
+    with pytest.raises(UserError, match=r"^data\.corpora: no document left of 5 rows; .* in data\.validation"):
         prepare_datasets(config, tokenizer, "pypi")
 
 
@@ -203,7 +198,7 @@ def test_a_chat_to_validate_on_is_the_same_chat_in_training(tmp_path: Path, toke
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"corpora": {"a": {"weight": 1.0}, "b": {}}}, "data.corpora.b.weight: other corpora have weights; give it one"),
+        ({"corpora": {"a": {"weight": 1.0}, "b": {}}}, "data.corpora.b.weight: the other corpora have weights; give it"),
         ({"corpora": {"a": {"weight": 0.0}}}, "data.corpora: no corpus has a weight above 0"),
         ({"validation": {"v": {"path": "nowhere.jsonl"}}}, "data.validation.v.path: nowhere.jsonl: no such file"),
         ({"validation": {"v": {"weight": 1.0}}}, "data.validation.v.weight: text to validate on is read as it is"),
