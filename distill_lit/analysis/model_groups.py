@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from distill_lit.analysis.results import ROLES, Results
+from distill_lit.config.grid_points import shortest_names
 from distill_lit.config.schema import GRID_VALUE_SEPARATOR
 
 ROLE_LABELS = {
@@ -40,7 +41,8 @@ def groups_of(results: Results) -> list[ModelGroup]:
     """All groups, teacher first, then by student size and role; groups without any record are kept."""
     runs = results.runs.copy()
     axes = [c for c in runs.columns if c.startswith("grid.") and c not in NON_VARIANT_AXES and runs[c].notna().any()]
-    short = _short_names(axes)
+    varied = [c.removeprefix("grid.") for c in runs.columns if c.startswith("grid.") and runs[c].notna().any()]
+    short = {f"grid.{key}": name for key, name in shortest_names(varied).items()}
     size = runs.groupby("student")["parameters"].max() if "parameters" in runs else pd.Series(dtype=float)
     found: dict[tuple, list[int]] = {}
     for row in runs.index:
@@ -107,16 +109,6 @@ def _group(results: Results, rows: pd.DataFrame, key: tuple, short: dict[str, st
         variant=variant,
         other_data=other_data,
     )
-
-
-def _short_names(axes: list[str]) -> dict[str, str]:
-    """The shortest dotted endings that tell the grid keys apart."""
-    parts = {axis: axis.removeprefix("grid.").split(".") for axis in axes}
-    for length in range(1, 10):
-        names = {axis: ".".join(p[-length:]) for axis, p in parts.items()}
-        if len(set(names.values())) == len(axes):
-            break
-    return names if axes else {}
 
 
 def baseline_of(group: ModelGroup, role: str, groups: list[ModelGroup]) -> ModelGroup | None:

@@ -60,6 +60,7 @@ def config_section(cls: type[Section]) -> type[Section]:
 # a union names the member that a value wants to be, so that an error is about this member alone
 _TEXT_OR_LIST = Discriminator(lambda value: "list" if isinstance(value, list) else "text")
 _NUMBER_OR_MAPPING = Discriminator(lambda value: "mapping" if isinstance(value, dict) else "number")
+_TEXT_OR_MAPPING = Discriminator(lambda value: "mapping" if isinstance(value, dict) else "text")
 _NUMBER_OR_TEXT = Discriminator(lambda value: "text" if isinstance(value, str) else "number")
 
 ScheduleFields = TypedDict(
@@ -100,4 +101,8 @@ Templates = Annotated[Annotated[Text, Tag("text")] | Annotated[list[Text], Tag("
 OnPolicyFraction = Annotated[
     Annotated[Float, Tag("number"), Field(ge=0, le=1)] | Annotated[Literal["adaptive"], Tag("text")],
     _NUMBER_OR_TEXT,
+]
+VariantChoice = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[dict[Text, Text], Tag("mapping")],
+    _TEXT_OR_MAPPING,
 ]

@@ -10,6 +10,7 @@ from pydantic.dataclasses import is_pydantic_dataclass
 from pydantic.fields import FieldInfo
 from typing_extensions import is_typeddict
 
+from distill_lit.config.grid_points import EXCLUDE, INCLUDE, zipped_keys
 from distill_lit.config.yaml_text import YamlScalar
 
 NAMED_CHANGES = ("variants", "models", "stages")  # {name: changes to an experiment}
@@ -105,17 +106,45 @@ def _resolve_by_path(value: Any, name: str, root: Any) -> Any:
     """The values of `grid`, or of every one of `variants`, `models` or `stages`, each as the key at its path wants it."""
     if not isinstance(value, dict):
         return value
-    if name in NAMED_CHANGES:
-        return {variant: _resolve_by_path(changes, "", root) for variant, changes in value.items()}
-    listed = [(key, type_at_path(root, key.split(".")), item) for key, item in value.items()]
+    if name in ("models", "stages"):
+        return {model: _resolve_by_path(changes, "", root) for model, changes in value.items()}
     if name == "grid":
+        return {axis: resolve_axis(axis, item, root) for axis, item in value.items()}
+    if name == "variants":
         return {
-            key: [resolve_scalars(kind, one, root) for one in item]
-            if isinstance(item, list)
-            else resolve_scalars(kind, item, root)
-            for key, kind, item in listed
+            variant: {choice: _resolve_by_path(changes, "", root) for choice, changes in entry.items()}
+            if is_variant_axis(entry, root)
+            else _resolve_by_path(entry, "", root)
+            for variant, entry in value.items()
         }
-    return {key: resolve_scalars(kind, item, root) for key, kind, item in listed}
+    return {key: resolve_scalars(type_at_path(root, key.split(".")), item, root) for key, item in value.items()}
+
+
+def resolve_axis(axis: str, values: Any, root: Any) -> Any:
+    """The values of an axis of the grid, each as its key wants it; of exclusions and inclusions, those below their keys."""
+    if not isinstance(values, list):
+        return resolve_scalars(Any, values, root)
+    if axis in (EXCLUDE, INCLUDE):
+        return [
+            _resolve_by_path(one, "", root) if isinstance(one, dict) else resolve_scalars(Any, one, root) for one in values
+        ]
+    kinds = [type_at_path(root, key.split(".")) for key in zipped_keys(axis)]
+    if len(kinds) == 1:
+        return [resolve_scalars(kinds[0], one, root) for one in values]
+    return [
+        [resolve_scalars(kind, item, root) for kind, item in zip(kinds, row, strict=True)]
+        if isinstance(row, list) and len(row) == len(kinds)
+        else resolve_scalars(Any, row, root)
+        for row in values
+    ]
+
+
+def is_variant_axis(entry: Any, root: Any) -> bool:
+    """Whether an entry of `variants` is an axis, {name: {dotted key: value}}, and not one variant, {dotted key: value}: it
+    holds only mappings, below names that are no keys of the experiment."""
+    if not isinstance(entry, dict) or not entry:
+        return False
+    return all(isinstance(item, dict) and key.partition(".")[0] not in fields_by_key(root) for key, item in entry.items())
 
 
 def deep_merge(base: Any, more: Any) -> Any:

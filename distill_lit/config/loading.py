@@ -3,7 +3,6 @@
 import copy
 import difflib
 import functools
-import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -13,10 +12,20 @@ from pydantic import ValidationError
 
 from distill_lit.config.errors import KeyPath, describe_error
 from distill_lit.config.fields import Section
+from distill_lit.config.grid_points import grid_points
 from distill_lit.config.interpolation import resolve_interpolations
-from distill_lit.config.key_paths import deep_merge, is_text, nest_key, resolve_scalars, type_adapter, type_at_path
+from distill_lit.config.key_paths import (
+    deep_merge,
+    is_text,
+    nest_key,
+    resolve_axis,
+    resolve_scalars,
+    type_adapter,
+    type_at_path,
+)
 from distill_lit.config.schema import ExperimentConfig
 from distill_lit.config.validation import validate_config
+from distill_lit.config.variants import check_disjoint, choose_variants
 from distill_lit.config.yaml_text import PARSE_ERRORS, dump_yaml, parse_yaml
 from distill_lit.utils.exceptions import UserError, one_line_message, suggest
 from distill_lit.utils.shipped import shipped_folder
@@ -48,6 +57,8 @@ def load_section(section: type[Section], overrides: list[str]) -> Section:
 
 def _load(section: type[Section], layers: list[Layer], overrides: list[str]) -> Section:
     files = _merged(layers)
+    if any(override.startswith("grid=") for override in overrides):
+        files.pop("grid", None)  # a whole grid replaces another; grid.KEY=… adds or changes an axis
     changes = _parse_overrides(section, files, overrides)
     _check_null_corpora("", changes, files)
     tree = drop_null_corpora(deep_merge(files, changes))
@@ -62,9 +73,11 @@ def _parse_overrides(section: Any, tree: Tree, overrides: list[str]) -> Tree:
     """What overrides say, nested; tree: what they stand on, whose names may have dots."""
     changes: Tree = {}
     for override in overrides:
-        if not re.match(r"[\w.-]+=", override):
+        if not re.match(r"[\w.-]+(, *[\w.-]+)*=", override):
             raise UserError(f"override {override!r} is not key=value")
         key, _, text = override.partition("=")
+        if key == "grid":
+            changes.pop("grid", None)
         nested = nest_key(section, deep_merge(tree, changes), key, _parse_override(section, key, text))
         changes = deep_merge(changes, _spell_out_teacher(nested))
     return changes
@@ -79,6 +92,8 @@ def _parse_override(section: Any, key: str, text: str) -> Any:
         if is_text(kind):
             return text
         raise UserError(f"{key}: {text[:120]!r} is not YAML: {one_line_message(error)}") from error
+    if section is ExperimentConfig and key.startswith("grid."):
+        return resolve_axis(key.removeprefix("grid."), value, section)
     return text if isinstance(value, (dict, list)) and is_text(kind, value) else resolve_scalars(kind, value, section)
 
 
@@ -127,8 +142,7 @@ def _check_null_corpora(where: str, changes: Tree, base: Tree) -> None:
 
 def expand_grid(config: ExperimentConfig) -> Iterator[tuple[dict[str, Any], ExperimentConfig]]:
     """({grid key: value}, the experiment with these values) for every point of the grid, in the order of the file."""
-    for values in itertools.product(*config.grid.values()):
-        point = dict(zip(config.grid, copy.deepcopy(values), strict=True))
+    for point in grid_points(config.grid):
         yield point, config_at_point(config, point)
 
 
@@ -136,13 +150,11 @@ def config_at_point(config: ExperimentConfig, point: dict[str, Any]) -> Experime
     """The experiment with these values of its grid's keys, and with its variant."""
     base = to_dict(config)
     layers = [Layer("", base)]
-    variant = point.get("variant", config.variant)
-    if variant:
-        if not isinstance(variant, str) or variant not in config.variants:
-            raise UserError(f"variant: unknown value {variant!r}{suggest(str(variant), config.variants)}")
-        changes = nest_changes(base, copy.deepcopy(config.variants[variant]))
-        _check_null_corpora(f"variants.{variant}.", changes, base)
-        layers.append(Layer(f"variants.{variant}", changes))
+    for variant in choose_variants(config, point):
+        changes = nest_changes(base, copy.deepcopy(variant.changes))
+        _check_null_corpora(f"{variant.name}.", changes, base)
+        layers.append(Layer(variant.name, changes))
+    check_disjoint(layers[1:])
     layers.append(Layer("grid", nest_changes(_merged(layers), point)))
     resolved = build_section(ExperimentConfig, drop_null_corpora(_merged(layers)), layers)
     validate_config(resolved)

@@ -74,7 +74,8 @@ class LoraConfig:
 
 @config_section
 class StudentConfig:
-    """One student: pruned from the teacher in depth and width, another model, or a model from random weights."""
+    """One student: pruned from the teacher in depth and width, another model, or a model from random weights; `{}` is the
+    teacher with all its layers."""
 
     num_layers: Count = Field(default=0, ge=0, description="layers kept of the teacher, or of `from`; 0: all of them")
     layers: LayerSelection = Field(

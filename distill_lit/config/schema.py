@@ -14,6 +14,7 @@ from distill_lit.config.fields import (
     Int,
     Temperature,
     Text,
+    VariantChoice,
     Weight,
     config_section,
 )
@@ -35,6 +36,11 @@ class CorpusConfig(DatasetConfig):
         default="", description="instead of `text`: column of chat messages; the loss is then on the responses only"
     )
     generated: GeneratedConfig | None = Field(default=None, description="instead of `dataset` and `path`: a teacher writes")
+    weight: Annotated[Float, Field(ge=0)] | None = Field(
+        default=None,
+        description="share of the pool's tokens, in proportion to the other weights; read again where it has too few; "
+        "null: every document of all corpora once",
+    )
 
     @property
     def is_chat(self) -> bool:
@@ -53,7 +59,14 @@ class DataConfig:
     max_tokens: Int = Field(
         default=0, ge=0, le=MAX_TOKENS, description="tokens in the training pool, drawn at random; 0: the whole corpus"
     )
-    validation_sequences: Count = Field(default=16, ge=1, description="packed sequences held out for validation")
+    validation: dict[Text, CorpusConfig] = Field(
+        default_factory=dict,
+        description="text to validate on, {name: corpus}, instead of held-out documents of `corpora`; documents of it are "
+        "left out of training",
+    )
+    validation_sequences: Count = Field(
+        default=16, ge=0, description="packed sequences to validate on; 0: all that `validation` fills"
+    )
     chat_template: Text = Field(
         default="", description="file with a Jinja chat template for corpora and students; empty: the tokenizer's own"
     )
@@ -87,6 +100,11 @@ class ObjectiveConfig:
     )
     terms: dict[Text, TermConfig | None] = Field(
         default_factory=dict, description="{name: term}; null removes an inherited term, or one of the preset"
+    )
+    alpha: Annotated[Float, Field(ge=0, le=1)] | None = Field(
+        default=None,
+        description="mixes by one number: weights of terms with the teacher times alpha, of terms on labels (`ce` is added "
+        "where there is none) times 1 − alpha; null: weights as they are",
     )
     temperature_scaling: Literal["auto", "hinton", "none"] = Field(
         default="auto", description="hinton: terms with a temperature T times T²; none: not; auto: the preset's, or hinton"
@@ -262,11 +280,17 @@ class ExperimentConfig:
         description="where curves go: tensorboard, csv, wandb, mlflow, with options of Lightning's logger; null: not there",
     )
     variants: dict[Text, dict[Text, Any]] = Field(
-        default_factory=dict, description="named sets of overrides {name: {dotted key: value}}, for the grid key `variant`"
+        default_factory=dict,
+        description="named sets of overrides {name: {dotted key: value}}, for the grid key `variant`; or axes of such sets "
+        "{axis: {name: {dotted key: value}}}, for the grid keys `variant.axis`",
     )
-    variant: Text = Field(default="", description="one of `variants`; the grid usually sets it")
+    variant: VariantChoice = Field(
+        default="", description="one of `variants`, or {axis: one of its variants}; the grid usually sets it"
+    )
     grid: dict[Text, Annotated[list[Any], Field(min_length=1)]] = Field(
-        default_factory=dict, description="{dotted key: values}; there is a run for every combination"
+        default_factory=dict,
+        description="{dotted key: values}; there is a run for every combination. Values of 'key, other.key' go together; "
+        "`exclude` and `include` are lists of {key: value} to leave out and to add",
     )
     baselines: list[Baseline] = Field(
         default_factory=lambda: list(DEFAULT_BASELINES),

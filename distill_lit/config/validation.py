@@ -2,7 +2,9 @@
 
 import re
 
+from distill_lit.config.grid_points import check_grid, grid_keys
 from distill_lit.config.schema import BASELINES, ExperimentConfig
+from distill_lit.config.variants import all_variants
 from distill_lit.utils.exceptions import UserError, suggest
 
 MAX_NAME_BYTES = 200  # of the 255 that the name of a folder may have
@@ -48,12 +50,13 @@ def validate_config(config: ExperimentConfig) -> None:
     for name in config.external_models:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]{,99}", name) or name in (*config.students, *RESERVED_NAMES):
             raise UserError(f"external_models.{name}: a name is made of letters, digits, '_', '.', '-', and is not taken")
-    for key in config.grid:
+    for key in grid_keys(config.grid):
         _check_varies(f"grid.{key}", key)
-    for variant, changes in config.variants.items():
-        for key in changes:
-            _check_varies(f"variants.{variant}.{key}", str(key))
-        if "variant" in changes:
-            raise UserError(f"variants.{variant}.variant: a variant cannot choose another one")
-    if "student" not in config.grid and not config.student:
+    check_grid(config.grid)
+    for variant in all_variants(config):
+        for key in variant.changes:
+            _check_varies(f"{variant.name}.{key}", str(key))
+            if key.split(".")[0] == "variant":
+                raise UserError(f"{variant.name}.{key}: a variant cannot choose another one")
+    if "student" not in grid_keys(config.grid) and not config.student:
         config.student = next(iter(config.students))

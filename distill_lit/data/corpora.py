@@ -17,8 +17,11 @@ from distill_lit.data.messages import is_supervised_response, read_messages, rea
 from distill_lit.data.sources import Row, check_corpus_source, draw_rows, open_corpus_source
 from distill_lit.utils.exceptions import UserError, one_line_message
 
+TRAINING_SECTION, VALIDATION_SECTION = "data.corpora", "data.validation"  # of the config
 MAX_ROW_CHARS_IN_ERROR = 80  # characters of a row in an error
 CORPUS_WORD_PATTERN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")  # letters, with apostrophes inside
+
+Chat = tuple[dict[str, Any], ...]  # messages, or tools
 
 
 @dataclass(frozen=True)
@@ -31,31 +34,42 @@ class Document:
     messages: tuple[dict[str, Any], ...] = ()
     tools: tuple[dict[str, Any], ...] = ()  # what the assistant of a chat may call
     row: int = 0  # of the corpus, from 1
+    section: str = TRAINING_SECTION  # of the config, that the corpus is in
+
+    @property
+    def key(self) -> str:
+        """How errors name its corpus."""
+        return f"{self.section}.{self.corpus}"
 
 
 @dataclass
 class CorpusCounts:
-    """What became of the rows of one corpus: read = documents + duplicates + empty."""
+    """What became of the rows of one corpus: rows = documents + duplicates + empty + in_validation."""
 
     rows: int = 0
     documents: int = 0
     duplicates: int = 0
     empty: int = 0
+    in_validation: int = 0
 
 
 @dataclass
 class Documents:
-    """All documents of some corpora, and per corpus what was left out."""
+    """All documents of some corpora, and per corpus what was left out. is_compared: with documents to validate on."""
 
     items: list[Document] = field(default_factory=list)
     counts: dict[str, CorpusCounts] = field(default_factory=dict)
+    is_compared: bool = False
 
     def statistics(self) -> dict[str, Any]:
-        """{rows, documents, duplicates, empty, corpora: {name: the same}}."""
-        total: Counter[str] = Counter()
-        for counts in self.counts.values():
-            total.update(asdict(counts))
-        return {**total, "corpora": {name: asdict(counts) for name, counts in self.counts.items()}}
+        """{rows, documents, duplicates, empty[, in_validation], corpora: {name: the same}}."""
+        names = [name for name in asdict(CorpusCounts()) if name != "in_validation" or self.is_compared]
+        by_corpus = {corpus: {name: getattr(counts, name) for name in names} for corpus, counts in self.counts.items()}
+        return {**{name: sum(counts[name] for counts in by_corpus.values()) for name in names}, "corpora": by_corpus}
+
+    def digests(self) -> set[bytes]:
+        """What tells each of its documents apart from others."""
+        return {_digest(document) for document in self.items}
 
 
 def template_sandbox() -> ImmutableSandboxedEnvironment:
@@ -89,43 +103,78 @@ def compile_template(key: str, corpus: CorpusConfig) -> Template:
 
 
 def check_corpora(corpora: Mapping[str, CorpusConfig], dataset_source: str) -> None:
-    """Raises UserError when no corpus is named or one cannot be read, as far as that shows without fetching."""
+    """Raises UserError when no corpus is named, one cannot be read, as far as that shows without fetching, or some have a
+    weight and others none."""
     if not corpora:
         raise UserError("data.corpora names no corpus; add one, or a corpora/… file to `defaults`")
     for name, corpus in corpora.items():
-        if corpus.generated is None:
-            check_corpus_source(_key(name), corpus, dataset_source)
-        elif corpus.dataset or corpus.path:
-            raise UserError(f"{_key(name)} has both generated and {'dataset' if corpus.dataset else 'path'}; give one")
-        compile_template(_key(name), corpus)
+        _check_corpus(f"{TRAINING_SECTION}.{name}", corpus, dataset_source)
+    unweighted = [name for name, corpus in corpora.items() if corpus.weight is None]
+    if unweighted and len(unweighted) < len(corpora):
+        raise UserError(
+            f"{TRAINING_SECTION}.{unweighted[0]}.weight: the other corpora have weights; give it one, 0 for none"
+        )
+    if not unweighted and not any(corpus.weight for corpus in corpora.values()):
+        raise UserError(f"{TRAINING_SECTION}: no corpus has a weight above 0")
 
 
-def corpora_fingerprint(corpora: Mapping[str, CorpusConfig], dataset_source: str) -> dict[str, Any]:
+def check_validation_corpora(corpora: Mapping[str, CorpusConfig], dataset_source: str) -> None:
+    """Raises UserError for a corpus to validate on that cannot be read, is generated, or has a weight."""
+    for name, corpus in corpora.items():
+        key = f"{VALIDATION_SECTION}.{name}"
+        if corpus.generated is not None:
+            raise UserError(f"{key}.generated: text to validate on is not written by a teacher; give dataset or path")
+        if corpus.weight is not None:
+            raise UserError(f"{key}.weight: text to validate on is read as it is; only data.corpora have weights")
+        _check_corpus(key, corpus, dataset_source)
+
+
+def _check_corpus(key: str, corpus: CorpusConfig, dataset_source: str) -> None:
+    if corpus.generated is None:
+        check_corpus_source(key, corpus, dataset_source)
+    elif corpus.dataset or corpus.path:
+        raise UserError(f"{key} has both generated and {'dataset' if corpus.dataset else 'path'}; give one")
+    compile_template(key, corpus)
+
+
+def corpora_fingerprint(
+    corpora: Mapping[str, CorpusConfig], dataset_source: str, section: str = TRAINING_SECTION
+) -> dict[str, Any]:
     """JSON-like value that changes when a document can: the config and the hashes of the sources."""
     return {
-        name: [non_default_fields(corpus), open_corpus_source(_key(name), corpus, dataset_source).fingerprint()]
+        name: [non_default_fields(corpus), open_corpus_source(f"{section}.{name}", corpus, dataset_source).fingerprint()]
         for name, corpus in sorted(corpora.items())
     }
 
 
 def read_documents(
-    corpora: Mapping[str, CorpusConfig], seed: int, dataset_source: str, on_row: Callable[[], Any] = lambda: None
+    corpora: Mapping[str, CorpusConfig],
+    seed: int,
+    dataset_source: str,
+    on_row: Callable[[], Any] = lambda: None,
+    *,
+    section: str = TRAINING_SECTION,
+    validation: Documents | None = None,
 ) -> Documents:
-    """Every document once, corpus by corpus in the order of their names; `on_row` is called for each row.
+    """Every document once, corpus by corpus in the order of their names, less those of `validation`; `on_row` is called for
+    each row.
 
     Two documents are the same when they differ only in white space. Raises UserError for a row that cannot be
     rendered and when nothing is left.
     """
-    loaded = Documents()
+    loaded = Documents(is_compared=validation is not None)
+    excluded = validation.digests() if validation else set()
     seen: set[bytes] = set()
     for name, corpus in sorted(corpora.items()):
         counts = loaded.counts[name] = CorpusCounts()
-        for document in _render_corpus(name, corpus, seed, dataset_source):
+        for document in _render_corpus(section, name, corpus, seed, dataset_source):
             on_row()
             counts.rows += 1
             digest = _digest(document)
             if not document.text:
                 counts.empty += 1
+            elif digest in excluded:
+                counts.in_validation += 1
             elif digest in seen:
                 counts.duplicates += 1
             else:
@@ -134,7 +183,8 @@ def read_documents(
                 loaded.items.append(document)
     if not loaded.items:
         rows = sum(counts.rows for counts in loaded.counts.values())
-        raise UserError(f"data.corpora: no document left of {rows} rows; all are empty")
+        reason = "empty or in data.validation" if excluded else "empty"
+        raise UserError(f"{section}: no document left of {rows} rows; all are {reason}")
     return loaded
 
 
@@ -146,31 +196,29 @@ def count_words(documents: list[Document]) -> Counter[str]:
     return words
 
 
-def _key(name: str) -> str:
-    return f"data.corpora.{name}"
-
-
 def _digest(document: Document) -> bytes:
     chat = [document.messages, document.tools]
     text = json.dumps(chat, sort_keys=True, default=str) if document.messages else document.text
     return blake2b(" ".join(text.split()).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def _render_corpus(name: str, corpus: CorpusConfig, seed: int, dataset_source: str) -> Iterator[Document]:
-    source = open_corpus_source(_key(name), corpus, dataset_source)
-    template = compile_template(_key(name), corpus)
+def _render_corpus(section: str, name: str, corpus: CorpusConfig, seed: int, dataset_source: str) -> Iterator[Document]:
+    key = f"{section}.{name}"
+    source = open_corpus_source(key, corpus, dataset_source)
+    template = compile_template(key, corpus)
     for number, row in draw_rows(source, corpus.max_documents, [seed, zlib.crc32(name.encode())]):
         if corpus.messages:
-            yield _chat(name, corpus.messages, row, number + 1)
+            text, messages, tools = _chat(key, corpus.messages, row, number + 1)
+            yield Document(name, text, messages, tools, number + 1, section)
         else:
-            yield Document(name, _render(name, template, row), row=number + 1)
+            yield Document(name, _render(key, template, row), row=number + 1, section=section)
 
 
-def _render(name: str, template: Template, row: Row) -> str:
+def _render(key: str, template: Template, row: Row) -> str:
     try:
         return template.render(row).strip().removeprefix("\ufeff").strip()  # a byte order mark
     except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, MemoryError) as error:
-        raise render_error(f"{_key(name)}.text", error, row) from error
+        raise render_error(f"{key}.text", error, row) from error
 
 
 def render_error(key: str, error: Exception, row: Row) -> UserError:
@@ -179,14 +227,14 @@ def render_error(key: str, error: Exception, row: Row) -> UserError:
     return UserError(f"{key}: {one_line_message(error)}; the columns are {columns}; the row begins {begins}")
 
 
-def _chat(name: str, column: str, row: Row, number: int) -> Document:
-    """A chat document; one without a response from the assistant to learn counts as empty."""
+def _chat(key: str, column: str, row: Row, number: int) -> tuple[str, Chat, Chat]:
+    """(text, messages, tools) of a chat; the text of one without a response from the assistant to learn is empty."""
     if column not in row:
-        raise UserError(f"{_key(name)}.messages: no column {column!r}; the columns are {', '.join(sorted(row))}")
+        raise UserError(f"{key}.messages: no column {column!r}; the columns are {', '.join(sorted(row))}")
     try:
         messages, tools = read_messages(column, row[column]), read_tools(row.get("tools"))
         is_answered = any(is_supervised_response(message) for message in messages)
     except (UserError, ValueError) as error:
-        raise UserError(f"{_key(name)}.messages: row {number}: {error}") from error
+        raise UserError(f"{key}.messages: row {number}: {error}") from error
     text = "\n".join(message.get("content", "") for message in messages).strip()
-    return Document(name, (text or json.dumps(messages, default=str)) if is_answered else "", messages, tools, number)
+    return (text or json.dumps(messages, default=str)) if is_answered else "", messages, tools

@@ -134,11 +134,16 @@ def split_train_validation(
     after them until `max_tokens` tokens (0: all; at least one document)."""
     ends = documents.offsets[1:]
     num_validation_documents = min(int(np.searchsorted(ends, validation_sequences * sequence_length)) + 1, len(ends))
-    last = len(ends)
+    return _between(documents, 0, num_validation_documents), take_tokens(documents, max_tokens, num_validation_documents)
+
+
+def take_tokens(documents: TokenizedDocuments, max_tokens: int, first: int = 0) -> TokenizedDocuments:
+    """The documents from number `first` on that fit into `max_tokens` tokens (0: all; at least one where there is one)."""
+    last = len(documents.offsets) - 1
     if max_tokens:
-        fitting = int(np.searchsorted(ends, documents.offsets[num_validation_documents] + max_tokens, side="right"))
-        last = min(last, max(fitting, num_validation_documents + 1))
-    return _between(documents, 0, num_validation_documents), _between(documents, num_validation_documents, last)
+        fitting = int(np.searchsorted(documents.offsets[1:], documents.offsets[first] + max_tokens, side="right"))
+        last = min(last, max(fitting, first + 1))
+    return _between(documents, first, last)
 
 
 def _between(documents: TokenizedDocuments, first: int, last: int) -> TokenizedDocuments:

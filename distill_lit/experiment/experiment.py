@@ -74,6 +74,7 @@ class Experiment:
     @cached_property
     def points(self) -> list[GridPoint]:
         """Every point of the grid."""
+        load_plugins(self.config.plugins)  # whether a loss of theirs compares with the teacher decides what alpha does
         return expand_points(self.config)
 
     @cached_property

@@ -90,12 +90,16 @@ def data_fingerprint_fields(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def validation_data_fingerprint(config: ExperimentConfig) -> str:
-    """Identifies the text that is held out for validation: numbers measured on different text do not compare."""
+    """Identifies the text that is held out for validation: numbers measured on different text do not compare. Held-out
+    documents are the same whatever the weights of the corpora."""
     found = data_fingerprint_fields(config)
+    corpora = found.get("validation") or {
+        name: {key: value for key, value in corpus.items() if key != "weight"} for name, corpus in found["corpora"].items()
+    }
     rows: list[Any] = [config.data.seed, config.data.sequence_length, config.data.validation_sequences]
     if not teacher_capabilities(config.teacher).shares_tokenizer:  # the student's own tokenizer cuts them
         rows.append(config.students[config.student].from_)
-    return versioned_fingerprint(corpora=found["corpora"], rows=rows, dataset_source=found["dataset_source"])
+    return versioned_fingerprint(corpora=corpora, rows=rows, dataset_source=found["dataset_source"])
 
 
 def corpus_fingerprint_fields(corpus: CorpusConfig, config: ExperimentConfig) -> dict[str, Any]:

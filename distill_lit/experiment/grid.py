@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from distill_lit.config import ExperimentConfig, ObjectiveConfig, TermConfig, expand_grid, to_dict
-from distill_lit.losses import resolve_preset
+from distill_lit.losses import mix_terms, resolve_preset
 
 
 class GridPoint(NamedTuple):
@@ -25,10 +25,13 @@ def expand_points(config: ExperimentConfig) -> list[GridPoint]:
 
 
 def resolve_objective(objective: ObjectiveConfig) -> ObjectiveConfig:
-    """The same objective without a preset and without `auto` in its scaling. Raises UserError for an unknown preset."""
+    """The same objective without a preset, without `alpha`, which becomes the weights of the terms, and without `auto` in
+    its scaling. Raises UserError for an unknown preset, and for an alpha with nothing to mix."""
     given: dict[str, Mapping[str, Any] | None] = {
         name: None if term is None else to_dict(term) for name, term in objective.terms.items()
     }
     terms, scaling = resolve_preset(objective.preset, given, objective.temperature_scaling)
+    if objective.alpha is not None:
+        terms = mix_terms(terms, objective.alpha)
     spelled: dict[str, TermConfig | None] = {name: TermConfig(**fields) for name, fields in terms.items()}
-    return replace(objective, preset="", terms=spelled, temperature_scaling=scaling)
+    return replace(objective, preset="", alpha=None, terms=spelled, temperature_scaling=scaling)

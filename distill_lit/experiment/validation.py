@@ -97,9 +97,10 @@ def _check_teacher(point: ExperimentConfig, objective: Objective) -> None:
     )
     check_teacher_supports_features(objective, teacher, described, point.training.compile)
     _check_teacher_device(point, objective, teacher)
-    for name, corpus in point.data.corpora.items():
-        if corpus.is_chat and not teacher.shares_tokenizer:  # a chat template belongs to a tokenizer
-            raise UserError(f"data.corpora.{name}: {described} reads plain text only, and this is a chat")
+    for section, corpora in (("corpora", point.data.corpora), ("validation", point.data.validation)):
+        for name, corpus in corpora.items():
+            if corpus.is_chat and not teacher.shares_tokenizer:  # a chat template belongs to a tokenizer
+                raise UserError(f"data.{section}.{name}: {described} reads plain text only, and this is a chat")
 
 
 def _check_policy_gradient(objective: Objective, on_policy: OnPolicyConfig) -> None:

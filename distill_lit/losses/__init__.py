@@ -24,7 +24,7 @@ from distill_lit.losses.objective import (
     build_objective,
     check_teacher_supports_objective,
 )
-from distill_lit.losses.presets import PRESETS, resolve_preset
+from distill_lit.losses.presets import PRESETS, mix_terms, resolve_preset
 from distill_lit.losses.registry import LOGIT_LOSSES, BoolOption, ChoiceOption, NumberOption
 from distill_lit.losses.schedules import Schedule, cosine, linear, piecewise
 from distill_lit.losses.terms import (
@@ -106,6 +106,7 @@ __all__ = [
     "fused_linear_loss",
     "label_logprobs_from_hidden",
     "linear",
+    "mix_terms",
     "piecewise",
     "register",
     "resolve_preset",

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+from distill_lit.losses.registry import LOGIT_LOSSES
+from distill_lit.losses.schedules import scale_weight
 from distill_lit.utils.exceptions import UserError, suggest
 
 TemperatureScaling = Literal["auto", "hinton", "none"]
@@ -68,3 +70,30 @@ def resolve_preset(
         base_fields = resolved.get(name, TERM_DEFAULTS)
         resolved[name] = {**base_fields, **given, "options": {**base_fields["options"], **given.get("options", {})}}
     return resolved, base.temperature_scaling if temperature_scaling == "auto" else temperature_scaling
+
+
+def mix_terms(terms: Mapping[str, Mapping[str, Any]], alpha: float) -> dict[str, dict[str, Any]]:
+    """α · (what compares with the teacher) + (1 − α) · (what is on labels): the terms, {name: fields}, with other weights.
+
+    The weight of each term, a number or a schedule, is multiplied by α or by 1 − α. `ce` of weight 1 − α joins them where
+    no term is on labels. Hinton et al. 2015, 1503.02531 §2: a weighted average of two objectives. Raises UserError where
+    nothing compares with the teacher.
+    """
+    on_labels = [name for name, fields in terms.items() if _is_on_labels(fields.get("kind") or name)]
+    if len(on_labels) == len(terms):
+        raise UserError("objective.alpha: no term compares with the teacher, so there is nothing to mix; add one, as kl")
+    if not on_labels and "ce" in terms:
+        raise UserError("objective.alpha: it adds a term `ce` on labels, and terms.ce compares with the teacher; rename it")
+    complete: Mapping[str, Mapping[str, Any]] = terms if on_labels else {**terms, "ce": TERM_DEFAULTS}
+    labels_weight = round(1 - alpha, 12)
+    return {
+        name: {
+            **fields,
+            "weight": scale_weight(fields["weight"], labels_weight if name in on_labels or name not in terms else alpha),
+        }
+        for name, fields in complete.items()
+    }
+
+
+def _is_on_labels(kind: str) -> bool:
+    return kind in LOGIT_LOSSES and not LOGIT_LOSSES[kind].target_forms

@@ -74,6 +74,8 @@ def check_student(key: str, student: StudentConfig) -> None:
     others = [name for name, given in (("num_layers", is_pruned(student)), ("from", student.from_)) if given]
     if student.config and others:
         raise UserError(f"{key}: a student from random weights has config alone; got {others[0]} and config")
+    if not others and not student.config and not student.lora.rank and student.layers != KL_GREEDY:
+        raise UserError(f"{key}.layers: {student.layers} chooses layers, and num_layers does not say how many")
     with _student_key_errors(key):
         check_layers(student.layers, student.num_layers)
         check_lora(student.lora)

@@ -18,7 +18,10 @@ from helpers.warm_processes import MAY_BE_WARM
 
 from distill_lit import data
 from distill_lit.config import CorpusConfig, DataConfig, FiltersConfig, GeneratedConfig, PromptsConfig, load_experiment
-from distill_lit.experiment.fingerprint import corpus_fingerprint_fields
+from distill_lit.config.roles import Role
+from distill_lit.experiment.fingerprint import corpus_fingerprint_fields, validation_data_fingerprint
+from distill_lit.experiment.plan import plan_runs
+from distill_lit.experiment.teacher import prepare_run_data, write_generated_corpora
 from distill_lit.generation import filters
 from distill_lit.generation.completions import Completion, read_completions
 from distill_lit.generation.corpus import (
@@ -494,6 +497,46 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DISTILL_LIT_CACHE": SHARED_CACHE}
     command = [sys.executable, "-m", "distill_lit", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
+
+
+def test_answers_per_prompt_are_an_axis(tmp_path: Path, chatty: Path) -> None:
+    """A corpus is written for each number of answers, whatever its weight; each student waits for its own and reads it."""
+    questions(tmp_path)
+    file = tmp_path / "tiny.yaml"
+    file.write_text(f"""
+name: tiny
+teacher: {{model: "file:{chatty}", source: none, dtype: float32}}
+students: {{one: {{num_layers: 1, layers: uniform}}}}
+data:
+  sequence_length: 256
+  validation_sequences: 1
+  corpora:
+    answers:
+      generated: {{prompts: {{path: "{tmp_path}/q.jsonl", text: "{{{{ q }}}}"}}, temperature: 1.0, max_new_tokens: 4}}
+      weight: 1
+  validation: {{own: {{path: "file:{tiny_models.make_corpus(tmp_path / "text.jsonl")}"}}}}
+objective: {{terms: {{ce: {{weight: 1}}}}}}
+training: {{precision: float32, accelerator: cpu}}
+evaluation: {{tasks: [sciq]}}
+grid: {{data.corpora.answers.generated.num_samples: [1, 3], data.corpora.answers.weight: [1.0, 2.0]}}
+baselines: []
+""")
+    runs = plan_runs(load_experiment(file))
+    written = {run.label: run for run in runs if run.role == Role.GENERATED}
+    assert list(written) == ["generated-answers-num_samples=1", "generated-answers-num_samples=3"]
+    students = {run.label: run for run in runs if run.student}
+    assert set(students) == {f"one-num_samples={n}-weight={weight}" for n in (1, 3) for weight in (1.0, 2.0)}
+    assert len({run.fingerprint for run in students.values()}) == 4
+    assert len({validation_data_fingerprint(run.config) for run in students.values()}) == 1
+    for samples in (1, 3):
+        maker = written[f"generated-answers-num_samples={samples}"]
+        facts = write_generated_corpora(maker.config, lambda *_: None)["answers"]
+        student = students[f"one-num_samples={samples}-weight=2.0"]
+        assert student.depends_on == (maker.name,)
+        assert (facts["prompts"], facts["answers"]) == (9, 9 * samples)
+        statistics = prepare_run_data(student.config, chatty).statistics
+        assert statistics["rows"] == facts["kept"] > 6 * samples
+        assert statistics["mixture"]["answers"]["documents"] == statistics["documents"]
 
 
 @pytest.mark.slow

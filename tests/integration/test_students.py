@@ -53,6 +53,10 @@ def calibration(prepared: data.PreparedData, tmp_path: Path, monkeypatch: pytest
     ("student", "words"),
     [
         (StudentConfig(from_="file:x", config={"hidden_size": 8}), "got from and config"),
+        (
+            StudentConfig(layers="uniform"),
+            "students.s.layers: uniform chooses layers, and num_layers does not say",
+        ),
         (StudentConfig(width=WidthConfig(hidden_size=8), config={"hidden_size": 8}), "got num_layers and config"),
     ],
 )
@@ -77,6 +81,13 @@ def test_students_that_make_no_sense_are_refused(student: StudentConfig, words: 
 def test_students_that_make_sense_are_taken(student: StudentConfig, teacher: Path) -> None:
     check_student("students.s", student)
     check_student_origin("students.s", student, load_model_config(teacher))
+
+
+def test_a_student_of_whom_nothing_is_said_is_the_whole_teacher(teacher: Path, calibration: Calibration) -> None:
+    whole = load_model(teacher)
+    model = initial_student(StudentConfig(), teacher, calibration, seed=0)
+    assert model.state_dict().keys() == whole.state_dict().keys()
+    assert all(torch.equal(weight, whole.state_dict()[name]) for name, weight in model.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ def _students() -> Iterable[Line]:
     from distill_lit.models.pruning import LAYER_SELECTION_METHODS
 
     yield "num_layers: n", f"n layers of the teacher, chosen by layers: {', '.join(LAYER_SELECTION_METHODS)}, or listed"
+    yield "{}", "all layers of the teacher, with its weights"
     yield "width: {…}", "fewer hidden channels, heads, key-value groups, neurons of the teacher, by activation importance"
     yield "from: reference", "a pretrained model with the teacher's tokenizer"
     yield "config: {…}", "random weights; the teacher's transformers config with these changes"

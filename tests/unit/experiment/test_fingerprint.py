@@ -56,9 +56,8 @@ def test_baselines_are_planned_once_and_named_by_what_they_stand_for() -> None:
     """Three variants, of which two differ in the objective alone, times two lengths of training."""
     variants = "{a: {objective.terms.kl.temperature: 2.0}, b: {teacher.source: online}, c: {training.learning_rate: 0.001}}"
     changes = (
-        "grid.student=[deep]",
         f"variants={variants}",
-        "grid={variant: [a, b, c], training.max_tokens: [10000, 20000], seed: [0, 1]}",
+        "grid={student: [deep], variant: [a, b, c], training.max_tokens: [10000, 20000], seed: [0, 1]}",
     )
     runs = plan_runs(load_experiment(QUICKSTART, list(changes)))
     of = {role: [run.label for run in runs if run.role == role] for role in ("untrained", "ce_only", "distilled")}

@@ -185,3 +185,81 @@ def test_an_unknown_preset_is_refused() -> None:
 def test_losses_that_ask_who_wrote_a_text_are_refused_for_a_corpus(kind: str, words: str) -> None:
     with pytest.raises(UserError, match=rf"objective\.terms\.new: {kind} .*{words}"):
         check_experiment(load_experiment(QUICKSTART, [f"objective.terms.new={{kind: {kind}}}"]))
+
+
+# ---------------------------------------------------------------- one number that mixes
+
+
+def weights_of(objective: ObjectiveConfig) -> dict[str, object]:
+    return {name: term.weight for name, term in resolve_objective(objective).terms.items() if term is not None}
+
+
+KL = TermConfig(kind="forward_kl")
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.9, 1.0])
+def test_alpha_is_the_usual_sum_of_kl_and_cross_entropy(alpha: float) -> None:
+    student, teacher, labels = example()
+    student.requires_grad_()
+    chosen = labels != IGNORED
+    soft, hard = batchmean_kl(student[chosen], teacher[chosen], 2.0), F.cross_entropy(student[chosen], labels[chosen])
+    (alpha * soft + (1 - alpha) * hard).backward()
+    loss, gradient = ours(ObjectiveConfig(alpha=alpha, terms={"kl": TermConfig(kind="forward_kl", temperature=2.0)}))
+    torch.testing.assert_close(loss, (alpha * soft + (1 - alpha) * hard).detach(), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(gradient, student.grad, rtol=1e-12, atol=1e-14)
+
+
+def test_alpha_multiplies_the_weights_there_are() -> None:
+    """By hand: 0.3 · 0.5 and 0.7 · 0.5 of Hinton's halves, 0.3 · 0.2 of states, and 1 − 0.9 is 0.1."""
+    states = {"hidden_states": TermConfig(weight=0.2)}
+    hinton = ObjectiveConfig(preset="hinton", alpha=0.3, terms=states)
+    assert weights_of(hinton) == {"ce": 0.35, "kl": 0.15, "hidden_states": 0.06}
+    assert weights_of(ObjectiveConfig(alpha=0.9, terms={"kl": KL})) == {"kl": 0.9, "ce": 0.1}
+    smoothed = {"labels": TermConfig(kind="ce", options={"label_smoothing": 0.1}), "kl": KL}
+    assert weights_of(ObjectiveConfig(alpha=0.25, terms=smoothed)) == {"labels": 0.75, "kl": 0.25}
+    once = resolve_objective(hinton)
+    assert resolve_objective(once) == once and once.alpha is None
+
+
+def test_alpha_scales_schedules_point_by_point() -> None:
+    line = {"shape": "linear", "start": 1.0, "end": 0.5, "from": 0.2}
+    steps = {"shape": "piecewise", "points": {"0": 1.0, "0.5": 2.0}}
+    terms = {"kl": TermConfig(kind="forward_kl", weight=line), "ce": TermConfig(weight=steps)}
+    assert weights_of(ObjectiveConfig(alpha=0.4, terms=terms)) == {
+        "kl": {"shape": "linear", "start": 0.4, "end": 0.2, "from": 0.2},
+        "ce": {"shape": "piecewise", "points": {"0": 0.6, "0.5": 1.2}},
+    }
+
+
+def test_alpha_is_an_axis_whose_ends_are_what_they_say() -> None:
+    """At 0 the teacher says nothing: that point is the baseline without it. What weights say is the same run."""
+    grid = "grid={objective.alpha: [0.0, 0.5, 1.0], student: [deep]}"
+    runs = plan_runs(load_experiment(QUICKSTART, ["objective.terms={ce: null}", "objective.terms.kl.weight=1.0", grid]))
+    trained = {run.label: run for run in runs if run.role.is_trained}
+    assert {label: run.role for label, run in trained.items()} == {
+        "deep-ce_only": "ce_only",
+        "deep-alpha=0.5": "distilled",
+        "deep-alpha=1.0": "distilled",
+    }
+    terms = trained["deep-alpha=1.0"].config.objective.terms
+    assert {name: term.weight for name, term in terms.items() if term} == {"kl": 1.0, "ce": 0.0}
+    by_hand = ["objective.terms.kl.weight=0.5", "objective.terms.ce.weight=0.5", "grid={student: [deep]}"]
+    (same,) = [run for run in plan_runs(load_experiment(QUICKSTART, by_hand)) if run.role == "distilled"]
+    assert trained["deep-alpha=0.5"].fingerprint == same.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["objective.alpha=1.5"], r"^objective\.alpha: 1\.5 is above its maximum 1"),
+        (["objective.alpha=half"], r"^objective\.alpha: 'half' is text; write it without quotes, as a number"),
+        (["objective.alpha=0.5", "objective.terms={kl: null}"], r"^objective\.alpha: no term compares with the teacher"),
+        (
+            ["objective.alpha=0.5", "objective.terms={ce: {kind: reverse_kl}}"],
+            r"^objective\.alpha: it adds a term `ce` on labels, and terms\.ce compares with the teacher",
+        ),
+    ],
+)
+def test_an_alpha_with_nothing_to_mix_is_refused(changes: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        check_experiment(load_experiment(QUICKSTART, changes))
