@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from distill_lit import assets, data
 from distill_lit.config import EvaluationConfig, ExperimentConfig, OnPolicyConfig, load_section
 from distill_lit.config.on_policy import check_on_policy, is_on_policy_enabled
-from distill_lit.evaluation.tasks import check_answer_lengths, check_tasks, check_user_tasks
+from distill_lit.evaluation.tasks import check_answer_lengths, check_tasks, check_user_tasks, has_generative_tasks
+from distill_lit.experiment.agreement import AgreementCheck, penalty_notes
 from distill_lit.experiment.fingerprint import TEACHER_INT8
 from distill_lit.experiment.grid import GridPoint, expand_points
 from distill_lit.experiment.requirements import student_base_folder
@@ -111,15 +112,17 @@ def _check_teacher_device(point: ExperimentConfig, objective: Objective, teacher
         )
 
 
-def check_against_teacher(config: ExperimentConfig, points: Sequence[GridPoint] | None = None) -> None:
+def check_against_teacher(config: ExperimentConfig, points: Sequence[GridPoint] | None = None) -> list[str]:
     """Raises UserError for what the teacher's config and tokenizer show to be wrong: a student it cannot give or that reads
-    other tokens, a term that does not fit both. The teacher must have been fetched; no weights are loaded."""
+    other tokens, a term that does not fit both, a chat that both would read or end differently. Returns what differs and is
+    only to be known. The teacher must have been fetched; no weights are loaded."""
     folder = model_folder(config.teacher.model)  # no grid varies it
     teacher = load_model_config(folder)
     vocab_size = teacher.get_text_config().vocab_size
     check_special_tokens(load_tokenizer(folder), vocab_size, folder)
     readers: set[str] = set()  # models whose tokens have been compared
     aligned: set[Path] = set()  # and those whose bytes are known
+    agreement = AgreementCheck(folder)
     for _, point in points or expand_points(config):
         student = check_student_against_teacher(point.student, point.students[point.student], folder)
         check_row_length("data.sequence_length", f"students.{point.student}", student, point.data.sequence_length)
@@ -136,11 +139,13 @@ def check_against_teacher(config: ExperimentConfig, points: Sequence[GridPoint] 
         objective = build_objective(point.objective.terms, point.objective.temperature_scaling)
         check_feature_dimensions(objective, student, teacher, able.hidden_layers)
         source.check_model(point.teacher, teacher)
+        agreement.check(point)
+    return agreement.notes
 
 
-def check_models(config: ExperimentConfig, points: Sequence[GridPoint] | None = None) -> None:
-    """Raises UserError for questions and measurements that a model of the experiment is not made for. All assets must have
-    been fetched; no weights are loaded."""
+def check_models(config: ExperimentConfig, points: Sequence[GridPoint] | None = None) -> list[str]:
+    """Raises UserError for questions and measurements that a model of the experiment is not made for. Returns what is to be
+    known of how they answer. All assets must have been fetched; no weights are loaded."""
     from distill_lit.profiling.inference import check_positions
 
     folder = model_folder(config.teacher.model)
@@ -157,6 +162,7 @@ def check_models(config: ExperimentConfig, points: Sequence[GridPoint] | None = 
     check_evaluation_fits_models(config.evaluation, config.dataset_source, models, with_own_chat_template)
     if config.cost.measure:
         check_positions({name: model for name, (_, model) in models.items()}, config.cost)
+    return penalty_notes(folders) if has_generative_tasks(config.evaluation, config.dataset_source) else []
 
 
 def check_evaluation_fits_models(
