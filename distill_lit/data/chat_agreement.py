@@ -61,15 +61,17 @@ def find_turn_end(tokenizer: Any) -> TurnEnd | None:
     chat = render_chat(tokenizer, PLAIN_CHAT)
     if not chat.spans:
         return None
-    start, end = chat.spans[-1]
-    pattern, last = _token_pattern(tokenizer), None
-    for found in reversed(list(pattern.finditer(chat.text, start, end))):  # <|end|>, behind which others may stand
-        if chat.text[found.end() : last.start() if last else end].strip():
+    start, end = chat.spans[0][0], chat.spans[-1][1]  # the one response may be of several blocks
+    pattern, token = _token_pattern(tokenizer), None
+    for found in reversed(list(pattern.finditer(chat.text, start, end))):  # the first of those that end it together
+        if chat.text[found.end() : token.start() if token else end].strip():
             break
-        last = found
-    following = pattern.match(chat.text, end + len(chat.text[end:]) - len(chat.text[end:].lstrip()))
-    token = last or following
-    return TurnEnd(token[0], int(tokenizer.convert_tokens_to_ids(token[0])), last is not None) if token else None
+        token = found
+    token = token or pattern.match(chat.text, end + len(chat.text[end:]) - len(chat.text[end:].lstrip()))
+    if token is None:
+        return None
+    is_supervised = any(first <= token.start() and token.end() <= last for first, last in chat.spans)
+    return TurnEnd(token[0], int(tokenizer.convert_tokens_to_ids(token[0])), is_supervised)
 
 
 def learned_turn_end(tokenizer: Any) -> int | None:
@@ -87,8 +89,8 @@ def chat_tokens(tokenizer: Any) -> dict[int, str]:
     UserError for a template that refuses them."""
     prompt = apply_chat_template(tokenizer, [QUESTION], add_generation_prompt=True)
     end = find_turn_end(tokenizer)
-    found = {*special_token_pattern(tokenizer).findall(prompt), *([end.token] if end else [])}
-    return {int(tokenizer.convert_tokens_to_ids(token)): token for token in sorted(found)}
+    found = [*special_token_pattern(tokenizer).findall(prompt), *([end.token] if end else [])]
+    return {int(tokenizer.convert_tokens_to_ids(token)): token for token in found}
 
 
 def rendering_difference(tokenizer: Any, other: Any) -> str:

@@ -332,6 +332,12 @@ def test_a_run_that_was_cut_goes_on_with_the_same_text(
         run_ranks(devices, power_cut, tmp_path / "b", *known, checkpoint_interval=2)
     parts, _ = run_ranks(devices, nothing, tmp_path / "b", *known, checkpoint_interval=2)
     assert torch.equal(weights(whole), weights(parts))
+    states = [
+        torch.load(tmp_path / name / "checkpoints/step=6.ckpt", weights_only=True)["callbacks"]["on_policy_collapse"]
+        for name in "ab"
+    ]
+    assert states[0] == states[1]
+    assert sum(texts for texts, *_ in states[0]["recent"]) >= 8
 
 
 def test_every_rank_draws_and_keeps_text_of_its_own(
