@@ -6,8 +6,10 @@ to be known is a note, for the terminal and the report. See docs/concepts/templa
 
 import copy
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from distill_lit import assets
 from distill_lit.config import ExperimentConfig, GeneratedConfig
@@ -34,16 +36,28 @@ from distill_lit.teachers import teacher_capabilities
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.template_limits import TemplateLimitExceeded
 
-TEACHER = "the teacher"
 
-
-class ModelFiles(NamedTuple):
-    """What the files of a model say. name: what users call it; vocab_size: rows of its embeddings."""
+@dataclass(frozen=True)
+class ModelFiles:
+    """What the files of a model say, each read when it is asked for. name: what users call it."""
 
     name: str
-    tokenizer: Any
-    generation_config: Any
-    vocab_size: int
+    folder: Path
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Its tokenizer; not to be changed."""
+        return load_tokenizer(self.folder)
+
+    @cached_property
+    def generation_config(self) -> Any:
+        """Its generation config."""
+        return load_generation_config(self.folder)
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Rows of its embeddings."""
+        return int(load_model_config(self.folder).get_text_config().vocab_size)
 
     @property
     def eos_token_ids(self) -> set[int]:
@@ -62,9 +76,9 @@ class AgreementCheck:
 
     def __init__(self, teacher_folder: Path) -> None:
         self.notes: list[str] = []
-        self._files: dict[Path, ModelFiles] = {}
+        self._teacher = ModelFiles("the teacher", teacher_folder)
+        self._others: dict[tuple[str, Path], ModelFiles] = {}
         self._checked: set[str] = set()
-        self._teacher_folder = teacher_folder
 
     def check(self, point: ExperimentConfig) -> None:
         """Adds the notes of a point of the grid. Raises UserError for what breaks it. The models must have been fetched."""
@@ -73,7 +87,7 @@ class AgreementCheck:
         if key in self._checked:
             return
         self._checked.add(key)
-        teacher, student = self._read(TEACHER, self._teacher_folder), self._student(point)
+        teacher, student = self._teacher, self._student(point)
         if teacher_capabilities(point.teacher).shares_tokenizer:
             found = _tokenizer_notes(teacher, student)
             found += _check_chats(point, teacher, student) if point.data.has_chats else []
@@ -85,16 +99,16 @@ class AgreementCheck:
             found += self._check_writer(f"data.corpora.{name}.generated", corpus.generated)
         self.notes += [note for note in found if note not in self.notes]
 
-    def _read(self, name: str, folder: Path) -> ModelFiles:
-        if folder not in self._files:
-            vocab_size = load_model_config(folder).get_text_config().vocab_size
-            self._files[folder] = ModelFiles(name, load_tokenizer(folder), load_generation_config(folder), vocab_size)
-        return self._files[folder]._replace(name=name)
+    def _model(self, name: str, reference: str) -> ModelFiles:
+        """The model behind a reference; the teacher where there is none, or where it is the teacher."""
+        folder = model_folder(reference) if reference else self._teacher.folder
+        if folder == self._teacher.folder:
+            return self._teacher
+        return self._others.setdefault((name, folder), ModelFiles(name, folder))
 
     def _student(self, point: ExperimentConfig) -> ModelFiles:
         """The student as it was before any training: another model, or the teacher, which it is made of."""
-        reference = point.students[point.student].from_
-        return self._read(f"students.{point.student}", model_folder(reference) if reference else self._teacher_folder)
+        return self._model(f"students.{point.student}", point.students[point.student].from_)
 
     def _check_writer(self, key: str, generated: GeneratedConfig | None) -> list[str]:
         """A local model that writes a corpus: it must be able to read its prompts."""
@@ -102,8 +116,7 @@ class AgreementCheck:
             return []
         if generated.model and not assets.is_fetched(generated.model):
             return []
-        folder = model_folder(generated.model) if generated.model else self._teacher_folder
-        writer = self._read("the model that writes" if generated.model else TEACHER, folder)
+        writer = self._model("the model that writes", generated.model)
         if generated.chat:
             if not writer.tokenizer.chat_template:
                 raise UserError(f"{key}.chat: the tokenizer of {writer.name} has no chat template; set it to false")
@@ -220,7 +233,7 @@ def _teacher_reads_rows(point: ExperimentConfig) -> bool:
 
 def _tokenizer_notes(teacher: ModelFiles, student: ModelFiles) -> list[str]:
     """A student of another model reads with the teacher's tokenizer."""
-    if student.tokenizer is teacher.tokenizer:
+    if student is teacher:
         return []
     notes = []
     difference = token_id_difference(teacher.tokenizer, student.tokenizer)
@@ -242,8 +255,10 @@ def _tokenizer_notes(teacher: ModelFiles, student: ModelFiles) -> list[str]:
 
 def _cross_tokenizer_notes(point: ExperimentConfig, student: ModelFiles) -> list[str]:
     """Only the end-of-sequence tokens of two tokenizers stand for each other."""
+    if not is_on_policy_enabled(point.on_policy):
+        return []
     others = student.eos_token_ids - {student.tokenizer.eos_token_id}
-    if not is_on_policy_enabled(point.on_policy) or not others:
+    if not others:
         return []
     names = _quoted(student.tokenizer.convert_ids_to_tokens(sorted(others)))
     return [

@@ -59,7 +59,8 @@ def test_a_base_student_that_ends_otherwise_does_not_start_on_its_own_text(folde
         assert any("which it learns only here" in note for note in notes(folder, tmp_path, "instruct", "base", allowed))
     mixed = notes(folder, tmp_path, "instruct", "base", ON_POLICY, "on_policy.teacher_mix_fraction=0.2")
     assert any("which it learns only here" in note for note in mixed)
-    assert notes(folder, tmp_path, "instruct", "instruct", ON_POLICY) == []
+    shutil.copytree(folder / "instruct", tmp_path / "copy")
+    assert notes(folder, tmp_path, "instruct", str(tmp_path / "copy"), ON_POLICY) == []
     assert notes(folder, tmp_path, "instruct", "", ON_POLICY) == []
 
 
@@ -124,7 +125,6 @@ def test_a_writer_must_be_able_to_read_its_prompts(folder: Path, tmp_path: Path)
 
 def test_models_that_agree_are_passed_over_in_silence(folder: Path, tmp_path: Path) -> None:
     assert notes(folder, tmp_path, "instruct") == []
-    assert notes(folder, tmp_path, "instruct", "instruct") == []
     assert notes(folder, tmp_path, "plain", "", *PLAIN) == []
 
 
@@ -174,7 +174,7 @@ def test_what_a_generation_config_recommends_is_said_where_text_is_drawn(folder:
     rest = "generation_config.json of %s says: temperature 0.6, top_k 20, top_p 0.95, repetition_penalty 1.1"
     assert notes(tmp_path, tmp_path, "thinker") == []
     assert notes(tmp_path, tmp_path, "thinker", "", ON_POLICY) == [
-        f"on_policy: text is drawn at temperature 1 and top_p 1, whatever {rest % 'students.one'}"
+        f"on_policy: text is drawn at temperature 1 and top_p 1, whatever {rest % 'the teacher'}"
     ]
     assert notes(tmp_path, tmp_path, "thinker", "", generated(tmp_path)) == [
         f"data.corpora.written.generated: text is drawn at temperature 0 and top_p 1, whatever {rest % 'the teacher'}"
@@ -206,10 +206,11 @@ def test_questions_in_chats_of_students_that_read_none(folder: Path, tmp_path: P
 
 def test_other_ends_than_the_tokenizers_in_another_tokenizer(folder: Path, tmp_path: Path) -> None:
     own = make_chat_model(tmp_path / "own", "chatml", "<|im_end|>", eos_token_id=[474, 472])
+    make_chat_model(tmp_path / "other", "chatml", "<|im_end|>")
     assert json.loads((own / "generation_config.json").read_text())["eos_token_id"] == [474, 472]
     across = ("teacher.source=cross_tokenizer", "objective.terms={kl: null, one: {kind: uld}}", *PLAIN)
-    assert notes(tmp_path, tmp_path, "own", "own", *across) == []
-    (said,) = notes(tmp_path, tmp_path, "own", "own", *across, ON_POLICY)
+    assert notes(tmp_path, tmp_path, "other", "own", *across) == []
+    (said,) = notes(tmp_path, tmp_path, "other", "own", *across, ON_POLICY)
     assert said == (
         "students.one: where a text of its own ends with '</s>' and not with '<|im_end|>', the teacher is not asked about "
         "the end"
