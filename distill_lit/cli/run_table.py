@@ -17,6 +17,8 @@ def print_plan(experiment: Experiment, planned: Planned, console: Console) -> No
         console.print(f"[bold]{experiment.name}[/bold]: {experiment.config.question}", highlight=False)
     for plugin in experiment.config.plugins:
         console.print(f"plugin: the code in {plugin} is run", style="yellow", highlight=False, soft_wrap=True)
+    for note in experiment.notes:
+        console.print(f"note: {note}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     for reference in experiment.required_assets:
         if not assets.is_fetched(reference):
             size = assets.download_megabytes(reference)

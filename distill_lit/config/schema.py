@@ -74,6 +74,11 @@ class DataConfig:
         default=0, ge=0, description="draws and packs documents; the order of batches follows the experiment's seed"
     )
 
+    @property
+    def has_chats(self) -> bool:
+        """Whether documents of any corpus are chats."""
+        return any(corpus.is_chat for corpus in self.corpora.values())
+
 
 @config_section
 class TermConfig:

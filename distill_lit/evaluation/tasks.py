@@ -108,6 +108,11 @@ def check_answer_lengths(settings: EvaluationConfig, dataset_source: str, max_po
                 )
 
 
+def has_generative_tasks(settings: EvaluationConfig, dataset_source: str) -> bool:
+    """Whether a task lets models write their answers."""
+    return any(entry.config["output_type"] == "generate_until" for entry, *_ in _expand_all(settings, dataset_source))
+
+
 def check_user_tasks(settings: EvaluationConfig, dataset_source: str) -> None:
     """Raises UserError where a task of the user's own, on files of theirs, cannot be loaded, or its first document not be
     asked. What executes code is not loaded in this process."""

@@ -51,13 +51,16 @@ def collect_results(experiment: "Experiment", failed: dict[str, str]) -> Path:
     _write_frame(target / "runs.csv", pd.DataFrame(rows))
     _write_frame(target / "curves.csv", _curves(done, experiment))
     _collect_records(experiment, done, target / RECORDS_FILE)
-    provenance = {
-        run.label: work.read_manifest(runs_dir / run.name / "manifest.json").get("provenance", {}) for run in done
-    }
-    write_json(
-        target / "provenance.json", {label: {**facts, "command": experiment.command} for label, facts in provenance.items()}
-    )
+    write_json(target / "provenance.json", {run.label: _provenance(run, experiment) for run in done})
     return target
+
+
+def _provenance(run: Run, experiment: "Experiment") -> dict[str, Any]:
+    """Where the result of a run comes from, and what was to be known of its models before and while it trained."""
+    manifest = work.read_manifest(experiment.folder_of(run) / "manifest.json")
+    shared = read_json(experiment.notes_path) if experiment.notes_path.is_file() else []
+    notes = [*(shared if run.student else []), *manifest.get("notes", [])]
+    return {**manifest.get("provenance", {}), "command": experiment.command, **({"notes": notes} if notes else {})}
 
 
 def _row(run: Run, folder: Path, is_done: bool, failed: dict[str, str]) -> dict[str, Any]:

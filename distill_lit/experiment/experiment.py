@@ -19,6 +19,7 @@ from distill_lit.experiment.plan import Run, plan_runs
 from distill_lit.experiment.precision import resolve_auto
 from distill_lit.experiment.validation import check_against_teacher, check_experiment, check_models
 from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import write_json
 from distill_lit.utils.plugins import load_plugins
 
 if TYPE_CHECKING:
@@ -39,11 +40,14 @@ class Experiment:
         config: the checked experiment, as `load_experiment` gives it.
         root: where `runs/<name>` and `results/<name>` are.
         command: what produced the results, for their provenance.
+
+    `notes` says, after `plan` or `prepare`, in what its models differ that does no harm but is to be known.
     """
 
     config: ExperimentConfig
     root: Path = field(default_factory=Path)
     command: str = "Experiment.run()"
+    notes: list[str] = field(default_factory=list, init=False)
     _estimates: "dict[str, Estimate | None]" = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -70,6 +74,11 @@ class Experiment:
     def results_folder(self) -> Path:
         """Where tables, figures and records go."""
         return self.root / "results" / self.name
+
+    @property
+    def notes_path(self) -> Path:
+        """Where `notes` are kept beside the runs."""
+        return self.runs_folder / "notes.json"
 
     @cached_property
     def points(self) -> list[GridPoint]:
@@ -119,7 +128,7 @@ class Experiment:
     def plan(self) -> "list[tuple[Run, Estimate | None]]":
         """`estimated_runs` of a config that is compared with its teacher, where that is here already."""
         if self.has_models:
-            check_against_teacher(self.runs)
+            self.notes = check_against_teacher(self.runs)
         return self.estimated_runs()
 
     def estimated_runs(self, roles: Collection[Role] = ()) -> "list[tuple[Run, Estimate | None]]":
@@ -149,8 +158,7 @@ class Experiment:
                 check_api_keys(run.config.data)
         for reference in self.required_assets:
             assets.fetch(reference)
-        check_against_teacher(self.runs)
-        check_models(self.config, self.runs)
+        self.notes = [*check_against_teacher(self.runs), *check_models(self.config, self.runs)]
         check_sources_unchanged(self.runs, self.runs_folder)
 
     def launch(self, display: "Display | None" = None, roles: Collection[Role] = ()) -> dict[str, str]:
@@ -165,6 +173,8 @@ class Experiment:
         runs = self.runs_with_dependencies(roles)
         require_disk_space(estimates, runs, self.runs_folder)
         folder = self.runs_folder.resolve()
+        if self.notes or self.notes_path.is_file():  # for a report that another process draws
+            write_json(self.notes_path, self.notes)
         return launch_runs(self.resolved_config, runs, folder, display or SilentDisplay()).failed
 
     def runs_with_dependencies(self, roles: Collection[Role]) -> list[Run]:

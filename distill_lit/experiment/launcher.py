@@ -23,6 +23,7 @@ from distill_lit.experiment.status import FAILED, PREEMPTED, STOPPED, write_run_
 from distill_lit.training.checkpoint import find_latest_checkpoint
 from distill_lit.utils.exceptions import FatalRunError, UserError, describe_exit_code
 from distill_lit.utils.files import write_text
+from distill_lit.utils.progress import NOTE_STAGE
 from distill_lit.utils.redaction import redact_file
 
 STOP_SECONDS = 60  # for a worker to write its checkpoint
@@ -238,7 +239,9 @@ class _Launcher:
 
     def _handle(self, worker: _Worker, event: dict[str, Any]) -> None:
         kind, run = event["event"], worker.run
-        if kind == "progress" and run is not None:
+        if kind == "progress" and run is not None and event["stage"] == NOTE_STAGE:
+            self.display.note(f"{run.label}: {event['unit']}")
+        elif kind == "progress" and run is not None:
             self.display.update_run(run, event)
         elif kind == "done" and run is not None:
             # what counts is what is on disk

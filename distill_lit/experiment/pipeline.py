@@ -141,3 +141,8 @@ def referred_models(config: ExperimentConfig) -> dict[str, str]:
 
     map_model_references(config, note)
     return found
+
+
+def config_key(name: str, config: ExperimentConfig) -> str:
+    """The key of a model in the config, for messages."""
+    return f"models.{name}" if name in config.models else f"students.{name}"

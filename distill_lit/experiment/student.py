@@ -11,6 +11,7 @@ from distill_lit import data
 from distill_lit.config import ExperimentConfig, StudentConfig, to_dict, to_yaml
 from distill_lit.config.on_policy import is_on_policy_enabled
 from distill_lit.config.roles import Role
+from distill_lit.data.chat_agreement import learned_turn_end
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import calibration_batches
 from distill_lit.data.templates import read_template, set_chat_template
@@ -48,6 +49,7 @@ from distill_lit.models.loading import is_remote_code_allowed, torch_dtype
 from distill_lit.models.student import is_pruned, retained_layers
 from distill_lit.models.vocabulary import load_unpadded_vocab_size
 from distill_lit.teachers import Teacher, teacher_capabilities
+from distill_lit.training.callbacks.collapse import OnPolicyCollapseWarning
 from distill_lit.training.callbacks.evaluation import EvaluationCallback
 from distill_lit.training.distiller import Distiller
 from distill_lit.training.feature_alignment import FeatureAlignment, build_feature_alignment, use_eager_attention
@@ -108,8 +110,10 @@ def train_and_export_student(
     progress_callback("export", 0, 1)
     size = _export(run, folder, student, base)
     is_quantized = bool(config.students[run.student].quantize)
+    notes = [line for one in setup.callbacks if isinstance(one, OnPolicyCollapseWarning) for line in one.lines]
     return {
         **({"format": INT8_RECIPE} if is_quantized else {}),
+        **({"notes": notes} if notes else {}),
         "files": student_hashes(folder),
         "origin": setup.fingerprints,
         "metrics": metrics,
@@ -142,7 +146,8 @@ def _export(run: Run, folder: Path, student: Any, base: Path) -> ModelSize:
         return size_of(load_model(folder / "student"))
     size = size_of(merge_adapters(student))
     card = model_card(run.label, run.config.teacher.model, _recipe(run), {"parameters": f"{size.parameters:,}"})
-    export_student(student, base, folder / "student", card, read_template(run.config.data.chat_template))
+    end = learned_turn_end(_tokenizer(run.config, base)) if run.config.data.has_chats else None
+    export_student(student, base, folder / "student", card, read_template(run.config.data.chat_template), end)
     check_reloads(student, folder / "student", ids, expected_logits, is_remote_code_allowed(folder / "student"))
     return size
 
@@ -197,6 +202,8 @@ def _build_training_setup(
     )
     fingerprints = _training_fingerprints(run, teacher_folder, student, prepared, objective)
     callbacks: list[Callback] = [CustomScalarsCallback([term.name for term in objective.logit_terms])]
+    if is_on_policy_enabled(config.on_policy):
+        callbacks.append(OnPolicyCollapseWarning(progress_callback))
     if config.evaluation.interval:
         tokenizer = _tokenizer(config, student_base_folder(config, teacher_folder))
         callbacks.append(EvaluationCallback(tokenizer, config.evaluation, config.dataset_source, module.steps))
@@ -235,9 +242,7 @@ def _build_on_policy_text(
     """What makes batches of the student's own text, or None where it writes none."""
     if not is_on_policy_enabled(config.on_policy):
         return None
-    ends = get_eos_token_ids(
-        student, _tokenizer(config, base), any(corpus.is_chat for corpus in config.data.corpora.values())
-    )
+    ends = get_eos_token_ids(student, _tokenizer(config, base), config.data.has_chats)
     return OnPolicyGenerator(config.on_policy, ends, vocab_size, teacher, config.seed, steps)
 
 

@@ -9,11 +9,12 @@ from distill_lit.config import EvaluationConfig, ExperimentConfig, OnPolicyConfi
 from distill_lit.config.derivation import BASE_TEACHER, Recipe
 from distill_lit.config.on_policy import check_on_policy, is_on_policy_enabled
 from distill_lit.config.roles import Role
-from distill_lit.evaluation.tasks import check_answer_lengths, check_tasks, check_user_tasks
+from distill_lit.evaluation.tasks import check_answer_lengths, check_tasks, check_user_tasks, has_generative_tasks
+from distill_lit.experiment.agreement import AgreementCheck, penalty_notes
 from distill_lit.experiment.architectures import Architectures
 from distill_lit.experiment.fingerprint import TEACHER_INT8
 from distill_lit.experiment.grid import GridPoint, expand_points
-from distill_lit.experiment.pipeline import expand_pipeline, referred_models
+from distill_lit.experiment.pipeline import config_key, expand_pipeline, referred_models
 from distill_lit.experiment.plan import Run
 from distill_lit.generation.corpus import check_generated_corpora
 from distill_lit.losses import Objective, build_objective, check_teacher_supports_objective
@@ -78,11 +79,6 @@ def _check_recipe(name: str, recipe: Recipe, recipes: Mapping[str, Recipe]) -> N
     check_generated_corpora(config.data, config.dataset_source)
 
 
-def config_key(name: str, config: ExperimentConfig) -> str:
-    """The key of a model in the config, for messages."""
-    return f"models.{name}" if name in config.models else f"students.{name}"
-
-
 def _check_teacher(point: ExperimentConfig, objective: Objective) -> None:
     """What the capabilities of the teacher do not allow."""
     source = teacher_source(point.teacher)
@@ -141,10 +137,12 @@ def _check_teacher_device(point: ExperimentConfig, objective: Objective, teacher
         )
 
 
-def check_against_teacher(runs: Sequence[Run]) -> None:
+def check_against_teacher(runs: Sequence[Run]) -> list[str]:
     """Raises UserError for what the configs and tokenizers of teachers show to be wrong: a student that one cannot give or
-    that reads other tokens, a term that does not fit both. All assets must have been fetched; no weights are loaded."""
+    that reads other tokens, a term that does not fit both, a chat that both would read or end differently. Returns what
+    differs and is only to be known. All assets must have been fetched; no weights are loaded."""
     architectures = Architectures(runs)
+    agreement = AgreementCheck(architectures)
     checked: set[Any] = set()  # what several runs have in common
     for run in runs:
         teacher = architectures.teacher(run)
@@ -156,6 +154,8 @@ def check_against_teacher(runs: Sequence[Run]) -> None:
             checked.add(key)
             _check_student_against_teacher(run, architectures)
         check_same_tokens(run, architectures, checked)
+        agreement.check(run)
+    return agreement.notes
 
 
 def _compared_fields(run: Run) -> tuple[Any, ...]:
@@ -196,9 +196,9 @@ def check_same_tokens(run: Run, architectures: Architectures, checked: set[Any])
         teacher_source(config.teacher).check_tokenizers(load_tokenizer(teacher), load_tokenizer(own))
 
 
-def check_models(config: ExperimentConfig, runs: Sequence[Run]) -> None:
-    """Raises UserError for questions and measurements that a model of the experiment is not made for. All assets must have
-    been fetched; no weights are loaded."""
+def check_models(config: ExperimentConfig, runs: Sequence[Run]) -> list[str]:
+    """Raises UserError for questions and measurements that a model of the experiment is not made for. Returns what is to be
+    known of how they answer. All assets must have been fetched; no weights are loaded."""
     from distill_lit.profiling.inference import check_positions
 
     architectures = Architectures(runs)
@@ -209,6 +209,9 @@ def check_models(config: ExperimentConfig, runs: Sequence[Run]) -> None:
     check_evaluation_fits_models(config.evaluation, config.dataset_source, folders, with_own_chat_template)
     if config.cost.measure:
         check_positions({name: architecture.config for name, architecture in known.items()}, config.cost)
+    if not has_generative_tasks(config.evaluation, config.dataset_source):
+        return []
+    return penalty_notes({name: folder for name, (folder, _) in folders.items() if not models[name].student})
 
 
 def check_evaluation_fits_models(

@@ -10,6 +10,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from distill_lit.data.chat import encode_chat
 from distill_lit.models.generation_check import pad_left, supported_generation_mode, without_model_generation_config
+from distill_lit.models.generation_files import generation_eos_token_ids
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,7 @@ def _group_by_length(prompts: Sequence[Sequence[int]], may_pad: bool) -> list[li
 
 def get_eos_token_ids(model: Any, tokenizer: Any, chat: bool) -> list[int]:
     """Tokens that end an answer: the tokenizer's, the model's own, and in a chat the one that ends a turn."""
-    model_eos = model.generation_config.eos_token_id
-    eos_token_ids = [tokenizer.eos_token_id, *(model_eos if isinstance(model_eos, list) else [model_eos])]
+    eos_token_ids = [tokenizer.eos_token_id, *generation_eos_token_ids(model.generation_config)]
     if chat:
         ids, supervised = encode_chat(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
         last = max((i for i, marked in enumerate(supervised) if marked), default=None)

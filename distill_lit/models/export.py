@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from distill_lit.models.generation_files import add_eos_token_id
 from distill_lit.models.loading import TOKENIZER_FILES
 from distill_lit.utils.files import atomic_write_folder, write_text
 
@@ -12,10 +13,18 @@ MODEL_CARD_FILENAME = "README.md"
 RESULTS_HEADING = "\n## Results\n"
 
 
-def export_student(model: Any, tokenizer_folder: Path, folder: Path, card: str, chat_template: str = "") -> None:
+def export_student(
+    model: Any,
+    tokenizer_folder: Path,
+    folder: Path,
+    card: str,
+    chat_template: str = "",
+    turn_end_token_id: int | None = None,
+) -> None:
     """Writes weights (safetensors), config, generation config, tokenizer and model card to `folder`, atomically.
 
-    chat_template: text of the one that takes the place of the tokenizer's; empty: its own stays.
+    chat_template: text of the one that takes the place of the tokenizer's; empty: its own stays. turn_end_token_id: the
+    token with which the student has learnt to end a turn; `generate` stops there too.
     """
     with atomic_write_folder(folder) as temporary:
         model.save_pretrained(temporary, safe_serialization=True)
@@ -24,6 +33,8 @@ def export_student(model: Any, tokenizer_folder: Path, folder: Path, card: str, 
                 shutil.copy(tokenizer_folder / name, temporary / name)
         if chat_template:
             _set_template(temporary, chat_template)
+        if turn_end_token_id is not None:
+            add_eos_token_id(temporary, turn_end_token_id)
         (temporary / MODEL_CARD_FILENAME).write_text(card, encoding="utf-8")
 
 

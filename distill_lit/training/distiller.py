@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from distill_lit.losses import LossOutput, default_objective
 from distill_lit.training import optim
+from distill_lit.training.callbacks.collapse import OnPolicyCollapseWarning
 from distill_lit.training.callbacks.nonfinite_guard import TerminateOnNonFinite
 from distill_lit.training.callbacks.step_logger import StepLogger, is_logging_step
 from distill_lit.training.callbacks.throughput import TokenThroughput
@@ -114,7 +115,9 @@ class Distiller(L.LightningModule):
     def configure_callbacks(self) -> list[L.Callback]:
         """What counts, guards and logs the steps; a Trainer that has one of a kind keeps its own."""
         present = {type(callback) for callback in self.trainer.callbacks}
-        return [callback() for callback in (TokenThroughput, TerminateOnNonFinite, StepLogger) if callback not in present]
+        needed: list[type[L.Callback]] = [TokenThroughput, TerminateOnNonFinite, StepLogger]
+        needed += [OnPolicyCollapseWarning] if self.on_policy_generator is not None else []
+        return [callback() for callback in needed if callback not in present]
 
     def configure_optimizers(self) -> Any:
         """The optimizer and schedule that were given, or AdamW with warm-up and cosine; of all parameters to be trained."""

@@ -21,11 +21,13 @@ from distill_lit.config.on_policy import ADAPTIVE
 from distill_lit.generation.sampling import GeneratedSequence, SamplingParams, generate_batch
 from distill_lit.losses.targets import IGNORE_INDEX
 from distill_lit.models.packed_forward import PackedBatch
+from distill_lit.training.text_statistics import TextSums, add_sums, sum_texts
 from distill_lit.utils.distributed.ranks import all_gather_object, get_rank, get_world_size
 from distill_lit.utils.seeding import derive_seed
 
 ADAPTIVE_FRACTION_STEP = 0.1  # of the adaptive share, each time validation gets worse
-ON_POLICY_METRICS = ("length", "distinct_1", "distinct_2", "replayed")  # what is logged of student text, besides its time
+# what is logged of student text, besides its time
+ON_POLICY_METRICS = ("length", "finished", "distinct_1", "distinct_2", "repetition", "replayed")
 
 
 class OnPolicyGenerator:
@@ -54,6 +56,7 @@ class OnPolicyGenerator:
         self._replay_buffer: list[PackedBatch] = []
         self._mean_metrics: dict[str, MeanMetric] = {}
         self._generation_seconds = 0.0
+        self._text_sums = TextSums()  # of this rank, since they were asked for
 
     def next_batch(
         self, batch: Mapping[str, Tensor], student: Any, step: int, part: int, micro_batches: int
@@ -103,8 +106,10 @@ class OnPolicyGenerator:
                 *self._replay_buffer,
                 {name: value.to("cpu", copy=True) for name, value in fresh.items()},
             ][-self.config.replay_buffer_size :]
+        sums = sum_texts([w.token_ids for w in written], sum(w.is_finished for w in written))
+        self._text_sums = add_sums([self._text_sums, sums])
         return fresh, {
-            **generation_statistics([w.token_ids for w in written]),
+            **sums.means(),
             "seconds": time.perf_counter() - start,
             "replayed": 0.0,
         }
@@ -124,6 +129,11 @@ class OnPolicyGenerator:
         found = {**means, "time_share": self._generation_seconds / max(elapsed, 1e-9), "fraction": self.fraction}
         self._mean_metrics, self._generation_seconds = {}, 0.0
         return found
+
+    def pop_text_sums(self) -> TextSums:
+        """Of the texts that this rank has written since the last call; those that are replayed do not count."""
+        sums, self._text_sums = self._text_sums, TextSums()
+        return sums
 
     def update_adaptive_fraction(self, loss: float) -> None:
         """After each validation: an adaptive share grows when the loss got worse. Ko et al. 2024, 2402.03898 §3.2."""
@@ -157,18 +167,6 @@ class OnPolicyGenerator:
             return generate_batch(student, prompts, self.eos_token_ids, sampling, seed, extra, self.vocab_size)
         finally:
             student.train(was_training)
-
-
-def generation_statistics(token_sequences: list[list[int]]) -> dict[str, float]:
-    """{length: mean tokens; distinct_1, distinct_2: different tokens and pairs as a share of all}. Li et al. 2016,
-    1510.03055."""
-    pairs = [pair for text in token_sequences for pair in zip(text, text[1:], strict=False)]
-    tokens = [token for text in token_sequences for token in text]
-    return {
-        "length": len(tokens) / len(token_sequences),
-        "distinct_1": len(set(tokens)) / max(1, len(tokens)),
-        "distinct_2": len(set(pairs)) / max(1, len(pairs)),
-    }
 
 
 def _sample_prompts(batch: PackedBatch, config: OnPolicyConfig, rng: np.random.Generator) -> dict[int, list[int]]:

@@ -13,3 +13,11 @@ class ProgressCallback(Protocol):
     def __call__(
         self, stage: str, done: float, total: float, unit: str = "", metrics: Mapping[str, float] = NO_METRICS, /
     ) -> None: ...
+
+
+NOTE_STAGE = "note"
+
+
+def send_note(progress_callback: ProgressCallback, line: str) -> None:
+    """Sends a line that the user should read, by the way that progress takes: as the unit of a stage of its own."""
+    progress_callback(NOTE_STAGE, 0, 0, line)

@@ -27,7 +27,7 @@ from distill_lit.models import load_model
 from distill_lit.teachers import OnlineTeacher
 from distill_lit.training import on_policy
 from distill_lit.training.distiller import Distiller
-from distill_lit.training.on_policy import OnPolicyGenerator, _TeacherMix, generation_statistics
+from distill_lit.training.on_policy import OnPolicyGenerator, _TeacherMix
 from distill_lit.training.trainer import TrainingJob, optimizer_settings, train
 from distill_lit.utils.distributed.ranks import get_rank
 from distill_lit.utils.distributed.spawn import spawn_ranks
@@ -218,13 +218,6 @@ def test_state_goes_through_a_checkpoint(tmp_path: Path, tiny_teacher: Path, pre
         assert a[1]["replayed"] == b[1]["replayed"]
 
 
-def test_distinct_n_by_hand() -> None:
-    found = generation_statistics([[1, 2, 1, 2], [3]])
-    assert found["length"] == 2.5
-    assert found["distinct_1"] == pytest.approx(3 / 5)
-    assert found["distinct_2"] == pytest.approx(2 / 3)
-
-
 # ---------------------------------------------------------------- training
 
 
@@ -262,7 +255,17 @@ def test_a_student_learns_from_its_own_text(
     kl = [line["validation/teacher_kl"] for line in lines if "validation/teacher_kl" in line]
     assert kl[-1] < (1.02 if kind == "policy_gradient_reverse_kl" else 0.9) * kl[0]
     logged = {name for line in lines for name in line if name.startswith("on_policy/")}
-    names = ("length", "distinct_1", "distinct_2", "reverse_kl", "time_share", "fraction", "replayed")
+    names = (
+        "length",
+        "finished",
+        "distinct_1",
+        "distinct_2",
+        "repetition",
+        "reverse_kl",
+        "time_share",
+        "fraction",
+        "replayed",
+    )
     assert logged == {f"on_policy/{name}" for name in names}
     assert 0 < final["on_policy/time_share"] <= 1
 
@@ -329,6 +332,12 @@ def test_a_run_that_was_cut_goes_on_with_the_same_text(
         run_ranks(devices, power_cut, tmp_path / "b", *known, checkpoint_interval=2)
     parts, _ = run_ranks(devices, nothing, tmp_path / "b", *known, checkpoint_interval=2)
     assert torch.equal(weights(whole), weights(parts))
+    states = [
+        torch.load(tmp_path / name / "checkpoints/step=6.ckpt", weights_only=True)["callbacks"]["on_policy_collapse"]
+        for name in "ab"
+    ]
+    assert states[0] == states[1]
+    assert sum(texts for texts, *_ in states[0]["recent"]) >= 8
 
 
 def test_every_rank_draws_and_keeps_text_of_its_own(

@@ -158,6 +158,8 @@ def _footer(folder: Path, result: ReportBundle) -> str:
         values = list(dict.fromkeys(_flat(entry[name]) for entry in known if entry.get(name)))
         if values:
             lines.append(f"{name.capitalize()}: {' / '.join(values)}.")
+    notes = [note for entry in known if isinstance(entry.get("notes"), list) for note in entry["notes"]]
+    lines += [f"Note: {note}." for note in dict.fromkeys(map(str, notes))]
     files = "".join(f'<a href="{name}">{name}</a> ' for name in ("table.md", "table.csv", "longtail.md", "plan.yaml"))
     return f'<footer><h2 id="h-source">Provenance</h2>{html_paragraphs(lines)}<p>{files}</p></footer>'
 
