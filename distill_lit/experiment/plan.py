@@ -81,9 +81,10 @@ class Run:
 def plan_runs(config: ExperimentConfig, points: Sequence[GridPoint] | None = None) -> list[Run]:
     """All runs, each after what it depends on: generated corpora, teacher caches, the teacher, models made from it, the
     baselines, the distilled students."""
-    runs = _link(
-        make_labels_distinct(deduplicate_runs(list(_all_runs(resolve_auto(config), points or expand_points(config)))))
-    )
+    config = resolve_auto(config)
+    planned = [PointRuns(config, values, resolve_auto(point)) for values, point in points or expand_points(config)]
+    seedless = {identity: like for one in planned for identity, like in one.seedless.items()}
+    runs = _link(make_labels_distinct(deduplicate_runs(list(_all_runs(config, planned)), seedless)))
     label, times = Counter(run.label for run in runs if run.is_model).most_common(1)[0]
     if times > 1:
         raise UserError(f"students: {times} models would be called {label!r}; give a student or a grid value another name")
@@ -114,8 +115,7 @@ def _link(runs: list[Run]) -> list[Run]:
     return list(ordered.values())
 
 
-def _all_runs(config: ExperimentConfig, points: Sequence[GridPoint]) -> Iterator[Run]:
-    planned = [PointRuns(config, values, resolve_auto(point)) for values, point in points]
+def _all_runs(config: ExperimentConfig, planned: "Sequence[PointRuns]") -> Iterator[Run]:
     for one in planned:
         yield from one.generated
     for one in planned:
@@ -148,7 +148,8 @@ class PointRuns:
     """The runs that one point of the grid needs. `depends_on`, `sources` and `previous_stage` hold fingerprints still.
 
     generated: corpora that are written; teacher_caches; models: of `models`, by what they are made from; students: those of
-    the point, {role: its stages, the last one last}.
+    the point, {role: its stages, the last one last}; seedless: {fingerprint of a model: what it and its like at other seeds
+    have in common}.
     """
 
     def __init__(self, experiment: ExperimentConfig, values: dict[str, Any], point: ExperimentConfig) -> None:
@@ -158,6 +159,7 @@ class PointRuns:
         self.teacher_caches: list[Run] = []
         self.models: list[Run] = []
         self.students: dict[str, list[Run]] = {}
+        self.seedless: dict[str, str] = {}
         self._made: dict[str, Run] = {}  # of `models`, by name
         pipeline = expand_pipeline(point, experiment)
         for name in pipeline.models:
@@ -209,7 +211,11 @@ class PointRuns:
         needs = self._prerequisites(config, identified, sources)
         is_student = role in (Role.UNTRAINED, Role.CE_ONLY, Role.DISTILLED)
         learning = role if is_student else Role.DISTILLED if learns_from_teacher(config) else Role.CE_ONLY
-        identity = student_fingerprint(learning if recipe.is_trained else Role.UNTRAINED, identified)
+        learning = learning if recipe.is_trained else Role.UNTRAINED
+        identity = student_fingerprint(learning, identified)
+        alike = {ref: self.seedless.get(of, of) for ref, of in sources.items()}
+        like_others = map_model_references(config, lambda _, ref: f"derived:{alike[ref]}" if ref in alike else ref)
+        self.seedless[identity] = f"{name} {student_fingerprint(learning, replace(like_others, seed=0))}"
         origin = made.get(shape.from_ or config.teacher.model)
         is_seedless = role == Role.UNTRAINED and not shape.config and (origin is None or origin.seed is None)
         seed = None if recipe.has_fixed_seed or is_seedless else config.seed

@@ -9,7 +9,7 @@ from distill_lit.config.grid_points import grid_keys, shortest_names
 from distill_lit.config.on_policy import is_on_policy_enabled
 from distill_lit.config.roles import Role
 from distill_lit.config.schema import GRID_VALUE_SEPARATOR
-from distill_lit.experiment.fingerprint import student_fingerprint, training_fingerprint_fields
+from distill_lit.experiment.fingerprint import training_fingerprint_fields
 from distill_lit.utils.files import fingerprint
 
 if TYPE_CHECKING:
@@ -20,13 +20,16 @@ Values = dict[str, dict[str, Any]]  # {grid key: {its value as text: the value}}
 LABEL_BYTES = 150  # of the 255 that a name may have
 
 
-def deduplicate_runs(runs: "list[Run]") -> "list[Run]":
+def deduplicate_runs(runs: "list[Run]", seedless: dict[str, str]) -> "list[Run]":
     """One run of every identity. A baseline is often the same at several grid points: of a grid key it has all values it
-    stands for, as in `online or top_50`, and does not have the key at all where it stands for every value."""
+    stands for, as in `online or top_50`, and does not have the key at all where it stands for every value.
+
+    seedless: {fingerprint: what a model and its like at other seeds have in common}.
+    """
     values_in_group: dict[tuple[Any, ...], Values] = {}
     values_of_run: dict[str, Values] = {}
     # a grid with exclusions has other points at other seeds, and a baseline is called alike at all of them
-    seedless = {run.fingerprint: _seedless_identity(run) for run in runs}
+    seedless = {run.fingerprint: seedless.get(run.fingerprint, run.fingerprint) for run in runs}
     for run, identity in [*((run, run.fingerprint) for run in runs), *_runs_without_own_baseline(runs)]:
         for key, value in run.grid_values.items():
             own = values_of_run.setdefault(seedless[identity], {})
@@ -52,14 +55,6 @@ def _with_own_axes(run: "Run", own: Values, in_group: Values) -> "Run":
 
 def _baseline_group(run: "Run") -> tuple[Any, ...]:
     return "trained" if run.role.is_trained else run.role, run.student
-
-
-def _seedless_identity(run: "Run") -> str:
-    """What identifies a student and its like at other seeds; any other run by itself."""
-    if run.seed is None or not run.student:
-        return run.fingerprint
-    role = Role.DISTILLED if run.role == Role.DERIVED else run.role
-    return f"{run.student} {student_fingerprint(role, replace(run.config, seed=0))}"
 
 
 def _runs_without_own_baseline(runs: "list[Run]") -> Iterable["tuple[Run, str]"]:

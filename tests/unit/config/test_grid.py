@@ -121,7 +121,7 @@ def test_the_example_of_githubs_documentation() -> None:
         ("{seed: [0], exclude: [1]}", "grid.exclude: 1 is not a mapping of keys of the grid to values, as in {seed: 2}"),
         ("{seed: [0], exclude: [{sed: 1}]}", "grid.exclude: 'sed' is no key of the grid; did you mean 'seed'? choose"),
         ("{seed: [0], exclude: [{seed: 0}]}", "grid.exclude: it leaves no point of the grid"),
-        ("{seed: [0], include: [{teacher.model: a}]}", "grid.teacher.model: holds for the whole experiment"),
+        ("{seed: [0], include: [{evaluation.limit: 5}]}", "grid.evaluation.limit: holds for the whole experiment"),
         ("{seed: [0], include: [{training.beta3: 1}]}", "grid: unknown key 'training.beta3'; did you mean"),
     ],
 )  # fmt: skip
@@ -209,7 +209,9 @@ def test_two_variants_that_set_one_key_are_refused_with_both_names(file: Path, o
 
 
 def test_what_a_variant_of_an_axis_may_not_set_is_said_with_its_name(file: Path) -> None:
-    assert refusal(file, "variants: {a: {x: {teacher.model: b}}}").startswith("variants.a.x.teacher.model: holds for the")
+    assert refusal(file, "variants: {a: {x: {evaluation.limit: 5}}}").startswith(
+        "variants.a.x.evaluation.limit: holds for the"
+    )
     assert (
         refusal(file, "variants: {a: {x: {variant.b: y}}}") == "variants.a.x.variant.b: a variant cannot choose another one"
     )
