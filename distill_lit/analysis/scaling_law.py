@@ -9,13 +9,16 @@ S is here what was measured for the same size and tokens, where the paper takes 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from distill_lit.analysis.array_types import FloatArray
+from distill_lit.config.schema import GRID_VALUE_SEPARATOR
 
-SCALING_AXES = ("grid.student", "grid.seed", "grid.training.max_tokens")
+TEACHER_AXES = ("grid.teacher", "grid.teacher.model")
+SCALING_AXES = ("grid.student", "grid.seed", "grid.training.max_tokens", *TEACHER_AXES)
 MIN_DISTINCT_FOR_FIT = {"runs": 12, "sizes": 3, "token budgets": 3, "teachers": 2}  # distinct values a fit asks for
 COEFFICIENTS = ("c0", "c1", "d1", "f1", "A", "α", "B", "β", "γ")
 # bounds of each on a log scale, A and B being those of N and D in units of the geometric means of the runs
@@ -41,9 +44,10 @@ class ScalingLaw:
 
 
 def scaling_data(runs: pd.DataFrame, experiment: str = "") -> pd.DataFrame:
-    """One row per student and token budget: experiment, student, size (non-embedding parameters), tokens, num_seeds,
-    loss, loss_std (over seeds), teacher_loss, ce_only_loss (the same student without teacher, NaN where it was not
-    trained), validation_data_fingerprint. Empty where the grid has other axes, or nothing was validated.
+    """One row per teacher, student and token budget: experiment (with the teacher's name where there are several), student,
+    size (non-embedding parameters), tokens, num_seeds, loss, loss_std (over seeds), teacher_loss, ce_only_loss (the same
+    student without teacher, NaN where it was not trained), validation_data_fingerprint. Empty where the grid has other
+    axes, or nothing was validated.
 
     runs: runs.csv, of one experiment."""
     columns = ["experiment", "student", "size", "tokens", "num_seeds", "loss", "loss_std", "teacher_loss", "ce_only_loss",
@@ -53,15 +57,35 @@ def scaling_data(runs: pd.DataFrame, experiment: str = "") -> pd.DataFrame:
     if others or not needed <= set(runs):
         return pd.DataFrame(columns=columns)
     trained = runs[runs["role"].isin(["distilled", "ce_only"])].dropna(subset=sorted(needed))
+    frames = [pd.DataFrame(_of_teacher(part, name), columns=columns) for name, part in _by_teacher(trained, experiment)]
+    ordered = [frame.sort_values(["size", "tokens"], ascending=[False, True]) for frame in frames if len(frame)]
+    return pd.concat(ordered, ignore_index=True) if ordered else pd.DataFrame(columns=columns)
+
+
+def _by_teacher(runs: pd.DataFrame, experiment: str) -> list[tuple[str, pd.DataFrame]]:
+    """(name, its runs) for every teacher of an experiment: its distilled students, and those without teacher that stand
+    beside them. The name is the experiment's, and the teacher's where there are several."""
+    axis = next((name for name in TEACHER_AXES if name in runs and runs[name].nunique() > 1), None)
+    if axis is None:
+        return [(experiment, runs)]
+    teachers = runs.loc[runs["role"] == "distilled", axis].dropna().unique()
+    stands_for = runs[axis].fillna("").str.split(GRID_VALUE_SEPARATOR)
+    return [
+        (f"{experiment}, teacher {name}".removeprefix(", "), runs[[name in one or one == [""] for one in stands_for]])
+        for name in teachers
+    ]
+
+
+def _of_teacher(runs: pd.DataFrame, experiment: str) -> list[list[Any]]:
     rows = []
-    for (student, tokens), budget_runs in trained.groupby(["student", "training_tokens"], sort=False):
+    for (student, tokens), budget_runs in runs.groupby(["student", "training_tokens"], sort=False):
         distilled, ce_only = budget_runs[budget_runs["role"] == "distilled"], budget_runs[budget_runs["role"] == "ce_only"]
         ce_only = ce_only[ce_only["validation_data_fingerprint"].isin(distilled["validation_data_fingerprint"])]
         if len(distilled):
             rows.append([experiment, student, distilled["non_embedding_parameters"].iloc[0], tokens, len(distilled),
                          distilled["val_ce"].mean(), distilled["val_ce"].std(ddof=1), distilled["val_teacher_nll"].mean(),
                          ce_only["val_ce"].mean(), distilled["validation_data_fingerprint"].iloc[0]])  # fmt: skip
-    return pd.DataFrame(rows, columns=columns).sort_values(["size", "tokens"], ascending=[False, True], ignore_index=True)
+    return rows
 
 
 def has_scaling_curve(runs: pd.DataFrame) -> bool:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from distill_lit.analysis.long_tail import LongTail, analyze_long_tail
 from distill_lit.analysis.results import load_results
-from distill_lit.analysis.scaling_law import scaling_data
+from distill_lit.analysis.scaling_law import ScalingLaw, fit_scaling_law, scaling_data
 from distill_lit.analysis.score_table import score_frame
 from distill_lit.analysis.scores import Scores, compute_scores
 from distill_lit.config.schema import AnalysisConfig
@@ -38,6 +38,11 @@ class ReportBundle:
     def scaling_data(self) -> pd.DataFrame:
         """Students by size and tokens, where that is what the grid is over."""
         return scaling_data(self.scores.results.runs, self.name)
+
+    @cached_property
+    def scaling_law(self) -> ScalingLaw | None:
+        """The law through them; None where they are too few, or have one teacher."""
+        return fit_scaling_law(self.scaling_data) if len(self.scaling_data) else None
 
     @cached_property
     def loss_statements(self) -> dict[str, list[str]]:

@@ -45,7 +45,7 @@ def render_report(folder: Path, result: ReportBundle, all_formats: bool = False)
         *write_long_tail_files(folder, result, all_formats),
         *write_training_curves(folder, result, all_formats),
     ]
-    figures += write_scaling_files(folder, result.scaling_data, None, all_formats)  # a law needs several teachers
+    figures += write_scaling_files(folder, result.scaling_data, result.scaling_law, all_formats)
     return [
         *write_score_tables(folder, result, all_formats),
         *figures,

@@ -134,7 +134,7 @@ def _curves_section(curves: dict[str, Any]) -> str:
 def _scaling_section(result: ReportBundle) -> str:
     if not has_scaling_curve(result.scaling_data):
         return ""
-    table = to_html(scaling_table(result.scaling_data, None))
+    table = to_html(scaling_table(result.scaling_data, result.scaling_law))
     return f'<section aria-labelledby="h-scaling"><h2 id="h-scaling">Size and tokens</h2>{table}</section>'
 
 

@@ -80,6 +80,24 @@ def test_runs_are_means_over_seeds_beside_the_same_without_teacher() -> None:
     assert own["num_seeds"] == 2 and has_scaling_curve(runs.reset_index())
 
 
+def test_teachers_of_one_experiment_are_those_of_several() -> None:
+    frames = {name: frame_of(loss).assign(**{"grid.teacher": name}) for name, loss in (("big", 2.0), ("middle", 2.4))}
+    together = scaling_data(pd.concat(frames.values(), ignore_index=True), "one")
+    apart = pd.concat([scaling_data(frame, f"one, teacher {name}") for name, frame in frames.items()], ignore_index=True)
+    pd.testing.assert_frame_equal(together, apart)
+
+
+def test_one_student_without_teacher_stands_beside_every_teacher() -> None:
+    frames = [frame_of(loss).assign(**{"grid.teacher": name}) for name, loss in (("big", 2.0), ("middle", 2.4))]
+    joint = pd.concat(frames, ignore_index=True)
+    without = (joint["role"] == "ce_only") & (joint["grid.teacher"] == "big")
+    joint.loc[without, "grid.teacher"] = None
+    shared = joint[(joint["role"] != "ce_only") | without]
+    found = scaling_data(shared, "one")
+    assert len(found) == 2 * len(scaling_data(frames[0])) and found["ce_only_loss"].notna().all()
+    assert set(found["experiment"]) == {"one, teacher big", "one, teacher middle"}
+
+
 def test_another_axis_is_no_scaling_grid() -> None:
     frame = frame_of(2.0)
     assert scaling_data(frame.assign(**{"grid.training.learning_rate": [str(n % 2) for n in range(len(frame))]})).empty
