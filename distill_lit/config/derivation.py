@@ -70,14 +70,14 @@ def derive_model(point: ExperimentConfig, name: str) -> Recipe:
 
 def derive_stages(config: ExperimentConfig) -> dict[str, Recipe]:
     """The recipes of all stages of a config's student, {name: recipe}, in their order. The last bears the student's own
-    name, the others STUDENT-STAGE. Without stages there is one."""
+    name, the others STUDENT_after_STAGE. Without stages there is one."""
     student, shape = config.student, config.students[config.student]
     specs = dict(config.stages)
     if shape.quantize:
         specs = (specs or {FULL_PRECISION: {}}) | {"quantize": {"quantize": shape.quantize}}
     if not specs:
         return {student: Recipe(config)}
-    names = {stage: f"{student}-{stage}" for stage in specs} | {list(specs)[-1]: student}
+    names = {stage: f"{student}_after_{stage}" for stage in specs} | {list(specs)[-1]: student}
     recipes: dict[str, Recipe] = {}
     previous = ""
     for number, (stage, spec) in enumerate(specs.items()):

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, fields, replace
 from operator import getitem
 from typing import Any
 
-from distill_lit.config import CorpusConfig, ExperimentConfig, non_default_fields, to_dict
-from distill_lit.config.derivation import BASE_TEACHER, Recipe, map_model_references
+from distill_lit.config import CorpusConfig, ExperimentConfig, TeacherConfig, non_default_fields, to_dict
+from distill_lit.config.derivation import Recipe, map_model_references
 from distill_lit.config.grid_points import grid_keys, shortest_names
 from distill_lit.config.roles import Role
 from distill_lit.experiment.fingerprint import (
@@ -82,7 +82,8 @@ def plan_runs(config: ExperimentConfig, points: Sequence[GridPoint] | None = Non
     """All runs, each after what it depends on: generated corpora, teacher caches, the teacher, models made from it, the
     baselines, the distilled students."""
     config = resolve_auto(config)
-    planned = [PointRuns(config, values, resolve_auto(point)) for values, point in points or expand_points(config)]
+    resolved = [GridPoint(values, resolve_auto(point)) for values, point in points or expand_points(config)]
+    planned = [PointRuns(config, values, point, resolved[0].config.teacher) for values, point in resolved]
     seedless = {identity: like for one in planned for identity, like in one.seedless.items()}
     runs = _link(make_labels_distinct(deduplicate_runs(list(_all_runs(config, planned)), seedless)))
     label, times = Counter(run.label for run in runs if run.is_model).most_common(1)[0]
@@ -152,7 +153,11 @@ class PointRuns:
     have in common}.
     """
 
-    def __init__(self, experiment: ExperimentConfig, values: dict[str, Any], point: ExperimentConfig) -> None:
+    def __init__(
+        self, experiment: ExperimentConfig, values: dict[str, Any], point: ExperimentConfig, first_teacher: TeacherConfig
+    ) -> None:
+        """first_teacher: of the first point of the grid."""
+        self.first_teacher = first_teacher
         self.experiment, self.values, self.seed = experiment, values, point.seed
         self.axes = {key: value for key, value in values.items() if key not in ("student", "seed")}
         self.generated: list[Run] = []
@@ -174,15 +179,14 @@ class PointRuns:
 
     def _baseline_point(self, role: Role, point: ExperimentConfig, pipeline: Pipeline) -> ExperimentConfig:
         """The point with the student as a baseline has it. One that is not made from the point's own teacher is the same
-        beside every teacher, and is validated against the experiment's."""
+        beside every teacher, and is validated against the first."""
         shape = point.students[point.student]
         if role == Role.CE_ONLY and pipeline.learns_from_teacher:
             point = without_teacher(point)
         elif role == Role.UNTRAINED:
             point = replace(point, stages={}, students={**point.students, point.student: replace(shape, quantize="")})
-        own, of_experiment = point.teacher.model, self.experiment.teacher
-        is_other = bool(shape.from_) and own not in (BASE_TEACHER, of_experiment.model)
-        return replace(point, teacher=copy.deepcopy(of_experiment)) if is_other else point
+        is_shared = bool(shape.from_) and point.teacher.model != self.first_teacher.model
+        return replace(point, teacher=copy.deepcopy(self.first_teacher)) if is_shared else point
 
     def _make_model(self, name: str, recipes: Mapping[str, Recipe]) -> None:
         if name not in self._made:
@@ -216,8 +220,7 @@ class PointRuns:
         alike = {ref: self.seedless.get(of, of) for ref, of in sources.items()}
         like_others = map_model_references(config, lambda _, ref: f"derived:{alike[ref]}" if ref in alike else ref)
         self.seedless[identity] = f"{name} {student_fingerprint(learning, replace(like_others, seed=0))}"
-        origin = made.get(shape.from_ or config.teacher.model)
-        is_seedless = role == Role.UNTRAINED and not shape.config and (origin is None or origin.seed is None)
+        is_seedless = role == Role.UNTRAINED and not shape.config and all(made[ref].seed is None for ref in sources)
         seed = None if recipe.has_fixed_seed or is_seedless else config.seed
         keys = grid_keys(config.grid)
         label = run_label(role, name, self.axes, seed if "seed" in self.values else None, keys)

@@ -144,7 +144,7 @@ def test_an_earlier_stage_is_shared_by_students_that_differ_later(tmp_path: Path
     runs = plan(write(tmp_path, teacher, tiny_corpus, STAGES.replace(", training.learning_rate: 0.002", ""), grid))
     students = [run for run in runs.values() if run.role == Role.DISTILLED]
     assert len(students) == 2 and len({run.previous_stage for run in students}) == 1
-    assert [run.label for run in runs.values() if run.role == Role.DERIVED] == ["two-off_policy-seed=0"]
+    assert [run.label for run in runs.values() if run.role == Role.DERIVED] == ["two_after_off_policy-seed=0"]
 
 
 def test_a_config_of_a_run_is_read_back(tmp_path: Path, teacher: Path, tiny_corpus: Path) -> None:
@@ -219,14 +219,14 @@ def test_architectures_foretell_what_is_made(built: tuple[Experiment, dict[str, 
 
 def test_each_stage_begins_as_the_one_before_it_ended(built: tuple[Experiment, dict[str, Run]]) -> None:
     experiment, runs = built
-    stages = ["two-warm_up", "two-off_policy", "two-on_policy", "two"]
+    stages = ["two_after_warm_up", "two_after_off_policy", "two_after_on_policy", "two"]
     chain = [
         run
         for name in stages
         for run in runs.values()
         if run.student == name and run.role in (Role.DERIVED, Role.DISTILLED)
     ]
-    ends = [experiment.folder_of(run) for run in (runs["two-warm_up-ce_only-seed=0"], *chain)]
+    ends = [experiment.folder_of(run) for run in (runs["two_after_warm_up-ce_only-seed=0"], *chain)]
     losses = []
     for folder in ends:
         points = [point for point in read_jsonl(folder / "metrics.jsonl") if "validation/student_nll" in point]
@@ -241,8 +241,8 @@ def test_curves_and_costs_run_over_all_stages(built: tuple[Experiment, dict[str,
     student = runs["two-teacher=corrected-seed=0"]
     curves = _curves([student], experiment)
     manifests = {run.student: read_manifest(experiment.folder_of(run) / "manifest.json") for run in runs.values()
-                 if run.role != Role.CE_ONLY or run.student == "two-warm_up"}  # fmt: skip
-    stages = ("two-warm_up", "two-off_policy", "two-on_policy")
+                 if run.role != Role.CE_ONLY or run.student == "two_after_warm_up"}  # fmt: skip
+    stages = ("two_after_warm_up", "two_after_off_policy", "two_after_on_policy")
     assert [manifests[name]["first_step"] for name in stages] == [0, 4, 12]  # 512, then 1,024 tokens of 128 a step
     assert curves["step"].is_monotonic_increasing and curves["step"].max() == 20
     costs = _costs(student, experiment)
