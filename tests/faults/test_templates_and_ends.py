@@ -14,6 +14,20 @@ from distill_lit.models.generation_files import generation_eos_token_ids, load_g
 
 ASKED = 'evaluation: {{tasks: [colours], include_path: "{}", limit: 4}}\nanalysis: {{n_resamples: 100}}\n'
 
+ONE_TOKEN = """
+import torch
+from distill_lit.models.initializers import register_initializer
+
+@register_initializer("one_token")
+def one_token(student, teacher):
+    with torch.no_grad():
+        for layer in student.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        student.model.embed_tokens.weight.fill_(1.0)
+        student.lm_head.weight.zero_()[7] = 10.0
+"""
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -79,3 +93,25 @@ def test_what_is_only_to_be_known_is_a_note_and_the_student_stops_at_a_turn(
     assert tokenizer.chat_template == template
     ends = tokenizer.convert_tokens_to_ids(["</s>", "<|im_end|>"])
     assert generation_eos_token_ids(load_generation_config(student)) == ends
+
+
+@pytest.mark.slow
+def test_a_student_that_repeats_itself_is_said_on_the_terminal_in_the_log_and_in_the_report(
+    models: Path, tmp_path: Path, tasks_folder: Path
+) -> None:
+    """A student of one token, whatever it reads, and a learning rate that leaves it so."""
+    (tmp_path / "own.py").write_text(ONE_TOKEN)
+    more = ASKED.format(tasks_folder) + "plugins: [own.py]\n"
+    student = "{config: {tie_word_embeddings: false}, initializer: one_token}"
+    file = write_chat_experiment(tmp_path, models / "instruct", student, more)
+    own_text = ["on_policy.fraction=1.0", "on_policy.max_new_tokens=16", "training.learning_rate=1.0e-9"]
+    size = ["training.micro_batch_size=16", "training.max_tokens=20480"]
+    cache = str(new_cache(tmp_path / "cache"))
+    code, said = cli("run", file, "--root", tmp_path, *own_text, *size, DISTILL_LIT_CACHE=cache)
+    assert code == 0, said
+    line = "on_policy: the student repeats itself: 92% of the 4-grams"  # 12 of the 13 in 16 tokens
+    assert said.count(f"one: {line}") == 1, said
+    (log,) = (tmp_path / "runs/chats").glob("*/log.txt")
+    assert log.read_text().count(line) == 1
+    (entry,) = json.loads((tmp_path / "results/chats/provenance.json").read_text()).values()
+    assert [note.startswith(line) for note in entry["notes"]] == [True]

@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 # texts of the start, and of the moving average that is compared with it: a share of 128 is known within 0.045 (one
 # standard error), so that a fall by half from MIN_START_FINISHED is more than three of them
 WINDOW_TEXTS = 128
-# more than greedy decoding of GPT-2 repeats, 0.44, where people repeat 0.005 (Welleck et al. 2020, 1908.04319, table 2)
+# language models that decode greedily, who are known for it, repeat 0.4 to 0.5, people less than 0.01 (Welleck et al. 2020,
+# 1908.04319); text that is drawn at random is near people
 MAX_REPETITION = 0.5
 MIN_START_FINISHED = 0.4  # of texts that are cut off anyway, as plain text mostly is, none can stop to end
 FINISHED_LEFT = 0.5  # of the share of the start

@@ -9,7 +9,8 @@ from helpers.chat_models import make_chat_model, write_chat_experiment
 from helpers.chat_templates import STYLES
 from tokenizers import normalizers
 
-from distill_lit.config import load_experiment
+from distill_lit.config import EvaluationConfig, load_experiment
+from distill_lit.evaluation.tasks import has_generative_tasks
 from distill_lit.experiment.agreement import penalty_notes
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.validation import check_against_teacher
@@ -185,6 +186,11 @@ def test_what_a_generation_config_recommends_is_said_where_text_is_drawn(folder:
     assert penalty_notes({name: tmp_path / name for name in ("thinker", "calm")}) == [
         "evaluation.tasks: thinker writes its answers under repetition_penalty 1.1 of its generation_config.json"
     ]
+
+
+@pytest.mark.parametrize(("tasks", "generative"), [(["arc_easy"], False), (["arc_easy", "gsm8k"], True)])
+def test_penalties_count_where_a_task_has_models_write(tasks: list[str], generative: bool) -> None:
+    assert has_generative_tasks(EvaluationConfig(tasks=tasks), "hub") is generative
 
 
 def test_questions_in_chats_of_students_that_read_none(folder: Path, tmp_path: Path) -> None:
