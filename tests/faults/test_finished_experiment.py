@@ -1,4 +1,4 @@
-"""What is asked of one experiment that has been run offline, with secrets around it; in one file, so that it is run once."""
+"""What is asked of one experiment that has been run offline, with secrets around it: in one file, so it is run once."""
 
 import os
 import re
