@@ -114,8 +114,10 @@ def test_19_bad_input_is_refused_within_two_seconds(
 
     if is_timed:
         check_experiment(load_experiment(QUICKSTART))
-        limit = max(2.0, 2 * request.getfixturevalue("seconds_to_import_torch"))
-        assert any(training_processes.processor_seconds(refused) < limit for _ in range(2))
+        spent = training_processes.processor_seconds(refused)
+        if spent >= 2.0:
+            limit = max(2.0, 2 * request.getfixturevalue("seconds_to_import_torch"))
+            assert spent < limit or training_processes.processor_seconds(refused) < limit
     else:
         refused()
     assert not list(tmp_path.iterdir())
