@@ -53,9 +53,12 @@ class Results:
         return next((self.settings_by_model[m][task] for m in models if task in self.settings_by_model[m]), {})
 
 
-def load_results(folder: Path) -> Results:
+def load_results(folder: str | Path) -> Results:
     """The results folder of an experiment. Raises UserError when it is incomplete or damaged, or its models are not
     comparable."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; run the experiment first")
     try:
         return _load_results(folder)
     except UserError:

@@ -50,8 +50,9 @@ def score_frame(scores: Scores) -> pd.DataFrame:
     """
     rows = []
     for g in range(len(scores.groups)):
-        rows += [_task_row(scores, t, g) for t in range(len(scores.tasks))]
-        rows.append(_macro_row(scores, g))
+        shared = _shared(scores, g)
+        rows += [_task_row(scores, t, g, shared) for t in range(len(scores.tasks))]
+        rows.append(_macro_row(scores, g, shared))
     frame = pd.DataFrame(rows)
     if frame["pipeline_training_flops"].isna().all():  # nothing is made from a model of this experiment
         frame = frame.drop(columns="pipeline_training_flops")
@@ -60,6 +61,7 @@ def score_frame(scores: Scores) -> pd.DataFrame:
 
 
 def _shared(scores: Scores, g: int) -> dict[str, Any]:
+    """The columns that all rows of a group share."""
     group = scores.groups[g]
     done = len(group.models)
     state = "done" if done == group.num_planned else "missing" if not done else "partial"
@@ -91,7 +93,7 @@ def find_baselines(scores: Scores, g: int) -> dict[str, int]:
     return found
 
 
-def _task_row(scores: Scores, t: int, g: int) -> dict[str, Any]:
+def _task_row(scores: Scores, t: int, g: int, shared: dict[str, Any]) -> dict[str, Any]:
     task, settings = scores.responses.tasks[t], scores.results.settings(scores.tasks[t])
     value = sc.task_score(scores, t, g)
     row = {
@@ -102,7 +104,7 @@ def _task_row(scores: Scores, t: int, g: int) -> dict[str, Any]:
         "n": task.n,
         "chance": float(task.chance.mean()),
         "teacher_at_chance": scores.excluded_tasks.get(task.task) == sc.EXCLUDED_AT_CHANCE,
-        **_shared(scores, g),
+        **shared,
         "score": value.value,
         "low": value.low,
         "high": value.high,
@@ -141,7 +143,7 @@ def _above_floor(scores: Scores, teacher: FloatArray) -> bool:
     return bool(np.quantile(teacher, (1 - scores.analysis.confidence_level) / 2) > MIN_RETENTION_BASELINE)
 
 
-def _macro_row(scores: Scores, g: int) -> dict[str, Any]:
+def _macro_row(scores: Scores, g: int, shared: dict[str, Any]) -> dict[str, Any]:
     value, retention = sc.macro_score(scores, g), sc.macro_retention(scores, g)
     row = {
         "task": MACRO_AVERAGE,
@@ -149,7 +151,7 @@ def _macro_row(scores: Scores, g: int) -> dict[str, Any]:
         "n": sum(scores.responses.tasks[t].n for t in scores.averaged),
         "chance": 0.0,
         "teacher_at_chance": False,
-        **_shared(scores, g),
+        **shared,
         "score": value.value,
         "low": value.low,
         "high": value.high,

@@ -20,16 +20,19 @@ def _check_varies(what: str, key: str) -> None:
         raise UserError(f"{what}: holds for the whole experiment; write one experiment for each value")
 
 
+def check_experiment_name(name: str) -> None:
+    """Raises UserError unless an experiment can have this name, which its folders bear."""
+    if not name:
+        raise UserError("name: it is required and has no value")
+    fits = re.fullmatch(r"[A-Za-z0-9][\w.-]{,99}", name) and len(name.encode()) <= MAX_NAME_BYTES
+    if not fits or ".." in name or name == "index.html":
+        raise UserError(f"name: {name[:120]!r} must be a plain folder name: letters, digits, '.', '_', '-', at most 100")
+
+
 def validate_config(config: ExperimentConfig) -> None:
     """Raises UserError for names that cannot be, and for what only whole experiments have; names the student of an
     experiment of one."""
-    if not config.name:
-        raise UserError("name: it is required and has no value")
-    fits = re.fullmatch(r"[A-Za-z0-9][\w.-]{,99}", config.name) and len(config.name.encode()) <= MAX_NAME_BYTES
-    if not fits or ".." in config.name or config.name == "index.html":
-        raise UserError(
-            f"name: {config.name[:120]!r} must be a plain folder name: letters, digits, '.', '_', '-', at most 100"
-        )
+    check_experiment_name(config.name)
     if not config.teacher.model:
         raise UserError("teacher.model: it is required and has no value")
     if not config.students:

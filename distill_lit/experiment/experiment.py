@@ -52,10 +52,12 @@ class Experiment:
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = (), root: str | Path = ".") -> "Experiment":
-        """The experiment of a file, or a shipped one by its name. overrides: `key=value` for any key.
+        """The experiment of a file, or a shipped one by its name. overrides: a list of `key=value`, for any key.
 
         Raises UserError for anything that can be known to be wrong before a model or a data set is touched.
         """
+        if isinstance(overrides, str) or not all(isinstance(override, str) for override in overrides):
+            raise UserError(f'overrides: {overrides!r} is no list of texts, such as ["training.max_tokens=200000"]')
         experiment = cls(load_experiment(Path(path), list(overrides)), Path(root))
         experiment.validate()
         return experiment

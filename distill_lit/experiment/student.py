@@ -102,7 +102,7 @@ def train_and_export_student(
         teacher = build_teacher(config, teacher_folder, prepared)
         trained_fraction = trainable_fraction(student)
         setup = _build_training_setup(
-            run, folder, student, vocab_size, prepared, teacher, progress_callback, teacher_folder
+            run, folder, student, vocab_size, prepared, teacher, progress_callback, teacher_folder, calibration
         )
     metrics = (train if run.is_trained else validate)(setup)
     if get_rank():
@@ -175,14 +175,15 @@ def _build_training_setup(
     teacher: Teacher | None,
     progress_callback: ProgressCallback,
     teacher_folder: Path,
+    calibration: Calibration,
 ) -> TrainingJob:
     config = run.config
+    base = student_base_folder(config, teacher_folder)
     module = PackedDataModule(prepared.train, prepared.validation, config.training, config.seed)
     objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
     model = getattr(teacher, "model", None)
-    calibration = calibration_batches(prepared.train)
     feature_alignment = build_feature_alignment(
-        objective, student, load_model_config(teacher_folder), model, calibration, config.seed
+        objective, student, load_model_config(teacher_folder), model, calibration.batches, config.seed
     )
     use_eager_attention(objective, *(m for m in (student, model) if m is not None))
     prepare_student(student, config.training)
@@ -195,18 +196,10 @@ def _build_training_setup(
         vocab_size=vocab_size,
         fused_loss_settings=settings,
         feature_alignment=feature_alignment,
-        on_policy_generator=_build_on_policy_text(
-            config, student, vocab_size, student_base_folder(config, teacher_folder), model, module.steps
-        ),
+        on_policy_generator=_build_on_policy_text(config, student, vocab_size, base, model, module.steps),
         **optimizer_settings(config.training),
     )
     fingerprints = _training_fingerprints(run, teacher_folder, student, prepared, objective)
-    callbacks: list[Callback] = [CustomScalarsCallback([term.name for term in objective.logit_terms])]
-    if is_on_policy_enabled(config.on_policy):
-        callbacks.append(OnPolicyCollapseWarning(progress_callback))
-    if config.evaluation.interval:
-        tokenizer = _tokenizer(config, student_base_folder(config, teacher_folder))
-        callbacks.append(EvaluationCallback(tokenizer, config.evaluation, config.dataset_source, module.steps))
     return TrainingJob(
         folder,
         distiller,
@@ -216,11 +209,24 @@ def _build_training_setup(
         progress_callback,
         fingerprints,
         config.launcher.on_mismatch,
-        callbacks,
+        _callbacks(config, base, objective, module.steps, progress_callback),
         config.loggers,
         to_dict(config),
         _steps_before(run, folder),
     )
+
+
+def _callbacks(
+    config: ExperimentConfig, base: Path, objective: Objective, steps: int, progress_callback: ProgressCallback
+) -> list[Callback]:
+    """What happens beside the training as the experiment asks for it."""
+    callbacks: list[Callback] = [CustomScalarsCallback([term.name for term in objective.logit_terms])]
+    if is_on_policy_enabled(config.on_policy):
+        callbacks.append(OnPolicyCollapseWarning(progress_callback))
+    if config.evaluation.interval:
+        tokenizer = _tokenizer(config, base)
+        callbacks.append(EvaluationCallback(tokenizer, config.evaluation, config.dataset_source, steps))
+    return callbacks
 
 
 def _steps_before(run: Run, folder: Path) -> int:

@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from distill_lit.losses.hidden_states import FEATURE_LOSSES
 from distill_lit.losses.registry import LOGIT_LOSSES, BoolOption, ChoiceOption, LossSpec, NumberOption
-from distill_lit.utils.exceptions import UserError, one_line_message
+from distill_lit.utils.exceptions import UserError, one_line_message, suggest
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Tensor])
 # names of a function's arguments: what it is given under them
@@ -52,7 +53,9 @@ def register(
         ... def squared_hellinger(log_q, log_p):
         ...     return 0.5 * ((0.5 * log_p).exp() - (0.5 * log_q).exp()).square().sum(-1)
     """
-    if name in LOGIT_LOSSES and name not in _registered:
+    if not isinstance(name, str) or not name:
+        raise UserError('losses.register: it needs a name, as in @losses.register("my_loss")')
+    if (name in LOGIT_LOSSES and name not in _registered) or name in FEATURE_LOSSES:
         raise UserError(f"losses.register({name!r}): a loss of this name is part of the package; choose another")
 
     def put(function: FunctionT) -> FunctionT:
@@ -77,7 +80,11 @@ def register(
 def _arguments(name: str, function: Callable[..., Tensor]) -> tuple[tuple[str, ...], dict[str, Any]]:
     """(what a function reads, checks of its options) by the names and defaults of its arguments."""
     inputs, options = [], {}
-    for argument, parameter in inspect.signature(function).parameters.items():
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError) as error:  # a number, or a built-in that does not say what it takes
+        raise UserError(f"losses.register({name!r}): {function!r} is no Python function") from error
+    for argument, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty:
             if argument not in INPUT_NAMES:
                 raise UserError(
@@ -107,6 +114,8 @@ def check_loss(loss: str | Callable[..., Tensor] | LossSpec, key: str = "", is_d
     loss: a name in the registry, its entry, or a function as `register` takes it, which claims `is_divergence`.
     """
     if isinstance(loss, str):
+        if loss not in LOGIT_LOSSES:
+            raise UserError(f"check_loss: unknown loss {loss!r}{suggest(loss, LOGIT_LOSSES)}")
         spec, key = LOGIT_LOSSES[loss], key or f"loss {loss}"
     elif isinstance(loss, LossSpec):
         spec = loss

@@ -30,6 +30,7 @@ writes has no length before it is written; it counts for its micro-batch's share
 import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -148,19 +149,19 @@ class DistillationLoss(nn.Module):
         self._place_teacher(hidden.device)
         with self._teacher_states(batch, teacher_layers) as teacher_states:
             target = self.teacher.target(dict(batch), loss_mask) if self.teacher is not None and with_teacher else None
+        labels = targets[loss_mask]
         lm_head = get_lm_head(student, self._vocab_size_of(student))
         chunk_size, compiled, dtype = self._resolved_settings(hidden, lm_head)
         with torch.autocast(hidden.device.type, enabled=False), self._lm_head_gradient():
             if isinstance(target, CrossTokenizerTarget) and self.objective.reads_span_logprobs:
-                target = target.with_student_logprobs(
-                    label_logprobs_from_hidden(hidden.to(dtype), lm_head, targets[loss_mask], chunk_size)
-                )
+                logprobs = label_logprobs_from_hidden(hidden.to(dtype), lm_head, labels, chunk_size)
+                target = target.with_student_logprobs(logprobs)
             losses = fused_linear_loss(
                 self.objective,
                 hidden.to(dtype),
                 lm_head,
                 target,
-                targets[loss_mask],
+                labels,
                 denominator=denominator,
                 on_policy_mask=batch["on_policy_mask"][:, 1:][loss_mask] if "on_policy_mask" in batch else None,
                 progress=progress,
@@ -226,6 +227,9 @@ def lm_head_rows(model: Any) -> int:
 def shared_vocab_size(student: Any, teacher: Any) -> int:
     """Rows of the smaller lm_head: some models pad theirs. teacher: a model, a `Teacher`, or None. Raises UserError where
     it is the student itself."""
+    for role, model in (("student", student), ("teacher", teacher)):
+        if isinstance(model, str | Path):
+            raise UserError(f"{role}: {str(model)!r} is a name; give a model, as of AutoModelForCausalLM.from_pretrained")
     if teacher is student:
         raise UserError("teacher: it is the student itself; load the model twice")
     rows = [lm_head_rows(model) for model in (student, teacher) if isinstance(model, nn.Module)]
@@ -257,9 +261,18 @@ def check_batch(batch: Any) -> None:
                 f"batch: it has {', '.join(batch) or 'nothing'} and no {name}; transformers' "
                 "DataCollatorForLanguageModeling(tokenizer, mlm=False) adds labels"
             )
+    for name in ("input_ids", "labels"):
+        if not isinstance(batch[name], Tensor) or batch[name].dtype not in (torch.int32, torch.int64):
+            kind = batch[name].dtype if isinstance(batch[name], Tensor) else type(batch[name]).__name__
+            raise UserError(f"batch: {name} are {kind}, and a tensor of token numbers (int64) is needed")
     ids, labels = batch["input_ids"], batch["labels"]
     if ids.ndim != 2 or labels.shape != ids.shape:
         raise UserError(
             f"batch: input_ids {tuple(ids.shape)} and labels {tuple(labels.shape)} are to be (rows, tokens) both; labels "
             "are not shifted"
         )
+    if not ids.numel():
+        raise UserError(f"batch: input_ids {tuple(ids.shape)} hold no token")
+    mask = batch.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape != ids.shape:
+        raise UserError(f"batch: attention_mask {tuple(mask.shape)} is to be as input_ids, {tuple(ids.shape)}")

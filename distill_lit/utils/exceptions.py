@@ -36,7 +36,7 @@ def describe_exit_code(code: int) -> str:
     return f"was killed by {name}" + (", perhaps out of memory" if name == "SIGKILL" else "")
 
 
-def one_line_message(error: Exception) -> str:
+def one_line_message(error: BaseException) -> str:
     """What an error of somebody else's library says, without its line breaks and not at any length."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 

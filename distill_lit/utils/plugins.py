@@ -29,7 +29,7 @@ def load_plugins(paths: Iterable[str]) -> None:
             spec.loader.exec_module(module)
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a script that ends itself, which would end the experiment without a word
             del sys.modules[module_name]
             line = error.lineno if isinstance(error, SyntaxError) else None
             where = f", line {line}" if line else ""

@@ -1,22 +1,10 @@
-"""What the tests of faults share: a tiny teacher with dropout, text, a task, and one experiment that has been run."""
+"""What the tests of faults share: a tiny teacher with dropout, text, a task, and the file of an experiment."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from helpers import tiny_models, tiny_tasks, training_processes
-from helpers.caches import new_cache
-from helpers.training_processes import SECRETS
-
-
-class Finished(NamedTuple):
-    """An experiment that has been run: where, from which file, with which cache, and how it ended."""
-
-    root: Path
-    file: Path
-    cache: Path
-    code: int
-    said: str
 
 
 @pytest.fixture(scope="session")
@@ -39,21 +27,10 @@ def experiment(
     return training_processes.write_experiment(tmp_path_factory.mktemp("file"), dropping_teacher, tiny_corpus, tasks_folder)
 
 
-@pytest.fixture(scope="session")
-def finished(
-    tmp_path_factory: pytest.TempPathFactory, dropping_teacher: Path, tiny_corpus: Path, tasks_folder: Path
-) -> Finished:
-    """An experiment that has been run offline, with every connection forbidden, and with secrets in its environment."""
-    root = tmp_path_factory.mktemp("finished")
-    file = training_processes.write_experiment(root, dropping_teacher, tiny_corpus, tasks_folder, source="offline")
-    file.write_text(file.read_text().replace("baselines: []", "baselines: [teacher]"))
-    cache = new_cache(root / "cache")
-    environment = {
-        **SECRETS,
-        "DISTILL_LIT_CACHE": str(cache),
-        "HF_HUB_OFFLINE": "1",
-        "NO_SOCKETS": str(root / "connections"),
-        "PYTHONPATH": training_processes.SABOTAGE,
-    }
-    code, said = training_processes.cli("run", file, "--root", root, **environment)
-    return Finished(root, file, cache, code, said)
+@pytest.fixture
+def closed(tmp_path: Path) -> Iterator[Path]:
+    """An empty folder that may only be read."""
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed").chmod(0o555)
+    yield tmp_path / "closed"
+    (tmp_path / "closed").chmod(0o755)

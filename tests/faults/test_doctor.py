@@ -3,6 +3,7 @@
 import io
 import shutil
 from argparse import Namespace
+from http.client import BadStatusLine, InvalidURL
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -112,6 +113,8 @@ def test_the_network_is_a_note_and_shows_no_password(monkeypatch: pytest.MonkeyP
     assert doctor.check_connection("hub", address, "", answering(None)).state == doctor.GOOD
     refused = HTTPError(address, 401, "no", {}, None)  # type: ignore[arg-type]
     assert doctor.check_connection("hub", address, "", answering(refused)).state == doctor.GOOD
+    for broken in (BadStatusLine("SSH-2.0"), InvalidURL("URL can't contain control characters"), TimeoutError()):
+        assert doctor.check_connection("hub", address, "do this", answering(broken)).state == doctor.WARNING
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     offline = doctor.check_connection("hub", address, "", answering(AssertionError("asked")))
     assert offline.state == doctor.WARNING

@@ -1,102 +1,29 @@
 """Folders that may only be read, links, terminals, ports: what needs nothing written works, the rest is one line."""
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from helpers import ROOT, synthetic_results, training_processes, warm_processes
+from helpers import ROOT, synthetic_results, training_processes
 from helpers.caches import new_cache
+from helpers.read_only import as_anyone, needs_rights
 from helpers.training_processes import cli
 
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import atomic_write_folder, cache_root, permission_error_message, umask, write_text
 
-# root may write anywhere, unless it gives up that right
-AS_ANYONE = warm_processes.AS_ANYONE if os.geteuid() == 0 else ()
-needs_rights = pytest.mark.skipif(bool(AS_ANYONE) and not shutil.which("setpriv"), reason="root without setpriv")
-
-
-def as_anyone(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> tuple[int, str]:
-    """(exit code, everything said) of a command of a user who may write only where the rights of a folder say so."""
-    command = [*AS_ANYONE, sys.executable, "-m", "distill_lit", *map(str, arguments)]
-    known = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
-    result = subprocess.run(command, capture_output=True, text=True, env=known, cwd=cwd, timeout=300)
-    return result.returncode, result.stdout + result.stderr
-
-
-def close(folder: Path) -> None:
-    """Takes the right to write from a folder and all below it."""
-    for place, _, names in os.walk(folder):
-        os.chmod(place, 0o555)
-        for name in names:
-            os.chmod(os.path.join(place, name), 0o444)
-
-
-def reopen(folder: Path) -> None:
-    for place, _, _ in os.walk(folder):
-        os.chmod(place, 0o755)
-
-
-@pytest.fixture
-def closed(tmp_path: Path) -> Iterator[Path]:
-    """An empty folder that may only be read."""
-    (tmp_path / "closed").mkdir()
-    (tmp_path / "closed").chmod(0o555)
-    yield tmp_path / "closed"
-    (tmp_path / "closed").chmod(0o755)
-
-
-@pytest.mark.slow
-@needs_rights
-def test_a_whole_cache_needs_no_right_to_write(finished: Any, tmp_path: Path) -> None:
-    assert finished.code == 0, finished.said
-    cache = tmp_path / "cache"
-    shutil.copytree(finished.cache, cache)
-    for lock in cache.rglob("*.lock"):
-        lock.unlink()
-    close(cache)
-    try:
-        places = {"DISTILL_LIT_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
-        code, said = as_anyone(
-            "run", finished.file, "data.corpora.text.max_documents=0", "--root", tmp_path / "root", **places
-        )
-    finally:
-        reopen(cache)
-    assert code == 0, said
-
 
 @needs_rights
-def test_a_cache_that_cannot_be_written_is_named(finished: Any, tmp_path: Path, closed: Path) -> None:
-    index = closed / "cache/lm_eval"
-    reopen(closed)
-    shutil.copytree(finished.cache / "lm_eval", index)
-    close(closed)
-    try:
-        code, said = as_anyone(
-            "run", finished.file, "--root", tmp_path / "root", DISTILL_LIT_CACHE=str(closed / "cache"), HF_HUB_OFFLINE="1"
-        )
-    finally:
-        reopen(closed)
-    line = f"{closed / 'cache/'}"
-    assert code == 2, said
-    (told,) = [one for one in said.splitlines() if one.startswith("distill-lit:")]
-    assert line in told and "set DISTILL_LIT_CACHE to a folder that can be" in told
-
-
-@needs_rights
-def test_a_corpus_that_may_not_be_read_is_named(finished: Any, tmp_path: Path) -> None:
+def test_a_corpus_that_may_not_be_read_is_named(experiment: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "mine.jsonl"
     corpus.write_text('{"text": "a"}\n')
     corpus.chmod(0)
     where = (f"data.corpora.text.path=file:{corpus}", "--root", tmp_path / "root")
     code, said = as_anyone(
-        "run", finished.file, *where, DISTILL_LIT_CACHE=str(new_cache(tmp_path / "cache")), HF_HUB_OFFLINE="1"
+        "run", experiment, *where, DISTILL_LIT_CACHE=str(new_cache(tmp_path / "cache")), HF_HUB_OFFLINE="1"
     )
     (told,) = [one for one in said.splitlines() if one.startswith("distill-lit:")]
     assert (code, told) == (
@@ -142,50 +69,6 @@ def test_files_and_folders_have_the_rights_that_the_umask_leaves(tmp_path: Path,
 
 
 # ---------------------------------------------------------------- reading what is done
-
-
-@needs_rights
-def test_status_only_reads_and_report_names_the_folder(finished: Any, tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    shutil.copytree(finished.root / "runs", root / "runs")
-    shutil.copytree(finished.root / "results", root / "results")
-    close(root)
-    places = {"DISTILL_LIT_CACHE": str(finished.cache), "HF_HUB_OFFLINE": "1"}
-    try:
-        assert as_anyone("status", finished.file, "--root", root, **places)[0] == 0
-        code, said = as_anyone("report", root / "results/tiny", **places)
-    finally:
-        reopen(root)
-    assert code == 2
-    assert said.startswith(f"distill-lit: {root / 'results/tiny'} cannot be written to; copy it to a folder that can be")
-
-
-def test_report_needs_no_model(finished: Any, tmp_path: Path, dropping_teacher: Path) -> None:
-    shutil.copytree(finished.root / "runs", tmp_path / "runs")
-    away = dropping_teacher.with_name("away")
-    dropping_teacher.rename(away)
-    try:
-        code, said = cli("report", finished.file, "--root", tmp_path, DISTILL_LIT_CACHE=str(finished.cache))
-    finally:
-        away.rename(dropping_teacher)
-    assert code == 0, said
-    assert "2 of 2 models are done" in said
-    assert (tmp_path / "results/tiny/report.html").is_file()
-
-
-def test_links_are_followed_and_one_to_nothing_is_refused(finished: Any, tmp_path: Path) -> None:
-    for kind in ("runs", "results"):
-        shutil.copytree(finished.root / kind, tmp_path / "scratch" / kind)
-        (tmp_path / kind).symlink_to(tmp_path / "scratch" / kind)
-    environment = {"DISTILL_LIT_CACHE": str(finished.cache), "HF_HUB_OFFLINE": "1"}
-    code, said = cli("run", finished.file, "--root", tmp_path, **environment)
-    assert code == 0, said
-    assert (tmp_path / "results").is_symlink()
-    (tmp_path / "results").unlink()
-    (tmp_path / "results").symlink_to(tmp_path / "nowhere")
-    code, said = cli("run", finished.file, "--root", tmp_path, **environment)
-    assert code == 2
-    assert f"{tmp_path / 'results'} is a link to {tmp_path / 'nowhere'}, which is not there" in said
 
 
 # ---------------------------------------------------------------- terminals

@@ -5,7 +5,6 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -229,29 +228,6 @@ def test_05_an_objective_is_compared_too(tmp_path: Path) -> None:
     SafeCheckpointIO().save_checkpoint({CHECKPOINT_KEY: {"origin": {"objective": "kl", "data": "a"}}}, path)
     assert fingerprint_mismatches(path, {"objective": "ce", "data": "a"}) == ["objective was kl and is ce"]
     assert fingerprint_mismatches(path, {"objective": "kl", "data": "a"}) == []
-
-
-def stamps(runs: Path) -> dict[Path, int]:
-    """When each file of the runs was written. The experiment's own event file is drawn with every report."""
-    files = (path for path in runs.rglob("*") if path.is_file() and path.name != "lock" and path.parent.name != "report")
-    return {path: path.stat().st_mtime_ns for path in files}
-
-
-def written(root: Path) -> dict[Path, int]:
-    """When each file of an experiment's runs was written; locks and the report's own curves aside."""
-    files = [path for path in (root / "runs").rglob("*") if path.is_file()]
-    return {p: p.stat().st_mtime_ns for p in files if p.name != "lock" and p.parent.name != "report"}
-
-
-def test_06_a_finished_experiment_is_run_again_and_nothing_happens(finished: Any) -> None:
-    assert finished.code == 0, finished.said
-    before = written(finished.root)
-    code, said = cli("run", finished.file, "--root", finished.root, DISTILL_LIT_CACHE=str(finished.cache))
-    assert code == 0, said
-    after = written(finished.root)
-    changed = {path.name for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
-    assert changed <= {"experiment.yaml", "README.md"}  # written again with the same content
-    assert "to run" not in said
 
 
 def test_07_tensorboard_shows_one_curve_with_rising_steps(experiment: Path, tmp_path: Path) -> None:

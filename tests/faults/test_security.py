@@ -10,12 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from helpers import training_processes
 from helpers.caches import new_cache
-from helpers.training_processes import SABOTAGE, SECRETS, cli, command, outcome, wait_until
+from helpers.training_processes import SABOTAGE, SECRETS, cli
 
 import distill_lit
 from distill_lit import assets
@@ -23,7 +22,7 @@ from distill_lit.config import load_experiment
 from distill_lit.models import load_model, model_folder
 from distill_lit.training.checkpoint import SafeCheckpointIO, checksum_path, load_checkpoint_weights_only
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import read_json, sha256_of, write_json
+from distill_lit.utils.files import sha256_of, write_json
 
 FORCED = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
 
@@ -159,9 +158,9 @@ def test_25_object_tags_are_refused(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["../out", "/tmp/out", "a/../../b", "..", "a/b", "", ".", "-x", "a\nb", "a\x00b"])
-def test_25_names_that_leave_the_root_are_refused(finished: Any, name: str) -> None:
-    text = finished.file.read_text()
-    changed = finished.root / "names.yaml"
+def test_25_names_that_leave_the_root_are_refused(experiment: Path, tmp_path: Path, name: str) -> None:
+    text = experiment.read_text()
+    changed = tmp_path / "names.yaml"
     changed.write_text(text.replace("name: tiny", f"name: {json.dumps(name)}"))
     with pytest.raises(UserError, match="name: (.* must be a plain folder name|it is required)"):
         load_experiment(changed)
@@ -170,7 +169,7 @@ def test_25_names_that_leave_the_root_are_refused(finished: Any, name: str) -> N
         load_experiment(changed)
 
 
-def test_25_defaults_and_grid_values_do_not_leave_the_root(finished: Any, tmp_path: Path) -> None:
+def test_25_defaults_and_grid_values_do_not_leave_the_root(experiment: Path, tmp_path: Path) -> None:
     (tmp_path / "configs").mkdir()
     for name in ("../../etc/passwd", "/etc/passwd"):
         (tmp_path / "x.yaml").write_text(f"name: x\ndefaults: [{name}]\n")
@@ -178,7 +177,7 @@ def test_25_defaults_and_grid_values_do_not_leave_the_root(finished: Any, tmp_pa
             load_experiment(tmp_path / "x.yaml")
     from distill_lit.experiment.plan import plan_runs
 
-    text = finished.file.read_text() + 'variants: {"../../out": {seed: 1}}\ngrid: {variant: ["../../out"]}\n'
+    text = experiment.read_text() + 'variants: {"../../out": {seed: 1}}\ngrid: {variant: ["../../out"]}\n'
     (tmp_path / "y.yaml").write_text(text)
     for run in plan_runs(load_experiment(tmp_path / "y.yaml")):
         assert Path(run.name).name == run.name
@@ -242,23 +241,12 @@ def test_26_generated_code_runs_only_on_request_and_confined(
         assert not seen["connected"]
 
 
-def test_27_secrets_of_the_environment_are_written_nowhere(finished: Any) -> None:
-    assert finished.code == 0, finished.said
-    assert not any(value in finished.said for value in SECRETS.values())
-    searched = 0
-    for path in [p for p in finished.root.rglob("*") if p.is_file()]:
-        content = path.read_bytes()
-        searched += 1
-        for value in SECRETS.values():
-            assert value.encode() not in content, path
-    assert searched > 30
-
-
-def test_27_not_even_where_a_library_says_them(finished: Any, tmp_path: Path) -> None:
+def test_27_not_even_where_a_library_says_them(experiment: Path, tmp_path: Path) -> None:
     """A run fails with the token in its message and its log; the reason, the table and the log have it taken out."""
     root = tmp_path / "root"
     secret = SECRETS["HF_TOKEN"]
-    code, said = cli("run", finished.file, "--root", root, **SECRETS, FAULTS="tell one train 3", PYTHONPATH=SABOTAGE)
+    environment = {**SECRETS, "FAULTS": "tell one train 3", "PYTHONPATH": SABOTAGE}
+    code, said = cli("run", experiment, "baselines=[teacher]", "--root", root, **environment)
     assert code == 3, said
     assert secret not in said
     assert "[hidden]" in said
@@ -268,10 +256,10 @@ def test_27_not_even_where_a_library_says_them(finished: Any, tmp_path: Path) ->
     assert "the token is [hidden]" in log
 
 
-def test_27_an_experiment_file_cannot_read_the_environment(finished: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_27_an_experiment_file_cannot_read_the_environment(experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", SECRETS["HF_TOKEN"])
     with pytest.raises(UserError, match=r"oc\.env"):
-        load_experiment(finished.file, ["question=${oc.env:HF_TOKEN}"])
+        load_experiment(experiment, ["question=${oc.env:HF_TOKEN}"])
 
 
 HOSTILE = "<script>alert(1)</script> | \\input{x} _&%$ =cmd|' /C calc'!A0"
@@ -303,28 +291,6 @@ def test_28_what_a_model_or_data_set_wrote_is_escaped(tmp_path: Path) -> None:
     assert not re.search(r"(?m)(^|,)\"?[=+@]", written["table.csv"])
 
 
-def test_29_tensorboard_binds_to_loopback(finished: Any) -> None:
-    port = 16000 + os.getpid() % 1000
-    server = command("tensorboard", finished.root / "runs", "--port", str(port))
-    try:
-        process = psutil.Process(server.pid)
-
-        def listening() -> list[Any]:
-            return [c.laddr for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
-
-        addresses = wait_until(listening)
-        assert {address.ip for address in addresses} == {"127.0.0.1"}
-        assert port in {address.port for address in addresses}
-    finally:
-        server.terminate()
-        outcome(server)
-
-
-def test_30_offline_runs_from_caches_with_no_connection_attempt(finished: Any) -> None:
-    assert finished.code == 0, finished.said
-    assert not (finished.root / "connections").exists(), (finished.root / "connections").read_text()
-
-
 def test_30_the_guard_itself_notices_an_attempt(tmp_path: Path) -> None:
     code = "import urllib.request as u\ntry: u.urlopen('http://127.0.0.1:9')\nexcept OSError as error: print(error)"
     _, said = training_processes.python(code, NO_SOCKETS=str(tmp_path / "attempts"), PYTHONPATH=SABOTAGE)
@@ -333,10 +299,16 @@ def test_30_the_guard_itself_notices_an_attempt(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_30_offline_with_the_benchmark_packages(tmp_path: Path, finished: Any) -> None:
+def test_30_offline_with_the_benchmark_packages(tmp_path: Path, experiment: Path) -> None:
     file = tmp_path / "sciq.yaml"
-    file.write_text(finished.file.read_text())
-    change = ("evaluation.tasks=[sciq,boolq]", "evaluation.limit=8", "name=sciq")
+    file.write_text(experiment.read_text())
+    change = (
+        "evaluation.tasks=[sciq,boolq]",
+        "evaluation.limit=8",
+        "name=sciq",
+        "teacher.source=offline",
+        "baselines=[teacher]",
+    )
     assert cli("fetch", file, *change)[0] == 0
     log = tmp_path / "connections"
     environment = {"HF_HUB_OFFLINE": "1", "NO_SOCKETS": str(log), "PYTHONPATH": SABOTAGE}
@@ -345,23 +317,8 @@ def test_30_offline_with_the_benchmark_packages(tmp_path: Path, finished: Any) -
     assert not log.exists(), log.read_text()
 
 
-def test_31_the_manifest_says_where_a_result_comes_from(finished: Any) -> None:
-    manifest = read_json(next(finished.root.glob("runs/tiny/one-*/manifest.json")))
-    made = manifest["provenance"]
-    assert re.fullmatch(r"[0-9a-f]{40}|unknown", made["commit"])
-    assert re.fullmatch(r"[0-9a-f]{16}||unknown", made["changes"])
-    assert re.fullmatch(r"[0-9a-f]{16}", made["config"])
-    assert made["seeds"] == {"seed": 0, "data.seed": 0, "evaluation.seed": 1234}
-    assert made["versions"]["torch"] == torch.__version__
-    (reference,) = [name for name in made["revisions"] if "dropping" in name]
-    assert re.fullmatch(r"[0-9a-f]{16}", made["revisions"][reference])
-    assert {"processor", "cores", "threads", "gpu"} <= set(made["hardware"])
-    assert {"teacher", "data", "objective", "training", "seed"} <= set(manifest["origin"])
-    assert (finished.root / "runs/tiny" / f"one-{manifest['identity'][:8]}" / "config.yaml").is_file()
-
-
 @pytest.mark.parametrize("reason", ["no repository", "no git", "another repository"])
-def test_31_without_git_it_says_unknown(tmp_path: Path, finished: Any, reason: str) -> None:
+def test_31_without_git_it_says_unknown(tmp_path: Path, experiment: Path, reason: str) -> None:
     """The package copied to where it is not checked out, also when that is inside the repository of something else."""
     shutil.copytree(
         Path(distill_lit.__file__).parent, tmp_path / "place/distill_lit", ignore=shutil.ignore_patterns("__pycache__")
@@ -374,7 +331,7 @@ def test_31_without_git_it_says_unknown(tmp_path: Path, finished: Any, reason: s
         f"import sys; sys.path.insert(0, {str(tmp_path / 'place')!r})\n"
         "from pathlib import Path; from distill_lit.config import load_experiment\n"
         "from distill_lit.experiment.provenance import collect_provenance\n"
-        f"made = collect_provenance(load_experiment(Path({str(finished.file)!r})), [])\n"
+        f"made = collect_provenance(load_experiment(Path({str(experiment)!r})), [])\n"
         "print(made['commit'], made['changes'])"
     )
     path = str(Path(sys.executable).parent) if reason == "no git" else os.environ["PATH"]

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ TASKS = {"arc_easy": (4, "acc_norm"), "hellaswag": (4, "acc_norm"), "piqa": (2, 
 WORDS = """water heat plant animal light energy rock moon river child house street music paper garden engine
 metal cloud winter ocean teacher machine forest doctor planet orbit erosion mitosis isotope basalt chlorophyll enzyme
 sediment tectonic photosynthesis capillary entropy meiosis igneous nebula""".split()
+_built: dict[str, dict[str, bytes]] = {}  # what has been made in this process, by all that it depends on
 COUNTS = [int(200000 / (rank + 1) ** 1.3) for rank in range(len(WORDS))]
 
 
@@ -36,10 +38,29 @@ def build(
     tail_logit_loss: extra logits a distilled student loses per unit of standardized rarity of the question.
     clusters_per_task: passages per task that documents share; 0: none shared.
     """
-    rng = np.random.default_rng(seed)
     students = {"deep": 0.8, "shallow": 1.4} if students is None else students
-    world = _world(rng, tasks, documents, clusters_per_task)
+    world = (tasks, documents, seeds, students, limit, tail_logit_loss, seed, clusters_per_task)
+    if repr(world) not in _built:
+        _built[repr(world)] = _make_files(*world)
     folder.mkdir(parents=True, exist_ok=True)
+    for name, content in _built[repr(world)].items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def _make_files(
+    tasks: dict[str, tuple[int, str]],
+    documents: int,
+    seeds: tuple[int, ...],
+    students: dict[str, float],
+    limit: int,
+    tail_logit_loss: float,
+    seed: int,
+    clusters_per_task: int,
+) -> dict[str, bytes]:
+    """The files of such a folder: name to content."""
+    rng = np.random.default_rng(seed)
+    world = _world(rng, tasks, documents, clusters_per_task)
     documents_frame = pd.concat([w.drop(columns=["rarity", "base"]) for w in world.values()]).set_index(INDEX)
     content = ExperimentRecords(documents_frame, {}, {}, None, dict(zip(WORDS, COUNTS, strict=True)), 3 * sum(COUNTS))
     rows = [_run("teacher", "teacher", "", None, 134_515_008, 0.0)]
@@ -53,10 +74,14 @@ def build(
             model = f"{name}-{role}" + ("" if s is None else f"-{s}")
             rows.append(_run(model, role, name, s, size, lost))
             _add_model(content, model, world, ability, tail, rng, limit)
-    pd.DataFrame(rows).to_csv(folder / "runs.csv", index=False)
-    write_records(folder / RECORDS_FILE, content)
-    (folder / "plan.yaml").write_text("name: synthetic\nquestion: Does the synthetic student lose the tail?\n")
-    return folder
+    with tempfile.TemporaryDirectory() as folder:
+        write_records(Path(folder, RECORDS_FILE), content)
+        records = Path(folder, RECORDS_FILE).read_bytes()
+    return {
+        "runs.csv": pd.DataFrame(rows).to_csv(index=False).encode(),
+        RECORDS_FILE: records,
+        "plan.yaml": b"name: synthetic\nquestion: Does the synthetic student lose the tail?\n",
+    }
 
 
 def _world(rng: np.random.Generator, tasks: dict, documents: int, clusters: int) -> dict[str, pd.DataFrame]:

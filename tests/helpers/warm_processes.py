@@ -1,9 +1,9 @@
 """Processes of this suite that start in milliseconds: forked from a server that has imported what they would import.
 
-`install_with_servers()` puts `WarmPopen` in the place of `subprocess.Popen`, in this process and in all that are forked. It
-takes `python -m distill_lit…`, scripts, marked code, and the process that reads exports. They get their own pid,
+`install_with_servers()` puts `WarmPopen` in the place of `subprocess.Popen`, in this process and in all that are forked.
+It takes `python -m distill_lit…`, scripts, marked code, and the process that reads exports. They get their own pid,
 environment, folder, streams, session and exit code, and can be killed like any other. What is started differently, with
-other values of what is read on import, or inside `cold()`, starts as everywhere.
+other values of what is read on import, or inside `cold()`, starts as everywhere. Workers of pytest-xdist share servers.
 """
 
 import atexit
@@ -31,7 +31,7 @@ from typing import Any
 # beginnings of variables that libraries or Python read on import, and those of them that are read or set later
 READ_ON_IMPORT = ("HF_", "TRANSFORMERS_", "CUDA_", "PYTHON", "LC_", "LANG", "HOME", "XDG_", "MPL", "TMPDIR", "TORCH",
                   "TERM", "NO_COLOR", "FORCE_COLOR", "TZ", "PATH", "USER")  # fmt: skip
-READ_LATER = {"HF_HUB_OFFLINE", "HF_TOKEN", "HF_XET_HIGH_PERFORMANCE", "PYTHONIOENCODING", "PYTHONPATH"}
+READ_LATER = {"HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_TOKEN", "HF_XET_HIGH_PERFORMANCE", "PYTHONIOENCODING", "PYTHONPATH"}
 SUITE_IMPORTS = (
     "distill_lit.cli.commands.run", "distill_lit.evaluation.prefix_tree_lm", "distill_lit.experiment.run",
     "distill_lit.experiment.status", "distill_lit.experiment.student", "distill_lit.report.figures.pareto",
@@ -49,6 +49,7 @@ MEASURED = "distill_lit.profiling.inference"  # whose memory is its own
 MAY_BE_WARM = "# may start warm\n"  # the beginning of code for `python -c` of which the start is not what is tested
 AS_ANYONE = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")  # root without root's right to any file
 FOLDER = "WARM_PROCESSES"  # in the environment: where the servers listen
+LIFELINE = "lifeline"  # a pipe there, which the first process holds open as long as the servers are needed
 SABOTAGED = ("distill_lit.experiment.run",)  # imported again where a `sitecustomize` on the path changes it
 _cold_popen = subprocess.Popen
 _started_with: dict[str, str] = {}
@@ -151,20 +152,22 @@ def _differs(given: dict[str, str], settings: dict[str, str]) -> set[str]:
 
 
 def ensure(kind: str) -> None:
-    """Starts a server, unless it runs; one that forks workers needs the other too."""
+    """Starts a server, unless somebody did; one that forks workers needs the other too."""
     if _owner == os.getpid():
         for needed in (kind, "reader of exports"):
-            if needed not in _servers:
+            with contextlib.suppress(FileExistsError):
+                Path(os.environ[FOLDER], f"{needed}.started").touch(exist_ok=False)
                 _servers[needed] = _start(needed, os.environ[FOLDER])
 
 
 def _address(kind: str) -> str:
     """Where a server listens, once it does."""
     ensure(kind)
-    path = Path(os.environ[FOLDER], kind)
+    path, end = Path(os.environ[FOLDER], kind), time.monotonic() + 300
     while not path.exists():
         server = _servers.get(kind)
         assert server is None or server.poll() is None, f"the server of {kind} processes has ended"
+        assert time.monotonic() < end, f"the server of {kind} processes does not start"
         time.sleep(0.02)
     return str(path)
 
@@ -173,7 +176,8 @@ def _start(kind: str, folder: str) -> subprocess.Popen:
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); "
     code += f"from helpers import warm_processes; warm_processes.serve({kind!r}, {folder!r})"
     environment = {**_started_with, **SETTINGS[kind], "OMP_NUM_THREADS": "1"}
-    return _cold_popen([sys.executable, "-c", code], stdin=subprocess.PIPE, env=environment)
+    with open(Path(folder, LIFELINE), "rb", buffering=0) as lifeline:
+        return _cold_popen([sys.executable, "-c", code], stdin=lifeline, env=environment)
 
 
 @contextlib.contextmanager
@@ -194,15 +198,20 @@ def install() -> None:
 
 
 def install_with_servers() -> None:
-    """Lets `subprocess` use servers of this process, which start when they are needed and end with it."""
+    """Lets `subprocess` use servers of this process, or of the one that it is a worker of: they start when they are needed
+    and end with it."""
     global _owner
-    _owner, os.environ[FOLDER] = os.getpid(), tempfile.mkdtemp(prefix="warm")
-    atexit.register(shutil.rmtree, os.environ[FOLDER], ignore_errors=True)
+    _owner = os.getpid()
+    if "PYTEST_XDIST_WORKER" not in os.environ or FOLDER not in os.environ:
+        folder = os.environ[FOLDER] = tempfile.mkdtemp(prefix="warm")
+        os.mkfifo(Path(folder, LIFELINE))
+        os.open(Path(folder, LIFELINE), os.O_RDWR)  # until this process ends
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
     install()
 
 
 def serve(kind: str, folder: str) -> None:
-    """Imports, and forks a process for each request, until the one who started it is gone."""
+    """Imports, and forks a process for each request, until the lifeline on its standard input is gone."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{folder}/{kind}.starting")
     listener.listen(64)
@@ -286,7 +295,7 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> int:
         _open_streams()
         random.seed()
         _set_path(path_before, request["folder"])
-        _set_offline()
+        _set_hub()
         _run(request["arguments"][1:])
     except SystemExit as leave:
         if isinstance(leave.code, int) or leave.code is None:
@@ -311,8 +320,11 @@ def _take_descriptors(descriptors: list[int], wanted: list[int]) -> None:
         os.close(given)
 
 
-def _set_offline() -> None:
-    """What was read on import of HF_HUB_OFFLINE, as the environment of this process has it."""
+def _set_hub() -> None:
+    """What was read on import of HF_HUB_OFFLINE and HF_ENDPOINT, as the environment of this process has it."""
+    constants = sys.modules.get("huggingface_hub.constants")
+    if constants is not None and "HF_ENDPOINT" in os.environ:
+        constants.ENDPOINT = os.environ["HF_ENDPOINT"]  # type: ignore[attr-defined]
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     for name in OFFLINE:
         if name in sys.modules:

@@ -12,6 +12,7 @@ import pytest
 from helpers import ROOT
 from helpers.command_line import run
 
+from distill_lit.cli.main import main
 from distill_lit.config import expand_grid, load_experiment
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.validation import check_experiment
@@ -252,3 +253,19 @@ def test_another_axis_of_the_grid_trains_no_run_again(finished: tuple[Path, Path
     found = {path.parent.name: path.stat().st_mtime_ns for path in (tmp_path / "runs/tiny").glob("*/manifest.json")}
     assert {name[-8:]: when for name, when in found.items()} == made
     assert {name[:-9] for name in found} >= {"one-seed=0", "one-ce_only-seed=0", "one-untrained", "fresh-untrained-seed=0"}
+
+
+def test_experiments_of_ones_own_are_listed_whatever_is_in_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "experiments").mkdir()
+    for name, content in {"a": b"# What?\nname: a\n", "b": b"", "c": b"\xff\xfe"}.items():
+        (tmp_path / "experiments" / f"{name}.yaml").write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(["list", "experiments"])
+    assert end.value.code == 0
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[:2]] == [
+        ["experiments/a.yaml", "What?"],
+        ["experiments/b.yaml"],
+    ]

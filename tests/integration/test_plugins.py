@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import ROOT, tiny_tasks
@@ -126,12 +127,34 @@ def test_a_missing_plugin_is_named(tmp_path: Path, tiny_teacher: Path, tiny_corp
         Experiment.from_yaml(file)
 
 
+def test_a_plugin_that_ends_the_process_is_named(
+    tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, tasks: Path
+) -> None:
+    """Its exit code would be taken for that of the command."""
+    file = write_experiment(tmp_path, tiny_teacher, tiny_corpus, tasks)
+    (tmp_path / "my_losses.py").write_text("raise SystemExit(3)")
+    with pytest.raises(UserError, match=r"plugins: .*my_losses.py: SystemExit: 3"):
+        Experiment.from_yaml(file)
+
+
+@pytest.mark.parametrize("overrides", ["name=x", [("name", "x")]])
+def test_overrides_are_a_list_of_texts(overrides: Any) -> None:
+    with pytest.raises(UserError, match="overrides: .* is no list of texts"):
+        Experiment.from_yaml("quickstart", overrides)
+
+
 def test_init_writes_an_experiment_that_can_be_planned(tmp_path: Path) -> None:
     done = command("init", "mine", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     experiment = Experiment.from_yaml(tmp_path / "mine.yaml")
     assert experiment.name == "mine"
     assert len(experiment.runs) == 7
+    for name in ("null", "1e5", "true"):  # what YAML takes for no text
+        assert command("init", name, cwd=tmp_path).returncode == 0
+        assert load_experiment(tmp_path / f"{name}.yaml").name == name
+    refused = command("init", "a..b", cwd=tmp_path)
+    assert refused.returncode == 2 and "'a..b' must be a plain folder name" in refused.stderr
+    assert not (tmp_path / "a..b.yaml").exists()
     again = command("init", "mine", cwd=tmp_path)
     assert again.returncode == 2
     assert "exists already" in again.stderr

@@ -29,10 +29,12 @@ from transformers import (
 )
 
 from distill_lit.config.schema import EvaluationConfig
+from distill_lit.evaluation import packing_support, prefix_tree_scorer
 from distill_lit.evaluation import prefix_tree_lm as harness
 from distill_lit.evaluation import scoring as forward
 from distill_lit.evaluation.prefix_tree import Pack, ancestor_mask, batch_packs, group_shared_prefixes, pack_prefix_trees
 from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
+from distill_lit.evaluation.prefix_tree_scorer import TargetSequence
 from distill_lit.utils.exceptions import UserError
 
 SMALL = {
@@ -220,7 +222,7 @@ def test_bfloat16_scores_in_float32(tokenizer: PreTrainedTokenizerFast) -> None:
 def test_a_shared_context_is_read_once(
     name: str, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(harness, "MIN_KV_PREFIX_TOKENS", 40)
+    monkeypatch.setattr(prefix_tree_scorer, "MIN_KV_PREFIX_TOKENS", 40)
     model, shots = MODELS[name](), " ".join(tiny_models.sentences(4))
     requests = [
         (f"{shots} {text}", f" {word}") for text in tiny_models.sentences(12, 5) for word in ("river", "stone bridge")
@@ -228,7 +230,7 @@ def test_a_shared_context_is_read_once(
     lm = PrefixTreeLM(model, tokenizer, pack_tokens=64)
     found = lm.loglikelihood(instances(requests))
     expected = hflm(model, tokenizer).loglikelihood(instances(requests), disable_tqdm=True)
-    assert lm._supports_kv_prefix is True
+    assert lm._self_check.supports_kv_prefix is True
     assert [flag for _, flag in found] == [flag for _, flag in expected]
     assert [ll for ll, _ in found] == pytest.approx([ll for ll, _ in expected], abs=1e-4)
     encoded = [(c + t)[:-1] for c, t in (lm._encode_pair(*pair) for pair in requests)]
@@ -239,14 +241,14 @@ def test_a_shared_context_is_read_once(
 def test_a_model_without_a_plain_cache_reads_contexts_again(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(harness, "MIN_KV_PREFIX_TOKENS", 40)
-    monkeypatch.setattr(harness, "compute_kv_prefix", lambda *_: (_ for _ in ()).throw(TypeError("keeps more")))
+    monkeypatch.setattr(prefix_tree_scorer, "MIN_KV_PREFIX_TOKENS", 40)
+    monkeypatch.setattr(prefix_tree_scorer, "compute_kv_prefix", lambda *_: (_ for _ in ()).throw(TypeError("keeps more")))
     shots = " ".join(tiny_models.sentences(4))
     requests = [(f"{shots} {sentence}", " river") for sentence in tiny_models.sentences(12, 5)]
     model = llama()
     lm = PrefixTreeLM(model, tokenizer, pack_tokens=64)
     found = lm.loglikelihood(instances(requests))
-    assert (lm._supports_kv_prefix, lm.fallback_reason) == (False, "")
+    assert (lm._self_check.supports_kv_prefix, lm.fallback_reason) == (False, "")
     expected = hflm(model, tokenizer).loglikelihood(instances(requests), disable_tqdm=True)
     assert [ll for ll, _ in found] == pytest.approx([ll for ll, _ in expected], abs=1e-4)
 
@@ -353,7 +355,7 @@ def test_self_check_packs_what_branches(
     words: int, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Alibi, were it not known by its name: with contexts longer than a row only a row of two requests shows it."""
-    monkeypatch.setattr(harness, "packing_unsupported_reason", lambda config, longest: "")
+    monkeypatch.setattr(packing_support, "packing_unsupported_reason", lambda config, longest: "")
     draw = random.Random(0)
     contexts = [" ".join(draw.choices(tiny_models.WORDS, k=words)) for _ in range(4)]
     requests = [(context, f" {word}") for context in contexts for word in tiny_models.WORDS[:3]]
@@ -368,7 +370,7 @@ def test_self_check_waits_for_a_branch(
     outlier: str, first: str, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Alibi again, where the longest request shares nothing with any other, or nothing branched in an earlier call."""
-    monkeypatch.setattr(harness, "packing_unsupported_reason", lambda config, longest: "")
+    monkeypatch.setattr(packing_support, "packing_unsupported_reason", lambda config, longest: "")
     draw = random.Random(0)
     contexts = [" ".join(draw.choices(tiny_models.WORDS, k=12)) for _ in range(4)]
     requests = [(context, f" {word} river") for context in contexts for word in tiny_models.WORDS[:3]]
@@ -395,7 +397,7 @@ def test_head_in_blocks_gives_the_same(
     model.to(dtype)
     assert forward.logits_are_head_output(model) and not forward.logits_are_head_output(MODELS["granite"]())
     blocks, whole = PrefixTreeLM(model, tokenizer), PrefixTreeLM(model, tokenizer)
-    whole._logits_are_head_output = False
+    whole._scorer.in_vocab_blocks = False
     one, two = (lm.loglikelihood(instances(pairs())) for lm in (blocks, whole))
     assert [a[0] for a in one] == pytest.approx([b[0] for b in two], abs=apart)
     assert [a[1] for a in one] == [b[1] for b in two]
@@ -404,13 +406,13 @@ def test_head_in_blocks_gives_the_same(
 def test_longer_requests_are_checked_again(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = PrefixTreeLM(llama(), tokenizer)
     checked: list[int] = []
-    check = lm._self_check
+    compare = lm._self_check.compare_with_plain
 
-    def counting(requests: list[harness.EncodedRequest]) -> str:
-        checked.append(len(requests))
-        return check(requests)
+    def counting(sequences: list[TargetSequence]) -> str:
+        checked.append(len(sequences))
+        return compare(sequences)
 
-    monkeypatch.setattr(lm, "_self_check", counting)
+    monkeypatch.setattr(lm._self_check, "compare_with_plain", counting)
     for request in (("river", " water"), ("river", " water"), (tiny_models.sentences(1)[0], " water")):
         lm.loglikelihood(instances([request]))
     assert len(checked) == 2

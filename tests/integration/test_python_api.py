@@ -272,6 +272,13 @@ def test_errors_name_arguments(models: tuple[Any, Any], arguments: dict, words: 
         Distiller(student, **{"teacher": teacher, "loss": losses.ForwardKL(), **arguments})
 
 
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_names_are_no_models(models: tuple[Any, Any], role: str) -> None:
+    given = {"student": models[0], "teacher": models[1], role: "org/model"}
+    with pytest.raises(UserError, match=f"{role}: 'org/model' is a name; give a model"):
+        Distiller(**given)
+
+
 def test_a_student_that_is_its_own_teacher_is_refused(models: tuple[Any, Any]) -> None:
     with pytest.raises(UserError, match="teacher: it is the student itself"):
         Distiller(models[0], models[0])
@@ -286,8 +293,19 @@ def test_a_student_that_is_its_own_teacher_is_refused(models: tuple[Any, Any]) -
             {"input_ids": torch.ones(2, 5, dtype=torch.long), "labels": torch.ones(2, 4, dtype=torch.long)},
             r"input_ids \(2, 5\) and labels \(2, 4\)",
         ),
+        (
+            {"input_ids": torch.ones(2, 5), "labels": torch.ones(2, 5).long()},
+            "input_ids are torch.float32, and a tensor of",
+        ),
+        ({"input_ids": torch.ones(2, 5).long(), "labels": None}, "labels are NoneType, and a tensor of token numbers"),
+        ({"input_ids": torch.ones(2, 5).long(), "labels": torch.ones(2, 5).bool()}, "labels are torch.bool"),
+        ({name: torch.ones(0, 5).long() for name in ("input_ids", "labels")}, r"input_ids \(0, 5\) hold no token"),
+        (
+            {name: torch.ones(2, size).long() for name, size in (("input_ids", 5), ("labels", 5), ("attention_mask", 3))},
+            r"attention_mask \(2, 3\) is to be as input_ids, \(2, 5\)",
+        ),
     ],
-    ids=["no labels", "no dict", "shapes"],
+    ids=["no labels", "no dict", "shapes", "numbers", "labels are none", "truth values", "no rows", "mask"],
 )
 def test_batches_that_are_none(models: tuple[Any, Any], batch: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):

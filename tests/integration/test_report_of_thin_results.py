@@ -289,3 +289,10 @@ def test_terminal_table_fits_its_width(tmp_path: Path) -> None:
     text = console.export_text()
     assert "[bold]literal[/bold]" in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_a_folder_may_be_given_as_text(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=10)
+    assert list(load_results(str(folder)).records) == list(load_results(folder).records)
+    with pytest.raises(UserError, match="nowhere: no such folder; run the experiment first"):
+        load_results("nowhere")

@@ -15,6 +15,7 @@ from lm_eval.models.huggingface import HFLM
 from distill_lit.analysis.document_axes import axis_values, stratify
 from distill_lit.analysis.results import load_results
 from distill_lit.config.schema import EvaluationConfig
+from distill_lit.evaluation import packing_support
 from distill_lit.evaluation import prefix_tree_lm as harness
 from distill_lit.evaluation.evaluator import EvaluationResult, evaluate_model
 from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
@@ -72,7 +73,7 @@ def test_a_model_that_cannot_be_packed_has_none(
     tiny_teacher: Path, settings: EvaluationConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     documents = evaluated(tiny_teacher, settings).documents
-    monkeypatch.setattr(harness, "packing_unsupported_reason", lambda *_: "no")
+    monkeypatch.setattr(packing_support, "packing_unsupported_reason", lambda *_: "no")
     found = measure_surprisal(tiny_teacher, documents, settings, "pypi")
     assert len(found) == 14
     assert found[["prompt_bits_per_byte", "gold_gain"]].isna().all(axis=None)

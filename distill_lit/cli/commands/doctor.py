@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.client import HTTPException
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -222,7 +223,7 @@ def check_connection(name: str, address: str, remedy: str, open_url: Callable[..
             pass
     except HTTPError as error:
         return Finding(name, GOOD, f"{shown} answers ({error.code})")
-    except (TimeoutError, OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:  # no answer, or none in HTTP, or no address
         reason = str(getattr(error, "reason", error)) or type(error).__name__
         return Finding(name, WARNING, f"{shown} cannot be reached: {reason}", remedy)
     return Finding(name, GOOD, f"{shown} answers in {1000 * (time.monotonic() - began):.0f} ms")

@@ -1,7 +1,7 @@
 """`distill-lit init`: a commented experiment to begin with."""
 
 import argparse
-import re
+import json
 from pathlib import Path
 
 from rich.console import Console
@@ -28,15 +28,17 @@ def add_parser(commands: CommandParsers) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """Writes NAME.yaml. Raises UserError for a name that is no file name, and where the file is there already."""
+    from distill_lit.config.validation import check_experiment_name
+
     name = options.name.removesuffix(".yaml")
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-        raise UserError(f"init: {options.name!r} is no plain name, such as my_experiment")
+    check_experiment_name(name)
     path = options.folder / f"{name}.yaml"
     if path.exists():
         raise UserError(f"init: {path} exists already; give another name")
     if not options.folder.is_dir():
         raise UserError(f"--folder {options.folder}: no such folder")
     template = (shipped_folder("configs") / "templates/experiment.yaml").read_text(encoding="utf-8")
-    write_text(path, template.replace("NAME", name))
+    # quoted, since YAML reads null, or 1e5, as no text
+    write_text(path, template.replace("name: NAME", f"name: {json.dumps(name, ensure_ascii=False)}").replace("NAME", name))
     console.print(f"{path} written; next: distill-lit plan {path}, then distill-lit run {path}", highlight=False)
     return DONE

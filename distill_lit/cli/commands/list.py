@@ -78,8 +78,9 @@ def _experiments() -> Iterable[Line]:
     own, shipped = Path("experiments"), shipped_folder("experiments")
     folder = own if own.is_dir() else shipped
     for path in sorted(folder.glob("*.yaml")):
-        first = path.read_text(encoding="utf-8").splitlines()[0]
-        yield str(path) if folder == own else path.stem, first.lstrip("# ")
+        with path.open(encoding="utf-8", errors="replace") as file:  # a file of one's own may hold anything
+            about = file.readline().strip().lstrip("# ")
+        yield str(path) if folder == own else path.stem, about
 
 
 def _assets() -> Iterable[Line]:

@@ -35,7 +35,8 @@ def check_layers(layers: Any, num_layers: int) -> None:
             f"layers: {layers!r} is neither a method ({', '.join(LAYER_SELECTION_METHODS)}) nor a list of layer numbers"
         )
     if not layers or layers != sorted(set(layers)) or (num_layers and len(layers) != num_layers):
-        raise UserError(f"layers: {layers} must be rising, distinct and as many as num_layers ({num_layers})")
+        count = f" and as many as num_layers ({num_layers})" if num_layers else ", at least one of them"
+        raise UserError(f"layers: {layers} must be rising, distinct{count}")
 
 
 def check_num_layers(layers: Any, num_layers: int, total: int) -> None:
@@ -196,13 +197,17 @@ def only_layers(model: PreTrainedModel, layers: list[int], first: nn.Module | No
 
 
 def prune_depth(model: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
-    """A new model with copies of these layers of `model`; embeddings, norms and head are copied whole.
+    """A new model with copies of these layers of `model`; embeddings, norms and head are copied whole. Raises UserError
+    unless they are the numbers of layers that are there, rising.
 
     Example:
         >>> batches = calibration_inputs(tokenizer, texts)
         >>> student = prune_depth(teacher, choose_layers(teacher, 12, "block_influence", batches))
     """
     name, everything = get_decoder_layers(model)
+    if isinstance(layers, str):
+        raise UserError(f"layers: {layers!r} is no list of layer numbers; choose_layers gives one")
+    check_layers(layers, 0)
     check_num_layers(layers, len(layers), len(everything))
     new_index = {old: new for new, old in enumerate(layers)}
     pattern = re.compile(rf"{re.escape(name)}\.(\d+)\.")

@@ -160,3 +160,23 @@ def test_a_name_of_ours_is_taken_and_ones_own_can_be_defined_again() -> None:
     for factor in (1.0, 2.0):
         losses.register("again")(lambda log_q, log_p, factor=factor: factor * (log_p - log_q).square().sum(-1))
     assert LOGIT_LOSSES["again"].function.__defaults__ == (2.0,)
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "words"),
+    [
+        ("mine", max, "is no Python function"),
+        ("mine", 5, "5 is no Python function"),
+        ("", lambda log_q: log_q.sum(-1), "it needs a name"),
+        (lambda log_q: log_q.sum(-1), None, "it needs a name"),
+        ("hidden_states", lambda log_q: log_q.sum(-1), "a loss of this name is part of the package"),
+    ],
+)
+def test_what_cannot_be_registered_is_said(name: Any, function: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        losses.register(name)(function)
+
+
+def test_an_unknown_loss_is_not_checked() -> None:
+    with pytest.raises(UserError, match="unknown loss 'forward_k'; did you mean 'forward_kl'"):
+        losses.check_loss("forward_k")

@@ -1,5 +1,7 @@
 """Which layers stay, against cases done by hand, and models that have only these."""
 
+from typing import Any
+
 import pytest
 import torch
 from helpers.tiny_architectures import FAMILIES, LAYERS, make_family, text_batches
@@ -157,3 +159,9 @@ def test_a_model_whose_layers_depend_on_their_number_is_refused() -> None:
     with pytest.raises(UserError, match="Qwen3MoeForCausalLM: its parts do not fit a smaller model"):
         prune_depth(model, [0, 2])
     assert len(prune_depth(model, [0, 1]).model.layers) == 2
+
+
+@pytest.mark.parametrize("layers", [[], [0, 0], [2, 1], [-1], [9], "uniform", 2, True])
+def test_prune_depth_refuses_what_is_no_list_of_layers(layers: Any) -> None:
+    with pytest.raises(UserError, match="layers: "):
+        prune_depth(make_family("llama"), layers)
