@@ -175,9 +175,7 @@ class EvaluationConfig:
     dtype: Dtype = Field(default="float32", description="number format of the model under test; softmax is float32")
     seed: Count = Field(default=1234, ge=0, description="draws the documents of a limit and the few-shot examples")
     pack_tokens: Count = Field(default=512, ge=16, description="tokens per forward pass of the prefix tree")
-    include_path: Text = Field(
-        default="", description="folder with task files of your own", json_schema_extra=HOLDS_PATHS
-    )
+    include_path: Text = Field(default="", description="folder with task files of your own", json_schema_extra=HOLDS_PATHS)
     token_logprobs: Bool = Field(default=False, description="keep the log-probability of every scored token in the records")
     confirm_run_unsafe_code: Bool = Field(
         default=False, description="let tasks execute code that the model writes, in a process with limits"

@@ -61,7 +61,10 @@ def test_a_config_keeps_what_was_written(file: Path, tmp_path: Path, scratch: Pa
     assert to_dict(load_experiment(tmp_path / "again.yaml")) == to_dict(config)
 
 
-@pytest.mark.parametrize("change", ["question=${SCRATCH}", "data.corpora.a.text=${SCRATCH}", "variants.a={name: '${SCRATCH}'}"])
+ELSEWHERE = ("question=${SCRATCH}", "data.corpora.a.text=${SCRATCH}", "variants={a: {b: '${SCRATCH}'}}")
+
+
+@pytest.mark.parametrize("change", ELSEWHERE)
 def test_a_variable_elsewhere_is_refused(file: Path, scratch: Path, change: str) -> None:
     with pytest.raises(UserError, match=r"key 'SCRATCH' not found; environment variables stand in paths only"):
         load_experiment(file, [change])
@@ -122,9 +125,7 @@ def test_rows_are_known_by_what_is_written_and_by_the_content(
 ) -> None:
     """The same file behind another value is the same data, and another file behind the same value is not."""
     tokenizer = save_tokenizer(tmp_path / "tokenizer")
-    config = DataConfig(
-        corpora={"a": CorpusConfig(path="$SCRATCH/a.jsonl")}, sequence_length=32, validation_sequences=1
-    )
+    config = DataConfig(corpora={"a": CorpusConfig(path="$SCRATCH/a.jsonl")}, sequence_length=32, validation_sequences=1)
     rows = [{"text": f"sentence number {i}"} for i in range(20)]
     write_lines(scratch / "a.jsonl", rows)
     first = prepare_datasets(config, tokenizer, "pypi").fingerprint
