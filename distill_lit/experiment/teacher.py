@@ -13,6 +13,7 @@ from distill_lit.models.loading import torch_dtype
 from distill_lit.teachers import Teacher, TeacherContext, cached_teacher_source, teacher_source
 from distill_lit.utils import hardware
 from distill_lit.utils.files import hashes_of
+from distill_lit.utils.path_variables import expand_path
 from distill_lit.utils.progress import ProgressCallback
 
 
@@ -59,7 +60,7 @@ def build_teacher(config: ExperimentConfig, teacher_folder: Path, prepared: data
 def _writer(config: ExperimentConfig) -> GenerationContext:
     device = hardware.device_for(config.training.accelerator)
     tasks = dataclasses.replace(config.evaluation, limit=0)  # every document, whichever are drawn
-    own = hashes_of(Path(tasks.include_path).expanduser()) if tasks.include_path else ""
+    own = hashes_of(expand_path(tasks.include_path, "evaluation.include_path")) if tasks.include_path else ""
     asked = EvaluationTexts(
         [sorted(tasks.tasks), own, config.dataset_source], lambda: evaluation_document_texts(tasks, config.dataset_source)
     )

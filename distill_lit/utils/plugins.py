@@ -7,6 +7,7 @@ from pathlib import Path
 
 from distill_lit.utils.exceptions import UserError, one_line_message
 from distill_lit.utils.files import sha256_of
+from distill_lit.utils.path_variables import expand_path
 
 _loaded: dict[Path, str] = {}
 
@@ -14,7 +15,7 @@ _loaded: dict[Path, str] = {}
 def load_plugins(paths: Iterable[str]) -> None:
     """Runs each file once in this process. Raises UserError for one that is missing, fails, or has changed since."""
     for name in paths:
-        path = Path(name).expanduser().resolve()
+        path = expand_path(name, "plugins").resolve()
         digest = plugin_hash(name)
         if _loaded.get(path) == digest:
             continue
@@ -39,7 +40,7 @@ def load_plugins(paths: Iterable[str]) -> None:
 
 def plugin_hash(name: str) -> str:
     """The sha256 of a plugin's file, by which it is part of a fingerprint. Raises UserError for one that is missing."""
-    path = Path(name).expanduser()
+    path = expand_path(name, "plugins")
     if not path.is_file():
         raise UserError(f"plugins: no file {name}; paths are relative to the experiment file, or to the current folder")
     return sha256_of(path)

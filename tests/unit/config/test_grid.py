@@ -92,6 +92,11 @@ grid:
     ]
 
 
+def test_a_student_that_only_an_inclusion_names_is_that_of_its_points(file: Path) -> None:
+    found = list(expand_grid(loaded(file, "grid: {seed: [0, 1], include: [{seed: 1, student: d6}]}")))
+    assert [(point.student, point.seed) for _, point in found] == [("d24", 0), ("d6", 1)]
+
+
 def test_the_example_of_githubs_documentation() -> None:
     """docs.github.com, "Expanding or adding matrix configurations": its six combinations, but for the entry that names no
     `animal`, which would be a point without one."""

@@ -211,6 +211,18 @@ def test_groups_keep_grid_points_apart_and_find_their_baselines(tmp_path: Path) 
     assert before.label == "shallow before training"
 
 
+def test_axes_that_end_alike_are_told_apart_as_in_labels_of_runs(tmp_path: Path) -> None:
+    """`learning_rate` is short as ever beside them; `seed` has a column of its own, and still `data.seed` is not `seed`."""
+    folder = build(tmp_path, documents=10, students={"deep": 0.8})
+    runs = pd.read_csv(folder / "runs.csv")
+    axes = ("objective.terms.kl.weight", "objective.terms.ce.weight", "training.learning_rate", "data.seed", "seed")
+    for value, axis in enumerate(axes):
+        runs[f"grid.{axis}"] = np.where(runs["role"] == "distilled", str(value), None)
+    runs.to_csv(folder / "runs.csv", index=False)
+    (mine,) = [group for group in groups_of(load_results(folder)) if group.role == "distilled"]
+    assert mine.label == "deep distilled (kl.weight=0, ce.weight=1, learning_rate=2, data.seed=3)"
+
+
 def test_students_of_different_data_are_said_to_be_validated_on_it(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=10, students={"deep": 0.8})
     runs = pd.read_csv(folder / "runs.csv")

@@ -1,0 +1,35 @@
+"""Paths as users write them: `~`, and environment variables as `$SCRATCH` or `${SCRATCH}`. Nothing else reads variables.
+
+A config keeps what was written. So fingerprints, `plan.yaml` and provenance hold `$SCRATCH/text.jsonl`, which is the same
+on every machine; what stands in the file is in the fingerprint of the data, by its hash.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.redaction import secret_values
+
+# capitals only: `${name}` in a config is the value of its key `name`
+PATH_VARIABLE = re.compile(r"\$(?:\{([A-Z_][A-Z0-9_]*)\}|([A-Z_][A-Z0-9_]*))")
+
+
+def expand_path(text: str, key: str = "") -> Path:
+    """The path that `text` means on this machine. key: what errors call it.
+
+    Raises UserError for a variable that is not set, or is empty, and for one that holds a secret, which would end up in the
+    name of a file.
+    """
+
+    def value_of(found: re.Match[str]) -> str:
+        name = found[1] or found[2]
+        value = os.environ.get(name, "")
+        where = f"{key}: {text!r}" if key else repr(text)
+        if not value:
+            raise UserError(f"{where}: the environment variable {name} is not set")
+        if secret_values({name: value}):
+            raise UserError(f"{where}: the environment variable {name} is called like a secret, and holds no path")
+        return value
+
+    return Path(PATH_VARIABLE.sub(value_of, text)).expanduser()
