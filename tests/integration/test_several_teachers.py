@@ -83,9 +83,14 @@ def prepare(config: ExperimentConfig, teacher: Path) -> data.PreparedData:
 # ---------------------------------------------------------------- which corpus a token is of
 
 
-def test_every_token_knows_its_corpus(load: Any, tiny_teacher: Path) -> None:
+WEIGHTED = ("data.corpora.prose.weight=1", "data.corpora.sums.weight=2")
+OWN_VALIDATION = ("data.validation={{held_out: {{path: 'file:{held_out}'}}, sums: {{path: 'file:{held_out}'}}}}",)
+
+
+@pytest.mark.parametrize("changes", [(), WEIGHTED, ("data.max_tokens=900",), (*WEIGHTED, "data.max_tokens=1500")])
+def test_every_token_knows_its_corpus(load: Any, tiny_teacher: Path, changes: tuple[str, ...]) -> None:
     """Against the text of every document: sums have digits, prose has none."""
-    config = load()
+    config = load(*changes)
     with_ids = prepare(config, tiny_teacher)
     without = data.prepare_datasets(config.data, tiny_teacher, config.dataset_source)
     assert with_ids.fingerprint == without.fingerprint
@@ -103,6 +108,21 @@ def test_every_token_knows_its_corpus(load: Any, tiny_teacher: Path) -> None:
                 seen.add(corpus)
     assert seen == {0, 1}
     assert np.array_equal(with_ids.train.input_ids, without.train.input_ids)
+
+
+def test_text_to_validate_on_has_the_teacher_of_its_name(load: Any, tmp_path: Path, tiny_teacher: Path) -> None:
+    held_out = write_lines(tmp_path / "held_out.jsonl", [{"text": f"{a} − {a} = 0"} for a in range(60)])
+    config = load(*ROUTED, *OWN_VALIDATION, "data.validation_sequences=0", held_out=held_out)
+    check_experiment(config)
+    rows = prepare(config, tiny_teacher)
+    names = ["prose", "sums", "held_out"]
+    assert list(teacher_weights(config)) == names
+    assert teacher_weights(config)["held_out"] == {"teacher": 1.0, "sums": 0.0}
+    assert set(np.unique(rows.train.corpus_ids)) == {0, 1}
+    first = rows.validation.corpus_ids[rows.validation.document_ids > 0]
+    assert set(first.tolist()) <= {1, 2}  # the same texts, of which the first corpus by name has the first copy
+    with pytest.raises(UserError, match="data.validation.sums.teacher: it is that of data.corpora.sums"):
+        check_experiment(load(*ROUTED, *OWN_VALIDATION, "data.validation.sums.teacher=sums", held_out=held_out))
 
 
 def test_tokens_from_before_corpora_were_noted_are_made_again(load: Any, tiny_teacher: Path) -> None:
