@@ -10,6 +10,7 @@ from distill_lit.config.generation import (
     RemoteConfig,
 )
 from distill_lit.config.loading import expand_grid, load_experiment, load_section, non_default_fields, to_dict, to_yaml
+from distill_lit.config.mixture import MixtureConfig, MixtureMemberConfig
 from distill_lit.config.models import LoraConfig, StudentConfig, TeacherConfig, WidthConfig
 from distill_lit.config.on_policy import OnPolicyConfig
 from distill_lit.config.schema import (
@@ -38,6 +39,8 @@ __all__ = [
     "GeneratedConfig",
     "LauncherConfig",
     "LoraConfig",
+    "MixtureConfig",
+    "MixtureMemberConfig",
     "ObjectiveConfig",
     "OnPolicyConfig",
     "PriceConfig",

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from distill_lit.config.key_paths import deep_merge, fields_by_key
 from distill_lit.config.loading import Layer, Tree, build_section, drop_null_corpora, nest_changes, to_dict
+from distill_lit.config.mixture import MixtureConfig
 from distill_lit.config.models import StudentConfig, TeacherConfig
 from distill_lit.config.schema import ExperimentConfig, ObjectiveConfig
 from distill_lit.utils.exceptions import UserError, suggest
@@ -63,6 +64,8 @@ def derive_model(point: ExperimentConfig, name: str) -> Recipe:
         shape = to_dict(point.students[spec["student"]])
     elif not {_root(key) for key in spec} & {"from", "config"}:
         raise UserError(f"{where}: say what it begins as: from, student or config")
+    # the teachers of the experiment are often made here themselves, each from one
+    point = with_one_teacher(point)
     config = _derive(point, where, name, shape, {key: value for key, value in spec.items() if key != "student"})
     other = {_root(key) for key in spec} - {"from", "quantize", "seed"}
     return Recipe(config, is_trained=bool(other), has_fixed_seed="seed" in spec)
@@ -131,14 +134,29 @@ def _root(key: str) -> str:
     return key.partition(".")[0]
 
 
+def with_one_teacher(config: ExperimentConfig) -> ExperimentConfig:
+    """The config with `teacher.model` alone, whichever teachers are beside it."""
+    data = replace(
+        config.data,
+        corpora={name: replace(corpus, teacher="") for name, corpus in config.data.corpora.items()},
+        validation={name: replace(corpus, teacher="") for name, corpus in config.data.validation.items()},
+    )
+    return replace(config, teacher=replace(config.teacher, mixture=MixtureConfig()), data=data)
+
+
 def map_model_references(config: ExperimentConfig, change: Any) -> ExperimentConfig:
-    """The config with every reference to a model that its run needs changed: of the teacher, of what its own student begins
-    as, and of who writes and filters its corpora. change: told the key and the reference, gives another reference."""
+    """The config with every reference to a model that its run needs changed: of its teachers, of what its own student
+    begins as, and of who writes and filters its corpora. change: told the key and the reference, gives another one."""
     student = config.students.get(config.student, StudentConfig())
     corpora = {
         name: _map_corpus(f"data.corpora.{name}.generated", corpus, change) for name, corpus in config.data.corpora.items()
     }
-    teacher: TeacherConfig = replace(config.teacher, model=change("teacher.model", config.teacher.model))
+    members = dict(config.teacher.mixture.teachers)
+    for name, member in members.items():
+        if member.model:
+            members[name] = replace(member, model=change(f"teacher.mixture.teachers.{name}.model", member.model))
+    mixture = replace(config.teacher.mixture, teachers=members)
+    teacher: TeacherConfig = replace(config.teacher, model=change("teacher.model", config.teacher.model), mixture=mixture)
     if student.from_:
         student = student.with_origin(change(f"students.{config.student}.from", student.from_))
     return replace(

@@ -1,12 +1,14 @@
 """Fields of the teacher and of the students."""
 
 import copy
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from distill_lit.config.fields import Count, Dtype, Float, LayerSelection, LoraTargets, Text, config_section
 from distill_lit.config.key_paths import HOLDS_PATHS
+from distill_lit.config.mixture import MAIN_TEACHER, MixtureConfig
 
 
 @config_section
@@ -21,8 +23,9 @@ class TeacherConfig:
     source: Text = Field(
         default="online",
         description="online: forward beside the student; cross_tokenizer: the same, with a tokenizer of its own; offline: "
-        "outputs cached once; none: no teacher; or the name of a registered teacher",
-        json_schema_extra={"examples": ["online", "cross_tokenizer", "offline", "none"]},
+        "outputs cached once; self: the student's own start; ema: an average of the student's weights; none: no teacher; "
+        "or the name of a registered teacher",
+        json_schema_extra={"examples": ["online", "cross_tokenizer", "offline", "self", "ema", "none"]},
     )
     cache_format: Literal["hidden_states", "top_k", "sampled"] = Field(
         default="hidden_states",
@@ -40,12 +43,30 @@ class TeacherConfig:
     sampling_temperature: Float = Field(
         default=1.0, gt=0, description="tokens are drawn from p^(1/this); weights make up for it"
     )
+    ema_decay: Float = Field(
+        default=0.999,
+        ge=0,
+        lt=1,
+        description="of source: ema: share of the average that an optimizer step leaves as it was",
+    )
+    mixture: MixtureConfig = Field(default_factory=MixtureConfig, description="more teachers beside this one")
     options: dict[str, Any] = Field(
         default_factory=dict, description="fields of a registered teacher that the others do not have"
     )
     dtype: Dtype = Field(
         default="auto", description="number format of the teacher; auto: the fastest measured on this machine"
     )
+
+    @property
+    def members(self) -> "dict[str, TeacherConfig]":
+        """{name: its fields} of every teacher alone: this one as `teacher`, then the mixture's, which have the fields
+        of this one where they have none themselves."""
+        alone = replace(self, mixture=MixtureConfig())
+        others = {
+            name: replace(alone, model=member.model or self.model, source=member.source or self.source)
+            for name, member in self.mixture.teachers.items()
+        }
+        return {MAIN_TEACHER: alone, **others}
 
 
 @config_section

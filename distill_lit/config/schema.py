@@ -42,6 +42,11 @@ class CorpusConfig(DatasetConfig):
         description="share of the pool's tokens, in proportion to the other weights; read again where it has too few; "
         "null: every document of all corpora once",
     )
+    teacher: Text = Field(
+        default="",
+        description="name in teacher.mixture.teachers of the teacher that scores its documents, or `teacher` for "
+        "teacher.model; empty: the mixture",
+    )
 
     @property
     def is_chat(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from distill_lit.config import CorpusConfig, non_default_fields
+from distill_lit.config import CorpusConfig, DataConfig, non_default_fields
 from distill_lit.data.messages import is_supervised_response, read_messages, read_tools
 from distill_lit.data.sources import Row, check_corpus_source, draw_rows, open_corpus_source
 from distill_lit.utils.exceptions import UserError, one_line_message
@@ -142,9 +142,19 @@ def corpora_fingerprint(
 ) -> dict[str, Any]:
     """JSON-like value that changes when a document can: the config and the hashes of the sources."""
     return {
-        name: [non_default_fields(corpus), open_corpus_source(f"{section}.{name}", corpus, dataset_source).fingerprint()]
+        name: [corpus_text_fields(corpus), open_corpus_source(f"{section}.{name}", corpus, dataset_source).fingerprint()]
         for name, corpus in sorted(corpora.items())
     }
+
+
+def corpus_names(data: DataConfig) -> list[str]:
+    """The names of all corpora in the order in which they are numbered: to train on, then those only to validate on."""
+    return [*sorted(data.corpora), *sorted(set(data.validation) - set(data.corpora))]
+
+
+def corpus_text_fields(corpus: CorpusConfig) -> dict[str, Any]:
+    """The fields that decide its documents, those with defaults left out: which teacher scores them does not."""
+    return {name: value for name, value in non_default_fields(corpus).items() if name != "teacher"}
 
 
 def read_documents(

@@ -37,8 +37,9 @@ def optimizer_steps(training: TrainingConfig, sequence_length: int) -> int:
 
 
 def make_batch(packed: PackedDataset, rows: np.ndarray, step_tokens: int) -> PackedBatch:
-    """input_ids, labels (-100 where not supervised, not shifted), position_ids, document_ids: (B, T) int64; rows: (B,)
-    int64; step_tokens: () int64, supervised targets of the whole optimizer step, at least 1."""
+    """input_ids, labels (-100 where not supervised, not shifted), position_ids, document_ids, and corpus_ids where the rows
+    have them: (B, T) int64; rows: (B,) int64; step_tokens: () int64, supervised targets of the whole optimizer step, at
+    least 1."""
     part = packed.take(rows)
     arrays = {
         "input_ids": part.input_ids,
@@ -46,6 +47,7 @@ def make_batch(packed: PackedDataset, rows: np.ndarray, step_tokens: int) -> Pac
         "position_ids": part.position_ids,
         "document_ids": part.document_ids,
         "rows": rows,
+        **({} if part.corpus_ids is None else {"corpus_ids": part.corpus_ids}),
     }
     batch = {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
     return {**batch, "step_tokens": torch.tensor(max(1, step_tokens))}

@@ -2,7 +2,7 @@
 
 import logging
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from distill_lit.data.tokenization import TokenizedDocuments, encode_documents, 
 from distill_lit.utils.exceptions import UserError
 
 log = logging.getLogger(__name__)
-Encoded = tuple[np.ndarray, np.ndarray]  # tokens and loss mask of a document
+Encoded = tuple[np.ndarray, np.ndarray, str]  # tokens and loss mask of a document, and its corpus
 
 
 def corpus_shares(corpora: Mapping[str, CorpusConfig]) -> dict[str, float]:
@@ -29,6 +29,7 @@ def tokenize_mixture(
     validation_tokens: int,
     max_tokens: int,
     shares: Mapping[str, float],
+    corpora: Sequence[str] | None = None,
 ) -> tuple[TokenizedDocuments, dict[str, dict[str, Any]]]:
     """(documents to hold out, then the mixture; {corpus: what became of it}).
 
@@ -38,8 +39,10 @@ def tokenize_mixture(
     as there are without reading any document twice. All orders are drawn by `seed`.
 
     What became of a corpus: share of the tokens, tokens, documents, and repeats, how often one was read again. Raises
-    UserError for a corpus of some weight with no document left.
+    UserError for a corpus of some weight with no document left. corpora: names by which the corpora are numbered; None:
+    those of `shares`, sorted.
     """
+    corpora = sorted(shares) if corpora is None else corpora
     order = [documents[i] for i in np.random.default_rng(seed).permutation(len(documents))]
     held_out = _encode(order, tokenizer, validation_tokens)
     rest = order[len(held_out) :]
@@ -51,14 +54,15 @@ def tokenize_mixture(
         encoded[name] = _encode(own, tokenizer, share * max_tokens if max_tokens else np.inf)
     total = max_tokens or min(_count(encoded[name]) / share for name, share in shares.items() if share)
     chosen = {
-        name: _repeated([len(tokens) for tokens, _ in encoded[name]], round(share * total), name, seed)
+        name: _repeated([len(tokens) for tokens, *_ in encoded[name]], round(share * total), name, seed)
         for name, share in shares.items()
         if share
     }
     pool = [encoded[name][i] for name, numbers in chosen.items() for i in numbers]
     shuffled = np.random.default_rng([seed, zlib.crc32(b"mixture")]).permutation(len(pool))
-    tokens, masks = zip(*held_out, *(pool[i] for i in shuffled), strict=True)
-    return join_documents(list(tokens), list(masks)), _statistics(encoded, chosen)
+    tokens, masks, names = zip(*held_out, *(pool[i] for i in shuffled), strict=True)
+    corpus_ids = [corpora.index(name) for name in names]
+    return join_documents(list(tokens), list(masks), corpus_ids), _statistics(encoded, chosen)
 
 
 def _encode(documents: list[Document], tokenizer: Any, enough: float) -> list[Encoded]:
@@ -69,8 +73,8 @@ def _encode(documents: list[Document], tokenizer: Any, enough: float) -> list[En
         return found
     with progress_bar() as bar:
         task = bar.add_task("tokenising", total=len(documents))
-        for ids, supervised in encode_documents(documents, tokenizer):
-            found.append((np.array(ids, dtype=dtype), np.array(supervised, dtype=bool)))
+        for document, (ids, supervised) in zip(documents, encode_documents(documents, tokenizer), strict=False):
+            found.append((np.array(ids, dtype=dtype), np.array(supervised, dtype=bool), document.corpus))
             total += len(ids)
             bar.advance(task)
             if total >= enough:
@@ -79,7 +83,7 @@ def _encode(documents: list[Document], tokenizer: Any, enough: float) -> list[En
 
 
 def _count(documents: list[Encoded]) -> int:
-    return sum(len(tokens) for tokens, _ in documents)
+    return sum(len(tokens) for tokens, *_ in documents)
 
 
 def _repeated(lengths: list[int], target: int, name: str, seed: int) -> np.ndarray:
@@ -95,7 +99,7 @@ def _repeated(lengths: list[int], target: int, name: str, seed: int) -> np.ndarr
 
 
 def _statistics(encoded: Mapping[str, list[Encoded]], chosen: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    lengths = {name: np.array([len(tokens) for tokens, _ in documents]) for name, documents in encoded.items()}
+    lengths = {name: np.array([len(tokens) for tokens, *_ in documents]) for name, documents in encoded.items()}
     tokens = {name: int(lengths[name][numbers].sum()) for name, numbers in chosen.items()}
     found = {}
     for name, numbers in chosen.items():

@@ -9,6 +9,7 @@ from distill_lit.data.tokenization import TokenizedDocuments
 from distill_lit.losses.targets import IGNORE_INDEX
 
 OPEN_ROWS = 64  # rows that may still take a document
+PACKED_ARRAYS = ("input_ids", "document_ids", "loss_mask")  # what is kept of packed rows
 
 
 @dataclass(frozen=True)
@@ -16,12 +17,14 @@ class PackedDataset:
     """Packed rows, all arrays (rows, length), perhaps memory-mapped.
 
     input_ids: tokens; padding is 0. document_ids: 1, 2, … within a row; 0 is padding. loss_mask (bool): the token is a
-    target of the one before it: never the first of a document, so that no document is predicted from another.
+    target of the one before it: never the first of a document, so that no document is predicted from another. corpus_ids:
+    which of the corpora, in the order of their names from 0, a token is of, 0 in padding; None where nobody asks.
     """
 
     input_ids: np.ndarray
     document_ids: np.ndarray
     loss_mask: np.ndarray
+    corpus_ids: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -63,19 +66,22 @@ class PackedDataset:
         """Documents, or pieces of split ones, in all rows."""
         return int(self.document_ids.max(axis=1).sum(dtype=np.int64)) if len(self) else 0
 
+    def share_of_rows(self, corpora: Sequence[int]) -> float:
+        """Share of the rows in which a token of one of these corpora, by number, is supervised; 1 where nobody says."""
+        if self.corpus_ids is None or not len(self):
+            return 1.0
+        return float((np.isin(self.corpus_ids, corpora) & self.loss_mask).any(axis=1).mean())
+
     def take(self, rows: np.ndarray) -> "PackedDataset":
         """The rows with these numbers, in this order."""
-        return PackedDataset(self.input_ids[rows], self.document_ids[rows], self.loss_mask[rows])
+        corpus_ids = None if self.corpus_ids is None else self.corpus_ids[rows]
+        return PackedDataset(self.input_ids[rows], self.document_ids[rows], self.loss_mask[rows], corpus_ids)
 
     @staticmethod
     def concatenate(parts: Sequence["PackedDataset"]) -> "PackedDataset":
         """The rows of several, one after the other."""
-        return PackedDataset(
-            *(
-                np.concatenate([getattr(part, name) for part in parts])
-                for name in ("input_ids", "document_ids", "loss_mask")
-            )
-        )
+        names = PACKED_ARRAYS if any(part.corpus_ids is None for part in parts) else (*PACKED_ARRAYS, "corpus_ids")
+        return PackedDataset(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def pack(documents: TokenizedDocuments, sequence_length: int) -> tuple[PackedDataset, int]:

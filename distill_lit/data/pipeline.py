@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,20 @@ from distill_lit.data.corpora import (
     check_corpora,
     check_validation_corpora,
     corpora_fingerprint,
+    corpus_names,
     count_words,
     read_documents,
 )
 from distill_lit.data.mixture import corpus_shares, tokenize_mixture
-from distill_lit.data.packing import PackedDataset, pack, split_train_validation, take_tokens
+from distill_lit.data.packing import PACKED_ARRAYS, PackedDataset, pack, split_train_validation, take_tokens
 from distill_lit.data.sources import FileSource, open_corpus_source
 from distill_lit.data.templates import read_template, set_chat_template
-from distill_lit.data.tokenization import TokenizedDocuments, hash_tokenizer, tokenization_metadata, tokenize
+from distill_lit.data.tokenization import (
+    TokenizedDocuments,
+    hash_tokenizer,
+    tokenization_metadata,
+    tokenize,
+)
 from distill_lit.models import load_model_config, load_tokenizer
 from distill_lit.models.vocabulary import check_ids
 from distill_lit.utils.array_store import Arrays, open_or_make
@@ -54,8 +60,12 @@ def check_data_config(data: DataConfig, dataset_source: str) -> None:
     read_template(data.chat_template)
 
 
-def prepare_datasets(data: DataConfig, tokenizer_folder: Path, dataset_source: str) -> PreparedData:
+def prepare_datasets(
+    data: DataConfig, tokenizer_folder: Path, dataset_source: str, with_corpus_ids: bool = False
+) -> PreparedData:
     """Packed rows of `data`, from the cache when nothing they depend on has changed.
+
+    with_corpus_ids: the rows say of every token which corpus it is of; they are the same rows without.
 
     Raises UserError when a source cannot be read, there are too few documents, or nothing is supervised.
     """
@@ -66,11 +76,22 @@ def prepare_datasets(data: DataConfig, tokenizer_folder: Path, dataset_source: s
         tokenizer = set_chat_template(load_tokenizer(tokenizer_folder), read_template(data.chat_template))
         return _tokenize_both(data, tokenizer, dataset_source)
 
+    def open_tokens() -> tuple[Arrays, dict[str, Any]]:
+        return open_or_make(cache_root() / "tokens" / tokens_key, make_tokens)
+
     def make_rows() -> tuple[Arrays, dict[str, Any]]:
-        arrays, manifest = open_or_make(cache_root() / "tokens" / tokens_key, make_tokens)
+        arrays, manifest = open_tokens()
         return _pack_both(data, arrays, manifest)
 
+    def make_corpus_ids() -> tuple[Arrays, dict[str, Any]]:
+        tokens, _ = open_tokens()
+        if "corpus_ids" not in tokens:  # a cache from before they were noted
+            tokens, _ = open_or_make(cache_root() / "tokens" / f"{tokens_key}-corpora", make_tokens)
+        return _pack_corpus_ids(data, tokens), {"corpora": corpus_names(data)}
+
     arrays, manifest = open_or_make(cache_root() / "packed" / key, make_rows)
+    if with_corpus_ids:  # beside the rows, which are those of experiments that do not ask
+        arrays = arrays | open_or_make(cache_root() / "packed" / f"{key}-corpora", make_corpus_ids)[0]
     _check_readable(arrays, tokenizer_folder)
     return PreparedData(_packed(arrays, "train"), _packed(arrays, "validation"), key, manifest["statistics"])
 
@@ -141,19 +162,19 @@ def _corpus_fingerprint_inputs(data: DataConfig, dataset_source: str) -> list[An
 
 def _tokenize_both(data: DataConfig, tokenizer: Any, dataset_source: str) -> tuple[Arrays, dict[str, Any]]:
     """Tokens of the corpora, the held-out documents first, and of `data.validation`: (arrays, manifest)."""
-    rows, own = data.validation_sequences * data.sequence_length, None
+    rows, own, names = data.validation_sequences * data.sequence_length, None, corpus_names(data)
     if data.validation:
         own = read_documents(data.validation, data.seed, dataset_source, section=VALIDATION_SECTION)
     documents = read_documents(data.corpora, data.seed, dataset_source, validation=own)
     shares, held_out, statistics = corpus_shares(data.corpora), 0 if own else rows, documents.statistics()
     if shares:
-        made, mixture = tokenize_mixture(documents.items, tokenizer, data.seed, held_out, data.max_tokens, shares)
+        made, mixture = tokenize_mixture(documents.items, tokenizer, data.seed, held_out, data.max_tokens, shares, names)
         statistics |= {"mixture": mixture}
     else:
-        made = tokenize(documents.items, tokenizer, data.seed, held_out, data.max_tokens)
+        made = tokenize(documents.items, tokenizer, data.seed, held_out, data.max_tokens, names)
     arrays = vars(made).copy()
     if own:
-        validation = tokenize(own.items, tokenizer, data.seed, 0, rows)
+        validation = tokenize(own.items, tokenizer, data.seed, 0, rows, names)
         arrays |= {f"validation_{name}": array for name, array in vars(validation).items()}
     return arrays, tokenization_metadata(made, statistics)
 
@@ -168,7 +189,18 @@ def _split(data: DataConfig, arrays: Arrays) -> tuple[TokenizedDocuments, Tokeni
     return split_train_validation(tokens, data.sequence_length, data.validation_sequences, limit)
 
 
-def _pack_both(data: DataConfig, arrays: Arrays, manifest: Mapping[str, Any]) -> tuple[Arrays, dict[str, Any]]:
+def _pack_corpus_ids(data: DataConfig, arrays: Arrays) -> Arrays:
+    """{train_corpus_ids, validation_corpus_ids}: packed as the tokens are, with each token's corpus in its place."""
+    parts = ("", "validation_") if data.validation else ("",)
+    corpus_of_token = {
+        f"{part}tokens": arrays[f"{part}corpus_ids"].repeat(np.diff(arrays[f"{part}offsets"])) for part in parts
+    }
+    train, validation, _ = _split_and_pack(data, arrays | corpus_of_token)
+    return {"train_corpus_ids": train.input_ids, "validation_corpus_ids": validation.input_ids}
+
+
+def _split_and_pack(data: DataConfig, arrays: Arrays) -> tuple[PackedDataset, PackedDataset, int]:
+    """(training rows, rows to validate on, training documents that were split)."""
     validation_documents, train_documents = _split(data, arrays)
     if len(train_documents.offsets) < 2:
         raise UserError(
@@ -181,15 +213,19 @@ def _pack_both(data: DataConfig, arrays: Arrays, manifest: Mapping[str, Any]) ->
         raise UserError(
             f"data.validation_sequences: {filled} only {len(validation)} of {data.validation_sequences} sequences{remedy}"
         )
-    validation = validation.take(np.arange(data.validation_sequences or len(validation)))
     train, split = pack(train_documents, data.sequence_length)
+    return train, validation.take(np.arange(data.validation_sequences or len(validation))), split
+
+
+def _pack_both(data: DataConfig, arrays: Arrays, manifest: Mapping[str, Any]) -> tuple[Arrays, dict[str, Any]]:
+    train, validation, split = _split_and_pack(data, arrays)
     for name, packed in (("training", train), ("validation", validation)):
         if not packed.targets_per_row.any():
             raise UserError(f"data.corpora: no token of the {name} sequences is supervised")
     packed_arrays = {
-        f"{name}_{field}": array
+        f"{name}_{field}": getattr(packed, field)
         for name, packed in (("train", train), ("validation", validation))
-        for field, array in vars(packed).items()
+        for field in PACKED_ARRAYS
     }
     return packed_arrays, {"statistics": _statistics(manifest["corpus"], train, validation, split)}
 
@@ -209,4 +245,5 @@ def _statistics(corpus: Mapping[str, Any], train: PackedDataset, validation: Pac
 
 
 def _packed(arrays: Mapping[str, np.ndarray], name: str) -> PackedDataset:
-    return PackedDataset(*(arrays[f"{name}_{field}"] for field in ("input_ids", "document_ids", "loss_mask")))
+    rows = PackedDataset(*(arrays[f"{name}_{field}"] for field in PACKED_ARRAYS))
+    return replace(rows, corpus_ids=arrays.get(f"{name}_corpus_ids"))

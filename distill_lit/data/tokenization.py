@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,13 @@ TOKENIZER_FILE_PATTERNS = (
 @dataclass(frozen=True)
 class TokenizedDocuments:
     """Tokenized documents. `tokens`, `loss_mask` (bool): (N,); `offsets` (int64): (documents + 1,), document i is
-    tokens[offsets[i]:offsets[i + 1]]."""
+    tokens[offsets[i]:offsets[i + 1]]; `corpus_ids`: (documents,), which of the corpora each is of, by name from 0, or None
+    where nobody has noted it."""
 
     tokens: np.ndarray
     offsets: np.ndarray
     loss_mask: np.ndarray
+    corpus_ids: np.ndarray | None = None
 
 
 def hash_tokenizer(folder: Path) -> dict[str, str]:
@@ -47,13 +49,19 @@ def hash_tokenizer(folder: Path) -> dict[str, str]:
 
 
 def tokenize(
-    documents: list[Document], tokenizer: Any, seed: int, validation_tokens: int, max_tokens: int
+    documents: list[Document],
+    tokenizer: Any,
+    seed: int,
+    validation_tokens: int,
+    max_tokens: int,
+    corpora: Sequence[str] | None = None,
 ) -> TokenizedDocuments:
     """Tokens of the documents in an order drawn by `seed`, until there are `max_tokens` tokens after the documents that
     hold the `validation_tokens` tokens (rest = 0: of all documents).
 
     Text ends with the end-of-sequence token, and begins with one of its own only if the tokenizer adds it; all of it is
-    supervised. Of chats only the responses are. Raises UserError for a tokenizer without the token or template needed.
+    supervised. Of chats only the responses are. corpora: names by which the corpora are numbered; None: those of the
+    documents, sorted. Raises UserError for a tokenizer without the token or template needed.
     """
     order = np.random.default_rng(seed).permutation(len(documents))
     pieces: list[np.ndarray] = []
@@ -69,7 +77,8 @@ def tokenize(
             bar.advance(task)
             if max_tokens and after_first >= max_tokens:
                 break
-    return join_documents(pieces, marks)
+    names = sorted({document.corpus for document in documents}) if corpora is None else corpora
+    return join_documents(pieces, marks, [names.index(documents[i].corpus) for i in order[: len(pieces)]])
 
 
 def token_dtype(tokenizer: Any) -> type[np.unsignedinteger[Any]]:
@@ -77,10 +86,12 @@ def token_dtype(tokenizer: Any) -> type[np.unsignedinteger[Any]]:
     return np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
 
 
-def join_documents(tokens: list[np.ndarray], loss_masks: list[np.ndarray]) -> TokenizedDocuments:
+def join_documents(tokens: list[np.ndarray], loss_masks: list[np.ndarray], corpus_ids: Sequence[int]) -> TokenizedDocuments:
     """Documents, at least one, one after the other."""
     offsets = np.cumsum([0, *map(len, tokens)], dtype=np.int64)
-    return TokenizedDocuments(np.concatenate(tokens), offsets, np.concatenate(loss_masks))
+    return TokenizedDocuments(
+        np.concatenate(tokens), offsets, np.concatenate(loss_masks), np.array(corpus_ids, dtype=np.uint16)
+    )
 
 
 def encode_documents(documents: list[Document], tokenizer: Any) -> Iterator[tuple[list[int], list[bool]]]:

@@ -10,7 +10,8 @@ from distill_lit.config import ExperimentConfig, GeneratedConfig
 from distill_lit.config.roles import Role
 from distill_lit.data.loader import optimizer_steps
 from distill_lit.data.mirror import MIRROR_WHEELS
-from distill_lit.experiment.architectures import Architecture, Architectures
+from distill_lit.experiment.architectures import Architectures
+from distill_lit.experiment.mixture import asked_teachers, with_teacher
 from distill_lit.experiment.plan import Run
 from distill_lit.experiment.run import is_run_built
 from distill_lit.losses import build_objective
@@ -60,12 +61,14 @@ def estimate_runs(runs: list[Run]) -> dict[str, Estimate | None]:
 
 def _estimate(run: Run, architectures: Architectures) -> Estimate | None:
     if run.role == Role.TEACHER_CACHE:
-        return _estimate_teacher_cache(run.config, architectures.teacher(run))
+        return _estimate_teacher_cache(run, architectures)
     teacher = size_from_config(architectures.teacher(run).config)
     if run.role == Role.GENERATED:
         return _estimate_generation(run.config, teacher)
     is_model = bool(run.student or run.model_reference)
-    return _estimate_model(run, teacher, size_from_config(architectures.student(run).config) if is_model else teacher)
+    student = size_from_config(architectures.student(run).config) if is_model else teacher
+    teacher_flops = _teacher_flops_per_token(run, architectures, student) if run.is_trained else 0.0
+    return _estimate_model(run, student, teacher_flops)
 
 
 def require_disk_space(estimates: Mapping[str, Estimate | None], runs: list[Run], runs_dir: Path) -> None:
@@ -95,7 +98,7 @@ def _full_disks(
     return [(place, needed, free) for place, needed, free in found if needed > free]
 
 
-def _estimate_model(run: Run, teacher: ModelSize, student: ModelSize) -> Estimate:
+def _estimate_model(run: Run, student: ModelSize, teacher_flops_per_token: float) -> Estimate:
     config = run.config
     speed = hardware.matmul_flops_per_second(hardware.device_for(config.training.accelerator))
     train_speed, teacher_speed = speed[config.training.precision], speed.get(config.teacher.dtype, speed["float32"])
@@ -105,28 +108,31 @@ def _estimate_model(run: Run, teacher: ModelSize, student: ModelSize) -> Estimat
     minutes = evaluation_flops / (evaluation_speed * FORWARD_EFFICIENCY) / 60
     tokens = _training_tokens(config) if run.is_trained else 0
     student_flops = 3 * student.flops_per_token() * tokens
-    teacher_flops = _teacher_flops_per_token(config, teacher) * tokens
+    teacher_flops = teacher_flops_per_token * tokens
     minutes += (student_flops / train_speed + teacher_flops / teacher_speed) / TRAINING_EFFICIENCY / 60
     flops, wait = _on_policy_generation(config, student, tokens, teacher_speed)
     minutes += wait
     weights = student.parameters * (BYTES_PER_WEIGHT if run.student else 2 if run.role == Role.QUANTIZED else 0)
-    peak = weights + (2 * student.parameters * BYTES_PER_CHECKPOINTED_WEIGHT if tokens else 0)
+    average = BYTES_PER_WEIGHT if teacher_capabilities(config.teacher).follows_student else 0
+    peak = weights + (2 * student.parameters * (BYTES_PER_CHECKPOINTED_WEIGHT + average) if tokens else 0)
     return Estimate(tokens, evaluation_flops + student_flops + teacher_flops + flops, weights, peak, minutes)
 
 
-def _estimate_teacher_cache(config: ExperimentConfig, teacher: Architecture) -> Estimate | None:
-    """A pass of the teacher over all rows, and what is kept of it."""
-    rows = _positions(config, teacher.tokenizer_folder)
+def _estimate_teacher_cache(run: Run, architectures: Architectures) -> Estimate | None:
+    """A pass of the teacher whose cache it is over all rows, and what is kept of it."""
+    config = run.config
+    rows = _positions(config, architectures.teacher(run).tokenizer_folder)
     if rows is None:
         return None
-    source = cached_teacher_source(config.teacher)
-    has_lm_head = source.capabilities(config.teacher).target_form != "dense"  # hidden states need none
+    fields = with_teacher(config, run.teacher).teacher
+    teacher, source = architectures.of(fields.model, run), cached_teacher_source(fields)
+    has_lm_head = source.capabilities(fields).target_form != "dense"  # hidden states need none
     flops = size_from_config(teacher.config).flops_per_token(head=has_lm_head) * (
         rows.train_positions + rows.validation_positions
     )
     speed = hardware.matmul_flops_per_second(hardware.device_for(config.training.accelerator))
-    seconds = flops / (speed.get(config.teacher.dtype, speed["float32"]) * FORWARD_EFFICIENCY)
-    size = source.estimate_cache_bytes(config.teacher, teacher.config, rows)
+    seconds = flops / (speed.get(fields.dtype, speed["float32"]) * FORWARD_EFFICIENCY)
+    size = source.estimate_cache_bytes(fields, teacher.config, rows)
     return Estimate(0, flops, size, size, seconds / 60)
 
 
@@ -202,11 +208,16 @@ def _training_tokens(config: ExperimentConfig) -> int:
     return optimizer_steps(training, config.data.sequence_length) * per_step
 
 
-def _teacher_flops_per_token(config: ExperimentConfig, teacher: ModelSize) -> float:
-    """The teacher's forward arithmetic per training token."""
+def _teacher_flops_per_token(run: Run, architectures: Architectures, student: ModelSize) -> float:
+    """Forward arithmetic of all teachers per training token; of several as if each read every row."""
+    config, flops = run.config, 0.0
     if not build_objective(config.objective.terms, config.objective.temperature_scaling).needs_teacher:
-        return 0.0
-    able = teacher_capabilities(config.teacher)
-    if able.runs_beside_student:
-        return teacher.flops_per_token()
-    return 2.0 * teacher.lm_head_parameters if able.needs_model and able.target_form == "dense" else 0.0
+        return flops
+    for fields in asked_teachers(config).values():
+        able = teacher_capabilities(fields)
+        size = student if able.copies_student else size_from_config(architectures.of(fields.model, run).config)
+        if able.runs_beside_student:
+            flops += size.flops_per_token()
+        elif able.needs_model and able.target_form == "dense":
+            flops += 2.0 * size.lm_head_parameters
+    return flops

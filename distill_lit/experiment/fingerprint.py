@@ -5,6 +5,8 @@ from typing import Any
 from distill_lit.config import CorpusConfig, ExperimentConfig, TermConfig, non_default_fields
 from distill_lit.config.on_policy import is_on_policy_enabled
 from distill_lit.config.roles import Role
+from distill_lit.data.corpora import corpus_text_fields
+from distill_lit.experiment.mixture import routed_corpora
 from distill_lit.generation.corpus import remote_fingerprint_fields
 from distill_lit.generation.filters import answer_comparison_metadata
 from distill_lit.generation.prompts import prompt_sampling_metadata
@@ -43,6 +45,8 @@ def student_fingerprint(role: str, config: ExperimentConfig) -> str:
 def _teacher_fingerprint_fields(role: str, config: ExperimentConfig) -> dict[str, Any]:
     """What of the teacher decides a student; of one that learns nothing from it, not the settings of its outputs."""
     found = non_default_fields(config.teacher)
+    if routes := routed_corpora(config):
+        found["corpora"] = routes
     # one with another tokenizer leaves the student its own
     known = ("model", "dtype", *([] if teacher_capabilities(config.teacher).shares_tokenizer else ["source"]))
     return found if role == Role.DISTILLED else {key: found[key] for key in known if key in found}
@@ -104,7 +108,7 @@ def validation_data_fingerprint(config: ExperimentConfig) -> str:
 
 def corpus_fingerprint_fields(corpus: CorpusConfig, config: ExperimentConfig) -> dict[str, Any]:
     """A corpus without the fields that cannot change its documents."""
-    found = non_default_fields(corpus)
+    found = corpus_text_fields(corpus)
     generated = corpus.generated
     if generated is None:
         return found

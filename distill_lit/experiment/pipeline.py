@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from distill_lit.config import ExperimentConfig, OnPolicyConfig, TeacherConfig, TermConfig
-from distill_lit.config.derivation import BASE_TEACHER, Recipe, derive_model, derive_stages, map_model_references
+from distill_lit.config.derivation import (
+    BASE_TEACHER,
+    Recipe,
+    derive_model,
+    derive_stages,
+    map_model_references,
+    with_one_teacher,
+)
 from distill_lit.config.loading import config_at_point
 from distill_lit.config.on_policy import is_on_policy_enabled
 from distill_lit.experiment.grid import resolve_objective
@@ -76,13 +83,18 @@ def _add(recipes: dict[str, Recipe], more: Mapping[str, Recipe]) -> None:
 
 def _spell_out(recipe: Recipe, base: TeacherConfig, is_derived: bool) -> Recipe:
     """The recipe with its preset as terms and the experiment's teacher under its own reference. A derived one whose
-    objective asks no teacher needs neither on-policy text nor a cache: its teacher is asked in validation alone."""
+    objective asks no teacher needs neither on-policy text nor a cache, nor several teachers: `teacher.model` is asked in
+    validation alone."""
     config = map_model_references(recipe.config, lambda _, name: base.model if name == BASE_TEACHER else name)
     if is_derived:
         config = replace(config, objective=resolve_objective(config.objective))
+    learns = recipe.is_trained and learns_from_teacher(config)
     if is_derived and not learns_from_teacher(config):
         config = replace(config, on_policy=OnPolicyConfig())
-        if teacher_capabilities(config.teacher).needs_cache:
+    if is_derived and not learns:
+        config = with_one_teacher(config)
+        able = teacher_capabilities(config.teacher)
+        if able.copies_student or (able.needs_cache and not learns_from_teacher(config)):
             config = replace(config, teacher=replace(config.teacher, source="online"))
     return recipe._replace(config=config)
 

@@ -9,8 +9,9 @@ from operator import getitem
 from typing import Any
 
 from distill_lit.config import CorpusConfig, ExperimentConfig, TeacherConfig, non_default_fields, to_dict
-from distill_lit.config.derivation import Recipe, map_model_references
+from distill_lit.config.derivation import Recipe, map_model_references, with_one_teacher
 from distill_lit.config.grid_points import grid_keys, shortest_names
+from distill_lit.config.mixture import MAIN_TEACHER
 from distill_lit.config.roles import Role
 from distill_lit.experiment.fingerprint import (
     TEACHER_INT8,
@@ -20,6 +21,7 @@ from distill_lit.experiment.fingerprint import (
     versioned_fingerprint,
 )
 from distill_lit.experiment.grid import GridPoint, expand_points
+from distill_lit.experiment.mixture import asked_teachers
 from distill_lit.experiment.pipeline import (
     Pipeline,
     expand_pipeline,
@@ -51,6 +53,7 @@ class Run:
     model_reference: str = ""  # of a model that is evaluated as it is, or quantized
     sources: dict[str, str] = field(default_factory=dict)  # {name of a model that it needs: name of the run that makes it}
     previous_stage: str = ""  # name of the run whose curves it goes on with
+    teacher: str = ""  # name of the teacher whose cache it writes, where that is not `teacher.model`
 
     @property
     def name(self) -> str:
@@ -83,7 +86,8 @@ def plan_runs(config: ExperimentConfig, points: Sequence[GridPoint] | None = Non
     baselines, the distilled students."""
     config = resolve_auto(config)
     resolved = [GridPoint(values, resolve_auto(point)) for values, point in points or expand_points(config)]
-    planned = [PointRuns(config, values, point, resolved[0].config.teacher) for values, point in resolved]
+    first_teacher = with_one_teacher(resolved[0].config).teacher
+    planned = [PointRuns(config, values, point, first_teacher) for values, point in resolved]
     seedless = {identity: like for one in planned for identity, like in one.seedless.items()}
     runs = _link(make_labels_distinct(deduplicate_runs(list(_all_runs(config, planned)), seedless)))
     label, times = Counter(run.label for run in runs if run.is_model).most_common(1)[0]
@@ -185,6 +189,9 @@ class PointRuns:
             point = without_teacher(point)
         elif role == Role.UNTRAINED:
             point = replace(point, stages={}, students={**point.students, point.student: replace(shape, quantize="")})
+        point = with_one_teacher(point)  # validated against `teacher.model`, whoever teaches the others
+        if teacher_capabilities(point.teacher).copies_student:
+            point = replace(point, teacher=replace(point.teacher, source="online"))
         is_shared = bool(shape.from_) and point.teacher.model != self.first_teacher.model
         return replace(point, teacher=copy.deepcopy(self.first_teacher)) if is_shared else point
 
@@ -243,19 +250,22 @@ class PointRuns:
         generated = list(_generated_runs(config, identified, sources))
         self.generated += generated
         needs = tuple(run.fingerprint for run in generated)
-        if not teacher_capabilities(config.teacher).needs_cache:
-            return needs
-        cache = _teacher_cache_run(config, identified, sources, needs, self.seed if "seed" in self.values else None)
-        self.teacher_caches.append(cache)
-        return (*needs, cache.fingerprint)
+        seed = self.seed if "seed" in self.values else None
+        caches = [
+            _teacher_cache_run(name, config, identified, sources, needs, seed)
+            for name, teacher in asked_teachers(config).items()
+            if teacher_capabilities(teacher).needs_cache
+        ]
+        self.teacher_caches += caches
+        return (*needs, *(cache.fingerprint for cache in caches))
 
 
 def _generated_runs(config: ExperimentConfig, identified: ExperimentConfig, sources: dict[str, str]) -> Iterator[Run]:
     """One run for each corpus that is written; its config holds no other corpus."""
     for name, corpus in config.data.corpora.items():
         if corpus.generated is not None:
-            alone = copy.deepcopy(_without_made_student(config, sources))
-            alone.data.corpora = {name: corpus}
+            alone = copy.deepcopy(with_one_teacher(_without_made_student(config, sources)))
+            alone.data.corpora = {name: alone.data.corpora[name]}
             writer = {"model": identified.teacher.model, "dtype": config.teacher.dtype}
             facts = corpus_fingerprint_fields(identified.data.corpora[name], config)
             identity = versioned_fingerprint(
@@ -278,20 +288,39 @@ def _corpus_axes(name: str, corpus: CorpusConfig, grid: Mapping[str, list[Any]])
 
 
 def _teacher_cache_run(
+    name: str,
     config: ExperimentConfig,
     identified: ExperimentConfig,
     sources: dict[str, str],
     needs: tuple[str, ...],
     seed: int | None,
 ) -> Run:
-    fields = non_default_fields(identified.teacher)
-    identity = versioned_fingerprint(teacher_cache=fields, data=data_fingerprint_fields(identified))
-    kind = cached_teacher_source(config.teacher).cache_label(config.teacher)
-    own = {ref: made for ref, made in sources.items() if ref == config.teacher.model}
-    named = [*own, *([] if seed is None or not own else [f"seed={seed}"])]
-    label = safe_label("-".join(["teacher-cache", *([kind] if kind else []), *named]))
-    config = _without_made_student(config, sources)
-    return Run(Role.TEACHER_CACHE, label, identity, config, depends_on=(*needs, *own.values()), sources=own)
+    """The run that writes the cache of one of the teachers, by its name."""
+    teacher, identified_teacher = config.teacher.members[name], identified.teacher.members[name]
+    # the tokenizer of `teacher.model` makes the rows, whichever teacher reads them
+    is_other = teacher.model != config.teacher.model
+    identity = versioned_fingerprint(
+        teacher_cache=non_default_fields(identified_teacher),
+        data=data_fingerprint_fields(identified),
+        **({"tokenizer": identified.teacher.model} if is_other else {}),
+    )
+    own_name, kind = "" if name == MAIN_TEACHER else name, cached_teacher_source(teacher).cache_label(teacher)
+    own = {ref: made for ref, made in sources.items() if ref in (config.teacher.model, teacher.model)}
+    named = [ref for ref in own if ref == teacher.model] + ([] if seed is None or not own else [f"seed={seed}"])
+    label = safe_label("-".join(dict.fromkeys(part for part in ("teacher-cache", own_name, kind, *named) if part)))
+    alone = _without_made_student(_with_teacher_beside(name, config), sources)
+    return Run(
+        Role.TEACHER_CACHE, label, identity, alone, depends_on=(*needs, *own.values()), sources=own, teacher=own_name
+    )
+
+
+def _with_teacher_beside(name: str, config: ExperimentConfig) -> ExperimentConfig:
+    """The config with no other teacher than `teacher.model` and this one."""
+    alone = with_one_teacher(config)
+    if name == MAIN_TEACHER:
+        return alone
+    mixture = replace(config.teacher.mixture, teachers={name: config.teacher.mixture.teachers[name]})
+    return replace(alone, teacher=replace(alone.teacher, mixture=mixture))
 
 
 def _without_made_student(config: ExperimentConfig, sources: dict[str, str]) -> ExperimentConfig:

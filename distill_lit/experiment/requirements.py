@@ -8,6 +8,7 @@ from distill_lit.config import CorpusConfig, ExperimentConfig
 from distill_lit.data.mirror import MIRROR_WHEELS, mirror_root
 from distill_lit.evaluation.tasks import download_tasks, needs_dataset_mirror
 from distill_lit.experiment.architectures import Architectures
+from distill_lit.experiment.mixture import routed_corpora
 from distill_lit.experiment.pipeline import referred_models
 from distill_lit.experiment.plan import Run
 from distill_lit.generation.corpus import generation_references as generated_references
@@ -65,7 +66,8 @@ def prepare_experiment_data(runs: Sequence[Run]) -> None:
     architectures = Architectures(runs)
     for run in runs:
         if run.student and not any(corpus.generated for corpus in run.config.data.corpora.values()):
-            data.prepare_datasets(run.config.data, architectures.tokenizer_folder(run), run.config.dataset_source)
+            base, is_routed = architectures.tokenizer_folder(run), bool(routed_corpora(run.config))
+            data.prepare_datasets(run.config.data, base, run.config.dataset_source, is_routed)
     if any(_needs_dataset_mirror(run.config) for run in runs):
         mirror_root()
     if runs[0].config.dataset_source == "hub":

@@ -14,6 +14,7 @@ from distill_lit.evaluation.evaluator import evaluate_model
 from distill_lit.evaluation.surprisal import measure_surprisal
 from distill_lit.evaluation.task_evaluation import primary_scores
 from distill_lit.experiment.fingerprint import evaluation_fingerprint
+from distill_lit.experiment.mixture import with_teacher
 from distill_lit.experiment.plan import Run
 from distill_lit.experiment.provenance import collect_provenance
 from distill_lit.experiment.requirements import required_assets_of, required_models
@@ -119,7 +120,7 @@ def is_run_built(run: Run, folder: Path) -> bool:
 
 def _outputs_exist(run: Run, folder: Path, manifest: dict[str, Any]) -> bool:
     if run.role == Role.TEACHER_CACHE:
-        return cached_teacher_source(run.config.teacher).is_cache_complete(manifest)
+        return cached_teacher_source(with_teacher(run.config, run.teacher).teacher).is_cache_complete(manifest)
     if run.role == Role.GENERATED:
         return all(is_corpus_complete(Path(facts["corpus"])) for facts in manifest["corpora"].values())
     if run.role in (Role.TEACHER, Role.EXTERNAL):
@@ -158,7 +159,7 @@ def build_run(run: Run, folder: Path, progress_callback: ProgressCallback) -> No
     if run.model_reference:
         facts: dict[str, Any] = build_reference_model(run, folder)
     elif run.role == Role.TEACHER_CACHE:
-        facts = write_teacher_cache_of(run.config, teacher_folder, progress_callback)
+        facts = write_teacher_cache_of(run.config, run.teacher, teacher_folder, progress_callback)
     elif run.role == Role.GENERATED:
         facts = {"corpora": write_generated_corpora(run.config, progress_callback)}
     else:

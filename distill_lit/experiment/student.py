@@ -16,6 +16,7 @@ from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import calibration_batches
 from distill_lit.data.templates import read_template, set_chat_template
 from distill_lit.experiment.fingerprint import training_fingerprint_fields
+from distill_lit.experiment.mixture import asked_teachers, teacher_references, teacher_weights
 from distill_lit.experiment.plan import Run
 from distill_lit.experiment.requirements import student_base_folder
 from distill_lit.experiment.teacher import build_teacher, prepare_run_data
@@ -99,7 +100,7 @@ def train_and_export_student(
             hardware.device_for(config.training.accelerator),
         )
         student = _initial_student(run, folder, base, calibration)
-        teacher = build_teacher(config, teacher_folder, prepared)
+        teacher = build_teacher(config, teacher_folder, prepared, student)
         trained_fraction = trainable_fraction(student)
         setup = _build_training_setup(
             run, folder, student, vocab_size, prepared, teacher, progress_callback, teacher_folder, calibration
@@ -119,7 +120,7 @@ def train_and_export_student(
         "metrics": metrics,
         "data": prepared.statistics,
         **_size_facts(size),
-        **_cost_facts(run, setup, size, trained_fraction, teacher_folder),
+        **_cost_facts(run, setup, size, trained_fraction),
         **_layer_choices(config.students[run.student], teacher_folder, calibration, setup.distiller.loss.feature_alignment),
     }
 
@@ -266,6 +267,10 @@ def _training_fingerprints(
         "training": json.dumps(training_fingerprint_fields(run.config), sort_keys=True),
         "seed": str(run.config.seed),
     }
+    if run.config.teacher.mixture.teachers:
+        folders = {name: model_folder(reference) for name, reference in teacher_references(run.config).items()}
+        fingerprints["teachers"] = fingerprint({name: model_fingerprint(folder) for name, folder in folders.items()})
+        fingerprints["teacher_weights"] = json.dumps([run.config.teacher.mixture.kind, teacher_weights(run.config)])
     return fingerprints | (
         {"student.from": fingerprint(model_fingerprint(model_folder(config.from_)))} if config.from_ else {}
     )
@@ -277,7 +282,8 @@ def _fused_loss_settings(config: ExperimentConfig, vocab_size: int) -> FusedLoss
     compiled = objective.compile == "always" or (objective.compile == "auto" and can_compile(device))
     dtype = torch_dtype(config.training.precision)
     budget = objective.memory_budget or hardware.logits_budget(device)
-    chunk = objective.chunk_size or chunk_size_for_budget(budget, vocab_size, compiled, dtype)
+    num_teachers = len(asked_teachers(config))
+    chunk = objective.chunk_size or chunk_size_for_budget(budget, vocab_size, compiled, dtype, num_teachers)
     return FusedLossSettings(chunk, compiled, dtype)
 
 
@@ -305,22 +311,35 @@ def _size_facts(size: ModelSize) -> dict[str, Any]:
     }
 
 
-def _cost_facts(
-    run: Run, setup: TrainingJob, size: ModelSize, trainable_fraction: float, teacher_folder: Path
-) -> dict[str, Any]:
+def _cost_facts(run: Run, setup: TrainingJob, size: ModelSize, trainable_fraction: float) -> dict[str, Any]:
     """Tokens read and arithmetic spent. A backward pass costs a forward pass for the activations and another for the
     share of the weights that is trained; an offline teacher ran once, for all runs, and is charged to each."""
     tokens = 0 if not run.is_trained else setup.datamodule.steps * setup.datamodule.tokens_per_step
-    teacher_size = _teacher_size(str(teacher_folder))
-    asks_model = setup.distiller.loss.objective.needs_teacher and teacher_capabilities(run.config.teacher).needs_model
+    asks_teacher = setup.distiller.loss.objective.needs_teacher
+    teacher_flops = _teacher_flops_per_token(run.config, setup.datamodule.train, size) if asks_teacher else 0.0
     return {
         "training_tokens": tokens,
         **({"first_step": setup.first_step, "steps": setup.datamodule.steps} if tokens else {}),
         "student_training_flops": (2 + trainable_fraction) * size.flops_per_token() * tokens,
-        "teacher_training_flops": teacher_size.flops_per_token() * tokens if asks_model else 0.0,
+        "teacher_training_flops": teacher_flops * tokens,
     }
 
 
-@functools.lru_cache(maxsize=2)
+def _teacher_flops_per_token(config: ExperimentConfig, train: data.PackedDataset, student: ModelSize) -> float:
+    """Forward arithmetic of all teachers per training token. Of several, one beside the student reads the rows where it has
+    a weight."""
+    weights, total = teacher_weights(config), 0.0
+    for name, teacher in asked_teachers(config).items():
+        able = teacher_capabilities(teacher)
+        corpora = [number for number, row in enumerate(weights.values()) if row.get(name)]
+        share = 1.0 if able.needs_cache else train.share_of_rows(corpora)
+        if able.copies_student:
+            total += student.flops_per_token() * share
+        elif able.needs_model:
+            total += _teacher_size(str(model_folder(teacher.model))).flops_per_token() * share
+    return total
+
+
+@functools.lru_cache(maxsize=8)
 def _teacher_size(folder: str) -> ModelSize:
     return size_from_config(load_model_config(Path(folder)))

@@ -6,11 +6,14 @@ from typing import Any
 
 from distill_lit import data
 from distill_lit.config import DataConfig, ExperimentConfig
+from distill_lit.config.mixture import MAIN_TEACHER
 from distill_lit.evaluation.evaluator import evaluation_document_texts
+from distill_lit.experiment.mixture import asked_teachers, routed_corpora, teacher_weights, with_teacher
 from distill_lit.experiment.requirements import student_base_folder
 from distill_lit.generation.corpus import EvaluationTexts, GenerationContext, generate_corpus, resolve_generated_corpora
+from distill_lit.models import model_folder
 from distill_lit.models.loading import torch_dtype
-from distill_lit.teachers import Teacher, TeacherContext, cached_teacher_source, teacher_source
+from distill_lit.teachers import MixtureTeacher, Teacher, TeacherContext, cached_teacher_source, teacher_source
 from distill_lit.utils import hardware
 from distill_lit.utils.files import hashes_of
 from distill_lit.utils.path_variables import expand_path
@@ -38,23 +41,43 @@ def resolve_generated_data(config: ExperimentConfig) -> DataConfig:
 
 
 def prepare_run_data(config: ExperimentConfig, tokenizer_folder: Path) -> data.PreparedData:
-    """Packed rows of an experiment, the generated ones among them. Raises UserError for what is not written yet."""
-    return data.prepare_datasets(resolve_generated_data(config), tokenizer_folder, config.dataset_source)
+    """Packed rows of an experiment, the generated ones among them; they say which corpus a token is of where corpora have
+    teachers of their own. Raises UserError for what is not written yet."""
+    return data.prepare_datasets(
+        resolve_generated_data(config), tokenizer_folder, config.dataset_source, bool(routed_corpora(config))
+    )
 
 
 def write_teacher_cache_of(
-    config: ExperimentConfig, teacher_folder: Path, progress_callback: ProgressCallback
+    config: ExperimentConfig, teacher: str, teacher_folder: Path, progress_callback: ProgressCallback
 ) -> dict[str, Any]:
-    """Writes the teacher's cache; {teacher_cache: its folder, rows, bytes_per_token}."""
+    """Writes the cache of a teacher, by its name or empty for `teacher.model`, whose folder is `teacher_folder`;
+    {teacher_cache: its folder, rows, bytes_per_token}."""
     base = student_base_folder(config, teacher_folder)
-    context = TeacherContext(config, teacher_folder, base, prepare_run_data(config, base))
-    return cached_teacher_source(config.teacher).write_cache(context, progress_callback)
+    context = _teacher_context(config, teacher, base, prepare_run_data(config, base))
+    return cached_teacher_source(context.config.teacher).write_cache(context, progress_callback)
 
 
-def build_teacher(config: ExperimentConfig, teacher_folder: Path, prepared: data.PreparedData) -> Teacher | None:
-    """The teacher that a training asks; None where it asks none."""
-    context = TeacherContext(config, teacher_folder, student_base_folder(config, teacher_folder), prepared)
-    return teacher_source(config.teacher).build(context)
+def build_teacher(
+    config: ExperimentConfig, teacher_folder: Path, prepared: data.PreparedData, student: Any
+) -> Teacher | None:
+    """The teacher that a training of `student` asks, several as one; None where it asks none."""
+    base = student_base_folder(config, teacher_folder)
+    contexts = {name: _teacher_context(config, name, base, prepared, student) for name in asked_teachers(config)}
+    built = {name: teacher_source(context.config.teacher).build(context) for name, context in contexts.items()}
+    if not config.teacher.mixture.teachers:
+        return built[MAIN_TEACHER]
+    teachers = {name: teacher for name, teacher in built.items() if teacher is not None}
+    weights = teacher_weights(config).values()
+    mixed = [{name: weight for name, weight in row.items() if weight} for row in weights]
+    return MixtureTeacher(teachers, mixed if routed_corpora(config) else mixed[0], config.teacher.mixture.kind)
+
+
+def _teacher_context(
+    config: ExperimentConfig, teacher: str, base: Path, prepared: data.PreparedData, student: Any = None
+) -> TeacherContext:
+    alone = with_teacher(config, teacher)
+    return TeacherContext(alone, model_folder(alone.teacher.model), base, prepared, student)
 
 
 def _writer(config: ExperimentConfig) -> GenerationContext:

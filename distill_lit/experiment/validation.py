@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill_lit import assets, data
-from distill_lit.config import EvaluationConfig, ExperimentConfig, OnPolicyConfig, load_section
+from distill_lit.config import EvaluationConfig, ExperimentConfig, OnPolicyConfig, TeacherConfig, load_section
 from distill_lit.config.derivation import BASE_TEACHER, Recipe
 from distill_lit.config.on_policy import check_on_policy, is_on_policy_enabled
 from distill_lit.config.roles import Role
@@ -14,6 +14,7 @@ from distill_lit.experiment.agreement import AgreementCheck, penalty_notes
 from distill_lit.experiment.architectures import Architectures
 from distill_lit.experiment.fingerprint import TEACHER_INT8
 from distill_lit.experiment.grid import GridPoint, expand_points
+from distill_lit.experiment.mixture import asked_teachers, check_mixture
 from distill_lit.experiment.pipeline import config_key, expand_pipeline, referred_models
 from distill_lit.experiment.plan import Run
 from distill_lit.generation.corpus import check_generated_corpora
@@ -26,8 +27,8 @@ from distill_lit.models import (
     load_tokenizer,
 )
 from distill_lit.models.position_limits import check_row_length
-from distill_lit.models.vocabulary import check_special_tokens
-from distill_lit.teachers import TeacherCapabilities, sources_supporting, teacher_capabilities, teacher_source
+from distill_lit.models.vocabulary import check_same_vocabulary, check_special_tokens
+from distill_lit.teachers import describe_teacher, sources_supporting, teacher_capabilities, teacher_source
 from distill_lit.training.feature_alignment import check_feature_dimensions, check_teacher_supports_features
 from distill_lit.training.loggers import check_loggers
 from distill_lit.utils import hardware
@@ -81,18 +82,28 @@ def _check_recipe(name: str, recipe: Recipe, recipes: Mapping[str, Recipe]) -> N
 
 def _check_teacher(point: ExperimentConfig, objective: Objective) -> None:
     """What the capabilities of the teacher do not allow."""
-    source = teacher_source(point.teacher)
-    source.check(point.teacher)
-    teacher, described = source.capabilities(point.teacher), source.describe(point.teacher)
+    for member in point.teacher.members.values():
+        teacher_source(member).check(member)
+    check_mixture(point)
+    teacher, described = teacher_capabilities(point.teacher), describe_teacher(point.teacher)
     if objective.needs_teacher and not teacher.target_form:
         raise UserError(f"teacher.source: {point.teacher.source}, and a term of the objective compares with the teacher")
+    for member in point.teacher.members.values():
+        if teacher_capabilities(member).follows_student and not objective.needs_teacher:
+            raise UserError(
+                f"teacher.source: {member.source} follows the student through a training, and no term of the objective "
+                "compares with the teacher"
+            )
     check_on_policy(point.on_policy, described, teacher.scores_student_text, point.training.compile)
+    if point.on_policy.teacher_mix_fraction and is_on_policy_enabled(point.on_policy) and not teacher.writes_text:
+        raise UserError(f"on_policy.teacher_mix_fraction: tokens cannot be drawn from {described}")
     _check_policy_gradient(objective, point.on_policy)
     check_teacher_supports_objective(
         objective, teacher.target_form, described, has_on_policy_mask=is_on_policy_enabled(point.on_policy)
     )
     check_teacher_supports_features(objective, teacher, described, point.training.compile)
-    _check_teacher_device(point, objective, teacher)
+    for member in point.teacher.members.values():
+        _check_teacher_device(point, objective, member)
     for section, corpora in (("corpora", point.data.corpora), ("validation", point.data.validation)):
         for name, corpus in corpora.items():
             if corpus.is_chat and not teacher.shares_tokenizer:  # a chat template belongs to a tokenizer
@@ -116,14 +127,15 @@ def _check_policy_gradient(objective: Objective, on_policy: OnPolicyConfig) -> N
             )
 
 
-def _check_teacher_device(point: ExperimentConfig, objective: Objective, teacher: TeacherCapabilities) -> None:
+def _check_teacher_device(point: ExperimentConfig, objective: Objective, member: TeacherConfig) -> None:
     """What a teacher on a device of its own cannot do: it sends its last hidden states over, and nothing else."""
+    teacher = teacher_capabilities(member)
     if not point.launcher.teacher_device or not teacher.runs_beside_student:
         return
     if not teacher.has_device:
         able = " or ".join(sources_supporting(lambda other: other.has_device))
         raise UserError(
-            f"launcher.teacher_device: teacher.source {point.teacher.source} runs beside the student; only {able} can run "
+            f"launcher.teacher_device: teacher.source {member.source} runs beside the student; only {able} can run "
             "elsewhere"
         )
     if point.training.devices > 1:
@@ -177,6 +189,25 @@ def _check_student_against_teacher(run: Run, architectures: Architectures) -> No
     objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
     check_feature_dimensions(objective, student, teacher, able.hidden_layers)
     source.check_model(config.teacher, teacher)
+    _check_other_teachers(run, architectures)
+
+
+def _check_other_teachers(run: Run, architectures: Architectures) -> None:
+    """What the configs and tokenizers of teachers beside `teacher.model` show to be wrong."""
+    config, own = run.config, architectures.teacher(run).tokenizer_folder
+    for name, member in asked_teachers(config).items():
+        if member.model == config.teacher.model or not teacher_capabilities(member).needs_model:
+            continue
+        other = architectures.of(member.model, run)
+        try:
+            check_same_vocabulary(load_tokenizer(own), load_tokenizer(other.tokenizer_folder))
+        except UserError:
+            raise UserError(
+                f"teacher.mixture.teachers.{name}.model: {member.model} numbers its tokens otherwise than "
+                f"{config.teacher.model}; several teachers need one tokenizer"
+            ) from None
+        check_row_length("data.sequence_length", f"the teacher {name}", other.config, config.data.sequence_length)
+        teacher_source(member).check_model(member, other.config)
 
 
 def check_same_tokens(run: Run, architectures: Architectures, checked: set[Any]) -> None:

@@ -190,7 +190,13 @@ def remote_fingerprint_fields(remote: RemoteConfig) -> dict[str, Any]:
 def _file_corpus(corpus: CorpusConfig, path: Path) -> CorpusConfig:
     assert corpus.generated is not None
     messages = "messages" if corpus.generated.chat else ""
-    return CorpusConfig(path=str(path), max_documents=corpus.max_documents, messages=messages, weight=corpus.weight)
+    return CorpusConfig(
+        path=str(path),
+        max_documents=corpus.max_documents,
+        messages=messages,
+        weight=corpus.weight,
+        teacher=corpus.teacher,
+    )
 
 
 def generate_corpus(

@@ -16,11 +16,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distill_lit.losses.lm_head import LMHead
+from distill_lit.losses.mixture import mix_teachers, mixture_metric_sums, project_teachers
 from distill_lit.losses.objective import FeatureTerm, Objective, check_teacher_supports_objective
-from distill_lit.losses.reduction import METRIC_DENOMINATORS, TokenLogits, term_sums
+from distill_lit.losses.reduction import TokenLogits, metric_denominator, term_sums
 from distill_lit.losses.targets import (
     CrossTokenizerTarget,
     DenseTarget,
+    MixtureTarget,
     SpanTarget,
     SparseTarget,
     TeacherTarget,
@@ -42,7 +44,7 @@ class LossOutput(NamedTuple):
     def metric_means(self) -> dict[str, tuple[Tensor, Tensor]]:
         """{metric: (its mean, over how many of the tokens)}; a mean over none is 0."""
         every = self.term_sums.new_tensor(self.num_tokens)
-        counts = {name: self.metric_sums.get(METRIC_DENOMINATORS.get(name, ""), every) for name in self.metric_sums}
+        counts = {name: self.metric_sums.get(metric_denominator(name), every) for name in self.metric_sums}
         return {name: (total / counts[name].clamp(min=1), counts[name]) for name, total in self.metric_sums.items()}
 
 
@@ -217,9 +219,16 @@ def _chunk_forward(
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Brings the teacher's part of a chunk beside the student's products, and calls the element-wise part."""
     target, teacher_head = context.target, None
-    if isinstance(target, DenseTarget):
+    mixture_metrics: dict[str, Tensor] = {}
+    if isinstance(target, MixtureTarget):
+        parts = project_teachers(target, rows)
+        if context.compute_metrics:
+            log_q = head.scale_and_cap(raw_logits.detach()).log_softmax(-1)
+            mixture_metrics = mixture_metric_sums(target, rows, parts, log_q, context.labels[rows])
+        teacher: Tensor | SparseTarget | SpanTarget | None = mix_teachers(target, rows, parts, raw_logits.shape[-1])
+    elif isinstance(target, DenseTarget):
         teacher_head = target.lm_head
-        teacher: Tensor | SparseTarget | SpanTarget | None = teacher_head.project(target.hidden_states[rows])
+        teacher = teacher_head.project(target.hidden_states[rows])
     elif isinstance(target, CrossTokenizerTarget):
         teacher = target.span_target.slice_tokens(rows)
         if context.objective.reads_cross_tokenizer_logits:
@@ -229,10 +238,10 @@ def _chunk_forward(
         teacher = None if target is None else slice_target(target, rows)
     on_policy_mask = None if context.on_policy_mask is None else context.on_policy_mask[rows]
     tokens = TokenLogits(raw_logits, teacher, context.labels[rows], on_policy_mask)
-    result: tuple[Tensor, Tensor, dict[str, Tensor]] = _maybe_compile(_chunk_loss, context.compiled)(
+    loss, sums, metrics = _maybe_compile(_chunk_loss, context.compiled)(
         context.objective, head, teacher_head, tokens, context.weights, context.temperatures, context.compute_metrics
     )
-    return result
+    return loss, sums, metrics | mixture_metrics
 
 
 def _chunk_loss(
@@ -294,10 +303,14 @@ def can_compile(device: torch.device) -> bool:
     return bool(has_triton())
 
 
-def chunk_size_for_budget(budget_mib: float, vocab_size: int, compiled: bool, dtype: torch.dtype = torch.float32) -> int:
+def chunk_size_for_budget(
+    budget_mib: float, vocab_size: int, compiled: bool, dtype: torch.dtype = torch.float32, num_teachers: int = 1
+) -> int:
     """Tokens per pass of the fused head so that its (tokens, vocabulary) tensors fit the budget.
 
-    dtype: of the products. Compiled: both products, the gradient and a spare; eager: those and about eight in float32.
+    dtype: of the products. Compiled: both products, the gradient and a spare; eager: those and about eight in float32. Of
+    several teachers each has its own, and their mixture three more.
     """
-    per_element = 4 * dtype.itemsize + (0 if compiled else 8 * 4)
+    mixture = 4 * (num_teachers + 3) if num_teachers > 1 else 0
+    per_element = 4 * dtype.itemsize + (0 if compiled else 8 * 4) + mixture
     return max(16, math.floor(budget_mib * 2**20 / (vocab_size * per_element)))

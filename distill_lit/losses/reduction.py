@@ -14,6 +14,12 @@ from distill_lit.losses.targets import SampledTarget, SpanTarget, SparseTarget, 
 METRIC_DENOMINATORS = {"teacher_nll": "in_spans", "student_span_nll": "in_spans", "own_reverse_kl": "on_policy_mask"}
 
 
+def metric_denominator(name: str) -> str:
+    """The measure that counts the tokens which a measure is about; empty for all tokens."""
+    kind, _, teacher = name.partition("/")  # of a mixture: teacher_kl/<name of a teacher>
+    return f"scored_by/{teacher}" if teacher and kind == "teacher_kl" else METRIC_DENOMINATORS.get(name, "")
+
+
 class TokenLogits(NamedTuple):
     """N predicted tokens. student_logits: logits (N, V) in float32 or float64; teacher_logits: logits (N, V), a sparse
     target, or None; labels: (N,) ids; on_policy_mask: (N,) bool, whether the student wrote the text, or None where nobody

@@ -5,6 +5,7 @@ A sparse target needs no projection of the teacher, so a cache of k tokens per p
 
 from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,8 +87,25 @@ class CrossTokenizerTarget(NamedTuple):
         return self._replace(span_target=self.span_target._replace(student_span_logprob=student))
 
 
+class MixtureTarget(NamedTuple):
+    """What K teachers say of N tokens, and how much each of them counts at each; `losses.mixture` makes one distribution of
+    it, a chunk at a time.
+
+    names: of the teachers; kind: arithmetic or geometric; weights: (N, K), in sum 1 at every token; targets: of each
+    teacher the M tokens where it has a weight, None where there are none; tokens: (M,) int64 of each teacher, which of the
+    N these are, rising; counts_before: (K, N + 1) int64, how many of the M come before each of the N.
+    """
+
+    names: tuple[str, ...]
+    kind: str
+    weights: Tensor
+    targets: tuple[DenseTarget | None, ...]
+    tokens: tuple[Tensor, ...]
+    counts_before: np.ndarray
+
+
 SparseTarget = TopKTarget | SampledTarget
-TeacherTarget = DenseTarget | TopKTarget | SampledTarget | CrossTokenizerTarget
+TeacherTarget = DenseTarget | TopKTarget | SampledTarget | CrossTokenizerTarget | MixtureTarget
 SparseTargetT = TypeVar("SparseTargetT", bound=SparseTarget)
 
 

@@ -62,6 +62,23 @@ class HiddenStateTeacher(Teacher, Protocol):
         ...
 
 
+@runtime_checkable
+class StudentFollowingTeacher(Teacher, Protocol):
+    """A teacher whose weights follow the student's: told of every optimizer step, saved with every checkpoint."""
+
+    def follow(self, student: Any) -> None:
+        """Takes in the student's weights after an optimizer step; the same on every rank."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values that a resumed training needs."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a saved state."""
+        ...
+
+
 @dataclass(frozen=True)
 class TeacherCapabilities:
     """What a configured teacher can do, and what it needs.
@@ -77,6 +94,9 @@ class TeacherCapabilities:
         needs_cache: a run of its own must come first and write what it says (`CachedTeacherSource`).
         scores_student_text: it can be asked about text that the student has just written (on-policy training).
         has_device: it can run on a device other than the student's (`launcher.teacher_device`).
+        writes_text: its model can be drawn from beside the student (`on_policy.teacher_mix_fraction`).
+        copies_student: its model is a copy of the student, in memory while this trains.
+        follows_student: its weights change with the student's, a `StudentFollowingTeacher`: nothing without a training.
     """
 
     target_form: str
@@ -88,11 +108,14 @@ class TeacherCapabilities:
     needs_cache: bool = False
     scores_student_text: bool = False
     has_device: bool = False
+    writes_text: bool = False
+    copies_student: bool = False
+    follows_student: bool = False
 
     @property
     def runs_beside_student(self) -> bool:
         """Whether the teacher's model is in memory while the student trains."""
-        return self.needs_model and not self.needs_cache
+        return (self.needs_model or self.copies_student) and not self.needs_cache
 
 
 @dataclass(frozen=True)
@@ -102,12 +125,14 @@ class TeacherContext:
     Args:
         model_folder: of `teacher.model`.
         student_tokenizer_folder: whose tokenizer has made the rows of `data`; the teacher's where it shares it.
+        student: as it is before its training; None where none is trained.
     """
 
     config: ExperimentConfig
     model_folder: Path
     student_tokenizer_folder: Path
     data: PreparedData
+    student: Any = None
 
     @cached_property
     def vocab_size(self) -> int:

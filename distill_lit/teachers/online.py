@@ -89,7 +89,12 @@ class OnlineSource(TeacherSource):
     def capabilities(self, config: TeacherConfig) -> TeacherCapabilities:
         """All there are."""
         return TeacherCapabilities(
-            target_form="dense", hidden_layers=ALL_LAYERS, has_attention=True, scores_student_text=True, has_device=True
+            target_form="dense",
+            hidden_layers=ALL_LAYERS,
+            has_attention=True,
+            scores_student_text=True,
+            has_device=True,
+            writes_text=True,
         )
 
     def build(self, context: TeacherContext) -> OnlineTeacher:

@@ -1,6 +1,6 @@
 """The choices of `teacher.source`: names, and what stands behind each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from distill_lit.config import TeacherConfig
@@ -47,8 +47,28 @@ def cached_teacher_source(config: TeacherConfig) -> CachedTeacherSource:
 
 
 def teacher_capabilities(config: TeacherConfig) -> TeacherCapabilities:
-    """What the configured teacher can do. Raises UserError for a source that is not registered."""
-    return teacher_source(config).capabilities(config)
+    """What the configured teacher can do, or several together. Raises UserError for a source that is not registered."""
+    able = [teacher_source(member).capabilities(member) for member in config.members.values()]
+    return able[0] if len(able) == 1 else _combine(able)
+
+
+def _combine(able: Sequence[TeacherCapabilities]) -> TeacherCapabilities:
+    """What several teachers can do together, and what any of them needs. Their inner states are of different layers."""
+    return TeacherCapabilities(
+        target_form=next((one.target_form for one in able if one.target_form != "dense"), "dense"),
+        shares_tokenizer=all(one.shares_tokenizer for one in able),
+        needs_model=any(one.needs_model for one in able),
+        needs_cache=any(one.needs_cache for one in able),
+        scores_student_text=all(one.scores_student_text for one in able),
+        has_device=all(one.has_device for one in able),
+        copies_student=any(one.copies_student for one in able),
+        follows_student=any(one.follows_student for one in able),
+    )
+
+
+def describe_teacher(config: TeacherConfig) -> str:
+    """What users call the configured teacher, for messages."""
+    return "a teacher.mixture" if config.mixture.teachers else teacher_source(config).describe(config)
 
 
 def sources_supporting(is_able: Callable[[TeacherCapabilities], bool]) -> list[str]:

@@ -7,10 +7,12 @@ import lightning as L
 from torch import Tensor, nn
 
 from distill_lit.losses import LossOutput, default_objective
+from distill_lit.teachers import StudentFollowingTeacher
 from distill_lit.training import optim
 from distill_lit.training.callbacks.collapse import OnPolicyCollapseWarning
 from distill_lit.training.callbacks.nonfinite_guard import TerminateOnNonFinite
 from distill_lit.training.callbacks.step_logger import StepLogger, is_logging_step
+from distill_lit.training.callbacks.teacher_update import TeacherUpdateCallback
 from distill_lit.training.callbacks.throughput import TokenThroughput
 from distill_lit.training.checkpoint import frozen_weights
 from distill_lit.training.feature_alignment import FeatureAlignment, align_features
@@ -117,7 +119,11 @@ class Distiller(L.LightningModule):
         present = {type(callback) for callback in self.trainer.callbacks}
         needed: list[type[L.Callback]] = [TokenThroughput, TerminateOnNonFinite, StepLogger]
         needed += [OnPolicyCollapseWarning] if self.on_policy_generator is not None else []
-        return [callback() for callback in needed if callback not in present]
+        made = [callback() for callback in needed if callback not in present]
+        teacher = self.loss.teacher
+        if isinstance(teacher, StudentFollowingTeacher) and TeacherUpdateCallback not in present:
+            made.append(TeacherUpdateCallback(teacher))
+        return made
 
     def configure_optimizers(self) -> Any:
         """The optimizer and schedule that were given, or AdamW with warm-up and cosine; of all parameters to be trained."""

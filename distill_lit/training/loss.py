@@ -47,7 +47,7 @@ from distill_lit.losses.lm_head import LMHead, get_lm_head
 from distill_lit.losses.targets import IGNORE_INDEX, CrossTokenizerTarget
 from distill_lit.models.activations import Activations, LayersByKind, capture_activations
 from distill_lit.models.packing_check import last_hidden_state
-from distill_lit.teachers import HiddenStateTeacher, OnlineTeacher, Teacher
+from distill_lit.teachers import HiddenStateTeacher, MixtureTeacher, OnlineTeacher, Teacher
 from distill_lit.training.feature_alignment import FeatureAlignment
 from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError
@@ -206,7 +206,9 @@ class DistillationLoss(nn.Module):
             is_autocast = torch.is_autocast_enabled(device.type)
             dtype = torch.get_autocast_dtype(device.type) if is_autocast else hidden.dtype
         budget = hardware.logits_budget(device) if chunk_size is None else 0.0
-        return chunk_size or chunk_size_for_budget(budget, lm_head.vocab_size, compiled, dtype), compiled, dtype
+        num_teachers = len(self.teacher.teachers) if isinstance(self.teacher, MixtureTeacher) else 1
+        fitting = chunk_size_for_budget(budget, lm_head.vocab_size, compiled, dtype, num_teachers)
+        return chunk_size or fitting, compiled, dtype
 
     def _lm_head_gradient(self) -> AbstractContextManager[None]:
         """No gradient is asked of the lm_head where all terms are on hidden states; it then only measures."""

@@ -8,7 +8,7 @@ text.
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,13 @@ from distill_lit.utils.seeding import derive_seed
 ADAPTIVE_FRACTION_STEP = 0.1  # of the adaptive share, each time validation gets worse
 # what is logged of student text, besides its time
 ON_POLICY_METRICS = ("length", "finished", "distinct_1", "distinct_2", "repetition", "replayed")
+
+
+class Prompt(NamedTuple):
+    """The beginning of a document. corpus_id: which corpus it is of, 0 where the batch does not say."""
+
+    token_ids: list[int]
+    corpus_id: int
 
 
 class OnPolicyGenerator:
@@ -98,7 +105,9 @@ class OnPolicyGenerator:
         if not prompts:
             return None
         written = self._write(
-            student, list(prompts.values()), derive_seed(self.seed, step, part * get_world_size() + get_rank())
+            student,
+            [prompt.token_ids for prompt in prompts.values()],
+            derive_seed(self.seed, step, part * get_world_size() + get_rank()),
         )
         fresh = _build_batch(prompts, written, batch)
         if self.config.replay_buffer_size:
@@ -169,7 +178,7 @@ class OnPolicyGenerator:
             student.train(was_training)
 
 
-def _sample_prompts(batch: PackedBatch, config: OnPolicyConfig, rng: np.random.Generator) -> dict[int, list[int]]:
+def _sample_prompts(batch: PackedBatch, config: OnPolicyConfig, rng: np.random.Generator) -> dict[int, Prompt]:
     """{row: its prompt, the beginning of one of its documents}, without rows whose document has no response, or one that
     begins too late to leave room for a text."""
     ids, documents, labels = (batch[name].cpu().numpy() for name in ("input_ids", "document_ids", "labels"))
@@ -187,12 +196,13 @@ def _sample_prompts(batch: PackedBatch, config: OnPolicyConfig, rng: np.random.G
             count = int(response_positions[0])
         else:
             continue
-        prompts[row] = ids[row, columns][:count].tolist()
+        corpus_id = int(batch["corpus_ids"][row, columns[0]]) if "corpus_ids" in batch else 0
+        prompts[row] = Prompt(ids[row, columns][:count].tolist(), corpus_id)
     return prompts
 
 
 def _build_batch(
-    prompts: dict[int, list[int]], sequences: list[GeneratedSequence], template_batch: PackedBatch
+    prompts: dict[int, Prompt], sequences: list[GeneratedSequence], template_batch: PackedBatch
 ) -> PackedBatch:
     """The batch with rows of prompt and text in the place of those that had a prompt."""
     rows, device = list(prompts), template_batch["input_ids"].device
@@ -201,11 +211,14 @@ def _build_batch(
     for name, empty in (("input_ids", 0), ("document_ids", 0), ("position_ids", 0), ("labels", IGNORE_INDEX), ("rows", -1)):
         generated_batch[name][rows] = empty
     for row, text in zip(rows, sequences, strict=True):
-        token_ids = torch.tensor([*prompts[row], *text.token_ids][: on_policy_mask.shape[1]])
+        prompt = prompts[row].token_ids
+        token_ids = torch.tensor([*prompt, *text.token_ids][: on_policy_mask.shape[1]])
         generated_batch["input_ids"][row, : len(token_ids)] = token_ids
         generated_batch["document_ids"][row, : len(token_ids)] = 1
         generated_batch["position_ids"][row, : len(token_ids)] = torch.arange(len(token_ids))
-        on_policy_mask[row, len(prompts[row]) : len(token_ids)] = True
+        on_policy_mask[row, len(prompt) : len(token_ids)] = True
+        if "corpus_ids" in generated_batch:
+            generated_batch["corpus_ids"][row] = prompts[row].corpus_id
     generated_batch["labels"][on_policy_mask] = generated_batch["input_ids"][on_policy_mask]
     generated_batch |= {
         "on_policy_mask": on_policy_mask,

@@ -11,10 +11,12 @@ import lightning as L
 from distill_lit.config import TrainingConfig
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.models.backbone import get_backbone
+from distill_lit.teachers import StudentFollowingTeacher
 from distill_lit.training.callbacks.checkpoints import CheckpointCallback
 from distill_lit.training.callbacks.nonfinite_guard import TerminateOnNonFinite
 from distill_lit.training.callbacks.progress import TrainingProgressReporter
 from distill_lit.training.callbacks.random_state import RNGStateCallback
+from distill_lit.training.callbacks.teacher_update import TeacherUpdateCallback
 from distill_lit.training.callbacks.termination import TerminationRequest, catch_termination_signals
 from distill_lit.training.checkpoint import (
     Fingerprints,
@@ -177,6 +179,7 @@ def build_trainer(job: TrainingJob, resume_step: int | None, termination: Termin
         callbacks=[
             TerminateOnNonFinite(job.folder),
             RNGStateCallback(),
+            *_teacher_callbacks(job.distiller.loss.teacher),
             CheckpointCallback(
                 job.checkpoint_folder,
                 checkpoint_interval,
@@ -195,6 +198,11 @@ def build_trainer(job: TrainingJob, resume_step: int | None, termination: Termin
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+
+
+def _teacher_callbacks(teacher: Any) -> list[L.Callback]:
+    """What tells a teacher that follows the student of its steps; before the callback that saves them."""
+    return [TeacherUpdateCallback(teacher)] if isinstance(teacher, StudentFollowingTeacher) else []
 
 
 def _names_at(path: Path, step: int) -> set[str]:

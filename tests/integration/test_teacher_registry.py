@@ -42,7 +42,7 @@ from distill_lit.utils.files import read_json, write_json
 from distill_lit.utils.progress import ProgressCallback
 
 PACKAGE = ROOT / "distill_lit"
-SHIPPED = ["cross_tokenizer", "none", "offline", "online"]
+SHIPPED = ["cross_tokenizer", "ema", "none", "offline", "online", "self"]
 EXPERIMENT = """
 name: tiny
 teacher: {{model: "file:{teacher}", source: {source}, dtype: float32}}

@@ -1,0 +1,83 @@
+"""Which teachers an experiment asks, about which of its corpora, and where their models are."""
+
+import re
+from dataclasses import replace
+
+from distill_lit.config import ExperimentConfig, TeacherConfig
+from distill_lit.config.mixture import MAIN_TEACHER
+from distill_lit.data.corpora import corpus_names
+from distill_lit.teachers import teacher_capabilities
+from distill_lit.utils.exceptions import UserError, suggest
+
+
+def routed_corpora(config: ExperimentConfig) -> dict[str, str]:
+    """{corpus: its teacher} of the corpora that name one of several teachers. Text to validate on has the teacher of the
+    corpus of its name, where there is one."""
+    corpora = {**config.data.validation, **config.data.corpora}
+    named = {name: corpus.teacher for name, corpus in corpora.items() if corpus.teacher}
+    return named if config.teacher.mixture.teachers else {}
+
+
+def teacher_weights(config: ExperimentConfig) -> dict[str, dict[str, float]]:
+    """{corpus: {teacher: weight}}, in the order of the corpora's numbers in a batch."""
+    routes, mixture = routed_corpora(config), config.teacher.mixture
+    return {name: {routes[name]: 1.0} if name in routes else mixture.weights for name in corpus_names(config.data)}
+
+
+def asked_teachers(config: ExperimentConfig) -> dict[str, TeacherConfig]:
+    """{name: its fields} of the teachers that have a weight somewhere, `teacher` for `teacher.model`."""
+    if not config.teacher.mixture.teachers:
+        return config.teacher.members
+    weights = teacher_weights(config).values()
+    return {name: one for name, one in config.teacher.members.items() if any(row.get(name) for row in weights)}
+
+
+def with_teacher(config: ExperimentConfig, name: str) -> ExperimentConfig:
+    """The same experiment with one of its teachers alone."""
+    return replace(config, teacher=config.teacher.members[name or MAIN_TEACHER])
+
+
+def teacher_references(config: ExperimentConfig) -> dict[str, str]:
+    """{name: reference} of the models of all teachers; `teacher.model`, whose tokenizer reads the rows, is always there."""
+    others = {name: one.model for name, one in asked_teachers(config).items() if teacher_capabilities(one).needs_model}
+    return {MAIN_TEACHER: config.teacher.model, **others}
+
+
+def check_mixture(config: ExperimentConfig) -> None:
+    """Raises UserError for names and weights of several teachers that cannot be, and for teachers that cannot be mixed."""
+    mixture = config.teacher.mixture
+    members = config.teacher.members
+    for section, corpora in (("corpora", config.data.corpora), ("validation", config.data.validation)):
+        for name, corpus in corpora.items():
+            key = f"data.{section}.{name}.teacher"
+            if corpus.teacher and corpus.teacher not in members:
+                raise UserError(f"{key}: unknown teacher {corpus.teacher!r}{suggest(corpus.teacher, members)}")
+            if corpus.teacher and section == "validation" and name in config.data.corpora:
+                raise UserError(f"{key}: it is that of data.corpora.{name}, whose name it has; leave it out")
+    total = sum(member.weight or 0.0 for member in mixture.teachers.values())
+    if total > 1 + 1e-9:
+        raise UserError(f"teacher.mixture.teachers: their weights are {total:g} in sum, and 1 is all there is")
+    named = set(routed_corpora(config).values())
+    for name, member in mixture.teachers.items():
+        key = f"teacher.mixture.teachers.{name}"
+        if name == MAIN_TEACHER or not re.fullmatch(r"[A-Za-z0-9][\w-]{,99}", name):
+            raise UserError(f"{key}: a name is made of letters, digits, '_' and '-', and is not {MAIN_TEACHER}")
+        if member.weight is None and name not in named:
+            raise UserError(f"{key}: it has no weight, and no corpus names it as its teacher")
+        _check_can_be_mixed(key, members[name], config)
+    if mixture.teachers:
+        _check_can_be_mixed("teacher", members[MAIN_TEACHER], config)
+
+
+def _check_can_be_mixed(key: str, member: TeacherConfig, config: ExperimentConfig) -> None:
+    able = teacher_capabilities(member)
+    if not able.shares_tokenizer:
+        raise UserError(f"{key}.source: {member.source}, and several teachers need the student's tokenizer")
+    if not able.target_form:
+        raise UserError(f"{key}.source: {member.source} says nothing that could be mixed")
+    others = {teacher_capabilities(one).target_form for one in config.teacher.members.values()}
+    if able.target_form != "dense" and (config.teacher.mixture.is_mixed or len(others) > 1):
+        raise UserError(
+            f"teacher.mixture: a cache of {member.cache_format} keeps too few tokens of each teacher to mix them; "
+            "choose cache_format: hidden_states, or name one teacher for each corpus"
+        )

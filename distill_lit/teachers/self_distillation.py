@@ -1,0 +1,110 @@
+"""Self-distillation: the student learns from what it was, or from an average of what it has been.
+
+    self   a frozen copy of the student as its training begins: what it knows is kept while it learns something else
+           (Li and Hoiem 2016, 1606.09282)
+    ema    an exponential moving average of the student's weights, θ′ ← decay · θ′ + (1 − decay) · θ after every optimizer
+           step (Tarvainen and Valpola 2017, "Mean teachers", 1703.01780)
+
+An earlier checkpoint is neither: it is a model like others, for `teacher.model`.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from distill_lit.config import TeacherConfig
+from distill_lit.models.vocabulary import load_unpadded_vocab_size
+from distill_lit.teachers.base import TeacherCapabilities, TeacherContext, TeacherSource
+from distill_lit.teachers.online import OnlineTeacher
+from distill_lit.teachers.registry import register_teacher
+from distill_lit.utils.exceptions import UserError
+
+OF_THE_STUDENT = TeacherCapabilities(
+    target_form="dense", needs_model=False, scores_student_text=True, writes_text=True, copies_student=True
+)
+
+
+class EMATeacher(OnlineTeacher):
+    """An exponential moving average of a student, beside it. It is in no optimizer; checkpoints hold its weights.
+
+    Example:
+        module = Distiller(student, EMATeacher(student, decay=0.99), losses.ForwardKL())
+    """
+
+    def __init__(self, student: Any, decay: float = 0.999, vocab_size: int | None = None) -> None:
+        """Begins with a copy of the student in its number format, which is to be float32: a shorter one would lose small
+        steps. decay: 0 (the student itself) to 1 exclusive."""
+        super().__init__(copy.deepcopy(student), vocab_size)
+        self.decay = decay
+
+    @torch.no_grad()
+    def follow(self, student: Any) -> None:
+        """Takes in the student's weights after an optimizer step; what is not trained stays as it is."""
+        averages = dict(self.model.named_parameters())
+        for name, parameter in student.named_parameters():
+            if parameter.requires_grad:
+                weights = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+                averages[name].lerp_(weights.to(averages[name]), 1 - self.decay)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averaged weights by name."""
+        return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts saved weights back."""
+        for name, parameter in self.model.named_parameters():
+            parameter.copy_(state[name])
+
+
+def _check_not_cached(config: TeacherConfig) -> None:
+    default = TeacherConfig()
+    for name in ("cache_format", "hidden_layers", "top_k", "num_samples", "sampling_temperature"):
+        if getattr(config, name) != getattr(default, name):
+            raise UserError(
+                f"teacher.{name}: teacher.source {config.source} is a copy of the student that is being trained, of which "
+                "there can be no cache"
+            )
+
+
+@register_teacher("self")
+class SelfSource(TeacherSource):
+    """The student's own start, frozen."""
+
+    def capabilities(self, config: TeacherConfig) -> TeacherCapabilities:
+        """Its whole distribution, of any text; its layers are not those of `teacher.model`."""
+        return OF_THE_STUDENT
+
+    def check(self, config: TeacherConfig) -> None:
+        """Refuses fields of a cache."""
+        super().check(config)
+        _check_not_cached(config)
+
+    def build(self, context: TeacherContext) -> OnlineTeacher:
+        """Copies the student."""
+        vocab_size = load_unpadded_vocab_size(context.student_tokenizer_folder)
+        return OnlineTeacher(copy.deepcopy(context.student).to(context.dtype), vocab_size)
+
+
+@register_teacher("ema")
+class EMASource(TeacherSource):
+    """An average of the student over its training."""
+
+    def capabilities(self, config: TeacherConfig) -> TeacherCapabilities:
+        """As of a copy of the student, and nothing without a training."""
+        return TeacherCapabilities(**{**vars(OF_THE_STUDENT), "follows_student": True})
+
+    def check(self, config: TeacherConfig) -> None:
+        """Refuses fields of a cache."""
+        super().check(config)
+        _check_not_cached(config)
+
+    def build(self, context: TeacherContext) -> EMATeacher:
+        """Copies the student, in float32 whatever `teacher.dtype` says; autocast makes its products what they are in the
+        student."""
+        vocab_size = load_unpadded_vocab_size(context.student_tokenizer_folder)
+        return EMATeacher(context.student, context.config.teacher.ema_decay, vocab_size)
