@@ -29,7 +29,7 @@ def launch_role(experiment: Experiment, role: Role, missing: str, console: Conso
     """Runs the runs of one role and what they depend on, and prints what they made. missing: what an experiment without
     such runs lacks."""
     if all(run.role != role for run in experiment.runs):
-        raise UserError(f"{experiment.name}: nothing to write: the experiment has no {missing}")
+        raise UserError(f"{experiment.name}: nothing to write, since it needs {missing}")
     experiment.prepare()
     try:
         failed = launch(experiment, console, role)
