@@ -17,6 +17,7 @@ from distill_lit.config.roles import Role
 from distill_lit.experiment.grid import GridPoint, expand_points
 from distill_lit.experiment.plan import Run, plan_runs
 from distill_lit.experiment.precision import resolve_auto
+from distill_lit.experiment.run_references import resolve_run_references
 from distill_lit.experiment.validation import check_against_teacher, check_experiment, check_models
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import write_json
@@ -86,7 +87,8 @@ class Experiment:
     def points(self) -> list[GridPoint]:
         """Every point of the grid."""
         load_plugins(self.config.plugins)  # whether a loss of theirs compares with the teacher decides what alpha does
-        return expand_points(self.config)
+        points = expand_points(self.config)
+        return [point.map_configs(lambda config: resolve_run_references(config, self.root)) for point in points]
 
     @cached_property
     def resolved_config(self) -> ExperimentConfig:

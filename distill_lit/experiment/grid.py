@@ -1,26 +1,39 @@
 """The grid: every point as a config of its own, expanded once."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from distill_lit.config import ExperimentConfig, ObjectiveConfig, TermConfig, expand_grid, to_dict
+from distill_lit.config.loading import config_at_point
 from distill_lit.losses import mix_terms, resolve_preset
 
 
 class GridPoint(NamedTuple):
-    """One point of the grid. values: {grid key: value}; config: the experiment at this point, presets spelled out."""
+    """One point of the grid.
+
+    Args:
+        values: {grid key: value}.
+        config: the experiment at this point, presets spelled out.
+        base: the experiment with the seed of this point, and without what its axes change otherwise: models of `models`
+            are made from it.
+    """
 
     values: dict[str, Any]
     config: ExperimentConfig
+    base: ExperimentConfig
+
+    def map_configs(self, change: Callable[[ExperimentConfig], ExperimentConfig]) -> "GridPoint":
+        """The point with both configs changed."""
+        return self._replace(config=change(self.config), base=change(self.base))
 
 
 def expand_points(config: ExperimentConfig) -> list[GridPoint]:
     """All points of the grid, in the order of the file; every objective spelled out: its preset as terms and scaling."""
-    points = []
+    points, base = [], config_at_point(config, {})
     for values, point in expand_grid(config):
         point.objective = resolve_objective(point.objective)
-        points.append(GridPoint(values, point))
+        points.append(GridPoint(values, point, replace(base, models=point.models, seed=point.seed)))
     return points
 
 

@@ -20,7 +20,6 @@ from distill_lit.config.derivation import (
     map_model_references,
     with_one_teacher,
 )
-from distill_lit.config.loading import config_at_point
 from distill_lit.config.on_policy import is_on_policy_enabled
 from distill_lit.experiment.grid import resolve_objective
 from distill_lit.losses import build_objective
@@ -46,23 +45,27 @@ class Pipeline(NamedTuple):
         return any(learns_from_teacher(recipe.config) for recipe in self.stages.values())
 
 
-def expand_pipeline(point: ExperimentConfig, experiment: ExperimentConfig) -> Pipeline:
+def expand_pipeline(point: ExperimentConfig, base: ExperimentConfig) -> Pipeline:
     """The pipeline of a grid point, with presets spelled out and no reference left to `teacher`.
 
     The axes of the grid change the student and its stages, and models only where a key says so, as
-    `models.corrected.training.max_tokens`. Raises UserError for names that are unknown or taken, and for models made from
-    themselves.
+    `models.corrected.training.max_tokens`.
+
+    Args:
+        point: the experiment at a point of the grid.
+        base: the experiment without its axes, see `GridPoint`.
+
+    Raises UserError for names that are unknown or taken, and for models made from themselves.
     """
     models: dict[str, Recipe] = {}
-    without_axes = replace(config_at_point(experiment, {}), models=point.models, seed=point.seed)
     for name in point.models:
-        recipe = derive_model(without_axes, name)
+        recipe = derive_model(base, name)
         _add(models, _stages_of(recipe) if recipe.is_trained else {name: recipe})
     stages = derive_stages(point)
     _add(dict(models), stages)
     pipeline = Pipeline(
-        {name: _spell_out(recipe, experiment.teacher, is_derived=True) for name, recipe in models.items()},
-        {name: _spell_out(recipe, experiment.teacher, is_derived=len(stages) > 1) for name, recipe in stages.items()},
+        {name: _spell_out(recipe, base.teacher, is_derived=True) for name, recipe in models.items()},
+        {name: _spell_out(recipe, base.teacher, is_derived=len(stages) > 1) for name, recipe in stages.items()},
     )
     _check_references(pipeline.recipes)
     return pipeline

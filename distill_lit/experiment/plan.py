@@ -84,10 +84,12 @@ class Run:
 def plan_runs(config: ExperimentConfig, points: Sequence[GridPoint] | None = None) -> list[Run]:
     """All runs, each after what it depends on: generated corpora, teacher caches, the teacher, models made from it, the
     baselines, the distilled students."""
-    config = resolve_auto(config)
-    resolved = [GridPoint(values, resolve_auto(point)) for values, point in points or expand_points(config)]
+    resolved = [point.map_configs(resolve_auto) for point in points or expand_points(config)]
+    base = resolved[0].base
+    teacher = replace(config.teacher, model=base.teacher.model)  # found, where it is a run of another experiment
+    config = resolve_auto(replace(config, teacher=teacher, external_models=base.external_models))
     first_teacher = with_one_teacher(resolved[0].config).teacher
-    planned = [PointRuns(config, values, point, first_teacher) for values, point in resolved]
+    planned = [PointRuns(point, first_teacher) for point in resolved]
     seedless = {identity: like for one in planned for identity, like in one.seedless.items()}
     runs = _link(make_labels_distinct(deduplicate_runs(list(_all_runs(config, planned)), seedless)))
     label, times = Counter(run.label for run in runs if run.is_model).most_common(1)[0]
@@ -157,20 +159,18 @@ class PointRuns:
     have in common}.
     """
 
-    def __init__(
-        self, experiment: ExperimentConfig, values: dict[str, Any], point: ExperimentConfig, first_teacher: TeacherConfig
-    ) -> None:
+    def __init__(self, grid_point: GridPoint, first_teacher: TeacherConfig) -> None:
         """first_teacher: of the first point of the grid."""
-        self.first_teacher = first_teacher
-        self.experiment, self.values, self.seed = experiment, values, point.seed
-        self.axes = {key: value for key, value in values.items() if key not in ("student", "seed")}
+        self.values, point, base = grid_point
+        self.first_teacher, self.seed = first_teacher, point.seed
+        self.axes = {key: value for key, value in self.values.items() if key not in ("student", "seed")}
         self.generated: list[Run] = []
         self.teacher_caches: list[Run] = []
         self.models: list[Run] = []
         self.students: dict[str, list[Run]] = {}
         self.seedless: dict[str, str] = {}
         self._made: dict[str, Run] = {}  # of `models`, by name
-        pipeline = expand_pipeline(point, experiment)
+        pipeline = expand_pipeline(point, base)
         for name in pipeline.models:
             self._make_model(name, pipeline.models)
         self.models = list(self._made.values())
@@ -179,7 +179,7 @@ class PointRuns:
         for role in (Role.UNTRAINED, Role.CE_ONLY):
             # where the teacher wrote the text, plain training on it is no training without the teacher
             if role in point.baselines and role != own and not (role == Role.CE_ONLY and has_generated_corpus(point)):
-                self._make_student(role, expand_pipeline(self._baseline_point(role, point, pipeline), experiment))
+                self._make_student(role, expand_pipeline(self._baseline_point(role, point, pipeline), base))
 
     def _baseline_point(self, role: Role, point: ExperimentConfig, pipeline: Pipeline) -> ExperimentConfig:
         """The point with the student as a baseline has it. One that is not made from the point's own teacher is the same

@@ -17,6 +17,7 @@ from distill_lit.experiment.grid import GridPoint, expand_points
 from distill_lit.experiment.mixture import asked_teachers, check_mixture
 from distill_lit.experiment.pipeline import config_key, expand_pipeline, referred_models
 from distill_lit.experiment.plan import Run
+from distill_lit.experiment.run_references import RUN_PREFIX
 from distill_lit.generation.corpus import check_generated_corpora
 from distill_lit.losses import Objective, build_objective, check_teacher_supports_objective
 from distill_lit.models import (
@@ -40,7 +41,7 @@ if TYPE_CHECKING:  # bad input is told before it is loaded
 
 def check_experiment(config: ExperimentConfig, points: Sequence[GridPoint] | None = None) -> None:
     """Raises UserError for anything that can be known to be wrong before a model or data set is touched."""
-    assets.check_reference(config.teacher.model)
+    _check_reference(config.teacher.model, config)
     if TEACHER_INT8 in config.baselines:
         check_int8()
     hardware.device_for(config.training.accelerator)
@@ -52,15 +53,16 @@ def check_experiment(config: ExperimentConfig, points: Sequence[GridPoint] | Non
     for reference in config.external_models.values():
         _check_reference(reference, config)
     check_loggers(config.loggers)
-    for _, point in points or expand_points(config):
-        recipes = expand_pipeline(point, config).recipes
+    for _, point, base in points or expand_points(config):
+        recipes = expand_pipeline(point, base).recipes
         for name, recipe in recipes.items():
             _check_recipe(name, recipe, recipes)
     check_tasks(config.evaluation, config.dataset_source)
 
 
 def _check_reference(reference: str, config: ExperimentConfig) -> None:
-    if reference and reference not in (BASE_TEACHER, *config.models):
+    is_made = reference in (BASE_TEACHER, *config.models) or reference.startswith(RUN_PREFIX)  # checked at each point
+    if reference and not is_made:
         assets.check_reference(reference)
 
 

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -203,7 +204,8 @@ def test_damaged_lines_of_a_curve_are_left_out(experiment: Path, tmp_path: Path)
     place = tmp_path / run.name
     place.mkdir()
     (place / "metrics.jsonl").write_bytes(b'{"step": 1}\nx\n[]\n\xff\xfe\n{"step": 2}\n{"st')
-    assert collect._curves([run], tmp_path)["step"].tolist() == [1, 2]
+    experiment_of_one = SimpleNamespace(runs=[run], runs_folder=tmp_path)
+    assert collect._curves([run], experiment_of_one)["step"].tolist() == [1, 2]
 
 
 def test_records_that_are_gone_or_of_another_form(tmp_path: Path) -> None:

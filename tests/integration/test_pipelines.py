@@ -270,3 +270,35 @@ def test_runs_of_a_plan_know_what_they_need(built: tuple[Experiment, dict[str, R
     experiment, _ = built
     values = json.loads(json.dumps([run.to_json() for run in experiment.runs]))
     assert [Run.from_json(one, run.config) for one, run in zip(values, experiment.runs, strict=True)] == experiment.runs
+
+
+# ---------------------------------------------------------------- models of other experiments
+
+
+def test_a_model_of_another_experiment_is_followed_by_seed(
+    built: tuple[Experiment, dict[str, Run]], teacher: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    experiment, runs = built
+    file = write(tmp_path, teacher, tiny_corpus, grid="{teacher: ['run:tiny/corrected', teacher], seed: [0]}")
+    other = Experiment.from_yaml(file, ["name=other"], experiment.root)
+    place = experiment.folder_of(runs["corrected-seed=0"]) / "student"
+    taught = [run for run in other.runs if run.role == Role.DISTILLED]
+    assert [run.config.teacher.model for run in taught] == [f"file:{place}", f"file:{teacher}"]
+    assert "teacher=run:tiny_corrected" in taught[0].label
+    check_against_teacher(other.runs)
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        ("run:tinny/corrected", "no experiment 'tinny' has been run below .*; did you mean 'tiny'"),
+        ("run:tiny/corected", "no finished model is called so; did you mean 'corrected'"),
+        ("run:tiny/assistant", "it has no seed 7, but 0"),
+    ],
+)
+def test_a_model_of_another_experiment_that_is_not_there_is_refused(
+    reference: str, words: str, built: tuple[Experiment, dict[str, Run]], teacher: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    file = write(tmp_path, teacher, tiny_corpus, f"external_models: {{x: '{reference}'}}", "{seed: [7]}")
+    with pytest.raises(UserError, match=words):
+        Experiment.from_yaml(file, ["name=other"], built[0].root)

@@ -134,7 +134,7 @@ def without_terms(*changes: str) -> ExperimentConfig:
 
 
 def test_a_preset_is_spelled_out() -> None:
-    (_, point), *_ = expand_points(without_terms("objective.preset=hinton"))
+    (_, point, _), *_ = expand_points(without_terms("objective.preset=hinton"))
     objective = to_dict(point.objective)
     assert (objective["preset"], objective["temperature_scaling"]) == ("", "hinton")
     assert objective["terms"] == {
