@@ -4,7 +4,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from distill_lit.config.fields import Count, Dtype, Float, LayerSelection, LoraTargets, Text, config_section
+from distill_lit.config.fields import (
+    Count,
+    Dtype,
+    Float,
+    LayerSelection,
+    LoraTargets,
+    QuantizationAware,
+    Text,
+    config_section,
+)
 
 
 @config_section
@@ -91,3 +100,8 @@ class StudentConfig:
         default="", description="function registered by a plugin that changes the weights before training; empty: none"
     )
     lora: LoraConfig = Field(default_factory=LoraConfig, description="low-rank adapters")
+    quantization_aware: QuantizationAware = Field(
+        default="none",
+        description="weights are rounded in every forward pass of the training, and exported so. int8_weight_only: per "
+        "output channel; int4: per group of 32 inputs; none: not",
+    )

@@ -14,10 +14,10 @@ from distill_lit.experiment.requirements import student_base_folder
 from distill_lit.generation.corpus import check_generated_corpora
 from distill_lit.losses import Objective, build_objective, check_teacher_supports_objective
 from distill_lit.models import (
-    check_int8,
     check_student,
     check_student_against_teacher,
     check_student_vocabulary,
+    check_torchao,
     load_model_config,
     load_tokenizer,
     model_folder,
@@ -39,7 +39,7 @@ def check_experiment(config: ExperimentConfig, points: Sequence[GridPoint] | Non
     for reference in (config.teacher.model, *config.external_models.values()):
         assets.check_reference(reference)
     if TEACHER_INT8 in config.baselines:
-        check_int8()
+        check_torchao(f"baselines: {TEACHER_INT8}")
     hardware.device_for(config.training.accelerator)
     if config.launcher.teacher_device:
         hardware.check_device("launcher.teacher_device", config.launcher.teacher_device)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from distill_lit import assets
+from distill_lit.models.int4_weights import widen_int4_weights
 from distill_lit.utils.exceptions import UserError, one_line_message
 from distill_lit.utils.files import atomic_write_folder, cache_root, cached_file_sha256, file_lock, sha256_of
 
@@ -95,6 +96,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, **options: Any)
             f"{folder}: the weights of {missing_or_mismatched[0]}{more} are missing or of another shape than "
             "config.json says"
         )
+    widen_int4_weights(model)
     _check_finite(folder, model)
     return model.eval()
 

@@ -32,6 +32,8 @@ from distill_lit.models.pruning import (
     shallow_config,
 )
 from distill_lit.models.pruning.architecture import get_num_attention_heads
+from distill_lit.models.quantization import check_quantizable
+from distill_lit.models.quantization_aware import check_quantization_aware, prepare_quantization_aware
 from distill_lit.models.vocabulary import check_same_vocabulary
 from distill_lit.utils.exceptions import UserError, one_line_message, suggest
 from distill_lit.utils.files import cache_root, fingerprint, read_json, try_write_json
@@ -78,6 +80,7 @@ def check_student(name: str, student: StudentConfig) -> None:
     with _student_key_errors(name):
         check_layers(student.layers, student.num_layers)
         check_lora(student.lora)
+        check_quantization_aware(student)
         if student.initializer:
             find_initializer(student.initializer)
     if student.from_:
@@ -93,6 +96,8 @@ def check_student_against_teacher(name: str, student: StudentConfig, teacher: Pa
             _check_built(config)
         elif not student.from_:
             _check_pruned_config_builds(config)
+        if student.quantization_aware != "none":
+            check_quantizable(config, student.quantization_aware, "quantization_aware")
         return config
 
 
@@ -137,7 +142,9 @@ def initial_student(student: StudentConfig, teacher: Path, calibration: Calibrat
         model = _prune_teacher(student, teacher, calibration)
     if student.initializer:
         find_initializer(student.initializer)(model, load_model(teacher))
-    return add_adapters(model, student.lora) if student.lora.rank else model
+    if student.lora.rank:
+        return add_adapters(model, student.lora)
+    return prepare_quantization_aware(model, student.quantization_aware)
 
 
 def _prune_teacher(student: StudentConfig, teacher: Path, calibration: Calibration) -> PreTrainedModel:

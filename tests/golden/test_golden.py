@@ -19,7 +19,8 @@ import pytest
 import torch
 from golden.golden_values import CHOICES, OPTIONS, losses, plans, representations, trainings
 
-from distill_lit.config import load_experiment
+from distill_lit.config import ExperimentConfig, load_experiment, to_dict
+from distill_lit.config.key_paths import type_adapter
 from distill_lit.losses import FEATURE_LOSSES, LOGIT_LOSSES
 from distill_lit.report import build_report_bundle, render, render_report
 
@@ -69,11 +70,13 @@ def test_every_experiment_plans_the_same_runs(name: str) -> None:
 
 
 def _spelled_out(plan: Any) -> list[Any]:
-    """Runs with their whole config."""
-    return [
-        {**run, "config": {name: plan["sections"][name][number] for name, number in run["config"].items()}}
-        for run in plan["runs"]
-    ]
+    """Runs with their whole config; keys that configs have gained since have their defaults."""
+    runs = []
+    for run in plan["runs"]:
+        tree = {name: plan["sections"][name][number] for name, number in run["config"].items()}
+        config = type_adapter(ExperimentConfig).validate_python(tree, by_alias=True, by_name=False)
+        runs.append({**run, "config": as_read(to_dict(config))})
+    return runs
 
 
 def test_the_same_runs_are_shared_by_experiments() -> None:
