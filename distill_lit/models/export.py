@@ -30,8 +30,8 @@ def export_student(model: Any, tokenizer_folder: Path, folder: Path, card: str, 
 
 
 def _sort_metadata(path: Path) -> None:
-    """Puts the metadata of a safetensors file in order: safetensors writes them in another one each time, and a file that is
-    known by its hash would never be written twice. Of quantized weights there are many."""
+    """Puts the metadata of a safetensors file, of which quantized weights have many, in order: safetensors writes them in
+    another one each time, so that the same weights would never have the same hash."""
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))

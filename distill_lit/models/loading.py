@@ -215,17 +215,25 @@ def _convert_gguf(path: Path) -> Path:
     return folder
 
 
-def _dequantize_gguf(path: Path, folder: Path) -> None:
+def load_gguf(path: Path) -> "PreTrainedModel":
+    """The model in a GGUF file as transformers reads it, its weights widened to float32."""
     # transformers keeps a GGUF packed by default, and a packed model can be neither cast nor trained
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, GgufConfig
 
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "local_files_only": True}
-    model = AutoModelForCausalLM.from_pretrained(
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
     )
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.save_pretrained(folder)
+    return model.eval()
+
+
+def _dequantize_gguf(path: Path, folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "local_files_only": True}
+    load_gguf(path).save_pretrained(folder)
     AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     config.pop("quantization_config", None)
