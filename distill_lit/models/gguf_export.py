@@ -27,6 +27,14 @@ BLOCK = 32  # inputs that share a scale
 LOGIT_TOLERANCE = 1e-3  # of the largest logit: float32 sums in another order, of weights that are equal
 
 
+class RoundingEffect(NamedTuple):
+    """How far a file is from the model, on random tokens: the largest difference of a logit, and the mean KL divergence of
+    the next token's distribution from the model's, in nats."""
+
+    logits: float
+    kl: float
+
+
 class Architecture(NamedTuple):
     """How a file calls it; whether queries and keys are in llama.cpp's order of rotary channels; what is added to norms."""
 
@@ -72,8 +80,7 @@ def _unreadable(config: PreTrainedConfig) -> dict[str, bool]:
         every = GEMMA3_LAYERS_PER_FULL_ATTENTION
         order = ["sliding_attention" if (n + 1) % every else "full_attention" for n in range(config.num_hidden_layers)]
         return facts | {
-            f"another order of its layers than {every - 1} of sliding attention and one of full": config.layer_types
-            != order,
+            f"another order of its layers than {every - 1} of sliding attention, one of full": config.layer_types != order,
             "query_pre_attn_scalar other than head_dim": config.query_pre_attn_scalar != config.head_dim,
             "soft caps on logits": bool(config.final_logit_softcapping or config.attn_logit_softcapping),
         }
@@ -82,9 +89,9 @@ def _unreadable(config: PreTrainedConfig) -> dict[str, bool]:
 
 def export_gguf(
     folder: Path, target: Path, quantization: GGUFQuantization, progress: ProgressCallback = lambda *_: None
-) -> float:
-    """Writes the model in `folder` to the GGUF file `target`, and has transformers open it again. Returns the largest
-    difference of its logits to those of the unrounded model, on random tokens.
+) -> RoundingEffect:
+    """Writes the model in `folder` to the GGUF file `target`, and has transformers open it again. Returns how far its
+    rounding moved it.
 
     Matrices are rounded as `quantization` says, per 32 inputs; those whose inputs do not divide by 32 have float16, norms
     float32. Of 4-bit files embeddings and head have 8 bits. An int4 model or student has the 16 values of q4_1 already:
@@ -110,7 +117,9 @@ def export_gguf(
         progress("check", 0, 1)
         found = _logits_of_file(temporary, ids)
         _check_same(found, logits_on(model, ids))
-    return float((found - full).abs().max())
+    before, after = full.log_softmax(-1), found.log_softmax(-1)
+    kl = float((before.exp() * (before - after)).sum(-1).mean())
+    return RoundingEffect(float((found - full).abs().max()), max(kl, 0.0))
 
 
 def _logits_of_file(file: Path, ids: Tensor) -> Tensor:

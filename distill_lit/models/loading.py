@@ -1,6 +1,7 @@
 """Teachers and students from references: always safetensors (or GGUF, converted once), never a pickle; a model's own code
 runs only where its reference asks for it."""
 
+import functools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -215,15 +216,29 @@ def _convert_gguf(path: Path) -> Path:
     return folder
 
 
+@contextmanager
+def _remembered_tensor_names() -> Iterator[None]:
+    """Inside, gguf makes its map of names once for a model: transformers asks for it once for each module, for minutes."""
+    import gguf
+
+    make = gguf.get_tensor_name_map
+    gguf.get_tensor_name_map = functools.cache(make)
+    try:
+        yield
+    finally:
+        gguf.get_tensor_name_map = make
+
+
 def load_gguf(path: Path) -> "PreTrainedModel":
     """The model in a GGUF file as transformers reads it, its weights widened to float32."""
     # transformers keeps a GGUF packed by default, and a packed model can be neither cast nor trained
     from transformers import AutoModelForCausalLM, GgufConfig
 
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "local_files_only": True}
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-    )
+    with _remembered_tensor_names():
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        )
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     return model.eval()

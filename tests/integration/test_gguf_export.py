@@ -14,12 +14,16 @@ from helpers import tiny_models
 from tokenizers import Regex, pre_tokenizers
 from transformers import (
     AutoTokenizer,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GemmaTokenizer,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.tokenization_utils_base import generate_merges
 
 from distill_lit import assets
 from distill_lit.cli.main import main
@@ -64,10 +68,12 @@ def test_transformers_reads_the_weights_within_a_rounding_step(
     quantization: str, tiny_teacher: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "tiny.gguf"
-    moved = export_gguf(tiny_teacher, file, quantization)
+    moved, kl = export_gguf(tiny_teacher, file, quantization)
     model, read = load_model(tiny_teacher), load_gguf(file)
     ids = probe_input_ids(model)
     assert moved == pytest.approx(float((logits_on(read, ids) - logits_on(model, ids)).abs().max()))
+    before, after = logits_on(model, ids).softmax(-1), logits_on(read, ids).log_softmax(-1)
+    assert kl == pytest.approx(float(torch.nn.functional.kl_div(after, before, reduction="sum") / len(ids[0])), abs=1e-6)
     largest = float(logits_on(model, ids).abs().max())
     assert moved <= {"f32": 0.0, "f16": 2e-3, "bf16": 2e-2, "q8_0": 0.1, "q4_1": 1.0, "q4_0": 1.0}[quantization] * largest
     found, wanted = dict(read.named_parameters()), dict(model.named_parameters())
@@ -114,7 +120,8 @@ def test_the_tokenizer_is_complete_in_the_file(quantization: str, tiny_teacher: 
 def qwen(folder: Path, config: Any, model: Any, **changes: Any) -> Path:
     torch.manual_seed(1)
     shape = {"vocab_size": 310, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-             "initializer_range": 0.2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}  # fmt: skip
+             "initializer_range": 0.2, "num_attention_heads": 4, "num_key_value_heads": 2,
+             "max_position_embeddings": 128}  # fmt: skip
     made = model(config(**{**shape, **changes}))
     with torch.no_grad():
         for parameter in made.parameters():
@@ -134,8 +141,46 @@ def qwen(folder: Path, config: Any, model: Any, **changes: Any) -> Path:
 )
 def test_qwen_is_read_exactly(config: Any, model: Any, changes: dict[str, Any], tmp_path: Path) -> None:
     folder = qwen(tmp_path / "model", config, model, **changes)
-    assert export_gguf(folder, tmp_path / "model.gguf", "f32") < 1e-4
+    assert export_gguf(folder, tmp_path / "model.gguf", "f32").logits < 1e-4
     assert load_gguf(tmp_path / "model.gguf").config.tie_word_embeddings == changes["tie_word_embeddings"]
+
+
+def gemma(folder: Path, **changes: Any) -> Path:
+    """Gemma 3 with every sixth layer of full attention, and a tokenizer like its own."""
+    torch.manual_seed(2)
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256)),
+              *"▁abcdehinortuvw1", "▁▁", "th", "the", "▁the", "ri", "er", "ver", "river", "▁w", "in", "▁win"]  # fmt: skip
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    merges = generate_merges(vocabulary, {piece: -number for piece, number in vocabulary.items()})
+    GemmaTokenizer(vocab=vocabulary, merges=merges).save_pretrained(folder)
+    shape = {"vocab_size": len(vocabulary), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 7,
+             "head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "query_pre_attn_scalar": 32,
+             "sliding_window": 8, "initializer_range": 0.2, "max_position_embeddings": 128}  # fmt: skip
+    model = Gemma3ForCausalLM(Gemma3TextConfig(**{**shape, **changes}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_gemma3_is_read_with_its_tokenizer(tmp_path: Path) -> None:
+    folder = gemma(tmp_path / "model", query_pre_attn_scalar=256, head_dim=256)  # as in all its sizes: readers know it
+    assert export_gguf(folder, tmp_path / "model.gguf", "f32").logits < 1e-3
+    texts = ["the river the  winter 1", "<bos>then<eos> ünder"]
+    assert same_tokens(load_tokenizer(folder), read_tokenizer(tmp_path / "model.gguf"), texts)
+    pieces = load_tokenizer(folder).tokenize("the  river")
+    assert pieces == ["the", "▁▁", "river"]
+
+
+def test_a_gemma3_that_readers_do_not_know_is_refused(tmp_path: Path) -> None:
+    for name, changes, words in [
+        ("order", {"layer_types": ["full_attention"] * 7}, "another order of its layers than 5 of sliding attention"),
+        ("scale", {"query_pre_attn_scalar": 64}, "query_pre_attn_scalar other than head_dim"),
+        ("caps", {"final_logit_softcapping": 30.0}, "soft caps on logits"),
+    ]:
+        with pytest.raises(UserError, match=f"readers of GGUF do not know a gemma3_text with {words}"):
+            check_gguf_export(gemma(tmp_path / name, **changes))
 
 
 @pytest.mark.parametrize(
@@ -173,8 +218,8 @@ def test_quantized_models_are_exported_from_what_their_weights_stand_for(
 ) -> None:
     pytest.importorskip("torchao")
     quantize_model(tiny_teacher, tmp_path / "q", quantization)
-    moved = export_gguf(tmp_path / "q", tmp_path / "q.gguf", "q4_1" if quantization == "int4" else "f32")
-    plain = export_gguf(tiny_teacher, tmp_path / "plain.gguf", "q4_1")
+    moved = export_gguf(tmp_path / "q", tmp_path / "q.gguf", "q4_1" if quantization == "int4" else "f32").logits
+    plain = export_gguf(tiny_teacher, tmp_path / "plain.gguf", "q4_1").logits
     assert moved < (0.05 * plain if quantization == "int4" else 1e-4)  # int4 has q4_1's values; scales become float16
 
 
@@ -247,7 +292,7 @@ def test_the_command_takes_the_folder_of_a_run(tiny_teacher: Path, tmp_path: Pat
     run = tmp_path / "run"
     altered(run / "student", tiny_teacher)
     assert command(str(run), "--quantization", "q8_0", "--out", str(tmp_path / "s.gguf")) == 0
-    assert "rounding moved logits by" in capsys.readouterr().out
+    assert "no logit moved by more than" in capsys.readouterr().out
     assert same_tokens(load_tokenizer(tiny_teacher), read_tokenizer(tmp_path / "s.gguf"))
     assert command(str(run), "--out", str(tmp_path / "s.gguf")) == 2
     assert "is there already" in capsys.readouterr().err
@@ -314,8 +359,8 @@ def test_smollm2_goes_through_gguf_and_back(tmp_path: Path) -> None:
     """Its weights came as Q4_1: written so, they are the same again."""
     assets.fetch(SMOLLM2)
     folder = model_folder(SMOLLM2)
-    assert export_gguf(folder, tmp_path / "q4_1.gguf", "q4_1") == 0
+    assert export_gguf(folder, tmp_path / "q4_1.gguf", "q4_1") == (0, 0)
     assert same_tokens(load_tokenizer(folder), read_tokenizer(tmp_path / "q4_1.gguf"))
-    assert export_gguf(folder, tmp_path / "f16.gguf", "f16") < 0.1
+    assert export_gguf(folder, tmp_path / "f16.gguf", "f16").kl < 1e-4
     pytest.importorskip("xllamacpp")
     check_llama_cpp(folder, tmp_path / "f16.gguf", TEXTS, 100, 0.1)

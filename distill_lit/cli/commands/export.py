@@ -36,7 +36,7 @@ def add_parser(commands: CommandParsers) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
-    """Writes the file, has it opened again, and says how far its logits are from the model's."""
+    """Writes the file, has it opened again, and says how far it is from the model."""
     from distill_lit import assets
 
     reference = _reference(options.model)
@@ -49,11 +49,12 @@ def run(options: argparse.Namespace, console: Console) -> int:
     folder = model_folder(reference)
     check_gguf_export(folder)
     with stage_bar(console, "export") as progress:
-        difference = export_gguf(folder, target, options.quantization, progress)
+        effect = export_gguf(folder, target, options.quantization, progress)
     size = target.stat().st_size
     console.print(f"{target}  {size / 1e6:,.1f} MB", markup=False, highlight=False, soft_wrap=True)
     console.print(
-        f"opened by transformers it says what was written; rounding moved logits by {difference:.2g} at most",
+        f"opened by transformers it says what was written; by rounding it is {effect.kl:.2g} nats a token from the model "
+        f"(KL on random tokens), and no logit moved by more than {effect.logits:.2g}",
         markup=False,
         highlight=False,
         soft_wrap=True,
