@@ -9,6 +9,7 @@ from distill_lit.cli.commands import (
     cost,
     doctor,
     evaluate,
+    export,
     fetch,
     generate,
     init,
@@ -28,7 +29,7 @@ from distill_lit.utils.exceptions import FatalRunError, UserError
 from distill_lit.utils.files import permission_error_message
 
 COMMANDS = (
-    init, run, plan, status, generate, cache, cost, fetch, evaluate, report, scaling, list_command, schema,
+    init, run, plan, status, generate, cache, cost, fetch, evaluate, export, report, scaling, list_command, schema,
     doctor, serve_tensorboard,
 )  # fmt: skip
 EPILOG = """examples:
@@ -38,6 +39,7 @@ EPILOG = """examples:
   distill-lit run experiments/quickstart.yaml training.max_tokens=200000 name=longer
   distill-lit status experiments/quickstart.yaml                    which runs are done, failed, missing
   distill-lit evaluate file:runs/quickstart/…/student tasks=[piqa,sciq] limit=200
+  distill-lit export file:runs/quickstart/…/student --quantization q8_0       one GGUF file, for llama.cpp
   distill-lit report results/quickstart                             draw tables and figures again, from records alone
   distill-lit tensorboard runs/quickstart
   distill-lit doctor                                                check this machine, and say how to fix what is wrong

@@ -76,26 +76,37 @@ def derive_stages(config: ExperimentConfig) -> dict[str, Recipe]:
     name, the others STUDENT_after_STAGE. Without stages there is one."""
     student, shape = config.student, config.students[config.student]
     specs = dict(config.stages)
-    if shape.quantize:
+    if shape.is_quantized_after:
         specs = (specs or {FULL_PRECISION: {}}) | {"quantize": {"quantize": shape.quantize}}
     if not specs:
         return {student: Recipe(config)}
     names = {stage: f"{student}_after_{stage}" for stage in specs} | {list(specs)[-1]: student}
+    last_trained = [stage for stage, spec in specs.items() if "quantize" not in spec][-1:]
     recipes: dict[str, Recipe] = {}
     previous = ""
     for number, (stage, spec) in enumerate(specs.items()):
         where = f"stages.{stage}"
         _check_keys(where, spec, STAGE_KEYS)
-        begins = to_dict(replace(shape, quantize="")) if not previous else {"from": previous, "lora": to_dict(shape.lora)}
+        begins: Tree = to_dict(replace(shape, quantize="none"))
+        if previous:
+            begins = {"from": previous, "lora": begins["lora"], "quantization_aware": begins["quantization_aware"]}
+        if [stage] != last_trained:
+            begins["quantization_aware"] = "none"  # its weights are exported rounded, and the next stage trains them
         if is_quantization := "quantize" in spec:
-            if len(spec) > 1 or not previous:
-                raise UserError(f"{where}: `quantize` is a stage of its own, after the one that trains")
+            _check_quantization(where, spec, shape, previous)
             begins = {"from": previous}
         spec = _with_teacher_of_stage(where, spec, names, list(specs)[: number + 1])
         derived = _derive(config, where, names[stage], begins, spec)
         recipes[names[stage]] = Recipe(derived, is_trained=not is_quantization, previous=previous)
         previous = names[stage]
     return recipes
+
+
+def _check_quantization(where: str, spec: Tree, shape: StudentConfig, previous: str) -> None:
+    if len(spec) > 1 or not previous:
+        raise UserError(f"{where}: `quantize` is a stage of its own, after the one that trains")
+    if shape.quantization_aware != "none":
+        raise UserError(f"{where}: with quantization_aware the student is quantized already when its training ends")
 
 
 def _with_teacher_of_stage(where: str, spec: Tree, names: Mapping[str, str], until: Iterable[str]) -> Tree:

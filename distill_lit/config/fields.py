@@ -37,6 +37,10 @@ Float = StrictFloat
 Bool = StrictBool
 Text = InstanceOf[str]  # any text, half a surrogate pair too, which pydantic's own `str` refuses
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["int8", "int8_weight_only", "int4"]
+GGUFQuantization = Literal["f32", "f16", "bf16", "q8_0", "q4_1", "q4_0"]
+QuantizationAware = Literal["none", "int8_weight_only", "int4"]
+Quantize = Literal["none", "int8", "int8_weight_only", "int4"]
 Baseline = Literal["teacher", "untrained", "ce_only", "teacher_int8"]
 
 

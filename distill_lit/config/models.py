@@ -6,7 +6,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from distill_lit.config.fields import Count, Dtype, Float, LayerSelection, LoraTargets, Text, config_section
+from distill_lit.config.fields import (
+    Count,
+    Dtype,
+    Float,
+    LayerSelection,
+    LoraTargets,
+    QuantizationAware,
+    Quantize,
+    Text,
+    config_section,
+)
 from distill_lit.config.key_paths import HOLDS_PATHS
 from distill_lit.config.mixture import MAIN_TEACHER, MixtureConfig
 
@@ -119,10 +129,19 @@ class StudentConfig:
         default="", description="function registered by a plugin that changes the weights before training; empty: none"
     )
     lora: LoraConfig = Field(default_factory=LoraConfig, description="low-rank adapters")
-    quantize: Literal["", "int8"] = Field(
-        default="",
-        description="weights in so many bits (torchao), as a stage after training; empty: as trained",
+    quantization_aware: QuantizationAware = Field(
+        default="none",
+        description="weights are rounded in every forward pass of the training, and exported so. int8_weight_only: per "
+        "output channel; int4: per group of 32 inputs; none: not",
     )
+    quantize: Quantize = Field(
+        default="none", description="weights are rounded after training, as a stage of its own, by a recipe of torchao"
+    )
+
+    @property
+    def is_quantized_after(self) -> bool:
+        """Whether it is another model with rounded weights, and not trained itself."""
+        return self.quantize != "none"
 
     def with_origin(self, reference: str) -> "StudentConfig":
         """The same student, from another model."""

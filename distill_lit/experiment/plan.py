@@ -69,7 +69,7 @@ class Run:
     def is_trained(self) -> bool:
         """Whether it takes optimizer steps."""
         is_made = not self.model_reference and self.student in self.config.students
-        return self.role.is_trained and is_made and not self.config.students[self.student].quantize
+        return self.role.is_trained and is_made and not self.config.students[self.student].is_quantized_after
 
     def to_json(self) -> dict[str, Any]:
         """All but the config, for another process: `from_json` gives it back."""
@@ -188,7 +188,7 @@ class PointRuns:
         if role == Role.CE_ONLY and pipeline.learns_from_teacher:
             point = without_teacher(point)
         elif role == Role.UNTRAINED:
-            point = replace(point, stages={}, students={**point.students, point.student: replace(shape, quantize="")})
+            point = replace(point, stages={}, students={**point.students, point.student: replace(shape, quantize="none")})
         point = with_one_teacher(point)  # validated against `teacher.model`, whoever teaches the others
         if teacher_capabilities(point.teacher).copies_student:
             point = replace(point, teacher=replace(point.teacher, source="online"))
@@ -215,7 +215,7 @@ class PointRuns:
         sources = {ref: made[ref].fingerprint for ref in referred_models(config).values() if ref in made}
         identified = map_model_references(config, lambda _, ref: f"derived:{sources[ref]}" if ref in sources else ref)
         shape = config.students[name]
-        if not recipe.is_trained and not shape.quantize:
+        if not recipe.is_trained and not shape.is_quantized_after:
             return replace(
                 self.external_run(name, shape.from_, config), sources=sources, depends_on=tuple(sources.values())
             )

@@ -25,6 +25,7 @@ from distill_lit.losses import Objective, build_objective, can_compile, chunk_si
 from distill_lit.models import (
     INT8_RECIPE,
     MODEL_CARD_FILENAME,
+    QUANTIZATION_RECIPES,
     RELOAD_PROCESS,
     Calibration,
     ModelSize,
@@ -41,12 +42,13 @@ from distill_lit.models import (
     model_fingerprint,
     model_folder,
     probe_input_ids,
-    quantize_int8,
+    quantize_model,
     size_from_config,
     size_of,
     trainable_fraction,
 )
 from distill_lit.models.loading import is_remote_code_allowed, torch_dtype
+from distill_lit.models.quantization_aware import quantize_prepared
 from distill_lit.models.student import is_pruned, retained_layers
 from distill_lit.models.vocabulary import load_unpadded_vocab_size
 from distill_lit.teachers import Teacher, teacher_capabilities
@@ -76,7 +78,7 @@ def build_reference_model(run: Run, folder: Path) -> dict[str, Any]:
     source_folder = model_folder(run.model_reference)
     if run.role != Role.QUANTIZED:
         return {"model": str(source_folder), **_size_facts(size_of(load_model(source_folder)))}
-    quantized = quantize_int8(source_folder, folder / "student")
+    quantized = quantize_model(source_folder, folder / "student", "int8")
     ids = probe_input_ids(quantized)
     check_reloads(quantized, folder / "student", ids, logits_on(quantized, ids))
     size = size_of(load_model(folder / "student"))
@@ -87,7 +89,8 @@ def train_and_export_student(
     run: Run, folder: Path, teacher_folder: Path, progress_callback: ProgressCallback
 ) -> dict[str, Any]:
     """Trains (or only validates) a student and exports it; what its manifest says of it. Only the first rank exports."""
-    config = run.config
+    config, shape = run.config, run.config.students[run.student]
+    quantization = shape.quantize if shape.is_quantized_after else shape.quantization_aware
     base = student_base_folder(config, teacher_folder)
     with rank_zero_first():
         prepared = prepare_run_data(config, base)
@@ -110,15 +113,14 @@ def train_and_export_student(
         return {}
     progress_callback("export", 0, 1)
     size = _export(run, folder, student, base)
-    is_quantized = bool(config.students[run.student].quantize)
     notes = [line for one in setup.callbacks if isinstance(one, OnPolicyCollapseWarning) for line in one.lines]
     return {
-        **({"format": INT8_RECIPE} if is_quantized else {}),
         **({"notes": notes} if notes else {}),
         "files": student_hashes(folder),
         "origin": setup.fingerprints,
         "metrics": metrics,
         "data": prepared.statistics,
+        **({"format": QUANTIZATION_RECIPES[quantization]} if quantization != "none" else {}),
         **_size_facts(size),
         **_cost_facts(run, setup, size, trained_fraction),
         **_layer_choices(config.students[run.student], teacher_folder, calibration, setup.distiller.loss.feature_alignment),
@@ -128,25 +130,26 @@ def train_and_export_student(
 def _initial_student(run: Run, folder: Path, base: Path, calibration: Calibration) -> Any:
     """The student before training; one that is only quantized is written at once."""
     shape = run.config.students[run.student]
-    if shape.quantize:
-        return quantize_int8(model_folder(shape.from_), folder / "student")
+    if shape.quantize != "none":
+        return quantize_model(model_folder(shape.from_), folder / "student", shape.quantize)
     student = initial_student(shape, base, calibration, run.config.seed)
     if not get_rank():
-        check_exports(student, base, folder / "export", to_dict(shape))
+        check_exports(student, base, folder / "export", to_dict(shape), shape.quantization_aware)
     return student
 
 
 def _export(run: Run, folder: Path, student: Any, base: Path) -> ModelSize:
-    """Writes the finished student, adapters merged, and has it read in another process. Raises UserError, its weights kept,
-    where it says something else there."""
+    """Writes the finished student, adapters merged, weights quantized that were rounded in training, and has it read in
+    another process. Raises UserError, its weights kept, where it says something else there than it said in training."""
     RELOAD_PROCESS.start()
     ids = probe_input_ids(student)
     expected_logits = logits_on(student, ids)
-    if run.config.students[run.student].quantize:
+    if run.config.students[run.student].is_quantized_after:
         check_reloads(student, folder / "student", ids, expected_logits)
         return size_of(load_model(folder / "student"))
     size = size_of(merge_adapters(student))
     card = model_card(run.label, run.config.teacher.model, _recipe(run), {"parameters": f"{size.parameters:,}"})
+    quantize_prepared(student, run.config.students[run.student].quantization_aware)
     end = learned_turn_end(_tokenizer(run.config, base)) if run.config.data.has_chats else None
     export_student(student, base, folder / "student", card, read_template(run.config.data.chat_template), end)
     check_reloads(student, folder / "student", ids, expected_logits, is_remote_code_allowed(folder / "student"))

@@ -21,10 +21,10 @@ from distill_lit.experiment.run_references import RUN_PREFIX
 from distill_lit.generation.corpus import check_generated_corpora
 from distill_lit.losses import Objective, build_objective, check_teacher_supports_objective
 from distill_lit.models import (
-    check_int8,
     check_student,
     check_student_origin,
     check_student_vocabulary,
+    check_torchao,
     load_tokenizer,
 )
 from distill_lit.models.position_limits import check_row_length
@@ -43,7 +43,7 @@ def check_experiment(config: ExperimentConfig, points: Sequence[GridPoint] | Non
     """Raises UserError for anything that can be known to be wrong before a model or data set is touched."""
     _check_reference(config.teacher.model, config)
     if TEACHER_INT8 in config.baselines:
-        check_int8()
+        check_torchao(f"baselines: {TEACHER_INT8}")
     hardware.device_for(config.training.accelerator)
     if config.launcher.teacher_device:
         hardware.check_device("launcher.teacher_device", config.launcher.teacher_device)
@@ -73,8 +73,8 @@ def _check_recipe(name: str, recipe: Recipe, recipes: Mapping[str, Recipe]) -> N
     for reference in referred_models(config).values():
         if reference not in recipes:
             assets.check_reference(reference)
-    if config.students[name].quantize:
-        check_int8()
+    if (shape := config.students[name]).is_quantized_after:
+        check_torchao(f"{config_key(name, config)}.quantize: {shape.quantize}")
     objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
     if recipe.is_trained:
         _check_teacher(config, objective)

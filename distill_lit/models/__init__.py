@@ -4,7 +4,14 @@ from distill_lit.models.export import MODEL_CARD_FILENAME, add_results, export_s
 from distill_lit.models.flops import ModelSize, size_from_config, size_of
 from distill_lit.models.loading import load_model, load_model_config, load_tokenizer, model_fingerprint, model_folder
 from distill_lit.models.lora import merge_adapters, trainable_fraction
-from distill_lit.models.quantization import INT8_RECIPE, check_int8, is_quantized, quantize_int8
+from distill_lit.models.quantization import (
+    INT8_RECIPE,
+    QUANTIZATION_RECIPES,
+    check_quantizable,
+    check_torchao,
+    is_quantized,
+    quantize_model,
+)
 from distill_lit.models.reload_check import RELOAD_PROCESS, check_exports, check_reloads, logits_on, probe_input_ids
 from distill_lit.models.student import (
     Calibration,
@@ -19,17 +26,19 @@ from distill_lit.models.vocabulary import check_same_vocabulary
 __all__ = [
     "INT8_RECIPE",
     "MODEL_CARD_FILENAME",
+    "QUANTIZATION_RECIPES",
     "RELOAD_PROCESS",
     "Calibration",
     "ModelSize",
     "add_results",
     "check_exports",
-    "check_int8",
+    "check_quantizable",
     "check_reloads",
     "check_same_vocabulary",
     "check_student",
     "check_student_origin",
     "check_student_vocabulary",
+    "check_torchao",
     "export_student",
     "initial_student",
     "is_quantized",
@@ -42,7 +51,7 @@ __all__ = [
     "model_fingerprint",
     "model_folder",
     "probe_input_ids",
-    "quantize_int8",
+    "quantize_model",
     "size_from_config",
     "size_of",
     "student_config",

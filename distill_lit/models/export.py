@@ -28,6 +28,8 @@ def export_student(
     """
     with atomic_write_folder(folder) as temporary:
         model.save_pretrained(temporary, safe_serialization=True)
+        for path in temporary.glob("*.safetensors"):
+            _sort_metadata(path)
         for name in (*TOKENIZER_FILES, "generation_config.json"):
             if (tokenizer_folder / name).is_file():
                 shutil.copy(tokenizer_folder / name, temporary / name)
@@ -36,6 +38,19 @@ def export_student(
         if turn_end_token_id is not None:
             add_eos_token_id(temporary, turn_end_token_id)
         (temporary / MODEL_CARD_FILENAME).write_text(card, encoding="utf-8")
+
+
+def _sort_metadata(path: Path) -> None:
+    """Puts the metadata of a safetensors file, of which quantized weights have many, in order: safetensors writes them in
+    another one each time, so that the same weights would never have the same hash."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(ordered) <= length:
+            file.seek(8)
+            file.write(ordered.ljust(length))
 
 
 def _set_template(folder: Path, template: str) -> None:

@@ -1,6 +1,7 @@
 """Teachers and students from references: always safetensors (or GGUF, converted once), never a pickle; a model's own code
 runs only where its reference asks for it."""
 
+import functools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from distill_lit import assets
+from distill_lit.models.int4_weights import widen_int4_weights
 from distill_lit.utils.exceptions import UserError, one_line_message
 from distill_lit.utils.files import atomic_write_folder, cache_root, cached_file_sha256, file_lock, sha256_of
 
@@ -95,6 +97,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, **options: Any)
             f"{folder}: the weights of {missing_or_mismatched[0]}{more} are missing or of another shape than "
             "config.json says"
         )
+    widen_int4_weights(model)
     _check_finite(folder, model)
     return model.eval()
 
@@ -213,17 +216,39 @@ def _convert_gguf(path: Path) -> Path:
     return folder
 
 
-def _dequantize_gguf(path: Path, folder: Path) -> None:
+@contextmanager
+def _remembered_tensor_names() -> Iterator[None]:
+    """Inside, gguf makes its map of names once for a model: transformers asks for it once for each module, for minutes."""
+    import gguf
+
+    make = gguf.get_tensor_name_map
+    gguf.get_tensor_name_map = functools.cache(make)
+    try:
+        yield
+    finally:
+        gguf.get_tensor_name_map = make
+
+
+def load_gguf(path: Path) -> "PreTrainedModel":
+    """The model in a GGUF file as transformers reads it, its weights widened to float32."""
     # transformers keeps a GGUF packed by default, and a packed model can be neither cast nor trained
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, GgufConfig
 
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "local_files_only": True}
-    model = AutoModelForCausalLM.from_pretrained(
-        **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-    )
+    with _remembered_tensor_names():
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        )
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.save_pretrained(folder)
+    return model.eval()
+
+
+def _dequantize_gguf(path: Path, folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "local_files_only": True}
+    load_gguf(path).save_pretrained(folder)
     AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     config.pop("quantization_config", None)

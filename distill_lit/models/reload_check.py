@@ -18,11 +18,13 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from distill_lit.config.fields import QuantizationAware
 from distill_lit.models.dummy_inputs import random_tokens
 from distill_lit.models.export import export_student
 from distill_lit.models.loading import is_remote_code_allowed
 from distill_lit.models.lora import is_adapted, merge_adapters
 from distill_lit.models.quantization import is_quantized
+from distill_lit.models.quantization_aware import quantize_prepared
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root, fingerprint, write_json
 
@@ -57,6 +59,13 @@ for line in iter(sys.stdin.readline, ""):
         )
         told["missing"] = sorted(map(str, report["missing_keys"]))
         told["unexpected"] = sorted(map(str, report["unexpected_keys"]))
+        for module in model.modules():
+            packed = getattr(module, "weight", None)
+            if type(packed).__name__ == "Int4Tensor":  # two weights a byte, the lower first; multiplied on GPUs only
+                low, high = (packed.qdata << 4) >> 4, packed.qdata >> 4
+                integers = torch.stack([low, high], -1).reshape(len(low), -1, packed.block_size[1])
+                scale, offset = packed.scale.t().unsqueeze(-1), packed.zero_point.t().unsqueeze(-1)
+                module.weight = torch.nn.Parameter((integers * scale + offset).reshape(packed.shape))
         if os.path.exists(os.path.join(asked["folder"], "tokenizer_config.json")):
             AutoTokenizer.from_pretrained(
                 asked["folder"], local_files_only=True, trust_remote_code=asked["code"])("a")
@@ -174,11 +183,18 @@ def check_reloads(model: Any, folder: Path, ids: Tensor, expected_logits: Tensor
         )
 
 
-def check_exports(student: PreTrainedModel, tokenizer_folder: Path, scratch_folder: Path, student_config: Any) -> None:
+def check_exports(
+    student: PreTrainedModel,
+    tokenizer_folder: Path,
+    scratch_folder: Path,
+    student_config: Any,
+    quantization: QuantizationAware = "none",
+) -> None:
     """Raises UserError unless a student, before its first step, can be exported: adapters that are no longer 0 are merged,
-    the folder is opened elsewhere, and logits on one batch are compared.
+    fake quantization becomes quantized weights, the folder is opened elsewhere, and logits on one batch are compared.
 
-    scratch_folder: to export into and to remove. student_config: as in the experiment.
+    scratch_folder: to export into and to remove. student_config: as in the experiment. quantization: what the student was
+    prepared for.
 
     Once on a machine for each kind of student: its architecture, shapes, config, tokenizer files and the versions of the
     libraries count, its weights do not.
@@ -191,8 +207,12 @@ def check_exports(student: PreTrainedModel, tokenizer_folder: Path, scratch_fold
     if is_adapted(student):
         trained = _as_if_trained(student)
     logits = logits_on(trained, ids)
+    if is_adapted(student):
+        trained = merge_adapters(trained)
+    elif quantization != "none":
+        trained = quantize_prepared(copy.deepcopy(student), quantization)
     try:
-        export_student(merge_adapters(trained) if trained is not student else student, tokenizer_folder, scratch_folder, "")
+        export_student(trained, tokenizer_folder, scratch_folder, "")
         check_reloads(trained, scratch_folder, ids, logits, is_remote_code_allowed(tokenizer_folder))
     finally:
         shutil.rmtree(scratch_folder, ignore_errors=True)

@@ -31,6 +31,8 @@ from distill_lit.models.pruning import (
     shallow_config,
 )
 from distill_lit.models.pruning.architecture import get_num_attention_heads
+from distill_lit.models.quantization import check_quantizable
+from distill_lit.models.quantization_aware import check_quantization_aware, prepare_quantization_aware
 from distill_lit.models.vocabulary import check_same_vocabulary
 from distill_lit.utils.exceptions import UserError, one_line_message, suggest
 from distill_lit.utils.files import cache_root, fingerprint, read_json, try_write_json
@@ -79,6 +81,7 @@ def check_student(key: str, student: StudentConfig) -> None:
     with _student_key_errors(key):
         check_layers(student.layers, student.num_layers)
         check_lora(student.lora)
+        check_quantization_aware(student)
         if student.initializer:
             find_initializer(student.initializer)
 
@@ -92,6 +95,10 @@ def check_student_origin(key: str, student: StudentConfig, origin: Any) -> Any:
             _check_built(config)
         elif is_pruned(student):
             _check_pruned_config_builds(config)
+        if student.quantization_aware != "none":
+            check_quantizable(config, student.quantization_aware, "quantization_aware")
+        if student.quantize != "none":
+            check_quantizable(config, student.quantize, "quantize")
         return config
 
 
@@ -140,7 +147,9 @@ def initial_student(student: StudentConfig, teacher: Path, calibration: Calibrat
         model = load_model(origin)
     if student.initializer:
         find_initializer(student.initializer)(model, load_model(teacher))
-    return add_adapters(model, student.lora) if student.lora.rank else model
+    if student.lora.rank:
+        return add_adapters(model, student.lora)
+    return prepare_quantization_aware(model, student.quantization_aware)
 
 
 def _prune(student: StudentConfig, teacher: Path, calibration: Calibration) -> PreTrainedModel:

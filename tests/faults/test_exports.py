@@ -204,7 +204,7 @@ def test_a_finished_student_that_is_another_when_opened_keeps_its_weights(
 
 def test_a_teacher_in_int8_says_the_same_when_opened(tmp_path: Path, teacher: Path) -> None:
     pytest.importorskip("torchao")
-    quantized = models.quantize_int8(teacher, tmp_path / "int8")
+    quantized = models.quantize_model(teacher, tmp_path / "int8", "int8")
     ids = probe_input_ids(quantized)
     said = logits_on(quantized, ids)
     check_reloads(quantized, tmp_path / "int8", ids, said)

@@ -20,7 +20,7 @@ from distill_lit.evaluation.tasks import load_task, resolve_tasks
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.models import load_model_config
 from distill_lit.models.loading import config_for_loading, load_model
-from distill_lit.models.quantization import is_quantized, quantize_int8
+from distill_lit.models.quantization import is_quantized, quantize_model
 from distill_lit.training.checkpoint import load_checkpoint_weights_only
 from distill_lit.utils.exceptions import UserError
 
@@ -104,7 +104,7 @@ def test_an_attention_of_a_hub_is_not_asked_for(tmp_path: Path, key: str) -> Non
     ids = torch.arange(3, 11)[None]
     assert torch.equal(model(ids).logits, plain(ids).logits)
     if importlib.util.find_spec("torchao"):
-        assert quantize_int8(folder, tmp_path / "int8").config._attn_implementation == "sdpa"
+        assert quantize_model(folder, tmp_path / "int8", "int8").config._attn_implementation == "sdpa"
 
 
 KERNELS = {

@@ -15,7 +15,7 @@ from distill_lit.config import AnalysisConfig, load_experiment
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.requirements import required_assets
 from distill_lit.experiment.validation import check_experiment
-from distill_lit.models import load_model, model_fingerprint, quantize_int8
+from distill_lit.models import load_model, model_fingerprint, quantize_model
 from distill_lit.models.loading import weight_bytes
 from distill_lit.utils.exceptions import UserError
 
@@ -46,7 +46,7 @@ def rival(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @needs_torchao
 def test_int8_is_close_to_the_teacher_and_smaller(tiny_teacher: Path, tmp_path: Path) -> None:
-    quantize_int8(tiny_teacher, tmp_path / "int8")
+    quantize_model(tiny_teacher, tmp_path / "int8", "int8")
     assert weight_bytes(tmp_path / "int8") < weight_bytes(tiny_teacher)
     assert model_fingerprint(tmp_path / "int8") != model_fingerprint(tiny_teacher)
     teacher, rounded = load_model(tiny_teacher), load_model(tmp_path / "int8")

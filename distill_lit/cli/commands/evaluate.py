@@ -2,15 +2,14 @@
 
 import argparse
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from distill_lit.cli.arguments import CommandParsers, add_command
 from distill_lit.cli.exit_codes import DONE
+from distill_lit.cli.stage_bar import stage_bar
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +56,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     folder = model_folder(options.model)
     check_evaluation_fits_models(settings, options.dataset_source, {options.model: (folder, load_model_config(folder))})
     device = str(hardware.device_for(options.accelerator))
-    with _request_bar(console) as progress:
+    with stage_bar(console, "evaluate") as progress:
         result = evaluate_model(folder, settings, options.dataset_source, progress_callback=progress, device=device)
     table = Table("task", "metric", "score ± standard error", "documents", "chance")
     for task, meta in result.meta.items():
@@ -80,12 +79,3 @@ def _standard_error(records: "pd.DataFrame", task: str, metric: str, score: floa
     values = pd.to_numeric(records.loc[records["task"] == task, "metrics"].map(json.loads).str.get(metric), errors="coerce")
     is_mean = len(values) > 1 and abs(values.mean() - score) < 1e-6
     return f" ± {values.sem():.3f}" if is_mean else ""
-
-
-@contextmanager
-def _request_bar(console: Console) -> Iterator[Any]:
-    from rich.progress import Progress
-
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("evaluate", total=None)
-        yield lambda stage, done, total, *_: bar.update(task, completed=done, total=total, description=stage)
