@@ -227,7 +227,8 @@ class PointRuns:
         alike = {ref: self.seedless.get(of, of) for ref, of in sources.items()}
         like_others = map_model_references(config, lambda _, ref: f"derived:{alike[ref]}" if ref in alike else ref)
         self.seedless[identity] = f"{name} {student_fingerprint(learning, replace(like_others, seed=0))}"
-        is_seedless = role == Role.UNTRAINED and not shape.config and all(made[ref].seed is None for ref in sources)
+        is_drawn = recipe.is_trained and role != Role.UNTRAINED
+        is_seedless = not (is_drawn or shape.config or any(made[ref].seed is not None for ref in sources))
         seed = None if recipe.has_fixed_seed or is_seedless else config.seed
         keys = grid_keys(config.grid)
         label = run_label(role, name, self.axes, seed if "seed" in self.values else None, keys)

@@ -38,7 +38,7 @@ def deduplicate_runs(runs: "list[Run]", seedless: dict[str, str]) -> "list[Run]"
     unique_runs: dict[str, Any] = {}
     for run in runs:
         known = unique_runs.setdefault(run.fingerprint, run)
-        if known.role == Role.DERIVED:  # a student of the grid is shown as such
+        if known.role == Role.DERIVED != run.role:  # a student of the grid is shown as such
             unique_runs[run.fingerprint] = run
     return [
         _with_own_axes(run, values_of_run.get(seedless[run.fingerprint], {}), values_in_group[_baseline_group(run)])
