@@ -11,7 +11,7 @@ from distill_lit.config.generation import (
 )
 from distill_lit.config.loading import expand_grid, load_experiment, load_section, non_default_fields, to_dict, to_yaml
 from distill_lit.config.mixture import MixtureConfig, MixtureMemberConfig
-from distill_lit.config.models import LoraConfig, StudentConfig, TeacherConfig, WidthConfig
+from distill_lit.config.models import LoraConfig, StudentConfig, TeacherConfig, TeacherPromptConfig, WidthConfig
 from distill_lit.config.on_policy import OnPolicyConfig
 from distill_lit.config.schema import (
     AnalysisConfig,
@@ -21,6 +21,7 @@ from distill_lit.config.schema import (
     EvaluationConfig,
     ExperimentConfig,
     LauncherConfig,
+    MessageConfig,
     ObjectiveConfig,
     TermConfig,
     TrainingConfig,
@@ -39,6 +40,7 @@ __all__ = [
     "GeneratedConfig",
     "LauncherConfig",
     "LoraConfig",
+    "MessageConfig",
     "MixtureConfig",
     "MixtureMemberConfig",
     "ObjectiveConfig",
@@ -48,6 +50,7 @@ __all__ = [
     "RemoteConfig",
     "StudentConfig",
     "TeacherConfig",
+    "TeacherPromptConfig",
     "TermConfig",
     "TrainingConfig",
     "WidthConfig",

@@ -62,7 +62,7 @@ def config_section(cls: type[Section]) -> type[Section]:
 
 
 # a union names the member that a value wants to be, so that an error is about this member alone
-_TEXT_OR_LIST = Discriminator(lambda value: "list" if isinstance(value, list) else "text")
+TEXT_OR_LIST = Discriminator(lambda value: "list" if isinstance(value, list) else "text")
 _NUMBER_OR_MAPPING = Discriminator(lambda value: "mapping" if isinstance(value, dict) else "number")
 _TEXT_OR_MAPPING = Discriminator(lambda value: "mapping" if isinstance(value, dict) else "text")
 _NUMBER_OR_TEXT = Discriminator(lambda value: "text" if isinstance(value, str) else "number")
@@ -95,13 +95,13 @@ Temperature = Annotated[
 LayerSelection = Annotated[
     Annotated[Literal["uniform", "first_last", "block_influence", "kl_greedy"], Tag("text")]
     | Annotated[list[Annotated[Count, Field(ge=0)]], Tag("list")],
-    _TEXT_OR_LIST,
+    TEXT_OR_LIST,
 ]
 LoraTargets = Annotated[
     Annotated[Literal["all-linear"], Tag("text")] | Annotated[list[Text], Tag("list"), Field(min_length=1)],
-    _TEXT_OR_LIST,
+    TEXT_OR_LIST,
 ]
-Templates = Annotated[Annotated[Text, Tag("text")] | Annotated[list[Text], Tag("list"), Field(min_length=1)], _TEXT_OR_LIST]
+Templates = Annotated[Annotated[Text, Tag("text")] | Annotated[list[Text], Tag("list"), Field(min_length=1)], TEXT_OR_LIST]
 OnPolicyFraction = Annotated[
     Annotated[Float, Tag("number"), Field(ge=0, le=1)] | Annotated[Literal["adaptive"], Tag("text")],
     _NUMBER_OR_TEXT,

@@ -22,6 +22,31 @@ from distill_lit.config.mixture import MAIN_TEACHER, MixtureConfig
 
 
 @config_section
+class TeacherPromptConfig:
+    """What the teacher reads where a student reads its own prompt; both read the same response, and the loss is on it."""
+
+    system: Text = Field(
+        default="",
+        description="chats: Jinja template of the teacher's system message over the columns of the row, and over `student` "
+        "with the texts of the student's chat (system, user, response); empty: the student's",
+    )
+    user: Text = Field(
+        default="", description="chats: template of the user's turn before the last response; empty: the student's"
+    )
+    prefix: Text = Field(
+        default="", description="plain text: template of what the teacher reads directly before a document; empty: nothing"
+    )
+    sequence_length: Count = Field(
+        default=0, ge=0, description="tokens of the longest document with the teacher's prompt; 0: data.sequence_length"
+    )
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the teacher reads another prompt than the student."""
+        return bool(self.system or self.user or self.prefix)
+
+
+@config_section
 class TeacherConfig:
     """The frozen model whose output distribution the students learn."""
 
@@ -60,6 +85,9 @@ class TeacherConfig:
         description="of source: ema: share of the average that an optimizer step leaves as it was",
     )
     mixture: MixtureConfig = Field(default_factory=MixtureConfig, description="more teachers beside this one")
+    prompt: TeacherPromptConfig = Field(
+        default_factory=TeacherPromptConfig, description="another prompt for the teacher: the student learns to do without"
+    )
     options: dict[str, Any] = Field(
         default_factory=dict, description="fields of a registered teacher that the others do not have"
     )

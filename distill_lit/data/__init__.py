@@ -9,12 +9,15 @@ from distill_lit.data.pipeline import (
     prepare_datasets,
     word_counts,
 )
+from distill_lit.data.teacher_prompts import TeacherDocuments, check_teacher_prompt
 
 __all__ = [
     "PackedDataset",
     "PreparedData",
+    "TeacherDocuments",
     "cached_statistics",
     "check_data_config",
+    "check_teacher_prompt",
     "count_bytes",
     "prepare_datasets",
     "word_counts",

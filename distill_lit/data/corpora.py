@@ -5,9 +5,9 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -24,6 +24,14 @@ CORPUS_WORD_PATTERN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")  # letters, w
 Chat = tuple[dict[str, Any], ...]  # messages, or tools
 
 
+class TeacherPrompt(NamedTuple):
+    """What the teacher reads of a document instead of the student's prompt, rendered; None: what the student reads."""
+
+    system: str | None = None
+    user: str | None = None
+    prefix: str = ""  # before plain text
+
+
 @dataclass(frozen=True)
 class Document:
     """One document. `text`: what is read; of a chat, the contents of its `messages` one below the other, which keep all
@@ -35,11 +43,15 @@ class Document:
     tools: tuple[dict[str, Any], ...] = ()  # what the assistant of a chat may call
     row: int = 0  # of the corpus, from 1
     section: str = TRAINING_SECTION  # of the config, that the corpus is in
+    teacher_prompt: TeacherPrompt = TeacherPrompt()
 
     @property
     def key(self) -> str:
         """How errors name its corpus."""
         return f"{self.section}.{self.corpus}"
+
+
+PromptRenderer = Callable[[Document, Row], TeacherPrompt]
 
 
 @dataclass
@@ -94,12 +106,20 @@ def _printable(value: Any) -> Any:
     return value
 
 
-def compile_template(key: str, corpus: CorpusConfig) -> Template:
-    """The template of a corpus. Raises UserError for a syntax error."""
+def compile_template(key: str, text: str) -> Template:
+    """The template that the field `key` holds. Raises UserError for a syntax error."""
     try:
-        return template_sandbox().from_string(corpus.text)
+        return template_sandbox().from_string(text)
     except TemplateSyntaxError as error:
-        raise UserError(f"{key}.text: template line {error.lineno}: {error.message}") from error
+        raise UserError(f"{key}: template line {error.lineno}: {error.message}") from error
+
+
+def render_template(key: str, template: Template, row: Row, **names: Any) -> str:
+    """A text over the columns of a row, and over `names`. Raises UserError, naming the field `key`, where there is none."""
+    try:
+        return template.render({**row, **names})
+    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, MemoryError) as error:
+        raise render_error(key, error, row) from error
 
 
 def check_corpora(corpora: Mapping[str, CorpusConfig], dataset_source: str) -> None:
@@ -134,7 +154,9 @@ def _check_corpus(key: str, corpus: CorpusConfig, dataset_source: str) -> None:
         check_corpus_source(key, corpus, dataset_source)
     elif corpus.dataset or corpus.path:
         raise UserError(f"{key} has both generated and {'dataset' if corpus.dataset else 'path'}; give one")
-    compile_template(key, corpus)
+    _compile_corpus(key, corpus)
+    if isinstance(corpus.messages, list) and not any(message.role == "assistant" for message in corpus.messages):
+        raise UserError(f"{key}.messages: none is of the assistant, so there is no response to learn")
 
 
 def corpora_fingerprint(
@@ -165,9 +187,10 @@ def read_documents(
     *,
     section: str = TRAINING_SECTION,
     validation: Documents | None = None,
+    render_prompt: PromptRenderer | None = None,
 ) -> Documents:
     """Every document once, corpus by corpus in the order of their names, less those of `validation`; `on_row` is called for
-    each row.
+    each row, `render_prompt` for the teacher's prompt of each document.
 
     Two documents are the same when they differ only in white space. Raises UserError for a row that cannot be
     rendered and when nothing is left.
@@ -177,7 +200,7 @@ def read_documents(
     seen: set[bytes] = set()
     for name, corpus in sorted(corpora.items()):
         counts = loaded.counts[name] = CorpusCounts()
-        for document in _render_corpus(section, name, corpus, seed, dataset_source):
+        for document, row in _render_corpus(section, name, corpus, seed, dataset_source):
             on_row()
             counts.rows += 1
             digest = _digest(document)
@@ -190,7 +213,8 @@ def read_documents(
             else:
                 seen.add(digest)
                 counts.documents += 1
-                loaded.items.append(document)
+                prompt = render_prompt(document, row) if render_prompt is not None else TeacherPrompt()
+                loaded.items.append(replace(document, teacher_prompt=prompt))
     if not loaded.items:
         rows = sum(counts.rows for counts in loaded.counts.values())
         reason = "empty or in data.validation" if excluded else "empty"
@@ -212,23 +236,41 @@ def _digest(document: Document) -> bytes:
     return blake2b(" ".join(text.split()).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def _render_corpus(section: str, name: str, corpus: CorpusConfig, seed: int, dataset_source: str) -> Iterator[Document]:
+def _compile_corpus(key: str, corpus: CorpusConfig) -> list[Template]:
+    """The template of the text, or those of the messages; none for a column of messages."""
+    if isinstance(corpus.messages, list):
+        return [compile_template(f"{key}.messages[{i}]", m.content) for i, m in enumerate(corpus.messages)]
+    text = compile_template(f"{key}.text", corpus.text)
+    return [] if corpus.messages else [text]
+
+
+def _render_corpus(
+    section: str, name: str, corpus: CorpusConfig, seed: int, dataset_source: str
+) -> Iterator[tuple[Document, Row]]:
     key = f"{section}.{name}"
     source = open_corpus_source(key, corpus, dataset_source)
-    template = compile_template(key, corpus)
+    templates = _compile_corpus(key, corpus)
     for number, row in draw_rows(source, corpus.max_documents, [seed, zlib.crc32(name.encode())]):
         if corpus.messages:
-            text, messages, tools = _chat(key, corpus.messages, row, number + 1)
-            yield Document(name, text, messages, tools, number + 1, section)
+            text, messages, tools = _chat(key, _messages(key, corpus, templates, row), row, number + 1)
+            yield Document(name, text, messages, tools, number + 1, section), row
         else:
-            yield Document(name, _render(key, template, row), row=number + 1, section=section)
+            text = _render(f"{key}.text", templates[0], row)
+            yield Document(name, text, row=number + 1, section=section), row
+
+
+def _messages(key: str, corpus: CorpusConfig, templates: list[Template], row: Row) -> tuple[str, Any]:
+    """(what errors call them, the messages of a row): those of a column, or made by templates."""
+    if isinstance(corpus.messages, list):
+        texts = [_render(f"{key}.messages[{i}]", template, row) for i, template in enumerate(templates)]
+        return "messages", [{"role": m.role, "content": text} for m, text in zip(corpus.messages, texts, strict=True)]
+    if corpus.messages not in row:
+        raise UserError(f"{key}.messages: no column {corpus.messages!r}; the columns are {', '.join(sorted(row))}")
+    return corpus.messages, row[corpus.messages]
 
 
 def _render(key: str, template: Template, row: Row) -> str:
-    try:
-        return template.render(row).strip().removeprefix("\ufeff").strip()  # a byte order mark
-    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, MemoryError) as error:
-        raise render_error(f"{key}.text", error, row) from error
+    return render_template(key, template, row).strip().removeprefix("\ufeff").strip()  # a byte order mark
 
 
 def render_error(key: str, error: Exception, row: Row) -> UserError:
@@ -237,12 +279,10 @@ def render_error(key: str, error: Exception, row: Row) -> UserError:
     return UserError(f"{key}: {one_line_message(error)}; the columns are {columns}; the row begins {begins}")
 
 
-def _chat(key: str, column: str, row: Row, number: int) -> tuple[str, Chat, Chat]:
+def _chat(key: str, named_messages: tuple[str, Any], row: Row, number: int) -> tuple[str, Chat, Chat]:
     """(text, messages, tools) of a chat; the text of one without a response from the assistant to learn is empty."""
-    if column not in row:
-        raise UserError(f"{key}.messages: no column {column!r}; the columns are {', '.join(sorted(row))}")
     try:
-        messages, tools = read_messages(column, row[column]), read_tools(row.get("tools"))
+        messages, tools = read_messages(*named_messages), read_tools(row.get("tools"))
         is_answered = any(is_supervised_response(message) for message in messages)
     except (UserError, ValueError) as error:
         raise UserError(f"{key}.messages: row {number}: {error}") from error

@@ -13,7 +13,7 @@ from distill_lit.data.tokenization import TokenizedDocuments, encode_documents, 
 from distill_lit.utils.exceptions import UserError
 
 log = logging.getLogger(__name__)
-Encoded = tuple[np.ndarray, np.ndarray, str]  # tokens and loss mask of a document, and its corpus
+Encoded = tuple[np.ndarray, np.ndarray, int]  # tokens and loss mask of a document, and its number
 
 
 def corpus_shares(corpora: Mapping[str, CorpusConfig]) -> dict[str, float]:
@@ -43,15 +43,15 @@ def tokenize_mixture(
     those of `shares`, sorted.
     """
     corpora = sorted(shares) if corpora is None else corpora
-    order = [documents[i] for i in np.random.default_rng(seed).permutation(len(documents))]
-    held_out = _encode(order, tokenizer, validation_tokens)
+    order = np.random.default_rng(seed).permutation(len(documents)).tolist()
+    held_out = _encode(documents, order, tokenizer, validation_tokens)
     rest = order[len(held_out) :]
     encoded: dict[str, list[Encoded]] = {}
     for name, share in shares.items():
-        own = [document for document in rest if document.corpus == name] if share else []
+        own = [i for i in rest if documents[i].corpus == name] if share else []
         if share and not own:
             raise UserError(f"{TRAINING_SECTION}.{name}.weight: no document of it is left to train on; set it to 0")
-        encoded[name] = _encode(own, tokenizer, share * max_tokens if max_tokens else np.inf)
+        encoded[name] = _encode(documents, own, tokenizer, share * max_tokens if max_tokens else np.inf)
     total = max_tokens or min(_count(encoded[name]) / share for name, share in shares.items() if share)
     chosen = {
         name: _repeated([len(tokens) for tokens, *_ in encoded[name]], round(share * total), name, seed)
@@ -60,21 +60,22 @@ def tokenize_mixture(
     }
     pool = [encoded[name][i] for name, numbers in chosen.items() for i in numbers]
     shuffled = np.random.default_rng([seed, zlib.crc32(b"mixture")]).permutation(len(pool))
-    tokens, masks, names = zip(*held_out, *(pool[i] for i in shuffled), strict=True)
-    corpus_ids = [corpora.index(name) for name in names]
-    return join_documents(list(tokens), list(masks), corpus_ids), _statistics(encoded, chosen)
+    tokens, masks, read = zip(*held_out, *(pool[i] for i in shuffled), strict=True)
+    corpus_ids = [corpora.index(documents[i].corpus) for i in read]
+    return join_documents(list(tokens), list(masks), corpus_ids, np.array(read)), _statistics(encoded, chosen)
 
 
-def _encode(documents: list[Document], tokenizer: Any, enough: float) -> list[Encoded]:
-    """The first documents, until they hold `enough` tokens."""
+def _encode(documents: list[Document], numbers: Sequence[int], tokenizer: Any, enough: float) -> list[Encoded]:
+    """The first documents with these numbers, until they hold `enough` tokens."""
     found: list[Encoded] = []
     total, dtype = 0, token_dtype(tokenizer)
     if not enough:
         return found
     with progress_bar() as bar:
-        task = bar.add_task("tokenising", total=len(documents))
-        for document, (ids, supervised) in zip(documents, encode_documents(documents, tokenizer), strict=False):
-            found.append((np.array(ids, dtype=dtype), np.array(supervised, dtype=bool), document.corpus))
+        task = bar.add_task("tokenising", total=len(numbers))
+        encoded = encode_documents([documents[i] for i in numbers], tokenizer)
+        for number, (ids, supervised) in zip(numbers, encoded, strict=False):
+            found.append((np.array(ids, dtype=dtype), np.array(supervised, dtype=bool), number))
             total += len(ids)
             bar.advance(task)
             if total >= enough:

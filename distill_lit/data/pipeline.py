@@ -3,14 +3,17 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from distill_lit.config.schema import DataConfig
+from distill_lit.config import DataConfig, TeacherPromptConfig, non_default_fields
 from distill_lit.data.corpora import (
     VALIDATION_SECTION,
+    Document,
+    PromptRenderer,
     check_corpora,
     check_validation_corpora,
     corpora_fingerprint,
@@ -21,6 +24,7 @@ from distill_lit.data.corpora import (
 from distill_lit.data.mixture import corpus_shares, tokenize_mixture
 from distill_lit.data.packing import PACKED_ARRAYS, PackedDataset, pack, split_train_validation, take_tokens
 from distill_lit.data.sources import FileSource, open_corpus_source
+from distill_lit.data.teacher_prompts import NOT_IN_TEACHER, TeacherDocuments, make_teacher_documents, prompt_renderer
 from distill_lit.data.templates import read_template, set_chat_template
 from distill_lit.data.tokenization import (
     TokenizedDocuments,
@@ -36,18 +40,22 @@ from distill_lit.utils.files import cache_root, fingerprint, read_json, try_writ
 
 MAX_BYTES_TO_COUNT = 1 << 28  # files that are read in seconds
 DATA_CACHE_VERSION = 4  # raise it when the same input becomes other documents, tokens or rows
+TEACHER_PROMPT_VERSION = 1  # raise it when the same prompt becomes other tokens for the teacher
+TOKENIZED_ARRAYS = ("tokens", "offsets", "loss_mask", "corpus_ids")  # what is kept of tokenized documents
 
 
 @dataclass(frozen=True)
 class PreparedData:
     """Rows to train on and rows to validate on, from different documents; `fingerprint` identifies them; `statistics`
     counts documents, duplicates, empty, split, tokens, padding_share and rows; where corpora have weights, what each gave
-    to the `mixture`; where `data.validation` is given, documents left out of training for being `in_validation`."""
+    to the `mixture`; where `data.validation` is given, documents left out of training for being `in_validation`.
+    teacher_documents: what the teacher reads of them, where it has a prompt of its own."""
 
     train: PackedDataset
     validation: PackedDataset
     fingerprint: str
     statistics: dict[str, Any]
+    teacher_documents: TeacherDocuments | None = None
 
 
 def check_data_config(data: DataConfig, dataset_source: str) -> None:
@@ -61,20 +69,26 @@ def check_data_config(data: DataConfig, dataset_source: str) -> None:
 
 
 def prepare_datasets(
-    data: DataConfig, tokenizer_folder: Path, dataset_source: str, with_corpus_ids: bool = False
+    data: DataConfig,
+    tokenizer_folder: Path,
+    dataset_source: str,
+    with_corpus_ids: bool = False,
+    prompt: TeacherPromptConfig | None = None,
 ) -> PreparedData:
     """Packed rows of `data`, from the cache when nothing they depend on has changed.
 
-    with_corpus_ids: the rows say of every token which corpus it is of; they are the same rows without.
+    with_corpus_ids: the rows say of every token which corpus it is of; they are the same rows without. prompt: the
+    teacher's own; the rows are the same without, too.
 
-    Raises UserError when a source cannot be read, there are too few documents, or nothing is supervised.
+    Raises UserError when a source cannot be read, there are too few documents, nothing is supervised, or the teacher's
+    prompt does not leave a response as it is.
     """
     check_data_config(data, dataset_source)
     tokens_key, key = _keys(data, tokenizer_folder, dataset_source)
 
     def make_tokens() -> tuple[Arrays, dict[str, Any]]:
-        tokenizer = set_chat_template(load_tokenizer(tokenizer_folder), read_template(data.chat_template))
-        return _tokenize_both(data, tokenizer, dataset_source)
+        parts, statistics = _tokenize_both(data, _tokenizer(data, tokenizer_folder), dataset_source)
+        return _stored([tokens for tokens, _ in parts]), tokenization_metadata(parts[0][0], statistics)
 
     def open_tokens() -> tuple[Arrays, dict[str, Any]]:
         return open_or_make(cache_root() / "tokens" / tokens_key, make_tokens)
@@ -92,15 +106,49 @@ def prepare_datasets(
     arrays, manifest = open_or_make(cache_root() / "packed" / key, make_rows)
     if with_corpus_ids:  # beside the rows, which are those of experiments that do not ask
         arrays = arrays | open_or_make(cache_root() / "packed" / f"{key}-corpora", make_corpus_ids)[0]
-    _check_readable(arrays, tokenizer_folder)
-    return PreparedData(_packed(arrays, "train"), _packed(arrays, "validation"), key, manifest["statistics"])
+    _check_readable([arrays["train_input_ids"], arrays["validation_input_ids"]], tokenizer_folder)
+    train, validation, statistics = _packed(arrays, "train"), _packed(arrays, "validation"), manifest["statistics"]
+    if prompt is None or not prompt.is_set:
+        return PreparedData(train, validation, key, statistics)
+    teacher, counts = _prepare_teacher_documents(data, tokenizer_folder, dataset_source, prompt)
+    return PreparedData(train, validation, key, {**statistics, **counts}, teacher)
 
 
-def _check_readable(arrays: Arrays, folder: Path) -> None:
+def _tokenizer(data: DataConfig, folder: Path) -> Any:
+    return set_chat_template(load_tokenizer(folder), read_template(data.chat_template))
+
+
+def _prepare_teacher_documents(
+    data: DataConfig, tokenizer_folder: Path, dataset_source: str, prompt: TeacherPromptConfig
+) -> tuple[TeacherDocuments, dict[str, Any]]:
+    """(what the teacher reads of the rows of `prepare_datasets`, counts of it), from the cache or made."""
+    key = _teacher_key(data, tokenizer_folder, dataset_source, prompt)
+    most_tokens = prompt.sequence_length or data.sequence_length
+
+    def make() -> tuple[Arrays, dict[str, Any]]:
+        tokenizer = _tokenizer(data, tokenizer_folder)
+        parts, _ = _tokenize_both(data, tokenizer, dataset_source, prompt_renderer(prompt))
+        tokens, positions, counts = make_teacher_documents(parts, tokenizer, data.sequence_length, most_tokens)
+        train, validation, _ = _split_and_pack(data, _stored(positions))
+        for name, packed in (("train", train), ("validation", validation)):
+            tokens[f"{name}_positions"] = np.where(packed.document_ids > 0, packed.input_ids, NOT_IN_TEACHER)
+        return tokens, {"statistics": counts}
+
+    arrays, manifest = open_or_make(cache_root() / "teacher_documents" / key, make)
+    _check_readable([arrays["tokens"]], tokenizer_folder)
+    return TeacherDocuments(**arrays, sequence_length=most_tokens, fingerprint=key), manifest["statistics"]
+
+
+def _teacher_key(data: DataConfig, tokenizer_folder: Path, dataset_source: str, prompt: TeacherPromptConfig) -> str:
+    _, key = _keys(data, tokenizer_folder, dataset_source)
+    return fingerprint([key, TEACHER_PROMPT_VERSION, non_default_fields(prompt)])
+
+
+def _check_readable(arrays: list[np.ndarray], folder: Path) -> None:
     """Raises UserError for a token of the data that the model beside the tokenizer has no embedding for."""
     if (folder / "config.json").is_file():
         rows = load_model_config(folder).get_text_config().vocab_size
-        largest = max(int(arrays[f"{name}_input_ids"].max(initial=0)) for name in ("train", "validation"))
+        largest = max(int(array.max(initial=0)) for array in arrays)
         if largest >= rows:
             try:
                 check_ids([largest], load_tokenizer(folder), rows)
@@ -108,13 +156,21 @@ def _check_readable(arrays: Arrays, folder: Path) -> None:
                 raise UserError(f"data.corpora: {error}") from error
 
 
-def cached_statistics(data: DataConfig, tokenizer_folder: Path, dataset_source: str) -> dict[str, Any]:
+def cached_statistics(
+    data: DataConfig, tokenizer_folder: Path, dataset_source: str, prompt: TeacherPromptConfig | None = None
+) -> dict[str, Any]:
     """`PreparedData.statistics` of data that are prepared already; empty for others."""
     _, key = _keys(data, tokenizer_folder, dataset_source)
-    try:
-        return dict(read_json(cache_root() / "packed" / key / "manifest.json")["statistics"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+    folders = [cache_root() / "packed" / key]
+    if prompt is not None and prompt.is_set:
+        folders.append(cache_root() / "teacher_documents" / _teacher_key(data, tokenizer_folder, dataset_source, prompt))
+    found: dict[str, Any] = {}
+    for folder in folders:
+        try:
+            found |= read_json(folder / "manifest.json")["statistics"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+    return found
 
 
 def count_bytes(data: DataConfig, dataset_source: str) -> int | None:
@@ -160,23 +216,36 @@ def _corpus_fingerprint_inputs(data: DataConfig, dataset_source: str) -> list[An
     return [DATA_CACHE_VERSION, data.seed, dataset_source, corpora_fingerprint(data.corpora, dataset_source)]
 
 
-def _tokenize_both(data: DataConfig, tokenizer: Any, dataset_source: str) -> tuple[Arrays, dict[str, Any]]:
-    """Tokens of the corpora, the held-out documents first, and of `data.validation`: (arrays, manifest)."""
+def _tokenize_both(
+    data: DataConfig, tokenizer: Any, dataset_source: str, render_prompt: PromptRenderer | None = None
+) -> tuple[list[tuple[TokenizedDocuments, list[Document]]], dict[str, Any]]:
+    """([(tokens, the documents that they are of)], statistics): of the corpora, the held-out documents first, and of
+    `data.validation` where it is given."""
     rows, own, names = data.validation_sequences * data.sequence_length, None, corpus_names(data)
+    read = partial(read_documents, seed=data.seed, dataset_source=dataset_source, render_prompt=render_prompt)
     if data.validation:
-        own = read_documents(data.validation, data.seed, dataset_source, section=VALIDATION_SECTION)
-    documents = read_documents(data.corpora, data.seed, dataset_source, validation=own)
+        own = read(data.validation, section=VALIDATION_SECTION)
+    documents = read(data.corpora, validation=own)
     shares, held_out, statistics = corpus_shares(data.corpora), 0 if own else rows, documents.statistics()
     if shares:
         made, mixture = tokenize_mixture(documents.items, tokenizer, data.seed, held_out, data.max_tokens, shares, names)
         statistics |= {"mixture": mixture}
     else:
         made = tokenize(documents.items, tokenizer, data.seed, held_out, data.max_tokens, names)
-    arrays = vars(made).copy()
+    found = [(made, documents.items)]
     if own:
-        validation = tokenize(own.items, tokenizer, data.seed, 0, rows, names)
-        arrays |= {f"validation_{name}": array for name, array in vars(validation).items()}
-    return arrays, tokenization_metadata(made, statistics)
+        found.append((tokenize(own.items, tokenizer, data.seed, 0, rows, names), own.items))
+    return [(tokens, [items[i] for i in np.asarray(tokens.numbers)]) for tokens, items in found], statistics
+
+
+def _stored(parts: list[TokenizedDocuments]) -> Arrays:
+    """The arrays of the documents of the corpora, and of `data.validation` where there are two parts."""
+    arrays = {
+        f"{prefix}{name}": getattr(part, name)
+        for prefix, part in zip(("", "validation_"), parts, strict=False)
+        for name in TOKENIZED_ARRAYS
+    }
+    return {name: array for name, array in arrays.items() if array is not None}
 
 
 def _split(data: DataConfig, arrays: Arrays) -> tuple[TokenizedDocuments, TokenizedDocuments]:

@@ -34,12 +34,14 @@ TOKENIZER_FILE_PATTERNS = (
 class TokenizedDocuments:
     """Tokenized documents. `tokens`, `loss_mask` (bool): (N,); `offsets` (int64): (documents + 1,), document i is
     tokens[offsets[i]:offsets[i + 1]]; `corpus_ids`: (documents,), which of the corpora each is of, by name from 0, or None
-    where nobody has noted it."""
+    where nobody has noted it; `numbers`: (documents,), which each is of the documents that were given, one perhaps several
+    times, or None once they are cut or stored."""
 
     tokens: np.ndarray
     offsets: np.ndarray
     loss_mask: np.ndarray
     corpus_ids: np.ndarray | None = None
+    numbers: np.ndarray | None = None
 
 
 def hash_tokenizer(folder: Path) -> dict[str, str]:
@@ -78,7 +80,8 @@ def tokenize(
             if max_tokens and after_first >= max_tokens:
                 break
     names = sorted({document.corpus for document in documents}) if corpora is None else corpora
-    return join_documents(pieces, marks, [names.index(documents[i].corpus) for i in order[: len(pieces)]])
+    read = order[: len(pieces)]
+    return join_documents(pieces, marks, [names.index(documents[i].corpus) for i in read], read)
 
 
 def token_dtype(tokenizer: Any) -> type[np.unsignedinteger[Any]]:
@@ -86,11 +89,13 @@ def token_dtype(tokenizer: Any) -> type[np.unsignedinteger[Any]]:
     return np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
 
 
-def join_documents(tokens: list[np.ndarray], loss_masks: list[np.ndarray], corpus_ids: Sequence[int]) -> TokenizedDocuments:
+def join_documents(
+    tokens: list[np.ndarray], loss_masks: list[np.ndarray], corpus_ids: Sequence[int], numbers: np.ndarray
+) -> TokenizedDocuments:
     """Documents, at least one, one after the other."""
     offsets = np.cumsum([0, *map(len, tokens)], dtype=np.int64)
     return TokenizedDocuments(
-        np.concatenate(tokens), offsets, np.concatenate(loss_masks), np.array(corpus_ids, dtype=np.uint16)
+        np.concatenate(tokens), offsets, np.concatenate(loss_masks), np.array(corpus_ids, dtype=np.uint16), numbers
     )
 
 

@@ -40,6 +40,7 @@ def evaluation_cache_key(model: str, spec: TaskSpec, settings: EvaluationConfig,
         "apply_chat_template": settings.apply_chat_template,
         "dtype": settings.dtype, **({"kind": measurement} if measurement else {}),
         **({"token_logprobs": True} if settings.token_logprobs else {}),
+        **({"system_instruction": settings.system_instruction} if settings.system_instruction else {}),
     })  # fmt: skip
 
 

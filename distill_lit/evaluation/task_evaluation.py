@@ -53,6 +53,7 @@ def evaluate_task(
             {"tasks": {spec.name: task}},
             samples={spec.name: doc_indices} if len(doc_indices) < total else None,
             bootstrap_iters=0,  # intervals are ours; 100,000 draws of a perplexity take minutes
+            system_instruction=settings.system_instruction or None,
             apply_chat_template=settings.apply_chat_template,
             confirm_run_unsafe_code=spec.unsafe_code,
             fewshot_as_multiturn=settings.apply_chat_template,
@@ -76,6 +77,8 @@ def require_chat_template(settings: EvaluationConfig, tokenizer: PreTrainedToken
         raise UserError(f"evaluation.apply_chat_template: the tokenizer of {model} has no chat template")
     try:
         question = [{"role": "user", "content": "Why?"}]
+        if settings.system_instruction:
+            question.insert(0, {"role": "system", "content": settings.system_instruction})
         with handle_template_errors():
             check_rendered_length(str(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)))
     except UserError as error:
@@ -108,6 +111,7 @@ def _settings(spec: TaskSpec, settings: EvaluationConfig, rows: Rows) -> dict[st
         "limit": settings.limit,
         "seed": effective_seed(spec, settings),
         "apply_chat_template": settings.apply_chat_template,
+        **({"system_instruction": settings.system_instruction} if settings.system_instruction else {}),
         "dtype": settings.dtype,
         "eval_split": source.eval_split,
         "official_split": source.official_split,

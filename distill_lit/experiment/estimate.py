@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from distill_lit import assets, data
 from distill_lit.config import ExperimentConfig, GeneratedConfig
@@ -127,9 +128,8 @@ def _estimate_teacher_cache(run: Run, architectures: Architectures) -> Estimate 
     fields = with_teacher(config, run.teacher).teacher
     teacher, source = architectures.of(fields.model, run), cached_teacher_source(fields)
     has_lm_head = source.capabilities(fields).target_form != "dense"  # hidden states need none
-    flops = size_from_config(teacher.config).flops_per_token(head=has_lm_head) * (
-        rows.train_positions + rows.validation_positions
-    )
+    read = (rows.train_positions + rows.validation_positions) * _teacher_tokens_per_token(run, architectures)
+    flops = size_from_config(teacher.config).flops_per_token(head=has_lm_head) * read
     speed = hardware.matmul_flops_per_second(hardware.device_for(config.training.accelerator))
     seconds = flops / (speed.get(fields.dtype, speed["float32"]) * FORWARD_EFFICIENCY)
     size = source.estimate_cache_bytes(fields, teacher.config, rows)
@@ -145,13 +145,32 @@ def _positions(config: ExperimentConfig, tokenizer_folder: Path) -> CacheRows | 
     tokens = config.data.max_tokens
     try:
         if _are_corpora_local(config):
-            known = data.cached_statistics(config.data, tokenizer_folder, config.dataset_source)
+            known = _cached_statistics(config, tokenizer_folder)
             if known:
                 return CacheRows(known["train_rows"] * length, known["targets"], known["validation_rows"] * length)
             tokens = tokens or (data.count_bytes(config.data, config.dataset_source) or 0) // UNTOKENIZED_BYTES_PER_TOKEN
     except UserError:  # the run will say what is wrong
         pass
     return CacheRows(tokens, tokens, held_out) if tokens else None
+
+
+def _cached_statistics(config: ExperimentConfig, tokenizer_folder: Path) -> dict[str, Any]:
+    return data.cached_statistics(config.data, tokenizer_folder, config.dataset_source, config.teacher.prompt)
+
+
+def _teacher_tokens_per_token(run: Run, architectures: Architectures) -> float:
+    """Tokens that the teacher reads for each of the student's: more where it has a prompt of its own."""
+    config, prompt = run.config, run.config.teacher.prompt
+    if not prompt.is_set:
+        return 1.0
+    try:
+        folder = architectures.teacher(run).tokenizer_folder
+        if known := _cached_statistics(config, folder) if _are_corpora_local(config) else {}:
+            return float(known["teacher_tokens_per_token"])
+    except UserError:  # the run will say what is wrong
+        pass
+    characters = sum(len(text) for text in (prompt.system, prompt.user, prompt.prefix))
+    return 1 + characters / UNTOKENIZED_BYTES_PER_TOKEN / TOKENS_PER_DOCUMENT
 
 
 def _are_corpora_local(config: ExperimentConfig) -> bool:
@@ -217,7 +236,7 @@ def _teacher_flops_per_token(run: Run, architectures: Architectures, student: Mo
         able = teacher_capabilities(fields)
         size = student if able.copies_student else size_from_config(architectures.of(fields.model, run).config)
         if able.runs_beside_student:
-            flops += size.flops_per_token()
+            flops += size.flops_per_token() * _teacher_tokens_per_token(run, architectures)
         elif able.needs_model and able.target_form == "dense":
             flops += 2.0 * size.lm_head_parameters
     return flops

@@ -43,12 +43,13 @@ def student_fingerprint(role: str, config: ExperimentConfig) -> str:
 
 
 def _teacher_fingerprint_fields(role: str, config: ExperimentConfig) -> dict[str, Any]:
-    """What of the teacher decides a student; of one that learns nothing from it, not the settings of its outputs."""
+    """What of the teacher decides a student; of one that learns nothing from it, not the settings of its outputs, but the
+    prompt under which it is compared with it."""
     found = non_default_fields(config.teacher)
     if routes := routed_corpora(config):
         found["corpora"] = routes
     # one with another tokenizer leaves the student its own
-    known = ("model", "dtype", *([] if teacher_capabilities(config.teacher).shares_tokenizer else ["source"]))
+    known = ("model", "dtype", "prompt", *([] if teacher_capabilities(config.teacher).shares_tokenizer else ["source"]))
     return found if role == Role.DISTILLED else {key: found[key] for key in known if key in found}
 
 

@@ -67,7 +67,8 @@ def prepare_experiment_data(runs: Sequence[Run]) -> None:
     for run in runs:
         if run.student and not any(corpus.generated for corpus in run.config.data.corpora.values()):
             base, is_routed = architectures.tokenizer_folder(run), bool(routed_corpora(run.config))
-            data.prepare_datasets(run.config.data, base, run.config.dataset_source, is_routed)
+            prompt = run.config.teacher.prompt
+            data.prepare_datasets(run.config.data, base, run.config.dataset_source, is_routed, prompt)
     if any(_needs_dataset_mirror(run.config) for run in runs):
         mirror_root()
     if runs[0].config.dataset_source == "hub":

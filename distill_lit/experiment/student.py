@@ -122,7 +122,7 @@ def train_and_export_student(
         "data": prepared.statistics,
         **({"format": QUANTIZATION_RECIPES[quantization]} if quantization != "none" else {}),
         **_size_facts(size),
-        **_cost_facts(run, setup, size, trained_fraction),
+        **_cost_facts(run, setup, size, trained_fraction, prepared.statistics.get("teacher_tokens_per_token", 1.0)),
         **_layer_choices(config.students[run.student], teacher_folder, calibration, setup.distiller.loss.feature_alignment),
     }
 
@@ -274,6 +274,8 @@ def _training_fingerprints(
         folders = {name: model_folder(reference) for name, reference in teacher_references(run.config).items()}
         fingerprints["teachers"] = fingerprint({name: model_fingerprint(folder) for name, folder in folders.items()})
         fingerprints["teacher_weights"] = json.dumps([run.config.teacher.mixture.kind, teacher_weights(run.config)])
+    if prepared.teacher_documents is not None:
+        fingerprints["teacher.prompt"] = prepared.teacher_documents.fingerprint
     return fingerprints | (
         {"student.from": fingerprint(model_fingerprint(model_folder(config.from_)))} if config.from_ else {}
     )
@@ -295,6 +297,9 @@ def _recipe(run: Run) -> str:
     head = f"student: {run.student}\nseed: {config.seed}\n"
     if not run.is_trained:
         return head + "training: none\n"
+    prompt = config.teacher.prompt
+    if run.role == Role.DISTILLED and prompt.is_set:
+        head += "teacher_prompt:\n" + _indented(to_yaml(prompt))
     return (
         head + "objective:\n" + _indented(to_yaml(config.objective)) + "training:\n" + _indented(to_yaml(config.training))
     )
@@ -314,9 +319,12 @@ def _size_facts(size: ModelSize) -> dict[str, Any]:
     }
 
 
-def _cost_facts(run: Run, setup: TrainingJob, size: ModelSize, trainable_fraction: float) -> dict[str, Any]:
+def _cost_facts(
+    run: Run, setup: TrainingJob, size: ModelSize, trainable_fraction: float, teacher_tokens_per_token: float
+) -> dict[str, Any]:
     """Tokens read and arithmetic spent. A backward pass costs a forward pass for the activations and another for the
-    share of the weights that is trained; an offline teacher ran once, for all runs, and is charged to each."""
+    share of the weights that is trained; an offline teacher ran once, for all runs, and is charged to each; with a prompt
+    of its own it reads more tokens than the student."""
     tokens = 0 if not run.is_trained else setup.datamodule.steps * setup.datamodule.tokens_per_step
     asks_teacher = setup.distiller.loss.objective.needs_teacher
     teacher_flops = _teacher_flops_per_token(run.config, setup.datamodule.train, size) if asks_teacher else 0.0
@@ -324,7 +332,7 @@ def _cost_facts(run: Run, setup: TrainingJob, size: ModelSize, trainable_fractio
         "training_tokens": tokens,
         **({"first_step": setup.first_step, "steps": setup.datamodule.steps} if tokens else {}),
         "student_training_flops": (2 + trainable_fraction) * size.flops_per_token() * tokens,
-        "teacher_training_flops": teacher_flops * tokens,
+        "teacher_training_flops": teacher_flops * teacher_tokens_per_token * tokens,
     }
 
 

@@ -44,7 +44,11 @@ def prepare_run_data(config: ExperimentConfig, tokenizer_folder: Path) -> data.P
     """Packed rows of an experiment, the generated ones among them; they say which corpus a token is of where corpora have
     teachers of their own. Raises UserError for what is not written yet."""
     return data.prepare_datasets(
-        resolve_generated_data(config), tokenizer_folder, config.dataset_source, bool(routed_corpora(config))
+        resolve_generated_data(config),
+        tokenizer_folder,
+        config.dataset_source,
+        bool(routed_corpora(config)),
+        config.teacher.prompt,
     )
 
 

@@ -29,7 +29,13 @@ from distill_lit.models import (
 )
 from distill_lit.models.position_limits import check_row_length
 from distill_lit.models.vocabulary import check_same_vocabulary, check_special_tokens
-from distill_lit.teachers import describe_teacher, sources_supporting, teacher_capabilities, teacher_source
+from distill_lit.teachers import (
+    TeacherCapabilities,
+    describe_teacher,
+    sources_supporting,
+    teacher_capabilities,
+    teacher_source,
+)
 from distill_lit.training.feature_alignment import check_feature_dimensions, check_teacher_supports_features
 from distill_lit.training.loggers import check_loggers
 from distill_lit.utils import hardware
@@ -103,6 +109,7 @@ def _check_teacher(point: ExperimentConfig, objective: Objective) -> None:
     check_teacher_supports_objective(
         objective, teacher.target_form, described, has_on_policy_mask=is_on_policy_enabled(point.on_policy)
     )
+    _check_teacher_prompt(point, objective, teacher, described)
     check_teacher_supports_features(objective, teacher, described, point.training.compile)
     for member in point.teacher.members.values():
         _check_teacher_device(point, objective, member)
@@ -110,6 +117,28 @@ def _check_teacher(point: ExperimentConfig, objective: Objective) -> None:
         for name, corpus in corpora.items():
             if corpus.is_chat and not teacher.shares_tokenizer:  # a chat template belongs to a tokenizer
                 raise UserError(f"data.{section}.{name}: {described} reads plain text only, and this is a chat")
+
+
+def _check_teacher_prompt(
+    point: ExperimentConfig, objective: Objective, teacher: TeacherCapabilities, described: str
+) -> None:
+    """What a teacher with a prompt of its own cannot do: its tokens are not the student's, but for the responses."""
+    prompt = point.teacher.prompt
+    if not prompt.is_set:
+        if prompt.sequence_length:
+            raise UserError("teacher.prompt.sequence_length: there is no prompt; give system, user or prefix too")
+        return
+    if not teacher.reads_prompt:
+        able = " or ".join(sources_supporting(lambda other: other.reads_prompt))
+        raise UserError(f"teacher.prompt: {described} has no prompt of its own; choose teacher.source {able}")
+    if objective.feature_terms:
+        name = objective.feature_terms[0].name
+        raise UserError(f"teacher.prompt: objective.terms.{name} compares inner states, of one and the same text only")
+    if point.teacher.hidden_layers:
+        raise UserError("teacher.prompt: teacher.hidden_layers keeps inner states, which belong to one and the same text")
+    if is_on_policy_enabled(point.on_policy) and point.on_policy.teacher_mix_fraction:
+        raise UserError("teacher.prompt: on_policy.teacher_mix_fraction draws from both models behind the same prompt")
+    data.check_teacher_prompt(prompt, point.data)
 
 
 def _check_policy_gradient(objective: Objective, on_policy: OnPolicyConfig) -> None:
@@ -176,7 +205,14 @@ def _compared_fields(run: Run) -> tuple[Any, ...]:
     """What of a run decides whether its student fits its teacher."""
     config = run.config
     return run.student, *map(
-        repr, (config.students[run.student], config.teacher, config.objective, config.data.sequence_length)
+        repr,
+        (
+            config.students[run.student],
+            config.teacher,
+            config.objective,
+            config.data.sequence_length,
+            config.on_policy.max_new_tokens,
+        ),
     )
 
 
@@ -188,6 +224,8 @@ def _check_student_against_teacher(run: Run, architectures: Architectures) -> No
     source, able = teacher_source(config.teacher), teacher_capabilities(config.teacher)
     if able.needs_model and able.shares_tokenizer:  # it reads the same rows
         check_row_length("data.sequence_length", "the teacher", teacher, config.data.sequence_length)
+    if config.teacher.prompt.is_set:
+        check_row_length("teacher.prompt.sequence_length", "the teacher", teacher, _longest_prompted_text(config))
     objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
     check_feature_dimensions(objective, student, teacher, able.hidden_layers)
     source.check_model(config.teacher, teacher)
@@ -210,6 +248,13 @@ def _check_other_teachers(run: Run, architectures: Architectures) -> None:
             ) from None
         check_row_length("data.sequence_length", f"the teacher {name}", other.config, config.data.sequence_length)
         teacher_source(member).check_model(member, other.config)
+
+
+def _longest_prompted_text(config: ExperimentConfig) -> int:
+    """Tokens of the longest text that a teacher with a prompt of its own may read: a student may write as many tokens more
+    than it finds in the corpora."""
+    written = config.on_policy.max_new_tokens if is_on_policy_enabled(config.on_policy) else 0
+    return (config.teacher.prompt.sequence_length or config.data.sequence_length) + written
 
 
 def check_same_tokens(run: Run, architectures: Architectures, checked: set[Any]) -> None:

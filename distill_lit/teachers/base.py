@@ -97,6 +97,7 @@ class TeacherCapabilities:
         writes_text: its model can be drawn from beside the student (`on_policy.teacher_mix_fraction`).
         copies_student: its model is a copy of the student, in memory while this trains.
         follows_student: its weights change with the student's, a `StudentFollowingTeacher`: nothing without a training.
+        reads_prompt: it can read another prompt than the student (`teacher.prompt`).
     """
 
     target_form: str
@@ -111,6 +112,7 @@ class TeacherCapabilities:
     writes_text: bool = False
     copies_student: bool = False
     follows_student: bool = False
+    reads_prompt: bool = False
 
     @property
     def runs_beside_student(self) -> bool:

@@ -22,6 +22,10 @@ Precision
     between -8 and -16. The stored mass of all others restores the sum of the k best, which rounding would blur. The
     labels' own log-probabilities are stored beside them, whether or not they are among the tokens kept.
 
+Under another prompt (`teacher.prompt`)
+    The teacher then reads documents of its own, and what it says of a response is kept at the places of the student's rows:
+    the same shards, read in the same way, with hidden states of 0 where nothing is supervised.
+
 Biased or unbiased
     hidden_states gives the exact loss and the exact gradient. top_k is biased: the tail is cut off (`truncated_kl`) or
     counted as one token (`top_k_tail_kl`, never above the true KL), so a student learns too little of rare tokens,
@@ -160,9 +164,10 @@ class OfflineSource(CachedTeacherSource):
         forms = {CACHE_HIDDEN_STATES: "dense", CACHE_TOP_K: "top_k", CACHE_SAMPLED: "sampled"}
         return TeacherCapabilities(
             target_form=forms[config.cache_format],
-            hidden_layers=_cache_format(config).hidden_layers,
-            hidden_layers_key="teacher.hidden_layers",
+            hidden_layers=() if config.prompt.is_set else _cache_format(config).hidden_layers,
+            hidden_layers_key="" if config.prompt.is_set else "teacher.hidden_layers",
             needs_cache=True,
+            reads_prompt=True,
         )
 
     def describe(self, config: TeacherConfig) -> str:
@@ -191,10 +196,11 @@ class OfflineSource(CachedTeacherSource):
         return OfflineTeacher(folder, rows.train, lm_head, len(rows.validation), cache_format)
 
     def cache_label(self, config: TeacherConfig) -> str:
-        """Such as top_k_50 or sampled_12; empty for hidden states."""
+        """Such as top_k_50, sampled_12 or prompt-sampled_12; empty for hidden states of the student's documents."""
         cache_format = _cache_format(config)
         is_dense = cache_format.kind == CACHE_HIDDEN_STATES
-        return "" if is_dense else f"{cache_format.kind}_{cache_format.tokens_per_position}"
+        parts = ["prompt"] if config.prompt.is_set else []
+        return "-".join([*parts, *([] if is_dense else [f"{cache_format.kind}_{cache_format.tokens_per_position}"])])
 
     def write_cache(self, context: TeacherContext, progress: ProgressCallback) -> dict[str, Any]:
         """Runs the teacher over all rows."""
@@ -229,7 +235,9 @@ def _cache_format(config: TeacherConfig) -> TeacherCacheFormat:
 
 def _metadata(context: TeacherContext) -> dict[str, Any]:
     files, cache_format = model_fingerprint(context.model_folder), _cache_format(context.config.teacher)
-    return teacher_cache_metadata(files, context.data.fingerprint, context.dtype, cache_format)
+    documents = context.data.teacher_documents
+    read = context.data.fingerprint if documents is None else documents.fingerprint
+    return teacher_cache_metadata(files, read, context.dtype, cache_format)
 
 
 def _write(model: Any, context: TeacherContext, progress: ProgressCallback | None = None) -> Path:
@@ -246,5 +254,6 @@ def _write(model: Any, context: TeacherContext, progress: ProgressCallback | Non
         context.vocab_size,
         metadata,
         progress,
+        context.data.teacher_documents,
     )
     return folder

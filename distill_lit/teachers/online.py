@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from distill_lit.config import TeacherConfig
+from distill_lit.data import TeacherDocuments
 from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.losses.targets import DenseTarget
 from distill_lit.models.activations import Activations, LayersByKind, capture_activations
 from distill_lit.models.backbone import get_backbone
 from distill_lit.models.packing_check import last_hidden_state
 from distill_lit.teachers.base import ALL_LAYERS, TeacherCapabilities, TeacherContext, TeacherSource
+from distill_lit.teachers.prompted import hidden_states_with_prompt
 from distill_lit.teachers.registry import register_teacher
 from distill_lit.utils.exceptions import UserError
 
@@ -29,7 +31,12 @@ class OnlineTeacher:
     """
 
     def __init__(
-        self, model: Any, vocab_size: int | None = None, compiled: bool = False, device: torch.device | None = None
+        self,
+        model: Any,
+        vocab_size: int | None = None,
+        compiled: bool = False,
+        device: torch.device | None = None,
+        documents: TeacherDocuments | None = None,
     ) -> None:
         """Puts the model into eval mode and takes its gradients away.
 
@@ -39,12 +46,14 @@ class OnlineTeacher:
             compiled: compile its backbone.
             device: where it runs; None: beside the student. On a device of its own, only its lm_head goes to the student,
                 and its hidden states, batch by batch.
+            documents: what it reads instead of the student's documents, where it has a prompt of its own; batches then say
+                in `rows` which packed rows they are.
         """
         self.model = model.eval().requires_grad_(False)
         if compiled:
             get_backbone(model).compile()
         self.vocab_size = vocab_size or model.get_output_embeddings().weight.shape[0]
-        self.device = device
+        self.device, self.documents = device, documents
         self._captured: Activations | None = None  # what is wanted of the next batch
         self.lm_head = get_lm_head(model, self.vocab_size)
 
@@ -59,8 +68,12 @@ class OnlineTeacher:
         return DenseTarget(hidden[loss_mask.to(hidden.device)].to(self.lm_head.weight.device), self.lm_head)
 
     def hidden_states(self, batch: dict[str, Tensor]) -> Tensor:
-        """The teacher's last hidden states (B, T, D) for a batch of packed rows."""
+        """The teacher's last hidden states (B, T, D) for a batch of packed rows; with a prompt of its own those before
+        supervised tokens alone."""
         self.check_frozen()
+        if self.documents is not None:
+            with torch.inference_mode():
+                return hidden_states_with_prompt(self.model, batch, self.documents)
         if self.device is not None:
             names = ("input_ids", "attention_mask", "position_ids", "document_ids")
             batch = {name: batch[name].to(self.device) for name in names if name in batch}
@@ -87,18 +100,26 @@ class OnlineSource(TeacherSource):
     """The teacher reads every batch that the student reads, what the student has written too, and shows everything."""
 
     def capabilities(self, config: TeacherConfig) -> TeacherCapabilities:
-        """All there are."""
+        """All there are; with a prompt of its own no inner states, which would be those of other documents."""
+        reads_as_student = not config.prompt.is_set
         return TeacherCapabilities(
             target_form="dense",
-            hidden_layers=ALL_LAYERS,
-            has_attention=True,
+            hidden_layers=ALL_LAYERS if reads_as_student else (),
+            has_attention=reads_as_student,
             scores_student_text=True,
             has_device=True,
             writes_text=True,
+            reads_prompt=True,
         )
 
     def build(self, context: TeacherContext) -> OnlineTeacher:
         """Loads the model."""
         own_device = context.config.launcher.teacher_device
         device = torch.device(own_device) if own_device else None
-        return OnlineTeacher(context.load_model(), context.vocab_size, context.config.training.compile, device)
+        return OnlineTeacher(
+            context.load_model(),
+            context.vocab_size,
+            context.config.training.compile,
+            device,
+            context.data.teacher_documents,
+        )

@@ -63,6 +63,7 @@ def _combine(able: Sequence[TeacherCapabilities]) -> TeacherCapabilities:
         has_device=all(one.has_device for one in able),
         copies_student=any(one.copies_student for one in able),
         follows_student=any(one.follows_student for one in able),
+        reads_prompt=all(one.reads_prompt for one in able),
     )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from distill_lit.config import TeacherConfig
+from distill_lit.data import TeacherDocuments
 from distill_lit.models.vocabulary import load_unpadded_vocab_size
 from distill_lit.teachers.base import TeacherCapabilities, TeacherContext, TeacherSource
 from distill_lit.teachers.online import OnlineTeacher
@@ -24,7 +25,12 @@ from distill_lit.teachers.registry import register_teacher
 from distill_lit.utils.exceptions import UserError
 
 OF_THE_STUDENT = TeacherCapabilities(
-    target_form="dense", needs_model=False, scores_student_text=True, writes_text=True, copies_student=True
+    target_form="dense",
+    needs_model=False,
+    scores_student_text=True,
+    writes_text=True,
+    copies_student=True,
+    reads_prompt=True,
 )
 
 
@@ -35,10 +41,16 @@ class EMATeacher(OnlineTeacher):
         module = Distiller(student, EMATeacher(student, decay=0.99), losses.ForwardKL())
     """
 
-    def __init__(self, student: Any, decay: float = 0.999, vocab_size: int | None = None) -> None:
+    def __init__(
+        self,
+        student: Any,
+        decay: float = 0.999,
+        vocab_size: int | None = None,
+        documents: TeacherDocuments | None = None,
+    ) -> None:
         """Begins with a copy of the student in its number format, which is to be float32: a shorter one would lose small
-        steps. decay: 0 (the student itself) to 1 exclusive."""
-        super().__init__(copy.deepcopy(student), vocab_size)
+        steps. decay: 0 (the student itself) to 1 exclusive; documents: as in `OnlineTeacher`."""
+        super().__init__(copy.deepcopy(student), vocab_size, documents=documents)
         self.decay = decay
 
     @torch.no_grad()
@@ -87,7 +99,8 @@ class SelfSource(TeacherSource):
     def build(self, context: TeacherContext) -> OnlineTeacher:
         """Copies the student."""
         vocab_size = load_unpadded_vocab_size(context.student_tokenizer_folder)
-        return OnlineTeacher(copy.deepcopy(context.student).to(context.dtype), vocab_size)
+        model, documents = copy.deepcopy(context.student).to(context.dtype), context.data.teacher_documents
+        return OnlineTeacher(model, vocab_size, documents=documents)
 
 
 @register_teacher("ema")
@@ -107,4 +120,5 @@ class EMASource(TeacherSource):
         """Copies the student, in float32 whatever `teacher.dtype` says; autocast makes its products what they are in the
         student."""
         vocab_size = load_unpadded_vocab_size(context.student_tokenizer_folder)
-        return EMATeacher(context.student, context.config.teacher.ema_decay, vocab_size)
+        decay, documents = context.config.teacher.ema_decay, context.data.teacher_documents
+        return EMATeacher(context.student, decay, vocab_size, documents)

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,12 +12,14 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 from torch import Tensor
 
-from distill_lit.data import PackedDataset
+from distill_lit.data import PackedDataset, TeacherDocuments
 from distill_lit.data.loader import make_batch
 from distill_lit.losses.lm_head import LMHead, get_lm_head
 from distill_lit.models.activations import HIDDEN_STATES, Activations, capture_activations
+from distill_lit.models.packed_forward import PackedBatch
 from distill_lit.models.packing_check import last_hidden_state
 from distill_lit.teachers.compression import CACHE_HIDDEN_STATES, CompressedArrays, TeacherCacheFormat, compress_logprobs
+from distill_lit.teachers.prompted import hidden_states_with_prompt
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root, fingerprint
 from distill_lit.utils.progress import ProgressCallback
@@ -38,7 +40,7 @@ def teacher_cache_metadata(
     cache_format: TeacherCacheFormat = HIDDEN_STATES_ONLY,
 ) -> dict[str, Any]:
     """What a cache depends on: the teacher's files ({name: sha256}), its tokenizer among them, the packed data in their
-    order, number format, and what is kept."""
+    order and the teacher's own prompt, number format, and what is kept."""
     return {
         "teacher": teacher,
         "data": data_fingerprint,
@@ -63,6 +65,7 @@ def write_teacher_cache(
     vocab_size: int | None = None,
     metadata: dict[str, Any] | None = None,
     progress: ProgressCallback | None = None,
+    documents: TeacherDocuments | None = None,
 ) -> None:
     """Runs a model over packed rows and writes what it says as shards, for `OfflineTeacher`.
 
@@ -76,6 +79,7 @@ def write_teacher_cache(
         vocab_size: the teacher's real tokens, where its lm_head has padded rows; None: all rows.
         metadata: goes into the manifest.
         progress: told the tokens done and all tokens.
+        documents: what the model reads instead of the documents in the rows, where it has a prompt of its own.
     """
     validation = train.take(np.arange(0)) if validation is None else validation
     shards, total, done = Shards(folder), len(train) + len(validation), 0
@@ -89,32 +93,56 @@ def write_teacher_cache(
             progress("cache", done * train.sequence_length, total * train.sequence_length, "tokens")
 
     vocab_size = vocab_size or model.get_output_embeddings().weight.shape[0]
-    writers = _shard_writers(model, train, validation, batch_size, cache_format, vocab_size)
+    reader = _Reader(model, batch_size, documents)
+    writers = _shard_writers(reader, train, validation, cache_format, vocab_size)
     shards.write_missing(writers, advance)
     facts = {"cache_format": cache_format.metadata(), "rows": total, "shards": list(writers)}
     shards.write_manifest({**(metadata or {}), **facts})
 
 
+class _Reader(NamedTuple):
+    """The model that reads rows, `batch_size` at a time. documents: what it reads in place of those in the rows."""
+
+    model: Any
+    batch_size: int
+    documents: TeacherDocuments | None
+
+    @torch.inference_mode()
+    def read(
+        self, rows: PackedDataset, numbers: range, first_row: int = 0, states: Activations | None = None
+    ) -> tuple[Tensor, PackedBatch]:
+        """(last hidden states (rows, T, D), the batch) of rows, on the model's device. first_row: the number of rows[0]
+        among those of training and held-out ones."""
+        device = next(self.model.parameters()).device
+        batch = {name: value.to(device) for name, value in make_batch(rows, np.array(numbers), 1).items()}
+        batch["rows"] += first_row
+        if self.documents is not None:
+            return hidden_states_with_prompt(self.model, batch, self.documents), batch
+        return last_hidden_state(self.model, batch, states), batch
+
+    def parts(self, numbers: range) -> list[range]:
+        """What is read at a time."""
+        return [numbers[i : i + self.batch_size] for i in range(0, len(numbers), self.batch_size)]
+
+
 def _shard_writers(
-    model: Any,
+    reader: _Reader,
     train: PackedDataset,
     validation: PackedDataset,
-    batch_size: int,
     cache_format: TeacherCacheFormat,
     vocab_size: int,
 ) -> dict[str, Callable[[Path], None]]:
     """{name of a shard: function that writes its file}."""
-    states = functools.partial(_write_hidden_states, model=model, batch_size=batch_size)
+    states = functools.partial(_write_hidden_states, reader=reader)
     if cache_format.kind == CACHE_HIDDEN_STATES:
         rows = PackedDataset.concatenate([train, validation])
         write = functools.partial(states, rows=rows, layers=cache_format.hidden_layers)
         return {name: functools.partial(write, numbers=part) for name, part in _shard_rows(CACHE_HIDDEN_STATES, len(rows))}
     sparse = functools.partial(
         _write_sparse,
-        model=model,
-        lm_head=get_lm_head(model, vocab_size),
+        reader=reader,
+        lm_head=get_lm_head(reader.model, vocab_size),
         rows=train,
-        batch_size=batch_size,
         cache_format=cache_format,
     )
     train_shards, validation_shards = (
@@ -123,7 +151,10 @@ def _shard_writers(
     )
     return {
         **{name: functools.partial(sparse, numbers=part) for name, part in train_shards},
-        **{name: functools.partial(states, rows=validation, numbers=part) for name, part in validation_shards},
+        **{
+            name: functools.partial(states, rows=validation, numbers=part, first_row=len(train))
+            for name, part in validation_shards
+        },
     }
 
 
@@ -174,51 +205,47 @@ def layer_array_name(layer: int) -> str:
     return f"layer-{layer}"
 
 
-@torch.inference_mode()
-def _last_hidden_state_of_rows(
-    model: Any, rows: PackedDataset, numbers: range, states: Activations | None = None
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """((rows, T, D), the batch), on the model's device."""
-    device = next(model.parameters()).device
-    batch = {name: value.to(device) for name, value in make_batch(rows, np.array(numbers), 1).items()}
-    return last_hidden_state(model, batch, states), batch
-
-
 def _write_hidden_states(
-    path: Path, *, model: Any, rows: PackedDataset, numbers: range, batch_size: int, layers: tuple[int, ...] = ()
+    path: Path,
+    *,
+    reader: _Reader,
+    rows: PackedDataset,
+    numbers: range,
+    layers: tuple[int, ...] = (),
+    first_row: int = 0,
 ) -> None:
-    parts = []
-    for i in range(0, len(numbers), batch_size):
-        with capture_activations(model, {HIDDEN_STATES: set(layers)}) as states:
-            last, _ = _last_hidden_state_of_rows(model, rows, numbers[i : i + batch_size], states)
+    written = []
+    for part in reader.parts(numbers):
+        with capture_activations(reader.model, {HIDDEN_STATES: set(layers)}) as states:
+            last, _ = reader.read(rows, part, first_row, states)
         named = {LAST_HIDDEN_STATE: last, **{layer_array_name(n): states[HIDDEN_STATES, n] for n in layers}}
-        parts.append({name: tensor.cpu() for name, tensor in named.items()})
-    save_file({name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}, path)
+        written.append({name: tensor.cpu() for name, tensor in named.items()})
+    save_file({name: torch.cat([tensors[name] for tensors in written]).contiguous() for name in written[0]}, path)
 
 
 @torch.inference_mode()
 def _write_sparse(
     path: Path,
     *,
-    model: Any,
+    reader: _Reader,
     lm_head: LMHead,
     rows: PackedDataset,
     numbers: range,
-    batch_size: int,
     cache_format: TeacherCacheFormat,
 ) -> None:
     # samples depend on the shard alone, so one that is written again is the same
-    generator = torch.Generator(next(model.parameters()).device).manual_seed(derive_seed(0, numbers[0]))
-    parts = []
-    for i in range(0, len(numbers), batch_size):
-        hidden, batch = _last_hidden_state_of_rows(model, rows, numbers[i : i + batch_size])
+    device = next(reader.model.parameters()).device
+    generator = torch.Generator(device).manual_seed(derive_seed(0, numbers[0]))
+    written = []
+    for part in reader.parts(numbers):
+        hidden, batch = reader.read(rows, part)
         loss_mask = batch["labels"][:, 1:] >= 0
         tokens, labels = hidden[:, :-1][loss_mask], batch["labels"][:, 1:][loss_mask]
         for start in range(0, max(len(tokens), 1), COMPRESSION_CHUNK_TOKENS):
             chunk = slice(start, start + COMPRESSION_CHUNK_TOKENS)
             logprobs = lm_head.scale_and_cap(lm_head.project(tokens[chunk])).log_softmax(-1)
-            parts.append(compress_logprobs(logprobs, labels[chunk], cache_format, generator))
-    save_arrays({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, path)
+            written.append(compress_logprobs(logprobs, labels[chunk], cache_format, generator))
+    save_arrays({name: np.concatenate([arrays[name] for arrays in written]) for name in written[0]}, path)
 
 
 class HiddenStateShards:

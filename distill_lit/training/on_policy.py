@@ -31,10 +31,12 @@ ON_POLICY_METRICS = ("length", "finished", "distinct_1", "distinct_2", "repetiti
 
 
 class Prompt(NamedTuple):
-    """The beginning of a document. corpus_id: which corpus it is of, 0 where the batch does not say."""
+    """The beginning of a document. corpus_id: which corpus it is of, 0 where the batch does not say; last_column: where it
+    ends in its packed row."""
 
     token_ids: list[int]
     corpus_id: int
+    last_column: int
 
 
 class OnPolicyGenerator:
@@ -197,21 +199,26 @@ def _sample_prompts(batch: PackedBatch, config: OnPolicyConfig, rng: np.random.G
         else:
             continue
         corpus_id = int(batch["corpus_ids"][row, columns[0]]) if "corpus_ids" in batch else 0
-        prompts[row] = Prompt(ids[row, columns][:count].tolist(), corpus_id)
+        prompts[row] = Prompt(ids[row, columns][:count].tolist(), corpus_id, int(columns[count - 1]))
     return prompts
 
 
 def _build_batch(
     prompts: dict[int, Prompt], sequences: list[GeneratedSequence], template_batch: PackedBatch
 ) -> PackedBatch:
-    """The batch with rows of prompt and text in the place of those that had a prompt."""
+    """The batch with rows of prompt and text in the place of those that had a prompt. `prompt_rows`, `prompt_ends`, (B,)
+    int64, say which packed row a prompt is of and in which column it ends; -1 in rows that stay as they are."""
     rows, device = list(prompts), template_batch["input_ids"].device
     generated_batch = {name: value.to("cpu", copy=True) for name, value in template_batch.items()}
     on_policy_mask = torch.zeros_like(generated_batch["input_ids"], dtype=torch.bool)
     for name, empty in (("input_ids", 0), ("document_ids", 0), ("position_ids", 0), ("labels", IGNORE_INDEX), ("rows", -1)):
         generated_batch[name][rows] = empty
+    no_prompt = torch.full_like(generated_batch["rows"], -1)
+    generated_batch |= {"prompt_rows": no_prompt, "prompt_ends": no_prompt.clone()}
     for row, text in zip(rows, sequences, strict=True):
         prompt = prompts[row].token_ids
+        generated_batch["prompt_rows"][row] = template_batch["rows"][row]
+        generated_batch["prompt_ends"][row] = prompts[row].last_column
         token_ids = torch.tensor([*prompt, *text.token_ids][: on_policy_mask.shape[1]])
         generated_batch["input_ids"][row, : len(token_ids)] = token_ids
         generated_batch["document_ids"][row, : len(token_ids)] = 1

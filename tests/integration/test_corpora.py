@@ -195,6 +195,14 @@ def test_words(tmp_path):
         ({"path": str(CONFIGS / "teachers")}, "holds no file with"),
         ({"path": __file__}, "unknown type"),
         ({"dataset": "baber/piqa", "text": "{{ goal"}, r"text: template line 1:"),
+        (
+            {"dataset": "baber/piqa", "messages": [{"role": "user", "content": "{{ goal"}]},
+            r"data\.corpora\.a\.messages\[0\]: template line 1:",
+        ),
+        (
+            {"dataset": "baber/piqa", "messages": [{"role": "user", "content": "{{ goal }}"}]},
+            "messages: none is of the assistant, so there is no response to learn",
+        ),
     ],
 )
 def test_check(corpus, message):
@@ -376,7 +384,7 @@ def as_lm_eval_says(name: str, row: dict) -> str:
 def test_the_shipped_text_is_worded_as_lm_eval_words_it(name):
     corpus = shipped().corpora[name]
     table = pyarrow.parquet.read_table(file_of(corpus.dataset, corpus.name, corpus.split))
-    template = compile_template(name, corpus)
+    template = compile_template(name, corpus.text)
     for row in table.slice(0, 300).to_pylist():
         ours, theirs = (re.sub(" +", " ", text.strip()) for text in (template.render(row), as_lm_eval_says(name, row)))
         assert ours == theirs

@@ -99,7 +99,7 @@ def test_other_weights_or_tokenizer_count(world: World) -> None:
 def test_every_setting_counts(world: World) -> None:
     changes: list[dict[str, Any]] = [
         {}, {"limit": 3}, {"limit": 4}, {"limit": 3, "seed": 5}, {"num_fewshot": 1}, {"num_fewshot": 1, "seed": 5},
-        {"apply_chat_template": True}, {"dtype": "bfloat16"},
+        {"apply_chat_template": True}, {"dtype": "bfloat16"}, {"system_instruction": "Be brief."},
     ]  # fmt: skip
     keys = [world.key(**change) for change in changes]
     assert len(set(keys)) == len(keys)

@@ -1,5 +1,6 @@
 """One row per document: the numbers of lm-eval's own samples, and the quantities it does not log, by hand."""
 
+import dataclasses
 import json
 import math
 import random
@@ -243,6 +244,13 @@ def test_a_chat_template_must_be_there(tmp_path: Path, model_folder: Path) -> No
     found = evaluate_loaded(model, tokenizer, settings, "pypi")
     assert found.documents["prompt"].str.startswith("[user]Question:").all()
     assert found.documents["prompt"].str.endswith("[assistant]").all()
+    instructed = dataclasses.replace(settings, system_instruction="Be brief.")
+    found = evaluate_loaded(model, tokenizer, instructed, "pypi")
+    assert found.documents["prompt"].str.startswith("[system]Be brief.[user]Question:").all()
+    assert found.meta["mine"]["system_instruction"] == "Be brief."
+    tokenizer.chat_template = "{{ raise_exception('no system') if messages[0].role == 'system' }}" + tokenizer.chat_template
+    with pytest.raises(UserError, match="evaluation.apply_chat_template: of this model: .*no system"):
+        evaluate_loaded(model, tokenizer, instructed, "pypi")
 
 
 def test_no_connection_is_attempted(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

