@@ -14,7 +14,7 @@ from distill_lit.experiment.agreement import AgreementCheck, penalty_notes
 from distill_lit.experiment.architectures import Architectures
 from distill_lit.experiment.fingerprint import TEACHER_INT8
 from distill_lit.experiment.grid import GridPoint, expand_points
-from distill_lit.experiment.mixture import asked_teachers, check_mixture
+from distill_lit.experiment.mixture import asked_teachers, check_mixture, routed_corpora
 from distill_lit.experiment.pipeline import config_key, expand_pipeline, referred_models
 from distill_lit.experiment.plan import Run
 from distill_lit.generation.corpus import check_generated_corpora
@@ -173,9 +173,8 @@ def check_against_teacher(runs: Sequence[Run]) -> list[str]:
 def _compared_fields(run: Run) -> tuple[Any, ...]:
     """What of a run decides whether its student fits its teacher."""
     config = run.config
-    return run.student, *map(
-        repr, (config.students[run.student], config.teacher, config.objective, config.data.sequence_length)
-    )
+    sections = (config.students[run.student], config.teacher, config.objective)
+    return run.student, *map(repr, (*sections, config.data.sequence_length, routed_corpora(config)))
 
 
 def _check_student_against_teacher(run: Run, architectures: Architectures) -> None:

@@ -162,6 +162,18 @@ def test_what_is_asked_is_planned_and_fetched(load: Any, tiny_teacher: Path, oth
     assert prepared[0] == prepared[1]
 
 
+def test_every_teacher_that_is_asked_somewhere_is_checked(load: Any, tmp_path: Path) -> None:
+    """One variant asks both teachers, the other the first alone: the tokenizer of the second is compared all the same."""
+    stranger = tiny_models.make_model(tmp_path / "stranger", num_layers=1, vocab_size=310, tokens=290)
+    far = f"teacher.mixture.teachers.far={{{{model: 'file:{stranger}', weight: 0.0}}}}"
+    variants = "variants={{none: {{}}, some: {{data.corpora.sums.teacher: far}}}}"
+    config = load(far, variants, "grid={{variant: [none, some]}}")
+    check_experiment(config)
+    with pytest.raises(UserError, match="far.model: .* numbers its tokens otherwise"):
+        check_against_teacher(plan_runs(config))
+    check_against_teacher(plan_runs(load(far)))  # nobody asks it
+
+
 def test_each_teacher_has_its_cache_and_a_single_teacher_shares_it(load: Any) -> None:
     offline = load(*ROUTED, "teacher.source=offline")
     main, sums, student = plan_runs(offline)
