@@ -341,7 +341,7 @@ def test_models_and_warm_ups_have_no_average_of_a_student_that_comes_later(load:
     config = load("teacher.source=ema", stages, "models={{big: {{from: teacher, objective: {{terms: {{ce: {{}}}}}}}}}}")
     check_experiment(config)
     sources = {run.label: run.config.teacher.source for run in plan_runs(config)}
-    assert sources == {"big": "online", "one-warm_up": "online", "one": "ema"}
+    assert sources == {"big": "online", "one_after_warm_up": "online", "one": "ema"}
 
 
 # ---------------------------------------------------------------- refused
