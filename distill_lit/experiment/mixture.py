@@ -1,11 +1,16 @@
-"""Which teachers an experiment asks, about which of its corpora, and where their models are."""
+"""Which teachers an experiment asks, about which of its corpora, where their models are, and what asking them costs."""
 
+import functools
 import re
 from dataclasses import replace
+from pathlib import Path
 
 from distill_lit.config import ExperimentConfig, TeacherConfig
+from distill_lit.config.derivation import with_one_teacher
 from distill_lit.config.mixture import MAIN_TEACHER
+from distill_lit.data import PackedDataset
 from distill_lit.data.corpora import corpus_names
+from distill_lit.models import ModelSize, load_model_config, model_folder, size_from_config
 from distill_lit.teachers import teacher_capabilities
 from distill_lit.utils.exceptions import UserError, suggest
 
@@ -41,6 +46,35 @@ def teacher_references(config: ExperimentConfig) -> dict[str, str]:
     """{name: reference} of the models of all teachers; `teacher.model`, whose tokenizer reads the rows, is always there."""
     others = {name: one.model for name, one in asked_teachers(config).items() if teacher_capabilities(one).needs_model}
     return {MAIN_TEACHER: config.teacher.model, **others}
+
+
+def teacher_flops_per_token(config: ExperimentConfig, train: PackedDataset, student: ModelSize) -> float:
+    """Forward arithmetic of all teachers per training token. Of several, one beside the student reads the rows where it has
+    a weight. The references of the config are those of models that are here."""
+    weights, total = teacher_weights(config), 0.0
+    for name, teacher in asked_teachers(config).items():
+        able = teacher_capabilities(teacher)
+        corpora = [number for number, row in enumerate(weights.values()) if row.get(name)]
+        share = 1.0 if able.needs_cache else train.share_of_rows(corpora)
+        if able.copies_student:
+            total += student.flops_per_token() * share
+        elif able.needs_model:
+            total += _model_size(model_folder(teacher.model)).flops_per_token() * share
+    return total
+
+
+@functools.lru_cache(maxsize=8)
+def _model_size(folder: Path) -> ModelSize:
+    return size_from_config(load_model_config(folder))
+
+
+def with_teacher_beside(name: str, config: ExperimentConfig) -> ExperimentConfig:
+    """The config with no other teacher than `teacher.model` and this one."""
+    alone = with_one_teacher(config)
+    if name == MAIN_TEACHER:
+        return alone
+    mixture = replace(config.teacher.mixture, teachers={name: config.teacher.mixture.teachers[name]})
+    return replace(alone, teacher=replace(alone.teacher, mixture=mixture))
 
 
 def check_mixture(config: ExperimentConfig) -> None:

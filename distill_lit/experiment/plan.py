@@ -21,7 +21,7 @@ from distill_lit.experiment.fingerprint import (
     versioned_fingerprint,
 )
 from distill_lit.experiment.grid import GridPoint, expand_points
-from distill_lit.experiment.mixture import asked_teachers
+from distill_lit.experiment.mixture import asked_teachers, with_teacher_beside
 from distill_lit.experiment.pipeline import (
     Pipeline,
     expand_pipeline,
@@ -309,19 +309,10 @@ def _teacher_cache_run(
     own = {ref: made for ref, made in sources.items() if ref in (config.teacher.model, teacher.model)}
     named = [ref for ref in own if ref == teacher.model] + ([] if seed is None or not own else [f"seed={seed}"])
     label = safe_label("-".join(dict.fromkeys(part for part in ("teacher-cache", own_name, kind, *named) if part)))
-    alone = _without_made_student(_with_teacher_beside(name, config), sources)
+    alone = _without_made_student(with_teacher_beside(name, config), sources)
     return Run(
         Role.TEACHER_CACHE, label, identity, alone, depends_on=(*needs, *own.values()), sources=own, teacher=own_name
     )
-
-
-def _with_teacher_beside(name: str, config: ExperimentConfig) -> ExperimentConfig:
-    """The config with no other teacher than `teacher.model` and this one."""
-    alone = with_one_teacher(config)
-    if name == MAIN_TEACHER:
-        return alone
-    mixture = replace(config.teacher.mixture, teachers={name: config.teacher.mixture.teachers[name]})
-    return replace(alone, teacher=replace(alone.teacher, mixture=mixture))
 
 
 def _without_made_student(config: ExperimentConfig, sources: dict[str, str]) -> ExperimentConfig:

@@ -1,6 +1,5 @@
 """The model of a run: taken as it is, quantized, or a student that is trained and exported."""
 
-import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import calibration_batches
 from distill_lit.data.templates import read_template, set_chat_template
 from distill_lit.experiment.fingerprint import training_fingerprint_fields
-from distill_lit.experiment.mixture import asked_teachers, teacher_references, teacher_weights
+from distill_lit.experiment.mixture import asked_teachers, teacher_flops_per_token, teacher_references, teacher_weights
 from distill_lit.experiment.plan import Run
 from distill_lit.experiment.requirements import student_base_folder
 from distill_lit.experiment.teacher import build_teacher, prepare_run_data
@@ -43,7 +42,6 @@ from distill_lit.models import (
     model_folder,
     probe_input_ids,
     quantize_model,
-    size_from_config,
     size_of,
     trainable_fraction,
 )
@@ -51,7 +49,7 @@ from distill_lit.models.loading import is_remote_code_allowed, torch_dtype
 from distill_lit.models.quantization_aware import quantize_prepared
 from distill_lit.models.student import is_pruned, retained_layers
 from distill_lit.models.vocabulary import load_unpadded_vocab_size
-from distill_lit.teachers import Teacher, teacher_capabilities
+from distill_lit.teachers import Teacher
 from distill_lit.training.callbacks.collapse import OnPolicyCollapseWarning
 from distill_lit.training.callbacks.evaluation import EvaluationCallback
 from distill_lit.training.distiller import Distiller
@@ -327,30 +325,10 @@ def _cost_facts(
     of its own it reads more tokens than the student."""
     tokens = 0 if not run.is_trained else setup.datamodule.steps * setup.datamodule.tokens_per_step
     asks_teacher = setup.distiller.loss.objective.needs_teacher
-    teacher_flops = _teacher_flops_per_token(run.config, setup.datamodule.train, size) if asks_teacher else 0.0
+    teacher_flops = teacher_flops_per_token(run.config, setup.datamodule.train, size) if asks_teacher else 0.0
     return {
         "training_tokens": tokens,
         **({"first_step": setup.first_step, "steps": setup.datamodule.steps} if tokens else {}),
         "student_training_flops": (2 + trainable_fraction) * size.flops_per_token() * tokens,
         "teacher_training_flops": teacher_flops * teacher_tokens_per_token * tokens,
     }
-
-
-def _teacher_flops_per_token(config: ExperimentConfig, train: data.PackedDataset, student: ModelSize) -> float:
-    """Forward arithmetic of all teachers per training token. Of several, one beside the student reads the rows where it has
-    a weight."""
-    weights, total = teacher_weights(config), 0.0
-    for name, teacher in asked_teachers(config).items():
-        able = teacher_capabilities(teacher)
-        corpora = [number for number, row in enumerate(weights.values()) if row.get(name)]
-        share = 1.0 if able.needs_cache else train.share_of_rows(corpora)
-        if able.copies_student:
-            total += student.flops_per_token() * share
-        elif able.needs_model:
-            total += _teacher_size(str(model_folder(teacher.model))).flops_per_token() * share
-    return total
-
-
-@functools.lru_cache(maxsize=8)
-def _teacher_size(folder: str) -> ModelSize:
-    return size_from_config(load_model_config(Path(folder)))

@@ -204,16 +204,8 @@ def check_against_teacher(runs: Sequence[Run]) -> list[str]:
 def _compared_fields(run: Run) -> tuple[Any, ...]:
     """What of a run decides whether its student fits its teacher."""
     config = run.config
-    return run.student, *map(
-        repr,
-        (
-            config.students[run.student],
-            config.teacher,
-            config.objective,
-            config.data.sequence_length,
-            config.on_policy.max_new_tokens,
-        ),
-    )
+    sections = (config.students[run.student], config.teacher, config.objective, config.data, config.on_policy)
+    return run.student, *map(repr, sections)
 
 
 def _check_student_against_teacher(run: Run, architectures: Architectures) -> None:

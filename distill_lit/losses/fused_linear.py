@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distill_lit.losses.lm_head import LMHead
-from distill_lit.losses.mixture import mix_teachers, mixture_metric_sums, project_teachers
+from distill_lit.losses.mixture import mix_chunk
 from distill_lit.losses.objective import FeatureTerm, Objective, check_teacher_supports_objective
 from distill_lit.losses.reduction import TokenLogits, metric_denominator, term_sums
 from distill_lit.losses.targets import (
@@ -221,11 +221,9 @@ def _chunk_forward(
     target, teacher_head = context.target, None
     mixture_metrics: dict[str, Tensor] = {}
     if isinstance(target, MixtureTarget):
-        parts = project_teachers(target, rows)
-        if context.compute_metrics:
-            log_q = head.scale_and_cap(raw_logits.detach()).log_softmax(-1)
-            mixture_metrics = mixture_metric_sums(target, rows, parts, log_q, context.labels[rows])
-        teacher: Tensor | SparseTarget | SpanTarget | None = mix_teachers(target, rows, parts, raw_logits.shape[-1])
+        log_q = head.scale_and_cap(raw_logits.detach()).log_softmax(-1) if context.compute_metrics else None
+        mixed, mixture_metrics = mix_chunk(target, rows, context.labels[rows], log_q, raw_logits.shape[-1])
+        teacher: Tensor | SparseTarget | SpanTarget | None = mixed
     elif isinstance(target, DenseTarget):
         teacher_head = target.lm_head
         teacher = teacher_head.project(target.hidden_states[rows])

@@ -73,7 +73,23 @@ def _mix(parts: Sequence[TeacherLogits], weights: Tensor, kind: str, vocab_size:
 
 
 @torch.no_grad()
-def project_teachers(target: MixtureTarget, rows: slice) -> list[TeacherLogits]:
+def mix_chunk(
+    target: MixtureTarget, rows: slice, labels: Tensor, log_q: Tensor | None, vocab_size: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """(logits (n, V) of the mixture, {measure: sum over tokens}) of a chunk of n tokens.
+
+    Measures, for every teacher, whether or not it is asked here. teacher_share: how much of the target is this teacher's:
+    of an arithmetic mixture its responsibility for the label, w p(label) / Σ w p(label); of a geometric one its weight.
+    scored_by: tokens where it has a weight. teacher_kl: KL(teacher ‖ student) in nats there.
+
+    labels: (n,); log_q: the student's log-probabilities (n, V), None where nothing is measured.
+    """
+    parts = _project_teachers(target, rows)
+    measures = {} if log_q is None else _metric_sums(target, rows, parts, log_q, labels)
+    return _mix(parts, target.weights[rows], target.kind, vocab_size), measures
+
+
+def _project_teachers(target: MixtureTarget, rows: slice) -> list[TeacherLogits]:
     """Logits of every teacher for a chunk of tokens, where it has a weight."""
     start, stop = rows.start, min(rows.stop, len(target.weights))
     found = []
@@ -89,22 +105,9 @@ def project_teachers(target: MixtureTarget, rows: slice) -> list[TeacherLogits]:
     return found
 
 
-@torch.no_grad()
-def mix_teachers(target: MixtureTarget, rows: slice, parts: Sequence[TeacherLogits], vocab_size: int) -> Tensor:
-    """Logits (n, V) of the mixture for a chunk of tokens."""
-    return _mix(parts, target.weights[rows], target.kind, vocab_size)
-
-
-@torch.no_grad()
-def mixture_metric_sums(
+def _metric_sums(
     target: MixtureTarget, rows: slice, parts: Sequence[TeacherLogits], log_q: Tensor, labels: Tensor
 ) -> dict[str, Tensor]:
-    """Sums over the n tokens of a chunk, for every teacher, whether or not it is asked here.
-
-    teacher_share: how much of the target is this teacher's: of an arithmetic mixture its responsibility for the label,
-    w p(label) / Σ w p(label); of a geometric one its weight. scored_by: tokens where it has a weight. teacher_kl:
-    KL(teacher ‖ student) in nats there. log_q: the student's log-probabilities (n, V).
-    """
     weights = target.weights[rows].to(log_q.dtype)
     joint, kl = torch.full_like(weights, -torch.inf), torch.zeros_like(weights)
     for part in parts:

@@ -162,6 +162,18 @@ def test_what_is_asked_is_planned_and_fetched(load: Any, tiny_teacher: Path, oth
     assert prepared[0] == prepared[1]
 
 
+def test_every_teacher_that_is_asked_somewhere_is_checked(load: Any, tmp_path: Path) -> None:
+    """One variant asks both teachers, the other the first alone: the tokenizer of the second is compared all the same."""
+    stranger = tiny_models.make_model(tmp_path / "stranger", num_layers=1, vocab_size=310, tokens=290)
+    far = f"teacher.mixture.teachers.far={{{{model: 'file:{stranger}', weight: 0.0}}}}"
+    variants = "variants={{none: {{}}, some: {{data.corpora.sums.teacher: far}}}}"
+    config = load(far, variants, "grid={{variant: [none, some]}}")
+    check_experiment(config)
+    with pytest.raises(UserError, match="far.model: .* numbers its tokens otherwise"):
+        check_against_teacher(plan_runs(config))
+    check_against_teacher(plan_runs(load(far)))  # nobody asks it
+
+
 def test_each_teacher_has_its_cache_and_a_single_teacher_shares_it(load: Any) -> None:
     offline = load(*ROUTED, "teacher.source=offline")
     main, sums, student = plan_runs(offline)
@@ -329,7 +341,7 @@ def test_models_and_warm_ups_have_no_average_of_a_student_that_comes_later(load:
     config = load("teacher.source=ema", stages, "models={{big: {{from: teacher, objective: {{terms: {{ce: {{}}}}}}}}}}")
     check_experiment(config)
     sources = {run.label: run.config.teacher.source for run in plan_runs(config)}
-    assert sources == {"big": "online", "one-warm_up": "online", "one": "ema"}
+    assert sources == {"big": "online", "one_after_warm_up": "online", "one": "ema"}
 
 
 # ---------------------------------------------------------------- refused
