@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from distill_lit.config.fields import Float, Text, config_section
+from distill_lit.config.key_paths import HOLDS_PATHS
 
 MAIN_TEACHER = "teacher"  # name of `teacher.model` among several
 WEIGHT_TOLERANCE = 1e-9  # of their sum
@@ -14,7 +15,11 @@ WEIGHT_TOLERANCE = 1e-9  # of their sum
 class MixtureMemberConfig:
     """One more teacher, under a name of its own."""
 
-    model: Text = Field(default="", description="reference of a model with teacher.model's tokenizer; empty: that model")
+    model: Text = Field(
+        default="",
+        description="reference of a model with teacher.model's tokenizer; empty: that model",
+        json_schema_extra=HOLDS_PATHS,
+    )
     weight: Annotated[Float, Field(ge=0, le=1)] | None = Field(
         default=None, description="its weight in the mixture; null: 0, it is only for corpora that name it"
     )

@@ -87,6 +87,7 @@ def test_a_variable_elsewhere_is_refused(file: Path, scratch: Path, change: str)
         ("grid.include.students.a.from", True),
         ("variants.a.students.b.from", True),
         ("variants.axis.a.students.b.from", True),
+        ("teacher.mixture.teachers.a.model", True),
         ("models.a.from", True),
         ("models.a.teacher", True),
         ("stages.a.teacher.model", True),
