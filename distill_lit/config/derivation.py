@@ -93,19 +93,22 @@ def derive_stages(config: ExperimentConfig) -> dict[str, Recipe]:
         if [stage] != last_trained:
             begins["quantization_aware"] = "none"  # its weights are exported rounded, and the next stage trains them
         if is_quantization := "quantize" in spec:
-            _check_quantization(where, spec, shape, previous)
+            _check_quantization(where, spec, recipes[previous].config.students[previous] if previous else None)
             begins = {"from": previous}
         spec = _with_teacher_of_stage(where, spec, names, list(specs)[: number + 1])
         derived = _derive(config, where, names[stage], begins, spec)
+        if [stage] != last_trained and derived.students[names[stage]].quantization_aware != "none":
+            raise UserError(f"{where}: quantization_aware is for the last stage that trains, as it exports rounded weights")
         recipes[names[stage]] = Recipe(derived, is_trained=not is_quantization, previous=previous)
         previous = names[stage]
     return recipes
 
 
-def _check_quantization(where: str, spec: Tree, shape: StudentConfig, previous: str) -> None:
-    if len(spec) > 1 or not previous:
+def _check_quantization(where: str, spec: Tree, trained: StudentConfig | None) -> None:
+    """trained: of the stage before."""
+    if len(spec) > 1 or trained is None:
         raise UserError(f"{where}: `quantize` is a stage of its own, after the one that trains")
-    if shape.quantization_aware != "none":
+    if trained.quantization_aware != "none":
         raise UserError(f"{where}: with quantization_aware the student is quantized already when its training ends")
 
 

@@ -311,7 +311,7 @@ import xllamacpp
 asked = json.loads(sys.argv[1])
 params = xllamacpp.CommonParams()
 params.model.path, params.n_ctx, params.n_parallel, params.warmup = asked["file"], 256, 1, False
-params.cpuparams.n_threads = 1
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
 params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
 server = xllamacpp.Server(params)
 for prompt in asked["prompts"]:

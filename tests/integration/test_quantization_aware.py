@@ -13,15 +13,16 @@ from distill_lit import data
 from distill_lit.config import LoraConfig, StudentConfig, load_experiment
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.run import build_run
+from distill_lit.experiment.run import build_run, with_source_folders
 from distill_lit.experiment.student import student_hashes
 from distill_lit.losses import ForwardKL
 from distill_lit.models import (
     Calibration,
     check_student,
-    check_student_against_teacher,
+    check_student_origin,
     initial_student,
     load_model,
+    load_model_config,
     logits_on,
     probe_input_ids,
 )
@@ -135,6 +136,48 @@ def test_a_run_resumes_bit_for_bit_and_exports_quantized_weights(
     assert manifest["bytes"] < 0.8 * weight_bytes(tmp_path / "full")
 
 
+def test_a_student_is_quantized_after_its_training(
+    tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
+    tasks = tiny_tasks.make_tasks(tmp_path / "tasks", "colours")
+    file = training_processes.write_experiment(tmp_path, tiny_teacher, tiny_corpus, tasks)
+    config = load_experiment(file, ["students.one.quantize=int4", "training.max_tokens=1536"])
+    trained, rounded = plan_runs(config)
+    assert (trained.label, rounded.label, rounded.depends_on) == ("one_after_full_precision", "one", (trained.name,))
+    for run in (trained, rounded):
+        build_run(with_source_folders(run, tmp_path), tmp_path / run.name, lambda *_: None)
+    before, after = (load_model(tmp_path / run.name / "student") for run in (trained, rounded))
+    weight = before.model.layers[0].mlp.up_proj.weight
+    assert torch.equal(after.model.layers[0].mlp.up_proj.weight, unpack_int4(pack_int4(weight)))
+    manifest = read_json(tmp_path / rounded.name / "manifest.json")
+    assert manifest["format"].startswith("torchao: int4")
+    assert (
+        manifest["bytes"]
+        == weight_bytes(tmp_path / rounded.name / "student")
+        < 0.8 * weight_bytes(tmp_path / trained.name / "student")
+    )
+
+
+def test_only_the_last_stage_that_trains_rounds(tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path) -> None:
+    file = training_processes.write_experiment(tmp_path, tiny_teacher, tiny_corpus, tmp_path)
+    two_stages = "stages={first: {}, second: {}}"
+    for changes in (["stages={first: {}, second: {quantization_aware: int4}}"],
+                    ["students.one.quantization_aware=int4", two_stages]):  # fmt: skip
+        runs = plan_runs(load_experiment(file, changes))
+        assert [run.config.students[run.student].quantization_aware for run in runs] == ["none", "int4"]
+    for changes, words in (
+        (["stages={first: {quantization_aware: int4}, second: {}}"], "^stages.first: quantization_aware is for the last"),
+        (["stages={a: {quantization_aware: int4}, b: {quantize: int8}}"], "^stages.b: .* quantized already when its"),
+        (
+            ["students.one.quantization_aware=int4", "students.one.quantize=int8"],
+            "quantized already when its training ends",
+        ),
+    ):
+        with pytest.raises(UserError, match=words):
+            plan_runs(load_experiment(file, changes))
+
+
 def test_another_rounding_is_another_run(tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path) -> None:
     file = training_processes.write_experiment(tmp_path, tiny_teacher, tiny_corpus, tmp_path)
     plain = next(run for run in plan_runs(load_experiment(file)) if run.role == "distilled")
@@ -145,10 +188,10 @@ def test_another_rounding_is_another_run(tmp_path: Path, tiny_teacher: Path, tin
 
 def test_rounding_that_cannot_be_is_refused(teacher: Path) -> None:
     with pytest.raises(UserError, match="^students.s.quantization_aware: not with lora"):
-        check_student("s", StudentConfig(num_layers=1, quantization_aware="int4", lora=LoraConfig(rank=2)))
+        check_student("students.s", StudentConfig(num_layers=1, quantization_aware="int4", lora=LoraConfig(rank=2)))
     with pytest.raises(UserError, match="^students.s.quantization_aware: int4 has a scale for every 32 inputs"):
-        check_student_against_teacher(
-            "s", StudentConfig(num_layers=1, layers="uniform", quantization_aware="int4"), teacher
-        )
+        check_student_origin("students.s", StudentConfig(layers=[0], quantization_aware="int4"), load_model_config(teacher))
+    with pytest.raises(UserError, match="^students.s.quantize: int4 has a scale for every 32 inputs"):
+        check_student_origin("students.s", StudentConfig(quantize="int4"), load_model_config(teacher))
     with pytest.raises(UserError, match="unknown value 'int3'"):
         StudentConfig(num_layers=1, quantization_aware="int3")
