@@ -135,7 +135,10 @@ def _derive(config: ExperimentConfig, where: str, name: str, shape: Tree, spec: 
     student_changes = {key: spec.pop(key) for key in list(spec) if _root(key) in STUDENT_KEYS}
     nested = {f"students.{name}.{key}": value for key, value in student_changes.items()}
     layers = [Layer("", base), Layer(where, nest_changes(base, {**spec, **nested}))]
-    return build_section(ExperimentConfig, drop_null_corpora(deep_merge(layers[0].tree, layers[1].tree)), layers)
+    try:
+        return build_section(ExperimentConfig, drop_null_corpora(deep_merge(layers[0].tree, layers[1].tree)), layers)
+    except UserError as error:  # the key as it was written
+        raise UserError(str(error).replace(f"students.{name}.", "")) from None
 
 
 def _check_keys(where: str, spec: Mapping[str, Any], known: Iterable[str]) -> None:

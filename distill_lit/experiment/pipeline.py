@@ -57,6 +57,11 @@ def expand_pipeline(point: ExperimentConfig, base: ExperimentConfig) -> Pipeline
 
     Raises UserError for names that are unknown or taken, and for models made from themselves.
     """
+    if base.teacher.model in point.models:
+        name = base.teacher.model
+        raise UserError(
+            f"teacher.model: {name!r} is made here; let students learn from it with grid: {{teacher: [{name}]}}"
+        )
     models: dict[str, Recipe] = {}
     for name in point.models:
         recipe = derive_model(base, name)
