@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill_lit.models.loading import load_model_config
 from distill_lit.utils.exceptions import UserError, one_line_message
-from distill_lit.utils.files import write_text
+from distill_lit.utils.files import read_json, write_text
 
 if TYPE_CHECKING:  # bad input is told before it is loaded
     from transformers import GenerationConfig
@@ -43,7 +43,7 @@ def load_generation_config(folder: Path) -> "GenerationConfig":
     if not (folder / GENERATION_CONFIG_FILE).is_file():
         return GenerationConfig.from_model_config(load_model_config(folder))
     try:
-        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+        return GenerationConfig.from_dict(read_json(folder / GENERATION_CONFIG_FILE))
     except Exception as error:  # whatever transformers makes of the file
         raise UserError(f"{folder / GENERATION_CONFIG_FILE}: {one_line_message(error)}") from error
 

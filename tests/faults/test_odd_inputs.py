@@ -114,7 +114,7 @@ def test_weights_that_are_not_numbers_are_not_scored(model: Path, tasks_folder: 
     "override",
     [
         "grid={evaluation.limit: [5, 6]}",
-        "grid={teacher.model: [a, b]}",
+        "grid={cost.measure: [true, false]}",
         "grid={name: [a, b]}",
         "grid={baselines: [[teacher]]}",
         "variants={a: {analysis.n_resamples: 100}}",

@@ -34,11 +34,12 @@ def frontiers(result: ReportBundle) -> dict[str, pd.DataFrame]:
 def page_data(result: ReportBundle, placed: dict[str, pd.DataFrame]) -> dict[str, Any]:
     """What the page's script draws at once, the frontier per cost axis, and what it needs to draw the long tail."""
     scores, tail = result.scores, result.long_tail
+    has_derived = any(group.role == "derived" for group in scores.groups)
     role_labels = {role: word for role, word in ROLE_LABELS.items() if role not in NAMED_ROLES}
     return {
         "costs": {axis: COST_AXES[axis] for axis in placed},
         "frontier": {axis: _points(frame, variant_numbers(scores.groups)) for axis, frame in placed.items()},
-        "role_styles": {role: _js_style(style) for role, style in ROLE_STYLE.items()},
+        "role_styles": {role: _js_style(ROLE_STYLE[role]) for role in ROLE_STYLE if role != "derived" or has_derived},
         "quality_threshold": scores.analysis.claim_min_quality,
         "role_labels": role_labels,
         "ce_only_label": "the same student without teacher"
