@@ -168,7 +168,7 @@ def test_a_config_of_a_run_is_read_back(tmp_path: Path, teacher: Path, tiny_corp
         ("models: {a: {training: {max_tokens: 5}}}", "models.a: say what it begins as"),
         ("models: {a: {student: four}}", "models.a.student: unknown value 'four'"),
         ("models: {a: {student: two, from: teacher}}", "models.a: it begins as `from` or as `student`"),
-        ("models: {a: {from: teacher, trainig: {}}}", "models.a: unknown key 'trainig'; did you mean 'training'"),
+        ("models: {a: {from: teacher, trainings: {}}}", "models.a: unknown key 'trainings'; did you mean 'training'"),
         ("models: {a: {from: teacher, training: {max_token: 5}}}", "models.a: unknown key 'training.max_token'"),
         ("models: {two: {from: teacher}}", "models.two: the name is taken"),
         ("models: {teacher: {from: 'hf:a/b'}}", "models.teacher: a name"),
@@ -292,7 +292,7 @@ def test_a_model_of_another_experiment_is_followed_by_seed(
     ("reference", "words"),
     [
         ("run:tinny/corrected", "no experiment 'tinny' has been run below .*; did you mean 'tiny'"),
-        ("run:tiny/corected", "no finished model is called so; did you mean 'corrected'"),
+        ("run:tiny/correctd", "no finished model is called so; did you mean 'corrected'"),
         ("run:tiny/assistant", "it has no seed 7, but 0"),
     ],
 )
