@@ -215,10 +215,8 @@ class PointRuns:
         sources = {ref: made[ref].fingerprint for ref in referred_models(config).values() if ref in made}
         identified = map_model_references(config, lambda _, ref: f"derived:{sources[ref]}" if ref in sources else ref)
         shape = config.students[name]
-        if not recipe.is_trained and not shape.is_quantized_after:
-            return replace(
-                self.external_run(name, shape.from_, config), sources=sources, depends_on=tuple(sources.values())
-            )
+        if not recipe.is_trained and not shape.is_quantized_after:  # another name for a model
+            return made.get(shape.from_) or self.external_run(name, shape.from_, config)
         needs = self._prerequisites(config, identified, sources)
         is_student = role in (Role.UNTRAINED, Role.CE_ONLY, Role.DISTILLED)
         learning = role if is_student else Role.DISTILLED if learns_from_teacher(config) else Role.CE_ONLY

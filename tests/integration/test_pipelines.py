@@ -120,6 +120,15 @@ def test_another_name_is_no_other_model(tmp_path: Path, teacher: Path, tiny_corp
     assert plan(file)["two-teacher=tuned-seed=0"].fingerprint == known.fingerprint
 
 
+def test_another_name_for_a_model_is_the_model(tmp_path: Path, teacher: Path, tiny_corpus: Path) -> None:
+    text = MODELS + f"  best: {{from: corrected}}\n  outside: {{from: 'file:{teacher}'}}"
+    runs = plan(write(tmp_path, teacher, tiny_corpus, text, "{teacher: [best, outside], seed: [0, 1]}"))
+    for seed in (0, 1):
+        assert runs[f"two-teacher=best-seed={seed}"].sources["best"] == runs[f"corrected-seed={seed}"].name
+        assert runs[f"two-teacher=outside-seed={seed}"].sources["outside"] == runs["outside"].name
+    assert runs["outside"].role == Role.EXTERNAL
+
+
 def test_axes_of_the_grid_do_not_change_models(tmp_path: Path, teacher: Path, tiny_corpus: Path) -> None:
     grid = "{training.learning_rate: [0.001, 0.002], seed: [0]}"
     runs = plan(write(tmp_path, teacher, tiny_corpus, MODELS, grid))
