@@ -144,3 +144,13 @@ def test_a_logger_that_is_not_installed_is_one_line(name: str, monkeypatch: pyte
     assert str(error.value) == f"loggers.{name}: package {name} is not installed; pip install 'distill-lit[{name}]'"
     config = load_experiment(ROOT / "experiments/quickstart.yaml", [f"loggers.{name}=null"])
     check_experiment(config)
+
+
+def test_a_later_stage_goes_on_with_the_steps_of_the_one_before(tmp_path: Path) -> None:
+    table, lines = build_loggers({"csv": {}}, tmp_path, resume_step=None, first_step=10)
+    for logger in (table, lines):
+        logger.log_metrics({"loss": 0.5}, step=2)
+    table.save()
+    (file,) = tmp_path.rglob("metrics.csv")
+    assert [row["step"] for row in csv.DictReader(file.open())] == ["12"]
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [2]

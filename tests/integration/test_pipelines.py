@@ -13,6 +13,7 @@ from distill_lit.config.roles import Role
 from distill_lit.experiment.architectures import Architectures
 from distill_lit.experiment.collect import _costs, _curves
 from distill_lit.experiment.experiment import Experiment
+from distill_lit.experiment.launcher import Outcome, SilentDisplay, _Launcher
 from distill_lit.experiment.plan import Run, plan_runs
 from distill_lit.experiment.run import build_run, check_sources_unchanged, is_run_built, read_manifest, with_source_folders
 from distill_lit.experiment.validation import check_against_teacher, check_experiment
@@ -311,3 +312,23 @@ def test_a_model_of_another_experiment_that_is_not_there_is_refused(
     file = write(tmp_path, teacher, tiny_corpus, f"external_models: {{x: '{reference}'}}", "{seed: [7]}")
     with pytest.raises(UserError, match=words):
         Experiment.from_yaml(file, ["name=other"], built[0].root)
+
+
+def test_a_model_that_fails_takes_with_it_what_is_made_from_it_and_nothing_else(
+    tmp_path: Path, teacher: Path, tiny_corpus: Path
+) -> None:
+    file = write(tmp_path, teacher, tiny_corpus, MODELS, "{teacher: [teacher, corrected, assistant], seed: [0]}")
+    runs = plan(file)
+    outcome = Outcome({runs["corrected-seed=0"].name: "its loss is not a number"})
+    waiting = [run for run in runs.values() if run.label != "corrected-seed=0"]
+    launcher = _Launcher(load_experiment(file), tmp_path / "runs", waiting, SilentDisplay(), outcome)
+    launcher._fail_dependents()
+    left = [run.label for run in launcher.waiting]
+    assert left == [
+        "teacher",
+        "two-untrained-teacher=teacher",
+        "two-ce_only-teacher=teacher-seed=0",
+        "two-teacher=teacher-seed=0",
+    ]
+    assert outcome.failed[runs["assistant-seed=0"].name].startswith("needs corrected-seed=0-")
+    assert outcome.failed[runs["two-teacher=assistant-seed=0"].name].startswith("needs assistant-seed=0-")
