@@ -14,7 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from distill_lit.experiment.plan import Run
+from distill_lit.experiment.planned_run import Run
 
 DISPLAYED_METRICS = ("train/loss", "train/ce", "train/teacher_kl", "validation/teacher_kl", "train/tokens_per_second")
 LOG_INTERVAL_SECONDS = 20.0  # between lines when the output is no terminal

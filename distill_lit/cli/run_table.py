@@ -6,7 +6,7 @@ from rich.table import Table
 from distill_lit import assets
 from distill_lit.experiment.estimate import Estimate, sum_estimates
 from distill_lit.experiment.experiment import Experiment
-from distill_lit.experiment.plan import Run
+from distill_lit.experiment.planned_run import Run
 
 Planned = list[tuple[Run, Estimate | None]]
 

@@ -27,7 +27,7 @@ from distill_lit.data.chat_agreement import (
 from distill_lit.data.templates import read_template, set_chat_template
 from distill_lit.experiment.architectures import Architectures
 from distill_lit.experiment.pipeline import config_key
-from distill_lit.experiment.plan import Run
+from distill_lit.experiment.planned_run import Run
 from distill_lit.losses import build_objective
 from distill_lit.models import load_model_config, load_tokenizer
 from distill_lit.models.generation_files import (

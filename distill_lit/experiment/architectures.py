@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distill_lit.experiment.plan import Run
+from distill_lit.experiment.planned_run import Run
 from distill_lit.models import load_model_config, model_folder, student_config
 from distill_lit.teachers import teacher_capabilities
 

@@ -12,7 +12,7 @@ from distill_lit.analysis.records_file import INDEX, RECORDS_FILE, ExperimentRec
 from distill_lit.config import ExperimentConfig, to_yaml
 from distill_lit.experiment import run as work
 from distill_lit.experiment.fingerprint import validation_data_fingerprint
-from distill_lit.experiment.plan import Run
+from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.precision import resolve_auto
 from distill_lit.experiment.teacher import resolve_generated_data
 from distill_lit.utils.exceptions import UserError

@@ -13,7 +13,7 @@ from distill_lit.data.loader import optimizer_steps
 from distill_lit.data.mirror import MIRROR_WHEELS
 from distill_lit.experiment.architectures import Architectures
 from distill_lit.experiment.mixture import asked_teachers, with_teacher
-from distill_lit.experiment.plan import Run
+from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.run import is_run_built
 from distill_lit.losses import build_objective
 from distill_lit.models import ModelSize, size_from_config

@@ -15,7 +15,8 @@ from distill_lit import assets
 from distill_lit.config import ExperimentConfig, load_experiment
 from distill_lit.config.roles import Role
 from distill_lit.experiment.grid import GridPoint, expand_points
-from distill_lit.experiment.plan import Run, plan_runs
+from distill_lit.experiment.plan import plan_runs
+from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.precision import resolve_auto
 from distill_lit.experiment.run_references import resolve_run_references
 from distill_lit.experiment.validation import check_against_teacher, check_experiment, check_models

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from distill_lit.config import ExperimentConfig, to_yaml
 from distill_lit.config.roles import Role
-from distill_lit.experiment.plan import Run
+from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.run import is_run_built, is_run_complete
 from distill_lit.experiment.status import FAILED, PREEMPTED, STOPPED, write_run_status
 from distill_lit.training.checkpoint import find_latest_checkpoint

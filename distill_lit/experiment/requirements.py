@@ -10,7 +10,7 @@ from distill_lit.evaluation.tasks import download_tasks, needs_dataset_mirror
 from distill_lit.experiment.architectures import Architectures
 from distill_lit.experiment.mixture import routed_corpora
 from distill_lit.experiment.pipeline import referred_models
-from distill_lit.experiment.plan import Run
+from distill_lit.experiment.planned_run import Run
 from distill_lit.generation.corpus import generation_references as generated_references
 from distill_lit.models import model_folder
 from distill_lit.teachers import teacher_capabilities

@@ -15,7 +15,7 @@ from distill_lit.evaluation.surprisal import measure_surprisal
 from distill_lit.evaluation.task_evaluation import primary_scores
 from distill_lit.experiment.fingerprint import evaluation_fingerprint
 from distill_lit.experiment.mixture import with_teacher
-from distill_lit.experiment.plan import Run
+from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.provenance import collect_provenance
 from distill_lit.experiment.requirements import required_assets_of, required_models
 from distill_lit.experiment.student import build_reference_model, student_hashes, train_and_export_student

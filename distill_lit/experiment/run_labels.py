@@ -13,7 +13,7 @@ from distill_lit.experiment.fingerprint import training_fingerprint_fields
 from distill_lit.utils.files import fingerprint
 
 if TYPE_CHECKING:
-    from distill_lit.experiment.plan import Run
+    from distill_lit.experiment.planned_run import Run
 
 RELABELED_ROLES = (Role.DERIVED, Role.UNTRAINED, Role.CE_ONLY)  # of which one may stand for several points of the grid
 Values = dict[str, dict[str, Any]]  # {grid key: {its value as text: the value}}

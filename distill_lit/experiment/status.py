@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from distill_lit.experiment.plan import Run
+from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.run import is_run_built, is_run_complete, read_manifest
 from distill_lit.training.checkpoint import list_checkpoints
 from distill_lit.utils.exceptions import UserError

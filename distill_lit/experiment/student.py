@@ -16,7 +16,7 @@ from distill_lit.data.loader import calibration_batches
 from distill_lit.data.templates import read_template, set_chat_template
 from distill_lit.experiment.fingerprint import training_fingerprint_fields
 from distill_lit.experiment.mixture import asked_teachers, teacher_flops_per_token, teacher_references, teacher_weights
-from distill_lit.experiment.plan import Run
+from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.requirements import student_base_folder
 from distill_lit.experiment.teacher import build_teacher, prepare_run_data
 from distill_lit.generation.sampling import get_eos_token_ids

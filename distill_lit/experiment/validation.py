@@ -16,7 +16,7 @@ from distill_lit.experiment.fingerprint import TEACHER_INT8
 from distill_lit.experiment.grid import GridPoint, expand_points
 from distill_lit.experiment.mixture import asked_teachers, check_mixture
 from distill_lit.experiment.pipeline import config_key, expand_pipeline, referred_models
-from distill_lit.experiment.plan import Run
+from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.run_references import RUN_PREFIX
 from distill_lit.generation.corpus import check_generated_corpora
 from distill_lit.losses import Objective, build_objective, check_teacher_supports_objective

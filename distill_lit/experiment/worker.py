@@ -39,7 +39,7 @@ def worker_main(arguments: list[str]) -> None:
     import torch
 
     from distill_lit.config import load_experiment
-    from distill_lit.experiment.plan import Run
+    from distill_lit.experiment.planned_run import Run
 
     torch.set_num_threads(threads)
 

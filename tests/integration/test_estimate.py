@@ -11,7 +11,8 @@ from distill_lit.config import ExperimentConfig, load_experiment
 from distill_lit.data import prepare_datasets
 from distill_lit.experiment import estimate
 from distill_lit.experiment.estimate import Estimate, estimate_runs, require_disk_space
-from distill_lit.experiment.plan import Run, plan_runs
+from distill_lit.experiment.plan import plan_runs
+from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.run import execute_run
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import disk_free, filesystem_id, read_json

@@ -12,7 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from distill_lit.config import load_experiment
 from distill_lit.experiment import run as run_module
 from distill_lit.experiment.fingerprint import evaluation_fingerprint
-from distill_lit.experiment.plan import Run, plan_runs
+from distill_lit.experiment.plan import plan_runs
+from distill_lit.experiment.planned_run import Run
 from distill_lit.training.tensorboard_summary import write_experiment_summary, write_run_summary
 from distill_lit.training.timer import PausableTimer
 

@@ -14,7 +14,8 @@ from distill_lit.experiment.architectures import Architectures
 from distill_lit.experiment.collect import _costs, _curves
 from distill_lit.experiment.experiment import Experiment
 from distill_lit.experiment.launcher import Outcome, SilentDisplay, _Launcher
-from distill_lit.experiment.plan import Run, plan_runs
+from distill_lit.experiment.plan import plan_runs
+from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.run import build_run, check_sources_unchanged, is_run_built, read_manifest, with_source_folders
 from distill_lit.experiment.validation import check_against_teacher, check_experiment
 from distill_lit.models import load_model

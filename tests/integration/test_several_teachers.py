@@ -16,7 +16,8 @@ from distill_lit.config import ExperimentConfig, load_experiment
 from distill_lit.data.loader import make_batch
 from distill_lit.experiment.estimate import estimate_runs
 from distill_lit.experiment.mixture import asked_teachers, teacher_references, teacher_weights
-from distill_lit.experiment.plan import Run, plan_runs
+from distill_lit.experiment.plan import plan_runs
+from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.requirements import required_assets
 from distill_lit.experiment.run import build_run, is_run_built, with_source_folders
 from distill_lit.experiment.validation import check_against_teacher, check_experiment

@@ -17,7 +17,8 @@ from distill_lit import data
 from distill_lit.config import ExperimentConfig, TeacherConfig, load_experiment
 from distill_lit.data.loader import make_batch
 from distill_lit.experiment.estimate import estimate_runs
-from distill_lit.experiment.plan import Run, plan_runs
+from distill_lit.experiment.plan import plan_runs
+from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.run import build_run, is_run_built
 from distill_lit.experiment.validation import check_against_teacher, check_experiment
 from distill_lit.losses.lm_head import LMHead, get_lm_head
