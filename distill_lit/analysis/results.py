@@ -15,6 +15,7 @@ from distill_lit.utils.exceptions import UserError
 COMPARABLE_SETTINGS = ("version", "lm_eval_version", "task_hash", "metric", "num_fewshot", "limit", "n", "seed",
               "apply_chat_template", "eval_split", "data")  # fmt: skip
 ROLES = ("teacher", "quantized", "external", "derived", "untrained", "ce_only", "distilled")
+SAME_TEACHER_NATS = 0.02  # by how much one teacher may differ between number formats
 RUN_TEXT_COLUMNS = ("model", "role", "student", "validation_data_fingerprint", "status", "reason")
 
 
@@ -96,6 +97,14 @@ def _load_results(folder: Path) -> Results:
 def has_different_validation_data(runs: pd.DataFrame) -> bool:
     """Whether students are validated on text of their own, so that their validation metrics do not compare."""
     return bool(runs.loc[runs["validation_data_fingerprint"] != "", "validation_data_fingerprint"].nunique() > 1)
+
+
+def has_several_teachers(runs: pd.DataFrame) -> bool:
+    """Whether students are compared with several teachers on the same text, so that their KLs do not compare."""
+    if "val_teacher_nll" not in runs:
+        return False
+    spread = runs.groupby("validation_data_fingerprint")["val_teacher_nll"].agg(lambda nll: nll.max() - nll.min())
+    return bool((spread > SAME_TEACHER_NATS).any())
 
 
 def load_runs_table(path: Path) -> pd.DataFrame:

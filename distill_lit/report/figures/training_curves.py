@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 
 from distill_lit.analysis.model_groups import ModelGroup, group_cost
-from distill_lit.analysis.results import has_different_validation_data
+from distill_lit.analysis.results import has_different_validation_data, has_several_teachers
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.figures.style import MATPLOTLIB_RC, escape_mathtext, line_styles, linestyle
 
@@ -40,6 +40,7 @@ def curves_figure(scores: Scores, curves: pd.DataFrame) -> Any:
                           color=style["color"],
                           linestyle=linestyle(style["dash"]))  # fmt: skip
             axes.set_xlabel("training tokens")
+            words = words.replace("the teacher", "its own teacher") if has_several_teachers(scores.results.runs) else words
             axes.set_title(words + ("" if name == IN_TRAINING_SCORE else own), fontweight="normal", fontsize=9)
         handles, names = panels[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=3)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from distill_lit.analysis.model_groups import REFERENCE_ROLES
-from distill_lit.analysis.results import has_different_validation_data
+from distill_lit.analysis.results import has_different_validation_data, has_several_teachers
 from distill_lit.analysis.score_table import BASELINE_ROLES, COSTS, MACRO_AVERAGE
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.formats.table import Table, TableCell
@@ -126,6 +126,11 @@ def _main_notes(scores: Scores, frame: pd.DataFrame) -> list[str]:
     if has_different_validation_data(scores.results.runs):
         notes.append(
             "Validation (KL, curves): each student on held-out rows of its own text; other data are another measure."
+        )
+    if has_several_teachers(scores.results.runs):
+        notes.append(
+            "Validation KL: to each student's own teacher, so that it does not compare between teachers; of a student "
+            "without teacher that stands beside several, to the first."
         )
     notes += excluded_task_notes(scores)
     if scores.teacher is None:
