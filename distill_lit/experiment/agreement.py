@@ -195,7 +195,7 @@ def _check_teacher_template(point: ExperimentConfig, rows: Any, tokens: dict[int
     if own != tokens and _teacher_reads_rows(point):
         raise UserError(
             f"data.chat_template: it writes a chat with {_quoted(tokens.values()) or 'no special token'}, the teacher's "
-            f"own template with {_quoted(own.values()) or 'none'}: the teacher would judge a format that it does not know; "
+            f"own template with {_quoted(own.values()) or 'none'}: the teacher would score a format that it does not know; "
             "leave it empty, or train the teacher on such chats first"
         )
     return [f"data.chat_template renders a chat unlike the teacher's own template, {difference}"] if difference else []

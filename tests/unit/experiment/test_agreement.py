@@ -72,7 +72,7 @@ def test_a_teacher_does_not_judge_a_format_that_is_not_its_own(folder: Path, tmp
         notes(folder, tmp_path, "instruct", "", "data.chat_template=FOLDER/zephyr.jinja")
     assert str(error.value) == (
         "data.chat_template: it writes a chat with '<|user|>', '</s>', '<|assistant|>', the teacher's own template with "
-        "'<|im_start|>', '<|im_end|>': the teacher would judge a format that it does not know; leave it empty, or train "
+        "'<|im_start|>', '<|im_end|>': the teacher would score a format that it does not know; leave it empty, or train "
         "the teacher on such chats first"
     )
     without_teacher = (LABELS_ALONE, "data.chat_template=FOLDER/zephyr.jinja")
