@@ -13,7 +13,7 @@ Both are written as changes to the experiment, and a model also says what it beg
 """
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from distill_lit.config.key_paths import deep_merge, fields_by_key
 from distill_lit.config.loading import Layer, Tree, build_section, drop_null_corpora, nest_changes, to_dict
 from distill_lit.config.mixture import MixtureConfig
 from distill_lit.config.models import StudentConfig, TeacherConfig
-from distill_lit.config.schema import ExperimentConfig, ObjectiveConfig
+from distill_lit.config.schema import CorpusConfig, ExperimentConfig, ObjectiveConfig
 from distill_lit.utils.exceptions import UserError, suggest
 
 BASE_TEACHER = "teacher"  # stands for the experiment's own teacher, wherever a reference to a model may stand
@@ -31,6 +31,7 @@ MODEL_KEYS = ("student", "seed", "stages", *SECTIONS, *STUDENT_KEYS)
 STAGE_KEYS = (*SECTIONS, *(key for key in STUDENT_KEYS if key not in ("from", "config")))
 FULL_PRECISION = "full_precision"  # the stage before the one that quantizes
 KEPT_OF_THE_OBJECTIVE = ("chunk_size", "memory_budget", "compile")  # they say how it is computed, not what it is
+ChangeReference = Callable[[str, str], str]  # (key, reference) → another reference
 
 
 class Recipe(NamedTuple):
@@ -76,7 +77,7 @@ def derive_stages(config: ExperimentConfig) -> dict[str, Recipe]:
     name, the others STUDENT_after_STAGE. Without stages there is one."""
     student, shape = config.student, config.students[config.student]
     specs = dict(config.stages)
-    if shape.is_quantized_after:
+    if shape.quantize != "none":
         specs = (specs or {FULL_PRECISION: {}}) | {"quantize": {"quantize": shape.quantize}}
     if not specs:
         return {student: Recipe(config)}
@@ -161,7 +162,7 @@ def with_one_teacher(config: ExperimentConfig) -> ExperimentConfig:
     return replace(config, teacher=replace(config.teacher, mixture=MixtureConfig()), data=data)
 
 
-def map_model_references(config: ExperimentConfig, change: Any) -> ExperimentConfig:
+def map_model_references(config: ExperimentConfig, change: ChangeReference) -> ExperimentConfig:
     """The config with every reference to a model that its run needs changed: of its teachers, of what its own student
     begins as, and of who writes and filters its corpora. change: told the key and the reference, gives another one."""
     student = config.students.get(config.student, StudentConfig())
@@ -184,7 +185,7 @@ def map_model_references(config: ExperimentConfig, change: Any) -> ExperimentCon
     )
 
 
-def _map_corpus(key: str, corpus: Any, change: Any) -> Any:
+def _map_corpus(key: str, corpus: CorpusConfig, change: ChangeReference) -> CorpusConfig:
     generated = corpus.generated
     if generated is None:
         return corpus

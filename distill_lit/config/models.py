@@ -166,11 +166,6 @@ class StudentConfig:
         default="none", description="weights are rounded after training, as a stage of its own, by a recipe of torchao"
     )
 
-    @property
-    def is_quantized_after(self) -> bool:
-        """Whether it is another model with rounded weights, and not trained itself."""
-        return self.quantize != "none"
-
     def with_origin(self, reference: str) -> "StudentConfig":
         """The same student, from another model."""
         student = copy.copy(self)

@@ -95,7 +95,7 @@ class AgreementCheck:
         teacher = self._model("the teacher", point.teacher.model, run)
         for name, corpus in point.data.corpora.items():
             self._note(self._check_writer(f"data.corpora.{name}.generated", corpus.generated, run))
-        if run.student and not point.students[run.student].is_quantized_after:
+        if run.student and point.students[run.student].quantize == "none":
             self._note(self._check_student(run, teacher))
 
     def _note(self, found: list[str]) -> None:

@@ -47,7 +47,8 @@ def collect_results(experiment: "Experiment", failed: dict[str, str]) -> Path:
     models = experiment.models
     done = [run for run in models if work.is_run_complete(run, runs_dir / run.name)]
     write_text(target / "plan.yaml", to_yaml(experiment.resolved_config))
-    rows = [_row(run, runs_dir / run.name, run in done, failed) | _costs(run, experiment) for run in models]
+    rows = [_row(run, runs_dir / run.name, run in done, failed) for run in models]
+    rows = [row | (_costs(run, experiment) if run in done else {}) for run, row in zip(models, rows, strict=True)]
     _write_frame(target / "runs.csv", pd.DataFrame(rows))
     _write_frame(target / "curves.csv", _curves(done, experiment))
     _collect_records(experiment, done, target / RECORDS_FILE)
@@ -128,12 +129,11 @@ def _curves(done: list[Run], experiment: "Experiment") -> pd.DataFrame:
     runs = {run.name: run for run in experiment.runs}
     rows = []
     for run in done:
-        first_step = 0
         for stage in _stages(run, runs):
             folder = experiment.runs_folder / stage.name
             points = read_jsonl(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
+            first_step = work.read_manifest(folder / "manifest.json").get("first_step", 0)
             rows += [{"model": run.label, **point, "step": point["step"] + first_step} for point in points]
-            first_step += work.read_manifest(folder / "manifest.json").get("steps", 0)
     return pd.DataFrame(rows)
 
 

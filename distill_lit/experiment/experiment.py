@@ -18,7 +18,7 @@ from distill_lit.experiment.grid import GridPoint, expand_points
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.precision import resolve_auto
-from distill_lit.experiment.run_references import resolve_run_references
+from distill_lit.experiment.run_references import has_run_references, resolve_run_references
 from distill_lit.experiment.validation import check_against_teacher, check_experiment, check_models
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import write_json
@@ -89,6 +89,8 @@ class Experiment:
         """Every point of the grid."""
         load_plugins(self.config.plugins)  # whether a loss of theirs compares with the teacher decides what alpha does
         points = expand_points(self.config)
+        if not has_run_references(self.config):
+            return points
         return [point.map_configs(lambda config: resolve_run_references(config, self.root)) for point in points]
 
     @cached_property

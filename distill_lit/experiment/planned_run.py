@@ -39,7 +39,7 @@ class Run:
     def is_trained(self) -> bool:
         """Whether it takes optimizer steps."""
         is_made = not self.model_reference and self.student in self.config.students
-        return self.role.is_trained and is_made and not self.config.students[self.student].is_quantized_after
+        return self.role.is_trained and is_made and self.config.students[self.student].quantize == "none"
 
     def to_json(self) -> dict[str, Any]:
         """All but the config, for another process: `from_json` gives it back."""

@@ -97,17 +97,16 @@ class PointRuns:
         sources = {ref: made[ref].fingerprint for ref in referred_models(config).values() if ref in made}
         identified = map_model_references(config, lambda _, ref: f"derived:{sources[ref]}" if ref in sources else ref)
         shape = config.students[name]
-        if not recipe.is_trained and not shape.is_quantized_after:  # another name for a model
+        if not recipe.is_trained and shape.quantize == "none":  # another name for a model
             return made.get(shape.from_) or self.external_run(name, shape.from_, config)
         needs = self._prerequisites(config, identified, sources)
-        is_student = role in (Role.UNTRAINED, Role.CE_ONLY, Role.DISTILLED)
-        learning = role if is_student else Role.DISTILLED if learns_from_teacher(config) else Role.CE_ONLY
-        learning = learning if recipe.is_trained else Role.UNTRAINED
+        is_drawn = recipe.is_trained and role != Role.UNTRAINED
+        trained = Role.DISTILLED if learns_from_teacher(config) else Role.CE_ONLY
+        learning = trained if is_drawn else Role.UNTRAINED
         identity = student_fingerprint(learning, identified)
         alike = {ref: self.seedless.get(of, of) for ref, of in sources.items()}
         like_others = map_model_references(config, lambda _, ref: f"derived:{alike[ref]}" if ref in alike else ref)
         self.seedless[identity] = f"{name} {student_fingerprint(learning, replace(like_others, seed=0))}"
-        is_drawn = recipe.is_trained and role != Role.UNTRAINED
         is_seedless = not (is_drawn or shape.config or any(made[ref].seed is not None for ref in sources))
         seed = None if recipe.has_fixed_seed or is_seedless else config.seed
         keys = grid_keys(config.grid)

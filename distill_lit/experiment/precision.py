@@ -1,6 +1,6 @@
 """Number formats of this machine for every auto, and presets spelled out."""
 
-import copy
+from dataclasses import replace
 
 from distill_lit.config import Dtype, ExperimentConfig
 from distill_lit.utils import hardware
@@ -8,11 +8,10 @@ from distill_lit.utils import hardware
 
 def resolve_auto(config: ExperimentConfig) -> ExperimentConfig:
     """The same experiment with every `auto` that can change a result replaced by this machine's choice."""
-    config = copy.deepcopy(config)
-    accelerator = config.training.accelerator
-    for section, field in ((config.training, "precision"), (config.teacher, "dtype"), (config.evaluation, "dtype")):
-        setattr(section, field, resolve_dtype(getattr(section, field), accelerator))
-    return config
+    training, teacher, evaluation = replace(config.training), replace(config.teacher), replace(config.evaluation)
+    for section, field in ((training, "precision"), (teacher, "dtype"), (evaluation, "dtype")):
+        setattr(section, field, resolve_dtype(getattr(section, field), training.accelerator))
+    return replace(config, training=training, teacher=teacher, evaluation=evaluation)
 
 
 def resolve_dtype(dtype: Dtype, accelerator: str = "auto") -> Dtype:

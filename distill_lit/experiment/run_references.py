@@ -18,6 +18,17 @@ SEED = re.compile(r"-seed=(\d+)$")
 SECTIONS = ("teacher", "students", "models", "stages", "data", "external_models")  # in which models are referred to
 
 
+def has_run_references(config: ExperimentConfig) -> bool:
+    """Whether a model of another experiment is named anywhere, in the grid and the variants too."""
+    return _mentions_run(to_dict(config))
+
+
+def _mentions_run(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_mentions_run, value.values()))
+    return any(map(_mentions_run, value)) if isinstance(value, list) else str(value).startswith(RUN_PREFIX)
+
+
 def resolve_run_references(config: ExperimentConfig, root: Path) -> ExperimentConfig:
     """The config with the folder of a model in the place of each reference to a run of another experiment below `root`.
 
@@ -25,8 +36,6 @@ def resolve_run_references(config: ExperimentConfig, root: Path) -> ExperimentCo
     """
     tree = to_dict(config)
     found = {name: _resolve(tree[name], root, config.seed) for name in SECTIONS}
-    if all(found[name] == tree[name] for name in SECTIONS):
-        return config
     return build_section(ExperimentConfig, {**tree, **found}, [])
 
 

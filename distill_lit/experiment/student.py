@@ -88,7 +88,7 @@ def train_and_export_student(
 ) -> dict[str, Any]:
     """Trains (or only validates) a student and exports it; what its manifest says of it. Only the first rank exports."""
     config, shape = run.config, run.config.students[run.student]
-    quantization = shape.quantize if shape.is_quantized_after else shape.quantization_aware
+    quantization = shape.quantize if shape.quantize != "none" else shape.quantization_aware
     base = student_base_folder(config, teacher_folder)
     with rank_zero_first():
         prepared = prepare_run_data(config, base)
@@ -142,7 +142,7 @@ def _export(run: Run, folder: Path, student: Any, base: Path) -> ModelSize:
     RELOAD_PROCESS.start()
     ids = probe_input_ids(student)
     expected_logits = logits_on(student, ids)
-    if run.config.students[run.student].is_quantized_after:
+    if run.config.students[run.student].quantize != "none":
         check_reloads(student, folder / "student", ids, expected_logits)
         return size_of(load_model(folder / "student"))
     size = size_of(merge_adapters(student))
@@ -328,7 +328,8 @@ def _cost_facts(
     teacher_flops = teacher_flops_per_token(run.config, setup.datamodule.train, size) if asks_teacher else 0.0
     return {
         "training_tokens": tokens,
-        **({"first_step": setup.first_step, "steps": setup.datamodule.steps} if tokens else {}),
+        "first_step": setup.first_step,
+        **({"steps": setup.datamodule.steps} if tokens else {}),
         "student_training_flops": (2 + trainable_fraction) * size.flops_per_token() * tokens,
         "teacher_training_flops": teacher_flops * teacher_tokens_per_token * tokens,
     }

@@ -79,7 +79,7 @@ def _check_recipe(name: str, recipe: Recipe, recipes: Mapping[str, Recipe]) -> N
     for reference in referred_models(config).values():
         if reference not in recipes:
             assets.check_reference(reference)
-    if (shape := config.students[name]).is_quantized_after:
+    if (shape := config.students[name]).quantize != "none":
         check_torchao(f"{config_key(name, config)}.quantize: {shape.quantize}")
     objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
     if recipe.is_trained:
@@ -196,7 +196,7 @@ def check_against_teacher(runs: Sequence[Run]) -> list[str]:
         if run.student and (key := _compared_fields(run)) not in checked:
             checked.add(key)
             _check_student_against_teacher(run, architectures)
-        check_same_tokens(run, architectures, checked)
+        _check_same_tokens(run, architectures, checked)
         agreement.check(run)
     return agreement.notes
 
@@ -249,7 +249,7 @@ def _longest_prompted_text(config: ExperimentConfig) -> int:
     return (config.teacher.prompt.sequence_length or config.data.sequence_length) + written
 
 
-def check_same_tokens(run: Run, architectures: Architectures, checked: set[Any]) -> None:
+def _check_same_tokens(run: Run, architectures: Architectures, checked: set[Any]) -> None:
     """Raises UserError unless a student reads the tokens of its teacher, or the teacher can do with others. checked: pairs
     of tokenizers that have been compared, to which this one is added."""
     if not run.student:
