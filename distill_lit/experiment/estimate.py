@@ -16,7 +16,7 @@ from distill_lit.experiment.mixture import asked_teachers, with_teacher
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.run import is_run_built
 from distill_lit.losses import build_objective
-from distill_lit.models import ModelSize, size_from_config
+from distill_lit.models import ModelSize
 from distill_lit.teachers import cached_teacher_source, teacher_capabilities
 from distill_lit.teachers.base import CacheRows
 from distill_lit.utils import hardware
@@ -63,11 +63,11 @@ def estimate_runs(runs: list[Run]) -> dict[str, Estimate | None]:
 def _estimate(run: Run, architectures: Architectures) -> Estimate | None:
     if run.role == Role.TEACHER_CACHE:
         return _estimate_teacher_cache(run, architectures)
-    teacher = size_from_config(architectures.teacher(run).config)
+    teacher = architectures.teacher(run).size
     if run.role == Role.GENERATED:
         return _estimate_generation(run.config, teacher)
     is_model = bool(run.student or run.model_reference)
-    student = size_from_config(architectures.student(run).config) if is_model else teacher
+    student = architectures.student(run).size if is_model else teacher
     teacher_flops = _teacher_flops_per_token(run, architectures, student) if run.is_trained else 0.0
     return _estimate_model(run, student, teacher_flops)
 
@@ -129,7 +129,7 @@ def _estimate_teacher_cache(run: Run, architectures: Architectures) -> Estimate 
     teacher, source = architectures.of(fields.model, run), cached_teacher_source(fields)
     has_lm_head = source.capabilities(fields).target_form != "dense"  # hidden states need none
     read = (rows.train_positions + rows.validation_positions) * _teacher_tokens_per_token(run, architectures)
-    flops = size_from_config(teacher.config).flops_per_token(head=has_lm_head) * read
+    flops = teacher.size.flops_per_token(head=has_lm_head) * read
     speed = hardware.matmul_flops_per_second(hardware.device_for(config.training.accelerator))
     seconds = flops / (speed.get(fields.dtype, speed["float32"]) * FORWARD_EFFICIENCY)
     size = source.estimate_cache_bytes(fields, teacher.config, rows)
@@ -234,7 +234,7 @@ def _teacher_flops_per_token(run: Run, architectures: Architectures, student: Mo
         return flops
     for fields in asked_teachers(config).values():
         able = teacher_capabilities(fields)
-        size = student if able.copies_student else size_from_config(architectures.of(fields.model, run).config)
+        size = student if able.copies_student else architectures.of(fields.model, run).size
         if able.runs_beside_student:
             flops += size.flops_per_token() * _teacher_tokens_per_token(run, architectures)
         elif able.needs_model and able.target_form == "dense":
