@@ -68,11 +68,11 @@ def tokenize(
     order = np.random.default_rng(seed).permutation(len(documents))
     pieces: list[np.ndarray] = []
     marks: list[np.ndarray] = []
-    total = after_first = 0
+    total, after_first, dtype = 0, 0, token_dtype(tokenizer)
     with progress_bar() as bar:
         task = bar.add_task("tokenising", total=len(documents))
         for ids, supervised in encode_documents([documents[i] for i in order], tokenizer):
-            pieces.append(np.array(ids, dtype=token_dtype(tokenizer)))
+            pieces.append(np.array(ids, dtype=dtype))
             marks.append(np.array(supervised, dtype=bool))
             after_first += len(ids) if total >= validation_tokens else 0
             total += len(ids)
