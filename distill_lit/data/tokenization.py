@@ -90,13 +90,15 @@ def token_dtype(tokenizer: Any) -> type[np.unsignedinteger[Any]]:
 
 
 def join_documents(
-    tokens: list[np.ndarray], loss_masks: list[np.ndarray], corpus_ids: Sequence[int], numbers: np.ndarray
+    tokens: Sequence[np.ndarray],
+    loss_masks: Sequence[np.ndarray],
+    corpus_ids: Sequence[int] | None = None,
+    numbers: np.ndarray | None = None,
 ) -> TokenizedDocuments:
     """Documents, at least one, one after the other."""
     offsets = np.cumsum([0, *map(len, tokens)], dtype=np.int64)
-    return TokenizedDocuments(
-        np.concatenate(tokens), offsets, np.concatenate(loss_masks), np.array(corpus_ids, dtype=np.uint16), numbers
-    )
+    ids = None if corpus_ids is None else np.array(corpus_ids, dtype=np.uint16)
+    return TokenizedDocuments(np.concatenate(tokens), offsets, np.concatenate(loss_masks), ids, numbers)
 
 
 def encode_documents(documents: list[Document], tokenizer: Any) -> Iterator[tuple[list[int], list[bool]]]:
