@@ -5,11 +5,10 @@ A teacher that reads a chat in another format than its own says something else o
 learns to go on: ms-swift#9526.
 """
 
-import re
 from typing import Any, NamedTuple
 
 from distill_lit.data.chat import render_chat
-from distill_lit.data.span_tokenization import special_token_pattern
+from distill_lit.data.span_tokenization import added_token_pattern, special_token_pattern
 from distill_lit.data.templates import Messages, apply_chat_template, check_no_lone_surrogates
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.template_limits import TemplateLimitExceeded
@@ -62,7 +61,7 @@ def find_turn_end(tokenizer: Any) -> TurnEnd | None:
     if not chat.spans:
         return None
     start, end = chat.spans[0][0], chat.spans[-1][1]  # the one response may be of several blocks
-    pattern, token = _token_pattern(tokenizer), None
+    pattern, token = added_token_pattern(tokenizer), None
     for found in reversed(list(pattern.finditer(chat.text, start, end))):  # the first of those that end it together
         if chat.text[found.end() : token.start() if token else end].strip():
             break
@@ -144,9 +143,3 @@ def _first_difference(one: Any, two: Any) -> str:
     if not isinstance(one, str):
         start, end = max(0, at - 2), at + 3
     return f"{one[start:end]!r} against {two[start:end]!r}"
-
-
-def _token_pattern(tokenizer: Any) -> re.Pattern[str]:
-    """Finds special and added tokens."""
-    names = {*map(str, tokenizer.get_added_vocab()), *tokenizer.all_special_tokens}
-    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")

@@ -213,8 +213,9 @@ def read_documents(
             else:
                 seen.add(digest)
                 counts.documents += 1
-                prompt = render_prompt(document, row) if render_prompt is not None else TeacherPrompt()
-                loaded.items.append(replace(document, teacher_prompt=prompt))
+                if render_prompt is not None:
+                    document = replace(document, teacher_prompt=render_prompt(document, row))
+                loaded.items.append(document)
     if not loaded.items:
         rows = sum(counts.rows for counts in loaded.counts.values())
         reason = "empty or in data.validation" if excluded else "empty"

@@ -62,7 +62,7 @@ def tokenize_mixture(
     shuffled = np.random.default_rng([seed, zlib.crc32(b"mixture")]).permutation(len(pool))
     tokens, masks, read = zip(*held_out, *(pool[i] for i in shuffled), strict=True)
     corpus_ids = [corpora.index(documents[i].corpus) for i in read]
-    return join_documents(list(tokens), list(masks), corpus_ids, np.array(read)), _statistics(encoded, chosen)
+    return join_documents(tokens, masks, corpus_ids, np.array(read)), _statistics(encoded, chosen)
 
 
 def _encode(documents: list[Document], numbers: Sequence[int], tokenizer: Any, enough: float) -> list[Encoded]:

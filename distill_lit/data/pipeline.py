@@ -110,7 +110,7 @@ def prepare_datasets(
     train, validation, statistics = _packed(arrays, "train"), _packed(arrays, "validation"), manifest["statistics"]
     if prompt is None or not prompt.is_set:
         return PreparedData(train, validation, key, statistics)
-    teacher, counts = _prepare_teacher_documents(data, tokenizer_folder, dataset_source, prompt)
+    teacher, counts = _prepare_teacher_documents(data, tokenizer_folder, dataset_source, prompt, _teacher_key(key, prompt))
     return PreparedData(train, validation, key, {**statistics, **counts}, teacher)
 
 
@@ -119,10 +119,9 @@ def _tokenizer(data: DataConfig, folder: Path) -> Any:
 
 
 def _prepare_teacher_documents(
-    data: DataConfig, tokenizer_folder: Path, dataset_source: str, prompt: TeacherPromptConfig
+    data: DataConfig, tokenizer_folder: Path, dataset_source: str, prompt: TeacherPromptConfig, key: str
 ) -> tuple[TeacherDocuments, dict[str, Any]]:
-    """(what the teacher reads of the rows of `prepare_datasets`, counts of it), from the cache or made."""
-    key = _teacher_key(data, tokenizer_folder, dataset_source, prompt)
+    """(what the teacher reads of the rows of `prepare_datasets`, counts of it), from the cache of this key or made."""
     most_tokens = prompt.sequence_length or data.sequence_length
 
     def make() -> tuple[Arrays, dict[str, Any]]:
@@ -139,9 +138,8 @@ def _prepare_teacher_documents(
     return TeacherDocuments(**arrays, sequence_length=most_tokens, fingerprint=key), manifest["statistics"]
 
 
-def _teacher_key(data: DataConfig, tokenizer_folder: Path, dataset_source: str, prompt: TeacherPromptConfig) -> str:
-    _, key = _keys(data, tokenizer_folder, dataset_source)
-    return fingerprint([key, TEACHER_PROMPT_VERSION, non_default_fields(prompt)])
+def _teacher_key(rows_key: str, prompt: TeacherPromptConfig) -> str:
+    return fingerprint([rows_key, TEACHER_PROMPT_VERSION, non_default_fields(prompt)])
 
 
 def _check_readable(arrays: list[np.ndarray], folder: Path) -> None:
@@ -163,7 +161,7 @@ def cached_statistics(
     _, key = _keys(data, tokenizer_folder, dataset_source)
     folders = [cache_root() / "packed" / key]
     if prompt is not None and prompt.is_set:
-        folders.append(cache_root() / "teacher_documents" / _teacher_key(data, tokenizer_folder, dataset_source, prompt))
+        folders.append(cache_root() / "teacher_documents" / _teacher_key(key, prompt))
     found: dict[str, Any] = {}
     for folder in folders:
         try:

@@ -7,7 +7,7 @@ answer, too, when a model writes one. So every part is encoded by itself, as it 
 
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from distill_lit.utils.exceptions import UserError
@@ -93,13 +93,21 @@ def _ends_with_added(tokenizer: Any, text: str) -> str:
 @functools.lru_cache(maxsize=8)
 def _added(tokenizer: Any) -> re.Pattern[str]:
     """Finds an added token at the end of a text."""
-    names = sorted((str(token) for token in tokenizer.get_added_vocab()), key=len, reverse=True)
-    return re.compile(f"(?:{'|'.join(map(re.escape, names)) or '(?!)'})$(?!\n)")
+    return re.compile(f"(?:{_any_of(map(str, tokenizer.get_added_vocab()))})$(?!\n)")
 
 
 @functools.lru_cache(maxsize=8)
 def special_token_pattern(tokenizer: Any) -> re.Pattern[str]:
     """Finds the first token with a meaning of its own, such as one that ends a turn."""
     marked = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    names = sorted(marked | set(tokenizer.all_special_tokens), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, names)) or "(?!)")
+    return re.compile(_any_of(marked | set(tokenizer.all_special_tokens)))
+
+
+def added_token_pattern(tokenizer: Any) -> re.Pattern[str]:
+    """Finds special and added tokens."""
+    return re.compile(_any_of({*map(str, tokenizer.get_added_vocab()), *tokenizer.all_special_tokens}))
+
+
+def _any_of(names: Iterable[str]) -> str:
+    """The pattern of one of these names, the longest that there is; of none, one that finds nothing."""
+    return "|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)"

@@ -20,7 +20,7 @@ from distill_lit.data.messages import is_supervised_response
 from distill_lit.data.sources import Row
 from distill_lit.data.span_tokenization import encode_continuation, encode_spans
 from distill_lit.data.templates import Messages
-from distill_lit.data.tokenization import TokenizedDocuments, progress_bar
+from distill_lit.data.tokenization import TokenizedDocuments, join_documents, progress_bar
 from distill_lit.utils.exceptions import UserError
 
 PROMPT_KEY = "teacher.prompt"
@@ -188,8 +188,7 @@ def tokenize_teacher_documents(
             owners += [document] * len(found)
             bar.advance(task)
     _check_lengths([len(piece) for piece in pieces], owners, most_tokens)
-    offsets = np.cumsum([0, *map(len, pieces)], dtype=np.int64)
-    return TokenizedDocuments(np.concatenate(pieces), offsets, np.concatenate(marks))
+    return join_documents(pieces, marks)
 
 
 def make_teacher_documents(

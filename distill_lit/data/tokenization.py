@@ -68,11 +68,11 @@ def tokenize(
     order = np.random.default_rng(seed).permutation(len(documents))
     pieces: list[np.ndarray] = []
     marks: list[np.ndarray] = []
-    total = after_first = 0
+    total, after_first, dtype = 0, 0, token_dtype(tokenizer)
     with progress_bar() as bar:
         task = bar.add_task("tokenising", total=len(documents))
         for ids, supervised in encode_documents([documents[i] for i in order], tokenizer):
-            pieces.append(np.array(ids, dtype=token_dtype(tokenizer)))
+            pieces.append(np.array(ids, dtype=dtype))
             marks.append(np.array(supervised, dtype=bool))
             after_first += len(ids) if total >= validation_tokens else 0
             total += len(ids)
@@ -90,13 +90,15 @@ def token_dtype(tokenizer: Any) -> type[np.unsignedinteger[Any]]:
 
 
 def join_documents(
-    tokens: list[np.ndarray], loss_masks: list[np.ndarray], corpus_ids: Sequence[int], numbers: np.ndarray
+    tokens: Sequence[np.ndarray],
+    loss_masks: Sequence[np.ndarray],
+    corpus_ids: Sequence[int] | None = None,
+    numbers: np.ndarray | None = None,
 ) -> TokenizedDocuments:
     """Documents, at least one, one after the other."""
     offsets = np.cumsum([0, *map(len, tokens)], dtype=np.int64)
-    return TokenizedDocuments(
-        np.concatenate(tokens), offsets, np.concatenate(loss_masks), np.array(corpus_ids, dtype=np.uint16), numbers
-    )
+    ids = None if corpus_ids is None else np.array(corpus_ids, dtype=np.uint16)
+    return TokenizedDocuments(np.concatenate(tokens), offsets, np.concatenate(loss_masks), ids, numbers)
 
 
 def encode_documents(documents: list[Document], tokenizer: Any) -> Iterator[tuple[list[int], list[bool]]]:

@@ -17,7 +17,7 @@ from distill_lit.data import TeacherDocuments
 from distill_lit.data.loader import make_batch
 from distill_lit.data.packing import pack, place_first_fit
 from distill_lit.data.teacher_prompts import TeacherDocument
-from distill_lit.data.tokenization import TokenizedDocuments
+from distill_lit.data.tokenization import join_documents
 from distill_lit.losses.targets import IGNORE_INDEX
 from distill_lit.models.packing_check import last_hidden_state
 
@@ -59,11 +59,9 @@ def documents_of_batch(batch: dict[str, Tensor], documents: TeacherDocuments) ->
 
 def _last_hidden_states(model: Any, found: list[TeacherDocument], length: int, rows_per_pass: int) -> Tensor:
     """Hidden states (K, D) before each place of the documents, which are packed into rows of `length` tokens."""
-    sizes = np.array([len(document.input_ids) for document in found])
-    ids = np.concatenate([document.input_ids for document in found])
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
-    packed, _ = pack(TokenizedDocuments(ids, offsets, np.ones(len(ids), dtype=bool)), length)
-    rows, columns, _ = place_first_fit(sizes, length)
+    ids = [document.input_ids for document in found]
+    packed, _ = pack(join_documents(ids, [np.ones(len(each), dtype=bool) for each in ids]), length)
+    rows, columns, _ = place_first_fit(np.array([*map(len, ids)]), length)
     places = np.concatenate(
         [row * length + column + document.places - 1 for row, column, document in zip(rows, columns, found, strict=True)]
     )

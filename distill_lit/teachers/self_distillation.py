@@ -10,6 +10,7 @@ An earlier checkpoint is neither: it is a model like others, for `teacher.model`
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -73,28 +74,28 @@ class EMATeacher(OnlineTeacher):
             parameter.copy_(state[name])
 
 
-def _check_not_cached(config: TeacherConfig) -> None:
-    default = TeacherConfig()
-    for name in ("cache_format", "hidden_layers", "top_k", "num_samples", "sampling_temperature"):
-        if getattr(config, name) != getattr(default, name):
-            raise UserError(
-                f"teacher.{name}: teacher.source {config.source} is a copy of the student that is being trained, of which "
-                "there can be no cache"
-            )
+class _StudentCopySource(TeacherSource):
+    """A teacher that is made of the student."""
+
+    def check(self, config: TeacherConfig) -> None:
+        """Refuses fields of a cache."""
+        super().check(config)
+        default = TeacherConfig()
+        for name in ("cache_format", "hidden_layers", "top_k", "num_samples", "sampling_temperature"):
+            if getattr(config, name) != getattr(default, name):
+                raise UserError(
+                    f"teacher.{name}: teacher.source {config.source} is a copy of the student that is being trained, of "
+                    "which there can be no cache"
+                )
 
 
 @register_teacher("self")
-class SelfSource(TeacherSource):
+class SelfSource(_StudentCopySource):
     """The student's own start, frozen."""
 
     def capabilities(self, config: TeacherConfig) -> TeacherCapabilities:
         """Its whole distribution, of any text; its layers are not those of `teacher.model`."""
         return OF_THE_STUDENT
-
-    def check(self, config: TeacherConfig) -> None:
-        """Refuses fields of a cache."""
-        super().check(config)
-        _check_not_cached(config)
 
     def build(self, context: TeacherContext) -> OnlineTeacher:
         """Copies the student."""
@@ -104,17 +105,12 @@ class SelfSource(TeacherSource):
 
 
 @register_teacher("ema")
-class EMASource(TeacherSource):
+class EMASource(_StudentCopySource):
     """An average of the student over its training."""
 
     def capabilities(self, config: TeacherConfig) -> TeacherCapabilities:
         """As of a copy of the student, and nothing without a training."""
-        return TeacherCapabilities(**{**vars(OF_THE_STUDENT), "follows_student": True})
-
-    def check(self, config: TeacherConfig) -> None:
-        """Refuses fields of a cache."""
-        super().check(config)
-        _check_not_cached(config)
+        return replace(OF_THE_STUDENT, follows_student=True)
 
     def build(self, context: TeacherContext) -> EMATeacher:
         """Copies the student, in float32 whatever `teacher.dtype` says; autocast makes its products what they are in the

@@ -99,10 +99,17 @@ def _with_first_step(logger_class: Any, first_step: int) -> Any:
     class ContinuedLogger(logger_class):  # type: ignore[misc]
         """Goes on with the curves of the stage before."""
 
+        steps_before = first_step
+
         def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-            super().log_metrics(metrics, None if step is None else first_step + step)
+            super().log_metrics(metrics, None if step is None else step_on_curves(self, step))
 
     return ContinuedLogger
+
+
+def step_on_curves(logger: Any, step: int) -> int:
+    """Where on a logger's curves optimizer step `step` of this stage is."""
+    return int(getattr(logger, "steps_before", 0)) + step
 
 
 MLFLOW_RUN_FILE = "mlflow_run_id.txt"  # in a run's folder
