@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from distill_lit.models.generation_files import add_eos_token_id
+from distill_lit.models.generation_files import GENERATION_CONFIG_FILE, add_eos_token_id
 from distill_lit.models.loading import TOKENIZER_FILES
 from distill_lit.utils.files import atomic_write_folder, write_text
 
@@ -30,7 +30,7 @@ def export_student(
         model.save_pretrained(temporary, safe_serialization=True)
         for path in temporary.glob("*.safetensors"):
             _sort_metadata(path)
-        for name in (*TOKENIZER_FILES, "generation_config.json"):
+        for name in (*TOKENIZER_FILES, GENERATION_CONFIG_FILE):
             if (tokenizer_folder / name).is_file():
                 shutil.copy(tokenizer_folder / name, temporary / name)
         if chat_template:

@@ -1,6 +1,7 @@
 """What a model's `generation_config.json` says: where its texts end, and how it would have them drawn."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,17 +57,18 @@ def generation_eos_token_ids(config: Any) -> list[int]:
 
 def sampling_settings(config: Any) -> dict[str, Any]:
     """{field: value} of a generation config by which other tokens are drawn than the logits say; empty for none."""
-    fields = (*(SAMPLING_FIELDS if config.do_sample else ()), *PENALTY_FIELDS)
-    return {name: value for name in fields if _is_set(name, value := getattr(config, name, None))}
+    return {**(_set_fields(config, SAMPLING_FIELDS) if config.do_sample else {}), **penalty_settings(config)}
 
 
 def penalty_settings(config: Any) -> dict[str, Any]:
     """Those of `sampling_settings` that count where the most probable token is taken, too."""
-    return {name: value for name in PENALTY_FIELDS if _is_set(name, value := getattr(config, name, None))}
+    return _set_fields(config, PENALTY_FIELDS)
 
 
-def _is_set(name: str, value: Any) -> bool:
-    return value is not None and value != NEUTRAL_VALUES.get(name) and value != []
+def _set_fields(config: Any, names: Iterable[str]) -> dict[str, Any]:
+    """Those of these fields that have a value which changes something."""
+    values = {name: getattr(config, name, None) for name in names}
+    return {name: value for name, value in values.items() if value not in (None, [], NEUTRAL_VALUES.get(name))}
 
 
 def add_eos_token_id(folder: Path, token_id: int) -> None:
@@ -75,5 +77,5 @@ def add_eos_token_id(folder: Path, token_id: int) -> None:
     known = load_generation_config(folder)
     ids = generation_eos_token_ids(known)
     if token_id not in ids:
-        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else known.to_diff_dict()
+        settings = read_json(path) if path.is_file() else known.to_diff_dict()
         write_text(path, json.dumps({**settings, "eos_token_id": [*ids, token_id]}, indent=2) + "\n")

@@ -42,7 +42,7 @@ class ReportBundle:
     @cached_property
     def scaling_law(self) -> ScalingLaw | None:
         """The law through them; None where they are too few, or have one teacher."""
-        return fit_scaling_law(self.scaling_data) if len(self.scaling_data) else None
+        return fit_scaling_law(self.scaling_data)
 
     @cached_property
     def loss_statements(self) -> dict[str, list[str]]:

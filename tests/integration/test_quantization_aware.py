@@ -7,12 +7,14 @@ import pytest
 import torch
 from helpers import tiny_tasks, training_processes
 from helpers.distillation import TRAINING, VOCABULARY
+from helpers.rounding import round_by_hand
 from torch import nn
 
 from distill_lit import data
 from distill_lit.config import LoraConfig, StudentConfig, load_experiment
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.experiment.plan import plan_runs
+from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.run import build_run, with_source_folders
 from distill_lit.experiment.student import student_hashes
 from distill_lit.losses import ForwardKL
@@ -26,7 +28,7 @@ from distill_lit.models import (
     logits_on,
     probe_input_ids,
 )
-from distill_lit.models.int4_weights import GROUP_SIZE, pack_int4, unpack_int4
+from distill_lit.models.int4_weights import pack_int4, unpack_int4
 from distill_lit.models.loading import weight_bytes
 from distill_lit.models.quantization_aware import prepare_quantization_aware, quantize_prepared
 from distill_lit.training.distiller import Distiller
@@ -35,15 +37,6 @@ from distill_lit.utils.files import read_json
 
 pytest.importorskip("torchao")
 KINDS = ("int8_weight_only", "int4")
-
-
-def round_by_hand(weight: torch.Tensor, quantization: str) -> torch.Tensor:
-    if quantization == "int4":
-        groups = weight.reshape(len(weight), -1, GROUP_SIZE)
-        least, step = groups.amin(-1, keepdim=True), (groups.amax(-1, keepdim=True) - groups.amin(-1, keepdim=True)) / 15
-        return (((groups - least) / step).round() * step + least).reshape(weight.shape)
-    step = weight.abs().amax(1, keepdim=True) / 127.5
-    return (weight * (1 / step)).round().clamp(-128, 127) * step
 
 
 @pytest.mark.parametrize("quantization", KINDS)
@@ -102,10 +95,11 @@ def test_packing_keeps_every_integer() -> None:
     torch.testing.assert_close(unpack_int4(packed), weight, rtol=1e-6, atol=1e-6)
 
 
-def distilled(file: Path) -> Any:
-    shorter = ["training.max_tokens=1536", "training.checkpoint_interval=2"]
-    config = load_experiment(file, ["students.one.quantization_aware=int4", *shorter])
-    return next(run for run in plan_runs(config) if run.role == "distilled")
+ROUNDED = "students.one.quantization_aware=int4"
+
+
+def distilled(file: Path, *changes: str) -> Run:
+    return next(run for run in plan_runs(load_experiment(file, list(changes))) if run.role == "distilled")
 
 
 def test_a_run_resumes_bit_for_bit_and_exports_quantized_weights(
@@ -113,7 +107,8 @@ def test_a_run_resumes_bit_for_bit_and_exports_quantized_weights(
 ) -> None:
     monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
     tasks = tiny_tasks.make_tasks(tmp_path / "tasks", "colours")
-    run = distilled(training_processes.write_experiment(tmp_path, tiny_teacher, tiny_corpus, tasks))
+    file = training_processes.write_experiment(tmp_path, tiny_teacher, tiny_corpus, tasks)
+    run = distilled(file, ROUNDED, "training.max_tokens=1536", "training.checkpoint_interval=2")
     build_run(run, tmp_path / "whole", lambda *_: None)
 
     class Stopped(Exception):
@@ -163,14 +158,14 @@ def test_only_the_last_stage_that_trains_rounds(tmp_path: Path, tiny_teacher: Pa
     file = training_processes.write_experiment(tmp_path, tiny_teacher, tiny_corpus, tmp_path)
     two_stages = "stages={first: {}, second: {}}"
     for changes in (["stages={first: {}, second: {quantization_aware: int4}}"],
-                    ["students.one.quantization_aware=int4", two_stages]):  # fmt: skip
+                    [ROUNDED, two_stages]):  # fmt: skip
         runs = plan_runs(load_experiment(file, changes))
         assert [run.config.students[run.student].quantization_aware for run in runs] == ["none", "int4"]
     for changes, words in (
         (["stages={first: {quantization_aware: int4}, second: {}}"], "^stages.first: quantization_aware is for the last"),
         (["stages={a: {quantization_aware: int4}, b: {quantize: int8}}"], "^stages.b: .* quantized already when its"),
         (
-            ["students.one.quantization_aware=int4", "students.one.quantize=int8"],
+            [ROUNDED, "students.one.quantize=int8"],
             "quantized already when its training ends",
         ),
     ):
@@ -180,9 +175,7 @@ def test_only_the_last_stage_that_trains_rounds(tmp_path: Path, tiny_teacher: Pa
 
 def test_another_rounding_is_another_run(tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path) -> None:
     file = training_processes.write_experiment(tmp_path, tiny_teacher, tiny_corpus, tmp_path)
-    plain = next(run for run in plan_runs(load_experiment(file)) if run.role == "distilled")
-    asked = load_experiment(file, ["students.one.quantization_aware=int4"])
-    rounded = next(run for run in plan_runs(asked) if run.role == "distilled")
+    plain, rounded = distilled(file), distilled(file, ROUNDED)
     assert (rounded.label, rounded.fingerprint == plain.fingerprint) == (plain.label, False)
 
 

@@ -81,6 +81,13 @@ def prepare(config: ExperimentConfig, teacher: Path) -> data.PreparedData:
     return data.prepare_datasets(config.data, teacher, config.dataset_source, with_corpus_ids=True)
 
 
+def validation_batch(config: ExperimentConfig, teacher: Path) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """All held-out rows as one batch, and which of their tokens but the last have a label after them."""
+    rows = prepare(config, teacher).validation
+    batch = make_batch(rows, np.arange(len(rows)), 1)
+    return batch, batch["labels"][:, 1:] >= 0
+
+
 # ---------------------------------------------------------------- which corpus a token is of
 
 
@@ -206,9 +213,7 @@ def test_documents_are_scored_by_the_teacher_of_their_corpus(
     for run in (runs := plan_runs(config)):
         made = build(run, tmp_path / run.name)
     metrics = made["metrics"]
-    validation = prepare(config, tiny_teacher).validation
-    batch = make_batch(validation, np.arange(len(validation)), 1)
-    loss_mask = batch["labels"][:, 1:] >= 0
+    batch, loss_mask = validation_batch(config, tiny_teacher)
     is_sum = batch["corpus_ids"][:, :-1][loss_mask].bool()
     labels = batch["labels"][:, 1:][loss_mask]
     logprobs = [logprobs_of(folder, batch, loss_mask) for folder in (tiny_teacher, other)]
@@ -246,9 +251,7 @@ def test_a_student_of_a_mixture(load: Any, tmp_path: Path, tiny_teacher: Path, o
     check_against_teacher(plan_runs(config))
     (run,) = plan_runs(config)
     metrics = build(run, tmp_path / "run")["metrics"]
-    validation = prepare(config, tiny_teacher).validation
-    batch = make_batch(validation, np.arange(len(validation)), 1)
-    loss_mask = batch["labels"][:, 1:] >= 0
+    batch, loss_mask = validation_batch(config, tiny_teacher)
     first, second = (logprobs_of(folder, batch, loss_mask) for folder in (tiny_teacher, other))
     mixed = (
         (0.6 * first.exp() + 0.4 * second.exp()).log()
@@ -326,9 +329,7 @@ def test_a_teacher_that_is_made_here_is_one_of_several(load: Any, tmp_path: Path
     assert estimate_runs(runs)[cache.name].disk_bytes > 0
     for run in (main, made, cache, student):
         found = build(with_source_folders(run, tmp_path), tmp_path / run.name)
-    validation = prepare(config, tiny_teacher).validation
-    batch = make_batch(validation, np.arange(len(validation)), 1)
-    loss_mask = batch["labels"][:, 1:] >= 0
+    batch, loss_mask = validation_batch(config, tiny_teacher)
     is_sum = batch["corpus_ids"][:, :-1][loss_mask].bool()
     labels = batch["labels"][:, 1:][loss_mask]
     first, second = (logprobs_of(f, batch, loss_mask) for f in (tiny_teacher, tmp_path / made.name / "student"))

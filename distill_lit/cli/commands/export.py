@@ -10,6 +10,7 @@ from distill_lit.cli.arguments import CommandParsers, add_command
 from distill_lit.cli.exit_codes import DONE
 from distill_lit.cli.stage_bar import stage_bar
 from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.path_variables import expand_path
 
 
 def add_parser(commands: CommandParsers) -> None:
@@ -64,7 +65,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
 def _reference(model: str) -> str:
     """Of the folder of a run, the student in it."""
-    student = Path(model.removeprefix("file:")).expanduser() / "student"
+    student = expand_path(model.removeprefix("file:"), "model") / "student"
     return f"file:{student}" if (student / "config.json").is_file() else model
 
 

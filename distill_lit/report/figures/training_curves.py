@@ -29,6 +29,7 @@ def curves_figure(scores: Scores, curves: pd.DataFrame) -> Any:
     if not trained or not known or not {"model", "step"} <= set(curves):
         return None
     own = ", each on its own data" if has_different_validation_data(scores.results.runs) else ""
+    whose = "its own teacher" if has_several_teachers(scores.results.runs) else "the teacher"
     with matplotlib.rc_context(MATPLOTLIB_RC):
         figure = Figure(figsize=(max(8.2, 3.6 * len(known)), 3.9), layout="constrained")
         FigureCanvasAgg(figure)
@@ -40,8 +41,8 @@ def curves_figure(scores: Scores, curves: pd.DataFrame) -> Any:
                           color=style["color"],
                           linestyle=linestyle(style["dash"]))  # fmt: skip
             axes.set_xlabel("training tokens")
-            words = words.replace("the teacher", "its own teacher") if has_several_teachers(scores.results.runs) else words
-            axes.set_title(words + ("" if name == IN_TRAINING_SCORE else own), fontweight="normal", fontsize=9)
+            title = words.replace("the teacher", whose) + ("" if name == IN_TRAINING_SCORE else own)
+            axes.set_title(title, fontweight="normal", fontsize=9)
         handles, names = panels[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=3)
     return figure

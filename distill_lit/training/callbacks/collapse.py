@@ -26,8 +26,8 @@ MAX_REPETITION = 0.5
 MIN_START_FINISHED = 0.4  # of texts that are cut off anyway, as plain text mostly is, none can stop to end
 FINISHED_LEFT = 0.5  # of the share of the start
 MIN_LENGTH = 1.5  # tokens: more than half of the texts are nothing but their end
-# of distinct_2 at the start; it also falls where texts get longer, by a tenth where they double, and rises where they get
-# shorter, so that only texts of at least half the length count
+# of distinct_2 at the start; it also falls a little where texts get longer, and rises where they get shorter, so that only
+# texts of at least half the length count
 DISTINCT_2_LEFT = 0.5
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.rounding import round_by_hand
 from safetensors.torch import load_file
 
 from distill_lit.models import (
@@ -30,24 +31,6 @@ ROUNDED_IN_A_LAYER = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"
                       "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
 
 
-def round_int4(weight: torch.Tensor) -> torch.Tensor:
-    """By hand, one group at a time: the nearest of 16 values, evenly from the least weight of the group to the largest."""
-    rounded = torch.empty_like(weight)
-    for row in range(weight.shape[0]):
-        for start in range(0, weight.shape[1], GROUP_SIZE):
-            group = weight[row, start : start + GROUP_SIZE]
-            values = torch.linspace(float(group.min()), float(group.max()), 16)
-            nearest = (group[:, None] - values[None]).abs().argmin(1)
-            rounded[row, start : start + GROUP_SIZE] = values[nearest]
-    return rounded
-
-
-def round_int8(weight: torch.Tensor) -> torch.Tensor:
-    """By hand: 255 steps between ± the largest weight of an output channel."""
-    step = 2 * weight.abs().amax(1, keepdim=True) / 255
-    return (weight * (1 / step)).round().clamp(-128, 127) * step
-
-
 @pytest.mark.parametrize("quantization", QUANTIZATION_RECIPES)
 def test_a_quantized_folder_is_smaller_and_says_the_same_in_plain_transformers(
     quantization: str, tiny_teacher: Path, tmp_path: Path
@@ -61,9 +44,9 @@ def test_a_quantized_folder_is_smaller_and_says_the_same_in_plain_transformers(
         check_reloads(written, tmp_path / "q", ids, said.flip(1))
 
 
-@pytest.mark.parametrize(("quantization", "by_hand"), [("int8_weight_only", round_int8), ("int4", round_int4)])
+@pytest.mark.parametrize("quantization", ["int8_weight_only", "int4"])
 def test_weight_only_recipes_are_the_model_with_rounded_weights(
-    quantization: str, by_hand: object, tiny_teacher: Path, tmp_path: Path
+    quantization: str, tiny_teacher: Path, tmp_path: Path
 ) -> None:
     quantize_model(tiny_teacher, tmp_path / "q", quantization)
     model, teacher = load_model(tmp_path / "q"), load_model(tiny_teacher)
@@ -72,7 +55,7 @@ def test_weight_only_recipes_are_the_model_with_rounded_weights(
         for layer in expected.model.layers:
             for name in ROUNDED_IN_A_LAYER:
                 weight = layer.get_submodule(name).weight
-                weight.copy_(by_hand(weight))
+                weight.copy_(round_by_hand(weight, quantization))
     ids = probe_input_ids(teacher)
     moved = (logits_on(teacher, ids) - logits_on(expected, ids)).abs().max()
     assert (logits_on(model, ids) - logits_on(expected, ids)).abs().max() < 1e-3 * moved
