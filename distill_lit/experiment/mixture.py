@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distill_lit.config import ExperimentConfig, TeacherConfig
 from distill_lit.config.derivation import with_one_teacher
-from distill_lit.config.mixture import MAIN_TEACHER
+from distill_lit.config.mixture import MAIN_TEACHER, WEIGHT_TOLERANCE
 from distill_lit.data import PackedDataset
 from distill_lit.data.corpora import corpus_names
 from distill_lit.models import ModelSize, load_model_config, model_folder, size_from_config
@@ -89,7 +89,7 @@ def check_mixture(config: ExperimentConfig) -> None:
             if corpus.teacher and section == "validation" and name in config.data.corpora:
                 raise UserError(f"{key}: it is that of data.corpora.{name}, whose name it has; leave it out")
     total = sum(member.weight or 0.0 for member in mixture.teachers.values())
-    if total > 1 + 1e-9:
+    if total > 1 + WEIGHT_TOLERANCE:
         raise UserError(f"teacher.mixture.teachers: their weights are {total:g} in sum, and 1 is all there is")
     named = set(routed_corpora(config).values())
     for name, member in mixture.teachers.items():

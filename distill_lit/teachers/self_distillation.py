@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from distill_lit.config import TeacherConfig
 from distill_lit.data import TeacherDocuments
@@ -23,6 +22,7 @@ from distill_lit.models.vocabulary import load_unpadded_vocab_size
 from distill_lit.teachers.base import TeacherCapabilities, TeacherContext, TeacherSource
 from distill_lit.teachers.online import OnlineTeacher
 from distill_lit.teachers.registry import register_teacher
+from distill_lit.utils.distributed.ranks import full_tensor
 from distill_lit.utils.exceptions import UserError
 
 OF_THE_STUDENT = TeacherCapabilities(
@@ -60,7 +60,7 @@ class EMATeacher(OnlineTeacher):
         averages = dict(self.model.named_parameters())
         for name, parameter in student.named_parameters():
             if parameter.requires_grad:
-                weights = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+                weights = full_tensor(parameter)
                 averages[name].lerp_(weights.to(averages[name]), 1 - self.decay)
 
     def state_dict(self) -> dict[str, Tensor]:

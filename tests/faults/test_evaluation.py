@@ -84,12 +84,6 @@ def test_19_an_unknown_task_is_refused_first(tmp_path: Path) -> None:
     assert "unknown task 'helaswag'; did you mean 'hellaswag'?" in said
 
 
-@pytest.fixture(scope="module")
-def seconds_to_import_torch() -> float:
-    """Of a processor, on this machine."""
-    return min(training_processes.processor_seconds(lambda: training_processes.python("import torch")) for _ in range(2))
-
-
 @pytest.mark.parametrize(
     ("change", "is_timed"),
     [
@@ -101,23 +95,24 @@ def seconds_to_import_torch() -> float:
         ("students.deep.num_layers=5", True),
     ],
 )
-def test_19_bad_input_is_refused_within_two_seconds(
-    change: str, is_timed: bool, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_19_bad_input_is_refused_within_two_seconds(change: str, is_timed: bool, tmp_path: Path) -> None:
     """Processor time of the whole command, since other work may slow the clock; lm-eval's task index is warm. On a slow
-    machine, twice what torch alone takes to import. What is refused earlier on the same way is not timed."""
+    machine, twice what torch alone takes to import just then. What is refused earlier on the same way is not timed."""
 
     def refused() -> None:
         code, said = outcome(command("run", QUICKSTART, change, "--root", tmp_path))
         assert code == 2
         assert len(said.strip().splitlines()) == 1
 
+    def is_quick() -> bool:
+        spent = training_processes.processor_seconds(refused)
+        return spent < 2.0 or spent < 2 * training_processes.processor_seconds(
+            lambda: training_processes.python("import torch")
+        )
+
     if is_timed:
         check_experiment(load_experiment(QUICKSTART))
-        spent = training_processes.processor_seconds(refused)
-        if spent >= 2.0:
-            limit = max(2.0, 2 * request.getfixturevalue("seconds_to_import_torch"))
-            assert spent < limit or training_processes.processor_seconds(refused) < limit
+        assert any(is_quick() for _ in range(3))
     else:
         refused()
     assert not list(tmp_path.iterdir())
@@ -128,7 +123,9 @@ def test_19_nothing_heavy_is_imported_for_that(tmp_path: Path) -> None:
         "import sys; from distill_lit.cli import main as cli\n"
         f"try: cli.main(['run', {str(QUICKSTART)!r}, 'evaluation.tasks=[arc_esy]', '--root', {str(tmp_path)!r}])\n"
         "except SystemExit as end: assert end.code == 2\n"
-        "heavy = {'lightning', 'transformers', 'datasets', 'pandas', 'matplotlib', 'accelerate'} & sys.modules.keys()\n"
+        "heavy = {'lightning', 'transformers', 'datasets', 'pandas', 'matplotlib', 'accelerate'}\n"
+        "heavy |= {'torch.distributed.tensor'}\n"
+        "heavy &= sys.modules.keys()\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     found, said = training_processes.python(code)

@@ -8,9 +8,8 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from distill_lit.utils.distributed.ranks import all_gather_object, get_rank, get_world_size
+from distill_lit.utils.distributed.ranks import all_gather_object, full_tensor, get_rank, get_world_size
 from distill_lit.utils.files import write_json
 
 log = logging.getLogger(__name__)
@@ -41,7 +40,7 @@ class TerminateOnNonFinite(L.Callback):
         """Measures the gradient's norm, and refuses a loss that is not finite on any rank, or a norm that is not."""
         gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        module.gradient_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        module.gradient_norm = full_tensor(norm)
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             return  # float16: the scaler skips such a step and tries a smaller scale
         self._check_loss(trainer)

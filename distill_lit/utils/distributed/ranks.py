@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 # for the others, who may have a cache to write or questions to ask: whoever dies is noticed by who started the ranks
 PROCESS_GROUP_TIMEOUT = timedelta(days=7)
@@ -49,6 +49,13 @@ def broadcast_from_rank_zero(compute: Callable[[], ResultT]) -> ResultT:
     payload = [compute() if get_rank() == 0 else None]
     distributed.broadcast_object_list(payload, src=0)
     return payload[0]  # type: ignore[return-value]
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that may be sharded over the ranks (a DTensor, whose import takes a second): all of them
+    must call this."""
+    gather = getattr(tensor, "full_tensor", None)
+    return gather() if gather else tensor
 
 
 @contextmanager
