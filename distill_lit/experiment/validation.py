@@ -193,7 +193,7 @@ def check_against_teacher(runs: Sequence[Run]) -> list[str]:
         if folder not in checked:
             checked.add(folder)
             check_special_tokens(load_tokenizer(folder), teacher.config.get_text_config().vocab_size, folder)
-        if run.student and (key := _compared_fields(run)) not in checked:
+        if run.student and (key := _compared_fields(run, architectures)) not in checked:
             checked.add(key)
             _check_student_against_teacher(run, architectures)
         _check_same_tokens(run, architectures, checked)
@@ -201,17 +201,23 @@ def check_against_teacher(runs: Sequence[Run]) -> list[str]:
     return agreement.notes
 
 
-def _compared_fields(run: Run) -> tuple[Any, ...]:
+def _compared_fields(run: Run, architectures: Architectures) -> tuple[Any, ...]:
     """What of a run decides whether its student fits its teacher."""
     config = run.config
     sections = (config.students[run.student], config.teacher, config.objective, config.data, config.on_policy)
-    return run.student, *map(repr, sections)
+    return run.student, *map(repr, (*sections, architectures.references(run)))
 
 
 def _check_student_against_teacher(run: Run, architectures: Architectures) -> None:
     config, teacher = run.config, architectures.teacher(run).config
     key = config_key(run.student, config)
-    student = check_student_origin(key, config.students[run.student], architectures.origin(run).config)
+    shape, origin = config.students[run.student], architectures.origin(run).config
+    if not shape.config and getattr(origin, "quantization_config", None) is not None:
+        raise UserError(
+            f"{key}: it begins as {shape.from_ or 'the teacher'}, whose weights are rounded (quantization_config in its "
+            "config.json); begin with the model in full precision, see `from`"
+        )
+    student = check_student_origin(key, shape, origin)
     check_row_length("data.sequence_length", key, student, config.data.sequence_length)
     source, able = teacher_source(config.teacher), teacher_capabilities(config.teacher)
     if able.needs_model and able.shares_tokenizer:  # it reads the same rows
@@ -272,16 +278,32 @@ def check_models(config: ExperimentConfig, runs: Sequence[Run]) -> list[str]:
     from distill_lit.profiling.inference import check_positions
 
     architectures = Architectures(runs)
-    models = {"the teacher" if run.role == Role.TEACHER else run.student or run.label: run for run in runs if run.is_model}
+    models = _models_that_differ(runs, architectures)
     known = {name: architectures.student(run) for name, run in models.items()}
     folders = {name: (architecture.tokenizer_folder, architecture.config) for name, architecture in known.items()}
-    with_own_chat_template = {run.student for run in runs if run.student and run.config.data.chat_template}
+    with_own_chat_template = {name for name, architecture in known.items() if architecture.chat_template}
     check_evaluation_fits_models(config.evaluation, config.dataset_source, folders, with_own_chat_template)
     if config.cost.measure:
         check_positions({name: architecture.config for name, architecture in known.items()}, config.cost)
     if not has_generative_tasks(config.evaluation, config.dataset_source):
         return []
     return penalty_notes({name: folder for name, (folder, _) in folders.items() if not models[name].student})
+
+
+def _models_that_differ(runs: Sequence[Run], architectures: Architectures) -> dict[str, Run]:
+    """{name: run} of one run of every student, or several where they are made in different ways, as by several teachers."""
+    found: dict[str, Run] = {}
+    ways: set[tuple[Any, ...]] = set()
+    for run in runs:
+        name = "the teacher" if run.role == Role.TEACHER else run.student or run.label
+        if run.is_model:
+            made = architectures.student(run)
+            positions = getattr(made.config.get_text_config(), "max_position_embeddings", 0)
+            way = (name, made.tokenizer_folder, made.chat_template, positions)
+            if way not in ways:
+                ways.add(way)
+                found[run.label if name in found else name] = run
+    return found
 
 
 def check_evaluation_fits_models(
