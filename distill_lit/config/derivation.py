@@ -10,6 +10,10 @@ Both are written as changes to the experiment, and a model also says what it beg
       on_policy: {on_policy: {fraction: 1.0}}
 
 `objective: {…}` takes the place of the experiment's; of every other section, and by a dotted key, what is named changes.
+
+Teacher correction (Minitron, 2408.11796) and teacher assistants (Mirzadeh et al. 2019, 1902.03393) are models; a
+curriculum, as a warm-up before text of the student's own (GKD, 2306.13649), and progressive pruning (2407.14679) are
+stages.
 """
 
 import copy

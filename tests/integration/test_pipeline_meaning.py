@@ -1,6 +1,7 @@
 """Pipelines of which one word means another thing than it seems to: each means what it says, or is refused."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from distill_lit.config import load_experiment
 from distill_lit.config.roles import Role
 from distill_lit.experiment.collect import _costs
 from distill_lit.experiment.experiment import Experiment
+from distill_lit.experiment.model_checks import check_against_teacher
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.run_references import resolve_run_references
 from distill_lit.utils.exceptions import UserError
@@ -169,6 +171,15 @@ def test_rounded_weights_are_neither_trained_nor_rounded_again(text: str, grid: 
     with pytest.raises(UserError) as refused:
         make(text, grid)
     assert words in str(refused.value)
+
+
+def test_rounded_weights_from_elsewhere_are_no_beginning(make: Any, teacher: Path, tmp_path: Path) -> None:
+    shutil.copytree(teacher, tmp_path / "int8")
+    config = json.loads((teacher / "config.json").read_text())
+    (tmp_path / "int8/config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "torchao"}}))
+    runs = make("", "{seed: [0]}", f"students.two.from=file:{tmp_path / 'int8'}")
+    with pytest.raises(UserError, match=r"students\.two: it begins as file:.*, whose weights are rounded"):
+        check_against_teacher(list(runs.values()))
 
 
 def test_a_rounded_teacher_teaches_a_student_of_another(make: Any) -> None:

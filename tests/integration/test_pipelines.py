@@ -15,9 +15,9 @@ from distill_lit.experiment.architectures import Architectures
 from distill_lit.experiment.collect import _costs, _curves
 from distill_lit.experiment.experiment import Experiment
 from distill_lit.experiment.launcher import Outcome, SilentDisplay, _Launcher
+from distill_lit.experiment.model_checks import check_against_teacher
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.run import build_run, check_sources_unchanged, is_run_built, read_manifest, with_source_folders
-from distill_lit.experiment.validation import check_against_teacher
 from distill_lit.models import load_model
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import read_jsonl
