@@ -124,13 +124,8 @@ def _group(results: Results, rows: pd.DataFrame, key: tuple, short: dict[str, st
             f"{s}: {r}" if r else str(s) for s, r in zip(missing_runs["status"], missing_runs["reason"], strict=True)
         )
     )
-    display = results.display
-    named = [describe_grid_value(display, short[axis], axis, value) for axis, value in point]
+    named = [describe_grid_value(results.display, short[axis], axis, value) for axis, value in point]
     variant = ", ".join([*named, *(["other data"] if other_data else [])])
-    base_name = display.label("teacher" if role == "quantized" else student)
-    word = display.labels.get(role, display.label(ROLE_LABELS.get(role, "")))
-    label = "teacher" if role == "teacher" else " ".join(w for w in (base_name, word) if w)  # frames call it so
-    label = f"{label} ({variant})" if variant else label
     known = tuple(int(s) for s in seeds if s == s)
     return ModelGroup(
         role=role,
@@ -139,11 +134,21 @@ def _group(results: Results, rows: pd.DataFrame, key: tuple, short: dict[str, st
         models=models,
         seeds=known if len(known) == len(models) else (),
         num_planned=len(rows),
-        label=label if role == "teacher" else display.label(label),
+        label=group_label(results.display, role, student, variant),
         reason=reason,
         variant=variant,
         other_data=other_data,
     )
+
+
+def group_label(display: ReportConfig, role: str, student: str, variant: str) -> str:
+    """`d18 distilled (temperature=2)`, or as labels call it. variant: the grid point in words, or empty."""
+    if role == "teacher":  # frames know it by this name; tables ask for its label
+        return f"teacher ({variant})" if variant else "teacher"
+    base = display.label("teacher" if role == "quantized" else student)
+    word = display.labels.get(role, display.label(ROLE_LABELS.get(role, "")))
+    label = " ".join(part for part in (base, word) if part)
+    return display.label(f"{label} ({variant})" if variant else label)
 
 
 def describe_grid_value(display: ReportConfig, short_name: str, axis: str, value: str) -> str:

@@ -15,17 +15,17 @@ class ReportConfig:
 
     labels: dict[Text, Text] = Field(
         default_factory=dict,
-        description="{name: what is shown in its place}, of students, roles, tasks, grid keys and their values, experiments, "
-        "columns, as {d18: 18 layers, reverse_kl: Reverse KL, arc_easy: ARC-e}; '' for a grid key shows its values alone",
+        description="{name: what is shown in its place}, of students, roles, tasks, grid keys, their values, experiments "
+        "and columns, as {d18: 18 layers, reverse_kl: Reverse KL}; '' for a grid key shows its values alone",
     )
     order: list[Text] = Field(
         default_factory=list,
-        description="names of students, roles, tasks and values of the grid in the order of rows and columns; those that are "
-        "not named follow",
+        description="names of students, roles, tasks and values of the grid in the order of rows and columns; others "
+        "follow",
     )
     decimals: dict[Text, Annotated[Count, Field(ge=0, le=6)]] = Field(
         default_factory=dict,
-        description="{column: digits after the point}, as {score: 2, retained: 1}; `distill-lit table --help` lists columns",
+        description="{column: digits after the point}, as {score: 2, retained: 1}; see `distill-lit table --help`",
     )
 
     def label(self, name: str) -> str:

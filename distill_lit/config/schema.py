@@ -309,7 +309,9 @@ class ExperimentConfig:
     cost: CostConfig = Field(default_factory=CostConfig, description="how inference is measured")
     on_policy: OnPolicyConfig = Field(default_factory=OnPolicyConfig, description="text that the student writes")
     analysis: AnalysisConfig = Field(default_factory=AnalysisConfig, description="intervals and tests of the report")
-    report: ReportConfig = Field(default_factory=ReportConfig, description="labels, order and decimals of tables and figures")
+    report: ReportConfig = Field(
+        default_factory=ReportConfig, description="labels, order and decimals of tables and figures"
+    )
     launcher: LauncherConfig = Field(default_factory=LauncherConfig, description="where runs happen")
     loggers: dict[Text, dict[Text, Any] | None] = Field(
         default_factory=_default_loggers,
