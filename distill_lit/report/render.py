@@ -16,7 +16,7 @@ from distill_lit.report.figures.ranking import is_crowded, ranking_figure
 from distill_lit.report.figures.scaling import scaling_figure
 from distill_lit.report.figures.style import save_figure, variant_numbers
 from distill_lit.report.figures.training_curves import curves_figure
-from distill_lit.report.formats.latex_table import to_latex
+from distill_lit.report.formats.latex_table import provenance_to_latex, to_latex
 from distill_lit.report.formats.markdown_table import (
     escape_markdown,
     escape_markdown_cell,
@@ -25,6 +25,7 @@ from distill_lit.report.formats.markdown_table import (
 )
 from distill_lit.report.formats.table import to_csv
 from distill_lit.report.loss_report import loss_report_frame, loss_report_markdown
+from distill_lit.report.paper.pivot import write_pivot_files
 from distill_lit.report.tables.efficiency_claim import claim_table
 from distill_lit.report.tables.footnotes import sample_limit_notes
 from distill_lit.report.tables.inference_cost import cost_table
@@ -46,6 +47,7 @@ def render_report(folder: Path, result: ReportBundle, all_formats: bool = False)
         *write_training_curves(folder, result, all_formats),
     ]
     figures += write_scaling_files(folder, result.scaling_data, result.scaling_law, all_formats)
+    figures += write_pivot_files(folder, result, all_formats)
     return [
         *write_score_tables(folder, result, all_formats),
         *figures,
@@ -72,6 +74,7 @@ def write_score_tables(folder: Path, result: ReportBundle, all_formats: bool = F
         "",
         *(["![Training](curves.png)", ""] if (folder / "curves.png").exists() else []),
         *(["![Scaling](scaling.png)", ""] if (folder / "scaling.png").exists() else []),
+        *(["![Heat map](pivot.png)", ""] if (folder / "pivot.png").exists() else []),
         to_markdown(claim),
         to_markdown(cost),
         to_markdown(detail),
@@ -81,6 +84,7 @@ def write_score_tables(folder: Path, result: ReportBundle, all_formats: bool = F
         named = {"main": main, "cost": cost, "detail": detail}
         tables = [to_latex(table, f"{_label(result.name)}-{name}") for name, table in named.items()]
         texts["table.tex"] = "\n".join(["% Needs \\usepackage{booktabs,graphicx} in the preamble.", *tables])
+        texts["table_provenance.tex"] = provenance_to_latex(main.provenance, f"{_label(result.name)}-main")
     for name, text in texts.items():
         write_text(folder / name, text)
     return [folder / name for name in texts]

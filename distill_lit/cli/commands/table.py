@@ -43,8 +43,8 @@ def add_parser(commands: CommandParsers) -> None:
         type=Path,
         nargs="+",
         metavar="FOLDER",
-        help="results folders, or experiment files, whose `report:` section then counts as it is now; also report.KEY=VALUE "
-        "and analysis.KEY=VALUE",
+        help="results folders, or experiment files, whose `report:` section then counts as it is now; "
+        "report.KEY=VALUE and analysis.KEY=VALUE too",
     )
     _add_shape(parser.add_argument_group("what stands where"))
     _add_look(parser.add_argument_group("how it looks"))
@@ -64,29 +64,22 @@ def add_parser(commands: CommandParsers) -> None:
 def _add_shape(group: argparse._ArgumentGroup) -> None:
     texts = {
         "rows": ("KEY,…", "what a row is (default: model)"),
-        "columns": (
-            "NAME,…",
-            "tasks, quantities, or keys whose values become columns (default: tasks,above_chance,retained)",
-        ),
+        "columns": ("NAME,…", "tasks, quantities, or keys whose values become columns (tasks,above_chance,retained)"),
         "values": ("NAME,…", "what is shown below tasks (default: score) or below values of keys (default: above_chance)"),
-        "pivot": ("KEY,KEY", "a key of the grid down, one across, for distilled students; what else varies comes first"),
+        "pivot": ("KEY,KEY", "a key of the grid down, one across, for distilled students; others that vary first"),
     }
     for name, (metavar, words) in texts.items():
         group.add_argument(f"--{name}", default="", metavar=metavar, help=words)
-    _add_pairs(
-        group, "where", "KEY=VALUE,…", "only rows with one of these values, patterns such as d1* too; KEY!=VALUE: all others; "
-        "task=…: only these tasks, in averages too"
-    )  # fmt: skip
+    words = (
+        "rows with one of these values, or patterns such as d1*; KEY!=VALUE: all others; task=…: only these, also averaged"
+    )
+    _add_pairs(group, "where", "KEY=VALUE,…", words)
 
 
 def _add_look(group: argparse._ArgumentGroup) -> None:
-    _add_pairs(
-        group, "rename", "NAME=LABEL", "labels of students, tasks, keys, values, columns, as report.labels in YAML"
-    )  # fmt: skip
+    _add_pairs(group, "rename", "NAME=LABEL", "of students, tasks, keys, values, columns, as report.labels in YAML")
     group.add_argument("--order", default="", metavar="NAME,…", help="order of rows and columns, as report.order")
-    group.add_argument(
-        "--sort", default="", metavar="COLUMN", help="largest first, by a task or quantity, below the teacher"
-    )
+    group.add_argument("--sort", default="", metavar="COLUMN", help="largest first, by a task or quantity")
     group.add_argument("--ascending", action="store_true", help="smallest first, with --sort")
     _add_pairs(group, "decimals", "COLUMN=N", "digits after the point, as report.decimals")
     group.add_argument(
@@ -123,9 +116,9 @@ def run(options: argparse.Namespace, console: Console) -> int:
     source = load_paper_source(configs, display, request.task_patterns())
     output = make_paper_output(source, request, options.caption, options.label, _command(options))
     if options.out:
-        for path, kind in zip(options.out, formats, strict=True):
-            for written in output.write(path, kind):
-                console.print(f"  {written}", highlight=False, soft_wrap=True, markup=False)
+        written = [path for pair in zip(options.out, formats, strict=True) for path in output.write(*pair)]
+        for path in dict.fromkeys(written):
+            console.print(f"  {path}", highlight=False, soft_wrap=True, markup=False)
     elif options.format:
         console.print(output.text(options.format), highlight=False, soft_wrap=True, markup=False, end="")
     else:

@@ -1,11 +1,10 @@
 """A paper's table read from results folders, and written as TeX, Markdown, CSV or a heat map, its provenance beside it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from distill_lit.analysis.merging import left_out_tasks, merge_results, restrict_tasks
@@ -13,19 +12,17 @@ from distill_lit.analysis.results import Results, load_results
 from distill_lit.analysis.score_table import score_frame
 from distill_lit.analysis.scores import Scores, compute_scores
 from distill_lit.config import ExperimentConfig, ReportConfig
-from distill_lit.report.figures.heat_map import HeatMapPanel, heat_map_figure
 from distill_lit.report.figures.style import save_figure
 from distill_lit.report.formats.latex_table import provenance_to_latex, to_latex
 from distill_lit.report.formats.markdown_table import markdown_paragraphs, to_markdown
 from distill_lit.report.formats.table import Table, to_csv
-from distill_lit.report.paper.build import PaperTable, build_paper_table, key_label, to_frame, to_table, value_label
+from distill_lit.report.paper.build import PaperTable, build_paper_table, to_frame, to_table
+from distill_lit.report.paper.heat_map import heat_map_of
 from distill_lit.report.paper.notes import merging_notes, provenance_lines, reading_notes
 from distill_lit.report.paper.quantities import FIGURE_FORMATS
 from distill_lit.report.paper.request import TableRequest
-from distill_lit.report.paper.values import decimals_of
 from distill_lit.report.tables.footnotes import sample_limit_notes
 from distill_lit.report.tables.scores import with_training_flops
-from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import write_text
 
 
@@ -118,46 +115,14 @@ class PaperOutput:
             write_text(path, self.text(kind))
         beside = path.with_name(f"{path.stem}_provenance.{'tex' if kind == 'tex' else 'md'}")
         lines = self.table.provenance
-        head = f"Where the numbers of {path.name} come from:"
+        head = f"Where the numbers of {path.stem} come from:"
         text = provenance_to_latex(lines, self.label) if kind == "tex" else "\n".join(markdown_paragraphs([head, *lines]))
         write_text(beside, text)
         return [path, beside]
 
     def figure(self) -> Any:
-        """The heat map of a table whose columns are values of a key. Raises UserError for another one."""
-        layout, quantities = self.paper.layout, {column.quantity for column in self.paper.layout.columns}
-        if not layout.across or len(quantities) != 1 or len({column.task for column in layout.columns}) != 1:
-            raise UserError("a heat map needs --pivot ROWS,COLUMNS and one of --values")
-        (quantity,) = quantities
-        shown = (
-            "none" if self.paper.uncertainty == "auto" and quantity.uncertainty == "interval" else self.paper.uncertainty
-        )
-        plain, digits = replace(self.paper, uncertainty=shown), decimals_of(self.source.scores, quantity)
-        columns = [", ".join(value_label(plain.scores, *pair) for pair in zip(layout.across, column.at, strict=True))
-                   for column in layout.columns]  # fmt: skip
-        unit = {"points": ", points", "percent": ", %"}.get(quantity.unit, "")
-        names = key_label(plain.scores, layout.down[-1]), ", ".join(key_label(plain.scores, key) for key in layout.across)
-        note = " ".join([*self.table.header_notes, *(n for n in self.table.footnotes if n.startswith(("Bold", "No student")))])  # fmt: skip  # noqa: E501
-        label = plain.column_label(layout.columns[0]).partition(" [")[0] + unit
-        return heat_map_figure(_panels(plain, digits), columns, names, label, quantity.signed, note)
-
-
-def _panels(paper: PaperTable, digits: int | None) -> list[HeatMapPanel]:
-    """One per combination of the row keys before the last."""
-    found: dict[tuple[str, ...], list[int]] = {}
-    for number, row in enumerate(paper.layout.rows):
-        found.setdefault(row[:-1], []).append(number)
-    panels = []
-    for numbers in found.values():
-        cells = [paper.values[number] for number in numbers]
-        scale = 100.0 if paper.layout.columns[0].quantity.unit in ("points", "percent") else 1.0
-        values = np.array([[np.nan if value is None else value.value * scale for value in row] for row in cells])
-        bold = [[bool(value and value.bold) for value in row] for row in cells]
-        texts = [[paper.text(number, c) for c in range(len(paper.layout.columns))] for number in numbers]
-        labels = paper.rows
-        title = ", ".join(labels[numbers[0]][:-1])
-        panels.append(HeatMapPanel(title, [labels[number][-1] for number in numbers], values, texts, bold))
-    return panels
+        """The heat map. Raises UserError for a table that is none."""
+        return heat_map_of(self.paper, self.table)
 
 
 def _save(figure: Any, path: Path, kind: str) -> None:

@@ -11,6 +11,7 @@ from distill_lit.analysis.scaling_law import has_scaling_curve
 from distill_lit.report.bundle import ReportBundle
 from distill_lit.report.formats.html_table import escape_html, html_paragraphs, to_html
 from distill_lit.report.formats.table import Table
+from distill_lit.report.paper.pivot import pivot_section
 from distill_lit.report.tables.efficiency_claim import claim_table
 from distill_lit.report.tables.footnotes import evaluation_footnotes, sample_limit_notes
 from distill_lit.report.tables.inference_cost import cost_table
@@ -30,6 +31,7 @@ def write_report_page(folder: Path, result: ReportBundle) -> Path:
     placed = frontiers(result)
     curves = curve_lines(result.scores, folder / "curves.csv")
     parts = [_head(result), "<main id='main'>", _results(result), _frontier_section(result, placed), _tail_section(result)]
+    parts.insert(3, pivot_section(result))
     parts += [_curves_section(curves), _scaling_section(result), _statements(result), "</main>", _footer(folder, result)]
     parts.append(f"<script>\n{page_script()}</script>")
     data = page_data(result, placed) | curves
