@@ -46,6 +46,7 @@ def add_parser(commands: CommandParsers) -> None:
         help="results folders, or experiment files, whose `report:` section then counts as it is now; "
         "report.KEY=VALUE and analysis.KEY=VALUE too",
     )
+    parser.set_defaults(overrides=[])  # those behind options are added to it
     _add_shape(parser.add_argument_group("what stands where"))
     _add_look(parser.add_argument_group("how it looks"))
     out = parser.add_argument_group("where it goes")
@@ -56,23 +57,21 @@ def add_parser(commands: CommandParsers) -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help=f"files to write, by their endings ({', '.join(FORMATS)}); where their numbers come from, hashes and versions, "
-        "is written beside each",
+        help=f"files to write, by their endings ({', '.join(FORMATS)}); hashes and versions behind their numbers are "
+        "written beside each",
     )
 
 
 def _add_shape(group: argparse._ArgumentGroup) -> None:
     texts = {
         "rows": ("KEY,…", "what a row is (default: model)"),
-        "columns": ("NAME,…", "tasks, quantities, or keys whose values become columns (tasks,above_chance,retained)"),
-        "values": ("NAME,…", "what is shown below tasks (default: score) or below values of keys (default: above_chance)"),
+        "columns": ("NAME,…", "tasks, quantities, keys whose values become columns"),
+        "values": ("NAME,…", "what stands below tasks (default: score) or values of keys (default: above_chance)"),
         "pivot": ("KEY,KEY", "a key of the grid down, one across, for distilled students; others that vary first"),
     }
     for name, (metavar, words) in texts.items():
         group.add_argument(f"--{name}", default="", metavar=metavar, help=words)
-    words = (
-        "rows with one of these values, or patterns such as d1*; KEY!=VALUE: all others; task=…: only these, also averaged"
-    )
+    words = "rows with one of these values, or patterns such as d1*; KEY!=VALUE: all others; task=…: only these"
     _add_pairs(group, "where", "KEY=VALUE,…", words)
 
 
@@ -105,7 +104,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     """Prints or writes the table."""
     formats = _formats(options)
     paths = [path for path in options.folders if "=" not in str(path) or path.exists()]
-    overrides = [str(path) for path in options.folders if path not in paths]
+    overrides = [*(str(path) for path in options.folders if path not in paths), *options.overrides]
     configs = {folder: config for path in paths for folder, config in [_source(path, overrides)]}
     if len(configs) < len(paths) or not paths:
         raise UserError("name one results folder or several different ones")

@@ -44,6 +44,9 @@ def other_quantities(scores: Scores, frame: pd.DataFrame) -> list[str]:
     return [name for name in dict.fromkeys(numeric) if name not in known and not name.endswith(endings)]
 
 
+LARGE = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+
+
 @dataclass(frozen=True)
 class Value:
     """A number of a table with what is known of its uncertainty; NaN where nothing is."""
@@ -60,11 +63,10 @@ class Value:
         """`21.3 ± 0.4`, `57% [47, 67]`, `92M`. uncertainty: one of UNCERTAINTIES; digits: None for the usual ones."""
         if not math.isfinite(self.value):
             return MISSING_VALUE
-        unit, shown = self.quantity.unit, self.quantity.usual if digits is None else digits
-        if unit == BYTES and digits is None:
-            return format_bytes(self.value)
-        if shown is None or unit == BYTES:
-            return format_count(self.value) if digits is None else _scaled(self.value, digits)
+        unit, usual = self.quantity.unit, self.quantity.usual
+        if usual is None:
+            return _large(self.value, unit, digits)
+        shown = usual if digits is None else digits
         scale = 100.0 if unit in (POINTS, PERCENT) else 1.0
         text = format_number(self.value * scale, shown, self.quantity.signed) + ("%" if unit == PERCENT else "")
         wanted = self.quantity.uncertainty if uncertainty == "auto" else uncertainty
@@ -75,12 +77,14 @@ class Value:
         return text.strip() + self.mark
 
 
-def _scaled(value: float, digits: int) -> str:
-    """A count with its letter and as many digits after the point: 134.5M."""
-    for size, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.{digits}f}{letter}"
-    return format_number(value, digits)
+def _large(value: float, unit: str, digits: int | None) -> str:
+    """A count or a number of bytes in short, with as many digits after the point: 134.5M, 269.0 MB. digits: None for three
+    figures."""
+    if digits is None:
+        return format_bytes(value) if unit == BYTES else format_count(value)
+    size, letter = next(((size, letter) for size, letter in LARGE if abs(value) >= size), (1.0, ""))
+    text = format_number(value / size, digits)
+    return f"{text} {letter.replace('B', 'G')}B" if unit == BYTES else f"{text}{letter}"
 
 
 def value_of(scores: Scores, frame: pd.DataFrame, g: int, quantity: Quantity, task: str = MACRO_AVERAGE) -> Value:
