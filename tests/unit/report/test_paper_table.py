@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import ROOT
 from helpers.grid_results import DOCUMENTS, above_chance, build_grid
 from helpers.synthetic_results import build
 
@@ -305,6 +307,20 @@ def test_a_report_draws_the_heat_map_of_two_numeric_axes_unasked(tmp_path: Path)
     assert pivot_of(result) is None
     assert write_pivot_files(folder, result) == []
     assert not (folder / "pivot.png").exists()
+
+
+@pytest.mark.slow
+def test_the_tables_of_the_docs_are_what_their_commands_print(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "docs/how_to/make_a_table.md").read_text()
+    shown = re.findall(r"^```bash\ndistill-lit table (.+)\n```\n\n((?:\|.+\n)+)", text, re.M)
+    assert len(shown) == 3
+    monkeypatch.chdir(ROOT)
+    for command, table in shown:
+        words = shlex.split(command.partition(" --out ")[0])
+        assert run_table(*words, "--format", "md") == 0
+        assert table in capsys.readouterr().out
 
 
 def test_without_a_grid_there_is_no_pivot(tmp_path: Path) -> None:
