@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import ROOT
-from helpers.grid_results import DOCUMENTS, above_chance, build_grid
-from helpers.synthetic_results import build
+from helpers.grid_results import above_chance, build_grid, with_right_answers
+from helpers.synthetic_results import build, edited_records
 
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.score_table import score_frame
@@ -323,5 +323,9 @@ def test_the_tables_of_the_docs_are_what_their_commands_print(
         assert table in capsys.readouterr().out
 
 
-def test_without_a_grid_there_is_no_pivot(tmp_path: Path) -> None:
-    assert pivot_of(build_report_bundle(build(tmp_path, documents=DOCUMENTS), FAST, "name")) is None
+def test_without_a_grid_or_without_scores_there_is_no_pivot(grid: Path, tmp_path: Path) -> None:
+    assert pivot_of(build_report_bundle(build(tmp_path / "one", documents=10), FAST, "name")) is None
+    folder = Path(shutil.copytree(grid, tmp_path / "grid"))
+    with edited_records(folder) as content:  # a teacher at chance, so that there is no average
+        content.records["teacher"] = with_right_answers(content.records["teacher"], 10)
+    assert pivot_of(build_report_bundle(folder, FAST, "name")) is None
