@@ -15,6 +15,7 @@ from distill_lit.config.schema import AnalysisConfig
 from distill_lit.report.loss_statement import loss_statement
 from distill_lit.report.summary import headline, verdict
 from distill_lit.report.tables.scores import with_training_flops
+from distill_lit.report.verdict import StudentVerdict, student_verdicts
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,9 @@ class ReportBundle:
     scores: Scores
     score_frame: pd.DataFrame
     long_tail: LongTail
-    headline: str
-    verdict: list[str]
+    students: list[StudentVerdict]
+    headline: str  # the answer in a sentence
+    verdict: list[str]  # what else is asked at once, a sentence each
 
     @property
     def title(self) -> str:
@@ -55,6 +57,6 @@ def build_report_bundle(folder: Path, analysis: AnalysisConfig, name: str, quest
     """Reads the records in `folder` and computes all that is drawn. Raises UserError as `load_results` does."""
     scores = compute_scores(load_results(folder), analysis)
     frame = with_training_flops(score_frame(scores))
-    return ReportBundle(
-        name, question, scores, frame, analyze_long_tail(scores), headline(scores, frame), verdict(scores, frame)
-    )
+    effects = student_verdicts(scores, frame)
+    answer, sentences = headline(scores, effects), verdict(scores, frame, effects)
+    return ReportBundle(name, question, scores, frame, analyze_long_tail(scores), effects, answer, sentences)
