@@ -17,7 +17,7 @@ function curves() {
   $("curve-legend").replaceChildren(...rows.map(([label, line]) => {
     const style = data.curve_styles[label], band = line.filter((p) => p.length > 2);
     const edge = [...band.map((p) => [p[0], p[3]]), ...band.map((p) => [p[0], p[2]]).reverse()];
-    if (edge.length) draw(svg, "polygon", { points: edge.map((p) => `${x(p[0])},${y(p[1])}`).join(" "), fill: style.color, opacity: 0.15 });
+    if (edge.length) draw(svg, "polygon", { points: edge.map((p) => `${x(p[0])},${y(p[1])}`).join(" "), fill: style.color, opacity: 0.15, class: "band" });
     const path = draw(svg, "polyline", { points: line.map((p) => `${x(p[0])},${y(p[1])}`).join(" "), ...stroke(style, 2) });
     draw(path, "title", {}, label);
     if (line.length === 1) marker(svg, x(line[0][0]), y(line[0][1]), style, 3);

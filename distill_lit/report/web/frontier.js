@@ -17,14 +17,27 @@ function frontier() {
   $("frontier-table").replaceChildren(...axes.map((axis) => frontierTable(data.frontier[axis], axis)));
 }
 
+/* Where the name and cost of each shape stand below the axis: further down where they would touch. */
+function shapeLabels(rows, x, right) {
+  const ends = [], shapes = new Map(rows.map((r) => [`${r.student || r.model}|${short(r.cost)}`, r]));
+  return [...shapes].sort((a, b) => a[1].cost - b[1].cost).map(([shape, { cost }]) => {
+    const words = [shape.slice(0, shape.lastIndexOf("|")), short(cost)];
+    const half = 3.4 * Math.max(...words.map((word) => word.length)) + 2, place = Math.min(x(cost), right + 10 - half);
+    const free = ends.findIndex((end) => place - half > end), level = free < 0 ? ends.length : free;
+    ends[level] = place + half;
+    return { words, place, level, at: x(cost) };
+  });
+}
+
 function frontierPanel(holder, axis) {
-  const rows = data.frontier[axis], width = widthOf(holder), height = Math.max(330, Math.min(470, 0.75 * width));
-  const left = 46, right = width - 14, top = 18, bottom = height - 80;
-  const svg = canvas(holder, width, height, `Score above chance against ${data.costs[axis]}`);
+  const rows = data.frontier[axis], width = widthOf(holder), left = 46, right = width - 14, top = 18;
   const logs = rows.map((r) => Math.log(r.cost)), span = Math.max(Math.max(...logs) - Math.min(...logs), 0.3);
   const x0 = Math.min(...logs) - 0.12 * span, x1 = Math.max(...logs) + 0.16 * span;
-  const low = Math.min(0, ...rows.map((r) => r.low)) - 0.03, high = Math.max(...rows.map((r) => r.high)) + 0.05;
   const x = (cost) => left + ((Math.log(cost) - x0) / (x1 - x0)) * (right - left);
+  const labels = shapeLabels(rows, x, right), below = 28 * (1 + Math.max(...labels.map((label) => label.level)));
+  const bottom = top + Math.max(220, Math.min(400, 0.6 * width)), height = bottom + below + 24;
+  const svg = canvas(holder, width, height, `Score above chance against ${data.costs[axis]}`);
+  const low = Math.min(0, ...rows.map((r) => r.low)) - 0.03, high = Math.max(...rows.map((r) => r.high)) + 0.02;
   const y = (score) => bottom - ((score - low) / (high - low)) * (bottom - top);
   for (const tick of ticks(low * 100, high * 100)) {
     draw(svg, "line", { x1: left, x2: right, y1: y(tick / 100), y2: y(tick / 100), stroke: "#e6e6e6" });
@@ -32,20 +45,16 @@ function frontierPanel(holder, axis) {
   }
   draw(svg, "text", { x: -(top + bottom) / 2, y: 12, transform: "rotate(-90)", "text-anchor": "middle" }, "score above chance, points");
   draw(svg, "text", { x: (left + right) / 2, y: height - 4, "text-anchor": "middle" }, `${data.costs[axis]} (log scale)`);
-  const ends = [-1e9, -1e9], shapes = new Map(rows.map((r) => [`${r.student || r.model}|${short(r.cost)}`, r]));
-  for (const [shape, { cost }] of [...shapes].sort((a, b) => a[1].cost - b[1].cost)) {
-    const words = [shape.slice(0, shape.lastIndexOf("|")), short(cost)];
-    const half = 3.4 * Math.max(...words.map((word) => word.length)) + 2, place = Math.min(x(cost), right + 10 - half);
-    const level = Math.max(0, ends.findIndex((end) => place - half > end));
-    ends[level] = place + half;
-    draw(svg, "line", { x1: x(cost), x2: x(cost), y1: bottom, y2: bottom + 4, stroke: "#1a1a1a" });
-    words.forEach((word, i) => draw(svg, "text", { x: place, y: bottom + 16 + level * 26 + i * 13, "text-anchor": "middle", class: i ? "soft" : "" }, word));
+  for (const { words, place, level, at } of labels) {
+    draw(svg, "line", { x1: at, x2: at, y1: bottom, y2: bottom + 4, stroke: "#1a1a1a" });
+    words.forEach((word, i) => draw(svg, "text", { x: place, y: bottom + 16 + level * 28 + i * 13, "text-anchor": "middle", class: i ? "soft" : "" }, word));
   }
   draw(svg, "line", { x1: left, x2: right, y1: bottom, y2: bottom, stroke: "#1a1a1a" });
   const teacher = rows.find((r) => r.role === "teacher");
   const lines = [[0, "guessing"]].concat(teacher ? [[teacher.score * data.quality_threshold, `${format(100 * data.quality_threshold, 0)}% of the teacher`]] : []);
-  for (const [score] of lines) {
+  for (const [score, words] of lines) {
     draw(svg, "line", { x1: left, x2: right, y1: y(score), y2: y(score), stroke: "#767676", "stroke-dasharray": "2 4" });
+    draw(svg, "text", { x: left + 6, y: y(score) - 5, class: "soft halo" }, words);
   }
   const shift = { untrained: -1, ce_only: 0, distilled: 1 }, step = Math.min(10, width / 60);
   const markerX = (r) => x(r.cost) + step * ((shift[r.role] || 0) + (r.role === "distilled" ? 0.7 * r.variant_index : 0));
@@ -58,7 +67,6 @@ function frontierPanel(holder, axis) {
     }
   }
   for (const r of rows) model(svg, r, markerX(r), y);
-  for (const [score, words] of lines) draw(svg, "text", { x: left + 6, y: y(score) - 5, class: "soft halo" }, words);
 }
 
 function model(svg, r, x, y) {

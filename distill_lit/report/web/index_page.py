@@ -73,7 +73,7 @@ def _card(folder: Path, summary: dict[str, Any]) -> str:
     numbers = "".join(f' data-{key}="{escape_html(value)}"' for key, value in _numbers(summary).items())
     return (
         f'<section class="card"{numbers}><h2>{title}</h2><p class="question">{question}</p>'
-        f"{html_paragraphs([summary.get('headline', '')])}"
+        f"{html_paragraphs([summary.get('headline', '')], 'answer')}"
         f"{html_paragraphs([' '.join([facts, *lines['sample_limit_notes']])], 'note')}"
         f"{_picture(folder / 'frontier.png')}</section>"
     )
@@ -95,4 +95,4 @@ def _picture(path: Path) -> str:
     if not path.exists():
         return ""
     source = escape_html(f"{path.parent.name}/{path.name}")
-    return f'<img src="{source}" alt="Score above chance against parameters" width="720">'
+    return f'<img src="{source}" alt="Score above chance against cost">'

@@ -61,8 +61,8 @@ PUBLISHED = ((-2.9, -4.6, -1.2, 0.01), (0.2, -1.2, 1.6, 1.0), (-0.1, -1.4, 1.2, 
 def test_the_first_sentence_answers_by_how_much_how_surely_and_what_is_excluded(result: ReportBundle) -> None:
     assert headline(result.scores, effects(result, *PUBLISHED)) == (
         "The teacher did not help: against the same student trained without it, distillation changed the score by "
-        "−2.9 [−4.6, −1.2] points for d24 (significant, due to sciq, p = .010) and by −0.1 to +1.0 points for d18, d12 and d6 "
-        "(not significant; gains above 2.2 are excluded)."
+        "−2.9 [−4.6, −1.2] points for d24 (significant, due to sciq, p = .010) and by −0.1 to +1.0 points for d18, d12 and "
+        "d6 (not significant; gains above 2.2 are excluded)."
     )
     assert (
         finding(effects(result, *PUBLISHED)) == "With the teacher −2.9 points for d24; no other difference is significant"
