@@ -598,7 +598,7 @@ def test_the_page_is_read_on_a_phone(tmp_path: Path, page: str) -> None:
     outer = tmp_path / "outer.html"
     outer.write_text(f"<!doctype html><html><body>{PHONE}</body></html>")
     out = shown_by(browse(outer)[0])
-    assert out["width"] == out["needed"] == 380
+    assert out["needed"] <= out["width"] == 380
     assert out["scrolled"] == 200
     assert out["sticky"] == 0
     assert out["text"] >= 12  # pixels: plots are drawn anew, not shrunk
