@@ -142,7 +142,7 @@ def compute_scores(results: Results, analysis: AnalysisConfig) -> Scores:
     responses, groups = build_response_matrices(results), groups_of(results)
     teacher = next((group for group in groups if group.role == "teacher" and group.models), None)
     reasons = {task.task: _exclusion_reason(task, responses, teacher, analysis) for task in responses.tasks}
-    return _scores(results, analysis, responses, groups, {task: why for task, why in reasons.items() if why})
+    return scores_of(results, analysis, responses, groups, {task: why for task, why in reasons.items() if why})
 
 
 def endpoint_scores(
@@ -170,16 +170,17 @@ def endpoint_scores(
     responses = replace(scores.responses, tasks=tasks)
     kept = {task.task for task in tasks}
     excluded = {task: why for task, why in scores.excluded_tasks.items() if task in kept}
-    return _scores(scores.results, scores.analysis, responses, scores.groups, excluded)
+    return scores_of(scores.results, scores.analysis, responses, scores.groups, excluded)
 
 
-def _scores(
+def scores_of(
     results: Results,
     analysis: AnalysisConfig,
     responses: ResponseMatrices,
     groups: list[ModelGroup],
     excluded: dict[str, str],
 ) -> Scores:
+    """Scores of matrices that are given. excluded: {task: why it is not averaged}."""
     raw = np.full((len(responses.tasks), len(groups)), np.nan)
     centered = raw.copy()
     for t, task in enumerate(responses.tasks):
