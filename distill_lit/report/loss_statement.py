@@ -7,7 +7,6 @@ from distill_lit.analysis.long_tail import INSUFFICIENT, LongTail, averaged_flip
 from distill_lit.analysis.score_table import MACRO_AVERAGE
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.number_format import (
-    format_interval,
     format_number,
     format_points,
     format_with_interval,
@@ -100,13 +99,15 @@ def larger_or_smaller(contrast: float, low: float, high: float) -> str:
 
 
 def _worst(report: LongTail, label: str) -> str:
+    """The group that loses more than its tasks do, where one stands out of all that were looked at."""
     rows = report.worst_strata[report.worst_strata["model"] == label]
-    if rows.empty or pd.isna(rows.iloc[0]["retention"]):
+    if rows.empty or not rows.iloc[0]["stands_out"]:
         return ""
     row = rows.iloc[0]
-    retention = f"{format_points(row['retention'], 0)}% {format_interval(row['low'], row['high'], 0)}".strip()
+    excess = format_with_interval(-row["excess"], -row["excess_high"], -row["excess_low"])
+    name = f"{report.axis_title(row['axis'])}: {row['label']}"
     return (
-        f'Its lowest retention is in the group "{report.axis_title(row["axis"])}: {row["label"]}", namely {retention} '
+        f'Of {row["num_groups"]} groups of documents "{name}" stands out: it loses {excess} points more than its tasks do '
         "(the interval holds for all groups at once)."
     )
 
