@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from distill_lit.analysis.answer import Answer, answer
 from distill_lit.analysis.long_tail import LongTail, analyze_long_tail
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scaling_law import ScalingLaw, fit_scaling_law, scaling_data
@@ -27,6 +28,7 @@ class ReportBundle:
     scores: Scores
     score_frame: pd.DataFrame
     long_tail: LongTail
+    answer: Answer
     students: list[StudentVerdict]
     headline: str  # the answer in a sentence
     verdict: list[str]  # what else is asked at once, a sentence each
@@ -57,6 +59,8 @@ def build_report_bundle(folder: Path, analysis: AnalysisConfig, name: str, quest
     """Reads the records in `folder` and computes all that is drawn. Raises UserError as `load_results` does."""
     scores = compute_scores(load_results(folder), analysis)
     frame = with_training_flops(score_frame(scores))
-    effects = student_verdicts(scores, frame)
-    answer, sentences = headline(scores, effects), verdict(scores, frame, effects)
-    return ReportBundle(name, question, scores, frame, analyze_long_tail(scores), effects, answer, sentences)
+    found = answer(scores, frame)
+    students = student_verdicts(scores, frame, found)
+    first = headline(scores, students, found.axes)
+    rest = verdict(scores, frame, students, found.axes)
+    return ReportBundle(name, question, scores, frame, analyze_long_tail(scores), found, students, first, rest)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from distill_lit.analysis import scores as sc
+from distill_lit.analysis.axis_tests import AxisTest
 from distill_lit.analysis.pareto import CLAIM_HOLDS, CLAIM_UNDECIDED, COST_AXES, efficiency_claims
 from distill_lit.analysis.results import SAME_TEACHER_NATS
 from distill_lit.analysis.score_table import MACRO_AVERAGE, find_baselines
@@ -20,6 +21,7 @@ from distill_lit.report.number_format import (
 )
 from distill_lit.report.tables.scores import earned_bold
 from distill_lit.report.verdict import (
+    EQUIVALENT,
     HARMED,
     HELPED,
     MIXED,
@@ -32,46 +34,83 @@ from distill_lit.report.verdict import (
 MAX_NAMED = 4  # students that a sentence names; of more it gives the range
 ANSWERS = {
     HARMED: "The teacher did not help",
+    EQUIVALENT: "The teacher made no difference",
     MIXED: "The teacher helped some students and harmed others",
     NOT_SHOWN: "The teacher did not measurably help",
 }
 
 
-def headline(scores: Scores, effects: list[StudentVerdict]) -> str:
-    """The answer: whether the teacher helped, by how much, with which certainty, and what is excluded."""
+def headline(scores: Scores, students: list[StudentVerdict], axes: Sequence[AxisTest] = ()) -> str:
+    """The answer: whether the teacher helped, by how much, with which certainty, and what is excluded. Of an experiment
+    over one axis of the grid, first whether its values differ. axes: the tests of the grid's axes."""
     if not any(group.role == "distilled" for group in scores.groups):
         return "No distilled student is in this experiment."
-    if not effects:
+    if not students:
         return "No distilled student has a result yet."
-    known = [effect for effect in effects if effect.is_known]
-    if outcome(effects) == UNKNOWN:
-        return f"Whether the teacher helped is unknown: {_why_unknown(scores, effects)}."
-    sure = [effect for effect in known if effect.is_significant]
-    gained = [effect for effect in sure if effect.delta.value > 0]
-    answer = ANSWERS.get(outcome(effects), "The teacher helped")
-    if outcome(effects) == HELPED and len(gained) < len(known):
+    known = [student for student in students if student.is_known]
+    if outcome(students) == UNKNOWN:
+        return f"Whether the teacher helped is unknown: {_why_unknown(scores, students)}."
+    sure = [student for student in known if student.is_significant]
+    gained = [student for student in sure if student.delta.value > 0]
+    answer = ANSWERS.get(outcome(students), "The teacher helped")
+    if outcome(students) == HELPED and len(gained) < len(known):
         answer += f" {len(gained)} of {len(known)} students"
-    harmed = [effect for effect in sure if effect.delta.value <= 0]
+    harmed = [student for student in sure if student.delta.value <= 0]
     answer += ", it harmed" if len(harmed) == len(known) else ""
-    open_ = [effect for effect in known if not effect.is_significant]
     parts = [_sure(part, len(known)) for part in (gained, harmed) if part]
+    near = [student for student in known if student.is_significant_alone and not student.is_significant]
+    near = near if len(near) <= MAX_NAMED else []
+    open_ = [student for student in known if not student.is_significant and student not in near]
+    parts += [_significant_alone(student, len(known)) for student in near]
     parts += [_not_significant(open_, len(known))] if open_ else []
-    seeds = " One seed each." if all(effect.num_seeds == 1 for effect in known) else ""
+    seeds = " One seed each." if all(student.num_seeds == 1 for student in known) else ""
     size = " and by ".join(parts)
+    first = axis_clause(axes[0], scores.analysis.alpha) if len(axes) == 1 else ""
+    answer = f"{first}, and {answer[0].lower()}{answer[1:]}" if first else answer
     return f"{answer}: against {_baseline_words(scores, known)}, distillation changed the score by {size}.{seeds}"
 
 
-def verdict(scores: Scores, frame: pd.DataFrame, effects: list[StudentVerdict]) -> list[str]:
-    """What else a reader asks at once, a sentence each: what is kept, what the teacher knows of the text, the claim."""
-    if not effects:
+def axis_clause(test: AxisTest, alpha: float) -> str:
+    """Whether the values of an axis of the grid differ, by one test of them all; empty where that cannot be tested."""
+    if not np.isfinite(test.p):
+        return ""
+    at = f" at {join_words([part for part in (test.student, test.at) if part])}" if test.at else ""
+    values = f"The {len(test.values)} values of {test.axis}{at}"
+    if test.p > alpha:
+        found = f"; between two, {format_points(test.detectable)} points would have been found with 80% power"
+        return f"{values} do not differ measurably ({_p(test.p)} for all at once{found})"
+    best = f"; not surpassed: {join_words(list(test.best))}" if test.best else "; no single pair does"
+    return f"{values} differ ({_p(test.p)} for all at once{best})"
+
+
+def verdict(
+    scores: Scores, frame: pd.DataFrame, students: list[StudentVerdict], axes: Sequence[AxisTest] = ()
+) -> list[str]:
+    """What else a reader asks at once, a sentence each: the axes of the grid, what is kept, the other metric, what the
+    teacher knows of the text, the claim."""
+    if not students:
         return []
-    return [sentence for sentence in (_kept(scores, frame, effects), _text(effects), claim_sentence(scores)) if sentence]
+    clauses = [axis_clause(test, scores.analysis.alpha) for test in axes] if len(axes) > 1 else []
+    sentences = [f"{clause}." if clause else "" for clause in clauses]
+    sentences += [_kept(scores, frame, students), _other_endpoints(students), _text(students), claim_sentence(scores)]
+    return [sentence for sentence in sentences if sentence]
 
 
-def _why_unknown(scores: Scores, effects: list[StudentVerdict]) -> str:
+def _other_endpoints(students: list[StudentVerdict]) -> str:
+    """A significant difference by the other metric too, for each student that has one."""
+    sure = [student for student in students if student.is_significant]
+    parts = []
+    for student in sure[:MAX_NAMED]:
+        for effect in student.other_endpoints:
+            value = format_with_interval(*effect.difference, signed=True)
+            parts.append(f"{value} points{_for([student], len(students))} by {effect.endpoint}")
+    return f"The same differences by the other metric, not corrected: {join_words(parts)}." if parts else ""
+
+
+def _why_unknown(scores: Scores, students: list[StudentVerdict]) -> str:
     if scores.teacher is None:
         return "the teacher has no result"
-    groups = [scores.group_index(effect.label) for effect in effects]
+    groups = [scores.group_index(student.label) for student in students]
     reasons = [why_no_average(scores, g) for g in groups]
     for g in groups:
         other = find_baselines(scores, g).get("ce_only")
@@ -83,26 +122,28 @@ def _why_unknown(scores: Scores, effects: list[StudentVerdict]) -> str:
 
 
 def _baseline_words(scores: Scores, known: list[StudentVerdict]) -> str:
-    words = {describe_ce_only_baseline(scores, effect.label) for effect in known}
+    words = {describe_ce_only_baseline(scores, student.label) for student in known}
     text = words.pop() if len(words) == 1 else "the same student trained without the teacher, partly on other data"
     return text.replace("without the teacher", "without it")
 
 
-def _sure(effects: list[StudentVerdict], of: int) -> str:
+def _sure(students: list[StudentVerdict], of: int) -> str:
     """`−2.9 [−4.6, −1.2] points for d24 (significant, p <.001)`."""
-    if len(effects) > MAX_NAMED:
-        highest = max(effect.p for effect in effects)
-        return f"{_range([e.delta.value for e in effects])} points for {len(effects)} students (significant, {_p(highest)})"
-    return join_words([f"{_value(effect)}{_for([effect], of)} ({_certainty(effect)})" for effect in effects])
+    if len(students) > MAX_NAMED:
+        highest = max(student.p for student in students)
+        return (
+            f"{_range([e.delta.value for e in students])} points for {len(students)} students (significant, {_p(highest)})"
+        )
+    return join_words([f"{_value(student)}{_for([student], of)} ({_certainty(student)})" for student in students])
 
 
-def _value(effect: StudentVerdict) -> str:
-    return f"{format_with_interval(*effect.delta, signed=True)} points"
+def _value(student: StudentVerdict) -> str:
+    return f"{format_with_interval(*student.delta, signed=True)} points"
 
 
-def _certainty(effect: StudentVerdict) -> str:
-    carried = f", due to {join_words(list(effect.carried_by))}" if effect.carried_by else ""
-    return f"significant{carried}, {_p(effect.p)}"
+def _certainty(student: StudentVerdict) -> str:
+    carried = f", due to {join_words(list(student.carried_by))}" if student.carried_by else ""
+    return f"significant{carried}, {_p(student.p)}"
 
 
 def _p(value: float) -> str:
@@ -110,23 +151,33 @@ def _p(value: float) -> str:
     return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
-def _not_significant(effects: list[StudentVerdict], of: int) -> str:
+def _significant_alone(student: StudentVerdict, of: int) -> str:
+    """`−2.9 [−4.9, −0.9] points for d24 (not significant after correction for 4 comparisons, p = .056)`."""
+    known = f"not significant after correction for {of} comparisons" if of > 1 else "not significant"
+    return f"{_value(student)}{_for([student], of)} ({known}, {_p(student.p)})"
+
+
+def _not_significant(students: list[StudentVerdict], of: int) -> str:
     """`−0.1 to +1.0 points for d18 and d12 (not significant; gains above 2.2 are excluded)`."""
-    excluded = max(effect.excluded_gain for effect in effects)
+    excluded = max(student.excluded_gain for student in students)
+    if all(student.outcome == EQUIVALENT for student in students):
+        margin = format_points(students[0].margin)
+        return f"{_size_of(students)}{_for(students, of)} (differences of {margin} points or more are excluded)"
     what = "any gain is excluded" if excluded < 0 else f"gains above {format_points(excluded)} are excluded"
-    value = _range([effect.delta.value for effect in effects])
-    if len(effects) == 1:
-        value = format_with_interval(*effects[0].delta, signed=True)
-    return f"{value} points{_for(effects, of)} (not significant; {what})"
+    return f"{_size_of(students)}{_for(students, of)} (not significant; {what})"
 
 
-def _for(effects: list[StudentVerdict], of: int) -> str:
+def _size_of(students: list[StudentVerdict]) -> str:
+    return _value(students[0]) if len(students) == 1 else f"{_range([student.delta.value for student in students])} points"
+
+
+def _for(students: list[StudentVerdict], of: int) -> str:
     """Which students, where there are several."""
     if of == 1:
         return ""
-    if len(effects) > MAX_NAMED:
-        return f" for {'all' if len(effects) == of else 'the other'} {len(effects)} distilled students"
-    return f" for {join_words([effect.name for effect in effects])}"
+    if len(students) > MAX_NAMED:
+        return f" for {'all' if len(students) == of else 'the other'} {len(students)} distilled students"
+    return f" for {join_words([student.name for student in students])}"
 
 
 def _range(values: Sequence[float], signed: bool = True, digits: int = 1) -> str:
@@ -134,52 +185,52 @@ def _range(values: Sequence[float], signed: bool = True, digits: int = 1) -> str
     return low if low == high else f"{low} to {high}"
 
 
-def _kept(scores: Scores, frame: pd.DataFrame, effects: list[StudentVerdict]) -> str:
+def _kept(scores: Scores, frame: pd.DataFrame, students: list[StudentVerdict]) -> str:
     """What of the teacher's score is kept, with the winner only where there is one."""
     if scores.teacher is None:
         return "The teacher has no result, so nothing can be said about what is retained of it."
-    known = [effect for effect in effects if np.isfinite(effect.retention.value)]
+    known = [student for student in students if np.isfinite(student.retention.value)]
     if not known:
-        reasons = [why_no_average(scores, scores.group_index(effect.label)) for effect in effects]
+        reasons = [why_no_average(scores, scores.group_index(student.label)) for student in students]
         why = next(filter(None, reasons), "the teacher's average is too close to chance")
         return f"What is retained of the teacher's score cannot be said, because {why}."
     if len(known) > MAX_NAMED:
         equal = "; none is significantly below the highest" if _are_equals(frame, known) else ""
-        share = _range([effect.retention.value for effect in known], signed=False, digits=0)
+        share = _range([student.retention.value for student in known], signed=False, digits=0)
         return f"{len(known)} distilled students retain {share}% of the teacher's score above chance{_size(known)}{equal}."
-    shares = join_words([percent_with_interval(*effect.retention) for effect in known])
-    who = f"{join_words([effect.name for effect in known])} {'retains' if len(known) == 1 else 'retain'}"
+    shares = join_words([percent_with_interval(*student.retention) for student in known])
+    who = f"{join_words([student.name for student in known])} {'retains' if len(known) == 1 else 'retain'}"
     return f"{who} {shares} of the teacher's score above chance{_size(known)}."
 
 
-def _size(effects: list[StudentVerdict]) -> str:
-    sizes = {format_points(effect.relative_size, 0) for effect in effects}
-    if "—" in sizes or (len(sizes) > 1 and len(effects) > MAX_NAMED):
+def _size(students: list[StudentVerdict]) -> str:
+    sizes = {format_points(student.relative_size, 0) for student in students}
+    if "—" in sizes or (len(sizes) > 1 and len(students) > MAX_NAMED):
         return ""
-    each = list(dict.fromkeys(format_points(effect.relative_size, 0) for effect in effects))
+    each = list(dict.fromkeys(format_points(student.relative_size, 0) for student in students))
     return f", with {join_words([f'{size}%' for size in each])} of its parameters"
 
 
-def _are_equals(frame: pd.DataFrame, effects: list[StudentVerdict]) -> bool:
+def _are_equals(frame: pd.DataFrame, students: list[StudentVerdict]) -> bool:
     bold = earned_bold(frame)[frame["task"] == MACRO_AVERAGE]
-    return not bold.any() or bool(bold[frame["model"].isin([effect.label for effect in effects])].all())
+    return not bold.any() or bool(bold[frame["model"].isin([student.label for student in students])].all())
 
 
-def _text(effects: list[StudentVerdict]) -> str:
+def _text(students: list[StudentVerdict]) -> str:
     """The teacher's own loss on the training text beside that of the students without it, and whether it can help there."""
-    known = [e for e in effects if np.isfinite(e.teacher_loss) and np.isfinite(e.ce_only_loss)]
-    if not known or np.ptp([effect.teacher_loss for effect in known]) > SAME_TEACHER_NATS:
+    known = [e for e in students if np.isfinite(e.teacher_loss) and np.isfinite(e.ce_only_loss)]
+    if not known or np.ptp([student.teacher_loss for student in known]) > SAME_TEACHER_NATS:
         return ""
-    losses = list(dict.fromkeys(format_number(effect.ce_only_loss, 2) for effect in known))
+    losses = list(dict.fromkeys(format_number(student.ce_only_loss, 2) for student in known))
     shown = join_words(losses) if len(losses) <= MAX_NAMED else f"{min(losses)} to {max(losses)}"
     text = (
         f"On held-out training text the teacher's own loss is {format_number(known[0].teacher_loss, 2)} nats per token, "
         f"that of the student{'s' if len(losses) > 1 else ''} trained without it {shown}"
     )
-    worse = [effect for effect in known if effect.teacher_is_worse_on_the_text]
+    worse = [student for student in known if student.teacher_is_worse_on_the_text]
     if not worse:
         return f"{text}."
-    whom = "" if len(worse) == len(known) else f" {join_words([effect.name for effect in worse])}"
+    whom = "" if len(worse) == len(known) else f" {join_words([student.name for student in worse])}"
     return f"{text}: it cannot help{whom} inside this corpus."
 
 
@@ -216,18 +267,18 @@ def why_no_average(scores: Scores, g: int) -> str:
     return f"{scores.groups[g].label} has no result on {join_words(lacking)}" if lacking else ""
 
 
-def finding(effects: list[StudentVerdict]) -> str:
+def finding(students: list[StudentVerdict]) -> str:
     """The answer as the title of a figure: what was found, in a line."""
-    known = [effect for effect in effects if effect.is_known]
+    known = [student for student in students if student.is_known]
     if not known:
         return ""
-    sure = [effect for effect in known if effect.is_significant]
+    sure = [student for student in known if student.is_significant]
     if not sure:
-        best = max(effect.excluded_gain for effect in known)
+        best = max(student.excluded_gain for student in known)
         return f"The teacher adds nothing measurable (gains above {format_points(best)} points are excluded)"
     if len(sure) > MAX_NAMED:
-        size = _range([effect.delta.value for effect in sure])
+        size = _range([student.delta.value for student in sure])
         return f"With the teacher {size} points, significant for {len(sure)} of {len(known)} students"
-    parts = [f"{format_points(effect.delta.value, signed=True)} points{_for([effect], len(known))}" for effect in sure]
+    parts = [f"{format_points(student.delta.value, signed=True)} points{_for([student], len(known))}" for student in sure]
     rest = "; no other difference is significant" if len(sure) < len(known) else ""
     return f"With the teacher {join_words(parts)}{rest}"

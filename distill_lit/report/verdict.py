@@ -6,13 +6,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from distill_lit.analysis.answer import Answer, EndpointEffect, TeacherEffect
 from distill_lit.analysis.model_groups import ModelGroup, group_cost
 from distill_lit.analysis.results import SAME_TEACHER_NATS
 from distill_lit.analysis.score_table import MACRO_AVERAGE, find_baselines
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.significance import Interval
 
-HELPED, HARMED, MIXED, NOT_SHOWN, UNKNOWN = "helped", "harmed", "mixed", "not shown", "unknown"  # outcomes
+# outcomes, of one student and of all together
+HELPED, HARMED, MIXED, EQUIVALENT, NOT_SHOWN, UNKNOWN = "helped", "harmed", "mixed", "equivalent", "not shown", "unknown"
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,15 @@ class StudentVerdict:
 
     label: str
     name: str  # as short as tells the distilled students of this experiment apart
+    outcome: str  # HELPED, HARMED, EQUIVALENT, NOT_SHOWN or UNKNOWN
     score: Interval
     retention: Interval
     delta: Interval  # to the student without teacher
     p: float  # adjusted for all declared comparisons
-    is_significant: bool
     excluded_gain: float  # gains above it are excluded
+    margin: float  # the difference that would matter; one as large is excluded where the outcome is EQUIVALENT
     carried_by: tuple[str, ...]  # tasks without any one of which a significant difference is none
+    other_endpoints: tuple[EndpointEffect, ...]  # the difference by other endpoints, not corrected
     num_seeds: int
     relative_size: float  # its parameters over the teacher's
     teacher_loss: float
@@ -39,7 +43,17 @@ class StudentVerdict:
     @property
     def is_known(self) -> bool:
         """Whether there is a student without teacher to compare with."""
-        return bool(np.isfinite(self.delta.value))
+        return self.outcome != UNKNOWN
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the difference is significant after correction."""
+        return self.outcome in (HELPED, HARMED)
+
+    @property
+    def is_significant_alone(self) -> bool:
+        """Whether the interval of the difference, which knows of no other comparison, excludes 0."""
+        return bool(self.delta.low > 0 or self.delta.high < 0)
 
     @property
     def teacher_is_worse_on_the_text(self) -> bool:
@@ -47,12 +61,15 @@ class StudentVerdict:
         return bool(self.ce_only_loss < self.teacher_loss)
 
 
-def student_verdicts(scores: Scores, frame: pd.DataFrame) -> list[StudentVerdict]:
-    """One per distilled group with records, in the order of the tables. frame: `score_frame(scores)`."""
+def student_verdicts(scores: Scores, frame: pd.DataFrame, answer: Answer) -> list[StudentVerdict]:
+    """One per distilled group with records, in the order of the tables. frame: `score_frame(scores)`; answer: of it."""
     groups = [(g, group) for g, group in enumerate(scores.groups) if group.role == "distilled" and group.models]
     macro = frame[frame["task"] == MACRO_AVERAGE].set_index("model")
     names = _short_names([group for _, group in groups])
-    return [_effect(scores, macro.loc[group.label], g, names[group.label]) for g, group in groups]
+    effects = {effect.model: effect for effect in answer.effects}
+    return [
+        _verdict(scores, g, macro.loc[group.label], names[group.label], effects.get(group.label)) for g, group in groups
+    ]
 
 
 def _short_names(groups: list[ModelGroup]) -> dict[str, str]:
@@ -68,24 +85,30 @@ def _short_names(groups: list[ModelGroup]) -> dict[str, str]:
     return names
 
 
-def _effect(scores: Scores, row: pd.Series, g: int, name: str) -> StudentVerdict:
+def _verdict(scores: Scores, g: int, row: pd.Series, name: str, effect: TeacherEffect | None) -> StudentVerdict:
     teacher_loss, ce_only_loss = _losses_without_teacher(scores, g)
     teacher_size = np.nan if scores.teacher is None else _cost(scores, scores.teacher, "parameters")
+    nothing = Interval(np.nan, np.nan, np.nan)
     return StudentVerdict(
         label=str(row.name),
         name=name,
+        outcome=UNKNOWN if effect is None else effect.outcome if effect.outcome in _OUTCOMES else NOT_SHOWN,
         score=_interval(row, "score", "low", "high"),
         retention=_interval(row, "retention", "retention_low", "retention_high"),
-        delta=_interval(row, "ce_only_delta", "ce_only_delta_low", "ce_only_delta_high"),
-        p=float(row["ce_only_p_adjusted"]),
-        is_significant=bool(row["ce_only_p_adjusted"] <= scores.analysis.alpha),
-        excluded_gain=float(row["ce_only_delta_high"]),
-        carried_by=(),
+        delta=nothing if effect is None else effect.difference,
+        p=np.nan if effect is None else effect.p_adjusted,
+        excluded_gain=np.nan if effect is None else effect.excludes.gain,
+        margin=np.nan if effect is None else effect.excludes.margin,
+        carried_by=() if effect is None else effect.carried_by,
+        other_endpoints=() if effect is None else effect.other_endpoints,
         num_seeds=int(row["num_seeds"]),
         relative_size=_cost(scores, g, "parameters") / teacher_size,
         teacher_loss=teacher_loss,
         ce_only_loss=ce_only_loss,
     )
+
+
+_OUTCOMES = (HELPED, HARMED, EQUIVALENT)  # that `answer` calls as they are called here
 
 
 def _interval(row: pd.Series, value: str, low: str, high: str) -> Interval:
@@ -107,29 +130,32 @@ def _cost(scores: Scores, g: int, column: str) -> float:
     return group_cost(scores.groups[g], scores.results, column)
 
 
-def outcome(effects: list[StudentVerdict]) -> str:
-    """One of HELPED (at least one student significantly, none harmed), HARMED, MIXED, NOT_SHOWN, UNKNOWN."""
-    known = [effect for effect in effects if effect.is_known]
-    ways = {effect.delta.value > 0 for effect in known if effect.is_significant}
-    if not known:
-        return UNKNOWN
-    return {0: NOT_SHOWN, 1: HELPED if True in ways else HARMED, 2: MIXED}[len(ways)]
+def outcome(students: list[StudentVerdict]) -> str:
+    """Of all students together: HELPED or HARMED where some are significant and all of these one way, MIXED where some go
+    each way, EQUIVALENT where each is, else NOT_SHOWN; UNKNOWN where nothing is compared."""
+    found = {student.outcome for student in students} - {UNKNOWN}
+    sure = found & {HELPED, HARMED}
+    if not found or sure:
+        return UNKNOWN if not found else MIXED if len(sure) == 2 else sure.pop()
+    return EQUIVALENT if found == {EQUIVALENT} else NOT_SHOWN
 
 
-def verdict_numbers(effects: list[StudentVerdict]) -> dict[str, Any]:
+def verdict_numbers(students: list[StudentVerdict]) -> dict[str, Any]:
     """The verdict for other programs, and for sorting the index: outcome, and of each student score, retention, delta."""
-    students = [
+    rows = [
         {
-            "model": effect.label,
-            "seeds": effect.num_seeds,
-            "score": _numbers(effect.score),
-            "retention": _numbers(effect.retention),
-            "delta_without_teacher": _numbers(effect.delta)
-            | {"p": _number(effect.p), "significant": effect.is_significant},
+            "model": student.label,
+            "seeds": student.num_seeds,
+            "outcome": student.outcome,
+            "score": _numbers(student.score),
+            "retention": _numbers(student.retention),
+            "delta_without_teacher": _numbers(student.delta) | {"p": _number(student.p)},
+            "excluded_gain": _number(student.excluded_gain),
+            "carried_by": list(student.carried_by),
         }
-        for effect in effects
+        for student in students
     ]
-    return {"outcome": outcome(effects), "students": students}
+    return {"outcome": outcome(students), "students": rows}
 
 
 def _numbers(interval: Interval) -> dict[str, Any]:

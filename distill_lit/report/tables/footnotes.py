@@ -50,13 +50,14 @@ def evaluation_footnotes(scores: Scores) -> list[str]:
     tasks = [
         task_line(panel.task, settings[panel.task], panel.n, float(panel.chance.mean())) for panel in scores.responses.tasks
     ]
-    draws, q = scores.analysis.n_resamples, scores.analysis.confidence_level
+    q = scores.analysis.confidence_level
     return [
         *training_text_notes(scores),
         f"Evaluated with {', '.join(shared)}.",
         *_exceptions(scores, settings),
         f"Tasks: {'; '.join(tasks)}.",
-        f"Intervals {q:.0%}: Wilson and Newcombe for single models, else a paired cluster bootstrap of {draws} draws.",
+        f"Intervals {q:.0%}: of documents (by passage where they share one) and seeds together, by the crossed variance of "
+        "both with Satterthwaite's t; Wilson and Newcombe for single models.",
     ]
 
 

@@ -135,7 +135,7 @@ def _measurement(scores: Scores) -> list[str]:
         f"{machine.get('threads')} threads, torch {machine.get('torch')}, {settings.get('dtype')}), greedy, {grid}; load "
         f"{format_number(float(machine.get('load') or 0), 1)} at the start. In brackets: the teacher's cost over this "
         "one's, with "
-        f"the {float(costs.get('confidence_level') or 0.95):.0%} interval from redrawn turns. Speeds: geometric mean "
+        f"the {float(costs.get('confidence_level') or 0.95):.0%} interval over turns. Speeds: geometric mean "
         "over the "
         f"grid; TTFT and latencies: {settings.get('requests')} single requests; memory: of a process that only "
         "serves the largest point of the grid."

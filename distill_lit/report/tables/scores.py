@@ -5,7 +5,7 @@ import pandas as pd
 
 from distill_lit.analysis.model_groups import REFERENCE_ROLES, ModelGroup, group_cost
 from distill_lit.analysis.results import SAME_TEACHER_NATS, has_different_validation_data, has_several_teachers
-from distill_lit.analysis.score_table import BASELINE_ROLES, COSTS, MACRO_AVERAGE
+from distill_lit.analysis.score_table import COSTS, MACRO_AVERAGE
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.formats.table import Table, TableCell
 from distill_lit.report.number_format import (
@@ -20,7 +20,6 @@ from distill_lit.report.number_format import (
 from distill_lit.report.tables.footnotes import EXCLUDED_MARK, evaluation_footnotes, excluded_task_notes, sample_limit_notes
 
 FEW_DOCUMENTS, FEW_PASSAGES = 30, 10
-_P = [f"{who}_p" for who in BASELINE_ROLES]
 HOLM_MARK, FDR_MARK = "‡", "*"  # significant after Holm, after Benjamini–Hochberg
 CORPUS_LOSS, TEACHER_LOSS = "loss on the corpus, nats", "teacher's loss there"
 
@@ -47,7 +46,7 @@ def score_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
         rows,
         header_notes=sample_limit_notes(scores),
         footnotes=_main_notes(scores, frame),
-        warnings=_warnings(scores, frame),
+        warnings=_warnings(scores),
         provenance=evaluation_footnotes(scores),
         rules_before=rules,
     )
@@ -161,15 +160,15 @@ def _main_notes(scores: Scores, frame: pd.DataFrame) -> list[str]:
     averaged = join_words([scores.tasks[t] for t in scores.averaged])
     notes = [
         f"Above chance: mean over {averaged or 'no task'} of (score − chance) / (1 − chance), in points; its interval "
-        f"redraws documents within tasks{_seeds_in_words(scores)}. Retained: that average as a share of the teacher's. "
+        f"is of documents{_seeds_in_words(scores)}. Retained: that average as a share of the teacher's. "
         "Δ without teacher: less the same student trained without the teacher, paired; "
-        f"{HOLM_MARK} significant after Holm over the declared comparisons at {scores.analysis.alpha:.3g}."
+        f"{HOLM_MARK} significant after Holm over all such comparisons at {scores.analysis.alpha:.3g}."
         f"{_bold_note(frame[frame['task'] == MACRO_AVERAGE])}"
     ]
     return [*notes, *_validation_notes(scores), *excluded_task_notes(scores)]
 
 
-def _warnings(scores: Scores, frame: pd.DataFrame) -> list[str]:
+def _warnings(scores: Scores) -> list[str]:
     """What limits these numbers: results that are missing, too few documents, passages or draws."""
     notes = []
     if scores.teacher is None:
@@ -177,14 +176,8 @@ def _warnings(scores: Scores, frame: pd.DataFrame) -> list[str]:
     few = [p.task for p in scores.responses.tasks if p.n < FEW_DOCUMENTS or int(p.clusters.max()) + 1 < FEW_PASSAGES]
     if few:
         notes.append(
-            f"Fewer than {FEW_DOCUMENTS} documents or {FEW_PASSAGES} passages on {join_words(few)}: too few for redrawn "
-            "documents to say how uncertain an average is."
-        )
-    declared = int(frame.loc[(frame["task"] == MACRO_AVERAGE) & (frame["role"] == "distilled"), _P].notna().sum().sum())
-    if 2 / (scores.analysis.n_resamples + 1) * declared > scores.analysis.alpha:
-        notes.append(
-            f"With {scores.analysis.n_resamples} bootstrap draws nothing can be significant after Holm over {declared} "
-            "comparisons: raise analysis.n_resamples."
+            f"Fewer than {FEW_DOCUMENTS} documents or {FEW_PASSAGES} passages on {join_words(few)}: too few for "
+            "intervals to be trusted."
         )
     return [*notes, *_missing_notes(scores)]
 
@@ -267,10 +260,12 @@ def detail_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
         rows += [_detail_cells(scores, row) for _, row in frame[frame["task"] == task].iterrows()]
     notes = [
         f"Paired differences in points; {HOLM_MARK} significant after Holm over the declared comparisons (distilled "
-        f"students on the average) at {scores.analysis.alpha:.3g}, {FDR_MARK} after Benjamini–Hochberg over tasks and "
-        f"models, for each opponent by itself, at "
-        f"{scores.analysis.false_discovery_rate:.3g}. Minimum detectable Δ: the "
-        f"smallest difference to the teacher that this many documents show with 80% power.{_bold_note(frame)}",
+        "students on the average, with themselves without teacher; with the teacher and themselves before training only "
+        f"where that is significant) at {scores.analysis.alpha:.3g}, {FDR_MARK} after Benjamini–Hochberg over tasks and "
+        f"models, for each opponent by itself, at {scores.analysis.false_discovery_rate:.3g}. Minimum detectable Δ: the "
+        "smallest difference to the student without teacher, else to the teacher, that this many documents and seeds show "
+        "with 80% power."
+        f"{_bold_note(frame)}",
     ]
     return Table(
         title,

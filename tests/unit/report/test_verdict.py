@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 from helpers.synthetic_results import build, edited_records
 
+from distill_lit.analysis.answer import EndpointEffect
+from distill_lit.analysis.axis_tests import AxisTest
 from distill_lit.analysis.model_groups import ModelGroup
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.significance import Interval
@@ -18,6 +20,7 @@ from distill_lit.report.summary import finding, headline, verdict
 from distill_lit.report.tables.footnotes import training_text_notes
 from distill_lit.report.tables.scores import score_table
 from distill_lit.report.verdict import (
+    EQUIVALENT,
     HARMED,
     HELPED,
     MIXED,
@@ -49,7 +52,7 @@ def effects(result: ReportBundle, *deltas: tuple[float, float, float, float]) ->
             excluded_gain=high / 100,
             carried_by=("sciq",) if d == -2.9 else (),
             p=p,
-            is_significant=p <= 0.05,
+            outcome=NOT_SHOWN if p > 0.05 else HELPED if d > 0 else HARMED,
         )
         for effect, (d, low, high, p) in zip(result.students, deltas, strict=False)
     ]
@@ -77,7 +80,12 @@ def test_the_first_sentence_answers_by_how_much_how_surely_and_what_is_excluded(
         ([(2, 1, 3, 0.01), (-2, -3, -1, 0.01)], MIXED, "The teacher helped some students and harmed others: against"),
         ([(-2, -3, -1, 0.01), (-3, -5, -1, 0.01)], HARMED, "The teacher did not help, it harmed: against"),
         ([(0.2, -4, 4.5, 1.0), (0.7, -3, 4.3, 1.0)], NOT_SHOWN, "gains above 4.5 are excluded"),
-        ([(-2, -3, -0.1, 0.2)], NOT_SHOWN, "−2.0 [−3.0, −0.1] points for d24"),
+        (
+            [(-2, -3, -0.1, 0.2), (1, -1, 3, 0.9)],
+            NOT_SHOWN,
+            "by −2.0 [−3.0, −0.1] points for d24 (not significant after correction for 2 comparisons, p = .200) and by "
+            "+1.0 [−1.0, +3.0] points for d18 (not significant; gains above 3.0 are excluded).",
+        ),
     ],
 )
 def test_every_outcome_has_its_words(
@@ -90,8 +98,47 @@ def test_every_outcome_has_its_words(
     assert "<.001" in headline(result.scores, effects(result, (2, 1, 3, 0.0004)))
 
 
+def test_a_difference_that_is_excluded_both_ways_is_none(result: ReportBundle) -> None:
+    chosen = [replace(effect, outcome=EQUIVALENT, margin=0.02) for effect in effects(result, (0.2, -1.2, 1.6, 1.0))]
+    text = headline(result.scores, chosen)
+    assert text.startswith("The teacher made no difference: against the same student trained without it, ")
+    assert "+0.2 [−1.2, +1.6] points (differences of 2.0 points or more are excluded)" in text
+
+
+def axis(p: float, best: tuple[str, ...] = ()) -> AxisTest:
+    return AxisTest(
+        "kind", "d24", "", ("kl", "tv"), ("a", "b"), (0.2, 0.3), 1.0, (1.0, 9.0), p, True, (), 0.034, 1.0, best, ()
+    )
+
+
+@pytest.mark.parametrize(
+    ("test", "words"),
+    [
+        (axis(0.43), "The 2 values of kind do not differ measurably (p = .430 for all at once; between two, 3.4 "
+         "points would have been found with 80% power), and the teacher did not measurably help: against"),
+        (axis(0.003, ("kl",)), "The 2 values of kind differ (p = .003 for all at once; not surpassed: kl), and the teacher "),
+        (axis(0.04), "The 2 values of kind differ (p = .040 for all at once; no single pair does), and the teacher did "),
+        (axis(float("nan")), "The teacher did not measurably help: against"),
+    ],
+)  # fmt: skip
+def test_of_one_axis_the_first_sentence_says_whether_its_values_differ(
+    result: ReportBundle, test: AxisTest, words: str
+) -> None:
+    text = headline(result.scores, effects(result, (0.2, -1.2, 1.6, 1.0)), [test])
+    assert text.startswith(words)
+    both = verdict(result.scores, result.score_frame, result.students, [axis(0.43), axis(0.003, ("kl",))])
+    assert both[1] == "The 2 values of kind differ (p = .003 for all at once; not surpassed: kl)."
+
+
+def test_a_significant_difference_is_checked_by_the_other_metric(result: ReportBundle) -> None:
+    other = EndpointEffect("acc", ("sciq",), Interval(-0.02, -0.04, 0.001), 0.06)
+    chosen = [replace(effect, other_endpoints=(other,)) for effect in effects(result, *PUBLISHED)]
+    text = " ".join(verdict(result.scores, result.score_frame, chosen))
+    assert "by the other metric, not corrected: −2.0 [−4.0, +0.1] points for d24 by acc." in text
+
+
 def test_no_student_without_teacher_leaves_the_answer_unknown(result: ReportBundle) -> None:
-    chosen = [replace(effect, delta=NONE) for effect in result.students]
+    chosen = [replace(effect, delta=NONE, outcome=UNKNOWN) for effect in result.students]
     assert outcome(chosen) == UNKNOWN
     assert headline(result.scores, chosen).startswith("Whether the teacher helped is unknown:")
     assert finding(chosen) == ""
