@@ -158,8 +158,8 @@ def retention_coverage(rng: np.random.Generator, repeats: int) -> float:
 
 
 def axis_errors(rng: np.random.Generator, repeats: int, values: int, lead: float, deviation: float) -> tuple[float, float]:
-    """(share of experiments in which an axis is said to matter, … in which the best are named without the first value, or at
-    all where it has no lead). lead: by which the first value is better; 2 tasks of 200, 3 seeds."""
+    """(share of experiments in which an axis is said to matter, … in which the best are named without the first value, or
+    named at all where it has no lead). lead: by which the first value is better; 2 tasks of 200, 3 seeds."""
     called, wrong = [], []
     for _ in range(repeats):
         level = 0.5 + lead * (np.arange(values) == 0) + deviation * rng.normal(size=(3, values))

@@ -1,7 +1,8 @@
 """What documents and seeds can decide, before a run: from the variances that records of other runs show."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -29,6 +30,8 @@ class TaskVariances:
     documents: float
     interaction: float
     seeds: float
+    n_total: int = 0  # documents that the task has, 0 where unknown
+    is_averaged: bool = True  # whether the teacher of these records is above chance on it
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,23 @@ def task_variances(scores: Scores) -> dict[str, TaskVariances]:
             parts = np.array([_parts(estimate, task.n) for estimate in estimates])
             known = np.isfinite(parts[:, 2])
             seeds = max(float(parts[known, 2].mean()), 0.0) if known.any() else float("nan")
-            found[task.task] = TaskVariances(max(float(parts[:, 0].mean()), 0.0), float(parts[:, 1].mean()), seeds)
+            total = int(scores.results.settings(task.task).get("n_total") or task.n)
+            is_averaged = task.task not in scores.excluded_tasks
+            documents, rest = max(float(parts[:, 0].mean()), 0.0), float(parts[:, 1].mean())
+            found[task.task] = TaskVariances(documents, rest, seeds, total, is_averaged)
     return found
+
+
+def variances_to_json(variances: Mapping[str, TaskVariances]) -> dict[str, dict[str, Any]]:
+    """For summary.json; NaN is null."""
+    return {task: {name: None if value != value else value for name, value in asdict(one).items()}
+            for task, one in variances.items()}  # fmt: skip
+
+
+def variances_from_json(values: Mapping[str, Mapping[str, Any]]) -> dict[str, TaskVariances]:
+    """What `variances_to_json` wrote. Raises TypeError for what it did not."""
+    return {task: TaskVariances(**{name: float("nan") if value is None else value for name, value in one.items()})
+            for task, one in values.items()}  # fmt: skip
 
 
 def _above_chance(scores: Scores, t: int, first: int, second: int) -> Estimate:

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from distill_lit.analysis.pareto import cost_axes, pareto_frontier
+from distill_lit.analysis.power import task_variances, variances_to_json
 from distill_lit.analysis.scaling_law import ScalingLaw, has_scaling_curve
 from distill_lit.report.bundle import ReportBundle
 from distill_lit.report.figures.calibration import calibration_figure
@@ -163,6 +164,7 @@ def write_summary_json(folder: Path, result: ReportBundle) -> Path:
         "tasks": result.scores.tasks,
         "models": sum(len(group.models) for group in result.scores.groups),
         "sample_limit_notes": sample_limit_notes(result.scores),
+        "task_variances": variances_to_json(task_variances(result.scores)),
     }
     write_json(folder / "summary.json", summary)
     return folder / "summary.json"
