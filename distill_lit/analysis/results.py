@@ -1,7 +1,7 @@
 """The records of one experiment, read from its results folder and checked to be comparable."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pandas as pd
 from distill_lit.analysis.inference_cost import add_costs, read_costs
 from distill_lit.analysis.records_file import MIN_CORPUS_WORDS, RECORDS_FILE, read_records
 from distill_lit.analysis.task_groups import merge_documents, merge_frame, merge_meta, task_to_group
+from distill_lit.config.report import ReportConfig
 from distill_lit.utils.exceptions import UserError
 
 COMPARABLE_SETTINGS = ("version", "lm_eval_version", "task_hash", "metric", "num_fewshot", "limit", "n", "seed",
@@ -33,6 +34,7 @@ class Results:
     surprisal: pd.DataFrame | None = None  # of the teacher, indexed by (task, key); None where it was not measured
     tasks: list[str] = field(default_factory=list)
     costs: dict[str, Any] = field(default_factory=dict)  # cost.json, empty without measurements
+    display: ReportConfig = field(default_factory=ReportConfig)  # how models and tasks are called and ordered
 
     @property
     def uses_corpus_word_counts(self) -> bool:
@@ -54,19 +56,22 @@ class Results:
         return next((self.settings_by_model[m][task] for m in models if task in self.settings_by_model[m]), {})
 
 
-def load_results(folder: str | Path) -> Results:
-    """The results folder of an experiment. Raises UserError when it is incomplete or damaged, or its models are not
-    comparable."""
+def load_results(folder: str | Path, display: ReportConfig | None = None) -> Results:
+    """The results folder of an experiment. display: how its models and tasks are called.
+
+    Raises UserError when it is incomplete or damaged, or its models are not comparable.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; run the experiment first")
     try:
-        return _load_results(folder)
+        results = _load_results(folder)
     except UserError:
         raise
     except Exception as error:  # what pandas raises for a damaged file can be anything
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(f"{folder}: cannot be read ({type(error).__name__}: {reason}); run the experiment again") from error
+    return results if display is None else replace(results, display=display)
 
 
 def _load_results(folder: Path) -> Results:
@@ -89,7 +94,7 @@ def _load_results(folder: Path) -> Results:
         surprisal=content.surprisal,
         costs=costs,
     )
-    _align(results)
+    align_records(results)
     _merge(results)
     return results
 
@@ -129,7 +134,7 @@ def load_runs_table(path: Path) -> pd.DataFrame:
     return runs
 
 
-def _align(results: Results) -> None:
+def align_records(results: Results) -> None:
     """Checks every model against the teacher (else the first model), and puts records in the order of documents."""
     order = [m for m in (results.teacher(), *results.records) if m is not None]
     task_order = list(dict.fromkeys(results.documents.index.get_level_values("task")))

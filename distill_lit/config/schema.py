@@ -23,6 +23,7 @@ from distill_lit.config.generation import DatasetConfig, GeneratedConfig
 from distill_lit.config.key_paths import HOLDS_PATHS
 from distill_lit.config.models import StudentConfig, TeacherConfig
 from distill_lit.config.on_policy import OnPolicyConfig
+from distill_lit.config.report import ReportConfig
 
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 DEFAULT_BASELINES: tuple[Baseline, ...] = ("teacher", "untrained", "ce_only")
@@ -311,6 +312,9 @@ class ExperimentConfig:
     cost: CostConfig = Field(default_factory=CostConfig, description="how inference is measured")
     on_policy: OnPolicyConfig = Field(default_factory=OnPolicyConfig, description="text that the student writes")
     analysis: AnalysisConfig = Field(default_factory=AnalysisConfig, description="intervals and tests of the report")
+    report: ReportConfig = Field(
+        default_factory=ReportConfig, description="labels, order and decimals of tables and figures"
+    )
     launcher: LauncherConfig = Field(default_factory=LauncherConfig, description="where runs happen")
     loggers: dict[Text, dict[Text, Any] | None] = Field(
         default_factory=_default_loggers,

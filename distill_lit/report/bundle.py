@@ -12,6 +12,7 @@ from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scaling_law import ScalingLaw, fit_scaling_law, scaling_data
 from distill_lit.analysis.score_table import score_frame
 from distill_lit.analysis.scores import Scores, compute_scores
+from distill_lit.config.report import ReportConfig
 from distill_lit.config.schema import AnalysisConfig
 from distill_lit.report.loss_statement import loss_statement
 from distill_lit.report.summary import headline, verdict
@@ -55,9 +56,11 @@ class ReportBundle:
         return {label: loss_statement(self.scores, self.score_frame, self.long_tail, label) for label in labels}
 
 
-def build_report_bundle(folder: Path, analysis: AnalysisConfig, name: str, question: str = "") -> ReportBundle:
+def build_report_bundle(
+    folder: Path, analysis: AnalysisConfig, name: str, question: str = "", display: ReportConfig | None = None
+) -> ReportBundle:
     """Reads the records in `folder` and computes all that is drawn. Raises UserError as `load_results` does."""
-    scores = compute_scores(load_results(folder), analysis)
+    scores = compute_scores(load_results(folder, display), analysis)
     frame = with_training_flops(score_frame(scores))
     found = answer(scores, frame)
     students = student_verdicts(scores, frame, found)

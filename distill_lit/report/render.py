@@ -18,7 +18,7 @@ from distill_lit.report.figures.ranking import is_crowded, ranking_figure
 from distill_lit.report.figures.scaling import scaling_figure
 from distill_lit.report.figures.style import save_figure, variant_numbers
 from distill_lit.report.figures.training_curves import curves_figure
-from distill_lit.report.formats.latex_table import to_latex
+from distill_lit.report.formats.latex_table import provenance_to_latex, to_latex
 from distill_lit.report.formats.markdown_table import (
     escape_markdown,
     escape_markdown_cell,
@@ -28,6 +28,7 @@ from distill_lit.report.formats.markdown_table import (
 from distill_lit.report.formats.table import Table, to_csv
 from distill_lit.report.loss_report import loss_report_frame, loss_report_markdown, tail_answer
 from distill_lit.report.loss_statement import calibration_finding
+from distill_lit.report.paper.pivot import write_pivot_files
 from distill_lit.report.summary import finding
 from distill_lit.report.tables.footnotes import sample_limit_notes
 from distill_lit.report.tables.inference_cost import cost_table
@@ -39,7 +40,7 @@ from distill_lit.report.web.index_page import write_index_page
 from distill_lit.report.web.report_page import write_report_page
 from distill_lit.utils.files import write_json, write_text
 
-_PAGE_FIGURES = {"frontier.png": "Frontier", "curves.png": "Training", "scaling.png": "Scaling"}
+_PAGE_FIGURES = {"frontier.png": "Frontier", "curves.png": "Training", "scaling.png": "Scaling", "pivot.png": "Heat map"}
 
 
 def render_report(folder: Path, result: ReportBundle, all_formats: bool = False) -> list[Path]:
@@ -52,6 +53,7 @@ def render_report(folder: Path, result: ReportBundle, all_formats: bool = False)
         *write_training_curves(folder, result, all_formats),
     ]
     figures += write_scaling_files(folder, result.scaling_data, result.scaling_law, all_formats)
+    figures += write_pivot_files(folder, result, all_formats)
     return [
         *write_score_tables(folder, result, all_formats),
         *figures,
@@ -73,6 +75,7 @@ def write_score_tables(folder: Path, result: ReportBundle, all_formats: bool = F
         named = {"main": replace(main, caption=result.title), "tasks": tasks, "cost": cost}
         tables = [to_latex(table, f"{_label(result.name)}-{name}") for name, table in named.items()]
         texts["table.tex"] = "\n".join(["% Needs \\usepackage{booktabs,graphicx} in the preamble.", *tables])
+        texts["table_provenance.tex"] = provenance_to_latex(main.provenance, f"{_label(result.name)}-main")
     for name, text in texts.items():
         write_text(folder / name, text)
     return [folder / name for name in texts]

@@ -27,7 +27,7 @@ def to_html(table: Table) -> str:
 
     heads = [
         f'<th scope="col"{" class=left" if i < table.num_text_columns else ""}>{escape_html(c)}</th>'
-        for i, c in enumerate(table.columns)
+        for i, c in enumerate(table.column_names)
     ]
     rows = []
     for number, row in enumerate(table.rows):

@@ -36,7 +36,7 @@ def to_markdown(table: Table, with_provenance: bool = True) -> str:
     ruler = ["---" if i < table.num_text_columns else "---:" for i in range(len(table.columns))]
     lines = [f"**{escape_markdown(table.caption)}**", ""]
     lines += [line for text in table.header_notes for line in (f"> {escape_markdown_cell(text)}", "")]
-    lines += [row([escape_markdown_cell(c) for c in table.columns]), row(ruler), *map(row, shown), ""]
+    lines += [row([escape_markdown_cell(c) for c in table.column_names]), row(ruler), *map(row, shown), ""]
     lines += markdown_paragraphs([*table.warnings, *table.footnotes, *(table.provenance if with_provenance else [])])
     return "\n".join(lines)
 

@@ -45,7 +45,7 @@ def to_rich_table(table: Table) -> Any:
     from rich.text import Text
 
     shown = RichTable(title=Text(table.caption), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for number, name in enumerate(table.columns):
+    for number, name in enumerate(table.column_names):
         left = number < table.num_text_columns
         shown.add_column(Text(name), justify="left" if left else "right", no_wrap=not left, overflow="fold")
     for number, row in enumerate(table.rows):

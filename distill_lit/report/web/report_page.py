@@ -11,6 +11,7 @@ from distill_lit.report.bundle import ReportBundle
 from distill_lit.report.formats.html_table import escape_html, fold, html_paragraphs, to_html
 from distill_lit.report.formats.table import Table
 from distill_lit.report.loss_report import slice_examples, tail_answer
+from distill_lit.report.paper.pivot import pivot_section
 from distill_lit.report.tables.efficiency_claim import claim_table
 from distill_lit.report.tables.footnotes import evaluation_footnotes, sample_limit_notes
 from distill_lit.report.tables.inference_cost import cost_table
@@ -28,8 +29,8 @@ def write_report_page(folder: Path, result: ReportBundle) -> Path:
     """Writes report.html into `folder`; returns its path."""
     placed = frontiers(result)
     curves = curve_lines(result.scores, folder / "curves.csv")
-    sections = [_results(result), _frontier_section(result, placed), _tail_section(result), _curves_section(curves),
-                _scaling_section(result), _statements(result)]  # fmt: skip
+    sections = [_results(result), pivot_section(result), _frontier_section(result, placed), _tail_section(result),
+                _curves_section(curves), _scaling_section(result), _statements(result)]  # fmt: skip
     parts = [_head(result), "<main id='main'>", *(section for section in sections if section), "</main>",
              _footer(folder, result)]  # fmt: skip
     data = page_data(result, placed) | {"curve_styles": curves["curve_styles"]}
