@@ -15,8 +15,9 @@ from scipy.stats import false_discovery_control
 from distill_lit.analysis.long_tail import analyze_long_tail
 from distill_lit.analysis.model_groups import baseline_of, groups_of
 from distill_lit.analysis.results import load_results
+from distill_lit.analysis.retention import retention
 from distill_lit.analysis.score_table import MACRO_AVERAGE, score_frame
-from distill_lit.analysis.scores import compute_scores, macro_retention
+from distill_lit.analysis.scores import compute_scores
 from distill_lit.config.schema import AnalysisConfig
 from distill_lit.report.bundle import build_report_bundle
 from distill_lit.report.formats.latex_table import escape_latex, to_latex
@@ -292,7 +293,7 @@ def test_an_external_model_may_have_another_number_format(tmp_path: Path) -> Non
     pd.concat([runs, pd.DataFrame([row])]).to_csv(folder / "runs.csv", index=False)
     scores = compute_scores(load_results(folder), FAST)
     place = [g.label for g in scores.groups].index("teacher int8")
-    assert macro_retention(scores, place).value == pytest.approx(1.0)
+    assert retention(scores, place).value == pytest.approx(1.0)
 
 
 def test_csv_holds_every_model_on_every_task(tmp_path: Path) -> None:
