@@ -112,8 +112,8 @@ def axis(p: float, best: tuple[str, ...] = ()) -> AxisTest:
 
 
 NOT_TOLD_APART = (
-    "The 2 values of kind do not differ measurably (p = .430 for all at once; between two, 3.4 points would have been found "
-    "with 80% power), and the teacher did not measurably help: against"
+    "The 2 values of kind do not differ measurably (p = .430 for all at once; between two, 3.4 points would have been "
+    "found with 80% power), and the teacher did not measurably help: against"
 )
 
 
