@@ -79,10 +79,13 @@ def variances_to_json(variances: Mapping[str, TaskVariances]) -> dict[str, dict[
             for task, one in variances.items()}  # fmt: skip
 
 
-def variances_from_json(values: Mapping[str, Mapping[str, Any]]) -> dict[str, TaskVariances]:
+def variances_from_json(values: dict[str, dict[str, Any]]) -> dict[str, TaskVariances]:
     """What `variances_to_json` wrote. Raises TypeError for what it did not."""
-    return {task: TaskVariances(**{name: float("nan") if value is None else value for name, value in one.items()})
-            for task, one in values.items()}  # fmt: skip
+    known: dict[str, dict[str, Any]] = {
+        task: {name: float("nan") if value is None else value for name, value in one.items()}
+        for task, one in values.items()
+    }
+    return {task: TaskVariances(**one) for task, one in known.items()}
 
 
 def _above_chance(scores: Scores, t: int, first: int, second: int) -> Estimate:

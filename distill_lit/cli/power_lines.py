@@ -15,18 +15,14 @@ def print_power(planned: PlannedPower, limit: int, console: Console) -> None:
     sizes = sorted(set(planned.documents.values()))
     documents = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     tasks = f"{len(planned.documents)} task{'s' if len(planned.documents) > 1 else ''}"
-    after = (
-        f", {power.alpha:.0%} after Holm over {planned.comparisons}" if planned.comparisons > 1 else f", {power.alpha:.0%}"
-    )
+    after = f", {power.alpha:.0%}" + (f" after Holm over {planned.comparisons}" if planned.comparisons > 1 else "")
     lines = [
-        f"decides: differences from {points} points above chance on, between a distilled student and the same without the "
-        f"teacher ({power.power:.0%} power{after}; {documents} documents on each of {tasks}, {seeds})"
+        f"decides: differences of at least {points} points (scores above chance) between a distilled student and the same "
+        f"without the teacher ({power.power:.0%} power{after}; {documents} documents on each of {tasks}, {seeds})"
     ]
     if power.covers_seeds:
-        lines.append(
-            f"  {format_points(power.documents_only)} with many more seeds, {format_points(power.seeds_only)} with many more "
-            "documents"
-        )
+        documents_only, seeds_only = format_points(power.documents_only), format_points(power.seeds_only)
+        lines.append(f"  {documents_only} with many more seeds, {seeds_only} with many more documents")
     else:
         lines.append("  other documents only: with one seed, or records of one, another seed may differ by more")
     lines.append(f"  by the variances in {planned.records}{_reservations(planned)}")
@@ -35,8 +31,8 @@ def print_power(planned: PlannedPower, limit: int, console: Console) -> None:
     if power.decides_nothing:
         cause = f"limit={limit} decides" if limit else "these documents and seeds decide"
         console.print(
-            f"warning: {cause} nothing: what a teacher adds is less than {points} points; raise evaluation.limit, or name more "
-            "tasks or seeds",
+            f"warning: {cause} nothing: what a teacher adds is less than {points} points; raise evaluation.limit, or name "
+            "more tasks or seeds",
             style="yellow", highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip
 
