@@ -19,7 +19,7 @@ from distill_lit.report.number_format import (
     join_words,
     percent_with_interval,
 )
-from distill_lit.report.tables.scores import earned_bold
+from distill_lit.report.tables.score_notes import earned_bold
 from distill_lit.report.verdict import (
     EQUIVALENT,
     HARMED,

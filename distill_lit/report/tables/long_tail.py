@@ -17,7 +17,7 @@ from distill_lit.report.number_format import (
     format_with_interval,
 )
 from distill_lit.report.tables.footnotes import sample_limit_notes
-from distill_lit.report.tables.scores import FDR_MARK
+from distill_lit.report.tables.score_notes import FDR_MARK
 
 KEY_AXES = {"rarity_answer": "rare answers", RARITY.name: "rare questions"}  # in the small table and in words
 CONTRASTS = ("tail_loss", "ce_only_tail_loss", "excess")

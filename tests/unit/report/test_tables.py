@@ -34,7 +34,8 @@ from distill_lit.report.number_format import (
 )
 from distill_lit.report.render import write_score_tables
 from distill_lit.report.tables.footnotes import evaluation_footnotes
-from distill_lit.report.tables.scores import earned_bold, score_table, with_training_flops
+from distill_lit.report.tables.score_notes import earned_bold
+from distill_lit.report.tables.scores import score_table, with_training_flops
 
 FAST = AnalysisConfig(n_resamples=500)
 NASTY = r"a|b`c` *d* _e_ <script>alert(1)</script> [x](javascript:1) $\input{/etc/passwd}$ 50% & #1 {z} ~ ^ \ 学生 ±é"
