@@ -14,15 +14,17 @@ from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.calibration import calibration_frame
 from distill_lit.analysis.document_axes import MISSING_STRATUM, SECONDARY_AXES, DocumentAxis, axis_values, stratify
 from distill_lit.analysis.flips import document_flips, flip_counts
-from distill_lit.analysis.score_table import MIN_RETENTION_BASELINE, find_baselines
+from distill_lit.analysis.retention import MIN_RETENTION_BASELINE
+from distill_lit.analysis.score_table import find_baselines
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.slices import find_slices
 from distill_lit.analysis.strata import StratumScores, pool_strata
+from distill_lit.analysis.worst_group import worst_group
 
 TESTABLE_DOCUMENTS = 100
 TESTABLE_DISCORDANT = 10
 MIN_INTERVAL_DOCUMENTS = 30  # from which a stratum gets an interval: below it redrawn documents understate chance
-RETENTION_GUARD_QUANTILE = 0.001  # quantile of the teacher's draws from which a share of it can be taken in every draw
+WORST_NUMBERS = ("excess", "excess_low", "excess_high", "retention", "low", "high", "p_adjusted", "expected")
 NOTE_AT_CHANCE = "teacher at chance"
 INSUFFICIENT = "insufficient"
 
@@ -38,7 +40,7 @@ class LongTail:
     task_flips: pd.DataFrame = field(default_factory=pd.DataFrame)  # flips per task
     stratum_scores: pd.DataFrame = field(default_factory=pd.DataFrame)  # per axis and stratum
     tail_contrasts: pd.DataFrame = field(default_factory=pd.DataFrame)  # tail less head per axis
-    worst_strata: pd.DataFrame = field(default_factory=pd.DataFrame)  # the stratum with the lowest retention
+    worst_strata: pd.DataFrame = field(default_factory=pd.DataFrame)  # the stratum that loses most beyond its tasks
     slices: dict[str, pd.DataFrame] = field(default_factory=dict)  # model: find_slices
     calibration: pd.DataFrame = field(
         default_factory=pd.DataFrame
@@ -71,7 +73,7 @@ def analyze_long_tail(scores: Scores) -> LongTail:
             strata.append(_stratum_rows(scores, axis, pooled[axis.name], g, flips, codes[axis.name]))
             if axis.kind != "category":
                 contrasts.append(_contrast(scores, axis, pooled[axis.name], g))
-        worst.append(_worst(scores, primary, pooled, g))
+        worst.append(_worst(scores, primary, codes, g))
         report.slices[label] = _slices(scores, primary, codes, flips)
     report.task_flips, report.stratum_scores = pd.concat(tasks, ignore_index=True), pd.concat(strata, ignore_index=True)
     report.tail_contrasts, report.worst_strata = pd.DataFrame(contrasts), pd.DataFrame(worst)
@@ -170,30 +172,24 @@ def _contrast(scores: Scores, axis: DocumentAxis, pooled: StratumScores, g: int)
     return row | {"note": ""}
 
 
-def _worst(scores: Scores, axes: list[DocumentAxis], pooled: dict[str, StratumScores], g: int) -> dict[str, object]:
-    """The stratum with the lowest retention, with bounds that hold for all strata at once."""
-    names, values, draws = [], [], []
-    for axis in axes:
-        axis_scores = pooled[axis.name]
-        for i, s in enumerate(axis_scores.strata):
-            base = axis_scores.replicates[:, i, scores.teacher]
-            if (
-                s == MISSING_STRATUM
-                or axis_scores.n_documents[i] < MIN_INTERVAL_DOCUMENTS
-                or np.isnan(axis_scores.estimates[i, g])
-            ):
-                continue
-            # further out than an interval: a single ratio to almost nothing would make all bounds endless
-            if np.isfinite(base).any() and np.nanquantile(base, RETENTION_GUARD_QUANTILE) > MIN_RETENTION_BASELINE:
-                names.append((axis.name, axis.stratum_label(s, scores.analysis.num_strata)))
-                values.append(axis_scores.estimates[i, g] / axis_scores.estimates[i, scores.teacher])
-                draws.append(axis_scores.replicates[:, i, g] / base)
-    row: dict[str, object] = {"model": scores.groups[g].label}
-    if not names:
-        return row | {"axis": "", "label": "", "retention": np.nan, "low": np.nan, "high": np.nan}
-    low, high = st.simultaneous_intervals(np.array(values), np.stack(draws, axis=1), scores.analysis.confidence_level)
-    i = int(np.nanargmin(values))
-    return row | {"axis": names[i][0], "label": names[i][1], "retention": values[i], "low": low[i], "high": high[i]}
+def _worst(scores: Scores, axes: list[DocumentAxis], codes: pd.DataFrame, g: int) -> dict[str, object]:
+    """The stratum that loses most beyond its tasks, with bounds and p that hold for all strata at once; see
+    `worst_group`."""
+    groups = {(axis.name, axis.stratum_label(s, scores.analysis.num_strata)): (codes[axis.name] == s).to_numpy()
+              for axis in axes for s in sorted(codes[axis.name].unique()) if s != MISSING_STRATUM}  # fmt: skip
+    found = worst_group(scores, groups, g)
+    row: dict[str, object] = {
+        "model": scores.groups[g].label,
+        "axis": "",
+        "label": "",
+        "num_groups": 0,
+        "stands_out": False,
+    }
+    if found is None:
+        return row | dict.fromkeys(WORST_NUMBERS, np.nan)
+    numbers = (*found.excess, *found.retention, found.p_adjusted, found.expected)
+    row |= {"axis": found.axis, "label": found.label, "num_groups": found.num_groups, "stands_out": found.stands_out}
+    return row | dict(zip(WORST_NUMBERS, numbers, strict=True))
 
 
 def _adjust_p_values(scores: Scores, report: LongTail) -> None:

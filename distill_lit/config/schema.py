@@ -250,6 +250,9 @@ class AnalysisConfig:
         default=0.9, gt=0, le=1, description="share of the teacher's score above chance a student must keep"
     )
     claim_max_cost: Float = Field(default=0.1, gt=0, le=1, description="share of the teacher's cost a student may need")
+    equivalence_margin: Float = Field(
+        default=0.02, gt=0, le=1, description="difference of two averages above chance from which it would matter"
+    )
 
     @property
     def alpha(self) -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from distill_lit.analysis.answer import Answer, answer
 from distill_lit.analysis.long_tail import LongTail, analyze_long_tail
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scaling_law import ScalingLaw, fit_scaling_law, scaling_data
@@ -16,6 +17,7 @@ from distill_lit.config.schema import AnalysisConfig
 from distill_lit.report.loss_statement import loss_statement
 from distill_lit.report.summary import headline, verdict
 from distill_lit.report.tables.scores import with_training_flops
+from distill_lit.report.verdict import StudentVerdict, student_verdicts
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,10 @@ class ReportBundle:
     scores: Scores
     score_frame: pd.DataFrame
     long_tail: LongTail
-    headline: str
-    verdict: list[str]
+    answer: Answer
+    students: list[StudentVerdict]
+    headline: str  # the answer in a sentence
+    verdict: list[str]  # what else is asked at once, a sentence each
 
     @property
     def title(self) -> str:
@@ -58,6 +62,8 @@ def build_report_bundle(
     """Reads the records in `folder` and computes all that is drawn. Raises UserError as `load_results` does."""
     scores = compute_scores(load_results(folder, display), analysis)
     frame = with_training_flops(score_frame(scores))
-    return ReportBundle(
-        name, question, scores, frame, analyze_long_tail(scores), headline(scores, frame), verdict(scores, frame)
-    )
+    found = answer(scores, frame)
+    students = student_verdicts(scores, frame, found)
+    first = headline(scores, students, found.axes)
+    rest = verdict(scores, frame, students, found.axes)
+    return ReportBundle(name, question, scores, frame, analyze_long_tail(scores), found, students, first, rest)

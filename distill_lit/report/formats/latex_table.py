@@ -122,9 +122,12 @@ def to_latex(table: Table, label: str) -> str:
     for number, cells in enumerate(table.rows):
         if number in table.rules_before:
             body.append(r"\midrule")
+        if number in table.headings_before:
+            heading = escape_latex(table.headings_before[number])
+            body.append(row([rf"\textbf{{{heading}}}"] + [""] * (len(cells) - 1)))
         body.append(row([latex_cell(c.text, c.bold, i >= table.num_text_columns) for i, c in enumerate(cells)]))
     align = "".join("l" if i < table.num_text_columns else "r" for i in range(len(table.columns)))
-    notes = [rf"\par\smallskip {escape_latex(text)}" for text in table.footnotes]
+    notes = [rf"\par\smallskip {escape_latex(text)}" for text in (*table.warnings, *table.footnotes)]
     end = "" if table.caption.endswith((".", "?", "!")) else "."
     caption = escape_latex(" ".join([table.caption + end, *table.header_notes]))
     return "\n".join(

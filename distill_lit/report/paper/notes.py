@@ -14,7 +14,7 @@ from distill_lit.report.paper.quantities import ABOVE_CHANCE, RETAINED, SCORE
 from distill_lit.report.paper.request import MODEL
 from distill_lit.report.paper.values import value_of
 from distill_lit.report.tables.footnotes import evaluation_footnotes, excluded_task_notes
-from distill_lit.report.tables.scores import FDR_MARK, HOLM_MARK
+from distill_lit.report.tables.score_notes import FDR_MARK, HOLM_MARK
 from distill_lit.utils.files import read_json
 
 BESIDE = ("ce_only", "untrained")  # roles that a table of grid keys is compared with

@@ -1,5 +1,6 @@
 """What a report shows of a grid with two numeric axes: a pivot table and its heat map, without being asked."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from distill_lit.report.bundle import ReportBundle
@@ -52,5 +53,5 @@ def pivot_section(result: ReportBundle) -> str:
     found = pivot_of(result)
     if found is None:
         return ""
-    title = escape_html(found[1].caption)
-    return f'<section aria-labelledby="h-pivot"><h2 id="h-pivot">{title}</h2>{to_html(found[1])}</section>'
+    title, table = escape_html(found[1].caption), replace(found[1], header_notes=[])  # the page says it once
+    return f'<section aria-labelledby="h-pivot"><h2 id="h-pivot">{title}</h2>{to_html(table)}</section>'

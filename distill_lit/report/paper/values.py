@@ -19,7 +19,7 @@ from distill_lit.report.paper.quantities import (
     SCORE,
     Quantity,
 )
-from distill_lit.report.tables.scores import FDR_MARK, HOLM_MARK
+from distill_lit.report.tables.score_notes import FDR_MARK, HOLM_MARK
 from distill_lit.utils.exceptions import UserError, suggest
 
 _NO_QUANTITIES = ("chance", "limit", "n", "num_fewshot", "num_planned", "seed")  # numbers of a task or a run

@@ -203,8 +203,10 @@ def test_the_planted_tail_loss_is_found_and_laid_to_distillation(scores: Scores,
     assert row["ce_only_tail_loss_low"] < 0 < row["ce_only_tail_loss_high"]
     assert row["excess"] == pytest.approx(row["tail_loss"] - row["ce_only_tail_loss"], abs=1e-5)
     text = " ".join(loss_statement(scores, score_frame(scores), report, "deep distilled"))
-    assert "rarest words lost more" in text
-    assert "distillation made rare words lose more" in text
+    assert "The loss on the rarest fifth of questions is" in text
+    excess = f"{100 * row['excess']:.1f}".replace("-", "−")
+    assert f"the excess over the same student trained without the teacher is {excess} [" in text
+    assert "(significant)" in text
 
 
 def test_without_a_planted_loss_nothing_is_claimed(tmp_path: Path) -> None:
@@ -213,27 +215,30 @@ def test_without_a_planted_loss_nothing_is_claimed(tmp_path: Path) -> None:
     tail = analyze_long_tail(found)
     row = tail.tail_contrasts.set_index("axis").loc["rarity_question"]
     assert row["excess_low"] < 0 < row["excess_high"]
-    assert "distillation made" not in " ".join(loss_statement(found, score_frame(found), tail, "deep distilled"))
+    assert "(significant)" not in " ".join(loss_statement(found, score_frame(found), tail, "deep distilled"))
 
 
 @pytest.mark.parametrize(
     ("tail", "excess", "said"),
     [
-        ((-0.05, -0.08, -0.02), (-0.03, -0.05, -0.01), ["rarest words lost more", "made rare words lose more"]),
-        ((-0.05, -0.08, -0.02), (0.04, 0.01, 0.07), ["rarest words lost more", "made rare words lose less"]),
-        ((0.01, -0.02, 0.04), (-0.03, -0.05, -0.01), ["did not measurably lose more or less", "made rare words lose more"]),
-        ((-0.05, -0.08, -0.02), (-0.01, -0.03, 0.01), ["rarest words lost more", "no measurably different pattern"]),
+        ((-0.05, -0.08, -0.02, 0.01), (-0.03, -0.05, -0.01, 0.01),
+         "is 5.0 points larger [8.0 larger, 2.0 larger] than on the most common fifth; the excess over the same student "
+         "trained without the teacher is −3.0 [−5.0, −1.0] (significant)."),
+        ((-0.05, -0.08, -0.02, 0.01), (-0.01, -0.03, 0.01, 0.4), "is −1.0 [−3.0, +1.0] (not significant)."),
+        ((-0.055, -0.122, 0.017, 0.1), (-0.03, -0.05, -0.01, 0.01),
+         "on the rarest fifth of questions is 5.5 points larger [12.2 larger, 1.7 smaller] than on the most common fifth: "
+         "undecided."),
+        ((0.05, 0.02, 0.08, 0.01), (0.04, 0.01, 0.07, 0.01), "is 5.0 points smaller [2.0 smaller, 8.0 smaller] than"),
     ],
-)
-def test_the_statement_blames_distillation_by_the_sign_of_its_excess(
-    scores: Scores, report: LongTail, tail: tuple[float, ...], excess: tuple[float, ...], said: list[str]
+)  # fmt: skip
+def test_the_statement_says_how_much_larger_the_loss_is_and_what_is_the_distillations(
+    scores: Scores, report: LongTail, tail: tuple[float, ...], excess: tuple[float, ...], said: str
 ) -> None:
     row: dict[str, object] = {"model": "deep distilled", "axis": "rarity_question"}
     for name, values in (("tail_loss", tail), ("excess", excess)):
-        row |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+        row |= dict(zip((name, f"{name}_low", f"{name}_high", f"{name}_p"), values, strict=True))
     changed = replace(report, tail_contrasts=pd.DataFrame([row]))
-    text = " ".join(loss_statement(scores, score_frame(scores), changed, "deep distilled"))
-    assert all(words in text for words in said)
+    assert said in " ".join(loss_statement(scores, score_frame(scores), changed, "deep distilled"))
 
 
 def test_a_task_with_few_documents_in_a_stratum_does_not_count_there(scores: Scores, report: LongTail) -> None:
