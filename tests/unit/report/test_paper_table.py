@@ -255,9 +255,9 @@ def test_the_command_takes_labels_of_the_plan_and_of_its_flags(
     text = "report: {labels: {weight: λ, temperature: T, d6: six}, order: ['2'], decimals: {above_chance: 2}}\n"
     folder = write_plan(Path(shutil.copytree(grid, tmp_path / "grid")), text)
     arguments = ["--pivot", "temperature,weight", "--uncertainty", "none"]
-    assert run_table(str(folder), *arguments, "--rename", "temperature=tau", "--format", "csv") == 0
+    assert run_table(str(folder), *arguments, "--rename", "temperature=tau", "0.9=ν", "--format", "csv") == 0
     rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
-    assert rows[0][:2] == ["tau", "λ=0.5 above chance"]
+    assert (rows[0][:2], rows[0][-4]) == (["tau", "λ=0.5 above chance"], "λ=ν above chance")
     assert [row[0] for row in rows[1:]] == ["2", "1", "10"]
     assert run_table(str(folder), *arguments, "--format", "md", "report.decimals.above_chance=0") == 0
     assert f"| 2 | {above_chance(21):.0f} |" in capsys.readouterr().out
@@ -270,6 +270,9 @@ def test_the_command_takes_labels_of_the_plan_and_of_its_flags(
         (["--out", "x.png"], "needs --pivot"),
         (["--format", "png"], "needs --out"),
         (["--rename", "a"], "not NAME=VALUE"),
+        (["--rename", "temprature=T"], "nothing here is called so; did you mean 'temperature'"),
+        (["--order", "d6,d7"], "--order 'd7': nothing here is called so"),
+        (["--decimals", "scor=1"], "did you mean 'score'"),
         (["--decimals", "score=9"], "a whole number from 0 to 6"),
         (["report.label.x=y"], "labels"),
         (["nowhere"], "neither a results folder nor an experiment file"),
