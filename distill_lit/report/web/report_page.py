@@ -12,6 +12,7 @@ from distill_lit.report.formats.html_table import escape_html, fold, html_paragr
 from distill_lit.report.formats.table import Table
 from distill_lit.report.loss_report import slice_examples, tail_answer
 from distill_lit.report.paper.pivot import pivot_section
+from distill_lit.report.tables.answer import leave_one_out_table, pair_table, task_signal_table
 from distill_lit.report.tables.efficiency_claim import claim_table
 from distill_lit.report.tables.footnotes import evaluation_footnotes, sample_limit_notes
 from distill_lit.report.tables.inference_cost import cost_table
@@ -71,12 +72,16 @@ def _head(result: ReportBundle) -> str:
 
 def _results(result: ReportBundle) -> str:
     scores, frame = result.scores, result.score_frame
+    leave_one_out = leave_one_out_table(scores, result.answer)
     return _section(
         "scores",
         "Scores",
         _table(score_table(scores, frame, "Did the teacher help?")),
         fold("Scores by task", _table(task_table(scores, frame))),
         fold("Every task, with intervals and differences", _table(detail_table(scores, frame, "Every task"))),
+        fold("One task left out at a time", _table(leave_one_out)) if leave_one_out.rows else "",
+        *(fold(table.caption, _table(table)) for table in (pair_table(scores, test) for test in result.answer.axes)),
+        fold("What each task can tell", _table(task_signal_table(scores))),
     )
 
 
