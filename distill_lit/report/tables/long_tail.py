@@ -28,14 +28,14 @@ def tail_table(scores: Scores, long_tail: LongTail) -> Table:
     teacher, and the confirmed slices."""
     percent = f"{scores.analysis.confidence_level:.0%}"
     contrasts = with_adjusted_p(long_tail.tail_contrasts)
-    axes = [axis for axis in KEY_AXES if axis in set(contrasts["axis"])]
+    axes = [] if contrasts.empty else [axis for axis in KEY_AXES if axis in set(contrasts["axis"])]
     has_excess = "excess" in contrasts and contrasts["excess"].notna().any()
     columns = ["model"]
     for axis in axes:
         columns += [f"{KEY_AXES[axis]} [{percent}]"] + ([f"excess [{percent}]"] if has_excess else [])
     rows, end = [], stratum_fraction(scores)
     for model in long_tail.flips:
-        mine = contrasts[contrasts["model"] == model].set_index("axis")
+        mine = contrasts[contrasts["model"] == model].set_index("axis") if axes else contrasts
         cells = [TableCell(model)]
         for axis in axes:
             names = ["tail_loss", "excess"] if has_excess else ["tail_loss"]
@@ -80,7 +80,8 @@ def contrast_table(scores: Scores, long_tail: LongTail) -> Table:
     percent = f"{scores.analysis.confidence_level:.0%}"
     rows: list[list[TableCell]] = []
     headings: dict[int, str] = {}
-    for model, found in with_adjusted_p(long_tail.tail_contrasts).groupby("model", sort=False):
+    contrasts = with_adjusted_p(long_tail.tail_contrasts)
+    for model, found in [] if contrasts.empty else contrasts.groupby("model", sort=False):
         headings[len(rows)] = str(model)
         for _, row in found.iterrows():
             rows.append(
