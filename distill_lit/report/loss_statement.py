@@ -123,11 +123,12 @@ def _confidence(report: LongTail, label: str) -> str:
         return ""
     row, teacher = rows.iloc[0], report.calibration[report.calibration["model"] == "teacher"].iloc[0]
     tail = f" ({format_points(row['ece_tail'])} on the rarest questions)" if pd.notna(row.get("ece_tail")) else ""
+    mean, worst = (format_number(row[f"{name}_bits_per_byte"], 2, signed=True) for name in ("excess", "cvar"))
+    error = format_with_interval(row["ece_all"], row["ece_low"], row["ece_high"])
     return (
-        f"In the worst tenth of documents the right answer is on average {format_number(row['cvar'])} nats less likely "
-        "than "
-        f"under the teacher (over all documents {format_number(row['excess_nll'])}). Its confidence is off by "
-        f"{format_points(row['ece_all'])} points{tail}; the teacher's by {format_points(teacher['ece_all'])}."
+        f"The right answer costs {mean} bits per byte more than under the teacher, in the worst tenth of documents {worst}."
+        f" Calibration error (ECE by the tasks' own metrics): {error} points{tail}; teacher "
+        f"{format_points(teacher['ece_all'])}."
     )
 
 
@@ -142,5 +143,5 @@ def _coverage(report: LongTail, label: str) -> str:
     return (
         "A threshold on its confidence, chosen on one half of the documents so that answering above it costs nothing "
         f"against the teacher, lets it answer {format_points(row['coverage'], 0)}% of the other half; there the two are "
-        f"right {gain} points more often than the teacher alone (choices by likelihood, not divided by length)."
+        f"right {gain} points more often than the teacher alone."
     )

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from distill_lit.analysis.derived_columns import count_ties
 from distill_lit.analysis.model_groups import REFERENCE_ROLES
 from distill_lit.analysis.results import has_different_validation_data, has_several_teachers
 from distill_lit.analysis.score_table import BASELINE_ROLES, COSTS, MACRO_AVERAGE
@@ -147,9 +148,14 @@ def _main_notes(scores: Scores, frame: pd.DataFrame) -> list[str]:
             f"With {scores.analysis.n_resamples} bootstrap draws nothing can be significant after Holm over {declared} "
             "comparisons: raise analysis.n_resamples."
         )
-    tied = sum(int(frame["tie"].fillna(False).sum()) for frame in scores.results.records.values() if "tie" in frame)
+    metrics = {panel.task: panel.metric for panel in scores.responses.tasks}
+    counted = [count_ties(frame, metrics) for frame in scores.results.records.values()]
+    tied, answers = (sum(numbers) for numbers in zip(*counted, strict=True))
     if tied:
-        notes.append(f"{tied} answers of all models have two equally likely best choices; the first one counts.")
+        notes.append(
+            f"In {tied:,} of {answers:,} answers among choices two or more score best by the task's metric; the first one "
+            "counts."
+        )
     for g, group in enumerate(scores.groups):
         lacking = [
             task for t, task in enumerate(scores.tasks) if task not in scores.excluded_tasks and np.isnan(scores.raw[t, g])
