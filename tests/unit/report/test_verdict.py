@@ -243,12 +243,12 @@ def test_ties_are_those_of_the_tasks_own_metric(tmp_path: Path) -> None:
             frame["ll"] = [[-4.0, -4.0] if len(ll) == 2 else [-4.0, -8.0, -9.0, -9.0] for ll in frame["ll"]]
             frame["len_chars"] = [[1, 2] if len(ll) == 2 else [1, 2, 9, 9] for ll in frame["ll"]]
     found = build_report_bundle(folder, FAST, "name")
-    assert "have two equally good" not in " ".join(task_table(found.scores, found.score_frame).footnotes)
+    assert "two or more score best" not in " ".join(task_table(found.scores, found.score_frame).footnotes)
     with edited_records(folder) as content:
         for frame in content.records.values():
             frame["len_chars"] = [[2, 2] if len(ll) == 2 else [1, 2, 9, 9] for ll in frame["ll"]]
     found = build_report_bundle(folder, FAST, "name")
-    assert "4 of 8 answers have two equally good best choices" in " ".join(
+    assert "In 4 of 8 answers among choices two or more score best" in " ".join(
         task_table(found.scores, found.score_frame).footnotes
     )
 
