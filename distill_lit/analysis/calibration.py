@@ -63,8 +63,8 @@ def calibrated_error_bound(confidences: list[FloatArray], weights: FloatArray, l
 
 
 def redrawn_error_deviation(gaps: FloatArray, weights: FloatArray, counts: FloatArray) -> float:
-    """Standard deviation of a calibration error over redrawn documents. gaps: (D, bins) what each document adds to the gap of
-    its bin; counts: (draws, D). A redrawn error is too large itself, so that only its spread is used."""
+    """Standard deviation of a calibration error over redrawn documents: such an error is itself too large, so that only its
+    spread is used. gaps: (D, bins) what each document adds to the gap of its bin; counts: (draws, D)."""
     return float((np.abs(counts @ gaps).sum(axis=1) / (counts @ weights)).std())
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers.synthetic_results import build, edited_records
-from scipy.stats import chi2
 
 from distill_lit.analysis import document_axes as ax
 from distill_lit.analysis.flips import flip_counts, modal_answers
@@ -156,8 +155,8 @@ def test_lost_documents_of_one_passage_are_no_evidence_each() -> None:
     alone = flip_counts(pd.DataFrame(frame | {"cluster": list("abcdefghi")})).iloc[0]
     assert alone["p"] == pytest.approx(2 * 0.5**9)
     shared = flip_counts(pd.DataFrame(frame | {"cluster": list("aaaabbbbc")})).iloc[0]
-    # sums by passage −4, −4, −1: χ² = 81/33
-    assert shared["p"] == pytest.approx(float(chi2.sf(81 / 33, 1)))
+    # sums by passage −4, −4, −1: of the eight changes of sign two are as far from 0
+    assert shared["p"] == pytest.approx(2 / 8)
 
 
 # pooled strata and the contrast
@@ -367,7 +366,7 @@ def test_passages_are_redrawn_whole(tmp_path: Path) -> None:
         tasks = content.documents.index.get_level_values("task")
         content.documents["cluster"] = [f"{task}{number}" for task, number in zip(tasks, order, strict=True)]
     one, two = (compute_scores(load_results(folder), ANALYSIS) for folder in (wide, narrow))
-    assert one.raw_replicates[:, 0, 0].std() > 1.5 * two.raw_replicates[:, 0, 0].std()
+    assert one.task_estimate(0, 0).standard_error > 1.5 * two.task_estimate(0, 0).standard_error
 
 
 # slices
