@@ -26,6 +26,8 @@ COSTS = (
     "val_kl",
     "val_ce",
     "val_agreement",
+    "val_draft_acceptance",
+    "val_teacher_nll",
 )
 
 

@@ -13,6 +13,7 @@ from distill_lit.config.loading import expand_grid, load_experiment, load_sectio
 from distill_lit.config.mixture import MixtureConfig, MixtureMemberConfig
 from distill_lit.config.models import LoraConfig, StudentConfig, TeacherConfig, TeacherPromptConfig, WidthConfig
 from distill_lit.config.on_policy import OnPolicyConfig
+from distill_lit.config.probes import ProbeConfig
 from distill_lit.config.report import ReportConfig
 from distill_lit.config.schema import (
     AnalysisConfig,
@@ -47,6 +48,7 @@ __all__ = [
     "ObjectiveConfig",
     "OnPolicyConfig",
     "PriceConfig",
+    "ProbeConfig",
     "PromptsConfig",
     "RemoteConfig",
     "ReportConfig",

@@ -7,7 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from distill_lit.analysis.answer import Answer, answer
+from distill_lit.analysis.endpoints import endpoint_frame
 from distill_lit.analysis.long_tail import LongTail, analyze_long_tail
+from distill_lit.analysis.probe_long_tail import ProbeLongTail, probe_long_tail
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scaling_law import ScalingLaw, fit_scaling_law, scaling_data
 from distill_lit.analysis.score_table import score_frame
@@ -38,6 +40,16 @@ class ReportBundle:
     def title(self) -> str:
         """Name and question in one line."""
         return f"{self.name}: {self.question}" if self.question else self.name
+
+    @cached_property
+    def endpoint_frame(self) -> pd.DataFrame:
+        """All endpoints of all models, the declared one first."""
+        return endpoint_frame(self.scores, self.score_frame)
+
+    @cached_property
+    def probe_long_tail(self) -> ProbeLongTail:
+        """Bits per byte of the probes by the rarity of words."""
+        return probe_long_tail(self.scores)
 
     @cached_property
     def scaling_data(self) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from distill_lit.report.summary import describe_ce_only_baseline, why_no_average
 from distill_lit.report.tables.long_tail import KEY_AXES, stratum_fraction, with_adjusted_p
 
 SLICES_NAMED = 3
-CONFIDENCE_SOURCE = "summed likelihood of the choices"
+CONFIDENCE_SOURCE = "by the tasks' own metrics"
 
 
 def loss_statement(scores: Scores, score_frame: pd.DataFrame, long_tail: LongTail, label: str) -> list[str]:
@@ -132,10 +132,13 @@ def _confidence(report: LongTail, label: str) -> str:
     if rows.empty or "ece_all" not in rows or pd.isna(rows.iloc[0]["ece_all"]):
         return ""
     row, teacher = rows.iloc[0], report.calibration[report.calibration["model"] == "teacher"].iloc[0]
+    tail = f" ({format_points(row['ece_tail'])} on the rarest questions)" if pd.notna(row.get("ece_tail")) else ""
+    mean, worst = (format_number(row[f"{name}_bits_per_byte"], 2, signed=True) for name in ("excess", "cvar"))
+    error = format_with_interval(row["ece_all"], row["ece_low"], row["ece_high"])
     return (
-        f"Calibration error (ECE, {CONFIDENCE_SOURCE}): {format_points(row['ece_all'])} points; teacher "
-        f"{format_points(teacher['ece_all'])}. The right answer is on average {format_number(row['excess_nll'])} nats less "
-        f"likely than under the teacher, in the worst tenth of documents {format_number(row['cvar'])}."
+        f"The right answer costs {mean} bits per byte more than under the teacher, in the worst tenth of documents {worst}."
+        f" Calibration error (ECE, {CONFIDENCE_SOURCE}): {error} points{tail}; teacher "
+        f"{format_points(teacher['ece_all'])}."
     )
 
 
@@ -150,7 +153,7 @@ def _coverage(report: LongTail, label: str) -> str:
     return (
         "A threshold on its confidence, chosen on one half of the documents so that answering above it costs nothing "
         f"against the teacher, lets it answer {format_points(row['coverage'], 0)}% of the other half; there the two are "
-        f"right {gain} points more often than the teacher alone ({CONFIDENCE_SOURCE})."
+        f"right {gain} points more often than the teacher alone."
     )
 
 

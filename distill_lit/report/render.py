@@ -9,6 +9,7 @@ import pandas as pd
 
 from distill_lit.analysis.pareto import cost_axes, pareto_frontier
 from distill_lit.analysis.power import task_variances, variances_to_json
+from distill_lit.analysis.probe_long_tail import probe_long_tail_frame
 from distill_lit.analysis.scaling_law import ScalingLaw, has_scaling_curve
 from distill_lit.report.bundle import ReportBundle
 from distill_lit.report.figures.calibration import calibration_figure
@@ -64,12 +65,14 @@ def render_report(folder: Path, result: ReportBundle, all_formats: bool = False)
 
 
 def write_score_tables(folder: Path, result: ReportBundle, all_formats: bool = False) -> list[Path]:
-    """table.md, table.csv and, as in `render_report`, table.tex, from one frame."""
+    """table.md, table.csv and, as in `render_report`, table.tex, from one frame; endpoints.csv, with probes probes.csv."""
     main = score_table(result.scores, result.score_frame, "Did the teacher help?")
     tasks, cost = task_table(result.scores, result.score_frame), cost_table(result.scores)
     texts = {
         "table.md": _table_page(folder, result, main, tasks, cost),
         "table.csv": to_csv(csv_frame(result.score_frame)),
+        "endpoints.csv": to_csv(result.endpoint_frame),
+        **({"probes.csv": to_csv(probe_long_tail_frame(result.probe_long_tail))} if result.scores.results.probes else {}),
     }
     if all_formats or (folder / "table.tex").exists():
         named = {"main": replace(main, caption=result.title), "tasks": tasks, "cost": cost}

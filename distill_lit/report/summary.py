@@ -59,12 +59,11 @@ def headline(scores: Scores, students: list[StudentVerdict], axes: Sequence[Axis
     answer += ", it harmed" if len(harmed) == len(known) else ""
     parts = [_sure(part, len(known)) for part in (gained, harmed) if part]
     near = [student for student in known if student.is_significant_alone and not student.is_significant]
-    near = near if len(near) <= MAX_NAMED else []
     open_ = [student for student in known if not student.is_significant and student not in near]
-    parts += [_significant_alone(student, len(known)) for student in near]
+    parts += [_significant_alone(near, len(known))] if near else []
     parts += [_not_significant(open_, len(known))] if open_ else []
     seeds = " One seed each." if all(student.num_seeds == 1 for student in known) else ""
-    size = " and by ".join(parts)
+    size = join_words([parts[0], *(f"by {part}" for part in parts[1:])])
     first = axis_clause(axes[0], scores.analysis.alpha) if len(axes) == 1 else ""
     answer = f"{first}, and {answer[0].lower()}{answer[1:]}" if first else answer
     return f"{answer}: against {_baseline_words(scores, known)}, distillation changed the score by {size}.{seeds}"
@@ -151,10 +150,12 @@ def _p(value: float) -> str:
     return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
-def _significant_alone(student: StudentVerdict, of: int) -> str:
+def _significant_alone(students: list[StudentVerdict], of: int) -> str:
     """`−2.9 [−4.9, −0.9] points for d24 (not significant after correction for 4 comparisons, p = .056)`."""
     known = f"not significant after correction for {of} comparisons" if of > 1 else "not significant"
-    return f"{_value(student)}{_for([student], of)} ({known}, {_p(student.p)})"
+    least = min(student.p for student in students)
+    p = _p(least) if len(students) == 1 else f"p ≥ {format_p_value(least)}"
+    return f"{_size_of(students)}{_for(students, of)} ({known}, {p})"
 
 
 def _not_significant(students: list[StudentVerdict], of: int) -> str:

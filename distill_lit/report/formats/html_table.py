@@ -1,6 +1,7 @@
 """A table as HTML."""
 
 import html
+import re
 from collections.abc import Iterable
 
 from distill_lit.report.formats.table import Table
@@ -22,7 +23,12 @@ def to_html(table: Table) -> str:
 
     def cell(number: int, text: str, bold: bool) -> str:
         side = ' class="left"' if number < table.num_text_columns else ""
-        body = f"<strong>{escape_html(text)}</strong>" if bold and text else escape_html(text)
+        shown = (
+            re.sub(r"\[[^\[\]<]*\]", r'<span class="whole">\g<0></span>', escape_html(text))
+            if number
+            else escape_html(text)
+        )
+        body = f"<strong>{shown}</strong>" if bold and text else shown
         return f"<td{side}>{body}</td>" if number else f'<th scope="row"{side}>{body}</th>'
 
     heads = [

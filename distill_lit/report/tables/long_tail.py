@@ -28,14 +28,14 @@ def tail_table(scores: Scores, long_tail: LongTail) -> Table:
     teacher, and the confirmed slices."""
     percent = f"{scores.analysis.confidence_level:.0%}"
     contrasts = with_adjusted_p(long_tail.tail_contrasts)
-    axes = [axis for axis in KEY_AXES if axis in set(contrasts["axis"])]
+    axes = [] if contrasts.empty else [axis for axis in KEY_AXES if axis in set(contrasts["axis"])]
     has_excess = "excess" in contrasts and contrasts["excess"].notna().any()
     columns = ["model"]
     for axis in axes:
         columns += [f"{KEY_AXES[axis]} [{percent}]"] + ([f"excess [{percent}]"] if has_excess else [])
     rows, end = [], stratum_fraction(scores)
     for model in long_tail.flips:
-        mine = contrasts[contrasts["model"] == model].set_index("axis")
+        mine = contrasts[contrasts["model"] == model].set_index("axis") if axes else contrasts
         cells = [TableCell(model)]
         for axis in axes:
             names = ["tail_loss", "excess"] if has_excess else ["tail_loss"]
@@ -80,7 +80,8 @@ def contrast_table(scores: Scores, long_tail: LongTail) -> Table:
     percent = f"{scores.analysis.confidence_level:.0%}"
     rows: list[list[TableCell]] = []
     headings: dict[int, str] = {}
-    for model, found in with_adjusted_p(long_tail.tail_contrasts).groupby("model", sort=False):
+    contrasts = with_adjusted_p(long_tail.tail_contrasts)
+    for model, found in [] if contrasts.empty else contrasts.groupby("model", sort=False):
         headings[len(rows)] = str(model)
         for _, row in found.iterrows():
             rows.append(
@@ -178,24 +179,39 @@ def slice_table(long_tail: LongTail) -> Table:
     )
 
 
+def _guessing(long_tail: LongTail) -> str:
+    """What Brier's score of equal probabilities is, and whether anyone beats it."""
+    frame = long_tail.calibration
+    if "brier_guessing" not in frame or frame["brier_guessing"].isna().all():
+        return ""
+    guessing = float(frame["brier_guessing"].mean())
+    worse = frame.loc[frame["brier_all"] >= frame["brier_guessing"], "model"].tolist()
+    than = f", and {', '.join(worse)} no better" if worse else ""
+    return f"Brier: equal probabilities have {format_number(guessing, 2)}{than}. "
+
+
 def calibration_table(long_tail: LongTail) -> Table:
-    """Excess NLL and its CVaR, calibration of head and tail, and the coverage at the teacher's risk."""
+    """Excess bits per byte and their CVaR, calibration of head and tail, and the coverage at the teacher's risk."""
     rows = []
     for _, row in long_tail.calibration.iterrows():
-        scores = [TableCell(format_points(row.get(f"ece_{part}", np.nan))) for part in ("all", "head", "tail")]
+        error = [row.get(f"ece_{name}", np.nan) for name in ("all", "low", "high")]
+        scores = [TableCell(format_with_interval(*error))]
+        scores += [TableCell(format_points(row.get(f"ece_{part}", np.nan))) for part in ("scaled", "head", "tail")]
         brier = [TableCell(format_number(row.get(f"brier_{part}", np.nan), 2)) for part in ("all", "head", "tail")]
         gain, low, high = (row.get(f"coverage_gain{bound}", np.nan) for bound in ("", "_low", "_high"))
         share = "" if pd.isna(row.get("coverage")) else f"{format_points(row['coverage'], 0)}%"
         cover = [TableCell(share), TableCell(format_with_interval(gain, low, high, signed=True) if share else "")]
-        nll = [TableCell(format_number(row.get(name, np.nan), 2, signed=True)) for name in ("excess_nll", "cvar")]
+        excess = ("excess_bits_per_byte", "cvar_bits_per_byte")
+        nll = [TableCell(format_number(row.get(name, np.nan), 2, signed=True)) for name in excess]
         known = TableCell("" if pd.isna(row.get("n")) else f"{row['n']:.0f}")
         rows.append([TableCell(row["model"]), known, *nll, *scores, *brier, *cover])
     columns = [
         "model",
         "n",
-        "excess NLL",
+        "excess bits per byte",
         "CVaR 10%",
         "ECE",
+        "scaled",
         "head",
         "tail",
         "Brier",
@@ -207,12 +223,15 @@ def calibration_table(long_tail: LongTail) -> Table:
     return Table(
         "Calibration and selective prediction", columns, rows,
         footnotes=[
-            "Excess NLL: nats by which the right answer is less likely than under the teacher, on average and "
-            "over the worst tenth of documents (CVaR). ECE: points between confidence and accuracy, 10 bins of equal "
-            "mass. Head, tail: questions with the most common and the rarest words. Coverage: with a threshold on "
+            "Excess bits per byte: of the right answer, above the teacher's, on average and over the worst tenth of "
+            "documents (CVaR). ECE: points between confidence and accuracy, 10 bins of equal mass; its interval begins at "
+            "0 where a calibrated model may show as much on so many documents; scaled: after temperature scaling on the "
+            "other half of the documents. Head, tail: questions with the most common and the rarest words. "
+            f"{_guessing(long_tail)}Coverage: with a threshold on "
             "its confidence chosen on one half of the documents so that student and, below it, teacher are as often "
             "right as the teacher alone, the share of the other half it answers; gain: points by which the two are "
-            "then right more often than the teacher. All from unnormalised likelihoods, tasks weighted equally; n: "
-            "documents of all tasks with a finite likelihood for every choice."
+            "then right more often than the teacher. Confidence is the softmax over the choices of what each task's metric "
+            "compares: likelihood, or likelihood per character (acc_norm). Tasks are weighted equally; n: documents of the "
+            "averaged tasks with a finite likelihood for every choice."
         ],
     )  # fmt: skip

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from distill_lit.analysis.derived_columns import count_ties
 from distill_lit.analysis.model_groups import REFERENCE_ROLES
 from distill_lit.analysis.results import has_different_validation_data, has_several_teachers
 from distill_lit.analysis.score_table import MACRO_AVERAGE
@@ -88,23 +89,14 @@ def _validation_notes(scores: Scores) -> list[str]:
 
 def ties_note(scores: Scores) -> str:
     """How many answers have two best choices by the task's own metric; the first of them counts."""
-    tied = answers = 0
-    for frame in scores.results.records.values():
-        for task, rows in frame.groupby(level="task", sort=False):
-            is_norm = scores.results.settings(str(task)).get("metric") == "acc_norm"
-            known = [pair for pair in zip(rows["ll"], rows["len_chars"], strict=True) if _is_choice(pair[0])]
-            answers += len(known)
-            tied += sum(_is_tied(np.asarray(ll), np.asarray(chars) if is_norm else None) for ll, chars in known)
-    return f"{tied} of {answers:,} answers have two equally good best choices; the first one counts." if tied else ""
-
-
-def _is_choice(likelihoods: object) -> bool:
-    return isinstance(likelihoods, (list, np.ndarray)) and len(likelihoods) > 1
-
-
-def _is_tied(likelihoods: np.ndarray, lengths: np.ndarray | None) -> bool:
-    values = likelihoods if lengths is None else likelihoods / np.maximum(lengths, 1)
-    return int((values == values.max()).sum()) > 1
+    metrics = {panel.task: panel.metric for panel in scores.responses.tasks}
+    counted = [count_ties(frame, metrics) for frame in scores.results.records.values()]
+    tied, answers = (sum(numbers) for numbers in zip(*counted, strict=True))
+    if not tied:
+        return ""
+    return (
+        f"In {tied:,} of {answers:,} answers among choices two or more score best by the task's metric; the first counts."
+    )
 
 
 def _missing_notes(scores: Scores) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from distill_lit.analysis.calibration import choice_softmax
+from distill_lit.analysis.choices import choice_softmax
 from distill_lit.analysis.model_groups import NAMED_ROLES, ROLE_LABELS
 from distill_lit.analysis.pareto import COST_AXES, cost_axes, pareto_frontier
 from distill_lit.analysis.scores import Scores

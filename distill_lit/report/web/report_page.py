@@ -12,6 +12,7 @@ from distill_lit.report.formats.html_table import escape_html, fold, html_paragr
 from distill_lit.report.formats.table import Table
 from distill_lit.report.loss_report import slice_examples, tail_answer
 from distill_lit.report.paper.pivot import pivot_section
+from distill_lit.report.tables.answer import leave_one_out_table, pair_table, task_signal_table
 from distill_lit.report.tables.efficiency_claim import claim_table
 from distill_lit.report.tables.footnotes import evaluation_footnotes, sample_limit_notes
 from distill_lit.report.tables.inference_cost import cost_table
@@ -53,6 +54,11 @@ def _table(table: Table) -> str:
     return to_html(replace(table, header_notes=[]))
 
 
+def _folded(summary: str, table: Table) -> str:
+    """A table behind a line that opens it; nothing where it has no rows."""
+    return fold(summary, _table(table)) if table.rows else ""
+
+
 def _section(name: str, title: str, *parts: str) -> str:
     body = "\n".join(part for part in parts if part)
     return f'<section aria-labelledby="h-{name}"><h2 id="h-{name}">{escape_html(title)}</h2>\n{body}</section>'
@@ -75,8 +81,11 @@ def _results(result: ReportBundle) -> str:
         "scores",
         "Scores",
         _table(score_table(scores, frame, "Did the teacher help?")),
-        fold("Scores by task", _table(task_table(scores, frame))),
-        fold("Every task, with intervals and differences", _table(detail_table(scores, frame, "Every task"))),
+        _folded("Scores by task", task_table(scores, frame)),
+        _folded("Every task, with intervals and differences", detail_table(scores, frame, "Every task")),
+        _folded("One task left out at a time", leave_one_out_table(scores, result.answer)),
+        *(_folded(table.caption, table) for table in (pair_table(scores, test) for test in result.answer.axes)),
+        _folded("What each task can tell", task_signal_table(scores)),
     )
 
 
@@ -85,7 +94,7 @@ def _frontier_section(result: ReportBundle, placed: dict[str, pd.DataFrame]) -> 
     if len(cost.columns) < 2:
         return ""
     plot = _frontier_plot(result) if placed else ""
-    return _section("frontier", "Quality against cost", plot, _table(cost), fold(claim.caption, _table(claim)))
+    return _section("frontier", "Quality against cost", plot, _table(cost), _folded(claim.caption, claim))
 
 
 def _frontier_plot(result: ReportBundle) -> str:
@@ -105,13 +114,13 @@ def _tail_section(result: ReportBundle) -> str:
     return _section(
         "tail",
         "The long tail",
-        html_paragraphs([tail_answer(scores, tail)], "answer"),
+        html_paragraphs([text for text in [tail_answer(scores, tail)] if text], "answer"),
         _table(tail_table(scores, tail)),
         _explorer(result),
-        fold("Every axis", _table(contrast_table(scores, tail))),
+        _folded("Every axis", contrast_table(scores, tail)),
         fold("Confirmed slices, with lost documents", _slices(result)),
-        fold("Changed answers per task", _table(flip_table(tail))),
-        fold("Calibration, and when to ask the teacher", _table(calibration_table(tail))),
+        _folded("Changed answers per task", flip_table(tail)),
+        _folded("Calibration, and when to ask the teacher", calibration_table(tail)),
     )
 
 

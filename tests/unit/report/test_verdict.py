@@ -9,14 +9,16 @@ import pytest
 from helpers.synthetic_results import build, edited_records
 
 from distill_lit.analysis.answer import EndpointEffect
-from distill_lit.analysis.axis_tests import AxisTest
+from distill_lit.analysis.axis_tests import AxisTest, PairTest
 from distill_lit.analysis.model_groups import ModelGroup
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.significance import Interval
 from distill_lit.config.schema import AnalysisConfig
 from distill_lit.report.bundle import ReportBundle, build_report_bundle
 from distill_lit.report.loss_statement import larger_or_smaller
+from distill_lit.report.number_format import format_points
 from distill_lit.report.summary import finding, headline, verdict
+from distill_lit.report.tables.answer import leave_one_out_table, pair_table, task_signal_table
 from distill_lit.report.tables.footnotes import training_text_notes
 from distill_lit.report.tables.scores import score_table
 from distill_lit.report.verdict import (
@@ -241,12 +243,12 @@ def test_ties_are_those_of_the_tasks_own_metric(tmp_path: Path) -> None:
             frame["ll"] = [[-4.0, -4.0] if len(ll) == 2 else [-4.0, -8.0, -9.0, -9.0] for ll in frame["ll"]]
             frame["len_chars"] = [[1, 2] if len(ll) == 2 else [1, 2, 9, 9] for ll in frame["ll"]]
     found = build_report_bundle(folder, FAST, "name")
-    assert "have two equally good" not in " ".join(task_table(found.scores, found.score_frame).footnotes)
+    assert "two or more score best" not in " ".join(task_table(found.scores, found.score_frame).footnotes)
     with edited_records(folder) as content:
         for frame in content.records.values():
             frame["len_chars"] = [[2, 2] if len(ll) == 2 else [1, 2, 9, 9] for ll in frame["ll"]]
     found = build_report_bundle(folder, FAST, "name")
-    assert "4 of 8 answers have two equally good best choices" in " ".join(
+    assert "In 4 of 8 answers among choices two or more score best" in " ".join(
         task_table(found.scores, found.score_frame).footnotes
     )
 
@@ -273,3 +275,27 @@ def test_losses_per_token_of_two_vocabularies_are_not_compared(tmp_path: Path) -
     assert table.rows[0][table.columns.index("loss on the corpus, nats")].text == ""
     assert "the teacher's has another" in " ".join(table.footnotes)
     assert "held-out" not in " ".join(found.verdict)
+
+
+def test_every_task_is_left_out_once(result: ReportBundle) -> None:
+    """Δ of the average without a task is the mean of the differences above chance on the others."""
+    table = leave_one_out_table(result.scores, result.answer)
+    assert len(table.headings_before) == len(STUDENTS)
+    scores, effect = result.scores, result.answer.effects[0]
+    first, second = scores.group_index(effect.model), scores.group_index(effect.baseline)
+    difference = scores.centered[:, first] - scores.centered[:, second]
+    rows = {row[0].text: row for row in table.rows[: len(scores.tasks)]}
+    for t, task in enumerate(scores.tasks):
+        expected = format_points(np.delete(difference, t).mean(), signed=True)
+        assert rows[task][2].text.startswith(f"{expected} ["), task
+
+
+def test_pairs_and_signals_by_hand(result: ReportBundle) -> None:
+    pair = PairTest("kl", "tv", Interval(0.01, -0.02, 0.04), 0.2, 0.6)
+    table = pair_table(result.scores, replace(axis(0.43), pairs=(pair,), left_out=("odd",)))
+    assert [cell.text for cell in table.rows[0]] == ["kl less tv", "+1.0 [−2.0, +4.0]", ".200", ".600"]
+    assert "Left out, for they have other seeds: odd." in table.footnotes[0]
+    signals = {row[0].text: row for row in task_signal_table(result.scores).rows}
+    raw = result.scores.raw[result.scores.tasks.index("piqa")]
+    assert signals["piqa"][4].text == format_points(raw.std(ddof=1))
+    assert signals["piqa"][2].text == "50.0"
