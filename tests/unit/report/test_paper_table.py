@@ -141,6 +141,13 @@ def test_rows_are_sorted_by_a_column_below_the_teacher(tmp_path: Path) -> None:
         assert found[1:] == sorted(found[1:], reverse=not is_ascending)
 
 
+def test_rules_part_students_only_where_they_have_several_rows(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=20, students={"deep": 0.8, "shallow": 1.4})
+    rules = {where: to_table(make(folder, where=[where]), "", [], [], []).rules_before
+             for where in ("role=teacher,distilled", "role=teacher,distilled,ce_only")}  # fmt: skip
+    assert list(rules.values()) == [{1}, {1, 3}]
+
+
 def test_differences_have_the_marks_and_bounds_of_the_score_frame(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=80, students={"deep": 0.8})
     row = analyzed(folder)[1].set_index(["model", "task"]).loc[("deep distilled", "macro average")]
@@ -261,6 +268,11 @@ def test_the_command_takes_labels_of_the_plan_and_of_its_flags(
     assert [row[0] for row in rows[1:]] == ["2", "1", "10"]
     assert run_table(str(folder), *arguments, "--format", "md", "report.decimals.above_chance=0") == 0
     assert f"| 2 | {above_chance(21):.0f} |" in capsys.readouterr().out
+    assert (
+        run_table(str(folder), "--columns", "tasks,above_chance,val_kl,parameters,training_flops,delta_ce_only,retained")
+        == 0
+    )
+    assert capsys.readouterr().out.startswith("**mine: Which?**")  # wider than the terminal
 
 
 @pytest.mark.parametrize(
