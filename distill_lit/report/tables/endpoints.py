@@ -31,8 +31,8 @@ def endpoint_table(scores: Scores, frame: pd.DataFrame) -> Table:
         list(cells.values()),
         footnotes=[
             f"Averages over tasks of equal weight, differences paired; {HOLM_MARK} significant after Holm over the "
-            f"students, for each endpoint by itself, at {scores.analysis.alpha:.3g}. The declared endpoint stands first; the "
-            "others are secondary, whatever their p. Bits per byte of the right answer reward fit to the domain of the "
+            f"students, for each endpoint by itself, at {scores.analysis.alpha:.3g}. The declared endpoint stands first; "
+            "the others are secondary, whatever their p. Bits per byte of the right answer reward fit to the domain of the "
             "training text too."
         ],
     )

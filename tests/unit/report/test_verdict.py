@@ -182,8 +182,8 @@ def test_the_loss_of_the_teacher_stands_beside_the_students(tmp_path: Path) -> N
     place = table.columns.index("loss on the corpus, nats")
     assert [row[place].text for row in table.rows] == ["3.80", "4.50", "4.50", "4.50"]
     assert "not in these records" not in " ".join(table.footnotes)
-    assert found.effects[0].teacher_loss == 3.8
-    assert found.effects[0].ce_only_loss == pytest.approx(4.5)
+    assert found.students[0].teacher_loss == 3.8
+    assert found.students[0].ce_only_loss == pytest.approx(4.5)
     runs.to_csv(folder / "runs.csv", index=False)  # as older experiments have it
     older = build_report_bundle(folder, FAST, "name")
     notes = " ".join(score_table(older.scores, older.score_frame, "").footnotes)
