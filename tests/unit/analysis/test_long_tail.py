@@ -23,7 +23,7 @@ from distill_lit.analysis.long_tail import LongTail, analyze_long_tail
 from distill_lit.analysis.response_matrix import TaskResponses
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.score_table import score_frame
-from distill_lit.analysis.scores import Scores, compute_scores
+from distill_lit.analysis.scores import Scores, compute_scores, task_score
 from distill_lit.analysis.strata import pool_strata
 from distill_lit.config.schema import AnalysisConfig
 from distill_lit.report.bundle import build_report_bundle
@@ -267,13 +267,22 @@ def test_small_strata_are_insufficient(tmp_path: Path) -> None:
     assert set(found.tail_contrasts.loc[found.tail_contrasts["n"] < 30, "note"]) == {"insufficient"}
 
 
-def test_worst_group_interval_is_wider_than_its_own(scores: Scores, report: LongTail) -> None:
+def test_the_worst_group_stands_out_where_a_loss_was_planted(scores: Scores, report: LongTail, tmp_path: Path) -> None:
     row = report.worst_strata.iloc[0]
-    assert row["axis"] == "rarity_question"
-    assert row["low"] < row["retention"] < row["high"]
+    assert (row["axis"], row["stands_out"]) == ("rarity_question", True)
+    assert row["excess_low"] < row["excess"] < row["excess_high"] < 0
+    assert row["excess"] < row["expected"] < 0
+    assert '"words of the question: rarest" stands out' in " ".join(
+        loss_statement(scores, score_frame(scores), report, "deep distilled")
+    )
+    folder = build(tmp_path, students={"deep": 0.6}, documents=100, tail_logit_loss=0.0)
+    equal = compute_scores(load_results(folder), ANALYSIS)
+    tail = analyze_long_tail(equal)
+    assert not tail.worst_strata.iloc[0]["stands_out"]
+    assert "stands out" not in " ".join(loss_statement(equal, score_frame(equal), tail, "deep distilled"))
 
 
-def test_passages_are_redrawn_whole(tmp_path: Path) -> None:
+def test_passages_widen_intervals(tmp_path: Path) -> None:
     """The same documents in passages of five that agree give wider intervals than single documents."""
     wide, narrow = (build(tmp_path / name, documents=100, students={"deep": 0.8}) for name in ("wide", "narrow"))
     with edited_records(wide) as content:
@@ -281,7 +290,9 @@ def test_passages_are_redrawn_whole(tmp_path: Path) -> None:
         tasks = content.documents.index.get_level_values("task")
         content.documents["cluster"] = [f"{task}{number}" for task, number in zip(tasks, order, strict=True)]
     one, two = (compute_scores(load_results(folder), ANALYSIS) for folder in (wide, narrow))
-    assert one.raw_replicates[:, 0, 0].std() > 1.5 * two.raw_replicates[:, 0, 0].std()
+    assert one.macro_estimate(0).standard_error > 1.5 * two.macro_estimate(0).standard_error
+    intervals = [task_score(found, 0, 0) for found in (one, two)]
+    assert intervals[0].high - intervals[0].low > 1.5 * (intervals[1].high - intervals[1].low)
 
 
 # slices
