@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers.synthetic_results import build, edited_records
-from scipy.stats import chi2
 
 from distill_lit.analysis import document_axes as ax
 from distill_lit.analysis.calibration import (
@@ -23,7 +22,7 @@ from distill_lit.analysis.long_tail import LongTail, analyze_long_tail
 from distill_lit.analysis.response_matrix import TaskResponses
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.score_table import score_frame
-from distill_lit.analysis.scores import Scores, compute_scores, task_score
+from distill_lit.analysis.scores import Scores, compute_scores
 from distill_lit.analysis.strata import pool_strata
 from distill_lit.config.schema import AnalysisConfig
 from distill_lit.report.bundle import build_report_bundle
@@ -152,8 +151,8 @@ def test_lost_documents_of_one_passage_are_no_evidence_each() -> None:
     alone = flip_counts(pd.DataFrame(frame | {"cluster": list("abcdefghi")})).iloc[0]
     assert alone["p"] == pytest.approx(2 * 0.5**9)
     shared = flip_counts(pd.DataFrame(frame | {"cluster": list("aaaabbbbc")})).iloc[0]
-    # sums by passage −4, −4, −1: χ² = 81/33
-    assert shared["p"] == pytest.approx(float(chi2.sf(81 / 33, 1)))
+    # sums by passage −4, −4, −1: of the eight changes of sign two are as far from 0
+    assert shared["p"] == pytest.approx(2 / 8)
 
 
 # pooled strata and the contrast
@@ -282,7 +281,7 @@ def test_the_worst_group_stands_out_where_a_loss_was_planted(scores: Scores, rep
     assert "stands out" not in " ".join(loss_statement(equal, score_frame(equal), tail, "deep distilled"))
 
 
-def test_passages_widen_intervals(tmp_path: Path) -> None:
+def test_passages_are_redrawn_whole(tmp_path: Path) -> None:
     """The same documents in passages of five that agree give wider intervals than single documents."""
     wide, narrow = (build(tmp_path / name, documents=100, students={"deep": 0.8}) for name in ("wide", "narrow"))
     with edited_records(wide) as content:
@@ -290,9 +289,7 @@ def test_passages_widen_intervals(tmp_path: Path) -> None:
         tasks = content.documents.index.get_level_values("task")
         content.documents["cluster"] = [f"{task}{number}" for task, number in zip(tasks, order, strict=True)]
     one, two = (compute_scores(load_results(folder), ANALYSIS) for folder in (wide, narrow))
-    assert one.macro_estimate(0).standard_error > 1.5 * two.macro_estimate(0).standard_error
-    intervals = [task_score(found, 0, 0) for found in (one, two)]
-    assert intervals[0].high - intervals[0].low > 1.5 * (intervals[1].high - intervals[1].low)
+    assert one.task_estimate(0, 0).standard_error > 1.5 * two.task_estimate(0, 0).standard_error
 
 
 # slices
