@@ -241,7 +241,9 @@ class CostConfig:
 class AnalysisConfig:
     """Intervals and tests of the tables and of the long-tail report."""
 
-    n_resamples: Count = Field(default=10_000, ge=100, description="bootstrap draws of every interval")
+    n_resamples: Count = Field(
+        default=10_000, ge=100, description="draws of what has no formula, such as the chance to be on the frontier"
+    )
     confidence_level: Float = Field(default=0.95, gt=0.5, le=0.999, description="coverage of every interval")
     num_strata: Int = Field(default=5, ge=2, le=20, description="quantile groups of an axis, within a task")
     false_discovery_rate: Float = Field(default=0.05, gt=0, le=0.5, description="rate q of Benjamini-Hochberg")
