@@ -147,6 +147,8 @@ def group_label(display: ReportConfig, role: str, student: str, variant: str) ->
         return f"teacher ({variant})" if variant else "teacher"
     base = display.label("teacher" if role == "quantized" else student)
     word = display.labels.get(role, display.label(ROLE_LABELS.get(role, "")))
+    if not word and not variant:
+        return base
     label = " ".join(part for part in (base, word) if part)
     return display.label(f"{label} ({variant})" if variant else label)
 

@@ -76,7 +76,7 @@ def load_results(folder: str | Path, display: ReportConfig | None = None) -> Res
     except Exception as error:  # what pandas raises for a damaged file can be anything
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(f"{folder}: cannot be read ({type(error).__name__}: {reason}); run the experiment again") from error
-    return results if display is None else replace(results, display=display)
+    return results if display is None else replace(results, display=display, tasks=display.ordered(results.tasks))
 
 
 def _load_results(folder: Path) -> Results:

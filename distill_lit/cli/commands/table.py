@@ -109,7 +109,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     if len(configs) < len(paths) or not paths:
         raise UserError("name one results folder or several different ones")
     request, display = _request(options), _display(options)
-    from distill_lit.report.formats.terminal import to_rich_table
+    from distill_lit.report.formats.terminal import table_width, to_rich_table
     from distill_lit.report.paper.output import load_paper_source, make_paper_output
 
     source = load_paper_source(configs, display, request.task_patterns())
@@ -118,8 +118,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
         written = [path for pair in zip(options.out, formats, strict=True) for path in output.write(*pair)]
         for path in dict.fromkeys(written):
             console.print(f"  {path}", highlight=False, soft_wrap=True, markup=False)
-    elif options.format:
-        console.print(output.text(options.format), highlight=False, soft_wrap=True, markup=False, end="")
+    elif options.format or table_width(output.table) > console.width:
+        console.print(output.text(options.format or "md"), highlight=False, soft_wrap=True, markup=False, end="")
     else:
         console.print(to_rich_table(output.table))
         for line in (*output.table.header_notes, *output.table.footnotes):

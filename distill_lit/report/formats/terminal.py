@@ -30,12 +30,14 @@ class TerminalTable:
 
 def _narrowed(table: Table, width: int) -> Table:
     """`table` without its last columns, which are the least needed, until it fits; the answer's columns stay."""
-    while len(table.columns) > NUM_KEY_COLUMNS:
-        wide = [max(len(c), *(len(r[i].text) for r in table.rows)) + 2 for i, c in enumerate(table.columns)]
-        if sum(wide) <= width:
-            break
+    while len(table.columns) > NUM_KEY_COLUMNS and table_width(table) > width:
         table = replace(table, columns=table.columns[:-1], rows=[row[:-1] for row in table.rows])
     return table
+
+
+def table_width(table: Table) -> int:
+    """Characters of its widest line on a terminal."""
+    return sum(max(len(c), *(len(r[i].text) for r in table.rows)) + 2 for i, c in enumerate(table.column_names))
 
 
 def to_rich_table(table: Table) -> Any:

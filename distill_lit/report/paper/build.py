@@ -218,9 +218,12 @@ def _changes(paper: PaperTable, number: int) -> bool:
     groups = [layout.group(row, layout.columns[0]) for row in (before, here)]
     if layout.down != [MODEL] or None in groups:
         return False
-    students = [paper.scores.groups[g].student for g in groups if g is not None]
     references = [is_reference(paper.scores, g) for g in groups]
-    return references[0] != references[1] or (not any(references) and students[0] != students[1])
+    if any(references):
+        return references[0] != references[1]
+    students = [paper.scores.groups[g].student for g in groups if g is not None]
+    every = [paper.scores.groups[g].student for g in layout.cells.values() if not is_reference(paper.scores, g)]
+    return students[0] != students[1] and len(set(every)) < len(every)
 
 
 def to_frame(paper: PaperTable) -> pd.DataFrame:

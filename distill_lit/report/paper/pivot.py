@@ -14,6 +14,7 @@ from distill_lit.report.paper.heat_map import heat_map_of
 from distill_lit.report.paper.notes import reading_notes
 from distill_lit.report.paper.request import TableRequest, numeric_axes
 from distill_lit.report.tables.footnotes import sample_limit_notes
+from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import write_text
 
 FILES = ("pivot.md", "pivot.csv", "pivot.png", "pivot.pdf")
@@ -24,7 +25,10 @@ def pivot_of(result: ReportBundle) -> tuple[PaperTable, Table] | None:
     axes = numeric_axes(result.scores)
     if len(axes) < 2:
         return None
-    paper = build_paper_table(result.scores, result.score_frame, TableRequest(pivot=axes[:2]))
+    try:
+        paper = build_paper_table(result.scores, result.score_frame, TableRequest(pivot=axes[:2]))
+    except UserError:  # no student of the grid has a score
+        return None
     notes = reading_notes(paper, result.score_frame)
     caption = f"Score above chance by {join_words([key_label(result.scores, axis) for axis in axes[:2]])}"
     return paper, to_table(paper, caption, sample_limit_notes(result.scores), notes, [])

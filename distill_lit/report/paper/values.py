@@ -8,7 +8,14 @@ import pandas as pd
 from distill_lit.analysis.model_groups import group_cost
 from distill_lit.analysis.score_table import MACRO_AVERAGE
 from distill_lit.analysis.scores import Scores
-from distill_lit.report.number_format import MISSING_VALUE, format_bytes, format_count, format_interval, format_number
+from distill_lit.report.number_format import (
+    MISSING_VALUE,
+    format_bytes,
+    format_count,
+    format_interval,
+    format_number,
+    format_retention,
+)
 from distill_lit.report.paper.quantities import (
     ABOVE_CHANCE,
     BYTES,
@@ -16,6 +23,7 @@ from distill_lit.report.paper.quantities import (
     PERCENT,
     POINTS,
     QUANTITIES,
+    RETAINED,
     SCORE,
     Quantity,
 )
@@ -58,11 +66,12 @@ class Value:
     std: float = math.nan
     bold: bool = False
     mark: str = ""
+    absent: str = MISSING_VALUE  # what stands in place of NaN
 
     def text(self, digits: int | None, uncertainty: str) -> str:
         """`21.3 ± 0.4`, `57% [47, 67]`, `92M`. uncertainty: one of UNCERTAINTIES; digits: None for the usual ones."""
         if not math.isfinite(self.value):
-            return MISSING_VALUE
+            return self.absent
         unit, usual = self.quantity.unit, self.quantity.usual
         if usual is None:
             return _large(self.value, unit, digits)
@@ -102,7 +111,8 @@ def value_of(scores: Scores, frame: pd.DataFrame, g: int, quantity: Quantity, ta
         quantity = QUANTITIES[ABOVE_CHANCE]
     stem = "" if quantity.column == "score" else f"{quantity.column}_"
     found = Value(quantity, number(quantity.column), number(f"{stem}low"), number(f"{stem}high"), number(quantity.std))
-    return replace(found, mark=_significance_mark(scores, row, quantity))
+    absent = format_retention(row) if quantity.name == RETAINED and not math.isfinite(found.value) else MISSING_VALUE
+    return replace(found, mark=_significance_mark(scores, row, quantity), absent=absent)
 
 
 def _significance_mark(scores: Scores, row: pd.Series, quantity: Quantity) -> str:

@@ -11,10 +11,17 @@ from distill_lit.report.number_format import format_points, join_words
 EXCLUDED_MARK = "†"
 
 
+def task_heads(scores: Scores) -> list[str]:
+    """What the tasks are called above their columns, those that are not averaged with a mark."""
+    label = scores.results.display.label
+    return [f"{label(task)} {EXCLUDED_MARK}" if task in scores.excluded_tasks else label(task) for task in scores.tasks]
+
+
 def excluded_task_notes(scores: Scores) -> list[str]:
     """A line per reason for which tasks are not averaged."""
-    reasons = dict.fromkeys(scores.excluded_tasks.values())
-    tasks = {why: join_words([t for t, because in scores.excluded_tasks.items() if because == why]) for why in reasons}
+    label, excluded = scores.results.display.label, scores.excluded_tasks
+    reasons = dict.fromkeys(excluded.values())
+    tasks = {why: join_words([label(task) for task, because in excluded.items() if because == why]) for why in reasons}
     return [f"{EXCLUDED_MARK} Not in the average: {names}, because {why}." for why, names in tasks.items()]
 
 

@@ -7,6 +7,7 @@ from distill_lit.analysis.model_groups import REFERENCE_ROLES, ModelGroup, group
 from distill_lit.analysis.results import SAME_TEACHER_NATS
 from distill_lit.analysis.score_table import COSTS, MACRO_AVERAGE
 from distill_lit.analysis.scores import Scores
+from distill_lit.config.report import ReportConfig
 from distill_lit.report.formats.table import Table, TableCell
 from distill_lit.report.number_format import (
     NOT_AVAILABLE,
@@ -16,7 +17,7 @@ from distill_lit.report.number_format import (
     format_retention,
     format_with_interval,
 )
-from distill_lit.report.tables.footnotes import EXCLUDED_MARK, evaluation_footnotes, excluded_task_notes, sample_limit_notes
+from distill_lit.report.tables.footnotes import evaluation_footnotes, excluded_task_notes, sample_limit_notes, task_heads
 from distill_lit.report.tables.score_notes import (
     FDR_MARK,
     HOLM_MARK,
@@ -37,19 +38,21 @@ def score_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
     frame = frame.assign(best=earned_bold(frame))
     macro = frame[frame["task"] == MACRO_AVERAGE].set_index("model")
     costs = [(name, words, show) for name, words, show in _COSTS if macro.get(name, pd.Series(dtype=float)).notna().any()]
-    losses = _corpus_losses(scores)
-    head = ["model", f"above chance [{percent}]", f"retained [{percent}]", f"Δ without teacher [{percent}]", "seeds"]
+    losses, display = _corpus_losses(scores), scores.results.display
+    named = {"above_chance": "above chance", "retained": "retained", "delta_ce_only": "Δ without teacher"}
+    shown = [f"{display.labels.get(name, words)} [{percent}]" for name, words in named.items()]
+    head = [display.label("model"), *shown, display.label("seeds")]
     rows, rules, student = [], set(), None
     for g, group in enumerate(scores.groups):
         if student is not None and group.student != student:
             rules.add(len(rows))
         student, row = group.student, macro.loc[group.label]
-        texts = [format_retention(row), _difference(scores, row, "ce_only"), _seeds(row)]
-        texts += [*(column[g] for column in losses.values()), *(show(row[name]) for name, _, show in costs)]
-        rows.append([TableCell(group.label), _macro_cell(row), *map(TableCell, texts)])
+        texts = [format_retention(row, display.digits("retained", 0)), _difference(scores, row, "ce_only"), _seeds(row)]
+        texts += [*(column[g] for column in losses.values()), *(show(row[name], display) for name, _, show in costs)]
+        rows.append([_name_cell(scores, group.label), _macro_cell(row, display), *map(TableCell, texts)])
     return Table(
         title,
-        [*head, *losses, *(words for _, words, _ in costs)],
+        [*head, *losses, *(display.labels.get(name, words) for name, words, _ in costs)],
         rows,
         header_notes=sample_limit_notes(scores),
         footnotes=main_notes(scores, frame),
@@ -61,20 +64,23 @@ def score_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
 
 def task_table(scores: Scores, frame: pd.DataFrame, title: str = "Scores by task") -> Table:
     """Rows are model groups, columns the tasks, in points of the task's metric."""
-    marks = [f"{t} {EXCLUDED_MARK}" if t in scores.excluded_tasks else t for t in scores.tasks]
+    display = scores.results.display
     frame = frame.assign(best=earned_bold(frame))
     by_model = {label: rows.set_index("task") for label, rows in frame.groupby("model", sort=False)}
-    rows = [[TableCell(g.label), *(_score_cell(by_model[g.label].loc[t]) for t in scores.tasks)] for g in scores.groups]
+    digits = display.digits("score", 1)
+    rows = [
+        [_name_cell(scores, g.label), *(_score_cell(by_model[g.label].loc[t], digits) for t in scores.tasks)]
+        for g in scores.groups
+    ]
     students = [group.student for group in scores.groups]
     rules = {i for i in range(1, len(students)) if students[i] != students[i - 1]} | {len(rows)}
-    chance = [TableCell(format_points(float(panel.chance.mean()))) for panel in scores.responses.tasks]
+    chance = [TableCell(format_points(float(panel.chance.mean()), digits)) for panel in scores.responses.tasks]
     rows.append([TableCell("guessing"), *chance])
     deviation = "± is the standard deviation over seeds." if frame["seed_std"].notna().any() else "One seed each."
     notes = [f"Points of the task's metric. {deviation}{bold_note(frame)}", *excluded_task_notes(scores)]
     notes += [note for note in [ties_note(scores)] if note]
-    return Table(
-        title, ["model", *marks], rows, header_notes=sample_limit_notes(scores), footnotes=notes, rules_before=rules
-    )
+    head = [display.label("model"), *task_heads(scores)]
+    return Table(title, head, rows, header_notes=sample_limit_notes(scores), footnotes=notes, rules_before=rules)
 
 
 def _corpus_losses(scores: Scores) -> dict[str, list[str]]:
@@ -99,13 +105,13 @@ def _nats(value: float, group: ModelGroup) -> str:
     return "" if not np.isfinite(value) and group.role in REFERENCE_ROLES else format_number(value, 2)
 
 
-def _training_flops(value: float) -> str:
+def _training_flops(value: float, _: ReportConfig) -> str:
     return "" if np.isnan(value) else "0" if value == 0 else format_count(value)
 
 
 _COSTS = (
-    ("val_kl", "KL to the teacher, nats", lambda v: "" if np.isnan(v) else format_number(v, 2)),
-    ("parameters", "parameters", format_count),
+    ("val_kl", "KL to the teacher, nats", lambda v, to: "" if np.isnan(v) else format_number(v, to.digits("val_kl", 2))),
+    ("parameters", "parameters", lambda v, _: format_count(v)),
     ("training_flops", "training FLOPs", _training_flops),
     ("pipeline_training_flops", "… and of what it is made from", _training_flops),
 )
@@ -129,15 +135,21 @@ def _seeds(row: pd.Series) -> str:
     )
 
 
-def _score_cell(row: pd.Series) -> TableCell:
-    text = format_points(row["score"])
+def _name_cell(scores: Scores, label: str) -> TableCell:
+    """What a model is called; only the teacher's label is not in its name already."""
+    return TableCell(scores.results.display.label(label) if label == "teacher" else label)
+
+
+def _score_cell(row: pd.Series, digits: int) -> TableCell:
+    text = format_points(row["score"], digits)
     if pd.notna(row["seed_std"]):
-        text += f" ± {format_points(row['seed_std'])}"
+        text += f" ± {format_points(row['seed_std'], digits)}"
     return TableCell(text, bool(row["best"]))
 
 
-def _macro_cell(row: pd.Series) -> TableCell:
-    return TableCell(format_with_interval(row["score"], row["low"], row["high"]), bool(row["best"]))
+def _macro_cell(row: pd.Series, display: ReportConfig) -> TableCell:
+    digits = display.digits("above_chance", 1)
+    return TableCell(format_with_interval(row["score"], row["low"], row["high"], digits), bool(row["best"]))
 
 
 def detail_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
@@ -148,8 +160,8 @@ def detail_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
     frame = frame.assign(best=earned_bold(frame))
     rows: list[list[TableCell]] = []
     headings: dict[int, str] = {}
-    for task in [*scores.tasks, MACRO_AVERAGE]:
-        headings[len(rows)] = f"{task} {EXCLUDED_MARK}" if task in scores.excluded_tasks else task
+    for task, head in zip([*scores.tasks, MACRO_AVERAGE], [*task_heads(scores), MACRO_AVERAGE], strict=True):
+        headings[len(rows)] = head
         rows += [_detail_cells(scores, row) for _, row in frame[frame["task"] == task].iterrows()]
     notes = [
         f"Paired differences in points; {HOLM_MARK} significant after Holm over the declared comparisons (distilled "
@@ -175,7 +187,7 @@ def _detail_cells(scores: Scores, row: pd.Series) -> list[TableCell]:
     trained = row["role"] not in (*REFERENCE_ROLES, "untrained")
     deviation = format_points(row["seed_std"]) if pd.notna(row["seed_std"]) else NOT_AVAILABLE
     return [
-        TableCell(row["model"]),
+        _name_cell(scores, row["model"]),
         TableCell(format_with_interval(row["score"], row["low"], row["high"]), bool(row["best"])),
         TableCell(_difference(scores, row, "ce_only")),
         TableCell(_difference(scores, row, "teacher")),
@@ -194,7 +206,8 @@ def _difference(scores: Scores, row: pd.Series, who: str) -> str:
     declared = row["task"] == MACRO_AVERAGE and row["role"] == "distilled"
     mark, level = (HOLM_MARK, scores.analysis.alpha) if declared else (FDR_MARK, scores.analysis.false_discovery_rate)
     mark = mark if row[f"{who}_p_adjusted"] <= level else ""
-    return format_with_interval(delta, row[f"{who}_delta_low"], row[f"{who}_delta_high"], signed=True) + mark
+    digits = scores.results.display.digits(f"delta_{who}", 1)
+    return format_with_interval(delta, row[f"{who}_delta_low"], row[f"{who}_delta_high"], digits, signed=True) + mark
 
 
 def csv_frame(frame: pd.DataFrame) -> pd.DataFrame:

@@ -10,8 +10,11 @@ from helpers.synthetic_results import build
 
 from distill_lit.analysis.model_groups import groups_of
 from distill_lit.analysis.results import load_results
-from distill_lit.config import ReportConfig, load_experiment, to_yaml
+from distill_lit.analysis.score_table import score_frame
+from distill_lit.analysis.scores import compute_scores
+from distill_lit.config import AnalysisConfig, ReportConfig, load_experiment, to_yaml
 from distill_lit.experiment.plan import plan_runs
+from distill_lit.report.tables.scores import score_table, task_table, with_training_flops
 from distill_lit.utils.exceptions import UserError
 
 CHANGES = ["report.labels.deep=24 layers", "report.labels.objective.terms.kl.weight=λ", "report.order=[shallow, deep]",
@@ -68,6 +71,21 @@ def test_models_are_called_and_ordered_as_it_says(folder: Path) -> None:
     assert [group.label for group in groups_of(load_results(folder, ReportConfig(order=["deep", "teacher"])))][:5] == [
         "deep before training", "deep without teacher", "deep distilled (kind=reverse_kl)", "teacher",
         "shallow before training"]  # fmt: skip
+
+
+def test_tables_of_a_report_show_labels_and_decimals(folder: Path) -> None:
+    labels = {"teacher": "SmolLM2", "deep": "24 layers", "piqa": "PIQA", "retained": "kept", "above_chance": "mean"}
+    display = ReportConfig(labels=labels, order=["piqa"], decimals={"score": 3, "above_chance": 2, "val_kl": 0})
+    scores = compute_scores(load_results(folder, display), AnalysisConfig(n_resamples=100))
+    frame = with_training_flops(score_frame(scores))
+    main, tasks = score_table(scores, frame, ""), task_table(scores, frame)
+    assert main.columns[1:3] == ["mean [95%]", "kept [95%]"]
+    assert (main.rows[0][0].text, tasks.rows[0][0].text) == ("SmolLM2", "SmolLM2")
+    assert tasks.columns[1].startswith("PIQA")
+    teacher = frame[(frame["role"] == "teacher")].set_index("task")["score"] * 100
+    assert tasks.rows[0][1].text == f"{teacher['piqa']:.3f}"
+    kl = next(i for i, name in enumerate(main.columns) if name.startswith("KL"))
+    assert main.rows[1][kl].text in ("1", "2")
 
 
 def test_two_models_cannot_have_one_label(folder: Path) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import ROOT
-from helpers.grid_results import DOCUMENTS, above_chance, build_grid
-from helpers.synthetic_results import build
+from helpers.grid_results import above_chance, build_grid, with_right_answers
+from helpers.synthetic_results import build, edited_records
 
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.score_table import score_frame
@@ -141,6 +141,13 @@ def test_rows_are_sorted_by_a_column_below_the_teacher(tmp_path: Path) -> None:
         assert found[1:] == sorted(found[1:], reverse=not is_ascending)
 
 
+def test_rules_part_students_only_where_they_have_several_rows(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=20, students={"deep": 0.8, "shallow": 1.4})
+    rules = {where: to_table(make(folder, where=[where]), "", [], [], []).rules_before
+             for where in ("role=teacher,distilled", "role=teacher,distilled,ce_only")}  # fmt: skip
+    assert list(rules.values()) == [{1}, {1, 3}]
+
+
 def test_differences_have_the_marks_and_bounds_of_the_score_frame(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=80, students={"deep": 0.8})
     row = analyzed(folder)[1].set_index(["model", "task"]).loc[("deep distilled", "macro average")]
@@ -255,12 +262,17 @@ def test_the_command_takes_labels_of_the_plan_and_of_its_flags(
     text = "report: {labels: {weight: λ, temperature: T, d6: six}, order: ['2'], decimals: {above_chance: 2}}\n"
     folder = write_plan(Path(shutil.copytree(grid, tmp_path / "grid")), text)
     arguments = ["--pivot", "temperature,weight", "--uncertainty", "none"]
-    assert run_table(str(folder), *arguments, "--rename", "temperature=tau", "--format", "csv") == 0
+    assert run_table(str(folder), *arguments, "--rename", "temperature=tau", "0.9=ν", "--format", "csv") == 0
     rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
-    assert rows[0][:2] == ["tau", "λ=0.5 above chance"]
+    assert (rows[0][:2], rows[0][-4]) == (["tau", "λ=0.5 above chance"], "λ=ν above chance")
     assert [row[0] for row in rows[1:]] == ["2", "1", "10"]
     assert run_table(str(folder), *arguments, "--format", "md", "report.decimals.above_chance=0") == 0
     assert f"| 2 | {above_chance(21):.0f} |" in capsys.readouterr().out
+    assert (
+        run_table(str(folder), "--columns", "tasks,above_chance,val_kl,parameters,training_flops,delta_ce_only,retained")
+        == 0
+    )
+    assert capsys.readouterr().out.startswith("**mine: Which?**")  # wider than the terminal
 
 
 @pytest.mark.parametrize(
@@ -270,6 +282,9 @@ def test_the_command_takes_labels_of_the_plan_and_of_its_flags(
         (["--out", "x.png"], "needs --pivot"),
         (["--format", "png"], "needs --out"),
         (["--rename", "a"], "not NAME=VALUE"),
+        (["--rename", "temprature=T"], "nothing here is called so; did you mean 'temperature'"),
+        (["--order", "d6,d7"], "--order 'd7': nothing here is called so"),
+        (["--decimals", "scor=1"], "did you mean 'score'"),
         (["--decimals", "score=9"], "a whole number from 0 to 6"),
         (["report.label.x=y"], "labels"),
         (["nowhere"], "neither a results folder nor an experiment file"),
@@ -323,5 +338,9 @@ def test_the_tables_of_the_docs_are_what_their_commands_print(
         assert table in capsys.readouterr().out
 
 
-def test_without_a_grid_there_is_no_pivot(tmp_path: Path) -> None:
-    assert pivot_of(build_report_bundle(build(tmp_path, documents=DOCUMENTS), FAST, "name")) is None
+def test_without_a_grid_or_without_scores_there_is_no_pivot(grid: Path, tmp_path: Path) -> None:
+    assert pivot_of(build_report_bundle(build(tmp_path / "one", documents=10), FAST, "name")) is None
+    folder = Path(shutil.copytree(grid, tmp_path / "grid"))
+    with edited_records(folder) as content:  # a teacher at chance, so that there is no average
+        content.records["teacher"] = with_right_answers(content.records["teacher"], 10)
+    assert pivot_of(build_report_bundle(folder, FAST, "name")) is None
