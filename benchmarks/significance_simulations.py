@@ -141,7 +141,7 @@ def simulated_scores(answers: list[FloatArray], roles: list[tuple[str, str, int]
             TaskResponses(f"task{t}", "acc", index, np.arange(n), np.full(n, chance), right, right.astype(np.int64))
         )
     documents = pd.DataFrame(index=pd.MultiIndex.from_tuples([row for task in tasks for row in task.index]))
-    results = Results(Path(), pd.DataFrame(), documents, {}, {})
+    results = Results(Path(), pd.DataFrame(columns=["model", "role"]), documents, {}, {})
     models = [model for group in groups for model in group.models]
     return scores_of(results, AnalysisConfig(n_resamples=N_RESAMPLES), ResponseMatrices(models, tasks), groups, {})
 

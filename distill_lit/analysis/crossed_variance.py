@@ -85,7 +85,7 @@ class Estimate:
 
     def p(self, null: float = 0.0) -> float:
         """Two-sided p that the mean is `null`."""
-        return float(min(1.0, 2 * min(self.p_greater(null), self.p_less(null))))
+        return float(np.minimum(1.0, 2 * np.minimum(self.p_greater(null), self.p_less(null))))
 
     def p_greater(self, null: float = 0.0) -> float:
         """One-sided p: small where the mean is greater than `null`."""

@@ -247,7 +247,9 @@ class CostConfig:
 class AnalysisConfig:
     """Intervals and tests of the tables and of the long-tail report."""
 
-    n_resamples: Count = Field(default=10_000, ge=100, description="bootstrap draws of every interval")
+    n_resamples: Count = Field(
+        default=10_000, ge=100, description="draws of what has no formula, such as the chance to be on the frontier"
+    )
     confidence_level: Float = Field(default=0.95, gt=0.5, le=0.999, description="coverage of every interval")
     primary_endpoint: Literal["accuracy", "margin", "p_gold", "bits_per_byte", "probe_bits_per_byte", "probe_kl"] = Field(
         default="accuracy",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from distill_lit.analysis.answer import Answer, answer
-from distill_lit.analysis.endpoints import endpoint_frame
+from distill_lit.analysis.endpoints import ACCURACY, endpoint_frame
 from distill_lit.analysis.long_tail import LongTail, analyze_long_tail
 from distill_lit.analysis.probe_long_tail import ProbeLongTail, probe_long_tail
 from distill_lit.analysis.results import load_results
@@ -17,6 +17,7 @@ from distill_lit.analysis.scores import Scores, compute_scores
 from distill_lit.config.report import ReportConfig
 from distill_lit.config.schema import AnalysisConfig
 from distill_lit.report.loss_statement import loss_statement
+from distill_lit.report.primary_endpoint import primary_headline
 from distill_lit.report.summary import headline, verdict
 from distill_lit.report.tables.scores import with_training_flops
 from distill_lit.report.verdict import StudentVerdict, student_verdicts
@@ -76,6 +77,8 @@ def build_report_bundle(
     frame = with_training_flops(score_frame(scores))
     found = answer(scores, frame)
     students = student_verdicts(scores, frame, found)
-    first = headline(scores, students, found.axes)
-    rest = verdict(scores, frame, students, found.axes)
-    return ReportBundle(name, question, scores, frame, analyze_long_tail(scores), found, students, first, rest)
+    sentences = [headline(scores, students, found.axes), *verdict(scores, frame, students, found.axes)]
+    if analysis.primary_endpoint != ACCURACY:
+        sentences.insert(0, primary_headline(scores, endpoint_frame(scores, frame), students))
+    tail = analyze_long_tail(scores)
+    return ReportBundle(name, question, scores, frame, tail, found, students, sentences[0], sentences[1:])

@@ -31,6 +31,7 @@ from distill_lit.report.loss_report import loss_report_frame, loss_report_markdo
 from distill_lit.report.loss_statement import calibration_finding
 from distill_lit.report.paper.pivot import write_pivot_files
 from distill_lit.report.summary import finding
+from distill_lit.report.tables.endpoints import endpoint_table
 from distill_lit.report.tables.footnotes import sample_limit_notes
 from distill_lit.report.tables.inference_cost import cost_table
 from distill_lit.report.tables.long_tail import baseline_uses_other_data
@@ -68,8 +69,9 @@ def write_score_tables(folder: Path, result: ReportBundle, all_formats: bool = F
     """table.md, table.csv and, as in `render_report`, table.tex, from one frame; endpoints.csv, with probes probes.csv."""
     main = score_table(result.scores, result.score_frame, "Did the teacher help?")
     tasks, cost = task_table(result.scores, result.score_frame), cost_table(result.scores)
+    endpoints = endpoint_table(result.scores, result.endpoint_frame)
     texts = {
-        "table.md": _table_page(folder, result, main, tasks, cost),
+        "table.md": _table_page(folder, result, main, [tasks, *([endpoints] if len(endpoints.columns) > 2 else []), cost]),
         "table.csv": to_csv(csv_frame(result.score_frame)),
         "endpoints.csv": to_csv(result.endpoint_frame),
         **({"probes.csv": to_csv(probe_long_tail_frame(result.probe_long_tail))} if result.scores.results.probes else {}),
@@ -84,8 +86,8 @@ def write_score_tables(folder: Path, result: ReportBundle, all_formats: bool = F
     return [folder / name for name in texts]
 
 
-def _table_page(folder: Path, result: ReportBundle, main: Table, tasks: Table, cost: Table) -> str:
-    """The answer, the table that shows it, what else is asked at once; then tasks, costs and provenance."""
+def _table_page(folder: Path, result: ReportBundle, main: Table, others: list[Table]) -> str:
+    """The answer, the table that shows it, what else is asked at once; then the other tables and provenance."""
     figures = [f"![{words}]({name})\n" for name, words in _PAGE_FIGURES.items() if (folder / name).exists()]
     page = [
         f"# {escape_markdown(result.name)}\n",
@@ -95,7 +97,7 @@ def _table_page(folder: Path, result: ReportBundle, main: Table, tasks: Table, c
         to_markdown(replace(main, header_notes=[]), with_provenance=False),
         *markdown_paragraphs(result.verdict),
         *figures,
-        *(to_markdown(replace(table, header_notes=[])) for table in (tasks, cost)),
+        *(to_markdown(replace(table, header_notes=[])) for table in others),
         "Every task with intervals and differences is in [table.csv](table.csv) and on the page (report.html); what was "
         "lost where, in [longtail.md](longtail.md).\n",
         *markdown_paragraphs(main.provenance),

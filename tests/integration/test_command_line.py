@@ -238,7 +238,11 @@ def test_report_and_lists_run(finished: tuple[Path, Path]) -> None:
     assert run("report", str(finished[0] / "results/tiny"), "analysis.n_resamples=200").returncode == 0
     for what in ("objectives", "students", "experiments", "assets", "fields", "tasks"):
         assert run("list", what).stdout.strip(), what
-    assert run("plan", "experiments/quickstart.yaml").returncode == 0
+    assert "decides: differences of at least" in run("plan", "experiments/quickstart.yaml").stdout
+    of_records = run("list", "tasks", "sciq", "--records", "results/quickstart").stdout
+    assert of_records.startswith("sciq ") and "signal to noise" in of_records and len(of_records.splitlines()) == 1
+    refused = run("list", "students", "--records", "results/quickstart")
+    assert refused.returncode == 2 and "--records goes with `list tasks`" in refused.stderr
     assert "examples:" in run("--help").stdout
 
 

@@ -14,6 +14,7 @@ from distill_lit.report.loss_report import slice_examples, tail_answer
 from distill_lit.report.paper.pivot import pivot_section
 from distill_lit.report.tables.answer import leave_one_out_table, pair_table, task_signal_table
 from distill_lit.report.tables.efficiency_claim import claim_table
+from distill_lit.report.tables.endpoints import endpoint_table
 from distill_lit.report.tables.footnotes import evaluation_footnotes, sample_limit_notes
 from distill_lit.report.tables.inference_cost import cost_table
 from distill_lit.report.tables.long_tail import calibration_table, contrast_table, flip_table, slice_table, tail_table
@@ -82,6 +83,7 @@ def _results(result: ReportBundle) -> str:
         "Scores",
         _table(score_table(scores, frame, "Did the teacher help?")),
         _folded("Scores by task", task_table(scores, frame)),
+        _folded("Other endpoints than accuracy", endpoint_table(scores, result.endpoint_frame)),
         _folded("Every task, with intervals and differences", detail_table(scores, frame, "Every task")),
         _folded("One task left out at a time", leave_one_out_table(scores, result.answer)),
         *(_folded(table.caption, table) for table in (pair_table(scores, test) for test in result.answer.axes)),

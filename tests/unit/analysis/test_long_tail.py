@@ -352,10 +352,19 @@ def test_small_strata_are_insufficient(tmp_path: Path) -> None:
     assert set(found.tail_contrasts.loc[found.tail_contrasts["n"] < 30, "note"]) == {"insufficient"}
 
 
-def test_worst_group_interval_is_wider_than_its_own(scores: Scores, report: LongTail) -> None:
+def test_the_worst_group_stands_out_where_a_loss_was_planted(scores: Scores, report: LongTail, tmp_path: Path) -> None:
     row = report.worst_strata.iloc[0]
-    assert row["axis"] == "rarity_question"
-    assert row["low"] < row["retention"] < row["high"]
+    assert (row["axis"], row["stands_out"]) == ("rarity_question", True)
+    assert row["excess_low"] < row["excess"] < row["excess_high"] < 0
+    assert row["excess"] < row["expected"] < 0
+    assert '"words of the question: rarest" stands out' in " ".join(
+        loss_statement(scores, score_frame(scores), report, "deep distilled")
+    )
+    folder = build(tmp_path, students={"deep": 0.6}, documents=100, tail_logit_loss=0.0)
+    equal = compute_scores(load_results(folder), ANALYSIS)
+    tail = analyze_long_tail(equal)
+    assert not tail.worst_strata.iloc[0]["stands_out"]
+    assert "stands out" not in " ".join(loss_statement(equal, score_frame(equal), tail, "deep distilled"))
 
 
 def test_passages_are_redrawn_whole(tmp_path: Path) -> None:

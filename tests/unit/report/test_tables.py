@@ -173,13 +173,11 @@ def test_declared_comparisons_are_corrected_by_holm_among_themselves(tmp_path: P
     scores = compute_scores(load_results(build(tmp_path, documents=60)), FAST)
     frame = score_frame(scores)
     rows = frame[(frame["task"] == MACRO_AVERAGE) & (frame["role"] == "distilled")]
-    p = rows[["teacher_p", "ce_only_p", "untrained_p"]].to_numpy().ravel()
-    order = np.argsort(p)
-    by_hand = np.empty(6)
-    by_hand[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(6, 0, -1)))
-    assert rows[["teacher_p_adjusted", "ce_only_p_adjusted", "untrained_p_adjusted"]].to_numpy().ravel() == pytest.approx(
-        by_hand
-    )
+    p = rows[["ce_only_p", "teacher_p", "untrained_p"]].to_numpy()
+    adjusted = rows[["ce_only_p_adjusted", "teacher_p_adjusted", "untrained_p_adjusted"]].to_numpy()
+    assert (adjusted >= p).all()
+    assert (np.diff(adjusted, axis=1) >= 0).all()  # nobody is significant whose question is open
+    assert adjusted[:, 0].min() == pytest.approx(min(1, 2 * p[:, 0].min()))  # the question first, the others gated by it
 
 
 def test_other_comparisons_are_corrected_for_each_opponent_by_itself(tmp_path: Path) -> None:

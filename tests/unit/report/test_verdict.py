@@ -11,14 +11,17 @@ from helpers.synthetic_results import build, edited_records
 from distill_lit.analysis.answer import EndpointEffect
 from distill_lit.analysis.axis_tests import AxisTest, PairTest
 from distill_lit.analysis.model_groups import ModelGroup
+from distill_lit.analysis.score_table import MACRO_AVERAGE
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.significance import Interval
 from distill_lit.config.schema import AnalysisConfig
 from distill_lit.report.bundle import ReportBundle, build_report_bundle
 from distill_lit.report.loss_statement import larger_or_smaller
 from distill_lit.report.number_format import format_points
+from distill_lit.report.primary_endpoint import primary_headline
 from distill_lit.report.summary import finding, headline, verdict
 from distill_lit.report.tables.answer import leave_one_out_table, pair_table, task_signal_table
+from distill_lit.report.tables.endpoints import endpoint_table
 from distill_lit.report.tables.footnotes import training_text_notes
 from distill_lit.report.tables.scores import score_table
 from distill_lit.report.verdict import (
@@ -179,8 +182,8 @@ def test_the_loss_of_the_teacher_stands_beside_the_students(tmp_path: Path) -> N
     place = table.columns.index("loss on the corpus, nats")
     assert [row[place].text for row in table.rows] == ["3.80", "4.50", "4.50", "4.50"]
     assert "not in these records" not in " ".join(table.footnotes)
-    assert found.effects[0].teacher_loss == 3.8
-    assert found.effects[0].ce_only_loss == pytest.approx(4.5)
+    assert found.students[0].teacher_loss == 3.8
+    assert found.students[0].ce_only_loss == pytest.approx(4.5)
     runs.to_csv(folder / "runs.csv", index=False)  # as older experiments have it
     older = build_report_bundle(folder, FAST, "name")
     notes = " ".join(score_table(older.scores, older.score_frame, "").footnotes)
@@ -299,3 +302,28 @@ def test_pairs_and_signals_by_hand(result: ReportBundle) -> None:
     raw = result.scores.raw[result.scores.tasks.index("piqa")]
     assert signals["piqa"][4].text == format_points(raw.std(ddof=1))
     assert signals["piqa"][2].text == "50.0"
+
+
+def test_a_declared_endpoint_answers_first(result: ReportBundle) -> None:
+    """Bits per byte: less is better, so that a significant fall is help."""
+    frame = result.endpoint_frame
+    mine = (frame["endpoint"] == "bits_per_byte") & (frame["role"] == "distilled") & (frame["task"] == MACRO_AVERAGE)
+    frame = frame.assign(is_primary=mine)
+    numbers = ["ce_only_delta", "ce_only_delta_low", "ce_only_delta_high", "ce_only_p_adjusted"]
+    frame.loc[mine, numbers] = [
+        [-0.02, -0.03, -0.01, 0.01],
+        [0.01, -0.01, 0.03, 0.9],
+        [0.0, -0.1, 0.1, 1],
+        [0.0, -0.1, 0.1, 1],
+    ]
+    declared = replace(result.scores, analysis=replace(FAST, primary_endpoint="bits_per_byte"))
+    text = primary_headline(declared, frame, result.students)
+    assert text.startswith(
+        "By bits per byte (less is better), declared before the run, the teacher helped 1 of 4 students: against the same "
+        "student trained without it, −0.020 [−0.030, −0.010] for d24 (significant, p .010), +0.010 [−0.010, +0.030] for "
+    )
+    assert primary_headline(result.scores, frame, result.students) == ""  # accuracy is declared
+    table = endpoint_table(result.scores, frame)
+    assert table.columns[:3] == ["model", "bits per byte (less is better)", "above chance, points"]
+    assert table.rows[0][1].text == "−0.020 [−0.030, −0.010]‡"
+    assert [row[0].text for row in table.rows] == [student.label for student in result.students]
