@@ -1,56 +1,30 @@
-"""What a deployer asks: how bad is the worst, can confidence be trusted, when is the teacher needed.
+"""Whether a model's confidence can be trusted, and how bad its worst documents are.
 
-Tasks are pooled with equal weight; only documents with at least two choices count.
+Confidence is the softmax over the choices of what the task's own metric compares: log-likelihoods, or for acc_norm those
+per character. Summed log-likelihoods saturate with the length of an answer, and order models backwards. Tasks are pooled
+with equal weight; only documents with at least two choices count.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.stats import norm
 
-from distill_lit.analysis import significance as st
 from distill_lit.analysis.array_types import FloatArray
-from distill_lit.analysis.bootstrap import bootstrap_seed, cluster_counts
+from distill_lit.analysis.choices import ChoiceLogits, choice_logits
+from distill_lit.analysis.deferral import coverage_curve, coverage_gain
 from distill_lit.analysis.document_axes import RARITY
+from distill_lit.analysis.document_draws import DocumentDraws
 from distill_lit.analysis.score_table import find_baselines
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.slices import discovery_mask
 
 CVAR_SHARE = 0.1
 N_CALIBRATION_BINS = 10  # of equal mass, for the calibration error
-MAX_COVERAGE_RESAMPLES = 1000
-RISK_TOLERANCE = 1e-12  # equal risks that differ by rounding
-
-
-def choice_probabilities(scores: Scores, model: str) -> pd.DataFrame:
-    """Per document: p_top (softmax probability of the likeliest choice), correct (it is the gold one), p_gold,
-    brier (Σ over choices of (p − y)²), gold_nll (nats of the gold answer's text), choice; NaN without two choices."""
-    rows, gold = scores.results.records[model], scores.results.documents["gold"]
-    found = [_probabilities(ll, g) for ll, g in zip(rows["ll"], gold, strict=True)]
-    names = ["p_top", "correct", "p_gold", "brier", "gold_nll", "choice"]
-    return pd.DataFrame(found, index=rows.index, columns=names)
-
-
-def _probabilities(likelihoods: Any, gold: Any) -> tuple[float, ...]:
-    known = isinstance(likelihoods, (list, np.ndarray)) and len(likelihoods) > 1 and 0 <= int(gold) < len(likelihoods)
-    if not known or not np.isfinite(np.asarray(likelihoods, float)).all():
-        return (np.nan,) * 6
-    ll, g = np.asarray(likelihoods, float), int(gold)
-    p = choice_softmax(ll)
-    top = int(p.argmax())
-    brier = float(((p - (np.arange(len(p)) == g)) ** 2).sum())
-    return float(p[top]), float(top == g), float(p[g]), brier, float(-ll[g]), float(top)
-
-
-def choice_softmax(likelihoods: Any) -> FloatArray:
-    """Probabilities of the choices from their log-likelihoods; of a single one, the probability of its text."""
-    ll = np.asarray(likelihoods, float)
-    if len(ll) < 2:
-        return np.asarray(np.exp(ll))
-    p = np.exp(ll - ll.max())
-    return np.asarray(p / p.sum())
+CALIBRATED_DRAWS = 400  # of answers that are right as often as the confidence says
+GROUPED_ROLES = ("distilled", "ce_only", "quantized", "external")
 
 
 def expected_calibration_error(
@@ -76,6 +50,32 @@ def equal_mass_bins(confidence: FloatArray, weights: FloatArray, bins: int = N_C
     return numbers
 
 
+def calibrated_error_bound(confidences: list[FloatArray], weights: FloatArray, level: float) -> float:
+    """The quantile `level` of the calibration error of perfectly calibrated models: with few documents it is not 0. Of the
+    mean over models with these confidences, (D,) each, whose answers are drawn independently. Vaicenavicius 1902.06977."""
+    rng = np.random.default_rng(20262)
+    total = np.zeros(CALIBRATED_DRAWS)
+    for confidence in confidences:
+        by_bin = _bin_weights(confidence, weights)
+        right = rng.random((CALIBRATED_DRAWS, len(confidence))) < confidence
+        total += np.abs((right - confidence) @ by_bin).sum(axis=1) / weights.sum()
+    return float(np.quantile(total / len(confidences), level))
+
+
+def redrawn_error_deviation(gaps: FloatArray, weights: FloatArray, counts: FloatArray) -> float:
+    """Standard deviation of a calibration error over redrawn documents: such an error is itself too large, so that only its
+    spread is used. gaps: (D, bins) what each document adds to the gap of its bin; counts: (draws, D)."""
+    return float((np.abs(counts @ gaps).sum(axis=1) / (counts @ weights)).std())
+
+
+def _bin_weights(confidence: FloatArray, weights: FloatArray) -> FloatArray:
+    """(D, bins): the weight of a document in its bin, 0 elsewhere."""
+    numbers = equal_mass_bins(confidence, weights)
+    found = np.zeros((len(confidence), N_CALIBRATION_BINS))
+    found[np.arange(len(confidence)), numbers] = weights
+    return found
+
+
 def conditional_value_at_risk(values: FloatArray, weights: FloatArray, share: float = CVAR_SHARE) -> float:
     """Conditional value at risk: weighted mean of the largest `share` of the values. Rockafellar & Uryasev 2000."""
     order = np.argsort(-values, kind="stable")
@@ -84,53 +84,27 @@ def conditional_value_at_risk(values: FloatArray, weights: FloatArray, share: fl
     return float((values[order] * tail_mass).sum() / tail_mass.sum()) if len(values) else float("nan")
 
 
-def deferral_threshold(
-    confidence: FloatArray, student_correct: FloatArray, teacher_correct: FloatArray, weights: FloatArray
-) -> float:
-    """The lowest confidence from which the student can answer, the rest left to the teacher, with the two as often right
-    as the teacher alone; infinite where there is none."""
-    order = np.argsort(-confidence, kind="stable")
-    gain = np.cumsum(weights[order] * (student_correct - teacher_correct)[order])
-    # answers of one confidence stand or fall together
-    last = np.append(np.diff(confidence[order]) != 0, True)
-    fine = np.flatnonzero((gain >= -RISK_TOLERANCE) & last & (weights[order] > 0))
-    return float(confidence[order][fine[-1]]) if len(fine) else float("inf")
-
-
-def coverage_curve(
-    confidence: FloatArray, student_correct: FloatArray, teacher_correct: FloatArray, weights: FloatArray
-) -> pd.DataFrame:
-    """coverage, combined_accuracy (student, else teacher) and selective_accuracy (the student on what it answers)."""
-    order = np.argsort(-confidence, kind="stable")
-    mass = weights[order].cumsum()
-    student = (weights * student_correct)[order].cumsum()
-    deferred = (weights * teacher_correct).sum() - (weights * teacher_correct)[order].cumsum()
-    return pd.DataFrame(
-        {
-            "coverage": mass / mass[-1],
-            "combined_accuracy": (student + deferred) / mass[-1],
-            "selective_accuracy": student / np.maximum(mass, RISK_TOLERANCE),
-        }
-    )
-
-
 def calibration_frame(scores: Scores, stratum_codes: pd.DataFrame) -> pd.DataFrame:
     """One row for the teacher and per trained group, means over seeds.
 
-    Columns: model, n (documents of the mean seed that both models give finite likelihoods), excess_nll, cvar (mean and
-    worst tenth of the gold answer's NLL above the teacher's, nats), and for `all`, `head`, `tail` of RARITY: ece_<part>,
-    brier_<part>; coverage, coverage_gain (bounds _low, _high), as `_coverage` says.
+    Columns: model, n (documents that count: with two choices and finite likelihoods of all its seeds, of averaged tasks),
+    excess_bits_per_byte, cvar_bits_per_byte (mean and worst tenth of the gold answer's bits per byte above the teacher's);
+    for `all`, `head`, `tail` of RARITY: ece_<part>, brier_<part>; ece_low, ece_high (over redrawn documents; low is 0 where
+    a calibrated model may show as much), ece_calibrated (what one shows at most with these documents), ece_scaled (after
+    temperature scaling by task, fitted on one half and measured on the other, both ways), brier_guessing (of equal
+    probabilities); coverage, coverage_gain (bounds _low, _high), as `coverage_gain` says.
     """
     if scores.teacher is None:
         return pd.DataFrame()
-    teacher = choice_probabilities(scores, scores.groups[scores.teacher].models[0])
-    rows: list[dict[str, Any]] = [{"model": "teacher", **_calibration(scores, teacher, stratum_codes)}]
+    teacher = choice_logits(scores, scores.groups[scores.teacher].models[0])
+    draws = DocumentDraws(scores)
+    rows: list[dict[str, Any]] = [{"model": "teacher", **_calibration(scores, [teacher], stratum_codes, draws)}]
     for g, group in enumerate(scores.groups):
-        if group.role not in ("distilled", "ce_only", "quantized", "external") or not group.models:
+        if group.role not in GROUPED_ROLES or not group.models:
             continue
-        student = [choice_probabilities(scores, model) for model in group.models]
-        row = pd.DataFrame([_one_model(scores, seed, teacher, stratum_codes) for seed in student]).mean().to_dict()
-        rows.append({"model": group.label, **row, **_coverage(scores, student, teacher, g)})
+        seeds = [choice_logits(scores, model) for model in group.models]
+        found = {**_excess(scores, seeds, teacher), **_calibration(scores, seeds, stratum_codes, draws)}
+        rows.append({"model": group.label, **found, **_coverage(scores, seeds, teacher, g, draws)})
     return pd.DataFrame(rows)
 
 
@@ -144,108 +118,116 @@ def document_weights(scores: Scores, index: pd.MultiIndex) -> FloatArray:
     return np.asarray(weight / weight.sum()) if weight.sum() > 0 else weight
 
 
-def _known(*frames: pd.DataFrame) -> NDArray[np.bool_]:
-    return np.asarray(np.logical_and.reduce([frame["p_top"].notna() for frame in frames]))
+def _known(models: list[ChoiceLogits]) -> NDArray[np.bool_]:
+    return np.asarray(np.logical_and.reduce([model.known for model in models]))
 
 
-def _one_model(scores: Scores, student: pd.DataFrame, teacher: pd.DataFrame, codes: pd.DataFrame) -> dict[str, float]:
-    rows = _known(student, teacher)
-    excess = (student["gold_nll"] - teacher["gold_nll"])[rows].to_numpy(float)
-    weight = document_weights(scores, student.index[rows])
+def _excess(scores: Scores, seeds: list[ChoiceLogits], teacher: ChoiceLogits) -> dict[str, float]:
+    """Bits per byte of the gold answers above the teacher's: mean and worst tenth."""
+    excess = np.stack([seed.gold_bits - teacher.gold_bits for seed in seeds])
+    rows = _known([teacher, *seeds]) & np.isfinite(excess).all(axis=0)
+    weight = document_weights(scores, teacher.index[rows])
     if not weight.sum():
         return {}
-    mean, worst = float(np.average(excess, weights=weight)), conditional_value_at_risk(excess, weight)
-    return {"n": int(rows.sum()), "excess_nll": mean, "cvar": worst, **_calibration(scores, student, codes)}
-
-
-def _calibration(scores: Scores, student: pd.DataFrame, codes: pd.DataFrame) -> dict[str, float]:
-    parts = {"all": np.ones(len(student), bool)}
-    if RARITY.name in codes:
-        stratum = codes.loc[student.index, RARITY.name].to_numpy()
-        parts |= {"head": stratum == 1, "tail": stratum == scores.analysis.num_strata}
-    found = {}
-    for name, inside in parts.items():
-        rows = inside & _known(student)
-        weight = document_weights(scores, student.index[rows])
-        if weight.sum():
-            confidence, right = student["p_top"][rows].to_numpy(float), student["correct"][rows].to_numpy(float)
-            found[f"ece_{name}"] = expected_calibration_error(confidence, right, weight)
-            found[f"brier_{name}"] = float(np.average(student["brier"][rows], weights=weight))
-    return found
-
-
-def _coverage(scores: Scores, seeds: list[pd.DataFrame], teacher: pd.DataFrame, g: int) -> dict[str, float]:
-    """What a threshold on the student's confidence is worth: chosen on one half of the documents as the lowest at which
-    student and, below it, teacher are as often right as the teacher alone, then tried on the other half.
-
-    coverage: share of the other half that the student answers; coverage_gain: how much more often the two are right there
-    than the teacher alone, with percentile bounds over redrawn documents. Means over seeds.
-    """
-    if "teacher" not in find_baselines(scores, g):
-        return {}
-    rows = _known(teacher, *seeds)
-    index = teacher.index[rows]
-    is_discovery = discovery_mask(scores.results.documents.loc[index, "cluster"].astype(str))
-    weight = document_weights(scores, index)
-    if not (weight[is_discovery].sum() and weight[~is_discovery].sum()):
-        return {}
-    teacher_correct = teacher["correct"][rows].to_numpy(float)
-    answered, gains = np.zeros(len(index)), np.zeros(len(index))
-    for student in seeds:
-        confidence, right = student["p_top"][rows].to_numpy(float), student["correct"][rows].to_numpy(float)
-        threshold = deferral_threshold(
-            confidence[is_discovery], right[is_discovery], teacher_correct[is_discovery], weight[is_discovery]
-        )
-        answered += (confidence >= threshold) / len(seeds)
-        gains += (confidence >= threshold) * (right - teacher_correct) / len(seeds)
-    mass = np.where(is_discovery, 0.0, weight)
-    draws = [(counts * mass) @ gains / (counts @ mass) for counts in _redrawn(scores, index)]
-    value = float(mass @ gains / mass.sum())
-    found = st.percentile_interval(value, np.concatenate(draws), scores.analysis.confidence_level)
-    share = float(mass @ answered / mass.sum())
     return {
-        "coverage": share,
-        "coverage_gain": found.value,
-        "coverage_gain_low": found.low,
-        "coverage_gain_high": found.high,
+        "excess_bits_per_byte": float(np.mean([np.average(values, weights=weight) for values in excess[:, rows]])),
+        "cvar_bits_per_byte": float(np.mean([conditional_value_at_risk(values, weight) for values in excess[:, rows]])),
     }
 
 
-def _redrawn(scores: Scores, index: pd.MultiIndex) -> Iterator[FloatArray]:
-    """Blocks (≤ draws, D) of how often each document of `index` is drawn, by cluster within its task."""
-    draws, block = min(scores.analysis.n_resamples, MAX_COVERAGE_RESAMPLES), 100
-    panels = {panel.task: panel for panel in scores.responses.tasks}
-    tasks = index.get_level_values("task")
-    streams, columns = [], []
-    for task in dict.fromkeys(tasks):
-        document_positions = panels[task].index.get_indexer(index[tasks == task])
-        codes = panels[task].clusters[document_positions]
-        columns.append(np.flatnonzero(tasks == task))
-        counts = np.concatenate(list(cluster_counts(int(panels[task].clusters.max()) + 1, draws, bootstrap_seed(task))))
-        streams.append(counts[:, codes])
-    for start in range(0, draws, block):
-        counts = np.empty((min(block, draws - start), len(index)), np.float64)
-        for column, stream in zip(columns, streams, strict=True):
-            counts[:, column] = stream[start : start + block]
-        yield counts
+def _calibration(scores: Scores, seeds: list[ChoiceLogits], codes: pd.DataFrame, draws: DocumentDraws) -> dict[str, float]:
+    known, index = _known(seeds), seeds[0].index
+    parts = {"all": np.ones(len(known), bool)}
+    if RARITY.name in codes:
+        stratum = codes.loc[index, RARITY.name].to_numpy()
+        parts |= {"head": stratum == 1, "tail": stratum == scores.analysis.num_strata}
+    confidences, found = [seed.confidence() for seed in seeds], {}
+    for name, inside in parts.items():
+        rows = inside & known
+        weight = document_weights(scores, index[rows])
+        if weight.sum():
+            errors = [
+                expected_calibration_error(sure[rows], seed.correct[rows], weight)
+                for sure, seed in zip(confidences, seeds, strict=True)
+            ]
+            found[f"ece_{name}"] = float(np.mean(errors))
+            found[f"brier_{name}"] = float(np.mean([np.average(seed.brier[rows], weights=weight) for seed in seeds]))
+    if not found:
+        return {}
+    confidences = [sure[known] for sure in confidences]
+    return {**found, **_calibration_of_all(scores, seeds, confidences, known, found["ece_all"], draws)}
+
+
+def _calibration_of_all(
+    scores: Scores,
+    seeds: list[ChoiceLogits],
+    confidences: list[FloatArray],
+    known: NDArray[np.bool_],
+    error: float,
+    draws: DocumentDraws,
+) -> dict[str, float]:
+    """The number of documents, and what is said of the calibration error over all of them."""
+    index, level = seeds[0].index[known], scores.analysis.confidence_level
+    weight = document_weights(scores, index)
+    gaps = np.concatenate(
+        [(seed.correct[known] - sure)[:, None] * _bin_weights(sure, weight)
+         for sure, seed in zip(confidences, seeds, strict=True)], axis=1)  # fmt: skip
+    bound = calibrated_error_bound(confidences, weight, level)
+    reach = float(norm.ppf((1 + level) / 2)) * redrawn_error_deviation(gaps, weight, draws.counts(index)) / len(seeds)
+    return {
+        "n": int((weight > 0).sum()),
+        "ece_low": 0.0 if error <= bound else max(0.0, error - reach),
+        "ece_high": error + reach,
+        "ece_calibrated": bound,
+        "ece_scaled": float(np.mean([_scaled_error(scores, seed, known, weight) for seed in seeds])),
+        "brier_guessing": float(np.average(seeds[0].brier_guessing[known], weights=weight)),
+    }
+
+
+def _half(scores: Scores, index: pd.MultiIndex) -> NDArray[np.bool_]:
+    """Whether a document is of the first half, by its cluster."""
+    return discovery_mask(scores.results.documents.loc[index, "cluster"].astype(str))
+
+
+def _scaled_error(scores: Scores, seed: ChoiceLogits, known: NDArray[np.bool_], weight: FloatArray) -> float:
+    """Calibration error after temperature scaling: each half with the temperatures of the other."""
+    first = _half(scores, seed.index)
+    by_half = [seed.confidence(seed.fit_temperatures(half & known)) for half in (first, ~first)]
+    sure = np.where(first, by_half[1], by_half[0])
+    return expected_calibration_error(sure[known], seed.correct[known], weight)
+
+
+def _coverage(
+    scores: Scores, seeds: list[ChoiceLogits], teacher: ChoiceLogits, g: int, draws: DocumentDraws
+) -> dict[str, float]:
+    """`coverage_gain` by confidences that temperature scaling makes comparable between tasks."""
+    if "teacher" not in find_baselines(scores, g):
+        return {}
+    rows, index = _known([teacher, *seeds]), teacher.index
+    first = _half(scores, index)
+    answers = [(seed.confidence(seed.fit_temperatures(first & rows))[rows], seed.correct[rows]) for seed in seeds]
+    weight = document_weights(scores, index[rows])
+    level = scores.analysis.confidence_level
+    return coverage_gain(draws, index[rows], weight, first[rows], answers, teacher.correct[rows], level)
 
 
 def coverage_and_reliability_curves(scores: Scores, models: dict[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """For {label: model id}: coverage curves (label, coverage, combined_accuracy, selective_accuracy) and reliability
-    (label, confidence, accuracy) in N_CALIBRATION_BINS bins of equal mass. Empty without a teacher."""
+    """For {label: model id}: coverage curves (label, coverage, combined_accuracy, selective_accuracy) by confidences after
+    temperature scaling, and reliability (label, confidence, accuracy) in N_CALIBRATION_BINS bins of equal mass without.
+    Empty without a teacher."""
     coverage, reliability = [pd.DataFrame()], [pd.DataFrame()]
     if scores.teacher is None:
         return coverage[0], reliability[0]
-    teacher = choice_probabilities(scores, scores.groups[scores.teacher].models[0])
+    teacher = choice_logits(scores, scores.groups[scores.teacher].models[0])
     for label, model in models.items():
-        student = choice_probabilities(scores, model)
-        rows = _known(student, teacher)
+        student = choice_logits(scores, model)
+        rows = _known([student, teacher])
         weight = document_weights(scores, student.index[rows])
         if not weight.sum():
             continue
-        confidence, right = student["p_top"][rows].to_numpy(float), student["correct"][rows].to_numpy(float)
-        teacher_correct = teacher["correct"][rows].to_numpy(float)
-        coverage.append(coverage_curve(confidence, right, teacher_correct, weight).assign(label=label))
+        confidence, right = student.confidence()[rows], student.correct[rows]
+        scaled = student.confidence(student.fit_temperatures(rows))[rows]
+        coverage.append(coverage_curve(scaled, right, teacher.correct[rows], weight).assign(label=label))
         values = pd.DataFrame({"confidence": confidence * weight, "accuracy": right * weight, "weight": weight})
         sums = values.groupby(equal_mass_bins(confidence, weight)).sum()
         reliability.append(sums[["confidence", "accuracy"]].div(sums["weight"], axis=0).assign(label=label))

@@ -4,6 +4,7 @@ The definitions are those of lm-eval: `acc` takes the likeliest choice, `acc_nor
 """
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +15,8 @@ from numpy.typing import NDArray
 from distill_lit.analysis.array_types import FloatArray
 
 NO_CHOICE = -1
-DERIVED_COLUMNS = ("pred", "pred_norm", "correct", "correct_norm", "margin", "margin_norm", "p_gold", "tie", "response",
-                   "metrics")  # fmt: skip
+DERIVED_COLUMNS = ("pred", "pred_norm", "correct", "correct_norm", "margin", "margin_norm", "p_gold", "bits_per_byte",
+                   "tie", "tie_norm", "response", "metrics")  # fmt: skip
 DERIVED_TOLERANCE = 1e-3  # nats or probability; log-likelihoods of −1000 nats have steps of 6e-5 in single precision
 
 
@@ -26,8 +27,11 @@ def derive_columns(
 
     Args:
         documents: gold and n_choices, indexed by (task, key).
-        records: of the same documents, ll (nats), len_chars, and greedy where there is a single continuation.
+        records: of the same documents, ll (nats), len_chars, len_bytes, and greedy where there is a single continuation.
         settings: {task: its settings}, of which `metrics` names what lm-eval computes.
+
+    `tie` and `tie_norm`: whether several choices share the highest log-likelihood, or the highest per character.
+    `bits_per_byte`: −log2 p(right answer | prompt) per byte of it; of a document without choices, of its whole text.
     """
     ll, lengths = _padded(records["ll"], -np.inf), _padded(records["len_chars"], 1)
     gold = pd.to_numeric(documents["gold"], errors="coerce").fillna(NO_CHOICE).to_numpy(int)
@@ -43,9 +47,12 @@ def derive_columns(
         frame[f"pred{suffix}"] = np.where(is_choice, answer, NO_CHOICE)
         frame[f"correct{suffix}"] = np.where(is_choice, (answer == gold).astype(float), np.nan if suffix else right)
         frame[f"margin{suffix}"] = np.where(is_choice, _margin(values, gold), np.nan)
+        ties = (values == values.max(axis=1, initial=-np.inf, keepdims=True)).sum(axis=1) > 1
+        frame[f"tie{suffix}"] = is_choice & ties
     frame["pred"] = np.where(is_continuation, 0, frame["pred"])
     frame["p_gold"] = np.where(is_choice | is_continuation, _gold_probability(ll, gold, is_continuation), np.nan)
-    frame["tie"] = is_choice & ((ll == ll.max(axis=1, initial=-np.inf, keepdims=True)).sum(axis=1) > 1)
+    is_text = ~is_choice & (counts == 1)
+    frame["bits_per_byte"] = _bits_per_byte(ll, records, np.where(is_text, 0, gold))
     frame["response"] = ""
     names = {task: tuple(facts.get("metrics", ())) for task, facts in settings.items()}
     tasks = records.index.get_level_values("task")
@@ -100,6 +107,28 @@ def _gold_probability(ll: FloatArray, gold: NDArray[np.integer], is_continuation
     with np.errstate(invalid="ignore"):
         softmax = np.exp(at_gold - top[:, 0]) / np.exp(ll - top).sum(axis=1)
     return np.where(is_continuation, np.exp(at_gold), np.where(gold >= 0, softmax, np.nan))
+
+
+def _bits_per_byte(ll: FloatArray, records: pd.DataFrame, column: NDArray[np.integer]) -> FloatArray:
+    """−log2 of the probability of one text per byte of it; column: its number, negative where there is none."""
+    if not ll.shape[1] or "len_bytes" not in records:
+        return np.full(len(ll), np.nan)
+    rows, place = np.arange(len(ll)), np.clip(column, 0, ll.shape[1] - 1)
+    lengths = _padded(records["len_bytes"], np.nan)
+    lengths = lengths if lengths.shape[1] else np.full((len(ll), 1), np.nan)
+    size = lengths[rows, np.minimum(place, lengths.shape[1] - 1)]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        bits = -ll[rows, place] / math.log(2) / size
+    return np.where((column >= 0) & np.isfinite(bits), bits, np.nan)
+
+
+def count_ties(records: pd.DataFrame, metrics: Mapping[str, str]) -> tuple[int, int]:
+    """(answers of one model with several equally good best choices by its task's own metric, all its answers among
+    choices). metrics: {task: acc or acc_norm}."""
+    is_answer = records["pred"].fillna(NO_CHOICE).ge(0) & records["margin"].notna()
+    by_char = records.index.get_level_values("task").map(lambda task: metrics.get(task) == "acc_norm").to_numpy(bool)
+    tied = np.where(by_char, records["tie_norm"].eq(True), records["tie"].eq(True))
+    return int((is_answer & tied).sum()), int(is_answer.sum())
 
 
 def _metrics(names: tuple[str, ...], correct: float, correct_norm: float) -> str:

@@ -26,9 +26,9 @@ CONTENT_WORD_PATTERN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 MISSING_STRATUM = 0  # stratum of documents without a value
 RARITY_PERCENTILE = 10  # of the log frequencies of a text's content words
 MAX_CATEGORIES = 100
-SECONDARY_AXES = (
-    "difficulty",
-)  # axes whose noise is the teacher's own errors': shown, but no slice and no worst group is of them
+# axes whose noise is the teacher's own errors': shown, but no slice and no worst group is of them. A teacher that happens
+# to find the right answer likely is right there, and any other model regresses to the mean
+SECONDARY_AXES = ("difficulty", "gold_gain")
 MAX_TIED_SHARE = 0.75  # share of documents with a value in one stratum, above which its quantiles tell nothing apart
 
 
@@ -69,13 +69,17 @@ DOCUMENT_AXES = (
     DocumentAxis("rarity_answer", "rarity", "quantile", "words of the answer",
          "rarity of the right answer's content words: 10th percentile of their log10 occurrences per billion words",
          "most common", "rarest"),
+    DocumentAxis("unread_words", "rarity", "quantile", "words never read in training",
+         "share of the content words of question and right answer that the students' training text did not hold", "fewest",
+         "most"),
     DocumentAxis("difficulty", "difficulty", "quantile", "the teacher's confidence margin",
          "margin between the teacher's two best choices, nats per character (secondary: the noise that makes it "
          "narrow also makes the teacher err)", "widest", "narrowest"),
     DocumentAxis("surprisal", "difficulty", "quantile", "surprisal of the prompt",
          "bits per byte of the prompt under the teacher", "least surprising", "most surprising"),
     DocumentAxis("gold_gain", "difficulty", "quantile", "log-probability the prompt adds to the answer",
-         "log p(right answer | prompt) − log p(right answer) under the teacher, nats", "most", "least"),
+         "log p(right answer | prompt) − log p(right answer) under the teacher, nats (secondary, as the margin is)", "most",
+         "least"),
     DocumentAxis("prompt_length", "complexity", "quantile", "prompt length", "characters of the prompt", "shortest",
          "longest"),
     DocumentAxis("answer_length", "complexity", "quantile", "answer length", "characters of the right answer", "shortest",
@@ -96,6 +100,7 @@ def axis_values(results: Results) -> pd.DataFrame:
         {
             "rarity_question": [-_rare_word(text, zipf) for text in questions],
             "rarity_answer": [-_rare_word(text, zipf) for text in answers],
+            "unread_words": [_unread_share(f"{q} {a}", results) for q, a in zip(questions, answers, strict=True)],
             "difficulty": -_teacher_margin(results),
             **_surprisal(results),
             "prompt_length": [len(text) for text in questions],
@@ -138,6 +143,16 @@ def content_words(text: str) -> list[str]:
 def _rare_word(text: str, zipf: Callable[[str], float]) -> float:
     values = [zipf(word) for word in content_words(text)]
     return float(np.percentile(values, RARITY_PERCENTILE)) if values else math.nan
+
+
+def _unread_share(text: str, results: Results) -> float:
+    """Share of a text's content words that were never read in training; NaN without words, or where nobody counted."""
+    words = content_words(text)
+    return (
+        sum(word not in results.read_word_counts for word in words) / len(words)
+        if words and results.read_words
+        else math.nan
+    )
 
 
 def _questions(results: Results) -> list[str]:

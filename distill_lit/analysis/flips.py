@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from distill_lit.analysis.response_matrix import TaskResponses
 from distill_lit.analysis.scores import Scores
-from distill_lit.analysis.significance import clustered_mcnemar, mcnemar
+from distill_lit.analysis.significance import sign_flip_p
 
 FLIP_COLUMNS = ["teacher_correct", "student_correct", "teacher_choice", "student_choice", "flip", "cluster"]
 MODAL_SEEDS = 3  # from which a flip of the modal prediction counts as lost in distillation
@@ -74,8 +74,8 @@ def document_flips(scores: Scores, group_index: int) -> pd.DataFrame:
 
 
 def flip_counts(flips: pd.DataFrame, by: pd.Series | pd.Index | None = None) -> pd.DataFrame:
-    """Per value of `by` (all documents when None): n, lost, gained, agreement, same_wrong_rate (shares), p (McNemar: exact,
-    or for documents that share passages by passage)."""
+    """Per value of `by` (all documents when None): n, lost, gained, agreement, same_wrong_rate (shares), p (exact
+    sign flips of passages; where documents share none, McNemar's test)."""
     key = by if by is not None else pd.Series("all", index=flips.index)
     both_wrong = ~flips["teacher_correct"].astype(bool) & ~flips["student_correct"].astype(bool)
     same = flips["teacher_choice"] == flips["student_choice"]
@@ -96,10 +96,7 @@ def flip_counts(flips: pd.DataFrame, by: pd.Series | pd.Index | None = None) -> 
     )
     table["agreement"] = table["same"] / table["n"]
     table["same_wrong_rate"] = table["same_wrong"] / table["both_wrong"].where(table["both_wrong"] > 0)
-    table["p"] = mcnemar(table["lost"], table["gained"])
-    if flips["cluster"].duplicated().any():
-        difference = flips["student_correct"].astype(int) - flips["teacher_correct"].astype(int)
-        for value, clusters in flips["cluster"].groupby(key):
-            if clusters.duplicated().any():
-                table.loc[value, "p"] = clustered_mcnemar(difference[clusters.index], clusters)
+    gain = flips["student_correct"].astype(int) - flips["teacher_correct"].astype(int)
+    table["p"] = pd.Series({value: sign_flip_p(own, flips.loc[own.index, "cluster"]) for value, own in gain.groupby(key)},
+                           dtype=float)  # fmt: skip
     return table.drop(columns=["same", "both_wrong", "same_wrong"])

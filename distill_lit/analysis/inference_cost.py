@@ -1,4 +1,4 @@
-"""Measured cost: one number per model and axis with an interval from redrawn blocks, and its ratio to the teacher's.
+"""Measured cost: one number per model and axis with an interval over blocks, and its ratio to the teacher's.
 
 Every axis is a cost, so less is better: seconds per token where people say tokens per second.
 """
@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from distill_lit.analysis.array_types import FloatArray
-from distill_lit.analysis.bootstrap import seed_resample_weights
 from distill_lit.utils.files import read_json
 
 TIMED = {  # axis: (kind of row, column)
@@ -26,15 +26,15 @@ MEASURED = (*TIMED, MEMORY_COST_AXIS)
 COST_SUMMARY_COLUMNS = ["model", "axis", "value", "low", "high", "ratio", "ratio_low", "ratio_high"]
 
 
-def summarize_costs(rows: pd.DataFrame, teacher: str, n_resamples: int, confidence: float) -> pd.DataFrame:
+def summarize_costs(rows: pd.DataFrame, teacher: str, confidence: float) -> pd.DataFrame:
     """One row per model and axis. `rows`: cost.csv. value: mean over blocks (geometric over the points of the grid) with
     bounds; ratio: the teacher's over the model's, from the same blocks. Axes that were not measured are left out."""
     found = []
     for axis, (kind, column) in TIMED.items():
         table = _blocks(rows[rows["kind"] == kind], column)
         for model in table.columns if teacher in table else ():
-            value = _interval(table[model].to_numpy(), n_resamples, confidence)
-            ratio = _interval((table[teacher] - table[model]).to_numpy(), n_resamples, confidence)
+            value = _interval(table[model].to_numpy(), confidence)
+            ratio = _interval((table[teacher] - table[model]).to_numpy(), confidence)
             found.append(dict(zip(COST_SUMMARY_COLUMNS, [model, axis, *value, *ratio], strict=True)))
     memory = rows.groupby("model", sort=False)[MEMORY_COST_AXIS].first()
     for model, value in memory.items():
@@ -50,20 +50,28 @@ def _blocks(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     return table.dropna(axis="columns", how="all").dropna()
 
 
-def _interval(logs: FloatArray, draws: int, confidence: float) -> tuple[float, float, float]:
-    """Geometric mean over blocks and its percentile bounds. Five blocks redrawn vary too little: see
-    `seed_resample_weights`."""
-    means = seed_resample_weights((), len(logs), draws) @ logs
-    tails = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(np.exp(logs.mean())), float(np.exp(tails[0])), float(np.exp(tails[1]))
+def _interval(logs: FloatArray, confidence: float) -> tuple[float, float, float]:
+    """Geometric mean over blocks with Student's interval of the mean logarithm: five blocks redrawn vary too little.
+    Without bounds for one block."""
+    mean = float(logs.mean())
+    if len(logs) < 2:
+        return float(np.exp(mean)), float("nan"), float("nan")
+    reach = float(stats.t.ppf(1 - (1 - confidence) / 2, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5)
+    return float(np.exp(mean)), float(np.exp(mean - reach)), float(np.exp(mean + reach))
 
 
 def read_costs(folder: Path) -> dict[str, Any]:
-    """cost.json of a results folder; empty where nothing was measured, or it cannot be read."""
+    """cost.json of a results folder, its intervals drawn anew from cost.csv where that is there; empty where nothing was
+    measured, or it cannot be read."""
     try:
         found: dict[str, Any] = read_json(folder / "cost.json")
-        return found if {"stands_for", "axes"} <= set(found) else {}
-    except (OSError, ValueError, TypeError):
+        if not {"stands_for", "axes"} <= set(found):
+            return {}
+        if (folder / "cost.csv").is_file():
+            rows, teacher = pd.read_csv(folder / "cost.csv"), next(iter(found["stands_for"]))
+            found["axes"] = summarize_costs(rows, teacher, found.get("confidence_level", 0.95)).to_dict("records")
+        return found
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, StopIteration):
         return {}
 
 

@@ -5,25 +5,34 @@ the teacher is above chance are pooled. Sources: Hooker 1911.05248, Tropeano 250
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from distill_lit.analysis import significance as st
-from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.calibration import calibration_frame
 from distill_lit.analysis.document_axes import MISSING_STRATUM, SECONDARY_AXES, DocumentAxis, axis_values, stratify
 from distill_lit.analysis.flips import document_flips, flip_counts
-from distill_lit.analysis.score_table import MIN_RETENTION_BASELINE, find_baselines
+from distill_lit.analysis.score_table import find_baselines
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.slices import find_slices
-from distill_lit.analysis.strata import StratumScores, pool_strata
+from distill_lit.analysis.strata import (
+    AxisStrata,
+    against_baseline,
+    axis_strata,
+    tail_less_head,
+    trend_weights,
+    with_bounds,
+)
+from distill_lit.analysis.worst_group import worst_group
 
 TESTABLE_DOCUMENTS = 100
 TESTABLE_DISCORDANT = 10
 MIN_INTERVAL_DOCUMENTS = 30  # from which a stratum gets an interval: below it redrawn documents understate chance
-RETENTION_GUARD_QUANTILE = 0.001  # quantile of the teacher's draws from which a share of it can be taken in every draw
+WORST_NUMBERS = ("excess", "excess_low", "excess_high", "retention", "low", "high", "p_adjusted", "expected")
 NOTE_AT_CHANCE = "teacher at chance"
+NOTE_EMPTY = "too few documents"
 INSUFFICIENT = "insufficient"
 
 
@@ -38,7 +47,7 @@ class LongTail:
     task_flips: pd.DataFrame = field(default_factory=pd.DataFrame)  # flips per task
     stratum_scores: pd.DataFrame = field(default_factory=pd.DataFrame)  # per axis and stratum
     tail_contrasts: pd.DataFrame = field(default_factory=pd.DataFrame)  # tail less head per axis
-    worst_strata: pd.DataFrame = field(default_factory=pd.DataFrame)  # the stratum with the lowest retention
+    worst_strata: pd.DataFrame = field(default_factory=pd.DataFrame)  # the stratum that loses most beyond its tasks
     slices: dict[str, pd.DataFrame] = field(default_factory=dict)  # model: find_slices
     calibration: pd.DataFrame = field(
         default_factory=pd.DataFrame
@@ -59,7 +68,7 @@ def analyze_long_tail(scores: Scores) -> LongTail:
     if not axes:
         return LongTail()
     report = LongTail(axes, values, codes)
-    pooled = pool_strata(scores, axes, codes)
+    strata_of = {axis.name: axis_strata(scores, axis, codes[axis.name]) for axis in axes}
     primary = [axis for axis in axes if axis.name not in SECONDARY_AXES]
     tasks, strata, contrasts, worst = [], [], [], []
     for g in students:
@@ -68,10 +77,10 @@ def analyze_long_tail(scores: Scores) -> LongTail:
         counts = flip_counts(flips, flips.index.get_level_values("task"))
         tasks.append(counts.rename_axis("task").reset_index().assign(model=label))
         for axis in axes:
-            strata.append(_stratum_rows(scores, axis, pooled[axis.name], g, flips, codes[axis.name]))
+            strata.append(_stratum_rows(scores, axis, strata_of[axis.name], g, flips, codes[axis.name]))
             if axis.kind != "category":
-                contrasts.append(_contrast(scores, axis, pooled[axis.name], g))
-        worst.append(_worst(scores, primary, pooled, g))
+                contrasts.append(_contrast(scores, axis, strata_of[axis.name], g))
+        worst.append(_worst(scores, primary, codes, g))
         report.slices[label] = _slices(scores, primary, codes, flips)
     report.task_flips, report.stratum_scores = pd.concat(tasks, ignore_index=True), pd.concat(strata, ignore_index=True)
     report.tail_contrasts, report.worst_strata = pd.DataFrame(contrasts), pd.DataFrame(worst)
@@ -93,107 +102,98 @@ def _slices(scores: Scores, axes: list[DocumentAxis], codes: pd.DataFrame, flips
 
 
 def _stratum_rows(
-    scores: Scores, axis: DocumentAxis, pooled: StratumScores, g: int, flips: pd.DataFrame, codes: pd.Series
+    scores: Scores, axis: DocumentAxis, strata: AxisStrata, g: int, flips: pd.DataFrame, codes: pd.Series
 ) -> pd.DataFrame:
     """Per stratum of one axis: n, scores of teacher, student and itself alone, Δ with bounds, retention, flips."""
     teacher, ce_only = scores.teacher, find_baselines(scores, g).get("ce_only")
+    assert teacher is not None
     used = averaged_flips(scores, flips)
     counts = flip_counts(used, codes.loc[used.index]) if len(used) else pd.DataFrame()
     rows = []
-    for i, s in enumerate(pooled.strata):
-        delta = _delta(scores, pooled, i, g, teacher)
-        row = {
+    for s in strata.numbers:
+        row: dict[str, Any] = {
             "model": scores.groups[g].label,
             "axis": axis.name,
             "stratum": s,
             "label": axis.stratum_label(s, scores.analysis.num_strata),
-            "teacher": pooled.estimates[i, teacher],
-            "student": pooled.estimates[i, g],
-            "delta": delta.value,
-            "low": delta.low,
-            "high": delta.high,
+            "teacher": strata.estimate({s: 1.0}, teacher).value,
+            "student": strata.estimate({s: 1.0}, g).value,
+            **_stratum_delta("delta", strata, s, g),
+            **_stratum_delta("ce_only_delta", strata, s, ce_only),
         }
         if ce_only is not None:
-            other = _delta(scores, pooled, i, ce_only, teacher)
-            row |= {
-                "ce_only": pooled.estimates[i, ce_only],
-                "ce_only_delta": other.value,
-                "ce_only_delta_low": other.low,
-                "ce_only_delta_high": other.high,
-            }
-        floor = st.percentile_interval(
-            float(pooled.estimates[i, teacher]), pooled.replicates[:, i, teacher], scores.analysis.confidence_level
-        )
-        above = floor.low > MIN_RETENTION_BASELINE
-        row["retention"] = row["student"] / row["teacher"] if above else np.nan
-        row["note"] = "" if above else NOTE_AT_CHANCE
+            row["ce_only"] = strata.estimate({s: 1.0}, ce_only).value
+        row["retention"] = strata.retention(s, g)
+        row["note"] = _stratum_note(row["teacher"], row["retention"])
         rows.append(row | (counts.loc[s].to_dict() if s in counts.index else {"n": 0, "lost": 0, "gained": 0}))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).rename(columns={"delta_low": "low", "delta_high": "high"})
 
 
-def _delta(scores: Scores, pooled: StratumScores, i: int, g: int, teacher: int | None) -> st.Interval:
-    value = float(pooled.estimates[i, g] - pooled.estimates[i, teacher])
-    if pooled.n_documents[i] < MIN_INTERVAL_DOCUMENTS:
-        return st.Interval(value, np.nan, np.nan)
-    draws = pooled.replicates[:, i, g] - pooled.replicates[:, i, teacher]
-    return st.percentile_interval(value, draws, scores.analysis.confidence_level)
+def _stratum_note(teacher: float, retention: float) -> str:
+    """Why there is no share of the teacher's score, or nothing."""
+    if np.isnan(teacher):
+        return NOTE_EMPTY
+    return NOTE_AT_CHANCE if np.isnan(retention) else ""
 
 
-def _contrast(scores: Scores, axis: DocumentAxis, pooled: StratumScores, g: int) -> dict[str, object]:
-    """Δ_tail − Δ_head of the student, of the same without teacher, and the excess of the first, with bounds and p."""
-    teacher, ce_only = scores.teacher, find_baselines(scores, g).get("ce_only")
-    row: dict[str, object] = {"model": scores.groups[g].label, "axis": axis.name, "n": pooled.head_tail_n_documents}
-    if pooled.head_tail_n_documents < MIN_INTERVAL_DOCUMENTS:
+def _stratum_delta(name: str, strata: AxisStrata, s: int, g: int | None) -> dict[str, float]:
+    """A group's score less the teacher's in a stratum, with bounds where it has documents enough."""
+    if g is None:
+        return {}
+    found = strata.estimate({s: 1.0}, g, strata.scores.teacher)
+    n = strata.n_documents([s])
+    low, high = found.interval(strata.scores.analysis.confidence_level)[1:]
+    if n < MIN_INTERVAL_DOCUMENTS:
+        low = high = np.nan
+    elif low == high:  # no answer differs
+        reach = st.rule_of_three(n, strata.scores.analysis.confidence_level)
+        low, high = low - reach, high + reach
+    return {name: found.value, f"{name}_low": low, f"{name}_high": high}
+
+
+def _contrast(scores: Scores, axis: DocumentAxis, strata: AxisStrata, g: int) -> dict[str, object]:
+    """What tail and head differ by, of the student less its teacher, of the same without teacher, and the excess of the
+    first.
+
+    tail_loss, ce_only_tail_loss, excess: in points above chance, tail less head; trend, ce_only_trend, trend_excess: the
+    same from the first to the last stratum on the line through all of them; retention_change, ce_only_retention_change,
+    retention_excess: of the share of the teacher's score that is retained, which does not mix a worse student with a
+    teacher that is better there; student_change, teacher_change: of their own scores. Each with bounds _low, _high and _p.
+    """
+    ends = tail_less_head(strata.last)
+    n = strata.n_documents(ends)
+    row: dict[str, object] = {"model": scores.groups[g].label, "axis": axis.name, "n": n}
+    if n < MIN_INTERVAL_DOCUMENTS:
         return row | {"note": INSUFFICIENT}
+    teacher, ce_only = scores.teacher, find_baselines(scores, g).get("ce_only")
+    assert teacher is not None
+    found = against_baseline(("tail_loss", "excess"), ends, strata.estimate, g, ce_only, teacher)
+    if strata.last > 2 and strata.n_documents(trend := trend_weights(strata.last)) >= MIN_INTERVAL_DOCUMENTS:
+        found |= against_baseline(("trend", "trend_excess"), trend, strata.estimate, g, ce_only, teacher)
+    shares = ("retention_change", "retention_excess")
+    found |= against_baseline(shares, ends, strata.retention_estimate, g, ce_only, None)
+    found |= {"student_change": strata.estimate(ends, g), "teacher_change": strata.estimate(ends, teacher)}
+    return row | with_bounds(found, scores.analysis.confidence_level) | {"note": ""}
 
-    def difference_in_differences(values: FloatArray, group: int) -> FloatArray:
-        gap = values[..., group] - values[..., teacher]
-        return np.asarray(gap[..., 1] - gap[..., 0])
 
-    pairs = {
-        "tail_loss": (
-            difference_in_differences(pooled.head_tail_estimates, g),
-            difference_in_differences(pooled.head_tail_replicates, g),
-        )
+def _worst(scores: Scores, axes: list[DocumentAxis], codes: pd.DataFrame, g: int) -> dict[str, object]:
+    """The stratum that loses most beyond its tasks, with bounds and p that hold for all strata at once; see
+    `worst_group`."""
+    groups = {(axis.name, axis.stratum_label(s, scores.analysis.num_strata)): (codes[axis.name] == s).to_numpy()
+              for axis in axes for s in sorted(codes[axis.name].unique()) if s != MISSING_STRATUM}  # fmt: skip
+    found = worst_group(scores, groups, g)
+    row: dict[str, object] = {
+        "model": scores.groups[g].label,
+        "axis": "",
+        "label": "",
+        "num_groups": 0,
+        "stands_out": False,
     }
-    if ce_only is not None:
-        pairs["ce_only_tail_loss"] = (
-            difference_in_differences(pooled.head_tail_estimates, ce_only),
-            difference_in_differences(pooled.head_tail_replicates, ce_only),
-        )
-        student, other = pairs["tail_loss"], pairs["ce_only_tail_loss"]
-        pairs["excess"] = (student[0] - other[0], student[1] - other[1])
-    for name, (value, draws) in pairs.items():
-        found = st.percentile_interval(float(value), draws, scores.analysis.confidence_level)
-        row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-        row[f"{name}_p"] = st.bootstrap_p(draws) if np.isfinite(found.value) else np.nan
-    return row | {"note": ""}
-
-
-def _worst(scores: Scores, axes: list[DocumentAxis], pooled: dict[str, StratumScores], g: int) -> dict[str, object]:
-    """The stratum with the lowest retention, with bounds that hold for all strata at once."""
-    names, values, draws = [], [], []
-    for axis in axes:
-        axis_scores = pooled[axis.name]
-        for i, s in enumerate(axis_scores.strata):
-            base = axis_scores.replicates[:, i, scores.teacher]
-            if (
-                s == MISSING_STRATUM
-                or axis_scores.n_documents[i] < MIN_INTERVAL_DOCUMENTS
-                or np.isnan(axis_scores.estimates[i, g])
-            ):
-                continue
-            # further out than an interval: a single ratio to almost nothing would make all bounds endless
-            if np.isfinite(base).any() and np.nanquantile(base, RETENTION_GUARD_QUANTILE) > MIN_RETENTION_BASELINE:
-                names.append((axis.name, axis.stratum_label(s, scores.analysis.num_strata)))
-                values.append(axis_scores.estimates[i, g] / axis_scores.estimates[i, scores.teacher])
-                draws.append(axis_scores.replicates[:, i, g] / base)
-    row: dict[str, object] = {"model": scores.groups[g].label}
-    if not names:
-        return row | {"axis": "", "label": "", "retention": np.nan, "low": np.nan, "high": np.nan}
-    low, high = st.simultaneous_intervals(np.array(values), np.stack(draws, axis=1), scores.analysis.confidence_level)
-    i = int(np.nanargmin(values))
-    return row | {"axis": names[i][0], "label": names[i][1], "retention": values[i], "low": low[i], "high": high[i]}
+    if found is None:
+        return row | dict.fromkeys(WORST_NUMBERS, np.nan)
+    numbers = (*found.excess, *found.retention, found.p_adjusted, found.expected)
+    row |= {"axis": found.axis, "label": found.label, "num_groups": found.num_groups, "stands_out": found.stands_out}
+    return row | dict(zip(WORST_NUMBERS, numbers, strict=True))
 
 
 def _adjust_p_values(scores: Scores, report: LongTail) -> None:

@@ -1,12 +1,15 @@
 """Model groups: the same role, student and grid point over all its seeds. A row of a paper's table."""
 
+import math
 from dataclasses import dataclass
 
 import pandas as pd
 
 from distill_lit.analysis.results import ROLES, Results
 from distill_lit.config.grid_points import shortest_names
+from distill_lit.config.report import ReportConfig
 from distill_lit.config.schema import GRID_VALUE_SEPARATOR
+from distill_lit.utils.exceptions import UserError
 
 ROLE_LABELS = {
     "quantized": "int8",
@@ -37,12 +40,18 @@ class ModelGroup:
     other_data: bool = False  # without teacher, and trained on other data than the distilled students of this shape
 
 
-def groups_of(results: Results) -> list[ModelGroup]:
-    """All groups, teacher first, then by student size and role; groups without any record are kept."""
-    runs = results.runs.copy()
-    axes = [c for c in runs.columns if c.startswith("grid.") and c not in NON_VARIANT_AXES and runs[c].notna().any()]
+def short_axis_names(runs: pd.DataFrame) -> dict[str, str]:
+    """{grid.KEY: the key's shortest name} of what the grid of runs.csv varies."""
     varied = [c.removeprefix("grid.") for c in runs.columns if c.startswith("grid.") and runs[c].notna().any()]
-    short = {f"grid.{key}": name for key, name in shortest_names(varied).items()}
+    return {f"grid.{key}": name for key, name in shortest_names(varied).items()}
+
+
+def groups_of(results: Results) -> list[ModelGroup]:
+    """All groups, teacher first, then by student size and role, but those of `report.order` before; groups without any
+    record are kept. Raises UserError where `report.labels` calls two of them alike."""
+    runs = results.runs.copy()
+    short = short_axis_names(runs)
+    axes = [axis for axis in short if axis not in NON_VARIANT_AXES]
     size = runs.groupby("student")["parameters"].max() if "parameters" in runs else pd.Series(dtype=float)
     found: dict[tuple, list[int]] = {}
     for row in runs.index:
@@ -60,21 +69,43 @@ def groups_of(results: Results) -> list[ModelGroup]:
         )
         for key, rows in found.items()
     ]
-    rank = {role: i for i, role in enumerate(ROLES)}
+    if results.display.labels:
+        _check_labels(groups)
+    return _sorted(groups, results.display, size, axes)
+
+
+def _sorted(groups: list[ModelGroup], display: ReportConfig, size: pd.Series, axes: list[str]) -> list[ModelGroup]:
+    """As `report.order` says, else references first, then by student size and role. size: {student: parameters}."""
+    default = {role: i for i, role in enumerate(ROLES)}
     first = {group.label: i for i, group in enumerate(groups)}
 
     def sort_key(group: ModelGroup) -> tuple:
-        top = rank[group.role] if group.role in REFERENCE_ROLES else len(ROLES)
+        is_reference = group.role in REFERENCE_ROLES
+        place = display.rank(group.label, group.student, *([group.role] if is_reference else []))
+        top = default[group.role] if is_reference else len(ROLES)
         biggest = size.get(group.student, float("nan"))
+        point = dict(group.grid_point)
         return (
+            -1 if is_reference and math.isinf(place) else place,
             top,
             -biggest if biggest == biggest else 0.0,
             group.student,
-            rank.get(group.role, 9),
+            display.rank(group.role),
+            default.get(group.role, 9),
+            *(display.rank(point.get(axis, "")) for axis in axes),
             first[group.label],
         )
 
     return sorted(groups, key=sort_key)
+
+
+def _check_labels(groups: list[ModelGroup]) -> None:
+    known: dict[str, ModelGroup] = {}
+    for group in groups:
+        other = known.setdefault(group.label, group)
+        if other is not group:
+            both = [" ".join([one.role, one.student, *(value for _, value in one.grid_point)]) for one in (other, group)]
+            raise UserError(f"report.labels: {group.label!r} would be the name of two models: {both[0]}, and {both[1]}")
 
 
 def _trained_on_other_data(rows: pd.DataFrame, distilled_fingerprints: set[str] | None) -> bool:
@@ -93,9 +124,8 @@ def _group(results: Results, rows: pd.DataFrame, key: tuple, short: dict[str, st
             f"{s}: {r}" if r else str(s) for s, r in zip(missing_runs["status"], missing_runs["reason"], strict=True)
         )
     )
-    variant = ", ".join([*(f"{short[axis]}={value}" for axis, value in point), *(["other data"] if other_data else [])])
-    base_name = "teacher" if role == "quantized" else student
-    label = "teacher" if role == "teacher" else " ".join(w for w in (base_name, ROLE_LABELS.get(role, "")) if w)
+    named = [describe_grid_value(results.display, short[axis], axis, value) for axis, value in point]
+    variant = ", ".join([*named, *(["other data"] if other_data else [])])
     known = tuple(int(s) for s in seeds if s == s)
     return ModelGroup(
         role=role,
@@ -104,11 +134,31 @@ def _group(results: Results, rows: pd.DataFrame, key: tuple, short: dict[str, st
         models=models,
         seeds=known if len(known) == len(models) else (),
         num_planned=len(rows),
-        label=f"{label} ({variant})" if variant else label,
+        label=group_label(results.display, role, student, variant),
         reason=reason,
         variant=variant,
         other_data=other_data,
     )
+
+
+def group_label(display: ReportConfig, role: str, student: str, variant: str) -> str:
+    """`d18 distilled (temperature=2)`, or as labels call it. variant: the grid point in words, or empty."""
+    if role == "teacher":  # frames know it by this name; tables ask for its label
+        return f"teacher ({variant})" if variant else "teacher"
+    base = display.label("teacher" if role == "quantized" else student)
+    word = display.labels.get(role, display.label(ROLE_LABELS.get(role, "")))
+    if not word and not variant:
+        return base
+    label = " ".join(part for part in (base, word) if part)
+    return display.label(f"{label} ({variant})" if variant else label)
+
+
+def describe_grid_value(display: ReportConfig, short_name: str, axis: str, value: str) -> str:
+    """`temperature=2`, or as labels call the two; the value alone where the label of the key is empty."""
+    key = axis.removeprefix("grid.")
+    name = display.labels.get(key, display.label(short_name))
+    shown = display.labels.get(f"{short_name}={value}", display.label(value))
+    return f"{name}={shown}" if name else shown
 
 
 def baseline_of(group: ModelGroup, role: str, groups: list[ModelGroup]) -> ModelGroup | None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from distill_lit.analysis import scores as sc
 from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.model_groups import group_cost
+from distill_lit.analysis.retention import non_inferiority, retention
 from distill_lit.analysis.score_table import find_baselines
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.significance import REPLICATE_TOLERANCE, percentile_interval
@@ -40,9 +41,9 @@ def pareto_frontier(scores: Scores, axis: str) -> pd.DataFrame:
     """One row per group that has a cost and a macro score, cheapest first, of equal cost the teacher.
 
     Columns: model, role, student, variant, num_seeds, cost, score, low, high (above chance), on_frontier (probability over
-    the bootstrap replicates that no other group is at most as costly and better).
+    other documents and seeds that no other group is at most as costly and better).
     """
-    rows, draws = [], []
+    rows, draws, everyone = [], [], scores.macro_draws
     for g, group in enumerate(scores.groups):
         cost, value = group_cost(group, scores.results, axis), sc.macro_score(scores, g)
         if group.models and _is_placed(scores, axis, g):
@@ -59,7 +60,7 @@ def pareto_frontier(scores: Scores, axis: str) -> pd.DataFrame:
                     "high": value.high,
                 }
             )
-            draws.append(scores.macro_average_replicates(g))
+            draws.append(everyone[:, g])
     if not rows:
         return pd.DataFrame(
             columns=["model", "role", "student", "variant", "num_seeds", "cost", "score", "low", "high", "on_frontier"]
@@ -107,9 +108,11 @@ def hypervolume_gains(scores: Scores, axis: str) -> pd.DataFrame:
         without = find_baselines(scores, g).get("ce_only")
         if without is not None and price > 0 and _is_placed(scores, axis, g) and _is_placed(scores, axis, without):
             pairs.setdefault(group.variant, []).append((g, without))
-    rows = []
+    rows, draws = [], scores.macro_draws if pairs else np.empty(0)
     for variant, found in pairs.items():
-        distilled, without_teacher = (_volume(scores, axis, list(members), price) for members in zip(*found, strict=True))
+        distilled, without_teacher = (
+            _volume(scores, axis, list(members), price, draws) for members in zip(*found, strict=True)
+        )
         for series, volume in (
             ("distilled", distilled),
             ("ce_only", without_teacher),
@@ -125,18 +128,19 @@ def _is_placed(scores: Scores, axis: str, g: int) -> bool:
     return group_cost(scores.groups[g], scores.results, axis) > 0 and bool(np.isfinite(scores.macro(g)))
 
 
-def _volume(scores: Scores, axis: str, groups: list[int], price: float) -> FloatArray:
-    """Hypervolume of these groups: of the scores themselves, then of every replicate."""
+def _volume(scores: Scores, axis: str, groups: list[int], price: float, draws: FloatArray) -> FloatArray:
+    """Hypervolume of these groups: of the scores themselves, then of every one of `draws`."""
     costs = np.array([group_cost(scores.groups[g], scores.results, axis) for g in groups])
-    points = np.stack([np.concatenate([[scores.macro(g)], scores.macro_average_replicates(g)]) for g in groups], axis=1)
+    points = np.stack([np.concatenate([[scores.macro(g)], draws[:, g]]) for g in groups], axis=1)
     return hypervolume(costs, points, price)
 
 
 def efficiency_claims(scores: Scores) -> pd.DataFrame:
     """The claim "at least q of the teacher's quality at most c of its cost", per student and cost axis.
 
-    Columns: model, axis, retention (share of the teacher's macro average), raw_retention (share of its uncentered
-    average), margin, low, high (g_S − q·g_T), ratio, ratio_low, ratio_high (cost_T / cost_S), verdict.
+    Columns: model, axis, retention(_low, _high) (share of the teacher's macro average, as `retention` gives it),
+    raw_retention (share of its uncentered average), margin, low, high (g_S − q·g_T: non-inferiority), p (one-sided, small
+    where it keeps more), ratio, ratio_low, ratio_high (cost_T / cost_S), verdict.
     """
     teacher, rows = scores.teacher, []
     for g, group in enumerate(scores.groups):
@@ -151,10 +155,13 @@ def efficiency_claims(scores: Scores) -> pd.DataFrame:
         "role",
         "axis",
         "retention",
+        "retention_low",
+        "retention_high",
         "raw_retention",
         "margin",
         "low",
         "high",
+        "p",
         "ratio",
         "ratio_low",
         "ratio_high",
@@ -165,11 +172,10 @@ def efficiency_claims(scores: Scores) -> pd.DataFrame:
 
 def _claim(scores: Scores, g: int, teacher: int, axis: str) -> dict[str, Any]:
     quality, share = scores.analysis.claim_min_quality, scores.analysis.claim_max_cost
-    value = scores.macro(g) - quality * scores.macro(teacher)
-    draws = scores.macro_average_replicates(g) - quality * scores.macro_average_replicates(teacher)
-    margin = percentile_interval(value, draws, scores.analysis.confidence_level)
+    kept = non_inferiority(scores, g, quality)
+    margin = kept.margin
     ratio = [_cost_ratio(scores, g, teacher, axis, bound) for bound in ("", "_low", "_high")]
-    if not np.isfinite(value) or not np.isfinite(ratio[0]):
+    if not np.isfinite(margin.value) or not np.isfinite(ratio[0]):
         return {}
     needed = (1 - 1e-9) / share
     if margin.low > 0 and ratio[1] >= needed:
@@ -178,13 +184,16 @@ def _claim(scores: Scores, g: int, teacher: int, axis: str) -> dict[str, Any]:
         verdict = CLAIM_FAILS
     else:
         verdict = CLAIM_UNDECIDED
-    raw = scores.raw[scores.averaged]
+    raw, retained = scores.raw[scores.averaged], retention(scores, g)
     return {
-        "retention": sc.macro_retention(scores, g).value,
+        "retention": retained.value,
+        "retention_low": retained.low,
+        "retention_high": retained.high,
         "raw_retention": float(raw[:, g].mean() / raw[:, teacher].mean()),
         "margin": margin.value,
         "low": margin.low,
         "high": margin.high,
+        "p": kept.p,
         "ratio": ratio[0],
         "ratio_low": ratio[1],
         "ratio_high": ratio[2],

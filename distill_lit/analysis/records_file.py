@@ -50,6 +50,8 @@ class ExperimentRecords:
     surprisal: pd.DataFrame | None = None
     word_counts: dict[str, int] = field(default_factory=dict)
     corpus_words: int = 0
+    read_word_counts: dict[str, int] = field(default_factory=dict)
+    read_words: int = 0
 
 
 def write_records(path: Path, content: ExperimentRecords) -> None:
@@ -137,9 +139,11 @@ def _metadata(content: ExperimentRecords) -> dict[str, Any]:
     own = {model: {task: {k: v for k, v in facts.items() if k not in shared[task]} for task, facts in tasks.items()}
            for model, tasks in content.settings.items()}  # fmt: skip
     counts = content.word_counts if content.corpus_words >= MIN_CORPUS_WORDS else {}
-    return {"format": RECORDS_FILE_FORMAT, "corpus_words": content.corpus_words,
-            "word_counts": {word: count for word, count in counts.items() if count}, "tasks": shared,
-            "models": own}  # fmt: skip
+    found = {"format": RECORDS_FILE_FORMAT, "corpus_words": content.corpus_words,
+             "word_counts": {word: count for word, count in counts.items() if count}, "tasks": shared,
+             "models": own}  # fmt: skip
+    read = {"read_words": content.read_words, "read_word_counts": content.read_word_counts}
+    return found | (read if content.read_words else {})
 
 
 def read_records(path: Path) -> ExperimentRecords:
@@ -199,6 +203,8 @@ def _from_table(
         surprisal,
         {str(word): int(count) for word, count in metadata.get("word_counts", {}).items()},
         int(metadata.get("corpus_words", 0)),
+        {str(word): int(count) for word, count in metadata.get("read_word_counts", {}).items()},
+        int(metadata.get("read_words", 0)),
     )
 
 

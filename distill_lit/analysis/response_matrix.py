@@ -64,6 +64,21 @@ def build_response_matrices(results: Results) -> ResponseMatrices:
     return ResponseMatrices(models, [panel for panel in panels if panel.n])
 
 
+def other_metric_matrices(results: Results, responses: ResponseMatrices) -> dict[str, FloatArray]:
+    """{task: (D, M) right or wrong by acc where the task's metric is acc_norm, and the reverse}, of tasks that have
+    both."""
+    found = {}
+    for task in responses.tasks:
+        column = {"acc": "correct_norm", "acc_norm": "correct"}.get(task.metric)
+        frames = [results.records[model] for model in responses.models]
+        if column and task.is_binary and all(column in frame for frame in frames):
+            values = [pd.to_numeric(frame.loc[task.index, column], errors="coerce").to_numpy(float) for frame in frames]
+            matrix = np.where(np.isfinite(task.correct), np.column_stack(values), np.nan)
+            if (np.isfinite(matrix) == np.isfinite(task.correct)).all():
+                found[task.task] = matrix
+    return found
+
+
 def _task_panel(results: Results, task: str, models: list[str]) -> TaskResponses:
     documents = results.documents[results.documents.index.get_level_values("task") == task]
     metric = str(results.settings(task).get("metric", "acc"))

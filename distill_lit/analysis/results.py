@@ -1,20 +1,23 @@
 """The records of one experiment, read from its results folder and checked to be comparable."""
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from distill_lit.analysis.inference_cost import add_costs, read_costs
-from distill_lit.analysis.records_file import MIN_CORPUS_WORDS, RECORDS_FILE, read_records
+from distill_lit.analysis.records_file import MIN_CORPUS_WORDS, RECORDS_FILE, ExperimentRecords, read_records
 from distill_lit.analysis.task_groups import merge_documents, merge_frame, merge_meta, task_to_group
+from distill_lit.config.report import ReportConfig
 from distill_lit.utils.exceptions import UserError
 
 COMPARABLE_SETTINGS = ("version", "lm_eval_version", "task_hash", "metric", "num_fewshot", "limit", "n", "seed",
               "apply_chat_template", "eval_split", "data")  # fmt: skip
 ROLES = ("teacher", "quantized", "external", "derived", "untrained", "ce_only", "distilled")
+PROBE_OUTPUT_TYPE = "probe"  # in the settings of held-out text, beside the output types of lm-eval's tasks
 SAME_TEACHER_NATS = 0.02  # by how much one teacher may differ between number formats
 RUN_TEXT_COLUMNS = ("model", "role", "student", "validation_data_fingerprint", "status", "reason")
 
@@ -33,6 +36,10 @@ class Results:
     surprisal: pd.DataFrame | None = None  # of the teacher, indexed by (task, key); None where it was not measured
     tasks: list[str] = field(default_factory=list)
     costs: dict[str, Any] = field(default_factory=dict)  # cost.json, empty without measurements
+    display: ReportConfig = field(default_factory=ReportConfig)  # how models and tasks are called and ordered
+    read_word_counts: dict[str, int] = field(default_factory=dict)  # word: occurrences in what students read in training
+    read_words: int = 0  # words in that, 0 where they were not counted
+    probes: "Results | None" = None  # held-out text, each probe as a task; None without any
 
     @property
     def uses_corpus_word_counts(self) -> bool:
@@ -54,19 +61,22 @@ class Results:
         return next((self.settings_by_model[m][task] for m in models if task in self.settings_by_model[m]), {})
 
 
-def load_results(folder: str | Path) -> Results:
-    """The results folder of an experiment. Raises UserError when it is incomplete or damaged, or its models are not
-    comparable."""
+def load_results(folder: str | Path, display: ReportConfig | None = None) -> Results:
+    """The results folder of an experiment. display: how its models and tasks are called.
+
+    Raises UserError when it is incomplete or damaged, or its models are not comparable.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; run the experiment first")
     try:
-        return _load_results(folder)
+        results = _load_results(folder)
     except UserError:
         raise
     except Exception as error:  # what pandas raises for a damaged file can be anything
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(f"{folder}: cannot be read ({type(error).__name__}: {reason}); run the experiment again") from error
+    return results if display is None else replace(results, display=display, tasks=display.ordered(results.tasks))
 
 
 def _load_results(folder: Path) -> Results:
@@ -78,18 +88,43 @@ def _load_results(folder: Path) -> Results:
     if not models:
         raise UserError(f"{folder}: no model has records; run the experiment again")
     costs = read_costs(folder)
+    runs = add_costs(runs, costs)
+    probe_tasks = {task for facts in content.settings.values() for task in facts if is_probe(facts[task])}
+    results = _results_of(folder, runs, content, models, lambda task: task not in probe_tasks)
+    results.costs = costs
+    if probe_tasks:
+        results.probes = _results_of(folder, runs, content, models, lambda task: task in probe_tasks)
+    return results
+
+
+def is_probe(settings: Mapping[str, Any]) -> bool:
+    """Whether these are the settings of a probe, and not of a task."""
+    return settings.get("output_type") == PROBE_OUTPUT_TYPE
+
+
+def _results_of(
+    folder: Path, runs: pd.DataFrame, content: ExperimentRecords, models: list[str], is_wanted: Callable[[str], bool]
+) -> Results:
+    """The results on the tasks that are wanted, checked to be comparable."""
+
+    def rows(frame: pd.DataFrame) -> pd.DataFrame:
+        kept = frame.index.get_level_values("task").map(is_wanted).to_numpy(bool)
+        return frame if kept.all() else frame[kept]
+
+    settings = {model: {t: facts for t, facts in content.settings[model].items() if is_wanted(t)} for model in models}
     results = Results(
         folder=folder,
-        runs=add_costs(runs, costs),
-        documents=content.documents,
-        records={model: content.records[model] for model in models},
-        settings_by_model={model: content.settings[model] for model in models},
+        runs=runs,
+        documents=rows(content.documents),
+        records={model: rows(content.records[model]) for model in models},
+        settings_by_model=settings,
         word_counts=content.word_counts,
         corpus_words=content.corpus_words,
         surprisal=content.surprisal,
-        costs=costs,
+        read_word_counts=content.read_word_counts,
+        read_words=content.read_words,
     )
-    _align(results)
+    align_records(results)
     _merge(results)
     return results
 
@@ -129,7 +164,7 @@ def load_runs_table(path: Path) -> pd.DataFrame:
     return runs
 
 
-def _align(results: Results) -> None:
+def align_records(results: Results) -> None:
     """Checks every model against the teacher (else the first model), and puts records in the order of documents."""
     order = [m for m in (results.teacher(), *results.records) if m is not None]
     task_order = list(dict.fromkeys(results.documents.index.get_level_values("task")))

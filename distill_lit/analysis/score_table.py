@@ -6,24 +6,14 @@ import numpy as np
 import pandas as pd
 
 from distill_lit.analysis import scores as sc
-from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.model_groups import NAMED_ROLES, baseline_of, group_cost
+from distill_lit.analysis.retention import retention
 from distill_lit.analysis.scores import Scores
-from distill_lit.analysis.significance import (
-    Interval,
-    benjamini_hochberg,
-    clustered_standard_error,
-    holm,
-    minimum_detectable_effect,
-)
+from distill_lit.analysis.significance import Interval, benjamini_hochberg, gated_holm, holm
 
 MACRO_AVERAGE = "macro average"
-MIN_RETENTION_BASELINE = 0.05  # the teacher's lower bound above chance from which a ratio to it means something
-BASELINE_ROLES = (
-    "teacher",
-    "ce_only",
-    "untrained",
-)  # the teacher; the same student without teacher; itself before training
+# the same student without teacher, which is the question; then, where that is answered, the teacher; itself before training
+BASELINE_ROLES = ("ce_only", "teacher", "untrained")
 COSTS = (
     "parameters",
     "non_embedding_parameters",
@@ -36,6 +26,8 @@ COSTS = (
     "val_kl",
     "val_ce",
     "val_agreement",
+    "val_draft_acceptance",
+    "val_teacher_nll",
 )
 
 
@@ -44,9 +36,10 @@ def score_frame(scores: Scores) -> pd.DataFrame:
 
     Columns: task, metric, num_fewshot, limit, n, chance, teacher_at_chance, model, role, student, variant, num_seeds,
     num_planned, status, reason, score, low, high, document_se, seed_std, retention(_low, _high),
-    minimum_detectable_effect, best, costs, and for each of BASELINE_ROLES: <who>_delta, _delta_low, _delta_high, _p,
-    _p_adjusted (Holm for the declared comparisons, those of distilled
-    students on the macro average; else Benjamini–Hochberg over the comparisons with the same opponent).
+    minimum_detectable_effect (the smallest difference to the student without teacher, else to the
+    teacher, that this many documents and seeds show with 80% power), best, costs, and for each of BASELINE_ROLES:
+    <who>_delta, _delta_low, _delta_high, _p, _p_adjusted. These are, on the macro average of distilled students,
+    `gated_holm` in the order of BASELINE_ROLES; else Benjamini–Hochberg over the comparisons with the same opponent.
     """
     rows = []
     for g in range(len(scores.groups)):
@@ -84,13 +77,21 @@ def find_baselines(scores: Scores, g: int) -> dict[str, int]:
     group, found = scores.groups[g], {}
     if not group.models:
         return {}
-    if scores.teacher not in (None, g):
-        found["teacher"] = scores.teacher
-    for role in ("ce_only", "untrained"):
+    for role in BASELINE_ROLES:
+        if role == "teacher":
+            if scores.teacher not in (None, g):
+                found[role] = scores.teacher
+            continue
         other = baseline_of(group, role, scores.groups) if group.role == "distilled" else None
         if other is not None:
             found[role] = scores.groups.index(other)
     return found
+
+
+def declared_comparisons(scores: Scores) -> list[tuple[int, int]]:
+    """(distilled group, the same student without teacher), of all that have both: what an experiment asks first."""
+    return [(g, other) for g, group in enumerate(scores.groups) if group.role == "distilled"
+            for other in [find_baselines(scores, g).get("ce_only")] if other is not None]  # fmt: skip
 
 
 def _task_row(scores: Scores, t: int, g: int, shared: dict[str, Any]) -> dict[str, Any]:
@@ -113,38 +114,24 @@ def _task_row(scores: Scores, t: int, g: int, shared: dict[str, Any]) -> dict[st
     }
     for who, other in find_baselines(scores, g).items():
         row |= _difference(who, *sc.task_difference(scores, t, g, other))
-    teacher = find_baselines(scores, g).get("teacher")
-    if teacher is not None:
-        row["minimum_detectable_effect"] = minimum_detectable_effect(
-            _effective_documents(scores, t, g, teacher), sc.discordance(scores, g, teacher, t)
-        )
-        if _above_floor(scores, scores.centered_replicates[:, t, teacher]):
-            row["retention"] = scores.centered[t, g] / scores.centered[t, teacher]
-    return row
+    opponent = _declared_opponent(scores, g)
+    if opponent is not None:
+        row["minimum_detectable_effect"] = scores.task_estimate(t, g, opponent).detectable(scores.analysis.alpha)
+    return row | _retention(scores, g, [t])
 
 
-def _effective_documents(scores: Scores, t: int, g: int, other: int) -> float:
-    """Documents that would tell as much if none shared a passage: n over the design effect of the paired difference."""
-    task = scores.responses.tasks[t]
-    if not task.has_clusters:
-        return task.n
-    difference = task.correct[:, scores.model_columns(g)].mean(axis=1) - task.correct[:, scores.model_columns(other)].mean(
-        axis=1
-    )
-    alone, shared = (
-        clustered_standard_error(difference, np.arange(task.n)),
-        clustered_standard_error(difference, task.clusters),
-    )
-    return task.n * min((alone / shared) ** 2, 1.0) if shared > 0 and np.isfinite(alone) else task.n
+def _declared_opponent(scores: Scores, g: int) -> int | None:
+    """Whom group `g` is compared with first."""
+    return next(iter(find_baselines(scores, g).values()), None)
 
 
-def _above_floor(scores: Scores, teacher: FloatArray) -> bool:
-    """Whether the lower bound of the teacher's score leaves room for a share of it; teacher: its draws."""
-    return bool(np.quantile(teacher, (1 - scores.analysis.confidence_level) / 2) > MIN_RETENTION_BASELINE)
+def _retention(scores: Scores, g: int, tasks: list[int] | None = None) -> dict[str, float]:
+    found = retention(scores, g, tasks)
+    return {"retention": found.value, "retention_low": found.low, "retention_high": found.high}
 
 
 def _macro_row(scores: Scores, g: int, shared: dict[str, Any]) -> dict[str, Any]:
-    value, retention = sc.macro_score(scores, g), sc.macro_retention(scores, g)
+    value = sc.macro_score(scores, g)
     row = {
         "task": MACRO_AVERAGE,
         "metric": "above chance",
@@ -159,10 +146,11 @@ def _macro_row(scores: Scores, g: int, shared: dict[str, Any]) -> dict[str, Any]
     }
     for who, other in find_baselines(scores, g).items():
         row |= _difference(who, *sc.macro_difference(scores, g, other))
-    teacher = find_baselines(scores, g).get("teacher")
-    if teacher is not None and _above_floor(scores, scores.macro_average_replicates(teacher)):
-        row |= {"retention": retention.value, "retention_low": retention.low, "retention_high": retention.high}
-    return row
+    opponent = _declared_opponent(scores, g)
+    if opponent is not None:
+        level = scores.analysis.alpha / max(len(declared_comparisons(scores)), 1)
+        row["minimum_detectable_effect"] = scores.macro_estimate(g, opponent).detectable(level)
+    return row | _retention(scores, g)
 
 
 def _difference(who: str, delta: Interval, p: float) -> dict[str, float]:
@@ -170,7 +158,8 @@ def _difference(who: str, delta: Interval, p: float) -> dict[str, float]:
 
 
 def _best(scores: Scores, frame: pd.DataFrame) -> list[bool]:
-    """Best student of each task and every student not significantly different from it (Holm within the task)."""
+    """Best student of each task and every student not significantly different from it (Holm within the task); no student
+    where none is significantly behind the best."""
     students = [g for g, group in enumerate(scores.groups) if group.role not in NAMED_ROLES and group.models]
     marks: dict[tuple[str, str], bool] = {}
     for t, task in [*enumerate(scores.tasks), (None, MACRO_AVERAGE)]:
@@ -181,27 +170,26 @@ def _best(scores: Scores, frame: pd.DataFrame) -> list[bool]:
         top = max(known, key=lambda g: value[g])
         rest = [g for g in known if g != top]
         tests = [sc.macro_difference(scores, g, top) if t is None else sc.task_difference(scores, t, g, top) for g in rest]
-        adjusted = holm([p for _, p in tests])
-        marks[task, scores.groups[top].label] = True
-        for g, p in zip(rest, adjusted, strict=True):
-            marks[task, scores.groups[g].label] = bool(p > scores.analysis.alpha)
+        is_behind = holm([p for _, p in tests]) <= scores.analysis.alpha
+        if is_behind.any():
+            marks |= {(task, scores.groups[g].label): not behind for g, behind in zip(rest, is_behind, strict=True)}
+            marks[task, scores.groups[top].label] = True
     return [marks.get(key, False) for key in zip(frame["task"], frame["model"], strict=True)]
 
 
 def _adjust_comparisons(frame: pd.DataFrame) -> pd.DataFrame:
-    """Adjusted p: Holm over the macro differences of distilled groups (declared); Benjamini–Hochberg over tasks, for each
-    opponent by itself: that students are behind their teacher must not make other differences pass."""
-    numbers = [
-        f"{who}_{column}" for who in BASELINE_ROLES for column in ("delta", "delta_low", "delta_high", "p", "p_adjusted")
-    ]
+    """Adjusted p: on the macro average of distilled groups the one without teacher first, the others gated by it; else
+    Benjamini–Hochberg for each opponent by itself: that students are behind their teacher must not make other differences
+    pass."""
+    columns = ("delta", "delta_low", "delta_high", "p", "p_adjusted")
+    numbers = [f"{who}_{column}" for who in BASELINE_ROLES for column in columns]
     numbers += ["retention", "retention_low", "retention_high", "minimum_detectable_effect"]
     frame = frame.reindex(columns=[*frame.columns, *(name for name in numbers if name not in frame)])
     frame[numbers] = frame[numbers].astype(float)
     macro = frame["task"] == MACRO_AVERAGE
     declared = macro & (frame["role"] == "distilled")
     before, after = [f"{who}_p" for who in BASELINE_ROLES], [f"{who}_p_adjusted" for who in BASELINE_ROLES]
-    p = frame.loc[declared, before].to_numpy(float)
-    frame.loc[declared, after] = holm(p.ravel()).reshape(p.shape)
+    frame.loc[declared, after] = gated_holm(frame.loc[declared, before].to_numpy(float))
     for rows in (~macro, macro & ~declared):
         for one, adjusted in zip(before, after, strict=True):
             frame.loc[rows, adjusted] = benjamini_hochberg(frame.loc[rows, one].tolist())

@@ -1,13 +1,20 @@
-"""Scores of model groups per task and on the macro average, with joint bootstrap replicates of all of them."""
+"""Scores of model groups per task and on the macro average, their differences, and how certain they are.
 
-from dataclasses import dataclass
+Several seeds: crossed variance of documents and seeds, Student's t. Single models: Wilson's and Newcombe's intervals and
+exact sign flips, over documents alone. Documents that share a passage are one cluster in all of them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distill_lit.analysis import significance as st
 from distill_lit.analysis.array_types import FloatArray
-from distill_lit.analysis.bootstrap import bootstrap_means, bootstrap_seed, seed_resample_weights
+from distill_lit.analysis.bootstrap import multiplier_draws
+from distill_lit.analysis.crossed_variance import Estimate, TaskValues, cluster_sums, crossed_estimate
 from distill_lit.analysis.model_groups import ModelGroup, groups_of
 from distill_lit.analysis.response_matrix import ResponseMatrices, TaskResponses, build_response_matrices
 from distill_lit.analysis.results import Results
@@ -22,7 +29,7 @@ EXCLUDED_GRADED = "its answers are graded, not right or wrong"
 
 @dataclass(frozen=True)
 class Scores:
-    """Point estimates (task, group) and replicates (draw, task, group); `raw` is the metric, `centered` above chance."""
+    """Means over documents and seeds (task, group); `raw` is the metric, `centered` above chance."""
 
     results: Results
     analysis: AnalysisConfig
@@ -30,8 +37,6 @@ class Scores:
     groups: list[ModelGroup]
     raw: FloatArray
     centered: FloatArray
-    raw_replicates: FloatArray
-    centered_replicates: FloatArray
     excluded_tasks: dict[str, str]  # task: why it is not in the macro average
 
     @property
@@ -61,53 +66,135 @@ class Scores:
         """Equal-weight mean of centered scores over `averaged`; NaN when there is none or the group lacks one."""
         return float(self.centered[self.averaged, group].mean()) if len(self.averaged) else float("nan")
 
-    def macro_average_replicates(self, group: int) -> FloatArray:
-        """Bootstrap replicates of `macro`."""
-        if not len(self.averaged):
-            return np.full(len(self.centered_replicates), np.nan)
-        return np.asarray(self.centered_replicates[:, self.averaged, group].mean(axis=1), float)
+    def blocks(
+        self, values: FloatArray, first: int, second: int | None = None, share: float = 1.0
+    ) -> tuple[FloatArray, ...]:
+        """Blocks of `TaskValues` for group `first`, less `share` times group `second`; values: (documents, models).
+
+        Students of the same seeds are paired, seed by seed; a model without seeds is compared with each of them.
+        """
+        groups, columns = [self.groups[g] for g in (first, first if second is None else second)], []
+        is_paired = bool(groups[0].seeds) and sorted(groups[0].seeds) == sorted(groups[1].seeds)
+        for group in groups:
+            own = self.responses.model_columns(group.models)
+            columns.append([column for _, column in sorted(zip(group.seeds, own, strict=True))] if is_paired else own)
+        one = values[:, columns[0]]
+        if second is None:
+            return (one,)
+        two = share * values[:, columns[1]]
+        return (one - two,) if is_paired or 1 in (one.shape[1], two.shape[1]) else (one, -two)
+
+    def macro_estimate(
+        self, first: int, second: int | None = None, share: float = 1.0, tasks: Sequence[int] | None = None
+    ) -> Estimate:
+        """Macro average of group `first`, less `share` times that of `second`; tasks: to average instead of `averaged`."""
+        numbers = self.averaged if tasks is None else tasks
+        parts = []
+        for t in numbers:
+            task = self.responses.tasks[t]
+            unit = float(1 / (1 - task.chance.mean())) if task.is_binary else 0.0
+            parts.append(
+                TaskValues(self.blocks(task.centered(), first, second, share), task.clusters, 1 / len(numbers), unit)
+            )
+        return crossed_estimate(parts)
+
+    def task_estimate(self, t: int, first: int, second: int | None = None) -> Estimate:
+        """A task's metric of group `first`, less that of `second`."""
+        task = self.responses.tasks[t]
+        blocks = self.blocks(task.correct, first, second)
+        return crossed_estimate([TaskValues(blocks, task.clusters, unit=float(task.is_binary))])
+
+    def is_single_pair(self, first: int, second: int) -> bool:
+        """Whether two groups are single models, of which only documents can be drawn again."""
+        return len(self.groups[first].models) == len(self.groups[second].models) == 1
+
+    @cached_property
+    def macro_draws(self) -> FloatArray:
+        """(draws, groups) macro averages as other documents and seeds might have given them; all groups in one draw have
+        the same documents, and those with the same seeds the same seeds. Their spread is that of `macro_estimate`."""
+        count = len(self.groups)
+        draws = np.tile([self.macro(g) for g in range(count)], (self.analysis.n_resamples, 1))
+        for t in self.averaged:
+            task = self.responses.tasks[t]
+            mean = np.stack([task.centered()[:, self.model_columns(g)].mean(axis=1) if self.groups[g].models
+                             else np.full(task.n, np.nan) for g in range(count)], axis=1)  # fmt: skip
+            sums = cluster_sums(mean - mean.mean(axis=0), task.clusters) / task.n / len(self.averaged)
+            draws += multiplier_draws(sums, self.analysis.n_resamples, task.task)
+        for g, group in enumerate(self.groups):
+            seeds, estimate = len(group.models), self.macro_estimate(g)
+            if estimate.covers_seeds:
+                part = max(estimate.variance - estimate.documents.variance, 0.0) / max(estimate.seeds.variance, 1e-30)
+                own = (self.seed_averages(g) - self.macro(g)) * (part / seeds) ** 0.5 / seeds**0.5
+                draws[:, g] += multiplier_draws(own[:, None], self.analysis.n_resamples, str(group.seeds or group.label))[
+                    :, 0
+                ]
+        return draws
+
+    def seed_averages(self, group: int) -> FloatArray:
+        """Macro average of each seed of a group."""
+        columns = self.model_columns(group)
+        per_task = [self.responses.tasks[t].centered()[:, columns].mean(axis=0) for t in self.averaged]
+        return np.asarray(np.mean(per_task, axis=0) if per_task else np.full(len(columns), np.nan), float)
 
 
 def compute_scores(results: Results, analysis: AnalysisConfig) -> Scores:
-    """All scores of an experiment. Documents are redrawn by cluster within tasks, seeds jointly over tasks."""
+    """All scores of an experiment by the metrics of its tasks."""
     responses, groups = build_response_matrices(results), groups_of(results)
-    shape = (len(responses.tasks), len(groups))
-    raw, centered = np.full(shape, np.nan), np.full(shape, np.nan)
-    raw_draws = np.full((analysis.n_resamples, *shape), np.nan)
-    centered_draws = raw_draws.copy()
-    weights = [seed_resample_weights(g.seeds, len(g.models), analysis.n_resamples) for g in groups]
+    teacher = next((group for group in groups if group.role == "teacher" and group.models), None)
+    reasons = {task.task: _exclusion_reason(task, responses, teacher, analysis) for task in responses.tasks}
+    return scores_of(results, analysis, responses, groups, {task: why for task, why in reasons.items() if why})
+
+
+def endpoint_scores(
+    scores: Scores, values: Mapping[str, FloatArray], name: str | Mapping[str, str], above_chance: bool = False
+) -> Scores:
+    """The same models and documents by another endpoint, for every test and table that takes `Scores`.
+
+    Args:
+        scores: by the metrics of the tasks; tasks that these do not average are not averaged here.
+        values: {task: (documents, models)}, models in the order of `scores.responses.models`, NaN where there is no value:
+            a document without a value of every model that has the task is left out, a task without documents too.
+        name: of the endpoint, as margin_norm; where it differs, {task: name}.
+        above_chance: whether values are right (1) or wrong (0) answers, averaged above chance; else they are averaged as
+            they are.
+    """
+    tasks = []
+    for task in scores.responses.tasks:
+        found = np.asarray(values.get(task.task, np.full(task.correct.shape, np.nan)), float)
+        known = np.isfinite(found[:, np.isfinite(found).any(axis=0)]).all(axis=1) & np.isfinite(found).any(axis=1)
+        if known.any():
+            chance = task.chance[known] if above_chance else np.zeros(int(known.sum()))
+            changes = {"index": task.index[known], "clusters": task.clusters[known], "choice": task.choice[known]}
+            metric = name if isinstance(name, str) else name[task.task]
+            tasks.append(replace(task, metric=metric, chance=chance, correct=found[known], **changes))
+    responses = replace(scores.responses, tasks=tasks)
+    kept = {task.task for task in tasks}
+    excluded = {task: why for task, why in scores.excluded_tasks.items() if task in kept}
+    return scores_of(scores.results, scores.analysis, responses, scores.groups, excluded)
+
+
+def scores_of(
+    results: Results,
+    analysis: AnalysisConfig,
+    responses: ResponseMatrices,
+    groups: list[ModelGroup],
+    excluded: dict[str, str],
+) -> Scores:
+    """Scores of matrices that are given. excluded: {task: why it is not averaged}."""
+    raw = np.full((len(responses.tasks), len(groups)), np.nan)
+    centered = raw.copy()
     for t, task in enumerate(responses.tasks):
-        both = np.concatenate([task.correct, task.centered()], axis=1)
-        draws = bootstrap_means(both, task.clusters, analysis.n_resamples, bootstrap_seed(task.task))
-        if not task.clusters.any():  # a single passage, redrawn, is always itself
-            draws[:] = np.nan
         for g, group in enumerate(groups):
-            if not group.models:
-                continue
-            columns = np.asarray(responses.model_columns(group.models))
-            raw[t, g] = task.correct[:, columns].mean()
-            centered[t, g] = task.centered()[:, columns].mean()
-            raw_draws[:, t, g] = (draws[:, columns] * weights[g]).sum(axis=1)
-            centered_draws[:, t, g] = (draws[:, columns + len(responses.models)] * weights[g]).sum(axis=1)
-    teacher = next((i for i, g in enumerate(groups) if g.role == "teacher" and g.models), None)
-    reasons = {
-        task.task: _exclusion_reason(
-            task, responses, None if teacher is None else groups[teacher], raw_draws[:, t, teacher or 0], analysis
-        )
-        for t, task in enumerate(responses.tasks)
-    }
-    excluded = {task: why for task, why in reasons.items() if why}
-    return Scores(results, analysis, responses, groups, raw, centered, raw_draws, centered_draws, excluded)
+            if group.models:
+                columns = responses.model_columns(group.models)
+                raw[t, g], centered[t, g] = task.correct[:, columns].mean(), task.centered()[:, columns].mean()
+    return Scores(results, analysis, responses, groups, raw, centered, excluded)
 
 
 def _exclusion_reason(
-    task: TaskResponses,
-    responses: ResponseMatrices,
-    teacher: ModelGroup | None,
-    draws: FloatArray,
-    analysis: AnalysisConfig,
+    task: TaskResponses, responses: ResponseMatrices, teacher: ModelGroup | None, analysis: AnalysisConfig
 ) -> str:
-    """Why a task is not averaged, or an empty text. draws: of the teacher's metric."""
+    """Why a task is not averaged, or an empty text."""
     if np.isnan(task.correct).all():
         return EXCLUDED_NO_ANSWERS
     if not task.is_binary:
@@ -117,65 +204,65 @@ def _exclusion_reason(
     right = task.correct[:, responses.model_columns(teacher.models)[0]]
     if np.isnan(right).any():
         return EXCLUDED_NO_TEACHER
-    low = st.wilson(right.sum(), task.n, analysis.confidence_level).low
-    if task.has_clusters:
-        low = st.percentile_interval(low, draws, analysis.confidence_level).low
-    return EXCLUDED_AT_CHANCE if low <= task.chance.mean() else ""
+    n = st.effective_documents(right, task.clusters)
+    return EXCLUDED_AT_CHANCE if st.wilson(right.mean() * n, n, analysis.confidence_level).low <= task.chance.mean() else ""
 
 
 def task_score(scores: Scores, t: int, g: int) -> Interval:
-    """A group's metric on a task. One model without shared passages, or one answer throughout: Wilson; else the
-    bootstrap."""
-    task, confidence, members = scores.responses.tasks[t], scores.analysis.confidence_level, scores.model_columns(g)
-    if len(members) == 1 and task.is_binary and not task.has_clusters and np.isfinite(scores.raw[t, g]):
-        return st.wilson(task.correct[:, members[0]].sum(), task.n, confidence)
-    found = st.percentile_interval(scores.raw[t, g], scores.raw_replicates[:, t, g], confidence)
-    if (
-        found.high - found.low < st.REPLICATE_TOLERANCE and task.is_binary
-    ):  # all seeds right, or all wrong: redrawn answers cannot differ
-        return st.wilson(float(found.value) * task.n, task.n, confidence)
-    return found
+    """A group's metric on a task. Right or wrong answers: Wilson's interval, with as many documents as would alone have the
+    variance of documents and seeds; a graded metric: Student's t."""
+    task, confidence, value = scores.responses.tasks[t], scores.analysis.confidence_level, float(scores.raw[t, g])
+    if not np.isfinite(value):
+        return Interval(value, np.nan, np.nan)
+    estimate = scores.task_estimate(t, g)
+    if not task.is_binary:
+        return estimate.interval(confidence)
+    mean = task.correct[:, scores.model_columns(g)].mean(axis=1)
+    if not estimate.covers_seeds or np.ptp(mean) < st.REPLICATE_TOLERANCE:
+        n = st.effective_documents(mean, task.clusters)
+        return st.wilson(value * n, n, confidence)
+    n = value * (1 - value) / estimate.variance
+    return st.wilson(value * n, n, confidence, estimate.df)
 
 
 def macro_score(scores: Scores, g: int) -> Interval:
     """A group's macro average of centered scores."""
-    return st.percentile_interval(scores.macro(g), scores.macro_average_replicates(g), scores.analysis.confidence_level)
+    return _interval(scores.macro(g), scores.macro_estimate(g), scores)
 
 
 def task_difference(scores: Scores, t: int, first: int, second: int) -> tuple[Interval, float]:
     """Metric of `first` less `second` on a task, paired, and its p.
 
-    Two single models without shared passages: Newcombe's interval and McNemar's exact test; else the bootstrap.
+    Two single models: Newcombe's interval of right or wrong answers, and exact sign flips; else crossed variance.
     """
-    task, one, two = scores.responses.tasks[t], scores.model_columns(first), scores.model_columns(second)
+    task, estimate = scores.responses.tasks[t], scores.task_estimate(t, first, second)
     value = float(scores.raw[t, first] - scores.raw[t, second])
-    if len(one) == len(two) == 1 and task.is_binary and not task.has_clusters and np.isfinite(value):
-        a, b = task.correct[:, one[0]], task.correct[:, two[0]]
-        p = float(st.mcnemar(((1 - a) * b).sum(), (a * (1 - b)).sum()))
-        return st.newcombe_paired_interval(a, b, scores.analysis.confidence_level), p
-    draws = scores.raw_replicates[:, t, first] - scores.raw_replicates[:, t, second]
-    return st.percentile_interval(value, draws, scores.analysis.confidence_level), _p(value, draws)
+    if not np.isfinite(value) or not scores.is_single_pair(first, second):
+        return _interval(value, estimate, scores), estimate.p()
+    one, two = (task.correct[:, scores.model_columns(g)[0]] for g in (first, second))
+    p = st.sign_flip_p(one - two, task.clusters)
+    if not task.is_binary:
+        return _interval(value, estimate, scores), p
+    return st.newcombe_paired_interval(one, two, scores.analysis.confidence_level, task.clusters), p
 
 
-def macro_difference(scores: Scores, first: int, second: int) -> tuple[Interval, float]:
-    """Macro average of `first` less `second`, paired, and its bootstrap p."""
-    value = scores.macro(first) - scores.macro(second)
-    draws = scores.macro_average_replicates(first) - scores.macro_average_replicates(second)
-    return st.percentile_interval(value, draws, scores.analysis.confidence_level), _p(value, draws)
+def macro_difference(scores: Scores, first: int, second: int, tasks: Sequence[int] | None = None) -> tuple[Interval, float]:
+    """Macro average of `first` less `second`, paired, and its p: of two single models by exact sign flips, else by crossed
+    variance. tasks: to average instead of `scores.averaged`."""
+    estimate = scores.macro_estimate(first, second, tasks=tasks)
+    found = _interval(estimate.value, estimate, scores)
+    if not np.isfinite(estimate.value) or not scores.is_single_pair(first, second):
+        return found, estimate.p()
+    sums = []
+    for t in scores.averaged if tasks is None else tasks:
+        task = scores.responses.tasks[t]
+        sums.append(cluster_sums(scores.blocks(task.centered(), first, second)[0][:, 0], task.clusters) / task.n)
+    return found, st.sign_flip_p(np.concatenate(sums))
 
 
-def _p(value: float, draws: FloatArray) -> float:
-    return st.bootstrap_p(draws) if np.isfinite(value) else float("nan")
-
-
-def macro_retention(scores: Scores, g: int) -> Interval:
-    """Share of the teacher's macro average the group retains; NaN without a teacher above chance."""
-    if scores.teacher is None:
-        return Interval(np.nan, np.nan, np.nan)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        draws = scores.macro_average_replicates(g) / scores.macro_average_replicates(scores.teacher)
-        value = np.float64(scores.macro(g)) / scores.macro(scores.teacher)
-    return st.percentile_interval(float(value), draws, scores.analysis.confidence_level)
+def _interval(value: float, estimate: Estimate, scores: Scores) -> Interval:
+    found = estimate.interval(scores.analysis.confidence_level)
+    return Interval(value, found.low, found.high)
 
 
 def seed_std(scores: Scores, g: int, t: int | None = None) -> float:
@@ -185,20 +272,10 @@ def seed_std(scores: Scores, g: int, t: int | None = None) -> float:
         return float("nan")
     if t is not None:
         return float(scores.responses.tasks[t].correct[:, members].mean(axis=0).std(ddof=1))
-    if not len(scores.averaged):
-        return float("nan")
-    per_model = np.mean([scores.responses.tasks[i].centered()[:, members].mean(axis=0) for i in scores.averaged], axis=0)
-    return float(per_model.std(ddof=1))
+    return float(scores.seed_averages(g).std(ddof=1))
 
 
 def document_standard_error(scores: Scores, g: int, t: int) -> float:
     """Standard error of a task's metric from the documents alone, mean over seeds, clusters respected."""
     task, members = scores.responses.tasks[t], scores.model_columns(g)
     return st.clustered_standard_error(task.correct[:, members].mean(axis=1), task.clusters) if members else float("nan")
-
-
-def discordance(scores: Scores, first: int, second: int, t: int) -> float:
-    """Share of documents on which exactly one of two models is right, mean over the pairs of their seeds."""
-    task = scores.responses.tasks[t]
-    one, two = task.correct[:, scores.model_columns(first)], task.correct[:, scores.model_columns(second)]
-    return float(np.mean(one[:, :, None] != two[:, None, :])) if one.size and two.size else float("nan")

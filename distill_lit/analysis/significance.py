@@ -4,15 +4,15 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
-from statsmodels.stats.proportion import proportion_confint
 
 from distill_lit.analysis.array_types import FloatArray
 
 REPLICATE_TOLERANCE = (
     1e-6  # equal replicates differ by less, different ones by more: they are means of thousands of answers
 )
+SIGN_FLIP_LEVELS = 2**14
 
 
 class Interval(NamedTuple):
@@ -23,24 +23,51 @@ class Interval(NamedTuple):
     high: float
 
 
-def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
-    """A proportion with Wilson's score interval, which holds at any n. Wilson 1927; Brown, Cai & DasGupta 2001."""
-    if n == 0:
+def wilson(successes: float, n: float, confidence: float = 0.95, df: float = np.inf) -> Interval:
+    """A proportion with Wilson's score interval, which holds at any n. Wilson 1927; Brown, Cai & DasGupta 2001.
+
+    n may be an effective number of documents, and `df` the degrees of freedom by which it is known (Korn & Graubard 1998).
+    """
+    if not n > 0:
         return Interval(np.nan, np.nan, np.nan)
-    low, high = proportion_confint(successes, n, alpha=1 - confidence, method="wilson")
-    return Interval(successes / n, float(low), float(high))
+    share, z = successes / n, float(stats.t.ppf(1 - (1 - confidence) / 2, df))
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    reach = z / (1 + z**2 / n) * (max(share * (1 - share), 0.0) / n + z**2 / (4 * n**2)) ** 0.5
+    return Interval(share, max(middle - reach, 0.0), min(middle + reach, 1.0))
 
 
-def newcombe_paired_interval(first: ArrayLike, second: ArrayLike, confidence: float = 0.95) -> Interval:
+def rule_of_three(n: float, confidence: float = 0.95) -> float:
+    """The share that an event of which none was seen among n has at most: 1 − (1 − confidence)^(1/n), about 3/n.
+
+    Hanley & Lippman-Hand 1983.
+    """
+    return float(1 - (1 - confidence) ** (1 / n)) if n > 0 else float("nan")
+
+
+def effective_documents(values: ArrayLike, clusters: ArrayLike) -> float:
+    """Documents that would tell as much of the mean of `values` if none shared a passage: n over the design effect (Kish
+    1965), at most n. Where all values are the same, the number of passages."""
+    x, codes = np.asarray(values, float), np.unique(np.asarray(clusters), return_inverse=True)[1]
+    count = int(codes.max(initial=-1)) + 1
+    if count == len(x):
+        return float(len(x))
+    alone, shared = clustered_standard_error(x, np.arange(len(x))), clustered_standard_error(x, codes)
+    return len(x) * min((alone / shared) ** 2, 1.0) if shared > 0 else float(count)
+
+
+def newcombe_paired_interval(
+    first: ArrayLike, second: ArrayLike, confidence: float = 0.95, clusters: ArrayLike | None = None
+) -> Interval:
     """mean(first) − mean(second) of paired 0/1 answers with Newcombe's score interval (1998, method 10).
 
-    Unlike a normal approximation or a bootstrap it is not [0, 0] when no pair differs.
+    Unlike a normal approximation or a bootstrap it is not [0, 0] when no pair differs. clusters: passages that documents
+    share; the counts are then those of as many documents as would tell the same.
     """
     one, two = np.asarray(first, float), np.asarray(second, float)
-    n = len(one)
-    if n == 0:
+    if not len(one):
         return Interval(np.nan, np.nan, np.nan)
-    both, only_one, only_two = (one * two).sum(), (one * (1 - two)).sum(), ((1 - one) * two).sum()
+    n = float(len(one)) if clusters is None else effective_documents(one - two, clusters)
+    both, only_one, only_two = (float(np.mean(x)) * n for x in (one * two, one * (1 - two), (1 - one) * two))
     p1, l1, u1 = wilson(both + only_one, n, confidence)
     p2, l2, u2 = wilson(both + only_two, n, confidence)
     phi = _phi(both, only_one, only_two, n - both - only_one - only_two)
@@ -52,7 +79,7 @@ def newcombe_paired_interval(first: ArrayLike, second: ArrayLike, confidence: fl
 def _phi(a: float, b: float, c: float, d: float) -> float:
     """Correlation of a 2×2 table, with Newcombe's continuity correction when it is positive."""
     margins = (a + b) * (c + d) * (a + c) * (b + d)
-    if margins == 0:
+    if margins <= 0:
         return 0.0
     cross = a * d - b * c
     if cross > 0:
@@ -60,19 +87,40 @@ def _phi(a: float, b: float, c: float, d: float) -> float:
     return float(cross / margins**0.5)
 
 
-def mcnemar(lost: ArrayLike, gained: ArrayLike) -> FloatArray:
-    """Exact two-sided p of McNemar's test from the two discordant counts; 1 when there are none. McNemar 1947."""
-    b, c = np.asarray(lost, float), np.asarray(gained, float)
-    return np.asarray(np.minimum(1.0, 2 * stats.binom.cdf(np.minimum(b, c), b + c, 0.5)))
+def sign_flip_p(differences: ArrayLike, clusters: ArrayLike | None = None) -> float:
+    """Two-sided p that paired differences are as likely this way as the other: the share of all changes of sign of the
+    clusters' sums whose total is at least as far from 0. 1 when nothing differs. Fisher 1935; of clusters, Rosenbaum 2002.
+
+    Exact where the sums are multiples of the smallest one; else they are rounded to SIGN_FLIP_LEVELS parts of the sum of
+    their sizes. Of right or wrong answers without shared passages it is McNemar's exact test.
+    """
+    values = np.asarray(differences, float)
+    if not np.isfinite(values).all():
+        return float("nan")
+    if clusters is not None:
+        values = np.bincount(np.unique(np.asarray(clusters), return_inverse=True)[1], weights=values)
+    sizes = _whole_sizes(values)
+    total, observed = int(np.abs(sizes).sum()), int(abs(sizes.sum()))
+    if observed == 0:
+        return 1.0
+    points = 2 ** int(np.ceil(np.log2(2 * total + 2)))
+    angle = np.arange(points // 2 + 1) * (2 * np.pi / points)
+    transform = np.ones(len(angle))  # E exp(i·angle·total) = Π cos(angle·size) over the clusters
+    for size, times in zip(*np.unique(np.abs(sizes[sizes != 0]), return_counts=True), strict=True):
+        transform *= np.cos(angle * size) ** int(times)
+    share = np.fft.irfft(transform, points)
+    return float(np.clip(2 * share[observed : total + 1].sum(), 0.5**1000, 1.0))
 
 
-def clustered_mcnemar(differences: ArrayLike, clusters: ArrayLike) -> float:
-    """Two-sided p of McNemar's test where documents share clusters: (Σ d)² / Σ d² over the clusters' sums of differences
-    is χ² with one degree of freedom. Obuchowski 1998. differences: 1 gained, −1 lost, 0 neither."""
-    codes = np.unique(np.asarray(clusters), return_inverse=True)[1]
-    sums = np.bincount(codes, weights=np.asarray(differences, float))
-    spread = float((sums**2).sum())
-    return float(stats.chi2.sf(sums.sum() ** 2 / spread, 1)) if spread else 1.0
+def _whole_sizes(sums: FloatArray) -> NDArray[np.integer]:
+    """Sums as multiples of a unit: of the smallest one, or where that does not divide the others, of a small one."""
+    known = np.abs(sums[np.abs(sums) > REPLICATE_TOLERANCE])
+    if not len(known):
+        return np.zeros(len(sums), np.int64)
+    unit = known.min()
+    if np.abs(known / unit - np.round(known / unit)).max() > REPLICATE_TOLERANCE * len(known):
+        unit = known.sum() / SIGN_FLIP_LEVELS
+    return np.asarray(np.round(sums / unit), np.int64)
 
 
 def fisher_greater(inside: tuple[int, int], outside: tuple[int, int]) -> float:
@@ -94,6 +142,24 @@ def holm(p: Sequence[float]) -> FloatArray:
     return _adjusted(p, step_down)
 
 
+def gated_holm(p: ArrayLike) -> FloatArray:
+    """Adjusted p of `p` (chains, steps): in each chain a step is tested only once those before it are significant.
+
+    The level is shared equally by the chains; one that is significant throughout leaves its share to the others. With one
+    step it is Holm's procedure, and it keeps its familywise error rate. NaN steps are passed over. Bretz et al. 2009.
+    """
+    values = np.asarray(p, float)
+    adjusted = np.full(values.shape, np.nan)
+    chains = [[step for step in range(values.shape[1]) if np.isfinite(row[step])] for row in values]
+    raised = 0.0
+    while open_chains := [c for c, steps in enumerate(chains) if steps]:
+        chain = min(open_chains, key=lambda c: values[c, chains[c][0]])
+        step = chains[chain].pop(0)
+        raised = max(raised, min(1.0, values[chain, step] * len(open_chains)))
+        adjusted[chain, step] = raised
+    return adjusted
+
+
 def benjamini_hochberg(p: Sequence[float]) -> FloatArray:
     """Benjamini–Hochberg adjusted p values, NaN kept as NaN and not counted. Benjamini & Hochberg 1995."""
     return _adjusted(p, stats.false_discovery_control)
@@ -106,18 +172,6 @@ def _adjusted(p: Sequence[float], adjust: Callable[[FloatArray], FloatArray]) ->
     if known.any():
         adjusted[known] = adjust(values[known])
     return adjusted
-
-
-def minimum_detectable_effect(n: float, discordance: float, alpha: float = 0.05, power: float = 0.8) -> float:
-    """The smallest difference of two paired proportions found with `power` on n documents (Miller 2411.00640 §5).
-
-    discordance: share of documents on which exactly one of the two is right; at least 3/n, which is what
-    no discordant pair among n still allows at 95%.
-    """
-    if n == 0:
-        return float("nan")
-    spread = stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)
-    return float(spread * (max(discordance, 3 / n) / n) ** 0.5)
 
 
 def clustered_standard_error(values: ArrayLike, clusters: ArrayLike) -> float:
@@ -149,17 +203,3 @@ def bootstrap_p(replicates: ArrayLike) -> float:
         return float("nan")
     below, above = (known <= REPLICATE_TOLERANCE).sum(), (known >= -REPLICATE_TOLERANCE).sum()
     return float(min(1.0, 2 * (min(below, above) + 1) / (known.size + 1)))
-
-
-def simultaneous_intervals(
-    values: FloatArray, replicates: FloatArray, confidence: float = 0.95
-) -> tuple[FloatArray, FloatArray]:
-    """Bounds that hold for all G values at once; values (G,), replicates (B, G). Max-|t|, Romano & Wolf 2005."""
-    error = np.nanstd(replicates, axis=0, ddof=1)
-    error = np.where(error > 0, error, np.nan)
-    known = np.isfinite(replicates).all(axis=1)
-    if not np.isfinite(error).any() or not known.any():
-        return np.full_like(values, np.nan), np.full_like(values, np.nan)
-    furthest = np.nanmax(np.abs((replicates[known] - values) / error), axis=1)
-    reach = np.nanquantile(furthest, confidence) * error
-    return values - reach, values + reach

@@ -1,121 +1,160 @@
-"""Scores by stratum, pooled over tasks of equal weight, with joint bootstrap replicates of all groups."""
+"""Scores by stratum of an axis: means, and what the strata differ by. Taken within tasks, which have equal weight.
 
-from dataclasses import dataclass
+Variances are those of documents and seeds together (`crossed_variance`).
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from distill_lit.analysis.array_types import FloatArray
-from distill_lit.analysis.bootstrap import bootstrap_seed, bootstrap_sums, seed_resample_weights
+from distill_lit.analysis.crossed_variance import NONE, Estimate, TaskValues, crossed_estimate, mean_inside
 from distill_lit.analysis.document_axes import DocumentAxis
+from distill_lit.analysis.retention import MIN_RETENTION_BASELINE
 from distill_lit.analysis.scores import Scores
 
 MIN_STRATUM_DOCUMENTS = 10  # of a task in a stratum, from which its mean has the weight of a task
 
+Weights = Mapping[int, float]  # of strata, in a sum of their means
+
 
 @dataclass(frozen=True)
-class StratumScores:
-    """Centered scores of one axis. `head_tail_…`: head and tail over the tasks that have both, so that tasks do
-    not differ."""
+class AxisStrata:
+    """The strata of one axis.
 
-    strata: list[int]  # strata
-    n_documents: NDArray[np.integer]  # (stratum,) documents
-    estimates: FloatArray  # (stratum, group)
-    replicates: FloatArray  # (draw, stratum, group)
-    head_tail_n_documents: int  # documents in the smaller of head and tail
-    head_tail_estimates: FloatArray  # (2, group)
-    head_tail_replicates: FloatArray  # (draw, 2, group)
-
-
-def pool_strata(scores: Scores, axes: list[DocumentAxis], codes: pd.DataFrame) -> dict[str, StratumScores]:
-    """Centered scores of all groups in every stratum of every axis, averaged over the tasks that have
-    MIN_STRATUM_DOCUMENTS there.
-
-    NaN for a group that lacks one of the averaged tasks: it would be compared over others.
+    numbers: those there are; last: the tail's; inside: {averaged task: {stratum: (D,) which of its documents are in it}},
+    without strata that have fewer than MIN_STRATUM_DOCUMENTS of a task.
     """
-    numbers = {axis.name: sorted(codes[axis.name].unique()) for axis in axes}
-    slots = [(axis.name, s) for axis in axes for s in numbers[axis.name]]
-    ends = [(slots.index((a.name, 1)), slots.index((a.name, last))) if {1, last} <= set(numbers[a.name]) else None
-            for a in axes for last in [_last(scores, a)]]  # fmt: skip
-    every = _Average(scores.analysis.n_resamples, len(slots), len(scores.groups))
-    pairs = _Average(scores.analysis.n_resamples, 2 * len(axes), len(scores.groups))
+
+    scores: Scores
+    numbers: list[int]
+    last: int
+    inside: dict[int, dict[int, NDArray[np.bool_]]]
+    _known: dict[tuple[Any, ...], Estimate] = field(default_factory=dict)  # the same baselines stand beside many students
+
+    def tasks_with(self, strata: Iterable[int]) -> list[int]:
+        """Averaged tasks that have all these strata: so that no tasks are compared where strata are."""
+        wanted = set(strata)
+        return [t for t, masks in self.inside.items() if wanted <= set(masks)]
+
+    def n_documents(self, strata: Iterable[int]) -> int:
+        """Documents in the smallest of these strata, over the tasks that have all of them."""
+        wanted = list(strata)
+        tasks = self.tasks_with(wanted)
+        return min((sum(int(self.inside[t][s].sum()) for t in tasks) for s in wanted), default=0)
+
+    def estimate(self, weights: Weights, first: int, second: int | None = None) -> Estimate:
+        """Σ of the means of the strata times their weights, of group `first`, less that of group `second`. NaN where no
+        task has all of them, or a group lacks one of the averaged tasks: it would be compared over others."""
+        key = (tuple(weights.items()), first, second)
+        if key not in self._known:
+            self._known[key] = self._estimate(weights, first, second)
+        return self._known[key]
+
+    def _estimate(self, weights: Weights, first: int, second: int | None) -> Estimate:
+        groups = [first] if second is None else [first, second]
+        if np.isnan(self.scores.centered[self.scores.averaged][:, groups]).any():
+            return NONE
+        tasks, parts = self.tasks_with(weights), []
+        for t in tasks:
+            task = self.scores.responses.tasks[t]
+            blocks = self.scores.blocks(task.centered(), first, second)
+            mixed = tuple(self._mixed(t, weights, dict.fromkeys(weights, block)) for block in blocks)
+            parts.append(TaskValues(mixed, task.clusters, 1 / len(tasks)))
+        return crossed_estimate(parts)
+
+    def _mixed(self, t: int, weights: Weights, blocks: Mapping[int, FloatArray]) -> FloatArray:
+        """The block whose mean is the weighted sum of the means of the strata, each in its own of `blocks`."""
+        total = np.zeros(next(iter(blocks.values())).shape)
+        for s, weight in weights.items():
+            if weight:
+                total = total + weight * mean_inside(blocks[s], self.inside[t][s])
+        return total
+
+    def retention(self, s: int, g: int) -> float:
+        """Share of the teacher's score in a stratum that a group retains; NaN unless the teacher is above chance there."""
+        return self._retention([s], s, g)
+
+    def _retention(self, together: Iterable[int], s: int, g: int) -> float:
+        """Over the tasks that have all strata of `together`."""
+        teacher = self._mean(together, s, self.scores.teacher)
+        low = teacher.interval(self.scores.analysis.confidence_level).low
+        return self._mean(together, s, g).value / teacher.value if low > MIN_RETENTION_BASELINE else float("nan")
+
+    def _mean(self, together: Iterable[int], s: int, g: int | None) -> Estimate:
+        return NONE if g is None else self.estimate({**dict.fromkeys(together, 0.0), s: 1.0}, g)
+
+    def retention_estimate(self, weights: Weights, first: int, second: int | None = None) -> Estimate:
+        """Σ of the shares that a group retains of the teacher's score in each stratum times its weight, less that of
+        another group. NaN unless the teacher is above chance in each. Linearized: R = S/T varies as (S − R·T)/T."""
+        teacher = self.scores.teacher
+        kept = {g: {s: self._retention(weights, s, g) for s in weights} for g in (first, second) if g is not None}
+        base = {s: self._mean(weights, s, teacher).value for s in weights}
+        values = [sum(w * shares[s] for s, w in weights.items()) for shares in kept.values()]
+        if teacher is None or not np.isfinite(values).all():
+            return NONE
+        tasks, parts = self.tasks_with(weights), []
+        for t in tasks:
+            task, by_stratum = self.scores.responses.tasks[t], {}
+            teacher_scores = task.centered()[:, self.scores.model_columns(teacher)[:1]]
+            for s in weights:
+                rest = task.centered().copy()
+                for g, shares in kept.items():
+                    rest[:, self.scores.model_columns(g)] -= shares[s] * teacher_scores
+                by_stratum[s] = self.scores.blocks(rest / base[s], first, second)
+            count = len(by_stratum[next(iter(weights))])
+            mixed = tuple(self._mixed(t, weights, {s: by_stratum[s][b] for s in weights}) for b in range(count))
+            parts.append(TaskValues(mixed, task.clusters, 1 / len(tasks)))
+        return replace(crossed_estimate(parts), value=values[0] - sum(values[1:]))
+
+
+def axis_strata(scores: Scores, axis: DocumentAxis, codes: pd.Series) -> AxisStrata:
+    """The strata of an axis; codes: of every document, by `stratify`."""
+    inside = {}
     for t in scores.averaged:
-        task = scores.responses.tasks[t]
-        inside = np.stack([(codes.loc[task.index, name] == s).to_numpy() for name, s in slots], axis=1).astype(float)
-        mean, draws = _task_strata(scores, task.centered(), task.clusters, inside, task.task)
-        size = inside.sum(axis=0)
-        few = size < MIN_STRATUM_DOCUMENTS
-        mean[few], draws[:, few], size[few] = np.nan, np.nan, 0
-        every.add(slice(None), mean, draws, size)
-        for a, pair in enumerate(ends):
-            if pair is not None and not few[list(pair)].any():
-                ours = draws[:, list(pair)]
-                # a draw without a tail has no head either
-                ours[np.broadcast_to(~np.isfinite(ours).all(axis=1, keepdims=True), ours.shape)] = np.nan
-                pairs.add(slice(2 * a, 2 * a + 2), mean[list(pair)], ours, size[list(pair)])
-    lacking = np.isnan(scores.centered[scores.averaged]).any(axis=0)
-    (point, draws), (ends_point, ends_draws) = every.means(lacking), pairs.means(lacking)
-    pooled = {}
-    for a, axis in enumerate(axes):
-        rows = [i for i, slot in enumerate(slots) if slot[0] == axis.name]
-        both = slice(2 * a, 2 * a + 2)
-        pooled[axis.name] = StratumScores(
-            numbers[axis.name], every.size[rows], point[rows], draws[:, rows],
-            int(pairs.size[both].min()), ends_point[both], ends_draws[:, both],
-        )  # fmt: skip
-    return pooled
+        own = codes.loc[scores.responses.tasks[t].index].to_numpy()
+        masks = {int(s): own == s for s in np.unique(own)}
+        inside[int(t)] = {s: mask for s, mask in masks.items() if mask.sum() >= MIN_STRATUM_DOCUMENTS}
+    last = 2 if axis.kind == "binary" else scores.analysis.num_strata
+    return AxisStrata(scores, sorted(int(s) for s in codes.unique()), last, inside)
 
 
-class _Average:
-    """Running mean over tasks of (slot, group) values and their replicates; NaN values are left out."""
-
-    def __init__(self, draws: int, slots: int, groups: int) -> None:
-        self.size = np.zeros(slots, np.int64)
-        self.point, self.seen = np.zeros((slots, groups)), np.zeros((slots, groups))
-        self.draws = np.zeros((draws, slots, groups))
-        self.drawn = np.zeros_like(self.draws)
-
-    def add(self, place: slice, point: FloatArray, draws: FloatArray, size: FloatArray) -> None:
-        """One task's values for the slots in `place`."""
-        self.size[place] += size.astype(np.int64)
-        for total, number, value in ((self.point[place], self.seen[place], point),
-                                     (self.draws[:, place], self.drawn[:, place], draws)):  # fmt: skip
-            known = np.isfinite(value)
-            total += np.where(known, value, 0)
-            number += known
-
-    def means(self, lacking: NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
-        """Point and replicates, NaN where no task had a value and for the groups that are `lacking`."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            point, draws = self.point / self.seen, self.draws / self.drawn
-        point[..., lacking], draws[..., lacking] = np.nan, np.nan
-        return point, draws
+def against_baseline(
+    names: tuple[str, str],
+    weights: Weights,
+    estimate: Callable[[Weights, int, int | None], Estimate],
+    g: int,
+    ce_only: int | None,
+    teacher: int | None,
+) -> dict[str, Estimate]:
+    """A contrast of a student, the same without teacher (`ce_only_` before its name), and the excess of the first, which
+    has the second of `names`. teacher: whose own contrast is taken off the first two; None: no one's."""
+    name, excess = names
+    found = {name: estimate(weights, g, teacher)}
+    if ce_only is not None:
+        found |= {f"ce_only_{name}": estimate(weights, ce_only, teacher), excess: estimate(weights, g, ce_only)}
+    return found
 
 
-def _last(scores: Scores, axis: DocumentAxis) -> int:
-    return 2 if axis.kind == "binary" else scores.analysis.num_strata
+def with_bounds(estimates: Mapping[str, Estimate], confidence_level: float) -> dict[str, float]:
+    """{name, name_low, name_high, name_p} of each."""
+    row: dict[str, float] = {}
+    for name, estimate in estimates.items():
+        value, low, high = estimate.interval(confidence_level)
+        row |= {name: value, f"{name}_low": low, f"{name}_high": high, f"{name}_p": estimate.p()}
+    return row
 
 
-def _task_strata(
-    scores: Scores, centered: FloatArray, clusters: NDArray[np.integer], inside: FloatArray, task: str
-) -> tuple[FloatArray, FloatArray]:
-    """Mean score (stratum, group) and its replicates (draw, stratum, group) on one task; NaN in empty strata."""
-    documents, models = centered.shape
-    strata, draws = inside.shape[1], scores.analysis.n_resamples
-    parts = inside[:, :, None] * np.concatenate([centered, np.ones((documents, 1))], axis=1)[:, None, :]
-    flat = parts.reshape(documents, -1)
-    # the observed sample is one more "draw", so that point and replicates go the same way
-    sums = np.concatenate([flat.sum(axis=0, keepdims=True), bootstrap_sums(flat, clusters, draws, bootstrap_seed(task))])
-    sums = sums.reshape(draws + 1, strata, models + 1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        means = sums[:, :, :-1] / sums[:, :, -1:]
-    groups = np.full((draws + 1, strata, len(scores.groups)), np.nan)
-    for g, group in enumerate(scores.groups):
-        if group.models:
-            columns = scores.model_columns(g)
-            weights = np.concatenate(
-                [np.full((1, len(columns)), 1 / len(columns)), seed_resample_weights(group.seeds, len(columns), draws)]
-            )
-            groups[:, :, g] = np.einsum("bsk,bk->bs", means[:, :, columns], weights)
-    return groups[0].astype(float), groups[1:]
+def tail_less_head(last: int) -> dict[int, float]:
+    """Weights of the last stratum less the first."""
+    return {1: -1.0, last: 1.0}
+
+
+def trend_weights(last: int) -> dict[int, float]:
+    """Weights of the least-squares line through the means of strata 1 … last, from its first to its last."""
+    places = np.arange(1, last + 1) - (last + 1) / 2
+    return {s: float((last - 1) * place / (places**2).sum()) for s, place in enumerate(places, start=1)}

@@ -20,6 +20,7 @@ from distill_lit.cli.commands import (
     schema,
     serve_tensorboard,
     status,
+    table,
 )
 from distill_lit.cli.commands import list as list_command
 from distill_lit.cli.errors import PipeSafeConsole, error_summary, log_traceback, print_error, replace_unencodable_output
@@ -29,7 +30,7 @@ from distill_lit.utils.exceptions import FatalRunError, UserError
 from distill_lit.utils.files import permission_error_message
 
 COMMANDS = (
-    init, run, plan, status, generate, cache, cost, fetch, evaluate, export, report, scaling, list_command, schema,
+    init, run, plan, status, generate, cache, cost, fetch, evaluate, export, report, table, scaling, list_command, schema,
     doctor, serve_tensorboard,
 )  # fmt: skip
 EPILOG = """examples:
@@ -41,6 +42,7 @@ EPILOG = """examples:
   distill-lit evaluate file:runs/quickstart/…/student tasks=[piqa,sciq] limit=200
   distill-lit export file:runs/quickstart/…/student --quantization q8_0       one GGUF file, for llama.cpp
   distill-lit report results/quickstart                             draw tables and figures again, from records alone
+  distill-lit table results/quickstart --out table.tex              a table for a paper
   distill-lit tensorboard runs/quickstart
   distill-lit doctor                                                check this machine, and say how to fix what is wrong
 

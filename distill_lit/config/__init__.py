@@ -13,6 +13,8 @@ from distill_lit.config.loading import expand_grid, load_experiment, load_sectio
 from distill_lit.config.mixture import MixtureConfig, MixtureMemberConfig
 from distill_lit.config.models import LoraConfig, StudentConfig, TeacherConfig, TeacherPromptConfig, WidthConfig
 from distill_lit.config.on_policy import OnPolicyConfig
+from distill_lit.config.probes import ProbeConfig
+from distill_lit.config.report import ReportConfig
 from distill_lit.config.schema import (
     AnalysisConfig,
     CorpusConfig,
@@ -46,8 +48,10 @@ __all__ = [
     "ObjectiveConfig",
     "OnPolicyConfig",
     "PriceConfig",
+    "ProbeConfig",
     "PromptsConfig",
     "RemoteConfig",
+    "ReportConfig",
     "StudentConfig",
     "TeacherConfig",
     "TeacherPromptConfig",

@@ -23,6 +23,8 @@ from distill_lit.config.generation import DatasetConfig, GeneratedConfig
 from distill_lit.config.key_paths import HOLDS_PATHS
 from distill_lit.config.models import StudentConfig, TeacherConfig
 from distill_lit.config.on_policy import OnPolicyConfig
+from distill_lit.config.probes import ProbeConfig
+from distill_lit.config.report import ReportConfig
 
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 DEFAULT_BASELINES: tuple[Baseline, ...] = ("teacher", "untrained", "ce_only")
@@ -188,6 +190,10 @@ class EvaluationConfig:
     """Which lm-eval tasks, on how many documents."""
 
     tasks: list[Text] = Field(default_factory=list, description="tasks and groups of lm-eval, see `distill-lit list tasks`")
+    probes: dict[Text, ProbeConfig] = Field(
+        default_factory=dict,
+        description="held-out text, {name: passages}, scored in bits per byte, KL to the teacher and draft acceptance",
+    )
     limit: Count = Field(default=0, ge=0, description="documents per task, drawn at random; 0: all")
     num_fewshot: Annotated[Int, Field(ge=0, le=64)] | None = Field(
         default=None, description="examples before each question; null: what the task's file says"
@@ -241,14 +247,24 @@ class CostConfig:
 class AnalysisConfig:
     """Intervals and tests of the tables and of the long-tail report."""
 
-    n_resamples: Count = Field(default=10_000, ge=100, description="bootstrap draws of every interval")
+    n_resamples: Count = Field(
+        default=10_000, ge=100, description="draws of what has no formula, such as the chance to be on the frontier"
+    )
     confidence_level: Float = Field(default=0.95, gt=0.5, le=0.999, description="coverage of every interval")
+    primary_endpoint: Literal["accuracy", "margin", "p_gold", "bits_per_byte", "probe_bits_per_byte", "probe_kl"] = Field(
+        default="accuracy",
+        description="what decides, declared before the run: accuracy (each task's metric); length-normalized margin, "
+        "probability or bits per byte of the right answer; bits per byte or KL of the probes; the rest is secondary",
+    )
     num_strata: Int = Field(default=5, ge=2, le=20, description="quantile groups of an axis, within a task")
     false_discovery_rate: Float = Field(default=0.05, gt=0, le=0.5, description="rate q of Benjamini-Hochberg")
     claim_min_quality: Float = Field(
         default=0.9, gt=0, le=1, description="share of the teacher's score above chance a student must keep"
     )
     claim_max_cost: Float = Field(default=0.1, gt=0, le=1, description="share of the teacher's cost a student may need")
+    equivalence_margin: Float = Field(
+        default=0.02, gt=0, le=1, description="difference of two averages above chance from which it would matter"
+    )
 
     @property
     def alpha(self) -> float:
@@ -308,6 +324,9 @@ class ExperimentConfig:
     cost: CostConfig = Field(default_factory=CostConfig, description="how inference is measured")
     on_policy: OnPolicyConfig = Field(default_factory=OnPolicyConfig, description="text that the student writes")
     analysis: AnalysisConfig = Field(default_factory=AnalysisConfig, description="intervals and tests of the report")
+    report: ReportConfig = Field(
+        default_factory=ReportConfig, description="labels, order and decimals of tables and figures"
+    )
     launcher: LauncherConfig = Field(default_factory=LauncherConfig, description="where runs happen")
     loggers: dict[Text, dict[Text, Any] | None] = Field(
         default_factory=_default_loggers,

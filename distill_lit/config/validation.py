@@ -11,8 +11,8 @@ from distill_lit.utils.exceptions import UserError, suggest
 MAX_NAME_BYTES = 200  # of the 255 that the name of a folder may have
 # names of models that are no students
 RESERVED_NAMES = BASELINES
-EXPERIMENT_WIDE_KEYS = ("name", "question", "dataset_source", "evaluation", "cost", "analysis", "launcher", "grid",
-                        "plugins", "variants", "baselines", "external_models")  # fmt: skip
+EXPERIMENT_WIDE_KEYS = ("name", "question", "dataset_source", "evaluation", "cost", "analysis", "report", "launcher",
+                        "grid", "plugins", "variants", "baselines", "external_models")  # fmt: skip
 
 
 def _check_varies(what: str, key: str) -> None:
@@ -54,6 +54,13 @@ def validate_config(config: ExperimentConfig) -> None:
     for name in config.external_models:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]{,99}", name) or name in (*config.students, *RESERVED_NAMES):
             raise UserError(f"external_models.{name}: a name is made of letters, digits, '_', '.', '-', and is not taken")
+    for name in config.evaluation.probes:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]{,99}", name) or name in config.evaluation.tasks:
+            raise UserError(f"evaluation.probes.{name}: a name is made of letters, digits, '_', '.', '-', and is no task's")
+    if config.analysis.primary_endpoint.startswith("probe_") and not config.evaluation.probes:
+        raise UserError(
+            f"analysis.primary_endpoint: {config.analysis.primary_endpoint}, and evaluation.probes names no text"
+        )
     for key in grid_keys(config.grid):
         _check_varies(f"grid.{key}", key)
     check_grid(config.grid)

@@ -7,6 +7,7 @@ from distill_lit.data.pipeline import (
     check_data_config,
     count_bytes,
     prepare_datasets,
+    read_word_counts,
     word_counts,
 )
 from distill_lit.data.teacher_prompts import TeacherDocuments, check_teacher_prompt
@@ -20,5 +21,6 @@ __all__ = [
     "check_teacher_prompt",
     "count_bytes",
     "prepare_datasets",
+    "read_word_counts",
     "word_counts",
 ]

@@ -128,7 +128,7 @@ def check_corpora(corpora: Mapping[str, CorpusConfig], dataset_source: str) -> N
     if not corpora:
         raise UserError("data.corpora names no corpus; add one, or a corpora/… file to `defaults`")
     for name, corpus in corpora.items():
-        _check_corpus(f"{TRAINING_SECTION}.{name}", corpus, dataset_source)
+        check_corpus(f"{TRAINING_SECTION}.{name}", corpus, dataset_source)
     unweighted = [name for name, corpus in corpora.items() if corpus.weight is None]
     if unweighted and len(unweighted) < len(corpora):
         raise UserError(
@@ -146,10 +146,12 @@ def check_validation_corpora(corpora: Mapping[str, CorpusConfig], dataset_source
             raise UserError(f"{key}.generated: text to validate on is not written by a teacher; give dataset or path")
         if corpus.weight is not None:
             raise UserError(f"{key}.weight: text to validate on is read as it is; only data.corpora have weights")
-        _check_corpus(key, corpus, dataset_source)
+        check_corpus(key, corpus, dataset_source)
 
 
-def _check_corpus(key: str, corpus: CorpusConfig, dataset_source: str) -> None:
+def check_corpus(key: str, corpus: CorpusConfig, dataset_source: str) -> None:
+    """Raises UserError for a corpus that cannot be read, as far as that shows without fetching. key: its own in the
+    config."""
     if corpus.generated is None:
         check_corpus_source(key, corpus, dataset_source)
     elif corpus.dataset or corpus.path:
@@ -227,8 +229,13 @@ def count_words(documents: list[Document]) -> Counter[str]:
     """How often each lower-case word occurs."""
     words: Counter[str] = Counter()
     for document in documents:
-        words.update(CORPUS_WORD_PATTERN.findall(document.text.lower()))
+        words.update(count_text_words(document.text))
     return words
+
+
+def count_text_words(text: str) -> Counter[str]:
+    """How often each lower-case word occurs in a text."""
+    return Counter(CORPUS_WORD_PATTERN.findall(text.lower()))
 
 
 def _digest(document: Document) -> bytes:

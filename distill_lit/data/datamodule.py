@@ -5,7 +5,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 
 from distill_lit.config.schema import TrainingConfig
-from distill_lit.data.loader import PackedLoader, ValidationLoader, optimizer_steps
+from distill_lit.data.loader import PackedLoader, ValidationLoader, optimizer_steps, rows_per_step
 from distill_lit.data.packing import PackedDataset
 
 
@@ -20,9 +20,7 @@ class PackedDataModule(LightningDataModule):
     @property
     def tokens_per_step(self) -> int:
         """Positions that all ranks read in one optimizer step, padding included."""
-        config = self.training
-        rows = config.micro_batch_size * config.gradient_accumulation_steps * config.devices
-        return rows * self.train.sequence_length
+        return rows_per_step(self.training) * self.train.sequence_length
 
     def _rank_and_world_size(self) -> dict[str, Any]:
         """Which of how many ranks this is; before a Trainer is attached the only one."""

@@ -28,12 +28,14 @@ def _epoch_permutation(rows: int, seed: int, number: int) -> np.ndarray:
     return np.random.default_rng([seed, number]).permutation(rows)
 
 
+def rows_per_step(training: TrainingConfig) -> int:
+    """Rows that all ranks read in one optimizer step."""
+    return training.micro_batch_size * training.gradient_accumulation_steps * training.devices
+
+
 def optimizer_steps(training: TrainingConfig, sequence_length: int) -> int:
     """Steps in which a student reads `training.max_tokens` positions, padding included; rounded up."""
-    return -(
-        -training.max_tokens
-        // (sequence_length * training.micro_batch_size * training.gradient_accumulation_steps * training.devices)
-    )
+    return -(-training.max_tokens // (sequence_length * rows_per_step(training)))
 
 
 def make_batch(packed: PackedDataset, rows: np.ndarray, step_tokens: int) -> PackedBatch:

@@ -18,9 +18,11 @@ from distill_lit.data.corpora import (
     check_validation_corpora,
     corpora_fingerprint,
     corpus_names,
+    count_text_words,
     count_words,
     read_documents,
 )
+from distill_lit.data.loader import shuffled_row_indices
 from distill_lit.data.mixture import corpus_shares, tokenize_mixture
 from distill_lit.data.packing import PACKED_ARRAYS, PackedDataset, pack, split_train_validation, take_tokens
 from distill_lit.data.sources import FileSource, open_corpus_source
@@ -193,6 +195,25 @@ def word_counts(data: DataConfig, dataset_source: str) -> Counter[str]:
         counts = count_words(read_documents(data.corpora, data.seed, dataset_source).items)
         try_write_json(path, dict(counts.most_common()))
         return counts
+
+
+def read_word_counts(prepared: PreparedData, tokenizer: Any, rows: int, seed: int) -> Counter[str]:
+    """How often each lower-case word occurs in the first `rows` training rows in the order of `seed`: what a student reads.
+    Cached beside the tokens."""
+    path = cache_root() / "tokens" / f"words-read-{fingerprint([prepared.fingerprint, rows, seed])}.json"
+    try:
+        return Counter(read_json(path))
+    except (OSError, ValueError):
+        words: Counter[str] = Counter()
+        numbers, times = np.unique(shuffled_row_indices(len(prepared.train), seed, rows), return_counts=True)
+        for number, count in zip(numbers, times, strict=True):
+            row = prepared.train.take(np.array([number]))
+            for document in np.unique(row.document_ids[row.document_ids > 0]):
+                tokens = row.input_ids[row.document_ids == document].tolist()
+                found = count_text_words(tokenizer.decode(tokens, skip_special_tokens=True))
+                words.update({word: int(count) * n for word, n in found.items()})
+        try_write_json(path, dict(words.most_common()))
+        return words
 
 
 def _keys(data: DataConfig, tokenizer_folder: Path, dataset_source: str) -> tuple[str, str]:

@@ -220,6 +220,17 @@ def _assemble(
     return EvaluationResult(documents, records, meta, elapsed_s, cached)
 
 
+def join_results(first: EvaluationResult, second: EvaluationResult) -> EvaluationResult:
+    """Both as one: of the same model, on other tasks."""
+    return EvaluationResult(
+        pd.concat([first.documents, second.documents], ignore_index=True),
+        pd.concat([first.records, second.records], ignore_index=True),
+        first.meta | second.meta,
+        first.elapsed_s + second.elapsed_s,
+        [*first.cached_tasks, *second.cached_tasks],
+    )
+
+
 @contextmanager
 def _restoring_training_mode(model: PreTrainedModel) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from jinja2 import TemplateError
@@ -50,6 +51,14 @@ RECORD_COLUMNS = (
     "response",
     "metrics",
 )
+PROBE_COLUMNS = (
+    "kl",
+    "draft_acceptance",
+    "agreement",
+    "band_nats",
+    "band_bytes",
+)  # of passages of a probe, beside the others
+PROBE_OUTPUT_TYPE = "probe"  # beside the output types of lm-eval's tasks
 TOKEN_LOGPROBS = "token_logprobs"  # a column of records where evaluation.token_logprobs asks for it
 CLUSTER_FIELDS = ("passage", "article", "support", "story", "context", "source_id")  # documents may share one of these
 METADATA_FIELDS = (
@@ -89,6 +98,42 @@ def make_rows(
         seen[key] += 1
         rows.append(row)
     return rows
+
+
+def probe_row(
+    name: str,
+    number: int,
+    text: str,
+    scores: Sequence[Sequence[float]],
+    bands: tuple[list[float], list[int]],
+    keep_token_logprobs: bool = False,
+) -> dict[str, Any]:
+    """The row of a passage of a probe, with PROBE_COLUMNS too: means over its tokens of KL(teacher ‖ model) in nats, draft
+    acceptance and agreement, and nats and bytes by frequency band. scores: of each token its log-probability and these
+    three."""
+    columns = list(zip(*scores, strict=True)) or [()] * 4
+    means = [math.fsum(values) / len(values) if values else NOT_APPLICABLE for values in columns[1:]]
+    key = fingerprint([name, text])
+    logprobs = {TOKEN_LOGPROBS: [list(columns[0])]} if keep_token_logprobs else {}
+    return {
+        **_empty_row(),
+        "task": name,
+        "key": f"{key}.0",
+        "doc_id": number,
+        "cluster": f"{key}.0",
+        "prompt": text,
+        "prompt_chars": len(text),
+        "prompt_hash": _digest(text),
+        "target_hash": _digest(text),
+        "metadata": "{}",
+        "metrics": "{}",
+        "ll": [math.fsum(columns[0])],
+        "tokens": [len(scores)],
+        "len_chars": [len(text)],
+        "len_bytes": [len(text.encode())],
+        **dict(zip(PROBE_COLUMNS, (*means, *bands), strict=True)),
+        **logprobs,
+    }
 
 
 def _empty_row() -> dict[str, Any]:

@@ -9,14 +9,17 @@ import pandas as pd
 from distill_lit import data
 from distill_lit.analysis.document_axes import content_words
 from distill_lit.analysis.records_file import INDEX, RECORDS_FILE, ExperimentRecords, write_records
-from distill_lit.config import to_yaml
+from distill_lit.config import ExperimentConfig, to_yaml
 from distill_lit.config.roles import Role
+from distill_lit.data.loader import optimizer_steps, rows_per_step
 from distill_lit.experiment import run as work
 from distill_lit.experiment.fingerprint import validation_data_fingerprint
-from distill_lit.experiment.pipeline import has_generated_corpus, learns_from_teacher, referred_models
+from distill_lit.experiment.pipeline import learns_from_teacher, referred_models
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.precision import resolve_auto
-from distill_lit.experiment.teacher import resolve_generated_data
+from distill_lit.experiment.requirements import student_base_folder
+from distill_lit.experiment.teacher import prepare_run_data, resolve_generated_data
+from distill_lit.models import load_tokenizer, model_folder
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import atomic_write, read_json, read_jsonl, write_json, write_text
 
@@ -34,10 +37,12 @@ MANIFEST_COLUMNS = (
     "teacher_training_flops",
 )
 TRAINING_COLUMNS = MANIFEST_COLUMNS[-3:]  # sums over the stages of a student
+MAX_TOKENS_TO_COUNT = 1 << 24  # of training, whose words are counted in a minute
 VALIDATION_COLUMNS = {
     "val_kl": "validation/teacher_kl",
     "val_ce": "validation/student_nll",
     "val_agreement": "validation/agreement",
+    "val_draft_acceptance": "validation/draft_acceptance",
     "val_teacher_nll": "validation/teacher_nll",
 }
 
@@ -125,14 +130,18 @@ def _collect_records(experiment: "Experiment", done: list[Run], path: Path) -> N
     frames = [pd.read_parquet(folder / "documents.parquet") for folder in folders.values()]
     documents = pd.concat(frames, ignore_index=True).drop_duplicates(INDEX).set_index(INDEX)
     surprisal = [folder / work.SURPRISAL_FILE for folder in folders.values() if (folder / work.SURPRISAL_FILE).is_file()]
-    counts = _corpus_words(experiment)
+    point = _first_point(experiment)
+    counts, words = _corpus_words(point), _words_of(documents)
+    read = _read_words(point)
     content = ExperimentRecords(
         documents,
         {model: pd.read_parquet(folder / "records.parquet").set_index(INDEX) for model, folder in folders.items()},
         {model: read_json(folder / "meta.json") for model, folder in folders.items()},
         pd.read_parquet(surprisal[-1]).set_index(INDEX) if surprisal else None,
-        {word: counts[word] for word in _words_of(documents) if word in counts},
+        {word: counts[word] for word in words if word in counts},
         sum(counts.values()),
+        {word: read[word] for word in words if word in read},
+        sum(read.values()),
     )
     write_records(path, content)
 
@@ -156,15 +165,33 @@ def _words_of(documents: pd.DataFrame) -> list[str]:
     return sorted({word for text in texts for word in content_words(text)})
 
 
-def _corpus_words(experiment: "Experiment") -> Counter[str]:
-    """Words of what the first grid point reads; none where its generated corpora were not written."""
-    point = resolve_auto(experiment.points[0].config)
+def _first_point(experiment: "Experiment") -> ExperimentConfig:
+    """The config of the first grid point, with the folders of the models that are made here."""
     students = [run for run in experiment.runs if run.role in (Role.DISTILLED, Role.CE_ONLY)]
-    if students and has_generated_corpus(point):  # perhaps by a model that is made here
-        point = work.with_source_folders(students[0], experiment.runs_folder).config
+    if students:
+        return work.with_source_folders(students[0], experiment.runs_folder).config
+    return resolve_auto(experiment.points[0].config)
+
+
+def _corpus_words(point: ExperimentConfig) -> Counter[str]:
+    """Words of the corpora; none where those to be generated were not written."""
     try:
         return data.word_counts(resolve_generated_data(point), point.dataset_source)
     except UserError:
+        return Counter()
+
+
+def _read_words(point: ExperimentConfig) -> Counter[str]:
+    """Words that the student of the first grid point reads in training, over all its passes; of others with the same data
+    only the order differs. None where counting takes long, or the teacher's tokenizer is gone."""
+    try:
+        base = student_base_folder(point, model_folder(point.teacher.model))
+        prepared = prepare_run_data(point, base)
+        rows = optimizer_steps(point.training, point.data.sequence_length) * rows_per_step(point.training)
+        if rows * point.data.sequence_length > MAX_TOKENS_TO_COUNT:
+            return Counter()
+        return data.read_word_counts(prepared, load_tokenizer(base), rows, point.seed)
+    except (UserError, OSError):
         return Counter()
 
 

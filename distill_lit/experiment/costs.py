@@ -78,7 +78,7 @@ def measure_experiment_costs(experiment: "Experiment", note: Callable[[str], Non
 
 def _summary(config: ExperimentConfig, rows: pd.DataFrame, teacher: str) -> dict[str, Any]:
     """What of cost.json follows from the measurements and the config: settings with the price, axes with intervals."""
-    axes = summarize_costs(rows, teacher, config.analysis.n_resamples, config.analysis.confidence_level)
+    axes = summarize_costs(rows, teacher, config.analysis.confidence_level)
     return {
         "settings": to_dict(config.cost),
         "confidence_level": config.analysis.confidence_level,

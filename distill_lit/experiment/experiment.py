@@ -257,7 +257,7 @@ class Experiment:
         from distill_lit.report import build_report_bundle, model_card_sections, render_report
 
         config = self.resolved_config
-        bundle = build_report_bundle(self.results_folder, config.analysis, config.name, config.question)
+        bundle = build_report_bundle(self.results_folder, config.analysis, config.name, config.question, config.report)
         render_report(self.results_folder, bundle, all_formats)
         write_summaries(self, bundle.headline, model_card_sections(bundle))
         return bundle

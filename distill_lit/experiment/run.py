@@ -10,7 +10,8 @@ from distill_lit import assets
 from distill_lit.config import to_yaml
 from distill_lit.config.derivation import map_model_references
 from distill_lit.config.roles import Role
-from distill_lit.evaluation.evaluator import evaluate_model
+from distill_lit.evaluation.evaluator import EvaluationResult, evaluate_model, join_results
+from distill_lit.evaluation.probes import evaluate_probes
 from distill_lit.evaluation.surprisal import measure_surprisal
 from distill_lit.evaluation.task_evaluation import primary_scores
 from distill_lit.experiment.fingerprint import evaluation_fingerprint
@@ -138,11 +139,17 @@ def is_run_evaluated(run: Run, folder: Path) -> bool:
     """Whether records of this model under these questions are on disk and intact."""
     manifest = read_manifest(folder / "evaluation.json")
     return (
-        manifest.get("evaluation") == evaluation_fingerprint(run.config)
+        manifest.get("evaluation") == _evaluation_identity(run)
         and manifest.get("model") == read_manifest(folder / "manifest.json").get("fingerprint")
         and hashes_of(folder / "records") == manifest.get("files")
         and (run.role != Role.TEACHER or SURPRISAL_FILE in manifest.get("files", ()))
     )
+
+
+def _evaluation_identity(run: Run) -> str:
+    """What its evaluation is a result of, beside the model itself."""
+    is_apart = run.role in (Role.EXTERNAL, Role.QUANTIZED)  # another teacher leaves the run as it is
+    return evaluation_fingerprint(run.config, run.config.teacher.model if is_apart else "")
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -199,6 +206,8 @@ def evaluate_run(run: Run, folder: Path, progress_callback: ProgressCallback) ->
         device=str(hardware.device_for(run.config.training.accelerator)),
         progress_callback=progress_callback,
     )
+    if run.config.evaluation.probes:
+        result = _with_probes(run, run_model_folder(folder, manifest), result, progress_callback)
     records = folder / "records"
     with atomic_write(records / "documents.parquet") as path:
         result.documents.to_parquet(path, compression="zstd", index=False)
@@ -220,8 +229,21 @@ def evaluate_run(run: Run, folder: Path, progress_callback: ProgressCallback) ->
     write_run_summary(folder, tensorboard_hparams(run, folder), to_yaml(run.config), has_curves)
     write_json(
         folder / "evaluation.json",
-        {"evaluation": evaluation_fingerprint(run.config), "model": manifest["fingerprint"], "files": hashes_of(records)},
+        {"evaluation": _evaluation_identity(run), "model": manifest["fingerprint"], "files": hashes_of(records)},
     )
+
+
+def _with_probes(run: Run, model: Path, tasks: EvaluationResult, progress_callback: ProgressCallback) -> EvaluationResult:
+    """The result with a run's model scored on the probes too, beside its teacher."""
+    probes = evaluate_probes(
+        model,
+        run.config.evaluation,
+        run.config.dataset_source,
+        teacher=None if run.role == Role.TEACHER else model_folder(run.config.teacher.model),
+        device=str(hardware.device_for(run.config.training.accelerator)),
+        progress_callback=progress_callback,
+    )
+    return join_results(tasks, probes)
 
 
 def tensorboard_hparams(run: Run, folder: Path) -> HParamsSession:

@@ -6,6 +6,7 @@ from distill_lit import assets, data
 from distill_lit.config import EvaluationConfig, ExperimentConfig, OnPolicyConfig, TeacherConfig, load_section
 from distill_lit.config.derivation import BASE_TEACHER, Recipe
 from distill_lit.config.on_policy import check_on_policy, is_on_policy_enabled
+from distill_lit.evaluation.probe_corpora import check_probes
 from distill_lit.evaluation.tasks import check_tasks
 from distill_lit.experiment.fingerprint import TEACHER_INT8
 from distill_lit.experiment.grid import GridPoint, expand_points
@@ -46,7 +47,8 @@ def check_experiment(config: ExperimentConfig, points: Sequence[GridPoint] | Non
         recipes = expand_pipeline(point, base).recipes
         for name, recipe in recipes.items():
             _check_recipe(name, recipe, recipes)
-    check_tasks(config.evaluation, config.dataset_source)
+    task_names = check_tasks(config.evaluation, config.dataset_source)
+    check_probes(config.evaluation, config.dataset_source, task_names)
 
 
 def _check_reference(reference: str, config: ExperimentConfig) -> None:
@@ -172,5 +174,5 @@ def load_evaluation_settings(
     hardware.device_for(accelerator, "--accelerator")
     if not settings.tasks:
         raise UserError("tasks: give at least one, as in tasks=[arc_easy,piqa]")
-    check_tasks(settings, dataset_source)
+    check_probes(settings, dataset_source, check_tasks(settings, dataset_source))
     return settings

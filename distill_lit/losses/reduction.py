@@ -85,7 +85,9 @@ def apply_temperature(logits: TokenLogits, temperature: Tensor | None) -> LossIn
 
 
 def compute_metric_sums(inputs: LossInputs) -> dict[str, Tensor]:
-    """Sums over tokens of what is watched and not trained on, at T = 1, in nats; agreement counts equal best tokens.
+    """Sums over tokens of what is watched and not trained on, at T = 1, in nats; agreement counts equal best tokens, and
+    draft_acceptance is Σ min(p, q) over the vocabulary: the probability that the teacher, verifying what the student
+    drafts, accepts a token (Leviathan et al. 2211.17192, corollary 3.6).
 
     Of a sparse teacher only what it can tell. The teacher's own NLL shows whether it fits the data at all; of a teacher
     with another tokenizer it is known in spans only, and so is the student's that is comparable with it. Where it is said
@@ -103,6 +105,7 @@ def compute_metric_sums(inputs: LossInputs) -> dict[str, Tensor]:
     if isinstance(teacher, Tensor):
         sums["teacher_entropy"] = entropy(teacher).sum()
         sums["teacher_kl"] = forward_kl(log_q, teacher).sum()
+        sums["draft_acceptance"] = torch.minimum(log_q, teacher).exp().sum()
     if isinstance(teacher, Tensor) and inputs.on_policy_mask is not None:
         sums["own_reverse_kl"] = torch.where(inputs.on_policy_mask, reverse_kl(log_q, teacher), 0.0).sum()
         sums["on_policy_mask"] = inputs.on_policy_mask.sum().to(log_q.dtype)

@@ -6,15 +6,21 @@ from pathlib import Path
 
 import pandas as pd
 
+from distill_lit.analysis.answer import Answer, answer
+from distill_lit.analysis.endpoints import ACCURACY, endpoint_frame
 from distill_lit.analysis.long_tail import LongTail, analyze_long_tail
+from distill_lit.analysis.probe_long_tail import ProbeLongTail, probe_long_tail
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scaling_law import ScalingLaw, fit_scaling_law, scaling_data
 from distill_lit.analysis.score_table import score_frame
 from distill_lit.analysis.scores import Scores, compute_scores
+from distill_lit.config.report import ReportConfig
 from distill_lit.config.schema import AnalysisConfig
 from distill_lit.report.loss_statement import loss_statement
+from distill_lit.report.primary_endpoint import primary_headline
 from distill_lit.report.summary import headline, verdict
 from distill_lit.report.tables.scores import with_training_flops
+from distill_lit.report.verdict import StudentVerdict, student_verdicts
 
 
 @dataclass(frozen=True)
@@ -26,13 +32,25 @@ class ReportBundle:
     scores: Scores
     score_frame: pd.DataFrame
     long_tail: LongTail
-    headline: str
-    verdict: list[str]
+    answer: Answer
+    students: list[StudentVerdict]
+    headline: str  # the answer in a sentence
+    verdict: list[str]  # what else is asked at once, a sentence each
 
     @property
     def title(self) -> str:
         """Name and question in one line."""
         return f"{self.name}: {self.question}" if self.question else self.name
+
+    @cached_property
+    def endpoint_frame(self) -> pd.DataFrame:
+        """All endpoints of all models, the declared one first."""
+        return endpoint_frame(self.scores, self.score_frame)
+
+    @cached_property
+    def probe_long_tail(self) -> ProbeLongTail:
+        """Bits per byte of the probes by the rarity of words."""
+        return probe_long_tail(self.scores)
 
     @cached_property
     def scaling_data(self) -> pd.DataFrame:
@@ -51,10 +69,16 @@ class ReportBundle:
         return {label: loss_statement(self.scores, self.score_frame, self.long_tail, label) for label in labels}
 
 
-def build_report_bundle(folder: Path, analysis: AnalysisConfig, name: str, question: str = "") -> ReportBundle:
+def build_report_bundle(
+    folder: Path, analysis: AnalysisConfig, name: str, question: str = "", display: ReportConfig | None = None
+) -> ReportBundle:
     """Reads the records in `folder` and computes all that is drawn. Raises UserError as `load_results` does."""
-    scores = compute_scores(load_results(folder), analysis)
+    scores = compute_scores(load_results(folder, display), analysis)
     frame = with_training_flops(score_frame(scores))
-    return ReportBundle(
-        name, question, scores, frame, analyze_long_tail(scores), headline(scores, frame), verdict(scores, frame)
-    )
+    found = answer(scores, frame)
+    students = student_verdicts(scores, frame, found)
+    sentences = [headline(scores, students, found.axes), *verdict(scores, frame, students, found.axes)]
+    if analysis.primary_endpoint != ACCURACY:
+        sentences.insert(0, primary_headline(scores, endpoint_frame(scores, frame), students))
+    tail = analyze_long_tail(scores)
+    return ReportBundle(name, question, scores, frame, tail, found, students, sentences[0], sentences[1:])

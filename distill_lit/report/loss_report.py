@@ -1,97 +1,117 @@
 """longtail.md and longtail.csv: what was lost where, and how surely the tail lost more than the head."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
 from distill_lit.analysis.document_axes import zipf_frequency_function
 from distill_lit.analysis.long_tail import LongTail, averaged_flips
+from distill_lit.analysis.model_groups import group_cost
 from distill_lit.analysis.scores import Scores
-from distill_lit.report.formats.markdown_table import escape_markdown, markdown_paragraphs, to_markdown
-from distill_lit.report.number_format import format_number
-from distill_lit.report.tables.footnotes import evaluation_footnotes, excluded_task_notes, sample_limit_notes
-from distill_lit.report.tables.long_tail import (
-    calibration_table,
-    contrast_table,
-    flip_table,
-    slice_table,
-    stratum_overview_table,
-    stratum_table,
+from distill_lit.report.formats.markdown_table import (
+    escape_markdown,
+    escape_markdown_cell,
+    markdown_paragraphs,
+    to_markdown,
 )
+from distill_lit.report.number_format import format_count, format_number, format_points
+from distill_lit.report.tables.footnotes import excluded_task_notes, sample_limit_notes
+from distill_lit.report.tables.long_tail import KEY_AXES, slice_table, stratum_fraction, tail_table, with_adjusted_p
 
-NUM_LOST_EXAMPLES = 5  # lost documents shown per student
+NUM_LOST_EXAMPLES = 5  # lost documents shown per slice
 MAX_EXAMPLE_PROMPT_CHARS = 300
-DETAILED = ("rarity_question", "difficulty")  # axes whose strata stand in the page; all are in the CSV
 
 
 def loss_report_markdown(
     scores: Scores, long_tail: LongTail, title: str, statements: dict[str, list[str]], has_calibration: bool
 ) -> str:
-    """The page. `statements`: {label: paragraphs of its loss statement}; `has_calibration`: calibration.png was drawn."""
-    lines = [
-        f"# Long tail: {escape_markdown(title)}",
-        "",
-        *(f"> {escape_markdown(w)}\n" for w in sample_limit_notes(scores)),
-    ]
+    """The page. `title`: of the experiment; `statements`: {label: paragraphs of its loss statement}; `has_calibration`:
+    calibration.png was drawn."""
+    lines = [f"# Long tail: {escape_markdown(title)}", ""]
+    banner = [f"> {escape_markdown(text)}\n" for text in sample_limit_notes(scores)]
     if not long_tail.flips:
         missing = "the teacher has no result" if scores.teacher is None else "no distilled student has a result"
-        return "\n".join([*lines, f"Nothing can be said about what was lost: {missing}.", ""])
+        return "\n".join([*lines, f"Nothing can be said about what was lost: {missing}.", "", *banner])
+    lines += [f"**{escape_markdown_cell(tail_answer(scores, long_tail))}**", "", *banner]
+    lines += [to_markdown(replace(tail_table(scores, long_tail), header_notes=[]))]
+    slices = slice_table(long_tail)
+    lines += ["![Long tail](longtail.png)", ""]
+    lines += [to_markdown(slices)] if slices.rows else markdown_paragraphs(slices.warnings)
+    lines += ["## Loss statements", ""]
     for label, paragraphs in statements.items():
         lines += [f"**{escape_markdown(label)}**", "", *markdown_paragraphs(paragraphs)]
-    lines += ["![Long tail](longtail.png)", "", "## Did the tail lose more than the head?", ""]
-    lines += [to_markdown(contrast_table(scores, long_tail)), "## Flips per task", "", to_markdown(flip_table(long_tail))]
-    lines += ["## Calibration", "", to_markdown(calibration_table(long_tail))]
     lines += ["![Calibration](calibration.png)", ""] if has_calibration else []
-    for model in long_tail.flips:
-        lines += [f"## {escape_markdown(model)}", "", to_markdown(stratum_overview_table(scores, long_tail, model))]
-        lines += [
-            to_markdown(stratum_table(scores, long_tail, model, axis)) for axis in long_tail.axes if axis.name in DETAILED
-        ]
-        lines += [to_markdown(slice_table(long_tail, model)), *slice_examples(scores, long_tail, model)]
-        lines += lost_examples(scores, long_tail, model)
-    return "\n".join(
-        [
-            *lines,
-            "## How this was computed",
-            "",
-            *markdown_paragraphs(_method(scores, long_tail)),
-            *markdown_paragraphs(evaluation_footnotes(scores)),
-        ]
+    rest = (
+        "Every axis and stratum, flips per task, calibration and slices are in [longtail.csv](longtail.csv); the lost "
+        "documents can be read on the page (report.html)."
     )
+    where = "Settings, tasks and training text are in [table.md](table.md)."
+    lines += ["## How this was computed", "", f"{rest} {where}", "", *markdown_paragraphs(_method(scores, long_tail))]
+    return "\n".join(lines)
 
 
-def slice_examples(scores: Scores, long_tail: LongTail, model: str) -> list[str]:
-    """NUM_LOST_EXAMPLES lost documents of every confirmed slice, from the tasks that slices were looked for in."""
-    lines = []
+def tail_answer(scores: Scores, long_tail: LongTail, axes: Sequence[str] = tuple(KEY_AXES)) -> str:
+    """Whether rare answers, and rare questions, lose more than common ones, and whether that is the distillation's."""
+    contrasts = with_adjusted_p(long_tail.tail_contrasts)
+    if contrasts.empty:
+        return ""
+    sentences = [_axis_answer(scores, contrasts[contrasts["axis"] == axis], axis) for axis in axes]
+    known = [sentence for sentence in sentences if sentence]
+    return " ".join(known) or "There are too few documents to tell whether rare words lose more."
+
+
+def _axis_answer(scores: Scores, rows: pd.DataFrame, axis: str) -> str:
+    rows = rows[rows["tail_loss"].notna()] if "tail_loss" in rows else rows.iloc[:0]
+    if rows.empty:
+        return ""
+    q, end, words = scores.analysis.false_discovery_rate, stratum_fraction(scores), KEY_AXES[axis]
+    sure = rows[rows["tail_loss_p_adjusted"] <= q]
+    if sure.empty:
+        low = format_points(-rows["tail_loss_low"].min())
+        return (
+            f"Whether {words} lose more is undecided (an additional loss above {low} points is excluded for every student)."
+        )
+    more = sure[sure["tail_loss"] < 0]
+    if len(more) < len(sure):
+        return f"{words.capitalize()} lose more in {len(more)} and less in {len(sure) - len(more)} of {len(rows)} students."
+    sizes = sorted(-more["tail_loss"])
+    size = " to ".join(dict.fromkeys(format_points(size) for size in (sizes[0], sizes[-1])))
+    who = "" if len(rows) == 1 else f", significantly for {len(more)} of {len(rows)} students"
+    text = f"{words.capitalize()} lose more: {size} points more on the rarest {end} than on the most common{who}"
+    if "excess_p_adjusted" not in more or more["excess"].isna().all():
+        return f"{text}."
+    own = int((more["excess_p_adjusted"] <= q).sum())
+    cause = "the student trained without the teacher loses as much" if not own else f"in {own} it is the distillation's"
+    return f"{text}; {cause}."
+
+
+def slice_examples(scores: Scores, long_tail: LongTail, model: str) -> list[tuple[str, list[str]]]:
+    """(slice, NUM_LOST_EXAMPLES of its lost documents) for every confirmed slice, in plain text."""
     flips = averaged_flips(scores, long_tail.flips[model])
+    strata = long_tail.stratum_codes.loc[flips.index]
+    found = []
     for _, row in long_tail.slices[model].iterrows():
         if row["confirmed"]:
-            strata = long_tail.stratum_codes.loc[flips.index]
             inside = np.logical_and.reduce([(strata[axis] == stratum).to_numpy() for axis, stratum in row["rule"].items()])
-            lines += _examples(scores, flips[inside], f'lost documents in "{row["slice"]}"')
-    return lines
+            found.append((str(row["slice"]), _examples(scores, flips[inside])))
+    return found
 
 
-def lost_examples(scores: Scores, long_tail: LongTail, model: str) -> list[str]:
-    """NUM_LOST_EXAMPLES documents the student lost, from the tasks on which the teacher is above chance."""
-    return _examples(scores, averaged_flips(scores, long_tail.flips[model]), "lost documents")
-
-
-def _examples(scores: Scores, flips: pd.DataFrame, what: str) -> list[str]:
+def _examples(scores: Scores, flips: pd.DataFrame) -> list[str]:
     """Lost documents among `flips`, drawn at random with a fixed seed, with both answers."""
     lost = flips[flips["flip"] == "lost"]
-    if lost.empty:
-        return ["No document was lost.", ""]
     drawn = lost.sample(min(NUM_LOST_EXAMPLES, len(lost)), random_state=0)
     documents = scores.results.documents.loc[drawn.index]
-    lines = [escape_markdown(f"{len(drawn)} of {len(lost)} {what}, drawn at random:"), ""]
+    lines = []
     for (index, row), (_, document) in zip(drawn.iterrows(), documents.iterrows(), strict=True):
         choices = [str(c) for c in document["choices"]] if document["choices"] is not None else []
         prompt = " ".join(str(document["prompt"]).split())
         shown = prompt if len(prompt) <= MAX_EXAMPLE_PROMPT_CHARS else f"… {prompt[-MAX_EXAMPLE_PROMPT_CHARS:]}"
         teacher, student = (_choice(choices, row[f"{who}_choice"]) for who in ("teacher", "student"))
-        answer = f"teacher: {teacher} (right); student: {student}"
-        lines += [f"- {escape_markdown(index[0])}: {escape_markdown(shown)} — {escape_markdown(answer)}"]
-    return [*lines, ""]
+        lines.append(f"{index[0]}: {shown} — teacher: {teacher} (right); student: {student}")
+    return lines
 
 
 def _choice(choices: list[str], number: int) -> str:
@@ -101,33 +121,46 @@ def _choice(choices: list[str], number: int) -> str:
 
 
 def _method(scores: Scores, report: LongTail) -> list[str]:
-    results = scores.results
-    why = "the experiment has no counts of its corpus"
-    if results.corpus_words:
-        why = f"the {results.corpus_words:,} words of the distillation corpus are too few"
-    source = "the distillation corpus" if results.uses_corpus_word_counts else f"wordfreq's general English, because {why}"
-    example = format_number(zipf_frequency_function(results)("the"), 1)
     axes = "; ".join(f"{axis.name}: {axis.description}" for axis in report.axes if axis.family != "metadata")
     seeds = sorted({len(g.models) for g in scores.groups if g.role == "distilled" and g.models})
     modal = (
         "the modal answer over seeds" if seeds and seeds[0] >= 3 else "the answer of the first seed (fewer than 3 seeds)"
     )
-    lines = [
-        f"Axes: {axes}.",
-        f'Word frequencies are those of {source} ("the": {example}).',
+    strata = (
         f"Strata are {scores.analysis.num_strata} quantile groups within each task, pooled with equal task weight. Scores "
-        f"are above chance. Flips compare {modal}.",
-    ]
-    return [*lines, *excluded_task_notes(scores)]
+        f"are above chance. Flips compare {modal}."
+    )
+    return [_word_counts(scores), strata, f"Axes: {axes}.", *excluded_task_notes(scores)]
+
+
+def _word_counts(scores: Scores) -> str:
+    """Where word frequencies come from, with an example that was counted, and how little of it students read."""
+    results = scores.results
+    if not results.uses_corpus_word_counts:
+        why = "the experiment has no counts of its corpus"
+        if results.corpus_words:
+            why = f"the {results.corpus_words:,} words of the distillation corpus are too few"
+        return f"Word frequencies are those of wordfreq's general English, because {why}."
+    word = max(results.word_counts, key=lambda name: results.word_counts[name])
+    example = format_number(zipf_frequency_function(results)(word), 1)
+    tokens = [group_cost(group, results, "training_tokens") for group in scores.groups if group.role == "distilled"]
+    read = f", of which each student read {format_count(max(tokens))} tokens" if tokens and max(tokens) > 0 else ""
+    return (
+        f"Word frequencies are log10 occurrences per billion in all {results.corpus_words:,} words of the distillation "
+        f'corpus{read}; the most frequent word that is counted is "{word}" ({example}).'
+    )
 
 
 def loss_report_frame(long_tail: LongTail) -> pd.DataFrame:
-    """Everything as one long frame; `table` is contrast, stratum, task or worst."""
+    """Everything as one long frame; `table` is contrast, stratum, task, worst, calibration or slice."""
+    slices = [frame.drop(columns="rule").assign(model=model) for model, frame in long_tail.slices.items() if len(frame)]
     parts = {
-        "contrast": long_tail.tail_contrasts,
+        "contrast": with_adjusted_p(long_tail.tail_contrasts),
         "stratum": long_tail.stratum_scores,
         "task": long_tail.task_flips,
         "worst": long_tail.worst_strata,
+        "calibration": long_tail.calibration,
+        "slice": pd.concat(slices, ignore_index=True) if slices else pd.DataFrame(),
     }
     known = [frame.assign(table=name) for name, frame in parts.items() if not frame.empty]
     if not known:

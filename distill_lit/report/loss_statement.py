@@ -1,22 +1,23 @@
 """The loss statement: what a student lost against its teacher, in plain words, for its model card. Plain text."""
 
+import numpy as np
 import pandas as pd
 
-from distill_lit.analysis.document_axes import RARITY
 from distill_lit.analysis.long_tail import INSUFFICIENT, LongTail, averaged_flips
 from distill_lit.analysis.score_table import MACRO_AVERAGE
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.number_format import (
-    format_interval,
     format_number,
     format_points,
-    format_retention,
     format_with_interval,
     join_words,
+    percent_with_interval,
 )
 from distill_lit.report.summary import describe_ce_only_baseline, why_no_average
+from distill_lit.report.tables.long_tail import KEY_AXES, stratum_fraction, with_adjusted_p
 
 SLICES_NAMED = 3
+CONFIDENCE_SOURCE = "by the tasks' own metrics"
 
 
 def loss_statement(scores: Scores, score_frame: pd.DataFrame, long_tail: LongTail, label: str) -> list[str]:
@@ -33,10 +34,7 @@ def loss_statement(scores: Scores, score_frame: pd.DataFrame, long_tail: LongTai
         _slices(long_tail, label),
     ]
     deployer = [_confidence(long_tail, label), _coverage(long_tail, label)]
-    limits = (
-        f"All of this was measured on {join_words(scores.tasks)}; text it writes by itself, other languages and safety "
-        "were not measured."
-    )
+    limits = f"Measured on {join_words(scores.tasks)} only; text it writes, other languages and safety were not measured."
     return [" ".join(s for s in part if s) for part in (sentences, deployer, [limits]) if any(part)]
 
 
@@ -46,7 +44,7 @@ def _kept(scores: Scores, frame: pd.DataFrame, label: str) -> str:
         why = why_no_average(scores, scores.group_index(label)) or "the teacher's average is too close to chance"
         return f"No average against the teacher can be given, because {why}."
     tasks = len(scores.averaged)
-    retention = format_retention(macro)
+    retention = percent_with_interval(macro["retention"], macro["retention_low"], macro["retention_high"])
     return (
         f"On {tasks} task{'s' if tasks > 1 else ''} with {int(macro['n'])} documents this student retains {retention} of "
         "its teacher's score above chance."
@@ -66,37 +64,50 @@ def _flips(scores: Scores, report: LongTail, label: str) -> str:
 
 def _tail(scores: Scores, report: LongTail, label: str) -> str:
     """Whether rare words cost more than common ones, and what of that the distillation did."""
-    rows = report.tail_contrasts[(report.tail_contrasts["model"] == label) & (report.tail_contrasts["axis"] == RARITY.name)]
-    if rows.empty or rows.iloc[0].get("note") == INSUFFICIENT:
+    rows = with_adjusted_p(report.tail_contrasts)
+    rows = rows[rows["model"] == label].set_index("axis")
+    known = [axis for axis in KEY_AXES if axis in rows.index and rows.loc[axis].get("note") != INSUFFICIENT]
+    if not known:
         return "There are too few documents to tell whether questions with rare words lose more."
-    row = rows.iloc[0]
-    if pd.isna(row["tail_loss"]):
-        return ""  # it lacks a task, which is said
-    value = format_with_interval(row["tail_loss"], row["tail_loss_low"], row["tail_loss_high"], signed=True)
-    if row["tail_loss_low"] <= 0 <= row["tail_loss_high"]:
-        text = (
-            f"Questions with rare words did not measurably lose more or less than those with common ones ({value} points)"
-        )
-    else:
-        more = "more" if row["tail_loss"] < 0 else "less"
-        text = f"Questions with the rarest words lost {more} than those with the most common ones ({value} points)"
-    if pd.isna(row.get("excess")):
+    return " ".join(
+        _contrast_sentence(scores, rows.loc[axis], axis, label) for axis in known if pd.notna(rows.loc[axis, "tail_loss"])
+    )
+
+
+def _contrast_sentence(scores: Scores, row: pd.Series, axis: str, label: str) -> str:
+    what = KEY_AXES[axis].removeprefix("rare ")
+    end = stratum_fraction(scores)
+    size = larger_or_smaller(row["tail_loss"], row["tail_loss_low"], row["tail_loss_high"])
+    sure = row.get("tail_loss_p_adjusted", np.nan) <= scores.analysis.false_discovery_rate
+    text = f"The loss on the rarest {end} of {what} is {size} than on the most common {end}{'' if sure else ': undecided'}"
+    if not sure or pd.isna(row.get("excess")):
         return f"{text}."
-    own = format_with_interval(row["excess"], row["excess_low"], row["excess_high"], signed=True)
-    if row["excess_low"] <= 0 <= row["excess_high"]:
-        return f"{text}; {describe_ce_only_baseline(scores, label)} shows no measurably different pattern (excess {own})."
-    way = "more" if row["excess"] < 0 else "less"
-    return f"{text}; beyond {describe_ce_only_baseline(scores, label)}, distillation made rare words lose {way} ({own})."
+    excess = format_with_interval(row["excess"], row["excess_low"], row["excess_high"], signed=True)
+    beyond = row.get("excess_p_adjusted", np.nan) <= scores.analysis.false_discovery_rate
+    known = "significant" if beyond else "not significant"
+    return f"{text}; the excess over {describe_ce_only_baseline(scores, label)} is {excess} ({known})."
+
+
+def larger_or_smaller(contrast: float, low: float, high: float) -> str:
+    """`5.5 points larger [12.2 larger, 1.7 smaller]`: the tail's loss beside the head's; a negative contrast is larger."""
+
+    def words(value: float, unit: str = "") -> str:
+        return f"{format_points(abs(value))}{unit} {'larger' if value <= 0 else 'smaller'}"
+
+    interval = f" [{words(low)}, {words(high)}]" if pd.notna(low) and pd.notna(high) else ""
+    return f"{words(contrast, ' points')}{interval}"
 
 
 def _worst(report: LongTail, label: str) -> str:
+    """The group that loses more than its tasks do, where one stands out of all that were looked at."""
     rows = report.worst_strata[report.worst_strata["model"] == label]
-    if rows.empty or pd.isna(rows.iloc[0]["retention"]):
+    if rows.empty or not rows.iloc[0]["stands_out"]:
         return ""
     row = rows.iloc[0]
-    retention = f"{format_points(row['retention'], 0)}% {format_interval(row['low'], row['high'], 0)}".strip()
+    excess = format_with_interval(-row["excess"], -row["excess_high"], -row["excess_low"])
+    name = f"{report.axis_title(row['axis'])}: {row['label']}"
     return (
-        f'Its lowest retention is in the group "{report.axis_title(row["axis"])}: {row["label"]}", namely {retention} '
+        f'Of {row["num_groups"]} groups of documents "{name}" stands out: it loses {excess} points more than its tasks do '
         "(the interval holds for all groups at once)."
     )
 
@@ -122,11 +133,12 @@ def _confidence(report: LongTail, label: str) -> str:
         return ""
     row, teacher = rows.iloc[0], report.calibration[report.calibration["model"] == "teacher"].iloc[0]
     tail = f" ({format_points(row['ece_tail'])} on the rarest questions)" if pd.notna(row.get("ece_tail")) else ""
+    mean, worst = (format_number(row[f"{name}_bits_per_byte"], 2, signed=True) for name in ("excess", "cvar"))
+    error = format_with_interval(row["ece_all"], row["ece_low"], row["ece_high"])
     return (
-        f"In the worst tenth of documents the right answer is on average {format_number(row['cvar'])} nats less likely "
-        "than "
-        f"under the teacher (over all documents {format_number(row['excess_nll'])}). Its confidence is off by "
-        f"{format_points(row['ece_all'])} points{tail}; the teacher's by {format_points(teacher['ece_all'])}."
+        f"The right answer costs {mean} bits per byte more than under the teacher, in the worst tenth of documents {worst}."
+        f" Calibration error (ECE, {CONFIDENCE_SOURCE}): {error} points{tail}; teacher "
+        f"{format_points(teacher['ece_all'])}."
     )
 
 
@@ -141,5 +153,20 @@ def _coverage(report: LongTail, label: str) -> str:
     return (
         "A threshold on its confidence, chosen on one half of the documents so that answering above it costs nothing "
         f"against the teacher, lets it answer {format_points(row['coverage'], 0)}% of the other half; there the two are "
-        f"right {gain} points more often than the teacher alone (choices by likelihood, not divided by length)."
+        f"right {gain} points more often than the teacher alone."
+    )
+
+
+def calibration_finding(scores: Scores, long_tail: LongTail) -> str:
+    """The calibration errors of teacher and distilled students as the title of a figure."""
+    if long_tail.calibration.empty or "ece_all" not in long_tail.calibration:
+        return ""
+    error = long_tail.calibration.set_index("model")["ece_all"]
+    students = [error[group.label] for group in scores.groups if group.role == "distilled" and group.label in error]
+    known = sorted(value for value in students if pd.notna(value))
+    if not known or pd.isna(error.get("teacher")):
+        return ""
+    ours = " to ".join(dict.fromkeys(format_points(value) for value in (known[0], known[-1])))
+    return (
+        f"Calibration error (ECE, {CONFIDENCE_SOURCE}): distilled {ours} points, teacher {format_points(error['teacher'])}"
     )

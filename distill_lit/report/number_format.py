@@ -7,6 +7,7 @@ from typing import Any
 MINUS_SIGN = "−"
 MISSING_VALUE = "—"
 NOT_AVAILABLE = "n/a"
+NEAR_CHANCE = "teacher near chance"
 
 
 def format_number(value: float, digits: int = 1, signed: bool = False) -> str:
@@ -67,7 +68,16 @@ def join_words(words: list[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
 
 
-def format_retention(row: Mapping[str, Any]) -> str:
-    """`93% [90, 96]`, the share of the teacher's score above chance that a row of scores keeps."""
-    interval = format_interval(row["retention_low"], row["retention_high"], 0)
-    return f"{format_points(row['retention'], 0)}% {interval}".strip()
+def percent_with_interval(value: float, low: float, high: float, digits: int = 0) -> str:
+    """`93% [90, 96]` of shares in [0, 1]."""
+    return f"{format_points(value, digits)}% {format_interval(low, high, digits)}".strip()
+
+
+def format_retention(row: Mapping[str, Any], digits: int = 0) -> str:
+    """The share of the teacher's score above chance that a row of scores keeps, by the one rule of all tables: it is given
+    where the teacher's lower bound leaves room for a share of it, with its interval where there is one."""
+    if row["role"] == "teacher":
+        return ""
+    if math.isfinite(row["retention"]):
+        return percent_with_interval(row["retention"], row["retention_low"], row["retention_high"], digits)
+    return NEAR_CHANCE if math.isfinite(row["teacher_delta"]) else MISSING_VALUE

@@ -1,39 +1,48 @@
 """Everything in a results folder that is drawn: tables, figures, pages. From the records alone, in seconds."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from distill_lit.analysis.pareto import cost_axes, pareto_frontier
+from distill_lit.analysis.power import task_variances, variances_to_json
+from distill_lit.analysis.probe_long_tail import probe_long_tail_frame
 from distill_lit.analysis.scaling_law import ScalingLaw, has_scaling_curve
 from distill_lit.report.bundle import ReportBundle
 from distill_lit.report.figures.calibration import calibration_figure
 from distill_lit.report.figures.long_tail import long_tail_figure
-from distill_lit.report.figures.pareto import pareto_figure
+from distill_lit.report.figures.pareto import panel_frames, pareto_figure
 from distill_lit.report.figures.ranking import is_crowded, ranking_figure
 from distill_lit.report.figures.scaling import scaling_figure
 from distill_lit.report.figures.style import save_figure, variant_numbers
 from distill_lit.report.figures.training_curves import curves_figure
-from distill_lit.report.formats.latex_table import to_latex
+from distill_lit.report.formats.latex_table import provenance_to_latex, to_latex
 from distill_lit.report.formats.markdown_table import (
     escape_markdown,
     escape_markdown_cell,
     markdown_paragraphs,
     to_markdown,
 )
-from distill_lit.report.formats.table import to_csv
-from distill_lit.report.loss_report import loss_report_frame, loss_report_markdown
-from distill_lit.report.tables.efficiency_claim import claim_table
+from distill_lit.report.formats.table import Table, to_csv
+from distill_lit.report.loss_report import loss_report_frame, loss_report_markdown, tail_answer
+from distill_lit.report.loss_statement import calibration_finding
+from distill_lit.report.paper.pivot import write_pivot_files
+from distill_lit.report.summary import finding
+from distill_lit.report.tables.endpoints import endpoint_table
 from distill_lit.report.tables.footnotes import sample_limit_notes
 from distill_lit.report.tables.inference_cost import cost_table
 from distill_lit.report.tables.long_tail import baseline_uses_other_data
 from distill_lit.report.tables.scaling import scaling_table
-from distill_lit.report.tables.scores import csv_frame, detail_table, score_table
+from distill_lit.report.tables.scores import csv_frame, score_table, task_table
+from distill_lit.report.verdict import verdict_numbers
 from distill_lit.report.web.index_page import write_index_page
 from distill_lit.report.web.report_page import write_report_page
 from distill_lit.utils.files import write_json, write_text
+
+_PAGE_FIGURES = {"frontier.png": "Frontier", "curves.png": "Training", "scaling.png": "Scaling", "pivot.png": "Heat map"}
 
 
 def render_report(folder: Path, result: ReportBundle, all_formats: bool = False) -> list[Path]:
@@ -46,6 +55,7 @@ def render_report(folder: Path, result: ReportBundle, all_formats: bool = False)
         *write_training_curves(folder, result, all_formats),
     ]
     figures += write_scaling_files(folder, result.scaling_data, result.scaling_law, all_formats)
+    figures += write_pivot_files(folder, result, all_formats)
     return [
         *write_score_tables(folder, result, all_formats),
         *figures,
@@ -56,34 +66,43 @@ def render_report(folder: Path, result: ReportBundle, all_formats: bool = False)
 
 
 def write_score_tables(folder: Path, result: ReportBundle, all_formats: bool = False) -> list[Path]:
-    """table.md, table.csv and, as in `render_report`, table.tex, from one frame."""
-    main = score_table(result.scores, result.score_frame, result.title)
-    claim, cost = claim_table(result.scores), cost_table(result.scores)
-    detail = detail_table(result.scores, result.score_frame, "Every task, with differences")
-    page = [
-        f"# {escape_markdown(result.name)}",
-        "",
-        *markdown_paragraphs([result.question] if result.question else []),
-        f"**{escape_markdown_cell(result.headline)}**",
-        "",
-        *markdown_paragraphs(result.verdict),
-        to_markdown(main, with_provenance=False),
-        "![Frontier](frontier.png)",
-        "",
-        *(["![Training](curves.png)", ""] if (folder / "curves.png").exists() else []),
-        *(["![Scaling](scaling.png)", ""] if (folder / "scaling.png").exists() else []),
-        to_markdown(claim),
-        to_markdown(cost),
-        to_markdown(detail),
-    ]
-    texts = {"table.md": "\n".join(page), "table.csv": to_csv(csv_frame(result.score_frame))}
+    """table.md, table.csv and, as in `render_report`, table.tex, from one frame; endpoints.csv, with probes probes.csv."""
+    main = score_table(result.scores, result.score_frame, "Did the teacher help?")
+    tasks, cost = task_table(result.scores, result.score_frame), cost_table(result.scores)
+    endpoints = endpoint_table(result.scores, result.endpoint_frame)
+    texts = {
+        "table.md": _table_page(folder, result, main, [tasks, *([endpoints] if len(endpoints.columns) > 2 else []), cost]),
+        "table.csv": to_csv(csv_frame(result.score_frame)),
+        "endpoints.csv": to_csv(result.endpoint_frame),
+        **({"probes.csv": to_csv(probe_long_tail_frame(result.probe_long_tail))} if result.scores.results.probes else {}),
+    }
     if all_formats or (folder / "table.tex").exists():
-        named = {"main": main, "cost": cost, "detail": detail}
+        named = {"main": replace(main, caption=result.title), "tasks": tasks, "cost": cost}
         tables = [to_latex(table, f"{_label(result.name)}-{name}") for name, table in named.items()]
         texts["table.tex"] = "\n".join(["% Needs \\usepackage{booktabs,graphicx} in the preamble.", *tables])
+        texts["table_provenance.tex"] = provenance_to_latex(main.provenance, f"{_label(result.name)}-main")
     for name, text in texts.items():
         write_text(folder / name, text)
     return [folder / name for name in texts]
+
+
+def _table_page(folder: Path, result: ReportBundle, main: Table, others: list[Table]) -> str:
+    """The answer, the table that shows it, what else is asked at once; then the other tables and provenance."""
+    figures = [f"![{words}]({name})\n" for name, words in _PAGE_FIGURES.items() if (folder / name).exists()]
+    page = [
+        f"# {escape_markdown(result.name)}\n",
+        *markdown_paragraphs([result.question] if result.question else []),
+        f"**{escape_markdown_cell(result.headline)}**\n",
+        *(f"> {escape_markdown_cell(text)}\n" for text in main.header_notes),
+        to_markdown(replace(main, header_notes=[]), with_provenance=False),
+        *markdown_paragraphs(result.verdict),
+        *figures,
+        *(to_markdown(replace(table, header_notes=[])) for table in others),
+        "Every task with intervals and differences is in [table.csv](table.csv) and on the page (report.html); what was "
+        "lost where, in [longtail.md](longtail.md).\n",
+        *markdown_paragraphs(main.provenance),
+    ]
+    return "\n".join(page)
 
 
 def _label(name: str) -> str:
@@ -91,24 +110,16 @@ def _label(name: str) -> str:
 
 
 def write_pareto_files(folder: Path, result: ReportBundle, all_formats: bool = False) -> list[Path]:
-    """frontier.png (against parameters, or one below the other where many have the same) and .csv (against every
-    cost axis)."""
-    analysis = result.scores.analysis
-    known = cost_axes(result.scores) or ["parameters"]
-    frames = {axis: pareto_frontier(result.scores, axis) for axis in known}
-    mark = " ".join(sample_limit_notes(result.scores))
-    first = frames[known[0]]
+    """frontier.png (against parameters, and bytes and speed where they say more; or one below the other where many models
+    have the same) and .csv (against every cost axis)."""
+    analysis, groups = result.scores.analysis, result.scores.groups
+    frames = {axis: pareto_frontier(result.scores, axis) for axis in cost_axes(result.scores) or ["parameters"]}
+    mark, title = " ".join(sample_limit_notes(result.scores)), finding(result.students)
+    first, levels = next(iter(frames.values())), (analysis.claim_min_quality, analysis.confidence_level)
     figure = (
-        ranking_figure(first, analysis.claim_min_quality, analysis.confidence_level, mark)
+        ranking_figure(first, *levels, mark, title)
         if is_crowded(first)
-        else pareto_figure(
-            first,
-            known[0],
-            analysis.claim_min_quality,
-            analysis.confidence_level,
-            mark,
-            variant_numbers(result.scores.groups),
-        )
+        else pareto_figure(panel_frames(frames), *levels, mark, variant_numbers(groups), title)
     )
     table = pd.concat([frame.assign(axis=axis) for axis, frame in frames.items()], ignore_index=True)
     write_text(folder / "frontier.csv", to_csv(table[["axis", *(c for c in table if c != "axis")]]))
@@ -117,16 +128,18 @@ def write_pareto_files(folder: Path, result: ReportBundle, all_formats: bool = F
 
 def write_long_tail_files(folder: Path, result: ReportBundle, all_formats: bool = False) -> list[Path]:
     """longtail.md, .csv, and its figure when a teacher and a distilled student have records."""
-    ce_only_label = "without teacher, on other data" if baseline_uses_other_data(result.scores) else "without teacher"
+    scores, long_tail = result.scores, result.long_tail
+    ce_only_label = "without teacher, on other data" if baseline_uses_other_data(scores) else "without teacher"
+    mark = " ".join(sample_limit_notes(scores))
     figures = {
-        "longtail.png": long_tail_figure(result.long_tail, " ".join(sample_limit_notes(result.scores)), ce_only_label),
-        "calibration.png": calibration_figure(result.scores),
+        "longtail.png": long_tail_figure(long_tail, mark, ce_only_label, tail_answer(scores, long_tail, ["rarity_answer"])),
+        "calibration.png": calibration_figure(scores, calibration_finding(scores, long_tail)),
     }
     drawn = [path for name, figure in figures.items() for path in _save_or_remove(figure, folder / name, all_formats)]
     has_calibration = figures["calibration.png"] is not None
-    page = loss_report_markdown(result.scores, result.long_tail, result.title, result.loss_statements, has_calibration)
+    page = loss_report_markdown(scores, long_tail, result.name, result.loss_statements, has_calibration)
     write_text(folder / "longtail.md", page)
-    write_text(folder / "longtail.csv", to_csv(loss_report_frame(result.long_tail)))
+    write_text(folder / "longtail.csv", to_csv(loss_report_frame(long_tail)))
     return [folder / "longtail.md", folder / "longtail.csv", *drawn]
 
 
@@ -155,9 +168,11 @@ def write_summary_json(folder: Path, result: ReportBundle) -> Path:
         "question": result.question,
         "headline": result.headline,
         "verdict": result.verdict,
+        **verdict_numbers(result.students),
         "tasks": result.scores.tasks,
         "models": sum(len(group.models) for group in result.scores.groups),
         "sample_limit_notes": sample_limit_notes(result.scores),
+        "task_variances": variances_to_json(task_variances(result.scores)),
     }
     write_json(folder / "summary.json", summary)
     return folder / "summary.json"

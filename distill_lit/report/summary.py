@@ -1,152 +1,255 @@
-"""The result in plain sentences, computed: what is retained, and where the student without a teacher wins. Plain text."""
+"""The answer in plain sentences, computed: whether the teacher helped, by how much, how surely, what is excluded."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from distill_lit.analysis import scores as sc
+from distill_lit.analysis.axis_tests import AxisTest
+from distill_lit.analysis.pareto import CLAIM_HOLDS, CLAIM_UNDECIDED, COST_AXES, efficiency_claims
+from distill_lit.analysis.results import SAME_TEACHER_NATS
 from distill_lit.analysis.score_table import MACRO_AVERAGE, find_baselines
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.number_format import (
-    format_count,
     format_number,
+    format_p_value,
     format_points,
-    format_retention,
     format_with_interval,
     join_words,
+    percent_with_interval,
+)
+from distill_lit.report.tables.score_notes import earned_bold
+from distill_lit.report.verdict import (
+    EQUIVALENT,
+    HARMED,
+    HELPED,
+    MIXED,
+    NOT_SHOWN,
+    UNKNOWN,
+    StudentVerdict,
+    outcome,
 )
 
-
-def verdict(scores: Scores, frame: pd.DataFrame) -> list[str]:
-    """One paragraph per distilled group. `frame` is `score_frame(scores)`."""
-    students = [group for group in scores.groups if group.role == "distilled"]
-    if not students:
-        return ["No distilled student is in this experiment."]
-    paragraphs = []
-    for group in students:
-        group_frame = frame[frame["model"] == group.label]
-        if not group.models:
-            paragraphs.append(f"{group.label}: no result ({group.reason or 'missing'}).")
-            continue
-        sentences = [
-            _retention_sentence(scores, group_frame),
-            _baseline_sentence(scores, group_frame, "ce_only", describe_ce_only_baseline(scores, group.label)),
-            _wins_without_teacher(scores, group_frame),
-            _baseline_sentence(scores, group_frame, "untrained", "itself before training"),
-        ]
-        paragraphs.append(" ".join(s for s in sentences if s))
-    return paragraphs
+MAX_NAMED = 4  # students that a sentence names; of more it gives the range
+ANSWERS = {
+    HARMED: "The teacher did not help",
+    EQUIVALENT: "The teacher made no difference",
+    MIXED: "The teacher helped some students and harmed others",
+    NOT_SHOWN: "The teacher did not measurably help",
+}
 
 
-def headline(scores: Scores, frame: pd.DataFrame) -> str:
-    """The verdict in a sentence: what the best student retains, and how often the teacher was worth having."""
-    macro = frame[(frame["task"] == MACRO_AVERAGE) & (frame["role"] == "distilled") & frame["score"].notna()]
-    if macro.empty and not any(group.role == "distilled" for group in scores.groups):
+def headline(scores: Scores, students: list[StudentVerdict], axes: Sequence[AxisTest] = ()) -> str:
+    """The answer: whether the teacher helped, by how much, with which certainty, and what is excluded. Of an experiment
+    over one axis of the grid, first whether its values differ. axes: the tests of the grid's axes."""
+    if not any(group.role == "distilled" for group in scores.groups):
         return "No distilled student is in this experiment."
-    if macro.empty:
-        return "There is no result: no distilled student has an average above chance."
-    best = macro.loc[macro["score"].idxmax()]
-    size = ""
-    teacher = frame[(frame["task"] == MACRO_AVERAGE) & (frame["role"] == "teacher")]
-    if len(teacher) and best["parameters"] > 0 and teacher.iloc[0]["parameters"] > 0:
-        size = f" with {format_points(best['parameters'] / teacher.iloc[0]['parameters'], 0)}% of its parameters"
-    retention = format_retention(best)
-    first = f"{best['model']} retains {retention} of the teacher's score above chance{size}"
-    if pd.isna(best["retention"]):
-        first = f"{best['model']} scores {format_points(best['score'])} points above chance"
-    known = " with an average" if len(macro) < sum(group.role == "distilled" for group in scores.groups) else ""
-    highest = f", the highest of {len(macro)} distilled students{known}" if len(macro) > 1 or known else ""
-    pairs = macro[macro["ce_only_delta"].notna()]
-    seeds = " One seed each." if (macro["num_seeds"] == 1).all() else ""
-    return f"{first}{highest}{_before_training(frame, best)}; {_teacher_benefit(scores, pairs)}.{seeds}"
+    if not students:
+        return "No distilled student has a result yet."
+    known = [student for student in students if student.is_known]
+    if outcome(students) == UNKNOWN:
+        return f"Whether the teacher helped is unknown: {_why_unknown(scores, students)}."
+    sure = [student for student in known if student.is_significant]
+    gained = [student for student in sure if student.delta.value > 0]
+    answer = ANSWERS.get(outcome(students), "The teacher helped")
+    if outcome(students) == HELPED and len(gained) < len(known):
+        answer += f" {len(gained)} of {len(known)} students"
+    harmed = [student for student in sure if student.delta.value <= 0]
+    answer += ", it harmed" if len(harmed) == len(known) else ""
+    parts = [_sure(part, len(known)) for part in (gained, harmed) if part]
+    near = [student for student in known if student.is_significant_alone and not student.is_significant]
+    open_ = [student for student in known if not student.is_significant and student not in near]
+    parts += [_significant_alone(near, len(known))] if near else []
+    parts += [_not_significant(open_, len(known))] if open_ else []
+    seeds = " One seed each." if all(student.num_seeds == 1 for student in known) else ""
+    size = join_words([parts[0], *(f"by {part}" for part in parts[1:])])
+    first = axis_clause(axes[0], scores.analysis.alpha) if len(axes) == 1 else ""
+    answer = f"{first}, and {answer[0].lower()}{answer[1:]}" if first else answer
+    return f"{answer}: against {_baseline_words(scores, known)}, distillation changed the score by {size}.{seeds}"
 
 
-def _before_training(frame: pd.DataFrame, best: pd.Series) -> str:
-    """What the student retained before any training, where that is known: pruned students begin with most of it."""
-    same = (frame["task"] == MACRO_AVERAGE) & (frame["role"] == "untrained") & (frame["student"] == best["student"])
-    retention = frame.loc[same, "retention"].dropna()
-    return f" (before any training it retains {format_points(retention.iloc[0], 0)}%)" if len(retention) == 1 else ""
-
-
-def _teacher_benefit(scores: Scores, pairs: pd.DataFrame) -> str:
-    """How many distilled students are ahead of themselves without a teacher, and how many surely."""
-    if pairs.empty:
-        has_any = any(group.role == "ce_only" and group.models for group in scores.groups)
-        why = "those trained without it were trained in another way" if has_any else "no student was trained without it"
-        return f"whether the teacher helped is unknown, because {why}"
-    ahead, sure = pairs["ce_only_delta"] > 0, pairs["ce_only_p_adjusted"] <= scores.analysis.alpha
-    words = {describe_ce_only_baseline(scores, label) for label in pairs["model"]}
-    other = words.pop() if len(words) == 1 else "the same student trained without the teacher, partly on other data"
-    if len(pairs) == 1:
-        only = sum(group.role == "distilled" for group in scores.groups) == 1
-        subject = "it" if only else pairs.iloc[0]["model"]
-        delta = pairs.iloc[0]["ce_only_delta"]
-        way = "ahead of" if delta > 0 else "behind" if delta < 0 else "level with"
-        return f"{subject} is {way} {other}, {'' if sure.all() else 'not '}significantly"
-    text = f"{int(ahead.sum())} of {len(pairs)} distilled students are ahead of {other}"
-    if not sure.any():
-        return f"{text}, none of these differences is significant"
-    return f"{text}, {int((ahead & sure).sum())} significantly, and {int((~ahead & sure).sum())} significantly behind"
-
-
-def _retention_sentence(scores: Scores, group_frame: pd.DataFrame) -> str:
-    macro = group_frame[group_frame["task"] == MACRO_AVERAGE].iloc[0]
-    name = f"{macro['model']} ({format_count(macro['parameters'])} parameters)"
-    if scores.teacher is None:
-        return f"{name}: the teacher has no result, so nothing can be said about what is retained of it."
-    if pd.isna(macro["score"]):
-        return f"{name}: no macro average, because {why_no_average(scores, scores.group_index(macro['model']))}."
-    if pd.isna(macro["retention"]):
-        return f"{name}: the teacher's average is too close to chance for a retention to mean anything."
-    retention = format_retention(macro)
-    return (
-        f"{name} retains {retention} of the teacher's score above chance, averaged over {len(scores.averaged)} "
-        f"task{'s' if len(scores.averaged) > 1 else ''}."
-    )
-
-
-def _baseline_sentence(scores: Scores, group_frame: pd.DataFrame, who: str, words: str) -> str:
-    macro = group_frame[group_frame["task"] == MACRO_AVERAGE].iloc[0]
-    delta, low, high = (macro[f"{who}_{name}"] for name in ("delta", "delta_low", "delta_high"))
-    if pd.isna(delta):
-        return f"It cannot be compared with {words}: {_why_alone(scores, macro)}." if who == "ce_only" else ""
-    if delta == low == high:
-        return f"It answers as {words} does."
-    sure = macro[f"{who}_p_adjusted"] <= scores.analysis.alpha
-    way = "ahead of" if delta > 0 else "behind" if delta < 0 else "level with"
-    known = "" if sure else ", which is not decided at this number of documents"
-    if not sure and low * high > 0:
-        known = ", which is not significant once all comparisons are counted"
-    return f"It is {way} {words} by {format_with_interval(abs(delta), *_turned(delta, low, high))} points{known}."
-
-
-def _why_alone(scores: Scores, macro: pd.Series) -> str:
-    """Why a student is not compared with itself without the teacher."""
-    g = scores.group_index(macro["model"])
-    other = find_baselines(scores, g).get("ce_only")
-    if other is not None:
-        return why_no_average(scores, g) or f"{scores.groups[other].label}: {why_no_average(scores, other)}"
-    alike = [group for group in scores.groups if (group.role, group.student) == ("ce_only", macro["student"])]
-    return "those there are were trained in another way" if any(g.models for g in alike) else "that result is missing"
-
-
-def _turned(delta: float, low: float, high: float) -> tuple[float, float]:
-    return (-high, -low) if delta < 0 else (low, high)
-
-
-def _wins_without_teacher(scores: Scores, group_frame: pd.DataFrame) -> str:
-    """Where the student without teacher scores higher, and where that is significant."""
-    tasks = group_frame[(group_frame["task"] != MACRO_AVERAGE) & group_frame["ce_only_delta"].notna()]
-    if tasks.empty:
+def axis_clause(test: AxisTest, alpha: float) -> str:
+    """Whether the values of an axis of the grid differ, by one test of them all; empty where that cannot be tested."""
+    if not np.isfinite(test.p):
         return ""
-    wins = tasks[tasks["ce_only_delta"] < 0]
-    if wins.empty:
-        return f"The student without teacher scores higher on none of the {len(tasks)} tasks."
-    named = join_words(
-        [f"{t} (by {format_number(-d * 100)})" for t, d in zip(wins["task"], wins["ce_only_delta"], strict=True)]
+    at = f" at {join_words([part for part in (test.student, test.at) if part])}" if test.at else ""
+    values = f"The {len(test.values)} values of {test.axis}{at}"
+    if test.p > alpha:
+        found = f"; between two, {format_points(test.detectable)} points would have been found with 80% power"
+        return f"{values} do not differ measurably ({_p(test.p)} for all at once{found})"
+    best = f"; not surpassed: {join_words(list(test.best))}" if test.best else "; no single pair does"
+    return f"{values} differ ({_p(test.p)} for all at once{best})"
+
+
+def verdict(
+    scores: Scores, frame: pd.DataFrame, students: list[StudentVerdict], axes: Sequence[AxisTest] = ()
+) -> list[str]:
+    """What else a reader asks at once, a sentence each: the axes of the grid, what is kept, the other metric, what the
+    teacher knows of the text, the claim."""
+    if not students:
+        return []
+    clauses = [axis_clause(test, scores.analysis.alpha) for test in axes] if len(axes) > 1 else []
+    sentences = [f"{clause}." if clause else "" for clause in clauses]
+    sentences += [_kept(scores, frame, students), _other_endpoints(students), _text(students), claim_sentence(scores)]
+    return [sentence for sentence in sentences if sentence]
+
+
+def _other_endpoints(students: list[StudentVerdict]) -> str:
+    """A significant difference by the other metric too, for each student that has one."""
+    sure = [student for student in students if student.is_significant]
+    parts = []
+    for student in sure[:MAX_NAMED]:
+        for effect in student.other_endpoints:
+            value = format_with_interval(*effect.difference, signed=True)
+            parts.append(f"{value} points{_for([student], len(students))} by {effect.endpoint}")
+    return f"The same differences by the other metric, not corrected: {join_words(parts)}." if parts else ""
+
+
+def _why_unknown(scores: Scores, students: list[StudentVerdict]) -> str:
+    if scores.teacher is None:
+        return "the teacher has no result"
+    groups = [scores.group_index(student.label) for student in students]
+    reasons = [why_no_average(scores, g) for g in groups]
+    for g in groups:
+        other = find_baselines(scores, g).get("ce_only")
+        reasons += [] if other is None else [why_no_average(scores, other)]
+    if any(reasons):
+        return next(filter(None, reasons))
+    trained = any(group.role == "ce_only" and group.models for group in scores.groups)
+    return "those trained without it were trained in another way" if trained else "no student was trained without it"
+
+
+def _baseline_words(scores: Scores, known: list[StudentVerdict]) -> str:
+    words = {describe_ce_only_baseline(scores, student.label) for student in known}
+    text = words.pop() if len(words) == 1 else "the same student trained without the teacher, partly on other data"
+    return text.replace("without the teacher", "without it")
+
+
+def _sure(students: list[StudentVerdict], of: int) -> str:
+    """`−2.9 [−4.6, −1.2] points for d24 (significant, p <.001)`."""
+    if len(students) > MAX_NAMED:
+        highest = max(student.p for student in students)
+        return (
+            f"{_range([e.delta.value for e in students])} points for {len(students)} students (significant, {_p(highest)})"
+        )
+    return join_words([f"{_value(student)}{_for([student], of)} ({_certainty(student)})" for student in students])
+
+
+def _value(student: StudentVerdict) -> str:
+    return f"{format_with_interval(*student.delta, signed=True)} points"
+
+
+def _certainty(student: StudentVerdict) -> str:
+    carried = f", due to {join_words(list(student.carried_by))}" if student.carried_by else ""
+    return f"significant{carried}, {_p(student.p)}"
+
+
+def _p(value: float) -> str:
+    text = format_p_value(value)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
+def _significant_alone(students: list[StudentVerdict], of: int) -> str:
+    """`−2.9 [−4.9, −0.9] points for d24 (not significant after correction for 4 comparisons, p = .056)`."""
+    known = f"not significant after correction for {of} comparisons" if of > 1 else "not significant"
+    least = min(student.p for student in students)
+    p = _p(least) if len(students) == 1 else f"p ≥ {format_p_value(least)}"
+    return f"{_size_of(students)}{_for(students, of)} ({known}, {p})"
+
+
+def _not_significant(students: list[StudentVerdict], of: int) -> str:
+    """`−0.1 to +1.0 points for d18 and d12 (not significant; gains above 2.2 are excluded)`."""
+    excluded = max(student.excluded_gain for student in students)
+    if all(student.outcome == EQUIVALENT for student in students):
+        margin = format_points(students[0].margin)
+        return f"{_size_of(students)}{_for(students, of)} (differences of {margin} points or more are excluded)"
+    what = "any gain is excluded" if excluded < 0 else f"gains above {format_points(excluded)} are excluded"
+    return f"{_size_of(students)}{_for(students, of)} (not significant; {what})"
+
+
+def _size_of(students: list[StudentVerdict]) -> str:
+    return _value(students[0]) if len(students) == 1 else f"{_range([student.delta.value for student in students])} points"
+
+
+def _for(students: list[StudentVerdict], of: int) -> str:
+    """Which students, where there are several."""
+    if of == 1:
+        return ""
+    if len(students) > MAX_NAMED:
+        return f" for {'all' if len(students) == of else 'the other'} {len(students)} distilled students"
+    return f" for {join_words([student.name for student in students])}"
+
+
+def _range(values: Sequence[float], signed: bool = True, digits: int = 1) -> str:
+    low, high = (format_points(value, digits, signed) for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def _kept(scores: Scores, frame: pd.DataFrame, students: list[StudentVerdict]) -> str:
+    """What of the teacher's score is kept, with the winner only where there is one."""
+    if scores.teacher is None:
+        return "The teacher has no result, so nothing can be said about what is retained of it."
+    known = [student for student in students if np.isfinite(student.retention.value)]
+    if not known:
+        reasons = [why_no_average(scores, scores.group_index(student.label)) for student in students]
+        why = next(filter(None, reasons), "the teacher's average is too close to chance")
+        return f"What is retained of the teacher's score cannot be said, because {why}."
+    if len(known) > MAX_NAMED:
+        equal = "; none is significantly below the highest" if _are_equals(frame, known) else ""
+        share = _range([student.retention.value for student in known], signed=False, digits=0)
+        return f"{len(known)} distilled students retain {share}% of the teacher's score above chance{_size(known)}{equal}."
+    shares = join_words([percent_with_interval(*student.retention) for student in known])
+    who = f"{join_words([student.name for student in known])} {'retains' if len(known) == 1 else 'retain'}"
+    return f"{who} {shares} of the teacher's score above chance{_size(known)}."
+
+
+def _size(students: list[StudentVerdict]) -> str:
+    sizes = {format_points(student.relative_size, 0) for student in students}
+    if "—" in sizes or (len(sizes) > 1 and len(students) > MAX_NAMED):
+        return ""
+    each = list(dict.fromkeys(format_points(student.relative_size, 0) for student in students))
+    return f", with {join_words([f'{size}%' for size in each])} of its parameters"
+
+
+def _are_equals(frame: pd.DataFrame, students: list[StudentVerdict]) -> bool:
+    bold = earned_bold(frame)[frame["task"] == MACRO_AVERAGE]
+    return not bold.any() or bool(bold[frame["model"].isin([student.label for student in students])].all())
+
+
+def _text(students: list[StudentVerdict]) -> str:
+    """The teacher's own loss on the training text beside that of the students without it, and whether it can help there."""
+    known = [e for e in students if np.isfinite(e.teacher_loss) and np.isfinite(e.ce_only_loss)]
+    if not known or np.ptp([student.teacher_loss for student in known]) > SAME_TEACHER_NATS:
+        return ""
+    losses = list(dict.fromkeys(format_number(student.ce_only_loss, 2) for student in known))
+    shown = join_words(losses) if len(losses) <= MAX_NAMED else f"{min(losses)} to {max(losses)}"
+    text = (
+        f"On held-out training text the teacher's own loss is {format_number(known[0].teacher_loss, 2)} nats per token, "
+        f"that of the student{'s' if len(losses) > 1 else ''} trained without it {shown}"
     )
-    sure = list(wins.loc[wins["ce_only_p_adjusted"] <= scores.analysis.false_discovery_rate, "task"])
-    known = f"significantly on {join_words(sure)}" if sure else "on none of them significantly"
-    return f"The student without teacher scores higher on {len(wins)} of {len(tasks)} tasks: {named}; {known}."
+    worse = [student for student in known if student.teacher_is_worse_on_the_text]
+    if not worse:
+        return f"{text}."
+    whom = "" if len(worse) == len(known) else f" {join_words([student.name for student in worse])}"
+    return f"{text}: it cannot help{whom} inside this corpus."
+
+
+def claim_sentence(scores: Scores) -> str:
+    """The claim "most of the quality at a fraction of the cost" in one line."""
+    claims = efficiency_claims(scores)
+    claims = claims[claims["role"] == "distilled"]
+    if claims.empty:
+        return ""
+    what = f"{scores.analysis.claim_min_quality:.0%} of the teacher's score at {scores.analysis.claim_max_cost:.0%} of its"
+    held = claims[claims["verdict"] == CLAIM_HOLDS]
+    if held.empty:
+        unsure = claims[claims["verdict"] == CLAIM_UNDECIDED]
+        undecided = join_words([COST_AXES[axis] for axis in dict.fromkeys(unsure["axis"])])
+        open_ = f"; undecided on {undecided}" if undecided else ""
+        return f"No distilled student is shown to keep {what} cost on any axis{open_}."
+    named = [f"{model} in {join_words([COST_AXES[a] for a in rows['axis']])}" for model, rows in held.groupby("model")]
+    return f"{what} cost is reached by {join_words(named)}."
 
 
 def describe_ce_only_baseline(scores: Scores, label: str) -> str:
@@ -162,4 +265,21 @@ def why_no_average(scores: Scores, g: int) -> str:
         reasons = set(scores.excluded_tasks.values())
         return "no task has the teacher above chance" if reasons == {sc.EXCLUDED_AT_CHANCE} else "no task can be averaged"
     lacking = [scores.tasks[t] for t in scores.averaged if not np.isfinite(scores.raw[t, g])]
-    return f"it has no result on {join_words(lacking)}" if lacking else ""
+    return f"{scores.groups[g].label} has no result on {join_words(lacking)}" if lacking else ""
+
+
+def finding(students: list[StudentVerdict]) -> str:
+    """The answer as the title of a figure: what was found, in a line."""
+    known = [student for student in students if student.is_known]
+    if not known:
+        return ""
+    sure = [student for student in known if student.is_significant]
+    if not sure:
+        best = max(student.excluded_gain for student in known)
+        return f"The teacher adds nothing measurable (gains above {format_points(best)} points are excluded)"
+    if len(sure) > MAX_NAMED:
+        size = _range([student.delta.value for student in sure])
+        return f"With the teacher {size} points, significant for {len(sure)} of {len(known)} students"
+    parts = [f"{format_points(student.delta.value, signed=True)} points{_for([student], len(known))}" for student in sure]
+    rest = "; no other difference is significant" if len(sure) < len(known) else ""
+    return f"With the teacher {join_words(parts)}{rest}"

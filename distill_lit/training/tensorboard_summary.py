@@ -41,7 +41,7 @@ def custom_scalars_layout(term_names: list[str]) -> dict[str, dict[str, list[Any
         "student and teacher": {
             "nats per token": chart("validation/student_nll", "validation/teacher_nll", "validation/teacher_kl"),
             "entropy": chart("train/student_entropy", "train/teacher_entropy"),
-            "agreement": chart("train/agreement", "validation/agreement"),
+            "agreement": chart("train/agreement", "validation/agreement", "validation/draft_acceptance"),
         },
         "evaluation": {"score": ["Multiline", ["^evaluation/"]]},
     }

@@ -12,6 +12,7 @@ import pytest
 from helpers import ROOT
 from helpers.command_line import run
 
+from distill_lit.analysis.results import load_results
 from distill_lit.cli.main import main
 from distill_lit.config import expand_grid, load_experiment
 from distill_lit.experiment.plan import plan_runs
@@ -90,7 +91,7 @@ students: {{one: {{num_layers: 1, layers: block_influence}}, fresh: {{config: {{
 data: {{sequence_length: 32, validation_sequences: 4, max_tokens: 2048, corpora: {{text: {{path: "file:{tiny_corpus}"}}}}}}
 objective: {{terms: {{ce: {{weight: 0.5}}, kl: {{kind: forward_kl, temperature: 2}}}}, compile: never}}
 training: {{max_tokens: 2048, micro_batch_size: 4, gradient_accumulation_steps: 2, precision: float32, accelerator: cpu}}
-evaluation: {{tasks: [sciq], limit: 12}}
+evaluation: {{tasks: [sciq], limit: 12, probes: {{sentences: {{path: "file:{tiny_corpus}"}}}}}}
 grid: {{student: [one, fresh]}}
 """)
     result = run("run", str(file), "--root", str(root))
@@ -117,6 +118,22 @@ def test_results_are_complete(finished: tuple[Path, Path]) -> None:
     trained = runs[runs["role"].isin(["ce_only", "distilled"])]
     assert (trained["training_tokens"] == 2048).all()
     assert (runs.loc[runs["role"] == "ce_only", "teacher_training_flops"] == 0).all()
+
+
+def test_probes_and_words_read_are_in_the_results(finished: tuple[Path, Path]) -> None:
+    folder = finished[0] / "results" / "tiny"
+    results = load_results(folder)
+    assert results.tasks == ["sciq"]
+    assert results.probes is not None
+    assert len(results.probes.documents) == 12  # the limit holds for them too
+    for model, rows in results.probes.records.items():
+        assert rows["bits_per_byte"].between(0, 50).all()
+        assert model == "teacher" or rows["draft_acceptance"].between(0, 1).all()
+    assert 0 < results.read_words <= 2048  # of the tokens that students read, not of the whole corpus
+    assert 0 < sum(results.read_word_counts.values()) <= results.read_words
+    runs = pd.read_csv(folder / "runs.csv")
+    assert runs.loc[runs["role"] == "distilled", "val_draft_acceptance"].between(0, 1).all()
+    assert (folder / "probes.csv").stat().st_size > 0
 
 
 def test_second_run_does_nothing_and_says_the_same(finished: tuple[Path, Path]) -> None:
@@ -221,7 +238,11 @@ def test_report_and_lists_run(finished: tuple[Path, Path]) -> None:
     assert run("report", str(finished[0] / "results/tiny"), "analysis.n_resamples=200").returncode == 0
     for what in ("objectives", "students", "experiments", "assets", "fields", "tasks"):
         assert run("list", what).stdout.strip(), what
-    assert run("plan", "experiments/quickstart.yaml").returncode == 0
+    assert "decides: differences of at least" in run("plan", "experiments/quickstart.yaml").stdout
+    of_records = run("list", "tasks", "sciq", "--records", "results/quickstart").stdout
+    assert of_records.startswith("sciq ") and "signal to noise" in of_records and len(of_records.splitlines()) == 1
+    refused = run("list", "students", "--records", "results/quickstart")
+    assert refused.returncode == 2 and "--records goes with `list tasks`" in refused.stderr
     assert "examples:" in run("--help").stdout
 
 

@@ -96,7 +96,7 @@ def test_measurement_has_every_model_block_and_point(tiny_teacher: Path, tmp_pat
     assert (rows["itl_p50_s"] <= rows["itl_p95_s"]).all()
     one = rows[(rows["kind"] == "grid") & (rows["batch"] == 2)].iloc[0]
     assert one["prefill_s_per_token"] == pytest.approx(one["ttft_s"] / 16)
-    found = summarize_costs(rows, "teacher", 200, 0.95).set_index(["model", "axis"])
+    found = summarize_costs(rows, "teacher", 0.95).set_index(["model", "axis"])
     assert found.loc[("teacher", "decode_s_per_token"), "ratio"] == pytest.approx(1)
     assert found.loc[("small", "decode_s_per_token"), "ratio"] > 1
     assert ("teacher", "joules_per_token") in found.index or rows["joules"].isna().all()
@@ -122,13 +122,13 @@ def made_up_rows(slower: float, noise: float) -> pd.DataFrame:
 
 
 def test_what_falls_on_all_models_of_a_block_is_not_in_the_ratio() -> None:
-    found = summarize_costs(made_up_rows(4.0, noise=0.5), "teacher", 500, 0.95).set_index(["model", "axis"])
+    found = summarize_costs(made_up_rows(4.0, noise=0.5), "teacher", 0.95).set_index(["model", "axis"])
     row = found.loc[("student", "decode_s_per_token")]
     assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == pytest.approx((4, 4, 4))
     assert row["low"] < row["value"] < row["high"]
     assert found.loc[("student", "peak_memory_bytes"), "ratio"] == pytest.approx(3)
     assert "joules_per_token" not in found.index.get_level_values("axis")
-    calm = summarize_costs(made_up_rows(4.0, noise=0.0), "teacher", 500, 0.95).set_index(["model", "axis"])
+    calm = summarize_costs(made_up_rows(4.0, noise=0.0), "teacher", 0.95).set_index(["model", "axis"])
     assert calm.loc[("student", "decode_s_per_token"), "value"] == pytest.approx(2e-3)  # √(4 ms · 1 ms)
 
 

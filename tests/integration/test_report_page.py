@@ -33,7 +33,7 @@ from distill_lit.report.figures.style import GREY, ROLE_STYLE, line_styles, role
 from distill_lit.report.figures.training_curves import curves_figure
 from distill_lit.report.formats.html_table import escape_html, to_html
 from distill_lit.report.formats.table import Table, TableCell
-from distill_lit.report.render import write_summary_json
+from distill_lit.report.render import write_score_tables, write_summary_json
 from distill_lit.report.web.html_page import embed_json, html_document
 from distill_lit.report.web.index_page import write_index_page
 from distill_lit.report.web.page_data import changed_documents, curve_lines, frontiers, packed_long_tail, page_data
@@ -54,17 +54,28 @@ const pick = (id, value) => {
 };
 const text = (id) => document.getElementById(id).textContent;
 const title = (id) => document.querySelector(`#${id} svg`).getAttribute("aria-label");
+const titles = (id) => [...document.querySelectorAll(`#${id} svg`)].map((svg) => svg.getAttribute("aria-label"));
 const cards = () => document.querySelectorAll("#documents article").length;
-const row = () => document.querySelector("#strata [role=button]");
-const out = { ready: document.documentElement.dataset.ready, cost0: title("frontier") };
+const row = () => [...document.querySelectorAll("#strata [role=button]")].at(-1);
+const out = { ready: document.documentElement.dataset.ready };
+out.controls = [...document.querySelectorAll("select, button")].map((control) => control.id);
+out.beside = titles("frontier");
+out.tables = document.querySelectorAll("#frontier-table table").length;
 pick("cost", "bytes");
-out.cost1 = title("frontier");
+out.one = titles("frontier");
 document.querySelector("#frontier [tabindex]").dispatchEvent(new FocusEvent("focus"));
 out.tip = text("tip");
 out.legend = [...document.querySelectorAll("#legend > span")].map((span) => span.textContent.trim());
 out.lost = text("count");
 pick("task", "piqa");
 out.tasks = [...document.querySelectorAll("#documents h4")].every((h) => h.textContent.includes("piqa"));
+out.decides = document.querySelector("#documents thead").textContent;
+pick("task", "sciq");
+out.answers = [...document.querySelectorAll("#documents article")].slice(0, 5).map((a) => [1, 2].map((column) => {
+  const cells = [...a.querySelectorAll("tbody tr")].map((tr) => tr.children[column]);
+  const scores = cells.map((cell) => Number(cell.firstChild.textContent.replace("−", "-")));
+  return [scores, cells.findIndex((cell) => cell.textContent.includes("answer"))];
+}));
 pick("task", "");
 pick("flip", "gained");
 out.gained = text("count");
@@ -78,9 +89,17 @@ out.stratum = document.getElementById("stratum").value;
 out.inStratum = text("count");
 row().dispatchEvent(new KeyboardEvent("keydown", { key: "Enter" }));
 out.cleared = document.getElementById("stratum").value;
+pick("axis", document.getElementById("axis").options[1].value);
+out.axis = title("strata");
+const students = [...document.getElementById("student").options].map((option) => option.value);
+pick("student", students[1]);
+out.second = text("count");
+pick("student", students[0]);
 out.curve0 = title("curves");
+out.bands = document.querySelectorAll("#curves .band").length;
 pick("curve", "train/loss");
 out.curve1 = title("curves");
+out.bands1 = document.querySelectorAll("#curves .band").length;
 const lines = [...document.querySelectorAll("#curves polyline, #curve-legend line")];
 out.looks = lines.map((line) => line.getAttribute("stroke") + line.getAttribute("stroke-dasharray"));
 out.curveNames = [...document.querySelectorAll("#curve-legend > span")].map((span) => span.textContent.trim());
@@ -94,6 +113,40 @@ out.hash = location.hash;
 out.title = document.title;
 document.body.dataset.test = JSON.stringify(out);
 })();
+</script>"""
+MEASURE = """<script>
+setTimeout(() => {
+  const scroll = document.querySelector("section .scroll");
+  const left = () => scroll.querySelector("tbody th").getBoundingClientRect().left;
+  scroll.scrollLeft = 200;
+  const text = Math.min(...[...document.querySelectorAll("svg text")].map((t) => t.getBoundingClientRect().height));
+  const out = { width: innerWidth, needed: document.documentElement.scrollWidth, scrolled: scroll.scrollLeft, text };
+  out.sticky = Math.round(left() - scroll.getBoundingClientRect().left);
+  parent.postMessage(JSON.stringify(out), "*");
+}, 1000);
+</script>"""
+PHONE = """<iframe src="inner.html" width="380" height="800" style="border: 0"></iframe>
+<script>addEventListener("message", (event) => { document.body.dataset.test = event.data; });</script>"""
+DRIVE_INDEX = """<script>
+const put = (id, value) => {
+  const control = document.getElementById(id);
+  control.value = value;
+  control.dispatchEvent(new Event("input"));
+};
+const visible = () => [...document.querySelectorAll("section.card")].filter((card) => !card.hidden);
+const shown = () => visible().map((card) => card.querySelector("h2").textContent);
+const out = { all: shown(), controls: [...document.querySelectorAll("select, input")].map((c) => c.id) };
+for (const key of ["score", "retention", "delta", "models"]) { put("sort", key); out[key] = shown(); }
+put("filter", "WHY two");
+out.filtered = shown();
+out.count = document.getElementById("count").textContent;
+put("filter", "");
+put("outcome", "harmed");
+out.harmed = shown();
+put("outcome", "");
+out.again = shown();
+out.hash = location.hash;
+document.body.dataset.test = JSON.stringify(out);
 </script>"""
 
 
@@ -113,6 +166,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An experiment whose data try to break out of the page."""
     folder = build(tmp_path_factory.mktemp("results") / "nasty", documents=80, seeds=(0,), limit=80)
     runs = pd.read_csv(folder / "runs.csv")
+    runs["bytes"] *= np.where(runs["role"] == "teacher", 2, 1)  # so that bytes say more than parameters
     runs.assign(student=runs["student"].replace("shallow", ATTACK)).to_csv(folder / "runs.csv", index=False)
     with edited_records(folder) as content:
         frame = content.documents
@@ -145,7 +199,8 @@ def test_nothing_from_data_becomes_markup(page: str) -> None:
     outline.feed(page)
     assert not [tag for tag, _ in outline.tags if tag == "img"]
     scripts = [attributes for tag, attributes in outline.tags if tag == "script"]
-    assert scripts == [{"type": "application/json", "id": "data"}, {"type": "text/plain", "id": "packed-long-tail"}, {}]
+    packed = [{"type": "text/plain", "id": name} for name in ("packed-curves", "packed-long-tail")]
+    assert scripts == [{"type": "application/json", "id": "data"}, *packed, {}]
     assert not [a for _, attributes in outline.tags for a in attributes if a.startswith("on")]
 
 
@@ -238,25 +293,33 @@ def test_tables_in_html_are_escaped() -> None:
     assert text.startswith(f'<p class="sample-limit">{escape_html(ATTACK)}</p>')
 
 
-def test_every_table_and_plot_says_that_documents_were_limited(page: str) -> None:
-    mark = '<p class="sample-limit">Limited to 80 documents per task'
-    body = page[page.index("<main") : page.index("<footer")]
-    assert page.count(mark, 0, page.index("<main")) == 1
-    before = re.split(r"<table>", body)[:-1]
-    assert len(before) >= 6
-    assert all(mark in text for text in before)
-    assert f'{mark}, drawn at random (seed 1234): not the full evaluation.</p>\n<div id="frontier-table"' in body
-    captions = re.findall(r"<figcaption>(.*?)</figcaption>", body, re.S)
-    assert [mark in text for text in captions] == [True, True, False]  # validation reads no documents
+def test_the_page_says_once_that_documents_were_limited(page: str, folder: Path, result: ReportBundle) -> None:
+    """One banner a page; figures, which travel alone, have their own."""
+    mark = "Limited to 80 documents per task"
+    assert page.count(mark) == 1
+    assert page.index("verdict") < page.index(mark) < page.index("<main")
+    write_score_tables(folder, result)
+    assert (folder / "table.md").read_text().count(mark) == 1
+
+
+def test_the_answer_comes_first_and_details_are_folded(page: str, result: ReportBundle) -> None:
+    body = page[page.index("<body") :]
+    assert body.index(escape_html(result.headline)) < body.index("<table")
+    first = re.search(r"<thead>(.*?)</thead>", body)
+    assert first
+    assert re.findall(r"<th[^>]*>([^<\[]*)", first[1])[:4] == ["model", "above chance ", "retained ", "Δ without teacher "]
+    tables = re.findall(r"<caption>([^<]*)</caption>", re.sub(r"<details>.*?</details>", "", body, flags=re.S))
+    assert tables == ["Did the teacher help?", "What it costs", "Do rare answers and questions lose more?"]
 
 
 def test_a_page_without_teacher_students_or_curves_stands(tmp_path: Path) -> None:
     folder = build(tmp_path / "bare", documents=20, students={})
     text = write_report_page(folder, build_report_bundle(folder, FAST, "bare")).read_text()
     assert 'id="student"' not in text
+    assert [title for title in ("The long tail", "Training", "Loss statements") if f">{title}</h2>" in text] == []
     folder = build(tmp_path / "orphan", documents=20)
     remove_model(folder, "teacher")
-    assert "the teacher has no result" in write_report_page(folder, build_report_bundle(folder, FAST, "orphan")).read_text()
+    assert "The teacher has no result" in write_report_page(folder, build_report_bundle(folder, FAST, "orphan")).read_text()
 
 
 def test_curves_are_read_thinned_and_the_mean_over_seeds(tmp_path: Path) -> None:
@@ -269,8 +332,8 @@ def test_curves_are_read_thinned_and_the_mean_over_seeds(tmp_path: Path) -> None
     found = curve_lines(scores, path)
     assert set(found["curves"]["train/loss"]) == {"deep distilled"}
     line = found["curves"]["train/loss"]["deep distilled"]
-    assert len(line) == 300
-    assert (line[0], line[-1]) == ([0.0, 1.5], [1999.0, 1.5])
+    assert len(line) == 200
+    assert (line[0], line[-1]) == ([0.0, 1.5, 1.0, 2.0], [1999.0, 1.5, 1.0, 2.0])
     assert found["curve_styles"]["deep distilled"]["color"] == ROLE_STYLE["distilled"]["color"]
 
 
@@ -278,6 +341,7 @@ def test_an_impossible_likelihood_leaves_a_gap_and_no_warning(tmp_path: Path) ->
     folder = build(tmp_path / "sure", documents=40, students={"deep": 0.5}, seeds=(0, 1))
     result = build_report_bundle(folder, FAST, "sure")
     known, _ = changed_documents(result)
+    assert known[0]["teacher"]["scores"]
     never = {0: [-np.inf] * 4, 1: [-np.inf, 0.0, -np.inf, -np.inf]}
     for seed, likelihoods in never.items():
         rows = result.scores.results.records[f"deep-distilled-{seed}"]
@@ -301,7 +365,7 @@ def test_index_lists_experiments_and_escapes_them(folder: Path, result: ReportBu
     text = write_index_page(folder.parent).read_text()
     assert 'href="nasty/report.html"' in text
     assert escape_html(result.headline) in text
-    assert "<script" not in text
+    assert "<script" not in text  # nothing to sort
     assert "<img" not in text
     (folder / "frontier.png").write_bytes(b"a picture")
     assert write_index_page(folder.parent).read_text().count('<img src="nasty/frontier.png" alt="Score') == 1
@@ -339,7 +403,7 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> ReportBundle:
 def placed(result: ReportBundle) -> Any:
     """The frontier as a figure."""
     frame = pareto_frontier(result.scores, "parameters")
-    return pareto_figure(frame, "parameters", 0.9, 0.95, LIMITED, variant_numbers(result.scores.groups))
+    return pareto_figure({"parameters": frame}, 0.9, 0.95, LIMITED, variant_numbers(result.scores.groups), "What was found")
 
 
 def test_a_variant_has_one_colour_in_all_figures(variants: ReportBundle) -> None:
@@ -466,6 +530,13 @@ def test_everything_is_drawn_twice_over(tmp_path: Path) -> None:
     assert row.endswith(f"| {100 * mine['score']:.1f} |")
 
 
+def shown_by(dom: str) -> Any:
+    """What the driving script left in the body's data-test."""
+    found = re.search(r'<body data-test="([^"]*)"', dom)
+    assert found
+    return json.loads(html.unescape(found[1]))
+
+
 def browse(page: Path) -> tuple[str, str]:
     """(document after its scripts ran, what the browser logged)."""
     assert CHROMIUM
@@ -481,16 +552,17 @@ def test_the_page_answers_in_a_browser(tmp_path: Path, page: str, result: Report
     driven.write_text(page.replace("</body>", f"{DRIVE}</body>"))
     dom, log = browse(driven)
     assert "CONSOLE" not in log, [line for line in log.splitlines() if "CONSOLE" in line]
-    found = re.search(r'<body data-test="([^"]*)"', dom)
-    assert found
-    out = json.loads(html.unescape(found[1]))
+    out = shown_by(dom)
     assert out["ready"] == "yes"
-    assert (out["cost0"], out["cost1"]) == (
-        "Score above chance against parameters",
-        "Score above chance against bytes on disk",
-    )
+    assert out["controls"] == ["cost", "student", "task", "axis", "stratum", "flip", "more", "curve"]  # all are driven
+    assert out["beside"] == [f"Score above chance against {words}" for words in ("parameters", "bytes on disk")]
+    assert out["tables"] == 2
+    assert out["one"] == ["Score above chance against bytes on disk"]
     assert "points above chance" in out["tip"]
     assert out["legend"] == ["teacher", "before training", "without teacher", "distilled"]
+    assert "log-likelihood, nats per character" in out["decides"]
+    assert len(out["answers"]) == 5
+    assert all(values[choice] == max(values) for answer in out["answers"] for values, choice in answer)  # it decided
     flips = result.long_tail.flips["deep distilled"]["flip"].value_counts()
     counts = [int(out[name].split()[0]) for name in ("lost", "gained", "both")]
     assert counts == [flips["lost"], flips["gained"], flips["lost"] + flips["gained"]]
@@ -502,16 +574,81 @@ def test_the_page_answers_in_a_browser(tmp_path: Path, page: str, result: Report
     head = rows[rows["flip"].isin(["lost", "gained"]) & (axis.loc[rows.index] == axis.min())]
     assert int(out["inStratum"].split()[0]) == len(head)
     assert out["cleared"] == ""
+    assert out["axis"] == f"Difference to the teacher by {result.long_tail.axes[1].title}"
+    changed = result.long_tail.flips[f"{ATTACK} distilled"]["flip"].isin(["lost", "gained"]).sum()
+    assert int(out["second"].split()[0]) == changed
     assert (out["curve0"], out["curve1"]) == ("validation/agreement during training", "train/loss during training")
+    assert (out["bands"], out["bands1"]) == (0, 0)  # one seed each
     lines, names = out["looks"], out["curveNames"]
     assert names == ["deep without teacher", "deep distilled", f"{ATTACK} distilled"]
     assert lines[: len(names)] == lines[len(names) :]  # the legend shows what is drawn
     assert len(set(lines)) == len(names)
     assert out["printed"]
     assert out["open"] == [True] + [False] * (len(out["open"]) - 1)
-    assert "cost=bytes" in out["hash"]
+    chosen = {"cost=bytes", f"axis={result.long_tail.axes[1].name}", "curve=train%2Floss"}
+    assert chosen <= set(out["hash"].removeprefix("#").split("&"))
     assert "pwned" in out["title"]  # as text, because it is in the name
     assert out["title"] == result.title
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_the_page_is_read_on_a_phone(tmp_path: Path, page: str) -> None:
+    """At 380 px the page is no wider than the screen; tables scroll by themselves and keep their first column."""
+    (tmp_path / "inner.html").write_text(page.replace("</body>", f"{MEASURE}</body>"))
+    outer = tmp_path / "outer.html"
+    outer.write_text(f"<!doctype html><html><body>{PHONE}</body></html>")
+    out = shown_by(browse(outer)[0])
+    assert out["needed"] <= out["width"] == 380
+    assert out["scrolled"] == 200
+    assert out["sticky"] == 0
+    assert out["text"] >= 12  # pixels: plots are drawn anew, not shrunk
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_bands_of_seeds_are_drawn_on_the_page(tmp_path: Path) -> None:
+    folder = build(tmp_path / "bands", documents=40, students={"deep": 0.8}, seeds=(0, 1))
+    points = [
+        {"model": f"deep-distilled-{seed}", "step": step, "validation/agreement": seed / 2, "train/loss": 1.0}
+        for seed in (0, 1)
+        for step in (0, 10)
+    ]
+    pd.DataFrame(points).to_csv(folder / "curves.csv", index=False)
+    text = write_report_page(folder, build_report_bundle(folder, FAST, "bands")).read_text()
+    count = "document.body.dataset.test = JSON.stringify(document.querySelectorAll('#curves .band').length)"
+    driven = tmp_path / "driven.html"
+    driven.write_text(text.replace("</body>", f"<script>setTimeout(() => {{ {count}; }}, 500)</script></body>"))
+    assert shown_by(browse(driven)[0]) == 1  # of agreement; the two seeds have one loss
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_the_index_sorts_and_filters(tmp_path: Path) -> None:
+    experiments: list[tuple[Any, ...]] = [("alpha", "why one?", "helped", 0.2, 3), ("beta", "why two?", "harmed", 0.3, 9),
+                                          ("gamma", "older", None, None, 5)]  # fmt: skip
+    for name, question, outcome, value, models in experiments:
+        summary: dict[str, Any] = {"name": name, "question": question, "headline": "…", "tasks": [], "models": models}
+        if outcome:
+            student = {
+                "score": {"value": value},
+                "retention": {"value": 1 - value},
+                "delta_without_teacher": {"value": -value},
+            }
+            summary |= {"outcome": outcome, "students": [student]}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary))
+    driven = write_index_page(tmp_path)
+    driven.write_text(driven.read_text().replace("</body>", f"{DRIVE_INDEX}</body>"))
+    dom, log = browse(driven)
+    assert "CONSOLE" not in log, [line for line in log.splitlines() if "CONSOLE" in line]
+    out = shown_by(dom)
+    assert out["controls"] == ["filter", "outcome", "sort"]
+    assert out["all"] == ["alpha", "beta", "gamma"]
+    assert out["score"] == ["beta", "alpha", "gamma"]  # what has no number comes last
+    assert out["retention"] == out["delta"] == ["alpha", "beta", "gamma"]
+    assert out["models"] == ["beta", "gamma", "alpha"]
+    assert (out["filtered"], out["count"]) == (["beta"], "1 of 3 experiments")
+    assert out["harmed"] == ["beta"]
+    assert len(out["again"]) == 3
+    assert out["hash"] == "#sort=models"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from distill_lit.cli.arguments import CommandParsers, add_command
 from distill_lit.cli.exit_codes import DONE
+from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.shipped import shipped_folder
 
 Line = tuple[str, str]
@@ -17,8 +18,11 @@ Line = tuple[str, str]
 def add_parser(commands: CommandParsers) -> None:
     """Adds the command."""
     description = "List objectives, students, tasks, experiments, assets or config fields, a line each."
-    parser = add_command(commands, "list", description, "distill-lit list tasks", run)
+    parser = add_command(commands, "list", description, "distill-lit list tasks arc --records results/depth_frontier", run)
     parser.add_argument("what", choices=tuple(_makers()))
+    parser.add_argument("filter", nargs="?", default="", help="only lines whose name holds this")
+    about = "with `tasks`: results folder, of whose tasks chance, the teacher's score and signal to noise are shown"
+    parser.add_argument("--records", type=Path, help=about)
 
 
 def _makers() -> dict[str, Callable[[], Iterable[Line]]]:
@@ -34,7 +38,10 @@ def _makers() -> dict[str, Callable[[], Iterable[Line]]]:
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """Prints the lines of one kind."""
-    lines = list(_makers()[options.what]())
+    if options.records is not None and options.what != "tasks":
+        raise UserError(f"--records goes with `list tasks`, not with `list {options.what}`")
+    lines = _signals(options.records) if options.records is not None else _makers()[options.what]()
+    lines = [(name, about) for name, about in lines if options.filter.lower() in name.lower()]
     width = max((len(name) for name, _ in lines), default=0)
     for name, about in lines:
         console.print(f"{name:<{width}}  {about}", markup=False, highlight=False, soft_wrap=True)
@@ -72,6 +79,22 @@ def _tasks() -> Iterable[Line]:
     for name in sorted(load_task_index()):
         if name not in TASK_GROUPS:
             yield name, "lm-eval"
+
+
+def _signals(records: Path) -> Iterable[Line]:
+    """The tasks in the records of a results folder, with what they can tell."""
+    from distill_lit.experiment.power import teacher_signals
+    from distill_lit.report.number_format import format_number, format_points, format_with_interval
+
+    for signal in teacher_signals(records):
+        teacher = "no teacher"
+        if signal.teacher.value == signal.teacher.value:
+            at_chance = "" if signal.above_chance else " (at chance)"
+            teacher = f"teacher {format_with_interval(*signal.teacher)}{at_chance}"
+        spread = f"spread of models {format_points(signal.signal)}, of seeds {format_points(signal.noise)}"
+        ratio = f"signal to noise {format_number(signal.signal_to_noise)}"
+        chance = f"chance {format_points(signal.chance)}"
+        yield signal.task, f"{signal.metric}, {signal.n} documents, {chance}, {teacher}, {spread}, {ratio}"
 
 
 def _experiments() -> Iterable[Line]:

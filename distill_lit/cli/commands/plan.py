@@ -1,6 +1,7 @@
 """`distill-lit plan`: what an experiment would run, and what that costs."""
 
 import argparse
+from pathlib import Path
 
 from rich.console import Console
 
@@ -10,19 +11,27 @@ from distill_lit.cli.exit_codes import DONE
 
 def add_parser(commands: CommandParsers) -> None:
     """Adds the command."""
-    add_experiment_command(
+    parser = add_experiment_command(
         commands,
         "plan",
-        "Show the runs of an experiment, their tokens, arithmetic, disk and minutes; run nothing.",
+        "Show the runs of an experiment, their tokens, arithmetic, disk and minutes, and what difference its documents and "
+        "seeds can decide; run nothing.",
         "distill-lit plan experiments/quickstart.yaml training.max_tokens=1000000",
         run,
     )
+    parser.add_argument("--records", type=Path, help="results folder whose variances say what can be decided (default: the "
+                        "experiment's own, else the one in results/ that shares most of its tasks)")  # fmt: skip
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """Prints the plan."""
     experiment = load_checked_experiment(options)
+    from distill_lit.cli.power_lines import print_power
     from distill_lit.cli.run_table import print_plan
+    from distill_lit.experiment.power import planned_power
 
+    power = planned_power(experiment, options.records)
     print_plan(experiment, experiment.plan(), console)
+    if power is not None:
+        print_power(power, experiment.config.evaluation.limit, console)
     return DONE

@@ -43,11 +43,16 @@ def run(options: argparse.Namespace, console: Console) -> int:
     if not (folder / "plan.yaml").is_file() or not (folder / "records.parquet").is_file():
         raise UserError(f"{folder}: no plan.yaml and records.parquet in it, so it is no results folder")
     config = load_experiment(folder / "plan.yaml", options.overrides)
+    declared = load_experiment(folder / "plan.yaml", []).analysis.primary_endpoint
+    if config.analysis.primary_endpoint != declared:
+        raise UserError(
+            f"analysis.primary_endpoint: it was declared before the run, as {declared}; all others are in endpoints.csv"
+        )
     if not os.access(folder, os.W_OK):
         raise UserError(f"{folder} cannot be written to; copy it to a folder that can be, and draw its report there")
     from distill_lit.report import build_report_bundle, render_report
 
-    bundle = build_report_bundle(folder, config.analysis, config.name, config.question)
+    bundle = build_report_bundle(folder, config.analysis, config.name, config.question, config.report)
     print_report(bundle, folder, console, render_report(folder, bundle, options.all))
     return DONE
 

@@ -10,6 +10,7 @@ from distill_lit.analysis.scores import Scores
 from distill_lit.report.figures.style import (
     MATPLOTLIB_RC,
     add_figure_note,
+    add_figure_title,
     escape_mathtext,
     line_styles,
     marker_options,
@@ -21,8 +22,9 @@ from distill_lit.report.tables.footnotes import sample_limit_notes
 MAX_STUDENTS = 5
 
 
-def calibration_figure(scores: Scores) -> Any:
-    """A matplotlib figure: coverage curves and reliability of the first seeds; None without teacher or students."""
+def calibration_figure(scores: Scores, title: str = "") -> Any:
+    """A matplotlib figure: coverage curves and reliability of the first seeds; None without teacher or students.
+    title: what was found."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -42,6 +44,7 @@ def calibration_figure(scores: Scores) -> Any:
         styles |= {label: known[label] | {"markersize": 5} for label in drawn}
         _coverage(left, coverage, styles)
         _reliability(right, reliability, styles)
+        add_figure_title(figure, title)
         handles, names = right.get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=3)
         add_figure_note(figure, " ".join([*sample_limit_notes(scores), omitted_students_note(len(drawn), len(students))]))
@@ -56,7 +59,7 @@ def _coverage(axes: Any, coverage: pd.DataFrame, styles: dict[str, dict[str, Any
         every = max(1, len(points) // 6)
         axes.plot(points["coverage"] * 100, points["combined_accuracy"] * 100, markevery=every, linewidth=1.4,
                   **marker_options(styles[label]))  # fmt: skip
-    axes.set_title("Who answers?")
+    axes.set_title("Student where it is confident, else teacher", fontweight="normal", fontsize=9)
     axes.set_xlabel("documents the student answers, most confident first, %")
     axes.set_ylabel("accuracy of student and teacher together, %")
 
@@ -71,6 +74,6 @@ def _reliability(axes: Any, reliability: pd.DataFrame, styles: dict[str, dict[st
         )
     axes.set_ylim(0, 104)
     axes.set_xlim(0, 100)
-    axes.set_title("Is its confidence right?")
+    axes.set_title("Confidence beside accuracy", fontweight="normal", fontsize=9)
     axes.set_xlabel("documents, least confident first, %")
     axes.set_ylabel("confidence (dotted), accuracy (solid), %")

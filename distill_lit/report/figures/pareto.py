@@ -13,6 +13,7 @@ from distill_lit.report.figures.style import (
     MATPLOTLIB_RC,
     TEXT_COLOR,
     add_figure_note,
+    add_figure_title,
     bar_options,
     escape_mathtext,
     linestyle,
@@ -21,38 +22,64 @@ from distill_lit.report.figures.style import (
 from distill_lit.report.number_format import format_count
 
 SERIES_OFFSET = 0.012  # share of the axis by which roles of one student stand apart
+PANEL_AXES = ("parameters", "bytes", "decode_s_per_token")  # cost axes of the figure
+PROPORTIONAL = 0.02  # spread of the ratio of two costs below which a panel would show the same twice
 ROLE_SHIFT = {"untrained": -1, "ce_only": 0, "distilled": 1}
 
 
 def pareto_figure(
-    frame: pd.DataFrame,
-    axis: str,
+    frames: dict[str, pd.DataFrame],
     quality_threshold: float,
     confidence: float,
     sample_limit_note: str,
     variant_indices: dict[str, int],
+    title: str = "",
 ) -> Any:
-    """A matplotlib figure of `pareto_frontier(scores, axis)`. quality_threshold: share of the teacher's score drawn as a
-    line; variant_indices: `variant_numbers(scores.groups)`, which colors them as in the other figures."""
+    """A matplotlib figure with a panel per cost axis of `frames`, {axis: `pareto_frontier(scores, axis)`}.
+
+    quality_threshold: share of the teacher's score drawn as a line; variant_indices: `variant_numbers(scores.groups)`,
+    which colors them as in the other figures; title: what was found."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    frames = {axis: frame for axis, frame in frames.items() if not frame.empty}
     with matplotlib.rc_context(MATPLOTLIB_RC):
-        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        width = 6.4 if len(frames) < 2 else 0.5 + 4.4 * len(frames)
+        figure = Figure(figsize=(width, 4.2), layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
         add_figure_note(figure, sample_limit_note)
-        if frame.empty:
-            axes.text(0.5, 0.5, "no model has both a score and a cost", ha="center", transform=axes.transAxes)
+        add_figure_title(figure, title)
+        panels = figure.subplots(1, max(len(frames), 1), squeeze=False, sharey=True)[0]
+        if not frames:
+            panels[0].text(0.5, 0.5, "no model has both a score and a cost", ha="center", transform=panels[0].transAxes)
             return figure
-        _frame(axes, frame, axis, confidence)
-        labels, obstacles = _series(axes, _deduplicate_untrained(frame), variant_indices)
-        lines, boxes = _guides(axes, frame, quality_threshold)
+        drawn = []
+        for axes, (axis, frame) in zip(panels, frames.items(), strict=True):
+            _frame(axes, frame, axis)
+            labels, obstacles = _series(axes, _deduplicate_untrained(frame), variant_indices)
+            drawn.append((axes, labels, obstacles, *_guides(axes, frame, quality_threshold)))
+        panels[0].set_ylabel(f"score above chance, points [{confidence:.0%}]")
         figure.canvas.draw()
-        placed = place_labels(axes, lines, obstacles, LINE_LABEL_POSITIONS)
-        place_labels(axes, labels, obstacles + boxes + placed)
+        for number, (axes, labels, obstacles, lines, boxes) in enumerate(drawn):
+            placed = place_labels(axes, lines, obstacles, LINE_LABEL_POSITIONS)
+            if number == 0:  # the others show the same models in the same looks
+                place_labels(axes, labels, obstacles + boxes + placed)
     return figure
+
+
+def panel_frames(frames: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Those of PANEL_AXES, or else the first; without axes that are proportional to an earlier one."""
+    shown: dict[str, pd.DataFrame] = {}
+    for axis in [name for name in PANEL_AXES if name in frames] or list(frames)[:1]:
+        if not any(_are_proportional(frames[axis], frame) for frame in shown.values()):
+            shown[axis] = frames[axis]
+    return shown
+
+
+def _are_proportional(one: pd.DataFrame, other: pd.DataFrame) -> bool:
+    ratio = one.set_index("model")["cost"] / other.set_index("model")["cost"]
+    return bool(ratio.notna().all() and ratio.max() <= (1 + PROPORTIONAL) * ratio.min())
 
 
 def _deduplicate_untrained(frame: pd.DataFrame) -> pd.DataFrame:
@@ -64,7 +91,7 @@ def _deduplicate_untrained(frame: pd.DataFrame) -> pd.DataFrame:
     return deduplicated
 
 
-def _frame(axes: Any, frame: pd.DataFrame, axis: str, confidence: float) -> None:
+def _frame(axes: Any, frame: pd.DataFrame, axis: str) -> None:
     """Limits, ticks at the students' costs and axis titles."""
     axes.set_xscale("log")
     low, high = frame["cost"].min(), frame["cost"].max()
@@ -73,8 +100,11 @@ def _frame(axes: Any, frame: pd.DataFrame, axis: str, confidence: float) -> None
     bottom, top = min(frame["low"].min(), 0.0) * 100, frame["high"].max() * 100
     room = 0.08 * max(top - bottom, 10)
     axes.set_ylim(bottom - room, top + 1.5 * room)
-    names = frame.groupby("cost")[["student", "role", "model"]].first()
-    shown = [escape_mathtext(r["student"] or r["model"]) for _, r in names.iterrows()]
+    # models of one shape that were measured apart differ in the last digits, which nobody reads
+    shapes = frame.assign(shape=frame["student"].where(frame["student"] != "", frame["model"]))
+    shapes = shapes.assign(shown=shapes["cost"].map(format_count)).drop_duplicates(["shape", "shown"])
+    names = shapes.groupby("cost")["shape"].first()
+    shown = [escape_mathtext(name) for name in names]
     # labels that would touch step down a line each; a letter takes about 1.2% of the axis
     depth, ends = [], dict.fromkeys(range(4), -np.inf)
     for cost, name in zip(names.index, shown, strict=True):
@@ -88,7 +118,6 @@ def _frame(axes: Any, frame: pd.DataFrame, axis: str, confidence: float) -> None
     )
     axes.minorticks_off()
     axes.set_xlabel(f"{COST_AXES.get(axis, axis)} (log scale)")
-    axes.set_ylabel(f"score above chance, points [{confidence:.0%}]")
 
 
 def _series(axes: Any, frame: pd.DataFrame, variants: dict[str, int]) -> tuple[list, list]:

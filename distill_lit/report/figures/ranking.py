@@ -5,7 +5,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from distill_lit.report.figures.style import GREY, MATPLOTLIB_RC, add_figure_note, bar_options, escape_mathtext, role_style
+from distill_lit.report.figures.style import (
+    GREY,
+    MATPLOTLIB_RC,
+    add_figure_note,
+    add_figure_title,
+    bar_options,
+    escape_mathtext,
+    role_style,
+)
 from distill_lit.report.number_format import format_count
 
 MAX_MODELS_PER_COST = 3  # trained models of one kind and cost, above which they cannot be told apart beside each other
@@ -18,9 +26,11 @@ def is_crowded(frame: pd.DataFrame) -> bool:
     return bool((trained.groupby(["role", "cost"]).size() > MAX_MODELS_PER_COST).any())
 
 
-def ranking_figure(frame: pd.DataFrame, quality: float, confidence: float, sample_limit_note: str = "") -> Any:
+def ranking_figure(
+    frame: pd.DataFrame, quality: float, confidence: float, sample_limit_note: str = "", title: str = ""
+) -> Any:
     """A matplotlib figure of `pareto_frontier(scores, axis)`: most expensive first, then best first, with intervals.
-    quality: share of the teacher's score drawn as a line."""
+    quality: share of the teacher's score drawn as a line; title: what was found."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -45,6 +55,7 @@ def ranking_figure(frame: pd.DataFrame, quality: float, confidence: float, sampl
         axes.set_xlabel(f"score above chance, points [{confidence:.0%}]")
         _guides(axes, rows, quality)
         add_figure_note(figure, sample_limit_note)
+        add_figure_title(figure, title)
     return figure
 
 

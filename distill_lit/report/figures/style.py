@@ -142,6 +142,13 @@ def add_figure_note(figure: Any, text: str) -> None:
     figure.text(0.005, 1.0, lines, va="bottom", fontsize=7.5, color=GREY, style="italic")
 
 
+def add_figure_title(figure: Any, text: str) -> None:
+    """Writes what was found above the panels, in lines as wide as the figure."""
+    if text:
+        lines = textwrap.fill(escape_mathtext(text), int(13 * figure.get_figwidth()))
+        figure.suptitle(lines, x=0.01, ha="left", fontsize=10, fontweight="bold")
+
+
 def escape_mathtext(text: str) -> str:
     """Text from data for matplotlib, in which `$` would start mathematics."""
     return " ".join(str(text).replace("$", r"\$").split())

@@ -1,13 +1,16 @@
-"""How training went: distance to the teacher and to the text on held-out rows, over tokens, mean over seeds."""
+"""How training went: distance to the teacher and to the text on held-out rows, mean over seeds in their range."""
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from distill_lit.analysis.model_groups import ModelGroup, group_cost
 from distill_lit.analysis.results import has_different_validation_data, has_several_teachers
+from distill_lit.analysis.score_table import find_baselines
 from distill_lit.analysis.scores import Scores
-from distill_lit.report.figures.style import MATPLOTLIB_RC, escape_mathtext, line_styles, linestyle
+from distill_lit.report.figures.style import MATPLOTLIB_RC, add_figure_title, escape_mathtext, line_styles, linestyle
+from distill_lit.report.number_format import format_number, join_words
 
 IN_TRAINING_SCORE = "evaluation/above_chance"  # where evaluation.interval asks for scores during training
 PANELS = (
@@ -36,25 +39,50 @@ def curves_figure(scores: Scores, curves: pd.DataFrame) -> Any:
         panels = figure.subplots(1, len(known), squeeze=False)[0]
         for axes, (name, words) in zip(panels, [panel for panel in PANELS if panel[0] in known], strict=True):
             for group in trained:
-                line, style = _over_tokens(scores, group, curves, name), styles[group.label]
-                axes.plot(line.index, line.to_numpy(), label=escape_mathtext(group.label), linewidth=1.3,
+                band, style = _over_tokens(scores, group, curves, name), styles[group.label]
+                axes.plot(band.index, band["mean"].to_numpy(), label=escape_mathtext(group.label), linewidth=1.3,
                           color=style["color"],
                           linestyle=linestyle(style["dash"]))  # fmt: skip
+                axes.fill_between(band.index, band["min"], band["max"], color=style["color"], alpha=0.15, linewidth=0)
             axes.set_xlabel("training tokens")
             title = words.replace("the teacher", whose) + ("" if name == IN_TRAINING_SCORE else own)
             axes.set_title(title, fontweight="normal", fontsize=9)
+        add_figure_title(figure, curves_finding(scores))
         handles, names = panels[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=3)
     return figure
 
 
-def mean_curve(group: ModelGroup, curves: pd.DataFrame, name: str) -> pd.Series:
-    """A quantity over steps, mean over the group's seeds."""
+def curves_finding(scores: Scores) -> str:
+    """Where training ended, beside the same students without teacher, as a title; empty where there are none."""
+    pairs = [(g, find_baselines(scores, g).get("ce_only")) for g, group in enumerate(scores.groups) if group.models]
+    known = [(g, other) for g, other in pairs if other is not None and not scores.groups[other].other_data]
+    parts = []
+    for column, less, more in (
+        ("val_kl", "nearer to the teacher", "farther from the teacher"),
+        ("val_ce", "at a lower loss on the text", "at a higher loss on the text"),
+    ):
+        values = np.array([[group_cost(scores.groups[g], scores.results, column) for g in pair] for pair in known])
+        if not len(values) or not np.isfinite(values).all():
+            continue
+        lower = values[:, 0] < values[:, 1]
+        if lower.all() or not lower.any():
+            ours, without = (_extent(values[:, side]) for side in (0, 1))
+            parts.append(f"{less if lower.all() else more} ({ours} nats; without it {without})")
+    return f"With the teacher students end {join_words(parts)}" if parts else ""
+
+
+def _extent(values: Any) -> str:
+    return " to ".join(dict.fromkeys(format_number(value, 2) for value in (values.min(), values.max())))
+
+
+def seed_band(group: ModelGroup, curves: pd.DataFrame, name: str) -> pd.DataFrame:
+    """A quantity over steps: mean, min and max over the group's seeds."""
     group_curves = curves[curves["model"].isin(group.models)].dropna(subset=[name])
-    return group_curves.groupby("step")[name].mean()
+    return group_curves.groupby("step")[name].agg(["mean", "min", "max"])
 
 
-def _over_tokens(scores: Scores, group: ModelGroup, curves: pd.DataFrame, name: str) -> pd.Series:
-    line, tokens = mean_curve(group, curves, name), group_cost(group, scores.results, "training_tokens")
+def _over_tokens(scores: Scores, group: ModelGroup, curves: pd.DataFrame, name: str) -> pd.DataFrame:
+    band, tokens = seed_band(group, curves, name), group_cost(group, scores.results, "training_tokens")
     last = float(curves.loc[curves["model"].isin(group.models), "step"].max())  # of all quantities: not each has one there
-    return line.set_axis(line.index / last * tokens) if len(line) and last > 0 else line
+    return band.set_axis(band.index / last * tokens) if len(band) and last > 0 else band

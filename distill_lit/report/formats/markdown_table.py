@@ -26,15 +26,18 @@ def to_markdown(table: Table, with_provenance: bool = True) -> str:
     def row(cells: list[str]) -> str:
         return f"| {' | '.join(cells)} |"
 
-    shown = [
-        [f"**{escape_markdown_cell(c.text)}**" if c.bold and c.text else escape_markdown_cell(c.text) for c in r]
-        for r in table.rows
-    ]
+    shown = []
+    for number, cells in enumerate(table.rows):
+        if number in table.headings_before:
+            shown.append([f"**{escape_markdown_cell(table.headings_before[number])}**"] + [""] * (len(cells) - 1))
+        shown.append(
+            [f"**{escape_markdown_cell(c.text)}**" if c.bold and c.text else escape_markdown_cell(c.text) for c in cells]
+        )
     ruler = ["---" if i < table.num_text_columns else "---:" for i in range(len(table.columns))]
     lines = [f"**{escape_markdown(table.caption)}**", ""]
     lines += [line for text in table.header_notes for line in (f"> {escape_markdown_cell(text)}", "")]
-    lines += [row([escape_markdown_cell(c) for c in table.columns]), row(ruler), *map(row, shown), ""]
-    lines += markdown_paragraphs([*table.footnotes, *(table.provenance if with_provenance else [])])
+    lines += [row([escape_markdown_cell(c) for c in table.column_names]), row(ruler), *map(row, shown), ""]
+    lines += markdown_paragraphs([*table.warnings, *table.footnotes, *(table.provenance if with_provenance else [])])
     return "\n".join(lines)
 
 

@@ -24,9 +24,18 @@ class Table:
     rows: list[list[TableCell]]
     num_text_columns: int = 1  # this many first columns are text, set flush left
     header_notes: list[str] = field(default_factory=list)  # sample limits
+    warnings: list[str] = field(default_factory=list)  # what is missing, or too little to judge by
     footnotes: list[str] = field(default_factory=list)  # how to read it
     provenance: list[str] = field(default_factory=list)  # where the numbers come from
     rules_before: set[int] = field(default_factory=set)  # row numbers before which a thin rule stands
+    headings_before: dict[int, str] = field(default_factory=dict)  # row number: heading of the rows from there on
+    column_groups: list[str] = field(default_factory=list)  # what stands above each column, equal neighbors joined
+
+    @property
+    def column_names(self) -> list[str]:
+        """The columns in one line each, their groups before them."""
+        groups = self.column_groups or [""] * len(self.columns)
+        return [f"{group}: {name}" if group else name for group, name in zip(groups, self.columns, strict=True)]
 
 
 def to_csv(frame: pd.DataFrame) -> str:

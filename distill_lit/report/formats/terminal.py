@@ -8,10 +8,12 @@ from distill_lit.report.bundle import ReportBundle
 from distill_lit.report.formats.table import Table
 from distill_lit.report.tables.scores import score_table
 
+NUM_KEY_COLUMNS = 4  # model, above chance, retained, Δ without teacher
+
 
 @dataclass(frozen=True)
 class TerminalTable:
-    """A rich renderable: the main table with its notes, and the verdict below it, fitted to the console."""
+    """A rich renderable: the answer, then the main table fitted to the console, then what else is asked at once."""
 
     result: ReportBundle
 
@@ -19,22 +21,23 @@ class TerminalTable:
         from rich.text import Text
 
         full = score_table(self.result.scores, self.result.score_frame, self.result.title)
+        yield Text(f"\n{self.result.headline}\n", style="bold")
         yield from (Text(line, style="yellow") for line in full.header_notes)
         yield to_rich_table(_narrowed(full, options.max_width))
-        yield Text(f"{self.result.headline}\n", style="bold")
-        yield from (Text(f"{sentence}\n") for sentence in self.result.verdict)
+        yield from (Text(line, style="yellow") for line in full.warnings)
+        yield from (Text(sentence) for sentence in self.result.verdict)
 
 
 def _narrowed(table: Table, width: int) -> Table:
-    """`table` without its least needed columns, until it fits."""
-    for name in ("training FLOPs", "seeds", "val. KL, nats", "parameters", "retained"):
-        wide = [max(len(c), *(len(r[i].text) for r in table.rows)) + 2 for i, c in enumerate(table.columns)]
-        if sum(wide) <= width:
-            break
-        keep = [i for i, column in enumerate(table.columns) if not column.startswith(name)]
-        rows = [[row[i] for i in keep] for row in table.rows]
-        table = replace(table, columns=[table.columns[i] for i in keep], rows=rows)
+    """`table` without its last columns, which are the least needed, until it fits; the answer's columns stay."""
+    while len(table.columns) > NUM_KEY_COLUMNS and table_width(table) > width:
+        table = replace(table, columns=table.columns[:-1], rows=[row[:-1] for row in table.rows])
     return table
+
+
+def table_width(table: Table) -> int:
+    """Characters of its widest line on a terminal."""
+    return sum(max(len(c), *(len(r[i].text) for r in table.rows)) + 2 for i, c in enumerate(table.column_names))
 
 
 def to_rich_table(table: Table) -> Any:
@@ -44,11 +47,13 @@ def to_rich_table(table: Table) -> Any:
     from rich.text import Text
 
     shown = RichTable(title=Text(table.caption), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for number, name in enumerate(table.columns):
+    for number, name in enumerate(table.column_names):
         left = number < table.num_text_columns
         shown.add_column(Text(name), justify="left" if left else "right", no_wrap=not left, overflow="fold")
     for number, row in enumerate(table.rows):
         if number in table.rules_before:
             shown.add_section()
+        if number in table.headings_before:
+            shown.add_row(Text(table.headings_before[number], style="bold"))
         shown.add_row(*(Text(cell.text, style="bold" if cell.bold else "") for cell in row))
     return shown

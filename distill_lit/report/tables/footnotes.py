@@ -3,16 +3,25 @@
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
+
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.number_format import format_points, join_words
 
 EXCLUDED_MARK = "†"
 
 
+def task_heads(scores: Scores) -> list[str]:
+    """What the tasks are called above their columns, those that are not averaged with a mark."""
+    label = scores.results.display.label
+    return [f"{label(task)} {EXCLUDED_MARK}" if task in scores.excluded_tasks else label(task) for task in scores.tasks]
+
+
 def excluded_task_notes(scores: Scores) -> list[str]:
     """A line per reason for which tasks are not averaged."""
-    reasons = dict.fromkeys(scores.excluded_tasks.values())
-    tasks = {why: join_words([t for t, because in scores.excluded_tasks.items() if because == why]) for why in reasons}
+    label, excluded = scores.results.display.label, scores.excluded_tasks
+    reasons = dict.fromkeys(excluded.values())
+    tasks = {why: join_words([label(task) for task, because in excluded.items() if because == why]) for why in reasons}
     return [f"{EXCLUDED_MARK} Not in the average: {names}, because {why}." for why, names in tasks.items()]
 
 
@@ -48,13 +57,57 @@ def evaluation_footnotes(scores: Scores) -> list[str]:
     tasks = [
         task_line(panel.task, settings[panel.task], panel.n, float(panel.chance.mean())) for panel in scores.responses.tasks
     ]
-    draws, q = scores.analysis.n_resamples, scores.analysis.confidence_level
+    q = scores.analysis.confidence_level
     return [
+        *training_text_notes(scores),
         f"Evaluated with {', '.join(shared)}.",
         *_exceptions(scores, settings),
         f"Tasks: {'; '.join(tasks)}.",
-        f"Intervals {q:.0%}: Wilson and Newcombe for single models, else a paired cluster bootstrap of {draws} draws.",
+        f"Intervals {q:.0%}: of documents (by passage where they share one) and seeds together, by the crossed variance of "
+        "both with Satterthwaite's t; Wilson and Newcombe for single models.",
     ]
+
+
+def training_text_notes(scores: Scores) -> list[str]:
+    """What the students read, and of which tasks it is the training split; nothing where plan.yaml does not say."""
+    corpora = _corpora(scores)
+    if not corpora:
+        return []
+    named = join_words([_corpus_in_words(name, facts) for name, facts in corpora.items()])
+    train = {name for name, facts in corpora.items() if str(facts.get("split", "")).startswith("train")}
+    ours = [task for task in scores.tasks if task in train and not corpora[task].get("generated")]
+    others = [task for task in scores.tasks if task not in ours]
+    text = f"Training text: {named}."
+    if ours:
+        text += f" Of {len(scores.tasks)} tasks it holds the training split of {len(ours)}"
+        text += f" (not of {join_words(others)})" if others else ""
+        text += ", so scores there are on familiar text and formats."
+    variants = _section(scores, "variants")
+    others = [name for name, keys in variants.items() if any(str(key).startswith("data.") for key in keys)]
+    if others:
+        text += f" Other text for {join_words(others)}: see plan.yaml."
+    return [text]
+
+
+def _corpora(scores: Scores) -> dict[str, dict[str, Any]]:
+    found = _section(scores, "data").get("corpora")
+    return {str(k): v for k, v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {}
+
+
+def _section(scores: Scores, name: str) -> dict[str, dict[str, Any]]:
+    """A section of plan.yaml; empty where it cannot be read."""
+    try:
+        found = yaml.safe_load((scores.results.folder / "plan.yaml").read_text(encoding="utf-8"))[name]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return {}
+    return {str(k): v for k, v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {}
+
+
+def _corpus_in_words(name: str, facts: Mapping[str, Any]) -> str:
+    if facts.get("generated"):
+        return f"{name} (written by a model)"
+    source = " ".join(str(facts[key]) for key in ("dataset", "path", "name") if facts.get(key) not in (None, "", "default"))
+    return f"{name} ({', '.join(part for part in (source, str(facts.get('split') or '')) if part)})"
 
 
 def _all(settings: Mapping[str, Mapping[str, Any]], key: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from distill_lit.analysis.inference_cost import MEASURED
-from distill_lit.analysis.model_groups import ModelGroup, group_cost
+from distill_lit.analysis.model_groups import NAMED_ROLES, ModelGroup, group_cost
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.formats.table import Table, TableCell
 from distill_lit.report.number_format import MISSING_VALUE, format_bytes, format_count, format_number
@@ -31,22 +31,24 @@ COST_TABLE_COLUMNS: dict[str, tuple[str, NumberFormatter]] = {
     "student_training_flops": ("training FLOPs, student", format_count),
     "teacher_training_flops": ("… its teacher's", format_count),
 }
+TRAINING_COSTS = ("student_training_flops", "teacher_training_flops")
+RUNNING_COSTS = tuple(axis for axis in COST_TABLE_COLUMNS if axis not in TRAINING_COSTS)
 BREAK_EVEN = "breaks even after, tokens"
 
 
 def cost_table(scores: Scores) -> Table:
-    """One row per model with records; columns for every cost that is known of at least one."""
-    groups = [group for group in scores.groups if group.models]
+    """One row per shape of model: a student costs the same however it was trained, but for its training, whose range over
+    the students that were trained stands in its columns. Columns for every cost that is known of at least one model."""
+    shapes = _shapes(scores)
+    groups = [group for shape in shapes.values() for group in shape]
     known = [axis for axis in COST_TABLE_COLUMNS if any(group_cost(g, scores.results, axis) > 0 for g in groups)]
-    break_evens = [break_even(scores, group) for group in groups]
-    show_break_even = any(np.isfinite(value) for value in break_evens)
+    show_break_even = any(np.isfinite(break_even(scores, group)) for group in groups)
     columns = ["model", *(COST_TABLE_COLUMNS[axis][0] for axis in known), *([BREAK_EVEN] if show_break_even else [])]
     rows = []
-    for group, tokens in zip(groups, break_evens, strict=True):
-        cells = [TableCell(group.label), *(TableCell(_entry(scores, group, axis)) for axis in known)]
-        rows.append(
-            cells + ([TableCell(format_count(tokens) if np.isfinite(tokens) else MISSING_VALUE)] if show_break_even else [])
-        )
+    for name, shape in shapes.items():
+        texts = [name, *(_entry(scores, shape, axis) for axis in known)]
+        texts += [_range([break_even(scores, group) for group in shape], format_count)] if show_break_even else []
+        rows.append([TableCell(text) for text in texts])
     return Table(
         "What it costs",
         columns,
@@ -56,6 +58,21 @@ def cost_table(scores: Scores) -> Table:
     )
 
 
+def _shapes(scores: Scores) -> dict[str, list[ModelGroup]]:
+    """{name: groups whose models cost the same to run}. Students of one name that do not are named in full."""
+    shapes: dict[tuple, list[ModelGroup]] = {}
+    for group in scores.groups:
+        if group.models:
+            costs = tuple(f"{group_cost(group, scores.results, axis):.6g}" for axis in RUNNING_COSTS)
+            own = group.label if group.role in NAMED_ROLES else group.student
+            shapes.setdefault((own, costs), []).append(group)
+    students = [own for own, _ in shapes]
+    return {
+        own if students.count(own) == 1 else ", ".join(group.label for group in groups): groups
+        for (own, _), groups in shapes.items()
+    }
+
+
 def break_even(scores: Scores, group: ModelGroup) -> float:
     """Tokens that a student must serve until the arithmetic it saves against the teacher exceeds that of its training;
     NaN where it saves nothing or was not trained."""
@@ -63,15 +80,16 @@ def break_even(scores: Scores, group: ModelGroup) -> float:
         return float("nan")
     saved = group_cost(scores.groups[scores.teacher], scores.results, "flops_per_token")
     saved -= group_cost(group, scores.results, "flops_per_token")
-    spent = np.nansum(
-        [group_cost(group, scores.results, name) for name in ("student_training_flops", "teacher_training_flops")]
-    )
+    spent = np.nansum([group_cost(group, scores.results, name) for name in TRAINING_COSTS])
     return float(spent / saved) if saved > 0 and spent > 0 else float("nan")
 
 
-def _entry(scores: Scores, group: ModelGroup, axis: str) -> str:
+def _entry(scores: Scores, shape: list[ModelGroup], axis: str) -> str:
     """The number, and where it was measured how many times the teacher's cost is this one's, with its interval."""
-    value = group_cost(group, scores.results, axis)
+    values = [group_cost(group, scores.results, axis) for group in shape]
+    if axis not in RUNNING_COSTS:
+        return _range([value for value in values if value > 0], COST_TABLE_COLUMNS[axis][1])
+    value, group = values[0], shape[0]
     if not np.isfinite(value):
         return MISSING_VALUE
     text = COST_TABLE_COLUMNS[axis][1](1 / value if axis in RATES else value)
@@ -82,12 +100,19 @@ def _entry(scores: Scores, group: ModelGroup, axis: str) -> str:
     return f"{text} ({format_number(ratio, 2)}×{interval})"
 
 
+def _range(values: list[float], show: NumberFormatter) -> str:
+    """`22T`, or `22T to 55T` over those that are known."""
+    known = [value for value in values if np.isfinite(value)]
+    shown = dict.fromkeys(show(value) for value in (min(known), max(known))) if known else [MISSING_VALUE]
+    return " to ".join(shown)
+
+
 def _notes(scores: Scores, known: list[str], show_break_even: bool) -> list[str]:
     notes = ["FLOPs per token: forward, 2 per weight, attention over the context left out. KV cache in 16 bits."]
     if show_break_even:
         notes.append(
             "Breaks even after: tokens served until the FLOPs saved per token exceed those of training, the teacher's "
-            "forward passes included; choosing and pruning the student is not."
+            "forward passes included; choosing and pruning the student is not. Of several trained students: the range."
         )
     if set(known) & set(MEASURED):
         notes += _measurement(scores)
@@ -110,7 +135,7 @@ def _measurement(scores: Scores) -> list[str]:
         f"{machine.get('threads')} threads, torch {machine.get('torch')}, {settings.get('dtype')}), greedy, {grid}; load "
         f"{format_number(float(machine.get('load') or 0), 1)} at the start. In brackets: the teacher's cost over this "
         "one's, with "
-        f"the {float(costs.get('confidence_level') or 0.95):.0%} interval from redrawn turns. Speeds: geometric mean "
+        f"the {float(costs.get('confidence_level') or 0.95):.0%} interval over turns. Speeds: geometric mean "
         "over the "
         f"grid; TTFT and latencies: {settings.get('requests')} single requests; memory: of a process that only "
         "serves the largest point of the grid."

@@ -3,10 +3,11 @@
 import numpy as np
 import pandas as pd
 
-from distill_lit.analysis.document_axes import DocumentAxis
+from distill_lit.analysis.document_axes import RARITY
 from distill_lit.analysis.long_tail import INSUFFICIENT, NOTE_AT_CHANCE, LongTail
 from distill_lit.analysis.score_table import find_baselines
 from distill_lit.analysis.scores import Scores
+from distill_lit.analysis.significance import benjamini_hochberg
 from distill_lit.report.formats.table import Table, TableCell
 from distill_lit.report.number_format import (
     MISSING_VALUE,
@@ -15,31 +16,84 @@ from distill_lit.report.number_format import (
     format_points,
     format_with_interval,
 )
+from distill_lit.report.tables.footnotes import sample_limit_notes
+from distill_lit.report.tables.score_notes import FDR_MARK
+
+KEY_AXES = {"rarity_answer": "rare answers", RARITY.name: "rare questions"}  # in the small table and in words
+CONTRASTS = ("tail_loss", "ce_only_tail_loss", "excess")
+
+
+def tail_table(scores: Scores, long_tail: LongTail) -> Table:
+    """One row per student: how much more rare answers and rare questions lose, what of it is beyond the student without
+    teacher, and the confirmed slices."""
+    percent = f"{scores.analysis.confidence_level:.0%}"
+    contrasts = with_adjusted_p(long_tail.tail_contrasts)
+    axes = [] if contrasts.empty else [axis for axis in KEY_AXES if axis in set(contrasts["axis"])]
+    has_excess = "excess" in contrasts and contrasts["excess"].notna().any()
+    columns = ["model"]
+    for axis in axes:
+        columns += [f"{KEY_AXES[axis]} [{percent}]"] + ([f"excess [{percent}]"] if has_excess else [])
+    rows, end = [], stratum_fraction(scores)
+    for model in long_tail.flips:
+        mine = contrasts[contrasts["model"] == model].set_index("axis") if axes else contrasts
+        cells = [TableCell(model)]
+        for axis in axes:
+            names = ["tail_loss", "excess"] if has_excess else ["tail_loss"]
+            cells += [_contrast(scores, mine.loc[axis], name) for name in names]
+        slices = long_tail.slices.get(model, pd.DataFrame())
+        found = f"{int(slices['confirmed'].astype(bool).sum())} of {len(slices)}" if len(slices) else MISSING_VALUE
+        rows.append([*cells, TableCell(found)])
+    return Table(
+        "Do rare answers and questions lose more?",
+        [*columns, "confirmed slices"],
+        rows,
+        header_notes=sample_limit_notes(scores),
+        footnotes=[
+            f"Loss on the rarest {end} less loss on the most common {end}, in points above chance (negative: the rare ones "
+            f"lose more). {_excess_note(scores) if has_excess else ''} {_fdr_note(scores)} Slices: groups of "
+            "documents with higher loss, found on one half and confirmed on the other."
+        ],
+    )
+
+
+def _fdr_note(scores: Scores) -> str:
+    q = scores.analysis.false_discovery_rate
+    return f"{FDR_MARK} significant after Benjamini–Hochberg over all students and axes at {q:.3g}."
+
+
+def stratum_fraction(scores: Scores) -> str:
+    """`fifth`: what share of the documents a stratum is, in words."""
+    return "fifth" if scores.analysis.num_strata == 5 else f"1/{scores.analysis.num_strata}"
+
+
+def with_adjusted_p(contrasts: pd.DataFrame) -> pd.DataFrame:
+    """The contrasts with `<name>_p_adjusted`: Benjamini–Hochberg over all students and axes, for each of CONTRASTS."""
+    for name in CONTRASTS:
+        if f"{name}_p" in contrasts and f"{name}_p_adjusted" not in contrasts:
+            adjusted = benjamini_hochberg(contrasts[f"{name}_p"].tolist())
+            contrasts = contrasts.assign(**{f"{name}_p_adjusted": adjusted})
+    return contrasts
 
 
 def contrast_table(scores: Scores, long_tail: LongTail) -> Table:
-    """Δ_tail − Δ_head per student and axis, the same without teacher, and the excess."""
+    """Loss on the hard end of every axis less that on the easy end, per student, the same without teacher, the excess."""
     percent = f"{scores.analysis.confidence_level:.0%}"
-    rows, rules, last = [], set(), None
-    for _, row in long_tail.tail_contrasts.iterrows():
-        if last not in (None, row["model"]):
-            rules.add(len(rows))
-        cells = [_contrast(row, name) for name in ("tail_loss", "ce_only_tail_loss", "excess")]
-        rows.append(
-            [TableCell(row["model"] if row["model"] != last else ""), TableCell(long_tail.axis_title(row["axis"])), *cells]
-        )
-        last = row["model"]
+    rows: list[list[TableCell]] = []
+    headings: dict[int, str] = {}
+    contrasts = with_adjusted_p(long_tail.tail_contrasts)
+    for model, found in [] if contrasts.empty else contrasts.groupby("model", sort=False):
+        headings[len(rows)] = str(model)
+        for _, row in found.iterrows():
+            rows.append(
+                [TableCell(long_tail.axis_title(row["axis"])), *(_contrast(scores, row, name) for name in CONTRASTS)]
+            )
+    fraction = stratum_fraction(scores)
     return Table(
-        "Tail less head of the difference to the teacher, points above chance",
-        ["model", "axis", f"distilled [{percent}]", f"without teacher [{percent}]", f"excess [{percent}]"],
+        f"Loss on the hardest {fraction} less loss on the easiest {fraction}, points above chance",
+        ["axis", f"distilled [{percent}]", f"without teacher [{percent}]", f"excess [{percent}]"],
         rows,
-        num_text_columns=2,
-        rules_before=rules,
-        footnotes=[
-            f"Negative: the tail lost more than the head. {_attribution_note(scores)} Bold: its interval does not hold "
-            "0 (not "
-            "corrected for the number of axes)."
-        ],
+        headings_before=headings,
+        footnotes=[f"Negative: the hard {fraction} loses more. {_excess_note(scores)} {_fdr_note(scores)}"],
     )
 
 
@@ -51,7 +105,7 @@ def baseline_uses_other_data(scores: Scores) -> bool:
     return any(scores.groups[other].other_data for other in others)
 
 
-def _attribution_note(scores: Scores) -> str:
+def _excess_note(scores: Scores) -> str:
     """What the excess over the student without teacher may be attributed to."""
     if baseline_uses_other_data(scores):
         return (
@@ -61,155 +115,103 @@ def _attribution_note(scores: Scores) -> str:
     return "Only the excess over the student trained without a teacher can be attributed to distillation."
 
 
-def _contrast(row: pd.Series, name: str) -> TableCell:
+def _contrast(scores: Scores, row: pd.Series, name: str) -> TableCell:
     value, low, high = (row.get(key, np.nan) for key in (name, f"{name}_low", f"{name}_high"))
     if pd.isna(value):
-        return TableCell(str(row.get("note") or MISSING_VALUE))
-    return TableCell(format_with_interval(value, low, high, signed=True), bold=bool(low > 0 or high < 0))
+        note = row.get("note")
+        return TableCell(str(note) if isinstance(note, str) and note else MISSING_VALUE)
+    mark = FDR_MARK if row.get(f"{name}_p_adjusted", np.nan) <= scores.analysis.false_discovery_rate else ""
+    return TableCell(format_with_interval(value, low, high, signed=True) + mark)
 
 
 def flip_table(long_tail: LongTail) -> Table:
     """Lost, gained, agreement per task and student."""
-    rows, last = [], None
-    for _, row in long_tail.task_flips.iterrows():
-        rows.append([TableCell(row["model"] if row["model"] != last else ""), TableCell(row["task"]), *_flip_cells(row)])
-        last = row["model"]
+    rows: list[list[TableCell]] = []
+    headings: dict[int, str] = {}
+    for model, found in long_tail.task_flips.groupby("model", sort=False):
+        headings[len(rows)] = str(model)
+        rows += [[TableCell(row["task"]), *_flip_cells(row)] for _, row in found.iterrows()]
     return Table(
         "Answers that changed from teacher to student",
-        ["model", "task", "n", "lost", "gained", "agreement", "same wrong", "p", "p (BH)"],
+        ["task", "lost", "gained", "n", "agreement", "both wrong, same choice", "p (BH)"],
         rows,
-        num_text_columns=2,
+        headings_before=headings,
         footnotes=[
-            "Lost: teacher right, student wrong; gained: the reverse. Agreement: same choice. Same wrong: of those both "
-            "miss, the share with the same wrong choice. p: McNemar, exact, or by passage where documents share one "
-            "(Obuchowski 1998); p (BH): after Benjamini–Hochberg over all "
-            f'strata and tasks of the student, "{INSUFFICIENT}" below 100 documents or 10 changed ones.'
+            "Lost: teacher right, student wrong; gained: the reverse. Agreement: same choice. Both wrong, same choice: of "
+            "those both miss, the share with the same wrong choice. p: McNemar, exact, or by passage where documents share "
+            "one (Obuchowski 1998), after Benjamini–Hochberg over all strata and tasks of the student; "
+            f'"{INSUFFICIENT}" below 100 documents or 10 changed ones.'
         ],
     )
 
 
 def _flip_cells(row: pd.Series) -> list[TableCell]:
     judged = row["verdict"] if row["verdict"] in (INSUFFICIENT, NOTE_AT_CHANCE) else format_p_value(row["p_adjusted"])
-    return [
-        TableCell(f"{int(row['n'])}"),
-        TableCell(f"{int(row['lost'])}"),
-        TableCell(f"{int(row['gained'])}"),
-        TableCell(_percent(row["agreement"])),
-        TableCell(_percent(row["same_wrong_rate"])),
-        TableCell(format_p_value(row["p"])),
-        TableCell(judged),
-    ]
+    counts = [f"{int(row[name])}" for name in ("lost", "gained", "n")]
+    return [TableCell(text) for text in (*counts, _percent(row["agreement"]), _percent(row["same_wrong_rate"]), judged)]
 
 
 def _percent(value: float) -> str:
     return MISSING_VALUE if pd.isna(value) else f"{format_points(value, 0)}%"
 
 
-def stratum_overview_table(scores: Scores, long_tail: LongTail, model: str) -> Table:
-    """Axis × stratum for one student: its score above chance less the teacher's."""
-    student_strata = long_tail.stratum_scores[long_tail.stratum_scores["model"] == model]
-    strata = range(1, scores.analysis.num_strata + 1)
-    rows = []
-    for axis in (a for a in long_tail.axes if a.kind != "category"):
-        found = student_strata[student_strata["axis"] == axis.name].set_index("stratum")
-        last = 2 if axis.kind == "binary" else scores.analysis.num_strata
-        cells = [
-            _stratum_delta(found.loc[s]) if s in found.index else TableCell(MISSING_VALUE if s <= last else "")
-            for s in strata
-        ]
-        rows.append([TableCell(f"{axis.title}: {axis.head_label} → {axis.tail_label}"), *cells])
-    notes = ["Points above chance, student less teacher, from head to tail. Bold: its interval does not hold 0."]
-    return Table("By every axis", ["axis", *(str(s) for s in strata)], rows, footnotes=notes)
-
-
-def _stratum_delta(row: pd.Series) -> TableCell:
-    return TableCell(format_points(row["delta"], signed=True), bold=bool(row["low"] > 0 or row["high"] < 0))
-
-
-def stratum_table(scores: Scores, long_tail: LongTail, model: str, axis: DocumentAxis) -> Table:
-    """Every stratum of one axis for one student."""
-    student_strata = long_tail.stratum_scores[
-        (long_tail.stratum_scores["model"] == model) & (long_tail.stratum_scores["axis"] == axis.name)
+def slice_table(long_tail: LongTail) -> Table:
+    """The confirmed slices of all students, with what the held-out half says."""
+    rows: list[list[TableCell]] = []
+    headings: dict[int, str] = {}
+    for model, slices in long_tail.slices.items():
+        confirmed = slices[slices["confirmed"].astype(bool)] if len(slices) else slices
+        if len(confirmed):
+            headings[len(rows)] = model
+        for _, row in confirmed.iterrows():
+            rates = [_percent(row["inside_loss_rate"]), _percent(row["outside_loss_rate"])]
+            counts = [f"{row[name]}" for name in ("lost", "gained", "n")]
+            rows.append([TableCell(text) for text in (row["slice"], *rates, *counts, format_p_value(row["p_adjusted"]))])
+    notes = [
+        "Found by SliceLine on one half of the documents, counted and tested on the other. Loss rate: of what the teacher "
+        "answers correctly, the share the student loses. Slices that were not confirmed are in longtail.csv."
     ]
-    percent = f"{scores.analysis.confidence_level:.0%}"
-    rows = []
-    for _, row in student_strata.iterrows():
-        retained = NOTE_AT_CHANCE if row["note"] == NOTE_AT_CHANCE else _percent(row["retention"])
-        cells = _flip_cells(row) if row["n"] else [TableCell("0"), *[TableCell(MISSING_VALUE)] * 6]
-        rows.append(
-            [
-                TableCell(row["label"]),
-                TableCell(format_points(row["teacher"])),
-                TableCell(format_points(row["student"])),
-                TableCell(format_points(row.get("ce_only", np.nan))),
-                TableCell(format_with_interval(row["delta"], row["low"], row["high"], signed=True)),
-                TableCell(retained),
-                *cells,
-            ]
-        )
+    empty = ["No group of documents with higher loss was confirmed, or there are too few documents to look for one."]
+    columns = ["slice", "loss rate", "elsewhere", "lost", "gained", "n", "p (BH)"]
+    title = "Groups of documents with higher loss, confirmed"
     return Table(
-        f"By {axis.description}",
-        [
-            "stratum",
-            "teacher",
-            "student",
-            "without teacher",
-            f"Δ teacher [{percent}]",
-            "retained",
-            "n",
-            "lost",
-            "gained",
-            "agreement",
-            "same wrong",
-            "p",
-            "p (BH)",
-        ],
-        rows,
+        title, columns, rows, headings_before=headings, footnotes=notes if rows else [], warnings=[] if rows else empty
     )
 
 
-def slice_table(long_tail: LongTail, model: str) -> Table:
-    """Slices that SliceLine proposed for one student, with what the held-out half says."""
-    rows = [
-        [
-            TableCell(row["slice"], bold=bool(row["confirmed"])),
-            TableCell(f"{row['n']}"),
-            TableCell(f"{row['lost']}"),
-            TableCell(f"{row['gained']}"),
-            TableCell(_percent(row["inside_loss_rate"])),
-            TableCell(_percent(row["outside_loss_rate"])),
-            TableCell(format_p_value(row["p_adjusted"])),
-            TableCell("confirmed" if row["confirmed"] else "not confirmed"),
-        ]
-        for _, row in long_tail.slices[model].iterrows()
-    ]
-    columns = ["slice", "n", "lost", "gained", "loss rate", "elsewhere", "p (BH)", "verdict"]
-    notes = [
-        "Found by SliceLine on one half of the documents, counted on the other. Loss rate: of what the teacher answers "
-        "correctly, the share the student loses."
-    ]
-    empty = ["No group of documents with higher loss was found, or there are too few documents to look for one."]
-    return Table("Groups of documents with higher loss", columns, rows, footnotes=notes if rows else empty)
+def _guessing(long_tail: LongTail) -> str:
+    """What Brier's score of equal probabilities is, and whether anyone beats it."""
+    frame = long_tail.calibration
+    if "brier_guessing" not in frame or frame["brier_guessing"].isna().all():
+        return ""
+    guessing = float(frame["brier_guessing"].mean())
+    worse = frame.loc[frame["brier_all"] >= frame["brier_guessing"], "model"].tolist()
+    than = f", and {', '.join(worse)} no better" if worse else ""
+    return f"Brier: equal probabilities have {format_number(guessing, 2)}{than}. "
 
 
 def calibration_table(long_tail: LongTail) -> Table:
-    """Excess NLL and its CVaR, calibration of head and tail, and the coverage at the teacher's risk."""
+    """Excess bits per byte and their CVaR, calibration of head and tail, and the coverage at the teacher's risk."""
     rows = []
     for _, row in long_tail.calibration.iterrows():
-        scores = [TableCell(format_points(row.get(f"ece_{part}", np.nan))) for part in ("all", "head", "tail")]
+        error = [row.get(f"ece_{name}", np.nan) for name in ("all", "low", "high")]
+        scores = [TableCell(format_with_interval(*error))]
+        scores += [TableCell(format_points(row.get(f"ece_{part}", np.nan))) for part in ("scaled", "head", "tail")]
         brier = [TableCell(format_number(row.get(f"brier_{part}", np.nan), 2)) for part in ("all", "head", "tail")]
         gain, low, high = (row.get(f"coverage_gain{bound}", np.nan) for bound in ("", "_low", "_high"))
         share = "" if pd.isna(row.get("coverage")) else f"{format_points(row['coverage'], 0)}%"
         cover = [TableCell(share), TableCell(format_with_interval(gain, low, high, signed=True) if share else "")]
-        nll = [TableCell(format_number(row.get(name, np.nan), 2, signed=True)) for name in ("excess_nll", "cvar")]
+        excess = ("excess_bits_per_byte", "cvar_bits_per_byte")
+        nll = [TableCell(format_number(row.get(name, np.nan), 2, signed=True)) for name in excess]
         known = TableCell("" if pd.isna(row.get("n")) else f"{row['n']:.0f}")
         rows.append([TableCell(row["model"]), known, *nll, *scores, *brier, *cover])
     columns = [
         "model",
         "n",
-        "excess NLL",
+        "excess bits per byte",
         "CVaR 10%",
         "ECE",
+        "scaled",
         "head",
         "tail",
         "Brier",
@@ -221,12 +223,15 @@ def calibration_table(long_tail: LongTail) -> Table:
     return Table(
         "Calibration and selective prediction", columns, rows,
         footnotes=[
-            "Excess NLL: nats by which the right answer is less likely than under the teacher, on average and "
-            "over the worst tenth of documents (CVaR). ECE: points between confidence and accuracy, 10 bins of equal "
-            "mass. Head, tail: questions with the most common and the rarest words. Coverage: with a threshold on "
+            "Excess bits per byte: of the right answer, above the teacher's, on average and over the worst tenth of "
+            "documents (CVaR). ECE: points between confidence and accuracy, 10 bins of equal mass; its interval begins at "
+            "0 where a calibrated model may show as much on so many documents; scaled: after temperature scaling on the "
+            "other half of the documents. Head, tail: questions with the most common and the rarest words. "
+            f"{_guessing(long_tail)}Coverage: with a threshold on "
             "its confidence chosen on one half of the documents so that student and, below it, teacher are as often "
             "right as the teacher alone, the share of the other half it answers; gain: points by which the two are "
-            "then right more often than the teacher. All from unnormalised likelihoods, tasks weighted equally; n: "
-            "documents of all tasks with a finite likelihood for every choice."
+            "then right more often than the teacher. Confidence is the softmax over the choices of what each task's metric "
+            "compares: likelihood, or likelihood per character (acc_norm). Tasks are weighted equally; n: documents of the "
+            "averaged tasks with a finite likelihood for every choice."
         ],
     )  # fmt: skip

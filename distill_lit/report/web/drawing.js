@@ -37,6 +37,9 @@ function canvas(holder, width, height, title) {
   return svg;
 }
 
+/* Drawn as wide as its place, so that text keeps its size on a phone. */
+const widthOf = (holder) => Math.max(300, Math.min(900, holder.clientWidth || 900));
+
 /* Corners of the shapes, named as in matplotlib, as [angle in turns, radius]; a circle has none. */
 const corners = (n, r, turn = 0, inner = r) => Array.from({ length: n }, (_, i) => [turn + i / n, i % 2 ? inner : r]);
 const plus = (turn) => [0, 1, 2, 3].flatMap((i) => [[-0.05, 1.3], [0.05, 1.3], [0.125, 0.6]].map(([a, r]) => [turn + i / 4 + a, r]));
@@ -82,6 +85,14 @@ function table(head, rows, first = "left") {
   return make("table", {},
     make("thead", {}, make("tr", {}, ...head.map((text, i) => make("th", { scope: "col", class: i ? "" : first, text })))),
     make("tbody", {}, ...rows.map((row) => make("tr", {}, ...row.map(cell)))));
+}
+
+/* Curves, strata and documents are compressed (zlib, then base64), so that the page stays small and one file. */
+async function unpack(id) {
+  if (typeof DecompressionStream === "undefined") throw new Error("this browser has no DecompressionStream");
+  const bytes = Uint8Array.from(atob($(id).textContent.trim()), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return JSON.parse(await new Response(stream).text());
 }
 
 /* The selection is part of the address, so that a view can be sent to a colleague. */

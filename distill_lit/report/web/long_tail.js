@@ -2,14 +2,6 @@
 const PER_PAGE = 10;
 let shown = PER_PAGE, longTail = { strata: [], documents: [] };
 
-/* Strata and documents are compressed (zlib, then base64), so that the page stays small and one file. */
-async function unpack(id) {
-  if (typeof DecompressionStream === "undefined") throw new Error("this browser has no DecompressionStream");
-  const bytes = Uint8Array.from(atob($(id).textContent.trim()), (letter) => letter.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return JSON.parse(await new Response(stream).text());
-}
-
 function selectedAxis() { return data.axes.find((a) => a.name === $("axis").value); }
 
 function setStrata(selected) {
@@ -20,8 +12,8 @@ function setStrata(selected) {
 
 function strata() {
   const axis = selectedAxis(), student = $("student").value;
-  const rows = longTail.strata.filter((s) => s.axis === axis.name && s.model === student);
-  const rowHeight = 40, width = 430, left = 130, right = width - 16, height = 30 + rowHeight * rows.length + 40;
+  const rows = longTail.strata.filter((s) => s.axis === axis.name && s.model === student).reverse(); // rare to common, as in the figures
+  const rowHeight = 40, width = Math.min(430, widthOf($("strata"))), left = 118, right = width - 16, height = 30 + rowHeight * rows.length + 40;
   const svg = canvas($("strata"), width, height, `Difference to the teacher by ${axis.title}`);
   const known = rows.flatMap((r) => [r.low, r.high, r.ce_only_delta_low, r.ce_only_delta_high, r.delta, r.ce_only_delta]).filter((v) => v !== null && v !== undefined);
   const low = Math.min(0, ...known) - 0.02, high = Math.max(0, ...known) + 0.02;
@@ -30,7 +22,7 @@ function strata() {
     draw(svg, "line", { x1: x(tick / 100), x2: x(tick / 100), y1: 14, y2: height - 40, stroke: tick ? "#e6e6e6" : "#767676" });
     draw(svg, "text", { x: x(tick / 100), y: height - 24, "text-anchor": "middle" }, format(tick, 0));
   }
-  draw(svg, "text", { x: (left + right) / 2, y: height - 6, "text-anchor": "middle" }, "score above chance less the teacher's, points");
+  draw(svg, "text", { x: width / 2, y: height - 6, "text-anchor": "middle" }, "score above chance less the teacher's, points");
   rows.forEach((r, i) => {
     const middle = 34 + i * rowHeight;
     const description = `${r.label}: ${r.n} documents, distilled ${points(r.delta)}${bounds(r.low, r.high)}` +
@@ -40,7 +32,7 @@ function strata() {
     draw(group, "title", {}, description);
     const picked = String($("stratum").value) === String(r.stratum);
     draw(group, "rect", { x: 0, y: middle - rowHeight / 2, width, height: rowHeight, fill: picked ? "#e8f1f8" : "transparent" });
-    draw(group, "text", { x: left - 10, y: middle + 4, "text-anchor": "end" }, r.label.length > 18 ? `${r.label.slice(0, 17)}…` : r.label);
+    draw(group, "text", { x: left - 10, y: middle + 4, "text-anchor": "end" }, r.label.length > 17 ? `${r.label.slice(0, 16)}…` : r.label);
     for (const [value, a, b, role, dy] of [[r.ce_only_delta, r.ce_only_delta_low, r.ce_only_delta_high, "ce_only", 7], [r.delta, r.low, r.high, "distilled", -7]]) {
       if (value === null || value === undefined) continue;
       const style = data.role_styles[role];
@@ -70,17 +62,24 @@ function documents() {
   $("more").hidden = selected.length <= shown;
 }
 
+/* The score that decided, as the task's metric has it, and softly the probability it makes of the summed likelihoods. */
+function answerCell(model, i) {
+  const { scores, permille, choice } = model, score = scores[i];
+  const soft = permille[i] === undefined || permille[i] === null ? "" : ` (${format(permille[i] / 10, 1)}%)`;
+  return make("td", {}, score === undefined || score === null ? "—" : format(score, 3), make("span", { class: "probability", text: soft }),
+    choice === i ? " ◀ answer" : "");
+}
+
 function card({ document: d, answer }) {
-  const probability = (permille, isAnswer) => `${permille === null || permille === undefined ? "—" : `${format(permille / 10, 1)}%`}${isAnswer ? " ◀ answer" : ""}`;
   const rows = d.choices.map((choice, i) => {
     const row = make("tr", {},
       make("th", { scope: "row", class: "left", text: choice.trim() + (i === d.gold ? " (right)" : "") }),
-      make("td", { text: probability(d.teacher.permille[i], d.teacher.choice === i) }),
-      make("td", { text: probability(answer.permille[i], answer.choice === i) }));
+      answerCell(d.teacher, i), answerCell(answer, i));
     if (i === d.gold) row.className = "gold";
     return row;
   });
-  const head = make("tr", {}, ...["choice", "teacher", $("student").value].map((text, i) => make("th", { scope: "col", class: i ? "" : "left", text })));
+  const names = ["choice", `teacher, ${data.deciding[d.task]}`, `${$("student").value}, ${data.deciding[d.task]}`];
+  const head = make("tr", {}, ...names.map((text, i) => make("th", { scope: "col", class: i ? "" : "left", text })));
   return make("article", {},
     make("h4", {}, make("span", { class: `chip ${answer.flip}`, text: answer.flip }), `${d.task}, document ${d.id}`),
     make("p", { text: d.prompt }),

@@ -13,15 +13,29 @@ function update(full = true) {
   remember();
 }
 
+/* What has been drawn, drawn again at another width of the window. */
+const drawn = [];
+let lastWidth = innerWidth;
+addEventListener("resize", () => {
+  if (innerWidth !== lastWidth) for (const drawing of drawn) drawing();
+  lastWidth = innerWidth;
+});
+
 async function begin() {
   if ($("cost")) {
-    fill($("cost"), Object.entries(data.costs), start.get("cost"));
+    fill($("cost"), frontierOptions(), start.get("cost"));
     $("cost").addEventListener("change", () => { frontier(); remember(); });
+    drawn.push(frontier);
     frontier();
   }
   if ($("curve")) {
+    try { data.curves = await unpack("packed-curves"); }
+    catch (error) { $("curves").textContent = `Curves cannot be shown: ${error.message}.`; data.curves = {}; }
+  }
+  if ($("curve") && Object.keys(data.curves).length) {
     fill($("curve"), Object.keys(data.curves).map((c) => [c, c]), start.get("curve"));
     $("curve").addEventListener("change", () => { curves(); remember(); });
+    drawn.push(curves);
     curves();
   }
   if ($("student")) {
@@ -34,6 +48,7 @@ async function begin() {
     setStrata(start.get("stratum") ?? "");
     for (const id of ["student", "axis"]) $(id).addEventListener("change", () => { setStrata(""); update(); });
     for (const id of ["task", "stratum", "flip"]) $(id).addEventListener("change", () => update());
+    drawn.push(strata);
     $("more").addEventListener("click", () => { shown += PER_PAGE; documents(); });
     update();
   }

@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from distill_lit.analysis.calibration import choice_softmax
+from distill_lit.analysis.choices import choice_softmax
 from distill_lit.analysis.model_groups import NAMED_ROLES, ROLE_LABELS
 from distill_lit.analysis.pareto import COST_AXES, cost_axes, pareto_frontier
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.bundle import ReportBundle
+from distill_lit.report.figures.pareto import panel_frames
 from distill_lit.report.figures.style import ROLE_STYLE, line_styles, number_unique, role_style, variant_numbers
-from distill_lit.report.figures.training_curves import mean_curve
+from distill_lit.report.figures.training_curves import seed_band
 from distill_lit.report.tables.long_tail import baseline_uses_other_data
 from distill_lit.report.web.html_page import pack_json
 
@@ -22,7 +23,7 @@ MAX_DOCUMENTS = 3000  # changed documents on the page; the rest is in records.pa
 STRATUM_COLUMNS = ["model", "axis", "stratum", "label", "n", "delta", "low", "high", "ce_only_delta", "ce_only_delta_low",
                    "ce_only_delta_high", "lost", "gained", "note"]  # fmt: skip
 MAX_PAGE_PROMPT_CHARS = 1500
-CURVE_POINTS = 300
+CURVE_POINTS = 200
 
 
 def frontiers(result: ReportBundle) -> dict[str, pd.DataFrame]:
@@ -38,6 +39,8 @@ def page_data(result: ReportBundle, placed: dict[str, pd.DataFrame]) -> dict[str
     role_labels = {role: word for role, word in ROLE_LABELS.items() if role not in NAMED_ROLES}
     return {
         "costs": {axis: COST_AXES[axis] for axis in placed},
+        "panel_axes": list(panel_frames(placed)),
+        "deciding": {task: deciding_score(str(scores.results.settings(task).get("metric"))) for task in scores.tasks},
         "frontier": {axis: _points(frame, variant_numbers(scores.groups)) for axis, frame in placed.items()},
         "role_styles": {role: _js_style(ROLE_STYLE[role]) for role in ROLE_STYLE if role != "derived" or has_derived},
         "quality_threshold": scores.analysis.claim_min_quality,
@@ -93,18 +96,18 @@ def changed_documents(result: ReportBundle, max_documents: int = MAX_DOCUMENTS) 
         rows = np.sort(np.random.default_rng(0).permutation(rows)[:max_documents])
     index = scores.results.documents.index[rows]
     groups = {group.label: group.models for group in scores.groups}
-    probabilities = {label: _probabilities(result, groups[label], index) for label in ("teacher", *changed)}
+    shown = {label: _choice_scores(result, groups[label], index) for label in ("teacher", *changed)}
     found = []
     for number, (key, row) in enumerate(scores.results.documents.loc[index].iterrows()):
         students = [
-            _answer(tail.flips[label], key, probabilities[label][number]) if key in frame.index else None
+            _answer(tail.flips[label], key, shown[label][number]) if key in frame.index else None
             for label, frame in changed.items()
         ]
         first = next(tail.flips[label] for label, frame in changed.items() if key in frame.index)
         found.append({
             "task": key[0], "id": int(row["doc_id"]), "prompt": _shorten(str(row["prompt"])),
             "choices": _choices(row), "gold": int(row["gold"]), "strata": tail.stratum_codes.loc[key].tolist(),
-            "teacher": {"choice": int(first.at[key, "teacher_choice"]), "permille": probabilities["teacher"][number]},
+            "teacher": {"choice": int(first.at[key, "teacher_choice"]), **shown["teacher"][number]},
             "students": students,
         })  # fmt: skip
     return found, int(is_changed.sum()) - len(found)
@@ -119,15 +122,32 @@ def _shorten(text: str) -> str:
     return text if len(text) <= MAX_PAGE_PROMPT_CHARS else f"… {text[-MAX_PAGE_PROMPT_CHARS:]}"
 
 
-def _answer(flips: pd.DataFrame, key: Any, permille: list[int]) -> dict[str, Any]:
-    return {"choice": int(flips.at[key, "student_choice"]), "flip": str(flips.at[key, "flip"]), "permille": permille}
+def _answer(flips: pd.DataFrame, key: Any, shown: dict[str, list]) -> dict[str, Any]:
+    return {"choice": int(flips.at[key, "student_choice"]), "flip": str(flips.at[key, "flip"]), **shown}
 
 
-def _probabilities(result: ReportBundle, models: tuple[str, ...], index: pd.MultiIndex) -> list[list[int]]:
-    """Per document the probability of each choice in thousandths, mean over the models."""
-    frames = [result.scores.results.records[model].loc[index, "ll"] for model in models]
-    rows = [[choice_softmax(ll) for ll in answers if _has_finite_max(ll)] for answers in zip(*frames, strict=True)]
-    return [[round(1000 * float(p)) for p in np.mean(answers, axis=0)] if answers else [] for answers in rows]
+def deciding_score(metric: str) -> str:
+    """What the choice of a task's metric is made by, in words with its unit."""
+    return "log-likelihood, nats per character" if metric == "acc_norm" else "log-likelihood, nats"
+
+
+def _choice_scores(result: ReportBundle, models: tuple[str, ...], index: pd.MultiIndex) -> list[dict[str, list]]:
+    """Per document `scores`, by which each choice was judged (`deciding_score`), and `permille`, its probability from
+    summed likelihoods in thousandths; means over the models."""
+    results = result.scores.results
+    is_norm = {task: results.settings(task).get("metric") == "acc_norm" for task in results.tasks}
+    frames = [results.records[model].loc[index] for model in models]
+    columns = zip(*([*zip(frame["ll"], frame["len_chars"], strict=True)] for frame in frames), strict=True)
+    found: list[dict[str, list]] = []
+    for task, answers in zip(index.get_level_values("task"), columns, strict=True):
+        known = [(np.asarray(ll, float), np.asarray(chars)) for ll, chars in answers if _has_finite_max(ll)]
+        scores = [ll / np.maximum(chars, 1) if is_norm[task] else ll for ll, chars in known]
+        shares = [choice_softmax(ll) for ll, _ in known]
+        found.append({
+            "scores": [round(float(value), 3) for value in np.mean(scores, axis=0)] if known else [],
+            "permille": [round(1000 * float(p)) for p in np.mean(shares, axis=0)] if known else [],
+        })  # fmt: skip
+    return found
 
 
 def _has_finite_max(likelihoods: Any) -> bool:
@@ -136,8 +156,8 @@ def _has_finite_max(likelihoods: Any) -> bool:
 
 
 def curve_lines(scores: Scores, path: Path) -> dict[str, Any]:
-    """`curves`: {quantity: {label of a trained group: [[step, value], …]}} of curves.csv, mean over seeds, thinned to
-    CURVE_POINTS; `curve_styles`: {label: its style}."""
+    """`curves`: {quantity: {label of a trained group: [[step, mean, min, max], …]}} of curves.csv, over seeds, thinned to
+    CURVE_POINTS (of one seed its value alone); `curve_styles`: {label: its style}."""
     styles = line_styles(scores.groups)
     curve_styles = {label: _js_style(style) for label, style in styles.items()}
     try:
@@ -150,11 +170,13 @@ def curve_lines(scores: Scores, path: Path) -> dict[str, Any]:
     found: dict[str, dict[str, list[list[float]]]] = {}
     for name in (*CURVES, *terms):
         if name in frame and pd.api.types.is_numeric_dtype(frame[name]):
-            lines = {group.label: _thin(mean_curve(group, frame, name)) for group in scores.groups if group.label in styles}
+            lines = {group.label: _thin(seed_band(group, frame, name)) for group in scores.groups if group.label in styles}
             found[name] = {label: line for label, line in lines.items() if line}
     return {"curves": {k: v for k, v in found.items() if v}, "curve_styles": curve_styles}
 
 
-def _thin(line: pd.Series) -> list[list[float]]:
-    pick = np.unique(np.linspace(0, max(len(line) - 1, 0), min(CURVE_POINTS, len(line))).astype(int))
-    return [[float(step), float(f"{value:.6g}")] for step, value in line.iloc[pick].items()]
+def _thin(band: pd.DataFrame) -> list[list[float]]:
+    pick = np.unique(np.linspace(0, max(len(band) - 1, 0), min(CURVE_POINTS, len(band))).astype(int))
+    columns = ["mean", "min", "max"] if (band["max"] > band["min"]).any() else ["mean"]
+    return [[float(step), *(float(f"{value:.5g}") for value in row)]
+            for step, row in zip(band.index[pick], band[columns].to_numpy()[pick], strict=True)]  # fmt: skip

@@ -6,43 +6,63 @@ from typing import Any
 
 import pandas as pd
 
-from distill_lit.analysis.pareto import cost_axes
 from distill_lit.analysis.scaling_law import has_scaling_curve
 from distill_lit.report.bundle import ReportBundle
-from distill_lit.report.formats.html_table import escape_html, html_paragraphs, to_html
+from distill_lit.report.formats.html_table import escape_html, fold, html_paragraphs, to_html
 from distill_lit.report.formats.table import Table
+from distill_lit.report.loss_report import slice_examples, tail_answer
+from distill_lit.report.paper.pivot import pivot_section
+from distill_lit.report.tables.answer import leave_one_out_table, pair_table, task_signal_table
 from distill_lit.report.tables.efficiency_claim import claim_table
+from distill_lit.report.tables.endpoints import endpoint_table
 from distill_lit.report.tables.footnotes import evaluation_footnotes, sample_limit_notes
 from distill_lit.report.tables.inference_cost import cost_table
-from distill_lit.report.tables.long_tail import contrast_table, flip_table
+from distill_lit.report.tables.long_tail import calibration_table, contrast_table, flip_table, slice_table, tail_table
 from distill_lit.report.tables.scaling import scaling_table
-from distill_lit.report.tables.scores import detail_table, score_table
-from distill_lit.report.web.html_page import embed_json, html_document, page_script
-from distill_lit.report.web.page_data import curve_lines, frontiers, packed_long_tail, page_data
+from distill_lit.report.tables.scores import detail_table, score_table, task_table
+from distill_lit.report.web.html_page import embed_json, html_document, pack_json, page_script
+from distill_lit.report.web.page_data import changed_documents, curve_lines, frontiers, packed_long_tail, page_data
 from distill_lit.utils.files import read_json, write_text
 
 MAX_PAGE_BYTES = 400_000  # beyond which changed documents are left out
-MAX_OPEN_VERDICTS = 3  # paragraphs of the verdict that are open at once
 
 
 def write_report_page(folder: Path, result: ReportBundle) -> Path:
     """Writes report.html into `folder`; returns its path."""
     placed = frontiers(result)
     curves = curve_lines(result.scores, folder / "curves.csv")
-    parts = [_head(result), "<main id='main'>", _results(result), _frontier_section(result, placed), _tail_section(result)]
-    parts += [_curves_section(curves), _scaling_section(result), _statements(result), "</main>", _footer(folder, result)]
-    parts.append(f"<script>\n{page_script()}</script>")
-    data = page_data(result, placed) | curves
+    sections = [_results(result), pivot_section(result), _frontier_section(result, placed), _tail_section(result),
+                _curves_section(curves), _scaling_section(result), _statements(result)]  # fmt: skip
+    parts = [_head(result), "<main id='main'>", *(section for section in sections if section), "</main>",
+             _footer(folder, result)]  # fmt: skip
+    data = page_data(result, placed) | {"curve_styles": curves["curve_styles"]}
 
     def page(packed: str, omitted: int) -> str:
         embedded = embed_json(data | {"omitted_documents": omitted})
         scripts = [f'<script type="application/json" id="data">{embedded}</script>',
-                   f'<script type="text/plain" id="packed-long-tail">{packed}</script>']  # fmt: skip
-        return html_document(result.title, "\n".join([*(part for part in parts[:-1] if part), *scripts, parts[-1]]))
+                   f'<script type="text/plain" id="packed-curves">{pack_json(curves["curves"])}</script>',
+                   f'<script type="text/plain" id="packed-long-tail">{packed}</script>',
+                   f"<script>\n{page_script()}</script>"]  # fmt: skip
+        return html_document(result.title, "\n".join([*parts, *scripts]))
 
     room = MAX_PAGE_BYTES - len(page("", 0).encode())
     write_text(folder / "report.html", page(*packed_long_tail(result, room)))
     return folder / "report.html"
+
+
+def _table(table: Table) -> str:
+    """A table without the banner, which stands once, at the top of the page."""
+    return to_html(replace(table, header_notes=[]))
+
+
+def _folded(summary: str, table: Table) -> str:
+    """A table behind a line that opens it; nothing where it has no rows."""
+    return fold(summary, _table(table)) if table.rows else ""
+
+
+def _section(name: str, title: str, *parts: str) -> str:
+    body = "\n".join(part for part in parts if part)
+    return f'<section aria-labelledby="h-{name}"><h2 id="h-{name}">{escape_html(title)}</h2>\n{body}</section>'
 
 
 def _head(result: ReportBundle) -> str:
@@ -50,101 +70,114 @@ def _head(result: ReportBundle) -> str:
     return (
         '<a class="skip" href="#main">To the results</a>\n<header>'
         f"<h1>{escape_html(result.name)}</h1>{question}\n"
+        f"{html_paragraphs([result.headline], 'verdict')}\n"
         f"{html_paragraphs(sample_limit_notes(result.scores), 'sample-limit')}\n"
-        f"{html_paragraphs([result.headline], 'verdict')}\n{_in_words(result.verdict)}\n</header>"
-    )
-
-
-def _in_words(verdict: list[str]) -> str:
-    """The verdict on every student; of many students folded away."""
-    paragraphs = html_paragraphs(verdict)
-    return (
-        paragraphs
-        if len(verdict) <= MAX_OPEN_VERDICTS
-        else f"<details><summary>Every student in words</summary>{paragraphs}</details>"
+        f"{html_paragraphs(result.verdict)}\n</header>"
     )
 
 
 def _results(result: ReportBundle) -> str:
-    main = score_table(result.scores, result.score_frame, "Scores")
-    detail = detail_table(result.scores, result.score_frame, "Every task, with differences")
-    return (
-        f'<section aria-labelledby="h-scores"><h2 id="h-scores">Scores</h2>{to_html(main)}'
-        f"<details><summary>Every task, with intervals and differences</summary>{to_html(detail)}</details></section>"
+    scores, frame = result.scores, result.score_frame
+    return _section(
+        "scores",
+        "Scores",
+        _table(score_table(scores, frame, "Did the teacher help?")),
+        _folded("Scores by task", task_table(scores, frame)),
+        _folded("Other endpoints than accuracy", endpoint_table(scores, result.endpoint_frame)),
+        _folded("Every task, with intervals and differences", detail_table(scores, frame, "Every task")),
+        _folded("One task left out at a time", leave_one_out_table(scores, result.answer)),
+        *(_folded(table.caption, table) for table in (pair_table(scores, test) for test in result.answer.axes)),
+        _folded("What each task can tell", task_signal_table(scores)),
     )
 
 
 def _frontier_section(result: ReportBundle, placed: dict[str, pd.DataFrame]) -> str:
-    if not cost_axes(result.scores):
+    cost, claim = cost_table(result.scores), claim_table(result.scores)
+    if len(cost.columns) < 2:
         return ""
-    plot = _frontier_plot(result) if placed else "<p>No model has both a score and a cost.</p>"
-    return f"""<section aria-labelledby="h-frontier"><h2 id="h-frontier">Quality against cost</h2>
-{plot}
-{to_html(claim_table(result.scores))}{to_html(cost_table(result.scores))}</section>"""
+    plot = _frontier_plot(result) if placed else ""
+    return _section("frontier", "Quality against cost", plot, _table(cost), _folded(claim.caption, claim))
 
 
 def _frontier_plot(result: ReportBundle) -> str:
     return f"""<div class="controls"><label for="cost">cost axis<select id="cost"></select></label>
 <div id="legend" class="controls"></div></div>
-<figure><div id="frontier"></div>
+<figure><div id="frontier" class="panels"></div>
 <figcaption>Score above chance, mean over tasks, with {result.scores.analysis.confidence_level:.0%} intervals.
-Point at a model, or reach it with the tab key, to read its numbers.{_sample_limit_paragraphs(result)}</figcaption></figure>
+Point at a model, or reach it with the tab key, to read its numbers.</figcaption></figure>
 <div class="tip" id="tip" aria-live="polite">No model selected.</div>
-<details><summary>The same as a table</summary>{_sample_limit_paragraphs(result)}
-<div id="frontier-table" class="scroll"></div></details>"""
-
-
-def _sample_limit_paragraphs(result: ReportBundle) -> str:
-    return html_paragraphs(sample_limit_notes(result.scores), "sample-limit")
-
-
-def _table_with_limit_note(result: ReportBundle, table: Table) -> str:
-    return to_html(replace(table, header_notes=sample_limit_notes(result.scores)))
+<details><summary>The same as a table</summary><div id="frontier-table" class="scroll"></div></details>"""
 
 
 def _tail_section(result: ReportBundle) -> str:
-    if result.long_tail.stratum_scores.empty:
+    scores, tail = result.scores, result.long_tail
+    if tail.stratum_scores.empty:
+        return ""
+    return _section(
+        "tail",
+        "The long tail",
+        html_paragraphs([text for text in [tail_answer(scores, tail)] if text], "answer"),
+        _table(tail_table(scores, tail)),
+        _explorer(result),
+        _folded("Every axis", contrast_table(scores, tail)),
+        fold("Confirmed slices, with lost documents", _slices(result)),
+        _folded("Changed answers per task", flip_table(tail)),
+        _folded("Calibration, and when to ask the teacher", calibration_table(tail)),
+    )
+
+
+def _slices(result: ReportBundle) -> str:
+    table = slice_table(result.long_tail)
+    if not table.rows:
+        return html_paragraphs(table.warnings)
+    parts = [_table(table)]
+    for model in result.long_tail.flips:
+        for words, documents in slice_examples(result.scores, result.long_tail, model):
+            listed = "".join(f"<li>{escape_html(line)}</li>" for line in documents)
+            parts.append(f"<p>{escape_html(f'{model}, {words}')}: lost documents, drawn at random</p><ul>{listed}</ul>")
+    return "".join(parts)
+
+
+def _explorer(result: ReportBundle) -> str:
+    """Strata as a plot and the documents whose answers changed; nothing where none did."""
+    if not changed_documents(result, 1)[0]:
         return ""
     boxes = "".join(
         f'<label for="{name}">{words}<select id="{name}"></select></label>'
         for name, words in (("student", "student"), ("task", "task"), ("axis", "axis"), ("stratum", "stratum"),
                             ("flip", "answer change"))
     )  # fmt: skip
-    return f"""<section aria-labelledby="h-tail"><h2 id="h-tail">The long tail</h2>
-{_table_with_limit_note(result, contrast_table(result.scores, result.long_tail))}
-<details><summary>Changed answers per task</summary>{_table_with_limit_note(result, flip_table(result.long_tail))}</details>
-<h3>Read what was lost</h3><div class="controls">{boxes}</div>
-<p class="note">Probabilities are the softmax over the choices' log-likelihoods, mean over seeds; the chosen answer
-follows the task's metric, which may divide by length.</p>
+    return f"""<h3>Read what was lost</h3><div class="controls">{boxes}</div>
+<p class="note">Beside every choice stands the score that decided, by the task's metric; in brackets the probability that
+its summed likelihood has among the choices. Means over seeds.</p>
 <div class="split"><figure><div id="strata"></div>
-<figcaption><span id="axis-about"></span>{_sample_limit_paragraphs(result)}</figcaption></figure>
+<figcaption><span id="axis-about"></span></figcaption></figure>
 <div><p id="count" class="note" aria-live="polite"></p><div id="documents"></div>
-<button id="more" type="button" hidden>Show more</button></div></div></section>"""
+<button id="more" type="button" hidden>Show more</button></div></div>"""
 
 
 def _curves_section(curves: dict[str, Any]) -> str:
     if not curves["curves"]:
         return ""
-    return """<section aria-labelledby="h-curves"><h2 id="h-curves">Training</h2>
-<div class="controls"><label for="curve">quantity<select id="curve"></select></label></div>
-<figure><div id="curves"></div><figcaption>Mean over seeds.</figcaption></figure>
-<div class="controls note" id="curve-legend"></div></section>"""
+    return _section(
+        "curves",
+        "Training",
+        """<div class="controls"><label for="curve">quantity<select id="curve"></select></label></div>
+<figure><div id="curves"></div>
+<figcaption>Mean over seeds; bands reach from the lowest to the highest seed.</figcaption></figure>
+<div class="controls note" id="curve-legend"></div>""",
+    )
 
 
 def _scaling_section(result: ReportBundle) -> str:
     if not has_scaling_curve(result.scaling_data):
         return ""
-    table = to_html(scaling_table(result.scaling_data, result.scaling_law))
-    return f'<section aria-labelledby="h-scaling"><h2 id="h-scaling">Size and tokens</h2>{table}</section>'
+    return _section("scaling", "Size and tokens", to_html(scaling_table(result.scaling_data, result.scaling_law)))
 
 
 def _statements(result: ReportBundle) -> str:
-    parts = [
-        f"<h3>{escape_html(label)}</h3>{html_paragraphs(paragraphs)}"
-        for label, paragraphs in result.loss_statements.items()
-    ]
-    title = '<section aria-labelledby="h-loss"><h2 id="h-loss">Loss statement</h2>'
-    return f"{title}{''.join(parts)}</section>" if parts else ""
+    parts = [fold(label, html_paragraphs(paragraphs)) for label, paragraphs in result.loss_statements.items()]
+    return _section("loss", "Loss statements", *parts) if parts else ""
 
 
 def _footer(folder: Path, result: ReportBundle) -> str:

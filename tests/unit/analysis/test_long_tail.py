@@ -8,23 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers.synthetic_results import build, edited_records
-from scipy.stats import chi2
 
 from distill_lit.analysis import document_axes as ax
-from distill_lit.analysis.calibration import (
-    conditional_value_at_risk,
-    coverage_curve,
-    deferral_threshold,
-    equal_mass_bins,
-    expected_calibration_error,
-)
 from distill_lit.analysis.flips import flip_counts, modal_answers
-from distill_lit.analysis.long_tail import LongTail, analyze_long_tail
+from distill_lit.analysis.long_tail import LongTail, _contrast, _stratum_rows, analyze_long_tail
 from distill_lit.analysis.response_matrix import TaskResponses
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.score_table import score_frame
 from distill_lit.analysis.scores import Scores, compute_scores
-from distill_lit.analysis.strata import pool_strata
+from distill_lit.analysis.strata import axis_strata, tail_less_head, trend_weights
 from distill_lit.config.schema import AnalysisConfig
 from distill_lit.report.bundle import build_report_bundle
 from distill_lit.report.loss_report import loss_report_markdown
@@ -99,6 +91,17 @@ def test_a_small_corpus_does_not_say_which_words_are_rare(tmp_path: Path) -> Non
     assert "wordfreq's general English, because the 18,547 words of the distillation corpus are too few" in text
 
 
+def test_words_never_read_in_training_are_an_axis(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=20)
+    assert ax.axis_values(load_results(folder))["unread_words"].isna().all()  # nobody counted
+    with edited_records(folder) as content:
+        content.read_words, content.read_word_counts = 9000, {"water": 3, "heat": 1}
+        content.documents["prompt"] = "Question: does water heat a basalt nebula?\nAnswer:"
+        content.documents["choices"] = [["heat"] * n for n in content.documents["n_choices"]]
+    found = load_results(folder)
+    assert ax.axis_values(found)["unread_words"].tolist() == pytest.approx([2 / 5] * len(found.documents))
+
+
 def test_the_teachers_margin_looks_at_no_gold_answer() -> None:
     assert ax._margin([-6.0, -2.0, -9.0], [3, 2, 3]) == pytest.approx(-1 - -2)
     assert np.isnan(ax._margin([-3.0], [2]))
@@ -152,8 +155,8 @@ def test_lost_documents_of_one_passage_are_no_evidence_each() -> None:
     alone = flip_counts(pd.DataFrame(frame | {"cluster": list("abcdefghi")})).iloc[0]
     assert alone["p"] == pytest.approx(2 * 0.5**9)
     shared = flip_counts(pd.DataFrame(frame | {"cluster": list("aaaabbbbc")})).iloc[0]
-    # sums by passage −4, −4, −1: χ² = 81/33
-    assert shared["p"] == pytest.approx(float(chi2.sf(81 / 33, 1)))
+    # sums by passage −4, −4, −1: of the eight changes of sign two are as far from 0
+    assert shared["p"] == pytest.approx(2 / 8)
 
 
 # pooled strata and the contrast
@@ -180,15 +183,15 @@ def test_contrast_uses_only_tasks_with_head_and_tail(scores: Scores) -> None:
     code[task == "sciq"] = 2
     half = np.arange(len(code)) % 2 == 0
     code[(task == "piqa") & half] = 2
-    found = pool_strata(scores, [axis], code.to_frame("made_up"))["made_up"]
+    found = axis_strata(scores, axis, code)
     piqa = scores.responses.tasks[scores.tasks.index("piqa")]
     tail = (code.loc[piqa.index] == 2).to_numpy()
     teacher = scores.model_columns(0)[0]
-    expected = [piqa.centered()[~tail, teacher].mean(), piqa.centered()[tail, teacher].mean()]
-    assert found.head_tail_estimates[:, 0] == pytest.approx(expected, abs=1e-5)
-    assert found.head_tail_n_documents == tail.sum()
-    both = (expected[1] + scores.centered[sciq, 0]) / 2
-    assert found.estimates[1, 0] == pytest.approx(both, abs=1e-5)
+    head_mean, tail_mean = piqa.centered()[~tail, teacher].mean(), piqa.centered()[tail, teacher].mean()
+    ends = tail_less_head(2)
+    assert found.estimate(ends, 0).value == pytest.approx(tail_mean - head_mean)
+    assert found.n_documents(ends) == tail.sum()
+    assert found.estimate({2: 1.0}, 0).value == pytest.approx((tail_mean + scores.centered[sciq, 0]) / 2)
 
 
 def test_strata_partition_the_documents(report: LongTail) -> None:
@@ -203,8 +206,10 @@ def test_the_planted_tail_loss_is_found_and_laid_to_distillation(scores: Scores,
     assert row["ce_only_tail_loss_low"] < 0 < row["ce_only_tail_loss_high"]
     assert row["excess"] == pytest.approx(row["tail_loss"] - row["ce_only_tail_loss"], abs=1e-5)
     text = " ".join(loss_statement(scores, score_frame(scores), report, "deep distilled"))
-    assert "rarest words lost more" in text
-    assert "distillation made rare words lose more" in text
+    assert "The loss on the rarest fifth of questions is" in text
+    excess = f"{100 * row['excess']:.1f}".replace("-", "−")
+    assert f"the excess over the same student trained without the teacher is {excess} [" in text
+    assert "(significant)" in text
 
 
 def test_without_a_planted_loss_nothing_is_claimed(tmp_path: Path) -> None:
@@ -213,27 +218,30 @@ def test_without_a_planted_loss_nothing_is_claimed(tmp_path: Path) -> None:
     tail = analyze_long_tail(found)
     row = tail.tail_contrasts.set_index("axis").loc["rarity_question"]
     assert row["excess_low"] < 0 < row["excess_high"]
-    assert "distillation made" not in " ".join(loss_statement(found, score_frame(found), tail, "deep distilled"))
+    assert "(significant)" not in " ".join(loss_statement(found, score_frame(found), tail, "deep distilled"))
 
 
 @pytest.mark.parametrize(
     ("tail", "excess", "said"),
     [
-        ((-0.05, -0.08, -0.02), (-0.03, -0.05, -0.01), ["rarest words lost more", "made rare words lose more"]),
-        ((-0.05, -0.08, -0.02), (0.04, 0.01, 0.07), ["rarest words lost more", "made rare words lose less"]),
-        ((0.01, -0.02, 0.04), (-0.03, -0.05, -0.01), ["did not measurably lose more or less", "made rare words lose more"]),
-        ((-0.05, -0.08, -0.02), (-0.01, -0.03, 0.01), ["rarest words lost more", "no measurably different pattern"]),
+        ((-0.05, -0.08, -0.02, 0.01), (-0.03, -0.05, -0.01, 0.01),
+         "is 5.0 points larger [8.0 larger, 2.0 larger] than on the most common fifth; the excess over the same student "
+         "trained without the teacher is −3.0 [−5.0, −1.0] (significant)."),
+        ((-0.05, -0.08, -0.02, 0.01), (-0.01, -0.03, 0.01, 0.4), "is −1.0 [−3.0, +1.0] (not significant)."),
+        ((-0.055, -0.122, 0.017, 0.1), (-0.03, -0.05, -0.01, 0.01),
+         "on the rarest fifth of questions is 5.5 points larger [12.2 larger, 1.7 smaller] than on the most common fifth: "
+         "undecided."),
+        ((0.05, 0.02, 0.08, 0.01), (0.04, 0.01, 0.07, 0.01), "is 5.0 points smaller [2.0 smaller, 8.0 smaller] than"),
     ],
-)
-def test_the_statement_blames_distillation_by_the_sign_of_its_excess(
-    scores: Scores, report: LongTail, tail: tuple[float, ...], excess: tuple[float, ...], said: list[str]
+)  # fmt: skip
+def test_the_statement_says_how_much_larger_the_loss_is_and_what_is_the_distillations(
+    scores: Scores, report: LongTail, tail: tuple[float, ...], excess: tuple[float, ...], said: str
 ) -> None:
     row: dict[str, object] = {"model": "deep distilled", "axis": "rarity_question"}
     for name, values in (("tail_loss", tail), ("excess", excess)):
-        row |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+        row |= dict(zip((name, f"{name}_low", f"{name}_high", f"{name}_p"), values, strict=True))
     changed = replace(report, tail_contrasts=pd.DataFrame([row]))
-    text = " ".join(loss_statement(scores, score_frame(scores), changed, "deep distilled"))
-    assert all(words in text for words in said)
+    assert said in " ".join(loss_statement(scores, score_frame(scores), changed, "deep distilled"))
 
 
 def test_a_task_with_few_documents_in_a_stratum_does_not_count_there(scores: Scores, report: LongTail) -> None:
@@ -243,12 +251,89 @@ def test_a_task_with_few_documents_in_a_stratum_does_not_count_there(scores: Sco
     codes = pd.DataFrame({"digits": 1}, index=report.stratum_codes.index)
     for task, size in ((first, 3), *((other, 60) for other in others)):
         codes.loc[task.index[:size], "digits"] = 2
-    found = pool_strata(scores, [digits], codes)["digits"]
-    assert found.head_tail_n_documents == 60 * len(others)
+    found = axis_strata(scores, digits, codes["digits"])
+    ends = tail_less_head(2)
+    assert found.n_documents(ends) == 60 * len(others)
     heads = [task.centered()[60:, scores.model_columns(0)].mean() for task in others]
     tails = [task.centered()[:60, scores.model_columns(0)].mean() for task in others]
-    assert found.head_tail_estimates[:, 0] == pytest.approx([np.mean(heads), np.mean(tails)], abs=1e-5)
-    assert found.estimates[1, 0] == pytest.approx(np.mean(tails), abs=1e-5)
+    assert found.estimate(ends, 0).value == pytest.approx(np.mean(tails) - np.mean(heads))
+    assert found.estimate({2: 1.0}, 0).value == pytest.approx(np.mean(tails))
+
+
+def test_a_stratum_without_documents_is_not_one_where_the_teacher_is_at_chance(scores: Scores, report: LongTail) -> None:
+    """Three documents hold a number: too few for a mean, whatever the teacher makes of them."""
+    digits = next(axis for axis in ax.DOCUMENT_AXES if axis.name == "digits")
+    codes = pd.Series(1, index=report.stratum_codes.index)
+    codes.iloc[:3] = 2
+    g = scores.group_index("deep distilled")
+    strata = axis_strata(scores, digits, codes)
+    rows = _stratum_rows(scores, digits, strata, g, report.flips["deep distilled"], codes).set_index("stratum")
+    assert rows["note"].tolist() == ["", "too few documents"]
+    assert np.isnan(rows.loc[2, "retention"])
+
+
+# tail and head in shares, each model's own change, the line through all strata
+
+
+def test_trend_is_the_least_squares_line_from_its_first_to_its_last_point() -> None:
+    means = np.array([0.3, 0.1, 0.25, -0.05, 0.0])
+    line = np.polynomial.Polynomial.fit(range(1, 6), means, 1)
+    assert sum(w * m for w, m in zip(trend_weights(5).values(), means, strict=True)) == pytest.approx(line(5) - line(1))
+    assert list(trend_weights(2).values()) == pytest.approx([-1.0, 1.0])
+
+
+def test_a_student_at_chance_loses_in_points_what_its_teacher_gains(scores: Scores, report: LongTail) -> None:
+    """It has nothing in head and tail: minus the teacher's change in points, and no change of its own or of its share."""
+    task, group = scores.responses.tasks[0], scores.group_index("deep distilled")
+    inside = np.arange(task.n) % 2 == 0
+    teacher = scores.model_columns(0)[0]
+    blank = task.correct.copy()
+    blank[:, scores.model_columns(group)] = task.chance[:, None]  # a score of 0 on every document
+    better = np.maximum(task.correct[:, teacher], np.arange(task.n) % 3 == 0)
+    blank[:, teacher] = np.where(inside, task.correct[:, teacher], better)
+    responses = replace(scores.responses, tasks=[replace(task, correct=blank)])
+    changed = replace(scores, responses=responses, centered=scores.centered[:1])
+    binary = ax.DocumentAxis("made_up", "complexity", "binary", "made up", "made up", "none", "some")
+    codes = pd.Series(np.where(inside, 1, 2), index=task.index)
+    row = _contrast(changed, binary, axis_strata(changed, binary, codes), group)
+    assert row["teacher_change"] > 0.1
+    assert row["tail_loss"] == pytest.approx(-row["teacher_change"])
+    assert row["student_change"] == pytest.approx(0)
+    assert row["retention_change"] == pytest.approx(0)
+
+
+def test_shares_by_hand_and_by_another_estimate_of_their_error(scores: Scores, report: LongTail) -> None:
+    """R_tail − R_head of single models on one task: its value by hand, its error against redrawn documents."""
+    task, group = scores.responses.tasks[0], scores.group_index("deep distilled")
+    one = replace(scores.groups[group], models=scores.groups[group].models[:1], seeds=(0,))
+    groups = [one if g == group else other for g, other in enumerate(scores.groups)]
+    single = replace(scores, groups=groups, responses=replace(scores.responses, tasks=[task]), centered=scores.centered[:1])
+    codes = report.stratum_codes.loc[task.index, "rarity_question"]
+    found = axis_strata(single, ax.RARITY, codes).retention_estimate(tail_less_head(5), group)
+    student, teacher = (task.centered()[:, single.model_columns(g)[0]] for g in (group, 0))
+    ends = [(codes == s).to_numpy() for s in (1, 5)]
+
+    def change(rows: np.ndarray) -> float:
+        shares = [student[rows][inside[rows]].mean() / teacher[rows][inside[rows]].mean() for inside in ends]
+        return shares[1] - shares[0]
+
+    assert found.value == pytest.approx(change(np.arange(task.n)))
+    rng = np.random.default_rng(0)
+    redrawn = [change(rng.integers(0, task.n, task.n)) for _ in range(2000)]
+    assert found.standard_error == pytest.approx(np.std(redrawn), rel=0.15)
+
+
+def test_rare_answers_the_student_cannot_give_show_on_all_scales(report: LongTail) -> None:
+    row = report.tail_contrasts.set_index("axis").loc["rarity_question"]
+    assert row["retention_change_high"] < 0
+    assert row["retention_excess_high"] < 0
+    assert row["trend_high"] < 0
+    assert row["student_change_high"] < 0 < row["student_change"] - row["tail_loss"] + 1  # its own, not its teacher's
+    assert row["tail_loss"] == pytest.approx(row["student_change"] - row["teacher_change"])
+
+
+def test_where_the_teacher_found_the_answer_is_no_slice_and_no_worst_group() -> None:
+    assert {"gold_gain", "difficulty"} == set(ax.SECONDARY_AXES)
 
 
 def test_contractions_are_no_rare_words() -> None:
@@ -267,10 +352,19 @@ def test_small_strata_are_insufficient(tmp_path: Path) -> None:
     assert set(found.tail_contrasts.loc[found.tail_contrasts["n"] < 30, "note"]) == {"insufficient"}
 
 
-def test_worst_group_interval_is_wider_than_its_own(scores: Scores, report: LongTail) -> None:
+def test_the_worst_group_stands_out_where_a_loss_was_planted(scores: Scores, report: LongTail, tmp_path: Path) -> None:
     row = report.worst_strata.iloc[0]
-    assert row["axis"] == "rarity_question"
-    assert row["low"] < row["retention"] < row["high"]
+    assert (row["axis"], row["stands_out"]) == ("rarity_question", True)
+    assert row["excess_low"] < row["excess"] < row["excess_high"] < 0
+    assert row["excess"] < row["expected"] < 0
+    assert '"words of the question: rarest" stands out' in " ".join(
+        loss_statement(scores, score_frame(scores), report, "deep distilled")
+    )
+    folder = build(tmp_path, students={"deep": 0.6}, documents=100, tail_logit_loss=0.0)
+    equal = compute_scores(load_results(folder), ANALYSIS)
+    tail = analyze_long_tail(equal)
+    assert not tail.worst_strata.iloc[0]["stands_out"]
+    assert "stands out" not in " ".join(loss_statement(equal, score_frame(equal), tail, "deep distilled"))
 
 
 def test_passages_are_redrawn_whole(tmp_path: Path) -> None:
@@ -281,7 +375,7 @@ def test_passages_are_redrawn_whole(tmp_path: Path) -> None:
         tasks = content.documents.index.get_level_values("task")
         content.documents["cluster"] = [f"{task}{number}" for task, number in zip(tasks, order, strict=True)]
     one, two = (compute_scores(load_results(folder), ANALYSIS) for folder in (wide, narrow))
-    assert one.raw_replicates[:, 0, 0].std() > 1.5 * two.raw_replicates[:, 0, 0].std()
+    assert one.task_estimate(0, 0).standard_error > 1.5 * two.task_estimate(0, 0).standard_error
 
 
 # slices
@@ -293,53 +387,3 @@ def test_planted_slice_is_found(simulation: ModuleType) -> None:
 
 def test_permuted_labels_confirm_none(simulation: ModuleType) -> None:
     assert simulation.false_slice_rate(np.random.default_rng(1), 40, 6000) <= 0.05
-
-
-# confidence, by hand
-
-
-def test_calibration_error_by_hand() -> None:
-    confidence, right = np.array([0.9, 0.8, 0.6, 0.5]), np.array([1.0, 0.0, 1.0, 1.0])
-    # two bins of two: |(.5 + .6) − 2| and |1.7 − 1|, over 4
-    assert expected_calibration_error(confidence, right, bins=2) == pytest.approx((0.9 + 0.7) / 4)
-    assert expected_calibration_error(np.ones(5), np.ones(5)) == 0
-    assert np.isnan(expected_calibration_error(np.array([]), np.array([])))
-
-
-def test_equal_mass_bins_respect_weights() -> None:
-    assert equal_mass_bins(np.array([0.1, 0.2, 0.3, 0.4]), np.ones(4), 2).tolist() == [0, 0, 1, 1]
-    assert equal_mass_bins(np.array([0.1, 0.2, 0.3, 0.4]), np.array([3.0, 1, 1, 1]), 2).tolist() == [0, 1, 1, 1]
-
-
-def test_worst_tenth_by_hand() -> None:
-    values = np.arange(20.0)
-    assert conditional_value_at_risk(values, np.ones(20)) == pytest.approx(18.5)
-    assert conditional_value_at_risk(values[:15], np.ones(15)) == pytest.approx((14 + 0.5 * 13) / 1.5)
-
-
-def test_risk_threshold_by_hand() -> None:
-    confidence = np.array([0.9, 0.8, 0.7, 0.6])
-    student, teacher = np.array([1.0, 0, 1, 0]), np.array([1.0, 1, 0, 1])
-    # gains: 0, −1, 0, −1: three of four can be answered
-    assert deferral_threshold(confidence, student, teacher, np.ones(4)) == 0.7
-    assert deferral_threshold(confidence, teacher, teacher, np.ones(4)) == 0.6
-    assert deferral_threshold(confidence, 0 * teacher, teacher + 1, np.ones(4)) == np.inf
-    # equal confidence stands or falls together
-    assert deferral_threshold(np.full(4, 0.5), student, teacher, np.ones(4)) == np.inf
-
-
-def test_answering_in_the_teachers_place_is_tried_on_other_documents(scores: Scores, report: LongTail) -> None:
-    found = report.calibration.set_index("model")
-    row = found.loc["deep distilled"]
-    assert row["coverage_gain_low"] <= row["coverage_gain"] <= row["coverage_gain_high"]
-    # the student is worse than its teacher: what looks free on one half costs on the other, or nearly nothing
-    assert row["coverage_gain"] < 0.02
-    assert row["n"] == len(scores.results.documents)
-
-
-def test_coverage_curve_ends_at_the_student_alone() -> None:
-    confidence = np.array([0.9, 0.8, 0.7, 0.6])
-    student, teacher = np.array([1.0, 0, 1, 0]), np.array([1.0, 1, 1, 1])
-    curve = coverage_curve(confidence, student, teacher, np.full(4, 0.25))
-    assert curve["combined_accuracy"].tolist() == pytest.approx([1.0, 0.75, 0.75, 0.5])
-    assert curve["selective_accuracy"].tolist() == pytest.approx([1.0, 0.5, 2 / 3, 0.5])

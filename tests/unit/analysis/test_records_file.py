@@ -9,7 +9,7 @@ import pytest
 from helpers import ROOT
 
 from distill_lit.analysis.bootstrap import bootstrap_sums, cluster_counts
-from distill_lit.analysis.derived_columns import derive_columns
+from distill_lit.analysis.derived_columns import count_ties, derive_columns
 from distill_lit.analysis.records_file import INDEX, ExperimentRecords, read_records, write_records
 
 RESULTS = ROOT / "results"
@@ -47,6 +47,35 @@ def test_what_follows_from_likelihoods_by_hand() -> None:
     assert found["tie"].tolist() == [False] * 3
     tied = content.records["teacher"].assign(ll=[[-2.0, -2.0, -3.0, -4.0], [-0.5], []])
     assert derive_columns(content.documents, tied, SETTINGS)["tie"].tolist() == [True, False, False]
+
+
+def test_bits_per_byte_of_the_right_answer_and_of_a_text_by_hand() -> None:
+    content = example()
+    found = derive_columns(content.documents, content.records["teacher"], SETTINGS)["bits_per_byte"]
+    assert found.iloc[0] == pytest.approx(2.0 / np.log(2) / 2)  # the gold choice: 2 nats on 2 bytes
+    assert found.iloc[1] == pytest.approx(0.5 / np.log(2) / 5)
+    assert np.isnan(found.iloc[2])  # nothing was scored
+    passage = content.documents.iloc[:1].assign(gold=-1, n_choices=0)
+    text = content.records["teacher"].iloc[:1].assign(ll=[[-40.0]], len_bytes=[[20]], len_chars=[[20]])
+    assert derive_columns(passage, text, {})["bits_per_byte"].tolist() == pytest.approx([2.0 / np.log(2)])
+    without = content.records["teacher"].drop(columns="len_bytes")  # of older records
+    assert derive_columns(content.documents, without, SETTINGS)["bits_per_byte"].isna().all()
+
+
+def test_ties_are_those_of_the_tasks_own_metric() -> None:
+    """−2 nats on 2 characters and −1 on 1 tie per character; −2 and −2 tie as sums."""
+    documents = example().documents.iloc[:1].assign(n_choices=3, gold=0)
+    rows = example().records["teacher"].iloc[:1].assign(len_chars=[[2, 1, 2]], len_bytes=[[2, 1, 2]])
+    task = documents.index[0][0]
+    for ll, metric, ties in (
+        ([-2.0, -1.0, -9.0], "acc_norm", 1),
+        ([-2.0, -1.0, -9.0], "acc", 0),
+        ([-2.0, -3.0, -2.0], "acc", 1),
+        ([-2.0, -0.5, -2.0], "acc_norm", 0),
+    ):
+        given = rows.assign(ll=[ll]).drop(columns=["pred", "pred_norm", "correct", "correct_norm", "response"])
+        frame = given.assign(**derive_columns(documents, given, SETTINGS))
+        assert count_ties(frame, {task: metric}) == (ties, 1)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

@@ -1,13 +1,18 @@
 """Packing against rows made by hand, and its laws on random documents."""
 
+import re
+from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.tiny_data import tokens_of
+from helpers.tiny_data import byte_tokenizer, tokens_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distill_lit.data import PreparedData, read_word_counts
+from distill_lit.data.loader import shuffled_row_indices
 from distill_lit.data.packing import pack, place_first_fit, split_long_documents, split_train_validation
 
 sizes_and_lengths = st.tuples(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(2, 17))
@@ -92,3 +97,19 @@ def test_the_pool_stays_within_its_tokens(cap, documents):
         tokens_of(*[[i] * 10 for i in range(1, 21)]), sequence_length=16, validation_sequences=2, max_tokens=cap
     )
     assert len(pool.offsets) - 1 == documents
+
+
+def test_words_are_counted_in_the_rows_that_a_student_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four rows, of which three are read, one of them in the second pass again."""
+    monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path))
+    tokenizer = byte_tokenizer()
+    texts = ["one two", "red red", "sun, it's", "sea two"]
+    packed, _ = pack(tokens_of(*(tokenizer(text)["input_ids"] for text in texts)), 9)
+    prepared = PreparedData(packed, packed, "f", {})
+    order = shuffled_row_indices(len(packed), 5, 5)
+    rows = [tokenizer.decode(packed.input_ids[n][packed.document_ids[n] > 0].tolist()) for n in order]
+    expected = Counter(word for row in rows for word in re.findall(r"[a-z']+", row))
+    assert len(packed) == 4
+    assert read_word_counts(prepared, tokenizer, 5, seed=5) == expected
+    assert sum(read_word_counts(prepared, tokenizer, 3, seed=5).values()) == 6  # two words a row, and not the fourth
+    assert read_word_counts(prepared, None, 5, seed=5) == expected  # from the cache

@@ -11,6 +11,7 @@ from torch import Tensor
 from distill_lit import losses
 from distill_lit.config import TermConfig
 from distill_lit.losses import FEATURE_LOSSES, LOGIT_LOSSES, build_objective, distillation_loss
+from distill_lit.losses.reduction import TokenLogits, apply_temperature, compute_metric_sums
 from distill_lit.utils.exceptions import UserError
 
 CLASSES = [
@@ -180,3 +181,19 @@ def test_what_cannot_be_registered_is_said(name: Any, function: Any, words: str)
 def test_an_unknown_loss_is_not_checked() -> None:
     with pytest.raises(UserError, match="unknown loss 'forward_k'; did you mean 'forward_kl'"):
         losses.check_loss("forward_k")
+
+
+# what is watched
+
+
+def test_draft_acceptance_is_what_speculative_decoding_accepts() -> None:
+    """Σ min(p, q) by hand, and the share of drafted tokens that a teacher accepts with probability min(1, p/q)."""
+    p, q = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.2, 0.2, 0.6])
+    inputs = apply_temperature(TokenLogits(q.log()[None], p.log()[None], torch.tensor([0])), None)
+    found = float(compute_metric_sums(inputs)["draft_acceptance"])
+    assert found == pytest.approx(0.2 + 0.2 + 0.2)
+    drafted = torch.multinomial(q, 40_000, replacement=True, generator=torch.Generator().manual_seed(0))
+    accepted = torch.rand(40_000, generator=torch.Generator().manual_seed(1)) < (p / q).clamp(max=1)[drafted]
+    assert float(accepted.float().mean()) == pytest.approx(found, abs=0.01)
+    same = apply_temperature(TokenLogits(p.log()[None], p.log()[None], torch.tensor([0])), None)
+    assert float(compute_metric_sums(same)["draft_acceptance"]) == pytest.approx(1.0)

@@ -1,0 +1,205 @@
+"""Means over documents × seeds, and differences of such means, with the variance of both.
+
+d[document, seed] = mean + document + seed + interaction. The variance of the mean of all is
+(MS_documents + MS_seeds − MS_interaction) / (D·K): each of the first two holds the interaction once. Its interval is
+Student's t with Satterthwaite's degrees of freedom (1946), see `crossed_df`. Documents that share a passage are one cluster
+(Liang & Zeger 1986). With one seed the interval covers documents alone.
+
+Redrawn documents and stretched seeds are too wide where documents dominate and too narrow where seeds do: see
+benchmarks/significance_simulations.md.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from distill_lit.analysis.array_types import FloatArray
+from distill_lit.analysis.significance import REPLICATE_TOLERANCE, Interval, rule_of_three
+
+
+@dataclass(frozen=True)
+class TaskValues:
+    """One task's part of a mean or a difference: Σ over `blocks` of their means, times `weight`.
+
+    A block is (documents, seeds): the differences of paired seeds make one, seeds that are not paired make two, the second
+    one negative. The same block has the same seeds in every task. `unit`: what one right answer adds to a document's value,
+    where answers are right or wrong: documents that all have the same value do not make it certain. 0: values of another
+    kind.
+    """
+
+    blocks: tuple[FloatArray, ...]
+    clusters: NDArray[np.integer]
+    weight: float = 1.0
+    unit: float = 0.0
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part of a variance with its degrees of freedom (NaN: not known, as the seeds' with one seed)."""
+
+    variance: float
+    df: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over documents and seeds. `documents` and `seeds` are variances of the mean that hold `interaction` both."""
+
+    value: float
+    documents: Component
+    seeds: Component
+    interaction: Component
+    num_seeds: int  # of the block with the fewest
+
+    @property
+    def covers_seeds(self) -> bool:
+        """Whether another seed is covered by the interval, and not other documents alone."""
+        return bool(np.isfinite(self.seeds.variance))
+
+    @property
+    def variance(self) -> float:
+        """Of the mean."""
+        return crossed_variance(self.documents.variance, self.seeds.variance, self.interaction.variance)
+
+    @property
+    def standard_error(self) -> float:
+        """Square root of the variance."""
+        return float(np.sqrt(self.variance))
+
+    @property
+    def df(self) -> float:
+        """Degrees of freedom of the variance."""
+        return crossed_df(self.documents, self.seeds, self.interaction)
+
+    def interval(self, confidence: float = 0.95) -> Interval:
+        """Two-sided; NaN bounds where nothing varies that could be measured."""
+        reach = self.critical(1 - (1 - confidence) / 2) * self.standard_error
+        return Interval(self.value, self.value - reach, self.value + reach)
+
+    def critical(self, probability: float) -> float:
+        """Student's quantile; 0 for a variance of 0."""
+        return float(stats.t.ppf(probability, self.df)) if self.variance > 0 else 0.0 * self.variance
+
+    def p(self, null: float = 0.0) -> float:
+        """Two-sided p that the mean is `null`."""
+        return float(np.minimum(1.0, 2 * np.minimum(self.p_greater(null), self.p_less(null))))
+
+    def p_greater(self, null: float = 0.0) -> float:
+        """One-sided p: small where the mean is greater than `null`."""
+        if not self.standard_error > 0:
+            return float("nan") if np.isnan(self.variance) else float(self.value <= null)
+        return float(stats.t.sf((self.value - null) / self.standard_error, self.df))
+
+    def p_less(self, null: float = 0.0) -> float:
+        """One-sided p: small where the mean is less than `null`."""
+        if not self.standard_error > 0:
+            return float("nan") if np.isnan(self.variance) else float(self.value >= null)
+        return float(stats.t.cdf((self.value - null) / self.standard_error, self.df))
+
+    def detectable(self, alpha: float = 0.05, power: float = 0.8) -> float:
+        """The smallest true difference from 0 that a two-sided test at `alpha` finds with `power`, by this variance."""
+        return (self.critical(1 - alpha / 2) + self.critical(power)) * self.standard_error
+
+
+SEED_QUANTILE = 0.25
+NOT_KNOWN = Component(float("nan"), float("nan"))
+NONE = Estimate(float("nan"), NOT_KNOWN, NOT_KNOWN, NOT_KNOWN, 0)
+
+
+def crossed_variance(documents: float, seeds: float, interaction: float) -> float:
+    """Documents + seeds − interaction. Neither of the first two varies by less than nothing, so each bounds the sum from
+    below. Documents alone where the seeds' is NaN."""
+    return documents if np.isnan(seeds) else max(documents, seeds, documents + seeds - interaction)
+
+
+def crossed_df(documents: Component, seeds: Component, interaction: Component) -> float:
+    """Satterthwaite's degrees of freedom of `crossed_variance`, for seeds of which what they have beyond the interaction is
+    only the SEED_QUANTILE quantile of what they may have: three that happen to lie close together would else seem to matter
+    little, and where seeds dominate the interval would hold the truth 92 times in a hundred."""
+    if np.isnan(seeds.variance):
+        return documents.df
+    factor = seeds.df / float(stats.chi2.ppf(SEED_QUANTILE, seeds.df))
+    beyond = max(seeds.variance - interaction.variance, 0.0)
+    raised = Component(seeds.variance + (factor - 1) * beyond, seeds.df)
+    total = crossed_variance(documents.variance, raised.variance, interaction.variance)
+    return satterthwaite([documents, raised, interaction], total)
+
+
+def satterthwaite(parts: Sequence[Component], variance: float) -> float:
+    """Degrees of freedom of a variance that is a sum (or difference) of independent `parts`. Satterthwaite 1946."""
+    spread = sum(part.variance**2 / part.df for part in parts if part.variance > 0 and part.df > 0)
+    return variance**2 / spread if spread > 0 else float("inf")
+
+
+def crossed_estimate(tasks: Sequence[TaskValues]) -> Estimate:
+    """The sum over tasks, which have documents of their own and share their seeds. NaN without tasks or with NaN values."""
+    if not tasks or any(not block.size or np.isnan(block).any() for task in tasks for block in task.blocks):
+        return NONE
+    value = sum(task.weight * sum(block.mean() for block in task.blocks) for task in tasks)
+    documents = _sum([_document_part(task) for task in tasks])
+    seed_parts, interactions = [], []
+    for b, first in enumerate(tasks[0].blocks):
+        seeds = first.shape[1]
+        if seeds < 2:
+            continue
+        by_seed = np.sum([task.weight * task.blocks[b].mean(axis=0) for task in tasks], axis=0)
+        seed_parts.append(Component(float(by_seed.var(ddof=1)) / seeds, seeds - 1))
+        interactions += [_interaction_part(task, b) for task in tasks]
+    fewest = min(block.shape[1] for block in tasks[0].blocks)
+    seeds, interaction = (_sum(seed_parts), _sum(interactions)) if seed_parts else (NOT_KNOWN, NOT_KNOWN)
+    return Estimate(float(value), documents, seeds, interaction, fewest)
+
+
+def _sum(parts: list[Component]) -> Component:
+    variance = float(sum(part.variance for part in parts))
+    return Component(variance, satterthwaite(parts, variance))
+
+
+def _document_part(task: TaskValues) -> Component:
+    """Variance of the mean over documents of what a document has on average over seeds."""
+    by_document = np.sum([block.mean(axis=1) for block in task.blocks], axis=0)
+    sums = cluster_sums(by_document - by_document.mean(), task.clusters)
+    count, n = len(sums), len(by_document)
+    if count < 2:
+        return NOT_KNOWN
+    variance = float((sums**2).sum()) * count / (count - 1) / n**2
+    if task.unit and np.ptp(by_document) < REPLICATE_TOLERANCE:
+        variance = (task.unit * rule_of_three(count) / stats.norm.ppf(0.975)) ** 2
+    return Component(task.weight**2 * variance, count - 1)
+
+
+def _interaction_part(task: TaskValues, b: int) -> Component:
+    """What is left after means of documents and of seeds, in a mean over both."""
+    block = task.blocks[b]
+    n, seeds = block.shape
+    rest = block - block.mean(axis=1, keepdims=True) - block.mean(axis=0) + block.mean()
+    sums = cluster_sums(rest, task.clusters)
+    count = len(sums)
+    if count < 2:
+        return NOT_KNOWN
+    variance = float((sums**2).sum()) * count / (count - 1) / (seeds - 1) / seeds / n**2
+    return Component(task.weight**2 * variance, (count - 1) * (seeds - 1))
+
+
+def cluster_sums(values: FloatArray, clusters: NDArray[np.integer]) -> FloatArray:
+    """Sums over the documents (rows) of each cluster."""
+    codes = np.unique(clusters, return_inverse=True)[1]
+    if len(values) == codes.max(initial=-1) + 1:
+        return values
+    sums = np.zeros((codes.max() + 1, *values.shape[1:]))
+    np.add.at(sums, codes, values)
+    return sums
+
+
+def mean_inside(values: FloatArray, inside: NDArray[np.bool_]) -> FloatArray:
+    """A block (documents, seeds) whose mean is that of `values` over the documents `inside`, and whose variance is that
+    mean's, the number of documents inside being drawn too (linearized: Cochran 1977, ch. 6). Blocks of strata of one task
+    can be subtracted from each other. NaN where nothing is inside."""
+    share = inside.mean()
+    if share == 0:
+        return np.full(values.shape, np.nan)
+    mean = values[inside].mean(axis=0)
+    return np.asarray(mean + np.where(inside[:, None], (values - mean) / share, 0.0))

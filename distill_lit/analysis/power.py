@@ -1,0 +1,151 @@
+"""What documents and seeds can decide, before a run: from the variances that records of other runs show."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from distill_lit.analysis.crossed_variance import (
+    Component,
+    Estimate,
+    TaskValues,
+    crossed_df,
+    crossed_estimate,
+    satterthwaite,
+)
+from distill_lit.analysis.score_table import declared_comparisons
+from distill_lit.analysis.scores import Scores
+
+NOTHING_BELOW = 0.10  # differences above chance that teachers make at equal tokens are smaller: 0.1 is decided by nothing
+
+
+@dataclass(frozen=True)
+class TaskVariances:
+    """Of the paired difference of two students on one task, above chance. documents: of one document (what all seeds have
+    of it, passages taken into account); interaction: of one document and seed; seeds: of one seed, NaN where records have
+    one each."""
+
+    documents: float
+    interaction: float
+    seeds: float
+    n_total: int = 0  # documents that the task has, 0 where unknown
+    is_averaged: bool = True  # whether the teacher of these records is above chance on it
+
+
+@dataclass(frozen=True)
+class Power:
+    """difference: the smallest that is found with `power` (of averages above chance, as a share). covers_seeds: whether
+    other seeds are in it, or other documents alone. unknown: tasks without records, for which the average of the others
+    stands.
+    documents_only: what infinitely many seeds would still leave; seeds_only: what infinitely many documents would leave."""
+
+    difference: float
+    documents_only: float
+    seeds_only: float
+    covers_seeds: bool
+    unknown: tuple[str, ...]
+    power: float
+    alpha: float
+
+    @property
+    def decides_nothing(self) -> bool:
+        """Whether only differences are found that are larger than those a teacher makes."""
+        return not self.difference <= NOTHING_BELOW
+
+
+def task_variances(scores: Scores) -> dict[str, TaskVariances]:
+    """Per task on average over the declared comparisons; empty where there are none."""
+    pairs = [pair for pair in declared_comparisons(scores) if np.isfinite(scores.raw[:, pair]).any()]
+    found = {}
+    for t, task in enumerate(scores.responses.tasks):
+        estimates = [estimate for first, second in pairs for estimate in [_above_chance(scores, t, first, second)]
+                     if np.isfinite(estimate.documents.variance)]  # fmt: skip
+        if estimates:
+            parts = np.array([_parts(estimate, task.n) for estimate in estimates])
+            known = np.isfinite(parts[:, 2])
+            seeds = max(float(parts[known, 2].mean()), 0.0) if known.any() else float("nan")
+            total = int(scores.results.settings(task.task).get("n_total") or task.n)
+            is_averaged = task.task not in scores.excluded_tasks
+            documents, rest = max(float(parts[:, 0].mean()), 0.0), float(parts[:, 1].mean())
+            found[task.task] = TaskVariances(documents, rest, seeds, total, is_averaged)
+    return found
+
+
+def variances_to_json(variances: Mapping[str, TaskVariances]) -> dict[str, dict[str, Any]]:
+    """For summary.json; NaN is null."""
+    return {task: {name: None if value != value else value for name, value in asdict(one).items()}
+            for task, one in variances.items()}  # fmt: skip
+
+
+def variances_from_json(values: dict[str, dict[str, Any]]) -> dict[str, TaskVariances]:
+    """What `variances_to_json` wrote. Raises TypeError for what it did not."""
+    known: dict[str, dict[str, Any]] = {
+        task: {name: float("nan") if value is None else value for name, value in one.items()}
+        for task, one in values.items()
+    }
+    return {task: TaskVariances(**one) for task, one in known.items()}
+
+
+def _above_chance(scores: Scores, t: int, first: int, second: int) -> Estimate:
+    task = scores.responses.tasks[t]
+    return crossed_estimate([TaskValues(scores.blocks(task.centered(), first, second), task.clusters)])
+
+
+def _parts(estimate: Estimate, n: int) -> tuple[float, float, float]:
+    """σ² of a document, of a document and seed, and of a seed: expected mean squares solved for them, not cut off at 0."""
+    if not estimate.covers_seeds:
+        return estimate.documents.variance * n, 0.0, float("nan")
+    rest, seeds = estimate.interaction.variance, estimate.num_seeds
+    return (estimate.documents.variance - rest) * n, rest * n * seeds, (estimate.seeds.variance - rest) * seeds
+
+
+def detectable_difference(
+    variances: Mapping[str, TaskVariances],
+    documents: Mapping[str, int],
+    num_seeds: int,
+    comparisons: int = 1,
+    alpha: float = 0.05,
+    power: float = 0.8,
+) -> Power:
+    """The smallest difference of two students that an experiment can be expected to find.
+
+    Args:
+        variances: `task_variances` of earlier records, at least one task.
+        documents: {task: documents} of the tasks to be averaged.
+        num_seeds: of each student, the two compared seed by seed.
+        comparisons: declared ones, over which Holm corrects.
+    """
+    known = [variances[task] for task in documents if task in variances] or list(variances.values())
+    typical = _mean_variances(known)
+    weight, seed_variance, mixed, parts = 1 / len(documents), 0.0, 0.0, []
+    for task, n in documents.items():
+        own = variances.get(task, typical)
+        mixed += weight**2 * own.interaction / n / num_seeds
+        parts.append(Component(weight**2 * (own.documents + own.interaction / num_seeds) / n, max(n - 1, 1)))
+        seed_variance += weight**2 * (own.seeds if np.isfinite(own.seeds) else typical.seeds) / num_seeds
+    from_documents = sum(part.variance for part in parts)
+    of_documents = Component(from_documents, satterthwaite(parts, from_documents))
+    covers_seeds = num_seeds > 1 and bool(np.isfinite(seed_variance))
+    level = alpha / max(comparisons, 1)
+    total, df, seeds_only = from_documents, of_documents.df, float("nan")
+    if covers_seeds:
+        total += seed_variance
+        df = crossed_df(of_documents, Component(seed_variance + mixed, num_seeds - 1), Component(mixed, float("inf")))
+        seeds_only = _reach(seed_variance, num_seeds - 1, level, power)
+    return Power(
+        _reach(total, df, level, power), _reach(from_documents, float("inf"), level, power), seeds_only, covers_seeds,
+        tuple(task for task in documents if task not in variances), power, alpha,
+    )  # fmt: skip
+
+
+def _mean_variances(known: list[TaskVariances]) -> TaskVariances:
+    table = np.array([(one.documents, one.interaction, one.seeds) for one in known])
+    seeds = table[np.isfinite(table[:, 2]), 2]
+    of_seeds = float(seeds.mean()) if len(seeds) else float("nan")
+    return TaskVariances(float(table[:, 0].mean()), float(table[:, 1].mean()), of_seeds)
+
+
+def _reach(variance: float, df: float, alpha: float, power: float) -> float:
+    return float((stats.t.ppf(1 - alpha / 2, df) + stats.t.ppf(power, df)) * variance**0.5)

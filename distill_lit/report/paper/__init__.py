@@ -1,0 +1,1 @@
+"""Tables of a paper: chosen rows, columns and labels, of one experiment or of several."""

@@ -1,0 +1,167 @@
+"""The numbers behind the verdict, collected in one place: what the teacher did for each distilled student."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from distill_lit.analysis.answer import Answer, EndpointEffect, TeacherEffect
+from distill_lit.analysis.model_groups import ModelGroup, group_cost
+from distill_lit.analysis.results import SAME_TEACHER_NATS
+from distill_lit.analysis.score_table import MACRO_AVERAGE, find_baselines
+from distill_lit.analysis.scores import Scores
+from distill_lit.analysis.significance import Interval
+
+# outcomes, of one student and of all together
+HELPED, HARMED, MIXED, EQUIVALENT, NOT_SHOWN, UNKNOWN = "helped", "harmed", "mixed", "equivalent", "not shown", "unknown"
+
+
+@dataclass(frozen=True)
+class StudentVerdict:
+    """A distilled student beside the same student trained without the teacher, on the macro average above chance.
+
+    Scores and differences are in [0, 1], losses in nats per token of held-out training text; NaN where unknown.
+    """
+
+    label: str
+    name: str  # as short as tells the distilled students of this experiment apart
+    outcome: str  # HELPED, HARMED, EQUIVALENT, NOT_SHOWN or UNKNOWN
+    score: Interval
+    retention: Interval
+    delta: Interval  # to the student without teacher
+    p: float  # adjusted for all declared comparisons
+    excluded_gain: float  # gains above it are excluded
+    margin: float  # the difference that would matter; one as large is excluded where the outcome is EQUIVALENT
+    carried_by: tuple[str, ...]  # tasks without any one of which a significant difference is none
+    other_endpoints: tuple[EndpointEffect, ...]  # the difference by other endpoints, not corrected
+    num_seeds: int
+    relative_size: float  # its parameters over the teacher's
+    teacher_loss: float
+    ce_only_loss: float  # of the student without teacher, NaN where it was validated on other text
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is a student without teacher to compare with."""
+        return self.outcome != UNKNOWN
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the difference is significant after correction."""
+        return self.outcome in (HELPED, HARMED)
+
+    @property
+    def is_significant_alone(self) -> bool:
+        """Whether the interval of the difference, which knows of no other comparison, excludes 0."""
+        return bool(self.delta.low > 0 or self.delta.high < 0)
+
+    @property
+    def teacher_is_worse_on_the_text(self) -> bool:
+        """Whether the student without teacher fits the training text better than the teacher does."""
+        return bool(self.ce_only_loss < self.teacher_loss)
+
+
+def student_verdicts(scores: Scores, frame: pd.DataFrame, answer: Answer) -> list[StudentVerdict]:
+    """One per distilled group with records, in the order of the tables. frame: `score_frame(scores)`; answer: of it."""
+    groups = [(g, group) for g, group in enumerate(scores.groups) if group.role == "distilled" and group.models]
+    macro = frame[frame["task"] == MACRO_AVERAGE].set_index("model")
+    names = _short_names([group for _, group in groups])
+    effects = {effect.model: effect for effect in answer.effects}
+    return [
+        _verdict(scores, g, macro.loc[group.label], names[group.label], effects.get(group.label)) for g, group in groups
+    ]
+
+
+def _short_names(groups: list[ModelGroup]) -> dict[str, str]:
+    """{label: student and variant, as far as they tell these groups apart}; of one axis of the grid its value alone."""
+    students, variants = ({getattr(group, name) for group in groups} for name in ("student", "variant"))
+    keys = {variant.partition("=")[0] for variant in variants}
+    is_one_axis = len(keys) == 1 and not any("," in variant for variant in variants)
+    names = {}
+    for group in groups:
+        variant = group.variant.partition("=")[2] if is_one_axis else group.variant
+        both = f"{group.student} ({variant})" if len(students) > 1 and variant else variant or group.student
+        names[group.label] = group.student if len(variants) == 1 else both
+    return names
+
+
+def _verdict(scores: Scores, g: int, row: pd.Series, name: str, effect: TeacherEffect | None) -> StudentVerdict:
+    teacher_loss, ce_only_loss = _losses_without_teacher(scores, g)
+    teacher_size = np.nan if scores.teacher is None else _cost(scores, scores.teacher, "parameters")
+    nothing = Interval(np.nan, np.nan, np.nan)
+    return StudentVerdict(
+        label=str(row.name),
+        name=name,
+        outcome=UNKNOWN if effect is None else effect.outcome if effect.outcome in _OUTCOMES else NOT_SHOWN,
+        score=_interval(row, "score", "low", "high"),
+        retention=_interval(row, "retention", "retention_low", "retention_high"),
+        delta=nothing if effect is None else effect.difference,
+        p=np.nan if effect is None else effect.p_adjusted,
+        excluded_gain=np.nan if effect is None else effect.excludes.gain,
+        margin=np.nan if effect is None else effect.excludes.margin,
+        carried_by=() if effect is None else effect.carried_by,
+        other_endpoints=() if effect is None else effect.other_endpoints,
+        num_seeds=int(row["num_seeds"]),
+        relative_size=_cost(scores, g, "parameters") / teacher_size,
+        teacher_loss=teacher_loss,
+        ce_only_loss=ce_only_loss,
+    )
+
+
+_OUTCOMES = (HELPED, HARMED, EQUIVALENT)  # that `answer` calls as they are called here
+
+
+def _interval(row: pd.Series, value: str, low: str, high: str) -> Interval:
+    return Interval(*(float(row[name]) for name in (value, low, high)))
+
+
+def _losses_without_teacher(scores: Scores, g: int) -> tuple[float, float]:
+    """(the teacher's, the student without teacher's) cross-entropy on the text that group `g` was validated on. Without a
+    KL the two have different vocabularies, and losses per token do not compare."""
+    if not np.isfinite(_cost(scores, g, "val_kl")):
+        return np.nan, np.nan
+    own, other = _cost(scores, g, "val_teacher_nll"), find_baselines(scores, g).get("ce_only")
+    if other is None or not abs(_cost(scores, other, "val_teacher_nll") - own) <= SAME_TEACHER_NATS:
+        return own, np.nan
+    return own, _cost(scores, other, "val_ce")
+
+
+def _cost(scores: Scores, g: int, column: str) -> float:
+    return group_cost(scores.groups[g], scores.results, column)
+
+
+def outcome(students: list[StudentVerdict]) -> str:
+    """Of all students together: HELPED or HARMED where some are significant and all of these one way, MIXED where some go
+    each way, EQUIVALENT where each is, else NOT_SHOWN; UNKNOWN where nothing is compared."""
+    found = {student.outcome for student in students} - {UNKNOWN}
+    sure = found & {HELPED, HARMED}
+    if not found or sure:
+        return UNKNOWN if not found else MIXED if len(sure) == 2 else sure.pop()
+    return EQUIVALENT if found == {EQUIVALENT} else NOT_SHOWN
+
+
+def verdict_numbers(students: list[StudentVerdict]) -> dict[str, Any]:
+    """The verdict for other programs, and for sorting the index: outcome, and of each student score, retention, delta."""
+    rows = [
+        {
+            "model": student.label,
+            "seeds": student.num_seeds,
+            "outcome": student.outcome,
+            "score": _numbers(student.score),
+            "retention": _numbers(student.retention),
+            "delta_without_teacher": _numbers(student.delta) | {"p": _number(student.p)},
+            "excluded_gain": _number(student.excluded_gain),
+            "carried_by": list(student.carried_by),
+        }
+        for student in students
+    ]
+    return {"outcome": outcome(students), "students": rows}
+
+
+def _numbers(interval: Interval) -> dict[str, Any]:
+    return {name: _number(value) for name, value in interval._asdict().items()}
+
+
+def _number(value: float) -> float | None:
+    """Six digits, for processors differ in the last ones; None where it is unknown."""
+    return float(f"{value:.6g}") if np.isfinite(value) else None

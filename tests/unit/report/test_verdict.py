@@ -1,0 +1,329 @@
+"""The answer in words: whether the teacher helped, by how much, how surely, and what is excluded."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.synthetic_results import build, edited_records
+
+from distill_lit.analysis.answer import EndpointEffect
+from distill_lit.analysis.axis_tests import AxisTest, PairTest
+from distill_lit.analysis.model_groups import ModelGroup
+from distill_lit.analysis.score_table import MACRO_AVERAGE
+from distill_lit.analysis.scores import Scores
+from distill_lit.analysis.significance import Interval
+from distill_lit.config.schema import AnalysisConfig
+from distill_lit.report.bundle import ReportBundle, build_report_bundle
+from distill_lit.report.loss_statement import larger_or_smaller
+from distill_lit.report.number_format import format_points
+from distill_lit.report.primary_endpoint import primary_headline
+from distill_lit.report.summary import finding, headline, verdict
+from distill_lit.report.tables.answer import leave_one_out_table, pair_table, task_signal_table
+from distill_lit.report.tables.endpoints import endpoint_table
+from distill_lit.report.tables.footnotes import training_text_notes
+from distill_lit.report.tables.scores import score_table
+from distill_lit.report.verdict import (
+    EQUIVALENT,
+    HARMED,
+    HELPED,
+    MIXED,
+    NOT_SHOWN,
+    UNKNOWN,
+    StudentVerdict,
+    _short_names,
+    outcome,
+    verdict_numbers,
+)
+
+FAST = AnalysisConfig(n_resamples=300)
+STUDENTS = {"d24": 0.3, "d18": 0.6, "d12": 0.9, "d6": 1.2}
+NONE = Interval(np.nan, np.nan, np.nan)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> ReportBundle:
+    folder = build(tmp_path_factory.mktemp("verdict"), documents=30, students=STUDENTS, seeds=(0, 1))
+    return build_report_bundle(folder, FAST, "depths", "does it help?")
+
+
+def effects(result: ReportBundle, *deltas: tuple[float, float, float, float]) -> list[StudentVerdict]:
+    """The students' effects with these (delta, low, high, adjusted p), in points."""
+    return [
+        replace(
+            effect,
+            delta=Interval(d / 100, low / 100, high / 100),
+            excluded_gain=high / 100,
+            carried_by=("sciq",) if d == -2.9 else (),
+            p=p,
+            outcome=NOT_SHOWN if p > 0.05 else HELPED if d > 0 else HARMED,
+        )
+        for effect, (d, low, high, p) in zip(result.students, deltas, strict=False)
+    ]
+
+
+PUBLISHED = ((-2.9, -4.6, -1.2, 0.01), (0.2, -1.2, 1.6, 1.0), (-0.1, -1.4, 1.2, 1.0), (1.0, -0.2, 2.2, 0.9))
+
+
+def test_the_first_sentence_answers_by_how_much_how_surely_and_what_is_excluded(result: ReportBundle) -> None:
+    assert headline(result.scores, effects(result, *PUBLISHED)) == (
+        "The teacher did not help: against the same student trained without it, distillation changed the score by "
+        "−2.9 [−4.6, −1.2] points for d24 (significant, due to sciq, p = .010) and by −0.1 to +1.0 points for d18, d12 and "
+        "d6 (not significant; gains above 2.2 are excluded)."
+    )
+    assert (
+        finding(effects(result, *PUBLISHED)) == "With the teacher −2.9 points for d24; no other difference is significant"
+    )
+
+
+@pytest.mark.parametrize(
+    ("deltas", "found", "words"),
+    [
+        ([(2, 1, 3, 0.0004), (3, 1, 5, 0.02)], HELPED, "The teacher helped: against"),
+        ([(2, 1, 3, 0.01), (1, -1, 3, 0.9)], HELPED, "The teacher helped 1 of 2 students: against"),
+        ([(2, 1, 3, 0.01), (-2, -3, -1, 0.01)], MIXED, "The teacher helped some students and harmed others: against"),
+        ([(-2, -3, -1, 0.01), (-3, -5, -1, 0.01)], HARMED, "The teacher did not help, it harmed: against"),
+        ([(0.2, -4, 4.5, 1.0), (0.7, -3, 4.3, 1.0)], NOT_SHOWN, "gains above 4.5 are excluded"),
+        (
+            [(-2, -3, -0.1, 0.2), (1, -1, 3, 0.9)],
+            NOT_SHOWN,
+            "by −2.0 [−3.0, −0.1] points for d24 (not significant after correction for 2 comparisons, p = .200) and by "
+            "+1.0 [−1.0, +3.0] points for d18 (not significant; gains above 3.0 are excluded).",
+        ),
+    ],
+)
+def test_every_outcome_has_its_words(
+    result: ReportBundle, deltas: list[tuple[float, float, float, float]], found: str, words: str
+) -> None:
+    chosen = effects(result, *deltas)
+    assert outcome(chosen) == found
+    if len(chosen) > 1:
+        assert words in headline(result.scores, chosen)
+    assert "<.001" in headline(result.scores, effects(result, (2, 1, 3, 0.0004)))
+
+
+def test_a_difference_that_is_excluded_both_ways_is_none(result: ReportBundle) -> None:
+    chosen = [replace(effect, outcome=EQUIVALENT, margin=0.02) for effect in effects(result, (0.2, -1.2, 1.6, 1.0))]
+    text = headline(result.scores, chosen)
+    assert text.startswith("The teacher made no difference: against the same student trained without it, ")
+    assert "+0.2 [−1.2, +1.6] points (differences of 2.0 points or more are excluded)" in text
+
+
+def axis(p: float, best: tuple[str, ...] = ()) -> AxisTest:
+    return AxisTest(
+        "kind", "d24", "", ("kl", "tv"), ("a", "b"), (0.2, 0.3), 1.0, (1.0, 9.0), p, True, (), 0.034, 1.0, best, ()
+    )
+
+
+NOT_TOLD_APART = (
+    "The 2 values of kind do not differ measurably (p = .430 for all at once; between two, 3.4 points would have been "
+    "found with 80% power), and the teacher did not measurably help: against"
+)
+
+
+@pytest.mark.parametrize(
+    ("test", "words"),
+    [
+        (axis(0.43), NOT_TOLD_APART),
+        (
+            axis(0.003, ("kl",)),
+            "The 2 values of kind differ (p = .003 for all at once; not surpassed: kl), and the teacher ",
+        ),
+        (axis(0.04), "The 2 values of kind differ (p = .040 for all at once; no single pair does), and the teacher did "),
+        (axis(float("nan")), "The teacher did not measurably help: against"),
+    ],
+)
+def test_of_one_axis_the_first_sentence_says_whether_its_values_differ(
+    result: ReportBundle, test: AxisTest, words: str
+) -> None:
+    text = headline(result.scores, effects(result, (0.2, -1.2, 1.6, 1.0)), [test])
+    assert text.startswith(words)
+    both = verdict(result.scores, result.score_frame, result.students, [axis(0.43), axis(0.003, ("kl",))])
+    assert both[1] == "The 2 values of kind differ (p = .003 for all at once; not surpassed: kl)."
+
+
+def test_a_significant_difference_is_checked_by_the_other_metric(result: ReportBundle) -> None:
+    other = EndpointEffect("acc", ("sciq",), Interval(-0.02, -0.04, 0.001), 0.06)
+    chosen = [replace(effect, other_endpoints=(other,)) for effect in effects(result, *PUBLISHED)]
+    text = " ".join(verdict(result.scores, result.score_frame, chosen))
+    assert "by the other metric, not corrected: −2.0 [−4.0, +0.1] points for d24 by acc." in text
+
+
+def test_no_student_without_teacher_leaves_the_answer_unknown(result: ReportBundle) -> None:
+    chosen = [replace(effect, delta=NONE, outcome=UNKNOWN) for effect in result.students]
+    assert outcome(chosen) == UNKNOWN
+    assert headline(result.scores, chosen).startswith("Whether the teacher helped is unknown:")
+    assert finding(chosen) == ""
+
+
+def test_the_teachers_own_loss_on_the_text_says_whom_it_cannot_help(result: ReportBundle) -> None:
+    """The student without it is below the teacher at 24 and 18 layers, above it at 12 and 6."""
+    losses = (3.27, 3.74, 4.55, 5.56)
+    chosen = [replace(e, teacher_loss=3.80, ce_only_loss=loss) for e, loss in zip(result.students, losses, strict=True)]
+    text = " ".join(verdict(result.scores, result.score_frame, chosen))
+    assert (
+        "On held-out training text the teacher's own loss is 3.80 nats per token, that of the students trained without it "
+        "3.27, 3.74, 4.55 and 5.56: it cannot help d24 and d18 inside this corpus." in text
+    )
+    other_texts = [replace(effect, teacher_loss=1.0 + i) for i, effect in enumerate(chosen)]
+    assert "held-out" not in " ".join(verdict(result.scores, result.score_frame, other_texts))
+
+
+def test_the_loss_of_the_teacher_stands_beside_the_students(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=10, students={"deep": 0.8})
+    runs = pd.read_csv(folder / "runs.csv")
+    runs.loc[runs["role"] == "teacher", "val_ce"] = np.nan
+    runs.assign(val_teacher_nll=runs["val_ce"].notna().map({True: 3.8, False: np.nan})).to_csv(
+        folder / "runs.csv", index=False
+    )
+    found = build_report_bundle(folder, FAST, "name")
+    table = score_table(found.scores, found.score_frame, "")
+    place = table.columns.index("loss on the corpus, nats")
+    assert [row[place].text for row in table.rows] == ["3.80", "4.50", "4.50", "4.50"]
+    assert "not in these records" not in " ".join(table.footnotes)
+    assert found.students[0].teacher_loss == 3.8
+    assert found.students[0].ce_only_loss == pytest.approx(4.5)
+    runs.to_csv(folder / "runs.csv", index=False)  # as older experiments have it
+    older = build_report_bundle(folder, FAST, "name")
+    notes = " ".join(score_table(older.scores, older.score_frame, "").footnotes)
+    assert "The teacher's own loss on the corpus is not in these records." in notes
+
+
+def test_no_winner_is_named_among_equals(result: ReportBundle) -> None:
+    five = [*result.students, replace(result.students[0], label="fifth")]
+    known = [replace(effect, retention=Interval(0.5 + i / 100, 0.4, 0.6)) for i, effect in enumerate(five)]
+    equal = result.score_frame.assign(best=True)
+    assert "5 distilled students retain 50 to 54% of the teacher's score above chance; none is significantly below" in (
+        " ".join(verdict(result.scores, equal, [replace(e, relative_size=np.nan) for e in known]))
+    )
+
+
+def test_the_verdict_for_other_programs_has_no_nan(result: ReportBundle) -> None:
+    numbers = verdict_numbers([replace(result.students[0], retention=NONE)])
+    assert numbers["students"][0]["retention"] == {"value": None, "low": None, "high": None}
+    assert numbers["students"][0]["delta_without_teacher"]["value"] == pytest.approx(
+        result.students[0].delta.value, rel=1e-5
+    )
+
+
+def test_larger_and_smaller_losses_in_words() -> None:
+    assert larger_or_smaller(-0.055, -0.122, 0.017) == "5.5 points larger [12.2 larger, 1.7 smaller]"
+    assert larger_or_smaller(0.02, 0.01, 0.03) == "2.0 points smaller [1.0 smaller, 3.0 smaller]"
+
+
+def scores_with_plan(folder: Path, plan: str) -> Scores:
+    build(folder, documents=10, students={"deep": 0.8})
+    (folder / "plan.yaml").write_text(plan)
+    return build_report_bundle(folder, FAST, "name").scores
+
+
+def test_the_training_text_is_named_with_the_tasks_it_is_the_training_split_of(tmp_path: Path) -> None:
+    plan = """data:
+  corpora:
+    piqa: {dataset: baber/piqa, name: default, split: train}
+    arc_easy: {dataset: allenai/ai2_arc, name: ARC-Easy, split: validation}
+    answers: {split: train, generated: {model: teacher}}
+variants:
+  human: {data.corpora: {answers: null}}
+"""
+    (text,) = training_text_notes(scores_with_plan(tmp_path, plan))
+    assert text.startswith(
+        "Training text: piqa (baber/piqa, train), arc_easy (allenai/ai2_arc ARC-Easy, validation) and answers "
+    )
+    assert "Of 4 tasks it holds the training split of 1 (not of arc_easy, hellaswag and sciq)" in text
+    assert text.endswith("Other text for human: see plan.yaml.")
+    assert training_text_notes(scores_with_plan(tmp_path, "data: [")) == []
+
+
+def test_ties_are_those_of_the_tasks_own_metric(tmp_path: Path) -> None:
+    """Equal likelihoods of unequal length are no tie where likelihoods are divided by length."""
+    from distill_lit.report.tables.scores import task_table
+
+    folder = build(tmp_path, documents=4, students={}, tasks={"piqa": (2, "acc_norm"), "sciq": (4, "acc")})
+    with edited_records(folder) as content:
+        for frame in content.records.values():
+            frame["ll"] = [[-4.0, -4.0] if len(ll) == 2 else [-4.0, -8.0, -9.0, -9.0] for ll in frame["ll"]]
+            frame["len_chars"] = [[1, 2] if len(ll) == 2 else [1, 2, 9, 9] for ll in frame["ll"]]
+    found = build_report_bundle(folder, FAST, "name")
+    assert "two or more score best" not in " ".join(task_table(found.scores, found.score_frame).footnotes)
+    with edited_records(folder) as content:
+        for frame in content.records.values():
+            frame["len_chars"] = [[2, 2] if len(ll) == 2 else [1, 2, 9, 9] for ll in frame["ll"]]
+    found = build_report_bundle(folder, FAST, "name")
+    assert "In 4 of 8 answers among choices two or more score best" in " ".join(
+        task_table(found.scores, found.score_frame).footnotes
+    )
+
+
+def test_students_are_named_as_short_as_tells_them_apart() -> None:
+    def names(*pairs: tuple[str, str]) -> list[str]:
+        groups = [ModelGroup("distilled", s, (), ("m",), (0,), 1, f"{s} {v}", variant=v) for s, v in pairs]
+        return list(_short_names(groups).values())
+
+    assert names(("deep", ""), ("shallow", "")) == ["deep", "shallow"]
+    assert names(("deep", "kind=kl"), ("deep", "kind=tv")) == ["kl", "tv"]
+    assert names(("deep", "kind=kl"), ("shallow", "kind=tv")) == ["deep (kl)", "shallow (tv)"]
+    assert names(("deep", "kind=kl, weight=1"), ("deep", "kind=kl, weight=2")) == ["kind=kl, weight=1", "kind=kl, weight=2"]
+    assert names(("deep", "kind=kl"), ("shallow", "kind=kl")) == ["deep", "shallow"]
+
+
+def test_losses_per_token_of_two_vocabularies_are_not_compared(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=10, students={"deep": 0.8})
+    runs = pd.read_csv(folder / "runs.csv").assign(val_kl=np.nan, val_teacher_nll=3.8)
+    runs.loc[runs["role"] == "teacher", "val_ce"] = np.nan
+    runs.to_csv(folder / "runs.csv", index=False)
+    found = build_report_bundle(folder, FAST, "name")
+    table = score_table(found.scores, found.score_frame, "")
+    assert table.rows[0][table.columns.index("loss on the corpus, nats")].text == ""
+    assert "the teacher's has another" in " ".join(table.footnotes)
+    assert "held-out" not in " ".join(found.verdict)
+
+
+def test_every_task_is_left_out_once(result: ReportBundle) -> None:
+    """Δ of the average without a task is the mean of the differences above chance on the others."""
+    table = leave_one_out_table(result.scores, result.answer)
+    assert len(table.headings_before) == len(STUDENTS)
+    scores, effect = result.scores, result.answer.effects[0]
+    first, second = scores.group_index(effect.model), scores.group_index(effect.baseline)
+    difference = scores.centered[:, first] - scores.centered[:, second]
+    rows = {row[0].text: row for row in table.rows[: len(scores.tasks)]}
+    for t, task in enumerate(scores.tasks):
+        expected = format_points(np.delete(difference, t).mean(), signed=True)
+        assert rows[task][2].text.startswith(f"{expected} ["), task
+
+
+def test_pairs_and_signals_by_hand(result: ReportBundle) -> None:
+    pair = PairTest("kl", "tv", Interval(0.01, -0.02, 0.04), 0.2, 0.6)
+    table = pair_table(result.scores, replace(axis(0.43), pairs=(pair,), left_out=("odd",)))
+    assert [cell.text for cell in table.rows[0]] == ["kl less tv", "+1.0 [−2.0, +4.0]", ".200", ".600"]
+    assert "Left out, for they have other seeds: odd." in table.footnotes[0]
+    signals = {row[0].text: row for row in task_signal_table(result.scores).rows}
+    raw = result.scores.raw[result.scores.tasks.index("piqa")]
+    assert signals["piqa"][4].text == format_points(raw.std(ddof=1))
+    assert signals["piqa"][2].text == "50.0"
+
+
+def test_a_declared_endpoint_answers_first(result: ReportBundle) -> None:
+    """Bits per byte: less is better, so that a significant fall is help."""
+    frame = result.endpoint_frame
+    mine = (frame["endpoint"] == "bits_per_byte") & (frame["role"] == "distilled") & (frame["task"] == MACRO_AVERAGE)
+    frame = frame.assign(is_primary=mine)
+    numbers = ["ce_only_delta", "ce_only_delta_low", "ce_only_delta_high", "ce_only_p_adjusted"]
+    frame.loc[mine, numbers] = [
+        [-0.02, -0.03, -0.01, 0.01],
+        [0.01, -0.01, 0.03, 0.9],
+        [0.0, -0.1, 0.1, 1],
+        [0.0, -0.1, 0.1, 1],
+    ]
+    declared = replace(result.scores, analysis=replace(FAST, primary_endpoint="bits_per_byte"))
+    text = primary_headline(declared, frame, result.students)
+    assert text.startswith(
+        "By bits per byte (less is better), declared before the run, the teacher helped 1 of 4 students: against the same "
+        "student trained without it, −0.020 [−0.030, −0.010] for d24 (significant, p .010), +0.010 [−0.010, +0.030] for "
+    )
+    assert primary_headline(result.scores, frame, result.students) == ""  # accuracy is declared
+    table = endpoint_table(result.scores, frame)
+    assert table.columns[:3] == ["model", "bits per byte (less is better)", "above chance, points"]
+    assert table.rows[0][1].text == "−0.020 [−0.030, −0.010]‡"
+    assert [row[0].text for row in table.rows] == [student.label for student in result.students]
