@@ -1,5 +1,5 @@
 """Do intervals cover and tests err as often as they say? `python benchmarks/significance_simulations.py`
-(4 minutes, 1 core).
+(5 minutes, 1 core).
 
 Every row simulates experiments whose truth is known and prints how often the statement made about it was right.
 Writes benchmarks/significance_simulations.md.
