@@ -378,7 +378,7 @@ def main(repeats: int = 2000) -> None:
         "# Coverage and error rates of the statistics, simulated",
         "",
         f"`python benchmarks/significance_simulations.py {repeats}`: share of simulated experiments,",
-        f'{repeats} per row (a fifth of it below the first line that says "drawn again"). Monte Carlo error at .95:',
+        f'{repeats} per row (a fifth of it from "Drawn again" on). Monte Carlo error at .95:',
         f"±{error:.3f}.",
         "",
         "| statement | should be | is |",
