@@ -13,7 +13,7 @@ from distill_lit.analysis.task_groups import merge_documents, merge_frame, merge
 from distill_lit.utils.exceptions import UserError
 
 COMPARABLE_SETTINGS = ("version", "lm_eval_version", "task_hash", "metric", "num_fewshot", "limit", "n", "seed",
-              "apply_chat_template", "eval_split", "data")  # fmt: skip
+              "apply_chat_template", "eval_split", "data", "generation")  # fmt: skip
 ROLES = ("teacher", "quantized", "external", "derived", "untrained", "ce_only", "distilled")
 SAME_TEACHER_NATS = 0.02  # by how much one teacher may differ between number formats
 RUN_TEXT_COLUMNS = ("model", "role", "student", "validation_data_fingerprint", "status", "reason")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from distill_lit.analysis.generation import WrittenAnswers, generation_frame, written_answers
 from distill_lit.analysis.long_tail import LongTail, analyze_long_tail
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scaling_law import ScalingLaw, fit_scaling_law, scaling_data
@@ -43,6 +44,16 @@ class ReportBundle:
     def scaling_law(self) -> ScalingLaw | None:
         """The law through them; None where they are too few, or have one teacher."""
         return fit_scaling_law(self.scaling_data)
+
+    @cached_property
+    def written_answers(self) -> list[WrittenAnswers]:
+        """What models wrote to generative tasks."""
+        return written_answers(self.scores)
+
+    @cached_property
+    def generation_frame(self) -> pd.DataFrame:
+        """pass@k, length and variety of `written_answers`."""
+        return generation_frame(self.scores, self.written_answers)
 
     @cached_property
     def loss_statements(self) -> dict[str, list[str]]:
