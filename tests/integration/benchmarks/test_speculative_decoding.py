@@ -43,8 +43,8 @@ def test_acceptance_is_what_alpha_says() -> None:
     prompts = [[0, 1], [2, 0], [1, 1]]
     texts = [benchmark.continue_text(target, prompt, 100, seed) for seed, prompt in enumerate(prompts)]
     found = benchmark.measure_draft(target, draft, prompts, texts, 2)
-    assert found["alpha"] == found["alpha_tested"] == pytest.approx(ALPHA, abs=1e-5)
-    assert found["acceptance"] == pytest.approx(ALPHA, abs=4 * (ALPHA * (1 - ALPHA) / found["tested"]) ** 0.5)
+    assert found["draft_acceptance"] == found["draft_acceptance_tested"] == pytest.approx(ALPHA, abs=1e-5)
+    assert found["accepted"] == pytest.approx(ALPHA, abs=4 * (ALPHA * (1 - ALPHA) / found["tested"]) ** 0.5)
     assert abs(found["z"]) < 4
     assert found["tokens"] == pytest.approx(benchmark.tokens_per_call(ALPHA, 2), rel=0.2)
     shares = np.bincount(np.concatenate([text[2:] for text in texts]), minlength=3) / 300
@@ -55,6 +55,6 @@ def test_a_draft_that_is_the_target_is_always_accepted() -> None:
     target = always(P)
     texts = [benchmark.continue_text(target, [0], 30, 0)]
     found = benchmark.measure_draft(target, always(P), [[0]], texts, 4)
-    assert found["acceptance"] == 1
+    assert found["accepted"] == 1
     assert found["tokens"] == pytest.approx(5)
     assert found["tokens_iid"] == pytest.approx(5)
