@@ -55,4 +55,5 @@ def score_answers(task: Any) -> list[list[float]]:
 
 def _target_text(task: Any, document: Any) -> str:
     target = task.doc_to_target(document)
-    return "\n".join(map(str, target)) if isinstance(target, (list, tuple)) else str(target)
+    known = target if isinstance(target, (list, tuple)) else [] if target is None else [target]
+    return "\n".join(map(str, known))

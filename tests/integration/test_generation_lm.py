@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from helpers import tiny_models
@@ -14,11 +15,13 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
+from distill_lit.analysis.records_file import INDEX, ExperimentRecords, read_records, write_records
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.evaluation import generation_lm
 from distill_lit.evaluation.evaluator import EvaluationResult, evaluate_loaded, evaluate_model
 from distill_lit.evaluation.generation_lm import GeneratedAnswer, generate_answers
 from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
+from distill_lit.evaluation.records import ANSWER_COLUMNS
 from distill_lit.models import load_model, quantize_model
 
 OPTIONS = {"until": ["\n", "er", ". "], "max_gen_toks": 24, "do_sample": False}
@@ -230,6 +233,18 @@ def test_every_answer_is_kept_and_scored_by_itself(sampled: EvaluationResult) ->
         "generation_kwargs": {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_gen_toks": 4},
     }  # fmt: skip
     assert facts["seed"] == 1234
+
+
+def test_answers_come_back_from_a_results_folder(sampled: EvaluationResult, tmp_path: Path) -> None:
+    """By the way of an experiment: a run's records, then the file of all models."""
+    sampled.records.to_parquet(tmp_path / "run.parquet")
+    own = pd.read_parquet(tmp_path / "run.parquet").set_index(INDEX)
+    content = ExperimentRecords(sampled.documents.set_index(INDEX), {"teacher": own}, {"teacher": sampled.meta})
+    write_records(tmp_path / "records.parquet", content)
+    found = read_records(tmp_path / "records.parquet")
+    assert found.documents["target"].tolist() == sampled.documents["target"].tolist()
+    for column in ANSWER_COLUMNS:
+        assert [list(row) for row in found.records["teacher"][column]] == sampled.records[column].tolist()
 
 
 def test_settings_of_answers_are_settings_of_what_is_stored(
