@@ -126,10 +126,11 @@ def recorded_rounds() -> Iterator[list[Round]]:
         generation_utils._speculative_sampling = decide
 
 
-def continue_text(
-    target: Any, prompt: Sequence[int], new_tokens: int, seed: int, draft: Any = None, num_draft_tokens: int = 0
-) -> list[int]:
-    """Prompt and continuation, drawn at temperature 1 from all tokens; with a draft by speculative sampling."""
+def continue_texts(
+    target: Any, prompts: Sequence[Sequence[int]], new_tokens: int, seed: int, draft: Any = None, num_draft_tokens: int = 0
+) -> list[list[int]]:
+    """Prompts of one length with their continuations, drawn at temperature 1 from all tokens. With a draft by speculative
+    sampling, for which transformers wants a single prompt."""
     options: dict[str, Any] = {}
     if draft is not None:
         draft.generation_config = GenerationConfig(
@@ -138,16 +139,15 @@ def continue_text(
             assistant_confidence_threshold=0.0,
         )
         options["assistant_model"] = draft
-    ids = torch.tensor([list(prompt)])
+    ids = torch.tensor([list(prompt) for prompt in prompts])
     config = GenerationConfig(
         do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=new_tokens, pad_token_id=0
     )
     # without its own config the target ends nowhere: all texts are equally long
     with torch.inference_mode(), torch.random.fork_rng(), without_model_generation_config(target):
         torch.manual_seed(seed)
-        return list(
-            target.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, **options)[0].tolist()
-        )
+        sequences = target.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, **options)
+    return [list(row) for row in sequences.tolist()]
 
 
 def measure_draft(
@@ -164,7 +164,7 @@ def measure_draft(
     tested_alphas, accepted, written, calls, by_prompt = [], [], 0, 0, []
     for number, prompt in enumerate(prompts):
         with recorded_rounds() as rounds:
-            ids = continue_text(target, prompt, new_tokens, derive_seed(1, number), draft, num_draft_tokens)
+            (ids,) = continue_texts(target, [prompt], new_tokens, derive_seed(1, number), draft, num_draft_tokens)
         alpha = fidelity(target, draft, ids, len(prompt)).alpha
         whole = [each for each in rounds if each.position + num_draft_tokens < len(ids)]
         calls += len(whole)
@@ -243,9 +243,9 @@ def main() -> None:
     folder = model_folder(TEACHER)
     target, tokenizer = load_model(folder), load_tokenizer(folder)
     prompts = passage_prompts(tokenizer, options.prompts)
-    texts = [continue_text(target, p, options.new_tokens, derive_seed(0, n)) for n, p in enumerate(prompts)]
-    drafts: dict[str, Any] = {f"{depth} of 30 layers, untrained": depth for depth in options.depths}
-    drafts |= dict(each.split("=", 1) for each in options.draft)
+    texts = continue_texts(target, prompts, options.new_tokens, 0)
+    drafts: dict[str, Any] = dict(each.split("=", 1) for each in options.draft)
+    drafts |= {f"{depth} of 30 layers, untrained": depth for depth in options.depths}
     rows: list[dict[str, Any]] = []
     command = shlex.join(["python", "benchmarks/speculative_decoding.py", *sys.argv[1:]])
     for name, source in drafts.items():

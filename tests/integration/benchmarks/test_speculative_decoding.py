@@ -41,7 +41,7 @@ def test_tokens_per_call_by_hand() -> None:
 def test_acceptance_is_what_alpha_says() -> None:
     target, draft = always(P), always(Q)
     prompts = [[0, 1], [2, 0], [1, 1]]
-    texts = [benchmark.continue_text(target, prompt, 100, seed) for seed, prompt in enumerate(prompts)]
+    texts = benchmark.continue_texts(target, prompts, 100, 0)
     found = benchmark.measure_draft(target, draft, prompts, texts, 2)
     assert found["draft_acceptance"] == found["draft_acceptance_tested"] == pytest.approx(ALPHA, abs=1e-5)
     assert found["accepted"] == pytest.approx(ALPHA, abs=4 * (ALPHA * (1 - ALPHA) / found["tested"]) ** 0.5)
@@ -53,7 +53,7 @@ def test_acceptance_is_what_alpha_says() -> None:
 
 def test_a_draft_that_is_the_target_is_always_accepted() -> None:
     target = always(P)
-    texts = [benchmark.continue_text(target, [0], 30, 0)]
+    texts = benchmark.continue_texts(target, [[0]], 30, 0)
     found = benchmark.measure_draft(target, always(P), [[0]], texts, 4)
     assert found["accepted"] == 1
     assert found["tokens"] == pytest.approx(5)
