@@ -11,7 +11,7 @@ from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.pass_at_k import VarianceSplit, crossed_interval, pass_at_k, split_variance
 from distill_lit.analysis.response_matrix import TaskResponses
 from distill_lit.analysis.scores import Scores
-from distill_lit.analysis.significance import Interval
+from distill_lit.analysis.significance import Interval, wilson
 from distill_lit.utils.text_statistics import sum_texts
 
 ANSWERS, ANSWER_SCORES, ANSWER_TOKENS, ANSWER_FINISHED = "answers", "answer_scores", "answer_tokens", "answer_finished"
@@ -111,8 +111,12 @@ def shown_ks(repeats: int) -> list[int]:
 
 
 def pass_at_k_interval(written: WrittenAnswers, k: int, confidence: float) -> Interval:
-    """pass@k of a group, for other documents and training seeds."""
-    return crossed_interval(written.pass_at_k(k), written.task.clusters, confidence)
+    """pass@k of a group, for other documents and training seeds; Wilson's interval where one model gave one answer to each
+    of documents that share no passage."""
+    if written.scores.shape[1:] == (1, 1) and not written.task.has_clusters:
+        return wilson(float(written.scores.sum()), written.task.n, confidence)
+    found = crossed_interval(written.pass_at_k(k), written.task.clusters, confidence)
+    return _within(found, 0.0)
 
 
 def pass_at_k_difference(first: WrittenAnswers, second: WrittenAnswers, k: int, confidence: float) -> Interval:
@@ -120,7 +124,12 @@ def pass_at_k_difference(first: WrittenAnswers, second: WrittenAnswers, k: int, 
     each of `first` is compared with the mean of `second`."""
     one, two = first.pass_at_k(k), second.pass_at_k(k)
     two = two if one.shape == two.shape else two.mean(axis=1, keepdims=True)
-    return crossed_interval(one - two, first.task.clusters, confidence)
+    return _within(crossed_interval(one - two, first.task.clusters, confidence), -1.0)
+
+
+def _within(interval: Interval, least: float) -> Interval:
+    """Bounds within [least, 1]."""
+    return Interval(interval.value, float(np.maximum(interval.low, least)), float(np.minimum(interval.high, 1.0)))
 
 
 def generation_frame(scores: Scores, written: Sequence[WrittenAnswers]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from distill_lit.analysis.array_types import FloatArray
-from distill_lit.analysis.significance import Interval, clustered_standard_error
+from distill_lit.analysis.significance import REPLICATE_TOLERANCE, Interval, clustered_standard_error
 
 
 def pass_at_k(num_answers: ArrayLike, num_correct: ArrayLike, k: int) -> FloatArray:
@@ -27,7 +27,9 @@ def crossed_interval(values: FloatArray, clusters: ArrayLike, confidence: float 
 
     The variance of the mean is MS_documents + MS_seeds − MS_interaction over their number, where documents count by cluster
     (Liang & Zeger 1986), with Satterthwaite's degrees of freedom; one seed: by documents alone. Answers to one document are
-    averaged before, so that they stay together. Bounds are NaN with fewer than two clusters.
+    averaged before, so that they stay together. Bounds are NaN with fewer than two clusters; where all documents have the
+    same value, which does not make it certain, they are as far off as a share −ln(1 − confidence) / clusters of other
+    documents could move it by 1 each (rule of three: Hanley & Lippman-Hand 1983).
     """
     num_seeds = values.shape[1]
     value = float(values.mean()) if values.size else float("nan")
@@ -42,8 +44,11 @@ def crossed_interval(values: FloatArray, clusters: ArrayLike, confidence: float 
         both = _mean_square_interaction(values) / values.size
         variance = max(by_document + by_seed - both, by_document, by_seed)
         parts += [(by_seed, num_seeds - 1), (both, (num_clusters - 1) * (num_seeds - 1))]
-    spread = sum(part**2 / degrees for part, degrees in parts)
-    reach = stats.t.ppf((1 + confidence) / 2, variance**2 / spread) * variance**0.5 if spread else 0.0
+    if np.ptp(values.mean(axis=1)) < REPLICATE_TOLERANCE:
+        reach = -np.log(1 - confidence) / num_clusters
+    else:
+        spread = sum(part**2 / degrees for part, degrees in parts)
+        reach = stats.t.ppf((1 + confidence) / 2, variance**2 / spread) * variance**0.5
     return Interval(value, value - float(reach), value + float(reach))
 
 

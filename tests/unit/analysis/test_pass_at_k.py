@@ -49,6 +49,13 @@ def test_a_passage_counts_once() -> None:
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
 
 
+def test_documents_that_are_all_alike_leave_room_for_three_others() -> None:
+    found = crossed_interval(np.zeros((50, 2)), np.arange(50))
+    assert (found.value, found.high) == pytest.approx((0, 3 / 50), abs=1e-3)
+    by_passage = crossed_interval(np.zeros((50, 2)), np.repeat(np.arange(10), 5))
+    assert by_passage.high == pytest.approx(3 / 10, abs=1e-3)
+
+
 def test_a_single_document_has_no_interval() -> None:
     assert np.isnan(crossed_interval(np.ones((1, 3)), np.zeros(1))[1:]).all()
 
