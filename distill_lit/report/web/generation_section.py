@@ -1,30 +1,30 @@
 """The page's section on what models wrote: tables, then texts of teacher and students side by side."""
 
-from collections.abc import Sequence
-
 import pandas as pd
 
-from distill_lit.report.formats.html_table import escape_html, to_html
-from distill_lit.report.formats.table import Table
-from distill_lit.report.written_examples import SideBySide, end_of, start_of
+from distill_lit.report.bundle import ReportBundle
+from distill_lit.report.formats.html_table import escape_html, html_paragraphs, to_html
+from distill_lit.report.tables.generation import generation_table, missing_answer_notes, variance_table
+from distill_lit.report.written_examples import SideBySide, end_of, side_by_side, start_of
 
 MAX_SECTION_CHARS = 60_000  # of texts
 
 
-def generation_section(tables: Sequence[Table | None], examples: Sequence[SideBySide]) -> str:
-    """The section as HTML; empty where no model wrote anything."""
-    if not examples:
-        return ""
+def generation_section(result: ReportBundle) -> str:
+    """The section as HTML; only what old records lack where they hold no answers, empty without generative tasks."""
+    if not result.written_answers:
+        return html_paragraphs(missing_answer_notes(result.scores), "note")
     drawn, room = [], MAX_SECTION_CHARS
-    for example in examples:
+    for example in side_by_side(result.scores, result.written_answers):
         article = _article(example)
         room -= len(article)
         if room < 0:
             break
         drawn.append(article)
-    shown = "".join(to_html(table) for table in tables if table is not None)
+    tables = (generation_table(result.scores, result.generation_frame), variance_table(result.generation_frame))
     return (
-        f'<section aria-labelledby="h-generation"><h2 id="h-generation">What they wrote</h2>{shown}'
+        '<section aria-labelledby="h-generation"><h2 id="h-generation">What they wrote</h2>'
+        f"{''.join(to_html(table) for table in tables if table is not None)}"
         f"<details><summary>Teacher and students side by side ({len(drawn)} documents)</summary>"
         f"{''.join(drawn)}</details></section>"
     )

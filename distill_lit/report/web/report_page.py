@@ -13,7 +13,6 @@ from distill_lit.report.formats.html_table import escape_html, html_paragraphs, 
 from distill_lit.report.formats.table import Table
 from distill_lit.report.tables.efficiency_claim import claim_table
 from distill_lit.report.tables.footnotes import evaluation_footnotes, sample_limit_notes
-from distill_lit.report.tables.generation import generation_table, missing_answer_notes, variance_table
 from distill_lit.report.tables.inference_cost import cost_table
 from distill_lit.report.tables.long_tail import contrast_table, flip_table
 from distill_lit.report.tables.scaling import scaling_table
@@ -21,7 +20,6 @@ from distill_lit.report.tables.scores import detail_table, score_table
 from distill_lit.report.web.generation_section import generation_section
 from distill_lit.report.web.html_page import embed_json, html_document, page_script
 from distill_lit.report.web.page_data import curve_lines, frontiers, packed_long_tail, page_data
-from distill_lit.report.written_examples import side_by_side
 from distill_lit.utils.files import read_json, write_text
 
 MAX_PAGE_BYTES = 400_000  # beyond which changed documents are left out
@@ -33,14 +31,8 @@ def write_report_page(folder: Path, result: ReportBundle) -> Path:
     placed = frontiers(result)
     curves = curve_lines(result.scores, folder / "curves.csv")
     parts = [_head(result), "<main id='main'>", _results(result), _frontier_section(result, placed), _tail_section(result)]
-    parts += [
-        _written(result),
-        _curves_section(curves),
-        _scaling_section(result),
-        _statements(result),
-        "</main>",
-        _footer(folder, result),
-    ]
+    parts += [generation_section(result), _curves_section(curves), _scaling_section(result), _statements(result)]
+    parts += ["</main>", _footer(folder, result)]
     parts.append(f"<script>\n{page_script()}</script>")
     data = page_data(result, placed) | curves
 
@@ -130,13 +122,6 @@ follows the task's metric, which may divide by length.</p>
 <figcaption><span id="axis-about"></span>{_sample_limit_paragraphs(result)}</figcaption></figure>
 <div><p id="count" class="note" aria-live="polite"></p><div id="documents"></div>
 <button id="more" type="button" hidden>Show more</button></div></div></section>"""
-
-
-def _written(result: ReportBundle) -> str:
-    if not result.written_answers:
-        return html_paragraphs(missing_answer_notes(result.scores), "note")
-    tables = [generation_table(result.scores, result.generation_frame), variance_table(result.generation_frame)]
-    return generation_section(tables, side_by_side(result.scores, result.written_answers))
 
 
 def _curves_section(curves: dict[str, Any]) -> str:
