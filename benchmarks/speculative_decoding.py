@@ -245,12 +245,16 @@ def main() -> None:
     prompts = passage_prompts(tokenizer, options.prompts)
     texts = continue_texts(target, prompts, options.new_tokens, 0)
     drafts: dict[str, Any] = dict(each.split("=", 1) for each in options.draft)
-    drafts |= {f"{depth} of 30 layers, untrained": depth for depth in options.depths}
+    drafts |= {f"{depth} of 30 layers, uniform, untrained": depth for depth in options.depths}
     rows: list[dict[str, Any]] = []
     command = shlex.join(["python", "benchmarks/speculative_decoding.py", *sys.argv[1:]])
     for name, source in drafts.items():
         cut = isinstance(source, int)
-        draft = initial_student(StudentConfig(num_layers=source), folder, None, seed=0) if cut else load_model(Path(source))
+        draft = (
+            initial_student(StudentConfig(num_layers=source, layers="uniform"), folder, None, seed=0)
+            if cut
+            else load_model(Path(source))
+        )
         draft = draft.float().eval()
         for gamma in options.gamma:
             measured = measure_draft(target, draft, prompts, texts, gamma)
