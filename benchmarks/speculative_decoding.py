@@ -211,8 +211,8 @@ def render_page(frame: pd.DataFrame) -> str:
         "# Is a draft accepted as often as α says?",
         "",
         f"**The share of accepted tokens lies within {frame['z'].abs().max():.1f} standard errors of α at the tokens that "
-        f"were tested, and the tokens per call of the target within {off:.0%} of what α predicts.** {frame['tested'].sum():.0f} "
-        "tokens were tested: differences of a few points would not be seen.",
+        f"were tested, and the tokens per call of the target within {off:.0%} of what α predicts.** "
+        f"{frame['tested'].sum():.0f} tokens were tested: differences of a few points would not be seen.",
         "",
         "`python benchmarks/speculative_decoding.py`: SmolLM2-135M-Instruct as the target, float32, temperature 1, "
         f"{first['prompts']} beginnings of Wikipedia "
