@@ -15,7 +15,7 @@ from distill_lit.config.report import ReportConfig
 from distill_lit.utils.exceptions import UserError
 
 COMPARABLE_SETTINGS = ("version", "lm_eval_version", "task_hash", "metric", "num_fewshot", "limit", "n", "seed",
-              "apply_chat_template", "eval_split", "data")  # fmt: skip
+              "apply_chat_template", "eval_split", "data", "generation")  # fmt: skip
 ROLES = ("teacher", "quantized", "external", "derived", "untrained", "ce_only", "distilled")
 PROBE_OUTPUT_TYPE = "probe"  # in the settings of held-out text, beside the output types of lm-eval's tasks
 SAME_TEACHER_NATS = 0.02  # by how much one teacher may differ between number formats

@@ -202,8 +202,29 @@ class EvaluationConfig:
     system_instruction: Text = Field(
         default="", description="system message before every question, as lm-eval puts it; empty: none"
     )
+    repeats: Annotated[Int, Field(ge=1, le=1024)] | None = Field(
+        default=None, description="answers to each document of generative tasks; null: what the task's file says"
+    )
+    do_sample: Bool | None = Field(
+        default=None,
+        description="whether generative tasks draw their answers; null: yes where `temperature` is above 0, else what the "
+        "task's file says",
+    )
+    temperature: Annotated[Float, Field(ge=0, le=10)] | None = Field(
+        default=None,
+        description="temperature of drawn answers; 0: the most probable token; null: what the task's file says",
+    )
+    top_p: Annotated[Float, Field(gt=0, le=1)] | None = Field(
+        default=None,
+        description="smallest set of tokens with this probability is drawn from; null: what the task's file says",
+    )
+    max_gen_toks: Annotated[Count, Field(ge=1)] | None = Field(
+        default=None, description="tokens of the longest answer; null: what the task's file says"
+    )
     dtype: Dtype = Field(default="float32", description="number format of the model under test; softmax is float32")
-    seed: Count = Field(default=1234, ge=0, description="draws the documents of a limit and the few-shot examples")
+    seed: Count = Field(
+        default=1234, ge=0, description="draws the documents of a limit, the few-shot examples and sampled answers"
+    )
     pack_tokens: Count = Field(default=512, ge=16, description="tokens per forward pass of the prefix tree")
     include_path: Text = Field(default="", description="folder with task files of your own", json_schema_extra=HOLDS_PATHS)
     token_logprobs: Bool = Field(default=False, description="keep the log-probability of every scored token in the records")

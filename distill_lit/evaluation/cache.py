@@ -12,12 +12,20 @@ import pandas as pd
 from rich.console import Console
 
 from distill_lit.config.schema import EvaluationConfig
-from distill_lit.evaluation.records import DOCUMENT_COLUMNS, RECORD_COLUMNS, RECORDS_FORMAT_VERSION, TOKEN_LOGPROBS
+from distill_lit.evaluation.records import (
+    DOCUMENT_COLUMNS,
+    OPTIONAL_COLUMNS,
+    RECORD_COLUMNS,
+    RECORDS_FORMAT_VERSION,
+    TARGET,
+)
 from distill_lit.evaluation.task_index import lm_eval_version
 from distill_lit.evaluation.tasks import TaskSpec
 from distill_lit.models.loading import model_fingerprint
 from distill_lit.utils import files
 from distill_lit.utils.files import atomic_write_folder, cache_root, fingerprint, read_json, sha256_of, write_json
+
+GENERATION_VERSION = 1  # raise it when written answers, or what is recorded of them, mean something else
 
 
 def model_content_hash(folder: Path) -> str:
@@ -26,8 +34,9 @@ def model_content_hash(folder: Path) -> str:
 
 
 def effective_seed(spec: TaskSpec, settings: EvaluationConfig) -> int | None:
-    """The seed where documents or examples are drawn with it, else None."""
-    return settings.seed if settings.limit or spec.num_fewshot else None
+    """The seed where documents, examples or answers are drawn with it, else None."""
+    is_sampled = spec.generation is not None and spec.generation.do_sample
+    return settings.seed if settings.limit or spec.num_fewshot or is_sampled else None
 
 
 def evaluation_cache_key(model: str, spec: TaskSpec, settings: EvaluationConfig, measurement: str = "") -> str:
@@ -41,6 +50,7 @@ def evaluation_cache_key(model: str, spec: TaskSpec, settings: EvaluationConfig,
         "dtype": settings.dtype, **({"kind": measurement} if measurement else {}),
         **({"token_logprobs": True} if settings.token_logprobs else {}),
         **({"system_instruction": settings.system_instruction} if settings.system_instruction else {}),
+        **({"generation": [GENERATION_VERSION, spec.generation.to_dict()]} if spec.generation else {}),
     })  # fmt: skip
 
 
@@ -76,10 +86,15 @@ def lock_cached_evaluation(key: str) -> AbstractContextManager[None]:
 
 def to_frames(rows: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(documents, records): the two halves of the rows."""
-    kept = (TOKEN_LOGPROBS,) if any(TOKEN_LOGPROBS in row for row in rows) else ()
     documents, records = (
-        pd.DataFrame([{column: row[column] for column in columns} for row in rows], columns=list(columns))
-        for columns in (DOCUMENT_COLUMNS, (*RECORD_COLUMNS, *kept))
+        pd.DataFrame(
+            [{**{name: row[name] for name in columns}, **{name: row.get(name) for name in kept}} for row in rows],
+            columns=[*columns, *kept],
+        )
+        for columns, kept in (
+            (DOCUMENT_COLUMNS, [TARGET] if any(TARGET in row for row in rows) else []),
+            (RECORD_COLUMNS, [name for name in OPTIONAL_COLUMNS if any(name in row for row in rows)]),
+        )
     )
     return documents, records
 

@@ -26,9 +26,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill_lit.config.schema import EvaluationConfig
+from distill_lit.evaluation.generation_lm import GeneratedAnswer, generate_answers
 from distill_lit.evaluation.packing_support import PackingSelfCheck
 from distill_lit.evaluation.prefix_tree_scorer import PrefixTreeScorer, TargetSequence, TokenScores
-from distill_lit.models.generation_check import supported_generation_mode
 from distill_lit.models.loading import load_model, load_tokenizer
 from distill_lit.models.vocabulary import check_ids, check_special_tokens
 from distill_lit.utils.exceptions import UserError
@@ -45,7 +45,8 @@ ROW_TOKENS = 160  # nodes of a row, unless one context has more: measured, see b
 class PrefixTreeLM(HFLM):
     """A causal language model for lm-eval. `tokens_forwarded`: what it has computed; `token_counts`: tokens of each
     (context, continuation); `token_logprobs`: their log-probabilities, if kept; `fallback_reason`: why HFLM's own way was
-    used last, or empty; `num_truncated`: requests longer than the model's context, cut from the left.
+    used last, or empty; `num_truncated`: requests longer than the model's context, cut from the left; `answers`: what was
+    written to the last generative requests; `sampling_seed`: draws them, None: torch's own seed.
 
     Args:
         pretrained: a transformers model, or the name or folder of one, which HFLM loads.
@@ -79,6 +80,7 @@ class PrefixTreeLM(HFLM):
         self._scorer = PrefixTreeScorer(self.model, pack_tokens, row_tokens)
         self._self_check = PackingSelfCheck(self._scorer)
         self._warned = False
+        self.sampling_seed: int | None = None
         self._rows = self.model.get_input_embeddings().weight.shape[0]
         self.reset_counts(progress_callback)
 
@@ -94,6 +96,7 @@ class PrefixTreeLM(HFLM):
         self.tokens_forwarded = self.num_truncated = self._done = self._total = 0
         self.token_counts: dict[tuple[str, str], int] = {}
         self.token_logprobs = None if self.token_logprobs is None else {}
+        self.answers: list[GeneratedAnswer] = []
         self._progress_callback = progress
 
     # ------------------------------------------------------------------ what lm-eval calls
@@ -112,9 +115,8 @@ class PrefixTreeLM(HFLM):
         return self._in_batches(requests, lambda part: super(PrefixTreeLM, self).loglikelihood_rolling(part, True), 1)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """What the model writes, by HFLM. Raises UserError where an answer leaves no position for its question, or the
-        question holds a token that the model has not."""
-        longest = 1
+        """What the model writes, as HFLM would one request at a time (`generation_lm`). Raises UserError where an answer
+        leaves no position for its question, or the question holds a token that the model has not."""
         for context, options in (request.args for request in requests):
             room = self.max_length - normalize_gen_kwargs(options, self.max_gen_toks)["max_gen_toks"]
             if room < 1:
@@ -124,9 +126,9 @@ class PrefixTreeLM(HFLM):
             tokens = self.tok_encode(context)
             check_ids(tokens, self.tokenizer, self._rows)
             self.num_truncated += len(tokens) > room
-            longest = max(longest, len(tokens))
-        size = HFLM_BATCH_SIZE if supported_generation_mode(self.model, min(longest, self.max_length)).padded else 1
-        return self._in_batches(requests, lambda part: super(PrefixTreeLM, self).generate_until(part, True), size)
+        seed = torch.initial_seed() % 2**32 if self.sampling_seed is None else self.sampling_seed
+        self.answers = generate_answers(self, requests, seed, self._progress_callback)
+        return [answer.text for answer in self.answers]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A chat as text, by HFLM, within `utils.template_limits`. Raises UserError where the template refuses it."""

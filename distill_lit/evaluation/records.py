@@ -60,6 +60,10 @@ PROBE_COLUMNS = (
 )  # of passages of a probe, beside the others
 PROBE_OUTPUT_TYPE = "probe"  # beside the output types of lm-eval's tasks
 TOKEN_LOGPROBS = "token_logprobs"  # a column of records where evaluation.token_logprobs asks for it
+# of generative tasks, a list with an element for each answer: texts; tokens; whether it ended by itself; its own score
+ANSWER_COLUMNS = ("answers", "answer_tokens", "answer_finished", "answer_scores")
+TARGET = "target"  # a column of documents, of generative tasks: the right answer, or several, one a line
+OPTIONAL_COLUMNS = (TOKEN_LOGPROBS, *ANSWER_COLUMNS)  # of records, there where any row has them
 CLUSTER_FIELDS = ("passage", "article", "support", "story", "context", "source_id")  # documents may share one of these
 METADATA_FIELDS = (
     "subject",
@@ -163,13 +167,13 @@ def _outcome(task: Any, sample: dict[str, Any], token_counts: TokenCounts) -> di
     scores = {name: _to_json_value(sample[name]) for name in sample["metrics"]}
     found = {
         "metrics": json.dumps(scores, sort_keys=True),
-        "correct": _number(scores.get("acc")),
-        "correct_norm": _number(scores.get("acc_norm")),
+        "correct": to_number(scores.get("acc")),
+        "correct_norm": to_number(scores.get("acc_norm")),
     }
     if task.OUTPUT_TYPE == "generate_until":
         response = sample["filtered_resps"][0]
         found["response"] = response if isinstance(response, str) else json.dumps(response, default=str)
-        return {**found, "correct": _number(next(iter(scores.values()), None))}
+        return {**found, "correct": to_number(next(iter(scores.values()), None))}
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
         text = sample["arguments"][0][0]
         return {
@@ -295,7 +299,8 @@ def _softmax_at(ll: list[float], gold: int) -> float:
     return math.exp(ll[gold] - top) / sum(math.exp(value - top) for value in ll) if gold >= 0 else NOT_APPLICABLE
 
 
-def _number(value: Any) -> float:
+def to_number(value: Any) -> float:
+    """A metric of one document as a number; NaN where it is none, as a list of counts is."""
     return float(value) if isinstance(value, (bool, int, float)) else NOT_APPLICABLE
 
 

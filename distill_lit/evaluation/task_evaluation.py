@@ -11,6 +11,7 @@ from distill_lit.config.schema import EvaluationConfig
 from distill_lit.evaluation.cache import (
     effective_seed,
 )
+from distill_lit.evaluation.generative_metrics import answer_columns
 from distill_lit.evaluation.gold_answers import check_choices, check_gold
 from distill_lit.evaluation.lm_eval_patches import isolated_random_state
 from distill_lit.evaluation.records import has_gold, make_rows
@@ -39,6 +40,9 @@ def evaluate_task(
         task = load_task(spec)
         task.set_config("num_fewshot", spec.num_fewshot)
         task.set_fewshot_seed(settings.seed)
+        if spec.generation:
+            task.set_config("repeats", spec.generation.repeats)
+            task.set_config("generation_kwargs", spec.generation.generation_kwargs, update=True)
         check_gold(spec, task)
         total = len(task.eval_docs)
         doc_indices = sample_documents(total, settings.limit, settings.seed, spec.name)
@@ -48,6 +52,7 @@ def evaluate_task(
             if progress_callback
             else None
         )
+        lm.sampling_seed = settings.seed
         results = evaluate(
             lm,
             {"tasks": {spec.name: task}},
@@ -59,6 +64,8 @@ def evaluate_task(
             fewshot_as_multiturn=settings.apply_chat_template,
         )
         rows = make_rows(task, results["samples"][spec.name], lm.token_counts, lm.token_logprobs)
+        if spec.generation:
+            rows = [row | facts for row, facts in zip(rows, answer_columns(task, lm.answers), strict=True)]
     hidden = sum(not has_gold(task, task.eval_docs[number]) for number in doc_indices)
     if hidden:
         log.warning("task %s: %d of %d documents without a known right answer count as wrong", spec.name, hidden, len(rows))
@@ -112,6 +119,7 @@ def _settings(spec: TaskSpec, settings: EvaluationConfig, rows: Rows) -> dict[st
         "seed": effective_seed(spec, settings),
         "apply_chat_template": settings.apply_chat_template,
         **({"system_instruction": settings.system_instruction} if settings.system_instruction else {}),
+        **({"generation": spec.generation.to_dict()} if spec.generation else {}),
         "dtype": settings.dtype,
         "eval_split": source.eval_split,
         "official_split": source.official_split,

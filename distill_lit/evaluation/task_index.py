@@ -17,7 +17,7 @@ from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root, fingerprint, write_text
 from distill_lit.utils.path_variables import expand_path
 
-INDEX_VERSION = 3
+INDEX_VERSION = 4
 ENTRY_KINDS = {"TASK": "task", "PY_TASK": "python", "GROUP": "group", "TAG": "tag"}
 GROUP_KEYS = {"group", "group_alias", "task", "tag", "task_alias", "aggregate_metric_list", "metadata", "include"}
 DEFAULT_MAX_GEN_TOKS = 256  # tokens that lm-eval lets a model write where a task says nothing
@@ -155,6 +155,9 @@ def _reduce_config(config: dict[str, Any]) -> dict[str, Any]:
         "fewshot_samples": "samples" in num_fewshot,
         "output_type": output_type,
         "max_gen_toks": max_gen_toks(config.get("generation_kwargs") or {}) if output_type == "generate_until" else 0,
+        "generation_kwargs": sampling_kwargs(config.get("generation_kwargs") or {}),
+        "repeats": config.get("repeats") or 1,
+        "min_repeats": _min_repeats(config.get("filter_list") or []),
         "unsafe_code": bool(config.get("unsafe_code")),
         "custom_dataset": bool(config.get("custom_dataset")),
         "metrics": [m.rpartition(".")[2] if "/" in m else m for m in metrics],
@@ -166,6 +169,18 @@ def max_gen_toks(options: dict[str, Any]) -> int:
     """Tokens that a model may write, by the names that lm-eval takes, the first of them first."""
     names = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
     return int(next((options[name] for name in names if options.get(name) is not None), DEFAULT_MAX_GEN_TOKS))
+
+
+def sampling_kwargs(options: dict[str, Any]) -> dict[str, Any]:
+    """What of a task's generation_kwargs says how answers are drawn."""
+    return {name: options[name] for name in ("do_sample", "temperature", "top_p") if options.get(name) is not None}
+
+
+def _min_repeats(filter_list: list[Any]) -> int:
+    """Answers to a document without which a filter of the task fails: it takes the first k of them."""
+    steps = [step for each in filter_list if isinstance(each, dict) for step in each.get("filter") or []]
+    taken = [step["k"] for step in steps if isinstance(step, dict) and step.get("function") == "take_first_k"]
+    return max([1, *(int(k) for k in taken if isinstance(k, int))])
 
 
 def _members(config: dict[str, Any]) -> list[Any]:

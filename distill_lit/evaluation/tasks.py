@@ -15,9 +15,15 @@ from typing import Any
 import yaml
 
 from distill_lit.config.schema import EvaluationConfig
+from distill_lit.evaluation.generation_settings import (
+    GenerationSettings,
+    check_generation_settings,
+    generation_settings,
+    is_generative,
+)
 from distill_lit.evaluation.gold_answers import check_choices, check_gold
 from distill_lit.evaluation.task_data import TaskDataSource, check_task_data, is_local, resolve_task_data
-from distill_lit.evaluation.task_index import TaskEntry, built_in_index, max_gen_toks, user_index
+from distill_lit.evaluation.task_index import TaskEntry, built_in_index, user_index
 from distill_lit.utils.exceptions import UserError, suggest
 from distill_lit.utils.files import fingerprint, permission_error_message
 
@@ -47,7 +53,8 @@ TASKS_WITHOUT_MIRROR = {"blimp"}  # members of groups that are left out where th
 class TaskSpec:
     """One task, ready to be loaded. `requested_as`: the name in the config that led to it; `group`: the benchmark of
     several tasks below that name which it belongs to, such as mmlu, or empty; `digest`: a hash of its definition;
-    `num_fewshot`: examples, as the settings or else the task says; 0 where the task forbids them."""
+    `num_fewshot`: examples, as the settings or else the task says; 0 where the task forbids them; `generation`: how answers
+    are written, None where they are not."""
 
     entry: TaskEntry
     data_source: TaskDataSource
@@ -56,6 +63,7 @@ class TaskSpec:
     group: str
     num_fewshot: int
     digest: str
+    generation: GenerationSettings | None = None
 
     @property
     def name(self) -> str:
@@ -91,6 +99,7 @@ def check_tasks(settings: EvaluationConfig, dataset_source: str) -> list[str]:
                 "a student is trained; set evaluation.interval=0, or leave the task out"
             )
         check_task_data(entry, dataset_source)
+    check_generation_settings(settings, [(entry, overrides) for entry, overrides, *_ in checked])
     return [entry.name for entry, *_ in checked]
 
 
@@ -98,10 +107,10 @@ def check_answer_lengths(settings: EvaluationConfig, dataset_source: str, max_po
     """Raises UserError where a model could not read a question beside the longest answer that a task lets it write.
     max_positions: of each model, by the name that users know it by; 0: no limit."""
     for entry, overrides, *_ in _expand_all(settings, dataset_source):
-        options = overrides.get("generation_kwargs")
-        longest = max_gen_toks(options) if isinstance(options, dict) else entry.config["max_gen_toks"]
+        written = generation_settings(entry, overrides, settings)
+        longest = written.max_gen_toks if written else 0
         for model, known in max_positions.items():
-            if 0 < known <= longest:
+            if written and 0 < known <= longest:
                 raise UserError(
                     f"task {entry.name!r} lets a model write {longest} tokens, and {model} has {known} positions for "
                     "question and answer together"
@@ -110,7 +119,7 @@ def check_answer_lengths(settings: EvaluationConfig, dataset_source: str, max_po
 
 def has_generative_tasks(settings: EvaluationConfig, dataset_source: str) -> bool:
     """Whether a task lets models write their answers."""
-    return any(entry.config["output_type"] == "generate_until" for entry, *_ in _expand_all(settings, dataset_source))
+    return any(is_generative(entry) for entry, *_ in _expand_all(settings, dataset_source))
 
 
 def check_user_tasks(settings: EvaluationConfig, dataset_source: str) -> None:
@@ -157,7 +166,8 @@ def resolve_tasks(
         )
         source = resolve_task_data(entry, dataset_source, num_fewshot)
         digest = fingerprint([entry.digest, overrides, source.eval_split, source.fewshot_split])
-        spec = TaskSpec(entry, source, overrides, asked_as, group, num_fewshot, digest)
+        written = generation_settings(entry, overrides, settings)
+        spec = TaskSpec(entry, source, overrides, asked_as, group, num_fewshot, digest, written)
         specs.append(replace(spec, digest=fingerprint([digest, "left out"])) if spec.fewshot_from_eval_split else spec)
     return specs
 

@@ -8,6 +8,7 @@ import pandas as pd
 
 from distill_lit.analysis.answer import Answer, answer
 from distill_lit.analysis.endpoints import ACCURACY, endpoint_frame
+from distill_lit.analysis.generation import WrittenAnswers, generation_frame, written_answers
 from distill_lit.analysis.long_tail import LongTail, analyze_long_tail
 from distill_lit.analysis.probe_long_tail import ProbeLongTail, probe_long_tail
 from distill_lit.analysis.results import load_results
@@ -61,6 +62,16 @@ class ReportBundle:
     def scaling_law(self) -> ScalingLaw | None:
         """The law through them; None where they are too few, or have one teacher."""
         return fit_scaling_law(self.scaling_data)
+
+    @cached_property
+    def written_answers(self) -> list[WrittenAnswers]:
+        """What models wrote to generative tasks."""
+        return written_answers(self.scores)
+
+    @cached_property
+    def generation_frame(self) -> pd.DataFrame:
+        """pass@k, length and variety of `written_answers`."""
+        return generation_frame(self.scores, self.written_answers)
 
     @cached_property
     def loss_statements(self) -> dict[str, list[str]]:

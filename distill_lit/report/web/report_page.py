@@ -20,6 +20,7 @@ from distill_lit.report.tables.inference_cost import cost_table
 from distill_lit.report.tables.long_tail import calibration_table, contrast_table, flip_table, slice_table, tail_table
 from distill_lit.report.tables.scaling import scaling_table
 from distill_lit.report.tables.scores import detail_table, score_table, task_table
+from distill_lit.report.web.generation_section import generation_section
 from distill_lit.report.web.html_page import embed_json, html_document, pack_json, page_script
 from distill_lit.report.web.page_data import changed_documents, curve_lines, frontiers, packed_long_tail, page_data
 from distill_lit.utils.files import read_json, write_text
@@ -32,7 +33,8 @@ def write_report_page(folder: Path, result: ReportBundle) -> Path:
     placed = frontiers(result)
     curves = curve_lines(result.scores, folder / "curves.csv")
     sections = [_results(result), pivot_section(result), _frontier_section(result, placed), _tail_section(result),
-                _curves_section(curves), _scaling_section(result), _statements(result)]  # fmt: skip
+                generation_section(result), _curves_section(curves), _scaling_section(result),
+                _statements(result)]  # fmt: skip
     parts = [_head(result), "<main id='main'>", *(section for section in sections if section), "</main>",
              _footer(folder, result)]  # fmt: skip
     data = page_data(result, placed) | {"curve_styles": curves["curve_styles"]}

@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from distill_lit.training.loggers import step_on_curves
-from distill_lit.training.text_statistics import TextSums, add_sums
 from distill_lit.utils.progress import ProgressCallback, send_note
+from distill_lit.utils.text_statistics import TextSums, add_sums
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import pytest
 
 from distill_lit.training.callbacks import collapse
 from distill_lit.training.callbacks.collapse import OnPolicyCollapseWarning, find_collapse
-from distill_lit.training.text_statistics import TextSums, add_sums, sum_texts
+from distill_lit.utils.text_statistics import TextSums, add_sums, sum_texts
 
 HEALTHY = {"length": 30.0, "finished": 0.8, "distinct_2": 0.9, "repetition": 0.02}
 

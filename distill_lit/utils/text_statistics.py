@@ -1,6 +1,6 @@
 """How long, how varied and how finished the texts are that a model has written."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 REPETITION_NGRAM = 4  # tokens, as in seq-rep-4
@@ -33,8 +33,8 @@ class TextSums(NamedTuple):
         }
 
 
-def sum_texts(token_sequences: Sequence[Sequence[int]], num_finished: int) -> TextSums:
-    """The sums of one batch of texts, given as token ids. num_finished: texts that ended by themselves."""
+def sum_texts(token_sequences: Sequence[Sequence[Hashable]], num_finished: int) -> TextSums:
+    """The sums of one batch of texts, given as token ids or words. num_finished: texts that ended by themselves."""
     tokens = [token for text in token_sequences for token in text]
     pairs = [pair for text in token_sequences for pair in _ngrams(text, 2)]
     ngrams = [list(_ngrams(text, REPETITION_NGRAM)) for text in token_sequences]
@@ -55,5 +55,5 @@ def add_sums(sums: Iterable[TextSums]) -> TextSums:
     return TextSums(*map(sum, zip(TextSums(), *sums, strict=True)))
 
 
-def _ngrams(text: Sequence[int], n: int) -> Iterable[tuple[int, ...]]:
+def _ngrams(text: Sequence[Hashable], n: int) -> Iterable[tuple[Hashable, ...]]:
     return zip(*(text[i:] for i in range(n)), strict=False)
