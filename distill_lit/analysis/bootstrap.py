@@ -11,7 +11,6 @@ from distill_lit.analysis.array_types import FloatArray
 MAX_COUNTS_IN_MEMORY = 2_000_000  # weights in memory at a time
 DECISION_ERRORS = 3.0  # Monte Carlo errors from a threshold at which a p or bound is decided
 MAX_REDRAWS = 50
-GRID = 2.0**30  # values are rounded to multiples of its inverse, so that sums of them are exact
 
 
 def cluster_counts(n_clusters: int, n_resamples: int, seed: int | list[int]) -> Iterator[FloatArray]:
@@ -28,22 +27,6 @@ def cluster_counts(n_clusters: int, n_resamples: int, seed: int | list[int]) -> 
 def bootstrap_seed(task: str) -> list[int]:
     """The seed of a task's draws: the same task is redrawn in the same way wherever it is used."""
     return [20260, zlib.crc32(task.encode())]
-
-
-def bootstrap_sums(
-    values: FloatArray, clusters: NDArray[np.integer], n_resamples: int, seed: int | list[int]
-) -> FloatArray:
-    """Column sums of `values` (documents, columns) over redrawn documents: (draws, columns).
-
-    clusters: (documents,) codes 0 … n−1. NaN in a column makes that column NaN. Values are rounded to 2^-30: their sums
-    then fit into the 53 bits of a float64, whatever the order in which a processor adds, and reports do not depend on it.
-    """
-    if not len(values):
-        return np.full((n_resamples, values.shape[1]), np.nan)
-    order = np.argsort(clusters, kind="stable")
-    starts = np.flatnonzero(np.diff(clusters[order], prepend=-1))
-    totals = np.add.reduceat(np.round(values[order] * GRID) / GRID, starts, axis=0)
-    return np.concatenate([counts @ totals for counts in cluster_counts(len(totals), n_resamples, seed)])
 
 
 def multiplier_draws(sums: FloatArray, n_draws: int, stream: str) -> FloatArray:
@@ -79,17 +62,3 @@ def decided_share(draw: Callable[[int], NDArray[np.bool_]], threshold: float) ->
         if abs(share - threshold) > DECISION_ERRORS * (share * (1 - share) / total) ** 0.5:
             break
     return share
-
-
-def seed_resample_weights(seeds: tuple[int, ...], n_models: int, n_resamples: int) -> FloatArray:
-    """Weights (draws, count) of a group's models, each row summing to 1, that redraw its seeds.
-
-    Groups with the same seeds get the same weights, so a seed's students stay paired. The deviation from equal
-    weights is stretched by √(K/(K−1)), without which K redrawn seeds understate the variance by (K−1)/K
-    (Rao & Wu 1988). One model: all ones, the interval then covers documents only.
-    """
-    if n_models < 2:
-        return np.ones((n_resamples, n_models))
-    rng = np.random.default_rng([20261, *[seed & 0xFFFFFFFF for seed in (seeds or range(n_models))]])
-    drawn = rng.multinomial(n_models, np.full(n_models, 1 / n_models), size=n_resamples)
-    return np.asarray((1 + (drawn - 1) * (n_models / (n_models - 1)) ** 0.5) / n_models)

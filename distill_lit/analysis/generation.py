@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from distill_lit.analysis.array_types import FloatArray
-from distill_lit.analysis.pass_at_k import VarianceSplit, crossed_interval, pass_at_k, split_variance
+from distill_lit.analysis.pass_at_k import VarianceSplit, answers_interval, pass_at_k, split_variance
 from distill_lit.analysis.response_matrix import TaskResponses
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.significance import Interval, wilson
@@ -115,7 +115,7 @@ def pass_at_k_interval(written: WrittenAnswers, k: int, confidence: float) -> In
     of documents that share no passage."""
     if written.scores.shape[1:] == (1, 1) and not written.task.has_clusters:
         return wilson(float(written.scores.sum()), written.task.n, confidence)
-    found = crossed_interval(written.pass_at_k(k), written.task.clusters, confidence)
+    found = answers_interval(written.pass_at_k(k), written.task.clusters, confidence)
     return _within(found, 0.0)
 
 
@@ -124,7 +124,7 @@ def pass_at_k_difference(first: WrittenAnswers, second: WrittenAnswers, k: int, 
     each of `first` is compared with the mean of `second`."""
     one, two = first.pass_at_k(k), second.pass_at_k(k)
     two = two if one.shape == two.shape else two.mean(axis=1, keepdims=True)
-    return _within(crossed_interval(one - two, first.task.clusters, confidence), -1.0)
+    return _within(answers_interval(one - two, first.task.clusters, confidence), -1.0)
 
 
 def _within(interval: Interval, least: float) -> Interval:

@@ -4,11 +4,11 @@ comes from."""
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
-from scipy import stats
+from numpy.typing import ArrayLike, NDArray
 
 from distill_lit.analysis.array_types import FloatArray
-from distill_lit.analysis.significance import REPLICATE_TOLERANCE, Interval, clustered_standard_error
+from distill_lit.analysis.crossed_variance import TaskValues, crossed_estimate
+from distill_lit.analysis.significance import Interval
 
 
 def pass_at_k(num_answers: ArrayLike, num_correct: ArrayLike, k: int) -> FloatArray:
@@ -22,34 +22,10 @@ def pass_at_k(num_answers: ArrayLike, num_correct: ArrayLike, k: int) -> FloatAr
     return np.where(n >= k, 1 - failing, np.nan)
 
 
-def crossed_interval(values: FloatArray, clusters: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Mean of `values` (documents, seeds) with a t interval for other documents and other training seeds.
-
-    The variance of the mean is MS_documents + MS_seeds − MS_interaction over their number, where documents count by cluster
-    (Liang & Zeger 1986), with Satterthwaite's degrees of freedom; one seed: by documents alone. Answers to one document are
-    averaged before, so that they stay together. Bounds are NaN with fewer than two clusters; where all documents have the
-    same value, which does not make it certain, they are as far off as a share −ln(1 − confidence) / clusters of other
-    documents could move it by 1 each (rule of three: Hanley & Lippman-Hand 1983).
-    """
-    num_seeds = values.shape[1]
-    value = float(values.mean()) if values.size else float("nan")
-    num_clusters = len(np.unique(np.asarray(clusters)))
-    if num_clusters < 2 or not np.isfinite(value):
-        return Interval(value, np.nan, np.nan)
-    by_document = clustered_standard_error(values.mean(axis=1), clusters) ** 2
-    parts = [(by_document, num_clusters - 1)]
-    variance = by_document
-    if num_seeds > 1:
-        by_seed = float(values.mean(axis=0).var(ddof=1)) / num_seeds
-        both = _mean_square_interaction(values) / values.size
-        variance = max(by_document + by_seed - both, by_document, by_seed)
-        parts += [(by_seed, num_seeds - 1), (both, (num_clusters - 1) * (num_seeds - 1))]
-    if np.ptp(values.mean(axis=1)) < REPLICATE_TOLERANCE:
-        reach = -np.log(1 - confidence) / num_clusters
-    else:
-        spread = sum(part**2 / degrees for part, degrees in parts)
-        reach = stats.t.ppf((1 + confidence) / 2, variance**2 / spread) * variance**0.5
-    return Interval(value, value - float(reach), value + float(reach))
+def answers_interval(values: FloatArray, clusters: NDArray[np.integer], confidence: float = 0.95) -> Interval:
+    """Mean of `values` (documents, seeds), each between 0 and 1 or a difference of such, for other documents and training
+    seeds. Answers to one document are averaged before, so that they stay together."""
+    return crossed_estimate([TaskValues((values,), clusters, unit=1.0)]).interval(confidence)
 
 
 def _mean_square_interaction(values: FloatArray) -> float:

@@ -10,7 +10,7 @@ from scipy import stats
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
-from distill_lit.analysis.pass_at_k import crossed_interval, pass_at_k, split_variance
+from distill_lit.analysis.pass_at_k import answers_interval, pass_at_k, split_variance
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(5, 2, 1), (5, 2, 3), (6, 0, 4), (6, 6, 2), (7, 3, 5), (4, 1, 4)])
@@ -35,7 +35,7 @@ def test_more_answers_than_there_are_have_no_pass_at_k() -> None:
 
 def test_one_seed_without_passages_has_students_interval() -> None:
     values = np.random.default_rng(0).random((30, 1))
-    found = crossed_interval(values, np.arange(30))
+    found = answers_interval(values, np.arange(30))
     low, high = stats.t.interval(0.95, 29, values.mean(), stats.sem(values[:, 0]))
     assert (found.value, found.low, found.high) == pytest.approx((values.mean(), low, high))
 
@@ -44,20 +44,20 @@ def test_a_passage_counts_once() -> None:
     """Ten documents on each of six passages that agree: as sure as six documents, not as sixty."""
     passages = np.random.default_rng(1).random(6)
     spread = np.repeat(passages, 10)[:, None]
-    found = crossed_interval(spread, np.repeat(np.arange(6), 10))
-    expected = crossed_interval(passages[:, None], np.arange(6))
+    found = answers_interval(spread, np.repeat(np.arange(6), 10))
+    expected = answers_interval(passages[:, None], np.arange(6))
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
 
 
 def test_documents_that_are_all_alike_leave_room_for_three_others() -> None:
-    found = crossed_interval(np.zeros((50, 2)), np.arange(50))
-    assert (found.value, found.high) == pytest.approx((0, 3 / 50), abs=1e-3)
-    by_passage = crossed_interval(np.zeros((50, 2)), np.repeat(np.arange(10), 5))
-    assert by_passage.high == pytest.approx(3 / 10, abs=1e-3)
+    found = answers_interval(np.zeros((50, 2)), np.arange(50))
+    assert (found.value, found.high) == pytest.approx((0, 3 / 50), rel=0.01)
+    by_passage = answers_interval(np.zeros((50, 2)), np.repeat(np.arange(10), 5))
+    assert by_passage.high == pytest.approx(3 / 10, rel=0.01)
 
 
 def test_a_single_document_has_no_interval() -> None:
-    assert np.isnan(crossed_interval(np.ones((1, 3)), np.zeros(1))[1:]).all()
+    assert np.isnan(answers_interval(np.ones((1, 3)), np.zeros(1))[1:]).all()
 
 
 @pytest.mark.parametrize(("seed_deviation", "document_deviation"), [(0.1, 0.3), (0.0, 0.3), (0.3, 0.1)])
@@ -66,7 +66,7 @@ def test_the_interval_covers_other_documents_and_seeds(seed_deviation: float, do
     trials, documents, seeds, covered = 400, 40, 3, 0
     for _ in range(trials):
         cells = rng.normal(0, document_deviation, (documents, 1)) + rng.normal(0, seed_deviation, (1, seeds))
-        found = crossed_interval(cells + rng.normal(0, 0.2, (documents, seeds)), np.arange(documents))
+        found = answers_interval(cells + rng.normal(0, 0.2, (documents, seeds)), np.arange(documents))
         covered += found.low <= 0 <= found.high
     assert 0.92 <= covered / trials <= 1.0
 

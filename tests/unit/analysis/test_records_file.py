@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 from helpers import ROOT
 
-from distill_lit.analysis.bootstrap import bootstrap_sums, cluster_counts
 from distill_lit.analysis.derived_columns import count_ties, derive_columns
 from distill_lit.analysis.records_file import INDEX, ExperimentRecords, read_records, write_records
 
@@ -128,13 +127,3 @@ def test_committed_results_are_small(folder: Path) -> None:
     assert max(size for name, size in sizes.items() if name.endswith(".png")) <= 100_000
     assert sum(sizes.values()) <= 1_000_000
     assert folder.name == "quickstart" or not {".pdf", ".tex"} & {Path(name).suffix for name in sizes}
-
-
-def test_sums_of_redrawn_documents_are_exact() -> None:
-    """Added in any order, by any processor, they are the same: the sum of 2000 thirds has no rounding but that of one."""
-    third = np.round(2.0**30 / 3) / 2**30
-    values = np.where(np.random.default_rng(0).random((2000, 1)) < 0.5, 1 / 3, -1.0)
-    found = bootstrap_sums(values, np.arange(2000), 50, 7)[:, 0]
-    counts = np.concatenate(list(cluster_counts(2000, 50, 7)))
-    thirds, ones = counts @ (values[:, 0] > 0), counts @ (values[:, 0] < 0)
-    assert found.tolist() == (thirds * third - ones).tolist()

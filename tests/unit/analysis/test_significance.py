@@ -11,7 +11,6 @@ from statsmodels.stats.multitest import multipletests
 
 from distill_lit.analysis import significance as st
 from distill_lit.analysis.bootstrap import (
-    bootstrap_sums,
     cluster_counts,
     decided_share,
     multiplier_draws,
@@ -188,14 +187,6 @@ def test_cluster_counts_draw_as_many_clusters_as_there_are() -> None:
     assert counts.shape == (500, 30)
     assert (counts.sum(axis=1) == 30).all()
     assert counts.var(axis=0).mean() == pytest.approx(1 - 1 / 30, rel=0.05)  # multinomial
-
-
-def test_replicate_sums_by_hand() -> None:
-    values = np.array([[1.0, 10.0], [2.0, 20.0], [4.0, 40.0]])
-    clusters = np.array([0, 1, 0])
-    counts = np.concatenate(list(cluster_counts(2, 50, 5)))
-    expected = counts @ np.array([[5.0, 50.0], [2.0, 20.0]])
-    assert bootstrap_sums(values, clusters, 50, 5) == pytest.approx(expected)
 
 
 def test_multiplier_draws_have_the_variance_of_the_mean_and_stay_paired() -> None:
