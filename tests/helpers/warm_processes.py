@@ -31,7 +31,15 @@ from typing import Any
 # beginnings of variables that libraries or Python read on import, and those of them that are read or set later
 READ_ON_IMPORT = ("HF_", "TRANSFORMERS_", "CUDA_", "PYTHON", "LC_", "LANG", "HOME", "XDG_", "MPL", "TMPDIR", "TORCH",
                   "TERM", "NO_COLOR", "FORCE_COLOR", "TZ", "PATH", "USER")  # fmt: skip
-READ_LATER = {"HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_TOKEN", "HF_XET_HIGH_PERFORMANCE", "PYTHONIOENCODING", "PYTHONPATH"}
+READ_LATER = {
+    "TORCHINDUCTOR_CACHE_DIR",
+    "HF_ENDPOINT",
+    "HF_HUB_OFFLINE",
+    "HF_TOKEN",
+    "HF_XET_HIGH_PERFORMANCE",
+    "PYTHONIOENCODING",
+    "PYTHONPATH",
+}
 SUITE_IMPORTS = (
     "distill_lit.cli.commands.run", "distill_lit.evaluation.prefix_tree_lm", "distill_lit.experiment.run",
     "distill_lit.experiment.status", "distill_lit.experiment.student", "distill_lit.report.figures.pareto",
