@@ -130,9 +130,7 @@ def _collect_records(experiment: "Experiment", done: list[Run], path: Path) -> N
     frames = [pd.read_parquet(folder / "documents.parquet") for folder in folders.values()]
     documents = pd.concat(frames, ignore_index=True).drop_duplicates(INDEX).set_index(INDEX)
     surprisal = [folder / work.SURPRISAL_FILE for folder in folders.values() if (folder / work.SURPRISAL_FILE).is_file()]
-    point = _first_point(experiment)
-    counts, words = _corpus_words(point), _words_of(documents)
-    read = _read_words(point)
+    counts, words, read = _corpus_words(experiment), _words_of(documents), _read_words(experiment)
     content = ExperimentRecords(
         documents,
         {model: pd.read_parquet(folder / "records.parquet").set_index(INDEX) for model, folder in folders.items()},
@@ -165,32 +163,33 @@ def _words_of(documents: pd.DataFrame) -> list[str]:
     return sorted({word for text in texts for word in content_words(text)})
 
 
-def _first_point(experiment: "Experiment") -> ExperimentConfig:
-    """The config of the first grid point, with the folders of the models that are made here."""
-    students = [run for run in experiment.runs if run.role in (Role.DISTILLED, Role.CE_ONLY)]
-    if students:
-        return work.with_source_folders(students[0], experiment.runs_folder).config
-    return resolve_auto(experiment.points[0].config)
+def _first_student(experiment: "Experiment") -> ExperimentConfig | None:
+    """The config of the first student that is trained, with the folders of the models that are made here."""
+    trained = (run for run in experiment.runs if run.role in (Role.DISTILLED, Role.CE_ONLY) and run.is_trained)
+    return next((work.with_source_folders(run, experiment.runs_folder).config for run in trained), None)
 
 
-def _corpus_words(point: ExperimentConfig) -> Counter[str]:
-    """Words of the corpora; none where those to be generated were not written."""
+def _corpus_words(experiment: "Experiment") -> Counter[str]:
+    """Words of what the first student may read; none where its generated corpora were not written."""
+    config = _first_student(experiment) or resolve_auto(experiment.points[0].config)
     try:
-        return data.word_counts(resolve_generated_data(point), point.dataset_source)
+        return data.word_counts(resolve_generated_data(config), config.dataset_source)
     except UserError:
         return Counter()
 
 
-def _read_words(point: ExperimentConfig) -> Counter[str]:
-    """Words that the student of the first grid point reads in training, over all its passes; of others with the same data
-    only the order differs. None where counting takes long, or the teacher's tokenizer is gone."""
+def _read_words(experiment: "Experiment") -> Counter[str]:
+    """Words that the first student reads in training, over all its passes; of others with the same data only the order
+    differs. None where counting takes long, or the teacher's tokenizer is gone."""
+    config = _first_student(experiment)
+    if config is None:
+        return Counter()
+    rows = optimizer_steps(config.training, config.data.sequence_length) * rows_per_step(config.training)
+    if rows * config.data.sequence_length > MAX_TOKENS_TO_COUNT:
+        return Counter()
     try:
-        base = student_base_folder(point, model_folder(point.teacher.model))
-        prepared = prepare_run_data(point, base)
-        rows = optimizer_steps(point.training, point.data.sequence_length) * rows_per_step(point.training)
-        if rows * point.data.sequence_length > MAX_TOKENS_TO_COUNT:
-            return Counter()
-        return data.read_word_counts(prepared, load_tokenizer(base), rows, point.seed)
+        base = student_base_folder(config, model_folder(config.teacher.model))
+        return data.read_word_counts(prepare_run_data(config, base), load_tokenizer(base), rows, config.seed)
     except (UserError, OSError):
         return Counter()
 
