@@ -20,7 +20,7 @@ from distill_lit.utils.array_store import save_arrays
 def shown(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
     monkeypatch.setattr(doctor, "_network_endpoints", list)
     text = io.StringIO()
-    code = doctor.run(Namespace(root=root, quick=False), Console(file=text, width=400))
+    code = doctor.run(Namespace(root=root, quick=False, experiment=None), Console(file=text, width=400))
     return code, text.getvalue()
 
 
