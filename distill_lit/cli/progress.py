@@ -29,12 +29,12 @@ class RunDisplay:
         """console: where to; planned_minutes: {run name: minutes}, for the time left of all runs; workers: runs at a
         time."""
         self.console, self.planned_minutes, self.workers, self.clock = console, planned_minutes or {}, workers, clock
-        self.live = Live(get_renderable=self._render, console=console, refresh_per_second=REFRESHES_PER_SECOND)
         self.works: dict[str, Work] = {}  # of runs at work, by name
         self.waiting: set[str] = set()  # names of runs that are not done
         self.last_log_time = 0.0
         self.done = self.total = 0
         self.spent = self.planned = 0.0  # minutes of the runs that were done here, and what they were planned with
+        self.live = Live(get_renderable=self._render, console=console, refresh_per_second=REFRESHES_PER_SECOND)
 
     def __enter__(self) -> "RunDisplay":
         if self.console.is_terminal:

@@ -1,15 +1,16 @@
 """How fast this machine does what experiments do: forward passes, training passes, optimizer steps.
 
-A small decoder of its own is timed, since a plain matrix product says little: in bfloat16 with AMX it is ten times as
+A small decoder of its own is timed, since a plain matrix product says little: in bfloat16 with AMX it is four times as
 fast as a training pass, whose casts, norms and softmaxes it does not have. Everything is timed in turn, several times, and
-the fastest counts, because other programs only ever make it slower. Where they ran all the while, the next plan measures
-again, and the best of all counts.
+the fastest counts, because other programs only ever make it slower. Where other programs are at work, the clock on the wall
+says what they leave; one thread alone is timed by the processor time that it gets, which is its own, so that counts there
+until a later plan finds the machine idle.
 """
 
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,11 +21,13 @@ from distill_lit.utils import hardware
 from distill_lit.utils.files import cache_root, fingerprint, read_json, try_write_json
 
 DTYPES = ("float32", "bfloat16")
-MIN_ROUNDS, MAX_SECONDS = 3, 6.0  # of timing everything in turn
+MIN_ROUNDS, MAX_ROUNDS = 3, 6  # of timing everything in turn
 AGREEMENT = 1.1  # a time that was reached twice within this is not an accident of the moment
-BUSY_SHARE = 0.1  # of a core's time that this process has waited for, from which the machine was not idle
+BUSY_SHARE = 0.1  # of the time that this process has waited for a core, from which the machine is not idle
 MAX_MEASUREMENTS = 5  # on a machine that is never idle
-Timer = Callable[[Callable[[], None]], float]  # seconds that a call takes
+PARALLEL_SHARE = 0.85  # of as many times one thread's speed, which several threads reach together
+Clock = Callable[[], float]  # seconds since some moment
+Tasks = Mapping[str, tuple[float, Callable[[], None]]]  # {what: (work in a call, the call)}
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Calibration:
     training: Mapping[str, float]
     optimizer: float
     is_quiet: bool
-    measurements: int = field(default=1)
+    measurements: int = 1
 
     @property
     def is_final(self) -> bool:
@@ -61,13 +64,17 @@ class Calibration:
         return self.is_quiet or self.measurements >= MAX_MEASUREMENTS
 
     def best_with(self, other: "Calibration") -> "Calibration":
-        """Of two measurements of the same machine the faster, speed by speed."""
+        """Of two measurements of the same machine the one that nothing disturbed; of two that were disturbed the faster,
+        speed by speed."""
+        count = self.measurements + other.measurements
+        if self.is_quiet or other.is_quiet:
+            return replace(self if self.is_quiet else other, measurements=count)
         return Calibration(
             {name: max(speed, other.forward[name]) for name, speed in self.forward.items()},
             {name: max(speed, other.training[name]) for name, speed in self.training.items()},
             max(self.optimizer, other.optimizer),
-            self.is_quiet or other.is_quiet,
-            self.measurements + other.measurements,
+            False,
+            count,
         )
 
 
@@ -78,52 +85,67 @@ def calibrate(device: torch.device, threads: int) -> Calibration:
     known = Calibration(**read_json(path)) if path.is_file() else None
     if known is not None and known.is_final:
         return known
-    with _threads(threads):
-        measured = measure_passes(Probe(device, GPU_PROBE if device.type == "cuda" else ProbeShape()).tasks())
+    tasks = Probe(device, GPU_PROBE if device.type == "cuda" else ProbeShape()).tasks()
+    measured = measure_passes(tasks) if device.type == "cuda" else _calibrate_processor(tasks, threads)
     best = measured if known is None else known.best_with(measured)
     try_write_json(path, asdict(best))
     return best
 
 
-def measure_passes(
-    tasks: "Mapping[str, tuple[float, Callable[[], None]]]",
-    timer: Timer | None = None,
-    waited: Callable[[], float] | None = None,
-) -> Calibration:
-    """Times all tasks in turn until the best of each is reached twice, at most MAX_SECONDS.
+def _calibrate_processor(tasks: Tasks, threads: int) -> Calibration:
+    """One thread by its processor time; all of them by the clock on the wall, unless others are at work."""
+    with _threads(1):
+        alone = measure_passes(tasks, time.process_time)
+    if not alone.is_quiet or threads == 1:
+        return scaled_to_threads(alone, threads)
+    with _threads(threads):
+        together = measure_passes(tasks)
+    return together if together.is_quiet else scaled_to_threads(alone, threads)
+
+
+def scaled_to_threads(alone: Calibration, threads: int) -> Calibration:
+    """What several threads reach, from the speed of one by its processor time."""
+    factor = threads * PARALLEL_SHARE if threads > 1 else 1.0
+    return Calibration(
+        {name: factor * speed for name, speed in alone.forward.items()},
+        {name: factor * speed for name, speed in alone.training.items()},
+        factor * alone.optimizer,
+        alone.is_quiet and threads == 1,
+    )
+
+
+def measure_passes(tasks: Tasks, clock: Clock = time.perf_counter, waited: Clock | None = None) -> Calibration:
+    """Times all tasks in turn until the best of each is reached twice.
 
     Args:
         tasks: {`forward/float32`, `training/bfloat16`, …, `optimizer`: (work in a call, the call)}.
-        timer: seconds of a call; the clock's.
-        waited: seconds that this process has waited for a core up to now; the system's.
+        clock: what calls are timed by.
+        waited: seconds that this process has waited for a core; the system's.
     """
-    timer, waited = timer or _seconds, waited or seconds_waited
+    waited = waited or seconds_waited
     times: dict[str, list[float]] = {name: [] for name in tasks}
-    spent, before = 0.0, waited()
     for _, call in tasks.values():
         call()  # first calls allocate
-    while spent < MAX_SECONDS and not all(map(_is_settled, times.values())):
+    start, before = clock(), waited()
+    for _ in range(MAX_ROUNDS):
         for name, (_, call) in tasks.items():
-            times[name].append(timer(call))
-            spent += times[name][-1]
+            began = clock()
+            call()
+            times[name].append(clock() - began)
+        if all(map(_is_settled, times.values())):
+            break
     speeds = {name: work / min(times[name]) for name, (work, _) in tasks.items()}
     kinds = {
         kind: {dtype: speeds[f"{kind}/{dtype}"] for dtype in DTYPES if f"{kind}/{dtype}" in speeds}
         for kind in ("forward", "training")
     }
-    settled = all(map(_is_settled, times.values()))
-    is_quiet = settled and waited() - before <= BUSY_SHARE * spent
+    is_alone = waited() - before <= BUSY_SHARE * (clock() - start)
+    is_quiet = is_alone and all(map(_is_settled, times.values()))
     return Calibration(kinds["forward"], kinds["training"], speeds["optimizer"], is_quiet)
 
 
 def _is_settled(times: list[float]) -> bool:
     return len(times) >= MIN_ROUNDS and sorted(times)[1] <= AGREEMENT * min(times)
-
-
-def _seconds(call: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def seconds_waited() -> float:
@@ -168,8 +190,8 @@ class Probe:
         weights = sum(weight.numel() for weight in self.model.parameters()) - self.model.table.weight.numel()
         return 2.0 * weights * self.ids.numel()
 
-    def tasks(self) -> dict[str, tuple[float, Callable[[], None]]]:
-        """{what: (work, the call)}, for `measure_passes`."""
+    def tasks(self) -> Tasks:
+        """What `measure_passes` times."""
         parameters = float(sum(weight.numel() for weight in self.model.parameters()))
         found: dict[str, tuple[float, Callable[[], None]]] = {}
         for name in DTYPES:
