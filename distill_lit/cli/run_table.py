@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +18,7 @@ from distill_lit.experiment.planned_run import Run
 from distill_lit.utils.hardware import load_per_core
 
 Planned = list[tuple[Run, Estimate | None]]
+MAX_NAME = 24  # columns of a name before it is folded
 BUSY_LOAD = 0.5  # programs for each core, from which a plan says that they take time
 
 
@@ -32,7 +34,7 @@ def print_plan(experiment: Experiment, planned: Planned, console: Console) -> No
         if not assets.is_fetched(reference):
             size = assets.download_megabytes(reference)
             console.print(f"to download: {reference}" + (f", {size} MB" if size else ""), highlight=False)
-    console.print(plan_table(planned, experiment.has_models, console.width))
+    console.print(plan_table(planned, experiment.has_models))
     if any("~" in run.label for run, _ in planned):
         console.print("a name that ends in ~ and a hash would be too long for a file, or another one's in other letters")
     if not experiment.has_models:
@@ -45,12 +47,12 @@ def print_plan(experiment: Experiment, planned: Planned, console: Console) -> No
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def plan_table(planned: Planned, is_known: bool, width: int) -> Table:
-    """A row per run. is_known: whether there are estimates; width: columns of the terminal."""
+def plan_table(planned: Planned, is_known: bool) -> Table:
+    """A row per run. is_known: whether there are estimates."""
     runs = [run for run, _ in planned]
     axes = plan_axes(runs)
-    table = Table(title=None, pad_edge=width >= 100)
-    table.add_column("run", overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("run", overflow="fold", min_width=min(MAX_NAME, max(len(_name(run)) for run in runs)))
     table.add_column("role", no_wrap=True)
     for name in axes.values():
         table.add_column(name)
@@ -105,13 +107,13 @@ def memory_table(planned: Planned) -> Table:
         if estimate is not None:
             groups.setdefault(estimate.memory, []).append(run)
     parts = [name for name in MEMORY_PARTS if any(getattr(memory, name) for memory in groups)]
-    table = Table(title=None)
-    table.add_column("memory in GB at the peak of", overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("GB of memory", overflow="fold")
     for name in (*parts, "total"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for memory, runs in sorted(groups.items(), key=lambda group: -group[0].total):
         names = dict.fromkeys(f"{run.student} {run.role}" if run.student else run.role.value for run in runs)
-        row = [f"{getattr(memory, name) / 1e9:.2f}" for name in parts]
+        row = [f"{getattr(memory, name) / 1e9:.2f}" if getattr(memory, name) else "" for name in parts]
         table.add_row(Text(", ".join(names)), *row, f"{memory.total / 1e9:.2f}")
     return table
 

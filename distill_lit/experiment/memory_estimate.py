@@ -22,13 +22,12 @@ MIN_TRAINED_SHARE = 0.02  # of the weights, with adapters
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at the peak of a run. weights: of the student, with the copies that mixed precision makes; gradients; moments:
-    AdamW's two; activations: kept for the backward pass of one micro-batch, and logits; teacher: its weights, or its head
-    alone, and what it holds in a forward pass; cache: rows of an offline teacher in one micro-batch; process: Python and
-    its libraries."""
+    """Bytes at the peak of a run. weights: of the student, with the copies that mixed precision makes, and gradients;
+    moments: AdamW's two; activations: kept for the backward pass of one micro-batch, and logits; teacher: its weights, or
+    its head alone, and what it holds in a forward pass; cache: rows of an offline teacher in one micro-batch; process:
+    Python and its libraries."""
 
     weights: int = 0
-    gradients: int = 0
     moments: int = 0
     activations: int = 0
     teacher: int = 0
@@ -76,8 +75,7 @@ def _training_memory(run: Run, student: Architecture, architectures: Architectur
     average = MASTER if teacher_capabilities(config.teacher).follows_student else 0
     teacher, cache = _teacher_memory(run, student, architectures)
     return Memory(
-        weights=parameters * (MASTER + copies + average),
-        gradients=trained * GRADIENT,
+        weights=parameters * (MASTER + copies + average) + trained * GRADIENT,
         moments=trained * MOMENTS,
         activations=activation_bytes(config, student) + _logit_bytes(config, student),
         teacher=teacher,

@@ -236,8 +236,7 @@ def test_memory_of_a_student_by_hand(tmp_path: Path, tiny_teacher: Path, tiny_co
     layer = 4 * (4 * 32) + 4 * (2 * 32 + 3 * attention + kept + 4 * text.intermediate_size)
     logits = 40 * tokens * text.vocab_size
     assert found == Memory(
-        weights=4 * parameters,
-        gradients=4 * parameters,
+        weights=(4 + 4) * parameters,
         moments=8 * parameters,
         activations=tokens * layer + logits,
         teacher=4 * architectures.teacher(run).size.parameters + tokens * layer,
@@ -245,7 +244,7 @@ def test_memory_of_a_student_by_hand(tmp_path: Path, tiny_teacher: Path, tiny_co
         process=memory_estimate.PROCESS_BYTES,
     )
     mixed = replace(run, config=replace(config, training=replace(config.training, precision="bfloat16")))
-    assert estimate_memory(mixed, architectures).weights == (4 + 2) * parameters
+    assert estimate_memory(mixed, architectures).weights == (4 + 2 + 4) * parameters
     recomputed = replace(config.training, gradient_checkpointing=True)
     less = estimate_memory(replace(run, config=replace(config, training=recomputed)), architectures)
     assert less.activations == tokens * (32 * 4 + layer) + logits

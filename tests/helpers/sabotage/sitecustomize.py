@@ -48,6 +48,21 @@ def do(deed):
         raise RuntimeError(f"401 for {os.environ['HF_TOKEN']}")
     elif deed == "slow":
         time.sleep(0.08)
+    elif deed == "hang":
+        time.sleep(600)
+    elif deed == "slow_checkpoints":  # as of a large model
+        from distill_lit.training import checkpoint
+
+        save = checkpoint._save
+
+        def save_slowly(content, file):
+            file.write(b"half")
+            file.flush()
+            time.sleep(4)
+            file.seek(0)
+            save(content, file)
+
+        checkpoint._save = save_slowly
 
 
 class Finder(importlib.abc.MetaPathFinder):
