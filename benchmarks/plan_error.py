@@ -24,6 +24,7 @@ import pandas as pd
 
 from distill_lit.analysis.records_file import RECORDS_FILE, read_records
 from distill_lit.config.roles import Role
+from distill_lit.experiment.experiment import Experiment
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.run_times import read_times
 from distill_lit.utils import hardware
@@ -123,10 +124,11 @@ def markdown(table: pd.DataFrame) -> str:
             f"(planned / taken {planned / took:.2f}); wall clock {totals['wall'].sum():.1f}.",
             "",
         ]
-    lines += [
-        "| experiment | runs | stage | planned min | wall min | processor min | planned / taken | planned GB | peak GB |"
-    ]
-    lines += ["|---|---|---|---:|---:|---:|---:|---:|---:|"]
+    header = [
+        "experiment", "runs", "stage", "planned min", "wall min", "processor min", "planned / taken", "planned GB",
+        "peak GB",
+    ]  # fmt: skip
+    lines += [f"| {' | '.join(header)} |", "|---|---|---|---:|---:|---:|---:|---:|---:|"]
     for row in table.itertuples():
         took = row.wall if pd.isna(row.processor) else row.processor
         ratio = f"{row.planned / took:.2f}" if took else "–"

@@ -18,7 +18,8 @@ from distill_lit.experiment.planned_run import Run
 from distill_lit.utils.hardware import load_per_core
 
 Planned = list[tuple[Run, Estimate | None]]
-MAX_NAME = 24  # columns of a name before it is folded
+NUMBERS = ("tokens", "PFLOPs", "memory\nGB", "disk\nMB", "minutes")
+MIN_NAME = 12  # columns that a name has before it is folded
 BUSY_LOAD = 0.5  # programs for each core, from which a plan says that they take time
 
 
@@ -48,23 +49,28 @@ def print_plan(experiment: Experiment, planned: Planned, console: Console) -> No
 
 
 def plan_table(planned: Planned, is_known: bool) -> Table:
-    """A row per run. is_known: whether there are estimates."""
+    """A row per run. is_known: whether there are estimates. Where there is little room, names are folded, never numbers."""
     runs = [run for run, _ in planned]
     axes = plan_axes(runs)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("run", overflow="fold", min_width=min(MAX_NAME, max(len(_name(run)) for run in runs)))
-    table.add_column("role", no_wrap=True)
-    for name in axes.values():
-        table.add_column(name)
-    for name in ("tokens", "PFLOPs", "memory GB", "disk MB", "minutes"):
-        table.add_column(name, justify="right")
-    for run, estimate in planned:
-        values = [Text(_axis_value(run, key)) for key in axes]
-        table.add_row(Text(_name(run)), run.role, *values, *_numbers(estimate))
+    rows = [
+        [_name(run), run.role.value, *(_axis_value(run, key) for key in axes), *_numbers(estimate)]
+        for run, estimate in planned
+    ]
+    total = sum_estimates([estimate for _, estimate in planned if estimate is not None])
+    totals = [f"{len(planned)} runs", "", *("" for _ in axes), *_numbers(total)]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    widths = [max(map(len, column)) for column in zip(*rows, totals, strict=True)]
+    table.add_column("run", overflow="fold", min_width=min(MIN_NAME, widths[0]))
+    table.add_column("role", min_width=widths[1])
+    for name, width in zip(axes.values(), widths[2:], strict=False):
+        table.add_column(name, overflow="fold", min_width=min(MIN_NAME, width))
+    for name, width in zip(NUMBERS, widths[-len(NUMBERS) :], strict=True):
+        table.add_column(name, justify="right", no_wrap=True, min_width=width)
+    for row in rows:
+        table.add_row(*map(Text, row))
     if is_known:
         table.add_section()
-        total = sum_estimates([estimate for _, estimate in planned if estimate is not None])
-        table.add_row(f"{len(planned)} runs", "", *("" for _ in axes), *_numbers(total))
+        table.add_row(*totals)
     return table
 
 
@@ -90,7 +96,7 @@ def _name(run: Run) -> str:
 
 def _numbers(estimate: Estimate | None) -> tuple[str, ...]:
     if estimate is None:
-        return ("–",) * 5
+        return ("–",) * len(NUMBERS)
     return (
         f"{estimate.tokens:,}",
         f"{estimate.flops / 1e15:.2f}",
@@ -107,8 +113,8 @@ def memory_table(planned: Planned) -> Table:
         if estimate is not None:
             groups.setdefault(estimate.memory, []).append(run)
     parts = [name for name in MEMORY_PARTS if any(getattr(memory, name) for memory in groups)]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("GB of memory", overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("GB of memory", overflow="fold", min_width=MIN_NAME)
     for name in (*parts, "total"):
         table.add_column(name, justify="right", no_wrap=True)
     for memory, runs in sorted(groups.items(), key=lambda group: -group[0].total):

@@ -1,5 +1,7 @@
 """The tables of `plan` and `status`, from made-up runs."""
 
+import io
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,7 +56,7 @@ def estimate_of(run: Run) -> Estimate:
 def test_a_plan_has_a_column_for_each_axis_that_has_several_values(runs: list[Run]) -> None:
     assert list(plan_axes(runs).values()) == ["temperature", "seed"]
     header, *rows = cells(plan_table([(run, estimate_of(run)) for run in runs], True))
-    assert header == ["run", "role", "temperature", "seed", "tokens", "PFLOPs", "memory GB", "disk MB", "minutes"]
+    assert header == ["run", "role", "temperature", "seed", "tokens", "PFLOPs", "memory\nGB", "disk\nMB", "minutes"]
     assert rows[0][:4] == ["teacher", "teacher", "", ""]
     assert ["d12", "distilled", "2.0", "1", "1,000", "2.00", "5.6", "3", "2.0"] in rows
     # without a teacher one run stands for both temperatures
@@ -65,12 +67,15 @@ def test_a_plan_has_a_column_for_each_axis_that_has_several_values(runs: list[Ru
     assert set(unknown[1][4:]) == {"–"}
 
 
-def test_a_plan_fits_100_columns(runs: list[Run]) -> None:
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(plan_table([(run, estimate_of(run)) for run in runs], True))
-    lines = console.export_text().splitlines()
+def test_a_plan_fits_a_terminal_and_no_number_is_cut(runs: list[Run]) -> None:
+    text = io.StringIO()
+    large = Estimate(123_456_789_012, 123e15, 123_456_000_000, 0, 1234.5)
+    long = [replace(run, student=run.student and f"{run.student}-with-a-very-long-name") for run in runs]
+    Console(width=100, file=text).print(plan_table([(run, large) for run in long], True))
+    lines = text.getvalue().splitlines()
     assert max(map(len, lines)) <= 100
-    assert not [line for line in lines if "…" in line]
+    assert sum("123,456,789,012" in line for line in lines) == len(runs)
+    assert sum("1234.5" in line for line in lines) == len(runs)
 
 
 def test_memory_is_shown_once_for_runs_that_need_the_same(runs: list[Run]) -> None:
