@@ -14,7 +14,7 @@ from distill_lit.data.mirror import MIRROR_WHEELS
 from distill_lit.experiment.architectures import Architectures
 from distill_lit.experiment.memory_estimate import Memory, estimate_memory, largest
 from distill_lit.experiment.mixture import asked_teachers, with_teacher
-from distill_lit.experiment.pace import EXPORT_SECONDS, START_SECONDS, TASK_SECONDS, Pace
+from distill_lit.experiment.pace import BUILD_SECONDS, EXPORT_SECONDS, START_SECONDS, TASK_SECONDS, Pace
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.run import is_run_built
 from distill_lit.losses import build_objective
@@ -120,7 +120,7 @@ def _estimate_model(run: Run, architectures: Architectures, pace: Pace) -> Estim
     precision, teacher_dtype = config.training.precision, config.teacher.dtype
     steps = optimizer_steps(config.training, config.data.sequence_length) if tokens else 0
     seconds = {
-        "start": START_SECONDS,
+        "start": START_SECONDS + (BUILD_SECONDS if run.student else 0.0),
         "training": pace.training((3 + recomputed) * forward * tokens, precision)
         + pace.forward(teacher_flops * tokens, teacher_dtype)
         + pace.optimizer(steps * student.parameters),

@@ -16,7 +16,7 @@ from distill_lit.utils import hardware
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MASTER, GRADIENT, MOMENTS = 4, 4, 8  # bytes per parameter: float32 weights and gradients, AdamW's two moments
 LOGIT_BYTES = 40  # per token of the fused head and word of the vocabulary, as `chunk_size_for_budget` counts
-PROCESS_BYTES = 900_000_000  # of a worker with its libraries, on a CPU
+PROCESS_BYTES = 1_000_000_000  # of a worker with its libraries, on a CPU: measured
 MIN_TRAINED_SHARE = 0.02  # of the weights, with adapters
 
 
@@ -49,7 +49,7 @@ def largest(memories: Iterable[Memory]) -> Memory:
 
 
 def estimate_memory(run: Run, architectures: Architectures) -> Memory:
-    """What a run needs at its peak: in training, or in its evaluation where that needs more."""
+    """What a run needs at its peak: in training, or before or after it where that needs more."""
     config, process = run.config, _process_bytes(run.config)
     if run.role == Role.TEACHER_CACHE:
         fields_ = with_teacher(config, run.teacher).teacher
@@ -60,12 +60,23 @@ def estimate_memory(run: Run, architectures: Architectures) -> Memory:
         return Memory(teacher=_model_bytes(teacher, config.teacher.dtype, _micro_tokens(config)), process=process)
     is_model = bool(run.student or run.model_reference)
     student = architectures.student(run) if is_model else architectures.teacher(run)
-    evaluation = Memory(
-        weights=student.size.parameters * BYTES.get(config.evaluation.dtype, MASTER),
-        activations=config.evaluation.pack_tokens * (_vocabulary(student) * 2 * MASTER + _token_bytes(student, MASTER)),
-        process=process,
+    stages = [_evaluation_memory(config, student)]
+    if run.student:
+        # validated as it is, while a copy of it is written and read to see that it can be exported
+        copies = 2 * student.size.parameters * MASTER
+        stages.append(Memory(weights=copies, activations=_logit_bytes(config, student), process=process))
+    if run.is_trained:
+        stages.append(_training_memory(run, student, architectures))
+    return largest(stages)
+
+
+def _evaluation_memory(config: ExperimentConfig, model: Architecture) -> Memory:
+    """Weights as they are read, before they are rounded; one pass of the prefix tree with its log-softmax."""
+    return Memory(
+        weights=model.size.parameters * MASTER,
+        activations=config.evaluation.pack_tokens * (_vocabulary(model) * 2 * MASTER + _token_bytes(model, MASTER)),
+        process=_process_bytes(config),
     )
-    return largest([evaluation, _training_memory(run, student, architectures)]) if run.is_trained else evaluation
 
 
 def _training_memory(run: Run, student: Architecture, architectures: Architectures) -> Memory:

@@ -12,13 +12,13 @@ from distill_lit.experiment.planned_run import Run
 from distill_lit.profiling.calibration import Calibration, calibrate
 from distill_lit.utils import hardware
 
-# beside a forward and a backward pass a training step reads batches, logs, compares with the teacher
-TRAINING_OVERHEAD, FORWARD_OVERHEAD = 1.0, 1.0
 DECODING_SHARE = 0.2  # of the speed of a forward pass: one token at a time, 16 sequences beside each other
-WORKER_SECONDS = 15.0  # to import torch, transformers and lm-eval, once for each worker
-START_SECONDS = 3.0  # of a run: read packed text, load the models
+# seconds that are the same on most machines; benchmarks/plan_error.md has what was recorded
+WORKER_SECONDS = 20.0  # to import torch, transformers and lm-eval, once for each worker
+START_SECONDS = 1.5  # of a run: read packed text, load the models
+BUILD_SECONDS = 10.0  # of a student: make it, write and read it to see that it can be exported
 EXPORT_SECONDS = 5.0  # of a student: write it, read it in another process, compare
-TASK_SECONDS = 2.0  # of a task: read its documents, compare packed with plain scoring
+TASK_SECONDS = 1.0  # of a task: read its documents, compare packed with plain scoring
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Pace:
 
     def forward(self, flops: float, dtype: str) -> float:
         """Seconds of forward passes."""
-        return FORWARD_OVERHEAD * flops / _speed(self.calibration.forward, dtype)
+        return flops / _speed(self.calibration.forward, dtype)
 
     def training(self, flops: float, precision: str) -> float:
         """Seconds of forward and backward passes."""
-        return TRAINING_OVERHEAD * flops / _speed(self.calibration.training, precision) / self.devices
+        return flops / _speed(self.calibration.training, precision) / self.devices
 
     def optimizer(self, parameters: float) -> float:
         """Seconds of optimizer steps; `parameters`: of all steps together."""

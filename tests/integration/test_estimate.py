@@ -211,7 +211,7 @@ def test_minutes_of_a_student_are_those_of_its_parts(
     assert seconds["training"] == pytest.approx(3 * forward * 128 / 5e5 + size.parameters / 1e5)
     assert seconds["validation"] == pytest.approx(forward * 2 * 3 * 32 / 1e6)
     assert seconds["evaluation"] == pytest.approx(forward * 4 * 120 / 1e6 + pace.TASK_SECONDS)
-    assert seconds["start"] + seconds["export"] == pace.START_SECONDS + pace.EXPORT_SECONDS
+    assert seconds["start"] + seconds["export"] == pace.START_SECONDS + pace.BUILD_SECONDS + pace.EXPORT_SECONDS
     assert found.minutes == pytest.approx(sum(found.parts.values()))
     assert found.flops == pytest.approx(forward * (3 * 128 + 2 * 3 * 32 + 4 * 120))
     assert machine == [3]
@@ -248,6 +248,20 @@ def test_memory_of_a_student_by_hand(tmp_path: Path, tiny_teacher: Path, tiny_co
     recomputed = replace(config.training, gradient_checkpointing=True)
     less = estimate_memory(replace(run, config=replace(config, training=recomputed)), architectures)
     assert less.activations == tokens * (32 * 4 + layer) + logits
+
+
+def test_memory_of_models_that_are_not_trained(tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path) -> None:
+    """An untrained student stands beside its copy; a teacher is read in float32 and asked 512 tokens at a time."""
+    config = load(tmp_path, tiny_teacher, tiny_corpus, "baselines=[teacher,untrained]", "evaluation.pack_tokens=16")
+    student, teacher = run_of(config, "untrained"), run_of(config, "teacher")
+    architectures = Architectures([student, teacher])
+    text, parameters = architectures.student(student).config, architectures.student(student).size.parameters
+    found = estimate_memory(student, architectures)
+    assert (found.weights, found.activations) == (8 * parameters, 40 * 4 * 32 * text.vocab_size)
+    asked = estimate_memory(teacher, architectures)
+    kept = 4 * (4 * 32) + 4 * (2 * 32 + 3 * 32 + 2 * 16 + 4 * text.intermediate_size)
+    assert asked.activations == 16 * (text.vocab_size * 2 * 4 + kept)
+    assert asked.weights == 4 * architectures.teacher(teacher).size.parameters
 
 
 def test_an_offline_teacher_is_its_head_and_its_rows(

@@ -36,7 +36,9 @@ def status_table(
 
     columns: dict[str, dict[str, str]] = {
         "score %": {n: f"{100 * r.score:.1f}" for n, r in results.items() if r.score is not None},
-        "above chance %": {n: f"{100 * r.above_chance:.1f}" for n, r in results.items() if r.above_chance is not None},
+        "above chance %, all tasks": {
+            n: f"{100 * r.above_chance:.1f}" for n, r in results.items() if r.above_chance is not None
+        },
         "val KL": {n: f"{r.kl:.3f}" for n, r in results.items() if r.kl is not None},
         "time": {n: format_seconds(r.seconds) for n, r in results.items() if r.seconds is not None},
     }

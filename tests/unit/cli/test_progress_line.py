@@ -122,7 +122,7 @@ def test_a_finished_run_says_score_kl_and_time() -> None:
     display.start_run(run("b"))
     display.finish_run(run("b"), "killed by SIGKILL", RunResults())
     lines = text.getvalue().splitlines()
-    assert "  done  a  score 45.7% (12.3% above chance)  val KL 0.815  in 1:02:03" in lines
+    assert "  done  a  score 45.7% (12.3% above chance, all tasks)  val KL 0.815  in 1:02:03" in lines
     assert "failed  b: killed by SIGKILL" in lines
 
 

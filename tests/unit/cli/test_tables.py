@@ -103,7 +103,7 @@ def test_status_has_the_results_so_far() -> None:
     statuses = {"a": ("done", ""), "b": ("failed", "out of memory"), "c": ("missing", "")}
     results = {"a": RunResults(0.123, 0.456, 0.8, 75.0), "b": RunResults(seconds=5.0), "c": RunResults()}
     assert cells(status_table(planned, statuses, results)) == [
-        ["run", "status", "score %", "above chance %", "val KL", "time", "note"],
+        ["run", "status", "score %", "above chance %, all tasks", "val KL", "time", "note"],
         ["label of a", "done", "45.6", "12.3", "0.800", "1:15", ""],
         ["label of b", "failed", "", "", "", "0:05", "out of memory"],
         ["label of c", "missing", "", "", "", "", ""],
