@@ -90,8 +90,8 @@ def test_memory_is_shown_once_for_runs_that_need_the_same(runs: list[Run]) -> No
 def test_the_time_of_all_is_that_of_the_workers(runs: list[Run]) -> None:
     planned: Any = [(run, estimate_of(run)) for run in runs[:4]]
     (line,) = time_lines(planned, 0.1)
-    # four runs of two minutes, two at a time, and a quarter of a minute to import libraries
-    assert line.startswith("about 4.2 minutes with 2 workers on an idle machine")
+    # four runs of two minutes, two at a time, and a third of a minute to import libraries
+    assert line.startswith("about 4.3 minutes with 2 workers on an idle machine")
     assert line.endswith("training 6.0, start 2.0")
     busy = time_lines(planned, 2.0)
     assert "2.0 for each core" in busy[1] and "3.0 times as long" in busy[1]
