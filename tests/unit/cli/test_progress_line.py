@@ -1,6 +1,7 @@
 """The line of a run at work: one line at every width, and times from an injected clock."""
 
 import io
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -133,3 +134,23 @@ def test_lines_of_a_log_do_not_wrap_at_its_width() -> None:
     display.start_run(run(LABEL))
     display.update_run(run(LABEL), event("train", 13_312, 40_960, **METRICS))
     assert "    train 13.3k/41k tokens  loss 2.86  val KL 0.815" in text.getvalue().splitlines()
+
+
+def test_a_terminal_shows_a_line_for_each_run_and_one_for_all() -> None:
+    text = io.StringIO()
+    console = Console(file=text, width=100, force_terminal=True, color_system=None, legacy_windows=False)
+    runs = [run(LABEL), run("teacher")]
+    with RunDisplay(console, {LABEL: 2.0, "teacher": 1.0}) as display:
+        display.start(runs, runs)
+        for one in runs:
+            display.start_run(one)
+            display.update_run(one, event("train", 13_312, 40_960, **METRICS))
+        display.live.refresh()
+        display.finish_run(runs[1], "", RunResults(score=0.5))
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue()).replace("\r", "\n").splitlines()
+    assert max(cell_len(line) for line in shown) <= 100
+    lines = [line for line in shown if "13.3k/41k" in line]
+    assert any(line.startswith("teacher") and line.endswith("loss 2.86  val KL 0.815") for line in lines)
+    assert any(line.startswith("d12-temp") and line.endswith("loss 2.86  val KL 0.815") for line in lines)
+    assert any(line.startswith("0 of 2 runs done  about ") for line in shown)
+    assert "  done  teacher  score 50.0%" in shown
