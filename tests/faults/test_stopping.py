@@ -123,10 +123,11 @@ def test_ctrl_c_twice_while_a_checkpoint_is_written(experiment: Path, tmp_path: 
 @pytest.mark.slow
 def test_ctrl_c_twice_in_a_step_that_does_not_end(experiment: Path, tmp_path: Path) -> None:
     """The checkpoint before is what is left."""
+    hangs = tmp_path / "hangs"
     with warm_processes.cold():
-        driver = command("run", experiment, "--root", tmp_path, FAULTS="hang one train 22", PYTHONPATH=SABOTAGE)
-    # the seventh step is logged in its last batch, the 21st
-    wait_until(lambda: any('"step": 6, ' in p.read_text() for p in tmp_path.glob("runs/tiny/one-*/metrics.jsonl")), 300)
+        faults = {"FAULTS": "hang one train 22", "HANGS": str(hangs), "PYTHONPATH": SABOTAGE}  # in the eighth step
+        driver = command("run", experiment, "--root", tmp_path, **faults)
+    wait_until(hangs.exists, 300)
     driver.send_signal(signal.SIGINT)
     time.sleep(1.0)
     began = time.monotonic()
