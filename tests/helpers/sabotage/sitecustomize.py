@@ -1,6 +1,7 @@
 """On the path of a subprocess, this lets things go wrong: FAULTS holds lines of '<deed> <run> <stage> <n>', done at the
 n-th report of a stage in a run whose label it is; RANK_FAULTS lines of '<deed> <rank> <stage> <n>', done by that one of
-several ranks; HANGS names a file that is there once a run hangs; NO_SOCKETS names a file where attempts to connect are written down."""
+several ranks; HANGS names a file that is there once a run hangs; NO_SOCKETS names a file where attempts to connect are
+written down."""
 
 import importlib.abc
 import importlib.machinery
