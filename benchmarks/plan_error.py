@@ -7,6 +7,9 @@ that of processes beside it. Where the folder has no runs, the committed results
 seconds of every task (records.parquet), by the wall clock alone, and tokens per second of every training step (curves.csv).
 The ninth decile of these is undisturbed, unless a run of the same student was twice as fast.
 
+The seconds that every run takes (`experiment/pace.py`) and the memory of a process (`experiment/memory_estimate.py`) were
+set by the quickstart runs below, so its rows start, export and GB do not test them; its arithmetic was set by nothing here.
+
 Adds to plan_error.csv, where it replaces what it has of this experiment, and writes plan_error.md.
 """
 
@@ -161,6 +164,7 @@ def main() -> None:
     rows, source = list(recorded_rows(experiment)), TIMES
     if not rows:
         rows, source = list(committed_rows(experiment, ROOT / "results" / experiment.name)), WALL_ONLY
+    source = ", ".join([source, *options.overrides])
     new, path = table_of(experiment, rows, source), options.out / "plan_error.csv"
     if path.is_file():
         known = pd.read_csv(path)
