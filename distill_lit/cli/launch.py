@@ -7,8 +7,8 @@ from distill_lit.cli.progress import RunDisplay
 from distill_lit.cli.run_table import print_plan
 from distill_lit.config.roles import Role
 from distill_lit.experiment.experiment import Experiment
-from distill_lit.experiment.launcher import Terminated
 from distill_lit.experiment.run import read_manifest
+from distill_lit.experiment.stopping import Terminated
 from distill_lit.utils.exceptions import UserError
 
 PRINTED_FACTS = ("corpora", "teacher_cache", "bytes_per_token")
@@ -16,9 +16,11 @@ PRINTED_FACTS = ("corpora", "teacher_cache", "bytes_per_token")
 
 def launch(experiment: Experiment, console: Console, *roles: Role) -> dict[str, str]:
     """Shows the plan, runs what is not done; {run that failed: why}. Raises Terminated, having said so."""
-    print_plan(experiment, experiment.estimated_runs(roles), console)
+    planned = experiment.estimated_runs(roles)
+    print_plan(experiment, planned, console)
+    minutes = {run.name: estimate.minutes for run, estimate in planned if estimate is not None}
     try:
-        with RunDisplay(console) as display:
+        with RunDisplay(console, minutes, experiment.config.launcher.workers) as display:
             return experiment.launch(display, roles)
     except Terminated as stop:
         console.print(f"stopped; the same command goes on from here (exit code {stop.code})")

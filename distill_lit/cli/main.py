@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
     except FatalRunError as error:
         code = print_error(str(error), FAILED)
     except KeyboardInterrupt:
-        code = INTERRUPTED
+        code = print_error("interrupted; the same command begins again with what is not done", INTERRUPTED)
     except Exception as error:
         if denied := permission_error_message(error):
             code = print_error(denied, BAD_INPUT)

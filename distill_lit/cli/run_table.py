@@ -1,14 +1,26 @@
-"""The plan as a table: runs with tokens, arithmetic, disk and minutes."""
+"""The plan as a table: a column for each axis of the grid, then tokens, arithmetic, memory, disk and minutes."""
 
+from collections.abc import Sequence
+
+from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from distill_lit import assets
+from distill_lit.config.grid_points import grid_keys, shortest_names
+from distill_lit.config.schema import GRID_VALUE_SEPARATOR
 from distill_lit.experiment.estimate import Estimate, sum_estimates
 from distill_lit.experiment.experiment import Experiment
+from distill_lit.experiment.memory_estimate import MEMORY_PARTS, Memory
+from distill_lit.experiment.pace import WORKER_SECONDS, makespan, num_workers
 from distill_lit.experiment.planned_run import Run
+from distill_lit.utils.hardware import load_per_core
 
 Planned = list[tuple[Run, Estimate | None]]
+NUMBERS = ("tokens", "PFLOPs", "memory\nGB", "disk\nMB", "minutes")
+MIN_NAME = 12  # columns that a name has before it is folded
+BUSY_LOAD = 0.5  # programs for each core, from which a plan says that they take time
 
 
 def print_plan(experiment: Experiment, planned: Planned, console: Console) -> None:
@@ -23,31 +35,112 @@ def print_plan(experiment: Experiment, planned: Planned, console: Console) -> No
         if not assets.is_fetched(reference):
             size = assets.download_megabytes(reference)
             console.print(f"to download: {reference}" + (f", {size} MB" if size else ""), highlight=False)
-    is_known = experiment.has_models
-    table = Table("run", "role", "tokens", "PFLOPs", "disk MB", "minutes", title=None)
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for run, estimate in planned:
-        table.add_row(run.label, run.role, *_numbers(estimate))
-    if is_known:
-        table.add_section()
-        total = sum_estimates([estimate for _, estimate in planned if estimate is not None])
-        table.add_row(f"{len(planned)} runs", "", *_numbers(total))
-    console.print(table)
+    console.print(plan_table(planned, experiment.has_models))
     if any("~" in run.label for run, _ in planned):
         console.print("a name that ends in ~ and a hash would be too long for a file, or another one's in other letters")
-    if is_known and any(estimate is None for _, estimate in planned):
+    if not experiment.has_models:
+        console.print("minutes, memory and disk are known once the models are here: distill-lit fetch")
+        return
+    if any(estimate is None for _, estimate in planned):
         console.print("the totals leave out runs whose text is not here yet: distill-lit fetch downloads it")
-    if not is_known:
-        console.print("minutes and disk are known once the models are here: distill-lit fetch")
+    console.print(memory_table(planned))
+    for line in time_lines(planned, load_per_core()):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def plan_table(planned: Planned, is_known: bool) -> Table:
+    """A row per run. is_known: whether there are estimates. Where there is little room, names are folded, never numbers."""
+    runs = [run for run, _ in planned]
+    axes = plan_axes(runs)
+    rows = [
+        [_name(run), run.role.value, *(_axis_value(run, key) for key in axes), *_numbers(estimate)]
+        for run, estimate in planned
+    ]
+    total = sum_estimates([estimate for _, estimate in planned if estimate is not None])
+    totals = [f"{len(planned)} runs", "", *("" for _ in axes), *_numbers(total)]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    widths = [max(map(len, column)) for column in zip(*rows, totals, strict=True)]
+    table.add_column("run", overflow="fold", min_width=min(MIN_NAME, widths[0]))
+    table.add_column("role", min_width=widths[1])
+    for name, width in zip(axes.values(), widths[2:], strict=False):
+        table.add_column(name, overflow="fold", min_width=min(MIN_NAME, width))
+    for name, width in zip(NUMBERS, widths[-len(NUMBERS) :], strict=True):
+        table.add_column(name, justify="right", no_wrap=True, min_width=width)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    if is_known:
+        table.add_section()
+        table.add_row(*totals)
+    return table
+
+
+def plan_axes(runs: Sequence[Run]) -> dict[str, str]:
+    """{key of the grid: its shortest name} of the axes with more than one value; students are named anyway."""
+    keys = grid_keys(runs[0].config.grid)
+    names = shortest_names(keys)
+    values = {key: {_axis_value(run, key) for run in runs if _axis_value(run, key)} for key in keys}
+    return {key: names[key] for key in keys if key != "student" and len(values[key]) > 1}
+
+
+def _axis_value(run: Run, key: str) -> str:
+    """The value of a run on an axis; empty where it stands for all of them."""
+    if key == "seed":
+        return "" if run.seed is None else str(run.seed)
+    return str(run.grid_values.get(key, "")).replace(GRID_VALUE_SEPARATOR, ", ")
+
+
+def _name(run: Run) -> str:
+    """What a run is called beside columns with its role and its values on the axes."""
+    return run.student if run.student and "~" not in run.label else run.label
 
 
 def _numbers(estimate: Estimate | None) -> tuple[str, ...]:
     if estimate is None:
-        return ("–",) * 4
+        return ("–",) * len(NUMBERS)
     return (
         f"{estimate.tokens:,}",
         f"{estimate.flops / 1e15:.2f}",
+        f"{estimate.memory.total / 1e9:.1f}",
         f"{estimate.disk_bytes / 1e6:,.0f}",
         f"{estimate.minutes:.1f}",
     )
+
+
+def memory_table(planned: Planned) -> Table:
+    """What the memory of runs is made of, in GB, a row for all runs that need the same."""
+    groups: dict[Memory, list[Run]] = {}
+    for run, estimate in planned:
+        if estimate is not None:
+            groups.setdefault(estimate.memory, []).append(run)
+    parts = [name for name in MEMORY_PARTS if any(getattr(memory, name) for memory in groups)]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("GB of memory", overflow="fold", min_width=MIN_NAME)
+    for name in (*parts, "total"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for memory, runs in sorted(groups.items(), key=lambda group: -group[0].total):
+        names = dict.fromkeys(f"{run.student} {run.role}" if run.student else run.role.value for run in runs)
+        row = [f"{getattr(memory, name) / 1e9:.2f}" if getattr(memory, name) else "" for name in parts]
+        table.add_row(Text(", ".join(names)), *row, f"{memory.total / 1e9:.2f}")
+    return table
+
+
+def time_lines(planned: Planned, load: float) -> list[str]:
+    """What the minutes are spent on, when all is done with the workers there are, and what makes it take longer.
+
+    load: programs at work now, for each core."""
+    known = {run.name: estimate for run, estimate in planned if estimate is not None}
+    runs = [run for run, _ in planned if run.name in known]
+    if not runs:
+        return []
+    workers = num_workers(runs)
+    wall = makespan(runs, lambda run: known[run.name].minutes, workers) + WORKER_SECONDS / 60
+    parts = sum_estimates(list(known.values())).parts
+    largest = sorted(parts.items(), key=lambda part: -part[1])
+    spent = ", ".join(f"{name} {minutes:.1f}" for name, minutes in largest if minutes >= 0.05)
+    beside = f" with {workers} workers" if workers > 1 else ""
+    lines = [f"about {wall:.1f} minutes{beside} on an idle machine, if nothing is done yet: {spent}"]
+    if load > BUSY_LOAD:
+        lines.append(
+            f"other programs are busy ({load:.1f} for each core): beside them it takes about {1 + load:.1f} times as long"
+        )
+    return lines

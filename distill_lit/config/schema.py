@@ -351,7 +351,8 @@ class ExperimentConfig:
     launcher: LauncherConfig = Field(default_factory=LauncherConfig, description="where runs happen")
     loggers: dict[Text, dict[Text, Any] | None] = Field(
         default_factory=_default_loggers,
-        description="where curves go: tensorboard, csv, wandb, mlflow, with options of Lightning's logger; null: not there",
+        description="where curves go: tensorboard, csv, wandb, mlflow, with options of Lightning's logger; null: not "
+        "there; tensorboard's are drawn over tokens, with `axis: steps` over optimizer steps",
     )
     variants: dict[Text, dict[Text, Any]] = Field(
         default_factory=dict,

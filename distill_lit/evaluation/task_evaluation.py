@@ -156,6 +156,17 @@ def primary_scores(meta: dict[str, dict[str, Any]]) -> dict[str, float]:
     return {task: results[task][key] for task, key in keys.items() if key in results[task]}
 
 
+def mean_above_chance(meta: dict[str, dict[str, Any]]) -> float | None:
+    """Mean over tasks of (accuracy − chance) / (1 − chance): 0 is chance, 1 is all right; None without an accuracy."""
+    scores = primary_scores(meta)
+    above = [
+        (scores[task] - facts["chance"]) / (1 - facts["chance"])
+        for task, facts in meta.items()
+        if task in scores and facts["metric"].startswith("acc")
+    ]
+    return sum(above) / len(above) if above else None
+
+
 def _scores(results: dict[str, Any]) -> dict[str, float]:
     """lm-eval's own aggregates, by its own names."""
     return {name: float(value) for name, value in results.items() if isinstance(value, (int, float))}

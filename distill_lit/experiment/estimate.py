@@ -1,8 +1,8 @@
-"""What an experiment will cost, before it starts: tokens, arithmetic, disk, minutes."""
+"""What an experiment will cost, before it starts: tokens, arithmetic, memory, disk, minutes."""
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,18 @@ from distill_lit.config.roles import Role
 from distill_lit.data.loader import optimizer_steps
 from distill_lit.data.mirror import MIRROR_WHEELS
 from distill_lit.experiment.architectures import Architectures
+from distill_lit.experiment.memory_estimate import Memory, estimate_memory, largest
 from distill_lit.experiment.mixture import asked_teachers, with_teacher
+from distill_lit.experiment.pace import BUILD_SECONDS, EXPORT_SECONDS, START_SECONDS, TASK_SECONDS, Pace
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.run import is_run_built
 from distill_lit.losses import build_objective
 from distill_lit.models import ModelSize
 from distill_lit.teachers import cached_teacher_source, teacher_capabilities
 from distill_lit.teachers.base import CacheRows
-from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root, disk_free, filesystem_id
 
-# shares of the speed of a plain matrix product that whole passes reach: measured with SmolLM2-135M on two cores
-TRAINING_EFFICIENCY, FORWARD_EFFICIENCY = 0.45, 0.55
-DECODING_EFFICIENCY = 0.1  # one token at a time, 16 sequences beside each other
 JSON_BYTES_PER_TOKEN = 12  # of a token in JSON: text, id, log-probability
 UNTOKENIZED_BYTES_PER_TOKEN = 4  # of text that nobody has tokenized yet
 TOKENS_PER_DOCUMENT = 120  # of the benchmark questions, shared prefixes once
@@ -36,40 +34,50 @@ BYTES_PER_WEIGHT, BYTES_PER_CHECKPOINTED_WEIGHT = 4, 12
 @dataclass(frozen=True)
 class Estimate:
     """tokens: read in training; flops: all arithmetic; disk_bytes: on disk when the run is done; peak_disk_bytes: while it
-    runs."""
+    runs; minutes: on an idle machine; memory: at its peak; parts: {stage: minutes of it}."""
 
     tokens: int
     flops: float
     disk_bytes: int
     peak_disk_bytes: int
     minutes: float
+    memory: Memory = Memory()
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 def sum_estimates(estimates: list[Estimate]) -> Estimate:
     """Of runs that run one after the other."""
     size = sum(e.disk_bytes for e in estimates)
     peak = size + max((e.peak_disk_bytes - e.disk_bytes for e in estimates), default=0)
+    parts: dict[str, float] = {}
+    for name, minutes in (item for e in estimates for item in e.parts.items()):
+        parts[name] = parts.get(name, 0.0) + minutes
     return Estimate(
-        sum(e.tokens for e in estimates), sum(e.flops for e in estimates), size, peak, sum(e.minutes for e in estimates)
+        sum(e.tokens for e in estimates),
+        sum(e.flops for e in estimates),
+        size,
+        peak,
+        sum(e.minutes for e in estimates),
+        largest(e.memory for e in estimates),
+        parts,
     )
 
 
 def estimate_runs(runs: list[Run]) -> dict[str, Estimate | None]:
     """{run name: estimate}, None for a run whose text nobody has counted. All models must have been fetched."""
     architectures = Architectures(runs)
-    return {run.name: _estimate(run, architectures) for run in runs}
+    pace = Pace.of(runs)
+    return {run.name: _estimate(run, architectures, pace) for run in runs}
 
 
-def _estimate(run: Run, architectures: Architectures) -> Estimate | None:
+def _estimate(run: Run, architectures: Architectures, pace: Pace) -> Estimate | None:
     if run.role == Role.TEACHER_CACHE:
-        return _estimate_teacher_cache(run, architectures)
-    teacher = architectures.teacher(run).size
-    if run.role == Role.GENERATED:
-        return _estimate_generation(run.config, teacher)
-    is_model = bool(run.student or run.model_reference)
-    student = architectures.student(run).size if is_model else teacher
-    teacher_flops = _teacher_flops_per_token(run, architectures, student) if run.is_trained else 0.0
-    return _estimate_model(run, student, teacher_flops)
+        found = _estimate_teacher_cache(run, architectures, pace)
+    elif run.role == Role.GENERATED:
+        found = _estimate_generation(run.config, architectures.teacher(run).size, pace)
+    else:
+        found = _estimate_model(run, architectures, pace)
+    return None if found is None else replace(found, memory=estimate_memory(run, architectures))
 
 
 def require_disk_space(estimates: Mapping[str, Estimate | None], runs: list[Run], runs_dir: Path) -> None:
@@ -99,27 +107,63 @@ def _full_disks(
     return [(place, needed, free) for place, needed, free in found if needed > free]
 
 
-def _estimate_model(run: Run, student: ModelSize, teacher_flops_per_token: float) -> Estimate:
-    config = run.config
-    speed = hardware.matmul_flops_per_second(hardware.device_for(config.training.accelerator))
-    train_speed, teacher_speed = speed[config.training.precision], speed.get(config.teacher.dtype, speed["float32"])
-    evaluation_speed = speed.get(config.evaluation.dtype, speed["float32"])
-    questions = len(config.evaluation.tasks) * (config.evaluation.limit or DEFAULT_TASK_DOCUMENTS) * TOKENS_PER_DOCUMENT
-    evaluation_flops = student.flops_per_token() * questions
-    minutes = evaluation_flops / (evaluation_speed * FORWARD_EFFICIENCY) / 60
+def _estimate_model(run: Run, architectures: Architectures, pace: Pace) -> Estimate:
+    """Training, validations, evaluation, and what every run takes whatever its size."""
+    config, is_model = run.config, bool(run.student or run.model_reference)
+    student = (architectures.student(run) if is_model else architectures.teacher(run)).size
     tokens = _training_tokens(config) if run.is_trained else 0
-    student_flops = 3 * student.flops_per_token() * tokens
-    teacher_flops = teacher_flops_per_token * tokens
-    minutes += (student_flops / train_speed + teacher_flops / teacher_speed) / TRAINING_EFFICIENCY / 60
-    flops, wait = _on_policy_generation(config, student, tokens, teacher_speed)
-    minutes += wait
+    teacher_flops = _teacher_flops_per_token(run, architectures, student) if run.student else 0.0
+    forward, validated = student.flops_per_token(), _validation_tokens(run)
+    questions = forward * _question_tokens(config) * (2 if run.role == Role.TEACHER else 1)  # and their surprisal
+    written = _on_policy_flops(config, student, tokens)
+    recomputed = 1 if config.training.gradient_checkpointing else 0
+    precision, teacher_dtype = config.training.precision, config.teacher.dtype
+    steps = optimizer_steps(config.training, config.data.sequence_length) if tokens else 0
+    seconds = {
+        "start": START_SECONDS + (BUILD_SECONDS if run.student else 0.0),
+        "training": pace.training((3 + recomputed) * forward * tokens, precision)
+        + pace.forward(teacher_flops * tokens, teacher_dtype)
+        + pace.optimizer(steps * student.parameters),
+        "on-policy text": pace.decoding(written, precision),
+        "validation": pace.forward(forward * validated, precision) + pace.forward(teacher_flops * validated, teacher_dtype),
+        "export": EXPORT_SECONDS if run.student or run.role == Role.QUANTIZED else 0.0,
+        "evaluation": pace.forward(questions, config.evaluation.dtype) + TASK_SECONDS * len(config.evaluation.tasks),
+    }
     weights = student.parameters * (BYTES_PER_WEIGHT if run.student else 2 if run.role == Role.QUANTIZED else 0)
     average = BYTES_PER_WEIGHT if teacher_capabilities(config.teacher).follows_student else 0
     peak = weights + (2 * student.parameters * (BYTES_PER_CHECKPOINTED_WEIGHT + average) if tokens else 0)
-    return Estimate(tokens, evaluation_flops + student_flops + teacher_flops + flops, weights, peak, minutes)
+    flops = questions + written + (3 + recomputed) * forward * tokens + forward * validated
+    flops += teacher_flops * (tokens + validated)
+    return Estimate(tokens, flops, weights, peak, *_minutes(seconds))
 
 
-def _estimate_teacher_cache(run: Run, architectures: Architectures) -> Estimate | None:
+def _minutes(seconds: Mapping[str, float]) -> tuple[float, Memory, dict[str, float]]:
+    """(all minutes, no memory yet, minutes of each part that takes any)."""
+    return sum(seconds.values()) / 60, Memory(), {name: value / 60 for name, value in seconds.items() if value}
+
+
+def _validation_tokens(run: Run) -> int:
+    """Positions of all validations: before the first step, at every interval, and after the last step."""
+    config = run.config
+    rows = config.data.validation_sequences * config.data.sequence_length
+    if not run.student or not run.is_trained:
+        return rows if run.student else 0
+    steps = optimizer_steps(config.training, config.data.sequence_length)
+    interval = max(1, round(config.training.val_check_interval * steps))
+    return rows * (1 + -(-steps // interval))
+
+
+def _question_tokens(config: ExperimentConfig) -> int:
+    """Tokens of an evaluation at the end and of those on the way, with examples before the questions."""
+    fields = config.evaluation
+    documents = fields.limit or DEFAULT_TASK_DOCUMENTS
+    on_the_way = 0
+    if fields.interval:
+        on_the_way = (1 + int(1 / fields.interval)) * min(fields.interval_limit or documents, documents)
+    return len(fields.tasks) * (documents + on_the_way) * TOKENS_PER_DOCUMENT * (1 + (fields.num_fewshot or 0))
+
+
+def _estimate_teacher_cache(run: Run, architectures: Architectures, pace: Pace) -> Estimate | None:
     """A pass of the teacher whose cache it is over all rows, and what is kept of it."""
     config = run.config
     rows = _positions(config, architectures.teacher(run).tokenizer_folder)
@@ -130,10 +174,9 @@ def _estimate_teacher_cache(run: Run, architectures: Architectures) -> Estimate 
     has_lm_head = source.capabilities(fields).target_form != "dense"  # hidden states need none
     read = (rows.train_positions + rows.validation_positions) * _teacher_tokens_per_token(run, architectures)
     flops = teacher.size.flops_per_token(head=has_lm_head) * read
-    speed = hardware.matmul_flops_per_second(hardware.device_for(config.training.accelerator))
-    seconds = flops / (speed.get(fields.dtype, speed["float32"]) * FORWARD_EFFICIENCY)
     size = source.estimate_cache_bytes(fields, teacher.config, rows)
-    return Estimate(0, flops, size, size, seconds / 60)
+    seconds = {"start": START_SECONDS, "teacher": pace.forward(flops, fields.dtype)}
+    return Estimate(0, flops, size, size, *_minutes(seconds))
 
 
 def _positions(config: ExperimentConfig, tokenizer_folder: Path) -> CacheRows | None:
@@ -184,20 +227,13 @@ def _are_corpora_local(config: ExperimentConfig) -> bool:
     return all(map(assets.is_fetched, needed))
 
 
-def _estimate_generation(config: ExperimentConfig, teacher: ModelSize) -> Estimate:
+def _estimate_generation(config: ExperimentConfig, teacher: ModelSize, pace: Pace) -> Estimate:
     """Prompts and answers of a local writer; a server's work costs this machine nothing but the disk."""
-    speeds = hardware.matmul_flops_per_second(hardware.device_for(config.training.accelerator))
-    speed = speeds.get(config.teacher.dtype, speeds["float32"])
     written = [corpus.generated for corpus in config.data.corpora.values() if corpus.generated is not None]
     local = sum(_count_completions(generated) * generated.max_new_tokens for generated in written if not generated.remote)
-    flops, tokens = teacher.flops_per_token() * local, _count_generated_tokens(config)
-    return Estimate(
-        0,
-        flops,
-        2 * tokens * JSON_BYTES_PER_TOKEN,
-        2 * tokens * JSON_BYTES_PER_TOKEN,
-        flops / (speed * DECODING_EFFICIENCY) / 60,
-    )
+    flops, size = teacher.flops_per_token() * local, 2 * _count_generated_tokens(config) * JSON_BYTES_PER_TOKEN
+    seconds = {"start": START_SECONDS, "generation": pace.decoding(flops, config.teacher.dtype)}
+    return Estimate(0, flops, size, size, *_minutes(seconds))
 
 
 def _count_completions(generated: GeneratedConfig) -> int:
@@ -211,12 +247,10 @@ def _count_generated_tokens(config: ExperimentConfig) -> int:
     return sum(_count_completions(generated) * (generated.max_new_tokens + TOKENS_PER_DOCUMENT) for generated in written)
 
 
-def _on_policy_generation(config: ExperimentConfig, student: ModelSize, tokens: int, speed: float) -> tuple[float, float]:
-    """(FLOPs, minutes) of the text that a student writes while it trains: one for each row it would have read."""
+def _on_policy_flops(config: ExperimentConfig, student: ModelSize, tokens: int) -> float:
+    """Of the text that a student writes while it trains: one for each row it would have read."""
     share = config.on_policy.fraction if isinstance(config.on_policy.fraction, (int, float)) else 0.5
-    written = share * tokens / config.data.sequence_length * config.on_policy.max_new_tokens
-    flops = student.flops_per_token() * written
-    return flops, flops / (speed * DECODING_EFFICIENCY) / 60
+    return student.flops_per_token() * share * tokens / config.data.sequence_length * config.on_policy.max_new_tokens
 
 
 def _training_tokens(config: ExperimentConfig) -> int:

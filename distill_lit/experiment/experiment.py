@@ -6,7 +6,7 @@ experiment.results().to_frame()
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from distill_lit.analysis.results import Results
+    from distill_lit.experiment.display import Display
     from distill_lit.experiment.estimate import Estimate
-    from distill_lit.experiment.launcher import Display
+    from distill_lit.experiment.status import RunResults
     from distill_lit.report.bundle import ReportBundle
 
 
@@ -174,8 +175,9 @@ class Experiment:
 
         roles: only runs of these roles and what they depend on. Raises Terminated when asked to stop.
         """
+        from distill_lit.experiment.display import SilentDisplay
         from distill_lit.experiment.estimate import require_disk_space
-        from distill_lit.experiment.launcher import SilentDisplay, launch_runs
+        from distill_lit.experiment.launcher import launch_runs
 
         estimates = {run.name: estimate for run, estimate in self.estimated_runs(roles)}
         runs = self.runs_with_dependencies(roles)
@@ -229,13 +231,23 @@ class Experiment:
 
         return {run.name: get_run_status(run, self.folder_of(run)) for run in self.runs}
 
+    def run_results(self) -> "dict[str, RunResults]":
+        """{name of a run: what it has come to so far}, as it is on disk."""
+        from distill_lit.experiment.status import read_run_results
+
+        return {run.name: read_run_results(run, self.folder_of(run)) for run in self.runs}
+
     def status(self) -> "pd.DataFrame":
-        """A row per run: run, role, status, note."""
+        """A row per run: run, role, status, note, and its results so far: above_chance, score, kl, seconds."""
         import pandas as pd
 
-        statuses = self.statuses()
-        rows = [(run.label, str(run.role), *statuses[run.name]) for run in self.runs]
-        return pd.DataFrame(rows, columns=["run", "role", "status", "note"])
+        statuses, results = self.statuses(), self.run_results()
+        rows = [
+            {"run": run.label, "role": str(run.role), "status": status, "note": note, **asdict(results[run.name])}
+            for run in self.runs
+            for status, note in [statuses[run.name]]
+        ]
+        return pd.DataFrame(rows)
 
     def report(self, all_formats: bool = False) -> "ReportBundle":
         """Gathers and draws what is done by now, also while another process is at the rest; the report's bundle.

@@ -4,70 +4,33 @@ import contextlib
 import json
 import os
 import queue
-import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from distill_lit.config import ExperimentConfig, to_yaml
 from distill_lit.config.roles import Role
+from distill_lit.experiment.display import Display
+from distill_lit.experiment.pace import threads_per_worker
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.run import is_run_built, is_run_complete
-from distill_lit.experiment.status import FAILED, PREEMPTED, STOPPED, write_run_status
+from distill_lit.experiment.status import FAILED, PREEMPTED, STOPPED, RunResults, read_run_results, write_run_status
+from distill_lit.experiment.stopping import CheckpointWatch, StopSignals, Terminated, describe_stop, stopping_on_signals
 from distill_lit.training.checkpoint import find_latest_checkpoint
 from distill_lit.utils.exceptions import FatalRunError, UserError, describe_exit_code
-from distill_lit.utils.files import write_text
+from distill_lit.utils.files import TEMPORARY_PREFIX, write_text
 from distill_lit.utils.progress import NOTE_STAGE
 from distill_lit.utils.redaction import redact_file
 
-STOP_SECONDS = 60  # for a worker to write its checkpoint
-
-
-class Terminated(Exception):
-    """The driver was asked to stop; `code` is its exit code: 130 after Ctrl-C, 143 after SIGTERM."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(f"stopped, exit code {code}")
-        self.code = code
-
-
-class Display(Protocol):
-    """Who shows what a launcher does."""
-
-    def note(self, line: str) -> None:
-        """A line that the user should read."""
-
-    def start(self, runs: list[Run], todo: list[Run]) -> None:
-        """All runs, and those not done."""
-
-    def start_run(self, run: Run) -> None:
-        """A run starts."""
-
-    def update_run(self, run: Run, event: dict[str, Any]) -> None:
-        """An event of a worker: stage, done, total, unit, metrics."""
-
-    def finish_run(self, run: Run, reason: str) -> None:
-        """A run ends; `reason` tells why it failed, empty for success."""
-
-
-class SilentDisplay:
-    """Shows nothing."""
-
-    def note(self, line: str) -> None: ...
-
-    def start(self, runs: list[Run], todo: list[Run]) -> None: ...
-
-    def start_run(self, run: Run) -> None: ...
-
-    def update_run(self, run: Run, event: dict[str, Any]) -> None: ...
-
-    def finish_run(self, run: Run, reason: str) -> None: ...
+STOP_SECONDS = 60  # for a worker to come to the end of its step and begin its checkpoint
+POLL_SECONDS = 0.05
 
 
 @dataclass
@@ -83,7 +46,7 @@ def launch_runs(config: ExperimentConfig, runs: list[Run], folder: Path, display
     Raises UserError when another process is at it or a run has only corrupt
     checkpoints, Terminated when asked to stop, FatalRunError when going on is hopeless."""
     folder.mkdir(parents=True, exist_ok=True)
-    with _exclusive_launcher(folder), _stopping_on_signals():
+    with _exclusive_launcher(folder), stopping_on_signals() as signals:
         _rename_relabeled_folders(runs, folder)
         todo = [run for run in runs if not is_run_complete(run, folder / run.name)]
         for line in _check_checkpoints(todo, folder):
@@ -92,7 +55,7 @@ def launch_runs(config: ExperimentConfig, runs: list[Run], folder: Path, display
         display.start(runs, todo)
         outcome = Outcome()
         if todo:
-            _Launcher(config, folder, todo, display, outcome).run()
+            _Launcher(config, folder, todo, display, outcome, signals).run()
         return outcome
 
 
@@ -125,28 +88,13 @@ def _exclusive_launcher(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-@contextlib.contextmanager
-def _stopping_on_signals() -> Iterator[None]:
-    def stop(number: int, _: Any) -> None:
-        raise Terminated(130 if number == signal.SIGINT else 143)
-
-    # SLURM warns by one of the users' signals before a job's time is over; unhandled they would kill
-    asking = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-    previous = {number: signal.signal(number, stop) for number in asking}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 class _Worker:
     """A worker process and the run it is at."""
 
     def __init__(self, number: int, folder: Path, threads: int, inbox: "queue.Queue[Any]") -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         environment["PYTHONIOENCODING"] = "utf-8:backslashreplace"  # whatever the terminal can show
-        self.number, self.run, self.preempted, self.is_ready = number, None, "", False
+        self.number, self.run, self.stage, self.preempted, self.is_ready = number, None, "", "", False
         self.folder = folder
         self.path = folder / f"worker-{number}.log"
         self.log = self.path.open("a")
@@ -162,6 +110,7 @@ class _Worker:
         threading.Thread(target=self._listen, args=(inbox,), daemon=True).start()
 
     run: Run | None
+    stage: str  # that the run has reported last
     preempted: str
     is_ready: bool
 
@@ -177,19 +126,35 @@ class _Worker:
 
     def assign(self, run: Run) -> None:
         """Starts a run. A worker that has just died is noticed by its exit event."""
-        self.run = run
+        self.run, self.stage = run, ""
         write_text(self.folder / run.name / "config.yaml", to_yaml(run.config))
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps({"folder": run.name, "run": run.to_json()}), file=self.process.stdin, flush=True)
 
-    def stop(self) -> None:
-        """Asks for a checkpoint and an end, and waits for it."""
-        self.process.terminate()
-        try:
-            self.process.wait(STOP_SECONDS + _reply_seconds(self.run))
-        except subprocess.TimeoutExpired:
-            self.process.kill()
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process runs."""
+        return self.process.poll() is None
+
+    def unfinished_checkpoint(self) -> tuple[int, int] | None:
+        """(bytes, time of the last change) of the checkpoint that is being written; None where there is none."""
+        if self.run is None:
+            return None
+        for path in (self.folder / self.run.name / "checkpoints").glob(f"{TEMPORARY_PREFIX}*"):
+            with contextlib.suppress(OSError):  # finished meanwhile
+                found = path.stat()
+                return found.st_size, found.st_mtime_ns
+        return None
+
+    @property
+    def run_label(self) -> str:
+        """The label of the run it is at."""
+        return "a worker" if self.run is None else self.run.label
+
+    def close(self) -> None:
+        """After its end."""
+        self.process.wait()
         self.log.close()
         redact_file(self.path)
 
@@ -197,13 +162,23 @@ class _Worker:
 class _Launcher:
     """Hands runs to workers in order, each once what it needs is done."""
 
-    def __init__(self, config: ExperimentConfig, folder: Path, todo: list[Run], display: Display, outcome: Outcome) -> None:
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        folder: Path,
+        todo: list[Run],
+        display: Display,
+        outcome: Outcome,
+        signals: StopSignals,
+    ) -> None:
         self.folder, self.waiting, self.display, self.outcome = folder, list(todo), display, outcome
+        self.signals = signals
         self.inbox: queue.Queue[Any] = queue.Queue()
         self.count = min(config.launcher.workers, len(todo))
-        self.threads = config.launcher.threads_per_worker or max(1, (os.cpu_count() or 1) // self.count)
+        self.threads = threads_per_worker(config.launcher.threads_per_worker, self.count)
         self.pending = {run.name for run in todo}
         self.workers: dict[int, _Worker] = {}
+        self._noted: set[str] = set()
 
     def run(self) -> None:
         """Until no run is pending."""
@@ -214,17 +189,42 @@ class _Launcher:
                 worker, event = self.inbox.get()
                 self._handle(worker, event)
         except Terminated as stop:
+            self.display.note(describe_stop(self.signals.first, self._current_stages(), self._stop_seconds()))
             self._stop_workers()
             self._note_stopped(stop)
             raise
         finally:
             self._stop_workers()
 
+    def _current_stages(self) -> dict[str, str]:
+        """{label of a run at work: its stage}."""
+        return {worker.run.label: worker.stage for worker in self.workers.values() if worker.run is not None}
+
+    def _stop_seconds(self) -> float:
+        return STOP_SECONDS + max((_reply_seconds(worker.run) for worker in self.workers.values()), default=0.0)
+
     def _stop_workers(self) -> None:
-        for worker in self.workers.values():
+        """Asks all workers for a checkpoint and an end. Whoever takes too long, or longer than the user will wait, is
+        killed, but never while a checkpoint is being written."""
+        workers = list(self.workers.values())
+        for worker in workers:
             worker.process.terminate()  # all at once, as each writes a checkpoint
-        for worker in self.workers.values():
-            worker.stop()
+        watch, end = CheckpointWatch(), time.monotonic() + self._stop_seconds()
+        while alive := [worker for worker in workers if worker.is_alive]:
+            is_over = self.signals.is_urgent or time.monotonic() > end
+            for worker in alive if is_over else ():
+                if watch.is_writing(worker.number, worker.unfinished_checkpoint(), time.monotonic()):
+                    self._note_once(f"{worker.run_label}: its checkpoint is being written, and finished first")
+                else:
+                    worker.process.kill()
+            time.sleep(POLL_SECONDS)
+        for worker in workers:
+            worker.close()
+
+    def _note_once(self, line: str) -> None:
+        if line not in self._noted:
+            self._noted.add(line)
+            self.display.note(line)
 
     def _note_stopped(self, stop: Terminated) -> None:
         """The last word about runs whose workers were stopped before they could say one."""
@@ -242,6 +242,7 @@ class _Launcher:
         if kind == "progress" and run is not None and event["stage"] == NOTE_STAGE:
             self.display.note(f"{run.label}: {event['unit']}")
         elif kind == "progress" and run is not None:
+            worker.stage = event["stage"]
             self.display.update_run(run, event)
         elif kind == "done" and run is not None:
             # what counts is what is on disk
@@ -271,7 +272,7 @@ class _Launcher:
         self.pending.discard(run.name)
         if reason:
             self._fail(run, reason)
-        self.display.finish_run(run, reason)
+        self.display.finish_run(run, reason, read_run_results(run, self.folder / run.name))
         self._fail_dependents()
         for idle in self.workers.values():
             if idle is not worker and idle.run is None and idle.process.poll() is None:
@@ -293,7 +294,7 @@ class _Launcher:
                 self.waiting.remove(run)
                 self.pending.discard(run.name)
                 self._fail(run, f"needs {failed}, which failed")
-                self.display.finish_run(run, self.outcome.failed[run.name])
+                self.display.finish_run(run, self.outcome.failed[run.name], RunResults())
 
     def _assign_next(self, worker: _Worker) -> None:
         ready = next((c for c in self.waiting if not self.pending.intersection(c.depends_on)), None)

@@ -13,19 +13,20 @@ from distill_lit.config.roles import Role
 from distill_lit.evaluation.evaluator import EvaluationResult, evaluate_model, join_results
 from distill_lit.evaluation.probes import evaluate_probes
 from distill_lit.evaluation.surprisal import measure_surprisal
-from distill_lit.evaluation.task_evaluation import primary_scores
+from distill_lit.evaluation.task_evaluation import mean_above_chance, primary_scores
 from distill_lit.experiment.fingerprint import evaluation_fingerprint
 from distill_lit.experiment.mixture import with_teacher
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.provenance import collect_provenance
 from distill_lit.experiment.requirements import required_assets_of, required_models
+from distill_lit.experiment.run_times import record_times
 from distill_lit.experiment.student import build_reference_model, student_hashes, train_and_export_student
 from distill_lit.experiment.teacher import write_generated_corpora, write_teacher_cache_of
 from distill_lit.generation.corpus import is_corpus_complete
 from distill_lit.models import model_fingerprint, model_folder
 from distill_lit.models.loading import allow_remote_code, is_remote_code_allowed, weight_bytes
 from distill_lit.teachers import cached_teacher_source
-from distill_lit.training.tensorboard_summary import HParamsSession, write_run_summary
+from distill_lit.training.tensorboard_summary import FINAL_FOLDER, HParamsSession, write_run_summary
 from distill_lit.utils import hardware
 from distill_lit.utils.distributed.ranks import get_rank
 from distill_lit.utils.distributed.spawn import spawn_ranks
@@ -43,6 +44,11 @@ def execute_run(run: Run, folder: Path, progress_callback: ProgressCallback) -> 
     folder.mkdir(parents=True, exist_ok=True)
     run = with_source_folders(run, folder.parent)
     allow_run_remote_code(run, folder)
+    with record_times(folder, progress_callback, hardware.device_for(run.config.training.accelerator)) as timed_callback:
+        _execute_stages(run, folder, timed_callback)
+
+
+def _execute_stages(run: Run, folder: Path, progress_callback: ProgressCallback) -> None:
     if not is_run_built(run, folder):
         count = run.config.training.devices if run.is_trained else 1
         if count > 1:
@@ -198,6 +204,7 @@ def _source_facts(run: Run, folder: Path) -> dict[str, Any]:
 
 def evaluate_run(run: Run, folder: Path, progress_callback: ProgressCallback) -> None:
     """Asks a run's model the experiment's questions; writes records, then `evaluation.json`."""
+    progress_callback("prepare evaluation", 0, 1)
     manifest = read_json(folder / "manifest.json")
     result = evaluate_model(
         run_model_folder(folder, manifest),
@@ -225,8 +232,7 @@ def evaluate_run(run: Run, folder: Path, progress_callback: ProgressCallback) ->
         )
         with atomic_write(records / SURPRISAL_FILE) as path:
             surprisal.to_parquet(path, compression="zstd", index=False)
-    has_curves = (folder / "metrics.jsonl").is_file()
-    write_run_summary(folder, tensorboard_hparams(run, folder), to_yaml(run.config), has_curves)
+    write_run_summary(folder, tensorboard_hparams(run, folder), to_yaml(run.config))
     write_json(
         folder / "evaluation.json",
         {"evaluation": _evaluation_identity(run), "model": manifest["fingerprint"], "files": hashes_of(records)},
@@ -249,14 +255,17 @@ def _with_probes(run: Run, model: Path, tasks: EvaluationResult, progress_callba
 def tensorboard_hparams(run: Run, folder: Path) -> HParamsSession:
     """(fields, final scores) of an evaluated run, for TensorBoard's table of hyperparameters."""
     metrics = read_json(folder / "manifest.json").get("metrics", {})
-    validation = {name: value for name, value in metrics.items() if name.startswith("validation/")}
-    scores = primary_scores(read_json(folder / "records" / "meta.json"))
-    return _hyperparameters(run), {**validation, **{f"final/{task}": value for task, value in scores.items()}}
+    meta = read_json(folder / "records" / "meta.json")
+    above = mean_above_chance(meta)
+    found = {name.removeprefix("validation/"): value for name, value in metrics.items() if name.startswith("validation/")}
+    found |= primary_scores(meta) | ({} if above is None else {"above_chance": above})
+    return _hyperparameters(run), {f"{FINAL_FOLDER}/{name}": value for name, value in found.items()}
 
 
 def _hyperparameters(run: Run) -> dict[str, Any]:
     training = run.config.training
     return {
+        "experiment": run.config.name,
         "role": run.role,
         "student": run.student,
         "seed": run.config.seed,

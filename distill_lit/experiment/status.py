@@ -5,18 +5,68 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from distill_lit.evaluation.task_evaluation import mean_above_chance, primary_scores
 from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.run import is_run_built, is_run_complete, read_manifest
+from distill_lit.experiment.run import is_run_built, is_run_complete, is_run_evaluated, read_manifest
+from distill_lit.experiment.run_times import total_seconds
 from distill_lit.training.checkpoint import list_checkpoints
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import remove_leftovers, write_json
 
 DONE, RUNNING, FAILED, PREEMPTED, STOPPED, MISSING = "done", "running", "failed", "preempted", "stopped", "missing"
 LOCK_TIMEOUT_SECONDS = 120.0  # for a worker whose driver has died to write its checkpoint and leave
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """What a run has come to so far; None where it is unknown. above_chance: mean of (accuracy − chance) / (1 − chance)
+    over all tasks, while a report leaves out those at which the teacher itself is at chance; score: mean over tasks of the
+    main metric; kl: KL to the teacher on the validation rows, in nats per token; seconds: wall clock of all its work."""
+
+    above_chance: float | None = None
+    score: float | None = None
+    kl: float | None = None
+    seconds: float | None = None
+
+    @property
+    def phrases(self) -> list[str]:
+        """What is known, for one line."""
+        found = []
+        if self.score is not None:
+            above = "" if self.above_chance is None else f" ({100 * self.above_chance:.1f}% above chance, all tasks)"
+            found.append(f"score {100 * self.score:.1f}%{above}")
+        if self.kl is not None:
+            found.append(f"val KL {self.kl:.3f}")
+        if self.seconds is not None:
+            found.append(f"in {format_seconds(self.seconds)}")
+        return found
+
+
+def read_run_results(run: Run, folder: Path) -> RunResults:
+    """The results of a run that are on disk, of the model and the questions that the experiment asks for now."""
+    manifest = read_manifest(folder / "manifest.json")
+    if manifest.get("identity") != run.fingerprint:
+        return RunResults(seconds=total_seconds(folder))
+    meta = read_manifest(folder / "records" / "meta.json") if run.is_model and is_run_evaluated(run, folder) else {}
+    scores = primary_scores(meta)
+    return RunResults(
+        mean_above_chance(meta),
+        sum(scores.values()) / len(scores) if scores else None,
+        manifest.get("metrics", {}).get("validation/teacher_kl"),
+        total_seconds(folder),
+    )
+
+
+def format_seconds(seconds: float) -> str:
+    """0:07, 12:34 or 1:02:03."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 @contextlib.contextmanager

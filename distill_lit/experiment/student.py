@@ -211,18 +211,16 @@ def _build_training_setup(
         progress_callback,
         fingerprints,
         config.launcher.on_mismatch,
-        _callbacks(config, base, objective, module.steps, progress_callback),
+        _callbacks(config, base, module.steps, progress_callback),
         config.loggers,
         to_dict(config),
-        _steps_before(run, folder),
+        *_trained_before(run, folder),
     )
 
 
-def _callbacks(
-    config: ExperimentConfig, base: Path, objective: Objective, steps: int, progress_callback: ProgressCallback
-) -> list[Callback]:
+def _callbacks(config: ExperimentConfig, base: Path, steps: int, progress_callback: ProgressCallback) -> list[Callback]:
     """What happens beside the training as the experiment asks for it."""
-    callbacks: list[Callback] = [CustomScalarsCallback([term.name for term in objective.logit_terms])]
+    callbacks: list[Callback] = [CustomScalarsCallback()]
     if is_on_policy_enabled(config.on_policy):
         callbacks.append(OnPolicyCollapseWarning(progress_callback))
     if config.evaluation.interval:
@@ -231,12 +229,13 @@ def _callbacks(
     return callbacks
 
 
-def _steps_before(run: Run, folder: Path) -> int:
-    """Optimizer steps of the stages before that of a run."""
+def _trained_before(run: Run, folder: Path) -> tuple[int, int]:
+    """(optimizer steps, tokens) of the stages before that of a run."""
     if not run.previous_stage:
-        return 0
+        return 0, 0
     previous = read_json(folder.parent / run.previous_stage / "manifest.json")
-    return int(previous.get("first_step", 0) + previous.get("steps", 0))
+    steps = int(previous.get("first_step", 0) + previous.get("steps", 0))
+    return steps, int(previous.get("first_tokens", 0) + previous.get("training_tokens", 0))
 
 
 def _tokenizer(config: ExperimentConfig, base: Path) -> Any:
@@ -329,6 +328,7 @@ def _cost_facts(
     return {
         "training_tokens": tokens,
         "first_step": setup.first_step,
+        **({"first_tokens": setup.first_tokens} if setup.first_tokens else {}),
         **({"steps": setup.datamodule.steps} if tokens else {}),
         "student_training_flops": (2 + trainable_fraction) * size.flops_per_token() * tokens,
         "teacher_training_flops": teacher_flops * teacher_tokens_per_token * tokens,

@@ -4,15 +4,19 @@ import importlib.util
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from distill_lit.training.curve_axis import AXES, CurveAxis
 from distill_lit.utils.distributed.ranks import get_rank
 from distill_lit.utils.exceptions import UserError, suggest
 from distill_lit.utils.files import write_text
 
 LoggerOptions = Mapping[str, Mapping[str, Any] | None]  # {logger: options of its class}; None: not this one
 LOGGER_CLASSES = {"tensorboard": "TensorBoardLogger", "csv": "CSVLogger", "wandb": "WandbLogger", "mlflow": "MLFlowLogger"}
+BEGINNING = CurveAxis()
+AXIS_OPTION = "axis"  # ours, of tensorboard: what its curves are drawn over
 LOGGER_PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}  # optional
 
 
@@ -24,6 +28,9 @@ def check_loggers(loggers: LoggerOptions) -> None:
         package = LOGGER_PACKAGES.get(name)
         if options is not None and package and importlib.util.find_spec(package) is None:
             raise UserError(f"loggers.{name}: package {package} is not installed; pip install 'distill-lit[{name}]'")
+        if options and name == "tensorboard" and options.get(AXIS_OPTION, AXES[0]) not in AXES:
+            value = options[AXIS_OPTION]
+            raise UserError(f"loggers.{name}.{AXIS_OPTION}: unknown value {value!r}{suggest(str(value), AXES)}")
         if options:
             _check_options(name, options)
 
@@ -43,7 +50,9 @@ def _logger_class(name: str) -> Callable[..., Any]:
     return logger_class
 
 
-def build_loggers(loggers: LoggerOptions, folder: Path, resume_step: int | None, first_step: int = 0) -> list[Any]:
+def build_loggers(
+    loggers: LoggerOptions, folder: Path, resume_step: int | None, curve_start: CurveAxis = BEGINNING
+) -> list[Any]:
     """The loggers of a run, `metrics.jsonl` last.
 
     Each writes into the run's folder, MLflow beside it, unless its options name another place. A run that goes on from
@@ -54,11 +63,12 @@ def build_loggers(loggers: LoggerOptions, folder: Path, resume_step: int | None,
         loggers: {tensorboard, csv, wandb or mlflow: options of Lightning's class}.
         folder: the run's.
         resume_step: optimizer steps of the checkpoint that training goes on from; None: it begins.
-        first_step: optimizer steps of the stages before this one, from which on curves are drawn. `metrics.jsonl` counts
-            those of this stage alone.
+        curve_start: steps and tokens of the stages before this one, from which on curves are drawn, and tokens of a step.
+            TensorBoard's are drawn over tokens, with `axis: steps` over steps; the others' over steps; `metrics.jsonl`
+            counts those of this stage alone.
     """
     found = [
-        _build_logger(name, options, folder, resume_step, first_step)
+        _build_logger(name, options, folder, resume_step, curve_start)
         for name, options in loggers.items()
         if options is not None
     ]
@@ -67,15 +77,20 @@ def build_loggers(loggers: LoggerOptions, folder: Path, resume_step: int | None,
     return [*found, JSONLinesLogger(folder / "metrics.jsonl", resume_step)]
 
 
-def _build_logger(name: str, options: Mapping[str, Any], folder: Path, resume_step: int | None, first_step: int) -> Any:
+def _build_logger(
+    name: str, options: Mapping[str, Any], folder: Path, resume_step: int | None, curve_start: CurveAxis
+) -> Any:
     experiment, run = folder.parent.name, folder.name
+    axis = replace(curve_start, kind=options.get(AXIS_OPTION, AXES[0]) if name == "tensorboard" else "steps")
+    options = {key: value for key, value in options.items() if (name, key) != ("tensorboard", AXIS_OPTION)}
     defaults: dict[str, dict[str, Any]] = {
         "tensorboard": {
             "save_dir": folder,
             "name": "",
             "version": "",
             "default_hp_metric": False,
-            "purge_step": first_step + (resume_step or 0),
+            "purge_step": axis.position(resume_step or 0),
+            "curve_axis": axis,
         },
         "csv": {"save_dir": folder, "name": "csv", "version": f"from_step_{resume_step or 0}"},
         "wandb": {"save_dir": folder, "project": experiment, "name": run, "id": run[-64:], "resume": "allow"},
@@ -85,31 +100,38 @@ def _build_logger(name: str, options: Mapping[str, Any], folder: Path, resume_st
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     if name == "mlflow" and resume_step is not None:
         defaults["mlflow"]["run_id"] = _mlflow_run_id(folder)
-    logger = _with_first_step(_logger_class(name), first_step)(**{**defaults[name], **options})
+    logger_class = _curves_logger_class() if name == "tensorboard" else _with_axis(_logger_class(name), axis)
+    logger = logger_class(**{**defaults[name], **options})
     if name == "mlflow" and get_rank() == 0:
         write_text(folder / MLFLOW_RUN_FILE, str(logger.run_id))
     return logger
 
 
-def _with_first_step(logger_class: Any, first_step: int) -> Any:
-    """A logger whose steps count on from `first_step`."""
-    if not first_step:
+def _curves_logger_class() -> Any:
+    from distill_lit.training.tensorboard_logger import CurvesLogger  # brings Lightning, which takes seconds
+
+    return CurvesLogger
+
+
+def _with_axis(logger_class: Any, axis: CurveAxis) -> Any:
+    """A logger whose steps count on from those of the stages before."""
+    if not axis.first_step:
         return logger_class
 
     class ContinuedLogger(logger_class):  # type: ignore[misc]
         """Goes on with the curves of the stage before."""
 
-        steps_before = first_step
+        curve_axis = axis
 
         def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-            super().log_metrics(metrics, None if step is None else step_on_curves(self, step))
+            super().log_metrics(metrics, None if step is None else axis.position(step))
 
     return ContinuedLogger
 
 
-def step_on_curves(logger: Any, step: int) -> int:
+def position_on_curves(logger: Any, step: int) -> int:
     """Where on a logger's curves optimizer step `step` of this stage is."""
-    return int(getattr(logger, "steps_before", 0)) + step
+    return CurveAxis.position(getattr(logger, "curve_axis", CurveAxis()), step)
 
 
 MLFLOW_RUN_FILE = "mlflow_run_id.txt"  # in a run's folder

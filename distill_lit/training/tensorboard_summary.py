@@ -9,76 +9,82 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 HParamsSession = tuple[dict[str, Any], dict[str, float]]  # a run's fields, its final scores
+FINAL_FOLDER = "final"  # of an experiment's runs: a folder for each with its fields and final scores
+# what is logged of training and validation beside the terms of the loss
+WATCHED = (
+    "loss$", "student_", "teacher_", "agreement", "own_", "on_policy", "in_spans", "scored_by", "tokens", "gradient_norm",
+)  # fmt: skip
 
 
 class CustomScalarsCallback(L.Callback):
     """Opens the custom scalars on what belongs together: the terms of the loss in one chart."""
 
-    def __init__(self, term_names: list[str]) -> None:
-        """`term_names`: names of the objective's terms."""
-        self.term_names = term_names
-
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Writes the layout into the event file of the curves."""
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                logger.experiment.add_custom_scalars(custom_scalars_layout(self.term_names))
+                logger.experiment.add_custom_scalars(custom_scalars_layout())
 
 
-def custom_scalars_layout(term_names: list[str]) -> dict[str, dict[str, list[Any]]]:
-    """{category: {chart: [kind, tags]}} for `add_custom_scalars`."""
+def custom_scalars_layout() -> dict[str, dict[str, list[Any]]]:
+    """{category: {chart: [kind, patterns of tags]}} for `add_custom_scalars`.
 
-    def chart(*tags: str) -> list[Any]:
-        return ["Multiline", [f"^{tag}$" for tag in tags]]
+    The same for all runs of all experiments: TensorBoard shows the charts of every layout that differs, and patterns find
+    the terms that a run has.
+    """
 
+    def chart(*patterns: str) -> list[Any]:
+        return ["Multiline", [f"^{pattern}" for pattern in patterns]]
+
+    terms = f"(?!{'|'.join(WATCHED)})"
     return {
         "loss": {
-            "terms in training": chart("train/loss", *(f"train/{term}" for term in term_names)),
-            "terms in validation": chart("validation/loss", *(f"validation/{term}" for term in term_names)),
-            "weights": chart(*(f"weight/{term}" for term in term_names)),
-            "temperatures": chart(*(f"temperature/{term}" for term in term_names)),
+            "terms in training": chart("train/loss$", f"train/{terms}"),
+            "terms in validation": chart("validation/loss$", f"validation/{terms}"),
+            "weights": chart("weight/"),
+            "temperatures": chart("temperature/"),
         },
         "student and teacher": {
-            "nats per token": chart("validation/student_nll", "validation/teacher_nll", "validation/teacher_kl"),
-            "entropy": chart("train/student_entropy", "train/teacher_entropy"),
-            "agreement": chart("train/agreement", "validation/agreement", "validation/draft_acceptance"),
+            "nats per token": chart("validation/student_nll$", "validation/teacher_nll$", "validation/teacher_kl$"),
+            "entropy": chart("train/student_entropy$", "train/teacher_entropy$"),
+            "agreement": chart("train/agreement$", "validation/agreement$", "validation/draft_acceptance$"),
         },
-        "evaluation": {"score": ["Multiline", ["^evaluation/"]]},
+        "evaluation": {"score": chart("evaluation/")},
     }
 
 
-def write_run_summary(folder: Path, session: HParamsSession, config: str, has_validation_curves: bool) -> None:
-    """Adds a run's fields, final scores and config (YAML) to the event files in `folder`. `has_validation_curves`: its
-    validation is there already, as curves, whose last points count.
+def write_run_summary(folder: Path, session: HParamsSession, config: str) -> None:
+    """Adds a run's config (YAML) to the event files in `folder`, and writes its fields and final scores beside them, as a
+    run of TensorBoard's of their own below FINAL_FOLDER. Replaces what was there.
 
-    `add_hparams` of the writer would make a run of its own for them, beside the one with the curves.
+    A description of the whole experiment, as `add_hparams` writes it, would hide every column that it does not have:
+    TensorBoard takes the first that it finds, of whichever experiment. Without one it takes all fields of all runs, and of
+    their scores those of the folder that has the fields. In the folder of the curves these would be all curves.
     """
-    parameters, scores = _plain(session[0]), session[1]
+    for old in [*folder.glob("events.out.*.final"), *final_folder(folder).glob("events.out.*")]:
+        old.unlink()
     with SummaryWriter(str(folder), filename_suffix=".final") as writer:
-        # without the description of an experiment: TensorBoard takes the first it finds, and columns that only other
-        # runs have would never be seen; `write_experiment_summary` describes all of them
-        for summary in hparams(parameters, scores)[1:]:
-            writer.file_writer.add_summary(summary)
-        for name, value in scores.items():
-            if not (has_validation_curves and name.startswith("validation/")):
-                writer.add_scalar(name, value)
         writer.add_text("config", _verbatim(config))
+    with SummaryWriter(str(final_folder(folder))) as writer:
+        for summary in hparams(_plain(session[0]), session[1])[1:]:  # the first one is the description
+            writer.file_writer.add_summary(summary)
+        for name, value in session[1].items():
+            writer.add_scalar(name, value)
 
 
-def write_experiment_summary(
-    folder: Path, sessions: list[HParamsSession], figures: dict[str, Path], texts: dict[str, str]
-) -> None:
-    """Writes what belongs to a whole experiment as a run of its own: the columns of all runs' hyperparameters,
-    figures ({name: PNG}) and texts ({name: plain text}). Replaces what was there."""
+def final_folder(folder: Path) -> Path:
+    """Where the fields and final scores of the run in `folder` are."""
+    return folder.parent / FINAL_FOLDER / folder.name
+
+
+def write_experiment_summary(folder: Path, figures: dict[str, Path], texts: dict[str, str]) -> None:
+    """Writes what belongs to a whole experiment as a run of its own: figures ({name: PNG}) and texts ({name: plain text}).
+    Replaces what was there."""
     from matplotlib.image import imread
 
     for old in folder.glob("events.out.*"):
         old.unlink()
-    parameters = {name: value for session in sessions for name, value in _plain(session[0]).items()}
-    metrics = {name: 0.0 for session in sessions for name in session[1]}
     with SummaryWriter(str(folder)) as writer:
-        if sessions:
-            writer.file_writer.add_summary(hparams(parameters, metrics)[0])
         for name, path in figures.items():
             writer.add_image(name, imread(path), dataformats="HWC")
         for name, text in texts.items():

@@ -26,6 +26,7 @@ from distill_lit.training.checkpoint import (
     fingerprint_mismatches,
     list_checkpoints,
 )
+from distill_lit.training.curve_axis import CurveAxis
 from distill_lit.training.distiller import Distiller
 from distill_lit.training.json_lines_logger import step_of
 from distill_lit.training.local_trainer import build_local_trainer, sync_lightning_rank
@@ -58,6 +59,7 @@ class TrainingJob:
     loggers: LoggerOptions = field(default_factory=lambda: {"tensorboard": {}})
     hyperparameters: dict[str, Any] = field(default_factory=dict)  # of the run, for its loggers
     first_step: int = 0  # optimizer steps of the stages before this one
+    first_tokens: int = 0  # positions that were read in them
 
     @property
     def checkpoint_folder(self) -> Path:
@@ -158,7 +160,8 @@ def build_trainer(job: TrainingJob, resume_step: int | None, termination: Termin
     config = job.config
     val_check_interval = max(1, round(config.val_check_interval * job.datamodule.steps))
     sync_lightning_rank()
-    loggers = build_loggers(job.loggers, job.folder, resume_step, job.first_step)
+    curve_start = CurveAxis("steps", job.first_step, job.first_tokens, job.datamodule.tokens_per_step)
+    loggers = build_loggers(job.loggers, job.folder, resume_step, curve_start)
     for logger in loggers if resume_step is None else []:
         logger.log_hyperparams(job.hyperparameters)
     checkpoint_interval, budget = config.checkpoint_interval, config.checkpoint_budget

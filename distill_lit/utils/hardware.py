@@ -11,6 +11,7 @@ import torch
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root, fingerprint, read_json, try_write_json
 
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 MATMUL_BENCHMARK_SHAPE = (1024, 576, 4096)  # tokens, width, output columns of the product that is timed
 MATMUL_BENCHMARK_REPEATS = 8
 
@@ -26,6 +27,32 @@ def describe_hardware() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+def main_memory() -> tuple[int, int]:
+    """(bytes of memory, bytes of it that are free to use), within the limit of a container; (0, 0) where the system does
+    not tell."""
+    try:
+        lines = MEMINFO.read_text().splitlines()
+    except OSError:
+        return 0, 0
+    found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if len(line.split()) > 1}
+    total, free = found.get("MemTotal", 0), found.get("MemAvailable", found.get("MemFree", 0))
+    try:
+        limit, used = int((CGROUP / "memory.max").read_text()), int((CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):  # none, or `max`
+        return total, free
+    return min(total, limit), min(free, max(0, limit - used))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device; 0 where the system does not tell."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else main_memory()[1]
+
+
+def load_per_core() -> float:
+    """Programs that run or wait now, for each core, over the last minute; 0 where the system does not tell."""
+    return os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else 0.0
 
 
 def device_for(accelerator: str, key: str = "training.accelerator") -> torch.device:

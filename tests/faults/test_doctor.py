@@ -14,13 +14,15 @@ from helpers import ROOT
 from rich.console import Console
 
 from distill_lit.cli.commands import doctor
+from distill_lit.experiment.memory_estimate import Memory
+from distill_lit.utils import hardware
 from distill_lit.utils.array_store import save_arrays
 
 
 def shown(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
     monkeypatch.setattr(doctor, "_network_endpoints", list)
     text = io.StringIO()
-    code = doctor.run(Namespace(root=root, quick=False), Console(file=text, width=400))
+    code = doctor.run(Namespace(root=root, quick=False, experiment=None), Console(file=text, width=400))
     return code, text.getvalue()
 
 
@@ -29,7 +31,18 @@ def test_a_fit_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, said = shown(tmp_path, monkeypatch)
     assert code == 0, said
     assert "nothing is wrong" in said
-    for what in ("python", "torch", "lightning", "transformers", "threads", "processor", "gpu", "disk", "cache packed"):
+    for what in (
+        "python",
+        "torch",
+        "lightning",
+        "transformers",
+        "threads",
+        "processor",
+        "gpu",
+        "memory",
+        "disk",
+        "cache packed",
+    ):
         assert what in said, what
 
 
@@ -66,6 +79,50 @@ def test_a_damaged_cache_is_wrong_and_its_remedy_works(tmp_path: Path, monkeypat
     assert f"rm -r {tmp_path / kind / 'two'}" in said
     shutil.rmtree(tmp_path / kind / "two")
     assert shown(tmp_path, monkeypatch)[0] == 0
+
+
+def memory_of(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    monkeypatch.setattr("distill_lit.utils.hardware.main_memory", lambda: (16 * 10**9, free))
+
+
+def test_memory_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory_of(monkeypatch, 3 * 10**9)
+    assert doctor.check_memory().state == doctor.GOOD
+    assert "3.0 of 16.0 GB free" in doctor.check_memory().found
+    memory_of(monkeypatch, 10**9)
+    assert doctor.check_memory().state == doctor.BAD
+
+
+def test_memory_in_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal:  1000 kB\nMemFree:  100 kB\nMemAvailable:  600 kB\nHugePages_Total: 0\n")
+    monkeypatch.setattr(hardware, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(hardware, "CGROUP", tmp_path)
+    assert hardware.main_memory() == (1000 * 1024, 600 * 1024)
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("1\n")
+    assert hardware.main_memory() == (1000 * 1024, 600 * 1024)
+    (tmp_path / "memory.max").write_text("500000\n")
+    (tmp_path / "memory.current").write_text("100000\n")
+    assert hardware.main_memory() == (500_000, 400_000)
+    monkeypatch.setattr(hardware, "MEMINFO", tmp_path / "none")
+    assert doctor.check_memory().state == doctor.WARNING
+
+
+@pytest.mark.parametrize(("free", "state"), [(7 * 10**9, doctor.GOOD), (6 * 10**9, doctor.BAD)])
+def test_memory_of_the_workers_of_an_experiment(free: int, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three runs of 2, 3 and 4 GB, two at a time."""
+    memory_of(monkeypatch, free)
+    training, launcher = Namespace(accelerator="cpu", devices=1), Namespace(workers=2)
+    config = Namespace(training=training, launcher=launcher)
+    runs = [Namespace(name=name, label=name, is_trained=True, config=config) for name in "abc"]
+    planned = [(run, Namespace(memory=Memory(weights=size * 10**9))) for run, size in zip(runs, (2, 4, 3), strict=True)]
+    experiment: Any = Namespace(name="x", has_models=True, config=config, runs=runs, estimated_runs=lambda: planned)
+    found = doctor.check_experiment_memory(experiment)
+    assert found.state == state
+    assert found.found.startswith("4.0 GB for the largest worker (b), 7.0 GB for 2, ")
+    assert bool(found.remedy) == (state == doctor.BAD)
+    experiment.has_models = False
+    assert doctor.check_experiment_memory(experiment).remedy == "distill-lit fetch"
 
 
 def test_a_full_or_closed_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from filelock import FileLock
 from helpers import tiny_models, training_processes
-from helpers.training_processes import STEPS, cli, finish, kill_after, lines, log_of, run_folder, start, weights
+from helpers.training_processes import STEPS, WINDOW, cli, finish, kill_after, lines, log_of, run_folder, start, weights
 
 from distill_lit.training.checkpoint import (
     CHECKPOINT_KEY,
@@ -237,8 +237,9 @@ def test_07_tensorboard_shows_one_curve_with_rising_steps(experiment: Path, tmp_
         assert finish(start(experiment, tmp_path, f"SIGKILL {point}")) == -signal.SIGKILL
     assert finish(start(experiment, tmp_path)) == 0
     board = EventAccumulator(str(run_folder(tmp_path)), size_guidance={"scalars": 0}).Reload()
-    assert [event.step for event in board.Scalars("train/loss")] == list(range(STEPS))
-    assert [event.step for event in board.Scalars("validation/loss")] == [0, 4, 8, 12, 16, 20, 24]
+    per_step = 2 * WINDOW * 32  # over tokens
+    assert [event.step for event in board.Scalars("train/loss")] == [per_step * step for step in range(STEPS)]
+    assert [event.step for event in board.Scalars("validation/loss")] == [4 * per_step * n for n in range(7)]
     losses = {line["step"]: line["train/loss"] for line in lines(tmp_path) if "train/loss" in line}
     assert [event.value for event in board.Scalars("train/loss")] == pytest.approx(list(losses.values()), rel=1e-6)
 

@@ -190,12 +190,13 @@ def test_tensorboard_has_curves_and_final_scores(finished: tuple[Path, Path]) ->
         "temperature/kl",
         "validation/teacher_kl",
         "validation/loss",
-        "final/sciq",
     } <= tags
     steps = {tag: [event.step for event in board.Scalars(tag)] for tag in tags}
-    assert steps["train/loss"] == list(range(8))
+    assert steps["train/loss"] == [step * steps["train/loss"][1] for step in range(8)]
     assert {tag for tag, found in steps.items() if found != sorted(set(found))} == set()
-    assert "_hparams_/session_start_info" in board.summary_metadata
+    final = EventAccumulator(str(folder.parent / "final" / folder.name)).Reload()
+    assert {"final/sciq", "final/above_chance", "final/teacher_kl"} <= set(final.Tags()["scalars"])
+    assert "_hparams_/session_start_info" in final.summary_metadata
 
 
 @pytest.mark.slow

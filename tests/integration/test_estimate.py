@@ -1,7 +1,8 @@
 """What an experiment is said to cost, against what it then writes; and the refusal where a disk has not the room."""
 
-import dataclasses
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers import tiny_models
@@ -9,11 +10,14 @@ from helpers.caches import new_cache
 
 from distill_lit.config import ExperimentConfig, load_experiment
 from distill_lit.data import prepare_datasets
-from distill_lit.experiment import estimate
+from distill_lit.experiment import estimate, memory_estimate, pace
+from distill_lit.experiment.architectures import Architectures
 from distill_lit.experiment.estimate import Estimate, estimate_runs, require_disk_space
+from distill_lit.experiment.memory_estimate import Memory, estimate_memory, peak_memory_bytes
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.run import execute_run
+from distill_lit.profiling.calibration import Calibration
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import disk_free, filesystem_id, read_json
 
@@ -164,6 +168,120 @@ def test_disks_of_folders_that_are_not_there_yet(tmp_path: Path) -> None:
 
 
 def test_totals_hold_one_peak_at_a_time() -> None:
-    one = Estimate(1, 2.0, 3, 10, 4.0)
-    assert dataclasses.astuple(estimate.sum_estimates([one, one])) == (2, 4.0, 6, 6 + 7, 8.0)
+    one = Estimate(1, 2.0, 3, 10, 4.0, Memory(weights=3), {"training": 3.0, "start": 1.0})
+    other = replace(one, memory=Memory(weights=1, teacher=4), parts={"training": 4.0})
+    expected = Estimate(2, 4.0, 6, 6 + 7, 8.0, other.memory, {"training": 7.0, "start": 1.0})
+    assert estimate.sum_estimates([one, other]) == expected
     assert estimate.sum_estimates([]).peak_disk_bytes == 0
+
+
+# ---------------------------------------------------------------- minutes and memory, by hand
+
+SPEED = Calibration({"float32": 1e6, "bfloat16": 4e6}, {"float32": 5e5, "bfloat16": 1e6}, 1e5, True)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A made-up machine; the threads that were asked for."""
+    asked: list[int] = []
+
+    def calibrate(_: object, threads: int) -> Calibration:
+        asked.append(threads)
+        return SPEED
+
+    monkeypatch.setattr("distill_lit.experiment.pace.calibrate", calibrate)
+    return asked
+
+
+def run_of(config: ExperimentConfig, role: str) -> Run:
+    return next(run for run in plan_runs(config) if run.role == role)
+
+
+def test_minutes_of_a_student_are_those_of_its_parts(
+    tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, machine: list[int]
+) -> None:
+    """64 tokens in steps of 128 positions are one step; three rows of 32 tokens are validated before it and after it."""
+    config = load(tmp_path, tiny_teacher, tiny_corpus, "launcher.workers=2", "launcher.threads_per_worker=3")
+    run = run_of(config, "ce_only")
+    size = Architectures([run]).student(run).size
+    forward = size.flops_per_token()
+    found = estimate_runs([run])[run.name]
+    assert found is not None
+    seconds = {name: 60 * minutes for name, minutes in found.parts.items()}
+    assert seconds["training"] == pytest.approx(3 * forward * 128 / 5e5 + size.parameters / 1e5)
+    assert seconds["validation"] == pytest.approx(forward * 2 * 3 * 32 / 1e6)
+    assert seconds["evaluation"] == pytest.approx(forward * 4 * 120 / 1e6 + pace.TASK_SECONDS)
+    assert seconds["start"] + seconds["export"] == pace.START_SECONDS + pace.BUILD_SECONDS + pace.EXPORT_SECONDS
+    assert found.minutes == pytest.approx(sum(found.parts.values()))
+    assert found.flops == pytest.approx(forward * (3 * 128 + 2 * 3 * 32 + 4 * 120))
+    assert machine == [3]
+    shots = load(tmp_path, tiny_teacher, tiny_corpus, "evaluation.num_fewshot=4", "training.gradient_checkpointing=true")
+    run = run_of(shots, "ce_only")
+    more = estimate_runs([run])[run.name]
+    assert more is not None
+    assert 60 * more.parts["evaluation"] == pytest.approx(forward * 5 * 4 * 120 / 1e6 + pace.TASK_SECONDS)
+    assert 60 * more.parts["training"] == pytest.approx(4 * forward * 128 / 5e5 + size.parameters / 1e5)
+
+
+def test_memory_of_a_student_by_hand(tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, machine: list[int]) -> None:
+    """One layer of width 32: two norms keep 4 × 32 numbers of float32, products 2 × 32 + 3 a + kv + 4 f."""
+    kl = "objective.terms.kl={kind: forward_kl, weight: 1}"
+    config = load(tmp_path, tiny_teacher, tiny_corpus, kl, "teacher.source=online", "evaluation.pack_tokens=16")
+    run = run_of(config, "distilled")
+    architectures = Architectures([run])
+    size, text = architectures.student(run).size, architectures.student(run).config
+    found = estimate_memory(run, architectures)
+    parameters, tokens = size.parameters, 4 * 32
+    attention, kept = text.num_attention_heads * text.head_dim, 2 * text.num_key_value_heads * text.head_dim
+    layer = 4 * (4 * 32) + 4 * (2 * 32 + 3 * attention + kept + 4 * text.intermediate_size)
+    logits = 40 * tokens * text.vocab_size
+    assert found == Memory(
+        weights=(4 + 4) * parameters,
+        moments=8 * parameters,
+        activations=tokens * layer + logits,
+        teacher=4 * architectures.teacher(run).size.parameters + tokens * layer,
+        cache=0,
+        process=memory_estimate.PROCESS_BYTES,
+    )
+    mixed = replace(run, config=replace(config, training=replace(config.training, precision="bfloat16")))
+    assert estimate_memory(mixed, architectures).weights == (4 + 2 + 4) * parameters
+    recomputed = replace(config.training, gradient_checkpointing=True)
+    less = estimate_memory(replace(run, config=replace(config, training=recomputed)), architectures)
+    assert less.activations == tokens * (32 * 4 + layer) + logits
+
+
+def test_memory_of_models_that_are_not_trained(tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path) -> None:
+    """An untrained student stands beside its copy; a teacher is read in float32 and asked 512 tokens at a time."""
+    config = load(tmp_path, tiny_teacher, tiny_corpus, "baselines=[teacher,untrained]", "evaluation.pack_tokens=16")
+    student, teacher = run_of(config, "untrained"), run_of(config, "teacher")
+    architectures = Architectures([student, teacher])
+    text, parameters = architectures.student(student).config, architectures.student(student).size.parameters
+    found = estimate_memory(student, architectures)
+    assert (found.weights, found.activations) == (8 * parameters, 40 * 4 * 32 * text.vocab_size)
+    asked = estimate_memory(teacher, architectures)
+    kept = 4 * (4 * 32) + 4 * (2 * 32 + 3 * 32 + 2 * 16 + 4 * text.intermediate_size)
+    assert asked.activations == 16 * (text.vocab_size * 2 * 4 + kept)
+    assert asked.weights == 4 * architectures.teacher(teacher).size.parameters
+
+
+def test_an_offline_teacher_is_its_head_and_its_rows(
+    tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, machine: list[int]
+) -> None:
+    kl = "objective.terms.kl={kind: forward_kl, weight: 1}"
+    run = run_of(load(tmp_path, tiny_teacher, tiny_corpus, kl, "evaluation.pack_tokens=16"), "distilled")
+    found, teacher = estimate_memory(run, Architectures([run])), Architectures([run]).teacher(run)
+    assert found.teacher == 4 * teacher.size.lm_head_parameters
+    assert found.cache == 4 * 32 * 32 * 4  # a micro-batch of positions of 32 channels in float32
+
+
+def test_workers_need_the_sum_of_the_largest() -> None:
+    runs = [SimpleNamespace(name=name, is_trained=True, config=config_of(1)) for name in "abc"]
+    memories = {"a": Memory(weights=1), "b": Memory(weights=5, cache=1), "c": Memory(teacher=3)}
+    assert peak_memory_bytes(runs, memories, 2) == (9, [runs[1], runs[2]])  # type: ignore[arg-type]
+    assert peak_memory_bytes(runs, {}, 2) == (0, [])  # type: ignore[arg-type]
+    runs[1].config = config_of(3)  # three ranks on the same processor
+    assert peak_memory_bytes(runs, memories, 1)[0] == 18  # type: ignore[arg-type]
+
+
+def config_of(devices: int) -> SimpleNamespace:
+    return SimpleNamespace(training=SimpleNamespace(devices=devices, accelerator="cpu"))

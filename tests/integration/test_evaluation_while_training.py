@@ -1,6 +1,7 @@
 """TensorBoard: scores while a student trains that leave the training alone, a layout, runs that can be compared."""
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from distill_lit.experiment import run as run_module
 from distill_lit.experiment.fingerprint import evaluation_fingerprint
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.planned_run import Run
-from distill_lit.training.tensorboard_summary import write_experiment_summary, write_run_summary
+from distill_lit.training.curve_axis import CurveAxis
+from distill_lit.training.loggers import build_loggers, check_loggers
+from distill_lit.training.tensorboard_summary import custom_scalars_layout, write_experiment_summary, write_run_summary
 from distill_lit.training.timer import PausableTimer
+from distill_lit.utils.exceptions import UserError
 
 EXPERIMENT = """
 name: tiny
@@ -63,7 +67,8 @@ def with_and_without(file: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
 
 def test_scores_over_steps(with_and_without: tuple[Path, Path]) -> None:
     events = EventAccumulator(str(with_and_without[0])).Reload()
-    assert [event.step for event in events.Scalars("evaluation/colours")] == [0, 6, 12]
+    per_step = 2 * 3 * 32
+    assert [event.step for event in events.Scalars("evaluation/colours")] == [0, 6 * per_step, 12 * per_step]
     assert all(0 <= event.value <= 1 and event.value * 5 == pytest.approx(round(event.value * 5), abs=1e-5)
                for task in ("colours", "shapes") for event in events.Scalars(f"evaluation/{task}"))  # fmt: skip
 
@@ -81,29 +86,84 @@ def test_layout_has_every_term_in_one_chart(with_and_without: tuple[Path, Path])
     events = EventAccumulator(str(with_and_without[1])).Reload()
     tensor = events.Tensors(metadata.CONFIG_SUMMARY_TAG)[0].tensor_proto
     layout = layout_pb2.Layout.FromString(tensor.string_val[0])
-    first = layout.category[0].chart[0]
-    assert list(first.multiline.tag) == ["^train/loss$", "^train/ce$", "^train/kl$"]
-    written = {f"^{tag}$" for tag in events.Tags()["scalars"]}
-    assert set(first.multiline.tag) <= written
+    charts = {chart.title: chart.multiline.tag for category in layout.category for chart in category.chart}
+    written = events.Tags()["scalars"]
+
+    def shown(title: str) -> set[str]:
+        return {tag for tag in written for pattern in charts[title] if re.match(pattern, tag)}
+
+    assert shown("terms in training") == {"train/loss", "train/ce", "train/kl"}
+    assert shown("terms in validation") == {"validation/loss", "validation/ce", "validation/kl"}
+    assert shown("weights") == {"weight/ce", "weight/kl"}
+    assert all(shown(title) for title in charts if title != "score")  # this one is not evaluated on the way
 
 
-def test_runs_of_a_grid_can_be_compared(tmp_path: Path) -> None:
-    """Through TensorBoard's own backend: the columns of all runs, though no run has all of them."""
+def test_every_chart_is_there_once_whatever_is_served(tmp_path: Path) -> None:
+    """Through TensorBoard's own backend: runs of two experiments, with and without a teacher."""
+    from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
+    from tensorboard.context import RequestContext
+    from tensorboard.plugins import base_plugin
+    from tensorboard.plugins.custom_scalar.custom_scalars_plugin import CustomScalarsPlugin
+    from torch.utils.tensorboard import SummaryWriter
+
+    for name in ("one/d12", "one/d12-ce_only", "two/d6"):
+        with SummaryWriter(str(tmp_path / name)) as writer:
+            writer.add_custom_scalars(custom_scalars_layout())
+    multiplexer = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(str(tmp_path))
+    multiplexer.Reload()
+    provider = data_provider.MultiplexerDataProvider(multiplexer, str(tmp_path))
+    context = base_plugin.TBContext(logdir=str(tmp_path), multiplexer=multiplexer, data_provider=provider)
+    layout = json.loads(CustomScalarsPlugin(context).layout_impl(RequestContext(), ""))
+    found = [(category["title"], chart["title"]) for category in layout["category"] for chart in category["chart"]]
+    assert len(found) == len(set(found)) == sum(len(charts) for charts in custom_scalars_layout().values())
+
+
+def test_curves_are_over_tokens_and_constants_are_written_once(tmp_path: Path) -> None:
+    """A second stage of 64 tokens a step, after one of 3 steps and 300 tokens, that goes on from its own step 2."""
+    for resume_step in (None, 2):
+        start = CurveAxis("steps", first_step=3, first_tokens=300, tokens_per_step=64)
+        (logger, _) = build_loggers({"tensorboard": {}}, tmp_path, resume_step, start)
+        for step in range(resume_step or 0, 4):
+            values = {"weight/ce": 0.5, "temperature/kl": 4.0 - step, "train/tokens": 9.0, "epoch": 0}
+            logger.log_metrics({"train/loss": float(step), **values}, step)
+        logger.experiment.close()
+    board = EventAccumulator(str(tmp_path)).Reload()
+    assert set(board.Tags()["scalars"]) == {"train/loss", "weight/ce", "temperature/kl"}
+    assert [(event.step, event.value) for event in board.Scalars("train/loss")] == [(300 + 64 * n, n) for n in range(4)]
+    assert [event.step for event in board.Scalars("temperature/kl")] == [300, 364, 428, 492]
+    assert [event.step for event in board.Scalars("weight/ce")] == [300, 428]  # once more by the process that went on
+
+
+def test_curves_may_be_over_steps(tmp_path: Path) -> None:
+    (logger, _) = build_loggers({"tensorboard": {"axis": "steps"}}, tmp_path, None, CurveAxis("steps", 3, 300, 64))
+    logger.log_metrics({"train/loss": 1.0}, 1)
+    logger.experiment.close()
+    assert [event.step for event in EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")] == [4]
+    with pytest.raises(UserError, match=r"loggers\.tensorboard\.axis: unknown value 'token'; did you mean 'tokens'"):
+        check_loggers({"tensorboard": {"axis": "token"}})
+
+
+def test_runs_of_several_experiments_can_be_compared(tmp_path: Path) -> None:
+    """Through TensorBoard's own backend: the columns of all runs, though no run has all of them, and final scores alone."""
     from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
     from tensorboard.context import RequestContext
     from tensorboard.plugins import base_plugin
     from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
+    from torch.utils.tensorboard import SummaryWriter
 
     sessions = {
-        "teacher": ({"role": "teacher", "seed": 0}, {"final/sciq": 0.7}),
-        "warm": ({"role": "distilled", "seed": 0, "temperature": 2.0}, {"final/sciq": 0.5, "validation/teacher_kl": 0.3}),
-        "cold": ({"role": "distilled", "seed": 1, "temperature": 1.0}, {"final/sciq": 0.4, "validation/teacher_kl": 0.4}),
+        "one/teacher": ({"role": "teacher", "seed": 0}, {"final/sciq": 0.7}),
+        "one/warm": ({"role": "distilled", "seed": 0, "temperature": 2.0}, {"final/sciq": 0.5, "final/teacher_kl": 0.3}),
+        "two/deep": ({"role": "distilled", "seed": 1, "layers": 6}, {"final/piqa": 0.4, "final/teacher_kl": 0.4}),
     }
     for name, session in sessions.items():
-        write_run_summary(tmp_path / name, session, "a: 1\n", has_validation_curves=False)
-    write_experiment_summary(tmp_path / "report", list(sessions.values()), {}, {"verdict": "so so"})
-    write_experiment_summary(tmp_path / "report", list(sessions.values()), {}, {"verdict": "so so"})
-    assert len(list((tmp_path / "report").iterdir())) == 1
+        with SummaryWriter(str(tmp_path / name)) as writer:
+            writer.add_scalar("train/loss", 1.0)
+        for _ in range(2):
+            write_run_summary(tmp_path / name, session, "a: 1\n")
+    for name in ("one", "two"):
+        write_experiment_summary(tmp_path / name / "report", {}, {"verdict": "so so"})
+    assert len(list((tmp_path / "one/final/warm").iterdir())) == 1
     multiplexer = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(str(tmp_path))
     multiplexer.Reload()
     provider = data_provider.MultiplexerDataProvider(multiplexer, str(tmp_path))
@@ -112,15 +172,16 @@ def test_runs_of_a_grid_can_be_compared(tmp_path: Path) -> None:
     )
     known = context.hparams_metadata(RequestContext(), "")
     found = context.experiment_from_metadata(RequestContext(), "", True, known, None)
-    assert {info.name for info in found.hparam_infos} == {"role", "seed", "temperature"}
-    assert {info.name.tag for info in found.metric_infos} == {"final/sciq", "validation/teacher_kl"}
+    assert {info.name for info in found.hparam_infos} == {"role", "seed", "temperature", "layers"}
+    assert {info.name.tag for info in found.metric_infos} == {"final/sciq", "final/piqa", "final/teacher_kl"}
     request = api_pb2.ListSessionGroupsRequest(
         start_index=0, slice_size=10, allowed_statuses=[api_pb2.STATUS_SUCCESS, api_pb2.STATUS_UNKNOWN]
     )
     groups = list_session_groups.Handler(RequestContext(), context, "", request).run().session_groups
     values = {g.sessions[0].name: {m.name.tag: round(m.value, 3) for m in g.metric_values} for g in groups}
-    assert values["warm"] == {"final/sciq": 0.5, "validation/teacher_kl": 0.3}
-    assert values["teacher"] == {"final/sciq": 0.7}
+    assert values["one/final/warm"] == {"final/sciq": 0.5, "final/teacher_kl": 0.3}
+    assert values["two/final/deep"] == {"final/piqa": 0.4, "final/teacher_kl": 0.4}
+    assert values["one/final/teacher"] == {"final/sciq": 0.7}
 
 
 def test_figures_are_images(tmp_path: Path) -> None:
@@ -128,7 +189,7 @@ def test_figures_are_images(tmp_path: Path) -> None:
 
     picture = [[[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]]
     imsave(tmp_path / "frontier.png", picture)
-    write_experiment_summary(tmp_path / "report", [], {"frontier": tmp_path / "frontier.png"}, {})
+    write_experiment_summary(tmp_path / "report", {"frontier": tmp_path / "frontier.png"}, {})
     events = EventAccumulator(str(tmp_path / "report")).Reload()
     image = events.Images("frontier")[0]
     assert (image.width, image.height) == (2, 1)

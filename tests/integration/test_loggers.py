@@ -15,6 +15,7 @@ from distill_lit import data, losses
 from distill_lit.config import load_experiment
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.experiment.validation import check_experiment
+from distill_lit.training.curve_axis import CurveAxis
 from distill_lit.training.distiller import Distiller
 from distill_lit.training.loggers import build_loggers, check_loggers
 from distill_lit.training.trainer import TrainingJob, optimizer_settings, train
@@ -147,7 +148,7 @@ def test_a_logger_that_is_not_installed_is_one_line(name: str, monkeypatch: pyte
 
 
 def test_a_later_stage_goes_on_with_the_steps_of_the_one_before(tmp_path: Path) -> None:
-    table, lines = build_loggers({"csv": {}}, tmp_path, resume_step=None, first_step=10)
+    table, lines = build_loggers({"csv": {}}, tmp_path, None, CurveAxis(first_step=10))
     for logger in (table, lines):
         logger.log_metrics({"loss": 0.5}, step=2)
     table.save()

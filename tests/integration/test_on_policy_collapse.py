@@ -55,6 +55,7 @@ def test_a_student_that_repeats_itself_is_noticed_and_the_run_goes_on(
     events: list[tuple[Any, ...]] = []
     callback = OnPolicyCollapseWarning(lambda *values: events.append(values))
     job = TrainingJob(tmp_path, distiller, module, training, 0, lambda *_: None, callbacks=[callback], first_step=100)
+    job.loggers = {"tensorboard": {"axis": "steps"}}
     with caplog.at_level(logging.WARNING):
         final = train(job)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -45,7 +45,7 @@ def test_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(ROOT)
     words = shlex.split(command.split(" > ")[0], comments=True)[1:]
     options = build_parser().parse_args(words)
-    if hasattr(options, "experiment"):
+    if getattr(options, "experiment", None):
         check_experiment(load_experiment(options.experiment, options.overrides))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -20,9 +20,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distill_lit.cli.arguments import CommandParsers, add_command
+from distill_lit.cli.arguments import CommandParsers, add_command, load_checked_experiment
 from distill_lit.utils.files import cache_root, is_hub_offline, read_json, sha256_of
 from distill_lit.utils.shards import Shards
+
+if TYPE_CHECKING:
+    from distill_lit.experiment.experiment import Experiment
 
 GOOD, WARNING, BAD = "ok", "note", "wrong"
 # below these, known holes: torch.load before 2.10, lightning 2.6.2 and 2.6.3 were malicious, transformers before 5.3
@@ -30,6 +33,7 @@ MIN_PACKAGE_VERSIONS = {"torch": "2.10", "lightning": "2.6.6", "pytorch-lightnin
 MIN_PYTHON_VERSION = (3, 11)
 TIMEOUT_SECONDS = 4.0
 MIN_FREE_DISK_BYTES = 5 * 10**9
+MIN_FREE_MEMORY_BYTES = 2 * 10**9
 # folder below the cache: the name of its manifests, and the entry that says {file: sha256} or {file: {sha256}}
 CACHE_MANIFESTS = {
     "tokens": ("manifest.json", "files"),
@@ -49,11 +53,14 @@ class Finding:
     remedy: str = ""
 
 
-def run_checks(root: Path, deep: bool) -> list[Finding]:
-    """Everything that is looked at, in the order in which it is shown. `root`: where runs/ are; `deep`: hash caches."""
+def run_checks(root: Path, deep: bool, experiment: "Experiment | None" = None) -> list[Finding]:
+    """Everything that is looked at, in the order in which it is shown. `root`: where runs/ are; `deep`: hash caches;
+    experiment: whose memory is compared with this machine's."""
     with ThreadPoolExecutor() as pool:  # the network is slow, and waits beside the rest
         waiting = [pool.submit(check_connection, *place) for place in _network_endpoints()]
-        found = [*check_versions(), *check_processor(), *check_gpu(), check_free_disk(root), check_free_disk(cache_root())]
+        found = [*check_versions(), *check_processor(), *check_gpu(), check_memory()]
+        found += [] if experiment is None else [check_experiment_memory(experiment)]
+        found += [check_free_disk(root), check_free_disk(cache_root())]
         found += check_cache() if deep else [Finding("cache", WARNING, f"{cache_root()} not hashed", "drop --quick")]
         return [*found, *(one.result() for one in waiting)]
 
@@ -63,17 +70,22 @@ def add_parser(commands: CommandParsers) -> None:
     parser = add_command(
         commands,
         "doctor",
-        "Look at versions, threads, number formats, disk, caches, network and GPU; say what is wrong and what to do.",
-        "distill-lit doctor",
+        "Look at versions, threads, formats, memory, disk, caches, network and GPU; say what is wrong and what to do.",
+        "distill-lit doctor experiments/quickstart.yaml",
         run,
     )
+    parser.add_argument(
+        "experiment", type=Path, nargs="?", help="experiment file: whether its workers have the memory that they need"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of any key of the experiment")
     parser.add_argument("--root", type=Path, default=Path(), help="where runs/ are (default: here)")
     parser.add_argument("--quick", action="store_true", help="do not hash the caches")
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """Prints the findings; returns 1 when something is wrong, else 0."""
-    findings = run_checks(options.root.resolve(), deep=not options.quick)
+    experiment = load_checked_experiment(options) if options.experiment is not None else None
+    findings = run_checks(options.root.resolve(), not options.quick, experiment)
     table = Table("what", "state", "found", "remedy")
     colors = {GOOD: "green", WARNING: "yellow", BAD: "red"}
     for one in findings:
@@ -146,6 +158,46 @@ def check_gpu() -> Iterable[Finding]:
         yield Finding("gpu", BAD, f"there is one, and torch ({build}) does not see it", remedy)
         return
     yield Finding("gpu", WARNING, "none; everything runs on the processor")
+
+
+def check_memory() -> Finding:
+    """Memory of this machine, and what of it is free."""
+    from distill_lit.utils import hardware
+
+    total, free = hardware.main_memory()
+    if not total:
+        return Finding("memory", WARNING, "this system does not tell")
+    state = GOOD if free >= MIN_FREE_MEMORY_BYTES else BAD
+    remedy = "" if state == GOOD else "end other programs"
+    wanted = f"{MIN_FREE_MEMORY_BYTES / 1e9:.0f} wanted for one worker"
+    return Finding("memory", state, f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free, {wanted}", remedy)
+
+
+def check_experiment_memory(experiment: "Experiment") -> Finding:
+    """What the workers of an experiment need at their peak, against what is free."""
+    from distill_lit.experiment.memory_estimate import peak_memory_bytes
+    from distill_lit.experiment.pace import num_workers
+    from distill_lit.utils import hardware
+
+    subject = f"memory for {experiment.name}"
+    if not experiment.has_models:
+        return Finding(subject, WARNING, "unknown until its models are here", "distill-lit fetch")
+    device = hardware.device_for(experiment.config.training.accelerator)
+    workers = num_workers(experiment.runs)
+    memories = {run.name: estimate.memory for run, estimate in experiment.estimated_runs() if estimate is not None}
+    needed, runs = peak_memory_bytes(experiment.runs, memories, workers)
+    free = hardware.free_memory(device)
+    one = max((memory.total for memory in memories.values()), default=0)
+    largest = f" ({runs[0].label})" if runs else ""
+    found = f"{one / 1e9:.1f} GB for the largest worker{largest}, {needed / 1e9:.1f} GB for {workers}, "
+    found += f"{free / 1e9:.1f} GB free" + (" on the GPU" if device.type == "cuda" else "")
+    state = GOOD if needed <= free or not free else BAD
+    remedy = (
+        ""
+        if state == GOOD
+        else ("a smaller launcher.workers or training.micro_batch_size, or training.gradient_checkpointing=true")
+    )
+    return Finding(subject, state, found, remedy)
 
 
 def check_free_disk(folder: Path) -> Finding:

@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from distill_lit.training.loggers import step_on_curves
+from distill_lit.training.loggers import position_on_curves
 from distill_lit.utils.progress import ProgressCallback, send_note
 from distill_lit.utils.text_statistics import TextSums, add_sums
 
@@ -122,7 +122,7 @@ class OnPolicyCollapseWarning(L.Callback):
             send_note(self.progress_callback, line)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                step = step_on_curves(logger, trainer.global_step)
+                step = position_on_curves(logger, trainer.global_step)
                 logger.experiment.add_text("on_policy/collapse", line, step)
 
 

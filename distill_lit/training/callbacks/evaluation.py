@@ -7,7 +7,7 @@ import lightning as L
 
 from distill_lit.config import EvaluationConfig
 from distill_lit.evaluation.evaluator import evaluate_loaded
-from distill_lit.evaluation.task_evaluation import primary_scores
+from distill_lit.evaluation.task_evaluation import mean_above_chance, primary_scores
 from distill_lit.training.callbacks.throughput import pause_throughput
 
 
@@ -46,12 +46,8 @@ class EvaluationCallback(L.Callback):
         tokenizer = copy.deepcopy(self.tokenizer)  # an evaluation may set its padding
         evaluation = evaluate_loaded(module.student, tokenizer, self.evaluation_config, self.dataset_source)
         scores = {f"evaluation/{task}": value for task, value in primary_scores(evaluation.meta).items()}
-        above = [
-            (scores[f"evaluation/{task}"] - task_meta["chance"]) / (1 - task_meta["chance"])
-            for task, task_meta in evaluation.meta.items()
-            if f"evaluation/{task}" in scores and task_meta["metric"].startswith("acc")
-        ]
-        if above:
-            scores["evaluation/above_chance"] = sum(above) / len(above)
+        above = mean_above_chance(evaluation.meta)
+        if above is not None:
+            scores["evaluation/above_chance"] = above
         for logger in trainer.loggers:
             logger.log_metrics(scores, trainer.global_step)

@@ -1,6 +1,7 @@
 """On the path of a subprocess, this lets things go wrong: FAULTS holds lines of '<deed> <run> <stage> <n>', done at the
 n-th report of a stage in a run whose label it is; RANK_FAULTS lines of '<deed> <rank> <stage> <n>', done by that one of
-several ranks; NO_SOCKETS names a file where attempts to connect are written down."""
+several ranks; HANGS names a file that is there once a run hangs; NO_SOCKETS names a file where attempts to connect are
+written down."""
 
 import importlib.abc
 import importlib.machinery
@@ -48,6 +49,22 @@ def do(deed):
         raise RuntimeError(f"401 for {os.environ['HF_TOKEN']}")
     elif deed == "slow":
         time.sleep(0.08)
+    elif deed == "hang":
+        open(os.environ["HANGS"], "w").close()
+        time.sleep(600)
+    elif deed == "slow_checkpoints":  # as of a large model
+        from distill_lit.training import checkpoint
+
+        save = checkpoint._save
+
+        def save_slowly(content, file):
+            file.write(b"half")
+            file.flush()
+            time.sleep(4)
+            file.seek(0)
+            save(content, file)
+
+        checkpoint._save = save_slowly
 
 
 class Finder(importlib.abc.MetaPathFinder):

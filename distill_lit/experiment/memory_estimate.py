@@ -1,0 +1,175 @@
+"""How much memory a run needs at its peak, from configs alone: weights, moments, activations, teacher, cache."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, dataclass, fields
+
+from distill_lit.config import ExperimentConfig
+from distill_lit.config.roles import Role
+from distill_lit.experiment.architectures import Architecture, Architectures
+from distill_lit.experiment.mixture import asked_teachers, with_teacher
+from distill_lit.experiment.planned_run import Run
+from distill_lit.losses import build_objective
+from distill_lit.teachers import cached_teacher_source, teacher_capabilities
+from distill_lit.teachers.base import CacheRows
+from distill_lit.utils import hardware
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+MASTER, GRADIENT, MOMENTS = 4, 4, 8  # bytes per parameter: float32 weights and gradients, AdamW's two moments
+LOGIT_BYTES = 40  # per token of the fused head and word of the vocabulary, as `chunk_size_for_budget` counts
+PROCESS_BYTES = 1_000_000_000  # of a worker with its libraries, on a CPU: measured
+MIN_TRAINED_SHARE = 0.02  # of the weights, with adapters
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes at the peak of a run. weights: of the student, with the copies that mixed precision makes, and gradients;
+    moments: AdamW's two; activations: kept for the backward pass of one micro-batch, and logits; teacher: its weights, or
+    its head alone, and what it holds in a forward pass; cache: rows of an offline teacher in one micro-batch; process:
+    Python and its libraries."""
+
+    weights: int = 0
+    moments: int = 0
+    activations: int = 0
+    teacher: int = 0
+    cache: int = 0
+    process: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(astuple(self))
+
+
+MEMORY_PARTS = tuple(field.name for field in fields(Memory))
+
+
+def largest(memories: Iterable[Memory]) -> Memory:
+    """The one with the highest total."""
+    return max(memories, key=lambda memory: memory.total, default=Memory())
+
+
+def estimate_memory(run: Run, architectures: Architectures) -> Memory:
+    """What a run needs at its peak: in training, or before or after it where that needs more."""
+    config, process = run.config, _process_bytes(run.config)
+    if run.role == Role.TEACHER_CACHE:
+        fields_ = with_teacher(config, run.teacher).teacher
+        held = _model_bytes(architectures.of(fields_.model, run), fields_.dtype, _micro_tokens(config))
+        return Memory(teacher=held, activations=_logit_bytes(config, architectures.teacher(run)), process=process)
+    if run.role == Role.GENERATED:
+        teacher = architectures.teacher(run)
+        return Memory(teacher=_model_bytes(teacher, config.teacher.dtype, _micro_tokens(config)), process=process)
+    is_model = bool(run.student or run.model_reference)
+    student = architectures.student(run) if is_model else architectures.teacher(run)
+    stages = [_evaluation_memory(config, student)]
+    if run.student:
+        # validated as it is, while a copy of it is written and read to see that it can be exported
+        copies = 2 * student.size.parameters * MASTER
+        stages.append(Memory(weights=copies, activations=_logit_bytes(config, student), process=process))
+    if run.is_trained:
+        stages.append(_training_memory(run, student, architectures))
+    return largest(stages)
+
+
+def _evaluation_memory(config: ExperimentConfig, model: Architecture) -> Memory:
+    """Weights as they are read, before they are rounded; one pass of the prefix tree with its log-softmax."""
+    return Memory(
+        weights=model.size.parameters * MASTER,
+        activations=config.evaluation.pack_tokens * (_vocabulary(model) * 2 * MASTER + _token_bytes(model, MASTER)),
+        process=_process_bytes(config),
+    )
+
+
+def _training_memory(run: Run, student: Architecture, architectures: Architectures) -> Memory:
+    config, parameters = run.config, student.size.parameters
+    trained = round(parameters * (MIN_TRAINED_SHARE if config.students[run.student].lora.rank else 1.0))
+    copies = BYTES["bfloat16"] if config.training.precision == "bfloat16" else 0  # kept by autocast for a forward pass
+    average = MASTER if teacher_capabilities(config.teacher).follows_student else 0
+    teacher, cache = _teacher_memory(run, student, architectures)
+    return Memory(
+        weights=parameters * (MASTER + copies + average) + trained * GRADIENT,
+        moments=trained * MOMENTS,
+        activations=activation_bytes(config, student) + _logit_bytes(config, student),
+        teacher=teacher,
+        cache=cache,
+        process=_process_bytes(config),
+    )
+
+
+def activation_bytes(config: ExperimentConfig, student: Architecture) -> int:
+    """Of one micro-batch: what every layer keeps for its backward pass; with gradient checkpointing the inputs of all
+    layers and what one of them keeps. After Korthikanti et al. 2022, 2205.05198 §4, for gated feed-forward parts and
+    fused attention, whose scores are never kept."""
+    text = student.config.get_text_config()
+    layer = _token_bytes(student, BYTES.get(config.training.precision, MASTER))
+    if config.training.gradient_checkpointing:
+        return _micro_tokens(config) * (student.size.layers * int(text.hidden_size) * MASTER + layer)
+    return _micro_tokens(config) * student.size.layers * layer
+
+
+def _token_bytes(architecture: Architecture, width_of_number: int) -> int:
+    """What a layer keeps of a token: of two norms their input and result in float32; in the format of the products the
+    inputs of projections, queries, keys, values, what attention gives, and four times the feed-forward width."""
+    text, size = architecture.config.get_text_config(), architecture.size
+    hidden, layers = text.hidden_size, max(size.layers, 1)
+    attention, keys_and_values = size.attention_width // layers, size.kv_cache_values_per_token // layers
+    feed_forward = getattr(text, "intermediate_size", None) or 4 * hidden
+    norms = 2 * 2 * hidden * MASTER
+    return int(norms + width_of_number * (2 * hidden + 3 * attention + keys_and_values + 4 * feed_forward))
+
+
+def _teacher_memory(run: Run, student: Architecture, architectures: Architectures) -> tuple[int, int]:
+    """(bytes of all teachers, bytes of their caches' rows in a micro-batch)."""
+    config, held, rows = run.config, 0, 0
+    if not build_objective(config.objective.terms, config.objective.temperature_scaling).needs_teacher:
+        return 0, 0
+    for fields_ in asked_teachers(config).values():
+        able = teacher_capabilities(fields_)
+        model = student if able.copies_student else architectures.of(fields_.model, run)
+        if able.runs_beside_student:
+            held += _model_bytes(model, fields_.dtype, _micro_tokens(config))
+        elif able.needs_model and able.target_form == "dense":
+            held += model.size.lm_head_parameters * BYTES.get(fields_.dtype, MASTER)
+        if able.needs_cache:
+            tokens = _micro_tokens(config)
+            source = cached_teacher_source(fields_)
+            rows += source.estimate_cache_bytes(fields_, model.config, CacheRows(tokens, tokens, 0))
+    return held, rows
+
+
+def _model_bytes(model: Architecture, dtype: str, tokens: int) -> int:
+    """Weights, and what one layer holds in a forward pass."""
+    number = BYTES.get(dtype, MASTER)
+    return model.size.parameters * number + tokens * _token_bytes(model, number)
+
+
+def _logit_bytes(config: ExperimentConfig, model: Architecture) -> int:
+    """Of the chunks of the fused head, which is never given more than its budget."""
+    budget = config.objective.memory_budget or hardware.logits_budget(hardware.device_for(config.training.accelerator))
+    whole = _micro_tokens(config) * _vocabulary(model) * LOGIT_BYTES
+    chunk = config.objective.chunk_size * _vocabulary(model) * LOGIT_BYTES
+    return min(chunk or int(budget * 2**20), whole)
+
+
+def _micro_tokens(config: ExperimentConfig) -> int:
+    return config.training.micro_batch_size * config.data.sequence_length
+
+
+def _vocabulary(model: Architecture) -> int:
+    return int(model.config.get_text_config().vocab_size)
+
+
+def _process_bytes(config: ExperimentConfig) -> int:
+    return PROCESS_BYTES if hardware.device_for(config.training.accelerator).type == "cpu" else 0
+
+
+def run_memory_bytes(run: Run, memory: Memory) -> int:
+    """Of all ranks of a run together on a CPU; of one rank on a GPU, which has its own."""
+    ranks = run.config.training.devices if run.is_trained else 1
+    return memory.total * (ranks if hardware.device_for(run.config.training.accelerator).type == "cpu" else 1)
+
+
+def peak_memory_bytes(runs: Iterable[Run], memories: Mapping[str, Memory], workers: int) -> tuple[int, list[Run]]:
+    """(bytes that the most demanding runs need that are at work at the same time, those runs)."""
+    known = [(run_memory_bytes(run, memories[run.name]), run) for run in runs if run.name in memories]
+    most = sorted(known, key=lambda pair: -pair[0])[:workers]
+    return sum(size for size, _ in most), [run for _, run in most]

@@ -1,0 +1,112 @@
+"""The tables of `plan` and `status`, from made-up runs."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from distill_lit.cli.commands.status import status_table
+from distill_lit.cli.run_table import memory_table, plan_axes, plan_table, time_lines
+from distill_lit.config import load_experiment
+from distill_lit.experiment.estimate import Estimate
+from distill_lit.experiment.memory_estimate import Memory
+from distill_lit.experiment.plan import plan_runs
+from distill_lit.experiment.planned_run import Run
+from distill_lit.experiment.status import RunResults
+
+EXPERIMENT = """
+name: tiny
+teacher: {{model: "file:{folder}", dtype: float32}}
+students: {{d12: {{layers: [0]}}, d6: {{layers: [1]}}}}
+data: {{corpora: {{text: {{path: "file:{folder}"}}}}}}
+objective: {{terms: {{kl: {{kind: forward_kl, temperature: 1.0}}}}}}
+training: {{precision: float32, accelerator: cpu}}
+evaluation: {{tasks: [sciq], dtype: float32}}
+launcher: {{workers: 2}}
+grid: {{student: [d12, d6], objective.terms.kl.temperature: [1.0, 2.0], training.max_tokens: [1000], seed: [0, 1]}}
+"""
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Run]:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(EXPERIMENT.format(folder=tmp_path))
+    return plan_runs(load_experiment(file))
+
+
+def cells(table: Table) -> list[list[str]]:
+    """The header and all rows."""
+    columns = [[str(column.header), *(str(cell) for cell in column._cells)] for column in table.columns]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+MEMORY = Memory(weights=2 * 10**9, moments=2 * 10**9, activations=10**8, teacher=5 * 10**8, process=10**9)
+
+
+def estimate_of(run: Run) -> Estimate:
+    memory = MEMORY if run.is_trained else Memory(weights=10**9, process=10**9)
+    return Estimate(1000, 2e15, 3_000_000, 3_000_000, 2.0, memory, {"training": 1.5, "start": 0.5})
+
+
+def test_a_plan_has_a_column_for_each_axis_that_has_several_values(runs: list[Run]) -> None:
+    assert list(plan_axes(runs).values()) == ["temperature", "seed"]
+    header, *rows = cells(plan_table([(run, estimate_of(run)) for run in runs], True))
+    assert header == ["run", "role", "temperature", "seed", "tokens", "PFLOPs", "memory\nGB", "disk\nMB", "minutes"]
+    assert rows[0][:4] == ["teacher", "teacher", "", ""]
+    assert ["d12", "distilled", "2.0", "1", "1,000", "2.00", "5.6", "3", "2.0"] in rows
+    # without a teacher one run stands for both temperatures
+    assert [row[2:4] for row in rows if row[:2] == ["d6", "ce_only"]] == [["", "0"], ["", "1"]]
+    assert rows[-1][0] == f"{len(runs)} runs"
+    assert rows[-1][-1] == f"{2.0 * len(runs):.1f}"
+    unknown = cells(plan_table([(run, None) for run in runs], False))
+    assert set(unknown[1][4:]) == {"–"}
+
+
+def test_a_plan_fits_a_terminal_and_no_number_is_cut(runs: list[Run]) -> None:
+    text = io.StringIO()
+    large = Estimate(123_456_789_012, 123e15, 123_456_000_000, 0, 1234.5)
+    long = [replace(run, student=run.student and f"{run.student}-with-a-very-long-name") for run in runs]
+    Console(width=100, file=text).print(plan_table([(run, large) for run in long], True))
+    lines = text.getvalue().splitlines()
+    assert max(map(len, lines)) <= 100
+    assert sum("123,456,789,012" in line for line in lines) == len(runs)
+    assert sum("1234.5" in line for line in lines) == len(runs)
+
+
+def test_memory_is_shown_once_for_runs_that_need_the_same(runs: list[Run]) -> None:
+    header, *rows = cells(memory_table([(run, estimate_of(run)) for run in runs]))
+    assert header[1:] == ["weights", "moments", "activations", "teacher", "process", "total"]
+    assert len(rows) == 2
+    assert rows[0] == ["d12 ce_only, d6 ce_only, d12 distilled, d6 distilled",
+                       "2.00", "2.00", "0.10", "0.50", "1.00", "5.60"]  # fmt: skip
+    assert rows[1][0].startswith("teacher, d12 untrained") and rows[1][-1] == "2.00"
+
+
+def test_the_time_of_all_is_that_of_the_workers(runs: list[Run]) -> None:
+    planned: Any = [(run, estimate_of(run)) for run in runs[:4]]
+    (line,) = time_lines(planned, 0.1)
+    # four runs of two minutes, two at a time, and a third of a minute to import libraries
+    assert line.startswith("about 4.3 minutes with 2 workers on an idle machine")
+    assert line.endswith("training 6.0, start 2.0")
+    busy = time_lines(planned, 2.0)
+    assert "2.0 for each core" in busy[1] and "3.0 times as long" in busy[1]
+    assert time_lines([(runs[0], None)], 0.0) == []
+
+
+def test_status_has_the_results_so_far() -> None:
+    planned: Any = [SimpleNamespace(name=name, label=f"label of {name}") for name in "abc"]
+    statuses = {"a": ("done", ""), "b": ("failed", "out of memory"), "c": ("missing", "")}
+    results = {"a": RunResults(0.123, 0.456, 0.8, 75.0), "b": RunResults(seconds=5.0), "c": RunResults()}
+    assert cells(status_table(planned, statuses, results)) == [
+        ["run", "status", "score %", "above chance %, all tasks", "val KL", "time", "note"],
+        ["label of a", "done", "45.6", "12.3", "0.800", "1:15", ""],
+        ["label of b", "failed", "", "", "", "0:05", "out of memory"],
+        ["label of c", "missing", "", "", "", "", ""],
+    ]
+    nothing = dict.fromkeys("abc", ("missing", ""))
+    assert cells(status_table(planned, nothing, dict.fromkeys("abc", RunResults())))[0] == ["run", "status"]
