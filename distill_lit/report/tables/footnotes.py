@@ -142,7 +142,9 @@ def _exceptions(scores: Scores, settings: Mapping[str, Mapping[str, Any]]) -> li
             ways += truncation_notes(facts)
             for way in ways:
                 found.setdefault(f"{model} with {way}", []).append(task)
-    return [f"But {way}, on {join_words(tasks)}." for way, tasks in found.items()]
+    whole = len(scores.tasks) if len(scores.tasks) > 2 else 0
+    named = {way: "every task" if len(tasks) == whole else join_words(tasks) for way, tasks in found.items()}
+    return [f"But {way}, on {tasks}." for way, tasks in named.items()]
 
 
 def truncation_notes(facts: Mapping[str, Any]) -> list[str]:

@@ -148,8 +148,8 @@ def _explorer(result: ReportBundle) -> str:
                             ("flip", "answer change"))
     )  # fmt: skip
     return f"""<h3>Read what was lost</h3><div class="controls">{boxes}</div>
-<p class="note">Beside every choice stands the score that decided, by the task's metric; in brackets the probability that
-its summed likelihood has among the choices. Means over seeds.</p>
+<p class="note">Beside every choice stands the score that decided, by the task's metric: mean over seeds, while the answer
+is the one that most seeds give.</p>
 <div class="split"><figure><div id="strata"></div>
 <figcaption><span id="axis-about"></span></figcaption></figure>
 <div><p id="count" class="note" aria-live="polite"></p><div id="documents"></div>
