@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from distill_lit.config import CorpusConfig, EvaluationConfig, ProbeConfig
-from distill_lit.data.corpora import check_corpus
+from distill_lit.data.corpora import check_corpus, read_documents
 from distill_lit.utils.exceptions import UserError
 
 PROBES_SECTION = "evaluation.probes"  # of the config
@@ -17,6 +17,12 @@ def check_probes(settings: EvaluationConfig, dataset_source: str, task_names: Co
             raise UserError(f"{PROBES_SECTION}.{name}: a task has this name; choose another")
     for name, corpus in probe_corpora(settings).items():
         check_corpus(f"{PROBES_SECTION}.{name}", corpus, dataset_source)
+
+
+def prepare_probes(settings: EvaluationConfig, dataset_source: str) -> None:
+    """Fetches the text of all probes. Raises UserError for what is not there, or leaves no passage to score."""
+    for name, corpus in probe_corpora(settings).items():
+        read_documents({name: corpus}, settings.seed, dataset_source, section=PROBES_SECTION)
 
 
 def probe_corpora(settings: EvaluationConfig) -> dict[str, CorpusConfig]:

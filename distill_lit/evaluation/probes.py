@@ -301,6 +301,8 @@ def _meta(name: str, corpus: CorpusConfig, settings: EvaluationConfig, dataset_s
         "apply_chat_template": False,
         "dtype": settings.dtype,
         "chance": 0.0,
+        "harness": "windows",
+        "fallback": "",
         "n": len(rows),
         "tokens": sum(row["tokens"][0] for row in rows),
         "bytes": size,

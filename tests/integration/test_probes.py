@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import tiny_models
+from helpers import tiny_models, tiny_tasks
 from helpers.caches import new_cache
 from helpers.synthetic_results import build, edited_records
 from lm_eval.models.huggingface import HFLM
@@ -223,6 +223,20 @@ def test_another_primary_endpoint_afterwards_is_refused(finished: Path, capsys: 
         main(["report", str(finished), "analysis.primary_endpoint=margin"])
     assert ended.value.code == 2
     assert "declared before the run, as probe_bits_per_byte" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.usefixtures("own_store")
+def test_a_single_model_is_scored_on_probes_too(
+    student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings(tmp_path)
+    tiny_tasks.make_tasks(tmp_path / "tasks", "colours")
+    changes = ["tasks=[colours]", f"include_path={tmp_path}/tasks", f"probes.stories.path=file:{tmp_path}/text.jsonl"]
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", f"file:{student}", "--accelerator", "cpu", *changes])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0, shown
+    assert "stories" in shown and "bits_per_byte" in shown and "colours" in shown
 
 
 # bad input

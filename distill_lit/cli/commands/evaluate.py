@@ -46,7 +46,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
     from distill_lit.experiment.validation import check_evaluation_fits_models, load_evaluation_settings
 
     settings = load_evaluation_settings(options.model, options.overrides, options.dataset_source, options.accelerator)
-    from distill_lit.evaluation.evaluator import evaluate_model
+    from distill_lit.evaluation.evaluator import evaluate_model, join_results
+    from distill_lit.evaluation.probes import evaluate_probes
     from distill_lit.experiment.precision import resolve_dtype
     from distill_lit.models import load_model_config, model_folder
     from distill_lit.report.tables.footnotes import task_line, truncation_notes
@@ -58,6 +59,10 @@ def run(options: argparse.Namespace, console: Console) -> int:
     device = str(hardware.device_for(options.accelerator))
     with stage_bar(console, "evaluate") as progress:
         result = evaluate_model(folder, settings, options.dataset_source, progress_callback=progress, device=device)
+        if settings.probes:
+            source = options.dataset_source
+            probes = evaluate_probes(folder, settings, source, device=device, progress_callback=progress)
+            result = join_results(result, probes)
     table = Table("task", "metric", "score ± standard error", "documents", "chance")
     for task, meta in result.meta.items():
         for metric in meta["metrics"]:
