@@ -112,7 +112,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     from distill_lit.report.formats.terminal import table_width, to_rich_table
     from distill_lit.report.paper.output import load_paper_source, make_paper_output
 
-    source = load_paper_source(configs, display, request.task_patterns())
+    source = load_paper_source(configs, display, request)
     output = make_paper_output(source, request, options.caption, options.label, _command(options))
     if options.out:
         written = [path for pair in zip(options.out, formats, strict=True) for path in output.write(*pair)]

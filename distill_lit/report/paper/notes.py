@@ -10,13 +10,14 @@ from distill_lit.analysis.score_table import MACRO_AVERAGE
 from distill_lit.config import ExperimentConfig, to_dict
 from distill_lit.report.number_format import format_points, join_words
 from distill_lit.report.paper.build import CONTESTED, PaperTable
-from distill_lit.report.paper.quantities import ABOVE_CHANCE, RETAINED, SCORE
+from distill_lit.report.paper.quantities import ABOVE_CHANCE, QUANTITIES, RETAINED, SCORE
 from distill_lit.report.paper.request import MODEL
 from distill_lit.report.paper.values import value_of
 from distill_lit.report.tables.footnotes import evaluation_footnotes, excluded_task_notes
 from distill_lit.report.tables.score_notes import FDR_MARK, HOLM_MARK
 from distill_lit.utils.files import read_json
 
+EXPLAINED = ("margin", "p_gold", "bits_per_byte", "probe_bits_per_byte", "probe_kl", "val_kl", "val_ce")
 BESIDE = ("ce_only", "untrained")  # roles that a table of grid keys is compared with
 MAX_KEYS_NAMED = 6  # in which experiments differ
 # sections that decide no student, or that the rows of a table name
@@ -55,6 +56,9 @@ def _value_notes(paper: PaperTable, names: list[str]) -> list[str]:
         averaged = join_words([scores.results.display.label(scores.tasks[t]) for t in scores.averaged])
         of = " Retained: that as a share of the teacher's." if RETAINED in names else ""
         notes.append(f"Above chance: mean of (score − chance) / (1 − chance) over {averaged}, in points.{of}")
+    for name in [name for name in names if name in EXPLAINED]:
+        quantity = QUANTITIES[name]
+        notes.append(f"{scores.results.display.labels.get(name, quantity.label)}: {quantity.about}.")
     cells = [paper.text(r, c) for r, row in enumerate(paper.values) for c, value in enumerate(row) if value is not None]
     seeds = sorted(
         {len(group.models) for group in scores.groups if group.role in ("ce_only", "distilled") and group.models}

@@ -17,6 +17,7 @@ from distill_lit.report.formats.latex_table import provenance_to_latex, to_latex
 from distill_lit.report.formats.markdown_table import markdown_paragraphs, to_markdown
 from distill_lit.report.formats.table import Table, to_csv
 from distill_lit.report.paper.build import PaperTable, build_paper_table, to_frame, to_table
+from distill_lit.report.paper.endpoint_columns import with_endpoints
 from distill_lit.report.paper.heat_map import heat_map_of
 from distill_lit.report.paper.known_names import check_display
 from distill_lit.report.paper.notes import merging_notes, provenance_lines, reading_notes
@@ -46,14 +47,12 @@ class PaperSource:
         return f"{name}: {config.question}" if config.question else name
 
 
-def load_paper_source(
-    configs: dict[Path, ExperimentConfig], display: ReportConfig, task_patterns: list[str]
-) -> PaperSource:
+def load_paper_source(configs: dict[Path, ExperimentConfig], display: ReportConfig, request: TableRequest) -> PaperSource:
     """Reads {results folder: its config}. display: labels, order and decimals beside those of the configs, before them.
-    task_patterns: restrict the tasks. Raises UserError for what is damaged, cannot be compared, or is named in `display`
+    request: what will be asked of it. Raises UserError for what is damaged, cannot be compared, or is named in `display`
     and not there."""
     asked, display = display, combined_display([display, *(config.report for config in configs.values())])
-    names = _experiment_names(configs)
+    names, task_patterns = _experiment_names(configs), request.task_patterns()
     parts: dict[str, Results] = {}
     for folder, name in names.items():
         part = load_results(folder, display)
@@ -62,7 +61,7 @@ def load_paper_source(
     teachers = {name: config.teacher.model for name, config in by_name.items()}
     results = merge_results(parts, teachers) if len(parts) > 1 else next(iter(parts.values()))
     scores = compute_scores(results, next(iter(configs.values())).analysis)
-    frame = with_training_flops(score_frame(scores))
+    frame = with_endpoints(scores, with_training_flops(score_frame(scores)), {*request.columns, *request.values})
     check_display(scores, frame, asked)
     folders = {name: folder for folder, name in names.items()}
     return PaperSource(by_name, folders, scores, frame, left_out_tasks(parts))

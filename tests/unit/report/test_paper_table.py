@@ -25,6 +25,7 @@ from distill_lit.report import build_report_bundle, render_report
 from distill_lit.report.formats.latex_table import escape_latex, latex_cell, to_latex
 from distill_lit.report.formats.table import Table, TableCell
 from distill_lit.report.paper.build import PaperTable, build_paper_table, to_frame, to_table
+from distill_lit.report.paper.endpoint_columns import with_endpoints
 from distill_lit.report.paper.notes import reading_notes
 from distill_lit.report.paper.pivot import pivot_of, write_pivot_files
 from distill_lit.report.paper.request import Condition, TableRequest, split_list
@@ -157,6 +158,23 @@ def test_differences_have_the_marks_and_bounds_of_the_score_frame(tmp_path: Path
     mark = "‡" if row["teacher_p_adjusted"] <= FAST.alpha else ""
     assert texts(paper)["deep"][0] == f"{value} [{low}, {high}]{mark}"
     assert texts(paper)["deep"][1].startswith(f"{row['retention'] * 100:.0f}% [")
+
+
+def test_endpoints_are_means_over_documents(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=30, students={"deep": 0.8})
+    scores, frame = analyzed(folder)
+    frame = with_endpoints(scores, frame, {"margin", "probe_kl"})
+    request = TableRequest(rows=["role"], columns=["piqa", "margin"], values=["margin"])
+    paper = build_paper_table(scores, frame, request)
+    margins = load_results(folder).records["teacher"]["margin_norm"]
+    value, mean = paper.values[0]
+    assert value is not None
+    assert mean is not None
+    assert value.value == pytest.approx(margins.loc["piqa"].mean())
+    assert mean.value == pytest.approx(np.mean([margins.loc[task].mean() for task in scores.tasks]))
+    assert [paper.column_label(column) for column in paper.layout.columns] == ["piqa margin", "margin [95%]"]
+    with pytest.raises(UserError, match="no model of the table has a value of probe_kl"):
+        build_paper_table(scores, frame, TableRequest(columns=["probe_kl"]))
 
 
 def test_csv_has_numbers_with_their_bounds(grid: Path) -> None:
