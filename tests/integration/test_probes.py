@@ -226,9 +226,7 @@ def test_another_primary_endpoint_afterwards_is_refused(finished: Path, capsys: 
 
 
 @pytest.mark.usefixtures("own_store")
-def test_a_single_model_is_scored_on_probes_too(
-    student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_single_model_is_scored_on_probes_too(student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings(tmp_path)
     tiny_tasks.make_tasks(tmp_path / "tasks", "colours")
     changes = ["tasks=[colours]", f"include_path={tmp_path}/tasks", f"probes.stories.path=file:{tmp_path}/text.jsonl"]
