@@ -87,7 +87,7 @@ def contrast_table(scores: Scores, long_tail: LongTail) -> Table:
         for _, row in found.iterrows():
             title = long_tail.axis_title(row["axis"]) + (" (secondary)" if row["axis"] in SECONDARY_AXES else "")
             rows.append([TableCell(title), *(_contrast(scores, row, name) for name in (*CONTRASTS, *BESIDE))])
-    fraction = stratum_fraction(scores)
+    fraction, scales = stratum_fraction(scores), ("distilled", "without teacher", "excess", "retained", "own change")
     return Table(
         f"Loss on the hardest {fraction} less loss on the easiest {fraction}, points above chance",
         [
