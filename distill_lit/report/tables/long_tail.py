@@ -90,10 +90,7 @@ def contrast_table(scores: Scores, long_tail: LongTail) -> Table:
     fraction, scales = stratum_fraction(scores), ("distilled", "without teacher", "excess", "retained", "own change")
     return Table(
         f"Loss on the hardest {fraction} less loss on the easiest {fraction}, points above chance",
-        [
-            "axis",
-            *(f"{words} [{percent}]" for words in ("distilled", "without teacher", "excess", "retained", "own change")),
-        ],
+        ["axis", *(f"{words} [{percent}]" for words in scales)],
         rows,
         headings_before=headings,
         footnotes=[
