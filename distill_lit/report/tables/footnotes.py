@@ -63,8 +63,7 @@ def evaluation_footnotes(scores: Scores) -> list[str]:
         f"Evaluated with {', '.join(shared)}.",
         *_exceptions(scores, settings),
         f"Tasks: {'; '.join(tasks)}.",
-        f"Intervals {q:.0%}: of documents (by passage where they share one) and seeds together, by the crossed variance of "
-        "both with Satterthwaite's t; Wilson and Newcombe for single models.",
+        f"Intervals {q:.0%}: crossed variance of documents (by passage) and seeds; Wilson and Newcombe for single models.",
     ]
 
 
