@@ -10,15 +10,27 @@ Both are written as changes to the experiment, and a model also says what it beg
       on_policy: {on_policy: {fraction: 1.0}}
 
 `objective: {…}` takes the place of the experiment's; of every other section, and by a dotted key, what is named changes.
+
+Teacher correction (Minitron, 2408.11796) and teacher assistants (Mirzadeh et al. 2019, 1902.03393) are models; a
+curriculum, as a warm-up before text of the student's own (GKD, 2306.13649), and progressive pruning (2407.14679) are
+stages.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from distill_lit.config.key_paths import deep_merge, fields_by_key
-from distill_lit.config.loading import Layer, Tree, build_section, drop_null_corpora, nest_changes, to_dict
+from distill_lit.config.loading import (
+    Layer,
+    Tree,
+    build_section,
+    check_null_corpora,
+    drop_null_corpora,
+    nest_changes,
+    to_dict,
+)
 from distill_lit.config.mixture import MixtureConfig
 from distill_lit.config.models import StudentConfig, TeacherConfig
 from distill_lit.config.schema import CorpusConfig, ExperimentConfig, ObjectiveConfig
@@ -29,7 +41,7 @@ SECTIONS = ("teacher", "data", "objective", "training", "on_policy")
 STUDENT_KEYS = tuple(fields_by_key(StudentConfig))
 MODEL_KEYS = ("student", "seed", "stages", *SECTIONS, *STUDENT_KEYS)
 STAGE_KEYS = (*SECTIONS, *(key for key in STUDENT_KEYS if key not in ("from", "config")))
-FULL_PRECISION = "full_precision"  # the stage before the one that quantizes
+FULL_PRECISION, QUANTIZE_STAGE = "full_precision", "quantize"  # stages of a student with `quantize` alone
 KEPT_OF_THE_OBJECTIVE = ("chunk_size", "memory_budget", "compile")  # they say how it is computed, not what it is
 ChangeReference = Callable[[str, str], str]  # (key, reference) → another reference
 
@@ -78,7 +90,9 @@ def derive_stages(config: ExperimentConfig) -> dict[str, Recipe]:
     student, shape = config.student, config.students[config.student]
     specs = dict(config.stages)
     if shape.quantize != "none":
-        specs = (specs or {FULL_PRECISION: {}}) | {"quantize": {"quantize": shape.quantize}}
+        if QUANTIZE_STAGE in specs:
+            raise UserError(f"stages.{QUANTIZE_STAGE}: students.{student}.quantize adds a stage of this name; rename yours")
+        specs = (specs or {FULL_PRECISION: {}}) | {QUANTIZE_STAGE: {"quantize": shape.quantize}}
     if not specs:
         return {student: Recipe(config)}
     names = {stage: f"{student}_after_{stage}" for stage in specs} | {list(specs)[-1]: student}
@@ -96,7 +110,7 @@ def derive_stages(config: ExperimentConfig) -> dict[str, Recipe]:
         if is_quantization := "quantize" in spec:
             _check_quantization(where, spec, recipes[previous].config.students[previous] if previous else None)
             begins = {"from": previous}
-        spec = _with_teacher_of_stage(where, spec, names, list(specs)[: number + 1])
+        spec = _with_teacher_of_stage(where, spec, names, list(specs)[: number + 1], config.models)
         derived = _derive(config, where, names[stage], begins, spec)
         if [stage] != last_trained and derived.students[names[stage]].quantization_aware != "none":
             raise UserError(f"{where}: quantization_aware is for the last stage that trains, as it exports rounded weights")
@@ -113,17 +127,22 @@ def _check_quantization(where: str, spec: Tree, trained: StudentConfig | None) -
         raise UserError(f"{where}: with quantization_aware the student is quantized already when its training ends")
 
 
-def _with_teacher_of_stage(where: str, spec: Tree, names: Mapping[str, str], until: Iterable[str]) -> Tree:
+def _with_teacher_of_stage(
+    where: str, spec: Tree, names: Mapping[str, str], until: Iterable[str], models: Container[str]
+) -> Tree:
     """The changes of a stage with an earlier stage, named as teacher, under the name of its model."""
     teacher = spec.get("teacher")
-    stage = teacher.get("model") if isinstance(teacher, dict) else teacher
+    stage = spec.get("teacher.model", teacher.get("model") if isinstance(teacher, dict) else teacher)
     if not isinstance(stage, str) or stage not in names:
         return spec
+    if stage in models:
+        raise UserError(f"{where}.teacher: {stage!r} is a stage and one of `models`; rename one of them")
     *earlier, itself = until
     if stage not in earlier:
         raise UserError(f"{where}.teacher: {stage!r} is {'this stage itself' if stage == itself else 'a later stage'}")
     given = teacher if isinstance(teacher, dict) else {}
-    return {**spec, "teacher": {**given, "model": names[stage]}}
+    others = {key: value for key, value in spec.items() if key != "teacher.model"}
+    return {**others, "teacher": {**given, "model": names[stage]}}
 
 
 def _derive(config: ExperimentConfig, where: str, name: str, shape: Tree, spec: Tree) -> ExperimentConfig:
@@ -136,6 +155,7 @@ def _derive(config: ExperimentConfig, where: str, name: str, shape: Tree, spec: 
     student_changes = {key: spec.pop(key) for key in list(spec) if _root(key) in STUDENT_KEYS}
     nested = {f"students.{name}.{key}": value for key, value in student_changes.items()}
     layers = [Layer("", base), Layer(where, nest_changes(base, {**spec, **nested}))]
+    check_null_corpora(f"{where}.", layers[1].tree, base)
     try:
         return build_section(ExperimentConfig, drop_null_corpora(deep_merge(layers[0].tree, layers[1].tree)), layers)
     except UserError as error:  # the key as it was written

@@ -15,6 +15,7 @@ from distill_lit.config.fields import Section
 from distill_lit.config.grid_points import grid_points
 from distill_lit.config.interpolation import resolve_interpolations
 from distill_lit.config.key_paths import (
+    NAMED_CHANGES,
     deep_merge,
     is_text,
     nest_key,
@@ -31,6 +32,7 @@ from distill_lit.utils.exceptions import UserError, one_line_message, suggest
 from distill_lit.utils.shipped import shipped_folder
 
 Tree = dict[str, Any]  # plain values under the keys that users write
+NAMED_SECTIONS = ("students", "models", "stages")  # {name: what has it}
 
 
 class Layer(NamedTuple):
@@ -60,7 +62,7 @@ def _load(section: type[Section], layers: list[Layer], overrides: list[str]) -> 
     if any(override.startswith("grid=") for override in overrides):
         files.pop("grid", None)  # a whole grid replaces another; grid.KEY=… adds or changes an axis
     changes = _parse_overrides(section, files, overrides)
-    _check_null_corpora("", changes, files)
+    check_null_corpora("", changes, files)
     tree = drop_null_corpora(deep_merge(files, changes))
     return build_section(section, resolve_interpolations(section, tree), [*layers, Layer("", changes)])
 
@@ -78,14 +80,17 @@ def _parse_overrides(section: Any, tree: Tree, overrides: list[str]) -> Tree:
         key, _, text = override.partition("=")
         if key == "grid":
             changes.pop("grid", None)
-        nested = nest_key(section, deep_merge(tree, changes), key, _parse_override(section, key, text))
+        known, value = deep_merge(tree, changes), _parse_override(section, key, text)
+        nested = nest_key(section, known, key, value)
+        if value == {} and nested and deep_merge(known, nested) == known:
+            raise UserError(f"{key}={{}}: it changes nothing, as a mapping adds to the one that is there")
         changes = deep_merge(changes, _spell_out_teacher(nested))
     return changes
 
 
 def _parse_override(section: Any, key: str, text: str) -> Any:
     """The value of an override: YAML, and for a key of text whatever is no single value there, as `{{ text }}`."""
-    kind = type_at_path(section, key.split("."))
+    kind = _kind_of_override(section, key.split("."))
     try:
         value = parse_yaml(text)
     except PARSE_ERRORS as error:
@@ -95,6 +100,13 @@ def _parse_override(section: Any, key: str, text: str) -> Any:
     if section is ExperimentConfig and key.startswith("grid."):
         return resolve_axis(key.removeprefix("grid."), value, section)
     return text if isinstance(value, (dict, list)) and is_text(kind, value) else resolve_scalars(kind, value, section)
+
+
+def _kind_of_override(section: Any, parts: list[str]) -> Any:
+    """The type of the value at a key, perhaps of a change to the experiment, as `models.NAME.key`."""
+    starts = (2, 3) if parts[0] in NAMED_CHANGES and len(parts) > 2 else (0,)
+    kinds = (type_at_path(section, parts[start:]) for start in starts if parts[start:])
+    return next((kind for kind in kinds if kind is not Any), Any)
 
 
 def build_section(section: type[Section], tree: Tree, layers: list[Layer]) -> Section:
@@ -132,7 +144,7 @@ def drop_null_corpora(tree: Tree) -> Tree:
     return {**tree, "data": {**tree["data"], "corpora": corpora_left}}
 
 
-def _check_null_corpora(where: str, changes: Tree, base: Tree) -> None:
+def check_null_corpora(where: str, changes: Tree, base: Tree) -> None:
     """Raises UserError for a null corpus in `changes` that `base` does not have: a name misspelt would remove nothing."""
     known = _corpora(base)
     for name, corpus in _corpora(changes).items():
@@ -152,13 +164,26 @@ def config_at_point(config: ExperimentConfig, point: dict[str, Any]) -> Experime
     layers = [Layer("", base)]
     for variant in choose_variants(config, point):
         changes = nest_changes(base, copy.deepcopy(variant.changes))
-        _check_null_corpora(f"{variant.name}.", changes, base)
+        check_null_corpora(f"{variant.name}.", changes, base)
         layers.append(Layer(variant.name, changes))
     check_disjoint(layers[1:])
+    _check_point(point, _merged(layers))
     layers.append(Layer("grid", nest_changes(_merged(layers), point)))
     resolved = build_section(ExperimentConfig, drop_null_corpora(_merged(layers)), layers)
     validate_config(resolved)
     return resolved
+
+
+def _check_point(point: dict[str, Any], base: Tree) -> None:
+    """Raises UserError for two keys of the grid that set one value, as `teacher` and `teacher.model`, and for a key below a
+    student, model or stage that there is not."""
+    check_disjoint((f"grid.{key}", nest_changes(base, {key: value})) for key, value in point.items())
+    for key in point:
+        section, _, rest = key.partition(".")
+        known = base.get(section, {})
+        if section in NAMED_SECTIONS and rest and not any(rest == name or rest.startswith(f"{name}.") for name in known):
+            name = rest.partition(".")[0]
+            raise UserError(f"grid.{key}: {section} has no {name!r}{suggest(name, known)}")
 
 
 def nest_changes(base: Tree, changes: dict[str, Any]) -> Tree:
@@ -226,7 +251,7 @@ def _compose(path: Path, trail: tuple[Path, ...]) -> list[Layer]:
     if not isinstance(names, list):
         raise UserError(f"{path}: defaults is a list of names below configs/")
     base = [layer for name in names for layer in _compose(_default_path(path, str(name)), (*trail, path))]
-    _check_null_corpora(f"{path}: ", tree, _merged(base))
+    check_null_corpora(f"{path}: ", tree, _merged(base))
     return [*base, Layer(str(path), tree)]
 
 

@@ -3,6 +3,7 @@
 import re
 
 from distill_lit.config.grid_points import axis_keys, check_grid, grid_keys
+from distill_lit.config.roles import Role
 from distill_lit.config.schema import BASELINES, ExperimentConfig
 from distill_lit.config.variants import all_variants
 from distill_lit.utils.exceptions import UserError, suggest
@@ -46,8 +47,8 @@ def validate_config(config: ExperimentConfig) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][\w-]{,99}", name) or name in RESERVED_NAMES:
             raise UserError(f"models.{name}: a name is made of letters, digits, '_' and '-', and is not taken")
     for name in config.stages:
-        if not re.fullmatch(r"[A-Za-z0-9][\w-]{,99}", name):
-            raise UserError(f"stages.{name}: a name is made of letters, digits, '_' and '-', at most 100")
+        if not re.fullmatch(r"[A-Za-z0-9][\w-]{,99}", name) or name == Role.TEACHER:
+            raise UserError(f"stages.{name}: a name is made of letters, digits, '_' and '-', at most 100, and is not taken")
     if config.student and config.student not in config.students:
         raise UserError(f"student: unknown value {config.student!r}{suggest(config.student, config.students)}")
     for name in config.external_models:

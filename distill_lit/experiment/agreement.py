@@ -5,9 +5,7 @@ to be known is a note, for the terminal and the report. See docs/concepts/templa
 """
 
 import copy
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,55 +22,17 @@ from distill_lit.data.chat_agreement import (
     rendering_difference,
     token_id_difference,
 )
-from distill_lit.data.templates import read_template, set_chat_template
+from distill_lit.data.templates import CHAT_TEMPLATE_KEY, read_template, set_chat_template
 from distill_lit.experiment.architectures import Architectures
+from distill_lit.experiment.mixture import asked_teachers, teacher_weights
+from distill_lit.experiment.model_files import ModelFiles
 from distill_lit.experiment.pipeline import config_key
 from distill_lit.experiment.planned_run import Run
 from distill_lit.losses import build_objective
-from distill_lit.models import load_model_config, load_tokenizer
-from distill_lit.models.generation_files import (
-    generation_eos_token_ids,
-    load_generation_config,
-    penalty_settings,
-    sampling_settings,
-)
+from distill_lit.models.generation_files import load_generation_config, penalty_settings, sampling_settings
 from distill_lit.teachers import teacher_capabilities
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.template_limits import TemplateLimitExceeded
-
-
-@dataclass(frozen=True)
-class ModelFiles:
-    """What the files of a model say, each read when it is asked for. name: what users call it."""
-
-    name: str
-    folder: Path
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """Its tokenizer; not to be changed."""
-        return load_tokenizer(self.folder)
-
-    @cached_property
-    def generation_config(self) -> Any:
-        """Its generation config."""
-        return load_generation_config(self.folder)
-
-    @cached_property
-    def vocab_size(self) -> int:
-        """Rows of its embeddings."""
-        return int(load_model_config(self.folder).get_text_config().vocab_size)
-
-    @property
-    def eos_token_ids(self) -> set[int]:
-        """Tokens that end its texts: its tokenizer's, and those of its generation config."""
-        ids = {self.tokenizer.eos_token_id, *generation_eos_token_ids(self.generation_config)}
-        return {int(token_id) for token_id in ids if token_id is not None}
-
-    @property
-    def eos_tokens(self) -> str:
-        """These tokens by their names."""
-        return _quoted(self.tokenizer.convert_ids_to_tokens(sorted(self.eos_token_ids))) or "no token"
 
 
 class AgreementCheck:
@@ -81,14 +41,15 @@ class AgreementCheck:
     def __init__(self, architectures: Architectures) -> None:
         self.notes: list[str] = []
         self._architectures = architectures
-        self._files: dict[tuple[str, Path], ModelFiles] = {}
+        self._files: dict[tuple[str, int], ModelFiles] = {}
         self._checked: set[str] = set()
 
     def check(self, run: Run) -> None:
         """Adds the notes of a run. Raises UserError for what breaks it. The models must have been fetched."""
         point = run.config
         relevant = (run.student, point.teacher, point.objective, point.on_policy, point.data, point.evaluation)
-        key = repr((*relevant, run.student and point.students[run.student].from_))
+        shape = run.student and point.students[run.student].from_
+        key = repr((*relevant, shape, self._architectures.references(run)))
         if not (run.student or run.role == Role.GENERATED) or key in self._checked:
             return
         self._checked.add(key)
@@ -106,19 +67,35 @@ class AgreementCheck:
         student = self._model(key, point.students[run.student].from_, run)
         if teacher_capabilities(point.teacher).shares_tokenizer:
             found = _tokenizer_notes(teacher, student)
-            found += _check_chats(point, teacher, student) if point.data.has_chats else []
+            if point.data.has_chats:
+                found += _check_chats(point, teacher, student, self._teachers_of_chats(run))
         else:
             found = _cross_tokenizer_notes(point, student)
         found += _sampling_notes(point, student)
         return found + _evaluation_notes(point, teacher)
 
     def _model(self, name: str, reference: str, run: Run) -> ModelFiles:
-        """A model of a run, as its files were before any training here; the teacher where there is no reference, or where
-        its files are the teacher's."""
-        of_teacher = self._architectures.teacher(run).tokenizer_folder
-        folder = self._architectures.of(reference, run).tokenizer_folder if reference else of_teacher
-        name = "the teacher" if folder == of_teacher else name
-        return self._files.setdefault((name, folder), ModelFiles(name, folder))
+        """A model of a run before it is trained in it; the teacher where there is no reference, or where it is the same."""
+        of_teacher = self._architectures.teacher(run)
+        found = self._architectures.of(reference, run) if reference else of_teacher
+        teacher = self._files.setdefault(("the teacher", id(of_teacher)), ModelFiles("the teacher", of_teacher))
+        if found is of_teacher:
+            return teacher
+        model = self._files.setdefault((name, id(found)), ModelFiles(name, found))
+        return teacher if model.is_like(teacher) else model
+
+    def _teachers_of_chats(self, run: Run) -> list[ModelFiles]:
+        """The teachers whose models the loss asks about chats."""
+        point = run.config
+        if not build_objective(point.objective.terms, point.objective.temperature_scaling).needs_teacher:
+            return []
+        weights, chats = teacher_weights(point), [name for name, corpus in point.data.corpora.items() if corpus.is_chat]
+        asked = {
+            f"the teacher {name}": teacher.model
+            for name, teacher in asked_teachers(point).items()
+            if teacher_capabilities(teacher).needs_model and any(weights[corpus].get(name) for corpus in chats)
+        }
+        return list(dict.fromkeys(self._model(name, reference, run) for name, reference in asked.items()))
 
     def _check_writer(self, key: str, generated: GeneratedConfig | None, run: Run) -> list[str]:
         """A local model that writes a corpus: it must be able to read its prompts."""
@@ -138,27 +115,32 @@ class AgreementCheck:
         return _sampling_note(key, generated.temperature, generated.top_p, writer)
 
 
-# ---------------------------------------------------------------- chats that both models read
+# ---------------------------------------------------------------- chats that several models read
 
 
-def _check_chats(point: ExperimentConfig, teacher: ModelFiles, student: ModelFiles) -> list[str]:
-    """Rows are written in one chat template, and read by both models."""
+def _check_chats(
+    point: ExperimentConfig, teacher: ModelFiles, student: ModelFiles, asked: Sequence[ModelFiles]
+) -> list[str]:
+    """Rows are written in one chat template, and read by all models. teacher: `teacher.model`; asked: the teachers that the
+    loss asks about the chats, it or others."""
     template = read_template(point.data.chat_template)
     rows = set_chat_template(copy.copy(teacher.tokenizer), template)
     check_has_chat_template(rows)
-    key = "data.chat_template" if template else "the teacher's chat template"
+    key = CHAT_TEMPLATE_KEY if template else "the teacher's chat template"
     try:
         end, tokens = find_turn_end(rows), chat_tokens(rows)
     except TemplateLimitExceeded:
         raise
     except UserError as error:
         return [f"{key}: it does not take a plain question and its answer, so that nothing is compared: {error}"]
-    for model in (teacher, student):
+    teachers = dict.fromkeys([*asked, teacher])
+    for model in (*teachers, student):
         _check_tokens_are_known(key, tokens, model)
     notes = _check_end(key, end)
-    notes += _check_teacher_template(point, rows, tokens, teacher) if template else []
+    for model in teachers:
+        notes += _check_teacher_template(key, rows, tokens, model, model in asked)
     notes += _own_template_notes(key, rows, student) if point.students[point.student].from_ else []
-    return notes + _check_turn_ends(point, end, teacher, student)
+    return notes + _check_turn_ends(point, end, asked or [teacher], student, is_asked=bool(asked))
 
 
 def _check_tokens_are_known(key: str, tokens: dict[int, str], model: ModelFiles) -> None:
@@ -181,46 +163,51 @@ def _check_end(key: str, end: TurnEnd | None) -> list[str]:
     return []
 
 
-def _check_teacher_template(point: ExperimentConfig, rows: Any, tokens: dict[int, str], teacher: ModelFiles) -> list[str]:
+def _check_teacher_template(key: str, rows: Any, tokens: dict[int, str], teacher: ModelFiles, is_asked: bool) -> list[str]:
     """A teacher with a template of its own was made for that format, and reads that of the rows."""
-    if not teacher.tokenizer.chat_template:
+    known = teacher.known_chats
+    if not known.chat_template or known.chat_template == rows.chat_template:
         return []
     try:
-        own = chat_tokens(teacher.tokenizer)
+        own = chat_tokens(known)
     except TemplateLimitExceeded:
         raise
     except UserError:
         return []
-    difference = rendering_difference(rows, teacher.tokenizer)
-    if own != tokens and _teacher_reads_rows(point):
+    difference = rendering_difference(rows, known)
+    if own != tokens and is_asked:
+        remedy = "leave it empty" if key == CHAT_TEMPLATE_KEY else "have it score plain text alone"
         raise UserError(
-            f"data.chat_template: it writes a chat with {_quoted(tokens.values()) or 'no special token'}, the teacher's "
-            f"own template with {_quoted(own.values()) or 'none'}: the teacher would score a format that it does not know; "
-            "leave it empty, or train the teacher on such chats first"
+            f"{key}: it writes a chat with {_quoted(tokens.values()) or 'no special token'}, {teacher.name}'s own template "
+            f"with {_quoted(own.values()) or 'none'}: {teacher.name} would score a format that it does not know; {remedy}, "
+            f"or train {teacher.name} on such chats first"
         )
-    return [f"data.chat_template renders a chat unlike the teacher's own template, {difference}"] if difference else []
+    return [f"{key} renders a chat unlike {teacher.name}'s own template, {difference}"] if difference else []
 
 
 def _own_template_notes(key: str, rows: Any, student: ModelFiles) -> list[str]:
-    if not student.tokenizer.chat_template:
+    if not student.known_chats.chat_template:
         return []
-    difference = rendering_difference(rows, student.tokenizer)
+    difference = rendering_difference(rows, student.known_chats)
     said = f"{student.name}: it is trained on chats of {key}, which renders them unlike its own, {difference}"
     return [said] if difference else []
 
 
-def _check_turn_ends(point: ExperimentConfig, end: TurnEnd | None, teacher: ModelFiles, student: ModelFiles) -> list[str]:
-    """The token that ends a turn of the rows should be one with which the models end their texts."""
+def _check_turn_ends(
+    point: ExperimentConfig, end: TurnEnd | None, teachers: Sequence[ModelFiles], student: ModelFiles, is_asked: bool
+) -> list[str]:
+    """The token that ends a turn of the rows should be one with which the models end their texts. is_asked: whether the
+    loss asks the teachers about the rows."""
     if end is None:
         return []
-    notes = []
-    teacher_knows, student_knows = (end.token_id in model.eos_token_ids for model in (teacher, student))
-    if not teacher_knows and _teacher_reads_rows(point):
-        notes.append(
-            f"the teacher ends its texts with {teacher.eos_tokens}, and a turn of these chats ends with {end.token!r}: if "
-            "it was not trained on such chats, it teaches students to go on, and only a term on labels, as ce, to stop"
-        )
-    if teacher_knows and not student_knows:
+    strangers = [teacher for teacher in teachers if end.token_id not in teacher.eos_token_ids]
+    notes = [
+        f"{teacher.name} ends its texts with {teacher.eos_tokens}, and a turn of these chats ends with {end.token!r}: if "
+        "it was not trained on such chats, it teaches students to go on, and only a term on labels, as ce, to stop"
+        for teacher in strangers
+        if is_asked
+    ]
+    if len(strangers) < len(teachers) and end.token_id not in student.eos_token_ids:
         own = f"{student.name} ends its texts with {student.eos_tokens}, and a turn of these chats ends with {end.token!r}"
         settings = point.on_policy
         if settings.fraction == 1 and not settings.teacher_mix_fraction:
@@ -230,12 +217,6 @@ def _check_turn_ends(point: ExperimentConfig, end: TurnEnd | None, teacher: Mode
             )
         notes.append(f"{own}, which it learns only here")
     return notes
-
-
-def _teacher_reads_rows(point: ExperimentConfig) -> bool:
-    """Whether the loss asks the teacher's model about the rows."""
-    objective = build_objective(point.objective.terms, point.objective.temperature_scaling)
-    return objective.needs_teacher and teacher_capabilities(point.teacher).needs_model
 
 
 # ---------------------------------------------------------------- text of any kind

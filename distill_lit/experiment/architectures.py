@@ -6,17 +6,27 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from distill_lit.experiment.pipeline import referred_models
 from distill_lit.experiment.planned_run import Run
 from distill_lit.models import ModelSize, load_model_config, model_folder, size_from_config, student_config
 from distill_lit.teachers import teacher_capabilities
+from distill_lit.utils.files import fingerprint
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Architecture:
-    """config: of transformers; tokenizer_folder: whose tokenizer the model reads with."""
+    """config: of transformers; tokenizer_folder: whose tokenizer the model reads with; chat_template: file with the one
+    that takes the place of this tokenizer's, or empty.
+
+    Of a model that is made here: what it begins as, and the kinds of text that it is trained on.
+    """
 
     config: Any
     tokenizer_folder: Path
+    chat_template: str = ""
+    origin: "Architecture | None" = None
+    reads_chats: bool = False
+    reads_plain_text: bool = False
 
     @cached_property
     def size(self) -> ModelSize:
@@ -36,6 +46,7 @@ class Architectures:
     def __init__(self, runs: Iterable[Run]) -> None:
         self._runs = {run.name: run for run in runs}
         self._known: dict[str, Architecture] = {}  # by reference, or by how it is made
+        self._keys: dict[str, str] = {}  # of runs, by name
 
     def teacher(self, run: Run) -> Architecture:
         """Of the teacher that a run has."""
@@ -47,17 +58,34 @@ class Architectures:
             return self.of(run.model_reference, run)
         key = self._key(run)
         if key not in self._known:
-            config = student_config(run.config.students[run.student], self.origin(run).config)
-            self._known[key] = Architecture(config, self.tokenizer_folder(run))
+            self._known[key] = self._made(run)
         return self._known[key]
 
-    def _key(self, run: Run) -> str:
-        """What runs have in common whose students are made alike."""
-        config, shape = run.config, run.config.students[run.student]
-        origins = [self._origin_key(reference, run) for reference in (shape.from_, config.teacher.model)]
-        return repr((shape, origins, config.teacher.source))
+    def _made(self, run: Run) -> Architecture:
+        config, shape, origin = run.config, run.config.students[run.student], self.origin(run)
+        made = student_config(shape, origin.config)
+        if shape.quantize != "none":  # the files beside the weights are copied
+            return Architecture(made, origin.tokenizer_folder, origin.chat_template, origin)
+        reader, corpora = self.reader(run), config.data.corpora.values() if run.is_trained else ()
+        kinds = {corpus.is_chat for corpus in corpora}
+        template = config.data.chat_template or reader.chat_template
+        return Architecture(made, reader.tokenizer_folder, template, origin, True in kinds, False in kinds)
 
-    def _origin_key(self, reference: str, run: Run) -> str:
+    def _key(self, run: Run) -> str:
+        """What runs have in common whose students are made alike, whatever they are trained on and for how long."""
+        if run.name not in self._keys:
+            config, shape = run.config, run.config.students[run.student]
+            kinds = sorted({corpus.is_chat for corpus in config.data.corpora.values()}) if run.is_trained else []
+            made_from = self.references(run)
+            facts = (shape, made_from, config.teacher.source, config.data.chat_template, kinds)
+            self._keys[run.name] = fingerprint(repr(facts))
+        return self._keys[run.name]
+
+    def references(self, run: Run) -> dict[str, str]:
+        """{reference to a model in the config of a run: what it stands for, which is itself, or how that model is made}."""
+        return {reference: self._made_as(reference, run) for reference in referred_models(run.config).values()}
+
+    def _made_as(self, reference: str, run: Run) -> str:
         made = self._runs.get(run.sources.get(reference, ""))
         return reference if made is None else self._key(made) if made.student else made.model_reference
 
@@ -65,11 +93,12 @@ class Architectures:
         """Of the model that the student of a run begins as, or is pruned from."""
         return self.of(run.config.students[run.student].from_ or run.config.teacher.model, run)
 
-    def tokenizer_folder(self, run: Run) -> Path:
-        """Whose tokenizer the student of a run reads with: the teacher's, or its own where they need not share one."""
+    def reader(self, run: Run) -> Architecture:
+        """Of the model with whose tokenizer the text of a run is read: the teacher, or where they need not share it, what
+        the student begins as."""
         reference = run.config.students[run.student].from_ if run.student else ""
         has_own = bool(reference) and not teacher_capabilities(run.config.teacher).shares_tokenizer
-        return (self.of(reference, run) if has_own else self.teacher(run)).tokenizer_folder
+        return self.of(reference, run) if has_own else self.teacher(run)
 
     def of(self, reference: str, run: Run) -> Architecture:
         """Of what a reference in the config of a run stands for."""

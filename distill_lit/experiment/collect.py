@@ -9,10 +9,12 @@ import pandas as pd
 from distill_lit import data
 from distill_lit.analysis.document_axes import content_words
 from distill_lit.analysis.records_file import INDEX, RECORDS_FILE, ExperimentRecords, write_records
-from distill_lit.config import ExperimentConfig, to_yaml
+from distill_lit.config import to_yaml
+from distill_lit.config.roles import Role
 from distill_lit.data.loader import optimizer_steps, rows_per_step
 from distill_lit.experiment import run as work
 from distill_lit.experiment.fingerprint import validation_data_fingerprint
+from distill_lit.experiment.pipeline import has_generated_corpus, learns_from_teacher, referred_models
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.precision import resolve_auto
 from distill_lit.experiment.requirements import student_base_folder
@@ -95,11 +97,22 @@ def _costs(run: Run, experiment: "Experiment") -> dict[str, Any]:
     runs = {one.name: one for one in experiment.runs}
     stages, behind = _stages(run, runs), {run.name}
     for one in reversed(experiment.runs):  # each stands after what it is made from
-        behind.update(one.sources.values() if one.name in behind else ())
+        behind.update(_made_from(one) if one.name in behind else ())
     spent = {name: work.read_manifest(experiment.runs_folder / name / "manifest.json") for name in behind}
     sums = {column: sum(spent[one.name].get(column) or 0 for one in stages) for column in TRAINING_COLUMNS}
     total = sum(facts.get(column) or 0 for facts in spent.values() for column in TRAINING_COLUMNS[1:])
     return {**sums, "pipeline_training_flops": total}
+
+
+def _made_from(run: Run) -> list[str]:
+    """The names of the runs that make what a run begins as, learns from and reads. A student that is not cut out of its
+    teacher and learns nothing from it is only validated against it."""
+    shape = run.config.students.get(run.student)
+    is_cut_from_teacher = shape is None or not (shape.from_ or shape.config)
+    needs_teacher = is_cut_from_teacher or (run.is_trained and learns_from_teacher(run.config))
+    references = referred_models(run.config).items()
+    used = {reference for key, reference in references if needs_teacher or key != "teacher.model"}
+    return [made for name, made in run.sources.items() if name in used]
 
 
 def _stages(run: Run, runs: dict[str, Run]) -> list[Run]:
@@ -117,9 +130,7 @@ def _collect_records(experiment: "Experiment", done: list[Run], path: Path) -> N
     frames = [pd.read_parquet(folder / "documents.parquet") for folder in folders.values()]
     documents = pd.concat(frames, ignore_index=True).drop_duplicates(INDEX).set_index(INDEX)
     surprisal = [folder / work.SURPRISAL_FILE for folder in folders.values() if (folder / work.SURPRISAL_FILE).is_file()]
-    point = resolve_auto(experiment.points[0].config)
-    counts, words = _corpus_words(point), _words_of(documents)
-    read = _read_words(point)
+    counts, words, read = _corpus_words(experiment), _words_of(documents), _read_words(experiment)
     content = ExperimentRecords(
         documents,
         {model: pd.read_parquet(folder / "records.parquet").set_index(INDEX) for model, folder in folders.items()},
@@ -152,24 +163,31 @@ def _words_of(documents: pd.DataFrame) -> list[str]:
     return sorted({word for text in texts for word in content_words(text)})
 
 
-def _corpus_words(point: ExperimentConfig) -> Counter[str]:
+def _corpus_words(experiment: "Experiment") -> Counter[str]:
     """Words of what the first grid point reads; none where its generated corpora were not written."""
+    point = resolve_auto(experiment.points[0].config)
+    students = [run for run in experiment.runs if run.role in (Role.DISTILLED, Role.CE_ONLY)]
+    if students and has_generated_corpus(point):  # perhaps by a model that is made here
+        point = work.with_source_folders(students[0], experiment.runs_folder).config
     try:
         return data.word_counts(resolve_generated_data(point), point.dataset_source)
     except UserError:
         return Counter()
 
 
-def _read_words(point: ExperimentConfig) -> Counter[str]:
-    """Words that the student of the first grid point reads in training, over all its passes; of others with the same data
-    only the order differs. None where counting takes long, or the teacher's tokenizer is gone."""
+def _read_words(experiment: "Experiment") -> Counter[str]:
+    """Words that the first student reads in training, over all its passes; of others with the same data only the order
+    differs. None where counting takes long, or the teacher's tokenizer is gone."""
+    students = [run for run in experiment.runs if run.role in (Role.DISTILLED, Role.CE_ONLY) and run.is_trained]
     try:
-        base = student_base_folder(point, model_folder(point.teacher.model))
-        prepared = prepare_run_data(point, base)
-        rows = optimizer_steps(point.training, point.data.sequence_length) * rows_per_step(point.training)
-        if rows * point.data.sequence_length > MAX_TOKENS_TO_COUNT:
+        if not students:
             return Counter()
-        return data.read_word_counts(prepared, load_tokenizer(base), rows, point.seed)
+        config = work.with_source_folders(students[0], experiment.runs_folder).config
+        rows = optimizer_steps(config.training, config.data.sequence_length) * rows_per_step(config.training)
+        if rows * config.data.sequence_length > MAX_TOKENS_TO_COUNT:
+            return Counter()
+        base = student_base_folder(config, model_folder(config.teacher.model))
+        return data.read_word_counts(prepare_run_data(config, base), load_tokenizer(base), rows, config.seed)
     except (UserError, OSError):
         return Counter()
 

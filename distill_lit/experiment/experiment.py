@@ -15,11 +15,12 @@ from distill_lit import assets
 from distill_lit.config import ExperimentConfig, load_experiment
 from distill_lit.config.roles import Role
 from distill_lit.experiment.grid import GridPoint, expand_points
+from distill_lit.experiment.model_checks import check_against_teacher, check_models
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.precision import resolve_auto
 from distill_lit.experiment.run_references import has_run_references, resolve_run_references
-from distill_lit.experiment.validation import check_against_teacher, check_experiment, check_models
+from distill_lit.experiment.validation import check_experiment
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import write_json
 from distill_lit.utils.plugins import load_plugins

@@ -14,7 +14,7 @@ class GridPoint(NamedTuple):
 
     Args:
         values: {grid key: value}.
-        config: the experiment at this point, presets spelled out.
+        config: the experiment at this point, presets spelled out where it has no stages.
         base: the experiment with the seed of this point, and without what its axes change otherwise: models of `models`
             are made from it.
     """
@@ -29,10 +29,12 @@ class GridPoint(NamedTuple):
 
 
 def expand_points(config: ExperimentConfig) -> list[GridPoint]:
-    """All points of the grid, in the order of the file; every objective spelled out: its preset as terms and scaling."""
+    """All points of the grid, in the order of the file. Every objective is spelled out, its preset as terms and scaling,
+    but where stages change it: what they change is the preset and the alpha, not the terms that these stand for."""
     points, base = [], config_at_point(config, {})
     for values, point in expand_grid(config):
-        point.objective = resolve_objective(point.objective)
+        if not point.stages:
+            point.objective = resolve_objective(point.objective)
         points.append(GridPoint(values, point, replace(base, models=point.models, seed=point.seed)))
     return points
 

@@ -6,7 +6,7 @@ seed 1, unless that model has a seed of its own.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from distill_lit.config.derivation import (
     map_model_references,
     with_one_teacher,
 )
+from distill_lit.config.grid_points import grid_keys
 from distill_lit.config.on_policy import is_on_policy_enabled
 from distill_lit.experiment.grid import resolve_objective
 from distill_lit.losses import build_objective
@@ -43,6 +44,11 @@ class Pipeline(NamedTuple):
     def learns_from_teacher(self) -> bool:
         """Whether the student learns from a teacher in any of its stages."""
         return any(learns_from_teacher(recipe.config) for recipe in self.stages.values())
+
+    @property
+    def reads_generated_text(self) -> bool:
+        """Whether a model writes some of the text of any stage."""
+        return any(has_generated_corpus(recipe.config) for recipe in self.stages.values())
 
 
 def expand_pipeline(point: ExperimentConfig, base: ExperimentConfig) -> Pipeline:
@@ -68,11 +74,15 @@ def expand_pipeline(point: ExperimentConfig, base: ExperimentConfig) -> Pipeline
         _add(models, _stages_of(recipe) if recipe.is_trained else {name: recipe})
     stages = derive_stages(point)
     _add(dict(models), stages)
+    is_staged = bool(point.stages) or len(stages) > 1
     pipeline = Pipeline(
         {name: _spell_out(recipe, base.teacher, is_derived=True) for name, recipe in models.items()},
-        {name: _spell_out(recipe, base.teacher, is_derived=len(stages) > 1) for name, recipe in stages.items()},
+        {name: _spell_out(recipe, base.teacher, is_derived=is_staged) for name, recipe in stages.items()},
     )
-    _check_references(pipeline.recipes)
+    _check_references(pipeline, point.students)
+    _check_full_precision(pipeline.recipes)
+    if "seed" in grid_keys(point.grid):
+        _check_seeds(pipeline.models)
     return pipeline
 
 
@@ -107,23 +117,61 @@ def _spell_out(recipe: Recipe, base: TeacherConfig, is_derived: bool) -> Recipe:
     return recipe._replace(config=config)
 
 
-def _check_references(recipes: Mapping[str, Recipe]) -> None:
-    """Raises UserError for the name of a model that nobody makes, and for a model that is made from itself."""
+def _check_references(pipeline: Pipeline, students: Collection[str]) -> None:
+    """Raises UserError for the name of a model that nobody makes, or that is made later, and for a model that is made from
+    itself."""
+    recipes, followed = pipeline.recipes, set[str]()
     for name, recipe in recipes.items() if len(recipes) > 1 else ():
+        known = pipeline.models if name in pipeline.models else recipes
         for key, reference in referred_models(recipe.config).items():
-            if re.fullmatch(r"[\w-]+", reference) and reference not in recipes and not Path(reference).exists():
+            if re.fullmatch(r"[\w-]+", reference) and reference not in known and not Path(reference).exists():
+                hint = suggest(reference, [BASE_TEACHER, *known])
+                if reference in (*students, *pipeline.stages):
+                    hint = ", which is a student; what others are made from is one of `models`, as in {NAME: {student: …}}"
+                raise UserError(f"{name}: {key}: no model is called {reference!r}{hint}")
+        _follow(name, recipes, (), followed)
+
+
+def _check_full_precision(recipes: Mapping[str, Recipe]) -> None:
+    """Raises UserError for a model that begins as one whose weights are rounded: they cannot be trained, and rounded twice
+    they are another model."""
+    for name, recipe in recipes.items():
+        shape = recipe.config.students[name]
+        origin = shape.from_ or ("" if shape.config else recipe.config.teacher.model)
+        if not (recipe.is_trained or shape.quantize != "none") or origin not in recipes:
+            continue
+        made = recipes[origin].config.students[origin]
+        if (made.quantize, made.quantization_aware) != ("none", "none"):
+            remedy = "name what it was made from" if shape.from_ else "say what it is cut out of with `from`"
+            raise UserError(f"{name}: it begins as {origin!r}, whose weights are rounded; {remedy}")
+
+
+def _check_seeds(models: Mapping[str, Recipe]) -> None:
+    """Raises UserError for a model that is one for all seeds, and made from one that is not."""
+    for name, recipe in models.items():
+        for reference in referred_models(recipe.config).values() if recipe.has_fixed_seed else ():
+            if reference in models and _has_seeds(reference, models):
                 raise UserError(
-                    f"{name}: {key}: no model is called {reference!r}{suggest(reference, [BASE_TEACHER, *recipes])}"
+                    f"models.{name}.seed: it is made from {reference!r}, of which there is one for each seed; give "
+                    f"models.{reference} a seed too"
                 )
-        _follow(name, recipes, ())
 
 
-def _follow(name: str, recipes: Mapping[str, Recipe], trail: tuple[str, ...]) -> None:
+def _has_seeds(name: str, models: Mapping[str, Recipe]) -> bool:
+    """Whether there is another model of this name at every seed of the experiment."""
+    recipe = models[name]
+    if recipe.has_fixed_seed or recipe.is_trained:
+        return not recipe.has_fixed_seed
+    return any(_has_seeds(one, models) for one in referred_models(recipe.config).values() if one in models)
+
+
+def _follow(name: str, recipes: Mapping[str, Recipe], trail: tuple[str, ...], followed: set[str]) -> None:
     if name in trail:
         raise UserError(f"models: {' → '.join((*trail[trail.index(name) :], name))}: a model cannot be made from itself")
-    for reference in referred_models(recipes[name].config).values():
+    for reference in referred_models(recipes[name].config).values() if name not in followed else ():
         if reference in recipes:
-            _follow(reference, recipes, (*trail, name))
+            _follow(reference, recipes, (*trail, name), followed)
+    followed.add(name)
 
 
 def without_teacher(point: ExperimentConfig) -> ExperimentConfig:
@@ -135,7 +183,7 @@ def without_teacher(point: ExperimentConfig) -> ExperimentConfig:
         }
         for name, spec in point.stages.items()
     }
-    objective = replace(point.objective, terms=dict(plain))
+    objective = replace(point.objective, preset="", alpha=None, terms=dict(plain))
     return replace(point, objective=objective, on_policy=OnPolicyConfig(), stages=stages)
 
 

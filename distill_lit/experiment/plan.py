@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from distill_lit.config import ExperimentConfig
-from distill_lit.config.derivation import with_one_teacher
+from distill_lit.config.derivation import BASE_TEACHER, with_one_teacher
 from distill_lit.config.roles import Role
 from distill_lit.experiment.fingerprint import (
     TEACHER_INT8,
@@ -87,4 +87,5 @@ def _reference_runs(config: ExperimentConfig, first: PointRuns) -> Iterator[Run]
         identity = versioned_fingerprint(teacher=reference, form=INT8_RECIPE)
         yield Run(Role.QUANTIZED, TEACHER_INT8, identity, config, model_reference=reference)
     for name, reference in config.external_models.items():
-        yield first.external_run(name, reference, config)
+        of_teacher = config.teacher.model if reference == BASE_TEACHER else reference
+        yield first.external_run(name, of_teacher, config)

@@ -18,12 +18,11 @@ from distill_lit.experiment.fingerprint import (
     student_fingerprint,
     versioned_fingerprint,
 )
-from distill_lit.experiment.grid import GridPoint
+from distill_lit.experiment.grid import GridPoint, resolve_objective
 from distill_lit.experiment.mixture import asked_teachers, with_teacher_beside
 from distill_lit.experiment.pipeline import (
     Pipeline,
     expand_pipeline,
-    has_generated_corpus,
     learns_from_teacher,
     referred_models,
     without_teacher,
@@ -60,7 +59,7 @@ class PointRuns:
         self._make_student(own, pipeline)
         for role in (Role.UNTRAINED, Role.CE_ONLY):
             # where the teacher wrote the text, plain training on it is no training without the teacher
-            if role in point.baselines and role != own and not (role == Role.CE_ONLY and has_generated_corpus(point)):
+            if role in point.baselines and role != own and not (role == Role.CE_ONLY and pipeline.reads_generated_text):
                 self._make_student(role, expand_pipeline(self._baseline_point(role, point, pipeline), base))
 
     def _baseline_point(self, role: Role, point: ExperimentConfig, pipeline: Pipeline) -> ExperimentConfig:
@@ -70,7 +69,8 @@ class PointRuns:
         if role == Role.CE_ONLY and pipeline.learns_from_teacher:
             point = without_teacher(point)
         elif role == Role.UNTRAINED:
-            point = replace(point, stages={}, students={**point.students, point.student: replace(shape, quantize="none")})
+            students = {**point.students, point.student: replace(shape, quantize="none")}
+            point = replace(point, stages={}, students=students, objective=resolve_objective(point.objective))
         point = with_one_teacher(point)  # validated against `teacher.model`, whoever teaches the others
         if teacher_capabilities(point.teacher).copies_student:
             point = replace(point, teacher=replace(point.teacher, source="online"))
@@ -127,10 +127,10 @@ class PointRuns:
         self, config: ExperimentConfig, identified: ExperimentConfig, sources: dict[str, str]
     ) -> tuple[str, ...]:
         """The identities of the runs that write what a student reads: generated corpora, and what its teacher says."""
-        generated = list(_generated_runs(config, identified, sources))
+        seed = self.seed if "seed" in self.values else None
+        generated = list(_generated_runs(config, identified, sources, seed))
         self.generated += generated
         needs = tuple(run.fingerprint for run in generated)
-        seed = self.seed if "seed" in self.values else None
         caches = [
             _teacher_cache_run(name, config, identified, sources, needs, seed)
             for name, teacher in asked_teachers(config).items()
@@ -140,7 +140,9 @@ class PointRuns:
         return (*needs, *(cache.fingerprint for cache in caches))
 
 
-def _generated_runs(config: ExperimentConfig, identified: ExperimentConfig, sources: dict[str, str]) -> Iterator[Run]:
+def _generated_runs(
+    config: ExperimentConfig, identified: ExperimentConfig, sources: dict[str, str], seed: int | None
+) -> Iterator[Run]:
     """One run for each corpus that is written; its config holds no other corpus."""
     for name, corpus in config.data.corpora.items():
         if corpus.generated is not None:
@@ -155,7 +157,9 @@ def _generated_runs(config: ExperimentConfig, identified: ExperimentConfig, sour
             )
             used = [config.teacher.model, corpus.generated.model, corpus.generated.filters.perplexity_model]
             own = {ref: sources[ref] for ref in used if ref in sources}
-            label = safe_label("-".join([f"generated-{name}", *_corpus_axes(name, corpus, config.grid)]))
+            made = [ref for ref in own if ref == (corpus.generated.model or config.teacher.model)]
+            made += [] if seed is None or not own else [f"seed={seed}"]
+            label = safe_label("-".join([f"generated-{name}", *_corpus_axes(name, corpus, config.grid), *made]))
             yield Run(Role.GENERATED, label, identity, alone, depends_on=tuple(own.values()), sources=own)
 
 

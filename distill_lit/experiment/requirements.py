@@ -1,6 +1,7 @@
 """What an experiment needs from elsewhere, and how it is made ready without a model."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from distill_lit import data
@@ -68,9 +69,10 @@ def prepare_experiment_data(runs: Sequence[Run]) -> None:
     architectures = Architectures(runs)
     for run in runs:
         if run.student and not any(corpus.generated for corpus in run.config.data.corpora.values()):
-            base, is_routed = architectures.tokenizer_folder(run), bool(routed_corpora(run.config))
+            reader, is_routed = architectures.reader(run), bool(routed_corpora(run.config))
+            text = replace(run.config.data, chat_template=run.config.data.chat_template or reader.chat_template)
             prompt = run.config.teacher.prompt
-            data.prepare_datasets(run.config.data, base, run.config.dataset_source, is_routed, prompt)
+            data.prepare_datasets(text, reader.tokenizer_folder, run.config.dataset_source, is_routed, prompt)
     if any(_needs_dataset_mirror(run.config) for run in runs):
         mirror_root()
     prepare_probes(runs[0].config.evaluation, runs[0].config.dataset_source)

@@ -91,10 +91,11 @@ def allow_run_remote_code(run: Run, folder: Path) -> None:
 def check_sources_unchanged(runs: Iterable[Run], runs_folder: Path) -> None:
     """Raises UserError where the files of a model are others than when a finished run learned from it or began as it."""
     for run in runs:
-        recorded = read_manifest(runs_folder / run.name / "manifest.json").get("sources", {})
+        # a model may have had another name then
+        recorded = read_manifest(runs_folder / run.name / "manifest.json").get("sources", {}).values()
         for name, source in run.sources.items():
             place = source_model_folder(runs_folder / source)
-            if name in recorded and place.is_dir() and fingerprint(model_fingerprint(place)) != recorded[name]:
+            if recorded and place.is_dir() and fingerprint(model_fingerprint(place)) not in recorded:
                 raise UserError(
                     f"{place}: it is not the {name!r} any more that {run.label} was made from; put its files back, or "
                     f"remove the folders of both below {runs_folder} to make them again"

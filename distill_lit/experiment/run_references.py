@@ -1,20 +1,24 @@
 """Models that another experiment has made: `run:EXPERIMENT/MODEL`, with MODEL as `distill-lit status` calls its run.
 
 A model with seeds may be named without one: `run:teacher_correction/corrected` is for seed 1 of this experiment the one of
-seed 1 of that. Its run must be finished. A reference stands for a folder, whose name hashes all that the model depends on.
+seed 1 of that. Its run must be finished. A reference stands for a folder, whose name hashes all that the model depends on;
+where an experiment has been run with other settings since, MODEL is the name of one of its folders.
 """
 
 import re
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from distill_lit.config import ExperimentConfig, to_dict
+from distill_lit.config.key_paths import holds_paths
 from distill_lit.config.loading import build_section
 from distill_lit.utils.exceptions import UserError, suggest
 from distill_lit.utils.files import read_json
 
 RUN_PREFIX = "run:"
 SEED = re.compile(r"-seed=(\d+)$")
+HASH = re.compile(r"-[0-9a-f]{8}$")  # at the end of the name of a run
 SECTIONS = ("teacher", "students", "models", "stages", "data", "external_models")  # in which models are referred to
 
 
@@ -35,16 +39,21 @@ def resolve_run_references(config: ExperimentConfig, root: Path) -> ExperimentCo
     Raises UserError for an experiment, a model or a seed that is not there, or is not finished.
     """
     tree = to_dict(config)
-    found = {name: _resolve(tree[name], root, config.seed) for name in SECTIONS}
+    found = {name: _resolve(tree[name], name, root, config.seed) for name in SECTIONS}
+    # one model for all seeds of this experiment is made from those of its own seed
+    seeds = {name: spec["seed"] for name, spec in config.models.items() if "seed" in spec}
+    found["models"] |= {name: _resolve(tree["models"][name], f"models.{name}", root, seed) for name, seed in seeds.items()}
     return build_section(ExperimentConfig, {**tree, **found}, [])
 
 
-def _resolve(value: Any, root: Path, seed: int) -> Any:
+def _resolve(value: Any, key: str, root: Path, seed: int) -> Any:
+    """A value at a dotted key; only a reference is one, and no other text that begins alike."""
     if isinstance(value, dict):
-        return {name: _resolve(item, root, seed) for name, item in value.items()}
+        return {name: _resolve(item, f"{key}.{name}", root, seed) for name, item in value.items()}
     if isinstance(value, list):
-        return [_resolve(item, root, seed) for item in value]
-    return f"file:{_folder_of(value, root, seed)}" if isinstance(value, str) and value.startswith(RUN_PREFIX) else value
+        return [_resolve(item, key, root, seed) for item in value]
+    is_reference = isinstance(value, str) and value.startswith(RUN_PREFIX) and holds_paths(ExperimentConfig, key)
+    return f"file:{_folder_of(value, root, seed)}" if is_reference else value
 
 
 def _folder_of(reference: str, root: Path, seed: int) -> Path:
@@ -55,8 +64,11 @@ def _folder_of(reference: str, root: Path, seed: int) -> Path:
         raise UserError(f"reference {reference!r}: no experiment {experiment!r} has been run below {runs}{hint}")
     made = _finished_models(runs / experiment)
     for label in (model, f"{model}-seed={seed}"):
+        if len(made.get(label, ())) > 1:
+            folders = " or ".join(folder.parent.name for folder in made[label])
+            raise UserError(f"reference {reference!r}: it has been made with several settings; name one folder, {folders}")
         if label in made:
-            return made[label]
+            return made[label][0]
     seeds = sorted(int(match[1]) for label in made if (match := SEED.search(label)) and label[: match.start()] == model)
     if seeds:
         raise UserError(f"reference {reference!r}: it has no seed {seed}, but {', '.join(map(str, seeds))}")
@@ -64,12 +76,14 @@ def _folder_of(reference: str, root: Path, seed: int) -> Path:
     raise UserError(f"reference {reference!r}: no finished model is called so{suggest(model, names)}")
 
 
-def _finished_models(folder: Path) -> dict[str, Path]:
-    """{label: transformers folder} of the runs of an experiment that have made a model."""
-    found = {}
+def _finished_models(folder: Path) -> dict[str, list[Path]]:
+    """{label, or name of a run: transformers folders} of the runs of an experiment that have made a model."""
+    found = defaultdict(list)
     for path in sorted(folder.glob("*/manifest.json")):
         manifest = read_json(path)
         student = Path(manifest.get("model", path.parent / "student"))
         if "fingerprint" in manifest and student.is_dir():
-            found[str(manifest["label"])] = student
+            # a folder is called anew where the label of its run changes, a manifest is not
+            for name in {path.parent.name, HASH.sub("", path.parent.name)}:
+                found[name].append(student)
     return found

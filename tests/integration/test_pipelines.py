@@ -2,11 +2,12 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import tiny_tasks
+from helpers.pipelines import MODELS, STAGES, plan, write
 
 from distill_lit.config import load_experiment, to_yaml
 from distill_lit.config.roles import Role
@@ -14,53 +15,12 @@ from distill_lit.experiment.architectures import Architectures
 from distill_lit.experiment.collect import _costs, _curves
 from distill_lit.experiment.experiment import Experiment
 from distill_lit.experiment.launcher import Outcome, SilentDisplay, _Launcher
-from distill_lit.experiment.plan import plan_runs
+from distill_lit.experiment.model_checks import check_against_teacher
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.run import build_run, check_sources_unchanged, is_run_built, read_manifest, with_source_folders
-from distill_lit.experiment.validation import check_against_teacher, check_experiment
 from distill_lit.models import load_model
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import read_jsonl
-
-MODELS = """
-models:
-  corrected: {from: teacher, objective: {terms: {ce: {}}}, training: {max_tokens: 1024, learning_rate: 0.01}}
-  assistant: {student: three, teacher: corrected}
-"""
-STAGES = """
-stages:
-  warm_up: {objective: {terms: {ce: {}}}, training.max_tokens: 512}
-  off_policy: {training: {max_tokens: 1024}}
-  on_policy: {on_policy: {fraction: 1.0, max_new_tokens: 8}, training.learning_rate: 0.002}
-"""
-
-
-def write(folder: Path, teacher: Path, corpus: Path, text: str = "", grid: str = "{seed: [0]}", more: str = "") -> Path:
-    tasks = tiny_tasks.make_tasks(folder / "tasks", "colours")
-    file = folder / "tiny.yaml"
-    file.write_text(f"""
-name: tiny
-teacher: {{model: "file:{teacher}", dtype: float32}}
-students:
-  three: {{num_layers: 3, layers: uniform}}
-  two: {{num_layers: 2, layers: uniform}}
-data: {{sequence_length: 32, validation_sequences: 4, max_tokens: 2048, corpora: {{text: {{path: "file:{corpus}"}}}}}}
-objective: {{terms: {{kl: {{kind: forward_kl}}}}, compile: never}}
-training: {{max_tokens: 1024, micro_batch_size: 4, precision: float32, accelerator: cpu, val_check_interval: 1.0}}
-evaluation: {{tasks: [colours], include_path: "{tasks}", limit: 4}}
-loggers: {{tensorboard: null}}
-student: two
-grid: {grid}
-{text}
-{more}
-""")
-    return file
-
-
-def plan(file: Path, *overrides: str) -> dict[str, Run]:
-    config = load_experiment(file, list(overrides))
-    check_experiment(config)
-    return {run.label: run for run in plan_runs(config)}
 
 
 def build(runs: dict[str, Run], folder: Path) -> None:
@@ -275,6 +235,9 @@ def test_files_that_changed_after_a_student_was_trained_are_noticed(
     assert not is_run_built(runs["corrected-seed=0"], folder.parent)
     with pytest.raises(UserError, match="is not the 'corrected' any more that assistant-seed=0 was made from"):
         check_sources_unchanged(runs.values(), copied)
+    assistant = runs["assistant-seed=0"]
+    with pytest.raises(UserError, match="is not the 'tuned' any more that assistant-seed=0 was made from"):  # a new name
+        check_sources_unchanged([replace(assistant, sources={"tuned": assistant.sources["corrected"]})], copied)
 
 
 def test_runs_of_a_plan_know_what_they_need(built: tuple[Experiment, dict[str, Run]]) -> None:

@@ -43,11 +43,12 @@ def add_parser(commands: CommandParsers) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """Evaluates one model and prints its scores, and below them how they were computed."""
-    from distill_lit.experiment.validation import check_evaluation_fits_models, load_evaluation_settings
+    from distill_lit.experiment.validation import load_evaluation_settings
 
     settings = load_evaluation_settings(options.model, options.overrides, options.dataset_source, options.accelerator)
     from distill_lit.evaluation.evaluator import evaluate_model, join_results
     from distill_lit.evaluation.probes import evaluate_probes
+    from distill_lit.experiment.model_checks import check_evaluation_fits_models
     from distill_lit.experiment.precision import resolve_dtype
     from distill_lit.models import load_model_config, model_folder
     from distill_lit.report.tables.footnotes import task_line, truncation_notes

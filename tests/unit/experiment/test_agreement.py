@@ -12,8 +12,8 @@ from tokenizers import normalizers
 from distill_lit.config import EvaluationConfig, load_experiment
 from distill_lit.evaluation.tasks import has_generative_tasks
 from distill_lit.experiment.agreement import penalty_notes
+from distill_lit.experiment.model_checks import check_against_teacher, check_models
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.validation import check_against_teacher
 from distill_lit.models import load_tokenizer
 from distill_lit.utils.exceptions import UserError
 
@@ -222,3 +222,87 @@ def test_other_ends_than_the_tokenizers_in_another_tokenizer(folder: Path, tmp_p
         "students.one: where a text of its own ends with '</s>' and not with '<|im_end|>', the teacher is not asked about "
         "the end"
     )
+
+
+# ---------------------------------------------------------------- several teachers, and models that are made here
+
+GEMMA_TOO = "teacher.mixture.teachers.g={model: 'file:FOLDER/gemma', weight: 0.5}"
+PLAIN_CORPUS = "data.corpora.plain={path: 'file:TEXT', text: '{{ m[0].content }}', teacher: g}"
+
+
+def test_every_teacher_of_chats_is_to_know_their_format(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        notes(folder, tmp_path, "instruct", "", GEMMA_TOO)
+    assert str(error.value) == (
+        "the teacher's chat template: it writes a chat with '<|im_start|>', '<|im_end|>', the teacher g's own template "
+        "with '<s>', '<start_of_turn>', '<end_of_turn>': the teacher g would score a format that it does not know; have it "
+        "score plain text alone, or train the teacher g on such chats first"
+    )
+    assert notes(folder, tmp_path, "instruct", "", GEMMA_TOO, LABELS_ALONE) == []
+    assert notes(folder, tmp_path, "instruct", "", GEMMA_TOO.replace("gemma", "instruct")) == []
+    (said,) = notes(folder, tmp_path, "instruct", "", GEMMA_TOO.replace("gemma", "base"))
+    assert said.startswith("the teacher g ends its texts with '<|endoftext|>', and a turn of these chats ends with")
+    for_plain_text = GEMMA_TOO.replace(", weight: 0.5", "")
+    assert (
+        notes(folder, tmp_path, "instruct", "", for_plain_text, PLAIN_CORPUS.replace("TEXT", f"{tmp_path}/chats.jsonl"))
+        == []
+    )
+
+
+def test_a_teacher_that_is_not_asked_about_chats_need_not_know_them(folder: Path, tmp_path: Path) -> None:
+    routed = ("teacher.mixture.teachers.g={model: 'file:FOLDER/plain'}", "data.corpora.chats.teacher=g")
+    said = notes(folder, tmp_path, "instruct", "", *routed, "data.chat_template=FOLDER/zephyr.jinja")
+    assert [line.split(",")[0] for line in said] == [
+        "data.chat_template renders a chat unlike the teacher's own template",
+        "the teacher ends its texts with '<|im_end|>'",  # as which the student begins
+    ]
+
+
+TUNED = "models={tuned: {from: teacher, objective: {terms: {ce: {}}}, data.chat_template: FOLDER/zephyr.jinja}}"
+
+
+def test_a_teacher_that_was_trained_on_such_chats_first_knows_them(folder: Path, tmp_path: Path) -> None:
+    """As the refusal says to."""
+    zephyr, tuned = "data.chat_template=FOLDER/zephyr.jinja", "grid={teacher: [tuned]}"
+    said = notes(folder, tmp_path, "instruct", "", TUNED, zephyr, tuned)
+    assert [line.split(",")[0] for line in said] == [  # of the one that is tuned, when it is not yet
+        "data.chat_template renders a chat unlike the teacher's own template",
+        "the teacher: it is trained on chats of data.chat_template",
+    ]
+    with pytest.raises(UserError, match=r"the teacher would score a format that it does not know"):
+        notes(folder, tmp_path, "instruct", "", TUNED, zephyr, "grid={teacher: [tuned, teacher]}")
+    plain_text = "data: {corpora: {chats: {messages: '', text: '{{ m[0].content }}'}}}"
+    on_plain_text = TUNED.replace("{tuned: {", f"{{tuned: {{{plain_text}, ")
+    with pytest.raises(UserError, match=r"the teacher would score a format that it does not know"):
+        notes(folder, tmp_path, "instruct", "", on_plain_text, zephyr, tuned)
+    assert notes(folder, tmp_path, "plain", "", TUNED, tuned) == []  # the rows are written in the template that it brings
+
+
+def test_stages_before_decide_whether_a_student_ends_its_turns(folder: Path, tmp_path: Path) -> None:
+    warm_up = "warm_up: {objective: {terms: {ce: {}}}%s}"
+    stages = f"stages={{{warm_up}, own: {{on_policy: {{fraction: 1.0}}}}}}"
+    ends = load_tokenizer(folder / "instruct").convert_tokens_to_ids(["</s>", "<|im_end|>"])
+    make_chat_model(tmp_path / "teacher", "chatml", "</s>", eos_token_id=ends)
+    shutil.copytree(folder / "base", tmp_path / "base")
+    said = notes(tmp_path, tmp_path, "teacher", "base", stages % "")
+    assert any("which it learns only here" in line for line in said)
+    plain_text = ", data: {corpora: {chats: {messages: '', text: '{{ m[0].content }}'}}}"
+    with pytest.raises(UserError, match=r"ends its texts with '</s>', '<\|endoftext\|>', and a turn of these chats"):
+        notes(tmp_path, tmp_path, "teacher", "base", stages % plain_text)
+
+
+def test_the_same_name_of_two_models_is_checked_twice(folder: Path, tmp_path: Path) -> None:
+    """At one point of the grid `made` has two layers, at another one."""
+    made = ("models={made: {from: teacher, num_layers: 2}}", "students.one={from: made, num_layers: 2, layers: uniform}")
+    with pytest.raises(UserError, match="2 exceeds the teacher's 1 layers"):
+        notes(folder, tmp_path, "instruct", "", *made, "grid={models.made.num_layers: [2, 1]}")
+
+
+def test_students_of_every_teacher_are_to_be_asked_in_chats(folder: Path, tmp_path: Path) -> None:
+    """Those of the first teacher have no chat template, those of the last have one."""
+    axis = f"grid={{teacher: ['file:{folder}/plain', 'file:{folder}/instruct']}}"
+    asked = ("evaluation.apply_chat_template=true", "evaluation.tasks=[arc_easy]")
+    file = write_chat_experiment(tmp_path, folder / "instruct")
+    config = load_experiment(file, [*PLAIN, *asked, axis])
+    with pytest.raises(UserError, match=r"apply_chat_template.*one.*chat template"):
+        check_models(config, plan_runs(config))

@@ -9,6 +9,7 @@ from distill_lit.config import (
     DataConfig,
     EvaluationConfig,
     ObjectiveConfig,
+    ProbeConfig,
     StudentConfig,
     TeacherConfig,
     TermConfig,
@@ -31,6 +32,7 @@ SECTIONS = (
     ObjectiveConfig,
     TrainingConfig,
     EvaluationConfig,
+    ProbeConfig,
 )
 DEFAULTS = ROOT / "tests/data" / f"defaults_{FINGERPRINT_VERSION}.yaml"
 QUICKSTART = ROOT / "experiments" / "quickstart.yaml"
