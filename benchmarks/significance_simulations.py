@@ -1,5 +1,5 @@
 """Do intervals cover and tests err as often as they say? `python benchmarks/significance_simulations.py`
-(4 minutes, 1 core).
+(5 minutes, 1 core).
 
 Every row simulates experiments whose truth is known and prints how often the statement made about it was right.
 Writes benchmarks/significance_simulations.md.
@@ -378,7 +378,7 @@ def main(repeats: int = 2000) -> None:
         "# Coverage and error rates of the statistics, simulated",
         "",
         f"`python benchmarks/significance_simulations.py {repeats}`: share of simulated experiments,",
-        f'{repeats} per row (a fifth of it below the first line that says "drawn again"). Monte Carlo error at .95:',
+        f'{repeats} per row (a fifth of it from "Drawn again" on). Monte Carlo error at .95:',
         f"±{error:.3f}.",
         "",
         "| statement | should be | is |",

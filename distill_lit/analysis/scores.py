@@ -221,6 +221,8 @@ def task_score(scores: Scores, t: int, g: int) -> Interval:
     if not estimate.covers_seeds or np.ptp(mean) < st.REPLICATE_TOLERANCE:
         n = st.effective_documents(mean, task.clusters)
         return st.wilson(value * n, n, confidence)
+    if not estimate.variance > 0:  # a single passage
+        return Interval(value, np.nan, np.nan)
     n = value * (1 - value) / estimate.variance
     return st.wilson(value * n, n, confidence, estimate.df)
 

@@ -12,7 +12,7 @@ from distill_lit.analysis.array_types import FloatArray
 REPLICATE_TOLERANCE = (
     1e-6  # equal replicates differ by less, different ones by more: they are means of thousands of answers
 )
-SIGN_FLIP_LEVELS = 2**14
+SIGN_FLIP_LEVELS = 2**14  # or 16 for each sum, where they are many
 
 
 class Interval(NamedTuple):
@@ -119,7 +119,7 @@ def _whole_sizes(sums: FloatArray) -> NDArray[np.integer]:
         return np.zeros(len(sums), np.int64)
     unit = known.min()
     if np.abs(known / unit - np.round(known / unit)).max() > REPLICATE_TOLERANCE * len(known):
-        unit = known.sum() / SIGN_FLIP_LEVELS
+        unit = known.sum() / max(SIGN_FLIP_LEVELS, 16 * len(known))
     return np.asarray(np.round(sums / unit), np.int64)
 
 

@@ -12,6 +12,7 @@ import torch
 from helpers import tiny_models
 from helpers.command_line import run as run_command
 from helpers.synthetic_results import build, copy_model
+from scipy import stats
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     GPT2Config,
@@ -23,7 +24,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from distill_lit.analysis.inference_cost import add_costs, summarize_costs
+from distill_lit.analysis.inference_cost import add_costs, read_costs, summarize_costs
 from distill_lit.analysis.pareto import CLAIM_FAILS, CLAIM_HOLDS, CLAIM_UNDECIDED, efficiency_claims
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scores import compute_scores
@@ -130,6 +131,20 @@ def test_what_falls_on_all_models_of_a_block_is_not_in_the_ratio() -> None:
     assert "joules_per_token" not in found.index.get_level_values("axis")
     calm = summarize_costs(made_up_rows(4.0, noise=0.0), "teacher", 0.95).set_index(["model", "axis"])
     assert calm.loc[("student", "decode_s_per_token"), "value"] == pytest.approx(2e-3)  # √(4 ms · 1 ms)
+
+
+def test_blocks_have_students_interval_and_a_report_draws_it_from_the_measurements(tmp_path: Path) -> None:
+    rows = made_up_rows(4.0, noise=0.3)
+    found = summarize_costs(rows, "teacher", 0.95).set_index(["model", "axis"]).loc[("student", "decode_s_per_token")]
+    student = rows[rows["model"] == "student"]
+    blocks = np.log(student["decode_s_per_token"]).groupby(student["block"]).mean()
+    by_hand = stats.t.interval(0.95, 5, blocks.mean(), blocks.std(ddof=1) / 6**0.5)
+    assert (found["low"], found["high"]) == pytest.approx(tuple(np.exp(by_hand)))
+    assert read_costs(tmp_path) == {}
+    (tmp_path / "cost.json").write_text(json.dumps({"axes": [{"model": "old"}], "stands_for": {"teacher": ["teacher"]}}))
+    rows.to_csv(tmp_path / "cost.csv", index=False)
+    drawn = pd.DataFrame(read_costs(tmp_path)["axes"]).set_index(["model", "axis"])
+    assert drawn.loc[("student", "decode_s_per_token"), "low"] == pytest.approx(found["low"])
 
 
 @pytest.mark.parametrize(

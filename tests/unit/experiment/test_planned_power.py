@@ -40,13 +40,14 @@ def leave_records(root: Path, name: str, variances: dict[str, TaskVariances]) ->
 
 def test_documents_seeds_and_comparisons_are_those_of_the_plan(tmp_path: Path) -> None:
     folder = leave_records(tmp_path, "other", VARIANCES)
-    found = planned_power(planned(tmp_path, evaluation__limit=500))
+    experiment = planned(tmp_path, evaluation__limit=500)
+    found = planned_power(experiment)
     assert found is not None
     assert found.records == folder
     assert found.documents == {"sciq": 500, "piqa": 400}
     assert found.at_chance == ("winogrande",)
     assert (found.num_seeds, found.comparisons) == (3, 1)
-    assert found.power == detectable_difference(VARIANCES, found.documents, 3, 1)
+    assert found.power == detectable_difference(VARIANCES, found.documents, 3, 1, experiment.config.analysis.alpha)
 
 
 def test_the_records_that_share_most_tasks_are_taken_and_a_named_folder_first(tmp_path: Path) -> None:
