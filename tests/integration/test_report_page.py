@@ -73,7 +73,7 @@ out.decides = document.querySelector("#documents thead").textContent;
 pick("task", "sciq");
 out.answers = [...document.querySelectorAll("#documents article")].slice(0, 5).map((a) => [1, 2].map((column) => {
   const cells = [...a.querySelectorAll("tbody tr")].map((tr) => tr.children[column]);
-  const scores = cells.map((cell) => Number(cell.firstChild.textContent.replace("−", "-")));
+  const scores = cells.map((cell) => parseFloat(cell.textContent.replace("−", "-")));
   return [scores, cells.findIndex((cell) => cell.textContent.includes("answer"))];
 }));
 pick("task", "");
