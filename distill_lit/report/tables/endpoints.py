@@ -46,10 +46,10 @@ def endpoint_sentence(scores: Scores, frame: pd.DataFrame) -> str:
         sure = found["ce_only_p_adjusted"] <= scores.analysis.alpha
         better = (found["ce_only_delta"] > 0) == found["higher_is_better"]
         counts = {"better": int((sure & better).sum()), "worse": int((sure & ~better).sum())}
-        shown = " and ".join(f"{number} {word}" for word, number in counts.items() if number) or "none"
+        shown = ", ".join(f"{number} {word}" for word, number in counts.items() if number) or "none"
         parts.append(f"{_endpoint_name(found.iloc[0])} {shown}")
     of = rows["model"].nunique()
-    return f"Other endpoints, students significantly changed by the teacher of {of}: {', '.join(parts)}." if parts else ""
+    return f"Other endpoints (significant after Holm, of {of} students): {'; '.join(parts)}." if parts else ""
 
 
 def primary_first(frame: pd.DataFrame) -> pd.DataFrame:

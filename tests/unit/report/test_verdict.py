@@ -21,7 +21,7 @@ from distill_lit.report.number_format import format_points
 from distill_lit.report.primary_endpoint import primary_headline
 from distill_lit.report.summary import finding, headline, verdict
 from distill_lit.report.tables.answer import leave_one_out_table, pair_table, task_signal_table
-from distill_lit.report.tables.endpoints import endpoint_table
+from distill_lit.report.tables.endpoints import endpoint_sentence, endpoint_table
 from distill_lit.report.tables.footnotes import training_text_notes
 from distill_lit.report.tables.score_notes import ties_note
 from distill_lit.report.tables.scores import score_table
@@ -318,6 +318,9 @@ def test_a_declared_endpoint_answers_first(result: ReportBundle) -> None:
         "student trained without it, −0.020 [−0.030, −0.010] for d24 (significant, p .010), +0.010 [−0.010, +0.030] for "
     )
     assert primary_headline(result.scores, frame, result.students) == ""  # accuracy is declared
+    said = endpoint_sentence(result.scores, frame.assign(is_primary=frame["endpoint"] == "accuracy"))
+    assert said.startswith("Other endpoints (significant after Holm, of 4 students): ")
+    assert said.endswith("bits per byte 1 better.")
     table = endpoint_table(result.scores, frame)
     assert table.columns[:3] == ["model", "bits per byte (less is better)", "above chance, points"]
     assert table.rows[0][1].text == "−0.020 [−0.030, −0.010]‡"
