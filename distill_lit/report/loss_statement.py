@@ -133,13 +133,17 @@ def _confidence(report: LongTail, label: str) -> str:
         return ""
     row, teacher = rows.iloc[0], report.calibration[report.calibration["model"] == "teacher"].iloc[0]
     tail = f" ({format_points(row['ece_tail'])} on the rarest questions)" if pd.notna(row.get("ece_tail")) else ""
-    mean, worst = (format_number(row[f"{name}_bits_per_byte"], 2, signed=True) for name in ("excess", "cvar"))
+    mean, worst = (_more_or_less(row[f"{name}_bits_per_byte"]) for name in ("excess", "cvar"))
     error = format_with_interval(row["ece_all"], row["ece_low"], row["ece_high"])
     return (
-        f"The right answer costs {mean} bits per byte more than under the teacher, in the worst tenth of documents {worst}."
-        f" Calibration error (ECE, {CONFIDENCE_SOURCE}): {error} points{tail}; teacher "
+        f"The right answer costs {mean} than under the teacher, in the worst tenth of documents {worst}. "
+        f"Calibration error (ECE, {CONFIDENCE_SOURCE}): {error} points{tail}; teacher "
         f"{format_points(teacher['ece_all'])}."
     )
+
+
+def _more_or_less(value: float) -> str:
+    return f"{format_number(abs(value), 2)} bits per byte {'less' if value < 0 else 'more'}"
 
 
 def _coverage(report: LongTail, label: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from distill_lit.analysis.endpoints import ACCURACY
 from distill_lit.analysis.pareto import cost_axes, pareto_frontier
 from distill_lit.analysis.power import task_variances, variances_to_json
 from distill_lit.analysis.probe_long_tail import probe_long_tail_frame
@@ -31,7 +32,7 @@ from distill_lit.report.loss_report import loss_report_frame, loss_report_markdo
 from distill_lit.report.loss_statement import calibration_finding
 from distill_lit.report.paper.pivot import write_pivot_files
 from distill_lit.report.summary import finding
-from distill_lit.report.tables.endpoints import endpoint_table
+from distill_lit.report.tables.endpoints import endpoint_sentence, endpoint_table
 from distill_lit.report.tables.footnotes import sample_limit_notes
 from distill_lit.report.tables.generation import generation_table, variance_table
 from distill_lit.report.tables.inference_cost import cost_table
@@ -73,8 +74,9 @@ def write_score_tables(folder: Path, result: ReportBundle, all_formats: bool = F
     main = score_table(result.scores, result.score_frame, "Did the teacher help?")
     tasks, cost = task_table(result.scores, result.score_frame), cost_table(result.scores)
     endpoints = endpoint_table(result.scores, result.endpoint_frame)
+    is_declared = result.scores.analysis.primary_endpoint != ACCURACY
     texts = {
-        "table.md": _table_page(folder, result, main, [tasks, *([endpoints] if len(endpoints.columns) > 2 else []), cost]),
+        "table.md": _table_page(folder, result, main, [tasks, *([endpoints] if is_declared else []), cost]),
         "table.csv": to_csv(csv_frame(result.score_frame)),
         "endpoints.csv": to_csv(result.endpoint_frame),
         **({"probes.csv": to_csv(probe_long_tail_frame(result.probe_long_tail))} if result.scores.results.probes else {}),
@@ -98,7 +100,7 @@ def _table_page(folder: Path, result: ReportBundle, main: Table, others: list[Ta
         f"**{escape_markdown_cell(result.headline)}**\n",
         *(f"> {escape_markdown_cell(text)}\n" for text in main.header_notes),
         to_markdown(replace(main, header_notes=[]), with_provenance=False),
-        *markdown_paragraphs(result.verdict),
+        *markdown_paragraphs([*result.verdict, *_some(endpoint_sentence(result.scores, result.endpoint_frame))]),
         *figures,
         *(to_markdown(replace(table, header_notes=[])) for table in others),
         "Every task with intervals and differences is in [table.csv](table.csv) and on the page (report.html); what was "
@@ -106,6 +108,10 @@ def _table_page(folder: Path, result: ReportBundle, main: Table, others: list[Ta
         *markdown_paragraphs(main.provenance),
     ]
     return "\n".join(page)
+
+
+def _some(sentence: str) -> list[str]:
+    return [sentence] if sentence else []
 
 
 def _label(name: str) -> str:

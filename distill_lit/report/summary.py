@@ -60,7 +60,8 @@ def headline(scores: Scores, students: list[StudentVerdict], axes: Sequence[Axis
     parts = [_sure(part, len(known)) for part in (gained, harmed) if part]
     near = [student for student in known if student.is_significant_alone and not student.is_significant]
     open_ = [student for student in known if not student.is_significant and student not in near]
-    parts += [_significant_alone(near, len(known))] if near else []
+    for way in ([one for one in near if one.delta.value > 0], [one for one in near if one.delta.value <= 0]):
+        parts += [_significant_alone(way, len(known))] if way else []
     parts += [_not_significant(open_, len(known))] if open_ else []
     seeds = " One seed each." if all(student.num_seeds == 1 for student in known) else ""
     size = join_words([parts[0], *(f"by {part}" for part in parts[1:])])

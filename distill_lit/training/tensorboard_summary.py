@@ -12,8 +12,8 @@ HParamsSession = tuple[dict[str, Any], dict[str, float]]  # a run's fields, its 
 FINAL_FOLDER = "final"  # of an experiment's runs: a folder for each with its fields and final scores
 # what is logged of training and validation beside the terms of the loss
 WATCHED = (
-    "loss$", "student_", "teacher_", "agreement", "draft_acceptance", "own_", "on_policy", "in_spans", "scored_by", "tokens",
-    "gradient_norm",
+    "loss$", "student_", "teacher_", "agreement", "draft_acceptance", "own_", "on_policy", "in_spans", "scored_by",
+    "tokens", "gradient_norm",
 )  # fmt: skip
 
 

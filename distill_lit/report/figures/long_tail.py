@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from distill_lit.analysis.document_axes import MISSING_STRATUM
+from distill_lit.analysis.document_axes import MISSING_STRATUM, SECONDARY_AXES
 from distill_lit.analysis.long_tail import LongTail
 from distill_lit.report.figures.style import (
     GREY,
@@ -80,7 +80,8 @@ def _by_rarity(axes: Any, strata: pd.DataFrame, without: str) -> None:
 
 
 def _by_axis(axes: Any, contrasts: pd.DataFrame, report: LongTail) -> None:
-    known = contrasts[contrasts.get("tail_loss", pd.Series(np.nan, contrasts.index)).notna()]
+    is_known = contrasts.get("tail_loss", pd.Series(np.nan, contrasts.index)).notna()
+    known = contrasts[is_known & ~contrasts["axis"].isin(SECONDARY_AXES)] if len(contrasts) else contrasts
     if known.empty:
         axes.text(0.5, 0.5, "too few documents", ha="center", color=GREY, transform=axes.transAxes)
     places = np.arange(len(known), dtype=float)

@@ -30,12 +30,26 @@ def endpoint_table(scores: Scores, frame: pd.DataFrame) -> Table:
         columns,
         list(cells.values()),
         footnotes=[
-            f"Averages over tasks of equal weight, differences paired; {HOLM_MARK} significant after Holm over the "
-            f"students, for each endpoint by itself, at {scores.analysis.alpha:.3g}. The declared endpoint stands first; "
-            "the others are secondary, whatever their p. Bits per byte of the right answer reward fit to the domain of the "
-            "training text too."
+            f"Averages over tasks, paired; {HOLM_MARK} significant after Holm over the students, for each endpoint by "
+            f"itself, at {scores.analysis.alpha:.3g}. The declared endpoint stands first, the others are secondary. Bits "
+            "per byte reward fit to the domain of the training text too."
         ],
     )
+
+
+def endpoint_sentence(scores: Scores, frame: pd.DataFrame) -> str:
+    """By how many students other endpoints than the declared one are significantly better or worse with the teacher."""
+    rows = primary_first(frame)
+    rows = rows[(rows["role"] == "distilled") & rows["ce_only_delta"].notna() & ~rows["is_primary"]]
+    parts = []
+    for _, found in rows.groupby(["endpoint", "is_probe"], sort=False):
+        sure = found["ce_only_p_adjusted"] <= scores.analysis.alpha
+        better = (found["ce_only_delta"] > 0) == found["higher_is_better"]
+        counts = {"better": int((sure & better).sum()), "worse": int((sure & ~better).sum())}
+        shown = ", ".join(f"{number} {word}" for word, number in counts.items() if number) or "none"
+        parts.append(f"{_endpoint_name(found.iloc[0])} {shown}")
+    of = rows["model"].nunique()
+    return f"Other endpoints (significant after Holm, of {of} students): {'; '.join(parts)}." if parts else ""
 
 
 def primary_first(frame: pd.DataFrame) -> pd.DataFrame:
@@ -47,11 +61,14 @@ def primary_first(frame: pd.DataFrame) -> pd.DataFrame:
 
 def endpoint_title(row: pd.Series) -> str:
     """The endpoint of a row in words, with its unit and, where that is unusual, its direction."""
+    name, unit = _endpoint_name(row), UNITS_IN_HUNDREDTHS.get(row["unit"], row["unit"])
+    words = name if name.endswith(unit) else f"{name}, {unit}"
+    return f"{words}{'' if row['higher_is_better'] else ' (less is better)'}"
+
+
+def _endpoint_name(row: pd.Series) -> str:
     where = "probes, " if row["is_probe"] else ""
-    unit = UNITS_IN_HUNDREDTHS.get(row["unit"], row["unit"])
-    title = "above chance" if row["endpoint"] == ACCURACY else row["title"]
-    words = title if title == unit else f"{title}, {unit}"
-    return f"{where}{words}{'' if row['higher_is_better'] else ' (less is better)'}"
+    return f"{where}{'above chance' if row['endpoint'] == ACCURACY else row['title']}"
 
 
 def format_change(row: pd.Series) -> str:

@@ -63,8 +63,7 @@ def evaluation_footnotes(scores: Scores) -> list[str]:
         f"Evaluated with {', '.join(shared)}.",
         *_exceptions(scores, settings),
         f"Tasks: {'; '.join(tasks)}.",
-        f"Intervals {q:.0%}: of documents (by passage where they share one) and seeds together, by the crossed variance of "
-        "both with Satterthwaite's t; Wilson and Newcombe for single models.",
+        f"Intervals {q:.0%}: crossed variance of documents (by passage) and seeds; Wilson and Newcombe for single models.",
     ]
 
 
@@ -142,7 +141,9 @@ def _exceptions(scores: Scores, settings: Mapping[str, Mapping[str, Any]]) -> li
             ways += truncation_notes(facts)
             for way in ways:
                 found.setdefault(f"{model} with {way}", []).append(task)
-    return [f"But {way}, on {join_words(tasks)}." for way, tasks in found.items()]
+    whole = len(scores.tasks) if len(scores.tasks) > 2 else 0
+    named = {way: "every task" if len(tasks) == whole else join_words(tasks) for way, tasks in found.items()}
+    return [f"But {way}, on {tasks}." for way, tasks in named.items()]
 
 
 def truncation_notes(facts: Mapping[str, Any]) -> list[str]:

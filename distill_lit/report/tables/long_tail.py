@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from distill_lit.analysis.document_axes import RARITY
+from distill_lit.analysis.document_axes import RARITY, SECONDARY_AXES
 from distill_lit.analysis.long_tail import INSUFFICIENT, NOTE_AT_CHANCE, LongTail
 from distill_lit.analysis.score_table import find_baselines
 from distill_lit.analysis.scores import Scores
@@ -21,6 +21,7 @@ from distill_lit.report.tables.score_notes import FDR_MARK
 
 KEY_AXES = {"rarity_answer": "rare answers", RARITY.name: "rare questions"}  # in the small table and in words
 CONTRASTS = ("tail_loss", "ce_only_tail_loss", "excess")
+BESIDE = ("retention_change", "student_change")  # the same on other scales
 
 
 def tail_table(scores: Scores, long_tail: LongTail) -> Table:
@@ -84,16 +85,20 @@ def contrast_table(scores: Scores, long_tail: LongTail) -> Table:
     for model, found in [] if contrasts.empty else contrasts.groupby("model", sort=False):
         headings[len(rows)] = str(model)
         for _, row in found.iterrows():
-            rows.append(
-                [TableCell(long_tail.axis_title(row["axis"])), *(_contrast(scores, row, name) for name in CONTRASTS)]
-            )
-    fraction = stratum_fraction(scores)
+            title = long_tail.axis_title(row["axis"]) + (" (secondary)" if row["axis"] in SECONDARY_AXES else "")
+            rows.append([TableCell(title), *(_contrast(scores, row, name) for name in (*CONTRASTS, *BESIDE))])
+    fraction, scales = stratum_fraction(scores), ("distilled", "without teacher", "excess", "retained", "own change")
     return Table(
         f"Loss on the hardest {fraction} less loss on the easiest {fraction}, points above chance",
-        ["axis", f"distilled [{percent}]", f"without teacher [{percent}]", f"excess [{percent}]"],
+        ["axis", *(f"{words} [{percent}]" for words in scales)],
         rows,
         headings_before=headings,
-        footnotes=[f"Negative: the hard {fraction} loses more. {_excess_note(scores)} {_fdr_note(scores)}"],
+        footnotes=[
+            f"Negative: the hard {fraction} loses more. {_excess_note(scores)} {_fdr_note(scores)} Retained: the same of "
+            "shares of the teacher's score, which a teacher that is better on one end does not move; own change: of the "
+            "student's score alone. Secondary axes are the teacher's own evidence for an answer: documents at one end are "
+            "those on which it is right by luck."
+        ],
     )
 
 

@@ -9,7 +9,6 @@ from distill_lit.analysis.results import has_different_validation_data, has_seve
 from distill_lit.analysis.score_table import MACRO_AVERAGE
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.number_format import join_words
-from distill_lit.report.tables.footnotes import excluded_task_notes
 
 FEW_DOCUMENTS, FEW_PASSAGES = 30, 10
 HOLM_MARK, FDR_MARK = "‡", "*"  # significant after Holm, after Benjamini–Hochberg
@@ -49,7 +48,7 @@ def main_notes(scores: Scores, frame: pd.DataFrame) -> list[str]:
         f"{HOLM_MARK} significant after Holm over all such comparisons at {scores.analysis.alpha:.3g}."
         f"{bold_note(frame[frame['task'] == MACRO_AVERAGE])}"
     ]
-    return [*notes, *_validation_notes(scores), *excluded_task_notes(scores)]
+    return [*notes, *_validation_notes(scores)]
 
 
 def score_warnings(scores: Scores) -> list[str]:

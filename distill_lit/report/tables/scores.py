@@ -37,7 +37,9 @@ def score_table(scores: Scores, frame: pd.DataFrame, title: str) -> Table:
     percent = f"{scores.analysis.confidence_level:.0%}"
     frame = frame.assign(best=earned_bold(frame))
     macro = frame[frame["task"] == MACRO_AVERAGE].set_index("model")
-    costs = [(name, words, show) for name, words, show in _COSTS if macro.get(name, pd.Series(dtype=float)).notna().any()]
+    # of models made from others their making; sizes, and the costs of all others, stand in a table of their own
+    shown_costs = _COSTS if "pipeline_training_flops" in macro else _COSTS[:1]
+    costs = [cost for cost in shown_costs if macro.get(cost[0], pd.Series(dtype=float)).notna().any()]
     losses, display = _corpus_losses(scores), scores.results.display
     named = {"above_chance": "above chance", "retained": "retained", "delta_ce_only": "Δ without teacher"}
     shown = [f"{display.labels.get(name, words)} [{percent}]" for name, words in named.items()]
@@ -111,7 +113,6 @@ def _training_flops(value: float, _: ReportConfig) -> str:
 
 _COSTS = (
     ("val_kl", "KL to the teacher, nats", lambda v, to: "" if np.isnan(v) else format_number(v, to.digits("val_kl", 2))),
-    ("parameters", "parameters", lambda v, _: format_count(v)),
     ("training_flops", "training FLOPs", _training_flops),
     ("pipeline_training_flops", "… and of what it is made from", _training_flops),
 )

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_lit.report.formats.html_table import escape_html, html_paragraphs
-from distill_lit.report.verdict import HARMED, HELPED, MIXED, NOT_SHOWN, UNKNOWN
+from distill_lit.report.verdict import EQUIVALENT, HARMED, HELPED, MIXED, NOT_SHOWN, UNKNOWN
 from distill_lit.report.web.html_page import html_document, read_web_asset
 from distill_lit.utils.files import read_json, write_text
 
@@ -19,6 +19,7 @@ OUTCOMES = {
     HELPED: "helped",
     HARMED: "harmed",
     MIXED: "helped some, harmed others",
+    EQUIVALENT: "no difference",
     NOT_SHOWN: "no measurable help",
     UNKNOWN: "not compared",
 }

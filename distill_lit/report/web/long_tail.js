@@ -62,12 +62,10 @@ function documents() {
   $("more").hidden = selected.length <= shown;
 }
 
-/* The score that decided, as the task's metric has it, and softly the probability it makes of the summed likelihoods. */
+/* The score that decided, as the task's metric has it. */
 function answerCell(model, i) {
-  const { scores, permille, choice } = model, score = scores[i];
-  const soft = permille[i] === undefined || permille[i] === null ? "" : ` (${format(permille[i] / 10, 1)}%)`;
-  return make("td", {}, score === undefined || score === null ? "—" : format(score, 3), make("span", { class: "probability", text: soft }),
-    choice === i ? " ◀ answer" : "");
+  const score = model.scores[i];
+  return make("td", { text: (score === undefined || score === null ? "—" : format(score / 1000, 3)) + (model.choice === i ? " ◀ answer" : "") });
 }
 
 function card({ document: d, answer }) {

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from distill_lit.analysis.choices import choice_softmax
 from distill_lit.analysis.model_groups import NAMED_ROLES, ROLE_LABELS
 from distill_lit.analysis.pareto import COST_AXES, cost_axes, pareto_frontier
 from distill_lit.analysis.scores import Scores
@@ -107,7 +106,7 @@ def changed_documents(result: ReportBundle, max_documents: int = MAX_DOCUMENTS) 
         found.append({
             "task": key[0], "id": int(row["doc_id"]), "prompt": _shorten(str(row["prompt"])),
             "choices": _choices(row), "gold": int(row["gold"]), "strata": tail.stratum_codes.loc[key].tolist(),
-            "teacher": {"choice": int(first.at[key, "teacher_choice"]), **shown["teacher"][number]},
+            "teacher": {"choice": int(first.at[key, "teacher_choice"]), "scores": shown["teacher"][number]},
             "students": students,
         })  # fmt: skip
     return found, int(is_changed.sum()) - len(found)
@@ -122,8 +121,8 @@ def _shorten(text: str) -> str:
     return text if len(text) <= MAX_PAGE_PROMPT_CHARS else f"… {text[-MAX_PAGE_PROMPT_CHARS:]}"
 
 
-def _answer(flips: pd.DataFrame, key: Any, shown: dict[str, list]) -> dict[str, Any]:
-    return {"choice": int(flips.at[key, "student_choice"]), "flip": str(flips.at[key, "flip"]), **shown}
+def _answer(flips: pd.DataFrame, key: Any, scores: list[int | None]) -> dict[str, Any]:
+    return {"choice": int(flips.at[key, "student_choice"]), "flip": str(flips.at[key, "flip"]), "scores": scores}
 
 
 def deciding_score(metric: str) -> str:
@@ -131,22 +130,18 @@ def deciding_score(metric: str) -> str:
     return "log-likelihood, nats per character" if metric == "acc_norm" else "log-likelihood, nats"
 
 
-def _choice_scores(result: ReportBundle, models: tuple[str, ...], index: pd.MultiIndex) -> list[dict[str, list]]:
-    """Per document `scores`, by which each choice was judged (`deciding_score`), and `permille`, its probability from
-    summed likelihoods in thousandths; means over the models."""
+def _choice_scores(result: ReportBundle, models: tuple[str, ...], index: pd.MultiIndex) -> list[list[int | None]]:
+    """Per document what each choice was judged by (`deciding_score`), in thousandths, mean over the models that know it."""
     results = result.scores.results
     is_norm = {task: results.settings(task).get("metric") == "acc_norm" for task in results.tasks}
     frames = [results.records[model].loc[index] for model in models]
-    columns = zip(*([*zip(frame["ll"], frame["len_chars"], strict=True)] for frame in frames), strict=True)
-    found: list[dict[str, list]] = []
-    for task, answers in zip(index.get_level_values("task"), columns, strict=True):
-        known = [(np.asarray(ll, float), np.asarray(chars)) for ll, chars in answers if _has_finite_max(ll)]
+    answers = zip(*([*zip(frame["ll"], frame["len_chars"], strict=True)] for frame in frames), strict=True)
+    found: list[list[int | None]] = []
+    for task, seeds in zip(index.get_level_values("task"), answers, strict=True):
+        known = [(np.asarray(ll, float), np.asarray(chars)) for ll, chars in seeds if _has_finite_max(ll)]
         scores = [ll / np.maximum(chars, 1) if is_norm[task] else ll for ll, chars in known]
-        shares = [choice_softmax(ll) for ll, _ in known]
-        found.append({
-            "scores": [round(float(value), 3) for value in np.mean(scores, axis=0)] if known else [],
-            "permille": [round(1000 * float(p)) for p in np.mean(shares, axis=0)] if known else [],
-        })  # fmt: skip
+        means = np.mean(scores, axis=0) if scores else []
+        found.append([round(1000 * float(value)) if np.isfinite(value) else None for value in means])
     return found
 
 

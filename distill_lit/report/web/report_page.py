@@ -14,7 +14,7 @@ from distill_lit.report.loss_report import slice_examples, tail_answer
 from distill_lit.report.paper.pivot import pivot_section
 from distill_lit.report.tables.answer import leave_one_out_table, pair_table, task_signal_table
 from distill_lit.report.tables.efficiency_claim import claim_table
-from distill_lit.report.tables.endpoints import endpoint_table
+from distill_lit.report.tables.endpoints import endpoint_sentence, endpoint_table
 from distill_lit.report.tables.footnotes import evaluation_footnotes, sample_limit_notes
 from distill_lit.report.tables.inference_cost import cost_table
 from distill_lit.report.tables.long_tail import calibration_table, contrast_table, flip_table, slice_table, tail_table
@@ -74,8 +74,13 @@ def _head(result: ReportBundle) -> str:
         f"<h1>{escape_html(result.name)}</h1>{question}\n"
         f"{html_paragraphs([result.headline], 'verdict')}\n"
         f"{html_paragraphs(sample_limit_notes(result.scores), 'sample-limit')}\n"
-        f"{html_paragraphs(result.verdict)}\n</header>"
+        f"{html_paragraphs([*result.verdict, *_endpoints(result)])}\n</header>"
     )
+
+
+def _endpoints(result: ReportBundle) -> list[str]:
+    sentence = endpoint_sentence(result.scores, result.endpoint_frame)
+    return [sentence] if sentence else []
 
 
 def _results(result: ReportBundle) -> str:
@@ -150,8 +155,8 @@ def _explorer(result: ReportBundle) -> str:
                             ("flip", "answer change"))
     )  # fmt: skip
     return f"""<h3>Read what was lost</h3><div class="controls">{boxes}</div>
-<p class="note">Beside every choice stands the score that decided, by the task's metric; in brackets the probability that
-its summed likelihood has among the choices. Means over seeds.</p>
+<p class="note">Beside every choice stands the score that decided, by the task's metric: mean over seeds, while the answer
+is the one that most seeds give.</p>
 <div class="split"><figure><div id="strata"></div>
 <figcaption><span id="axis-about"></span></figcaption></figure>
 <div><p id="count" class="note" aria-live="polite"></p><div id="documents"></div>

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.synthetic_results import build, edited_records
+from helpers.synthetic_results import build
 
 from distill_lit.analysis.answer import EndpointEffect
 from distill_lit.analysis.axis_tests import AxisTest, PairTest
@@ -21,8 +21,9 @@ from distill_lit.report.number_format import format_points
 from distill_lit.report.primary_endpoint import primary_headline
 from distill_lit.report.summary import finding, headline, verdict
 from distill_lit.report.tables.answer import leave_one_out_table, pair_table, task_signal_table
-from distill_lit.report.tables.endpoints import endpoint_table
+from distill_lit.report.tables.endpoints import endpoint_sentence, endpoint_table
 from distill_lit.report.tables.footnotes import training_text_notes
+from distill_lit.report.tables.score_notes import ties_note
 from distill_lit.report.tables.scores import score_table
 from distill_lit.report.verdict import (
     EQUIVALENT,
@@ -237,23 +238,17 @@ variants:
 
 
 def test_ties_are_those_of_the_tasks_own_metric(tmp_path: Path) -> None:
-    """Equal likelihoods of unequal length are no tie where likelihoods are divided by length."""
-    from distill_lit.report.tables.scores import task_table
-
-    folder = build(tmp_path, documents=4, students={}, tasks={"piqa": (2, "acc_norm"), "sciq": (4, "acc")})
-    with edited_records(folder) as content:
-        for frame in content.records.values():
-            frame["ll"] = [[-4.0, -4.0] if len(ll) == 2 else [-4.0, -8.0, -9.0, -9.0] for ll in frame["ll"]]
-            frame["len_chars"] = [[1, 2] if len(ll) == 2 else [1, 2, 9, 9] for ll in frame["ll"]]
-    found = build_report_bundle(folder, FAST, "name")
-    assert "two or more score best" not in " ".join(task_table(found.scores, found.score_frame).footnotes)
-    with edited_records(folder) as content:
-        for frame in content.records.values():
-            frame["len_chars"] = [[2, 2] if len(ll) == 2 else [1, 2, 9, 9] for ll in frame["ll"]]
-    found = build_report_bundle(folder, FAST, "name")
-    assert "In 4 of 8 answers among choices two or more score best" in " ".join(
-        task_table(found.scores, found.score_frame).footnotes
-    )
+    """Ties of likelihoods count where the metric is acc, those per character where it is acc_norm."""
+    folder = build(tmp_path, documents=5, students={}, tasks={"piqa": (2, "acc_norm"), "sciq": (4, "acc")})
+    scores = build_report_bundle(folder, FAST, "name").scores
+    (frame,) = scores.results.records.values()
+    said = {}
+    for ties in ((False, False), (True, False), (False, True)):
+        frame["tie"], frame["tie_norm"] = ties
+        frame.loc[("sciq", slice(None)), "tie_norm"] = False
+        said[ties] = ties_note(scores)
+    assert said[False, False] == ""
+    assert all(text.startswith("In 5 of 10 answers among choices") for ties, text in said.items() if any(ties))
 
 
 def test_students_are_named_as_short_as_tells_them_apart() -> None:
@@ -323,6 +318,9 @@ def test_a_declared_endpoint_answers_first(result: ReportBundle) -> None:
         "student trained without it, −0.020 [−0.030, −0.010] for d24 (significant, p .010), +0.010 [−0.010, +0.030] for "
     )
     assert primary_headline(result.scores, frame, result.students) == ""  # accuracy is declared
+    said = endpoint_sentence(result.scores, frame.assign(is_primary=frame["endpoint"] == "accuracy"))
+    assert said.startswith("Other endpoints (significant after Holm, of 4 students): ")
+    assert said.endswith("bits per byte 1 better.")
     table = endpoint_table(result.scores, frame)
     assert table.columns[:3] == ["model", "bits per byte (less is better)", "above chance, points"]
     assert table.rows[0][1].text == "−0.020 [−0.030, −0.010]‡"
