@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from distill_lit.analysis.model_groups import ModelGroup
+from distill_lit.analysis.model_groups import ModelGroup, group_cost
 from distill_lit.analysis.results import Results
 from distill_lit.analysis.score_table import find_baselines
 from distill_lit.analysis.scores import Scores
@@ -19,12 +19,15 @@ def teacher_ceiling_frame(scores: Scores) -> pd.DataFrame:
 
     Columns: model, student, variant, num_seeds; teacher_nll, student_nll, ce_only_nll: cross-entropy on the held-out rows,
     nats per token, means over seeds; ce_only_nll_std over seeds, NaN for one; can_help: whether the teacher predicts this
-    text better than the student without it. Empty where none of it was logged, as in experiments without such a student.
+    text better than the student without it. Empty where none of it was logged, as in experiments without such a student, or
+    where the two have different vocabularies (no KL): losses per token do not compare then.
     """
     rows: list[dict[str, Any]] = []
     for g, group in enumerate(scores.groups):
         other = find_baselines(scores, g).get("ce_only") if group.role == "distilled" else None
-        if other is None or _text_of(scores.results, group) != _text_of(scores.results, scores.groups[other]):
+        if other is None or not np.isfinite(group_cost(group, scores.results, "val_kl")):
+            continue
+        if _text_of(scores.results, group) != _text_of(scores.results, scores.groups[other]):
             continue
         own = _values(scores.results, group)
         alone = _values(scores.results, scores.groups[other])

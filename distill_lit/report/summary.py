@@ -8,7 +8,6 @@ import pandas as pd
 from distill_lit.analysis import scores as sc
 from distill_lit.analysis.axis_tests import AxisTest
 from distill_lit.analysis.pareto import CLAIM_HOLDS, CLAIM_UNDECIDED, COST_AXES, efficiency_claims
-from distill_lit.analysis.results import SAME_TEACHER_NATS
 from distill_lit.analysis.score_table import MACRO_AVERAGE, find_baselines
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.number_format import (
@@ -219,21 +218,26 @@ def _are_equals(frame: pd.DataFrame, students: list[StudentVerdict]) -> bool:
 
 
 def _text(students: list[StudentVerdict]) -> str:
-    """The teacher's own loss on the training text beside that of the students without it, and whether it can help there."""
+    """Each teacher's own loss on the training text, that of the students without it, and whether it can help there."""
     known = [e for e in students if np.isfinite(e.teacher_loss) and np.isfinite(e.ce_only_loss)]
-    if not known or np.ptp([student.teacher_loss for student in known]) > SAME_TEACHER_NATS:
-        return ""
-    losses = list(dict.fromkeys(format_number(student.ce_only_loss, 2) for student in known))
+    by_teacher: dict[str, list[StudentVerdict]] = {}
+    for student in known:
+        by_teacher.setdefault(format_number(student.teacher_loss, 2), []).append(student)
+    sentences = []
+    for loss, taught in by_teacher.items():
+        whose = f"teacher of {join_words([student.name for student in taught])} has a loss of"
+        whose = whose if len(by_teacher) > 1 else "teacher's own loss is"
+        worse = [student for student in taught if student.teacher_is_worse_on_the_text]
+        whom = "" if len(worse) == len(taught) else f" {join_words([student.name for student in worse])}"
+        end = f": it cannot help{whom} inside this corpus" if worse else ""
+        sentences.append(f"{whose} {loss} nats per token, {_losses_without_teacher(taught)}{end}")
+    return f"On held-out training text the {'; the '.join(sentences)}." if sentences else ""
+
+
+def _losses_without_teacher(students: list[StudentVerdict]) -> str:
+    losses = list(dict.fromkeys(format_number(student.ce_only_loss, 2) for student in students))
     shown = join_words(losses) if len(losses) <= MAX_NAMED else f"{min(losses)} to {max(losses)}"
-    text = (
-        f"On held-out training text the teacher's own loss is {format_number(known[0].teacher_loss, 2)} nats per token, "
-        f"that of the student{'s' if len(losses) > 1 else ''} trained without it {shown}"
-    )
-    worse = [student for student in known if student.teacher_is_worse_on_the_text]
-    if not worse:
-        return f"{text}."
-    whom = "" if len(worse) == len(known) else f" {join_words([student.name for student in worse])}"
-    return f"{text}: it cannot help{whom} inside this corpus."
+    return f"that of the student{'s' if len(losses) > 1 else ''} trained without it {shown}"
 
 
 def claim_sentence(scores: Scores) -> str:

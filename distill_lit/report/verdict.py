@@ -8,10 +8,10 @@ import pandas as pd
 
 from distill_lit.analysis.answer import Answer, EndpointEffect, TeacherEffect
 from distill_lit.analysis.model_groups import ModelGroup, group_cost
-from distill_lit.analysis.results import SAME_TEACHER_NATS
-from distill_lit.analysis.score_table import MACRO_AVERAGE, find_baselines
+from distill_lit.analysis.score_table import MACRO_AVERAGE
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.significance import Interval
+from distill_lit.analysis.teacher_ceiling import teacher_ceiling_frame
 
 # outcomes, of one student and of all together
 HELPED, HARMED, MIXED, EQUIVALENT, NOT_SHOWN, UNKNOWN = "helped", "harmed", "mixed", "equivalent", "not shown", "unknown"
@@ -37,8 +37,8 @@ class StudentVerdict:
     other_endpoints: tuple[EndpointEffect, ...]  # the difference by other endpoints, not corrected
     num_seeds: int
     relative_size: float  # its parameters over the teacher's
-    teacher_loss: float
-    ce_only_loss: float  # of the student without teacher, NaN where it was validated on other text
+    teacher_loss: float  # cross-entropy on held-out training text, nats per token; NaN where the two do not compare
+    ce_only_loss: float  # of the student without teacher
 
     @property
     def is_known(self) -> bool:
@@ -67,8 +67,10 @@ def student_verdicts(scores: Scores, frame: pd.DataFrame, answer: Answer) -> lis
     macro = frame[frame["task"] == MACRO_AVERAGE].set_index("model")
     names = _short_names([group for _, group in groups])
     effects = {effect.model: effect for effect in answer.effects}
+    nats = {row["model"]: (row["teacher_nll"], row["ce_only_nll"]) for _, row in teacher_ceiling_frame(scores).iterrows()}
     return [
-        _verdict(scores, g, macro.loc[group.label], names[group.label], effects.get(group.label)) for g, group in groups
+        _verdict(scores, g, macro.loc[label], names[label], effects.get(label), nats.get(label, (np.nan, np.nan)))
+        for g, label in ((g, group.label) for g, group in groups)
     ]
 
 
@@ -85,8 +87,9 @@ def _short_names(groups: list[ModelGroup]) -> dict[str, str]:
     return names
 
 
-def _verdict(scores: Scores, g: int, row: pd.Series, name: str, effect: TeacherEffect | None) -> StudentVerdict:
-    teacher_loss, ce_only_loss = _losses_without_teacher(scores, g)
+def _verdict(
+    scores: Scores, g: int, row: pd.Series, name: str, effect: TeacherEffect | None, losses: tuple[float, float]
+) -> StudentVerdict:
     teacher_size = np.nan if scores.teacher is None else _cost(scores, scores.teacher, "parameters")
     nothing = Interval(np.nan, np.nan, np.nan)
     return StudentVerdict(
@@ -103,8 +106,8 @@ def _verdict(scores: Scores, g: int, row: pd.Series, name: str, effect: TeacherE
         other_endpoints=() if effect is None else effect.other_endpoints,
         num_seeds=int(row["num_seeds"]),
         relative_size=_cost(scores, g, "parameters") / teacher_size,
-        teacher_loss=teacher_loss,
-        ce_only_loss=ce_only_loss,
+        teacher_loss=losses[0],
+        ce_only_loss=losses[1],
     )
 
 
@@ -113,17 +116,6 @@ _OUTCOMES = (HELPED, HARMED, EQUIVALENT)  # that `answer` calls as they are call
 
 def _interval(row: pd.Series, value: str, low: str, high: str) -> Interval:
     return Interval(*(float(row[name]) for name in (value, low, high)))
-
-
-def _losses_without_teacher(scores: Scores, g: int) -> tuple[float, float]:
-    """(the teacher's, the student without teacher's) cross-entropy on the text that group `g` was validated on. Without a
-    KL the two have different vocabularies, and losses per token do not compare."""
-    if not np.isfinite(_cost(scores, g, "val_kl")):
-        return np.nan, np.nan
-    own, other = _cost(scores, g, "val_teacher_nll"), find_baselines(scores, g).get("ce_only")
-    if other is None or not abs(_cost(scores, other, "val_teacher_nll") - own) <= SAME_TEACHER_NATS:
-        return own, np.nan
-    return own, _cost(scores, other, "val_ce")
 
 
 def _cost(scores: Scores, g: int, column: str) -> float:
