@@ -8,7 +8,7 @@ from distill_lit.report.verdict import EQUIVALENT, HARMED, HELPED, MIXED, NOT_SH
 from distill_lit.report.web.html_page import html_document, read_web_asset
 from distill_lit.utils.files import read_json, write_text
 
-SORTINGS = {  # key of a card's numbers: words; all but the name from high to low
+SORT_KEYS = {  # key of a card's numbers: words; all but the name from high to low
     "name": "name",
     "score": "score above chance",
     "retention": "retained",
@@ -50,7 +50,7 @@ def _controls(outcomes: set[str]) -> str:
     return (
         '<div class="controls"><label for="filter">filter<input id="filter" type="search" '
         'placeholder="words in name, question, tasks"></label>'
-        f"{box('outcome', 'the teacher', known)}{box('sort', 'sort by', SORTINGS)}</div>"
+        f"{box('outcome', 'the teacher', known)}{box('sort', 'sort by', SORT_KEYS)}</div>"
         '<p id="count" class="note" aria-live="polite"></p>'
     )
 
