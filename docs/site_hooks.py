@@ -15,7 +15,7 @@ LINKED = re.compile(r"\]\((?:\.\./)+((?:results|benchmarks)/[^)#\s]+)")
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Adds every file of results/ and benchmarks/ that a page links to; of a report, its pictures too."""
+    """Adds every file of results/ and benchmarks/ that a page links to; of a report, what it shows and links to too."""
     for page in list(files.documentation_pages()):
         for target in LINKED.findall(page.content_string):
             _add(files, ROOT / target, config)
@@ -28,8 +28,8 @@ def _add(files: Any, path: Path, config: Any) -> None:
         return
     files.append(File(name, str(ROOT), config.site_dir, config.use_directory_urls))
     if path.suffix == ".md":
-        for picture in re.findall(r"\]\(([\w.-]+\.png)\)", path.read_text(encoding="utf-8")):
-            _add(files, path.parent / picture, config)
+        for beside in re.findall(r"\]\(([\w.-]+)\)", path.read_text(encoding="utf-8")):
+            _add(files, path.parent / beside, config)
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
