@@ -1,7 +1,7 @@
 """The answer of an experiment: did the teacher help, by how much, how surely, what is excluded, and on which task it
 hangs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,8 @@ from distill_lit.analysis.score_table import MACRO_AVERAGE, declared_comparisons
 from distill_lit.analysis.scores import Scores, endpoint_scores
 from distill_lit.analysis.significance import Interval
 
-HELPED, HARMED, EQUIVALENT, UNDECIDED = "helped", "harmed", "equivalent", "undecided"
+# outcomes, of one student and of all together
+HELPED, HARMED, MIXED, EQUIVALENT, NOT_SHOWN, UNKNOWN = "helped", "harmed", "mixed", "equivalent", "not shown", "unknown"
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class TeacherEffect:
     model, baseline: labels of the two groups. covers_seeds: whether p and interval are of documents and seeds, or of
     documents alone. p_adjusted: over all declared comparisons, see `score_frame`. excludes: gains and losses by TOST.
     detectable: the smallest difference that is found with 80% power after correction. outcome: HELPED or HARMED where
-    p_adjusted is significant, EQUIVALENT where a difference of `excludes.margin` is excluded both ways, else UNDECIDED.
+    p_adjusted is significant, EQUIVALENT where a difference of `excludes.margin` is excluded both ways, else NOT_SHOWN.
     carried_by: the tasks without any one of which a significant difference is no longer one.
     """
 
@@ -86,18 +87,18 @@ class Answer:
 
     @property
     def outcome(self) -> str:
-        """Of all comparisons together: HELPED or HARMED where some are significant and all of these one way, "mixed" where
-        some go each way, EQUIVALENT where each is one, else UNDECIDED."""
-        found = {effect.outcome for effect in self.effects}
-        sure = found & {HELPED, HARMED}
-        if sure:
-            return "mixed" if len(sure) == 2 else sure.pop()
-        return EQUIVALENT if found == {EQUIVALENT} else UNDECIDED
+        """Of all comparisons together, see `overall_outcome`."""
+        return overall_outcome(effect.outcome for effect in self.effects)
 
-    @property
-    def excluded_gain(self) -> float:
-        """Gains above this are excluded for every student; NaN without comparisons."""
-        return max((effect.excludes.gain for effect in self.effects), default=float("nan"))
+
+def overall_outcome(outcomes: Iterable[str]) -> str:
+    """Of several students: HELPED or HARMED where some are significant and all of these one way, MIXED where some go each
+    way, EQUIVALENT where each is, else NOT_SHOWN; UNKNOWN where nothing is compared."""
+    found = set(outcomes) - {UNKNOWN}
+    sure = found & {HELPED, HARMED}
+    if not found or sure:
+        return UNKNOWN if not found else MIXED if len(sure) == 2 else sure.pop()
+    return EQUIVALENT if found == {EQUIVALENT} else NOT_SHOWN
 
 
 def answer(scores: Scores, frame: pd.DataFrame, endpoints: Sequence[Scores] = ()) -> Answer:
@@ -124,7 +125,7 @@ def _effect(scores: Scores, g: int, other: int, rows: pd.DataFrame, endpoints: l
     is_sure = adjusted <= scores.analysis.alpha
     corrected = adjusted / p if p > 0 else 1.0  # by how much the correction raised p
     tasks = tuple(_task_effect(scores, g, other, t, rows) for t in range(len(scores.tasks)))
-    outcome = EQUIVALENT if excludes.is_equivalent else UNDECIDED
+    outcome = EQUIVALENT if excludes.is_equivalent else NOT_SHOWN
     if is_sure:
         outcome = HELPED if difference.value > 0 else HARMED
     return TeacherEffect(

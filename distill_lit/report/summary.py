@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from distill_lit.analysis import scores as sc
+from distill_lit.analysis.answer import EQUIVALENT, HARMED, HELPED, MIXED, NOT_SHOWN, UNKNOWN
 from distill_lit.analysis.axis_tests import AxisTest
 from distill_lit.analysis.pareto import CLAIM_HOLDS, CLAIM_UNDECIDED, COST_AXES, efficiency_claims
 from distill_lit.analysis.score_table import MACRO_AVERAGE, find_baselines
@@ -19,16 +20,7 @@ from distill_lit.report.number_format import (
     percent_with_interval,
 )
 from distill_lit.report.tables.score_notes import earned_bold
-from distill_lit.report.verdict import (
-    EQUIVALENT,
-    HARMED,
-    HELPED,
-    MIXED,
-    NOT_SHOWN,
-    UNKNOWN,
-    StudentVerdict,
-    outcome,
-)
+from distill_lit.report.verdict import StudentVerdict, outcome
 
 MAX_NAMED = 4  # students that a sentence names; of more it gives the range
 ANSWERS = {

@@ -6,15 +6,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from distill_lit.analysis.answer import Answer, EndpointEffect, TeacherEffect
+from distill_lit.analysis.answer import (
+    HARMED,
+    HELPED,
+    UNKNOWN,
+    Answer,
+    EndpointEffect,
+    TeacherEffect,
+    overall_outcome,
+)
 from distill_lit.analysis.model_groups import ModelGroup, group_cost
 from distill_lit.analysis.score_table import MACRO_AVERAGE
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.significance import Interval
 from distill_lit.analysis.teacher_ceiling import teacher_ceiling_frame
-
-# outcomes, of one student and of all together
-HELPED, HARMED, MIXED, EQUIVALENT, NOT_SHOWN, UNKNOWN = "helped", "harmed", "mixed", "equivalent", "not shown", "unknown"
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ def _verdict(
     return StudentVerdict(
         label=str(row.name),
         name=name,
-        outcome=UNKNOWN if effect is None else effect.outcome if effect.outcome in _OUTCOMES else NOT_SHOWN,
+        outcome=UNKNOWN if effect is None else effect.outcome,
         score=_interval(row, "score", "low", "high"),
         retention=_interval(row, "retention", "retention_low", "retention_high"),
         delta=nothing if effect is None else effect.difference,
@@ -111,9 +116,6 @@ def _verdict(
     )
 
 
-_OUTCOMES = (HELPED, HARMED, EQUIVALENT)  # that `answer` calls as they are called here
-
-
 def _interval(row: pd.Series, value: str, low: str, high: str) -> Interval:
     return Interval(*(float(row[name]) for name in (value, low, high)))
 
@@ -123,13 +125,8 @@ def _cost(scores: Scores, g: int, column: str) -> float:
 
 
 def outcome(students: list[StudentVerdict]) -> str:
-    """Of all students together: HELPED or HARMED where some are significant and all of these one way, MIXED where some go
-    each way, EQUIVALENT where each is, else NOT_SHOWN; UNKNOWN where nothing is compared."""
-    found = {student.outcome for student in students} - {UNKNOWN}
-    sure = found & {HELPED, HARMED}
-    if not found or sure:
-        return UNKNOWN if not found else MIXED if len(sure) == 2 else sure.pop()
-    return EQUIVALENT if found == {EQUIVALENT} else NOT_SHOWN
+    """Of all students together."""
+    return overall_outcome(student.outcome for student in students)
 
 
 def verdict_numbers(students: list[StudentVerdict]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from distill_lit.analysis.answer import EQUIVALENT, HARMED, HELPED, MIXED, NOT_SHOWN, UNKNOWN
 from distill_lit.report.formats.html_table import escape_html, html_paragraphs
-from distill_lit.report.verdict import EQUIVALENT, HARMED, HELPED, MIXED, NOT_SHOWN, UNKNOWN
 from distill_lit.report.web.html_page import html_document, read_web_asset
 from distill_lit.utils.files import read_json, write_text
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from helpers.synthetic_results import build
 
-from distill_lit.analysis.answer import EndpointEffect
+from distill_lit.analysis.answer import EQUIVALENT, HARMED, HELPED, MIXED, NOT_SHOWN, UNKNOWN, EndpointEffect
 from distill_lit.analysis.axis_tests import AxisTest, PairTest
 from distill_lit.analysis.model_groups import ModelGroup
 from distill_lit.analysis.score_table import MACRO_AVERAGE
@@ -25,18 +25,7 @@ from distill_lit.report.tables.endpoints import endpoint_sentence, endpoint_tabl
 from distill_lit.report.tables.footnotes import training_text_notes
 from distill_lit.report.tables.score_notes import ties_note
 from distill_lit.report.tables.scores import score_table
-from distill_lit.report.verdict import (
-    EQUIVALENT,
-    HARMED,
-    HELPED,
-    MIXED,
-    NOT_SHOWN,
-    UNKNOWN,
-    StudentVerdict,
-    _short_names,
-    outcome,
-    verdict_numbers,
-)
+from distill_lit.report.verdict import StudentVerdict, _short_names, outcome, verdict_numbers
 
 FAST = AnalysisConfig(n_resamples=300)
 STUDENTS = {"d24": 0.3, "d18": 0.6, "d12": 0.9, "d6": 1.2}
