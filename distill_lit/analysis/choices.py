@@ -6,7 +6,6 @@ sure of what it does not know.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -93,15 +92,6 @@ def choice_logits(scores: Scores, model: str) -> ChoiceLogits:
                 row[:] = np.nan
     gold = pd.to_numeric(documents["gold"], errors="coerce").fillna(-1).to_numpy(int)
     return ChoiceLogits(documents.index, logits, gold, tasks, rows["bits_per_byte"].to_numpy(float))
-
-
-def choice_softmax(likelihoods: Any) -> FloatArray:
-    """Probabilities of the choices from their log-likelihoods; of a single one, the probability of its text."""
-    ll = np.asarray(likelihoods, float)
-    if len(ll) < 2:
-        return np.asarray(np.exp(ll))
-    p = np.exp(ll - ll.max())
-    return np.asarray(p / p.sum())
 
 
 def fit_temperature(logits: FloatArray, gold: NDArray[np.integer]) -> float:

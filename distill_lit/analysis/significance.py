@@ -193,13 +193,3 @@ def percentile_interval(value: float, replicates: ArrayLike, confidence: float =
         return Interval(value, np.nan, np.nan)
     low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(value), float(low), float(high))
-
-
-def bootstrap_p(replicates: ArrayLike) -> float:
-    """Two-sided p that the replicated quantity is zero: the level at which the percentile interval first touches 0."""
-    known = np.asarray(replicates, float)
-    known = known[np.isfinite(known)]
-    if known.size == 0:
-        return float("nan")
-    below, above = (known <= REPLICATE_TOLERANCE).sum(), (known >= -REPLICATE_TOLERANCE).sum()
-    return float(min(1.0, 2 * (min(below, above) + 1) / (known.size + 1)))
