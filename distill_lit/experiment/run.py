@@ -1,7 +1,7 @@
 """One run, from its config to a student folder and its evaluation records, each stage done once."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,17 +95,33 @@ def allow_run_remote_code(run: Run, folder: Path) -> None:
 
 
 def check_sources_unchanged(runs: Iterable[Run], runs_folder: Path) -> None:
-    """Raises UserError where the files of a model are others than when a finished run learned from it or began as it."""
+    """Raises UserError where the files of a model are others than when a finished run learned from it or began as it: one
+    that another run has made, or one of the user's own."""
     for run in runs:
-        # a model may have had another name then
-        recorded = read_manifest(runs_folder / run.name / "manifest.json").get("sources", {}).values()
+        recorded = read_manifest(runs_folder / run.name / "manifest.json").get("sources", {})
         for name, source in run.sources.items():
             place = source_model_folder(runs_folder / source)
-            if recorded and place.is_dir() and fingerprint(model_fingerprint(place)) not in recorded:
+            # a model may have had another name then
+            if recorded and place.is_dir() and fingerprint(model_fingerprint(place)) not in recorded.values():
                 raise UserError(
                     f"{place}: it is not the {name!r} any more that {run.label} was made from; put its files back, or "
                     f"remove the folders of both below {runs_folder} to make them again"
                 )
+        for reference, place in _own_models(run, recorded).items():
+            if fingerprint(model_fingerprint(place)) != recorded[reference]:
+                raise UserError(
+                    f"{place}: its files are others than when {run.label} was made from it; put them back, or remove "
+                    f"{runs_folder / run.name} to make it again"
+                )
+
+
+def _own_models(run: Run, known: Container[str] | None = None) -> dict[str, Path]:
+    """{reference: transformers folder} of the models on this disk that a run needs and no run of its experiment has made.
+
+    known: only of these references; None: of all.
+    """
+    names = [name for name in required_models([run]) if assets.parse_reference(name).kind == "file"]
+    return {name: model_folder(name) for name in names if known is None or name in known}
 
 
 def is_run_complete(run: Run, folder: Path) -> bool:
@@ -196,6 +212,8 @@ def build_run(run: Run, folder: Path, progress_callback: ProgressCallback) -> No
 def _source_facts(run: Run, folder: Path) -> dict[str, Any]:
     """What the models were from which a run was made, and whether code of theirs may be run."""
     places = {name: source_model_folder(folder.parent / source) for name, source in run.sources.items()}
+    # in the config of a run that is made, models of other runs are folders too
+    places |= {name: place for name, place in _own_models(run).items() if place not in places.values()}
     facts: dict[str, Any] = {"remote_code": True} if is_remote_code_allowed(folder / "student") else {}
     if places:
         facts["sources"] = {name: fingerprint(model_fingerprint(place)) for name, place in places.items()}

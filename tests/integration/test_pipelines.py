@@ -10,6 +10,7 @@ import torch
 from helpers.pipelines import MODELS, STAGES, plan, write
 
 from distill_lit.config import load_experiment, to_yaml
+from distill_lit.config.derivation import map_model_references
 from distill_lit.config.roles import Role
 from distill_lit.experiment.architectures import Architectures
 from distill_lit.experiment.collect import _costs, _curves
@@ -22,7 +23,7 @@ from distill_lit.experiment.run import build_run, check_sources_unchanged, is_ru
 from distill_lit.experiment.stopping import StopSignals
 from distill_lit.models import load_model
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import read_jsonl
+from distill_lit.utils.files import read_jsonl, write_json
 
 
 def build(runs: dict[str, Run], folder: Path) -> None:
@@ -240,6 +241,25 @@ def test_files_that_changed_after_a_student_was_trained_are_noticed(
     assistant = runs["assistant-seed=0"]
     with pytest.raises(UserError, match="is not the 'tuned' any more that assistant-seed=0 was made from"):  # a new name
         check_sources_unchanged([replace(assistant, sources={"tuned": assistant.sources["corrected"]})], copied)
+
+
+def test_models_of_ones_own_that_changed_after_a_student_was_trained_are_noticed(
+    built: tuple[Experiment, dict[str, Run]], tmp_path: Path
+) -> None:
+    experiment, runs = built
+    run = runs["corrected-seed=0"]
+    (reference,) = read_manifest(experiment.folder_of(run) / "manifest.json")["sources"]
+    changed = tmp_path / "changed"
+    shutil.copytree(reference.removeprefix("file:"), changed)
+    copied = tmp_path / "runs" / run.name
+    shutil.copytree(experiment.folder_of(run), copied)
+    manifest = read_manifest(copied / "manifest.json")
+    write_json(copied / "manifest.json", manifest | {"sources": {f"file:{changed}": manifest["sources"][reference]}})
+    moved = replace(run, config=map_model_references(run.config, lambda _key, _name: f"file:{changed}"))
+    check_sources_unchanged([moved], copied.parent)
+    (changed / "config.json").write_text((changed / "config.json").read_text() + " ")
+    with pytest.raises(UserError, match="its files are others than when corrected-seed=0 was made from it"):
+        check_sources_unchanged([moved], copied.parent)
 
 
 def test_runs_of_a_plan_know_what_they_need(built: tuple[Experiment, dict[str, Run]]) -> None:
