@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # importing HFLM takes seconds
 
 log = logging.getLogger(__name__)
 Rows = list[dict[str, Any]]
+LOWER_IS_BETTER = ("perplexity", "bits_per_byte", "ter", "brier_score")  # what such metrics of lm-eval end with
 
 
 def evaluate_task(
@@ -154,6 +155,12 @@ def primary_scores(meta: dict[str, dict[str, Any]]) -> dict[str, float]:
     keys = {task: f"{facts['metric']},{facts['filter']}" for task, facts in meta.items()}
     results = {task: facts["lm_eval_results"] for task, facts in meta.items()}
     return {task: results[task][key] for task, key in keys.items() if key in results[task]}
+
+
+def mean_score(meta: dict[str, dict[str, Any]]) -> float | None:
+    """Mean over tasks of the main metric, of those metrics of which more is better; None where there is none."""
+    scores = [score for task, score in primary_scores(meta).items() if not meta[task]["metric"].endswith(LOWER_IS_BETTER)]
+    return sum(scores) / len(scores) if scores else None
 
 
 def mean_above_chance(meta: dict[str, dict[str, Any]]) -> float | None:

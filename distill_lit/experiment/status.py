@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from distill_lit.evaluation.task_evaluation import mean_above_chance, primary_scores
+from distill_lit.evaluation.task_evaluation import mean_above_chance, mean_score
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.run import is_run_built, is_run_complete, is_run_evaluated, read_manifest
 from distill_lit.experiment.run_times import total_seconds
@@ -26,7 +26,7 @@ LOCK_TIMEOUT_SECONDS = 120.0  # for a worker whose driver has died to write its 
 class RunResults:
     """What a run has come to so far; None where it is unknown. above_chance: mean of (accuracy − chance) / (1 − chance)
     over all tasks, while a report leaves out those at which the teacher itself is at chance; score: mean over tasks of the
-    main metric; kl: KL to the teacher on the validation rows, in nats per token; seconds: wall clock of all its work."""
+    main metric, where more of it is better; kl: KL to the teacher on the validation rows, in nats per token; seconds: wall clock of all its work."""
 
     above_chance: float | None = None
     score: float | None = None
@@ -53,10 +53,9 @@ def read_run_results(run: Run, folder: Path) -> RunResults:
     if manifest.get("identity") != run.fingerprint:
         return RunResults(seconds=total_seconds(folder))
     meta = read_manifest(folder / "records" / "meta.json") if run.is_model and is_run_evaluated(run, folder) else {}
-    scores = primary_scores(meta)
     return RunResults(
         mean_above_chance(meta),
-        sum(scores.values()) / len(scores) if scores else None,
+        mean_score(meta),
         manifest.get("metrics", {}).get("validation/teacher_kl"),
         total_seconds(folder),
     )

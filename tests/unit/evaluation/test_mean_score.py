@@ -1,0 +1,24 @@
+"""The one number of a run's line: shares alone are averaged, and no perplexity with them."""
+
+import pytest
+
+from distill_lit.evaluation.task_evaluation import mean_score
+
+
+def meta(**scores: tuple[str, float]) -> dict[str, dict[str, object]]:
+    return {
+        task: {"metric": metric, "filter": "none", "lm_eval_results": {f"{metric},none": value}}
+        for task, (metric, value) in scores.items()
+    }
+
+
+def test_bits_per_byte_and_perplexities_are_in_no_mean_of_shares() -> None:
+    tasks = meta(
+        sciq=("acc_norm", 0.7), gsm8k=("exact_match", 0.1), books=("bits_per_byte", 1.4), wiki=("word_perplexity", 31.0)
+    )
+    assert mean_score(tasks) == pytest.approx((0.7 + 0.1) / 2)
+
+
+def test_of_probes_alone_there_is_no_score() -> None:
+    assert mean_score(meta(books=("bits_per_byte", 1.4))) is None
+    assert mean_score({}) is None
