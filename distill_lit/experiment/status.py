@@ -26,7 +26,8 @@ LOCK_TIMEOUT_SECONDS = 120.0  # for a worker whose driver has died to write its 
 class RunResults:
     """What a run has come to so far; None where it is unknown. above_chance: mean of (accuracy − chance) / (1 − chance)
     over all tasks, while a report leaves out those at which the teacher itself is at chance; score: mean over tasks of the
-    main metric, where more of it is better; kl: KL to the teacher on the validation rows, in nats per token; seconds: wall clock of all its work."""
+    main metric, where more of it is better; kl: KL to the teacher on the validation rows, in nats per token; seconds: wall
+    clock of all its work."""
 
     above_chance: float | None = None
     score: float | None = None
