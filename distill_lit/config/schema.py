@@ -172,6 +172,12 @@ class TrainingConfig:
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="of the student's matrix products; auto: the fastest measured on this machine"
     )
+    packed_attention: Literal["auto", "mask", "segments", "flex", "varlen"] = Field(
+        default="auto",
+        description="how documents of a row are kept apart: by a (T, T) mask, or without one: segments anywhere, flex "
+        "(FlexAttention) on GPUs, varlen (FlashAttention) on GPUs in 16 bits; auto: from 2048 tokens a row on the fastest "
+        "by which the model reads rightly, else the mask",
+    )
     gradient_checkpointing: Bool = Field(default=False, description="recompute activations to save memory")
     compile: Bool = Field(default=False, description="torch.compile the student's backbone, and an online teacher's")
     val_check_interval: Float = Field(default=0.25, gt=0, le=1, description="share of the steps between validations")

@@ -2,7 +2,6 @@
 
 from distill_lit.data.packing import PackedDataset
 from distill_lit.data.pipeline import (
-    PreparedData,
     cached_statistics,
     check_data_config,
     count_bytes,
@@ -10,6 +9,7 @@ from distill_lit.data.pipeline import (
     read_word_counts,
     word_counts,
 )
+from distill_lit.data.prepared import PreparedData
 from distill_lit.data.teacher_prompts import TeacherDocuments, check_teacher_prompt
 
 __all__ = [

@@ -64,8 +64,9 @@ def calibration_batches(packed: PackedDataset, rows: int = 16, size: int = 4) ->
 class PackedLoader:
     """Batches of one rank for all optimizer steps of a run: `steps` × `gradient_accumulation_steps` of them.
 
-    Step i reads world_size × accumulate × batch rows of `shuffled_row_indices`; the ranks share them out. Its place is its
-    state, so a run resumed from a checkpoint sees each batch once. A loader read to its end begins again.
+    Step i reads accumulate × world_size × batch rows of `shuffled_row_indices`; the ranks share them out. Its place is its
+    state, so a run resumed from a checkpoint, by as many ranks or others, sees each row once.
+    A loader read to its end begins again.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class PackedLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if not len(packed) or not packed.targets_per_row.any():
+        if not packed.has_targets:
             raise UserError("no sequence to train on has a supervised token")
         self.packed, self.micro_batch_size, self.gradient_accumulation_steps, self.steps = (
             packed,
@@ -89,7 +90,7 @@ class PackedLoader:
         )
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.position = 0  # batches handed out
-        self._targets = packed.targets_per_row
+        self._step_targets = (-1, 0)  # the step last read, and its supervised targets
 
     def __len__(self) -> int:
         return self.steps * self.gradient_accumulation_steps
@@ -112,7 +113,9 @@ class PackedLoader:
         """The batch of this rank at a place, 0 ≤ position < len(self)."""
         step, part = divmod(position, self.gradient_accumulation_steps)
         rows = self.rows_of_step(step)
-        return make_batch(self.packed, rows[part, self.rank], int(self._targets[rows].sum()))
+        if self._step_targets[0] != step:
+            self._step_targets = step, int(self.packed.count_targets(rows.flatten()).sum())
+        return make_batch(self.packed, rows[part, self.rank], self._step_targets[1])
 
     def _settings(self) -> dict[str, int]:
         return {
@@ -129,9 +132,13 @@ class PackedLoader:
         return {"position": self.position, **self._settings()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes to a saved place. Raises UserError when the order of the batches is another one now."""
-        for name, value in self._settings().items():
-            if state[name] != value:
+        """Goes to a saved place. More or fewer ranks may go on where `micro_batch_size` is such that all together read as
+        many rows at a time. Raises UserError when the order of the rows is another one now."""
+        ranks = ("micro_batch_size", "world_size")
+        settings = self._settings()
+        reads_alike = state["micro_batch_size"] * state["world_size"] == self.micro_batch_size * self.world_size
+        for name, value in settings.items():
+            if state[name] != value and not (name in ranks and reads_alike):
                 raise UserError(
                     f"the checkpoint was read with {name} = {state[name]}, this run has {value}; "
                     "resume with the same or start anew"
@@ -147,7 +154,7 @@ class ValidationLoader:
     def __init__(
         self, packed: PackedDataset, *, micro_batch_size: int, first_row: int = 0, rank: int = 0, world_size: int = 1
     ) -> None:
-        if not len(packed) or not packed.targets_per_row.any():
+        if not packed.has_targets:
             raise UserError("no sequence to validate on has a supervised token")
         self.packed, self.micro_batch_size, self.first_row, self.rank, self.world_size = (
             packed,
@@ -162,7 +169,6 @@ class ValidationLoader:
 
     def __iter__(self) -> Iterator[PackedBatch]:
         size = self.micro_batch_size * self.world_size
-        targets = self.packed.targets_per_row
         for start in range(0, len(self.packed), size):
             rows = np.arange(start, min(start + size, len(self.packed)))
             rank_rows = rows[self.rank :: self.world_size]
@@ -170,7 +176,7 @@ class ValidationLoader:
             batch = make_batch(
                 self.packed,
                 np.concatenate([rank_rows, np.zeros(rows_per_rank - len(rank_rows), int)]),
-                int(targets[rows].sum()),
+                int(self.packed.count_targets(rows).sum()),
             )
             batch["labels"][len(rank_rows) :] = IGNORE_INDEX
             batch["rows"] += self.first_row

@@ -9,6 +9,7 @@ from distill_lit.data.tokenization import TokenizedDocuments
 from distill_lit.losses.targets import IGNORE_INDEX
 
 OPEN_ROWS = 64  # rows that may still take a document
+COUNTED_ROWS = 256  # at a time
 PACKED_ARRAYS = ("input_ids", "document_ids", "loss_mask")  # what is kept of packed rows
 
 
@@ -50,6 +51,16 @@ class PackedDataset:
     def targets_per_row(self) -> np.ndarray:
         """(rows,) int64: supervised targets of each row."""
         return np.asarray(self.loss_mask.sum(axis=1, dtype=np.int64))
+
+    def count_targets(self, rows: np.ndarray) -> np.ndarray:
+        """(len(rows),) int64: supervised targets of the rows with these numbers."""
+        return np.asarray(self.loss_mask[rows].sum(axis=1, dtype=np.int64))
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether any token is supervised; rows are read until one is."""
+        starts = range(0, len(self), COUNTED_ROWS)
+        return any(self.count_targets(np.arange(i, min(i + COUNTED_ROWS, len(self)))).any() for i in starts)
 
     @property
     def num_tokens(self) -> int:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,16 @@ from distill_lit.data.corpora import (
 from distill_lit.data.loader import shuffled_row_indices
 from distill_lit.data.mixture import corpus_shares, tokenize_mixture
 from distill_lit.data.packing import PACKED_ARRAYS, PackedDataset, pack, split_train_validation, take_tokens
+from distill_lit.data.prepared import PreparedData
 from distill_lit.data.sources import FileSource, open_corpus_source
 from distill_lit.data.teacher_prompts import NOT_IN_TEACHER, TeacherDocuments, make_teacher_documents, prompt_renderer
 from distill_lit.data.templates import read_template, set_chat_template
+from distill_lit.data.token_pipeline import (
+    check_token_corpora,
+    prepare_token_rows,
+    reads_token_files,
+    token_rows_statistics,
+)
 from distill_lit.data.tokenization import (
     TokenizedDocuments,
     hash_tokenizer,
@@ -46,23 +53,12 @@ TEACHER_PROMPT_VERSION = 1  # raise it when the same prompt becomes other tokens
 TOKENIZED_ARRAYS = ("tokens", "offsets", "loss_mask", "corpus_ids")  # what is kept of tokenized documents
 
 
-@dataclass(frozen=True)
-class PreparedData:
-    """Rows to train on and rows to validate on, from different documents; `fingerprint` identifies them; `statistics`
-    counts documents, duplicates, empty, split, tokens, padding_share and rows; where corpora have weights, what each gave
-    to the `mixture`; where `data.validation` is given, documents left out of training for being `in_validation`.
-    teacher_documents: what the teacher reads of them, where it has a prompt of its own."""
-
-    train: PackedDataset
-    validation: PackedDataset
-    fingerprint: str
-    statistics: dict[str, Any]
-    teacher_documents: TeacherDocuments | None = None
-
-
 def check_data_config(data: DataConfig, dataset_source: str) -> None:
     """Raises UserError for a config that cannot work, as far as that shows before anything is fetched or loaded: no
     corpora, no source or two, a wrong template, an unknown type, a missing file. `dataset_source`: pypi or hub."""
+    if reads_token_files(data):
+        check_token_corpora(data, dataset_source)
+        return
     check_corpora(data.corpora, dataset_source)
     check_validation_corpora(data.validation, dataset_source)
     if not data.validation_sequences and not data.validation:
@@ -86,6 +82,8 @@ def prepare_datasets(
     prompt does not leave a response as it is.
     """
     check_data_config(data, dataset_source)
+    if reads_token_files(data):
+        return prepare_token_rows(data, tokenizer_folder, dataset_source, with_corpus_ids, prompt)
     tokens_key, key = _keys(data, tokenizer_folder, dataset_source)
 
     def make_tokens() -> tuple[Arrays, dict[str, Any]]:
@@ -160,6 +158,8 @@ def cached_statistics(
     data: DataConfig, tokenizer_folder: Path, dataset_source: str, prompt: TeacherPromptConfig | None = None
 ) -> dict[str, Any]:
     """`PreparedData.statistics` of data that are prepared already; empty for others."""
+    if reads_token_files(data):
+        return token_rows_statistics(data)
     _, key = _keys(data, tokenizer_folder, dataset_source)
     folders = [cache_root() / "packed" / key]
     if prompt is not None and prompt.is_set:
@@ -175,6 +175,8 @@ def cached_statistics(
 
 def count_bytes(data: DataConfig, dataset_source: str) -> int | None:
     """Bytes of UTF-8 in all documents, or None where counting would take long. Raises UserError for what cannot be read."""
+    if reads_token_files(data):
+        return None
     sources = [open_corpus_source(f"data.corpora.{name}", corpus, dataset_source) for name, corpus in data.corpora.items()]
     files = [path for source in sources if isinstance(source, FileSource) for path in source.files]
     if (
@@ -186,8 +188,11 @@ def count_bytes(data: DataConfig, dataset_source: str) -> int | None:
 
 
 def word_counts(data: DataConfig, dataset_source: str) -> Counter[str]:
-    """How often each lower-case word occurs in all documents of the corpora, cached beside the tokens."""
+    """How often each lower-case word occurs in all documents of the corpora, cached beside the tokens; nothing of files of
+    tokens, which are never read whole."""
     check_data_config(data, dataset_source)
+    if reads_token_files(data):
+        return Counter()
     path = cache_root() / "tokens" / f"words-{fingerprint(_corpus_fingerprint_inputs(data, dataset_source))}.json"
     try:
         return Counter(read_json(path))

@@ -46,6 +46,7 @@ from distill_lit.models import (
     trainable_fraction,
 )
 from distill_lit.models.loading import is_remote_code_allowed, torch_dtype
+from distill_lit.models.packing_check import use_packed_attention
 from distill_lit.models.quantization_aware import quantize_prepared
 from distill_lit.models.student import is_pruned, retained_layers
 from distill_lit.models.vocabulary import load_unpadded_vocab_size
@@ -187,7 +188,9 @@ def _build_training_setup(
     feature_alignment = build_feature_alignment(
         objective, student, load_model_config(teacher_folder), model, calibration.batches, config.seed
     )
-    use_eager_attention(objective, *(m for m in (student, model) if m is not None))
+    models = [m for m in (student, model) if m is not None]
+    use_eager_attention(objective, *models)
+    use_packed_attention(config.training.packed_attention, *models)
     prepare_student(student, config.training)
     # a teacher with another tokenizer may have more tokens
     settings = _fused_loss_settings(config, max(vocab_size, load_unpadded_vocab_size(teacher_folder)))

@@ -9,13 +9,14 @@ taken.
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from distill_lit.models.backbone import get_backbone
+from distill_lit.models.document_spans import DocumentSpan, document_spans, group_spans
+from distill_lit.models.packed_attention import KERNELS, document_mask
 
 PackedBatch = dict[str, Tensor]
 ONE_MASK, MASK_PER_LAYER_TYPE, POSITION_RESETS = "one_mask", "mask_per_kind", "positions"  # several documents in a row
@@ -49,19 +50,28 @@ def plan_forward_passes(model: Any, batch: PackedBatch, layout: str) -> list[For
     """The forward passes that read a batch of packed rows in a layout.
 
     batch: `input_ids`, `position_ids`, `document_ids`, each (B, T). layout: `one_mask` for all layers; `mask_per_kind` of
-    layer; `positions` that begin anew, by which transformers makes the masks; `padded`: a document a row, padded on the
-    right; `alone`: documents of equal length together, so without padding.
+    layer; `positions` that begin anew, by which transformers makes the masks; `segments`, `flex` or `varlen`: no mask, but
+    a kernel that knows the documents; `padded`: a document a row, padded on the right; `alone`: documents of equal length
+    together, so without padding.
     """
     ids, documents = batch["input_ids"], batch["document_ids"]
+    inputs: dict[str, Any]
+    if layout in KERNELS:
+        inputs = {
+            "input_ids": ids,
+            "position_ids": batch["position_ids"],
+            "attention_mask": document_mask(documents, layout),
+        }
+        return [ForwardPass(inputs, documents > 0)]
     if layout in (ONE_MASK, MASK_PER_LAYER_TYPE, POSITION_RESETS):
-        inputs: dict[str, Any] = {"input_ids": ids, "position_ids": batch["position_ids"]}
+        inputs = {"input_ids": ids, "position_ids": batch["position_ids"]}
         if layout != POSITION_RESETS:
             mask = block_causal_mask(documents)
             masks = _by_kind(model, mask, batch["position_ids"]) if layout == MASK_PER_LAYER_TYPE else {"": mask}
             added = {kind: format_attention_mask(model, mask) for kind, mask in masks.items()}
             inputs["attention_mask"] = added if layout == MASK_PER_LAYER_TYPE else added[""]
         return [ForwardPass(inputs, documents > 0)]
-    return [_part_of(ids, group) for group in _groups(_spans(documents), MAX_PADDING_RATIO[layout])]
+    return [_part_of(ids, group) for group in group_spans(document_spans(documents), MAX_PADDING_RATIO[layout])]
 
 
 def run_backbone(model: Any, forward_pass: ForwardPass) -> Tensor:
@@ -152,38 +162,11 @@ def format_attention_mask(model: Any, mask: Tensor) -> Tensor:
     return torch.zeros(mask.shape, dtype=number, device=mask.device).masked_fill_(~mask, torch.finfo(number).min)
 
 
-def _spans(document_ids: Tensor) -> list[tuple[int, int, int]]:
-    """(row, first column, tokens) of every document, the longest first."""
-    found = []
-    for row, numbers in enumerate(document_ids.tolist()):
-        start = 0
-        for number, run in groupby(numbers):
-            size = sum(1 for _ in run)
-            if number > 0:
-                found.append((row, start, size))
-            start += size
-    return sorted(found, key=lambda span: -span[2])
-
-
-def _groups(spans: list[tuple[int, int, int]], max_padding_ratio: float) -> Iterator[list[tuple[int, int, int]]]:
-    """Documents that are read together: padded to the longest, they are at most `max_padding_ratio` times their tokens."""
-    group: list[tuple[int, int, int]] = []
-    tokens = 0
-    for span in spans:
-        if group and group[0][2] * (len(group) + 1) > max_padding_ratio * (tokens + span[2]):
-            yield group
-            group, tokens = [], 0
-        group.append(span)
-        tokens += span[2]
-    if group:
-        yield group
-
-
-def _part_of(ids: Tensor, spans: list[tuple[int, int, int]]) -> ForwardPass:
-    device, longest = ids.device, spans[0][2]
-    sizes = torch.tensor([size for _, _, size in spans], device=device)
+def _part_of(ids: Tensor, spans: list[DocumentSpan]) -> ForwardPass:
+    device, longest = ids.device, spans[0].size
+    sizes = torch.tensor([span.size for span in spans], device=device)
     valid = torch.arange(longest, device=device) < sizes[:, None]
-    rows = torch.tensor([row for row, _, _ in spans], device=device).repeat_interleave(sizes)
+    rows = torch.tensor([span.row for span in spans], device=device).repeat_interleave(sizes)
     columns = torch.cat([torch.arange(start, start + size, device=device) for _, start, size in spans])
     # what follows a document cannot be seen from it, and a mask or positions would be read otherwise by some models
     padded = torch.zeros(valid.shape, dtype=ids.dtype, device=device)

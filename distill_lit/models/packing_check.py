@@ -23,6 +23,7 @@ from distill_lit.models.dummy_inputs import (
     split_by_document,
     text_token_ids,
 )
+from distill_lit.models.packed_attention import KERNELS, usable_kernels
 from distill_lit.models.packed_forward import (
     MASK_PER_LAYER_TYPE,
     ONE_MASK,
@@ -58,6 +59,7 @@ ROUNDING_NOISE_MULTIPLE, MIN_TOLERANCE_FRACTION = (
 )  # times what the length of a row alone changes; at least this share of the tolerance
 PLAIN_INPUTS = ("input_ids", "attention_mask", "position_ids")  # what is read of a batch that is not packed
 MIN_CHECKED_TOKENS = 16  # tokens of a row that is checked
+MIN_KERNEL_TOKENS = 2048  # of a row, from which a kernel is faster than a mask; benchmarks/packed_attention.md
 CHECK_LOCK = threading.RLock()  # threads may share a model, and its hooks
 
 
@@ -68,8 +70,15 @@ class LayoutChoice(NamedTuple):
     fallback_reason: str = ""
 
 
-_readings: "WeakKeyDictionary[nn.Module, dict[tuple[int, str, bool], LayoutChoice]]" = WeakKeyDictionary()
+_readings: "WeakKeyDictionary[nn.Module, dict[tuple[int, str, str, bool], LayoutChoice]]" = WeakKeyDictionary()
+_packed_attention: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()
 _checked_lm_heads: "WeakSet[nn.Module]" = WeakSet()
+
+
+def use_packed_attention(choice: str, *models: Any) -> None:
+    """How models attend within the documents of packed rows from now on: `training.packed_attention`."""
+    for model in models:
+        _packed_attention[model] = choice
 
 
 def last_hidden_state(model: Any, batch: PackedBatch, activations: Activations | None = None) -> Tensor:
@@ -118,13 +127,13 @@ def choose_layout(model: Any, length: int, is_packed: bool = True) -> LayoutChoi
 
     Raises UserError where no layout gives what the plain model gives, naming the first layer that differs.
     """
-    size = checked_size(model.config, length)
-    key = size, str(model.config.get_text_config()._attn_implementation), is_packed
+    size, attention = checked_size(model.config, length), _packed_attention.get(model, "auto")
+    key = size, str(model.config.get_text_config()._attn_implementation), attention, is_packed
     with CHECK_LOCK:
         known = _readings.setdefault(model, {})
         if key not in known:
             with uncompiled_eval_mode(model):
-                known[key] = _compare_layouts(model, size, is_packed)
+                known[key] = _compare_layouts(model, size, attention, is_packed)
             if is_packed and known[key].layout in (PADDED, UNPADDED):
                 log.warning(
                     "%s; every document is read in a row of its own, which takes longer", known[key].fallback_reason
@@ -139,27 +148,35 @@ def checked_size(config: Any, length: int) -> int:
     return min(size, max(int(most), length))
 
 
-def _compare_layouts(model: Any, size: int, is_packed: bool) -> LayoutChoice:
+def _compare_layouts(model: Any, size: int, attention: str, is_packed: bool) -> LayoutChoice:
     name, fallback_reason = type(model).__name__, ""
     documents = dummy_documents(model, size)
     reference = [_plain_last_hidden_state(model, text) for text in documents]
     _check_lm_head(model, documents[0], reference[0])
     tolerance = _tolerance(model, documents[1], reference[1])
     alone_or_padded = [UNPADDED] if has_length_dependent_rope(model.config) else [PADDED, UNPADDED]
-    for layout in [*(_packing(model.config, size) if is_packed else []), *alone_or_padded]:
+    layouts = [*(_packing(model, size, attention) if is_packed else []), *alone_or_padded]
+    if is_packed and attention in KERNELS:
+        layouts = [attention]
+    for layout in layouts:
         problem = _layout_problem(model, documents, reference, layout, tolerance)
         if not problem and layout not in alone_or_padded and _leaks(model, documents, layout):
             problem = "in one row, documents change those after them"
         if not problem:
             return LayoutChoice(layout, fallback_reason)
-        fallback_reason = fallback_reason or f"{name}: {problem}"
+        if layout not in KERNELS or attention == layout:
+            fallback_reason = fallback_reason or f"{name}: {problem}"
+    if layouts == [attention]:
+        raise UserError(f"training.packed_attention: {attention}: {fallback_reason}; auto takes one that suits the model")
     raise UserError(f"{fallback_reason}; it cannot be distilled here")
 
 
-def _packing(config: Any, size: int) -> list[str]:
+def _packing(model: Any, size: int, attention: str) -> list[str]:
     """The layouts with several documents in a row that may suit a model. One mask would hide a window that the check's
     tokens hardly use."""
+    config = model.config
     return [
+        *(usable_kernels(model) if attention == "auto" and size >= MIN_KERNEL_TOKENS else []),
         *([] if has_local_attention(config, size) else [ONE_MASK]),
         *([MASK_PER_LAYER_TYPE] if has_maskable_layer_types(config) else []),
         POSITION_RESETS,
