@@ -9,7 +9,7 @@ from typing import Any
 from distill_lit import assets, data
 from distill_lit.config import ExperimentConfig, GeneratedConfig
 from distill_lit.config.roles import Role
-from distill_lit.data.loader import optimizer_steps
+from distill_lit.data.loader import optimizer_steps, rows_per_step
 from distill_lit.data.mirror import MIRROR_WHEELS
 from distill_lit.experiment.architectures import Architectures
 from distill_lit.experiment.memory_estimate import Memory, estimate_memory, largest
@@ -254,11 +254,8 @@ def _on_policy_flops(config: ExperimentConfig, student: ModelSize, tokens: int) 
 
 
 def _training_tokens(config: ExperimentConfig) -> int:
-    training = config.training
-    per_step = (
-        training.micro_batch_size * training.gradient_accumulation_steps * training.devices * config.data.sequence_length
-    )
-    return optimizer_steps(training, config.data.sequence_length) * per_step
+    per_step = rows_per_step(config.training) * config.data.sequence_length
+    return optimizer_steps(config.training, config.data.sequence_length) * per_step
 
 
 def _teacher_flops_per_token(run: Run, architectures: Architectures, student: ModelSize) -> float:

@@ -13,6 +13,7 @@ from distill_lit.experiment.grid import GridPoint, expand_points
 from distill_lit.experiment.mixture import check_mixture
 from distill_lit.experiment.pipeline import config_key, expand_pipeline, referred_models
 from distill_lit.experiment.run_references import RUN_PREFIX
+from distill_lit.experiment.strategy import check_devices, check_strategy
 from distill_lit.generation.corpus import check_generated_corpora
 from distill_lit.losses import Objective, build_objective, check_teacher_supports_objective
 from distill_lit.models import check_student, check_torchao
@@ -35,6 +36,7 @@ def check_experiment(config: ExperimentConfig, points: Sequence[GridPoint] | Non
     if TEACHER_INT8 in config.baselines:
         check_torchao(f"baselines: {TEACHER_INT8}")
     hardware.device_for(config.training.accelerator)
+    check_devices(config)
     if config.launcher.teacher_device:
         hardware.check_device("launcher.teacher_device", config.launcher.teacher_device)
     for name, student in config.students.items():
@@ -69,6 +71,7 @@ def _check_recipe(name: str, recipe: Recipe, recipes: Mapping[str, Recipe]) -> N
     objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
     if recipe.is_trained:
         _check_teacher(config, objective)
+        check_strategy(config, objective, name)
     data.check_data_config(config.data, config.dataset_source)
     check_generated_corpora(config.data, config.dataset_source)
 
@@ -154,7 +157,7 @@ def _check_teacher_device(point: ExperimentConfig, objective: Objective, member:
             f"launcher.teacher_device: teacher.source {member.source} runs beside the student; only {able} can run "
             "elsewhere"
         )
-    if point.training.devices > 1:
+    if point.training.ranks > 1:
         raise UserError("launcher.teacher_device: every one of training.devices would put a teacher there")
     if objective.feature_terms:
         name = objective.feature_terms[0].name
