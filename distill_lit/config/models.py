@@ -95,7 +95,8 @@ class TeacherConfig:
         default="auto", description="number format of the teacher; auto: the fastest measured on this machine"
     )
     quantize: Quantize = Field(
-        default="none", description="weights of the teacher are rounded when it is loaded, by a recipe of torchao; none: not"
+        default="none",
+        description="weights of the teacher are rounded when it is loaded, by a recipe of torchao; none: not",
     )
 
     @property

@@ -326,7 +326,9 @@ class LauncherConfig:
         default=0, ge=0, le=4096, description="CPU threads per worker, for all its ranks together; 0: all cores, shared out"
     )
     teacher_device: Text = Field(
-        default="", description="device of an online teacher, as cuda:1 or cpu; empty: the student's"
+        default="",
+        description="device of an online teacher, as cuda:1 or cpu; auto: of a teacher whose cache is written, all devices "
+        "here, then memory and disk for what does not fit; empty: the student's",
     )
     on_mismatch: Literal["refuse", "resume", "restart"] = Field(
         default="refuse",

@@ -17,6 +17,7 @@ from distill_lit.experiment.mixture import asked_teachers, with_teacher
 from distill_lit.experiment.pace import BUILD_SECONDS, EXPORT_SECONDS, START_SECONDS, TASK_SECONDS, Pace
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.run import is_run_built
+from distill_lit.experiment.strategy import with_strategy
 from distill_lit.losses import build_objective
 from distill_lit.models import ModelSize
 from distill_lit.teachers import cached_teacher_source, teacher_capabilities
@@ -77,7 +78,9 @@ def _estimate(run: Run, architectures: Architectures, pace: Pace) -> Estimate | 
         found = _estimate_generation(run.config, architectures.teacher(run).size, pace)
     else:
         found = _estimate_model(run, architectures, pace)
-    return None if found is None else replace(found, memory=estimate_memory(run, architectures))
+    return (
+        None if found is None else replace(found, memory=estimate_memory(with_strategy(run, architectures), architectures))
+    )
 
 
 def require_disk_space(estimates: Mapping[str, Estimate | None], runs: list[Run], runs_dir: Path) -> None:

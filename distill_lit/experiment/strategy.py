@@ -1,10 +1,13 @@
 """How a training is spread over ranks: what cannot be sharded, and what `training.strategy: auto` means for a run."""
 
 from dataclasses import replace
+from typing import Literal
 
 from distill_lit.config import ExperimentConfig
 from distill_lit.config.on_policy import is_on_policy_enabled
 from distill_lit.config.roles import Role
+from distill_lit.experiment.architectures import Architectures
+from distill_lit.experiment.memory_estimate import Memory, estimate_memory
 from distill_lit.experiment.planned_run import Run
 from distill_lit.losses import Objective, build_objective
 from distill_lit.teachers import teacher_capabilities
@@ -23,7 +26,9 @@ def check_strategy(config: ExperimentConfig, objective: Objective, student: str)
             f"training.strategy: {training.strategy} is for several ranks, and training.devices and training.nodes are 1"
         )
     if training.checkpoint == "sharded" and training.strategy != "fsdp":
-        raise UserError("training.checkpoint: sharded is for training.strategy fsdp; otherwise the first rank has all of it")
+        raise UserError(
+            "training.checkpoint: sharded is for training.strategy fsdp; otherwise the first rank has all of it"
+        )
     if training.teacher_shards and training.strategy != "fsdp":
         raise UserError("training.teacher_shards: it is for training.strategy fsdp")
     if training.teacher_shards and training.ranks % training.teacher_shards:
@@ -71,27 +76,55 @@ def _why_teacher_not_sharded(config: ExperimentConfig, objective: Objective) -> 
     return ""
 
 
-def with_strategy(run: Run) -> Run:
+def with_strategy(run: Run, architectures: Architectures | None = None) -> Run:
     """The run with a strategy for this machine in the place of `auto`: fsdp where what a rank needs does not fit its device
     otherwise, and can be sharded."""
     training = run.config.training
     if training.strategy != "auto" or training.ranks == 1:
         return run
-    return replace(run, config=replace(run.config, training=replace(training, strategy=choose_strategy(run))))
+    strategy = _choose_strategy(run, architectures or Architectures([run]))
+    return replace(run, config=replace(run.config, training=replace(training, strategy=strategy)))
 
 
-def choose_strategy(run: Run) -> str:
-    """`fsdp` or `ddp`."""
-    from distill_lit.experiment.architectures import Architectures
-    from distill_lit.experiment.memory_estimate import estimate_memory
-
-    config = run.config
-    objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
-    if run.role != Role.TEACHER_CACHE and why_not_sharded(config, objective, run.student):
+def _choose_strategy(run: Run, architectures: Architectures) -> Literal["ddp", "fsdp"]:
+    is_cache = run.role == Role.TEACHER_CACHE
+    is_whole: Any = run.config.teacher.prompt.is_set if is_cache else why_not_sharded(run.config, _objective(run), run.student)
+    if is_whole or not (run.is_trained or is_cache):
         return "ddp"
-    needed = estimate_memory(run, Architectures([run])).total
-    available = hardware.device_memory(hardware.device_for(config.training.accelerator), config.training.devices)
-    return "fsdp" if available and needed > MAX_MEMORY_SHARE * available else "ddp"
+    return "ddp" if fits(run.config, estimate_memory(run, architectures)) else "fsdp"
+
+
+def fits(config: ExperimentConfig, memory: Memory) -> bool:
+    """Whether what a process needs fits its device; True where nobody knows."""
+    available = _device_memory(config)
+    return not available or memory.total <= MAX_MEMORY_SHARE * available
+
+
+def fit_line(run: Run, memory: Memory, architectures: Architectures) -> str:
+    """What to say of a run that does not fit a device, and what would; empty for one that does. memory: as planned."""
+    config = run.config
+    if fits(config, memory):
+        return ""
+    device = _device_memory(config) / 1e9
+    line = f"{run.label} needs {memory.total / 1e9:.1f} GB of each device, which has {device:.1f} GB here"
+    if run.role == Role.TEACHER_CACHE:
+        return f"{line}; take launcher.teacher_device=auto, teacher.quantize=int8 or int4, or training.strategy=fsdp"
+    if not run.is_trained or why_not_sharded(config, _objective(run), run.student):
+        return line
+    for ranks in (2**power for power in range(1, 11)):
+        training = replace(config.training, strategy="fsdp", devices=ranks, nodes=1)
+        sharded = estimate_memory(replace(run, config=replace(config, training=training)), architectures)
+        if fits(config, sharded):
+            return f"{line}; training.strategy=fsdp over {ranks} devices needs {sharded.total / 1e9:.1f} GB of each"
+    return line
+
+
+def _device_memory(config: ExperimentConfig) -> int:
+    return hardware.device_memory(hardware.device_for(config.training.accelerator), config.training.devices)
+
+
+def _objective(run: Run) -> Objective:
+    return build_objective(run.config.objective.terms, run.config.objective.temperature_scaling)
 
 
 def takes_all_ranks(run: Run) -> bool:

@@ -113,9 +113,9 @@ def train_and_export_student(
         setup = _build_training_setup(
             run, folder, student, vocab_size, prepared, teacher, progress_callback, teacher_folder, calibration
         )
-    shape = meta_copy(student) if is_sharded else None
+    whole = meta_copy(student) if is_sharded else None
     metrics = (train if run.is_trained else validate)(setup)
-    student = gather_model(shape, student) if is_sharded else student
+    student = gather_model(whole, student) if is_sharded else student
     if get_rank():
         return {}
     progress_callback("export", 0, 1)
@@ -194,9 +194,7 @@ def _build_training_setup(
     objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
     model = getattr(teacher, "model", None)
     teacher_config = load_model_config(teacher_folder)
-    align = partial(
-        build_feature_alignment, objective, student, teacher_config, model, calibration.batches, config.seed
-    )
+    align = partial(build_feature_alignment, objective, student, teacher_config, model, calibration.batches, config.seed)
     # by cka it looks at weights, which only the first rank has of sharded models
     feature_alignment = broadcast_from_rank_zero(align) if config.training.strategy == "fsdp" else align()
     use_eager_attention(objective, *(m for m in (student, model) if m is not None))

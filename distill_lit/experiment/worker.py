@@ -164,7 +164,9 @@ def join_and_report(run: Any, folder: Path, node: Node, send_event: Callable[...
         sys.exit(143)
     except Exception as error:
         traceback.print_exc()
-        send_event(event="failed", run=run.name, reason=redact(str(error) or type(error).__name__), fatal=False, denied=False)
+        send_event(
+            event="failed", run=run.name, reason=redact(str(error) or type(error).__name__), fatal=False, denied=False
+        )
 
 
 def _redirect_output(path: Path) -> None:

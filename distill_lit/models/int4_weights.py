@@ -30,7 +30,7 @@ def pack_int4(weight: Tensor) -> Any:
 
 
 def unpack_int4(packed: Any) -> Tensor:
-    """The weight (N, K) that an `Int4Tensor`, or whatever has its fields, stands for, in the number format of its scales."""
+    """The weight (N, K) that an `Int4Tensor`, or what has its fields, stands for, in the number format of its scales."""
     low, high = (packed.qdata << 4) >> 4, packed.qdata >> 4  # shifts of int8 keep the sign
     integers = torch.stack([low, high], dim=-1).flatten(1).unflatten(1, (-1, packed.block_size[1]))
     scales, offsets = packed.scale.T[..., None], packed.zero_point.T[..., None]

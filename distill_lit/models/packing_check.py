@@ -128,8 +128,8 @@ def choose_layout(model: Any, length: int, is_packed: bool = True) -> LayoutChoi
                 known[key] = _compare_layouts(model, size, is_packed)
             if known[key].layout in (PADDED, UNPADDED) and any(map(is_sharded, model.parameters())):
                 raise UserError(
-                    f"training.strategy: fsdp cannot be with {type(model).__name__}, whose documents are read one by one, so "
-                    f"that ranks would read in different numbers of passes ({known.pop(key).fallback_reason}); take ddp"
+                    f"training.strategy: fsdp cannot be with {type(model).__name__}, whose documents are read one by one, "
+                    f"so that ranks would read in different numbers of passes ({known.pop(key).fallback_reason}); take ddp"
                 )
             if is_packed and known[key].layout in (PADDED, UNPADDED):
                 log.warning(

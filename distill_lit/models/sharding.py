@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from distill_lit.models.backbone import get_backbone
 from distill_lit.models.pruning.architecture import get_decoder_layers
-from distill_lit.utils.distributed.ranks import broadcast_from_rank_zero, full_tensor, get_rank, is_sharded
+from distill_lit.utils.distributed.ranks import (
+    broadcast_from_rank_zero,
+    full_tensor,
+    get_local_rank,
+    get_rank,
+    get_world_size,
+    is_sharded,
+)
 from distill_lit.utils.exceptions import UserError
 
 
@@ -55,19 +62,37 @@ def shard_layers(model: Any, mesh: Any, device: torch.device, dtype: torch.dtype
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     # inputs stay as they are: under autocast the residual stream is float32, as without sharding
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None, cast_forward_inputs=False
+    )
     for layer in decoder_layers(model):
         receive_from_rank_zero(layer, device)
         fully_shard(layer, mesh=mesh, mp_policy=policy)
 
 
-def make_root(model: Any, mesh: Any) -> None:
-    """Makes the backbone of a frozen model the root of its sharded layers, which are then gathered ahead of their use. Its
-    own weights, embeddings and final norm, stay whole."""
+def shard_frozen(model: Any, mesh: Any, device: torch.device) -> None:
+    """Shards the layers of a model that is only read over the ranks of a mesh; embeddings, final norm and lm_head, which
+    never change, are whole on every rank. Over a mesh of one rank all of it is. All ranks of the training call this."""
     from torch.distributed.fsdp import fully_shard
 
-    backbone = get_backbone(model)
-    fully_shard(backbone, mesh=mesh, ignored_params={p for p in backbone.parameters() if not is_sharded(p)})
+    if mesh.size() > 1:
+        shard_layers(model, mesh, device)
+    receive_from_rank_zero(model, device)
+    if mesh.size() > 1:  # a root, so that layers are gathered ahead of their use
+        backbone = get_backbone(model)
+        fully_shard(backbone, mesh=mesh, ignored_params={p for p in backbone.parameters() if not is_sharded(p)})
+
+
+def world_mesh(device: torch.device) -> Any:
+    """All ranks as a device mesh."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh(device.type, (get_world_size(),))
+
+
+def rank_device(device: torch.device) -> torch.device:
+    """The device of this rank: of GPUs that of its number on this machine."""
+    return torch.device("cuda", get_local_rank()) if device.type == "cuda" else device
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:

@@ -257,7 +257,7 @@ def _write(model: Any, context: TeacherContext, progress: ProgressCallback | Non
     folder = teacher_cache_folder(metadata)
     write_teacher_cache(
         folder,
-        model.to(context.device),
+        context.place(model),
         context.data.train,
         context.data.validation,
         context.config.training.micro_batch_size,

@@ -14,7 +14,7 @@ from distill_lit.losses.targets import DenseTarget
 from distill_lit.models.activations import Activations, LayersByKind, capture_activations
 from distill_lit.models.backbone import get_backbone
 from distill_lit.models.packing_check import last_hidden_state
-from distill_lit.models.sharding import make_root, receive_from_rank_zero, shard_layers
+from distill_lit.models.sharding import shard_frozen
 from distill_lit.teachers.base import ALL_LAYERS, TeacherCapabilities, TeacherContext, TeacherSource
 from distill_lit.teachers.prompted import hidden_states_with_prompt
 from distill_lit.teachers.registry import register_teacher
@@ -69,12 +69,8 @@ class OnlineTeacher:
     def shard(self, mesh: Any, device: torch.device) -> None:
         """Spreads the model's layers over the ranks of a mesh; embeddings, final norm and lm_head, which never change, are
         whole on every rank. All ranks call this together."""
-        if mesh.size() > 1:
-            shard_layers(self.model, mesh, device)
-        receive_from_rank_zero(self.model, device)
+        shard_frozen(self.model, mesh, device)
         self.lm_head = get_lm_head(self.model, self.vocab_size)
-        if mesh.size() > 1:
-            make_root(self.model, mesh)
         self._is_placed = True
 
     def target(self, batch: dict[str, Tensor], loss_mask: Tensor) -> DenseTarget:

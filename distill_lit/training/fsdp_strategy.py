@@ -59,7 +59,9 @@ class FullyShardedStrategy(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = True) -> dict[str, Any]:
         """A checkpoint of either kind, whose tensors stay on disk until their rows are read."""
         path = Path(checkpoint_path)
-        return sharded_checkpoint.read(path, whole=False) if path.is_dir() else load_checkpoint_weights_only(path, mmap=True)
+        return (
+            sharded_checkpoint.read(path, whole=False) if path.is_dir() else load_checkpoint_weights_only(path, mmap=True)
+        )
 
     @torch.no_grad()
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:

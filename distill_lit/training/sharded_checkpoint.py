@@ -110,7 +110,9 @@ def is_intact(folder: Path) -> bool:
     try:
         files = read_json(folder / MANIFEST_FILE)["files"]
         with ThreadPoolExecutor(HASHING_THREADS) as pool:
-            return SHARED_FILE in files and list(pool.map(sha256_of, (folder / name for name in files))) == [*files.values()]
+            return SHARED_FILE in files and list(pool.map(sha256_of, (folder / name for name in files))) == [
+                *files.values()
+            ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 

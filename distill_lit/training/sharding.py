@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from torch import nn
 
 from distill_lit.models.sharding import Shardable, receive_from_rank_zero, shard_layers
 from distill_lit.utils.exceptions import UserError

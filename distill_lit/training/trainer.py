@@ -94,8 +94,8 @@ def optimizer_settings(config: TrainingConfig) -> dict[str, Any]:
 def train(job: TrainingJob) -> dict[str, float]:
     """Trains until the token budget is spent, resuming from the newest checkpoint; returns the last validation's metrics.
 
-    Every one of `training.devices` × `nodes` ranks calls this, each with a run of its own (`spawn_ranks`). Raises Preempted after
-    SIGTERM, FloatingPointError for a step that is not finite, UserError for a checkpoint of something else.
+    Every one of `training.devices` × `nodes` ranks calls this, each with a run of its own (`spawn_ranks`). Raises Preempted
+    after SIGTERM, FloatingPointError for a step that is not finite, UserError for a checkpoint of something else.
     """
     if job.config.ranks != get_world_size():
         raise RuntimeError(

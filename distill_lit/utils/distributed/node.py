@@ -27,9 +27,9 @@ ONLY_NODE = Node()
 def node_from_environment(count: int, environment: Mapping[str, str] | None = None) -> Node:
     """This machine among the `count` of a training.
 
-    By DISTILL_LIT_NODE_RANK and DISTILL_LIT_MAIN_ADDRESS (host:port of the first), or inside a SLURM job of so many nodes by
-    its variables. Other schedulers are not asked: what is around a run must not change it. Raises UserError where nothing
-    tells.
+    By DISTILL_LIT_NODE_RANK and DISTILL_LIT_MAIN_ADDRESS (host:port of the first), or inside a SLURM job of so many nodes
+    by its variables. Other schedulers are not asked: what is around a run must not change it. Raises UserError where
+    nothing tells.
     """
     if count == 1:
         return ONLY_NODE
@@ -39,15 +39,16 @@ def node_from_environment(count: int, environment: Mapping[str, str] | None = No
         rank = environment[NODE_RANK]
         if not (host and port.isdecimal() and rank.isdecimal() and int(rank) < count):
             raise UserError(
-                f"{NODE_RANK}: give a number below training.nodes ({count}), and {MAIN_ADDRESS} as host:port of the first node"
+                f"{NODE_RANK}: give a number below training.nodes ({count}), and {MAIN_ADDRESS} as host:port of the first"
             )
         return Node(int(rank), count, host, int(port))
     if environment.get("SLURM_NNODES") == str(count) and "SLURM_NODEID" in environment:
         from lightning.fabric.plugins.environments import SLURMEnvironment
 
         nodes = environment.get("SLURM_JOB_NODELIST", environment.get("SLURM_NODELIST", ""))
-        port = SLURM_PORT + int(environment.get("SLURM_JOB_ID", "0")[-4:])
-        return Node(int(environment["SLURM_NODEID"]), count, SLURMEnvironment.resolve_root_node_address(nodes), port)
+        job = int(environment.get("SLURM_JOB_ID", "0")[-4:])
+        first = SLURMEnvironment.resolve_root_node_address(nodes)
+        return Node(int(environment["SLURM_NODEID"]), count, first, SLURM_PORT + job)
     raise UserError(
         f"training.nodes: {count} are to train together, and nothing says which one this is; start it by SLURM, or on each "
         f"with {NODE_RANK} and {MAIN_ADDRESS}"

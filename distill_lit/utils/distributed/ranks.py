@@ -14,8 +14,8 @@ ResultT = TypeVar("ResultT")
 
 
 class RankPlace(NamedTuple):
-    """Which rank a process is. local_rank: among those of its machine; node_rank: the machine's number; address, port: where
-    all meet."""
+    """Which rank a process is. local_rank: among those of its machine; node_rank: the machine's number; address, port:
+    where all meet."""
 
     rank: int
     world_size: int
@@ -92,6 +92,17 @@ def full_tensor(tensor: Tensor) -> Tensor:
 def is_sharded(tensor: Tensor) -> bool:
     """Whether each rank holds a part of it (a DTensor)."""
     return hasattr(tensor, "full_tensor")
+
+
+def all_gather_rows(tensor: Tensor) -> Tensor:
+    """The rows (n, …) of all ranks, in their order: (n × ranks, …). All ranks have equally many."""
+    if not _is_distributed():
+        return tensor
+    own = tensor.contiguous()
+    gathered = [torch.empty_like(own) for _ in range(get_world_size())]
+    # as bytes: gloo knows few number formats
+    distributed.all_gather([part.reshape(-1).view(torch.uint8) for part in gathered], own.reshape(-1).view(torch.uint8))
+    return torch.cat(gathered)
 
 
 def barrier() -> None:

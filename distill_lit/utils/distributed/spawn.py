@@ -124,9 +124,7 @@ def _start_rank(local_rank: int, count: int, peers: Peers, payload: bytes) -> _R
     return _RankProcess(rank, process, parent_connection)
 
 
-def _wait_for_ranks(
-    ranks: list[_RankProcess], progress_callback: Callable[..., None], peers: Peers
-) -> list[_RankProcess]:
+def _wait_for_ranks(ranks: list[_RankProcess], progress_callback: Callable[..., None], peers: Peers) -> list[_RankProcess]:
     """Listens until all have said their last word, or one has failed, here or on another node, and the others had time to.
     Those that are over, in the order of their ends."""
     listening, ended = {rank.connection: rank for rank in ranks}, []
