@@ -10,11 +10,13 @@ from rich.text import Text
 from distill_lit import assets
 from distill_lit.config.grid_points import grid_keys, shortest_names
 from distill_lit.config.schema import GRID_VALUE_SEPARATOR
+from distill_lit.experiment.architectures import Architectures
 from distill_lit.experiment.estimate import Estimate, sum_estimates
 from distill_lit.experiment.experiment import Experiment
 from distill_lit.experiment.memory_estimate import MEMORY_PARTS, Memory
 from distill_lit.experiment.pace import WORKER_SECONDS, makespan, num_workers
 from distill_lit.experiment.planned_run import Run
+from distill_lit.experiment.strategy import fit_line
 from distill_lit.utils.hardware import load_per_core
 
 Planned = list[tuple[Run, Estimate | None]]
@@ -44,6 +46,8 @@ def print_plan(experiment: Experiment, planned: Planned, console: Console) -> No
     if any(estimate is None for _, estimate in planned):
         console.print("the totals leave out runs whose text is not here yet: distill-lit fetch downloads it")
     console.print(memory_table(planned))
+    for line in fit_lines(planned):
+        console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
     for line in time_lines(planned, load_per_core()):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -122,6 +126,15 @@ def memory_table(planned: Planned) -> Table:
         row = [f"{getattr(memory, name) / 1e9:.2f}" if getattr(memory, name) else "" for name in parts]
         table.add_row(Text(", ".join(names)), *row, f"{memory.total / 1e9:.2f}")
     return table
+
+
+def fit_lines(planned: Planned) -> list[str]:
+    """Which runs need more memory than a device has, a line for all that need the same, and what would fit."""
+    architectures, lines = Architectures([run for run, _ in planned]), {}
+    for run, estimate in planned:
+        if estimate is not None and (run.role, estimate.memory) not in lines:
+            lines[run.role, estimate.memory] = fit_line(run, estimate.memory, architectures)
+    return [line for line in lines.values() if line]
 
 
 def time_lines(planned: Planned, load: float) -> list[str]:

@@ -94,6 +94,10 @@ class TeacherConfig:
     dtype: Dtype = Field(
         default="auto", description="number format of the teacher; auto: the fastest measured on this machine"
     )
+    quantize: Quantize = Field(
+        default="none",
+        description="weights of the teacher are rounded when it is loaded, by a recipe of torchao; none: not",
+    )
 
     @property
     def members(self) -> "dict[str, TeacherConfig]":

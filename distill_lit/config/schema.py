@@ -188,7 +188,31 @@ class TrainingConfig:
     )
     keep_checkpoints: Bool = Field(default=False, description="keep the last and the best checkpoint of a finished run")
     accelerator: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where students train")
-    devices: Int = Field(default=1, ge=1, le=4096, description="processes or GPUs that train one student together")
+    devices: Int = Field(
+        default=1, ge=1, le=4096, description="processes or GPUs of each node that train one student together"
+    )
+    nodes: Int = Field(default=1, ge=1, le=65536, description="machines that train one student together")
+    strategy: Literal["auto", "ddp", "fsdp"] = Field(
+        default="auto",
+        description="of several ranks. ddp: each holds everything; fsdp: student and online teacher are sharded over them "
+        "(FSDP2); auto: fsdp where a training does not fit one device",
+    )
+    teacher_shards: Int = Field(
+        default=0,
+        ge=0,
+        le=4096,
+        description="of fsdp: ranks that hold one copy of an online teacher together; 0: all of them, 1: each its own copy",
+    )
+    checkpoint: Literal["auto", "whole", "sharded"] = Field(
+        default="auto",
+        description="of fsdp. whole: one file, which the first rank writes; sharded: a folder, of which every rank writes "
+        "its part; auto: sharded above 10 GB. Any run goes on from either",
+    )
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train one student together, on all nodes."""
+        return self.devices * self.nodes
 
 
 @config_section
@@ -308,7 +332,9 @@ class LauncherConfig:
         default=0, ge=0, le=4096, description="CPU threads per worker, for all its ranks together; 0: all cores, shared out"
     )
     teacher_device: Text = Field(
-        default="", description="device of an online teacher, as cuda:1 or cpu; empty: the student's"
+        default="",
+        description="device of an online teacher, as cuda:1 or cpu; auto: of a teacher whose cache is written, all devices "
+        "here, then memory and disk for what does not fit; empty: the student's",
     )
     on_mismatch: Literal["refuse", "resume", "restart"] = Field(
         default="refuse",

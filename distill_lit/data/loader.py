@@ -30,7 +30,7 @@ def _epoch_permutation(rows: int, seed: int, number: int) -> np.ndarray:
 
 def rows_per_step(training: TrainingConfig) -> int:
     """Rows that all ranks read in one optimizer step."""
-    return training.micro_batch_size * training.gradient_accumulation_steps * training.devices
+    return training.micro_batch_size * training.gradient_accumulation_steps * training.ranks
 
 
 def optimizer_steps(training: TrainingConfig, sequence_length: int) -> int:

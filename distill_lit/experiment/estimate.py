@@ -9,7 +9,7 @@ from typing import Any
 from distill_lit import assets, data
 from distill_lit.config import ExperimentConfig, GeneratedConfig
 from distill_lit.config.roles import Role
-from distill_lit.data.loader import optimizer_steps
+from distill_lit.data.loader import optimizer_steps, rows_per_step
 from distill_lit.data.mirror import MIRROR_WHEELS
 from distill_lit.experiment.architectures import Architectures
 from distill_lit.experiment.memory_estimate import Memory, estimate_memory, largest
@@ -17,6 +17,7 @@ from distill_lit.experiment.mixture import asked_teachers, with_teacher
 from distill_lit.experiment.pace import BUILD_SECONDS, EXPORT_SECONDS, START_SECONDS, TASK_SECONDS, Pace
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.run import is_run_built
+from distill_lit.experiment.strategy import with_strategy
 from distill_lit.losses import build_objective
 from distill_lit.models import ModelSize
 from distill_lit.teachers import cached_teacher_source, teacher_capabilities
@@ -77,7 +78,9 @@ def _estimate(run: Run, architectures: Architectures, pace: Pace) -> Estimate | 
         found = _estimate_generation(run.config, architectures.teacher(run).size, pace)
     else:
         found = _estimate_model(run, architectures, pace)
-    return None if found is None else replace(found, memory=estimate_memory(run, architectures))
+    return (
+        None if found is None else replace(found, memory=estimate_memory(with_strategy(run, architectures), architectures))
+    )
 
 
 def require_disk_space(estimates: Mapping[str, Estimate | None], runs: list[Run], runs_dir: Path) -> None:
@@ -254,11 +257,8 @@ def _on_policy_flops(config: ExperimentConfig, student: ModelSize, tokens: int) 
 
 
 def _training_tokens(config: ExperimentConfig) -> int:
-    training = config.training
-    per_step = (
-        training.micro_batch_size * training.gradient_accumulation_steps * training.devices * config.data.sequence_length
-    )
-    return optimizer_steps(training, config.data.sequence_length) * per_step
+    per_step = rows_per_step(config.training) * config.data.sequence_length
+    return optimizer_steps(config.training, config.data.sequence_length) * per_step
 
 
 def _teacher_flops_per_token(run: Run, architectures: Architectures, student: ModelSize) -> float:

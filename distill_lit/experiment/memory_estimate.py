@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass, fields
 
-from distill_lit.config import ExperimentConfig
+from distill_lit.config import ExperimentConfig, TeacherConfig
 from distill_lit.config.roles import Role
 from distill_lit.experiment.architectures import Architecture, Architectures
 from distill_lit.experiment.mixture import asked_teachers, with_teacher
@@ -18,6 +18,8 @@ MASTER, GRADIENT, MOMENTS = 4, 4, 8  # bytes per parameter: float32 weights and 
 LOGIT_BYTES = 40  # per token of the fused head and word of the vocabulary, as `chunk_size_for_budget` counts
 PROCESS_BYTES = 1_000_000_000  # of a worker with its libraries, on a CPU: measured
 MIN_TRAINED_SHARE = 0.02  # of the weights, with adapters
+ROUNDED_BYTES = {"int8": 1.0, "int8_weight_only": 1.0, "int4": 0.5 + 4 / 32}  # per weight: of 4 bits two scales per group
+GATHERED_LAYERS = 2  # of a sharded model that are whole at a time: one that is read, and the next one
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def estimate_memory(run: Run, architectures: Architectures) -> Memory:
     config, process = run.config, _process_bytes(run.config)
     if run.role == Role.TEACHER_CACHE:
         fields_ = with_teacher(config, run.teacher).teacher
-        held = _model_bytes(architectures.of(fields_.model, run), fields_.dtype, _micro_tokens(config))
+        held = _teacher_bytes(architectures.of(fields_.model, run), fields_, config)
         return Memory(teacher=held, activations=_logit_bytes(config, architectures.teacher(run)), process=process)
     if run.role == Role.GENERATED:
         teacher = architectures.teacher(run)
@@ -85,9 +87,12 @@ def _training_memory(run: Run, student: Architecture, architectures: Architectur
     copies = BYTES["bfloat16"] if config.training.precision == "bfloat16" else 0  # kept by autocast for a forward pass
     average = MASTER if teacher_capabilities(config.teacher).follows_student else 0
     teacher, cache = _teacher_memory(run, student, architectures)
+    weights = parameters * (MASTER + average) + trained * GRADIENT
+    shards = config.training.ranks if config.training.strategy == "fsdp" else 1
+    gathered = _gathered_bytes(student, copies or MASTER, GRADIENT) if shards > 1 else parameters * copies
     return Memory(
-        weights=parameters * (MASTER + copies + average) + trained * GRADIENT,
-        moments=trained * MOMENTS,
+        weights=weights // shards + gathered,
+        moments=trained * MOMENTS // shards,
         activations=activation_bytes(config, student) + _logit_bytes(config, student),
         teacher=teacher,
         cache=cache,
@@ -126,7 +131,7 @@ def _teacher_memory(run: Run, student: Architecture, architectures: Architecture
         able = teacher_capabilities(fields_)
         model = student if able.copies_student else architectures.of(fields_.model, run)
         if able.runs_beside_student:
-            held += _model_bytes(model, fields_.dtype, _micro_tokens(config))
+            held += _teacher_bytes(model, fields_, config)
         elif able.needs_model and able.target_form == "dense":
             held += model.size.lm_head_parameters * BYTES.get(fields_.dtype, MASTER)
         if able.needs_cache:
@@ -134,6 +139,26 @@ def _teacher_memory(run: Run, student: Architecture, architectures: Architecture
             source = cached_teacher_source(fields_)
             rows += source.estimate_cache_bytes(fields_, model.config, CacheRows(tokens, tokens, 0))
     return held, rows
+
+
+def _gathered_bytes(student: Architecture, layer_bytes: int, gradient_bytes: int) -> int:
+    """What is whole on every rank while a sharded student is trained: embeddings and head in float32 with their gradient,
+    and some layers, of which one has its gradient before it is summed over the ranks."""
+    size = student.size
+    layer = size.non_embedding // max(size.layers, 1)
+    ends = (size.parameters - size.non_embedding) * (MASTER + gradient_bytes)
+    return ends + layer * (GATHERED_LAYERS * layer_bytes + gradient_bytes)
+
+
+def _teacher_bytes(model: Architecture, fields_: TeacherConfig, config: ExperimentConfig) -> int:
+    """Weights of a teacher on a device, rounded or sharded, and what one layer holds in a forward pass."""
+    training, size = config.training, model.size
+    shards = (training.teacher_shards or training.ranks) if training.strategy == "fsdp" else 1
+    number = BYTES.get(fields_.dtype, MASTER)
+    body = size.non_embedding * ROUNDED_BYTES.get(fields_.quantize, number)
+    gathered = GATHERED_LAYERS * body / max(size.layers, 1) if shards > 1 else 0
+    ends = (size.parameters - size.non_embedding) * number
+    return int(body / shards + gathered) + ends + _micro_tokens(config) * _token_bytes(model, number)
 
 
 def _model_bytes(model: Architecture, dtype: str, tokens: int) -> int:

@@ -14,7 +14,7 @@ from distill_lit.experiment.mixture import asked_teachers
 from distill_lit.experiment.pipeline import config_key
 from distill_lit.experiment.planned_run import Run
 from distill_lit.losses import build_objective
-from distill_lit.models import check_student_origin, check_student_vocabulary, load_tokenizer
+from distill_lit.models import check_quantizable, check_student_origin, check_student_vocabulary, load_tokenizer
 from distill_lit.models.position_limits import check_row_length
 from distill_lit.models.vocabulary import check_same_vocabulary, check_special_tokens
 from distill_lit.teachers import teacher_capabilities, teacher_source
@@ -72,6 +72,12 @@ def _check_student_against_teacher(run: Run, architectures: Architectures) -> No
     objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
     check_feature_dimensions(objective, student, teacher, able.hidden_layers)
     source.check_model(config.teacher, teacher)
+    if config.teacher.quantize != "none":
+        if getattr(teacher, "quantization_config", None) is not None:
+            raise UserError("teacher.quantize: the teacher's weights are quantized already")
+        check_quantizable(teacher, config.teacher.quantize, "teacher.quantize")
+    if config.training.strategy == "fsdp" and getattr(teacher, "quantization_config", None) is not None:
+        raise UserError("training.strategy: fsdp cannot cut the teacher's quantized weights; take ddp, or source: offline")
     _check_other_teachers(run, architectures)
 
 

@@ -34,7 +34,7 @@ class Pace:
         config = runs[0].config
         device = hardware.device_for(config.training.accelerator)
         threads = threads_per_worker(config.launcher.threads_per_worker, num_workers(runs))
-        return cls(calibrate(device, threads), config.training.devices if device.type == "cuda" else 1)
+        return cls(calibrate(device, threads), config.training.ranks if device.type == "cuda" else 1)
 
     def forward(self, flops: float, dtype: str) -> float:
         """Seconds of forward passes."""

@@ -20,6 +20,7 @@ from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.provenance import collect_provenance
 from distill_lit.experiment.requirements import required_assets_of, required_models
 from distill_lit.experiment.run_times import record_times
+from distill_lit.experiment.strategy import takes_all_ranks, with_strategy
 from distill_lit.experiment.student import build_reference_model, student_hashes, train_and_export_student
 from distill_lit.experiment.teacher import write_generated_corpora, write_teacher_cache_of
 from distill_lit.generation.corpus import is_corpus_complete
@@ -28,6 +29,7 @@ from distill_lit.models.loading import allow_remote_code, is_remote_code_allowed
 from distill_lit.teachers import cached_teacher_source
 from distill_lit.training.tensorboard_summary import FINAL_FOLDER, HParamsSession, write_run_summary
 from distill_lit.utils import hardware
+from distill_lit.utils.distributed.node import Node, node_from_environment
 from distill_lit.utils.distributed.ranks import get_rank
 from distill_lit.utils.distributed.spawn import spawn_ranks
 from distill_lit.utils.exceptions import UserError
@@ -50,13 +52,24 @@ def execute_run(run: Run, folder: Path, progress_callback: ProgressCallback) -> 
 
 def _execute_stages(run: Run, folder: Path, progress_callback: ProgressCallback) -> None:
     if not is_run_built(run, folder):
-        count = run.config.training.devices if run.is_trained else 1
-        if count > 1:
-            spawn_ranks(count, build_run_on_rank, run, folder, progress_callback=progress_callback)
+        run = with_strategy(run)
+        if takes_all_ranks(run):
+            training = run.config.training
+            node = node_from_environment(training.nodes)
+            callback = progress_callback
+            spawn_ranks(training.devices, build_run_on_rank, run, folder, progress_callback=callback, node=node)
         else:
             build_run(run, folder, progress_callback)
     if run.is_model and not is_run_evaluated(run, folder):
         evaluate_run(run, folder, progress_callback)
+
+
+def join_run(run: Run, folder: Path, node: Node) -> None:
+    """Takes part, with the ranks of this machine, in what a run needs several nodes for; the first one does the rest."""
+    load_plugins(run.config.plugins)
+    run = with_strategy(with_source_folders(run, folder.parent))
+    if not is_run_built(run, folder) and takes_all_ranks(run):
+        spawn_ranks(run.config.training.devices, build_run_on_rank, run, folder, node=node)
 
 
 def build_run_on_rank(run: Run, folder: Path, progress_callback: ProgressCallback) -> None:
@@ -190,6 +203,8 @@ def build_run(run: Run, folder: Path, progress_callback: ProgressCallback) -> No
         facts: dict[str, Any] = build_reference_model(run, folder)
     elif run.role == Role.TEACHER_CACHE:
         facts = write_teacher_cache_of(run.config, run.teacher, teacher_folder, progress_callback)
+        if get_rank():
+            return
     elif run.role == Role.GENERATED:
         facts = {"corpora": write_generated_corpora(run.config, progress_callback)}
     else:

@@ -1,6 +1,8 @@
 """The model of a run: taken as it is, quantized, or a student that is trained and exported."""
 
 import json
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,7 @@ from distill_lit.models import (
 from distill_lit.models.loading import is_remote_code_allowed, torch_dtype
 from distill_lit.models.packing_check import use_packed_attention
 from distill_lit.models.quantization_aware import quantize_prepared
+from distill_lit.models.sharding import build_on_rank_zero, gather_model, meta_copy
 from distill_lit.models.student import is_pruned, retained_layers
 from distill_lit.models.vocabulary import load_unpadded_vocab_size
 from distill_lit.teachers import Teacher
@@ -60,7 +63,7 @@ from distill_lit.training.on_policy import OnPolicyGenerator
 from distill_lit.training.tensorboard_summary import CustomScalarsCallback
 from distill_lit.training.trainer import TrainingJob, optimizer_settings, prepare_student, train, validate
 from distill_lit.utils import hardware
-from distill_lit.utils.distributed.ranks import get_rank, rank_zero_first
+from distill_lit.utils.distributed.ranks import broadcast_from_rank_zero, get_rank, get_world_size, rank_zero_first
 from distill_lit.utils.files import fingerprint, hashes_of, read_json
 from distill_lit.utils.progress import ProgressCallback
 
@@ -91,6 +94,7 @@ def train_and_export_student(
     config, shape = run.config, run.config.students[run.student]
     quantization = shape.quantize if shape.quantize != "none" else shape.quantization_aware
     base = student_base_folder(config, teacher_folder)
+    is_sharded = config.training.strategy == "fsdp" and get_world_size() > 1
     with rank_zero_first():
         prepared = prepare_run_data(config, base)
         vocab_size = load_unpadded_vocab_size(base)
@@ -101,13 +105,18 @@ def train_and_export_student(
             progress_callback,
             hardware.device_for(config.training.accelerator),
         )
-        student = _initial_student(run, folder, base, calibration)
+    # one rank builds and the others follow; of sharded models they get the shapes, and must listen meanwhile
+    with nullcontext() if is_sharded else rank_zero_first():
+        build = partial(_initial_student, run, folder, base, calibration)
+        student = build_on_rank_zero(build) if is_sharded else build()
         teacher = build_teacher(config, teacher_folder, prepared, student)
         trained_fraction = trainable_fraction(student)
         setup = _build_training_setup(
             run, folder, student, vocab_size, prepared, teacher, progress_callback, teacher_folder, calibration
         )
+    whole = meta_copy(student) if is_sharded else None
     metrics = (train if run.is_trained else validate)(setup)
+    student = gather_model(whole, student) if is_sharded else student
     if get_rank():
         return {}
     progress_callback("export", 0, 1)
@@ -185,9 +194,10 @@ def _build_training_setup(
     module = PackedDataModule(prepared.train, prepared.validation, config.training, config.seed)
     objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
     model = getattr(teacher, "model", None)
-    feature_alignment = build_feature_alignment(
-        objective, student, load_model_config(teacher_folder), model, calibration.batches, config.seed
-    )
+    teacher_config = load_model_config(teacher_folder)
+    align = partial(build_feature_alignment, objective, student, teacher_config, model, calibration.batches, config.seed)
+    # by cka it looks at weights, which only the first rank has of sharded models
+    feature_alignment = broadcast_from_rank_zero(align) if config.training.strategy == "fsdp" else align()
     models = [m for m in (student, model) if m is not None]
     use_eager_attention(objective, *models)
     use_packed_attention(config.training.packed_attention, *models)

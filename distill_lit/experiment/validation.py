@@ -13,6 +13,7 @@ from distill_lit.experiment.grid import GridPoint, expand_points
 from distill_lit.experiment.mixture import check_mixture
 from distill_lit.experiment.pipeline import config_key, expand_pipeline, referred_models
 from distill_lit.experiment.run_references import RUN_PREFIX
+from distill_lit.experiment.strategy import check_devices, check_strategy
 from distill_lit.generation.corpus import check_generated_corpora
 from distill_lit.losses import Objective, build_objective, check_teacher_supports_objective
 from distill_lit.models import check_student, check_torchao
@@ -35,7 +36,8 @@ def check_experiment(config: ExperimentConfig, points: Sequence[GridPoint] | Non
     if TEACHER_INT8 in config.baselines:
         check_torchao(f"baselines: {TEACHER_INT8}")
     hardware.device_for(config.training.accelerator)
-    if config.launcher.teacher_device:
+    check_devices(config)
+    if config.launcher.teacher_device not in ("", "auto"):
         hardware.check_device("launcher.teacher_device", config.launcher.teacher_device)
     for name, student in config.students.items():
         check_student(f"students.{name}", student)
@@ -69,6 +71,7 @@ def _check_recipe(name: str, recipe: Recipe, recipes: Mapping[str, Recipe]) -> N
     objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
     if recipe.is_trained:
         _check_teacher(config, objective)
+        check_strategy(config, objective, name)
     data.check_data_config(config.data, config.dataset_source)
     check_generated_corpora(config.data, config.dataset_source)
 
@@ -77,6 +80,10 @@ def _check_teacher(point: ExperimentConfig, objective: Objective) -> None:
     """What the capabilities of the teacher do not allow."""
     for member in point.teacher.members.values():
         teacher_source(member).check(member)
+        if member.quantize != "none":
+            check_torchao(f"teacher.quantize: {member.quantize}")
+            if not teacher_capabilities(member).needs_model:
+                raise UserError(f"teacher.quantize: {describe_teacher(member)} has no model of its own")
     check_mixture(point)
     teacher, described = teacher_capabilities(point.teacher), describe_teacher(point.teacher)
     if objective.needs_teacher and not teacher.target_form:
@@ -146,6 +153,8 @@ def _check_policy_gradient(objective: Objective, on_policy: OnPolicyConfig) -> N
 def _check_teacher_device(point: ExperimentConfig, objective: Objective, member: TeacherConfig) -> None:
     """What a teacher on a device of its own cannot do: it sends its last hidden states over, and nothing else."""
     teacher = teacher_capabilities(member)
+    if point.launcher.teacher_device == "auto":
+        _check_teacher_over_devices(point, member, teacher)
     if not point.launcher.teacher_device or not teacher.runs_beside_student:
         return
     if not teacher.has_device:
@@ -154,7 +163,7 @@ def _check_teacher_device(point: ExperimentConfig, objective: Objective, member:
             f"launcher.teacher_device: teacher.source {member.source} runs beside the student; only {able} can run "
             "elsewhere"
         )
-    if point.training.devices > 1:
+    if point.training.ranks > 1:
         raise UserError("launcher.teacher_device: every one of training.devices would put a teacher there")
     if objective.feature_terms:
         name = objective.feature_terms[0].name
@@ -163,6 +172,19 @@ def _check_teacher_device(point: ExperimentConfig, objective: Objective, member:
         raise UserError(
             "launcher.teacher_device: on_policy.teacher_mix_fraction draws from both models, on one device only"
         )
+
+
+def _check_teacher_over_devices(point: ExperimentConfig, member: TeacherConfig, teacher: TeacherCapabilities) -> None:
+    """What a teacher that is spread over all devices cannot do."""
+    if teacher.runs_beside_student:
+        raise UserError(
+            "launcher.teacher_device: auto spreads a teacher over all devices while its cache is written; take "
+            "teacher.source: offline, or beside the student training.strategy: fsdp"
+        )
+    if member.quantize != "none":
+        raise UserError("launcher.teacher_device: auto is for weights as they are; leave out teacher.quantize")
+    if point.training.strategy == "fsdp":
+        raise UserError("launcher.teacher_device: auto is for one process; training.strategy: fsdp shards the teacher")
 
 
 def load_evaluation_settings(

@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from distill_lit.utils.distributed.cluster_environment import remove_cluster_variables
+from distill_lit.utils.distributed.node import Node, node_from_environment
+from distill_lit.utils.exceptions import Preempted, RankFailure, Unwritable, UserError
 from distill_lit.utils.progress import NO_METRICS, ProgressCallback
+from distill_lit.utils.redaction import redact, redact_file
 
 EVENTS_PER_SECOND = 4
 GRACE_SECONDS = 120.0  # between the death of the driver and the end of a worker that does not come to its senses
@@ -103,11 +106,11 @@ def execute_and_report(
     """Runs one run, alone in its folder, and says how it ended. Exits with 143 after SIGTERM."""
     from distill_lit.experiment.run import execute_run
     from distill_lit.experiment.status import FAILED, PREEMPTED, lock_run_folder, write_run_status
-    from distill_lit.utils.exceptions import Preempted, RankFailure, Unwritable, UserError
     from distill_lit.utils.files import permission_error_message
-    from distill_lit.utils.redaction import redact, redact_file
 
     folder.mkdir(parents=True, exist_ok=True)
+    if node := other_node_of(run):
+        return join_and_report(run, folder, node, send_event)
     _redirect_output(folder / "log.txt")
     try:
         with lock_run_folder(folder):
@@ -137,6 +140,33 @@ def execute_and_report(
     finally:
         with contextlib.suppress(OSError):
             redact_file(folder / "log.txt")
+
+
+def other_node_of(run: Any) -> Node | None:
+    """This machine, where several train together and it is not the first; None for the first, and for one alone."""
+    try:
+        node = node_from_environment(run.config.training.nodes)
+    except UserError:  # told when the run begins
+        return None
+    return node if node.rank else None
+
+
+def join_and_report(run: Any, folder: Path, node: Node, send_event: Callable[..., None]) -> None:
+    """Takes part in a run as another node than the first, which alone locks the folder and says in it how the run ended."""
+    from distill_lit.experiment.run import join_run
+
+    _redirect_output(folder / f"log.{node.rank}.txt")
+    try:
+        join_run(run, folder, node)
+        send_event(event="done", run=run.name)
+    except Preempted as stop:
+        send_event(event="preempted", run=run.name, reason=str(stop))
+        sys.exit(143)
+    except Exception as error:
+        traceback.print_exc()
+        send_event(
+            event="failed", run=run.name, reason=redact(str(error) or type(error).__name__), fatal=False, denied=False
+        )
 
 
 def _redirect_output(path: Path) -> None:

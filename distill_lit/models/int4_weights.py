@@ -30,12 +30,36 @@ def pack_int4(weight: Tensor) -> Any:
 
 
 def unpack_int4(packed: Any) -> Tensor:
-    """The weight (N, K) that an `Int4Tensor` stands for, in the number format of its scales."""
+    """The weight (N, K) that an `Int4Tensor`, or what has its fields, stands for, in the number format of its scales."""
     low, high = (packed.qdata << 4) >> 4, packed.qdata >> 4  # shifts of int8 keep the sign
     integers = torch.stack([low, high], dim=-1).flatten(1).unflatten(1, (-1, packed.block_size[1]))
     scales, offsets = packed.scale.T[..., None], packed.zero_point.T[..., None]
     weight: Tensor = (integers.to(scales.dtype) * scales + offsets).flatten(1)
     return weight
+
+
+class Int4Linear(nn.Module):
+    """A frozen linear layer whose weight (N, K) stays packed, at 0.5 bytes and two scales per group, and is widened for
+    each product."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        """The same layer, its weight rounded."""
+        super().__init__()
+        packed = pack_int4(layer.weight)
+        self.register_buffer("qdata", packed.qdata)
+        self.register_buffer("scale", packed.scale)
+        self.register_buffer("zero_point", packed.zero_point)
+        self.bias, self.block_size = layer.bias, packed.block_size
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+
+    @property
+    def weight(self) -> Tensor:
+        """What the packed weight stands for."""
+        return unpack_int4(self)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(…, K) → (…, N)."""
+        return nn.functional.linear(inputs, self.weight, self.bias)
 
 
 def widen_int4_weights(model: Any) -> None:

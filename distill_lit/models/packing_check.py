@@ -43,6 +43,7 @@ from distill_lit.models.packed_forward import (
     uncompiled_eval_mode,
 )
 from distill_lit.models.pruning.architecture import get_decoder_layers
+from distill_lit.utils.distributed.ranks import is_sharded
 from distill_lit.utils.exceptions import UserError, one_line_message
 
 log = logging.getLogger(__name__)
@@ -134,6 +135,11 @@ def choose_layout(model: Any, length: int, is_packed: bool = True) -> LayoutChoi
         if key not in known:
             with uncompiled_eval_mode(model):
                 known[key] = _compare_layouts(model, size, attention, is_packed)
+            if known[key].layout in (PADDED, UNPADDED) and any(map(is_sharded, model.parameters())):
+                raise UserError(
+                    f"training.strategy: fsdp cannot be with {type(model).__name__}, whose documents are read one by one, "
+                    f"so that ranks would read in different numbers of passes ({known.pop(key).fallback_reason}); take ddp"
+                )
             if is_packed and known[key].layout in (PADDED, UNPADDED):
                 log.warning(
                     "%s; every document is read in a row of its own, which takes longer", known[key].fallback_reason

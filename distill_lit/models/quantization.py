@@ -10,7 +10,7 @@ from torch import nn
 
 from distill_lit.config.fields import Quantization
 from distill_lit.models.export import export_student
-from distill_lit.models.int4_weights import GROUP_SIZE, pack_int4, widen_int4_weights
+from distill_lit.models.int4_weights import GROUP_SIZE, Int4Linear, pack_int4, widen_int4_weights
 from distill_lit.models.loading import load_model
 from distill_lit.utils.exceptions import UserError
 
@@ -95,6 +95,19 @@ def quantize_weights(model: "PreTrainedModel", quantization: Quantization) -> "P
         quantize_(model, recipe, filter_fn=lambda module, _: id(module) in chosen)
     model.config.quantization_config = TorchAoConfig(recipe)
     model.hf_quantizer = TorchAoHfQuantizer(model.config.quantization_config, pre_quantized=False)
+    return model
+
+
+def round_weights(model: "PreTrainedModel", quantization: Quantization) -> "PreTrainedModel":
+    """The same model with its linear layers in fewer bits, in memory alone: int4 weights stay packed. Raises UserError for
+    one that is quantized already."""
+    if is_quantized(model):
+        raise UserError("teacher.quantize: its weights are quantized already, and rounding twice is another model")
+    if quantization != "int4":
+        return quantize_weights(model, quantization)
+    _check_layers(model, quantization, "teacher.quantize")
+    for name, layer in quantized_layers(model).items():
+        model.set_submodule(name, Int4Linear(layer))
     return model
 
 

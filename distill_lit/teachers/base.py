@@ -30,9 +30,13 @@ from distill_lit.data import PreparedData
 from distill_lit.losses.targets import TeacherTarget
 from distill_lit.models import load_model
 from distill_lit.models.activations import Activations, LayersByKind
+from distill_lit.models.device_map import load_over_devices
 from distill_lit.models.loading import torch_dtype
+from distill_lit.models.quantization import round_weights
+from distill_lit.models.sharding import build_on_rank_zero, rank_device, shard_frozen, world_mesh
 from distill_lit.models.vocabulary import load_unpadded_vocab_size
 from distill_lit.utils import hardware
+from distill_lit.utils.distributed.ranks import get_world_size
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.progress import ProgressCallback
 
@@ -98,6 +102,7 @@ class TeacherCapabilities:
         copies_student: its model is a copy of the student, in memory while this trains.
         follows_student: its weights change with the student's, a `StudentFollowingTeacher`: nothing without a training.
         reads_prompt: it can read another prompt than the student (`teacher.prompt`).
+        is_shardable: it is a `Shardable` (models.sharding), whose ranks all read in the same number of passes.
     """
 
     target_form: str
@@ -113,6 +118,7 @@ class TeacherCapabilities:
     copies_student: bool = False
     follows_student: bool = False
     reads_prompt: bool = False
+    is_shardable: bool = False
 
     @property
     def runs_beside_student(self) -> bool:
@@ -151,9 +157,34 @@ class TeacherContext:
         """Where the experiment trains."""
         return hardware.device_for(self.config.training.accelerator)
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether its model is to be sharded over the ranks that are here."""
+        return self.config.training.strategy == "fsdp" and get_world_size() > 1
+
     def load_model(self) -> Any:
-        """The teacher's model, frozen, on the CPU, in its number format."""
-        return load_model(self.model_folder, self.dtype).requires_grad_(False)
+        """The teacher's model, frozen, on the CPU, in its number format; where it is to be sharded on the first rank alone,
+        and elsewhere its shape: all ranks call this together."""
+        return build_on_rank_zero(self._load_model) if self.is_sharded else self._load_model()
+
+    def place(self, model: Any) -> Any:
+        """A loaded model where it reads rows before a training: on its device, on all of this machine, or sharded over the
+        ranks, who call this together."""
+        if self.is_sharded:
+            shard_frozen(model, world_mesh(self.device), rank_device(self.device))
+            return model
+        return model if self.is_spread else model.to(self.device)
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether its model is spread over all devices of this machine."""
+        return self.config.launcher.teacher_device == "auto"
+
+    def _load_model(self) -> Any:
+        if self.is_spread:
+            return load_over_devices(self.model_folder, self.dtype).requires_grad_(False)
+        model, quantize = load_model(self.model_folder, self.dtype), self.config.teacher.quantize
+        return (model if quantize == "none" else round_weights(model, quantize)).requires_grad_(False)
 
 
 class TeacherSource(ABC):

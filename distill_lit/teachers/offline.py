@@ -58,6 +58,7 @@ from distill_lit.losses.targets import DenseTarget, TeacherTarget
 from distill_lit.models import model_fingerprint
 from distill_lit.models.activations import HIDDEN_STATES, Activations, LayersByKind
 from distill_lit.models.loading import torch_dtype
+from distill_lit.models.sharding import broadcast_tensor
 from distill_lit.teachers.base import CachedTeacherSource, CacheRows, TeacherCapabilities, TeacherContext
 from distill_lit.teachers.compression import (
     CACHE_HIDDEN_STATES,
@@ -123,6 +124,13 @@ class OfflineTeacher:
     def to(self, device: torch.device) -> None:
         """Moves the lm_head; shards stay on disk."""
         self.lm_head = self.lm_head.to(device)
+
+    def shard(self, mesh: Any, device: torch.device) -> None:
+        """Gives every rank the first one's lm_head."""
+        self.lm_head = self.lm_head._replace(
+            weight=broadcast_tensor(self.lm_head.weight, device),
+            bias=None if self.lm_head.bias is None else broadcast_tensor(self.lm_head.bias, device),
+        )
 
     def target(self, batch: dict[str, Tensor], loss_mask: Tensor) -> TeacherTarget:
         """What the teacher said of the N positions that `loss_mask` (B, T − 1) marks: what was kept of training rows, the
@@ -191,6 +199,8 @@ class OfflineSource(CachedTeacherSource):
         rows, cache_format, model = context.data, _cache_format(context.config.teacher), context.load_model()
         folder = teacher_cache_folder(_metadata(context))
         if not is_teacher_cache_complete(folder, len(rows.train) + len(rows.validation)):
+            if context.is_sharded:  # of several ranks, only the first has its weights
+                raise UserError(f"the teacher cache {folder} is incomplete; run the run that writes it again")
             _write(model, context)
         lm_head = get_lm_head(model, context.vocab_size)
         return OfflineTeacher(folder, rows.train, lm_head, len(rows.validation), cache_format)
@@ -237,7 +247,8 @@ def _metadata(context: TeacherContext) -> dict[str, Any]:
     files, cache_format = model_fingerprint(context.model_folder), _cache_format(context.config.teacher)
     documents = context.data.teacher_documents
     read = context.data.fingerprint if documents is None else documents.fingerprint
-    return teacher_cache_metadata(files, read, context.dtype, cache_format)
+    metadata, quantize = teacher_cache_metadata(files, read, context.dtype, cache_format), context.config.teacher.quantize
+    return metadata if quantize == "none" else {**metadata, "quantize": quantize}
 
 
 def _write(model: Any, context: TeacherContext, progress: ProgressCallback | None = None) -> Path:
@@ -246,7 +257,7 @@ def _write(model: Any, context: TeacherContext, progress: ProgressCallback | Non
     folder = teacher_cache_folder(metadata)
     write_teacher_cache(
         folder,
-        model.to(context.device),
+        context.place(model),
         context.data.train,
         context.data.validation,
         context.config.training.micro_batch_size,

@@ -14,6 +14,7 @@ from distill_lit.losses.targets import DenseTarget
 from distill_lit.models.activations import Activations, LayersByKind, capture_activations
 from distill_lit.models.backbone import get_backbone
 from distill_lit.models.packing_check import last_hidden_state
+from distill_lit.models.sharding import shard_frozen
 from distill_lit.teachers.base import ALL_LAYERS, TeacherCapabilities, TeacherContext, TeacherSource
 from distill_lit.teachers.prompted import hidden_states_with_prompt
 from distill_lit.teachers.registry import register_teacher
@@ -55,12 +56,22 @@ class OnlineTeacher:
         self.vocab_size = vocab_size or model.get_output_embeddings().weight.shape[0]
         self.device, self.documents = device, documents
         self._captured: Activations | None = None  # what is wanted of the next batch
+        self._is_placed = False  # sharded: it stays where it is
         self.lm_head = get_lm_head(model, self.vocab_size)
 
     def to(self, device: torch.device) -> None:
-        """Brings the teacher, or its lm_head, to the student's device."""
+        """Brings the teacher, or its lm_head, to the student's device; a sharded one is there."""
+        if self._is_placed:
+            return
         self.model.to(self.device or device)
         self.lm_head = get_lm_head(self.model, self.vocab_size).to(device)
+
+    def shard(self, mesh: Any, device: torch.device) -> None:
+        """Spreads the model's layers over the ranks of a mesh; embeddings, final norm and lm_head, which never change, are
+        whole on every rank. All ranks call this together."""
+        shard_frozen(self.model, mesh, device)
+        self.lm_head = get_lm_head(self.model, self.vocab_size)
+        self._is_placed = True
 
     def target(self, batch: dict[str, Tensor], loss_mask: Tensor) -> DenseTarget:
         """Its whole distribution at the N positions that `loss_mask` (B, T − 1) marks."""
@@ -110,6 +121,7 @@ class OnlineSource(TeacherSource):
             has_device=True,
             writes_text=True,
             reads_prompt=True,
+            is_shardable=True,
         )
 
     def build(self, context: TeacherContext) -> OnlineTeacher:

@@ -95,7 +95,7 @@ class SelfSource(_StudentCopySource):
 
     def capabilities(self, config: TeacherConfig) -> TeacherCapabilities:
         """Its whole distribution, of any text; its layers are not those of `teacher.model`."""
-        return OF_THE_STUDENT
+        return replace(OF_THE_STUDENT, is_shardable=True)
 
     def build(self, context: TeacherContext) -> OnlineTeacher:
         """Copies the student."""

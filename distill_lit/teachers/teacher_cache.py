@@ -1,7 +1,7 @@
 """Writing a teacher cache, and reading its shards. What it is good for is told at the top of `teachers/offline.py`."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,13 @@ from distill_lit.models.packed_forward import PackedBatch
 from distill_lit.models.packing_check import last_hidden_state
 from distill_lit.teachers.compression import CACHE_HIDDEN_STATES, CompressedArrays, TeacherCacheFormat, compress_logprobs
 from distill_lit.teachers.prompted import hidden_states_with_prompt
+from distill_lit.utils.distributed.ranks import (
+    all_gather_rows,
+    barrier,
+    broadcast_from_rank_zero,
+    get_rank,
+    get_world_size,
+)
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root, fingerprint
 from distill_lit.utils.progress import ProgressCallback
@@ -30,6 +37,7 @@ SHARD_ROWS = 64
 SHARD_VERSION = 3  # raise when the bytes of a shard change their meaning
 HIDDEN_STATES_ONLY = TeacherCacheFormat()
 COMPRESSION_CHUNK_TOKENS = 256  # whose whole distributions are in memory at a time
+ShardWriter = Callable[[Path | None], None]  # None: another rank writes, this one only takes part
 LAST_HIDDEN_STATE = "hidden_states"  # the array of that name in a shard; those of layers: `layer_array_name`
 
 
@@ -70,7 +78,7 @@ def write_teacher_cache(
     """Runs a model over packed rows and writes what it says as shards, for `OfflineTeacher`.
 
     A cache that is complete is left alone; a half-written one goes on; several writers, in processes of their own, share
-    the work.
+    the work. Of a model that is sharded over ranks all of these call this: they share out the rows, and the first writes.
 
     Args:
         model: a causal language model of transformers, on the device where it is to run.
@@ -83,8 +91,8 @@ def write_teacher_cache(
     """
     validation = train.take(np.arange(0)) if validation is None else validation
     shards, total, done = Shards(folder), len(train) + len(validation), 0
-    if is_teacher_cache_complete(folder, total):  # of another root's run, in a cache that perhaps may only be read
-        return
+    if broadcast_from_rank_zero(lambda: is_teacher_cache_complete(folder, total)):
+        return  # of another root's run, in a cache that perhaps may only be read
 
     def advance() -> None:
         nonlocal done
@@ -95,9 +103,25 @@ def write_teacher_cache(
     vocab_size = vocab_size or model.get_output_embeddings().weight.shape[0]
     reader = _Reader(model, batch_size, documents)
     writers = _shard_writers(reader, train, validation, cache_format, vocab_size)
-    shards.write_missing(writers, advance)
+    if get_world_size() > 1:
+        _write_together(shards, writers, advance)
+    else:
+        shards.write_missing(writers, advance)
     facts = {"cache_format": cache_format.metadata(), "rows": total, "shards": list(writers)}
-    shards.write_manifest({**(metadata or {}), **facts})
+    if get_rank() == 0:
+        shards.write_manifest({**(metadata or {}), **facts})
+    barrier()
+
+
+def _write_together(shards: Shards, writers: Mapping[str, ShardWriter], advance: Callable[[], None]) -> None:
+    """Makes the missing shards by all ranks, in the same order, as a forward pass of a sharded model needs them all."""
+    missing = broadcast_from_rank_zero(lambda: [name for name in writers if not shards.is_intact(name)])
+    for name, write in writers.items():
+        if name in missing and get_rank() == 0:
+            shards.write(name, write)
+        elif name in missing:
+            write(None)
+        advance()
 
 
 class _Reader(NamedTuple):
@@ -113,16 +137,28 @@ class _Reader(NamedTuple):
     ) -> tuple[Tensor, PackedBatch]:
         """(last hidden states (rows, T, D), the batch) of rows, on the model's device. first_row: the number of rows[0]
         among those of training and held-out ones."""
-        device = next(self.model.parameters()).device
-        batch = {name: value.to(device) for name, value in make_batch(rows, np.array(numbers), 1).items()}
-        batch["rows"] += first_row
+        batch = self._batch(rows, np.array(numbers), first_row)
         if self.documents is not None:
             return hidden_states_with_prompt(self.model, batch, self.documents), batch
-        return last_hidden_state(self.model, batch, states), batch
+        if get_world_size() == 1:
+            return last_hidden_state(self.model, batch, states), batch
+        share = -(-len(numbers) // get_world_size())  # the last rows once more, so that all ranks read equally many
+        own = [numbers[min(get_rank() * share + i, len(numbers) - 1)] for i in range(share)]
+        hidden = last_hidden_state(self.model, self._batch(rows, np.array(own), first_row), states)
+        for name in states or {}:
+            states[name] = all_gather_rows(states[name])[: len(numbers)]  # type: ignore[index]
+        return all_gather_rows(hidden)[: len(numbers)], batch
+
+    def _batch(self, rows: PackedDataset, numbers: np.ndarray, first_row: int) -> PackedBatch:
+        device = self.model.get_output_embeddings().weight.device
+        batch = {name: value.to(device) for name, value in make_batch(rows, numbers, 1).items()}
+        batch["rows"] += first_row
+        return batch
 
     def parts(self, numbers: range) -> list[range]:
-        """What is read at a time."""
-        return [numbers[i : i + self.batch_size] for i in range(0, len(numbers), self.batch_size)]
+        """What is read at a time, by all ranks together."""
+        size = self.batch_size * get_world_size()
+        return [numbers[i : i + size] for i in range(0, len(numbers), size)]
 
 
 def _shard_writers(
@@ -131,7 +167,7 @@ def _shard_writers(
     validation: PackedDataset,
     cache_format: TeacherCacheFormat,
     vocab_size: int,
-) -> dict[str, Callable[[Path], None]]:
+) -> dict[str, ShardWriter]:
     """{name of a shard: function that writes its file}."""
     states = functools.partial(_write_hidden_states, reader=reader)
     if cache_format.kind == CACHE_HIDDEN_STATES:
@@ -206,7 +242,7 @@ def layer_array_name(layer: int) -> str:
 
 
 def _write_hidden_states(
-    path: Path,
+    path: Path | None,
     *,
     reader: _Reader,
     rows: PackedDataset,
@@ -220,12 +256,13 @@ def _write_hidden_states(
             last, _ = reader.read(rows, part, first_row, states)
         named = {LAST_HIDDEN_STATE: last, **{layer_array_name(n): states[HIDDEN_STATES, n] for n in layers}}
         written.append({name: tensor.cpu() for name, tensor in named.items()})
-    save_file({name: torch.cat([tensors[name] for tensors in written]).contiguous() for name in written[0]}, path)
+    if path is not None:
+        save_file({name: torch.cat([tensors[name] for tensors in written]).contiguous() for name in written[0]}, path)
 
 
 @torch.inference_mode()
 def _write_sparse(
-    path: Path,
+    path: Path | None,
     *,
     reader: _Reader,
     lm_head: LMHead,
@@ -234,8 +271,7 @@ def _write_sparse(
     cache_format: TeacherCacheFormat,
 ) -> None:
     # samples depend on the shard alone, so one that is written again is the same
-    device = next(reader.model.parameters()).device
-    generator = torch.Generator(device).manual_seed(derive_seed(0, numbers[0]))
+    generator = torch.Generator(lm_head.weight.device).manual_seed(derive_seed(0, numbers[0]))
     written = []
     for part in reader.parts(numbers):
         hidden, batch = reader.read(rows, part)
@@ -245,7 +281,8 @@ def _write_sparse(
             chunk = slice(start, start + COMPRESSION_CHUNK_TOKENS)
             logprobs = lm_head.scale_and_cap(lm_head.project(tokens[chunk])).log_softmax(-1)
             written.append(compress_logprobs(logprobs, labels[chunk], cache_format, generator))
-    save_arrays({name: np.concatenate([arrays[name] for arrays in written]) for name in written[0]}, path)
+    if path is not None:
+        save_arrays({name: np.concatenate([arrays[name] for arrays in written]) for name in written[0]}, path)
 
 
 class HiddenStateShards:

@@ -3,8 +3,6 @@
 import errno
 import logging
 import math
-import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,8 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
+from distill_lit.training import sharded_checkpoint
+from distill_lit.training.weights_only import load_checkpoint_weights_only
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import atomic_write, read_json, sha256_of, write_json
 
@@ -42,35 +42,17 @@ class SafeCheckpointIO(TorchCheckpointIO):
         """Loads with `weights_only`, whatever the caller or the environment says: a checkpoint may not build objects."""
         if not is_checkpoint_intact(Path(path)):
             raise UserError(f"checkpoint {path} is corrupt")
+        if Path(path).is_dir():
+            return sharded_checkpoint.read(Path(path), whole=True)
         return load_checkpoint_weights_only(Path(path), map_location or "cpu")
 
     def remove_checkpoint(self, path: Any) -> None:
         """Removes a checkpoint and its checksum."""
+        if Path(path).is_dir():
+            sharded_checkpoint.remove(Path(path))
+            return
         Path(path).unlink(missing_ok=True)
         checksum_path(Path(path)).unlink(missing_ok=True)
-
-
-def load_checkpoint_weights_only(path: Path, device: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
-    """A checkpoint of tensors and plain values in a local file. Raises UserError for one that would build objects.
-
-    `mmap`: tensors stay on disk until they are used.
-    """
-    if "://" in str(path) or not path.is_file():
-        raise UserError(f"checkpoint {path}: no such local file; checkpoints are never loaded from an address")
-    # torch reads this variable and would build whatever a file names
-    previous = os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location=device, weights_only=True, mmap=mmap or None)
-        return checkpoint
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if "weights only" in str(error).lower().replace("_", " "):  # torch's advice is to build whatever a file names
-            names = " ".join(sorted(set(re.findall(r"GLOBAL ([\w.]+)", str(error)))))
-            reason = f"it would build objects ({names or 'of any kind'}); remove it, and the run goes on without it"
-        raise UserError(f"checkpoint {path} is refused: {reason}") from error
-    finally:
-        if previous is not None:
-            os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = previous
 
 
 def frozen_weights(module: nn.Module) -> dict[str, Tensor]:
@@ -116,7 +98,9 @@ def checksum_path(path: Path) -> Path:
 
 
 def is_checkpoint_intact(path: Path) -> bool:
-    """Whether a checkpoint has the hash that was written with it."""
+    """Whether a checkpoint, a file or a folder of shards, has the hashes that were written with it."""
+    if path.is_dir():
+        return sharded_checkpoint.is_intact(path)
     try:
         return path.is_file() and read_json(checksum_path(path))["sha256"] == sha256_of(path)
     except (OSError, ValueError, KeyError, TypeError):
@@ -151,7 +135,8 @@ def find_latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 
 def fingerprint_mismatches(checkpoint: Path, fingerprints: Fingerprints) -> list[str]:
     """How what a checkpoint was made from differs from `fingerprints`, a phrase for each part."""
-    entry = load_checkpoint_weights_only(checkpoint, mmap=True).get(CHECKPOINT_KEY)
+    file = checkpoint / sharded_checkpoint.SHARED_FILE if checkpoint.is_dir() else checkpoint
+    entry = load_checkpoint_weights_only(file, mmap=True).get(CHECKPOINT_KEY)
     saved = entry.get("origin", {}) if isinstance(entry, dict) else {}
     return [
         f"{name} was {_short(saved.get(name))} and is {_short(fingerprints.get(name))}"
@@ -169,7 +154,7 @@ def _short(value: str | None) -> str:
 
 def update_best_checkpoint(folder: Path, step: int, loss: float) -> None:
     """Remembers the checkpoint of `step` as the best when its validation loss is the lowest finite one so far."""
-    if not (folder / f"step={step}.ckpt").is_file() or not loss < float("inf"):  # NaN is below nothing
+    if not (folder / f"step={step}.ckpt").exists() or not loss < float("inf"):  # NaN is below nothing
         return
     best = read_best(folder)
     if best is None or loss < best["loss"]:
@@ -197,10 +182,15 @@ def rotate_checkpoints(folder: Path, disk_budget_gb: float) -> None:
     """Keeps the newest checkpoint whatever it weighs; then, within the budget, the best and the one before the newest."""
     newest, *older = list_checkpoints(folder)
     best = _best_stem(folder)
-    remaining_bytes = disk_budget_gb * 1e9 - newest.stat().st_size
+    remaining_bytes = disk_budget_gb * 1e9 - _bytes_on_disk(newest)
     retained = [p for p in older if p.stem == best] + [p for p in older if p.stem != best][: MAX_RETAINED_CHECKPOINTS - 1]
     for path in [*retained, *(p for p in older if p not in retained)]:
-        if path in retained and path.stat().st_size <= remaining_bytes:
-            remaining_bytes -= path.stat().st_size
+        if path in retained and _bytes_on_disk(path) <= remaining_bytes:
+            remaining_bytes -= _bytes_on_disk(path)
         else:
             SafeCheckpointIO().remove_checkpoint(path)
+
+
+def _bytes_on_disk(path: Path) -> int:
+    """Of a checkpoint, a file or a folder."""
+    return sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else (path,)))

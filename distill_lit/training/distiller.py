@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from distill_lit.losses import LossOutput, default_objective
@@ -19,6 +20,7 @@ from distill_lit.training.feature_alignment import FeatureAlignment, align_featu
 from distill_lit.training.loss import Batch, DistillationLoss, FusedLossSettings, shared_vocab_size
 from distill_lit.training.metrics import TokenMeans
 from distill_lit.training.on_policy import OnPolicyGenerator
+from distill_lit.training.sharding import shard_for_training
 from distill_lit.utils.exceptions import UserError
 
 
@@ -70,6 +72,7 @@ class Distiller(L.LightningModule):
         self.loss = DistillationLoss(loss, teacher, vocab_size, alignment, fused_loss_settings)
         self.on_policy_generator = on_policy_generator
         self.train_metrics, self.validation_metrics = TokenMeans(), TokenMeans()
+        self._is_sharded = False
         self.gradient_norm: Tensor | None = None  # of the step that is being made, before clipping
         self._total_steps, self._optimizer_factories = float("inf"), (optimizer, lr_scheduler)
         self.save_hyperparameters({"loss": self.loss.objective.facts(), "lr": lr, "vocab_size": vocab_size})
@@ -87,6 +90,14 @@ class Distiller(L.LightningModule):
     def progress(self) -> float:
         """Share of the optimizer steps that is done, which schedules are functions of."""
         return float(min(1.0, self.global_step / self.total_steps))
+
+    def configure_model(self) -> None:
+        """Shards student and teacher over the ranks where the Trainer's strategy is Lightning's ModelParallelStrategy."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ModelParallelStrategy) and not self._is_sharded:
+            self._is_sharded = True  # validate, then fit: Lightning asks each time
+            shards = getattr(strategy, "teacher_shards", 0)
+            shard_for_training(self, self.device_mesh["data_parallel"], strategy.root_device, shards)
 
     def setup(self, stage: str) -> None:
         """Puts the student into train mode: `from_pretrained` gives it without dropout."""
@@ -148,7 +159,7 @@ class Distiller(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves out what is frozen: under adapters, the adapters alone are saved. Adds the state of on-policy text."""
         for name in frozen_weights(self):
-            del checkpoint["state_dict"][name]
+            checkpoint["state_dict"].pop(name, None)  # only the first rank has a whole one
         if self.on_policy_generator is not None:
             checkpoint["on_policy"] = self.on_policy_generator.state_dict()
 

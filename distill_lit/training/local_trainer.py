@@ -9,11 +9,11 @@ from lightning.pytorch.trainer.connectors.checkpoint_connector import _Checkpoin
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from distill_lit.utils.distributed.ranks import get_rank, get_world_size
+from distill_lit.utils.distributed.ranks import get_local_rank, get_node_rank, get_rank, get_world_size
 
 
-class SingleNodeEnvironment(ClusterEnvironment):
-    """The ranks of this machine, as torch's default group has them, whatever the environment's variables say."""
+class KnownRanksEnvironment(ClusterEnvironment):
+    """The ranks as torch's default group has them, whatever the environment's variables say."""
 
     @property
     def creates_processes_externally(self) -> bool:
@@ -50,12 +50,12 @@ class SingleNodeEnvironment(ClusterEnvironment):
         """Does nothing: it is set when the ranks start."""
 
     def local_rank(self) -> int:
-        """The same: there is one machine."""
-        return get_rank()
+        """The number of this process on its machine."""
+        return get_local_rank()
 
     def node_rank(self) -> int:
-        """There is one machine."""
-        return 0
+        """The number of this machine."""
+        return get_node_rank()
 
 
 class _NoSignalHandling(_SignalConnector):
@@ -82,9 +82,9 @@ def sync_lightning_rank() -> None:
 
 
 def build_local_trainer(**settings: Any) -> L.Trainer:
-    """`L.Trainer(**settings)` on the ranks of this machine."""
+    """`L.Trainer(**settings)` on the ranks of torch's default group."""
     sync_lightning_rank()
-    trainer = L.Trainer(**{**settings, "plugins": [SingleNodeEnvironment(), *settings.get("plugins", [])]})
+    trainer = L.Trainer(**{**settings, "plugins": [KnownRanksEnvironment(), *settings.get("plugins", [])]})
     trainer._signal_connector = _NoSignalHandling(trainer)
     trainer._checkpoint_connector = _ExplicitResumeOnly(trainer)
     return trainer

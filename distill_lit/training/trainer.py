@@ -28,6 +28,7 @@ from distill_lit.training.checkpoint import (
 )
 from distill_lit.training.curve_axis import CurveAxis
 from distill_lit.training.distiller import Distiller
+from distill_lit.training.fsdp_strategy import FullyShardedStrategy
 from distill_lit.training.json_lines_logger import step_of
 from distill_lit.training.local_trainer import build_local_trainer, sync_lightning_rank
 from distill_lit.training.loggers import LoggerOptions, build_loggers, close_loggers
@@ -38,6 +39,8 @@ from distill_lit.utils.files import read_jsonl
 from distill_lit.utils.progress import ProgressCallback
 
 log = logging.getLogger(__name__)
+CHECKPOINT_BYTES = 12  # per parameter that is trained: float32 weights and two moments
+MAX_WHOLE_CHECKPOINT_BYTES = 10_000_000_000  # of a checkpoint in one file, where there is a choice
 __all__ = ["Preempted", "TrainingJob", "train", "validate"]
 
 
@@ -91,12 +94,12 @@ def optimizer_settings(config: TrainingConfig) -> dict[str, Any]:
 def train(job: TrainingJob) -> dict[str, float]:
     """Trains until the token budget is spent, resuming from the newest checkpoint; returns the last validation's metrics.
 
-    Every one of `training.devices` ranks calls this, each with a run of its own (`spawn_ranks`). Raises Preempted after
-    SIGTERM, FloatingPointError for a step that is not finite, UserError for a checkpoint of something else.
+    Every one of `training.devices` × `nodes` ranks calls this, each with a run of its own (`spawn_ranks`). Raises Preempted
+    after SIGTERM, FloatingPointError for a step that is not finite, UserError for a checkpoint of something else.
     """
-    if job.config.devices != get_world_size():
+    if job.config.ranks != get_world_size():
         raise RuntimeError(
-            f"training.devices is {job.config.devices}, and {get_world_size()} ranks are here; use `spawn_ranks`"
+            f"training.devices × nodes is {job.config.ranks}, and {get_world_size()} ranks are here; use `spawn_ranks`"
         )
     with catch_termination_signals() as termination:
         checkpoint = broadcast_from_rank_zero(lambda: find_resume_checkpoint(job))
@@ -148,7 +151,7 @@ def find_resume_checkpoint(job: TrainingJob) -> Path | None:
 
 def validate(job: TrainingJob) -> dict[str, float]:
     """The validation metrics of the student as it is, logged as step 0; one process alone does it."""
-    single_process = replace(job, config=replace(job.config, devices=1))
+    single_process = replace(job, config=replace(job.config, devices=1, nodes=1))
     trainer = build_trainer(single_process, resume_step=None, termination=TerminationRequest())
     trainer.validate(job.distiller, job.datamodule, verbose=False)
     close_loggers(trainer.loggers)
@@ -169,7 +172,9 @@ def build_trainer(job: TrainingJob, resume_step: int | None, termination: Termin
         default_root_dir=job.folder,
         accelerator="gpu" if config.accelerator == "cuda" else config.accelerator,
         devices=config.devices,
-        strategy="ddp" if config.devices > 1 else "auto",
+        num_nodes=config.nodes,
+        strategy=_strategy(job),
+        inference_mode=config.strategy != "fsdp",  # a layer that is gathered in it could not be trained after
         precision="bf16-mixed" if config.precision == "bfloat16" else "32-true",
         max_steps=job.datamodule.steps,
         accumulate_grad_batches=config.gradient_accumulation_steps,
@@ -201,6 +206,20 @@ def build_trainer(job: TrainingJob, resume_step: int | None, termination: Termin
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+
+
+def _strategy(job: TrainingJob) -> Any:
+    """How Lightning spreads a training over ranks; `auto` is settled before a job is made, and else means ddp."""
+    config = job.config
+    if config.ranks == 1:
+        return "auto"
+    if config.strategy != "fsdp":
+        return "ddp"
+    trained = sum(p.numel() for p in job.distiller.parameters() if p.requires_grad)
+    is_sharded = config.checkpoint == "sharded" or (
+        config.checkpoint == "auto" and trained * CHECKPOINT_BYTES > MAX_WHOLE_CHECKPOINT_BYTES
+    )
+    return FullyShardedStrategy(config.ranks, config.teacher_shards, is_sharded)
 
 
 def _teacher_callbacks(teacher: Any) -> list[L.Callback]:

@@ -50,6 +50,18 @@ def free_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else main_memory()[1]
 
 
+def num_gpus() -> int:
+    """GPUs that this process sees."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def device_memory(device: torch.device, ranks: int = 1) -> int:
+    """Bytes of memory of a device; of a CPU what each of `ranks` processes has. 0 where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return main_memory()[0] // ranks
+
+
 def load_per_core() -> float:
     """Programs that run or wait now, for each core, over the last minute; 0 where the system does not tell."""
     return os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else 0.0

@@ -84,13 +84,14 @@ class Shards:
             try:
                 with lock:
                     if not self.is_intact(name):
-                        self._write(name, write)
+                        self.write(name, write)
             except Timeout:
                 return False
         advance()
         return True
 
-    def _write(self, name: str, write: Callable[[Path], None]) -> None:
+    def write(self, name: str, write: Callable[[Path], None]) -> None:
+        """Makes a shard, whoever else may be at it."""
         with atomic_write(self.folder / name) as temporary:
             write(temporary)
         digest = sha256_of(self.folder / name)

@@ -24,7 +24,8 @@ MAX_KEYS_NAMED = 6  # in which experiments differ
 NEUTRAL_SECTIONS = ("name", "question", "grid", "variants", "variant", "student", "seed", "baselines", "external_models",
                     "evaluation", "cost", "analysis", "report", "launcher", "loggers", "plugins")  # fmt: skip
 NEUTRAL_KEYS = ("training.keep_checkpoints", "training.checkpoint_interval", "training.checkpoint_budget",
-                "training.log_every_n_steps", "training.val_check_interval")  # fmt: skip
+                "training.log_every_n_steps", "training.val_check_interval", "training.strategy",
+                "training.teacher_shards", "training.checkpoint")  # fmt: skip
 WHOLE_SECTIONS = ("models", "stages", "data.corpora", "data.validation", "objective.terms")
 FIRST_KEYS = ("teacher.model", "data.corpora", "training.max_tokens", "objective.terms", "training.learning_rate")
 

@@ -47,7 +47,7 @@ class TerminateOnNonFinite(L.Callback):
         if not torch.isfinite(module.gradient_norm):
             self._is_known_to_all_ranks = True
             raise FloatingPointError(
-                f"gradient norm is {float(norm)} at step {trainer.global_step}; the step was not taken"
+                f"gradient norm is {float(module.gradient_norm)} at step {trainer.global_step}; the step was not taken"
             )
 
     def _check_loss(self, trainer: L.Trainer) -> None:

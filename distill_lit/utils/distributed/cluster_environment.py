@@ -14,6 +14,7 @@ CLUSTER_VARIABLE_PREFIXES = (
     *("TPU_", "XRT_", "PJRT_", "PBS_"),
     *("PL_", "LT_"),  # Lightning's own: PL_TRAINER_MAX_STEPS=3 would change every training
 )
+removed_variables: dict[str, str] = {}  # from this process's environment: by them a training on several nodes finds itself
 RETAINED_CLUSTER_VARIABLES = ("SLURM_CONF",)  # where SLURM's commands find their cluster
 
 
@@ -24,4 +25,6 @@ def remove_cluster_variables(environment: "MutableMapping[str, str]" = os.enviro
         for n in environment
         if n not in RETAINED_CLUSTER_VARIABLES and (n in CLUSTER_VARIABLES or n.startswith(CLUSTER_VARIABLE_PREFIXES))
     ]:
-        del environment[name]
+        value = environment.pop(name)
+        if environment is os.environ:
+            removed_variables[name] = value

@@ -2,7 +2,7 @@
 
 `python -m distill_lit.utils.distributed.rank_process DESCRIPTOR`, of a socket to who started it.
 
-It reads (number, count, port, threads) and then what to do; it tells ("report", arguments), and at the end ("done",
+It reads (place, threads) and then what to do; it tells ("report", arguments), and at the end ("done",
 result) or ("failed", error), both pickled. When the other end is closed, as by `kill -9`, it ends at once.
 """
 
@@ -28,14 +28,15 @@ def run_rank(descriptor: int) -> None:
     connection = Connection(descriptor)
     for signal_number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):  # who started this rank decides about those
         signal.signal(signal_number, signal.SIG_IGN)
-    rank, world_size, port, threads = connection.recv()
+    place, threads = connection.recv()
+    rank = place[0]
     payload = connection.recv_bytes()
     threading.Thread(target=_exit_on_disconnect, args=(connection,), daemon=True).start()
     logging.basicConfig(level=logging.INFO, force=True, format=RANK_LOG_FORMAT.format(rank))
     if rank:
         logging.disable(logging.INFO)  # the first rank says the same
     try:
-        connection.send(("result", _run_function(rank, world_size, port, threads, payload, connection)))
+        connection.send(("result", _run_function(place, threads, payload, connection)))
     except BaseException as error:
         traceback.print_exc()
         connection.send(("error", pickle_error(error, rank)))
@@ -44,16 +45,17 @@ def run_rank(descriptor: int) -> None:
     threading.Event().wait()
 
 
-def _run_function(rank: int, world_size: int, port: int, threads: int, payload: bytes, pipe: Connection) -> bytes:
+def _run_function(place: tuple[Any, ...], threads: int, payload: bytes, pipe: Connection) -> bytes:
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "")
-    if loopback:
+    rank, address = place[0], place[4]
+    if loopback and is_loopback(address):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
     import torch
 
-    from distill_lit.utils.distributed.ranks import init_local_process_group
+    from distill_lit.utils.distributed.ranks import RankPlace, init_process_group
 
     torch.set_num_threads(threads)
-    init_local_process_group(rank, world_size, port)
+    init_process_group(RankPlace(*place))
     function, arguments = pickle.loads(payload)
 
     def progress_callback(*facts: Any) -> None:
@@ -62,6 +64,14 @@ def _run_function(rank: int, world_size: int, port: int, threads: int, payload: 
 
     result = function(*arguments, progress_callback)
     return pickle.dumps(result if rank == 0 else None)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address is this machine's alone."""
+    try:
+        return socket.gethostbyname(address).startswith("127.")
+    except OSError:
+        return False
 
 
 def _exit_on_disconnect(pipe: Connection) -> None:

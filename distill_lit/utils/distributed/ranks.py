@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -13,14 +13,45 @@ PROCESS_GROUP_TIMEOUT = timedelta(days=7)
 ResultT = TypeVar("ResultT")
 
 
-def init_local_process_group(rank: int, world_size: int, port: int) -> None:
-    """Makes this process one of the `world_size` ranks of this machine, who meet at a port of it."""
-    store = distributed.TCPStore("127.0.0.1", port, world_size, is_master=False, timeout=PROCESS_GROUP_TIMEOUT)  # type: ignore[attr-defined]
+class RankPlace(NamedTuple):
+    """Which rank a process is. local_rank: among those of its machine; node_rank: the machine's number; address, port:
+    where all meet."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    node_rank: int
+    address: str
+    port: int
+
+
+_place = RankPlace(0, 1, 0, 0, "127.0.0.1", 0)
+
+
+def init_process_group(place: RankPlace) -> None:
+    """Makes this process one of the ranks, who meet at a store of the first machine."""
+    global _place
+    _place = place
+    store = distributed.TCPStore(  # type: ignore[attr-defined]
+        place.address, place.port, place.world_size, is_master=False, timeout=PROCESS_GROUP_TIMEOUT
+    )
     with_gpus = torch.cuda.is_available()
-    if with_gpus and rank < torch.cuda.device_count():
-        torch.cuda.set_device(rank)
+    if with_gpus and place.local_rank < torch.cuda.device_count():
+        torch.cuda.set_device(place.local_rank)
     backend = "cpu:gloo,cuda:nccl" if with_gpus else "gloo"
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=PROCESS_GROUP_TIMEOUT)
+    distributed.init_process_group(
+        backend, store=store, rank=place.rank, world_size=place.world_size, timeout=PROCESS_GROUP_TIMEOUT
+    )
+
+
+def get_local_rank() -> int:
+    """The number of this process among those of its machine."""
+    return _place.local_rank
+
+
+def get_node_rank() -> int:
+    """The number of this machine."""
+    return _place.node_rank
 
 
 def get_rank() -> int:
@@ -58,14 +89,36 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return gather() if gather else tensor
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether each rank holds a part of it (a DTensor)."""
+    return hasattr(tensor, "full_tensor")
+
+
+def all_gather_rows(tensor: Tensor) -> Tensor:
+    """The rows (n, …) of all ranks, in their order: (n × ranks, …). All ranks have equally many."""
+    if not _is_distributed():
+        return tensor
+    own = tensor.contiguous()
+    gathered = [torch.empty_like(own) for _ in range(get_world_size())]
+    # as bytes: gloo knows few number formats
+    distributed.all_gather([part.reshape(-1).view(torch.uint8) for part in gathered], own.reshape(-1).view(torch.uint8))
+    return torch.cat(gathered)
+
+
+def barrier() -> None:
+    """Waits for all ranks."""
+    if _is_distributed():
+        distributed.barrier()
+
+
 @contextmanager
 def rank_zero_first() -> Iterator[None]:
     """The first rank does what is inside before the others begin with it: they find on disk what it has prepared."""
-    if _is_distributed() and get_rank() > 0:
-        distributed.barrier()
+    if get_rank() > 0:
+        barrier()
     yield
-    if _is_distributed() and get_rank() == 0:
-        distributed.barrier()
+    if get_rank() == 0:
+        barrier()
 
 
 def _is_distributed() -> bool:

@@ -7,7 +7,6 @@ import contextlib
 import os
 import pickle
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,8 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from distill_lit.utils.distributed.cluster_environment import remove_cluster_variables
+from distill_lit.utils.distributed.node import ONLY_NODE, Node
+from distill_lit.utils.distributed.peers import Peers
 from distill_lit.utils.exceptions import Preempted, RankFailure, describe_exit_code
 
 RANK_EXIT_GRACE_SECONDS = 10.0  # for the other ranks to say their last word once one of them has
@@ -42,46 +43,42 @@ class _RankProcess:
 
 
 def spawn_ranks(
-    world_size: int, function: Callable[..., Any], *arguments: Any, progress_callback: Callable[..., None] | None = None
+    count: int,
+    function: Callable[..., Any],
+    *arguments: Any,
+    progress_callback: Callable[..., None] | None = None,
+    node: Node = ONLY_NODE,
 ) -> Any:
-    """What `function(*arguments, progress_callback)` returns on the first of `world_size` ranks, each a process of its own
-    on this machine, joined in torch's default group. `function` and all it is given and returns must be picklable; of
-    `progress_callback` only what the first rank reports arrives.
+    """What `function(*arguments, progress_callback)` returns on the first of `count` ranks of this machine, each a process
+    of its own, joined in torch's default group with those of the other nodes, where the same is called. `function` and all
+    it is given and returns must be picklable; of `progress_callback` only what the first rank of all reports arrives.
 
-    Raises what the first rank to fail has raised, RankFailure for one that died without a word, and Preempted when a signal
-    that asks to stop came to this process or to any rank. No rank is left when it returns.
+    Raises what the first rank to fail has raised, RankFailure for one that died without a word or on another node, and
+    Preempted when a signal that asks to stop came to this process or to any rank. No rank is left when it returns.
     """
     payload = pickle.dumps((function, arguments))
-    server, port = _create_store(world_size)
+    peers = Peers(count * node.count, node)
     ranks: list[_RankProcess] = []
     try:
         with _forward_signals(ranks) as received_signals:
-            for number in range(world_size):
-                ranks.append(_start_rank(number, world_size, port, payload))
+            for number in range(count):
+                ranks.append(_start_rank(number, count, peers, payload))
                 if received_signals:
                     ranks[-1].process.terminate()
-            ended = _wait_for_ranks(ranks, progress_callback or (lambda *_: None))
+            ended = _wait_for_ranks(ranks, progress_callback or (lambda *_: None), peers)
     finally:
         for rank in ranks:
             rank.process.kill()
         for rank in ranks:
             rank.process.wait()
             rank.connection.close()
-        del server
     if all(rank.result is not None for rank in ranks):
+        peers.leave()
         return pickle.loads(ranks[0].result or b"")
-    raise _failure_cause(ended)
-
-
-def _create_store(world_size: int) -> tuple[Any, int]:
-    """(a store at which `count` ranks find each other, its port, which was free and which nobody else on the net sees)."""
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-    listener = socket.create_server(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
-    descriptor = listener.detach()
-    store = TCPStore("127.0.0.1", port, world_size, is_master=True, wait_for_workers=False, master_listen_fd=descriptor)
-    return store, port
+    cause = peers.failure() or _failure_cause(ended)
+    peers.tell(cause)
+    peers.leave()
+    raise cause
 
 
 @contextlib.contextmanager
@@ -105,10 +102,11 @@ def _forward_signals(ranks: list[_RankProcess]) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _start_rank(rank: int, world_size: int, port: int, payload: bytes) -> _RankProcess:
+def _start_rank(local_rank: int, count: int, peers: Peers, payload: bytes) -> _RankProcess:
     import torch
 
-    threads = max(1, torch.get_num_threads() // world_size)
+    node, rank = peers.node, peers.node.rank * count + local_rank
+    threads = max(1, torch.get_num_threads() // count)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     remove_cluster_variables(environment)
     parent_connection, child_connection = Pipe()
@@ -121,18 +119,22 @@ def _start_rank(rank: int, world_size: int, port: int, payload: bytes) -> _RankP
     )
     child_connection.close()
     with contextlib.suppress(OSError):  # one that has died is noticed by its exit code
-        parent_connection.send((rank, world_size, port, threads))
+        parent_connection.send(((rank, count * node.count, local_rank, node.rank, node.address, peers.port), threads))
         parent_connection.send_bytes(payload)
     return _RankProcess(rank, process, parent_connection)
 
 
-def _wait_for_ranks(ranks: list[_RankProcess], progress_callback: Callable[..., None]) -> list[_RankProcess]:
-    """Listens until all have said their last word, or one has failed and the others had time to. Those that are over, in
-    the order of their ends."""
+def _wait_for_ranks(ranks: list[_RankProcess], progress_callback: Callable[..., None], peers: Peers) -> list[_RankProcess]:
+    """Listens until all have said their last word, or one has failed, here or on another node, and the others had time to.
+    Those that are over, in the order of their ends."""
     listening, ended = {rank.connection: rank for rank in ranks}, []
     deadline = float("inf")
     while any(not rank.is_over for rank in ranks) and time.monotonic() < deadline:
-        for pipe in wait(list(listening), None if deadline == float("inf") else max(0.0, deadline - time.monotonic())):
+        patience = min(peers.poll_seconds, max(0.0, deadline - time.monotonic()))
+        ready = wait(list(listening), None if patience == float("inf") else patience)
+        if deadline == float("inf") and peers.failure():
+            deadline = time.monotonic() + RANK_EXIT_GRACE_SECONDS
+        for pipe in ready:
             rank = listening[pipe]  # type: ignore[index]
             try:
                 kind, value = rank.connection.recv()

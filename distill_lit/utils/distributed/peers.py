@@ -1,0 +1,81 @@
+"""The nodes of a training, who meet at a store of the first one: there ranks find each other, and whoever started a node's
+ranks learns that those of another have failed."""
+
+import contextlib
+import json
+import socket
+import time
+from datetime import timedelta
+from typing import Any
+
+from distill_lit.utils.distributed.node import Node
+from distill_lit.utils.exceptions import Preempted, RankFailure, UserError
+
+MEETING_SECONDS = 1800.0  # that a node waits for the first one
+POLL_SECONDS = 1.0
+LEAVE_SECONDS = 10.0  # that the first node's store outlives its ranks while others still need it
+FAILED, LEFT = "distill_lit/failed", "distill_lit/left"
+
+
+class Peers:
+    """This node among all. `port`: of the store."""
+
+    def __init__(self, world_size: int, node: Node) -> None:
+        """Opens the store on the first node, where nobody else on the net sees it unless there are others; elsewhere waits
+        for it. Raises UserError for an address that is not this machine's, or where nobody listens."""
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+        self.node = node
+        if node.rank == 0:
+            listener = _listen(node)
+            self.port = listener.getsockname()[1]
+            options: dict[str, Any] = {"is_master": True, "master_listen_fd": listener.detach()}
+        else:
+            self.port, options = node.port, {"is_master": False, "timeout": timedelta(seconds=MEETING_SECONDS)}
+        try:
+            self._store = TCPStore(node.address, self.port, world_size, wait_for_workers=False, **options)
+        except RuntimeError as error:
+            raise UserError(f"training.nodes: the first node does not answer at {node.address}:{node.port}") from error
+
+    @property
+    def poll_seconds(self) -> float:
+        """Between two looks at the others."""
+        return POLL_SECONDS if self.node.count > 1 else float("inf")
+
+    def failure(self) -> Exception | None:
+        """Why another node has ended, if one has before its time."""
+        if self.node.count == 1:
+            return None
+        try:
+            if not self._store.check([FAILED]):
+                return None
+            number, is_preempted, text = json.loads(self._store.get(FAILED))
+        except Exception:  # whatever torch raises when the store has gone
+            return RankFailure("the first node has ended")
+        if number == self.node.rank:
+            return None
+        return Preempted(text) if is_preempted else RankFailure(f"node {number}: {text}")
+
+    def tell(self, cause: Exception) -> None:
+        """Tells the other nodes why this one ends; the first to tell is heard."""
+        with contextlib.suppress(Exception):
+            if self.node.count > 1 and not self._store.check([FAILED]):
+                facts = (self.node.rank, isinstance(cause, Preempted), str(cause))
+                self._store.set(FAILED, json.dumps(facts))
+
+    def leave(self) -> None:
+        """Says goodbye; the first node's store stays until all have, or for a while."""
+        end = time.monotonic() + LEAVE_SECONDS
+        with contextlib.suppress(Exception):
+            left = self._store.add(LEFT, 1)
+            while self.node.rank == 0 and left < self.node.count and time.monotonic() < end:
+                time.sleep(0.05)
+                left = self._store.add(LEFT, 0)
+        del self._store
+
+
+def _listen(node: Node) -> socket.socket:
+    try:
+        return socket.create_server((node.address, node.port))
+    except OSError as error:
+        raise UserError(f"training.nodes: cannot listen at {node.address}:{node.port}: {error.strerror}") from error
