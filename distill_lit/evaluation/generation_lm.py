@@ -18,12 +18,11 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
+from distill_lit.evaluation.generation_settings import MAX_BATCH_ROWS, MAX_BATCH_TOKENS
 from distill_lit.models.generation_check import GenerationMode, pad_left, supported_generation_mode
 from distill_lit.models.generation_files import PENALTY_FIELDS, generation_eos_token_ids, penalty_settings
 from distill_lit.utils.seeding import derive_seed
 
-MAX_BATCH_ROWS = 16  # answers written at a time
-MAX_BATCH_TOKENS = 8192  # of prompts, padding and answers together: what the key-value cache of a batch must hold
 HFLM_LOOKBACK = 2  # tokens beyond those of a stop sequence in which HFLM looks for it
 # options that change what a row is, or measure its length with its padding: HFLM writes these itself
 HFLM_ONLY = ("num_beams", "num_return_sequences", "max_length", "penalty_alpha")

@@ -10,6 +10,8 @@ from distill_lit.utils.exceptions import UserError
 
 GENERATIVE = "generate_until"  # output_type of tasks whose answers a model writes
 GENERATION_KEYS = ("repeats", "do_sample", "temperature", "top_p", "max_gen_toks")  # of the evaluation section
+MAX_BATCH_ROWS = 16  # answers written at a time
+MAX_BATCH_TOKENS = 8192  # of prompts, padding and answers together: what the key-value cache of a batch must hold
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from distill_lit.data.corpora import check_corpus, read_documents
 from distill_lit.utils.exceptions import UserError
 
 PROBES_SECTION = "evaluation.probes"  # of the config
+WINDOW_TOKENS = 1024  # of a passage that are read at once, where the model has as many positions
 
 
 def check_probes(settings: EvaluationConfig, dataset_source: str, task_names: Collection[str]) -> None:

@@ -25,7 +25,7 @@ from distill_lit.evaluation.cache import (
     write_cached_evaluation,
 )
 from distill_lit.evaluation.evaluator import EvaluationResult
-from distill_lit.evaluation.probe_corpora import PROBES_SECTION, probe_corpora
+from distill_lit.evaluation.probe_corpora import PROBES_SECTION, WINDOW_TOKENS, probe_corpora
 from distill_lit.evaluation.records import (
     DOCUMENT_COLUMNS,
     PROBE_COLUMNS,
@@ -43,7 +43,6 @@ from distill_lit.utils.files import fingerprint
 from distill_lit.utils.progress import ProgressCallback
 
 PROBE_VERSION = 1  # raise it when the same text gets other numbers
-WINDOW_TOKENS = 1024  # of a passage that are read at once, where the model has as many positions
 LOGIT_ROWS = 128  # positions whose softmax over the vocabulary is taken at a time
 ZIPF_EDGES = (3.0, 4.0, 5.0, 6.0)  # log10 of occurrences per billion words: between the frequency bands, rarest first
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")

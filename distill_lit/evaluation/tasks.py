@@ -81,6 +81,34 @@ class TaskSpec:
         return bool(self.entry.config["unsafe_code"])
 
 
+@dataclass(frozen=True)
+class AskedTask:
+    """One task before its data are found. num_fewshot: as in `TaskSpec`; repeats, max_gen_toks: of the answers that a model
+    writes, 0 where it writes none."""
+
+    name: str
+    group: str
+    num_fewshot: int
+    repeats: int
+    max_gen_toks: int
+
+
+def asked_tasks(settings: EvaluationConfig, dataset_source: str) -> list[AskedTask]:
+    """The tasks that the settings lead to, or none; loads no data. Raises UserError for an unknown one."""
+    found = []
+    for entry, overrides, _, group in _expand_all(settings, dataset_source) if settings.tasks else ():
+        written = generation_settings(entry, overrides, settings)
+        answers = (written.repeats, written.max_gen_toks) if written else (0, 0)
+        found.append(AskedTask(entry.name, group, _num_fewshot(entry, overrides, settings), *answers))
+    return found
+
+
+def _num_fewshot(entry: TaskEntry, overrides: Mapping[str, Any], settings: EvaluationConfig) -> int:
+    """Examples, as the settings or else the task says; 0 where the task forbids them."""
+    own = {**entry.config, **overrides}.get("num_fewshot")
+    return int(own or 0) if settings.num_fewshot is None or own == 0 else settings.num_fewshot
+
+
 def check_task_names(settings: EvaluationConfig, dataset_source: str) -> None:
     """Raises UserError for an unknown task where there are none of the user's own; a quick look, without torch."""
     if not settings.include_path and not {*settings.tasks} <= {*TASK_GROUPS, *built_in_index()}:
@@ -160,10 +188,7 @@ def resolve_tasks(
     for entry, overrides, asked_as, group in _expand_all(settings, dataset_source):
         if not predicate(entry):
             continue
-        task_num_fewshot = {**entry.config, **overrides}.get("num_fewshot")
-        num_fewshot = (
-            task_num_fewshot or 0 if settings.num_fewshot is None or task_num_fewshot == 0 else settings.num_fewshot
-        )
+        num_fewshot = _num_fewshot(entry, overrides, settings)
         source = resolve_task_data(entry, dataset_source, num_fewshot)
         digest = fingerprint([entry.digest, overrides, source.eval_split, source.fewshot_split])
         written = generation_settings(entry, overrides, settings)

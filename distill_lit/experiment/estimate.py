@@ -12,6 +12,7 @@ from distill_lit.config.roles import Role
 from distill_lit.data.loader import optimizer_steps, rows_per_step
 from distill_lit.data.mirror import MIRROR_WHEELS
 from distill_lit.experiment.architectures import Architectures
+from distill_lit.experiment.evaluation_estimate import DEFAULT_TASK_DOCUMENTS, TOKENS_PER_DOCUMENT, EvaluationWork
 from distill_lit.experiment.memory_estimate import Memory, estimate_memory, largest
 from distill_lit.experiment.mixture import asked_teachers, with_teacher
 from distill_lit.experiment.pace import BUILD_SECONDS, EXPORT_SECONDS, START_SECONDS, TASK_SECONDS, Pace
@@ -27,8 +28,6 @@ from distill_lit.utils.files import cache_root, disk_free, filesystem_id
 
 JSON_BYTES_PER_TOKEN = 12  # of a token in JSON: text, id, log-probability
 UNTOKENIZED_BYTES_PER_TOKEN = 4  # of text that nobody has tokenized yet
-TOKENS_PER_DOCUMENT = 120  # of the benchmark questions, shared prefixes once
-DEFAULT_TASK_DOCUMENTS = 1500  # a guess where no limit is given
 BYTES_PER_WEIGHT, BYTES_PER_CHECKPOINTED_WEIGHT = 4, 12
 
 
@@ -116,8 +115,8 @@ def _estimate_model(run: Run, architectures: Architectures, pace: Pace) -> Estim
     student = (architectures.student(run) if is_model else architectures.teacher(run)).size
     tokens = _training_tokens(config) if run.is_trained else 0
     teacher_flops = _teacher_flops_per_token(run, architectures, student) if run.student else 0.0
-    forward, validated = student.flops_per_token(), _validation_tokens(run)
-    questions = forward * _question_tokens(config) * (2 if run.role == Role.TEACHER else 1)  # and their surprisal
+    forward, validated, work = student.flops_per_token(), _validation_tokens(run), EvaluationWork.of(config)
+    read, answered = _reading_flops(run, work, forward, architectures), forward * work.written_tokens
     written = _on_policy_flops(config, student, tokens)
     recomputed = 1 if config.training.gradient_checkpointing else 0
     precision, teacher_dtype = config.training.precision, config.teacher.dtype
@@ -130,14 +129,24 @@ def _estimate_model(run: Run, architectures: Architectures, pace: Pace) -> Estim
         "on-policy text": pace.decoding(written, precision),
         "validation": pace.forward(forward * validated, precision) + pace.forward(teacher_flops * validated, teacher_dtype),
         "export": EXPORT_SECONDS if run.student or run.role == Role.QUANTIZED else 0.0,
-        "evaluation": pace.forward(questions, config.evaluation.dtype) + TASK_SECONDS * len(config.evaluation.tasks),
+        "evaluation": pace.forward(read, config.evaluation.dtype) + TASK_SECONDS * work.num_tasks,
+        "answers": pace.decoding(answered, config.evaluation.dtype),
     }
     weights = student.parameters * (BYTES_PER_WEIGHT if run.student else 2 if run.role == Role.QUANTIZED else 0)
     average = BYTES_PER_WEIGHT if teacher_capabilities(config.teacher).follows_student else 0
     peak = weights + (2 * student.parameters * (BYTES_PER_CHECKPOINTED_WEIGHT + average) if tokens else 0)
-    flops = questions + written + (3 + recomputed) * forward * tokens + forward * validated
+    flops = read + answered + written + (3 + recomputed) * forward * tokens + forward * validated
     flops += teacher_flops * (tokens + validated)
     return Estimate(tokens, flops, weights, peak, *_minutes(seconds))
+
+
+def _reading_flops(run: Run, work: EvaluationWork, forward: float, architectures: Architectures) -> float:
+    """Arithmetic of questions, of a teacher of their surprisal too, and of probes, of others with their teacher beside
+    them. forward: of a token."""
+    if run.role == Role.TEACHER:
+        return forward * (2 * work.question_tokens + work.probe_tokens)
+    beside = architectures.teacher(run).size.flops_per_token() if work.probe_tokens else 0.0
+    return forward * work.question_tokens + (forward + beside) * work.probe_tokens
 
 
 def _minutes(seconds: Mapping[str, float]) -> tuple[float, Memory, dict[str, float]]:
@@ -154,16 +163,6 @@ def _validation_tokens(run: Run) -> int:
     steps = optimizer_steps(config.training, config.data.sequence_length)
     interval = max(1, round(config.training.val_check_interval * steps))
     return rows * (1 + -(-steps // interval))
-
-
-def _question_tokens(config: ExperimentConfig) -> int:
-    """Tokens of an evaluation at the end and of those on the way, with examples before the questions."""
-    fields = config.evaluation
-    documents = fields.limit or DEFAULT_TASK_DOCUMENTS
-    on_the_way = 0
-    if fields.interval:
-        on_the_way = (1 + int(1 / fields.interval)) * min(fields.interval_limit or documents, documents)
-    return len(fields.tasks) * (documents + on_the_way) * TOKENS_PER_DOCUMENT * (1 + (fields.num_fewshot or 0))
 
 
 def _estimate_teacher_cache(run: Run, architectures: Architectures, pace: Pace) -> Estimate | None:

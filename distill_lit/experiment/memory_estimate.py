@@ -5,7 +5,11 @@ from dataclasses import astuple, dataclass, fields
 
 from distill_lit.config import ExperimentConfig, TeacherConfig
 from distill_lit.config.roles import Role
+from distill_lit.evaluation.generation_settings import MAX_BATCH_ROWS, MAX_BATCH_TOKENS
+from distill_lit.evaluation.probe_corpora import WINDOW_TOKENS
+from distill_lit.evaluation.tasks import asked_tasks
 from distill_lit.experiment.architectures import Architecture, Architectures
+from distill_lit.experiment.evaluation_estimate import TOKENS_PER_DOCUMENT
 from distill_lit.experiment.mixture import asked_teachers, with_teacher
 from distill_lit.experiment.planned_run import Run
 from distill_lit.losses import build_objective
@@ -62,7 +66,10 @@ def estimate_memory(run: Run, architectures: Architectures) -> Memory:
         return Memory(teacher=_model_bytes(teacher, config.teacher.dtype, _micro_tokens(config)), process=process)
     is_model = bool(run.student or run.model_reference)
     student = architectures.student(run) if is_model else architectures.teacher(run)
-    stages = [_evaluation_memory(config, student)]
+    stages = [_evaluation_memory(config, student), _answering_memory(config, student)]
+    if config.evaluation.probes:
+        teacher_beside = None if run.role == Role.TEACHER else architectures.teacher(run)
+        stages.append(_probe_memory(config, student, teacher_beside))
     if run.student:
         # validated as it is, while a copy of it is written and read to see that it can be exported
         copies = 2 * student.size.parameters * MASTER
@@ -77,6 +84,30 @@ def _evaluation_memory(config: ExperimentConfig, model: Architecture) -> Memory:
     return Memory(
         weights=model.size.parameters * MASTER,
         activations=config.evaluation.pack_tokens * (_vocabulary(model) * 2 * MASTER + _token_bytes(model, MASTER)),
+        process=_process_bytes(config),
+    )
+
+
+def _answering_memory(config: ExperimentConfig, model: Architecture) -> Memory:
+    """Weights, and the keys and values of a batch of answers; nothing without generative tasks."""
+    tasks = asked_tasks(config.evaluation, config.dataset_source)
+    lengths = [TOKENS_PER_DOCUMENT * (1 + task.num_fewshot) + task.max_gen_toks for task in tasks if task.repeats]
+    if not lengths:
+        return Memory()
+    longest = max(lengths)
+    tokens = min(MAX_BATCH_ROWS * longest, max(MAX_BATCH_TOKENS, longest))
+    kept = tokens * model.size.kv_cache_values_per_token * BYTES.get(config.evaluation.dtype, MASTER)
+    return Memory(weights=model.size.parameters * MASTER, activations=kept, process=_process_bytes(config))
+
+
+def _probe_memory(config: ExperimentConfig, model: Architecture, teacher: Architecture | None) -> Memory:
+    """Weights and logits of a model and of the teacher that reads probes beside it."""
+    number, tokens = BYTES.get(config.evaluation.dtype, MASTER), max(config.evaluation.pack_tokens, WINDOW_TOKENS)
+    logits = sum(tokens * _vocabulary(one) * number for one in (model, teacher) if one is not None)
+    return Memory(
+        weights=model.size.parameters * MASTER,
+        activations=logits + tokens * _token_bytes(model, number),
+        teacher=0 if teacher is None else _model_bytes(teacher, config.evaluation.dtype, tokens),
         process=_process_bytes(config),
     )
 

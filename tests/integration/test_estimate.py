@@ -13,6 +13,7 @@ from distill_lit.data import prepare_datasets
 from distill_lit.experiment import estimate, memory_estimate, pace
 from distill_lit.experiment.architectures import Architectures
 from distill_lit.experiment.estimate import Estimate, estimate_runs, require_disk_space
+from distill_lit.experiment.evaluation_estimate import EvaluationWork
 from distill_lit.experiment.memory_estimate import Memory, estimate_memory, peak_memory_bytes
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.planned_run import Run
@@ -221,6 +222,35 @@ def test_minutes_of_a_student_are_those_of_its_parts(
     assert more is not None
     assert 60 * more.parts["evaluation"] == pytest.approx(forward * 5 * 4 * 120 / 1e6 + pace.TASK_SECONDS)
     assert 60 * more.parts["training"] == pytest.approx(4 * forward * 128 / 5e5 + size.parameters / 1e5)
+
+
+def test_probes_and_answers_are_counted(tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, machine: list[int]) -> None:
+    """GSM8K lets a model write 256 tokens, and shows it five examples; a student reads probes beside its teacher; a group
+    is as many tasks as it has."""
+    probe = f"evaluation.probes={{own: {{path: 'file:{tiny_corpus}', max_documents: 7}}}}"
+    changes = [probe, "evaluation.tasks=[reading,gsm8k]", "evaluation.pack_tokens=16", "baselines=[teacher,ce_only]"]
+    config = load(tmp_path, tiny_teacher, tiny_corpus, *changes)
+    student, teacher = run_of(config, "ce_only"), run_of(config, "teacher")
+    architectures, found = Architectures([student, teacher]), estimate_runs([student, teacher])
+    sizes = architectures.student(student).size, architectures.teacher(teacher).size
+    own, theirs = (size.flops_per_token() for size in sizes)
+    questions, passages = (4 + 4 + 4 * 6) * 120, 4 * 150  # evaluation.limit is the most of probes too
+    reading = own * questions + (own + theirs) * passages, theirs * (2 * questions + passages)
+    for run, forward, read in zip((student, teacher), (own, theirs), reading, strict=True):
+        estimated = found[run.name]
+        assert estimated is not None
+        assert 60 * estimated.parts["evaluation"] == pytest.approx(read / 1e6 + 4 * pace.TASK_SECONDS)
+        assert 60 * estimated.parts["answers"] == pytest.approx(forward * 4 * 256 / (1e6 * pace.DECODING_SHARE))
+    size, text = sizes[1], architectures.teacher(teacher).config
+    asked = estimate_memory(teacher, architectures)
+    kept = 4 * (4 * 32) + 4 * (2 * 32 + 3 * 32 + 2 * 16 + 4 * text.intermediate_size)
+    answers, probes = 8192 * size.kv_cache_values_per_token * 4, 1024 * (4 * text.vocab_size + kept)
+    assert asked.activations == max(answers, probes)
+    assert asked.teacher == 0
+    shown = load(tmp_path, tiny_teacher, tiny_corpus, "evaluation.tasks=[gsm8k]", "evaluation.repeats=3",
+                 "evaluation.temperature=1", "evaluation.max_gen_toks=10", "evaluation.limit=0")  # fmt: skip
+    assert EvaluationWork.of(shown).written_tokens == 1500 * 3 * 10
+    assert EvaluationWork.of(load(tmp_path, tiny_teacher, tiny_corpus, "evaluation.tasks=[]")).num_tasks == 0
 
 
 def test_memory_of_a_student_by_hand(tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, machine: list[int]) -> None:
