@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from distill_lit.analysis.inference_cost import add_costs, read_costs
 from distill_lit.analysis.records_file import MIN_CORPUS_WORDS, RECORDS_FILE, ExperimentRecords, read_records
 from distill_lit.analysis.task_groups import merge_documents, merge_frame, merge_meta, task_to_group
+from distill_lit.config.grid_points import short_texts
 from distill_lit.config.report import ReportConfig
+from distill_lit.config.schema import GRID_VALUE_SEPARATOR
 from distill_lit.utils.exceptions import UserError
 
 COMPARABLE_SETTINGS = ("version", "lm_eval_version", "task_hash", "metric", "num_fewshot", "limit", "n", "seed",
@@ -76,7 +79,13 @@ def load_results(folder: str | Path, display: ReportConfig | None = None) -> Res
     except Exception as error:  # what pandas raises for a damaged file can be anything
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(f"{folder}: cannot be read ({type(error).__name__}: {reason}); run the experiment again") from error
-    return results if display is None else replace(results, display=display, tasks=display.ordered(results.tasks))
+    return results if display is None else _with_display(results, display)
+
+
+def _with_display(results: Results, display: ReportConfig) -> Results:
+    """The results, and their probes, as `display` calls and orders them."""
+    probes = None if results.probes is None else _with_display(results.probes, display)
+    return replace(results, display=display, tasks=display.ordered(results.tasks), probes=probes)
 
 
 def _load_results(folder: Path) -> Results:
@@ -91,6 +100,9 @@ def _load_results(folder: Path) -> Results:
     runs = add_costs(runs, costs)
     probe_tasks = {task for facts in content.settings.values() for task in facts if is_probe(facts[task])}
     results = _results_of(folder, runs, content, models, lambda task: task not in probe_tasks)
+    if probe_tasks and not results.tasks:
+        named = ", ".join(sorted(probe_tasks))
+        raise UserError(f"{folder}: its records hold probes alone ({named}); a report needs a task in evaluation.tasks")
     results.costs = costs
     if probe_tasks:
         results.probes = _results_of(folder, runs, content, models, lambda task: task in probe_tasks)
@@ -154,7 +166,9 @@ def load_runs_table(path: Path) -> pd.DataFrame:
         runs[name] = runs[name].astype(object).where(runs[name].notna(), "") if name in runs else ""
     runs.loc[runs["status"] == "", "status"] = "done"
     for name in runs.columns:
-        if name not in RUN_TEXT_COLUMNS and not name.startswith("grid."):
+        if name.startswith("grid."):
+            runs[name] = _with_short_mappings(runs[name])
+        elif name not in RUN_TEXT_COLUMNS:
             runs[name] = pd.to_numeric(runs[name], errors="coerce")
     for model in runs["model"]:
         if not model or model.startswith(".") or re.search(r"[/\\\x00-\x1f]", model):
@@ -162,6 +176,21 @@ def load_runs_table(path: Path) -> pd.DataFrame:
     if runs["model"].duplicated().any():
         raise UserError(f"{path}: model {runs.loc[runs['model'].duplicated(), 'model'].iloc[0]!r} appears twice")
     return runs
+
+
+def _with_short_mappings(column: pd.Series) -> pd.Series:
+    """An axis of the grid whose values are mappings, by what differs between them."""
+    cells = {cell: cell.split(GRID_VALUE_SEPARATOR) for cell in column.dropna().unique() if cell.startswith("{")}
+    texts = list(dict.fromkeys(text for parts in cells.values() for text in parts))
+    short = dict(zip(texts, short_texts(_from_yaml(text) for text in texts), strict=True))
+    return column.replace({cell: GRID_VALUE_SEPARATOR.join(short[text] for text in parts) for cell, parts in cells.items()})
+
+
+def _from_yaml(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def align_records(results: Results) -> None:

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distill_lit import assets
-from distill_lit.config.grid_points import grid_keys, shortest_names
+from distill_lit.config.grid_points import grid_keys, shortest_names, value_text
 from distill_lit.config.schema import GRID_VALUE_SEPARATOR
 from distill_lit.experiment.architectures import Architectures
 from distill_lit.experiment.estimate import Estimate, sum_estimates
@@ -90,7 +90,7 @@ def _axis_value(run: Run, key: str) -> str:
     """The value of a run on an axis; empty where it stands for all of them."""
     if key == "seed":
         return "" if run.seed is None else str(run.seed)
-    return str(run.grid_values.get(key, "")).replace(GRID_VALUE_SEPARATOR, ", ")
+    return value_text(run.grid_values.get(key, "")).replace(GRID_VALUE_SEPARATOR, ", ")
 
 
 def _name(run: Run) -> str:

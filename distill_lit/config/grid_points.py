@@ -130,3 +130,26 @@ def shortest_names(keys: Iterable[str]) -> dict[str, str]:
         unique = (end for end in endings if all(other[-len(end) :] != end for other in others))
         names[key] = ".".join(next(unique, own))
     return names
+
+
+def value_text(value: Any) -> str:
+    """A value of the grid as a YAML file has it: of a mapping `{model: run:big, dtype: float32}`, without quotes."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {value_text(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, list) and any(isinstance(part, Mapping) for part in value):
+        return "[" + ", ".join(map(value_text, value)) + "]"
+    return str(value)
+
+
+def short_texts(values: Iterable[Any]) -> list[str]:
+    """`value_text` of the values of one axis, mappings without what they all have alike; of a single key that differs its
+    value alone, where that tells them apart."""
+    every = list(values)
+    mappings = [value for value in every if isinstance(value, Mapping)]
+    if len(mappings) < len(every) or len(every) < 2:
+        return [value_text(value) for value in every]
+    keys = dict.fromkeys(key for value in every for key in value)
+    varied = [key for key in keys if any(value.get(key, keys) != every[0].get(key, keys) for value in every)]
+    if len(varied) == 1 and all(varied[0] in value for value in every):
+        return [value_text(value[varied[0]]) for value in every]
+    return [value_text({key: value[key] for key in varied if key in value}) for value in every]

@@ -10,6 +10,7 @@ from distill_lit import data
 from distill_lit.analysis.document_axes import content_words
 from distill_lit.analysis.records_file import INDEX, RECORDS_FILE, ExperimentRecords, write_records
 from distill_lit.config import ExperimentConfig, to_yaml
+from distill_lit.config.grid_points import value_text
 from distill_lit.config.roles import Role
 from distill_lit.data.loader import optimizer_steps, rows_per_step
 from distill_lit.experiment import run as work
@@ -79,7 +80,7 @@ def _row(run: Run, folder: Path, is_done: bool, failed: dict[str, str]) -> dict[
         "role": run.role,
         "student": run.student,
         "seed": run.seed,
-        **{f"grid.{key}": value for key, value in run.grid_values.items()},
+        **{f"grid.{key}": _cell(value) for key, value in run.grid_values.items()},
         **{name: manifest.get(name) for name in MANIFEST_COLUMNS},
         "bytes": manifest.get("bytes"),
         "validation_data_fingerprint": validation_data_fingerprint(run.config)[:8] if run.student else None,
@@ -87,6 +88,11 @@ def _row(run: Run, folder: Path, is_done: bool, failed: dict[str, str]) -> dict[
         "status": "done" if is_done else "failed" if run.name in failed else "missing",
         "reason": failed.get(run.name, ""),
     }
+
+
+def _cell(value: Any) -> Any:
+    """A value of the grid in runs.csv: mappings and lists as YAML has them, which reports read again."""
+    return value_text(value) if isinstance(value, (dict, list)) else value
 
 
 def _costs(run: Run, experiment: "Experiment") -> dict[str, Any]:

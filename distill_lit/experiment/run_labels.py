@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from distill_lit.config.grid_points import grid_keys, shortest_names
+from distill_lit.config.grid_points import grid_keys, shortest_names, value_text
 from distill_lit.config.on_policy import is_on_policy_enabled
 from distill_lit.config.roles import Role
 from distill_lit.config.schema import GRID_VALUE_SEPARATOR
@@ -34,7 +34,7 @@ def deduplicate_runs(runs: "list[Run]", seedless: dict[str, str]) -> "list[Run]"
         for key, value in run.grid_values.items():
             own = values_of_run.setdefault(seedless[identity], {})
             for found in (values_in_group.setdefault(_baseline_group(run), {}), own):
-                found.setdefault(key, {})[str(value)] = value
+                found.setdefault(key, {})[value_text(value)] = value
     unique_runs: dict[str, Any] = {}
     for run in runs:
         known = unique_runs.setdefault(run.fingerprint, run)
@@ -97,7 +97,7 @@ def run_label(role: str, student: str, axes: dict[str, Any], seed: int | None, k
     among which an axis is called by its shortest ending."""
     names = shortest_names([*keys, *axes])
     parts = [student, *([] if role in (Role.DISTILLED, Role.DERIVED) else [role])]
-    parts += [str(value) if key == "variant" else f"{names[key]}={value}" for key, value in axes.items()]
+    parts += [value_text(v) if key == "variant" else f"{names[key]}={value_text(v)}" for key, v in axes.items()]
     parts += [] if seed is None else [f"seed={seed}"]
     return safe_label("-".join(parts).replace(GRID_VALUE_SEPARATOR, "+").replace(" ", ""))
 

@@ -1,9 +1,13 @@
 """What is read out of runs.csv."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
-from distill_lit.analysis.results import has_several_teachers
+from distill_lit.analysis.results import has_several_teachers, load_runs_table
+from distill_lit.config.grid_points import short_texts
+from distill_lit.experiment.run_labels import run_label
 
 
 @pytest.mark.parametrize(
@@ -18,3 +22,31 @@ from distill_lit.analysis.results import has_several_teachers
 def test_several_teachers_are_told_by_their_losses_on_the_same_text(losses: dict, several: bool) -> None:
     rows = [{"validation_data_fingerprint": text, "val_teacher_nll": nll} for text, of in losses.items() for nll in of]
     assert has_several_teachers(pd.DataFrame(rows).astype({"val_teacher_nll": float})) is several
+
+
+def test_mappings_of_a_grid_are_shown_by_what_differs(tmp_path: Path) -> None:
+    big, small = (
+        "{'model': 'run:big', 'dtype': 'float32'}",
+        "{model: run:small, dtype: float32}",
+    )
+    rows = [("a", big), ("b", small), ("c", f"{small} or {big}"), ("d", None)]
+    runs = pd.DataFrame([{"model": m, "role": "distilled", "student": "s", "grid.teacher": value} for m, value in rows])
+    runs["grid.width"] = ["[1, 2]", "[3, 4]", "{a: 1}", "{b: 1}"]
+    runs.to_csv(tmp_path / "runs.csv", index=False)
+    found = load_runs_table(tmp_path / "runs.csv")
+    assert found["grid.teacher"].tolist()[:3] == ["run:big", "run:small", "run:small or run:big"]
+    assert pd.isna(found["grid.teacher"][3])
+    assert found["grid.width"].tolist() == ["[1, 2]", "[3, 4]", "{a: 1}", "{b: 1}"]
+
+
+def test_a_mapping_in_the_label_of_a_run_has_no_quotes() -> None:
+    teacher = {"model": "run:big", "dtype": "float32"}
+    assert run_label("distilled", "d18", {"teacher": teacher}, 0, ["teacher", "seed"]) == (
+        "d18-teacher={model:run:big,dtype:float32}-seed=0"
+    )
+    assert short_texts([{"a": 1, "c": 2}, {"a": 2, "c": 2}, {"a": 2, "c": 3}]) == [
+        "{a: 1, c: 2}",
+        "{a: 2, c: 2}",
+        "{a: 2, c: 3}",
+    ]
+    assert short_texts(["one", teacher]) == ["one", "{model: run:big, dtype: float32}"]
