@@ -12,6 +12,7 @@ from distill_lit.analysis.results import RUN_TEXT_COLUMNS, Results, align_record
 from distill_lit.utils.exceptions import UserError, suggest
 
 EXPERIMENT_AXIS = "grid.experiment"  # the column of a merged runs.csv that says where a model comes from
+ModelNames = Mapping[str, Mapping[str, str]]  # {experiment: {model: its name in the merged results}}
 
 
 def restrict_tasks(results: Results, patterns: list[str]) -> Results:
@@ -54,6 +55,8 @@ def merge_results(parts: Mapping[str, Results], teachers: Mapping[str, str]) -> 
     The same teacher of another experiment is left out; another one becomes an external model. teachers: {experiment:
     reference of its teacher}.
 
+    Probes are kept that all have and that were scored in the same way.
+
     Raises UserError where they share no task, or were evaluated in different ways on one.
     """
     tasks = [task for task in next(iter(parts.values())).tasks if all(task in part.tasks for part in parts.values())]
@@ -64,9 +67,17 @@ def merge_results(parts: Mapping[str, Results], teachers: Mapping[str, str]) -> 
     names = _model_names(parts)
     runs = pd.concat([_runs(name, part, names[name]) for name, part in parts.items()], ignore_index=True)
     runs[list(RUN_TEXT_COLUMNS)] = runs[list(RUN_TEXT_COLUMNS)].fillna("")
+    merged = _joined(parts, names, runs, tasks)
+    _align(merged)
+    merged.probes = _merged_probes(parts, names, runs)
+    return merged
+
+
+def _joined(parts: Mapping[str, Results], names: ModelNames, runs: pd.DataFrame, tasks: list[str]) -> Results:
+    """The documents and records of all parts."""
     documents = pd.concat([part.documents for part in parts.values()])
     first = next(iter(parts.values()))
-    merged = Results(
+    return Results(
         folder=first.folder,
         runs=runs,
         documents=documents[~documents.index.duplicated()],
@@ -77,8 +88,24 @@ def merge_results(parts: Mapping[str, Results], teachers: Mapping[str, str]) -> 
         tasks=tasks,
         display=first.display,
     )  # fmt: skip
-    _align(merged)
-    return merged
+
+
+def _merged_probes(parts: Mapping[str, Results], names: ModelNames, runs: pd.DataFrame) -> Results | None:
+    """The probes that all have and that were scored in the same way; None where there is no such."""
+    probes = {name: part.probes for name, part in parts.items() if part.probes is not None}
+    if len(probes) < len(parts):
+        return None
+    shared = [task for task in next(iter(probes.values())).tasks if all(task in part.tasks for part in probes.values())]
+
+    def merged(tasks: list[str]) -> Results:
+        return _joined({name: _with_tasks(part, tasks) for name, part in probes.items()}, names, runs, tasks)
+
+    kept = [task for task in shared if _compares(merged([task]))]
+    if not kept:
+        return None
+    found = merged(kept)
+    align_records(found)
+    return found
 
 
 def _align(merged: Results) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from distill_lit.analysis.endpoints import PROBE_PREFIX
 from distill_lit.analysis.merging import left_out_tasks, merge_results, restrict_tasks
 from distill_lit.analysis.results import Results, load_results
 from distill_lit.analysis.score_table import score_frame
@@ -25,6 +26,7 @@ from distill_lit.report.paper.quantities import FIGURE_FORMATS
 from distill_lit.report.paper.request import TableRequest
 from distill_lit.report.tables.footnotes import sample_limit_notes
 from distill_lit.report.tables.scores import with_training_flops
+from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import write_text
 
 
@@ -60,6 +62,9 @@ def load_paper_source(configs: dict[Path, ExperimentConfig], display: ReportConf
     by_name = {names[folder]: config for folder, config in configs.items()}
     teachers = {name: config.teacher.model for name, config in by_name.items()}
     results = merge_results(parts, teachers) if len(parts) > 1 else next(iter(parts.values()))
+    asked_probes = [name for name in (*request.columns, *request.values) if name.startswith(PROBE_PREFIX)]
+    if len(parts) > 1 and asked_probes and results.probes is None:
+        raise UserError(f"{asked_probes[0]}: the experiments share no probe that was scored in the same way")
     scores = compute_scores(results, next(iter(configs.values())).analysis)
     frame = with_endpoints(scores, with_training_flops(score_frame(scores)), {*request.columns, *request.values})
     check_display(scores, frame, asked)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.synthetic_results import TASKS, build, edit_model, edited_records
+from helpers.synthetic_results import TASKS, add_probe, build, edit_model, edited_records
 
+from distill_lit.analysis.endpoints import BITS_PER_BYTE, probe_scores
 from distill_lit.analysis.merging import EXPERIMENT_AXIS, left_out_tasks, merge_results, restrict_tasks
 from distill_lit.analysis.results import Results, load_results
 from distill_lit.analysis.score_table import score_frame
@@ -57,6 +58,27 @@ def test_models_of_two_experiments_are_paired(folders: dict[str, Path]) -> None:
         right = [parts[name].records["deep-distilled-0"].loc[task, column] for name in "ab"]
         by_task.append((right[0] - right[1]).mean() / (1 - 1 / choices))
     assert macro_difference(merged, one, two)[0].value == pytest.approx(np.mean(by_task))
+
+
+def test_probes_are_merged_where_they_were_scored_alike(folders: dict[str, Path]) -> None:
+    for folder, seed in zip(folders.values(), (1, 2), strict=True):
+        add_probe(folder)
+        add_probe(folder, "other", seed=seed)
+    parts = load(folders)
+    merged = merge_results(parts, TEACHERS)
+    assert merged.probes is not None
+    assert merged.probes.tasks == ["stories"]  # the other was drawn by two seeds
+    assert list(merged.probes.records) == list(merged.records)
+    together = probe_scores(compute_scores(merged, FAST), BITS_PER_BYTE)
+    alone = {name: probe_scores(compute_scores(part, FAST), BITS_PER_BYTE) for name, part in parts.items()}
+    assert together is not None
+    for name, scores in alone.items():
+        assert scores is not None
+        value = together.raw[0, together.group_index(f"deep distilled (experiment={name})")]
+        assert value == pytest.approx(scores.raw[scores.tasks.index("stories"), scores.group_index("deep distilled")])
+    parts = load(folders)
+    parts["b"].probes = None
+    assert merge_results(parts, TEACHERS).probes is None
 
 
 def test_a_student_is_compared_with_the_baseline_of_its_own_experiment(folders: dict[str, Path]) -> None:
