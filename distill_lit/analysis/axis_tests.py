@@ -19,7 +19,7 @@ from distill_lit.analysis.crossed_variance import (
     crossed_variance,
     satterthwaite,
 )
-from distill_lit.analysis.model_groups import ModelGroup
+from distill_lit.analysis.model_groups import ModelGroup, describe_grid_value, grid_key_label, grid_value_label
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.significance import Interval, holm
 from distill_lit.config.grid_points import shortest_names
@@ -76,8 +76,9 @@ class _Variances:
 
 def axis_tests(scores: Scores) -> list[AxisTest]:
     """One test per axis of the grid, distilled student and point of the other axes; none without an average."""
-    keys = [key for group in scores.groups for key, _ in group.grid_point]
-    short = shortest_names(list(dict.fromkeys(key.removeprefix("grid.") for key in keys)))
+    keys, display = [key for group in scores.groups for key, _ in group.grid_point], scores.results.display
+    known = dict.fromkeys(key.removeprefix("grid.") for key in keys)
+    short = {f"grid.{key}": name for key, name in shortest_names(list(known)).items()}
     found = []
     for axis in dict.fromkeys(keys):
         families: dict[tuple, list[int]] = {}
@@ -87,11 +88,12 @@ def axis_tests(scores: Scores) -> list[AxisTest]:
                 rest = tuple((key, value) for key, value in group.grid_point if key != axis)
                 families.setdefault((group.student, rest), []).append(g)
         for (student, rest), members in families.items():
-            at = ", ".join(f"{short[key.removeprefix('grid.')]}={value}" for key, value in rest)
+            at = ", ".join(describe_grid_value(display, short[key], key, value) for key, value in rest)
             kept = _same_seeds(scores, members)
             if len(kept) > 1:
                 left_out = tuple(scores.groups[g].label for g in members if g not in kept)
-                found.append(_axis_test(scores, short[axis.removeprefix("grid.")], axis, student, at, kept, left_out))
+                name = grid_key_label(display, short[axis], axis) or short[axis]
+                found.append(_axis_test(scores, name, axis, display.label(student), at, kept, left_out))
     return found
 
 
@@ -115,7 +117,7 @@ def _axis_test(
     variances = _variances(scores, groups)
     statistic, df = _wald(means, variances)
     p = float(stats.f.sf(statistic, *df)) if np.isfinite(statistic) else float("nan")
-    values = tuple(dict(group.grid_point)[axis] for group in known)
+    values = tuple(grid_value_label(scores.results.display, axis, dict(group.grid_point)[axis]) for group in known)
     pairs, estimates = _pairs(scores, groups, values, variances)
     seed_variance = variances.seeds.variance * len(known[0].models) / (len(groups) - 1)
     level = scores.analysis.alpha / max(len(pairs), 1)

@@ -146,19 +146,34 @@ def group_label(display: ReportConfig, role: str, student: str, variant: str) ->
     if role == "teacher":  # frames know it by this name; tables ask for its label
         return f"teacher ({variant})" if variant else "teacher"
     base = display.label("teacher" if role == "quantized" else student)
-    word = display.labels.get(role, display.label(ROLE_LABELS.get(role, "")))
+    word = role_words(display).get(role, "")
     if not word and not variant:
         return base
     label = " ".join(part for part in (base, word) if part)
     return display.label(f"{label} ({variant})" if variant else label)
 
 
+def role_words(display: ReportConfig) -> dict[str, str]:
+    """{role: what a model of it is called beside its student}, as labels call it."""
+    return {role: display.labels.get(role, display.label(word)) for role, word in ROLE_LABELS.items()}
+
+
 def describe_grid_value(display: ReportConfig, short_name: str, axis: str, value: str) -> str:
     """`temperature=2`, or as labels call the two; the value alone where the label of the key is empty."""
-    key = axis.removeprefix("grid.")
-    name = display.labels.get(key, display.label(short_name))
-    shown = display.labels.get(f"{short_name}={value}", display.label(value))
+    name, shown = grid_key_label(display, short_name, axis), grid_value_label(display, axis, value)
     return f"{name}={shown}" if name else shown
+
+
+def grid_key_label(display: ReportConfig, short_name: str, axis: str) -> str:
+    """What a key of the grid is called: empty where its values stand alone."""
+    return display.labels.get(axis.removeprefix("grid."), display.label(short_name))
+
+
+def grid_value_label(display: ReportConfig, axis: str, value: str) -> str:
+    """What a value of the grid is called: labels may be of `key=value`, by any ending of the key, or of the value."""
+    parts = axis.removeprefix("grid.").split(".")
+    named = (f"{'.'.join(parts[start:])}={value}" for start in range(len(parts)))
+    return next((display.labels[name] for name in named if name in display.labels), display.label(value))
 
 
 def baseline_of(group: ModelGroup, role: str, groups: list[ModelGroup]) -> ModelGroup | None:
