@@ -53,7 +53,7 @@ def planned_power(experiment: "Experiment", records: Path | None = None) -> Plan
         return None
     names = task_names(experiment.config)
     folder = records or _records_of(experiment, names)
-    variances = {} if folder is None else read_variances(folder)
+    variances = {} if folder is None else read_variances(folder) if records else _readable_variances(folder)
     if folder is None or not variances:
         if records is not None:
             raise UserError(f"--records {records}: no student in it is compared with the same student without the teacher")
@@ -85,13 +85,21 @@ def _documents(config: ExperimentConfig, variances: dict[str, TaskVariances], na
     return min(limit or total, total) or limit or 1
 
 
+def _readable_variances(folder: Path) -> dict[str, TaskVariances]:
+    """Those of results that nobody named: none where they are damaged, for the plan can do without."""
+    try:
+        return read_variances(folder)
+    except UserError:
+        return {}
+
+
 def read_variances(folder: Path) -> dict[str, TaskVariances]:
     """Of a results folder: from its summary, else from its records. Raises UserError for a folder without either."""
     try:
         found = read_json(folder / "summary.json").get("task_variances")
         if found is not None:
             return variances_from_json(found)
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
         pass
     from distill_lit.analysis.results import load_results
     from distill_lit.analysis.scores import compute_scores
@@ -107,7 +115,7 @@ def _records_of(experiment: "Experiment", names: list[str]) -> Path | None:
     for path in sorted((experiment.root / "results").glob("*/summary.json")):
         try:
             tasks, trained = read_json(path)["tasks"], _trained(path.parent / "runs.csv")
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, csv.Error):
             continue
         shared = len({*tasks} & {*names})
         if shared and trained:

@@ -34,4 +34,10 @@ def run(options: argparse.Namespace, console: Console) -> int:
     print_plan(experiment, experiment.plan(), console)
     if power is not None:
         print_power(power, experiment.config.evaluation.limit, console)
+    elif options.records is not None:
+        console.print(
+            f"--records {options.records} says nothing of this plan: no student is compared with the same one without the "
+            "teacher, or its teacher is at chance on every task",
+            style="yellow", highlight=False, markup=False, soft_wrap=True,
+        )  # fmt: skip
     return DONE

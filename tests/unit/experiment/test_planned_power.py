@@ -1,5 +1,6 @@
 """What a plan can decide: which records it goes by, documents, seeds and comparisons of the plan, and how it is said."""
 
+import argparse
 import io
 import json
 from pathlib import Path
@@ -9,6 +10,7 @@ from helpers.synthetic_results import build
 from rich.console import Console
 
 from distill_lit.analysis.power import TaskVariances, detectable_difference, variances_to_json
+from distill_lit.cli.commands import plan
 from distill_lit.cli.power_lines import print_power
 from distill_lit.config import load_experiment
 from distill_lit.experiment.experiment import Experiment
@@ -66,6 +68,30 @@ def test_without_records_or_without_a_comparison_nothing_is_said(tmp_path: Path)
     assert planned_power(planned(tmp_path, baselines=["teacher"])) is None
     with pytest.raises(UserError, match="no such folder"):
         planned_power(planned(tmp_path), tmp_path / "nowhere")
+
+
+def test_damaged_results_of_others_stop_no_plan(tmp_path: Path) -> None:
+    folder = leave_records(tmp_path, "other", VARIANCES)
+    (folder / "summary.json").write_text(json.dumps({"tasks": ["sciq"], "task_variances": {"sciq": {"nothing": 1}}}))
+    (folder / "records.parquet").write_bytes(b"cut off")
+    assert planned_power(planned(tmp_path)) is None
+    with pytest.raises(UserError, match="cannot be read"):
+        planned_power(planned(tmp_path), folder)
+    (folder / "runs.csv").write_text("a\x00b")
+    assert planned_power(planned(tmp_path)) is None
+
+
+def test_named_records_that_say_nothing_are_said_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = leave_records(tmp_path, "other", {"winogrande": VARIANCES["winogrande"]})
+    experiment = planned(tmp_path, evaluation__tasks=["winogrande"])
+    monkeypatch.setattr(experiment, "plan", list)
+    monkeypatch.setattr(plan, "load_checked_experiment", lambda options: experiment)
+    monkeypatch.setattr("distill_lit.cli.run_table.print_plan", lambda *_: None)
+    output = io.StringIO()
+    assert plan.run(argparse.Namespace(records=folder), Console(file=output, width=300)) == 0
+    assert f"--records {folder} says nothing of this plan: no student is compared" in output.getvalue()
+    plan.run(argparse.Namespace(records=None), Console(file=output, width=300))
+    assert output.getvalue().count("says nothing") == 1
 
 
 def said(root: Path, **overrides: object) -> str:
