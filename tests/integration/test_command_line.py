@@ -237,8 +237,10 @@ def test_a_failing_run_does_not_stop_the_others(finished: tuple[Path, Path]) -> 
 
 def test_report_and_lists_run(finished: tuple[Path, Path]) -> None:
     assert run("report", str(finished[0] / "results/tiny"), "analysis.n_resamples=200").returncode == 0
-    for what in ("objectives", "students", "experiments", "assets", "fields", "tasks"):
+    for what in ("objectives", "experiments", "assets", "fields", "tasks"):
         assert run("list", what).stdout.strip(), what
+    students = run("list", "students").stdout
+    assert all(name in students for name in ("quantization_aware: scheme", "quantize: recipe", "int8_weight_only, int4"))
     assert "decides: differences of at least" in run("plan", "experiments/quickstart.yaml").stdout
     of_records = run("list", "tasks", "sciq", "--records", "results/quickstart").stdout
     assert of_records.startswith("sciq ") and "signal to noise" in of_records and len(of_records.splitlines()) == 1

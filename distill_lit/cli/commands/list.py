@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import get_args
 
 from rich.console import Console
 
@@ -61,6 +62,7 @@ def _objectives() -> Iterable[Line]:
 
 
 def _students() -> Iterable[Line]:
+    from distill_lit.config.fields import QuantizationAware, Quantize
     from distill_lit.models.pruning import LAYER_SELECTION_METHODS
 
     yield "num_layers: n", f"n layers of the teacher, chosen by layers: {', '.join(LAYER_SELECTION_METHODS)}, or listed"
@@ -69,6 +71,10 @@ def _students() -> Iterable[Line]:
     yield "from: reference", "a pretrained model with the teacher's tokenizer"
     yield "config: {…}", "random weights; the teacher's transformers config with these changes"
     yield "lora: {rank: r}", "low-rank adapters on any of these, or on the whole teacher; merged when training is done"
+    schemes = ", ".join(scheme for scheme in get_args(QuantizationAware) if scheme != "none")
+    yield "quantization_aware: scheme", f"weights rounded in every forward pass of the training, and exported so: {schemes}"
+    recipes = ", ".join(recipe for recipe in get_args(Quantize) if recipe != "none")
+    yield "quantize: recipe", f"weights rounded when training is done: {recipes}"
 
 
 def _tasks() -> Iterable[Line]:
