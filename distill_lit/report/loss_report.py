@@ -25,21 +25,26 @@ MAX_EXAMPLE_PROMPT_CHARS = 300
 
 
 def loss_report_markdown(
-    scores: Scores, long_tail: LongTail, title: str, statements: dict[str, list[str]], has_calibration: bool
+    scores: Scores,
+    long_tail: LongTail,
+    title: str,
+    statements: dict[str, list[str]],
+    has_calibration: bool,
+    probes: Sequence[str] = (),
 ) -> str:
     """The page. `title`: of the experiment; `statements`: {label: paragraphs of its loss statement}; `has_calibration`:
-    calibration.png was drawn."""
+    calibration.png was drawn; `probes`: Markdown of held-out text."""
     lines = [f"# Long tail: {escape_markdown(title)}", ""]
     banner = [f"> {escape_markdown(text)}\n" for text in sample_limit_notes(scores)]
     if not long_tail.flips:
         missing = "the teacher has no result" if scores.teacher is None else "no distilled student has a result"
-        return "\n".join([*lines, f"Nothing can be said about what was lost: {missing}.", "", *banner])
+        return "\n".join([*lines, f"Nothing can be said about what was lost: {missing}.", "", *banner, *probes])
     lines += [f"**{escape_markdown_cell(tail_answer(scores, long_tail))}**", "", *banner]
     lines += [to_markdown(replace(tail_table(scores, long_tail), header_notes=[]))]
     slices = slice_table(long_tail)
     lines += ["![Long tail](longtail.png)", ""]
     lines += [to_markdown(slices)] if slices.rows else markdown_paragraphs(slices.warnings)
-    lines += ["## Loss statements", ""]
+    lines += [*probes, "## Loss statements", ""]
     for label, paragraphs in statements.items():
         lines += [f"**{escape_markdown(label)}**", "", *markdown_paragraphs(paragraphs)]
     lines += ["![Calibration](calibration.png)", ""] if has_calibration else []
@@ -110,7 +115,7 @@ def _examples(scores: Scores, flips: pd.DataFrame) -> list[str]:
         prompt = " ".join(str(document["prompt"]).split())
         shown = prompt if len(prompt) <= MAX_EXAMPLE_PROMPT_CHARS else f"… {prompt[-MAX_EXAMPLE_PROMPT_CHARS:]}"
         teacher, student = (_choice(choices, row[f"{who}_choice"]) for who in ("teacher", "student"))
-        lines.append(f"{index[0]}: {shown} — teacher: {teacher} (right); student: {student}")
+        lines.append(f"{scores.results.display.label(index[0])}: {shown} — teacher: {teacher} (right); student: {student}")
     return lines
 
 

@@ -14,6 +14,7 @@ from distill_lit.report.number_format import (
     percent_with_interval,
 )
 from distill_lit.report.summary import describe_ce_only_baseline, why_no_average
+from distill_lit.report.tables.footnotes import tasks_in_words
 from distill_lit.report.tables.long_tail import KEY_AXES, stratum_fraction, with_adjusted_p
 
 SLICES_NAMED = 3
@@ -34,7 +35,8 @@ def loss_statement(scores: Scores, score_frame: pd.DataFrame, long_tail: LongTai
         _slices(long_tail, label),
     ]
     deployer = [_confidence(long_tail, label), _coverage(long_tail, label)]
-    limits = f"Measured on {join_words(scores.tasks)} only; text it writes, other languages and safety were not measured."
+    tasks = tasks_in_words(scores, scores.tasks)
+    limits = f"Measured on {tasks} only; text it writes, other languages and safety were not measured."
     return [" ".join(s for s in part if s) for part in (sentences, deployer, [limits]) if any(part)]
 
 

@@ -4,7 +4,7 @@ import pandas as pd
 
 from distill_lit.analysis.endpoints import ACCURACY
 from distill_lit.analysis.scores import Scores
-from distill_lit.report.number_format import format_p_value, join_words
+from distill_lit.report.number_format import join_words, p_in_words
 from distill_lit.report.summary import MAX_NAMED
 from distill_lit.report.tables.endpoints import endpoint_title, format_change, primary_first
 from distill_lit.report.verdict import StudentVerdict
@@ -24,7 +24,7 @@ def primary_headline(scores: Scores, frame: pd.DataFrame, students: list[Student
     better = (rows["ce_only_delta"] > 0) == rows["higher_is_better"]
     parts = [
         f"{format_change(row)} for {names[str(row['model'])]} ({'significant' if is_sure else 'not significant'}, "
-        f"p {format_p_value(row['ce_only_p_adjusted'])})"
+        f"{p_in_words(row['ce_only_p_adjusted'])})"
         for (_, row), is_sure in zip(rows.iterrows(), sure, strict=True)
     ]
     shown = join_words(parts) if len(parts) <= MAX_NAMED else _range(rows, int(sure.sum()))

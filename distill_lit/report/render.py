@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from distill_lit.analysis.endpoints import ACCURACY
+from distill_lit.analysis.model_groups import role_words
 from distill_lit.analysis.pareto import cost_axes, pareto_frontier
 from distill_lit.analysis.power import task_variances, variances_to_json
 from distill_lit.analysis.probe_long_tail import probe_long_tail_frame
@@ -15,7 +16,7 @@ from distill_lit.analysis.scaling_law import ScalingLaw, has_scaling_curve
 from distill_lit.report.bundle import ReportBundle
 from distill_lit.report.figures.calibration import calibration_figure
 from distill_lit.report.figures.long_tail import long_tail_figure
-from distill_lit.report.figures.pareto import panel_frames, pareto_figure
+from distill_lit.report.figures.pareto import panel_frames, pareto_figure, with_labels
 from distill_lit.report.figures.ranking import is_crowded, ranking_figure
 from distill_lit.report.figures.scaling import scaling_figure
 from distill_lit.report.figures.style import save_figure, variant_numbers
@@ -37,6 +38,7 @@ from distill_lit.report.tables.footnotes import sample_limit_notes
 from distill_lit.report.tables.generation import generation_table, variance_table
 from distill_lit.report.tables.inference_cost import cost_table
 from distill_lit.report.tables.long_tail import baseline_uses_other_data
+from distill_lit.report.tables.probes import probe_table, rare_word_answer, word_table
 from distill_lit.report.tables.scaling import scaling_table
 from distill_lit.report.tables.scores import csv_frame, score_table, task_table
 from distill_lit.report.verdict import verdict_numbers
@@ -78,7 +80,7 @@ def write_score_tables(folder: Path, result: ReportBundle, all_formats: bool = F
     texts = {
         "table.md": _table_page(folder, result, main, [tasks, *([endpoints] if is_declared else []), cost]),
         "table.csv": to_csv(csv_frame(result.score_frame)),
-        "endpoints.csv": to_csv(result.endpoint_frame),
+        "endpoints.csv": to_csv(result.endpoint_frame.drop(columns="title")),
         **({"probes.csv": to_csv(probe_long_tail_frame(result.probe_long_tail))} if result.scores.results.probes else {}),
     }
     if all_formats or (folder / "table.tex").exists():
@@ -124,11 +126,13 @@ def write_pareto_files(folder: Path, result: ReportBundle, all_formats: bool = F
     analysis, groups = result.scores.analysis, result.scores.groups
     frames = {axis: pareto_frontier(result.scores, axis) for axis in cost_axes(result.scores) or ["parameters"]}
     mark, title = " ".join(sample_limit_notes(result.scores)), finding(result.students)
-    first, levels = next(iter(frames.values())), (analysis.claim_min_quality, analysis.confidence_level)
+    display, levels = result.scores.results.display, (analysis.claim_min_quality, analysis.confidence_level)
+    shown = {axis: with_labels(frame, display) for axis, frame in frames.items()}
+    first = next(iter(shown.values()))
     figure = (
         ranking_figure(first, *levels, mark, title)
         if is_crowded(first)
-        else pareto_figure(panel_frames(frames), *levels, mark, variant_numbers(groups), title)
+        else pareto_figure(panel_frames(shown), *levels, mark, variant_numbers(groups), title, role_words(display))
     )
     table = pd.concat([frame.assign(axis=axis) for axis, frame in frames.items()], ignore_index=True)
     write_text(folder / "frontier.csv", to_csv(table[["axis", *(c for c in table if c != "axis")]]))
@@ -138,7 +142,8 @@ def write_pareto_files(folder: Path, result: ReportBundle, all_formats: bool = F
 def write_long_tail_files(folder: Path, result: ReportBundle, all_formats: bool = False) -> list[Path]:
     """longtail.md, .csv, and its figure when a teacher and a distilled student have records."""
     scores, long_tail = result.scores, result.long_tail
-    ce_only_label = "without teacher, on other data" if baseline_uses_other_data(scores) else "without teacher"
+    without = role_words(scores.results.display)["ce_only"]
+    ce_only_label = f"{without}, on other data" if baseline_uses_other_data(scores) else without
     mark = " ".join(sample_limit_notes(scores))
     figures = {
         "longtail.png": long_tail_figure(long_tail, mark, ce_only_label, tail_answer(scores, long_tail, ["rarity_answer"])),
@@ -146,10 +151,20 @@ def write_long_tail_files(folder: Path, result: ReportBundle, all_formats: bool 
     }
     drawn = [path for name, figure in figures.items() for path in _save_or_remove(figure, folder / name, all_formats)]
     has_calibration = figures["calibration.png"] is not None
-    page = loss_report_markdown(scores, long_tail, result.name, result.loss_statements, has_calibration)
+    page = loss_report_markdown(scores, long_tail, result.name, result.loss_statements, has_calibration, _probes(result))
     write_text(folder / "longtail.md", page)
     write_text(folder / "longtail.csv", to_csv(loss_report_frame(long_tail)))
     return [folder / "longtail.md", folder / "longtail.csv", *drawn]
+
+
+def _probes(result: ReportBundle) -> list[str]:
+    """Markdown of held-out text for longtail.md; nothing without probes."""
+    table, words = probe_table(result.scores, result.endpoint_frame), word_table(result.scores, result.probe_long_tail)
+    if not table.rows:
+        return []
+    answer = rare_word_answer(result.scores, result.probe_long_tail)
+    tables = [to_markdown(one) for one in (table, words) if one.rows]
+    return ["## Held-out text", "", *markdown_paragraphs([answer] if answer else []), *tables]
 
 
 def write_training_curves(folder: Path, result: ReportBundle, all_formats: bool = False) -> list[Path]:

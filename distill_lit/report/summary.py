@@ -17,8 +17,10 @@ from distill_lit.report.number_format import (
     format_points,
     format_with_interval,
     join_words,
+    p_in_words,
     percent_with_interval,
 )
+from distill_lit.report.tables.footnotes import tasks_in_words
 from distill_lit.report.tables.score_notes import earned_bold
 from distill_lit.report.verdict import StudentVerdict, outcome
 
@@ -69,9 +71,9 @@ def axis_clause(test: AxisTest, alpha: float) -> str:
     values = f"The {len(test.values)} values of {test.axis}{at}"
     if test.p > alpha:
         found = f"; between two, {format_points(test.detectable)} points would have been found with 80% power"
-        return f"{values} do not differ measurably ({_p(test.p)} for all at once{found})"
+        return f"{values} do not differ measurably ({p_in_words(test.p)} for all at once{found})"
     best = f"; not surpassed: {join_words(list(test.best))}" if test.best else "; no single pair does"
-    return f"{values} differ ({_p(test.p)} for all at once{best})"
+    return f"{values} differ ({p_in_words(test.p)} for all at once{best})"
 
 
 def verdict(
@@ -122,9 +124,8 @@ def _sure(students: list[StudentVerdict], of: int) -> str:
     """`−2.9 [−4.6, −1.2] points for d24 (significant, p <.001)`."""
     if len(students) > MAX_NAMED:
         highest = max(student.p for student in students)
-        return (
-            f"{_range([e.delta.value for e in students])} points for {len(students)} students (significant, {_p(highest)})"
-        )
+        size = _range([student.delta.value for student in students])
+        return f"{size} points for {len(students)} students (significant, {p_in_words(highest)})"
     return join_words([f"{_value(student)}{_for([student], of)} ({_certainty(student)})" for student in students])
 
 
@@ -134,19 +135,14 @@ def _value(student: StudentVerdict) -> str:
 
 def _certainty(student: StudentVerdict) -> str:
     carried = f", due to {join_words(list(student.carried_by))}" if student.carried_by else ""
-    return f"significant{carried}, {_p(student.p)}"
-
-
-def _p(value: float) -> str:
-    text = format_p_value(value)
-    return f"p {text}" if text.startswith("<") else f"p = {text}"
+    return f"significant{carried}, {p_in_words(student.p)}"
 
 
 def _significant_alone(students: list[StudentVerdict], of: int) -> str:
     """`−2.9 [−4.9, −0.9] points for d24 (not significant after correction for 4 comparisons, p = .056)`."""
     known = f"not significant after correction for {of} comparisons" if of > 1 else "not significant"
     least = min(student.p for student in students)
-    p = _p(least) if len(students) == 1 else f"p ≥ {format_p_value(least)}"
+    p = p_in_words(least) if len(students) == 1 else f"p ≥ {format_p_value(least)}"
     return f"{_size_of(students)}{_for(students, of)} ({known}, {p})"
 
 
@@ -156,8 +152,14 @@ def _not_significant(students: list[StudentVerdict], of: int) -> str:
     if all(student.outcome == EQUIVALENT for student in students):
         margin = format_points(students[0].margin)
         return f"{_size_of(students)}{_for(students, of)} (differences of {margin} points or more are excluded)"
-    what = "any gain is excluded" if excluded < 0 else f"gains above {format_points(excluded)} are excluded"
-    return f"{_size_of(students)}{_for(students, of)} (not significant; {what})"
+    return f"{_size_of(students)}{_for(students, of)} (not significant; {_exclusion(excluded)})"
+
+
+def _exclusion(gain: float, unit: str = "") -> str:
+    """Which gains are excluded, by a one-sided test."""
+    if not gain < 1:  # more than there is, or unknown
+        return "there are too few documents to exclude any gain"
+    return "a one-sided test excludes any gain" if gain < 0 else f"gains above {format_points(gain)}{unit} are excluded"
 
 
 def _size_of(students: list[StudentVerdict]) -> str:
@@ -262,7 +264,7 @@ def why_no_average(scores: Scores, g: int) -> str:
         reasons = set(scores.excluded_tasks.values())
         return "no task has the teacher above chance" if reasons == {sc.EXCLUDED_AT_CHANCE} else "no task can be averaged"
     lacking = [scores.tasks[t] for t in scores.averaged if not np.isfinite(scores.raw[t, g])]
-    return f"{scores.groups[g].label} has no result on {join_words(lacking)}" if lacking else ""
+    return f"{scores.groups[g].label} has no result on {tasks_in_words(scores, lacking)}" if lacking else ""
 
 
 def finding(students: list[StudentVerdict]) -> str:
@@ -273,7 +275,7 @@ def finding(students: list[StudentVerdict]) -> str:
     sure = [student for student in known if student.is_significant]
     if not sure:
         best = max(student.excluded_gain for student in known)
-        return f"The teacher adds nothing measurable (gains above {format_points(best)} points are excluded)"
+        return f"The teacher adds nothing measurable ({_exclusion(best, ' points')})"
     if len(sure) > MAX_NAMED:
         size = _range([student.delta.value for student in sure])
         return f"With the teacher {size} points, significant for {len(sure)} of {len(known)} students"

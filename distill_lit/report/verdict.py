@@ -15,11 +15,12 @@ from distill_lit.analysis.answer import (
     TeacherEffect,
     overall_outcome,
 )
-from distill_lit.analysis.model_groups import ModelGroup, group_cost
+from distill_lit.analysis.model_groups import ModelGroup, grid_value_label, group_cost
 from distill_lit.analysis.score_table import MACRO_AVERAGE
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.significance import Interval
 from distill_lit.analysis.teacher_ceiling import teacher_ceiling_frame
+from distill_lit.config.report import ReportConfig
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def student_verdicts(scores: Scores, frame: pd.DataFrame, answer: Answer) -> lis
     """One per distilled group with records, in the order of the tables. frame: `score_frame(scores)`; answer: of it."""
     groups = [(g, group) for g, group in enumerate(scores.groups) if group.role == "distilled" and group.models]
     macro = frame[frame["task"] == MACRO_AVERAGE].set_index("model")
-    names = _short_names([group for _, group in groups])
+    names = _short_names([group for _, group in groups], scores.results.display)
     effects = {effect.model: effect for effect in answer.effects}
     nats = {row["model"]: (row["teacher_nll"], row["ce_only_nll"]) for _, row in teacher_ceiling_frame(scores).iterrows()}
     return [
@@ -79,16 +80,19 @@ def student_verdicts(scores: Scores, frame: pd.DataFrame, answer: Answer) -> lis
     ]
 
 
-def _short_names(groups: list[ModelGroup]) -> dict[str, str]:
+def _short_names(groups: list[ModelGroup], display: ReportConfig) -> dict[str, str]:
     """{label: student and variant, as far as they tell these groups apart}; of one axis of the grid its value alone."""
     students, variants = ({getattr(group, name) for group in groups} for name in ("student", "variant"))
-    keys = {variant.partition("=")[0] for variant in variants}
-    is_one_axis = len(keys) == 1 and not any("," in variant for variant in variants)
+    axes = {axis for group in groups for axis, _ in group.grid_point}
+    is_one_axis = len(axes) == 1 and all(group.grid_point for group in groups)
     names = {}
     for group in groups:
-        variant = group.variant.partition("=")[2] if is_one_axis else group.variant
-        both = f"{group.student} ({variant})" if len(students) > 1 and variant else variant or group.student
-        names[group.label] = group.student if len(variants) == 1 else both
+        student, variant = display.label(group.student), group.variant
+        if is_one_axis:
+            ((axis, value),) = group.grid_point
+            variant = grid_value_label(display, axis, value)
+        both = f"{student} ({variant})" if len(students) > 1 and variant else variant or student
+        names[group.label] = student if len(variants) == 1 else both
     return names
 
 
@@ -107,7 +111,7 @@ def _verdict(
         p=np.nan if effect is None else effect.p_adjusted,
         excluded_gain=np.nan if effect is None else effect.excludes.gain,
         margin=np.nan if effect is None else effect.excludes.margin,
-        carried_by=() if effect is None else effect.carried_by,
+        carried_by=() if effect is None else tuple(map(scores.results.display.label, effect.carried_by)),
         other_endpoints=() if effect is None else effect.other_endpoints,
         num_seeds=int(row["num_seeds"]),
         relative_size=_cost(scores, g, "parameters") / teacher_size,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,20 +17,23 @@ from helpers.synthetic_results import build, edited_records
 from lm_eval.models.huggingface import HFLM
 
 from distill_lit.analysis.endpoints import BITS_PER_BYTE, KL, endpoint_frame, primary_scores, probe_scores
-from distill_lit.analysis.probe_long_tail import probe_long_tail
+from distill_lit.analysis.probe_long_tail import ProbeLongTail, probe_long_tail
 from distill_lit.analysis.records_file import INDEX
 from distill_lit.analysis.results import Results, load_results
 from distill_lit.analysis.score_table import score_frame
 from distill_lit.analysis.scores import compute_scores
 from distill_lit.cli.main import main
 from distill_lit.config import EvaluationConfig, ProbeConfig, load_experiment
+from distill_lit.config.report import ReportConfig
 from distill_lit.config.schema import AnalysisConfig
 from distill_lit.evaluation import probes
 from distill_lit.evaluation.probes import Passage, evaluate_probes
 from distill_lit.experiment.validation import check_experiment
 from distill_lit.models import load_model, load_tokenizer
 from distill_lit.report.bundle import build_report_bundle
-from distill_lit.report.render import write_score_tables
+from distill_lit.report.render import write_long_tail_files, write_score_tables
+from distill_lit.report.tables.probes import probe_table, rare_word_answer
+from distill_lit.report.web.report_page import write_report_page
 from distill_lit.utils.exceptions import UserError
 
 
@@ -215,7 +219,71 @@ def test_the_report_shows_endpoints_and_probes(finished: Path) -> None:
     assert set(pd.read_csv(finished / "probes.csv")["table"]) >= {"stratum", "contrast", "band"}
     endpoints = pd.read_csv(finished / "endpoints.csv")
     assert endpoints.iloc[0]["endpoint"] == "bits_per_byte"
-    assert "stories" not in (finished / "table.md").read_text()
+    page = (finished / "table.md").read_text()
+    assert "| stories" not in page
+    assert "Probes: stories v1 (40 passages, file:" in page
+
+
+def test_the_long_tail_and_the_page_show_words_by_frequency(finished: Path) -> None:
+    """Numbers by hand from the records: bits per byte of all bytes of a band."""
+    bundle = build_report_bundle(finished, AnalysisConfig(n_resamples=100), "probed")
+    write_long_tail_files(finished, bundle)
+    markdown, page = (finished / "longtail.md").read_text(), write_report_page(finished, bundle).read_text()
+    rows = bundle.scores.results.probes.records["teacher"]  # type: ignore[union-attr]
+    used = [band for band in range(5) if rows["band_bytes"].str[band].sum()]
+    shares = [rows["band_nats"].str[b].sum() / rows["band_bytes"].str[b].sum() / math.log(2) for b in used]
+    words = markdown.partition("**Bits per byte by how frequent the words are**")[2]
+    row = next(line for line in words.splitlines() if line.startswith("| teacher |"))
+    cells = [cell.split()[0].replace("−", "-") for cell in row.split("|")[2:-1]]
+    assert cells == [f"{value:.3f}" for value in [*shares, shares[0] - shares[-1]]]
+    answer = "On held-out text, whether rare words lose more than common ones against the same student trained without"
+    assert answer in markdown and answer in page
+    assert "## Held-out text" in markdown and 'id="h-probes"' in page and "probes.csv" in page
+    mean = bundle.endpoint_frame.query("is_probe and endpoint == 'bits_per_byte' and task == 'average over probes'")
+    assert f"{mean.set_index('model').at['one distilled', 'ce_only_delta']:+.3f}".replace("-", "−") in page
+
+
+def test_labels_are_those_of_probes_too(finished: Path) -> None:
+    """The declared endpoint is found under the labels, and its averages are called by them."""
+    analysis = AnalysisConfig(n_resamples=100, primary_endpoint="probe_bits_per_byte")
+    shown = build_report_bundle(
+        finished, analysis, "probed", display=ReportConfig(labels={"one": "1 layer", "stories": "Tales"})
+    )
+    assert shown.headline.startswith("By probes, bits per byte (less is better), declared before the run, the teacher ")
+    table = probe_table(shown.scores, shown.endpoint_frame)
+    assert [row[0].text for row in table.rows][1:] == [
+        "1 layer before training",
+        "1 layer without teacher",
+        "1 layer distilled",
+    ]
+    assert table.footnotes[0].startswith("Mean over probes: Tales.")
+
+
+def test_rare_words_that_lose_more_are_said_to(results: Results) -> None:
+    scores = compute_scores(results, AnalysisConfig(n_resamples=100))
+    row = {"model": "one distilled", "role": "distilled", "band": "contrast", "ce_only_delta": 0.25,
+           "ce_only_delta_high": 0.3, "ce_only_delta_p": 0.001}  # fmt: skip
+    found = ProbeLongTail(bands=pd.DataFrame([row]))
+    assert rare_word_answer(scores, found) == (
+        "On held-out text the rarest words change by +0.25 bits per byte more than the most common against the same "
+        "student trained without the teacher (negative: rare words gain more), significantly."
+    )
+    other = {**row, "model": "two", "ce_only_delta": 0.0, "ce_only_delta_p": 0.9}
+    both = ProbeLongTail(bands=pd.DataFrame([row, other]))
+    assert rare_word_answer(scores, both).endswith("significantly for 1 of 2 students.")
+    assert rare_word_answer(scores, ProbeLongTail()) == ""
+
+
+def test_probes_without_a_task_are_refused_in_a_line(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "alone"
+    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("cache", "one-*"))
+    with edited_records(folder) as content:
+        content.documents = content.documents.loc[["stories"]]
+        for model, frame in content.records.items():
+            content.records[model] = frame.loc[["stories"]]
+            content.settings[model] = {"stories": content.settings[model]["stories"]}
+    with pytest.raises(UserError, match=r"alone: its records hold probes alone \(stories\); a report needs a task"):
+        load_results(folder)
 
 
 def test_another_primary_endpoint_afterwards_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

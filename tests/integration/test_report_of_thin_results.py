@@ -284,6 +284,10 @@ def test_terminal_table_fits_its_width(tmp_path: Path) -> None:
     text = console.export_text()
     assert "[bold]literal[/bold]" in text
     assert max(map(len, text.splitlines())) <= 100
+    for width in range(76, 100, 4):  # what does not fit goes, and no name is broken
+        console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+        console.print(TerminalTable(result))
+        assert any(line.split()[:1] == ["teacher"] for line in console.export_text().splitlines())
 
 
 def test_a_folder_may_be_given_as_text(tmp_path: Path) -> None:

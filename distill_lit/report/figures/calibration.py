@@ -18,6 +18,7 @@ from distill_lit.report.figures.style import (
     role_style,
 )
 from distill_lit.report.tables.footnotes import sample_limit_notes
+from distill_lit.report.tables.long_tail import teacher_label
 
 MAX_STUDENTS = 5
 
@@ -42,19 +43,23 @@ def calibration_figure(scores: Scores, title: str = "") -> Any:
         known = line_styles(scores.groups)
         styles = {"teacher": role_style("teacher") | {"markersize": 9}}
         styles |= {label: known[label] | {"markersize": 5} for label in drawn}
-        _coverage(left, coverage, styles)
+        teacher_name = teacher_label(scores)
+        _coverage(left, coverage, styles, teacher_name)
         _reliability(right, reliability, styles)
         add_figure_title(figure, title)
         handles, names = right.get_legend_handles_labels()
+        names = [escape_mathtext(teacher_name) if name == "teacher" else name for name in names]
         figure.legend(handles, names, loc="outside lower center", ncols=3)
         add_figure_note(figure, " ".join([*sample_limit_notes(scores), omitted_students_note(len(drawn), len(students))]))
     return figure
 
 
-def _coverage(axes: Any, coverage: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> None:
+def _coverage(axes: Any, coverage: pd.DataFrame, styles: dict[str, dict[str, Any]], teacher_name: str) -> None:
     alone = coverage.loc[coverage["label"] == "teacher", "combined_accuracy"].iloc[0] * 100
     axes.axhline(alone, color=styles["teacher"]["color"], linewidth=1.0, linestyle=(0, (1, 2)))
-    axes.annotate("teacher alone", (100, alone), (0, 3), textcoords="offset points", ha="right", fontsize=8)
+    axes.annotate(
+        escape_mathtext(f"{teacher_name} alone"), (100, alone), (0, 3), textcoords="offset points", ha="right", fontsize=8
+    )
     for label, points in coverage[coverage["label"] != "teacher"].groupby("label", sort=False):
         every = max(1, len(points) // 6)
         axes.plot(points["coverage"] * 100, points["combined_accuracy"] * 100, markevery=every, linewidth=1.4,

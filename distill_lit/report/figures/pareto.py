@@ -1,5 +1,6 @@
 """The frontier: score above chance against a cost, one series per role, the teacher marked."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import pandas as pd
 
 from distill_lit.analysis.model_groups import NAMED_ROLES, ROLE_LABELS
 from distill_lit.analysis.pareto import COST_AXES
+from distill_lit.config.report import ReportConfig
 from distill_lit.report.figures.label_placement import LINE_LABEL_POSITIONS, place_labels, segment_boxes
 from distill_lit.report.figures.style import (
     GREY,
@@ -34,11 +36,12 @@ def pareto_figure(
     sample_limit_note: str,
     variant_indices: dict[str, int],
     title: str = "",
+    role_labels: Mapping[str, str] = ROLE_LABELS,
 ) -> Any:
     """A matplotlib figure with a panel per cost axis of `frames`, {axis: `pareto_frontier(scores, axis)`}.
 
     quality_threshold: share of the teacher's score drawn as a line; variant_indices: `variant_numbers(scores.groups)`,
-    which colors them as in the other figures; title: what was found."""
+    which colors them as in the other figures; title: what was found; role_labels: what models of a role are called."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -57,7 +60,7 @@ def pareto_figure(
         drawn = []
         for axes, (axis, frame) in zip(panels, frames.items(), strict=True):
             _frame(axes, frame, axis)
-            labels, obstacles = _series(axes, _deduplicate_untrained(frame), variant_indices)
+            labels, obstacles = _series(axes, _deduplicate_untrained(frame), variant_indices, role_labels)
             drawn.append((axes, labels, obstacles, *_guides(axes, frame, quality_threshold)))
         panels[0].set_ylabel(f"score above chance, points [{confidence:.0%}]")
         figure.canvas.draw()
@@ -66,6 +69,12 @@ def pareto_figure(
             if number == 0:  # the others show the same models in the same looks
                 place_labels(axes, labels, obstacles + boxes + placed)
     return figure
+
+
+def with_labels(frame: pd.DataFrame, display: ReportConfig) -> pd.DataFrame:
+    """A frontier with the teacher and students as labels call them; other models have theirs already."""
+    teacher = frame["model"].where(frame["role"] != "teacher", display.label("teacher"))
+    return frame.assign(model=teacher, student=frame["student"].map(display.label))
 
 
 def panel_frames(frames: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
@@ -120,7 +129,7 @@ def _frame(axes: Any, frame: pd.DataFrame, axis: str) -> None:
     axes.set_xlabel(f"{COST_AXES.get(axis, axis)} (log scale)")
 
 
-def _series(axes: Any, frame: pd.DataFrame, variants: dict[str, int]) -> tuple[list, list]:
+def _series(axes: Any, frame: pd.DataFrame, variants: dict[str, int], role_labels: Mapping[str, str]) -> tuple[list, list]:
     """Draws every (role, variant); returns its labels and what labels must not cover."""
     labels, obstacles = [], []
     low, high = axes.get_xlim()
@@ -140,7 +149,7 @@ def _series(axes: Any, frame: pd.DataFrame, variants: dict[str, int]) -> tuple[l
             for a, b in zip(zip(x, y, strict=True), list(zip(x, y, strict=True))[1:], strict=False):
                 obstacles += segment_boxes(a, b, log_x=True)
         obstacles += [(a, b - c, a, b + d) for a, b, c, d in zip(x, y, *bars, strict=True)]
-        words = series_rows["model"].iloc[0] if role in NAMED_ROLES else ROLE_LABELS[role]
+        words = series_rows["model"].iloc[0] if role in NAMED_ROLES else role_labels[role]
         text = f"{words} ({variant})" if variant else words
         # dark, for the colors of markers are too light to be read
         labels.append(

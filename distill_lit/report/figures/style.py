@@ -22,7 +22,7 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE, GREY = (
     "#767676",
 )
 TEXT_COLOR = "#1A1A1A"
-MAX_PNG_BYTES = 100_000
+MAX_PNG_BYTES = 80_000
 PNG_DPI = (200, 150, 120, 100, 80)
 PNG_COLORS = 64
 MARGINS: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.08}

@@ -37,7 +37,8 @@ def _narrowed(table: Table, width: int) -> Table:
 
 def table_width(table: Table) -> int:
     """Characters of its widest line on a terminal."""
-    return sum(max(len(c), *(len(r[i].text) for r in table.rows)) + 2 for i, c in enumerate(table.column_names))
+    # three between two columns, one at each edge
+    return sum(max(len(c), *(len(r[i].text) for r in table.rows)) + 3 for i, c in enumerate(table.column_names)) - 1
 
 
 def to_rich_table(table: Table) -> Any:

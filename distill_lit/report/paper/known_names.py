@@ -16,7 +16,7 @@ from distill_lit.utils.exceptions import UserError, suggest
 def check_display(scores: Scores, frame: pd.DataFrame, display: ReportConfig) -> None:
     """Raises UserError for a name in `--rename`, `--order` or `--decimals` that nothing in the experiments has."""
     quantities = [*QUANTITIES, *other_quantities(scores, frame)]
-    names = [*_names(scores), *quantities, *(quantity.label for quantity in QUANTITIES.values())]
+    names = list(dict.fromkeys([*_names(scores), *quantities, *(one.label for one in QUANTITIES.values())]))
     _check("--rename", display.labels, names)
     _check("--order", display.order, names)
     _check("--decimals", display.decimals, quantities)

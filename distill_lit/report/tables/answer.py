@@ -29,7 +29,12 @@ def leave_one_out_table(scores: Scores, answer: Answer) -> Table:
         for task in effect.tasks:
             without = format_with_interval(*task.without, signed=True) if np.isfinite(task.without.value) else ""
             p = format_p_value(task.without_p) if without else ""
-            texts = [task.task, format_with_interval(*task.difference, signed=True), without, p]
+            texts = [
+                scores.results.display.label(task.task),
+                format_with_interval(*task.difference, signed=True),
+                without,
+                p,
+            ]
             rows.append([TableCell(text) for text in texts])
         for other in effect.other_endpoints:
             value = format_with_interval(*other.difference, signed=True)
@@ -77,7 +82,12 @@ def task_signal_table(scores: Scores) -> Table:
     rows = []
     for task in task_signals(scores):
         teacher = f"{format_points(task.teacher.value)} {format_interval(task.teacher.low, task.teacher.high)}".strip()
-        texts = [task.task, teacher, format_points(task.chance), "yes" if task.above_chance else "no"]
+        texts = [
+            scores.results.display.label(task.task),
+            teacher,
+            format_points(task.chance),
+            "yes" if task.above_chance else "no",
+        ]
         texts += [format_points(task.signal), format_points(task.noise), format_number(task.signal_to_noise), f"{task.n}"]
         rows.append([TableCell(text) for text in texts])
     return Table(

@@ -1,6 +1,6 @@
 """What stands below a table: settings, departures, provenance, limits."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
@@ -11,6 +11,11 @@ from distill_lit.report.number_format import format_points, join_words
 EXCLUDED_MARK = "†"
 
 
+def tasks_in_words(scores: Scores, tasks: Iterable[str]) -> str:
+    """Tasks by their labels, as in a sentence."""
+    return join_words([scores.results.display.label(task) for task in tasks])
+
+
 def task_heads(scores: Scores) -> list[str]:
     """What the tasks are called above their columns, those that are not averaged with a mark."""
     label = scores.results.display.label
@@ -19,9 +24,9 @@ def task_heads(scores: Scores) -> list[str]:
 
 def excluded_task_notes(scores: Scores) -> list[str]:
     """A line per reason for which tasks are not averaged."""
-    label, excluded = scores.results.display.label, scores.excluded_tasks
+    excluded = scores.excluded_tasks
     reasons = dict.fromkeys(excluded.values())
-    tasks = {why: join_words([label(task) for task, because in excluded.items() if because == why]) for why in reasons}
+    tasks = {why: tasks_in_words(scores, [t for t, because in excluded.items() if because == why]) for why in reasons}
     return [f"{EXCLUDED_MARK} Not in the average: {names}, because {why}." for why, names in tasks.items()]
 
 
@@ -63,8 +68,27 @@ def evaluation_footnotes(scores: Scores) -> list[str]:
         f"Evaluated with {', '.join(shared)}.",
         *_exceptions(scores, settings),
         f"Tasks: {'; '.join(tasks)}.",
+        *_probe_notes(scores),
         f"Intervals {q:.0%}: crossed variance of documents (by passage) and seeds; Wilson and Newcombe for single models.",
     ]
+
+
+def _probe_notes(scores: Scores) -> list[str]:
+    """Which held-out text was scored."""
+    probes = scores.results.probes
+    if probes is None:
+        return []
+    lines = []
+    for name in probes.tasks:
+        facts = probes.settings(name)
+        source = " ".join(str(facts[key]) for key in ("dataset", "dataset_name") if facts.get(key))
+        parts = [f"{facts.get('n', '?')} passages", *([source] if source else [])]
+        parts.append(f"split {facts.get('eval_split', 'unknown')}")
+        parts += [
+            f"{words} {str(facts.get(key, 'unknown'))[:12]}" for words, key in (("hash", "task_hash"), ("data", "data"))
+        ]
+        lines.append(f"{name} v{facts.get('version', '?')} ({', '.join(parts)})")
+    return [f"Probes: {'; '.join(lines)}."]
 
 
 def training_text_notes(scores: Scores) -> list[str]:

@@ -66,9 +66,9 @@ def _shapes(scores: Scores) -> dict[str, list[ModelGroup]]:
             costs = tuple(f"{group_cost(group, scores.results, axis):.6g}" for axis in RUNNING_COSTS)
             own = group.label if group.role in NAMED_ROLES else group.student
             shapes.setdefault((own, costs), []).append(group)
-    students = [own for own, _ in shapes]
+    students, label = [own for own, _ in shapes], scores.results.display.label
     return {
-        own if students.count(own) == 1 else ", ".join(group.label for group in groups): groups
+        label(own) if students.count(own) == 1 else ", ".join(group.label for group in groups): groups
         for (own, _), groups in shapes.items()
     }
 

@@ -24,6 +24,11 @@ CONTRASTS = ("tail_loss", "ce_only_tail_loss", "excess")
 BESIDE = ("retention_change", "student_change")  # the same on other scales
 
 
+def teacher_label(scores: Scores) -> str:
+    """What the teacher is called."""
+    return scores.results.display.label("teacher")
+
+
 def tail_table(scores: Scores, long_tail: LongTail) -> Table:
     """One row per student: how much more rare answers and rare questions lose, what of it is beyond the student without
     teacher, and the confirmed slices."""
@@ -129,13 +134,14 @@ def _contrast(scores: Scores, row: pd.Series, name: str) -> TableCell:
     return TableCell(format_with_interval(value, low, high, signed=True) + mark)
 
 
-def flip_table(long_tail: LongTail) -> Table:
+def flip_table(scores: Scores, long_tail: LongTail) -> Table:
     """Lost, gained, agreement per task and student."""
     rows: list[list[TableCell]] = []
     headings: dict[int, str] = {}
     for model, found in long_tail.task_flips.groupby("model", sort=False):
         headings[len(rows)] = str(model)
-        rows += [[TableCell(row["task"]), *_flip_cells(row)] for _, row in found.iterrows()]
+        label = scores.results.display.label
+        rows += [[TableCell(label(row["task"])), *_flip_cells(row)] for _, row in found.iterrows()]
     return Table(
         "Answers that changed from teacher to student",
         ["task", "lost", "gained", "n", "agreement", "both wrong, same choice", "p (BH)"],
@@ -184,24 +190,25 @@ def slice_table(long_tail: LongTail) -> Table:
     )
 
 
-def _guessing(long_tail: LongTail) -> str:
+def _guessing(scores: Scores, long_tail: LongTail) -> str:
     """What Brier's score of equal probabilities is, and whether anyone beats it."""
     frame = long_tail.calibration
     if "brier_guessing" not in frame or frame["brier_guessing"].isna().all():
         return ""
     guessing = float(frame["brier_guessing"].mean())
     worse = frame.loc[frame["brier_all"] >= frame["brier_guessing"], "model"].tolist()
+    worse = [teacher_label(scores) if model == "teacher" else model for model in worse]
     than = f", and {', '.join(worse)} no better" if worse else ""
     return f"Brier: equal probabilities have {format_number(guessing, 2)}{than}. "
 
 
-def calibration_table(long_tail: LongTail) -> Table:
+def calibration_table(scores: Scores, long_tail: LongTail) -> Table:
     """Excess bits per byte and their CVaR, calibration of head and tail, and the coverage at the teacher's risk."""
     rows = []
     for _, row in long_tail.calibration.iterrows():
         error = [row.get(f"ece_{name}", np.nan) for name in ("all", "low", "high")]
-        scores = [TableCell(format_with_interval(*error))]
-        scores += [TableCell(format_points(row.get(f"ece_{part}", np.nan))) for part in ("scaled", "head", "tail")]
+        cells = [TableCell(format_with_interval(*error))]
+        cells += [TableCell(format_points(row.get(f"ece_{part}", np.nan))) for part in ("scaled", "head", "tail")]
         brier = [TableCell(format_number(row.get(f"brier_{part}", np.nan), 2)) for part in ("all", "head", "tail")]
         gain, low, high = (row.get(f"coverage_gain{bound}", np.nan) for bound in ("", "_low", "_high"))
         share = "" if pd.isna(row.get("coverage")) else f"{format_points(row['coverage'], 0)}%"
@@ -209,7 +216,8 @@ def calibration_table(long_tail: LongTail) -> Table:
         excess = ("excess_bits_per_byte", "cvar_bits_per_byte")
         nll = [TableCell(format_number(row.get(name, np.nan), 2, signed=True)) for name in excess]
         known = TableCell("" if pd.isna(row.get("n")) else f"{row['n']:.0f}")
-        rows.append([TableCell(row["model"]), known, *nll, *scores, *brier, *cover])
+        name = TableCell(teacher_label(scores) if row["model"] == "teacher" else row["model"])
+        rows.append([name, known, *nll, *cells, *brier, *cover])
     columns = [
         "model",
         "n",
@@ -232,7 +240,7 @@ def calibration_table(long_tail: LongTail) -> Table:
             "documents (CVaR). ECE: points between confidence and accuracy, 10 bins of equal mass; its interval begins at "
             "0 where a calibrated model may show as much on so many documents; scaled: after temperature scaling on the "
             "other half of the documents. Head, tail: questions with the most common and the rarest words. "
-            f"{_guessing(long_tail)}Coverage: with a threshold on "
+            f"{_guessing(scores, long_tail)}Coverage: with a threshold on "
             "its confidence chosen on one half of the documents so that student and, below it, teacher are as often "
             "right as the teacher alone, the share of the other half it answers; gain: points by which the two are "
             "then right more often than the teacher. Confidence is the softmax over the choices of what each task's metric "

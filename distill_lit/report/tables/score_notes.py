@@ -8,7 +8,7 @@ from distill_lit.analysis.model_groups import REFERENCE_ROLES
 from distill_lit.analysis.results import has_different_validation_data, has_several_teachers
 from distill_lit.analysis.score_table import MACRO_AVERAGE
 from distill_lit.analysis.scores import Scores
-from distill_lit.report.number_format import join_words
+from distill_lit.report.tables.footnotes import tasks_in_words
 
 FEW_DOCUMENTS, FEW_PASSAGES = 30, 10
 HOLM_MARK, FDR_MARK = "‡", "*"  # significant after Holm, after Benjamini–Hochberg
@@ -40,7 +40,7 @@ def has_other_vocabulary(scores: Scores) -> bool:
 
 def main_notes(scores: Scores, frame: pd.DataFrame) -> list[str]:
     """How to read the main table."""
-    averaged = join_words([scores.tasks[t] for t in scores.averaged])
+    averaged = tasks_in_words(scores, [scores.tasks[t] for t in scores.averaged])
     notes = [
         f"Above chance: mean over {averaged or 'no task'} of (score − chance) / (1 − chance), in points; its interval "
         f"is of documents{_seeds_in_words(scores)}. Retained: that average as a share of the teacher's. "
@@ -59,8 +59,8 @@ def score_warnings(scores: Scores) -> list[str]:
     few = [p.task for p in scores.responses.tasks if p.n < FEW_DOCUMENTS or int(p.clusters.max()) + 1 < FEW_PASSAGES]
     if few:
         notes.append(
-            f"Fewer than {FEW_DOCUMENTS} documents or {FEW_PASSAGES} passages on {join_words(few)}: too few for "
-            "intervals to be trusted."
+            f"Fewer than {FEW_DOCUMENTS} documents or {FEW_PASSAGES} passages on {tasks_in_words(scores, few)}: too "
+            "few for intervals to be trusted."
         )
     return [*notes, *_missing_notes(scores)]
 
@@ -105,7 +105,7 @@ def _missing_notes(scores: Scores) -> list[str]:
             task for t, task in enumerate(scores.tasks) if task not in scores.excluded_tasks and np.isnan(scores.raw[t, g])
         ]
         if group.models and lacking:
-            notes.append(f"Missing: {group.label} has no result on {join_words(lacking)}, hence no average.")
+            notes.append(f"Missing: {group.label} has no result on {tasks_in_words(scores, lacking)}, hence no average.")
         if len(group.models) < group.num_planned:
             done, why = len(group.models), group.reason or "missing"
             notes.append(f"Missing: {group.label}, {group.num_planned - done} of {group.num_planned} ({why}).")

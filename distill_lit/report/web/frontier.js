@@ -87,7 +87,7 @@ function legend(rows) {
   const seen = new Map(rows.map((r) => [seriesOf(r), r])), roles = Object.keys(data.role_styles);
   const known = [...seen.values()].sort((a, b) => roles.indexOf(a.role) - roles.indexOf(b.role) || a.variant_index - b.variant_index);
   $("legend").replaceChildren(...known.map((r) => {
-    const words = data.role_labels[r.role] || r.model;
+    const words = data.role_labels[r.role] || (r.role === "teacher" ? data.teacher : r.model);
     return make("span", {}, swatch(20, (svg) => marker(svg, 10, 10, r.style, 5.5)), ` ${r.variant ? `${words} (${r.variant})` : words}`);
   }));
 }

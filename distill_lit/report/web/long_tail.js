@@ -76,10 +76,10 @@ function card({ document: d, answer }) {
     if (i === d.gold) row.className = "gold";
     return row;
   });
-  const names = ["choice", `teacher, ${data.deciding[d.task]}`, `${$("student").value}, ${data.deciding[d.task]}`];
+  const names = ["choice", `${data.teacher}, ${data.deciding[d.task]}`, `${$("student").value}, ${data.deciding[d.task]}`];
   const head = make("tr", {}, ...names.map((text, i) => make("th", { scope: "col", class: i ? "" : "left", text })));
   return make("article", {},
-    make("h4", {}, make("span", { class: `chip ${answer.flip}`, text: answer.flip }), `${d.task}, document ${d.id}`),
+    make("h4", {}, make("span", { class: `chip ${answer.flip}`, text: answer.flip }), `${data.tasks[d.task]}, document ${d.id}`),
     make("p", { text: d.prompt }),
     make("div", { class: "scroll" }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows))));
 }

@@ -42,7 +42,7 @@ async function begin() {
     try { longTail = await unpack("packed-long-tail"); }
     catch (error) { $("count").textContent = `Strata and documents cannot be shown: ${error.message}.`; return; }
     fill($("student"), data.students.map((s) => [s, s]), start.get("student"));
-    fill($("task"), [["", "all"], ...data.tasks.map((t) => [t, t])], start.get("task"));
+    fill($("task"), [["", "all"], ...Object.entries(data.tasks)], start.get("task"));
     fill($("axis"), data.axes.map((a) => [a.name, a.title]), start.get("axis"));
     fill($("flip"), [["lost", "lost: teacher right, student wrong"], ["gained", "gained: teacher wrong, student right"], ["", "both"]], start.has("student") ? start.get("flip") ?? "" : "lost");
     setStrata(start.get("stratum") ?? "");

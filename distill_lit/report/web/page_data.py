@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from distill_lit.analysis.model_groups import NAMED_ROLES, ROLE_LABELS
+from distill_lit.analysis.model_groups import NAMED_ROLES, role_words
 from distill_lit.analysis.pareto import COST_AXES, cost_axes, pareto_frontier
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.bundle import ReportBundle
-from distill_lit.report.figures.pareto import panel_frames
+from distill_lit.report.figures.pareto import panel_frames, with_labels
 from distill_lit.report.figures.style import ROLE_STYLE, line_styles, number_unique, role_style, variant_numbers
 from distill_lit.report.figures.training_curves import seed_band
-from distill_lit.report.tables.long_tail import baseline_uses_other_data
+from distill_lit.report.tables.long_tail import baseline_uses_other_data, teacher_label
 from distill_lit.report.web.html_page import pack_json
 
 CURVES = ("validation/teacher_kl", "validation/student_nll", "validation/agreement", "train/loss", "train/student_nll",
@@ -27,7 +27,8 @@ CURVE_POINTS = 200
 
 def frontiers(result: ReportBundle) -> dict[str, pd.DataFrame]:
     """{cost axis: its frontier}, of the axes on which there is a model to place."""
-    found = {axis: pareto_frontier(result.scores, axis) for axis in cost_axes(result.scores)}
+    display = result.scores.results.display
+    found = {axis: with_labels(pareto_frontier(result.scores, axis), display) for axis in cost_axes(result.scores)}
     return {axis: frame for axis, frame in found.items() if not frame.empty}
 
 
@@ -35,7 +36,7 @@ def page_data(result: ReportBundle, placed: dict[str, pd.DataFrame]) -> dict[str
     """What the page's script draws at once, the frontier per cost axis, and what it needs to draw the long tail."""
     scores, tail = result.scores, result.long_tail
     has_derived = any(group.role == "derived" for group in scores.groups)
-    role_labels = {role: word for role, word in ROLE_LABELS.items() if role not in NAMED_ROLES}
+    role_labels = {role: word for role, word in role_words(scores.results.display).items() if role not in NAMED_ROLES}
     return {
         "costs": {axis: COST_AXES[axis] for axis in placed},
         "panel_axes": list(panel_frames(placed)),
@@ -46,7 +47,8 @@ def page_data(result: ReportBundle, placed: dict[str, pd.DataFrame]) -> dict[str
         "role_labels": role_labels,
         "ce_only_label": "the same student without teacher"
         + (", on other data" if baseline_uses_other_data(scores) else ""),
-        "tasks": scores.tasks,
+        "tasks": {task: scores.results.display.label(task) for task in scores.tasks},
+        "teacher": teacher_label(scores),
         "students": list(tail.flips),
         "axes": [{"name": a.name, "title": a.title, "about": a.description} for a in tail.axes],
     }

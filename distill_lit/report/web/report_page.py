@@ -18,6 +18,7 @@ from distill_lit.report.tables.endpoints import endpoint_sentence, endpoint_tabl
 from distill_lit.report.tables.footnotes import evaluation_footnotes, sample_limit_notes
 from distill_lit.report.tables.inference_cost import cost_table
 from distill_lit.report.tables.long_tail import calibration_table, contrast_table, flip_table, slice_table, tail_table
+from distill_lit.report.tables.probes import probe_table, rare_word_answer, word_table
 from distill_lit.report.tables.scaling import scaling_table
 from distill_lit.report.tables.scores import detail_table, score_table, task_table
 from distill_lit.report.web.generation_section import generation_section
@@ -25,7 +26,7 @@ from distill_lit.report.web.html_page import embed_json, html_document, pack_jso
 from distill_lit.report.web.page_data import changed_documents, curve_lines, frontiers, packed_long_tail, page_data
 from distill_lit.utils.files import read_json, write_text
 
-MAX_PAGE_BYTES = 400_000  # beyond which changed documents are left out
+MAX_PAGE_BYTES = 300_000  # beyond which changed documents are left out
 
 
 def write_report_page(folder: Path, result: ReportBundle) -> Path:
@@ -33,7 +34,7 @@ def write_report_page(folder: Path, result: ReportBundle) -> Path:
     placed = frontiers(result)
     curves = curve_lines(result.scores, folder / "curves.csv")
     sections = [_results(result), pivot_section(result), _frontier_section(result, placed), _tail_section(result),
-                generation_section(result), _curves_section(curves), _scaling_section(result),
+                _probe_section(result), generation_section(result), _curves_section(curves), _scaling_section(result),
                 _statements(result)]  # fmt: skip
     parts = [_head(result), "<main id='main'>", *(section for section in sections if section), "</main>",
              _footer(folder, result)]  # fmt: skip
@@ -128,9 +129,20 @@ def _tail_section(result: ReportBundle) -> str:
         _explorer(result),
         _folded("Every axis", contrast_table(scores, tail)),
         fold("Confirmed slices, with lost documents", _slices(result)),
-        _folded("Changed answers per task", flip_table(tail)),
-        _folded("Calibration, and when to ask the teacher", calibration_table(tail)),
+        _folded("Changed answers per task", flip_table(scores, tail)),
+        _folded("Calibration, and when to ask the teacher", calibration_table(scores, tail)),
     )
+
+
+def _probe_section(result: ReportBundle) -> str:
+    """Held-out text; nothing without probes."""
+    scores, found = result.scores, result.probe_long_tail
+    table = probe_table(scores, result.endpoint_frame)
+    if not table.rows:
+        return ""
+    answer, words = rare_word_answer(scores, found), word_table(scores, found)
+    shown = html_paragraphs([answer] if answer else [], "answer")
+    return _section("probes", "Held-out text", shown, _table(table), _folded(words.caption, words))
 
 
 def _slices(result: ReportBundle) -> str:
@@ -200,7 +212,8 @@ def _footer(folder: Path, result: ReportBundle) -> str:
             lines.append(f"{name.capitalize()}: {' / '.join(values)}.")
     notes = [note for entry in known if isinstance(entry.get("notes"), list) for note in entry["notes"]]
     lines += [f"Note: {note}." for note in dict.fromkeys(map(str, notes))]
-    files = "".join(f'<a href="{name}">{name}</a> ' for name in ("table.md", "table.csv", "longtail.md", "plan.yaml"))
+    names = ["table.md", "table.csv", "longtail.md", *(["probes.csv"] if result.scores.results.probes else []), "plan.yaml"]
+    files = "".join(f'<a href="{name}">{name}</a> ' for name in names)
     return f'<footer><h2 id="h-source">Provenance</h2>{html_paragraphs(lines)}<p>{files}</p></footer>'
 
 

@@ -7,15 +7,23 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers.synthetic_results import build
+from matplotlib.offsetbox import TextArea
 
 from distill_lit.analysis.answer import EQUIVALENT, HARMED, HELPED, MIXED, NOT_SHOWN, UNKNOWN, EndpointEffect
 from distill_lit.analysis.axis_tests import AxisTest, PairTest
-from distill_lit.analysis.model_groups import ModelGroup
+from distill_lit.analysis.model_groups import ModelGroup, role_words
+from distill_lit.analysis.pareto import pareto_frontier
 from distill_lit.analysis.score_table import MACRO_AVERAGE
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.significance import Interval
+from distill_lit.config.report import ReportConfig
 from distill_lit.config.schema import AnalysisConfig
 from distill_lit.report.bundle import ReportBundle, build_report_bundle
+from distill_lit.report.figures.calibration import calibration_figure
+from distill_lit.report.figures.long_tail import long_tail_figure
+from distill_lit.report.figures.pareto import pareto_figure, with_labels
+from distill_lit.report.figures.style import variant_numbers
+from distill_lit.report.loss_report import loss_report_frame, loss_report_markdown
 from distill_lit.report.loss_statement import larger_or_smaller
 from distill_lit.report.number_format import format_points
 from distill_lit.report.primary_endpoint import primary_headline
@@ -23,6 +31,8 @@ from distill_lit.report.summary import finding, headline, verdict
 from distill_lit.report.tables.answer import leave_one_out_table, pair_table, task_signal_table
 from distill_lit.report.tables.endpoints import endpoint_sentence, endpoint_table
 from distill_lit.report.tables.footnotes import training_text_notes
+from distill_lit.report.tables.inference_cost import cost_table
+from distill_lit.report.tables.long_tail import calibration_table, flip_table
 from distill_lit.report.tables.score_notes import ties_note
 from distill_lit.report.tables.scores import score_table
 from distill_lit.report.verdict import StudentVerdict, _short_names, outcome, verdict_numbers
@@ -246,15 +256,95 @@ def test_ties_are_those_of_the_tasks_own_metric(tmp_path: Path) -> None:
 
 
 def test_students_are_named_as_short_as_tells_them_apart() -> None:
+    labels: dict[str, str] = {}
+
     def names(*pairs: tuple[str, str]) -> list[str]:
-        groups = [ModelGroup("distilled", s, (), ("m",), (0,), 1, f"{s} {v}", variant=v) for s, v in pairs]
-        return list(_short_names(groups).values())
+        groups = [ModelGroup("distilled", s, _point(v), ("m",), (0,), 1, f"{s} {v}", variant=v) for s, v in pairs]
+        return list(_short_names(groups, ReportConfig(labels=labels)).values())
 
     assert names(("deep", ""), ("shallow", "")) == ["deep", "shallow"]
     assert names(("deep", "kind=kl"), ("deep", "kind=tv")) == ["kl", "tv"]
     assert names(("deep", "kind=kl"), ("shallow", "kind=tv")) == ["deep (kl)", "shallow (tv)"]
     assert names(("deep", "kind=kl, weight=1"), ("deep", "kind=kl, weight=2")) == ["kind=kl, weight=1", "kind=kl, weight=2"]
     assert names(("deep", "kind=kl"), ("shallow", "kind=kl")) == ["deep", "shallow"]
+    labels |= {"deep": "18 layers", "kl": "KL=forward, exact"}
+    assert names(("deep", "kind=kl"), ("deep", "kind=tv")) == ["KL=forward, exact", "tv"]
+    assert names(("deep", ""), ("shallow", "")) == ["18 layers", "shallow"]
+
+
+def _point(variant: str) -> tuple[tuple[str, str], ...]:
+    pairs = [part.partition("=") for part in variant.split(", ") if part]
+    return tuple((f"grid.objective.{key}", value) for key, _, value in pairs)
+
+
+def test_labels_reach_sentences_tables_and_figures(tmp_path: Path) -> None:
+    labels = {"deep": "18 layers", "shallow": "6 layers", "sciq": "SciQ", "ce_only": "alone", "teacher": "Guru",
+              "distilled": "taught"}  # fmt: skip
+    folder = build(tmp_path, documents=40, students={"deep": 0.8, "shallow": 1.4}, seeds=(0, 1))
+    shown = build_report_bundle(folder, FAST, "labels", display=ReportConfig(labels=labels))
+    scores, tail = shown.scores, shown.long_tail
+    tables = [score_table(scores, shown.score_frame, ""), flip_table(scores, tail), calibration_table(scores, tail),
+              task_signal_table(scores), leave_one_out_table(scores, shown.answer), cost_table(scores)]  # fmt: skip
+    words = [shown.headline, *shown.verdict, loss_report_markdown(scores, tail, "x", shown.loss_statements, False)]
+    words += ["\n".join(table.footnotes) for table in tables]
+    words += [cell.text for table in tables for row in table.rows for cell in row]
+    for name in ("deep", "shallow", "sciq"):
+        assert not [text for text in words if name in text]
+    assert {"18 layers taught", "6 layers alone", "Guru", "SciQ"} <= set(words)
+    assert "points for 18 layers" in shown.headline or "for 18 layers and 6 layers" in shown.headline
+    legends = [text.get_text() for figure in (calibration_figure(scores), long_tail_figure(tail, "", "alone"))
+               for legend in figure.legends for text in legend.get_texts()]  # fmt: skip
+    assert {"Guru", "18 layers taught", "6 layers taught"} <= set(legends)
+    frame = with_labels(pareto_frontier(scores, "parameters"), ReportConfig(labels=labels))
+    assert set(frame["student"]) == {"", "18 layers", "6 layers"} and "teacher" not in set(frame["model"])
+    named = variant_numbers(scores.groups), "", role_words(ReportConfig(labels=labels))
+    figure = pareto_figure({"parameters": frame}, 0.9, 0.95, "", *named)
+    assert {"alone", "taught"} <= {area.get_text() for area in figure.findobj(TextArea)}
+
+
+def test_values_of_an_axis_go_by_their_labels(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=40, students={"deep": 0.8, "flat": 0.8}, seeds=(0, 1))
+    runs = pd.read_csv(folder / "runs.csv")
+    values = runs["student"].map({"deep": "kl", "flat": "tv"}).where(runs["role"] == "distilled")
+    runs.assign(**{"student": runs["student"].replace("flat", "deep"), "grid.objective.terms.kl.kind": values}).to_csv(
+        folder / "runs.csv", index=False
+    )
+    labels = {"objective.terms.kl.kind": "Divergence", "kind=tv": "total variation", "kl": "KL"}
+    shown = build_report_bundle(folder, FAST, "labels", display=ReportConfig(labels=labels))
+    assert shown.headline.startswith(("The 2 values of Divergence ", "The teacher"))
+    (test,) = shown.answer.axes
+    assert (test.axis, test.values) == ("Divergence", ("KL", "total variation"))
+    assert {student.name for student in shown.students} == {"KL", "total variation"}
+
+
+def test_the_example_of_a_frequency_is_a_word_that_is_counted(result: ReportBundle) -> None:
+    words = result.scores.results.word_counts
+    most = max(words, key=lambda word: words[word])
+    zipf = np.log10(words[most] / result.scores.results.corpus_words * 1e9)
+    text = loss_report_markdown(result.scores, result.long_tail, "x", {}, False)
+    assert f'the most frequent word that is counted is "{most}" ({zipf:.1f})' in text
+    assert "of which each student read 200k tokens" in text
+
+
+def test_the_csv_of_the_long_tail_has_calibration_and_slices(result: ReportBundle) -> None:
+    slices = {"d24 distilled": pd.DataFrame([{"slice": "rare", "rule": {}, "confirmed": True}])}
+    frame = loss_report_frame(replace(result.long_tail, slices=slices))
+    rows = frame[frame["table"] == "calibration"].set_index("model")
+    known = result.long_tail.calibration.set_index("model")
+    for name in ("ece_all", "brier_all", "coverage", "cvar_bits_per_byte"):
+        assert rows.loc["d24 distilled", name] == pytest.approx(known.loc["d24 distilled", name], nan_ok=True)
+    assert frame.loc[frame["table"] == "slice", "slice"].tolist() == ["rare"]
+
+
+def test_gains_that_are_more_than_there_is_are_not_excluded(result: ReportBundle) -> None:
+    few = headline(result.scores, effects(result, (0.0, -333, 333, 1.0)))
+    assert few.endswith("(not significant; there are too few documents to exclude any gain).")
+    assert finding(effects(result, (0.0, -333, 333, 1.0))) == (
+        "The teacher adds nothing measurable (there are too few documents to exclude any gain)"
+    )
+    assert finding(effects(result, (0.0, -2, 2.1, 1.0))).endswith("(gains above 2.1 points are excluded)")
+    below = [replace(student, excluded_gain=-0.001) for student in effects(result, (-2.0, -4.1, 0.1, 0.06))]
+    assert headline(result.scores, below).endswith("(not significant; a one-sided test excludes any gain).")
 
 
 def test_losses_per_token_of_two_vocabularies_are_not_compared(tmp_path: Path) -> None:
@@ -309,7 +399,7 @@ def test_a_declared_endpoint_answers_first(result: ReportBundle) -> None:
     text = primary_headline(declared, frame, result.students)
     assert text.startswith(
         "By bits per byte (less is better), declared before the run, the teacher helped 1 of 4 students: against the same "
-        "student trained without it, −0.020 [−0.030, −0.010] for d24 (significant, p .010), +0.010 [−0.010, +0.030] for "
+        "student trained without it, −0.020 [−0.030, −0.010] for d24 (significant, p = .010), +0.010 [−0.010, +0.030] for "
     )
     assert primary_headline(result.scores, frame, result.students) == ""  # accuracy is declared
     said = endpoint_sentence(result.scores, frame.assign(is_primary=frame["endpoint"] == "accuracy"))
