@@ -228,8 +228,12 @@ def task_score(scores: Scores, t: int, g: int) -> Interval:
 
 
 def macro_score(scores: Scores, g: int) -> Interval:
-    """A group's macro average of centered scores."""
-    return _interval(scores.macro(g), scores.macro_estimate(g), scores)
+    """A group's macro average of centered scores, its interval cut off where no right and wrong answers could lead."""
+    found, tasks = _interval(scores.macro(g), scores.macro_estimate(g), scores), scores.responses.tasks
+    if not len(scores.averaged) or not all(tasks[t].is_binary for t in scores.averaged):
+        return found
+    chance = np.array([tasks[t].chance.mean() for t in scores.averaged])
+    return Interval(found.value, max(found.low, -float((chance / (1 - chance)).mean())), min(found.high, 1.0))
 
 
 def task_difference(scores: Scores, t: int, first: int, second: int) -> tuple[Interval, float]:

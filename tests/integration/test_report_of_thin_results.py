@@ -199,6 +199,15 @@ def test_all_right_with_every_seed_is_no_certainty(tmp_path: Path) -> None:
     assert task_score(scores, 0, g) == wilson(40, 40)
 
 
+def test_two_documents_give_no_score_beyond_all_right_and_all_wrong(tmp_path: Path) -> None:
+    result = build_report_bundle(build(tmp_path, documents=2, seeds=(0, 1)), FAST, "edge")
+    rows = result.score_frame.query("task == 'macro average' and score.notna()")
+    lowest = -np.mean([0.25 / 0.75, 0.25 / 0.75, 0.5 / 0.5, 0.25 / 0.75])
+    assert rows["low"].min() == pytest.approx(lowest)
+    assert rows["high"].max() == 1
+    assert "there are too few documents to exclude any gain" in result.headline
+
+
 def test_a_single_document_is_drawn(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=1, tasks={"arc_easy": (4, "acc_norm")})
     result = build_report_bundle(folder, FAST, "edge", "does it stand?")
