@@ -72,9 +72,10 @@ def pareto_figure(
 
 
 def with_labels(frame: pd.DataFrame, display: ReportConfig) -> pd.DataFrame:
-    """A frontier with the teacher and students as labels call them; other models have theirs already."""
+    """A frontier with the teacher and students as labels call them; models that are no students go by their names."""
     teacher = frame["model"].where(frame["role"] != "teacher", display.label("teacher"))
-    return frame.assign(model=teacher, student=frame["student"].map(display.label))
+    students = frame["student"].map(display.label).where(~frame["role"].isin(NAMED_ROLES), "")
+    return frame.assign(model=teacher, student=students)
 
 
 def panel_frames(frames: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
