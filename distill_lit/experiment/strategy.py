@@ -1,7 +1,7 @@
 """How a training is spread over ranks: what cannot be sharded, and what `training.strategy: auto` means for a run."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from distill_lit.config import ExperimentConfig
 from distill_lit.config.on_policy import is_on_policy_enabled
