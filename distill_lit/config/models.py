@@ -19,6 +19,7 @@ from distill_lit.config.fields import (
 )
 from distill_lit.config.key_paths import HOLDS_PATHS
 from distill_lit.config.mixture import MAIN_TEACHER, MixtureConfig
+from distill_lit.config.server import TeacherServerConfig
 
 
 @config_section
@@ -58,9 +59,9 @@ class TeacherConfig:
     source: Text = Field(
         default="online",
         description="online: forward beside the student; cross_tokenizer: the same, with a tokenizer of its own; offline: "
-        "outputs cached once; self: the student's own start; ema: an average of the student's weights; none: no teacher; "
-        "or the name of a registered teacher",
-        json_schema_extra={"examples": ["online", "cross_tokenizer", "offline", "self", "ema", "none"]},
+        "outputs cached once; served: a model behind teacher.server; self: the student's own start; "
+        "ema: an average of the student's weights; none: no teacher; or the name of a registered teacher",
+        json_schema_extra={"examples": ["online", "cross_tokenizer", "offline", "served", "self", "ema", "none"]},
     )
     cache_format: Literal["hidden_states", "top_k", "sampled"] = Field(
         default="hidden_states",
@@ -71,7 +72,12 @@ class TeacherConfig:
         default_factory=list,
         description="layers, from 0, whose states cache_format: hidden_states keeps too, for terms on hidden states",
     )
-    top_k: Count = Field(default=50, ge=1, description="tokens per position of cache_format: top_k")
+    top_k: Count = Field(
+        default=50,
+        ge=-1,
+        description="tokens per position of cache_format: top_k, and of source: served; -1: all, the whole distribution "
+        "(served)",
+    )
     num_samples: Count = Field(
         default=12, ge=1, description="tokens per position of cache_format: sampled, drawn with replacement"
     )
@@ -88,6 +94,7 @@ class TeacherConfig:
     prompt: TeacherPromptConfig = Field(
         default_factory=TeacherPromptConfig, description="another prompt for the teacher: the student learns to do without"
     )
+    server: TeacherServerConfig = Field(default_factory=TeacherServerConfig, description="the server behind source: served")
     options: dict[str, Any] = Field(
         default_factory=dict, description="fields of a registered teacher that the others do not have"
     )

@@ -4,6 +4,7 @@ and a line below."""
 from distill_lit.teachers.base import (
     CachedTeacherSource,
     HiddenStateTeacher,
+    PrefetchingTeacher,
     StudentFollowingTeacher,
     Teacher,
     TeacherCapabilities,
@@ -26,6 +27,8 @@ from distill_lit.teachers.registry import (
     teacher_sources,
 )
 from distill_lit.teachers.self_distillation import EMATeacher
+from distill_lit.teachers.served import ServedTeacher
+from distill_lit.teachers.server import TeacherServer
 from distill_lit.teachers.teacher_cache import write_teacher_cache
 
 __all__ = [
@@ -37,11 +40,14 @@ __all__ = [
     "NoTeacherSource",
     "OfflineTeacher",
     "OnlineTeacher",
+    "PrefetchingTeacher",
+    "ServedTeacher",
     "StudentFollowingTeacher",
     "Teacher",
     "TeacherCacheFormat",
     "TeacherCapabilities",
     "TeacherContext",
+    "TeacherServer",
     "TeacherSource",
     "cached_teacher_source",
     "describe_teacher",

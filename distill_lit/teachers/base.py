@@ -67,6 +67,15 @@ class HiddenStateTeacher(Teacher, Protocol):
 
 
 @runtime_checkable
+class PrefetchingTeacher(Teacher, Protocol):
+    """A teacher that takes time and no arithmetic here: it can begin with a batch before the student reads it."""
+
+    def prefetch(self, batch: dict[str, Tensor]) -> None:
+        """Begins with a batch of packed rows, and returns at once."""
+        ...
+
+
+@runtime_checkable
 class StudentFollowingTeacher(Teacher, Protocol):
     """A teacher whose weights follow the student's: told of every optimizer step, saved with every checkpoint."""
 
@@ -210,6 +219,10 @@ class TeacherSource(ABC):
 
     def check_model(self, config: TeacherConfig, model_config: Any) -> None:  # noqa: B027 - most have nothing to refuse
         """Raises UserError for fields that do not fit the teacher's transformers config."""
+
+    def check_service(self, config: TeacherConfig, tokenizer_folder: Path) -> None:  # noqa: B027
+        """Raises UserError where a service that it asks cannot do what is wanted, as far as it shows now; before any run
+        that would ask it. tokenizer_folder: of `teacher.model`."""
 
     def check_tokenizers(self, tokenizer: Any, student_tokenizer: Any) -> None:  # noqa: B027
         """Raises UserError for tokenizers that it cannot bring together; asked where it does not share the student's."""

@@ -66,21 +66,29 @@ def compress_logprobs(
     label_logprobs = logprobs.gather(-1, labels[:, None])[:, 0]
     if cache_format.kind == CACHE_TOP_K:
         values, ids = logprobs.topk(cache_format.tokens_per_position, dim=-1)
-        tail_mass = (1 - values.double().exp().sum(-1)).clamp(min=0)
-        arrays = {"ids": ids, "logprobs": values, "tail_logprob": tail_mass.log().float()}
-    else:
-        temperature = cache_format.sampling_temperature
-        proposal = logprobs if temperature == 1.0 else logprobs / temperature
-        ids = torch.multinomial(
-            proposal.softmax(-1), cache_format.tokens_per_position, replacement=True, generator=generator
-        )
-        arrays = {"ids": ids, "logprobs": logprobs.gather(-1, ids)}
-        if temperature != 1.0:
-            arrays["log_normalizer"] = proposal.logsumexp(-1)
-    dtypes = {"ids": np.uint16 if logprobs.shape[-1] <= 1 << 16 else np.uint32, "log_normalizer": np.float32}
+        return top_k_arrays(ids, values, label_logprobs, logprobs.shape[-1])
+    temperature = cache_format.sampling_temperature
+    proposal = logprobs if temperature == 1.0 else logprobs / temperature
+    ids = torch.multinomial(proposal.softmax(-1), cache_format.tokens_per_position, replacement=True, generator=generator)
+    arrays = {"ids": ids, "logprobs": logprobs.gather(-1, ids)}
+    if temperature != 1.0:
+        arrays["log_normalizer"] = proposal.logsumexp(-1)
+    return _narrowed({**arrays, "label_logprobs": label_logprobs}, logprobs.shape[-1])
+
+
+def top_k_arrays(ids: Tensor, logprobs: Tensor, label_logprobs: Tensor, vocab_size: int) -> CompressedArrays:
+    """Arrays of N rows for the k most probable tokens: ids and log-probabilities (N, k), the labels' own (N,)."""
+    tail_mass = (1 - logprobs.double().exp().sum(-1)).clamp(min=0)
+    arrays = {"ids": ids, "logprobs": logprobs, "tail_logprob": tail_mass.log().float()}
+    return _narrowed({**arrays, "label_logprobs": label_logprobs}, vocab_size)
+
+
+def _narrowed(arrays: Mapping[str, Tensor], vocab_size: int) -> CompressedArrays:
+    """As they are stored."""
+    dtypes = {"ids": np.uint16 if vocab_size <= 1 << 16 else np.uint32, "log_normalizer": np.float32}
     return {
         name: np.ascontiguousarray(array.cpu().numpy().astype(dtypes.get(name, np.float16)))
-        for name, array in {**arrays, "label_logprobs": label_logprobs}.items()
+        for name, array in arrays.items()
     }
 
 

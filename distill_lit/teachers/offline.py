@@ -101,7 +101,7 @@ class OfflineTeacher:
         self,
         folder: Path,
         train: PackedDataset,
-        lm_head: LMHead,
+        lm_head: LMHead | None,
         num_validation_rows: int = 0,
         cache_format: TeacherCacheFormat | None = None,
     ) -> None:
@@ -109,7 +109,7 @@ class OfflineTeacher:
 
         Args:
             train: the training rows that were cached, in their order.
-            lm_head: the teacher's, for whatever is kept as hidden states.
+            lm_head: the teacher's, for whatever is kept as hidden states; None where nothing is.
             num_validation_rows: held-out rows that were cached; batches number them from len(train).
             cache_format: what the cache keeps; None: what its manifest says.
         """
@@ -123,7 +123,7 @@ class OfflineTeacher:
 
     def to(self, device: torch.device) -> None:
         """Moves the lm_head; shards stay on disk."""
-        self.lm_head = self.lm_head.to(device)
+        self.lm_head = None if self.lm_head is None else self.lm_head.to(device)
 
     def shard(self, mesh: Any, device: torch.device) -> None:
         """Gives every rank the first one's lm_head."""
@@ -136,6 +136,7 @@ class OfflineTeacher:
         """What the teacher said of the N positions that `loss_mask` (B, T − 1) marks: what was kept of training rows, the
         whole distribution of held-out rows."""
         if self._sparse is None or int(batch["rows"].max()) >= self.num_train_rows:
+            assert self.lm_head is not None
             return DenseTarget(self.hidden_states(batch)[:, :-1][loss_mask], self.lm_head)
         arrays = self._sparse.read(batch["rows"].tolist(), loss_mask.any(1).tolist())
         if len(arrays["ids"]) != int(loss_mask.sum()):
@@ -181,6 +182,12 @@ class OfflineSource(CachedTeacherSource):
     def describe(self, config: TeacherConfig) -> str:
         """With its format, which decides what it can do."""
         return f"teacher.source {config.source} with cache_format {config.cache_format}"
+
+    def check(self, config: TeacherConfig) -> None:
+        """Raises UserError for a number of tokens that is none."""
+        super().check(config)
+        if config.cache_format == CACHE_TOP_K and config.top_k < 1:
+            raise UserError(f"teacher.top_k: {config.top_k}, and at least 1 is kept; hidden_states keep all")
 
     def check_model(self, config: TeacherConfig, model_config: Any) -> None:
         """Raises UserError for layers or tokens that the teacher does not have."""

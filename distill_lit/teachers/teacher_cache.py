@@ -173,7 +173,7 @@ def _shard_writers(
     if cache_format.kind == CACHE_HIDDEN_STATES:
         rows = PackedDataset.concatenate([train, validation])
         write = functools.partial(states, rows=rows, layers=cache_format.hidden_layers)
-        return {name: functools.partial(write, numbers=part) for name, part in _shard_rows(CACHE_HIDDEN_STATES, len(rows))}
+        return {name: functools.partial(write, numbers=part) for name, part in shard_rows(CACHE_HIDDEN_STATES, len(rows))}
     sparse = functools.partial(
         _write_sparse,
         reader=reader,
@@ -182,8 +182,8 @@ def _shard_writers(
         cache_format=cache_format,
     )
     train_shards, validation_shards = (
-        _shard_rows(cache_format.kind, len(train)),
-        _shard_rows(CACHE_HIDDEN_STATES, len(validation)),
+        shard_rows(cache_format.kind, len(train)),
+        shard_rows(CACHE_HIDDEN_STATES, len(validation)),
     )
     return {
         **{name: functools.partial(sparse, numbers=part) for name, part in train_shards},
@@ -226,7 +226,7 @@ def measure_bytes_per_token(folder: Path, train: PackedDataset, cache_format: Te
     return format_bytes / max(tokens, 1)
 
 
-def _shard_rows(prefix: str, rows: int) -> list[tuple[str, range]]:
+def shard_rows(prefix: str, rows: int) -> list[tuple[str, range]]:
     """[(name of a shard, its rows)]."""
     starts = range(0, rows, SHARD_ROWS)
     return [(_shard_name(prefix, i), range(start, min(start + SHARD_ROWS, rows))) for i, start in enumerate(starts)]
