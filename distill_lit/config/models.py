@@ -63,10 +63,10 @@ class TeacherConfig:
         "ema: an average of the student's weights; none: no teacher; or the name of a registered teacher",
         json_schema_extra={"examples": ["online", "cross_tokenizer", "offline", "served", "self", "ema", "none"]},
     )
-    cache_format: Literal["hidden_states", "top_k", "sampled"] = Field(
+    cache_format: Literal["hidden_states", "hidden_states_int8", "top_k", "sampled"] = Field(
         default="hidden_states",
-        description="what source: offline caches. hidden_states: of the last layer, exact; top_k: the most probable "
-        "tokens; sampled: tokens drawn from the distribution",
+        description="what source: offline caches. hidden_states: of the last layer, exact; hidden_states_int8: the same in "
+        "8 bits; top_k: the most probable tokens; sampled: tokens drawn from the distribution",
     )
     hidden_layers: list[Annotated[Count, Field(ge=0)]] = Field(
         default_factory=list,

@@ -1,6 +1,6 @@
-"""Compression of a teacher's distribution, for top-k and sampled caches: a few numbers per token, and back to what losses
-read.
+"""Compression of what a teacher says, for caches: a few numbers per token, and back to what losses read.
 
+    hidden_states_int8   last hidden states in 8 bits with a scale for each token, Dettmers et al. 2022, 2208.07339 §2
     top_k     the k most probable tokens, their log-probabilities, and the mass of all others
     sampled   n tokens drawn with replacement: an unbiased estimate of the whole, Anshumann et al. 2025, 2503.16870 §4
 
@@ -17,7 +17,10 @@ from torch import Tensor
 
 from distill_lit.losses.targets import SampledTarget, TopKTarget
 
-CACHE_HIDDEN_STATES, CACHE_TOP_K, CACHE_SAMPLED = "hidden_states", "top_k", "sampled"
+CACHE_HIDDEN_STATES, CACHE_HIDDEN_STATES_INT8 = "hidden_states", "hidden_states_int8"
+CACHE_TOP_K, CACHE_SAMPLED = "top_k", "sampled"
+CACHE_KINDS = (CACHE_HIDDEN_STATES, CACHE_HIDDEN_STATES_INT8, CACHE_TOP_K, CACHE_SAMPLED)
+INT8_SCALE = "scale"  # the array of that name in a shard: float16, one for each token
 CompressedArrays = dict[str, np.ndarray]
 
 
@@ -26,7 +29,7 @@ class TeacherCacheFormat:
     """What a teacher cache keeps.
 
     Args:
-        kind: hidden_states, top_k or sampled.
+        kind: hidden_states, hidden_states_int8, top_k or sampled.
         tokens_per_position: k, or the number of samples; 0 for hidden states.
         sampling_temperature: of the proposal that samples are drawn from, p^(1 / temperature) normalized; their weights
             make up for it.
@@ -45,9 +48,14 @@ class TeacherCacheFormat:
     @staticmethod
     def from_metadata(metadata: Mapping[str, Any]) -> "TeacherCacheFormat":
         """The format that `metadata` was of. Raises KeyError, TypeError or ValueError for what is none."""
-        if metadata["kind"] not in (CACHE_HIDDEN_STATES, CACHE_TOP_K, CACHE_SAMPLED):
+        if metadata["kind"] not in CACHE_KINDS:
             raise ValueError(metadata["kind"])
         return TeacherCacheFormat(**{**metadata, "hidden_layers": tuple(metadata["hidden_layers"])})
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it keeps hidden states, of which a head makes the whole distribution."""
+        return self.kind in (CACHE_HIDDEN_STATES, CACHE_HIDDEN_STATES_INT8)
 
     def bytes_per_token(self, vocab_size: int) -> int:
         """On disk, for one supervised token of a sparse cache."""
@@ -90,6 +98,19 @@ def _narrowed(arrays: Mapping[str, Tensor], vocab_size: int) -> CompressedArrays
         name: np.ascontiguousarray(array.cpu().numpy().astype(dtypes.get(name, np.float16)))
         for name, array in arrays.items()
     }
+
+
+def round_to_int8(states: Tensor) -> tuple[Tensor, Tensor]:
+    """(int8 (…, D), float16 scale (…)) of hidden states (…, D): the largest channel of each token is ±127 scales."""
+    values = states.float()
+    smallest = torch.finfo(torch.float16).tiny
+    scale = (values.abs().amax(-1) / 127).clamp(smallest, torch.finfo(torch.float16).max).half()
+    return (values / scale.float()[..., None]).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def from_int8(rounded: Tensor, scale: Tensor) -> Tensor:
+    """The hidden states (…, D), float32, that `round_to_int8` rounded."""
+    return rounded.float() * scale.float()[..., None]
 
 
 def decompress_target(arrays: CompressedArrays, cache_format: TeacherCacheFormat) -> TopKTarget | SampledTarget:

@@ -154,7 +154,8 @@ class TeacherServer:
             connection = self._connection()
             is_scored = "tokens" not in missing[0]
             api = self._api(connection.base_url) if is_scored else Detokenized(connection.base_url)
-            free = replace(connection, price=PriceConfig(), budget=0.0)
+            if not is_scored:  # the texts of tokens cost nothing
+                connection = replace(connection, price=PriceConfig(), budget=0.0)
             done = len(requests) - len(missing)
 
             def advance(count: int, done: int = done) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import served_model
-from helpers.distillation import VOCABULARY, run
+from helpers.distillation import SETTINGS, VOCABULARY, run
 from helpers.mock_openai_server import FaultServer, failure, serving
 from helpers.tiny_models import make_model
 
@@ -23,6 +23,7 @@ from distill_lit.config import (
     ExperimentConfig,
     PriceConfig,
     ServiceConfig,
+    StudentConfig,
     TeacherConfig,
     TeacherServerConfig,
     TermConfig,
@@ -37,12 +38,14 @@ from distill_lit.experiment.run import build_run, is_run_built
 from distill_lit.experiment.services import keep_service, needed_services
 from distill_lit.experiment.validation import check_experiment
 from distill_lit.generation import api_client
-from distill_lit.models import load_model, load_tokenizer
+from distill_lit.losses import build_objective
+from distill_lit.models import Calibration, initial_student, load_model, load_tokenizer
 from distill_lit.models.vocabulary import load_unpadded_vocab_size
 from distill_lit.teachers import OnlineTeacher, ServedTeacher, TeacherServer, teacher_capabilities, teacher_source
 from distill_lit.teachers import server as asking
 from distill_lit.teachers.base import CachedTeacherSource, CacheRows, TeacherContext
 from distill_lit.teachers.service import read_endpoint, wait_for_service, write_endpoint
+from distill_lit.training.loss import DistillationLoss
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root, read_json
 
@@ -84,7 +87,7 @@ def connect(url: str, tokenizer: Any, top_k: int = K, **fields: Any) -> TeacherS
 
 def context(url: str, folder: Path, rows: data.PreparedData, top_k: int = K, **fields: Any) -> TeacherContext:
     server = TeacherServerConfig(**{"base_url": url, "model": "m", "max_retries": 2, **fields})
-    teacher = TeacherConfig(model=f"file:{folder}", source="served", top_k=top_k, server=server)
+    teacher = TeacherConfig(model=f"file:{folder}", source="served", top_k=top_k, dtype="float32", server=server)
     return TeacherContext(ExperimentConfig(name="x", teacher=teacher), folder, folder, rows)
 
 
@@ -522,20 +525,35 @@ def test_the_runs_that_need_a_service_are_those_that_ask_it(tmp_path: Path, tiny
 # ---------------------------------------------------------------- a real server
 
 
-@pytest.mark.slow
-@pytest.mark.skipif("VLLM_SERVER" not in os.environ, reason="VLLM_SERVER: address of a vLLM that serves SmolLM2 as smollm2")
-@pytest.mark.parametrize("top_k", [10, 50])
-def test_a_real_vllm_says_what_the_model_says(top_k: int) -> None:
-    """`vllm serve FOLDER --served-model-name smollm2 --dtype float32 --max-logprobs 50` against the same folder here."""
-    assert SHARED_CACHE
+@pytest.fixture(scope="module")
+def smollm2() -> tuple[Path, data.PreparedData]:
+    """The folder of SmolLM2, and rows of 64 tokens: the last is held out."""
     folder = next((Path(SHARED_CACHE) / "models").glob("SmolLM2-135M-Instruct*/config.json")).parent
+    texts = [
+        "The capital of France is Paris, and the river that flows through it is the Seine, which ends at Le Havre.",
+        "To boil an egg, put it into cold water, bring the water to the boil, and wait for nine minutes.",
+        "Water is made of hydrogen and oxygen. It freezes at zero degrees and boils at one hundred.",
+    ]
+    ids = [np.array(text) for text in load_tokenizer(folder)(texts)["input_ids"]]
+    rows, _ = pack(join_documents(ids, [np.ones(len(text), dtype=bool) for text in ids]), 32)
+    return folder, data.PreparedData(rows.take(np.arange(len(rows) - 1)), rows.take(np.array([len(rows) - 1])), "x", {})
+
+
+real = pytest.mark.skipif(
+    "VLLM_SERVER" not in os.environ,
+    reason="VLLM_SERVER: address of `vllm serve SMOLLM2 --served-model-name smollm2 --dtype float32 --max-logprobs 50`",
+)
+
+
+@pytest.mark.slow
+@real
+@pytest.mark.parametrize("top_k", [10, 50])
+def test_a_real_vllm_says_what_the_model_says(top_k: int, smollm2: tuple[Path, data.PreparedData]) -> None:
+    folder, rows = smollm2
     tokenizer, size = load_tokenizer(folder), load_unpadded_vocab_size(folder)
-    texts = ["The capital of France is Paris, and its river is the Seine.", "Boil an egg in water for nine minutes."]
-    ids = [np.array(text) for text in tokenizer(texts)["input_ids"]]
-    rows, _ = pack(join_documents(ids, [np.ones(len(text), dtype=bool) for text in ids]), 64)
-    batch = make_batch(rows, np.arange(len(rows)), 1)
+    batch = make_batch(rows.train, np.arange(len(rows.train)), 1)
     mask = batch["labels"][:, 1:] >= 0
-    config = TeacherServerConfig(base_url=os.environ["VLLM_SERVER"], model="smollm2")
+    config = TeacherServerConfig(base_url=os.environ["VLLM_SERVER"], model="smollm2", timeout=600.0)
     target = ServedTeacher(TeacherServer(config, top_k, tokenizer, size)).target(batch, mask)
     said = OnlineTeacher(load_model(folder), size).target(batch, mask)
     log_p = said.lm_head.scale_and_cap(said.lm_head.project(said.hidden_states)).log_softmax(-1)
@@ -543,3 +561,36 @@ def test_a_real_vllm_says_what_the_model_says(top_k: int) -> None:
     torch.testing.assert_close(log_p.gather(-1, target.ids), target.logprobs, atol=1e-3, rtol=1e-4)
     labels = log_p.gather(-1, batch["labels"][:, 1:][mask][:, None])[:, 0]
     torch.testing.assert_close(target.label_logprobs, labels, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.slow
+@real
+def test_a_student_learns_the_same_from_a_real_vllm(smollm2: tuple[Path, data.PreparedData]) -> None:
+    """Losses and gradients of a student of 18 layers, and its KL on the held-out row, beside the model and by both ways of
+    asking the server."""
+    folder, rows = smollm2
+    size = load_unpadded_vocab_size(folder)
+    student = initial_student(StudentConfig(num_layers=18, layers="uniform"), folder, Calibration([], ""), seed=0)
+    batch = make_batch(rows.train, np.arange(len(rows.train)), 1)
+    held_out = make_batch(rows.validation, np.arange(1), 1)
+    held_out["rows"] += len(rows.train)
+    found = {}
+    for name in ("beside", "live", "cached"):
+        fields = {"model": "smollm2", "live": name == "live", "local_validation": True, "timeout": 600.0}
+        asked = context(os.environ["VLLM_SERVER"], folder, rows, 50, **fields)
+        beside = OnlineTeacher(load_model(folder), size)
+        teacher = beside if name == "beside" else teacher_source(asked.config.teacher).build(asked)
+        objective = build_objective({"kl": TermConfig(kind="top_k_tail_kl", options={"k": 50})})
+        criterion = DistillationLoss(objective, teacher, size, None, SETTINGS)
+        student.zero_grad()
+        losses = criterion(student, batch)
+        losses.total.backward()
+        gradient = torch.cat([p.grad.flatten() for p in student.model.layers.parameters()])
+        with torch.no_grad():
+            kept = criterion(student, held_out, compute_metrics=True)
+        found[name] = (losses.total.item(), gradient, kept.metric_sums["teacher_kl"].item())
+    for name in ("live", "cached"):
+        tolerance = 1e-4 if name == "live" else 2e-3  # a cache keeps 16 bits
+        assert found[name][0] == pytest.approx(found["beside"][0], rel=tolerance)
+        assert (found[name][1] - found["beside"][1]).norm() < 5 * tolerance * found["beside"][1].norm()
+        assert found[name][2] == pytest.approx(found["beside"][2], rel=1e-6)
