@@ -132,6 +132,8 @@ class OfflineTeacher:
 
     def shard(self, mesh: Any, device: torch.device) -> None:
         """Gives every rank the first one's lm_head."""
+        if self.lm_head is None:
+            return
         self.lm_head = self.lm_head._replace(
             weight=broadcast_tensor(self.lm_head.weight, device),
             bias=None if self.lm_head.bias is None else broadcast_tensor(self.lm_head.bias, device),

@@ -52,6 +52,7 @@ from distill_lit.teachers.teacher_cache import (
     teacher_cache_folder,
     teacher_cache_metadata,
 )
+from distill_lit.utils.distributed.ranks import rank_zero_first
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.progress import ProgressCallback
 from distill_lit.utils.shards import Shards
@@ -193,7 +194,9 @@ class ServedSource(CachedTeacherSource):
     def write_cache(self, context: TeacherContext, progress: ProgressCallback) -> dict[str, Any]:
         """Asks the server about all rows."""
         server = _server(context.config.teacher, context.model_folder)
-        folder, rows = _write(context, server, progress), _all_rows(context)
+        with rank_zero_first():  # the others find it complete
+            folder = _write(context, server, progress)
+        rows = _all_rows(context)
         return {
             "teacher_cache": str(folder),
             "rows": len(rows),
