@@ -93,6 +93,9 @@ class RemoteConfig(ServerConfig):
         default="chat", description="chat: /chat/completions; completions: /completions"
     )
     logprobs: Bool = Field(default=True, description="ask for token log-probabilities")
+    top_logprobs: Int = Field(
+        default=0, ge=0, le=1000, description="alternatives of each token to ask for too, for teacher.source: answers"
+    )
 
 
 @config_section

@@ -59,9 +59,12 @@ class TeacherConfig:
     source: Text = Field(
         default="online",
         description="online: forward beside the student; cross_tokenizer: the same, with a tokenizer of its own; offline: "
-        "outputs cached once; served: a model behind teacher.server; self: the student's own start; "
-        "ema: an average of the student's weights; none: no teacher; or the name of a registered teacher",
-        json_schema_extra={"examples": ["online", "cross_tokenizer", "offline", "served", "self", "ema", "none"]},
+        "outputs cached once; served: a model behind teacher.server; answers: alternatives that came with answers of a "
+        "server; self: the student's own start; ema: an average of the student's weights; none: no teacher; or the name of "
+        "a registered teacher",
+        json_schema_extra={
+            "examples": ["online", "cross_tokenizer", "offline", "served", "answers", "self", "ema", "none"]
+        },
     )
     cache_format: Literal["hidden_states", "hidden_states_int8", "top_k", "sampled"] = Field(
         default="hidden_states",

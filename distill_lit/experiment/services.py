@@ -87,7 +87,7 @@ def keep_service(service: ServiceConfig, is_needed: Callable[[], bool], note: No
 
 def _keep(service: ServiceConfig, is_needed: Callable[[], bool], note: Note, host: str) -> None:
     port = service.port or _free_port()  # the same after a restart
-    name, base_url = shlex.split(service.command)[0], f"http://{host}:{port}/v1"
+    base_url = f"http://{host}:{port}/v1"
     try:
         with (service_folder(service) / "log.txt").open("ab") as log:
             for restart in range(service.max_restarts + 1):
@@ -96,8 +96,8 @@ def _keep(service: ServiceConfig, is_needed: Callable[[], bool], note: Note, hos
                 if not reason:
                     return
                 is_last = restart == service.max_restarts
-                note(f"service {name}: {reason}; {'given up' if is_last else 'started again'}")
-        write_endpoint(service, "failed", reason=f"{name} {reason}")
+                note(f"service: it {reason}; {'given up' if is_last else 'started again'}")
+        write_endpoint(service, "failed", reason=f"it {reason}")
         while is_needed():  # those who wait read why
             threading.Event().wait(POLL_SECONDS)
     finally:
@@ -124,7 +124,7 @@ def _run_once(
             if not is_ready and _is_healthy(port, service.health):
                 is_ready = True
                 write_endpoint(service, "ready", base_url)
-                note(f"service {command[0]}: ready at {base_url}")
+                note(f"service: ready at {base_url}")
             waited += POLL_SECONDS
             if not is_ready and waited > service.start_timeout:
                 return f"was not ready after {service.start_timeout:g} s"

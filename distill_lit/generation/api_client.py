@@ -15,6 +15,7 @@ from distill_lit.generation.api_replies import (
     error_message,
     is_about_prompt,
     max_request_cost,
+    parse_alternatives,
     parse_reply,
     parse_retry_after,
     parse_usage,
@@ -59,8 +60,9 @@ class TextAPI:
         return reply.model_dump(warnings=False) if hasattr(reply, "model_dump") else reply
 
     def read(self, request: dict[str, Any], raw: Any) -> dict[str, Any]:
-        """{text, finish_reason, logprobs}."""
-        return parse_reply(raw)
+        """{text, finish_reason, logprobs}, and alternatives where they were asked for."""
+        is_asked = request.get("top_logprobs") or (self.protocol == "completions" and request.get("logprobs"))
+        return {**parse_reply(raw), **({"alternatives": parse_alternatives(raw)} if is_asked else {})}
 
 
 class APIClient:

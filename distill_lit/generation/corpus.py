@@ -140,6 +140,12 @@ def generated_corpus_path(key: str, generated: GeneratedConfig, context: Generat
     )
 
 
+def remote_completions_folder(key: str, generated: GeneratedConfig, dataset_source: str) -> Path:
+    """Where the answers of a corpus are that a server writes."""
+    nobody = GenerationContext("", torch.float32)  # the server is who writes
+    return completions_folder(_fingerprint_fields(key, generated, nobody, dataset_source))
+
+
 def _fingerprint_fields(key: str, generated: GeneratedConfig, writer: GenerationContext, origin: str) -> dict[str, Any]:
     facts = {
         name: value for name, value in non_default_fields(generated).items() if name not in ("filters", "model", "remote")

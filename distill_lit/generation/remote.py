@@ -79,7 +79,9 @@ def generate_remotely(
 def _request(generated: GeneratedConfig, remote: RemoteConfig, prompt: Prompt, sample: int) -> dict[str, Any]:
     """The body of a request. Answers to one prompt differ in their seed, so each is asked for, and kept, by itself."""
     prompt_fields: dict[str, Any] = {"messages": prompt.messages} if remote.protocol == "chat" else {"prompt": prompt.text}
-    logprob_fields = {"logprobs": True if remote.protocol == "chat" else 0} if remote.logprobs else {}
+    is_chat, count = remote.protocol == "chat", remote.top_logprobs
+    logprob_fields = {"logprobs": True if is_chat else count} if remote.logprobs or count else {}
+    logprob_fields |= {"top_logprobs": count} if is_chat and count else {}
     return {
         "model": remote.model,
         **prompt_fields,
@@ -101,6 +103,7 @@ def _write_shards(folder: Path, jobs: list[RemoteJob], entries: list[RequestLogE
             entry["finish_reason"],
             logprobs=entry["logprobs"],
             reported_tokens=entry["output_tokens"],
+            alternatives=entry.get("alternatives", []),
         )
         for (prompt, sample, _), entry in zip(jobs, entries, strict=True)
     ]

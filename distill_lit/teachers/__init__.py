@@ -1,6 +1,7 @@
 """Teachers: beside the student, from a cache, with another tokenizer, several, the student itself. A new one is a file here
 and a line below."""
 
+from distill_lit.teachers.answers import AnswersTeacher
 from distill_lit.teachers.base import (
     CachedTeacherSource,
     HiddenStateTeacher,
@@ -32,6 +33,7 @@ from distill_lit.teachers.server import TeacherServer
 from distill_lit.teachers.teacher_cache import write_teacher_cache
 
 __all__ = [
+    "AnswersTeacher",
     "CachedTeacherSource",
     "CrossTokenizerTeacher",
     "EMATeacher",

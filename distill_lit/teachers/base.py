@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from distill_lit.config import ExperimentConfig, TeacherConfig
+from distill_lit.config import DataConfig, ExperimentConfig, TeacherConfig
 from distill_lit.data import PreparedData
 from distill_lit.losses.targets import TeacherTarget
 from distill_lit.models import load_model
@@ -216,6 +216,9 @@ class TeacherSource(ABC):
         if config.options:
             name = next(iter(config.options))
             raise UserError(f"teacher.options: {name!r} is given, and {self.describe(config)} has none")
+
+    def check_data(self, config: TeacherConfig, data: DataConfig) -> None:  # noqa: B027
+        """Raises UserError for a configuration of the data that it cannot be asked about."""
 
     def check_model(self, config: TeacherConfig, model_config: Any) -> None:  # noqa: B027 - most have nothing to refuse
         """Raises UserError for fields that do not fit the teacher's transformers config."""

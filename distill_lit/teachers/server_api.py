@@ -153,7 +153,7 @@ def collect_scores(request: dict[str, Any], places: Sequence[Mapping[int, float]
         if len(given) < k:
             raise RequestsAborted(f"it gives {len(given)} log-probabilities of a token where {k} were asked for")
         best = sorted((item for item in given.items() if item[0] < vocab_size), key=lambda item: -item[1])[:k]
-        best += _filling(best, k - len(best))
+        best += filling(best, k - len(best))
         ids[row], logprobs[row] = [token for token, _ in best], [logprob for _, logprob in best]
         label_logprobs[row] = given[label]
     np.maximum(logprobs, LEAST_LOGPROB, out=logprobs)
@@ -169,7 +169,7 @@ def _check_values(values: Iterable[float]) -> None:
         raise MalformedReply("it gives log-probabilities that are none (NaN, or above 0)")
 
 
-def _filling(best: Sequence[tuple[int, float]], count: int) -> list[tuple[int, float]]:
+def filling(best: Sequence[tuple[int, float]], count: int) -> list[tuple[int, float]]:
     """As many more tokens, of no probability to speak of."""
     taken = {token for token, _ in best}
     unused = (token for token in range(len(best) + count) if token not in taken)

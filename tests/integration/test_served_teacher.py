@@ -478,7 +478,10 @@ def test_a_service_dies_is_started_again_and_ends_with_its_need(tmp_path: Path) 
         urllib.request.urlopen(health)
     assert read_endpoint(service) == {}
     assert (tmp_path / "lives").read_text() == "xx"
-    assert [note.split(": ", 1)[1].split(" at ")[0] for note in notes] == ["ended with exit code 3; started again", "ready"]
+    assert [note.split(": ", 1)[1].split(" at ")[0] for note in notes] == [
+        "it ended with exit code 3; started again",
+        "ready",
+    ]
 
 
 def test_a_service_that_cannot_be_started_says_so_to_those_who_wait(tmp_path: Path) -> None:
