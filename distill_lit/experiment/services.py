@@ -15,6 +15,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
 from typing import IO
 
 from filelock import FileLock, Timeout
@@ -26,7 +27,8 @@ from distill_lit.experiment.planned_run import Run
 from distill_lit.losses import build_objective
 from distill_lit.teachers import teacher_capabilities
 from distill_lit.teachers.service import remove_endpoint, service_folder, write_endpoint
-from distill_lit.utils.exceptions import describe_exit_code
+from distill_lit.utils.exceptions import UserError, describe_exit_code
+from distill_lit.utils.files import read_json, write_json
 
 LOOPBACK = "127.0.0.1"
 POLL_SECONDS = 0.2
@@ -63,7 +65,7 @@ def services_beside(runs: Sequence[Run], pending: Callable[[], Collection[str]],
         def is_needed(names: set[str] = names) -> bool:
             return not ended.is_set() and bool(names.intersection(pending()))
 
-        threads.append(threading.Thread(target=keep_service, args=(service, is_needed, note), daemon=True))
+        threads.append(threading.Thread(target=_keep_or_say, args=(service, is_needed, note), daemon=True))
         threads[-1].start()
     try:
         yield
@@ -71,6 +73,13 @@ def services_beside(runs: Sequence[Run], pending: Callable[[], Collection[str]],
         ended.set()
         for thread in threads:
             thread.join()
+
+
+def _keep_or_say(service: ServiceConfig, is_needed: Callable[[], bool], note: Note) -> None:
+    try:
+        keep_service(service, is_needed, note)
+    except (OSError, UserError) as error:  # a disk that is full, a folder that cannot be written to
+        note(f"service: {error}")
 
 
 def keep_service(service: ServiceConfig, is_needed: Callable[[], bool], note: Note, host: str = LOOPBACK) -> None:
@@ -86,6 +95,7 @@ def keep_service(service: ServiceConfig, is_needed: Callable[[], bool], note: No
 
 
 def _keep(service: ServiceConfig, is_needed: Callable[[], bool], note: Note, host: str) -> None:
+    _end_orphan(service)
     port = service.port or _free_port()  # the same after a restart
     base_url = f"http://{host}:{port}/v1"
     try:
@@ -116,6 +126,7 @@ def _run_once(
         )
     except OSError as error:
         return f"cannot be started ({error.strerror})"
+    write_json(_process_path(service), {"pid": process.pid, "started": _start_time(process.pid)})
     is_ready, waited = False, 0.0
     try:
         while is_needed():
@@ -132,6 +143,30 @@ def _run_once(
         return ""
     finally:
         _stop(process)
+        _process_path(service).unlink(missing_ok=True)
+
+
+def _end_orphan(service: ServiceConfig) -> None:
+    """Ends the server of an owner that was killed and could not: it would hold its GPUs for ever."""
+    try:
+        left = read_json(_process_path(service))
+        if _start_time(left["pid"]) == left["started"] != "":
+            os.killpg(left["pid"], signal.SIGKILL)
+    except (OSError, ValueError, TypeError, KeyError):  # there is none, or it has ended
+        pass
+
+
+def _process_path(service: ServiceConfig) -> Path:
+    return service_folder(service) / f"process-{socket.gethostname()}.json"
+
+
+def _start_time(pid: int) -> str:
+    """When a process was started, in ticks since the machine was: another with its number has another. Linux; elsewhere
+    and of one that has ended empty."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

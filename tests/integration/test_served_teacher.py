@@ -1,6 +1,7 @@
 """A teacher behind a server: against the model itself, against a server that fails in every way, and a real vLLM (slow)."""
 
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -482,6 +483,27 @@ def test_a_service_dies_is_started_again_and_ends_with_its_need(tmp_path: Path) 
         "it ended with exit code 3; started again",
         "ready",
     ]
+
+
+@pytest.mark.slow
+def test_the_server_of_a_killed_owner_is_ended_before_another_starts(tmp_path: Path) -> None:
+    service = service_of(tmp_path, early_deaths=0)
+    owner = (
+        "import sys; from distill_lit.config import ServiceConfig; from distill_lit.experiment.services import keep_service"
+    )
+    owner += f"; keep_service(ServiceConfig(command={service.command!r}), lambda: True, print)"
+    with subprocess.Popen([sys.executable, "-c", owner], stdout=subprocess.DEVNULL) as process:
+        first = wait_for_service(service)
+        process.kill()
+    needed = threading.Event()
+    thread = threading.Thread(target=keep_service, args=(service, lambda: not needed.is_set(), QUIET))
+    thread.start()
+    while read_endpoint(service).get("base_url") in (first, ""):
+        time.sleep(0.05)
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(first.removesuffix("/v1") + "/health")
+    needed.set()
+    thread.join()
 
 
 def test_a_service_that_cannot_be_started_says_so_to_those_who_wait(tmp_path: Path) -> None:
