@@ -5,7 +5,6 @@ from distill_lit.config.generation import (
     DatasetConfig,
     FiltersConfig,
     GeneratedConfig,
-    PriceConfig,
     PromptsConfig,
     RemoteConfig,
 )
@@ -28,6 +27,7 @@ from distill_lit.config.schema import (
     TermConfig,
     TrainingConfig,
 )
+from distill_lit.config.server import PriceConfig, ServerConfig, ServiceConfig, TeacherServerConfig
 
 __all__ = [
     "AnalysisConfig",
@@ -52,9 +52,12 @@ __all__ = [
     "PromptsConfig",
     "RemoteConfig",
     "ReportConfig",
+    "ServerConfig",
+    "ServiceConfig",
     "StudentConfig",
     "TeacherConfig",
     "TeacherPromptConfig",
+    "TeacherServerConfig",
     "TermConfig",
     "TrainingConfig",
     "WidthConfig",

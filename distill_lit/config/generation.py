@@ -6,6 +6,7 @@ from pydantic import Field
 
 from distill_lit.config.fields import Bool, Count, Float, Int, Templates, Text, config_section
 from distill_lit.config.key_paths import HOLDS_PATHS
+from distill_lit.config.server import ServerConfig
 
 
 @config_section
@@ -84,37 +85,16 @@ class FiltersConfig:
 
 
 @config_section
-class PriceConfig:
-    """What a server charges, in any one currency."""
-
-    input: Float = Field(default=0.0, ge=0, description="price of a million prompt tokens")
-    output: Float = Field(default=0.0, ge=0, description="price of a million generated tokens")
-
-
-@config_section
-class RemoteConfig:
-    """An OpenAI-compatible server that writes the answers. Its key comes from the environment only."""
+class RemoteConfig(ServerConfig):
+    """An OpenAI-compatible server that writes the answers."""
 
     base_url: Text = Field(default="https://api.openai.com/v1", description="address of the server, up to and with /v1")
-    model: Text = Field(default="", description="name of the model on the server")
     protocol: Literal["chat", "completions"] = Field(
         default="chat", description="chat: /chat/completions; completions: /completions"
     )
-    api_key_variable: Text = Field(
-        default="OPENAI_API_KEY", description="environment variable with the key; a server on this machine needs none"
-    )
     logprobs: Bool = Field(default=True, description="ask for token log-probabilities")
-    concurrency: Int = Field(default=8, ge=1, le=1024, description="requests at a time")
-    requests_per_minute: Float = Field(
-        default=0.0, ge=0, description="most begun in a minute for one corpus, retries too; 0: no limit"
-    )
-    max_retries: Int = Field(
-        default=6, ge=0, le=20, description="further tries of a request, after 1, 2, 4, … seconds or as the server says"
-    )
-    timeout: Float = Field(default=120.0, gt=0, description="seconds until a request counts as lost")
-    price: PriceConfig = Field(default_factory=PriceConfig, description="what the server charges")
-    budget: Float = Field(
-        default=0.0, ge=0, description="largest sum to spend on this server and model, in the price's currency; 0: no limit"
+    top_logprobs: Int = Field(
+        default=0, ge=0, le=1000, description="alternatives of each token to ask for too, for teacher.source: answers"
     )
 
 

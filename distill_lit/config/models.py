@@ -19,6 +19,7 @@ from distill_lit.config.fields import (
 )
 from distill_lit.config.key_paths import HOLDS_PATHS
 from distill_lit.config.mixture import MAIN_TEACHER, MixtureConfig
+from distill_lit.config.server import TeacherServerConfig
 
 
 @config_section
@@ -58,20 +59,28 @@ class TeacherConfig:
     source: Text = Field(
         default="online",
         description="online: forward beside the student; cross_tokenizer: the same, with a tokenizer of its own; offline: "
-        "outputs cached once; self: the student's own start; ema: an average of the student's weights; none: no teacher; "
-        "or the name of a registered teacher",
-        json_schema_extra={"examples": ["online", "cross_tokenizer", "offline", "self", "ema", "none"]},
+        "outputs cached once; served: a model behind teacher.server; answers: alternatives that came with answers of a "
+        "server; self: the student's own start; ema: an average of the student's weights; none: no teacher; or the name of "
+        "a registered teacher",
+        json_schema_extra={
+            "examples": ["online", "cross_tokenizer", "offline", "served", "answers", "self", "ema", "none"]
+        },
     )
-    cache_format: Literal["hidden_states", "top_k", "sampled"] = Field(
+    cache_format: Literal["hidden_states", "hidden_states_int8", "top_k", "sampled"] = Field(
         default="hidden_states",
-        description="what source: offline caches. hidden_states: of the last layer, exact; top_k: the most probable "
-        "tokens; sampled: tokens drawn from the distribution",
+        description="what source: offline caches. hidden_states: of the last layer, exact; hidden_states_int8: the same in "
+        "8 bits; top_k: the most probable tokens; sampled: tokens drawn from the distribution",
     )
     hidden_layers: list[Annotated[Count, Field(ge=0)]] = Field(
         default_factory=list,
         description="layers, from 0, whose states cache_format: hidden_states keeps too, for terms on hidden states",
     )
-    top_k: Count = Field(default=50, ge=1, description="tokens per position of cache_format: top_k")
+    top_k: Count = Field(
+        default=50,
+        ge=-1,
+        description="tokens per position of cache_format: top_k, and of source: served; -1: all, the whole distribution "
+        "(served)",
+    )
     num_samples: Count = Field(
         default=12, ge=1, description="tokens per position of cache_format: sampled, drawn with replacement"
     )
@@ -88,6 +97,7 @@ class TeacherConfig:
     prompt: TeacherPromptConfig = Field(
         default_factory=TeacherPromptConfig, description="another prompt for the teacher: the student learns to do without"
     )
+    server: TeacherServerConfig = Field(default_factory=TeacherServerConfig, description="the server behind source: served")
     options: dict[str, Any] = Field(
         default_factory=dict, description="fields of a registered teacher that the others do not have"
     )

@@ -1,5 +1,6 @@
 """The loaders of one run as Lightning wants them. Apart from the loaders, since Lightning takes seconds to import."""
 
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -7,10 +8,14 @@ from lightning.pytorch import LightningDataModule
 from distill_lit.config.schema import TrainingConfig
 from distill_lit.data.loader import PackedLoader, ValidationLoader, optimizer_steps, rows_per_step
 from distill_lit.data.packing import PackedDataset
+from distill_lit.models.packed_forward import PackedBatch
 
 
 class PackedDataModule(LightningDataModule):
-    """Training and validation batches of one run, in the order of `seed`. `steps`: optimizer steps."""
+    """Training and validation batches of one run, in the order of `seed`. `steps`: optimizer steps; `look_ahead`: told each
+    training batch one batch earlier."""
+
+    look_ahead: Callable[[PackedBatch], None] | None = None
 
     def __init__(self, train: PackedDataset, validation: PackedDataset, training: TrainingConfig, seed: int) -> None:
         super().__init__()
@@ -28,7 +33,7 @@ class PackedDataModule(LightningDataModule):
         return {"rank": trainer.global_rank, "world_size": trainer.world_size} if trainer else {}
 
     def train_dataloader(self) -> PackedLoader:
-        return PackedLoader(
+        loader = PackedLoader(
             self.train,
             micro_batch_size=self.training.micro_batch_size,
             gradient_accumulation_steps=self.training.gradient_accumulation_steps,
@@ -36,6 +41,8 @@ class PackedDataModule(LightningDataModule):
             seed=self.seed,
             **self._rank_and_world_size(),
         )
+        loader.look_ahead = self.look_ahead
+        return loader
 
     def val_dataloader(self) -> ValidationLoader:
         return ValidationLoader(

@@ -1,7 +1,7 @@
 """Packed rows → batches: the same order for the same seed, whoever reads them, and resumable between any two."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -66,8 +66,10 @@ class PackedLoader:
 
     Step i reads accumulate × world_size × batch rows of `shuffled_row_indices`; the ranks share them out. Its place is its
     state, so a run resumed from a checkpoint, by as many ranks or others, sees each row once.
-    A loader read to its end begins again.
+    A loader read to its end begins again. `look_ahead` is told each batch one batch earlier.
     """
+
+    look_ahead: Callable[[PackedBatch], None] | None = None
 
     def __init__(
         self,
@@ -101,6 +103,8 @@ class PackedLoader:
         while self.position < len(self):
             batch = self.batch_at(self.position)
             self.position += 1  # before yielding: a checkpoint taken while this batch is used must not repeat it
+            if self.look_ahead is not None and self.position < len(self):
+                self.look_ahead(self.batch_at(self.position))
             yield batch
 
     def rows_of_step(self, step: int) -> np.ndarray:

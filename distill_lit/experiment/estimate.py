@@ -173,9 +173,10 @@ def _estimate_teacher_cache(run: Run, architectures: Architectures, pace: Pace) 
         return None
     fields = with_teacher(config, run.teacher).teacher
     teacher, source = architectures.of(fields.model, run), cached_teacher_source(fields)
-    has_lm_head = source.capabilities(fields).target_form != "dense"  # hidden states need none
+    able = source.capabilities(fields)
+    has_lm_head = able.target_form != "dense"  # hidden states need none
     read = (rows.train_positions + rows.validation_positions) * _teacher_tokens_per_token(run, architectures)
-    flops = teacher.size.flops_per_token(head=has_lm_head) * read
+    flops = teacher.size.flops_per_token(head=has_lm_head) * read if able.needs_model else 0.0
     size = source.estimate_cache_bytes(fields, teacher.config, rows)
     seconds = {"start": START_SECONDS, "teacher": pace.forward(flops, fields.dtype)}
     return Estimate(0, flops, size, size, *_minutes(seconds))

@@ -15,7 +15,7 @@ from distill_lit import assets
 from distill_lit.config import ExperimentConfig, load_experiment
 from distill_lit.config.roles import Role
 from distill_lit.experiment.grid import GridPoint, expand_points
-from distill_lit.experiment.model_checks import check_against_teacher, check_models
+from distill_lit.experiment.model_checks import check_against_teacher, check_models, check_services
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.precision import resolve_auto
@@ -168,6 +168,7 @@ class Experiment:
         for reference in self.required_assets:
             assets.fetch(reference)
         self.notes = [*check_against_teacher(self.runs), *check_models(self.config, self.runs)]
+        check_services([run for run in self.runs if not is_run_built(run, self.folder_of(run))])
         check_sources_unchanged(self.runs, self.runs_folder)
 
     def launch(self, display: "Display | None" = None, roles: Collection[Role] = ()) -> dict[str, str]:

@@ -5,6 +5,7 @@ from typing import Any
 from distill_lit.config import CorpusConfig, ExperimentConfig, TermConfig, non_default_fields
 from distill_lit.config.on_policy import is_on_policy_enabled
 from distill_lit.config.roles import Role
+from distill_lit.config.server import without_neutral_server_fields
 from distill_lit.data.corpora import corpus_text_fields
 from distill_lit.experiment.mixture import routed_corpora
 from distill_lit.generation.corpus import remote_fingerprint_fields
@@ -46,7 +47,7 @@ def student_fingerprint(role: str, config: ExperimentConfig) -> str:
 def _teacher_fingerprint_fields(role: str, config: ExperimentConfig) -> dict[str, Any]:
     """What of the teacher decides a student; of one that learns nothing from it, not the settings of its outputs, but the
     prompt under which it is compared with it."""
-    found = non_default_fields(config.teacher)
+    found = without_neutral_server_fields(non_default_fields(config.teacher))
     if routes := routed_corpora(config):
         found["corpora"] = routes
     # one with another tokenizer leaves the student its own

@@ -21,6 +21,7 @@ from distill_lit.experiment.display import Display
 from distill_lit.experiment.pace import threads_per_worker
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.run import is_run_built, is_run_complete
+from distill_lit.experiment.services import services_beside
 from distill_lit.experiment.status import FAILED, PREEMPTED, STOPPED, RunResults, read_run_results, write_run_status
 from distill_lit.experiment.stopping import CheckpointWatch, StopSignals, Terminated, describe_stop, stopping_on_signals
 from distill_lit.training.checkpoint import find_latest_checkpoint
@@ -55,7 +56,9 @@ def launch_runs(config: ExperimentConfig, runs: list[Run], folder: Path, display
         display.start(runs, todo)
         outcome = Outcome()
         if todo:
-            _Launcher(config, folder, todo, display, outcome, signals).run()
+            launcher = _Launcher(config, folder, todo, display, outcome, signals)
+            with services_beside(todo, lambda: tuple(launcher.pending), display.note):
+                launcher.run()
         return outcome
 
 

@@ -59,6 +59,8 @@ def estimate_memory(run: Run, architectures: Architectures) -> Memory:
     config, process = run.config, _process_bytes(run.config)
     if run.role == Role.TEACHER_CACHE:
         fields_ = with_teacher(config, run.teacher).teacher
+        if not teacher_capabilities(fields_).needs_model:
+            return Memory(process=process)
         held = _teacher_bytes(architectures.of(fields_.model, run), fields_, config)
         return Memory(teacher=held, activations=_logit_bytes(config, architectures.teacher(run)), process=process)
     if run.role == Role.GENERATED:

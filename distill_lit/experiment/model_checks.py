@@ -13,6 +13,7 @@ from distill_lit.experiment.architectures import Architectures
 from distill_lit.experiment.mixture import asked_teachers
 from distill_lit.experiment.pipeline import config_key
 from distill_lit.experiment.planned_run import Run
+from distill_lit.experiment.services import asking_members
 from distill_lit.losses import build_objective
 from distill_lit.models import check_quantizable, check_student_origin, check_student_vocabulary, load_tokenizer
 from distill_lit.models.position_limits import check_row_length
@@ -121,6 +122,16 @@ def _check_same_tokens(run: Run, architectures: Architectures, checked: set[Any]
         check_student_vocabulary(config_key(run.student, config), own, teacher)
     else:
         teacher_source(config.teacher).check_tokenizers(load_tokenizer(teacher), load_tokenizer(own))
+
+
+def check_services(runs: Sequence[Run]) -> None:
+    """Raises UserError where a service that one of these runs will ask is not there, or cannot do what is wanted of it."""
+    architectures, asked = Architectures(runs), set[str]()
+    for run in runs:
+        for member in asking_members(run):
+            if (key := repr(member)) not in asked:
+                asked.add(key)
+                teacher_source(member).check_service(member, architectures.teacher(run).tokenizer_folder)
 
 
 def check_models(config: ExperimentConfig, runs: Sequence[Run]) -> list[str]:

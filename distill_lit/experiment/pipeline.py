@@ -113,7 +113,8 @@ def _spell_out(recipe: Recipe, base: TeacherConfig, is_derived: bool) -> Recipe:
         config = with_one_teacher(config)
         able = teacher_capabilities(config.teacher)
         if able.copies_student or (able.needs_cache and not learns_from_teacher(config)):
-            config = replace(config, teacher=replace(config.teacher, source="online"))
+            here = able.copies_student or able.needs_model
+            config = replace(config, teacher=replace(config.teacher, source="online" if here else "none"))
     return recipe._replace(config=config)
 
 

@@ -12,6 +12,7 @@ from distill_lit.config.derivation import Recipe, map_model_references, with_one
 from distill_lit.config.grid_points import grid_keys, shortest_names
 from distill_lit.config.mixture import MAIN_TEACHER
 from distill_lit.config.roles import Role
+from distill_lit.config.server import without_neutral_server_fields
 from distill_lit.experiment.fingerprint import (
     corpus_fingerprint_fields,
     data_fingerprint_fields,
@@ -184,7 +185,7 @@ def _teacher_cache_run(
     # the tokenizer of `teacher.model` makes the rows, whichever teacher reads them
     is_other = teacher.model != config.teacher.model
     identity = versioned_fingerprint(
-        teacher_cache=non_default_fields(identified_teacher),
+        teacher_cache=without_neutral_server_fields(non_default_fields(identified_teacher)),
         data=data_fingerprint_fields(identified),
         **({"tokenizer": identified.teacher.model} if is_other else {}),
     )

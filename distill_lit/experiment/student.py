@@ -53,7 +53,7 @@ from distill_lit.models.quantization_aware import quantize_prepared
 from distill_lit.models.sharding import build_on_rank_zero, gather_model, meta_copy
 from distill_lit.models.student import is_pruned, retained_layers
 from distill_lit.models.vocabulary import load_unpadded_vocab_size
-from distill_lit.teachers import Teacher
+from distill_lit.teachers import PrefetchingTeacher, Teacher
 from distill_lit.training.callbacks.collapse import OnPolicyCollapseWarning
 from distill_lit.training.callbacks.evaluation import EvaluationCallback
 from distill_lit.training.distiller import Distiller
@@ -193,6 +193,8 @@ def _build_training_setup(
     base = student_base_folder(config, teacher_folder)
     module = PackedDataModule(prepared.train, prepared.validation, config.training, config.seed)
     objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
+    if isinstance(teacher, PrefetchingTeacher) and objective.needs_teacher and not is_on_policy_enabled(config.on_policy):
+        module.look_ahead = teacher.prefetch  # some batches of on-policy training are never read
     model = getattr(teacher, "model", None)
     teacher_config = load_model_config(teacher_folder)
     align = partial(build_feature_alignment, objective, student, teacher_config, model, calibration.batches, config.seed)

@@ -80,6 +80,7 @@ def _check_teacher(point: ExperimentConfig, objective: Objective) -> None:
     """What the capabilities of the teacher do not allow."""
     for member in point.teacher.members.values():
         teacher_source(member).check(member)
+        teacher_source(member).check_data(member, point.data)
         if member.quantize != "none":
             check_torchao(f"teacher.quantize: {member.quantize}")
             if not teacher_capabilities(member).needs_model:

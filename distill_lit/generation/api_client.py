@@ -5,9 +5,9 @@ import contextlib
 import random
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
-from distill_lit.config import RemoteConfig
+from distill_lit.config import ServerConfig
 from distill_lit.generation.api_replies import (
     MALFORMED_REPLY_MESSAGE,
     MalformedReply,
@@ -15,28 +15,67 @@ from distill_lit.generation.api_replies import (
     error_message,
     is_about_prompt,
     max_request_cost,
+    parse_alternatives,
     parse_reply,
     parse_retry_after,
     parse_usage,
     refusal_entry,
     reply_cost,
 )
-from distill_lit.generation.request_log import RequestLog, RequestLogEntry, request_key
+from distill_lit.generation.request_log import ReplyLog, RequestLogEntry, request_key
 
 INITIAL_BACKOFF_SECONDS = 1.0  # before the first retry; doubled for each further one
 MAX_INITIAL_REFUSALS = 3  # refusals before the first answer that are about how we ask, not about what
 UNSENT_REQUEST_ERRORS = ("ConnectError", "ConnectTimeout", "PoolTimeout")  # of httpx, or whatever openai asks with
 
 
+class API(Protocol):
+    """What is asked for, and how. keeps_refusals: a request that the server takes for wrong is an answer too; if not, it
+    ends all asking."""
+
+    keeps_refusals: bool
+
+    async def ask(self, client: Any, request: dict[str, Any]) -> Any:
+        """Sends one request with openai's client; what came back, as JSON has it."""
+        ...
+
+    def read(self, request: dict[str, Any], raw: Any) -> dict[str, Any]:
+        """What an entry of the log holds of a reply. Raises MalformedReply where there is no answer in it, and
+        RequestsAborted where no further one makes sense."""
+        ...
+
+
+class TextAPI:
+    """Answers in text. protocol: chat or completions."""
+
+    keeps_refusals = True
+
+    def __init__(self, protocol: str) -> None:
+        self.protocol = protocol
+
+    async def ask(self, client: Any, request: dict[str, Any]) -> Any:
+        """The whole answer."""
+        surface = client.chat.completions if self.protocol == "chat" else client.completions
+        reply = await surface.create(**request)
+        return reply.model_dump(warnings=False) if hasattr(reply, "model_dump") else reply
+
+    def read(self, request: dict[str, Any], raw: Any) -> dict[str, Any]:
+        """{text, finish_reason, logprobs}, and alternatives where they were asked for."""
+        is_asked = request.get("top_logprobs") or (self.protocol == "completions" and request.get("logprobs"))
+        return {**parse_reply(raw), **({"alternatives": parse_alternatives(raw)} if is_asked else {})}
+
+
 class APIClient:
     """Asks one server. `num_replies`: replies in the request log since the start; `received_signal`: the one that asked to
     stop, or 0."""
 
-    def __init__(self, remote: RemoteConfig, api_key: str, request_log: RequestLog, on_reply: Callable[[int], Any]) -> None:
+    def __init__(
+        self, remote: ServerConfig, api_key: str, request_log: ReplyLog, api: API, on_reply: Callable[[int], Any]
+    ) -> None:
         """`on_reply` is called with the number of replies after each."""
         import openai
 
-        self.remote, self.request_log, self.on_reply = remote, request_log, on_reply
+        self.remote, self.request_log, self.api, self.on_reply = remote, request_log, api, on_reply
         # its own retries know nothing of the other requests, of the budget, or of replies cut short
         self.client = openai.AsyncOpenAI(api_key=api_key, base_url=remote.base_url, max_retries=0, timeout=remote.timeout)
         self.num_replies = self.received_signal = 0
@@ -150,17 +189,17 @@ class APIClient:
     async def _send_once(self, request: dict[str, Any]) -> RequestLogEntry:
         import openai
 
-        surface = self.client.chat.completions if self.remote.protocol == "chat" else self.client.completions
         try:
-            reply = await surface.create(**request)
+            raw = await self.api.ask(self.client, request)
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            if not self.api.keeps_refusals:
+                raise RequestsAborted(f"HTTP {error.status_code}: {error_message(error)}") from error
             return refusal_entry(request, error)
-        raw = reply.model_dump(warnings=False) if hasattr(reply, "model_dump") else reply
         usage = parse_usage(request, raw)
         usage["cost"] = reply_cost(usage, self.remote.price)
         try:
-            return {"key": request_key(request), **parse_reply(raw), **usage, "time": round(time.time(), 1)}
-        except MalformedReply as error:
+            return {"key": request_key(request), **self.api.read(request, raw), **usage, "time": round(time.time(), 1)}
+        except (MalformedReply, RequestsAborted) as error:
             if isinstance(raw, dict) and raw.get("usage"):
                 self.request_log.add({"key": "", **usage})  # it was charged all the same
                 error.is_cost_logged = True
@@ -177,7 +216,9 @@ class APIClient:
             return "cannot be reached", pause
         if isinstance(error, openai.APIStatusError):
             return self._classify_status(error, pause)
-        if isinstance(error, (MalformedReply, ValueError, TypeError, AttributeError, openai.APIResponseValidationError)):
+        if isinstance(error, MalformedReply):
+            return str(error), pause
+        if isinstance(error, (ValueError, TypeError, AttributeError, openai.APIResponseValidationError)):
             return MALFORMED_REPLY_MESSAGE, pause
         raise error
 

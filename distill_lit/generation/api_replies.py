@@ -16,7 +16,9 @@ PROMPT_REFUSAL_CODES = ("content_filter", "content_policy_violation", "invalid_p
 
 
 class RequestsAborted(Exception):
-    """No further request makes sense; the message says why."""
+    """No further request makes sense; the message says why. is_cost_logged: the cost of the last is in the request log."""
+
+    is_cost_logged = False
 
 
 class MalformedReply(Exception):
@@ -67,6 +69,36 @@ def _parse_logprobs(logprobs: Any) -> list[float]:
         return []
     is_right = all(isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 1e-6 for value in values)
     return [round(float(value), 4) for value in values] if is_right else []
+
+
+def parse_alternatives(raw: Any) -> list[Any]:
+    """Of each token [its bytes as latin-1, [[bytes of a probable token, its log-probability in nats], …]], the token itself
+    among them; empty where a reply of either protocol has none, or of another shape than documented."""
+    try:
+        logprobs = raw["choices"][0]["logprobs"]
+        if logprobs.get("content") is not None:
+            every = [
+                (_letters(entry), {_letters(one): one["logprob"] for one in [*entry["top_logprobs"], entry]})
+                for entry in logprobs["content"]
+            ]
+        else:
+            written = zip(logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True)
+            every = [
+                (_as_letters(token), {_as_letters(one): value for one, value in {**best, token: own}.items()})
+                for token, own, best in written
+            ]
+        return [[token, [[one, round(float(value), 4)] for one, value in best.items()]] for token, best in every]
+    except (TypeError, KeyError, IndexError, ValueError, AttributeError):
+        return []
+
+
+def _letters(entry: Any) -> str:
+    """The bytes of a token that a chat server gives, as latin-1; those of its text where it does not."""
+    return bytes(entry["bytes"]).decode("latin-1") if entry.get("bytes") else _as_letters(entry["token"])
+
+
+def _as_letters(text: str) -> str:
+    return text.encode().decode("latin-1")
 
 
 def parse_usage(request: dict[str, Any], raw: Any) -> dict[str, Any]:

@@ -18,7 +18,8 @@ class Completion:
     """One answer. sample_index: its number among those to the prompt; finish_reason: stop (by itself), length (at
     max_new_tokens), too_long (the prompt leaves no room in the context), refused (the server would not); token_ids: ids,
     empty where a server does not say; logprobs: one per token, to the writer itself at temperature 1, nats;
-    reported_tokens: tokens, as a server counts them."""
+    reported_tokens: tokens, as a server counts them; alternatives: of each token [its bytes as latin-1, [[bytes of a
+    probable token, its log-probability], …]], where a server was asked for them."""
 
     prompt: str
     sample_index: int
@@ -31,6 +32,7 @@ class Completion:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     reported_tokens: int = 0
+    alternatives: list[Any] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -63,7 +65,9 @@ def completions_folder(key: object) -> Path:
 def write_completions(path: Path, completions: Iterable[Completion]) -> None:
     """Writes answers as JSON lines."""
     with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in completions)
+        for answer in completions:
+            values = {name: value for name, value in asdict(answer).items() if value or name != "alternatives"}
+            file.write(json.dumps(values, ensure_ascii=False) + "\n")
 
 
 def read_completions(folder: Path) -> Iterator[Completion]:

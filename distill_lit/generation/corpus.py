@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from distill_lit.config import CorpusConfig, DataConfig, GeneratedConfig, RemoteConfig, non_default_fields
+from distill_lit.config.server import SERVER_KEYS_NOT_IN_FINGERPRINT
 from distill_lit.generation.completions import Completion, completions_folder, read_completions
 from distill_lit.generation.filters import answer_comparison_metadata, check_filters, filter_completions
 from distill_lit.generation.perplexity import mean_completion_logprobs
@@ -35,16 +36,6 @@ from distill_lit.utils.shards import Shards
 
 CORPUS_FORMAT_VERSION = 3  # raise it when the same config means other answers
 PLAIN_CORPUS_FORMAT_VERSION = 4  # the same for plain text of a local model, and for chats of what a server goes on with
-# fields of a server that cannot change what it answers
-REMOTE_KEYS_NOT_IN_FINGERPRINT = (
-    "api_key_variable",
-    "concurrency",
-    "requests_per_minute",
-    "max_retries",
-    "timeout",
-    "price",
-    "budget",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +90,7 @@ def check_api_keys(data: DataConfig) -> None:
     """Raises UserError when the environment lacks the key of a server that would be asked."""
     for name, corpus in data.corpora.items():
         if corpus.generated is not None and corpus.generated.remote is not None:
-            from distill_lit.generation.remote import check_api_key
+            from distill_lit.generation.api_connection import check_api_key
 
             check_api_key(f"data.corpora.{name}.generated.remote", corpus.generated.remote)
 
@@ -149,6 +140,12 @@ def generated_corpus_path(key: str, generated: GeneratedConfig, context: Generat
     )
 
 
+def remote_completions_folder(key: str, generated: GeneratedConfig, dataset_source: str) -> Path:
+    """Where the answers of a corpus are that a server writes."""
+    nobody = GenerationContext("", torch.float32)  # the server is who writes
+    return completions_folder(_fingerprint_fields(key, generated, nobody, dataset_source))
+
+
 def _fingerprint_fields(key: str, generated: GeneratedConfig, writer: GenerationContext, origin: str) -> dict[str, Any]:
     facts = {
         name: value for name, value in non_default_fields(generated).items() if name not in ("filters", "model", "remote")
@@ -184,7 +181,7 @@ def _generation_config_hashes(folder: Path) -> dict[str, str]:
 def remote_fingerprint_fields(remote: RemoteConfig) -> dict[str, Any]:
     """The fields of a server that decide what it answers."""
     plain = dataclasses.replace(remote, base_url=remote.base_url.rstrip("/"))
-    return {name: value for name, value in non_default_fields(plain).items() if name not in REMOTE_KEYS_NOT_IN_FINGERPRINT}
+    return {name: value for name, value in non_default_fields(plain).items() if name not in SERVER_KEYS_NOT_IN_FINGERPRINT}
 
 
 def _file_corpus(corpus: CorpusConfig, path: Path) -> CorpusConfig:

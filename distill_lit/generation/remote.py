@@ -4,64 +4,33 @@ Requests go out side by side, failed ones again after a pause; every reply is in
 for.
 """
 
-import asyncio
 import functools
-import importlib.util
-import os
-import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from filelock import FileLock
 
 from distill_lit.config import GeneratedConfig, RemoteConfig
-from distill_lit.generation.api_client import APIClient
-from distill_lit.generation.api_replies import RequestsAborted, reply_cost
+from distill_lit.generation.api_client import TextAPI
+from distill_lit.generation.api_connection import check_connection, send_requests
+from distill_lit.generation.api_replies import reply_cost
 from distill_lit.generation.completions import build_completion, write_completions
 from distill_lit.generation.prompts import Prompt
 from distill_lit.generation.request_log import RequestLog, RequestLogEntry, request_key, request_log_path
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import is_hub_offline
 from distill_lit.utils.shards import Shards
 
 COMPLETIONS_PER_SHARD = 256
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 RemoteJob = tuple[Prompt, int, dict[str, Any]]  # prompt, sample, request
 
 
 def check_remote(key: str, remote: RemoteConfig, system: str = "") -> None:
     """Raises UserError for a server that cannot be asked, as far as that shows without asking."""
-    parts = urlsplit(remote.base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(f"{key}.base_url: {remote.base_url!r} is no address, as in https://api.openai.com/v1")
-    if parts.username or parts.password or parts.query:
-        raise UserError(f"{key}.base_url: holds a secret or a query; the key comes from the environment only")
-    if parts.scheme == "http" and not is_loopback(remote):
-        raise UserError(f"{key}.base_url: {remote.base_url!r} would send key and prompts unencrypted; use https")
-    if not remote.model:
-        raise UserError(f"{key}.model: a value is needed, the server's name for its model")
-    if remote.budget and not (remote.price.input or remote.price.output):
-        raise UserError(f"{key}.budget: needs {key}.price to count against")
+    check_connection(key, remote)
     if remote.protocol == "completions" and system:
         raise UserError(f"{key}.protocol: completions have no system message; use chat")
-    if importlib.util.find_spec("openai") is None:
-        raise UserError(f"{key}: needs the openai package; pip install 'distill-lit[remote]'")
-
-
-def check_api_key(key: str, remote: RemoteConfig) -> None:
-    """Raises UserError when the environment lacks the server's key. A plan can be drawn without."""
-    if not is_loopback(remote) and not os.environ.get(remote.api_key_variable):
-        raise UserError(
-            f"{key}.api_key_variable: the environment has no {remote.api_key_variable}; set it to the server's key"
-        )
-
-
-def is_loopback(remote: RemoteConfig) -> bool:
-    """Whether the server runs on this machine."""
-    return urlsplit(remote.base_url).hostname in LOOPBACK
 
 
 def generate_remotely(
@@ -85,8 +54,12 @@ def generate_remotely(
         request_log = RequestLog(path)
         missing = [request for _, _, request in jobs if request_key(request) not in request_log.entries]
         if missing:
-            _send_missing(
-                remote, missing, request_log, lambda done: progress_callback(len(jobs) - len(missing) + done, len(jobs))
+            send_requests(
+                remote,
+                missing,
+                request_log,
+                TextAPI(remote.protocol),
+                lambda done: progress_callback(len(jobs) - len(missing) + done, len(jobs)),
             )
     entries = [request_log.entries[request_key(request)] for _, _, request in jobs]
     is_continuation = remote.protocol == "completions" and generated.chat
@@ -106,7 +79,9 @@ def generate_remotely(
 def _request(generated: GeneratedConfig, remote: RemoteConfig, prompt: Prompt, sample: int) -> dict[str, Any]:
     """The body of a request. Answers to one prompt differ in their seed, so each is asked for, and kept, by itself."""
     prompt_fields: dict[str, Any] = {"messages": prompt.messages} if remote.protocol == "chat" else {"prompt": prompt.text}
-    logprob_fields = {"logprobs": True if remote.protocol == "chat" else 0} if remote.logprobs else {}
+    is_chat, count = remote.protocol == "chat", remote.top_logprobs
+    logprob_fields = {"logprobs": True if is_chat else count} if remote.logprobs or count else {}
+    logprob_fields |= {"top_logprobs": count} if is_chat and count else {}
     return {
         "model": remote.model,
         **prompt_fields,
@@ -116,41 +91,6 @@ def _request(generated: GeneratedConfig, remote: RemoteConfig, prompt: Prompt, s
         "seed": generated.seed + sample,
         **logprob_fields,
     }
-
-
-def _send_missing(
-    remote: RemoteConfig, requests: list[dict[str, Any]], request_log: RequestLog, advance: Callable[[int], Any]
-) -> None:
-    if is_hub_offline() and not is_loopback(remote):
-        raise UserError(f"{remote.base_url}: {len(requests)} answers are missing and HF_HUB_OFFLINE is set")
-    key = os.environ.get(remote.api_key_variable) or "none"
-    client = APIClient(remote, key, request_log, advance)
-    try:
-        asyncio.run(_send_until_interrupted(client, requests))
-    except RequestsAborted as stop:
-        num_missing = len(requests) - client.num_replies
-        raise UserError(
-            f"{remote.base_url}: {stop}; {num_missing} answers are missing, all others are kept: run again to go on"
-        ) from stop
-
-
-async def _send_until_interrupted(client: APIClient, requests: list[dict[str, Any]]) -> None:
-    """After SIGTERM or Ctrl-C no new request goes out; replies on their way, which cost money, are waited for and kept."""
-    loop = asyncio.get_running_loop()
-    handled_signals = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        try:
-            loop.add_signal_handler(number, client.interrupt, number)
-            handled_signals.append(number)
-        except (RuntimeError, ValueError):  # not the main thread
-            break
-    try:
-        await client.send_all(requests)
-    finally:
-        for number in handled_signals:
-            loop.remove_signal_handler(number)
-    if client.received_signal:
-        raise SystemExit(128 + client.received_signal)
 
 
 def _write_shards(folder: Path, jobs: list[RemoteJob], entries: list[RequestLogEntry], strip: bool) -> None:
@@ -163,6 +103,7 @@ def _write_shards(folder: Path, jobs: list[RemoteJob], entries: list[RequestLogE
             entry["finish_reason"],
             logprobs=entry["logprobs"],
             reported_tokens=entry["output_tokens"],
+            alternatives=entry.get("alternatives", []),
         )
         for (prompt, sample, _), entry in zip(jobs, entries, strict=True)
     ]

@@ -2,12 +2,24 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from distill_lit.utils.files import cache_root, fingerprint
 from distill_lit.utils.shards import append_line
 
 RequestLogEntry = dict[str, Any]
+
+
+class ReplyLog(Protocol):
+    """Where replies go before the next request is sent. `entries`: {request key: reply} known at the start; `total_cost`:
+    sum of all costs so far."""
+
+    entries: dict[str, RequestLogEntry]
+    total_cost: float
+
+    def add(self, entry: RequestLogEntry) -> None:
+        """Keeps a reply, on disk. An entry without `key` is money spent on nothing usable."""
+        ...
 
 
 class RequestLog:

@@ -1,9 +1,11 @@
 """Teachers: beside the student, from a cache, with another tokenizer, several, the student itself. A new one is a file here
 and a line below."""
 
+from distill_lit.teachers.answers import AnswersTeacher
 from distill_lit.teachers.base import (
     CachedTeacherSource,
     HiddenStateTeacher,
+    PrefetchingTeacher,
     StudentFollowingTeacher,
     Teacher,
     TeacherCapabilities,
@@ -26,9 +28,12 @@ from distill_lit.teachers.registry import (
     teacher_sources,
 )
 from distill_lit.teachers.self_distillation import EMATeacher
+from distill_lit.teachers.served import ServedTeacher
+from distill_lit.teachers.server import TeacherServer
 from distill_lit.teachers.teacher_cache import write_teacher_cache
 
 __all__ = [
+    "AnswersTeacher",
     "CachedTeacherSource",
     "CrossTokenizerTeacher",
     "EMATeacher",
@@ -37,11 +42,14 @@ __all__ = [
     "NoTeacherSource",
     "OfflineTeacher",
     "OnlineTeacher",
+    "PrefetchingTeacher",
+    "ServedTeacher",
     "StudentFollowingTeacher",
     "Teacher",
     "TeacherCacheFormat",
     "TeacherCapabilities",
     "TeacherContext",
+    "TeacherServer",
     "TeacherSource",
     "cached_teacher_source",
     "describe_teacher",

@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from distill_lit.config import ExperimentConfig, TeacherConfig
+from distill_lit.config import DataConfig, ExperimentConfig, TeacherConfig
 from distill_lit.data import PreparedData
 from distill_lit.losses.targets import TeacherTarget
 from distill_lit.models import load_model
@@ -63,6 +63,15 @@ class HiddenStateTeacher(Teacher, Protocol):
 
     def activations(self, batch: dict[str, Tensor], wanted: LayersByKind) -> AbstractContextManager[Activations]:
         """Yields the wanted states for a batch, all of them there once `target` has been called inside."""
+        ...
+
+
+@runtime_checkable
+class PrefetchingTeacher(Teacher, Protocol):
+    """A teacher that takes time and no arithmetic here: it can begin with a batch before the student reads it."""
+
+    def prefetch(self, batch: dict[str, Tensor]) -> None:
+        """Begins with a batch of packed rows, and returns at once."""
         ...
 
 
@@ -208,8 +217,15 @@ class TeacherSource(ABC):
             name = next(iter(config.options))
             raise UserError(f"teacher.options: {name!r} is given, and {self.describe(config)} has none")
 
+    def check_data(self, config: TeacherConfig, data: DataConfig) -> None:  # noqa: B027
+        """Raises UserError for a configuration of the data that it cannot be asked about."""
+
     def check_model(self, config: TeacherConfig, model_config: Any) -> None:  # noqa: B027 - most have nothing to refuse
         """Raises UserError for fields that do not fit the teacher's transformers config."""
+
+    def check_service(self, config: TeacherConfig, tokenizer_folder: Path) -> None:  # noqa: B027
+        """Raises UserError where a service that it asks cannot do what is wanted, as far as it shows now; before any run
+        that would ask it. tokenizer_folder: of `teacher.model`."""
 
     def check_tokenizers(self, tokenizer: Any, student_tokenizer: Any) -> None:  # noqa: B027
         """Raises UserError for tokenizers that it cannot bring together; asked where it does not share the student's."""

@@ -1,6 +1,6 @@
-"""Compression of a teacher's distribution, for top-k and sampled caches: a few numbers per token, and back to what losses
-read.
+"""Compression of what a teacher says, for caches: a few numbers per token, and back to what losses read.
 
+    hidden_states_int8   last hidden states in 8 bits with a scale for each token, Dettmers et al. 2022, 2208.07339 §2
     top_k     the k most probable tokens, their log-probabilities, and the mass of all others
     sampled   n tokens drawn with replacement: an unbiased estimate of the whole, Anshumann et al. 2025, 2503.16870 §4
 
@@ -17,7 +17,10 @@ from torch import Tensor
 
 from distill_lit.losses.targets import SampledTarget, TopKTarget
 
-CACHE_HIDDEN_STATES, CACHE_TOP_K, CACHE_SAMPLED = "hidden_states", "top_k", "sampled"
+CACHE_HIDDEN_STATES, CACHE_HIDDEN_STATES_INT8 = "hidden_states", "hidden_states_int8"
+CACHE_TOP_K, CACHE_SAMPLED = "top_k", "sampled"
+CACHE_KINDS = (CACHE_HIDDEN_STATES, CACHE_HIDDEN_STATES_INT8, CACHE_TOP_K, CACHE_SAMPLED)
+INT8_SCALE = "scale"  # the array of that name in a shard: float16, one for each token
 CompressedArrays = dict[str, np.ndarray]
 
 
@@ -26,7 +29,7 @@ class TeacherCacheFormat:
     """What a teacher cache keeps.
 
     Args:
-        kind: hidden_states, top_k or sampled.
+        kind: hidden_states, hidden_states_int8, top_k or sampled.
         tokens_per_position: k, or the number of samples; 0 for hidden states.
         sampling_temperature: of the proposal that samples are drawn from, p^(1 / temperature) normalized; their weights
             make up for it.
@@ -45,9 +48,14 @@ class TeacherCacheFormat:
     @staticmethod
     def from_metadata(metadata: Mapping[str, Any]) -> "TeacherCacheFormat":
         """The format that `metadata` was of. Raises KeyError, TypeError or ValueError for what is none."""
-        if metadata["kind"] not in (CACHE_HIDDEN_STATES, CACHE_TOP_K, CACHE_SAMPLED):
+        if metadata["kind"] not in CACHE_KINDS:
             raise ValueError(metadata["kind"])
         return TeacherCacheFormat(**{**metadata, "hidden_layers": tuple(metadata["hidden_layers"])})
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it keeps hidden states, of which a head makes the whole distribution."""
+        return self.kind in (CACHE_HIDDEN_STATES, CACHE_HIDDEN_STATES_INT8)
 
     def bytes_per_token(self, vocab_size: int) -> int:
         """On disk, for one supervised token of a sparse cache."""
@@ -66,22 +74,43 @@ def compress_logprobs(
     label_logprobs = logprobs.gather(-1, labels[:, None])[:, 0]
     if cache_format.kind == CACHE_TOP_K:
         values, ids = logprobs.topk(cache_format.tokens_per_position, dim=-1)
-        tail_mass = (1 - values.double().exp().sum(-1)).clamp(min=0)
-        arrays = {"ids": ids, "logprobs": values, "tail_logprob": tail_mass.log().float()}
-    else:
-        temperature = cache_format.sampling_temperature
-        proposal = logprobs if temperature == 1.0 else logprobs / temperature
-        ids = torch.multinomial(
-            proposal.softmax(-1), cache_format.tokens_per_position, replacement=True, generator=generator
-        )
-        arrays = {"ids": ids, "logprobs": logprobs.gather(-1, ids)}
-        if temperature != 1.0:
-            arrays["log_normalizer"] = proposal.logsumexp(-1)
-    dtypes = {"ids": np.uint16 if logprobs.shape[-1] <= 1 << 16 else np.uint32, "log_normalizer": np.float32}
+        return top_k_arrays(ids, values, label_logprobs, logprobs.shape[-1])
+    temperature = cache_format.sampling_temperature
+    proposal = logprobs if temperature == 1.0 else logprobs / temperature
+    ids = torch.multinomial(proposal.softmax(-1), cache_format.tokens_per_position, replacement=True, generator=generator)
+    arrays = {"ids": ids, "logprobs": logprobs.gather(-1, ids)}
+    if temperature != 1.0:
+        arrays["log_normalizer"] = proposal.logsumexp(-1)
+    return _narrowed({**arrays, "label_logprobs": label_logprobs}, logprobs.shape[-1])
+
+
+def top_k_arrays(ids: Tensor, logprobs: Tensor, label_logprobs: Tensor, vocab_size: int) -> CompressedArrays:
+    """Arrays of N rows for the k most probable tokens: ids and log-probabilities (N, k), the labels' own (N,)."""
+    tail_mass = (1 - logprobs.double().exp().sum(-1)).clamp(min=0)
+    arrays = {"ids": ids, "logprobs": logprobs, "tail_logprob": tail_mass.log().float()}
+    return _narrowed({**arrays, "label_logprobs": label_logprobs}, vocab_size)
+
+
+def _narrowed(arrays: Mapping[str, Tensor], vocab_size: int) -> CompressedArrays:
+    """As they are stored."""
+    dtypes = {"ids": np.uint16 if vocab_size <= 1 << 16 else np.uint32, "log_normalizer": np.float32}
     return {
         name: np.ascontiguousarray(array.cpu().numpy().astype(dtypes.get(name, np.float16)))
-        for name, array in {**arrays, "label_logprobs": label_logprobs}.items()
+        for name, array in arrays.items()
     }
+
+
+def round_to_int8(states: Tensor) -> tuple[Tensor, Tensor]:
+    """(int8 (…, D), float16 scale (…)) of hidden states (…, D): the largest channel of each token is ±127 scales."""
+    values = states.float()
+    smallest = torch.finfo(torch.float16).tiny
+    scale = (values.abs().amax(-1) / 127).clamp(smallest, torch.finfo(torch.float16).max).half()
+    return (values / scale.float()[..., None]).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def from_int8(rounded: Tensor, scale: Tensor) -> Tensor:
+    """The hidden states (…, D), float32, that `round_to_int8` rounded."""
+    return rounded.float() * scale.float()[..., None]
 
 
 def decompress_target(arrays: CompressedArrays, cache_format: TeacherCacheFormat) -> TopKTarget | SampledTarget:

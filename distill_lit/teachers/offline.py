@@ -11,6 +11,8 @@ What is kept (`teacher.cache_format`), with bytes per token for SmolLM2-135M (57
     hidden_states   last hidden states (T, D) of every row: 1,152 bytes in bfloat16, where logits would take 98,304. The
                     lm_head makes the whole distribution of them again, a chunk at a time. `teacher.hidden_layers` adds the
                     states behind these layers, for hidden-state losses, at the same price each.
+    hidden_states_int8   the same of training rows in 8 bits, with a scale for each token: 578 bytes. The whole
+                    distribution, nearly.
     top_k           the k most probable tokens of every supervised position, their log-probabilities, and the mass of all
                     others: 4 k + 4 bytes, 204 for 50 tokens.
     sampled         n tokens drawn from the teacher with replacement: 4 n + 2 bytes, 50 for 12 samples.
@@ -62,6 +64,7 @@ from distill_lit.models.sharding import broadcast_tensor
 from distill_lit.teachers.base import CachedTeacherSource, CacheRows, TeacherCapabilities, TeacherContext
 from distill_lit.teachers.compression import (
     CACHE_HIDDEN_STATES,
+    CACHE_HIDDEN_STATES_INT8,
     CACHE_SAMPLED,
     CACHE_TOP_K,
     TeacherCacheFormat,
@@ -101,7 +104,7 @@ class OfflineTeacher:
         self,
         folder: Path,
         train: PackedDataset,
-        lm_head: LMHead,
+        lm_head: LMHead | None,
         num_validation_rows: int = 0,
         cache_format: TeacherCacheFormat | None = None,
     ) -> None:
@@ -109,7 +112,7 @@ class OfflineTeacher:
 
         Args:
             train: the training rows that were cached, in their order.
-            lm_head: the teacher's, for whatever is kept as hidden states.
+            lm_head: the teacher's, for whatever is kept as hidden states; None where nothing is.
             num_validation_rows: held-out rows that were cached; batches number them from len(train).
             cache_format: what the cache keeps; None: what its manifest says.
         """
@@ -117,16 +120,20 @@ class OfflineTeacher:
         check_teacher_cache(folder, num_rows)
         self.cache_format = cache_format or read_cache_format(folder)
         self.lm_head, self.num_train_rows, self._folder = lm_head, len(train), folder
-        is_dense = self.cache_format.kind == CACHE_HIDDEN_STATES
-        self._sparse = None if is_dense else SparseShards(folder, train, self.cache_format)
-        self._states = HiddenStateShards(folder, first_row=0 if is_dense else len(train))
+        is_exact = self.cache_format.kind == CACHE_HIDDEN_STATES
+        self._sparse = None if self.cache_format.is_dense else SparseShards(folder, train, self.cache_format)
+        self._states = HiddenStateShards(folder, first_row=0 if is_exact else len(train))
+        is_rounded = self.cache_format.is_dense and not is_exact
+        self._rounded = HiddenStateShards(folder, kind=self.cache_format.kind) if is_rounded else None
 
     def to(self, device: torch.device) -> None:
         """Moves the lm_head; shards stay on disk."""
-        self.lm_head = self.lm_head.to(device)
+        self.lm_head = None if self.lm_head is None else self.lm_head.to(device)
 
     def shard(self, mesh: Any, device: torch.device) -> None:
         """Gives every rank the first one's lm_head."""
+        if self.lm_head is None:
+            return
         self.lm_head = self.lm_head._replace(
             weight=broadcast_tensor(self.lm_head.weight, device),
             bias=None if self.lm_head.bias is None else broadcast_tensor(self.lm_head.bias, device),
@@ -136,7 +143,7 @@ class OfflineTeacher:
         """What the teacher said of the N positions that `loss_mask` (B, T − 1) marks: what was kept of training rows, the
         whole distribution of held-out rows."""
         if self._sparse is None or int(batch["rows"].max()) >= self.num_train_rows:
-            return DenseTarget(self.hidden_states(batch)[:, :-1][loss_mask], self.lm_head)
+            return DenseTarget(self.hidden_states(batch)[:, :-1][loss_mask], self._head)
         arrays = self._sparse.read(batch["rows"].tolist(), loss_mask.any(1).tolist())
         if len(arrays["ids"]) != int(loss_mask.sum()):
             raise UserError(
@@ -145,8 +152,15 @@ class OfflineTeacher:
         target = decompress_target(arrays, self.cache_format)
         return type(target)(*(value.to(loss_mask.device) for value in target))
 
+    @property
+    def _head(self) -> LMHead:
+        assert self.lm_head is not None, "hidden states are kept, and there is no lm_head"
+        return self.lm_head
+
     def hidden_states(self, batch: dict[str, Tensor]) -> Tensor:
-        """Last hidden states (B, T, D) of the rows in `batch["rows"]`."""
+        """Last hidden states (B, T, D) of the rows in `batch["rows"]`; of training rows as they were rounded."""
+        if self._rounded is not None and int(batch["rows"].max()) < self.num_train_rows:
+            return self._rounded.read(LAST_HIDDEN_STATE, batch["rows"]).to(self._head.weight.dtype)
         return self._states.read(LAST_HIDDEN_STATE, batch["rows"])
 
     def activations(self, batch: dict[str, Tensor], wanted: LayersByKind) -> AbstractContextManager[Activations]:
@@ -169,10 +183,10 @@ class OfflineSource(CachedTeacherSource):
 
     def capabilities(self, config: TeacherConfig) -> TeacherCapabilities:
         """Those of the format that is kept."""
-        forms = {CACHE_HIDDEN_STATES: "dense", CACHE_TOP_K: "top_k", CACHE_SAMPLED: "sampled"}
+        cache_format = _cache_format(config)
         return TeacherCapabilities(
-            target_form=forms[config.cache_format],
-            hidden_layers=() if config.prompt.is_set else _cache_format(config).hidden_layers,
+            target_form="dense" if cache_format.is_dense else cache_format.kind,
+            hidden_layers=() if config.prompt.is_set else cache_format.hidden_layers,
             hidden_layers_key="" if config.prompt.is_set else "teacher.hidden_layers",
             needs_cache=True,
             reads_prompt=True,
@@ -181,6 +195,12 @@ class OfflineSource(CachedTeacherSource):
     def describe(self, config: TeacherConfig) -> str:
         """With its format, which decides what it can do."""
         return f"teacher.source {config.source} with cache_format {config.cache_format}"
+
+    def check(self, config: TeacherConfig) -> None:
+        """Raises UserError for a number of tokens that is none."""
+        super().check(config)
+        if config.cache_format == CACHE_TOP_K and config.top_k < 1:
+            raise UserError(f"teacher.top_k: {config.top_k}, and at least 1 is kept; hidden_states keep all")
 
     def check_model(self, config: TeacherConfig, model_config: Any) -> None:
         """Raises UserError for layers or tokens that the teacher does not have."""
@@ -208,9 +228,12 @@ class OfflineSource(CachedTeacherSource):
     def cache_label(self, config: TeacherConfig) -> str:
         """Such as top_k_50, sampled_12 or prompt-sampled_12; empty for hidden states of the student's documents."""
         cache_format = _cache_format(config)
-        is_dense = cache_format.kind == CACHE_HIDDEN_STATES
         parts = ["prompt"] if config.prompt.is_set else []
-        return "-".join([*parts, *([] if is_dense else [f"{cache_format.kind}_{cache_format.tokens_per_position}"])])
+        if cache_format.kind == CACHE_HIDDEN_STATES_INT8:
+            parts.append(cache_format.kind)
+        if not cache_format.is_dense:
+            parts.append(f"{cache_format.kind}_{cache_format.tokens_per_position}")
+        return "-".join(parts)
 
     def write_cache(self, context: TeacherContext, progress: ProgressCallback) -> dict[str, Any]:
         """Runs the teacher over all rows."""
@@ -231,6 +254,8 @@ class OfflineSource(CachedTeacherSource):
         per_state = torch_dtype(config.dtype).itemsize * int(text.hidden_size)
         if cache_format.kind == CACHE_HIDDEN_STATES:
             return (rows.train_positions + rows.validation_positions) * per_state * (1 + len(cache_format.hidden_layers))
+        if cache_format.is_dense:
+            return rows.train_positions * (int(text.hidden_size) + 2) + rows.validation_positions * per_state
         return rows.supervised * cache_format.bytes_per_token(text.vocab_size) + rows.validation_positions * per_state
 
 
@@ -238,6 +263,8 @@ def _cache_format(config: TeacherConfig) -> TeacherCacheFormat:
     """What the cache of a teacher keeps."""
     if config.cache_format == CACHE_HIDDEN_STATES:
         return TeacherCacheFormat(hidden_layers=tuple(sorted(set(config.hidden_layers))))
+    if config.cache_format == CACHE_HIDDEN_STATES_INT8:
+        return TeacherCacheFormat(CACHE_HIDDEN_STATES_INT8)
     if config.cache_format == CACHE_TOP_K:
         return TeacherCacheFormat(CACHE_TOP_K, config.top_k)
     return TeacherCacheFormat(CACHE_SAMPLED, config.num_samples, config.sampling_temperature)

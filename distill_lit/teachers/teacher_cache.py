@@ -18,7 +18,16 @@ from distill_lit.losses.lm_head import LMHead, get_lm_head
 from distill_lit.models.activations import HIDDEN_STATES, Activations, capture_activations
 from distill_lit.models.packed_forward import PackedBatch
 from distill_lit.models.packing_check import last_hidden_state
-from distill_lit.teachers.compression import CACHE_HIDDEN_STATES, CompressedArrays, TeacherCacheFormat, compress_logprobs
+from distill_lit.teachers.compression import (
+    CACHE_HIDDEN_STATES,
+    CACHE_HIDDEN_STATES_INT8,
+    INT8_SCALE,
+    CompressedArrays,
+    TeacherCacheFormat,
+    compress_logprobs,
+    from_int8,
+    round_to_int8,
+)
 from distill_lit.teachers.prompted import hidden_states_with_prompt
 from distill_lit.utils.distributed.ranks import (
     all_gather_rows,
@@ -173,20 +182,18 @@ def _shard_writers(
     if cache_format.kind == CACHE_HIDDEN_STATES:
         rows = PackedDataset.concatenate([train, validation])
         write = functools.partial(states, rows=rows, layers=cache_format.hidden_layers)
-        return {name: functools.partial(write, numbers=part) for name, part in _shard_rows(CACHE_HIDDEN_STATES, len(rows))}
-    sparse = functools.partial(
-        _write_sparse,
-        reader=reader,
-        lm_head=get_lm_head(reader.model, vocab_size),
-        rows=train,
-        cache_format=cache_format,
-    )
+        return {name: functools.partial(write, numbers=part) for name, part in shard_rows(CACHE_HIDDEN_STATES, len(rows))}
+    if cache_format.is_dense:
+        compressed = functools.partial(states, rows=train, is_rounded=True)
+    else:
+        head = get_lm_head(reader.model, vocab_size)
+        compressed = functools.partial(_write_sparse, reader=reader, lm_head=head, rows=train, cache_format=cache_format)
     train_shards, validation_shards = (
-        _shard_rows(cache_format.kind, len(train)),
-        _shard_rows(CACHE_HIDDEN_STATES, len(validation)),
+        shard_rows(cache_format.kind, len(train)),
+        shard_rows(CACHE_HIDDEN_STATES, len(validation)),
     )
     return {
-        **{name: functools.partial(sparse, numbers=part) for name, part in train_shards},
+        **{name: functools.partial(compressed, numbers=part) for name, part in train_shards},
         **{
             name: functools.partial(states, rows=validation, numbers=part, first_row=len(train))
             for name, part in validation_shards
@@ -218,15 +225,16 @@ def measure_bytes_per_token(folder: Path, train: PackedDataset, cache_format: Te
     """Bytes on disk per supervised token of the training rows; for hidden states per token of all rows."""
     file_sizes = {path.name: path.stat().st_size for path in folder.glob("*.safetensors")}
     format_bytes = sum(size for name, size in file_sizes.items() if name.startswith(cache_format.kind))
-    tokens = (
-        Shards(folder).manifest()["rows"] * train.sequence_length
-        if cache_format.kind == CACHE_HIDDEN_STATES
-        else int(train.targets_per_row.sum())
-    )
+    if cache_format.is_dense:
+        is_of_all = cache_format.kind == CACHE_HIDDEN_STATES
+        rows = Shards(folder).manifest()["rows"] if is_of_all else len(train)
+        tokens = rows * train.sequence_length
+    else:
+        tokens = int(train.targets_per_row.sum())
     return format_bytes / max(tokens, 1)
 
 
-def _shard_rows(prefix: str, rows: int) -> list[tuple[str, range]]:
+def shard_rows(prefix: str, rows: int) -> list[tuple[str, range]]:
     """[(name of a shard, its rows)]."""
     starts = range(0, rows, SHARD_ROWS)
     return [(_shard_name(prefix, i), range(start, min(start + SHARD_ROWS, rows))) for i, start in enumerate(starts)]
@@ -249,12 +257,15 @@ def _write_hidden_states(
     numbers: range,
     layers: tuple[int, ...] = (),
     first_row: int = 0,
+    is_rounded: bool = False,
 ) -> None:
     written = []
     for part in reader.parts(numbers):
         with capture_activations(reader.model, {HIDDEN_STATES: set(layers)}) as states:
             last, _ = reader.read(rows, part, first_row, states)
         named = {LAST_HIDDEN_STATE: last, **{layer_array_name(n): states[HIDDEN_STATES, n] for n in layers}}
+        if is_rounded:
+            named[LAST_HIDDEN_STATE], named[INT8_SCALE] = round_to_int8(last)
         written.append({name: tensor.cpu() for name, tensor in named.items()})
     if path is not None:
         save_file({name: torch.cat([tensors[name] for tensors in written]).contiguous() for name in written[0]}, path)
@@ -288,12 +299,17 @@ def _write_sparse(
 class HiddenStateShards:
     """Hidden states (T, D) of rows, last ones and those behind layers. first_row: the number of the first row held here."""
 
-    def __init__(self, folder: Path, first_row: int = 0) -> None:
-        self.first_row = first_row
-        self._read_slice = _ShardReader(folder, CACHE_HIDDEN_STATES, "pt")
+    def __init__(self, folder: Path, first_row: int = 0, kind: str = CACHE_HIDDEN_STATES) -> None:
+        self.first_row, self.kind = first_row, kind
+        self._read_slice = _ShardReader(folder, kind, "pt")
 
     def read(self, array: str, rows: Tensor) -> Tensor:
         """An array of all shards, for rows (B,): (B, T, D), on their device."""
+        if self.kind == CACHE_HIDDEN_STATES_INT8:
+            return from_int8(self._read(array, rows), self._read(INT8_SCALE, rows))
+        return self._read(array, rows)
+
+    def _read(self, array: str, rows: Tensor) -> Tensor:
         positions = [divmod(n, SHARD_ROWS) for n in (rows - self.first_row).tolist()]
         parts = [self._read_slice(shard, array, row, row + 1) for shard, row in positions]
         return torch.cat(parts).to(rows.device)

@@ -378,3 +378,31 @@ def test_baselines_are_the_same_runs_whatever_the_cache_keeps() -> None:
     for role, same in (("ce_only", True), ("teacher_cache", False), ("distilled", False)):
         assert (plans["hidden_states"][role] == plans["top_k"][role] == plans["sampled"][role]) == same
         assert bool(plans["top_k"][role] & plans["sampled"][role]) == same
+
+
+# ---------------------------------------------------------------- hidden states in 8 bits
+
+
+def test_hidden_states_in_8_bits_are_nearly_the_whole_distribution(
+    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData
+) -> None:
+    """Each channel within half a step of 1/127 of the largest, the held-out rows exact, a quarter of the bytes."""
+    form = TeacherCacheFormat("hidden_states_int8")
+    cached = write(tmp_path / "8", tiny_teacher, prepared, form)
+    batch, chosen = rows_of(prepared, 70, 3, 64)
+    exact = OnlineTeacher(load_model(tiny_teacher), VOCABULARY).target(batch, chosen).hidden_states
+    target = cached.target(batch, chosen)
+    assert isinstance(target, DenseTarget)
+    steps = exact.abs().amax(-1, keepdim=True) / 127
+    assert bool(((target.hidden_states - exact).abs() <= 0.51 * steps).all())
+    assert bool((target.hidden_states != exact).any())
+    log_p = target.lm_head.scale_and_cap(target.lm_head.project(target.hidden_states)).log_softmax(-1)
+    right = whole(tiny_teacher, batch, chosen)
+    assert float((right.exp() * (right - log_p)).sum(-1).mean()) < 1e-3
+    held_out = make_batch(prepared.validation, np.array([1]), 1)
+    held_out["rows"] += len(prepared.train)
+    mask = held_out["labels"][:, 1:] >= 0
+    expected = OnlineTeacher(load_model(tiny_teacher), VOCABULARY).target(held_out, mask).hidden_states
+    torch.testing.assert_close(cached.target(held_out, mask).hidden_states, expected, atol=1e-5, rtol=1e-5)
+    size = measure_bytes_per_token(tmp_path / "8", prepared.train, form)
+    assert size == pytest.approx(32 + 2, rel=0.05)  # 32 channels and a scale

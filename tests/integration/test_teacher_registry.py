@@ -44,7 +44,7 @@ from distill_lit.utils.files import read_json, write_json
 from distill_lit.utils.progress import ProgressCallback
 
 PACKAGE = ROOT / "distill_lit"
-SHIPPED = ["cross_tokenizer", "ema", "none", "offline", "online", "self"]
+SHIPPED = ["answers", "cross_tokenizer", "ema", "none", "offline", "online", "self", "served"]
 EXPERIMENT = """
 name: tiny
 teacher: {{model: "file:{teacher}", source: {source}, dtype: float32}}

@@ -16,8 +16,9 @@ ALLOWED: dict[str, set[str]] = {
     "losses": {"utils"},
     "models": {"assets", "config", "losses", "utils"},
     "data": {"assets", "config", "losses", "models", "utils"},
-    "teachers": {"config", "data", "losses", "models", "utils"},  # each teacher is built from the config by its own file
     "generation": {"config", "data", "losses", "models", "utils"},
+    "teachers": {"config", "data", "generation", "losses", "models", "utils"},  # each is built from the config by its own
+    # file; one behind a server asks with the client that asks for text
     "evaluation": {"config", "data", "models", "utils"},
     "profiling": {"config", "models", "utils"},
     "training": {"config", "data", "evaluation", "generation", "losses", "models", "teachers", "utils"},

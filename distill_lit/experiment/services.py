@@ -1,0 +1,194 @@
+"""Servers that an experiment starts itself: alive as long as a run that is not done needs them, started again if they die.
+
+`keep_service` is what one process does for one server, wherever it runs: `services_beside` does it in threads beside the
+runs of this machine; a job of a cluster can do it on a node of its own, under its host name. Whoever asks a server finds it
+through `teachers/service.py`.
+"""
+
+import contextlib
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from filelock import FileLock, Timeout
+
+from distill_lit.config import ServiceConfig, TeacherConfig
+from distill_lit.config.roles import Role
+from distill_lit.experiment.mixture import asked_teachers, with_teacher
+from distill_lit.experiment.planned_run import Run
+from distill_lit.losses import build_objective
+from distill_lit.teachers import teacher_capabilities
+from distill_lit.teachers.service import remove_endpoint, service_folder, write_endpoint
+from distill_lit.utils.exceptions import UserError, describe_exit_code
+from distill_lit.utils.files import read_json, write_json
+
+LOOPBACK = "127.0.0.1"
+POLL_SECONDS = 0.2
+STOP_SECONDS = 30.0  # for a server to end by itself
+HEALTH_TIMEOUT = 5.0
+Note = Callable[[str], None]
+
+
+def asking_members(run: Run) -> list[TeacherConfig]:
+    """The teachers whose service a run asks: that whose cache it writes, or those that are asked while it trains."""
+    if run.role == Role.TEACHER_CACHE:
+        return [with_teacher(run.config, run.teacher).teacher]
+    if not run.is_trained or not build_objective(run.config.objective.terms, "auto").needs_teacher:
+        return []
+    return [one for one in asked_teachers(run.config).values() if not teacher_capabilities(one).needs_cache]
+
+
+def needed_services(runs: Sequence[Run]) -> list[tuple[ServiceConfig, set[str]]]:
+    """The services that these runs ask, each with the names of the runs."""
+    found: dict[str, tuple[ServiceConfig, set[str]]] = {}
+    for run in runs:
+        for member in asking_members(run):
+            if (service := member.server.service).command:
+                found.setdefault(str(service_folder(service)), (service, set()))[1].add(run.name)
+    return list(found.values())
+
+
+@contextlib.contextmanager
+def services_beside(runs: Sequence[Run], pending: Callable[[], Collection[str]], note: Note) -> Iterator[None]:
+    """Inside, the services that `runs` ask are there, as long as one of those runs is among `pending` ones (names)."""
+    ended, threads = threading.Event(), []
+    for service, names in needed_services(runs):
+
+        def is_needed(names: set[str] = names) -> bool:
+            return not ended.is_set() and bool(names.intersection(pending()))
+
+        threads.append(threading.Thread(target=_keep_or_say, args=(service, is_needed, note), daemon=True))
+        threads[-1].start()
+    try:
+        yield
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+
+def _keep_or_say(service: ServiceConfig, is_needed: Callable[[], bool], note: Note) -> None:
+    try:
+        keep_service(service, is_needed, note)
+    except (OSError, UserError) as error:  # a disk that is full, a folder that cannot be written to
+        note(f"service: {error}")
+
+
+def keep_service(service: ServiceConfig, is_needed: Callable[[], bool], note: Note, host: str = LOOPBACK) -> None:
+    """Runs a server as long as `is_needed` says so; where another process runs it already, only if that ends. host: under
+    which others reach this machine."""
+    folder = service_folder(service)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock", timeout=POLL_SECONDS)  # the kernel frees it when its owner dies
+    while is_needed():
+        with contextlib.suppress(Timeout), lock:
+            _keep(service, is_needed, note, host)
+            return
+
+
+def _keep(service: ServiceConfig, is_needed: Callable[[], bool], note: Note, host: str) -> None:
+    _end_orphan(service)
+    port = service.port or _free_port()  # the same after a restart
+    base_url = f"http://{host}:{port}/v1"
+    try:
+        with (service_folder(service) / "log.txt").open("ab") as log:
+            for restart in range(service.max_restarts + 1):
+                write_endpoint(service, "starting")
+                reason = _run_once(service, port, base_url, is_needed, note, log)
+                if not reason:
+                    return
+                is_last = restart == service.max_restarts
+                note(f"service: it {reason}; {'given up' if is_last else 'started again'}")
+        write_endpoint(service, "failed", reason=f"it {reason}")
+        while is_needed():  # those who wait read why
+            threading.Event().wait(POLL_SECONDS)
+    finally:
+        remove_endpoint(service)
+
+
+def _run_once(
+    service: ServiceConfig, port: int, base_url: str, is_needed: Callable[[], bool], note: Note, log: IO[bytes]
+) -> str:
+    """One life of the server; why it has ended, empty where it is not needed any more."""
+    environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": service.devices} if service.devices else {})}
+    command = shlex.split(service.command.replace("{port}", str(port)))
+    try:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+    except OSError as error:
+        return f"cannot be started ({error.strerror})"
+    write_json(_process_path(service), {"pid": process.pid, "started": _start_time(process.pid)})
+    is_ready, waited = False, 0.0
+    try:
+        while is_needed():
+            if (code := process.poll()) is not None:
+                return describe_exit_code(code)
+            if not is_ready and _is_healthy(port, service.health):
+                is_ready = True
+                write_endpoint(service, "ready", base_url)
+                note(f"service: ready at {base_url}")
+            waited += POLL_SECONDS
+            if not is_ready and waited > service.start_timeout:
+                return f"was not ready after {service.start_timeout:g} s"
+            threading.Event().wait(POLL_SECONDS)
+        return ""
+    finally:
+        _stop(process)
+        _process_path(service).unlink(missing_ok=True)
+
+
+def _end_orphan(service: ServiceConfig) -> None:
+    """Ends the server of an owner that was killed and could not: it would hold its GPUs for ever."""
+    try:
+        left = read_json(_process_path(service))
+        if _start_time(left["pid"]) == left["started"] != "":
+            os.killpg(left["pid"], signal.SIGKILL)
+    except (OSError, ValueError, TypeError, KeyError):  # there is none, or it has ended
+        pass
+
+
+def _process_path(service: ServiceConfig) -> Path:
+    return service_folder(service) / f"process-{socket.gethostname()}.json"
+
+
+def _start_time(pid: int) -> str:
+    """When a process was started, in ticks since the machine was: another with its number has another. Linux; elsewhere
+    and of one that has ended empty."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """Ends a server and all its processes, with a group of their own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _is_healthy(port: int, path: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{LOOPBACK}:{port}{path}", timeout=HEALTH_TIMEOUT) as reply:
+            return bool(reply.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,170 @@
+"""What an API says beside its text as a teacher: the most probable alternatives of each token that it wrote, on its own
+answers.
+
+Chat and completion APIs give a few alternatives (`data.corpora.NAME.generated.remote.top_logprobs`, 20 at OpenAI) of every
+token of an answer, as text. Where the student's tokenizer cuts an answer as the writer's did, a token of the one is a token
+of the other, and so is every alternative that is one token of the student's; what is no token of the student's counts to
+the mass of all others. Elsewhere only the label is known, and is the target: at the end of the answer, where the two cut
+differently, and in text that nobody wrote so. How many tokens have alternatives is logged once.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill_lit.config import DataConfig, TeacherConfig
+from distill_lit.generation.completions import Completion, read_completions
+from distill_lit.generation.corpus import remote_completions_folder
+from distill_lit.losses.targets import IGNORE_INDEX, TopKTarget
+from distill_lit.models import load_tokenizer
+from distill_lit.teachers.base import TeacherCapabilities, TeacherContext, TeacherSource
+from distill_lit.teachers.registry import register_teacher
+from distill_lit.teachers.server_api import filling
+from distill_lit.teachers.token_alignment import token_bytes
+from distill_lit.utils.exceptions import UserError
+
+log = logging.getLogger(__name__)
+CERTAIN_LOGPROB = -1e-4  # of a label of which nothing else is known
+LOGGED_TOKENS = 1000  # after which the share of tokens with alternatives is logged
+Alternatives = list[tuple[str, float]]  # (bytes as latin-1, log-probability)
+
+
+class WrittenToken(NamedTuple):
+    """A token that the API wrote, by the bytes of the answer that it covers."""
+
+    start: int
+    end: int
+    alternatives: Alternatives
+
+
+class AnswersTeacher:
+    """Looks the tokens of a batch up among answers and their alternatives; nothing is asked.
+
+    Example:
+        teacher = AnswersTeacher(read_completions(folder), tokenizer)
+        target = teacher.target(batch, batch["labels"][:, 1:] >= 0)
+    """
+
+    def __init__(self, completions: Iterable[Completion], tokenizer: Any) -> None:
+        """Raises UserError where no answer has alternatives, or the bytes of the student's tokens are not known."""
+        self._bytes = token_bytes(tokenizer)
+        self._ids = {data: token for token, data in reversed(list(enumerate(self._bytes))) if data}
+        self._answers: dict[bytes, list[Completion]] = {}
+        for completion in completions:
+            if completion.alternatives:
+                self._answers.setdefault(completion.text.strip().encode(), []).append(completion)
+        if not self._answers:
+            raise UserError(
+                "teacher.source: answers, and no answer came with alternatives; does the server give top_logprobs?"
+            )
+        every = (token for found in self._answers.values() for one in found for token in one.alternatives)
+        self.tokens_per_position = 1 + max(len(alternatives) for _, alternatives in every)
+        self.vocab_size = len(self._bytes)
+        self._num_tokens = self._num_known = 0
+
+    def to(self, device: torch.device) -> None:
+        """Nothing of it is on a device."""
+
+    def target(self, batch: Mapping[str, Tensor], loss_mask: Tensor) -> TopKTarget:
+        """The alternatives at the N positions that `loss_mask` (B, T − 1) marks, or the labels alone."""
+        ids, labels = batch["input_ids"].cpu().numpy(), batch["labels"].cpu().numpy()
+        documents = batch.get("document_ids", torch.ones_like(batch["input_ids"])).cpu().numpy()
+        mask, rows = loss_mask.cpu().numpy(), []
+        for row in range(len(ids)):
+            known: dict[int, Alternatives] = {}
+            for number in range(1, int(documents[row].max(initial=0)) + 1):
+                columns = np.flatnonzero(documents[row] == number)
+                known |= self._known_tokens(ids[row], columns, labels[row] != IGNORE_INDEX)
+            rows += [self._entry(int(ids[row, column]), known.get(int(column))) for column in np.flatnonzero(mask[row]) + 1]
+            self._count(len(known), int(mask[row].sum()))
+        best = torch.tensor([[token for token, _ in entry] for entry, _ in rows]).view(-1, self.tokens_per_position)
+        logprobs = torch.tensor([[value for _, value in entry] for entry, _ in rows]).view(-1, self.tokens_per_position)
+        target = TopKTarget(best.long(), logprobs, torch.tensor([own for _, own in rows]))
+        return TopKTarget(*(part.to(loss_mask.device) for part in target))
+
+    def _known_tokens(self, ids: np.ndarray, columns: np.ndarray, is_supervised: np.ndarray) -> dict[int, Alternatives]:
+        """{column: alternatives} of the tokens of a document that both tokenizers cut alike."""
+        columns = columns[is_supervised[columns]]
+        pieces = [self._bytes[token] for token in ids[columns]]
+        text = b"".join(pieces)
+        answers = self._answers.get(text.strip(), [])
+        if not answers:
+            return {}
+        before = b"".join(self._bytes[token] for token in ids[: columns[0]]).decode(errors="replace")
+        answer = next((one for one in answers if one.prompt.strip() in before), answers[0])
+        skipped = len(text) - len(text.lstrip())
+        ends = np.cumsum([len(piece) for piece in pieces]) - skipped
+        by_place = {(token.start, token.end): token.alternatives for token in _written_tokens(answer)}
+        places = zip(columns, ends - [len(piece) for piece in pieces], ends, strict=True)
+        return {int(at): by_place[start, end] for at, start, end in places if (start, end) in by_place and end > start}
+
+    def _entry(self, label: int, alternatives: Alternatives | None) -> tuple[list[tuple[int, float]], float]:
+        """(tokens with their log-probabilities in falling order, that of the label)."""
+        known = {label: CERTAIN_LOGPROB}
+        if alternatives is not None:
+            spelled = [(text.encode("latin-1"), value) for text, value in alternatives]
+            known = {self._ids[data]: value for data, value in spelled if data in self._ids}
+            known[label] = known.pop(self._ids[self._bytes[label]])  # of several tokens with its bytes, it
+        best = sorted(known.items(), key=lambda item: -item[1])
+        return best + filling(best, self.tokens_per_position - len(best)), known[label]
+
+    def _count(self, known: int, total: int) -> None:
+        was_logged = self._num_tokens >= LOGGED_TOKENS
+        self._num_known, self._num_tokens = self._num_known + known, self._num_tokens + total
+        if not was_logged and self._num_tokens >= LOGGED_TOKENS:
+            share = self._num_known / self._num_tokens
+            log.log(
+                logging.WARNING if share < 0.5 else logging.INFO,
+                "%.0f%% of the tokens have alternatives of the server; of the others the label alone is learned",
+                100 * share,
+            )
+
+
+def _written_tokens(answer: Completion) -> list[WrittenToken]:
+    """The tokens of an answer by their places in its text, without blanks around it; none where they spell another."""
+    pieces = [token.encode("latin-1") for token, _ in answer.alternatives]
+    text = b"".join(pieces)
+    if text.strip() != answer.text.strip().encode():
+        return []
+    ends = np.cumsum([len(piece) for piece in pieces]) - (len(text) - len(text.lstrip()))
+    return [
+        WrittenToken(int(end) - len(piece), int(end), [(str(token), float(value)) for token, value in alternatives])
+        for piece, end, (_, alternatives) in zip(pieces, ends, answer.alternatives, strict=True)
+    ]
+
+
+@register_teacher("answers")
+class AnswersSource(TeacherSource):
+    """The alternatives of generated corpora that a server wrote."""
+
+    def capabilities(self, config: TeacherConfig) -> TeacherCapabilities:
+        """A few tokens at each position, of no model that is here."""
+        return TeacherCapabilities(target_form="top_k", needs_model=False)
+
+    def check_data(self, config: TeacherConfig, data: DataConfig) -> None:
+        """Raises UserError where no corpus comes with alternatives."""
+        if not _corpora(data):
+            raise UserError(
+                "teacher.source: answers, and no corpus has generated.remote.top_logprobs above 0, which asks for "
+                "alternatives"
+            )
+
+    def build(self, context: TeacherContext) -> AnswersTeacher:
+        """Reads the answers of all corpora that have alternatives."""
+        config = context.config
+        folders = [
+            remote_completions_folder(f"data.corpora.{name}.generated", generated, config.dataset_source)
+            for name, generated in _corpora(config.data).items()
+        ]
+        answers = (answer for folder in folders for answer in read_completions(folder))
+        return AnswersTeacher(answers, load_tokenizer(context.student_tokenizer_folder))
+
+
+def _corpora(data: DataConfig) -> dict[str, Any]:
+    """{name: how it is generated} of the corpora with alternatives."""
+    generated = {name: corpus.generated for name, corpus in data.corpora.items()}
+    return {name: one for name, one in generated.items() if one is not None and one.remote and one.remote.top_logprobs}

@@ -1,0 +1,292 @@
+"""A teacher behind a server (vLLM, SGLang): a model that does not fit beside the student, with its probabilities.
+
+The big idea
+    Servers say of given tokens how probable each was, and which k tokens were most probable in its place. That is what a
+    top-k cache keeps: the k best tokens, the exact mass of all others, the label's own log-probability. So a run of its own
+    asks once about every document of the packed rows and writes the cache that `OfflineTeacher` reads; or the server is
+    asked while students train (`teacher.server.live`), a batch ahead of them, and about text that the student writes too.
+
+What is asked
+    Each document of a row by itself, as token ids, up to its last supervised token: packing stays here. Held-out rows are
+    asked about like all others, unless the same model is here too (`teacher.server.local_validation`). `teacher.top_k: -1`
+    asks for the whole distribution, which is long: about 4 bytes for each token of the vocabulary in the cache, and 80 on
+    the wire.
+
+What `teacher.model` is for
+    Its tokenizer makes the rows and must number tokens as the server does, which is checked id by id. Its weights are not
+    needed: any model with this tokenizer will do, such as the smallest of the family.
+
+Nothing is lost
+    A reply is on disk before the next request goes out. What has been answered is not asked again, by any experiment, as
+    long as the same model answers: `teachers/server.py`.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from distill_lit.config import TeacherConfig
+from distill_lit.data import PackedDataset
+from distill_lit.generation.api_connection import check_api_key, check_asked_model, check_connection
+from distill_lit.losses.targets import TeacherTarget, TopKTarget
+from distill_lit.models import load_tokenizer
+from distill_lit.models.vocabulary import load_unpadded_vocab_size
+from distill_lit.teachers.base import CachedTeacherSource, CacheRows, TeacherCapabilities, TeacherContext
+from distill_lit.teachers.compression import CACHE_TOP_K, TeacherCacheFormat, top_k_arrays
+from distill_lit.teachers.offline import OfflineTeacher
+from distill_lit.teachers.online import OnlineTeacher
+from distill_lit.teachers.registry import register_teacher
+from distill_lit.teachers.server import Document, TeacherServer, supervised_documents
+from distill_lit.teachers.server_api import WHOLE_DISTRIBUTION, TokenScores
+from distill_lit.teachers.teacher_cache import (
+    is_teacher_cache_complete,
+    measure_bytes_per_token,
+    shard_rows,
+    teacher_cache_folder,
+    teacher_cache_metadata,
+)
+from distill_lit.utils.distributed.ranks import rank_zero_first
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.progress import ProgressCallback
+from distill_lit.utils.shards import Shards
+
+SHARDS_PER_WAVE = 16  # whose documents are asked about together
+
+
+class ServedTeacher:
+    """Asks a server while the student trains.
+
+    Example:
+        server = TeacherServer(TeacherServerConfig(base_url="http://127.0.0.1:8000/v1", model="big"), 50, tokenizer, 49152)
+        teacher = ServedTeacher(server)
+        teacher.prefetch(next_batch)  # while the student reads another
+        target = teacher.target(batch, batch["labels"][:, 1:] >= 0)
+    """
+
+    def __init__(self, server: TeacherServer) -> None:
+        """Raises UserError where the server cannot be asked, or is not the one that it was."""
+        server.check()
+        self.server, self.vocab_size = server, server.vocab_size
+        self._thread = ThreadPoolExecutor(1, "served-teacher")  # asking is not for the main thread, which handles signals
+
+    def to(self, device: torch.device) -> None:
+        """Nothing of it is here."""
+
+    def prefetch(self, batch: dict[str, Tensor]) -> None:
+        """Begins to ask about a batch of packed rows. What fails is asked again by the `target` that needs it."""
+        self._thread.submit(self.server.ask, _documents(batch, batch["labels"][:, 1:] >= 0))
+
+    def target(self, batch: dict[str, Tensor], loss_mask: Tensor) -> TopKTarget:
+        """The k most probable tokens at the N positions that `loss_mask` (B, T − 1) marks."""
+        documents = _documents(batch, loss_mask)
+        self._thread.submit(self.server.ask, documents).result()  # after what is on its way, which it need not ask again
+        scores = self.server.read(documents)
+        ids, logprobs, labels = (torch.from_numpy(array).to(loss_mask.device) for array in scores)
+        return TopKTarget(ids.long(), logprobs, labels)
+
+
+class LocallyValidatedTeacher:
+    """A teacher that is asked about training rows, and the same model here about held-out ones, whose whole distribution it
+    gives. num_train_rows: batches number held-out rows from there."""
+
+    def __init__(self, teacher: OfflineTeacher | ServedTeacher, local: OnlineTeacher, num_train_rows: int) -> None:
+        self.teacher, self.local, self.num_train_rows, self.vocab_size = teacher, local, num_train_rows, local.vocab_size
+
+    def to(self, device: torch.device) -> None:
+        """Moves both."""
+        self.teacher.to(device)
+        self.local.to(device)
+
+    def prefetch(self, batch: dict[str, Tensor]) -> None:
+        """Begins with a batch of training rows, where the server is asked live."""
+        if isinstance(self.teacher, ServedTeacher):
+            self.teacher.prefetch(batch)
+
+    def target(self, batch: dict[str, Tensor], loss_mask: Tensor) -> TeacherTarget:
+        """What the one or the other says at the N positions that `loss_mask` (B, T − 1) marks."""
+        is_held_out = int(batch["rows"].max()) >= self.num_train_rows
+        return (self.local if is_held_out else self.teacher).target(batch, loss_mask)
+
+
+def _documents(batch: Mapping[str, Tensor], loss_mask: Tensor) -> list[Document]:
+    """The documents of a batch with tokens to predict; without packing one a row."""
+    ids = batch["input_ids"].cpu().numpy()
+    whole = batch.get("attention_mask")
+    numbers = (
+        batch["document_ids"]
+        if "document_ids" in batch
+        else torch.ones_like(batch["input_ids"])
+        if whole is None
+        else whole
+    )
+    is_supervised = np.zeros(ids.shape, dtype=bool)
+    is_supervised[:, 1:] = loss_mask.cpu().numpy()
+    return supervised_documents(ids, numbers.cpu().numpy(), is_supervised)
+
+
+@register_teacher("served")
+class ServedSource(CachedTeacherSource):
+    """A model behind `teacher.server`."""
+
+    def capabilities(self, config: TeacherConfig) -> TeacherCapabilities:
+        """The most probable tokens; live, of the student's own text too."""
+        return TeacherCapabilities(
+            target_form="top_k",
+            needs_model=config.server.local_validation,
+            needs_cache=not config.server.live,
+            scores_student_text=config.server.live,
+        )
+
+    def describe(self, config: TeacherConfig) -> str:
+        """With what it may be asked about."""
+        return f"teacher.source {config.source}{'' if config.server.live else ' without teacher.server.live'}"
+
+    def check(self, config: TeacherConfig) -> None:
+        """Raises UserError for a server that cannot be asked."""
+        super().check(config)
+        if not config.top_k:
+            raise UserError("teacher.top_k: 0 tokens say nothing; give how many, or -1 for the whole distribution")
+        server = config.server
+        if not server.service.command:
+            check_connection("teacher.server", server, server.allow_http)
+        elif server.base_url:
+            raise UserError("teacher.server: base_url is of one that runs, service.command starts one; give one of them")
+        else:
+            check_asked_model("teacher.server", server)
+            if "{port}" not in server.service.command and not server.service.port:
+                raise UserError("teacher.server.service.command: it has no {port}; give it one, or service.port")
+
+    def check_model(self, config: TeacherConfig, model_config: Any) -> None:
+        """Raises UserError for more tokens than there are."""
+        size = model_config.get_text_config().vocab_size
+        if config.top_k > size:
+            raise UserError(f"teacher.top_k: {config.top_k} is above the vocabulary of {size}; -1 is all of it")
+
+    def check_service(self, config: TeacherConfig, tokenizer_folder: Path) -> None:
+        """Asks the server what it allows, and which model it is; one that the experiment starts is asked by its runs."""
+        if config.server.service.command:
+            return
+        check_api_key("teacher.server", config.server)
+        _server(config, tokenizer_folder).check()
+
+    def build(self, context: TeacherContext) -> OfflineTeacher | ServedTeacher | LocallyValidatedTeacher:
+        """Reads the cache, or asks while the student trains. A damaged cache is written again first."""
+        config = context.config.teacher.server
+        server = _server(context.config.teacher, context.model_folder)
+        teacher = ServedTeacher(server) if config.live else _cached_teacher(context, server)
+        if not config.local_validation:
+            return teacher
+        return LocallyValidatedTeacher(
+            teacher, OnlineTeacher(context.load_model(), context.vocab_size), len(context.data.train)
+        )
+
+    def cache_label(self, config: TeacherConfig) -> str:
+        """Such as served-top_k_50."""
+        return f"served-top_k_{'all' if config.top_k == WHOLE_DISTRIBUTION else config.top_k}"
+
+    def write_cache(self, context: TeacherContext, progress: ProgressCallback) -> dict[str, Any]:
+        """Asks the server about all rows."""
+        server = _server(context.config.teacher, context.model_folder)
+        with rank_zero_first():  # the others find it complete
+            folder = _write(context, server, progress)
+        rows = _all_rows(context)
+        return {
+            "teacher_cache": str(folder),
+            "rows": len(rows),
+            "bytes_per_token": measure_bytes_per_token(folder, rows, _cache_format(server)),
+            "served_model": server.identity(),
+            "cost": round(server.store.total_cost, 6),
+        }
+
+    def is_cache_complete(self, facts: Mapping[str, Any]) -> bool:
+        """Whether all its shards are there with their hashes."""
+        return is_teacher_cache_complete(Path(facts["teacher_cache"]), facts["rows"])
+
+    def estimate_cache_bytes(self, config: TeacherConfig, model_config: Any, rows: CacheRows) -> int:
+        """A few numbers per supervised token, of held-out rows too."""
+        size = int(model_config.get_text_config().vocab_size)
+        k = size if config.top_k == WHOLE_DISTRIBUTION else config.top_k
+        tokens = rows.supervised + (0 if config.server.local_validation else rows.validation_positions)
+        return tokens * TeacherCacheFormat(CACHE_TOP_K, k).bytes_per_token(size)
+
+
+def _server(config: TeacherConfig, tokenizer_folder: Path) -> TeacherServer:
+    tokenizer = load_tokenizer(tokenizer_folder)
+    return TeacherServer(config.server, config.top_k, tokenizer, load_unpadded_vocab_size(tokenizer_folder))
+
+
+def _cache_format(server: TeacherServer) -> TeacherCacheFormat:
+    return TeacherCacheFormat(CACHE_TOP_K, server.tokens_per_position)
+
+
+def _cached_teacher(context: TeacherContext, server: TeacherServer) -> OfflineTeacher:
+    folder, rows = _cache_folder(context, server), _all_rows(context)
+    if not is_teacher_cache_complete(folder, len(rows)):
+        folder = _write(context, server)
+    return OfflineTeacher(folder, rows, None, 0, _cache_format(server))
+
+
+def _all_rows(context: TeacherContext) -> PackedDataset:
+    """The rows that the server is asked about: training and held-out ones, one after the other, as batches number them."""
+    if context.config.teacher.server.local_validation:
+        return context.data.train
+    return PackedDataset.concatenate([context.data.train, context.data.validation])
+
+
+def _metadata(context: TeacherContext, server: TeacherServer) -> dict[str, Any]:
+    identity = {name: str(value) for name, value in server.identity().items()}
+    facts = teacher_cache_metadata(identity, context.data.fingerprint, torch.float16, _cache_format(server))
+    return {**facts, "rows": len(_all_rows(context))}
+
+
+def _cache_folder(context: TeacherContext, server: TeacherServer) -> Path:
+    return teacher_cache_folder(_metadata(context, server))
+
+
+def _write(context: TeacherContext, server: TeacherServer, progress: ProgressCallback | None = None) -> Path:
+    """Completes the cache; its folder. Documents are asked about side by side, shards written of the answers."""
+    server.check()
+    folder, rows = _cache_folder(context, server), _all_rows(context)
+    if is_teacher_cache_complete(folder, len(rows)):
+        return folder
+    shards, asked = Shards(folder), set[str]()
+    parts, total = shard_rows(CACHE_TOP_K, len(rows)), len(rows) * rows.sequence_length
+    for start in range(0, len(parts), SHARDS_PER_WAVE):
+        wave = [(name, numbers) for name, numbers in parts[start : start + SHARDS_PER_WAVE]]
+        missing = {name: _documents_of_rows(rows, numbers) for name, numbers in wave if not shards.is_intact(name)}
+        documents = [document for found in missing.values() for document in found]
+        before = wave[0][1][0] * rows.sequence_length
+        tokens = (wave[-1][1][-1] + 1) * rows.sequence_length - before
+
+        def advance(done: int, before: int = before, tokens: int = tokens, count: int = max(1, len(documents))) -> None:
+            if progress:
+                progress("cache", before + int(tokens * min(1.0, done / count)), total, "tokens")
+
+        server.ask(documents, advance)
+        shards.write_missing(
+            {name: functools.partial(_write_shard, server=server, documents=found) for name, found in missing.items()}
+        )
+        asked |= {server.key(document) for document in documents}
+        advance(len(documents))
+    facts = {"cache_format": _cache_format(server).metadata(), "rows": len(rows), "shards": [name for name, _ in parts]}
+    shards.write_manifest({**_metadata(context, server), **facts})
+    server.store.remove(asked)  # the shards hold it now
+    return folder
+
+
+def _documents_of_rows(rows: PackedDataset, numbers: Sequence[int]) -> list[Document]:
+    part = rows.take(np.array(numbers))
+    return supervised_documents(part.input_ids, part.document_ids, part.loss_mask)
+
+
+def _write_shard(path: Path, *, server: TeacherServer, documents: list[Document]) -> None:
+    scores: TokenScores = server.read(documents)
+    ids, logprobs, labels = (torch.from_numpy(array) for array in scores)
+    save_file(top_k_arrays(ids, logprobs, labels, server.vocab_size), path)

@@ -1,0 +1,52 @@
+"""Where a server that an experiment has started itself is found: a file on disk, which all nodes see.
+
+Whoever runs the server (`experiment/services.py`, or a job of a cluster) writes `endpoint.json`; whoever asks it waits
+until the file says that it is ready, also after it has died and is being started again.
+"""
+
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from distill_lit.config import ServiceConfig
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import cache_root, fingerprint, read_json, write_json
+
+State = Literal["starting", "ready", "failed"]
+POLL_SECONDS = 0.5
+
+
+def service_folder(service: ServiceConfig) -> Path:
+    """Where the log of a service is, and the file that says where it is found. One service for all that want the same."""
+    return cache_root() / "services" / fingerprint([service.command, service.port, service.devices])
+
+
+def write_endpoint(service: ServiceConfig, state: State, base_url: str = "", reason: str = "") -> None:
+    """Says how a service is, and where: `base_url` up to and with /v1."""
+    write_json(service_folder(service) / "endpoint.json", {"state": state, "base_url": base_url, "reason": reason})
+
+
+def remove_endpoint(service: ServiceConfig) -> None:
+    """Says that the service is not there any more."""
+    (service_folder(service) / "endpoint.json").unlink(missing_ok=True)
+
+
+def read_endpoint(service: ServiceConfig) -> dict[str, Any]:
+    """What was written last; empty where there is nothing."""
+    try:
+        return dict(read_json(service_folder(service) / "endpoint.json"))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def wait_for_service(service: ServiceConfig) -> str:
+    """The address of a service, once it is ready. Raises UserError where it has failed, or is not ready in time."""
+    end = time.monotonic() + service.start_timeout
+    while True:
+        found = read_endpoint(service)
+        if found.get("state") == "ready":
+            return str(found["base_url"])
+        if found.get("state") == "failed" or time.monotonic() > end:
+            reason = found.get("reason") or f"it is not ready after {service.start_timeout:g} s"
+            raise UserError(f"teacher.server.service: {reason}; see {service_folder(service) / 'log.txt'}")
+        time.sleep(POLL_SECONDS)

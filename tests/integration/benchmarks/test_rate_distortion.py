@@ -1,0 +1,41 @@
+"""The rate-distortion curve from finished runs: what is averaged, and what it says where a run is missing."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+import pytest
+from helpers import ROOT
+
+from distill_lit.experiment.experiment import Experiment
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import write_json
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("rate_distortion", ROOT / "benchmarks/rate_distortion.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_variant_has_the_bytes_of_its_cache_and_the_mean_over_seeds(benchmark: ModuleType, tmp_path: Path) -> None:
+    changes = ["grid={variant: [top_4, hidden_8], seed: [0, 1]}"]
+    experiment = Experiment.from_yaml(ROOT / "experiments/rate_distortion.yaml", changes, tmp_path)
+    with pytest.raises(UserError, match="is not done; run the experiment first"):
+        benchmark.collect(experiment)
+    for run in experiment.runs:
+        facts = {"bytes_per_token": 20.0 if "top_k_4" in run.label else 578.0}
+        if run.student:
+            facts = {"metrics": {"validation/teacher_kl": 0.5 + 0.25 * (run.seed or 0)}}
+        write_json(experiment.runs_folder / run.name / "manifest.json", facts)
+    table = benchmark.summarize(benchmark.collect(experiment))
+    assert table["kind"].tolist() == ["hidden", "top"]
+    assert table["bytes_per_token"].tolist() == [578.0, 20.0]
+    assert table["kl"].tolist() == [0.625, 0.625]
+    assert table["kl_error"].tolist() == [0.125, 0.125]  # two values 0.25 apart
+    benchmark.draw(pd.concat([table]), tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 1000
