@@ -217,15 +217,27 @@ def _text(students: list[StudentVerdict]) -> str:
     by_teacher: dict[str, list[StudentVerdict]] = {}
     for student in known:
         by_teacher.setdefault(format_number(student.teacher_loss, 2), []).append(student)
+    if (
+        len(by_teacher) > 1
+        and len(known) == len(by_teacher)
+        and len({format_number(e.ce_only_loss, 2) for e in known}) == 1
+    ):
+        whose = (
+            f"teachers of {join_words([student.name for student in known])} have losses of {join_words(list(by_teacher))}"
+        )
+        return f"On held-out training text the {whose} nats per token, {_losses_without_teacher(known)}{_no_help(known)}."
     sentences = []
     for loss, taught in by_teacher.items():
         whose = f"teacher of {join_words([student.name for student in taught])} has a loss of"
         whose = whose if len(by_teacher) > 1 else "teacher's own loss is"
-        worse = [student for student in taught if student.teacher_is_worse_on_the_text]
-        whom = "" if len(worse) == len(taught) else f" {join_words([student.name for student in worse])}"
-        end = f": it cannot help{whom} inside this corpus" if worse else ""
-        sentences.append(f"{whose} {loss} nats per token, {_losses_without_teacher(taught)}{end}")
+        sentences.append(f"{whose} {loss} nats per token, {_losses_without_teacher(taught)}{_no_help(taught)}")
     return f"On held-out training text the {'; the '.join(sentences)}." if sentences else ""
+
+
+def _no_help(taught: list[StudentVerdict]) -> str:
+    worse = [student for student in taught if student.teacher_is_worse_on_the_text]
+    whom = "" if len(worse) == len(taught) else f" {join_words([student.name for student in worse])}"
+    return f": it cannot help{whom} inside this corpus" if worse else ""
 
 
 def _losses_without_teacher(students: list[StudentVerdict]) -> str:

@@ -175,6 +175,21 @@ def test_the_teachers_own_loss_on_the_text_says_whom_it_cannot_help(result: Repo
     )
 
 
+def test_several_teachers_of_one_student_are_told_in_one_breath(result: ReportBundle) -> None:
+    """One student, the same without a teacher, with three teachers, of which the last is worse on the text than it."""
+    losses = (2.92, 3.25, 4.70)
+    chosen = [
+        replace(e, label=f"d12 ({name})", teacher_loss=loss, ce_only_loss=4.59)
+        for e, loss, name in zip(result.students, losses, "abc", strict=False)
+    ]
+    text = " ".join(verdict(result.scores, result.score_frame, chosen))
+    names = [student.name for student in chosen]
+    assert (
+        f"the teachers of {names[0]}, {names[1]} and {names[2]} have losses of 2.92, 3.25 and 4.70 nats per token, that of "
+        f"the student trained without it 4.59: it cannot help {names[2]} inside this corpus." in text
+    )
+
+
 def test_the_loss_of_the_teacher_stands_beside_the_students(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=10, students={"deep": 0.8})
     runs = pd.read_csv(folder / "runs.csv")
