@@ -17,7 +17,8 @@ class DatasetConfig:
     name: Text = Field(default="default", description="configuration of that repository")
     path: Text = Field(
         default="",
-        description="instead of `dataset`: reference of a .jsonl, .parquet or .txt file, or a folder of them",
+        description="instead of `dataset`: reference of a .jsonl, .parquet or .txt file, or a folder of them; for training "
+        "also tokens, .bin or .npy",
         json_schema_extra=HOLDS_PATHS,
     )
     split: Text = Field(default="train", description="split of the dataset")

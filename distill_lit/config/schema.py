@@ -54,6 +54,10 @@ class CorpusConfig(DatasetConfig):
         description="instead of `text`: column of chat messages, or a list of {role, content} with a template each; the "
         "loss is then on the responses only",
     )
+    streaming: Bool = Field(
+        default=False,
+        description="read a `dataset` of the hub as it comes, without a copy here; max_documents then takes the first",
+    )
     generated: GeneratedConfig | None = Field(default=None, description="instead of `dataset` and `path`: a teacher writes")
     weight: Annotated[Float, Field(ge=0)] | None = Field(
         default=None,
@@ -95,6 +99,9 @@ class DataConfig:
         default="",
         description="file with a Jinja chat template for corpora and students; empty: the tokenizer's own",
         json_schema_extra=HOLDS_PATHS,
+    )
+    workers: Int = Field(
+        default=1, ge=1, le=1024, description="processes that tokenise; the rows are the same by any number"
     )
     seed: Count = Field(
         default=0, ge=0, description="draws and packs documents; the order of batches follows the experiment's seed"

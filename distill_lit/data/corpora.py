@@ -4,7 +4,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -13,12 +13,15 @@ from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from distill_lit.config import CorpusConfig, DataConfig, non_default_fields
+from distill_lit.data.column_values import Row
 from distill_lit.data.messages import is_supervised_response, read_messages, read_tools
-from distill_lit.data.sources import Row, check_corpus_source, draw_rows, open_corpus_source
+from distill_lit.data.sources import check_corpus_source, draw_rows, open_corpus_source
+from distill_lit.data.spool import ItemSpool
 from distill_lit.utils.exceptions import UserError, one_line_message
 
 TRAINING_SECTION, VALIDATION_SECTION = "data.corpora", "data.validation"  # of the config
 MAX_ROW_CHARS_IN_ERROR = 80  # characters of a row in an error
+DOCUMENT_BYTES = 500  # of one in memory beside its text, about
 CORPUS_WORD_PATTERN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")  # letters, with apostrophes inside
 
 Chat = tuple[dict[str, Any], ...]  # messages, or tools
@@ -67,9 +70,10 @@ class CorpusCounts:
 
 @dataclass
 class Documents:
-    """All documents of some corpora, and per corpus what was left out. is_compared: with documents to validate on."""
+    """All documents of some corpora, in memory or in a file, and per corpus what was left out. is_compared: with documents
+    to validate on."""
 
-    items: list[Document] = field(default_factory=list)
+    items: Sequence[Document] = field(default_factory=list)
     counts: dict[str, CorpusCounts] = field(default_factory=dict)
     is_compared: bool = False
 
@@ -156,6 +160,8 @@ def check_corpus(key: str, corpus: CorpusConfig, dataset_source: str) -> None:
         check_corpus_source(key, corpus, dataset_source)
     elif corpus.dataset or corpus.path:
         raise UserError(f"{key} has both generated and {'dataset' if corpus.dataset else 'path'}; give one")
+    if corpus.streaming and not (corpus.dataset and dataset_source == "hub"):
+        raise UserError(f"{key}.streaming: only a `dataset` of dataset_source=hub is streamed; files are never read whole")
     _compile_corpus(key, corpus)
     if isinstance(corpus.messages, list) and not any(message.role == "assistant" for message in corpus.messages):
         raise UserError(f"{key}.messages: none is of the assistant, so there is no response to learn")
@@ -198,6 +204,7 @@ def read_documents(
     rendered and when nothing is left.
     """
     loaded = Documents(is_compared=validation is not None)
+    items: ItemSpool[Document] = ItemSpool()
     excluded = validation.digests() if validation else set()
     seen: set[bytes] = set()
     for name, corpus in sorted(corpora.items()):
@@ -217,7 +224,8 @@ def read_documents(
                 counts.documents += 1
                 if render_prompt is not None:
                     document = replace(document, teacher_prompt=render_prompt(document, row))
-                loaded.items.append(document)
+                items.append(document, DOCUMENT_BYTES + len(document.text) * (2 if document.messages else 1))
+    loaded.items = items.finished()
     if not loaded.items:
         rows = sum(counts.rows for counts in loaded.counts.values())
         reason = "empty or in data.validation" if excluded else "empty"
@@ -225,7 +233,7 @@ def read_documents(
     return loaded
 
 
-def count_words(documents: list[Document]) -> Counter[str]:
+def count_words(documents: Iterable[Document]) -> Counter[str]:
     """How often each lower-case word occurs."""
     words: Counter[str] = Counter()
     for document in documents:

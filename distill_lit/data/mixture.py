@@ -3,17 +3,35 @@
 import logging
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from distill_lit.config.schema import CorpusConfig
 from distill_lit.data.corpora import TRAINING_SECTION, Document
-from distill_lit.data.tokenization import TokenizedDocuments, encode_documents, join_documents, progress_bar, token_dtype
+from distill_lit.data.tokenization import TokenizedDocuments, TokenSpool, encode_documents, progress_bar
 from distill_lit.utils.exceptions import UserError
 
 log = logging.getLogger(__name__)
-Encoded = tuple[np.ndarray, np.ndarray, int]  # tokens and loss mask of a document, and its number
+
+
+@dataclass(frozen=True)
+class EncodedDocuments:
+    """Tokenized documents with the numbers of those that were given, (documents,)."""
+
+    documents: TokenizedDocuments
+    numbers: Sequence[int]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(documents,): tokens of each."""
+        return np.diff(self.documents.offsets)
+
+    def append_to(self, spool: TokenSpool, index: int) -> None:
+        """Puts one of them into another."""
+        here = slice(*self.documents.offsets[index : index + 2].tolist())
+        spool.append(self.documents.tokens[here], self.documents.loss_mask[here])
 
 
 def corpus_shares(corpora: Mapping[str, CorpusConfig]) -> dict[str, float]:
@@ -23,13 +41,14 @@ def corpus_shares(corpora: Mapping[str, CorpusConfig]) -> dict[str, float]:
 
 
 def tokenize_mixture(
-    documents: list[Document],
+    documents: Sequence[Document],
     tokenizer: Any,
     seed: int,
     validation_tokens: int,
     max_tokens: int,
     shares: Mapping[str, float],
     corpora: Sequence[str] | None = None,
+    workers: int = 1,
 ) -> tuple[TokenizedDocuments, dict[str, dict[str, Any]]]:
     """(documents to hold out, then the mixture; {corpus: what became of it}).
 
@@ -40,51 +59,52 @@ def tokenize_mixture(
 
     What became of a corpus: share of the tokens, tokens, documents, and repeats, how often one was read again. Raises
     UserError for a corpus of some weight with no document left. corpora: names by which the corpora are numbered; None:
-    those of `shares`, sorted.
+    those of `shares`, sorted. workers: processes that tokenise.
     """
     corpora = sorted(shares) if corpora is None else corpora
     order = np.random.default_rng(seed).permutation(len(documents)).tolist()
-    held_out = _encode(documents, order, tokenizer, validation_tokens)
-    rest = order[len(held_out) :]
-    encoded: dict[str, list[Encoded]] = {}
+    held_out = _encode(documents, order, tokenizer, validation_tokens, workers)
+    by_corpus: dict[str, list[int]] = {name: [] for name in shares}
+    for i in order[len(held_out.numbers) :]:
+        by_corpus[documents[i].corpus].append(i)
+    encoded: dict[str, EncodedDocuments] = {}
     for name, share in shares.items():
-        own = [i for i in rest if documents[i].corpus == name] if share else []
+        own = by_corpus[name] if share else []
         if share and not own:
             raise UserError(f"{TRAINING_SECTION}.{name}.weight: no document of it is left to train on; set it to 0")
-        encoded[name] = _encode(documents, own, tokenizer, share * max_tokens if max_tokens else np.inf)
-    total = max_tokens or min(_count(encoded[name]) / share for name, share in shares.items() if share)
+        encoded[name] = _encode(documents, own, tokenizer, share * max_tokens if max_tokens else np.inf, workers)
+    total = max_tokens or min(int(encoded[name].lengths.sum()) / share for name, share in shares.items() if share)
     chosen = {
-        name: _repeated([len(tokens) for tokens, *_ in encoded[name]], round(share * total), name, seed)
+        name: _repeated(encoded[name].lengths.tolist(), round(share * total), name, seed)
         for name, share in shares.items()
         if share
     }
-    pool = [encoded[name][i] for name, numbers in chosen.items() for i in numbers]
+    pool = [(encoded[name], i) for name, numbers in chosen.items() for i in numbers]
     shuffled = np.random.default_rng([seed, zlib.crc32(b"mixture")]).permutation(len(pool))
-    tokens, masks, read = zip(*held_out, *(pool[i] for i in shuffled), strict=True)
-    corpus_ids = [corpora.index(documents[i].corpus) for i in read]
-    return join_documents(tokens, masks, corpus_ids, np.array(read)), _statistics(encoded, chosen)
+    read = [(held_out, i) for i in range(len(held_out.numbers))] + [pool[i] for i in shuffled]
+    spool, numbers = TokenSpool(tokenizer), [part.numbers[i] for part, i in read]
+    for part, i in read:
+        part.append_to(spool, i)
+    corpus_ids = [corpora.index(documents[i].corpus) for i in numbers]
+    return spool.finished(corpus_ids, np.array(numbers)), _statistics(encoded, chosen)
 
 
-def _encode(documents: list[Document], numbers: Sequence[int], tokenizer: Any, enough: float) -> list[Encoded]:
+def _encode(
+    documents: Sequence[Document], numbers: Sequence[int], tokenizer: Any, enough: float, workers: int
+) -> EncodedDocuments:
     """The first documents with these numbers, until they hold `enough` tokens."""
-    found: list[Encoded] = []
-    total, dtype = 0, token_dtype(tokenizer)
-    if not enough:
-        return found
+    found, total = TokenSpool(tokenizer), 0
     with progress_bar() as bar:
         task = bar.add_task("tokenising", total=len(numbers))
-        encoded = encode_documents([documents[i] for i in numbers], tokenizer)
-        for number, (ids, supervised) in zip(numbers, encoded, strict=False):
-            found.append((np.array(ids, dtype=dtype), np.array(supervised, dtype=bool), number))
+        encoded = encode_documents((documents[i] for i in numbers if enough), tokenizer, workers)
+        for ids, supervised in encoded:
+            found.append(ids, supervised)
             total += len(ids)
             bar.advance(task)
             if total >= enough:
+                encoded.close()
                 break
-    return found
-
-
-def _count(documents: list[Encoded]) -> int:
-    return sum(len(tokens) for tokens, *_ in documents)
+    return EncodedDocuments(found.finished(None, None), numbers[: len(found.lengths)])
 
 
 def _repeated(lengths: list[int], target: int, name: str, seed: int) -> np.ndarray:
@@ -99,8 +119,8 @@ def _repeated(lengths: list[int], target: int, name: str, seed: int) -> np.ndarr
     return numbers[: max(1, fitting)]
 
 
-def _statistics(encoded: Mapping[str, list[Encoded]], chosen: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    lengths = {name: np.array([len(tokens) for tokens, *_ in documents]) for name, documents in encoded.items()}
+def _statistics(encoded: Mapping[str, EncodedDocuments], chosen: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    lengths = {name: documents.lengths for name, documents in encoded.items()}
     tokens = {name: int(lengths[name][numbers].sum()) for name, numbers in chosen.items()}
     found = {}
     for name, numbers in chosen.items():

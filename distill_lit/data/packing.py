@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from distill_lit.data.spool import scratch_zeros
 from distill_lit.data.tokenization import TokenizedDocuments
 from distill_lit.losses.targets import IGNORE_INDEX
 
@@ -65,7 +66,7 @@ class PackedDataset:
     @property
     def num_tokens(self) -> int:
         """Tokens that are not padding."""
-        return int((self.document_ids > 0).sum())
+        return int(np.count_nonzero(self.document_ids))
 
     @property
     def padding_share(self) -> float:
@@ -104,15 +105,17 @@ def pack(documents: TokenizedDocuments, sequence_length: int) -> tuple[PackedDat
     starts, sizes = split_long_documents(documents.offsets, sequence_length)
     rows, columns, numbers = place_first_fit(sizes, sequence_length)
     count = int(rows.max()) + 1 if len(rows) else 0
-    input_ids = np.zeros((count, sequence_length), dtype=documents.tokens.dtype)
-    document_ids = np.zeros((count, sequence_length), dtype=np.min_scalar_type(sequence_length))
-    supervised = np.zeros((count, sequence_length), dtype=bool)
+    input_ids = scratch_zeros((count, sequence_length), documents.tokens.dtype)
+    document_ids = scratch_zeros((count, sequence_length), np.min_scalar_type(sequence_length))
+    supervised = scratch_zeros((count, sequence_length), bool)
     for start, size, row, column, number in zip(starts, sizes, rows, columns, numbers, strict=True):
         here = slice(column, column + size)
         input_ids[row, here] = documents.tokens[start : start + size]
         document_ids[row, here] = number
         supervised[row, here] = documents.loss_mask[start : start + size]
-    supervised &= ~_is_first(document_ids)
+    for start in range(0, count, COUNTED_ROWS):
+        here = slice(start, start + COUNTED_ROWS)
+        supervised[here] &= ~_is_first(document_ids[here])
     return PackedDataset(input_ids, document_ids, supervised), int((np.diff(documents.offsets) > sequence_length).sum())
 
 

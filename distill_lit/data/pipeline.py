@@ -1,7 +1,7 @@
 """Corpora → documents → tokens → packed rows, made once and cached by everything they depend on."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -88,6 +88,8 @@ def prepare_datasets(
 
     def make_tokens() -> tuple[Arrays, dict[str, Any]]:
         parts, statistics = _tokenize_both(data, _tokenizer(data, tokenizer_folder), dataset_source)
+        if _keys(data, tokenizer_folder, dataset_source)[0] != tokens_key:  # of files that are hashed once, the dates tell
+            raise UserError("data.corpora: files have changed, come or gone while they were read; run again")
         return _stored([tokens for tokens, _ in parts]), tokenization_metadata(parts[0][0], statistics)
 
     def open_tokens() -> tuple[Arrays, dict[str, Any]]:
@@ -127,7 +129,8 @@ def _prepare_teacher_documents(
     def make() -> tuple[Arrays, dict[str, Any]]:
         tokenizer = _tokenizer(data, tokenizer_folder)
         parts, _ = _tokenize_both(data, tokenizer, dataset_source, prompt_renderer(prompt))
-        tokens, positions, counts = make_teacher_documents(parts, tokenizer, data.sequence_length, most_tokens)
+        read = [(tokens, [items[i] for i in np.asarray(tokens.numbers)]) for tokens, items in parts]
+        tokens, positions, counts = make_teacher_documents(read, tokenizer, data.sequence_length, most_tokens)
         train, validation, _ = _split_and_pack(data, _stored(positions))
         for name, packed in (("train", train), ("validation", validation)):
             tokens[f"{name}_positions"] = np.where(packed.document_ids > 0, packed.input_ids, NOT_IN_TEACHER)
@@ -242,9 +245,9 @@ def _corpus_fingerprint_inputs(data: DataConfig, dataset_source: str) -> list[An
 
 def _tokenize_both(
     data: DataConfig, tokenizer: Any, dataset_source: str, render_prompt: PromptRenderer | None = None
-) -> tuple[list[tuple[TokenizedDocuments, list[Document]]], dict[str, Any]]:
-    """([(tokens, the documents that they are of)], statistics): of the corpora, the held-out documents first, and of
-    `data.validation` where it is given."""
+) -> tuple[list[tuple[TokenizedDocuments, Sequence[Document]]], dict[str, Any]]:
+    """([(tokens, the documents, by whose `numbers` they are)], statistics): of the corpora, the held-out documents first,
+    and of `data.validation` where it is given."""
     rows, own, names = data.validation_sequences * data.sequence_length, None, corpus_names(data)
     read = partial(read_documents, seed=data.seed, dataset_source=dataset_source, render_prompt=render_prompt)
     if data.validation:
@@ -252,14 +255,16 @@ def _tokenize_both(
     documents = read(data.corpora, validation=own)
     shares, held_out, statistics = corpus_shares(data.corpora), 0 if own else rows, documents.statistics()
     if shares:
-        made, mixture = tokenize_mixture(documents.items, tokenizer, data.seed, held_out, data.max_tokens, shares, names)
+        made, mixture = tokenize_mixture(
+            documents.items, tokenizer, data.seed, held_out, data.max_tokens, shares, names, data.workers
+        )
         statistics |= {"mixture": mixture}
     else:
-        made = tokenize(documents.items, tokenizer, data.seed, held_out, data.max_tokens, names)
+        made = tokenize(documents.items, tokenizer, data.seed, held_out, data.max_tokens, names, data.workers)
     found = [(made, documents.items)]
     if own:
         found.append((tokenize(own.items, tokenizer, data.seed, 0, rows, names), own.items))
-    return [(tokens, [items[i] for i in np.asarray(tokens.numbers)]) for tokens, items in found], statistics
+    return found, statistics
 
 
 def _stored(parts: list[TokenizedDocuments]) -> Arrays:

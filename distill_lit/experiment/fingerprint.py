@@ -90,6 +90,7 @@ def training_fingerprint_fields(config: ExperimentConfig) -> dict[str, Any]:
 def data_fingerprint_fields(config: ExperimentConfig) -> dict[str, Any]:
     """What decides the rows that are read."""
     found = {**non_default_fields(config.data), "dataset_source": config.dataset_source}
+    found.pop("workers", None)  # they make the same rows
     if config.data.validation:
         found["validation"] = {name: corpus_text_fields(corpus) for name, corpus in config.data.validation.items()}
     return {

@@ -1,0 +1,89 @@
+"""Rows of dataset repositories of the hub: fetched into the cache of `datasets`, or streamed."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from distill_lit.data.column_values import Row, as_text
+from distill_lit.utils.exceptions import UserError, one_line_message
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """Rows of one split of a dataset repository of the hub, through `datasets` and its cache."""
+
+    repository: str
+    name: str
+    split: str
+
+    def fingerprint(self) -> list[Any]:
+        return [self.repository, self.name, self.split, self._load()._fingerprint]
+
+    def count(self) -> int:
+        return len(self._load())
+
+    def rows(self, keep: Collection[int] | None) -> Iterator[Row]:
+        dataset = self._load()
+        for i, row in enumerate(dataset if keep is None else dataset.select(sorted(keep))):
+            yield {name: as_text(value, f"{self.repository}: row {i + 1}: column {name!r}") for name, value in row.items()}
+
+    def _load(self) -> Any:
+        import datasets
+
+        try:
+            return datasets.load_dataset(self.repository, self.name or None, split=self.split)
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"dataset {self.repository!r} cannot be loaded: {reason}") from error
+
+
+@dataclass(frozen=True)
+class StreamSource:
+    """Rows of one split of a dataset repository of the hub, as they come: neither fetched whole nor kept."""
+
+    repository: str
+    name: str
+    split: str
+
+    def fingerprint(self) -> list[Any]:
+        return [self.repository, self.name, self.split, "streaming", self._builder().hash]
+
+    def count(self) -> int:
+        """Rows by the repository's own account. Raises UserError where it gives none."""
+        count = self._declared_rows()
+        if count is None:
+            raise UserError(f"dataset {self.repository!r} does not say how many rows it has")
+        return count
+
+    def rows(self, keep: Collection[int] | None) -> Iterator[Row]:
+        """The rows, up to the last that is wanted. Raises UserError for a stream that breaks off or ends early."""
+        last = max(keep, default=-1) + 1 if keep is not None else None
+        number = 0
+        try:
+            for number, row in enumerate(self._stream(), 1):
+                if keep is None or number - 1 in keep:
+                    where = f"{self.repository}: row {number}: column"
+                    yield {name: as_text(value, f"{where} {name!r}") for name, value in row.items()}
+                if number == last:
+                    return
+        except (OSError, ValueError, RuntimeError, LookupError) as error:
+            reason = one_line_message(error)
+            raise UserError(f"dataset {self.repository!r}: the stream broke off after {number:,} rows: {reason}") from error
+        declared = self._declared_rows()
+        if declared is not None and number < declared:
+            raise UserError(f"dataset {self.repository!r}: the stream ended early, after {number:,} of {declared:,} rows")
+
+    def _declared_rows(self) -> int | None:
+        splits = self._builder().info.splits or {}
+        return int(splits[self.split].num_examples) or None if self.split in splits else None
+
+    def _stream(self) -> Any:
+        return self._builder().as_streaming_dataset(split=self.split)
+
+    def _builder(self) -> Any:
+        import datasets
+
+        try:
+            return datasets.load_dataset_builder(self.repository, self.name or None)
+        except Exception as error:
+            raise UserError(f"dataset {self.repository!r} cannot be opened: {one_line_message(error)}") from error
