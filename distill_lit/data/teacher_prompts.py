@@ -15,9 +15,9 @@ import numpy as np
 
 from distill_lit.config import DataConfig, TeacherPromptConfig
 from distill_lit.data.chat import render_chat
+from distill_lit.data.column_values import Row
 from distill_lit.data.corpora import Document, PromptRenderer, TeacherPrompt, compile_template, render_template
 from distill_lit.data.messages import is_supervised_response
-from distill_lit.data.column_values import Row
 from distill_lit.data.span_tokenization import encode_continuation, encode_spans
 from distill_lit.data.templates import Messages
 from distill_lit.data.tokenization import TokenizedDocuments, join_documents, progress_bar

@@ -6,6 +6,7 @@ A file of tokens says nothing of its tokenizer, so beside `corpus.bin` lies `cor
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -68,17 +69,17 @@ class TokenFile:
         return [self.path.name, self.file_bytes, str(self.dtype), self.header_bytes, self.tokenizer, digest.hexdigest()]
 
 
-def is_token_corpus(corpus: CorpusConfig) -> bool:
-    """Whether a corpus is files of tokens: by its path's ending, or by what a folder holds."""
-    if corpus.dataset or corpus.generated is not None or not corpus.path:
+def is_token_corpus(key: str, corpus: CorpusConfig) -> bool:
+    """Whether a corpus is files of tokens: by its path's ending, or by what a folder holds. key: its own in the config."""
+    if corpus.dataset or corpus.generated is not None or not corpus.path or re.match(r"(hf|pypi|shipped):", corpus.path):
         return False
-    path = _plain_path(corpus)
+    path = _plain_path(key, corpus)
     return path.suffix in TOKEN_EXTENSIONS or (path.is_dir() and bool(_files_in(path)))
 
 
 def token_files(key: str, corpus: CorpusConfig) -> list[TokenFile]:
     """The files of a corpus of tokens, in the order of their names. Raises UserError for what cannot be read as tokens."""
-    path = _plain_path(corpus)
+    path = _plain_path(key, corpus)
     if corpus.messages or corpus.text != type(corpus)().text:
         raise UserError(f"{key}: files of tokens have no columns for text or messages; leave these out")
     if corpus.max_documents:
@@ -122,8 +123,8 @@ def check_in_vocabulary(file: TokenFile, tokens: np.ndarray, vocab_size: int) ->
         raise UserError(f"{file.path}: token {wrong:,}, and the tokenizer has {vocab_size:,} tokens; is its dtype right?")
 
 
-def _plain_path(corpus: CorpusConfig) -> Path:
-    return Path(str(expand_path(corpus.path.removeprefix("file:"), "path")))
+def _plain_path(key: str, corpus: CorpusConfig) -> Path:
+    return expand_path(corpus.path.removeprefix("file:"), f"{key}.path")
 
 
 def _files_in(folder: Path) -> list[Path]:

@@ -38,14 +38,14 @@ TOKEN_ROWS_VERSION = 1  # raise it when the same files become other rows
 
 def reads_token_files(data: DataConfig) -> bool:
     """Whether any corpus to train on is files of tokens: then all are."""
-    return any(is_token_corpus(corpus) for corpus in data.corpora.values())
+    return any(is_token_corpus(f"{TRAINING_SECTION}.{name}", corpus) for name, corpus in data.corpora.items())
 
 
 def check_token_corpora(data: DataConfig, dataset_source: str) -> None:
     """Raises UserError for corpora of tokens that cannot be read, as far as that shows without a tokenizer, or that are
     mixed with text."""
     for name, corpus in data.corpora.items():
-        if not is_token_corpus(corpus):
+        if not is_token_corpus(f"{TRAINING_SECTION}.{name}", corpus):
             raise UserError(
                 f"{TRAINING_SECTION}.{name} is text, and others are files of tokens; tokenise it too, or leave one kind out"
             )
@@ -54,7 +54,7 @@ def check_token_corpora(data: DataConfig, dataset_source: str) -> None:
     if any(weighted) and not (all(weighted) and any(corpus.weight for corpus in data.corpora.values())):
         raise UserError(f"{TRAINING_SECTION}: give every corpus a weight, and one of them more than 0, or none")
     for name, corpus in data.validation.items():
-        if is_token_corpus(corpus):
+        if is_token_corpus(f"{VALIDATION_SECTION}.{name}", corpus):
             raise UserError(f"{VALIDATION_SECTION}.{name}: text to validate on is given as text, not as tokens")
     check_validation_corpora(data.validation, dataset_source)
     if not data.validation_sequences and not data.validation:
