@@ -61,6 +61,18 @@ def check_token_corpora(data: DataConfig, dataset_source: str) -> None:
         raise UserError("data.validation_sequences: 0 means all of data.validation, which names no corpus")
 
 
+def check_token_files(data: DataConfig, tokenizer_folder: Path, prompt: TeacherPromptConfig | None = None) -> None:
+    """Raises UserError for files of tokens of another tokenizer than the one in the folder, or that a prompt of the
+    teacher's own would need the text of. Reads samples of them."""
+    if not reads_token_files(data):
+        return
+    if prompt is not None and prompt.is_set:
+        raise UserError("teacher.prompt: documents in files of tokens cannot be rendered for it; give the text")
+    tokenizer = load_tokenizer(tokenizer_folder)
+    for name, files in _files(data.corpora).items():
+        check_tokens(f"{TRAINING_SECTION}.{name}", files, tokenizer, tokenizer_folder)
+
+
 def prepare_token_rows(
     data: DataConfig,
     tokenizer_folder: Path,
@@ -73,11 +85,8 @@ def prepare_token_rows(
     The last rows of each corpus are held out, from the first document on that begins in them, unless `data.validation` is
     given. Raises UserError for tokens of another tokenizer.
     """
-    if prompt is not None and prompt.is_set:
-        raise UserError("teacher.prompt: documents in files of tokens cannot be rendered for it; give the text")
+    check_token_files(data, tokenizer_folder, prompt)
     tokenizer, corpora = load_tokenizer(tokenizer_folder), _files(data.corpora)
-    for name, files in corpora.items():
-        check_tokens(f"{TRAINING_SECTION}.{name}", files, tokenizer, tokenizer_folder)
     pool = TokenPool(corpora, data.sequence_length, tokenizer.eos_token_id, unpadded_vocab_size(tokenizer))
     names = corpus_names(data) if with_corpus_ids else None
     held_out = _held_out(data, pool)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from distill_lit.config import CorpusConfig, ExperimentConfig, TermConfig, non_default_fields
+from distill_lit.config import CorpusConfig, ExperimentConfig, TermConfig, TrainingConfig, non_default_fields
 from distill_lit.config.on_policy import is_on_policy_enabled
 from distill_lit.config.roles import Role
 from distill_lit.config.server import without_neutral_server_fields
@@ -79,12 +79,14 @@ def versioned_fingerprint(**facts: Any) -> str:
 
 
 def training_fingerprint_fields(config: ExperimentConfig) -> dict[str, Any]:
-    """The fields of training that decide its result."""
-    return {
-        key: value
-        for key, value in non_default_fields(config.training).items()
-        if key not in RESULT_NEUTRAL_TRAINING_FIELDS
-    }
+    """The fields of training that decide its result. Ranks share out the rows of a pass: how many they are decides nothing
+    where all read as many, but for students that write, each rank a text of its own."""
+    found = non_default_fields(config.training)
+    if config.training.ranks > 1 and not is_on_policy_enabled(config.on_policy):
+        rows = config.training.micro_batch_size * config.training.ranks
+        found = {key: value for key, value in found.items() if key not in ("devices", "nodes", "micro_batch_size")}
+        found |= {"micro_batch_size": rows} if rows != TrainingConfig().micro_batch_size else {}
+    return {key: value for key, value in found.items() if key not in RESULT_NEUTRAL_TRAINING_FIELDS}
 
 
 def data_fingerprint_fields(config: ExperimentConfig) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from distill_lit.config import EvaluationConfig, ExperimentConfig
 from distill_lit.config.on_policy import is_on_policy_enabled
 from distill_lit.config.roles import Role
+from distill_lit.data.token_pipeline import check_token_files
 from distill_lit.evaluation.tasks import check_answer_lengths, check_user_tasks, has_generative_tasks
 from distill_lit.experiment.agreement import AgreementCheck, penalty_notes
 from distill_lit.experiment.architectures import Architectures
@@ -64,6 +65,7 @@ def _check_student_against_teacher(run: Run, architectures: Architectures) -> No
             "config.json); begin with the model in full precision, see `from`"
         )
     student = check_student_origin(key, shape, origin)
+    check_token_files(config.data, architectures.reader(run).tokenizer_folder, config.teacher.prompt)
     check_row_length("data.sequence_length", key, student, config.data.sequence_length)
     source, able = teacher_source(config.teacher), teacher_capabilities(config.teacher)
     if able.needs_model and able.shares_tokenizer:  # it reads the same rows

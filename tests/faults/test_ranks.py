@@ -93,6 +93,22 @@ def test_one_device_inside_slurm_stops_at_its_warning_and_requeues_nothing(stead
     assert (lines(root), weights(root)) == (lines(tmp_path / "whole"), weights(tmp_path / "whole"))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_one_rank_goes_on_where_two_have_stopped(steady: Path, tmp_path: Path) -> None:
+    """The same run: every step once, with the losses of one rank from the beginning."""
+    assert finish(start(steady, tmp_path / "one")) == 0
+    root = tmp_path / "root"
+    assert finish(start(steady, root, "SIGTERM train 7", TWO)) == 143
+    assert read_json(run_folder(root) / "state.json")["state"] == "preempted"
+    assert finish(start(steady, root)) == 0, log_of(root)
+    ours, theirs = ([line for line in lines(path) if "train/loss" in line] for path in (root, tmp_path / "one"))
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs] == list(range(STEPS))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine["train/loss"] == pytest.approx(other["train/loss"], rel=2e-3)
+        assert mine["train/tokens"] == other["train/tokens"]
+
+
 def test_what_a_cluster_says_is_taken_out_and_nothing_else() -> None:
     kept = {"PATH": "/bin", "SLURM_CONF": "/etc/slurm.conf", "HF_TOKEN": "x", "CUDA_VISIBLE_DEVICES": "0"}
     environment = {**SURROUNDINGS, **kept}

@@ -143,6 +143,15 @@ def test_what_cannot_change_a_student_does_not_change_its_cell(change: str) -> N
     assert names(change) == names()
 
 
+def test_ranks_that_share_out_the_same_rows_are_the_same_run() -> None:
+    one = ("training.micro_batch_size=12",)
+    shared = ("training.devices=2", "training.nodes=3", "training.micro_batch_size=2")
+    assert names(*shared) == names(*one) != names()
+    assert names("training.devices=2", "training.micro_batch_size=4") == names("training.micro_batch_size=8")
+    written = ("on_policy.fraction=0.5",)  # each rank writes a text of its own
+    assert names(*shared, *written)["deep"] != names(*one, *written)["deep"]
+
+
 @pytest.mark.parametrize(
     ("change", "new"),
     [
