@@ -71,7 +71,7 @@ def _why_teacher_not_sharded(config: ExperimentConfig, objective: Objective) -> 
     able = teacher_capabilities(config.teacher)
     if objective.needs_teacher and able.runs_beside_student and not able.is_shardable:
         return f"teacher.source {config.teacher.source}"
-    if objective.needs_teacher and able.runs_beside_student and config.teacher.quantize != "none":
+    if objective.needs_teacher and able.needs_model and config.teacher.quantize != "none":
         return f"teacher.quantize {config.teacher.quantize}: rounded weights are not cut"
     return ""
 
@@ -88,10 +88,11 @@ def with_strategy(run: Run, architectures: Architectures | None = None) -> Run:
 
 def _choose_strategy(run: Run, architectures: Architectures) -> Literal["ddp", "fsdp"]:
     is_cache = run.role == Role.TEACHER_CACHE
-    is_whole: Any = (
-        run.config.teacher.prompt.is_set if is_cache else why_not_sharded(run.config, _objective(run), run.student)
-    )
-    if is_whole or not (run.is_trained or is_cache):
+    if is_cache:
+        is_whole = run.config.teacher.prompt.is_set
+    else:
+        is_whole = not run.is_trained or bool(why_not_sharded(run.config, _objective(run), run.student))
+    if is_whole:
         return "ddp"
     return "ddp" if fits(run.config, estimate_memory(run, architectures)) else "fsdp"
 

@@ -71,6 +71,21 @@ def test_two_ranks_from_the_command_line_inside_slurm_and_torchrun_train_the_stu
     assert not list((tmp_path / "two").rglob("hpc_ckpt*"))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_sharded_run_goes_on_from_its_shards_and_exports_the_student_of_one_process(steady: Path, tmp_path: Path) -> None:
+    sharded = (*TWO, "training.strategy=fsdp", "training.checkpoint=sharded")
+    assert finish(start(steady, tmp_path / "one")) == 0
+    assert finish(start(steady, tmp_path / "two", "SIGTERM train 20", sharded)) == 143, log_of(tmp_path / "two")
+    found = [*run_folder(tmp_path / "two").glob("checkpoints/step=*")]
+    assert found and all(path.is_dir() and path.suffix == ".ckpt" for path in found)
+    assert finish(start(steady, tmp_path / "two", "", sharded)) == 0, log_of(tmp_path / "two")
+    one, two = (load_file(run_folder(tmp_path / name) / "student/model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-2, atol=1e-3)
+
+
 def _validations(root: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["validation/loss"]) for line in lines(root) if "validation/loss" in line]
 
