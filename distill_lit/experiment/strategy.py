@@ -135,3 +135,8 @@ def takes_all_ranks(run: Run) -> bool:
     training = run.config.training
     is_sharded_cache = run.role == Role.TEACHER_CACHE and training.strategy == "fsdp"
     return training.ranks > 1 and (run.is_trained or is_sharded_cache)
+
+
+def may_take_several_nodes(run: Run) -> bool:
+    """Whether a run takes several nodes, or does so where its teacher is sharded."""
+    return run.config.training.nodes > 1 and (run.is_trained or run.role == Role.TEACHER_CACHE)

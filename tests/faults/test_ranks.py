@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +87,24 @@ def test_a_sharded_run_goes_on_from_its_shards_and_exports_the_student_of_one_pr
     assert one.keys() == two.keys()
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_two_nodes_by_hand(steady: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    changes = ("training.nodes=2", "training.micro_batch_size=1")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DISTILL_LIT_MAIN_ADDRESS": address, "DISTILL_LIT_NODE_RANK": "1"}
+    join = [sys.executable, "-m", "distill_lit.experiment.join", str(steady), str(tmp_path), *changes]
+    other = subprocess.Popen(join, env=environment, stderr=subprocess.PIPE, text=True)
+    first = {"DISTILL_LIT_MAIN_ADDRESS": address, "DISTILL_LIT_NODE_RANK": "0"}
+    code, told = training_processes.cli("run", steady, *changes, "--root", tmp_path, **first)
+    assert code == 0, told + log_of(tmp_path)
+    assert (other.wait(60), [*tmp_path.rglob("student/model.safetensors")] != []) == (0, True)
+    steps = [line for line in lines(tmp_path) if "train/tokens" in line]
+    assert len(steps) == STEPS
+    assert steps[-1]["train/tokens"] == STEPS * 2 * 3 * 32
 
 
 def _validations(root: Path) -> list[tuple[int, float]]:
