@@ -12,7 +12,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from distill_lit.utils.distributed.ranks import get_local_rank, get_node_rank, get_rank, get_world_size
 
-
 # of Lightning: means over ranks are taken before they are logged, and ranks are started here
 NEEDLESS_WARNINGS = (r"It is recommended to use `self\.log\(.*sync_dist=True", r"The `srun` command is available")
 
