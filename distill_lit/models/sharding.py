@@ -14,6 +14,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from distill_lit.models.backbone import get_backbone
+from distill_lit.models.packing_check import forget_checks
 from distill_lit.models.pruning.architecture import get_decoder_layers
 from distill_lit.utils.distributed.ranks import (
     broadcast_from_rank_zero,
@@ -65,6 +66,7 @@ def shard_layers(model: Any, mesh: Any, device: torch.device, dtype: torch.dtype
     policy = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None, cast_forward_inputs=False
     )
+    forget_checks(model)  # the first rank may have read it alone
     for layer in decoder_layers(model):
         receive_from_rank_zero(layer, device)
         fully_shard(layer, mesh=mesh, mp_policy=policy)

@@ -77,8 +77,10 @@ def test_two_ranks_from_the_command_line_inside_slurm_and_torchrun_train_the_stu
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_sharded_run_goes_on_from_its_shards_and_exports_the_student_of_one_process(steady: Path, tmp_path: Path) -> None:
-    sharded = (*TWO, "training.strategy=fsdp", "training.checkpoint=sharded")
-    assert finish(start(steady, tmp_path / "one")) == 0
+    # models that the first rank reads alone before they are sharded
+    read = ("students.one={num_layers: 1}", "objective.terms.states={kind: hidden_states, options: {layers: cka}}")
+    sharded = (*read, *TWO, "training.strategy=fsdp", "training.checkpoint=sharded")
+    assert finish(start(steady, tmp_path / "one", "", read)) == 0
     assert finish(start(steady, tmp_path / "two", "SIGTERM train 20", sharded)) == 143, log_of(tmp_path / "two")
     found = [*run_folder(tmp_path / "two").glob("checkpoints/step=*")]
     assert found and all(path.is_dir() and path.suffix == ".ckpt" for path in found)
