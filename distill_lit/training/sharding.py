@@ -20,8 +20,7 @@ def shard_for_training(module: Any, mesh: Any, device: torch.device, teacher_sha
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    is_bfloat16 = module.trainer.precision == "bf16-mixed"
-    shard_layers(module.student, mesh, device, torch.bfloat16 if is_bfloat16 else None)
+    shard_layers(module.student, mesh, device)
     receive_from_rank_zero(module, device)
     # given back after a step: an optimizer made after a validation would else hold the gathered parameters
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
