@@ -122,7 +122,7 @@ def _training_memory(run: Run, student: Architecture, architectures: Architectur
     teacher, cache = _teacher_memory(run, student, architectures)
     weights = parameters * (MASTER + average) + trained * GRADIENT
     shards = config.training.ranks if config.training.strategy == "fsdp" else 1
-    gathered = _gathered_bytes(student, copies or MASTER, GRADIENT) if shards > 1 else parameters * copies
+    gathered = _gathered_bytes(student, MASTER + copies, GRADIENT) if shards > 1 else parameters * copies
     return Memory(
         weights=weights // shards + gathered,
         moments=trained * MOMENTS // shards,

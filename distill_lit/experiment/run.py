@@ -54,10 +54,7 @@ def _execute_stages(run: Run, folder: Path, progress_callback: ProgressCallback)
     if not is_run_built(run, folder):
         run = with_strategy(run)
         if takes_all_ranks(run):
-            training = run.config.training
-            node = node_from_environment(training.nodes)
-            callback = progress_callback
-            spawn_ranks(training.devices, build_run_on_rank, run, folder, progress_callback=callback, node=node)
+            _build_on_ranks(run, folder, node_from_environment(run.config.training.nodes), progress_callback)
         else:
             build_run(run, folder, progress_callback)
     if run.is_model and not is_run_evaluated(run, folder):
@@ -69,7 +66,12 @@ def join_run(run: Run, folder: Path, node: Node) -> None:
     load_plugins(run.config.plugins)
     run = with_strategy(with_source_folders(run, folder.parent))
     if not is_run_built(run, folder) and takes_all_ranks(run):
-        spawn_ranks(run.config.training.devices, build_run_on_rank, run, folder, node=node)
+        _build_on_ranks(run, folder, node, lambda *_: None)
+
+
+def _build_on_ranks(run: Run, folder: Path, node: Node, callback: ProgressCallback) -> None:
+    count = run.config.training.devices
+    spawn_ranks(count, build_run_on_rank, run, folder, progress_callback=callback, node=node, label=run.name)
 
 
 def build_run_on_rank(run: Run, folder: Path, progress_callback: ProgressCallback) -> None:

@@ -1,13 +1,14 @@
 """How a training is spread over ranks: what cannot be sharded, and what `training.strategy: auto` means for a run."""
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from distill_lit.config import ExperimentConfig
 from distill_lit.config.on_policy import is_on_policy_enabled
 from distill_lit.config.roles import Role
 from distill_lit.experiment.architectures import Architectures
 from distill_lit.experiment.memory_estimate import Memory, estimate_memory
+from distill_lit.experiment.mixture import with_teacher
 from distill_lit.experiment.planned_run import Run
 from distill_lit.losses import Objective, build_objective
 from distill_lit.teachers import teacher_capabilities
@@ -71,7 +72,7 @@ def _why_teacher_not_sharded(config: ExperimentConfig, objective: Objective) -> 
     able = teacher_capabilities(config.teacher)
     if objective.needs_teacher and able.runs_beside_student and not able.is_shardable:
         return f"teacher.source {config.teacher.source}"
-    if objective.needs_teacher and able.runs_beside_student and config.teacher.quantize != "none":
+    if objective.needs_teacher and able.needs_model and config.teacher.quantize != "none":
         return f"teacher.quantize {config.teacher.quantize}: rounded weights are not cut"
     return ""
 
@@ -88,10 +89,11 @@ def with_strategy(run: Run, architectures: Architectures | None = None) -> Run:
 
 def _choose_strategy(run: Run, architectures: Architectures) -> Literal["ddp", "fsdp"]:
     is_cache = run.role == Role.TEACHER_CACHE
-    is_whole: Any = (
-        run.config.teacher.prompt.is_set if is_cache else why_not_sharded(run.config, _objective(run), run.student)
-    )
-    if is_whole or not (run.is_trained or is_cache):
+    if is_cache:
+        is_whole = not _is_cache_shardable(run)
+    else:
+        is_whole = not run.is_trained or bool(why_not_sharded(run.config, _objective(run), run.student))
+    if is_whole:
         return "ddp"
     return "ddp" if fits(run.config, estimate_memory(run, architectures)) else "fsdp"
 
@@ -125,6 +127,12 @@ def _device_memory(config: ExperimentConfig) -> int:
     return hardware.device_memory(hardware.device_for(config.training.accelerator), config.training.devices)
 
 
+def _is_cache_shardable(run: Run) -> bool:
+    """Whether the model that writes a cache is one that ranks can share, and reads what the student reads."""
+    teacher = with_teacher(run.config, run.teacher).teacher
+    return teacher_capabilities(teacher).is_shardable and not teacher.prompt.is_set
+
+
 def _objective(run: Run) -> Objective:
     return build_objective(run.config.objective.terms, run.config.objective.temperature_scaling)
 
@@ -132,5 +140,10 @@ def _objective(run: Run) -> Objective:
 def takes_all_ranks(run: Run) -> bool:
     """Whether all ranks of a training build a run: one that is trained, and a cache of a teacher that is sharded."""
     training = run.config.training
-    is_sharded_cache = run.role == Role.TEACHER_CACHE and training.strategy == "fsdp"
+    is_sharded_cache = run.role == Role.TEACHER_CACHE and training.strategy == "fsdp" and _is_cache_shardable(run)
     return training.ranks > 1 and (run.is_trained or is_sharded_cache)
+
+
+def may_take_several_nodes(run: Run) -> bool:
+    """Whether a run takes several nodes, or does so where its teacher is sharded."""
+    return run.config.training.nodes > 1 and (run.is_trained or run.role == Role.TEACHER_CACHE)

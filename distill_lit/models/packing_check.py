@@ -123,6 +123,13 @@ def hidden_states_of_texts(model: Any, texts: list[list[int]]) -> list[Tensor]:
     return [row[: len(text)] for row, text in zip(hidden, texts, strict=True)]
 
 
+def forget_checks(model: Any) -> None:
+    """Has the model compared again when it is next read: of a sharded one, all ranks must do so together."""
+    with CHECK_LOCK:
+        _readings.pop(model, None)
+        _checked_lm_heads.discard(model)
+
+
 def choose_layout(model: Any, length: int, is_packed: bool = True) -> LayoutChoice:
     """How a model reads rows of `length` tokens; is_packed: of several documents. Remembered for this model.
 

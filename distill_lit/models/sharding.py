@@ -14,6 +14,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from distill_lit.models.backbone import get_backbone
+from distill_lit.models.packing_check import forget_checks
 from distill_lit.models.pruning.architecture import get_decoder_layers
 from distill_lit.utils.distributed.ranks import (
     broadcast_from_rank_zero,
@@ -53,21 +54,15 @@ def build_on_rank_zero(build: Callable[[], nn.Module]) -> Any:
     return shape if model is None else model
 
 
-def shard_layers(model: Any, mesh: Any, device: torch.device, dtype: torch.dtype | None = None) -> None:
-    """Shards the decoder layers of a model over the ranks of a mesh, one after the other.
+def shard_layers(model: Any, mesh: Any, device: torch.device) -> None:
+    """Shards the decoder layers of a model over the ranks of a mesh, one after the other; they are gathered in their own
+    number format, and multiplied as without sharding. Raises UserError for a model whose layers are not found."""
+    from torch.distributed.fsdp import fully_shard
 
-    dtype: in which layers are gathered and multiplied, while their weights and the sum of their gradients stay float32;
-    None: as they are. Raises UserError for a model whose layers are not found.
-    """
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-    # inputs stay as they are: under autocast the residual stream is float32, as without sharding
-    policy = MixedPrecisionPolicy(
-        param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None, cast_forward_inputs=False
-    )
+    forget_checks(model)  # the first rank may have read it alone
     for layer in decoder_layers(model):
         receive_from_rank_zero(layer, device)
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
+        fully_shard(layer, mesh=mesh)
 
 
 def shard_frozen(model: Any, mesh: Any, device: torch.device) -> None:

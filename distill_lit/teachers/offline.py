@@ -190,6 +190,7 @@ class OfflineSource(CachedTeacherSource):
             hidden_layers_key="" if config.prompt.is_set else "teacher.hidden_layers",
             needs_cache=True,
             reads_prompt=True,
+            is_shardable=True,
         )
 
     def describe(self, config: TeacherConfig) -> str:

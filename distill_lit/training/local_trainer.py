@@ -1,5 +1,6 @@
 """A Lightning Trainer that looks at no scheduler: this suite alone decides about signals, ranks and checkpoints."""
 
+import warnings
 from typing import Any
 
 import lightning as L
@@ -10,6 +11,9 @@ from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnect
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from distill_lit.utils.distributed.ranks import get_local_rank, get_node_rank, get_rank, get_world_size
+
+# of Lightning: means over ranks are taken before they are logged, and ranks are started here
+NEEDLESS_WARNINGS = (r"It is recommended to use `self\.log\(.*sync_dist=True", r"The `srun` command is available")
 
 
 class KnownRanksEnvironment(ClusterEnvironment):
@@ -84,6 +88,8 @@ def sync_lightning_rank() -> None:
 def build_local_trainer(**settings: Any) -> L.Trainer:
     """`L.Trainer(**settings)` on the ranks of torch's default group."""
     sync_lightning_rank()
+    for message in NEEDLESS_WARNINGS:
+        warnings.filterwarnings("ignore", message)
     trainer = L.Trainer(**{**settings, "plugins": [KnownRanksEnvironment(), *settings.get("plugins", [])]})
     trainer._signal_connector = _NoSignalHandling(trainer)
     trainer._checkpoint_connector = _ExplicitResumeOnly(trainer)

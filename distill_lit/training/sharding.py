@@ -13,25 +13,21 @@ def shard_for_training(module: Any, mesh: Any, device: torch.device, teacher_sha
 
     The layers of the student are groups of their own. The root group, which is the module itself, holds embeddings, final
     norm, lm_head and projectors; it is gathered when a step begins, so the fused loss sees a plain lm_head. The teacher is
-    another root, over a mesh of `teacher_shards` neighbouring ranks, 0 for all.
-
-    Raises UserError for a teacher that cannot be sharded.
+    another root, over a mesh of `teacher_shards` neighbouring ranks, 0 for all. Raises UserError where these do not divide
+    the ranks.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    is_bfloat16 = module.trainer.precision == "bf16-mixed"
-    shard_layers(module.student, mesh, device, torch.bfloat16 if is_bfloat16 else None)
+    shard_layers(module.student, mesh, device)
     receive_from_rank_zero(module, device)
     # given back after a step: an optimizer made after a validation would else hold the gathered parameters
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
     for step in ("training_step", "validation_step"):
         register_fsdp_forward_method(module, step)
     teacher = module.loss.teacher
-    if teacher is None:
+    if not isinstance(teacher, Shardable):  # none, or one without a model: every rank has its own
         return
-    if not isinstance(teacher, Shardable):
-        raise UserError(f"training.strategy: fsdp cannot shard {type(teacher).__name__}; take ddp")
     size = teacher_shards or mesh.size()
     if mesh.size() % size:
         raise UserError(f"training.teacher_shards: {size} does not divide the {mesh.size()} ranks")

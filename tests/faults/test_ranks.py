@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +72,41 @@ def test_two_ranks_from_the_command_line_inside_slurm_and_torchrun_train_the_stu
         other = load_file(run_folder(tmp_path / "two") / "student/model.safetensors")[name]
         torch.testing.assert_close(other, value, rtol=1e-2, atol=1e-3)
     assert not list((tmp_path / "two").rglob("hpc_ckpt*"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_sharded_run_goes_on_from_its_shards_and_exports_the_student_of_one_process(steady: Path, tmp_path: Path) -> None:
+    # models that the first rank reads alone before they are sharded
+    read = ("students.one={num_layers: 1}", "objective.terms.states={kind: hidden_states, options: {layers: cka}}")
+    sharded = (*read, *TWO, "training.strategy=fsdp", "training.checkpoint=sharded")
+    assert finish(start(steady, tmp_path / "one", "", read)) == 0
+    assert finish(start(steady, tmp_path / "two", "SIGTERM train 20", sharded)) == 143, log_of(tmp_path / "two")
+    found = [*run_folder(tmp_path / "two").glob("checkpoints/step=*")]
+    assert found and all(path.is_dir() and path.suffix == ".ckpt" for path in found)
+    assert finish(start(steady, tmp_path / "two", "", sharded)) == 0, log_of(tmp_path / "two")
+    one, two = (load_file(run_folder(tmp_path / name) / "student/model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_two_nodes_by_hand(steady: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    changes = ("training.nodes=2", "training.micro_batch_size=1")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DISTILL_LIT_MAIN_ADDRESS": address, "DISTILL_LIT_NODE_RANK": "1"}
+    join = [sys.executable, "-m", "distill_lit.experiment.join", str(steady), str(tmp_path), *changes]
+    other = subprocess.Popen(join, env=environment, stderr=subprocess.PIPE, text=True)
+    first = {"DISTILL_LIT_MAIN_ADDRESS": address, "DISTILL_LIT_NODE_RANK": "0"}
+    code, told = training_processes.cli("run", steady, *changes, "--root", tmp_path, **first)
+    assert code == 0, told + log_of(tmp_path)
+    assert (other.wait(60), [*tmp_path.rglob("student/model.safetensors")] != []) == (0, True)
+    steps = [line for line in lines(tmp_path) if "train/tokens" in line]
+    assert len(steps) == STEPS
+    assert steps[-1]["train/tokens"] == STEPS * 2 * 3 * 32
 
 
 def _validations(root: Path) -> list[tuple[int, float]]:

@@ -78,6 +78,16 @@ def run_legs(
     return distillation.weights(student) if student is not None else torch.zeros(0), files, sharded
 
 
+def run_several(
+    folder: Path, teacher: Path, prepared: data.PreparedData, trainings: dict[str, TrainingConfig], _: Any = None
+) -> dict[str, torch.Tensor]:
+    """{name: the student's weights} of whole trainings, each in a folder of its name."""
+    return {
+        name: run_legs(folder / name, teacher, prepared, training, [Leg(training.strategy)])[0]
+        for name, training in trainings.items()
+    }
+
+
 def prepare(teacher: Path, corpus: Path) -> data.PreparedData:
     """Rows of 32 tokens, four of them held out."""
     corpora = {"text": CorpusConfig(path=f"file:{corpus}")}

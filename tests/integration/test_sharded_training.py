@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import tiny_models
 from helpers.distillation import TRAINING, run, weights
-from helpers.rank_trainings import EVERY_NODE, Leg, logged, prepare, run_legs, start_node
+from helpers.rank_trainings import EVERY_NODE, Leg, logged, prepare, run_legs, run_several, start_node
 
 from distill_lit.utils.distributed.spawn import spawn_ranks
 
@@ -52,6 +52,28 @@ def test_two_ranks_are_one_process_and_go_on_from_any_kind_of_checkpoint(
         folder = ["step=2.ckpt", *(f"step=2.ckpt/{name}" for name in shards)]
         assert [name for name in files[1] if name.startswith("step=2")] == folder
         assert {"step=3.ckpt", "step=3.sha256.json"} <= set(files[2])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_recomputed_activations_and_bfloat16_are_as_without_shards(tmp_path: Path, tiny_corpus: Path) -> None:
+    teacher = tiny_models.make_model(tmp_path / "teacher")
+    prepared = prepare(teacher, tiny_corpus)
+    whole, _ = run(tmp_path / "one", teacher, prepared)
+    short = replace(SHARED, precision="bfloat16")
+    trainings = {
+        "recomputed": replace(SHARED, strategy="fsdp", gradient_checkpointing=True),
+        "bfloat16": replace(short, strategy="fsdp"),
+        "bfloat16_ddp": replace(short, strategy="ddp"),
+    }
+    found = spawn_ranks(2, run_several, tmp_path / "two", teacher, prepared, trainings)
+    torch.testing.assert_close(found["recomputed"], weights(whole), rtol=0, atol=1e-5)
+    assert_same_training(tmp_path / "one", tmp_path / "two/recomputed")
+    sharded, ddp, exact = (logged(tmp_path / name) for name in ("two/bfloat16", "two/bfloat16_ddp", "one"))
+    for step, line in exact.items():
+        assert sharded[step] == pytest.approx(ddp[step], rel=2e-3), step
+        assert sharded[step] == pytest.approx(line, rel=1e-2), step
+    assert sharded[5]["train/loss"] != exact[5]["train/loss"]
 
 
 @pytest.mark.slow

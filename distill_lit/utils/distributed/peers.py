@@ -14,17 +14,16 @@ from distill_lit.utils.exceptions import Preempted, RankFailure, UserError
 MEETING_SECONDS = 1800.0  # that a node waits for the first one
 POLL_SECONDS = 1.0
 LEAVE_SECONDS = 10.0  # that the first node's store outlives its ranks while others still need it
-FAILED, LEFT = "distill_lit/failed", "distill_lit/left"
+FAILED, LEFT, LABEL = "distill_lit/failed", "distill_lit/left", "distill_lit/label"
 
 
 class Peers:
     """This node among all. `port`: of the store."""
 
-    def __init__(self, world_size: int, node: Node) -> None:
+    def __init__(self, world_size: int, node: Node, label: str = "") -> None:
         """Opens the store on the first node, where nobody else on the net sees it unless there are others; elsewhere waits
-        for it. Raises UserError for an address that is not this machine's, or where nobody listens."""
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
+        for it. label: what is to be done there, which must be the same on all nodes. Raises UserError where it is not, for
+        an address that is not this machine's, or where nobody listens."""
         self.node = node
         if node.rank == 0:
             listener = _listen(node)
@@ -32,10 +31,13 @@ class Peers:
             options: dict[str, Any] = {"is_master": True, "master_listen_fd": listener.detach()}
         else:
             self.port, options = node.port, {"is_master": False, "timeout": timedelta(seconds=MEETING_SECONDS)}
-        try:
-            self._store = TCPStore(node.address, self.port, world_size, wait_for_workers=False, **options)
-        except RuntimeError as error:
-            raise UserError(f"training.nodes: the first node does not answer at {node.address}:{node.port}") from error
+        self._store = _open(node, self.port, world_size, options)
+        if node.rank == 0:
+            self._store.set(LABEL, label)
+        elif node.count > 1 and (other := self._store.get(LABEL).decode()) != label:
+            raise UserError(
+                f"training.nodes: the first node is at {other or 'nothing with a name'}, and this one at {label}"
+            )
 
     @property
     def poll_seconds(self) -> float:
@@ -72,6 +74,22 @@ class Peers:
                 time.sleep(0.05)
                 left = self._store.add(LEFT, 0)
         del self._store
+
+
+def wait_for_label(node: Node) -> str:
+    """What the first node is at, once it is at something. Raises UserError where nobody answers."""
+    store = _open(node, node.port, 1, {"is_master": False, "timeout": timedelta(seconds=MEETING_SECONDS)})
+    label: str = store.get(LABEL).decode()
+    return label
+
+
+def _open(node: Node, port: int, world_size: int, options: dict[str, Any]) -> Any:
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    try:
+        return TCPStore(node.address, port, world_size, wait_for_workers=False, **options)
+    except RuntimeError as error:
+        raise UserError(f"training.nodes: the first node does not answer at {node.address}:{node.port}") from error
 
 
 def _listen(node: Node) -> socket.socket:

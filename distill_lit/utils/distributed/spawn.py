@@ -48,16 +48,18 @@ def spawn_ranks(
     *arguments: Any,
     progress_callback: Callable[..., None] | None = None,
     node: Node = ONLY_NODE,
+    label: str = "",
 ) -> Any:
     """What `function(*arguments, progress_callback)` returns on the first of `count` ranks of this machine, each a process
     of its own, joined in torch's default group with those of the other nodes, where the same is called. `function` and all
     it is given and returns must be picklable; of `progress_callback` only what the first rank of all reports arrives.
+    label: what is done, the same on all nodes.
 
     Raises what the first rank to fail has raised, RankFailure for one that died without a word or on another node, and
     Preempted when a signal that asks to stop came to this process or to any rank. No rank is left when it returns.
     """
     payload = pickle.dumps((function, arguments))
-    peers = Peers(count * node.count, node)
+    peers = Peers(count * node.count, node, label)
     ranks: list[_RankProcess] = []
     try:
         with _forward_signals(ranks) as received_signals:

@@ -26,11 +26,8 @@ def test_rows_of_ranks_are_those_of_chunk(count: int, ranks: int) -> None:
 
 def write_by_hand(folder: Path, ranks: int = 3) -> dict[str, torch.Tensor]:
     """A checkpoint of three tensors, as `ranks` ranks would have written it."""
-    whole = {
-        "state_dict/a": torch.randn(7, 2),
-        "state_dict/b": torch.randn(2),
-        "optimizer_states/0/4/exp_avg": torch.randn(5, 3),
-    }
+    whole = {"state_dict/a": torch.randn(7, 2), "state_dict/b": torch.randn(2)}
+    whole["optimizer_states/0/4/exp_avg"] = torch.randn(5, 3)
     folder.mkdir(parents=True)
     for rank in range(ranks):
         rows = {name: tensor[slice(*shard_rows(len(tensor), rank, ranks))] for name, tensor in whole.items()}
