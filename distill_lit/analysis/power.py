@@ -90,7 +90,7 @@ def variances_from_json(values: dict[str, dict[str, Any]]) -> dict[str, TaskVari
 
 def _above_chance(scores: Scores, t: int, first: int, second: int) -> Estimate:
     task = scores.responses.tasks[t]
-    return crossed_estimate([TaskValues(scores.blocks(task.centered(), first, second), task.clusters)])
+    return crossed_estimate([TaskValues(scores.blocks(task.centered, first, second), task.clusters)])
 
 
 def _parts(estimate: Estimate, n: int) -> tuple[float, float, float]:
