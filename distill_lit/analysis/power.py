@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from distill_lit.analysis.crossed_variance import (
     Component,
@@ -17,6 +16,7 @@ from distill_lit.analysis.crossed_variance import (
 )
 from distill_lit.analysis.score_table import declared_comparisons
 from distill_lit.analysis.scores import Scores
+from distill_lit.analysis.significance import student_quantile
 
 NOTHING_BELOW = 0.10  # differences above chance that teachers make at equal tokens are smaller: 0.1 is decided by nothing
 
@@ -148,4 +148,4 @@ def _mean_variances(known: list[TaskVariances]) -> TaskVariances:
 
 
 def _reach(variance: float, df: float, alpha: float, power: float) -> float:
-    return float((stats.t.ppf(1 - alpha / 2, df) + stats.t.ppf(power, df)) * variance**0.5)
+    return float((student_quantile(1 - alpha / 2, df) + student_quantile(power, df)) * variance**0.5)

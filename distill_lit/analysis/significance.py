@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import special
 
 from distill_lit.analysis.array_types import FloatArray
 
@@ -143,6 +143,8 @@ def _whole_sizes(sums: FloatArray) -> NDArray[np.integer]:
 
 def fisher_greater(inside: tuple[int, int], outside: tuple[int, int]) -> float:
     """One-sided Fisher p that (events, non-events) are more often events inside than outside."""
+    from scipy import stats  # takes a second, and plans need none of it
+
     return float(stats.fisher_exact([list(inside), list(outside)], alternative="greater").pvalue)
 
 
@@ -180,6 +182,8 @@ def gated_holm(p: ArrayLike) -> FloatArray:
 
 def benjamini_hochberg(p: Sequence[float]) -> FloatArray:
     """Benjamini–Hochberg adjusted p values, NaN kept as NaN and not counted. Benjamini & Hochberg 1995."""
+    from scipy import stats
+
     return _adjusted(p, stats.false_discovery_control)
 
 

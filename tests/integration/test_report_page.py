@@ -36,7 +36,7 @@ from distill_lit.report.formats.table import Table, TableCell
 from distill_lit.report.render import write_score_tables, write_summary_json
 from distill_lit.report.web.html_page import embed_json, html_document
 from distill_lit.report.web.index_page import write_index_page
-from distill_lit.report.web.page_data import changed_documents, curve_lines, packed_long_tail, page_data
+from distill_lit.report.web.page_data import changed_documents, curve_lines, frontiers, packed_long_tail, page_data
 from distill_lit.report.web.report_page import write_report_page
 
 FAST = AnalysisConfig(n_resamples=300)
@@ -419,7 +419,7 @@ def test_a_variant_has_one_colour_in_all_figures(variants: ReportBundle) -> None
     on_frontier = {v: swatches[f"distilled ({v})"].get_color() for v in expected}
     curves = curves_figure(scores, pd.read_csv(scores.results.folder / "curves.csv")).axes[0].get_lines()
     in_curves = {(line.get_label(), line.get_color()) for line in curves if "distilled" in line.get_label()}
-    points = page_data(variants, variants.frontiers)["frontier"]["parameters"]
+    points = page_data(variants, frontiers(variants))["frontier"]["parameters"]
     on_page = {(row["variant"], row["style"]["color"]) for row in points if row["role"] == "distilled"}
     confidence = {line.get_label(): line for line in calibration_figure(scores).axes[1].get_lines()}
 

@@ -23,7 +23,7 @@ from distill_lit.report.tables.scaling import scaling_table
 from distill_lit.report.tables.scores import detail_table, score_table, task_table
 from distill_lit.report.web.generation_section import generation_section
 from distill_lit.report.web.html_page import embed_json, html_document, pack_json, page_script
-from distill_lit.report.web.page_data import changed_rows, curve_lines, packed_long_tail, page_data
+from distill_lit.report.web.page_data import changed_rows, curve_lines, frontiers, packed_long_tail, page_data
 from distill_lit.utils.files import read_json, write_text
 
 MAX_PAGE_BYTES = 300_000  # beyond which changed documents are left out
@@ -31,7 +31,7 @@ MAX_PAGE_BYTES = 300_000  # beyond which changed documents are left out
 
 def write_report_page(folder: Path, result: ReportBundle) -> Path:
     """Writes report.html into `folder`; returns its path."""
-    placed = {axis: frame for axis, frame in result.frontiers.items() if not frame.empty}
+    placed = frontiers(result)
     curves = curve_lines(result.scores, folder / "curves.csv")
     sections = [_results(result), pivot_section(result), _frontier_section(result, placed), _tail_section(result),
                 _probe_section(result), generation_section(result), _curves_section(curves), _scaling_section(result),
