@@ -138,7 +138,7 @@ def _variances(scores: Scores, groups: list[int]) -> _Variances:
     by_seed = np.zeros((seeds, many))
     for t in scores.averaged:
         task = scores.responses.tasks[t]
-        block = task.centered()[:, columns].transpose(0, 2, 1)  # (documents, seeds, groups)
+        block = task.centered[:, columns].transpose(0, 2, 1)  # (documents, seeds, groups)
         block = block - block.mean(axis=2, keepdims=True)
         by_seed += weight * block.mean(axis=0)
         mean = block.mean(axis=1)

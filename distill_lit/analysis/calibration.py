@@ -19,7 +19,6 @@ from distill_lit.analysis.document_axes import RARITY
 from distill_lit.analysis.document_draws import DocumentDraws
 from distill_lit.analysis.score_table import find_baselines
 from distill_lit.analysis.scores import Scores
-from distill_lit.analysis.slices import discovery_mask
 
 CVAR_SHARE = 0.1
 N_CALIBRATION_BINS = 10  # of equal mass, for the calibration error
@@ -108,13 +107,11 @@ def calibration_frame(scores: Scores, stratum_codes: pd.DataFrame) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
-def document_weights(scores: Scores, index: pd.MultiIndex) -> FloatArray:
-    """Weights that sum to 1 over `index` and give each averaged task the same; 0 for other tasks."""
-    tasks = index.get_level_values("task")
-    sizes = pd.Series(1, index=index).groupby(tasks).sum()
-    names = {scores.tasks[t] for t in scores.averaged}
-    shares = {task: 1 / n if task in names else 0.0 for task, n in sizes.items()}
-    weight = np.array([shares[task] for task in tasks])
+def document_weights(scores: Scores, tasks: NDArray[np.object_]) -> FloatArray:
+    """Weights that sum to 1 over documents of these `tasks` and give each averaged task the same; 0 for other tasks."""
+    numbers, names = pd.factorize(tasks)
+    averaged = {scores.tasks[t] for t in scores.averaged}
+    weight = np.array([name in averaged for name in names], float)[numbers] / np.bincount(numbers)[numbers]
     return np.asarray(weight / weight.sum()) if weight.sum() > 0 else weight
 
 
@@ -126,7 +123,7 @@ def _excess(scores: Scores, seeds: list[ChoiceLogits], teacher: ChoiceLogits) ->
     """Bits per byte of the gold answers above the teacher's: mean and worst tenth."""
     excess = np.stack([seed.gold_bits - teacher.gold_bits for seed in seeds])
     rows = _known([teacher, *seeds]) & np.isfinite(excess).all(axis=0)
-    weight = document_weights(scores, teacher.index[rows])
+    weight = document_weights(scores, teacher.tasks[rows])
     if not weight.sum():
         return {}
     return {
@@ -136,15 +133,15 @@ def _excess(scores: Scores, seeds: list[ChoiceLogits], teacher: ChoiceLogits) ->
 
 
 def _calibration(scores: Scores, seeds: list[ChoiceLogits], codes: pd.DataFrame, draws: DocumentDraws) -> dict[str, float]:
-    known, index = _known(seeds), seeds[0].index
+    known = _known(seeds)
     parts = {"all": np.ones(len(known), bool)}
     if RARITY.name in codes:
-        stratum = codes.loc[index, RARITY.name].to_numpy()
+        stratum = codes[RARITY.name].to_numpy()
         parts |= {"head": stratum == 1, "tail": stratum == scores.analysis.num_strata}
     confidences, found = [seed.confidence() for seed in seeds], {}
     for name, inside in parts.items():
         rows = inside & known
-        weight = document_weights(scores, index[rows])
+        weight = document_weights(scores, seeds[0].tasks[rows])
         if weight.sum():
             errors = [
                 expected_calibration_error(sure[rows], seed.correct[rows], weight)
@@ -168,7 +165,7 @@ def _calibration_of_all(
 ) -> dict[str, float]:
     """The number of documents, and what is said of the calibration error over all of them."""
     index, level = seeds[0].index[known], scores.analysis.confidence_level
-    weight = document_weights(scores, index)
+    weight = document_weights(scores, seeds[0].tasks[known])
     gaps = np.concatenate(
         [(seed.correct[known] - sure)[:, None] * _bin_weights(sure, weight)
          for sure, seed in zip(confidences, seeds, strict=True)], axis=1)  # fmt: skip
@@ -179,36 +176,33 @@ def _calibration_of_all(
         "ece_low": 0.0 if error <= bound else max(0.0, error - reach),
         "ece_high": error + reach,
         "ece_calibrated": bound,
-        "ece_scaled": float(np.mean([_scaled_error(scores, seed, known, weight) for seed in seeds])),
+        "ece_scaled": float(np.mean([_scaled_error(seed, draws.first_half, known, weight) for seed in seeds])),
         "brier_guessing": float(np.average(seeds[0].brier_guessing[known], weights=weight)),
     }
 
 
-def _half(scores: Scores, index: pd.MultiIndex) -> NDArray[np.bool_]:
-    """Whether a document is of the first half, by its cluster."""
-    return discovery_mask(scores.results.documents.loc[index, "cluster"].astype(str))
-
-
-def _scaled_error(scores: Scores, seed: ChoiceLogits, known: NDArray[np.bool_], weight: FloatArray) -> float:
+def _scaled_error(seed: ChoiceLogits, first: NDArray[np.bool_], known: NDArray[np.bool_], weight: FloatArray) -> float:
     """Calibration error after temperature scaling: each half with the temperatures of the other."""
-    first = _half(scores, seed.index)
     by_half = [seed.confidence(seed.fit_temperatures(half & known)) for half in (first, ~first)]
     sure = np.where(first, by_half[1], by_half[0])
     return expected_calibration_error(sure[known], seed.correct[known], weight)
 
 
 def _coverage(
-    scores: Scores, seeds: list[ChoiceLogits], teacher: ChoiceLogits, g: int, draws: DocumentDraws
+    scores: Scores,
+    seeds: list[ChoiceLogits],
+    teacher: ChoiceLogits,
+    g: int,
+    draws: DocumentDraws,
 ) -> dict[str, float]:
     """`coverage_gain` by confidences that temperature scaling makes comparable between tasks."""
     if "teacher" not in find_baselines(scores, g):
         return {}
-    rows, index = _known([teacher, *seeds]), teacher.index
-    first = _half(scores, index)
+    rows, first = _known([teacher, *seeds]), draws.first_half
     answers = [(seed.confidence(seed.fit_temperatures(first & rows))[rows], seed.correct[rows]) for seed in seeds]
-    weight = document_weights(scores, index[rows])
+    weight = document_weights(scores, teacher.tasks[rows])
     level = scores.analysis.confidence_level
-    return coverage_gain(draws, index[rows], weight, first[rows], answers, teacher.correct[rows], level)
+    return coverage_gain(draws, teacher.index[rows], weight, first[rows], answers, teacher.correct[rows], level)
 
 
 def coverage_and_reliability_curves(scores: Scores, models: dict[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -222,7 +216,7 @@ def coverage_and_reliability_curves(scores: Scores, models: dict[str, str]) -> t
     for label, model in models.items():
         student = choice_logits(scores, model)
         rows = _known([student, teacher])
-        weight = document_weights(scores, student.index[rows])
+        weight = document_weights(scores, student.tasks[rows])
         if not weight.sum():
             continue
         confidence, right = student.confidence()[rows], student.correct[rows]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from distill_lit.analysis.array_types import FloatArray
+from distill_lit.analysis.derived_columns import padded
 from distill_lit.analysis.scores import Scores
 
 MAX_LOG_TEMPERATURE = 6.0
@@ -83,13 +84,16 @@ def choice_logits(scores: Scores, model: str) -> ChoiceLogits:
     rows, documents = scores.results.records[model], scores.results.documents
     by_char = {panel.task: panel.metric == "acc_norm" for panel in scores.responses.tasks}
     tasks = np.array(documents.index.get_level_values("task"), object)
-    likelihoods = [np.asarray(ll, float) if isinstance(ll, (list, np.ndarray)) else np.empty(0) for ll in rows["ll"]]
-    logits = np.full((len(rows), max(map(len, likelihoods), default=0)), -np.inf)
-    for row, task, ll, lengths in zip(logits, tasks, likelihoods, rows["len_chars"], strict=True):
-        if len(ll):
-            row[: len(ll)] = ll / np.maximum(np.asarray(lengths, float), 1) if by_char.get(task) else ll
-            if not np.isfinite(row[: len(ll)]).all():
-                row[:] = np.nan
+    has_answer = [isinstance(ll, (list, np.ndarray)) for ll in rows["ll"]]
+    lists, chars = (
+        [values if known else () for values, known in zip(rows[name], has_answer, strict=True)]
+        for name in ("ll", "len_chars")
+    )
+    logits, counts = padded(lists, -np.inf), np.array([len(values) for values in lists], int)
+    is_per_char = np.array([by_char.get(task, False) for task in tasks], bool)
+    logits[is_per_char] /= np.maximum(padded(chars, 1)[is_per_char, : logits.shape[1]], 1)
+    inside = np.arange(logits.shape[1]) < counts[:, None]
+    logits[(inside & ~np.isfinite(logits)).any(axis=1)] = np.nan
     gold = pd.to_numeric(documents["gold"], errors="coerce").fillna(-1).to_numpy(int)
     return ChoiceLogits(documents.index, logits, gold, tasks, rows["bits_per_byte"].to_numpy(float))
 

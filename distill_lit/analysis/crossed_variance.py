@@ -11,13 +11,14 @@ benchmarks/significance_simulations.md.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from distill_lit.analysis.array_types import FloatArray
-from distill_lit.analysis.significance import REPLICATE_TOLERANCE, Interval, rule_of_three
+from distill_lit.analysis.significance import REPLICATE_TOLERANCE, Interval, rule_of_three, student_quantile
 
 
 @dataclass(frozen=True)
@@ -59,17 +60,17 @@ class Estimate:
         """Whether another seed is covered by the interval, and not other documents alone."""
         return bool(np.isfinite(self.seeds.variance))
 
-    @property
+    @cached_property
     def variance(self) -> float:
         """Of the mean."""
         return crossed_variance(self.documents.variance, self.seeds.variance, self.interaction.variance)
 
-    @property
+    @cached_property
     def standard_error(self) -> float:
         """Square root of the variance."""
         return float(np.sqrt(self.variance))
 
-    @property
+    @cached_property
     def df(self) -> float:
         """Degrees of freedom of the variance."""
         return crossed_df(self.documents, self.seeds, self.interaction)
@@ -81,7 +82,7 @@ class Estimate:
 
     def critical(self, probability: float) -> float:
         """Student's quantile; 0 for a variance of 0."""
-        return float(stats.t.ppf(probability, self.df)) if self.variance > 0 else 0.0 * self.variance
+        return student_quantile(probability, self.df) if self.variance > 0 else 0.0 * self.variance
 
     def p(self, null: float = 0.0) -> float:
         """Two-sided p that the mean is `null`."""
@@ -91,13 +92,13 @@ class Estimate:
         """One-sided p: small where the mean is greater than `null`."""
         if not self.standard_error > 0:
             return float("nan") if np.isnan(self.variance) else float(self.value <= null)
-        return float(stats.t.sf((self.value - null) / self.standard_error, self.df))
+        return float(special.stdtr(self.df, (null - self.value) / self.standard_error))
 
     def p_less(self, null: float = 0.0) -> float:
         """One-sided p: small where the mean is less than `null`."""
         if not self.standard_error > 0:
             return float("nan") if np.isnan(self.variance) else float(self.value >= null)
-        return float(stats.t.cdf((self.value - null) / self.standard_error, self.df))
+        return float(special.stdtr(self.df, (self.value - null) / self.standard_error))
 
     def detectable(self, alpha: float = 0.05, power: float = 0.8) -> float:
         """The smallest true difference from 0 that a two-sided test at `alpha` finds with `power`, by this variance."""
@@ -121,7 +122,7 @@ def crossed_df(documents: Component, seeds: Component, interaction: Component) -
     little, and where seeds dominate the interval would hold the truth 92 times in a hundred."""
     if np.isnan(seeds.variance):
         return documents.df
-    factor = seeds.df / float(stats.chi2.ppf(SEED_QUANTILE, seeds.df))
+    factor = seeds.df / float(2 * special.gammaincinv(seeds.df / 2, SEED_QUANTILE))  # by the quantile of χ²
     beyond = max(seeds.variance - interaction.variance, 0.0)
     raised = Component(seeds.variance + (factor - 1) * beyond, seeds.df)
     total = crossed_variance(documents.variance, raised.variance, interaction.variance)
@@ -167,7 +168,7 @@ def _document_part(task: TaskValues) -> Component:
         return NOT_KNOWN
     variance = float((sums**2).sum()) * count / (count - 1) / n**2
     if task.unit and np.ptp(by_document) < REPLICATE_TOLERANCE:
-        variance = (task.unit * rule_of_three(count) / stats.norm.ppf(0.975)) ** 2
+        variance = (task.unit * rule_of_three(count) / special.ndtri(0.975)) ** 2
     return Component(task.weight**2 * variance, count - 1)
 
 
@@ -186,12 +187,12 @@ def _interaction_part(task: TaskValues, b: int) -> Component:
 
 def cluster_sums(values: FloatArray, clusters: NDArray[np.integer]) -> FloatArray:
     """Sums over the documents (rows) of each cluster."""
-    codes = np.unique(clusters, return_inverse=True)[1]
-    if len(values) == codes.max(initial=-1) + 1:
+    counts = np.bincount(clusters)
+    if counts.max(initial=0) < 2:
         return values
-    sums = np.zeros((codes.max() + 1, *values.shape[1:]))
-    np.add.at(sums, codes, values)
-    return sums
+    sums = np.zeros((len(counts), *values.shape[1:]))
+    np.add.at(sums, clusters, values)
+    return sums[counts > 0]
 
 
 def mean_inside(values: FloatArray, inside: NDArray[np.bool_]) -> FloatArray:

@@ -5,7 +5,8 @@ The definitions are those of lm-eval: `acc` takes the likeliest choice, `acc_nor
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def derive_columns(
     `tie` and `tie_norm`: whether several choices share the highest log-likelihood, or the highest per character.
     `bits_per_byte`: −log2 p(right answer | prompt) per byte of it; of a document without choices, of its whole text.
     """
-    ll, lengths = _padded(records["ll"], -np.inf), _padded(records["len_chars"], 1)
+    ll, lengths = padded(records["ll"], -np.inf), padded(records["len_chars"], 1)
     gold = pd.to_numeric(documents["gold"], errors="coerce").fillna(NO_CHOICE).to_numpy(int)
     per_char = ll / np.maximum(lengths[:, : ll.shape[1]], 1)
     is_choice = pd.to_numeric(documents["n_choices"], errors="coerce").fillna(0).to_numpy(int) > 0
@@ -55,9 +56,10 @@ def derive_columns(
     frame["bits_per_byte"] = _bits_per_byte(ll, records, np.where(is_text, 0, gold))
     frame["response"] = ""
     names = {task: tuple(facts.get("metrics", ())) for task, facts in settings.items()}
-    tasks = records.index.get_level_values("task")
-    frame["metrics"] = [_metrics(names.get(task, ()), *pair)
-                        for task, *pair in zip(tasks, frame["correct"], frame["correct_norm"], strict=True)]  # fmt: skip
+    pairs = zip(frame["correct"].tolist(), frame["correct_norm"].tolist(), strict=True)
+    answers = list(zip(records.index.get_level_values("task"), pairs, strict=True))
+    metrics = {(task, repr(pair)): _metrics(names.get(task, ()), *pair) for task, pair in dict.fromkeys(answers)}
+    frame["metrics"] = [metrics[task, repr(pair)] for task, pair in answers]  # repr: NaN is no key
     return pd.DataFrame(frame, index=records.index)[list(DERIVED_COLUMNS)]
 
 
@@ -69,12 +71,11 @@ def is_derivable(stored: pd.Series, derived: pd.Series) -> bool:
     return bool(((stored == derived) | (stored.isna() & derived.isna())).all())
 
 
-def _padded(lists: pd.Series, filler: float) -> FloatArray:
+def padded(lists: Sequence[Sequence[float]] | pd.Series, filler: float) -> FloatArray:
     """Lists as rows of a matrix, as wide as the longest."""
-    width = max((len(values) for values in lists), default=0)
-    rows = np.full((len(lists), width), filler)
-    for row, values in zip(rows, lists, strict=True):
-        row[: len(values)] = values
+    lengths = np.array([len(values) for values in lists], int)
+    rows = np.full((len(lists), lengths.max(initial=0)), float(filler))
+    rows[np.arange(rows.shape[1]) < lengths[:, None]] = np.array(list(chain.from_iterable(lists)), float)
     return rows
 
 
@@ -114,7 +115,7 @@ def _bits_per_byte(ll: FloatArray, records: pd.DataFrame, column: NDArray[np.int
     if not ll.shape[1] or "len_bytes" not in records:
         return np.full(len(ll), np.nan)
     rows, place = np.arange(len(ll)), np.clip(column, 0, ll.shape[1] - 1)
-    lengths = _padded(records["len_bytes"], np.nan)
+    lengths = padded(records["len_bytes"], np.nan)
     lengths = lengths if lengths.shape[1] else np.full((len(ll), 1), np.nan)
     size = lengths[rows, np.minimum(place, lengths.shape[1] - 1)]
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -126,7 +127,7 @@ def count_ties(records: pd.DataFrame, metrics: Mapping[str, str]) -> tuple[int, 
     """(answers of one model with several equally good best choices by its task's own metric, all its answers among
     choices). metrics: {task: acc or acc_norm}."""
     is_answer = records["pred"].fillna(NO_CHOICE).ge(0) & records["margin"].notna()
-    by_char = records.index.get_level_values("task").map(lambda task: metrics.get(task) == "acc_norm").to_numpy(bool)
+    by_char = records.index.isin([task for task, metric in metrics.items() if metric == "acc_norm"], level="task")
     tied = np.where(by_char, records["tie_norm"].eq(True), records["tie"].eq(True))
     return int((is_answer & tied).sum()), int(is_answer.sum())
 

@@ -8,10 +8,12 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import pandas as pd
 
+from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.results import Results
 
 FUNCTION_WORDS = frozenset(
@@ -22,6 +24,8 @@ through to too under until up upon very was we were what when where which while 
 your question answer""".split()
 )
 NEGATION = re.compile(r"\b(?:not|no|never|none|neither|nor|nobody|nothing|nowhere|cannot|without|except|\w+n['’]t)\b", re.I)
+APOSTROPHE = re.compile(r"['’]")
+POSSESSIVE = re.compile(r"['’]s$")
 CONTENT_WORD_PATTERN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 MISSING_STRATUM = 0  # stratum of documents without a value
 RARITY_PERCENTILE = 10  # of the log frequencies of a text's content words
@@ -94,19 +98,21 @@ def axis_values(results: Results) -> pd.DataFrame:
     """Value of each of DOCUMENT_AXES for every document, indexed like `results.documents`; NaN where there is none."""
     documents = results.documents
     questions = _questions(results)
-    answers = [_gold(c, g) for c, g in zip(documents["choices"], documents["gold"], strict=True)]
+    gold = pd.to_numeric(documents["gold"], errors="coerce").astype(float)
+    answers = [_gold(c, g) for c, g in zip(documents["choices"], gold, strict=True)]
+    question_words, answer_words = ([content_words(text) for text in texts] for texts in (questions, answers))
     zipf = zipf_frequency_function(results)
     frame = pd.DataFrame(
         {
-            "rarity_question": [-_rare_word(text, zipf) for text in questions],
-            "rarity_answer": [-_rare_word(text, zipf) for text in answers],
-            "unread_words": [_unread_share(f"{q} {a}", results) for q, a in zip(questions, answers, strict=True)],
+            "rarity_question": -_rare_words(question_words, zipf),
+            "rarity_answer": -_rare_words(answer_words, zipf),
+            "unread_words": [_unread_share(q + a, results) for q, a in zip(question_words, answer_words, strict=True)],
             "difficulty": -_teacher_margin(results),
             **_surprisal(results),
             "prompt_length": [len(text) for text in questions],
             "answer_length": [len(text) if text else math.nan for text in answers],
             "choices": pd.to_numeric(documents["n_choices"], errors="coerce").where(lambda n: n > 1),
-            "digits": [float(any(c.isdigit() for c in q + a)) for q, a in zip(questions, answers, strict=True)],
+            "digits": [float(any(map(str.isdigit, q + a))) for q, a in zip(questions, answers, strict=True)],
             "negation": [float(bool(NEGATION.search(text))) for text in questions],
         },
         index=documents.index,
@@ -136,18 +142,24 @@ def zipf_frequency_function(results: Results) -> Callable[[str], float]:
 
 def content_words(text: str) -> list[str]:
     """Lower-case words of three letters or more that are not function words, possessives without their ending."""
-    words = [re.sub(r"['’]s$", "", word) for word in CONTENT_WORD_PATTERN.findall(text.lower())]
-    return [word for word in words if len(word) > 2 and word not in FUNCTION_WORDS and not re.search(r"['’]", word)]
+    words = [POSSESSIVE.sub("", word) for word in CONTENT_WORD_PATTERN.findall(text.lower())]
+    return [word for word in words if len(word) > 2 and word not in FUNCTION_WORDS and not APOSTROPHE.search(word)]
 
 
-def _rare_word(text: str, zipf: Callable[[str], float]) -> float:
-    values = [zipf(word) for word in content_words(text)]
-    return float(np.percentile(values, RARITY_PERCENTILE)) if values else math.nan
+def _rare_words(texts: list[list[str]], zipf: Callable[[str], float]) -> FloatArray:
+    """RARITY_PERCENTILE of the frequencies of each text's words; NaN without words."""
+    frequencies = {word: zipf(word) for word in set(chain.from_iterable(texts))}
+    lengths = np.array([len(words) for words in texts], int)
+    found = np.full(len(texts), math.nan)
+    for length in np.unique(lengths[lengths > 0]):
+        rows = np.flatnonzero(lengths == length)
+        values = [[frequencies[word] for word in texts[row]] for row in rows]
+        found[rows] = np.percentile(values, RARITY_PERCENTILE, axis=1)
+    return found
 
 
-def _unread_share(text: str, results: Results) -> float:
-    """Share of a text's content words that were never read in training; NaN without words, or where nobody counted."""
-    words = content_words(text)
+def _unread_share(words: list[str], results: Results) -> float:
+    """Share of content words that were never read in training; NaN without words, or where nobody counted."""
     return (
         sum(word not in results.read_word_counts for word in words) / len(words)
         if words and results.read_words
@@ -164,10 +176,9 @@ def _questions(results: Results) -> list[str]:
     return [p.split("\n\n")[-1] if shots[t] else p for t, p in zip(tasks, prompts, strict=True)]
 
 
-def _gold(choices: object, gold: object) -> str:
+def _gold(choices: object, gold: float) -> str:
     texts = list(choices) if isinstance(choices, (list, tuple, np.ndarray)) else []
-    number = pd.to_numeric(pd.Series([gold]), errors="coerce").iloc[0]
-    return str(texts[int(number)]) if number == number and 0 <= number < len(texts) else ""
+    return str(texts[int(gold)]) if gold == gold and 0 <= gold < len(texts) else ""
 
 
 def _teacher_margin(results: Results) -> pd.Series:

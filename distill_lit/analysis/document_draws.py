@@ -1,11 +1,15 @@
 """How often each document of several tasks is drawn, when documents are redrawn by cluster within their task."""
 
+from functools import cached_property
+
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.bootstrap import bootstrap_seed, cluster_counts
 from distill_lit.analysis.scores import Scores
+from distill_lit.analysis.slices import discovery_mask
 
 MAX_DOCUMENT_DRAWS = 1000
 
@@ -15,9 +19,15 @@ class DocumentDraws:
 
     def __init__(self, scores: Scores) -> None:
         self._panels = {panel.task: panel for panel in scores.responses.tasks}
+        self._clusters = scores.results.documents["cluster"].astype(str)
         self._draws = min(scores.analysis.n_resamples, MAX_DOCUMENT_DRAWS)
         self._index = pd.MultiIndex.from_arrays([[], []])
         self._counts: FloatArray = np.empty((self._draws, 0))
+
+    @cached_property
+    def first_half(self) -> NDArray[np.bool_]:
+        """Whether each document of the experiment is of the first half, by its cluster."""
+        return discovery_mask(self._clusters)
 
     def counts(self, index: pd.MultiIndex) -> FloatArray:
         """(draws, D): how often each document of `index` is drawn."""

@@ -105,11 +105,11 @@ def endpoint_frame(scores: Scores, accuracy: pd.DataFrame) -> pd.DataFrame:
     frames = [_facts(accuracy, ACCURACY_ENDPOINT, False)]
     for endpoint in QUESTION_ENDPOINTS:
         found = question_scores(scores, endpoint)
-        frames += [_facts(score_frame(found), endpoint, False)] if found.tasks else []
+        frames += [_facts(score_frame(found, costs=()), endpoint, False)] if found.tasks else []
     for endpoint in PROBE_ENDPOINTS:
         probed = probe_scores(scores, endpoint)
         if probed is not None:
-            frame = score_frame(probed).replace({"task": {MACRO_AVERAGE: PROBE_AVERAGE}})
+            frame = score_frame(probed, costs=()).replace({"task": {MACRO_AVERAGE: PROBE_AVERAGE}})
             frames.append(_facts(frame, endpoint, True))
     frame = pd.concat(frames, ignore_index=True)
     names = np.where(frame["is_probe"], PROBE_PREFIX, "") + frame["endpoint"].to_numpy(object)

@@ -76,27 +76,21 @@ def document_flips(scores: Scores, group_index: int) -> pd.DataFrame:
 def flip_counts(flips: pd.DataFrame, by: pd.Series | pd.Index | None = None) -> pd.DataFrame:
     """Per value of `by` (all documents when None): n, lost, gained, agreement, same_wrong_rate (shares), p (exact
     sign flips of passages; where documents share none, McNemar's test)."""
-    key = by if by is not None else pd.Series("all", index=flips.index)
-    both_wrong = ~flips["teacher_correct"].astype(bool) & ~flips["student_correct"].astype(bool)
-    same = flips["teacher_choice"] == flips["student_choice"]
-    table = (
-        pd.DataFrame(
-            {
-                "lost": flips["flip"] == "lost",
-                "gained": flips["flip"] == "gained",
-                "n": 1,
-                "same": same,
-                "both_wrong": both_wrong,
-                "same_wrong": same & both_wrong,
-            }
-        )
-        .astype(int)
-        .groupby(key)
-        .sum()
-    )
-    table["agreement"] = table["same"] / table["n"]
-    table["same_wrong_rate"] = table["same_wrong"] / table["both_wrong"].where(table["both_wrong"] > 0)
-    gain = flips["student_correct"].astype(int) - flips["teacher_correct"].astype(int)
-    table["p"] = pd.Series({value: sign_flip_p(own, flips.loc[own.index, "cluster"]) for value, own in gain.groupby(key)},
-                           dtype=float)  # fmt: skip
-    return table.drop(columns=["same", "both_wrong", "same_wrong"])
+    numbers, names = pd.factorize(np.full(len(flips), "all") if by is None else np.asarray(by), sort=True)
+    teacher_right, student_right = flips["teacher_correct"].to_numpy(bool), flips["student_correct"].to_numpy(bool)
+    both_wrong = ~teacher_right & ~student_right
+    same = (flips["teacher_choice"] == flips["student_choice"]).to_numpy()
+
+    def count(is_counted: NDArray[np.bool_]) -> NDArray[np.integer]:
+        return np.bincount(numbers, weights=is_counted, minlength=len(names)).astype(int)
+
+    table = pd.DataFrame({"lost": count((flips["flip"] == "lost").to_numpy()),
+                          "gained": count((flips["flip"] == "gained").to_numpy()),
+                          "n": np.bincount(numbers, minlength=len(names))}, index=names)  # fmt: skip
+    table["agreement"] = count(same) / table["n"]
+    wrong = count(both_wrong)
+    table["same_wrong_rate"] = count(same & both_wrong) / np.where(wrong > 0, wrong, np.nan)
+    gain, passages = student_right.astype(int) - teacher_right, pd.factorize(flips["cluster"], sort=True)[0]
+    inside = [np.flatnonzero(numbers == number) for number in range(len(names))]
+    table["p"] = np.array([sign_flip_p(gain[rows], passages[rows]) for rows in inside], float)
+    return table

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from distill_lit.analysis.array_types import FloatArray
+from distill_lit.analysis.significance import student_quantile
 from distill_lit.utils.files import read_json
 
 TIMED = {  # axis: (kind of row, column)
@@ -56,7 +56,7 @@ def _interval(logs: FloatArray, confidence: float) -> tuple[float, float, float]
     mean = float(logs.mean())
     if len(logs) < 2:
         return float(np.exp(mean)), float("nan"), float("nan")
-    reach = float(stats.t.ppf(1 - (1 - confidence) / 2, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5)
+    reach = float(student_quantile(1 - (1 - confidence) / 2, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5)
     return float(np.exp(mean)), float(np.exp(mean - reach)), float(np.exp(mean + reach))
 
 

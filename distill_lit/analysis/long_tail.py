@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from distill_lit.analysis import significance as st
 from distill_lit.analysis.calibration import calibration_frame
@@ -25,7 +26,7 @@ from distill_lit.analysis.strata import (
     trend_weights,
     with_bounds,
 )
-from distill_lit.analysis.worst_group import worst_group
+from distill_lit.analysis.worst_group import Group, worst_group
 
 TESTABLE_DOCUMENTS = 100
 TESTABLE_DISCORDANT = 10
@@ -70,18 +71,22 @@ def analyze_long_tail(scores: Scores) -> LongTail:
     report = LongTail(axes, values, codes)
     strata_of = {axis.name: axis_strata(scores, axis, codes[axis.name]) for axis in axes}
     primary = [axis for axis in axes if axis.name not in SECONDARY_AXES]
+    groups = _stratum_groups(scores, primary, codes)
     tasks, strata, contrasts, worst = [], [], [], []
     for g in students:
         label = scores.groups[g].label
         flips = report.flips[label] = document_flips(scores, g)
         counts = flip_counts(flips, flips.index.get_level_values("task"))
         tasks.append(counts.rename_axis("task").reset_index().assign(model=label))
+        used = averaged_flips(scores, flips)
+        used_codes = codes.take(codes.index.get_indexer(used.index))
         for axis in axes:
-            strata.append(_stratum_rows(scores, axis, strata_of[axis.name], g, flips, codes[axis.name]))
+            counts = flip_counts(used, used_codes[axis.name]) if len(used) else pd.DataFrame()
+            strata.append(_stratum_rows(scores, axis, strata_of[axis.name], g, counts))
             if axis.kind != "category":
                 contrasts.append(_contrast(scores, axis, strata_of[axis.name], g))
-        worst.append(_worst(scores, primary, codes, g))
-        report.slices[label] = _slices(scores, primary, codes, flips)
+        worst.append(_worst(scores, groups, g))
+        report.slices[label] = _slices(scores, primary, used_codes, used)
     report.task_flips, report.stratum_scores = pd.concat(tasks, ignore_index=True), pd.concat(strata, ignore_index=True)
     report.tail_contrasts, report.worst_strata = pd.DataFrame(contrasts), pd.DataFrame(worst)
     report.calibration = calibration_frame(scores, codes)
@@ -95,20 +100,18 @@ def averaged_flips(scores: Scores, flips: pd.DataFrame) -> pd.DataFrame:
 
 
 def _slices(scores: Scores, axes: list[DocumentAxis], codes: pd.DataFrame, flips: pd.DataFrame) -> pd.DataFrame:
-    used = averaged_flips(scores, flips)
-    clusters = scores.results.documents.loc[used.index, "cluster"].astype(str)
-    analysis = scores.analysis
-    return find_slices(axes, codes.loc[used.index], used, clusters, analysis.num_strata, analysis.false_discovery_rate)
+    documents, analysis = scores.results.documents, scores.analysis
+    clusters = documents["cluster"].take(documents.index.get_indexer(flips.index)).astype(str)
+    return find_slices(axes, codes, flips, clusters, analysis.num_strata, analysis.false_discovery_rate)
 
 
-def _stratum_rows(
-    scores: Scores, axis: DocumentAxis, strata: AxisStrata, g: int, flips: pd.DataFrame, codes: pd.Series
-) -> pd.DataFrame:
-    """Per stratum of one axis: n, scores of teacher, student and itself alone, Δ with bounds, retention, flips."""
+def _stratum_rows(scores: Scores, axis: DocumentAxis, strata: AxisStrata, g: int, counts: pd.DataFrame) -> pd.DataFrame:
+    """Per stratum of one axis: n, scores of teacher, student and itself alone, Δ with bounds, retention, flips.
+
+    counts: `flip_counts` by stratum.
+    """
     teacher, ce_only = scores.teacher, find_baselines(scores, g).get("ce_only")
     assert teacher is not None
-    used = averaged_flips(scores, flips)
-    counts = flip_counts(used, codes.loc[used.index]) if len(used) else pd.DataFrame()
     rows = []
     for s in strata.numbers:
         row: dict[str, Any] = {
@@ -176,11 +179,15 @@ def _contrast(scores: Scores, axis: DocumentAxis, strata: AxisStrata, g: int) ->
     return row | with_bounds(found, scores.analysis.confidence_level) | {"note": ""}
 
 
-def _worst(scores: Scores, axes: list[DocumentAxis], codes: pd.DataFrame, g: int) -> dict[str, object]:
+def _stratum_groups(scores: Scores, axes: list[DocumentAxis], codes: pd.DataFrame) -> dict[Group, NDArray[np.bool_]]:
+    """{(axis, label): which documents are inside} of all strata."""
+    return {(axis.name, axis.stratum_label(s, scores.analysis.num_strata)): (codes[axis.name] == s).to_numpy()
+            for axis in axes for s in sorted(codes[axis.name].unique()) if s != MISSING_STRATUM}  # fmt: skip
+
+
+def _worst(scores: Scores, groups: dict[Group, NDArray[np.bool_]], g: int) -> dict[str, object]:
     """The stratum that loses most beyond its tasks, with bounds and p that hold for all strata at once; see
     `worst_group`."""
-    groups = {(axis.name, axis.stratum_label(s, scores.analysis.num_strata)): (codes[axis.name] == s).to_numpy()
-              for axis in axes for s in sorted(codes[axis.name].unique()) if s != MISSING_STRATUM}  # fmt: skip
     found = worst_group(scores, groups, g)
     row: dict[str, object] = {
         "model": scores.groups[g].label,

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from distill_lit.analysis.results import ROLES, Results
@@ -191,4 +192,6 @@ def group_cost(group: ModelGroup, results: Results, column: str) -> float:
     """Mean of a numeric column of runs.csv over the group's finished models; NaN when unknown."""
     if column not in results.runs:
         return float("nan")
-    return float(results.runs.loc[results.runs["model"].isin(group.models), column].mean())
+    pairs = zip(results.runs["model"], results.runs[column], strict=True)
+    known = [value for model, value in pairs if model in group.models and value == value]
+    return float(np.mean(known)) if known else float("nan")

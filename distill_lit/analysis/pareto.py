@@ -1,7 +1,5 @@
 """Quality against cost: who is on the frontier and how surely, and whether "90% at a tenth" holds on a cost axis."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -29,6 +27,7 @@ COST_AXES = {  # column of runs.csv: what it is, in words with its unit
     "joules_per_token": "joules per generated token",
     "price_per_million_tokens": "price of a million generated tokens",
 }
+RATIO_COLUMNS = ("ratio", "ratio_low", "ratio_high")
 CLAIM_HOLDS, CLAIM_FAILS, CLAIM_UNDECIDED = "yes", "no", "undecided"  # answers to the claim as a question
 
 
@@ -142,14 +141,17 @@ def efficiency_claims(scores: Scores) -> pd.DataFrame:
     raw_retention (share of its uncentered average), margin, low, high (g_S − q·g_T: non-inferiority), p (one-sided, small
     where it keeps more), ratio, ratio_low, ratio_high (cost_T / cost_S), verdict.
     """
-    teacher, rows = scores.teacher, []
+    teacher, rows, axes = scores.teacher, [], cost_axes(scores)
     for g, group in enumerate(scores.groups):
         if teacher is None or group.role in ("teacher", "untrained") or not group.models:
             continue
-        for axis in cost_axes(scores):
-            row = _claim(scores, g, teacher, axis)
-            if row:
-                rows.append({"model": group.label, "role": group.role, "axis": axis} | row)
+        quality = _quality(scores, g, teacher)
+        for axis in axes if np.isfinite(quality["margin"]) else ():
+            ratio = [_cost_ratio(scores, g, teacher, axis, bound) for bound in ("", "_low", "_high")]
+            if np.isfinite(ratio[0]):
+                facts = {"model": group.label, "role": group.role, "axis": axis} | quality
+                verdict = _verdict(quality["low"], quality["high"], ratio[1], ratio[2], scores.analysis.claim_max_cost)
+                rows.append(facts | dict(zip(RATIO_COLUMNS, ratio, strict=True)) | {"verdict": verdict})
     names = [
         "model",
         "role",
@@ -162,43 +164,34 @@ def efficiency_claims(scores: Scores) -> pd.DataFrame:
         "low",
         "high",
         "p",
-        "ratio",
-        "ratio_low",
-        "ratio_high",
+        *RATIO_COLUMNS,
         "verdict",
     ]
     return pd.DataFrame(rows, columns=names)
 
 
-def _claim(scores: Scores, g: int, teacher: int, axis: str) -> dict[str, Any]:
-    quality, share = scores.analysis.claim_min_quality, scores.analysis.claim_max_cost
-    kept = non_inferiority(scores, g, quality)
-    margin = kept.margin
-    ratio = [_cost_ratio(scores, g, teacher, axis, bound) for bound in ("", "_low", "_high")]
-    if not np.isfinite(margin.value) or not np.isfinite(ratio[0]):
-        return {}
-    needed = (1 - 1e-9) / share
-    if margin.low > 0 and ratio[1] >= needed:
-        verdict = CLAIM_HOLDS
-    elif margin.high < 0 or ratio[2] < needed:
-        verdict = CLAIM_FAILS
-    else:
-        verdict = CLAIM_UNDECIDED
-    raw, retained = scores.raw[scores.averaged], retention(scores, g)
+def _quality(scores: Scores, g: int, teacher: int) -> dict[str, float]:
+    """What a student keeps of its teacher's quality."""
+    kept, retained = non_inferiority(scores, g, scores.analysis.claim_min_quality), retention(scores, g)
+    raw = scores.raw[scores.averaged]
     return {
         "retention": retained.value,
         "retention_low": retained.low,
         "retention_high": retained.high,
         "raw_retention": float(raw[:, g].mean() / raw[:, teacher].mean()),
-        "margin": margin.value,
-        "low": margin.low,
-        "high": margin.high,
+        "margin": kept.margin.value,
+        "low": kept.margin.low,
+        "high": kept.margin.high,
         "p": kept.p,
-        "ratio": ratio[0],
-        "ratio_low": ratio[1],
-        "ratio_high": ratio[2],
-        "verdict": verdict,
     }
+
+
+def _verdict(margin_low: float, margin_high: float, ratio_low: float, ratio_high: float, share: float) -> str:
+    """Whether a margin that is positive and a ratio of costs of 1 / `share` are shown, excluded, or neither."""
+    needed = (1 - 1e-9) / share
+    if margin_low > 0 and ratio_low >= needed:
+        return CLAIM_HOLDS
+    return CLAIM_FAILS if margin_high < 0 or ratio_high < needed else CLAIM_UNDECIDED
 
 
 def _cost_ratio(scores: Scores, g: int, teacher: int, axis: str, bound: str) -> float:

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from distill_lit.analysis.crossed_variance import (
     Component,
@@ -17,6 +16,7 @@ from distill_lit.analysis.crossed_variance import (
 )
 from distill_lit.analysis.score_table import declared_comparisons
 from distill_lit.analysis.scores import Scores
+from distill_lit.analysis.significance import student_quantile
 
 NOTHING_BELOW = 0.10  # differences above chance that teachers make at equal tokens are smaller: 0.1 is decided by nothing
 
@@ -90,7 +90,7 @@ def variances_from_json(values: dict[str, dict[str, Any]]) -> dict[str, TaskVari
 
 def _above_chance(scores: Scores, t: int, first: int, second: int) -> Estimate:
     task = scores.responses.tasks[t]
-    return crossed_estimate([TaskValues(scores.blocks(task.centered(), first, second), task.clusters)])
+    return crossed_estimate([TaskValues(scores.blocks(task.centered, first, second), task.clusters)])
 
 
 def _parts(estimate: Estimate, n: int) -> tuple[float, float, float]:
@@ -148,4 +148,4 @@ def _mean_variances(known: list[TaskVariances]) -> TaskVariances:
 
 
 def _reach(variance: float, df: float, alpha: float, power: float) -> float:
-    return float((stats.t.ppf(1 - alpha / 2, df) + stats.t.ppf(power, df)) * variance**0.5)
+    return float((student_quantile(1 - alpha / 2, df) + student_quantile(power, df)) * variance**0.5)

@@ -1,6 +1,7 @@
 """Answers as matrices: per task, documents × models."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -28,17 +29,18 @@ class TaskResponses:
         """Documents."""
         return len(self.chance)
 
-    @property
+    @cached_property
     def has_clusters(self) -> bool:
         """Whether documents share passages."""
         return bool(len(np.unique(self.clusters)) < self.n)
 
-    @property
+    @cached_property
     def is_binary(self) -> bool:
         """Whether every answer is right or wrong, and not graded by a number such as BLEU."""
         known = self.correct[np.isfinite(self.correct)]
-        return bool(np.isin(known, (0.0, 1.0)).all())
+        return bool(((known == 0.0) | (known == 1.0)).all())
 
+    @cached_property
     def centered(self) -> FloatArray:
         """(D, M) score above chance g = (x − c) / (1 − c): 0 for guessing, 1 for always right."""
         chance = self.chance[:, None]
@@ -80,7 +82,8 @@ def other_metric_matrices(results: Results, responses: ResponseMatrices) -> dict
 
 
 def _task_panel(results: Results, task: str, models: list[str]) -> TaskResponses:
-    documents = results.documents[results.documents.index.get_level_values("task") == task]
+    is_inside = results.documents.index.get_level_values("task") == task
+    documents = results.documents[is_inside]
     metric = str(results.settings(task).get("metric", "acc"))
     suffix = "_norm" if metric == "acc_norm" else ""
     correct = np.full((len(documents), len(models)), np.nan)
@@ -88,10 +91,10 @@ def _task_panel(results: Results, task: str, models: list[str]) -> TaskResponses
     for column, model in enumerate(models):
         if task not in results.settings_by_model[model]:
             continue
-        rows = results.records[model].loc[documents.index]
-        right = pd.to_numeric(rows.get(f"correct{suffix}", rows["correct"]), errors="coerce").to_numpy(float)
+        rows = results.records[model]  # in the order of the documents
+        right = pd.to_numeric(rows.get(f"correct{suffix}", rows["correct"])[is_inside], errors="coerce").to_numpy(float)
         correct[:, column] = right
-        pick = pd.to_numeric(rows.get(f"pred{suffix}", rows["pred"]), errors="coerce").to_numpy(float)
+        pick = pd.to_numeric(rows.get(f"pred{suffix}", rows["pred"])[is_inside], errors="coerce").to_numpy(float)
         chosen[:, column] = np.where(np.isfinite(pick), pick, np.where(right == 1, 0, 1)).astype(np.int64)
     choices = pd.to_numeric(documents["n_choices"], errors="coerce").fillna(1).to_numpy(float)
     single = choices <= 1

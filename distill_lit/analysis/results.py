@@ -55,8 +55,8 @@ class Results:
 
     def teacher(self) -> str | None:
         """The teacher's model id, or None when it has no record."""
-        found = self.runs.loc[self.runs["role"] == "teacher", "model"]
-        return next((model for model in found if model in self.records), None)
+        roles = zip(self.runs["model"], self.runs["role"], strict=True)
+        return next((model for model, role in roles if role == "teacher" and model in self.records), None)
 
     def settings(self, task: str) -> dict[str, Any]:
         """The settings and provenance of `task`, as the teacher (else the first model) recorded them."""
@@ -198,14 +198,15 @@ def align_records(results: Results) -> None:
     order = [m for m in (results.teacher(), *results.records) if m is not None]
     task_order = list(dict.fromkeys(results.documents.index.get_level_values("task")))
     results.tasks = [t for t in task_order if any(t in results.settings_by_model[m] for m in order)]
-    kept_documents = []
+    kept_documents, all_keys = [], {model: _keys_by_task(results.records[model]) for model in order}
+    known = _keys_by_task(results.documents)
     for task in results.tasks:
         holders = [m for m in order if task in results.settings_by_model[m]]
-        keys = {m: set(_keys(results.records[m], task)) for m in holders}
+        keys = {m: all_keys[m].get(task, set()) for m in holders}
         for model in holders[1:]:
             check_comparable(results, task, holders[0], model)
             _check_documents(task, holders[0], model, keys)
-        unknown = keys[holders[0]] - set(_keys(results.documents, task)) if holders else set()
+        unknown = keys[holders[0]] - known[task] if holders else set()
         if unknown:
             raise UserError(f"{task}: {len(unknown)} documents of {holders[0]!r} are not among the documents")
         task_documents = results.documents.loc[[task]]
@@ -227,8 +228,11 @@ def _merge(results: Results) -> None:
             results.surprisal = merge_frame(results.surprisal, into)
 
 
-def _keys(frame: pd.DataFrame, task: str) -> list[str]:
-    return list(frame.index.get_level_values("key")[frame.index.get_level_values("task") == task])
+def _keys_by_task(frame: pd.DataFrame) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for task, key in frame.index:
+        found.setdefault(task, set()).add(key)
+    return found
 
 
 def check_comparable(results: Results, task: str, first: str, second: str) -> None:

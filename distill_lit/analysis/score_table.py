@@ -1,5 +1,6 @@
 """The score frame, from which all tables come: one row per task and model group, one per group for the average."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,10 @@ COSTS = (
 )
 
 
-def score_frame(scores: Scores) -> pd.DataFrame:
+def score_frame(scores: Scores, costs: Sequence[str] = COSTS) -> pd.DataFrame:
     """Long frame. Scores are in [0, 1]; `score` is the task's metric, for the macro rows the centered average.
+
+    costs: columns of runs.csv.
 
     Columns: task, metric, num_fewshot, limit, n, chance, teacher_at_chance, model, role, student, variant, num_seeds,
     num_planned, status, reason, score, low, high, document_se, seed_std, retention(_low, _high),
@@ -43,22 +46,21 @@ def score_frame(scores: Scores) -> pd.DataFrame:
     """
     rows = []
     for g in range(len(scores.groups)):
-        shared = _shared(scores, g)
+        shared = _shared(scores, g, costs)
         rows += [_task_row(scores, t, g, shared) for t in range(len(scores.tasks))]
         rows.append(_macro_row(scores, g, shared))
     frame = pd.DataFrame(rows)
-    if frame["pipeline_training_flops"].isna().all():  # nothing is made from a model of this experiment
+    if "pipeline_training_flops" in costs and frame["pipeline_training_flops"].isna().all():  # no model is made of another
         frame = frame.drop(columns="pipeline_training_flops")
     frame["best"] = _best(scores, frame)
     return _adjust_comparisons(frame)
 
 
-def _shared(scores: Scores, g: int) -> dict[str, Any]:
+def _shared(scores: Scores, g: int, costs: Sequence[str]) -> dict[str, Any]:
     """The columns that all rows of a group share."""
     group = scores.groups[g]
     done = len(group.models)
     state = "done" if done == group.num_planned else "missing" if not done else "partial"
-    costs = {name: group_cost(group, scores.results, name) for name in COSTS}
     return {
         "model": group.label,
         "role": group.role,
@@ -68,7 +70,7 @@ def _shared(scores: Scores, g: int) -> dict[str, Any]:
         "num_planned": group.num_planned,
         "status": state,
         "reason": group.reason,
-        **costs,
+        **{name: group_cost(group, scores.results, name) for name in costs},
     }
 
 

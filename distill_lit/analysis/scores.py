@@ -94,7 +94,7 @@ class Scores:
             task = self.responses.tasks[t]
             unit = float(1 / (1 - task.chance.mean())) if task.is_binary else 0.0
             parts.append(
-                TaskValues(self.blocks(task.centered(), first, second, share), task.clusters, 1 / len(numbers), unit)
+                TaskValues(self.blocks(task.centered, first, second, share), task.clusters, 1 / len(numbers), unit)
             )
         return crossed_estimate(parts)
 
@@ -116,7 +116,7 @@ class Scores:
         draws = np.tile([self.macro(g) for g in range(count)], (self.analysis.n_resamples, 1))
         for t in self.averaged:
             task = self.responses.tasks[t]
-            mean = np.stack([task.centered()[:, self.model_columns(g)].mean(axis=1) if self.groups[g].models
+            mean = np.stack([task.centered[:, self.model_columns(g)].mean(axis=1) if self.groups[g].models
                              else np.full(task.n, np.nan) for g in range(count)], axis=1)  # fmt: skip
             sums = cluster_sums(mean - mean.mean(axis=0), task.clusters) / task.n / len(self.averaged)
             draws += multiplier_draws(sums, self.analysis.n_resamples, task.task)
@@ -133,7 +133,7 @@ class Scores:
     def seed_averages(self, group: int) -> FloatArray:
         """Macro average of each seed of a group."""
         columns = self.model_columns(group)
-        per_task = [self.responses.tasks[t].centered()[:, columns].mean(axis=0) for t in self.averaged]
+        per_task = [self.responses.tasks[t].centered[:, columns].mean(axis=0) for t in self.averaged]
         return np.asarray(np.mean(per_task, axis=0) if per_task else np.full(len(columns), np.nan), float)
 
 
@@ -187,7 +187,7 @@ def scores_of(
         for g, group in enumerate(groups):
             if group.models:
                 columns = responses.model_columns(group.models)
-                raw[t, g], centered[t, g] = task.correct[:, columns].mean(), task.centered()[:, columns].mean()
+                raw[t, g], centered[t, g] = task.correct[:, columns].mean(), task.centered[:, columns].mean()
     return Scores(results, analysis, responses, groups, raw, centered, excluded)
 
 
@@ -262,7 +262,7 @@ def macro_difference(scores: Scores, first: int, second: int, tasks: Sequence[in
     sums = []
     for t in scores.averaged if tasks is None else tasks:
         task = scores.responses.tasks[t]
-        sums.append(cluster_sums(scores.blocks(task.centered(), first, second)[0][:, 0], task.clusters) / task.n)
+        sums.append(cluster_sums(scores.blocks(task.centered, first, second)[0][:, 0], task.clusters) / task.n)
     return found, st.sign_flip_p(np.concatenate(sums))
 
 

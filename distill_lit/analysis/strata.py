@@ -62,7 +62,7 @@ class AxisStrata:
         tasks, parts = self.tasks_with(weights), []
         for t in tasks:
             task = self.scores.responses.tasks[t]
-            blocks = self.scores.blocks(task.centered(), first, second)
+            blocks = self.scores.blocks(task.centered, first, second)
             mixed = tuple(self._mixed(t, weights, dict.fromkeys(weights, block)) for block in blocks)
             parts.append(TaskValues(mixed, task.clusters, 1 / len(tasks)))
         return crossed_estimate(parts)
@@ -100,9 +100,9 @@ class AxisStrata:
         tasks, parts = self.tasks_with(weights), []
         for t in tasks:
             task, by_stratum = self.scores.responses.tasks[t], {}
-            teacher_scores = task.centered()[:, self.scores.model_columns(teacher)[:1]]
+            teacher_scores = task.centered[:, self.scores.model_columns(teacher)[:1]]
             for s in weights:
-                rest = task.centered().copy()
+                rest = task.centered.copy()
                 for g, shares in kept.items():
                     rest[:, self.scores.model_columns(g)] -= shares[s] * teacher_scores
                 by_stratum[s] = self.scores.blocks(rest / base[s], first, second)

@@ -72,7 +72,8 @@ def worst_group(scores: Scores, groups: Mapping[Group, NDArray[np.bool_]], g: in
     drawn = _standardized_draws(scores, tested, 0)
     critical = float(np.quantile(np.abs(drawn).max(axis=1), scores.analysis.confidence_level))
     p = decided_share(
-        lambda block: _standardized_draws(scores, tested, block).min(axis=1) <= z[worst], scores.analysis.alpha
+        lambda block: (_standardized_draws(scores, tested, block) if block else drawn).min(axis=1) <= z[worst],
+        scores.analysis.alpha,
     )
     errors = np.array([one.excess.standard_error for one in tested])
     one, level = tested[worst], 2 * stats.norm.sf(critical)
@@ -131,8 +132,8 @@ def _excess_block(scores: Scores, t: int, rows: NDArray[np.bool_], g: int) -> Fl
     if not base.interval(scores.analysis.confidence_level).low > MIN_RETENTION_BASELINE or np.isnan(scores.centered[t, g]):
         return None
     share = float(scores.centered[t, g] / scores.centered[t, teacher])
-    (rest,) = scores.blocks(task.centered(), g, teacher, share)  # its mean over documents and seeds is 0
-    level = float(task.centered()[rows][:, scores.model_columns(teacher)].mean() / base.value)
+    (rest,) = scores.blocks(task.centered, g, teacher, share)  # its mean over documents and seeds is 0
+    level = float(task.centered[rows][:, scores.model_columns(teacher)].mean() / base.value)
     return mean_inside(rest, rows) - level * rest
 
 
@@ -145,7 +146,7 @@ def _retention(scores: Scores, inside: dict[int, NDArray[np.bool_]], g: int, alp
         parts = []
         for t, rows in inside.items():
             task = scores.responses.tasks[t]
-            blocks = tuple(mean_inside(block, rows) for block in scores.blocks(task.centered(), first, second, share))
+            blocks = tuple(mean_inside(block, rows) for block in scores.blocks(task.centered, first, second, share))
             parts.append(TaskValues(blocks, task.clusters, 1 / len(inside)))
         return crossed_estimate(parts)
 

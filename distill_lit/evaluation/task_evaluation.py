@@ -5,8 +5,6 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
-
 from distill_lit.config.schema import EvaluationConfig
 from distill_lit.evaluation.cache import (
     effective_seed,
@@ -21,7 +19,9 @@ from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.progress import ProgressCallback
 from distill_lit.utils.template_limits import check_rendered_length, handle_template_errors
 
-if TYPE_CHECKING:  # importing HFLM takes seconds
+if TYPE_CHECKING:  # importing them takes seconds
+    from transformers import PreTrainedTokenizerBase
+
     from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def evaluate_task(
     return rows, {**_settings(spec, settings, rows), **counts, **scores, **_compute_meta(lm, task)}
 
 
-def require_chat_template(settings: EvaluationConfig, tokenizer: PreTrainedTokenizerBase, model: str) -> None:
+def require_chat_template(settings: EvaluationConfig, tokenizer: "PreTrainedTokenizerBase", model: str) -> None:
     """Raises UserError where the settings want a chat template and the tokenizer of `model` has none, or one that cannot
     ask a question."""
     if not settings.apply_chat_template:

@@ -14,6 +14,7 @@ from distill_lit.config.grid_points import value_text
 from distill_lit.config.roles import Role
 from distill_lit.data.loader import optimizer_steps, rows_per_step
 from distill_lit.experiment import run as work
+from distill_lit.experiment.completion import SURPRISAL_FILE, is_run_complete, read_manifest
 from distill_lit.experiment.fingerprint import validation_data_fingerprint
 from distill_lit.experiment.pipeline import learns_from_teacher, referred_models
 from distill_lit.experiment.planned_run import Run
@@ -53,7 +54,7 @@ def collect_results(experiment: "Experiment", failed: dict[str, str]) -> Path:
     the table."""
     target, runs_dir = experiment.results_folder, experiment.runs_folder
     models = experiment.models
-    done = [run for run in models if work.is_run_complete(run, runs_dir / run.name)]
+    done = [run for run in models if is_run_complete(run, runs_dir / run.name)]
     write_text(target / "plan.yaml", to_yaml(experiment.resolved_config))
     rows = [_row(run, runs_dir / run.name, run in done, failed) for run in models]
     rows = [row | (_costs(run, experiment) if run in done else {}) for run, row in zip(models, rows, strict=True)]
@@ -66,14 +67,14 @@ def collect_results(experiment: "Experiment", failed: dict[str, str]) -> Path:
 
 def _provenance(run: Run, experiment: "Experiment") -> dict[str, Any]:
     """Where the result of a run comes from, and what was to be known of its models before and while it trained."""
-    manifest = work.read_manifest(experiment.folder_of(run) / "manifest.json")
+    manifest = read_manifest(experiment.folder_of(run) / "manifest.json")
     shared = read_json(experiment.notes_path) if experiment.notes_path.is_file() else []
     notes = [*(shared if run.student else []), *manifest.get("notes", [])]
     return {**manifest.get("provenance", {}), "command": experiment.command, **({"notes": notes} if notes else {})}
 
 
 def _row(run: Run, folder: Path, is_done: bool, failed: dict[str, str]) -> dict[str, Any]:
-    manifest = work.read_manifest(folder / "manifest.json") if is_done else {}
+    manifest = read_manifest(folder / "manifest.json") if is_done else {}
     metrics = manifest.get("metrics", {})
     return {
         "model": run.label,
@@ -104,7 +105,7 @@ def _costs(run: Run, experiment: "Experiment") -> dict[str, Any]:
     stages, behind = _stages(run, runs), {run.name}
     for one in reversed(experiment.runs):  # each stands after what it is made from
         behind.update(_made_from(one) if one.name in behind else ())
-    spent = {name: work.read_manifest(experiment.runs_folder / name / "manifest.json") for name in behind}
+    spent = {name: read_manifest(experiment.runs_folder / name / "manifest.json") for name in behind}
     sums = {column: sum(spent[one.name].get(column) or 0 for one in stages) for column in TRAINING_COLUMNS}
     total = sum(facts.get(column) or 0 for facts in spent.values() for column in TRAINING_COLUMNS[1:])
     return {**sums, "pipeline_training_flops": total}
@@ -135,7 +136,7 @@ def _collect_records(experiment: "Experiment", done: list[Run], path: Path) -> N
     folders = {run.label: experiment.runs_folder / run.name / "records" for run in done}
     frames = [pd.read_parquet(folder / "documents.parquet") for folder in folders.values()]
     documents = pd.concat(frames, ignore_index=True).drop_duplicates(INDEX).set_index(INDEX)
-    surprisal = [folder / work.SURPRISAL_FILE for folder in folders.values() if (folder / work.SURPRISAL_FILE).is_file()]
+    surprisal = [folder / SURPRISAL_FILE for folder in folders.values() if (folder / SURPRISAL_FILE).is_file()]
     counts, words, read = _corpus_words(experiment), _words_of(documents), _read_words(experiment)
     content = ExperimentRecords(
         documents,
@@ -158,7 +159,7 @@ def _curves(done: list[Run], experiment: "Experiment") -> pd.DataFrame:
         for stage in _stages(run, runs):
             folder = experiment.runs_folder / stage.name
             points = read_jsonl(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
-            first_step = work.read_manifest(folder / "manifest.json").get("first_step", 0)
+            first_step = read_manifest(folder / "manifest.json").get("first_step", 0)
             rows += [{"model": run.label, **point, "step": point["step"] + first_step} for point in points]
     return pd.DataFrame(rows)
 

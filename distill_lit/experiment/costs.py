@@ -16,6 +16,7 @@ from distill_lit.analysis.inference_cost import read_costs, summarize_costs
 from distill_lit.config import ExperimentConfig, non_default_fields, to_dict
 from distill_lit.config.roles import Role
 from distill_lit.experiment import run as work
+from distill_lit.experiment.completion import is_run_built, read_manifest, run_model_folder
 from distill_lit.experiment.planned_run import Run
 from distill_lit.profiling.inference import measure_costs
 from distill_lit.utils import hardware
@@ -101,16 +102,16 @@ def choose_models(
     unbuilt: list[Run] = []
     for run in sorted((c for c in runs if c.is_model), key=lambda c: c.role != Role.TEACHER):
         folder = runs_dir / run.name
-        if not work.is_run_built(run, folder):
+        if not is_run_built(run, folder):
             unbuilt.append(run)
             continue
-        manifest = work.read_manifest(folder / "manifest.json")
+        manifest = read_manifest(folder / "manifest.json")
         shape = fingerprint([run.student or run.label, *(manifest.get(name) for name in SHAPE_FIELDS)])
         model = model_of_initial_student[_initial_student_key(run)] = model_of_shape.setdefault(shape, run.label)
         stands_for.setdefault(model, []).append(run.label)
         if model == run.label:
             work.allow_run_remote_code(run, folder)
-            folders[model], fingerprints[model] = work.run_model_folder(folder, manifest), manifest["fingerprint"]
+            folders[model], fingerprints[model] = run_model_folder(folder, manifest), manifest["fingerprint"]
     if not any(c.role == Role.TEACHER and c.label in folders for c in runs):
         raise UserError("cost: the teacher of this experiment has not been built; run the experiment first")
     for run in unbuilt:
@@ -126,4 +127,4 @@ def _initial_student_key(run: Run) -> str:
 
 
 def _manifest_of(runs_dir: Path, runs: list[Run], label: str) -> dict[str, Any]:
-    return next(work.read_manifest(runs_dir / run.name / "manifest.json") for run in runs if run.label == label)
+    return next(read_manifest(runs_dir / run.name / "manifest.json") for run in runs if run.label == label)

@@ -12,12 +12,12 @@ from distill_lit.config.roles import Role
 from distill_lit.data.loader import optimizer_steps, rows_per_step
 from distill_lit.data.mirror import MIRROR_WHEELS
 from distill_lit.experiment.architectures import Architectures
+from distill_lit.experiment.completion import is_run_built
 from distill_lit.experiment.evaluation_estimate import DEFAULT_TASK_DOCUMENTS, TOKENS_PER_DOCUMENT, EvaluationWork
 from distill_lit.experiment.memory_estimate import Memory, estimate_memory, largest
 from distill_lit.experiment.mixture import asked_teachers, with_teacher
 from distill_lit.experiment.pace import BUILD_SECONDS, EXPORT_SECONDS, START_SECONDS, TASK_SECONDS, Pace
 from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.run import is_run_built
 from distill_lit.experiment.strategy import with_strategy
 from distill_lit.losses import build_objective
 from distill_lit.models import ModelSize

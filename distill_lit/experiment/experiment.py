@@ -159,7 +159,8 @@ class Experiment:
     def prepare(self) -> None:
         """Has all assets here and compares them with the config. Raises UserError for what does not fit, or where a
         server is still to be asked and its key is not in the environment."""
-        from distill_lit.experiment.run import check_sources_unchanged, is_run_built
+        from distill_lit.experiment.completion import is_run_built
+        from distill_lit.experiment.run import check_sources_unchanged
         from distill_lit.generation.corpus import check_api_keys
 
         for run in self.runs:

@@ -17,10 +17,10 @@ from filelock import FileLock, Timeout
 
 from distill_lit.config import ExperimentConfig, to_yaml
 from distill_lit.config.roles import Role
+from distill_lit.experiment.completion import is_run_built, is_run_complete
 from distill_lit.experiment.display import Display
 from distill_lit.experiment.pace import threads_per_worker
 from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.run import is_run_built, is_run_complete
 from distill_lit.experiment.services import services_beside
 from distill_lit.experiment.status import FAILED, PREEMPTED, STOPPED, RunResults, read_run_results, write_run_status
 from distill_lit.experiment.stopping import CheckpointWatch, StopSignals, Terminated, describe_stop, stopping_on_signals

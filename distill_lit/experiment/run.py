@@ -14,19 +14,23 @@ from distill_lit.evaluation.evaluator import EvaluationResult, evaluate_model, j
 from distill_lit.evaluation.probes import evaluate_probes
 from distill_lit.evaluation.surprisal import measure_surprisal
 from distill_lit.evaluation.task_evaluation import mean_above_chance, primary_scores
-from distill_lit.experiment.fingerprint import evaluation_fingerprint
-from distill_lit.experiment.mixture import with_teacher
+from distill_lit.experiment.completion import (
+    SURPRISAL_FILE,
+    evaluation_identity,
+    is_run_built,
+    is_run_evaluated,
+    read_manifest,
+    run_model_folder,
+)
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.provenance import collect_provenance
 from distill_lit.experiment.requirements import required_assets_of, required_models
 from distill_lit.experiment.run_times import record_times
 from distill_lit.experiment.strategy import takes_all_ranks, with_strategy
-from distill_lit.experiment.student import build_reference_model, student_hashes, train_and_export_student
+from distill_lit.experiment.student import build_reference_model, train_and_export_student
 from distill_lit.experiment.teacher import write_generated_corpora, write_teacher_cache_of
-from distill_lit.generation.corpus import is_corpus_complete
 from distill_lit.models import model_fingerprint, model_folder
 from distill_lit.models.loading import allow_remote_code, is_remote_code_allowed, weight_bytes
-from distill_lit.teachers import cached_teacher_source
 from distill_lit.training.tensorboard_summary import FINAL_FOLDER, HParamsSession, write_run_summary
 from distill_lit.utils import hardware
 from distill_lit.utils.distributed.node import Node, node_from_environment
@@ -36,8 +40,6 @@ from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import atomic_write, fingerprint, hashes_of, read_json, write_json
 from distill_lit.utils.plugins import load_plugins
 from distill_lit.utils.progress import ProgressCallback
-
-SURPRISAL_FILE = "surprisal.parquet"  # beside the teacher's records: axes of the long tail that need a model
 
 
 def execute_run(run: Run, folder: Path, progress_callback: ProgressCallback) -> None:
@@ -139,65 +141,6 @@ def _own_models(run: Run, known: Container[str] | None = None) -> dict[str, Path
     return {name: model_folder(name) for name in names if known is None or name in known}
 
 
-def is_run_complete(run: Run, folder: Path) -> bool:
-    """Whether a run needs nothing more, judged by what is on disk."""
-    if run.role in (Role.TEACHER, Role.EXTERNAL) and is_run_evaluated(
-        run, folder
-    ):  # a model that is asked nothing more may be gone
-        return bool(read_manifest(folder / "manifest.json").get("identity") == run.fingerprint)
-    return is_run_built(run, folder) and (not run.is_model or is_run_evaluated(run, folder))
-
-
-def is_run_built(run: Run, folder: Path) -> bool:
-    """Whether the manifest says so and every file it lists has the hash it lists."""
-    manifest = read_manifest(folder / "manifest.json")
-    try:
-        return manifest.get("identity") == run.fingerprint and _outputs_exist(run, folder, manifest)
-    except (KeyError, TypeError, AttributeError):  # whoever damaged it left it JSON
-        return False
-
-
-def _outputs_exist(run: Run, folder: Path, manifest: dict[str, Any]) -> bool:
-    if run.role == Role.TEACHER_CACHE:
-        return cached_teacher_source(with_teacher(run.config, run.teacher).teacher).is_cache_complete(manifest)
-    if run.role == Role.GENERATED:
-        return all(is_corpus_complete(Path(facts["corpus"])) for facts in manifest["corpora"].values())
-    if run.role in (Role.TEACHER, Role.EXTERNAL):
-        return Path(manifest["model"]).is_dir()
-    return bool(student_hashes(folder) == manifest["files"])
-
-
-def run_model_folder(folder: Path, manifest: dict[str, Any]) -> Path:
-    """The transformers folder of a built run: its own student, or the model that it took as it was."""
-    return Path(manifest.get("model", folder / "student"))
-
-
-def is_run_evaluated(run: Run, folder: Path) -> bool:
-    """Whether records of this model under these questions are on disk and intact."""
-    manifest = read_manifest(folder / "evaluation.json")
-    return (
-        manifest.get("evaluation") == _evaluation_identity(run)
-        and manifest.get("model") == read_manifest(folder / "manifest.json").get("fingerprint")
-        and hashes_of(folder / "records") == manifest.get("files")
-        and (run.role != Role.TEACHER or SURPRISAL_FILE in manifest.get("files", ()))
-    )
-
-
-def _evaluation_identity(run: Run) -> str:
-    """What its evaluation is a result of, beside the model itself."""
-    is_apart = run.role in (Role.EXTERNAL, Role.QUANTIZED)  # another teacher leaves the run as it is
-    return evaluation_fingerprint(run.config, run.config.teacher.model if is_apart else "")
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """What a manifest says; empty where there is none or it cannot be read."""
-    try:
-        found = read_json(path)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def build_run(run: Run, folder: Path, progress_callback: ProgressCallback) -> None:
     """Makes a run's model, teacher cache or corpora, then its manifest. Of several ranks only the first writes."""
     teacher_folder = model_folder(run.config.teacher.model)
@@ -270,7 +213,7 @@ def evaluate_run(run: Run, folder: Path, progress_callback: ProgressCallback) ->
     write_run_summary(folder, tensorboard_hparams(run, folder), to_yaml(run.config))
     write_json(
         folder / "evaluation.json",
-        {"evaluation": _evaluation_identity(run), "model": manifest["fingerprint"], "files": hashes_of(records)},
+        {"evaluation": evaluation_identity(run), "model": manifest["fingerprint"], "files": hashes_of(records)},
     )
 
 

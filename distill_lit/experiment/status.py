@@ -11,10 +11,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from distill_lit.evaluation.task_evaluation import mean_above_chance, mean_score
+from distill_lit.experiment.completion import is_run_built, is_run_complete, is_run_evaluated, read_manifest
 from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.run import is_run_built, is_run_complete, is_run_evaluated, read_manifest
 from distill_lit.experiment.run_times import total_seconds
-from distill_lit.training.checkpoint import list_checkpoints
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import remove_leftovers, write_json
 
@@ -130,5 +129,7 @@ def get_run_status(run: Run, folder: Path) -> tuple[str, str]:
 def _progress(run: Run, folder: Path) -> str:
     if is_run_built(run, folder):
         return "built, not evaluated"
+    from distill_lit.training.checkpoint import list_checkpoints  # lightning takes seconds
+
     saved = list_checkpoints(folder / "checkpoints")
     return f"checkpoint {saved[0].stem}" if saved else ""

@@ -16,6 +16,7 @@ from distill_lit.data.chat_agreement import learned_turn_end
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import calibration_batches
 from distill_lit.data.templates import read_template, set_chat_template
+from distill_lit.experiment.completion import student_hashes
 from distill_lit.experiment.fingerprint import training_fingerprint_fields
 from distill_lit.experiment.mixture import asked_teachers, teacher_flops_per_token, teacher_references, teacher_weights
 from distill_lit.experiment.planned_run import Run
@@ -25,7 +26,6 @@ from distill_lit.generation.sampling import get_eos_token_ids
 from distill_lit.losses import Objective, build_objective, can_compile, chunk_size_for_budget
 from distill_lit.models import (
     INT8_RECIPE,
-    MODEL_CARD_FILENAME,
     QUANTIZATION_RECIPES,
     RELOAD_PROCESS,
     Calibration,
@@ -64,15 +64,10 @@ from distill_lit.training.tensorboard_summary import CustomScalarsCallback
 from distill_lit.training.trainer import TrainingJob, optimizer_settings, prepare_student, train, validate
 from distill_lit.utils import hardware
 from distill_lit.utils.distributed.ranks import broadcast_from_rank_zero, get_rank, get_world_size, rank_zero_first
-from distill_lit.utils.files import fingerprint, hashes_of, read_json
+from distill_lit.utils.files import fingerprint, read_json
 from distill_lit.utils.progress import ProgressCallback
 
 KV_BYTES_PER_ELEMENT = 2  # of cached keys and values: bfloat16 or float16
-
-
-def student_hashes(folder: Path) -> dict[str, str]:
-    """Hashes of a student's files but the model card, to which the report adds scores."""
-    return {name: digest for name, digest in hashes_of(folder / "student").items() if name != MODEL_CARD_FILENAME}
 
 
 def build_reference_model(run: Run, folder: Path) -> dict[str, Any]:

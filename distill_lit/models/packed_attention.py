@@ -107,20 +107,28 @@ def _register() -> None:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     plain = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    ALL_ATTENTION_FUNCTIONS.register("sdpa", functools.partial(_attend, plain))
+    uncompiled: Callable[..., Tensor] = torch.compiler.disable(
+        _attend_within_documents
+    )  # here, for it imports the compiler
+    ALL_ATTENTION_FUNCTIONS.register("sdpa", functools.partial(_attend, plain, uncompiled))
 
 
 def _attend(
-    plain: Attention, module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    plain: Attention,
+    within_documents: Callable[..., Tensor],
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """As transformers' attention functions: query (B, H, T, D), key and value with H or fewer heads; (B, T, H, D)."""
     if attention_mask is None or attention_mask.dtype != torch.int32:
         return plain(module, query, key, value, attention_mask, **options)
-    attended: Tensor = _attend_within_documents(plain, module, query, key, value, attention_mask, **options)
-    return attended, None
+    return within_documents(plain, module, query, key, value, attention_mask, **options), None
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _attend_within_documents(
     plain: Attention,
     module: Any,

@@ -10,6 +10,7 @@ from distill_lit.analysis.answer import Answer, answer
 from distill_lit.analysis.endpoints import ACCURACY, endpoint_frame
 from distill_lit.analysis.generation import WrittenAnswers, generation_frame, written_answers
 from distill_lit.analysis.long_tail import LongTail, analyze_long_tail
+from distill_lit.analysis.pareto import cost_axes, pareto_frontier
 from distill_lit.analysis.probe_long_tail import ProbeLongTail, probe_long_tail
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scaling_law import ScalingLaw, fit_scaling_law, scaling_data
@@ -47,6 +48,11 @@ class ReportBundle:
     def endpoint_frame(self) -> pd.DataFrame:
         """All endpoints of all models, the declared one first."""
         return endpoint_frame(self.scores, self.score_frame)
+
+    @cached_property
+    def frontiers(self) -> dict[str, pd.DataFrame]:
+        """{cost axis: its frontier}; of parameters where no model has any cost."""
+        return {axis: pareto_frontier(self.scores, axis) for axis in cost_axes(self.scores) or ["parameters"]}
 
     @cached_property
     def probe_long_tail(self) -> ProbeLongTail:

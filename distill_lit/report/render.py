@@ -9,7 +9,6 @@ import pandas as pd
 
 from distill_lit.analysis.endpoints import ACCURACY
 from distill_lit.analysis.model_groups import role_words
-from distill_lit.analysis.pareto import cost_axes, pareto_frontier
 from distill_lit.analysis.power import task_variances, variances_to_json
 from distill_lit.analysis.probe_long_tail import probe_long_tail_frame
 from distill_lit.analysis.scaling_law import ScalingLaw, has_scaling_curve
@@ -124,7 +123,7 @@ def write_pareto_files(folder: Path, result: ReportBundle, all_formats: bool = F
     """frontier.png (against parameters, and bytes and speed where they say more; or one below the other where many models
     have the same) and .csv (against every cost axis)."""
     analysis, groups = result.scores.analysis, result.scores.groups
-    frames = {axis: pareto_frontier(result.scores, axis) for axis in cost_axes(result.scores) or ["parameters"]}
+    frames = result.frontiers
     mark, title = " ".join(sample_limit_notes(result.scores)), finding(result.students)
     display, levels = result.scores.results.display, (analysis.claim_min_quality, analysis.confidence_level)
     shown = {axis: with_labels(frame, display) for axis, frame in frames.items()}

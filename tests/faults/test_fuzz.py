@@ -33,7 +33,7 @@ from distill_lit.utils.array_store import open_arrays, save_arrays
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.shards import Shards
 
-FEW, MANY = 60, int(os.environ.get("FUZZ_EXAMPLES", "2000"))
+FEW, MANY = 60, int(os.environ.get("FUZZ_EXAMPLES", "500"))
 EXPLORE = "FUZZ_EXAMPLES" in os.environ
 QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 

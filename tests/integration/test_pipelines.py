@@ -14,12 +14,13 @@ from distill_lit.config.derivation import map_model_references
 from distill_lit.config.roles import Role
 from distill_lit.experiment.architectures import Architectures
 from distill_lit.experiment.collect import _costs, _curves
+from distill_lit.experiment.completion import is_run_built, read_manifest
 from distill_lit.experiment.display import SilentDisplay
 from distill_lit.experiment.experiment import Experiment
 from distill_lit.experiment.launcher import Outcome, _Launcher
 from distill_lit.experiment.model_checks import check_against_teacher
 from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.run import build_run, check_sources_unchanged, is_run_built, read_manifest, with_source_folders
+from distill_lit.experiment.run import build_run, check_sources_unchanged, with_source_folders
 from distill_lit.experiment.stopping import StopSignals
 from distill_lit.models import load_model
 from distill_lit.utils.exceptions import UserError

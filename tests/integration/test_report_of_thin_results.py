@@ -18,10 +18,10 @@ from helpers.synthetic_results import (
 
 from distill_lit import report
 from distill_lit.analysis.results import load_results
-from distill_lit.analysis.scores import macro_score, task_score
+from distill_lit.analysis.scores import compute_scores, macro_score, task_score
 from distill_lit.analysis.significance import wilson
 from distill_lit.config.schema import AnalysisConfig
-from distill_lit.report.bundle import build_report_bundle
+from distill_lit.report.bundle import ReportBundle, build_report_bundle
 from distill_lit.report.formats.table import to_csv
 from distill_lit.report.formats.terminal import TerminalTable
 from distill_lit.report.loss_report import loss_report_frame, loss_report_markdown
@@ -38,19 +38,23 @@ def edit(path: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
 
 
 def page(folder: Path) -> str:
+    return drawn(folder)[0]
+
+
+def drawn(folder: Path) -> tuple[str, ReportBundle]:
+    """(table.md, what it was drawn from)."""
     result = build_report_bundle(folder, FAST, "edge", "does it stand?")
     write_score_tables(folder, result, all_formats=True)
     text = loss_report_markdown(result.scores, result.long_tail, result.title, result.loss_statements, True)
     (folder / "longtail.md").write_text(text)
     (folder / "longtail.csv").write_text(to_csv(loss_report_frame(result.long_tail)))
-    return (folder / "table.md").read_text()
+    return (folder / "table.md").read_text(), result
 
 
 def test_one_seed_prints_not_available_and_never_a_zero_deviation(tmp_path: Path) -> None:
-    text = page(build(tmp_path, documents=40))
+    text, result = drawn(build(tmp_path, documents=40))
     assert "± 0" not in text
     assert "One seed each" in text
-    result = build_report_bundle(tmp_path, FAST, "edge")
     place = (table := detail_table(result.scores, result.score_frame, "")).columns.index("std. over seeds")
     assert {row[place].text for row in table.rows} == {"", "n/a"}
 
@@ -91,13 +95,12 @@ def test_a_task_at_chance_is_flagged_and_left_out_of_the_average(tmp_path: Path)
         return frame
 
     edit_model(folder, "teacher", guess)
-    text = page(folder)
+    text, result = drawn(folder)
     assert "piqa †" in text
     assert "Not in the average: piqa, because the teacher is at chance." in text
     assert "mean over arc_easy, hellaswag and sciq of" in text
-    scores = build_report_bundle(folder, FAST, "edge").scores
+    scores = result.scores
     assert scores.macro(0) == pytest.approx(scores.centered[[0, 1, 3], 0].mean())
-    result = build_report_bundle(folder, FAST, "edge")
     flips = result.long_tail.flips["deep distilled"]
     counted = flips[flips.index.get_level_values("task") != "piqa"]
     assert f"Of the {counted['teacher_correct'].sum()} documents its teacher answers correctly" in " ".join(
@@ -111,8 +114,9 @@ def test_a_task_at_chance_is_flagged_and_left_out_of_the_average(tmp_path: Path)
 def test_every_task_at_chance_leaves_no_average(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=24, tasks={"arc_easy": (4, "acc_norm")})
     edit_model(folder, "teacher", lambda f: f.assign(correct_norm=0))
-    assert "unknown: no task has the teacher above chance" in page(folder)
-    text = write_report_page(folder, build_report_bundle(folder, FAST, "edge")).read_text()
+    text, result = drawn(folder)
+    assert "unknown: no task has the teacher above chance" in text
+    text = write_report_page(folder, result).read_text()
     assert "No model selected" not in text  # nothing to select
     assert 'id="cost"' not in text
     assert '"frontier":{}' in text
@@ -171,12 +175,11 @@ def test_a_model_without_one_task_shows_a_gap(tmp_path: Path) -> None:
     with edited_records(folder) as content:
         del content.settings["deep-distilled-0"]["sciq"]
         content.records["deep-distilled-0"] = content.records["deep-distilled-0"].drop("sciq")
-    row = next(line for line in page(folder).splitlines() if line.startswith("| deep distilled"))
+    text, result = drawn(folder)
+    row = next(line for line in text.splitlines() if line.startswith("| deep distilled"))
     assert "| — |" in row
-    result = build_report_bundle(folder, FAST, "edge", "does it stand?")
     mine = result.long_tail.stratum_scores[result.long_tail.stratum_scores["model"] == "deep distilled"]
     assert mine["student"].isna().all()  # over fewer tasks than the teacher's
-    text = page(folder)
     assert "Missing: deep distilled has no result on sciq, hence no average." in text
     assert "because deep distilled has no result on sciq" in result.loss_statements["deep distilled"][0]
     assert "against the same student trained without it, distillation changed the score by" in result.headline
@@ -185,16 +188,17 @@ def test_a_model_without_one_task_shows_a_gap(tmp_path: Path) -> None:
 
 def test_one_passage_for_all_documents_is_no_certainty(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=40, clusters_per_task=1)
-    scores = build_report_bundle(folder, FAST, "edge").scores
+    text, result = drawn(folder)
+    scores = result.scores
     assert np.isnan(macro_score(scores, 1).low)
-    assert f"{', '.join(scores.tasks[:-1])} and {scores.tasks[-1]}: too few for intervals" in page(folder)
+    assert f"{', '.join(scores.tasks[:-1])} and {scores.tasks[-1]}: too few for intervals" in text
 
 
 def test_all_right_with_every_seed_is_no_certainty(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=40, seeds=(0, 1, 2))
     for seed in (0, 1, 2):
         edit_model(folder, f"deep-distilled-{seed}", lambda f: f.assign(correct=1, correct_norm=1))
-    scores = build_report_bundle(folder, FAST, "edge").scores
+    scores = compute_scores(load_results(folder), FAST)
     g = [group.label for group in scores.groups].index("deep distilled")
     assert task_score(scores, 0, g) == wilson(40, 40)
 

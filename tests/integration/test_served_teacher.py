@@ -33,9 +33,10 @@ from distill_lit.config import (
 from distill_lit.data.loader import PackedLoader, make_batch
 from distill_lit.data.packing import pack
 from distill_lit.data.tokenization import join_documents
+from distill_lit.experiment.completion import is_run_built
 from distill_lit.experiment.model_checks import check_against_teacher, check_services
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.run import build_run, is_run_built
+from distill_lit.experiment.run import build_run
 from distill_lit.experiment.services import keep_service, needed_services
 from distill_lit.experiment.validation import check_experiment
 from distill_lit.generation import api_client

@@ -39,7 +39,7 @@ def place_labels(
     obstacles: data-space boxes (x0, y0, x1, y1) not to be covered, such as error bars and line segments.
     """
     renderer = axes.get_figure().canvas.get_renderer()
-    boxes = [_pixels(axes, box) for box in obstacles]
+    boxes, frame = [_pixels(axes, box) for box in obstacles], axes.get_window_extent(renderer)
     taken = []
     for text, color, style, points in labels:
         write = partial(_write, axes, text, color, style)
@@ -48,7 +48,8 @@ def place_labels(
             for rank, point in enumerate(reversed(points))
             for order, place in enumerate(positions)
         ]
-        costs = [bias + _cost(write(point, place), axes, boxes, renderer) for bias, point, place in tried]
+        width, height = _size(write(points[-1], positions[0]), renderer)
+        costs = [bias + _cost(_box_beside(axes, point, place, width, height), frame, boxes) for bias, point, place in tried]
         _, point, place = tried[int(np.argmin(costs))]
         box = _extent(write(point, place), renderer)
         if np.hypot(*place[:2]) > MAX_LABEL_DISTANCE_PT:
@@ -82,11 +83,27 @@ def _extent(note: Any, renderer: Any) -> Box:
     return extent.x0, extent.y0, extent.x1, extent.y1
 
 
-def _cost(note: Any, axes: Any, boxes: list[Box], renderer: Any) -> float:
-    """Square pixels that a trial label covers of `boxes`, and much more for those outside the axes; removes it."""
-    label_box = _extent(note, renderer)
+def _size(note: Any, renderer: Any) -> tuple[float, float]:
+    """Width and height of a trial label in pixels; removes it."""
+    extent = note.get_window_extent(renderer)
     note.remove()
-    return sum(_overlap(label_box, box) for box in boxes) + 20 * _outside(label_box, axes.get_window_extent(renderer))
+    return extent.width, extent.height
+
+
+def _box_beside(axes: Any, point: Point, place: LabelPosition, width: float, height: float) -> Box:
+    """The `_extent` of a label of that size beside a point."""
+    dx, dy, ha, va = place
+    (x, y), points = axes.transData.transform(point), axes.get_figure().dpi / 72
+    x0, y0 = x + dx * points - ALIGNMENT_FRACTIONS[ha] * width, y + dy * points - ALIGNMENT_FRACTIONS[va] * height
+    return x0 - 2, y0 - 2, x0 + width + 2, y0 + height + 2
+
+
+def _cost(label_box: Box, frame: Any, boxes: list[Box]) -> float:
+    """Square pixels that a label covers of `boxes`, and much more for those outside the axes, whose extent is `frame`."""
+    x0, y0, x1, y1 = np.array(boxes).reshape(-1, 4).T
+    width = np.minimum(x1, label_box[2]) - np.maximum(x0, label_box[0])
+    height = np.minimum(y1, label_box[3]) - np.maximum(y0, label_box[1])
+    return float((width.clip(0) * height.clip(0)).sum()) + 20 * _outside(label_box, frame)
 
 
 def _pixels(axes: Any, box: tuple) -> tuple[float, float, float, float]:
@@ -94,16 +111,10 @@ def _pixels(axes: Any, box: tuple) -> tuple[float, float, float, float]:
     return min(x0, x1) - 4, min(y0, y1) - 4, max(x0, x1) + 4, max(y0, y1) + 4
 
 
-def _overlap(one: tuple, two: tuple) -> float:
-    width = min(one[2], two[2]) - max(one[0], two[0])
-    height = min(one[3], two[3]) - max(one[1], two[1])
-    return float(max(width, 0) * max(height, 0))
-
-
 def _outside(box: tuple, frame: Any) -> float:
     """Square pixels of `box` outside the axes."""
-    inside = _overlap(box, (frame.x0, frame.y0, frame.x1, frame.y1))
-    return float((box[2] - box[0]) * (box[3] - box[1]) - inside)
+    width, height = min(box[2], frame.x1) - max(box[0], frame.x0), min(box[3], frame.y1) - max(box[1], frame.y0)
+    return float((box[2] - box[0]) * (box[3] - box[1]) - max(width, 0) * max(height, 0))
 
 
 def segment_boxes(start: tuple[float, float], end: tuple[float, float], log_x: bool, pieces: int = 24) -> list[tuple]:

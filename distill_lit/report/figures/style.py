@@ -174,7 +174,7 @@ def _small_png(figure: Any) -> bytes:
 
     for dpi in PNG_DPI:
         drawn, packed = BytesIO(), BytesIO()
-        figure.savefig(drawn, format="png", dpi=dpi, metadata={"Software": None}, **MARGINS)
+        figure.savefig(drawn, format="png", dpi=dpi, pil_kwargs={"compress_level": 0}, **MARGINS)
         image = Image.open(drawn).convert("RGB")
         image = image.quantize(PNG_COLORS, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
         image.save(packed, format="png", optimize=True)

@@ -76,13 +76,13 @@ def _extent(values: Any) -> str:
     return " to ".join(dict.fromkeys(format_number(value, 2) for value in (values.min(), values.max())))
 
 
-def seed_band(group: ModelGroup, curves: pd.DataFrame, name: str) -> pd.DataFrame:
-    """A quantity over steps: mean, min and max over the group's seeds."""
-    group_curves = curves[curves["model"].isin(group.models)].dropna(subset=[name])
-    return group_curves.groupby("step")[name].agg(["mean", "min", "max"])
+def seed_band(curves: pd.DataFrame, name: str) -> pd.DataFrame:
+    """A quantity over steps: mean, min and max over the seeds of a group; curves: of its models."""
+    return curves[curves[name].notna()].groupby("step")[name].agg(["mean", "min", "max"])
 
 
 def _over_tokens(scores: Scores, group: ModelGroup, curves: pd.DataFrame, name: str) -> pd.DataFrame:
-    band, tokens = seed_band(group, curves, name), group_cost(group, scores.results, "training_tokens")
-    last = float(curves.loc[curves["model"].isin(group.models), "step"].max())  # of all quantities: not each has one there
+    own = curves[curves["model"].isin(group.models)]
+    band, tokens = seed_band(own, name), group_cost(group, scores.results, "training_tokens")
+    last = float(own["step"].max())  # of all quantities: not each has one there
     return band.set_axis(band.index / last * tokens) if len(band) and last > 0 else band

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from distill_lit.analysis.model_groups import NAMED_ROLES, role_words
-from distill_lit.analysis.pareto import COST_AXES, cost_axes, pareto_frontier
+from distill_lit.analysis.pareto import COST_AXES
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.bundle import ReportBundle
 from distill_lit.report.figures.pareto import panel_frames, with_labels
@@ -18,6 +19,8 @@ from distill_lit.report.web.html_page import pack_json
 
 CURVES = ("validation/teacher_kl", "validation/student_nll", "validation/agreement", "train/loss", "train/student_nll",
           "train/teacher_kl", "train/agreement", "train/gradient_norm", "train/tokens_per_second")  # fmt: skip
+CHANGES = ("lost", "gained")
+FLIP_FACTS = ["flip", "teacher_choice", "student_choice"]
 MAX_DOCUMENTS = 3000  # changed documents on the page; the rest is in records.parquet alone
 STRATUM_COLUMNS = ["model", "axis", "stratum", "label", "n", "delta", "low", "high", "ce_only_delta", "ce_only_delta_low",
                    "ce_only_delta_high", "lost", "gained", "note"]  # fmt: skip
@@ -28,8 +31,7 @@ CURVE_POINTS = 200
 def frontiers(result: ReportBundle) -> dict[str, pd.DataFrame]:
     """{cost axis: its frontier}, of the axes on which there is a model to place."""
     display = result.scores.results.display
-    found = {axis: with_labels(pareto_frontier(result.scores, axis), display) for axis in cost_axes(result.scores)}
-    return {axis: frame for axis, frame in found.items() if not frame.empty}
+    return {axis: with_labels(frame, display) for axis, frame in result.frontiers.items() if not frame.empty}
 
 
 def page_data(result: ReportBundle, placed: dict[str, pd.DataFrame]) -> dict[str, Any]:
@@ -75,56 +77,73 @@ def packed_long_tail(result: ReportBundle, max_chars: int) -> tuple[str, int]:
     frame = result.long_tail.stratum_scores
     frame = frame[[name for name in STRATUM_COLUMNS if name in frame]]
     strata = frame.astype(object).where(frame.notna(), None).to_dict("records")
-    limit = MAX_DOCUMENTS
+    changed = changed_rows(result)
+    shown = drawn_rows(changed, MAX_DOCUMENTS)
+    known = dict(zip(shown.tolist(), _documents(result, shown), strict=True))  # of which fewer are drawn below
     while True:
-        documents, omitted = changed_documents(result, limit)
+        documents = [known[row] for row in shown.tolist()]
         packed = pack_json({"strata": strata, "documents": documents})
         if len(packed) <= max_chars or not documents:
-            return packed, omitted
+            return packed, len(changed) - len(documents)
         limit = int(0.95 * len(documents) * max_chars / len(packed)) if max_chars > 0 else 0
+        shown = drawn_rows(changed, limit)
 
 
 def changed_documents(result: ReportBundle, max_documents: int = MAX_DOCUMENTS) -> tuple[list[dict[str, Any]], int]:
     """Documents that at least one student lost or gained, drawn at random when too many; and how many are left out."""
+    changed = changed_rows(result)
+    shown = drawn_rows(changed, max_documents)
+    return _documents(result, shown), len(changed) - len(shown)
+
+
+def changed_rows(result: ReportBundle) -> NDArray[np.integer]:
+    """Row numbers of the documents that at least one student lost or gained."""
+    index = result.scores.results.documents.index
+    is_changed = np.zeros(len(index), bool)
+    for flips in result.long_tail.flips.values() if result.scores.teacher is not None else ():
+        is_changed[index.get_indexer(flips.index[flips["flip"].isin(CHANGES)])] = True
+    return np.flatnonzero(is_changed)
+
+
+def drawn_rows(rows: NDArray[np.integer], max_rows: int) -> NDArray[np.integer]:
+    """`rows`, or where they are too many, some of them at random; fewer of them are some of more."""
+    return rows if len(rows) <= max_rows else np.sort(np.random.default_rng(0).permutation(rows)[:max_rows])
+
+
+def _documents(result: ReportBundle, rows: NDArray[np.integer]) -> list[dict[str, Any]]:
+    """What the page shows of documents that changed, by their row numbers."""
+    if not len(rows):
+        return []
     tail, scores = result.long_tail, result.scores
-    changed = {label: flips[flips["flip"].isin(["lost", "gained"])] for label, flips in tail.flips.items()}
-    known = [frame.index for frame in changed.values()]
-    if scores.teacher is None or not any(len(index) for index in known):
-        return [], 0
-    is_changed = scores.results.documents.index.isin(pd.MultiIndex.from_tuples([key for index in known for key in index]))
-    rows = np.flatnonzero(is_changed)
-    if len(rows) > max_documents:
-        rows = np.sort(np.random.default_rng(0).permutation(rows)[:max_documents])
-    index = scores.results.documents.index[rows]
+    documents = scores.results.documents.iloc[rows]
     groups = {group.label: group.models for group in scores.groups}
-    shown = {label: _choice_scores(result, groups[label], index) for label in ("teacher", *changed)}
+    shown = {label: _choice_scores(result, groups[label], documents.index) for label in ("teacher", *tail.flips)}
+    answers = [flips.reindex(documents.index)[FLIP_FACTS].to_dict("records") for flips in tail.flips.values()]
+    strata = tail.stratum_codes.iloc[rows].to_numpy().tolist()
+    facts = zip(*(documents[name] for name in ("doc_id", "prompt", "choices", "gold")), strict=True)
     found = []
-    for number, (key, row) in enumerate(scores.results.documents.loc[index].iterrows()):
+    for number, (task, (doc_id, prompt, choices, gold)) in enumerate(
+        zip(documents.index.get_level_values("task"), facts, strict=True)
+    ):
+        own = [records[number] for records in answers]
         students = [
-            _answer(tail.flips[label], key, shown[label][number]) if key in frame.index else None
-            for label, frame in changed.items()
-        ]
-        first = next(tail.flips[label] for label, frame in changed.items() if key in frame.index)
+            {"choice": int(one["student_choice"]), "flip": one["flip"], "scores": shown[label][number]}
+            if one["flip"] in CHANGES else None
+            for label, one in zip(tail.flips, own, strict=True)
+        ]  # fmt: skip
+        first = next(one for one in own if one["flip"] in CHANGES)
         found.append({
-            "task": key[0], "id": int(row["doc_id"]), "prompt": _shorten(str(row["prompt"])),
-            "choices": _choices(row), "gold": int(row["gold"]), "strata": tail.stratum_codes.loc[key].tolist(),
-            "teacher": {"choice": int(first.at[key, "teacher_choice"]), "scores": shown["teacher"][number]},
+            "task": task, "id": int(doc_id), "prompt": _shorten(str(prompt)),
+            "choices": [str(c) for c in choices] if isinstance(choices, (list, np.ndarray)) else [],
+            "gold": int(gold), "strata": strata[number],
+            "teacher": {"choice": int(first["teacher_choice"]), "scores": shown["teacher"][number]},
             "students": students,
         })  # fmt: skip
-    return found, int(is_changed.sum()) - len(found)
-
-
-def _choices(row: pd.Series) -> list[str]:
-    choices = row["choices"]
-    return [str(c) for c in choices] if isinstance(choices, (list, np.ndarray)) else []
+    return found
 
 
 def _shorten(text: str) -> str:
     return text if len(text) <= MAX_PAGE_PROMPT_CHARS else f"… {text[-MAX_PAGE_PROMPT_CHARS:]}"
-
-
-def _answer(flips: pd.DataFrame, key: Any, scores: list[int | None]) -> dict[str, Any]:
-    return {"choice": int(flips.at[key, "student_choice"]), "flip": str(flips.at[key, "flip"]), "scores": scores}
 
 
 def deciding_score(metric: str) -> str:
@@ -136,7 +155,8 @@ def _choice_scores(result: ReportBundle, models: tuple[str, ...], index: pd.Mult
     """Per document what each choice was judged by (`deciding_score`), in thousandths, mean over the models that know it."""
     results = result.scores.results
     is_norm = {task: results.settings(task).get("metric") == "acc_norm" for task in results.tasks}
-    frames = [results.records[model].loc[index] for model in models]
+    frames = [results.records[model] for model in models]
+    frames = [frame[["ll", "len_chars"]].take(frame.index.get_indexer(index)) for frame in frames]
     answers = zip(*([*zip(frame["ll"], frame["len_chars"], strict=True)] for frame in frames), strict=True)
     found: list[list[int | None]] = []
     for task, seeds in zip(index.get_level_values("task"), answers, strict=True):
@@ -165,9 +185,10 @@ def curve_lines(scores: Scores, path: Path) -> dict[str, Any]:
         return {"curves": {}, "curve_styles": {}}
     terms = [c for c in frame.columns if c.startswith("train/") and c not in (*CURVES, "train/tokens")]
     found: dict[str, dict[str, list[list[float]]]] = {}
+    own = {g.label: frame[frame["model"].isin(g.models)] for g in scores.groups if g.label in styles}
     for name in (*CURVES, *terms):
         if name in frame and pd.api.types.is_numeric_dtype(frame[name]):
-            lines = {group.label: _thin(seed_band(group, frame, name)) for group in scores.groups if group.label in styles}
+            lines = {label: _thin(seed_band(curves, name)) for label, curves in own.items()}
             found[name] = {label: line for label, line in lines.items() if line}
     return {"curves": {k: v for k, v in found.items() if v}, "curve_styles": curve_styles}
 

@@ -23,7 +23,7 @@ from distill_lit.report.tables.scaling import scaling_table
 from distill_lit.report.tables.scores import detail_table, score_table, task_table
 from distill_lit.report.web.generation_section import generation_section
 from distill_lit.report.web.html_page import embed_json, html_document, pack_json, page_script
-from distill_lit.report.web.page_data import changed_documents, curve_lines, frontiers, packed_long_tail, page_data
+from distill_lit.report.web.page_data import changed_rows, curve_lines, frontiers, packed_long_tail, page_data
 from distill_lit.utils.files import read_json, write_text
 
 MAX_PAGE_BYTES = 300_000  # beyond which changed documents are left out
@@ -159,7 +159,7 @@ def _slices(result: ReportBundle) -> str:
 
 def _explorer(result: ReportBundle) -> str:
     """Strata as a plot and the documents whose answers changed; nothing where none did."""
-    if not changed_documents(result, 1)[0]:
+    if not len(changed_rows(result)):
         return ""
     boxes = "".join(
         f'<label for="{name}">{words}<select id="{name}"></select></label>'

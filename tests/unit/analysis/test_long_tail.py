@@ -171,7 +171,7 @@ def test_pooled_scores_equal_plain_means(scores: Scores, report: LongTail) -> No
     per_task = []
     for task in scores.responses.tasks:
         inside = (codes.loc[task.index] == 5).to_numpy()
-        per_task.append(task.centered()[inside][:, student].mean())
+        per_task.append(task.centered[inside][:, student].mean())
     assert row["student"] == pytest.approx(np.mean(per_task), abs=1e-5)
 
 
@@ -187,7 +187,7 @@ def test_contrast_uses_only_tasks_with_head_and_tail(scores: Scores) -> None:
     piqa = scores.responses.tasks[scores.tasks.index("piqa")]
     tail = (code.loc[piqa.index] == 2).to_numpy()
     teacher = scores.model_columns(0)[0]
-    head_mean, tail_mean = piqa.centered()[~tail, teacher].mean(), piqa.centered()[tail, teacher].mean()
+    head_mean, tail_mean = piqa.centered[~tail, teacher].mean(), piqa.centered[tail, teacher].mean()
     ends = tail_less_head(2)
     assert found.estimate(ends, 0).value == pytest.approx(tail_mean - head_mean)
     assert found.n_documents(ends) == tail.sum()
@@ -254,8 +254,8 @@ def test_a_task_with_few_documents_in_a_stratum_does_not_count_there(scores: Sco
     found = axis_strata(scores, digits, codes["digits"])
     ends = tail_less_head(2)
     assert found.n_documents(ends) == 60 * len(others)
-    heads = [task.centered()[60:, scores.model_columns(0)].mean() for task in others]
-    tails = [task.centered()[:60, scores.model_columns(0)].mean() for task in others]
+    heads = [task.centered[60:, scores.model_columns(0)].mean() for task in others]
+    tails = [task.centered[:60, scores.model_columns(0)].mean() for task in others]
     assert found.estimate(ends, 0).value == pytest.approx(np.mean(tails) - np.mean(heads))
     assert found.estimate({2: 1.0}, 0).value == pytest.approx(np.mean(tails))
 
@@ -267,7 +267,8 @@ def test_a_stratum_without_documents_is_not_one_where_the_teacher_is_at_chance(s
     codes.iloc[:3] = 2
     g = scores.group_index("deep distilled")
     strata = axis_strata(scores, digits, codes)
-    rows = _stratum_rows(scores, digits, strata, g, report.flips["deep distilled"], codes).set_index("stratum")
+    counts = flip_counts(flips := report.flips["deep distilled"], codes[flips.index])
+    rows = _stratum_rows(scores, digits, strata, g, counts).set_index("stratum")
     assert rows["note"].tolist() == ["", "too few documents"]
     assert np.isnan(rows.loc[2, "retention"])
 
@@ -310,7 +311,7 @@ def test_shares_by_hand_and_by_another_estimate_of_their_error(scores: Scores, r
     single = replace(scores, groups=groups, responses=replace(scores.responses, tasks=[task]), centered=scores.centered[:1])
     codes = report.stratum_codes.loc[task.index, "rarity_question"]
     found = axis_strata(single, ax.RARITY, codes).retention_estimate(tail_less_head(5), group)
-    student, teacher = (task.centered()[:, single.model_columns(g)[0]] for g in (group, 0))
+    student, teacher = (task.centered[:, single.model_columns(g)[0]] for g in (group, 0))
     ends = [(codes == s).to_numpy() for s in (1, 5)]
 
     def change(rows: np.ndarray) -> float:

@@ -57,7 +57,7 @@ def test_documents_that_are_all_alike_leave_room_for_three_others() -> None:
 
 
 def test_a_single_document_has_no_interval() -> None:
-    assert np.isnan(answers_interval(np.ones((1, 3)), np.zeros(1))[1:]).all()
+    assert np.isnan(answers_interval(np.ones((1, 3)), np.zeros(1, int))[1:]).all()
 
 
 @pytest.mark.parametrize(("seed_deviation", "document_deviation"), [(0.1, 0.3), (0.0, 0.3), (0.3, 0.1)])
