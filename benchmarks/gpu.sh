@@ -46,7 +46,7 @@ mkdir -p "$DISTILL_LIT_CACHE"
 if [ -d "$WORK/reference_libraries" ]; then mv "$WORK/reference_libraries" "$DISTILL_LIT_CACHE/"; fi
 if [ "$DEVICE" = cuda ]; then
     part machine 20 nvidia-smi
-    part tests 90 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu tests/unit
+    part tests 90 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu tests/unit/losses
     part tuning 60 "$PYTHON" benchmarks/tune_kernel.py --out "$OUT"
     part kd_step 170 "$PYTHON" benchmarks/kd_step.py --device cuda --rounds 9 --teacher "file:$WORK/model" --out "$OUT"
     part profile 40 "$PYTHON" benchmarks/profile_step.py --device cuda --teacher "file:$WORK/model" --out "$OUT"
@@ -59,7 +59,7 @@ if [ "$DEVICE" = cuda ]; then
     fi
     part flagship 300 "$PYTHON" benchmarks/gpu_flagship.py "$WORK" --out "$OUT"
 else
-    part tests 300 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu tests/unit
+    part tests 300 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu tests/unit/losses
     part kd_step 300 "$PYTHON" benchmarks/kd_step.py --quick --lm-head-only --rounds 1 --out "$OUT"
     part flagship 300 "$PYTHON" benchmarks/gpu_flagship.py "$WORK" --out "$OUT" --depths 6 --steps 1 --rows 1 --validation-batches 1
 fi

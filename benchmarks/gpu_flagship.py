@@ -22,7 +22,7 @@ import torch
 from benchmarks.gpu_pack import read_rows
 from distill_lit import losses
 from distill_lit.config import StudentConfig, TrainingConfig
-from distill_lit.data import PackedDataModule
+from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.models import Calibration, initial_student, load_model
 from distill_lit.profiling.memory import read_peak_memory, reset_peak_memory
 from distill_lit.training.distiller import Distiller
