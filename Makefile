@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test test-fast test-slow test-durations check format docs audit fuzz soak tensorboard
+.PHONY: install quickstart test test-fast test-slow test-kernels test-durations check format docs audit fuzz soak tensorboard
 
 install: .venv/installed
 
@@ -22,6 +22,17 @@ test-fast: install  # no processes, no trainings: under a minute on two cores
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow --numprocesses auto --dist loadfile
+
+test-kernels: .venv/triton/installed  # the Triton kernel in Triton's interpreter, and compiled for GPUs that are not here
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 .venv/triton/bin/python -m pytest -m "slow or not slow" tests/unit/losses/test_kernels.py
+
+# Triton without a GPU is for tests alone: it stays out of the environment, and sees that
+.venv/triton/installed: .venv/installed
+	$(PYTHON) -m venv .venv/triton
+	.venv/triton/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps triton
+	echo "import site; site.addsitedir('$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")')" \
+	    > "$$(.venv/triton/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/main.pth"
+	touch $@
 
 test-durations: install  # of the default suite and the slow tests, into docs/test_durations.md
 	$(BIN)/python tests/durations.py

@@ -9,16 +9,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill_lit.config import TermConfig
-from distill_lit.losses import build_objective, can_compile, chunk_size_for_budget, fused_linear_loss
+from distill_lit.losses import build_objective, can_compile, fused_linear_loss
 from distill_lit.losses.lm_head import LMHead
 from distill_lit.losses.targets import DenseTarget
 
 HIDDEN_SIZE = 576
-BUDGET, LARGE_BUDGET = 512.0, 8192.0  # MiB: the default on a CPU; near that on a GPU of 80 GB
 OURS, OURS_CE_KL, PLAIN, PLAIN_CE_KL, TRL, TORCHTUNE, LIGER, FLOOR, COMPILED = (
     "ours", "ours, CE + KL", "plain", "plain, CE + KL", "trl", "torchtune", "liger", "floor", "ours, training.compile"
 )  # fmt: skip
-OURS_LARGE_BUDGET = "ours, budget of 8 GiB"
+OURS_WITHOUT_KERNEL = "ours, without the kernel"
 ONE_TERM = build_objective({"kl": TermConfig(kind="forward_kl")})
 TWO_TERMS = build_objective({"kl": TermConfig(kind="forward_kl", weight=0.5), "ce": TermConfig(weight=0.5)})
 
@@ -51,10 +50,9 @@ def random_loss_inputs(count: int, vocabulary: int, dtype: torch.dtype, device: 
     return LossInputs(hidden.requires_grad_(), weight.requires_grad_(), teacher_hidden, teacher_weight.to(dtype), labels)
 
 
-def fused_loss(tokens: LossInputs, objective: Any = ONE_TERM, budget: float = BUDGET) -> Tensor:
-    """The fused head, its chunk from a memory budget in MiB."""
-    vocabulary, dtype = tokens.weight.shape[0], tokens.hidden.dtype
-    compiled = can_compile(tokens.hidden.device)
+def fused_loss(tokens: LossInputs, objective: Any = ONE_TERM, kernel: bool = True) -> Tensor:
+    """The fused head as a training has it: its chunk from the device's memory budget."""
+    vocabulary = tokens.weight.shape[0]
     target = DenseTarget(tokens.teacher_hidden, LMHead(tokens.teacher_weight, None, 1.0, 0.0, vocabulary))
     return fused_linear_loss(
         objective,
@@ -63,8 +61,8 @@ def fused_loss(tokens: LossInputs, objective: Any = ONE_TERM, budget: float = BU
         target,
         tokens.labels,
         denominator=torch.tensor(len(tokens.labels)),
-        chunk_size=chunk_size_for_budget(budget, vocabulary, compiled, dtype),
-        compiled=compiled,
+        compiled=can_compile(tokens.hidden.device),
+        kernel=kernel,
     ).total
 
 
@@ -104,14 +102,18 @@ def liger_loss(tokens: LossInputs) -> Tensor:
     return LigerFusedLinearJSD(jsd_beta=0.0)(*operands, None)
 
 
-def matmul_floor(tokens: LossInputs, chunk: int = 1024) -> None:
+def matmul_floor(tokens: LossInputs, chunk: int = 1024) -> Callable[[], None]:
     """The matrix products that no method can do without, forward and backward, and nothing else."""
-    weight = tokens.product_weight
-    for start in range(0, len(tokens.labels), chunk):
-        hidden = tokens.hidden.detach()[start : start + chunk]
-        gradient = hidden @ weight.t()
-        tokens.teacher_hidden[start : start + chunk] @ tokens.teacher_weight.t()
-        gradient @ weight, gradient.t() @ hidden
+    weight = tokens.product_weight.detach()
+
+    def run() -> None:
+        for start in range(0, len(tokens.labels), chunk):
+            hidden = tokens.hidden.detach()[start : start + chunk]
+            gradient = hidden @ weight.t()
+            tokens.teacher_hidden[start : start + chunk] @ tokens.teacher_weight.t()
+            gradient @ weight, gradient.t() @ hidden
+
+    return run
 
 
 LOSSES: dict[str, Loss] = {
@@ -122,9 +124,9 @@ LOSSES: dict[str, Loss] = {
     TRL: trl_loss,
     TORCHTUNE: torchtune_loss,
     LIGER: liger_loss,
-    OURS_LARGE_BUDGET: lambda tokens: fused_loss(tokens, budget=LARGE_BUDGET),
+    OURS_WITHOUT_KERNEL: lambda tokens: fused_loss(tokens, kernel=False),
 }
-CUDA_ONLY = (LIGER, OURS_LARGE_BUDGET)  # Liger's kernels need a GPU, the large budget the memory of one
+CUDA_ONLY = (LIGER, OURS_WITHOUT_KERNEL)  # kernels need a GPU
 
 
 def losses_for_device(device: torch.device) -> dict[str, Loss]:

@@ -1,9 +1,10 @@
 """How fast and how small is a distillation step? `python benchmarks/kd_step.py` (2 cores: 40 minutes; `--quick`: one).
 
 The LM heads and the loss alone, and whole training steps, against plain PyTorch (both logit tensors), trl's chunked
-divergence, torchtune's chunked loss, on CUDA Liger's fused one, and the floor: the four matrix products alone. All in one
-process, interleaved; the forward KL at T = 1 unless said otherwise. Before it is timed, each must give plain PyTorch's
-loss and gradient. Writes benchmarks/kd_step.md and kd_step.csv (with --device cuda: kd_step_cuda.*).
+divergence, torchtune's chunked loss, on CUDA Liger's fused one, and the floor: the matrix products alone, of the head or
+of the whole step (`step_floor.py`). All in one process, interleaved; the forward KL at T = 1 unless said otherwise. Before
+it is timed, each must give plain PyTorch's loss and gradient. Writes benchmarks/kd_step.md and kd_step.csv (with --device
+cuda: kd_step_cuda.*).
 """
 
 # ruff: noqa: E402
@@ -39,6 +40,7 @@ from benchmarks.kd_losses import (
     matmul_floor,
     random_loss_inputs,
 )
+from benchmarks.step_floor import step_floor
 from distill_lit.config import StudentConfig, TrainingConfig
 from distill_lit.losses import can_compile
 from distill_lit.losses.lm_head import get_lm_head
@@ -68,17 +70,27 @@ def lm_head_runs(tokens: LossInputs) -> dict[str, Callable[[], None]]:
         if LOGITS_BYTES.get(name, 0) * logits < memory
     }
     check_gradients_match(tokens, fits)
-    return {**{name: lambda loss=loss: run(loss) for name, loss in fits.items()}, FLOOR: lambda: matmul_floor(tokens)}
+    return {**{name: lambda loss=loss: run(loss) for name, loss in fits.items()}, FLOOR: matmul_floor(tokens)}
 
 
 # ---------------------------------------------------------------- whole steps
 
 
-def step_runs(dtype: torch.dtype, device: torch.device, quick: bool, is_offline: bool) -> dict[str, Callable[[], None]]:
-    """{contender: a training step}: SmolLM2-135M online or offline, 6 of its layers, 8 × 256 tokens, AdamW."""
-    distiller = new_distiller(dtype, device, quick, compiled=False)
+def step_runs(
+    dtype: torch.dtype,
+    device: torch.device,
+    quick: bool,
+    is_offline: bool,
+    reference: str = "",
+    only: tuple[str, ...] = (),
+) -> dict[str, Callable[[], None]]:
+    """{contender: a training step}: SmolLM2-135M online or offline, 6 of its layers, 8 × 256 tokens, AdamW.
+
+    reference: of another teacher; only: the contenders wanted, none for all."""
+    distiller = new_distiller(dtype, device, quick, False, reference)
     teacher, vocab_size = distiller.loss.teacher, distiller.loss.vocab_size
-    batch = random_batch(vocab_size, (2, 64) if quick else (8, 256), device)
+    shape = (2, 64) if quick else (8, 256)
+    batch = random_batch(vocab_size, shape, device)
     loss_mask = torch.ones_like(batch["labels"][:, 1:], dtype=torch.bool)
     offline_target = teacher.target(batch, loss_mask) if is_offline else None
 
@@ -100,15 +112,17 @@ def step_runs(dtype: torch.dtype, device: torch.device, quick: bool, is_offline:
 
         return step
 
-    runs = {name: stepper(distiller, loss) for name, loss in losses_for_device(device).items()}
-    if can_compile(device) and not quick:
-        runs[COMPILED] = stepper(new_distiller(dtype, device, quick, compiled=True), fused_loss)
-    return runs
+    contenders = losses_for_device(device)
+    runs = {name: stepper(distiller, loss) for name, loss in contenders.items() if not only or name in only}
+    if can_compile(device) and not quick and (not only or COMPILED in only):
+        runs[COMPILED] = stepper(new_distiller(dtype, device, quick, True, reference), fused_loss)
+    teacher_model = None if is_offline else teacher.model
+    return {**runs, FLOOR: step_floor(distiller.student, teacher_model, vocab_size, shape, dtype, device)}
 
 
-def new_distiller(dtype: torch.dtype, device: torch.device, quick: bool, compiled: bool) -> Distiller:
-    """Teacher and student as a training has them; compiled: with `training.compile`."""
-    folder = model_folder(TEACHER)
+def new_distiller(dtype: torch.dtype, device: torch.device, quick: bool, compiled: bool, reference: str = "") -> Distiller:
+    """Teacher and student as a training has them; compiled: with `training.compile`; reference: of another teacher."""
+    folder = model_folder(reference or TEACHER)
     shape = StudentConfig(num_layers=2 if quick else 6, layers="uniform")
     student = initial_student(shape, folder, Calibration([], ""), seed=0).to(device).train()
     training, vocab_size = TrainingConfig(compile=compiled), lm_head_rows(student)
@@ -219,7 +233,7 @@ def main(arguments: argparse.Namespace) -> None:
         print(write_results(rows, dtype, device, arguments), flush=True)
     if not arguments.lm_head_only:
         for case, is_offline in (("online teacher", False), ("offline teacher", True)):
-            runs = step_runs(dtype, device, arguments.quick, is_offline)
+            runs = step_runs(dtype, device, arguments.quick, is_offline, arguments.teacher)
             rows += result_rows(f"whole step, {case}", measure(runs, arguments.rounds, device))
             print(write_results(rows, dtype, device, arguments), flush=True)
 
@@ -230,6 +244,7 @@ if __name__ == "__main__":
     parser.add_argument("--lm-head-only", action="store_true", help="no whole step, so no teacher to download")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--teacher", default="", help="reference of another teacher than SmolLM2-135M")
     parser.add_argument("--dtype", default="", choices=("", "float32", "bfloat16"), help="default: the machine's fastest")
     parser.add_argument("--out", default=str(Path(__file__).parent), help="folder of the tables")
     main(parser.parse_args())

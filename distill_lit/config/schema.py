@@ -149,10 +149,12 @@ class ObjectiveConfig:
     )
     chunk_size: Count = Field(default=0, ge=0, description="tokens per pass of the fused lm_head; 0: from memory_budget")
     memory_budget: Float = Field(
-        default=0.0, ge=0, description="MiB for logits in the fused lm_head; 0: 512, on one GPU a tenth of its memory"
+        default=0.0,
+        ge=0,
+        description="MiB for logits in the fused lm_head; 0: 512; on one GPU 1024 in its Triton kernel, else a tenth of it",
     )
     compile: Literal["auto", "always", "never"] = Field(
-        default="auto", description="torch.compile of the element-wise part of the fused lm_head"
+        default="auto", description="torch.compile of the element-wise part of the fused lm_head; on CUDA its Triton kernel"
     )
 
 

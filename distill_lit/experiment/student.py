@@ -18,12 +18,12 @@ from distill_lit.data.loader import calibration_batches
 from distill_lit.data.templates import read_template, set_chat_template
 from distill_lit.experiment.completion import student_hashes
 from distill_lit.experiment.fingerprint import training_fingerprint_fields
-from distill_lit.experiment.mixture import asked_teachers, teacher_flops_per_token, teacher_references, teacher_weights
+from distill_lit.experiment.mixture import teacher_flops_per_token, teacher_references, teacher_weights
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.requirements import student_base_folder
 from distill_lit.experiment.teacher import build_teacher, prepare_run_data
 from distill_lit.generation.sampling import get_eos_token_ids
-from distill_lit.losses import Objective, build_objective, can_compile, chunk_size_for_budget
+from distill_lit.losses import Objective, build_objective, can_compile
 from distill_lit.models import (
     INT8_RECIPE,
     QUANTIZATION_RECIPES,
@@ -199,14 +199,12 @@ def _build_training_setup(
     use_eager_attention(objective, *models)
     use_packed_attention(config.training.packed_attention, *models)
     prepare_student(student, config.training)
-    # a teacher with another tokenizer may have more tokens
-    settings = _fused_loss_settings(config, max(vocab_size, load_unpadded_vocab_size(teacher_folder)))
     distiller = Distiller(
         student,
         teacher,
         objective,
         vocab_size=vocab_size,
-        fused_loss_settings=settings,
+        fused_loss_settings=_fused_loss_settings(config),
         feature_alignment=feature_alignment,
         on_policy_generator=_build_on_policy_text(config, student, vocab_size, base, model, module.steps),
         **optimizer_settings(config.training),
@@ -288,15 +286,14 @@ def _training_fingerprints(
     )
 
 
-def _fused_loss_settings(config: ExperimentConfig, vocab_size: int) -> FusedLossSettings:
+def _fused_loss_settings(config: ExperimentConfig) -> FusedLossSettings:
     objective = config.objective
     device = hardware.device_for(config.training.accelerator)
     compiled = objective.compile == "always" or (objective.compile == "auto" and can_compile(device))
     dtype = torch_dtype(config.training.precision)
-    budget = objective.memory_budget or hardware.logits_budget(device)
-    num_teachers = len(asked_teachers(config))
-    chunk = objective.chunk_size or chunk_size_for_budget(budget, vocab_size, compiled, dtype, num_teachers)
-    return FusedLossSettings(chunk, compiled, dtype)
+    return FusedLossSettings(
+        objective.chunk_size or None, compiled, dtype, objective.memory_budget, kernel=objective.compile != "never"
+    )
 
 
 def _recipe(run: Run) -> str:

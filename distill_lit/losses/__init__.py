@@ -5,12 +5,11 @@ Example:
     >>> loss = losses.linear(1.0, 0.2) * losses.CrossEntropy() + 0.5 * losses.ForwardKL(temperature=2.0)
 """
 
+from distill_lit.losses.chunks import can_compile, chunk_size_for_budget
 from distill_lit.losses.custom import check_loss, register
 from distill_lit.losses.functional import FusedLinearDistillationLoss, default_objective, fused_linear_distillation_loss
 from distill_lit.losses.fused_linear import (
     LossOutput,
-    can_compile,
-    chunk_size_for_budget,
     distillation_loss,
     fused_linear_loss,
     label_logprobs_from_hidden,

@@ -35,10 +35,11 @@ def fused_linear_distillation_loss(
     num_items_in_batch: Tensor | int | None = None,
     vocab_size: int | None = None,
     progress: float = 0.0,
-    chunk_size: int = 256,
+    chunk_size: int | None = None,
     compiled: bool = False,
+    kernel: bool = True,
 ) -> Tensor:
-    """The distillation loss from last hidden states, without the logits of more than `chunk_size` tokens at a time.
+    """The distillation loss from last hidden states, without the logits of more than some tokens at a time.
 
     Args:
         hidden: the student's last hidden states, (B, T, D), or (N, D) of tokens that are chosen and shifted already.
@@ -52,8 +53,9 @@ def fused_linear_distillation_loss(
             the micro-batches is then the exact mean. None: the mean over the tokens of this batch.
         vocab_size: real tokens, where the heads have more rows; None: the smaller of the two heads.
         progress: share of the training that is done, for scheduled weights and temperatures.
-        chunk_size: tokens per pass.
+        chunk_size: tokens per pass; None: what fits 512 MiB, on CUDA 1 GiB in the kernel and else a tenth of the memory.
         compiled: whether the element-wise part is compiled.
+        kernel: whether it runs in a Triton kernel where there is one for it: on CUDA, for most losses.
 
     Returns the loss, a scalar. Raises UserError for tensors that do not fit each other and for a loss that needs more.
 
@@ -88,6 +90,7 @@ def fused_linear_distillation_loss(
             progress=progress,
             chunk_size=chunk_size,
             compiled=compiled,
+            kernel=kernel,
         ).total
 
 
@@ -112,10 +115,17 @@ class FusedLinearDistillationLoss(nn.Module):
         >>> criterion(hidden, student.lm_head.weight, teacher_hidden, teacher.lm_head.weight, labels).backward()
     """
 
-    def __init__(self, loss: AnyLoss | None = None, *, chunk_size: int = 256, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        loss: AnyLoss | None = None,
+        *,
+        chunk_size: int | None = None,
+        compiled: bool = False,
+        kernel: bool = True,
+    ) -> None:
         super().__init__()
         self.objective = default_objective() if loss is None else as_objective(loss)
-        self.chunk_size, self.compiled = chunk_size, compiled
+        self.chunk_size, self.compiled, self.kernel = chunk_size, compiled, kernel
 
     def forward(
         self,
@@ -136,5 +146,6 @@ class FusedLinearDistillationLoss(nn.Module):
             loss=self.objective,
             chunk_size=self.chunk_size,
             compiled=self.compiled,
+            kernel=self.kernel,
             **options,
         )

@@ -5,30 +5,26 @@ One student projection and one teacher projection per chunk serve every term; a 
 """
 
 import functools
-import math
-import os
-import shutil
-from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from distill_lit.losses.chunks import (
+    FusedLossContext,
+    default_chunk_size,
+    differentiate_chunk,
+    evaluate_chunk,
+    has_kernel,
+    maybe_compile,
+    plan_kernel,
+    split_chunks,
+)
 from distill_lit.losses.lm_head import LMHead
-from distill_lit.losses.mixture import mix_chunk
 from distill_lit.losses.objective import FeatureTerm, Objective, check_teacher_supports_objective
 from distill_lit.losses.reduction import TokenLogits, metric_denominator, term_sums
-from distill_lit.losses.targets import (
-    CrossTokenizerTarget,
-    DenseTarget,
-    MixtureTarget,
-    SpanTarget,
-    SparseTarget,
-    TeacherTarget,
-    slice_target,
-    target_form,
-)
+from distill_lit.losses.targets import SpanTarget, SparseTarget, TeacherTarget, target_form
 from distill_lit.utils.exceptions import UserError
 
 
@@ -46,20 +42,6 @@ class LossOutput(NamedTuple):
         every = self.term_sums.new_tensor(self.num_tokens)
         counts = {name: self.metric_sums.get(metric_denominator(name), every) for name in self.metric_sums}
         return {name: (total / counts[name].clamp(min=1), counts[name]) for name, total in self.metric_sums.items()}
-
-
-class FusedLossContext(NamedTuple):
-    """What one pass over the tokens reads besides the student: the same for every chunk, or cut into chunks."""
-
-    objective: Objective
-    target: TeacherTarget | None
-    labels: Tensor
-    on_policy_mask: Tensor | None
-    weights: Tensor  # (K,) with T^power where it applies, divided by the step's denominator
-    temperatures: Tensor  # (K,)
-    chunk_size: int
-    compiled: bool
-    compute_metrics: bool
 
 
 def distillation_loss(
@@ -93,8 +75,10 @@ def fused_linear_loss(
     denominator: Tensor,
     on_policy_mask: Tensor | None = None,
     progress: float = 0.0,
-    chunk_size: int = 256,
+    chunk_size: int | None = None,
+    memory_budget: float = 0.0,
     compiled: bool = False,
+    kernel: bool = True,
     compute_metrics: bool = False,
 ) -> LossOutput:
     """The objective over N supervised tokens from hidden states.
@@ -102,19 +86,31 @@ def fused_linear_loss(
     hidden_states: (N, D); target: the teacher's distribution at the same tokens, None for objectives without a teacher;
     labels: (N,) ids of the predicted tokens; denominator: scalar, supervised tokens of the whole optimizer step;
     on_policy_mask: (N,) bool, whether the student wrote the text, for losses that ask; progress: share of training that is
-    over, for schedules; chunk_size: tokens per pass; compiled: compile the element-wise part. Gradients reach
-    `hidden_states`, `lm_head.weight` and `lm_head.bias`; a second derivative is refused. Raises UserError where a term
-    cannot read the target.
+    over, for schedules; chunk_size: tokens per pass, None: what fits memory_budget, in MiB, 0 for `hardware.logits_budget`;
+    compiled: compile the element-wise part; kernel: run it in the Triton kernel on CUDA, for the losses that it knows.
+    Gradients reach `hidden_states`, `lm_head.weight` and `lm_head.bias`; a second derivative is refused. Raises UserError
+    where a term cannot read the target.
     """
     _check(objective, target, on_policy_mask)
     weights, temperatures = _factors(objective, progress, denominator, hidden_states)
+    device, dtype = hidden_states.device, hidden_states.dtype
+    plan = plan_kernel(objective, target, weights) if kernel and has_kernel(device, dtype) else None
     compiled = compiled and len(labels) > 0  # nothing is not worth a compilation of its own
+    chunk_size = chunk_size or default_chunk_size(
+        device,
+        lm_head.vocab_size,
+        target,
+        compiled=compiled,
+        dtype=dtype,
+        in_kernel=plan is not None,
+        memory_budget=memory_budget,
+    )
     context = FusedLossContext(
-        objective, target, labels, on_policy_mask, weights, temperatures, chunk_size, compiled, compute_metrics
+        objective, target, labels, on_policy_mask, weights, temperatures, chunk_size, compiled, plan, compute_metrics
     )
     measures: dict[str, Tensor] = {}
     if not torch.is_grad_enabled():
-        total, terms = _evaluate(hidden_states, lm_head.cast(hidden_states.dtype), context, measures)
+        total, terms = _evaluate(hidden_states, lm_head.cast(dtype), context, measures)
     else:
         total, terms = _FusedLinearLoss.apply(hidden_states, lm_head.weight, lm_head.bias, lm_head, context, measures)
     return LossOutput(total, terms, measures, len(labels))
@@ -153,14 +149,18 @@ class _FusedLinearLoss(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=dtype) if ctx.needs_input_grad[1] else None
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=dtype)
         head = head.cast(hidden.dtype)
-        for rows in _chunks(hidden.shape[0], context.chunk_size):
-            loss, sums, grad = _chunk_forward_backward(head, hidden[rows], context, rows, measures)
-            total, terms = total + loss, terms + sums
+        for rows in split_chunks(hidden.shape[0], context.chunk_size):
+            chunk = differentiate_chunk(head, hidden[rows], context, rows)
+            total, terms = total + chunk.loss, terms + chunk.term_sums
+            _add(measures, chunk.metrics)
+            grad = chunk.gradient
+            assert grad is not None
             grad_hidden[rows] = grad @ head.weight
             if grad_weight is not None:
-                _maybe_compile(_accumulate, context.compiled)(grad_weight[: head.vocab_size], grad.t() @ hidden[rows])
+                _add_product(grad_weight[: head.vocab_size], grad, hidden[rows], context.compiled)
             if grad_bias is not None:
                 grad_bias[: head.vocab_size] += grad.sum(0, dtype=dtype)
+            del chunk, grad  # before the next chunk asks for as much
         # not by save_for_backward: a second reference would make autograd copy what it could take
         ctx.gradients = [grad_hidden, grad_weight, grad_bias]
         ctx.formats = [hidden.dtype, weight.dtype, weight.dtype]
@@ -179,34 +179,16 @@ class _FusedLinearLoss(torch.autograd.Function):
         return *gradients, None, None, None
 
 
-def _chunk_forward_backward(
-    head: LMHead, hidden: Tensor, context: FusedLossContext, rows: slice, measures: dict[str, Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(weighted loss, term sums (K,), gradient (n, V) with respect to the raw products) of one chunk."""
-    raw_logits = head.project(hidden).detach().requires_grad_()
-    with torch.enable_grad():
-        loss, sums, metrics = _chunk_forward(head, raw_logits, context, rows)
-        (grad,) = torch.autograd.grad(loss, raw_logits)
-    _add(measures, metrics)
-    return loss.detach(), sums.detach(), grad
-
-
 def _evaluate(
     hidden: Tensor, head: LMHead, context: FusedLossContext, measures: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """(total, term sums) without a gradient."""
     total, terms = torch.zeros_like(context.weights).sum(), torch.zeros_like(context.weights)
-    for rows in _chunks(hidden.shape[0], context.chunk_size):
-        loss, sums, metrics = _chunk_forward(head, head.project(hidden[rows]), context, rows)
-        total, terms = total + loss, terms + sums
-        _add(measures, metrics)
+    for rows in split_chunks(hidden.shape[0], context.chunk_size):
+        chunk = evaluate_chunk(head, hidden[rows], context, rows)
+        total, terms = total + chunk.loss, terms + chunk.term_sums
+        _add(measures, chunk.metrics)
     return total, terms
-
-
-def _chunks(count: int, chunk: int) -> Iterator[slice]:
-    """As few pieces as the chunk size allows, and even ones; an empty one of nothing, so that all measures are there."""
-    size = math.ceil(count / max(1, math.ceil(count / chunk)))
-    return (slice(start, start + size) for start in range(0, max(count, 1), max(size, 1)))
 
 
 def _add(sums: dict[str, Tensor], more: dict[str, Tensor]) -> None:
@@ -214,57 +196,13 @@ def _add(sums: dict[str, Tensor], more: dict[str, Tensor]) -> None:
         sums[name] = sums[name] + value if name in sums else value
 
 
-def _chunk_forward(
-    head: LMHead, raw_logits: Tensor, context: FusedLossContext, rows: slice
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Brings the teacher's part of a chunk beside the student's products, and calls the element-wise part."""
-    target, teacher_head = context.target, None
-    mixture_metrics: dict[str, Tensor] = {}
-    if isinstance(target, MixtureTarget):
-        log_q = head.scale_and_cap(raw_logits.detach()).log_softmax(-1) if context.compute_metrics else None
-        mixed, mixture_metrics = mix_chunk(target, rows, context.labels[rows], log_q, raw_logits.shape[-1])
-        teacher: Tensor | SparseTarget | SpanTarget | None = mixed
-    elif isinstance(target, DenseTarget):
-        teacher_head = target.lm_head
-        teacher = teacher_head.project(target.hidden_states[rows])
-    elif isinstance(target, CrossTokenizerTarget):
-        teacher = target.span_target.slice_tokens(rows)
-        if context.objective.reads_cross_tokenizer_logits:
-            teacher_head = target.lm_head
-            teacher = teacher._replace(logits=teacher_head.project(target.hidden_states[rows]))
+def _add_product(total: Tensor, grad: Tensor, hidden: Tensor, compiled: bool) -> None:
+    """total (V, D) += gradᵀ (V, n) @ hidden (n, D)."""
+    if total.is_cuda and total.dtype == torch.float32 and grad.dtype in (torch.bfloat16, torch.float16):
+        # in one product: no part of its own, and nothing is rounded before it is added
+        torch.addmm(total, grad.t(), hidden, out_dtype=torch.float32, out=total)
     else:
-        teacher = None if target is None else slice_target(target, rows)
-    on_policy_mask = None if context.on_policy_mask is None else context.on_policy_mask[rows]
-    tokens = TokenLogits(raw_logits, teacher, context.labels[rows], on_policy_mask)
-    loss, sums, metrics = _maybe_compile(_chunk_loss, context.compiled)(
-        context.objective, head, teacher_head, tokens, context.weights, context.temperatures, context.compute_metrics
-    )
-    return loss, sums, metrics | mixture_metrics
-
-
-def _chunk_loss(
-    objective: Objective,
-    head: LMHead,
-    teacher_head: LMHead | None,
-    tokens: TokenLogits,
-    weights: Tensor,
-    temperatures: Tensor,
-    compute_metrics: bool,
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """(weighted loss, term sums (K,), measures) of tokens whose logits are still raw products."""
-    if teacher_head is not None and isinstance(tokens.teacher_logits, Tensor):
-        tokens = tokens._replace(teacher_logits=teacher_head.scale_and_cap(tokens.teacher_logits))
-    if (
-        teacher_head is not None
-        and isinstance(tokens.teacher_logits, SpanTarget)
-        and tokens.teacher_logits.logits is not None
-    ):
-        tokens = tokens._replace(
-            teacher_logits=tokens.teacher_logits._replace(logits=teacher_head.scale_and_cap(tokens.teacher_logits.logits))
-        )
-    tokens = tokens._replace(student_logits=head.scale_and_cap(tokens.student_logits))
-    sums, measures = term_sums(objective, tokens, temperatures, compute_metrics)
-    return (weights * sums).sum(), sums, measures
+        maybe_compile(_accumulate, compiled)(total, grad.t() @ hidden)
 
 
 def _accumulate(total: Tensor, part: Tensor) -> None:
@@ -272,43 +210,17 @@ def _accumulate(total: Tensor, part: Tensor) -> None:
     total += part
 
 
-@functools.cache
-def _maybe_compile(function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
-    if not compiled:
-        return function
-    # one process trains many objectives; past this limit the compiler would fall back without a word
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
-    return torch.compile(function, dynamic=True)
-
-
 @torch.no_grad()
-def label_logprobs_from_hidden(hidden_states: Tensor, lm_head: LMHead, labels: Tensor, chunk_size: int) -> Tensor:
-    """The student's log-probabilities (N,) of its labels, float32, from hidden states (N, D), a chunk at a time."""
-    lm_head = lm_head.cast(hidden_states.dtype)
+def label_logprobs_from_hidden(hidden_states: Tensor, lm_head: LMHead, labels: Tensor, chunk_size: int | None) -> Tensor:
+    """The student's log-probabilities (N,) of its labels, float32, from hidden states (N, D), a chunk at a time; chunk_size
+    as of `fused_linear_loss`."""
+    device, dtype = hidden_states.device, hidden_states.dtype
+    lm_head = lm_head.cast(dtype)
+    chunk_size = chunk_size or default_chunk_size(
+        device, lm_head.vocab_size, None, compiled=False, dtype=dtype, in_kernel=False
+    )
     parts = [
         lm_head.scale_and_cap(lm_head.project(hidden_states[rows])).log_softmax(-1).gather(-1, labels[rows, None])[:, 0]
-        for rows in _chunks(hidden_states.shape[0], chunk_size)
+        for rows in split_chunks(hidden_states.shape[0], chunk_size)
     ]
     return torch.cat(parts) if parts else hidden_states.new_zeros(0)
-
-
-def can_compile(device: torch.device) -> bool:
-    """Whether this machine can compile element-wise code: a C++ compiler for the CPU, Triton for CUDA."""
-    if device.type == "cpu":
-        return shutil.which(os.environ.get("CXX") or "g++") is not None or shutil.which("clang++") is not None
-    from torch.utils._triton import has_triton
-
-    return bool(has_triton())
-
-
-def chunk_size_for_budget(
-    budget_mib: float, vocab_size: int, compiled: bool, dtype: torch.dtype = torch.float32, num_teachers: int = 1
-) -> int:
-    """Tokens per pass of the fused head so that its (tokens, vocabulary) tensors fit the budget.
-
-    dtype: of the products. Compiled: both products, the gradient and a spare; eager: those and about eight in float32. Of
-    several teachers each has its own, and their mixture three more.
-    """
-    mixture = 4 * (num_teachers + 3) if num_teachers > 1 else 0
-    per_element = 4 * dtype.itemsize + (0 if compiled else 8 * 4) + mixture
-    return max(16, math.floor(budget_mib * 2**20 / (vocab_size * per_element)))

@@ -36,10 +36,14 @@ class LMHead(NamedTuple):
         """This head on another device."""
         return self._replace(weight=self.weight.to(device), bias=None if self.bias is None else self.bias.to(device))
 
-    def project(self, hidden: Tensor) -> Tensor:
-        """Raw products (N, vocabulary) of hidden (N, width), before scale and cap."""
-        bias = None if self.bias is None else self.bias[: self.vocab_size]
-        return nn.functional.linear(hidden, self.weight[: self.vocab_size], bias)
+    def project(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """Raw products (N, vocabulary) of hidden (N, width), before scale and cap; into `out` without a gradient."""
+        weight, bias = self.weight[: self.vocab_size], None if self.bias is None else self.bias[: self.vocab_size]
+        if out is None:
+            return nn.functional.linear(hidden, weight, bias)
+        if bias is None:
+            return torch.mm(hidden, weight.t(), out=out)
+        return torch.addmm(bias, hidden, weight.t(), out=out)
 
     def scale_and_cap(self, products: Tensor) -> Tensor:
         """Logits in float32 (float64 stays) of raw products: bfloat16 log-softmax loses the tail."""

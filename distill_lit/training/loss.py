@@ -39,17 +39,15 @@ from torch import Tensor, nn
 from distill_lit.losses import (
     LossOutput,
     as_objective,
-    chunk_size_for_budget,
     fused_linear_loss,
     label_logprobs_from_hidden,
 )
-from distill_lit.losses.lm_head import LMHead, get_lm_head
+from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.losses.targets import IGNORE_INDEX, CrossTokenizerTarget
 from distill_lit.models.activations import Activations, LayersByKind, capture_activations
 from distill_lit.models.packing_check import last_hidden_state
-from distill_lit.teachers import HiddenStateTeacher, MixtureTeacher, OnlineTeacher, Teacher
+from distill_lit.teachers import HiddenStateTeacher, OnlineTeacher, Teacher
 from distill_lit.training.feature_alignment import FeatureAlignment
-from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError
 
 log = logging.getLogger(__name__)
@@ -57,12 +55,15 @@ Batch = Mapping[str, Tensor]
 
 
 class FusedLossSettings(NamedTuple):
-    """How the fused lm_head runs. chunk_size: tokens per pass, None: what fits `hardware.logits_budget`; compiled: whether
-    its element-wise part is; dtype: of its products, None: autocast's, or that of the student."""
+    """How the fused lm_head runs. chunk_size: tokens per pass, None: what fits the budget; compiled: whether its
+    element-wise part is; dtype: of its products, None: autocast's, or that of the student; memory_budget: in MiB, 0 for
+    `hardware.logits_budget`; kernel: whether the Triton kernel is used where there is one for it, on CUDA."""
 
     chunk_size: int | None = None
     compiled: bool = False
     dtype: torch.dtype | None = None
+    memory_budget: float = 0.0
+    kernel: bool = True
 
 
 class DistillationLoss(nn.Module):
@@ -151,10 +152,10 @@ class DistillationLoss(nn.Module):
             target = self.teacher.target(dict(batch), loss_mask) if self.teacher is not None and with_teacher else None
         labels = targets[loss_mask]
         lm_head = get_lm_head(student, self._vocab_size_of(student))
-        chunk_size, compiled, dtype = self._resolved_settings(hidden, lm_head)
+        dtype, settings = self._product_dtype(hidden), self.settings
         with torch.autocast(hidden.device.type, enabled=False), self._lm_head_gradient():
             if isinstance(target, CrossTokenizerTarget) and self.objective.reads_span_logprobs:
-                logprobs = label_logprobs_from_hidden(hidden.to(dtype), lm_head, labels, chunk_size)
+                logprobs = label_logprobs_from_hidden(hidden.to(dtype), lm_head, labels, settings.chunk_size)
                 target = target.with_student_logprobs(logprobs)
             losses = fused_linear_loss(
                 self.objective,
@@ -165,8 +166,10 @@ class DistillationLoss(nn.Module):
                 denominator=denominator,
                 on_policy_mask=batch["on_policy_mask"][:, 1:][loss_mask] if "on_policy_mask" in batch else None,
                 progress=progress,
-                chunk_size=chunk_size,
-                compiled=compiled,
+                chunk_size=settings.chunk_size,
+                memory_budget=settings.memory_budget,
+                compiled=settings.compiled,
+                kernel=settings.kernel,
                 compute_metrics=compute_metrics,
             )
         if self.feature_alignment is not None:
@@ -199,16 +202,11 @@ class DistillationLoss(nn.Module):
             )
         return self.vocab_size or rows
 
-    def _resolved_settings(self, hidden: Tensor, lm_head: LMHead) -> tuple[int, bool, torch.dtype]:
-        chunk_size, compiled, dtype = self.settings
-        device = hidden.device
-        if dtype is None:
-            is_autocast = torch.is_autocast_enabled(device.type)
-            dtype = torch.get_autocast_dtype(device.type) if is_autocast else hidden.dtype
-        budget = hardware.logits_budget(device) if chunk_size is None else 0.0
-        num_teachers = len(self.teacher.teachers) if isinstance(self.teacher, MixtureTeacher) else 1
-        fitting = chunk_size_for_budget(budget, lm_head.vocab_size, compiled, dtype, num_teachers)
-        return chunk_size or fitting, compiled, dtype
+    def _product_dtype(self, hidden: Tensor) -> torch.dtype:
+        if self.settings.dtype is not None:
+            return self.settings.dtype
+        is_autocast = torch.is_autocast_enabled(hidden.device.type)
+        return torch.get_autocast_dtype(hidden.device.type) if is_autocast else hidden.dtype
 
     def _lm_head_gradient(self) -> AbstractContextManager[None]:
         """No gradient is asked of the lm_head where all terms are on hidden states; it then only measures."""

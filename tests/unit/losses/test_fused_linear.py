@@ -221,6 +221,7 @@ def test_no_tokens_give_a_loss_of_zero_and_a_gradient_of_zero(form: str) -> None
     assert all(value.item() == 0 for value in found.metric_sums.values())
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_equal_on_cuda() -> None:
     objective = build_objective(TERMS["three"])
@@ -264,7 +265,10 @@ def test_logits_take_a_tenth_of_one_gpu_and_512_mebibytes_elsewhere(monkeypatch:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: asked.append(device) or Card)
     gpu = torch.device("cuda")
     assert hardware.logits_budget(gpu) == 8192
-    assert hardware.logits_budget(torch.device("cpu")) == 512
+    assert hardware.logits_budget(torch.device("cpu")) == hardware.logits_budget(torch.device("cpu"), in_kernel=True) == 512
     assert asked == [gpu]
+    assert hardware.logits_budget(gpu, in_kernel=True) == 1024
+    # the kernel holds two products and nothing else
+    assert chunk_size_for_budget(1024, 49152, False, torch.bfloat16, in_kernel=True) == 1024 * 2**20 // (49152 * 4) == 5461
     # two products, the gradient and a spare of 2 bytes for each of 49,152 words
     assert chunk_size_for_budget(8192, 49152, compiled=True, dtype=torch.bfloat16) == 8192 * 2**20 // (49152 * 8) == 21845
