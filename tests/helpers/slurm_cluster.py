@@ -51,9 +51,18 @@ def queue(*columns: str) -> list[str]:
     return say("squeue", "--noheader", "--array", f"--format={'|'.join(columns) or '%i|%j|%T|%N|%r'}").splitlines()
 
 
+SETTLE_SECONDS = 2.5  # a node refuses a job that comes back within the second in which it was ended there
+_requeued_since: dict[str, float] = {}
+
+
 def kick() -> None:
-    """Lets requeued jobs start now: SLURM has them wait two minutes."""
-    subprocess.run([SCRIPTS / "kick"], check=True, timeout=60, capture_output=True)
+    """Lets requeued jobs start once they have settled: SLURM has them wait two minutes."""
+    waiting = [line.partition("|")[0] for line in queue("%i", "%r") if line.endswith("|BeginTime")]
+    for job in set(_requeued_since) - set(waiting):
+        del _requeued_since[job]
+    for job in waiting:
+        if time.monotonic() - _requeued_since.setdefault(job, time.monotonic()) > SETTLE_SECONDS:
+            subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], timeout=60, capture_output=True)
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 120.0, each: Callable[[], object] = lambda: None) -> None:

@@ -295,6 +295,9 @@ class LocalLauncher:
             if holder := holder_of(self.folder / run.name):
                 self._note_once(f"{run.label}: {holder} is at it")
                 continue
+            self._finish_elsewhere(run)
+            if run not in self.waiting:
+                continue
             self.waiting.remove(run)
             worker.assign(run)
             self.display.start_run(run)

@@ -17,6 +17,8 @@ def execute_run(run, folder, report, part=""):
     if part == "evaluate":
         (folder / "evaluated").write_text("")
         return
+    if (folder / "manifest.json").is_file():  # ours look too, once they have the folder to themselves
+        return
     if run.config.question == "fails":
         raise RuntimeError("a bug")
     asked, saved = [], folder / "checkpoints"
