@@ -25,7 +25,7 @@ from distill_lit.experiment.launcher.slurm.status import join_queue
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.run_state import MISSING, STOPPED, last_status
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import read_json
+from distill_lit.utils.files import fingerprint, read_json
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(slurm_cluster.missing()), reason=slurm_cluster.missing())]
 SLEEPING = slurm_cluster.SCRIPTS / "sleeping"
@@ -241,7 +241,7 @@ def test_ctrl_c_ends_the_watching_alone(folder: Path) -> None:
 
 def test_ten_thousand_runs_are_submitted_in_arrays_within_the_limits(folder: Path) -> None:
     first = sleeping_run("first", 1)
-    runs = [Run(Role.DISTILLED, f"r{n}", f"r{n}".ljust(16, "0"), first.config, "s", 0) for n in range(10_000)]
+    runs = [Run(Role.DISTILLED, f"r{n}", fingerprint(n), first.config, "s", 0) for n in range(10_000)]
     lines: list[str] = []
     say("scontrol", "update", "partitionname=main", "state=down")
     try:

@@ -9,6 +9,7 @@ from distill_lit.experiment.display import SilentDisplay
 from distill_lit.experiment.launcher import launch, local, prepare
 from distill_lit.experiment.launcher.shards import choose_shard, parse_shard
 from distill_lit.experiment.planned_run import Run
+from distill_lit.utils.files import fingerprint
 
 
 def sleeping_runs(count: int) -> list[Run]:
@@ -19,7 +20,7 @@ def sleeping_runs(count: int) -> list[Run]:
     )  # fmt: skip
     first = Run(Role.TEACHER_CACHE, "first", "first".ljust(16, "0"), config)
     labels = [f"run{number}" for number in range(1, count)]
-    return [first, *(Run(Role.DISTILLED, n, n.ljust(16, "0"), config, "s", 0, depends_on=(first.name,)) for n in labels)]
+    return [first, *(Run(Role.DISTILLED, n, fingerprint(n), config, "s", 0, depends_on=(first.name,)) for n in labels)]
 
 
 def is_done(_: Run, folder: Path) -> bool:
