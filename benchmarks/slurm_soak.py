@@ -209,7 +209,7 @@ def fail_node(node: str) -> None:
     """A node goes down with what runs on it, and comes back."""
     slurm_cluster.say("scontrol", "update", f"nodename={node}", "state=down", "reason=soak")
     time.sleep(2)
-    slurm_cluster.say("scontrol", "update", f"nodename={node}", "state=resume")
+    subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=False)  # it may be back already
 
 
 def write_report(out: Path, count: int, diary: Diary, lost: list[str], seconds: list[float]) -> None:

@@ -13,20 +13,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from distill_lit.config import ExperimentConfig, to_yaml
+from distill_lit.config import ExperimentConfig
 from distill_lit.config.roles import Role
 from distill_lit.experiment.claims import holder_of
 from distill_lit.experiment.display import Display
 from distill_lit.experiment.launcher.devices import share_gpus, visible_gpus, worker_environment
 from distill_lit.experiment.launcher.outcome import Outcome
 from distill_lit.experiment.pace import threads_per_worker
-from distill_lit.experiment.planned_run import Run
+from distill_lit.experiment.planned_run import Run, to_task
 from distill_lit.experiment.run import is_run_complete
 from distill_lit.experiment.run_state import FAILED, PREEMPTED, STATE_NAME, STOPPED, last_status, write_run_status
 from distill_lit.experiment.status import RunResults, read_run_results
 from distill_lit.experiment.stopping import CheckpointWatch, StopSignals, Terminated, describe_stop
 from distill_lit.utils.exceptions import FatalRunError, UserError, describe_exit_code
-from distill_lit.utils.files import TEMPORARY_PREFIX, write_text
+from distill_lit.utils.files import TEMPORARY_PREFIX
 from distill_lit.utils.progress import NOTE_STAGE
 from distill_lit.utils.redaction import redact_file
 
@@ -75,10 +75,9 @@ class Worker:
     def assign(self, run: Run) -> None:
         """Starts a run. A worker that has just died is noticed by its exit event."""
         self.run, self.stage = run, ""
-        write_text(self.folder / run.name / "config.yaml", to_yaml(run.config))
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            print(json.dumps({"folder": run.name, "run": run.to_json()}), file=self.process.stdin, flush=True)
+            print(json.dumps(to_task(run)), file=self.process.stdin, flush=True)
 
     @property
     def is_alive(self) -> bool:

@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distill_lit.config import ExperimentConfig, to_dict, to_yaml
-from distill_lit.config.loading import build_section
 from distill_lit.experiment.launcher.slurm.arrays import Task
-from distill_lit.experiment.planned_run import Run
+from distill_lit.experiment.planned_run import from_task, to_task
 from distill_lit.utils.files import read_json, write_text
 
 RECORDS_FOLDER = "slurm"
@@ -34,9 +32,7 @@ def write_record(folder: Path, tasks: Sequence[Task]) -> str:
     """Keeps the tasks of an array before it is submitted; its tag."""
     tag = secrets.token_hex(5)
     place = records_folder(folder)
-    lines = [
-        json.dumps({"part": part, "run": run.to_json(), "config": to_dict(run.config)}, default=str) for run, part in tasks
-    ]
+    lines = [json.dumps({"part": part, **to_task(run)}, default=str) for run, part in tasks]
     write_text(place / f"{tag}.jsonl", "\n".join(lines) + "\n")
     write_text(place / f"{tag}.json", json.dumps([[task.run.name, task.part] for task in tasks]))
     return tag
@@ -54,13 +50,9 @@ def read_records(folder: Path) -> dict[str, list[RunPart]]:
     return found
 
 
-def read_task(folder: Path, tag: str, index: int, writes: bool = True) -> Task:
-    """One task of an array. writes: keep its config in the folder of its run."""
+def read_task(folder: Path, tag: str, index: int) -> Task:
+    """One task of an array."""
     with (records_folder(folder) / f"{tag}.jsonl").open(encoding="utf-8") as lines:
         text = next(line for number, line in enumerate(lines) if number == index)
     entry: dict[str, Any] = json.loads(text)
-    config = build_section(ExperimentConfig, entry["config"], [])
-    run = Run.from_json(entry["run"], config)
-    if writes:
-        write_text(folder / run.name / "config.yaml", to_yaml(config))
-    return Task(run, entry["part"])
+    return Task(from_task(entry), entry["part"])

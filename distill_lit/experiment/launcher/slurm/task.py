@@ -65,7 +65,7 @@ def run_task(folder: str, tag: str, index: int) -> None:
     signal.signal(signal.SIGCONT, signal.SIG_DFL)
     job = Job.of_environment(os.environ)
     remove_cluster_variables()
-    task = read_task(Path(folder), tag, index, writes=job.node == 0)
+    task = read_task(Path(folder), tag, index)
     place, config = Path(folder) / task.run.name, task.run.config
     code, before = 1, _newest_checkpoint(place)
     try:
