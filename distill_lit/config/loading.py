@@ -154,14 +154,13 @@ def check_null_corpora(where: str, changes: Tree, base: Tree) -> None:
 
 def expand_grid(config: ExperimentConfig) -> Iterator[tuple[dict[str, Any], ExperimentConfig]]:
     """({grid key: value}, the experiment with these values) for every point of the grid, in the order of the file."""
-    base = to_dict(config)
     for point in grid_points(config.grid):
-        yield point, config_at_point(config, point, base)
+        yield point, config_at_point(config, point)
 
 
-def config_at_point(config: ExperimentConfig, point: dict[str, Any], base: Tree | None = None) -> ExperimentConfig:
-    """The experiment with these values of its grid's keys, and with its variant. base: its values, where they are known."""
-    base = to_dict(config) if base is None else base
+def config_at_point(config: ExperimentConfig, point: dict[str, Any]) -> ExperimentConfig:
+    """The experiment with these values of its grid's keys, and with its variant."""
+    base = to_dict(config)
     layers = [Layer("", base)]
     for variant in choose_variants(config, point):
         changes = nest_changes(base, copy.deepcopy(variant.changes))
