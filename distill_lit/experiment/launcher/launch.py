@@ -10,6 +10,7 @@ from distill_lit.experiment.launcher.local import LocalLauncher
 from distill_lit.experiment.launcher.outcome import Outcome
 from distill_lit.experiment.launcher.prepare import exclusive_driver, prepare_runs
 from distill_lit.experiment.planned_run import Run
+from distill_lit.experiment.services import services_beside
 from distill_lit.experiment.stopping import stopping_on_signals
 
 
@@ -41,5 +42,7 @@ def launch_runs(
         display.start(runs, todo)
         outcome = Outcome()
         if todo:
-            LocalLauncher(config, folder, todo, display, outcome, signals).run()
+            launcher = LocalLauncher(config, folder, todo, display, outcome, signals)
+            with services_beside(todo, lambda: tuple(launcher.pending), display.note):
+                launcher.run()
         return outcome
