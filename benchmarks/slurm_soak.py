@@ -188,7 +188,10 @@ def do_fault(kind: str, runs: Path, cluster: Path, rng: random.Random) -> bool:
         "preemption": lambda: preempt(victim.node),
         "node failure": lambda: fail_node(victim.node),
     }
-    actions[kind]()
+    try:
+        actions[kind]()
+    except subprocess.SubprocessError:  # it has ended meanwhile, or the controller is busy
+        return False
     return True
 
 
