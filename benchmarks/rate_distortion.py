@@ -17,8 +17,8 @@ sys.path[0] = str(ROOT)
 import pandas as pd
 
 from distill_lit.config.roles import Role
+from distill_lit.experiment.completion import read_manifest
 from distill_lit.experiment.experiment import Experiment
-from distill_lit.experiment.run import read_manifest
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import write_text
 

@@ -8,22 +8,24 @@ from distill_lit.cli.run_table import print_plan
 from distill_lit.config.roles import Role
 from distill_lit.experiment.completion import read_manifest
 from distill_lit.experiment.experiment import Experiment
+from distill_lit.experiment.launcher.launch import ALONE, LaunchMode
 from distill_lit.experiment.stopping import Terminated
 from distill_lit.utils.exceptions import UserError
 
 PRINTED_FACTS = ("corpora", "teacher_cache", "bytes_per_token")
 
 
-def launch(experiment: Experiment, console: Console, *roles: Role) -> dict[str, str]:
-    """Shows the plan, runs what is not done; {run that failed: why}. Raises Terminated, having said so."""
+def launch(experiment: Experiment, console: Console, *roles: Role, mode: LaunchMode = ALONE) -> dict[str, str]:
+    """Shows the plan, runs what is not done; {run that failed, or was left: why}. Raises Terminated, having said so."""
     planned = experiment.estimated_runs(roles)
     print_plan(experiment, planned, console)
     minutes = {run.name: estimate.minutes for run, estimate in planned if estimate is not None}
     try:
         with RunDisplay(console, minutes, experiment.config.launcher.workers) as display:
-            return experiment.launch(display, roles)
+            return experiment.launch(display, roles, mode)
     except Terminated as stop:
-        console.print(f"stopped; the same command goes on from here (exit code {stop.code})")
+        if experiment.config.launcher.engine == "local":
+            console.print(f"stopped; the same command goes on from here (exit code {stop.code})")
         raise
 
 
@@ -32,6 +34,7 @@ def launch_role(experiment: Experiment, role: Role, missing: str, console: Conso
     such runs lacks."""
     if all(run.role != role for run in experiment.runs):
         raise UserError(f"{experiment.name}: nothing to write, since it needs {missing}")
+    experiment.settle()
     experiment.prepare()
     try:
         failed = launch(experiment, console, role)

@@ -20,6 +20,7 @@ from distill_lit.cli.commands import (
     schema,
     serve_tensorboard,
     status,
+    stop,
     table,
 )
 from distill_lit.cli.commands import list as list_command
@@ -30,8 +31,8 @@ from distill_lit.utils.exceptions import FatalRunError, UserError
 from distill_lit.utils.files import permission_error_message
 
 COMMANDS = (
-    init, run, plan, status, generate, cache, cost, fetch, evaluate, export, report, table, scaling, list_command, schema,
-    doctor, serve_tensorboard,
+    init, run, plan, status, stop, generate, cache, cost, fetch, evaluate, export, report, table, scaling, list_command,
+    schema, doctor, serve_tensorboard,
 )  # fmt: skip
 EPILOG = """examples:
   distill-lit init my_experiment                                    a commented experiment file to begin with
@@ -39,6 +40,7 @@ EPILOG = """examples:
   distill-lit run experiments/quickstart.yaml                       run what is not done yet, then draw the report
   distill-lit run experiments/quickstart.yaml training.max_tokens=200000 name=longer
   distill-lit status experiments/quickstart.yaml                    which runs are done, failed, missing
+  distill-lit stop experiments/quickstart.yaml                      cancel its SLURM jobs, or stop it on this machine
   distill-lit evaluate file:runs/quickstart/…/student tasks=[piqa,sciq] limit=200
   distill-lit export file:runs/quickstart/…/student --quantization q8_0       one GGUF file, for llama.cpp
   distill-lit report results/quickstart                             draw tables and figures again, from records alone

@@ -8,6 +8,7 @@ from distill_lit.config.generation import (
     PromptsConfig,
     RemoteConfig,
 )
+from distill_lit.config.launcher import LauncherConfig, SlurmConfig
 from distill_lit.config.loading import expand_grid, load_experiment, load_section, non_default_fields, to_dict, to_yaml
 from distill_lit.config.mixture import MixtureConfig, MixtureMemberConfig
 from distill_lit.config.models import LoraConfig, StudentConfig, TeacherConfig, TeacherPromptConfig, WidthConfig
@@ -21,7 +22,6 @@ from distill_lit.config.schema import (
     DataConfig,
     EvaluationConfig,
     ExperimentConfig,
-    LauncherConfig,
     MessageConfig,
     ObjectiveConfig,
     TermConfig,
@@ -54,6 +54,7 @@ __all__ = [
     "ReportConfig",
     "ServerConfig",
     "ServiceConfig",
+    "SlurmConfig",
     "StudentConfig",
     "TeacherConfig",
     "TeacherPromptConfig",

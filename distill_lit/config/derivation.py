@@ -21,6 +21,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from distill_lit.config.fields import with_values
 from distill_lit.config.key_paths import deep_merge, fields_by_key
 from distill_lit.config.loading import (
     Layer,
@@ -32,7 +33,7 @@ from distill_lit.config.loading import (
     to_dict,
 )
 from distill_lit.config.mixture import MixtureConfig
-from distill_lit.config.models import StudentConfig, TeacherConfig
+from distill_lit.config.models import StudentConfig
 from distill_lit.config.schema import CorpusConfig, ExperimentConfig, ObjectiveConfig
 from distill_lit.utils.exceptions import UserError, suggest
 
@@ -174,6 +175,9 @@ def _root(key: str) -> str:
 
 def with_one_teacher(config: ExperimentConfig) -> ExperimentConfig:
     """The config with `teacher.model` alone, whichever teachers are beside it."""
+    corpora = (*config.data.corpora.values(), *config.data.validation.values())
+    if not config.teacher.mixture.teachers and not any(corpus.teacher for corpus in corpora):
+        return with_values(config, teacher=with_values(config.teacher, mixture=MixtureConfig()))
     data = replace(
         config.data,
         corpora={name: replace(corpus, teacher="") for name, corpus in config.data.corpora.items()},
@@ -193,15 +197,15 @@ def map_model_references(config: ExperimentConfig, change: ChangeReference) -> E
     for name, member in members.items():
         if member.model:
             members[name] = replace(member, model=change(f"teacher.mixture.teachers.{name}.model", member.model))
-    mixture = replace(config.teacher.mixture, teachers=members)
-    teacher: TeacherConfig = replace(config.teacher, model=change("teacher.model", config.teacher.model), mixture=mixture)
+    mixture = with_values(config.teacher.mixture, teachers=members)
+    teacher = with_values(config.teacher, model=change("teacher.model", config.teacher.model), mixture=mixture)
     if student.from_:
         student = student.with_origin(change(f"students.{config.student}.from", student.from_))
-    return replace(
+    return with_values(
         config,
         teacher=teacher,
         students={**config.students, config.student: student} if config.student else config.students,
-        data=replace(config.data, corpora=corpora),
+        data=with_values(config.data, corpora=corpora),
     )
 
 

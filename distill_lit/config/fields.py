@@ -4,6 +4,7 @@ A field is declared with pydantic's `Field`: default, range (`ge`, `gt`, `le`) a
 Numbers, truth values and texts are not converted into each other: a number in quotes is refused, not guessed at.
 """
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform
@@ -59,6 +60,15 @@ def config_section(cls: type[Section]) -> type[Section]:
 
     section.__init__ = checked  # type: ignore[method-assign,assignment]
     return section
+
+
+def with_values(section: Section, **values: Any) -> Section:
+    """A copy of a section with other values, which are known to be right: unlike `dataclasses.replace` it checks nothing,
+    and takes a twentieth of the time. A grid has ten thousand points."""
+    changed = copy.copy(section)
+    for name, value in values.items():
+        setattr(changed, name, value)
+    return changed
 
 
 # a union names the member that a value wants to be, so that an error is about this member alone

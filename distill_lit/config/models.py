@@ -16,6 +16,7 @@ from distill_lit.config.fields import (
     Quantize,
     Text,
     config_section,
+    with_values,
 )
 from distill_lit.config.key_paths import HOLDS_PATHS
 from distill_lit.config.mixture import MAIN_TEACHER, MixtureConfig
@@ -113,7 +114,7 @@ class TeacherConfig:
     def members(self) -> "dict[str, TeacherConfig]":
         """{name: its fields} of every teacher alone: this one as `teacher`, then the mixture's, which have the fields
         of this one where they have none themselves."""
-        alone = replace(self, mixture=MixtureConfig())
+        alone = with_values(self, mixture=MixtureConfig())
         others = {
             name: replace(alone, model=member.model or self.model, source=member.source or self.source)
             for name, member in self.mixture.teachers.items()

@@ -21,6 +21,7 @@ from distill_lit.config.fields import (
 )
 from distill_lit.config.generation import DatasetConfig, GeneratedConfig
 from distill_lit.config.key_paths import HOLDS_PATHS
+from distill_lit.config.launcher import LauncherConfig
 from distill_lit.config.models import StudentConfig, TeacherConfig
 from distill_lit.config.on_policy import OnPolicyConfig
 from distill_lit.config.probes import ProbeConfig
@@ -330,25 +331,6 @@ class AnalysisConfig:
     def alpha(self) -> float:
         """Below which an adjusted p of a declared comparison is significant."""
         return 1 - self.confidence_level
-
-
-@config_section
-class LauncherConfig:
-    """Where runs happen. Nothing here changes a result beyond the rounding of another device."""
-
-    workers: Int = Field(default=1, ge=1, le=4096, description="runs at a time")
-    threads_per_worker: Int = Field(
-        default=0, ge=0, le=4096, description="CPU threads per worker, for all its ranks together; 0: all cores, shared out"
-    )
-    teacher_device: Text = Field(
-        default="",
-        description="device of an online teacher, as cuda:1 or cpu; auto: of a teacher whose cache is written, all devices "
-        "here, then memory and disk for what does not fit; empty: the student's",
-    )
-    on_mismatch: Literal["refuse", "resume", "restart"] = Field(
-        default="refuse",
-        description="a checkpoint of another model, data or objective: refuse it, resume all the same, or restart the run",
-    )
 
 
 def _default_loggers() -> dict[str, dict[str, Any] | None]:

@@ -1,5 +1,6 @@
 """Corpora → documents: rows rendered by a sandboxed template, drawn by a seed, empty and repeated ones left out."""
 
+import functools
 import json
 import re
 import zlib
@@ -113,9 +114,14 @@ def _printable(value: Any) -> Any:
 def compile_template(key: str, text: str) -> Template:
     """The template that the field `key` holds. Raises UserError for a syntax error."""
     try:
-        return template_sandbox().from_string(text)
+        return _compiled(text)
     except TemplateSyntaxError as error:
         raise UserError(f"{key}: template line {error.lineno}: {error.message}") from error
+
+
+@functools.lru_cache(maxsize=1024)
+def _compiled(text: str) -> Template:
+    return template_sandbox().from_string(text)
 
 
 def render_template(key: str, template: Template, row: Row, **names: Any) -> str:

@@ -18,7 +18,7 @@ from distill_lit.experiment.grid import GridPoint, expand_points
 from distill_lit.experiment.model_checks import check_against_teacher, check_models, check_services
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.precision import resolve_auto
+from distill_lit.experiment.precision import has_auto, resolve_auto
 from distill_lit.experiment.run_references import has_run_references, resolve_run_references
 from distill_lit.experiment.validation import check_experiment
 from distill_lit.utils.exceptions import UserError
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from distill_lit.analysis.results import Results
     from distill_lit.experiment.display import Display
     from distill_lit.experiment.estimate import Estimate
+    from distill_lit.experiment.launcher.launch import LaunchMode
     from distill_lit.experiment.status import RunResults
     from distill_lit.report.bundle import ReportBundle
 
@@ -45,13 +46,15 @@ class Experiment:
         root: where `runs/<name>` and `results/<name>` are.
         command: what produced the results, for their provenance.
 
-    `notes` says, after `plan` or `prepare`, in what its models differ that does no harm but is to be known.
+    `chosen` are the names of the runs that are launched, with what they depend on; None for all. `notes` says, after
+    `plan` or `prepare`, in what its models differ that does no harm but is to be known.
     """
 
     config: ExperimentConfig
     root: Path = field(default_factory=Path)
     command: str = "Experiment.run()"
     notes: list[str] = field(default_factory=list, init=False)
+    chosen: frozenset[str] | None = field(default=None, init=False)
     _estimates: "dict[str, Estimate | None]" = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -156,6 +159,14 @@ class Experiment:
             note(reference, assets.fetch(reference))
         prepare_experiment_data(self.runs)
 
+    def settle(self) -> None:
+        """Has a compute node measure what `auto` stands for, where jobs of a cluster do the work. Before anything else that
+        is run: it decides what identifies a run. Raises UserError where no node answers."""
+        if self.config.launcher.engine == "slurm" and has_auto(self.config):
+            from distill_lit.experiment.launcher.slurm.node import settle_dtype
+
+            settle_dtype(self.config, self.runs_folder.resolve())
+
     def prepare(self) -> None:
         """Has all assets here and compares them with the config. Raises UserError for what does not fit, or where a
         server is still to be asked and its key is not in the environment."""
@@ -172,14 +183,17 @@ class Experiment:
         check_services([run for run in self.runs if not is_run_built(run, self.folder_of(run))])
         check_sources_unchanged(self.runs, self.runs_folder)
 
-    def launch(self, display: "Display | None" = None, roles: Collection[Role] = ()) -> dict[str, str]:
-        """Runs what is not done; {name of a run that failed: why}.
+    def launch(
+        self, display: "Display | None" = None, roles: Collection[Role] = (), mode: "LaunchMode | None" = None
+    ) -> dict[str, str]:
+        """Runs what is not done; {name of a run that failed, or was left: why}.
 
-        roles: only runs of these roles and what they depend on. Raises Terminated when asked to stop.
+        roles: only runs of these roles and what they depend on; mode: whether other drivers are at work, and whether jobs
+        are waited for. Raises Terminated when asked to stop.
         """
         from distill_lit.experiment.display import SilentDisplay
         from distill_lit.experiment.estimate import require_disk_space
-        from distill_lit.experiment.launcher import launch_runs
+        from distill_lit.experiment.launcher.launch import ALONE, launch_runs
 
         estimates = {run.name: estimate for run, estimate in self.estimated_runs(roles)}
         runs = self.runs_with_dependencies(roles)
@@ -187,13 +201,15 @@ class Experiment:
         folder = self.runs_folder.resolve()
         if self.notes or self.notes_path.is_file():  # for a report that another process draws
             write_json(self.notes_path, self.notes)
-        return launch_runs(self.resolved_config, runs, folder, display or SilentDisplay()).failed
+        outcome = launch_runs(self.resolved_config, runs, folder, display or SilentDisplay(), mode or ALONE)
+        return outcome.failed | outcome.left
 
     def runs_with_dependencies(self, roles: Collection[Role]) -> list[Run]:
-        """The runs of these roles and what they depend on; all runs where no role is named."""
-        if not roles:
+        """The runs of these roles, and that are chosen, and what they depend on; all runs where no role is named."""
+        if not roles and self.chosen is None:
             return self.runs
-        names = {run.name for run in self.runs if run.role in roles}
+        of_role = [run for run in self.runs if not roles or run.role in roles]
+        names = {run.name for run in of_role if self.chosen is None or run.name in self.chosen}
         for run in reversed(self.runs):  # each stands after what it depends on
             names.update(run.depends_on if run.name in names else ())
         return [run for run in self.runs if run.name in names]
@@ -206,6 +222,7 @@ class Experiment:
 
     def run(self, display: "Display | None" = None) -> "Results | None":
         """Runs what is not done, gathers the results and draws the report; None where no model was evaluated."""
+        self.settle()
         self.prepare()
         failed = self.launch(display)
         self.collect(failed)
@@ -228,10 +245,12 @@ class Experiment:
         return measure_experiment_costs(self, note)
 
     def statuses(self) -> dict[str, tuple[str, str]]:
-        """{name of a run: (status, note)}, as it is on disk."""
+        """{name of a run: (status, note)}, as it is on disk and, where jobs were submitted, in the queue."""
+        from distill_lit.experiment.launcher.slurm.status import join_queue
         from distill_lit.experiment.status import get_run_status
 
-        return {run.name: get_run_status(run, self.folder_of(run)) for run in self.runs}
+        on_disk = {run.name: get_run_status(run, self.folder_of(run)) for run in self.runs}
+        return join_queue(on_disk, self.runs_folder)
 
     def run_results(self) -> "dict[str, RunResults]":
         """{name of a run: what it has come to so far}, as it is on disk."""
@@ -256,7 +275,7 @@ class Experiment:
 
         all_formats: figures as PDF and tables as TeX too. Raises UserError where no model has been evaluated yet.
         """
-        from distill_lit.experiment.status import DONE, FAILED
+        from distill_lit.experiment.run_state import DONE, FAILED
 
         statuses = self.statuses()
         if all(statuses[run.name][0] != DONE for run in self.models):

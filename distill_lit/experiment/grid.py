@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from distill_lit.config import ExperimentConfig, ObjectiveConfig, TermConfig, expand_grid, to_dict
+from distill_lit.config.fields import with_values
 from distill_lit.config.loading import config_at_point
 from distill_lit.losses import mix_terms, resolve_preset
 
@@ -35,7 +36,7 @@ def expand_points(config: ExperimentConfig) -> list[GridPoint]:
     for values, point in expand_grid(config):
         if not point.stages:
             point.objective = resolve_objective(point.objective)
-        points.append(GridPoint(values, point, replace(base, models=point.models, seed=point.seed)))
+        points.append(GridPoint(values, point, with_values(base, models=point.models, seed=point.seed)))
     return points
 
 

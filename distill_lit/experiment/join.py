@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from distill_lit.config import load_experiment
+from distill_lit.experiment.completion import is_run_built
 from distill_lit.experiment.experiment import Experiment
-from distill_lit.experiment.run import is_run_built, join_run
+from distill_lit.experiment.run import join_run
 from distill_lit.experiment.strategy import may_take_several_nodes
 from distill_lit.utils.distributed.cluster_environment import remove_cluster_variables
 from distill_lit.utils.distributed.node import node_from_environment

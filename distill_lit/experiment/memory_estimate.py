@@ -11,6 +11,7 @@ from distill_lit.evaluation.tasks import asked_tasks
 from distill_lit.experiment.architectures import Architecture, Architectures
 from distill_lit.experiment.evaluation_estimate import TOKENS_PER_DOCUMENT
 from distill_lit.experiment.mixture import asked_teachers, with_teacher
+from distill_lit.experiment.pace import planning_device
 from distill_lit.experiment.planned_run import Run
 from distill_lit.losses import build_objective
 from distill_lit.teachers import cached_teacher_source, teacher_capabilities
@@ -202,7 +203,7 @@ def _model_bytes(model: Architecture, dtype: str, tokens: int) -> int:
 
 def _logit_bytes(config: ExperimentConfig, model: Architecture) -> int:
     """Of the chunks of the fused head, which is never given more than its budget."""
-    budget = config.objective.memory_budget or hardware.logits_budget(hardware.device_for(config.training.accelerator))
+    budget = config.objective.memory_budget or hardware.logits_budget(planning_device(config))
     whole = _micro_tokens(config) * _vocabulary(model) * LOGIT_BYTES
     chunk = config.objective.chunk_size * _vocabulary(model) * LOGIT_BYTES
     return min(chunk or int(budget * 2**20), whole)
@@ -217,13 +218,13 @@ def _vocabulary(model: Architecture) -> int:
 
 
 def _process_bytes(config: ExperimentConfig) -> int:
-    return PROCESS_BYTES if hardware.device_for(config.training.accelerator).type == "cpu" else 0
+    return PROCESS_BYTES if planning_device(config).type == "cpu" else 0
 
 
 def run_memory_bytes(run: Run, memory: Memory) -> int:
     """Of all ranks of a run together on a CPU; of one rank on a GPU, which has its own."""
     ranks = run.config.training.devices if run.is_trained else 1
-    return memory.total * (ranks if hardware.device_for(run.config.training.accelerator).type == "cpu" else 1)
+    return memory.total * (ranks if planning_device(run.config).type == "cpu" else 1)
 
 
 def peak_memory_bytes(runs: Iterable[Run], memories: Mapping[str, Memory], workers: int) -> tuple[int, list[Run]]:

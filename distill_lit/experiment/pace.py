@@ -4,13 +4,16 @@
 """
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
+from distill_lit.config import ExperimentConfig
 from distill_lit.experiment.planned_run import Run
 from distill_lit.profiling.calibration import Calibration, calibrate
 from distill_lit.utils import hardware
+from distill_lit.utils.cores import usable_cores
 
 DECODING_SHARE = 0.2  # of the speed of a forward pass: one token at a time, 16 sequences beside each other
 # seconds that are the same on most machines; benchmarks/plan_error.md has what was recorded
@@ -32,7 +35,7 @@ class Pace:
     def of(cls, runs: Sequence[Run]) -> "Pace":
         """Of the workers that do these runs, with the threads that each of them has."""
         config = runs[0].config
-        device = hardware.device_for(config.training.accelerator)
+        device = planning_device(config)
         threads = threads_per_worker(config.launcher.threads_per_worker, num_workers(runs))
         return cls(calibrate(device, threads), config.training.ranks if device.type == "cuda" else 1)
 
@@ -57,6 +60,11 @@ def _speed(speeds: Mapping[str, float], dtype: str) -> float:
     return speeds.get(dtype, speeds["float32"])
 
 
+def planning_device(config: ExperimentConfig) -> torch.device:
+    """The device whose speed and memory a plan is made with: where a cluster does the work, the best of this machine."""
+    return hardware.device_for("auto" if config.launcher.engine == "slurm" else config.training.accelerator)
+
+
 def num_workers(runs: Sequence[Run]) -> int:
     """Workers that an experiment keeps at work."""
     return min(runs[0].config.launcher.workers, len(runs))
@@ -64,7 +72,7 @@ def num_workers(runs: Sequence[Run]) -> int:
 
 def threads_per_worker(configured: int, workers: int) -> int:
     """Threads of each worker; 0: all cores, shared out."""
-    return configured or max(1, (os.cpu_count() or 1) // workers)
+    return configured or max(1, usable_cores() // workers)
 
 
 def makespan(runs: Sequence[Run], minutes: Callable[[Run], float], workers: int) -> float:

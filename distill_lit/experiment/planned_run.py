@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from distill_lit.config import ExperimentConfig
+from distill_lit.config import ExperimentConfig, to_dict
+from distill_lit.config.loading import build_section
 from distill_lit.config.roles import Role
 
 
@@ -49,3 +50,13 @@ class Run:
     def from_json(cls, values: dict[str, Any], config: ExperimentConfig) -> "Run":
         """The run that `to_json` wrote."""
         return cls(**{**values, "role": Role(values["role"]), "depends_on": tuple(values["depends_on"])}, config=config)
+
+
+def to_task(run: Run) -> dict[str, Any]:
+    """A run with its config as plain values, for another process."""
+    return {"run": run.to_json(), "config": to_dict(run.config)}
+
+
+def from_task(task: dict[str, Any]) -> Run:
+    """The run that `to_task` wrote."""
+    return Run.from_json(task["run"], build_section(ExperimentConfig, task["config"], []))

@@ -9,6 +9,7 @@ from typing import Any
 
 from distill_lit.config import CorpusConfig, ExperimentConfig, TeacherConfig, non_default_fields, to_dict
 from distill_lit.config.derivation import Recipe, map_model_references, with_one_teacher
+from distill_lit.config.fields import with_values
 from distill_lit.config.grid_points import grid_keys, shortest_names
 from distill_lit.config.mixture import MAIN_TEACHER
 from distill_lit.config.roles import Role
@@ -107,7 +108,7 @@ class PointRuns:
         identity = student_fingerprint(learning, identified)
         alike = {ref: self.seedless.get(of, of) for ref, of in sources.items()}
         like_others = map_model_references(config, lambda _, ref: f"derived:{alike[ref]}" if ref in alike else ref)
-        self.seedless[identity] = f"{name} {student_fingerprint(learning, replace(like_others, seed=0))}"
+        self.seedless[identity] = f"{name} {student_fingerprint(learning, with_values(like_others, seed=0))}"
         is_seedless = not (is_drawn or shape.config or any(made[ref].seed is not None for ref in sources))
         seed = None if recipe.has_fixed_seed or is_seedless else config.seed
         keys = grid_keys(config.grid)

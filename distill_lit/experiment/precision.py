@@ -1,17 +1,36 @@
-"""Number formats of this machine for every auto, and presets spelled out."""
+"""Number formats for every auto: the fastest of the machine on which runs happen."""
 
-from dataclasses import replace
+from typing import Any
 
 from distill_lit.config import Dtype, ExperimentConfig
+from distill_lit.config.fields import with_values
 from distill_lit.utils import hardware
+
+AUTO_FIELDS = (("training", "precision"), ("teacher", "dtype"), ("evaluation", "dtype"))
+
+
+def has_auto(config: ExperimentConfig) -> bool:
+    """Whether a number format is to be measured."""
+    return any(getattr(getattr(config, section), field) == "auto" for section, field in AUTO_FIELDS)
 
 
 def resolve_auto(config: ExperimentConfig) -> ExperimentConfig:
-    """The same experiment with every `auto` that can change a result replaced by this machine's choice."""
-    training, teacher, evaluation = replace(config.training), replace(config.teacher), replace(config.evaluation)
-    for section, field in ((training, "precision"), (teacher, "dtype"), (evaluation, "dtype")):
-        setattr(section, field, resolve_dtype(getattr(section, field), training.accelerator))
-    return replace(config, training=training, teacher=teacher, evaluation=evaluation)
+    """The same experiment with every `auto` that can change a result replaced by the choice of the machine on which its
+    runs happen: this one, or a compute node that has been asked (`Experiment.settle`)."""
+    if not has_auto(config):
+        return config
+    fastest = ""
+    if config.launcher.engine == "slurm":
+        from distill_lit.experiment.launcher.slurm.node import settled_dtype
+
+        fastest = settled_dtype(config.launcher, config.training.accelerator)
+    sections: dict[str, Any] = {}
+    for section, field in AUTO_FIELDS:
+        value = getattr(getattr(config, section), field)
+        if value == "auto":
+            resolved = fastest or resolve_dtype(value, config.training.accelerator)
+            sections[section] = with_values(getattr(config, section), **{field: resolved})
+    return with_values(config, **sections)
 
 
 def resolve_dtype(dtype: Dtype, accelerator: str = "auto") -> Dtype:

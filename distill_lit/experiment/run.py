@@ -42,24 +42,27 @@ from distill_lit.utils.plugins import load_plugins
 from distill_lit.utils.progress import ProgressCallback
 
 
-def execute_run(run: Run, folder: Path, progress_callback: ProgressCallback) -> None:
-    """Does whatever of a run is not done: builds its model, evaluates it. Each stage ends with its manifest."""
+def execute_run(run: Run, folder: Path, progress_callback: ProgressCallback, part: str = "") -> None:
+    """Does whatever of a run is not done: builds its model, evaluates it. Each stage ends with its manifest.
+
+    part: `build` or `evaluate`, where the two are jobs of their own.
+    """
     load_plugins(run.config.plugins)
     folder.mkdir(parents=True, exist_ok=True)
     run = with_source_folders(run, folder.parent)
     allow_run_remote_code(run, folder)
     with record_times(folder, progress_callback, hardware.device_for(run.config.training.accelerator)) as timed_callback:
-        _execute_stages(run, folder, timed_callback)
+        _execute_stages(run, folder, timed_callback, part)
 
 
-def _execute_stages(run: Run, folder: Path, progress_callback: ProgressCallback) -> None:
-    if not is_run_built(run, folder):
+def _execute_stages(run: Run, folder: Path, progress_callback: ProgressCallback, part: str) -> None:
+    if part != "evaluate" and not is_run_built(run, folder):
         run = with_strategy(run)
         if takes_all_ranks(run):
             _build_on_ranks(run, folder, node_from_environment(run.config.training.nodes), progress_callback)
         else:
             build_run(run, folder, progress_callback)
-    if run.is_model and not is_run_evaluated(run, folder):
+    if part != "build" and run.is_model and not is_run_evaluated(run, folder):
         evaluate_run(run, folder, progress_callback)
 
 

@@ -9,6 +9,7 @@ from distill_lit.config.roles import Role
 from distill_lit.experiment.architectures import Architectures
 from distill_lit.experiment.memory_estimate import Memory, estimate_memory
 from distill_lit.experiment.mixture import with_teacher
+from distill_lit.experiment.pace import planning_device
 from distill_lit.experiment.planned_run import Run
 from distill_lit.losses import Objective, build_objective
 from distill_lit.teachers import teacher_capabilities
@@ -44,7 +45,7 @@ def check_strategy(config: ExperimentConfig, objective: Objective, student: str)
 def check_devices(config: ExperimentConfig) -> None:
     """Raises UserError where a training asks for more GPUs than this machine has."""
     count = hardware.num_gpus() if hardware.device_for(config.training.accelerator).type == "cuda" else 0
-    if getattr(config.launcher, "engine", "local") == "local" and count and config.training.devices > count:
+    if count and config.training.devices > count:
         raise UserError(f"training.devices: {config.training.devices} GPUs of a node are asked for, and {count} are here")
 
 
@@ -124,7 +125,7 @@ def fit_line(run: Run, memory: Memory, architectures: Architectures) -> str:
 
 
 def _device_memory(config: ExperimentConfig) -> int:
-    return hardware.device_memory(hardware.device_for(config.training.accelerator), config.training.devices)
+    return hardware.device_memory(planning_device(config), config.training.devices)
 
 
 def _is_cache_shardable(run: Run) -> bool:

@@ -10,6 +10,8 @@ from distill_lit.evaluation.probe_corpora import check_probes
 from distill_lit.evaluation.tasks import check_tasks
 from distill_lit.experiment.fingerprint import TEACHER_INT8
 from distill_lit.experiment.grid import GridPoint, expand_points
+from distill_lit.experiment.launcher.devices import share_gpus, visible_gpus
+from distill_lit.experiment.launcher.slurm.checks import check_slurm_config
 from distill_lit.experiment.mixture import check_mixture
 from distill_lit.experiment.pipeline import config_key, expand_pipeline, referred_models
 from distill_lit.experiment.run_references import RUN_PREFIX
@@ -35,22 +37,32 @@ def check_experiment(config: ExperimentConfig, points: Sequence[GridPoint] | Non
     _check_reference(config.teacher.model, config)
     if TEACHER_INT8 in config.baselines:
         check_torchao(f"baselines: {TEACHER_INT8}")
-    hardware.device_for(config.training.accelerator)
-    check_devices(config)
-    if config.launcher.teacher_device not in ("", "auto"):
-        hardware.check_device("launcher.teacher_device", config.launcher.teacher_device)
+    points = points or expand_points(config)
+    _check_launcher(config, len(points))
     for name, student in config.students.items():
         check_student(f"students.{name}", student)
         _check_reference(student.from_, config)
     for reference in config.external_models.values():
         _check_reference(reference, config)
     check_loggers(config.loggers)
-    for _, point, base in points or expand_points(config):
+    for _, point, base in points:
         recipes = expand_pipeline(point, base).recipes
         for name, recipe in recipes.items():
             _check_recipe(name, recipe, recipes)
     task_names = check_tasks(config.evaluation, config.dataset_source)
     check_probes(config.evaluation, config.dataset_source, task_names)
+
+
+def _check_launcher(config: ExperimentConfig, count: int) -> None:
+    """Raises UserError for devices that are not here. On a cluster they are not to be here but on its nodes."""
+    if config.launcher.engine == "slurm":
+        check_slurm_config(config.launcher.slurm)
+        return
+    hardware.device_for(config.training.accelerator)
+    check_devices(config)
+    if config.launcher.teacher_device not in ("", "auto"):
+        hardware.check_device("launcher.teacher_device", config.launcher.teacher_device)
+    share_gpus(config, max(1, min(config.launcher.workers, count)), visible_gpus())
 
 
 def _check_reference(reference: str, config: ExperimentConfig) -> None:

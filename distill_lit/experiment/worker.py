@@ -29,11 +29,11 @@ DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def worker_main(arguments: list[str]) -> None:
-    """`python -m distill_lit.experiment.worker RUNS_FOLDER THREADS`.
+    """`python -m distill_lit.experiment.worker RUNS_FOLDER THREADS GPU_SHARE`.
 
-    Runs arrive as lines of JSON, their configs in their folders; events leave as lines.
+    Runs arrive as lines of JSON; events leave as lines.
     """
-    runs_folder, threads = Path(arguments[0]), int(arguments[1])
+    runs_folder, threads, gpu_share = Path(arguments[0]), int(arguments[1]), int(arguments[2])
     remove_cluster_variables()
     for number in (signal.SIGUSR1, signal.SIGUSR2):  # a training takes them for SIGTERM; otherwise they are the driver's
         signal.signal(number, signal.SIG_IGN)
@@ -41,20 +41,19 @@ def worker_main(arguments: list[str]) -> None:
     queue = _RunQueue()
     import torch
 
-    from distill_lit.config import load_experiment
-    from distill_lit.experiment.planned_run import Run
+    from distill_lit.experiment.launcher.devices import limit_gpu_memory
+    from distill_lit.experiment.planned_run import from_task
 
     torch.set_num_threads(threads)
+    limit_gpu_memory(gpu_share)
 
     def send_event(**event: Any) -> None:
         _write_event(events, **event)
 
     send_event(event="ready")
     while (line := queue.next()) is not None:
-        assignment = json.loads(line)
-        folder = runs_folder / assignment["folder"]
-        run = Run.from_json(assignment["run"], load_experiment(folder / "config.yaml"))
-        execute_and_report(run, folder, _reporter(run.name, send_event), send_event)
+        run = from_task(json.loads(line))
+        execute_and_report(run, runs_folder / run.name, _reporter(run.name, send_event), send_event)
 
 
 class _RunQueue:
@@ -101,21 +100,36 @@ def _reporter(run_name: str, send_event: Callable[..., None]) -> ProgressCallbac
 
 
 def execute_and_report(
-    run: Any, folder: Path, progress_callback: Callable[..., None], send_event: Callable[..., None]
+    run: Any,
+    folder: Path,
+    progress_callback: Callable[..., None],
+    send_event: Callable[..., None],
+    part: str = "",
+    job: str = "",
+    wait_seconds: float = 0.0,
 ) -> None:
-    """Runs one run, alone in its folder, and says how it ended. Exits with 143 after SIGTERM."""
+    """Runs one run, alone in its folder, and says how it ended. Exits with 143 after SIGTERM.
+
+    part: `build` or `evaluate`, empty for both; job: of SLURM; wait_seconds: for another process that is at it,
+    to which it is left then.
+    """
+    from distill_lit.config import to_yaml
+    from distill_lit.experiment.claims import InUse
     from distill_lit.experiment.run import execute_run
-    from distill_lit.experiment.status import FAILED, PREEMPTED, lock_run_folder, write_run_status
-    from distill_lit.utils.files import permission_error_message
+    from distill_lit.experiment.run_state import FAILED, PREEMPTED, lock_run_folder, write_run_status
+    from distill_lit.utils.files import permission_error_message, write_text
 
     folder.mkdir(parents=True, exist_ok=True)
     if node := other_node_of(run):
         return join_and_report(run, folder, node, send_event)
     _redirect_output(folder / "log.txt")
     try:
-        with lock_run_folder(folder):
-            execute_run(run, folder, progress_callback)
+        with lock_run_folder(folder, wait_seconds, job):
+            write_text(folder / "config.yaml", to_yaml(run.config))
+            execute_run(run, folder, progress_callback, part)
         send_event(event="done", run=run.name)
+    except InUse as error:
+        send_event(event="busy", run=run.name, reason=str(error))
     except Preempted as stop:
         write_run_status(folder, PREEMPTED, str(stop))
         send_event(event="preempted", run=run.name, reason=str(stop))

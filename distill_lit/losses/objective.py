@@ -207,6 +207,10 @@ def objective_of_terms(terms: Iterable[Term | FeatureTerm], scales_by_temperatur
     return Objective(logit_terms, scales_by_temperature, feature_terms)
 
 
+MAX_BUILT_TERMS = 4096
+_built_terms: dict[tuple[Any, ...], tuple[Any, "Term | FeatureTerm"]] = {}
+
+
 def build_objective(terms: Mapping[str, Any], temperature_scaling: str = "auto") -> Objective:
     """The objective of a config: {name: TermConfig-like or None}. Raises UserError for anything out of range."""
     built_terms = [_build_config_term(name, term) for name, term in terms.items() if term is not None]
@@ -222,7 +226,15 @@ def _build_config_term(name: str, term: Any) -> Term | FeatureTerm:
         raise UserError(
             f"{key}: there is no such term, and no loss of this name; give it a kind, or name one of the terms there are"
         )
-    return build_term(key, name, kind, _or_one(term.weight), _or_one(term.temperature), dict(term.options))
+    # a term stands at many points of a grid; `entry`, of the registry, is kept so that its id is not another's
+    entry = LOGIT_LOSSES.get(kind) or FEATURE_LOSSES.get(kind)
+    facts = (name, kind, id(entry), repr(term.weight), repr(term.temperature), repr(term.options))
+    if facts not in _built_terms:
+        if len(_built_terms) >= MAX_BUILT_TERMS:
+            _built_terms.clear()
+        built = build_term(key, name, kind, _or_one(term.weight), _or_one(term.temperature), dict(term.options))
+        _built_terms[facts] = (entry, built)
+    return _built_terms[facts][1]
 
 
 def build_term(

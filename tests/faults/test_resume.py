@@ -1,6 +1,7 @@
 """faults.md, resume and durability: lines 1 to 8. Real kill -9, real SIGTERM, real damage."""
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -8,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 from helpers import tiny_models, training_processes
 from helpers.training_processes import STEPS, WINDOW, cli, finish, kill_after, lines, log_of, run_folder, start, weights
 
+from distill_lit.experiment.claims import claim_folder
 from distill_lit.training.checkpoint import (
     CHECKPOINT_KEY,
     SafeCheckpointIO,
@@ -248,16 +249,16 @@ def test_08_two_processes_on_one_run_folder(experiment: Path, tmp_path: Path) ->
     """The second driver is refused at once; the lock of a dead one does not count."""
     folder = tmp_path / "runs/tiny"
     folder.mkdir(parents=True)
-    with FileLock(folder / "lock"):
+    with claim_folder(folder, timeout=0):
         code, said = cli("run", experiment, "--root", tmp_path)
-    assert code == 2
-    assert f"{folder} is in use by another process" in said
-    assert [path.name for path in folder.iterdir()] == ["lock"]
-    owner = training_processes.call("hold_lock", str(folder / "lock"))
-    training_processes.wait_until(lambda: (folder / "lock.held").exists())
+        assert code == 2
+        assert f"{folder} is in use by process {os.getpid()} on" in said
+        assert {path.name for path in folder.iterdir()} == {"lease", "lease.json"}
+    owner = training_processes.call("hold_folder", str(folder))
+    training_processes.wait_until(lambda: (folder / "held").exists())
     owner.kill()
     owner.wait()
-    with FileLock(folder / "lock", timeout=0):
+    with claim_folder(folder, timeout=0):
         pass
 
 

@@ -14,7 +14,8 @@ from helpers.training_processes import SABOTAGE, command, outcome, run_folder, w
 
 from distill_lit.config.roles import Role
 from distill_lit.experiment.display import SilentDisplay
-from distill_lit.experiment.launcher import Outcome, _Launcher, _Worker
+from distill_lit.experiment.launcher.local import LocalLauncher, Worker
+from distill_lit.experiment.launcher.outcome import Outcome
 from distill_lit.experiment.stopping import StopSignals, Terminated
 from distill_lit.training.checkpoint import is_checkpoint_intact, list_checkpoints
 from distill_lit.utils.files import TEMPORARY_PREFIX
@@ -42,15 +43,15 @@ class Listening(SilentDisplay):
         self.lines.append(line)
 
 
-def launcher_of(folder: Path, signals: StopSignals, what: str) -> tuple[_Launcher, Listening]:
+def launcher_of(folder: Path, signals: StopSignals, what: str) -> tuple[LocalLauncher, Listening]:
     """A launcher with one worker at work, which writes a checkpoint or not."""
     checkpoints = folder / "one" / "checkpoints"
     checkpoints.mkdir(parents=True)
     config = SimpleNamespace(launcher=SimpleNamespace(workers=1, threads_per_worker=1))
     run: Any = SimpleNamespace(name="one", label="one", role=Role.DISTILLED)
     display = Listening()
-    launcher = _Launcher(config, folder, [run], display, Outcome(), signals)  # type: ignore[arg-type]
-    worker = _Worker.__new__(_Worker)
+    launcher = LocalLauncher(config, folder, [run], display, Outcome(), signals)  # type: ignore[arg-type]
+    worker = Worker.__new__(Worker)
     worker.number, worker.run, worker.stage, worker.folder = 0, run, "train", folder
     worker.path = folder / "worker-0.log"
     worker.log = worker.path.open("a")
@@ -81,7 +82,7 @@ def test_a_second_ctrl_c_kills_a_worker_but_no_checkpoint(tmp_path: Path, what: 
 
 
 def test_time_that_is_over_does_not_end_a_checkpoint_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distill_lit.experiment.launcher.STOP_SECONDS", 0.1)
+    monkeypatch.setattr("distill_lit.experiment.launcher.local.STOP_SECONDS", 0.1)
     signals = StopSignals()
     signals.first = "SIGTERM"
     launcher, _ = launcher_of(tmp_path, signals, "writes")

@@ -174,12 +174,12 @@ def small_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
 
-def hold_lock(path: str) -> None:
-    """Takes a lock and never gives it back."""
-    from filelock import FileLock
+def hold_folder(folder: str) -> None:
+    """Claims a folder and never gives it back."""
+    from distill_lit.experiment.claims import claim_folder
 
-    with FileLock(path):
-        Path(f"{path}.held").touch()
+    with claim_folder(Path(folder), timeout=0):
+        (Path(folder) / "held").touch()
         time.sleep(1000)
 
 

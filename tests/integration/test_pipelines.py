@@ -17,7 +17,8 @@ from distill_lit.experiment.collect import _costs, _curves
 from distill_lit.experiment.completion import is_run_built, read_manifest
 from distill_lit.experiment.display import SilentDisplay
 from distill_lit.experiment.experiment import Experiment
-from distill_lit.experiment.launcher import Outcome, _Launcher
+from distill_lit.experiment.launcher.local import LocalLauncher
+from distill_lit.experiment.launcher.outcome import Outcome
 from distill_lit.experiment.model_checks import check_against_teacher
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.run import build_run, check_sources_unchanged, with_source_folders
@@ -308,7 +309,7 @@ def test_a_model_that_fails_takes_with_it_what_is_made_from_it_and_nothing_else(
     runs = plan(file)
     outcome = Outcome({runs["corrected-seed=0"].name: "its loss is not a number"})
     waiting = [run for run in runs.values() if run.label != "corrected-seed=0"]
-    launcher = _Launcher(load_experiment(file), tmp_path / "runs", waiting, SilentDisplay(), outcome, StopSignals())
+    launcher = LocalLauncher(load_experiment(file), tmp_path / "runs", waiting, SilentDisplay(), outcome, StopSignals())
     launcher._fail_dependents()
     left = [run.label for run in launcher.waiting]
     assert left == [

@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from http.client import HTTPException
 from importlib import metadata
 from pathlib import Path
@@ -21,13 +20,14 @@ from rich.table import Table
 from rich.text import Text
 
 from distill_lit.cli.arguments import CommandParsers, add_command, load_checked_experiment
+from distill_lit.cli.finding import BAD, GOOD, WARNING, Finding
+from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root, is_hub_offline, read_json, sha256_of
 from distill_lit.utils.shards import Shards
 
 if TYPE_CHECKING:
     from distill_lit.experiment.experiment import Experiment
 
-GOOD, WARNING, BAD = "ok", "note", "wrong"
 # below these, known holes: torch.load before 2.10, lightning 2.6.2 and 2.6.3 were malicious, transformers before 5.3
 MIN_PACKAGE_VERSIONS = {"torch": "2.10", "lightning": "2.6.6", "pytorch-lightning": "2.6.6", "transformers": "5.3"}
 MIN_PYTHON_VERSION = (3, 11)
@@ -41,16 +41,6 @@ CACHE_MANIFESTS = {
     "evaluations": ("meta.json", "sha256"),  # of the one file that it is about
 }
 EVALUATION_RECORDS_FILE = "records.parquet"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at: its state (ok, note or wrong), what was found, and what to do."""
-
-    subject: str
-    state: str
-    found: str
-    remedy: str = ""
 
 
 def run_checks(root: Path, deep: bool, experiment: "Experiment | None" = None) -> list[Finding]:
@@ -79,13 +69,19 @@ def add_parser(commands: CommandParsers) -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of any key of the experiment")
     parser.add_argument("--root", type=Path, default=Path(), help="where runs/ are (default: here)")
+    parser.add_argument(
+        "--cluster", action="store_true", help="look at SLURM instead: its commands, limits, and what a compute node sees"
+    )
     parser.add_argument("--quick", action="store_true", help="do not hash the caches")
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """Prints the findings; returns 1 when something is wrong, else 0."""
     experiment = load_checked_experiment(options) if options.experiment is not None else None
-    findings = run_checks(options.root.resolve(), not options.quick, experiment)
+    if options.cluster:
+        findings = _cluster_findings(options.root.resolve(), experiment)
+    else:
+        findings = run_checks(options.root.resolve(), not options.quick, experiment)
     table = Table("what", "state", "found", "remedy")
     colors = {GOOD: "green", WARNING: "yellow", BAD: "red"}
     for one in findings:
@@ -94,6 +90,15 @@ def run(options: argparse.Namespace, console: Console) -> int:
     wrong = sum(one.state == BAD for one in findings)
     console.print(f"{wrong} of {len(findings)} wrong" if wrong else "nothing is wrong", highlight=False)
     return 1 if wrong else 0
+
+
+def _cluster_findings(root: Path, experiment: "Experiment | None") -> list[Finding]:
+    """Those about the cluster. Raises UserError without an experiment: its `launcher.slurm` says which partition."""
+    from distill_lit.cli.cluster_checks import check_slurm
+
+    if experiment is None:
+        raise UserError("--cluster: name an experiment, whose launcher.slurm says what its jobs ask for")
+    return list(check_slurm(experiment.config, root / "runs" / experiment.name))
 
 
 # ---------------------------------------------------------------- software

@@ -2,12 +2,16 @@
 
 import argparse
 import time
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from distill_lit.cli.arguments import CommandParsers, add_experiment_command, load_checked_experiment
 from distill_lit.cli.exit_codes import DONE, SOME_RUNS_FAILED
 from distill_lit.utils.exceptions import UserError
+
+if TYPE_CHECKING:
+    from distill_lit.experiment.experiment import Experiment
 
 
 def add_parser(commands: CommandParsers) -> None:
@@ -20,14 +24,30 @@ def add_parser(commands: CommandParsers) -> None:
         run,
     )
     parser.add_argument("--dry-run", action="store_true", help="the same as `plan`")
+    parser.add_argument("--detach", action="store_true", help="submit jobs and return (launcher.engine=slurm)")
+    parser.add_argument(
+        "--shard", metavar="I/N", help="every N-th run from the I-th on; others may do the rest at the same time"
+    )
+    parser.add_argument(
+        "--run",
+        action="append",
+        default=[],
+        metavar="NAME",
+        dest="run_names",
+        help="the run of this name alone; repeatable",
+    )
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """Plans, runs what is missing, collects, reports."""
     experiment = load_checked_experiment(options)
+    if not options.dry_run:
+        experiment.settle()
+    _choose_runs(experiment, options)
     from distill_lit.cli.launch import launch
     from distill_lit.cli.report_output import print_report
     from distill_lit.cli.run_table import print_plan
+    from distill_lit.experiment.launcher.launch import LaunchMode
     from distill_lit.experiment.stopping import Terminated
 
     if options.dry_run:
@@ -35,10 +55,15 @@ def run(options: argparse.Namespace, console: Console) -> int:
         return DONE
     began = time.monotonic()
     experiment.prepare()
+    mode = LaunchMode(is_shared=experiment.chosen is not None, detach=options.detach)
     try:
-        failed = launch(experiment, console)
+        failed = launch(experiment, console, mode=mode)
     except Terminated as stop:
         return stop.code
+    if mode.detach or mode.is_shared:
+        what = "the jobs are in the queue" if mode.detach else "these runs are done" if not failed else "some runs failed"
+        console.print(f"{what}; the command without --detach, --shard and --run draws the report once all are done")
+        return SOME_RUNS_FAILED if failed else DONE
     folder = experiment.collect(failed)
     code = SOME_RUNS_FAILED if failed else DONE
     if not experiment.is_evaluated:
@@ -55,3 +80,20 @@ def run(options: argparse.Namespace, console: Console) -> int:
         raise problem
     console.print(f"{folder} drawn after {(time.monotonic() - began) / 60:.1f} minutes", highlight=False)
     return code
+
+
+def _choose_runs(experiment: "Experiment", options: argparse.Namespace) -> None:
+    """Leaves an experiment the runs that are asked for. Raises UserError for what does not go together."""
+    from distill_lit.experiment.launcher.shards import choose_named, choose_shard, parse_shard
+
+    is_slurm = experiment.config.launcher.engine == "slurm"
+    if options.detach and not is_slurm:
+        raise UserError("--detach: launcher.engine is local; a terminal such as tmux keeps it, or set it to slurm")
+    if options.shard and options.run_names:
+        raise UserError("--shard and --run: give one")
+    if (options.shard or options.run_names) and is_slurm:
+        raise UserError("--shard and --run are for other schedulers; launcher.engine=slurm shares all runs out itself")
+    if options.shard:
+        experiment.chosen = frozenset(choose_shard(experiment.runs, *parse_shard(options.shard)))
+    elif options.run_names:
+        experiment.chosen = frozenset(choose_named(experiment.runs, options.run_names))

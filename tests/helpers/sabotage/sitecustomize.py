@@ -77,7 +77,9 @@ class Finder(importlib.abc.MetaPathFinder):
         def execute(module):
             whole(module)
             execute_run, build_run_on_rank = module.execute_run, module.build_run_on_rank
-            module.execute_run = lambda run, folder, report: execute_run(run, folder, sabotaged(run.label, report, FAULTS))
+            module.execute_run = lambda run, folder, report, part="": execute_run(
+                run, folder, sabotaged(run.label, report, FAULTS), part
+            )
 
             def build(run, folder, report):
                 from distill_lit.utils.distributed.ranks import get_rank

@@ -38,7 +38,7 @@ def test_a_worker_that_has_nothing_to_do_waits() -> None:
 
 
 def test_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
     assert threads_per_worker(0, 3) == 2
     assert threads_per_worker(5, 3) == 5
     assert threads_per_worker(0, 99) == 1

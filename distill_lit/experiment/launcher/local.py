@@ -1,113 +1,58 @@
-"""Runs the runs of an experiment that are not done, on this machine; what fails does not stop the rest."""
+"""Engine local: workers on this machine run what is not done; what fails does not stop the rest.
+
+Several drivers may share one folder, as on several machines: a run that another one is at is left to it.
+"""
 
 import contextlib
 import json
-import os
 import queue
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from distill_lit.config import ExperimentConfig, to_yaml
+from distill_lit.config import ExperimentConfig
 from distill_lit.config.roles import Role
-from distill_lit.experiment.completion import is_run_built, is_run_complete
+from distill_lit.experiment.claims import holder_of
+from distill_lit.experiment.completion import is_run_complete
 from distill_lit.experiment.display import Display
+from distill_lit.experiment.launcher.devices import share_gpus, visible_gpus, worker_environment
+from distill_lit.experiment.launcher.outcome import Outcome
 from distill_lit.experiment.pace import threads_per_worker
-from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.services import services_beside
-from distill_lit.experiment.status import FAILED, PREEMPTED, STOPPED, RunResults, read_run_results, write_run_status
-from distill_lit.experiment.stopping import CheckpointWatch, StopSignals, Terminated, describe_stop, stopping_on_signals
-from distill_lit.training.checkpoint import find_latest_checkpoint
+from distill_lit.experiment.planned_run import Run, to_task
+from distill_lit.experiment.run_state import FAILED, PREEMPTED, STATE_NAME, STOPPED, last_status, write_run_status
+from distill_lit.experiment.status import RunResults, read_run_results
+from distill_lit.experiment.stopping import CheckpointWatch, StopSignals, Terminated, describe_stop
 from distill_lit.utils.exceptions import FatalRunError, UserError, describe_exit_code
-from distill_lit.utils.files import TEMPORARY_PREFIX, write_text
+from distill_lit.utils.files import TEMPORARY_PREFIX
 from distill_lit.utils.progress import NOTE_STAGE
 from distill_lit.utils.redaction import redact_file
 
 STOP_SECONDS = 60  # for a worker to come to the end of its step and begin its checkpoint
 POLL_SECONDS = 0.05
+ELSEWHERE_SECONDS = 1.0  # between looks at runs that other drivers are at
 
 
-@dataclass
-class Outcome:
-    """What became of the runs: {run name: reason} of those that failed."""
-
-    failed: dict[str, str] = field(default_factory=dict)
-
-
-def launch_runs(config: ExperimentConfig, runs: list[Run], folder: Path, display: Display) -> Outcome:
-    """Runs what is not done, each run in its folder below `folder`.
-
-    Raises UserError when another process is at it or a run has only corrupt
-    checkpoints, Terminated when asked to stop, FatalRunError when going on is hopeless."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with _exclusive_launcher(folder), stopping_on_signals() as signals:
-        _rename_relabeled_folders(runs, folder)
-        todo = [run for run in runs if not is_run_complete(run, folder / run.name)]
-        for line in _check_checkpoints(todo, folder):
-            display.note(line)
-        write_text(folder / "experiment.yaml", to_yaml(config))
-        display.start(runs, todo)
-        outcome = Outcome()
-        if todo:
-            launcher = _Launcher(config, folder, todo, display, outcome, signals)
-            with services_beside(todo, lambda: tuple(launcher.pending), display.note):
-                launcher.run()
-        return outcome
-
-
-def _rename_relabeled_folders(runs: list[Run], folder: Path) -> None:
-    """A run whose label alone has changed, as when the grid gets another axis, goes on in the folder it has."""
-    names = {run.name for run in runs}
-    for run in runs:
-        if not (folder / run.name).exists():
-            others = [path for path in folder.glob(f"*-{run.fingerprint[:8]}") if path.name not in names and path.is_dir()]
-            if len(others) == 1:
-                others[0].rename(folder / run.name)
-
-
-def _check_checkpoints(todo: list[Run], folder: Path) -> list[str]:
-    """What is to be said about checkpoints that will be passed over. Raises UserError when a run has only such."""
-    unbuilt = [run for run in todo if not is_run_built(run, folder / run.name)]
-    return [line for run in unbuilt for line in find_latest_checkpoint(folder / run.name / "checkpoints")[1]]
-
-
-@contextlib.contextmanager
-def _exclusive_launcher(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder / "lock", timeout=0)  # the kernel frees it when its owner dies
-    try:
-        lock.acquire()
-    except Timeout:
-        raise UserError(f"{folder} is in use by another process; wait for it or stop it") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-class _Worker:
+class Worker:
     """A worker process and the run it is at."""
 
-    def __init__(self, number: int, folder: Path, threads: int, inbox: "queue.Queue[Any]") -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-        environment["PYTHONIOENCODING"] = "utf-8:backslashreplace"  # whatever the terminal can show
+    def __init__(
+        self, number: int, folder: Path, threads: int, inbox: "queue.Queue[Any]", gpus: list[str] | None, gpu_share: int
+    ) -> None:
+        """gpus: those it sees, None for all; gpu_share: workers that share each of them."""
         self.number, self.run, self.stage, self.preempted, self.is_ready = number, None, "", "", False
         self.folder = folder
         self.path = folder / f"worker-{number}.log"
         self.log = self.path.open("a")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "distill_lit.experiment.worker", str(folder), str(threads)],
+            [sys.executable, "-m", "distill_lit.experiment.worker", str(folder), str(threads), str(gpu_share)],
             encoding="utf-8",
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
-            env=environment,
+            env=worker_environment(gpus, threads),
             start_new_session=True,
         )
         threading.Thread(target=self._listen, args=(inbox,), daemon=True).start()
@@ -130,10 +75,9 @@ class _Worker:
     def assign(self, run: Run) -> None:
         """Starts a run. A worker that has just died is noticed by its exit event."""
         self.run, self.stage = run, ""
-        write_text(self.folder / run.name / "config.yaml", to_yaml(run.config))
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            print(json.dumps({"folder": run.name, "run": run.to_json()}), file=self.process.stdin, flush=True)
+            print(json.dumps(to_task(run)), file=self.process.stdin, flush=True)
 
     @property
     def is_alive(self) -> bool:
@@ -162,7 +106,7 @@ class _Worker:
         redact_file(self.path)
 
 
-class _Launcher:
+class LocalLauncher:
     """Hands runs to workers in order, each once what it needs is done."""
 
     def __init__(
@@ -179,8 +123,11 @@ class _Launcher:
         self.inbox: queue.Queue[Any] = queue.Queue()
         self.count = min(config.launcher.workers, len(todo))
         self.threads = threads_per_worker(config.launcher.threads_per_worker, self.count)
+        self.gpus = share_gpus(config, self.count, visible_gpus())
+        self.gpu_share = config.launcher.workers_per_gpu if self.gpus else 1
+        self.began = time.time()
         self.pending = {run.name for run in todo}
-        self.workers: dict[int, _Worker] = {}
+        self.workers: dict[int, Worker] = {}
         self._noted: set[str] = set()
 
     def run(self) -> None:
@@ -189,8 +136,7 @@ class _Launcher:
             for number in range(self.count):
                 self._start_worker(number)
             while self.pending:
-                worker, event = self.inbox.get()
-                self._handle(worker, event)
+                self._wait_for_event()
         except Terminated as stop:
             self.display.note(describe_stop(self.signals.first, self._current_stages(), self._stop_seconds()))
             self._stop_workers()
@@ -198,6 +144,41 @@ class _Launcher:
             raise
         finally:
             self._stop_workers()
+
+    def _wait_for_event(self) -> None:
+        """Until a worker says something; meanwhile looks now and then at runs that other drivers are at."""
+        is_idle = self.waiting and any(w.run is None and w.is_ready for w in self.workers.values())
+        try:
+            worker, event = self.inbox.get(timeout=ELSEWHERE_SECONDS if is_idle else None)
+        except queue.Empty:
+            self._look_elsewhere()
+        else:
+            self._handle(worker, event)
+
+    def _look_elsewhere(self) -> None:
+        """Takes over what other drivers have come to: runs that they have finished, failed, or given up."""
+        for run in list(self.waiting):
+            if not self.pending.intersection(run.depends_on):
+                self._finish_elsewhere(run)
+        self._fail_dependents()
+        for worker in self.workers.values():
+            if worker.run is None and worker.is_ready and worker.is_alive:
+                self._assign_next(worker)
+
+    def _finish_elsewhere(self, run: Run) -> None:
+        """Notes the end of a waiting run that another driver has brought to one."""
+        folder = self.folder / run.name
+        reason = ""
+        if holder_of(folder) is not None:
+            return
+        if not is_run_complete(run, folder):
+            status, reason = last_status(folder)
+            if status != FAILED or (folder / STATE_NAME).stat().st_mtime < self.began:
+                return
+            self.outcome.failed[run.name] = reason
+        self.waiting.remove(run)
+        self.pending.discard(run.name)
+        self.display.finish_run(run, reason, read_run_results(run, folder))
 
     def _current_stages(self) -> dict[str, str]:
         """{label of a run at work: its stage}."""
@@ -234,13 +215,14 @@ class _Launcher:
         state = PREEMPTED if stop.code == 143 else STOPPED
         for run in (worker.run for worker in self.workers.values() if worker.run):
             folder = self.folder / run.name
-            if folder.is_dir() and not (folder / "state.json").is_file() and not is_run_complete(run, folder):
+            if folder.is_dir() and not (folder / STATE_NAME).is_file() and not is_run_complete(run, folder):
                 write_run_status(folder, state, "")
 
     def _start_worker(self, number: int) -> None:
-        self.workers[number] = _Worker(number, self.folder, self.threads, self.inbox)
+        gpus = self.gpus[number] if self.gpus else None
+        self.workers[number] = Worker(number, self.folder, self.threads, self.inbox, gpus, self.gpu_share)
 
-    def _handle(self, worker: _Worker, event: dict[str, Any]) -> None:
+    def _handle(self, worker: Worker, event: dict[str, Any]) -> None:
         kind, run = event["event"], worker.run
         if kind == "progress" and run is not None and event["stage"] == NOTE_STAGE:
             self.display.note(f"{run.label}: {event['unit']}")
@@ -257,6 +239,10 @@ class _Launcher:
                 raise UserError(event["reason"])
             if event["fatal"]:
                 raise FatalRunError(f"{run.label}: {event['reason']}; make room, and the same command goes on from here")
+        elif kind == "busy" and run is not None:  # another driver was quicker
+            worker.run = None
+            self.waiting.insert(0, run)
+            self._note_once(f"{run.label}: {event['reason']}")
         elif kind == "preempted":
             worker.preempted = event["reason"]
         elif kind == "exit":
@@ -269,8 +255,10 @@ class _Launcher:
         worker.is_ready = worker.is_ready or kind == "ready"
         if kind in ("ready", "done", "failed"):
             self._assign_next(worker)
+        if kind == "busy":
+            self._look_elsewhere()
 
-    def _finish(self, worker: _Worker, run: Run, reason: str) -> None:
+    def _finish(self, worker: Worker, run: Run, reason: str) -> None:
         worker.run = None
         self.pending.discard(run.name)
         if reason:
@@ -285,7 +273,7 @@ class _Launcher:
         """Notes a failure, unless the worker has said more about it."""
         self.outcome.failed[run.name] = reason
         folder = self.folder / run.name
-        if not (folder / "state.json").is_file():
+        if not (folder / STATE_NAME).is_file():
             with contextlib.suppress(OSError):  # the disk may be full
                 write_run_status(folder, FAILED, reason)
         redact_file(folder / "log.txt")
@@ -299,12 +287,20 @@ class _Launcher:
                 self._fail(run, f"needs {failed}, which failed")
                 self.display.finish_run(run, self.outcome.failed[run.name], RunResults())
 
-    def _assign_next(self, worker: _Worker) -> None:
-        ready = next((c for c in self.waiting if not self.pending.intersection(c.depends_on)), None)
-        if ready is not None and worker.run is None:
-            self.waiting.remove(ready)
-            worker.assign(ready)
-            self.display.start_run(ready)
+    def _assign_next(self, worker: Worker) -> None:
+        if worker.run is not None:
+            return
+        for run in [run for run in self.waiting if not self.pending.intersection(run.depends_on)]:
+            if holder := holder_of(self.folder / run.name):
+                self._note_once(f"{run.label}: {holder} is at it")
+                continue
+            self._finish_elsewhere(run)
+            if run not in self.waiting:
+                continue
+            self.waiting.remove(run)
+            worker.assign(run)
+            self.display.start_run(run)
+            return
 
 
 def _reply_seconds(run: Run | None) -> float:

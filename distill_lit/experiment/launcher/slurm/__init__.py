@@ -1,0 +1,1 @@
+"""Engine slurm: runs as array jobs, submitted through submitit. What is done is read from disk, never from SLURM."""

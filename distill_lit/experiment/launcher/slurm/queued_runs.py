@@ -1,0 +1,20 @@
+"""The runs of an experiment that are in the queue."""
+
+from pathlib import Path
+
+from distill_lit.experiment.launcher.slurm.records import read_records
+from distill_lit.experiment.launcher.slurm.squeue import QueuedTask, by_run, cancel, queued_tasks
+
+
+def queued_runs(folder: Path) -> dict[str, QueuedTask]:
+    """{name of a run: its job} of the runs in a folder that are in the queue. Raises SlurmError."""
+    records = read_records(folder)
+    return by_run(queued_tasks(records), records) if records else {}
+
+
+def stop_jobs(folder: Path) -> int:
+    """Cancels all jobs of the runs in a folder; how many there were. Raises SlurmError."""
+    records = read_records(folder)
+    jobs = [task.job for task in queued_tasks(records)] if records else []
+    cancel(jobs)
+    return len(jobs)
