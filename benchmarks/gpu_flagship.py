@@ -2,7 +2,8 @@
 
 SmolLM2-135M's layers, fewer and fewer, are trained on the same packed rows with their teacher (½ CE + ½ KL) and without it
 (CE). A row of flagship.csv, written as soon as it is known: loss and KL on held-out rows before and after, tokens per
-second, peak memory. `--devices 2 --strategy ddp` trains the smallest student on two GPUs instead.
+second, peak memory. The teacher is what the archive leaves of it (`gpu_pack.py`). `--devices 2
+--strategy ddp` trains the smallest student on two GPUs instead.
 """
 
 # ruff: noqa: E402

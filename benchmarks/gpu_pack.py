@@ -3,9 +3,9 @@
     python benchmarks/gpu_pack.py pack benchmarks/gpu_pack.tar     # here: weights, packed rows, the libraries compared with
     python benchmarks/gpu_pack.py unpack benchmarks/gpu_pack.tar FOLDER
 
-Weights are rounded to steps of 0.45 standard deviations of their row and entropy-coded, about 3.3 bits each: the model that
-is unpacked is a little worse than the one packed, which is 4-bit already, and the same everywhere. `--step 0.6` makes it
-2.9 bits and coarser, where the rest of the tree must travel too.
+Weights are rounded to steps of 0.45 standard deviations of their row and entropy-coded, about 3.3 bits each. That costs: on
+rows of the corpus SmolLM2-135M's loss is 3.8 after it and 3.2 before. So what is trained with it compares students with one
+another, and with no other experiment. `--step 0.6` is smaller and coarser, where the rest of the tree must travel too.
 """
 
 # ruff: noqa: E402
