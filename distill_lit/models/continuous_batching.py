@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill_lit.models.packed_linears import packed_linears
+from distill_lit.models.packed_linears import MIN_PACKED_ROWS, packed_linears
 from distill_lit.models.slot_cache import SlotDecoder
 
 MIN_FREE_SHARE = 4  # new prompts are read once one slot in so many is free, or all are
-PACK_AFTER_STEPS = 16  # steps that packed weights must save before they have paid: packing takes about as long
+PACK_AFTER_STEPS = 64  # of steps before weights are packed, and of those that may follow: about what packing costs
 
 
 @dataclass
@@ -55,11 +55,13 @@ def write_continuously(
     num_slots = min(num_slots, len(prompts))
     decoder = SlotDecoder(model, num_slots, max(map(len, prompts), default=0) + max_new_tokens, mask_per_kind)
     active: list[WrittenSequence] = []
-    num_steps = num_ended = 0
+    num_steps, num_ended, is_packed = 0, 0, False
     with ExitStack() as stack:
         while waiting or active:
-            if num_steps == PACK_AFTER_STEPS:
+            steps_left = max_new_tokens if waiting else max_new_tokens - min(len(each.token_ids) for each in active)
+            if num_steps >= PACK_AFTER_STEPS <= steps_left and len(active) >= MIN_PACKED_ROWS and not is_packed:
                 stack.enter_context(packed_linears(model))
+                is_packed = True
             num_steps += 1
             logits = _next_logits(decoder, num_slots, waiting, active)
             for sequence, token in zip(active, choose(logits, active).tolist(), strict=True):

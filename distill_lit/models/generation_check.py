@@ -22,7 +22,6 @@ from distill_lit.models.packed_forward import (
     has_maskable_layer_types,
     uncompiled_eval_mode,
 )
-from distill_lit.models.packed_linears import packed_linears
 from distill_lit.models.packing_check import CHECK_LOCK, FORWARD_ERRORS, checked_size, max_relative_error, relative_error
 from distill_lit.models.slot_cache import SlotDecoder
 from distill_lit.utils.exceptions import UserError, one_line_message
@@ -108,8 +107,7 @@ def _slot_problem(model: Any, prompts: list[list[int]], mask_per_kind: bool) -> 
 
     try:
         note(decoder.add([short, long]))
-        with packed_linears(model):
-            note(decoder.step(last()))
+        note(decoder.step(last()))
         active = [active[number] for number in decoder.drop([True, False])]
         texts.append(list(other))
         logits.append([])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distill_lit.utils.hardware import free_memory
 
+MIN_PACKED_ROWS = 4  # of a product that takes packed weights; with fewer it only waits for memory
 MAX_PACKED_ROWS = 64  # rows of a product that takes packed weights; with more the plain ones are as fast
 MAX_MEMORY_SHARE = 0.5  # of the memory that is free, which the packed copy may take
 
@@ -48,7 +49,7 @@ def _packable(model: nn.Module) -> list[nn.Linear]:
 
 
 def _forward(module: nn.Linear, packed: Any, x: Tensor) -> Tensor:
-    if x.numel() > MAX_PACKED_ROWS * module.in_features or x.dtype != torch.float32:
+    if not MIN_PACKED_ROWS <= x.numel() // module.in_features <= MAX_PACKED_ROWS or x.dtype != torch.float32:
         return nn.functional.linear(x, module.weight, module.bias)
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, module.bias, "none", [], "")
     return product

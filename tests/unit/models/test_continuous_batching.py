@@ -9,7 +9,7 @@ from helpers.all_architectures import tiny_model
 from helpers.tiny_architectures import FAMILIES, SHAPE, VOCABULARY, make_family
 from transformers import MistralConfig, MistralForCausalLM
 
-from distill_lit.models import generation_check, slot_cache
+from distill_lit.models import continuous_batching, generation_check, slot_cache
 from distill_lit.models.continuous_batching import write_continuously
 from distill_lit.models.generation_check import supported_slot_mode, without_model_generation_config
 from distill_lit.models.packed_linears import packed_linears
@@ -32,6 +32,12 @@ def alone(model: Any, prompt: list[int], **options: Any) -> list[int]:
     with without_model_generation_config(model):
         ids = torch.tensor([prompt])
         return model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, len(prompt) :].tolist()
+
+
+@pytest.fixture(autouse=True)
+def pack_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that texts of tests are written with packed weights, too."""
+    monkeypatch.setattr(continuous_batching, "PACK_AFTER_STEPS", 2)
 
 
 def in_slots(model: Any, asked: list[list[int]], num_slots: int = 4, **options: Any) -> list[list[int]]:
