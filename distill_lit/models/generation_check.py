@@ -24,6 +24,7 @@ from distill_lit.models.packed_forward import (
 )
 from distill_lit.models.packing_check import CHECK_LOCK, FORWARD_ERRORS, checked_size, max_relative_error, relative_error
 from distill_lit.models.slot_cache import SlotDecoder
+from distill_lit.utils.distributed.ranks import is_sharded
 from distill_lit.utils.exceptions import UserError, one_line_message
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,8 @@ def _random_prompts(model: Any, size: int) -> list[list[int]]:
 
 
 def _choose_slot_mode(model: Any, size: int) -> SlotMode:
+    if any(is_sharded(parameter) for parameter in model.parameters()):
+        return SlotMode(False, "its weights are spread over ranks, which must make the same forward passes")
     if has_length_dependent_rope(model.config):
         return SlotMode(False, "its positions depend on the longest text of a batch")
     reason = ""
