@@ -1,5 +1,5 @@
-"""lm-eval's generate_until in batches of prompts of like length, padded on the left: token for token what HFLM writes when
-it is asked one request at a time.
+"""lm-eval's generate_until by continuous batching, or, where a model does not suit that, in batches of prompts of like
+length, padded on the left: token for token what HFLM writes when it is asked one request at a time.
 
 HFLM in batches may write something else: a row that has ended goes on until every row of its batch has met the same stop
 sequence, and special tokens that it writes meanwhile are dropped from its text. Here every row ends where it would end
@@ -19,8 +19,15 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from distill_lit.evaluation.generation_settings import MAX_BATCH_ROWS, MAX_BATCH_TOKENS
-from distill_lit.models.generation_check import GenerationMode, pad_left, supported_generation_mode
+from distill_lit.models.continuous_batching import write_continuously
+from distill_lit.models.generation_check import (
+    GenerationMode,
+    pad_left,
+    supported_generation_mode,
+    supported_slot_mode,
+)
 from distill_lit.models.generation_files import PENALTY_FIELDS, generation_eos_token_ids, penalty_settings
+from distill_lit.models.processed_choice import ProcessedChoice
 from distill_lit.utils.seeding import derive_seed
 
 HFLM_LOOKBACK = 2  # tokens beyond those of a stop sequence in which HFLM looks for it
@@ -56,14 +63,20 @@ class StopSequences(StoppingCriteria):  # type: ignore[misc]
             size = len(tokenizer.encode(text, add_special_tokens=False)) + HFLM_LOOKBACK
             self._stop_by_lookback.setdefault(size, []).append(text)
 
+    def are_met(self, written: Sequence[list[int]]) -> list[bool]:
+        """Whether the last of these tokens end each answer."""
+        met = [False] * len(written)
+        for lookback, stops in self._stop_by_lookback.items():
+            for row, tail in enumerate(self._tokenizer.batch_decode([tokens[-lookback:] for tokens in written])):
+                met[row] = met[row] or any(stop in tail for stop in stops)
+        return met
+
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         written = input_ids[:, self._prompt_length :]
         going = [row for row in range(len(written)) if row not in self.ends]
-        for lookback, stops in self._stop_by_lookback.items():
-            tails = self._tokenizer.batch_decode(written[going, -lookback:])
-            for row, tail in zip(going, tails, strict=True):
-                if any(stop in tail for stop in stops):
-                    self.ends.setdefault(row, written.shape[1])
+        for row, is_met in zip(going, self.are_met(written[going].tolist()) if going else [], strict=True):
+            if is_met:
+                self.ends[row] = written.shape[1]
         return torch.tensor([row in self.ends for row in range(len(written))], device=input_ids.device)
 
 
@@ -139,16 +152,60 @@ def _generate_group(lm: HFLM, requests: Sequence[Any], seed: int, advance: Calla
     encoded = [_Request(n, tokens[context]) for context, numbers in same.items()
                for n in (numbers[:1] if written_once else numbers)]  # fmt: skip
     encoded.sort(key=lambda request: (-len(request.token_ids), request.number))
-    mode = supported_generation_mode(lm.model, min(len(encoded[0].token_ids), max_context))
+    asked = lm, encoded, options, seed, advance
+    found = _write_continuously(*asked) or _write_in_batches(*asked)
+    for numbers in same.values() if written_once else ():
+        found.update((number, found[numbers[0]]) for number in numbers)
+    return [found[number] for number in range(len(requests))]
+
+
+def _write_continuously(
+    lm: HFLM, requests: list[_Request], options: dict[str, Any], seed: int, advance: Callable[[int], None]
+) -> dict[int, GeneratedAnswer]:
+    """{number of a request: its answer}, by continuous batching; nothing where the model or the options do not suit it."""
+    prompts, new_tokens = [request.token_ids for request in requests], options["max_gen_toks"]
+    mode = supported_slot_mode(lm.model, len(prompts[0]), new_tokens)
+    if mode.fallback_reason:
+        return {}
+    stop = _stop_sequences(lm, options)
+    criterion = StopSequences(lm.tokenizer, stop, 0)
+    with torch.inference_mode(), _precision(lm):
+        choice = ProcessedChoice(
+            lm.model, prompts, _model_options(lm, options), new_tokens, seed, [request.number for request in requests]
+        )
+        if not choice.is_supported:
+            return {}
+        written = write_continuously(
+            lm.model,
+            prompts,
+            new_tokens,
+            max(1, min(MAX_BATCH_ROWS, MAX_BATCH_TOKENS // (len(prompts[0]) + new_tokens))),
+            mode.mask_per_kind,
+            choice,
+            lambda active: [
+                is_met or sequence.token_ids[-1] in choice.eos_token_ids
+                for is_met, sequence in zip(criterion.are_met([s.token_ids for s in active]), active, strict=True)
+            ],
+            advance,
+        )
+    return {
+        request.number: _answer(lm, each.token_ids, len(each.token_ids) if each.is_finished else None, set(), stop)
+        for request, each in zip(requests, written, strict=True)
+    }
+
+
+def _write_in_batches(
+    lm: HFLM, encoded: list[_Request], options: dict[str, Any], seed: int, advance: Callable[[int], None]
+) -> dict[int, GeneratedAnswer]:
+    """{number of a request: its answer}, by `generate` of transformers."""
+    mode = supported_generation_mode(lm.model, len(encoded[0].token_ids))
     found: dict[int, GeneratedAnswer] = {}
     may_pad = mode.padded and not _penalizes_prompts(lm, options)
     for number, batch in enumerate(batches_by_length(encoded, options["max_gen_toks"], may_pad)):
         written = _generate_batch(lm, [request.token_ids for request in batch], options, mode, derive_seed(seed, number))
         found.update(zip((request.number for request in batch), written, strict=True))
         advance(len(found))
-    for numbers in same.values() if written_once else ():
-        found.update((number, found[numbers[0]]) for number in numbers)
-    return [found[number] for number in range(len(requests))]
+    return found
 
 
 def _penalizes_prompts(lm: HFLM, options: dict[str, Any]) -> bool:
@@ -181,26 +238,18 @@ def _encode(lm: HFLM, context: str, max_context: int) -> list[int]:
 def _generate_batch(
     lm: HFLM, prompts: list[list[int]], options: dict[str, Any], mode: GenerationMode, seed: int
 ) -> list[GeneratedAnswer]:
-    kwargs = {name: value for name, value in options.items() if name not in ("until", "max_gen_toks")}
-    if not kwargs["do_sample"]:
-        kwargs.pop("temperature", None)
-    stop = handle_stop_sequences(list(options["until"]), eos=lm.tok_decode(lm.eot_token_id, skip_special_tokens=False))
+    kwargs = _model_options(lm, options)
+    stop = _stop_sequences(lm, options)
     ids, attention_mask = pad_left(prompts, lm.tokenizer.pad_token_id, lm.device)
     criterion = StopSequences(lm.tokenizer, stop, ids.shape[1])
     devices = [lm.device] if lm.device.type == "cuda" else []
-    precision = lm.mixed_precision_dtype
-    with (
-        torch.random.fork_rng(devices=devices),
-        torch.inference_mode(),
-        torch.autocast(device_type=lm.device.type, dtype=precision, enabled=precision is not None),
-    ):
+    with torch.random.fork_rng(devices=devices), torch.inference_mode(), _precision(lm):
         torch.manual_seed(seed)
         sequences = lm.model.generate(
             input_ids=ids,
             attention_mask=attention_mask,
             max_length=ids.shape[1] + options["max_gen_toks"],
             stopping_criteria=StoppingCriteriaList([criterion]),
-            pad_token_id=lm.tokenizer.pad_token_id,
             use_cache=mode.use_cache,
             **kwargs,
         )
@@ -208,6 +257,26 @@ def _generate_batch(
     ends = {own_ends} if isinstance(own_ends, int) else set(own_ends)
     rows = sequences[:, ids.shape[1] :].tolist()
     return [_answer(lm, tokens, criterion.ends.get(row), ends, stop) for row, tokens in enumerate(rows)]
+
+
+def _model_options(lm: HFLM, options: dict[str, Any]) -> dict[str, Any]:
+    """What `generate` is told of a request's options."""
+    kwargs = {name: value for name, value in options.items() if name not in ("until", "max_gen_toks")}
+    if not kwargs["do_sample"]:
+        kwargs.pop("temperature", None)
+    return {"pad_token_id": lm.tokenizer.pad_token_id, **kwargs}
+
+
+def _stop_sequences(lm: HFLM, options: dict[str, Any]) -> list[str]:
+    stop: list[str] = handle_stop_sequences(
+        list(options["until"]), eos=lm.tok_decode(lm.eot_token_id, skip_special_tokens=False)
+    )
+    return stop
+
+
+def _precision(lm: HFLM) -> torch.autocast:
+    precision = lm.mixed_precision_dtype
+    return torch.autocast(device_type=lm.device.type, dtype=precision, enabled=precision is not None)
 
 
 def _answer(lm: HFLM, tokens: list[int], stopped_at: int | None, ends: set[int], stop: list[str]) -> GeneratedAnswer:

@@ -114,15 +114,14 @@ def _write_shard(
         if len(job[2]) + config.max_new_tokens > max_positions
     ]
     vocabulary = unpadded_vocab_size(tokenizer, model.get_input_embeddings().weight.shape[0])
-    for start in range(0, len(jobs_in_context), config.batch_size):
-        batch = jobs_in_context[start : start + config.batch_size]
-        # a seed of its own: the text of a batch depends on no other, so a resumed run writes the same
-        seed = derive_seed(config.seed, number * BATCHES_PER_SHARD + start // config.batch_size)
-        texts = generate_batch(model, [job[2] for job in batch], ends, sampling, seed, vocab_size=vocabulary)
-        for job, written in zip(batch, texts, strict=True):
-            text = decode_continuation(tokenizer, job[2], written.token_ids, written.is_finished)
-            text = text.strip() if config.chat else text  # plain text goes on where its prompt ends
-            facts = {"token_ids": written.token_ids, "logprobs": written.logprobs}
-            finish = FINISH_STOP if written.is_finished else FINISH_LENGTH
-            completions.append(build_completion(job[0], job[1], text, finish, **facts))
+    # a seed of its own: the text of a shard depends on no other, so a resumed run writes the same
+    seed, size = derive_seed(config.seed, number), config.batch_size
+    prompt_ids = [ids for _, _, ids in jobs_in_context]
+    texts = generate_batch(model, prompt_ids, ends, sampling, seed, vocab_size=vocabulary, num_slots=size)
+    for (prompt, sample, ids), written in zip(jobs_in_context, texts, strict=True):
+        text = decode_continuation(tokenizer, ids, written.token_ids, written.is_finished)
+        text = text.strip() if config.chat else text  # plain text goes on where its prompt ends
+        facts = {"token_ids": written.token_ids, "logprobs": written.logprobs}
+        finish = FINISH_STOP if written.is_finished else FINISH_LENGTH
+        completions.append(build_completion(prompt, sample, text, finish, **facts))
     write_completions(path, completions)

@@ -1,4 +1,5 @@
-"""Whether a model writes as it reads: prompts padded on the left, with a cache, against the plain model on the whole text.
+"""Whether a model writes as it reads: in slots of a static cache, or by `generate` with prompts padded on the left and a
+cache, against the plain model on the whole text.
 
 Padding moves positions and enters states, and a cache may forget what a window still sees. Found out by comparing, once per
 model and length of prompts, on random tokens.
@@ -15,8 +16,15 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from distill_lit.models.dummy_inputs import random_tokens, text_token_ids
-from distill_lit.models.packed_forward import uncompiled_eval_mode
+from distill_lit.models.packed_forward import (
+    has_length_dependent_rope,
+    has_local_attention,
+    has_maskable_layer_types,
+    uncompiled_eval_mode,
+)
 from distill_lit.models.packing_check import CHECK_LOCK, FORWARD_ERRORS, checked_size, max_relative_error, relative_error
+from distill_lit.models.slot_cache import SlotDecoder
+from distill_lit.utils.distributed.ranks import is_sharded
 from distill_lit.utils.exceptions import UserError, one_line_message
 
 log = logging.getLogger(__name__)
@@ -32,16 +40,100 @@ class GenerationMode(NamedTuple):
     use_cache: bool
 
 
+class SlotMode(NamedTuple):
+    """How a model writes in slots. mask_per_kind: it takes a mask for each kind of layer. fallback_reason: why it cannot,
+    and `generate` of transformers writes instead; empty where it can."""
+
+    mask_per_kind: bool
+    fallback_reason: str = ""
+
+
+_slot_modes: "WeakKeyDictionary[nn.Module, dict[int, SlotMode]]" = WeakKeyDictionary()
 _writings: "WeakKeyDictionary[nn.Module, dict[int, GenerationMode]]" = WeakKeyDictionary()
 
 
+def supported_slot_mode(model: Any, max_prompt_tokens: int, max_new_tokens: int) -> SlotMode:
+    """Whether, and how, a model may write in slots of a static cache. Remembered for this model; a reason not to is logged
+    once. Where attention looks back on a window, texts of full length are compared, or the window would not matter."""
+    total = max_prompt_tokens + max_new_tokens
+    size = _prompt_size(model, total if has_local_attention(model.config, total) else max_prompt_tokens)
+    with CHECK_LOCK:
+        known = _slot_modes.setdefault(model, {})
+        if size not in known:
+            with uncompiled_eval_mode(model):
+                known[size] = _choose_slot_mode(model, size)
+            if known[size].fallback_reason:
+                log.info("%s: %s; transformers' generate writes", type(model).__name__, known[size].fallback_reason)
+        return known[size]
+
+
+def _prompt_size(model: Any, tokens: int) -> int:
+    """Tokens of the longest prompt that is compared: not more than leave room for the new ones."""
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    return max(SHORT_PROMPT_TOKENS + 1, min(checked_size(model.config, tokens), int(room) - NEW_TOKENS))
+
+
+def _random_prompts(model: Any, size: int) -> list[list[int]]:
+    sizes = [SHORT_PROMPT_TOKENS, SHORT_PROMPT_TOKENS, size]
+    return [part.tolist() for part in random_tokens(model, sum(sizes)).split(sizes)]
+
+
+def _choose_slot_mode(model: Any, size: int) -> SlotMode:
+    if any(is_sharded(parameter) for parameter in model.parameters()):
+        return SlotMode(False, "its weights are spread over ranks, which must make the same forward passes")
+    if has_length_dependent_rope(model.config):
+        return SlotMode(False, "its positions depend on the longest text of a batch")
+    reason = ""
+    for mask_per_kind in [True, False] if has_maskable_layer_types(model.config) else [False]:
+        reason = _slot_problem(model, _random_prompts(model, size), mask_per_kind)
+        if not reason:
+            return SlotMode(mask_per_kind)
+    return SlotMode(False, reason)
+
+
+def _slot_problem(model: Any, prompts: list[list[int]], mask_per_kind: bool) -> str:
+    """How what is written in two slots, one of which is taken anew, differs from what the plain model says, or nothing."""
+    short, other, long = prompts
+    device = next(model.parameters()).device
+    usual = text_token_ids(model).to(device)
+    decoder = SlotDecoder(model, 2, len(long) + NEW_TOKENS, mask_per_kind)
+    texts, logits = [list(short), list(long)], [list[Tensor](), list[Tensor]()]
+    active = [0, 1]
+
+    def note(found: Tensor) -> None:
+        for number, row in zip(active, found, strict=True):
+            logits[number].append(row.float())
+            texts[number].append(int(usual[row[usual].argmax()]))
+
+    def last() -> Tensor:
+        return torch.tensor([texts[number][-1] for number in active], device=device)
+
+    try:
+        note(decoder.add([short, long]))
+        note(decoder.step(last()))
+        active = [active[number] for number in decoder.drop([True, False])]
+        texts.append(list(other))
+        logits.append([])
+        known = decoder.step(last())
+        active.append(2)
+        note(torch.cat([known, decoder.add([other])]))
+        note(decoder.step(last()))
+        for text, rows in zip(texts, logits, strict=True):
+            plain = model(input_ids=torch.tensor([text[:-1]], device=device), use_cache=False).logits[0, -len(rows) :]
+            deviation = relative_error(torch.stack(rows), plain.float())
+            if not deviation <= max_relative_error(model):
+                return f"its logits in slots of a static cache are not those of the whole text (difference {deviation:.2g})"
+    except FORWARD_ERRORS as error:
+        return f"it takes no static cache ({type(error).__name__}: {one_line_message(error)[:200]})"
+    return ""
+
+
 def supported_generation_mode(model: Any, max_prompt_tokens: int) -> GenerationMode:
-    """How a model may write after prompts of at most `max_prompt_tokens` tokens. Remembered for this model.
+    """How `generate` may write after prompts of at most `max_prompt_tokens` tokens. Remembered for this model.
 
     Raises UserError where it does not write what it reads, even one text at a time and without a cache.
     """
-    room = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
-    size = max(SHORT_PROMPT_TOKENS + 1, min(checked_size(model.config, max_prompt_tokens), int(room) - NEW_TOKENS))
+    size = _prompt_size(model, max_prompt_tokens)
     with CHECK_LOCK:
         known = _writings.setdefault(model, {})
         if size not in known:
@@ -51,13 +143,7 @@ def supported_generation_mode(model: Any, max_prompt_tokens: int) -> GenerationM
 
 
 def _choose(model: Any, size: int) -> GenerationMode:
-    prompts = [
-        part.tolist()
-        for part in random_tokens(model, 2 * SHORT_PROMPT_TOKENS + size).split(
-            [SHORT_PROMPT_TOKENS, SHORT_PROMPT_TOKENS, size]
-        )
-    ]
-    why = ""
+    prompts, why = _random_prompts(model, size), ""
     for writing in (GenerationMode(True, True), GenerationMode(False, True), GenerationMode(False, False)):
         problem = _problem(model, prompts, writing)
         if not problem:

@@ -7,7 +7,7 @@ taken.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -126,6 +126,20 @@ def has_local_attention(config: Any, length: int) -> bool:
     names = [n for n in text.to_dict() if re.search(r"window|chunk_size|local_attention", n) and "feed_forward" not in n]
     sizes = [getattr(text, name, None) for name in names if not (name == "sliding_window" and _is_off(text))]
     return any(isinstance(size, int) and not isinstance(size, bool) and 0 < size < length for size in sizes)
+
+
+def attention_windows(config: Any) -> dict[str, Callable[[Tensor], Tensor]]:
+    """{kind of attention: the first position that a token at a position sees}. A config that names no kinds has one."""
+    text = config.get_text_config()
+    window = 0 if _is_off(text) else getattr(text, "sliding_window", None) or 0
+    chunk = getattr(text, "attention_chunk_size", None) or 1
+    first: dict[str, Callable[[Tensor], Tensor]] = {
+        "full_attention": lambda at: at * 0,
+        "sliding_attention": lambda at: at - window + 1,
+        "chunked_attention": lambda at: at // chunk * chunk,
+    }
+    kinds = getattr(text, "layer_types", None) or ["sliding_attention" if window else "full_attention"]
+    return {kind: first[kind] for kind in dict.fromkeys(kinds)}
 
 
 def has_length_dependent_rope(config: Any) -> bool:

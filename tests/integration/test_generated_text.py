@@ -186,7 +186,7 @@ from distill_lit.models import load_model, load_tokenizer
 real, calls = w.generate_batch, []
 def dying(*a, **k):
     calls.append(1)
-    if len(calls) == 6: os.kill(os.getpid(), signal.SIGKILL)
+    if len(calls) == 2: os.kill(os.getpid(), signal.SIGKILL)
     return real(*a, **k)
 w.generate_batch = dying
 config = GeneratedConfig(PromptsConfig(path={path!r}, text="{{{{ q }}}}"), max_new_tokens=8, batch_size=2, temperature=1.0)
