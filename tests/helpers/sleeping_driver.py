@@ -3,7 +3,15 @@
 import sys
 from pathlib import Path
 
-from distill_lit.config import ExperimentConfig, LauncherConfig, StudentConfig, TeacherConfig, TrainingConfig
+from distill_lit.config import (
+    ExperimentConfig,
+    LauncherConfig,
+    ObjectiveConfig,
+    StudentConfig,
+    TeacherConfig,
+    TermConfig,
+    TrainingConfig,
+)
 from distill_lit.config.roles import Role
 from distill_lit.experiment.display import SilentDisplay
 from distill_lit.experiment.launcher import launch, local, prepare
@@ -16,6 +24,7 @@ def sleeping_runs(count: int) -> list[Run]:
     """Runs of two steps; all but the first need the first."""
     config = ExperimentConfig(
         name="sleep", teacher=TeacherConfig(model="file:/nowhere"), students={"s": StudentConfig()},
+        objective=ObjectiveConfig(terms={"ce": TermConfig(weight=1.0)}),
         training=TrainingConfig(max_tokens=2, accelerator="cpu"), launcher=LauncherConfig(workers=2, threads_per_worker=1),
     )  # fmt: skip
     first = Run(Role.TEACHER_CACHE, "first", "first".ljust(16, "0"), config)
