@@ -16,6 +16,7 @@ sys.path[0] = str(ROOT)
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.stats import norm
 
 from distill_lit.analysis import significance as st
 from distill_lit.analysis.axis_tests import axis_tests
@@ -37,7 +38,7 @@ FloatArray = NDArray[np.floating]
 
 def normal_quantile(p: FloatArray | float) -> FloatArray:
     """z with Φ(z) = p."""
-    return np.asarray(st.stats.norm.ppf(p))
+    return np.asarray(norm.ppf(p))
 
 
 def paired_answers(

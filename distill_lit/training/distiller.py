@@ -93,7 +93,7 @@ class Distiller(L.LightningModule):
 
     def configure_model(self) -> None:
         """Shards student and teacher over the ranks where the Trainer's strategy is Lightning's ModelParallelStrategy."""
-        strategy = self.trainer.strategy
+        strategy = getattr(self._trainer, "strategy", None)  # `load_from_checkpoint` has no Trainer
         if isinstance(strategy, ModelParallelStrategy) and not self._is_sharded:
             self._is_sharded = True  # validate, then fit: Lightning asks each time
             shards = getattr(strategy, "teacher_shards", 0)

@@ -22,7 +22,7 @@ from distill_lit.utils.array_store import save_arrays
 def shown(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
     monkeypatch.setattr(doctor, "_network_endpoints", list)
     text = io.StringIO()
-    code = doctor.run(Namespace(root=root, quick=False, experiment=None), Console(file=text, width=400))
+    code = doctor.run(Namespace(root=root, quick=False, experiment=None, cluster=False), Console(file=text, width=400))
     return code, text.getvalue()
 
 
@@ -112,7 +112,7 @@ def test_memory_in_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_memory_of_the_workers_of_an_experiment(free: int, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three runs of 2, 3 and 4 GB, two at a time."""
     memory_of(monkeypatch, free)
-    training, launcher = Namespace(accelerator="cpu", devices=1), Namespace(workers=2)
+    training, launcher = Namespace(accelerator="cpu", devices=1), Namespace(workers=2, engine="local")
     config = Namespace(training=training, launcher=launcher)
     runs = [Namespace(name=name, label=name, is_trained=True, config=config) for name in "abc"]
     planned = [(run, Namespace(memory=Memory(weights=size * 10**9))) for run, size in zip(runs, (2, 4, 3), strict=True)]

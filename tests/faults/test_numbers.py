@@ -250,8 +250,8 @@ def test_15_a_corrupt_shard_is_found_and_only_it_is_rebuilt(
 def writes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of shards, as they are written from now on."""
     written: list[str] = []
-    write = Shards._write
-    monkeypatch.setattr(Shards, "_write", lambda self, name, make: (written.append(name), write(self, name, make)))
+    write = Shards.write
+    monkeypatch.setattr(Shards, "write", lambda self, name, make: (written.append(name), write(self, name, make)))
     return written
 
 

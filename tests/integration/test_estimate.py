@@ -314,4 +314,5 @@ def test_workers_need_the_sum_of_the_largest() -> None:
 
 
 def config_of(devices: int) -> SimpleNamespace:
-    return SimpleNamespace(training=SimpleNamespace(devices=devices, accelerator="cpu"))
+    training = SimpleNamespace(devices=devices, accelerator="cpu")
+    return SimpleNamespace(training=training, launcher=SimpleNamespace(engine="local"))

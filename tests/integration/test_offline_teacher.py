@@ -340,7 +340,7 @@ def test_hidden_cache_and_live_teacher_train_alike(tmp_path: Path, tiny_teacher:
             ["teacher.cache_format=sampled", "objective.terms.kl.kind=sampled_kl", "objective.terms.kl.temperature=2"],
             "soften",
         ),
-        (["teacher.cache_format=top_p"], "choose from hidden_states, sampled, top_k"),
+        (["teacher.cache_format=top_p"], "choose from hidden_states, hidden_states_int8, sampled, top_k"),
         (["teacher.cache_format=top_k", "teacher.top_k=0"], "teacher.top_k"),
         (["teacher.sampling_temperature=0"], "teacher.sampling_temperature"),
         (["teacher.source=none"], "teacher.source: none"),
