@@ -254,10 +254,8 @@ def test_ten_thousand_runs_are_submitted_in_arrays_within_the_limits(folder: Pat
         assert len(arrays) == 10
         assert len(queued_runs(folder)) == 10_000
         assert seconds < 120
-        more = [Run(Role.DISTILLED, f"m{n}", fingerprint(f"m{n}"), first.config, "s", 0) for n in range(600)]
-        assert not engine.submit(first.config, [*runs, *more], folder, lines.append)  # more than the controller takes
-        assert "600 jobs are left; the same command submits them once there is room" in lines[-1]
         assert stop_jobs(folder) == 10_000
+        wait_until(lambda: not queued_runs(folder))
     finally:
         say("scontrol", "update", "partitionname=main", "state=up")
 
@@ -276,6 +274,7 @@ baselines: []
 """
 
 
+@pytest.mark.timeout(1500)
 def test_trainings_that_were_stopped_on_nodes_end_bit_for_bit_as_here(
     cluster: Path, tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path
 ) -> None:
