@@ -3,13 +3,12 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers import slurm_cluster, tiny_tasks, training_processes
+from helpers import slurm_cluster
 from helpers.slurm_cluster import kick, queue, say, wait_until
 
 from distill_lit.config import ExperimentConfig, LauncherConfig, SlurmConfig, StudentConfig, TeacherConfig, TrainingConfig
@@ -19,7 +18,6 @@ from distill_lit.experiment.launcher.outcome import Outcome
 from distill_lit.experiment.launcher.slurm import engine, watch
 from distill_lit.experiment.launcher.slurm.checks import check_cluster
 from distill_lit.experiment.launcher.slurm.node import ask_node
-from distill_lit.experiment.launcher.slurm.progress_file import read_progress
 from distill_lit.experiment.launcher.slurm.queued_runs import queued_runs, stop_jobs
 from distill_lit.experiment.launcher.slurm.status import join_queue
 from distill_lit.experiment.planned_run import Run
@@ -258,43 +256,3 @@ def test_ten_thousand_runs_are_submitted_in_arrays_within_the_limits(folder: Pat
         wait_until(lambda: not queued_runs(folder))
     finally:
         say("scontrol", "update", "partitionname=main", "state=up")
-
-
-SWEEP = """
-name: sweep
-teacher: {{model: "file:{teacher}", source: online, dtype: float32}}
-students: {{one: {{layers: [0]}}}}
-data: {{sequence_length: 32, validation_sequences: 4, corpora: {{text: {{path: "file:{corpus}"}}}}}}
-objective: {{compile: never, terms: {{kl: {{kind: forward_kl}}}}}}
-training: {{max_tokens: 65536, micro_batch_size: 2, precision: float32, accelerator: cpu, checkpoint_interval: 50}}
-evaluation: {{tasks: [colours], include_path: "{tasks}"}}
-launcher: {{workers: 2, threads_per_worker: 1, slurm: {{time: 10, warn: 30, gpus_per_node: 0, cpus_per_task: 1}}}}
-grid: {{student: [one], seed: [0, 1]}}
-baselines: []
-"""
-
-
-@pytest.mark.timeout(1500)
-def test_trainings_that_were_stopped_on_nodes_end_bit_for_bit_as_here(
-    cluster: Path, tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path
-) -> None:
-    """One is warned of the end of its time, the other driven off by a job that goes first."""
-    file = tmp_path / "sweep.yaml"
-    tiny_tasks.make_tasks(tmp_path / "tasks", "colours")
-    file.write_text(SWEEP.format(teacher=tiny_teacher, corpus=tiny_corpus, tasks=tmp_path / "tasks"))
-    code, said = training_processes.cli("run", file, "--root", tmp_path / "here")
-    assert code == 0, said
-    there = [str(file), "launcher.engine=slurm", "--root", str(tmp_path / "there")]
-    command = [sys.executable, "-m", "distill_lit", "run", *there]
-    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    runs = tmp_path / "there/runs/sweep"
-    names = sorted(path.parent.name for path in tmp_path.glob("here/runs/sweep/*/manifest.json"))
-    for name, words in zip(names, (["scancel", "--signal=USR2"], ["scontrol", "requeue"]), strict=True):
-        wait_until(lambda name=name: read_progress(runs / name).get("stage") == "train", 400)
-        say(*words, queued_runs(runs)[name].job)
-    wait_until(lambda: driver.poll() is not None, 600, each=kick)
-    assert driver.returncode == 0, driver.communicate()[0]
-    assert read_json(runs / names[0] / "restarts.json") == {"restarts": 1}
-    for name in names:
-        student = Path(name) / "student/model.safetensors"
-        assert (runs / student).read_bytes() == (tmp_path / "here/runs/sweep" / student).read_bytes()
