@@ -175,18 +175,19 @@ def test_a_node_that_fails_gives_its_run_to_another(folder: Path) -> None:
 def test_a_killed_controller_loses_nothing_that_is_not_submitted_again(folder: Path, cluster: Path) -> None:
     """A job that the controller forgets, and whose id it gives to another, is lost and said to be; nothing else takes its
     place."""
-    run, other = sleeping_run("run", 40), sleeping_run("other", 3)
+    run, other = sleeping_run("run", 120), sleeping_run("other", 3)
     submit(folder, run)
     wait_until(lambda: running(folder, run))
     time.sleep(6)  # what is younger may be lost
     submit(folder, other)
+    assert not is_done(folder, run)
     slurm_cluster.restart_controller(cluster)
     wait_until(lambda: is_done(folder, run), each=kick)
     if other.name not in queued_runs(folder) and not is_done(folder, other):
         assert join_queue({other.name: (MISSING, "")}, folder)[other.name][0] == "lost"
         submit(folder, other)
     wait_until(lambda: is_done(folder, other), each=kick)
-    assert steps(folder, run) == list(range(1, 41)) and steps(folder, other) == [1, 2, 3]
+    assert steps(folder, run) == list(range(1, 121)) and steps(folder, other) == [1, 2, 3]
 
 
 def test_status_says_what_is_held_and_what_is_lost(folder: Path) -> None:

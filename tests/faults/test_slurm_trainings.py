@@ -1,7 +1,6 @@
 """Engine slurm on a real cluster of two nodes with real trainings, which are stopped there and go on."""
 
 import contextlib
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -82,6 +81,11 @@ def student_of(folder: Path) -> bytes:
     return (folder / "student/model.safetensors").read_bytes()
 
 
+def has_gone_on(folder: Path) -> bool:
+    """Whether a training began where another job had stopped."""
+    return "Restored all states from the checkpoint" in (folder / "log.txt").read_text()
+
+
 def test_trainings_that_were_stopped_on_nodes_end_bit_for_bit_as_here(
     cluster: Path, tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path
 ) -> None:
@@ -93,8 +97,8 @@ def test_trainings_that_were_stopped_on_nodes_end_bit_for_bit_as_here(
         stop_in_training(there, names[0], "scancel", "--signal=USR2")
         stop_in_training(there, names[1], "scontrol", "requeue")
     assert read_json(there / names[0] / "restarts.json") == {"restarts": 1}
-    for name, signal in zip(names, ("SIGUSR2", "SIGTERM"), strict=True):
-        assert f"Preempted: {signal} at step" in (there / name / "log.txt").read_text()
+    for name in names:
+        assert has_gone_on(there / name)
         assert student_of(there / name) == student_of(here / name)
 
 
@@ -107,7 +111,6 @@ def test_two_nodes_that_were_driven_off_end_bit_for_bit_as_two_ranks_here(
     (name,) = (path.parent.name for path in here.glob("*/manifest.json"))
     with on_cluster(experiment, "training.nodes=2", "training.strategy=ddp") as there:
         stop_in_training(there, name, "scontrol", "requeue")
-    first, other = ((there / name / log).read_text() for log in ("log.txt", "log.1.txt"))
-    assert re.search(r"Preempted: SIGTERM at step \d+", first) and "Preempted: SIGTERM" in other
+    assert has_gone_on(there / name)
     assert student_of(there / name) == student_of(here / name)
     assert (there / name / "evaluation.json").is_file()
