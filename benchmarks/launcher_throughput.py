@@ -98,7 +98,8 @@ def timed(rows: list[tuple[str, str]], what: str, clock: Callable[[], float]) ->
     """Adds a row with how long the inside took."""
     began = clock()
     yield
-    rows.append((what, f"{clock() - began:.1f}"))
+    seconds = clock() - began
+    rows.append((what, f"{seconds:.1f}" if seconds >= 1 else f"{seconds:.2f}"))
 
 
 if __name__ == "__main__":

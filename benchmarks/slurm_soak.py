@@ -56,7 +56,6 @@ baselines: []
 """
 # kinds of faults, in the order in which they are done over and over
 KINDS = ("end of time", "preemption", "cancelled task", "node failure", "end of time", "requeue", "controller killed")
-FAULT_SHARE = 0.6  # faults for each run
 GIVE_UP_SECONDS = 3600.0
 
 
@@ -90,7 +89,7 @@ def main() -> None:
         count = len(list(local.glob("runs/soak/*/evaluation.json")))
         print(f"{count} students here in {seconds[0]:.0f} s; now on a cluster that goes wrong", flush=True)
         with slurm_cluster.cluster(nodes=2, cpus=1) as folder:
-            diary = run_with_faults(file, cluster, work / "cache-cluster", folder, count, options.seed)
+            diary = run_with_faults(file, cluster, work / "cache-cluster", folder, count, options)
         seconds.append(time.monotonic() - diary.start)
         lost_files = differences(local, cluster)
         write_report(options.out, count, diary, lost_files, seconds)
@@ -105,6 +104,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=8, help="seeds; students are 3 × seeds")
     parser.add_argument("--tokens", type=int, default=24_576, help="tokens that each student reads")
+    parser.add_argument("--fault-share", type=float, default=0.6, help="faults for each student")
     parser.add_argument("--seed", type=int, default=0, help="of who is hit")
     parser.add_argument("--out", type=Path, default=ROOT / "results/slurm_soak")
     return parser.parse_args()
@@ -132,11 +132,11 @@ def drive(file: Path, root: Path, cache: Path, *words: str) -> None:
         sys.exit(f"{' '.join(command)} ended with {done.returncode}: {(root / 'driver.log').read_text()[-2000:]}")
 
 
-def run_with_faults(file: Path, root: Path, cache: Path, cluster: Path, count: int, seed: int) -> Diary:
+def run_with_faults(file: Path, root: Path, cache: Path, cluster: Path, count: int, options: argparse.Namespace) -> Diary:
     """The sweep on the cluster, until it is complete; what is neither done nor queued is submitted again by the same
     command."""
-    rng, diary, runs = random.Random(seed), Diary(), root / "runs/soak"
-    marks = [int(number / FAULT_SHARE) for number in range(1, round(FAULT_SHARE * count))]
+    rng, diary, runs = random.Random(options.seed), Diary(), root / "runs/soak"
+    marks = [int(number / options.fault_share) for number in range(1, round(options.fault_share * count))]
     kinds = [KINDS[number % len(KINDS)] for number in range(len(marks))]
     words = ("launcher.engine=slurm", "launcher.workers=2")
     while (done := len(list(runs.glob("*/evaluation.json")))) < count:

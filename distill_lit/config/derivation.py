@@ -197,7 +197,7 @@ def map_model_references(config: ExperimentConfig, change: ChangeReference) -> E
     for name, member in members.items():
         if member.model:
             members[name] = replace(member, model=change(f"teacher.mixture.teachers.{name}.model", member.model))
-    mixture = with_values(config.teacher.mixture, teachers=members)
+    mixture = with_values(config.teacher.mixture, teachers=members) if members else config.teacher.mixture
     teacher = with_values(config.teacher, model=change("teacher.model", config.teacher.model), mixture=mixture)
     if student.from_:
         student = student.with_origin(change(f"students.{config.student}.from", student.from_))
@@ -205,7 +205,7 @@ def map_model_references(config: ExperimentConfig, change: ChangeReference) -> E
         config,
         teacher=teacher,
         students={**config.students, config.student: student} if config.student else config.students,
-        data=with_values(config.data, corpora=corpora),
+        data=config.data if corpora == config.data.corpora else with_values(config.data, corpora=corpora),
     )
 
 

@@ -23,8 +23,9 @@ RESULT_NEUTRAL_TRAINING_FIELDS = ("keep_checkpoints", "checkpoint_interval", "ch
                                   "strategy", "teacher_shards", "checkpoint")  # fmt: skip
 
 
-def student_fingerprint(role: str, config: ExperimentConfig) -> str:
-    """Identifies a student: how it begins, what it reads, and, unless it is untrained, how it is trained."""
+def student_fingerprint_fields(role: str, config: ExperimentConfig) -> dict[str, Any]:
+    """What identifies a student: how it begins, what it reads, and, unless it is untrained, how it is trained. Its seed,
+    where one decides anything, is the `seed` among them."""
     facts: dict[str, Any] = {
         **plugin_fingerprint_fields(config),
         "role": Role.UNTRAINED if role == Role.UNTRAINED else "trained",
@@ -41,7 +42,7 @@ def student_fingerprint(role: str, config: ExperimentConfig) -> str:
         facts |= {"on_policy": non_default_fields(config.on_policy)} if is_on_policy_enabled(config.on_policy) else {}
     elif config.students[config.student].config:
         facts["seed"] = config.seed
-    return versioned_fingerprint(**facts)
+    return facts
 
 
 def _teacher_fingerprint_fields(role: str, config: ExperimentConfig) -> dict[str, Any]:

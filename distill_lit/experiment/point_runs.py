@@ -9,7 +9,6 @@ from typing import Any
 
 from distill_lit.config import CorpusConfig, ExperimentConfig, TeacherConfig, non_default_fields, to_dict
 from distill_lit.config.derivation import Recipe, map_model_references, with_one_teacher
-from distill_lit.config.fields import with_values
 from distill_lit.config.grid_points import grid_keys, shortest_names
 from distill_lit.config.mixture import MAIN_TEACHER
 from distill_lit.config.roles import Role
@@ -17,7 +16,7 @@ from distill_lit.config.server import without_neutral_server_fields
 from distill_lit.experiment.fingerprint import (
     corpus_fingerprint_fields,
     data_fingerprint_fields,
-    student_fingerprint,
+    student_fingerprint_fields,
     versioned_fingerprint,
 )
 from distill_lit.experiment.grid import GridPoint, resolve_objective
@@ -105,10 +104,14 @@ class PointRuns:
         is_drawn = recipe.is_trained and role != Role.UNTRAINED
         trained = Role.DISTILLED if learns_from_teacher(config) else Role.CE_ONLY
         learning = trained if is_drawn else Role.UNTRAINED
-        identity = student_fingerprint(learning, identified)
-        alike = {ref: self.seedless.get(of, of) for ref, of in sources.items()}
-        like_others = map_model_references(config, lambda _, ref: f"derived:{alike[ref]}" if ref in alike else ref)
-        self.seedless[identity] = f"{name} {student_fingerprint(learning, with_values(like_others, seed=0))}"
+        fields = student_fingerprint_fields(learning, identified)
+        identity = versioned_fingerprint(**fields)
+        if sources:
+            alike = {ref: self.seedless.get(of, of) for ref, of in sources.items()}
+            like_others = map_model_references(config, lambda _, ref: f"derived:{alike[ref]}" if ref in alike else ref)
+            fields = student_fingerprint_fields(learning, like_others)
+        seedless = {**fields, "seed": 0} if "seed" in fields else fields
+        self.seedless[identity] = f"{name} {versioned_fingerprint(**seedless)}"
         is_seedless = not (is_drawn or shape.config or any(made[ref].seed is not None for ref in sources))
         seed = None if recipe.has_fixed_seed or is_seedless else config.seed
         keys = grid_keys(config.grid)

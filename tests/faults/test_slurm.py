@@ -3,13 +3,12 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers import slurm_cluster, tiny_tasks, training_processes
+from helpers import slurm_cluster
 from helpers.slurm_cluster import kick, queue, say, wait_until
 
 from distill_lit.config import ExperimentConfig, LauncherConfig, SlurmConfig, StudentConfig, TeacherConfig, TrainingConfig
@@ -19,7 +18,6 @@ from distill_lit.experiment.launcher.outcome import Outcome
 from distill_lit.experiment.launcher.slurm import engine, watch
 from distill_lit.experiment.launcher.slurm.checks import check_cluster
 from distill_lit.experiment.launcher.slurm.node import ask_node
-from distill_lit.experiment.launcher.slurm.progress_file import read_progress
 from distill_lit.experiment.launcher.slurm.queued_runs import queued_runs, stop_jobs
 from distill_lit.experiment.launcher.slurm.status import join_queue
 from distill_lit.experiment.planned_run import Run
@@ -177,18 +175,19 @@ def test_a_node_that_fails_gives_its_run_to_another(folder: Path) -> None:
 def test_a_killed_controller_loses_nothing_that_is_not_submitted_again(folder: Path, cluster: Path) -> None:
     """A job that the controller forgets, and whose id it gives to another, is lost and said to be; nothing else takes its
     place."""
-    run, other = sleeping_run("run", 40), sleeping_run("other", 3)
+    run, other = sleeping_run("run", 120), sleeping_run("other", 3)
     submit(folder, run)
     wait_until(lambda: running(folder, run))
     time.sleep(6)  # what is younger may be lost
     submit(folder, other)
+    assert not is_done(folder, run)
     slurm_cluster.restart_controller(cluster)
     wait_until(lambda: is_done(folder, run), each=kick)
     if other.name not in queued_runs(folder) and not is_done(folder, other):
         assert join_queue({other.name: (MISSING, "")}, folder)[other.name][0] == "lost"
         submit(folder, other)
     wait_until(lambda: is_done(folder, other), each=kick)
-    assert steps(folder, run) == list(range(1, 41)) and steps(folder, other) == [1, 2, 3]
+    assert steps(folder, run) == list(range(1, 121)) and steps(folder, other) == [1, 2, 3]
 
 
 def test_status_says_what_is_held_and_what_is_lost(folder: Path) -> None:
@@ -254,48 +253,7 @@ def test_ten_thousand_runs_are_submitted_in_arrays_within_the_limits(folder: Pat
         assert len(arrays) == 10
         assert len(queued_runs(folder)) == 10_000
         assert seconds < 120
-        more = [Run(Role.DISTILLED, f"m{n}", fingerprint(f"m{n}"), first.config, "s", 0) for n in range(600)]
-        assert not engine.submit(first.config, [*runs, *more], folder, lines.append)  # more than the controller takes
-        assert "600 jobs are left; the same command submits them once there is room" in lines[-1]
         assert stop_jobs(folder) == 10_000
+        wait_until(lambda: not queued_runs(folder))
     finally:
         say("scontrol", "update", "partitionname=main", "state=up")
-
-
-SWEEP = """
-name: sweep
-teacher: {{model: "file:{teacher}", source: online, dtype: float32}}
-students: {{one: {{layers: [0]}}}}
-data: {{sequence_length: 32, validation_sequences: 4, corpora: {{text: {{path: "file:{corpus}"}}}}}}
-objective: {{compile: never, terms: {{kl: {{kind: forward_kl}}}}}}
-training: {{max_tokens: 65536, micro_batch_size: 2, precision: float32, accelerator: cpu, checkpoint_interval: 50}}
-evaluation: {{tasks: [colours], include_path: "{tasks}"}}
-launcher: {{workers: 2, threads_per_worker: 1, slurm: {{time: 10, warn: 30, gpus_per_node: 0, cpus_per_task: 1}}}}
-grid: {{student: [one], seed: [0, 1]}}
-baselines: []
-"""
-
-
-def test_trainings_that_were_stopped_on_nodes_end_bit_for_bit_as_here(
-    cluster: Path, tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path
-) -> None:
-    """One is warned of the end of its time, the other driven off by a job that goes first."""
-    file = tmp_path / "sweep.yaml"
-    tiny_tasks.make_tasks(tmp_path / "tasks", "colours")
-    file.write_text(SWEEP.format(teacher=tiny_teacher, corpus=tiny_corpus, tasks=tmp_path / "tasks"))
-    code, said = training_processes.cli("run", file, "--root", tmp_path / "here")
-    assert code == 0, said
-    there = [str(file), "launcher.engine=slurm", "--root", str(tmp_path / "there")]
-    command = [sys.executable, "-m", "distill_lit", "run", *there]
-    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    runs = tmp_path / "there/runs/sweep"
-    names = sorted(path.parent.name for path in tmp_path.glob("here/runs/sweep/*/manifest.json"))
-    for name, words in zip(names, (["scancel", "--signal=USR2"], ["scontrol", "requeue"]), strict=True):
-        wait_until(lambda name=name: read_progress(runs / name).get("stage") == "train", 400)
-        say(*words, queued_runs(runs)[name].job)
-    wait_until(lambda: driver.poll() is not None, 600, each=kick)
-    assert driver.returncode == 0, driver.communicate()[0]
-    assert read_json(runs / names[0] / "restarts.json") == {"restarts": 1}
-    for name in names:
-        student = Path(name) / "student/model.safetensors"
-        assert (runs / student).read_bytes() == (tmp_path / "here/runs/sweep" / student).read_bytes()

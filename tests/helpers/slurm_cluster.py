@@ -28,9 +28,9 @@ def cluster(nodes: int = 2, cpus: int = 4) -> Iterator[Path]:
     before = os.environ.get("SLURM_CONF")
     environment = {**os.environ, "SLURM_TEST_CPUS": str(cpus)}
     try:
-        subprocess.run(
-            [SCRIPTS / "start", folder, str(nodes)], env=environment, check=True, capture_output=True, timeout=120
-        )
+        words = [SCRIPTS / "start", folder, str(nodes)]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
         os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
         yield folder
     finally:

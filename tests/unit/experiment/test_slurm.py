@@ -1,5 +1,6 @@
 """What engine slurm decides without a cluster: arrays, the queue as squeue prints it, statuses, limits."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,9 +8,17 @@ import pytest
 from distill_lit.config import ExperimentConfig, LauncherConfig, SlurmConfig, StudentConfig, TeacherConfig, TrainingConfig
 from distill_lit.config.roles import Role
 from distill_lit.experiment.launcher.shards import choose_named, choose_shard, parse_shard
+from distill_lit.experiment.launcher.slurm import engine
 from distill_lit.experiment.launcher.slurm.arrays import EVALUATE, plan_arrays, total_tasks
 from distill_lit.experiment.launcher.slurm.checks import check_partition, check_slurm_config
-from distill_lit.experiment.launcher.slurm.squeue import Partition, by_run, parse_minutes, parse_partitions, parse_queue
+from distill_lit.experiment.launcher.slurm.squeue import (
+    Partition,
+    SlurmError,
+    by_run,
+    parse_minutes,
+    parse_partitions,
+    parse_queue,
+)
 from distill_lit.experiment.launcher.slurm.status import join_task
 from distill_lit.experiment.launcher.slurm.submit import sbatch_options
 from distill_lit.experiment.planned_run import Run
@@ -71,6 +80,26 @@ def test_what_is_submitted_later_waits_for_what_is_in_the_queue() -> None:
     options = sbatch_options(array.tasks[0].run.config, array, ["5", "77"], "tag")
     assert options["dependency"] == "afterany:5:77" and options["job_name"] == "sweep.tag"
     assert "partition" not in options and options["array_parallelism"] == 1
+
+
+def test_what_the_queue_has_no_room_for_is_left_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first array is taken, the second not, and nothing after it is tried."""
+    tried: list[list[str]] = []
+
+    def submit_array(_: Any, __: Path, array: Any, after: list[str]) -> str:
+        tried.append([task.run.name for task in array.tasks])
+        if len(tried) > 1:
+            raise SlurmError("sbatch: the queue is full")
+        return "7"
+
+    monkeypatch.setattr(engine, "submit_array", submit_array)
+    monkeypatch.setattr(engine, "array_limit", lambda: 2)
+    runs, lines = [run_of(f"run{number}") for number in range(5)], list[str]()
+    assert not engine.submit(runs[0].config, runs, tmp_path, lines.append)
+    assert tried == [[run.name for run in runs[:2]], [run.name for run in runs[2:4]]]
+    assert lines == ["sbatch: the queue is full: 3 jobs are left; the same command submits them once there is room"]
+    with pytest.raises(UserError, match=r"launcher\.slurm: sbatch: the queue is full"):  # where it has taken none
+        engine.submit(runs[0].config, runs, tmp_path, lines.append)
 
 
 def test_gpus_are_asked_for_only_where_they_are_used() -> None:

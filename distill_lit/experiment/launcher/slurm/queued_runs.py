@@ -15,6 +15,6 @@ def queued_runs(folder: Path) -> dict[str, QueuedTask]:
 def stop_jobs(folder: Path) -> int:
     """Cancels all jobs of the runs in a folder; how many there were. Raises SlurmError."""
     records = read_records(folder)
-    jobs = [task.job for task in queued_tasks(records)] if records else []
-    cancel(jobs)
-    return len(jobs)
+    tasks = queued_tasks(records) if records else []
+    cancel({task.array for task in tasks})  # each is of this experiment alone
+    return len(tasks)

@@ -143,7 +143,9 @@ def _end_early(place: Path, came: set[int], job: Job, slurm: Any, before: list[s
             _requeue(job)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    os._exit(LEAVE_CODE)  # threads of libraries can hang at a regular end
+    # threads of libraries can hang at a regular end; at any other code of a further node srun kills the first, which may
+    # not have requeued the job yet
+    os._exit(0 if job.node else LEAVE_CODE)
 
 
 def _why_not_again(place: Path, slurm: Any, before: list[str]) -> str:
