@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from distill_lit.config.schema import EvaluationConfig
+from distill_lit.config.evaluation import EvaluationConfig
 from distill_lit.evaluation.lm_eval_patches import quiet_lm_eval
 from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
 from distill_lit.evaluation.task_evaluation import sample_documents

@@ -30,7 +30,7 @@ from distill_lit.analysis.retention import retention
 from distill_lit.analysis.scores import Scores, scores_of
 from distill_lit.analysis.slices import find_slices
 from distill_lit.analysis.worst_group import worst_group
-from distill_lit.config.schema import AnalysisConfig
+from distill_lit.config.evaluation import AnalysisConfig
 
 N_RESAMPLES = 1000
 FloatArray = NDArray[np.floating]

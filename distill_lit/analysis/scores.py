@@ -19,7 +19,7 @@ from distill_lit.analysis.model_groups import ModelGroup, groups_of
 from distill_lit.analysis.response_matrix import ResponseMatrices, TaskResponses, build_response_matrices
 from distill_lit.analysis.results import Results
 from distill_lit.analysis.significance import Interval
-from distill_lit.config.schema import AnalysisConfig
+from distill_lit.config.evaluation import AnalysisConfig
 
 EXCLUDED_AT_CHANCE = "the teacher is at chance"
 EXCLUDED_NO_TEACHER = "the teacher has no result"

@@ -1,5 +1,7 @@
 """Typed configuration: YAML, `defaults`, `key=value` overrides, grid. Checked by pydantic."""
 
+from distill_lit.config.data import CorpusConfig, DataConfig, MessageConfig
+from distill_lit.config.evaluation import AnalysisConfig, CostConfig, EvaluationConfig
 from distill_lit.config.fields import Dtype
 from distill_lit.config.generation import (
     DatasetConfig,
@@ -15,19 +17,9 @@ from distill_lit.config.models import LoraConfig, StudentConfig, TeacherConfig, 
 from distill_lit.config.on_policy import OnPolicyConfig
 from distill_lit.config.probes import ProbeConfig
 from distill_lit.config.report import ReportConfig
-from distill_lit.config.schema import (
-    AnalysisConfig,
-    CorpusConfig,
-    CostConfig,
-    DataConfig,
-    EvaluationConfig,
-    ExperimentConfig,
-    MessageConfig,
-    ObjectiveConfig,
-    TermConfig,
-    TrainingConfig,
-)
+from distill_lit.config.schema import ExperimentConfig
 from distill_lit.config.server import PriceConfig, ServerConfig, ServiceConfig, TeacherServerConfig
+from distill_lit.config.training import ObjectiveConfig, TermConfig, TrainingConfig
 
 __all__ = [
     "AnalysisConfig",

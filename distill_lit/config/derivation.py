@@ -21,6 +21,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from distill_lit.config.data import CorpusConfig
 from distill_lit.config.fields import with_values
 from distill_lit.config.key_paths import deep_merge, fields_by_key
 from distill_lit.config.loading import (
@@ -34,7 +35,8 @@ from distill_lit.config.loading import (
 )
 from distill_lit.config.mixture import MixtureConfig
 from distill_lit.config.models import StudentConfig
-from distill_lit.config.schema import CorpusConfig, ExperimentConfig, ObjectiveConfig
+from distill_lit.config.schema import ExperimentConfig
+from distill_lit.config.training import ObjectiveConfig
 from distill_lit.utils.exceptions import UserError, suggest
 
 BASE_TEACHER = "teacher"  # stands for the experiment's own teacher, wherever a reference to a model may stand

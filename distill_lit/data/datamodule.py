@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
-from distill_lit.config.schema import TrainingConfig
+from distill_lit.config.training import TrainingConfig
 from distill_lit.data.loader import PackedLoader, ValidationLoader, optimizer_steps, rows_per_step
 from distill_lit.data.packing import PackedDataset
 from distill_lit.models.packed_forward import PackedBatch

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from distill_lit.config.schema import TrainingConfig
+from distill_lit.config.training import TrainingConfig
 from distill_lit.data.packing import PackedDataset
 from distill_lit.losses.targets import IGNORE_INDEX
 from distill_lit.models.packed_forward import PackedBatch

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_lit.config.schema import CorpusConfig
+from distill_lit.config.data import CorpusConfig
 from distill_lit.data.corpora import TRAINING_SECTION, Document
 from distill_lit.data.tokenization import TokenizedDocuments, TokenSpool, encode_documents, progress_bar
 from distill_lit.utils.exceptions import UserError

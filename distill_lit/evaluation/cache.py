@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from distill_lit.config.schema import EvaluationConfig
+from distill_lit.config.evaluation import EvaluationConfig
 from distill_lit.evaluation.records import (
     DOCUMENT_COLUMNS,
     OPTIONAL_COLUMNS,

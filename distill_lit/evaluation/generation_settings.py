@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from distill_lit.config.schema import EvaluationConfig
+from distill_lit.config.evaluation import EvaluationConfig
 from distill_lit.evaluation.task_index import TaskEntry, max_gen_toks, sampling_kwargs
 from distill_lit.utils.exceptions import UserError
 

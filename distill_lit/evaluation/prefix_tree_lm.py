@@ -25,7 +25,7 @@ from lm_eval.models.utils import _add_special_kwargs, has_bos_prefix, normalize_
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from distill_lit.config.schema import EvaluationConfig
+from distill_lit.config.evaluation import EvaluationConfig
 from distill_lit.evaluation.generation_lm import GeneratedAnswer, generate_answers
 from distill_lit.evaluation.packing_support import PackingSelfCheck
 from distill_lit.evaluation.prefix_tree_scorer import PrefixTreeScorer, TargetSequence, TokenScores

@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from distill_lit.config.schema import EvaluationConfig
+from distill_lit.config.evaluation import EvaluationConfig
 from distill_lit.models.loading import allow_remote_code, is_remote_code_allowed
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root

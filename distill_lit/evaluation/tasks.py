@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from distill_lit.config.schema import EvaluationConfig
+from distill_lit.config.evaluation import EvaluationConfig
 from distill_lit.evaluation.generation_settings import (
     GenerationSettings,
     check_generation_settings,

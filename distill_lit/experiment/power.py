@@ -103,7 +103,7 @@ def read_variances(folder: Path) -> dict[str, TaskVariances]:
         pass
     from distill_lit.analysis.results import load_results
     from distill_lit.analysis.scores import compute_scores
-    from distill_lit.config.schema import AnalysisConfig
+    from distill_lit.config.evaluation import AnalysisConfig
 
     return task_variances(compute_scores(load_results(folder), AnalysisConfig()))
 
@@ -136,6 +136,6 @@ def teacher_signals(folder: Path) -> "list[TaskSignal]":
     from distill_lit.analysis.results import load_results
     from distill_lit.analysis.scores import compute_scores
     from distill_lit.analysis.task_signal import task_signals
-    from distill_lit.config.schema import AnalysisConfig
+    from distill_lit.config.evaluation import AnalysisConfig
 
     return task_signals(compute_scores(load_results(folder), AnalysisConfig()))

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from distill_lit.config.schema import CostConfig
+from distill_lit.config.evaluation import CostConfig
 from distill_lit.models.loading import allow_remote_code, is_remote_code_allowed, load_model
 from distill_lit.profiling.energy import EnergyMeter, open_energy_meter
 from distill_lit.profiling.memory import read_peak_memory, reset_peak_memory

@@ -16,8 +16,8 @@ from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scaling_law import ScalingLaw, fit_scaling_law, scaling_data
 from distill_lit.analysis.score_table import score_frame
 from distill_lit.analysis.scores import Scores, compute_scores
+from distill_lit.config.evaluation import AnalysisConfig
 from distill_lit.config.report import ReportConfig
-from distill_lit.config.schema import AnalysisConfig
 from distill_lit.report.loss_statement import loss_statement
 from distill_lit.report.primary_endpoint import primary_headline
 from distill_lit.report.summary import headline, verdict

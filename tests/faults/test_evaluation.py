@@ -12,7 +12,7 @@ from helpers.training_processes import cli, command, outcome
 
 from distill_lit.analysis.results import load_results
 from distill_lit.config import load_experiment
-from distill_lit.config.schema import EvaluationConfig
+from distill_lit.config.evaluation import EvaluationConfig
 from distill_lit.evaluation.evaluator import evaluate_model
 from distill_lit.experiment.validation import check_experiment
 from distill_lit.utils.exceptions import UserError

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from distill_lit import assets
 from distill_lit.analysis.results import load_results
 from distill_lit.config import load_experiment, load_section, to_dict
-from distill_lit.config.schema import EvaluationConfig, ExperimentConfig
+from distill_lit.config.evaluation import EvaluationConfig
+from distill_lit.config.schema import ExperimentConfig
 from distill_lit.evaluation.cache import DOCUMENT_COLUMNS, RECORD_COLUMNS, read_cached_evaluation, write_cached_evaluation
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.validation import check_experiment

@@ -16,7 +16,7 @@ from helpers.training_processes import finish, lines, run_folder, start
 
 from distill_lit import data
 from distill_lit.config import load_experiment
-from distill_lit.config.schema import CorpusConfig, DataConfig
+from distill_lit.config.data import CorpusConfig, DataConfig
 from distill_lit.data.loader import PackedLoader, ValidationLoader, make_batch
 from distill_lit.data.packing import PackedDataset, pack
 from distill_lit.experiment.validation import check_experiment

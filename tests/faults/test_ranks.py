@@ -16,7 +16,7 @@ from helpers.training_processes import SABOTAGE, STEPS, finish, lines, log_of, r
 from safetensors.torch import load_file
 
 from distill_lit import data
-from distill_lit.config.schema import CorpusConfig, DataConfig
+from distill_lit.config.data import CorpusConfig, DataConfig
 from distill_lit.data.loader import shuffled_row_indices
 from distill_lit.utils.distributed.cluster_environment import remove_cluster_variables
 from distill_lit.utils.distributed.ranks import get_rank, get_world_size

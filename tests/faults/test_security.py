@@ -204,7 +204,7 @@ def test_26_generated_code_runs_only_on_request_and_confined(
 ) -> None:
     import socket
 
-    from distill_lit.config.schema import EvaluationConfig
+    from distill_lit.config.evaluation import EvaluationConfig
     from distill_lit.evaluation.evaluator import evaluate_model
 
     server = socket.create_server(("127.0.0.1", 0))
@@ -270,7 +270,7 @@ def test_28_what_a_model_or_data_set_wrote_is_escaped(tmp_path: Path) -> None:
     from helpers import synthetic_results
 
     from distill_lit import report
-    from distill_lit.config.schema import AnalysisConfig
+    from distill_lit.config.evaluation import AnalysisConfig
 
     folder = synthetic_results.build(tmp_path, documents=12)
     with synthetic_results.edited_records(folder) as content:

@@ -22,7 +22,7 @@ from helpers.training_processes import cli
 from transformers import AutoTokenizer
 
 from distill_lit.config import CorpusConfig, DataConfig, load_experiment
-from distill_lit.config.schema import EvaluationConfig
+from distill_lit.config.evaluation import EvaluationConfig
 from distill_lit.data import check_data_config, prepare_datasets
 from distill_lit.data.chat import encode_chat
 from distill_lit.data.corpora import read_documents

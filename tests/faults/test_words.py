@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from distill_lit import assets
 from distill_lit.config import load_experiment
-from distill_lit.config.schema import EvaluationConfig
+from distill_lit.config.evaluation import EvaluationConfig
 from distill_lit.evaluation.tasks import load_task, resolve_tasks
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.models import load_model_config

@@ -14,7 +14,7 @@ import torch
 
 from distill_lit import data
 from distill_lit.config import TrainingConfig
-from distill_lit.config.schema import CorpusConfig, DataConfig
+from distill_lit.config.data import CorpusConfig, DataConfig
 from distill_lit.models.sharding import gather_model, meta_copy
 from distill_lit.training.trainer import TrainingJob, train
 from distill_lit.utils.distributed.node import Node

@@ -16,7 +16,7 @@ import yaml
 from helpers import ROOT
 from helpers.tiny_data import byte_tokenizer, save_tokenizer, write_lines
 
-from distill_lit.config.schema import CorpusConfig, DataConfig
+from distill_lit.config.data import CorpusConfig, DataConfig
 from distill_lit.data import check_data_config, prepare_datasets, word_counts
 from distill_lit.data.corpora import compile_template, read_documents
 from distill_lit.data.mirror import file_of, files_of

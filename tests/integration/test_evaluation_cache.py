@@ -9,7 +9,7 @@ import pytest
 from helpers import tiny_models, tiny_tasks
 from helpers.caches import new_cache
 
-from distill_lit.config.schema import EvaluationConfig
+from distill_lit.config.evaluation import EvaluationConfig
 from distill_lit.evaluation import cache as store
 from distill_lit.evaluation import evaluator as evaluate
 from distill_lit.evaluation import prefix_tree_lm as harness

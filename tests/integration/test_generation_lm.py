@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, Ll
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from distill_lit.analysis.records_file import INDEX, ExperimentRecords, read_records, write_records
-from distill_lit.config.schema import EvaluationConfig
+from distill_lit.config.evaluation import EvaluationConfig
 from distill_lit.evaluation import generation_lm
 from distill_lit.evaluation.evaluator import EvaluationResult, evaluate_loaded, evaluate_model
 from distill_lit.evaluation.generation_lm import GeneratedAnswer, generate_answers

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 
 from distill_lit import data
 from distill_lit.config import CorpusConfig, DataConfig, TermConfig, load_section
-from distill_lit.config.schema import ObjectiveConfig
+from distill_lit.config.training import ObjectiveConfig
 from distill_lit.data.loader import PackedLoader, make_batch
 from distill_lit.data.packing import IGNORE_INDEX, pack
 from distill_lit.losses import LOGIT_LOSSES, LossOutput, build_objective

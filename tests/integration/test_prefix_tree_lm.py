@@ -28,7 +28,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from distill_lit.config.schema import EvaluationConfig
+from distill_lit.config.evaluation import EvaluationConfig
 from distill_lit.evaluation import packing_support, prefix_tree_scorer
 from distill_lit.evaluation import prefix_tree_lm as harness
 from distill_lit.evaluation import scoring as forward
@@ -457,7 +457,7 @@ def test_cuda_is_never_replaced_by_the_cpu(tiny_teacher: Path, monkeypatch: pyte
 @pytest.mark.parametrize("task", ["arc_easy", "winogrande", "lambada_openai"])
 def test_equals_hflm_on_the_real_teacher(task: str) -> None:
     """SmolLM2-135M on a handful of real documents: the same greedy flags, and every log-likelihood within 1e-3."""
-    from distill_lit.config.schema import EvaluationConfig
+    from distill_lit.config.evaluation import EvaluationConfig
     from distill_lit.evaluation.lm_eval_patches import quiet_lm_eval
     from distill_lit.evaluation.tasks import load_task, resolve_tasks
     from distill_lit.models.loading import load_model, load_tokenizer, model_folder

@@ -24,8 +24,8 @@ from distill_lit.analysis.score_table import score_frame
 from distill_lit.analysis.scores import compute_scores
 from distill_lit.cli.main import main
 from distill_lit.config import EvaluationConfig, ProbeConfig, load_experiment
+from distill_lit.config.evaluation import AnalysisConfig
 from distill_lit.config.report import ReportConfig
-from distill_lit.config.schema import AnalysisConfig
 from distill_lit.evaluation import probes
 from distill_lit.evaluation.probes import Passage, evaluate_probes
 from distill_lit.experiment.validation import check_experiment

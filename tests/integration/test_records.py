@@ -17,7 +17,7 @@ from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from distill_lit.config.schema import EvaluationConfig
+from distill_lit.config.evaluation import EvaluationConfig
 from distill_lit.evaluation.cache import to_frames
 from distill_lit.evaluation.evaluator import EvaluationResult, evaluate_loaded
 from distill_lit.evaluation.lm_eval_patches import quiet_lm_eval

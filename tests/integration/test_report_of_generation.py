@@ -10,7 +10,7 @@ from helpers.synthetic_results import build, edit_documents, edit_model, edit_se
 
 from distill_lit.analysis.generation import groups_without_answers, pass_at_k_difference, shown_ks
 from distill_lit.analysis.pass_at_k import answers_interval
-from distill_lit.config.schema import AnalysisConfig
+from distill_lit.config.evaluation import AnalysisConfig
 from distill_lit.report.bundle import ReportBundle, build_report_bundle
 from distill_lit.report.render import write_generation_files
 from distill_lit.report.tables.generation import generation_table, variance_table

@@ -20,7 +20,7 @@ from distill_lit import report
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scores import compute_scores, macro_score, task_score
 from distill_lit.analysis.significance import wilson
-from distill_lit.config.schema import AnalysisConfig
+from distill_lit.config.evaluation import AnalysisConfig
 from distill_lit.report.bundle import ReportBundle, build_report_bundle
 from distill_lit.report.formats.table import to_csv
 from distill_lit.report.formats.terminal import TerminalTable

@@ -23,7 +23,7 @@ from distill_lit import report
 from distill_lit.analysis.long_tail import LongTail
 from distill_lit.analysis.model_groups import ModelGroup
 from distill_lit.analysis.pareto import pareto_frontier
-from distill_lit.config.schema import AnalysisConfig
+from distill_lit.config.evaluation import AnalysisConfig
 from distill_lit.report.bundle import ReportBundle, build_report_bundle
 from distill_lit.report.figures.calibration import calibration_figure
 from distill_lit.report.figures.long_tail import long_tail_figure

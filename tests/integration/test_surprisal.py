@@ -14,7 +14,7 @@ from lm_eval.models.huggingface import HFLM
 
 from distill_lit.analysis.document_axes import axis_values, stratify
 from distill_lit.analysis.results import load_results
-from distill_lit.config.schema import EvaluationConfig
+from distill_lit.config.evaluation import EvaluationConfig
 from distill_lit.evaluation import packing_support
 from distill_lit.evaluation import prefix_tree_lm as harness
 from distill_lit.evaluation.evaluator import EvaluationResult, evaluate_model

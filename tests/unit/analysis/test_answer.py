@@ -17,7 +17,7 @@ from distill_lit.analysis.results import load_results
 from distill_lit.analysis.retention import fieller, non_inferiority, retention
 from distill_lit.analysis.score_table import MACRO_AVERAGE, score_frame
 from distill_lit.analysis.scores import Scores, compute_scores, endpoint_scores, macro_difference
-from distill_lit.config.schema import AnalysisConfig
+from distill_lit.config.evaluation import AnalysisConfig
 
 FAST = AnalysisConfig(n_resamples=200)
 

@@ -20,7 +20,7 @@ from distill_lit.analysis.choices import choice_logits, fit_temperature
 from distill_lit.analysis.deferral import coverage_curve, deferral_threshold
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scores import Scores, compute_scores
-from distill_lit.config.schema import AnalysisConfig
+from distill_lit.config.evaluation import AnalysisConfig
 
 ANALYSIS = AnalysisConfig(n_resamples=400)
 

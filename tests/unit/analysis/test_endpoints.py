@@ -21,7 +21,7 @@ from distill_lit.analysis.results import load_results
 from distill_lit.analysis.score_table import MACRO_AVERAGE, score_frame
 from distill_lit.analysis.scores import Scores, compute_scores
 from distill_lit.analysis.teacher_ceiling import teacher_ceiling_frame
-from distill_lit.config.schema import AnalysisConfig
+from distill_lit.config.evaluation import AnalysisConfig
 
 ANALYSIS = AnalysisConfig(n_resamples=100)
 

@@ -17,7 +17,7 @@ from distill_lit.analysis.results import load_results
 from distill_lit.analysis.score_table import score_frame
 from distill_lit.analysis.scores import Scores, compute_scores
 from distill_lit.analysis.strata import axis_strata, tail_less_head, trend_weights
-from distill_lit.config.schema import AnalysisConfig
+from distill_lit.config.evaluation import AnalysisConfig
 from distill_lit.report.bundle import build_report_bundle
 from distill_lit.report.loss_report import loss_report_markdown
 from distill_lit.report.loss_statement import loss_statement

@@ -20,7 +20,7 @@ from distill_lit.analysis.pareto import (
 from distill_lit.analysis.pareto import pareto_optimal_mask as standing
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scores import compute_scores
-from distill_lit.config.schema import AnalysisConfig
+from distill_lit.config.evaluation import AnalysisConfig
 
 FAST = AnalysisConfig(n_resamples=500)
 

@@ -9,8 +9,8 @@ from helpers.tiny_data import save_tokenizer, write_lines
 
 from distill_lit import assets
 from distill_lit.config import ExperimentConfig, expand_grid, load_experiment, to_dict, to_yaml
+from distill_lit.config.data import CorpusConfig, DataConfig
 from distill_lit.config.key_paths import holds_paths
-from distill_lit.config.schema import CorpusConfig, DataConfig
 from distill_lit.data import check_data_config, prepare_datasets
 from distill_lit.data.templates import read_template
 from distill_lit.evaluation.task_index import user_index

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from distill_lit.config.schema import TrainingConfig
+from distill_lit.config.training import TrainingConfig
 from distill_lit.data import PackedDataset
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import PackedLoader, ValidationLoader, make_batch, optimizer_steps, shuffled_row_indices

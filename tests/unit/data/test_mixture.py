@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from helpers.tiny_data import byte_tokenizer, save_tokenizer, write_lines
 
-from distill_lit.config.schema import CorpusConfig, DataConfig
+from distill_lit.config.data import CorpusConfig, DataConfig
 from distill_lit.data import PackedDataset, check_data_config, prepare_datasets
 from distill_lit.data.loader import PackedLoader
 from distill_lit.utils.exceptions import UserError

@@ -12,7 +12,8 @@ import pyarrow.parquet as parquet
 import pytest
 from helpers.tiny_data import save_tokenizer, write_lines
 
-from distill_lit.config.schema import CorpusConfig, DataConfig, ExperimentConfig
+from distill_lit.config.data import CorpusConfig, DataConfig
+from distill_lit.config.schema import ExperimentConfig
 from distill_lit.data import PreparedData, check_data_config, prepare_datasets, sources, spool
 from distill_lit.data.encoding_processes import map_in_processes
 from distill_lit.data.spool import ArraySpool, ItemSpool, scratch_zeros

@@ -14,7 +14,7 @@ import torch
 from helpers.tiny_data import byte_tokenizer, save_tokenizer, write_lines
 
 from distill_lit.config import TeacherPromptConfig
-from distill_lit.config.schema import CorpusConfig, DataConfig
+from distill_lit.config.data import CorpusConfig, DataConfig
 from distill_lit.data import PackedDataset, PreparedData, cached_statistics, check_data_config, prepare_datasets
 from distill_lit.data.loader import PackedLoader
 from distill_lit.data.token_files import vocabulary_fingerprint

@@ -2,7 +2,7 @@
 
 import pytest
 
-from distill_lit.config.schema import EvaluationConfig
+from distill_lit.config.evaluation import EvaluationConfig
 from distill_lit.evaluation.generation_settings import GenerationSettings, generation_settings
 from distill_lit.evaluation.task_index import built_in_index
 from distill_lit.evaluation.tasks import check_tasks, resolve_tasks

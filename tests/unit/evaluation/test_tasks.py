@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from helpers import tiny_tasks
 
-from distill_lit.config.schema import EvaluationConfig
+from distill_lit.config.evaluation import EvaluationConfig
 from distill_lit.data.mirror import MIRROR_WHEELS, assets, repositories
 from distill_lit.evaluation import task_index as index
 from distill_lit.evaluation import tasks

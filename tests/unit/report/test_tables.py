@@ -18,7 +18,7 @@ from distill_lit.analysis.results import load_results
 from distill_lit.analysis.retention import retention
 from distill_lit.analysis.score_table import MACRO_AVERAGE, score_frame
 from distill_lit.analysis.scores import compute_scores
-from distill_lit.config.schema import AnalysisConfig
+from distill_lit.config.evaluation import AnalysisConfig
 from distill_lit.report.bundle import build_report_bundle
 from distill_lit.report.formats.latex_table import escape_latex, to_latex
 from distill_lit.report.formats.markdown_table import escape_markdown, escape_markdown_cell, to_markdown

@@ -16,8 +16,8 @@ from distill_lit.analysis.pareto import pareto_frontier
 from distill_lit.analysis.score_table import MACRO_AVERAGE
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.significance import Interval
+from distill_lit.config.evaluation import AnalysisConfig
 from distill_lit.config.report import ReportConfig
-from distill_lit.config.schema import AnalysisConfig
 from distill_lit.report.bundle import ReportBundle, build_report_bundle
 from distill_lit.report.figures.calibration import calibration_figure
 from distill_lit.report.figures.long_tail import long_tail_figure

@@ -1,0 +1,118 @@
+"""How students learn: the terms of the loss, and the optimizer's settings."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from distill_lit.config.fields import MAX_TOKENS, Bool, Count, Float, Int, Temperature, Text, Weight, config_section
+
+
+@config_section
+class TermConfig:
+    """One term of the objective."""
+
+    kind: Text = Field(
+        default="", description="its loss (`distill-lit list objectives`); empty: the preset's, or the term's name"
+    )
+    weight: Weight | None = Field(
+        default=None, description="factor, or a schedule {shape, start, end} over the steps; null: the preset's, or 1"
+    )
+    temperature: Temperature | None = Field(
+        default=None, description="of both softmaxes, or a schedule over the steps; null: the preset's, or 1"
+    )
+    options: dict[Text, Any] = Field(default_factory=dict, description="parameters of the loss, such as beta")
+
+
+@config_section
+class ObjectiveConfig:
+    """The loss: a weighted sum of named terms."""
+
+    preset: Text = Field(
+        default="", description="conventions of others, which `terms` may change: hinton, gkd, torchtune, distillm, …"
+    )
+    terms: dict[Text, TermConfig | None] = Field(
+        default_factory=dict, description="{name: term}; null removes an inherited term, or one of the preset"
+    )
+    alpha: Annotated[Float, Field(ge=0, le=1)] | None = Field(
+        default=None,
+        description="mixes by one number: weights of terms with the teacher times alpha, of terms on labels (`ce` is added "
+        "where there is none) times 1 − alpha; null: weights as they are",
+    )
+    temperature_scaling: Literal["auto", "hinton", "none"] = Field(
+        default="auto", description="hinton: terms with a temperature T times T²; none: not; auto: the preset's, or hinton"
+    )
+    chunk_size: Count = Field(default=0, ge=0, description="tokens per pass of the fused lm_head; 0: from memory_budget")
+    memory_budget: Float = Field(
+        default=0.0,
+        ge=0,
+        description="MiB for logits in the fused lm_head; 0: 512; on one GPU 1024 in its Triton kernel, else a tenth of it",
+    )
+    compile: Literal["auto", "always", "never"] = Field(
+        default="auto", description="torch.compile of the element-wise part of the fused lm_head; on CUDA its Triton kernel"
+    )
+
+
+@config_section
+class TrainingConfig:
+    """How one student is trained."""
+
+    max_tokens: Int = Field(default=1_000_000, ge=1, le=MAX_TOKENS, description="tokens the student reads")
+    micro_batch_size: Int = Field(default=8, ge=1, le=1 << 20, description="sequences per forward pass")
+    gradient_accumulation_steps: Int = Field(default=1, ge=1, le=1 << 20, description="forward passes per optimizer step")
+    learning_rate: Float = Field(default=5e-4, gt=0, description="peak learning rate of AdamW")
+    warmup_fraction: Float = Field(
+        default=0.1, ge=0, le=1, description="share of the steps in which the learning rate rises"
+    )
+    min_lr_ratio: Float = Field(
+        default=0.1, ge=0, le=1, description="learning rate at the end of the cosine, as a share of the peak"
+    )
+    weight_decay: Float = Field(default=0.01, ge=0, description="weight decay of AdamW, on matrices only")
+    beta1: Float = Field(default=0.9, ge=0, le=0.9999, description="decay of AdamW's first moment")
+    beta2: Float = Field(default=0.95, ge=0, le=0.9999, description="decay of AdamW's second moment")
+    max_grad_norm: Float = Field(
+        default=1.0, ge=0, description="gradients of a larger norm are scaled to it; 0: no clipping"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="of the student's matrix products; auto: the fastest measured on this machine"
+    )
+    packed_attention: Literal["auto", "mask", "segments", "flex", "varlen"] = Field(
+        default="auto",
+        description="how documents of a row are kept apart: by a (T, T) mask, or without one: segments anywhere, flex "
+        "(FlexAttention) on GPUs, varlen (FlashAttention) on GPUs in 16 bits; auto: from 2048 tokens a row on the fastest "
+        "by which the model reads rightly, else the mask",
+    )
+    gradient_checkpointing: Bool = Field(default=False, description="recompute activations to save memory")
+    compile: Bool = Field(default=False, description="torch.compile the student's backbone, and an online teacher's")
+    val_check_interval: Float = Field(default=0.25, gt=0, le=1, description="share of the steps between validations")
+    checkpoint_interval: Count = Field(default=100, ge=1, description="optimizer steps between checkpoints")
+    log_every_n_steps: Count = Field(default=1, ge=1, description="optimizer steps between logged points")
+    checkpoint_budget: Float = Field(
+        default=20.0, gt=0, description="GB of checkpoints a run may hold; its newest is kept in any case"
+    )
+    keep_checkpoints: Bool = Field(default=False, description="keep the last and the best checkpoint of a finished run")
+    accelerator: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where students train")
+    devices: Int = Field(
+        default=1, ge=1, le=4096, description="processes or GPUs of each node that train one student together"
+    )
+    nodes: Int = Field(default=1, ge=1, le=65536, description="machines that train one student together")
+    strategy: Literal["auto", "ddp", "fsdp"] = Field(
+        default="auto",
+        description="of several ranks. ddp: each holds everything; fsdp: student and online teacher are sharded over them "
+        "(FSDP2); auto: fsdp where a training does not fit one device",
+    )
+    teacher_shards: Int = Field(
+        default=0,
+        ge=0,
+        le=4096,
+        description="of fsdp: ranks that hold one copy of an online teacher together; 0: all of them, 1: each its own copy",
+    )
+    checkpoint: Literal["auto", "whole", "sharded"] = Field(
+        default="auto",
+        description="of fsdp. whole: one file, which the first rank writes; sharded: a folder, of which every rank writes "
+        "its part; auto: sharded above 10 GB. Any run goes on from either",
+    )
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train one student together, on all nodes."""
+        return self.devices * self.nodes
