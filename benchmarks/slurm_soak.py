@@ -182,7 +182,7 @@ def do_fault(kind: str, runs: Path, cluster: Path, rng: random.Random) -> bool:
         return False
     victim = rng.choice(sorted(training))
     actions: dict[str, Callable[[], object]] = {
-        "end of time": lambda: slurm_cluster.say("scancel", "--signal=USR2", victim.job),
+        "end of time": lambda: slurm_cluster.warn_of_end(victim.job),
         "requeue": lambda: slurm_cluster.say("scontrol", "requeue", victim.job),
         "cancelled task": lambda: slurm_cluster.say("scancel", victim.job),
         "preemption": lambda: preempt(victim.node),

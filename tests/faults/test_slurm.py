@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers import slurm_cluster
-from helpers.slurm_cluster import kick, queue, say, wait_until
+from helpers.slurm_cluster import kick, queue, say, wait_until, warn_of_end
 
 from distill_lit.config import ExperimentConfig, LauncherConfig, SlurmConfig, StudentConfig, TeacherConfig, TrainingConfig
 from distill_lit.config.roles import Role
@@ -109,7 +109,7 @@ def test_a_preempted_run_and_one_whose_time_is_over_go_on_where_they_were(folder
     submit(folder, low, late)
     wait_until(lambda: running(folder, low) and running(folder, late))
     say("scontrol", "requeue", queued_runs(folder)[low.name].job)  # what a preemption is: SIGTERM, then the queue
-    say("scancel", "--signal=USR2", queued_runs(folder)[late.name].job)
+    warn_of_end(queued_runs(folder)[late.name].job)
     wait_until(lambda: last_status(folder / low.name)[0] and last_status(folder / late.name)[0])
     assert last_status(folder / low.name)[1].startswith("SIGTERM at step")
     assert last_status(folder / late.name)[1].startswith("SIGUSR2 at step")
@@ -126,7 +126,7 @@ def test_a_run_whose_time_is_over_too_often_fails(folder: Path) -> None:
     run = sleeping_run("late", 300, restarts=0)
     submit(folder, run)
     wait_until(lambda: running(folder, run))
-    say("scancel", "--signal=USR2", queued_runs(folder)[run.name].job)
+    warn_of_end(queued_runs(folder)[run.name].job)
     wait_until(lambda: not queue())
     status, reason = last_status(folder / run.name)
     assert status == "failed" and reason.startswith("launcher.slurm.restarts: its time was over 1 times")

@@ -3,12 +3,12 @@
 import contextlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from helpers import slurm_cluster, tiny_tasks, training_processes
-from helpers.slurm_cluster import kick, say, wait_until
+from helpers.slurm_cluster import kick, say, wait_until, warn_of_end
 
 from distill_lit.experiment.launcher.slurm.progress_file import read_progress
 from distill_lit.experiment.launcher.slurm.queued_runs import queued_runs
@@ -71,10 +71,14 @@ def on_cluster(experiment: Path, *changes: str) -> Iterator[Path]:
             driver.kill()
 
 
-def stop_in_training(runs: Path, name: str, *words: str) -> None:
-    """What `words` do to the job of a run, once it trains."""
+def stop_in_training(runs: Path, name: str, stop: Callable[[str], object]) -> None:
+    """What is done to the job of a run once it trains."""
     wait_until(lambda: read_progress(runs / name).get("stage") == "train", SECONDS)
-    say(*words, queued_runs(runs)[name].job)
+    stop(queued_runs(runs)[name].job)
+
+
+def preempt(job: str) -> None:
+    say("scontrol", "requeue", job)
 
 
 def student_of(folder: Path) -> bytes:
@@ -94,8 +98,8 @@ def test_trainings_that_were_stopped_on_nodes_end_bit_for_bit_as_here(
     here = undisturbed(experiment)
     names = sorted(path.parent.name for path in here.glob("*/manifest.json"))
     with on_cluster(experiment) as there:
-        stop_in_training(there, names[0], "scancel", "--signal=USR2")
-        stop_in_training(there, names[1], "scontrol", "requeue")
+        stop_in_training(there, names[0], warn_of_end)
+        stop_in_training(there, names[1], preempt)
     assert read_json(there / names[0] / "restarts.json") == {"restarts": 1}
     for name in names:
         assert has_gone_on(there / name)
@@ -110,7 +114,7 @@ def test_two_nodes_that_were_driven_off_end_bit_for_bit_as_two_ranks_here(
     here = undisturbed(experiment, "training.devices=2", "training.strategy=ddp")
     (name,) = (path.parent.name for path in here.glob("*/manifest.json"))
     with on_cluster(experiment, "training.nodes=2", "training.strategy=ddp") as there:
-        stop_in_training(there, name, "scontrol", "requeue")
+        stop_in_training(there, name, preempt)
     assert has_gone_on(there / name)
     assert student_of(there / name) == student_of(here / name)
     assert (there / name / "evaluation.json").is_file()

@@ -46,6 +46,13 @@ def say(*words: str) -> str:
     return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
 
 
+def warn_of_end(job: str) -> None:
+    """The signal that SLURM sends before the end of a job's time. 22.05 sends it to a task of an array whose others wait,
+    says that it could not, and tries again for a minute."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run(["scancel", "--signal=USR2", job], capture_output=True, check=False, timeout=4)
+
+
 def queue(*columns: str) -> list[str]:
     """A line for each job: id, name, state, node, reason."""
     return say("squeue", "--noheader", "--array", f"--format={'|'.join(columns) or '%i|%j|%T|%N|%r'}").splitlines()
