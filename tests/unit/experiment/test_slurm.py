@@ -8,7 +8,7 @@ import pytest
 from distill_lit.config import ExperimentConfig, LauncherConfig, SlurmConfig, StudentConfig, TeacherConfig, TrainingConfig
 from distill_lit.config.roles import Role
 from distill_lit.experiment.launcher.shards import choose_named, choose_shard, parse_shard
-from distill_lit.experiment.launcher.slurm import engine
+from distill_lit.experiment.launcher.slurm import engine, task
 from distill_lit.experiment.launcher.slurm.arrays import EVALUATE, plan_arrays, total_tasks
 from distill_lit.experiment.launcher.slurm.checks import check_partition, check_slurm_config
 from distill_lit.experiment.launcher.slurm.squeue import (
@@ -22,6 +22,7 @@ from distill_lit.experiment.launcher.slurm.squeue import (
 from distill_lit.experiment.launcher.slurm.status import join_task
 from distill_lit.experiment.launcher.slurm.submit import sbatch_options
 from distill_lit.experiment.planned_run import Run
+from distill_lit.experiment.run_state import last_status
 from distill_lit.utils.exceptions import UserError
 
 QUEUE = """\
@@ -100,6 +101,17 @@ def test_what_the_queue_has_no_room_for_is_left_and_said(tmp_path: Path, monkeyp
     assert lines == ["sbatch: the queue is full: 3 jobs are left; the same command submits them once there is room"]
     with pytest.raises(UserError, match=r"launcher\.slurm: sbatch: the queue is full"):  # where it has taken none
         engine.submit(runs[0].config, runs, tmp_path, lines.append)
+
+
+def test_an_evaluation_says_that_its_training_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of several nodes that is killed takes the others with it, and none of them can say a word."""
+    monkeypatch.setattr(task, "NEEDS_SECONDS", 1.0)
+    run = run_of("killed", devices=2)
+    place = tmp_path / run.name
+    place.mkdir()
+    assert task._execute(run, place, EVALUATE, task.Job("7_0", node=0)) == 1
+    status, reason = last_status(place)
+    assert status == "failed" and reason.startswith("its training has ended without a word")
 
 
 def test_gpus_are_asked_for_only_where_they_are_used() -> None:

@@ -87,7 +87,7 @@ def _execute(run: Any, place: Path, part: str, job: Job) -> int:
     """The exit code of a task."""
     if lost := missing_needs(run, place, part):
         if not job.node and not (place / STATE_NAME).is_file():
-            write_run_status(place, FAILED, f"needs {lost[0]}, which {_state_of(place.parent / lost[0])}")
+            write_run_status(place, FAILED, _why_lost(run, place, lost[0]))
         return 1
     import torch
 
@@ -121,9 +121,11 @@ def _has_manifest(folder: Path) -> bool:
         return False
 
 
-def _state_of(folder: Path) -> str:
-    """What to say of a run that is not done."""
-    return "failed" if last_status(folder)[0] == FAILED else "is not done"
+def _why_lost(run: Any, place: Path, need: str) -> str:
+    """What to say where a run that is needed is not done, or the run itself has no model to evaluate."""
+    if need == run.name:
+        return "its training has ended without a word, as one that is killed; the same command goes on from its checkpoint"
+    return f"needs {need}, which {'failed' if last_status(place.parent / need)[0] == FAILED else 'is not done'}"
 
 
 def _newest_checkpoint(place: Path) -> list[str]:
