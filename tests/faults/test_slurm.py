@@ -208,7 +208,7 @@ def test_status_says_what_is_held_and_what_is_lost(folder: Path) -> None:
 
 def test_what_the_cluster_will_not_take_is_said_before_anything_is_written(folder: Path) -> None:
     for options, words in (
-        ({"partition": "mian"}, "launcher.slurm.partition: this cluster has no 'mian'; did you mean 'main'"),
+        ({"partition": "maine"}, "launcher.slurm.partition: this cluster has no 'maine'; did you mean 'main'"),
         ({"time": 61}, "launcher.slurm.time: 61 minutes, and main gives at most 60"),
         ({"time": 1, "warn": 30}, "launcher.slurm.time: 1 minutes, of which 30 s are left to save"),
         ({"cpus_per_task": 5}, "launcher.slurm.cpus_per_task: a job needs 5 cores of a node, and main has 4"),
