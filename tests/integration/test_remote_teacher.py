@@ -35,8 +35,10 @@ from distill_lit.config import (
     RemoteConfig,
     load_experiment,
 )
-from distill_lit.experiment import launcher as launch
+from distill_lit.experiment.launcher import local
+from distill_lit.experiment.launcher.launch import launch_runs
 from distill_lit.experiment.plan import plan_runs
+from distill_lit.experiment.stopping import Terminated
 from distill_lit.generation import api_client as asking
 from distill_lit.generation.api_replies import parse_reply, parse_retry_after
 from distill_lit.generation.completions import Completion, read_completions
@@ -583,7 +585,7 @@ def run_tiny(tmp_path: Path, url: str) -> dict[str, str]:
     loaded = load_experiment(file)
     runs = plan_runs(loaded)
     with RunDisplay(Console(file=io.StringIO())) as display:
-        failed = launch.launch_runs(loaded, runs, tmp_path / "runs/tiny", display).failed
+        failed = launch_runs(loaded, runs, tmp_path / "runs/tiny", display).failed
     return {run.label: failed[run.name] for run in runs if run.name in failed}
 
 
@@ -601,7 +603,7 @@ def test_a_run_is_told_which_of_those_it_needs_has_failed(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_a_stopped_driver_waits_for_replies_that_are_paid_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "STOP_SECONDS", 0.1)
+    monkeypatch.setattr(local, "STOP_SECONDS", 0.1)
 
     def slow(request: dict, number: int) -> tuple:
         if number == 0:
@@ -610,7 +612,7 @@ def test_a_stopped_driver_waits_for_replies_that_are_paid_for(tmp_path: Path, mo
         return echo(request, number)
 
     with serving(slow) as server:
-        with pytest.raises(launch.Terminated):
+        with pytest.raises(Terminated):
             run_tiny(tmp_path, server.url)
         assert len(RequestLog(request_log_path(server.url, "m")).entries) == len(server.requests) > 0
 
