@@ -12,9 +12,17 @@ from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root
 from distill_lit.utils.redaction import redact
 
+PIPE_WIDTH = 200  # columns where output goes to a file or a program, which would get its tables cut
+
 
 class PipeSafeConsole(Console):
     """A console whose reader may go away, as `head` does: the command goes on without output."""
+
+    @classmethod
+    def of_output(cls) -> "PipeSafeConsole":
+        """For standard output, as wide as the terminal, or as `COLUMNS` says."""
+        is_known = sys.stdout.isatty() or "COLUMNS" in os.environ
+        return cls(width=None if is_known else PIPE_WIDTH)
 
     def on_broken_pipe(self) -> None:
         """Sends the rest nowhere."""

@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
     replace_unencodable_output()
     try:
         _check_current_folder()
-        code = options.run(options, PipeSafeConsole())
+        code = options.run(options, PipeSafeConsole.of_output())
     except UserError as error:
         code = print_error(str(error), BAD_INPUT)
     except FatalRunError as error:

@@ -1,6 +1,7 @@
 """The tables of `plan` and `status`, from made-up runs."""
 
 import io
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distill_lit.cli.commands.status import status_table
+from distill_lit.cli.errors import PipeSafeConsole
 from distill_lit.cli.run_table import memory_table, plan_axes, plan_table, time_lines
 from distill_lit.config import load_experiment
 from distill_lit.experiment.estimate import Estimate
@@ -110,3 +112,14 @@ def test_status_has_the_results_so_far() -> None:
     ]
     nothing = dict.fromkeys("abc", ("missing", ""))
     assert cells(status_table(planned, nothing, dict.fromkeys("abc", RunResults())))[0] == ["run", "status"]
+
+
+@pytest.mark.parametrize(("columns", "width"), [(None, 200), ("90", 90)])
+def test_no_table_is_cut_where_the_output_is_a_pipe(
+    columns: str | None, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert not sys.stdout.isatty()
+    assert PipeSafeConsole.of_output().width == width
