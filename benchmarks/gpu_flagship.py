@@ -24,7 +24,7 @@ from benchmarks.gpu_pack import read_rows
 from distill_lit import losses
 from distill_lit.config import StudentConfig, TrainingConfig
 from distill_lit.data.datamodule import PackedDataModule
-from distill_lit.models import Calibration, initial_student, load_model
+from distill_lit.models import CalibrationData, initial_student, load_model
 from distill_lit.profiling.memory import read_peak_memory, reset_peak_memory
 from distill_lit.training.distiller import Distiller
 from distill_lit.utils import hardware
@@ -47,7 +47,7 @@ def train(folder: Path, layers: list[int], objective: Any, arguments: argparse.N
     L.seed_everything(0, verbose=False)
     model, device = folder / "model", hardware.device_for("auto")
     rows = read_rows(folder)
-    student = initial_student(StudentConfig(layers=layers), model, Calibration([], ""), seed=0)
+    student = initial_student(StudentConfig(layers=layers), model, CalibrationData([], ""), seed=0)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     distiller = Distiller(student, load_model(model, dtype), objective, lr=5e-4)
     tokens = arguments.steps * arguments.rows * rows["train"].sequence_length

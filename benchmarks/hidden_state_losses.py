@@ -26,7 +26,7 @@ from distill_lit import data
 from distill_lit.config import StudentConfig, TermConfig, load_experiment
 from distill_lit.data.loader import calibration_batches, make_batch
 from distill_lit.losses import build_objective, can_compile, chunk_size_for_budget
-from distill_lit.models import Calibration, initial_student, load_model, load_tokenizer, model_folder
+from distill_lit.models import CalibrationData, initial_student, load_model, load_tokenizer, model_folder
 from distill_lit.teachers import OnlineTeacher
 from distill_lit.training.distiller import Distiller
 from distill_lit.training.feature_alignment import build_feature_alignment, use_eager_attention
@@ -80,7 +80,7 @@ def measure(kind: str, options: argparse.Namespace) -> dict[str, float]:
 def _build_distiller(kind: str, config: Any, folder: Path, prepared: data.PreparedData, depth: int) -> Distiller:
     dtype = getattr(torch, hardware.fastest_dtype(hardware.device_for("auto")))
     vocab_size = max(load_tokenizer(folder).get_vocab().values()) + 1
-    student = initial_student(StudentConfig(num_layers=depth, layers="uniform"), folder, Calibration([], ""), seed=0)
+    student = initial_student(StudentConfig(num_layers=depth, layers="uniform"), folder, CalibrationData([], ""), seed=0)
     teacher = OnlineTeacher(load_model(folder, dtype), vocab_size)
     objective = build_objective(OBJECTIVES[kind])
     use_eager_attention(objective, student, teacher.model)

@@ -44,7 +44,7 @@ from benchmarks.step_floor import step_floor
 from distill_lit.config import StudentConfig, TrainingConfig
 from distill_lit.losses import can_compile
 from distill_lit.losses.lm_head import get_lm_head
-from distill_lit.models import Calibration, initial_student, load_model, model_folder
+from distill_lit.models import CalibrationData, initial_student, load_model, model_folder
 from distill_lit.models.packing_check import last_hidden_state
 from distill_lit.profiling.memory import read_peak_memory, reset_peak_memory
 from distill_lit.teachers import OnlineTeacher
@@ -124,7 +124,7 @@ def new_distiller(dtype: torch.dtype, device: torch.device, quick: bool, compile
     """Teacher and student as a training has them; compiled: with `training.compile`; reference: of another teacher."""
     folder = model_folder(reference or TEACHER)
     shape = StudentConfig(num_layers=2 if quick else 6, layers="uniform")
-    student = initial_student(shape, folder, Calibration([], ""), seed=0).to(device).train()
+    student = initial_student(shape, folder, CalibrationData([], ""), seed=0).to(device).train()
     training, vocab_size = TrainingConfig(compile=compiled), lm_head_rows(student)
     prepare_student(student, training)
     teacher = OnlineTeacher(load_model(folder, dtype).to(device), vocab_size, compiled)

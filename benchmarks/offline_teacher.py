@@ -38,7 +38,7 @@ from distill_lit.config import ExperimentConfig, StudentConfig, TermConfig, load
 from distill_lit.data.loader import make_batch
 from distill_lit.losses import build_objective, can_compile, chunk_size_for_budget
 from distill_lit.losses.lm_head import get_lm_head
-from distill_lit.models import Calibration, initial_student, load_model, model_folder
+from distill_lit.models import CalibrationData, initial_student, load_model, model_folder
 from distill_lit.models.vocabulary import load_unpadded_vocab_size
 from distill_lit.teachers import OfflineTeacher, OnlineTeacher, Teacher, write_teacher_cache
 from distill_lit.teachers.compression import (
@@ -151,7 +151,7 @@ class BenchmarkSetup:
 
     def student(self, depth: int) -> Any:
         """A student before its first step."""
-        return initial_student(StudentConfig(layers=STUDENT_LAYERS[depth]), self.folder, Calibration([], ""), 0)
+        return initial_student(StudentConfig(layers=STUDENT_LAYERS[depth]), self.folder, CalibrationData([], ""), 0)
 
     def distiller(self, name: str, teacher: Teacher | None, student: Any) -> Distiller:
         """The student under the objective that reads this teacher."""

@@ -24,7 +24,7 @@ from distill_lit.config import StudentConfig, WidthConfig, load_experiment
 from distill_lit.data.loader import calibration_batches, make_batch
 from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.losses.reduction import TokenLogits, apply_temperature, compute_metric_sums
-from distill_lit.models import Calibration, initial_student, load_model, load_tokenizer, model_folder, size_of
+from distill_lit.models import CalibrationData, initial_student, load_model, load_tokenizer, model_folder, size_of
 from distill_lit.models.packing_check import last_hidden_state
 from distill_lit.models.pruning import LAYER_SELECTION_METHODS
 from distill_lit.models.student import retained_layers
@@ -105,7 +105,7 @@ def pruning_table(depths: list[int], experiment: Path, held_out: int, overrides:
     vocab_size = max(load_tokenizer(folder).get_vocab().values()) + 1
     rows = prepared.validation.take(torch.arange(min(held_out, len(prepared.validation))).numpy())
     dtype = getattr(torch, hardware.fastest_dtype(hardware.device_for("cpu")))
-    calibration = Calibration(calibration_batches(prepared.train), prepared.fingerprint, dtype, _progress)
+    calibration = CalibrationData(calibration_batches(prepared.train), prepared.fingerprint, dtype, _progress)
     teacher = load_model(folder, dtype)
     retained_layers(StudentConfig(num_layers=min(depths), layers="kl_greedy"), folder, calibration)
     found = [_row("the teacher, unpruned", teacher, measure_fidelity(teacher, teacher, rows, vocab_size))]

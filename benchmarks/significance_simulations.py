@@ -20,7 +20,7 @@ from scipy.stats import norm
 
 from distill_lit.analysis import significance as st
 from distill_lit.analysis.axis_tests import axis_tests
-from distill_lit.analysis.crossed_variance import Estimate, TaskValues, crossed_estimate, mean_inside
+from distill_lit.analysis.crossed_variance import CrossedEstimate, TaskValues, crossed_estimate, mean_inside
 from distill_lit.analysis.document_axes import DOCUMENT_AXES
 from distill_lit.analysis.equivalence import exclusion
 from distill_lit.analysis.model_groups import ModelGroup
@@ -216,7 +216,7 @@ def contrast_errors(rng: np.random.Generator, repeats: int, n: int, harm: float 
     return float(np.mean(found))
 
 
-def single_pair(answers: FloatArray) -> Estimate:
+def single_pair(answers: FloatArray) -> CrossedEstimate:
     """The difference of two models on one task."""
     return crossed_estimate([TaskValues((answers[:, :1] - answers[:, 1:],), np.arange(len(answers)), unit=1.0)])
 

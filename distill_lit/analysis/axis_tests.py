@@ -13,7 +13,7 @@ from scipy import stats
 from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.crossed_variance import (
     Component,
-    Estimate,
+    CrossedEstimate,
     cluster_sums,
     crossed_df,
     crossed_variance,
@@ -179,7 +179,7 @@ def _wald(means: FloatArray, variances: _Variances) -> tuple[float, tuple[float,
 
 def _pairs(
     scores: Scores, groups: list[int], values: tuple[str, ...], variances: _Variances
-) -> tuple[tuple[PairTest, ...], list[Estimate]]:
+) -> tuple[tuple[PairTest, ...], list[CrossedEstimate]]:
     """All pairs; the seeds' variance is that of all values together, of which there is more to go by."""
     many = len(groups)
     numbers = [(i, j) for i in range(many) for j in range(i)]
@@ -188,7 +188,7 @@ def _pairs(
         own = scores.macro_estimate(groups[i], groups[j])
         pooled = Component(2 * variances.seeds.variance / (many - 1), variances.seeds.df)
         shared = Component(2 * variances.interaction.variance / (many - 1), variances.interaction.df)
-        estimates.append(Estimate(own.value, own.documents, pooled, shared, own.num_seeds))
+        estimates.append(CrossedEstimate(own.value, own.documents, pooled, shared, own.num_seeds))
     p = [estimate.p() for estimate in estimates]
     confidence = scores.analysis.confidence_level
     tests = [PairTest(values[i], values[j], estimate.interval(confidence), one, float(adjusted))

@@ -46,7 +46,7 @@ class Component:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CrossedEstimate:
     """A mean over documents and seeds. `documents` and `seeds` are variances of the mean that hold `interaction` both."""
 
     value: float
@@ -107,7 +107,7 @@ class Estimate:
 
 SEED_QUANTILE = 0.25
 NOT_KNOWN = Component(float("nan"), float("nan"))
-NONE = Estimate(float("nan"), NOT_KNOWN, NOT_KNOWN, NOT_KNOWN, 0)
+NONE = CrossedEstimate(float("nan"), NOT_KNOWN, NOT_KNOWN, NOT_KNOWN, 0)
 
 
 def crossed_variance(documents: float, seeds: float, interaction: float) -> float:
@@ -135,7 +135,7 @@ def satterthwaite(parts: Sequence[Component], variance: float) -> float:
     return variance**2 / spread if spread > 0 else float("inf")
 
 
-def crossed_estimate(tasks: Sequence[TaskValues]) -> Estimate:
+def crossed_estimate(tasks: Sequence[TaskValues]) -> CrossedEstimate:
     """The sum over tasks, which have documents of their own and share their seeds. NaN without tasks or with NaN values."""
     if not tasks or any(not block.size or np.isnan(block).any() for task in tasks for block in task.blocks):
         return NONE
@@ -151,7 +151,7 @@ def crossed_estimate(tasks: Sequence[TaskValues]) -> Estimate:
         interactions += [_interaction_part(task, b) for task in tasks]
     fewest = min(block.shape[1] for block in tasks[0].blocks)
     seeds, interaction = (_sum(seed_parts), _sum(interactions)) if seed_parts else (NOT_KNOWN, NOT_KNOWN)
-    return Estimate(float(value), documents, seeds, interaction, fewest)
+    return CrossedEstimate(float(value), documents, seeds, interaction, fewest)
 
 
 def _sum(parts: list[Component]) -> Component:

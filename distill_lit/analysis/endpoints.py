@@ -82,7 +82,7 @@ def _values(results: Results, endpoint: Endpoint) -> dict[str, FloatArray]:
     return {task: stacked[tasks == task] for task in results.tasks}
 
 
-def primary_scores(scores: Scores) -> tuple[Scores, Endpoint]:
+def scores_by_primary_endpoint(scores: Scores) -> tuple[Scores, Endpoint]:
     """By the endpoint that was declared before the run (`analysis.primary_endpoint`), and that endpoint. Of probes that
     were not measured yet, by accuracy."""
     name = scores.analysis.primary_endpoint

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill_lit.analysis.crossed_variance import Estimate
+from distill_lit.analysis.crossed_variance import CrossedEstimate
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Exclusion:
         return bool(self.p <= self.alpha)
 
 
-def exclusion(estimate: Estimate, margin: float, alpha: float = 0.05) -> Exclusion:
+def exclusion(estimate: CrossedEstimate, margin: float, alpha: float = 0.05) -> Exclusion:
     """TOST on a paired difference; margin: the difference that would matter, positive."""
     reach = estimate.critical(1 - alpha) * estimate.standard_error
     p = float(np.maximum(estimate.p_less(margin), estimate.p_greater(-margin)))

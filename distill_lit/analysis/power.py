@@ -8,7 +8,7 @@ import numpy as np
 
 from distill_lit.analysis.crossed_variance import (
     Component,
-    Estimate,
+    CrossedEstimate,
     TaskValues,
     crossed_df,
     crossed_estimate,
@@ -88,12 +88,12 @@ def variances_from_json(values: dict[str, dict[str, Any]]) -> dict[str, TaskVari
     return {task: TaskVariances(**one) for task, one in known.items()}
 
 
-def _above_chance(scores: Scores, t: int, first: int, second: int) -> Estimate:
+def _above_chance(scores: Scores, t: int, first: int, second: int) -> CrossedEstimate:
     task = scores.responses.tasks[t]
     return crossed_estimate([TaskValues(scores.blocks(task.centered, first, second), task.clusters)])
 
 
-def _parts(estimate: Estimate, n: int) -> tuple[float, float, float]:
+def _parts(estimate: CrossedEstimate, n: int) -> tuple[float, float, float]:
     """σ² of a document, of a document and seed, and of a seed: expected mean squares solved for them, not cut off at 0."""
     if not estimate.covers_seeds:
         return estimate.documents.variance * n, 0.0, float("nan")

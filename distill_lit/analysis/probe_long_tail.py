@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from distill_lit.analysis.array_types import FloatArray
-from distill_lit.analysis.crossed_variance import Estimate
+from distill_lit.analysis.crossed_variance import CrossedEstimate
 from distill_lit.analysis.document_axes import MISSING_STRATUM, DocumentAxis, axis_values, stratify
 from distill_lit.analysis.endpoints import BITS_PER_BYTE, probe_scores
 from distill_lit.analysis.long_tail import INSUFFICIENT, MIN_INTERVAL_DOCUMENTS
@@ -147,7 +147,7 @@ def _group_rows(scores: Scores) -> Iterator[dict[str, Any]]:
         score, low, high = estimate.interval(level)
         row = {"model": group.label, "role": group.role, "student": group.student, "variant": group.variant}
         others = find_baselines(scores, g)
-        deltas: dict[str, Estimate] = {
+        deltas: dict[str, CrossedEstimate] = {
             f"{who}_delta": scores.macro_estimate(g, others[who]) for who in BASELINE_ROLES if who in others
         }
         yield {**row, "score": score, "low": low, "high": high, **with_bounds(deltas, level)}

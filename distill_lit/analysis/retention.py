@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill_lit.analysis.crossed_variance import Estimate
+from distill_lit.analysis.crossed_variance import CrossedEstimate
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.significance import Interval
 
@@ -68,7 +68,7 @@ def fieller(
     return Interval(ratio, (b - reach) / a, (b + reach) / a)
 
 
-def _critical(estimate: Estimate, confidence: float) -> float:
+def _critical(estimate: CrossedEstimate, confidence: float) -> float:
     return estimate.critical(1 - (1 - confidence) / 2)
 
 

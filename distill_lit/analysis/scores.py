@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from distill_lit.analysis import significance as st
 from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.bootstrap import multiplier_draws
-from distill_lit.analysis.crossed_variance import Estimate, TaskValues, cluster_sums, crossed_estimate
+from distill_lit.analysis.crossed_variance import CrossedEstimate, TaskValues, cluster_sums, crossed_estimate
 from distill_lit.analysis.model_groups import ModelGroup, groups_of
 from distill_lit.analysis.response_matrix import ResponseMatrices, TaskResponses, build_response_matrices
 from distill_lit.analysis.results import Results
@@ -86,7 +86,7 @@ class Scores:
 
     def macro_estimate(
         self, first: int, second: int | None = None, share: float = 1.0, tasks: Sequence[int] | None = None
-    ) -> Estimate:
+    ) -> CrossedEstimate:
         """Macro average of group `first`, less `share` times that of `second`; tasks: to average instead of `averaged`."""
         numbers = self.averaged if tasks is None else tasks
         parts = []
@@ -98,7 +98,7 @@ class Scores:
             )
         return crossed_estimate(parts)
 
-    def task_estimate(self, t: int, first: int, second: int | None = None) -> Estimate:
+    def task_estimate(self, t: int, first: int, second: int | None = None) -> CrossedEstimate:
         """A task's metric of group `first`, less that of `second`."""
         task = self.responses.tasks[t]
         blocks = self.blocks(task.correct, first, second)
@@ -266,7 +266,7 @@ def macro_difference(scores: Scores, first: int, second: int, tasks: Sequence[in
     return found, st.sign_flip_p(np.concatenate(sums))
 
 
-def _interval(value: float, estimate: Estimate, scores: Scores) -> Interval:
+def _interval(value: float, estimate: CrossedEstimate, scores: Scores) -> Interval:
     found = estimate.interval(scores.analysis.confidence_level)
     return Interval(value, found.low, found.high)
 

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from distill_lit.analysis.array_types import FloatArray
-from distill_lit.analysis.crossed_variance import NONE, Estimate, TaskValues, crossed_estimate, mean_inside
+from distill_lit.analysis.crossed_variance import NONE, CrossedEstimate, TaskValues, crossed_estimate, mean_inside
 from distill_lit.analysis.document_axes import DocumentAxis
 from distill_lit.analysis.retention import MIN_RETENTION_BASELINE
 from distill_lit.analysis.scores import Scores
@@ -34,7 +34,8 @@ class AxisStrata:
     numbers: list[int]
     last: int
     inside: dict[int, dict[int, NDArray[np.bool_]]]
-    _known: dict[tuple[Any, ...], Estimate] = field(default_factory=dict)  # the same baselines stand beside many students
+    # the same baselines stand beside many students
+    _known: dict[tuple[Any, ...], CrossedEstimate] = field(default_factory=dict)
 
     def tasks_with(self, strata: Iterable[int]) -> list[int]:
         """Averaged tasks that have all these strata: so that no tasks are compared where strata are."""
@@ -47,7 +48,7 @@ class AxisStrata:
         tasks = self.tasks_with(wanted)
         return min((sum(int(self.inside[t][s].sum()) for t in tasks) for s in wanted), default=0)
 
-    def estimate(self, weights: Weights, first: int, second: int | None = None) -> Estimate:
+    def estimate(self, weights: Weights, first: int, second: int | None = None) -> CrossedEstimate:
         """Σ of the means of the strata times their weights, of group `first`, less that of group `second`. NaN where no
         task has all of them, or a group lacks one of the averaged tasks: it would be compared over others."""
         key = (tuple(weights.items()), first, second)
@@ -55,7 +56,7 @@ class AxisStrata:
             self._known[key] = self._estimate(weights, first, second)
         return self._known[key]
 
-    def _estimate(self, weights: Weights, first: int, second: int | None) -> Estimate:
+    def _estimate(self, weights: Weights, first: int, second: int | None) -> CrossedEstimate:
         groups = [first] if second is None else [first, second]
         if np.isnan(self.scores.centered[self.scores.averaged][:, groups]).any():
             return NONE
@@ -85,10 +86,10 @@ class AxisStrata:
         low = teacher.interval(self.scores.analysis.confidence_level).low
         return self._mean(together, s, g).value / teacher.value if low > MIN_RETENTION_BASELINE else float("nan")
 
-    def _mean(self, together: Iterable[int], s: int, g: int | None) -> Estimate:
+    def _mean(self, together: Iterable[int], s: int, g: int | None) -> CrossedEstimate:
         return NONE if g is None else self.estimate({**dict.fromkeys(together, 0.0), s: 1.0}, g)
 
-    def retention_estimate(self, weights: Weights, first: int, second: int | None = None) -> Estimate:
+    def retention_estimate(self, weights: Weights, first: int, second: int | None = None) -> CrossedEstimate:
         """Σ of the shares that a group retains of the teacher's score in each stratum times its weight, less that of
         another group. NaN unless the teacher is above chance in each. Linearized: R = S/T varies as (S − R·T)/T."""
         teacher = self.scores.teacher
@@ -126,11 +127,11 @@ def axis_strata(scores: Scores, axis: DocumentAxis, codes: pd.Series) -> AxisStr
 def against_baseline(
     names: tuple[str, str],
     weights: Weights,
-    estimate: Callable[[Weights, int, int | None], Estimate],
+    estimate: Callable[[Weights, int, int | None], CrossedEstimate],
     g: int,
     ce_only: int | None,
     teacher: int | None,
-) -> dict[str, Estimate]:
+) -> dict[str, CrossedEstimate]:
     """A contrast of a student, the same without teacher (`ce_only_` before its name), and the excess of the first, which
     has the second of `names`. teacher: whose own contrast is taken off the first two; None: no one's."""
     name, excess = names
@@ -140,7 +141,7 @@ def against_baseline(
     return found
 
 
-def with_bounds(estimates: Mapping[str, Estimate], confidence_level: float) -> dict[str, float]:
+def with_bounds(estimates: Mapping[str, CrossedEstimate], confidence_level: float) -> dict[str, float]:
     """{name, name_low, name_high, name_p} of each."""
     row: dict[str, float] = {}
     for name, estimate in estimates.items():

@@ -14,7 +14,7 @@ from scipy import stats
 
 from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.bootstrap import decided_share, multiplier_draws
-from distill_lit.analysis.crossed_variance import Estimate, TaskValues, cluster_sums, crossed_estimate, mean_inside
+from distill_lit.analysis.crossed_variance import CrossedEstimate, TaskValues, cluster_sums, crossed_estimate, mean_inside
 from distill_lit.analysis.retention import MIN_RETENTION_BASELINE, NOTHING, fieller
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.significance import Interval
@@ -49,7 +49,7 @@ class WorstGroup:
 @dataclass(frozen=True)
 class _Tested:
     group: Group
-    excess: Estimate
+    excess: CrossedEstimate
     sums: dict[int, FloatArray]  # task: per cluster, its part of the excess
 
 
@@ -84,7 +84,7 @@ def worst_group(scores: Scores, groups: Mapping[Group, NDArray[np.bool_]], g: in
     )  # fmt: skip
 
 
-def _normal_score(estimate: Estimate) -> float:
+def _normal_score(estimate: CrossedEstimate) -> float:
     """The normal quantile with the same tail as the estimate's t."""
     low = stats.norm.isf(estimate.p_greater()) if estimate.value > 0 else stats.norm.ppf(estimate.p_less())
     return float(np.clip(low, -38.0, 38.0))
@@ -142,7 +142,7 @@ def _retention(scores: Scores, inside: dict[int, NDArray[np.bool_]], g: int, alp
     teacher = scores.teacher
     assert teacher is not None
 
-    def estimate(first: int, second: int | None = None, share: float = 1.0) -> Estimate:
+    def estimate(first: int, second: int | None = None, share: float = 1.0) -> CrossedEstimate:
         parts = []
         for t, rows in inside.items():
             task = scores.responses.tasks[t]

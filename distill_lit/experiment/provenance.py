@@ -8,6 +8,7 @@ from typing import Any
 
 from distill_lit import assets
 from distill_lit.config import ExperimentConfig, to_dict
+from distill_lit.experiment.run_references import RUN_PREFIX
 from distill_lit.utils import hardware
 from distill_lit.utils.files import fingerprint
 
@@ -26,20 +27,29 @@ PACKAGES = (
 )
 
 
-def collect_provenance(config: ExperimentConfig, references: list[str]) -> dict[str, Any]:
+def collect_provenance(config: ExperimentConfig, references: list[str], runs: Path) -> dict[str, Any]:
     """Commit, hash of what differs from it, hash of the resolved config, seeds, what is behind each reference, versions,
-    machine, time. Without git the first two are `unknown`."""
+    machine, time. Without git the first two are `unknown`. runs: the folder of all experiments' runs; a model
+    that one of them has made is called `run:EXPERIMENT/NAME`, wherever that folder is."""
     is_ours = _git("ls-files", "--error-unmatch", Path(__file__).name) != "unknown"
     return {
         "commit": _git("rev-parse", "HEAD") if is_ours else "unknown",
         "changes": _uncommitted_changes_hash() if is_ours else "unknown",
         "config": fingerprint(to_dict(config)),
         "seeds": {"seed": config.seed, "data.seed": config.data.seed, "evaluation.seed": config.evaluation.seed},
-        "revisions": {reference: assets.revision(reference) for reference in references},
+        "revisions": {_published_name(name, runs): assets.revision(name) for name in references},
         "versions": {name: _version(name) for name in PACKAGES},
         "hardware": hardware.describe_hardware(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _published_name(reference: str, runs: Path) -> str:
+    """A reference as results may be handed on: without the place of the runs on this machine."""
+    place = Path(reference.removeprefix("file:"))
+    if not reference.startswith("file:") or not place.is_relative_to(runs):
+        return reference
+    return RUN_PREFIX + "/".join(place.relative_to(runs).parts[:2])
 
 
 def _uncommitted_changes_hash() -> str:

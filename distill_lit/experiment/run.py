@@ -163,7 +163,7 @@ def build_run(run: Run, folder: Path, progress_callback: ProgressCallback) -> No
         place = run_model_folder(folder, facts)
         facts |= {"fingerprint": model_fingerprint(place), "bytes": weight_bytes(place)}
     facts |= _source_facts(run, folder)
-    provenance = collect_provenance(run.config, required_assets_of(run))
+    provenance = collect_provenance(run.config, required_assets_of(run), folder.parents[1])
     write_json(
         folder / "manifest.json",
         {"identity": run.fingerprint, "role": run.role, "label": run.label, **facts, "provenance": provenance},

@@ -96,10 +96,10 @@ def _choose_strategy(run: Run, architectures: Architectures) -> Literal["ddp", "
         is_whole = not run.is_trained or bool(why_not_sharded(run.config, _objective(run), run.student))
     if is_whole:
         return "ddp"
-    return "ddp" if fits(run.config, estimate_memory(run, architectures)) else "fsdp"
+    return "ddp" if fits_device(run.config, estimate_memory(run, architectures)) else "fsdp"
 
 
-def fits(config: ExperimentConfig, memory: Memory) -> bool:
+def fits_device(config: ExperimentConfig, memory: Memory) -> bool:
     """Whether what a process needs fits its device; True where nobody knows."""
     available = _device_memory(config)
     return not available or memory.total <= MAX_MEMORY_SHARE * available
@@ -108,7 +108,7 @@ def fits(config: ExperimentConfig, memory: Memory) -> bool:
 def fit_line(run: Run, memory: Memory, architectures: Architectures) -> str:
     """What to say of a run that does not fit a device, and what would; empty for one that does. memory: as planned."""
     config = run.config
-    if fits(config, memory):
+    if fits_device(config, memory):
         return ""
     device = _device_memory(config) / 1e9
     line = f"{run.label} needs {memory.total / 1e9:.1f} GB of each device, which has {device:.1f} GB here"
@@ -119,7 +119,7 @@ def fit_line(run: Run, memory: Memory, architectures: Architectures) -> str:
     for ranks in (2**power for power in range(1, 11)):
         training = replace(config.training, strategy="fsdp", devices=ranks, nodes=1)
         sharded = estimate_memory(replace(run, config=replace(config, training=training)), architectures)
-        if fits(config, sharded):
+        if fits_device(config, sharded):
             return f"{line}; training.strategy=fsdp over {ranks} devices needs {sharded.total / 1e9:.1f} GB of each"
     return line
 

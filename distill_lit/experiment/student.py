@@ -28,7 +28,7 @@ from distill_lit.models import (
     INT8_RECIPE,
     QUANTIZATION_RECIPES,
     RELOAD_PROCESS,
-    Calibration,
+    CalibrationData,
     ModelSize,
     check_exports,
     check_reloads,
@@ -93,7 +93,7 @@ def train_and_export_student(
     with rank_zero_first():
         prepared = prepare_run_data(config, base)
         vocab_size = load_unpadded_vocab_size(base)
-        calibration = Calibration(
+        calibration = CalibrationData(
             calibration_batches(prepared.train),
             prepared.fingerprint,
             torch_dtype(config.teacher.dtype),
@@ -130,7 +130,7 @@ def train_and_export_student(
     }
 
 
-def _initial_student(run: Run, folder: Path, base: Path, calibration: Calibration) -> Any:
+def _initial_student(run: Run, folder: Path, base: Path, calibration: CalibrationData) -> Any:
     """The student before training; one that is only quantized is written at once."""
     shape = run.config.students[run.student]
     if shape.quantize != "none":
@@ -160,7 +160,7 @@ def _export(run: Run, folder: Path, student: Any, base: Path) -> ModelSize:
 
 
 def _layer_choices(
-    student: StudentConfig, teacher_folder: Path, calibration: Calibration, feature_alignment: FeatureAlignment | None
+    student: StudentConfig, teacher_folder: Path, calibration: CalibrationData, feature_alignment: FeatureAlignment | None
 ) -> dict[str, Any]:
     """Which of the teacher's layers the student kept, and which layers were compared with which."""
     origin = model_folder(student.from_) if student.from_ else teacher_folder
@@ -182,7 +182,7 @@ def _build_training_setup(
     teacher: Teacher | None,
     progress_callback: ProgressCallback,
     teacher_folder: Path,
-    calibration: Calibration,
+    calibration: CalibrationData,
 ) -> TrainingJob:
     config = run.config
     base = student_base_folder(config, teacher_folder)

@@ -117,7 +117,7 @@ def execute_and_report(
     from distill_lit.experiment.claims import InUse
     from distill_lit.experiment.run import execute_run
     from distill_lit.experiment.run_state import FAILED, PREEMPTED, lock_run_folder, write_run_status
-    from distill_lit.utils.files import permission_error_message, write_text
+    from distill_lit.utils.files import write_text
 
     folder.mkdir(parents=True, exist_ok=True)
     if node := other_node_of(run):
@@ -137,23 +137,27 @@ def execute_and_report(
     except Exception as error:
         with contextlib.suppress(OSError):  # the disk may be full
             traceback.print_exc()
-        first = (str(error).splitlines() or [""])[0]
-        denied = (
-            str(error)
-            if isinstance(error, Unwritable)
-            else permission_error_message(error)
-            if isinstance(error, OSError)
-            else ""
-        )
-        is_user_message = isinstance(error, (UserError, RankFailure))
-        reason = redact(denied or (str(error) if is_user_message else f"{type(error).__name__}: {first}"))
+        reason, is_denied = _failure_reason(error)
         with contextlib.suppress(OSError):
             write_run_status(folder, FAILED, reason)
         fatal = isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS
-        send_event(event="failed", run=run.name, reason=reason, fatal=fatal, denied=bool(denied))
+        send_event(event="failed", run=run.name, reason=reason, fatal=fatal, denied=is_denied)
     finally:
         with contextlib.suppress(OSError):
             redact_file(folder / "log.txt")
+
+
+def _failure_reason(error: Exception) -> tuple[str, bool]:
+    """(what to say of an error, without secrets; whether something may not be written)."""
+    from distill_lit.utils.files import permission_error_message
+
+    if isinstance(error, Unwritable):
+        return redact(str(error)), True
+    if isinstance(error, OSError) and (denied := permission_error_message(error)):
+        return redact(denied), True
+    if isinstance(error, (UserError, RankFailure)):
+        return redact(str(error)), False
+    return redact(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"), False
 
 
 def other_node_of(run: Any) -> Node | None:

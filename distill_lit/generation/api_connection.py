@@ -26,7 +26,7 @@ def check_connection(key: str, server: ServerConfig, allow_http: bool = False) -
         raise UserError(f"{key}.base_url: {server.base_url!r} is no address, as in https://api.openai.com/v1")
     if parts.username or parts.password or parts.query:
         raise UserError(f"{key}.base_url: holds a secret or a query; the key comes from the environment only")
-    if parts.scheme == "http" and not is_loopback(server) and not allow_http:
+    if parts.scheme == "http" and not is_local_server(server) and not allow_http:
         raise UserError(f"{key}.base_url: {server.base_url!r} would send key and prompts unencrypted; use https")
     check_asked_model(key, server)
 
@@ -43,13 +43,13 @@ def check_asked_model(key: str, server: ServerConfig) -> None:
 
 def check_api_key(key: str, server: ServerConfig) -> None:
     """Raises UserError when the environment lacks the server's key. A plan can be drawn without."""
-    if not is_loopback(server) and not os.environ.get(server.api_key_variable):
+    if not is_local_server(server) and not os.environ.get(server.api_key_variable):
         raise UserError(
             f"{key}.api_key_variable: the environment has no {server.api_key_variable}; set it to the server's key"
         )
 
 
-def is_loopback(server: ServerConfig) -> bool:
+def is_local_server(server: ServerConfig) -> bool:
     """Whether the server runs on this machine."""
     return urlsplit(server.base_url).hostname in LOOPBACK
 
@@ -65,7 +65,7 @@ def send_requests(
 
     Raises UserError when the server cannot be reached, refuses the key or a request, or the budget is spent.
     """
-    if is_hub_offline() and not is_loopback(server):
+    if is_hub_offline() and not is_local_server(server):
         raise UserError(f"{server.base_url}: {len(requests)} answers are missing and HF_HUB_OFFLINE is set")
     client = APIClient(server, os.environ.get(server.api_key_variable) or "none", reply_log, api, on_reply)
     try:

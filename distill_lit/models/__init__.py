@@ -14,7 +14,7 @@ from distill_lit.models.quantization import (
 )
 from distill_lit.models.reload_check import RELOAD_PROCESS, check_exports, check_reloads, logits_on, probe_input_ids
 from distill_lit.models.student import (
-    Calibration,
+    CalibrationData,
     check_student,
     check_student_origin,
     check_student_vocabulary,
@@ -28,7 +28,7 @@ __all__ = [
     "MODEL_CARD_FILENAME",
     "QUANTIZATION_RECIPES",
     "RELOAD_PROCESS",
-    "Calibration",
+    "CalibrationData",
     "ModelSize",
     "add_results",
     "check_exports",

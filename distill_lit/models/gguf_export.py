@@ -35,7 +35,7 @@ class RoundingEffect(NamedTuple):
     kl: float
 
 
-class Architecture(NamedTuple):
+class GGUFArchitecture(NamedTuple):
     """How a file calls it; whether queries and keys are in llama.cpp's order of rotary channels; what is added to norms."""
 
     name: str
@@ -45,10 +45,10 @@ class Architecture(NamedTuple):
 
 
 ARCHITECTURES = {  # {model_type of a transformers config: how it is written}
-    "llama": Architecture("llama", permutes_rotary=True),
-    "qwen2": Architecture("qwen2"),
-    "qwen3": Architecture("qwen3"),
-    "gemma3_text": Architecture("gemma3", norm_offset=1.0, activation="gelu_pytorch_tanh"),
+    "llama": GGUFArchitecture("llama", permutes_rotary=True),
+    "qwen2": GGUFArchitecture("qwen2"),
+    "qwen3": GGUFArchitecture("qwen3"),
+    "gemma3_text": GGUFArchitecture("gemma3", norm_offset=1.0, activation="gelu_pytorch_tanh"),
 }
 GEMMA3_LAYERS_PER_FULL_ATTENTION = 6  # files do not hold it: readers know it
 

@@ -45,7 +45,7 @@ KL_GREEDY = "kl_greedy"
 MAX_STUDENT_LAYERS = 1000
 
 
-class Calibration(NamedTuple):
+class CalibrationData(NamedTuple):
     """Text on which importance is measured: packed batches, the fingerprint of the data they are from, the number format
     to measure in, and where. kl_greedy tries hundreds of removals: it reads the first batch."""
 
@@ -126,7 +126,7 @@ def student_config(student: StudentConfig, origin: Any) -> Any:
     return config if student.width == WidthConfig() else narrow_config(config, student.width)
 
 
-def initial_student(student: StudentConfig, teacher: Path, calibration: Calibration, seed: int) -> PreTrainedModel:
+def initial_student(student: StudentConfig, teacher: Path, calibration: CalibrationData, seed: int) -> PreTrainedModel:
     """The untrained student in float32. teacher: folder whose tokenizer it reads with, and what it begins as or is pruned
     from without `from`; seed: for new weights."""
     torch.manual_seed(seed)
@@ -152,7 +152,7 @@ def initial_student(student: StudentConfig, teacher: Path, calibration: Calibrat
     return prepare_quantization_aware(model, student.quantization_aware)
 
 
-def _prune(student: StudentConfig, teacher: Path, calibration: Calibration) -> PreTrainedModel:
+def _prune(student: StudentConfig, teacher: Path, calibration: CalibrationData) -> PreTrainedModel:
     try:
         layers = retained_layers(student, teacher, calibration)
     except (TypeError, ValueError, LookupError, AttributeError) as error:  # whatever the architecture makes of fewer layers
@@ -166,7 +166,7 @@ def _prune(student: StudentConfig, teacher: Path, calibration: Calibration) -> P
     return prune_width(model, _width_selection(student, layers, teacher, calibration))
 
 
-def retained_layers(student: StudentConfig, teacher: Path, calibration: Calibration) -> list[int]:
+def retained_layers(student: StudentConfig, teacher: Path, calibration: CalibrationData) -> list[int]:
     """The teacher's layers that a student cut out of it keeps, rising. Measured choices are remembered in the cache; the
     order in which kl_greedy drops layers serves every depth."""
     total = load_model_config(teacher).get_text_config().num_hidden_layers
@@ -185,7 +185,7 @@ def retained_layers(student: StudentConfig, teacher: Path, calibration: Calibrat
     return _greedy_retained_layers(student.num_layers, total, teacher, calibration)
 
 
-def _greedy_retained_layers(num_layers: int, total: int, teacher: Path, calibration: Calibration) -> list[int]:
+def _greedy_retained_layers(num_layers: int, total: int, teacher: Path, calibration: CalibrationData) -> list[int]:
     memory = _choice_cache_path("layers", [KL_GREEDY], teacher, calibration)
     order: list[int] = read_json(memory) if memory.is_file() else []
     if len(order) < total - num_layers:
@@ -195,7 +195,9 @@ def _greedy_retained_layers(num_layers: int, total: int, teacher: Path, calibrat
     return sorted(set(range(total)) - set(order[: total - num_layers]))
 
 
-def _width_selection(student: StudentConfig, layers: list[int], teacher: Path, calibration: Calibration) -> WidthSelection:
+def _width_selection(
+    student: StudentConfig, layers: list[int], teacher: Path, calibration: CalibrationData
+) -> WidthSelection:
     """The cut of a student's width, measured on the layers that it keeps."""
 
     def choose() -> dict[str, Any]:
@@ -206,7 +208,7 @@ def _width_selection(student: StudentConfig, layers: list[int], teacher: Path, c
 
 
 def _load_or_compute_choice(
-    kind: str, choice_settings: list[Any], teacher: Path, calibration: Calibration, make: Callable[[], Any]
+    kind: str, choice_settings: list[Any], teacher: Path, calibration: CalibrationData, make: Callable[[], Any]
 ) -> Any:
     memory = _choice_cache_path(kind, choice_settings, teacher, calibration)
     if memory.is_file():
@@ -216,7 +218,7 @@ def _load_or_compute_choice(
     return made
 
 
-def _choice_cache_path(kind: str, what: list[Any], teacher: Path, calibration: Calibration) -> Path:
+def _choice_cache_path(kind: str, what: list[Any], teacher: Path, calibration: CalibrationData) -> Path:
     # 2: choices made before were measured under whatever mask a model took
     key = fingerprint([3, model_fingerprint(teacher), what, calibration.data_fingerprint, str(calibration.dtype)])
     return cache_root() / kind / f"{key}.json"

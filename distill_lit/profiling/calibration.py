@@ -85,7 +85,7 @@ def calibrate(device: torch.device, threads: int) -> Calibration:
     known = Calibration(**read_json(path)) if path.is_file() else None
     if known is not None and known.is_final:
         return known
-    tasks = Probe(device, GPU_PROBE if device.type == "cuda" else ProbeShape()).tasks()
+    tasks = SpeedProbe(device, GPU_PROBE if device.type == "cuda" else ProbeShape()).tasks()
     measured = measure_passes(tasks) if device.type == "cuda" else _calibrate_processor(tasks, threads)
     best = measured if known is None else known.best_with(measured)
     try_write_json(path, asdict(best))
@@ -173,7 +173,7 @@ def _threads(count: int) -> Iterator[None]:
 # ---------------------------------------------------------------- what is timed
 
 
-class Probe:
+class SpeedProbe:
     """A decoder of a few layers as Llama's, with random weights, and what is done with it."""
 
     def __init__(self, device: torch.device, shape: ProbeShape) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from safetensors.numpy import load_file, save_file
 
 from distill_lit.generation.request_log import RequestLogEntry
-from distill_lit.teachers.server_api import TokenScores
+from distill_lit.teachers.server_api import TopKScores
 from distill_lit.utils.files import atomic_write, read_jsonl
 from distill_lit.utils.shards import append_line
 
@@ -25,7 +25,7 @@ class ScoreStore:
     def add(self, entry: RequestLogEntry) -> None:
         """Keeps a reply and what it cost."""
         if entry["key"]:
-            scores: TokenScores = entry["scores"]
+            scores: TopKScores = entry["scores"]
             with atomic_write(self._path(entry["key"])) as path:
                 save_file(scores._asdict(), path)
         if entry["cost"]:
@@ -37,9 +37,9 @@ class ScoreStore:
         """Whether a request has been answered."""
         return self._path(key).is_file()
 
-    def read(self, key: str) -> TokenScores:
+    def read(self, key: str) -> TopKScores:
         """The answer to a request."""
-        return TokenScores(**load_file(self._path(key)))
+        return TopKScores(**load_file(self._path(key)))
 
     def remove(self, keys: Iterable[str]) -> None:
         """Forgets answers that are kept elsewhere now."""

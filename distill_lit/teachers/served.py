@@ -43,8 +43,8 @@ from distill_lit.teachers.compression import CACHE_TOP_K, TeacherCacheFormat, to
 from distill_lit.teachers.offline import OfflineTeacher
 from distill_lit.teachers.online import OnlineTeacher
 from distill_lit.teachers.registry import register_teacher
-from distill_lit.teachers.server import Document, TeacherServer, supervised_documents
-from distill_lit.teachers.server_api import WHOLE_DISTRIBUTION, TokenScores
+from distill_lit.teachers.server import SupervisedDocument, TeacherServer, supervised_documents
+from distill_lit.teachers.server_api import WHOLE_DISTRIBUTION, TopKScores
 from distill_lit.teachers.teacher_cache import (
     is_teacher_cache_complete,
     measure_bytes_per_token,
@@ -115,7 +115,7 @@ class LocallyValidatedTeacher:
         return (self.local if is_held_out else self.teacher).target(batch, loss_mask)
 
 
-def _documents(batch: Mapping[str, Tensor], loss_mask: Tensor) -> list[Document]:
+def _documents(batch: Mapping[str, Tensor], loss_mask: Tensor) -> list[SupervisedDocument]:
     """The documents of a batch with tokens to predict; without packing one a row."""
     ids = batch["input_ids"].cpu().numpy()
     whole = batch.get("attention_mask")
@@ -281,12 +281,12 @@ def _write(context: TeacherContext, server: TeacherServer, progress: ProgressCal
     return folder
 
 
-def _documents_of_rows(rows: PackedDataset, numbers: Sequence[int]) -> list[Document]:
+def _documents_of_rows(rows: PackedDataset, numbers: Sequence[int]) -> list[SupervisedDocument]:
     part = rows.take(np.array(numbers))
     return supervised_documents(part.input_ids, part.document_ids, part.loss_mask)
 
 
-def _write_shard(path: Path, *, server: TeacherServer, documents: list[Document]) -> None:
-    scores: TokenScores = server.read(documents)
+def _write_shard(path: Path, *, server: TeacherServer, documents: list[SupervisedDocument]) -> None:
+    scores: TopKScores = server.read(documents)
     ids, logprobs, labels = (torch.from_numpy(array) for array in scores)
     save_file(top_k_arrays(ids, logprobs, labels, server.vocab_size), path)

@@ -23,7 +23,7 @@ from distill_lit.teachers.server_api import (
     WHOLE_DISTRIBUTION,
     Detokenized,
     SGLangScores,
-    TokenScores,
+    TopKScores,
     VLLMScores,
     score_request,
 )
@@ -43,7 +43,7 @@ RESTART_PAUSE_SECONDS = 1.0
 UNREACHABLE = "cannot be reached"  # in what the client says of a server that is not there
 
 
-class Document(NamedTuple):
+class SupervisedDocument(NamedTuple):
     """A document of a row, up to its last supervised token. row, start: where it begins; is_supervised: (P,) bool of the
     tokens from `first` on."""
 
@@ -54,7 +54,9 @@ class Document(NamedTuple):
     is_supervised: np.ndarray
 
 
-def supervised_documents(input_ids: np.ndarray, document_ids: np.ndarray, is_supervised: np.ndarray) -> list[Document]:
+def supervised_documents(
+    input_ids: np.ndarray, document_ids: np.ndarray, is_supervised: np.ndarray
+) -> list[SupervisedDocument]:
     """The documents that hold supervised tokens, row by row. All arrays (rows, T); document 0 is padding."""
     found = []
     for row, (ids, numbers, mask) in enumerate(zip(input_ids, document_ids, is_supervised, strict=True)):
@@ -64,7 +66,9 @@ def supervised_documents(input_ids: np.ndarray, document_ids: np.ndarray, is_sup
             if len(supervised):
                 first, end = int(supervised[0]), int(supervised[-1]) + 1
                 kept = columns[:end]
-                found.append(Document(row, int(columns[0]), ids[kept].tolist(), first, mask[kept[first:]].astype(bool)))
+                found.append(
+                    SupervisedDocument(row, int(columns[0]), ids[kept].tolist(), first, mask[kept[first:]].astype(bool))
+                )
     return found
 
 
@@ -103,7 +107,7 @@ class TeacherServer:
         self._check_top_k()
         return known
 
-    def ask(self, documents: Iterable[Document], on_reply: Callable[[int], Any] = lambda count: None) -> int:
+    def ask(self, documents: Iterable[SupervisedDocument], on_reply: Callable[[int], Any] = lambda count: None) -> int:
         """Has everything in the store that it says of these documents; how many requests that took. Raises UserError where
         the server fails; what it has answered is kept."""
         requests = {self.key(document): self._request(document) for document in documents}
@@ -111,22 +115,22 @@ class TeacherServer:
         self._send(missing, self.store, on_reply)
         return len(missing)
 
-    def key(self, document: Document) -> str:
+    def key(self, document: SupervisedDocument) -> str:
         """Under which the answer about a document is kept."""
         return request_key(self._request(document))
 
-    def read(self, documents: Sequence[Document]) -> TokenScores:
+    def read(self, documents: Sequence[SupervisedDocument]) -> TopKScores:
         """What it said of the supervised tokens of documents, one after the other."""
         parts = []
         for document in documents:
             scores = self.store.read(self.key(document))
-            parts.append(TokenScores(*(array[document.is_supervised] for array in scores)))
+            parts.append(TopKScores(*(array[document.is_supervised] for array in scores)))
         if not parts:
             empty = np.zeros((0, self.tokens_per_position))
-            return TokenScores(empty.astype(np.int32), empty.astype(np.float32), np.zeros(0, np.float32))
-        return TokenScores(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+            return TopKScores(empty.astype(np.int32), empty.astype(np.float32), np.zeros(0, np.float32))
+        return TopKScores(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
-    def _request(self, document: Document) -> dict[str, Any]:
+    def _request(self, document: SupervisedDocument) -> dict[str, Any]:
         return score_request(self.config.model, document.ids, document.first, self.top_k)
 
     @property
@@ -176,11 +180,11 @@ class TeacherServer:
     def _api(self, base_url: str) -> API:
         return SGLangScores(base_url, self.vocab_size) if self.config.engine == "sglang" else VLLMScores(self.vocab_size)
 
-    def _ask_now(self, ids: Sequence[int], first: int, top_k: int) -> TokenScores:
+    def _ask_now(self, ids: Sequence[int], first: int, top_k: int) -> TopKScores:
         """An answer that is not kept."""
         request, replies = score_request(self.config.model, ids, first, top_k), MemoryReplies()
         self._send([request], replies)
-        scores: TokenScores = replies.reply(request_key(request))["scores"]
+        scores: TopKScores = replies.reply(request_key(request))["scores"]
         return scores
 
     def _check_same_model(self, known: Sequence[float], said: Sequence[float]) -> None:

@@ -20,7 +20,7 @@ OTHER_TOKENS_MESSAGE = "its reply is about other tokens than it was asked about"
 FILLING_LOGPROB = -100.0  # of places for which a server has given only tokens that do not exist
 
 
-class TokenScores(NamedTuple):
+class TopKScores(NamedTuple):
     """What a server says of P tokens that follow each other. ids: (P, k) int32, falling in probability; logprobs: (P, k)
     float32 nats; label_logprobs: (P,) float32 nats of the tokens themselves."""
 
@@ -136,7 +136,7 @@ def check_length(given: int, asked: int) -> None:
         raise RequestsAborted(f"it answers about {given} of {asked} tokens; does it truncate prompts?")
 
 
-def collect_scores(request: dict[str, Any], places: Sequence[Mapping[int, float]], vocab_size: int) -> TokenScores:
+def collect_scores(request: dict[str, Any], places: Sequence[Mapping[int, float]], vocab_size: int) -> TopKScores:
     """Scores of the tokens of a request. places: for each {token: log-probability} of what the server gave.
 
     Raises RequestsAborted where there are fewer than were asked for, or not the token itself, MalformedReply for what is no
@@ -161,7 +161,7 @@ def collect_scores(request: dict[str, Any], places: Sequence[Mapping[int, float]
     if whole:  # without the padding of the head they are a distribution of their own
         rest = np.log(np.exp(logprobs.astype(np.float64)).sum(1)).astype(np.float32)
         logprobs, label_logprobs = logprobs - rest[:, None], label_logprobs - rest
-    return TokenScores(ids, logprobs, label_logprobs)
+    return TopKScores(ids, logprobs, label_logprobs)
 
 
 def _check_values(values: Iterable[float]) -> None:

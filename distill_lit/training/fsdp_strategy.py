@@ -104,7 +104,7 @@ def _fill(target: Any, saved: Any) -> None:
         own.copy_(saved)
         return
     mesh = target.device_mesh if is_sharded(target) else None
-    rows = sharded_checkpoint.shard_rows(target.shape[0], mesh.get_local_rank(), mesh.size()) if mesh else (0, len(own))
+    rows = sharded_checkpoint.rows_of_rank(target.shape[0], mesh.get_local_rank(), mesh.size()) if mesh else (0, len(own))
     own.copy_(saved.rows(*rows) if isinstance(saved, sharded_checkpoint.StoredTensor) else saved[slice(*rows)])
 
 

@@ -30,7 +30,7 @@ ADAPTIVE_FRACTION_STEP = 0.1  # of the adaptive share, each time validation gets
 ON_POLICY_METRICS = ("length", "finished", "distinct_1", "distinct_2", "repetition", "replayed")
 
 
-class Prompt(NamedTuple):
+class TokenizedPrompt(NamedTuple):
     """The beginning of a document. corpus_id: which corpus it is of, 0 where the batch does not say; last_column: where it
     ends in its packed row."""
 
@@ -180,7 +180,7 @@ class OnPolicyGenerator:
             student.train(was_training)
 
 
-def _sample_prompts(batch: PackedBatch, config: OnPolicyConfig, rng: np.random.Generator) -> dict[int, Prompt]:
+def _sample_prompts(batch: PackedBatch, config: OnPolicyConfig, rng: np.random.Generator) -> dict[int, TokenizedPrompt]:
     """{row: its prompt, the beginning of one of its documents}, without rows whose document has no response, or one that
     begins too late to leave room for a text."""
     ids, documents, labels = (batch[name].cpu().numpy() for name in ("input_ids", "document_ids", "labels"))
@@ -199,12 +199,12 @@ def _sample_prompts(batch: PackedBatch, config: OnPolicyConfig, rng: np.random.G
         else:
             continue
         corpus_id = int(batch["corpus_ids"][row, columns[0]]) if "corpus_ids" in batch else 0
-        prompts[row] = Prompt(ids[row, columns][:count].tolist(), corpus_id, int(columns[count - 1]))
+        prompts[row] = TokenizedPrompt(ids[row, columns][:count].tolist(), corpus_id, int(columns[count - 1]))
     return prompts
 
 
 def _build_batch(
-    prompts: dict[int, Prompt], sequences: list[GeneratedSequence], template_batch: PackedBatch
+    prompts: dict[int, TokenizedPrompt], sequences: list[GeneratedSequence], template_batch: PackedBatch
 ) -> PackedBatch:
     """The batch with rows of prompt and text in the place of those that had a prompt. `prompt_rows`, `prompt_ends`, (B,)
     int64, say which packed row a prompt is of and in which column it ends; -1 in rows that stay as they are."""

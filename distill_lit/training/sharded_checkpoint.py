@@ -42,14 +42,14 @@ class StoredTensor(NamedTuple):
         """Its rows from `start` to `stop` − 1."""
         parts = []
         for rank in range(self.ranks):
-            first, last = shard_rows(self.shape[0], rank, self.ranks)
+            first, last = rows_of_rank(self.shape[0], rank, self.ranks)
             if max(first, start) < min(last, stop) or (rank == 0 and start == stop):
                 with safe_open(self.folder / rank_file(rank), framework="pt") as file:
                     parts.append(file.get_slice(self.name)[max(first, start) - first : min(last, stop) - first])
         return torch.cat(parts)
 
 
-def shard_rows(count: int, rank: int, ranks: int) -> tuple[int, int]:
+def rows_of_rank(count: int, rank: int, ranks: int) -> tuple[int, int]:
     """(first, last + 1) of `count` rows that a rank holds, as `torch.chunk` cuts them and FSDP2 with it."""
     size = -(-count // ranks)
     return min(rank * size, count), min((rank + 1) * size, count)

@@ -164,14 +164,14 @@ def answering(error: Exception | None) -> Any:
 def test_the_network_is_a_note_and_shows_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     address = "https://user:secret@index.example/simple/x"
-    far = doctor.check_connection("package index", address, "do this", answering(URLError("no route")))
+    far = doctor.check_reachable("package index", address, "do this", answering(URLError("no route")))
     assert (far.state, far.remedy) == (doctor.WARNING, "do this")
     assert "secret" not in far.found
-    assert doctor.check_connection("hub", address, "", answering(None)).state == doctor.GOOD
+    assert doctor.check_reachable("hub", address, "", answering(None)).state == doctor.GOOD
     refused = HTTPError(address, 401, "no", {}, None)  # type: ignore[arg-type]
-    assert doctor.check_connection("hub", address, "", answering(refused)).state == doctor.GOOD
+    assert doctor.check_reachable("hub", address, "", answering(refused)).state == doctor.GOOD
     for broken in (BadStatusLine("SSH-2.0"), InvalidURL("URL can't contain control characters"), TimeoutError()):
-        assert doctor.check_connection("hub", address, "do this", answering(broken)).state == doctor.WARNING
+        assert doctor.check_reachable("hub", address, "do this", answering(broken)).state == doctor.WARNING
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    offline = doctor.check_connection("hub", address, "", answering(AssertionError("asked")))
+    offline = doctor.check_reachable("hub", address, "", answering(AssertionError("asked")))
     assert offline.state == doctor.WARNING

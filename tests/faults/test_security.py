@@ -331,7 +331,7 @@ def test_31_without_git_it_says_unknown(tmp_path: Path, experiment: Path, reason
         f"import sys; sys.path.insert(0, {str(tmp_path / 'place')!r})\n"
         "from pathlib import Path; from distill_lit.config import load_experiment\n"
         "from distill_lit.experiment.provenance import collect_provenance\n"
-        f"made = collect_provenance(load_experiment(Path({str(experiment)!r})), [])\n"
+        f"made = collect_provenance(load_experiment(Path({str(experiment)!r})), [], Path())\n"
         "print(made['commit'], made['changes'])"
     )
     path = str(Path(sys.executable).parent) if reason == "no git" else os.environ["PATH"]

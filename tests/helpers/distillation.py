@@ -9,7 +9,7 @@ from distill_lit import data
 from distill_lit.config import StudentConfig, TermConfig, TrainingConfig
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.losses import build_objective
-from distill_lit.models import Calibration, initial_student, load_model
+from distill_lit.models import CalibrationData, initial_student, load_model
 from distill_lit.teachers import OnlineTeacher
 from distill_lit.training.distiller import Distiller
 from distill_lit.training.loss import FusedLossSettings
@@ -31,7 +31,7 @@ TRAINING = TrainingConfig(
 
 
 def new_student(teacher: Path, dropout: float = 0.0) -> torch.nn.Module:
-    student = initial_student(StudentConfig(num_layers=1, layers="uniform"), teacher, Calibration([], ""), seed=0)
+    student = initial_student(StudentConfig(num_layers=1, layers="uniform"), teacher, CalibrationData([], ""), seed=0)
     for layer in student.model.layers:
         layer.self_attn.attention_dropout = dropout
     return student

@@ -18,7 +18,7 @@ from distill_lit.data.loader import calibration_batches, make_batch
 from distill_lit.losses import LossOutput, build_objective
 from distill_lit.losses import hidden_states as r
 from distill_lit.losses.lm_head import get_lm_head
-from distill_lit.models import Calibration, export_student, initial_student, load_model
+from distill_lit.models import CalibrationData, export_student, initial_student, load_model
 from distill_lit.models.activations import capture_activations
 from distill_lit.teachers import OfflineTeacher, OnlineTeacher, write_teacher_cache
 from distill_lit.teachers.compression import TeacherCacheFormat
@@ -47,7 +47,7 @@ def build(
 ) -> tuple[Distiller, PackedDataModule]:
     batches = calibration_batches(prepared.train)
     config = StudentConfig(num_layers=2, layers="uniform", width=width or WidthConfig())
-    student = initial_student(config, teacher, Calibration(batches, prepared.fingerprint), seed=0)
+    student = initial_student(config, teacher, CalibrationData(batches, prepared.fingerprint), seed=0)
     signal = OnlineTeacher(load_model(teacher), VOCABULARY)
     objective = build_objective(terms)
     matching = build_feature_alignment(objective, student, signal.model.config, signal.model, batches, seed=0)
@@ -230,7 +230,7 @@ def test_only_attention_maps_switch_to_eager_attention(tmp_path: Path, teacher: 
 def test_similar_layers_are_found_on_calibration_rows(teacher: Path, prepared: data.PreparedData) -> None:
     """A student whose two layers are the teacher's first two gives what these give."""
     batches = calibration_batches(prepared.train)
-    student = initial_student(StudentConfig(layers=[0, 1]), teacher, Calibration([], ""), seed=0)
+    student = initial_student(StudentConfig(layers=[0, 1]), teacher, CalibrationData([], ""), seed=0)
     objective = build_objective({"hidden_states": TermConfig(options={"layers": "cka"}), "attention": TermConfig()})
     model = load_model(teacher)
     matching = build_feature_alignment(objective, student, model.config, model, batches, seed=0)

@@ -264,6 +264,14 @@ def test_models_of_ones_own_that_changed_after_a_student_was_trained_are_noticed
         check_sources_unchanged([moved], copied.parent)
 
 
+def test_provenance_names_made_models_and_not_where_they_are(built: tuple[Experiment, dict[str, Run]]) -> None:
+    experiment, runs = built
+    source = runs["corrected-seed=0"]
+    provenance = read_manifest(experiment.folder_of(runs["assistant-seed=0"]) / "manifest.json")["provenance"]
+    assert f"run:{experiment.runs_folder.name}/{source.name}" in provenance["revisions"]
+    assert str(experiment.runs_folder) not in json.dumps(provenance)
+
+
 def test_runs_of_a_plan_know_what_they_need(built: tuple[Experiment, dict[str, Run]]) -> None:
     experiment, _ = built
     values = json.loads(json.dumps([run.to_json() for run in experiment.runs]))

@@ -19,7 +19,7 @@ from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.run import build_run, with_source_folders
 from distill_lit.losses import ForwardKL
 from distill_lit.models import (
-    Calibration,
+    CalibrationData,
     check_student,
     check_student_origin,
     initial_student,
@@ -71,7 +71,7 @@ def test_after_training_the_quantized_model_says_what_training_said(
     import lightning as L
 
     config = StudentConfig(num_layers=1, layers="uniform", quantization_aware=quantization)
-    student = initial_student(config, tiny_teacher, Calibration([], ""), seed=0)
+    student = initial_student(config, tiny_teacher, CalibrationData([], ""), seed=0)
     before = student.model.layers[0].mlp.up_proj.weight.clone()
     module = Distiller(student, load_model(tiny_teacher), ForwardKL(), lr=1e-2, vocab_size=VOCABULARY)
     loader = PackedDataModule(prepared.train, prepared.validation, TRAINING, 0)

@@ -41,7 +41,7 @@ from distill_lit.experiment.services import keep_service, needed_services
 from distill_lit.experiment.validation import check_experiment
 from distill_lit.generation import api_client
 from distill_lit.losses import build_objective
-from distill_lit.models import Calibration, initial_student, load_model, load_tokenizer
+from distill_lit.models import CalibrationData, initial_student, load_model, load_tokenizer
 from distill_lit.models.vocabulary import load_unpadded_vocab_size
 from distill_lit.teachers import OnlineTeacher, ServedTeacher, TeacherServer, teacher_capabilities, teacher_source
 from distill_lit.teachers import server as asking
@@ -596,7 +596,7 @@ def test_a_student_learns_the_same_from_a_real_vllm(smollm2: tuple[Path, data.Pr
     asking the server."""
     folder, rows = smollm2
     size = load_unpadded_vocab_size(folder)
-    student = initial_student(StudentConfig(num_layers=18, layers="uniform"), folder, Calibration([], ""), seed=0)
+    student = initial_student(StudentConfig(num_layers=18, layers="uniform"), folder, CalibrationData([], ""), seed=0)
     batch = make_batch(rows.train, np.arange(len(rows.train)), 1)
     held_out = make_batch(rows.validation, np.arange(1), 1)
     held_out["rows"] += len(rows.train)

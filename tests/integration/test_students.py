@@ -18,7 +18,7 @@ from distill_lit.data.loader import calibration_batches
 from distill_lit.losses import build_objective, fused_linear_loss
 from distill_lit.losses.lm_head import LMHead
 from distill_lit.models import (
-    Calibration,
+    CalibrationData,
     check_student,
     check_student_origin,
     export_student,
@@ -44,9 +44,9 @@ IDS = torch.arange(3, 15)[None]
 
 
 @pytest.fixture
-def calibration(prepared: data.PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calibration:
+def calibration(prepared: data.PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CalibrationData:
     monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
-    return Calibration(calibration_batches(prepared.train, rows=8), "text")
+    return CalibrationData(calibration_batches(prepared.train, rows=8), "text")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_students_that_make_sense_are_taken(student: StudentConfig, teacher: Pat
     check_student_origin("students.s", student, load_model_config(teacher))
 
 
-def test_a_student_of_whom_nothing_is_said_is_the_whole_teacher(teacher: Path, calibration: Calibration) -> None:
+def test_a_student_of_whom_nothing_is_said_is_the_whole_teacher(teacher: Path, calibration: CalibrationData) -> None:
     whole = load_model(teacher)
     model = initial_student(StudentConfig(), teacher, calibration, seed=0)
     assert model.state_dict().keys() == whole.state_dict().keys()
@@ -120,7 +120,7 @@ def test_students_that_the_teacher_cannot_give_are_refused_without_its_weights(
     ],
 )
 def test_a_student_has_the_shape_that_its_config_foretells(
-    student: StudentConfig, teacher: Path, calibration: Calibration
+    student: StudentConfig, teacher: Path, calibration: CalibrationData
 ) -> None:
     built = initial_student(student, teacher, calibration, seed=0)
     foretold = student_config(student, load_model_config(teacher))
@@ -128,7 +128,9 @@ def test_a_student_has_the_shape_that_its_config_foretells(
     assert built.dtype == torch.float32
 
 
-def test_a_measured_choice_is_made_once(teacher: Path, calibration: Calibration, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_measured_choice_is_made_once(
+    teacher: Path, calibration: CalibrationData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     student = StudentConfig(num_layers=2, layers="block_influence", width=WidthConfig(intermediate_size=20))
     first = initial_student(student, teacher, calibration, seed=0)
 
@@ -144,7 +146,7 @@ def test_a_measured_choice_is_made_once(teacher: Path, calibration: Calibration,
 
 
 def test_one_greedy_order_serves_every_depth(
-    teacher: Path, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+    teacher: Path, calibration: CalibrationData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trials = []
     calibration = calibration._replace(progress=lambda stage, done, total, unit: trials.append(total))
@@ -159,11 +161,11 @@ def test_one_greedy_order_serves_every_depth(
 
 def test_a_pretrained_student_needs_the_teachers_tokenizer(teacher: Path, tmp_path: Path) -> None:
     other = tiny_models.make_model(tmp_path / "same", num_layers=1, seed=3)
-    built = initial_student(StudentConfig(from_=f"file:{other}"), teacher, Calibration([], ""), seed=0)
+    built = initial_student(StudentConfig(from_=f"file:{other}"), teacher, CalibrationData([], ""), seed=0)
     assert torch.equal(built(IDS).logits, load_model(other)(IDS).logits)
     tiny_models.make_tokenizer(other, size=280)
     with pytest.raises(UserError, match="tokenizers differ"):
-        initial_student(StudentConfig(from_=f"file:{other}"), teacher, Calibration([], ""), seed=0)
+        initial_student(StudentConfig(from_=f"file:{other}"), teacher, CalibrationData([], ""), seed=0)
 
 
 # ---------------------------------------------------------------- adapters
@@ -171,13 +173,16 @@ def test_a_pretrained_student_needs_the_teachers_tokenizer(teacher: Path, tmp_pa
 
 def adapted(teacher: Path, lora: LoraConfig = LORA, **student: Any) -> Any:
     return initial_student(
-        StudentConfig(**{"num_layers": 2, "layers": "uniform", **student}, lora=lora), teacher, Calibration([], ""), seed=0
+        StudentConfig(**{"num_layers": 2, "layers": "uniform", **student}, lora=lora),
+        teacher,
+        CalibrationData([], ""),
+        seed=0,
     )
 
 
 def test_adapters_start_at_nothing_and_are_all_that_trains(teacher: Path) -> None:
     student = adapted(teacher)
-    plain = initial_student(StudentConfig(num_layers=2, layers="uniform"), teacher, Calibration([], ""), seed=0)
+    plain = initial_student(StudentConfig(num_layers=2, layers="uniform"), teacher, CalibrationData([], ""), seed=0)
     assert torch.equal(student(IDS).logits, plain(IDS).logits)
     trained = [name for name, parameter in student.named_parameters() if parameter.requires_grad]
     assert len(trained) == 2 * 2 * 7  # two layers of seven linear maps, A and B each
@@ -201,7 +206,7 @@ def test_merging_changes_no_logit_and_leaves_no_trace(teacher: Path) -> None:
 
 
 def initial_names(teacher: Path) -> list[tuple[str, torch.Tensor]]:
-    plain = initial_student(StudentConfig(num_layers=2, layers="uniform"), teacher, Calibration([], ""), seed=0)
+    plain = initial_student(StudentConfig(num_layers=2, layers="uniform"), teacher, CalibrationData([], ""), seed=0)
     return list(plain.named_parameters())
 
 

@@ -47,7 +47,7 @@ def run_checks(root: Path, deep: bool, experiment: "Experiment | None" = None) -
     """Everything that is looked at, in the order in which it is shown. `root`: where runs/ are; `deep`: hash caches;
     experiment: whose memory is compared with this machine's."""
     with ThreadPoolExecutor() as pool:  # the network is slow, and waits beside the rest
-        waiting = [pool.submit(check_connection, *place) for place in _network_endpoints()]
+        waiting = [pool.submit(check_reachable, *place) for place in _network_endpoints()]
         found = [*check_versions(), *check_processor(), *check_gpu(), check_memory()]
         found += [] if experiment is None else [check_experiment_memory(experiment)]
         found += [check_free_disk(root), check_free_disk(cache_root())]
@@ -269,7 +269,7 @@ def _network_endpoints() -> list[tuple[str, str, str]]:
     ]
 
 
-def check_connection(name: str, address: str, remedy: str, open_url: Callable[..., Any] = urlopen) -> Finding:
+def check_reachable(name: str, address: str, remedy: str, open_url: Callable[..., Any] = urlopen) -> Finding:
     """Whether an address answers. Unreachable is a note, as caches may hold all that is needed."""
     if name == "hub" and is_hub_offline():
         return Finding(name, WARNING, "not asked: HF_HUB_OFFLINE is set")

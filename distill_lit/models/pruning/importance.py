@@ -26,7 +26,7 @@ class Importance:
     neurons: Tensor
 
 
-class Probe(NamedTuple):
+class ActivationProbe(NamedTuple):
     """Where to look, at what goes in or comes out, and what to make of the tokens seen there: (N, D) → (N, …)."""
 
     module: nn.Module
@@ -44,9 +44,9 @@ def measure_importance(model: PreTrainedModel, batches: list[ModelInputs]) -> Im
     norms = list(residual_norms(model).values())
     heads, neurons = submodules(model, ATTENTION_OUTPUTS), submodules(model, FFN_OUTPUTS)
     probes = [
-        *(Probe(module, False, torch.abs) for module in norms),
-        *(Probe(module, True, lambda x: x.unflatten(-1, (-1, width)).norm(dim=-1)) for module in heads),
-        *(Probe(module, True, torch.abs) for module in neurons),
+        *(ActivationProbe(module, False, torch.abs) for module in norms),
+        *(ActivationProbe(module, True, lambda x: x.unflatten(-1, (-1, width)).norm(dim=-1)) for module in heads),
+        *(ActivationProbe(module, True, torch.abs) for module in neurons),
     ]
     means = token_means(model, batches, probes)
     rest = means[len(norms) :]
@@ -79,7 +79,7 @@ def norm_corrections(
         model,
         batches,
         [
-            Probe(norm, True, compare_deviations if isinstance(norm, nn.LayerNorm) else compare_root_mean_squares)
+            ActivationProbe(norm, True, compare_deviations if isinstance(norm, nn.LayerNorm) else compare_root_mean_squares)
             for norm in norms.values()
         ],
     )
@@ -91,7 +91,7 @@ def _root_mean_square(x: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def token_means(model: PreTrainedModel, batches: list[ModelInputs], probes: list[Probe]) -> list[Tensor]:
+def token_means(model: PreTrainedModel, batches: list[ModelInputs], probes: list[ActivationProbe]) -> list[Tensor]:
     """For each probe, the mean of its function over the valid tokens of all batches, in float64 on the CPU."""
     sums = [torch.zeros((), dtype=torch.float64) for _ in probes]
 

@@ -43,7 +43,7 @@ class Condition:
 
     def accepts(self, value: str) -> bool:
         """Whether a value fits."""
-        return any(fits(value, pattern) for pattern in self.patterns) != self.is_excluded
+        return any(matches_pattern(value, pattern) for pattern in self.patterns) != self.is_excluded
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class TableRequest:
         return [pattern for condition in conditions for pattern in condition.patterns]
 
 
-def fits(value: str, pattern: str) -> bool:
+def matches_pattern(value: str, pattern: str) -> bool:
     """Whether a value is a pattern, or fits it."""
     return value == pattern or fnmatchcase(value, pattern)
 
@@ -136,7 +136,7 @@ def select_groups(scores: Scores, keys: pd.DataFrame, where: Iterable[Condition]
         key = resolve_key(scores.results, keys, condition.key, "--where")
         known = list(dict.fromkeys(value for value in keys[key] if value))
         for pattern in condition.patterns:
-            if not any(fits(value, pattern) for value in known):
+            if not any(matches_pattern(value, pattern) for value in known):
                 choices = [role for role in ROLES if role in known] if key == ROLE else known
                 raise UserError(f"--where {condition.key}={pattern}: there is none{suggest(pattern, choices)}")
         chosen = [g for g in chosen if condition.accepts(str(keys.at[g, key]))]

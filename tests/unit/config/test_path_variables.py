@@ -157,7 +157,7 @@ def test_fingerprints_and_provenance_hold_no_value_of_a_variable(
 ) -> None:
     write_lines(scratch / "a.txt", [])
     before = [run.name for run in plan_runs(load_experiment(file))]
-    provenance = collect_provenance(load_experiment(file), ["file:${SCRATCH}/a.txt"])
+    provenance = collect_provenance(load_experiment(file), ["file:${SCRATCH}/a.txt"], tmp_path)
     assert "file:${SCRATCH}/a.txt" in provenance["revisions"] and str(scratch) not in json.dumps(provenance)
     monkeypatch.setenv("SCRATCH", str(tmp_path))
     assert [run.name for run in plan_runs(load_experiment(file))] == before

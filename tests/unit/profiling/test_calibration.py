@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from distill_lit.profiling import calibration
-from distill_lit.profiling.calibration import Calibration, Probe, ProbeShape, measure_passes, scaled_to_threads
+from distill_lit.profiling.calibration import Calibration, ProbeShape, SpeedProbe, measure_passes, scaled_to_threads
 
 WORK = {"forward/float32": 100.0, "training/float32": 300.0, "optimizer": 10.0}
 
@@ -104,7 +104,7 @@ def test_a_machine_that_is_never_idle_is_not_measured_for_ever(tmp_path: Path, m
 def test_the_probe_counts_what_it_does() -> None:
     """2 per weight and token: of a block 4 w² of attention and 3 w f, and the head."""
     shape = ProbeShape(width=16, intermediate=32, heads=2, layers=2, vocabulary=64, batch=2, length=8)
-    probe = Probe(torch.device("cpu"), shape)
+    probe = SpeedProbe(torch.device("cpu"), shape)
     norms = 2 * 2 * 16
     weights = 2 * (4 * 16 * 16 + 3 * 16 * 32) + norms + 16 * 64
     assert probe.flops == 2 * weights * 2 * 8

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from distill_lit.training import sharded_checkpoint
 from distill_lit.training.checkpoint import SafeCheckpointIO, find_latest_checkpoint, list_checkpoints, rotate_checkpoints
-from distill_lit.training.sharded_checkpoint import StoredTensor, rank_file, shard_rows
+from distill_lit.training.sharded_checkpoint import StoredTensor, rank_file, rows_of_rank
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import sha256_of
 
@@ -21,7 +21,7 @@ def test_rows_of_ranks_are_those_of_chunk(count: int, ranks: int) -> None:
     chunks = [*torch.arange(count).chunk(ranks)] if count else []
     chunks += [torch.arange(0)] * (ranks - len(chunks))
     for rank, chunk in enumerate(chunks):
-        assert list(range(*shard_rows(count, rank, ranks))) == chunk.tolist()
+        assert list(range(*rows_of_rank(count, rank, ranks))) == chunk.tolist()
 
 
 def write_by_hand(folder: Path, ranks: int = 3) -> dict[str, torch.Tensor]:
@@ -30,7 +30,7 @@ def write_by_hand(folder: Path, ranks: int = 3) -> dict[str, torch.Tensor]:
     whole["optimizer_states/0/4/exp_avg"] = torch.randn(5, 3)
     folder.mkdir(parents=True)
     for rank in range(ranks):
-        rows = {name: tensor[slice(*shard_rows(len(tensor), rank, ranks))] for name, tensor in whole.items()}
+        rows = {name: tensor[slice(*rows_of_rank(len(tensor), rank, ranks))] for name, tensor in whole.items()}
         save_file({name: tensor.clone() for name, tensor in rows.items()}, folder / rank_file(rank))
     shared = {"state_dict": {"c": torch.ones(())}, "optimizer_states": [{"state": {4: {"step": 9}}}], "epoch": 1}
     torch.save(shared, folder / "shared.pt")
@@ -54,7 +54,7 @@ def test_a_folder_is_read_by_any_number_of_ranks(tmp_path: Path) -> None:
         stored = StoredTensor(folder, name, tensor.shape, 3)
         for ranks in (1, 2, 4, 9):
             for rank in range(ranks):
-                rows = shard_rows(len(tensor), rank, ranks)
+                rows = rows_of_rank(len(tensor), rank, ranks)
                 assert torch.equal(stored.rows(*rows), tensor[slice(*rows)])
 
 

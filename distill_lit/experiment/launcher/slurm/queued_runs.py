@@ -2,19 +2,19 @@
 
 from pathlib import Path
 
-from distill_lit.experiment.launcher.slurm.records import read_records
+from distill_lit.experiment.launcher.slurm.records import read_submitted_arrays
 from distill_lit.experiment.launcher.slurm.squeue import QueuedTask, by_run, cancel, queued_tasks
 
 
 def queued_runs(folder: Path) -> dict[str, QueuedTask]:
     """{name of a run: its job} of the runs in a folder that are in the queue. Raises SlurmError."""
-    records = read_records(folder)
+    records = read_submitted_arrays(folder)
     return by_run(queued_tasks(records), records) if records else {}
 
 
 def stop_jobs(folder: Path) -> int:
     """Cancels all jobs of the runs in a folder; how many there were. Raises SlurmError."""
-    records = read_records(folder)
+    records = read_submitted_arrays(folder)
     tasks = queued_tasks(records) if records else []
     cancel({task.array for task in tasks})  # each is of this experiment alone
     return len(tasks)

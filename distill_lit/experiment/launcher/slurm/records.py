@@ -38,7 +38,7 @@ def write_record(folder: Path, tasks: Sequence[Task]) -> str:
     return tag
 
 
-def read_records(folder: Path) -> dict[str, list[RunPart]]:
+def read_submitted_arrays(folder: Path) -> dict[str, list[RunPart]]:
     """{tag: its tasks} of all arrays, the oldest first."""
     found = {}
     paths = records_folder(folder).glob("*.json")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from distill_lit.experiment.launcher.slurm.records import read_records
+from distill_lit.experiment.launcher.slurm.records import read_submitted_arrays
 from distill_lit.experiment.launcher.slurm.squeue import QueuedTask, SlurmError, by_run, queued_tasks
 from distill_lit.experiment.run_state import DONE, FAILED, MISSING, PREEMPTED, RUNNING, STOPPED
 
@@ -13,7 +13,7 @@ Statuses = Mapping[str, tuple[str, str]]  # {name of a run: (status, note)}
 
 def join_queue(statuses: Statuses, folder: Path) -> dict[str, tuple[str, str]]:
     """The statuses of runs in a folder, as they are on disk, with what the queue says of those that are not done."""
-    records = read_records(folder)
+    records = read_submitted_arrays(folder)
     if not records:
         return dict(statuses)
     try:

@@ -10,7 +10,7 @@ from distill_lit.experiment.completion import is_run_complete
 from distill_lit.experiment.display import Display
 from distill_lit.experiment.launcher.outcome import Outcome
 from distill_lit.experiment.launcher.slurm.progress_file import read_progress
-from distill_lit.experiment.launcher.slurm.records import read_records
+from distill_lit.experiment.launcher.slurm.records import read_submitted_arrays
 from distill_lit.experiment.launcher.slurm.squeue import (
     ORDINARY_REASONS,
     QueuedTask,
@@ -50,7 +50,7 @@ class Watch:
             time.sleep(PROGRESS_SECONDS if self.open else 0)
 
     def _look_at_queue(self) -> None:
-        records = read_records(self.folder)
+        records = read_submitted_arrays(self.folder)
         try:
             queued = by_run(queued_tasks(records), records)
         except SlurmError as error:
