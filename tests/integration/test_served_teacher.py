@@ -108,7 +108,7 @@ def rows_of(rows: data.PreparedData, *numbers: int) -> tuple[dict[str, torch.Ten
     return batch, batch["labels"][:, 1:] >= 0
 
 
-def documents_of(batch: dict[str, torch.Tensor]) -> list[asking.Document]:
+def documents_of(batch: dict[str, torch.Tensor]) -> list[asking.SupervisedDocument]:
     ids, numbers, labels = (batch[name].numpy() for name in ("input_ids", "document_ids", "labels"))
     return asking.supervised_documents(ids, numbers, labels >= 0)
 

@@ -78,7 +78,7 @@ def test_threads_beside_each_other_reach_most_of_their_sum() -> None:
 
 def test_a_busy_machine_is_measured_again_and_an_idle_one_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path))
-    monkeypatch.setattr(calibration, "Probe", lambda *_: Machine(factors(1.0)))
+    monkeypatch.setattr(calibration, "SpeedProbe", lambda *_: Machine(factors(1.0)))
     measured: list[bool] = []
 
     def measure(*_: object) -> Calibration:
@@ -93,7 +93,7 @@ def test_a_busy_machine_is_measured_again_and_an_idle_one_is_not(tmp_path: Path,
 
 def test_a_machine_that_is_never_idle_is_not_measured_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path))
-    monkeypatch.setattr(calibration, "Probe", lambda *_: Machine(factors(1.0)))
+    monkeypatch.setattr(calibration, "SpeedProbe", lambda *_: Machine(factors(1.0)))
     calls: list[int] = []
     monkeypatch.setattr(calibration, "measure_passes", lambda *_: calls.append(1) or replace(IDLE, is_quiet=False))
     for _ in range(8):
