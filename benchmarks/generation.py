@@ -151,14 +151,15 @@ def timed(call: Callable[[], Any]) -> tuple[float, float, Any]:
 
 
 def render_page(frame: pd.DataFrame) -> str:
-    """The rows as a page with the speedups that are required."""
+    """The rows as a page with the speedups that are required, and the command that was last given."""
+    command = " ".join(["python benchmarks/generation.py", *sys.argv[1:]])
     machine = hardware.describe_hardware()
     columns = ("case", "prompt tokens", "tokens written", "threads", "rounds", "generate s", "ours s", "faster", "required",
                "by CPU time", "same texts", "self-check s", "measured")  # fmt: skip
     lines = [
         "# Continuous batching compared with transformers' generate",
         "",
-        f"`python benchmarks/generation.py`: SmolLM2-135M-Instruct, float32 unless said otherwise, {machine['processor']}, "
+        f"`{command}`: SmolLM2-135M-Instruct, float32 unless said otherwise, {machine['processor']}, "
         f"torch {machine['torch']}. Questions of BoolQ as chats, every other one with its passage; a text ends by itself "
         f"or after {CASES[0].new_tokens} tokens (64 where drawn by top-p, alone, or where none "
         f"ends early), at most {SLOTS} at a time. Both sides write in turn. Faster: seconds per token of `generate` over "

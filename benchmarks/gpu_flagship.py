@@ -22,32 +22,25 @@ import torch
 
 from benchmarks.gpu_pack import read_rows
 from distill_lit import losses
-from distill_lit.config import StudentConfig, TrainingConfig
+from distill_lit.config import StudentConfig, TrainingConfig, load_experiment
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.models import CalibrationData, initial_student, load_model
 from distill_lit.profiling.memory import read_peak_memory, reset_peak_memory
 from distill_lit.training.distiller import Distiller
 from distill_lit.utils import hardware
 
-# the layers that `layers: kl_greedy` chooses, as in experiments/depth_frontier.yaml
-LAYERS = {
-    24: [0, 1, 2, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29],
-    18: [0, 1, 2, 6, 7, 8, 9, 10, 11, 19, 20, 21, 22, 23, 24, 27, 28, 29],
-    12: [0, 1, 2, 8, 9, 11, 20, 21, 24, 27, 28, 29],
-    6: [0, 1, 11, 24, 27, 29],
-}
 OBJECTIVES = {
     "teacher": 0.5 * losses.CrossEntropy() + 0.5 * losses.ForwardKL(),
     "labels": losses.CrossEntropy(),
 }
 
 
-def train(folder: Path, layers: list[int], objective: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+def train(folder: Path, shape: StudentConfig, objective: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     """Trains one student; what a row of the table says of it."""
     L.seed_everything(0, verbose=False)
     model, device = folder / "model", hardware.device_for("auto")
     rows = read_rows(folder)
-    student = initial_student(StudentConfig(layers=layers), model, CalibrationData([], ""), seed=0)
+    student = initial_student(shape, model, CalibrationData([], ""), seed=0)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     distiller = Distiller(student, load_model(model, dtype), objective, lr=5e-4)
     tokens = arguments.steps * arguments.rows * rows["train"].sequence_length
@@ -84,12 +77,13 @@ def train(folder: Path, layers: list[int], objective: Any, arguments: argparse.N
 def main(arguments: argparse.Namespace) -> None:
     """All students with each objective, the smallest first: what there is no time for is the most like its teacher."""
     depths = [int(depth) for depth in arguments.depths.split(",")]
+    students = load_experiment(ROOT / "experiments/depth_frontier.yaml").students
     arguments.out.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, Any]] = []
     for depth in sorted(depths):
         for name, objective in OBJECTIVES.items():
             found.append(
-                {"layers": depth, "objective": name, **train(arguments.folder, LAYERS[depth], objective, arguments)}
+                {"layers": depth, "objective": name, **train(arguments.folder, students[f"d{depth}"], objective, arguments)}
             )
             pd.DataFrame(found).to_csv(arguments.out / f"{arguments.name}.csv", index=False, float_format="%.5g")
             print(found[-1], flush=True)

@@ -145,11 +145,12 @@ def check_same(actual: list[Tensor], expected: list[Tensor], device: torch.devic
 
 def render_page(table: pd.DataFrame, device: torch.device, rounds: int) -> str:
     """The table in Markdown: ratios are against the mask of the same T."""
+    command = " ".join(["python benchmarks/packed_attention.py", *sys.argv[1:]])
     name = torch.cuda.get_device_name() if device.type == "cuda" else hardware.describe_hardware()["processor"]
     lines = [
         "# Attention within documents, without a (T, T) mask",
         "",
-        f"`python benchmarks/packed_attention.py`: two layers of a Llama, forward and backward pass over one row, "
+        f"`{command}`: two layers of a Llama, forward and backward pass over one row, "
         f"{name}, torch {torch.__version__}; "
         f"median of {rounds} rounds in turn. Memory: peak of a pass above the model. Ratios: the mask's over the kernel's, "
         "above 1 is better. By formula: T² booleans and T² numbers of the model's format, nothing else.",

@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT / "tests")  # instead of this folder
 sys.path += [str(ROOT), str(ROOT / "benchmarks")]
 
-from helpers import slurm_cluster, tiny_models, tiny_tasks
-from soak import differences
+from helpers import slurm_cluster
+from soak import differences, draw_progress, driver_environment, prepare_experiment
 
 from distill_lit.experiment.launcher.slurm.progress_file import read_progress
 from distill_lit.experiment.launcher.slurm.queued_runs import queued_runs
@@ -81,7 +81,7 @@ def main() -> None:
         sys.exit(f"no cluster here: {lost}")
     work = Path(tempfile.mkdtemp(prefix="slurm-soak-"))
     try:
-        file = prepare(work, options)
+        file = prepare_experiment(work, EXPERIMENT, options.seeds, tokens=options.tokens)
         local, cluster = work / "local", work / "cluster"
         start = time.monotonic()
         drive(file, local, work / "cache-local")
@@ -110,24 +110,15 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepare(folder: Path, options: argparse.Namespace) -> Path:
-    """Teacher, text, task and experiment file."""
-    tiny_models.make_model(folder / "teacher", attention_dropout=0.1)
-    tiny_models.make_corpus(folder / "text.jsonl")
-    tiny_tasks.make_tasks(folder / "tasks", "colours")
-    seeds = ", ".join(map(str, range(options.seeds)))
-    (folder / "soak.yaml").write_text(EXPERIMENT.format(folder=folder, seeds=seeds, tokens=options.tokens))
-    return folder / "soak.yaml"
-
-
 def drive(file: Path, root: Path, cache: Path, *words: str) -> None:
     """`distill-lit run`, with a cache of its own; it must end well."""
     root.mkdir(parents=True, exist_ok=True)
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    environment = {**os.environ, "DISTILL_LIT_CACHE": str(cache), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with (root / "driver.log").open("ab") as log:
         command = [sys.executable, "-m", "distill_lit", "run", str(file), "--root", str(root), *words]
-        done = subprocess.run(command, cwd=ROOT, env={**environment, "PYTHONPATH": path}, stdout=log, stderr=log)
+        done = subprocess.run(
+            command, cwd=ROOT, env={**driver_environment(cache), "PYTHONPATH": path}, stdout=log, stderr=log
+        )
     if done.returncode:
         sys.exit(f"{' '.join(command)} ended with {done.returncode}: {(root / 'driver.log').read_text()[-2000:]}")
 
@@ -227,29 +218,12 @@ def write_report(out: Path, count: int, diary: Diary, lost: list[str], seconds: 
     command = " ".join(["python benchmarks/slurm_soak.py", *sys.argv[1:]])
     lines = ["# Soak on SLURM", "", f"`{command}`", "", "| | |", "| --- | ---: |", *(f"| {k} | {v} |" for k, v in rows)]
     (out / "slurm_soak.md").write_text("\n".join([*lines, "", *(f"* differs: {name}" for name in lost)]).rstrip() + "\n")
-    draw_figure(out / "slurm_soak.png", count, diary, len(lost))
-
-
-def draw_figure(path: Path, count: int, diary: Diary, lost: int) -> None:
-    """Students done over time, with every fault."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    times, done = zip(*diary.progress, strict=True)
-    axes.step(times, done, where="post", color="#4878a8", label="students done")
-    for number, kind in enumerate(dict.fromkeys(kind for _, kind, _ in diary.faults)):
-        points = [(t, n) for t, what, n in diary.faults if what == kind]
-        axes.scatter(*zip(*points, strict=True), marker="xDs^vP*"[number], s=36, zorder=3, color=f"C{number + 1}",
-                     label=f"{len(points)} {kind}")  # fmt: skip
-    axes.axhline(count, color="#999999", linewidth=0.8, linestyle=":")
-    axes.set(xlabel="seconds", ylabel="students", ylim=(0, count * 1.08))
-    axes.set_title(f"{count} students on two nodes, {len(diary.faults)} faults, {lost} differences", loc="left")
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
-    figure.savefig(path, dpi=160)
-    plt.close(figure)
+    faults = {}
+    for number, (kind, mark) in enumerate(zip(dict.fromkeys(kinds), "xDs^vP*", strict=False), 1):
+        points = [(when, done) for when, what, done in diary.faults if what == kind]
+        faults[f"{len(points)} {kind}"] = (mark, f"C{number}", points)
+    title = f"{count} students on two nodes, {len(diary.faults)} faults, {len(lost)} differences"
+    draw_progress(out / "slurm_soak.png", count, "students", diary.progress, faults, title)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT / "tests")  # instead of this folder
@@ -62,9 +63,13 @@ class KillLog:
     kills: list[tuple[float, str, int]] = field(default_factory=list)
     progress: list[tuple[float, int]] = field(default_factory=list)
 
+    def points(self, what: str) -> list[tuple[float, int]]:
+        """[(seconds, runs done then)] of the kills of a kind."""
+        return [(when, done) for when, kind, done in self.kills if kind == what]
+
     def count(self, what: str) -> int:
         """How many of a kind were killed."""
-        return sum(kind == what for _, kind, _ in self.kills)
+        return len(self.points(what))
 
 
 def main() -> None:
@@ -72,7 +77,7 @@ def main() -> None:
     options = parse()
     work_folder = Path(tempfile.mkdtemp(prefix="soak-"))
     try:
-        file = prepare_experiment(work_folder, options)
+        file = prepare_experiment(work_folder, EXPERIMENT, options.seeds, weights=options.weights, workers=options.workers)
         undisturbed_root, disturbed_root = work_folder / "undisturbed", work_folder / "disturbed"
         print("undisturbed", flush=True)
         start = time.monotonic()
@@ -107,24 +112,27 @@ def command() -> str:
     return " ".join(["python benchmarks/soak.py", *sys.argv[1:]])
 
 
-def prepare_experiment(folder: Path, options: argparse.Namespace) -> Path:
-    """Teacher, text, task and experiment file."""
+def prepare_experiment(folder: Path, template: str, num_seeds: int, **fields: Any) -> Path:
+    """Teacher, text, task and experiment file. template: its text; `folder`, `seeds` and `fields` are filled in."""
     tiny_models.make_model(folder / "teacher", attention_dropout=0.1)
     tiny_models.make_corpus(folder / "text.jsonl")
     tiny_tasks.make_tasks(folder / "tasks", "colours")
-    seeds = ", ".join(map(str, range(options.seeds)))
-    text = EXPERIMENT.format(folder=folder, weights=options.weights, seeds=seeds, workers=options.workers)
-    (folder / "soak.yaml").write_text(text)
+    seeds = ", ".join(map(str, range(num_seeds)))
+    (folder / "soak.yaml").write_text(template.format(folder=folder, seeds=seeds, **fields))
     return folder / "soak.yaml"
 
 
+def driver_environment(cache: Path) -> dict[str, str]:
+    """With a cache of its own, so that no run finds what another has made."""
+    return {**os.environ, "DISTILL_LIT_CACHE": str(cache), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
 def start_driver(file: Path, root: Path, cache: Path) -> subprocess.Popen[bytes]:
-    """The experiment, with a cache of its own, so that neither run finds what the other has made."""
+    """The experiment, in a process of its own."""
     root.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "DISTILL_LIT_CACHE": str(cache), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     log = (root / "driver.log").open("ab")
     words = [sys.executable, "-m", "distill_lit", "run", str(file), "--root", str(root)]
-    return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=log, stderr=log)
+    return subprocess.Popen(words, cwd=ROOT, env=driver_environment(cache), stdout=log, stderr=log)
 
 
 def wait_for_driver(driver: subprocess.Popen[bytes]) -> None:
@@ -219,34 +227,37 @@ def write_report(
     lines = ["# Soak", "", f"`{command_line}`", "", "| | |", "| --- | ---: |", *(f"| {k} | {v} |" for k, v in rows)]
     lines += ["", *(f"* differs: {name}" for name in lost)]
     (out / "soak.md").write_text("\n".join(lines).rstrip() + "\n")
-    draw_figure(out / "soak.png", num_runs, kill_log, len(lost))
+    styles = {"worker": ("x", "#c44e52"), "driver": ("D", "#222222")}
+    kills = {f"{kill_log.count(kind)} {kind}s killed": (*style, kill_log.points(kind)) for kind, style in styles.items()}
+    title = f"{num_runs} runs, {len(kill_log.kills)} kills, {len(lost)} losses"
+    draw_progress(out / "soak.png", num_runs, "runs", kill_log.progress, kills, title)
 
 
-def draw_figure(path: Path, num_runs: int, kill_log: KillLog, lost: int) -> None:
-    """Runs done over time, with every kill."""
+def draw_progress(
+    path: Path,
+    total: int,
+    what: str,
+    progress: list[tuple[float, int]],
+    events: dict[str, tuple[str, str, list[tuple[float, int]]]],
+    title: str,
+) -> None:
+    """What is done over time, with every fault. progress: [(seconds, done)]; events: {label: (mark, color, the same)}."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    axes.step(
-        [t for t, _ in kill_log.progress],
-        [n for _, n in kill_log.progress],
-        where="post",
-        color="#4878a8",
-        label="runs done",
-    )
-    for kind, mark, color in (("worker", "x", "#c44e52"), ("driver", "D", "#222222")):
-        points = [(t, n) for t, what, n in kill_log.kills if what == kind]
-        axes.scatter(
-            *zip(*points, strict=True), marker=mark, color=color, zorder=3, label=f"{len(points)} {kind}s killed"
-        ) if points else None
-    axes.axhline(num_runs, color="#999999", linewidth=0.8, linestyle=":")
-    axes.set(xlabel="seconds", ylabel="runs", ylim=(0, num_runs * 1.08))
-    axes.set_title(f"{num_runs} runs, {len(kill_log.kills)} kills, {lost} losses", loc="left")
-    axes.legend(frameon=False, loc="lower right")
+    axes.step(*zip(*progress, strict=True), where="post", color="#4878a8", label=f"{what} done")
+    for label, (mark, color, points) in events.items():
+        if points:
+            axes.scatter(*zip(*points, strict=True), marker=mark, color=color, zorder=3, label=label)
+    axes.axhline(total, color="#999999", linewidth=0.8, linestyle=":")
+    axes.set(xlabel="seconds", ylabel=what, ylim=(0, total * 1.08))
+    axes.set_title(title, loc="left")
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
     figure.savefig(path, dpi=160)
+    plt.close(figure)
 
 
 if __name__ == "__main__":
