@@ -85,11 +85,6 @@ class Answer:
     axes: tuple[AxisTest, ...]
     alpha: float
 
-    @property
-    def outcome(self) -> str:
-        """Of all comparisons together, see `overall_outcome`."""
-        return overall_outcome(effect.outcome for effect in self.effects)
-
 
 def overall_outcome(outcomes: Iterable[str]) -> str:
     """Of several students: HELPED or HARMED where some are significant and all of these one way, MIXED where some go each

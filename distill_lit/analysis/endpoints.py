@@ -82,18 +82,6 @@ def _values(results: Results, endpoint: Endpoint) -> dict[str, FloatArray]:
     return {task: stacked[tasks == task] for task in results.tasks}
 
 
-def scores_by_primary_endpoint(scores: Scores) -> tuple[Scores, Endpoint]:
-    """By the endpoint that was declared before the run (`analysis.primary_endpoint`), and that endpoint. Of probes that
-    were not measured yet, by accuracy."""
-    name = scores.analysis.primary_endpoint
-    if name.startswith(PROBE_PREFIX):
-        endpoint = next(one for one in PROBE_ENDPOINTS if PROBE_PREFIX + one.name == name)
-        found = probe_scores(scores, endpoint)
-        return (scores, ACCURACY_ENDPOINT) if found is None else (found, endpoint)
-    graded = next((one for one in QUESTION_ENDPOINTS if one.name == name), None)
-    return (scores, ACCURACY_ENDPOINT) if graded is None else (question_scores(scores, graded), graded)
-
-
 def endpoint_frame(scores: Scores, accuracy: pd.DataFrame) -> pd.DataFrame:
     """All endpoints of all groups in one long frame, the declared one first; `accuracy`: of `score_frame(scores)`.
 

@@ -21,6 +21,7 @@ from distill_lit.config.report import ReportConfig
 from distill_lit.report.loss_statement import loss_statement
 from distill_lit.report.primary_endpoint import primary_headline
 from distill_lit.report.summary import headline, verdict
+from distill_lit.report.tables.probes import HeldOutText, held_out_text
 from distill_lit.report.tables.scores import with_training_flops
 from distill_lit.report.verdict import StudentVerdict, student_verdicts
 
@@ -58,6 +59,11 @@ class ReportBundle:
     def probe_long_tail(self) -> ProbeLongTail:
         """Bits per byte of the probes by the rarity of words."""
         return probe_long_tail(self.scores)
+
+    @cached_property
+    def held_out_text(self) -> HeldOutText | None:
+        """Tables of the probes; None without probes."""
+        return held_out_text(self.scores, self.endpoint_frame, self.probe_long_tail)
 
     @cached_property
     def scaling_data(self) -> pd.DataFrame:

@@ -37,7 +37,6 @@ from distill_lit.report.tables.footnotes import sample_limit_notes
 from distill_lit.report.tables.generation import generation_table, variance_table
 from distill_lit.report.tables.inference_cost import cost_table
 from distill_lit.report.tables.long_tail import baseline_uses_other_data
-from distill_lit.report.tables.probes import probe_table, rare_word_answer, word_table
 from distill_lit.report.tables.scaling import scaling_table
 from distill_lit.report.tables.scores import csv_frame, score_table, task_table
 from distill_lit.report.verdict import verdict_numbers
@@ -158,12 +157,11 @@ def write_long_tail_files(folder: Path, result: ReportBundle, all_formats: bool 
 
 def _probes(result: ReportBundle) -> list[str]:
     """Markdown of held-out text for longtail.md; nothing without probes."""
-    table, words = probe_table(result.scores, result.endpoint_frame), word_table(result.scores, result.probe_long_tail)
-    if not table.rows:
+    found = result.held_out_text
+    if found is None:
         return []
-    answer = rare_word_answer(result.scores, result.probe_long_tail)
-    tables = [to_markdown(one) for one in (table, words) if one.rows]
-    return ["## Held-out text", "", *markdown_paragraphs([answer] if answer else []), *tables]
+    tables = [to_markdown(one) for one in (found.models, found.words) if one.rows]
+    return ["## Held-out text", "", *markdown_paragraphs([found.answer] if found.answer else []), *tables]
 
 
 def write_training_curves(folder: Path, result: ReportBundle, all_formats: bool = False) -> list[Path]:

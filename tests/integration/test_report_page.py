@@ -21,7 +21,7 @@ from helpers.synthetic_results import build, copy_model, edited_records, remove_
 
 from distill_lit import report
 from distill_lit.analysis.long_tail import LongTail
-from distill_lit.analysis.model_groups import ModelGroup
+from distill_lit.analysis.model_groups import ModelGroup, role_words
 from distill_lit.analysis.pareto import pareto_frontier
 from distill_lit.config.evaluation import AnalysisConfig
 from distill_lit.report.bundle import ReportBundle, build_report_bundle
@@ -403,7 +403,8 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> ReportBundle:
 def placed(result: ReportBundle) -> Any:
     """The frontier as a figure."""
     frame = pareto_frontier(result.scores, "parameters")
-    return pareto_figure({"parameters": frame}, 0.9, 0.95, LIMITED, variant_numbers(result.scores.groups), "What was found")
+    colors, words = variant_numbers(result.scores.groups), role_words(result.scores.results.display)
+    return pareto_figure({"parameters": frame}, 0.9, 0.95, LIMITED, colors, "What was found", words)
 
 
 def test_a_variant_has_one_colour_in_all_figures(variants: ReportBundle) -> None:

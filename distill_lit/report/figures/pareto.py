@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from distill_lit.analysis.model_groups import NAMED_ROLES, ROLE_LABELS
+from distill_lit.analysis.model_groups import NAMED_ROLES
 from distill_lit.analysis.pareto import COST_AXES
 from distill_lit.config.report import ReportConfig
 from distill_lit.report.figures.label_placement import LINE_LABEL_POSITIONS, place_labels, segment_boxes
@@ -35,13 +35,13 @@ def pareto_figure(
     confidence: float,
     sample_limit_note: str,
     variant_indices: dict[str, int],
-    title: str = "",
-    role_labels: Mapping[str, str] = ROLE_LABELS,
+    title: str,
+    role_labels: Mapping[str, str],
 ) -> Any:
     """A matplotlib figure with a panel per cost axis of `frames`, {axis: `pareto_frontier(scores, axis)`}.
 
     quality_threshold: share of the teacher's score drawn as a line; variant_indices: `variant_numbers(scores.groups)`,
-    which colors them as in the other figures; title: what was found; role_labels: what models of a role are called."""
+    which colors them as in the other figures; title: what was found, maybe empty; role_labels: {role: its words}."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

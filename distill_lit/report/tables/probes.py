@@ -1,5 +1,7 @@
 """What models make of held-out text: averages over probes, and bits per byte by how frequent the words are."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 
@@ -17,6 +19,22 @@ from distill_lit.report.tables.score_notes import FDR_MARK, HOLM_MARK
 CONTRAST = "contrast"  # the band that is the rarest words less the most common
 BESIDE = {"kl": "KL to the teacher, nats per token", "draft_acceptance": "draft acceptance"}
 DIGITS = 3
+
+
+@dataclass(frozen=True)
+class HeldOutText:
+    """What a report says of probes. answer: whether rare words lose more, empty where no probe can tell; models: of
+    `probe_table`; words: of `word_table`, maybe without rows."""
+
+    answer: str
+    models: Table
+    words: Table
+
+
+def held_out_text(scores: Scores, frame: pd.DataFrame, tail: ProbeLongTail) -> HeldOutText | None:
+    """Both tables and their answer, or None without probes. frame: `endpoint_frame`; tail: `probe_long_tail`."""
+    models = probe_table(scores, frame)
+    return HeldOutText(rare_word_answer(scores, tail), models, word_table(scores, tail)) if models.rows else None
 
 
 def probe_table(scores: Scores, frame: pd.DataFrame) -> Table:

@@ -18,7 +18,6 @@ from distill_lit.report.tables.endpoints import endpoint_sentence, endpoint_tabl
 from distill_lit.report.tables.footnotes import evaluation_footnotes, sample_limit_notes
 from distill_lit.report.tables.inference_cost import cost_table
 from distill_lit.report.tables.long_tail import calibration_table, contrast_table, flip_table, slice_table, tail_table
-from distill_lit.report.tables.probes import probe_table, rare_word_answer, word_table
 from distill_lit.report.tables.scaling import scaling_table
 from distill_lit.report.tables.scores import detail_table, score_table, task_table
 from distill_lit.report.web.generation_section import generation_section
@@ -136,13 +135,11 @@ def _tail_section(result: ReportBundle) -> str:
 
 def _probe_section(result: ReportBundle) -> str:
     """Held-out text; nothing without probes."""
-    scores, found = result.scores, result.probe_long_tail
-    table = probe_table(scores, result.endpoint_frame)
-    if not table.rows:
+    found = result.held_out_text
+    if found is None:
         return ""
-    answer, words = rare_word_answer(scores, found), word_table(scores, found)
-    shown = html_paragraphs([answer] if answer else [], "answer")
-    return _section("probes", "Held-out text", shown, _table(table), _folded(words.caption, words))
+    shown = html_paragraphs([found.answer] if found.answer else [], "answer")
+    return _section("probes", "Held-out text", shown, _table(found.models), _folded(found.words.caption, found.words))
 
 
 def _slices(result: ReportBundle) -> str:

@@ -15,7 +15,6 @@ from distill_lit.analysis.endpoints import (
     QUESTION_ENDPOINTS,
     endpoint_frame,
     question_scores,
-    scores_by_primary_endpoint,
 )
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.score_table import MACRO_AVERAGE, score_frame
@@ -62,14 +61,9 @@ def test_endpoints_are_means_over_documents_and_paired_differences(scores: Score
 
 
 def test_accuracy_is_primary_unless_another_is_declared(scores: Scores, folder: Path) -> None:
-    assert scores_by_primary_endpoint(scores)[0] is scores
     frame = endpoint_frame(scores, score_frame(scores))
     assert set(frame.loc[frame["is_primary"], "endpoint"]) == {"accuracy"}
     declared = compute_scores(load_results(folder), AnalysisConfig(n_resamples=100, primary_endpoint="bits_per_byte"))
-    by_bits, endpoint = scores_by_primary_endpoint(declared)
-    assert (endpoint, endpoint.higher_is_better) == (BITS_PER_BYTE, False)
-    teacher = by_task(declared, "teacher", "bits_per_byte")
-    assert by_bits.raw[:, by_bits.teacher] == pytest.approx(teacher[by_bits.tasks].to_numpy())
     assert set(endpoint_frame(declared, score_frame(declared)).iloc[:5]["endpoint"]) == {"bits_per_byte"}
 
 
